@@ -1,0 +1,13 @@
+/* waybill.h - all of Waybill's public headers. The MPI adapter, which needs mpi.h, is wb_comm_mpi.h. */
+#ifndef WAYBILL_H
+#define WAYBILL_H
+
+#include "wb_comm.h"
+#include "wb_formats.h"
+#include "wb_kernels.h"
+#include "wb_model.h"
+#include "wb_replay.h"
+#include "wb_rollout.h"
+#include "wb_train_hooks.h"
+
+#endif
