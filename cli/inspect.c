@@ -1,0 +1,146 @@
+/* inspect.c - `waybill inspect`: what a dump says about itself, or one record. Reads no rows of the summary. */
+#include "cli.h"
+
+#include <inttypes.h>
+#include <string.h>
+
+/* Sums over records; a file's are one contiguous range of them. */
+typedef struct totals {
+    uint64_t records, bytes, tokens, rows, row_bytes, shared_records, shared_rows, zstd_records;
+} totals;
+
+static void add_entry(totals *t, const wb_dump_entry *e) {
+    t->records++;
+    t->bytes += e->bytes;
+    t->tokens += e->n_tokens;
+    t->rows += e->stored_rows;
+    t->row_bytes += e->stored_row_bytes;
+    t->shared_records += e->prefix_rid != NULL;
+    t->shared_rows += e->prefix_rows;
+    t->zstd_records += e->codec == WB_CODEC_ZSTD;
+}
+
+static double ratio(uint64_t a, uint64_t b) {
+    return b ? (double)a / (double)b : 0;
+}
+
+static void print_model(const wb_route_model *m) {
+    printf("model        %s, router %s, fingerprint %s\n", m->name, m->router, m->fingerprint);
+    printf("layers       %" PRIu32 " MoE layers of %" PRIu32 ": %" PRIu32 "..%" PRIu32 "\n", m->n_moe_layers,
+           m->num_hidden_layers, m->moe_layers[0], m->moe_layers[m->n_moe_layers - 1]);
+    printf("experts      %" PRIu32 " chosen of %" PRIu32 ", %s: %zu bytes a row\n", m->top_k, m->num_experts,
+           wb_dtype_name(wb_route_dtype(m->num_experts)), wb_route_row_bytes(m));
+}
+
+static void print_file(const char *name, const totals *t) {
+    printf("  %-32s %8" PRIu64 " records %12" PRIu64 " tokens %14" PRIu64 " bytes\n", name, t->records,
+           t->tokens, t->bytes);
+}
+
+static int print_records(const wb_dump *dump, totals *all) {
+    totals file = {0};
+    const char *name = NULL;
+    uint64_t n = wb_dump_get_info(dump).records;
+    for (uint64_t i = 0; i < n; i++) {
+        wb_dump_entry e;
+        if (wb_dump_get_entry(dump, i, &e) != WB_OK) return cli_fail();
+        if (name && strcmp(name, e.file) != 0) {
+            print_file(name, &file);
+            file = (totals){0};
+        }
+        name = e.file;
+        add_entry(&file, &e);
+        add_entry(all, &e);
+    }
+    if (name) print_file(name, &file);
+    return CLI_OK;
+}
+
+static void print_totals(const wb_route_model *m, const wb_dump_info *info, const totals *t) {
+    printf("records      %" PRIu64 " with %" PRIu64 " tokens, %" PRIu64 " bytes: %.1f bytes a token\n",
+           t->records, t->tokens, info->bytes, ratio(info->bytes, t->tokens));
+    printf("rows         %" PRIu64 " stored in %" PRIu64 " bytes: %.1f bytes a row, %.2f of raw\n", t->rows,
+           t->row_bytes, ratio(t->row_bytes, t->rows), ratio(t->row_bytes, t->rows * wb_route_row_bytes(m)));
+    printf("codecs       raw in %" PRIu64 " records, zstd in %" PRIu64 "\n", t->records - t->zstd_records,
+           t->zstd_records);
+    printf("shared       %" PRIu64 " rows of prompts in %" PRIu64 " records are stored once\n",
+           t->shared_rows, t->shared_records);
+}
+
+static void print_integrity(const wb_dump_info *info) {
+    printf("integrity    ");
+    if (info->files_without_index == 0)
+        printf("every file has its index\n");
+    else
+        printf("%" PRIu64 " of %" PRIu64 " files have no whole index and were read from their begin\n",
+               info->files_without_index, info->files);
+    if (info->lost_bytes > 0)
+        printf("lost         %" PRIu64 " bytes after the last whole record, first in %s\n", info->lost_bytes,
+               info->lost_where);
+}
+
+static int inspect_dump(const wb_dump *dump, const char *path) {
+    wb_dump_info info = wb_dump_get_info(dump);
+    const wb_route_model *m = wb_dump_model(dump);
+    totals all = {0};
+    printf("dump         %s\n", path);
+    print_model(m);
+    printf("files        %" PRIu64 "\n", info.files);
+    int code = print_records(dump, &all);
+    if (code != CLI_OK) return code;
+    print_totals(m, &info, &all);
+    print_integrity(&info);
+    return CLI_OK;
+}
+
+static uint64_t valid_rows(const wb_route_model *m, const wb_record *r) {
+    uint64_t n = 0;
+    for (uint32_t i = 0; i < r->n_routes; i++)
+        for (uint32_t t = 0; t < r->routes[i].rows; t++)
+            n += wb_record_row(m, r, r->routes[i].start + t) != NULL;
+    return n;
+}
+
+static void print_record(const wb_route_model *m, const wb_record *r, const wb_dump_entry *e) {
+    printf("rid          %s\n", r->rid);
+    printf("group        %" PRIu64 ", sample %" PRIu32 "\n", r->group, r->sample);
+    printf("tokens       %" PRIu32 ": prompt %" PRIu32 ", sampled %" PRIu32 " (%s logprobs), finish %s\n",
+           r->n_tokens, r->prompt_len, r->n_tokens - r->prompt_len, r->logprobs ? "with" : "without",
+           wb_finish_name(r->finish));
+    for (uint32_t i = 0; i < r->n_spans; i++)
+        printf("span         [%" PRIu32 ", %" PRIu32 ") under weight version %" PRIu64 "\n",
+               r->spans[i].start, r->spans[i].end, r->spans[i].weight_version);
+    for (uint32_t i = 0; i < r->n_routes; i++)
+        printf("rows         %" PRIu32 " from position %" PRIu32 "%s\n", r->routes[i].rows,
+               r->routes[i].start, i == 0 && e->prefix_rid ? " (shared)" : "");
+    printf("valid        %" PRIu64 " rows of %" PRIu32 " that a whole record has\n", valid_rows(m, r),
+           r->n_tokens ? r->n_tokens - 1 : 0);
+    printf("stored       %s, byte %" PRIu64 ", %" PRIu64 " bytes; %" PRIu64 " rows in %" PRIu64
+           " bytes, %s\n",
+           e->file, e->offset, e->bytes, e->stored_rows, e->stored_row_bytes,
+           e->codec == WB_CODEC_ZSTD ? "zstd" : "raw");
+    if (e->prefix_rid) printf("prefix       %" PRIu32 " rows of record %s\n", e->prefix_rows, e->prefix_rid);
+}
+
+static int inspect_record(wb_dump *dump, const char *rid) {
+    uint64_t i = 0;
+    wb_record r;
+    wb_dump_entry e;
+    if (wb_dump_index(dump, rid, &i) != WB_OK || wb_dump_record(dump, i, &r) != WB_OK ||
+        wb_dump_get_entry(dump, i, &e) != WB_OK)
+        return cli_fail();
+    print_record(wb_dump_model(dump), &r, &e);
+    return CLI_OK;
+}
+
+int cli_inspect(const cli_command *self, int argc, char **argv) {
+    const char *rid = NULL, *path = NULL;
+    const cli_option options[] = {{.name = "rid", .text = &rid}, {0}};
+    int code;
+    if (!cli_parse(self, argc, argv, options, &path, &code)) return code;
+    wb_dump *dump = NULL;
+    if (wb_dump_open(path, &dump) != WB_OK) return cli_fail();
+    code = rid ? inspect_record(dump, rid) : inspect_dump(dump, path);
+    wb_dump_close(dump);
+    return code;
+}

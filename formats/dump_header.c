@@ -1,0 +1,164 @@
+/* dump_header.c - reads a dump's header. It is small, bounded and nested, so msgpack-c makes a tree of it, after
+ * the cursor has walked it (wb_object_end). Refuses: other formats, other versions, a model that is not
+ * well formed, a dtype that is not the one of E. */
+#include "dump_layout.h"
+#include "dump_parse.h"
+
+#include <inttypes.h>
+#include <msgpack.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct header_tree {
+    const wb_file_bytes *file;
+    const msgpack_object *map;
+    const char *where; /* "header" or "header model", for messages */
+} header_tree;
+
+static wb_status header_fail(const header_tree *tree, const char *key, const char *expected) {
+    return wb_fail(WB_CORRUPT, "%s: byte 0: %s: %s: expected %s", tree->file->name, tree->where, key,
+                   expected);
+}
+
+/* The value of `key`, of `type`; exactly one such key. */
+static wb_status get(const header_tree *tree, const char *key, msgpack_object_type type, const char *expected,
+                     const msgpack_object **out) {
+    const msgpack_object *found = NULL;
+    for (uint32_t i = 0; i < tree->map->via.map.size; i++) {
+        const msgpack_object_kv *pair = &tree->map->via.map.ptr[i];
+        if (pair->key.type != MSGPACK_OBJECT_STR || pair->key.via.str.size != strlen(key) ||
+            memcmp(pair->key.via.str.ptr, key, strlen(key)) != 0)
+            continue;
+        if (found) return header_fail(tree, key, "the key once");
+        found = &pair->val;
+    }
+    if (!found || found->type != type) return header_fail(tree, key, expected);
+    *out = found;
+    return WB_OK;
+}
+
+static wb_status get_u32(const header_tree *tree, const char *key, uint32_t *out) {
+    const msgpack_object *value = NULL;
+    WB_TRY(get(tree, key, MSGPACK_OBJECT_POSITIVE_INTEGER, "an unsigned integer", &value));
+    if (value->via.u64 > UINT32_MAX) return header_fail(tree, key, "an integer below 2^32");
+    *out = (uint32_t)value->via.u64;
+    return WB_OK;
+}
+
+/* Copies a string into a field of `capacity` bytes. */
+static wb_status get_text(const header_tree *tree, const char *key, char *field, size_t capacity) {
+    const msgpack_object *value = NULL;
+    WB_TRY(get(tree, key, MSGPACK_OBJECT_STR, "a string", &value));
+    size_t size = value->via.str.size;
+    if (size >= capacity || memchr(value->via.str.ptr, 0, size))
+        return header_fail(tree, key, "a shorter string");
+    memcpy(field, value->via.str.ptr, size);
+    field[size] = '\0';
+    return WB_OK;
+}
+
+static wb_status get_layers(const header_tree *tree, wb_route_model *m, uint32_t **layers_out) {
+    const msgpack_object *value = NULL;
+    WB_TRY(get(tree, "moe_layers", MSGPACK_OBJECT_ARRAY, "an array", &value));
+    uint32_t n = value->via.array.size;
+    uint32_t *layers = NULL;
+    WB_TRY(wb_alloc(n, sizeof *layers, "MoE layers of a dump", (void **)&layers));
+    for (uint32_t l = 0; l < n; l++) {
+        const msgpack_object *layer = &value->via.array.ptr[l];
+        if (layer->type != MSGPACK_OBJECT_POSITIVE_INTEGER || layer->via.u64 > UINT32_MAX) {
+            free(layers);
+            return header_fail(tree, "moe_layers", "layer indices");
+        }
+        layers[l] = (uint32_t)layer->via.u64;
+    }
+    m->n_moe_layers = n;
+    m->moe_layers = layers;
+    *layers_out = layers;
+    return WB_OK;
+}
+
+static wb_status read_model(const header_tree *header, wb_route_model *out) {
+    header_tree tree = {header->file, NULL, "header model"};
+    WB_TRY(get(header, "model", MSGPACK_OBJECT_MAP, "a map", &tree.map));
+    wb_route_model m = {0};
+    WB_TRY(get_text(&tree, "name", m.name, sizeof m.name));
+    WB_TRY(get_text(&tree, "fingerprint", m.fingerprint, sizeof m.fingerprint));
+    WB_TRY(get_text(&tree, "router", m.router, sizeof m.router));
+    WB_TRY(get_u32(&tree, "num_hidden_layers", &m.num_hidden_layers));
+    WB_TRY(get_u32(&tree, "num_experts", &m.num_experts));
+    WB_TRY(get_u32(&tree, "top_k", &m.top_k));
+    uint32_t *layers = NULL;
+    WB_TRY(get_layers(&tree, &m, &layers));
+    wb_status status = wb_route_model_check(&m);
+    if (status != WB_OK) {
+        free(layers);
+        return wb_fail_context(WB_CORRUPT, "%s: byte 0: header", tree.file->name);
+    }
+    *out = m;
+    return WB_OK;
+}
+
+/* The header says which format, version and element type it has: of those only ours are read. */
+static wb_status check_kind(const header_tree *tree) {
+    char format[64];
+    uint32_t version = 0;
+    if (get_text(tree, "format", format, sizeof format) != WB_OK || strcmp(format, WB_DUMP_FORMAT) != 0)
+        return wb_fail(WB_UNSUPPORTED, "%s: not a %s file", tree->file->name, WB_DUMP_FORMAT);
+    WB_TRY(get_u32(tree, "version", &version));
+    if (version != WB_DUMP_VERSION)
+        return wb_fail(WB_UNSUPPORTED, "%s: version %" PRIu32 " of the format; this program reads version %d",
+                       tree->file->name, version, WB_DUMP_VERSION);
+    return WB_OK;
+}
+
+static wb_status check_dtype(const header_tree *tree, uint32_t num_experts) {
+    char dtype[16];
+    WB_TRY(get_text(tree, "dtype", dtype, sizeof dtype));
+    const char *expected = wb_dtype_name(wb_route_dtype(num_experts));
+    if (strcmp(dtype, expected) == 0) return WB_OK;
+    return wb_fail(WB_UNSUPPORTED, "%s: dtype: expected %s for %" PRIu32 " experts, found %s",
+                   tree->file->name, expected, num_experts, dtype);
+}
+
+static wb_status read_header(const header_tree *tree, uint64_t end, wb_route_model *out) {
+    if (tree->map->type != MSGPACK_OBJECT_MAP)
+        return wb_fail(WB_UNSUPPORTED, "%s: not a %s file", tree->file->name, WB_DUMP_FORMAT);
+    WB_TRY(check_kind(tree));
+    wb_hash hash;
+    wb_hash_start(&hash);
+    WB_TRY(wb_seal_check(tree->file, 0, end, 0, &hash));
+    wb_route_model m;
+    WB_TRY(read_model(tree, &m));
+    wb_status status = check_dtype(tree, m.num_experts);
+    if (status != WB_OK) {
+        wb_header_model_free(&m);
+        return status;
+    }
+    *out = m;
+    return WB_OK;
+}
+
+void wb_header_model_free(wb_route_model *model) {
+    free((void *)(uintptr_t)model->moe_layers);
+    model->moe_layers = NULL;
+}
+
+wb_status wb_parse_header(const wb_file_bytes *file, uint64_t end, wb_route_model *model_out) {
+    if (end > WB_HEADER_BYTES_MAX)
+        return wb_fail(WB_UNSUPPORTED, "%s: byte 0: a header of %" PRIu64 " bytes is over the limit of %zu",
+                       file->name, end, WB_HEADER_BYTES_MAX);
+    msgpack_unpacked unpacked;
+    msgpack_unpacked_init(&unpacked);
+    size_t at = 0;
+    wb_status status;
+    msgpack_unpack_return result =
+        msgpack_unpack_next(&unpacked, (const char *)file->bytes, (size_t)end, &at);
+    if (result == MSGPACK_UNPACK_SUCCESS) {
+        header_tree tree = {file, &unpacked.data, "header"};
+        status = read_header(&tree, end, model_out);
+    } else { /* the cursor found it well formed: only memory is left to fail */
+        status = wb_fail(WB_OUT_OF_MEMORY, "%s: header: no memory", file->name);
+    }
+    msgpack_unpacked_destroy(&unpacked);
+    return status;
+}

@@ -1,0 +1,70 @@
+/* dump_parse.h - from a file's bytes to what they say (internal): header, records, index, as in dump_layout.h.
+ *
+ * Owns: every check of one object against itself. Refuses: other objects, decoding, I/O. Results point into
+ * the file's bytes. Messages begin "<file>: byte <position>: ". */
+#ifndef WB_DUMP_PARSE_H
+#define WB_DUMP_PARSE_H
+
+#include "codec.h"
+#include "msgpack_scan.h"
+
+typedef struct wb_file_bytes {
+    const char *name; /* for messages */
+    const uint8_t *bytes;
+    uint64_t size;
+} wb_file_bytes;
+
+typedef struct wb_stored_run {
+    uint32_t start, rows;
+    wb_codec codec;
+    uint64_t xxh3;
+    const uint8_t *valid; /* [(rows + 7) / 8] or NULL */
+    uint64_t data_at;     /* byte of the data value in the file */
+    uint32_t n_chunks;
+    const uint8_t *chunk;  /* the only chunk when n_chunks is 1 */
+    uint64_t stored_bytes; /* of all chunks */
+} wb_stored_run;
+
+typedef struct wb_stored_record {
+    const char *rid; /* not NUL-terminated */
+    size_t rid_length;
+    uint64_t group;
+    uint32_t sample, prompt_len, n_tokens;
+    const uint8_t *tokens;   /* u32 [n_tokens], any alignment */
+    const uint8_t *logprobs; /* f32 [n_tokens - prompt_len], any alignment, or NULL */
+    wb_finish finish;
+    uint32_t n_spans, n_runs, prefix_rows;
+    wb_span *spans;      /* owned */
+    wb_stored_run *runs; /* owned */
+    const char *prefix_rid;
+    size_t prefix_rid_length;
+} wb_stored_record;
+
+/* WB_CORRUPT (or the status given) with the cursor's error and its place. */
+wb_status wb_parse_fail(const wb_file_bytes *file, const wb_scan *scan);
+
+/* Where the object at `begin` ends. When the file ends first, *cut_out is true and *end_out the file's size. */
+wb_status wb_object_end(const wb_file_bytes *file, uint64_t begin, uint64_t *end_out, bool *cut_out);
+
+/* Verifies the xxh3 that ends the map [begin, end): `hash` has seen what counts before byte `hashed` and is
+ * given the rest. */
+wb_status wb_seal_check(const wb_file_bytes *file, uint64_t begin, uint64_t end, uint64_t hashed,
+                        wb_hash *hash);
+
+/* Parses the header, which is [0, end). The model's layer list is freed by wb_header_model_free. */
+wb_status wb_parse_header(const wb_file_bytes *file, uint64_t end, wb_route_model *model_out);
+void wb_header_model_free(wb_route_model *model);
+
+/* Whether the object at `begin` is a map whose first key is "index". */
+bool wb_is_index(const wb_file_bytes *file, uint64_t begin, uint64_t end);
+
+/* Parses the record [begin, end) and verifies its seal, not its rows' checksum. */
+wb_status wb_parse_record(const wb_file_bytes *file, uint64_t begin, uint64_t end,
+                          const wb_route_model *model, wb_stored_record *record_out);
+void wb_stored_record_free(wb_stored_record *record);
+
+/* The index [begin, end), its seal verified: a cursor at its first pair, and how many there are. */
+wb_status wb_parse_index(const wb_file_bytes *file, uint64_t begin, uint64_t end, wb_scan *pairs_out,
+                         uint32_t *n_out);
+
+#endif

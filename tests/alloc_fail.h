@@ -1,0 +1,117 @@
+/* alloc_fail.h - makes the N-th allocation of a test program fail, and sees what is not freed.
+ *
+ * Included by exactly one file of a test program: it defines malloc, calloc, realloc, free and the aligned ones
+ * for the whole process, shared libraries too, on top of glibc's own. Under a sanitizer, which does the same, or
+ * without glibc, ALLOC_FAIL_WORKS is 0 and the test is to skip (exit 77).
+ *
+ *     for (long n = 0;; n++) {
+ *         alloc_fail_arm(n, false);
+ *         status = body();
+ *         bool failed = alloc_fail_disarm(&live_blocks);
+ *         if (!failed) break;                       // body needs n allocations
+ *         ... status must say so, live_blocks must be 0
+ *     }
+ *
+ * Between arm and disarm, one thread, and body frees all that it allocates. */
+#ifndef ALLOC_FAIL_H
+#define ALLOC_FAIL_H
+
+#include <errno.h>
+#include <malloc.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdlib.h>
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || !defined(__GLIBC__)
+#define ALLOC_FAIL_WORKS 0
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) || __has_feature(memory_sanitizer)
+#define ALLOC_FAIL_WORKS 0
+#endif
+#endif
+#ifndef ALLOC_FAIL_WORKS
+#define ALLOC_FAIL_WORKS 1
+#endif
+
+static struct {
+    bool armed, ever_after, failed;
+    long countdown; /* allocations that still succeed */
+    long live;      /* allocated less freed since arming */
+} alloc_fail;
+
+/* Lets `n` allocations succeed and the next one fail, or all from there on. */
+static inline void alloc_fail_arm(long n, bool ever_after) {
+    alloc_fail.countdown = n;
+    alloc_fail.ever_after = ever_after;
+    alloc_fail.failed = false;
+    alloc_fail.live = 0;
+    alloc_fail.armed = true;
+}
+
+/* Whether an allocation was refused; *live_blocks_out: what was allocated since arming and not freed. */
+static inline bool alloc_fail_disarm(long *live_blocks_out) {
+    alloc_fail.armed = false;
+    *live_blocks_out = alloc_fail.live;
+    return alloc_fail.failed;
+}
+
+#if ALLOC_FAIL_WORKS
+
+extern void *__libc_malloc(size_t size);
+extern void *__libc_calloc(size_t count, size_t size);
+extern void *__libc_realloc(void *block, size_t size);
+extern void *__libc_memalign(size_t alignment, size_t size);
+extern void __libc_free(void *block);
+
+static inline bool alloc_fail_refuses(void) {
+    if (!alloc_fail.armed) return false;
+    if (alloc_fail.countdown-- > 0) return false;
+    if (alloc_fail.failed && !alloc_fail.ever_after) return false;
+    alloc_fail.failed = true;
+    errno = ENOMEM;
+    return true;
+}
+
+static inline void *alloc_fail_count(void *block) {
+    if (block && alloc_fail.armed) alloc_fail.live++;
+    return block;
+}
+
+void *malloc(size_t size) {
+    return alloc_fail_refuses() ? NULL : alloc_fail_count(__libc_malloc(size));
+}
+
+void *calloc(size_t count, size_t size) {
+    return alloc_fail_refuses() ? NULL : alloc_fail_count(__libc_calloc(count, size));
+}
+
+void *realloc(void *block, size_t size) {
+    if (alloc_fail_refuses()) return NULL;
+    void *moved = __libc_realloc(block, size);
+    if (alloc_fail.armed && !block && moved) alloc_fail.live++;
+    if (alloc_fail.armed && block && !moved && size == 0) alloc_fail.live--;
+    return moved;
+}
+
+void *memalign(size_t alignment, size_t size) {
+    return alloc_fail_refuses() ? NULL : alloc_fail_count(__libc_memalign(alignment, size));
+}
+
+void *aligned_alloc(size_t alignment, size_t size) {
+    return memalign(alignment, size);
+}
+
+int posix_memalign(void **out, size_t alignment, size_t size) {
+    void *block = memalign(alignment, size);
+    if (!block) return ENOMEM;
+    *out = block;
+    return 0;
+}
+
+void free(void *block) {
+    if (block && alloc_fail.armed) alloc_fail.live--;
+    __libc_free(block);
+}
+
+#endif
+#endif

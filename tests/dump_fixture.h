@@ -1,0 +1,195 @@
+/* dump_fixture.h - models, random records and comparisons for the tests of the dump (header only).
+ * Comparison is by position and exact: ids and validity bit for bit, logprobs as bit patterns. */
+#ifndef DUMP_FIXTURE_H
+#define DUMP_FIXTURE_H
+
+#include "wb_formats.h"
+
+#include <dirent.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+typedef struct fixture_rng {
+    uint64_t state;
+} fixture_rng;
+
+static inline uint64_t fixture_next(fixture_rng *rng) { /* splitmix64 */
+    uint64_t z = rng->state += 0x9e3779b97f4a7c15u;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+    return z ^ z >> 31;
+}
+
+static inline uint32_t fixture_below(fixture_rng *rng, uint32_t n) {
+    return (uint32_t)(fixture_next(rng) % n);
+}
+
+/* A model of L MoE layers after one dense layer. */
+typedef struct fixture_model {
+    wb_route_model model;
+    uint32_t layers[64];
+} fixture_model;
+
+static inline void fixture_model_init(fixture_model *f, uint32_t L, uint32_t E, uint32_t K) {
+    memset(f, 0, sizeof *f);
+    for (uint32_t l = 0; l < L; l++) f->layers[l] = l + 1;
+    f->model = (wb_route_model){.name = "test_moe",
+                                .fingerprint = "0123456789abcdef0123456789abcdef",
+                                .router = "softmax_norm",
+                                .num_hidden_layers = L + 1,
+                                .n_moe_layers = L,
+                                .moe_layers = f->layers,
+                                .num_experts = E,
+                                .top_k = K};
+}
+
+/* A record that owns what it points to. */
+typedef struct fixture_record {
+    wb_record record;
+    char rid[64];
+    uint32_t *tokens;
+    float *logprobs;
+    wb_span spans[2];
+    wb_route_rows routes[4];
+    uint8_t *ids;
+    uint8_t *bits;
+} fixture_record;
+
+static inline void fixture_set_id(const wb_route_model *m, uint8_t *ids, size_t index, uint32_t id) {
+    if (wb_route_dtype(m->num_experts) == WB_U8) {
+        ids[index] = (uint8_t)id;
+    } else {
+        ids[2 * index] = (uint8_t)id;
+        ids[2 * index + 1] = (uint8_t)(id >> 8);
+    }
+}
+
+/* `rows` rows of K distinct ids a layer: a random start and a step that is odd meet all of them once only when
+ * E is a power of two; others step by one. */
+static inline void fixture_fill_ids(const wb_route_model *m, uint8_t *ids, size_t rows, fixture_rng *rng) {
+    uint32_t E = m->num_experts, K = m->top_k;
+    for (size_t i = 0; i < rows * m->n_moe_layers; i++) {
+        uint32_t first = fixture_below(rng, E);
+        uint32_t step = (E & (E - 1)) == 0 ? 2 * fixture_below(rng, E) + 1 : 1;
+        for (uint32_t k = 0; k < K; k++) fixture_set_id(m, ids, i * K + k, (first + k * step) % E);
+    }
+}
+
+/* A record of `n_tokens` with `n_runs` (0..3) runs from position `start` on, gaps of one row between them;
+ * `valid`: a random bitmap each. */
+static inline void fixture_record_init(fixture_record *f, const wb_route_model *m, fixture_rng *rng,
+                                       const char *rid, uint32_t prompt_len, uint32_t n_tokens,
+                                       uint32_t start, uint32_t n_runs, bool valid) {
+    memset(f, 0, sizeof *f);
+    snprintf(f->rid, sizeof f->rid, "%s", rid);
+    size_t row = wb_route_row_bytes(m);
+    f->tokens = calloc(n_tokens + 1u, sizeof *f->tokens);
+    f->logprobs = calloc(n_tokens - prompt_len + 1u, sizeof *f->logprobs);
+    f->ids = calloc(n_tokens + 1u, row);
+    f->bits = calloc(n_tokens / 8 + 8u, 4);
+    if (!f->tokens || !f->logprobs || !f->ids || !f->bits) abort();
+    for (uint32_t t = 0; t < n_tokens; t++) f->tokens[t] = (uint32_t)fixture_next(rng);
+    for (uint32_t t = 0; t < n_tokens - prompt_len; t++)
+        f->logprobs[t] = -(float)fixture_below(rng, 1000) / 128.0f;
+    fixture_fill_ids(m, f->ids, n_tokens, rng);
+    uint32_t limit = n_tokens > 0 ? n_tokens - 1 : 0, at = start < limit ? start : limit;
+    uint8_t *bits = f->bits;
+    for (uint32_t i = 0; i < n_runs; i++) {
+        uint32_t rows = i + 1 == n_runs ? limit - at : (limit - at) / 2;
+        for (uint32_t b = 0; b < (rows + 7) / 8; b++) bits[b] = (uint8_t)fixture_next(rng);
+        f->routes[i] = (wb_route_rows){at, rows, f->ids + at * row, valid ? bits : NULL};
+        bits += (rows + 7) / 8;
+        at += rows;
+        if (at < limit) at++;
+    }
+    uint32_t middle = n_tokens / 2;
+    f->spans[0] = (wb_span){0, middle, 7};
+    f->spans[1] = (wb_span){middle, n_tokens, 1ull << 40};
+    f->record = (wb_record){.rid = f->rid,
+                            .group = fixture_below(rng, 4),
+                            .sample = fixture_below(rng, 16),
+                            .prompt_len = prompt_len,
+                            .n_tokens = n_tokens,
+                            .tokens = n_tokens ? f->tokens : NULL,
+                            .logprobs = f->logprobs,
+                            .finish = (wb_finish)fixture_below(rng, 4),
+                            .n_spans = n_tokens > 1 ? 2 : 0,
+                            .spans = f->spans,
+                            .n_routes = n_runs,
+                            .routes = f->routes};
+}
+
+static inline void fixture_record_free(fixture_record *f) {
+    free(f->tokens);
+    free(f->logprobs);
+    free(f->ids);
+    free(f->bits);
+}
+
+/* NULL when the records say the same, else what differs. */
+static inline const char *fixture_difference(const wb_route_model *m, const wb_record *a,
+                                             const wb_record *b) {
+    if (strcmp(a->rid, b->rid) != 0) return "rid";
+    if (a->group != b->group || a->sample != b->sample || a->finish != b->finish)
+        return "group, sample or finish";
+    if (a->prompt_len != b->prompt_len || a->n_tokens != b->n_tokens) return "lengths";
+    if (a->n_tokens > 0 && memcmp(a->tokens, b->tokens, a->n_tokens * sizeof *a->tokens) != 0)
+        return "tokens";
+    if (!a->logprobs != !b->logprobs) return "presence of logprobs";
+    size_t sampled = a->n_tokens - a->prompt_len;
+    if (a->logprobs && sampled > 0 && memcmp(a->logprobs, b->logprobs, sampled * sizeof(float)) != 0)
+        return "logprobs";
+    if (a->n_spans != b->n_spans) return "number of spans";
+    for (uint32_t i = 0; i < a->n_spans; i++)
+        if (a->spans[i].start != b->spans[i].start || a->spans[i].end != b->spans[i].end ||
+            a->spans[i].weight_version != b->spans[i].weight_version)
+            return "spans";
+    for (uint32_t t = 0; t < a->n_tokens; t++) {
+        const void *x = wb_record_row(m, a, t), *y = wb_record_row(m, b, t);
+        if (!x != !y) return "validity of a row";
+        if (x && memcmp(x, y, wb_route_row_bytes(m)) != 0) return "ids of a row";
+    }
+    return NULL;
+}
+
+/* ---- files -------------------------------------------------------------------------------------- */
+
+/* A new empty directory, in memory where the system has that: tests make thousands of files. Removed, with
+ * the files in it, by fixture_remove. */
+static inline void fixture_directory(char path[64]) {
+    snprintf(path, 64, "%s/wb-test-XXXXXX", access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp");
+    if (!mkdtemp(path)) abort();
+}
+
+static inline void fixture_remove(const char *directory) {
+    DIR *d = opendir(directory);
+    if (!d) return;
+    for (struct dirent *e; (e = readdir(d));) {
+        char path[512];
+        snprintf(path, sizeof path, "%s/%s", directory, e->d_name);
+        if (e->d_name[0] != '.') unlink(path);
+    }
+    closedir(d);
+    rmdir(directory);
+}
+
+static inline uint8_t *fixture_read_file(const char *path, size_t *size) {
+    FILE *f = fopen(path, "rb");
+    struct stat info;
+    if (!f || fstat(fileno(f), &info) != 0) abort();
+    uint8_t *bytes = malloc((size_t)info.st_size + 1);
+    *size = (size_t)info.st_size;
+    if (!bytes || fread(bytes, 1, *size, f) != *size) abort();
+    fclose(f);
+    return bytes;
+}
+
+static inline void fixture_write_file(const char *path, const void *bytes, size_t size) {
+    FILE *f = fopen(path, "wb");
+    if (!f || fwrite(bytes, 1, size, f) != size || fclose(f) != 0) abort();
+}
+
+#endif

@@ -1,0 +1,60 @@
+/* fuzz_config.c - any bytes as a config.json: refused with the file's name in the message, or a configuration that passes
+ * its own check and, written again, reads back as the same. */
+#include "checkpoint.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+
+static char dir[] = "/tmp/waybill-fuzz-XXXXXX", path[sizeof dir + 16];
+
+static void require(bool holds) {
+    if (!holds) abort();
+}
+
+static void remove_dir(void) {
+    unlink(path);
+    rmdir(dir);
+}
+
+static void put(const void *data, size_t size) {
+    if (path[0] == '\0') {
+        require(mkdtemp(dir) != NULL);
+        snprintf(path, sizeof path, "%s/config.json", dir);
+        atexit(remove_dir);
+    }
+    FILE *file = fopen(path, "wb");
+    require(file && fwrite(data, 1, size, file) == size && fclose(file) == 0);
+}
+
+static void require_same(const wb_config *a, const wb_config *b) {
+    require(a->family == b->family && a->hidden_size == b->hidden_size && a->n_layers == b->n_layers);
+    require(a->n_heads == b->n_heads && a->n_kv_heads == b->n_kv_heads && a->head_dim == b->head_dim);
+    require(a->expert_width == b->expert_width && a->vocab_size == b->vocab_size);
+    require(a->max_positions == b->max_positions && a->norm_eps == b->norm_eps &&
+            a->rope_theta == b->rope_theta);
+    require(a->tie_word_embeddings == b->tie_word_embeddings && a->attention_bias == b->attention_bias);
+    require(a->qk_norm == b->qk_norm && a->clip_qkv == b->clip_qkv && a->router.type == b->router.type);
+    require(a->router.n_experts == b->router.n_experts && a->router.top_k == b->router.top_k);
+    require(memcmp(a->moe_layer_mask, b->moe_layer_mask, sizeof a->moe_layer_mask) == 0);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+    wb_config config, again;
+    char *text = NULL;
+    put(data, size);
+    if (wb_config_load(dir, &config) != WB_OK) {
+        require(strstr(wb_error_message(), "config.json") != NULL);
+        return 0;
+    }
+    require(wb_config_check(&config) == WB_OK);
+    require(wb_config_text(&config, NULL, WB_BF16, &text) == WB_OK);
+    put(text, strlen(text));
+    free(text);
+    require(wb_config_load(dir, &again) == WB_OK);
+    require_same(&config, &again);
+    return 0;
+}
