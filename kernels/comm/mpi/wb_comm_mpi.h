@@ -1,0 +1,21 @@
+/* wb_comm_mpi.h - the MPI adapter of wb_comm.h. The only public header that needs mpi.h. */
+#ifndef WB_COMM_MPI_H
+#define WB_COMM_MPI_H
+
+#include <mpi.h>
+
+#include "wb_comm.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* A communicator over a duplicate of `mpi_comm`; the caller has called MPI_Init (or MPI_Init_thread) and
+ * calls MPI_Finalize after wb_comm_close. Collective over mpi_comm. MPI's errors come back as WB_PEER.
+ * wb_comm_abort calls MPI_Abort. */
+WB_API wb_status wb_comm_open_mpi(MPI_Comm mpi_comm, wb_comm **comm_out);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,135 @@
+/* cpu_lanes.h - sixteen float lanes, whatever the width of the machine's vectors, and the row reductions on them.
+ *
+ * Owns: the type `lanes` and its operations, which give the same bits for every instruction set. Refuses: ops.
+ */
+#ifndef WB_CPU_LANES_H
+#define WB_CPU_LANES_H
+
+#include "cpu_ops.h"
+
+#if defined(__AVX512F__) || (defined(__AVX2__) && defined(__FMA__))
+#include <immintrin.h>
+#endif
+
+#if defined(__AVX512F__)
+
+typedef struct lanes {
+    __m512 v;
+} lanes;
+
+WB_INLINE lanes lanes_set(float x) {
+    return (lanes){_mm512_set1_ps(x)};
+}
+WB_INLINE lanes lanes_load(const float *p) {
+    return (lanes){_mm512_loadu_ps(p)};
+}
+WB_INLINE void lanes_store(float *p, lanes x) {
+    _mm512_storeu_ps(p, x.v);
+}
+WB_INLINE lanes lanes_fma(lanes a, lanes b, lanes c) {
+    return (lanes){_mm512_fmadd_ps(a.v, b.v, c.v)};
+}
+
+#elif defined(__AVX2__) && defined(__FMA__)
+
+typedef struct lanes {
+    __m256 lo, hi;
+} lanes;
+
+WB_INLINE lanes lanes_set(float x) {
+    __m256 v = _mm256_set1_ps(x);
+    return (lanes){v, v};
+}
+WB_INLINE lanes lanes_load(const float *p) {
+    return (lanes){_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)};
+}
+WB_INLINE void lanes_store(float *p, lanes x) {
+    _mm256_storeu_ps(p, x.lo);
+    _mm256_storeu_ps(p + 8, x.hi);
+}
+WB_INLINE lanes lanes_fma(lanes a, lanes b, lanes c) {
+    return (lanes){_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
+}
+
+#else
+
+typedef struct lanes {
+    float v[WB_LANES];
+} lanes;
+
+WB_INLINE lanes lanes_set(float x) {
+    lanes y;
+    for (int i = 0; i < WB_LANES; i++) y.v[i] = x;
+    return y;
+}
+WB_INLINE lanes lanes_load(const float *p) {
+    lanes y;
+    for (int i = 0; i < WB_LANES; i++) y.v[i] = p[i];
+    return y;
+}
+WB_INLINE void lanes_store(float *p, lanes x) {
+    for (int i = 0; i < WB_LANES; i++) p[i] = x.v[i];
+}
+WB_INLINE lanes lanes_fma(lanes a, lanes b, lanes c) {
+    for (int i = 0; i < WB_LANES; i++) c.v[i] = fmaf(a.v[i], b.v[i], c.v[i]);
+    return c;
+}
+
+#endif
+
+/* Asks for the cache line of `p`. */
+WB_INLINE void lanes_prefetch(const float *p) {
+#if defined(__GNUC__)
+    __builtin_prefetch(p, 1);
+#else
+    (void)p;
+#endif
+}
+
+/* Sum of x[i] * y[i]: one fma for each element into lane i mod 16. */
+static inline float row_dot(const float *x, const float *y, int64_t n) {
+    float sum[WB_LANES];
+    lanes acc = lanes_set(0.0f);
+    int64_t i = 0;
+    for (; i + WB_LANES <= n; i += WB_LANES) acc = lanes_fma(lanes_load(x + i), lanes_load(y + i), acc);
+    lanes_store(sum, acc);
+    for (int lane = 0; i < n; i++, lane++) sum[lane] = fmaf(x[i], y[i], sum[lane]);
+    return wb_lanes_sum(sum);
+}
+
+/* Largest x[i]; n >= 1. */
+static inline float row_max(const float *x, int64_t n) {
+    float max[WB_LANES];
+    for (int lane = 0; lane < WB_LANES; lane++) max[lane] = x[0];
+    int64_t i = 0;
+    for (; i + WB_LANES <= n; i += WB_LANES)
+        for (int lane = 0; lane < WB_LANES; lane++)
+            max[lane] = x[i + lane] > max[lane] ? x[i + lane] : max[lane];
+    for (; i < n; i++) max[0] = x[i] > max[0] ? x[i] : max[0];
+    for (int lane = 1; lane < WB_LANES; lane++) max[0] = max[lane] > max[0] ? max[lane] : max[0];
+    return max[0];
+}
+
+/* Sum of exp(x[i] - max). */
+static inline float row_exp_sum(const float *x, int64_t n, float max) {
+    float sum[WB_LANES] = {0.0f};
+    int64_t i = 0;
+    for (; i + WB_LANES <= n; i += WB_LANES)
+        for (int lane = 0; lane < WB_LANES; lane++) sum[lane] += wb_expf(x[i + lane] - max);
+    for (int lane = 0; i < n; i++, lane++) sum[lane] += wb_expf(x[i] - max);
+    return wb_lanes_sum(sum);
+}
+
+/* y[i] = exp(x[i] - max), returning their sum; y may be x. */
+static inline float row_exp(const float *x, int64_t n, float max, float *y) {
+    float sum[WB_LANES] = {0.0f};
+    WB_INDEPENDENT
+    for (int64_t i = 0; i < n; i++) y[i] = wb_expf(x[i] - max);
+    int64_t i = 0;
+    for (; i + WB_LANES <= n; i += WB_LANES)
+        for (int lane = 0; lane < WB_LANES; lane++) sum[lane] += y[i + lane];
+    for (int lane = 0; i < n; i++, lane++) sum[lane] += y[i];
+    return wb_lanes_sum(sum);
+}
+
+#endif

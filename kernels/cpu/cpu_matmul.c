@@ -1,0 +1,156 @@
+/* cpu_matmul.c - lists of matrix products.
+ *
+ * Owns: cutting a list into tasks of one thread each, and a task into panels of B that stay in the cache while the
+ * rows of A pass. Each element of C is one fma chain over ascending k; where the cuts fall changes no bit.
+ */
+#include "cpu_panel.h"
+
+/* A task's rows of A, M_BLOCK x K_BLOCK, stay in the second-level cache. */
+enum { N_BLOCK = 512 };
+_Static_assert(M_BLOCK % TILE_ROWS == 0, "a block is whole tiles");
+
+/* ---- one task ---------------------------------------------------------------------------------------- */
+
+/* Tiles of rows [m, m_end) of A, columns [k0, k0 + k): each [k][TILE_ROWS]. */
+static void pack_a(const wb_matmul *p, int64_t m, int64_t m_end, int64_t k0, int64_t k, float *to) {
+    for (; m < m_end; m += TILE_ROWS, to += K_BLOCK * TILE_ROWS) {
+        const float *a = p->a + m * p->a_row + k0 * p->a_col;
+        int64_t rows = m_end - m < TILE_ROWS ? m_end - m : TILE_ROWS;
+        for (int64_t i = 0; i < k; i++)
+            for (int64_t r = 0; r < rows; r++) to[i * TILE_ROWS + r] = a[r * p->a_row + i * p->a_col];
+    }
+}
+
+static void pack_b(const wb_matmul *p, int64_t n, int64_t n_end, int64_t k0, int64_t k, float *to) {
+    matrix_rows rows = {p->b, p->b_dtype, p->b_row == 1 ? p->b_col : p->b_row, NULL};
+    if (p->b_row == 1)
+        WB_CPU(pack_transposed)(rows, n, n_end, k0, k, to);
+    else
+        WB_CPU(pack_straight)(rows, k0, k, n, n_end, to);
+}
+
+typedef struct block {
+    int64_t m, m_end, n, n_end;
+} block;
+
+static void run_k_block(const wb_matmul *p, block at, int64_t k0, int64_t k, float *a_packed,
+                        float *b_packed) {
+    int64_t rows = at.m_end - at.m, width = (int64_t)panels_of(rows) * PANEL;
+    tile_rows a = {p->a + at.m * p->a_row + k0, p->a_col != 1, p->a_row};
+    if (a.packed) {
+        pack_a(p, at.m, at.m_end, k0, k, a_packed);
+        a.a = a_packed;
+    }
+    for (int64_t n = at.n; n < at.n_end; n += width) {
+        int64_t columns = at.n_end - n < width ? at.n_end - n : width;
+        for (int64_t done = 0; done < columns; done += PANEL)
+            pack_b(p, n + done, at.n_end, k0, k, b_packed + done * K_BLOCK);
+        WB_CPU(tiles)
+        (rows, columns, k, a, b_packed, p->accumulate || k0 > 0, p->c + at.m * p->ldc + n, p->ldc);
+    }
+}
+
+static void run_block(const wb_matmul *p, block at, float *scratch) {
+    if (p->K == 0) run_k_block(p, at, 0, 0, scratch, scratch + M_BLOCK * K_BLOCK);
+    for (int64_t k0 = 0; k0 < p->K; k0 += K_BLOCK) {
+        int64_t k = p->K - k0 < K_BLOCK ? p->K - k0 : K_BLOCK;
+        run_k_block(p, at, k0, k, scratch, scratch + M_BLOCK * K_BLOCK);
+    }
+}
+
+void WB_CPU(product)(const wb_matmul *p, float *scratch) {
+    for (int64_t m = 0; m < p->M; m += M_BLOCK) {
+        block at = {m, m + M_BLOCK < p->M ? m + M_BLOCK : p->M, 0, p->N};
+        run_block(p, at, scratch);
+    }
+}
+
+/* ---- the list ------------------------------------------------------------------------------------------ */
+
+static int64_t ceil_div(int64_t a, int64_t b) {
+    return (a + b - 1) / b;
+}
+
+/* Packing a panel costs about as much as this many rows; a multiply-add is about a tenth of an operation on a row. */
+enum { PACKING_ROWS = 6, FMA_PER_OPERATION = 10 };
+
+static int64_t m_block(const wb_matmul *p) {
+    int64_t even = ceil_div(p->M, ceil_div(p->M, M_BLOCK));
+    return ceil_div(even, TILE_ROWS) * TILE_ROWS;
+}
+
+/* Tasks of product i are [first[i], first[i + 1]): its blocks of rows, for each block of n_block columns. */
+static void count_tasks(int64_t count, const wb_matmul *list, int64_t n_block, int64_t *first) {
+    first[0] = 0;
+    for (int64_t i = 0; i < count; i++) {
+        const wb_matmul *p = list + i;
+        bool empty = p->M <= 0 || p->N <= 0;
+        first[i + 1] = first[i] + (empty ? 0 : ceil_div(p->M, m_block(p)) * ceil_div(p->N, n_block));
+    }
+}
+
+static int64_t product_of_task(int64_t count, const int64_t *first, int64_t task) {
+    int64_t low = 0, high = count;
+    while (high - low > 1) {
+        int64_t middle = (low + high) / 2;
+        if (first[middle] <= task)
+            low = middle;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+static void run_task(int64_t count, const wb_matmul *list, int64_t n_block, const int64_t *first,
+                     int64_t task, float *scratch) {
+    int64_t i = product_of_task(count, first, task);
+    const wb_matmul *p = list + i;
+    int64_t m_size = m_block(p), m_blocks = ceil_div(p->M, m_size), local = task - first[i];
+    block at = {.m = local % m_blocks * m_size, .n = local / m_blocks * n_block};
+    at.m_end = at.m + m_size < p->M ? at.m + m_size : p->M;
+    at.n_end = at.n + n_block < p->N ? at.n + n_block : p->N;
+    run_block(p, at, scratch);
+}
+
+static wb_status check(int64_t count, const wb_matmul *list, int64_t *work_out) {
+    int64_t work = 0;
+    for (int64_t i = 0; i < count; i++) {
+        const wb_matmul *p = list + i;
+        if (p->b_dtype != WB_F32 && p->b_dtype != WB_BF16)
+            return wb_fail(WB_INVALID_ARGUMENT, "matmul %lld: b: expected f32 or bf16, found %s",
+                           (long long)i, wb_dtype_name(p->b_dtype));
+        if ((p->a_row != 1 && p->a_col != 1) || (p->b_row != 1 && p->b_col != 1))
+            return wb_fail(WB_INVALID_ARGUMENT,
+                           "matmul %lld: strides: expected one of 1, found a %lld, %lld and b %lld, %lld",
+                           (long long)i, (long long)p->a_row, (long long)p->a_col, (long long)p->b_row,
+                           (long long)p->b_col);
+        work += (p->M + PACKING_ROWS) * p->N * (p->K + 1);
+    }
+    *work_out = work;
+    return WB_OK;
+}
+
+wb_status WB_CPU(matmul)(wb_device *dev, int64_t count, const wb_matmul *list) {
+    int64_t work = 0;
+    void *shared = NULL;
+    WB_TRY(check(count, list, &work));
+    if (work == 0) return WB_OK;
+    WB_TRY(wb_cpu_shared_reserve(dev, (size_t)(count + 1) * sizeof(int64_t), &shared));
+    WB_TRY(wb_cpu_scratch_reserve(dev, PRODUCT_FLOATS * sizeof(float)));
+    int64_t *first = shared;
+    int threads = wb_cpu_threads(dev, work / FMA_PER_OPERATION);
+    if (threads == 1) {
+        count_tasks(count, list, INT32_MAX, first);
+        for (int64_t task = 0; task < first[count]; task++)
+            run_task(count, list, INT32_MAX, first, task, wb_cpu_scratch(dev));
+        return WB_OK;
+    }
+    int64_t n_block = N_BLOCK;
+    count_tasks(count, list, n_block, first);
+    while (first[count] < 4 * threads && n_block > MAX_PANELS * PANEL)
+        count_tasks(count, list, n_block /= 2, first);
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+    for (int64_t task = 0; task < first[count]; task++)
+        run_task(count, list, n_block, first, task, wb_cpu_scratch(dev));
+    return WB_OK;
+}

@@ -1,0 +1,61 @@
+/* cpu_panel.h - the inner part of every matrix product: a tile of C in registers against packed panels of B.
+ *
+ * Owns: packing B into panels of PANEL columns, [k][PANEL], widened to f32; the tiles, whose elements are each one fma
+ * chain over ascending k. Refuses: blocking and threads (cpu_matmul.c, cpu_attention.c).
+ */
+#ifndef WB_CPU_PANEL_H
+#define WB_CPU_PANEL_H
+
+#include "cpu_lanes.h"
+
+/* Tile rows and vectors of 16 lanes in a panel row: what fits the registers of the instruction set. */
+#if defined(__AVX512F__)
+enum { TILE_ROWS = 12, PANEL_VECTORS = 2 };
+#elif defined(__AVX2__) && defined(__FMA__)
+enum { TILE_ROWS = 6, PANEL_VECTORS = 1 };
+#else
+enum { TILE_ROWS = 4, PANEL_VECTORS = 1 };
+#endif
+enum { PANEL = PANEL_VECTORS * WB_LANES, MAX_PANELS = 4 / PANEL_VECTORS };
+
+/* Panels hold up to K_BLOCK rows and lie PANEL_FLOATS apart: one fits the first-level cache. */
+enum { K_BLOCK = 256, PANEL_FLOATS = K_BLOCK * PANEL };
+
+/* Rows of a matrix in memory, f32 or bf16: row i starts at element (index ? index[i] : i) * stride of `data`. */
+typedef struct matrix_rows {
+    const void *data;
+    wb_dtype dtype;
+    int64_t stride;
+    const int64_t *index;
+} matrix_rows;
+
+/* Panel column j is row first + j of `m`, elements [begin, begin + k): a panel of a transposed matrix. Where the rows
+ * end (`rows` of them in all) the last is repeated; nobody reads the copies. */
+void WB_CPU(pack_transposed)(matrix_rows m, int64_t first, int64_t rows, int64_t begin, int64_t k, float *to);
+
+/* Panel row i is row first + i of `m`, elements [begin, begin + PANEL), zeros from `end` on. */
+void WB_CPU(pack_straight)(matrix_rows m, int64_t first, int64_t k, int64_t begin, int64_t end, float *to);
+
+/* Panels at once for `rows` rows: few rows need more columns, to hide the latency of the multiply-add. */
+static inline int panels_of(int64_t rows) {
+    return rows == 1 ? MAX_PANELS : rows <= 3 ? 2 : 1;
+}
+
+/* The rows of A of one product: row r at a + r * stride, or `packed`, tiles [k][TILE_ROWS] that lie
+ * K_BLOCK * TILE_ROWS apart. */
+typedef struct tile_rows {
+    const float *a;
+    bool packed;
+    int64_t stride;
+} tile_rows;
+
+/* C[rows, columns] (+)= A B over k rows of the packed panels b; columns <= panels_of(rows) * PANEL. Any number of
+ * rows. */
+void WB_CPU(tiles)(int64_t rows, int64_t columns, int64_t k, tile_rows a, const float *b, bool accumulate,
+                   float *c, int64_t ldc);
+
+/* One product on the calling thread. scratch: PRODUCT_FLOATS. (cpu_matmul.c) */
+enum { M_BLOCK = 240, PRODUCT_FLOATS = M_BLOCK * K_BLOCK + MAX_PANELS * PANEL_FLOATS };
+void WB_CPU(product)(const wb_matmul *p, float *scratch);
+
+#endif

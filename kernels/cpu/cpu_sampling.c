@@ -1,0 +1,181 @@
+/* cpu_sampling.c - log-probabilities of given tokens, and drawing tokens.
+ *
+ * Owns: log_softmax at a target and its gradient; temperature, top-k, top-p and the inverse of the cumulative
+ * distribution. Refuses: random numbers (the caller brings one for each row).
+ */
+#include "cpu_lanes.h"
+
+/* ---- log-probabilities -------------------------------------------------------------------------------- */
+
+wb_status WB_CPU(logprob_forward)(wb_device *dev, int64_t T, int64_t V, const float *logits,
+                                  const int32_t *targets, float *logprobs) {
+#pragma omp parallel for schedule(static) num_threads(wb_cpu_threads(dev, T *V * 8))
+    for (int64_t t = 0; t < T; t++) {
+        const float *z = logits + t * V;
+        if (targets[t] < 0) {
+            logprobs[t] = 0.0f;
+            continue;
+        }
+        float max = row_max(z, V);
+        logprobs[t] = z[targets[t]] - max - wb_logf(row_exp_sum(z, V, max));
+    }
+    return WB_OK;
+}
+
+wb_status WB_CPU(logprob_backward)(wb_device *dev, int64_t T, int64_t V, const float *logits,
+                                   const int32_t *targets, const float *dlogprobs, float *dlogits) {
+#pragma omp parallel for schedule(static) num_threads(wb_cpu_threads(dev, T *V * 8))
+    for (int64_t t = 0; t < T; t++) {
+        float *dz = dlogits + t * V;
+        if (targets[t] < 0) {
+            memset(dz, 0, (size_t)V * sizeof(float));
+            continue;
+        }
+        const float *z = logits + t * V;
+        float sum = row_exp(z, V, row_max(z, V), dz);
+        float d = dlogprobs[t], factor = -d / sum;
+        for (int64_t i = 0; i < V; i++) dz[i] *= factor;
+        dz[targets[t]] += d;
+    }
+    return WB_OK;
+}
+
+/* ---- drawing -------------------------------------------------------------------------------------------- */
+
+/* A binary heap of ranks, the largest at 0. */
+static void sift_down(uint64_t *heap, int64_t count, int64_t at) {
+    uint64_t rank = heap[at];
+    for (int64_t child; (child = 2 * at + 1) < count; at = child) {
+        if (child + 1 < count && heap[child + 1] > heap[child]) child++;
+        if (heap[child] <= rank) break;
+        heap[at] = heap[child];
+    }
+    heap[at] = rank;
+}
+
+static void heap_make(uint64_t *heap, int64_t count) {
+    for (int64_t at = count / 2 - 1; at >= 0; at--) sift_down(heap, count, at);
+}
+
+/* Takes the largest out; it is left at heap[count - 1]. */
+static void heap_pop(uint64_t *heap, int64_t count) {
+    uint64_t largest = heap[0];
+    heap[0] = heap[count - 1];
+    heap[count - 1] = largest;
+    if (count > 1) sift_down(heap, count - 1, 0);
+}
+
+/* The first of [0, n) where the running sum of p exceeds uniform * total; when rounding leaves a remainder, the last
+ * with p > 0. `ids` NULL: p[i]; else p[ids of the sorted end of the heap]. */
+static int64_t draw_in_id_order(int64_t V, const float *p, double total, float uniform) {
+    double sum = 0.0, target = (double)uniform * total;
+    int64_t last = 0;
+    for (int64_t i = 0; i < V; i++) {
+        sum += (double)p[i];
+        if (p[i] > 0.0f) last = i;
+        if (sum > target) break;
+    }
+    return last;
+}
+
+/* Keeps the top_k largest (all when 0) and of these the smallest set that reaches top_p of their sum; draws from it by
+ * probability descending, id ascending. */
+static int64_t draw_from_top(int64_t V, const float *p, const wb_sample_params *params, uint64_t *heap,
+                             double *total_out) {
+    int64_t limit = params->top_k > 0 && params->top_k < V ? params->top_k : V, popped = 0;
+    double total = 0.0, kept = 0.0;
+    heap_make(heap, V);
+    if (limit < V)
+        for (; popped < limit; popped++) {
+            heap_pop(heap, V - popped);
+            total += (double)p[wb_rank_id(heap[V - 1 - popped])];
+        }
+    else
+        for (int64_t i = 0; i < V; i++) total += (double)p[i];
+    int64_t n = 0;
+    for (; n < limit && (n == 0 || kept < (double)params->top_p * total); n++) {
+        if (n == popped) heap_pop(heap, V - popped++);
+        kept += (double)p[wb_rank_id(heap[V - 1 - n])];
+    }
+    double sum = 0.0, target = (double)params->uniform * kept;
+    int64_t last = wb_rank_id(heap[V - 1]);
+    for (int64_t i = 0; i < n; i++) {
+        int64_t id = wb_rank_id(heap[V - 1 - i]);
+        sum += (double)p[id];
+        if (p[id] > 0.0f) last = id;
+        if (sum > target) break;
+    }
+    *total_out = kept;
+    return last;
+}
+
+static void sample_row(int64_t V, const float *z, const wb_sample_params *params, void *scratch,
+                       int32_t *token, float *logprob) {
+    float max = row_max(z, V);
+    if (params->temperature == 0.0f) {
+        int32_t best = 0;
+        while (z[best] != max) best++;
+        *token = best;
+        *logprob = 0.0f;
+        return;
+    }
+    uint64_t *heap = scratch; /* [V] */
+    float *p = (float *)(heap + V);
+    float temperature = params->temperature, top = max / temperature;
+    for (int64_t i = 0; i < V; i++) p[i] = wb_expf(z[i] / temperature - top);
+    double total = 0.0;
+    int64_t drawn;
+    if ((params->top_k <= 0 || params->top_k >= V) && params->top_p >= 1.0f) {
+        for (int64_t i = 0; i < V; i++) total += (double)p[i];
+        drawn = draw_in_id_order(V, p, total, params->uniform);
+    } else {
+        for (int64_t i = 0; i < V; i++) heap[i] = wb_rank(wb_key_order(z[i]), (uint32_t)i);
+        drawn = draw_from_top(V, p, params, heap, &total);
+    }
+    *token = (int32_t)drawn;
+    *logprob = z[drawn] / temperature - top - wb_logf((float)total);
+}
+
+static wb_status check_params(int64_t row, const wb_sample_params *params) {
+    if (!(params->temperature >= 0.0f && params->temperature < INFINITY))
+        return wb_fail(WB_INVALID_ARGUMENT, "sample: row %lld: temperature: expected 0 or more, found %g",
+                       (long long)row, (double)params->temperature);
+    if (params->top_k < 0)
+        return wb_fail(WB_INVALID_ARGUMENT, "sample: row %lld: top_k: expected 0 or more, found %d",
+                       (long long)row, params->top_k);
+    if (!(params->top_p > 0.0f && params->top_p <= 1.0f))
+        return wb_fail(WB_INVALID_ARGUMENT, "sample: row %lld: top_p: expected 0 < top_p <= 1, found %g",
+                       (long long)row, (double)params->top_p);
+    if (!(params->uniform >= 0.0f && params->uniform < 1.0f))
+        return wb_fail(WB_INVALID_ARGUMENT, "sample: row %lld: uniform: expected 0 <= uniform < 1, found %g",
+                       (long long)row, (double)params->uniform);
+    return WB_OK;
+}
+
+/* No NaN, and a largest logit that is finite: otherwise there is no distribution. */
+static bool row_is_usable(int64_t V, const float *z) {
+    int bad = 0;
+    for (int64_t i = 0; i < V; i++) bad |= !(z[i] < INFINITY);
+    return !bad && row_max(z, V) > -INFINITY;
+}
+
+wb_status WB_CPU(sample)(wb_device *dev, int64_t B, int64_t V, const float *logits,
+                         const wb_sample_params *params, int32_t *tokens, float *logprobs) {
+    if (V < 1 || V > INT32_MAX)
+        return wb_fail(WB_INVALID_ARGUMENT, "sample: vocabulary: expected 1..2^31-1, found %lld",
+                       (long long)V);
+    for (int64_t b = 0; b < B; b++) WB_TRY(check_params(b, params + b));
+    WB_TRY(wb_cpu_scratch_reserve(dev, (size_t)V * (sizeof(uint64_t) + sizeof(float))));
+    int threads = wb_cpu_threads(dev, B * V * 8);
+    int64_t bad = B;
+#pragma omp parallel for schedule(static) num_threads(threads) reduction(min : bad)
+    for (int64_t b = 0; b < B; b++)
+        if (b < bad && !row_is_usable(V, logits + b * V)) bad = b;
+    if (bad < B)
+        return wb_fail(WB_INVALID_ARGUMENT, "sample: row %lld: a logit is NaN or +inf, or all are -inf",
+                       (long long)bad);
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+    for (int64_t b = 0; b < B; b++)
+        sample_row(V, logits + b * V, params + b, wb_cpu_scratch(dev), tokens + b, logprobs + b);
+    return WB_OK;
+}

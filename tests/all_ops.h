@@ -1,0 +1,191 @@
+/* all_ops.h - runs every op of a CPU device once on inputs made from a seed and gathers all outputs, so that two devices
+ * (instruction sets, thread counts) can be compared bit for bit. */
+#ifndef WB_ALL_OPS_H
+#define WB_ALL_OPS_H
+
+#include "ops_test.h"
+
+typedef struct outputs {
+    uint8_t *bytes;
+    size_t count, room;
+    const char *names[64]; /* of the pieces */
+    size_t ends[64];
+    int pieces;
+} outputs;
+
+static inline void keep(outputs *o, const void *data, size_t bytes, const char *name) {
+    if (o->count + bytes > o->room) {
+        o->room = 2 * (o->count + bytes);
+        o->bytes = realloc(o->bytes, o->room);
+        assert_non_null(o->bytes);
+    }
+    memcpy(o->bytes + o->count, data, bytes);
+    o->count += bytes;
+    o->names[o->pieces] = name;
+    o->ends[o->pieces++] = o->count;
+}
+
+static inline void keep_floats(outputs *o, float *x, int64_t count, const char *name) {
+    keep(o, x, (size_t)count * sizeof(float), name);
+    free(x);
+}
+
+static inline void assert_same_outputs(const outputs *a, const outputs *b, const char *a_name,
+                                       const char *b_name) {
+    assert_int_equal(a->count, b->count);
+    size_t begin = 0;
+    for (int i = 0; i < a->pieces; begin = a->ends[i++])
+        if (memcmp(a->bytes + begin, b->bytes + begin, a->ends[i] - begin) != 0)
+            fail_msg("%s: bits of %s and %s differ", a->names[i], a_name, b_name);
+}
+
+static inline void all_rows(wb_device *dev, int64_t T, int64_t H, outputs *o) {
+    const int64_t V = 11;
+    float *x = random_floats(T * H, -9, 9), *w = random_floats(H, -1, 1), *d = random_floats(T * H, -1, 1);
+    float *table = random_floats(V * H, -1, 1), *y = floats(T * H), *dx = floats(T * H), *dw = copied(w, H);
+    uint16_t *half = xalloc(T * H, sizeof *half);
+    int32_t *tokens = xalloc(T, sizeof *tokens);
+    for (int64_t t = 0; t < T; t++) tokens[t] = (int32_t)rng_range(0, V - 1);
+    assert_ok(dev->cast(dev, T * H, x, WB_F32, half, WB_BF16));
+    keep(o, half, (size_t)(T * H) * 2, "cast");
+    assert_ok(dev->embed_forward(dev, T, H, tokens, table, WB_F32, y));
+    assert_ok(dev->embed_backward(dev, T, H, tokens, d, table));
+    keep_floats(o, table, V * H, "embed_backward");
+    keep_floats(o, y, T * H, "embed_forward");
+    y = floats(T * H);
+    assert_ok(dev->rmsnorm_forward(dev, T, H, x, w, 1e-6f, y));
+    assert_ok(dev->rmsnorm_backward(dev, T, H, x, w, 1e-6f, d, dx, dw));
+    keep_floats(o, y, T * H, "rmsnorm_forward");
+    keep_floats(o, dx, T * H, "rmsnorm_backward dx");
+    keep_floats(o, dw, H, "rmsnorm_backward dw");
+    y = floats(T * H / 2), dx = floats(T * H);
+    assert_ok(dev->swiglu_forward(dev, T, H / 2, x, y));
+    assert_ok(dev->swiglu_backward(dev, T, H / 2, x, d, dx));
+    keep_floats(o, y, T * H / 2, "swiglu_forward");
+    keep_floats(o, dx, T * H, "swiglu_backward");
+    float *logprobs = floats(T);
+    assert_ok(dev->logprob_forward(dev, T, H, x, tokens, logprobs));
+    keep(o, logprobs, (size_t)T * sizeof(float), "logprob_forward");
+    dx = floats(T * H);
+    assert_ok(dev->logprob_backward(dev, T, H, x, tokens, logprobs, dx));
+    keep_floats(o, dx, T * H, "logprob_backward");
+    wb_sample_params *params = xalloc(T, sizeof *params);
+    for (int64_t t = 0; t < T; t++)
+        params[t] = (wb_sample_params){rng_uniform(0.0f, 2.0f), (int32_t)rng_range(0, H),
+                                       rng_uniform(0.3f, 1.0f), rng_uniform(0.0f, 1.0f)};
+    assert_ok(dev->sample(dev, T, H, x, params, tokens, logprobs));
+    keep(o, tokens, (size_t)T * sizeof *tokens, "sample");
+    keep_floats(o, logprobs, T, "sample logprobs");
+    double sum = 0.0;
+    assert_ok(dev->sum_squares(dev, T * H, x, &sum));
+    keep(o, &sum, sizeof sum, "sum_squares");
+    wb_adamw hyper = {1e-3f, 0.9f, 0.99f, 1e-8f, 0.1f, 0.7f, 3};
+    float *m = copied(d, T * H), *v = copied(d, T * H);
+    for (int64_t i = 0; i < T * H; i++) v[i] *= v[i];
+    assert_ok(dev->adamw(dev, T * H, &hyper, x, m, v, d));
+    keep_floats(o, m, T * H, "adamw m");
+    keep_floats(o, v, T * H, "adamw v");
+    assert_ok(dev->add(dev, T * H, x, d));
+    assert_ok(dev->clamp_backward(dev, T * H, 2.0f, x, d));
+    assert_ok(dev->clamp(dev, T * H, 2.0f, x));
+    keep_floats(o, d, T * H, "adamw w, add, clamp_backward");
+    keep_floats(o, x, T * H, "clamp");
+    free(w), free(half), free(tokens), free(params);
+}
+
+static inline void all_attention(wb_device *dev, int64_t T, int64_t hd, outputs *o) {
+    const int64_t nh = 4, nkv = 2, half = hd / 2;
+    int32_t *seq = xalloc(T, sizeof *seq), *pos = xalloc(T, sizeof *pos),
+            *blocks = xalloc(2 * T, sizeof *blocks);
+    int64_t *rows = xalloc(T, sizeof *rows), first = T / 3;
+    for (int64_t t = 0; t < T; t++) {
+        seq[t] = t < first ? 0 : 1, pos[t] = (int32_t)(t < first ? t : t - first);
+        rows[t] = blocks[seq[t] * T + pos[t]] = (int32_t)(t * 3 % (3 * T)); /* distinct */
+    }
+    float *x = random_floats(T * nh * hd, -1, 1), *c = random_floats(T * half, -1, 1),
+          *s = random_floats(T * half, -1, 1);
+    assert_ok(dev->rope(dev, T, (int32_t)nh, (int32_t)hd, (int32_t)half * 2, pos, c, s, false, x));
+    float *fresh = random_floats(T * nkv * hd, -1, 1), *k = floats(3 * T * nkv * hd),
+          *v = floats(3 * T * nkv * hd);
+    uint16_t *k_half = xalloc(3 * T * nkv * hd, 2);
+    assert_ok(dev->kv_write(dev, T, nkv * hd, fresh, rows, k, WB_F32));
+    assert_ok(dev->kv_write(dev, T, nkv * hd, fresh, rows, k_half, WB_BF16));
+    keep_floats(o, fresh, 0, "");
+    fresh = random_floats(T * nkv * hd, -1, 1);
+    assert_ok(dev->kv_write(dev, T, nkv * hd, fresh, rows, v, WB_F32));
+    float *out = floats(T * nh * hd), *dq = floats(T * nh * hd), *dk = copied(v, 3 * T * nkv * hd);
+    float *dv = copied(k, 3 * T * nkv * hd), *d = random_floats(T * nh * hd, -1, 1);
+    wb_attention a = {T, (int32_t)nh, (int32_t)nkv, (int32_t)hd, 0.3f,   x,          k,
+                      v, WB_F32,      seq,          pos,         blocks, (int32_t)T, 1};
+    assert_ok(dev->attention_forward(dev, &a, out));
+    assert_ok(dev->attention_backward(dev, &a, d, dq, dk, dv));
+    keep(o, out, (size_t)(T * nh * hd) * 4, "attention_forward");
+    a.k = a.v = k_half, a.kv_dtype = WB_BF16;
+    assert_ok(dev->attention_forward(dev, &a, out));
+    keep_floats(o, out, T * nh * hd, "attention_forward bf16");
+    keep_floats(o, dq, T * nh * hd, "attention_backward dq");
+    keep_floats(o, dk, 3 * T * nkv * hd, "attention_backward dk");
+    keep_floats(o, dv, 3 * T * nkv * hd, "attention_backward dv");
+    keep_floats(o, x, T * nh * hd, "rope");
+    free(seq), free(pos), free(blocks), free(rows), free(c), free(s), free(fresh), free(k), free(v),
+        free(k_half), free(d);
+}
+
+static inline void all_routing(wb_device *dev, int64_t T, int32_t E, int32_t K, int64_t H, outputs *o) {
+    float *z = random_floats(T * E, -4, 4), *bias = random_floats(E, -1, 1), *g = random_floats(T * K, -1, 1);
+    uint16_t *ids = xalloc(T * K, 2);
+    float *rows = random_floats(T * K * H, -1, 1), *dy = random_floats(T * H, -1, 1);
+    int32_t *slot_row = xalloc(T * K, 4), *row_token = xalloc(T * K, 4), tokens[1] = {0};
+    int64_t *counts = xalloc(E, sizeof *counts);
+    for (int type = 0; type < WB_ROUTER_HASH; type++) {
+        wb_router r = {(wb_router_type)type, E, K, 0, 0, true, 1.5f};
+        wb_ids view = {ids, WB_U16, K};
+        wb_topk topk = {r, T, z, bias, NULL, tokens, NULL, view, {NULL, WB_U16, 0}};
+        float *w = floats(T * K), *dz = floats(T * E);
+        assert_ok(dev->topk(dev, &topk));
+        keep(o, ids, (size_t)(T * K) * 2, "topk");
+        assert_ok(dev->gate_forward(dev, &r, T, z, view, w));
+        assert_ok(dev->gate_backward(dev, &r, T, z, view, g, dz));
+        keep_floats(o, w, T * K, "gate_forward");
+        keep_floats(o, dz, T * E, "gate_backward");
+    }
+    assert_ok(dev->moe_sort(dev, T, K, E, (wb_ids){ids, WB_U16, K}, slot_row, row_token, counts));
+    keep(o, slot_row, (size_t)(T * K) * 4, "moe_sort slot_row");
+    keep(o, row_token, (size_t)(T * K) * 4, "moe_sort row_token");
+    float *gathered = floats(T * K * H), *y = floats(T * H), *dg = floats(T * K);
+    assert_ok(dev->gather_rows(dev, T * K, H, row_token, dy, gathered));
+    assert_ok(dev->moe_combine(dev, T, K, H, rows, slot_row, g, false, y));
+    keep_floats(o, gathered, T * K * H, "gather_rows");
+    keep_floats(o, y, T * H, "moe_combine");
+    assert_ok(dev->moe_combine_backward(dev, T, K, H, rows, slot_row, g, dy, rows, dg));
+    keep_floats(o, rows, T * K * H, "moe_combine_backward rows");
+    keep_floats(o, dg, T * K, "moe_combine_backward weights");
+    free(z), free(bias), free(g), free(ids), free(dy), free(slot_row), free(row_token), free(counts);
+}
+
+static inline void all_matmuls(wb_device *dev, int64_t T, int64_t in, int64_t out, outputs *o) {
+    float *x = random_floats(T * in, -1, 1), *w = random_floats(out * in, -1, 1),
+          *dy = random_floats(T * out, -1, 1);
+    float *y = floats(T * out), *dx = floats(T * in), *dw = random_floats(out * in, -1, 1);
+    wb_matmul list[3] = {wb_matmul_forward(T, in, out, x, w, WB_F32, y),
+                         wb_matmul_dgrad(T, in, out, dy, w, WB_F32, dx, false),
+                         wb_matmul_wgrad(T, in, out, dy, x, dw)};
+    assert_ok(dev->matmul(dev, 3, list));
+    keep_floats(o, y, T * out, "matmul forward");
+    keep_floats(o, dx, T * in, "matmul dgrad");
+    keep_floats(o, dw, out * in, "matmul wgrad");
+    free(x), free(w), free(dy);
+}
+
+/* `large`: enough work that every op uses all threads. */
+static inline outputs run_all_ops(wb_device *dev, uint64_t seed, bool large) {
+    outputs o = {0};
+    rng_state = seed;
+    all_matmuls(dev, large ? 90 : 13, large ? 300 : 37, large ? 200 : 21, &o);
+    all_rows(dev, large ? 120 : 7, large ? 500 : 38, &o);
+    all_attention(dev, large ? 150 : 19, large ? 32 : 10, &o);
+    all_routing(dev, large ? 1000 : 9, large ? 64 : 20, 5, large ? 90 : 21, &o);
+    return o;
+}
+
+#endif

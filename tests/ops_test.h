@@ -1,0 +1,101 @@
+/* ops_test.h - what the tests of the CPU ops share: a printed seed, random arrays, devices, comparisons that fail on NaN. */
+#ifndef WB_OPS_TEST_H
+#define WB_OPS_TEST_H
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include <cmocka.h>
+
+#include "cpu_device.h"
+#include "router_rules.h"
+
+/* ---- random numbers ---------------------------------------------------------------------------------- */
+
+static uint64_t rng_state;
+
+static inline uint64_t rng_next(void) { /* splitmix64 */
+    uint64_t z = rng_state += 0x9e3779b97f4a7c15u;
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return z ^ (z >> 31);
+}
+
+/* Seed: the first argument, or the clock; printed either way. */
+static inline void rng_open(int argc, char **argv) {
+    uint64_t seed = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)time(NULL);
+    printf("seed %llu\n", (unsigned long long)seed);
+    rng_state = seed;
+    rng_state = rng_next(); /* neighbouring seeds are not shifts of each other */
+}
+
+static inline int64_t rng_range(int64_t low, int64_t high) { /* both included */
+    return low + (int64_t)(rng_next() % (uint64_t)(high - low + 1));
+}
+
+static inline float rng_uniform(float low, float high) {
+    return low + (high - low) * (float)(rng_next() >> 40) * 0x1p-24f;
+}
+
+/* ---- arrays -------------------------------------------------------------------------------------------- */
+
+static inline void *xalloc(int64_t count, size_t size) {
+    void *memory = calloc(count > 0 ? (size_t)count : 1, size);
+    assert_non_null(memory);
+    return memory;
+}
+
+static inline float *floats(int64_t count) {
+    return xalloc(count, sizeof(float));
+}
+
+static inline float *random_floats(int64_t count, float low, float high) {
+    float *x = floats(count);
+    for (int64_t i = 0; i < count; i++) x[i] = rng_uniform(low, high);
+    return x;
+}
+
+static inline float *copied(const float *x, int64_t count) {
+    float *y = floats(count);
+    memcpy(y, x, (size_t)count * sizeof(float));
+    return y;
+}
+
+/* ---- devices ------------------------------------------------------------------------------------------- */
+
+static inline wb_device *open_cpu(int threads) {
+    wb_device *dev = NULL;
+    assert_int_equal(wb_device_open_cpu(threads, &dev), WB_OK);
+    return dev;
+}
+
+#define assert_ok(call)                                                     \
+    do {                                                                    \
+        if ((call) != WB_OK) fail_msg("%s: %s", #call, wb_error_message()); \
+    } while (0)
+
+/* ---- comparisons ----------------------------------------------------------------------------------------- */
+
+static inline void same_bits_at(const void *a, const void *b, size_t bytes, const char *what, int line) {
+    if (bytes > 0 && memcmp(a, b, bytes) != 0) fail_msg("line %d: %s: bits differ", line, what);
+}
+#define assert_same_bits(a, b, count, what) same_bits_at(a, b, (size_t)(count) * sizeof *(a), what, __LINE__)
+
+/* |found - expected| <= relative * scale + absolute, and so neither is NaN. */
+static inline void close_at(double found, double expected, double tolerance, const char *what, int64_t index,
+                            int line) {
+    double difference = found > expected ? found - expected : expected - found;
+    if (!(difference <= tolerance))
+        fail_msg("line %d: %s[%lld]: expected %.9g within %.3g, found %.9g", line, what, (long long)index,
+                 expected, tolerance, found);
+}
+#define assert_close(found, expected, tolerance, what, index) \
+    close_at((double)(found), (double)(expected), (double)(tolerance), what, index, __LINE__)
+
+#endif

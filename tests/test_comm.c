@@ -1,0 +1,208 @@
+/* test_comm.c - the transports of one process: self, and threads at several rank counts. What only threads
+ * can do, a rank that gives up, is tested here; a hang is a failure by alarm. */
+#include <pthread.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "comm_core.h"
+
+#define MAX_RANKS 7
+
+static uint64_t seed;
+
+typedef struct worker {
+    pthread_t thread;
+    wb_comm *comm;
+    int failures;
+} worker;
+
+/* Runs `body` on each rank's thread; returns the failures of all. */
+static int on_threads(int ranks, void *(*body)(void *)) {
+    wb_comm *comms[MAX_RANKS];
+    worker workers[MAX_RANKS];
+    int failures = 0;
+    assert_int_equal(wb_comm_open_threads(ranks, comms), WB_OK);
+    for (int r = 0; r < ranks; r++) {
+        workers[r] = (worker){.comm = comms[r], .failures = 0};
+        assert_int_equal(pthread_create(&workers[r].thread, NULL, body, &workers[r]), 0);
+    }
+    for (int r = 0; r < ranks; r++) {
+        assert_int_equal(pthread_join(workers[r].thread, NULL), 0);
+        failures += workers[r].failures;
+    }
+    return failures;
+}
+
+static void test_self(void **unused) {
+    (void)unused;
+    wb_comm *comm = NULL;
+    assert_int_equal(wb_comm_open_self(&comm), WB_OK);
+    assert_int_equal(comm->rank, 0);
+    assert_int_equal(comm->size, 1);
+    assert_int_equal(comm_core_run(comm, seed), 0);
+    wb_comm_abort(comm);
+    wb_comm_close(comm);
+    wb_comm_close(NULL);
+}
+
+static void *run_core(void *argument) {
+    worker *me = argument;
+    me->failures = comm_core_run(me->comm, seed);
+    wb_comm_close(me->comm);
+    return NULL;
+}
+
+static void test_threads(void **unused) {
+    (void)unused;
+    const int sizes[] = {1, 2, 3, 4, MAX_RANKS};
+    for (size_t k = 0; k < sizeof(sizes) / sizeof(sizes[0]); k++)
+        assert_int_equal(on_threads(sizes[k], run_core), 0);
+}
+
+static void test_open_refuses(void **unused) {
+    (void)unused;
+    wb_comm *comm = (wb_comm *)&seed;
+    assert_int_equal(wb_comm_open_threads(0, &comm), WB_INVALID_ARGUMENT);
+    assert_int_equal(wb_comm_open_threads(-3, &comm), WB_INVALID_ARGUMENT);
+    assert_ptr_equal(comm, (wb_comm *)&seed);
+}
+
+/* ---- a rank gives up ----------------------------------------------------------------------------- */
+
+/* Collectives with buffers that die with each call: a peer that reads one after its owner was sent home is
+ * seen by the sanitizers. */
+static wb_status busy_step(wb_comm *comm, int step) {
+    const size_t n = (size_t)(mix(seed + (uint64_t)step) % 40000);
+    float *values = take(n * sizeof(*values));
+    for (size_t i = 0; i < n; i++) values[i] = 1.0f;
+    wb_status status = wb_comm_all_reduce_f32(comm, values, n);
+    if (status == WB_OK) status = wb_comm_broadcast(comm, values, n * sizeof(*values), step % comm->size);
+    free(values);
+    return status;
+}
+
+/* Rank 1 aborts at its step `last_step`; the others go on until told. */
+static int last_step;
+
+static void *abort_midway(void *argument) {
+    worker *me = argument;
+    wb_status status = WB_OK;
+    for (int step = 0; status == WB_OK; step++) {
+        if (me->comm->rank == 1 && step == last_step) wb_comm_abort(me->comm);
+        status = busy_step(me->comm, step);
+    }
+    me->failures += status != WB_PEER;
+    me->failures += strstr(wb_error_message(), "rank 1 gave up") == NULL;
+    me->failures += wb_comm_barrier(me->comm) != WB_PEER; /* later calls too */
+    me->failures += wb_comm_agree(me->comm, WB_OK) != WB_PEER;
+    wb_fail(WB_IO, "mine");
+    me->failures += wb_comm_agree(me->comm, WB_IO) != WB_IO;
+    me->failures += strcmp(wb_error_message(), "mine") != 0;
+    wb_comm_close(me->comm);
+    return NULL;
+}
+
+static void test_abort(void **unused) {
+    (void)unused;
+    for (int ranks = 2; ranks <= MAX_RANKS; ranks++)
+        for (last_step = 0; last_step < 5; last_step++) assert_int_equal(on_threads(ranks, abort_midway), 0);
+}
+
+/* Rank 1 gives up while the others certainly wait for it. */
+static void *abort_late(void *argument) {
+    worker *me = argument;
+    if (me->comm->rank == 1) {
+        nanosleep(&(struct timespec){.tv_nsec = 50 * 1000 * 1000}, NULL);
+        wb_comm_abort(me->comm);
+    } else {
+        me->failures += wb_comm_barrier(me->comm) != WB_PEER;
+    }
+    wb_comm_close(me->comm);
+    return NULL;
+}
+
+static void test_abort_wakes(void **unused) {
+    (void)unused;
+    assert_int_equal(on_threads(4, abort_late), 0);
+}
+
+static void *until_told(void *argument) {
+    worker *me = argument;
+    wb_status status = WB_OK;
+    for (int step = 0; status == WB_OK; step++) status = busy_step(me->comm, step);
+    me->failures += status != WB_PEER;
+    return NULL;
+}
+
+/* A watchdog aborts for rank 0 at any point of a call: the peers must not go home while they are read. */
+static void test_abort_from_outside(void **unused) {
+    (void)unused;
+    wb_comm *comms[MAX_RANKS];
+    worker workers[MAX_RANKS];
+    for (int trial = 0; trial < 40; trial++) {
+        assert_int_equal(wb_comm_open_threads(3, comms), WB_OK);
+        for (int r = 0; r < 3; r++) {
+            workers[r] = (worker){.comm = comms[r], .failures = 0};
+            assert_int_equal(pthread_create(&workers[r].thread, NULL, until_told, &workers[r]), 0);
+        }
+        nanosleep(&(struct timespec){.tv_nsec = (long)(mix(seed + (uint64_t)trial) % 4000000)}, NULL);
+        wb_comm_abort(comms[0]);
+        for (int r = 0; r < 3; r++) {
+            assert_int_equal(pthread_join(workers[r].thread, NULL), 0);
+            assert_int_equal(workers[r].failures, 0);
+        }
+        for (int r = 0; r < 3; r++) wb_comm_close(comms[r]);
+    }
+}
+
+/* Rank 1 closes without a word. */
+static void *close_early(void *argument) {
+    worker *me = argument;
+    if (me->comm->rank != 1) me->failures += wb_comm_barrier(me->comm) != WB_PEER;
+    wb_comm_close(me->comm);
+    return NULL;
+}
+
+static void test_close_is_giving_up(void **unused) {
+    (void)unused;
+    assert_int_equal(on_threads(4, close_early), 0);
+}
+
+/* Ranks that make different calls all learn it. */
+static void *different_calls(void *argument) {
+    worker *me = argument;
+    unsigned char byte = 0;
+    const wb_status found =
+        me->comm->rank == 1 ? wb_comm_broadcast(me->comm, &byte, 1, 0) : wb_comm_barrier(me->comm);
+    me->failures += found != WB_MISMATCH;
+    me->failures += strstr(wb_error_message(), "rank 1:") == NULL;
+    me->failures += wb_comm_barrier(me->comm) != WB_OK;
+    wb_comm_close(me->comm);
+    return NULL;
+}
+
+static void test_different_calls(void **unused) {
+    (void)unused;
+    assert_int_equal(on_threads(3, different_calls), 0);
+}
+
+int main(void) {
+    seed = (uint64_t)time(NULL);
+    printf("test_comm: seed %llu\n", (unsigned long long)seed);
+    alarm(120);
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_self),
+        cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_open_refuses),
+        cmocka_unit_test(test_abort),
+        cmocka_unit_test(test_abort_wakes),
+        cmocka_unit_test(test_abort_from_outside),
+        cmocka_unit_test(test_close_is_giving_up),
+        cmocka_unit_test(test_different_calls),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
