@@ -1,0 +1,205 @@
+/* infer.c - inference: a step's tokens through all layers over a paged pool of keys and values.
+ *
+ * Owns: the pool, the check of a batch, the logits of the wanted rows. Refuses: scheduling, sampling, which
+ * block belongs to whom. */
+#include <stdlib.h>
+
+#include "forward_internal.h"
+
+struct wb_infer {
+    wb_model *model;
+    wb_infer_options options;
+    wb_block block;
+    void **k, **v; /* [n_layers] pools, device [n_blocks * block_size, nkv * dh] of the model's dtype */
+
+    wb_buffer tokens, pos, seq, blocks; /* int32, the batch on the device */
+    wb_buffer pool_rows;                /* int64 [T] */
+    wb_buffer logit_rows;               /* int32 [n_logits] */
+    wb_buffer x, y;                     /* [T, H] residual stream, in turns */
+    wb_buffer last, normed, logits;     /* [n_logits, H], [n_logits, H], [n_logits, V] */
+    wb_host_buffer host_rows;           /* int64 [T] */
+};
+
+/* ---- open and close -------------------------------------------------------------------------------- */
+
+static wb_status open_pools(wb_infer *infer) {
+    const wb_config *config = &infer->model->config;
+    wb_device *dev = infer->model->device;
+    const int64_t width = (int64_t)config->n_kv_heads * config->head_dim;
+    const int64_t rows = (int64_t)infer->options.n_blocks * infer->options.block_size;
+    const size_t size = wb_dtype_size(infer->model->dtype);
+    if ((size_t)rows > (size_t)PTRDIFF_MAX / size / (size_t)width)
+        return wb_fail(WB_CAPACITY, "KV pool: %lld rows of %lld elements overflow", (long long)rows,
+                       (long long)width);
+    const size_t bytes = (size_t)rows * (size_t)width * size;
+
+    WB_TRY(wb_alloc((size_t)config->n_layers, sizeof(void *), "KV pools", (void **)&infer->k));
+    WB_TRY(wb_alloc((size_t)config->n_layers, sizeof(void *), "KV pools", (void **)&infer->v));
+    for (int32_t l = 0; l < config->n_layers; l++) {
+        wb_status status = dev->mem_alloc(dev, bytes, &infer->k[l]);
+        if (status == WB_OK) status = dev->mem_alloc(dev, bytes, &infer->v[l]);
+        if (status != WB_OK) return wb_fail_context(status, "KV pool of layer %d", l);
+    }
+    return WB_OK;
+}
+
+wb_status wb_infer_open(wb_model *model, const wb_infer_options *options, wb_infer **infer_out) {
+    if (options->n_blocks < 1 || options->block_size < 1)
+        return wb_fail(WB_INVALID_ARGUMENT,
+                       "KV pool: expected at least 1 block of 1 token, found %d blocks of %d tokens",
+                       options->n_blocks, options->block_size);
+    void *memory;
+    WB_TRY(wb_alloc(1, sizeof(wb_infer), "inference", &memory));
+    wb_infer *infer = memory;
+    infer->model = model;
+    infer->options = *options;
+    wb_status status = wb_block_open(model, &infer->block);
+    if (status == WB_OK) status = open_pools(infer);
+    if (status != WB_OK) {
+        wb_infer_close(infer);
+        return status;
+    }
+    *infer_out = infer;
+    return WB_OK;
+}
+
+void wb_infer_close(wb_infer *infer) {
+    if (infer == NULL) return;
+    wb_device *dev = infer->model->device;
+    wb_buffer *const buffers[] = {&infer->tokens,    &infer->pos,        &infer->seq,   &infer->blocks,
+                                  &infer->pool_rows, &infer->logit_rows, &infer->x,     &infer->y,
+                                  &infer->last,      &infer->normed,     &infer->logits};
+    for (size_t i = 0; i < sizeof buffers / sizeof buffers[0]; i++) wb_buffer_free(dev, buffers[i]);
+    wb_host_free(&infer->host_rows);
+    for (int32_t l = 0; l < infer->model->config.n_layers; l++) {
+        if (infer->k != NULL) dev->mem_free(dev, infer->k[l]);
+        if (infer->v != NULL) dev->mem_free(dev, infer->v[l]);
+    }
+    free(infer->k);
+    free(infer->v);
+    wb_block_close(&infer->block);
+    free(infer);
+}
+
+/* ---- a batch ------------------------------------------------------------------------------------- */
+
+/* Token t: its id, its position, and at the end of a run the blocks of all positions up to it. */
+static wb_status check_token(const wb_infer *infer, const wb_infer_batch *batch, int64_t t) {
+    const wb_config *config = &infer->model->config;
+    const int32_t seq = batch->seq[t], pos = batch->pos[t];
+    if (batch->tokens[t] < 0 || batch->tokens[t] >= config->vocab_size)
+        return wb_fail(WB_INVALID_ARGUMENT, "token %lld: expected an id in 0..%d, found %d", (long long)t,
+                       config->vocab_size - 1, batch->tokens[t]);
+    if (seq < 0 || seq >= batch->n_seqs)
+        return wb_fail(WB_INVALID_ARGUMENT, "token %lld: expected a sequence in 0..%d, found %d",
+                       (long long)t, batch->n_seqs - 1, seq);
+    if (pos >= config->max_positions)
+        return wb_fail(WB_CAPACITY,
+                       "token %lld of sequence %d: position %d exceeds the model's limit of %d positions",
+                       (long long)t, seq, pos, config->max_positions);
+    const bool run_starts = t == 0 || batch->seq[t - 1] != seq;
+    if (pos < 0 || (!run_starts && pos <= batch->pos[t - 1]))
+        return wb_fail(WB_INVALID_ARGUMENT,
+                       "token %lld of sequence %d: expected ascending positions, found %d", (long long)t, seq,
+                       pos);
+    if (t + 1 < batch->T && batch->seq[t + 1] == seq) return WB_OK;
+
+    const int32_t last_block = pos / infer->options.block_size;
+    if (last_block >= batch->max_blocks)
+        return wb_fail(WB_INVALID_ARGUMENT, "sequence %d: position %d lies in block %d, the table has %d",
+                       seq, pos, last_block, batch->max_blocks);
+    for (int32_t b = 0; b <= last_block; b++) {
+        const int32_t block = batch->blocks[(int64_t)seq * batch->max_blocks + b];
+        if (block < 0 || block >= infer->options.n_blocks)
+            return wb_fail(WB_INVALID_ARGUMENT, "sequence %d, entry %d: expected a block in 0..%d, found %d",
+                           seq, b, infer->options.n_blocks - 1, block);
+    }
+    return WB_OK;
+}
+
+static wb_status check_batch(wb_infer *infer, const wb_infer_batch *batch, const wb_routing *routing) {
+    const int32_t K = infer->model->config.router.top_k;
+    if (batch->T < 0 || batch->T > INT32_MAX / K || batch->n_seqs < 0 || batch->max_blocks < 0 ||
+        batch->n_logits < 0)
+        return wb_fail(WB_INVALID_ARGUMENT,
+                       "batch: expected sizes of at least 0 and at most %d tokens, found %lld", INT32_MAX / K,
+                       (long long)batch->T);
+    for (int64_t t = 0; t < batch->T; t++) WB_TRY(check_token(infer, batch, t));
+    for (int64_t i = 0; i < batch->n_logits; i++)
+        if (batch->logit_rows[i] < 0 || batch->logit_rows[i] >= batch->T)
+            return wb_fail(WB_INVALID_ARGUMENT, "logit row %lld: expected a token below %lld, found %d",
+                           (long long)i, (long long)batch->T, batch->logit_rows[i]);
+    return wb_moe_check_routing(&infer->block.moe, batch->T, routing);
+}
+
+static wb_status upload_batch(wb_infer *infer, const wb_infer_batch *batch) {
+    wb_device *dev = infer->model->device;
+    const int64_t T = batch->T, block_size = infer->options.block_size;
+    WB_TRY(wb_host_reserve(&infer->host_rows, T, sizeof(int64_t), "KV pool rows"));
+    int64_t *rows = infer->host_rows.data;
+    for (int64_t t = 0; t < T; t++) {
+        const int32_t pos = batch->pos[t];
+        rows[t] = batch->blocks[(int64_t)batch->seq[t] * batch->max_blocks + pos / block_size] * block_size +
+                  pos % block_size;
+    }
+    WB_TRY(wb_upload(dev, &infer->pool_rows, rows, T, sizeof(int64_t)));
+    WB_TRY(wb_upload(dev, &infer->tokens, batch->tokens, T, sizeof(int32_t)));
+    WB_TRY(wb_upload(dev, &infer->pos, batch->pos, T, sizeof(int32_t)));
+    WB_TRY(wb_upload(dev, &infer->seq, batch->seq, T, sizeof(int32_t)));
+    WB_TRY(wb_upload(dev, &infer->blocks, batch->blocks, (int64_t)batch->n_seqs * batch->max_blocks,
+                     sizeof(int32_t)));
+    return wb_upload(dev, &infer->logit_rows, batch->logit_rows, batch->n_logits, sizeof(int32_t));
+}
+
+/* ---- forward ------------------------------------------------------------------------------------- */
+
+/* All that can fail on one rank alone, before the first exchange of rows. */
+static wb_status prepare(wb_infer *infer, const wb_infer_batch *batch, const wb_routing *routing) {
+    const wb_config *config = &infer->model->config;
+    wb_device *dev = infer->model->device;
+    const int64_t H = config->hidden_size;
+    WB_TRY(check_batch(infer, batch, routing));
+    WB_TRY(upload_batch(infer, batch));
+    WB_TRY(wb_reserve(dev, &infer->x, batch->T, H, sizeof(float)));
+    WB_TRY(wb_reserve(dev, &infer->y, batch->T, H, sizeof(float)));
+    WB_TRY(wb_reserve(dev, &infer->last, batch->n_logits, H, sizeof(float)));
+    WB_TRY(wb_reserve(dev, &infer->normed, batch->n_logits, H, sizeof(float)));
+    return wb_reserve(dev, &infer->logits, batch->n_logits, config->vocab_size, sizeof(float));
+}
+
+/* logits of the wanted rows of x. */
+static wb_status head_forward(wb_infer *infer, int64_t n, const float *x) {
+    const wb_model *model = infer->model;
+    wb_device *dev = model->device;
+    const int64_t H = model->config.hidden_size;
+    WB_TRY(dev->gather_rows(dev, n, H, infer->logit_rows.data, x, infer->last.data));
+    WB_TRY(dev->rmsnorm_forward(dev, n, H, infer->last.data, wb_param_data(model, model->final_norm),
+                                model->config.norm_eps, infer->normed.data));
+    const wb_matmul product = wb_matmul_forward(n, H, model->config.vocab_size, infer->normed.data,
+                                                wb_param_data(model, model->lm_head),
+                                                model->params[model->lm_head].dtype, infer->logits.data);
+    return dev->matmul(dev, 1, &product);
+}
+
+wb_status wb_infer_forward(wb_infer *infer, const wb_infer_batch *batch, const wb_routing *routing,
+                           const float **logits_out) {
+    const wb_model *model = infer->model;
+    wb_device *dev = model->device;
+    WB_TRY(wb_comm_agree(model->comm, prepare(infer, batch, routing)));
+
+    const wb_block_tokens tokens = {batch->T,           infer->pos.data,   infer->seq.data,
+                                    infer->blocks.data, batch->max_blocks, infer->options.block_size};
+    float *x = infer->x.data, *y = infer->y.data;
+    WB_TRY(dev->embed_forward(dev, batch->T, model->config.hidden_size, infer->tokens.data,
+                              wb_param_data(model, model->embed), model->params[model->embed].dtype, x));
+    for (int32_t l = 0; l < model->config.n_layers; l++) {
+        const wb_kv_pool pool = {infer->k[l], infer->v[l], model->dtype, infer->pool_rows.data};
+        WB_TRY(wb_block_forward(&infer->block, l, &tokens, &pool, routing, false, x, y));
+        float *const swap = x;
+        x = y;
+        y = swap;
+    }
+    WB_TRY(head_forward(infer, batch->n_logits, x));
+    *logits_out = infer->logits.data;
+    return WB_OK;
+}

@@ -1,0 +1,724 @@
+/* hf_oracle.c - this engine against a directory of reference data written by Hugging Face transformers.
+ *
+ * Owns: the comparison of logits, routes, weights, forced replay, every gradient and a greedy continuation, and
+ * the verdict as exit code. Refuses: tolerances other than those the files support.
+ *
+ * DIR holds config.json and model.safetensors, ref.safetensors, grads.safetensors, meta.json. */
+#include <jansson.h>
+#include <math.h>
+#include <pthread.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "wb_model.h"
+
+enum { PROMPT = 7, CHUNK = 4, BLOCK_SIZE = 4 };
+enum { EXIT_PASS = 0, EXIT_DIFFERENT = 1, EXIT_UNREADABLE = 2 };
+
+static const char usage[] =
+    "usage: hf_oracle [--ranks N] DIR\n"
+    "Compares this engine with the reference data in DIR. --ranks N runs N thread ranks, sequences and "
+    "experts\n"
+    "spread over them. Exit code: 0 all equal within tolerance, 1 not, 2 usage or unreadable input.\n";
+
+static void die(const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    fputs("hf_oracle: ", stderr);
+    vfprintf(stderr, format, args);
+    fputc('\n', stderr);
+    va_end(args);
+    exit(EXIT_UNREADABLE);
+}
+
+static void *allocate(size_t count, size_t size) {
+    void *memory = calloc(count > 0 ? count : 1, size);
+    if (memory == NULL) die("out of memory");
+    return memory;
+}
+
+/* ---- checks -------------------------------------------------------------------------------------- */
+
+typedef enum check_id {
+    LOGITS,
+    ROUTER_IDS,
+    ROUTER_LOGITS,
+    ROUTER_WEIGHTS,
+    FORCED_WEIGHTS,
+    FORCED_LOGITS,
+    FORCED_LOGPROBS,
+    FORCED_LOSS,
+    GRADIENTS,
+    GREEDY_IDS,
+    GREEDY_ROUTES,
+    N_CHECKS
+} check_id;
+
+static const struct {
+    const char *name, *unit;
+    double limit; /* of the largest error; ids: of their number that differ */
+} checks[N_CHECKS] = {
+    {"logits", "absolute", 1e-4},          {"router ids", "differing", 0},
+    {"router logits", "absolute", 1e-4},   {"router weights", "absolute", 1e-4},
+    {"forced weights", "absolute", 1e-4},  {"forced logits", "absolute", 1e-4},
+    {"forced logprobs", "absolute", 1e-4}, {"forced loss", "absolute", 1e-4},
+    {"gradients", "relative", 1e-4},       {"greedy ids", "differing", 0},
+    {"greedy routes", "differing", 0},
+};
+
+typedef struct outcome {
+    double error; /* largest, or number of differing ids; infinite once a NaN was seen */
+    int64_t compared;
+} outcome;
+
+static void see_error(outcome *o, double error) {
+    if (!(error <= o->error)) o->error = isnan(error) ? INFINITY : error;
+}
+
+static void see_floats(outcome *o, int64_t n, const float *found, const float *expected) {
+    for (int64_t i = 0; i < n; i++) see_error(o, fabs((double)found[i] - (double)expected[i]));
+    o->compared += n;
+}
+
+static void see_id(outcome *o, int64_t found, int64_t expected) {
+    o->error += found != expected;
+    o->compared++;
+}
+
+/* ---- reference data --------------------------------------------------------------------------------- */
+
+typedef struct layer_reference {
+    float *logits, *weights, *forced_weights; /* [B*S, E], [B*S, K], [B*S, K] */
+    int64_t *ids, *forced_ids, *greedy_ids;   /* [B*S, K], [B*S, K], [B*W, K] */
+} layer_reference;
+
+typedef struct reference {
+    const char *dir;
+    wb_config config;
+    wb_safetensors *ref, *grads;
+    json_t *meta;
+    int64_t B, S, V, E, K, L, W; /* W: length of a greedy sequence */
+    int64_t *input_ids, *greedy_ids;
+    float *logits, *forced_logits, *forced_logprobs, *forced_loss;
+    layer_reference *layers; /* [L] */
+    double largest_grad;     /* of all tensors */
+} reference;
+
+static float float_at(const wb_tensor_view *view, int64_t i) {
+    const uint8_t *at = (const uint8_t *)view->data + (size_t)i * wb_dtype_size(view->dtype);
+    if (view->dtype == WB_F32) {
+        float value;
+        memcpy(&value, at, sizeof value);
+        return value;
+    }
+    const uint32_t bits = (uint32_t)at[0] | (uint32_t)at[1] << 8;
+    if (view->dtype == WB_BF16) {
+        const uint32_t wide = bits << 16;
+        float value;
+        memcpy(&value, &wide, sizeof value);
+        return value;
+    }
+    const int exponent = (int)(bits >> 10 & 31);
+    const float fraction = (float)(bits & 1023), sign = bits >> 15 ? -1.0F : 1.0F;
+    if (exponent == 31) return fraction == 0 ? sign * INFINITY : NAN;
+    return sign * (exponent == 0 ? ldexpf(fraction, -24) : ldexpf(fraction + 1024, exponent - 25));
+}
+
+static int64_t elements(const wb_tensor_view *view) {
+    int64_t n = 1;
+    for (int32_t d = 0; d < view->n_dims; d++) n *= view->shape[d];
+    return n;
+}
+
+static wb_tensor_view find(const wb_safetensors *file, const char *name) {
+    wb_tensor_view view;
+    if (wb_safetensors_find(file, name, &view) != WB_OK) die("%s", wb_error_message());
+    return view;
+}
+
+/* The tensor's elements, of which there must be n. */
+static float *read_floats(const wb_safetensors *file, const char *name, int64_t n) {
+    const wb_tensor_view view = find(file, name);
+    if (view.dtype != WB_F32 && view.dtype != WB_BF16 && view.dtype != WB_F16)
+        die("%s: expected floats, found %s", name, wb_dtype_name(view.dtype));
+    if (elements(&view) != n)
+        die("%s: expected %lld elements, found %lld", name, (long long)n, (long long)elements(&view));
+    float *values = allocate((size_t)n, sizeof(float));
+    for (int64_t i = 0; i < n; i++) values[i] = float_at(&view, i);
+    return values;
+}
+
+static int64_t *read_ids(const wb_safetensors *file, const char *name, int64_t n) {
+    const wb_tensor_view view = find(file, name);
+    if (view.dtype != WB_I64) die("%s: expected i64, found %s", name, wb_dtype_name(view.dtype));
+    if (elements(&view) != n)
+        die("%s: expected %lld elements, found %lld", name, (long long)n, (long long)elements(&view));
+    int64_t *values = allocate((size_t)n, sizeof(int64_t));
+    memcpy(values, view.data, (size_t)n * sizeof(int64_t));
+    return values;
+}
+
+static void matrix_shape(const wb_safetensors *file, const char *name, int64_t *rows_out,
+                         int64_t *columns_out) {
+    const wb_tensor_view view = find(file, name);
+    if (view.n_dims != 2) die("%s: expected 2 dimensions, found %d", name, view.n_dims);
+    *rows_out = view.shape[0];
+    *columns_out = view.shape[1];
+}
+
+static void read_layer(reference *ref, int64_t i) {
+    const int64_t T = ref->B * ref->S;
+    layer_reference *layer = &ref->layers[i];
+    char name[64];
+    snprintf(name, sizeof name, "router.%d.logits", (int)i);
+    layer->logits = read_floats(ref->ref, name, T * ref->E);
+    snprintf(name, sizeof name, "router.%d.topk_ids", (int)i);
+    layer->ids = read_ids(ref->ref, name, T * ref->K);
+    snprintf(name, sizeof name, "router.%d.topk_weights", (int)i);
+    layer->weights = read_floats(ref->ref, name, T * ref->K);
+    snprintf(name, sizeof name, "forced.%d.topk_ids", (int)i);
+    layer->forced_ids = read_ids(ref->ref, name, T * ref->K);
+    snprintf(name, sizeof name, "forced.%d.topk_weights", (int)i);
+    layer->forced_weights = read_floats(ref->ref, name, T * ref->K);
+    snprintf(name, sizeof name, "greedy.%d.topk_ids", (int)i);
+    layer->greedy_ids = read_ids(ref->ref, name, ref->B * ref->W * ref->K);
+    for (int64_t j = 0; j < T * ref->K; j++)
+        if (layer->forced_ids[j] < 0 || layer->forced_ids[j] >= ref->E)
+            die("forced.%d.topk_ids: expected ids below %lld, found %lld", (int)i, (long long)ref->E,
+                (long long)layer->forced_ids[j]);
+}
+
+static void find_largest_grad(reference *ref) {
+    for (size_t i = 0; i < wb_safetensors_count(ref->grads); i++) {
+        wb_tensor_view view;
+        if (wb_safetensors_get(ref->grads, i, &view) != WB_OK) die("%s", wb_error_message());
+        for (int64_t j = 0; j < elements(&view); j++)
+            ref->largest_grad = fmax(ref->largest_grad, fabs((double)float_at(&view, j)));
+    }
+}
+
+static void reference_open(const char *dir, reference *ref) {
+    memset(ref, 0, sizeof *ref);
+    ref->dir = dir;
+    if (wb_config_load(dir, &ref->config) != WB_OK || wb_safetensors_open(dir, "ref", &ref->ref) != WB_OK ||
+        wb_safetensors_open(dir, "grads", &ref->grads) != WB_OK)
+        die("%s", wb_error_message());
+    char path[4096];
+    json_error_t error;
+    snprintf(path, sizeof path, "%s/meta.json", dir);
+    ref->meta = json_load_file(path, 0, &error);
+    if (ref->meta == NULL) die("%s: line %d: %s", path, error.line, error.text);
+
+    ref->V = ref->config.vocab_size;
+    ref->E = ref->config.router.n_experts;
+    ref->K = ref->config.router.top_k;
+    for (int32_t l = 0; l < ref->config.n_layers; l++) ref->L += wb_config_is_moe(&ref->config, l);
+    const size_t routers = json_array_size(json_object_get(ref->meta, "routers"));
+    if (routers != (size_t)ref->L) die("%s: expected %d routers, found %zu", path, (int)ref->L, routers);
+
+    int64_t B;
+    matrix_shape(ref->ref, "input_ids", &ref->B, &ref->S);
+    matrix_shape(ref->ref, "greedy_ids", &B, &ref->W);
+    if (B != ref->B) die("greedy_ids: expected %d rows, found %d", (int)ref->B, (int)B);
+    const int64_t T = ref->B * ref->S;
+    ref->input_ids = read_ids(ref->ref, "input_ids", T);
+    ref->greedy_ids = read_ids(ref->ref, "greedy_ids", B * ref->W);
+    ref->logits = read_floats(ref->ref, "logits", T * ref->V);
+    ref->forced_logits = read_floats(ref->ref, "forced.logits", T * ref->V);
+    ref->forced_logprobs = read_floats(ref->ref, "forced.logprobs", B * (ref->S - 1));
+    ref->forced_loss = read_floats(ref->ref, "forced.loss", 1);
+    ref->layers = allocate((size_t)ref->L, sizeof(layer_reference));
+    for (int64_t i = 0; i < ref->L; i++) read_layer(ref, i);
+    find_largest_grad(ref);
+}
+
+static void reference_close(reference *ref) {
+    for (int64_t i = 0; i < ref->L; i++) {
+        const layer_reference *layer = &ref->layers[i];
+        void *const arrays[] = {layer->logits, layer->weights,    layer->forced_weights,
+                                layer->ids,    layer->forced_ids, layer->greedy_ids};
+        for (size_t j = 0; j < sizeof arrays / sizeof arrays[0]; j++) free(arrays[j]);
+    }
+    void *const arrays[] = {ref->layers,        ref->input_ids,       ref->greedy_ids, ref->logits,
+                            ref->forced_logits, ref->forced_logprobs, ref->forced_loss};
+    for (size_t j = 0; j < sizeof arrays / sizeof arrays[0]; j++) free(arrays[j]);
+    json_decref(ref->meta);
+    wb_safetensors_close(ref->grads);
+    wb_safetensors_close(ref->ref);
+}
+
+/* ---- one rank ------------------------------------------------------------------------------------ */
+
+typedef struct rank_run {
+    const reference *ref;
+    wb_comm *comm;
+    wb_device *device;
+    wb_model *model;
+    wb_train *train;
+    int64_t n_seqs; /* sequences rank, rank + R, rank + 2R, ... of the reference */
+    outcome outcomes[N_CHECKS];
+    double loss; /* this rank's part */
+    int64_t n_tensors, n_tensors_expected;
+    int verdict; /* EXIT_PASS unless the run itself failed */
+} rank_run;
+
+static int64_t reference_seq(const rank_run *run, int64_t s) {
+    return run->comm->rank + s * run->comm->size;
+}
+
+/* Row of the reference's [B*S, ...] for this rank's token t. */
+static int64_t reference_row(const rank_run *run, int64_t t) {
+    return reference_seq(run, t / run->ref->S) * run->ref->S + t % run->ref->S;
+}
+
+/* A route tensor [T][L][K] on the device and its ids as numbers. */
+typedef struct routes {
+    wb_device *device;
+    wb_dtype dtype;
+    int64_t n;
+    void *device_ids, *host_ids;
+} routes;
+
+static wb_status routes_open(const rank_run *run, int64_t T, routes *r) {
+    *r = (routes){.device = run->device, .dtype = wb_route_dtype((uint32_t)run->ref->E)};
+    r->n = T * run->ref->L * run->ref->K;
+    r->host_ids = allocate((size_t)r->n, sizeof(uint16_t));
+    return run->device->mem_alloc(run->device, (size_t)r->n * sizeof(uint16_t), &r->device_ids);
+}
+
+static void routes_close(routes *r) {
+    r->device->mem_free(r->device, r->device_ids);
+    free(r->host_ids);
+}
+
+static int64_t routes_get(const routes *r, int64_t i) {
+    return r->dtype == WB_U8 ? ((const uint8_t *)r->host_ids)[i] : ((const uint16_t *)r->host_ids)[i];
+}
+
+static void routes_set(routes *r, int64_t i, int64_t id) {
+    if (r->dtype == WB_U8)
+        ((uint8_t *)r->host_ids)[i] = (uint8_t)id;
+    else
+        ((uint16_t *)r->host_ids)[i] = (uint16_t)id;
+}
+
+static wb_status routes_download(routes *r) {
+    return r->device->to_host(r->device, r->host_ids, r->device_ids, (size_t)r->n * wb_dtype_size(r->dtype));
+}
+
+static wb_status routes_upload(routes *r) {
+    return r->device->to_device(r->device, r->device_ids, r->host_ids,
+                                (size_t)r->n * wb_dtype_size(r->dtype));
+}
+
+/* This rank's sequences as a training batch. */
+typedef struct packed {
+    wb_train_batch batch;
+    int32_t *tokens, *targets, *seq_start;
+    float *logprobs, *logits;
+} packed;
+
+static packed pack(const rank_run *run) {
+    const reference *ref = run->ref;
+    const int64_t T = run->n_seqs * ref->S;
+    packed p;
+    p.tokens = allocate((size_t)T, sizeof(int32_t));
+    p.targets = allocate((size_t)T, sizeof(int32_t));
+    p.seq_start = allocate((size_t)run->n_seqs + 1, sizeof(int32_t));
+    p.logprobs = allocate((size_t)T, sizeof(float));
+    p.logits = allocate((size_t)(T * ref->V), sizeof(float));
+    for (int64_t t = 0; t < T; t++) {
+        const int64_t row = reference_row(run, t);
+        p.tokens[t] = (int32_t)ref->input_ids[row];
+        p.targets[t] = t % ref->S == ref->S - 1 ? -1 : (int32_t)ref->input_ids[row + 1];
+    }
+    for (int64_t s = 0; s <= run->n_seqs; s++) p.seq_start[s] = (int32_t)(s * ref->S);
+    p.batch = (wb_train_batch){T, p.tokens, p.targets, (int32_t)run->n_seqs, p.seq_start};
+    return p;
+}
+
+static void unpack(packed *p) {
+    free(p->tokens);
+    free(p->targets);
+    free(p->seq_start);
+    free(p->logprobs);
+    free(p->logits);
+}
+
+static void compare_logits(rank_run *run, check_id id, const float *logits, const float *expected) {
+    const int64_t V = run->ref->V;
+    for (int64_t t = 0; t < run->n_seqs * run->ref->S; t++)
+        see_floats(&run->outcomes[id], V, logits + t * V, expected + reference_row(run, t) * V);
+}
+
+/* ---- native routing --------------------------------------------------------------------------------- */
+
+static void probe_native(void *ctx, int32_t layer, int64_t T, const float *logits, const float *weights) {
+    rank_run *run = ctx;
+    const reference *ref = run->ref;
+    for (int64_t t = 0; t < T; t++) {
+        const int64_t row = reference_row(run, t);
+        see_floats(&run->outcomes[ROUTER_LOGITS], ref->E, logits + t * ref->E,
+                   ref->layers[layer].logits + row * ref->E);
+        see_floats(&run->outcomes[ROUTER_WEIGHTS], ref->K, weights + t * ref->K,
+                   ref->layers[layer].weights + row * ref->K);
+    }
+}
+
+static wb_status check_native(rank_run *run, packed *p, routes *r) {
+    const reference *ref = run->ref;
+    const wb_routing routing = {.ids = r->device_ids};
+    const wb_router_probe probe = {probe_native, run};
+    wb_status status = wb_train_forward(run->train, &p->batch, &routing, &probe, p->logprobs);
+    if (status == WB_OK) status = wb_train_logits(run->train, p->logits);
+    if (status == WB_OK) status = routes_download(r);
+    if (status != WB_OK) return status;
+    compare_logits(run, LOGITS, p->logits, ref->logits);
+    for (int64_t i = 0; i < r->n; i++) {
+        const int64_t k = i % ref->K, l = i / ref->K % ref->L, row = reference_row(run, i / ref->K / ref->L);
+        see_id(&run->outcomes[ROUTER_IDS], routes_get(r, i), ref->layers[l].ids[row * ref->K + k]);
+    }
+    return WB_OK;
+}
+
+/* ---- forced routing and gradients -------------------------------------------------------------------- */
+
+static void probe_forced(void *ctx, int32_t layer, int64_t T, const float *logits, const float *weights) {
+    (void)logits;
+    rank_run *run = ctx;
+    const int64_t K = run->ref->K;
+    for (int64_t t = 0; t < T; t++)
+        see_floats(&run->outcomes[FORCED_WEIGHTS], K, weights + t * K,
+                   run->ref->layers[layer].forced_weights + reference_row(run, t) * K);
+}
+
+static wb_status forced_forward(rank_run *run, packed *p, routes *r, const uint8_t *forced) {
+    const reference *ref = run->ref;
+    const wb_routing routing = {.ids = r->device_ids, .forced = forced};
+    const wb_router_probe probe = {probe_forced, run};
+    wb_status status = wb_train_forward(run->train, &p->batch, &routing, &probe, p->logprobs);
+    if (status == WB_OK) status = wb_train_logits(run->train, p->logits);
+    if (status != WB_OK) return status;
+    compare_logits(run, FORCED_LOGITS, p->logits, ref->forced_logits);
+    const double n = (double)(ref->B * (ref->S - 1));
+    for (int64_t t = 0; t < p->batch.T; t++) {
+        if (p->targets[t] < 0) continue;
+        const int64_t row = reference_row(run, t);
+        see_floats(&run->outcomes[FORCED_LOGPROBS], 1, &p->logprobs[t],
+                   &ref->forced_logprobs[row / ref->S * (ref->S - 1) + row % ref->S]);
+        run->loss -= (double)p->logprobs[t] / n;
+        p->logprobs[t] = (float)(-1.0 / n); /* from here on dloss / dlogprob */
+    }
+    status = wb_train_backward(run->train, p->logprobs);
+    return status == WB_OK ? wb_train_reduce_grads(run->train) : status;
+}
+
+static wb_status check_forced(rank_run *run, packed *p, routes *r) {
+    const reference *ref = run->ref;
+    for (int64_t i = 0; i < r->n; i++) {
+        const int64_t k = i % ref->K, l = i / ref->K % ref->L, row = reference_row(run, i / ref->K / ref->L);
+        routes_set(r, i, ref->layers[l].forced_ids[row * ref->K + k]);
+    }
+    const size_t T = (size_t)p->batch.T;
+    uint8_t *ones = allocate(T, 1);
+    memset(ones, 1, T);
+    void *forced = NULL;
+    wb_status status = routes_upload(r);
+    if (status == WB_OK) status = run->device->mem_alloc(run->device, T, &forced);
+    if (status == WB_OK) status = run->device->to_device(run->device, forced, ones, T);
+    if (status == WB_OK) status = forced_forward(run, p, r, forced);
+    run->device->mem_free(run->device, forced);
+    free(ones);
+    return status;
+}
+
+static bool without_grad(const reference *ref, const char *name) {
+    size_t i;
+    json_t *entry;
+    json_array_foreach(json_object_get(ref->meta, "params_without_grad"), i, entry) {
+        const char *listed = json_string_value(entry);
+        if (listed != NULL && strcmp(listed, name) == 0) return true;
+    }
+    return false;
+}
+
+/* Error of a gradient relative to the largest entry of its tensor. A tensor of nothing but rounding noise (a router whose
+ * weights are always 1, an expert that no token chose) must be noise here too: below a millionth of the model's largest. */
+static double gradient_error(const reference *ref, const wb_tensor_view *expected, const float *found) {
+    double largest = 0, difference = 0;
+    for (int64_t i = 0; i < elements(expected); i++) {
+        const double value = (double)float_at(expected, i);
+        const double d = fabs((double)found[i] - value);
+        if (isnan(d)) return INFINITY;
+        largest = fmax(largest, fabs(value));
+        difference = fmax(difference, d);
+    }
+    if (difference == 0) return 0;
+    return difference / (largest >= 1e-6 * ref->largest_grad ? largest : 1e-2 * ref->largest_grad);
+}
+
+static wb_status check_gradient(rank_run *run, const wb_tensor *tensor) {
+    const reference *ref = run->ref;
+    if (without_grad(ref, tensor->name)) return WB_OK;
+    run->n_tensors_expected += tensor->expert >= 0 ? tensor->data != NULL : run->comm->rank == 0;
+    if (tensor->data == NULL) return WB_OK;
+    wb_tensor_view expected;
+    if (wb_safetensors_find(ref->grads, tensor->name, &expected) != WB_OK ||
+        elements(&expected) != tensor->n) {
+        fprintf(stderr, "no gradient of %lld elements in the reference: %s\n", (long long)tensor->n,
+                tensor->name);
+        see_error(&run->outcomes[GRADIENTS], INFINITY);
+        return WB_OK;
+    }
+    float *found = allocate((size_t)tensor->n, sizeof(float));
+    const wb_status status = run->device->to_host(run->device, found, wb_train_grad(run->train, tensor),
+                                                  (size_t)tensor->n * sizeof(float));
+    if (status == WB_OK) {
+        const double error = gradient_error(ref, &expected, found);
+        if (!(error <= checks[GRADIENTS].limit))
+            fprintf(stderr, "gradient off by %.3g: %s\n", error, tensor->name);
+        see_error(&run->outcomes[GRADIENTS], error);
+        const bool counts = tensor->expert >= 0 || run->comm->rank == 0; /* others are every rank's */
+        run->n_tensors += counts;
+        run->outcomes[GRADIENTS].compared += counts ? tensor->n : 0;
+    }
+    free(found);
+    return status;
+}
+
+/* The reference must name no gradient that the registry does not have. */
+static void check_surplus(rank_run *run) {
+    const reference *ref = run->ref;
+    for (size_t i = 0; i < wb_safetensors_count(ref->grads); i++) {
+        wb_tensor_view view;
+        if (wb_safetensors_get(ref->grads, i, &view) != WB_OK) die("%s", wb_error_message());
+        bool known = without_grad(ref, view.name);
+        for (int32_t j = 0; j < wb_model_n_tensors(run->model) && !known; j++)
+            known = strcmp(wb_model_tensor(run->model, j).name, view.name) == 0;
+        if (known) continue;
+        fprintf(stderr, "gradient of a tensor that the model lacks: %s\n", view.name);
+        see_error(&run->outcomes[GRADIENTS], INFINITY);
+    }
+}
+
+static wb_status check_gradients(rank_run *run) {
+    for (int32_t i = 0; i < wb_model_n_tensors(run->model); i++) {
+        const wb_tensor tensor = wb_model_tensor(run->model, i);
+        const wb_status status = check_gradient(run, &tensor);
+        if (status != WB_OK) return status;
+    }
+    if (run->comm->rank == 0) check_surplus(run);
+    return WB_OK;
+}
+
+/* ---- greedy continuation --------------------------------------------------------------------------- */
+
+/* A greedy continuation of n sequences of W tokens, whose first PROMPT are given, and its routes [n][W][L][K]. */
+typedef struct greedy {
+    int64_t n, W;
+    int32_t *tokens; /* [n, W] */
+    routes captured;
+} greedy;
+
+static int32_t argmax(const float *logits, int64_t V) {
+    int64_t best = 0;
+    for (int64_t v = 1; v < V; v++)
+        if (logits[v] > logits[best]) best = v;
+    return (int32_t)best;
+}
+
+/* Feeds positions [from, from + length) of every sequence in one step; routes go to `step`, and the next token
+ * after the prompt to g->tokens. */
+static wb_status greedy_step(rank_run *run, wb_infer *infer, greedy *g, const int32_t *blocks,
+                             int32_t max_blocks, int64_t from, int64_t length, routes *step) {
+    const int64_t V = run->ref->V, row = run->ref->L * run->ref->K, T = g->n * length;
+    int32_t *tokens = allocate((size_t)T, sizeof(int32_t)), *pos = allocate((size_t)T, sizeof(int32_t));
+    int32_t *seq = allocate((size_t)T, sizeof(int32_t)), *last = allocate((size_t)g->n, sizeof(int32_t));
+    float *logits = allocate((size_t)(g->n * V), sizeof(float));
+    for (int64_t t = 0; t < T; t++) {
+        seq[t] = (int32_t)(t / length);
+        pos[t] = (int32_t)(from + t % length);
+        tokens[t] = g->tokens[seq[t] * g->W + pos[t]];
+        last[seq[t]] = (int32_t)t;
+    }
+    const wb_infer_batch batch = {T, tokens, pos, seq, (int32_t)g->n, max_blocks, blocks, g->n, last};
+    const wb_routing routing = {.ids = step->device_ids};
+    const float *device_logits = NULL;
+    wb_status status = wb_infer_forward(infer, &batch, &routing, &device_logits);
+    if (status == WB_OK)
+        status = run->device->to_host(run->device, logits, device_logits, (size_t)(g->n * V) * sizeof(float));
+    if (status == WB_OK) status = routes_download(step);
+    for (int64_t t = 0; t < T && status == WB_OK; t++)
+        for (int64_t i = 0; i < row; i++)
+            routes_set(&g->captured, (seq[t] * g->W + pos[t]) * row + i, routes_get(step, t * row + i));
+    const int64_t next = from + length;
+    for (int64_t s = 0; s < g->n && status == WB_OK && next >= PROMPT && next < g->W; s++)
+        g->tokens[s * g->W + next] = argmax(logits + s * V, V);
+    free(tokens);
+    free(pos);
+    free(seq);
+    free(last);
+    free(logits);
+    return status;
+}
+
+/* Through the paged cache: the prompt in chunks, then a token a step, blocks handed out back to front. */
+static wb_status greedy_continue(rank_run *run, greedy *g) {
+    const int32_t max_blocks = (int32_t)((g->W + BLOCK_SIZE - 1) / BLOCK_SIZE);
+    const int32_t n_blocks = (int32_t)g->n * max_blocks;
+    int32_t *blocks = allocate((size_t)n_blocks, sizeof(int32_t));
+    for (int32_t b = 0; b < n_blocks; b++) blocks[b] = n_blocks - 1 - b;
+    const wb_infer_options options = {n_blocks > 0 ? n_blocks : 1, BLOCK_SIZE};
+    wb_infer *infer = NULL;
+    wb_status status = wb_infer_open(run->model, &options, &infer);
+    for (int64_t from = 0; from < g->W && status == WB_OK;) {
+        const int64_t prompt_left = PROMPT - from;
+        int64_t length = prompt_left > CHUNK ? CHUNK : prompt_left > 0 ? prompt_left : 1;
+        if (length > g->W - from) length = g->W - from;
+        routes step;
+        status = routes_open(run, g->n * length, &step);
+        if (status == WB_OK) status = greedy_step(run, infer, g, blocks, max_blocks, from, length, &step);
+        routes_close(&step);
+        from += length;
+    }
+    wb_infer_close(infer);
+    free(blocks);
+    return status;
+}
+
+static wb_status check_greedy(rank_run *run) {
+    const reference *ref = run->ref;
+    const int64_t row = ref->L * ref->K;
+    greedy g = {.n = run->n_seqs, .W = ref->W};
+    g.tokens = allocate((size_t)(g.n * g.W), sizeof(int32_t));
+    for (int64_t s = 0; s < g.n; s++)
+        for (int64_t t = 0; t < PROMPT && t < g.W; t++)
+            g.tokens[s * g.W + t] = (int32_t)ref->greedy_ids[reference_seq(run, s) * g.W + t];
+    wb_status status = routes_open(run, g.n * g.W, &g.captured);
+    if (status == WB_OK) status = greedy_continue(run, &g);
+    for (int64_t i = 0; i < g.n * g.W && status == WB_OK; i++) {
+        const int64_t at = reference_seq(run, i / g.W) * g.W + i % g.W;
+        if (i % g.W >= PROMPT) see_id(&run->outcomes[GREEDY_IDS], g.tokens[i], ref->greedy_ids[at]);
+        for (int64_t j = 0; j < row; j++)
+            see_id(&run->outcomes[GREEDY_ROUTES], routes_get(&g.captured, i * row + j),
+                   ref->layers[j / ref->K].greedy_ids[at * ref->K + j % ref->K]);
+    }
+    routes_close(&g.captured);
+    free(g.tokens);
+    return status;
+}
+
+/* ---- the run ------------------------------------------------------------------------------------- */
+
+static wb_status run_checks(rank_run *run) {
+    routes r;
+    packed p = pack(run);
+    wb_status status = routes_open(run, p.batch.T, &r);
+    if (status == WB_OK) status = check_native(run, &p, &r);
+    if (status == WB_OK) status = check_forced(run, &p, &r);
+    if (status == WB_OK) status = check_gradients(run);
+    if (status == WB_OK) status = check_greedy(run);
+    routes_close(&r);
+    unpack(&p);
+    return status;
+}
+
+static void *run_rank(void *ctx) {
+    rank_run *run = ctx;
+    const int rank = run->comm->rank, size = run->comm->size;
+    run->n_seqs = run->ref->B / size + (rank < run->ref->B % size);
+    run->verdict = EXIT_UNREADABLE;
+    wb_status status = wb_device_open_cpu(size > 1 ? 1 : 0, &run->device);
+    const wb_model_options options = {run->device, run->comm, WB_F32};
+    if (status == WB_OK) status = wb_model_open(run->ref->dir, &options, &run->model);
+    if (status == WB_OK) status = wb_train_open(run->model, &run->train);
+    if (status == WB_OK) {
+        run->verdict = EXIT_DIFFERENT;
+        status = run_checks(run);
+    }
+    if (status == WB_OK)
+        run->verdict = EXIT_PASS;
+    else {
+        fprintf(stderr, "hf_oracle: rank %d: %s\n", rank, wb_error_message());
+        wb_comm_abort(run->comm);
+    }
+    wb_train_close(run->train);
+    wb_model_close(run->model);
+    wb_device_close(run->device);
+    return NULL;
+}
+
+/* Prints the table; EXIT_PASS when every check passed on every rank. */
+static int report(const reference *ref, const rank_run *runs, int n_ranks) {
+    outcome all[N_CHECKS] = {0};
+    int64_t n_tensors = 0, n_expected = 0;
+    double loss = 0;
+    int verdict = EXIT_PASS;
+    for (int r = 0; r < n_ranks; r++) {
+        for (int i = 0; i < N_CHECKS; i++) {
+            const outcome *o = &runs[r].outcomes[i];
+            all[i].compared += o->compared;
+            all[i].error = checks[i].limit == 0 ? all[i].error + o->error : fmax(all[i].error, o->error);
+        }
+        n_tensors += runs[r].n_tensors;
+        n_expected += runs[r].n_tensors_expected;
+        loss += runs[r].loss;
+        if (runs[r].verdict != EXIT_PASS) return runs[r].verdict;
+    }
+    const float total = (float)loss;
+    see_floats(&all[FORCED_LOSS], 1, &total, ref->forced_loss);
+
+    printf("%-16s %10s %12s %10s %-10s\n", "check", "compared", "error", "limit", "");
+    for (int i = 0; i < N_CHECKS; i++) {
+        bool ok = all[i].compared > 0 && all[i].error <= checks[i].limit;
+        if (i == GRADIENTS) ok = ok && n_tensors == n_expected;
+        printf("%-16s %10lld %12.3g %10.3g %-10s %s\n", checks[i].name, (long long)all[i].compared,
+               all[i].error, checks[i].limit, checks[i].unit, ok ? "PASS" : "FAIL");
+        if (!ok) verdict = EXIT_DIFFERENT;
+    }
+    printf("tensors with a gradient compared: %lld of %lld; %zu listed without one\n", (long long)n_tensors,
+           (long long)n_expected, json_array_size(json_object_get(ref->meta, "params_without_grad")));
+    return verdict;
+}
+
+int main(int argc, char **argv) {
+    int n_ranks = 1;
+    const char *dir = NULL;
+    for (int i = 1; i < argc; i++) {
+        if (strcmp(argv[i], "--help") == 0) {
+            fputs(usage, stdout);
+            return EXIT_PASS;
+        }
+        if (strcmp(argv[i], "--ranks") == 0 && i + 1 < argc) {
+            n_ranks = atoi(argv[++i]);
+        } else if (argv[i][0] != '-' && dir == NULL) {
+            dir = argv[i];
+        } else {
+            n_ranks = 0;
+        }
+    }
+    if (dir == NULL || n_ranks < 1 || n_ranks > 64) {
+        fputs(usage, stderr);
+        return EXIT_UNREADABLE;
+    }
+
+    reference ref;
+    reference_open(dir, &ref);
+    wb_comm *comms[64];
+    pthread_t threads[64];
+    rank_run *runs = allocate((size_t)n_ranks, sizeof(rank_run));
+    if (wb_comm_open_threads(n_ranks, comms) != WB_OK) die("%s", wb_error_message());
+    for (int r = 0; r < n_ranks; r++) {
+        runs[r].ref = &ref;
+        runs[r].comm = comms[r];
+        if (pthread_create(&threads[r], NULL, run_rank, &runs[r]) != 0) die("no thread for rank %d", r);
+    }
+    for (int r = 0; r < n_ranks; r++) pthread_join(threads[r], NULL);
+    for (int r = 0; r < n_ranks; r++) wb_comm_close(comms[r]);
+    const int verdict = report(&ref, runs, n_ranks);
+    free(runs);
+    reference_close(&ref);
+    return verdict;
+}
