@@ -1,0 +1,158 @@
+/* 01_train_hooks.c - routing replay in a trainer that is not Waybill's: four calls around its own router.
+ *
+ *   example_01_train_hooks [dump.wbr]
+ *
+ * Takes a record (made by hand, or the first of a dump), packs it with padding into two micro-batches and runs one step as a
+ * pipeline would: both forwards, then for each micro-batch recompute and backward. Exit code 0: every row went down
+ * the experts of the rollout, in the recompute too. */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "wb_train_hooks.h"
+
+enum { MICRO_BATCHES = 2, PADDING = 3 };
+
+static void check(bool ok, const char *what) {
+    if (ok) return;
+    fprintf(stderr, "%s: %s\n", what, wb_error_message());
+    exit(1);
+}
+
+#define CHECK(call) check((call) == WB_OK, #call)
+
+/* Five tokens through two MoE layers, 2 of 8 experts each: four rows, for the last token was never fed. */
+static const uint32_t moe_layers[2] = {1, 2}, tokens[5] = {11, 12, 13, 14, 15};
+static const uint8_t routes[4][2][2] = {
+    {{7, 0}, {1, 2}}, {{3, 4}, {5, 6}}, {{0, 1}, {2, 3}}, {{6, 2}, {4, 0}}};
+static const wb_route_rows runs[1] = {{0, 4, routes, NULL}};
+static const wb_route_model hand_model = {
+    "tiny_moe", "0123456789abcdef0123456789abcdef", "softmax_norm", 3, 2, moe_layers, 8, 2};
+static const wb_record hand_record = {
+    .rid = "by-hand", .prompt_len = 2, .n_tokens = 5, .tokens = tokens, .n_routes = 1, .routes = runs};
+
+static wb_router router_of(const wb_route_model *model) {
+    wb_router router = {WB_ROUTER_SOFTMAX, (int32_t)model->num_experts, (int32_t)model->top_k, 1, 1, true, 1};
+    while (router.type < WB_ROUTER_HASH && strcmp(wb_router_name(router.type), model->router) != 0)
+        router.type++;
+    check(router.type < WB_ROUTER_HASH, "this trainer has no such router");
+    return router;
+}
+
+/* What the trainer computes from its own weights; here, any numbers. */
+static void router_logits(int32_t micro_batch, int32_t layer, uint32_t n, float *logits) {
+    for (uint32_t i = 0; i < n; i++)
+        logits[i] = 3 * sinf((float)(i * 37 + (uint32_t)(layer * 11 + micro_batch)));
+}
+
+/* One gate of one micro-batch: host arrays, for the device is the CPU. */
+typedef struct gate {
+    float *logits, *weights, *dweights, *dlogits; /* [T][E], [T][K], [T][K], [T][E] */
+    uint16_t *ids;                                /* [T][K] */
+} gate;
+
+static void gate_alloc(gate *g, size_t T, size_t E, size_t K) {
+    g->logits = calloc(T * E, sizeof(float));
+    g->weights = calloc(T * K, sizeof(float));
+    g->dweights = calloc(T * K, sizeof(float));
+    g->dlogits = calloc(T * E, sizeof(float));
+    g->ids = calloc(T * K, sizeof(uint16_t));
+    check(g->logits && g->weights && g->dweights && g->dlogits && g->ids, "out of memory");
+    for (size_t i = 0; i < T * K; i++) g->dweights[i] = 1 + (float)(i % 3);
+}
+
+static void gate_free(gate *g) {
+    free(g->logits);
+    free(g->weights);
+    free(g->dweights);
+    free(g->dlogits);
+    free(g->ids);
+}
+
+/* Rows that a record forces went where it says; padding has neither weight nor gradient. */
+static void check_rows(const wb_route_model *m, const wb_record *record, uint32_t start, uint32_t rows,
+                       uint32_t layer, const gate *g) {
+    size_t K = m->top_k, E = m->num_experts;
+    for (uint32_t t = 0; t < rows; t++) {
+        const void *row = wb_record_row(m, record, start + t);
+        for (size_t k = 0; row && k < K; k++)
+            check(wb_route_id(row, wb_route_dtype(m->num_experts), layer * K + k) == g->ids[t * K + k],
+                  "a row did not follow the rollout");
+    }
+    for (size_t i = rows * K; i < (rows + PADDING) * K; i++) check(g->weights[i] == 0, "padding has weight");
+    for (size_t i = rows * E; i < (rows + PADDING) * E; i++)
+        check(g->dlogits[i] == 0, "padding has gradient");
+}
+
+int main(int argc, char **argv) {
+    wb_dump *dump = NULL;
+    const wb_route_model *m = &hand_model;
+    wb_record record = hand_record;
+    if (argc > 1) {
+        CHECK(wb_dump_open(argv[1], &dump));
+        CHECK(wb_dump_record(dump, 0, &record));
+        m = wb_dump_model(dump);
+    }
+    check(record.n_tokens >= MICRO_BATCHES, "the record is too short");
+    wb_replay_options options = wb_replay_options_default();
+    options.missing = WB_MISSING_NATIVE;
+    wb_hooks_options hook_options = {.router = router_of(m)};
+    wb_hooks *hooks;
+    CHECK(wb_replay_open(m, &options, &hook_options.replay));
+    CHECK(wb_replay_add(hook_options.replay, m, &record));
+    CHECK(wb_device_open_cpu(0, &hook_options.device));
+    CHECK(wb_hooks_open(&hook_options, &hooks));
+
+    /* The plan: half of the record in each micro-batch, and padding behind it. */
+    const int32_t L = (int32_t)m->n_moe_layers;
+    const size_t E = m->num_experts, K = m->top_k;
+    uint32_t start[MICRO_BATCHES] = {0, record.n_tokens / 2};
+    uint32_t rows[MICRO_BATCHES] = {record.n_tokens / 2, record.n_tokens - record.n_tokens / 2};
+    gate *gates = calloc((size_t)(MICRO_BATCHES * L), sizeof *gates);
+    check(gates != NULL, "out of memory");
+    CHECK(wb_hooks_step_begin(hooks, WB_REPLAY_ROLLOUT, MICRO_BATCHES));
+    for (int32_t mb = 0; mb < MICRO_BATCHES; mb++) {
+        wb_segment segments[2] = {{WB_SEGMENT_REPLAY, record.rid, start[mb], rows[mb]},
+                                  {WB_SEGMENT_PADDING, NULL, 0, PADDING}};
+        CHECK(wb_replay_plan(hook_options.replay, mb, 2, segments));
+    }
+
+    for (int32_t mb = 0; mb < MICRO_BATCHES; mb++)
+        for (int32_t l = 0; l < L; l++) { /* forward */
+            gate *g = &gates[mb * L + l];
+            const uint32_t T = rows[mb] + PADDING;
+            gate_alloc(g, T, E, K);
+            router_logits(mb, l, T * m->num_experts, g->logits);
+            CHECK(wb_hooks_gate_forward(hooks, mb, l, 0, T, g->logits, (wb_ids){g->ids, WB_U16, (int64_t)K},
+                                        g->weights));
+        }
+    for (int32_t mb = 0; mb < MICRO_BATCHES; mb++)
+        for (int32_t l = L - 1; l >= 0; l--) { /* recompute and backward, the other way round */
+            gate *g = &gates[mb * L + l], again;
+            const uint32_t T = rows[mb] + PADDING;
+            gate_alloc(&again, T, E, K);
+            CHECK(wb_hooks_gate_forward(hooks, mb, l, 0, T, g->logits,
+                                        (wb_ids){again.ids, WB_U16, (int64_t)K}, again.weights));
+            check(memcmp(again.ids, g->ids, T * K * sizeof *g->ids) == 0, "the recompute went elsewhere");
+            check(memcmp(again.weights, g->weights, T * K * sizeof(float)) == 0,
+                  "other weights in recompute");
+            CHECK(wb_hooks_gate_backward(hooks, mb, l, 0, T, g->logits, g->dweights, g->dlogits));
+            check_rows(m, &record, start[mb], rows[mb], (uint32_t)l, g);
+            gate_free(&again);
+            gate_free(g);
+        }
+
+    wb_replay_metrics metrics;
+    CHECK(wb_hooks_step_end(hooks, &metrics));
+    printf("request %s: %.0f rows, %.0f forced, %.0f chose natively for want of a route, %.0f padding\n",
+           record.rid, metrics.rows, metrics.forced_rows, metrics.fallback_rows, metrics.padding_rows);
+    printf("without replay %.1f %% of the tokens and %.1f %% of the decisions would have gone elsewhere\n",
+           100 * metrics.token_differ, 100 * metrics.decision_differ);
+    free(gates);
+    wb_hooks_close(hooks);
+    wb_replay_close(hook_options.replay);
+    wb_device_close(hook_options.device);
+    wb_dump_close(dump);
+    return 0;
+}

@@ -1,0 +1,137 @@
+/* metrics.c - the fidelity of a step: native choice against forced ids, log-probabilities of rollout against trainer.
+ * Owns: the sums behind the metrics and what counts once. Refuses: means of nothing (they are 0). */
+#include "replay_internal.h"
+
+#include <math.h>
+#include <string.h>
+
+size_t wb_replay_sums_count(const wb_replay *r) {
+    return SUMS_FIXED + (size_t)r->model.n_moe_layers * SUMS_PER_LAYER;
+}
+
+void wb_replay_clear_sums(wb_replay *r) {
+    memset(r->sums, 0, wb_replay_sums_count(r) * sizeof *r->sums);
+}
+
+double *wb_replay_metric_sums(wb_replay *r, size_t *n_out) {
+    *n_out = wb_replay_sums_count(r);
+    return r->sums;
+}
+
+void wb_replay_count_segment(wb_replay *r, const segment_plan *s) {
+    r->sums[SUM_ROWS] += s->rows;
+    if (s->kind == WB_SEGMENT_PADDING) r->sums[SUM_PADDING] += s->rows;
+    if (s->kind != WB_SEGMENT_REPLAY || s->rows == 0) return;
+    bool last =
+        s->start + s->rows == s->record->n_tokens; /* never fed by the rollout: neither forced nor missing */
+    r->sums[SUM_FALLBACK] += s->missing;
+    r->sums[SUM_FORCED] += s->rows - s->missing - last;
+}
+
+/* ---- native against forced ------------------------------------------------------------------------- */
+
+/* How many of a row's K native ids are among its K forced ones. */
+static uint32_t count_common(wb_replay *r, const uint8_t *forced, const uint8_t *native) {
+    uint32_t K = r->model.top_k, common = 0;
+    if (memcmp(forced, native, r->layer_bytes) == 0) return K;
+    uint64_t mark = ++r->mark;
+    for (uint32_t k = 0; k < K; k++) r->marks[wb_route_id(forced, r->dtype, k)] = mark;
+    for (uint32_t k = 0; k < K; k++) {
+        uint64_t *seen = &r->marks[wb_route_id(native, r->dtype, k)];
+        common += *seen == mark;
+        *seen = 0;
+    }
+    return common;
+}
+
+static void raise_flag(wb_replay *r, uint8_t *flags, uint8_t flag, int sum) {
+    r->sums[sum] += (*flags & flag) == 0;
+    *flags |= flag;
+}
+
+static bool to_measure(const micro_batch *b, size_t at, uint32_t t) {
+    return b->layer_state[at] == WB_ROW_FORCED && !b->measured[at] &&
+           (b->flags[t] & (ROW_REPLAYED | ROW_RECORDED)) != 0;
+}
+
+bool wb_replay_wants_native(const wb_replay *r, int32_t micro_batch_index, int32_t layer, uint32_t row,
+                            uint32_t rows) {
+    if (!wb_replay_planned(r, micro_batch_index)) return false;
+    int64_t stage_layer = (int64_t)layer - r->options.first_layer;
+    if (stage_layer < 0 || stage_layer >= r->options.n_layers) return false;
+    const micro_batch *b = &r->micro_batches[micro_batch_index];
+    if (row > b->T || rows > b->T - row) return false;
+    for (uint32_t t = row; t < row + rows; t++)
+        if (to_measure(b, (size_t)stage_layer * b->T + t, t)) return true;
+    return false;
+}
+
+void wb_replay_measure_rows(wb_replay *r, micro_batch *b, uint32_t stage_layer, uint32_t row, uint32_t rows,
+                            const uint8_t *native, size_t native_stride_bytes) {
+    uint32_t K = r->model.top_k, layer = (uint32_t)r->options.first_layer + stage_layer;
+    double *sums = r->sums + SUMS_FIXED + (size_t)layer * SUMS_PER_LAYER;
+    for (uint32_t i = 0; i < rows; i++) {
+        uint32_t t = row + i;
+        size_t at = (size_t)stage_layer * b->T + t;
+        if (!to_measure(b, at, t)) continue;
+        const uint8_t *forced = b->ids + t * r->row_bytes + layer * r->layer_bytes;
+        uint32_t common = count_common(r, forced, native + i * native_stride_bytes);
+        b->measured[at] = 1;
+        sums[LAYER_TOKENS] += 1;
+        sums[LAYER_OVERLAP] += (double)common / K;
+        sums[LAYER_DIFFER] += common < K;
+        raise_flag(r, &b->flags[t], ROW_MEASURED, SUM_MEASURED);
+        if (common < K) raise_flag(r, &b->flags[t], ROW_DIFFERS, SUM_DIFFER);
+    }
+}
+
+/* ---- log-probabilities ------------------------------------------------------------------------------ */
+
+wb_status wb_replay_observe_logprobs(wb_replay *r, size_t n, const float *rollout, const float *trainer,
+                                     const uint8_t *mask) {
+    if (!r || (n > 0 && (!rollout || !trainer)))
+        return wb_fail(WB_INVALID_ARGUMENT, "replay: handle or log-probabilities are NULL");
+    for (size_t i = 0; i < n; i++) {
+        if (mask && !mask[i]) continue;
+        double log_r = (double)rollout[i] - (double)trainer[i], ratio = exp(-log_r);
+        r->sums[SUM_LOGPROBS] += 1;
+        r->sums[SUM_K1] += log_r;
+        r->sums[SUM_K3] += ratio - 1 + log_r;
+        r->sums[SUM_OUTSIDE] += !(ratio >= 0.5 && ratio <= 2); /* NaN is outside */
+    }
+    return WB_OK;
+}
+
+/* ---- the means ------------------------------------------------------------------------------------- */
+
+static double mean(double sum, double count) {
+    return count > 0 ? sum / count : 0;
+}
+
+void wb_replay_get_metrics(const wb_replay *r, wb_replay_metrics *metrics_out,
+                           wb_replay_layer_metrics *layers_out) {
+    const double *s = r->sums;
+    double decisions = 0, decisions_differ = 0;
+    for (uint32_t l = 0; l < r->model.n_moe_layers; l++) {
+        const double *layer = s + SUMS_FIXED + (size_t)l * SUMS_PER_LAYER;
+        decisions += layer[LAYER_TOKENS];
+        decisions_differ += layer[LAYER_DIFFER];
+        if (!layers_out) continue;
+        layers_out[l].tokens = layer[LAYER_TOKENS];
+        layers_out[l].overlap = mean(layer[LAYER_OVERLAP], layer[LAYER_TOKENS]);
+        layers_out[l].differ = mean(layer[LAYER_DIFFER], layer[LAYER_TOKENS]);
+    }
+    *metrics_out = (wb_replay_metrics){
+        .rows = s[SUM_ROWS],
+        .forced_rows = s[SUM_FORCED],
+        .fallback_rows = s[SUM_FALLBACK],
+        .padding_rows = s[SUM_PADDING],
+        .fallback_share = mean(s[SUM_FALLBACK], s[SUM_ROWS] - s[SUM_PADDING]),
+        .token_differ = mean(s[SUM_DIFFER], s[SUM_MEASURED]),
+        .decision_differ = mean(decisions_differ, decisions),
+        .logprobs = s[SUM_LOGPROBS],
+        .kl_k1 = mean(s[SUM_K1], s[SUM_LOGPROBS]),
+        .kl_k3 = mean(s[SUM_K3], s[SUM_LOGPROBS]),
+        .ratio_outside = mean(s[SUM_OUTSIDE], s[SUM_LOGPROBS]),
+    };
+}

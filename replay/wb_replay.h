@@ -1,0 +1,166 @@
+/* wb_replay.h - from records to the routes that each micro-batch and layer of a training step is forced down.
+ *
+ * Owns: the plan of a step keyed by (micro-batch, MoE layer), packing, slices, padding rows, the policy for missing
+ * rows, dispatch counts known before the step, and fidelity metrics. Refuses: any model; who runs the forward.
+ *
+ * Life of a step:
+ *   wb_replay_add(record) ...            what the rollout or a dump holds
+ *   wb_replay_begin(n micro-batches)     a new plan
+ *   wb_replay_plan(micro-batch, segments)
+ *   for each pass over each micro-batch: wb_replay_rows or wb_replay_layer -> forward; wb_replay_store what was used
+ *   wb_replay_end                        checks that every (micro-batch, layer) of the plan was used
+ * There is no cursor: any (micro-batch, layer) may be asked for in any order, any number of times (activation recompute, 1F1B,
+ * interleaved stages). Nothing is process-global. Host memory throughout; one handle from one thread at a time.
+ */
+#ifndef WB_REPLAY_H
+#define WB_REPLAY_H
+
+#include "wb_formats.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct wb_replay wb_replay;
+
+/* What to do with a position that the trainer feeds and the record has no valid row for. The last token of a
+ * record, which the rollout never fed, has no row by nature: it chooses natively under every policy and does not count
+ * as missing. */
+typedef enum wb_missing_policy {
+    WB_MISSING_STRICT, /* wb_replay_plan fails with MISSING_ROUTES: request id, first position, MoE layer */
+    WB_MISSING_NATIVE, /* the row chooses natively; later passes of the step reuse that choice */
+    WB_MISSING_DROP    /* as NATIVE, and the segment is reported by wb_replay_dropped: zero its loss mask */
+} wb_missing_policy;
+
+typedef struct wb_replay_options {
+    wb_missing_policy missing;
+    int32_t n_ranks;     /* expert-parallel ranks, to spread padding rows over; 1 when unknown */
+    int32_t first_layer; /* this trainer stage's MoE layers [first_layer, first_layer + n_layers) of the model (pipeline */
+    int32_t n_layers;    /* stages); 0: all. Layer arguments below stay indices 0..L-1 of the whole model */
+} wb_replay_options;
+WB_API wb_replay_options wb_replay_options_default(void); /* strict, 1 rank, all layers */
+
+/* `model`: the model about to be trained; copied. `options` NULL: the defaults. */
+WB_API wb_status wb_replay_open(const wb_route_model *model, const wb_replay_options *options,
+                                wb_replay **replay_out);
+WB_API void wb_replay_close(wb_replay *replay); /* NULL is a no-op */
+WB_API const wb_route_model *wb_replay_model(const wb_replay *replay); /* the model given to open; owner: replay */
+
+/* Makes a record known under its rid. `from`: the model it was recorded with; MISMATCH unless it is the trained one
+ * (fingerprint). Ids out of range or repeated within a layer, and a rid added twice, are refused. The record is borrowed:
+ * what it points to must stay until wb_replay_clear or close. */
+WB_API wb_status wb_replay_add(wb_replay *replay, const wb_route_model *from, const wb_record *record);
+WB_API void wb_replay_clear(wb_replay *replay); /* forgets records, plan and metrics */
+
+/* ---- the plan -------------------------------------------------------------------------------------- */
+
+typedef enum wb_segment_kind {
+    WB_SEGMENT_REPLAY, /* rows [start, start + rows) of record rid: forced */
+    WB_SEGMENT_RECORD, /* rows without a record: the first pass chooses, later passes are forced to it (R2) */
+    WB_SEGMENT_PADDING /* forced to distinct ids spread evenly over ranks and experts; combine weight zero */
+} wb_segment_kind;
+
+/* A run of rows of a packed micro-batch. A trainer's context-parallel zigzag is two segments of one rid. */
+typedef struct wb_segment {
+    wb_segment_kind kind;
+    const char *rid; /* REPLAY; else NULL */
+    uint32_t start;  /* absolute position of the first row; REPLAY */
+    uint32_t rows;
+} wb_segment;
+
+/* Starts a plan of `n_micro_batches`, dropping the previous plan and its metrics. */
+WB_API wb_status wb_replay_begin(wb_replay *replay, int32_t n_micro_batches);
+
+/* Defines micro-batch `micro_batch` as the concatenation of `segments`, T = the sum of their rows. NOT_FOUND for an unknown
+ * rid, MISSING_ROUTES under strict, INVALID_ARGUMENT for rows beyond the record's tokens; then nothing is changed. A
+ * micro-batch is defined once in a plan. The segments' rids are not kept. */
+WB_API wb_status wb_replay_plan(wb_replay *replay, int32_t micro_batch, int32_t n_segments,
+                                const wb_segment *segments);
+
+/* True once wb_replay_plan has defined the micro-batch; false for a NULL replay. */
+WB_API bool wb_replay_planned(const wb_replay *replay, int32_t micro_batch);
+
+/* True when segment `segment` of the micro-batch fell under WB_MISSING_DROP. */
+WB_API bool wb_replay_dropped(const wb_replay *replay, int32_t micro_batch, int32_t segment);
+
+/* ---- use -------------------------------------------------------------------------------------------- */
+
+/* How a row is to be routed. */
+enum { WB_ROW_NATIVE = 0, WB_ROW_FORCED = 1, WB_ROW_PADDING = 2 };
+
+/* All layers of a micro-batch as one route tensor. Owner: replay, valid until the next begin/clear/close. */
+typedef struct wb_replay_micro_batch {
+    uint32_t T;
+    const void *ids;      /* [T][L][K] of wb_route_dtype(E); undefined (but in range) where not forced */
+    const uint8_t *state; /* [T] WB_ROW_*; non-zero: forced */
+} wb_replay_micro_batch;
+WB_API wb_status wb_replay_rows(wb_replay *replay, int32_t micro_batch, wb_replay_micro_batch *out);
+
+/* Rows [row, row + rows) of one layer: a sequence-parallel slice, or the whole when row = 0, rows = T. *ids_out is the first id;
+ * row r's are at stride r * L * K ids. Marks (micro_batch, layer) as used. */
+WB_API wb_status wb_replay_layer(wb_replay *replay, int32_t micro_batch, int32_t layer, uint32_t row, uint32_t rows,
+                                 const void **ids_out, const uint8_t **state_out);
+
+/* Tells what a forward did: `used` ids of rows [row, row + rows) of the layer (stride in ids; NULL when the layer was
+ * only forced rows) and `native`, what each row would have chosen (NULL: not known). Rows that were not forced are kept:
+ * every later pass of this plan is forced to them. Native ids feed the metrics of the first pass that brings them. Marks
+ * (micro_batch, layer) as used. MISMATCH when a forced row was not routed as planned. */
+WB_API wb_status wb_replay_store(wb_replay *replay, int32_t micro_batch, int32_t layer, uint32_t row, uint32_t rows,
+                                 const void *used, int64_t used_stride, const void *native,
+                                 int64_t native_stride);
+
+/* Native ids for the metrics alone: nothing is kept and `native` need not be what the rows used (a step that only measures
+ * itself against the records). Marks (micro_batch, layer) as used. */
+WB_API wb_status wb_replay_measure(wb_replay *replay, int32_t micro_batch, int32_t layer, uint32_t row, uint32_t rows,
+                                   const void *native, int64_t native_stride);
+
+/* True while native ids of these rows would still feed the metrics, so that a recompute need not select again. False for
+ * anything outside the plan and for a NULL replay. Rows of REPLAY segments count when a record forces them, rows of RECORD segments from the
+ * pass after the one that was stored. */
+WB_API bool wb_replay_wants_native(const wb_replay *replay, int32_t micro_batch, int32_t layer, uint32_t row,
+                                   uint32_t rows);
+
+/* counts_out[E]: (token, slot) pairs a layer will send to each logical expert, known before the step runs; rows that are
+ * not forced are not in it. Padding rows are, since they are sent too; load statistics should leave them out. */
+WB_API wb_status wb_replay_counts(const wb_replay *replay, int32_t micro_batch, int32_t layer, uint32_t row,
+                                  uint32_t rows, int64_t *counts_out);
+
+/* Ends the step: MISMATCH naming the first (micro-batch, layer) of this stage that no pass used, or a micro-batch that was
+ * never planned; one of no rows counts as used. The plan and the
+ * metrics stay until the next begin. */
+WB_API wb_status wb_replay_end(wb_replay *replay);
+
+/* ---- fidelity --------------------------------------------------------------------------------------- */
+
+/* Adds `n` sampled tokens: log-probabilities at rollout and now. mask [n] (NULL: all) leaves out tokens at 0. */
+WB_API wb_status wb_replay_observe_logprobs(wb_replay *replay, size_t n, const float *rollout, const float *trainer,
+                                            const uint8_t *mask);
+
+typedef struct wb_replay_layer_metrics {
+    double tokens;  /* rows that were forced and whose native choice is known */
+    double overlap; /* mean share of the K forced ids that are among the K native ones (overlap@K) */
+    double differ;  /* share of those rows whose native set of ids is not the forced set */
+} wb_replay_layer_metrics;
+
+typedef struct wb_replay_metrics {
+    double rows, forced_rows, fallback_rows, padding_rows; /* of the plan; fallback: missing rows that chose natively */
+    double fallback_share;     /* fallback_rows / (rows - padding_rows) */
+    double token_differ;       /* share of forced rows that would have gone elsewhere in at least one layer */
+    double decision_differ;    /* share of forced (row, layer) decisions likewise */
+    double logprobs;           /* tokens given to wb_replay_observe_logprobs */
+    double kl_k1, kl_k3;       /* KL(rollout || trainer): mean of log r, and of exp(-log r) - 1 + log r, log r = rollout - trainer */
+    double ratio_outside;      /* share with exp(trainer - rollout) outside [0.5, 2] */
+} wb_replay_metrics;
+
+/* Metrics since wb_replay_begin. Means of nothing are 0. layers_out [L] may be NULL. */
+WB_API void wb_replay_get_metrics(const wb_replay *replay, wb_replay_metrics *metrics_out,
+                                  wb_replay_layer_metrics *layers_out);
+
+/* The sums behind the metrics, *n_out doubles that may be added up over ranks in place (an all-reduce) before
+ * wb_replay_get_metrics. Owner: replay. */
+WB_API double *wb_replay_metric_sums(wb_replay *replay, size_t *n_out);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,89 @@
+/* wb_rollout.h - the rollout engine: continuous batching over a paged KV cache, every token's routing captured.
+ *
+ * Owns: requests, scheduling, KV blocks, sampling, per-request capture, weight versions. Refuses: training, replay, files.
+ *
+ * Rows belong to (request id, absolute position) from the moment they are computed; preemption and re-prefill never change one
+ * that exists. A request's tokens depend on its prompt, its sampling parameters and seed and on the weights, never on its
+ * neighbours, on arrival order, on how its prompt was chunked, or on the number of ranks or threads.
+ */
+#ifndef WB_ROLLOUT_H
+#define WB_ROLLOUT_H
+
+#include "wb_model.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct wb_engine wb_engine;
+
+typedef struct wb_engine_options {
+    int32_t n_blocks;         /* KV blocks of the pool */
+    int32_t block_size;       /* tokens a block */
+    int32_t max_batch_tokens; /* tokens fed in one step; longer prompts are prefilled in chunks */
+    int32_t max_running;      /* requests that hold KV blocks at a time */
+} wb_engine_options;
+WB_API wb_engine_options wb_engine_options_default(void); /* 1024 x 16, 512 tokens, 64 requests */
+
+/* An engine over `model`, which it borrows. Not collective. */
+WB_API wb_status wb_engine_open(wb_model *model, const wb_engine_options *options, wb_engine **engine_out);
+WB_API void wb_engine_close(wb_engine *engine); /* drops unfinished requests; NULL is a no-op */
+
+typedef struct wb_request {
+    const char *rid; /* unique among the requests that this engine holds */
+    uint64_t group;
+    uint32_t sample;
+    uint32_t n_tokens;
+    const uint32_t *tokens; /* [n_tokens] prompt, at least one */
+    float temperature;      /* 0: greedy; else at least 1e-6 */
+    int32_t top_k;          /* 0: no limit */
+    float top_p;            /* 1: no limit */
+    uint64_t seed;
+    uint32_t n_stop;
+    const uint32_t *stop_tokens; /* sampling one ends the request; it is the last token */
+    uint32_t max_tokens;         /* new tokens at most, at least one */
+    bool return_routes;
+    uint32_t routes_start; /* rows before this position are not returned (the caller has them) */
+} wb_request;
+WB_API wb_request wb_request_default(void); /* temperature 1, no limits, routes on; rid, tokens, max_tokens to be set */
+
+/* Copies the request into the queue. CAPACITY, with the numbers, when prompt + max_tokens can never fit the KV pool or
+ * the model's positions; INVALID_ARGUMENT for a token outside the vocabulary, a rid that is in use, odd sampling values.
+ * Not collective. */
+WB_API wb_status wb_engine_submit(wb_engine *engine, const wb_request *request);
+
+/* Runs one step: prefill chunks and decodes up to max_batch_tokens. *busy_out: some rank still has work; all ranks step until it is
+ * false. A rank that fails returns its own failure (NaN logits: request and position), the others WB_PEER naming it. Its records
+ * are then as before the step, which may be tried again, or the request that the message names aborted; only a failure inside
+ * a forward over several ranks leaves them out of step, and the caller gives up (wb_comm_abort). Collective. */
+WB_API wb_status wb_engine_step(wb_engine *engine, bool *busy_out);
+
+/* A finished request. `record` (tokens, logprobs at temperature 1, spans, rows, finish reason) is complete: N - 1 rows
+ * from routes_start on. Owner: the completion. */
+typedef struct wb_completion {
+    wb_record record;
+    const float *sampling_logprobs; /* [n_tokens - prompt_len] under the distribution sampled from: temperature, top-k, top-p */
+} wb_completion;
+
+/* The next finished request in order of completion, or NULL when there is none. Not collective. */
+WB_API wb_completion *wb_engine_poll(wb_engine *engine);
+WB_API void wb_completion_free(wb_completion *completion); /* NULL is a no-op */
+
+/* Ends a request now; it completes with what it has and finish reason abort. One that has ended but was not polled yet
+ * stays as it is. NOT_FOUND for an unknown rid. Not collective. */
+WB_API wb_status wb_engine_abort(wb_engine *engine, const char *rid);
+
+/* Between steps: replaces the model's weights by those of `from` (rounded to the engine's dtype) and names them
+ * `version`. Running requests go on; their spans show where the version changed, and their old rows stay. */
+WB_API wb_status wb_engine_set_weights(wb_engine *engine, const wb_model *from, uint64_t version);
+
+typedef struct wb_engine_stats {
+    uint64_t steps, prefill_tokens, decode_tokens, preemptions;
+    int32_t waiting, running, free_blocks;
+} wb_engine_stats;
+WB_API wb_engine_stats wb_engine_get_stats(const wb_engine *engine);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,200 @@
+/* engine_fixture.h - tiny models, requests and runs for the tests of the engine. Failing helpers print and abort: a test that
+ * cannot be set up has no verdict. */
+#ifndef WB_ENGINE_FIXTURE_H
+#define WB_ENGINE_FIXTURE_H
+
+#include <inttypes.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "wb_rollout.h"
+
+static inline void must(wb_status status, const char *what) {
+    if (status == WB_OK) return;
+    fprintf(stderr, "%s: %s: %s\n", what, wb_status_string(status), wb_error_message());
+    abort();
+}
+
+static inline void *take(size_t count, size_t size) {
+    void *memory = calloc(count > 0 ? count : 1, size);
+    if (memory == NULL) abort();
+    return memory;
+}
+
+/* ---- random numbers ------------------------------------------------------------------------------ */
+
+typedef struct dice {
+    uint64_t state;
+} dice;
+
+static inline uint64_t roll(dice *d) {
+    uint64_t x = d->state += 0x9e3779b97f4a7c15u;
+    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
+    x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+    return x ^ (x >> 31);
+}
+
+/* least .. most, both included. */
+static inline uint32_t pick(dice *d, uint32_t least, uint32_t most) {
+    return least + (uint32_t)(roll(d) % (most - least + 1));
+}
+
+/* ---- models -------------------------------------------------------------------------------------- */
+
+/* n_layers <= 64; the layers in `dense` (bits) are not MoE. */
+static inline wb_config tiny_config(wb_family family, int32_t n_experts, int32_t top_k, int32_t n_layers,
+                                    uint64_t dense) {
+    const bool qwen = family == WB_FAMILY_QWEN3_MOE;
+    wb_config c = {.family = family,
+                   .hidden_size = 32,
+                   .n_layers = n_layers,
+                   .n_heads = 4,
+                   .n_kv_heads = qwen ? 2 : 4,
+                   .head_dim = 8,
+                   .expert_width = 16,
+                   .dense_width = 24,
+                   .vocab_size = 61,
+                   .max_positions = 160,
+                   .norm_eps = 1e-6f,
+                   .rope_theta = 10000,
+                   .qk_norm = qwen ? WB_QK_NORM_PER_HEAD : WB_QK_NORM_WHOLE,
+                   .router = {.type = qwen ? WB_ROUTER_SOFTMAX_NORM : WB_ROUTER_SOFTMAX,
+                              .n_experts = n_experts,
+                              .top_k = top_k,
+                              .normalize = qwen,
+                              .scale = 1}};
+    for (int32_t l = 0; l < n_layers; l++)
+        if ((dense >> l & 1) == 0) c.moe_layer_mask[0] |= (uint64_t)1 << l;
+    return c;
+}
+
+/* A model with the device that it needs; comm NULL: a communicator of its own with one rank. */
+typedef struct rig {
+    wb_device *device;
+    wb_comm *own_comm;
+    wb_model *model;
+} rig;
+
+static inline rig rig_open(const wb_config *config, uint64_t seed, int threads, wb_comm *comm) {
+    rig r = {NULL, NULL, NULL};
+    must(wb_device_open_cpu(threads, &r.device), "device");
+    if (comm == NULL) must(wb_comm_open_self(&r.own_comm), "comm");
+    const wb_model_options options = {r.device, comm != NULL ? comm : r.own_comm, WB_F32};
+    must(wb_model_create(config, seed, 0.4f, &options, &r.model), "model");
+    return r;
+}
+
+static inline void rig_close(rig *r) {
+    wb_model_close(r->model);
+    wb_comm_close(r->own_comm);
+    wb_device_close(r->device);
+}
+
+/* ---- requests ------------------------------------------------------------------------------------ */
+
+#define MAX_PROMPT 64
+
+typedef struct ask {
+    char rid[24];
+    uint32_t prompt[MAX_PROMPT];
+    uint32_t stop[2];
+    wb_request request; /* points into this struct: set by ask_request */
+} ask;
+
+static inline const wb_request *ask_request(ask *a) {
+    a->request.rid = a->rid;
+    a->request.tokens = a->prompt;
+    a->request.stop_tokens = a->request.n_stop > 0 ? a->stop : NULL;
+    return &a->request;
+}
+
+static inline ask ask_fixed(const char *rid, uint32_t n_tokens, uint32_t max_tokens) {
+    ask a;
+    memset(&a, 0, sizeof a);
+    snprintf(a.rid, sizeof a.rid, "%s", rid);
+    a.request = wb_request_default();
+    a.request.n_tokens = n_tokens;
+    a.request.max_tokens = max_tokens;
+    for (uint32_t i = 0; i < n_tokens; i++) a.prompt[i] = (7 * i + 3) % 61;
+    return a;
+}
+
+static inline ask ask_random(dice *d, uint32_t number, uint32_t vocab_size, uint32_t max_prompt,
+                             uint32_t max_new) {
+    char rid[24];
+    snprintf(rid, sizeof rid, "r%u", number);
+    ask a = ask_fixed(rid, pick(d, 1, max_prompt), pick(d, 1, max_new));
+    for (uint32_t i = 0; i < a.request.n_tokens; i++) a.prompt[i] = pick(d, 0, vocab_size - 1);
+    a.request.seed = roll(d);
+    a.request.temperature = pick(d, 0, 3) == 0 ? 0.0f : 0.5f + (float)pick(d, 0, 10) * 0.1f;
+    a.request.top_k = pick(d, 0, 1) == 0 ? 0 : (int32_t)pick(d, 1, 20);
+    a.request.top_p = pick(d, 0, 1) == 0 ? 1.0f : 0.3f + (float)pick(d, 0, 6) * 0.1f;
+    a.request.n_stop = pick(d, 0, 2);
+    for (uint32_t i = 0; i < a.request.n_stop; i++) a.stop[i] = pick(d, 0, vocab_size - 1);
+    return a;
+}
+
+/* ---- runs ---------------------------------------------------------------------------------------- */
+
+static inline wb_engine *engine_of(wb_model *model, int32_t n_blocks, int32_t block_size,
+                                   int32_t max_batch_tokens, int32_t max_running) {
+    const wb_engine_options options = {n_blocks, block_size, max_batch_tokens, max_running};
+    wb_engine *engine = NULL;
+    must(wb_engine_open(model, &options, &engine), "engine");
+    return engine;
+}
+
+/* Steps until no rank has work; more than `limit` steps are a livelock. */
+static inline void run_dry(wb_engine *engine, uint64_t limit) {
+    bool busy = true;
+    for (uint64_t i = 0; busy; i++) {
+        if (i == limit) {
+            fprintf(stderr, "the engine is still busy after %" PRIu64 " steps\n", limit);
+            abort();
+        }
+        must(wb_engine_step(engine, &busy), "step");
+    }
+}
+
+/* The request alone in an engine with room: what any other schedule must give. */
+static inline wb_completion *run_alone(wb_model *model, ask *a) {
+    wb_engine *engine = engine_of(model, 160, 1, 160, 1);
+    must(wb_engine_submit(engine, ask_request(a)), "submit");
+    run_dry(engine, 1000);
+    wb_completion *done = wb_engine_poll(engine);
+    if (done == NULL) abort();
+    wb_engine_close(engine);
+    return done;
+}
+
+static inline bool same_bytes(const void *a, const void *b, size_t bytes) {
+    return bytes == 0 || (a != NULL && b != NULL && memcmp(a, b, bytes) == 0);
+}
+
+/* NULL, or the first thing in which the two completions of one request differ. Exact: bits, ids, spans. */
+static inline const char *difference(const wb_route_model *model, const wb_completion *a,
+                                     const wb_completion *b) {
+    const wb_record *x = &a->record, *y = &b->record;
+    if (strcmp(x->rid, y->rid) != 0) return "rid";
+    if (x->n_tokens != y->n_tokens || x->prompt_len != y->prompt_len) return "length";
+    if (!same_bytes(x->tokens, y->tokens, x->n_tokens * sizeof *x->tokens)) return "tokens";
+    const size_t new_bytes = (x->n_tokens - x->prompt_len) * sizeof(float);
+    if (!same_bytes(x->logprobs, y->logprobs, new_bytes)) return "logprobs";
+    if (!same_bytes(a->sampling_logprobs, b->sampling_logprobs, new_bytes)) return "sampling logprobs";
+    if (x->finish != y->finish) return "finish reason";
+    if (x->n_spans != y->n_spans || !same_bytes(x->spans, y->spans, x->n_spans * sizeof *x->spans))
+        return "spans";
+    if (x->n_routes != y->n_routes) return "runs of rows";
+    for (uint32_t i = 0; i < x->n_routes; i++) {
+        if (x->routes[i].start != y->routes[i].start || x->routes[i].rows != y->routes[i].rows)
+            return "rows' places";
+        if (!same_bytes(x->routes[i].ids, y->routes[i].ids, x->routes[i].rows * wb_route_row_bytes(model)))
+            return "rows";
+    }
+    return NULL;
+}
+
+#endif

@@ -1,0 +1,101 @@
+/* mpi_engine.c - the engine under mpirun: each rank submits its share of one set of requests and holds its share of the experts;
+ * tokens, logprobs and rows equal those of each request alone in an engine of one rank with the whole model, bit for bit. Some
+ * rounds leave ranks without any request. `mpi_engine SEED` reruns a seed. */
+#include <unistd.h>
+
+#include "engine_fixture.h"
+#include "wb_comm_mpi.h"
+
+#define N_ROUNDS 6
+#define N_REQUESTS 9
+#define FIRST_SEED 880
+
+typedef struct round_plan {
+    wb_config config;
+    ask asks[N_REQUESTS];
+    uint32_t rank[N_REQUESTS]; /* who submits it ... */
+    uint64_t step[N_REQUESTS]; /* ... before which step */
+    wb_engine_options options; /* of this rank */
+    bool done[N_REQUESTS];
+} round_plan;
+
+/* The same requests on every rank, engine options of its own. */
+static void make_round(round_plan *p, uint64_t seed, const wb_comm *comm) {
+    dice d = {seed};
+    memset(p, 0, sizeof *p);
+    const wb_family family = pick(&d, 0, 1) == 0 ? WB_FAMILY_QWEN3_MOE : WB_FAMILY_OLMOE;
+    p->config =
+        tiny_config(family, (int32_t)pick(&d, 3, 20), (int32_t)pick(&d, 1, 3), (int32_t)pick(&d, 1, 3), 0);
+    const uint32_t busy_ranks = pick(&d, 1, (uint32_t)comm->size);
+    for (uint32_t i = 0; i < N_REQUESTS; i++) {
+        p->asks[i] = ask_random(&d, i, (uint32_t)p->config.vocab_size, 16, 16);
+        p->rank[i] = pick(&d, 0, busy_ranks - 1);
+        p->step[i] = pick(&d, 0, 12);
+    }
+    d.state += (uint64_t)comm->rank;
+    p->options.block_size = (int32_t)pick(&d, 1, 6);
+    p->options.n_blocks = (31 + p->options.block_size - 1) / p->options.block_size + (int32_t)pick(&d, 0, 6);
+    p->options.max_batch_tokens = (int32_t)pick(&d, 1, 24);
+    p->options.max_running = (int32_t)pick(&d, 1, 6);
+}
+
+static int compare(round_plan *p, wb_model *whole, const wb_completion *found, uint64_t seed, int rank) {
+    const uint32_t i = (uint32_t)strtoul(found->record.rid + 1, NULL, 10);
+    wb_completion *alone = run_alone(whole, &p->asks[i]);
+    const char *what = difference(wb_model_routes(whole), alone, found);
+    if (what != NULL)
+        fprintf(stderr, "seed %" PRIu64 ", rank %d, request %s: %s differ from one rank's\n", seed, rank,
+                found->record.rid, what);
+    wb_completion_free(alone);
+    p->done[i] = true;
+    return what != NULL;
+}
+
+static int run_round(uint64_t seed, wb_comm *comm) {
+    round_plan *p = take(1, sizeof *p);
+    make_round(p, seed, comm);
+    rig sharded = rig_open(&p->config, seed, 1, comm), whole = rig_open(&p->config, seed, 1, NULL);
+    const wb_engine_options *o = &p->options;
+    wb_engine *engine =
+        engine_of(sharded.model, o->n_blocks, o->block_size, o->max_batch_tokens, o->max_running);
+    int failures = 0;
+    bool busy = true;
+    for (uint64_t step = 0; step <= 12 || busy; step++) {
+        for (uint32_t i = 0; i < N_REQUESTS; i++)
+            if (p->rank[i] == (uint32_t)comm->rank && p->step[i] == step)
+                must(wb_engine_submit(engine, ask_request(&p->asks[i])), "submit");
+        must(wb_engine_step(engine, &busy), "step");
+    }
+    for (wb_completion *c = wb_engine_poll(engine); c != NULL; c = wb_engine_poll(engine)) {
+        failures += compare(p, whole.model, c, seed, comm->rank);
+        wb_completion_free(c);
+    }
+    for (uint32_t i = 0; i < N_REQUESTS; i++)
+        if (p->done[i] != (p->rank[i] == (uint32_t)comm->rank)) {
+            fprintf(stderr, "seed %" PRIu64 ", rank %d, request %u: lost or not its own\n", seed, comm->rank,
+                    i);
+            failures++;
+        }
+    wb_engine_close(engine);
+    rig_close(&whole);
+    rig_close(&sharded);
+    free(p);
+    return failures;
+}
+
+int main(int argc, char **argv) {
+    alarm(120); /* a hang is a failure */
+    MPI_Init(&argc, &argv);
+    wb_comm *comm = NULL;
+    must(wb_comm_open_mpi(MPI_COMM_WORLD, &comm), "MPI communicator");
+    const uint64_t first = argc == 2 ? strtoull(argv[1], NULL, 10) : FIRST_SEED;
+    const uint64_t n = argc == 2 ? 1 : N_ROUNDS;
+    int failures = 0, any = 0;
+    for (uint64_t seed = first; seed < first + n; seed++) failures += run_round(seed, comm);
+    if (comm->rank == 0)
+        printf("mpi_engine: %d ranks, seeds %" PRIu64 "..%" PRIu64 "\n", comm->size, first, first + n - 1);
+    wb_comm_close(comm);
+    MPI_Allreduce(&failures, &any, 1, MPI_INT, MPI_SUM, MPI_COMM_WORLD);
+    MPI_Finalize();
+    return any == 0 ? 0 : 1;
+}
