@@ -60,7 +60,7 @@ static product random_product(int64_t M, int64_t N, int64_t K) {
 
 /* The list on one device: C as expected, what lies between its rows untouched. */
 static void check_list(wb_device *dev, int64_t count, const product *products) {
-    wb_matmul list[8];
+    wb_matmul list[8] = {0};
     float *c[8];
     for (int64_t i = 0; i < count; i++) {
         c[i] = copied(products[i].c, products[i].c_count);

@@ -64,6 +64,8 @@ wb_status WB_CPU(swiglu_forward)(wb_device *dev, int64_t n, int64_t F, const flo
 wb_status WB_CPU(swiglu_backward)(wb_device *dev, int64_t n, int64_t F, const float *gate_up,
                                   const float *dout, float *dgate_up);
 wb_status WB_CPU(add)(wb_device *dev, int64_t n, const float *x, float *y);
+wb_status WB_CPU(bias_forward)(wb_device *dev, int64_t n, int64_t width, const float *b, float *y);
+wb_status WB_CPU(bias_backward)(wb_device *dev, int64_t n, int64_t width, const float *dy, float *db);
 wb_status WB_CPU(clamp)(wb_device *dev, int64_t n, float limit, float *x);
 wb_status WB_CPU(clamp_backward)(wb_device *dev, int64_t n, float limit, const float *x, float *dx);
 wb_status WB_CPU(logprob_forward)(wb_device *dev, int64_t T, int64_t V, const float *logits,

@@ -215,6 +215,28 @@ wb_status WB_CPU(add)(wb_device *dev, int64_t n, const float *x, float *y) {
     return WB_OK;
 }
 
+wb_status WB_CPU(bias_forward)(wb_device *dev, int64_t n, int64_t width, const float *b, float *y) {
+#pragma omp parallel for schedule(static) num_threads(wb_cpu_threads(dev, n *width))
+    for (int64_t row = 0; row < n; row++) {
+        float *to = y + row * width;
+        WB_INDEPENDENT
+        for (int64_t i = 0; i < width; i++) to[i] += b[i];
+    }
+    return WB_OK;
+}
+
+wb_status WB_CPU(bias_backward)(wb_device *dev, int64_t n, int64_t width, const float *dy, float *db) {
+#pragma omp parallel for schedule(static) num_threads(wb_cpu_threads(dev, n *width))
+    for (int64_t begin = 0; begin < width; begin += COLUMNS) {
+        int64_t end = min64(begin + COLUMNS, width);
+        for (int64_t row = 0; row < n; row++) {
+            WB_INDEPENDENT
+            for (int64_t i = begin; i < end; i++) db[i] += dy[row * width + i];
+        }
+    }
+    return WB_OK;
+}
+
 wb_status WB_CPU(clamp)(wb_device *dev, int64_t n, float limit, float *x) {
 #pragma omp parallel for schedule(static) num_threads(wb_cpu_threads(dev, n))
     for (int64_t begin = 0; begin < n; begin += ELEMENTS) {

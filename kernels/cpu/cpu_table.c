@@ -21,6 +21,8 @@ void WB_CPU(table)(wb_device *dev) {
     dev->swiglu_forward = WB_CPU(swiglu_forward);
     dev->swiglu_backward = WB_CPU(swiglu_backward);
     dev->add = WB_CPU(add);
+    dev->bias_forward = WB_CPU(bias_forward);
+    dev->bias_backward = WB_CPU(bias_backward);
     dev->clamp = WB_CPU(clamp);
     dev->clamp_backward = WB_CPU(clamp_backward);
     dev->logprob_forward = WB_CPU(logprob_forward);
