@@ -1,0 +1,232 @@
+/* checkpoint.c - OUT/checkpoint: the model in Hugging Face layout and, under trainer/, what a bit-for-bit resume needs:
+ * optimizer-<rank>.safetensors (exp_avg and exp_avg_sq of each tensor, by its name) and state.json.
+ * A checkpoint is written beside the old one and changes places with it, so a complete one is always there. */
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <jansson.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "grpo.h"
+
+enum { PATH_BYTES = 4096, NAME_BYTES = 512 };
+
+static wb_status path_join(char *path, const char *dir, const char *name) {
+    int n = snprintf(path, PATH_BYTES, "%s/%s", dir, name);
+    return n > 0 && n < PATH_BYTES ? WB_OK : wb_fail(WB_INVALID_ARGUMENT, "%s/%s: path too long", dir, name);
+}
+
+static wb_status make_dir(const char *path) {
+    if (mkdir(path, 0777) == 0 || errno == EEXIST) return WB_OK;
+    return wb_fail(WB_IO, "%s: cannot be made: %m", path);
+}
+
+static void remove_tree(const char *path) {
+    DIR *dir = opendir(path);
+    if (dir == NULL) {
+        unlink(path);
+        return;
+    }
+    for (struct dirent *entry; (entry = readdir(dir)) != NULL;) {
+        char inner[PATH_BYTES];
+        if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0 &&
+            path_join(inner, path, entry->d_name) == WB_OK)
+            remove_tree(inner);
+    }
+    closedir(dir);
+    rmdir(path);
+}
+
+/* ---- saving ------------------------------------------------------------------------------------------- */
+
+typedef struct moments_file {
+    size_t n;
+    wb_tensor_view *views; /* [n] */
+    char (*names)[NAME_BYTES];
+    void **data; /* [n] host copies */
+} moments_file;
+
+static void moments_free(moments_file *f) {
+    for (size_t i = 0; f->data != NULL && i < f->n; i++) free(f->data[i]);
+    free(f->data);
+    free(f->names);
+    free(f->views);
+}
+
+static wb_status add_moment(moments_file *f, const trainer *t, const wb_tensor *tensor, const char *suffix,
+                            const float *moment) {
+    size_t i = f->n, bytes = (size_t)tensor->n * sizeof(float);
+    snprintf(f->names[i], NAME_BYTES, "%s.%s", tensor->name, suffix);
+    WB_TRY(wb_alloc(bytes, 1, "optimizer state", &f->data[i]));
+    f->n++;
+    WB_TRY(t->device->to_host(t->device, f->data[i], moment, bytes));
+    f->views[i] = (wb_tensor_view){f->names[i], WB_F32, tensor->n_dims, {0}, f->data[i], bytes, NULL};
+    for (int32_t d = 0; d < tensor->n_dims; d++) f->views[i].shape[d] = tensor->shape[d];
+    return WB_OK;
+}
+
+/* Experts are saved by the rank that has them, replicated tensors by rank 0. */
+static wb_status collect_moments(const trainer *t, moments_file *f) {
+    int32_t n = wb_model_n_tensors(t->model);
+    void *memory;
+    WB_TRY(wb_alloc(2 * (size_t)n, sizeof *f->views, "optimizer state", &memory));
+    f->views = memory;
+    WB_TRY(wb_alloc(2 * (size_t)n, sizeof *f->names, "optimizer state", &memory));
+    f->names = memory;
+    WB_TRY(wb_alloc(2 * (size_t)n, sizeof *f->data, "optimizer state", &memory));
+    f->data = memory;
+    for (int32_t i = 0; i < n; i++) {
+        wb_tensor tensor = wb_model_tensor(t->model, i);
+        if (tensor.data == NULL || (tensor.expert < 0 && t->comm->rank != 0)) continue;
+        WB_TRY(add_moment(f, t, &tensor, "exp_avg", t->opt.m[i]));
+        WB_TRY(add_moment(f, t, &tensor, "exp_avg_sq", t->opt.v[i]));
+    }
+    return WB_OK;
+}
+
+static wb_status save_moments(const trainer *t, const char *dir) {
+    char path[PATH_BYTES], name[64];
+    snprintf(name, sizeof name, "optimizer-%d.safetensors", t->comm->rank);
+    WB_TRY(path_join(path, dir, name));
+    moments_file f = {0};
+    wb_status status = collect_moments(t, &f);
+    if (status == WB_OK) status = wb_safetensors_write(path, f.n, f.views, NULL);
+    moments_free(&f);
+    return status;
+}
+
+static wb_status save_state(const trainer *t, const char *dir) {
+    char path[PATH_BYTES];
+    WB_TRY(path_join(path, dir, "state.json"));
+    json_t *state = json_pack("{s:I, s:I, s:I, s:i, s:s}", "step", (json_int_t)t->step, "weight_version",
+                              (json_int_t)t->weight_version, "optimizer_step", (json_int_t)t->opt.step,
+                              "ranks", t->comm->size, "fingerprint", wb_model_routes(t->model)->fingerprint);
+    int failed = state == NULL || json_dump_file(state, path, JSON_INDENT(1)) != 0;
+    json_decref(state);
+    return failed ? wb_fail(WB_IO, "%s: cannot be written: %m", path) : WB_OK;
+}
+
+/* `fresh` becomes `current`; what was there is removed afterwards. */
+static wb_status change_places(const char *fresh, const char *current) {
+    int dir = open(fresh, O_RDONLY | O_DIRECTORY);
+    if (dir >= 0) {
+        syncfs(dir);
+        close(dir);
+    }
+    if (access(current, F_OK) != 0) {
+        if (rename(fresh, current) == 0) return WB_OK;
+        return wb_fail(WB_IO, "%s: cannot be renamed to %s: %m", fresh, current);
+    }
+    if (renameat2(AT_FDCWD, fresh, AT_FDCWD, current, RENAME_EXCHANGE) != 0)
+        return wb_fail(WB_IO, "%s and %s cannot change places: %m", fresh, current);
+    remove_tree(fresh);
+    return WB_OK;
+}
+
+wb_status checkpoint_save(const trainer *t) {
+    char current[PATH_BYTES], fresh[PATH_BYTES], inner[PATH_BYTES];
+    WB_TRY(path_join(current, t->o->out_dir, "checkpoint"));
+    WB_TRY(path_join(fresh, t->o->out_dir, "checkpoint.new"));
+    WB_TRY(path_join(inner, fresh, "trainer"));
+    wb_status status = WB_OK;
+    if (t->comm->rank == 0) {
+        remove_tree(fresh);
+        status = make_dir(fresh);
+        if (status == WB_OK) status = make_dir(inner);
+    }
+    WB_TRY(wb_comm_agree(t->comm, status));
+    WB_TRY(wb_model_save(t->model, fresh));
+    status = save_moments(t, inner);
+    if (status == WB_OK && t->comm->rank == 0) status = save_state(t, inner);
+    WB_TRY(wb_comm_agree(t->comm, status));
+    if (t->comm->rank == 0) status = change_places(fresh, current);
+    return wb_comm_agree(t->comm, status);
+}
+
+/* ---- loading ------------------------------------------------------------------------------------------ */
+
+wb_status checkpoint_find(const options *o, char **dir_out) {
+    char path[PATH_BYTES], state[PATH_BYTES];
+    WB_TRY(path_join(path, o->out_dir, "checkpoint"));
+    WB_TRY(path_join(state, path, "trainer/state.json"));
+    if (access(state, R_OK) != 0) return wb_fail(WB_NOT_FOUND, "%s: no checkpoint to resume from", path);
+    char *dir = strdup(path);
+    if (dir == NULL) return wb_fail(WB_OUT_OF_MEMORY, "path");
+    *dir_out = dir;
+    return WB_OK;
+}
+
+static wb_status load_state(trainer *t, const char *dir, int *ranks_out) {
+    char path[PATH_BYTES];
+    WB_TRY(path_join(path, dir, "trainer/state.json"));
+    json_error_t error;
+    json_t *state = json_load_file(path, 0, &error);
+    if (state == NULL) return wb_fail(WB_CORRUPT, "%s: %s", path, error.text);
+    json_int_t step, version, optimizer_step;
+    wb_status status = WB_OK;
+    if (json_unpack(state, "{s:I, s:I, s:I, s:i}", "step", &step, "weight_version", &version,
+                    "optimizer_step", &optimizer_step, "ranks", ranks_out) != 0 ||
+        step < 0 || version < 0 || optimizer_step < 0 || *ranks_out < 1) {
+        status = wb_fail(WB_CORRUPT, "%s: expected step, weight_version, optimizer_step and ranks", path);
+    } else {
+        t->step = (uint64_t)step;
+        t->weight_version = (uint64_t)version;
+        t->opt.step = (uint64_t)optimizer_step;
+    }
+    json_decref(state);
+    return status;
+}
+
+static wb_status find_moment(wb_safetensors *const *files, int n_files, const wb_tensor *tensor,
+                             const char *suffix, wb_tensor_view *view_out) {
+    char name[NAME_BYTES];
+    snprintf(name, sizeof name, "%s.%s", tensor->name, suffix);
+    wb_status status = WB_NOT_FOUND;
+    for (int i = 0; i < n_files && status == WB_NOT_FOUND; i++)
+        status = wb_safetensors_find(files[i], name, view_out);
+    WB_TRY(status);
+    if (view_out->dtype == WB_F32 && view_out->bytes == (size_t)tensor->n * sizeof(float)) return WB_OK;
+    return wb_fail(WB_MISMATCH, "%s: %s: expected %lld f32, found %zu bytes of %s", view_out->file, name,
+                   (long long)tensor->n, view_out->bytes, wb_dtype_name(view_out->dtype));
+}
+
+static wb_status load_moments(trainer *t, wb_safetensors *const *files, int n_files) {
+    for (int32_t i = 0; i < wb_model_n_tensors(t->model); i++) {
+        wb_tensor tensor = wb_model_tensor(t->model, i);
+        if (tensor.data == NULL) continue;
+        wb_tensor_view view;
+        WB_TRY(find_moment(files, n_files, &tensor, "exp_avg", &view));
+        WB_TRY(t->device->to_device(t->device, t->opt.m[i], view.data, view.bytes));
+        WB_TRY(find_moment(files, n_files, &tensor, "exp_avg_sq", &view));
+        WB_TRY(t->device->to_device(t->device, t->opt.v[i], view.data, view.bytes));
+    }
+    return WB_OK;
+}
+
+static wb_status load_local(trainer *t, const char *dir) {
+    int ranks = 0;
+    WB_TRY(load_state(t, dir, &ranks));
+    void *memory;
+    WB_TRY(wb_alloc((size_t)ranks, sizeof(wb_safetensors *), "optimizer files", &memory));
+    wb_safetensors **files = memory;
+    wb_status status = WB_OK;
+    int open_files = 0;
+    for (; status == WB_OK && open_files < ranks; open_files += status == WB_OK) {
+        char path[PATH_BYTES], name[64];
+        snprintf(name, sizeof name, "trainer/optimizer-%d.safetensors", open_files);
+        status = path_join(path, dir, name);
+        if (status == WB_OK) status = wb_safetensors_open(path, NULL, &files[open_files]);
+    }
+    if (status == WB_OK) status = load_moments(t, files, ranks);
+    while (open_files > 0) wb_safetensors_close(files[--open_files]);
+    free(files);
+    return status;
+}
+
+wb_status checkpoint_load(trainer *t, const char *dir) {
+    return wb_comm_agree(t->comm, load_local(t, dir));
+}

@@ -1,0 +1,188 @@
+/* grpo.h - the pieces of waybill-grpo, the trainer that mpirun launches, and what passes between them.
+ *
+ *   options -> task -> rollouts (samples with records) -> rewards -> train_step -> optimizer -> weights to the engine
+ *                                     |-> dump                |-> report
+ *
+ * Parallel layout: each rank generates and trains its own prompt groups; experts are sharded over all ranks.
+ */
+#ifndef GRPO_H
+#define GRPO_H
+
+#include "wb_check.h"
+#include "wb_comm.h"
+#include "wb_formats.h"
+#include "wb_model.h"
+#include "wb_replay.h"
+#include "wb_rollout.h"
+#include "wb_train_hooks.h"
+
+/* ---- options.c ------------------------------------------------------------------------------------ */
+
+typedef enum ratio_kind { RATIO_TOKEN, RATIO_SEQUENCE } ratio_kind;
+
+typedef struct options {
+    const char *model_dir; /* base checkpoint */
+    const char *out_dir;   /* gets checkpoint/, dump/, metrics.jsonl */
+    const char *make_base; /* write a base checkpoint here by supervised warm-up, and stop */
+    wb_family family;      /* of --make-base */
+    const char *task;      /* "arithmetic" or "jsonl:FILE" */
+    const char *reward_cmd;
+    wb_replay_mode replay;
+    wb_missing_policy missing;
+    wb_dtype rollout_dtype;
+    int64_t steps, prompts, samples, max_tokens, updates, micro_batch_tokens;
+    int64_t warmup_steps, checkpoint_every, compare_every, threads, top_k, kv_blocks;
+    uint64_t seed;
+    double temperature, top_p;
+    double lr, weight_decay, grad_clip, clip_low, clip_high, kl_coef;
+    ratio_kind ratio;
+    wb_codec codec;
+    bool resume, no_dump, quiet;
+} options;
+
+/* Fills `o` from the command line. *action_out: 0 go on, 1 --help was printed. INVALID_ARGUMENT says what is off. `loud`:
+ * this rank prints. */
+wb_status options_parse(int argc, char **argv, bool loud, options *o, int *action_out);
+
+/* ---- task.c ---------------------------------------------------------------------------------------- */
+
+typedef struct task task;
+
+/* "arithmetic", or "jsonl:FILE" with an object a line: {"prompt": [token ids], ...}. vocab_size: prompts are checked. */
+wb_status task_open(const char *spec, uint64_t seed, int32_t vocab_size, task **task_out);
+void task_close(task *t);
+/* Prompt of group `group` of step `step`: *tokens_out [n] malloc'ed. The same on every rank and on every resume. */
+wb_status task_prompt(const task *t, uint64_t step, uint64_t group, uint32_t **tokens_out, uint32_t *n_out);
+/* The built-in reward: 1 for the right answer, a part for right leading digits. UNSUPPORTED for jsonl. */
+wb_status task_reward(const task *t, const wb_record *record, double *reward_out);
+/* The line of the file that group came from, or NULL (arithmetic); owner: task. */
+const char *task_item(const task *t, uint64_t step, uint64_t group);
+/* A supervised example: prompt and answer (arithmetic only); *prompt_len_out tokens are the prompt. */
+uint32_t task_arithmetic_example(uint64_t seed, uint64_t index, uint32_t *tokens, uint32_t *prompt_len_out);
+enum { TASK_VOCABULARY = 16, TASK_STOP = 15, TASK_MAX_TOKENS = 16 };
+uint32_t task_stop_token(const task *t); /* UINT32_MAX: none */
+
+/* ---- reward.c --------------------------------------------------------------------------------------- */
+
+/* Runs `command` (by sh -c) once, writes a JSON line a record to its standard input and reads a number a line from its
+ * standard output. Fails when it dies, answers too few or too many lines, or something that is not a finite number. */
+wb_status reward_command(const char *command, const task *t, uint64_t step, int64_t n,
+                         const wb_record *const *records, double *rewards_out);
+
+/* ---- rollouts.c ------------------------------------------------------------------------------------- */
+
+typedef struct sample {
+    wb_completion *completion; /* owner: this */
+    double reward, advantage;
+} sample;
+
+typedef struct batch {
+    int64_t n_groups;  /* prompt groups of this rank */
+    int64_t n_samples; /* n_groups * G, group-major */
+    sample *samples;
+} batch;
+
+struct report;
+/* Generates this rank's samples of `step`. Collective. */
+wb_status rollouts_generate(wb_engine *engine, wb_comm *comm, const options *o, const task *t, uint64_t step,
+                            struct report *report, batch *batch_out);
+/* Rewards, then advantages normalised within each group. Collective verdict. */
+wb_status rollouts_reward(wb_comm *comm, const options *o, const task *t, uint64_t step, batch *b);
+/* Writes the samples' records to OUT/dump/step<step>-rank<rank>.wbr. */
+wb_status rollouts_dump(const options *o, const wb_route_model *model, int rank, uint64_t step,
+                        const batch *b);
+void batch_free(batch *b);
+
+/* ---- loss.c ----------------------------------------------------------------------------------------- */
+
+typedef struct loss_options {
+    ratio_kind ratio;
+    double clip_low, clip_high; /* the ratio is clipped to [1 - low, 1 + high] */
+    double kl_coef;             /* of KL(policy || reference), estimator k3 */
+    double token_scale; /* weight of one token's loss: 1 / response tokens of the minibatch (token ratio) */
+    double sequence_scale; /* of one sequence's: 1 / sequences of the minibatch (sequence ratio) */
+} loss_options;
+
+typedef struct loss_sums {
+    double loss, clipped, tokens, kl_reference;
+} loss_sums;
+
+/* One sequence of n response tokens: dlogprobs_out[n] = d loss / d logprobs; sums are added to. reference may be NULL. */
+void loss_sequence(const loss_options *o, size_t n, const float *logprobs, const float *old,
+                   const float *reference, double advantage, float *dlogprobs_out, loss_sums *sums);
+
+/* ---- optimizer.c ------------------------------------------------------------------------------------- */
+
+/* AdamW over the registry's local tensors, f32 master weights being the trained model's own. */
+typedef struct optimizer {
+    wb_model *model;
+    wb_train *train;
+    wb_device *device;
+    wb_comm *comm;
+    float **m, **v; /* [n_tensors], NULL for experts of other ranks; device */
+    uint64_t step;
+} optimizer;
+wb_status optimizer_open(wb_model *model, wb_train *train, wb_device *device, wb_comm *comm,
+                         optimizer *opt_out);
+void optimizer_close(optimizer *opt);
+/* Clips the global gradient norm to o->grad_clip (0: no limit) and updates. Collective. */
+wb_status optimizer_step(optimizer *opt, const options *o, double lr, double *grad_norm_out);
+
+/* ---- train_step.c ------------------------------------------------------------------------------------ */
+
+typedef struct trainer {
+    const options *o;
+    wb_device *device;
+    wb_comm *comm;
+    wb_model *model; /* f32, trained */
+    wb_train *train;
+    wb_model *reference; /* NULL unless kl_coef > 0 */
+    wb_train *reference_train;
+    wb_replay *replay;  /* the plan that is followed */
+    wb_replay *compare; /* the same records, measured against free routing */
+    optimizer opt;
+    uint64_t step, weight_version;
+} trainer;
+
+typedef struct step_metrics {
+    double reward_mean, reward_std, response_tokens, samples;
+    wb_replay_metrics replay; /* of the first forward of the batch, as trained */
+    double
+        routed_differently; /* share of rows whose experts in training are not the rollout's: first forward ... */
+    double routed_differently_updates; /* ... and over all forwards of the updates */
+    bool compared;
+    wb_replay_metrics off; /* the same batch and weights, routing free: what --replay off would have seen */
+    double loss, clip_share, kl_reference, grad_norm;
+    double seconds_rollout, seconds_train;
+} step_metrics;
+
+/* One rollout batch: first forward, comparison, updates. Collective. */
+wb_status train_step(trainer *t, const batch *b, struct report *report, step_metrics *m);
+
+/* ---- checkpoint.c ------------------------------------------------------------------------------------ */
+
+/* OUT/checkpoint (Hugging Face layout, trainer/ beside it), replaced as a whole: there is always one complete. Collective. */
+wb_status checkpoint_save(const trainer *t);
+/* Path of the checkpoint to resume from, malloc'ed; NOT_FOUND where OUT has none. */
+wb_status checkpoint_find(const options *o, char **dir_out);
+/* Optimizer and counters of `dir` into `t`, whose model was opened from it. Collective. */
+wb_status checkpoint_load(trainer *t, const char *dir);
+
+/* ---- report.c ---------------------------------------------------------------------------------------- */
+
+typedef struct report report;
+/* `loud`: this rank writes OUT/metrics.jsonl and the progress display; the others are silent. Lines of steps >= first_step
+ * (an earlier, interrupted run) are dropped. */
+wb_status report_open(const options *o, bool loud, uint64_t first_step, report **report_out);
+void report_close(report *r);
+void report_progress(report *r, uint64_t step, const char *phase, int64_t done, int64_t total);
+wb_status report_step(report *r, uint64_t step, const step_metrics *m);
+void report_line(report *r, const char *format, ...) WB_PRINTF(2, 3);
+void report_summary(const report *r); /* the table at the end, on standard output */
+
+/* ---- warmup.c ---------------------------------------------------------------------------------------- */
+
+/* A tiny model trained on the arithmetic task until it is right now and then, saved to o->make_base. Collective. */
+wb_status warmup_make_base(const options *o, wb_device *device, wb_comm *comm, report *r);
+
+#endif

@@ -1,0 +1,188 @@
+/* report.c - what a run says: OUT/metrics.jsonl (one object a step), a progress display on standard error, and the table at
+ * the end. Only one rank's report is loud; the others' calls do nothing. */
+#include <errno.h>
+#include <jansson.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "grpo.h"
+
+struct report {
+    const options *o;
+    FILE *metrics; /* NULL: silent rank, or --make-base */
+    bool loud, terminal;
+    double last_progress;
+    step_metrics first, last; /* means over the first and last few steps */
+    double n_first, n_last;
+    step_metrics compared; /* sums over the steps that were compared */
+    double n_compared;
+};
+
+/* Steps whose rewards are averaged at either end of the table. */
+enum { END_STEPS = 3 };
+
+static double now_seconds(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* Copies the lines of steps before first_step from `path` to `kept`. */
+static wb_status keep_lines(const char *path, FILE *kept, uint64_t first_step) {
+    FILE *old = fopen(path, "r");
+    if (old == NULL) return errno == ENOENT ? WB_OK : wb_fail(WB_IO, "%s: cannot be read: %m", path);
+    char *line = NULL;
+    size_t bytes = 0;
+    while (getline(&line, &bytes, old) >= 0) {
+        json_t *object = json_loads(line, 0, NULL);
+        if (object != NULL && (uint64_t)json_integer_value(json_object_get(object, "step")) < first_step)
+            fputs(line, kept);
+        json_decref(object);
+    }
+    free(line);
+    fclose(old);
+    return WB_OK;
+}
+
+static wb_status open_metrics(report *r, uint64_t first_step) {
+    char path[4096], fresh[4096 + 8];
+    int n = snprintf(path, sizeof path, "%s/metrics.jsonl", r->o->out_dir);
+    if (n < 0 || n >= (int)sizeof path) return wb_fail(WB_INVALID_ARGUMENT, "--out: path too long");
+    snprintf(fresh, sizeof fresh, "%s.new", path);
+    FILE *file = fopen(fresh, "w");
+    if (file == NULL) return wb_fail(WB_IO, "%s: cannot be written: %m", fresh);
+    wb_status status = first_step > 0 ? keep_lines(path, file, first_step) : WB_OK;
+    if (status == WB_OK && (fflush(file) != 0 || rename(fresh, path) != 0))
+        status = wb_fail(WB_IO, "%s: cannot be written: %m", path);
+    if (status != WB_OK) {
+        fclose(file);
+        return status;
+    }
+    r->metrics = file;
+    return WB_OK;
+}
+
+wb_status report_open(const options *o, bool loud, uint64_t first_step, report **report_out) {
+    void *memory;
+    WB_TRY(wb_alloc(1, sizeof(report), "report", &memory));
+    report *r = memory;
+    r->o = o;
+    r->loud = loud;
+    r->terminal = isatty(STDERR_FILENO);
+    wb_status status = loud && o->make_base == NULL ? open_metrics(r, first_step) : WB_OK;
+    if (status != WB_OK) {
+        report_close(r);
+        return status;
+    }
+    *report_out = r;
+    return WB_OK;
+}
+
+void report_close(report *r) {
+    if (r == NULL) return;
+    if (r->metrics != NULL) fclose(r->metrics);
+    free(r);
+}
+
+void report_progress(report *r, uint64_t step, const char *phase, int64_t done, int64_t total) {
+    if (!r->loud || !r->terminal || r->o->quiet) return;
+    double now = now_seconds();
+    if (now - r->last_progress < 0.1) return;
+    r->last_progress = now;
+    fprintf(stderr, "\r\033[Kstep %llu  %s %lld/%lld", (unsigned long long)step + 1, phase, (long long)done,
+            (long long)total);
+}
+
+void report_line(report *r, const char *format, ...) {
+    if (!r->loud || r->o->quiet) return;
+    if (r->terminal) fputs("\r\033[K", stderr);
+    va_list arguments;
+    va_start(arguments, format);
+    vfprintf(stderr, format, arguments);
+    va_end(arguments);
+    fputc('\n', stderr);
+}
+
+/* ---- a step ------------------------------------------------------------------------------------------- */
+
+static json_t *fidelity_json(const wb_replay_metrics *m, double routed_differently) {
+    return json_pack("{s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "routed_differently", routed_differently, "kl_k1",
+                     m->kl_k1, "kl_k3", m->kl_k3, "ratio_outside", m->ratio_outside, "native_token_differ",
+                     m->token_differ, "native_decision_differ", m->decision_differ, "fallback_share",
+                     m->fallback_share);
+}
+
+static wb_status write_metrics(report *r, uint64_t step, const step_metrics *m) {
+    json_t *line =
+        json_pack("{s:I, s:s, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "step",
+                  (json_int_t)step, "replay", wb_replay_mode_name(r->o->replay), "reward", m->reward_mean,
+                  "reward_std", m->reward_std, "samples", m->samples, "response_tokens", m->response_tokens,
+                  "loss", m->loss, "clip_share", m->clip_share, "kl_reference", m->kl_reference, "grad_norm",
+                  m->grad_norm, "routed_differently_updates", m->routed_differently_updates,
+                  "seconds_rollout", m->seconds_rollout, "seconds_train", m->seconds_train);
+    if (line != NULL) json_object_set_new(line, "fidelity", fidelity_json(&m->replay, m->routed_differently));
+    if (line != NULL && m->compared)
+        json_object_set_new(line, "fidelity_replay_off", fidelity_json(&m->off, m->off.token_differ));
+    char *text = line ? json_dumps(line, JSON_COMPACT | JSON_REAL_PRECISION(9)) : NULL;
+    json_decref(line);
+    if (text == NULL) return wb_fail(WB_OUT_OF_MEMORY, "metrics of step %llu", (unsigned long long)step);
+    int failed = fprintf(r->metrics, "%s\n", text) < 0 || fflush(r->metrics) != 0;
+    free(text);
+    return failed ? wb_fail(WB_IO, "%s/metrics.jsonl: cannot be written: %m", r->o->out_dir) : WB_OK;
+}
+
+static void remember(report *r, const step_metrics *m) {
+    if (r->n_first < END_STEPS) {
+        r->first.reward_mean += m->reward_mean;
+        r->n_first++;
+    }
+    double keep = r->n_last < END_STEPS ? r->n_last : END_STEPS - 1;
+    r->last.reward_mean = (r->last.reward_mean * keep + m->reward_mean) / (keep + 1);
+    r->n_last++;
+    if (!m->compared) return;
+    r->n_compared++;
+    r->compared.replay.kl_k3 += m->replay.kl_k3;
+    r->compared.off.kl_k3 += m->off.kl_k3;
+    r->compared.routed_differently += m->routed_differently;
+    r->compared.off.token_differ += m->off.token_differ;
+}
+
+wb_status report_step(report *r, uint64_t step, const step_metrics *m) {
+    if (!r->loud) return WB_OK;
+    remember(r, m);
+    WB_TRY(write_metrics(r, step, m));
+    char off[96] = "";
+    if (m->compared)
+        snprintf(off, sizeof off, "  (replay off: kl %.2e, %.1f %%)", m->off.kl_k3,
+                 100 * m->off.token_differ);
+    report_line(r,
+                "step %3llu/%lld  reward %.3f  kl %.2e  routed differently %.1f %%%s  %.0f tok/s rollout, "
+                "train %.1f s",
+                (unsigned long long)step + 1, (long long)r->o->steps, m->reward_mean, m->replay.kl_k3,
+                100 * m->routed_differently, off, m->response_tokens / m->seconds_rollout, m->seconds_train);
+    return WB_OK;
+}
+
+/* ---- the end ------------------------------------------------------------------------------------------ */
+
+void report_summary(const report *r) {
+    if (!r->loud || r->n_last == 0) return;
+    printf("\n%-46s %12s %12s\n", "", "start", "end");
+    printf("%-46s %12.3f %12.3f\n", "reward (mean of 3 steps)", r->first.reward_mean / r->n_first,
+           r->last.reward_mean);
+    if (r->n_compared > 0) {
+        double n = r->n_compared;
+        printf("\n%-46s %12s %12s\n", "first forward of a batch, before any update", "replay off",
+               "replay on");
+        printf("%-46s %12.3e %12.3e\n", "KL(rollout || trainer), k3", r->compared.off.kl_k3 / n,
+               r->compared.replay.kl_k3 / n);
+        printf("%-46s %11.2f%% %11.2f%%\n", "tokens routed differently than in the rollout",
+               100 * r->compared.off.token_differ / n, 100 * r->compared.routed_differently / n);
+    }
+    printf("\nmetrics     %s/metrics.jsonl\ncheckpoint  %s/checkpoint\n", r->o->out_dir, r->o->out_dir);
+    if (!r->o->no_dump) printf("dump        %s/dump\n", r->o->out_dir);
+}

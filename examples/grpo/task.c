@@ -1,0 +1,232 @@
+/* task.c - where prompts come from and how the built-in task is judged.
+ * Owns: two-digit addition over a 16-character vocabulary, and token-id prompts from a JSON-lines file. Everything
+ * is a function of (seed, step, group), so that ranks agree and a resumed run sees the same prompts. */
+#include <jansson.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "grpo.h"
+
+struct task {
+    bool arithmetic;
+    uint64_t seed;
+    size_t n_items; /* jsonl */
+    char **lines;
+    uint32_t **prompts;
+    uint32_t *prompt_lens;
+};
+
+/* token ids: '0'..'9' are 0..9, then these; the rest of the vocabulary is unused */
+enum { PLUS = 10, EQUALS = 11 };
+
+static uint64_t mix(uint64_t x) {
+    x += 0x9e3779b97f4a7c15u;
+    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
+    x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+    return x ^ (x >> 31);
+}
+
+/* ---- arithmetic ------------------------------------------------------------------------------------- */
+
+/* Digits of a number, least significant first: the order in which a sum can be written without looking ahead. */
+static uint32_t put_number(uint32_t value, uint32_t *tokens) {
+    uint32_t n = 0;
+    do tokens[n++] = value % 10;
+    while ((value /= 10) != 0);
+    return n;
+}
+
+uint32_t task_arithmetic_example(uint64_t seed, uint64_t index, uint32_t *tokens, uint32_t *prompt_len_out) {
+    uint64_t random = mix(mix(seed) ^ index);
+    uint32_t a = (uint32_t)(random % 100), b = (uint32_t)((random >> 32) % 100);
+    uint32_t n = put_number(a, tokens);
+    tokens[n++] = PLUS;
+    n += put_number(b, tokens + n);
+    tokens[n++] = EQUALS;
+    *prompt_len_out = n;
+    n += put_number(a + b, tokens + n);
+    tokens[n++] = TASK_STOP;
+    return n;
+}
+
+/* Reads a number written by put_number that ends before `end`; -1 when there is none. */
+static int64_t get_number(const uint32_t *tokens, uint32_t *at, uint32_t n, uint32_t end) {
+    int64_t value = 0, scale = 1;
+    uint32_t i = *at;
+    for (; i < n && tokens[i] < 10 && scale < 1000000; i++, scale *= 10) value += (int64_t)tokens[i] * scale;
+    if (i == *at || i == n || tokens[i] != end) return -1;
+    *at = i + 1;
+    return value;
+}
+
+wb_status task_reward(const task *t, const wb_record *record, double *reward_out) {
+    if (!t->arithmetic)
+        return wb_fail(WB_UNSUPPORTED, "the task has no reward of its own: --reward-cmd is needed");
+    uint32_t at = 0;
+    int64_t a = get_number(record->tokens, &at, record->prompt_len, PLUS);
+    int64_t b = get_number(record->tokens, &at, record->prompt_len, EQUALS);
+    if (a < 0 || b < 0)
+        return wb_fail(WB_INVALID_ARGUMENT, "request %s: its prompt is not a sum", record->rid);
+    uint32_t answer[TASK_MAX_TOKENS];
+    uint32_t n = put_number((uint32_t)(a + b), answer), right = 0;
+    answer[n++] = TASK_STOP;
+    const uint32_t *given = record->tokens + record->prompt_len;
+    uint32_t n_given = record->n_tokens - record->prompt_len;
+    while (right < n && right < n_given && given[right] == answer[right]) right++;
+    *reward_out = right == n && n_given == n ? 1.0 : 0.0;
+    return WB_OK;
+}
+
+/* ---- jsonl ------------------------------------------------------------------------------------------ */
+
+static wb_status parse_item(const char *path, size_t line_number, const char *line, int32_t vocab_size,
+                            uint32_t **prompt_out, uint32_t *n_out) {
+    json_error_t error;
+    json_t *item = json_loads(line, 0, &error);
+    if (item == NULL)
+        return wb_fail(WB_CORRUPT, "%s: line %zu, column %d: %s", path, line_number, error.column,
+                       error.text);
+    wb_status status = WB_OK;
+    uint32_t *prompt = NULL;
+    json_t *list = json_object_get(item, "prompt");
+    size_t n = json_array_size(list);
+    if (!json_is_array(list) || n == 0 || n > UINT32_MAX) {
+        status = wb_fail(WB_CORRUPT, "%s: line %zu: expected {\"prompt\": [token ids, at least one], ...}",
+                         path, line_number);
+        goto drop_item;
+    }
+    void *memory;
+    WB_GOTO(wb_alloc(n, sizeof *prompt, "prompt", &memory), drop_item);
+    prompt = memory;
+    for (size_t i = 0; i < n; i++) {
+        json_t *id = json_array_get(list, i);
+        if (!json_is_integer(id) || json_integer_value(id) < 0 || json_integer_value(id) >= vocab_size) {
+            status =
+                wb_fail(WB_CORRUPT, "%s: line %zu: prompt[%zu] is not a token id below the vocabulary of %d",
+                        path, line_number, i, vocab_size);
+            free(prompt);
+            goto drop_item;
+        }
+        prompt[i] = (uint32_t)json_integer_value(id);
+    }
+    *prompt_out = prompt;
+    *n_out = (uint32_t)n;
+drop_item:
+    json_decref(item);
+    return status;
+}
+
+static wb_status add_item(task *t, size_t *capacity, char *line) {
+    if (t->n_items == *capacity) {
+        size_t grown = *capacity ? *capacity * 2 : 64;
+        char **lines = realloc(t->lines, grown * sizeof *lines);
+        if (lines) t->lines = lines;
+        uint32_t **prompts = realloc(t->prompts, grown * sizeof *prompts);
+        if (prompts) t->prompts = prompts;
+        uint32_t *lens = realloc(t->prompt_lens, grown * sizeof *lens);
+        if (lens) t->prompt_lens = lens;
+        if (!lines || !prompts || !lens) return wb_fail(WB_OUT_OF_MEMORY, "%zu prompts", grown);
+        *capacity = grown;
+    }
+    t->lines[t->n_items] = line;
+    t->prompts[t->n_items] = NULL;
+    t->n_items++;
+    return WB_OK;
+}
+
+static wb_status read_jsonl(task *t, const char *path, int32_t vocab_size) {
+    FILE *file = fopen(path, "r");
+    if (file == NULL) return wb_fail(WB_IO, "%s: cannot be opened: %m", path);
+    wb_status status = WB_OK;
+    char *line = NULL;
+    size_t line_bytes = 0, capacity = 0, number = 0;
+    ssize_t got;
+    while ((got = getline(&line, &line_bytes, file)) >= 0) {
+        number++;
+        while (got > 0 && (line[got - 1] == '\n' || line[got - 1] == '\r')) line[--got] = '\0';
+        if (got == 0) continue;
+        WB_GOTO(add_item(t, &capacity, line), close_file);
+        line = NULL; /* it is the task's now */
+        line_bytes = 0;
+        size_t i = t->n_items - 1;
+        WB_GOTO(parse_item(path, number, t->lines[i], vocab_size, &t->prompts[i], &t->prompt_lens[i]),
+                close_file);
+    }
+    if (ferror(file))
+        status = wb_fail(WB_IO, "%s: cannot be read: %m", path);
+    else if (t->n_items == 0)
+        status = wb_fail(WB_CORRUPT, "%s: has no prompts", path);
+close_file:
+    free(line);
+    fclose(file);
+    return status;
+}
+
+/* ---- both ------------------------------------------------------------------------------------------- */
+
+wb_status task_open(const char *spec, uint64_t seed, int32_t vocab_size, task **task_out) {
+    void *memory;
+    WB_TRY(wb_alloc(1, sizeof(task), "task", &memory));
+    task *t = memory;
+    t->seed = seed;
+    t->arithmetic = strcmp(spec, "arithmetic") == 0;
+    wb_status status = WB_OK;
+    if (t->arithmetic && vocab_size < TASK_VOCABULARY)
+        status = wb_fail(WB_INVALID_ARGUMENT,
+                         "the arithmetic task needs a vocabulary of %d tokens, the model has %d",
+                         TASK_VOCABULARY, vocab_size);
+    else if (strncmp(spec, "jsonl:", 6) == 0)
+        status = read_jsonl(t, spec + 6, vocab_size);
+    else if (!t->arithmetic)
+        status = wb_fail(WB_INVALID_ARGUMENT, "--task %s: expected arithmetic or jsonl:FILE", spec);
+    if (status != WB_OK) {
+        task_close(t);
+        return status;
+    }
+    *task_out = t;
+    return WB_OK;
+}
+
+void task_close(task *t) {
+    if (t == NULL) return;
+    for (size_t i = 0; i < t->n_items; i++) {
+        free(t->lines[i]);
+        free(t->prompts[i]);
+    }
+    free(t->lines);
+    free(t->prompts);
+    free(t->prompt_lens);
+    free(t);
+}
+
+/* The file is walked in a seeded order: each pass over it is a rotation by a random amount. */
+static size_t item_index(const task *t, uint64_t step, uint64_t group) {
+    return (size_t)(mix(mix(mix(t->seed) ^ step) ^ group) % t->n_items);
+}
+
+const char *task_item(const task *t, uint64_t step, uint64_t group) {
+    return t->arithmetic ? NULL : t->lines[item_index(t, step, group)];
+}
+
+uint32_t task_stop_token(const task *t) {
+    return t->arithmetic ? TASK_STOP : UINT32_MAX;
+}
+
+wb_status task_prompt(const task *t, uint64_t step, uint64_t group, uint32_t **tokens_out, uint32_t *n_out) {
+    uint32_t example[TASK_MAX_TOKENS], n;
+    const uint32_t *prompt = example;
+    if (t->arithmetic) {
+        task_arithmetic_example(mix(t->seed) ^ step, group, example, &n);
+    } else {
+        size_t i = item_index(t, step, group);
+        prompt = t->prompts[i];
+        n = t->prompt_lens[i];
+    }
+    void *memory;
+    WB_TRY(wb_alloc(n, sizeof **tokens_out, "prompt", &memory));
+    memcpy(memory, prompt, n * sizeof *prompt);
+    *tokens_out = memory;
+    *n_out = n;
+    return WB_OK;
+}

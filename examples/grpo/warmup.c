@@ -1,0 +1,118 @@
+/* warmup.c - the base checkpoint: a tiny Mixture-of-Experts model and a short supervised training on the arithmetic task, enough to
+ * be right now and then, which is what reinforcement learning needs to start from. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "grpo.h"
+
+enum { EXAMPLES = 256 }; /* a step, over all ranks */
+static const double learning_rate = 3e-3;
+
+static wb_config tiny_config(wb_family family) {
+    wb_config c = {.family = family,
+                   .hidden_size = 64,
+                   .n_layers = 4,
+                   .n_heads = 4,
+                   .n_kv_heads = 2,
+                   .head_dim = 16,
+                   .expert_width = 32,
+                   .dense_width = 128,
+                   .vocab_size = TASK_VOCABULARY,
+                   .max_positions = 128,
+                   .norm_eps = 1e-6f,
+                   .rope_theta = 10000};
+    bool olmoe = family == WB_FAMILY_OLMOE;
+    c.qk_norm = olmoe ? WB_QK_NORM_WHOLE : WB_QK_NORM_PER_HEAD;
+    c.router = (wb_router){.type = olmoe ? WB_ROUTER_SOFTMAX : WB_ROUTER_SOFTMAX_NORM,
+                           .n_experts = 16,
+                           .top_k = 4,
+                           .n_group = 1,
+                           .topk_group = 1,
+                           .scale = 1};
+    c.moe_layer_mask[0] = (1u << c.n_layers) - 1;
+    return c;
+}
+
+typedef struct examples {
+    int64_t T, answers; /* answer tokens */
+    int32_t n_seqs;
+    int32_t tokens[EXAMPLES * TASK_MAX_TOKENS], targets[EXAMPLES * TASK_MAX_TOKENS], seq_start[EXAMPLES + 1];
+    float logprobs[EXAMPLES * TASK_MAX_TOKENS], gradients[EXAMPLES * TASK_MAX_TOKENS];
+} examples;
+
+/* This rank's share of the step's examples. */
+static void draw(examples *x, const options *o, int64_t step, const wb_comm *comm) {
+    x->T = x->answers = x->n_seqs = 0;
+    for (int64_t i = comm->rank; i < EXAMPLES; i += comm->size) {
+        uint32_t tokens[TASK_MAX_TOKENS], prompt_len;
+        uint32_t n = task_arithmetic_example(~o->seed, (uint64_t)(step * EXAMPLES + i), tokens, &prompt_len);
+        x->seq_start[x->n_seqs++] = (int32_t)x->T;
+        for (uint32_t p = 0; p + 1 < n; p++, x->T++) {
+            x->tokens[x->T] = (int32_t)tokens[p];
+            x->targets[x->T] = p + 1 >= prompt_len ? (int32_t)tokens[p + 1] : -1;
+            x->answers += p + 1 >= prompt_len;
+        }
+    }
+    x->seq_start[x->n_seqs] = (int32_t)x->T;
+}
+
+static wb_status warmup_step(const options *o, wb_train *train, optimizer *opt, wb_comm *comm, void *ids,
+                             examples *x, int64_t step, double *loss_out) {
+    draw(x, o, step, comm);
+    wb_train_batch fed = {x->T, x->tokens, x->targets, x->n_seqs, x->seq_start};
+    wb_routing routing = {ids, NULL, NULL};
+    WB_TRY(wb_train_forward(train, &fed, &routing, NULL, x->logprobs));
+    double sums[2] = {0, (double)x->answers};
+    for (int64_t t = 0; t < x->T; t++) sums[0] -= x->logprobs[t];
+    WB_TRY(wb_comm_all_reduce_f64(comm, sums, 2));
+    for (int64_t t = 0; t < x->T; t++) x->gradients[t] = (float)(-1 / sums[1]);
+    WB_TRY(wb_train_zero_grads(train));
+    WB_TRY(wb_train_backward(train, x->gradients));
+    WB_TRY(wb_train_reduce_grads(train));
+    double norm, progress = (double)step / (double)o->warmup_steps;
+    *loss_out = sums[0] / sums[1];
+    return optimizer_step(opt, o, learning_rate * (1 - 0.9 * progress), &norm);
+}
+
+static wb_status run_warmup(const options *o, wb_model *model, wb_train *train, optimizer *opt, report *r) {
+    wb_device *device = wb_model_device(model);
+    wb_comm *comm = wb_model_comm(model);
+    size_t row_bytes = wb_route_row_bytes(wb_model_routes(model));
+    void *ids = NULL, *x = NULL;
+    wb_status status = device->mem_alloc(device, row_bytes * EXAMPLES * TASK_MAX_TOKENS, &ids);
+    if (status == WB_OK) status = wb_alloc(1, sizeof(examples), "examples", &x);
+    for (int64_t step = 0; status == WB_OK && step < o->warmup_steps; step++) {
+        double loss = 0;
+        status = warmup_step(o, train, opt, comm, ids, x, step, &loss);
+        report_progress(r, (uint64_t)step, "warm-up", step + 1, o->warmup_steps);
+        if (status == WB_OK && (step + 1) % 100 == 0)
+            report_line(r, "warm-up %4lld/%lld  loss %.3f", (long long)step + 1, (long long)o->warmup_steps,
+                        loss);
+    }
+    free(x);
+    device->mem_free(device, ids);
+    return status;
+}
+
+wb_status warmup_make_base(const options *o, wb_device *device, wb_comm *comm, report *r) {
+    wb_config config = tiny_config(o->family);
+    wb_model_options model_options = {device, comm, WB_F32};
+    wb_model *model;
+    WB_TRY(wb_model_create(&config, o->seed, 0.08f, &model_options, &model));
+    wb_train *train = NULL;
+    optimizer opt = {0};
+    wb_status status;
+    WB_GOTO(wb_train_open(model, &train), close_model);
+    WB_GOTO(optimizer_open(model, train, device, comm, &opt), close_train);
+    WB_GOTO(run_warmup(o, model, train, &opt, r), close_optimizer);
+    status = wb_model_save(model, o->make_base);
+    if (status == WB_OK) report_line(r, "base checkpoint: %s", o->make_base);
+close_optimizer:
+    optimizer_close(&opt);
+close_train:
+    wb_train_close(train);
+close_model:
+    wb_model_close(model);
+    return status;
+}
