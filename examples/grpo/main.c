@@ -1,5 +1,6 @@
 /* main.c - waybill-grpo: GRPO training of a Mixture-of-Experts model under routing replay, one process a rank. */
 #include <errno.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -173,6 +174,7 @@ static wb_status run(const options *o) {
 int main(int argc, char **argv) {
     int rank = 0, action = 0;
     options o;
+    signal(SIGPIPE, SIG_IGN); /* a reward program that stops reading is judged by its answer */
     MPI_Init(&argc, &argv);
     MPI_Comm_rank(MPI_COMM_WORLD, &rank);
     wb_status status = options_parse(argc, argv, rank == 0, &o, &action);

@@ -1,5 +1,5 @@
 /* task.c - where prompts come from and how the built-in task is judged.
- * Owns: two-digit addition over a 16-character vocabulary, and token-id prompts from a JSON-lines file. Everything
+ * Owns: the addition of numbers below 20 over a 16-character vocabulary, and token-id prompts from a JSON-lines file. Everything
  * is a function of (seed, step, group), so that ranks agree and a resumed run sees the same prompts. */
 #include <jansson.h>
 #include <stdio.h>
@@ -20,6 +20,8 @@ struct task {
 /* token ids: '0'..'9' are 0..9, then these; the rest of the vocabulary is unused */
 enum { PLUS = 10, EQUALS = 11 };
 
+enum { OPERANDS = 20 }; /* a and b are below this */
+
 static uint64_t mix(uint64_t x) {
     x += 0x9e3779b97f4a7c15u;
     x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
@@ -39,7 +41,7 @@ static uint32_t put_number(uint32_t value, uint32_t *tokens) {
 
 uint32_t task_arithmetic_example(uint64_t seed, uint64_t index, uint32_t *tokens, uint32_t *prompt_len_out) {
     uint64_t random = mix(mix(seed) ^ index);
-    uint32_t a = (uint32_t)(random % 100), b = (uint32_t)((random >> 32) % 100);
+    uint32_t a = (uint32_t)(random % OPERANDS), b = (uint32_t)((random >> 32) % OPERANDS);
     uint32_t n = put_number(a, tokens);
     tokens[n++] = PLUS;
     n += put_number(b, tokens + n);

@@ -1,0 +1,96 @@
+#!/usr/bin/env bash
+# check_grpo.sh - waybill-grpo as a user runs it: resume bit for bit, the three replay modes, a reward program, every bad input, and
+# a rank killed in mid-run. usage: check_grpo.sh BUILD_DIR SOURCE_DIR
+set -uo pipefail
+build=$1
+grpo=$build/bin/waybill-grpo
+waybill=$build/bin/waybill
+[ -x "$grpo" ] || { echo "skipped: waybill-grpo was not built (no MPI)"; exit 77; }
+[ "${WB_SANITIZE:-}" = thread ] && { echo "skipped: Open MPI is not instrumented for ThreadSanitizer"; exit 77; }
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+cd "$work" || exit 1
+
+export OMP_NUM_THREADS=1
+run() { mpirun --allow-run-as-root --oversubscribe --mca mpi_yield_when_idle 1 -n "$1" "$grpo" "${@:2}"; }
+fail() { echo "FAILED: $*"; exit 1; }
+# refused "what the message must say" arguments...
+refused() {
+    local part=$1
+    shift
+    if run 2 --quiet "$@" >log 2>&1; then fail "accepted: $*"; fi
+    grep -qF -- "$part" log || { cat log; fail "no '$part' in the message of: $*"; }
+}
+field() { sed -n "s/.*\"$2\":\([-0-9.e+]*\).*/\1/p" "$1"; } # the last one of that name in each line
+
+small=(--steps 4 --prompts 8 --samples 4 --updates 4 --lr 3e-4 --quiet --seed 5)
+run 2 --make-base base --warmup-steps 40 --quiet || fail "make-base"
+run 1 --make-base base_olmoe --family olmoe --warmup-steps 10 --quiet || fail "make-base olmoe"
+
+echo "== resume is bit for bit"
+run 2 --model base --out whole "${small[@]}" >/dev/null || fail "whole run"
+run 2 --model base --out halves "${small[@]}" --steps 2 >/dev/null || fail "first half"
+run 2 --model base --out halves "${small[@]}" --resume >/dev/null || fail "second half"
+diff -r whole/checkpoint halves/checkpoint || fail "a resumed run's checkpoint differs"
+for file in whole/dump/*.wbr; do
+    "$waybill" cat "$file" --tokens --routes >a && "$waybill" cat "halves/dump/$(basename "$file")" --tokens --routes >b &&
+        cmp a b || fail "a resumed run's dump differs: $file"
+done
+[ "$(wc -l <halves/metrics.jsonl)" = 4 ] || fail "a resumed run's metrics"
+run 1 --model base --out halves "${small[@]}" --steps 5 --resume >/dev/null || fail "resume on another number of ranks"
+
+echo "== replay brings routing back, also through the updates, and at least halves the KL"
+"$waybill" verify whole/dump >/dev/null || fail "verify"
+field whole/metrics.jsonl routed_differently_updates | grep -qv '^0\.0*$' && fail "routed differently under replay"
+awk -F'"fidelity' '{ split($2, on, "\"kl_k3\":"); split($3, off, "\"kl_k3\":"); a += on[2]; b += off[2] }
+    END { printf "kl replay %g, off %g\n", a, b; exit !(a > 0 && a <= b / 2) }' whole/metrics.jsonl || fail "KL"
+for mode in off record; do
+    run 2 --model base --out "mode_$mode" "${small[@]}" --replay $mode --steps 2 >/dev/null || fail "--replay $mode"
+done
+run 2 --model base_olmoe --out olmoe "${small[@]}" --steps 2 --rollout-dtype f32 --ratio sequence --kl-coef 0.01 \
+    --temperature 0.8 --top-k 12 --top-p 0.95 --dump-codec zstd >/dev/null || fail "olmoe, GSPO, KL"
+"$waybill" verify olmoe/dump >/dev/null || fail "verify olmoe"
+[ "$(field olmoe/metrics.jsonl routed_differently_updates | sort -u)" = 0.0 ] || fail "olmoe routed differently"
+
+echo "== a task and a reward of the user's"
+printf '%s\n' '{"prompt":[1,10,2,11],"answer":3}' '{"prompt":[4,10,4,11],"answer":8}' >task.jsonl
+run 2 --model base --out user "${small[@]}" --steps 2 --task jsonl:task.jsonl \
+    --reward-cmd 'while read -r line; do case "$line" in *"\"item\":"*) echo 0.5;; *) echo none;; esac; done' \
+    >/dev/null || fail "jsonl task"
+[ "$(field user/metrics.jsonl reward | sort -u)" = 0.5 ] || fail "rewards of the program"
+
+echo "== bad input"
+user=(--model base --out bad "${small[@]}" --task jsonl:task.jsonl)
+refused "ended with exit status 3" "${user[@]}" --reward-cmd 'exit 3'
+refused "was killed by signal 9" "${user[@]}" --reward-cmd 'kill -9 $$'
+refused "expected 16 lines, found 1" "${user[@]}" --reward-cmd 'cat >/dev/null; echo 1'
+refused "found more" "${user[@]}" --reward-cmd 'cat >/dev/null; seq 17'
+refused "expected a finite number, found 'nan'" "${user[@]}" --reward-cmd 'cat >/dev/null; yes nan | head -16'
+refused "needs --reward-cmd" "${user[@]}"
+refused "missing.jsonl: cannot be opened" --model base --out bad --task jsonl:missing.jsonl --reward-cmd true
+echo '{"prompt":[1,99]}' >far.jsonl
+refused "far.jsonl: line 1: prompt[1]" --model base --out bad --task jsonl:far.jsonl --reward-cmd true
+refused "/dev/null/out" --model base --out /dev/null/out
+refused "config.json" --model nowhere --out bad
+refused "1 block" --model base --out bad "${small[@]}" --kv-blocks 1 --max-tokens 40
+cp -r base cut && truncate -s -1000 cut/model-00002-of-00002.safetensors
+refused "model-00002-of-00002.safetensors" --model cut --out bad
+mkdir -p sealed && touch sealed/dump
+refused "sealed/dump" --model base --out sealed "${small[@]}"
+
+echo "== a rank is killed"
+run 2 --model base --out killed "${small[@]}" --steps 100000 --checkpoint-every 1 >log 2>&1 &
+job=$!
+for _ in $(seq 300); do [ -e killed/checkpoint/trainer/state.json ] && [ -e killed/dump/step000002-rank1.wbr ] && break; sleep 0.1; done
+pkill -9 -f -n "bin/waybill-grpo --model base --out killed" || fail "no rank to kill"
+start=$SECONDS
+wait $job && fail "the job ended well"
+[ $((SECONDS - start)) -le 30 ] || fail "the job outlived a rank by $((SECONDS - start)) s"
+for file in killed/dump/*.wbr; do
+    "$waybill" cat "$file" >/dev/null || [ ! -s "$file" ] || "$waybill" inspect killed/dump || fail "unreadable: $file"
+done
+steps=$(sed -n 's/.*"step": \([0-9]*\).*/\1/p' killed/checkpoint/trainer/state.json)
+run 2 --model base --out killed "${small[@]}" --steps $((steps + 2)) --resume >/dev/null || fail "resume after the kill"
+[ "$(wc -l <killed/metrics.jsonl)" = $((steps + 2)) ] || fail "metrics after the kill"
+"$waybill" verify killed/dump >/dev/null || fail "dump after the kill and resume"
+echo "all well"
