@@ -7,4 +7,9 @@ if ! command -v python3 >/dev/null; then
     exit 77
 fi
 golden=$2/tests/golden/dump
-exec python3 "$2/tests/read_dump.py" "$1/bin/waybill" "$golden"/good_{u8,u8_valid,u16,no_index}.wbr
+python3 "$2/tests/read_dump.py" "$1/bin/waybill" "$golden"/good_{u8,u8_valid,u16,no_index}.wbr
+
+# The README's own lines, on a golden file.
+lines=$(sed -n '/^```python$/,/^```$/p' "$2/README.md" | sed '1d;$d' | sed "s|dump.wbr|$golden/good_u8.wbr|")
+printed=$(python3 -c "$lines" | grep -c "\[\[\[")
+[ "$printed" -gt 0 ] || { echo "FAILED: the README's lines print no routes"; exit 1; }
