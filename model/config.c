@@ -122,6 +122,11 @@ wb_status wb_config_check(const wb_config *c) {
     if (c->qk_norm != f->qk_norm)
         return wb_fail(WB_INVALID_ARGUMENT, "qk_norm: expected %d for %s, found %d", (int)f->qk_norm,
                        f->model_type, (int)c->qk_norm);
+    /* A norm over all heads is hidden_size wide in every checkpoint of this kind. */
+    if (c->qk_norm == WB_QK_NORM_WHOLE && (int64_t)c->n_heads * c->head_dim != c->hidden_size)
+        return wb_fail(WB_INVALID_ARGUMENT,
+                       "head_dim: expected hidden_size %d / num_attention_heads %d for %s, found %d",
+                       c->hidden_size, c->n_heads, f->model_type, c->head_dim);
     if (c->clip_qkv != 0.0f) WB_TRY(check_positive("clip_qkv", (double)c->clip_qkv));
     if (c->clip_qkv != 0.0f && !f->clips)
         return wb_fail(WB_INVALID_ARGUMENT, "clip_qkv: expected none for %s, found %g", f->model_type,
@@ -399,7 +404,7 @@ static json_t *make_root(const wb_config *c, const char *dtype) {
     const family *f = &families[c->family];
     json_t *root = json_pack(
         "{s:[s], s:s, s:s, s:s, s:b, s:f, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:b, s:o, s:f, s:n, "
-        "s:b, s:b}",
+        "s:b, s:b, s:n, s:n, s:n}",
         "architectures", f->architecture, "model_type", f->model_type, "torch_dtype", dtype, "hidden_act",
         "silu", "attention_bias", c->attention_bias, "attention_dropout", 0.0, "hidden_size", c->hidden_size,
         "num_hidden_layers", c->n_layers, "num_attention_heads", c->n_heads, "num_key_value_heads",
@@ -407,7 +412,7 @@ static json_t *make_root(const wb_config *c, const char *dtype) {
         c->max_positions, "num_experts", c->router.n_experts, "num_experts_per_tok", c->router.top_k,
         "norm_topk_prob", c->router.type == WB_ROUTER_SOFTMAX_NORM, "rms_norm_eps", plain_real(c->norm_eps),
         "rope_theta", c->rope_theta, "rope_scaling", "tie_word_embeddings", c->tie_word_embeddings,
-        "use_cache", 1);
+        "use_cache", 1, "bos_token_id", "eos_token_id", "pad_token_id"); /* not this model's to know */
     int failed = !root || json_object_set_new(root, f->expert_width, json_integer(c->expert_width));
     if (!failed && f->dense_layers)
         failed = json_object_set_new(root, "intermediate_size",

@@ -16,13 +16,13 @@ typedef struct wb_param {
 
 /* Indices into wb_model.params; -1: the layer has none. */
 typedef struct wb_layer {
-    int32_t input_norm, post_norm;                    /* [H] */
-    int32_t q, k, v, o;                               /* [nh dh, H], [nkv dh, H], [nkv dh, H], [H, nh dh] */
+    int32_t input_norm, post_norm; /* [H] */
+    int32_t q, k, v, o;            /* [nh dh, H], [nkv dh, H], [nkv dh, H], [H, nh dh] */
     int32_t q_bias, k_bias, v_bias, o_bias;
-    int32_t q_norm, k_norm;                           /* [dh] per head, [nh dh] and [nkv dh] whole */
-    int32_t moe_index;                                /* 0..L-1 in the route tensor; -1: dense layer */
-    int32_t router;                                   /* [E, H] */
-    int32_t gate_up, down;                            /* experts, or the dense layer's [2I, H] and [H, I] */
+    int32_t q_norm, k_norm; /* [dh] per head, [nh dh] and [nkv dh] whole */
+    int32_t moe_index;      /* 0..L-1 in the route tensor; -1: dense layer */
+    int32_t router;         /* [E, H] */
+    int32_t gate_up, down;  /* experts, or the dense layer's [2I, H] and [H, I] */
 } wb_layer;
 
 struct wb_model {
@@ -33,7 +33,7 @@ struct wb_model {
 
     wb_param *params; /* [n_params] */
     int32_t n_params;
-    wb_layer *layers; /* [n_layers] */
+    wb_layer *layers;                   /* [n_layers] */
     int32_t embed, final_norm, lm_head; /* lm_head = embed when tied */
 
     /* Where each logical expert lives: rank and index among that rank's experts. The same in every layer. */
@@ -54,8 +54,7 @@ struct wb_model {
 };
 
 /* params[index].data, f32 vectors and matrices of model->dtype. */
-static inline void *wb_param_data(const wb_model *model, int32_t index)
-{
+static inline void *wb_param_data(const wb_model *model, int32_t index) {
     return model->params[index].data;
 }
 

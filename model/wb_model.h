@@ -46,7 +46,8 @@ WB_API wb_status wb_safetensors_open(const char *path, const char *stem, wb_safe
 WB_API void wb_safetensors_close(wb_safetensors *tensors); /* NULL is a no-op */
 WB_API size_t wb_safetensors_count(const wb_safetensors *tensors);
 WB_API wb_status wb_safetensors_get(const wb_safetensors *tensors, size_t i, wb_tensor_view *view_out);
-WB_API wb_status wb_safetensors_find(const wb_safetensors *tensors, const char *name, wb_tensor_view *view_out);
+WB_API wb_status wb_safetensors_find(const wb_safetensors *tensors, const char *name,
+                                     wb_tensor_view *view_out);
 
 /* Writes a file of `n` tensors (views; `data` host) under a temporary name, syncs it and renames it. `metadata_json`:
  * an object of strings for "__metadata__", or NULL. */
@@ -62,16 +63,16 @@ typedef enum wb_qk_norm { WB_QK_NORM_NONE, WB_QK_NORM_PER_HEAD, WB_QK_NORM_WHOLE
 
 typedef struct wb_config {
     wb_family family;
-    int32_t hidden_size;         /* H */
+    int32_t hidden_size; /* H */
     int32_t n_layers;
     int32_t n_heads, n_kv_heads, head_dim;
-    int32_t expert_width;        /* F */
-    int32_t dense_width;         /* SwiGLU width of the layers that are not MoE */
+    int32_t expert_width; /* F */
+    int32_t dense_width;  /* SwiGLU width of the layers that are not MoE */
     int32_t vocab_size, max_positions;
     float norm_eps;
     double rope_theta;
     bool tie_word_embeddings;
-    bool attention_bias;         /* q, k, v and o */
+    bool attention_bias; /* q, k, v and o */
     wb_qk_norm qk_norm;
     float clip_qkv;              /* 0: none; else q, k, v are clamped to [-clip, clip] after the qk norm */
     wb_router router;            /* E, K, type, scale */
@@ -113,7 +114,8 @@ WB_API void wb_model_close(wb_model *model); /* NULL is a no-op; not collective 
 WB_API wb_status wb_model_save(wb_model *model, const char *dir);
 
 WB_API const wb_config *wb_model_config(const wb_model *model);
-WB_API const wb_route_model *wb_model_routes(const wb_model *model); /* fingerprint, MoE layers, E, K; owner: model */
+/* Fingerprint, MoE layers, E, K; owner: model. */
+WB_API const wb_route_model *wb_model_routes(const wb_model *model);
 WB_API wb_device *wb_model_device(const wb_model *model); /* those of its options */
 WB_API wb_comm *wb_model_comm(const wb_model *model);
 
@@ -125,11 +127,11 @@ typedef struct wb_tensor {
     int32_t expert;   /* logical id; -1: not per expert */
     int32_t n_dims;
     int64_t shape[2];
-    int64_t n;        /* elements */
+    int64_t n; /* elements */
     wb_dtype dtype;
-    void *data;       /* device; NULL: an expert that lives on another rank */
-    int32_t param;    /* storage that it is part of, and ... */
-    int64_t offset;   /* ... its first element there (wb_train_grad) */
+    void *data;     /* device; NULL: an expert that lives on another rank */
+    int32_t param;  /* storage that it is part of, and ... */
+    int64_t offset; /* ... its first element there (wb_train_grad) */
 } wb_tensor;
 WB_API int32_t wb_model_n_tensors(const wb_model *model);
 WB_API wb_tensor wb_model_tensor(const wb_model *model, int32_t i); /* 0 <= i < n */
@@ -190,15 +192,16 @@ WB_API void wb_train_close(wb_train *train);
 /* Packed sequences, each from its position 0. Host arrays. */
 typedef struct wb_train_batch {
     int64_t T;
-    const int32_t *tokens;    /* [T] */
-    const int32_t *targets;   /* [T] token whose log-probability is wanted after t; -1: none */
+    const int32_t *tokens;  /* [T] */
+    const int32_t *targets; /* [T] token whose log-probability is wanted after t; -1: none */
     int32_t n_seqs;
     const int32_t *seq_start; /* [n_seqs + 1], seq_start[n_seqs] = T */
 } wb_train_batch;
 
-/* What a forward's routers saw, for tests and tools: called once a MoE layer l of the list, 0 <= l < L. */
+/* What a forward's routers saw, for tests and tools: called once a MoE layer l of the list, 0 <= l < L, with host
+ * memory. */
 typedef struct wb_router_probe {
-    void (*call)(void *ctx, int32_t moe_layer, int64_t T, const float *logits, const float *weights); /* host */
+    void (*call)(void *ctx, int32_t moe_layer, int64_t T, const float *logits, const float *weights);
     void *ctx;
 } wb_router_probe;
 

@@ -1,7 +1,7 @@
 /* hf_oracle.c - this engine against a directory of reference data written by Hugging Face transformers.
  *
- * Owns: the comparison of logits, routes, weights, forced replay, every gradient and a greedy continuation, and
- * the verdict as exit code. Refuses: tolerances other than those the files support.
+ * Owns: the comparison of logits, routes, weights, forced replay, every gradient and the rollout engine's greedy
+ * continuation, and the verdict as exit code. Refuses: tolerances other than those the files support.
  *
  * DIR holds config.json and model.safetensors, ref.safetensors, grads.safetensors, meta.json. */
 #include <jansson.h>
@@ -12,16 +12,18 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "wb_model.h"
+#include "wb_rollout.h"
 
-enum { PROMPT = 7, CHUNK = 4, BLOCK_SIZE = 4 };
+/* Tokens: given of a greedy sequence, fed in one step, of a KV block. */
+enum { PROMPT = 7, CHUNK = 5, BLOCK_SIZE = 4 };
 enum { EXIT_PASS = 0, EXIT_DIFFERENT = 1, EXIT_UNREADABLE = 2 };
 
 static const char usage[] =
-    "usage: hf_oracle [--ranks N] DIR\n"
+    "usage: hf_oracle [--ranks N] [--save OUT] DIR\n"
     "Compares this engine with the reference data in DIR. --ranks N runs N thread ranks, sequences and "
     "experts\n"
-    "spread over them. Exit code: 0 all equal within tolerance, 1 not, 2 usage or unreadable input.\n";
+    "spread over them. --save OUT also writes the model again, as a checkpoint (check_hf_load.py reads it).\n"
+    "Exit code: 0 all equal within tolerance, 1 not, 2 usage or unreadable input.\n";
 
 static void die(const char *format, ...) {
     va_list args;
@@ -53,6 +55,7 @@ typedef enum check_id {
     GRADIENTS,
     GREEDY_IDS,
     GREEDY_ROUTES,
+    ENGINE_LOGPROBS,
     N_CHECKS
 } check_id;
 
@@ -65,7 +68,7 @@ static const struct {
     {"forced weights", "absolute", 1e-4},  {"forced logits", "absolute", 1e-4},
     {"forced logprobs", "absolute", 1e-4}, {"forced loss", "absolute", 1e-4},
     {"gradients", "relative", 1e-4},       {"greedy ids", "differing", 0},
-    {"greedy routes", "differing", 0},
+    {"greedy routes", "differing", 0},     {"engine logprobs", "absolute", 1e-4},
 };
 
 typedef struct outcome {
@@ -222,6 +225,7 @@ static void reference_open(const char *dir, reference *ref) {
     matrix_shape(ref->ref, "input_ids", &ref->B, &ref->S);
     matrix_shape(ref->ref, "greedy_ids", &B, &ref->W);
     if (B != ref->B) die("greedy_ids: expected %d rows, found %d", (int)ref->B, (int)B);
+    if (ref->W <= PROMPT) die("greedy_ids: expected more than %d columns, found %d", PROMPT, (int)ref->W);
     const int64_t T = ref->B * ref->S;
     ref->input_ids = read_ids(ref->ref, "input_ids", T);
     ref->greedy_ids = read_ids(ref->ref, "greedy_ids", B * ref->W);
@@ -253,6 +257,7 @@ static void reference_close(reference *ref) {
 
 typedef struct rank_run {
     const reference *ref;
+    const char *save_dir; /* or NULL */
     wb_comm *comm;
     wb_device *device;
     wb_model *model;
@@ -268,9 +273,13 @@ static int64_t reference_seq(const rank_run *run, int64_t s) {
     return run->comm->rank + s * run->comm->size;
 }
 
-/* Row of the reference's [B*S, ...] for this rank's token t. */
+/* Row of the reference's [B*length, ...] for this rank's token t of sequences of that length. */
+static int64_t row_of(const rank_run *run, int64_t length, int64_t t) {
+    return reference_seq(run, t / length) * length + t % length;
+}
+
 static int64_t reference_row(const rank_run *run, int64_t t) {
-    return reference_seq(run, t / run->ref->S) * run->ref->S + t % run->ref->S;
+    return row_of(run, run->ref->S, t);
 }
 
 /* A route tensor [T][L][K] on the device and its ids as numbers. */
@@ -313,28 +322,28 @@ static wb_status routes_upload(routes *r) {
                                 (size_t)r->n * wb_dtype_size(r->dtype));
 }
 
-/* This rank's sequences as a training batch. */
+/* This rank's sequences as a training batch, every next token a target. */
 typedef struct packed {
     wb_train_batch batch;
     int32_t *tokens, *targets, *seq_start;
     float *logprobs, *logits;
 } packed;
 
-static packed pack(const rank_run *run) {
-    const reference *ref = run->ref;
-    const int64_t T = run->n_seqs * ref->S;
+/* Of the reference's ids [B, length]. */
+static packed pack(const rank_run *run, const int64_t *ids, int64_t length) {
+    const int64_t T = run->n_seqs * length;
     packed p;
     p.tokens = allocate((size_t)T, sizeof(int32_t));
     p.targets = allocate((size_t)T, sizeof(int32_t));
     p.seq_start = allocate((size_t)run->n_seqs + 1, sizeof(int32_t));
     p.logprobs = allocate((size_t)T, sizeof(float));
-    p.logits = allocate((size_t)(T * ref->V), sizeof(float));
+    p.logits = allocate((size_t)(T * run->ref->V), sizeof(float));
     for (int64_t t = 0; t < T; t++) {
-        const int64_t row = reference_row(run, t);
-        p.tokens[t] = (int32_t)ref->input_ids[row];
-        p.targets[t] = t % ref->S == ref->S - 1 ? -1 : (int32_t)ref->input_ids[row + 1];
+        const int64_t row = row_of(run, length, t);
+        p.tokens[t] = (int32_t)ids[row];
+        p.targets[t] = t % length == length - 1 ? -1 : (int32_t)ids[row + 1];
     }
-    for (int64_t s = 0; s <= run->n_seqs; s++) p.seq_start[s] = (int32_t)(s * ref->S);
+    for (int64_t s = 0; s <= run->n_seqs; s++) p.seq_start[s] = (int32_t)(s * length);
     p.batch = (wb_train_batch){T, p.tokens, p.targets, (int32_t)run->n_seqs, p.seq_start};
     return p;
 }
@@ -515,98 +524,83 @@ static wb_status check_gradients(rank_run *run) {
 
 /* ---- greedy continuation --------------------------------------------------------------------------- */
 
-/* A greedy continuation of n sequences of W tokens, whose first PROMPT are given, and its routes [n][W][L][K]. */
-typedef struct greedy {
-    int64_t n, W;
-    int32_t *tokens; /* [n, W] */
-    routes captured;
-} greedy;
-
-static int32_t argmax(const float *logits, int64_t V) {
-    int64_t best = 0;
-    for (int64_t v = 1; v < V; v++)
-        if (logits[v] > logits[best]) best = v;
-    return (int32_t)best;
-}
-
-/* Feeds positions [from, from + length) of every sequence in one step; routes go to `step`, and the next token
- * after the prompt to g->tokens. */
-static wb_status greedy_step(rank_run *run, wb_infer *infer, greedy *g, const int32_t *blocks,
-                             int32_t max_blocks, int64_t from, int64_t length, routes *step) {
-    const int64_t V = run->ref->V, row = run->ref->L * run->ref->K, T = g->n * length;
-    int32_t *tokens = allocate((size_t)T, sizeof(int32_t)), *pos = allocate((size_t)T, sizeof(int32_t));
-    int32_t *seq = allocate((size_t)T, sizeof(int32_t)), *last = allocate((size_t)g->n, sizeof(int32_t));
-    float *logits = allocate((size_t)(g->n * V), sizeof(float));
-    for (int64_t t = 0; t < T; t++) {
-        seq[t] = (int32_t)(t / length);
-        pos[t] = (int32_t)(from + t % length);
-        tokens[t] = g->tokens[seq[t] * g->W + pos[t]];
-        last[seq[t]] = (int32_t)t;
-    }
-    const wb_infer_batch batch = {T, tokens, pos, seq, (int32_t)g->n, max_blocks, blocks, g->n, last};
-    const wb_routing routing = {.ids = step->device_ids};
-    const float *device_logits = NULL;
-    wb_status status = wb_infer_forward(infer, &batch, &routing, &device_logits);
-    if (status == WB_OK)
-        status = run->device->to_host(run->device, logits, device_logits, (size_t)(g->n * V) * sizeof(float));
-    if (status == WB_OK) status = routes_download(step);
-    for (int64_t t = 0; t < T && status == WB_OK; t++)
-        for (int64_t i = 0; i < row; i++)
-            routes_set(&g->captured, (seq[t] * g->W + pos[t]) * row + i, routes_get(step, t * row + i));
-    const int64_t next = from + length;
-    for (int64_t s = 0; s < g->n && status == WB_OK && next >= PROMPT && next < g->W; s++)
-        g->tokens[s * g->W + next] = argmax(logits + s * V, V);
-    free(tokens);
-    free(pos);
-    free(seq);
-    free(last);
-    free(logits);
-    return status;
-}
-
-/* Through the paged cache: the prompt in chunks, then a token a step, blocks handed out back to front. */
-static wb_status greedy_continue(rank_run *run, greedy *g) {
-    const int32_t max_blocks = (int32_t)((g->W + BLOCK_SIZE - 1) / BLOCK_SIZE);
-    const int32_t n_blocks = (int32_t)g->n * max_blocks;
-    int32_t *blocks = allocate((size_t)n_blocks, sizeof(int32_t));
-    for (int32_t b = 0; b < n_blocks; b++) blocks[b] = n_blocks - 1 - b;
-    const wb_infer_options options = {n_blocks > 0 ? n_blocks : 1, BLOCK_SIZE};
-    wb_infer *infer = NULL;
-    wb_status status = wb_infer_open(run->model, &options, &infer);
-    for (int64_t from = 0; from < g->W && status == WB_OK;) {
-        const int64_t prompt_left = PROMPT - from;
-        int64_t length = prompt_left > CHUNK ? CHUNK : prompt_left > 0 ? prompt_left : 1;
-        if (length > g->W - from) length = g->W - from;
-        routes step;
-        status = routes_open(run, g->n * length, &step);
-        if (status == WB_OK) status = greedy_step(run, infer, g, blocks, max_blocks, from, length, &step);
-        routes_close(&step);
-        from += length;
-    }
-    wb_infer_close(infer);
-    free(blocks);
-    return status;
-}
-
-static wb_status check_greedy(rank_run *run) {
+static wb_status submit_greedy(const rank_run *run, wb_engine *engine, int64_t s) {
     const reference *ref = run->ref;
-    const int64_t row = ref->L * ref->K;
-    greedy g = {.n = run->n_seqs, .W = ref->W};
-    g.tokens = allocate((size_t)(g.n * g.W), sizeof(int32_t));
-    for (int64_t s = 0; s < g.n; s++)
-        for (int64_t t = 0; t < PROMPT && t < g.W; t++)
-            g.tokens[s * g.W + t] = (int32_t)ref->greedy_ids[reference_seq(run, s) * g.W + t];
-    wb_status status = routes_open(run, g.n * g.W, &g.captured);
-    if (status == WB_OK) status = greedy_continue(run, &g);
-    for (int64_t i = 0; i < g.n * g.W && status == WB_OK; i++) {
-        const int64_t at = reference_seq(run, i / g.W) * g.W + i % g.W;
-        if (i % g.W >= PROMPT) see_id(&run->outcomes[GREEDY_IDS], g.tokens[i], ref->greedy_ids[at]);
-        for (int64_t j = 0; j < row; j++)
-            see_id(&run->outcomes[GREEDY_ROUTES], routes_get(&g.captured, i * row + j),
-                   ref->layers[j / ref->K].greedy_ids[at * ref->K + j % ref->K]);
+    uint32_t prompt[PROMPT];
+    for (int64_t t = 0; t < PROMPT; t++)
+        prompt[t] = (uint32_t)ref->greedy_ids[reference_seq(run, s) * ref->W + t];
+    char rid[32];
+    snprintf(rid, sizeof rid, "%lld", (long long)s);
+    wb_request request = wb_request_default();
+    request.rid = rid;
+    request.n_tokens = PROMPT;
+    request.tokens = prompt;
+    request.temperature = 0;
+    request.max_tokens = (uint32_t)(ref->W - PROMPT);
+    return wb_engine_submit(engine, &request);
+}
+
+/* forward_logprobs: [W], position t's of token t + 1, from the training forward. */
+static void compare_greedy(rank_run *run, int64_t s, const wb_record *record, const float *forward_logprobs) {
+    const reference *ref = run->ref;
+    const int64_t row = ref->L * ref->K, first = reference_seq(run, s) * ref->W;
+    const wb_dtype dtype = wb_route_dtype((uint32_t)ref->E);
+    for (int64_t t = PROMPT; t < ref->W; t++) {
+        const bool there = t < record->n_tokens;
+        see_id(&run->outcomes[GREEDY_IDS], there ? (int64_t)record->tokens[t] : -1,
+               ref->greedy_ids[first + t]);
+        const float logprob = there ? record->logprobs[t - PROMPT] : NAN;
+        see_floats(&run->outcomes[ENGINE_LOGPROBS], 1, &logprob, &forward_logprobs[t - 1]);
     }
-    routes_close(&g.captured);
-    free(g.tokens);
+    for (int64_t i = 0; i < (ref->W - 1) * row; i++) {
+        const int64_t t = i / row, l = i % row / ref->K, k = i % ref->K;
+        const void *ids = wb_record_row(wb_model_routes(run->model), record, (uint32_t)t);
+        see_id(&run->outcomes[GREEDY_ROUTES],
+               ids != NULL ? (int64_t)wb_route_id(ids, dtype, (size_t)(i % row)) : -1,
+               ref->layers[l].greedy_ids[(first + t) * ref->K + k]);
+    }
+}
+
+/* Steps the engine dry and compares what it completed; forward_logprobs: [n_seqs, W]. */
+static wb_status run_greedy(rank_run *run, wb_engine *engine, const float *forward_logprobs) {
+    wb_status status = WB_OK;
+    for (int64_t s = 0; s < run->n_seqs && status == WB_OK; s++) status = submit_greedy(run, engine, s);
+    bool busy = true;
+    while (busy && status == WB_OK) status = wb_engine_step(engine, &busy);
+    if (status != WB_OK) return status;
+    wb_completion *done;
+    int64_t n_done = 0;
+    for (; (done = wb_engine_poll(engine)) != NULL; n_done++) {
+        const int64_t s = atoll(done->record.rid);
+        compare_greedy(run, s, &done->record, forward_logprobs + s * run->ref->W);
+        wb_completion_free(done);
+    }
+    if (n_done == run->n_seqs) return WB_OK;
+    return wb_fail(WB_NOT_FOUND, "engine: expected %d completions, found %d", (int)run->n_seqs, (int)n_done);
+}
+
+/* The training forward's logprobs of the reference's greedy sequences. Collective. */
+static wb_status forward_greedy(const rank_run *run, packed *p) {
+    routes r;
+    wb_status status = routes_open(run, p->batch.T, &r);
+    const wb_routing routing = {.ids = r.device_ids};
+    if (status == WB_OK) status = wb_train_forward(run->train, &p->batch, &routing, NULL, p->logprobs);
+    routes_close(&r);
+    return status;
+}
+
+/* Through the engine: prompts in chunks that end inside a block, then a token a step beside the other requests. */
+static wb_status check_greedy(rank_run *run) {
+    const int64_t n_seqs = run->n_seqs > 0 ? run->n_seqs : 1;
+    const int64_t seq_blocks = (run->ref->W + BLOCK_SIZE - 1) / BLOCK_SIZE;
+    const wb_engine_options options = {(int32_t)(n_seqs * seq_blocks), BLOCK_SIZE, CHUNK, (int32_t)n_seqs};
+    packed p = pack(run, run->ref->greedy_ids, run->ref->W);
+    wb_engine *engine = NULL;
+    wb_status status = forward_greedy(run, &p);
+    if (status == WB_OK) status = wb_engine_open(run->model, &options, &engine);
+    if (status == WB_OK) status = run_greedy(run, engine, p.logprobs);
+    wb_engine_close(engine);
+    unpack(&p);
     return status;
 }
 
@@ -614,7 +608,7 @@ static wb_status check_greedy(rank_run *run) {
 
 static wb_status run_checks(rank_run *run) {
     routes r;
-    packed p = pack(run);
+    packed p = pack(run, run->ref->input_ids, run->ref->S);
     wb_status status = routes_open(run, p.batch.T, &r);
     if (status == WB_OK) status = check_native(run, &p, &r);
     if (status == WB_OK) status = check_forced(run, &p, &r);
@@ -637,6 +631,7 @@ static void *run_rank(void *ctx) {
     if (status == WB_OK) {
         run->verdict = EXIT_DIFFERENT;
         status = run_checks(run);
+        if (status == WB_OK && run->save_dir != NULL) status = wb_model_save(run->model, run->save_dir);
     }
     if (status == WB_OK)
         run->verdict = EXIT_PASS;
@@ -685,7 +680,7 @@ static int report(const reference *ref, const rank_run *runs, int n_ranks) {
 
 int main(int argc, char **argv) {
     int n_ranks = 1;
-    const char *dir = NULL;
+    const char *dir = NULL, *save_dir = NULL;
     for (int i = 1; i < argc; i++) {
         if (strcmp(argv[i], "--help") == 0) {
             fputs(usage, stdout);
@@ -693,6 +688,8 @@ int main(int argc, char **argv) {
         }
         if (strcmp(argv[i], "--ranks") == 0 && i + 1 < argc) {
             n_ranks = atoi(argv[++i]);
+        } else if (strcmp(argv[i], "--save") == 0 && i + 1 < argc) {
+            save_dir = argv[++i];
         } else if (argv[i][0] != '-' && dir == NULL) {
             dir = argv[i];
         } else {
@@ -712,6 +709,7 @@ int main(int argc, char **argv) {
     if (wb_comm_open_threads(n_ranks, comms) != WB_OK) die("%s", wb_error_message());
     for (int r = 0; r < n_ranks; r++) {
         runs[r].ref = &ref;
+        runs[r].save_dir = save_dir;
         runs[r].comm = comms[r];
         if (pthread_create(&threads[r], NULL, run_rank, &runs[r]) != 0) die("no thread for rank %d", r);
     }

@@ -88,6 +88,7 @@ static inline wb_config variant_config(variant v) {
         c.router.type = WB_ROUTER_SOFTMAX;
     } else if (v == VARIANT_OLMOE_CLIP) {
         c.family = WB_FAMILY_OLMOE;
+        c.hidden_size = c.n_heads * c.head_dim;
         c.qk_norm = WB_QK_NORM_WHOLE;
         c.clip_qkv = 0.8F;
         c.attention_bias = true;

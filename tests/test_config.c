@@ -285,6 +285,10 @@ static void test_config_check_of_a_struct(void **state) {
     c = good;
     c.norm_eps = (float)strtod("nan", NULL);
     assert_int_equal(wb_config_check(&c), WB_INVALID_ARGUMENT);
+    c = good;
+    c.head_dim = 16; /* 4 heads, hidden 32 */
+    assert_int_equal(wb_config_check(&c), WB_INVALID_ARGUMENT);
+    assert_message_has("head_dim: expected hidden_size 32 / num_attention_heads 4 for olmoe, found 16");
     c = expect_ok("qwen3_moe", NULL, NULL);
     c.clip_qkv = 1;
     assert_int_equal(wb_config_check(&c), WB_INVALID_ARGUMENT);

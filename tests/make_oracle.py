@@ -1,0 +1,247 @@
+#!/usr/bin/env python3
+"""Writes a directory of reference data with Hugging Face transformers, for hf_oracle: a random tiny checkpoint and what
+transformers computes with it (float32, CPU, eager attention and experts).
+
+Needs torch, transformers 5 and safetensors; the tests themselves only read what was written.
+
+    make_oracle.py OUT --family qwen3_moe --set num_experts=300 --set num_experts_per_tok=10
+    hf_oracle --ranks 3 OUT
+
+Keys of --set are those of config.json, values JSON. Seeds are tried from --seed on until no choice is so close that float32
+rounding may decide it (--min-margin). Writes into OUT, which must not exist:
+
+config.json, model.safetensors (or shards and an index), generation_config.json: the checkpoint.
+ref.safetensors: input_ids [B, S], logits [B, S, V]; of the i-th router router.i.logits [B*S, E], .topk_ids, .topk_weights
+  [B*S, K]; forced routing, where 30 % of the rows have random distinct ids: forced.i.topk_ids, .topk_weights, forced.logits,
+  forced.logprobs [B, S-1], forced.loss [1] = mean of -logprob; greedy_ids [B, 7+12], a greedy continuation of each row's first
+  7 tokens, and greedy.i.topk_ids of all its positions.
+grads.safetensors: gradient of forced.loss for every parameter, experts one by one.
+meta.json: router names and classes, smallest margins (null: one expert, no choice), parameters without gradient.
+"""
+import argparse
+import json
+import os
+import shutil
+import sys
+
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+PROMPT, NEW = 7, 12
+LAYOUT = "router/forced rows are batch-major flattened tokens [B*S, ...]"
+TINY = dict(vocab_size=128, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, num_experts=16,
+            num_experts_per_tok=4, max_position_embeddings=512, pad_token_id=0, bos_token_id=None, eos_token_id=None)
+TINY_OF = {
+    "qwen3_moe": dict(head_dim=16, intermediate_size=48, moe_intermediate_size=16, norm_topk_prob=True),
+    "olmoe": dict(intermediate_size=16),
+}
+
+
+class Routers:
+    """Every router module of a model; records what each returns, and forces ids where they are set."""
+
+    def __init__(self, model):
+        named = [(name, module) for name, module in model.named_modules() if type(module).__name__.endswith("Router")]
+        self.names = [name for name, _ in named]
+        self.modules = [module for _, module in named]
+        self.forced = None  # per router [T, K]
+        self.seen = [None] * len(named)  # per router (logits, weights, ids)
+        for i, module in enumerate(self.modules):
+            module.register_forward_hook(lambda module, _, output, i=i: self.hook(module, i, output))
+
+    def hook(self, module, i, output):
+        if self.forced is not None:
+            probs = torch.softmax(output[0], dim=-1, dtype=torch.float32)
+            weights = probs.gather(1, self.forced[i])
+            if module.norm_topk_prob:
+                weights = weights / weights.sum(dim=-1, keepdim=True)
+            output = (output[0], weights, self.forced[i])
+        self.seen[i] = tuple(x.detach() for x in output)
+        return output
+
+    def margin(self):
+        """Smallest difference of neighbouring logits among the first K + 1 of the latest forward: ids and their order."""
+        gaps = [float("inf")]
+        for logits, _, ids in self.seen:
+            top = logits.topk(min(ids.shape[1] + 1, logits.shape[1]), dim=-1).values
+            if top.shape[1] > 1:
+                gaps.append((top[:, :-1] - top[:, 1:]).min().item())
+        return min(gaps)
+
+
+def make_model(config, std, generator):
+    """Random weights that hide nothing: matrices N(0, std), routers twice that, norms around 1, biases around 0."""
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager", experts_implementation="eager",
+                                                          dtype=torch.float32)
+    for name, param in model.named_parameters():
+        noise = torch.randn(param.shape, generator=generator)
+        if name.endswith("norm.weight"):
+            param.data = 1 + 0.05 * noise
+        elif name.endswith(".bias"):
+            param.data = 0.1 * noise
+        else:
+            param.data = noise * (2 * std if name.endswith("mlp.gate.weight") else std)
+    model.tie_weights()
+    return model.eval()
+
+
+def force_some(routers, n_experts, generator):
+    """The ids that the routers chose, 30 % of the rows replaced by random distinct ones."""
+    forced = []
+    for _, _, ids in routers.seen:
+        random_ids = torch.rand(ids.shape[0], n_experts, generator=generator).argsort(dim=-1)[:, : ids.shape[1]]
+        replace = torch.rand(ids.shape[0], 1, generator=generator) < 0.3
+        forced.append(torch.where(replace, random_ids, ids).contiguous())
+    return forced
+
+
+def forward(model, ids):
+    return model(input_ids=ids, use_cache=False).logits
+
+
+def native_data(model, routers, input_ids):
+    ref = {"input_ids": input_ids, "logits": forward(model, input_ids).detach()}
+    for i, (logits, weights, ids) in enumerate(routers.seen):
+        ref |= {f"router.{i}.logits": logits, f"router.{i}.topk_weights": weights, f"router.{i}.topk_ids": ids}
+    return ref
+
+
+def forced_data(model, routers, input_ids, forced):
+    """Leaves the gradients in the model's parameters."""
+    routers.forced = forced
+    logits = forward(model, input_ids)
+    routers.forced = None
+    logprobs = torch.log_softmax(logits[:, :-1], dim=-1).gather(2, input_ids[:, 1:, None])[:, :, 0]
+    loss = -logprobs.mean()
+    loss.backward()
+    ref = {"forced.logits": logits.detach(), "forced.logprobs": logprobs.detach(), "forced.loss": loss.detach().reshape(1)}
+    for i, (_, weights, ids) in enumerate(routers.seen):
+        ref |= {f"forced.{i}.topk_ids": ids, f"forced.{i}.topk_weights": weights}
+    return ref
+
+
+@torch.no_grad()
+def greedy_data(model, routers, input_ids):
+    """Also the smallest difference of the best two logits."""
+    ids, margin = input_ids[:, :PROMPT], float("inf")
+    for _ in range(NEW):
+        best = forward(model, ids)[:, -1].topk(2, dim=-1)
+        margin = min(margin, (best.values[:, 0] - best.values[:, 1]).min().item())
+        ids = torch.cat([ids, best.indices[:, :1]], dim=1)
+    forward(model, ids)
+    ref = {"greedy_ids": ids} | {f"greedy.{i}.topk_ids": seen[2] for i, seen in enumerate(routers.seen)}
+    return ref, margin
+
+
+def compute(args, config, seed):
+    """(model with gradients, tensors of ref.safetensors, meta.json)"""
+    generator = torch.Generator().manual_seed(seed)
+    model = make_model(config, args.std, generator)
+    for param in model.parameters():  # what a checkpoint of that dtype holds; the rotary frequencies stay as they are
+        param.data = param.data.to(getattr(torch, args.dtype)).float()
+    routers = Routers(model)
+    # Not token 0: as pad_token_id, its embedding gets no gradient.
+    input_ids = torch.randint(1, config.vocab_size, (args.batch, args.length), generator=generator)
+    ref = native_data(model, routers, input_ids)
+    margin = routers.margin()
+    forced = force_some(routers, config.num_experts, generator)
+    greedy, greedy_margin = greedy_data(model, routers, input_ids)
+    margin = min(margin, routers.margin())
+    ref |= forced_data(model, routers, input_ids, forced) | greedy
+    meta = dict(family=args.family, transformers=transformers.__version__, torch=torch.__version__, dtype=args.dtype, seed=seed,
+                routers=routers.names, router_classes=[type(module).__name__ for module in routers.modules],
+                min_topk_logit_margin=margin, min_greedy_logit_margin=greedy_margin,
+                params_without_grad=[name for name, param in model.named_parameters() if param.grad is None], layout=LAYOUT)
+    return model, ref, meta
+
+
+def save_grads(model, out):
+    """Through save_pretrained, which knows the checkpoint's tensor names and takes fused experts apart."""
+    weights = {name: param.data for name, param in model.named_parameters()}
+    for param in model.parameters():
+        param.data = param.grad if param.grad is not None else torch.zeros_like(param)
+    scratch = os.path.join(out, "grads.tmp")
+    model.save_pretrained(scratch, max_shard_size="100GB")
+    os.rename(os.path.join(scratch, "model.safetensors"), os.path.join(out, "grads.safetensors"))
+    shutil.rmtree(scratch)
+    for name, param in model.named_parameters():
+        param.data = weights[name]
+
+
+def save_fused(model, out):
+    """The in-memory tensors, all experts of a layer in one."""
+    tensors = {name: param.detach().contiguous() for name, param in model.named_parameters()}
+    save_file(tensors, os.path.join(out, "model.safetensors"), metadata={"format": "pt"})
+    model.config.save_pretrained(out)
+
+
+def respell_config(out):
+    """config.json as transformers 4 wrote it."""
+    path = os.path.join(out, "config.json")
+    with open(path) as file:
+        config = json.load(file)
+    rope = config.pop("rope_parameters")
+    config |= {"rope_theta": rope["rope_theta"], "rope_scaling": None, "torch_dtype": config.pop("dtype")}
+    if "num_local_experts" in config:
+        config["num_experts"] = config.pop("num_local_experts")
+    with open(path, "w") as file:
+        json.dump(config, file, indent=2, sort_keys=True)
+
+
+def save(args, model, ref, meta):
+    out = args.out
+    os.makedirs(out)
+    save_grads(model, out)
+    model.to(getattr(torch, args.dtype))
+    if args.fused:
+        save_fused(model, out)
+    else:
+        model.save_pretrained(out, max_shard_size=args.max_shard_size)
+    if args.old_config:
+        respell_config(out)
+    save_file({name: tensor.contiguous() for name, tensor in ref.items()}, os.path.join(out, "ref.safetensors"))
+    meta = {key: None if value == float("inf") else value for key, value in meta.items()}  # JSON has no infinity
+    with open(os.path.join(out, "meta.json"), "w") as file:
+        json.dump(meta, file, indent=1)
+
+
+def read_args():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out")
+    parser.add_argument("--family", choices=sorted(TINY_OF), required=True)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=JSON", help="a key of config.json")
+    parser.add_argument("--batch", type=int, default=2, help="sequences (2)")
+    parser.add_argument("--length", type=int, default=24, help="tokens of each (24)")
+    parser.add_argument("--std", type=float, default=0.2, help="of the matrices (0.2)")
+    parser.add_argument("--seed", type=int, default=0, help="first to try (0)")
+    parser.add_argument("--tries", type=int, default=20, help="seeds to try (20)")
+    parser.add_argument("--min-margin", type=float, default=2e-4, help="between logits that decide a choice (2e-4)")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="of the checkpoint")
+    parser.add_argument("--max-shard-size", default="100GB", help="as save_pretrained takes it")
+    parser.add_argument("--fused", action="store_true", help="all experts of a layer in one tensor")
+    parser.add_argument("--old-config", action="store_true", help="config.json as transformers 4 wrote it")
+    args = parser.parse_args()
+    if args.length < PROMPT:
+        parser.error(f"--length: expected at least {PROMPT}")
+    return args
+
+
+def main():
+    args = read_args()
+    if os.path.exists(args.out):
+        sys.exit(f"{args.out}: exists")
+    settings = TINY | TINY_OF[args.family] | {key: json.loads(value) for key, value in (s.split("=", 1) for s in args.set)}
+    for seed in range(args.seed, args.seed + args.tries):
+        config = transformers.AutoConfig.for_model(args.family, **settings)
+        model, ref, meta = compute(args, config, seed)
+        margin = min(meta["min_topk_logit_margin"], meta["min_greedy_logit_margin"])
+        if margin >= args.min_margin:
+            save(args, model, ref, meta)
+            print(f"{args.out}: seed {seed}, smallest margin {margin:.3g}")
+            return
+    sys.exit(f"{args.out}: no seed of {args.tries} has margins of at least {args.min_margin}; the last had {margin:.3g}")
+
+
+if __name__ == "__main__":
+    main()
