@@ -224,8 +224,8 @@ static WB_HD bool wb_router_is_softmax(wb_router_type type) {
     return type == WB_ROUTER_SOFTMAX || type == WB_ROUTER_SOFTMAX_NORM || type == WB_ROUTER_TOPK_SOFTMAX;
 }
 
-/* The selection key of one expert. A softmax is monotone, so its key is the logit itself: no two logits tie by
- * rounding or underflow of p. `bias` is 0 where there is none. */
+/* The selection key of one expert: the score, plus `bias` where there is one. A softmax is monotone, so its key is the logit itself: no two logits tie by
+ * rounding or underflow of p. Its bias is ignored. */
 static WB_HD float wb_router_key(wb_router_type type, float z, float bias) {
     return wb_router_is_softmax(type) ? z : wb_add(wb_router_score(type, z), bias);
 }

@@ -8,8 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "comm_adapter.h"
 #include "wb_check.h"
+#include "wb_comm.h"
 
 /* Up to this many gathered bytes one all-gather is cheaper than two steps. */
 #define WB_GATHER_BYTES ((size_t)64 * 1024)

@@ -3,7 +3,7 @@
  * Owns: nothing but the communicator object. Refuses: more than one rank. */
 #include <string.h>
 
-#include "comm_adapter.h"
+#include "wb_comm.h"
 
 static wb_status self_broadcast(wb_comm *comm, void *buffer, size_t bytes, int root) {
     (void)comm, (void)buffer, (void)bytes, (void)root;

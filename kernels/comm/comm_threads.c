@@ -10,8 +10,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "comm_adapter.h"
 #include "wb_check.h"
+#include "wb_comm.h"
 
 typedef enum call_kind { CALL_BROADCAST, CALL_ALL_GATHER, CALL_ALL_TO_ALL_V, CALL_BARRIER } call_kind;
 

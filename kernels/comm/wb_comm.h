@@ -81,6 +81,16 @@ WB_API wb_status wb_comm_agree(wb_comm *comm, wb_status status);
 
 WB_API wb_status wb_comm_barrier(wb_comm *comm);
 
+/* ---- for a transport of one's own ---------------------------------------------------------------- */
+
+/* Makes the communicator of an adapter, whose functions then see checked arguments only: root is a rank, pointers
+ * are set where there are bytes, sizes and offsets do not overflow. `ops` is borrowed. `state` stays the adapter's:
+ * its ops->close frees it and then calls wb_comm_delete. Never allocate a wb_comm otherwise: scratch memory lies
+ * next to it. Not collective. */
+WB_API wb_status wb_comm_new(const wb_comm_ops *ops, int rank, int size, void *state, wb_comm **comm_out);
+
+WB_API void wb_comm_delete(wb_comm *comm); /* NULL is a no-op */
+
 #ifdef __cplusplus
 }
 #endif

@@ -141,6 +141,25 @@ static forward_block place_forward(const wb_attention *args, piece p, int64_t kv
     return b;
 }
 
+/* The scores of a few rows of one query, in whole blocks of the pool; the keys after the last are read and not used.
+ * False where rows or blocks do not suit. */
+static bool compute_thin_scores(const wb_attention *args, forward_block b) {
+    int64_t hd = args->head_dim, size = args->block_size, stride = args->n_kv_heads * hd;
+    if (b.p.count != 1 || b.rows > THIN_ROWS || size % 16 != 0) return false;
+    matrix_rows k = pool_rows(args, args->k, b.kv, b.index);
+    const char *data = k.data;
+    int64_t row_bytes = stride * (int64_t)wb_dtype_size(k.dtype);
+    for (int64_t j = 0; j < b.keys; j += size) {
+        int64_t columns = (min64(size, b.keys - j) + 15) / 16 * 16;
+        wb_matmul m =
+            wb_matmul_forward(b.rows, hd, columns, b.q, data + b.index[j] * row_bytes, k.dtype, b.scores + j);
+        m.b_col = stride, m.ldc = b.ld;
+        const char *after = j + size < b.keys ? data + b.index[j + size] * row_bytes : NULL;
+        if (WB_CPU(thin_transposed)(&m, 0, b.rows, 0, columns, after) == 0) return false;
+    }
+    return true;
+}
+
 /* scores[r, j] for the keys that row r sees; later columns are left undefined. */
 static void compute_scores(const wb_attention *args, forward_block b) {
     matrix_rows k = pool_rows(args, args->k, b.kv, b.index);
@@ -182,9 +201,11 @@ static void add_values(const wb_attention *args, forward_block b, int64_t first,
 
 static void compute_output(const wb_attention *args, forward_block b) {
     matrix_rows v = pool_rows(args, args->v, b.kv, b.index);
-    int64_t hd = args->head_dim;
+    int64_t hd = args->head_dim, thin = 0;
+    if (b.p.count == 1)
+        thin = WB_CPU(thin_straight)(b.rows, v, b.keys, 0, hd, b.scores, b.ld, false, b.out, hd);
     for (int64_t k0 = 0; k0 < b.keys; k0 += K_BLOCK)
-        for (int64_t d = 0; d < hd; d += WIDTH) {
+        for (int64_t d = thin; d < hd; d += WIDTH) {
             int64_t count = min64(K_BLOCK, b.keys - k0), columns = min64(WIDTH, hd - d);
             for (int64_t done = 0; done < columns; done += PANEL)
                 WB_CPU(pack_straight)(v, k0, count, d + done, hd, b.panels + done * K_BLOCK);
@@ -197,7 +218,7 @@ static void forward_task(const wb_attention *args, forward_block b, float *out) 
     int64_t hd = args->head_dim;
     find_keys(args, b.p.t, b.keys, b.index);
     gather_queries(args, b.p, b.kv, b.rows, args->scale, args->q, b.q);
-    compute_scores(args, b);
+    if (!compute_thin_scores(args, b)) compute_scores(args, b);
     for (int64_t r = 0; r < b.rows; r++) {
         float *p = b.scores + r * b.ld;
         int64_t keys = row_keys(args, b.p, r);

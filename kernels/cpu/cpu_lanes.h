@@ -29,6 +29,10 @@ WB_INLINE void lanes_store(float *p, lanes x) {
 WB_INLINE lanes lanes_fma(lanes a, lanes b, lanes c) {
     return (lanes){_mm512_fmadd_ps(a.v, b.v, c.v)};
 }
+WB_INLINE lanes lanes_load_bf16(const uint16_t *p) {
+    __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)p));
+    return (lanes){_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))};
+}
 
 #elif defined(__AVX2__) && defined(__FMA__)
 
@@ -49,6 +53,13 @@ WB_INLINE void lanes_store(float *p, lanes x) {
 }
 WB_INLINE lanes lanes_fma(lanes a, lanes b, lanes c) {
     return (lanes){_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
+}
+WB_INLINE __m256 widen_8_bf16(const uint16_t *p) {
+    __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(const void *)p));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+}
+WB_INLINE lanes lanes_load_bf16(const uint16_t *p) {
+    return (lanes){widen_8_bf16(p), widen_8_bf16(p + 8)};
 }
 
 #else
@@ -74,13 +85,18 @@ WB_INLINE lanes lanes_fma(lanes a, lanes b, lanes c) {
     for (int i = 0; i < WB_LANES; i++) c.v[i] = fmaf(a.v[i], b.v[i], c.v[i]);
     return c;
 }
+WB_INLINE lanes lanes_load_bf16(const uint16_t *p) {
+    lanes y;
+    for (int i = 0; i < WB_LANES; i++) y.v[i] = wb_bf16_to_f32(p[i]);
+    return y;
+}
 
 #endif
 
 /* Asks for the cache line of `p`. */
-WB_INLINE void lanes_prefetch(const float *p) {
+WB_INLINE void lanes_prefetch(const void *p) {
 #if defined(__GNUC__)
-    __builtin_prefetch(p, 1);
+    __builtin_prefetch(p);
 #else
     (void)p;
 #endif
@@ -120,16 +136,21 @@ static inline float row_exp_sum(const float *x, int64_t n, float max) {
     return wb_lanes_sum(sum);
 }
 
-/* y[i] = exp(x[i] - max), returning their sum; y may be x. */
-static inline float row_exp(const float *x, int64_t n, float max, float *y) {
+/* Sum of x[i]. */
+static inline float row_sum(const float *x, int64_t n) {
     float sum[WB_LANES] = {0.0f};
-    WB_INDEPENDENT
-    for (int64_t i = 0; i < n; i++) y[i] = wb_expf(x[i] - max);
     int64_t i = 0;
     for (; i + WB_LANES <= n; i += WB_LANES)
-        for (int lane = 0; lane < WB_LANES; lane++) sum[lane] += y[i + lane];
-    for (int lane = 0; i < n; i++, lane++) sum[lane] += y[i];
+        for (int lane = 0; lane < WB_LANES; lane++) sum[lane] += x[i + lane];
+    for (int lane = 0; i < n; i++, lane++) sum[lane] += x[i];
     return wb_lanes_sum(sum);
+}
+
+/* y[i] = exp(x[i] - max), returning their sum; y may be x. */
+static inline float row_exp(const float *x, int64_t n, float max, float *y) {
+    WB_INDEPENDENT
+    for (int64_t i = 0; i < n; i++) y[i] = wb_expf(x[i] - max);
+    return row_sum(y, n);
 }
 
 #endif

@@ -21,12 +21,16 @@ static void pack_a(const wb_matmul *p, int64_t m, int64_t m_end, int64_t k0, int
     }
 }
 
+/* The rows of B's longer lines: columns of a transposed B, rows of a straight one. */
+static matrix_rows b_rows(const wb_matmul *p) {
+    return (matrix_rows){p->b, p->b_dtype, p->b_row == 1 ? p->b_col : p->b_row, NULL};
+}
+
 static void pack_b(const wb_matmul *p, int64_t n, int64_t n_end, int64_t k0, int64_t k, float *to) {
-    matrix_rows rows = {p->b, p->b_dtype, p->b_row == 1 ? p->b_col : p->b_row, NULL};
     if (p->b_row == 1)
-        WB_CPU(pack_transposed)(rows, n, n_end, k0, k, to);
+        WB_CPU(pack_transposed)(b_rows(p), n, n_end, k0, k, to);
     else
-        WB_CPU(pack_straight)(rows, k0, k, n, n_end, to);
+        WB_CPU(pack_straight)(b_rows(p), k0, k, n, n_end, to);
 }
 
 typedef struct block {
@@ -51,6 +55,13 @@ static void run_k_block(const wb_matmul *p, block at, int64_t k0, int64_t k, flo
 }
 
 static void run_block(const wb_matmul *p, block at, float *scratch) {
+    int64_t rows = at.m_end - at.m;
+    if (p->b_row == 1)
+        at.n += WB_CPU(thin_transposed)(p, at.m, rows, at.n, at.n_end, NULL);
+    else if (p->a_col == 1)
+        at.n += WB_CPU(thin_straight)(rows, b_rows(p), p->K, at.n, at.n_end, p->a + at.m * p->a_row, p->a_row,
+                                      p->accumulate, p->c + at.m * p->ldc + at.n, p->ldc);
+    if (at.n == at.n_end) return;
     if (p->K == 0) run_k_block(p, at, 0, 0, scratch, scratch + M_BLOCK * K_BLOCK);
     for (int64_t k0 = 0; k0 < p->K; k0 += K_BLOCK) {
         int64_t k = p->K - k0 < K_BLOCK ? p->K - k0 : K_BLOCK;

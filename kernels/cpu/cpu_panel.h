@@ -54,6 +54,18 @@ typedef struct tile_rows {
 void WB_CPU(tiles)(int64_t rows, int64_t columns, int64_t k, tile_rows a, const float *b, bool accumulate,
                    float *c, int64_t ldc);
 
+/* Up to THIN_ROWS rows, where reading B is all the work: without packing. Both return how many columns they did, a
+ * multiple of 16 (0 where the shape or the instruction set does not suit), for the panels to do the rest. */
+enum { THIN_ROWS = 3 };
+
+/* Rows [m, m + rows) and columns [begin, end) of a product with a transposed B. `after`: what is read next, or NULL. */
+int64_t WB_CPU(thin_transposed)(const wb_matmul *p, int64_t m, int64_t rows, int64_t begin, int64_t end,
+                                const void *after);
+
+/* C[rows, end - begin] (+)= A B with B(i, n) = element begin + n of row i of `b`, i < k. Rows of A lie a_stride apart. */
+int64_t WB_CPU(thin_straight)(int64_t rows, matrix_rows b, int64_t k, int64_t begin, int64_t end,
+                              const float *a, int64_t a_stride, bool accumulate, float *c, int64_t ldc);
+
 /* One product on the calling thread. scratch: PRODUCT_FLOATS. (cpu_matmul.c) */
 enum { M_BLOCK = 240, PRODUCT_FLOATS = M_BLOCK * K_BLOCK + MAX_PANELS * PANEL_FLOATS };
 void WB_CPU(product)(const wb_matmul *p, float *scratch);

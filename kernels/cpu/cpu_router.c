@@ -40,18 +40,36 @@ static wb_status check_ids(const char *what, wb_ids ids, int64_t T, int32_t K, i
 
 /* ---- selection -------------------------------------------------------------------------------------- */
 
-/* Keeps the `limit` largest ranks, descending. */
-static inline void insert_rank(uint64_t *ranks, int32_t *count, int32_t limit, uint64_t rank) {
-    if (*count == limit && rank <= ranks[limit - 1]) return;
-    int32_t at = *count < limit ? (*count)++ : limit - 1;
-    for (; at > 0 && ranks[at - 1] < rank; at--) ranks[at] = ranks[at - 1];
-    ranks[at] = rank;
+/* Experts come as order numbers: wb_key_order, but 1 for NaN; 0 is no candidate (outside the kept groups, taken
+ * already, or padding up to a whole block). */
+enum { BLOCK = 16 };
+
+static uint32_t block_max(const uint32_t *orders) {
+    uint32_t max = 0;
+    for (int i = 0; i < BLOCK; i++) max = orders[i] > max ? orders[i] : max;
+    return max;
 }
 
-/* Adds experts [begin, end) to the `limit` best so far. */
-static inline void scan_experts(const uint32_t *orders, int32_t begin, int32_t end, int32_t limit,
-                                uint64_t *ranks, int32_t *count) {
-    for (int32_t e = begin; e < end; e++) insert_rank(ranks, count, limit, wb_rank(orders[e], (uint32_t)e));
+static uint32_t first_in_block(const uint32_t *orders, uint32_t order) {
+    uint32_t first = BLOCK;
+    for (uint32_t i = 0; i < BLOCK; i++) {
+        uint32_t here = orders[i] == order ? i : BLOCK;
+        first = here < first ? here : first;
+    }
+    return first;
+}
+
+/* ids[K]: the K best candidates, order descending, id ascending; takes them out of `orders`. maxima: [blocks]. */
+static void take_best(uint32_t *orders, uint32_t *maxima, int32_t blocks, int32_t K, uint32_t *ids) {
+    for (int32_t b = 0; b < blocks; b++) maxima[b] = block_max(orders + b * BLOCK);
+    for (int32_t k = 0; k < K; k++) {
+        int32_t best = 0;
+        for (int32_t b = 1; b < blocks; b++) best = maxima[b] > maxima[best] ? b : best;
+        uint32_t *block = orders + best * BLOCK, at = first_in_block(block, maxima[best]);
+        ids[k] = (uint32_t)(best * BLOCK) + at;
+        block[at] = 0;
+        maxima[best] = block_max(block);
+    }
 }
 
 static float group_score(const wb_router *router, const uint32_t *orders, int32_t begin, int32_t size) {
@@ -64,69 +82,77 @@ static float group_score(const wb_router *router, const uint32_t *orders, int32_
     return wb_router_group_score(router->type, first, second, size);
 }
 
-/* Marks the kept groups in kept[n_group]. */
-static void keep_groups(const wb_router *router, const uint32_t *orders, uint64_t *ranks, uint8_t *kept) {
-    int32_t size = router->n_experts / router->n_group, count = 0;
+/* Makes no candidates of the experts outside the best topk_group groups. ranks: [n_group]. */
+static void drop_groups(const wb_router *router, uint32_t *orders, uint64_t *ranks) {
+    int32_t size = router->n_experts / router->n_group;
     for (int32_t g = 0; g < router->n_group; g++) {
         float score = group_score(router, orders, g * size, size);
-        insert_rank(ranks, &count, router->topk_group, wb_rank(wb_key_order(score), (uint32_t)g));
-        kept[g] = 0;
+        ranks[g] = wb_rank(wb_key_order(score), (uint32_t)g);
     }
-    for (int32_t i = 0; i < count; i++) kept[wb_rank_id(ranks[i])] = 1;
+    for (int32_t g = 0; g < router->n_group; g++) {
+        int32_t better = 0;
+        for (int32_t other = 0; other < router->n_group; other++) better += ranks[other] > ranks[g];
+        if (better >= router->topk_group) memset(orders + g * size, 0, (size_t)size * sizeof *orders);
+    }
 }
 
 /* What one thread needs to select a row. */
 typedef struct selection {
-    uint32_t *orders; /* [E] */
-    uint64_t *ranks;  /* [max(n_group, 1)] */
-    uint8_t *kept;    /* [max(n_group, 1)] */
+    uint32_t *orders; /* [blocks * BLOCK] */
+    uint32_t *maxima; /* [blocks] */
+    uint64_t *ranks;  /* [n_group] */
+    int32_t blocks;
 } selection;
 
-static size_t selection_bytes(const wb_router *router) {
-    size_t groups = router->n_group > 1 ? (size_t)router->n_group : 1;
-    return (size_t)router->n_experts * sizeof(uint32_t) + groups * (sizeof(uint64_t) + 1) + sizeof(uint64_t);
-}
-
 static selection selection_place(const wb_router *router, void *scratch) {
-    size_t groups = router->n_group > 1 ? (size_t)router->n_group : 1;
-    selection s = {.ranks = scratch};
-    s.orders = (uint32_t *)(s.ranks + groups);
-    s.kept = (uint8_t *)(s.orders + router->n_experts);
+    selection s = {.ranks = scratch, .blocks = (router->n_experts + BLOCK - 1) / BLOCK};
+    s.orders = (uint32_t *)(s.ranks + (router->n_group > 1 ? router->n_group : 0));
+    s.maxima = s.orders + s.blocks * BLOCK;
     return s;
 }
 
-static void key_orders(const wb_router *router, const float *z, const float *bias,
+static size_t selection_bytes(const wb_router *router) {
+    size_t blocks = ((size_t)router->n_experts + BLOCK - 1) / BLOCK;
+    size_t groups = router->n_group > 1 ? (size_t)router->n_group : 0;
+    return groups * sizeof(uint64_t) + blocks * (BLOCK + 1) * sizeof(uint32_t);
+}
+
+static inline uint32_t candidate_order(float key) {
+    uint32_t order = wb_key_order(key);
+    return order == 0 ? 1 : order;
+}
+
+static void key_orders(const wb_router *router, const float *restrict z, const float *restrict bias,
                        uint32_t *restrict orders) {
     int32_t E = router->n_experts;
-    if (wb_router_is_softmax(router->type))
-        for (int32_t e = 0; e < E; e++) orders[e] = wb_key_order(z[e]);
-    else if (router->type == WB_ROUTER_SIGMOID)
-        for (int32_t e = 0; e < E; e++)
-            orders[e] = wb_key_order(wb_router_key(WB_ROUTER_SIGMOID, z[e], bias ? bias[e] : 0.0f));
+    if (wb_router_is_softmax(router->type)) {
+        for (int32_t e = 0; e < E; e++) orders[e] = candidate_order(z[e]);
+        return;
+    }
+    if (router->type == WB_ROUTER_SIGMOID)
+        for (int32_t e = 0; e < E; e++) orders[e] = wb_float_bits(wb_router_score(WB_ROUTER_SIGMOID, z[e]));
     else
         for (int32_t e = 0; e < E; e++)
-            orders[e] = wb_key_order(wb_router_key(WB_ROUTER_SQRTSOFTPLUS, z[e], bias ? bias[e] : 0.0f));
+            orders[e] = wb_float_bits(wb_router_score(WB_ROUTER_SQRTSOFTPLUS, z[e]));
+    if (bias != NULL)
+        for (int32_t e = 0; e < E; e++)
+            orders[e] = candidate_order(wb_add(wb_bits_float(orders[e]), bias[e]));
+    else
+        for (int32_t e = 0; e < E; e++) orders[e] = candidate_order(wb_bits_float(orders[e]));
 }
 
 /* ids[K] of one row, in slot order. */
 static void select_row(const wb_topk *args, int64_t t, selection s, uint32_t *ids) {
     const wb_router *router = &args->router;
-    int32_t E = router->n_experts, K = router->top_k, count = 0;
+    int32_t E = router->n_experts, K = router->top_k;
     if (router->type == WB_ROUTER_HASH) {
         for (int32_t k = 0; k < K; k++) ids[k] = (uint32_t)args->table[(int64_t)args->tokens[t] * K + k];
         return;
     }
-    uint64_t best[MAX_K];
     key_orders(router, args->logits + t * E, args->bias, s.orders);
-    if (router->n_group > 1) {
-        int32_t size = E / router->n_group;
-        keep_groups(router, s.orders, s.ranks, s.kept);
-        for (int32_t g = 0; g < router->n_group; g++)
-            if (s.kept[g]) scan_experts(s.orders, g * size, (g + 1) * size, K, best, &count);
-    } else {
-        scan_experts(s.orders, 0, E, K, best, &count);
-    }
-    for (int32_t k = 0; k < K; k++) ids[k] = wb_rank_id(best[k]);
+    memset(s.orders + E, 0, (size_t)(s.blocks * BLOCK - E) * sizeof(uint32_t));
+    if (router->n_group > 1) drop_groups(router, s.orders, s.ranks);
+    take_best(s.orders, s.maxima, s.blocks, K, ids);
 }
 
 static wb_status check_table(const wb_topk *args) {

@@ -65,47 +65,99 @@ static void heap_pop(uint64_t *heap, int64_t count) {
     if (count > 1) sift_down(heap, count - 1, 0);
 }
 
-/* The first of [0, n) where the running sum of p exceeds uniform * total; when rounding leaves a remainder, the last
- * with p > 0. `ids` NULL: p[i]; else p[ids of the sorted end of the heap]. */
-static int64_t draw_in_id_order(int64_t V, const float *p, double total, float uniform) {
-    double sum = 0.0, target = (double)uniform * total;
-    int64_t last = 0;
-    for (int64_t i = 0; i < V; i++) {
-        sum += (double)p[i];
-        if (p[i] > 0.0f) last = i;
-        if (sum > target) break;
+/* What one thread needs to draw from a row. */
+typedef struct draw {
+    const float *z;
+    const wb_sample_params *params;
+    int64_t V;
+    float top;      /* the largest z / temperature */
+    float *p;       /* [V] exp(z / temperature - top) */
+    double *sums;   /* of p over blocks of DRAW_BLOCK */
+    double total;   /* of the sums, ascending */
+    uint64_t *heap; /* [V] */
+} draw;
+
+enum { DRAW_BLOCK = 128 };
+
+static size_t draw_bytes(int64_t V) {
+    return (size_t)V * (sizeof(uint64_t) + sizeof(float)) + (size_t)(V / DRAW_BLOCK + 1) * sizeof(double);
+}
+
+static draw make_draw(int64_t V, const float *z, float max, const wb_sample_params *params, void *scratch) {
+    draw d = {.z = z, .params = params, .V = V, .top = max / params->temperature, .heap = scratch};
+    d.sums = (double *)(void *)(d.heap + V);
+    d.p = (float *)(d.sums + V / DRAW_BLOCK + 1);
+    float *restrict p = d.p, temperature = params->temperature, top = d.top;
+    for (int64_t i = 0; i < V; i++) p[i] = wb_expf(z[i] / temperature - top);
+    for (int64_t b = 0; b * DRAW_BLOCK < V; b++) {
+        int64_t begin = b * DRAW_BLOCK, left = V - begin;
+        d.sums[b] = (double)row_sum(d.p + begin, left < DRAW_BLOCK ? left : DRAW_BLOCK);
+        d.total += d.sums[b];
+    }
+    return d;
+}
+
+/* In id order: the block, then the token, where the running sum passes uniform * total; where rounding leaves a remainder,
+ * the block's last token with p > 0. */
+static int64_t draw_in_id_order(const draw *d) {
+    double below = 0.0, target = (double)d->params->uniform * d->total;
+    int64_t b = 0;
+    while (below + d->sums[b] <= target) below += d->sums[b++]; /* target < total */
+    int64_t end = (b + 1) * DRAW_BLOCK < d->V ? (b + 1) * DRAW_BLOCK : d->V, last = b * DRAW_BLOCK;
+    for (int64_t i = b * DRAW_BLOCK; i < end; i++) {
+        below += (double)d->p[i];
+        if (d->p[i] > 0.0f) last = i;
+        if (below > target) break;
     }
     return last;
 }
 
-/* Keeps the top_k largest (all when 0) and of these the smallest set that reaches top_p of their sum; draws from it by
- * probability descending, id ascending. */
-static int64_t draw_from_top(int64_t V, const float *p, const wb_sample_params *params, uint64_t *heap,
-                             double *total_out) {
-    int64_t limit = params->top_k > 0 && params->top_k < V ? params->top_k : V, popped = 0;
-    double total = 0.0, kept = 0.0;
-    heap_make(heap, V);
-    if (limit < V)
-        for (; popped < limit; popped++) {
-            heap_pop(heap, V - popped);
-            total += (double)p[wb_rank_id(heap[V - 1 - popped])];
+/* The number of tokens in the heap: all, or those within a factor exp(7) of the largest where they are certainly enough
+ * for the top_k or for the top_p. */
+static int64_t fill_heap(const draw *d, int64_t limit) {
+    float least = (d->top - 7.0f) * d->params->temperature;
+    int64_t count = 0;
+    double sum = 0.0;
+    for (int64_t i = 0; i < d->V; i++)
+        if (d->z[i] >= least) {
+            d->heap[count++] = wb_rank(wb_key_order(d->z[i]), (uint32_t)i);
+            sum += (double)d->p[i];
         }
-    else
-        for (int64_t i = 0; i < V; i++) total += (double)p[i];
-    int64_t n = 0;
-    for (; n < limit && (n == 0 || kept < (double)params->top_p * total); n++) {
-        if (n == popped) heap_pop(heap, V - popped++);
-        kept += (double)p[wb_rank_id(heap[V - 1 - n])];
+    bool enough = limit < d->V ? count >= limit : sum > (double)d->params->top_p * d->total * (1.0 + 1e-9);
+    if (enough) return count;
+    for (int64_t i = 0; i < d->V; i++) d->heap[i] = wb_rank(wb_key_order(d->z[i]), (uint32_t)i);
+    return d->V;
+}
+
+/* Keeps the top_k largest (all when 0) and of these the smallest set that reaches top_p of their sum; draws from it by
+ * probability descending, id ascending. kept_out: the sum over the set. */
+static int64_t draw_from_top(const draw *d, double *kept_out) {
+    const wb_sample_params *params = d->params;
+    int64_t limit = params->top_k > 0 && params->top_k < d->V ? params->top_k : d->V;
+    int64_t size = fill_heap(d, limit), popped = 0, n = 0;
+    uint64_t *heap = d->heap, *sorted_end = heap + size - 1; /* the i-th popped is at sorted_end[-i] */
+    double total = d->total, kept = 0.0, sum = 0.0;
+    heap_make(heap, size);
+    if (limit < d->V) {
+        for (total = 0.0; popped < limit; popped++) {
+            heap_pop(heap, size - popped);
+            total += (double)d->p[wb_rank_id(sorted_end[-popped])];
+        }
+        size = limit;
     }
-    double sum = 0.0, target = (double)params->uniform * kept;
-    int64_t last = wb_rank_id(heap[V - 1]);
+    for (; n < size && (n == 0 || kept < (double)params->top_p * total); n++) {
+        if (n == popped) heap_pop(heap, size - popped++);
+        kept += (double)d->p[wb_rank_id(sorted_end[-n])];
+    }
+    double target = (double)params->uniform * kept;
+    int64_t last = wb_rank_id(*sorted_end);
     for (int64_t i = 0; i < n; i++) {
-        int64_t id = wb_rank_id(heap[V - 1 - i]);
-        sum += (double)p[id];
-        if (p[id] > 0.0f) last = id;
+        int64_t id = wb_rank_id(sorted_end[-i]);
+        sum += (double)d->p[id];
+        if (d->p[id] > 0.0f) last = id;
         if (sum > target) break;
     }
-    *total_out = kept;
+    *kept_out = kept;
     return last;
 }
 
@@ -119,21 +171,12 @@ static void sample_row(int64_t V, const float *z, const wb_sample_params *params
         *logprob = 0.0f;
         return;
     }
-    uint64_t *heap = scratch; /* [V] */
-    float *p = (float *)(heap + V);
-    float temperature = params->temperature, top = max / temperature;
-    for (int64_t i = 0; i < V; i++) p[i] = wb_expf(z[i] / temperature - top);
-    double total = 0.0;
-    int64_t drawn;
-    if ((params->top_k <= 0 || params->top_k >= V) && params->top_p >= 1.0f) {
-        for (int64_t i = 0; i < V; i++) total += (double)p[i];
-        drawn = draw_in_id_order(V, p, total, params->uniform);
-    } else {
-        for (int64_t i = 0; i < V; i++) heap[i] = wb_rank(wb_key_order(z[i]), (uint32_t)i);
-        drawn = draw_from_top(V, p, params, heap, &total);
-    }
+    draw d = make_draw(V, z, max, params, scratch);
+    double kept = d.total;
+    bool all = (params->top_k == 0 || params->top_k >= V) && params->top_p >= 1.0f;
+    int64_t drawn = all ? draw_in_id_order(&d) : draw_from_top(&d, &kept);
     *token = (int32_t)drawn;
-    *logprob = z[drawn] / temperature - top - wb_logf((float)total);
+    *logprob = z[drawn] / params->temperature - d.top - wb_logf((float)kept);
 }
 
 static wb_status check_params(int64_t row, const wb_sample_params *params) {
@@ -165,7 +208,7 @@ wb_status WB_CPU(sample)(wb_device *dev, int64_t B, int64_t V, const float *logi
         return wb_fail(WB_INVALID_ARGUMENT, "sample: vocabulary: expected 1..2^31-1, found %lld",
                        (long long)V);
     for (int64_t b = 0; b < B; b++) WB_TRY(check_params(b, params + b));
-    WB_TRY(wb_cpu_scratch_reserve(dev, (size_t)V * (sizeof(uint64_t) + sizeof(float))));
+    WB_TRY(wb_cpu_scratch_reserve(dev, draw_bytes(V)));
     int threads = wb_cpu_threads(dev, B * V * 8);
     int64_t bad = B;
 #pragma omp parallel for schedule(static) num_threads(threads) reduction(min : bad)

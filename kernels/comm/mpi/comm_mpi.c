@@ -8,7 +8,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "comm_adapter.h"
 #include "wb_check.h"
 
 #define WB_MESSAGE_BYTES (1 << 30)
