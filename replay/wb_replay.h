@@ -34,9 +34,10 @@ typedef enum wb_missing_policy {
 
 typedef struct wb_replay_options {
     wb_missing_policy missing;
-    int32_t n_ranks;     /* expert-parallel ranks, to spread padding rows over; 1 when unknown */
-    int32_t first_layer; /* this trainer stage's MoE layers [first_layer, first_layer + n_layers) of the model (pipeline */
-    int32_t n_layers;    /* stages); 0: all. Layer arguments below stay indices 0..L-1 of the whole model */
+    int32_t n_ranks; /* expert-parallel ranks, to spread padding rows over; 1 when unknown */
+    /* This trainer stage's MoE layers [first_layer, first_layer + n_layers) of the model (pipeline stages); n_layers
+     * 0: all. Layer arguments below stay indices 0..L-1 of the whole model. */
+    int32_t first_layer, n_layers;
 } wb_replay_options;
 WB_API wb_replay_options wb_replay_options_default(void); /* strict, 1 rank, all layers */
 
@@ -44,7 +45,8 @@ WB_API wb_replay_options wb_replay_options_default(void); /* strict, 1 rank, all
 WB_API wb_status wb_replay_open(const wb_route_model *model, const wb_replay_options *options,
                                 wb_replay **replay_out);
 WB_API void wb_replay_close(wb_replay *replay); /* NULL is a no-op */
-WB_API const wb_route_model *wb_replay_model(const wb_replay *replay); /* the model given to open; owner: replay */
+/* The model given to open; owner: replay. */
+WB_API const wb_route_model *wb_replay_model(const wb_replay *replay);
 
 /* Makes a record known under its rid. `from`: the model it was recorded with; MISMATCH unless it is the trained one
  * (fingerprint). Ids out of range or repeated within a layer, and a rid added twice, are refused. The record is borrowed:
@@ -98,21 +100,21 @@ WB_API wb_status wb_replay_rows(wb_replay *replay, int32_t micro_batch, wb_repla
 
 /* Rows [row, row + rows) of one layer: a sequence-parallel slice, or the whole when row = 0, rows = T. *ids_out is the first id;
  * row r's are at stride r * L * K ids. Marks (micro_batch, layer) as used. */
-WB_API wb_status wb_replay_layer(wb_replay *replay, int32_t micro_batch, int32_t layer, uint32_t row, uint32_t rows,
-                                 const void **ids_out, const uint8_t **state_out);
+WB_API wb_status wb_replay_layer(wb_replay *replay, int32_t micro_batch, int32_t layer, uint32_t row,
+                                 uint32_t rows, const void **ids_out, const uint8_t **state_out);
 
 /* Tells what a forward did: `used` ids of rows [row, row + rows) of the layer (stride in ids; NULL when the layer was
  * only forced rows) and `native`, what each row would have chosen (NULL: not known). Rows that were not forced are kept:
  * every later pass of this plan is forced to them. Native ids feed the metrics of the first pass that brings them. Marks
  * (micro_batch, layer) as used. MISMATCH when a forced row was not routed as planned. */
-WB_API wb_status wb_replay_store(wb_replay *replay, int32_t micro_batch, int32_t layer, uint32_t row, uint32_t rows,
-                                 const void *used, int64_t used_stride, const void *native,
+WB_API wb_status wb_replay_store(wb_replay *replay, int32_t micro_batch, int32_t layer, uint32_t row,
+                                 uint32_t rows, const void *used, int64_t used_stride, const void *native,
                                  int64_t native_stride);
 
 /* Native ids for the metrics alone: nothing is kept and `native` need not be what the rows used (a step that only measures
  * itself against the records). Marks (micro_batch, layer) as used. */
-WB_API wb_status wb_replay_measure(wb_replay *replay, int32_t micro_batch, int32_t layer, uint32_t row, uint32_t rows,
-                                   const void *native, int64_t native_stride);
+WB_API wb_status wb_replay_measure(wb_replay *replay, int32_t micro_batch, int32_t layer, uint32_t row,
+                                   uint32_t rows, const void *native, int64_t native_stride);
 
 /* True while native ids of these rows would still feed the metrics, so that a recompute need not select again. False for
  * anything outside the plan and for a NULL replay. Rows of REPLAY segments count when a record forces them, rows of RECORD segments from the
@@ -133,8 +135,8 @@ WB_API wb_status wb_replay_end(wb_replay *replay);
 /* ---- fidelity --------------------------------------------------------------------------------------- */
 
 /* Adds `n` sampled tokens: log-probabilities at rollout and now. mask [n] (NULL: all) leaves out tokens at 0. */
-WB_API wb_status wb_replay_observe_logprobs(wb_replay *replay, size_t n, const float *rollout, const float *trainer,
-                                            const uint8_t *mask);
+WB_API wb_status wb_replay_observe_logprobs(wb_replay *replay, size_t n, const float *rollout,
+                                            const float *trainer, const uint8_t *mask);
 
 typedef struct wb_replay_layer_metrics {
     double tokens;  /* rows that were forced and whose native choice is known */
@@ -143,13 +145,15 @@ typedef struct wb_replay_layer_metrics {
 } wb_replay_layer_metrics;
 
 typedef struct wb_replay_metrics {
-    double rows, forced_rows, fallback_rows, padding_rows; /* of the plan; fallback: missing rows that chose natively */
-    double fallback_share;     /* fallback_rows / (rows - padding_rows) */
-    double token_differ;       /* share of forced rows that would have gone elsewhere in at least one layer */
-    double decision_differ;    /* share of forced (row, layer) decisions likewise */
-    double logprobs;           /* tokens given to wb_replay_observe_logprobs */
-    double kl_k1, kl_k3;       /* KL(rollout || trainer): mean of log r, and of exp(-log r) - 1 + log r, log r = rollout - trainer */
-    double ratio_outside;      /* share with exp(trainer - rollout) outside [0.5, 2] */
+    /* Of the plan; fallback: missing rows that chose natively. */
+    double rows, forced_rows, fallback_rows, padding_rows;
+    double fallback_share;  /* fallback_rows / (rows - padding_rows) */
+    double token_differ;    /* share of forced rows that would have gone elsewhere in at least one layer */
+    double decision_differ; /* share of forced (row, layer) decisions likewise */
+    double logprobs;        /* tokens given to wb_replay_observe_logprobs */
+    /* KL(rollout || trainer): mean of log r, and of exp(-log r) - 1 + log r, log r = rollout - trainer. */
+    double kl_k1, kl_k3;
+    double ratio_outside; /* share with exp(trainer - rollout) outside [0.5, 2] */
 } wb_replay_metrics;
 
 /* Metrics since wb_replay_begin. Means of nothing are 0. layers_out [L] may be NULL. */

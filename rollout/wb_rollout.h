@@ -45,7 +45,8 @@ typedef struct wb_request {
     bool return_routes;
     uint32_t routes_start; /* rows before this position are not returned (the caller has them) */
 } wb_request;
-WB_API wb_request wb_request_default(void); /* temperature 1, no limits, routes on; rid, tokens, max_tokens to be set */
+/* Temperature 1, no limits, routes on; rid, tokens, max_tokens to be set. */
+WB_API wb_request wb_request_default(void);
 
 /* Copies the request into the queue. CAPACITY, with the numbers, when prompt + max_tokens can never fit the KV pool or
  * the model's positions; INVALID_ARGUMENT for a token outside the vocabulary, a rid that is in use, odd sampling values.
@@ -62,7 +63,8 @@ WB_API wb_status wb_engine_step(wb_engine *engine, bool *busy_out);
  * from routes_start on. Owner: the completion. */
 typedef struct wb_completion {
     wb_record record;
-    const float *sampling_logprobs; /* [n_tokens - prompt_len] under the distribution sampled from: temperature, top-k, top-p */
+    /* [n_tokens - prompt_len] under the distribution sampled from: temperature, top-k, top-p. */
+    const float *sampling_logprobs;
 } wb_completion;
 
 /* The next finished request in order of completion, or NULL when there is none. Not collective. */

@@ -1,5 +1,4 @@
 /* always_fails.c - a test that fails, registered as WILL_FAIL: proof that a red test is seen as red. */
-int main(void)
-{
+int main(void) {
     return 1;
 }

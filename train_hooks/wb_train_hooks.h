@@ -24,17 +24,18 @@ extern "C" {
 typedef struct wb_hooks wb_hooks;
 
 typedef enum wb_replay_mode {
-    WB_REPLAY_OFF,     /* native choice in every pass; the metrics still compare with the records, where planned */
-    WB_REPLAY_RECORD,  /* R2: the step's first pass (the old-logprob forward) chooses, the others follow it */
-    WB_REPLAY_ROLLOUT  /* R3: every pass follows the rollout's routes */
+    WB_REPLAY_OFF, /* native choice in every pass; the metrics still compare with the records, where planned */
+    WB_REPLAY_RECORD, /* R2: the step's first pass (the old-logprob forward) chooses, the others follow it */
+    WB_REPLAY_ROLLOUT /* R3: every pass follows the rollout's routes */
 } wb_replay_mode;
 WB_API const char *wb_replay_mode_name(wb_replay_mode mode); /* "off", "record", "rollout" */
 
 typedef struct wb_hooks_options {
-    wb_device *device;   /* where logits, ids and weights live; borrowed */
-    wb_replay *replay;   /* records and plan; borrowed. Reference, teacher and critic models get hooks of their own,
-                        * OFF, with a replay of their own or NULL (no metrics) */
-    wb_router router;    /* the same for all layers */
+    wb_device *device; /* where logits, ids and weights live; borrowed */
+    /* Records and plan; borrowed. Reference, teacher and critic models get hooks of their own, OFF, with a replay of
+     * their own or NULL (no metrics). */
+    wb_replay *replay;
+    wb_router router;         /* the same for all layers */
     const float *const *bias; /* host [L] of device [E] selection biases, or NULL; borrowed */
 } wb_hooks_options;
 
@@ -50,8 +51,8 @@ WB_API wb_status wb_hooks_step_begin(wb_hooks *hooks, wb_replay_mode mode, int32
  * call this alike. ids_out may be u16 where u8 would do. HASH: ids_out holds on entry what the trainer's table says of each row:
  * the native choice. Under OFF every row but padding goes where its logits say. Errors: INVALID_ARGUMENT outside of a
  * step or plan, MISMATCH for REPLAY segments under RECORD; then no output is written. */
-WB_API wb_status wb_hooks_gate_forward(wb_hooks *hooks, int32_t micro_batch, int32_t layer, uint32_t row, int64_t T,
-                                       const float *logits, wb_ids ids_out, float *weights_out);
+WB_API wb_status wb_hooks_gate_forward(wb_hooks *hooks, int32_t micro_batch, int32_t layer, uint32_t row,
+                                       int64_t T, const float *logits, wb_ids ids_out, float *weights_out);
 
 /* dlogits_out: device [T, E] (=) from dweights: device [T, K], at the ids that the forward used:
  * the plan's, which has kept the native choices too; under OFF they are chosen again from `logits`, which are the forward's

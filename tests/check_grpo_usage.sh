@@ -1,0 +1,104 @@
+#!/usr/bin/env bash
+# waybill-grpo's command line: --help, and for every option that it lists what is not a value of it. (`waybill`: check_cli.sh.)
+# usage: check_grpo_usage.sh BUILD_DIR SOURCE_DIR
+set -uo pipefail
+grpo=$1/bin/waybill-grpo
+[ -x "$grpo" ] || { echo "skip: built without MPI"; exit 77; }
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+# One process that looks for no mpirun.
+export OMPI_MCA_ess_singleton_isolated=1 OMP_NUM_THREADS=1
+faults=0
+fault() {
+    echo "FAULT: $*"
+    sed 's/^/    out: /' "$scratch/out"
+    sed 's/^/    err: /' "$scratch/err"
+    faults=$((faults + 1))
+}
+# expect CODE COMMAND... : runs it, output to $scratch/out and err
+expect() {
+    local code=$1
+    shift
+    "$@" >"$scratch/out" 2>"$scratch/err" </dev/null
+    local found=$?
+    [ "$found" -eq "$code" ] || fault "$*: expected exit code $code, found $found"
+}
+err_has() { grep -qF -- "$1" "$scratch/err" || fault "stderr lacks: $1"; }
+out_is_empty() { [ ! -s "$scratch/out" ] || fault "stdout is not empty"; }
+
+# refused NAME ARGUMENT... : a wrong command line; one line on stderr names the option
+refused() {
+    local name=$1
+    shift
+    expect 2 "$grpo" --model "$scratch/none" --out "$scratch/out_dir" "$@"
+    err_has "waybill-grpo: "
+    err_has "$name"
+    out_is_empty
+    [ "$(grep -c . "$scratch/err")" -eq 1 ] || fault "$*: expected one line on stderr"
+}
+
+expect 0 "$grpo" --help
+for text in "usage: mpirun" "--model DIR" "--replay MODE" "Exit status"; do
+    grep -qF -- "$text" "$scratch/out" || fault "--help lacks: $text"
+done
+[ ! -s "$scratch/err" ] || fault "--help: stderr is not empty"
+cp "$scratch/out" "$scratch/help"
+expect 0 "$grpo" -h
+
+# ---- every option of the help
+options=0
+while read -r name value rest; do
+    options=$((options + 1))
+    case "$value" in
+    DIR | CMD | TASK) refused "$name" "$name" ;; # a value is missing
+    N | G | X)
+        refused "$name" "$name"
+        refused "$name 7x" "$name" 7x
+        [ "$name" = --seed ] || refused "$name 1e300" "$name" 1e300
+        refused "$name -1" "$name" -1
+        ;;
+    *)
+        if [[ "$rest" =~ \[([a-z0-9_|]+)\]$ ]]; then
+            refused "$name" "$name"
+            refused "${BASH_REMATCH[1]}" "$name" no_such_choice
+            refused "${BASH_REMATCH[1]}" "$name" "${BASH_REMATCH[1]%%|*}x"
+        else
+            refused "no_such_argument" "$name" no_such_argument # a flag takes no value
+        fi
+        ;;
+    esac
+done < <(grep -E '^  --' "$scratch/help")
+[ $options -gt 20 ] || fault "expected more than 20 options in the help, found $options"
+
+# ---- particular values
+for number in nan inf '' ' ' 0x; do refused "--lr $number" --lr "$number"; done
+refused "--steps 1.5" --steps 1.5
+refused "--steps 0" --steps 0
+refused "--samples 1" --samples 1
+refused "--top-p 0" --top-p 0
+refused "--seed 18446744073709551616" --seed 18446744073709551616
+refused "--frobnicate" --frobnicate
+refused "--lr=1" --lr=1
+refused "stray" stray
+
+# ---- options together
+expect 2 "$grpo"
+err_has "--model"
+expect 2 "$grpo" --model "$scratch/none"
+err_has "--out"
+refused "--reward-cmd" --task jsonl:prompts.jsonl
+refused "--updates 3" --prompts 16 --updates 3
+[ ! -e "$scratch/out_dir" ] || fault "a wrong command line made the output folder"
+
+# ---- a good command line, a bad model: 1, and the message names the path
+expect 1 "$grpo" --model "$scratch/none" --out "$scratch/out_dir" --quiet
+err_has "$scratch/none"
+
+# ---- several ranks say it once
+if command -v mpirun >/dev/null; then
+    expect 2 env -u OMPI_MCA_ess_singleton_isolated mpirun --allow-run-as-root --oversubscribe -n 2 "$grpo" --frobnicate
+    [ "$(grep -c 'unknown option --frobnicate' "$scratch/err")" -eq 1 ] || fault "2 ranks: expected the message once"
+fi
+
+[ $faults -eq 0 ] && echo "waybill-grpo refuses what is wrong with its $options options"
+exit $((faults > 0))
