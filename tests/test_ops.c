@@ -296,6 +296,24 @@ static void test_add_clamp(void **state) {
     wb_device_close(dev);
 }
 
+static void test_bias(void **state) {
+    (void)state;
+    wb_device *dev = open_cpu(3);
+    const int64_t n = 301, width = 131;
+    float *b = random_floats(width, -1, 1), *y = random_floats(n * width, -2, 2), *sum = copied(y, n * width);
+    float *db = copied(b, width), *expected = copied(b, width);
+    assert_ok(dev->bias_forward(dev, n, width, b, sum));
+    assert_ok(dev->bias_backward(dev, n, width, y, db));
+    for (int64_t row = 0; row < n; row++)
+        for (int64_t i = 0; i < width; i++) {
+            assert_true(sum[row * width + i] == y[row * width + i] + b[i]);
+            expected[i] += y[row * width + i]; /* ascending rows: the same bits */
+        }
+    assert_memory_equal(db, expected, (size_t)width * sizeof(float));
+    free(b), free(y), free(sum), free(db), free(expected);
+    wb_device_close(dev);
+}
+
 /* ---- combine ---------------------------------------------------------------------------------------------------------- */
 
 typedef struct combine_case {
@@ -731,6 +749,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_rope),
         cmocka_unit_test(test_swiglu),
         cmocka_unit_test(test_add_clamp),
+        cmocka_unit_test(test_bias),
         cmocka_unit_test(test_moe_sort_and_combine),
         cmocka_unit_test(test_attention),
         cmocka_unit_test(test_logprob),
