@@ -9,7 +9,7 @@ case "${1:-}" in
 esac
 
 out=build/quickstart
-rank=(mpirun -n 2 --oversubscribe)
+rank=(mpirun -n 2 --oversubscribe --mca mpi_yield_when_idle 1)
 [ "$(id -u)" -eq 0 ] && rank+=(--allow-run-as-root)
 
 echo "== packages and build"
@@ -25,7 +25,7 @@ echo "== a base checkpoint: qwen3_moe, 4 layers, 16 experts, top-4, warmed up on
 
 echo "== GRPO under routing replay, rollout in bf16, training in f32"
 "${rank[@]}" build/bin/waybill-grpo --model "$out/base" --out "$out" --task arithmetic --replay rollout \
-    --steps 60 --lr 6e-4
+    --steps 50 --lr 6e-4
 
 echo
 build/bin/waybill verify "$out/dump"

@@ -39,6 +39,17 @@ done
 [ "$(wc -l <halves/metrics.jsonl)" = 4 ] || fail "a resumed run's metrics"
 run 1 --model base --out halves "${small[@]}" --steps 5 --resume >/dev/null || fail "resume on another number of ranks"
 
+echo "== any number of ranks learns the same"
+curve() { sed 's/"seconds_rollout.*"fidelity"/"fidelity"/' "$1/metrics.jsonl" | grep -o '"\(reward\|samples\|response_tokens\)":[0-9.]*'; }
+curve whole >expected
+for ranks in 1 3; do
+    run $ranks --model base --out "ranks_$ranks" "${small[@]}" --no-dump >/dev/null || fail "$ranks ranks"
+    curve "ranks_$ranks" | cmp - expected || fail "$ranks ranks do not learn what 2 do"
+    field "ranks_$ranks/metrics.jsonl" grad_norm | paste - <(field whole/metrics.jsonl grad_norm) |
+        awk '{ d = $1 - $2; if (!(d * d <= 1e-6 * $2 * $2)) bad = 1 } END { exit bad || NR != 4 }' || fail "$ranks ranks: gradient norm"
+done
+run 4 --model base --out few --steps 1 --prompts 2 --samples 2 --updates 2 --max-tokens 1 --quiet >/dev/null || fail "more ranks than prompts"
+
 echo "== replay brings routing back, also through the updates, and at least halves the KL"
 "$waybill" verify whole/dump >/dev/null || fail "verify"
 field whole/metrics.jsonl routed_differently_updates | grep -qv '^0\.0*$' && fail "routed differently under replay"
@@ -58,6 +69,9 @@ run 2 --model base --out user "${small[@]}" --steps 2 --task jsonl:task.jsonl \
     --reward-cmd 'while read -r line; do case "$line" in *"\"item\":"*) echo 0.5;; *) echo none;; esac; done' \
     >/dev/null || fail "jsonl task"
 [ "$(field user/metrics.jsonl reward | sort -u)" = 0.5 ] || fail "rewards of the program"
+run 2 --model base --out stops "${small[@]}" --steps 1 --task jsonl:task.jsonl --stop-token 3 --max-tokens 20 \
+    --reward-cmd 'while read -r line; do case "$line" in *3]*\"finish\":\"stop\"*) echo 1;; *) echo 0;; esac; done' >/dev/null || fail "--stop-token"
+field stops/metrics.jsonl reward | grep -q '^0\.0$' && fail "no sample ended at the stop token"
 
 echo "== bad input"
 user=(--model base --out bad "${small[@]}" --task jsonl:task.jsonl)
@@ -65,12 +79,14 @@ refused "ended with exit status 3" "${user[@]}" --reward-cmd 'exit 3'
 refused "was killed by signal 9" "${user[@]}" --reward-cmd 'kill -9 $$'
 refused "expected 16 lines, found 1" "${user[@]}" --reward-cmd 'cat >/dev/null; echo 1'
 refused "found more" "${user[@]}" --reward-cmd 'cat >/dev/null; seq 17'
+refused "bytes of answer" "${user[@]}" --reward-cmd 'yes 1'
 refused "expected a finite number, found 'nan'" "${user[@]}" --reward-cmd 'cat >/dev/null; yes nan | head -16'
 refused "needs --reward-cmd" "${user[@]}"
 refused "missing.jsonl: cannot be opened" --model base --out bad --task jsonl:missing.jsonl --reward-cmd true
 echo '{"prompt":[1,99]}' >far.jsonl
 refused "far.jsonl: line 1: prompt[1]" --model base --out bad --task jsonl:far.jsonl --reward-cmd true
 refused "/dev/null/out" --model base --out /dev/null/out
+refused "--resume goes on from it" --model base --out whole "${small[@]}"
 refused "config.json" --model nowhere --out bad
 refused "1 block" --model base --out bad "${small[@]}" --kv-blocks 1 --max-tokens 40
 cp -r base cut && truncate -s -1000 cut/model-00002-of-00002.safetensors

@@ -1,6 +1,7 @@
 /* checkpoint.c - OUT/checkpoint: the model in Hugging Face layout and, under trainer/, what a bit-for-bit resume needs:
  * optimizer-<rank>.safetensors (exp_avg and exp_avg_sq of each tensor, by its name) and state.json.
- * A checkpoint is written beside the old one and changes places with it, so a complete one is always there. */
+ * A checkpoint is written beside the old one, as checkpoint.new, and changes places with it, so a complete one is always there:
+ * OUT/checkpoint or, on a file system that cannot exchange names, for a moment OUT/checkpoint.old. */
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -25,12 +26,11 @@ static wb_status make_dir(const char *path) {
     return wb_fail(WB_IO, "%s: cannot be made: %m", path);
 }
 
+/* A link is removed, never followed: what it points to is not ours. */
 static void remove_tree(const char *path) {
+    if (unlink(path) == 0 || errno != EISDIR) return;
     DIR *dir = opendir(path);
-    if (dir == NULL) {
-        unlink(path);
-        return;
-    }
+    if (dir == NULL) return;
     for (struct dirent *entry; (entry = readdir(dir)) != NULL;) {
         char inner[PATH_BYTES];
         if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0 &&
@@ -110,27 +110,34 @@ static wb_status save_state(const trainer *t, const char *dir) {
     return failed ? wb_fail(WB_IO, "%s: cannot be written: %m", path) : WB_OK;
 }
 
-/* `fresh` becomes `current`; what was there is removed afterwards. */
-static wb_status change_places(const char *fresh, const char *current) {
+/* `fresh` becomes `current`; what was there is removed afterwards. NFS and Lustre cannot exchange names: there it is `old`
+ * meanwhile. */
+static wb_status change_places(const char *fresh, const char *current, const char *old) {
     int dir = open(fresh, O_RDONLY | O_DIRECTORY);
     if (dir >= 0) {
         syncfs(dir);
         close(dir);
     }
-    if (access(current, F_OK) != 0) {
-        if (rename(fresh, current) == 0) return WB_OK;
-        return wb_fail(WB_IO, "%s: cannot be renamed to %s: %m", fresh, current);
+    if (renameat2(AT_FDCWD, fresh, AT_FDCWD, current, RENAME_EXCHANGE) == 0) {
+        remove_tree(fresh);
+    } else {
+        if (access(current, F_OK) == 0) {
+            remove_tree(old);
+            if (rename(current, old) != 0)
+                return wb_fail(WB_IO, "%s: cannot be renamed to %s: %m", current, old);
+        }
+        if (rename(fresh, current) != 0)
+            return wb_fail(WB_IO, "%s: cannot be renamed to %s: %m", fresh, current);
     }
-    if (renameat2(AT_FDCWD, fresh, AT_FDCWD, current, RENAME_EXCHANGE) != 0)
-        return wb_fail(WB_IO, "%s and %s cannot change places: %m", fresh, current);
-    remove_tree(fresh);
+    remove_tree(old);
     return WB_OK;
 }
 
 wb_status checkpoint_save(const trainer *t) {
-    char current[PATH_BYTES], fresh[PATH_BYTES], inner[PATH_BYTES];
+    char current[PATH_BYTES], fresh[PATH_BYTES], old[PATH_BYTES], inner[PATH_BYTES];
     WB_TRY(path_join(current, t->o->out_dir, "checkpoint"));
     WB_TRY(path_join(fresh, t->o->out_dir, "checkpoint.new"));
+    WB_TRY(path_join(old, t->o->out_dir, "checkpoint.old"));
     WB_TRY(path_join(inner, fresh, "trainer"));
     wb_status status = WB_OK;
     if (t->comm->rank == 0) {
@@ -143,21 +150,25 @@ wb_status checkpoint_save(const trainer *t) {
     status = save_moments(t, inner);
     if (status == WB_OK && t->comm->rank == 0) status = save_state(t, inner);
     WB_TRY(wb_comm_agree(t->comm, status));
-    if (t->comm->rank == 0) status = change_places(fresh, current);
+    if (t->comm->rank == 0) status = change_places(fresh, current, old);
     return wb_comm_agree(t->comm, status);
 }
 
 /* ---- loading ------------------------------------------------------------------------------------------ */
 
 wb_status checkpoint_find(const options *o, char **dir_out) {
-    char path[PATH_BYTES], state[PATH_BYTES];
-    WB_TRY(path_join(path, o->out_dir, "checkpoint"));
-    WB_TRY(path_join(state, path, "trainer/state.json"));
-    if (access(state, R_OK) != 0) return wb_fail(WB_NOT_FOUND, "%s: no checkpoint to resume from", path);
-    char *dir = strdup(path);
-    if (dir == NULL) return wb_fail(WB_OUT_OF_MEMORY, "path");
-    *dir_out = dir;
-    return WB_OK;
+    static const char *const places[] = {"checkpoint", "checkpoint.old"};
+    for (int i = 0; i < 2; i++) {
+        char path[PATH_BYTES], state[PATH_BYTES];
+        WB_TRY(path_join(path, o->out_dir, places[i]));
+        WB_TRY(path_join(state, path, "trainer/state.json"));
+        if (access(state, R_OK) != 0) continue;
+        char *dir = strdup(path);
+        if (dir == NULL) return wb_fail(WB_OUT_OF_MEMORY, "path");
+        *dir_out = dir;
+        return WB_OK;
+    }
+    return wb_fail(WB_NOT_FOUND, "%s: no checkpoint to resume from", o->out_dir);
 }
 
 static wb_status load_state(trainer *t, const char *dir, int *ranks_out) {
@@ -167,11 +178,17 @@ static wb_status load_state(trainer *t, const char *dir, int *ranks_out) {
     json_t *state = json_load_file(path, 0, &error);
     if (state == NULL) return wb_fail(WB_CORRUPT, "%s: %s", path, error.text);
     json_int_t step, version, optimizer_step;
+    const char *fingerprint, *expected = wb_model_routes(t->model)->fingerprint;
     wb_status status = WB_OK;
-    if (json_unpack(state, "{s:I, s:I, s:I, s:i}", "step", &step, "weight_version", &version,
-                    "optimizer_step", &optimizer_step, "ranks", ranks_out) != 0 ||
+    if (json_unpack(state, "{s:I, s:I, s:I, s:i, s:s}", "step", &step, "weight_version", &version,
+                    "optimizer_step", &optimizer_step, "ranks", ranks_out, "fingerprint",
+                    &fingerprint) != 0 ||
         step < 0 || version < 0 || optimizer_step < 0 || *ranks_out < 1) {
-        status = wb_fail(WB_CORRUPT, "%s: expected step, weight_version, optimizer_step and ranks", path);
+        status = wb_fail(WB_CORRUPT,
+                         "%s: expected step, weight_version, optimizer_step, ranks and fingerprint", path);
+    } else if (strcmp(fingerprint, expected) != 0) {
+        status = wb_fail(WB_MISMATCH, "%s: expected the model's fingerprint %s, found %s", path, expected,
+                         fingerprint);
     } else {
         t->step = (uint64_t)step;
         t->weight_version = (uint64_t)version;

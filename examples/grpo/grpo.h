@@ -31,6 +31,7 @@ typedef struct options {
     wb_missing_policy missing;
     wb_dtype rollout_dtype;
     int64_t steps, prompts, samples, max_tokens, updates, micro_batch_tokens;
+    int64_t stop_token; /* -1: the task's */
     int64_t warmup_steps, checkpoint_every, compare_every, threads, top_k, kv_blocks;
     uint64_t seed;
     double temperature, top_p;

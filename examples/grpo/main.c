@@ -1,5 +1,6 @@
 /* main.c - waybill-grpo: GRPO training of a Mixture-of-Experts model under routing replay, one process a rank. */
 #include <errno.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -97,14 +98,36 @@ static wb_status train_loop(trainer *t, const rollout_side *side, const task *ta
     return WB_OK;
 }
 
+/* mkdir -p */
+static wb_status make_dirs(const char *path) {
+    char part[4096];
+    size_t n = strlen(path);
+    if (n == 0 || n >= sizeof part) return wb_fail(WB_INVALID_ARGUMENT, "--out '%s': not a path", path);
+    for (size_t i = 1; i <= n; i++) {
+        if (path[i] != '/' && path[i] != '\0') continue;
+        memcpy(part, path, i);
+        part[i] = '\0';
+        if (mkdir(part, 0777) != 0 && errno != EEXIST) return wb_fail(WB_IO, "%s: cannot be made: %m", part);
+    }
+    return WB_OK;
+}
+
 /* Rank 0 makes OUT; the others see it or say so. */
 static wb_status make_out(const options *o, wb_comm *comm) {
-    wb_status status = WB_OK;
-    if (comm->rank == 0 && mkdir(o->out_dir, 0777) != 0 && errno != EEXIST)
-        status = wb_fail(WB_IO, "%s: cannot be made: %m", o->out_dir);
+    wb_status status = comm->rank == 0 ? make_dirs(o->out_dir) : WB_OK;
     WB_TRY(wb_comm_agree(comm, status));
     if (access(o->out_dir, W_OK) != 0) status = wb_fail(WB_IO, "%s: cannot be written to: %m", o->out_dir);
     return wb_comm_agree(comm, status);
+}
+
+/* Where training starts: *dir_out is the checkpoint to resume from, malloc'ed, or NULL for --model. A run that is there is
+ * gone on with or left alone, never overwritten. */
+static wb_status find_start(const options *o, wb_comm *comm, char **dir_out) {
+    uint64_t found = checkpoint_find(o, dir_out) == WB_OK;
+    WB_TRY(wb_comm_check_equal(comm, &found, sizeof found, "whether there is a checkpoint to resume"));
+    if (!found || o->resume) return WB_OK;
+    return wb_fail(WB_INVALID_ARGUMENT,
+                   "%s is there already: --resume goes on from it, another --out starts anew", *dir_out);
 }
 
 static wb_status train(const options *o, wb_device *device, wb_comm *comm) {
@@ -115,16 +138,16 @@ static wb_status train(const options *o, wb_device *device, wb_comm *comm) {
     char *resume_dir = NULL;
     wb_status status;
     WB_TRY(make_out(o, comm));
-    uint64_t resume = o->resume && checkpoint_find(o, &resume_dir) == WB_OK;
-    WB_GOTO(wb_comm_check_equal(comm, &resume, sizeof resume, "whether there is a checkpoint to resume"),
-            close_all);
-    WB_GOTO(open_trainer(&t, resume ? resume_dir : o->model_dir), close_all);
-    if (resume) WB_GOTO(checkpoint_load(&t, resume_dir), close_all);
+    WB_GOTO(find_start(o, comm, &resume_dir), close_all);
+    const char *start_dir = resume_dir ? resume_dir : o->model_dir;
+    WB_GOTO(open_trainer(&t, start_dir), close_all);
+    if (resume_dir) WB_GOTO(checkpoint_load(&t, resume_dir), close_all);
     WB_GOTO(wb_comm_agree(comm, task_open(o->task, o->seed, wb_model_config(t.model)->vocab_size, &task_)),
             close_all);
-    WB_GOTO(open_rollout(&t, resume ? resume_dir : o->model_dir, &side), close_all);
+    WB_GOTO(open_rollout(&t, start_dir, &side), close_all);
     WB_GOTO(wb_comm_agree(comm, report_open(o, comm->rank == 0, t.step, &r)), close_all);
-    if (resume) report_line(r, "resuming after step %llu from %s", (unsigned long long)t.step, resume_dir);
+    if (resume_dir)
+        report_line(r, "resuming after step %llu from %s", (unsigned long long)t.step, resume_dir);
     WB_GOTO(train_loop(&t, &side, task_, r), close_all);
     report_summary(r);
 close_all:
@@ -145,7 +168,7 @@ static wb_status make_base(const options *o, wb_device *device, wb_comm *comm) {
     return status;
 }
 
-/* The cores of this host shared out over the ranks on it. */
+/* The cores of this host shared out over the ranks on it, and no more than mpirun bound this rank to. */
 static int default_threads(void) {
     MPI_Comm host;
     int ranks = 1;
@@ -154,7 +177,11 @@ static int default_threads(void) {
         MPI_Comm_free(&host);
     }
     long cores = sysconf(_SC_NPROCESSORS_ONLN);
-    return cores > ranks ? (int)(cores / ranks) : 1;
+    int share = cores > ranks ? (int)(cores / ranks) : 1;
+    cpu_set_t bound;
+    if (sched_getaffinity(0, sizeof bound, &bound) == 0 && CPU_COUNT(&bound) < share)
+        share = CPU_COUNT(&bound);
+    return share;
 }
 
 static wb_status run(const options *o) {

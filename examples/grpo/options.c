@@ -41,6 +41,8 @@ static const option_row rows[] = {
     {"--prompts", INTEGER, FIELD(prompts), 1, MANY, NULL, "N", "prompts a batch, over all ranks"},
     {"--samples", INTEGER, FIELD(samples), 2, MANY, NULL, "G", "samples a prompt (the GRPO group)"},
     {"--max-tokens", INTEGER, FIELD(max_tokens), 1, MANY, NULL, "N", "new tokens a sample at most"},
+    {"--stop-token", INTEGER, FIELD(stop_token), 0, MANY, NULL, "N",
+     "token that ends a sample; without it jsonl samples have --max-tokens tokens, arithmetic knows its own"},
     {"--temperature", NUMBER, FIELD(temperature), 0, 100, NULL, "X", "sampling temperature"},
     {"--top-k", INTEGER, FIELD(top_k), 0, MANY, NULL, "N", "sample from the N likeliest tokens; 0: all"},
     {"--top-p", NUMBER, FIELD(top_p), 1e-6, 1, NULL, "X", "sample from the likeliest tokens that reach X"},
@@ -66,7 +68,7 @@ static const option_row rows[] = {
     {"--kv-blocks", INTEGER, FIELD(kv_blocks), 1, MANY, NULL, "N",
      "KV cache blocks of 16 tokens on each rank"},
     {"--threads", INTEGER, FIELD(threads), 0, 4096, NULL, "N",
-     "threads of each rank; 0: the cores shared out over this host's ranks"},
+     "threads of each rank; 0: the host's cores over its ranks, but no more than mpirun binds a rank to"},
     {"--seed", SEED, FIELD(seed), 0, 0, NULL, "N", "of prompts and sampling"},
     {"--make-base", TEXT, FIELD(make_base), 0, 0, NULL, "DIR",
      "instead of training: make a tiny model, warm it up on arithmetic, save it in DIR"},
@@ -85,6 +87,7 @@ static const options defaults = {
     .prompts = 64,
     .samples = 8,
     .max_tokens = 8,
+    .stop_token = -1,
     .updates = 4,
     .micro_batch_tokens = 2048,
     .warmup_steps = 40,
@@ -100,6 +103,21 @@ static const options defaults = {
     .clip_high = 0.28,
 };
 
+/* The dtype field is an enum whose values are not the index of the choice. */
+static int choice_value(const option_row *row, int index) {
+    if (row->offset == FIELD(rollout_dtype)) return index == 0 ? WB_F32 : WB_BF16;
+    return index;
+}
+
+static void print_choice(const option_row *row, int value) {
+    int index = 0;
+    for (const char *name = row->choices; name != NULL; index++) {
+        size_t length = strcspn(name, "|");
+        if (choice_value(row, index) == value) printf(" (%.*s) [%s]", (int)length, name, row->choices);
+        name = name[length] == '|' ? name + length + 1 : NULL;
+    }
+}
+
 static void print_help(void) {
     printf("usage: mpirun -n RANKS waybill-grpo --model DIR --out DIR [options]\n"
            "       mpirun -n RANKS waybill-grpo --make-base DIR [options]\n\n"
@@ -111,19 +129,15 @@ static void print_help(void) {
         snprintf(left, sizeof left, "%s %s", rows[i].name, rows[i].value);
         printf("  %-26s %s", left, rows[i].help);
         const char *field = (const char *)&defaults + rows[i].offset;
-        if (rows[i].kind == INTEGER) printf(" (%lld)", (long long)*(const int64_t *)field);
+        if (rows[i].kind == INTEGER && *(const int64_t *)field >= 0)
+            printf(" (%lld)", (long long)*(const int64_t *)field);
         if (rows[i].kind == NUMBER) printf(" (%g)", *(const double *)field);
-        if (rows[i].kind == CHOICE) printf(" [%s]", rows[i].choices);
+        if (rows[i].kind == SEED) printf(" (%llu)", (unsigned long long)*(const uint64_t *)field);
+        if (rows[i].kind == CHOICE) print_choice(&rows[i], *(const int *)field);
         printf("\n");
     }
     printf(
         "\nExit status: 0 done, 1 a failure (its message names what and where), 2 a wrong command line.\n");
-}
-
-/* dtype and codec fields are enums whose values are not the index of the choice. */
-static int choice_value(const option_row *row, int index) {
-    if (row->offset == FIELD(rollout_dtype)) return index == 0 ? WB_F32 : WB_BF16;
-    return index;
 }
 
 static wb_status set_choice(const option_row *row, options *o, const char *value) {

@@ -65,6 +65,9 @@ static wb_status add_line(text *t, const task *tasks, uint64_t step, const wb_re
     return status;
 }
 
+/* A line of the answer may have this many bytes; a program that writes more a line is not answering rewards. */
+enum { ANSWER_BYTES = 4096 };
+
 /* ---- the child ---------------------------------------------------------------------------------------- */
 
 typedef struct child {
@@ -103,9 +106,9 @@ static wb_status child_start(const char *command, child *c) {
     return wb_fail(WB_IO, "--reward-cmd: fork: %m");
 }
 
-/* Feeds `in` and collects `out` at the same time, so that neither side waits for the other with full pipes. A program that
- * stops reading is judged by its answer and its exit status. */
-static wb_status child_talk(child *c, const text *in, text *out) {
+/* Feeds `in` and collects `out`, of at most `limit` bytes, at the same time, so that neither side waits for the other with full
+ * pipes. A program that stops reading is judged by its answer and its exit status. */
+static wb_status child_talk(child *c, const text *in, size_t limit, text *out) {
     size_t sent = 0;
     fcntl(c->to, F_SETFL, O_NONBLOCK);
     while (c->from >= 0) {
@@ -120,6 +123,10 @@ static wb_status child_talk(child *c, const text *in, text *out) {
             if (sent == in->n || (n < 0 && errno != EAGAIN && errno != EINTR)) close_end(&c->to);
         }
         if (ends[0].revents != 0) {
+            if (out->n > limit)
+                return wb_fail(WB_MISMATCH,
+                               "--reward-cmd: expected a number a line, found more than %zu bytes of answer",
+                               limit);
             WB_TRY(text_reserve(out, 4096));
             ssize_t n = read(c->from, out->data + out->n, out->capacity - out->n - 1);
             if (n > 0)
@@ -134,16 +141,28 @@ static wb_status child_talk(child *c, const text *in, text *out) {
     return WB_OK;
 }
 
-static wb_status child_finish(child *c, const char *command) {
+/* Closes its pipes and waits for its end. */
+static wb_status child_wait(child *c, int *how_out) {
     close_end(&c->to);
     close_end(&c->from);
+    while (waitpid(c->pid, how_out, 0) < 0)
+        if (errno != EINTR) return WB_IO;
+    return WB_OK;
+}
+
+static void child_kill(child *c) {
     int how;
-    while (waitpid(c->pid, &how, 0) < 0)
-        if (errno != EINTR) return wb_fail(WB_IO, "--reward-cmd '%s': wait: %m", command);
+    kill(c->pid, SIGKILL);
+    child_wait(c, &how);
+}
+
+static wb_status child_finish(child *c, const char *command) {
+    int how;
+    if (child_wait(c, &how) != WB_OK) return wb_fail(WB_IO, "--reward-cmd '%s': wait: %m", command);
     if (WIFSIGNALED(how))
-        return wb_fail(WB_PEER, "--reward-cmd '%s' was killed by signal %d", command, WTERMSIG(how));
+        return wb_fail(WB_IO, "--reward-cmd '%s' was killed by signal %d", command, WTERMSIG(how));
     if (WEXITSTATUS(how) != 0)
-        return wb_fail(WB_PEER, "--reward-cmd '%s' ended with exit status %d", command, WEXITSTATUS(how));
+        return wb_fail(WB_IO, "--reward-cmd '%s' ended with exit status %d", command, WEXITSTATUS(how));
     return WB_OK;
 }
 
@@ -179,10 +198,11 @@ wb_status reward_command(const char *command, const task *t, uint64_t step, int6
     if (n == 0) return WB_OK;
     for (int64_t i = 0; i < n; i++) WB_GOTO(add_line(&in, t, step, records[i]), free_text);
     WB_GOTO(child_start(command, &c), free_text);
-    wb_status talked = child_talk(&c, &in, &out);
-    if (talked != WB_OK) kill(c.pid, SIGKILL);
-    status = child_finish(&c, command);
-    if (talked != WB_OK) status = talked;
+    status = child_talk(&c, &in, (size_t)n * ANSWER_BYTES, &out);
+    if (status == WB_OK)
+        status = child_finish(&c, command);
+    else
+        child_kill(&c);
     if (status == WB_OK) status = parse_rewards(command, out.data, n, rewards_out);
 free_text:
     free(in.data);

@@ -12,7 +12,7 @@
 
 static wb_status submit_group(wb_engine *engine, const options *o, const task *t, uint64_t step,
                               uint64_t group) {
-    uint32_t *prompt, n, stop = task_stop_token(t);
+    uint32_t *prompt, n, stop = o->stop_token >= 0 ? (uint32_t)o->stop_token : task_stop_token(t);
     WB_TRY(task_prompt(t, step, group, &prompt, &n));
     wb_request request = wb_request_default();
     request.group = group;

@@ -202,7 +202,7 @@ void task_close(task *t) {
     free(t);
 }
 
-/* The file is walked in a seeded order: each pass over it is a rotation by a random amount. */
+/* Lines are drawn at random, with replacement. */
 static size_t item_index(const task *t, uint64_t step, uint64_t group) {
     return (size_t)(mix(mix(mix(t->seed) ^ step) ^ group) % t->n_items);
 }

@@ -89,9 +89,11 @@ static wb_status count_micro_batches(const trainer *t, const batch *b, int64_t f
     return wb_comm_all_reduce_max_u64(t->comm, n_out);
 }
 
-/* Samples of minibatch u on this rank: its share of the groups. */
-static int64_t update_first(const trainer *t, const batch *b, int64_t u) {
-    return b->n_groups * u / t->o->updates * t->o->samples;
+/* First of this rank's samples in minibatch u. Minibatches are equal runs of the batch's groups over all ranks, so that they
+ * hold the same samples on any number of ranks, and none is empty. */
+static int64_t update_first(const trainer *t, int64_t u) {
+    int64_t group = t->o->prompts / t->o->updates * u, ranks = t->comm->size;
+    return (group - t->comm->rank + ranks - 1) / ranks * t->o->samples;
 }
 
 static wb_status pack_lists(const trainer *t, const batch *b, packed_batch *p) {
@@ -100,14 +102,14 @@ static wb_status pack_lists(const trainer *t, const batch *b, packed_batch *p) {
     p->update_start = memory;
     for (int64_t u = 0; u < t->o->updates; u++) {
         uint64_t n;
-        WB_TRY(count_micro_batches(t, b, update_first(t, b, u), update_first(t, b, u + 1), &n));
+        WB_TRY(count_micro_batches(t, b, update_first(t, u), update_first(t, u + 1), &n));
         p->update_start[u + 1] = p->update_start[u] + (int32_t)n;
     }
     p->n = p->update_start[t->o->updates];
     WB_TRY(wb_alloc((size_t)p->n, sizeof *p->list, "micro-batches", &memory));
     p->list = memory;
     for (int64_t u = 0; u < t->o->updates; u++) {
-        int64_t i = update_first(t, b, u), last = update_first(t, b, u + 1), T;
+        int64_t i = update_first(t, u), last = update_first(t, u + 1), T;
         for (int32_t m = p->update_start[u]; m < p->update_start[u + 1]; m++) {
             int64_t n = take(b->samples + i, last - i, t->o->micro_batch_tokens, &T);
             WB_TRY(fill(&p->list[m], b->samples + i, n, T));
@@ -177,13 +179,10 @@ static wb_status make_plan(const trainer *t, wb_replay *replay, wb_segment_kind 
 
 /* ---- forward passes ----------------------------------------------------------------------------------- */
 
-static wb_status run_forward(trainer *t, wb_train *train, packed_batch *p, const micro_batch *mb,
-                             const uint8_t *forced, void *native, float *logprobs_out) {
+static wb_status run_forward(wb_train *train, packed_batch *p, const micro_batch *mb, const uint8_t *forced,
+                             void *native, float *logprobs_out) {
     wb_train_batch fed = {mb->T, mb->tokens, mb->targets, (int32_t)mb->n_seqs, mb->seq_start};
-    static const int32_t nothing[1] = {0};
-    if (mb->seq_start == NULL) fed.seq_start = nothing;
     wb_routing routing = {p->ids, forced, native};
-    (void)t;
     return wb_train_forward(train, &fed, &routing, NULL, logprobs_out);
 }
 
@@ -255,8 +254,7 @@ static wb_status policy_forward(trainer *t, packed_batch *p, int32_t m, row_coun
         WB_TRY(dev->to_device(dev, p->ids, rows.ids, bytes));
         WB_TRY(dev->to_device(dev, p->forced, rows.state, (size_t)mb->T));
     }
-    WB_TRY(
-        run_forward(t, t->train, p, mb, off ? NULL : p->forced, want_native ? p->native : NULL, p->logprobs));
+    WB_TRY(run_forward(t->train, p, mb, off ? NULL : p->forced, want_native ? p->native : NULL, p->logprobs));
     WB_TRY(dev->to_host(dev, p->host_ids, p->ids, bytes));
     if (want_native) WB_TRY(dev->to_host(dev, p->host_native, p->native, bytes));
     count_routed_differently(t, p, mb, count);
@@ -278,7 +276,7 @@ static wb_status first_forward(trainer *t, packed_batch *p, report *r, row_count
     for (int32_t m = 0; m < p->n; m++) {
         WB_TRY(policy_forward(t, p, m, count));
         WB_TRY(observe_logprobs(t->replay, p, &p->list[m]));
-        if (p->list[m].T > 0) memcpy(p->list[m].old, p->logprobs, (size_t)p->list[m].T * sizeof(float));
+        memcpy(p->list[m].old, p->logprobs, (size_t)p->list[m].T * sizeof(float));
         report_progress(r, t->step, "first forward", m + 1, p->n);
     }
     return WB_OK;
@@ -288,7 +286,7 @@ static wb_status first_forward(trainer *t, packed_batch *p, report *r, row_count
 static wb_status compare_forward(trainer *t, packed_batch *p, report *r) {
     for (int32_t m = 0; m < p->n; m++) {
         const micro_batch *mb = &p->list[m];
-        WB_TRY(run_forward(t, t->train, p, mb, NULL, NULL, p->logprobs));
+        WB_TRY(run_forward(t->train, p, mb, NULL, NULL, p->logprobs));
         WB_TRY(t->device->to_host(t->device, p->host_ids, p->ids, (size_t)mb->T * row_bytes(t)));
         WB_TRY(tell_replay(t->compare, t, p, m, true, false));
         WB_TRY(observe_logprobs(t->compare, p, mb));
@@ -300,8 +298,7 @@ static wb_status compare_forward(trainer *t, packed_batch *p, report *r) {
 /* The reference never follows the policy's routes. */
 static wb_status reference_forward(trainer *t, packed_batch *p) {
     for (int32_t m = 0; m < p->n; m++)
-        WB_TRY(run_forward(t, t->reference_train, p, &p->list[m], NULL, NULL,
-                           p->list[m].reference ? p->list[m].reference : p->logprobs));
+        WB_TRY(run_forward(t->reference_train, p, &p->list[m], NULL, NULL, p->list[m].reference));
     return WB_OK;
 }
 
@@ -323,12 +320,13 @@ static void micro_batch_loss(trainer *t, packed_batch *p, int32_t m, const loss_
     }
 }
 
-/* Response tokens and sequences of the minibatch over all ranks. */
+/* Response tokens and sequences of the minibatch over all ranks, without the dropped ones. */
 static wb_status minibatch_size(const trainer *t, const packed_batch *p, int64_t u, double *tokens_out,
                                 double *sequences_out) {
     double size[2] = {0, 0};
     for (int32_t m = p->update_start[u]; m < p->update_start[u + 1]; m++)
         for (int64_t s = 0; s < p->list[m].n_seqs; s++) {
+            if (wb_replay_dropped(t->replay, m, (int32_t)s)) continue;
             const wb_record *record = record_of(p->list[m].samples[s]);
             size[0] += record->n_tokens - record->prompt_len;
             size[1] += 1;
@@ -343,8 +341,8 @@ static wb_status update(trainer *t, packed_batch *p, int64_t u, loss_sums *sums,
                         double *norm_out) {
     double tokens, sequences;
     WB_TRY(minibatch_size(t, p, u, &tokens, &sequences));
-    loss_options loss = {t->o->ratio,   t->o->clip_low, t->o->clip_high,
-                         t->o->kl_coef, 1 / tokens,     1 / sequences};
+    loss_options loss = {t->o->ratio,   t->o->clip_low,      t->o->clip_high,
+                         t->o->kl_coef, 1 / fmax(tokens, 1), 1 / fmax(sequences, 1)}; /* all may be dropped */
     WB_TRY(wb_train_zero_grads(t->train));
     for (int32_t m = p->update_start[u]; m < p->update_start[u + 1]; m++) {
         WB_TRY(policy_forward(t, p, m, count));
