@@ -32,7 +32,10 @@ says() {
 try "install" cmake --install "$build" --prefix "$scratch/first" || exit 1
 mv "$scratch/first" "$scratch/prefix"
 prefix=$scratch/prefix
-grep -rlF -e "$scratch/first" -e "$build" "$prefix" && { echo "FAULT: these files name a build or install path"; faults=1; }
+# Texts, and where programs look for libraries; debug information may name the build.
+grep -rIlF -e "$scratch/first" -e "$build" "$prefix" && { echo "FAULT: the files above name a build or install path"; faults=1; }
+find "$prefix" -type f \( -name '*.so*' -o -path '*/bin/*' \) -exec readelf -d {} + | grep -E 'R(UN)?PATH' | grep -F "$build" &&
+    { echo "FAULT: the above is looked for in the build folder"; faults=1; }
 version=$("$prefix/bin/waybill" --version | sed 's/waybill //')
 
 # ---- the programs
