@@ -21,6 +21,7 @@ struct wb_train {
     /* The latest forward. */
     bool forward_done; /* residual and batch below are those of a whole forward */
     bool backward_due; /* and its backward has not been */
+    bool logits_kept;  /* logits holds all n_head rows of it: they fitted one chunk */
     int64_t T, n_head; /* tokens; those with a target */
     wb_routing routing;
     wb_block_tokens block_tokens;
@@ -241,7 +242,7 @@ static wb_status prepare_forward(wb_train *train, const wb_train_batch *batch, c
     const wb_config *config = &train->model->config;
     wb_device *dev = train->model->device;
     const int64_t H = config->hidden_size;
-    train->forward_done = train->backward_due = false;
+    train->forward_done = train->backward_due = train->logits_kept = false;
     WB_TRY(check_batch(train, batch, routing));
     WB_TRY(upload_sequences(train, batch));
     WB_TRY(upload_targets(train, batch));
@@ -321,6 +322,7 @@ static wb_status head_forward(wb_train *train) {
                                     (const int32_t *)train->head_targets.data + start,
                                     (float *)train->logprobs.data + start));
     }
+    train->logits_kept = n <= chunk_rows(train);
     return WB_OK;
 }
 
@@ -349,6 +351,7 @@ wb_status wb_train_logits(wb_train *train, float *logits_out) {
     const float *x = residual_of(train, config->n_layers);
     /* The norm's rows go to dhead: head_norm belongs to the backward that may be due. */
     WB_TRY(wb_reserve(dev, &train->dhead, chunk_rows(train), H, sizeof(float)));
+    train->logits_kept = false;
     for (int64_t start = 0; start < train->T; start += chunk_rows(train)) {
         const int64_t rows = rows_of_chunk(train, start, train->T);
         WB_TRY(head_logits(train, rows, x + start * H, train->dhead.data));
@@ -383,7 +386,8 @@ static wb_status head_backward(wb_train *train) {
     float *logits = train->logits.data;
     for (int64_t start = 0; start < n; start += chunk_rows(train)) {
         const int64_t rows = rows_of_chunk(train, start, n);
-        WB_TRY(head_logits(train, rows, x + start * H, normed + start * H));
+        if (!train->logits_kept) WB_TRY(head_logits(train, rows, x + start * H, normed + start * H));
+        train->logits_kept = false; /* their gradient takes their place */
         WB_TRY(dev->logprob_backward(dev, rows, V, logits, (const int32_t *)train->head_targets.data + start,
                                      (const float *)train->dlogprobs.data + start, logits));
         const wb_matmul list[] = {
@@ -406,9 +410,10 @@ wb_status wb_train_backward(wb_train *train, const float *dlogprobs) {
     train->backward_due = false;
     WB_TRY(head_backward(train));
     for (int32_t l = model->config.n_layers - 1; l >= 0; l--) {
-        /* The recompute writes the same bits over the layer's output. */
-        WB_TRY(wb_block_forward(&train->block, l, &train->block_tokens, NULL, &train->routing, true,
-                                residual_of(train, l), residual_of(train, l + 1)));
+        /* The recompute writes the same bits over the layer's output. The last layer's workspace is still the forward's. */
+        if (l + 1 < model->config.n_layers)
+            WB_TRY(wb_block_forward(&train->block, l, &train->block_tokens, NULL, &train->routing, true,
+                                    residual_of(train, l), residual_of(train, l + 1)));
         WB_TRY(wb_block_backward(&train->block, l, &train->block_tokens, &train->routing,
                                  residual_of(train, l), train->grads, train->dx.data));
     }

@@ -214,7 +214,8 @@ WB_API wb_status wb_train_forward(wb_train *train, const wb_train_batch *batch, 
 WB_API wb_status wb_train_logits(wb_train *train, float *logits_out);
 
 /* Adds the gradient of sum_t dlogprobs[t] * logprobs[t] of the latest forward to the gradients of this rank. dlogprobs: host
- * [T]. Layers are recomputed with the ids that the forward used. Once for each forward. Collective. */
+ * [T]. Layers are recomputed with the ids that the forward used. Once for each forward, with the weights of that
+ * forward. Collective. */
 WB_API wb_status wb_train_backward(wb_train *train, const float *dlogprobs);
 
 /* Sums the gradients of replicated weights over ranks, in rank order (experts' are complete where they live). Once

@@ -210,7 +210,7 @@ static inline void *routes_random(const fixture *f, int64_t T, uint64_t *state) 
 typedef struct results {
     uint8_t *ids, *native; /* [T] rows of routes */
     float *logprobs;       /* [T] */
-    float *logits;         /* [T, V] */
+    float *logits;         /* [T, V], or NULL: not wanted */
 } results;
 
 static inline results results_new(const fixture *f, const corpus *c) {
@@ -273,8 +273,10 @@ static inline void train_pass(fixture *f, const corpus *c, int32_t n, const int3
     const wb_routing routing = {ids, d.ids != NULL ? device_forced : NULL, native};
     MUST(wb_train_forward(f->train, &batch, &routing, NULL, values));
     move_rows(c, n, seqs, sizeof(float), false, values, r->logprobs);
-    MUST(wb_train_logits(f->train, values));
-    move_rows(c, n, seqs, (size_t)V * sizeof(float), false, values, r->logits);
+    if (r->logits != NULL) { /* optional: asking for them makes the backward compute them again */
+        MUST(wb_train_logits(f->train, values));
+        move_rows(c, n, seqs, (size_t)V * sizeof(float), false, values, r->logits);
+    }
     MUST(dev->to_host(dev, rows, ids, (size_t)T * f->row_bytes));
     move_rows(c, n, seqs, f->row_bytes, false, rows, r->ids);
     MUST(dev->to_host(dev, rows, native, (size_t)T * f->row_bytes));

@@ -181,17 +181,46 @@ static void test_gradients_with_clamp(void **state) {
     check_variant(VARIANT_OLMOE_CLIP, 3);
 }
 
+static float **copy_gradients(const problem *p) {
+    const int32_t n = wb_model_n_tensors(p->f.model);
+    float **copies = take(n, sizeof(float *));
+    for (int32_t i = 0; i < n; i++) {
+        const wb_tensor tensor = wb_model_tensor(p->f.model, i);
+        copies[i] = take(tensor.n, sizeof(float));
+        memcpy(copies[i], wb_train_grad(p->f.train, &tensor), (size_t)tensor.n * sizeof(float));
+    }
+    return copies;
+}
+
+/* The backward uses the forward's logits where they are still there: the same bits as when they are computed again. */
+static void test_gradients_with_kept_logits(void **state) {
+    (void)state;
+    problem p;
+    open_problem(&p, VARIANT_QWEN3_TIED, 8);
+    memset(p.forced, 1, (size_t)p.c.T);
+    float **with = NULL;
+    for (int pass = 0; pass < 2; pass++) {
+        results r = p.r;
+        if (pass == 1) r.logits = NULL;
+        MUST(wb_train_zero_grads(p.f.train));
+        train_pass(&p.f, &p.c, N_SEQS, p.seqs, (direction){p.r.ids, p.forced}, p.dlogprobs, &r);
+        if (pass == 0) with = copy_gradients(&p);
+    }
+    for (int32_t i = 0; i < wb_model_n_tensors(p.f.model); i++) {
+        const wb_tensor tensor = wb_model_tensor(p.f.model, i);
+        assert_memory_equal(with[i], wb_train_grad(p.f.train, &tensor), (size_t)tensor.n * sizeof(float));
+        free(with[i]);
+    }
+    free(with);
+    close_problem(&p);
+}
+
 static void test_gradients_accumulate_over_micro_batches(void **state) {
     (void)state;
     problem p;
     open_problem(&p, VARIANT_QWEN3, 7);
     const int32_t n = wb_model_n_tensors(p.f.model);
-    float **once = take(n, sizeof(float *));
-    for (int32_t i = 0; i < n; i++) {
-        const wb_tensor tensor = wb_model_tensor(p.f.model, i);
-        once[i] = take(tensor.n, sizeof(float));
-        memcpy(once[i], wb_train_grad(p.f.train, &tensor), (size_t)tensor.n * sizeof(float));
-    }
+    float **once = copy_gradients(&p);
     MUST(wb_train_zero_grads(p.f.train));
     for (int32_t s = 0; s < N_SEQS; s++)
         train_pass(&p.f, &p.c, 1, &p.seqs[s], (direction){p.r.ids, p.forced}, p.dlogprobs, &p.r);
@@ -216,6 +245,7 @@ int main(void) {
         cmocka_unit_test(test_gradients_with_bias_and_dense_layer),
         cmocka_unit_test(test_gradients_with_tied_embeddings),
         cmocka_unit_test(test_gradients_with_clamp),
+        cmocka_unit_test(test_gradients_with_kept_logits),
         cmocka_unit_test(test_gradients_accumulate_over_micro_batches),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

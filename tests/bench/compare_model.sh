@@ -1,0 +1,71 @@
+#!/usr/bin/env bash
+# compare_model.sh - bench_model beside transformers: the same checkpoint, shapes and threads, in turns, case by case.
+#
+#   compare_model.sh BENCH_MODEL PYTHON [THREADS [REPEATS [CASE...]]]
+#
+# CLOCK=cpu divides by CPU time instead of the wall's: with one thread, a busy machine shows what an idle one would do.
+# Prints medians of REPEATS (5), ranges and ratios, and the largest difference of what the two computed. Both programs stay
+# loaded; while one runs the other sleeps. Cases that the peer lacks (bf16 weights, capture off) run in the same turns.
+set -euo pipefail
+if [ $# -lt 2 ]; then
+    echo "usage: compare_model.sh BENCH_MODEL PYTHON [THREADS [REPEATS [CASE...]]]" >&2
+    exit 2
+fi
+bench=$1 python=$2 threads=${3:-$(nproc)} repeats=${4:-5}
+shift $(($# < 4 ? $# : 4))
+cases=${*:-prefill prefill_bf16 decode_1 decode_1_no_routes decode_16 decode_16_no_routes decode_64 decode_64_no_routes train}
+clock=${CLOCK:-wall}
+clock_option=
+if [ "$clock" = cpu ]; then clock_option=--cpu-time; fi
+here=$(cd "$(dirname "$0")" && pwd)
+work=$(mktemp -d)
+trap 'exec 3>&- 5>&-; wait; rm -rf "$work"' EXIT
+
+# Their threads must be asleep, not spinning, while the other is timed.
+export OMP_NUM_THREADS=$threads OMP_PROC_BIND=${OMP_PROC_BIND:-false}
+"$bench" --threads "$threads" --save "$work/model"
+mkfifo "$work/a_in" "$work/a_out" "$work/b_in" "$work/b_out"
+"$bench" --threads "$threads" $clock_option - <"$work/a_in" >"$work/a_out" &
+"$python" "$here/hf_model.py" "$work/model" --threads "$threads" $clock_option <"$work/b_in" >"$work/b_out" &
+exec 3>"$work/a_in" 4<"$work/a_out" 5>"$work/b_in" 6<"$work/b_out"
+
+ask() { # ask WHO CASE ROUND: one run; round 0 is the warm-up
+    local reply
+    if [ "$1" = waybill ]; then
+        echo "$2" >&3 && read -r reply <&4
+    else
+        echo "$2" >&5 && read -r reply <&6
+    fi
+    if [ "$3" -gt 0 ]; then echo "$1 $reply" >>"$work/results"; fi
+}
+
+for round in $(seq 0 "$repeats"); do
+    for case in $cases; do
+        ask waybill "$case" "$round"
+        case $case in
+        *_bf16 | *_no_routes) ;;
+        *) ask transformers "$case" "$round" ;;
+        esac
+    done
+done
+
+echo "$(sed -n 's/^model name[^:]*: *//p' /proc/cpuinfo | head -1), $(nproc --all) cores, $threads threads, $clock time; load $(cut -d' ' -f1 /proc/loadavg)"
+sort -k1,1 -k2,2 -k3,3g "$work/results" | awk -v cases="$cases" '
+    { key = $1 " " $2; rate[key, n[key]++] = $3; check[key] = $4 }
+    function median(k) { return n[k] % 2 ? rate[k, (n[k] - 1) / 2] : (rate[k, n[k] / 2 - 1] + rate[k, n[k] / 2]) / 2 }
+    function show(k) { return sprintf("%9.1f (%8.1f - %8.1f)", median(k), rate[k, 0], rate[k, n[k] - 1]) }
+    END {
+        printf "%-20s %32s %32s %7s %9s\n", "tokens/s", "waybill", "transformers", "ratio", "checks"
+        count = split(cases, name, " ")
+        for (i = 1; i <= count; i++) {
+            a = "waybill " name[i]; b = "transformers " name[i]
+            if (n[b] > 0) {
+                difference = check[a] - check[b]
+                printf "%-20s %32s %32s %7.2f %9.1e\n", name[i], show(a), show(b), median(a) / median(b), difference < 0 ? -difference : difference
+            } else
+                printf "%-20s %32s\n", name[i], show(a)
+        }
+        for (i = 1; i <= count; i++)
+            if (n["waybill " name[i] "_no_routes"] > 0)
+                printf "capture on %s: %+.1f %%\n", name[i], 100 * (median("waybill " name[i] "_no_routes") / median("waybill " name[i]) - 1)
+    }'
