@@ -25,7 +25,7 @@ echo "== a base checkpoint: qwen3_moe, 4 layers, 16 experts, top-4, warmed up on
 
 echo "== GRPO under routing replay, rollout in bf16, training in f32"
 "${rank[@]}" build/bin/waybill-grpo --model "$out/base" --out "$out" --task arithmetic --replay rollout \
-    --steps 50 --lr 6e-4
+    --steps 80 --lr 6e-4
 
 echo
 build/bin/waybill verify "$out/dump"
