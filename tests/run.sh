@@ -5,6 +5,6 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 ./install-deps.sh --tests
-cmake -S . -B build -DCMAKE_BUILD_TYPE=Release -DWB_WERROR=ON
+cmake -S . -B build -DCMAKE_BUILD_TYPE=Release -DWB_WERROR=ON -DBUILD_TESTING=ON
 cmake --build build -j "$(nproc)"
-ctest --test-dir build --output-on-failure -j "$(nproc)" "$@"
+ctest --test-dir build --no-tests=error --output-on-failure -j "$(nproc)" "$@"
