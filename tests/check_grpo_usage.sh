@@ -35,14 +35,14 @@ refused() {
     err_has "waybill-grpo: "
     err_has "$name"
     out_is_empty
-    [ "$(grep -c . "$scratch/err")" -eq 1 ] || fault "$*: expected one line on stderr"
+    [ "$(grep -c "^waybill-grpo: " "$scratch/err")" -eq 1 ] || fault "$*: expected one line of its own on stderr" # Open MPI may add its own
 }
 
 expect 0 "$grpo" --help
 for text in "usage: mpirun" "--model DIR" "--replay MODE" "Exit status"; do
     grep -qF -- "$text" "$scratch/out" || fault "--help lacks: $text"
 done
-[ ! -s "$scratch/err" ] || fault "--help: stderr is not empty"
+! grep -q "waybill" "$scratch/err" || fault "--help: a message on stderr"
 cp "$scratch/out" "$scratch/help"
 expect 0 "$grpo" -h
 
