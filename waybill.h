@@ -3,6 +3,7 @@
 #define WAYBILL_H
 
 #include "wb_comm.h"
+#include "wb_eplb.h"
 #include "wb_formats.h"
 #include "wb_kernels.h"
 #include "wb_model.h"

@@ -8,9 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-static int usage_error(const cli_command *self, const char *format, ...) WB_PRINTF(2, 3);
-
-static int usage_error(const cli_command *self, const char *format, ...) {
+int cli_usage_error(const cli_command *self, const char *format, ...) {
     va_list args;
     fprintf(stderr, "waybill %s: ", self->name);
     va_start(args, format);
@@ -40,26 +38,35 @@ static bool read_number(const char *text, uint64_t *out) {
     return true;
 }
 
+static bool read_decimal(const char *text, double *out) {
+    char *end = NULL;
+    if ((text[0] < '0' || text[0] > '9') && text[0] != '.') return false;
+    double value = strtod(text, &end);
+    if (end == text || *end != '\0' || !isfinite(value)) return false;
+    *out = value;
+    return true;
+}
+
 /* Takes one option with its argument; *i is the last argument used. CLI_OK or the exit code. */
 static int take_option(const cli_command *self, int argc, char **argv, const cli_option *options, int *i) {
     const char *value = NULL, *arg = argv[*i];
     const cli_option *o = find_option(options, arg, &value);
-    if (!o) return usage_error(self, "no option %s", arg);
+    if (!o) return cli_usage_error(self, "no option %s", arg);
     if (o->flag) {
-        if (value) return usage_error(self, "--%s takes no argument", o->name);
+        if (value) return cli_usage_error(self, "--%s takes no argument", o->name);
         *o->flag = true;
         return CLI_OK;
     }
     if (!value && *i + 1 < argc) value = argv[++*i];
-    if (!value) return usage_error(self, "--%s needs an argument", o->name);
+    if (!value) return cli_usage_error(self, "--%s needs an argument", o->name);
     if (o->text) *o->text = value;
-    if (o->number && !read_number(value, o->number))
-        return usage_error(self, "--%s: expected a number, found %s", o->name, value);
+    if ((o->number && !read_number(value, o->number)) || (o->decimal && !read_decimal(value, o->decimal)))
+        return cli_usage_error(self, "--%s: expected a number, found %s", o->name, value);
     return CLI_OK;
 }
 
-bool cli_parse(const cli_command *self, int argc, char **argv, const cli_option *options,
-               const char **dump_out, int *exit_code) {
+bool cli_parse_optional(const cli_command *self, int argc, char **argv, const cli_option *options,
+                        const char **dump_out, int *exit_code) {
     bool only_arguments = false; /* after "--" */
     *dump_out = NULL;
     *exit_code = CLI_OK;
@@ -73,14 +80,20 @@ bool cli_parse(const cli_command *self, int argc, char **argv, const cli_option 
             *exit_code = take_option(self, argc, argv, options, &i);
             if (*exit_code != CLI_OK) return false;
         } else if (*dump_out) {
-            *exit_code = usage_error(self, "one DUMP at a time, found %s and %s", *dump_out, argv[i]);
+            *exit_code = cli_usage_error(self, "one DUMP at a time, found %s and %s", *dump_out, argv[i]);
             return false;
         } else {
             *dump_out = argv[i];
         }
     }
+    return true;
+}
+
+bool cli_parse(const cli_command *self, int argc, char **argv, const cli_option *options,
+               const char **dump_out, int *exit_code) {
+    if (!cli_parse_optional(self, argc, argv, options, dump_out, exit_code)) return false;
     if (*dump_out) return true;
-    *exit_code = usage_error(self, "a DUMP is needed");
+    *exit_code = cli_usage_error(self, "a DUMP is needed");
     return false;
 }
 

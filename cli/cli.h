@@ -21,12 +21,14 @@ int cli_inspect(const cli_command *self, int argc, char **argv);
 int cli_verify(const cli_command *self, int argc, char **argv);
 int cli_cat(const cli_command *self, int argc, char **argv);
 int cli_stats(const cli_command *self, int argc, char **argv);
+int cli_eplb(const cli_command *self, int argc, char **argv);
 
 /* One option of a subcommand; the list ends with a NULL name. */
 typedef struct cli_option {
     const char *name;  /* without the dashes */
     const char **text; /* where its argument goes, or NULL */
-    uint64_t *number;  /* the same, for a number */
+    uint64_t *number;  /* the same, for a whole number */
+    double *decimal;   /* the same, for a number of at least 0 */
     bool *flag;        /* set to true, for an option without an argument */
 } cli_option;
 
@@ -34,6 +36,13 @@ typedef struct cli_option {
  * *exit_code: the help was printed, or the command line is wrong, which has been said. */
 bool cli_parse(const cli_command *self, int argc, char **argv, const cli_option *options,
                const char **dump_out, int *exit_code);
+
+/* The same where DUMP may be left out; *dump_out is NULL then. */
+bool cli_parse_optional(const cli_command *self, int argc, char **argv, const cli_option *options,
+                        const char **dump_out, int *exit_code);
+
+/* Says what is wrong with the command line, and the line of usage. Returns CLI_USAGE. */
+int cli_usage_error(const cli_command *self, const char *format, ...) WB_PRINTF(2, 3);
 
 /* Says the thread's error message and returns CLI_DATA. */
 int cli_fail(void);

@@ -22,11 +22,12 @@ kernels/cpu      wb_formats.h wb_check.h wb_kernels.h
 kernels/cuda     wb_formats.h wb_check.h wb_kernels.h
 kernels/comm     wb_formats.h wb_check.h wb_comm.h
 kernels/comm/mpi wb_formats.h wb_check.h wb_comm.h wb_comm_mpi.h
+eplb             wb_formats.h wb_check.h wb_comm.h wb_eplb.h
 model            wb_formats.h wb_check.h wb_comm.h wb_kernels.h wb_model.h
 replay           wb_formats.h wb_check.h wb_replay.h
 train_hooks      wb_formats.h wb_check.h wb_kernels.h wb_replay.h wb_train_hooks.h
 rollout          wb_formats.h wb_check.h wb_comm.h wb_kernels.h wb_model.h wb_rollout.h
-cli              wb_formats.h wb_check.h
+cli              wb_formats.h wb_check.h wb_comm.h wb_eplb.h
 '
 library_rooms=$(echo "$rooms" | awk 'NF && $1 != "cli" { print $1 }')
 

@@ -1,0 +1,435 @@
+/* placement.c - topologies and the maps between logical experts and physical slots: opening, checking, changing a layer
+ * in place, and what follows from a map (rank loads, eplb.py's tables). Refuses: choosing placements (solve.c), files,
+ * other ranks. */
+#include "eplb_internal.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { MAX_RANKS = 65536, MAX_EXPERTS = 65536, MAX_SLOTS = 1 << 24 };
+
+/* ---- topology ----------------------------------------------------------------------------------------- */
+
+/* Members of part `i` when `n` things are dealt to `parts` as evenly as can be, the first ones getting one more. */
+static uint32_t even_share(uint32_t n, uint32_t parts, uint32_t i) {
+    return n / parts + (i < n % parts);
+}
+
+static uint32_t slots_of(const wb_topology *t, uint32_t rank) {
+    return t->slots_of_rank ? t->slots_of_rank[rank] : even_share(t->n_slots, t->n_ranks, rank);
+}
+
+static wb_status check_nodes(const wb_topology *t) {
+    if (!t->node_of_rank) return WB_OK;
+    uint32_t node = 0;
+    for (uint32_t r = 0; r < t->n_ranks; r++) {
+        uint32_t found = t->node_of_rank[r];
+        if (found != node && !(r > 0 && found == node + 1))
+            return wb_fail(WB_INVALID_ARGUMENT,
+                           "topology: rank %" PRIu32 " is on node %" PRIu32
+                           ", expected nodes ascending from 0",
+                           r, found);
+        node = found;
+    }
+    if (node + 1 != t->n_nodes)
+        return wb_fail(WB_INVALID_ARGUMENT,
+                       "topology: node_of_rank names %" PRIu32 " nodes, expected n_nodes = %" PRIu32,
+                       node + 1, t->n_nodes);
+    return WB_OK;
+}
+
+wb_status wb_topology_check(const wb_topology *t, uint32_t n_experts) {
+    if (!t) return wb_fail(WB_INVALID_ARGUMENT, "topology: NULL");
+    if (n_experts < 1 || n_experts > MAX_EXPERTS)
+        return wb_fail(WB_INVALID_ARGUMENT, "topology: %" PRIu32 " experts, expected 1..%d", n_experts,
+                       MAX_EXPERTS);
+    if (t->n_ranks < 1 || t->n_ranks > MAX_RANKS)
+        return wb_fail(WB_INVALID_ARGUMENT, "topology: %" PRIu32 " ranks, expected 1..%d", t->n_ranks,
+                       MAX_RANKS);
+    if (t->n_nodes < 1 || t->n_nodes > t->n_ranks)
+        return wb_fail(WB_INVALID_ARGUMENT,
+                       "topology: %" PRIu32 " nodes, expected 1..%" PRIu32 " (the ranks)", t->n_nodes,
+                       t->n_ranks);
+    if (t->n_slots < 1 || t->n_slots > MAX_SLOTS)
+        return wb_fail(WB_INVALID_ARGUMENT, "topology: %" PRIu32 " slots, expected 1..%d", t->n_slots,
+                       MAX_SLOTS);
+    WB_TRY(check_nodes(t));
+    uint64_t all = 0, live = 0;
+    for (uint32_t r = 0; r < t->n_ranks; r++) {
+        all += slots_of(t, r);
+        if (!t->dead || !t->dead[r]) live += slots_of(t, r);
+    }
+    if (all != t->n_slots)
+        return wb_fail(WB_INVALID_ARGUMENT,
+                       "topology: slots_of_rank adds up to %" PRIu64 ", expected n_slots = %" PRIu32, all,
+                       t->n_slots);
+    if (live < n_experts)
+        return wb_fail(WB_INVALID_ARGUMENT,
+                       "topology: %" PRIu64 " slots on live ranks (%" PRIu32
+                       " in all), expected one for each of "
+                       "%" PRIu32 " experts at least",
+                       live, t->n_slots, n_experts);
+    return WB_OK;
+}
+
+/* ---- memory --------------------------------------------------------------------------------------------- */
+
+static wb_status allocate(wb_placement *p) {
+    size_t P = p->topology.n_ranks, R = p->topology.n_slots, L = p->n_layers, E = p->n_experts;
+    WB_TRY(wb_alloc(P, sizeof *p->slots_of_rank, "placement", (void **)&p->slots_of_rank));
+    WB_TRY(wb_alloc(P, sizeof *p->node_of_rank, "placement", (void **)&p->node_of_rank));
+    WB_TRY(wb_alloc(P, sizeof *p->dead, "placement", (void **)&p->dead));
+    WB_TRY(wb_alloc(P + 1, sizeof *p->first_slot, "placement", (void **)&p->first_slot));
+    WB_TRY(wb_alloc(R, sizeof *p->rank_of_slot, "placement", (void **)&p->rank_of_slot));
+    WB_TRY(wb_alloc(L, R * sizeof *p->expert_of_slot, "placement", (void **)&p->expert_of_slot));
+    WB_TRY(wb_alloc(L, R * sizeof *p->replica_of_slot, "placement", (void **)&p->replica_of_slot));
+    WB_TRY(wb_alloc(L, (E + 1) * sizeof *p->replica_begin, "placement", (void **)&p->replica_begin));
+    WB_TRY(wb_alloc(L, R * sizeof *p->replicas, "placement", (void **)&p->replicas));
+    return wb_alloc(L, sizeof *p->epoch, "placement", (void **)&p->epoch);
+}
+
+static void fill_topology(wb_placement *p, const wb_topology *t) {
+    uint32_t node = 0, node_ends = even_share(t->n_ranks, t->n_nodes, 0);
+    for (uint32_t r = 0; r < t->n_ranks; r++) {
+        if (r == node_ends) node_ends += even_share(t->n_ranks, t->n_nodes, ++node);
+        p->slots_of_rank[r] = slots_of(t, r);
+        p->node_of_rank[r] = t->node_of_rank ? t->node_of_rank[r] : node;
+        p->dead[r] = t->dead && t->dead[r];
+        p->first_slot[r + 1] = p->first_slot[r] + p->slots_of_rank[r];
+        for (uint32_t s = p->first_slot[r]; s < p->first_slot[r + 1]; s++) p->rank_of_slot[s] = r;
+    }
+    p->topology.slots_of_rank = p->slots_of_rank;
+    p->topology.node_of_rank = p->node_of_rank;
+    p->topology.dead = p->dead;
+}
+
+/* The logical -> physical side of a layer from the other; the map has been checked. */
+static void index_layer(wb_placement *p, uint32_t layer) {
+    uint32_t R = p->topology.n_slots, E = p->n_experts;
+    const int32_t *experts = p->expert_of_slot + (size_t)layer * R;
+    const uint32_t *replica = p->replica_of_slot + (size_t)layer * R;
+    uint32_t *begin = p->replica_begin + (size_t)layer * (E + 1);
+    wb_physical_id *replicas = p->replicas + (size_t)layer * R;
+    memset(begin, 0, (E + 1) * sizeof *begin);
+    for (uint32_t s = 0; s < R; s++)
+        if (experts[s] >= 0) begin[experts[s] + 1]++;
+    for (uint32_t e = 0; e < E; e++) begin[e + 1] += begin[e];
+    for (uint32_t s = 0; s < R; s++)
+        if (experts[s] >= 0) replicas[begin[experts[s]] + replica[s]].slot = s;
+}
+
+/* Replicas in slot order; `count` [E] is scratch. */
+static void number_replicas(uint32_t R, uint32_t E, const int32_t *experts, uint32_t *count,
+                            uint32_t *replica_out) {
+    memset(count, 0, E * sizeof *count);
+    for (uint32_t s = 0; s < R; s++) replica_out[s] = experts[s] >= 0 ? count[experts[s]]++ : 0;
+}
+
+/* Layer 0; a rank has E slots or more: its further ones stay empty. */
+static void place_trivially(wb_placement *p) {
+    const wb_topology *t = &p->topology;
+    uint32_t i = 0, E = p->n_experts;
+    for (uint32_t r = 0; r < t->n_ranks; r++)
+        for (uint32_t s = p->first_slot[r]; s < p->first_slot[r + 1]; s++) {
+            bool empty = p->dead[r] || s - p->first_slot[r] >= E;
+            p->expert_of_slot[s] = empty ? WB_NO_EXPERT : (int32_t)(i++ % E);
+        }
+    number_replicas(t->n_slots, E, p->expert_of_slot, p->replica_begin, p->replica_of_slot);
+}
+
+wb_status wb_placement_open(const wb_topology *topology, uint32_t n_layers, uint32_t n_experts,
+                            wb_placement **placement_out) {
+    WB_TRY(wb_topology_check(topology, n_experts));
+    if (n_layers < 1) return wb_fail(WB_INVALID_ARGUMENT, "placement: 0 layers, expected 1 or more");
+    wb_placement *p = NULL;
+    WB_TRY(wb_alloc(1, sizeof *p, "placement", (void **)&p));
+    p->topology = *topology;
+    p->n_layers = n_layers;
+    p->n_experts = n_experts;
+    wb_status status = allocate(p);
+    if (status != WB_OK) {
+        wb_placement_close(p);
+        return status;
+    }
+    fill_topology(p, topology);
+    place_trivially(p);
+    size_t R = topology->n_slots;
+    for (uint32_t l = 0; l < n_layers; l++) {
+        if (l > 0) memcpy(p->expert_of_slot + l * R, p->expert_of_slot, R * sizeof *p->expert_of_slot);
+        if (l > 0) memcpy(p->replica_of_slot + l * R, p->replica_of_slot, R * sizeof *p->replica_of_slot);
+        index_layer(p, l);
+    }
+    *placement_out = p;
+    return WB_OK;
+}
+
+static void copy_layer(wb_placement *to, const wb_placement *from, uint32_t layer) {
+    size_t R = to->topology.n_slots, E = to->n_experts;
+    memcpy(to->expert_of_slot + layer * R, from->expert_of_slot + layer * R, R * sizeof *to->expert_of_slot);
+    memcpy(to->replica_of_slot + layer * R, from->replica_of_slot + layer * R,
+           R * sizeof *to->replica_of_slot);
+    memcpy(to->replica_begin + layer * (E + 1), from->replica_begin + layer * (E + 1),
+           (E + 1) * sizeof *to->replica_begin);
+    memcpy(to->replicas + layer * R, from->replicas + layer * R, R * sizeof *to->replicas);
+}
+
+wb_status wb_placement_clone(const wb_placement *placement, wb_placement **placement_out) {
+    wb_placement *p = NULL;
+    WB_TRY(wb_placement_open(&placement->topology, placement->n_layers, placement->n_experts, &p));
+    for (uint32_t l = 0; l < p->n_layers; l++) copy_layer(p, placement, l);
+    memcpy(p->epoch, placement->epoch, p->n_layers * sizeof *p->epoch);
+    *placement_out = p;
+    return WB_OK;
+}
+
+void wb_placement_close(wb_placement *p) {
+    if (!p) return;
+    free(p->slots_of_rank);
+    free(p->node_of_rank);
+    free(p->dead);
+    free(p->first_slot);
+    free(p->rank_of_slot);
+    free(p->expert_of_slot);
+    free(p->replica_of_slot);
+    free(p->replica_begin);
+    free(p->replicas);
+    free(p->epoch);
+    free(p);
+}
+
+/* ---- reading ---------------------------------------------------------------------------------------------- */
+
+uint32_t wb_placement_layers(const wb_placement *placement) {
+    return placement->n_layers;
+}
+
+uint32_t wb_placement_experts(const wb_placement *placement) {
+    return placement->n_experts;
+}
+
+const wb_topology *wb_placement_topology(const wb_placement *placement) {
+    return &placement->topology;
+}
+
+uint32_t wb_placement_rank_of(const wb_placement *placement, wb_physical_id id) {
+    return placement->rank_of_slot[id.slot];
+}
+
+uint32_t wb_placement_first_slot(const wb_placement *placement, uint32_t rank) {
+    return placement->first_slot[rank];
+}
+
+wb_layer_map wb_placement_layer(const wb_placement *p, uint32_t layer) {
+    size_t R = p->topology.n_slots;
+    return (wb_layer_map){.expert_of_slot = p->expert_of_slot + layer * R,
+                          .replica_of_slot = p->replica_of_slot + layer * R,
+                          .replica_begin = p->replica_begin + (size_t)layer * (p->n_experts + 1),
+                          .replicas = p->replicas + layer * R,
+                          .epoch = p->epoch[layer]};
+}
+
+uint32_t wb_placement_max_replicas(const wb_placement *p) {
+    uint32_t most = 0;
+    for (uint32_t l = 0; l < p->n_layers; l++) {
+        wb_layer_map map = wb_placement_layer(p, l);
+        for (uint32_t e = 0; e < p->n_experts; e++) {
+            uint32_t n = map.replica_begin[e + 1] - map.replica_begin[e];
+            if (n > most) most = n;
+        }
+    }
+    return most;
+}
+
+void wb_placement_export(const wb_placement *p, int32_t *log2phy_out, int32_t *logcnt_out) {
+    size_t X = wb_placement_max_replicas(p), E = p->n_experts;
+    for (uint32_t l = 0; l < p->n_layers; l++) {
+        wb_layer_map map = wb_placement_layer(p, l);
+        for (uint32_t e = 0; e < E; e++) {
+            uint32_t begin = map.replica_begin[e], n = map.replica_begin[e + 1] - begin;
+            if (logcnt_out) logcnt_out[l * E + e] = (int32_t)n;
+            for (uint32_t i = 0; log2phy_out && i < X; i++)
+                log2phy_out[(l * E + e) * X + i] = i < n ? (int32_t)map.replicas[begin + i].slot : -1;
+        }
+    }
+}
+
+void wb_placement_rank_loads(const wb_placement *p, uint32_t layer, const double *loads,
+                             double *rank_loads_out) {
+    wb_layer_map map = wb_placement_layer(p, layer);
+    memset(rank_loads_out, 0, p->topology.n_ranks * sizeof *rank_loads_out);
+    for (uint32_t s = 0; s < p->topology.n_slots; s++) {
+        int32_t e = map.expert_of_slot[s];
+        if (e < 0) continue;
+        rank_loads_out[p->rank_of_slot[s]] += loads[e] / (map.replica_begin[e + 1] - map.replica_begin[e]);
+    }
+}
+
+double wb_placement_balancedness(const wb_placement *p, const double *rank_loads) {
+    double sum = 0, most = 0;
+    uint32_t live = 0;
+    for (uint32_t r = 0; r < p->topology.n_ranks; r++) {
+        if (p->dead[r]) continue;
+        sum += rank_loads[r];
+        if (rank_loads[r] > most) most = rank_loads[r];
+        live++;
+    }
+    return most > 0 ? sum / live / most : 1;
+}
+
+/* ---- changing ---------------------------------------------------------------------------------------------- */
+
+wb_status wb_placement_check_map(const wb_placement *p, const char *what, uint32_t layer,
+                                 const int32_t *experts, const uint32_t *replica) {
+    uint32_t R = p->topology.n_slots, E = p->n_experts;
+    uint32_t *count = NULL;
+    uint8_t *seen = NULL; /* [R] replica numbers of each expert, laid end to end */
+    WB_TRY(wb_alloc((size_t)E + 1, sizeof *count, what, (void **)&count));
+    wb_status status = wb_alloc(R, sizeof *seen, what, (void **)&seen);
+    for (uint32_t s = 0; status == WB_OK && s < R; s++) {
+        if (experts[s] < WB_NO_EXPERT || experts[s] >= (int64_t)E)
+            status = wb_fail(WB_INVALID_ARGUMENT,
+                             "%s: layer %" PRIu32 " slot %" PRIu32 " holds expert %" PRId32
+                             ", expected 0..%" PRIu32 " or -1",
+                             what, layer, s, experts[s], E - 1);
+        else if (experts[s] >= 0 && p->dead[p->rank_of_slot[s]])
+            status = wb_fail(WB_INVALID_ARGUMENT,
+                             "%s: layer %" PRIu32 " slot %" PRIu32 " holds expert %" PRId32
+                             ", expected -1: its rank %" PRIu32 " is dead",
+                             what, layer, s, experts[s], p->rank_of_slot[s]);
+        else if (experts[s] >= 0)
+            count[experts[s] + 1]++;
+    }
+    for (uint32_t e = 0; status == WB_OK && e < E; e++) {
+        if (count[e + 1] == 0)
+            status = wb_fail(WB_INVALID_ARGUMENT, "%s: layer %" PRIu32 " has no slot for expert %" PRIu32,
+                             what, layer, e);
+        count[e + 1] += count[e];
+    }
+    for (uint32_t s = 0; status == WB_OK && replica && s < R; s++) {
+        if (experts[s] < 0) continue;
+        uint32_t begin = count[experts[s]], n = count[experts[s] + 1] - begin;
+        if (replica[s] >= n || seen[begin + replica[s]]++)
+            status = wb_fail(WB_INVALID_ARGUMENT,
+                             "%s: layer %" PRIu32 " slot %" PRIu32 " is replica %" PRIu32
+                             " of expert %" PRId32 ", expected each of 0..%" PRIu32 " once",
+                             what, layer, s, replica[s], experts[s], n - 1);
+    }
+    free(seen);
+    free(count);
+    return status;
+}
+
+wb_status wb_placement_set_layer(wb_placement *p, uint32_t layer, const int32_t *expert_of_slot,
+                                 const uint32_t *replica_of_slot, uint64_t epoch) {
+    if (layer >= p->n_layers)
+        return wb_fail(WB_INVALID_ARGUMENT, "placement: layer %" PRIu32 ", expected 0..%" PRIu32, layer,
+                       p->n_layers - 1);
+    WB_TRY(wb_placement_check_map(p, "placement", layer, expert_of_slot, replica_of_slot));
+    size_t R = p->topology.n_slots, E = p->n_experts;
+    uint32_t *replica = p->replica_of_slot + layer * R;
+    memmove(p->expert_of_slot + layer * R, expert_of_slot, R * sizeof *expert_of_slot);
+    if (replica_of_slot)
+        memmove(replica, replica_of_slot, R * sizeof *replica);
+    else
+        number_replicas((uint32_t)R, (uint32_t)E, expert_of_slot, p->replica_begin + layer * (E + 1),
+                        replica);
+    for (size_t s = 0; s < R; s++)
+        if (p->expert_of_slot[layer * R + s] < 0) replica[s] = 0;
+    index_layer(p, layer);
+    p->epoch[layer] = epoch;
+    return WB_OK;
+}
+
+wb_status wb_placement_check_shape(const wb_placement *expected, const wb_placement *found) {
+    const wb_topology *a = &expected->topology, *b = &found->topology;
+    if (expected->n_layers != found->n_layers || expected->n_experts != found->n_experts ||
+        a->n_ranks != b->n_ranks || a->n_slots != b->n_slots)
+        return wb_fail(WB_MISMATCH,
+                       "placement: %" PRIu32 " layers, %" PRIu32 " experts, %" PRIu32 " ranks, %" PRIu32
+                       " slots, expected %" PRIu32 ", %" PRIu32 ", %" PRIu32 ", %" PRIu32,
+                       found->n_layers, found->n_experts, b->n_ranks, b->n_slots, expected->n_layers,
+                       expected->n_experts, a->n_ranks, a->n_slots);
+    for (uint32_t r = 0; r < a->n_ranks; r++)
+        if (a->slots_of_rank[r] != b->slots_of_rank[r])
+            return wb_fail(WB_MISMATCH,
+                           "placement: rank %" PRIu32 " has %" PRIu32 " slots, expected %" PRIu32, r,
+                           b->slots_of_rank[r], a->slots_of_rank[r]);
+    return WB_OK;
+}
+
+wb_status wb_placement_copy_layers(wb_placement *p, const wb_placement *from, uint32_t n,
+                                   const uint32_t *layers, uint64_t epoch) {
+    WB_TRY(wb_placement_check_shape(p, from));
+    if (!layers) n = p->n_layers;
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t l = layers ? layers[i] : i;
+        if (l >= p->n_layers)
+            return wb_fail(WB_INVALID_ARGUMENT, "placement: layer %" PRIu32 ", expected 0..%" PRIu32, l,
+                           p->n_layers - 1);
+        if (epoch <= p->epoch[l])
+            return wb_fail(WB_INVALID_ARGUMENT,
+                           "placement: layer %" PRIu32 " is at epoch %" PRIu64
+                           ", expected a later one, found %" PRIu64,
+                           l, p->epoch[l], epoch);
+        const int32_t *experts = wb_placement_experts_of(from, l);
+        for (uint32_t s = 0; s < p->topology.n_slots; s++)
+            if (experts[s] >= 0 && p->dead[p->rank_of_slot[s]])
+                return wb_fail(WB_MISMATCH,
+                               "placement: layer %" PRIu32 " slot %" PRIu32 " would hold expert %" PRId32
+                               ", but its rank %" PRIu32 " is dead",
+                               l, s, experts[s], p->rank_of_slot[s]);
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t l = layers ? layers[i] : i;
+        copy_layer(p, from, l);
+        p->epoch[l] = epoch;
+    }
+    return WB_OK;
+}
+
+/* Reorders the slots [first, last) of one rank: those whose expert `current` has there stay at its slot, the rest fill up in
+ * order. `experts`, `replica`: the layer's; old_*: copies of them. */
+static void keep_slots_of_rank(uint32_t first, uint32_t last, const int32_t *current,
+                               const int32_t *old_experts, const uint32_t *old_replica, int32_t *experts,
+                               uint32_t *replica, uint8_t *used) {
+    for (uint32_t s = first; s < last; s++) experts[s] = -2; /* free */
+    for (uint32_t s = first; s < last; s++) {
+        used[s] = 0;
+        for (uint32_t d = first; d < last && !used[s]; d++) {
+            if (experts[d] != -2 || current[d] != old_experts[s] || old_experts[s] < 0) continue;
+            experts[d] = old_experts[s];
+            replica[d] = old_replica[s];
+            used[s] = 1;
+        }
+    }
+    for (uint32_t s = first, d = first; s < last; s++) {
+        if (used[s]) continue;
+        while (experts[d] != -2) d++;
+        experts[d] = old_experts[s];
+        replica[d] = old_replica[s];
+    }
+}
+
+wb_status wb_placement_keep_slots(wb_placement *p, const wb_placement *current) {
+    WB_TRY(wb_placement_check_shape(p, current));
+    size_t R = p->topology.n_slots;
+    int32_t *experts = NULL;
+    uint32_t *replica = NULL;
+    uint8_t *used = NULL;
+    wb_status status = wb_alloc(R, sizeof *experts, "placement", (void **)&experts);
+    if (status == WB_OK) status = wb_alloc(R, sizeof *replica, "placement", (void **)&replica);
+    if (status == WB_OK) status = wb_alloc(R, sizeof *used, "placement", (void **)&used);
+    for (uint32_t l = 0; status == WB_OK && l < p->n_layers; l++) {
+        memcpy(experts, p->expert_of_slot + l * R, R * sizeof *experts);
+        memcpy(replica, p->replica_of_slot + l * R, R * sizeof *replica);
+        for (uint32_t r = 0; r < p->topology.n_ranks; r++)
+            keep_slots_of_rank(p->first_slot[r], p->first_slot[r + 1], wb_placement_experts_of(current, l),
+                               experts, replica, p->expert_of_slot + l * R, p->replica_of_slot + l * R, used);
+        index_layer(p, l);
+    }
+    free(used);
+    free(replica);
+    free(experts);
+    return status;
+}

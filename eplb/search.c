@@ -1,0 +1,232 @@
+/* search.c - the state of a search and its moves; see search.h. */
+#include "search.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- memory ------------------------------------------------------------------------------------------- */
+
+wb_status wb_search_open(const wb_placement *frame, const double *loads, uint64_t seed, int64_t trials,
+                         wb_search *search_out) {
+    size_t P = frame->topology.n_ranks, R = frame->topology.n_slots, E = frame->n_experts;
+    wb_search s = {.frame = frame, .loads = loads, .random = wb_mix64(seed), .trials = trials};
+    s.n_experts = (uint32_t)E;
+    s.n_slots = (uint32_t)R;
+    s.n_ranks = (uint32_t)P;
+    s.state_bytes = (P + E) * sizeof(double) + (2 * E + 3 * R) * sizeof(uint32_t);
+    wb_status status = wb_alloc(2, s.state_bytes, "placement search", &s.state);
+    if (status == WB_OK)
+        status = wb_alloc(R, sizeof *s.live_slots, "placement search", (void **)&s.live_slots);
+    if (status != WB_OK) {
+        wb_search_close(&s);
+        return status;
+    }
+    s.snapshot = (char *)s.state + s.state_bytes;
+    s.rank_load = s.state;
+    s.share = s.rank_load + P;
+    s.count = (uint32_t *)(s.share + E);
+    s.head = s.count + E;
+    s.next = s.head + E;
+    s.prev = s.next + R;
+    s.expert = (int32_t *)(s.prev + R);
+    uint32_t live_ranks = 0;
+    double sum = 0;
+    for (uint32_t r = 0; r < P; r++) {
+        if (frame->dead[r]) continue;
+        live_ranks++;
+        s.cap += frame->slots_of_rank[r] > 0;
+        for (uint32_t i = frame->first_slot[r]; i < frame->first_slot[r + 1]; i++)
+            s.live_slots[s.n_live++] = i;
+    }
+    for (size_t e = 0; e < E; e++) {
+        s.head[e] = WB_NO_SLOT;
+        s.share[e] = loads[e];
+        sum += loads[e];
+    }
+    for (size_t i = 0; i < R; i++) s.expert[i] = WB_NO_EXPERT;
+    s.mean = sum / live_ranks;
+    *search_out = s;
+    return WB_OK;
+}
+
+void wb_search_close(wb_search *s) {
+    free(s->state);
+    free(s->live_slots);
+    s->state = NULL;
+    s->live_slots = NULL;
+}
+
+void wb_search_save(wb_search *s) {
+    memcpy(s->snapshot, s->state, s->state_bytes);
+}
+
+void wb_search_restore(wb_search *s) {
+    memcpy(s->state, s->snapshot, s->state_bytes);
+}
+
+/* ---- single moves ---------------------------------------------------------------------------------------- */
+
+bool wb_search_holds(const wb_search *s, uint32_t rank, int32_t expert) {
+    if (expert < 0) return false;
+    for (uint32_t i = wb_search_begin(s, rank); i < wb_search_end(s, rank); i++)
+        if (s->expert[i] == expert) return true;
+    return false;
+}
+
+/* Into the list of the slot's expert. */
+static void link_slot(wb_search *s, uint32_t slot, int32_t expert) {
+    s->expert[slot] = expert;
+    if (expert < 0) return;
+    uint32_t head = s->head[expert];
+    s->next[slot] = head;
+    s->prev[slot] = WB_NO_SLOT;
+    if (head != WB_NO_SLOT) s->prev[head] = slot;
+    s->head[expert] = slot;
+}
+
+static void unlink_slot(wb_search *s, uint32_t slot) {
+    int32_t expert = s->expert[slot];
+    if (expert < 0) return;
+    uint32_t next = s->next[slot], prev = s->prev[slot];
+    if (next != WB_NO_SLOT) s->prev[next] = prev;
+    if (prev != WB_NO_SLOT)
+        s->next[prev] = next;
+    else
+        s->head[expert] = next;
+}
+
+void wb_search_put(wb_search *s, uint32_t slot, uint32_t expert) {
+    link_slot(s, slot, (int32_t)expert);
+}
+
+void wb_search_settle(wb_search *s) {
+    memset(s->count, 0, s->n_experts * sizeof *s->count);
+    memset(s->rank_load, 0, s->n_ranks * sizeof *s->rank_load);
+    for (uint32_t i = 0; i < s->n_slots; i++)
+        if (s->expert[i] >= 0) s->count[s->expert[i]]++;
+    for (uint32_t e = 0; e < s->n_experts; e++)
+        s->share[e] = s->count[e] > 0 ? s->loads[e] / s->count[e] : s->loads[e];
+    for (uint32_t i = 0; i < s->n_slots; i++) s->rank_load[wb_search_rank(s, i)] += wb_search_share(s, i);
+}
+
+void wb_search_swap(wb_search *s, uint32_t a, uint32_t b) {
+    int32_t of_a = s->expert[a], of_b = s->expert[b];
+    double more_on_b = wb_search_share(s, a) - wb_search_share(s, b);
+    unlink_slot(s, a);
+    unlink_slot(s, b);
+    link_slot(s, a, of_b);
+    link_slot(s, b, of_a);
+    s->rank_load[wb_search_rank(s, a)] -= more_on_b;
+    s->rank_load[wb_search_rank(s, b)] += more_on_b;
+}
+
+/* All replicas of the expert go over to a new share. */
+static void set_share(wb_search *s, uint32_t expert, double share) {
+    double more = share - s->share[expert];
+    for (uint32_t i = s->head[expert]; i != WB_NO_SLOT; i = s->next[i])
+        s->rank_load[wb_search_rank(s, i)] += more;
+    s->share[expert] = share;
+}
+
+void wb_search_transfer(wb_search *s, uint32_t slot, uint32_t expert) {
+    int32_t old = s->expert[slot];
+    double *load = &s->rank_load[wb_search_rank(s, slot)];
+    if (old >= 0) {
+        *load -= s->share[old];
+        unlink_slot(s, slot);
+        set_share(s, (uint32_t)old, s->loads[old] / --s->count[old]);
+    }
+    set_share(s, expert, s->loads[expert] / ++s->count[expert]);
+    link_slot(s, slot, (int32_t)expert);
+    *load += s->share[expert];
+}
+
+uint32_t wb_search_hottest(const wb_search *s) {
+    uint32_t hottest = 0;
+    for (uint32_t r = 1; r < s->n_ranks; r++)
+        if (s->rank_load[r] > s->rank_load[hottest]) hottest = r;
+    return hottest;
+}
+
+/* ---- exchanges ------------------------------------------------------------------------------------------- */
+
+/* What rank `hot` is to lose to rank `other` for both to end at or below a target. */
+typedef struct loss_range {
+    double least, most;
+} loss_range;
+
+static bool may_swap(const wb_search *s, uint32_t a, uint32_t b) {
+    return s->expert[a] != s->expert[b] && !wb_search_holds(s, wb_search_rank(s, a), s->expert[b]) &&
+           !wb_search_holds(s, wb_search_rank(s, b), s->expert[a]);
+}
+
+/* One slot of `hot` for one of `other`. */
+static bool exchange_one(wb_search *s, uint32_t hot, uint32_t other, loss_range loss) {
+    for (uint32_t a = wb_search_begin(s, hot); a < wb_search_end(s, hot); a++) {
+        double of_a = wb_search_share(s, a);
+        for (uint32_t b = wb_search_begin(s, other); b < wb_search_end(s, other); b++) {
+            double d = of_a - wb_search_share(s, b);
+            s->trials--;
+            if (d < loss.least || d > loss.most || !may_swap(s, a, b)) continue;
+            wb_search_swap(s, a, b);
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Slots a1 < a2 of `hot` for two of `other`. */
+static bool exchange_pair_for_two(wb_search *s, uint32_t a1, uint32_t a2, uint32_t other, loss_range loss) {
+    double of_a = wb_search_share(s, a1) + wb_search_share(s, a2);
+    for (uint32_t b1 = wb_search_begin(s, other); b1 < wb_search_end(s, other); b1++)
+        for (uint32_t b2 = b1 + 1; b2 < wb_search_end(s, other); b2++) {
+            double d = of_a - wb_search_share(s, b1) - wb_search_share(s, b2);
+            s->trials--;
+            if (d < loss.least || d > loss.most) continue;
+            if (!may_swap(s, a1, b1) || !may_swap(s, a2, b2) || !may_swap(s, a1, b2) || !may_swap(s, a2, b1))
+                continue;
+            wb_search_swap(s, a1, b1);
+            wb_search_swap(s, a2, b2);
+            return true;
+        }
+    return false;
+}
+
+static bool exchange_two(wb_search *s, uint32_t hot, uint32_t other, loss_range loss) {
+    if (s->frame->slots_of_rank[other] < 2) return false;
+    for (uint32_t a1 = wb_search_begin(s, hot); a1 < wb_search_end(s, hot); a1++)
+        for (uint32_t a2 = a1 + 1; a2 < wb_search_end(s, hot) && s->trials > 0; a2++)
+            if (exchange_pair_for_two(s, a1, a2, other, loss)) return true;
+    return false;
+}
+
+typedef bool exchange_kind(wb_search *s, uint32_t hot, uint32_t other, loss_range loss);
+
+/* Tries the other live ranks in turn, from a random one on. */
+static bool exchange_with_any(wb_search *s, uint32_t hot, double target, exchange_kind *exchange) {
+    uint32_t first = wb_random_below(&s->random, s->n_ranks);
+    for (uint32_t k = 0; k < s->n_ranks && s->trials > 0; k++) {
+        uint32_t other = first + k < s->n_ranks ? first + k : first + k - s->n_ranks;
+        loss_range loss = {s->rank_load[hot] - target, target - s->rank_load[other]};
+        if (other == hot || s->frame->dead[other] || loss.most < loss.least) continue;
+        if (exchange(s, hot, other, loss)) return true;
+    }
+    return false;
+}
+
+void wb_search_descend(wb_search *s, double goal, int64_t trials) {
+    int64_t rest = s->trials > trials ? s->trials - trials : 0;
+    s->trials -= rest;
+    while (s->trials > 0) {
+        uint32_t hot = wb_search_hottest(s);
+        double most = s->rank_load[hot];
+        if (most <= goal) break;
+        /* A twentieth of the way to the mean at least: steps that are too small never arrive. */
+        double target = s->mean + 0.95 * (most - s->mean);
+        if (target < goal) target = goal;
+        if (!exchange_with_any(s, hot, target, exchange_one) &&
+            !exchange_with_any(s, hot, target, exchange_two))
+            break;
+    }
+    s->trials += rest;
+}

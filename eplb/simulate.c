@@ -1,0 +1,263 @@
+/* simulate.c - what a placement and a dispatch policy make of a step's tokens: balancedness, predicted seconds, bytes,
+ * and the lower bound that no placement goes below. Owns: the cost model's arithmetic. Refuses: choosing replicas
+ * (dispatch does) and keeping the counts of all layers: a few [P][E] at a time, one a thread, are large enough. */
+#include "eplb_internal.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+wb_cost_model wb_cost_model_default(void) {
+    const double weights = 3.0 * 7168 * 2048; /* of one expert; 2 operations and 2 bytes each */
+    return (wb_cost_model){.seconds_per_token = 2 * weights / 400e12,
+                           .seconds_per_expert = 2 * weights / 4.3e12,
+                           .bytes_per_token = 7168 * 2,
+                           .expert_bytes = 2 * weights,
+                           .node_bytes_per_second = 400e9,
+                           .network_bytes_per_second = 50e9,
+                           .local_bytes_per_second = 4.3e12 / 2, /* read and written */
+                           .seconds_per_group = 20e-6};
+}
+
+/* One pass of one layer: what a thread needs for it, and what came of it. */
+typedef struct layer_pass {
+    uint32_t layer;
+    uint32_t *counts;    /* [P][E] */
+    uint64_t *routed;    /* [E] tokens of each expert in counts */
+    double *slot_tokens; /* [R] */
+    double *rank_tokens; /* [P] */
+    uint64_t tokens;     /* routed (token, slot) pairs */
+    uint32_t experts;    /* that got one */
+    double mean, max;    /* tokens of a live rank */
+    double balancedness; /* mean / max */
+    double compute;      /* seconds of the slowest rank */
+    wb_dispatch_traffic sent;
+    wb_status status;
+    char message[512]; /* of its thread, when it failed */
+} layer_pass;
+
+enum { MAX_PASSES = 16, FEW_PAIRS = 1 << 15, MANY_PAIRS = 1 << 26 };
+
+/* The whole step: what it needs and what has been summed up. */
+typedef struct simulation {
+    const wb_placement *placement;
+    const wb_cost_model *cost;
+    wb_dispatch_policy policy;
+    uint32_t n_ranks, n_live, n_layers, n_experts;
+    uint32_t n_passes;             /* at a time */
+    layer_pass passes[MAX_PASSES]; /* zero beyond n_passes */
+    double *rank_sums;             /* [P] over batches and layers */
+    double *layer_sums;            /* [L] of balancedness */
+    uint32_t *layer_n;             /* [L] batches with tokens */
+    double means, maxima;
+    wb_simulation out;
+} simulation;
+
+static wb_status check_cost(const wb_cost_model *cost) {
+    const struct {
+        const char *name;
+        double value;
+        bool rate; /* divided by: above 0 */
+    } fields[] = {{"seconds_per_token", cost->seconds_per_token, false},
+                  {"seconds_per_expert", cost->seconds_per_expert, false},
+                  {"bytes_per_token", cost->bytes_per_token, false},
+                  {"node_bytes_per_second", cost->node_bytes_per_second, true},
+                  {"network_bytes_per_second", cost->network_bytes_per_second, true}};
+    for (size_t i = 0; i < sizeof fields / sizeof fields[0]; i++) {
+        double value = fields[i].value;
+        if (!isfinite(value) || value < 0 || (fields[i].rate && value == 0))
+            return wb_fail(WB_INVALID_ARGUMENT, "simulate: cost model: %s: expected a number %s 0, found %g",
+                           fields[i].name, fields[i].rate ? "above" : "of at least", value);
+    }
+    return WB_OK;
+}
+
+/* How many passes run at a time: threads, unless a pass is too small to be worth one or too large for the memory. */
+static uint32_t choose_passes(uint64_t pairs) {
+    uint64_t n = 1;
+#ifdef _OPENMP
+    if (pairs > FEW_PAIRS) n = (uint64_t)omp_get_max_threads();
+#endif
+    if (n > MAX_PASSES) n = MAX_PASSES;
+    if (n > MANY_PAIRS / pairs) n = MANY_PAIRS / pairs;
+    return n > 0 ? (uint32_t)n : 1;
+}
+
+static wb_status simulation_alloc(simulation *s) {
+    const wb_topology *t = wb_placement_topology(s->placement);
+    size_t pairs = (size_t)t->n_ranks * s->n_experts; /* at most 2^32 */
+    WB_TRY(wb_alloc(t->n_ranks, sizeof *s->rank_sums, "ranks", (void **)&s->rank_sums));
+    WB_TRY(wb_alloc(s->n_layers, sizeof *s->layer_sums, "layers", (void **)&s->layer_sums));
+    WB_TRY(wb_alloc(s->n_layers, sizeof *s->layer_n, "layers", (void **)&s->layer_n));
+    s->n_passes = choose_passes(pairs);
+    for (uint32_t i = 0; i < s->n_passes; i++) {
+        layer_pass *p = &s->passes[i];
+        WB_TRY(wb_alloc(pairs, sizeof *p->counts, "counts of a layer", (void **)&p->counts));
+        WB_TRY(wb_alloc(s->n_experts, sizeof *p->routed, "experts", (void **)&p->routed));
+        WB_TRY(wb_alloc(t->n_slots, sizeof *p->slot_tokens, "slots", (void **)&p->slot_tokens));
+        WB_TRY(wb_alloc(t->n_ranks, sizeof *p->rank_tokens, "ranks", (void **)&p->rank_tokens));
+    }
+    return WB_OK;
+}
+
+static void simulation_free(simulation *s) {
+    for (uint32_t i = 0; i < MAX_PASSES; i++) {
+        free(s->passes[i].counts);
+        free(s->passes[i].routed);
+        free(s->passes[i].slot_tokens);
+        free(s->passes[i].rank_tokens);
+    }
+    free(s->rank_sums);
+    free(s->layer_sums);
+    free(s->layer_n);
+}
+
+/* ---- one pass, in any thread ----------------------------------------------------------------------------- */
+
+/* Tokens, and experts that got one, in counts. */
+static void count_routed(const simulation *s, layer_pass *pass) {
+    memset(pass->routed, 0, s->n_experts * sizeof *pass->routed);
+    pass->tokens = pass->experts = 0;
+    for (uint32_t p = 0; p < s->n_ranks; p++) {
+        const uint32_t *row = pass->counts + (size_t)p * s->n_experts;
+        for (uint32_t e = 0; e < s->n_experts; e++) pass->routed[e] += row[e];
+    }
+    for (uint32_t e = 0; e < s->n_experts; e++) {
+        pass->tokens += pass->routed[e];
+        pass->experts += pass->routed[e] > 0;
+    }
+}
+
+/* Tokens and seconds of each rank. Two replicas of an expert on one rank are two reads of weights. */
+static void measure_ranks(const simulation *s, layer_pass *pass) {
+    const wb_topology *t = wb_placement_topology(s->placement);
+    double sum = 0;
+    pass->max = pass->compute = 0;
+    for (uint32_t p = 0; p < s->n_ranks; p++) {
+        uint32_t end = wb_placement_first_slot(s->placement, p + 1), reads = 0;
+        double tokens = 0;
+        for (uint32_t i = wb_placement_first_slot(s->placement, p); i < end; i++) {
+            tokens += pass->slot_tokens[i];
+            reads += pass->slot_tokens[i] > 0;
+        }
+        pass->rank_tokens[p] = tokens;
+        if (t->dead[p]) continue;
+        sum += tokens;
+        pass->max = fmax(pass->max, tokens);
+        pass->compute =
+            fmax(pass->compute, tokens * s->cost->seconds_per_token + reads * s->cost->seconds_per_expert);
+    }
+    pass->mean = sum / s->n_live;
+    pass->balancedness = wb_placement_balancedness(s->placement, pass->rank_tokens);
+}
+
+static void run_pass(const simulation *s, layer_pass *pass) {
+    pass->status = WB_OK;
+    count_routed(s, pass);
+    if (pass->tokens == 0) return;
+    pass->status =
+        wb_dispatch_loads(s->placement, s->policy, pass->layer, pass->counts, pass->slot_tokens, &pass->sent);
+    if (pass->status == WB_OK)
+        measure_ranks(s, pass);
+    else
+        snprintf(pass->message, sizeof pass->message, "%s", wb_error_message());
+}
+
+/* ---- sums, in the order of batches and layers ------------------------------------------------------------- */
+
+/* The slowest rank is at least as slow as the mean one. Over live ranks, whatever the placement and the dispatch, tokens
+ * sum to those routed, and reads of weights to at least one for each expert that got a token: so the mean rank takes
+ * tokens / live x seconds_per_token + experts / live x seconds_per_expert. Some rank also reads a whole number of experts,
+ * at least experts / live rounded up; it need not be the one with the most tokens, so that is a second bound beside the
+ * first and cannot replace its term: with 3 experts on 2 ranks, the rank that reads 1 may take the tokens that make up. */
+static double bound_of(const simulation *s, const layer_pass *pass) {
+    double mean_tokens = (double)pass->tokens / s->n_live, mean_reads = (double)pass->experts / s->n_live;
+    return fmax(mean_tokens * s->cost->seconds_per_token + mean_reads * s->cost->seconds_per_expert,
+                ceil(mean_reads) * s->cost->seconds_per_expert);
+}
+
+/* Links inside the node and out of it work at the same time; combine sends back what dispatch has sent. */
+static double transfer_of(const wb_cost_model *cost, const wb_dispatch_traffic *sent) {
+    return 2 * cost->bytes_per_token *
+           fmax(sent->max_rank_node / cost->node_bytes_per_second,
+                sent->max_rank_network / cost->network_bytes_per_second);
+}
+
+static wb_status add_pass(simulation *s, const layer_pass *pass) {
+    if (pass->status != WB_OK) return wb_fail(pass->status, "%s", pass->message);
+    if (pass->tokens == 0) return WB_OK;
+    s->out.seconds += pass->compute + transfer_of(s->cost, &pass->sent);
+    s->out.bound_seconds += bound_of(s, pass);
+    s->out.node_bytes += 2 * s->cost->bytes_per_token * pass->sent.node_tokens;
+    s->out.network_bytes += 2 * s->cost->bytes_per_token * pass->sent.network_tokens;
+    s->means += pass->mean;
+    s->maxima += pass->max;
+    s->layer_sums[pass->layer] += pass->balancedness;
+    s->layer_n[pass->layer]++;
+    for (uint32_t p = 0; p < s->n_ranks; p++) s->rank_sums[p] += pass->rank_tokens[p];
+    return WB_OK;
+}
+
+/* Layers first..first+n-1 of a batch: filled one by one, as `fill` knows nothing of threads, then run at the same time. */
+static wb_status simulate_layers(simulation *s, const wb_traffic *traffic, uint32_t batch, uint32_t first,
+                                 uint32_t n) {
+    for (uint32_t i = 0; i < n; i++) {
+        s->passes[i].layer = first + i;
+        WB_TRY(traffic->fill(traffic->ctx, batch, first + i, s->passes[i].counts));
+    }
+    if (n == 1) {
+        run_pass(s, &s->passes[0]);
+    } else {
+#pragma omp parallel for schedule(static, 1) num_threads((int)n)
+        for (uint32_t i = 0; i < n; i++) run_pass(s, &s->passes[i]);
+    }
+    for (uint32_t i = 0; i < n; i++) WB_TRY(add_pass(s, &s->passes[i]));
+    return WB_OK;
+}
+
+/* Means from sums; a step without tokens is perfectly balanced. */
+static void finish(simulation *s) {
+    double sum = 0, worst = 1;
+    uint64_t n = 0;
+    for (uint32_t l = 0; l < s->n_layers; l++) {
+        if (s->layer_n[l] == 0) continue;
+        sum += s->layer_sums[l];
+        n += s->layer_n[l];
+        worst = fmin(worst, s->layer_sums[l] / s->layer_n[l]);
+    }
+    s->out.balancedness = n ? sum / (double)n : 1;
+    s->out.balancedness_time = s->maxima > 0 ? s->means / s->maxima : 1;
+    s->out.min_layer = worst;
+}
+
+wb_status wb_simulate(const wb_placement *placement, wb_dispatch_policy policy, const wb_traffic *traffic,
+                      const wb_cost_model *cost, double *rank_tokens_out, wb_simulation *simulation_out) {
+    if (!placement || !traffic || !traffic->fill || !cost || !simulation_out)
+        return wb_fail(WB_INVALID_ARGUMENT, "simulate: a pointer is NULL");
+    WB_TRY(check_cost(cost));
+    const wb_topology *topology = wb_placement_topology(placement);
+    simulation s = {.placement = placement,
+                    .cost = cost,
+                    .policy = policy,
+                    .n_ranks = topology->n_ranks,
+                    .n_layers = wb_placement_layers(placement),
+                    .n_experts = wb_placement_experts(placement)};
+    for (uint32_t p = 0; p < s.n_ranks; p++) s.n_live += !topology->dead[p];
+    wb_status status = simulation_alloc(&s);
+    for (uint32_t b = 0; status == WB_OK && b < traffic->n_batches; b++)
+        for (uint32_t l = 0, n; status == WB_OK && l < s.n_layers; l += n) {
+            n = s.n_layers - l < s.n_passes ? s.n_layers - l : s.n_passes;
+            status = simulate_layers(&s, traffic, b, l, n);
+        }
+    if (status == WB_OK) {
+        finish(&s);
+        if (rank_tokens_out) memcpy(rank_tokens_out, s.rank_sums, s.n_ranks * sizeof *rank_tokens_out);
+        *simulation_out = s.out;
+    }
+    simulation_free(&s);
+    return status;
+}

@@ -1,0 +1,201 @@
+/* solve_incremental.c - a few changes of the current placement instead of a new one: repairs what dead ranks took, then takes
+ * the exchange or the replica move that lowers the hottest rank most for each slot changed, until the layer is balanced enough
+ * or the budget is spent; and drops it all unless it pays. */
+#include "search.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum { DEFAULT_TRIALS = 4000000 };
+
+typedef struct change {
+    enum { NO_CHANGE, SWAP, TRANSFER } kind;
+    uint32_t slot;  /* SWAP: of the hottest rank; TRANSFER: the slot that gets a replica */
+    uint32_t other; /* SWAP: the slot of another rank; TRANSFER: the expert */
+    int32_t slots;  /* by how many more slots differ from the current placement then */
+    double score;   /* load taken off the hottest rank for each slot changed */
+} change;
+
+typedef struct incremental {
+    wb_search search;
+    const int32_t *current; /* [R] */
+    double goal;            /* rank load at which the layer is balanced enough */
+    int64_t changed, limit; /* slots that differ from the current placement and may */
+    double *peak;           /* [E] the most loaded rank that has the expert */
+} incremental;
+
+/* ---- what was there ----------------------------------------------------------------------------------------- */
+
+static void take_current(incremental *in) {
+    wb_search *s = &in->search;
+    for (uint32_t i = 0; i < s->n_live; i++) {
+        uint32_t slot = s->live_slots[i];
+        if (in->current[slot] >= 0) wb_search_put(s, slot, (uint32_t)in->current[slot]);
+    }
+    wb_search_settle(s);
+}
+
+/* Experts whose ranks all died get the slot that costs least: an empty one or one whose expert has others. There is one,
+ * since the live slots are at least as many as the experts. */
+static void restore_lost_experts(wb_search *s) {
+    for (uint32_t e = 0; e < s->n_experts; e++) {
+        if (s->count[e] > 0) continue;
+        uint32_t best = WB_NO_SLOT;
+        double least = 0;
+        for (uint32_t i = 0; i < s->n_live; i++) {
+            uint32_t slot = s->live_slots[i];
+            int32_t old = s->expert[slot];
+            if (old >= 0 && s->count[old] < 2) continue;
+            double cost =
+                s->rank_load[wb_search_rank(s, slot)] + (old < 0 ? 0 : s->share[old] / (s->count[old] - 1));
+            if (best != WB_NO_SLOT && cost >= least) continue;
+            best = slot;
+            least = cost;
+        }
+        wb_search_transfer(s, best, e);
+    }
+}
+
+/* ---- the best next change ------------------------------------------------------------------------------------- */
+
+/* +1, 0 or -1: how the number of changed slots goes when `slot` gets `expert`. */
+static int32_t changes(const incremental *in, uint32_t slot, int32_t expert) {
+    return (in->current[slot] != expert) - (in->current[slot] != in->search.expert[slot]);
+}
+
+/* Keeps a candidate that ends with the ranks concerned at `after` if it is the best so far and within the budget. */
+static bool better(const incremental *in, const change *best, double most, double after, int32_t slots,
+                   double *score_out) {
+    if (after >= most * (1 - 1e-9) || in->changed + slots > in->limit) return false;
+    double gain = most - (after > in->goal ? after : in->goal);
+    *score_out = gain / (slots > 0 ? slots : 0.5); /* a change that is taken back is the cheapest */
+    return best->kind == NO_CHANGE || *score_out > best->score;
+}
+
+static void consider_swaps(incremental *in, uint32_t hot, uint32_t a, change *best) {
+    wb_search *s = &in->search;
+    double most = s->rank_load[hot], of_a = wb_search_share(s, a), score;
+    for (uint32_t i = 0; i < s->n_live; i++) {
+        uint32_t b = s->live_slots[i], rank = wb_search_rank(s, b);
+        double d = of_a - wb_search_share(s, b), theirs = s->rank_load[rank] + d;
+        if (d <= 0 || rank == hot) continue;
+        int32_t slots = changes(in, a, s->expert[b]) + changes(in, b, s->expert[a]);
+        double after = theirs > most - d ? theirs : most - d;
+        if (!better(in, best, most, after, slots, &score)) continue;
+        if (wb_search_holds(s, hot, s->expert[b]) || wb_search_holds(s, rank, s->expert[a])) continue;
+        *best = (change){SWAP, a, b, slots, score};
+    }
+    s->trials -= s->n_live;
+}
+
+/* Another replica of an expert of the hottest rank, in place of one that its expert can spare. */
+static void consider_transfers(incremental *in, uint32_t hot, uint32_t a, change *best) {
+    wb_search *s = &in->search;
+    int32_t e = s->expert[a];
+    if (e < 0 || s->count[e] >= s->cap) return;
+    double most = s->rank_load[hot], share = s->loads[e] / (s->count[e] + 1),
+           ours = most - (s->share[e] - share), score;
+    for (uint32_t i = 0; i < s->n_live; i++) {
+        uint32_t b = s->live_slots[i], rank = wb_search_rank(s, b);
+        int32_t f = s->expert[b];
+        if (rank == hot || f == e || (f >= 0 && s->count[f] < 2)) continue;
+        double after = s->rank_load[rank] + share - wb_search_share(s, b);
+        if (after < ours) after = ours;
+        double others =
+            f < 0 ? 0 : in->peak[f] + s->share[f] / (s->count[f] - 1); /* they take over the share of one */
+        if (after < others) after = others;
+        int32_t slots = changes(in, b, e);
+        if (!better(in, best, most, after, slots, &score) || wb_search_holds(s, rank, e)) continue;
+        *best = (change){TRANSFER, b, (uint32_t)e, slots, score};
+    }
+    s->trials -= s->n_live;
+}
+
+static change best_change(incremental *in, uint32_t hot) {
+    wb_search *s = &in->search;
+    memset(in->peak, 0, s->n_experts * sizeof *in->peak);
+    for (uint32_t i = 0; i < s->n_live; i++) {
+        int32_t e = s->expert[s->live_slots[i]];
+        double load = s->rank_load[wb_search_rank(s, s->live_slots[i])];
+        if (e >= 0 && in->peak[e] < load) in->peak[e] = load;
+    }
+    change best = {.kind = NO_CHANGE};
+    for (uint32_t a = wb_search_begin(s, hot); a < wb_search_end(s, hot); a++) {
+        consider_swaps(in, hot, a, &best);
+        consider_transfers(in, hot, a, &best);
+    }
+    return best;
+}
+
+static void improve(incremental *in) {
+    wb_search *s = &in->search;
+    while (s->trials > 0) {
+        uint32_t hot = wb_search_hottest(s);
+        if (s->rank_load[hot] <= in->goal) return;
+        change c = best_change(in, hot);
+        if (c.kind == NO_CHANGE) return;
+        if (c.kind == SWAP) wb_search_swap(s, c.slot, c.other);
+        if (c.kind == TRANSFER) wb_search_transfer(s, c.slot, c.other);
+        in->changed += c.slots;
+    }
+}
+
+/* ---- does it pay? ------------------------------------------------------------------------------------------------ */
+
+static bool node_has(const wb_placement *frame, const int32_t *experts, uint32_t node, int32_t expert) {
+    for (uint32_t i = 0; i < frame->topology.n_slots; i++)
+        if (experts[i] == expert && frame->node_of_rank[frame->rank_of_slot[i]] == node) return true;
+    return false;
+}
+
+/* Seconds until the rank that receives most has its experts; the plan proper is wb_move_plan_open's. */
+static double move_seconds(const wb_placement *frame, const int32_t *from, const int32_t *to,
+                           const wb_cost_model *cost) {
+    double slowest = 0;
+    for (uint32_t r = 0; r < frame->topology.n_ranks; r++) {
+        double node = 0, network = 0;
+        for (uint32_t i = frame->first_slot[r]; i < frame->first_slot[r + 1]; i++) {
+            if (to[i] == from[i] || to[i] < 0) continue;
+            if (node_has(frame, from, frame->node_of_rank[r], to[i]))
+                node += cost->expert_bytes;
+            else
+                network += cost->expert_bytes;
+        }
+        double seconds = node / cost->node_bytes_per_second + network / cost->network_bytes_per_second;
+        if (seconds > slowest) slowest = seconds;
+    }
+    return slowest > 0 ? slowest + cost->seconds_per_group : 0;
+}
+
+static wb_status solve(incremental *in, const wb_eplb_options *options, int32_t *experts_out) {
+    wb_search *s = &in->search;
+    WB_TRY(wb_alloc(s->n_experts, sizeof *in->peak, "incremental", (void **)&in->peak));
+    take_current(in);
+    restore_lost_experts(s);
+    for (uint32_t i = 0; i < s->n_slots; i++)
+        in->changed += s->expert[i] != in->current[i] && s->expert[i] >= 0;
+    in->goal = s->mean / options->target;
+    in->limit = options->max_changes > 0 ? in->changed + options->max_changes : INT64_MAX;
+    size_t bytes = s->n_slots * sizeof *experts_out;
+    memcpy(experts_out, s->expert, bytes);
+    double before = s->rank_load[wb_search_hottest(s)];
+    improve(in);
+    double gained = (before - s->rank_load[wb_search_hottest(s)]) * options->cost.seconds_per_token *
+                    options->horizon_steps;
+    if (gained > move_seconds(s->frame, experts_out, s->expert, &options->cost))
+        memcpy(experts_out, s->expert, bytes);
+    return WB_OK;
+}
+
+wb_status wb_solve_incremental(const wb_layer_problem *problem, int32_t *expert_of_slot_out,
+                               uint32_t *replica_of_slot_out) {
+    (void)replica_of_slot_out; /* in slot order */
+    incremental in = {.current = problem->current};
+    uint32_t trials = problem->options->trials;
+    WB_TRY(wb_search_open(problem->frame, problem->loads, problem->layer,
+                          trials > 0 ? trials : DEFAULT_TRIALS, &in.search));
+    wb_status status = solve(&in, problem->options, expert_of_slot_out);
+    free(in.peak);
+    wb_search_close(&in.search);
+    return status;
+}
