@@ -81,34 +81,33 @@ static int64_t cheapest_room(const wb_flow *f, uint32_t from, residual r) {
 
 static bool ends_here(const wb_flow *f, uint32_t node) {
     uint32_t first_sink = f->n_nodes - f->n_sinks;
-    return node >= first_sink && f->room[node - first_sink] > 0 && f->price[node] == f->sink_price;
+    return node >= first_sink && f->room[node - first_sink] > 0;
 }
 
 /* ---- sending ----------------------------------------------------------------------------------------- */
 
-/* Levels by breadth first search, up to the first level that has an end; false: there is none. */
+/* Levels by breadth first search, backwards from the sinks with room: a source then walks only where there is an end, and
+ * sources near and far are served in one round. False: no source with supply has a way. */
 static bool find_levels(wb_flow *f) {
     uint32_t head = 0, tail = 0;
-    f->sink_level = WB_FLOW_FAR;
-    for (uint32_t v = 0; v < f->n_nodes; v++) f->level[v] = WB_FLOW_FAR;
-    for (uint32_t v = 0; v < f->n_sources; v++) {
-        if (f->supply[v] == 0) continue;
-        f->level[v] = 0;
-        f->queue[tail++] = v;
+    bool found = false;
+    for (uint32_t v = 0; v < f->n_nodes; v++) {
+        f->level[v] = ends_here(f, v) ? 0 : WB_FLOW_FAR;
+        if (f->level[v] == 0) f->queue[tail++] = v;
     }
     while (head < tail) {
         uint32_t v = f->queue[head++];
-        if (f->level[v] >= f->sink_level) break;
         f->cursor[v] = f->links_begin[v];
+        if (v < f->n_sources && f->supply[v] > 0) found = true;
         for (uint32_t k = f->links_begin[v]; k < f->links_begin[v + 1]; k++) {
-            residual r = follow(f, f->links[k]);
-            if (f->level[r.to] != WB_FLOW_FAR || cheapest_room(f, v, r) == 0) continue;
-            f->level[r.to] = f->level[v] + 1;
-            f->queue[tail++] = r.to;
-            if (f->sink_level == WB_FLOW_FAR && ends_here(f, r.to)) f->sink_level = f->level[r.to];
+            uint32_t from = follow(f, f->links[k]).to;
+            if (f->level[from] != WB_FLOW_FAR || cheapest_room(f, from, follow(f, f->links[k] ^ 1)) == 0)
+                continue;
+            f->level[from] = f->level[v] + 1;
+            f->queue[tail++] = from;
         }
     }
-    return f->sink_level != WB_FLOW_FAR;
+    return found;
 }
 
 static uint32_t link_start(const wb_flow *f, uint32_t link) {
@@ -137,21 +136,21 @@ static uint32_t send_along(wb_flow *f, uint32_t source, uint32_t length, uint32_
     return kept;
 }
 
-/* All that goes from `source` by ascending levels. */
+/* All that goes from `source` by descending levels. */
 static void send_from(wb_flow *f, uint32_t source) {
     uint32_t v = source, length = 0;
     while (f->supply[source] > 0) {
-        if (f->level[v] == f->sink_level && ends_here(f, v)) {
+        if (f->level[v] == 0 && f->room[v - (f->n_nodes - f->n_sinks)] > 0) {
             uint32_t kept = send_along(f, source, length, v, INT64_MAX);
             if (kept < length) v = link_start(f, f->path[kept]);
             length = kept;
             continue;
         }
         bool ahead = false;
-        for (; f->level[v] < f->sink_level && f->cursor[v] < f->links_begin[v + 1]; f->cursor[v]++) {
+        for (; f->level[v] > 0 && f->cursor[v] < f->links_begin[v + 1]; f->cursor[v]++) {
             uint32_t link = f->links[f->cursor[v]];
             residual r = follow(f, link);
-            if (f->level[r.to] != f->level[v] + 1 || cheapest_room(f, v, r) == 0) continue;
+            if (f->level[r.to] + 1 != f->level[v] || cheapest_room(f, v, r) == 0) continue;
             f->path[length++] = link;
             v = r.to;
             ahead = true;
@@ -198,7 +197,7 @@ void wb_flow_send(wb_flow *f) {
     spread(f);
     while (find_levels(f))
         for (uint32_t v = 0; v < f->n_sources; v++)
-            if (f->level[v] == 0) send_from(f, v);
+            if (f->level[v] != WB_FLOW_FAR) send_from(f, v);
 }
 
 /* ---- prices ------------------------------------------------------------------------------------------ */
@@ -236,7 +235,7 @@ static bool next_node(wb_flow *f, uint32_t *n_queued, wb_flow_entry *entry) {
 }
 
 bool wb_flow_raise(wb_flow *f) {
-    uint32_t first_sink = f->n_nodes - f->n_sinks, n_queued = 0;
+    uint32_t n_queued = 0;
     int64_t best = INT64_MAX;
     wb_flow_entry at = {0, 0};
     f->heap_size = 0;
@@ -246,16 +245,16 @@ bool wb_flow_raise(wb_flow *f) {
         f->distance[v] = 0;
         f->queue[n_queued++] = v;
     }
-    while (next_node(f, &n_queued, &at) && at.distance < best) {
+    while (next_node(f, &n_queued, &at)) {
         uint32_t v = at.node;
-        if (v >= first_sink && f->room[v - first_sink] > 0) {
-            int64_t distance = at.distance + f->price[v] - f->sink_price;
-            if (distance < best) best = distance;
+        if (ends_here(f, v)) {
+            best = at.distance;
+            break;
         }
         for (uint32_t k = f->links_begin[v]; k < f->links_begin[v + 1]; k++) {
             residual r = follow(f, f->links[k]);
             int64_t distance = at.distance + r.cost + f->price[v] - f->price[r.to];
-            if (r.room == 0 || distance >= f->distance[r.to] || distance >= best) continue;
+            if (r.room == 0 || distance >= f->distance[r.to]) continue;
             f->distance[r.to] = distance;
             if (distance == at.distance)
                 f->queue[n_queued++] = r.to;
@@ -265,6 +264,5 @@ bool wb_flow_raise(wb_flow *f) {
     }
     if (best == INT64_MAX) return false;
     for (uint32_t v = 0; v < f->n_nodes; v++) f->price[v] += f->distance[v] < best ? f->distance[v] : best;
-    f->sink_price += best;
     return true;
 }

@@ -56,16 +56,15 @@ static wb_status check_ranks(const wb_placement *from, const wb_placement *to) {
 
 /* chosen_out [L], zeroed: 1 for each layer of the set. */
 static wb_status choose_layers(uint32_t n_layers, uint32_t n, const uint32_t *layers, uint8_t *chosen_out) {
-    if (!layers) memset(chosen_out, 1, n_layers);
-    for (uint32_t i = 0; layers && i < n; i++) {
-        if (layers[i] >= n_layers)
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t l = layers ? layers[i] : i;
+        if (l >= n_layers)
             return wb_fail(WB_INVALID_ARGUMENT,
                            "move plan: layers[%" PRIu32 "]: expected 0..%" PRIu32 ", found %" PRIu32, i,
-                           n_layers - 1, layers[i]);
-        if (chosen_out[layers[i]]++)
+                           n_layers - 1, l);
+        if (chosen_out[l]++)
             return wb_fail(WB_INVALID_ARGUMENT,
-                           "move plan: layers[%" PRIu32 "]: layer %" PRIu32 " is listed before", i,
-                           layers[i]);
+                           "move plan: layers[%" PRIu32 "]: layer %" PRIu32 " is listed before", i, l);
     }
     return WB_OK;
 }

@@ -279,44 +279,63 @@ double wb_placement_balancedness(const wb_placement *p, const double *rank_loads
 
 /* ---- changing ---------------------------------------------------------------------------------------------- */
 
+/* Ids in range and none on a dead rank; count_out[e + 1] is raised by each slot of expert e. */
+static wb_status check_slots(const wb_placement *p, const char *what, uint32_t layer, const int32_t *experts,
+                             uint32_t *count_out) {
+    uint32_t E = p->n_experts;
+    for (uint32_t s = 0; s < p->topology.n_slots; s++) {
+        if (experts[s] < WB_NO_EXPERT || experts[s] >= (int64_t)E)
+            return wb_fail(WB_INVALID_ARGUMENT,
+                           "%s: layer %" PRIu32 " slot %" PRIu32 " holds expert %" PRId32
+                           ", expected 0..%" PRIu32 " or -1",
+                           what, layer, s, experts[s], E - 1);
+        if (experts[s] >= 0 && p->dead[p->rank_of_slot[s]])
+            return wb_fail(WB_INVALID_ARGUMENT,
+                           "%s: layer %" PRIu32 " slot %" PRIu32 " holds expert %" PRId32
+                           ", expected -1: its rank %" PRIu32 " is dead",
+                           what, layer, s, experts[s], p->rank_of_slot[s]);
+        if (experts[s] >= 0) count_out[experts[s] + 1]++;
+    }
+    return WB_OK;
+}
+
+/* Each expert's replica numbers are 0..count-1; begin[e]: where expert e's are in `seen` [R], zeroed. */
+static wb_status check_replicas(const wb_placement *p, const char *what, uint32_t layer,
+                                const int32_t *experts, const uint32_t *replica, const uint32_t *begin,
+                                uint8_t *seen) {
+    for (uint32_t s = 0; s < p->topology.n_slots; s++) {
+        if (experts[s] < 0) continue;
+        uint32_t first = begin[experts[s]], n = begin[experts[s] + 1] - first;
+        if (replica[s] >= n || seen[first + replica[s]]++)
+            return wb_fail(WB_INVALID_ARGUMENT,
+                           "%s: layer %" PRIu32 " slot %" PRIu32 " is replica %" PRIu32 " of expert %" PRId32
+                           ", expected each of 0..%" PRIu32 " once",
+                           what, layer, s, replica[s], experts[s], n - 1);
+    }
+    return WB_OK;
+}
+
 wb_status wb_placement_check_map(const wb_placement *p, const char *what, uint32_t layer,
                                  const int32_t *experts, const uint32_t *replica) {
-    uint32_t R = p->topology.n_slots, E = p->n_experts;
-    uint32_t *count = NULL;
-    uint8_t *seen = NULL; /* [R] replica numbers of each expert, laid end to end */
-    WB_TRY(wb_alloc((size_t)E + 1, sizeof *count, what, (void **)&count));
-    wb_status status = wb_alloc(R, sizeof *seen, what, (void **)&seen);
-    for (uint32_t s = 0; status == WB_OK && s < R; s++) {
-        if (experts[s] < WB_NO_EXPERT || experts[s] >= (int64_t)E)
-            status = wb_fail(WB_INVALID_ARGUMENT,
-                             "%s: layer %" PRIu32 " slot %" PRIu32 " holds expert %" PRId32
-                             ", expected 0..%" PRIu32 " or -1",
-                             what, layer, s, experts[s], E - 1);
-        else if (experts[s] >= 0 && p->dead[p->rank_of_slot[s]])
-            status = wb_fail(WB_INVALID_ARGUMENT,
-                             "%s: layer %" PRIu32 " slot %" PRIu32 " holds expert %" PRId32
-                             ", expected -1: its rank %" PRIu32 " is dead",
-                             what, layer, s, experts[s], p->rank_of_slot[s]);
-        else if (experts[s] >= 0)
-            count[experts[s] + 1]++;
-    }
-    for (uint32_t e = 0; status == WB_OK && e < E; e++) {
-        if (count[e + 1] == 0)
+    uint32_t E = p->n_experts;
+    uint32_t *begin = NULL;
+    uint8_t *seen = NULL;
+    wb_status status;
+    WB_GOTO(wb_alloc((size_t)E + 1, sizeof *begin, what, (void **)&begin), done);
+    WB_GOTO(wb_alloc(p->topology.n_slots, sizeof *seen, what, (void **)&seen), done);
+    WB_GOTO(check_slots(p, what, layer, experts, begin), done);
+    for (uint32_t e = 0; e < E; e++) {
+        if (begin[e + 1] == 0) {
             status = wb_fail(WB_INVALID_ARGUMENT, "%s: layer %" PRIu32 " has no slot for expert %" PRIu32,
                              what, layer, e);
-        count[e + 1] += count[e];
+            goto done;
+        }
+        begin[e + 1] += begin[e];
     }
-    for (uint32_t s = 0; status == WB_OK && replica && s < R; s++) {
-        if (experts[s] < 0) continue;
-        uint32_t begin = count[experts[s]], n = count[experts[s] + 1] - begin;
-        if (replica[s] >= n || seen[begin + replica[s]]++)
-            status = wb_fail(WB_INVALID_ARGUMENT,
-                             "%s: layer %" PRIu32 " slot %" PRIu32 " is replica %" PRIu32
-                             " of expert %" PRId32 ", expected each of 0..%" PRIu32 " once",
-                             what, layer, s, replica[s], experts[s], n - 1);
-    }
+    if (replica) status = check_replicas(p, what, layer, experts, replica, begin, seen);
+done:
     free(seen);
-    free(count);
+    free(begin);
     return status;
 }
 
@@ -361,7 +380,6 @@ wb_status wb_placement_check_shape(const wb_placement *expected, const wb_placem
 wb_status wb_placement_copy_layers(wb_placement *p, const wb_placement *from, uint32_t n,
                                    const uint32_t *layers, uint64_t epoch) {
     WB_TRY(wb_placement_check_shape(p, from));
-    if (!layers) n = p->n_layers;
     for (uint32_t i = 0; i < n; i++) {
         uint32_t l = layers ? layers[i] : i;
         if (l >= p->n_layers)
@@ -426,7 +444,9 @@ wb_status wb_placement_keep_slots(wb_placement *p, const wb_placement *current) 
         for (uint32_t r = 0; r < p->topology.n_ranks; r++)
             keep_slots_of_rank(p->first_slot[r], p->first_slot[r + 1], wb_placement_experts_of(current, l),
                                experts, replica, p->expert_of_slot + l * R, p->replica_of_slot + l * R, used);
+        if (memcmp(experts, p->expert_of_slot + l * R, R * sizeof *experts) == 0) continue;
         index_layer(p, l);
+        p->epoch[l]++;
     }
     free(used);
     free(replica);

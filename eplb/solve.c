@@ -136,40 +136,47 @@ done:
     return status;
 }
 
-/* The first layer that failed, with its thread's message. */
-typedef struct solve_failure {
+/* How far the layers are, shared by the threads, and the first that failed with its thread's message. */
+typedef struct solve_state {
+    uint32_t done, failed_layer;
     wb_status status;
-    uint32_t layer;
     char message[1024];
-} solve_failure;
+} solve_state;
 
-static void note_failure(solve_failure *failure, wb_status status, uint32_t layer) {
-    if (failure->status != WB_OK && failure->layer < layer) return;
-    failure->status = status;
-    failure->layer = layer;
-    snprintf(failure->message, sizeof failure->message, "%s", wb_error_message());
+static void solve_one(const solve_job *job, uint32_t layer, solve_state *state) {
+    wb_status status = solve_layer(job, layer);
+#pragma omp critical(wb_solve)
+    {
+        if (status != WB_OK && (state->status == WB_OK || layer < state->failed_layer)) {
+            state->status = status;
+            state->failed_layer = layer;
+            snprintf(state->message, sizeof state->message, "%s", wb_error_message());
+        }
+        state->done++;
+        if (job->options->progress)
+            job->options->progress(job->options->progress_ctx, state->done, job->placement->n_layers);
+    }
+}
+
+static int count_threads(const wb_eplb_options *options, uint32_t n_layers) {
+    uint32_t n = options->threads;
+#ifdef _OPENMP
+    if (n == 0) n = (uint32_t)omp_get_max_threads();
+#endif
+    return (int)(n < n_layers ? n : n_layers);
 }
 
 static wb_status solve_layers(const solve_job *job) {
-    solve_failure failure = {.status = WB_OK};
-    const wb_eplb_options *o = job->options;
-    uint32_t L = job->placement->n_layers, done = 0;
-#ifdef _OPENMP
-#pragma omp parallel for schedule(dynamic) \
-    num_threads(o->threads > 0 ? (int)o->threads : omp_get_max_threads())
-#endif
-    for (uint32_t l = 0; l < L; l++) {
-        wb_status status = solve_layer(job, l);
-#ifdef _OPENMP
-#pragma omp critical(wb_solve)
-#endif
-        {
-            if (status != WB_OK) note_failure(&failure, status, l);
-            done++;
-            if (o->progress) o->progress(o->progress_ctx, done, L);
-        }
+    solve_state state = {.status = WB_OK};
+    uint32_t L = job->placement->n_layers;
+    int threads = count_threads(job->options, L);
+    if (threads > 1) {
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+        for (uint32_t l = 0; l < L; l++) solve_one(job, l, &state);
+    } else { /* without OpenMP, whose runtime ends the process when it has no memory even for a team of one */
+        for (uint32_t l = 0; l < L; l++) solve_one(job, l, &state);
     }
-    if (failure.status != WB_OK) return wb_fail(failure.status, "%s", failure.message);
+    if (state.status != WB_OK) return wb_fail(state.status, "%s", state.message);
     return WB_OK;
 }
 

@@ -72,7 +72,8 @@ typedef struct wb_layer_map {
     uint64_t epoch; /* raised by each change of the layer; 0: as opened */
 } wb_layer_map;
 
-/* The trivial placement: the i-th live slot holds expert i mod E, or nothing where its rank has that expert already. */
+/* The trivial placement: live slots hold experts 0, 1, ... E-1, 0, 1, ... in turn; what a rank has beyond E slots stays
+ * empty. */
 WB_API wb_status wb_placement_open(const wb_topology *topology, uint32_t n_layers, uint32_t n_experts,
                                    wb_placement **placement_out);
 WB_API wb_status wb_placement_clone(const wb_placement *placement, wb_placement **placement_out);
@@ -93,7 +94,7 @@ WB_API wb_status wb_placement_set_layer(wb_placement *placement, uint32_t layer,
                                         const int32_t *expert_of_slot, const uint32_t *replica_of_slot,
                                         uint64_t epoch);
 
-/* Takes over n layers of `from` in place (NULL layers: all), each at epoch `epoch`, which must be above the layer's
+/* Takes over n layers of `from` in place (layers NULL: the first n), each at epoch `epoch`, which must be above the layer's
  * present one: a late or repeated update is refused. All layers or none; n 0 is a no-op. MISMATCH on other shapes. */
 WB_API wb_status wb_placement_copy_layers(wb_placement *placement, const wb_placement *from, uint32_t n,
                                           const uint32_t *layers, uint64_t epoch);
@@ -190,7 +191,7 @@ WB_API wb_status wb_eplb_algorithm_parse(const char *name, wb_eplb_algorithm *al
 /* loads: [M][L][E], tokens routed to each expert in each micro-batch (or pass); all algorithms but microbatch take their
  * sum over M. Exact for counts to 2^53; deepseek rounds to float32 as eplb.py does. Refused, naming batch, layer and expert:
  * NaN and (but for deepseek) infinite or negative loads. All zero is fine: an even placement. `options` NULL: the defaults.
- * The new placement's layers have epoch 0 (incremental: unchanged layers keep theirs). */
+ * Which layers differ from options.current is seen by comparing maps, or from a move plan's changed_slots. */
 WB_API wb_status wb_eplb_solve(const wb_topology *topology, uint32_t n_layers, uint32_t n_experts,
                                uint32_t n_batches, const double *loads, const wb_eplb_options *options,
                                wb_placement **placement_out);
@@ -386,7 +387,7 @@ typedef struct wb_move_plan {
     double seconds; /* sum over groups of the slowest rank and the latency; reloads at network speed */
 } wb_move_plan;
 
-/* What turns `from` into `to`, for n layers (NULL: all; n 0 of a list: no moves; listed twice is an error). `options`
+/* What turns `from` into `to`, for n layers (NULL: the first n; 0: no moves; listed twice is an error). `options`
  * NULL: the defaults. Ranks that are dead in `to` neither send nor receive. MISMATCH on other shapes; ranks that died
  * since `from` are the one difference allowed. In a group no slot is written twice, none is both read and written. What a
  * rank holds when its layer begins is not sent to it, what a node holds does not enter it, a lost expert is reloaded

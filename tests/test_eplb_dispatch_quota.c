@@ -73,8 +73,8 @@ static void test_quota_is_optimal_against_enumeration(void **unused) {
     (void)unused;
     uint64_t random = seed;
     for (uint32_t round = 0; round < 1500; round++) {
-        wb_placement *p = random_placement(&random, 5, 3, 4, 1);
-        uint32_t *counts = random_counts(p, 2, &random), *shares = take(p->topology.n_slots, sizeof *shares);
+        wb_placement *p = random_placement(&random, 6, 3, 5, 1);
+        uint32_t *counts = random_counts(p, 3, &random), *shares = take(p->topology.n_slots, sizeof *shares);
         assert_ok(wb_dispatch_quota(p, 0, counts, shares));
         score found = score_of(p, counts, shares), best = {UINT32_MAX, 0, 0};
         uint32_t first = 0;

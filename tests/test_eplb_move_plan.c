@@ -315,7 +315,7 @@ static machine *the_machine;
 static wb_move_plan *plan_of(const wb_placement *from, const wb_placement *to,
                              const wb_move_options *options) {
     wb_move_plan *plan = NULL;
-    assert_int_equal(wb_move_plan_open(from, to, 0, NULL, options, &plan), WB_OK);
+    assert_int_equal(wb_move_plan_open(from, to, wb_placement_layers(to), NULL, options, &plan), WB_OK);
     check_plan(from, to, 0, NULL, options, plan, the_machine);
     return plan;
 }
@@ -447,7 +447,7 @@ static void check_random_pairs(uint64_t seed, uint32_t pairs, uint32_t max_ranks
         check_plan(from, to, n, layers, &options, plan, the_machine);
         wb_move_plan_close(plan);
         plan = plan_of(from, to, &options);
-        assert_int_equal(wb_move_plan_open(from, to, 0, NULL, &options, &again), WB_OK);
+        assert_int_equal(wb_move_plan_open(from, to, wb_placement_layers(to), NULL, &options, &again), WB_OK);
         assert_int_equal(plan->n_moves, again->n_moves);
         assert_memory_equal(plan->moves, again->moves, plan->n_moves * sizeof *plan->moves);
         wb_move_plan_close(again);
@@ -594,7 +594,7 @@ static void test_dead_rank_is_no_source_and_lost_expert_is_reloaded(void **state
     wb_move_plan_close(plan);
 
     wb_move_plan *none = NULL; /* a rank does not come back */
-    assert_int_equal(wb_move_plan_open(to, from, 0, NULL, &options, &none), WB_MISMATCH);
+    assert_int_equal(wb_move_plan_open(to, from, wb_placement_layers(to), NULL, &options, &none), WB_MISMATCH);
     assert_null(none);
     wb_placement_close(to);
     wb_placement_close(from);
@@ -623,15 +623,18 @@ static void test_unchanged_placement_moves_nothing(void **state) {
     wb_move_plan_close(plan);
 }
 
-static void test_sglang_24_empty_layer_set_is_a_no_op(void **state) {
+static void test_an_empty_layer_set_moves_nothing(void **state) {
     (void)state;
     wb_topology t = {.n_ranks = 2, .n_nodes = 1, .n_slots = 2};
     wb_placement *from = placement_of(&t, 2, (int32_t[]){0, 1}), *to = placement_of(&t, 2, (int32_t[]){1, 0});
     wb_move_options options = wb_move_options_default();
     wb_move_plan *plan = NULL;
-    assert_int_equal(wb_move_plan_open(from, to, 0, (uint32_t[]){0}, &options, &plan), WB_OK);
-    assert_empty(plan);
-    wb_move_plan_close(plan);
+    uint32_t *no_layers[] = {(uint32_t[]){0}, NULL}; /* NULL stands for the first n layers, never for all */
+    for (int i = 0; i < 2; i++) {
+        assert_int_equal(wb_move_plan_open(from, to, 0, no_layers[i], &options, &plan), WB_OK);
+        assert_empty(plan);
+        wb_move_plan_close(plan);
+    }
     wb_placement_close(to);
     wb_placement_close(from);
 }
@@ -749,7 +752,7 @@ int main(void) {
         cmocka_unit_test(test_sources_are_balanced),
         cmocka_unit_test(test_dead_rank_is_no_source_and_lost_expert_is_reloaded),
         cmocka_unit_test(test_unchanged_placement_moves_nothing),
-        cmocka_unit_test(test_sglang_24_empty_layer_set_is_a_no_op),
+        cmocka_unit_test(test_an_empty_layer_set_moves_nothing),
         cmocka_unit_test(test_a_chain_that_ends_needs_no_more_than_two_groups),
         cmocka_unit_test(test_a_full_shuffle_takes_at_most_twice_the_bound),
         cmocka_unit_test(test_bad_arguments_are_refused),

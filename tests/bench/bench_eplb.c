@@ -148,7 +148,7 @@ static void bench_exact(void) {
 
 static void print_moves(const wb_placement *from, const wb_placement *to) {
     wb_move_plan *plan = NULL;
-    need(wb_move_plan_open(from, to, 0, NULL, NULL, &plan));
+    need(wb_move_plan_open(from, to, n_layers, NULL, NULL, &plan));
     printf(" %6.1f", (double)plan->changed_slots / n_layers);
     wb_move_plan_close(plan);
 }
