@@ -98,7 +98,7 @@ static void close_rows(eplb_run *run) {
     }
 }
 
-/* The row whose placement is saved and drawn: balanced where the last algorithm was refused; none without solvers. */
+/* The row whose placement is saved and drawn: the last solver that took the shape; none without solvers. */
 static eplb_row *result_row(eplb_run *run) {
     eplb_row *found = &run->rows[0];
     for (uint32_t i = 1; i < run->n_rows; i++)

@@ -96,7 +96,7 @@ void eplb_print_tables(const eplb_run *run) {
     for (uint32_t i = 0; i < run->n_rows; i++) print_row(run, &run->rows[i]);
     print_bound(run);
     printf("\nexact: the placement is made from the step's own loads; stale: from those of the step before.\n"
-           "Means over steps; the first step's moves start from %s. fake: slots in turn whatever the router "
+           "Means over steps; the first step's moves start from %s. fake: ranks in turn whatever the router "
            "chose.\n",
            run->settings->init_path ? run->settings->init_path : "the trivial placement");
 }

@@ -36,7 +36,7 @@ static const cli_command commands[] = {
      "waybill eplb (DUMP | --synthetic KIND) --ranks P --slots R [OPTIONS]\n\n"
      "Sends the tokens of each step through the placements of the solvers and prints balancedness, "
      "predicted\n"
-     "time and what moves, beside the trivial placement (none), slots in turn whatever the router chose\n"
+     "time and what moves, beside the trivial placement (none), ranks in turn whatever the router chose\n"
      "(fake) and the least time that any placement could take (bound).\n\n"
      "The ranks:\n"
      "  --ranks P             expert parallel ranks\n"

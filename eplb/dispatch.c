@@ -22,9 +22,10 @@ typedef struct progress {
 typedef struct layer_state {
     bool made;
     uint64_t epoch;
-    wb_physical_id *table; /* static: [E]. fake: [table_size] the slots that hold an expert */
-    uint32_t table_size;
-    uint32_t turn;      /* fake: index of the next slot */
+    wb_physical_id *table; /* static: [E]. fake: the slots that hold an expert, by rank */
+    uint32_t *rank_begin;  /* fake: [n_ranks + 1] where the slots of each rank that has any begin in table */
+    uint32_t n_ranks;
+    uint64_t turn;      /* fake: tokens sent so far, from this rank's number on: ranks do not start alike */
     part *parts;        /* quota: [R] */
     progress *progress; /* quota: [E] */
 } layer_state;
@@ -35,6 +36,7 @@ struct wb_dispatch {
     uint32_t rank;
     layer_state *layers;     /* [L] */
     wb_physical_id *tables;  /* static: [L][E]. fake: [L][R] */
+    uint32_t *rank_begins;   /* fake: [L][P + 1] */
     part *parts;             /* quota: [L][R] */
     progress *progress;      /* quota: [L][E] */
     uint32_t *tally;         /* quota: [E] tokens of the present call, all zero between calls */
@@ -63,15 +65,19 @@ wb_status wb_dispatch_policy_parse(const char *name, wb_dispatch_policy *policy_
 static wb_status allocate(wb_dispatch *d) {
     size_t L = d->placement->n_layers, E = d->placement->n_experts, R = d->placement->topology.n_slots;
     bool fixed = d->policy == WB_DISPATCH_STATIC, quota = d->policy == WB_DISPATCH_QUOTA;
-    size_t table = fixed ? E : d->policy == WB_DISPATCH_FAKE ? R : 0;
+    bool fake = d->policy == WB_DISPATCH_FAKE;
+    size_t table = fixed ? E : fake ? R : 0, ranks = fake ? (size_t)d->placement->topology.n_ranks + 1 : 0;
     WB_TRY(wb_alloc(L, sizeof *d->layers, "dispatch layers", (void **)&d->layers));
     WB_TRY(wb_alloc(L * table, sizeof *d->tables, "dispatch tables", (void **)&d->tables));
+    WB_TRY(wb_alloc(L * ranks, sizeof *d->rank_begins, "dispatch tables", (void **)&d->rank_begins));
     WB_TRY(wb_alloc(quota ? L * R : 0, sizeof *d->parts, "quota parts", (void **)&d->parts));
     WB_TRY(wb_alloc(quota ? L * E : 0, sizeof *d->progress, "quota parts", (void **)&d->progress));
     WB_TRY(wb_alloc(quota ? E : 0, sizeof *d->tally, "quota parts", (void **)&d->tally));
     if (fixed || quota) WB_TRY(wb_dispatch_frame_open(d->placement, &d->frame));
     for (size_t layer = 0; layer < L; layer++)
         d->layers[layer] = (layer_state){.table = d->tables + layer * table,
+                                         .rank_begin = d->rank_begins + layer * ranks,
+                                         .turn = d->rank,
                                          .parts = d->parts + (quota ? layer * R : 0),
                                          .progress = d->progress + (quota ? layer * E : 0)};
     return WB_OK;
@@ -108,12 +114,26 @@ void wb_dispatch_close(wb_dispatch *dispatch) {
     free(dispatch->tally);
     free(dispatch->progress);
     free(dispatch->parts);
+    free(dispatch->rank_begins);
     free(dispatch->tables);
     free(dispatch->layers);
     free(dispatch);
 }
 
 /* ---- tables ------------------------------------------------------------------------------------------ */
+
+static void list_filled_slots(const wb_placement *placement, const int32_t *expert_of_slot,
+                              layer_state *state) {
+    uint32_t n = 0;
+    state->n_ranks = 0;
+    for (uint32_t rank = 0; rank < placement->topology.n_ranks; rank++) {
+        uint32_t begin = n;
+        for (uint32_t slot = placement->first_slot[rank]; slot < placement->first_slot[rank + 1]; slot++)
+            if (expert_of_slot[slot] != WB_NO_EXPERT) state->table[n++].slot = slot;
+        if (n > begin) state->rank_begin[state->n_ranks++] = begin;
+    }
+    state->rank_begin[state->n_ranks] = n;
+}
 
 /* static, fake: the layer's table, by the map as it is now. */
 static const layer_state *table_of(wb_dispatch *d, uint32_t layer) {
@@ -128,10 +148,7 @@ static const layer_state *table_of(wb_dispatch *d, uint32_t layer) {
             state->table[e].slot = wb_static_slot(&d->frame, e, d->rank);
         return state;
     }
-    state->table_size = 0;
-    for (uint32_t slot = 0; slot < d->placement->topology.n_slots; slot++)
-        if (map.expert_of_slot[slot] != WB_NO_EXPERT) state->table[state->table_size++].slot = slot;
-    state->turn %= state->table_size;
+    list_filled_slots(d->placement, map.expert_of_slot, state);
     return state;
 }
 
@@ -298,10 +315,13 @@ static void quota_row(const layer_state *state, const uint8_t *row, bool wide, u
     }
 }
 
+/* Ranks in turn, and the slots of each in turn: as even over ranks as can be, whatever slots they have. */
 static void fake_row(layer_state *state, uint32_t K, wb_physical_id *out) {
     for (uint32_t k = 0; k < K; k++) {
-        out[k] = state->table[state->turn];
-        state->turn = state->turn + 1 < state->table_size ? state->turn + 1 : 0;
+        uint64_t rank = state->turn % state->n_ranks, round = state->turn / state->n_ranks;
+        uint32_t begin = state->rank_begin[rank], filled = state->rank_begin[rank + 1] - begin;
+        out[k] = state->table[begin + round % filled];
+        state->turn++;
     }
 }
 

@@ -1,5 +1,6 @@
-/* dispatch_flow.c - integer min-cost flow by primal and dual steps: Dijkstra prices the nodes, blocking flows (Dinic) send
- * along the ways that the prices make cheapest. Few ways differ in cost, so there are few rounds. Refuses: anything else. */
+/* dispatch_flow.c - integer min-cost flow by primal and dual steps: Dijkstra prices the nodes, blocking flows
+ * (Dinic) send along the ways that the prices make cheapest. Few ways differ in cost, so there are few rounds.
+ * Refuses: anything else. */
 #include "dispatch_flow.h"
 
 #include <stdlib.h>
@@ -64,7 +65,8 @@ typedef struct residual {
     int64_t cost, room; /* room 0: not there */
 } residual;
 
-/* Of the two pieces of an arc only the one that comes next is there: the cheaper is filled first and emptied last. */
+/* Of the two pieces of an arc only the one that comes next is there: the cheaper is filled first and emptied
+ * last. */
 static residual follow(const wb_flow *f, uint32_t link) {
     const wb_flow_arc *a = &f->arcs[link >> 1];
     if (!(link & 1))
@@ -79,6 +81,7 @@ static int64_t cheapest_room(const wb_flow *f, uint32_t from, residual r) {
     return r.cost + f->price[from] == f->price[r.to] ? r.room : 0;
 }
 
+/* A sink with room. Its price is that of the cheapest way to any of them: none is below it, no node above. */
 static bool ends_here(const wb_flow *f, uint32_t node) {
     uint32_t first_sink = f->n_nodes - f->n_sinks;
     return node >= first_sink && f->room[node - first_sink] > 0;
@@ -86,36 +89,37 @@ static bool ends_here(const wb_flow *f, uint32_t node) {
 
 /* ---- sending ----------------------------------------------------------------------------------------- */
 
-/* Levels by breadth first search, backwards from the sinks with room: a source then walks only where there is an end, and
- * sources near and far are served in one round. False: no source with supply has a way. */
+/* Levels by breadth first search, up to the first level that has an end; false: there is none. */
 static bool find_levels(wb_flow *f) {
     uint32_t head = 0, tail = 0;
-    bool found = false;
-    for (uint32_t v = 0; v < f->n_nodes; v++) {
-        f->level[v] = ends_here(f, v) ? 0 : WB_FLOW_FAR;
-        if (f->level[v] == 0) f->queue[tail++] = v;
+    f->sink_level = WB_FLOW_FAR;
+    for (uint32_t v = 0; v < f->n_nodes; v++) f->level[v] = WB_FLOW_FAR;
+    for (uint32_t v = 0; v < f->n_sources; v++) {
+        if (f->supply[v] == 0) continue;
+        f->level[v] = 0;
+        f->queue[tail++] = v;
     }
     while (head < tail) {
         uint32_t v = f->queue[head++];
+        if (f->level[v] >= f->sink_level) break;
         f->cursor[v] = f->links_begin[v];
-        if (v < f->n_sources && f->supply[v] > 0) found = true;
         for (uint32_t k = f->links_begin[v]; k < f->links_begin[v + 1]; k++) {
-            uint32_t from = follow(f, f->links[k]).to;
-            if (f->level[from] != WB_FLOW_FAR || cheapest_room(f, from, follow(f, f->links[k] ^ 1)) == 0)
-                continue;
-            f->level[from] = f->level[v] + 1;
-            f->queue[tail++] = from;
+            residual r = follow(f, f->links[k]);
+            if (f->level[r.to] != WB_FLOW_FAR || cheapest_room(f, v, r) == 0) continue;
+            f->level[r.to] = f->level[v] + 1;
+            f->queue[tail++] = r.to;
+            if (f->sink_level == WB_FLOW_FAR && ends_here(f, r.to)) f->sink_level = f->level[r.to];
         }
     }
-    return found;
+    return f->sink_level != WB_FLOW_FAR;
 }
 
 static uint32_t link_start(const wb_flow *f, uint32_t link) {
     return link & 1 ? f->arcs[link >> 1].head : f->arcs[link >> 1].tail;
 }
 
-/* Sends as much as fits from `source` along path[0 .. length - 1] to sink `end`. Returns the length of the path up to the
- * first link that is full now. */
+/* Sends as much as fits from `source` along path[0 .. length - 1] to sink `end`. Returns the length of the path
+ * up to the first link that is full now. */
 static uint32_t send_along(wb_flow *f, uint32_t source, uint32_t length, uint32_t end, int64_t at_most) {
     int64_t *room = &f->room[end - (f->n_nodes - f->n_sinks)];
     int64_t units = f->supply[source] < *room ? f->supply[source] : *room;
@@ -136,21 +140,21 @@ static uint32_t send_along(wb_flow *f, uint32_t source, uint32_t length, uint32_
     return kept;
 }
 
-/* All that goes from `source` by descending levels. */
+/* All that goes from `source` by ascending levels. */
 static void send_from(wb_flow *f, uint32_t source) {
     uint32_t v = source, length = 0;
     while (f->supply[source] > 0) {
-        if (f->level[v] == 0 && f->room[v - (f->n_nodes - f->n_sinks)] > 0) {
+        if (f->level[v] == f->sink_level && ends_here(f, v)) {
             uint32_t kept = send_along(f, source, length, v, INT64_MAX);
             if (kept < length) v = link_start(f, f->path[kept]);
             length = kept;
             continue;
         }
         bool ahead = false;
-        for (; f->level[v] > 0 && f->cursor[v] < f->links_begin[v + 1]; f->cursor[v]++) {
+        for (; f->level[v] < f->sink_level && f->cursor[v] < f->links_begin[v + 1]; f->cursor[v]++) {
             uint32_t link = f->links[f->cursor[v]];
             residual r = follow(f, link);
-            if (f->level[r.to] + 1 != f->level[v] || cheapest_room(f, v, r) == 0) continue;
+            if (f->level[r.to] != f->level[v] + 1 || cheapest_room(f, v, r) == 0) continue;
             f->path[length++] = link;
             v = r.to;
             ahead = true;
@@ -163,8 +167,8 @@ static void send_from(wb_flow *f, uint32_t source) {
     }
 }
 
-/* The ends that are two links from `source` take of `supply` in proportion to their room, of which there is `rooms` in
- * all; returns the sum of their room before. With `supply` 0 it only adds up. */
+/* The ends that are two links from `source` take of `supply` in proportion to their room, of which there is
+ * `rooms` in all; returns the sum of their room before. With `supply` 0 it only adds up. */
 static int64_t spread_from(wb_flow *f, uint32_t source, int64_t supply, int64_t rooms) {
     int64_t sum = 0;
     for (uint32_t k = f->links_begin[source]; k < f->links_begin[source + 1]; k++) {
@@ -184,8 +188,8 @@ static int64_t spread_from(wb_flow *f, uint32_t source, int64_t supply, int64_t 
     return sum;
 }
 
-/* Sources in turn would each fill the first ends they find and leave the last ones long ways round: first all of them
- * spread evenly what they can. */
+/* Sources in turn would each fill the first ends they find and leave the last ones long ways round: first all of
+ * them spread evenly what they can. */
 static void spread(wb_flow *f) {
     for (uint32_t v = 0; v < f->n_sources; v++) {
         int64_t rooms = f->supply[v] > 0 ? spread_from(f, v, 0, 1) : 0;
@@ -197,7 +201,7 @@ void wb_flow_send(wb_flow *f) {
     spread(f);
     while (find_levels(f))
         for (uint32_t v = 0; v < f->n_sources; v++)
-            if (f->level[v] != WB_FLOW_FAR) send_from(f, v);
+            if (f->level[v] == 0) send_from(f, v);
 }
 
 /* ---- prices ------------------------------------------------------------------------------------------ */
@@ -221,7 +225,8 @@ static wb_flow_entry heap_pop(wb_flow *f) {
     return least;
 }
 
-/* The next node in order of distance: those at the present distance wait in the queue, the farther ones in the heap. */
+/* The next node in order of distance: those at the present distance wait in the queue, the farther ones in the
+ * heap. */
 static bool next_node(wb_flow *f, uint32_t *n_queued, wb_flow_entry *entry) {
     if (*n_queued > 0) {
         entry->node = f->queue[--*n_queued];

@@ -1,8 +1,9 @@
 /* dispatch_flow.h - integer flow from sources to sinks, exact: the largest, and the cheapest of the largest.
  *
- * Nodes are numbered: sources first, sinks last. An arc has no upper bound; its first `near` units are free, each unit
- * beyond costs `cost`. Costs are sums of two ranks, WB_FLOW_MAJOR and 1: no path is long enough for the lower to reach
- * the higher, so that the cheapest flow is the lexicographically cheapest one. Refuses: experts and ranks. */
+ * Nodes are numbered: sources first, sinks last. An arc has no upper bound; its first `near` units are free,
+ * each unit beyond costs `cost`. Costs are sums of two ranks, WB_FLOW_MAJOR and 1: no path is long enough for
+ * the lower to reach the higher, so that the cheapest flow is the lexicographically cheapest one. Refuses:
+ * experts and ranks. */
 #ifndef WB_DISPATCH_FLOW_H
 #define WB_DISPATCH_FLOW_H
 
@@ -30,11 +31,10 @@ typedef struct wb_flow {
 
     uint32_t *links_begin; /* [n_nodes + 1] */
     uint32_t *links;       /* [2 n_arcs] arc << 1 | (1: backwards) */
-    int64_t
-        *price; /* [n_nodes] cost of the cheapest way to a node; no residual arc is below the difference */
-    int64_t sink_price;
+    int64_t *
+        price; /* [n_nodes] cost of the cheapest way there, at most that of the cheapest to a sink with room */
     uint32_t
-        *level; /* [n_nodes] steps from a source with supply; WB_FLOW_FAR: not reached by the latest search */
+        *level; /* [n_nodes] steps from a source with supply by cheapest ways; WB_FLOW_FAR: not reached */
     uint32_t *cursor;    /* [n_nodes] next link to try */
     uint32_t *queue;     /* [n_nodes] */
     uint32_t *path;      /* [n_nodes] links */
@@ -45,14 +45,15 @@ typedef struct wb_flow {
 
 #define WB_FLOW_FAR UINT32_MAX
 
-/* All zero; arcs, then wb_flow_link, then supply, supply_left and room are the caller's to fill. n_arcs below 2^30. */
+/* All zero; arcs, then wb_flow_link, then supply, supply_left and room are the caller's to fill. n_arcs below
+ * 2^30. */
 wb_status wb_flow_open(uint32_t n_nodes, uint32_t n_sources, uint32_t n_sinks, uint32_t n_arcs,
                        wb_flow *flow_out);
 void wb_flow_close(wb_flow *flow);
 void wb_flow_link(wb_flow *flow); /* after tails and heads are set */
 
-/* Sends all that goes by the cheapest ways at the present prices. Afterwards the nodes whose level is not WB_FLOW_FAR are
- * those that supply left over can still reach at these prices; no sink with room at the sink's price is among them. */
+/* Sends all that goes by the cheapest ways at the present prices. Afterwards the nodes whose level is not
+ * WB_FLOW_FAR are those that supply left over can still reach at these prices; no sink with room is among them. */
 void wb_flow_send(wb_flow *flow);
 
 /* Raises prices to the next cheapest way; false: there is none. */

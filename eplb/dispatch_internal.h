@@ -1,5 +1,5 @@
-/* dispatch_internal.h - what the files of dispatch share: where the replicas of an expert lie, the rule of `static`, the
- * split of `quota`. Refuses: anything public. */
+/* dispatch_internal.h - what the files of dispatch share: where the replicas of an expert lie, the rule of
+ * `static`, the split of `quota`. Refuses: anything public. */
 #ifndef WB_DISPATCH_INTERNAL_H
 #define WB_DISPATCH_INTERNAL_H
 
@@ -23,18 +23,19 @@ void wb_dispatch_frame_close(wb_dispatch_frame *frame); /* all zero is a no-op *
 void wb_dispatch_frame_read(wb_dispatch_frame *frame, uint32_t layer);
 
 wb_status wb_dispatch_check_layer(const wb_placement *placement, uint32_t layer);
-/* tokens_out [E], the sums of counts [P][E] over ranks. INVALID_ARGUMENT for a layer outside [0, L) and for tokens of a
- * dead rank, which sends nothing. */
+/* tokens_out [E], the sums of counts [P][E] over ranks. INVALID_ARGUMENT for a layer outside [0, L) and for
+ * tokens of a dead rank, which sends nothing. */
 wb_status wb_dispatch_sum_counts(const wb_placement *placement, uint32_t layer, const uint32_t *counts,
                                  uint64_t *tokens_out);
 
-/* Columns of counts [P][E], experts first..first+n-1, as rows: expert first + i has columns_out[i * P .. i * P + P - 1].
- * Reading a block at a time keeps the whole cache line of each rank's row. */
+/* Columns of counts [P][E], experts first..first+n-1, as rows: expert first + i has columns_out[i * P .. i * P +
+ * P - 1]. Reading a block at a time keeps the whole cache line of each rank's row. */
 enum { WB_COLUMN_BLOCK = 16 };
 void wb_dispatch_columns(const wb_placement *placement, const uint32_t *counts, uint32_t first, uint32_t n,
                          uint32_t *columns_out);
 
-/* static: the slot for tokens of `expert` on `rank`; and the same for every rank, slots_out [P] (dead: WB_NO_SLOT). */
+/* static: the slot for tokens of `expert` on `rank`; and the same for every rank, slots_out [P] (dead:
+ * WB_NO_SLOT). */
 uint32_t wb_static_slot(const wb_dispatch_frame *frame, uint32_t expert, uint32_t rank);
 void wb_static_slots(const wb_dispatch_frame *frame, uint32_t expert, uint32_t *slots_out);
 
@@ -42,9 +43,10 @@ void wb_static_slots(const wb_dispatch_frame *frame, uint32_t expert, uint32_t *
 wb_status wb_quota_shares(const wb_dispatch_frame *frame, const uint32_t *counts, const uint64_t *tokens,
                           uint32_t *shares_out);
 
-/* Which source rank's tokens make up the shares of an expert: first those that stay on their rank, then those that stay
- * on their node, then the rest, each time ranks and slots in ascending order. `send` is called with pieces of one source
- * for frame->slots[j]. Consumes column [P] and shares [R] (the expert's part of it); their sums must be equal. */
+/* Which source rank's tokens make up the shares of an expert: first those that stay on their rank, then those
+ * that stay on their node, then the rest, each time ranks and slots in ascending order. `send` is called with
+ * pieces of one source for frame->slots[j]. Consumes column [P] and shares [R] (the expert's part of it); their
+ * sums must be equal. */
 typedef void wb_quota_send(void *ctx, uint32_t from_rank, uint32_t j, uint32_t tokens);
 void wb_quota_split(const wb_dispatch_frame *frame, uint32_t expert, uint32_t *column, uint32_t *shares,
                     wb_quota_send *send, void *ctx);

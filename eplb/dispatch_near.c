@@ -1,5 +1,5 @@
-/* dispatch_near.c - which replicas are near a rank: the replicas of a layer by rank and node, the rule of `static`, and
- * the counts of source ranks as dispatch reads them. Refuses: the handle, flows. */
+/* dispatch_near.c - which replicas are near a rank: the replicas of a layer by rank and node, the rule of
+ * `static`, and the counts of source ranks as dispatch reads them. Refuses: the handle, flows. */
 #include "dispatch_internal.h"
 
 #include <inttypes.h>
@@ -73,16 +73,21 @@ wb_status wb_dispatch_sum_counts(const wb_placement *placement, uint32_t layer, 
 void wb_dispatch_columns(const wb_placement *placement, const uint32_t *counts, uint32_t first, uint32_t n,
                          uint32_t *columns_out) {
     uint32_t P = placement->topology.n_ranks;
-    for (uint32_t rank = 0; rank < P; rank++) {
-        const uint32_t *row = counts + (size_t)rank * placement->n_experts + first;
-        for (uint32_t i = 0; i < n; i++) columns_out[(size_t)i * P + rank] = row[i];
+    size_t E = placement->n_experts;
+    /* A square at a time: columns of a power of two of ranks lie in the same sets of a cache. */
+    for (uint32_t begin = 0; begin < P; begin += WB_COLUMN_BLOCK) {
+        uint32_t end = P - begin < WB_COLUMN_BLOCK ? P : begin + WB_COLUMN_BLOCK;
+        for (uint32_t i = 0; i < n; i++)
+            for (uint32_t rank = begin; rank < end; rank++)
+                columns_out[(size_t)i * P + rank] = counts[rank * E + first + i];
     }
 }
 
 /* ---- static ------------------------------------------------------------------------------------------ */
 
-/* Ranks of one class (same expert, equally near, in rank order) take the replicas that are nearest to them in turn. Where
- * the turn begins depends on layer and expert: always with the first, and the remainders of all experts would meet there. */
+/* Ranks of one class (same expert, equally near, in rank order) take the replicas that are nearest to them in
+ * turn. Where the turn begins depends on layer and expert: always with the first, and the remainders of all
+ * experts would meet there. */
 static uint32_t first_turn(const wb_dispatch_frame *frame, uint32_t expert, uint32_t n) {
     uint64_t hash = wb_mix64((uint64_t)frame->layer << 32 | expert) >> 32;
     return (uint32_t)(hash * n >> 32);

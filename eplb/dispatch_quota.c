@@ -1,13 +1,13 @@
 /* dispatch_quota.c - exact integer shares of replicas for one micro-batch, and whose tokens make them up.
  *
- *     expert --hub arc: first C free, then 1--> (expert, node) --spoke: first c free, then WB_FLOW_MAJOR--> rank, room T - fixed
+ *     expert --hub: first C free, then 1--> (expert, node) --spoke: first c free, then MAJOR--> rank, room T - fixed
  *
- * c: the expert's tokens on that rank, C: on that node. A replica's share up to c can be tokens of its own rank, a node's
- * up to C those of the node, both at once, so that the cost of the cheapest flow is, lexicographically, the tokens that
- * must leave their rank and those that must leave their node. Experts on one rank only are `fixed` and not part of it.
- * First T: from a lower bound, where a largest flow leaves tokens over, its minimum cut says by how much T must grow at
- * least (Newton), so that T is the least and the cut its certificate. Then the cheapest flow at that T.
- * Refuses: the handle, expectations. */
+ * c: the expert's tokens on that rank, C: on that node. A replica's share up to c can be tokens of its own rank,
+ * a node's up to C those of the node, both at once, so that the cost of the cheapest flow is, lexicographically,
+ * the tokens that must leave their rank and those that must leave their node. Experts on one rank only are
+ * `fixed` and not part of it. First T: from a lower bound, where a largest flow leaves tokens over, its minimum
+ * cut says by how much T must grow at least (Newton), so that T is the least and the cut its certificate. Then
+ * the cheapest flow at that T. Refuses: the handle, expectations. */
 #include "dispatch_flow.h"
 #include "dispatch_internal.h"
 
@@ -112,8 +112,8 @@ static int64_t load_bound(const network *net, const uint64_t *tokens) {
     return bound;
 }
 
-/* With free arcs: raises the load until all tokens fit. What is left over can only reach ranks that are full of tokens
- * that have nowhere else to go: these ranks must take it all, evenly at best. */
+/* With free arcs: raises the load until all tokens fit. What is left over can only reach ranks that are full of
+ * tokens that have nowhere else to go: these ranks must take it all, evenly at best. */
 static int64_t least_load(network *net, const uint64_t *tokens) {
     uint32_t P = net->frame->placement->topology.n_ranks, first_rank = net->n_split + net->n_hubs;
     int64_t load = load_bound(net, tokens);
@@ -133,7 +133,8 @@ static int64_t least_load(network *net, const uint64_t *tokens) {
 
 /* ---- nearness ---------------------------------------------------------------------------------------- */
 
-/* Free units of the hubs and spokes of split expert i, from its column of counts [P]; *hub and *spoke go on to the next. */
+/* Free units of the hubs and spokes of split expert i, from its column of counts [P]; *hub and *spoke go on to
+ * the next. */
 static void set_near(network *net, uint32_t i, const uint32_t *column, uint32_t *hub, uint32_t *spoke) {
     const wb_dispatch_frame *frame = net->frame;
     wb_flow_arc *hubs = net->flow.arcs, *spokes = hubs + net->n_hubs;

@@ -1,5 +1,6 @@
-/* dispatch_traffic.c - what a policy makes of the counts of one layer: tokens of each slot, and tokens between ranks and
- * nodes. Exact for static and quota, the expectation for dynamic and fake. Refuses: single tokens, the handle. */
+/* dispatch_traffic.c - what a policy makes of the counts of one layer: tokens of each slot, and tokens between
+ * ranks and nodes. Exact for static and quota, the expectation for dynamic and fake. Refuses: single tokens, the
+ * handle. */
 #include "dispatch_internal.h"
 
 #include <inttypes.h>
@@ -68,9 +69,9 @@ typedef struct workspace {
     wb_dispatch_frame frame;
     tally tally;
     uint64_t *tokens;     /* [E] */
-    uint32_t *shares;     /* [R] quota's; fake: all slots that hold an expert */
+    uint32_t *shares;     /* [R] quota's */
     uint32_t *columns;    /* [WB_COLUMN_BLOCK][P] */
-    uint32_t *rank_slots; /* [P] */
+    uint32_t *rank_slots; /* [P] static: the slot of each; fake: how many of its slots hold an expert */
     double *column;       /* [P] */
 } workspace;
 
@@ -128,16 +129,50 @@ static void send_experts(workspace *w, wb_dispatch_policy policy, const uint32_t
     }
 }
 
-/* fake: whatever the expert, all slots in turn. */
+static uint32_t count_filled(const wb_placement *placement, const int32_t *expert_of_slot, uint32_t rank) {
+    uint32_t n = 0;
+    for (uint32_t slot = placement->first_slot[rank]; slot < placement->first_slot[rank + 1]; slot++)
+        n += expert_of_slot[slot] != WB_NO_EXPERT;
+    return n;
+}
+
+/* fake, one node: its ranks that hold any expert get the same part of all tokens; column [P] tokens of each rank. */
+static void send_fake_to(workspace *w, const int32_t *expert_of_slot, uint32_t node, double all,
+                         double n_ranks) {
+    const wb_placement *placement = w->frame.placement;
+    tally *t = &w->tally;
+    uint32_t begin = w->frame.node_begin[node], end = w->frame.node_begin[node + 1];
+    double here = 0, ranks_here = 0;
+    for (uint32_t rank = begin; rank < end; rank++) {
+        here += w->column[rank];
+        ranks_here += w->rank_slots[rank] > 0;
+    }
+    for (uint32_t rank = begin; rank < end; rank++) {
+        double own = w->column[rank] / n_ranks, filled = w->rank_slots[rank];
+        t->node_sent[rank] = own * (ranks_here - (filled > 0));
+        t->network_sent[rank] = own * (n_ranks - ranks_here);
+        if (filled == 0) continue;
+        t->node_got[rank] = here / n_ranks - own;
+        t->network_got[rank] = (all - here) / n_ranks;
+        for (uint32_t slot = placement->first_slot[rank]; slot < placement->first_slot[rank + 1]; slot++)
+            if (expert_of_slot[slot] != WB_NO_EXPERT) t->slot_tokens[slot] = all / n_ranks / filled;
+    }
+}
+
+/* fake: whatever the expert, ranks in turn and the slots of each in turn. */
 static void send_fake(workspace *w, uint32_t layer, const uint32_t *counts) {
     const wb_placement *placement = w->frame.placement;
     const int32_t *expert_of_slot = wb_placement_experts_of(placement, layer);
-    uint32_t E = placement->n_experts, n = 0;
-    for (uint32_t slot = 0; slot < placement->topology.n_slots; slot++)
-        if (expert_of_slot[slot] != WB_NO_EXPERT) w->shares[n++] = slot;
-    for (uint32_t rank = 0; rank < placement->topology.n_ranks; rank++)
+    uint32_t E = placement->n_experts;
+    double all = 0, n_ranks = 0;
+    for (uint32_t rank = 0; rank < placement->topology.n_ranks; rank++) {
         for (uint32_t e = 0; e < E; e++) w->column[rank] += counts[(size_t)rank * E + e];
-    send_evenly(&w->tally, w->column, w->shares, n);
+        all += w->column[rank];
+        w->rank_slots[rank] = count_filled(placement, expert_of_slot, rank);
+        n_ranks += w->rank_slots[rank] > 0;
+    }
+    for (uint32_t node = 0; node < placement->topology.n_nodes; node++)
+        send_fake_to(w, expert_of_slot, node, all, n_ranks);
 }
 
 static wb_dispatch_traffic sum_traffic(const tally *t) {

@@ -1,5 +1,6 @@
 /* search.c - the state of a search and its moves; see search.h. */
 #include "search.h"
+#include "heap.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -17,6 +18,7 @@ wb_status wb_search_open(const wb_placement *frame, const double *loads, uint64_
     wb_status status = wb_alloc(2, s.state_bytes, "placement search", &s.state);
     if (status == WB_OK)
         status = wb_alloc(R, sizeof *s.live_slots, "placement search", (void **)&s.live_slots);
+    if (status == WB_OK) status = wb_alloc(E, sizeof *s.order, "placement search", (void **)&s.order);
     if (status != WB_OK) {
         wb_search_close(&s);
         return status;
@@ -52,8 +54,10 @@ wb_status wb_search_open(const wb_placement *frame, const double *loads, uint64_
 void wb_search_close(wb_search *s) {
     free(s->state);
     free(s->live_slots);
+    free(s->order);
     s->state = NULL;
     s->live_slots = NULL;
+    s->order = NULL;
 }
 
 void wb_search_save(wb_search *s) {
@@ -200,6 +204,106 @@ static bool exchange_two(wb_search *s, uint32_t hot, uint32_t other, loss_range 
     return false;
 }
 
+/* ---- repartitions of three ranks ---------------------------------------------------------------------------- */
+
+/* Three exchanges, one after the other: two slots of the hot rank for one slot each of two other ranks, then a slot of the
+ * one for a slot of the other (none where both are WB_NO_SLOT). For ranks of three slots these are all the ways to deal out
+ * the slots of three ranks anew of which one rank gets one of each. */
+typedef struct trade {
+    uint32_t give[2], take[2], of_first, of_second;
+} trade;
+
+/* What a slot holds after the trade. */
+static int32_t after(const wb_search *s, const trade *t, uint32_t slot) {
+    if (slot == t->of_first || slot == t->of_second) slot ^= t->of_first ^ t->of_second;
+    for (int k = 0; k < 2; k++)
+        if (slot == t->give[k] || slot == t->take[k]) return s->expert[slot ^ t->give[k] ^ t->take[k]];
+    return s->expert[slot];
+}
+
+static bool repeats_after(const wb_search *s, const trade *t, uint32_t slot) {
+    uint32_t rank = wb_search_rank(s, slot);
+    int32_t expert = after(s, t, slot);
+    for (uint32_t i = wb_search_begin(s, rank); i < wb_search_end(s, rank) && expert >= 0; i++)
+        if (i != slot && after(s, t, i) == expert) return true;
+    return false;
+}
+
+/* Does the trade unless it would put an expert twice on a rank. */
+static bool commit(wb_search *s, const trade *t) {
+    const uint32_t moved[] = {t->give[0], t->give[1], t->take[0], t->take[1], t->of_first, t->of_second};
+    const int n = t->of_first == WB_NO_SLOT ? 4 : 6;
+    for (int k = 0; k < n; k++)
+        if (repeats_after(s, t, moved[k])) return false;
+    for (int k = 0; k < 2; k++) wb_search_swap(s, t->give[k], t->take[k]);
+    if (n == 6) wb_search_swap(s, t->of_first, t->of_second);
+    return true;
+}
+
+/* Given which slots of the hot rank go where: the third exchange, so that both other ranks end at most at the target. */
+static bool finish_trade(wb_search *s, trade t, double target) {
+    uint32_t r = wb_search_rank(s, t.take[0]), q = wb_search_rank(s, t.take[1]);
+    double a = wb_search_share(s, t.give[0]), b = wb_search_share(s, t.give[1]);
+    double load_r = s->rank_load[r] + a - wb_search_share(s, t.take[0]);
+    double load_q = s->rank_load[q] + b - wb_search_share(s, t.take[1]);
+    loss_range loss = {load_r - target, target - load_q};
+    if (loss.most < loss.least) return false;
+    t.of_first = t.of_second = WB_NO_SLOT;
+    if (load_r <= target && load_q <= target && commit(s, &t)) return true;
+    for (uint32_t u = wb_search_begin(s, r); u < wb_search_end(s, r); u++) {
+        double of_u = u == t.take[0] ? a : wb_search_share(s, u);
+        for (uint32_t v = wb_search_begin(s, q); v < wb_search_end(s, q); v++) {
+            double d = of_u - (v == t.take[1] ? b : wb_search_share(s, v));
+            s->trials--;
+            if (d < loss.least || d > loss.most) continue;
+            t.of_first = u, t.of_second = v;
+            if (commit(s, &t)) return true;
+        }
+    }
+    return false;
+}
+
+/* Replicas of two experts for the two slots given. */
+static bool trade_for(wb_search *s, uint32_t hot, trade t, uint32_t e, uint32_t f, double target) {
+    for (uint32_t i = s->head[e]; i != WB_NO_SLOT; i = s->next[i])
+        for (uint32_t j = s->head[f]; j != WB_NO_SLOT; j = s->next[j]) {
+            uint32_t r = wb_search_rank(s, i), q = wb_search_rank(s, j);
+            s->trials--;
+            if (r == hot || q == hot || r == q) continue;
+            t.take[0] = i, t.take[1] = j;
+            if (finish_trade(s, t, target)) return true;
+        }
+    return false;
+}
+
+/* All pairs of experts whose shares add up to what the rank may take for the two slots it gives. */
+static bool trade_slots(wb_search *s, uint32_t hot, uint32_t a, uint32_t b, double target, double width) {
+    double most = target - s->rank_load[hot] + wb_search_share(s, a) + wb_search_share(s, b);
+    uint32_t first = s->n_experts;
+    for (uint32_t i = 0; i < s->n_experts && s->trials > 0; i++) {
+        double of_i = s->share[s->order[i]];
+        while (first > 0 && of_i + s->share[s->order[first - 1]] <= most) first--;
+        s->trials--;
+        for (uint32_t j = first > i ? first : i + 1; j < s->n_experts; j++) {
+            if (of_i + s->share[s->order[j]] < most - width) break;
+            if (trade_for(s, hot, (trade){.give = {a, b}}, s->order[i], s->order[j], target)) return true;
+        }
+    }
+    return false;
+}
+
+static bool exchange_three(wb_search *s, uint32_t hot, double target) {
+    double coldest = target;
+    for (uint32_t r = 0; r < s->n_ranks; r++)
+        if (!s->frame->dead[r] && s->rank_load[r] < coldest) coldest = s->rank_load[r];
+    double width = 2 * (target - coldest) - (s->rank_load[hot] - target);
+    if (width < 0) return false;
+    for (uint32_t a = wb_search_begin(s, hot); a < wb_search_end(s, hot); a++)
+        for (uint32_t b = a + 1; b < wb_search_end(s, hot) && s->trials > 0; b++)
+            if (trade_slots(s, hot, a, b, target, width)) return true;
+    return false;
+}
+
 typedef bool exchange_kind(wb_search *s, uint32_t hot, uint32_t other, loss_range loss);
 
 /* Tries the other live ranks in turn, from a random one on. */
@@ -214,9 +318,23 @@ static bool exchange_with_any(wb_search *s, uint32_t hot, double target, exchang
     return false;
 }
 
+/* ---- descent ------------------------------------------------------------------------------------------------- */
+
+static bool larger_share(const void *ctx, uint32_t a, uint32_t b) {
+    const wb_search *s = ctx;
+    return s->share[a] != s->share[b] ? s->share[a] > s->share[b] : a < b;
+}
+
+void wb_search_sort(wb_search *s) {
+    wb_heap heap = {.items = s->order, .before = larger_share, .ctx = s};
+    for (uint32_t e = 0; e < s->n_experts; e++) wb_heap_push(&heap, e);
+    wb_heap_sort(&heap);
+}
+
 void wb_search_descend(wb_search *s, double goal, int64_t trials) {
     int64_t rest = s->trials > trials ? s->trials - trials : 0;
     s->trials -= rest;
+    wb_search_sort(s);
     while (s->trials > 0) {
         uint32_t hot = wb_search_hottest(s);
         double most = s->rank_load[hot];
@@ -225,8 +343,15 @@ void wb_search_descend(wb_search *s, double goal, int64_t trials) {
         double target = s->mean + 0.95 * (most - s->mean);
         if (target < goal) target = goal;
         if (!exchange_with_any(s, hot, target, exchange_one) &&
-            !exchange_with_any(s, hot, target, exchange_two))
+            !exchange_with_any(s, hot, target, exchange_two) && !exchange_three(s, hot, target))
             break;
     }
     s->trials += rest;
+}
+
+void wb_search_shake(wb_search *s, double most, uint32_t n) {
+    for (; n > 0 && s->trials > 0; n--) {
+        uint32_t rank = wb_search_rank(s, s->live_slots[wb_random_below(&s->random, s->n_live)]);
+        exchange_with_any(s, rank, most, exchange_one);
+    }
 }

@@ -15,6 +15,8 @@ typedef struct wb_search {
     uint32_t cap;         /* replicas an expert may have: the live ranks that have slots */
     uint32_t n_live;      /* live slots */
     uint32_t *live_slots; /* [n_live] */
+    uint32_t *order;      /* [E] experts by descending share, after wb_search_sort */
+    double least_most;    /* no placement has a lower maximum, as far as the solver knows */
     double mean;          /* load of a live rank */
     uint64_t random;      /* state of wb_random */
     int64_t trials;       /* exchanges that may still be tried */
@@ -63,9 +65,14 @@ void wb_search_swap(wb_search *search, uint32_t a, uint32_t b);
 /* The slot gets a replica of `expert`; what it held loses one (it has another, or the slot is empty). */
 void wb_search_transfer(wb_search *search, uint32_t slot, uint32_t expert);
 
+void wb_search_sort(wb_search *search); /* fills `order` */
+
 uint32_t wb_search_hottest(const wb_search *search); /* the lowest of the most loaded ranks */
 
 /* Exchanges between the most loaded rank and others until it is at most `goal` or nothing found helps, within `trials`. */
 void wb_search_descend(wb_search *search, double goal, int64_t trials);
+
+/* Tries n exchanges of random ranks that leave no rank above `most`: other contents, no worse. */
+void wb_search_shake(wb_search *search, double most, uint32_t n);
 
 #endif

@@ -132,9 +132,9 @@ static void count_routed(const simulation *s, layer_pass *pass) {
     }
 }
 
-/* Tokens and seconds of each rank. Two replicas of an expert on one rank are two reads of weights. */
+/* Tokens and seconds of each rank. Two replicas of an expert on one rank are two reads of weights;
+ * the slots of dead ranks are empty. */
 static void measure_ranks(const simulation *s, layer_pass *pass) {
-    const wb_topology *t = wb_placement_topology(s->placement);
     double sum = 0;
     pass->max = pass->compute = 0;
     for (uint32_t p = 0; p < s->n_ranks; p++) {
@@ -145,7 +145,6 @@ static void measure_ranks(const simulation *s, layer_pass *pass) {
             reads += pass->slot_tokens[i] > 0;
         }
         pass->rank_tokens[p] = tokens;
-        if (t->dead[p]) continue;
         sum += tokens;
         pass->max = fmax(pass->max, tokens);
         pass->compute =

@@ -1,14 +1,22 @@
 /* solve_balanced.c - the default solver: the least maximum rank load that a bounded search finds. Replicas by water-filling
- * with a cap, packing by descending share, exchanges between ranks; where that does not reach the goal, replicas are moved
- * from one expert to another at random and the exchanges run again, keeping what is better. */
+ * with a cap, packing by descending share, exchanges between ranks; where these are stuck, exchanges that leave the maximum
+ * as it is, then a replica moved from one expert to another at random. Ranks of at most two slots leave exchanges little to
+ * do: there the counts are annealed before packing. Refuses: the moves themselves (search.c). */
 #include "heap.h"
 #include "search.h"
 
+#include <math.h>
 #include <stdlib.h>
 
-/* Balancedness at which the search ends. */
-static const double GOAL = 0.9998;
-enum { DEFAULT_TRIALS = 4000000, TRIALS_OF_A_KICK = 100 };
+/* Balancedness at which the search ends: at once, and after a sixteenth of its trials. */
+static const double GOAL = 0.9998, MODEST_GOAL = 0.9995;
+enum { DEFAULT_TRIALS = 4000000, TRIALS_OF_A_KICK = 100, ROUNDS_OF_A_KICK = 4 };
+
+/* The maximum rank load that stands for a balancedness; no placement is below the largest share of water-filling. */
+static double load_at(const wb_search *s, double balancedness) {
+    double load = s->mean / balancedness;
+    return load > s->least_most ? load : s->least_most;
+}
 
 /* ---- how many replicas ------------------------------------------------------------------------------------ */
 
@@ -34,6 +42,85 @@ static void choose_counts(wb_search *s, uint32_t *items) {
         else
             wb_heap_pop(&heap);
     }
+    for (uint32_t e = 0; e < s->n_experts; e++)
+        if (s->share[e] > s->least_most) s->least_most = s->share[e];
+}
+
+/* ---- how many replicas, for ranks of at most two slots ---------------------------------------------------------- */
+
+/* What a packing of ranks of two slots comes to. */
+typedef struct fold {
+    double most;   /* maximum rank load */
+    double excess; /* sum over ranks of (load - mean)^2 where above the mean */
+} fold;
+
+/* With given counts the best is the largest share with the smallest, and so on inwards. A rank's missing second slot counts
+ * as a share of 0. Ends early once the excess is above the limit. `order` is sorted. */
+static fold fold_shares(wb_search *s, double limit) {
+    uint32_t i = 0, j = s->n_experts, n_i = 0, n_j = 2 * s->cap, m;
+    fold f = {0, 0};
+    double of_i = 0, of_j = 0;
+    for (uint32_t e = 0; e < s->n_experts; e++) n_j -= s->count[e];
+    for (uint32_t pairs = s->cap; pairs > 0 && f.excess <= limit; pairs -= m) {
+        if (n_i == 0) n_i = s->count[s->order[i]], of_i = s->share[s->order[i++]];
+        if (n_j == 0) n_j = s->count[s->order[--j]], of_j = s->share[s->order[j]];
+        m = n_i < n_j ? n_i : n_j;
+        if (m > pairs) m = pairs;
+        double load = of_i + of_j, over = load - s->mean;
+        if (load > f.most) f.most = load;
+        if (over > 0) f.excess += m * over * over;
+        n_i -= m;
+        n_j -= m;
+        s->trials--;
+    }
+    return f;
+}
+
+/* Another count for an expert, which moves to its new place in `order`. */
+static void recount(wb_search *s, uint32_t expert, uint32_t count) {
+    uint32_t i = 0;
+    s->count[expert] = count;
+    s->share[expert] = s->loads[expert] / count;
+    while (s->order[i] != expert) i++;
+    for (; i > 0 && s->share[s->order[i - 1]] < s->share[expert]; i--) s->order[i] = s->order[i - 1];
+    for (; i + 1 < s->n_experts && s->share[s->order[i + 1]] > s->share[expert]; i++)
+        s->order[i] = s->order[i + 1];
+    s->order[i] = expert;
+}
+
+/* Annealing: a replica goes from one expert to another at random, which stays so if the excess rises by no more than a random
+ * part of a temperature that falls to 0. The counts of the least maximum are kept. */
+static void anneal_counts(wb_search *s, int64_t trials) {
+    const int64_t end = s->trials - trials;
+    const double hot = 4e-3 * s->mean * s->mean, goal = load_at(s, GOAL);
+    wb_search_sort(s);
+    fold now = fold_shares(s, INFINITY);
+    double best = now.most;
+    wb_search_save(s);
+    while (best > goal && s->trials > end) {
+        double left = (double)(s->trials - end) / (double)trials;
+        double rise =
+            hot * left * left * left * left * (double)wb_random_below(&s->random, 1 << 20) * 0x1p-20;
+        uint32_t loser = wb_random_below(&s->random, s->n_experts);
+        uint32_t winner = wb_random_below(&s->random, s->n_experts);
+        s->trials--;
+        if (loser == winner || s->count[loser] < 2 || s->count[winner] >= s->cap) continue;
+        if (s->loads[loser] / (s->count[loser] - 1) > s->mean) continue;
+        recount(s, loser, s->count[loser] - 1);
+        recount(s, winner, s->count[winner] + 1);
+        fold next = fold_shares(s, now.excess + rise);
+        if (next.excess <= now.excess + rise) {
+            now = next;
+            if (now.most < best) {
+                best = now.most;
+                wb_search_save(s);
+            }
+        } else {
+            recount(s, loser, s->count[loser] + 1);
+            recount(s, winner, s->count[winner] - 1);
+        }
+    }
+    wb_search_restore(s);
 }
 
 /* ---- where they go ------------------------------------------------------------------------------------------ */
@@ -41,14 +128,16 @@ static void choose_counts(wb_search *s, uint32_t *items) {
 typedef struct packing {
     wb_search *search;
     uint32_t *filled;  /* [P] slots of the rank in use */
-    uint32_t *order;   /* [E] experts by descending share */
     wb_heap ranks;     /* live ranks with room, the least loaded first */
     uint32_t *refused; /* [P] ranks taken off the heap since they hold the expert */
 } packing;
 
+/* Of equals the rank with fewer slots: it has less to make up with. */
 static bool less_loaded(const void *ctx, uint32_t a, uint32_t b) {
     const wb_search *s = ctx;
-    return s->rank_load[a] != s->rank_load[b] ? s->rank_load[a] < s->rank_load[b] : a < b;
+    if (s->rank_load[a] != s->rank_load[b]) return s->rank_load[a] < s->rank_load[b];
+    uint32_t slots_a = s->frame->slots_of_rank[a], slots_b = s->frame->slots_of_rank[b];
+    return slots_a != slots_b ? slots_a < slots_b : a < b;
 }
 
 /* One replica to the least loaded rank with room that has none; false when there is no such rank. */
@@ -88,34 +177,38 @@ static void fill_empty_slots(wb_search *s) {
 
 static void pack(packing *p) {
     wb_search *s = p->search;
-    wb_heap by_share = {.items = p->order, .before = carries_more, .ctx = s};
-    for (uint32_t e = 0; e < s->n_experts; e++) wb_heap_push(&by_share, e);
-    wb_heap_sort(&by_share);
+    wb_search_sort(s);
     for (uint32_t r = 0; r < s->n_ranks; r++)
         if (!s->frame->dead[r] && s->frame->slots_of_rank[r] > 0) wb_heap_push(&p->ranks, r);
     for (uint32_t i = 0; i < s->n_experts; i++)
-        for (uint32_t k = 0; k < s->count[p->order[i]]; k++)
-            if (!pack_replica(p, p->order[i])) break;
+        for (uint32_t k = 0; k < s->count[s->order[i]]; k++)
+            if (!pack_replica(p, s->order[i])) break;
     wb_search_settle(s);
     fill_empty_slots(s);
+}
+
+static bool at_most_two_slots(const wb_search *s) {
+    for (uint32_t r = 0; r < s->n_ranks; r++)
+        if (!s->frame->dead[r] && s->frame->slots_of_rank[r] > 2) return false;
+    return true;
 }
 
 static wb_status place(wb_search *s) {
     size_t P = s->n_ranks;
     uint32_t *memory = NULL;
-    WB_TRY(wb_alloc(3 * P + s->n_experts, sizeof *memory, "balanced", (void **)&memory));
+    WB_TRY(wb_alloc(3 * P, sizeof *memory, "balanced", (void **)&memory));
     packing p = {.search = s,
                  .filled = memory,
                  .refused = memory + 2 * P,
-                 .order = memory + 3 * P,
                  .ranks = {.items = memory + P, .before = less_loaded, .ctx = s}};
-    choose_counts(s, p.order);
+    choose_counts(s, s->order);
+    if (at_most_two_slots(s)) anneal_counts(s, s->trials / 8 * 7);
     pack(&p);
     free(memory);
     return WB_OK;
 }
 
-/* ---- the search over replica counts ------------------------------------------------------------------------ */
+/* ---- out of a local minimum----------------------------------------------------------------------- */
 
 /* Gives a random slot of an expert that has others (or an empty slot) to an expert of the hottest rank, or in the end to
  * any; false when nothing of the kind was found. */
@@ -139,23 +232,27 @@ static bool kick(wb_search *s) {
     return false;
 }
 
+/* Where the most loaded rank finds no exchange, other ranks get other contents under the same maximum; after some rounds of
+ * that in vain, an expert gets another count. */
 static void refine(wb_search *s) {
-    int64_t trials = s->trials;
-    double goal = s->mean / GOAL;
-    for (uint32_t e = 0; e < s->n_experts; e++)
-        if (s->share[e] > goal) goal = s->share[e]; /* no placement is below the largest share */
-    wb_search_descend(s, goal, trials);
-    wb_search_save(s);
-    double best = s->rank_load[wb_search_hottest(s)];
-    while (best > goal && s->trials > 0 && kick(s)) {
-        wb_search_descend(s, goal, trials / 20);
+    const int64_t patient = s->trials - s->trials / 16;
+    const double goal = load_at(s, GOAL), modest_goal = load_at(s, MODEST_GOAL);
+    double best = INFINITY;
+    for (uint32_t stale = 0;; stale++) {
+        if (stale > 0 && stale % ROUNDS_OF_A_KICK == 0) {
+            wb_search_restore(s);
+            if (!kick(s)) break;
+        } else if (stale > 0) {
+            wb_search_shake(s, s->rank_load[wb_search_hottest(s)], s->n_ranks / 2);
+        }
+        wb_search_descend(s, goal, s->trials);
         double most = s->rank_load[wb_search_hottest(s)];
         if (most < best) {
             best = most;
+            stale = 0;
             wb_search_save(s);
-        } else {
-            wb_search_restore(s);
         }
+        if (best <= (s->trials < patient ? modest_goal : goal) || s->trials <= 0) break;
     }
     wb_search_restore(s);
 }

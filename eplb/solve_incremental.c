@@ -1,12 +1,13 @@
 /* solve_incremental.c - a few changes of the current placement instead of a new one: repairs what dead ranks took, then takes
  * the exchange or the replica move that lowers the hottest rank most for each slot changed, until the layer is balanced enough
  * or the budget is spent; and drops it all unless it pays. */
+#include "heap.h"
 #include "search.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-enum { DEFAULT_TRIALS = 4000000 };
+enum { DEFAULT_TRIALS = 4000000, MAX_PARTNERS = 64, PARTNERS_LAST = 16 };
 
 typedef struct change {
     enum { NO_CHANGE, SWAP, TRANSFER } kind;
@@ -21,7 +22,9 @@ typedef struct incremental {
     const int32_t *current; /* [R] */
     double goal;            /* rank load at which the layer is balanced enough */
     int64_t changed, limit; /* slots that differ from the current placement and may */
-    double *peak;           /* [E] the most loaded rank that has the expert */
+    wb_heap
+        partners; /* the least loaded live ranks, the most loaded of them first: where changes are looked for */
+    uint32_t partner_ranks[MAX_PARTNERS];
 } incremental;
 
 /* ---- what was there ----------------------------------------------------------------------------------------- */
@@ -72,68 +75,98 @@ static bool better(const incremental *in, const change *best, double most, doubl
     return best->kind == NO_CHANGE || *score_out > best->score;
 }
 
-static void consider_swaps(incremental *in, uint32_t hot, uint32_t a, change *best) {
+static void consider_swaps(incremental *in, uint32_t hot, uint32_t rank, change *best) {
     wb_search *s = &in->search;
-    double most = s->rank_load[hot], of_a = wb_search_share(s, a), score;
-    for (uint32_t i = 0; i < s->n_live; i++) {
-        uint32_t b = s->live_slots[i], rank = wb_search_rank(s, b);
-        double d = of_a - wb_search_share(s, b), theirs = s->rank_load[rank] + d;
-        if (d <= 0 || rank == hot) continue;
-        int32_t slots = changes(in, a, s->expert[b]) + changes(in, b, s->expert[a]);
-        double after = theirs > most - d ? theirs : most - d;
-        if (!better(in, best, most, after, slots, &score)) continue;
-        if (wb_search_holds(s, hot, s->expert[b]) || wb_search_holds(s, rank, s->expert[a])) continue;
-        *best = (change){SWAP, a, b, slots, score};
+    double most = s->rank_load[hot], score;
+    for (uint32_t a = wb_search_begin(s, hot); a < wb_search_end(s, hot); a++)
+        for (uint32_t b = wb_search_begin(s, rank); b < wb_search_end(s, rank); b++) {
+            double d = wb_search_share(s, a) - wb_search_share(s, b), theirs = s->rank_load[rank] + d;
+            s->trials--;
+            if (d <= 0) continue;
+            int32_t slots = changes(in, a, s->expert[b]) + changes(in, b, s->expert[a]);
+            if (!better(in, best, most, theirs > most - d ? theirs : most - d, slots, &score)) continue;
+            if (wb_search_holds(s, hot, s->expert[b]) || wb_search_holds(s, rank, s->expert[a])) continue;
+            *best = (change){SWAP, a, b, slots, score};
+        }
+}
+
+/* The most loaded of the other ranks that have f, after one of its replicas has gone and they took its tokens over. */
+static double peak_without_one(const wb_search *s, int32_t f, uint32_t gone) {
+    double peak = 0, more = f < 0 ? 0 : s->loads[f] / (s->count[f] - 1) - s->share[f];
+    for (uint32_t i = f < 0 ? WB_NO_SLOT : s->head[f]; i != WB_NO_SLOT; i = s->next[i]) {
+        double load = s->rank_load[wb_search_rank(s, i)] + more;
+        if (i != gone && load > peak) peak = load;
     }
-    s->trials -= s->n_live;
+    return peak;
 }
 
 /* Another replica of an expert of the hottest rank, in place of one that its expert can spare. */
-static void consider_transfers(incremental *in, uint32_t hot, uint32_t a, change *best) {
+static void consider_transfers(incremental *in, uint32_t hot, uint32_t rank, change *best) {
     wb_search *s = &in->search;
-    int32_t e = s->expert[a];
-    if (e < 0 || s->count[e] >= s->cap) return;
-    double most = s->rank_load[hot], share = s->loads[e] / (s->count[e] + 1),
-           ours = most - (s->share[e] - share), score;
-    for (uint32_t i = 0; i < s->n_live; i++) {
-        uint32_t b = s->live_slots[i], rank = wb_search_rank(s, b);
-        int32_t f = s->expert[b];
-        if (rank == hot || f == e || (f >= 0 && s->count[f] < 2)) continue;
-        double after = s->rank_load[rank] + share - wb_search_share(s, b);
-        if (after < ours) after = ours;
-        double others =
-            f < 0 ? 0 : in->peak[f] + s->share[f] / (s->count[f] - 1); /* they take over the share of one */
-        if (after < others) after = others;
-        int32_t slots = changes(in, b, e);
-        if (!better(in, best, most, after, slots, &score) || wb_search_holds(s, rank, e)) continue;
-        *best = (change){TRANSFER, b, (uint32_t)e, slots, score};
+    double most = s->rank_load[hot], score;
+    for (uint32_t a = wb_search_begin(s, hot); a < wb_search_end(s, hot); a++) {
+        int32_t e = s->expert[a];
+        if (e < 0 || s->count[e] >= s->cap) continue;
+        double share = s->loads[e] / (s->count[e] + 1), ours = most - (s->share[e] - share);
+        for (uint32_t b = wb_search_begin(s, rank); b < wb_search_end(s, rank); b++) {
+            int32_t f = s->expert[b], slots = changes(in, b, e);
+            double after = s->rank_load[rank] + share - wb_search_share(s, b);
+            s->trials--;
+            if (after < ours) after = ours;
+            if (f == e || (f >= 0 && s->count[f] < 2) || !better(in, best, most, after, slots, &score))
+                continue;
+            double others = peak_without_one(s, f, b);
+            if (others > after && !better(in, best, most, others, slots, &score)) continue;
+            if (!wb_search_holds(s, rank, e)) *best = (change){TRANSFER, b, (uint32_t)e, slots, score};
+        }
     }
-    s->trials -= s->n_live;
+}
+
+static bool more_loaded(const void *ctx, uint32_t a, uint32_t b) {
+    const wb_search *s = ctx;
+    return s->rank_load[a] != s->rank_load[b] ? s->rank_load[a] > s->rank_load[b] : a > b;
+}
+
+static void choose_partners(incremental *in) {
+    const wb_search *s = &in->search;
+    wb_heap *partners = &in->partners;
+    *partners = (wb_heap){.items = in->partner_ranks, .before = more_loaded, .ctx = s};
+    for (uint32_t r = 0; r < s->n_ranks; r++) {
+        if (s->frame->dead[r]) continue;
+        if (partners->n < MAX_PARTNERS) {
+            wb_heap_push(partners, r);
+        } else if (more_loaded(s, partners->items[0], r)) {
+            partners->items[0] = r;
+            wb_heap_sink(partners);
+        }
+    }
 }
 
 static change best_change(incremental *in, uint32_t hot) {
-    wb_search *s = &in->search;
-    memset(in->peak, 0, s->n_experts * sizeof *in->peak);
-    for (uint32_t i = 0; i < s->n_live; i++) {
-        int32_t e = s->expert[s->live_slots[i]];
-        double load = s->rank_load[wb_search_rank(s, s->live_slots[i])];
-        if (e >= 0 && in->peak[e] < load) in->peak[e] = load;
-    }
     change best = {.kind = NO_CHANGE};
-    for (uint32_t a = wb_search_begin(s, hot); a < wb_search_end(s, hot); a++) {
-        consider_swaps(in, hot, a, &best);
-        consider_transfers(in, hot, a, &best);
+    for (uint32_t i = 0; i < in->partners.n; i++) {
+        uint32_t rank = in->partners.items[i];
+        if (rank == hot) continue;
+        consider_swaps(in, hot, rank, &best);
+        consider_transfers(in, hot, rank, &best);
     }
     return best;
 }
 
+/* Partners are chosen anew after some changes, and when none of them helps any more. */
 static void improve(incremental *in) {
     wb_search *s = &in->search;
+    int age = PARTNERS_LAST;
     while (s->trials > 0) {
         uint32_t hot = wb_search_hottest(s);
         if (s->rank_load[hot] <= in->goal) return;
+        if (age == PARTNERS_LAST) {
+            choose_partners(in);
+            age = 0;
+        }
         change c = best_change(in, hot);
-        if (c.kind == NO_CHANGE) return;
+        if (c.kind == NO_CHANGE && age == 0) return;
+        age = c.kind == NO_CHANGE ? PARTNERS_LAST : age + 1;
         if (c.kind == SWAP) wb_search_swap(s, c.slot, c.other);
         if (c.kind == TRANSFER) wb_search_transfer(s, c.slot, c.other);
         in->changed += c.slots;
@@ -167,9 +200,8 @@ static double move_seconds(const wb_placement *frame, const int32_t *from, const
     return slowest > 0 ? slowest + cost->seconds_per_group : 0;
 }
 
-static wb_status solve(incremental *in, const wb_eplb_options *options, int32_t *experts_out) {
+static void solve(incremental *in, const wb_eplb_options *options, int32_t *experts_out) {
     wb_search *s = &in->search;
-    WB_TRY(wb_alloc(s->n_experts, sizeof *in->peak, "incremental", (void **)&in->peak));
     take_current(in);
     restore_lost_experts(s);
     for (uint32_t i = 0; i < s->n_slots; i++)
@@ -184,7 +216,6 @@ static wb_status solve(incremental *in, const wb_eplb_options *options, int32_t 
                     options->horizon_steps;
     if (gained > move_seconds(s->frame, experts_out, s->expert, &options->cost))
         memcpy(experts_out, s->expert, bytes);
-    return WB_OK;
 }
 
 wb_status wb_solve_incremental(const wb_layer_problem *problem, int32_t *expert_of_slot_out,
@@ -194,8 +225,7 @@ wb_status wb_solve_incremental(const wb_layer_problem *problem, int32_t *expert_
     uint32_t trials = problem->options->trials;
     WB_TRY(wb_search_open(problem->frame, problem->loads, problem->layer,
                           trials > 0 ? trials : DEFAULT_TRIALS, &in.search));
-    wb_status status = solve(&in, problem->options, expert_of_slot_out);
-    free(in.peak);
+    solve(&in, problem->options, expert_of_slot_out);
     wb_search_close(&in.search);
-    return status;
+    return WB_OK;
 }

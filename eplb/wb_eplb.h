@@ -210,7 +210,7 @@ typedef enum wb_dispatch_policy {
     WB_DISPATCH_DYNAMIC, /* by token: a hash of (key, layer, expert) picks the replica; every rank picks the same one, so it is
                           * right where tokens are replicated over ranks */
     WB_DISPATCH_QUOTA, /* exact integer shares for each micro-batch, least maximum rank load, nearness only as tie break */
-    WB_DISPATCH_FAKE /* slots in turn whatever the router chose: wrong results, the upper bound of what balance can give */
+    WB_DISPATCH_FAKE /* ranks in turn whatever the router chose: wrong results, the upper bound of what balance can give */
 } wb_dispatch_policy;
 WB_API const char *wb_dispatch_policy_name(wb_dispatch_policy policy); /* "static", ... */
 WB_API wb_status wb_dispatch_policy_parse(const char *name, wb_dispatch_policy *policy_out);
@@ -227,8 +227,8 @@ typedef struct wb_routed_rows {
 
 typedef struct wb_dispatch wb_dispatch;
 
-/* For tokens of rank `rank`. `placement` is borrowed and read at each call: after an update of its layers the next call goes by
- * the new map (tables are rebuilt when a layer's epoch changed). */
+/* For tokens of rank `rank`, which is live. `placement` is borrowed and read at each call: after an update of its layers
+ * the next call goes by the new map (tables are rebuilt when a layer's epoch changed). */
 WB_API wb_status wb_dispatch_open(const wb_placement *placement, wb_dispatch_policy policy, uint32_t rank,
                                   wb_dispatch **dispatch_out);
 WB_API void wb_dispatch_close(wb_dispatch *dispatch); /* NULL is a no-op */
@@ -238,7 +238,9 @@ WB_API void wb_dispatch_close(wb_dispatch *dispatch); /* NULL is a no-op */
 WB_API wb_status wb_dispatch_table(wb_dispatch *dispatch, uint32_t layer, const wb_physical_id **table_out);
 
 /* quota: before a micro-batch, each layer. counts [P][E]: tokens of each source rank for each expert, the same on every rank
- * (replay knows them; else all-gather them). Tokens up to 2^31 an expert in all. Also restarts the layer's token count. */
+ * (replay knows them; else all-gather them). Tokens up to 2^31 an expert in all (more: CAPACITY), none of dead
+ * ranks (INVALID_ARGUMENT). Also restarts the layer's token count. To be repeated after the layer's map changed: until
+ * then its rows are a MISMATCH. */
 WB_API wb_status wb_dispatch_set_counts(wb_dispatch *dispatch, uint32_t layer, const uint32_t *counts);
 
 /* out [T][K]: the slots of a layer's rows; WB_NO_SLOT where a row is not valid. keys [T]: one u64 a token, the same

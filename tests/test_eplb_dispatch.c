@@ -1,6 +1,8 @@
-/* test_eplb_dispatch.c - dispatch but for quota: nearness and evenness of static, the hash of dynamic, the turns of fake,
- * reading of rows, and the loads and traffic of each policy against sums over single tokens. */
+/* test_eplb_dispatch.c - dispatch but for quota: nearness and evenness of static, the hash of dynamic, the turns
+ * of fake, reading of rows, and the loads and traffic of each policy against sums over single tokens. */
 #include "eplb_dispatch_fixture.h"
+
+#include <math.h>
 
 static uint64_t seed = 977;
 
@@ -29,7 +31,8 @@ static void nearest(const wb_placement *p, uint32_t layer, uint32_t expert, uint
     }
 }
 
-/* Of the ranks that are as near to the same replicas as `rank`, how many go to each of these: even to within one. */
+/* Of the ranks that are as near to the same replicas as `rank`, how many go to each of these: even to within
+ * one. */
 static void check_even(const wb_placement *p, const near_class *nearby, uint32_t layer, uint32_t expert,
                        uint32_t rank, const uint32_t *chosen /* [P] */) {
     const uint32_t *node_of = p->topology.node_of_rank;
@@ -160,27 +163,45 @@ static void test_sglang_32962_replica_choice_is_the_same_on_every_rank(void **un
     }
 }
 
-/* Chi-square of the picks among n replicas of one expert, keys 0, step, 2 step, ... */
-static double chi_square(uint32_t n, uint64_t step, uint32_t layer) {
+/* Chi-square of `cells` counts that should be even, of `total` in all, less what chance may make of it: at most
+ * 0. */
+static double chi_square_excess(const uint32_t *counts, uint32_t cells, uint32_t total) {
+    double sum = 0, expected = (double)total / cells, freedom = cells - 1;
+    for (uint32_t i = 0; i < cells; i++) sum += (counts[i] - expected) * (counts[i] - expected) / expected;
+    return sum - (freedom + 8.5 * sqrt(freedom) + 12);
+}
+
+/* Keys 0, step, 2 step, ...: the picks of expert 0 among n replicas are even, and so are its picks together with
+ * those of the same tokens for expert 1, and with those of the next layer. */
+static void check_unbiased(uint32_t n, uint64_t step) {
     enum { T = 20000 };
-    static uint8_t ids[T];
+    static uint8_t ids[T][2];
     static uint64_t keys[T];
-    static wb_physical_id out[T];
-    wb_topology t = {.n_ranks = n, .n_nodes = 1, .n_slots = n};
-    uint32_t counts[64] = {0};
+    static wb_physical_id out[T][2], next[T][2];
+    wb_topology t = {.n_ranks = n, .n_nodes = 1, .n_slots = 2 * n};
+    uint32_t alone[16] = {0}, experts[256] = {0}, layers[256] = {0};
     wb_placement *p = NULL;
     wb_dispatch *d = NULL;
-    double sum = 0, expected = (double)T / n;
-    for (uint32_t i = 0; i < T; i++) keys[i] = i * step;
-    wb_routed_rows rows = {.ids = ids, .dtype = WB_U8, .T = T, .K = 1};
-    assert_ok(wb_placement_open(&t, layer + 1, 1, &p));
+    for (uint32_t i = 0; i < T; i++) {
+        keys[i] = i * step;
+        ids[i][1] = 1;
+    }
+    wb_routed_rows rows = {.ids = ids, .dtype = WB_U8, .T = T, .K = 2};
+    assert_ok(wb_placement_open(&t, 2, 2, &p));
     assert_ok(wb_dispatch_open(p, WB_DISPATCH_DYNAMIC, 0, &d));
-    assert_ok(wb_dispatch_rows(d, layer, &rows, keys, out));
-    for (uint32_t i = 0; i < T; i++) counts[out[i].slot]++;
-    for (uint32_t i = 0; i < n; i++) sum += (counts[i] - expected) * (counts[i] - expected) / expected;
+    assert_ok(wb_dispatch_rows(d, 0, &rows, keys, &out[0][0]));
+    assert_ok(wb_dispatch_rows(d, 1, &rows, keys, &next[0][0]));
+    for (uint32_t i = 0; i < T; i++) {
+        uint32_t at = out[i][0].slot / 2; /* each rank has both experts */
+        alone[at]++;
+        experts[at * n + out[i][1].slot / 2]++;
+        layers[at * n + next[i][0].slot / 2]++;
+    }
+    bool even = chi_square_excess(alone, n, T) <= 0 && chi_square_excess(experts, n * n, T) <= 0 &&
+                chi_square_excess(layers, n * n, T) <= 0;
+    if (!even) fail_msg("step %" PRIu64 ", %u replicas: the picks are not even", step, n);
     wb_dispatch_close(d);
     wb_placement_close(p);
-    return sum;
 }
 
 static void test_vllm_40810_strided_tokens_are_not_biased(void **unused) {
@@ -188,14 +209,7 @@ static void test_vllm_40810_strided_tokens_are_not_biased(void **unused) {
     const uint64_t steps[] = {1, 2, 3, 4, 8, 64, (uint64_t)1 << 32};
     const uint32_t replicas[] = {2, 3, 4, 5, 8, 16};
     for (size_t s = 0; s < sizeof steps / sizeof *steps; s++)
-        for (size_t i = 0; i < sizeof replicas / sizeof *replicas; i++)
-            for (uint32_t layer = 0; layer < 3; layer++) {
-                double freedom = replicas[i] - 1, limit = freedom + 6 * 1.4142135 * freedom + 12;
-                double found = chi_square(replicas[i], steps[s], layer);
-                if (!(found <= limit))
-                    fail_msg("step %" PRIu64 ", %u replicas, layer %u: chi-square %g, at most %g", steps[s],
-                             replicas[i], layer, found, limit);
-            }
+        for (size_t i = 0; i < sizeof replicas / sizeof *replicas; i++) check_unbiased(replicas[i], steps[s]);
 }
 
 /* ---- fake --------------------------------------------------------------------------------------------------- */
@@ -223,13 +237,19 @@ static void test_fake_is_even_across_calls(void **unused) {
             }
             assert_ok(wb_dispatch_rows(d, 0, &rows, NULL, out)); /* another layer has turns of its own */
         }
-        for (uint32_t slot = 0; slot < p->topology.n_slots; slot++) {
-            if (map[slot] == WB_NO_EXPERT) {
-                assert_int_equal(counts[slot], 0);
-                continue;
+        for (uint32_t r = 0; r < p->topology.n_ranks; r++) {
+            uint32_t on_rank = 0, filled = 0;
+            for (uint32_t slot = p->first_slot[r]; slot < p->first_slot[r + 1]; slot++) {
+                if (map[slot] == WB_NO_EXPERT) assert_int_equal(counts[slot], 0);
+                filled += map[slot] != WB_NO_EXPERT;
+                on_rank += counts[slot];
             }
-            if (counts[slot] < least) least = counts[slot];
-            if (counts[slot] > most) most = counts[slot];
+            if (filled == 0) continue;
+            for (uint32_t slot = p->first_slot[r]; slot < p->first_slot[r + 1]; slot++)
+                if (map[slot] != WB_NO_EXPERT)
+                    assert_in_range(counts[slot], on_rank / filled, (on_rank + filled - 1) / filled);
+            if (on_rank < least) least = on_rank;
+            if (on_rank > most) most = on_rank;
         }
         assert_in_range(most - least, 0, 1);
         wb_dispatch_close(d);
@@ -280,21 +300,26 @@ static void test_rows_of_any_layout(void **unused) {
     wb_placement_close(p);
 }
 
-/* E 256 in u8 and E 65536 in u16: every value is an expert, 255 and 65535 too. */
+/* Up to the last value of a width: with E 256 and 65536 all ones is an expert, with one expert less it is
+ * refused. */
 static void test_widest_ids(void **unused) {
     (void)unused;
-    const uint32_t experts[] = {256, 65536};
-    for (int wide = 0; wide < 2; wide++) {
-        wb_topology t = {.n_ranks = 2, .n_nodes = 1, .n_slots = experts[wide]};
+    const uint32_t experts[] = {255, 256, 65535, 65536};
+    for (int i = 0; i < 4; i++) {
+        wb_topology t = {.n_ranks = 2, .n_nodes = 1, .n_slots = experts[i]};
         const uint8_t ids[] = {0xff, 0xff};
         wb_placement *p = NULL;
         wb_dispatch *d = NULL;
         wb_physical_id out;
-        wb_routed_rows rows = {.ids = ids, .dtype = wide ? WB_U16 : WB_U8, .T = 1, .K = 1};
-        assert_ok(wb_placement_open(&t, 1, experts[wide], &p));
+        wb_routed_rows rows = {.ids = ids, .dtype = i < 2 ? WB_U8 : WB_U16, .T = 1, .K = 1};
+        assert_ok(wb_placement_open(&t, 1, experts[i], &p));
         assert_ok(wb_dispatch_open(p, WB_DISPATCH_STATIC, 0, &d));
-        assert_ok(wb_dispatch_rows(d, 0, &rows, NULL, &out));
-        assert_int_equal(out.slot, experts[wide] - 1);
+        if (i % 2 == 0) {
+            assert_fails(wb_dispatch_rows(d, 0, &rows, NULL, &out), WB_INVALID_ARGUMENT, "place 0");
+        } else {
+            assert_ok(wb_dispatch_rows(d, 0, &rows, NULL, &out));
+            assert_int_equal(out.slot, experts[i] - 1);
+        }
         wb_dispatch_close(d);
         wb_placement_close(p);
     }
@@ -393,11 +418,18 @@ static void add(const wb_placement *p, sums *s, uint32_t from, uint32_t slot, do
     s->got[way][to] += tokens;
 }
 
+static uint32_t filled_on(const wb_placement *p, const int32_t *map, uint32_t rank) {
+    uint32_t n = 0;
+    for (uint32_t slot = p->first_slot[rank]; slot < p->first_slot[rank + 1]; slot++)
+        n += map[slot] != WB_NO_EXPERT;
+    return n;
+}
+
 /* Each source's tokens one (source, slot) pair at a time. */
 static void add_all(const wb_placement *p, wb_dispatch_policy policy, const uint32_t *counts, sums *s) {
     const int32_t *map = wb_placement_experts_of(p, 0);
-    uint32_t R = p->topology.n_slots, E = p->n_experts, filled = 0;
-    for (uint32_t slot = 0; slot < R; slot++) filled += map[slot] != WB_NO_EXPERT;
+    uint32_t R = p->topology.n_slots, E = p->n_experts, n_filled = 0;
+    for (uint32_t rank = 0; rank < p->topology.n_ranks; rank++) n_filled += filled_on(p, map, rank) > 0;
     for (uint32_t rank = 0; rank < p->topology.n_ranks; rank++) {
         const wb_physical_id *table = NULL;
         wb_dispatch *d = NULL;
@@ -412,7 +444,7 @@ static void add_all(const wb_placement *p, wb_dispatch_policy policy, const uint
             for (uint32_t slot = 0; slot < R; slot++) {
                 if (policy == WB_DISPATCH_DYNAMIC && map[slot] == (int32_t)e) add(p, s, rank, slot, c / n);
                 if (policy == WB_DISPATCH_FAKE && map[slot] != WB_NO_EXPERT)
-                    add(p, s, rank, slot, c / filled);
+                    add(p, s, rank, slot, c / n_filled / filled_on(p, map, p->rank_of_slot[slot]));
             }
         }
         wb_dispatch_close(d);

@@ -1,5 +1,5 @@
-/* test_eplb_dispatch_quota.c - quota: the least maximum load and the nearest tokens, against enumeration and against a flow
- * of its own; and that the tokens of all ranks, handed out through their handles, are the shares. */
+/* test_eplb_dispatch_quota.c - quota: the least maximum load and the nearest tokens, against enumeration and
+ * against a flow of its own; and that the tokens of all ranks, handed out through their handles, are the shares. */
 #include "eplb_dispatch_fixture.h"
 
 static uint64_t seed = 4242;
@@ -46,7 +46,8 @@ static score score_of(const wb_placement *p, const uint32_t *counts, const uint3
     return s;
 }
 
-/* Tries all ways to give `left` tokens of the expert of replica j to replicas j.. and those of later experts to theirs. */
+/* Tries all ways to give `left` tokens of the expert of replica j to replicas j.. and those of later experts to
+ * theirs. */
 static void try_all(const wb_placement *p, const uint32_t *counts, uint32_t e, uint32_t j, uint32_t left,
                     uint32_t *shares, score *best) {
     wb_layer_map map = wb_placement_layer(p, 0);

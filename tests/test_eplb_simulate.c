@@ -247,7 +247,7 @@ static void test_properties(void **state) {
     }
 }
 
-/* Even slots, all full: slots in turn are even ranks. */
+/* Ranks in turn are even. */
 static void test_fake_is_even(void **state) {
     (void)state;
     wb_topology topology = {.n_ranks = 8, .n_nodes = 2, .n_slots = 32};
