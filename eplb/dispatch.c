@@ -230,25 +230,14 @@ typedef struct reader {
     bool wide; /* u16 */
 } reader;
 
-static inline bool row_valid(const reader *in, uint32_t t) {
-    return !in->valid || (in->valid[t >> 3] >> (t & 7) & 1);
-}
-
 static inline uint32_t id_at(const uint8_t *row, bool wide, uint32_t k) {
     return wide ? (uint32_t)row[2 * (size_t)k] | (uint32_t)row[2 * (size_t)k + 1] << 8 : row[k];
 }
 
 static wb_status open_rows(const wb_routed_rows *rows, reader *in) {
-    if (rows->dtype != WB_U8 && rows->dtype != WB_U16)
-        return wb_fail(WB_INVALID_ARGUMENT, "dispatch rows: dtype: expected u8 or u16, found %d",
-                       (int)rows->dtype);
-    size_t row_bytes = rows->K * wb_dtype_size(rows->dtype);
-    if (rows->row_stride != 0 && rows->row_stride < row_bytes)
-        return wb_fail(WB_INVALID_ARGUMENT,
-                       "dispatch rows: row_stride: expected 0 or at least %zu, found %zu", row_bytes,
-                       rows->row_stride);
-    *in = (reader){rows->ids, rows->valid, rows->row_stride ? rows->row_stride : row_bytes,
-                   rows->T,   rows->K,     rows->dtype == WB_U16};
+    size_t stride = 0;
+    WB_TRY(wb_routed_rows_check(rows, "dispatch", &stride));
+    *in = (reader){rows->ids, rows->valid, stride, rows->T, rows->K, rows->dtype == WB_U16};
     return WB_OK;
 }
 
@@ -265,7 +254,7 @@ static wb_status check_ids(const reader *in, uint32_t layer, uint32_t E) {
     if (E > (in->wide ? UINT16_MAX : UINT8_MAX)) return WB_OK; /* every value is an expert */
     for (uint32_t t = 0; t < in->T; t++) {
         const uint8_t *row = in->bytes + t * in->stride;
-        if (!row_valid(in, t)) continue;
+        if (!wb_row_valid(in->valid, t)) continue;
         if ((in->wide ? largest_id(row, true, in->K) : largest_id(row, false, in->K)) < E) continue;
         uint32_t k = 0;
         while (id_at(row, in->wide, k) < E) k++;
@@ -339,7 +328,7 @@ static wb_status check_quota(wb_dispatch *d, uint32_t layer, const reader *in) {
                        ", the placement is at %" PRIu64,
                        layer, state->epoch, epoch);
     for (uint32_t t = 0; t < in->T; t++)
-        for (uint32_t k = 0; row_valid(in, t) && k < in->K; k++) {
+        for (uint32_t k = 0; wb_row_valid(in->valid, t) && k < in->K; k++) {
             uint32_t expert = id_at(in->bytes + t * in->stride, in->wide, k);
             if (++d->tally[expert] > state->progress[expert].remaining) excess = expert;
         }
@@ -374,7 +363,7 @@ wb_status wb_dispatch_rows(wb_dispatch *dispatch, uint32_t layer, const wb_route
     for (uint32_t t = 0; t < in.T; t++) {
         const uint8_t *row = in.bytes + t * in.stride;
         wb_physical_id *slots = out + (size_t)t * in.K;
-        if (!row_valid(&in, t)) {
+        if (!wb_row_valid(in.valid, t)) {
             pad_row(slots, in.K);
             continue;
         }

@@ -31,6 +31,15 @@ static inline const int32_t *wb_placement_experts_of(const wb_placement *placeme
     return placement->expert_of_slot + (size_t)layer * placement->topology.n_slots;
 }
 
+/* INVALID_ARGUMENT, naming the field, unless all figures are finite, none negative, and rates above 0. */
+wb_status wb_cost_model_check(const wb_cost_model *cost, const char *what);
+
+/* INVALID_ARGUMENT, naming the field, unless the rows can be read; *stride_out: bytes from one to the next. */
+wb_status wb_routed_rows_check(const wb_routed_rows *rows, const char *what, size_t *stride_out);
+static inline bool wb_row_valid(const uint8_t *valid, uint32_t row) {
+    return !valid || (valid[row >> 3] >> (row & 7) & 1);
+}
+
 /* One layer as a solver sees it. */
 typedef struct wb_layer_problem {
     const wb_placement *frame; /* topology with all arrays, first_slot, rank_of_slot; its maps are not read */

@@ -139,10 +139,6 @@ const char *wb_phase_name(wb_phase phase) {
 
 /* ---- tallies -------------------------------------------------------------------------------------- */
 
-static inline bool is_valid(const uint8_t *valid, uint32_t row) {
-    return !valid || (valid[row / 8] >> (row % 8) & 1);
-}
-
 /* Adds the K ids of a row to tally [limit]; stops at one that is not below `limit` and returns its place, else K. */
 static inline uint32_t tally_ids(const uint8_t *ids, wb_dtype dtype, uint32_t K, uint32_t limit,
                                  uint64_t *tally) {
@@ -197,23 +193,6 @@ static wb_status check_layer(const wb_load_table *table, wb_phase phase, int32_t
     return WB_OK;
 }
 
-/* *stride_out: bytes from a row to the next. */
-static wb_status check_rows(const wb_routed_rows *rows, size_t *stride_out) {
-    if (rows->dtype != WB_U8 && rows->dtype != WB_U16)
-        return wb_fail(WB_INVALID_ARGUMENT, "load rows: dtype: expected u8 or u16, found %s",
-                       wb_dtype_name(rows->dtype));
-    if (rows->K == 0) return wb_fail(WB_INVALID_ARGUMENT, "load rows: K: expected 1 or more, found 0");
-    if (rows->T > 0 && !rows->ids) return wb_fail(WB_INVALID_ARGUMENT, "load rows: ids: NULL");
-    size_t least = rows->K * wb_dtype_size(rows->dtype);
-    size_t stride = rows->row_stride ? rows->row_stride : least;
-    if (stride < least || (rows->T > 0 && stride > SIZE_MAX / rows->T))
-        return wb_fail(WB_INVALID_ARGUMENT,
-                       "load rows: row_stride: expected %zu..%zu bytes for %" PRIu32 " rows, found %zu",
-                       least, SIZE_MAX / (rows->T ? rows->T : 1), rows->T, stride);
-    *stride_out = stride;
-    return WB_OK;
-}
-
 static wb_status refuse_id(const wb_load_region *shape, const char *where, uint32_t layer, uint32_t place,
                            uint32_t id) {
     return wb_fail(WB_INVALID_ARGUMENT,
@@ -230,14 +209,14 @@ wb_status wb_load_record(wb_load *load, uint32_t region, wb_phase phase, int32_t
     const wb_load_table *table = &load->regions[region];
     size_t stride = 0;
     WB_TRY(check_layer(table, phase, layer));
-    WB_TRY(check_rows(rows, &stride));
+    WB_TRY(wb_routed_rows_check(rows, "load", &stride));
     if (!table->on) return WB_OK;
 
     uint32_t limit = table->shape.n_experts + table->shape.n_shared, K = rows->K;
     bool any = false;
     memset(load->tally, 0, limit * sizeof *load->tally);
     for (uint32_t t = 0; t < rows->T; t++) {
-        if (!is_valid(rows->valid, t)) continue;
+        if (!wb_row_valid(rows->valid, t)) continue;
         const uint8_t *ids = (const uint8_t *)rows->ids + t * stride;
         uint32_t k = tally_ids(ids, rows->dtype, K, limit, load->tally);
         if (k < K) {
@@ -292,7 +271,7 @@ static wb_status tally_record(const wb_load_region *shape, const wb_route_model 
     for (uint32_t i = 0; i < record->n_routes; i++) {
         const wb_route_rows *run = &record->routes[i];
         for (uint32_t r = 0; r < run->rows; r++) {
-            if (!is_valid(run->valid, r)) continue;
+            if (!wb_row_valid(run->valid, r)) continue;
             uint32_t position = run->start + r;
             bool first = replay || position < record->prompt_len;
             WB_TRY(tally_row(shape, model, record, position, (const uint8_t *)run->ids + r * row_bytes,

@@ -3,8 +3,7 @@
 #ifndef WB_LOAD_INTERNAL_H
 #define WB_LOAD_INTERNAL_H
 
-#include "wb_check.h"
-#include "wb_eplb.h"
+#include "eplb_internal.h"
 
 /* Everything that one handle reserves; more is refused before it is asked for. */
 #define WB_LOAD_MAX_BYTES ((size_t)16 << 30)

@@ -13,32 +13,13 @@ wb_move_options wb_move_options_default(void) {
 
 /* ---- checks ----------------------------------------------------------------------------------------------- */
 
-static wb_status check_cost(const wb_cost_model *cost) {
-    const struct {
-        const char *name;
-        double value;
-        bool rate;
-    } fields[] = {{"expert_bytes", cost->expert_bytes, false},
-                  {"seconds_per_group", cost->seconds_per_group, false},
-                  {"local_bytes_per_second", cost->local_bytes_per_second, true},
-                  {"node_bytes_per_second", cost->node_bytes_per_second, true},
-                  {"network_bytes_per_second", cost->network_bytes_per_second, true}};
-    for (size_t i = 0; i < sizeof fields / sizeof fields[0]; i++) {
-        double value = fields[i].value;
-        if (!isfinite(value) || value < 0 || (fields[i].rate && value == 0))
-            return wb_fail(WB_INVALID_ARGUMENT, "move plan: cost: %s: expected a number %s 0, found %g",
-                           fields[i].name, fields[i].rate ? "above" : "of at least", value);
-    }
-    return WB_OK;
-}
-
 static wb_status check_options(const wb_move_options *options) {
     if (options->n_shadow < 1 || options->n_shadow > WB_MAX_SHADOW)
         return wb_fail(WB_INVALID_ARGUMENT, "move plan: n_shadow: expected 1..%d, found %" PRIu32,
                        WB_MAX_SHADOW, options->n_shadow);
     if (options->group_moves < 1)
         return wb_fail(WB_INVALID_ARGUMENT, "move plan: group_moves: expected 1 or more, found 0");
-    return check_cost(&options->cost);
+    return wb_cost_model_check(&options->cost, "move plan");
 }
 
 static wb_status check_ranks(const wb_placement *from, const wb_placement *to) {

@@ -331,22 +331,23 @@ void wb_search_sort(wb_search *s) {
     wb_heap_sort(&heap);
 }
 
-void wb_search_descend(wb_search *s, double goal, int64_t trials) {
-    int64_t rest = s->trials > trials ? s->trials - trials : 0;
-    s->trials -= rest;
+static bool cool(wb_search *s, uint32_t hot, double target) {
+    return exchange_with_any(s, hot, target, exchange_one) ||
+           exchange_with_any(s, hot, target, exchange_two) || exchange_three(s, hot, target);
+}
+
+void wb_search_descend(wb_search *s, double goal) {
     wb_search_sort(s);
-    while (s->trials > 0) {
-        uint32_t hot = wb_search_hottest(s);
-        double most = s->rank_load[hot];
+    bool stuck = false;
+    while (s->trials > 0 && !stuck) {
+        double most = s->rank_load[wb_search_hottest(s)];
         if (most <= goal) break;
         /* A twentieth of the way to the mean at least: steps that are too small never arrive. */
         double target = s->mean + 0.95 * (most - s->mean);
         if (target < goal) target = goal;
-        if (!exchange_with_any(s, hot, target, exchange_one) &&
-            !exchange_with_any(s, hot, target, exchange_two) && !exchange_three(s, hot, target))
-            break;
+        for (uint32_t r = 0; r < s->n_ranks && !stuck; r++)
+            stuck = s->rank_load[r] > target && !cool(s, r, target);
     }
-    s->trials += rest;
 }
 
 void wb_search_shake(wb_search *s, double most, uint32_t n) {

@@ -69,8 +69,8 @@ void wb_search_sort(wb_search *search); /* fills `order` */
 
 uint32_t wb_search_hottest(const wb_search *search); /* the lowest of the most loaded ranks */
 
-/* Exchanges between the most loaded rank and others until it is at most `goal` or nothing found helps, within `trials`. */
-void wb_search_descend(wb_search *search, double goal, int64_t trials);
+/* Exchanges between the most loaded ranks and others until none is above `goal`, nothing found helps, or no trials are left. */
+void wb_search_descend(wb_search *search, double goal);
 
 /* Tries n exchanges of random ranks that leave no rank above `most`: other contents, no worse. */
 void wb_search_shake(wb_search *search, double most, uint32_t n);

@@ -1,5 +1,5 @@
 /* simulate.c - what a placement and a dispatch policy make of a step's tokens: balancedness, predicted seconds, bytes,
- * and the lower bound that no placement goes below. Owns: the cost model's arithmetic. Refuses: choosing replicas
+ * and the lower bound that no placement goes below. Owns: the arithmetic of a pass under the cost model. Refuses: choosing replicas
  * (dispatch does) and keeping the counts of all layers: a few [P][E] at a time, one a thread, are large enough. */
 #include "eplb_internal.h"
 
@@ -10,18 +10,6 @@
 #ifdef _OPENMP
 #include <omp.h>
 #endif
-
-wb_cost_model wb_cost_model_default(void) {
-    const double weights = 3.0 * 7168 * 2048; /* of one expert; 2 operations and 2 bytes each */
-    return (wb_cost_model){.seconds_per_token = 2 * weights / 400e12,
-                           .seconds_per_expert = 2 * weights / 4.3e12,
-                           .bytes_per_token = 7168 * 2,
-                           .expert_bytes = 2 * weights,
-                           .node_bytes_per_second = 400e9,
-                           .network_bytes_per_second = 50e9,
-                           .local_bytes_per_second = 4.3e12 / 2, /* read and written */
-                           .seconds_per_group = 20e-6};
-}
 
 /* One pass of one layer: what a thread needs for it, and what came of it. */
 typedef struct layer_pass {
@@ -56,25 +44,6 @@ typedef struct simulation {
     double means, maxima;
     wb_simulation out;
 } simulation;
-
-static wb_status check_cost(const wb_cost_model *cost) {
-    const struct {
-        const char *name;
-        double value;
-        bool rate; /* divided by: above 0 */
-    } fields[] = {{"seconds_per_token", cost->seconds_per_token, false},
-                  {"seconds_per_expert", cost->seconds_per_expert, false},
-                  {"bytes_per_token", cost->bytes_per_token, false},
-                  {"node_bytes_per_second", cost->node_bytes_per_second, true},
-                  {"network_bytes_per_second", cost->network_bytes_per_second, true}};
-    for (size_t i = 0; i < sizeof fields / sizeof fields[0]; i++) {
-        double value = fields[i].value;
-        if (!isfinite(value) || value < 0 || (fields[i].rate && value == 0))
-            return wb_fail(WB_INVALID_ARGUMENT, "simulate: cost model: %s: expected a number %s 0, found %g",
-                           fields[i].name, fields[i].rate ? "above" : "of at least", value);
-    }
-    return WB_OK;
-}
 
 /* How many passes run at a time: threads, unless a pass is too small to be worth one or too large for the memory. */
 static uint32_t choose_passes(uint64_t pairs) {
@@ -237,7 +206,7 @@ wb_status wb_simulate(const wb_placement *placement, wb_dispatch_policy policy, 
                       const wb_cost_model *cost, double *rank_tokens_out, wb_simulation *simulation_out) {
     if (!placement || !traffic || !traffic->fill || !cost || !simulation_out)
         return wb_fail(WB_INVALID_ARGUMENT, "simulate: a pointer is NULL");
-    WB_TRY(check_cost(cost));
+    WB_TRY(wb_cost_model_check(cost, "simulate"));
     const wb_topology *topology = wb_placement_topology(placement);
     simulation s = {.placement = placement,
                     .cost = cost,

@@ -56,7 +56,7 @@ static wb_status check_options(const wb_eplb_options *o) {
         return wb_fail(WB_INVALID_ARGUMENT, "solve: target %g, expected above 0 and at most 1", o->target);
     if (!(o->horizon_steps >= 0))
         return wb_fail(WB_INVALID_ARGUMENT, "solve: horizon_steps %g, expected 0 or more", o->horizon_steps);
-    return WB_OK;
+    return wb_cost_model_check(&o->cost, "solve");
 }
 
 static wb_status check_loads(uint32_t M, uint32_t L, uint32_t E, const double *loads, bool any_number) {

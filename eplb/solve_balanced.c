@@ -10,7 +10,7 @@
 
 /* Balancedness at which the search ends: at once, and after a sixteenth of its trials. */
 static const double GOAL = 0.9998, MODEST_GOAL = 0.9995;
-enum { DEFAULT_TRIALS = 4000000, TRIALS_OF_A_KICK = 100, ROUNDS_OF_A_KICK = 4 };
+enum { DEFAULT_TRIALS = 4000000, TRIALS_OF_A_FOLD = 16, TRIALS_OF_A_KICK = 100, ROUNDS_OF_A_KICK = 4 };
 
 /* The maximum rank load that stands for a balancedness; no placement is below the largest share of water-filling. */
 static double load_at(const wb_search *s, double balancedness) {
@@ -59,6 +59,7 @@ typedef struct fold {
 static fold fold_shares(wb_search *s, double limit) {
     uint32_t i = 0, j = s->n_experts, n_i = 0, n_j = 2 * s->cap, m;
     fold f = {0, 0};
+    s->trials -= TRIALS_OF_A_FOLD; /* what it takes besides the ranks looked at */
     double of_i = 0, of_j = 0;
     for (uint32_t e = 0; e < s->n_experts; e++) n_j -= s->count[e];
     for (uint32_t pairs = s->cap; pairs > 0 && f.excess <= limit; pairs -= m) {
@@ -202,7 +203,7 @@ static wb_status place(wb_search *s) {
                  .refused = memory + 2 * P,
                  .ranks = {.items = memory + P, .before = less_loaded, .ctx = s}};
     choose_counts(s, s->order);
-    if (at_most_two_slots(s)) anneal_counts(s, s->trials / 8 * 7);
+    if (s->n_live > s->n_experts && at_most_two_slots(s)) anneal_counts(s, s->trials / 8 * 7);
     pack(&p);
     free(memory);
     return WB_OK;
@@ -245,7 +246,7 @@ static void refine(wb_search *s) {
         } else if (stale > 0) {
             wb_search_shake(s, s->rank_load[wb_search_hottest(s)], s->n_ranks / 2);
         }
-        wb_search_descend(s, goal, s->trials);
+        wb_search_descend(s, goal);
         double most = s->rank_load[wb_search_hottest(s)];
         if (most < best) {
             best = most;
