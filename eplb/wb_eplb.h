@@ -131,10 +131,10 @@ WB_API void wb_placement_export(const wb_placement *placement, int32_t *log2phy_
  * has on the same rank keeps its slot: fewer copies. Replica order is kept. MISMATCH on other shapes. */
 WB_API wb_status wb_placement_keep_slots(wb_placement *placement, const wb_placement *current);
 
-/* A file holds a map or counts, as JSON or as msgpack (told apart by the content), with the keys that
- * SGLang uses: {"physical_to_logical_map": [L][R]}, "replica_of_slot": [L][R] beside it where the order is
- * not that of slots; {"logical_count": [L][E] or [M][L][E]}. Other keys are skipped. Writing: *.json is
- * JSON, any other name msgpack; the file appears whole or not at all. */
+/* A file holds a map or counts, as JSON or as msgpack (told apart by the content), with SGLang's keys:
+ *   {"physical_to_logical_map": [L][R]}            and "replica_of_slot": [L][R] where the order is not that of slots
+ *   {"logical_count": [L][E] or [M][L][E]}
+ * Other keys are skipped. Writing: *.json is JSON, any other name msgpack; the file appears whole or not at all. */
 WB_API wb_status wb_placement_save(const wb_placement *placement, const char *path);
 /* Opens the placement that a file describes: a map as it is, counts through `balanced`. Shapes that do not
  * fit are MISMATCH, with expected and found; `path` is named in each message. */
@@ -146,9 +146,10 @@ WB_API wb_status wb_placement_from_dump(wb_dump *dump, const wb_topology *topolo
 
 /* ---- the cost model ----------------------------------------------------------------------------------- */
 
-/* Seconds and bytes of one forward pass of a MoE layer on one rank: compute = tokens x seconds_per_token +
- * experts that got a token x seconds_per_expert dispatch and combine = 2 x bytes_per_token x (tokens sent
- * off the rank), by link, in and out at the same time. A layer ends with its slowest rank; a step is the
+/* Seconds and bytes of one forward pass of a MoE layer on one rank:
+ *   compute              = tokens x seconds_per_token + experts that got a token x seconds_per_expert
+ *   dispatch and combine = 2 x bytes_per_token x tokens sent off the rank / bytes per second of the link
+ * In and out, inside the node and out of it go on at the same time. A layer ends with its slowest rank; a step is the
  * sum over layers and micro-batches. */
 typedef struct wb_cost_model {
     double seconds_per_token;  /* one token through one expert */
@@ -166,10 +167,10 @@ WB_API wb_cost_model wb_cost_model_default(void);
 /* ---- solvers ------------------------------------------------------------------------------------------- */
 
 typedef enum wb_eplb_algorithm {
-    /* The bytes of DeepSeek's eplb.py (float32, ties to the lower index; its torch run with a stable
-     * sort), replica order included, for whatever it accepts but NaN; what it refuses is refused: E % G, P
-     * % N, R % P not 0. Hierarchical when G % N == 0, else global. Two replicas of an expert may share a
-     * rank. No dead ranks, no uneven slots. */
+    /* The bytes of DeepSeek's eplb.py (float32, ties to the lower index; its torch run with a stable sort), replica
+     * order included, for whatever it accepts but NaN. What it refuses is refused: E % G or R % P not 0, and P % N
+     * where hierarchical, which is when G % N == 0; else global. Two replicas of an expert may share a rank. No dead
+     * ranks, no uneven slots. */
     WB_EPLB_DEEPSEEK,
     /* The default. Least maximum rank load: capped replication, never two replicas of an expert on one
      * rank (slots that nothing could fill without stay empty), packing, swaps, joint search over replica
