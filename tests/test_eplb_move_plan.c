@@ -594,7 +594,8 @@ static void test_dead_rank_is_no_source_and_lost_expert_is_reloaded(void **state
     wb_move_plan_close(plan);
 
     wb_move_plan *none = NULL; /* a rank does not come back */
-    assert_int_equal(wb_move_plan_open(to, from, wb_placement_layers(to), NULL, &options, &none), WB_MISMATCH);
+    assert_int_equal(wb_move_plan_open(to, from, wb_placement_layers(to), NULL, &options, &none),
+                     WB_MISMATCH);
     assert_null(none);
     wb_placement_close(to);
     wb_placement_close(from);
