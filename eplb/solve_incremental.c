@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { DEFAULT_TRIALS = 4000000, MAX_PARTNERS = 64, PARTNERS_LAST = 16 };
+enum { DEFAULT_TRIALS = 4000000, FEW_PARTNERS = 64, PARTNERS_LAST = 16 };
 
 typedef struct change {
     enum { NO_CHANGE, SWAP, TRANSFER } kind;
@@ -19,12 +19,12 @@ typedef struct change {
 
 typedef struct incremental {
     wb_search search;
-    const int32_t *current; /* [R] */
-    double goal;            /* rank load at which the layer is balanced enough */
-    int64_t changed, limit; /* slots that differ from the current placement and may */
-    wb_heap
-        partners; /* the least loaded live ranks, the most loaded of them first: where changes are looked for */
-    uint32_t partner_ranks[MAX_PARTNERS];
+    const int32_t *current;  /* [R] */
+    double goal;             /* rank load at which the layer is balanced enough */
+    int64_t changed, limit;  /* slots that differ from the current placement and may */
+    wb_heap partners;        /* the coolest live ranks, where changes are looked for; the most loaded first */
+    uint32_t *partner_ranks; /* [P] its memory */
+    uint32_t *seen;          /* [E] scratch of move_seconds; in one block with the above */
 } incremental;
 
 /* ---- what was there ----------------------------------------------------------------------------------------- */
@@ -127,13 +127,13 @@ static bool more_loaded(const void *ctx, uint32_t a, uint32_t b) {
     return s->rank_load[a] != s->rank_load[b] ? s->rank_load[a] > s->rank_load[b] : a > b;
 }
 
-static void choose_partners(incremental *in) {
+static void choose_partners(incremental *in, uint32_t limit) {
     const wb_search *s = &in->search;
     wb_heap *partners = &in->partners;
     *partners = (wb_heap){.items = in->partner_ranks, .before = more_loaded, .ctx = s};
     for (uint32_t r = 0; r < s->n_ranks; r++) {
         if (s->frame->dead[r]) continue;
-        if (partners->n < MAX_PARTNERS) {
+        if (partners->n < limit) {
             wb_heap_push(partners, r);
         } else if (more_loaded(s, partners->items[0], r)) {
             partners->items[0] = r;
@@ -153,20 +153,28 @@ static change best_change(incremental *in, uint32_t hot) {
     return best;
 }
 
-/* Partners are chosen anew after some changes, and when none of them helps any more. */
+/* Looks among a few cool ranks, which are chosen anew after some changes, and among all when those do not help. */
+static change find_change(incremental *in, uint32_t hot, int *age) {
+    change best = {.kind = NO_CHANGE};
+    if (*age < PARTNERS_LAST) best = best_change(in, hot);
+    for (uint32_t n = FEW_PARTNERS; best.kind == NO_CHANGE; n = in->search.n_ranks) {
+        choose_partners(in, n);
+        *age = 0;
+        best = best_change(in, hot);
+        if (n >= in->search.n_ranks) break;
+    }
+    ++*age;
+    return best;
+}
+
 static void improve(incremental *in) {
     wb_search *s = &in->search;
     int age = PARTNERS_LAST;
     while (s->trials > 0) {
         uint32_t hot = wb_search_hottest(s);
         if (s->rank_load[hot] <= in->goal) return;
-        if (age == PARTNERS_LAST) {
-            choose_partners(in);
-            age = 0;
-        }
-        change c = best_change(in, hot);
-        if (c.kind == NO_CHANGE && age == 0) return;
-        age = c.kind == NO_CHANGE ? PARTNERS_LAST : age + 1;
+        change c = find_change(in, hot, &age);
+        if (c.kind == NO_CHANGE) return;
         if (c.kind == SWAP) wb_search_swap(s, c.slot, c.other);
         if (c.kind == TRANSFER) wb_search_transfer(s, c.slot, c.other);
         in->changed += c.slots;
@@ -175,33 +183,35 @@ static void improve(incremental *in) {
 
 /* ---- does it pay? ------------------------------------------------------------------------------------------------ */
 
-static bool node_has(const wb_placement *frame, const int32_t *experts, uint32_t node, int32_t expert) {
-    for (uint32_t i = 0; i < frame->topology.n_slots; i++)
-        if (experts[i] == expert && frame->node_of_rank[frame->rank_of_slot[i]] == node) return true;
-    return false;
-}
-
-/* Seconds until the rank that receives most has its experts; the plan proper is wb_move_plan_open's. */
+/* Seconds until the rank that receives most has its experts; the plan proper is wb_move_plan_open's. seen [E], zeroed:
+ * 1 + the last node that was found to hold the expert. */
 static double move_seconds(const wb_placement *frame, const int32_t *from, const int32_t *to,
-                           const wb_cost_model *cost) {
+                           const wb_cost_model *cost, uint32_t *seen) {
+    const uint32_t *node_of_rank = frame->node_of_rank, *first_slot = frame->first_slot;
+    uint32_t P = frame->topology.n_ranks, node_end = 0;
     double slowest = 0;
-    for (uint32_t r = 0; r < frame->topology.n_ranks; r++) {
-        double node = 0, network = 0;
-        for (uint32_t i = frame->first_slot[r]; i < frame->first_slot[r + 1]; i++) {
+    for (uint32_t r = 0; r < P; r++) {
+        uint32_t node = node_of_rank[r];
+        for (; node_end < P && node_of_rank[node_end] == node; node_end++)
+            for (uint32_t i = first_slot[node_end]; i < first_slot[node_end + 1]; i++)
+                if (from[i] >= 0) seen[from[i]] = node + 1;
+        double seconds = 0;
+        for (uint32_t i = first_slot[r]; i < first_slot[r + 1]; i++) {
             if (to[i] == from[i] || to[i] < 0) continue;
-            if (node_has(frame, from, frame->node_of_rank[r], to[i]))
-                node += cost->expert_bytes;
-            else
-                network += cost->expert_bytes;
+            bool near = seen[to[i]] == node + 1;
+            seconds +=
+                cost->expert_bytes / (near ? cost->node_bytes_per_second : cost->network_bytes_per_second);
         }
-        double seconds = node / cost->node_bytes_per_second + network / cost->network_bytes_per_second;
         if (seconds > slowest) slowest = seconds;
     }
     return slowest > 0 ? slowest + cost->seconds_per_group : 0;
 }
 
-static void solve(incremental *in, const wb_eplb_options *options, int32_t *experts_out) {
+static wb_status solve(incremental *in, const wb_eplb_options *options, int32_t *experts_out) {
     wb_search *s = &in->search;
+    WB_TRY(wb_alloc((size_t)s->n_ranks + s->n_experts, sizeof *in->partner_ranks, "incremental",
+                    (void **)&in->partner_ranks));
+    in->seen = in->partner_ranks + s->n_ranks;
     take_current(in);
     restore_lost_experts(s);
     for (uint32_t i = 0; i < s->n_slots; i++)
@@ -214,8 +224,9 @@ static void solve(incremental *in, const wb_eplb_options *options, int32_t *expe
     improve(in);
     double gained = (before - s->rank_load[wb_search_hottest(s)]) * options->cost.seconds_per_token *
                     options->horizon_steps;
-    if (gained > move_seconds(s->frame, experts_out, s->expert, &options->cost))
+    if (gained > move_seconds(s->frame, experts_out, s->expert, &options->cost, in->seen))
         memcpy(experts_out, s->expert, bytes);
+    return WB_OK;
 }
 
 wb_status wb_solve_incremental(const wb_layer_problem *problem, int32_t *expert_of_slot_out,
@@ -225,7 +236,8 @@ wb_status wb_solve_incremental(const wb_layer_problem *problem, int32_t *expert_
     uint32_t trials = problem->options->trials;
     WB_TRY(wb_search_open(problem->frame, problem->loads, problem->layer,
                           trials > 0 ? trials : DEFAULT_TRIALS, &in.search));
-    solve(&in, problem->options, expert_of_slot_out);
+    wb_status status = solve(&in, problem->options, expert_of_slot_out);
+    free(in.partner_ranks);
     wb_search_close(&in.search);
-    return WB_OK;
+    return status;
 }
