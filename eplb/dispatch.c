@@ -18,10 +18,10 @@ typedef struct progress {
     uint32_t announced, remaining;
 } progress;
 
-/* One layer, made at `epoch` of its map. Arrays are slices of the handle's. */
+/* One layer, made at `version` of its map. Arrays are slices of the handle's. */
 typedef struct layer_state {
     bool made;
-    uint64_t epoch;
+    uint64_t version;
     wb_physical_id *table; /* static: [E]. fake: the slots that hold an expert, by rank */
     uint32_t *rank_begin;  /* fake: [n_ranks + 1] where the slots of each rank that has any begin in table */
     uint32_t n_ranks;
@@ -139,9 +139,9 @@ static void list_filled_slots(const wb_placement *placement, const int32_t *expe
 static const layer_state *table_of(wb_dispatch *d, uint32_t layer) {
     layer_state *state = &d->layers[layer];
     wb_layer_map map = wb_placement_layer(d->placement, layer);
-    if (state->made && state->epoch == map.epoch) return state;
+    if (state->made && state->version == d->placement->version[layer]) return state;
     state->made = true;
-    state->epoch = map.epoch;
+    state->version = d->placement->version[layer];
     if (d->policy == WB_DISPATCH_STATIC) {
         wb_dispatch_frame_read(&d->frame, layer);
         for (uint32_t e = 0; e < d->placement->n_experts; e++)
@@ -191,7 +191,7 @@ static void cut_shares(wb_dispatch *d, uint32_t layer, const uint32_t *counts, u
         }
     }
     state->made = true;
-    state->epoch = wb_placement_layer(d->placement, layer).epoch;
+    state->version = d->placement->version[layer];
 }
 
 wb_status wb_dispatch_set_counts(wb_dispatch *dispatch, uint32_t layer, const uint32_t *counts) {
@@ -321,12 +321,11 @@ static wb_status check_quota(wb_dispatch *d, uint32_t layer, const reader *in) {
     if (!state->made)
         return wb_fail(WB_INVALID_ARGUMENT,
                        "dispatch: layer %" PRIu32 ": expected wb_dispatch_set_counts first", layer);
-    uint64_t epoch = wb_placement_layer(d->placement, layer).epoch;
-    if (state->epoch != epoch)
+    if (state->version != d->placement->version[layer])
         return wb_fail(WB_MISMATCH,
-                       "dispatch: layer %" PRIu32 ": counts were set at epoch %" PRIu64
-                       ", the placement is at %" PRIu64,
-                       layer, state->epoch, epoch);
+                       "dispatch: layer %" PRIu32 ": its map has changed (epoch %" PRIu64
+                       ") since the counts were set: expected wb_dispatch_set_counts again",
+                       layer, d->placement->epoch[layer]);
     for (uint32_t t = 0; t < in->T; t++)
         for (uint32_t k = 0; wb_row_valid(in->valid, t) && k < in->K; k++) {
             uint32_t expert = id_at(in->bytes + t * in->stride, in->wide, k);

@@ -17,7 +17,8 @@ struct wb_placement {
     uint32_t *replica_of_slot; /* [L][R] */
     uint32_t *replica_begin;   /* [L][E + 1] */
     wb_physical_id *replicas;  /* [L][R] */
-    uint64_t *epoch;           /* [L] */
+    uint64_t *epoch;           /* [L] the callers' number */
+    uint64_t *version;         /* [L] raised by every change: what tables made from a map compare */
 };
 
 /* Refused as in wb_placement_set_layer; writes nothing. `what` begins the message ("file.json"). */

@@ -86,7 +86,8 @@ static wb_status allocate(wb_placement *p) {
     WB_TRY(wb_alloc(L, R * sizeof *p->replica_of_slot, "placement", (void **)&p->replica_of_slot));
     WB_TRY(wb_alloc(L, (E + 1) * sizeof *p->replica_begin, "placement", (void **)&p->replica_begin));
     WB_TRY(wb_alloc(L, R * sizeof *p->replicas, "placement", (void **)&p->replicas));
-    return wb_alloc(L, sizeof *p->epoch, "placement", (void **)&p->epoch);
+    WB_TRY(wb_alloc(L, sizeof *p->epoch, "placement", (void **)&p->epoch));
+    return wb_alloc(L, sizeof *p->version, "placement", (void **)&p->version);
 }
 
 static void fill_topology(wb_placement *p, const wb_topology *t) {
@@ -117,6 +118,7 @@ static void index_layer(wb_placement *p, uint32_t layer) {
     for (uint32_t e = 0; e < E; e++) begin[e + 1] += begin[e];
     for (uint32_t s = 0; s < R; s++)
         if (experts[s] >= 0) replicas[begin[experts[s]] + replica[s]].slot = s;
+    p->version[layer]++;
 }
 
 /* Replicas in slot order; `count` [E] is scratch. */
@@ -172,6 +174,7 @@ static void copy_layer(wb_placement *to, const wb_placement *from, uint32_t laye
     memcpy(to->replica_begin + layer * (E + 1), from->replica_begin + layer * (E + 1),
            (E + 1) * sizeof *to->replica_begin);
     memcpy(to->replicas + layer * R, from->replicas + layer * R, R * sizeof *to->replicas);
+    to->version[layer]++;
 }
 
 wb_status wb_placement_clone(const wb_placement *placement, wb_placement **placement_out) {
@@ -194,6 +197,7 @@ void wb_placement_close(wb_placement *p) {
     free(p->replica_of_slot);
     free(p->replica_begin);
     free(p->replicas);
+    free(p->version);
     free(p->epoch);
     free(p);
 }
@@ -446,7 +450,6 @@ wb_status wb_placement_keep_slots(wb_placement *p, const wb_placement *current) 
                                experts, replica, p->expert_of_slot + l * R, p->replica_of_slot + l * R, used);
         if (memcmp(experts, p->expert_of_slot + l * R, R * sizeof *experts) == 0) continue;
         index_layer(p, l);
-        p->epoch[l]++;
     }
     free(used);
     free(replica);

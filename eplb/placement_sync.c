@@ -75,6 +75,7 @@ static void commit(wb_placement *p, const wb_placement *copy) {
     memcpy(p->replica_begin, copy->replica_begin, L * (p->n_experts + 1u) * sizeof *p->replica_begin);
     memcpy(p->replicas, copy->replicas, slots * sizeof *p->replicas);
     memcpy(p->epoch, copy->epoch, L * sizeof *p->epoch);
+    for (size_t l = 0; l < L; l++) p->version[l]++;
 }
 
 wb_status wb_placement_broadcast(wb_placement *placement, wb_comm *comm, int root) {

@@ -41,12 +41,11 @@ wb_status wb_search_open(const wb_placement *frame, const double *loads, uint64_
             s.live_slots[s.n_live++] = i;
     }
     for (size_t e = 0; e < E; e++) {
-        s.head[e] = WB_NO_SLOT;
         s.share[e] = loads[e];
         sum += loads[e];
     }
-    for (size_t i = 0; i < R; i++) s.expert[i] = WB_NO_EXPERT;
     s.mean = sum / live_ranks;
+    wb_search_clear(&s);
     *search_out = s;
     return WB_OK;
 }
@@ -58,6 +57,12 @@ void wb_search_close(wb_search *s) {
     s->state = NULL;
     s->live_slots = NULL;
     s->order = NULL;
+}
+
+void wb_search_clear(wb_search *s) {
+    memset(s->rank_load, 0, s->n_ranks * sizeof *s->rank_load);
+    for (uint32_t e = 0; e < s->n_experts; e++) s->head[e] = WB_NO_SLOT;
+    for (uint32_t i = 0; i < s->n_slots; i++) s->expert[i] = WB_NO_EXPERT;
 }
 
 void wb_search_save(wb_search *s) {
@@ -179,28 +184,15 @@ static bool exchange_one(wb_search *s, uint32_t hot, uint32_t other, loss_range 
     return false;
 }
 
-/* Slots a1 < a2 of `hot` for two of `other`. */
-static bool exchange_pair_for_two(wb_search *s, uint32_t a1, uint32_t a2, uint32_t other, loss_range loss) {
-    double of_a = wb_search_share(s, a1) + wb_search_share(s, a2);
-    for (uint32_t b1 = wb_search_begin(s, other); b1 < wb_search_end(s, other); b1++)
-        for (uint32_t b2 = b1 + 1; b2 < wb_search_end(s, other); b2++) {
-            double d = of_a - wb_search_share(s, b1) - wb_search_share(s, b2);
-            s->trials--;
-            if (d < loss.least || d > loss.most) continue;
-            if (!may_swap(s, a1, b1) || !may_swap(s, a2, b2) || !may_swap(s, a1, b2) || !may_swap(s, a2, b1))
-                continue;
-            wb_search_swap(s, a1, b1);
-            wb_search_swap(s, a2, b2);
-            return true;
-        }
-    return false;
-}
-
-static bool exchange_two(wb_search *s, uint32_t hot, uint32_t other, loss_range loss) {
-    if (s->frame->slots_of_rank[other] < 2) return false;
-    for (uint32_t a1 = wb_search_begin(s, hot); a1 < wb_search_end(s, hot); a1++)
-        for (uint32_t a2 = a1 + 1; a2 < wb_search_end(s, hot) && s->trials > 0; a2++)
-            if (exchange_pair_for_two(s, a1, a2, other, loss)) return true;
+/* Tries the other live ranks in turn, from a random one on. */
+static bool exchange_two_ranks(wb_search *s, uint32_t hot, double target) {
+    uint32_t first = wb_random_below(&s->random, s->n_ranks);
+    for (uint32_t k = 0; k < s->n_ranks && s->trials > 0; k++) {
+        uint32_t other = first + k < s->n_ranks ? first + k : first + k - s->n_ranks;
+        loss_range loss = {s->rank_load[hot] - target, target - s->rank_load[other]};
+        if (other == hot || s->frame->dead[other] || loss.most < loss.least) continue;
+        if (exchange_one(s, hot, other, loss)) return true;
+    }
     return false;
 }
 
@@ -292,7 +284,7 @@ static bool trade_slots(wb_search *s, uint32_t hot, uint32_t a, uint32_t b, doub
     return false;
 }
 
-static bool exchange_three(wb_search *s, uint32_t hot, double target) {
+static bool exchange_three_ranks(wb_search *s, uint32_t hot, double target) {
     double coldest = target;
     for (uint32_t r = 0; r < s->n_ranks; r++)
         if (!s->frame->dead[r] && s->rank_load[r] < coldest) coldest = s->rank_load[r];
@@ -301,20 +293,6 @@ static bool exchange_three(wb_search *s, uint32_t hot, double target) {
     for (uint32_t a = wb_search_begin(s, hot); a < wb_search_end(s, hot); a++)
         for (uint32_t b = a + 1; b < wb_search_end(s, hot) && s->trials > 0; b++)
             if (trade_slots(s, hot, a, b, target, width)) return true;
-    return false;
-}
-
-typedef bool exchange_kind(wb_search *s, uint32_t hot, uint32_t other, loss_range loss);
-
-/* Tries the other live ranks in turn, from a random one on. */
-static bool exchange_with_any(wb_search *s, uint32_t hot, double target, exchange_kind *exchange) {
-    uint32_t first = wb_random_below(&s->random, s->n_ranks);
-    for (uint32_t k = 0; k < s->n_ranks && s->trials > 0; k++) {
-        uint32_t other = first + k < s->n_ranks ? first + k : first + k - s->n_ranks;
-        loss_range loss = {s->rank_load[hot] - target, target - s->rank_load[other]};
-        if (other == hot || s->frame->dead[other] || loss.most < loss.least) continue;
-        if (exchange(s, hot, other, loss)) return true;
-    }
     return false;
 }
 
@@ -332,14 +310,15 @@ void wb_search_sort(wb_search *s) {
 }
 
 static bool cool(wb_search *s, uint32_t hot, double target) {
-    return exchange_with_any(s, hot, target, exchange_one) ||
-           exchange_with_any(s, hot, target, exchange_two) || exchange_three(s, hot, target);
+    return exchange_two_ranks(s, hot, target) || exchange_three_ranks(s, hot, target);
 }
 
 void wb_search_descend(wb_search *s, double goal) {
-    wb_search_sort(s);
     bool stuck = false;
+    wb_search_sort(s);
+    s->trials -= s->n_experts;
     while (s->trials > 0 && !stuck) {
+        s->trials -= s->n_ranks;
         double most = s->rank_load[wb_search_hottest(s)];
         if (most <= goal) break;
         /* A twentieth of the way to the mean at least: steps that are too small never arrive. */
@@ -353,6 +332,6 @@ void wb_search_descend(wb_search *s, double goal) {
 void wb_search_shake(wb_search *s, double most, uint32_t n) {
     for (; n > 0 && s->trials > 0; n--) {
         uint32_t rank = wb_search_rank(s, s->live_slots[wb_random_below(&s->random, s->n_live)]);
-        exchange_with_any(s, rank, most, exchange_one);
+        exchange_two_ranks(s, rank, most);
     }
 }

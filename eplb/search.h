@@ -37,6 +37,8 @@ wb_status wb_search_open(const wb_placement *frame, const double *loads, uint64_
                          wb_search *search_out);
 void wb_search_close(wb_search *search);
 
+void wb_search_clear(wb_search *search); /* all slots empty; counts and shares stay */
+
 void wb_search_save(wb_search *search);
 void wb_search_restore(wb_search *search);
 

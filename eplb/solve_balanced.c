@@ -31,7 +31,10 @@ static bool carries_more(const void *ctx, uint32_t a, uint32_t b) {
  * every expert is on every rank. This has the least maximum share. `items` [E] is scratch. */
 static void choose_counts(wb_search *s, uint32_t *items) {
     wb_heap heap = {.items = items, .before = carries_more, .ctx = s};
-    for (uint32_t e = 0; e < s->n_experts; e++) s->count[e] = 1;
+    for (uint32_t e = 0; e < s->n_experts; e++) {
+        s->count[e] = 1;
+        s->share[e] = s->loads[e];
+    }
     if (s->cap > 1)
         for (uint32_t e = 0; e < s->n_experts; e++) wb_heap_push(&heap, e);
     for (uint32_t n = s->n_experts; n < s->n_live && heap.n > 0; n++) {
@@ -93,7 +96,7 @@ static void recount(wb_search *s, uint32_t expert, uint32_t count) {
  * part of a temperature that falls to 0. The counts of the least maximum are kept. */
 static void anneal_counts(wb_search *s, int64_t trials) {
     const int64_t end = s->trials - trials;
-    const double hot = 4e-3 * s->mean * s->mean, goal = load_at(s, GOAL);
+    const double first = 4e-3 * s->mean * s->mean, goal = load_at(s, GOAL);
     wb_search_sort(s);
     fold now = fold_shares(s, INFINITY);
     double best = now.most;
@@ -101,7 +104,7 @@ static void anneal_counts(wb_search *s, int64_t trials) {
     while (best > goal && s->trials > end) {
         double left = (double)(s->trials - end) / (double)trials;
         double rise =
-            hot * left * left * left * left * (double)wb_random_below(&s->random, 1 << 20) * 0x1p-20;
+            first * left * left * left * left * (double)wb_random_below(&s->random, 1 << 20) * 0x1p-20;
         uint32_t loser = wb_random_below(&s->random, s->n_experts);
         uint32_t winner = wb_random_below(&s->random, s->n_experts);
         s->trials--;
@@ -128,9 +131,9 @@ static void anneal_counts(wb_search *s, int64_t trials) {
 
 typedef struct packing {
     wb_search *search;
-    uint32_t *filled;  /* [P] slots of the rank in use */
-    wb_heap ranks;     /* live ranks with room, the least loaded first */
-    uint32_t *refused; /* [P] ranks taken off the heap since they hold the expert */
+    uint32_t *filled; /* [P] slots of the rank in use */
+    wb_heap ranks;    /* live ranks with room, the least loaded first */
+    uint32_t *used;   /* [P] ranks off the heap since they got a replica of the expert */
 } packing;
 
 /* Of equals the rank with fewer slots: it has less to make up with. */
@@ -141,26 +144,21 @@ static bool less_loaded(const void *ctx, uint32_t a, uint32_t b) {
     return slots_a != slots_b ? slots_a < slots_b : a < b;
 }
 
-/* One replica to the least loaded rank with room that has none; false when there is no such rank. */
-static bool pack_replica(packing *p, uint32_t expert) {
+/* Its replicas to the least loaded ranks with room, one each; fewer when there are no more such ranks. */
+static void pack_expert(packing *p, uint32_t expert) {
     wb_search *s = p->search;
-    uint32_t n_refused = 0;
-    while (p->ranks.n > 0 && wb_search_holds(s, p->ranks.items[0], (int32_t)expert)) {
-        p->refused[n_refused++] = p->ranks.items[0];
-        wb_heap_pop(&p->ranks);
-    }
-    bool found = p->ranks.n > 0;
-    if (found) {
+    uint32_t n_used = 0;
+    while (n_used < s->count[expert] && p->ranks.n > 0) {
         uint32_t rank = p->ranks.items[0];
+        wb_heap_pop(&p->ranks);
+        p->used[n_used++] = rank;
         wb_search_put(s, wb_search_begin(s, rank) + p->filled[rank]++, expert);
         s->rank_load[rank] += s->share[expert];
-        if (p->filled[rank] < s->frame->slots_of_rank[rank])
-            wb_heap_sink(&p->ranks);
-        else
-            wb_heap_pop(&p->ranks);
     }
-    while (n_refused > 0) wb_heap_push(&p->ranks, p->refused[--n_refused]);
-    return found;
+    while (n_used > 0) {
+        uint32_t rank = p->used[--n_used];
+        if (p->filled[rank] < s->frame->slots_of_rank[rank]) wb_heap_push(&p->ranks, rank);
+    }
 }
 
 /* Uneven slots may leave a replica without a place, and its slot empty: the expert with the largest share that the rank
@@ -176,14 +174,17 @@ static void fill_empty_slots(wb_search *s) {
     }
 }
 
+/* By the counts as they are, into slots that are emptied before. */
 static void pack(packing *p) {
     wb_search *s = p->search;
+    wb_search_clear(s);
     wb_search_sort(s);
-    for (uint32_t r = 0; r < s->n_ranks; r++)
+    p->ranks.n = 0;
+    for (uint32_t r = 0; r < s->n_ranks; r++) {
+        p->filled[r] = 0;
         if (!s->frame->dead[r] && s->frame->slots_of_rank[r] > 0) wb_heap_push(&p->ranks, r);
-    for (uint32_t i = 0; i < s->n_experts; i++)
-        for (uint32_t k = 0; k < s->count[s->order[i]]; k++)
-            if (!pack_replica(p, s->order[i])) break;
+    }
+    for (uint32_t i = 0; i < s->n_experts; i++) pack_expert(p, s->order[i]);
     wb_search_settle(s);
     fill_empty_slots(s);
 }
@@ -200,16 +201,25 @@ static wb_status place(wb_search *s) {
     WB_TRY(wb_alloc(3 * P, sizeof *memory, "balanced", (void **)&memory));
     packing p = {.search = s,
                  .filled = memory,
-                 .refused = memory + 2 * P,
+                 .used = memory + 2 * P,
                  .ranks = {.items = memory + P, .before = less_loaded, .ctx = s}};
     choose_counts(s, s->order);
-    if (s->n_live > s->n_experts && at_most_two_slots(s)) anneal_counts(s, s->trials / 8 * 7);
     pack(&p);
+    if (s->n_live > s->n_experts && at_most_two_slots(s)) {
+        double before = s->rank_load[wb_search_hottest(s)];
+        choose_counts(s, s->order); /* filling empty slots changes counts */
+        anneal_counts(s, s->trials / 8 * 7);
+        pack(&p);
+        if (s->rank_load[wb_search_hottest(s)] > before) { /* two replicas would have met on a rank */
+            choose_counts(s, s->order);
+            pack(&p);
+        }
+    }
     free(memory);
     return WB_OK;
 }
 
-/* ---- out of a local minimum----------------------------------------------------------------------- */
+/* ---- out of a local minimum ----------------------------------------------------------------------- */
 
 /* Gives a random slot of an expert that has others (or an empty slot) to an expert of the hottest rank, or in the end to
  * any; false when nothing of the kind was found. */

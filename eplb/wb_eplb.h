@@ -74,7 +74,7 @@ typedef struct wb_layer_map {
     const uint32_t *replica_begin;
     /* [replica_begin[E]] logical -> physical, each expert's in replica order */
     const wb_physical_id *replicas;
-    uint64_t epoch; /* raised by each change of the layer; 0: as opened */
+    uint64_t epoch; /* as given with the last change of the layer; 0: as opened */
 } wb_layer_map;
 
 /* The trivial placement: live slots hold experts 0, 1, ... E-1, 0, 1, ... in turn; what a rank has beyond
@@ -246,13 +246,13 @@ typedef struct wb_routed_rows {
 typedef struct wb_dispatch wb_dispatch;
 
 /* For tokens of rank `rank`, which is live. `placement` is borrowed and read at each call: after an update
- * of its layers the next call goes by the new map (tables are rebuilt when a layer's epoch changed). */
+ * of its layers the next call goes by the new map (tables are rebuilt when a layer has changed, whatever its epoch). */
 WB_API wb_status wb_dispatch_open(const wb_placement *placement, wb_dispatch_policy policy, uint32_t rank,
                                   wb_dispatch **dispatch_out);
 WB_API void wb_dispatch_close(wb_dispatch *dispatch); /* NULL is a no-op */
 
 /* static: this rank's table of a layer, [E]: the slot for each expert. Owner: dispatch, until the layer's
- * epoch changes. INVALID_ARGUMENT under other policies. */
+ * map changes. INVALID_ARGUMENT under other policies. */
 WB_API wb_status wb_dispatch_table(wb_dispatch *dispatch, uint32_t layer, const wb_physical_id **table_out);
 
 /* quota: before a micro-batch, each layer. counts [P][E]: tokens of each source rank for each expert, the

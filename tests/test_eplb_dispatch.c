@@ -112,10 +112,10 @@ static void test_static_remainders_do_not_pile_up(void **unused) {
     wb_placement_close(p);
 }
 
-static void test_static_follows_the_epoch(void **unused) {
+static void test_static_follows_every_change(void **unused) {
     (void)unused;
     wb_topology t = {.n_ranks = 2, .n_nodes = 1, .n_slots = 4};
-    const int32_t map[] = {3, 2, 1, 0};
+    const int32_t map[] = {3, 2, 1, 0}, ids32[] = {0, 1, 2, 3};
     const uint8_t ids[] = {0, 1, 2, 3};
     wb_routed_rows rows = {.ids = ids, .dtype = WB_U8, .T = 1, .K = 4};
     wb_physical_id out[4];
@@ -128,6 +128,9 @@ static void test_static_follows_the_epoch(void **unused) {
     assert_ok(wb_placement_set_layer(p, 0, map, NULL, 5));
     assert_ok(wb_dispatch_rows(d, 0, &rows, NULL, out));
     for (uint32_t i = 0; i < 4; i++) assert_int_equal(out[i].slot, 3 - i);
+    assert_ok(wb_placement_set_layer(p, 0, ids32, NULL, 5)); /* another map at the same epoch */
+    assert_ok(wb_dispatch_rows(d, 0, &rows, NULL, out));
+    for (uint32_t i = 0; i < 4; i++) assert_int_equal(out[i].slot, i);
     wb_dispatch_close(d);
     wb_placement_close(p);
 }
@@ -493,7 +496,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_static_is_near_and_even),
         cmocka_unit_test(test_static_remainders_do_not_pile_up),
-        cmocka_unit_test(test_static_follows_the_epoch),
+        cmocka_unit_test(test_static_follows_every_change),
         cmocka_unit_test(test_sglang_32962_replica_choice_is_the_same_on_every_rank),
         cmocka_unit_test(test_vllm_40810_strided_tokens_are_not_biased),
         cmocka_unit_test(test_fake_is_even_across_calls),

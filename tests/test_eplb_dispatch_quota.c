@@ -294,7 +294,7 @@ static void test_more_tokens_than_announced(void **unused) {
 
     uint64_t random = seed;
     set_random_layer(p, 1, 9, &random);
-    assert_fails(wb_dispatch_rows(d, 1, &rows, NULL, out), WB_MISMATCH, "the placement is at 9");
+    assert_fails(wb_dispatch_rows(d, 1, &rows, NULL, out), WB_MISMATCH, "epoch 9");
     wb_dispatch_close(d);
     wb_placement_close(p);
 }

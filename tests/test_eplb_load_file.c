@@ -237,7 +237,7 @@ static void test_cut_files_are_refused(void **state) {
 
 /* ---- memory ---------------------------------------------------------------------------------------- */
 
-static void test_counting_allocates_nothing(void **state) {
+static void test_sglang_6967_counting_allocates_nothing(void **state) {
     (void)state;
     if (!ALLOC_FAIL_WORKS) skip();
     wb_load *load = open_one(2, 300, 1, 2);
@@ -357,7 +357,7 @@ int main(void) {
         cmocka_unit_test(test_a_handle_goes_through_a_file_after_the_ring_has_turned),
         cmocka_unit_test(test_bad_files_are_refused),
         cmocka_unit_test(test_cut_files_are_refused),
-        cmocka_unit_test(test_counting_allocates_nothing),
+        cmocka_unit_test(test_sglang_6967_counting_allocates_nothing),
         cmocka_unit_test(test_each_allocation_of_open_fails_once),
         cmocka_unit_test(test_each_allocation_of_a_report_fails_once),
         cmocka_unit_test(test_each_allocation_of_a_file_fails_once),

@@ -68,7 +68,7 @@ static void test_dead_ranks_and_empty_layers_are_not_averaged(void **state) {
 
 /* ---- spread of tokens ------------------------------------------------------------------------------ */
 
-static void test_spread_counts_distinct_ranks_and_nodes(void **state) {
+static void test_sglang_13206_spread_counts_distinct_ranks_and_nodes(void **state) {
     (void)state;
     wb_placement *placement = in_order(4, 2, 2, 8); /* two experts a rank, two ranks a node */
     wb_route_model model = model_of(2, 8, 3);
@@ -170,7 +170,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_vllm_51813_balancedness_is_over_ranks),
         cmocka_unit_test(test_dead_ranks_and_empty_layers_are_not_averaged),
-        cmocka_unit_test(test_spread_counts_distinct_ranks_and_nodes),
+        cmocka_unit_test(test_sglang_13206_spread_counts_distinct_ranks_and_nodes),
         cmocka_unit_test(test_spread_is_what_dispatch_does_to_each_token),
         cmocka_unit_test(test_spread_saturates_at_255),
     };

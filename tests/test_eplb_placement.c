@@ -246,7 +246,7 @@ static void test_set_layer_refuses(void **unused) {
 
 /* ---- taking over layers ------------------------------------------------------------------------------------ */
 
-static void test_copy_layers(void **unused) {
+static void test_sglang_25882_layers_change_together_or_not_at_all(void **unused) {
     (void)unused;
     const wb_topology t = core_topology();
     wb_placement *p = open_ok(&t, CORE_L, CORE_E), *from = core_open(&t, CORE_L, CORE_E, seed);
@@ -596,7 +596,7 @@ int main(void) {
         cmocka_unit_test(test_clone),
         cmocka_unit_test(test_set_layer),
         cmocka_unit_test(test_set_layer_refuses),
-        cmocka_unit_test(test_copy_layers),
+        cmocka_unit_test(test_sglang_25882_layers_change_together_or_not_at_all),
         cmocka_unit_test(test_other_shapes),
         cmocka_unit_test(test_keep_slots),
         cmocka_unit_test(test_export),

@@ -246,7 +246,7 @@ static void round_trip(const wb_placement *p, const wb_topology *t, const char *
 }
 
 /* Empty slots, dead ranks and replicas in any order. */
-static void test_save_read(void **unused) {
+static void test_vllm_53022_a_placement_from_a_file(void **unused) {
     (void)unused;
     const wb_topology t = core_topology();
     wb_placement *p = core_open(&t, CORE_L, CORE_E, seed);
@@ -505,14 +505,22 @@ int main(void) {
     printf("test_eplb_placement_file: seed %llu\n", (unsigned long long)seed);
 #define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
     const struct CMUnitTest tests[] = {
-        TEST(test_tree_round_trip), TEST(test_msgpack_encodings),
-        TEST(test_tree_refuses),    TEST(test_depth),
-        TEST(test_huge_file),       TEST(test_write_fails),
-        TEST(test_save_read),       TEST(test_70000_slots),
-        TEST(test_cut_and_damaged), TEST(test_map_refuses),
-        TEST(test_counts_refuse),   TEST(test_topology_refused),
-        TEST(test_counts),          TEST(test_map_wins),
-        TEST(test_from_dump),       TEST(test_from_dump_refuses),
+        TEST(test_tree_round_trip),
+        TEST(test_msgpack_encodings),
+        TEST(test_tree_refuses),
+        TEST(test_depth),
+        TEST(test_huge_file),
+        TEST(test_write_fails),
+        TEST(test_vllm_53022_a_placement_from_a_file),
+        TEST(test_70000_slots),
+        TEST(test_cut_and_damaged),
+        TEST(test_map_refuses),
+        TEST(test_counts_refuse),
+        TEST(test_topology_refused),
+        TEST(test_counts),
+        TEST(test_map_wins),
+        TEST(test_from_dump),
+        TEST(test_from_dump_refuses),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
