@@ -10,7 +10,14 @@
 
 /* Balancedness at which the search ends: at once, and after a sixteenth of its trials. */
 static const double GOAL = 0.9998, MODEST_GOAL = 0.9995;
-enum { DEFAULT_TRIALS = 4000000, TRIALS_OF_A_FOLD = 16, TRIALS_OF_A_KICK = 100, ROUNDS_OF_A_KICK = 4 };
+enum {
+    DEFAULT_TRIALS = 4000000,
+    TRIALS_OF_A_FOLD = 16,
+    TRIALS_OF_A_KICK = 100,
+    ROUNDS_OF_A_KICK = 4,
+    MIX_TRIALS = 256,
+    MIX_EXCHANGES = 4 /* of a slot */
+};
 
 /* The maximum rank load that stands for a balancedness; no placement is below the largest share of water-filling. */
 static double load_at(const wb_search *s, double balancedness) {
@@ -268,6 +275,14 @@ static void refine(wb_search *s) {
     wb_search_restore(s);
 }
 
+/* Packing puts replicas of the same experts side by side on rank after rank, and then a dispatch by quotas can move tokens among
+ * few ranks only. Exchanges that leave the maximum as it is mix them: with 8192 slots on 4096 ranks, quotas for micro-batches
+ * with noise .2 reach .88 instead of .83. */
+static void mix(wb_search *s) {
+    s->trials = MIX_TRIALS * (int64_t)s->n_live;
+    wb_search_shake(s, s->rank_load[wb_search_hottest(s)], MIX_EXCHANGES * s->n_live);
+}
+
 wb_status wb_solve_balanced(const wb_layer_problem *problem, int32_t *expert_of_slot_out,
                             uint32_t *replica_of_slot_out) {
     (void)replica_of_slot_out; /* in slot order */
@@ -278,6 +293,7 @@ wb_status wb_solve_balanced(const wb_layer_problem *problem, int32_t *expert_of_
     wb_status status = place(&s);
     if (status == WB_OK) {
         refine(&s);
+        mix(&s);
         for (uint32_t i = 0; i < s.n_slots; i++) expert_of_slot_out[i] = s.expert[i];
     }
     wb_search_close(&s);
