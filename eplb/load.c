@@ -306,20 +306,6 @@ wb_status wb_load_add_record(wb_load *load, uint32_t region, const wb_route_mode
 
 /* ---- passes --------------------------------------------------------------------------------------- */
 
-wb_status wb_load_end_pass(wb_load *load) {
-    if (!load->recorded) return WB_OK;
-    load->open = (uint32_t)(((uint64_t)load->open + 1) % ((uint64_t)load->window + 1));
-    for (uint32_t i = 0; i < load->n_regions; i++) {
-        wb_load_table *table = &load->regions[i];
-        size_t cells = WB_N_PHASES * wb_load_table_cells(&table->shape);
-        memset(wb_load_cells(table, load->open, WB_PHASE_PREFILL), 0, cells * sizeof *table->counts);
-    }
-    load->recorded = false;
-    load->passes_seen++;
-    if (load->passes < load->window) load->passes++;
-    return WB_OK;
-}
-
 uint32_t wb_load_passes(const wb_load *load) {
     return load->passes;
 }

@@ -308,8 +308,7 @@ typedef struct wb_load_options {
 } wb_load_options;
 WB_API wb_load_options wb_load_options_default(void); /* 100 passes, 1 */
 
-/* Counts of routed tokens, exact, in a ring of passes. One handle a rank; sum over ranks with
- * wb_comm_all_reduce_f64. */
+/* Counts of routed tokens, exact, in a ring of passes. One handle a rank; wb_load_end_pass sums over ranks. */
 typedef struct wb_load wb_load;
 
 /* 1..64 regions of different names, which are copied; `options` NULL: the defaults. CAPACITY beyond 16
@@ -335,9 +334,12 @@ WB_API wb_status wb_load_record(wb_load *load, uint32_t region, wb_phase phase, 
 WB_API wb_status wb_load_add_record(wb_load *load, uint32_t region, const wb_route_model *model,
                                     const wb_record *record, bool replay);
 
-/* Closes the pass: it enters the window and, the window being full, the oldest leaves. A pass without a
- * valid row in any region (a dummy pass of an idle rank) does not enter. */
-WB_API wb_status wb_load_end_pass(wb_load *load);
+/* Closes the pass: it enters the window and, the window being full, the oldest leaves. A pass without a valid row in any
+ * region (a dummy pass of idle ranks) does not enter. With a comm the call is collective: the counts are summed over the
+ * ranks, so that every rank's window is that of all tokens, pass by pass, and the pass enters on all ranks if it has a row
+ * on any. NULL: this rank's tokens only, which do not add up to passes of other ranks. CAPACITY, with nothing changed, if a
+ * sum might leave 32 bits; PEER, naming the rank, if the ranks count different regions. */
+WB_API wb_status wb_load_end_pass(wb_load *load, wb_comm *comm);
 WB_API uint32_t wb_load_passes(const wb_load *load);      /* closed passes in the window */
 WB_API uint64_t wb_load_passes_seen(const wb_load *load); /* ever closed; a file keeps the number */
 

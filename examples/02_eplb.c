@@ -29,7 +29,7 @@ typedef struct step {
 } step;
 
 /* A pass of the statistics is a micro-batch: records m, m + M, ... of the dump. */
-static void count_micro_batches(step *s, uint64_t n_records) {
+static void count_micro_batches(step *s, uint64_t n_records, wb_comm *comm) {
     wb_load_region target = {.name = "target", .n_layers = s->L, .n_experts = s->E};
     wb_load_options options = wb_load_options_default();
     wb_load *load = NULL;
@@ -40,7 +40,7 @@ static void count_micro_batches(step *s, uint64_t n_records) {
             CHECK(wb_dump_record(s->dump, i, &record));
             CHECK(wb_load_add_record(load, 0, s->model, &record, true));
         }
-        CHECK(wb_load_end_pass(load));
+        CHECK(wb_load_end_pass(load, comm)); /* sums over ranks */
     }
     s->M = wb_load_passes(load); /* a micro-batch without rows is none */
     check(s->M > 0, "the dump has no rows");
@@ -135,8 +135,8 @@ int main(int argc, char **argv) {
     s.model = wb_dump_model(s.dump);
     s.L = s.model->n_moe_layers;
     s.E = s.model->num_experts;
-    count_micro_batches(&s, wb_dump_get_info(s.dump).records);
     CHECK(wb_comm_open_self(&comm));
+    count_micro_batches(&s, wb_dump_get_info(s.dump).records, comm);
     CHECK(wb_placement_open(&topology, s.L, s.E, &placement));
     print_balance(&s, placement, "trivial placement");
     rebalance(&s, comm, placement);

@@ -39,7 +39,7 @@ static inline void decode_n(wb_load *load, int32_t layer, uint8_t expert, uint32
 }
 
 static inline void end_pass(wb_load *load) {
-    assert_int_equal(wb_load_end_pass(load), WB_OK);
+    assert_int_equal(wb_load_end_pass(load, NULL), WB_OK);
 }
 
 static inline void assert_doubles(const double *found, const double *expected, size_t n) {

@@ -39,7 +39,7 @@ static const wb_load_region region = {.name = "target", .n_layers = L, .n_expert
 static wb_status fill_load(const place *p, wb_load *load) {
     for (int pass = 0; pass < 3; pass++) {
         WB_TRY(wb_load_record(load, 0, WB_PHASE_DECODE, pass % L, &p->rows));
-        WB_TRY(wb_load_end_pass(load));
+        WB_TRY(wb_load_end_pass(load, NULL));
     }
     return WB_OK;
 }
@@ -296,7 +296,7 @@ static wb_status load_record(place *p) {
     double counts[L * E];
     if (status == WB_OK) status = fill_load(p, load);
     if (status == WB_OK) status = wb_load_add_record(load, 0, &p->model.model, &p->record.record, false);
-    if (status == WB_OK) status = wb_load_end_pass(load);
+    if (status == WB_OK) status = wb_load_end_pass(load, NULL);
     if (status == WB_OK) status = wb_load_counts(load, 0, WB_PHASES_ALL, counts);
     wb_load_close(load);
     return status;

@@ -253,7 +253,7 @@ static void test_sglang_6967_counting_allocates_nothing(void **state) {
     for (int pass = 0; pass < 4; pass++) {
         failed |= wb_load_record(load, 0, WB_PHASE_DECODE, 1, &rows);
         failed |= wb_load_add_record(load, 0, &model, &record, false);
-        failed |= wb_load_end_pass(load);
+        failed |= wb_load_end_pass(load, NULL);
         failed |= wb_load_counts(load, 0, ALL, counts);
         failed |= wb_load_pass_counts(load, 0, ALL, 0, counts);
     }
