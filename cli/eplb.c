@@ -7,6 +7,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -68,14 +69,62 @@ static wb_status add_row(eplb_run *run, eplb_row row, const wb_placement *first)
     return WB_OK;
 }
 
+/* What an earlier rollout says: a .wbr file or a directory of them. */
+static wb_status open_from_dump(const char *path, const wb_topology *topology, const eplb_source_info *info,
+                                wb_placement **first_out) {
+    wb_dump *dump = NULL;
+    wb_status status = wb_dump_open(path, &dump);
+    if (status != WB_OK) return status;
+    const wb_route_model *m = wb_dump_model(dump);
+    if (m->n_moe_layers != info->n_layers || m->num_experts != info->n_experts)
+        status =
+            wb_fail(WB_MISMATCH,
+                    "%s: %" PRIu32 " MoE layers of %" PRIu32 " experts, expected %" PRIu32 " of %" PRIu32,
+                    path, m->n_moe_layers, m->num_experts, info->n_layers, info->n_experts);
+    if (status == WB_OK) status = wb_placement_from_dump(dump, topology, first_out);
+    wb_dump_close(dump);
+    return status;
+}
+
+static bool is_dump(const char *path) {
+    struct stat about;
+    size_t length = strlen(path);
+    return (length > 4 && strcmp(path + length - 4, ".wbr") == 0) ||
+           (stat(path, &about) == 0 && S_ISDIR(about.st_mode));
+}
+
+/* The placement to start from, of the time before ranks failed. */
+static wb_status open_first(const eplb_settings *s, const eplb_source_info *info, wb_placement **first_out) {
+    wb_topology before = s->topology;
+    before.dead = NULL;
+    if (!s->init_path) return wb_placement_open(&before, info->n_layers, info->n_experts, first_out);
+    if (is_dump(s->init_path)) return open_from_dump(s->init_path, &before, info, first_out);
+    return wb_placement_read(s->init_path, &before, info->n_layers, info->n_experts, first_out);
+}
+
+/* The same after ranks have failed: only experts that they alone had are placed anew. */
+static wb_status repair_first(const eplb_settings *s, const eplb_source_info *info, const wb_placement *first,
+                              wb_placement **none_out) {
+    if (!s->topology.dead) return wb_placement_clone(first, none_out);
+    wb_eplb_options options = wb_eplb_options_default();
+    options.algorithm = WB_EPLB_INCREMENTAL;
+    options.current = first;
+    options.horizon_steps = 0;
+    double *no_loads = calloc((size_t)info->n_layers * info->n_experts, sizeof *no_loads);
+    if (!no_loads) return no_memory();
+    wb_status status =
+        wb_eplb_solve(&s->topology, info->n_layers, info->n_experts, 1, no_loads, &options, none_out);
+    free(no_loads);
+    return status;
+}
+
 static wb_status open_rows(eplb_run *run) {
     const eplb_settings *s = run->settings;
     const eplb_source_info *info = &run->source;
-    wb_placement *first = NULL;
-    wb_status status =
-        s->init_path ? wb_placement_read(s->init_path, &s->topology, info->n_layers, info->n_experts, &first)
-                     : wb_placement_open(&s->topology, info->n_layers, info->n_experts, &first);
-    if (status == WB_OK) status = add_row(run, (eplb_row){.name = "none", .dispatch = s->dispatch}, first);
+    wb_placement *first = NULL, *none = NULL;
+    wb_status status = open_first(s, info, &first);
+    if (status == WB_OK) status = repair_first(s, info, first, &none);
+    if (status == WB_OK) status = add_row(run, (eplb_row){.name = "none", .dispatch = s->dispatch}, none);
     for (uint32_t i = 0; status == WB_OK && i < s->n_solvers; i++)
         status = add_row(run,
                          (eplb_row){.name = wb_eplb_algorithm_name(s->solvers[i]),
@@ -84,8 +133,9 @@ static wb_status open_rows(eplb_run *run) {
                                     .dispatch = s->dispatch},
                          first);
     if (status == WB_OK)
-        status = add_row(run, (eplb_row){.name = "fake", .dispatch = WB_DISPATCH_FAKE}, first);
+        status = add_row(run, (eplb_row){.name = "fake", .dispatch = WB_DISPATCH_FAKE}, none);
     if (status == WB_OK) run->topology = wb_placement_topology(run->rows[0].placement);
+    wb_placement_close(none);
     wb_placement_close(first);
     return status;
 }
@@ -321,12 +371,11 @@ static int run_source(const cli_command *self, const eplb_settings *settings, ep
         return cli_usage_error(self, "%s", wb_error_message());
     wb_status status = open_rows(&run);
     if (status == WB_OK) status = run_steps(&run, source);
-    if (status == WB_OK) status = write_files(&run, source);
-    int code = CLI_OK;
-    if (status != WB_OK)
-        code = cli_fail();
-    else
+    if (status == WB_OK) {
         settings->json ? eplb_print_json(&run) : eplb_print_tables(&run);
+        status = write_files(&run, source);
+    }
+    int code = status == WB_OK ? CLI_OK : cli_fail();
     close_rows(&run);
     return code;
 }

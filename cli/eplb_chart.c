@@ -8,6 +8,7 @@
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 
 enum { WIDTH = 1000, PANEL = 330, LEFT = 80, RIGHT = 20, TOP = 62, PLOT = 210, FEW_RANKS = 64, BINS = 450 };
 enum { PLOT_WIDTH = WIDTH - LEFT - RIGHT, N_SERIES = 2 };
@@ -186,5 +187,9 @@ wb_status eplb_chart_write(const char *path, uint32_t n_ranks, const uint8_t *de
     draw(out, n_ranks, dead, n_panels, panels);
     bool whole = !ferror(out);
     if (fclose(out) == 0 && whole) return WB_OK;
-    return wb_fail(WB_IO, "%s: cannot be written: %s", path, strerror(errno));
+    wb_status status = wb_fail(WB_IO, "%s: cannot be written: %s", path, strerror(errno));
+    struct stat about;
+    if (stat(path, &about) == 0 && S_ISREG(about.st_mode))
+        remove(path); /* half a chart is none; a device stays */
+    return status;
 }

@@ -19,6 +19,8 @@
 #define FORMAT "waybill.loads"
 #define VERSION 1
 
+enum { MAX_NUMBERS = (1 << 30) / 12 };
+
 /* ---- writing -------------------------------------------------------------------------------------- */
 
 /* [L][E] of a pass, summed over a set of phases; NULL for want of memory, as from Jansson. */
@@ -97,7 +99,20 @@ static json_t *logical_counts(const wb_load *load) {
     return counts;
 }
 
+/* A file that could not be read again is not written: a number takes 12 bytes at most, a file 2^30. */
+static wb_status check_size(const wb_load *load, const char *path) {
+    uint64_t cells = wb_load_table_cells(&load->regions[0].shape); /* logical_count */
+    for (uint32_t i = 0; i < load->n_regions; i++)
+        cells += WB_N_PHASES * wb_load_table_cells(&load->regions[i].shape);
+    if (cells * load->passes <= MAX_NUMBERS) return WB_OK;
+    return wb_fail(WB_CAPACITY,
+                   "%s: %" PRIu32 " passes may be %" PRIu64
+                   " numbers, expected at most %d: a smaller window fits",
+                   path, load->passes, cells * load->passes, MAX_NUMBERS);
+}
+
 wb_status wb_load_save(const wb_load *load, const char *path) {
+    WB_TRY(check_size(load, path));
     json_t *root = json_object();
     wb_status status;
     if (put(root, "format", json_string(FORMAT)) && put(root, "version", json_integer(VERSION)) &&

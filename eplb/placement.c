@@ -448,7 +448,6 @@ wb_status wb_placement_keep_slots(wb_placement *p, const wb_placement *current) 
         for (uint32_t r = 0; r < p->topology.n_ranks; r++)
             keep_slots_of_rank(p->first_slot[r], p->first_slot[r + 1], wb_placement_experts_of(current, l),
                                experts, replica, p->expert_of_slot + l * R, p->replica_of_slot + l * R, used);
-        if (memcmp(experts, p->expert_of_slot + l * R, R * sizeof *experts) == 0) continue;
         index_layer(p, l);
     }
     free(used);

@@ -177,6 +177,10 @@ static wb_status add_counts(const json_t *layers, place at, uint32_t L, uint32_t
 /* [L][E], or [M][L][E]: then the sum over M, which is all that `balanced` looks at. */
 static wb_status sum_counts(const json_t *counts, uint32_t L, uint32_t E, double *sums) {
     const place at = at_key(COUNT_KEY);
+    if (json_is_array(counts) && json_array_size(counts) == 0)
+        return wb_fail(WB_MISMATCH,
+                       "%s is empty, expected [%" PRIu32 "][%" PRIu32 "] counts, of one pass or several",
+                       at.text, L, E);
     if (!json_is_array(json_array_get(json_array_get(counts, 0), 0)))
         return add_counts(counts, at, L, E, sums);
     for (size_t m = 0; m < json_array_size(counts); m++)

@@ -101,23 +101,24 @@ static void count_routed(const simulation *s, layer_pass *pass) {
     }
 }
 
-/* Tokens and seconds of each rank. Two replicas of an expert on one rank are two reads of weights;
- * the slots of dead ranks are empty. */
+/* Tokens and seconds of each rank. Two replicas of an expert on one rank are two reads of weights; the slots of dead ranks are
+ * empty. Part of a token is an expectation (dynamic, fake): that much of a read, and a rank's reads rounded up. */
 static void measure_ranks(const simulation *s, layer_pass *pass) {
     double sum = 0;
     pass->max = pass->compute = 0;
     for (uint32_t p = 0; p < s->n_ranks; p++) {
-        uint32_t end = wb_placement_first_slot(s->placement, p + 1), reads = 0;
-        double tokens = 0;
+        uint32_t end = wb_placement_first_slot(s->placement, p + 1);
+        double tokens = 0, reads = 0;
         for (uint32_t i = wb_placement_first_slot(s->placement, p); i < end; i++) {
             tokens += pass->slot_tokens[i];
-            reads += pass->slot_tokens[i] > 0;
+            reads += fmin(pass->slot_tokens[i], 1);
         }
         pass->rank_tokens[p] = tokens;
         sum += tokens;
         pass->max = fmax(pass->max, tokens);
-        pass->compute =
-            fmax(pass->compute, tokens * s->cost->seconds_per_token + reads * s->cost->seconds_per_expert);
+        double seconds =
+            tokens * s->cost->seconds_per_token + ceil(reads - 1e-9) * s->cost->seconds_per_expert;
+        pass->compute = fmax(pass->compute, seconds);
     }
     pass->mean = sum / s->n_live;
     pass->balancedness = wb_placement_balancedness(s->placement, pass->rank_tokens);

@@ -107,6 +107,22 @@ static uint32_t gather_loads(const solve_job *job, uint32_t layer, double *loads
     return each_batch ? job->n_batches : 1;
 }
 
+/* Sums over batches and experts must not leave the numbers either. */
+static wb_status check_sums(const solve_job *job, uint32_t layer, uint32_t n_batches, const double *loads) {
+    uint32_t E = job->placement->n_experts;
+    bool any_number = job->options->algorithm == WB_EPLB_DEEPSEEK;
+    double sum = 0;
+    for (size_t i = 0; i < (size_t)n_batches * E; i++) {
+        sum += loads[i];
+        if (any_number ? !isnan(loads[i]) : isfinite(sum)) continue;
+        return wb_fail(
+            WB_INVALID_ARGUMENT,
+            "solve: layer %" PRIu32 ": the loads up to expert %" PRIu32 " add up to %g, expected %s", layer,
+            (uint32_t)(i % E), any_number ? loads[i] : sum, any_number ? "a number" : "a finite number");
+    }
+    return WB_OK;
+}
+
 static wb_status solve_layer(const solve_job *job, uint32_t layer) {
     wb_placement *p = job->placement;
     size_t R = p->topology.n_slots, E = p->n_experts;
@@ -124,8 +140,10 @@ static wb_status solve_layer(const solve_job *job, uint32_t layer) {
                                 .layer = layer,
                                 .n_batches = gather_loads(job, layer, loads),
                                 .loads = loads,
-                                .current = options->current ? wb_placement_experts_of(options->current, layer)
-                                                            : NULL};
+                                .current = options->algorithm == WB_EPLB_INCREMENTAL
+                                               ? wb_placement_experts_of(options->current, layer)
+                                               : NULL};
+    WB_GOTO(check_sums(job, layer, problem.n_batches, loads), done);
     WB_GOTO(algorithms[options->algorithm].solve(&problem, experts, replica), done);
     bool deepseek = options->algorithm == WB_EPLB_DEEPSEEK;
     WB_GOTO(wb_placement_set_layer(p, layer, experts, deepseek ? replica : NULL, 0), done);
@@ -161,7 +179,10 @@ static void solve_one(const solve_job *job, uint32_t layer, solve_state *state) 
 static int count_threads(const wb_eplb_options *options, uint32_t n_layers) {
     uint32_t n = options->threads;
 #ifdef _OPENMP
+    uint32_t cores =
+        (uint32_t)omp_get_num_procs(); /* more threads than that gain nothing and may not start */
     if (n == 0) n = (uint32_t)omp_get_max_threads();
+    if (n > cores) n = cores;
 #endif
     return (int)(n < n_layers ? n : n_layers);
 }
@@ -189,10 +210,11 @@ wb_status wb_eplb_solve(const wb_topology *topology, uint32_t n_layers, uint32_t
     wb_placement *p = NULL;
     WB_TRY(wb_placement_open(topology, n_layers, n_experts, &p));
     solve_job job = {.placement = p, .options = options, .n_batches = n_batches, .loads = loads};
-    wb_status status = options->current ? wb_placement_check_shape(options->current, p) : WB_OK;
+    const wb_placement *current = options->algorithm == WB_EPLB_DEEPSEEK ? NULL : options->current;
+    wb_status status = current ? wb_placement_check_shape(p, current) : WB_OK;
+    if (status != WB_OK) status = wb_fail_context(status, "solve: options.current");
     if (status == WB_OK) status = solve_layers(&job);
-    if (status == WB_OK && options->current && options->algorithm != WB_EPLB_DEEPSEEK)
-        status = wb_placement_keep_slots(p, options->current);
+    if (status == WB_OK && current) status = wb_placement_keep_slots(p, current);
     if (status != WB_OK) {
         wb_placement_close(p);
         return status;

@@ -11,7 +11,8 @@
 /* Balancedness at which the search ends: at once, and after a sixteenth of its trials. */
 static const double GOAL = 0.9998, MODEST_GOAL = 0.9995;
 enum {
-    DEFAULT_TRIALS = 4000000,
+    MOST_TRIALS = 4000000, /* by default, and fewer for few slots */
+    TRIALS_OF_A_SLOT = 20000,
     TRIALS_OF_A_FOLD = 16,
     TRIALS_OF_A_KICK = 100,
     ROUNDS_OF_A_KICK = 4,
@@ -286,10 +287,11 @@ static void mix(wb_search *s) {
 wb_status wb_solve_balanced(const wb_layer_problem *problem, int32_t *expert_of_slot_out,
                             uint32_t *replica_of_slot_out) {
     (void)replica_of_slot_out; /* in slot order */
-    uint32_t trials = problem->options->trials;
+    int64_t trials = problem->options->trials,
+            by_slots = TRIALS_OF_A_SLOT * (int64_t)problem->frame->topology.n_slots;
+    if (trials == 0) trials = by_slots < MOST_TRIALS ? by_slots : MOST_TRIALS;
     wb_search s;
-    WB_TRY(wb_search_open(problem->frame, problem->loads, problem->layer,
-                          trials > 0 ? trials : DEFAULT_TRIALS, &s));
+    WB_TRY(wb_search_open(problem->frame, problem->loads, problem->layer, trials, &s));
     wb_status status = place(&s);
     if (status == WB_OK) {
         refine(&s);

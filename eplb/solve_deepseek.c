@@ -35,7 +35,8 @@ static wb_status check_even(const wb_topology *topology, bool hierarchical) {
     const uint32_t node_ranks = topology->n_ranks / topology->n_nodes;
     for (uint32_t p = 0; p < topology->n_ranks; p++) {
         if (topology->dead != NULL && topology->dead[p])
-            return wb_fail(WB_INVALID_ARGUMENT, "deepseek: rank %u is dead, it places on live ranks only", p);
+            return wb_fail(WB_INVALID_ARGUMENT,
+                           "deepseek: rank %u is dead, expected live ranks: the others take dead ones", p);
         if (topology->slots_of_rank != NULL && topology->slots_of_rank[p] != rank_slots)
             return wb_fail(WB_INVALID_ARGUMENT,
                            "deepseek: rank %u: expected %u slots as on every rank, found %u", p, rank_slots,

@@ -60,7 +60,9 @@ WB_API wb_status wb_topology_check(const wb_topology *topology, uint32_t n_exper
 
 /* For each of L layers: which expert each slot holds and, the other way round, the slots of each expert in
  * replica order. Every expert has a replica on a live rank; slots of dead ranks are empty. Opaque; owns a
- * copy of its topology. */
+ * copy of its topology, which never changes: when a rank dies, solve under a topology that says so with the
+ * present placement as options.current (incremental repairs and leaves the rest), plan the move, go on with
+ * the new placement. Layers, ranks and slots handed to the functions below must exist; WB_NO_SLOT does not. */
 typedef struct wb_placement wb_placement;
 
 /* One layer's maps. Owner: the placement; valid until its close, updated in place by set_layer,
@@ -106,8 +108,8 @@ WB_API wb_status wb_placement_set_layer(wb_placement *placement, uint32_t layer,
                                         uint64_t epoch);
 
 /* Takes over n layers of `from` in place (layers NULL: the first n), each at epoch `epoch`, which must be
- * above the layer's present one: a late or repeated update is refused. All layers or none; n 0 is a no-op.
- * MISMATCH on other shapes. */
+ * above the layer's present one: a late or repeated update is refused (set_layer and broadcast take any
+ * epoch). All layers or none; n 0 is a no-op. MISMATCH on other shapes. */
 WB_API wb_status wb_placement_copy_layers(wb_placement *placement, const wb_placement *from, uint32_t n,
                                           const uint32_t *layers, uint64_t epoch);
 
@@ -148,6 +150,7 @@ WB_API wb_status wb_placement_from_dump(wb_dump *dump, const wb_topology *topolo
 
 /* Seconds and bytes of one forward pass of a MoE layer on one rank:
  *   compute              = tokens x seconds_per_token + experts that got a token x seconds_per_expert
+ *                          (of an expected part of a token, as under dynamic and fake, that part, rounded up a rank)
  *   dispatch and combine = 2 x bytes_per_token x tokens sent off the rank / bytes per second of the link
  * In and out, inside the node and out of it go on at the same time. A layer ends with its slowest rank; a step is the
  * sum over layers and micro-batches. */
@@ -168,8 +171,8 @@ WB_API wb_cost_model wb_cost_model_default(void);
 
 typedef enum wb_eplb_algorithm {
     /* The bytes of DeepSeek's eplb.py (float32, ties to the lower index; its torch run with a stable sort), replica
-     * order included, for whatever it accepts but NaN. What it refuses is refused: E % G or R % P not 0, and P % N
-     * where hierarchical, which is when G % N == 0; else global. Two replicas of an expert may share a rank. No dead
+     * order included, for whatever it accepts but NaN and N > P. What it refuses is refused: E % G or R % P not 0,
+     * and P % N where hierarchical, which is when G % N == 0; else global. Two replicas of an expert may share a rank. No dead
      * ranks, no uneven slots. */
     WB_EPLB_DEEPSEEK,
     /* The default. Least maximum rank load: capped replication, never two replicas of an expert on one
@@ -192,7 +195,7 @@ typedef struct wb_eplb_options {
     /* incremental: where to start. balanced, microbatch: slots that can stay do (wb_placement_keep_slots),
      * or NULL. Not read under deepseek, whose bytes are fixed. */
     const wb_placement *current;
-    uint32_t max_changes; /* incremental: slots a layer that may get another expert; 0: no limit */
+    uint32_t max_changes; /* incremental: slots a layer that may change, repairs not counted; 0: no limit */
     double target;        /* incremental: balancedness at which a layer is good enough, (0, 1] */
     double horizon_steps; /* incremental: passes of these loads over which a move pays */
     wb_cost_model cost;   /* incremental: what a pass and a move take */

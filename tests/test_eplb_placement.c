@@ -350,6 +350,20 @@ static void test_keep_slots(void **unused) {
 
 /* ---- what follows from maps -------------------------------------------------------------------------------- */
 
+/* Two replicas of an expert that trade places on their rank: the same experts, other replica numbers. */
+static void test_keep_slots_of_replicas_on_one_rank(void **unused) {
+    (void)unused;
+    const wb_topology t = {.n_ranks = 1, .n_nodes = 1, .n_slots = 3};
+    const int32_t doubled[] = {0, 1, 0}, other[] = {-1, 1, 0};
+    wb_placement *p = open_ok(&t, 1, 2), *current = open_ok(&t, 1, 2);
+    assert_int_equal(wb_placement_set_layer(p, 0, doubled, NULL, 1), WB_OK);
+    assert_int_equal(wb_placement_set_layer(current, 0, other, NULL, 1), WB_OK);
+    assert_int_equal(wb_placement_keep_slots(p, current), WB_OK);
+    check_consistent(p);
+    wb_placement_close(current);
+    wb_placement_close(p);
+}
+
 static void test_export(void **unused) {
     (void)unused;
     const wb_topology t = core_topology();
@@ -599,6 +613,7 @@ int main(void) {
         cmocka_unit_test(test_sglang_25882_layers_change_together_or_not_at_all),
         cmocka_unit_test(test_other_shapes),
         cmocka_unit_test(test_keep_slots),
+        cmocka_unit_test(test_keep_slots_of_replicas_on_one_rank),
         cmocka_unit_test(test_export),
         cmocka_unit_test(test_rank_loads),
         cmocka_unit_test(test_70000_slots),

@@ -367,7 +367,7 @@ static void test_map_refuses(void **unused) {
 
 static void test_counts_refuse(void **unused) {
     (void)unused;
-    refused("{\"logical_count\": []}", WB_MISMATCH, "logical_count has 0 layers, expected 2");
+    refused("{\"logical_count\": []}", WB_MISMATCH, "logical_count is empty");
     refused("{\"logical_count\": {}}", WB_CORRUPT, "logical_count: expected an array of 2 layers");
     refused("{\"logical_count\": [[1,2,3]]}", WB_MISMATCH, "logical_count has 1 layers, expected 2");
     refused("{\"logical_count\": [[1,2,3],[1,2]]}", WB_MISMATCH,

@@ -157,7 +157,7 @@ static void test_the_same_bytes_for_any_number_of_threads(void **state) {
     assert_int_equal(wb_placement_open(&t, L, 20, &current), WB_OK);
     for (wb_eplb_algorithm a = WB_EPLB_DEEPSEEK; a <= WB_EPLB_MICROBATCH; a++) {
         uint64_t hash = 0;
-        for (uint32_t threads = 0; threads < 5; threads++) {
+        for (uint32_t threads = 0; threads < 100000; threads = threads * 3 + 1) {
             wb_eplb_options options = with(a, a == WB_EPLB_INCREMENTAL ? current : NULL);
             options.threads = threads;
             wb_placement *p = solve(&t, 20, 4, loads, &options);
@@ -207,6 +207,46 @@ static void test_bad_loads_and_options_are_refused(void **state) {
     assert_int_equal(wb_eplb_solve(&t, L, 4, 1, loads, &options, &p), WB_MISMATCH);
     wb_placement_close(other);
     assert_ptr_equal(p, &t);
+}
+
+/* Each load is a number, their sum is none. */
+static void test_sums_that_are_no_numbers_are_refused(void **state) {
+    (void)state;
+    wb_topology t = {.n_ranks = 2, .n_nodes = 1, .n_slots = 4};
+    double loads[2 * L * 4] = {0};
+    wb_placement *current = NULL, *p = NULL;
+    assert_int_equal(wb_placement_open(&t, L, 4, &current), WB_OK);
+    loads[4 + 1] = loads[L * 4 + 4 + 1] = 1.7e308;
+    for (wb_eplb_algorithm a = WB_EPLB_BALANCED; a <= WB_EPLB_MICROBATCH; a++) {
+        wb_eplb_options options = with(a, a == WB_EPLB_INCREMENTAL ? current : NULL);
+        assert_int_equal(wb_eplb_solve(&t, L, 4, 2, loads, &options, &p), WB_INVALID_ARGUMENT);
+        assert_message_has("layer 1");
+        assert_message_has("expert 1");
+    }
+    loads[4 + 1] = INFINITY;
+    loads[L * 4 + 4 + 1] = -INFINITY;
+    wb_eplb_options options = with(WB_EPLB_DEEPSEEK, NULL);
+    assert_int_equal(wb_eplb_solve(&t, L, 4, 2, loads, &options, &p), WB_INVALID_ARGUMENT);
+    assert_message_has("layer 1");
+    assert_null(p);
+    wb_placement_close(current);
+}
+
+/* deepseek's bytes are those of eplb.py whatever is in place; the others say that it does not fit. */
+static void test_current_of_another_shape(void **state) {
+    (void)state;
+    wb_topology t = {.n_ranks = 2, .n_nodes = 1, .n_slots = 4},
+                wide = {.n_ranks = 2, .n_nodes = 1, .n_slots = 6};
+    double loads[L * 4] = {1, 2, 3, 4, 5, 6, 7, 8};
+    wb_placement *current = NULL, *p = NULL;
+    assert_int_equal(wb_placement_open(&wide, L, 4, &current), WB_OK);
+    wb_eplb_options options = with(WB_EPLB_BALANCED, current);
+    assert_int_equal(wb_eplb_solve(&t, L, 4, 1, loads, &options, &p), WB_MISMATCH);
+    assert_message_has("options.current");
+    options.algorithm = WB_EPLB_DEEPSEEK;
+    p = solve(&t, 4, 1, loads, &options);
+    wb_placement_close(p);
+    wb_placement_close(current);
 }
 
 /* Counts that float32 cannot hold: 2^24 and 2^24 + 1 are one number there. */
@@ -421,6 +461,8 @@ int main(void) {
         cmocka_unit_test(test_sglang_7575_any_ranks_nodes_and_slots),
         cmocka_unit_test(test_the_same_bytes_for_any_number_of_threads),
         cmocka_unit_test(test_bad_loads_and_options_are_refused),
+        cmocka_unit_test(test_sums_that_are_no_numbers_are_refused),
+        cmocka_unit_test(test_current_of_another_shape),
         cmocka_unit_test(test_counts_above_2_24_are_exact),
         cmocka_unit_test(test_prime_rl_3051_more_than_255_slots),
         cmocka_unit_test(test_eplb_22_replicas_never_share_a_rank),
