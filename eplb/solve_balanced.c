@@ -279,9 +279,15 @@ static void refine(wb_search *s) {
 /* Packing puts replicas of the same experts side by side on rank after rank, and then a dispatch by quotas can move tokens among
  * few ranks only. Exchanges that leave the maximum as it is mix them: with 8192 slots on 4096 ranks, quotas for micro-batches
  * with noise .2 reach .88 instead of .83. */
-static void mix(wb_search *s) {
-    s->trials = MIX_TRIALS * (int64_t)s->n_live;
-    wb_search_shake(s, s->rank_load[wb_search_hottest(s)], MIX_EXCHANGES * s->n_live);
+static void mix(wb_search *s, int64_t trials) {
+    wb_search_settle(s); /* without the rounding of many small changes */
+    wb_search_save(s);
+    double most = s->rank_load[wb_search_hottest(s)];
+    int64_t enough = MIX_TRIALS * (int64_t)s->n_live;
+    s->trials = enough < trials ? enough : trials;
+    wb_search_shake(s, most, MIX_EXCHANGES * s->n_live);
+    wb_search_settle(s);
+    if (s->rank_load[wb_search_hottest(s)] > most) wb_search_restore(s);
 }
 
 wb_status wb_solve_balanced(const wb_layer_problem *problem, int32_t *expert_of_slot_out,
@@ -295,7 +301,7 @@ wb_status wb_solve_balanced(const wb_layer_problem *problem, int32_t *expert_of_
     wb_status status = place(&s);
     if (status == WB_OK) {
         refine(&s);
-        mix(&s);
+        mix(&s, trials);
         for (uint32_t i = 0; i < s.n_slots; i++) expert_of_slot_out[i] = s.expert[i];
     }
     wb_search_close(&s);
