@@ -1,20 +1,25 @@
 /* solve_microbatch.c - one placement for M micro-batches whose routes are known: least sum over them of the maximum rank load.
  *
- * Starts from `balanced` on the sum, then anneals: random swaps and replica moves under the energy sum over micro-batches
- * and ranks of (load / mean)^p, whose p doubles from stage to stage (a maximum is the limit of p-norms), so that early on
- * the whole shape counts and in the end the peaks. A rank's loads are a vector [M]. */
+ * Starts from `balanced` on the sum, then anneals twice. First random swaps and replica moves under the energy sum over
+ * micro-batches and ranks of (load / mean)^p, whose p doubles from stage to stage (a maximum is the limit of p-norms), so that
+ * early on the whole shape counts and later the peaks. Then swaps under the sum of the maxima itself. A rank's loads are a
+ * vector [M]. */
 #include "search.h"
 
 #include <stdlib.h>
 #include <string.h>
 
 enum {
-    DEFAULT_TRIALS = 200000,
+    DEFAULT_TRIALS = 500000, /* of which a part for the norms */
+    NORM_PARTS = 2,
+    ALL_PARTS = 5,
     START_TRIALS = 200000, /* for the balanced placement to start from */
     STAGES = 5,            /* p = 2, 4, ... 32 */
-    COOLINGS = 7           /* in each stage the temperature halves six times */
+    COOLINGS = 7,          /* in each stage the temperature halves six times */
+    PEAK_COOLINGS = 6
 };
-static const double START_TEMPERATURE = 0.01; /* times p: the energy of a peak grows with p */
+static const double START_TEMPERATURE = 0.01;      /* times p: the energy of a peak grows with p */
+static const double START_PEAK_TEMPERATURE = 0.0025; /* in means of a micro-batch */
 
 typedef struct annealing {
     wb_search search; /* the map: who holds what; its own shares and loads are those of the sum */
@@ -26,6 +31,7 @@ typedef struct annealing {
     double *share;             /* [E][M] scaled / replicas */
     double *load;              /* [P][M] of the rank, as multiples of the mean */
     double *cost;              /* [P] the rank's part of the energy */
+    double *peak;              /* [M] of the most loaded rank, for the second annealing */
     double *delta, *powers;    /* [M] scratch */
     uint32_t *touched, *stamp; /* [P] ranks that a move changes; when each was last listed */
     uint32_t now, n_touched;
@@ -39,11 +45,12 @@ typedef struct annealing {
 
 static wb_status open_annealing(annealing *a) {
     size_t M = a->M, E = a->search.n_experts, P = a->search.n_ranks;
-    size_t doubles = M * (2 * E + 2 * P + 4) + P;
+    size_t doubles = M * (2 * E + 2 * P + 5) + P;
     WB_TRY(wb_alloc(doubles * sizeof(double) + 2 * P * sizeof(uint32_t), 1, "microbatch", &a->memory));
     a->mean = a->memory;
     a->weight = a->mean + M;
-    a->delta = a->weight + M;
+    a->peak = a->weight + M;
+    a->delta = a->peak + M;
     a->powers = a->delta + M;
     a->scaled = a->powers + M;
     a->share = a->scaled + E * M;
@@ -95,14 +102,22 @@ static void settle(annealing *a) {
         add_share(a, a->load + (size_t)wb_search_rank(s, i) * a->M, s->expert[i], 1);
 }
 
-/* Sum over micro-batches of the maximum rank load, in tokens. */
-static double objective(const annealing *a) {
+/* The most loaded rank of a micro-batch, ranks `without` left out (WB_NO_RANK: none). */
+static double peak_of(const annealing *a, uint32_t m, uint32_t without, uint32_t without_too) {
+    double most = 0;
+    for (uint32_t r = 0; r < a->search.n_ranks; r++) {
+        double load = a->load[(size_t)r * a->M + m];
+        if (load > most && r != without && r != without_too) most = load;
+    }
+    return most;
+}
+
+/* Fills peak; returns the sum over micro-batches of the maximum rank load, weighted: in means of a micro-batch. */
+static double find_peaks(annealing *a) {
     double sum = 0;
     for (uint32_t m = 0; m < a->M; m++) {
-        double most = 0;
-        for (uint32_t r = 0; r < a->search.n_ranks; r++)
-            if (a->load[(size_t)r * a->M + m] > most) most = a->load[(size_t)r * a->M + m];
-        sum += most * a->mean[m];
+        a->peak[m] = peak_of(a, m, WB_NO_RANK, WB_NO_RANK);
+        sum += a->weight[m] * a->peak[m];
     }
     return sum;
 }
@@ -137,26 +152,59 @@ static uint32_t random_slot(annealing *a) {
     return a->search.live_slots[wb_random_below(&a->search.random, a->search.n_live)];
 }
 
-static void try_swap(annealing *a) {
-    wb_search *s = &a->search;
-    uint32_t i = random_slot(a), j = random_slot(a), of_i = wb_search_rank(s, i), of_j = wb_search_rank(s, j);
-    int32_t e = s->expert[i], f = s->expert[j];
-    s->trials--;
-    if (of_i == of_j || e == f) return;
-    double *ours = a->load + (size_t)of_i * a->M, *theirs = a->load + (size_t)of_j * a->M;
+/* delta = what rank of slot i gains, and that of slot j loses, when the slots are swapped; false when that is nothing. */
+static bool propose_swap(annealing *a, uint32_t i, uint32_t j) {
+    const wb_search *s = &a->search;
+    if (wb_search_rank(s, i) == wb_search_rank(s, j) || s->expert[i] == s->expert[j]) return false;
     memset(a->delta, 0, a->M * sizeof *a->delta);
-    add_share(a, a->delta, f, 1);
-    add_share(a, a->delta, e, -1);
-    double our_cost = energy(a, ours, a->delta, 1), their_cost = energy(a, theirs, a->delta, -1);
-    if (!accept(a, our_cost + their_cost - a->cost[of_i] - a->cost[of_j])) return;
-    if (wb_search_holds(s, of_i, f) || wb_search_holds(s, of_j, e)) return;
+    add_share(a, a->delta, s->expert[j], 1);
+    add_share(a, a->delta, s->expert[i], -1);
+    return true;
+}
+
+/* Does the proposed swap, unless an expert would be twice on a rank. */
+static bool do_swap(annealing *a, uint32_t i, uint32_t j) {
+    wb_search *s = &a->search;
+    uint32_t of_i = wb_search_rank(s, i), of_j = wb_search_rank(s, j);
+    if (wb_search_holds(s, of_i, s->expert[j]) || wb_search_holds(s, of_j, s->expert[i])) return false;
     wb_search_swap(s, i, j);
+    double *ours = a->load + (size_t)of_i * a->M, *theirs = a->load + (size_t)of_j * a->M;
     for (uint32_t m = 0; m < a->M; m++) {
         ours[m] += a->delta[m];
         theirs[m] -= a->delta[m];
     }
+    return true;
+}
+
+static void try_swap(annealing *a) {
+    wb_search *s = &a->search;
+    uint32_t i = random_slot(a), j = random_slot(a), of_i = wb_search_rank(s, i), of_j = wb_search_rank(s, j);
+    s->trials--;
+    if (!propose_swap(a, i, j)) return;
+    double our_cost = energy(a, a->load + (size_t)of_i * a->M, a->delta, 1);
+    double their_cost = energy(a, a->load + (size_t)of_j * a->M, a->delta, -1);
+    if (!accept(a, our_cost + their_cost - a->cost[of_i] - a->cost[of_j]) || !do_swap(a, i, j)) return;
     a->cost[of_i] = our_cost;
     a->cost[of_j] = their_cost;
+}
+
+/* The same under the sum of the peaks. Other ranks are looked at only where a peak of one of the two falls. */
+static void try_swap_of_peaks(annealing *a) {
+    wb_search *s = &a->search;
+    uint32_t i = random_slot(a), j = random_slot(a), of_i = wb_search_rank(s, i), of_j = wb_search_rank(s, j);
+    const double *ours = a->load + (size_t)of_i * a->M, *theirs = a->load + (size_t)of_j * a->M;
+    double rise = 0, *peak = a->powers;
+    s->trials--;
+    if (!propose_swap(a, i, j)) return;
+    for (uint32_t m = 0; m < a->M; m++) {
+        double our_load = ours[m] + a->delta[m], their_load = theirs[m] - a->delta[m];
+        double most = our_load > their_load ? our_load : their_load;
+        bool falls = most < a->peak[m] && (ours[m] >= a->peak[m] || theirs[m] >= a->peak[m]);
+        double others = falls ? peak_of(a, m, of_i, of_j) : most < a->peak[m] ? a->peak[m] : 0;
+        peak[m] = most > others ? most : others;
+        rise += a->weight[m] * (peak[m] - a->peak[m]);
+    }
+    if (accept(a, rise) && do_swap(a, i, j)) memcpy(a->peak, peak, a->M * sizeof *peak);
 }
 
 static void touch(annealing *a, uint32_t rank) {
@@ -221,7 +269,7 @@ static void try_transfer(annealing *a) {
         a->cost[a->touched[i]] = energy(a, a->load + (size_t)a->touched[i] * a->M, NULL, 0);
 }
 
-static void anneal(annealing *a, int64_t trials) {
+static void anneal_norms(annealing *a, int64_t trials) {
     wb_search *s = &a->search;
     for (int step = 0; step < STAGES * COOLINGS; step++) {
         a->squarings = 1 + step / COOLINGS;
@@ -234,6 +282,16 @@ static void anneal(annealing *a, int64_t trials) {
                 try_swap(a);
         }
         settle(a); /* what rounding left of many small changes */
+    }
+}
+
+static void anneal_peaks(annealing *a, int64_t trials) {
+    wb_search *s = &a->search;
+    for (int step = 0; step < PEAK_COOLINGS; step++) {
+        a->temperature = START_PEAK_TEMPERATURE / (1 << step);
+        find_peaks(a);
+        for (s->trials = trials / PEAK_COOLINGS; s->trials > 0;) try_swap_of_peaks(a);
+        settle(a);
     }
 }
 
@@ -258,9 +316,11 @@ static wb_status solve(annealing *a, const wb_layer_problem *problem, int32_t *e
         if (experts_out[i] >= 0) wb_search_put(s, i, (uint32_t)experts_out[i]);
     wb_search_settle(s);
     settle(a);
-    double before = objective(a);
-    anneal(a, problem->options->trials > 0 ? problem->options->trials : DEFAULT_TRIALS);
-    if (objective(a) < before) memcpy(experts_out, s->expert, s->n_slots * sizeof *experts_out);
+    double before = find_peaks(a);
+    int64_t trials = problem->options->trials > 0 ? problem->options->trials : DEFAULT_TRIALS;
+    anneal_norms(a, trials * NORM_PARTS / ALL_PARTS);
+    anneal_peaks(a, trials - trials * NORM_PARTS / ALL_PARTS);
+    if (find_peaks(a) < before) memcpy(experts_out, s->expert, s->n_slots * sizeof *experts_out);
     return WB_OK;
 }
 
