@@ -18,7 +18,7 @@ enum {
     COOLINGS = 7,          /* in each stage the temperature halves six times */
     PEAK_COOLINGS = 6
 };
-static const double START_TEMPERATURE = 0.01;      /* times p: the energy of a peak grows with p */
+static const double START_TEMPERATURE = 0.01;        /* times p: the energy of a peak grows with p */
 static const double START_PEAK_TEMPERATURE = 0.0025; /* in means of a micro-batch */
 
 typedef struct annealing {
