@@ -250,31 +250,6 @@ static wb_status run_steps(eplb_run *run, eplb_source *source) {
     return status;
 }
 
-/* ---- figures ------------------------------------------------------------------------------------------------------ */
-
-eplb_figures eplb_mean(const eplb_run *run, const eplb_row *row) {
-    enum { N = sizeof(eplb_figures) / sizeof(double) };
-    double sums[N] = {0};
-    uint32_t n[N] = {0};
-    for (uint32_t s = 0; s < run->source.n_steps; s++) {
-        double values[N];
-        memcpy(values, &row->steps[s], sizeof values);
-        for (int i = 0; i < N; i++) {
-            if (isnan(values[i])) continue;
-            sums[i] += values[i];
-            n[i]++;
-        }
-    }
-    for (int i = 0; i < N; i++) sums[i] = n[i] ? sums[i] / n[i] : NAN;
-    eplb_figures mean;
-    memcpy(&mean, sums, sizeof mean);
-    return mean;
-}
-
-double eplb_moved_bytes(const eplb_figures *f) {
-    return f->local_bytes + f->node_bytes + f->network_bytes + f->reload_bytes;
-}
-
 /* ---- the chart: the last step, all layers and the one that is worst without balancing ---------------------------- */
 
 /* Tokens of each rank in one layer, summed over micro-batches. counts [P][E] and slots [R] are memory to use. */

@@ -85,10 +85,6 @@ typedef struct eplb_run {
     eplb_row rows[EPLB_MAX_ROWS]; /* none, the solvers in the order asked for, fake */
 } eplb_run;
 
-/* Means over the steps that have the figure. */
-eplb_figures eplb_mean(const eplb_run *run, const eplb_row *row);
-double eplb_moved_bytes(const eplb_figures *figures); /* of all kinds */
-
 void eplb_print_tables(const eplb_run *run); /* eplb_report.c */
 void eplb_print_json(const eplb_run *run);
 

@@ -4,6 +4,7 @@
 
 #include <inttypes.h>
 #include <math.h>
+#include <string.h>
 
 static uint32_t count_dead(const wb_topology *t) {
     uint32_t n = 0;
@@ -14,6 +15,33 @@ static uint32_t count_dead(const wb_topology *t) {
 /* Seconds against the least that any placement could take; 1 when there is nothing to do. */
 static double ratio_to_bound(const eplb_figures *f) {
     return f->bound_seconds > 0 ? f->seconds / f->bound_seconds : 1;
+}
+
+/* ---- means over steps ------------------------------------------------------------ */
+
+/* Of the steps that have the figure. */
+static eplb_figures mean_figures(const eplb_run *run, const eplb_row *row) {
+    enum { N = sizeof(eplb_figures) / sizeof(double) };
+    double sums[N] = {0};
+    uint32_t n[N] = {0};
+    for (uint32_t s = 0; s < run->source.n_steps; s++) {
+        double values[N];
+        memcpy(values, &row->steps[s], sizeof values);
+        for (int i = 0; i < N; i++) {
+            if (isnan(values[i])) continue;
+            sums[i] += values[i];
+            n[i]++;
+        }
+    }
+    for (int i = 0; i < N; i++) sums[i] = n[i] ? sums[i] / n[i] : NAN;
+    eplb_figures mean;
+    memcpy(&mean, sums, sizeof mean);
+    return mean;
+}
+
+/* Of all kinds of moves. */
+static double moved_bytes(const eplb_figures *f) {
+    return f->local_bytes + f->node_bytes + f->network_bytes + f->reload_bytes;
 }
 
 /* ---- tables ------------------------------------------------------------------------------------------------ */
@@ -66,7 +94,7 @@ static void print_row(const eplb_run *run, const eplb_row *row) {
         printf(" refused: %s\n", row->refused);
         return;
     }
-    eplb_figures f = eplb_mean(run, row);
+    eplb_figures f = mean_figures(run, row);
     print_cell(8, 4, f.balancedness);
     print_cell(8, 4, f.stale);
     print_cell(9, 4, f.balancedness_time);
@@ -74,7 +102,7 @@ static void print_row(const eplb_run *run, const eplb_row *row) {
     print_cell(11, 3, 1e3 * f.seconds);
     print_cell(8, 3, ratio_to_bound(&f));
     print_cell(10, 1, row->solves ? f.changed_slots : NAN);
-    print_cell(12, 3, row->solves ? 1e-9 * eplb_moved_bytes(&f) : NAN);
+    print_cell(12, 3, row->solves ? 1e-9 * moved_bytes(&f) : NAN);
     print_cell(12, 3, row->solves ? 1e-9 * f.network_bytes : NAN);
     print_cell(10, 3, row->solves ? 1e3 * f.move_seconds : NAN);
     print_cell(10, 3, row->solves ? 1e3 * f.solve_seconds : NAN);
@@ -82,7 +110,7 @@ static void print_row(const eplb_run *run, const eplb_row *row) {
 }
 
 static void print_bound(const eplb_run *run) {
-    eplb_figures f = eplb_mean(run, &run->rows[0]);
+    eplb_figures f = mean_figures(run, &run->rows[0]);
     printf("%-12s %8s %8s %9s %7s", "bound", "-", "-", "-", "-");
     print_cell(11, 3, 1e3 * f.bound_seconds);
     print_cell(8, 3, 1);
@@ -164,7 +192,7 @@ static void json_figures(const eplb_row *row, const eplb_figures *f) {
     json_pair("dispatch_network_bytes", f->transfer_network_bytes);
     if (!row->solves) return;
     json_pair("changed_slots", f->changed_slots);
-    json_pair("moved_bytes", eplb_moved_bytes(f));
+    json_pair("moved_bytes", moved_bytes(f));
     json_pair("moved_local_bytes", f->local_bytes);
     json_pair("moved_node_bytes", f->node_bytes);
     json_pair("moved_network_bytes", f->network_bytes);
@@ -181,7 +209,7 @@ static void json_row(const eplb_run *run, const eplb_row *row) {
         printf("}");
         return;
     }
-    eplb_figures mean = eplb_mean(run, row);
+    eplb_figures mean = mean_figures(run, row);
     json_figures(row, &mean);
     printf(",\"steps\":[");
     for (uint32_t s = 0; s < run->source.n_steps; s++) {
@@ -200,7 +228,7 @@ void eplb_print_json(const eplb_run *run) {
         if (i) printf(",");
         json_row(run, &run->rows[i]);
     }
-    eplb_figures f = eplb_mean(run, &run->rows[0]);
+    eplb_figures f = mean_figures(run, &run->rows[0]);
     printf("],\"bound_seconds\":");
     cli_json_number(stdout, f.bound_seconds);
     printf("}\n");
