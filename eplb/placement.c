@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MAX_RANKS = 65536, MAX_EXPERTS = 65536, MAX_SLOTS = 1 << 24 };
+enum { MAX_RANKS = 65536, MAX_EXPERTS = 65536, MAX_SLOTS = 1 << 24, FREE_SLOT = WB_NO_EXPERT - 1 };
 
 /* ---- topology ----------------------------------------------------------------------------------------- */
 
@@ -410,48 +410,68 @@ wb_status wb_placement_copy_layers(wb_placement *p, const wb_placement *from, ui
     return WB_OK;
 }
 
-/* Reorders the slots [first, last) of one rank: those whose expert `current` has there stay at its slot, the rest fill up in
- * order. `experts`, `replica`: the layer's; old_*: copies of them. */
-static void keep_slots_of_rank(uint32_t first, uint32_t last, const int32_t *current,
-                               const int32_t *old_experts, const uint32_t *old_replica, int32_t *experts,
-                               uint32_t *replica, uint8_t *used) {
-    for (uint32_t s = first; s < last; s++) experts[s] = -2; /* free */
-    for (uint32_t s = first; s < last; s++) {
-        used[s] = 0;
-        for (uint32_t d = first; d < last && !used[s]; d++) {
-            if (experts[d] != -2 || current[d] != old_experts[s] || old_experts[s] < 0) continue;
-            experts[d] = old_experts[s];
-            replica[d] = old_replica[s];
-            used[s] = 1;
-        }
+/* Memory of keep_slots for one layer. */
+typedef struct keeper {
+    int32_t *experts;  /* [R] as they were */
+    uint32_t *replica; /* [R] */
+    uint32_t *head;  /* [E] first slot of a rank with the expert that has found no place yet, or WB_NO_SLOT */
+    uint32_t *next;  /* [R] the next such slot */
+    uint8_t *placed; /* [R] */
+} keeper;
+
+/* Reorders the slots [first, last) of one rank: where `current` has an expert that the rank keeps, it stays; the rest fill
+ * up in order. */
+static void keep_slots_of_rank(keeper *k, uint32_t first, uint32_t last, const int32_t *current,
+                               int32_t *experts, uint32_t *replica) {
+    for (uint32_t s = last; s-- > first;) {
+        k->placed[s] = 0;
+        if (k->experts[s] < 0) continue;
+        k->next[s] = k->head[k->experts[s]];
+        k->head[k->experts[s]] = s;
+    }
+    for (uint32_t d = first; d < last; d++) {
+        uint32_t s = current[d] < 0 ? WB_NO_SLOT : k->head[current[d]];
+        experts[d] = FREE_SLOT;
+        if (s == WB_NO_SLOT) continue;
+        k->head[current[d]] = k->next[s];
+        k->placed[s] = 1;
+        experts[d] = k->experts[s];
+        replica[d] = k->replica[s];
     }
     for (uint32_t s = first, d = first; s < last; s++) {
-        if (used[s]) continue;
-        while (experts[d] != -2) d++;
-        experts[d] = old_experts[s];
-        replica[d] = old_replica[s];
+        if (k->experts[s] >= 0) k->head[k->experts[s]] = WB_NO_SLOT;
+        if (k->placed[s]) continue;
+        while (experts[d] != FREE_SLOT) d++;
+        experts[d] = k->experts[s];
+        replica[d] = k->replica[s];
     }
 }
 
 wb_status wb_placement_keep_slots(wb_placement *p, const wb_placement *current) {
     WB_TRY(wb_placement_check_shape(p, current));
     size_t R = p->topology.n_slots;
-    int32_t *experts = NULL;
-    uint32_t *replica = NULL;
-    uint8_t *used = NULL;
-    wb_status status = wb_alloc(R, sizeof *experts, "placement", (void **)&experts);
-    if (status == WB_OK) status = wb_alloc(R, sizeof *replica, "placement", (void **)&replica);
-    if (status == WB_OK) status = wb_alloc(R, sizeof *used, "placement", (void **)&used);
-    for (uint32_t l = 0; status == WB_OK && l < p->n_layers; l++) {
-        memcpy(experts, p->expert_of_slot + l * R, R * sizeof *experts);
-        memcpy(replica, p->replica_of_slot + l * R, R * sizeof *replica);
+    keeper k = {0};
+    wb_status status;
+    WB_GOTO(wb_alloc(R, sizeof *k.experts, "placement", (void **)&k.experts), done);
+    WB_GOTO(wb_alloc(R, sizeof *k.replica, "placement", (void **)&k.replica), done);
+    WB_GOTO(wb_alloc(p->n_experts, sizeof *k.head, "placement", (void **)&k.head), done);
+    WB_GOTO(wb_alloc(R, sizeof *k.next, "placement", (void **)&k.next), done);
+    WB_GOTO(wb_alloc(R, sizeof *k.placed, "placement", (void **)&k.placed), done);
+    for (uint32_t e = 0; e < p->n_experts; e++) k.head[e] = WB_NO_SLOT;
+    for (uint32_t l = 0; l < p->n_layers; l++) {
+        memcpy(k.experts, p->expert_of_slot + l * R, R * sizeof *k.experts);
+        memcpy(k.replica, p->replica_of_slot + l * R, R * sizeof *k.replica);
         for (uint32_t r = 0; r < p->topology.n_ranks; r++)
-            keep_slots_of_rank(p->first_slot[r], p->first_slot[r + 1], wb_placement_experts_of(current, l),
-                               experts, replica, p->expert_of_slot + l * R, p->replica_of_slot + l * R, used);
+            keep_slots_of_rank(&k, p->first_slot[r], p->first_slot[r + 1],
+                               wb_placement_experts_of(current, l), p->expert_of_slot + l * R,
+                               p->replica_of_slot + l * R);
         index_layer(p, l);
     }
-    free(used);
-    free(replica);
-    free(experts);
+done:
+    free(k.placed);
+    free(k.next);
+    free(k.head);
+    free(k.replica);
+    free(k.experts);
     return status;
 }
