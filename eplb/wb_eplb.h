@@ -218,8 +218,7 @@ WB_API wb_status wb_eplb_solve(const wb_topology *topology, uint32_t n_layers, u
                                uint32_t n_batches, const double *loads, const wb_eplb_options *options,
                                wb_placement **placement_out);
 
-/* ---- dispatch: which replica a token goes to
- * ------------------------------------------------------------ */
+/* ---- dispatch: which replica a token goes to ------------------------------------------------------------- */
 
 typedef enum wb_dispatch_policy {
     /* By rank: the replica on this rank, else on this node, else any. Ranks that are equally near several
@@ -289,8 +288,7 @@ WB_API wb_status wb_dispatch_loads(const wb_placement *placement, wb_dispatch_po
 WB_API wb_status wb_dispatch_quota(const wb_placement *placement, uint32_t layer, const uint32_t *counts,
                                    uint32_t *shares_out);
 
-/* ---- load statistics
- * ------------------------------------------------------------------------------------- */
+/* ---- load statistics ------------------------------------------------------------------------------------- */
 
 typedef enum wb_phase { WB_PHASE_PREFILL, WB_PHASE_DECODE, WB_PHASE_REPLAY } wb_phase;
 enum { WB_N_PHASES = 3 };
@@ -315,7 +313,8 @@ WB_API wb_load_options wb_load_options_default(void); /* 100 passes, 1 */
 typedef struct wb_load wb_load;
 
 /* 1..64 regions of different names, which are copied; `options` NULL: the defaults. CAPACITY beyond 16
- * GiB. After it, counting, closing passes and reading counts allocate nothing. */
+ * GiB. After it, counting, closing passes (but for what the comm needs) and reading counts allocate
+ * nothing. */
 WB_API wb_status wb_load_open(uint32_t n_regions, const wb_load_region *regions,
                               const wb_load_options *options, wb_load **load_out);
 WB_API void wb_load_close(wb_load *load); /* NULL is a no-op */
@@ -380,14 +379,13 @@ WB_API wb_status wb_load_token_spread(const wb_placement *placement, wb_dispatch
 /* The window as a file of passes: {"logical_count": [passes][L][E]} of the first region as in
  * wb_placement_read, and what restores the handle, switches of regions included. The open pass is not part
  * of the file: end it first. The file appears whole or not at all, JSON or msgpack by name as in
- * wb_placement_save. */
+ * wb_placement_save. CAPACITY beyond 89 million numbers: a smaller window fits. */
 WB_API wb_status wb_load_save(const wb_load *load, const char *path);
 /* UNSUPPORTED for other files and versions; CORRUPT, naming the place, for what a handle could not have
  * written. */
 WB_API wb_status wb_load_read(const char *path, wb_load **load_out);
 
-/* ---- the move plan
- * ----------------------------------------------------------------------------------------- */
+/* ---- the move plan --------------------------------------------------------------------------------------- */
 
 typedef enum wb_move_kind {
     WB_MOVE_LOCAL,   /* copy inside a rank */
@@ -432,8 +430,7 @@ WB_API wb_status wb_move_plan_open(const wb_placement *from, const wb_placement 
                                    wb_move_plan **plan_out);
 WB_API void wb_move_plan_close(wb_move_plan *plan); /* NULL is a no-op */
 
-/* ---- the simulator
- * ------------------------------------------------------------------------------------------ */
+/* ---- the simulator --------------------------------------------------------------------------------------- */
 
 /* The routed tokens of one optimiser step, batch by batch. `fill` writes counts [P][E]: tokens of each
  * source rank for each expert. */
