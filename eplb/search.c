@@ -321,9 +321,8 @@ void wb_search_descend(wb_search *s, double goal) {
         s->trials -= s->n_ranks;
         double most = s->rank_load[wb_search_hottest(s)];
         if (most <= goal) break;
-        /* A twentieth of the way to the mean at least: steps that are too small never arrive. */
-        double target = s->mean + 0.95 * (most - s->mean);
-        if (target < goal) target = goal;
+        /* A twentieth of the way to the goal at least: steps that are too small never arrive. */
+        double target = goal + 0.95 * (most - goal);
         for (uint32_t r = 0; r < s->n_ranks && !stuck; r++)
             stuck = s->rank_load[r] > target && !cool(s, r, target);
     }
