@@ -180,12 +180,13 @@ static inline void core_check_equal(core *c) {
         int32_t experts[CORE_R];
         wb_layer_map map = wb_placement_layer(mine, 2);
         memcpy(experts, map.expert_of_slot, sizeof experts);
-        for (uint32_t s = 1; c->rank == odd && s < CORE_R; s++)
-            if (experts[0] >= 0 && experts[s] >= 0 && experts[s] != experts[0]) {
-                experts[0] = experts[s];
-                experts[s] = map.expert_of_slot[0];
-                break;
-            }
+        uint32_t first = 0, other;
+        while (experts[first] < 0) first++;
+        for (other = first + 1; experts[other] < 0 || experts[other] == experts[first];) other++;
+        if (c->rank == odd) {
+            experts[first] = map.expert_of_slot[other];
+            experts[other] = map.expert_of_slot[first];
+        }
         CHECK(c, wb_placement_check_equal(mine, c->comm) == WB_OK);
         CHECK(c, wb_placement_set_layer(mine, 2, experts, NULL, map.epoch) == WB_OK);
         CHECK(c, core_names(wb_placement_check_equal(mine, c->comm), "placement maps", odd));
