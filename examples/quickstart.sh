@@ -33,6 +33,7 @@ cat <<TXT
 
 Next:
   build/bin/waybill stats $out/dump              expert load by layer
+  build/bin/waybill eplb $out/dump --ranks 4 --slots 20 --nodes 2     where experts should live
   build/bin/waybill cat $out/dump --limit 1 --routes
   ${rank[*]} build/bin/waybill-grpo --model $out/base --out $out-off --replay off     the same without replay
   build/bin/waybill-grpo --help
