@@ -36,7 +36,7 @@ typedef struct simulation {
     const wb_cost_model *cost;
     wb_dispatch_policy policy;
     uint32_t n_ranks, n_live, n_layers, n_experts;
-    uint32_t n_passes;             /* at a time */
+    uint32_t n_passes, n_threads;  /* passes between two sums */
     layer_pass passes[MAX_PASSES]; /* zero beyond n_passes */
     double *rank_sums;             /* [P] over batches and layers */
     double *layer_sums;            /* [L] of balancedness */
@@ -45,15 +45,18 @@ typedef struct simulation {
     wb_simulation out;
 } simulation;
 
-/* How many passes run at a time: threads, unless a pass is too small to be worth one or too large for the memory. */
-static uint32_t choose_passes(uint64_t pairs) {
-    uint64_t n = 1;
+/* How many threads, and how many passes between two sums: some for each thread, unless a pass is too small to be worth a
+ * thread or too large for the memory. */
+static void choose_passes(simulation *s, uint64_t pairs) {
+    uint64_t threads = 1, passes;
 #ifdef _OPENMP
-    if (pairs > FEW_PAIRS) n = (uint64_t)omp_get_max_threads();
+    if (pairs > FEW_PAIRS) threads = (uint64_t)omp_get_max_threads();
 #endif
-    if (n > MAX_PASSES) n = MAX_PASSES;
-    if (n > MANY_PAIRS / pairs) n = MANY_PAIRS / pairs;
-    return n > 0 ? (uint32_t)n : 1;
+    passes = threads > 1 ? 4 * threads : 1;
+    if (passes > MAX_PASSES) passes = MAX_PASSES;
+    if (passes > MANY_PAIRS / pairs) passes = MANY_PAIRS / pairs;
+    s->n_passes = passes > 0 ? (uint32_t)passes : 1;
+    s->n_threads = threads < s->n_passes ? (uint32_t)threads : s->n_passes;
 }
 
 static wb_status simulation_alloc(simulation *s) {
@@ -62,7 +65,7 @@ static wb_status simulation_alloc(simulation *s) {
     WB_TRY(wb_alloc(t->n_ranks, sizeof *s->rank_sums, "ranks", (void **)&s->rank_sums));
     WB_TRY(wb_alloc(s->n_layers, sizeof *s->layer_sums, "layers", (void **)&s->layer_sums));
     WB_TRY(wb_alloc(s->n_layers, sizeof *s->layer_n, "layers", (void **)&s->layer_n));
-    s->n_passes = choose_passes(pairs);
+    choose_passes(s, pairs);
     for (uint32_t i = 0; i < s->n_passes; i++) {
         layer_pass *p = &s->passes[i];
         WB_TRY(wb_alloc(pairs, sizeof *p->counts, "counts of a layer", (void **)&p->counts));
@@ -124,16 +127,21 @@ static void measure_ranks(const simulation *s, layer_pass *pass) {
     pass->balancedness = wb_placement_balancedness(s->placement, pass->rank_tokens);
 }
 
-static void run_pass(const simulation *s, layer_pass *pass) {
-    pass->status = WB_OK;
+static wb_status measure_pass(const simulation *s, layer_pass *pass) {
     count_routed(s, pass);
-    if (pass->tokens == 0) return;
-    pass->status =
-        wb_dispatch_loads(s->placement, s->policy, pass->layer, pass->counts, pass->slot_tokens, &pass->sent);
-    if (pass->status == WB_OK)
-        measure_ranks(s, pass);
-    else
-        snprintf(pass->message, sizeof pass->message, "%s", wb_error_message());
+    if (pass->tokens == 0) return WB_OK;
+    WB_TRY(wb_dispatch_loads(s->placement, s->policy, pass->layer, pass->counts, pass->slot_tokens,
+                             &pass->sent));
+    measure_ranks(s, pass);
+    return WB_OK;
+}
+
+/* `fill` knows nothing of threads: one call at a time, while other threads work on what they have. */
+static void run_pass(const simulation *s, const wb_traffic *traffic, uint32_t batch, layer_pass *pass) {
+#pragma omp critical(wb_simulate_fill)
+    pass->status = traffic->fill(traffic->ctx, batch, pass->layer, pass->counts);
+    if (pass->status == WB_OK) pass->status = measure_pass(s, pass);
+    if (pass->status != WB_OK) snprintf(pass->message, sizeof pass->message, "%s", wb_error_message());
 }
 
 /* ---- sums, in the order of batches and layers ------------------------------------------------------------- */
@@ -171,18 +179,15 @@ static wb_status add_pass(simulation *s, const layer_pass *pass) {
     return WB_OK;
 }
 
-/* Layers first..first+n-1 of a batch: filled one by one, as `fill` knows nothing of threads, then run at the same time. */
+/* All (batch, layer), some at a time; sums are taken in their order. */
 static wb_status simulate_layers(simulation *s, const wb_traffic *traffic, uint32_t batch, uint32_t first,
                                  uint32_t n) {
-    for (uint32_t i = 0; i < n; i++) {
-        s->passes[i].layer = first + i;
-        WB_TRY(traffic->fill(traffic->ctx, batch, first + i, s->passes[i].counts));
-    }
+    for (uint32_t i = 0; i < n; i++) s->passes[i].layer = first + i;
     if (n == 1) {
-        run_pass(s, &s->passes[0]);
+        run_pass(s, traffic, batch, &s->passes[0]);
     } else {
-#pragma omp parallel for schedule(static, 1) num_threads((int)n)
-        for (uint32_t i = 0; i < n; i++) run_pass(s, &s->passes[i]);
+#pragma omp parallel for schedule(dynamic) num_threads((int)s->n_threads)
+        for (uint32_t i = 0; i < n; i++) run_pass(s, traffic, batch, &s->passes[i]);
     }
     for (uint32_t i = 0; i < n; i++) WB_TRY(add_pass(s, &s->passes[i]));
     return WB_OK;

@@ -432,8 +432,9 @@ WB_API void wb_move_plan_close(wb_move_plan *plan); /* NULL is a no-op */
 
 /* ---- the simulator --------------------------------------------------------------------------------------- */
 
-/* The routed tokens of one optimiser step, batch by batch. `fill` writes counts [P][E]: tokens of each
- * source rank for each expert. */
+/* The routed tokens of one optimiser step, batch by batch. `fill` writes counts [P][E]: tokens of each source rank for
+ * each expert. It is called once for each (batch, layer), one call at a time, but by any thread and in any order within
+ * a batch. */
 typedef struct wb_traffic {
     uint32_t n_batches; /* M */
     wb_status (*fill)(void *ctx, uint32_t batch, uint32_t layer, uint32_t *counts_out);
