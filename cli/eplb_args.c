@@ -263,6 +263,10 @@ static int set_all(const cli_command *self, const typed *t, eplb_settings *s) {
     if (code != CLI_OK) return code;
     if (t->dispatch && wb_dispatch_policy_parse(t->dispatch, &s->dispatch) != WB_OK)
         return cli_usage_error(self, "--dispatch: %s", wb_error_message());
+    const char *const paths[][2] = {{"init", s->init_path}, {"save", s->save_path}, {"chart", s->chart_path}};
+    for (int i = 0; i < 3; i++)
+        if (paths[i][1] && !*paths[i][1])
+            return cli_usage_error(self, "--%s: expected a path, found none", paths[i][0]);
     if (s->save_path && s->n_solvers > 1)
         return cli_usage_error(self, "--save: expected one algorithm, found %" PRIu32, s->n_solvers);
     s->topology.n_ranks = (uint32_t)t->ranks;

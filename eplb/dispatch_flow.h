@@ -31,10 +31,10 @@ typedef struct wb_flow {
 
     uint32_t *links_begin; /* [n_nodes + 1] */
     uint32_t *links;       /* [2 n_arcs] arc << 1 | (1: backwards) */
-    int64_t *
-        price; /* [n_nodes] cost of the cheapest way there, at most that of the cheapest to a sink with room */
-    uint32_t
-        *level; /* [n_nodes] steps from a source with supply by cheapest ways; WB_FLOW_FAR: not reached */
+    /* [n_nodes] cost of the cheapest way there, at most that of the cheapest to a sink with room */
+    int64_t *price;
+    /* [n_nodes] steps from a source with supply by cheapest ways; WB_FLOW_FAR: not reached */
+    uint32_t *level;
     uint32_t *cursor;    /* [n_nodes] next link to try */
     uint32_t *queue;     /* [n_nodes] */
     uint32_t *path;      /* [n_nodes] links */

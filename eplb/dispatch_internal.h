@@ -9,10 +9,10 @@
 typedef struct wb_dispatch_frame {
     const wb_placement *placement;
     uint32_t layer;
-    const uint32_t
-        *begin;      /* [E + 1]: expert e has slots[begin[e]] .. slots[begin[e + 1] - 1]; the map's own */
-    uint32_t *slots; /* [R] */
-    uint32_t *next;  /* [E] scratch */
+    /* [E + 1]: expert e has slots[begin[e]] .. slots[begin[e + 1] - 1]; the map's own */
+    const uint32_t *begin;
+    uint32_t *slots;       /* [R] */
+    uint32_t *next;        /* [E] scratch */
     uint32_t *node_begin;  /* [N + 1]: the first rank of each node */
     uint32_t *live_before; /* [P + 1]: live ranks below a rank */
 } wb_dispatch_frame;

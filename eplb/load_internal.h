@@ -12,8 +12,8 @@
 typedef struct wb_load_table {
     wb_load_region shape; /* the name is owned */
     bool on;
-    uint32_t
-        *counts; /* [window + 1][WB_N_PHASES][L][E]: a ring of the closed passes and the one that is open */
+    /* [window + 1][WB_N_PHASES][L][E]: a ring of the closed passes and the one that is open */
+    uint32_t *counts;
 } wb_load_table;
 
 struct wb_load {
@@ -25,8 +25,8 @@ struct wb_load {
     uint32_t passes;      /* closed ones in the window: those just before it */
     uint64_t passes_seen; /* ever closed */
     bool recorded;        /* the open pass has a row */
-    uint64_t *
-        tally; /* [2][L][E + n_shared] of the largest region: what one call counts, before it is taken over */
+    /* [2][L][E + n_shared] of the largest region: what one call counts, before it is taken over */
+    uint64_t *tally;
 };
 
 static inline size_t wb_load_table_cells(const wb_load_region *shape) {

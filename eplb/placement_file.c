@@ -224,45 +224,35 @@ wb_status wb_placement_read(const char *path, const wb_topology *topology, uint3
 
 /* ---- from a dump ------------------------------------------------------------------------------------------ */
 
-/* Adds the valid rows of a run to counts [L][E]; returns how many they are. Ids have been checked. */
-static uint64_t count_rows(const wb_route_model *m, const wb_route_rows *run, double *counts) {
-    const wb_dtype dtype = wb_route_dtype(m->num_experts);
-    const size_t L = m->n_moe_layers, E = m->num_experts, K = m->top_k, row_bytes = wb_route_row_bytes(m);
-    uint64_t valid_rows = 0;
-    for (uint32_t r = 0; r < run->rows; r++) {
-        if (run->valid && !(run->valid[r / 8] >> (r % 8) & 1)) continue;
-        const uint8_t *row = (const uint8_t *)run->ids + r * row_bytes;
-        for (size_t i = 0; i < L * K; i++) counts[i / K * E + wb_route_id(row, dtype, i)]++;
-        valid_rows++;
-    }
-    return valid_rows;
-}
-
-static wb_status count_dump(wb_dump *dump, double *counts) {
+/* Every record into one pass of the statistics. */
+static wb_status count_dump(wb_dump *dump, wb_load *load) {
     const wb_route_model *m = wb_dump_model(dump);
     const uint64_t n_records = wb_dump_get_info(dump).records;
-    uint64_t rows = 0;
     for (uint64_t i = 0; i < n_records; i++) {
         wb_record record;
         WB_TRY(wb_dump_record(dump, i, &record));
         wb_status status = wb_record_check(m, &record, true);
-        for (uint32_t run = 0; run < record.n_routes && status == WB_OK; run++)
-            rows += count_rows(m, &record.routes[run], counts);
+        if (status == WB_OK) status = wb_load_add_record(load, 0, m, &record, true);
         wb_dump_release(dump, i);
         WB_TRY(status);
     }
-    if (rows == 0)
-        return wb_fail(WB_NOT_FOUND, "dump: expected rows of routes, found none in %" PRIu64 " records",
-                       n_records);
-    return WB_OK;
+    WB_TRY(wb_load_end_pass(load, NULL));
+    if (wb_load_passes(load) == 1) return WB_OK;
+    return wb_fail(WB_NOT_FOUND, "dump: expected rows of routes, found none in %" PRIu64 " records",
+                   n_records);
 }
 
 wb_status wb_placement_from_dump(wb_dump *dump, const wb_topology *topology, wb_placement **placement_out) {
     const uint32_t L = wb_dump_model(dump)->n_moe_layers, E = wb_dump_model(dump)->num_experts;
+    const wb_load_region region = {.name = "dump", .n_layers = L, .n_experts = E};
+    wb_load *load = NULL;
     double *counts = NULL;
-    WB_TRY(wb_alloc(L, E * sizeof *counts, "expert counts of a dump", (void **)&counts));
-    wb_status status = count_dump(dump, counts);
+    WB_TRY(wb_load_open(1, &region, &(wb_load_options){.window = 1, .decay = 1}, &load));
+    wb_status status = wb_alloc(L, E * sizeof *counts, "expert counts of a dump", (void **)&counts);
+    if (status == WB_OK) status = count_dump(dump, load);
+    if (status == WB_OK) status = wb_load_counts(load, 0, WB_PHASES_ALL, counts);
     if (status == WB_OK) status = wb_eplb_solve(topology, L, E, 1, counts, NULL, placement_out);
     free(counts);
+    wb_load_close(load);
     return status;
 }

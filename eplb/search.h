@@ -1,6 +1,6 @@
 /* search.h - one layer's placement while a solver improves it: which expert each slot holds, each expert's share (load over
- * replicas), each rank's load, and the exchanges that lower the most loaded rank. Shared by solve_balanced.c and
- * solve_incremental.c. Refuses: layers, options, messages. */
+ * replicas), each rank's load, and the exchanges that lower the most loaded rank. Shared by
+ * solve_balanced.c, solve_incremental.c and solve_microbatch.c. Refuses: layers, options, messages. */
 #ifndef WB_SEARCH_H
 #define WB_SEARCH_H
 
