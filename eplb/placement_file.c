@@ -123,9 +123,8 @@ static wb_status read_layer(map_tree tree, wb_placement *p, uint32_t layer, int3
         if (replicas_row) WB_TRY(read_integer(json_array_get(replicas_row, s), 0, replicas_at, s, &number));
         replicas[s] = (uint32_t)number;
     }
-    const uint32_t *numbers = replicas_row ? replicas : NULL;
-    WB_TRY(wb_placement_check_map(p, MAP_KEY, layer, experts, numbers));
-    return wb_placement_set_layer(p, layer, experts, numbers, 0);
+    wb_status status = wb_placement_set_layer(p, layer, experts, replicas_row ? replicas : NULL, 0);
+    return status == WB_OK ? WB_OK : wb_fail_context(status, MAP_KEY);
 }
 
 static wb_status fill_from_map(map_tree tree, wb_placement *p) {
