@@ -2,6 +2,7 @@
 #ifndef WAYBILL_H
 #define WAYBILL_H
 
+#include "wb_base.h"
 #include "wb_comm.h"
 #include "wb_eplb.h"
 #include "wb_formats.h"

@@ -1,6 +1,8 @@
 /* dispatch.c - the slot for each token of one rank: the handle, its tables, and rows of expert ids in, slots out.
  * Refuses: how shares are found (dispatch_quota.c), loads of all ranks (dispatch_traffic.c). */
 #include "dispatch_internal.h"
+#include "wb_memory.h"
+#include "wb_random.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
@@ -67,12 +69,12 @@ static wb_status allocate(wb_dispatch *d) {
     bool fixed = d->policy == WB_DISPATCH_STATIC, quota = d->policy == WB_DISPATCH_QUOTA;
     bool fake = d->policy == WB_DISPATCH_FAKE;
     size_t table = fixed ? E : fake ? R : 0, ranks = fake ? (size_t)d->placement->topology.n_ranks + 1 : 0;
-    WB_TRY(wb_alloc(L, sizeof *d->layers, "dispatch layers", (void **)&d->layers));
-    WB_TRY(wb_alloc(L * table, sizeof *d->tables, "dispatch tables", (void **)&d->tables));
-    WB_TRY(wb_alloc(L * ranks, sizeof *d->rank_begins, "dispatch tables", (void **)&d->rank_begins));
-    WB_TRY(wb_alloc(quota ? L * R : 0, sizeof *d->parts, "quota parts", (void **)&d->parts));
-    WB_TRY(wb_alloc(quota ? L * E : 0, sizeof *d->progress, "quota parts", (void **)&d->progress));
-    WB_TRY(wb_alloc(quota ? E : 0, sizeof *d->tally, "quota parts", (void **)&d->tally));
+    WB_TRY(WB_NEW(d->layers, L, "dispatch layers"));
+    WB_TRY(WB_NEW(d->tables, L * table, "dispatch tables"));
+    WB_TRY(WB_NEW(d->rank_begins, L * ranks, "dispatch tables"));
+    WB_TRY(WB_NEW(d->parts, quota ? L * R : 0, "quota parts"));
+    WB_TRY(WB_NEW(d->progress, quota ? L * E : 0, "quota parts"));
+    WB_TRY(WB_NEW(d->tally, quota ? E : 0, "quota parts"));
     if (fixed || quota) WB_TRY(wb_dispatch_frame_open(d->placement, &d->frame));
     for (size_t layer = 0; layer < L; layer++)
         d->layers[layer] = (layer_state){.table = d->tables + layer * table,
@@ -95,7 +97,7 @@ wb_status wb_dispatch_open(const wb_placement *placement, wb_dispatch_policy pol
     if (topology->dead[rank])
         return wb_fail(WB_INVALID_ARGUMENT, "dispatch: rank %" PRIu32 " is dead: it has no tokens", rank);
     wb_dispatch *d = NULL;
-    WB_TRY(wb_alloc(1, sizeof *d, "dispatch", (void **)&d));
+    WB_TRY(WB_NEW(d, 1, "dispatch"));
     d->placement = placement;
     d->policy = policy;
     d->rank = rank;
@@ -203,10 +205,9 @@ wb_status wb_dispatch_set_counts(wb_dispatch *dispatch, uint32_t layer, const ui
         return wb_fail(WB_INVALID_ARGUMENT, "dispatch counts: expected policy quota, found %s",
                        wb_dispatch_policy_name(dispatch->policy));
     WB_TRY(wb_dispatch_check_layer(placement, layer));
-    WB_GOTO(wb_alloc(placement->n_experts, sizeof *tokens, "dispatch counts", (void **)&tokens), close);
-    WB_GOTO(wb_alloc(placement->topology.n_slots, sizeof *shares, "quota", (void **)&shares), close);
-    WB_GOTO(wb_alloc((size_t)placement->topology.n_ranks * WB_COLUMN_BLOCK, sizeof *columns,
-                     "columns of counts", (void **)&columns),
+    WB_GOTO(WB_NEW(tokens, placement->n_experts, "dispatch counts"), close);
+    WB_GOTO(WB_NEW(shares, placement->topology.n_slots, "quota"), close);
+    WB_GOTO(WB_NEW(columns, (size_t)placement->topology.n_ranks * WB_COLUMN_BLOCK, "columns of counts"),
             close);
     WB_GOTO(wb_dispatch_sum_counts(placement, layer, counts, tokens), close);
     wb_dispatch_frame_read(&dispatch->frame, layer);

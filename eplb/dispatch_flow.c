@@ -2,6 +2,7 @@
  * (Dinic) send along the ways that the prices make cheapest. Few ways differ in cost, so there are few rounds.
  * Refuses: anything else. */
 #include "dispatch_flow.h"
+#include "wb_memory.h"
 
 #include <stdlib.h>
 
@@ -11,18 +12,18 @@ wb_status wb_flow_open(uint32_t n_nodes, uint32_t n_sources, uint32_t n_sinks, u
     size_t n = n_nodes, links = 2 * (size_t)n_arcs;
     wb_status status = WB_OK;
     const char *what = "flow of quotas";
-    WB_GOTO(wb_alloc(n_arcs, sizeof *f.arcs, what, (void **)&f.arcs), close);
-    WB_GOTO(wb_alloc(n_sources, sizeof *f.supply, what, (void **)&f.supply), close);
-    WB_GOTO(wb_alloc(n_sinks, sizeof *f.room, what, (void **)&f.room), close);
-    WB_GOTO(wb_alloc(n + 2, sizeof *f.links_begin, what, (void **)&f.links_begin), close);
-    WB_GOTO(wb_alloc(links, sizeof *f.links, what, (void **)&f.links), close);
-    WB_GOTO(wb_alloc(n, sizeof *f.price, what, (void **)&f.price), close);
-    WB_GOTO(wb_alloc(n, sizeof *f.level, what, (void **)&f.level), close);
-    WB_GOTO(wb_alloc(n, sizeof *f.cursor, what, (void **)&f.cursor), close);
-    WB_GOTO(wb_alloc(n, sizeof *f.queue, what, (void **)&f.queue), close);
-    WB_GOTO(wb_alloc(n, sizeof *f.path, what, (void **)&f.path), close);
-    WB_GOTO(wb_alloc(n, sizeof *f.distance, what, (void **)&f.distance), close);
-    WB_GOTO(wb_alloc(links, sizeof *f.heap, what, (void **)&f.heap), close);
+    WB_GOTO(WB_NEW(f.arcs, n_arcs, what), close);
+    WB_GOTO(WB_NEW(f.supply, n_sources, what), close);
+    WB_GOTO(WB_NEW(f.room, n_sinks, what), close);
+    WB_GOTO(WB_NEW(f.links_begin, n + 2, what), close);
+    WB_GOTO(WB_NEW(f.links, links, what), close);
+    WB_GOTO(WB_NEW(f.price, n, what), close);
+    WB_GOTO(WB_NEW(f.level, n, what), close);
+    WB_GOTO(WB_NEW(f.cursor, n, what), close);
+    WB_GOTO(WB_NEW(f.queue, n, what), close);
+    WB_GOTO(WB_NEW(f.path, n, what), close);
+    WB_GOTO(WB_NEW(f.distance, n, what), close);
+    WB_GOTO(WB_NEW(f.heap, links, what), close);
     *flow_out = f;
     return WB_OK;
 close:

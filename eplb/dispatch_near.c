@@ -1,6 +1,8 @@
 /* dispatch_near.c - which replicas are near a rank: the replicas of a layer by rank and node, the rule of
  * `static`, and the counts of source ranks as dispatch reads them. Refuses: the handle, flows. */
 #include "dispatch_internal.h"
+#include "wb_memory.h"
+#include "wb_random.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
@@ -10,10 +12,10 @@ wb_status wb_dispatch_frame_open(const wb_placement *placement, wb_dispatch_fram
     uint32_t P = topology->n_ranks, N = topology->n_nodes;
     wb_dispatch_frame f = {.placement = placement};
     wb_status status = WB_OK;
-    WB_GOTO(wb_alloc(topology->n_slots, sizeof *f.slots, "slots by expert", (void **)&f.slots), close);
-    WB_GOTO(wb_alloc(placement->n_experts, sizeof *f.next, "slots by expert", (void **)&f.next), close);
-    WB_GOTO(wb_alloc(N + 1, sizeof *f.node_begin, "ranks by node", (void **)&f.node_begin), close);
-    WB_GOTO(wb_alloc((size_t)P + 1, sizeof *f.live_before, "live ranks", (void **)&f.live_before), close);
+    WB_GOTO(WB_NEW(f.slots, topology->n_slots, "slots by expert"), close);
+    WB_GOTO(WB_NEW(f.next, placement->n_experts, "slots by expert"), close);
+    WB_GOTO(WB_NEW(f.node_begin, N + 1, "ranks by node"), close);
+    WB_GOTO(WB_NEW(f.live_before, (size_t)P + 1, "live ranks"), close);
     for (uint32_t rank = 0; rank < P; rank++) {
         f.node_begin[topology->node_of_rank[rank] + 1] = rank + 1;
         f.live_before[rank + 1] = f.live_before[rank] + (topology->dead[rank] ? 0 : 1);

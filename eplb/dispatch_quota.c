@@ -10,6 +10,7 @@
  * the cheapest flow at that T. Refuses: the handle, expectations. */
 #include "dispatch_flow.h"
 #include "dispatch_internal.h"
+#include "wb_memory.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
@@ -156,7 +157,7 @@ static wb_status set_nearness(network *net, const uint32_t *counts) {
     const wb_placement *placement = net->frame->placement;
     uint32_t P = placement->topology.n_ranks, E = placement->n_experts, *columns = NULL;
     uint32_t i = 0, hub = 0, spoke = 0;
-    WB_TRY(wb_alloc((size_t)P * WB_COLUMN_BLOCK, sizeof *columns, "columns of counts", (void **)&columns));
+    WB_TRY(WB_NEW(columns, (size_t)P * WB_COLUMN_BLOCK, "columns of counts"));
     for (uint32_t first = 0; first < E && i < net->n_split; first += WB_COLUMN_BLOCK) {
         uint32_t n = E - first < WB_COLUMN_BLOCK ? E - first : WB_COLUMN_BLOCK;
         if (net->expert[i] >= first + n) continue;
@@ -201,11 +202,11 @@ wb_status wb_quota_shares(const wb_dispatch_frame *frame, const uint32_t *counts
     uint32_t P = placement->topology.n_ranks;
     network net = {.frame = frame};
     wb_status status = WB_OK;
-    WB_GOTO(wb_alloc(placement->n_experts, sizeof *net.expert, "quota", (void **)&net.expert), close);
-    WB_GOTO(wb_alloc(P, sizeof *net.fixed, "quota", (void **)&net.fixed), close);
+    WB_GOTO(WB_NEW(net.expert, placement->n_experts, "quota"), close);
+    WB_GOTO(WB_NEW(net.fixed, P, "quota"), close);
     WB_GOTO(count_network(&net, tokens, shares_out), close);
     if (net.n_split == 0) goto close;
-    WB_GOTO(wb_alloc(net.n_spokes, sizeof *net.first_slot, "quota", (void **)&net.first_slot), close);
+    WB_GOTO(WB_NEW(net.first_slot, net.n_spokes, "quota"), close);
     WB_GOTO(wb_flow_open(net.n_split + net.n_hubs + P, net.n_split, P, net.n_hubs + net.n_spokes, &net.flow),
             close);
     status = solve_network(&net, counts, tokens, shares_out);
@@ -225,8 +226,8 @@ wb_status wb_dispatch_quota(const wb_placement *placement, uint32_t layer, const
     wb_status status = WB_OK;
     WB_TRY(wb_dispatch_check_layer(placement, layer));
     WB_GOTO(wb_dispatch_frame_open(placement, &frame), close);
-    WB_GOTO(wb_alloc(R, sizeof *shares, "quota", (void **)&shares), close);
-    WB_GOTO(wb_alloc(placement->n_experts, sizeof *tokens, "quota", (void **)&tokens), close);
+    WB_GOTO(WB_NEW(shares, R, "quota"), close);
+    WB_GOTO(WB_NEW(tokens, placement->n_experts, "quota"), close);
     WB_GOTO(wb_dispatch_sum_counts(placement, layer, counts, tokens), close);
     wb_dispatch_frame_read(&frame, layer);
     WB_GOTO(wb_quota_shares(&frame, counts, tokens, shares), close);

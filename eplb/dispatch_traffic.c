@@ -2,6 +2,7 @@
  * ranks and nodes. Exact for static and quota, the expectation for dynamic and fake. Refuses: single tokens, the
  * handle. */
 #include "dispatch_internal.h"
+#include "wb_memory.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
@@ -79,13 +80,13 @@ static wb_status open_workspace(const wb_placement *placement, workspace *w) {
     uint32_t P = placement->topology.n_ranks, R = placement->topology.n_slots, E = placement->n_experts;
     const char *what = "dispatch loads";
     WB_TRY(wb_dispatch_frame_open(placement, &w->frame));
-    WB_TRY(wb_alloc(R, sizeof(double), what, (void **)&w->tally.slot_tokens));
-    WB_TRY(wb_alloc((size_t)P * 4, sizeof(double), what, (void **)&w->tally.node_sent));
-    WB_TRY(wb_alloc(E, sizeof *w->tokens, what, (void **)&w->tokens));
-    WB_TRY(wb_alloc(R, sizeof *w->shares, what, (void **)&w->shares));
-    WB_TRY(wb_alloc((size_t)P * WB_COLUMN_BLOCK, sizeof *w->columns, what, (void **)&w->columns));
-    WB_TRY(wb_alloc(P, sizeof *w->rank_slots, what, (void **)&w->rank_slots));
-    WB_TRY(wb_alloc(P, sizeof *w->column, what, (void **)&w->column));
+    WB_TRY(WB_ALLOC(w->tally.slot_tokens, R, sizeof(double), what));
+    WB_TRY(WB_ALLOC(w->tally.node_sent, (size_t)P * 4, sizeof(double), what));
+    WB_TRY(WB_NEW(w->tokens, E, what));
+    WB_TRY(WB_NEW(w->shares, R, what));
+    WB_TRY(WB_NEW(w->columns, (size_t)P * WB_COLUMN_BLOCK, what));
+    WB_TRY(WB_NEW(w->rank_slots, P, what));
+    WB_TRY(WB_NEW(w->column, P, what));
     w->tally.frame = &w->frame;
     w->tally.node_got = w->tally.node_sent + P;
     w->tally.network_sent = w->tally.node_got + P;

@@ -1,6 +1,6 @@
 /* eplb_file.c - see the header. Owns the bytes of a tree's file and their decoding; refuses to know what a tree means. */
 #include "eplb_file.h"
-#include "msgpack_scan.h"
+#include "wb_msgpack_scan.h"
 
 #include <errno.h>
 #include <fcntl.h>

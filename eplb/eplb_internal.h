@@ -1,5 +1,5 @@
-/* eplb_internal.h - what the files of this folder share: a placement's memory, one layer's problem as solvers see it, and
- * a small random generator. Refuses: anything public. */
+/* eplb_internal.h - what the files of this folder share: a placement's memory and one layer's problem as solvers
+ * see it. Refuses: anything public. */
 #ifndef WB_EPLB_INTERNAL_H
 #define WB_EPLB_INTERNAL_H
 
@@ -37,9 +37,6 @@ wb_status wb_cost_model_check(const wb_cost_model *cost, const char *what);
 
 /* INVALID_ARGUMENT, naming the field, unless the rows can be read; *stride_out: bytes from one to the next. */
 wb_status wb_routed_rows_check(const wb_routed_rows *rows, const char *what, size_t *stride_out);
-static inline bool wb_row_valid(const uint8_t *valid, uint32_t row) {
-    return !valid || (valid[row >> 3] >> (row & 7) & 1);
-}
 
 /* One layer as a solver sees it. */
 typedef struct wb_layer_problem {
@@ -58,20 +55,5 @@ wb_layer_solver wb_solve_deepseek, wb_solve_balanced, wb_solve_incremental, wb_s
 
 /* deepseek's demands on the shape, checked once for all layers. */
 wb_status wb_solve_deepseek_check(const wb_topology *topology, uint32_t n_experts, uint32_t n_groups);
-
-/* splitmix64: the same numbers everywhere. Seeds differ by layer, never by thread. */
-static inline uint64_t wb_mix64(uint64_t x) {
-    x += 0x9e3779b97f4a7c15u;
-    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
-    x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
-    return x ^ (x >> 31);
-}
-static inline uint64_t wb_random(uint64_t *state) {
-    return wb_mix64((*state)++);
-}
-/* 0..n-1 */
-static inline uint32_t wb_random_below(uint64_t *state, uint32_t n) {
-    return (uint32_t)(((wb_random(state) >> 32) * n) >> 32);
-}
 
 #endif

@@ -5,7 +5,9 @@
  * A call tallies its ids aside, which checks them on the way; only when all of them are good does the tally enter
  * the pass. */
 #include "load_internal.h"
-#include "route_limits.h"
+#include "wb_memory.h"
+#include "wb_route_limits.h"
+#include "wb_text.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -72,11 +74,11 @@ static wb_status open_table(const wb_load_region *shape, uint32_t window, wb_loa
     table->shape = *shape;
     table->shape.name = NULL;
     table->on = true;
-    WB_TRY(wb_alloc(strlen(shape->name) + 1, 1, "load region", &name));
+    WB_TRY(WB_ALLOC(name, strlen(shape->name) + 1, 1, "load region"));
     memcpy(name, shape->name, strlen(shape->name) + 1);
     table->shape.name = name;
-    WB_TRY(wb_alloc(((size_t)window + 1) * WB_N_PHASES * wb_load_table_cells(shape), sizeof *table->counts,
-                    "load window", &counts));
+    WB_TRY(WB_ALLOC(counts, ((size_t)window + 1) * WB_N_PHASES * wb_load_table_cells(shape),
+                    sizeof *table->counts, "load window"));
     table->counts = counts;
     return WB_OK;
 }
@@ -87,12 +89,12 @@ wb_status wb_load_open(uint32_t n_regions, const wb_load_region *regions, const 
     WB_TRY(check_open(n_regions, regions, &o));
     wb_load *load;
     void *block;
-    WB_TRY(wb_alloc(1, sizeof *load, "load", &block));
+    WB_TRY(WB_ALLOC(block, 1, sizeof *load, "load"));
     load = block;
     load->window = o.window;
     load->decay = o.decay;
     wb_status status;
-    WB_GOTO(wb_alloc(n_regions, sizeof *load->regions, "load regions", &block), close_load);
+    WB_GOTO(WB_ALLOC(block, n_regions, sizeof *load->regions, "load regions"), close_load);
     load->regions = block;
     size_t tally = 0;
     for (uint32_t i = 0; i < n_regions; i++) {
@@ -100,7 +102,7 @@ wb_status wb_load_open(uint32_t n_regions, const wb_load_region *regions, const 
         WB_GOTO(open_table(&regions[i], o.window, &load->regions[i]), close_load);
         if (tally_length(&regions[i]) > tally) tally = tally_length(&regions[i]);
     }
-    WB_GOTO(wb_alloc(tally, sizeof *load->tally, "load tally", &block), close_load);
+    WB_GOTO(WB_ALLOC(block, tally, sizeof *load->tally, "load tally"), close_load);
     load->tally = block;
     *load_out = load;
     return WB_OK;

@@ -1,10 +1,10 @@
 /* load_pass.c - the end of a pass: its counts are summed over ranks, and it enters the window. Refuses: counting rows (load.c),
  * reading the window (load.c, load_report.c). */
 #include "load_internal.h"
+#include "wb_hash.h"
 
 #include <inttypes.h>
 #include <string.h>
-#include <xxhash.h>
 
 /* PEER unless all ranks count the same regions. */
 static wb_status check_same_regions(const wb_load *load, wb_comm *comm) {
@@ -12,7 +12,7 @@ static wb_status check_same_regions(const wb_load *load, wb_comm *comm) {
     for (uint32_t i = 0; i < load->n_regions; i++) {
         const wb_load_region *shape = &load->regions[i].shape;
         const uint32_t numbers[] = {i, shape->n_layers, shape->n_experts, shape->n_shared};
-        digest = XXH3_64bits_withSeed(numbers, sizeof numbers, digest);
+        digest = wb_hash64_seeded(numbers, sizeof numbers, digest);
     }
     return wb_comm_check_equal(comm, &digest, sizeof digest, "regions and window of the load statistics");
 }

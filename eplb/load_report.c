@@ -2,11 +2,12 @@
  * and nodes a token's experts are spread. Owns: these figures, the key of a token. Refuses: counting, choosing
  * replicas (dispatch). */
 #include "load_internal.h"
+#include "wb_hash.h"
+#include "wb_memory.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
-#include <xxhash.h>
 
 static wb_status check_shape(const wb_placement *placement, uint32_t L, uint32_t E, const char *what) {
     if (wb_placement_layers(placement) == L && wb_placement_experts(placement) == E) return WB_OK;
@@ -65,8 +66,8 @@ wb_status wb_load_balancedness(const wb_load *load, uint32_t region, uint32_t ph
 
     double *scratch, *by_layer, sum = 0, means = 0, maxima = 0;
     void *block;
-    WB_TRY(wb_alloc((size_t)L + E + wb_placement_topology(placement)->n_ranks, sizeof *scratch,
-                    "load balancedness", &block));
+    WB_TRY(WB_ALLOC(block, (size_t)L + E + wb_placement_topology(placement)->n_ranks, sizeof *scratch,
+                    "load balancedness"));
     by_layer = block;
     scratch = by_layer + L;
     for (uint32_t l = 0; l < L; l++) {
@@ -92,7 +93,7 @@ wb_status wb_load_balancedness(const wb_load *load, uint32_t region, uint32_t ph
 /* ---- spread of tokens ------------------------------------------------------------------------------ */
 
 uint64_t wb_token_key(const char *rid, uint32_t position) {
-    return XXH3_64bits_withSeed(rid, strlen(rid), position);
+    return wb_hash64_seeded(rid, strlen(rid), position);
 }
 
 enum {
@@ -129,17 +130,17 @@ static wb_status open_spread(wb_dispatch_policy policy, uint32_t rank, spread *s
     for (uint32_t i = 0; i < s->record->n_routes; i++) rows += s->record->routes[i].rows;
     WB_TRY(wb_dispatch_open(s->placement, policy, rank, &s->dispatch));
     if (policy == WB_DISPATCH_DYNAMIC) {
-        WB_TRY(wb_alloc(SPREAD_ROWS, sizeof *s->keys, "token spread", &block));
+        WB_TRY(WB_ALLOC(block, SPREAD_ROWS, sizeof *s->keys, "token spread"));
         s->keys = block;
     }
-    WB_TRY(wb_alloc((size_t)SPREAD_ROWS * s->model->top_k, sizeof *s->slots, "token spread", &block));
+    WB_TRY(WB_ALLOC(block, (size_t)SPREAD_ROWS * s->model->top_k, sizeof *s->slots, "token spread"));
     s->slots = block;
-    WB_TRY(wb_alloc((size_t)s->topology->n_ranks + s->topology->n_nodes, sizeof *s->seen, "token spread",
-                    &block));
+    WB_TRY(WB_ALLOC(block, (size_t)s->topology->n_ranks + s->topology->n_nodes, sizeof *s->seen,
+                    "token spread"));
     s->seen = block;
-    WB_TRY(wb_alloc(rows, L, "token spread", &block));
+    WB_TRY(WB_ALLOC(block, rows, L, "token spread"));
     s->ranks = block;
-    WB_TRY(wb_alloc(rows, L, "token spread", &block));
+    WB_TRY(WB_ALLOC(block, rows, L, "token spread"));
     s->nodes = block;
     return WB_OK;
 }

@@ -1,6 +1,7 @@
 /* move_plan.c - opening a move plan: checks, the index of each layer's change, the sums. Refuses: the order of the moves
  * and their sources (move_schedule.c), carrying a plan out. */
 #include "move_internal.h"
+#include "wb_memory.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -181,19 +182,19 @@ static wb_status allocate(wb_mover *m) {
     m->first_node_place = (uint32_t)E;
     m->first_rank_place = m->first_node_place + place_bound(t->n_slots, m->frame->n_experts, t->n_nodes);
     size_t n_places = m->first_rank_place + (size_t)place_bound(t->n_slots, m->frame->n_experts, t->n_ranks);
-    WB_TRY(wb_alloc(R, sizeof *m->held, "move plan", (void **)&m->held));
-    WB_TRY(wb_alloc(R, sizeof *m->wanted, "move plan", (void **)&m->wanted));
-    WB_TRY(wb_alloc(R, sizeof *m->holders, "move plan", (void **)&m->holders));
-    WB_TRY(wb_alloc(E + 1, sizeof *m->holder_begin, "move plan", (void **)&m->holder_begin));
-    WB_TRY(wb_alloc(R, sizeof *m->waiters, "move plan", (void **)&m->waiters));
-    WB_TRY(wb_alloc(E + 1, sizeof *m->waiter_begin, "move plan", (void **)&m->waiter_begin));
-    WB_TRY(wb_alloc(n_places, sizeof *m->places, "move plan", (void **)&m->places));
-    WB_TRY(wb_alloc(R, sizeof *m->slots, "move plan", (void **)&m->slots));
-    WB_TRY(wb_alloc(P, sizeof *m->ranks, "move plan", (void **)&m->ranks));
-    WB_TRY(wb_alloc(R, sizeof *m->ready, "move plan", (void **)&m->ready));
-    WB_TRY(wb_alloc(R, sizeof *m->next, "move plan", (void **)&m->next));
-    WB_TRY(wb_alloc(R, sizeof *m->chosen, "move plan", (void **)&m->chosen));
-    return wb_alloc(P, sizeof *m->sources, "move plan", (void **)&m->sources);
+    WB_TRY(WB_NEW(m->held, R, "move plan"));
+    WB_TRY(WB_NEW(m->wanted, R, "move plan"));
+    WB_TRY(WB_NEW(m->holders, R, "move plan"));
+    WB_TRY(WB_NEW(m->holder_begin, E + 1, "move plan"));
+    WB_TRY(WB_NEW(m->waiters, R, "move plan"));
+    WB_TRY(WB_NEW(m->waiter_begin, E + 1, "move plan"));
+    WB_TRY(WB_NEW(m->places, n_places, "move plan"));
+    WB_TRY(WB_NEW(m->slots, R, "move plan"));
+    WB_TRY(WB_NEW(m->ranks, P, "move plan"));
+    WB_TRY(WB_NEW(m->ready, R, "move plan"));
+    WB_TRY(WB_NEW(m->next, R, "move plan"));
+    WB_TRY(WB_NEW(m->chosen, R, "move plan"));
+    return WB_NEW(m->sources, P, "move plan");
 }
 
 /* ---- the plan ----------------------------------------------------------------------------------------------- */
@@ -234,8 +235,7 @@ static wb_status fill_plan(owned_plan *owned, const wb_placement *from, const wb
                            const uint8_t *chosen, const wb_move_options *options) {
     wb_move_plan *plan = &owned->plan;
     plan->changed_slots = count_changes(from, to, chosen);
-    WB_TRY(
-        wb_alloc((size_t)plan->changed_slots, 2 * sizeof *owned->moves, "move plan", (void **)&owned->moves));
+    WB_TRY(WB_ALLOC(owned->moves, (size_t)plan->changed_slots, 2 * sizeof *owned->moves, "move plan"));
     wb_mover m = {.frame = to,
                   .options = options,
                   .moves = owned->moves,
@@ -265,9 +265,9 @@ wb_status wb_move_plan_open(const wb_placement *from, const wb_placement *to, ui
     WB_TRY(check_ranks(from, to));
     owned_plan *owned = NULL;
     uint8_t *chosen = NULL;
-    WB_TRY(wb_alloc(to->n_layers, sizeof *chosen, "move plan", (void **)&chosen));
+    WB_TRY(WB_NEW(chosen, to->n_layers, "move plan"));
     wb_status status = choose_layers(to->n_layers, n, layers, chosen);
-    if (status == WB_OK) status = wb_alloc(1, sizeof *owned, "move plan", (void **)&owned);
+    if (status == WB_OK) status = WB_NEW(owned, 1, "move plan");
     if (status == WB_OK) status = fill_plan(owned, from, to, chosen, options);
     free(chosen);
     if (status != WB_OK) {

@@ -2,6 +2,7 @@
  * in place, and what follows from a map (rank loads, eplb.py's tables). Refuses: choosing placements (solve.c), files,
  * other ranks. */
 #include "eplb_internal.h"
+#include "wb_memory.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
@@ -77,17 +78,17 @@ wb_status wb_topology_check(const wb_topology *t, uint32_t n_experts) {
 
 static wb_status allocate(wb_placement *p) {
     size_t P = p->topology.n_ranks, R = p->topology.n_slots, L = p->n_layers, E = p->n_experts;
-    WB_TRY(wb_alloc(P, sizeof *p->slots_of_rank, "placement", (void **)&p->slots_of_rank));
-    WB_TRY(wb_alloc(P, sizeof *p->node_of_rank, "placement", (void **)&p->node_of_rank));
-    WB_TRY(wb_alloc(P, sizeof *p->dead, "placement", (void **)&p->dead));
-    WB_TRY(wb_alloc(P + 1, sizeof *p->first_slot, "placement", (void **)&p->first_slot));
-    WB_TRY(wb_alloc(R, sizeof *p->rank_of_slot, "placement", (void **)&p->rank_of_slot));
-    WB_TRY(wb_alloc(L, R * sizeof *p->expert_of_slot, "placement", (void **)&p->expert_of_slot));
-    WB_TRY(wb_alloc(L, R * sizeof *p->replica_of_slot, "placement", (void **)&p->replica_of_slot));
-    WB_TRY(wb_alloc(L, (E + 1) * sizeof *p->replica_begin, "placement", (void **)&p->replica_begin));
-    WB_TRY(wb_alloc(L, R * sizeof *p->replicas, "placement", (void **)&p->replicas));
-    WB_TRY(wb_alloc(L, sizeof *p->epoch, "placement", (void **)&p->epoch));
-    return wb_alloc(L, sizeof *p->version, "placement", (void **)&p->version);
+    WB_TRY(WB_NEW(p->slots_of_rank, P, "placement"));
+    WB_TRY(WB_NEW(p->node_of_rank, P, "placement"));
+    WB_TRY(WB_NEW(p->dead, P, "placement"));
+    WB_TRY(WB_NEW(p->first_slot, P + 1, "placement"));
+    WB_TRY(WB_NEW(p->rank_of_slot, R, "placement"));
+    WB_TRY(WB_ALLOC(p->expert_of_slot, L, R * sizeof *p->expert_of_slot, "placement"));
+    WB_TRY(WB_ALLOC(p->replica_of_slot, L, R * sizeof *p->replica_of_slot, "placement"));
+    WB_TRY(WB_ALLOC(p->replica_begin, L, (E + 1) * sizeof *p->replica_begin, "placement"));
+    WB_TRY(WB_ALLOC(p->replicas, L, R * sizeof *p->replicas, "placement"));
+    WB_TRY(WB_NEW(p->epoch, L, "placement"));
+    return WB_NEW(p->version, L, "placement");
 }
 
 static void fill_topology(wb_placement *p, const wb_topology *t) {
@@ -145,7 +146,7 @@ wb_status wb_placement_open(const wb_topology *topology, uint32_t n_layers, uint
     WB_TRY(wb_topology_check(topology, n_experts));
     if (n_layers < 1) return wb_fail(WB_INVALID_ARGUMENT, "placement: 0 layers, expected 1 or more");
     wb_placement *p = NULL;
-    WB_TRY(wb_alloc(1, sizeof *p, "placement", (void **)&p));
+    WB_TRY(WB_NEW(p, 1, "placement"));
     p->topology = *topology;
     p->n_layers = n_layers;
     p->n_experts = n_experts;
@@ -325,8 +326,8 @@ wb_status wb_placement_check_map(const wb_placement *p, const char *what, uint32
     uint32_t *begin = NULL;
     uint8_t *seen = NULL;
     wb_status status;
-    WB_GOTO(wb_alloc((size_t)E + 1, sizeof *begin, what, (void **)&begin), done);
-    WB_GOTO(wb_alloc(p->topology.n_slots, sizeof *seen, what, (void **)&seen), done);
+    WB_GOTO(WB_NEW(begin, (size_t)E + 1, what), done);
+    WB_GOTO(WB_NEW(seen, p->topology.n_slots, what), done);
     WB_GOTO(check_slots(p, what, layer, experts, begin), done);
     for (uint32_t e = 0; e < E; e++) {
         if (begin[e + 1] == 0) {
@@ -452,11 +453,11 @@ wb_status wb_placement_keep_slots(wb_placement *p, const wb_placement *current) 
     size_t R = p->topology.n_slots;
     keeper k = {0};
     wb_status status;
-    WB_GOTO(wb_alloc(R, sizeof *k.experts, "placement", (void **)&k.experts), done);
-    WB_GOTO(wb_alloc(R, sizeof *k.replica, "placement", (void **)&k.replica), done);
-    WB_GOTO(wb_alloc(p->n_experts, sizeof *k.head, "placement", (void **)&k.head), done);
-    WB_GOTO(wb_alloc(R, sizeof *k.next, "placement", (void **)&k.next), done);
-    WB_GOTO(wb_alloc(R, sizeof *k.placed, "placement", (void **)&k.placed), done);
+    WB_GOTO(WB_NEW(k.experts, R, "placement"), done);
+    WB_GOTO(WB_NEW(k.replica, R, "placement"), done);
+    WB_GOTO(WB_NEW(k.head, p->n_experts, "placement"), done);
+    WB_GOTO(WB_NEW(k.next, R, "placement"), done);
+    WB_GOTO(WB_NEW(k.placed, R, "placement"), done);
     for (uint32_t e = 0; e < p->n_experts; e++) k.head[e] = WB_NO_SLOT;
     for (uint32_t l = 0; l < p->n_layers; l++) {
         memcpy(k.experts, p->expert_of_slot + l * R, R * sizeof *k.experts);

@@ -2,6 +2,7 @@
  * refuses bytes (eplb_file.c) and the choice of places (solve.c). */
 #include "eplb_file.h"
 #include "eplb_internal.h"
+#include "wb_memory.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -132,8 +133,8 @@ static wb_status fill_from_map(map_tree tree, wb_placement *p) {
     WB_TRY(expect_array(tree.slots, p->n_layers, "layers", at_key(MAP_KEY)));
     if (tree.replicas) WB_TRY(expect_array(tree.replicas, p->n_layers, "layers", at_key(REPLICA_KEY)));
     void *experts = NULL, *replicas = NULL;
-    wb_status status = wb_alloc(R, sizeof(int32_t), MAP_KEY, &experts);
-    if (status == WB_OK) status = wb_alloc(R, sizeof(uint32_t), REPLICA_KEY, &replicas);
+    wb_status status = WB_ALLOC(experts, R, sizeof(int32_t), MAP_KEY);
+    if (status == WB_OK) status = WB_ALLOC(replicas, R, sizeof(uint32_t), REPLICA_KEY);
     for (uint32_t l = 0; l < p->n_layers && status == WB_OK; l++)
         status = read_layer(tree, p, l, experts, replicas);
     free(replicas);
@@ -191,7 +192,7 @@ static wb_status open_from_counts(const json_t *counts, const wb_topology *topol
                                   uint32_t n_experts, wb_placement **placement_out) {
     WB_TRY(wb_topology_check(topology, n_experts));
     double *sums = NULL;
-    WB_TRY(wb_alloc(n_layers, n_experts * sizeof *sums, COUNT_KEY, (void **)&sums));
+    WB_TRY(WB_ALLOC(sums, n_layers, n_experts * sizeof *sums, COUNT_KEY));
     wb_status status = sum_counts(counts, n_layers, n_experts, sums);
     if (status == WB_OK) status = wb_eplb_solve(topology, n_layers, n_experts, 1, sums, NULL, placement_out);
     free(sums);
@@ -247,7 +248,7 @@ wb_status wb_placement_from_dump(wb_dump *dump, const wb_topology *topology, wb_
     wb_load *load = NULL;
     double *counts = NULL;
     WB_TRY(wb_load_open(1, &region, &(wb_load_options){.window = 1, .decay = 1}, &load));
-    wb_status status = wb_alloc(L, E * sizeof *counts, "expert counts of a dump", (void **)&counts);
+    wb_status status = WB_ALLOC(counts, L, E * sizeof *counts, "expert counts of a dump");
     if (status == WB_OK) status = count_dump(dump, load);
     if (status == WB_OK) status = wb_load_counts(load, 0, WB_PHASES_ALL, counts);
     if (status == WB_OK) status = wb_eplb_solve(topology, L, E, 1, counts, NULL, placement_out);

@@ -1,7 +1,7 @@
 /* placement_sync.c - the same placement on every rank: hash, broadcast, comparison. Owns who agrees with whom; refuses
  * the choice of places and files. */
-#include "codec.h"
 #include "eplb_internal.h"
+#include "wb_hash.h"
 
 #include <string.h>
 

@@ -1,6 +1,8 @@
 /* search.c - the state of a search and its moves; see search.h. */
 #include "search.h"
 #include "heap.h"
+#include "wb_memory.h"
+#include "wb_random.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -15,10 +17,9 @@ wb_status wb_search_open(const wb_placement *frame, const double *loads, uint64_
     s.n_slots = (uint32_t)R;
     s.n_ranks = (uint32_t)P;
     s.state_bytes = (P + E) * sizeof(double) + (2 * E + 3 * R) * sizeof(uint32_t);
-    wb_status status = wb_alloc(2, s.state_bytes, "placement search", &s.state);
-    if (status == WB_OK)
-        status = wb_alloc(R, sizeof *s.live_slots, "placement search", (void **)&s.live_slots);
-    if (status == WB_OK) status = wb_alloc(E, sizeof *s.order, "placement search", (void **)&s.order);
+    wb_status status = WB_ALLOC(s.state, 2, s.state_bytes, "placement search");
+    if (status == WB_OK) status = WB_NEW(s.live_slots, R, "placement search");
+    if (status == WB_OK) status = WB_NEW(s.order, E, "placement search");
     if (status != WB_OK) {
         wb_search_close(&s);
         return status;

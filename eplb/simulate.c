@@ -2,6 +2,7 @@
  * and the lower bound that no placement goes below. Owns: the arithmetic of a pass under the cost model. Refuses: choosing replicas
  * (dispatch does) and keeping the counts of all layers: a few [P][E] at a time, one a thread, are large enough. */
 #include "eplb_internal.h"
+#include "wb_memory.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -62,16 +63,16 @@ static void choose_passes(simulation *s, uint64_t pairs) {
 static wb_status simulation_alloc(simulation *s) {
     const wb_topology *t = wb_placement_topology(s->placement);
     size_t pairs = (size_t)t->n_ranks * s->n_experts; /* at most 2^32 */
-    WB_TRY(wb_alloc(t->n_ranks, sizeof *s->rank_sums, "ranks", (void **)&s->rank_sums));
-    WB_TRY(wb_alloc(s->n_layers, sizeof *s->layer_sums, "layers", (void **)&s->layer_sums));
-    WB_TRY(wb_alloc(s->n_layers, sizeof *s->layer_n, "layers", (void **)&s->layer_n));
+    WB_TRY(WB_NEW(s->rank_sums, t->n_ranks, "ranks"));
+    WB_TRY(WB_NEW(s->layer_sums, s->n_layers, "layers"));
+    WB_TRY(WB_NEW(s->layer_n, s->n_layers, "layers"));
     choose_passes(s, pairs);
     for (uint32_t i = 0; i < s->n_passes; i++) {
         layer_pass *p = &s->passes[i];
-        WB_TRY(wb_alloc(pairs, sizeof *p->counts, "counts of a layer", (void **)&p->counts));
-        WB_TRY(wb_alloc(s->n_experts, sizeof *p->routed, "experts", (void **)&p->routed));
-        WB_TRY(wb_alloc(t->n_slots, sizeof *p->slot_tokens, "slots", (void **)&p->slot_tokens));
-        WB_TRY(wb_alloc(t->n_ranks, sizeof *p->rank_tokens, "ranks", (void **)&p->rank_tokens));
+        WB_TRY(WB_NEW(p->counts, pairs, "counts of a layer"));
+        WB_TRY(WB_NEW(p->routed, s->n_experts, "experts"));
+        WB_TRY(WB_NEW(p->slot_tokens, t->n_slots, "slots"));
+        WB_TRY(WB_NEW(p->rank_tokens, t->n_ranks, "ranks"));
     }
     return WB_OK;
 }

@@ -1,6 +1,7 @@
 /* solve.c - what all solvers have in common: options, the check of loads, one call of a solver for each layer, in threads.
  * Refuses: any choice of a place (solve_deepseek.c, solve_balanced.c, solve_incremental.c, solve_microbatch.c). */
 #include "eplb_internal.h"
+#include "wb_memory.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -132,9 +133,9 @@ static wb_status solve_layer(const solve_job *job, uint32_t layer) {
     int32_t *experts = NULL;
     uint32_t *replica = NULL;
     wb_status status;
-    WB_GOTO(wb_alloc(n_batches, E * sizeof *loads, "solve", (void **)&loads), done);
-    WB_GOTO(wb_alloc(R, sizeof *experts, "solve", (void **)&experts), done);
-    WB_GOTO(wb_alloc(R, sizeof *replica, "solve", (void **)&replica), done);
+    WB_GOTO(WB_ALLOC(loads, n_batches, E * sizeof *loads, "solve"), done);
+    WB_GOTO(WB_NEW(experts, R, "solve"), done);
+    WB_GOTO(WB_NEW(replica, R, "solve"), done);
     wb_layer_problem problem = {.frame = p,
                                 .options = options,
                                 .layer = layer,

@@ -4,6 +4,8 @@
  * do: there the counts are annealed before packing. Refuses: the moves themselves (search.c). */
 #include "heap.h"
 #include "search.h"
+#include "wb_memory.h"
+#include "wb_random.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -206,7 +208,7 @@ static bool at_most_two_slots(const wb_search *s) {
 static wb_status place(wb_search *s) {
     size_t P = s->n_ranks;
     uint32_t *memory = NULL;
-    WB_TRY(wb_alloc(3 * P, sizeof *memory, "balanced", (void **)&memory));
+    WB_TRY(WB_NEW(memory, 3 * P, "balanced"));
     packing p = {.search = s,
                  .filled = memory,
                  .used = memory + 2 * P,

@@ -16,6 +16,7 @@
 #include <string.h>
 
 #include "eplb_internal.h"
+#include "wb_memory.h"
 
 /* ---- the shape ------------------------------------------------------------------------------------------ */
 
@@ -339,7 +340,7 @@ wb_status wb_solve_deepseek(const wb_layer_problem *problem, int32_t *expert_of_
     const shape s = shape_of(problem);
     workspace w;
     void *block;
-    WB_TRY(wb_alloc(lay_out(&s, NULL, &w), 1, "deepseek's workspace", &block));
+    WB_TRY(WB_ALLOC(block, lay_out(&s, NULL, &w), 1, "deepseek's workspace"));
     lay_out(&s, block, &w);
     for (uint32_t e = 0; e < s.n_experts; e++) w.loads[e] = (float)problem->loads[e];
     place_groups(&s, &w);

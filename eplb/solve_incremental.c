@@ -3,6 +3,7 @@
  * or the budget is spent; and drops it all unless it pays. */
 #include "heap.h"
 #include "search.h"
+#include "wb_memory.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -209,8 +210,7 @@ static double move_seconds(const wb_placement *frame, const int32_t *from, const
 
 static wb_status solve(incremental *in, const wb_eplb_options *options, int32_t *experts_out) {
     wb_search *s = &in->search;
-    WB_TRY(wb_alloc((size_t)s->n_ranks + s->n_experts, sizeof *in->partner_ranks, "incremental",
-                    (void **)&in->partner_ranks));
+    WB_TRY(WB_NEW(in->partner_ranks, (size_t)s->n_ranks + s->n_experts, "incremental"));
     in->seen = in->partner_ranks + s->n_ranks;
     take_current(in);
     restore_lost_experts(s);

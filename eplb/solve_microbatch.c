@@ -5,6 +5,8 @@
  * early on the whole shape counts and later the peaks. Then swaps under the sum of the maxima itself. A rank's loads are a
  * vector [M]. */
 #include "search.h"
+#include "wb_memory.h"
+#include "wb_random.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -46,7 +48,7 @@ typedef struct annealing {
 static wb_status open_annealing(annealing *a) {
     size_t M = a->M, E = a->search.n_experts, P = a->search.n_ranks;
     size_t doubles = M * (2 * E + 2 * P + 5) + P;
-    WB_TRY(wb_alloc(doubles * sizeof(double) + 2 * P * sizeof(uint32_t), 1, "microbatch", &a->memory));
+    WB_TRY(WB_ALLOC(a->memory, doubles * sizeof(double) + 2 * P * sizeof(uint32_t), 1, "microbatch"));
     a->mean = a->memory;
     a->weight = a->mean + M;
     a->peak = a->weight + M;
@@ -329,7 +331,7 @@ wb_status wb_solve_microbatch(const wb_layer_problem *problem, int32_t *expert_o
     (void)replica_of_slot_out; /* in slot order */
     uint32_t E = problem->frame->n_experts;
     double *sum = NULL;
-    WB_TRY(wb_alloc(E, sizeof *sum, "microbatch", (void **)&sum));
+    WB_TRY(WB_NEW(sum, E, "microbatch"));
     for (uint32_t m = 0; m < problem->n_batches; m++)
         for (uint32_t e = 0; e < E; e++) sum[e] += problem->loads[(size_t)m * E + e];
     annealing a = {.M = problem->n_batches, .loads = problem->loads};

@@ -3,6 +3,8 @@
  * in the last bit from machine to machine, and a last bit can turn a rounding; additions, products, quotients, square
  * roots, frexp and ldexp are exact or correctly rounded everywhere. Refuses: measuring; routes of single tokens. */
 #include "eplb_internal.h"
+#include "wb_memory.h"
+#include "wb_random.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -121,8 +123,8 @@ wb_status wb_synthetic_loads(const wb_synthetic *synthetic, uint32_t step, uint3
     WB_TRY(check(synthetic, n_experts, loads_out));
     double *base = NULL;
     uint32_t *order = NULL;
-    wb_status status = wb_alloc(2 * (size_t)n_experts, sizeof *base, "popularities", (void **)&base);
-    if (status == WB_OK) status = wb_alloc(n_experts, sizeof *order, "popularities", (void **)&order);
+    wb_status status = WB_NEW(base, 2 * (size_t)n_experts, "popularities");
+    if (status == WB_OK) status = WB_NEW(order, n_experts, "popularities");
     for (uint32_t l = 0; status == WB_OK && l < n_layers; l++) {
         double *logs = base + n_experts;
         base_of_layer(synthetic, step, l, n_experts, order, base);

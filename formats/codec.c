@@ -1,24 +1,13 @@
 /* codec.c - row codecs, the checksum and the trailer's bytes; see codec.h and dump_layout.h. */
 #include "codec.h"
 #include "dump_layout.h"
+#include "wb_hash.h"
 
 #include <string.h>
 #include <zstd.h>
 #include <zstd_errors.h>
 
 #define PLAUSIBLE_RATIO 256
-
-void wb_hash_start(wb_hash *hash) {
-    XXH3_64bits_reset(hash);
-}
-
-void wb_hash_add(wb_hash *hash, const void *bytes, size_t size) {
-    XXH3_64bits_update(hash, bytes, size);
-}
-
-uint64_t wb_hash_value(const wb_hash *hash) {
-    return XXH3_64bits_digest(hash);
-}
 
 bool wb_hash_same(uint64_t expected, uint64_t found) {
 #ifdef FUZZING_BUILD_MODE_UNSAFE_FOR_PRODUCTION
@@ -35,7 +24,7 @@ void wb_trailer_fill(uint8_t out[WB_TRAILER_BYTES], uint64_t index_offset) {
     memcpy(out, WB_TRAILER_HEAD, WB_TRAILER_HEAD_BYTES);
     memcpy(payload, WB_TRAILER_MAGIC, 8);
     memcpy(payload + 8, &index_offset, 8);
-    uint64_t hash = XXH3_64bits(payload, 16);
+    uint64_t hash = wb_hash64(payload, 16);
     memcpy(payload + 16, &hash, 8);
 }
 

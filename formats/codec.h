@@ -3,16 +3,9 @@
 #define WB_CODEC_H
 
 #include "wb_check.h"
+#include "wb_formats.h"
+#include "wb_hash.h"
 
-/* Inlined, XXH3 is twice as fast as the distribution's shared library, which is built without -O3. */
-#define XXH_INLINE_ALL
-#include <xxhash.h>
-
-typedef XXH3_state_t wb_hash;
-
-void wb_hash_start(wb_hash *hash);
-void wb_hash_add(wb_hash *hash, const void *bytes, size_t size);
-uint64_t wb_hash_value(const wb_hash *hash);
 /* found == expected; true for anything in a fuzzing build, which must get past the checksums. */
 bool wb_hash_same(uint64_t expected, uint64_t found);
 

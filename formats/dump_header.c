@@ -3,6 +3,8 @@
  * well formed, a dtype that is not the one of E. */
 #include "dump_layout.h"
 #include "dump_parse.h"
+#include "wb_hash.h"
+#include "wb_memory.h"
 
 #include <inttypes.h>
 #include <msgpack.h>
@@ -62,7 +64,7 @@ static wb_status get_layers(const header_tree *tree, wb_route_model *m, uint32_t
     WB_TRY(get(tree, "moe_layers", MSGPACK_OBJECT_ARRAY, "an array", &value));
     uint32_t n = value->via.array.size;
     uint32_t *layers = NULL;
-    WB_TRY(wb_alloc(n, sizeof *layers, "MoE layers of a dump", (void **)&layers));
+    WB_TRY(WB_NEW(layers, n, "MoE layers of a dump"));
     for (uint32_t l = 0; l < n; l++) {
         const msgpack_object *layer = &value->via.array.ptr[l];
         if (layer->type != MSGPACK_OBJECT_POSITIVE_INTEGER || layer->via.u64 > UINT32_MAX) {

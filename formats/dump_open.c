@@ -2,7 +2,9 @@
  * lost. Refuses: what is damaged rather than cut, files of several models, a rid twice. */
 #include "dump_layout.h"
 #include "dump_state.h"
-#include "route_limits.h"
+#include "wb_memory.h"
+#include "wb_route_limits.h"
+#include "wb_text.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -22,27 +24,17 @@ wb_file_bytes wb_dump_bytes(const wb_dump *dump, uint32_t file) {
 
 /* ---- records ------------------------------------------------------------------------------------ */
 
-static wb_status reserve_record(wb_dump *d, size_t rid_length) {
-    WB_TRY(wb_rid_table_reserve(&d->rids, rid_length));
-    if (d->rids.count < d->records_capacity) return WB_OK;
-    size_t capacity = d->records_capacity ? 2 * d->records_capacity : 64;
-    wb_dump_record_place *larger = realloc(d->records, capacity * sizeof *larger);
-    if (!larger) return wb_fail(WB_OUT_OF_MEMORY, "%zu records of a dump: no memory", capacity);
-    d->records = larger;
-    d->records_capacity = capacity;
-    return WB_OK;
-}
-
 static wb_status add_record(wb_dump *d, uint32_t file, const char *rid, size_t length, uint64_t begin,
                             uint64_t end) {
     uint64_t other;
-    if (wb_rid_table_find(&d->rids, rid, length, &other))
+    if (wb_string_table_find(&d->rids, rid, length, &other))
         return wb_fail(WB_CORRUPT, "%s: byte %" PRIu64 ": rid %.*s is in %s already, at byte %" PRIu64,
                        d->files[file].name, begin, (int)length, rid, d->files[d->records[other].file].name,
                        d->records[other].offset);
-    WB_TRY(reserve_record(d, length));
-    d->records[d->rids.count] = (wb_dump_record_place){.offset = begin, .bytes = end - begin, .file = file};
-    wb_rid_table_add(&d->rids, rid, length);
+    wb_dump_record_place place = {.offset = begin, .bytes = end - begin, .file = file};
+    WB_TRY(WB_GROW(d->records, d->n_records + 1, &d->records_capacity, "records of a dump"));
+    WB_TRY(wb_string_table_add(&d->rids, rid, length, d->n_records, &place.rid));
+    d->records[d->n_records++] = place;
     return WB_OK;
 }
 
@@ -92,7 +84,7 @@ static wb_status read_index(wb_dump *d, uint32_t file, uint64_t first, uint64_t 
     uint64_t least = first, most = first; /* the first record follows the header */
     for (uint32_t i = 0; i < n; i++) {
         WB_TRY(add_indexed(d, file, &pairs, least, most, index));
-        wb_dump_record_place *place = &d->records[d->rids.count - 1];
+        wb_dump_record_place *place = &d->records[d->n_records - 1];
         if (i > 0) place[-1].bytes = place->offset - place[-1].offset;
         least = place->offset + WB_RECORD_BYTES_MIN;
         most = index;
@@ -210,7 +202,7 @@ static wb_status read_file(wb_dump *d, uint32_t file) {
 
 static wb_status join_path(const char *directory, const char *name, char **out) {
     size_t size = strlen(directory) + strlen(name) + 2;
-    WB_TRY(wb_alloc(size, 1, "a path", (void **)out));
+    WB_TRY(WB_NEW(*out, size, "a path"));
     snprintf(*out, size, "%s/%s", directory, name);
     return WB_OK;
 }
@@ -225,7 +217,7 @@ static wb_status add_name(wb_dump *d, const char *name) {
     if (!larger) return wb_fail(WB_OUT_OF_MEMORY, "files of a dump: no memory");
     d->files = larger;
     char *copy = NULL;
-    WB_TRY(wb_alloc(strlen(name) + 1, 1, "a file name", (void **)&copy));
+    WB_TRY(WB_ALLOC(copy, strlen(name) + 1, 1, "a file name"));
     memcpy(copy, name, strlen(name));
     d->files[d->n_files++] = (wb_dump_file){.name = copy};
     return WB_OK;
@@ -274,14 +266,14 @@ wb_status wb_dump_open(const char *path, wb_dump **dump_out) {
     if (!path || !dump_out) return wb_fail(WB_INVALID_ARGUMENT, "wb_dump_open: NULL");
     wb_dump *d = NULL;
     wb_status status;
-    WB_TRY(wb_alloc(1, sizeof *d, "dump", (void **)&d));
+    WB_TRY(WB_NEW(d, 1, "dump"));
     WB_GOTO(map_files(d, path), fail);
     for (uint32_t i = 0; i < d->n_files; i++) WB_GOTO(read_file(d, i), fail);
     if (!d->has_model) {
         status = wb_fail(WB_CORRUPT, "%s: no model is known: %s", path, d->info.lost_where);
         goto fail;
     }
-    d->info.records = d->rids.count;
+    d->info.records = d->n_records;
     *dump_out = d;
     return WB_OK;
 fail:
@@ -291,13 +283,13 @@ fail:
 
 void wb_dump_close(wb_dump *d) {
     if (!d) return;
-    for (size_t i = 0; i < d->rids.count; i++) wb_loaded_free(d->records[i].loaded);
+    for (size_t i = 0; i < d->n_records; i++) wb_loaded_free(d->records[i].loaded);
     for (uint32_t i = 0; i < d->n_files; i++) {
         if (d->files[i].bytes) WB_IGNORE(munmap((void *)(uintptr_t)d->files[i].bytes, d->files[i].size));
         free(d->files[i].name);
     }
     wb_header_model_free(&d->model);
-    wb_rid_table_free(&d->rids);
+    wb_string_table_free(&d->rids);
     free(d->records);
     free(d->files);
     free(d);

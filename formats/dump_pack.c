@@ -2,6 +2,7 @@
 #include "dump_pack.h"
 #include "codec.h"
 #include "dump_layout.h"
+#include "wb_hash.h"
 
 #include <errno.h>
 #include <inttypes.h>

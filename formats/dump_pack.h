@@ -7,6 +7,7 @@
 #define WB_DUMP_PACK_H
 
 #include "wb_check.h"
+#include "wb_formats.h"
 
 #include <msgpack.h>
 

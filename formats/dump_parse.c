@@ -5,7 +5,10 @@
 #include "dump_parse.h"
 #include "codec.h"
 #include "dump_layout.h"
-#include "route_limits.h"
+#include "wb_hash.h"
+#include "wb_memory.h"
+#include "wb_route_limits.h"
+#include "wb_text.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
@@ -186,7 +189,7 @@ static void *members(record_parser *p, uint32_t count, size_t least, size_t size
         wb_scan_refuse(&p->scan, p->scan.pos, "a count is larger than the bytes left");
         return NULL;
     }
-    p->status = wb_alloc(count, size, "parts of a record", &block);
+    p->status = WB_ALLOC(block, count, size, "parts of a record");
     return block;
 }
 

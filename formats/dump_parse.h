@@ -6,7 +6,8 @@
 #define WB_DUMP_PARSE_H
 
 #include "codec.h"
-#include "msgpack_scan.h"
+#include "wb_hash.h"
+#include "wb_msgpack_scan.h"
 
 typedef struct wb_file_bytes {
     const char *name; /* for messages */

@@ -3,6 +3,8 @@
  * Rows of codec raw in one chunk are used where they are mapped. Others are joined in one block, which a
  * record's release gives back unless a record that shares its first rows is still held. */
 #include "dump_state.h"
+#include "wb_hash.h"
+#include "wb_memory.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
@@ -20,7 +22,7 @@ void wb_loaded_free(wb_loaded *l) {
 
 static wb_status record_fail(const wb_dump *d, uint64_t i, const char *why) {
     return wb_fail(WB_CORRUPT, "%s: byte %" PRIu64 ": record %s: %s", d->files[d->records[i].file].name,
-                   d->records[i].offset, wb_rid_table_get(&d->rids, i), why);
+                   d->records[i].offset, d->records[i].rid, why);
 }
 
 /* ---- rows --------------------------------------------------------------------------------------- */
@@ -65,14 +67,14 @@ static wb_status get_rows(const wb_dump *d, uint64_t i) {
     size_t row_bytes = wb_route_row_bytes(&d->model), rows = 0;
     for (uint32_t r = 0; r < l->stored.n_runs; r++) rows += l->stored.runs[r].rows;
     uint8_t *block = NULL;
-    WB_TRY(wb_alloc(rows, row_bytes, "rows of a record", (void **)&block));
+    WB_TRY(WB_ALLOC(block, rows, row_bytes, "rows of a record"));
     wb_file_bytes file = wb_dump_bytes(d, d->records[i].file);
     size_t at = 0;
     for (uint32_t r = 0; r < l->stored.n_runs; r++) {
         wb_status status = decode_run(&file, &l->stored.runs[r], row_bytes, block + at);
         if (status != WB_OK) {
             free(block);
-            return wb_fail_context(status, "%s: record %s", file.name, wb_rid_table_get(&d->rids, i));
+            return wb_fail_context(status, "%s: record %s", file.name, d->records[i].rid);
         }
         if (l->stored.runs[r].rows > 0) own_runs(l)[r].ids = block + at;
         at += l->stored.runs[r].rows * row_bytes;
@@ -107,7 +109,7 @@ static wb_status check_rows(const wb_dump *d, uint64_t i, const wb_stored_run *r
 /* The array itself when it is aligned, else a copy. */
 static wb_status aligned_words(const uint8_t *mapped, uint32_t n, void **copy_out) {
     if (!mapped || (uintptr_t)mapped % 4 == 0) return WB_OK;
-    WB_TRY(wb_alloc(n, 4, "tokens or logprobs", copy_out));
+    WB_TRY(WB_ALLOC(*copy_out, n, 4, "tokens or logprobs"));
     memcpy(*copy_out, mapped, (size_t)n * 4);
     return WB_OK;
 }
@@ -115,7 +117,7 @@ static wb_status aligned_words(const uint8_t *mapped, uint32_t n, void **copy_ou
 static wb_status make_routes(wb_loaded *l) {
     const wb_stored_record *s = &l->stored;
     bool shared = s->prefix_rows > 0;
-    WB_TRY(wb_alloc((size_t)s->n_runs + shared, sizeof *l->routes, "runs of a record", (void **)&l->routes));
+    WB_TRY(WB_NEW(l->routes, (size_t)s->n_runs + shared, "runs of a record"));
     l->in_place = true;
     for (uint32_t r = 0; r < s->n_runs; r++) {
         const wb_stored_run *run = &s->runs[r];
@@ -134,7 +136,7 @@ static wb_record as_record(const wb_dump *d, uint64_t i) {
     const wb_loaded *l = d->records[i].loaded;
     const wb_stored_record *s = &l->stored;
     return (wb_record){
-        .rid = wb_rid_table_get(&d->rids, i),
+        .rid = d->records[i].rid,
         .group = s->group,
         .sample = s->sample,
         .prompt_len = s->prompt_len,
@@ -152,7 +154,7 @@ static wb_record as_record(const wb_dump *d, uint64_t i) {
 static wb_status fill_loaded(wb_dump *d, uint64_t i) {
     wb_loaded *l = d->records[i].loaded;
     const wb_stored_record *s = &l->stored;
-    const char *rid = wb_rid_table_get(&d->rids, i);
+    const char *rid = d->records[i].rid;
     if (strlen(rid) != s->rid_length || memcmp(rid, s->rid, s->rid_length) != 0)
         return record_fail(d, i, "the index has another rid than the record");
     WB_TRY(aligned_words(s->tokens, s->n_tokens, (void **)&l->tokens));
@@ -171,7 +173,7 @@ static wb_status load(wb_dump *d, uint64_t i) {
     wb_dump_record_place *place = &d->records[i];
     if (place->loaded) return WB_OK;
     wb_file_bytes file = wb_dump_bytes(d, place->file);
-    WB_TRY(wb_alloc(1, sizeof *place->loaded, "a record", (void **)&place->loaded));
+    WB_TRY(WB_NEW(place->loaded, 1, "a record"));
     wb_status status = wb_parse_record(&file, place->offset, place->offset + place->bytes, &d->model,
                                        &place->loaded->stored);
     if (status == WB_OK) status = fill_loaded(d, i);
@@ -185,7 +187,7 @@ static wb_status load(wb_dump *d, uint64_t i) {
 
 static wb_status base_index(const wb_dump *d, uint64_t i, const wb_stored_record *s, uint64_t *base_out) {
     uint64_t base = 0;
-    if (!wb_rid_table_find(&d->rids, s->prefix_rid, s->prefix_rid_length, &base) || base >= i ||
+    if (!wb_string_table_find(&d->rids, s->prefix_rid, s->prefix_rid_length, &base) || base >= i ||
         d->records[base].file != d->records[i].file)
         return record_fail(d, i, "its prefix is not a record before it in the file");
     *base_out = base;
@@ -228,7 +230,7 @@ static wb_status attach_prefix(wb_dump *d, uint64_t i) {
 static void detach_prefix(wb_dump *d, uint64_t i) {
     uint64_t base = 0;
     const wb_stored_record *s = &d->records[i].loaded->stored;
-    if (s->prefix_rows == 0 || !wb_rid_table_find(&d->rids, s->prefix_rid, s->prefix_rid_length, &base))
+    if (s->prefix_rows == 0 || !wb_string_table_find(&d->rids, s->prefix_rid, s->prefix_rid_length, &base))
         return;
     d->records[base].users--;
     drop_rows(&d->records[base]);
@@ -238,8 +240,8 @@ static void detach_prefix(wb_dump *d, uint64_t i) {
 
 wb_status wb_dump_record(wb_dump *d, uint64_t i, wb_record *record_out) {
     if (!d || !record_out) return wb_fail(WB_INVALID_ARGUMENT, "wb_dump_record: NULL");
-    if (i >= d->rids.count)
-        return wb_fail(WB_INVALID_ARGUMENT, "record %" PRIu64 ": the dump has %zu", i, d->rids.count);
+    if (i >= d->n_records)
+        return wb_fail(WB_INVALID_ARGUMENT, "record %" PRIu64 ": the dump has %zu", i, d->n_records);
     wb_dump_record_place *place = &d->records[i];
     if (!place->held) {
         WB_TRY(load(d, i));
@@ -257,8 +259,8 @@ wb_status wb_dump_record(wb_dump *d, uint64_t i, wb_record *record_out) {
 
 wb_status wb_dump_index(const wb_dump *d, const char *rid, uint64_t *i_out) {
     if (!d || !rid || !i_out) return wb_fail(WB_INVALID_ARGUMENT, "wb_dump_index: NULL");
-    if (wb_rid_table_find(&d->rids, rid, strlen(rid), i_out)) return WB_OK;
-    return wb_fail(WB_NOT_FOUND, "rid %s: not among the dump's %zu records", rid, d->rids.count);
+    if (wb_string_table_find(&d->rids, rid, strlen(rid), i_out)) return WB_OK;
+    return wb_fail(WB_NOT_FOUND, "rid %s: not among the dump's %zu records", rid, d->n_records);
 }
 
 wb_status wb_dump_find(wb_dump *d, const char *rid, wb_record *record_out) {
@@ -268,7 +270,7 @@ wb_status wb_dump_find(wb_dump *d, const char *rid, wb_record *record_out) {
 }
 
 void wb_dump_release(wb_dump *d, uint64_t i) {
-    if (!d || i >= d->rids.count || !d->records[i].held) return;
+    if (!d || i >= d->n_records || !d->records[i].held) return;
     d->records[i].held = false;
     detach_prefix(d, i);
     drop_rows(&d->records[i]);
@@ -276,8 +278,8 @@ void wb_dump_release(wb_dump *d, uint64_t i) {
 
 wb_status wb_dump_get_entry(const wb_dump *d, uint64_t i, wb_dump_entry *entry_out) {
     if (!d || !entry_out) return wb_fail(WB_INVALID_ARGUMENT, "wb_dump_get_entry: NULL");
-    if (i >= d->rids.count)
-        return wb_fail(WB_INVALID_ARGUMENT, "record %" PRIu64 ": the dump has %zu", i, d->rids.count);
+    if (i >= d->n_records)
+        return wb_fail(WB_INVALID_ARGUMENT, "record %" PRIu64 ": the dump has %zu", i, d->n_records);
     const wb_dump_record_place *place = &d->records[i];
     wb_file_bytes file = wb_dump_bytes(d, place->file);
     wb_stored_record s;
@@ -294,7 +296,7 @@ wb_status wb_dump_get_entry(const wb_dump *d, uint64_t i, wb_dump_entry *entry_o
     wb_status status = s.prefix_rows > 0 ? base_index(d, i, &s, &base) : WB_OK;
     wb_stored_record_free(&s);
     WB_TRY(status);
-    if (entry.prefix_rows > 0) entry.prefix_rid = wb_rid_table_get(&d->rids, base);
+    if (entry.prefix_rows > 0) entry.prefix_rid = d->records[base].rid;
     *entry_out = entry;
     return WB_OK;
 }

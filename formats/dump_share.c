@@ -1,5 +1,6 @@
 /* dump_share.c - see dump_share.h. */
 #include "dump_share.h"
+#include "wb_memory.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -47,7 +48,7 @@ wb_status wb_share_prepare(size_t row_bytes, const wb_record *record, uint64_t i
     wb_share_base base = {.group = record->group, .record = index, .rows = prompt_rows(record)};
     if (base.rows > 0 && base.rows <= WB_SHARE_BYTES / row_bytes) {
         base.start = record->routes[0].start;
-        WB_TRY(wb_alloc(base.rows, row_bytes, "rows of a shared prompt", (void **)&base.ids));
+        WB_TRY(WB_ALLOC(base.ids, base.rows, row_bytes, "rows of a shared prompt"));
         memcpy(base.ids, record->routes[0].ids, base.rows * row_bytes);
     }
     *base_out = base;

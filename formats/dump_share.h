@@ -8,6 +8,7 @@
 #define WB_DUMP_SHARE_H
 
 #include "wb_check.h"
+#include "wb_formats.h"
 
 #define WB_SHARE_GROUPS 64
 #define WB_SHARE_BYTES ((size_t)256 << 20)

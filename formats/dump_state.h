@@ -3,7 +3,7 @@
 #define WB_DUMP_STATE_H
 
 #include "dump_parse.h"
-#include "rid_table.h"
+#include "wb_string_table.h"
 
 typedef struct wb_dump_file {
     char *name;           /* without its directory; owned */
@@ -23,6 +23,7 @@ typedef struct wb_loaded {
 } wb_loaded;
 
 typedef struct wb_dump_record_place {
+    const char *rid;        /* owner: the table of rids */
     uint64_t offset, bytes; /* in its file */
     wb_loaded *loaded;      /* owned; NULL before the first access */
     uint32_t file;
@@ -35,9 +36,9 @@ struct wb_dump {
     bool has_model;
     wb_dump_file *files;
     uint32_t n_files;
-    wb_dump_record_place *records; /* [rids.count] */
-    size_t records_capacity;
-    wb_rid_table rids; /* record i's rid */
+    wb_dump_record_place *records; /* [n_records] */
+    size_t n_records, records_capacity;
+    wb_string_table rids; /* rid -> index of its record */
     wb_dump_info info;
 };
 

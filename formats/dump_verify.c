@@ -1,6 +1,7 @@
 /* dump_verify.c - the full check of a dump: everything that opening and first access check, and every id.
  * Refuses: to repair. */
 #include "wb_check.h"
+#include "wb_formats.h"
 
 static wb_status verify_record(wb_dump *dump, uint64_t i) {
     wb_record record;

@@ -4,8 +4,11 @@
 #include "dump_layout.h"
 #include "dump_pack.h"
 #include "dump_share.h"
-#include "rid_table.h"
-#include "route_limits.h"
+#include "wb_hash.h"
+#include "wb_memory.h"
+#include "wb_route_limits.h"
+#include "wb_string_table.h"
+#include "wb_text.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -14,6 +17,11 @@
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
+
+typedef struct written_record {
+    const char *rid; /* owner: the table of rids */
+    uint64_t offset;
+} written_record;
 
 struct wb_dump_writer {
     int fd;
@@ -25,9 +33,9 @@ struct wb_dump_writer {
     wb_pack pack;            /* of the object being written */
     uint64_t end;            /* bytes of whole objects in the file */
     bool broken;             /* the file holds more than that and could not be cut back */
-    wb_rid_table rids;
-    uint64_t *offsets; /* [rids.count] */
-    size_t offsets_capacity;
+    wb_string_table rids;    /* rid -> index of its record */
+    written_record *records; /* [n_records] in file order */
+    size_t n_records, records_capacity;
     wb_share share;
 };
 
@@ -109,9 +117,9 @@ static wb_status put(wb_dump_writer *w) {
 
 static void writer_free(wb_dump_writer *w) {
     wb_pack_free(&w->pack);
-    wb_rid_table_free(&w->rids);
+    wb_string_table_free(&w->rids);
     wb_share_free(&w->share);
-    free(w->offsets);
+    free(w->records);
     free(w->moe_layers);
     free(w->path);
     free(w);
@@ -120,13 +128,12 @@ static void writer_free(wb_dump_writer *w) {
 static wb_status writer_new(const char *path, const wb_route_model *model, const wb_dump_options *options,
                             wb_dump_writer **out) {
     wb_dump_writer *w = NULL;
-    wb_status status = wb_alloc(1, sizeof *w, "dump writer", (void **)&w);
+    wb_status status = WB_NEW(w, 1, "dump writer");
     if (status != WB_OK) return status;
     wb_pack_init(&w->pack);
-    WB_GOTO(wb_alloc(strlen(path) + 1, 1, "dump writer", (void **)&w->path), fail);
+    WB_GOTO(WB_ALLOC(w->path, strlen(path) + 1, 1, "dump writer"), fail);
     memcpy(w->path, path, strlen(path));
-    WB_GOTO(wb_alloc(model->n_moe_layers, sizeof *w->moe_layers, "dump writer", (void **)&w->moe_layers),
-            fail);
+    WB_GOTO(WB_NEW(w->moe_layers, model->n_moe_layers, "dump writer"), fail);
     memcpy(w->moe_layers, model->moe_layers, model->n_moe_layers * sizeof *w->moe_layers);
     w->model = *model;
     w->model.moe_layers = w->moe_layers;
@@ -179,7 +186,7 @@ static void stored_run_free(stored_run *s) {
 
 /* Bits [first, first + n) of `valid`, moved to bit 0; bits past the last row are zero. */
 static wb_status copy_bits(const uint8_t *valid, uint32_t first, uint32_t n, uint8_t **out) {
-    WB_TRY(wb_alloc(((size_t)n + 7) / 8, 1, "validity bits", (void **)out));
+    WB_TRY(WB_NEW(*out, ((size_t)n + 7) / 8, "validity bits"));
     for (uint32_t r = 0; r < n; r++) {
         unsigned bit = valid[(first + r) / 8] >> ((first + r) % 8) & 1u;
         (*out)[r / 8] |= (uint8_t)(bit << (r % 8));
@@ -203,8 +210,8 @@ static wb_status compress_chunks(stored_run *s, int level) {
         total += s->sizes[c];
     }
     wb_status status = WB_OK;
-    WB_GOTO(wb_alloc(s->n_chunks, sizeof *sizes, "compressed rows", (void **)&sizes), done);
-    WB_GOTO(wb_alloc(capacity, 1, "compressed rows", (void **)&s->encoded), done);
+    WB_GOTO(WB_NEW(sizes, s->n_chunks, "compressed rows"), done);
+    WB_GOTO(WB_ALLOC(s->encoded, capacity, 1, "compressed rows"), done);
     for (uint32_t c = 0; c < s->n_chunks; c++) {
         WB_GOTO(
             wb_zstd_encode(s->chunks[c], s->sizes[c], level, s->encoded + used, capacity - used, &sizes[c]),
@@ -236,8 +243,8 @@ static wb_status store_run(const wb_dump_writer *w, const wb_route_rows *run, ui
     size_t per_chunk = w->options.chunk_bytes / row;
     if (per_chunk == 0) per_chunk = 1;
     s->n_chunks = (uint32_t)((s->rows.rows + per_chunk - 1) / per_chunk);
-    WB_TRY(wb_alloc(s->n_chunks, sizeof *s->chunks, "chunks of rows", (void **)&s->chunks));
-    WB_TRY(wb_alloc(s->n_chunks, sizeof *s->sizes, "chunks of rows", (void **)&s->sizes));
+    WB_TRY(WB_NEW(s->chunks, s->n_chunks, "chunks of rows"));
+    WB_TRY(WB_NEW(s->sizes, s->n_chunks, "chunks of rows"));
     for (uint32_t c = 0; c < s->n_chunks; c++) {
         size_t first = c * per_chunk, n = s->rows.rows - first;
         if (n > per_chunk) n = per_chunk;
@@ -323,35 +330,23 @@ static void pack_record(wb_pack *p, const wb_record *r, const stored_run *runs, 
     for (uint32_t i = 0; i < r->n_routes; i++) pack_run(p, &runs[i]);
 }
 
-static wb_status reserve_index(wb_dump_writer *w, size_t rid_length) {
-    WB_TRY(wb_rid_table_reserve(&w->rids, rid_length));
-    if (w->rids.count < w->offsets_capacity) return WB_OK;
-    size_t capacity = w->offsets_capacity ? 2 * w->offsets_capacity : 64;
-    uint64_t *larger = realloc(w->offsets, capacity * sizeof *larger);
-    if (!larger) return wb_fail(WB_OUT_OF_MEMORY, "index of %zu records: no memory", capacity);
-    w->offsets = larger;
-    w->offsets_capacity = capacity;
-    return WB_OK;
-}
-
-/* Encodes, packs and writes a record that was checked; the index has room for it. */
+/* Encodes, packs and writes a record that was checked, as record n_records; the caller has made room for it. */
 static wb_status append_checked(wb_dump_writer *w, const wb_record *r) {
-    uint64_t base = 0, index = w->rids.count;
+    uint64_t base = 0, index = w->n_records;
     uint32_t shared = wb_share_find(&w->share, w->row_bytes, r, &base);
     wb_share_base offer = {0};
     stored_run *runs = NULL;
     wb_status status = WB_OK;
-    WB_GOTO(wb_alloc(r->n_routes, sizeof *runs, "runs of rows", (void **)&runs), done);
+    WB_GOTO(WB_NEW(runs, r->n_routes, "runs of rows"), done);
     for (uint32_t i = 0; i < r->n_routes; i++)
         WB_GOTO(store_run(w, &r->routes[i], i == 0 ? shared : 0, &runs[i]), done);
     if (shared == 0) WB_GOTO(wb_share_prepare(w->row_bytes, r, index, &offer), done);
     wb_pack_reset(&w->pack);
-    pack_record(&w->pack, r, runs, shared, shared ? wb_rid_table_get(&w->rids, base) : NULL);
+    pack_record(&w->pack, r, runs, shared, shared ? w->records[base].rid : NULL);
     WB_GOTO(wb_pack_seal(&w->pack), done);
     uint64_t offset = w->end;
     WB_GOTO(put(w), done);
-    wb_rid_table_add(&w->rids, r->rid, strlen(r->rid));
-    w->offsets[index] = offset;
+    w->records[w->n_records++].offset = offset;
     wb_share_keep(&w->share, w->row_bytes, offer);
     offer.ids = NULL;
 done:
@@ -373,11 +368,14 @@ wb_status wb_dump_append(wb_dump_writer *w, const wb_record *record) {
     WB_TRY(wb_record_check(&w->model, record, !w->options.trust_ids));
     uint64_t before;
     size_t length = strlen(record->rid);
-    if (wb_rid_table_find(&w->rids, record->rid, length, &before))
+    if (wb_string_table_find(&w->rids, record->rid, length, &before))
         return wb_fail(WB_INVALID_ARGUMENT, "%s: rid %s is in it already, as record %" PRIu64, w->path,
                        record->rid, before);
-    WB_TRY(reserve_index(w, length));
-    return append_checked(w, record);
+    WB_TRY(WB_GROW(w->records, w->n_records + 1, &w->records_capacity, "index of a dump"));
+    WB_TRY(wb_string_table_add(&w->rids, record->rid, length, w->n_records, &w->records[w->n_records].rid));
+    wb_status status = append_checked(w, record);
+    if (status != WB_OK) wb_string_table_remove(&w->rids, record->rid, length);
+    return status;
 }
 
 /* ---- the end ------------------------------------------------------------------------------------ */
@@ -388,10 +386,10 @@ static wb_status put_index(wb_dump_writer *w) {
     wb_pack_reset(p);
     wb_pack_map(p, 2);
     wb_pack_text(p, "index");
-    wb_pack_map(p, w->rids.count);
-    for (size_t i = 0; i < w->rids.count; i++) {
-        wb_pack_text(p, wb_rid_table_get(&w->rids, i));
-        wb_pack_uint(p, w->offsets[i]);
+    wb_pack_map(p, w->n_records);
+    for (size_t i = 0; i < w->n_records; i++) {
+        wb_pack_text(p, w->records[i].rid);
+        wb_pack_uint(p, w->records[i].offset);
     }
     WB_TRY(wb_pack_seal(p));
     uint8_t trailer[WB_TRAILER_BYTES];

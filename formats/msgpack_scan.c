@@ -1,6 +1,6 @@
 /* msgpack_scan.c - see the header. Every object begins with one head: a type byte, a length or value, and for
  * str, bin and ext a payload; read_head is the only place that knows msgpack's encoding. */
-#include "msgpack_scan.h"
+#include "wb_msgpack_scan.h"
 
 typedef enum head_kind { HEAD_UINT, HEAD_STR, HEAD_BIN, HEAD_ARRAY, HEAD_MAP, HEAD_OTHER } head_kind;
 

@@ -1,51 +1,14 @@
-/* route.c - the route model and the record: what makes them well formed, and reading a row of them.
- * Refuses: files, allocation. */
-#include "route_limits.h"
+/* route.c - the route model and the record: what makes them well formed.
+ * Refuses: files, allocation, walking rows (rows.c). */
 #include "wb_check.h"
+#include "wb_formats.h"
+#include "wb_route_limits.h"
+#include "wb_text.h"
 
 #include <inttypes.h>
 #include <string.h>
 
 #define ID_WORDS (WB_MAX_EXPERTS / 64)
-
-wb_dtype wb_route_dtype(uint32_t num_experts) {
-    return num_experts <= 256 ? WB_U8 : WB_U16;
-}
-
-size_t wb_route_row_bytes(const wb_route_model *model) {
-    return (size_t)model->n_moe_layers * model->top_k * wb_dtype_size(wb_route_dtype(model->num_experts));
-}
-
-uint32_t wb_route_id(const void *row, wb_dtype dtype, size_t index) {
-    const uint8_t *bytes = row;
-    if (dtype == WB_U8) return bytes[index];
-    return (uint32_t)bytes[2 * index] | (uint32_t)bytes[2 * index + 1] << 8;
-}
-
-/* ---- text --------------------------------------------------------------------------------------- */
-
-/* Bytes of the UTF-8 character at `s`, 0 when it is none (overlong forms and surrogates are none). */
-static size_t utf8_length(const uint8_t *s, size_t left) {
-    if (s[0] < 0x80) return 1;
-    size_t n = s[0] >= 0xf0 ? 4 : s[0] >= 0xe0 ? 3 : 2;
-    if (s[0] < 0xc2 || s[0] > 0xf4 || n > left) return 0;
-    for (size_t i = 1; i < n; i++)
-        if ((s[i] & 0xc0) != 0x80) return 0;
-    if (s[0] == 0xe0 && s[1] < 0xa0) return 0;
-    if (s[0] == 0xed && s[1] > 0x9f) return 0;
-    if (s[0] == 0xf0 && s[1] < 0x90) return 0;
-    if (s[0] == 0xf4 && s[1] > 0x8f) return 0;
-    return n;
-}
-
-bool wb_text_ok(const char *text, size_t length) {
-    const uint8_t *s = (const uint8_t *)text;
-    for (size_t i = 0, n; i < length; i += n) {
-        n = utf8_length(s + i, length - i);
-        if (n == 0 || s[i] == 0) return false;
-    }
-    return true;
-}
 
 /* A non-empty NUL-terminated string inside its array. */
 static wb_status field_check(const char *field, const char *text, size_t capacity) {
@@ -115,23 +78,6 @@ wb_status wb_route_model_match(const wb_route_model *expected, const wb_route_mo
     for (uint32_t l = 0; l < expected->n_moe_layers; l++)
         WB_TRY(match_number("moe_layers", expected->moe_layers[l], found->moe_layers[l]));
     return match_text("fingerprint", expected->fingerprint, found->fingerprint);
-}
-
-/* ---- rows --------------------------------------------------------------------------------------- */
-
-static bool row_valid(const wb_route_rows *run, uint32_t r) {
-    return !run->valid || (run->valid[r / 8] >> (r % 8) & 1);
-}
-
-const void *wb_record_row(const wb_route_model *model, const wb_record *record, uint32_t position) {
-    for (uint32_t i = 0; i < record->n_routes; i++) {
-        const wb_route_rows *run = &record->routes[i];
-        if (position < run->start || position - run->start >= run->rows) continue;
-        uint32_t r = position - run->start;
-        if (!row_valid(run, r)) return NULL;
-        return (const uint8_t *)run->ids + (size_t)r * wb_route_row_bytes(model);
-    }
-    return NULL;
 }
 
 /* Eight u8 ids in a word, the shape of most models (K = 8, E <= 256): the same bit tricks on each, so that
@@ -221,9 +167,9 @@ static wb_status ids_check(const wb_route_model *m, const wb_record *record, con
     id_fault fault = {0, 0, 0, false};
     for (uint32_t begin = 0, end; begin < run->rows; begin = end) {
         end = begin + 1;
-        bool valid = row_valid(run, begin);
+        bool valid = wb_row_valid(run->valid, begin);
         if (!run->valid) end = run->rows;
-        while (end < run->rows && row_valid(run, end) == valid) end++;
+        while (end < run->rows && wb_row_valid(run->valid, end) == valid) end++;
         if (!valid || !rows_fault(m, run, begin, end, seen, &fault)) continue;
         return wb_fail(WB_INVALID_ARGUMENT,
                        "record %s: position %" PRIu32 ", MoE layer %" PRIu32 " (model layer %" PRIu32
@@ -232,6 +178,11 @@ static wb_status ids_check(const wb_route_model *m, const wb_record *record, con
                        fault.repeated ? "is chosen twice" : "is out of range");
     }
     return WB_OK;
+}
+
+const char *wb_finish_name(wb_finish finish) {
+    static const char *const names[] = {"none", "stop", "length", "abort"};
+    return (size_t)finish < sizeof names / sizeof names[0] ? names[finish] : "unknown";
 }
 
 /* ---- the record --------------------------------------------------------------------------------- */

@@ -1,79 +1,18 @@
 /* wb_formats.h - what passes between Waybill's rooms, and how it is kept in a file.
  *
- * Owns: status codes and error messages, the route tensor and the record, the dump file (msgpack) with
- * its writer, reader and validator. Refuses: MPI, CUDA, models.
+ * Owns: the route tensor and the record, the dump file (msgpack) with its writer, reader and validator.
+ * Refuses: MPI, CUDA, models.
  *
- * Letters for dimensions, everywhere in Waybill: T tokens, E experts, K top-k, L MoE layers, R ranks,
- * H hidden width, F expert width.
- *
- * Errors: a call that can fail returns wb_status, 0 being ok. Outputs come last, are named *_out and are
- * written only on success. wb_error_message() then says what, where, and what was expected.
- * Threads: different handles may be used from different threads; one handle from one thread at a time.
+ * Letters for dimensions, errors, outputs and threads: as in wb_base.h, which this header includes.
  */
 #ifndef WB_FORMATS_H
 #define WB_FORMATS_H
 
-#include <stdbool.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#if defined(__GNUC__)
-#define WB_API __attribute__((visibility("default")))
-#define WB_PRINTF(fmt_index, first_arg) __attribute__((format(printf, fmt_index, first_arg)))
-#else
-#define WB_API
-#define WB_PRINTF(fmt_index, first_arg)
-#endif
+#include "wb_base.h"
 
 #ifdef __cplusplus
 extern "C" {
 #endif
-
-/* ---- status ------------------------------------------------------------------------------------ */
-
-/* X(name, value, meaning) */
-#define WB_STATUS_LIST(X)                      \
-    X(OK, 0, "ok")                             \
-    X(INVALID_ARGUMENT, 1, "invalid argument") \
-    X(OUT_OF_MEMORY, 2, "out of memory")       \
-    X(IO, 3, "input/output error")             \
-    X(CORRUPT, 4, "corrupt data")              \
-    X(UNSUPPORTED, 5, "not supported")         \
-    X(NOT_FOUND, 6, "not found")               \
-    X(MISMATCH, 7, "mismatch")                 \
-    X(MISSING_ROUTES, 8, "routes missing")     \
-    X(CAPACITY, 9, "capacity exceeded")        \
-    X(PEER, 10, "peer failed or disagrees")    \
-    X(DEVICE, 11, "device error")
-
-typedef enum wb_status {
-#define X(name, value, meaning) WB_##name = value,
-    WB_STATUS_LIST(X)
-#undef X
-} wb_status;
-
-/* The meaning of a status, a static string; "unknown status" for any other value. */
-WB_API const char *wb_status_string(wb_status status);
-
-/* The message of this thread's latest failure: what, where, expected against found. Owned by the thread,
- * valid until its next failure; "" when nothing has failed yet. */
-WB_API const char *wb_error_message(void);
-
-/* Records a message for this thread and returns `status`, so that a caller writes
- * `return wb_fail(WB_IO, "%s: ...", path)`. Messages over 1023 bytes are cut. */
-WB_API wb_status wb_fail(wb_status status, const char *format, ...) WB_PRINTF(2, 3);
-
-/* Puts "<context>: " before this thread's message and returns `status` unchanged. */
-WB_API wb_status wb_fail_context(wb_status status, const char *format, ...) WB_PRINTF(2, 3);
-
-WB_API const char *wb_version(void); /* "0.1.0" */
-
-/* ---- element types ------------------------------------------------------------------------------ */
-
-typedef enum wb_dtype { WB_U8, WB_U16, WB_I32, WB_I64, WB_F32, WB_BF16, WB_F16 } wb_dtype;
-
-WB_API size_t wb_dtype_size(wb_dtype dtype);      /* bytes of one element */
-WB_API const char *wb_dtype_name(wb_dtype dtype); /* "u8", "bf16", ... */
 
 /* ---- the route tensor --------------------------------------------------------------------------- */
 
@@ -141,14 +80,63 @@ typedef struct wb_record {
     const wb_route_rows *routes; /* [n_routes] */
 } wb_record;
 
+/* ---- rows of a record --------------------------------------------------------------------------- */
+
 /* Bytes of one row: L * K * dtype size. */
 WB_API size_t wb_route_row_bytes(const wb_route_model *model);
+
+/* Id `index` of a row of `dtype` (u8 or u16, little endian, any alignment); choice k of MoE layer l has index l * K + k. */
+static inline uint32_t wb_route_id(const void *row, wb_dtype dtype, size_t index) {
+    const uint8_t *bytes = (const uint8_t *)row;
+    if (dtype == WB_U8) return bytes[index];
+    return (uint32_t)bytes[2 * index] | (uint32_t)bytes[2 * index + 1] << 8;
+}
+
+/* Writes what wb_route_id reads; `id` fits `dtype`. */
+static inline void wb_route_id_set(void *row, wb_dtype dtype, size_t index, uint32_t id) {
+    uint8_t *bytes = (uint8_t *)row;
+    if (dtype == WB_U8) {
+        bytes[index] = (uint8_t)id;
+    } else {
+        bytes[2 * index] = (uint8_t)id;
+        bytes[2 * index + 1] = (uint8_t)(id >> 8);
+    }
+}
+
+/* Validity bits, one a row, LSB first; `valid` NULL: all rows are valid. */
+static inline bool wb_row_valid(const uint8_t *valid, size_t row) {
+    return !valid || (valid[row / 8] >> (row % 8) & 1) != 0;
+}
+static inline void wb_row_set_valid(uint8_t *valid, size_t row, bool is_valid) {
+    uint8_t bit = (uint8_t)(1u << row % 8);
+    valid[row / 8] = (uint8_t)(is_valid ? valid[row / 8] | bit : valid[row / 8] & ~bit);
+}
+
+/* How many of the rows [row, rows) starting with `row` are alike, all valid or all not; row < rows. */
+WB_API uint32_t wb_row_stretch(const uint8_t *valid, uint32_t row, uint32_t rows);
+
+/* The valid rows of a record in ascending position:
+ *
+ *     for (wb_row_walk walk = wb_rows_of(model, record); wb_row_next(&walk);) use(walk.position, walk.row);
+ *
+ * Borrows model and record. */
+typedef struct wb_row_walk {
+    uint32_t position; /* absolute, of the current row */
+    const void *row;   /* [L][K] */
+    const wb_record *record;
+    size_t row_bytes;
+    uint32_t run, next; /* where the next row is looked for */
+} wb_row_walk;
+WB_API wb_row_walk wb_rows_of(const wb_route_model *model, const wb_record *record);
+WB_API bool wb_row_next(wb_row_walk *walk);
 
 /* The row at absolute position `position`, [L][K]; NULL when the record has none that is valid there. */
 WB_API const void *wb_record_row(const wb_route_model *model, const wb_record *record, uint32_t position);
 
-/* Reads ids [l][k] of a row of `dtype` (u8/u16, any alignment) as a number. */
-WB_API uint32_t wb_route_id(const void *row, wb_dtype dtype, size_t index);
+/* counts[l][e] += how often expert e was chosen in MoE layer l of the record's valid rows at positions [first, end). counts: [L][E].
+ * Ids are taken as checked (wb_record_check): an id that is not below E writes out of bounds. */
+WB_API void wb_record_count(const wb_route_model *model, const wb_record *record, uint32_t first,
+                            uint32_t end, uint64_t *counts);
 
 /* Checks a record against its model: runs ascending and inside [0, n_tokens - 1), spans ordered, every
  * valid row's ids < E and distinct within a layer. `deep` false skips the ids. Messages name the rid, the

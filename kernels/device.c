@@ -4,6 +4,7 @@
  */
 #include "cpu_device.h"
 #include "wb_check.h"
+#include "wb_memory.h"
 
 #ifdef WB_HAVE_CUDA
 #include "cuda/cuda_ops.h"
@@ -138,7 +139,7 @@ static wb_status open_cpu(size_t isa, int threads, wb_device **device_out) {
         return wb_fail(WB_INVALID_ARGUMENT, "threads: expected 0..%d, found %d", MAX_THREADS, threads);
     int available = max_threads();
     void *memory = NULL;
-    WB_TRY(wb_alloc(1, sizeof(wb_cpu_device), "CPU device", &memory));
+    WB_TRY(WB_ALLOC(memory, 1, sizeof(wb_cpu_device), "CPU device"));
     wb_device *dev = &((wb_cpu_device *)memory)->base;
     dev->backend = WB_BACKEND_CPU;
     dev->name = isas[isa].name;

@@ -21,7 +21,7 @@
 #ifndef WB_KERNELS_H
 #define WB_KERNELS_H
 
-#include "wb_formats.h"
+#include "wb_base.h"
 
 #ifdef __cplusplus
 extern "C" {

@@ -10,65 +10,15 @@
 #include <string.h>
 
 #include "forward_internal.h"
-
-/* ---- memory -------------------------------------------------------------------------------------- */
-
-static wb_status size_of(int64_t rows, int64_t width, size_t size, size_t *bytes_out) {
-    const size_t limit = (size_t)PTRDIFF_MAX / size;
-    if (rows < 0 || width < 0 || (width > 0 && (size_t)rows > limit / (size_t)width))
-        return wb_fail(WB_CAPACITY, "workspace: %lld rows of %lld elements of %zu bytes overflow",
-                       (long long)rows, (long long)width, size);
-    *bytes_out = (size_t)rows * (size_t)width * size;
-    return WB_OK;
-}
-
-wb_status wb_host_reserve(wb_host_buffer *buffer, int64_t count, size_t size, const char *what) {
-    size_t bytes = 0;
-    WB_TRY(size_of(count, 1, size, &bytes));
-    if (bytes <= buffer->bytes && buffer->data != NULL) return WB_OK;
-    void *larger;
-    WB_TRY(wb_alloc(bytes, 1, what, &larger));
-    free(buffer->data);
-    *buffer = (wb_host_buffer){larger, bytes};
-    return WB_OK;
-}
-
-void wb_host_free(wb_host_buffer *buffer) {
-    free(buffer->data);
-    *buffer = (wb_host_buffer){NULL, 0};
-}
-
-wb_status wb_reserve(wb_device *device, wb_buffer *buffer, int64_t rows, int64_t width, size_t size) {
-    size_t bytes = 0;
-    WB_TRY(size_of(rows, width, size, &bytes));
-    return wb_buffer_reserve(device, buffer, bytes > size ? bytes : size);
-}
-
-wb_status wb_upload(wb_device *device, wb_buffer *buffer, const void *host, int64_t count, size_t size) {
-    WB_TRY(wb_reserve(device, buffer, count, 1, size));
-    return count == 0 ? WB_OK : device->to_device(device, buffer->data, host, (size_t)count * size);
-}
+#include "wb_memory.h"
 
 /* ---- workspace ----------------------------------------------------------------------------------- */
 
-wb_status wb_block_open(wb_model *model, wb_block *block) {
+wb_status wb_block_open(wb_model *model, wb_workspace *memory, wb_block *block) {
     memset(block, 0, sizeof *block);
     block->model = model;
-    return wb_moe_open(model, &block->moe);
-}
-
-void wb_block_close(wb_block *block) {
-    if (block->model == NULL) return;
-    wb_buffer *const buffers[] = {
-        &block->attn_norm,   &block->attn,       &block->mid,   &block->mlp_norm,    &block->gate_up,
-        &block->act,         &block->dmid,       &block->dnorm, &block->dact,        &block->dattn,
-        &block->dq,          &block->dk,         &block->dv,    &block->q.normed,    &block->q.out,
-        &block->q.projected, &block->k.normed,   &block->k.out, &block->k.projected, &block->v.normed,
-        &block->v.out,       &block->v.projected};
-    for (size_t i = 0; i < sizeof buffers / sizeof buffers[0]; i++)
-        wb_buffer_free(block->model->device, buffers[i]);
-    wb_moe_close(&block->moe);
-    memset(block, 0, sizeof *block);
+    block->memory = memory;
+    return wb_moe_open(model, memory, &block->moe);
 }
 
 /* ---- q, k and v ---------------------------------------------------------------------------------- */
@@ -106,12 +56,13 @@ static int64_t width_of(const wb_model *model, heads_spec spec) {
     return (int64_t)spec.n_heads * model->config.head_dim;
 }
 
-static wb_status heads_reserve(const wb_model *model, heads_spec spec, int64_t T, wb_heads *heads) {
+static wb_status heads_reserve(wb_block *block, heads_spec spec, int64_t T, wb_heads *heads) {
+    const wb_model *model = block->model;
     const int64_t width = width_of(model, spec);
-    WB_TRY(wb_reserve(model->device, &heads->out, T, width, sizeof(float)));
+    WB_TRY(wb_reserve(block->memory, &heads->out, T, width, sizeof(float)));
     if (model->config.clip_qkv > 0)
-        WB_TRY(wb_reserve(model->device, &heads->normed, T, width, sizeof(float)));
-    if (spec.norm >= 0) WB_TRY(wb_reserve(model->device, &heads->projected, T, width, sizeof(float)));
+        WB_TRY(wb_reserve(block->memory, &heads->normed, T, width, sizeof(float)));
+    if (spec.norm >= 0) WB_TRY(wb_reserve(block->memory, &heads->projected, T, width, sizeof(float)));
     return WB_OK;
 }
 
@@ -202,12 +153,12 @@ static wb_status attention_forward(wb_block *block, const wb_layer *layer, const
     const wb_config *config = &model->config;
     const int64_t T = tokens->T, H = config->hidden_size;
     const heads_spec q = q_spec(model, layer), k = k_spec(model, layer), v = v_spec(model, layer);
-    WB_TRY(wb_reserve(dev, &block->attn_norm, T, H, sizeof(float)));
-    WB_TRY(wb_reserve(dev, &block->mid, T, H, sizeof(float)));
-    WB_TRY(wb_reserve(dev, &block->attn, T, width_of(model, q), sizeof(float)));
-    WB_TRY(heads_reserve(model, q, T, &block->q));
-    WB_TRY(heads_reserve(model, k, T, &block->k));
-    WB_TRY(heads_reserve(model, v, T, &block->v));
+    WB_TRY(wb_reserve(block->memory, &block->attn_norm, T, H, sizeof(float)));
+    WB_TRY(wb_reserve(block->memory, &block->mid, T, H, sizeof(float)));
+    WB_TRY(wb_reserve(block->memory, &block->attn, T, width_of(model, q), sizeof(float)));
+    WB_TRY(heads_reserve(block, q, T, &block->q));
+    WB_TRY(heads_reserve(block, k, T, &block->k));
+    WB_TRY(heads_reserve(block, v, T, &block->v));
 
     const float *h = block->attn_norm.data;
     WB_TRY(dev->rmsnorm_forward(dev, T, H, x, wb_param_data(model, layer->input_norm), config->norm_eps,
@@ -246,10 +197,10 @@ static wb_status attention_backward(wb_block *block, const wb_layer *layer, cons
     const heads_spec q = q_spec(model, layer), k = k_spec(model, layer), v = v_spec(model, layer);
     const int64_t q_width = width_of(model, q), kv_width = width_of(model, k);
     const size_t kv_bytes = (size_t)(T * kv_width) * sizeof(float);
-    WB_TRY(wb_reserve(dev, &block->dattn, T, q_width, sizeof(float)));
-    WB_TRY(wb_reserve(dev, &block->dq, T, q_width, sizeof(float)));
-    WB_TRY(wb_reserve(dev, &block->dk, T, kv_width, sizeof(float)));
-    WB_TRY(wb_reserve(dev, &block->dv, T, kv_width, sizeof(float)));
+    WB_TRY(wb_reserve(block->memory, &block->dattn, T, q_width, sizeof(float)));
+    WB_TRY(wb_reserve(block->memory, &block->dq, T, q_width, sizeof(float)));
+    WB_TRY(wb_reserve(block->memory, &block->dk, T, kv_width, sizeof(float)));
+    WB_TRY(wb_reserve(block->memory, &block->dv, T, kv_width, sizeof(float)));
 
     if (layer->o_bias >= 0) WB_TRY(dev->bias_backward(dev, T, H, dmid, grads[layer->o_bias]));
     const wb_matmul o[] = {wb_matmul_wgrad(T, q_width, H, dmid, block->attn.data, grads[layer->o]),
@@ -279,8 +230,8 @@ static wb_status dense_forward(wb_block *block, const wb_layer *layer, int64_t T
     const wb_model *model = block->model;
     wb_device *dev = model->device;
     const int64_t H = model->config.hidden_size, width = model->config.dense_width;
-    WB_TRY(wb_reserve(dev, &block->gate_up, T, 2 * width, sizeof(float)));
-    WB_TRY(wb_reserve(dev, &block->act, T, width, sizeof(float)));
+    WB_TRY(wb_reserve(block->memory, &block->gate_up, T, 2 * width, sizeof(float)));
+    WB_TRY(wb_reserve(block->memory, &block->act, T, width, sizeof(float)));
     const wb_matmul gate_up = wb_matmul_forward(T, H, 2 * width, x, wb_param_data(model, layer->gate_up),
                                                 model->params[layer->gate_up].dtype, block->gate_up.data);
     WB_TRY(dev->matmul(dev, 1, &gate_up));
@@ -295,7 +246,7 @@ static wb_status dense_backward(wb_block *block, const wb_layer *layer, int64_t 
     const wb_model *model = block->model;
     wb_device *dev = model->device;
     const int64_t H = model->config.hidden_size, width = model->config.dense_width;
-    WB_TRY(wb_reserve(dev, &block->dact, T, width, sizeof(float)));
+    WB_TRY(wb_reserve(block->memory, &block->dact, T, width, sizeof(float)));
     const wb_matmul down[] = {wb_matmul_wgrad(T, width, H, dy, block->act.data, grads[layer->down]),
                               wb_matmul_dgrad(T, width, H, dy, wb_param_data(model, layer->down),
                                               model->params[layer->down].dtype, block->dact.data, false)};
@@ -318,7 +269,7 @@ static wb_status block_forward(wb_block *block, const wb_layer *layer, const wb_
     wb_device *dev = model->device;
     const int64_t T = tokens->T, H = model->config.hidden_size;
     WB_TRY(attention_forward(block, layer, tokens, pool, x));
-    WB_TRY(wb_reserve(dev, &block->mlp_norm, T, H, sizeof(float)));
+    WB_TRY(wb_reserve(block->memory, &block->mlp_norm, T, H, sizeof(float)));
     float *h = block->mlp_norm.data;
     WB_TRY(dev->rmsnorm_forward(dev, T, H, block->mid.data, wb_param_data(model, layer->post_norm),
                                 model->config.norm_eps, h));
@@ -334,8 +285,8 @@ static wb_status block_backward(wb_block *block, const wb_layer *layer, const wb
     const wb_model *model = block->model;
     wb_device *dev = model->device;
     const int64_t T = tokens->T, H = model->config.hidden_size;
-    WB_TRY(wb_reserve(dev, &block->dmid, T, H, sizeof(float)));
-    WB_TRY(wb_reserve(dev, &block->dnorm, T, H, sizeof(float)));
+    WB_TRY(wb_reserve(block->memory, &block->dmid, T, H, sizeof(float)));
+    WB_TRY(wb_reserve(block->memory, &block->dnorm, T, H, sizeof(float)));
     const float *h = block->mlp_norm.data;
     float *dh = block->dnorm.data, *dmid = block->dmid.data;
     if (layer->moe_index >= 0)

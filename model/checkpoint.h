@@ -4,33 +4,10 @@
 #define WB_CHECKPOINT_H
 
 #include "model_internal.h"
+#include "wb_file.h"
+#include "wb_text.h"
 
 #include <jansson.h>
-
-/* ---- files (checkpoint_files.c) -------------------------------------------------------------------- */
-
-/* A formatted string of its own; freed with free(). */
-wb_status wb_text_format(char **text_out, const char *format, ...) WB_PRINTF(2, 3);
-
-/* The whole of a regular file of at most `max_bytes`, NUL-terminated; freed with free(). NOT_FOUND when absent. */
-wb_status wb_file_read(const char *path, size_t max_bytes, char **text_out, size_t *bytes_out);
-
-/* Creates `dir` and what is missing above it. */
-wb_status wb_dir_create(const char *dir);
-
-/* A file that appears under its name only when it is whole: written to "<path>.tmp", synced, renamed. */
-typedef struct wb_new_file {
-    int fd;
-    char *path, *temp; /* NULL: not open */
-    uint64_t written;  /* bytes */
-} wb_new_file;
-wb_status wb_new_file_open(const char *path, wb_new_file *file);
-wb_status wb_new_file_write(wb_new_file *file, const void *data, size_t bytes);
-wb_status wb_new_file_sync(wb_new_file *file);   /* no more writes after it */
-wb_status wb_new_file_commit(wb_new_file *file); /* renames, and frees also on failure */
-void wb_new_file_discard(wb_new_file *file);     /* removes the temporary; a no-op after commit */
-
-wb_status wb_file_replace(const char *path, const char *text, size_t bytes); /* the four in one */
 
 /* ---- JSON ------------------------------------------------------------------------------------------ */
 

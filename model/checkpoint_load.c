@@ -2,6 +2,7 @@
  * Every tensor of the registry is looked up and checked on every rank; only what lives here is read.
  * Refuses: tensors that are missing, surplus, of another shape or of no floating-point dtype. */
 #include "checkpoint.h"
+#include "wb_memory.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -147,8 +148,8 @@ static wb_status check_surplus(const loader *ld) {
 
 wb_status wb_checkpoint_load(wb_model *model, const wb_safetensors *files, const char *dir) {
     loader ld = {.model = model, .files = files, .dir = dir};
-    wb_status status = wb_alloc(wb_safetensors_count(files), sizeof *ld.used, dir, (void **)&ld.used);
-    if (status == WB_OK) status = wb_alloc((size_t)CHUNK_ELEMENTS, sizeof(float), dir, &ld.scratch);
+    wb_status status = WB_NEW(ld.used, wb_safetensors_count(files), dir);
+    if (status == WB_OK) status = WB_ALLOC(ld.scratch, (size_t)CHUNK_ELEMENTS, sizeof(float), dir);
     for (int32_t i = 0; status == WB_OK && i < model->n_tensors; i++) {
         wb_tensor t = wb_model_tensor(model, i);
         status = load_tensor(&ld, &t);

@@ -2,6 +2,7 @@
  * Each rank writes its own experts, rank 0 also what all ranks hold, the index, the configuration and the small files.
  * Refuses: leaving a directory in which a loader finds weights of two saves. */
 #include "checkpoint.h"
+#include "wb_memory.h"
 
 #include <ctype.h>
 #include <dirent.h>
@@ -83,9 +84,9 @@ static void list_tensors(shard *s) {
 static wb_status write_shard(const wb_model *m, wb_new_file *file) {
     shard s = {.model = m};
     size_t most = (size_t)m->n_tensors;
-    wb_status status = wb_alloc(most, sizeof *s.views, "shard", (void **)&s.views);
-    if (status == WB_OK) status = wb_alloc(most, sizeof *s.tensors, "shard", (void **)&s.tensors);
-    if (status == WB_OK) status = wb_alloc(CHUNK_BYTES, 1, "shard", &s.chunk);
+    wb_status status = WB_NEW(s.views, most, "shard");
+    if (status == WB_OK) status = WB_NEW(s.tensors, most, "shard");
+    if (status == WB_OK) status = WB_ALLOC(s.chunk, CHUNK_BYTES, 1, "shard");
     if (status == WB_OK) {
         list_tensors(&s);
         status = wb_safetensors_write_to(file, s.n, s.views, "{\"format\": \"pt\"}", emit, &s);
@@ -167,8 +168,8 @@ static wb_status remove_file(const char *dir, const char *name) {
 /* "model.safetensors" or "model-00001-of-00002.safetensors", finished or not: what a save writes. */
 static bool is_weights(const char *name) {
     static const char pattern[] = "model-#####-of-#####.safetensors";
-    size_t n = strlen(name);
-    if (n > 4 && strcmp(name + n - 4, ".tmp") == 0) n -= 4;
+    size_t n = wb_new_file_stem(name);
+    if (n == 0) n = strlen(name);
     if (n == strlen("model.safetensors")) return strncmp(name, "model.safetensors", n) == 0;
     if (n != sizeof pattern - 1) return false;
     for (size_t i = 0; i < n; i++)

@@ -1,7 +1,7 @@
 /* convert.c - floating-point elements of a checkpoint to those of a model, on the host.
  * Refuses: integers, devices. */
 #include "checkpoint.h"
-#include "router_rules.h"
+#include "wb_exact_math.h"
 
 #include <string.h>
 

@@ -3,28 +3,12 @@
  * Owns: what infer.c and train.c share, so that both run the same code on a token. Refuses: weights (model_internal.h),
  * batches and their checks (infer.c, train.c).
  *
- * Workspaces only grow. Pointers are device memory unless marked host. */
+ * Buffers belong to the workspace of the inference or training that runs. Pointers are device memory unless marked host. */
 #ifndef WB_FORWARD_INTERNAL_H
 #define WB_FORWARD_INTERNAL_H
 
 #include "model_internal.h"
-
-/* ---- memory -------------------------------------------------------------------------------------- */
-
-/* Host memory that grows and never shrinks; growing loses the content. */
-typedef struct wb_host_buffer {
-    void *data;
-    size_t bytes;
-} wb_host_buffer;
-
-wb_status wb_host_reserve(wb_host_buffer *buffer, int64_t count, size_t size, const char *what);
-void wb_host_free(wb_host_buffer *buffer);
-
-/* Room for [rows, width] elements of `size` bytes, at least one; CAPACITY where the product overflows. */
-wb_status wb_reserve(wb_device *device, wb_buffer *buffer, int64_t rows, int64_t width, size_t size);
-
-/* Reserve, then to_device of host[count]. */
-wb_status wb_upload(wb_device *device, wb_buffer *buffer, const void *host, int64_t count, size_t size);
+#include "wb_workspace.h"
 
 /* ---- the MoE part of a layer (moe.c) --------------------------------------------------------------- */
 
@@ -32,6 +16,7 @@ wb_status wb_upload(wb_device *device, wb_buffer *buffer, const void *host, int6
  * rank, then (t, k). n rows are those of this rank's experts from all ranks: by slot, then source rank, then the source's order. */
 typedef struct wb_moe {
     wb_model *model;
+    wb_workspace *memory; /* borrowed */
 
     /* Kept by a forward for its backward. */
     int64_t T, n;
@@ -62,8 +47,8 @@ typedef struct wb_moe {
     wb_matmul *list;                         /* [2 * E] grouped products */
 } wb_moe;
 
-wb_status wb_moe_open(wb_model *model, wb_moe *moe);
-void wb_moe_close(wb_moe *moe);
+/* Its memory is the workspace's: closing that is all that is needed. */
+wb_status wb_moe_open(wb_model *model, wb_workspace *memory, wb_moe *moe);
 
 /* INVALID_ARGUMENT unless routing has ids and every forced id is below E; names token, layer, slot and id. */
 wb_status wb_moe_check_routing(wb_moe *moe, int64_t T, const wb_routing *routing);
@@ -86,6 +71,7 @@ typedef struct wb_heads {
 
 typedef struct wb_block {
     wb_model *model;
+    wb_workspace *memory; /* borrowed */
     wb_moe moe;
 
     /* Kept by a forward for its backward. */
@@ -114,8 +100,7 @@ typedef struct wb_kv_pool {
     const int64_t *rows; /* [T] */
 } wb_kv_pool;
 
-wb_status wb_block_open(wb_model *model, wb_block *block);
-void wb_block_close(wb_block *block);
+wb_status wb_block_open(wb_model *model, wb_workspace *memory, wb_block *block);
 
 /* y[T,H] (=) layer l of x[T,H], y not x. pool NULL: attention reads the call's own keys and values, row t being token t. Collective. */
 wb_status wb_block_forward(wb_block *block, int32_t l, const wb_block_tokens *tokens, const wb_kv_pool *pool,

@@ -5,12 +5,14 @@
 #include <stdlib.h>
 
 #include "forward_internal.h"
+#include "wb_memory.h"
 
 struct wb_infer {
     wb_model *model;
     wb_infer_options options;
+    wb_workspace memory;
     wb_block block;
-    void **k, **v; /* [n_layers] pools, device [n_blocks * block_size, nkv * dh] of the model's dtype */
+    wb_buffer *k, *v; /* [n_layers] pools, device [n_blocks * block_size, nkv * dh] of the model's dtype */
 
     wb_buffer tokens, pos, seq, blocks; /* int32, the batch on the device */
     wb_buffer pool_rows;                /* int64 [T] */
@@ -24,20 +26,14 @@ struct wb_infer {
 
 static wb_status open_pools(wb_infer *infer) {
     const wb_config *config = &infer->model->config;
-    wb_device *dev = infer->model->device;
     const int64_t width = (int64_t)config->n_kv_heads * config->head_dim;
     const int64_t rows = (int64_t)infer->options.n_blocks * infer->options.block_size;
     const size_t size = wb_dtype_size(infer->model->dtype);
-    if ((size_t)rows > (size_t)PTRDIFF_MAX / size / (size_t)width)
-        return wb_fail(WB_CAPACITY, "KV pool: %lld rows of %lld elements overflow", (long long)rows,
-                       (long long)width);
-    const size_t bytes = (size_t)rows * (size_t)width * size;
-
-    WB_TRY(wb_alloc((size_t)config->n_layers, sizeof(void *), "KV pools", (void **)&infer->k));
-    WB_TRY(wb_alloc((size_t)config->n_layers, sizeof(void *), "KV pools", (void **)&infer->v));
+    WB_TRY(WB_OWN(&infer->memory.host, infer->k, (size_t)config->n_layers, "KV pools"));
+    WB_TRY(WB_OWN(&infer->memory.host, infer->v, (size_t)config->n_layers, "KV pools"));
     for (int32_t l = 0; l < config->n_layers; l++) {
-        wb_status status = dev->mem_alloc(dev, bytes, &infer->k[l]);
-        if (status == WB_OK) status = dev->mem_alloc(dev, bytes, &infer->v[l]);
+        wb_status status = wb_reserve(&infer->memory, &infer->k[l], rows, width, size);
+        if (status == WB_OK) status = wb_reserve(&infer->memory, &infer->v[l], rows, width, size);
         if (status != WB_OK) return wb_fail_context(status, "KV pool of layer %d", l);
     }
     return WB_OK;
@@ -48,12 +44,12 @@ wb_status wb_infer_open(wb_model *model, const wb_infer_options *options, wb_inf
         return wb_fail(WB_INVALID_ARGUMENT,
                        "KV pool: expected at least 1 block of 1 token, found %d blocks of %d tokens",
                        options->n_blocks, options->block_size);
-    void *memory;
-    WB_TRY(wb_alloc(1, sizeof(wb_infer), "inference", &memory));
-    wb_infer *infer = memory;
+    wb_infer *infer = NULL;
+    WB_TRY(WB_NEW(infer, 1, "inference"));
     infer->model = model;
     infer->options = *options;
-    wb_status status = wb_block_open(model, &infer->block);
+    infer->memory.device = model->device;
+    wb_status status = wb_block_open(model, &infer->memory, &infer->block);
     if (status == WB_OK) status = open_pools(infer);
     if (status != WB_OK) {
         wb_infer_close(infer);
@@ -65,19 +61,7 @@ wb_status wb_infer_open(wb_model *model, const wb_infer_options *options, wb_inf
 
 void wb_infer_close(wb_infer *infer) {
     if (infer == NULL) return;
-    wb_device *dev = infer->model->device;
-    wb_buffer *const buffers[] = {&infer->tokens,    &infer->pos,        &infer->seq,   &infer->blocks,
-                                  &infer->pool_rows, &infer->logit_rows, &infer->x,     &infer->y,
-                                  &infer->last,      &infer->normed,     &infer->logits};
-    for (size_t i = 0; i < sizeof buffers / sizeof buffers[0]; i++) wb_buffer_free(dev, buffers[i]);
-    wb_host_free(&infer->host_rows);
-    for (int32_t l = 0; l < infer->model->config.n_layers; l++) {
-        if (infer->k != NULL) dev->mem_free(dev, infer->k[l]);
-        if (infer->v != NULL) dev->mem_free(dev, infer->v[l]);
-    }
-    free(infer->k);
-    free(infer->v);
-    wb_block_close(&infer->block);
+    wb_workspace_close(&infer->memory);
     free(infer);
 }
 
@@ -133,22 +117,21 @@ static wb_status check_batch(wb_infer *infer, const wb_infer_batch *batch, const
 }
 
 static wb_status upload_batch(wb_infer *infer, const wb_infer_batch *batch) {
-    wb_device *dev = infer->model->device;
     const int64_t T = batch->T, block_size = infer->options.block_size;
-    WB_TRY(wb_host_reserve(&infer->host_rows, T, sizeof(int64_t), "KV pool rows"));
+    WB_TRY(wb_reserve_host(&infer->memory, &infer->host_rows, T, sizeof(int64_t), "KV pool rows"));
     int64_t *rows = infer->host_rows.data;
     for (int64_t t = 0; t < T; t++) {
         const int32_t pos = batch->pos[t];
         rows[t] = batch->blocks[(int64_t)batch->seq[t] * batch->max_blocks + pos / block_size] * block_size +
                   pos % block_size;
     }
-    WB_TRY(wb_upload(dev, &infer->pool_rows, rows, T, sizeof(int64_t)));
-    WB_TRY(wb_upload(dev, &infer->tokens, batch->tokens, T, sizeof(int32_t)));
-    WB_TRY(wb_upload(dev, &infer->pos, batch->pos, T, sizeof(int32_t)));
-    WB_TRY(wb_upload(dev, &infer->seq, batch->seq, T, sizeof(int32_t)));
-    WB_TRY(wb_upload(dev, &infer->blocks, batch->blocks, (int64_t)batch->n_seqs * batch->max_blocks,
-                     sizeof(int32_t)));
-    return wb_upload(dev, &infer->logit_rows, batch->logit_rows, batch->n_logits, sizeof(int32_t));
+    WB_TRY(wb_upload(&infer->memory, &infer->pool_rows, rows, T, sizeof(int64_t)));
+    WB_TRY(wb_upload(&infer->memory, &infer->tokens, batch->tokens, T, sizeof(int32_t)));
+    WB_TRY(wb_upload(&infer->memory, &infer->pos, batch->pos, T, sizeof(int32_t)));
+    WB_TRY(wb_upload(&infer->memory, &infer->seq, batch->seq, T, sizeof(int32_t)));
+    WB_TRY(wb_upload(&infer->memory, &infer->blocks, batch->blocks,
+                     (int64_t)batch->n_seqs * batch->max_blocks, sizeof(int32_t)));
+    return wb_upload(&infer->memory, &infer->logit_rows, batch->logit_rows, batch->n_logits, sizeof(int32_t));
 }
 
 /* ---- forward ------------------------------------------------------------------------------------- */
@@ -156,15 +139,14 @@ static wb_status upload_batch(wb_infer *infer, const wb_infer_batch *batch) {
 /* All that can fail on one rank alone, before the first exchange of rows. */
 static wb_status prepare(wb_infer *infer, const wb_infer_batch *batch, const wb_routing *routing) {
     const wb_config *config = &infer->model->config;
-    wb_device *dev = infer->model->device;
     const int64_t H = config->hidden_size;
     WB_TRY(check_batch(infer, batch, routing));
     WB_TRY(upload_batch(infer, batch));
-    WB_TRY(wb_reserve(dev, &infer->x, batch->T, H, sizeof(float)));
-    WB_TRY(wb_reserve(dev, &infer->y, batch->T, H, sizeof(float)));
-    WB_TRY(wb_reserve(dev, &infer->last, batch->n_logits, H, sizeof(float)));
-    WB_TRY(wb_reserve(dev, &infer->normed, batch->n_logits, H, sizeof(float)));
-    return wb_reserve(dev, &infer->logits, batch->n_logits, config->vocab_size, sizeof(float));
+    WB_TRY(wb_reserve(&infer->memory, &infer->x, batch->T, H, sizeof(float)));
+    WB_TRY(wb_reserve(&infer->memory, &infer->y, batch->T, H, sizeof(float)));
+    WB_TRY(wb_reserve(&infer->memory, &infer->last, batch->n_logits, H, sizeof(float)));
+    WB_TRY(wb_reserve(&infer->memory, &infer->normed, batch->n_logits, H, sizeof(float)));
+    return wb_reserve(&infer->memory, &infer->logits, batch->n_logits, config->vocab_size, sizeof(float));
 }
 
 /* logits of the wanted rows of x. */
@@ -193,7 +175,7 @@ wb_status wb_infer_forward(wb_infer *infer, const wb_infer_batch *batch, const w
     WB_TRY(dev->embed_forward(dev, batch->T, model->config.hidden_size, infer->tokens.data,
                               wb_param_data(model, model->embed), model->params[model->embed].dtype, x));
     for (int32_t l = 0; l < model->config.n_layers; l++) {
-        const wb_kv_pool pool = {infer->k[l], infer->v[l], model->dtype, infer->pool_rows.data};
+        const wb_kv_pool pool = {infer->k[l].data, infer->v[l].data, model->dtype, infer->pool_rows.data};
         WB_TRY(wb_block_forward(&infer->block, l, &tokens, &pool, routing, false, x, y));
         float *const swap = x;
         x = y;

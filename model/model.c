@@ -1,14 +1,14 @@
 /* model.c - opening, creating, copying and closing a model.
  * Refuses: what is in a checkpoint (checkpoint_load.c), which tensors there are (registry.c), the forward. */
 #include "checkpoint.h"
+#include "wb_hash.h"
+#include "wb_memory.h"
+#include "wb_random.h"
 
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-#define XXH_INLINE_ALL
-#include <xxhash.h>
 
 /* ---- fingerprint ----------------------------------------------------------------------------------- */
 
@@ -29,16 +29,14 @@ static void set_fingerprint(const wb_config *c, wb_route_model *routes) {
     for (size_t i = 0; i < 16; i++)
         used += snprintf(text + used, sizeof text - (size_t)used, " %016llx",
                          (unsigned long long)c->moe_layer_mask[i]);
-    XXH128_hash_t hash = XXH3_128bits(text, (size_t)used);
-    snprintf(routes->fingerprint, sizeof routes->fingerprint, "%016llx%016llx",
-             (unsigned long long)hash.high64, (unsigned long long)hash.low64);
+    wb_hash128_hex(text, (size_t)used, routes->fingerprint);
 }
 
 static wb_status describe_routes(wb_model *m) {
     const wb_config *c = &m->config;
     wb_route_model *routes = &m->route_model;
     uint32_t n = 0;
-    WB_TRY(wb_alloc((size_t)c->n_layers, sizeof *m->moe_layers, "moe layers", (void **)&m->moe_layers));
+    WB_TRY(WB_NEW(m->moe_layers, (size_t)c->n_layers, "moe layers"));
     for (int32_t l = 0; l < c->n_layers; l++)
         if (wb_config_is_moe(c, l)) m->moe_layers[n++] = (uint32_t)l;
     snprintf(routes->name, sizeof routes->name, "%s", wb_family_name(c->family));
@@ -74,7 +72,7 @@ static wb_status make_rope(wb_model *m) {
     float *host = NULL;
     WB_TRY(dev->mem_alloc(dev, bytes, (void **)&m->cos_table));
     WB_TRY(dev->mem_alloc(dev, bytes, (void **)&m->sin_table));
-    WB_TRY(wb_alloc(2 * n, sizeof *host, "rope tables", (void **)&host));
+    WB_TRY(WB_NEW(host, 2 * n, "rope tables"));
     fill_rope(&m->config, host, host + n);
     wb_status status = dev->to_device(dev, m->cos_table, host, bytes);
     if (status == WB_OK) status = dev->to_device(dev, m->sin_table, host + n, bytes);
@@ -99,7 +97,7 @@ static wb_status new_model(const wb_config *config, const wb_model_options *opti
     if (options->dtype != WB_F32 && options->dtype != WB_BF16)
         return wb_fail(WB_INVALID_ARGUMENT, "dtype: expected f32 or bf16, found %s",
                        wb_dtype_name(options->dtype));
-    WB_TRY(wb_alloc(1, sizeof *m, "model", (void **)&m));
+    WB_TRY(WB_NEW(m, 1, "model"));
     m->config = *config;
     m->device = options->device;
     m->comm = options->comm;
@@ -186,19 +184,12 @@ close:
 
 #define CHUNK_ELEMENTS ((int64_t)1 << 18)
 
-static uint64_t mix(uint64_t x) {
-    x += UINT64_C(0x9e3779b97f4a7c15);
-    x = (x ^ x >> 30) * UINT64_C(0xbf58476d1ce4e5b9);
-    x = (x ^ x >> 27) * UINT64_C(0x94d049bb133111eb);
-    return x ^ x >> 31;
-}
-
 /* Element i of the stream `key`: the sum of twelve 16-bit uniforms, whose standard deviation is 2^16. Integers, so that
  * every machine has the same bits. */
 static float normal(uint64_t key, uint64_t i) {
     int32_t sum = 0;
     for (uint64_t j = 0; j < 3; j++) {
-        uint64_t bits = mix(key + 3 * i + j);
+        uint64_t bits = wb_mix64(key + 3 * i + j);
         for (int k = 0; k < 4; k++) sum += (int32_t)(bits >> (16 * k) & 0xffffu);
     }
     return ((float)sum - 6.0f * 65535.0f) * 0x1p-16f;
@@ -214,7 +205,7 @@ static void fill_new(const wb_tensor *t, uint64_t key, float std, int64_t first,
 
 static wb_status init_tensor(const wb_model *m, const wb_tensor *t, uint64_t seed, float std, float *values,
                              void *rounded) {
-    uint64_t key = mix(XXH3_64bits_withSeed(t->name, strlen(t->name), seed));
+    uint64_t key = wb_mix64(wb_hash64_seeded(t->name, strlen(t->name), seed));
     for (int64_t first = 0; first < t->n; first += CHUNK_ELEMENTS) {
         int64_t n = t->n - first < CHUNK_ELEMENTS ? t->n - first : CHUNK_ELEMENTS;
         size_t size = wb_dtype_size(t->dtype);
@@ -231,7 +222,7 @@ static wb_status init_weights(wb_model *m, uint64_t seed, float std) {
     if (!(isfinite(std) && std >= 0))
         return wb_fail(WB_INVALID_ARGUMENT, "std: expected a finite number of at least 0, found %g",
                        (double)std);
-    WB_TRY(wb_alloc(2 * (size_t)CHUNK_ELEMENTS, sizeof *values, "random weights", (void **)&values));
+    WB_TRY(WB_NEW(values, 2 * (size_t)CHUNK_ELEMENTS, "random weights"));
     wb_status status = WB_OK;
     for (int32_t i = 0; status == WB_OK && i < m->n_tensors; i++) {
         wb_tensor t = wb_model_tensor(m, i);

@@ -58,12 +58,4 @@ static inline void *wb_param_data(const wb_model *model, int32_t index) {
     return model->params[index].data;
 }
 
-/* A block of device memory that grows and never shrinks, so that a steady state allocates nothing. */
-typedef struct wb_buffer {
-    void *data;
-    size_t bytes;
-} wb_buffer;
-wb_status wb_buffer_reserve(wb_device *device, wb_buffer *buffer, size_t bytes);
-void wb_buffer_free(wb_device *device, wb_buffer *buffer);
-
 #endif

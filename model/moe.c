@@ -10,79 +10,51 @@
 #include <string.h>
 
 #include "forward_internal.h"
+#include "wb_memory.h"
 
 /* ---- workspace ----------------------------------------------------------------------------------- */
 
-wb_status wb_moe_open(wb_model *model, wb_moe *moe) {
+wb_status wb_moe_open(wb_model *model, wb_workspace *memory, wb_moe *moe) {
     memset(moe, 0, sizeof *moe);
     moe->model = model;
+    moe->memory = memory;
     const size_t E = (size_t)model->config.router.n_experts;
     const size_t R = (size_t)model->comm->size;
-    struct {
-        size_t count, size;
-        void **out;
-    } const arrays[] = {
-        {R + 1, sizeof(int32_t), (void **)&moe->rank_first},
-        {E, sizeof(int32_t), (void **)&moe->order},
-        {E, sizeof(int64_t), (void **)&moe->counts},
-        {E, sizeof(int64_t), (void **)&moe->position_counts},
-        {E + 1, sizeof(int64_t), (void **)&moe->slot_start},
-        {R, sizeof(int64_t), (void **)&moe->send_rows},
-        {R, sizeof(int64_t), (void **)&moe->receive_rows},
-        {R, sizeof(size_t), (void **)&moe->send_bytes},
-        {R, sizeof(size_t), (void **)&moe->send_offsets},
-        {R, sizeof(size_t), (void **)&moe->receive_bytes},
-        {R, sizeof(size_t), (void **)&moe->receive_offsets},
-        {2 * E, sizeof(wb_matmul), (void **)&moe->list},
-    };
-    for (size_t i = 0; i < sizeof arrays / sizeof arrays[0]; i++) {
-        wb_status status = wb_alloc(arrays[i].count, arrays[i].size, "MoE plan", arrays[i].out);
-        if (status != WB_OK) {
-            wb_moe_close(moe);
-            return status;
-        }
-    }
-    return WB_OK;
-}
-
-void wb_moe_close(wb_moe *moe) {
-    if (moe->model == NULL) return;
-    wb_device *dev = moe->model->device;
-    wb_buffer *const buffers[] = {&moe->logits, &moe->weights,  &moe->slot_row,   &moe->row_token,
-                                  &moe->sent,   &moe->rows,     &moe->gate_up,    &moe->act,
-                                  &moe->input,  &moe->received, &moe->output,     &moe->to_received,
-                                  &moe->dact,   &moe->dweights, &moe->to_grouped, &moe->dlogits};
-    for (size_t i = 0; i < sizeof buffers / sizeof buffers[0]; i++) wb_buffer_free(dev, buffers[i]);
-    wb_host_free(&moe->stage_send);
-    wb_host_free(&moe->stage_receive);
-    wb_host_free(&moe->index);
-    wb_host_free(&moe->received_counts);
-    void *const arrays[] = {moe->rank_first,   moe->order,         moe->counts,          moe->position_counts,
-                            moe->slot_start,   moe->send_rows,     moe->receive_rows,    moe->send_bytes,
-                            moe->send_offsets, moe->receive_bytes, moe->receive_offsets, moe->list};
-    for (size_t i = 0; i < sizeof arrays / sizeof arrays[0]; i++) free(arrays[i]);
-    memset(moe, 0, sizeof *moe);
+    WB_TRY(WB_OWN(&memory->host, moe->rank_first, R + 1, "MoE plan"));
+    WB_TRY(WB_OWN(&memory->host, moe->order, E, "MoE plan"));
+    WB_TRY(WB_OWN(&memory->host, moe->counts, E, "MoE plan"));
+    WB_TRY(WB_OWN(&memory->host, moe->position_counts, E, "MoE plan"));
+    WB_TRY(WB_OWN(&memory->host, moe->slot_start, E + 1, "MoE plan"));
+    WB_TRY(WB_OWN(&memory->host, moe->send_rows, R, "MoE plan"));
+    WB_TRY(WB_OWN(&memory->host, moe->receive_rows, R, "MoE plan"));
+    WB_TRY(WB_OWN(&memory->host, moe->send_bytes, R, "MoE plan"));
+    WB_TRY(WB_OWN(&memory->host, moe->send_offsets, R, "MoE plan"));
+    WB_TRY(WB_OWN(&memory->host, moe->receive_bytes, R, "MoE plan"));
+    WB_TRY(WB_OWN(&memory->host, moe->receive_offsets, R, "MoE plan"));
+    return WB_OWN(&memory->host, moe->list, 2 * E, "MoE plan");
 }
 
 /* ---- device memory as the host sees it -------------------------------------------------------------- */
 
 /* The host's view of device[bytes], for reading: itself where device memory is host memory, else a copy in `stage`. */
-static wb_status to_host_view(wb_device *dev, wb_host_buffer *stage, const void *device, size_t bytes,
+static wb_status to_host_view(wb_workspace *memory, wb_host_buffer *stage, const void *device, size_t bytes,
                               const void **host_out) {
+    wb_device *dev = memory->device;
     *host_out = device;
     if (dev->backend == WB_BACKEND_CPU) return WB_OK;
-    WB_TRY(wb_host_reserve(stage, (int64_t)bytes, 1, "staging"));
+    WB_TRY(wb_reserve_host(memory, stage, (int64_t)bytes, 1, "staging"));
     WB_TRY(dev->to_host(dev, stage->data, device, bytes));
     *host_out = stage->data;
     return WB_OK;
 }
 
 /* Where the host may write what is to become device[bytes] by from_host_view. */
-static wb_status host_view(wb_device *dev, wb_host_buffer *stage, void *device, size_t bytes,
+static wb_status host_view(wb_workspace *memory, wb_host_buffer *stage, void *device, size_t bytes,
                            void **host_out) {
+    wb_device *dev = memory->device;
     *host_out = device;
     if (dev->backend == WB_BACKEND_CPU) return WB_OK;
-    WB_TRY(wb_host_reserve(stage, (int64_t)bytes, 1, "staging"));
+    WB_TRY(wb_reserve_host(memory, stage, (int64_t)bytes, 1, "staging"));
     *host_out = stage->data;
     return WB_OK;
 }
@@ -107,7 +79,6 @@ static wb_ids layer_ids(const wb_model *model, void *tensor, int32_t moe_index) 
 
 wb_status wb_moe_check_routing(wb_moe *moe, int64_t T, const wb_routing *routing) {
     const wb_model *model = moe->model;
-    wb_device *dev = model->device;
     const int64_t E = model->config.router.n_experts, K = model->config.router.top_k;
     const int64_t L = model->route_model.n_moe_layers;
     if (L == 0) return WB_OK;
@@ -118,9 +89,9 @@ wb_status wb_moe_check_routing(wb_moe *moe, int64_t T, const wb_routing *routing
     if (T == 0 || routing->forced == NULL || E == (dtype == WB_U8 ? 256 : 65536)) return WB_OK;
 
     const void *forced_view, *ids_view;
-    WB_TRY(to_host_view(dev, &moe->stage_send, routing->forced, (size_t)T, &forced_view));
-    WB_TRY(to_host_view(dev, &moe->stage_receive, routing->ids, (size_t)(T * L * K) * wb_dtype_size(dtype),
-                        &ids_view));
+    WB_TRY(to_host_view(moe->memory, &moe->stage_send, routing->forced, (size_t)T, &forced_view));
+    WB_TRY(to_host_view(moe->memory, &moe->stage_receive, routing->ids,
+                        (size_t)(T * L * K) * wb_dtype_size(dtype), &ids_view));
     const uint8_t *forced = forced_view;
     for (int64_t t = 0; t < T; t++)
         for (int64_t i = t * L * K; forced[t] != 0 && i < (t + 1) * L * K; i++) {
@@ -144,8 +115,8 @@ static wb_status choose(wb_moe *moe, const wb_layer *layer, const float *x, cons
     wb_device *dev = model->device;
     const wb_router *router = &model->config.router;
     const int64_t T = moe->T, H = model->config.hidden_size;
-    WB_TRY(wb_reserve(dev, &moe->logits, T, router->n_experts, sizeof(float)));
-    WB_TRY(wb_reserve(dev, &moe->weights, T, router->top_k, sizeof(float)));
+    WB_TRY(wb_reserve(moe->memory, &moe->logits, T, router->n_experts, sizeof(float)));
+    WB_TRY(wb_reserve(moe->memory, &moe->weights, T, router->top_k, sizeof(float)));
     float *logits = moe->logits.data;
 
     const wb_matmul product =
@@ -183,7 +154,7 @@ static wb_status sort_by_position(wb_moe *moe, int64_t n_pairs) {
     wb_device *dev = moe->model->device;
     const int32_t E = moe->model->config.router.n_experts;
     const size_t bytes = (size_t)n_pairs * sizeof(int32_t);
-    WB_TRY(wb_host_reserve(&moe->index, 3 * n_pairs, sizeof(int32_t), "row order"));
+    WB_TRY(wb_reserve_host(moe->memory, &moe->index, 3 * n_pairs, sizeof(int32_t), "row order"));
     int32_t *slot_row = moe->index.data, *row_token = slot_row + n_pairs, *moved = row_token + n_pairs;
 
     /* moved[row by id] = row by position; row_token follows it. */
@@ -213,8 +184,8 @@ static wb_status sort_rows(wb_moe *moe, wb_ids ids) {
     wb_device *dev = model->device;
     const int32_t E = model->config.router.n_experts, K = model->config.router.top_k;
     const int64_t n_pairs = moe->T * K;
-    WB_TRY(wb_reserve(dev, &moe->slot_row, n_pairs, 1, sizeof(int32_t)));
-    WB_TRY(wb_reserve(dev, &moe->row_token, n_pairs, 1, sizeof(int32_t)));
+    WB_TRY(wb_reserve(moe->memory, &moe->slot_row, n_pairs, 1, sizeof(int32_t)));
+    WB_TRY(wb_reserve(moe->memory, &moe->row_token, n_pairs, 1, sizeof(int32_t)));
     WB_TRY(dev->moe_sort(dev, moe->T, K, E, ids, moe->slot_row.data, moe->row_token.data, moe->counts));
 
     number_positions(moe);
@@ -230,7 +201,8 @@ static wb_status sort_rows(wb_moe *moe, wb_ids ids) {
 static wb_status exchange_counts(wb_moe *moe) {
     wb_comm *comm = moe->model->comm;
     const int32_t R = comm->size, n_local = moe->rank_first[comm->rank + 1] - moe->rank_first[comm->rank];
-    WB_TRY(wb_host_reserve(&moe->received_counts, (int64_t)R * n_local, sizeof(int64_t), "row counts"));
+    WB_TRY(wb_reserve_host(moe->memory, &moe->received_counts, (int64_t)R * n_local, sizeof(int64_t),
+                           "row counts"));
     int64_t *received = moe->received_counts.data;
     for (int32_t r = 0; r < R; r++) {
         moe->send_offsets[r] = (size_t)moe->rank_first[r] * sizeof(int64_t);
@@ -252,7 +224,6 @@ static wb_status exchange_counts(wb_moe *moe) {
 /* Rows arrive by source rank, then slot; experts want them by slot, then source rank: slot_start, n and both maps. */
 static wb_status plan_groups(wb_moe *moe) {
     wb_comm *comm = moe->model->comm;
-    wb_device *dev = moe->model->device;
     const int32_t R = comm->size, n_local = moe->rank_first[comm->rank + 1] - moe->rank_first[comm->rank];
     const int64_t *received = moe->received_counts.data;
     int64_t n = 0;
@@ -261,7 +232,7 @@ static wb_status plan_groups(wb_moe *moe) {
         return wb_fail(WB_CAPACITY, "rows for the experts of rank %d: expected at most %d, found %lld",
                        comm->rank, INT32_MAX, (long long)n);
     moe->n = n;
-    WB_TRY(wb_host_reserve(&moe->index, 2 * n, sizeof(int32_t), "row order"));
+    WB_TRY(wb_reserve_host(moe->memory, &moe->index, 2 * n, sizeof(int32_t), "row order"));
     int32_t *to_received = moe->index.data, *to_grouped = to_received + n;
 
     moe->slot_start[0] = 0;
@@ -279,8 +250,8 @@ static wb_status plan_groups(wb_moe *moe) {
                 to_grouped[arrived++] = (int32_t)grouped++;
             }
         }
-    WB_TRY(wb_upload(dev, &moe->to_received, to_received, n, sizeof(int32_t)));
-    return wb_upload(dev, &moe->to_grouped, to_grouped, n, sizeof(int32_t));
+    WB_TRY(wb_upload(moe->memory, &moe->to_received, to_received, n, sizeof(int32_t)));
+    return wb_upload(moe->memory, &moe->to_grouped, to_grouped, n, sizeof(int32_t));
 }
 
 static bool has_peers(const wb_moe *moe) {
@@ -324,8 +295,8 @@ static wb_status exchange_rows(wb_moe *moe, const int64_t *send_rows, const floa
         part_sizes(comm->size, receive_rows, row_bytes, moe->receive_bytes, moe->receive_offsets);
     const void *from;
     void *to;
-    WB_TRY(to_host_view(dev, &moe->stage_send, send, sent, &from));
-    WB_TRY(host_view(dev, &moe->stage_receive, receive, received, &to));
+    WB_TRY(to_host_view(moe->memory, &moe->stage_send, send, sent, &from));
+    WB_TRY(host_view(moe->memory, &moe->stage_receive, receive, received, &to));
     WB_TRY(wb_comm_all_to_all_v(comm, from, moe->send_bytes, moe->send_offsets, to, moe->receive_bytes,
                                 moe->receive_offsets));
     return from_host_view(dev, receive, to, received);
@@ -412,7 +383,7 @@ static wb_status experts_backward(wb_moe *moe, const wb_layer *layer, const floa
     wb_device *dev = moe->model->device;
     const int64_t H = moe->model->config.hidden_size, F = moe->model->config.expert_width;
     float *gate_up = moe->gate_up.data;
-    WB_TRY(wb_reserve(dev, &moe->dact, moe->n, F, sizeof(float)));
+    WB_TRY(wb_reserve(moe->memory, &moe->dact, moe->n, F, sizeof(float)));
     WB_TRY(linear_backward(moe, (expert_linear){layer->down, F, H}, moe->act.data, grad, grads[layer->down],
                            moe->dact.data));
     WB_TRY(dev->swiglu_backward(dev, moe->n, F, gate_up, moe->dact.data, gate_up));
@@ -424,16 +395,15 @@ static wb_status experts_backward(wb_moe *moe, const wb_layer *layer, const floa
 
 static wb_status reserve_rows(wb_moe *moe) {
     const wb_config *config = &moe->model->config;
-    wb_device *dev = moe->model->device;
     const int64_t n_pairs = moe->T * config->router.top_k, H = config->hidden_size, F = config->expert_width;
-    WB_TRY(wb_reserve(dev, &moe->sent, n_pairs, H, sizeof(float)));
-    WB_TRY(wb_reserve(dev, &moe->rows, n_pairs, H, sizeof(float)));
-    WB_TRY(wb_reserve(dev, &moe->gate_up, moe->n, 2 * F, sizeof(float)));
-    WB_TRY(wb_reserve(dev, &moe->act, moe->n, F, sizeof(float)));
+    WB_TRY(wb_reserve(moe->memory, &moe->sent, n_pairs, H, sizeof(float)));
+    WB_TRY(wb_reserve(moe->memory, &moe->rows, n_pairs, H, sizeof(float)));
+    WB_TRY(wb_reserve(moe->memory, &moe->gate_up, moe->n, 2 * F, sizeof(float)));
+    WB_TRY(wb_reserve(moe->memory, &moe->act, moe->n, F, sizeof(float)));
     if (!has_peers(moe)) return WB_OK;
-    WB_TRY(wb_reserve(dev, &moe->input, moe->n, H, sizeof(float)));
-    WB_TRY(wb_reserve(dev, &moe->received, moe->n, H, sizeof(float)));
-    return wb_reserve(dev, &moe->output, moe->n, H, sizeof(float));
+    WB_TRY(wb_reserve(moe->memory, &moe->input, moe->n, H, sizeof(float)));
+    WB_TRY(wb_reserve(moe->memory, &moe->received, moe->n, H, sizeof(float)));
+    return wb_reserve(moe->memory, &moe->output, moe->n, H, sizeof(float));
 }
 
 wb_status wb_moe_forward(wb_moe *moe, const wb_layer *layer, int64_t T, const float *x,
@@ -464,7 +434,7 @@ static wb_status router_backward(wb_moe *moe, const wb_layer *layer, const float
     wb_device *dev = model->device;
     const wb_router *router = &model->config.router;
     const int64_t T = moe->T, H = model->config.hidden_size, E = router->n_experts;
-    WB_TRY(wb_reserve(dev, &moe->dlogits, T, E, sizeof(float)));
+    WB_TRY(wb_reserve(moe->memory, &moe->dlogits, T, E, sizeof(float)));
     float *dlogits = moe->dlogits.data;
     WB_TRY(dev->gate_backward(dev, router, T, moe->logits.data, ids, moe->dweights.data, dlogits));
     const wb_matmul list[] = {wb_matmul_wgrad(T, H, E, dlogits, x, grads[layer->router]),
@@ -478,8 +448,8 @@ wb_status wb_moe_backward(wb_moe *moe, const wb_layer *layer, const float *x, co
     wb_device *dev = moe->model->device;
     const int32_t K = moe->model->config.router.top_k;
     const int64_t T = moe->T, H = moe->model->config.hidden_size;
-    WB_TRY(wb_reserve(dev, &moe->output, moe->n, H, sizeof(float)));
-    WB_TRY(wb_reserve(dev, &moe->dweights, T, K, sizeof(float)));
+    WB_TRY(wb_reserve(moe->memory, &moe->output, moe->n, H, sizeof(float)));
+    WB_TRY(wb_reserve(moe->memory, &moe->dweights, T, K, sizeof(float)));
 
     /* `sent` and `rows` are free again once their content has gone: the experts of other ranks hold `input`. */
     float *drows = has_peers(moe) ? moe->sent.data : moe->output.data;

@@ -1,6 +1,7 @@
 /* registry.c - which tensors a checkpoint has, how they lie in this rank's storages, which rank holds which expert.
  * Refuses: memory of weights, files. */
 #include "checkpoint.h"
+#include "wb_memory.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -129,8 +130,8 @@ static void add_all(walk *w) {
 /* Contiguous blocks: rank r has the experts [E r / R, E (r + 1) / R). */
 static wb_status place_experts(wb_model *m) {
     int64_t E = m->config.router.n_experts, R = m->comm->size;
-    WB_TRY(wb_alloc((size_t)E, sizeof *m->expert_rank, "expert ranks", (void **)&m->expert_rank));
-    WB_TRY(wb_alloc((size_t)E, sizeof *m->expert_slot, "expert slots", (void **)&m->expert_slot));
+    WB_TRY(WB_NEW(m->expert_rank, (size_t)E, "expert ranks"));
+    WB_TRY(WB_NEW(m->expert_slot, (size_t)E, "expert slots"));
     for (int64_t r = 0; r < R; r++) {
         int64_t first = E * r / R, end = E * (r + 1) / R;
         for (int64_t e = first; e < end; e++) {
@@ -146,14 +147,14 @@ static wb_status place_experts(wb_model *m) {
 }
 
 wb_status wb_registry_build(wb_model *m) {
-    WB_TRY(wb_alloc((size_t)m->config.n_layers, sizeof *m->layers, "layers", (void **)&m->layers));
+    WB_TRY(WB_NEW(m->layers, (size_t)m->config.n_layers, "layers"));
     WB_TRY(place_experts(m));
     walk count = {.model = m, .fill = false};
     add_all(&count);
-    WB_TRY(wb_alloc((size_t)count.n_params, sizeof *m->params, "params", (void **)&m->params));
+    WB_TRY(WB_NEW(m->params, (size_t)count.n_params, "params"));
     m->n_params = count.n_params;
-    WB_TRY(wb_alloc((size_t)count.n_tensors, sizeof *m->tensors, "tensors", (void **)&m->tensors));
-    WB_TRY(wb_alloc((size_t)count.n_tensors, NAME_BYTES, "tensor names", (void **)&m->names));
+    WB_TRY(WB_NEW(m->tensors, (size_t)count.n_tensors, "tensors"));
+    WB_TRY(WB_ALLOC(m->names, (size_t)count.n_tensors, NAME_BYTES, "tensor names"));
     m->n_tensors = count.n_tensors;
     walk fill = {.model = m, .fill = true};
     add_all(&fill);

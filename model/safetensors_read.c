@@ -1,6 +1,8 @@
 /* safetensors_read.c - opening .safetensors files, alone or as shards under an index, mapped and checked.
  * Refuses: trusting any number of a header before it is compared with the file; converting elements. */
 #include "checkpoint.h"
+#include "wb_hash.h"
+#include "wb_memory.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -9,9 +11,6 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
-
-#define XXH_INLINE_ALL
-#include <xxhash.h>
 
 #define INDEX_MAX_BYTES ((size_t)256 * 1024 * 1024)
 
@@ -190,7 +189,7 @@ static wb_status grow_entries(wb_safetensors *st, st_file *file, json_t *header)
     const char *key;
     json_t *value;
     json_object_foreach(header, key, value) name_bytes += strlen(key) + 1;
-    WB_TRY(wb_alloc(name_bytes, 1, file->path, (void **)&file->names));
+    WB_TRY(WB_ALLOC(file->names, name_bytes, 1, file->path));
     if (count > SIZE_MAX / sizeof *st->entries - st->n - 1)
         return wb_fail(WB_OUT_OF_MEMORY, "%s: no memory for %zu tensors", file->path, count);
     st_entry *grown = realloc(st->entries, (st->n + count + 1) * sizeof *grown);
@@ -255,7 +254,7 @@ static wb_status add_file(wb_safetensors *st, const char *path) {
     WB_TRY(wb_json_parse((const char *)file->map + 8, file->data_start - 8, file->path, &header));
     wb_status status = read_entries(st, file, header);
     json_decref(header);
-    st->digest = XXH3_64bits_withSeed(file->map, file->data_start, st->digest ^ file->bytes);
+    st->digest = wb_hash64_seeded(file->map, file->data_start, st->digest ^ file->bytes);
     return status;
 }
 
@@ -270,7 +269,7 @@ static wb_status shard_names(json_t *map, const char *path, const char ***names_
     const char **names = NULL, *key;
     json_t *value;
     size_t n = 0, unique = 0;
-    WB_TRY(wb_alloc(json_object_size(map), sizeof *names, path, (void **)&names));
+    WB_TRY(WB_NEW(names, json_object_size(map), path));
     json_object_foreach(map, key, value) {
         const char *name = json_string_value(value);
         if (!name || name[0] == '\0' || strchr(name, '/') || strcmp(name, "..") == 0) {
@@ -291,7 +290,7 @@ static wb_status shard_names(json_t *map, const char *path, const char ***names_
 
 static wb_status open_shards(wb_safetensors *st, const char *dir, const char *index_path, const char **names,
                              size_t n) {
-    WB_TRY(wb_alloc(n, sizeof *st->files, index_path, (void **)&st->files));
+    WB_TRY(WB_NEW(st->files, n, index_path));
     for (size_t i = 0; i < n; i++) {
         char *path = NULL;
         WB_TRY(wb_text_format(&path, "%s/%s", dir, names[i]));
@@ -366,7 +365,7 @@ static wb_status open_index(wb_safetensors *st, const char *dir, const char *ind
 /* ---- open ------------------------------------------------------------------------------------------ */
 
 static wb_status open_single(wb_safetensors *st, const char *path) {
-    WB_TRY(wb_alloc(1, sizeof *st->files, path, (void **)&st->files));
+    WB_TRY(WB_NEW(st->files, 1, path));
     WB_TRY(add_file(st, path));
     return sort_entries(st);
 }
@@ -398,7 +397,7 @@ wb_status wb_safetensors_open(const char *path, const char *stem, wb_safetensors
     if (!path) return wb_fail(WB_INVALID_ARGUMENT, "safetensors: path is NULL");
     if (stat(path, &info) != 0)
         return wb_fail(errno == ENOENT ? WB_NOT_FOUND : WB_IO, "%s: %s", path, strerror(errno));
-    WB_TRY(wb_alloc(1, sizeof *st, path, (void **)&st));
+    WB_TRY(WB_NEW(st, 1, path));
     wb_status status = wb_text_format(&st->path, "%s", path);
     if (status == WB_OK)
         status = S_ISDIR(info.st_mode) ? open_dir(st, path, stem ? stem : "model") : open_single(st, path);

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 
 #include "forward_internal.h"
+#include "wb_memory.h"
 
 /* Logits exist for this many bytes of rows at a time. */
 #define WB_LOGITS_BYTES ((int64_t)64 << 20)
@@ -15,8 +16,10 @@
 
 struct wb_train {
     wb_model *model;
+    wb_workspace memory;
     wb_block block;
-    float **grads; /* [n_params] device, as long as the parameter's part held here */
+    wb_buffer *grad_memory; /* [n_params] */
+    float **grads;          /* [n_params] device, as long as the parameter's part held here */
 
     /* The latest forward. */
     bool forward_done; /* residual and batch below are those of a whole forward */
@@ -41,13 +44,14 @@ struct wb_train {
 
 static wb_status open_grads(wb_train *train) {
     const wb_model *model = train->model;
-    wb_device *dev = model->device;
-    WB_TRY(wb_alloc((size_t)model->n_params, sizeof(float *), "gradients", (void **)&train->grads));
-    for (int32_t i = 0; i < model->n_params; i++) {
-        void *memory;
-        wb_status status = dev->mem_alloc(dev, (size_t)model->params[i].n * sizeof(float), &memory);
-        if (status != WB_OK) return wb_fail_context(status, "gradient of parameter %d", i);
-        train->grads[i] = memory;
+    const size_t n = (size_t)model->n_params;
+    WB_TRY(WB_OWN(&train->memory.host, train->grads, n, "gradients"));
+    WB_TRY(WB_OWN(&train->memory.host, train->grad_memory, n, "gradients"));
+    for (size_t i = 0; i < n; i++) {
+        wb_buffer *gradient = &train->grad_memory[i];
+        wb_status status = wb_reserve(&train->memory, gradient, model->params[i].n, 1, sizeof(float));
+        if (status != WB_OK) return wb_fail_context(status, "gradient of parameter %zu", i);
+        train->grads[i] = gradient->data;
     }
     return wb_train_zero_grads(train);
 }
@@ -56,11 +60,11 @@ wb_status wb_train_open(wb_model *model, wb_train **train_out) {
     if (model->dtype != WB_F32)
         return wb_fail(WB_INVALID_ARGUMENT, "training: expected a model of f32 weights, found %s",
                        wb_dtype_name(model->dtype));
-    void *memory;
-    WB_TRY(wb_alloc(1, sizeof(wb_train), "training", &memory));
-    wb_train *train = memory;
+    wb_train *train = NULL;
+    WB_TRY(WB_NEW(train, 1, "training"));
     train->model = model;
-    wb_status status = wb_block_open(model, &train->block);
+    train->memory.device = model->device;
+    wb_status status = wb_block_open(model, &train->memory, &train->block);
     if (status == WB_OK) status = open_grads(train);
     if (status != WB_OK) {
         wb_train_close(train);
@@ -72,20 +76,7 @@ wb_status wb_train_open(wb_model *model, wb_train **train_out) {
 
 void wb_train_close(wb_train *train) {
     if (train == NULL) return;
-    wb_device *dev = train->model->device;
-    wb_buffer *const buffers[] = {
-        &train->tokens,    &train->pos,          &train->seq,       &train->blocks,    &train->residual,
-        &train->head_rows, &train->head_targets, &train->head_x,    &train->head_norm, &train->dhead,
-        &train->logits,    &train->logprobs,     &train->dlogprobs, &train->dx};
-    for (size_t i = 0; i < sizeof buffers / sizeof buffers[0]; i++) wb_buffer_free(dev, buffers[i]);
-    wb_host_free(&train->host_rows);
-    wb_host_free(&train->host_ints);
-    wb_host_free(&train->host_floats);
-    wb_host_free(&train->host_probe);
-    for (int32_t i = 0; train->grads != NULL && i < train->model->n_params; i++)
-        dev->mem_free(dev, train->grads[i]);
-    free(train->grads);
-    wb_block_close(&train->block);
+    wb_workspace_close(&train->memory);
     free(train);
 }
 
@@ -135,8 +126,8 @@ static wb_status move_piece(wb_train *train, reduce_piece *at, float *piece, int
 wb_status wb_train_reduce_grads(wb_train *train) {
     wb_comm *comm = train->model->comm;
     if (comm->size == 1) return WB_OK;
-    WB_TRY(wb_comm_agree(comm, wb_host_reserve(&train->host_floats, WB_REDUCE_ELEMENTS, sizeof(float),
-                                               "gradients in transit")));
+    WB_TRY(wb_comm_agree(comm, wb_reserve_host(&train->memory, &train->host_floats, WB_REDUCE_ELEMENTS,
+                                               sizeof(float), "gradients in transit")));
     float *piece = train->host_floats.data;
     reduce_piece start = {0, 0}, end = {0, 0};
     for (;;) {
@@ -187,14 +178,13 @@ static wb_status check_batch(wb_train *train, const wb_train_batch *batch, const
 
 /* Positions, sequences and the rows of their keys: row t of k and v is token t. */
 static wb_status upload_sequences(wb_train *train, const wb_train_batch *batch) {
-    wb_device *dev = train->model->device;
     int32_t longest = 0;
     for (int32_t s = 0; s < batch->n_seqs; s++) {
         const int32_t length = batch->seq_start[s + 1] - batch->seq_start[s];
         longest = length > longest ? length : longest;
     }
     const int64_t T = batch->T, n_blocks = (int64_t)batch->n_seqs * longest;
-    WB_TRY(wb_host_reserve(&train->host_ints, 2 * T + n_blocks, sizeof(int32_t), "batch"));
+    WB_TRY(wb_reserve_host(&train->memory, &train->host_ints, 2 * T + n_blocks, sizeof(int32_t), "batch"));
     int32_t *pos = train->host_ints.data, *seq = pos + T, *blocks = seq + T;
     for (int32_t s = 0; s < batch->n_seqs; s++) {
         const int32_t start = batch->seq_start[s], end = batch->seq_start[s + 1];
@@ -206,10 +196,10 @@ static wb_status upload_sequences(wb_train *train, const wb_train_batch *batch) 
         for (int32_t j = 0; j < longest; j++)
             blocks[(int64_t)s * longest + j] = start + j < T ? start + j : (int32_t)T - 1;
     }
-    WB_TRY(wb_upload(dev, &train->pos, pos, T, sizeof(int32_t)));
-    WB_TRY(wb_upload(dev, &train->seq, seq, T, sizeof(int32_t)));
-    WB_TRY(wb_upload(dev, &train->blocks, blocks, n_blocks, sizeof(int32_t)));
-    WB_TRY(wb_upload(dev, &train->tokens, batch->tokens, T, sizeof(int32_t)));
+    WB_TRY(wb_upload(&train->memory, &train->pos, pos, T, sizeof(int32_t)));
+    WB_TRY(wb_upload(&train->memory, &train->seq, seq, T, sizeof(int32_t)));
+    WB_TRY(wb_upload(&train->memory, &train->blocks, blocks, n_blocks, sizeof(int32_t)));
+    WB_TRY(wb_upload(&train->memory, &train->tokens, batch->tokens, T, sizeof(int32_t)));
     train->block_tokens =
         (wb_block_tokens){T, train->pos.data, train->seq.data, train->blocks.data, longest, 1};
     return WB_OK;
@@ -217,9 +207,8 @@ static wb_status upload_sequences(wb_train *train, const wb_train_batch *batch) 
 
 /* The rows that have a target: the head works on these alone. */
 static wb_status upload_targets(wb_train *train, const wb_train_batch *batch) {
-    wb_device *dev = train->model->device;
-    WB_TRY(wb_host_reserve(&train->host_rows, batch->T, sizeof(int32_t), "batch"));
-    WB_TRY(wb_host_reserve(&train->host_ints, batch->T, sizeof(int32_t), "batch"));
+    WB_TRY(wb_reserve_host(&train->memory, &train->host_rows, batch->T, sizeof(int32_t), "batch"));
+    WB_TRY(wb_reserve_host(&train->memory, &train->host_ints, batch->T, sizeof(int32_t), "batch"));
     int32_t *rows = train->host_rows.data, *targets = train->host_ints.data;
     int64_t n = 0;
     for (int64_t t = 0; t < batch->T; t++) {
@@ -228,8 +217,8 @@ static wb_status upload_targets(wb_train *train, const wb_train_batch *batch) {
         targets[n++] = batch->targets[t];
     }
     train->n_head = n;
-    WB_TRY(wb_upload(dev, &train->head_rows, rows, n, sizeof(int32_t)));
-    return wb_upload(dev, &train->head_targets, targets, n, sizeof(int32_t));
+    WB_TRY(wb_upload(&train->memory, &train->head_rows, rows, n, sizeof(int32_t)));
+    return wb_upload(&train->memory, &train->head_targets, targets, n, sizeof(int32_t));
 }
 
 static int64_t chunk_rows(const wb_train *train) {
@@ -240,18 +229,18 @@ static int64_t chunk_rows(const wb_train *train) {
 /* All that can fail on one rank alone, before the first exchange of rows. */
 static wb_status prepare_forward(wb_train *train, const wb_train_batch *batch, const wb_routing *routing) {
     const wb_config *config = &train->model->config;
-    wb_device *dev = train->model->device;
     const int64_t H = config->hidden_size;
     train->forward_done = train->backward_due = train->logits_kept = false;
     WB_TRY(check_batch(train, batch, routing));
     WB_TRY(upload_sequences(train, batch));
     WB_TRY(upload_targets(train, batch));
-    WB_TRY(wb_reserve(dev, &train->residual, batch->T * (config->n_layers + 1), H, sizeof(float)));
-    WB_TRY(wb_reserve(dev, &train->head_x, train->n_head, H, sizeof(float)));
-    WB_TRY(wb_reserve(dev, &train->head_norm, train->n_head, H, sizeof(float)));
-    WB_TRY(wb_reserve(dev, &train->logits, chunk_rows(train), config->vocab_size, sizeof(float)));
-    WB_TRY(wb_reserve(dev, &train->logprobs, train->n_head, 1, sizeof(float)));
-    WB_TRY(wb_host_reserve(&train->host_floats, train->n_head, sizeof(float), "log-probabilities"));
+    WB_TRY(wb_reserve(&train->memory, &train->residual, batch->T * (config->n_layers + 1), H, sizeof(float)));
+    WB_TRY(wb_reserve(&train->memory, &train->head_x, train->n_head, H, sizeof(float)));
+    WB_TRY(wb_reserve(&train->memory, &train->head_norm, train->n_head, H, sizeof(float)));
+    WB_TRY(wb_reserve(&train->memory, &train->logits, chunk_rows(train), config->vocab_size, sizeof(float)));
+    WB_TRY(wb_reserve(&train->memory, &train->logprobs, train->n_head, 1, sizeof(float)));
+    WB_TRY(wb_reserve_host(&train->memory, &train->host_floats, train->n_head, sizeof(float),
+                           "log-probabilities"));
     train->T = batch->T;
     train->routing = routing != NULL ? *routing : (wb_routing){0};
     return WB_OK;
@@ -267,7 +256,8 @@ static wb_status call_probe(wb_train *train, int32_t moe_layer, const wb_router_
     const wb_router *router = &train->model->config.router;
     wb_device *dev = train->model->device;
     const int64_t n_logits = train->T * router->n_experts, n_weights = train->T * router->top_k;
-    WB_TRY(wb_host_reserve(&train->host_probe, n_logits + n_weights, sizeof(float), "router probe"));
+    WB_TRY(wb_reserve_host(&train->memory, &train->host_probe, n_logits + n_weights, sizeof(float),
+                           "router probe"));
     float *logits = train->host_probe.data, *weights = logits + n_logits;
     WB_TRY(dev->to_host(dev, logits, train->block.moe.logits.data, (size_t)n_logits * sizeof(float)));
     WB_TRY(dev->to_host(dev, weights, train->block.moe.weights.data, (size_t)n_weights * sizeof(float)));
@@ -350,7 +340,7 @@ wb_status wb_train_logits(wb_train *train, float *logits_out) {
     const int64_t H = config->hidden_size, V = config->vocab_size;
     const float *x = residual_of(train, config->n_layers);
     /* The norm's rows go to dhead: head_norm belongs to the backward that may be due. */
-    WB_TRY(wb_reserve(dev, &train->dhead, chunk_rows(train), H, sizeof(float)));
+    WB_TRY(wb_reserve(&train->memory, &train->dhead, chunk_rows(train), H, sizeof(float)));
     train->logits_kept = false;
     for (int64_t start = 0; start < train->T; start += chunk_rows(train)) {
         const int64_t rows = rows_of_chunk(train, start, train->T);
@@ -364,17 +354,17 @@ wb_status wb_train_logits(wb_train *train, float *logits_out) {
 /* ---- backward ------------------------------------------------------------------------------------ */
 
 static wb_status prepare_backward(wb_train *train, const float *dlogprobs) {
-    wb_device *dev = train->model->device;
     const int64_t n = train->n_head, H = train->model->config.hidden_size;
     if (!train->backward_due)
         return wb_fail(WB_INVALID_ARGUMENT, "backward: expected a forward whose backward is due, found none");
     const int32_t *rows = train->host_rows.data;
-    WB_TRY(wb_host_reserve(&train->host_floats, n, sizeof(float), "gradient of log-probabilities"));
+    WB_TRY(wb_reserve_host(&train->memory, &train->host_floats, n, sizeof(float),
+                           "gradient of log-probabilities"));
     float *wanted = train->host_floats.data;
     for (int64_t i = 0; i < n; i++) wanted[i] = dlogprobs[rows[i]];
-    WB_TRY(wb_upload(dev, &train->dlogprobs, wanted, n, sizeof(float)));
-    WB_TRY(wb_reserve(dev, &train->dhead, n, H, sizeof(float)));
-    return wb_reserve(dev, &train->dx, train->T, H, sizeof(float));
+    WB_TRY(wb_upload(&train->memory, &train->dlogprobs, wanted, n, sizeof(float)));
+    WB_TRY(wb_reserve(&train->memory, &train->dhead, n, H, sizeof(float)));
+    return wb_reserve(&train->memory, &train->dx, train->T, H, sizeof(float));
 }
 
 /* dx (=) gradient of the last layer's output. */

@@ -2,6 +2,7 @@
  * Owns: packing, padding rows, the policy for missing rows, what later passes are forced to. Refuses: a cursor, any
  * order of use. */
 #include "replay_internal.h"
+#include "wb_memory.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
@@ -162,7 +163,7 @@ static size_t lay_out(const wb_replay *r, size_t T, micro_batch *b) {
 static wb_status reserve_segments(micro_batch *b, int32_t n) {
     if (n <= b->segment_capacity) return WB_OK;
     segment_plan *segments;
-    WB_TRY(wb_alloc((size_t)n, sizeof *segments, "replay: segments", (void **)&segments));
+    WB_TRY(WB_NEW(segments, (size_t)n, "replay: segments"));
     free(b->segments);
     b->segments = segments;
     b->segment_capacity = n;
@@ -173,7 +174,7 @@ static wb_status reserve_rows(const wb_replay *r, micro_batch *b, uint32_t T) {
     size_t bytes = lay_out(r, T, NULL);
     if (bytes <= b->block_bytes) return WB_OK;
     void *block;
-    WB_TRY(wb_alloc(bytes, 1, "replay: rows of a micro-batch", &block));
+    WB_TRY(WB_ALLOC(block, bytes, 1, "replay: rows of a micro-batch"));
     free(b->block);
     b->block = block;
     b->block_bytes = bytes;

@@ -1,6 +1,7 @@
 /* replay.c - the replay handle: opening, the records it knows and finding them by request id.
  * Refuses: records of another model, malformed records, a rid twice. */
 #include "replay_internal.h"
+#include "wb_memory.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
@@ -41,10 +42,10 @@ static void order_padding(uint32_t *order, uint64_t E, uint64_t R) {
 
 static wb_status open_arrays(wb_replay *r, const wb_route_model *model) {
     uint32_t E = model->num_experts, L = model->n_moe_layers;
-    WB_TRY(wb_alloc(L, sizeof *r->moe_layers, "replay: layers", (void **)&r->moe_layers));
-    WB_TRY(wb_alloc(E, sizeof *r->padding_order, "replay: experts", (void **)&r->padding_order));
-    WB_TRY(wb_alloc(E, sizeof *r->marks, "replay: experts", (void **)&r->marks));
-    WB_TRY(wb_alloc(wb_replay_sums_count(r), sizeof *r->sums, "replay: metrics", (void **)&r->sums));
+    WB_TRY(WB_NEW(r->moe_layers, L, "replay: layers"));
+    WB_TRY(WB_NEW(r->padding_order, E, "replay: experts"));
+    WB_TRY(WB_NEW(r->marks, E, "replay: experts"));
+    WB_TRY(WB_NEW(r->sums, wb_replay_sums_count(r), "replay: metrics"));
     memcpy(r->moe_layers, model->moe_layers, L * sizeof *r->moe_layers);
     r->model.moe_layers = r->moe_layers;
     /* More ranks than experts: those without an expert take no part, the others have one each. */
@@ -60,7 +61,7 @@ wb_status wb_replay_open(const wb_route_model *model, const wb_replay_options *o
     WB_TRY(wb_route_model_check(model));
     WB_TRY(options_check(model, &o));
     wb_replay *r;
-    WB_TRY(wb_alloc(1, sizeof *r, "replay", (void **)&r));
+    WB_TRY(WB_NEW(r, 1, "replay"));
     if (o.n_layers == 0) o.n_layers = (int32_t)model->n_moe_layers - o.first_layer;
     r->model = *model;
     r->options = o;
@@ -81,7 +82,7 @@ void wb_replay_close(wb_replay *r) {
     for (int32_t i = 0; i < r->micro_batch_capacity; i++) wb_replay_free_micro_batch(&r->micro_batches[i]);
     free(r->micro_batches);
     free(r->records);
-    wb_rid_table_free(&r->rids);
+    wb_string_table_free(&r->rids);
     free(r->moe_layers);
     free(r->padding_order);
     free(r->marks);
@@ -95,16 +96,6 @@ const wb_route_model *wb_replay_model(const wb_replay *r) {
 
 /* ---- records ------------------------------------------------------------------------------------- */
 
-static wb_status reserve_record(wb_replay *r) {
-    if (r->rids.count < r->record_capacity) return WB_OK;
-    size_t capacity = r->record_capacity ? 2 * r->record_capacity : 64;
-    wb_record *records = realloc(r->records, capacity * sizeof *records);
-    if (!records) return wb_fail(WB_OUT_OF_MEMORY, "replay: no memory for %zu records", capacity);
-    r->records = records;
-    r->record_capacity = capacity;
-    return WB_OK;
-}
-
 wb_status wb_replay_add(wb_replay *r, const wb_route_model *from, const wb_record *record) {
     if (!r || !from || !record)
         return wb_fail(WB_INVALID_ARGUMENT, "replay: handle, model or record is NULL");
@@ -114,22 +105,22 @@ wb_status wb_replay_add(wb_replay *r, const wb_route_model *from, const wb_recor
     WB_TRY(wb_record_check(&r->model, record, true));
     uint64_t before;
     size_t length = strlen(record->rid);
-    if (wb_rid_table_find(&r->rids, record->rid, length, &before))
+    if (wb_string_table_find(&r->rids, record->rid, length, &before))
         return wb_fail(WB_INVALID_ARGUMENT, "replay: record %s was added before", record->rid);
-    WB_TRY(reserve_record(r));
-    WB_TRY(wb_rid_table_reserve(&r->rids, length));
-    r->records[r->rids.count] = *record;
-    wb_rid_table_add(&r->rids, record->rid, length);
+    WB_TRY(WB_GROW(r->records, r->n_records + 1, &r->record_capacity, "replay: records"));
+    WB_TRY(wb_string_table_add(&r->rids, record->rid, length, r->n_records, NULL));
+    r->records[r->n_records++] = *record;
     return WB_OK;
 }
 
 const wb_record *wb_replay_find_record(const wb_replay *r, const char *rid) {
     uint64_t i;
-    return wb_rid_table_find(&r->rids, rid, strlen(rid), &i) ? &r->records[i] : NULL;
+    return wb_string_table_find(&r->rids, rid, strlen(rid), &i) ? &r->records[i] : NULL;
 }
 
 void wb_replay_clear(wb_replay *r) {
-    wb_rid_table_free(&r->rids);
+    wb_string_table_free(&r->rids);
+    r->n_records = 0;
     wb_replay_drop_plan(r);
     wb_replay_clear_sums(r);
 }

@@ -5,9 +5,9 @@
 #ifndef WB_REPLAY_INTERNAL_H
 #define WB_REPLAY_INTERNAL_H
 
-#include "rid_table.h"
 #include "wb_check.h"
 #include "wb_replay.h"
+#include "wb_string_table.h"
 
 /* What metrics may ask of a row. */
 enum {
@@ -64,9 +64,9 @@ struct wb_replay {
     size_t layer_bytes, row_bytes; /* K ids; L * K ids */
     wb_replay_options options;     /* n_layers resolved */
 
-    wb_rid_table rids;
-    wb_record *records; /* [rids.count], in the table's order */
-    size_t record_capacity;
+    wb_string_table rids; /* rid -> index of its record */
+    wb_record *records;   /* [n_records] */
+    size_t n_records, record_capacity;
 
     micro_batch
         *micro_batches; /* [micro_batch_capacity], grow-only; the plan has the first n_micro_batches */

@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "engine_internal.h"
+#include "wb_memory.h"
 
 /* ---- open and close ------------------------------------------------------------------------------ */
 
@@ -57,7 +58,7 @@ static wb_status open_batch(wb_step_batch *batch, size_t max_tokens, size_t max_
         {max_sequences, sizeof(wb_sample_params), (void **)&batch->params},
     };
     for (size_t i = 0; i < sizeof arrays / sizeof arrays[0]; i++)
-        WB_TRY(wb_alloc(arrays[i].count, arrays[i].size, "engine batch", arrays[i].out));
+        WB_TRY(WB_ALLOC(*arrays[i].out, arrays[i].count, arrays[i].size, "engine batch"));
     return WB_OK;
 }
 
@@ -68,7 +69,7 @@ static wb_status open_results(wb_engine *engine, size_t max_tokens, size_t max_s
     results->ids_offset =
         (results->sampling_logprobs_offset + max_sequences * sizeof(float) + 63) & ~(size_t)63;
     const size_t bytes = results->ids_offset + max_tokens * engine->row_bytes;
-    WB_TRY(wb_alloc(bytes, 1, "engine results", &results->host));
+    WB_TRY(WB_ALLOC(results->host, bytes, 1, "engine results"));
     return engine->device->mem_alloc(engine->device, bytes, &results->device);
 }
 
@@ -91,7 +92,7 @@ wb_status wb_engine_open(wb_model *model, const wb_engine_options *options, wb_e
     if (device->sample == NULL || device->logprob_forward == NULL)
         return wb_fail(WB_UNSUPPORTED, "engine: device %s has no sampling", device->name);
     void *memory;
-    WB_TRY(wb_alloc(1, sizeof(wb_engine), "engine", &memory));
+    WB_TRY(WB_ALLOC(memory, 1, sizeof(wb_engine), "engine"));
     wb_engine *engine = memory;
     engine->model = model;
     engine->device = device;

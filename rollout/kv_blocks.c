@@ -3,10 +3,11 @@
 #include <string.h>
 
 #include "engine_internal.h"
+#include "wb_memory.h"
 
 wb_status wb_kv_blocks_open(int32_t n_blocks, int32_t block_size, wb_kv_blocks *pool) {
     void *memory;
-    WB_TRY(wb_alloc((size_t)n_blocks, sizeof(int32_t), "KV block list", &memory));
+    WB_TRY(WB_ALLOC(memory, (size_t)n_blocks, sizeof(int32_t), "KV block list"));
     *pool = (wb_kv_blocks){memory, n_blocks, n_blocks, block_size};
     for (int32_t i = 0; i < n_blocks; i++) pool->free[i] = n_blocks - 1 - i;
     return WB_OK;

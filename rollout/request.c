@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "engine_internal.h"
+#include "wb_memory.h"
 
 /* ---- memory -------------------------------------------------------------------------------------- */
 
@@ -40,8 +41,8 @@ wb_status wb_sequence_create(const wb_request *request, size_t row_bytes, int64_
                              wb_sequence **sequence_out) {
     const sequence_layout at = layout_of(request, row_bytes, max_blocks);
     void *memory, *spans;
-    WB_TRY(wb_alloc(at.bytes, 1, "request", &memory));
-    const wb_status status = wb_alloc(1, sizeof(wb_span), "request spans", &spans);
+    WB_TRY(WB_ALLOC(memory, at.bytes, 1, "request"));
+    const wb_status status = WB_ALLOC(spans, 1, sizeof(wb_span), "request spans");
     if (status != WB_OK) {
         free(memory);
         return status;
@@ -163,7 +164,7 @@ wb_sequence *wb_rid_index_find(const wb_rid_index *index, const char *rid) {
 wb_status wb_rid_index_reserve(wb_rid_index *index) {
     if (index->count < index->n_buckets) return WB_OK;
     wb_rid_index wider = {NULL, index->n_buckets > 0 ? 2 * index->n_buckets : 64, 0};
-    WB_TRY(wb_alloc(wider.n_buckets, sizeof *wider.buckets, "request index", (void **)&wider.buckets));
+    WB_TRY(WB_NEW(wider.buckets, wider.n_buckets, "request index"));
     for (size_t i = 0; i < index->n_buckets; i++)
         for (wb_sequence *s = index->buckets[i], *next; s != NULL; s = next) {
             next = s->bucket_next;

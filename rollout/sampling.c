@@ -5,18 +5,10 @@
 #include <math.h>
 
 #include "engine_internal.h"
-
-/* The finaliser of splitmix64 (Steele, Lea, Flood 2014). */
-static uint64_t mix(uint64_t x) {
-    x = (x ^ (x >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
-    x = (x ^ (x >> 27)) * UINT64_C(0x94d049bb133111eb);
-    return x ^ (x >> 31);
-}
+#include "wb_random.h"
 
 float wb_sampling_uniform(uint64_t seed, uint32_t position) {
-    const uint64_t golden = UINT64_C(0x9e3779b97f4a7c15);
-    const uint64_t bits = mix(mix(seed + golden) + golden * ((uint64_t)position + 1));
-    return (float)(bits >> 40) * 0x1p-24f;
+    return wb_random_unit(wb_random_at(seed, position));
 }
 
 const char *wb_sampling_fault(const wb_request *request) {

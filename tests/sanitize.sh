@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 
 ./install-deps.sh --tests --sanitizers
 export CC=clang
-export LSAN_OPTIONS=suppressions=$PWD/tests/lsan.supp:print_suppressions=0
+export LSAN_OPTIONS=suppressions=$PWD/tests/support/lsan.supp:print_suppressions=0
 export UBSAN_OPTIONS=print_stacktrace=1
 # Open MPI and the OpenMP runtime are not instrumented: what they do to their own memory is not looked at.
 export TSAN_OPTIONS=ignore_noninstrumented_modules=1

@@ -4,6 +4,7 @@
  * Refuses: choosing by itself (the device's topk does), a backward without its forward. Buffers only grow: in the steady
  * state a call allocates nothing. */
 #include "wb_check.h"
+#include "wb_memory.h"
 #include "wb_train_hooks.h"
 
 #include <inttypes.h>
@@ -49,7 +50,7 @@ wb_status wb_hooks_open(const wb_hooks_options *options, wb_hooks **hooks_out) {
     const wb_route_model *model = options->replay ? wb_replay_model(options->replay) : NULL;
     if (model) WB_TRY(check_model(model, &options->router));
     wb_hooks *h;
-    WB_TRY(wb_alloc(1, sizeof *h, "hooks", (void **)&h));
+    WB_TRY(WB_NEW(h, 1, "hooks"));
     h->options = *options;
     h->dtype = wb_route_dtype((uint32_t)options->router.n_experts);
     h->layer_bytes = (size_t)options->router.top_k * wb_dtype_size(h->dtype);
@@ -107,7 +108,7 @@ static wb_status reserve_device(wb_device *dev, buffer *b, size_t bytes) {
 static wb_status reserve_host(buffer *b, size_t bytes) {
     if (bytes <= b->bytes && b->data) return WB_OK;
     void *data;
-    WB_TRY(wb_alloc(bytes, 1, "hooks: host copy of ids", &data));
+    WB_TRY(WB_ALLOC(data, bytes, 1, "hooks: host copy of ids"));
     free(b->data);
     *b = (buffer){data, bytes};
     return WB_OK;

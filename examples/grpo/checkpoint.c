@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "grpo.h"
+#include "wb_memory.h"
 
 enum { PATH_BYTES = 4096, NAME_BYTES = 512 };
 
@@ -61,7 +62,7 @@ static wb_status add_moment(moments_file *f, const trainer *t, const wb_tensor *
                             const float *moment) {
     size_t i = f->n, bytes = (size_t)tensor->n * sizeof(float);
     snprintf(f->names[i], NAME_BYTES, "%s.%s", tensor->name, suffix);
-    WB_TRY(wb_alloc(bytes, 1, "optimizer state", &f->data[i]));
+    WB_TRY(WB_ALLOC(f->data[i], bytes, 1, "optimizer state"));
     f->n++;
     WB_TRY(t->device->to_host(t->device, f->data[i], moment, bytes));
     f->views[i] = (wb_tensor_view){f->names[i], WB_F32, tensor->n_dims, {0}, f->data[i], bytes, NULL};
@@ -73,11 +74,11 @@ static wb_status add_moment(moments_file *f, const trainer *t, const wb_tensor *
 static wb_status collect_moments(const trainer *t, moments_file *f) {
     int32_t n = wb_model_n_tensors(t->model);
     void *memory;
-    WB_TRY(wb_alloc(2 * (size_t)n, sizeof *f->views, "optimizer state", &memory));
+    WB_TRY(WB_ALLOC(memory, 2 * (size_t)n, sizeof *f->views, "optimizer state"));
     f->views = memory;
-    WB_TRY(wb_alloc(2 * (size_t)n, sizeof *f->names, "optimizer state", &memory));
+    WB_TRY(WB_ALLOC(memory, 2 * (size_t)n, sizeof *f->names, "optimizer state"));
     f->names = memory;
-    WB_TRY(wb_alloc(2 * (size_t)n, sizeof *f->data, "optimizer state", &memory));
+    WB_TRY(WB_ALLOC(memory, 2 * (size_t)n, sizeof *f->data, "optimizer state"));
     f->data = memory;
     for (int32_t i = 0; i < n; i++) {
         wb_tensor tensor = wb_model_tensor(t->model, i);
@@ -228,7 +229,7 @@ static wb_status load_local(trainer *t, const char *dir) {
     int ranks = 0;
     WB_TRY(load_state(t, dir, &ranks));
     void *memory;
-    WB_TRY(wb_alloc((size_t)ranks, sizeof(wb_safetensors *), "optimizer files", &memory));
+    WB_TRY(WB_ALLOC(memory, (size_t)ranks, sizeof(wb_safetensors *), "optimizer files"));
     wb_safetensors **files = memory;
     wb_status status = WB_OK;
     int open_files = 0;

@@ -4,11 +4,12 @@
 #include <stdlib.h>
 
 #include "grpo.h"
+#include "wb_memory.h"
 
 static wb_status moments_open(optimizer *opt, float ***out) {
     int32_t n = wb_model_n_tensors(opt->model);
     void *memory;
-    WB_TRY(wb_alloc((size_t)n, sizeof(float *), "optimizer", &memory));
+    WB_TRY(WB_ALLOC(memory, (size_t)n, sizeof(float *), "optimizer"));
     *out = memory;
     for (int32_t i = 0; i < n; i++) {
         wb_tensor t = wb_model_tensor(opt->model, i);

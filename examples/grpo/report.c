@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "grpo.h"
+#include "wb_memory.h"
 
 struct report {
     const options *o;
@@ -68,7 +69,7 @@ static wb_status open_metrics(report *r, uint64_t first_step) {
 
 wb_status report_open(const options *o, bool loud, uint64_t first_step, report **report_out) {
     void *memory;
-    WB_TRY(wb_alloc(1, sizeof(report), "report", &memory));
+    WB_TRY(WB_ALLOC(memory, 1, sizeof(report), "report"));
     report *r = memory;
     r->o = o;
     r->loud = loud;

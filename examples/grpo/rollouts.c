@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "grpo.h"
+#include "wb_memory.h"
 
 static wb_status submit_group(wb_engine *engine, const options *o, const task *t, uint64_t step,
                               uint64_t group) {
@@ -52,7 +53,7 @@ wb_status rollouts_generate(wb_engine *engine, wb_comm *comm, const options *o, 
     batch b = {.n_groups = (o->prompts - comm->rank + comm->size - 1) / comm->size};
     b.n_samples = b.n_groups * o->samples;
     void *memory;
-    wb_status status = wb_alloc((size_t)b.n_samples, sizeof(sample), "samples", &memory);
+    wb_status status = WB_ALLOC(memory, (size_t)b.n_samples, sizeof(sample), "samples");
     if (status == WB_OK) b.samples = memory;
     for (int64_t g = 0; status == WB_OK && g < b.n_groups; g++)
         status = submit_group(engine, o, t, step, (uint64_t)(g * comm->size + comm->rank));
@@ -78,7 +79,7 @@ static wb_status builtin_rewards(const task *t, batch *b) {
 
 static wb_status command_rewards(const options *o, const task *t, uint64_t step, batch *b) {
     void *memory;
-    WB_TRY(wb_alloc((size_t)b->n_samples, sizeof(wb_record *) + sizeof(double), "rewards", &memory));
+    WB_TRY(WB_ALLOC(memory, (size_t)b->n_samples, sizeof(wb_record *) + sizeof(double), "rewards"));
     double *rewards = memory;
     const wb_record **records = (const wb_record **)(rewards + b->n_samples);
     for (int64_t i = 0; i < b->n_samples; i++) records[i] = &b->samples[i].completion->record;

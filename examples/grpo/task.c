@@ -7,6 +7,8 @@
 #include <string.h>
 
 #include "grpo.h"
+#include "wb_memory.h"
+#include "wb_random.h"
 
 struct task {
     bool arithmetic;
@@ -22,13 +24,6 @@ enum { PLUS = 10, EQUALS = 11 };
 
 enum { OPERANDS = 20 }; /* a and b are below this */
 
-static uint64_t mix(uint64_t x) {
-    x += 0x9e3779b97f4a7c15u;
-    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
-    x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
-    return x ^ (x >> 31);
-}
-
 /* ---- arithmetic ------------------------------------------------------------------------------------- */
 
 /* Digits of a number, least significant first: the order in which a sum can be written without looking ahead. */
@@ -40,7 +35,7 @@ static uint32_t put_number(uint32_t value, uint32_t *tokens) {
 }
 
 uint32_t task_arithmetic_example(uint64_t seed, uint64_t index, uint32_t *tokens, uint32_t *prompt_len_out) {
-    uint64_t random = mix(mix(seed) ^ index);
+    uint64_t random = wb_mix64(wb_mix64(seed) ^ index);
     uint32_t a = (uint32_t)(random % OPERANDS), b = (uint32_t)((random >> 32) % OPERANDS);
     uint32_t n = put_number(a, tokens);
     tokens[n++] = PLUS;
@@ -99,7 +94,7 @@ static wb_status parse_item(const char *path, size_t line_number, const char *li
         goto drop_item;
     }
     void *memory;
-    WB_GOTO(wb_alloc(n, sizeof *prompt, "prompt", &memory), drop_item);
+    WB_GOTO(WB_ALLOC(memory, n, sizeof *prompt, "prompt"), drop_item);
     prompt = memory;
     for (size_t i = 0; i < n; i++) {
         json_t *id = json_array_get(list, i);
@@ -169,7 +164,7 @@ close_file:
 
 wb_status task_open(const char *spec, uint64_t seed, int32_t vocab_size, task **task_out) {
     void *memory;
-    WB_TRY(wb_alloc(1, sizeof(task), "task", &memory));
+    WB_TRY(WB_ALLOC(memory, 1, sizeof(task), "task"));
     task *t = memory;
     t->seed = seed;
     t->arithmetic = strcmp(spec, "arithmetic") == 0;
@@ -204,7 +199,7 @@ void task_close(task *t) {
 
 /* Lines are drawn at random, with replacement. */
 static size_t item_index(const task *t, uint64_t step, uint64_t group) {
-    return (size_t)(mix(mix(mix(t->seed) ^ step) ^ group) % t->n_items);
+    return (size_t)(wb_mix64(wb_mix64(wb_mix64(t->seed) ^ step) ^ group) % t->n_items);
 }
 
 const char *task_item(const task *t, uint64_t step, uint64_t group) {
@@ -219,14 +214,14 @@ wb_status task_prompt(const task *t, uint64_t step, uint64_t group, uint32_t **t
     uint32_t example[TASK_MAX_TOKENS], n;
     const uint32_t *prompt = example;
     if (t->arithmetic) {
-        task_arithmetic_example(mix(t->seed) ^ step, group, example, &n);
+        task_arithmetic_example(wb_mix64(t->seed) ^ step, group, example, &n);
     } else {
         size_t i = item_index(t, step, group);
         prompt = t->prompts[i];
         n = t->prompt_lens[i];
     }
     void *memory;
-    WB_TRY(wb_alloc(n, sizeof **tokens_out, "prompt", &memory));
+    WB_TRY(WB_ALLOC(memory, n, sizeof **tokens_out, "prompt"));
     memcpy(memory, prompt, n * sizeof *prompt);
     *tokens_out = memory;
     *n_out = n;

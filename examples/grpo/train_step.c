@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "grpo.h"
+#include "wb_memory.h"
 
 /* Sequences packed into one forward. A sequence of N tokens feeds N - 1: row t predicts token t + 1. */
 typedef struct micro_batch {
@@ -56,13 +57,13 @@ static int64_t take(const sample *samples, int64_t n, int64_t limit, int64_t *T_
 
 static wb_status fill(micro_batch *mb, const sample *samples, int64_t n, int64_t T) {
     void *memory;
-    WB_TRY(wb_alloc((size_t)n, sizeof *mb->samples, "micro-batch", &memory));
+    WB_TRY(WB_ALLOC(memory, (size_t)n, sizeof *mb->samples, "micro-batch"));
     mb->samples = memory;
-    WB_TRY(wb_alloc((size_t)(n + 1 + 2 * T), sizeof(int32_t), "micro-batch", &memory));
+    WB_TRY(WB_ALLOC(memory, (size_t)(n + 1 + 2 * T), sizeof(int32_t), "micro-batch"));
     mb->seq_start = memory;
     mb->tokens = mb->seq_start + n + 1;
     mb->targets = mb->tokens + T;
-    WB_TRY(wb_alloc((size_t)(2 * T), sizeof(float), "micro-batch", &memory));
+    WB_TRY(WB_ALLOC(memory, (size_t)(2 * T), sizeof(float), "micro-batch"));
     mb->old = memory;
     mb->reference = mb->old + T;
     mb->n_seqs = n;
@@ -98,7 +99,7 @@ static int64_t update_first(const trainer *t, int64_t u) {
 
 static wb_status pack_lists(const trainer *t, const batch *b, packed_batch *p) {
     void *memory;
-    WB_TRY(wb_alloc((size_t)t->o->updates + 1, sizeof *p->update_start, "micro-batches", &memory));
+    WB_TRY(WB_ALLOC(memory, (size_t)t->o->updates + 1, sizeof *p->update_start, "micro-batches"));
     p->update_start = memory;
     for (int64_t u = 0; u < t->o->updates; u++) {
         uint64_t n;
@@ -106,7 +107,7 @@ static wb_status pack_lists(const trainer *t, const batch *b, packed_batch *p) {
         p->update_start[u + 1] = p->update_start[u] + (int32_t)n;
     }
     p->n = p->update_start[t->o->updates];
-    WB_TRY(wb_alloc((size_t)p->n, sizeof *p->list, "micro-batches", &memory));
+    WB_TRY(WB_ALLOC(memory, (size_t)p->n, sizeof *p->list, "micro-batches"));
     p->list = memory;
     for (int64_t u = 0; u < t->o->updates; u++) {
         int64_t i = update_first(t, u), last = update_first(t, u + 1), T;
@@ -145,9 +146,9 @@ static wb_status pack(trainer *t, const batch *b, packed_batch *p) {
     WB_TRY(t->device->mem_alloc(t->device, bytes, &p->native));
     WB_TRY(t->device->mem_alloc(t->device, T, &memory));
     p->forced = memory;
-    WB_TRY(wb_alloc(bytes, 1, "routes", &p->host_ids));
-    WB_TRY(wb_alloc(bytes, 1, "routes", &p->host_native));
-    WB_TRY(wb_alloc(2 * T, sizeof(float), "log-probabilities", &memory));
+    WB_TRY(WB_ALLOC(p->host_ids, bytes, 1, "routes"));
+    WB_TRY(WB_ALLOC(p->host_native, bytes, 1, "routes"));
+    WB_TRY(WB_ALLOC(memory, 2 * T, sizeof(float), "log-probabilities"));
     p->logprobs = memory;
     p->gradients = p->logprobs + T;
     return WB_OK;
@@ -157,7 +158,7 @@ static wb_status pack(trainer *t, const batch *b, packed_batch *p) {
 
 static wb_status plan_micro_batch(wb_replay *replay, wb_segment_kind kind, int32_t m, const micro_batch *mb) {
     void *memory;
-    WB_TRY(wb_alloc((size_t)mb->n_seqs, sizeof(wb_segment), "segments", &memory));
+    WB_TRY(WB_ALLOC(memory, (size_t)mb->n_seqs, sizeof(wb_segment), "segments"));
     wb_segment *segments = memory;
     for (int64_t i = 0; i < mb->n_seqs; i++)
         segments[i] = (wb_segment){kind, kind == WB_SEGMENT_REPLAY ? record_of(mb->samples[i])->rid : NULL, 0,

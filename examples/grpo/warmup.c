@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "grpo.h"
+#include "wb_memory.h"
 
 enum { EXAMPLES = 256 }; /* a step, over all ranks */
 static const double learning_rate = 3e-3;
@@ -81,7 +82,7 @@ static wb_status run_warmup(const options *o, wb_model *model, wb_train *train, 
     size_t row_bytes = wb_route_row_bytes(wb_model_routes(model));
     void *ids = NULL, *x = NULL;
     wb_status status = device->mem_alloc(device, row_bytes * EXAMPLES * TASK_MAX_TOKENS, &ids);
-    if (status == WB_OK) status = wb_alloc(1, sizeof(examples), "examples", &x);
+    if (status == WB_OK) status = WB_ALLOC(x, 1, sizeof(examples), "examples");
     for (int64_t step = 0; status == WB_OK && step < o->warmup_steps; step++) {
         double loss = 0;
         status = warmup_step(o, train, opt, comm, ids, x, step, &loss);

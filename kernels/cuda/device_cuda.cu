@@ -4,6 +4,7 @@
  * (router_cuda.cu), peer devices, pinned memory: host pointers are ordinary memory.
  */
 #include "cuda_ops.h"
+#include "wb_memory.h"
 
 #include <cuda_runtime.h>
 #include <stdlib.h>
@@ -102,7 +103,8 @@ wb_status wb_device_open_cuda(int index, wb_device **device_out) {
     WB_TRY(check_device(index));
     WB_TRY(wb_cuda_check(cudaSetDevice(index), "open"));
     void *memory = NULL;
-    WB_TRY(wb_alloc(1, sizeof(cuda_device), "CUDA device", &memory));
+    memory = wb_alloc(1, sizeof(cuda_device), "CUDA device");
+    if (!memory) return WB_OUT_OF_MEMORY;
     cuda_device *cuda = (cuda_device *)memory;
     cudaStream_t stream;
     wb_status status = wb_cuda_check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "open");

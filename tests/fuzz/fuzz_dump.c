@@ -4,7 +4,7 @@
  * The library is to be built with FUZZING_BUILD_MODE_UNSAFE_FOR_PRODUCTION, which lets wrong checksums pass; without
  * it nearly every input ends there. The file is given to the reader as a heap block of its exact size, so that the
  * sanitizer sees a read past its end. */
-#include "../dump_fixture.h"
+#include "formats/dump_fixture.h"
 
 #include <sys/mman.h>
 #include <sys/syscall.h>

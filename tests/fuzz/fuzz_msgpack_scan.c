@@ -2,7 +2,7 @@
  * What the cursor steps over, msgpack-c unpacks, to the same length; what it calls invalid, msgpack-c refuses
  * too; every beginning of an object is incomplete, never something else. msgpack-c is only given bytes whose
  * counts the cursor has held against the bytes left. */
-#include "msgpack_scan.h"
+#include "wb_msgpack_scan.h"
 
 #include <msgpack.h>
 #include <stdlib.h>

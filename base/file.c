@@ -1,0 +1,232 @@
+/* file.c - see wb_file.h. Refuses: what is in the files. */
+#include "wb_check.h"
+#include "wb_file.h"
+#include "wb_memory.h"
+#include "wb_text.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* ---- reading ------------------------------------------------------------------------------------- */
+
+static wb_status read_all(int fd, const char *path, char *text, size_t bytes) {
+    for (size_t done = 0; done < bytes;) {
+        ssize_t got = read(fd, text + done, bytes - done);
+        if (got < 0 && errno == EINTR) continue;
+        if (got < 0) return wb_fail(WB_IO, "%s: byte %zu: %s", path, done, strerror(errno));
+        if (got == 0) return wb_fail(WB_IO, "%s: expected %zu bytes, found %zu", path, bytes, done);
+        done += (size_t)got;
+    }
+    return WB_OK;
+}
+
+static wb_status read_open(int fd, const char *path, size_t max_bytes, char **text_out, size_t *bytes_out) {
+    struct stat info;
+    if (fstat(fd, &info) != 0) return wb_fail(WB_IO, "%s: %s", path, strerror(errno));
+    if (!S_ISREG(info.st_mode)) return wb_fail(WB_IO, "%s: expected a regular file", path);
+    if (info.st_size < 0 || (uint64_t)info.st_size > max_bytes)
+        return wb_fail(WB_CORRUPT, "%s: expected at most %zu bytes, found %lld", path, max_bytes,
+                       (long long)info.st_size);
+    size_t bytes = (size_t)info.st_size;
+    char *text = NULL;
+    WB_TRY(WB_NEW(text, bytes + 1, path));
+    wb_status status = read_all(fd, path, text, bytes);
+    if (status != WB_OK) {
+        free(text);
+        return status;
+    }
+    *text_out = text;
+    *bytes_out = bytes;
+    return WB_OK;
+}
+
+wb_status wb_file_read(const char *path, size_t max_bytes, char **text_out, size_t *bytes_out) {
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return wb_fail(errno == ENOENT ? WB_NOT_FOUND : WB_IO, "%s: %s", path, strerror(errno));
+    wb_status status = read_open(fd, path, max_bytes, text_out, bytes_out);
+    close(fd);
+    return status;
+}
+
+/* ---- writing ------------------------------------------------------------------------------------- */
+
+static wb_status make_dir(const char *path) {
+    struct stat info;
+    if (mkdir(path, 0777) == 0) return WB_OK;
+    int reason = errno;
+    if (reason == EEXIST && stat(path, &info) == 0 && S_ISDIR(info.st_mode)) return WB_OK;
+    return wb_fail(WB_IO, "%s: cannot be made a directory: %s", path, strerror(reason));
+}
+
+wb_status wb_dir_create(const char *dir) {
+    char *path = NULL;
+    if (dir[0] == '\0') return wb_fail(WB_INVALID_ARGUMENT, "directory: expected a path, found \"\"");
+    WB_TRY(wb_text_format(&path, "%s", dir));
+    wb_status status = WB_OK;
+    for (char *slash = strchr(path + 1, '/'); slash && status == WB_OK; slash = strchr(slash + 1, '/')) {
+        *slash = '\0';
+        status = make_dir(path);
+        *slash = '/';
+    }
+    if (status == WB_OK) status = make_dir(path);
+    free(path);
+    return status;
+}
+
+static void free_names(wb_new_file *file) {
+    free(file->path);
+    free(file->temp);
+    file->path = file->temp = NULL;
+}
+
+enum { MOST_LINKS = 40 }; /* as many as Linux follows */
+
+/* The path that a symbolic link at `path` points to; NULL when `path` is no link or is not there. */
+static wb_status read_link(const char *path, char **target_out) {
+    char target[4096];
+    ssize_t length = readlink(path, target, sizeof target);
+    *target_out = NULL;
+    if (length < 0 && (errno == EINVAL || errno == ENOENT)) return WB_OK;
+    if (length < 0) return wb_fail(WB_IO, "%s: %s", path, strerror(errno));
+    if ((size_t)length == sizeof target) return wb_fail(WB_IO, "%s: the link is too long", path);
+    const char *slash = strrchr(path, '/');
+    int parent = target[0] == '/' || !slash ? 0 : (int)(slash - path) + 1;
+    return wb_text_format(target_out, "%.*s%.*s", parent, path, (int)length, target);
+}
+
+/* The end of the links at `path`, which need not exist. */
+static wb_status follow_links(const char *path, char **end_out) {
+    char *here = NULL;
+    WB_TRY(wb_text_format(&here, "%s", path));
+    for (int i = 0; i < MOST_LINKS; i++) {
+        char *next = NULL;
+        wb_status status = read_link(here, &next);
+        if (status == WB_OK && !next) {
+            *end_out = here;
+            return WB_OK;
+        }
+        free(here);
+        if (status != WB_OK) return status;
+        here = next;
+    }
+    free(here);
+    return wb_fail(WB_IO, "%s: too many symbolic links", path);
+}
+
+/* Whether what stands at `path` is to be written directly, or replaced by a rename; neither is an error. */
+static wb_status look_at(const char *path, bool *direct_out) {
+    struct stat info;
+    *direct_out = false;
+    if (stat(path, &info) != 0)
+        return errno == ENOENT ? WB_OK : wb_fail(WB_IO, "%s: cannot be written: %s", path, strerror(errno));
+    *direct_out = S_ISCHR(info.st_mode) || S_ISFIFO(info.st_mode);
+    if (*direct_out || S_ISREG(info.st_mode)) return WB_OK;
+    return wb_fail(WB_IO, "%s: cannot be written: expected a file, a device or a pipe, found %s", path,
+                   S_ISDIR(info.st_mode) ? "a directory" : "something else");
+}
+
+static wb_status open_new(const char *path, wb_new_file *file) {
+    bool direct = false;
+    WB_TRY(look_at(path, &direct));
+    if (direct) { /* under its own name: what /dev/stdout points to may have no path */
+        WB_TRY(wb_text_format(&file->path, "%s", path));
+        file->fd = open(path, O_WRONLY | O_CLOEXEC);
+    } else {
+        WB_TRY(follow_links(path, &file->path));
+        WB_TRY(wb_text_format(&file->temp, "%s.%ld.tmp", file->path, (long)getpid()));
+        file->fd = open(file->temp, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    }
+    if (file->fd >= 0) return WB_OK;
+    return wb_fail(WB_IO, "%s: cannot be written: %s", direct ? path : file->temp, strerror(errno));
+}
+
+wb_status wb_new_file_open(const char *path, wb_new_file *file) {
+    *file = (wb_new_file){.fd = -1};
+    wb_status status = open_new(path, file);
+    if (status != WB_OK) free_names(file);
+    return status;
+}
+
+wb_status wb_new_file_write(wb_new_file *file, const void *data, size_t bytes) {
+    for (size_t done = 0; done < bytes;) {
+        ssize_t wrote = write(file->fd, (const char *)data + done, bytes - done);
+        if (wrote < 0 && errno == EINTR) continue;
+        if (wrote < 0)
+            return wb_fail(WB_IO, "%s: byte %llu: %s", file->path, (unsigned long long)file->written,
+                           strerror(errno));
+        done += (size_t)wrote;
+        file->written += (uint64_t)wrote;
+    }
+    return WB_OK;
+}
+
+wb_status wb_new_file_sync(wb_new_file *file) {
+    int failed = file->temp ? fsync(file->fd) : 0,
+        reason = errno; /* a device or a pipe has no disk behind it */
+    if (close(file->fd) != 0 && !failed) {
+        failed = 1;
+        reason = errno;
+    }
+    file->fd = -1;
+    return failed ? wb_fail(WB_IO, "%s: cannot be synced: %s", file->path, strerror(reason)) : WB_OK;
+}
+
+/* The rename itself is durable once the directory is synced. */
+static wb_status sync_parent(const char *path) {
+    char *parent = NULL;
+    const char *slash = strrchr(path, '/');
+    if (!slash)
+        WB_TRY(wb_text_format(&parent, "."));
+    else
+        WB_TRY(wb_text_format(&parent, "%.*s", (int)(slash - path) + 1, path));
+    wb_status status = WB_OK;
+    int fd = open(parent, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0 || fsync(fd) != 0)
+        status = wb_fail(WB_IO, "%s: cannot be synced: %s", parent, strerror(errno));
+    if (fd >= 0) close(fd);
+    free(parent);
+    return status;
+}
+
+wb_status wb_new_file_commit(wb_new_file *file) {
+    wb_status status = WB_OK;
+    if (file->temp && rename(file->temp, file->path) != 0) {
+        status = wb_fail(WB_IO, "%s: cannot be renamed: %s", file->temp, strerror(errno));
+        unlink(file->temp);
+    } else if (file->temp) {
+        status = sync_parent(file->path);
+    }
+    free_names(file);
+    return status;
+}
+
+void wb_new_file_discard(wb_new_file *file) {
+    if (!file->path) return;
+    if (file->fd >= 0) close(file->fd);
+    file->fd = -1;
+    if (file->temp) unlink(file->temp);
+    free_names(file);
+}
+
+wb_status wb_file_replace(const char *path, const char *text, size_t bytes) {
+    wb_new_file file;
+    WB_TRY(wb_new_file_open(path, &file));
+    wb_status status = wb_new_file_write(&file, text, bytes);
+    if (status == WB_OK) status = wb_new_file_sync(&file);
+    if (status == WB_OK) status = wb_new_file_commit(&file);
+    if (status != WB_OK) wb_new_file_discard(&file);
+    return status;
+}
+
+size_t wb_new_file_stem(const char *name) {
+    size_t length = strlen(name), end = length > 4 ? length - 4 : 0;
+    if (end == 0 || strcmp(name + end, ".tmp") != 0) return 0;
+    while (end > 0 && name[end - 1] >= '0' && name[end - 1] <= '9') end--;
+    bool has_process_id = end + 4 < length && end > 1 && name[end - 1] == '.';
+    return has_process_id ? end - 1 : 0;
+}

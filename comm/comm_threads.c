@@ -1,0 +1,243 @@
+/* comm_threads.c - the transport between threads of one process.
+ *
+ * Owns: the team the ranks share. A call posts its arguments, meets the others, copies from their buffers and
+ * leaves with the others. Refuses: processes, spinning.
+ *
+ * Abort: meeting fails for all ranks or for none, so either every rank reads its peers' buffers or no rank
+ * does. Leaving cannot fail: whoever met only copies before it leaves, and until all have left a posted
+ * buffer may still be read. A rank that closes has given up too as far as the others are concerned. */
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "wb_check.h"
+#include "wb_comm.h"
+#include "wb_memory.h"
+
+typedef enum call_kind { CALL_BROADCAST, CALL_ALL_GATHER, CALL_ALL_TO_ALL_V, CALL_BARRIER } call_kind;
+
+static const char *const call_names[] = {"broadcast", "all_gather", "all_to_all_v", "barrier"};
+
+/* What a rank called; the first three must be the same on all ranks. Pointers are the caller's. */
+typedef struct posting {
+    call_kind call;
+    size_t bytes;
+    int root;
+    const void *send;
+    const size_t *send_bytes, *send_offsets, *recv_bytes; /* all_to_all_v: [size] */
+} posting;
+
+typedef struct team {
+    pthread_mutex_t mutex; /* guards all below but `postings` */
+    pthread_cond_t changed;
+    int size;
+    int arrived;       /* ranks in the barrier now */
+    uint64_t passed;   /* barriers completed */
+    int gone;          /* the first rank that gave up, or -1 */
+    int open;          /* communicators not yet closed */
+    posting *postings; /* [size]; entry r is written by rank r before the team meets, read until it leaves */
+} team;
+
+/* ---- meeting and leaving ------------------------------------------------------------------------- */
+
+/* Under the mutex; true when all ranks arrived, false when one gave up first and `may_fail`. */
+static bool team_wait(team *shared, bool may_fail) {
+    if (may_fail && shared->gone >= 0) return false;
+    const uint64_t before = shared->passed;
+    if (++shared->arrived == shared->size) {
+        shared->arrived = 0;
+        shared->passed++;
+        pthread_cond_broadcast(&shared->changed);
+    }
+    while (shared->passed == before && !(may_fail && shared->gone >= 0))
+        pthread_cond_wait(&shared->changed, &shared->mutex);
+    return shared->passed != before;
+}
+
+/* Every rank looks at all postings and comes to the same verdict. */
+static wb_status check_same_call(const team *shared) {
+    const posting *first = &shared->postings[0];
+    for (int r = 1; r < shared->size; r++) {
+        const posting *other = &shared->postings[r];
+        if (other->call != first->call || other->bytes != first->bytes || other->root != first->root)
+            return wb_fail(WB_MISMATCH,
+                           "rank %d: expected rank 0's call %s (%zu bytes, root %d), found %s (%zu bytes, "
+                           "root %d)",
+                           r, call_names[first->call], first->bytes, first->root, call_names[other->call],
+                           other->bytes, other->root);
+    }
+    return WB_OK;
+}
+
+static void team_leave(team *shared) {
+    pthread_mutex_lock(&shared->mutex);
+    team_wait(shared, false);
+    pthread_mutex_unlock(&shared->mutex);
+}
+
+/* On success the caller may read the postings and what they point to until team_leave. */
+static wb_status team_meet(wb_comm *comm, posting mine) {
+    team *shared = comm->state;
+    shared->postings[comm->rank] = mine;
+    pthread_mutex_lock(&shared->mutex);
+    const bool met = team_wait(shared, true);
+    const int gone = shared->gone;
+    pthread_mutex_unlock(&shared->mutex);
+    if (!met) return wb_fail(WB_PEER, "%s: rank %d gave up", call_names[mine.call], gone);
+    const wb_status status = check_same_call(shared);
+    if (status != WB_OK) team_leave(shared);
+    return status;
+}
+
+static void team_give_up(team *shared, int rank) {
+    if (shared->gone < 0) shared->gone = rank;
+    pthread_cond_broadcast(&shared->changed);
+}
+
+/* ---- operations ---------------------------------------------------------------------------------- */
+
+static wb_status threads_broadcast(wb_comm *comm, void *buffer, size_t bytes, int root) {
+    team *shared = comm->state;
+    WB_TRY(team_meet(comm, (posting){CALL_BROADCAST, bytes, root, buffer, NULL, NULL, NULL}));
+    if (bytes > 0 && comm->rank != root) memcpy(buffer, shared->postings[root].send, bytes);
+    team_leave(shared);
+    return WB_OK;
+}
+
+static wb_status threads_all_gather(wb_comm *comm, const void *send, size_t bytes, void *recv) {
+    team *shared = comm->state;
+    WB_TRY(team_meet(comm, (posting){CALL_ALL_GATHER, bytes, 0, send, NULL, NULL, NULL}));
+    for (size_t r = 0; bytes > 0 && r < (size_t)comm->size; r++)
+        memcpy((char *)recv + r * bytes, shared->postings[r].send, bytes);
+    team_leave(shared);
+    return WB_OK;
+}
+
+static wb_status check_parts_match(const team *shared) {
+    for (int from = 0; from < shared->size; from++)
+        for (int to = 0; to < shared->size; to++) {
+            const size_t found = shared->postings[from].send_bytes[to];
+            const size_t expected = shared->postings[to].recv_bytes[from];
+            if (expected != found)
+                return wb_fail(WB_MISMATCH, "all_to_all_v: rank %d to rank %d: expected %zu bytes, found %zu",
+                               from, to, expected, found);
+        }
+    return WB_OK;
+}
+
+static wb_status threads_all_to_all_v(wb_comm *comm, const void *send, const size_t *send_bytes,
+                                      const size_t *send_offsets, void *recv, const size_t *recv_bytes,
+                                      const size_t *recv_offsets) {
+    team *shared = comm->state;
+    WB_TRY(team_meet(comm, (posting){CALL_ALL_TO_ALL_V, 0, 0, send, send_bytes, send_offsets, recv_bytes}));
+    const wb_status status = check_parts_match(shared);
+    for (int r = 0; status == WB_OK && r < comm->size; r++) {
+        const posting *peer = &shared->postings[r];
+        if (recv_bytes[r] == 0) continue;
+        memcpy((char *)recv + recv_offsets[r], (const char *)peer->send + peer->send_offsets[comm->rank],
+               recv_bytes[r]);
+    }
+    team_leave(shared);
+    return status;
+}
+
+static wb_status threads_barrier(wb_comm *comm) {
+    WB_TRY(team_meet(comm, (posting){CALL_BARRIER, 0, 0, NULL, NULL, NULL, NULL}));
+    team_leave(comm->state);
+    return WB_OK;
+}
+
+static void threads_abort(wb_comm *comm) {
+    team *shared = comm->state;
+    pthread_mutex_lock(&shared->mutex);
+    team_give_up(shared, comm->rank);
+    pthread_mutex_unlock(&shared->mutex);
+}
+
+/* ---- opening and closing ------------------------------------------------------------------------- */
+
+static void team_free(team *shared) {
+    pthread_cond_destroy(&shared->changed);
+    pthread_mutex_destroy(&shared->mutex);
+    free(shared->postings);
+    free(shared);
+}
+
+static void threads_close(wb_comm *comm) {
+    team *shared = comm->state;
+    pthread_mutex_lock(&shared->mutex);
+    team_give_up(shared, comm->rank);
+    const bool last = --shared->open == 0;
+    pthread_mutex_unlock(&shared->mutex);
+    if (last) team_free(shared);
+    wb_comm_delete(comm);
+}
+
+static const wb_comm_ops threads_ops = {.name = "threads",
+                                        .broadcast = threads_broadcast,
+                                        .all_gather = threads_all_gather,
+                                        .all_to_all_v = threads_all_to_all_v,
+                                        .barrier = threads_barrier,
+                                        .abort = threads_abort,
+                                        .close = threads_close};
+
+static wb_status team_new(int size, team **team_out) {
+    wb_status status;
+    void *memory = NULL;
+    WB_TRY(WB_ALLOC(memory, 1, sizeof(team), "thread team"));
+    team *shared = memory;
+    shared->size = size;
+    shared->gone = -1;
+    WB_GOTO(WB_ALLOC(memory, (size_t)size, sizeof(posting), "thread team postings"), free_team);
+    shared->postings = memory;
+    if (pthread_mutex_init(&shared->mutex, NULL) != 0) {
+        status = wb_fail(WB_OUT_OF_MEMORY, "thread team: mutex");
+        goto free_postings;
+    }
+    if (pthread_cond_init(&shared->changed, NULL) != 0) {
+        status = wb_fail(WB_OUT_OF_MEMORY, "thread team: condition variable");
+        goto destroy_mutex;
+    }
+    *team_out = shared;
+    return WB_OK;
+
+destroy_mutex:
+    pthread_mutex_destroy(&shared->mutex);
+free_postings:
+    free(shared->postings);
+free_team:
+    free(shared);
+    return status;
+}
+
+/* The handles of all ranks, [size]; all or none. */
+static wb_status open_ranks(team *shared, wb_comm **comms) {
+    for (int r = 0; r < shared->size; r++) {
+        const wb_status status = wb_comm_new(&threads_ops, r, shared->size, shared, &comms[r]);
+        if (status == WB_OK) continue;
+        while (r-- > 0) wb_comm_delete(comms[r]);
+        return status;
+    }
+    shared->open = shared->size;
+    return WB_OK;
+}
+
+wb_status wb_comm_open_threads(int size, wb_comm **comms_out) {
+    if (size < 1) return wb_fail(WB_INVALID_ARGUMENT, "open_threads: size: expected >= 1, found %d", size);
+    wb_status status;
+    void *memory = NULL;
+    team *shared = NULL;
+    WB_TRY(WB_ALLOC(memory, (size_t)size, sizeof(wb_comm *), "thread communicators"));
+    wb_comm **comms = memory;
+    WB_GOTO(team_new(size, &shared), free_comms);
+    WB_GOTO(open_ranks(shared, comms), free_team);
+    memcpy(comms_out, comms, (size_t)size * sizeof(*comms));
+    free(comms);
+    return WB_OK;
+
+free_team:
+    team_free(shared);
+free_comms:
+    free(comms);
+    return status;
+}

@@ -1,0 +1,40 @@
+/* wb_workspace.h - the memory that a forward or a backward works in: device and host buffers with one owner (not installed).
+ *
+ * A buffer is listed once, as a field of its user; the first reserve tells the workspace about it, and closing the workspace
+ * frees all that it knows. Buffers only grow, so that a steady state allocates nothing. Growing loses the content.
+ *
+ * Fixed host arrays belong to a workspace as well: WB_OWN(&workspace->host, ...). */
+#ifndef WB_WORKSPACE_H
+#define WB_WORKSPACE_H
+
+#include "wb_kernels.h"
+#include "wb_memory.h"
+
+/* A zeroed struct is empty. Its address must not change once it has been reserved. */
+typedef struct wb_buffer {
+    void *data; /* device */
+    size_t bytes;
+    struct wb_buffer *next; /* of the same workspace */
+} wb_buffer;
+
+/* {.device = device}, all else zero, is an empty workspace. */
+typedef struct wb_workspace {
+    wb_device *device;
+    wb_buffer *first;
+    wb_owner host;
+} wb_workspace;
+
+/* Device memory for [rows, width] elements of `size` bytes, at least one; CAPACITY where the product overflows. */
+wb_status wb_reserve(wb_workspace *workspace, wb_buffer *buffer, int64_t rows, int64_t width, size_t size);
+
+/* Reserve, then to_device of host[count]. */
+wb_status wb_upload(wb_workspace *workspace, wb_buffer *buffer, const void *host, int64_t count, size_t size);
+
+/* Host memory for `count` elements of `size` bytes. */
+wb_status wb_reserve_host(wb_workspace *workspace, wb_host_buffer *buffer, int64_t count, size_t size,
+                          const char *what);
+
+/* Frees all buffers. A workspace without a device, as after a failed open, has none. */
+void wb_workspace_close(wb_workspace *workspace);
+
+#endif

@@ -1,0 +1,138 @@
+/* test_file.c - files that appear only when they are whole: over files, links, devices and pipes; what is refused. */
+#include "support/temp_files.h"
+#include "wb_file.h"
+
+#include <fcntl.h>
+#include <pthread.h>
+
+static void expect_content(const char *path, const char *text) {
+    size_t bytes = 0;
+    char *found = NULL;
+    assert_int_equal(wb_file_read(path, 1000, &found, &bytes), WB_OK);
+    assert_string_equal(found, text);
+    assert_int_equal(bytes, strlen(text));
+    free(found);
+}
+
+static bool is_link(const char *path) {
+    struct stat info;
+    assert_int_equal(lstat(path, &info), 0);
+    return S_ISLNK(info.st_mode);
+}
+
+static wb_status replace(const char *path, const char *text) {
+    return wb_file_replace(path, text, strlen(text));
+}
+
+static void test_new_over_old(void **state) {
+    (void)state;
+    temp_path dir = temp_dir(), path = temp_in(dir.text, "file");
+    assert_int_equal(replace(path.text, "one"), WB_OK);
+    expect_content(path.text, "one");
+    wb_new_file file;
+    assert_int_equal(wb_new_file_open(path.text, &file), WB_OK);
+    assert_int_equal(wb_new_file_write(&file, "tw", 2), WB_OK);
+    expect_content(path.text, "one"); /* until the commit */
+    wb_new_file_discard(&file);
+    wb_new_file_discard(&file);
+    expect_content(path.text, "one");
+    assert_int_equal(rmdir(dir.text), -1);
+    assert_int_equal(unlink(path.text), 0);
+    assert_int_equal(rmdir(dir.text), 0); /* no temporary is left */
+}
+
+static void test_links_are_followed(void **state) {
+    (void)state;
+    temp_path dir = temp_dir(), real = temp_in(dir.text, "real"), link = temp_in(dir.text, "link");
+    temp_path second = temp_in(dir.text, "second"), loop = temp_in(dir.text, "loop");
+    assert_int_equal(symlink("real", link.text), 0);
+    assert_int_equal(symlink(link.text, second.text), 0);
+    assert_int_equal(replace(second.text, "first"), WB_OK); /* to a file that is not there yet */
+    expect_content(real.text, "first");
+    assert_int_equal(replace(second.text, "again"), WB_OK);
+    expect_content(real.text, "again");
+    assert_true(is_link(link.text) && is_link(second.text) && !is_link(real.text));
+    assert_int_equal(symlink("loop", loop.text), 0);
+    assert_int_equal(replace(loop.text, "x"), WB_IO);
+    temp_remove(dir);
+}
+
+static void test_devices_stay_devices(void **state) {
+    (void)state;
+    struct stat info;
+    assert_int_equal(replace("/dev/null", "x"), WB_OK);
+    assert_int_equal(replace("/dev/full", "x"), WB_IO);
+    assert_non_null(strstr(wb_error_message(), "/dev/full"));
+    assert_int_equal(stat("/dev/full", &info), 0);
+    assert_true(S_ISCHR(info.st_mode));
+}
+
+static void *read_pipe(void *path) {
+    static char text[16];
+    int fd = open(path, O_RDONLY);
+    ssize_t n = read(fd, text, sizeof text - 1);
+    text[n > 0 ? n : 0] = '\0';
+    close(fd);
+    return text;
+}
+
+static void test_pipes_are_written_directly(void **state) {
+    (void)state;
+    temp_path dir = temp_dir(), pipe_path = temp_in(dir.text, "pipe");
+    pthread_t reader;
+    void *found = NULL;
+    assert_int_equal(mkfifo(pipe_path.text, 0600), 0);
+    assert_int_equal(pthread_create(&reader, NULL, read_pipe, pipe_path.text), 0);
+    assert_int_equal(replace(pipe_path.text, "through"), WB_OK);
+    assert_int_equal(pthread_join(reader, &found), 0);
+    assert_string_equal(found, "through");
+    temp_remove(dir);
+}
+
+static void test_refusals(void **state) {
+    (void)state;
+    temp_path dir = temp_dir(), missing = temp_in(dir.text, "no/such/file");
+    assert_int_equal(replace(dir.text, "x"), WB_IO);
+    assert_non_null(strstr(wb_error_message(), "a directory"));
+    assert_int_equal(replace(missing.text, "x"), WB_IO);
+    char *text = NULL;
+    size_t bytes = 0;
+    assert_int_equal(wb_file_read(missing.text, 10, &text, &bytes), WB_NOT_FOUND);
+    temp_path large = temp_in(dir.text, "large");
+    assert_int_equal(replace(large.text, "12345678901"), WB_OK);
+    assert_int_equal(wb_file_read(large.text, 10, &text, &bytes), WB_CORRUPT);
+    assert_null(text);
+    assert_int_equal(wb_dir_create(large.text), WB_IO);
+    temp_path deep = temp_in(dir.text, "a/b/c");
+    assert_int_equal(wb_dir_create(deep.text), WB_OK);
+    assert_int_equal(wb_dir_create(deep.text), WB_OK);
+    temp_remove(dir);
+}
+
+static void test_names_of_temporaries(void **state) {
+    (void)state;
+    static const struct {
+        const char *name;
+        size_t stem;
+    } names[] = {{"model.safetensors.123.tmp", 17},
+                 {"a.1.tmp", 1},
+                 {"a.tmp", 0},
+                 {".1.tmp", 0},
+                 {"a.x1.tmp", 0},
+                 {"tmp", 0},
+                 {"a1.tmp", 0}};
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
+        assert_int_equal(wb_new_file_stem(names[i].name), names[i].stem);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_new_over_old),
+        cmocka_unit_test(test_links_are_followed),
+        cmocka_unit_test(test_devices_stay_devices),
+        cmocka_unit_test(test_pipes_are_written_directly),
+        cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_names_of_temporaries),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,287 @@
+/* test_formats.c - the route model, the check of records against a plain oracle, rows. */
+#include "dump_fixture.h"
+#include "wb_check.h"
+#include "wb_memory.h"
+#include "wb_msgpack_scan.h"
+#include "wb_random.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <time.h>
+// clang-format off
+#include <cmocka.h>
+// clang-format on
+
+static void expect_bad_model(const wb_route_model *m, const char *field) {
+    assert_int_equal(wb_route_model_check(m), WB_INVALID_ARGUMENT);
+    assert_non_null(strstr(wb_error_message(), field));
+}
+
+static void test_model_check(void **state) {
+    (void)state;
+    fixture_model f;
+    fixture_model_init(&f, 3, 8, 2);
+    assert_int_equal(wb_route_model_check(&f.model), WB_OK);
+    wb_route_model m = f.model;
+    m.num_experts = 0;
+    expect_bad_model(&m, "num_experts");
+    m.num_experts = 65537;
+    expect_bad_model(&m, "num_experts");
+    m = f.model;
+    m.top_k = 9;
+    expect_bad_model(&m, "top_k");
+    m.top_k = 0;
+    expect_bad_model(&m, "top_k");
+    m = f.model;
+    m.n_moe_layers = 0;
+    expect_bad_model(&m, "n_moe_layers");
+    m = f.model;
+    m.moe_layers = NULL;
+    expect_bad_model(&m, "moe_layers");
+    m = f.model;
+    m.num_hidden_layers = 3;
+    expect_bad_model(&m, "moe_layers[2]");
+    m = f.model;
+    memset(m.name, 'x', sizeof m.name);
+    expect_bad_model(&m, "name");
+    m = f.model;
+    m.router[0] = '\0';
+    expect_bad_model(&m, "router");
+    m = f.model;
+    m.fingerprint[31] = '\0';
+    expect_bad_model(&m, "fingerprint");
+}
+
+static void test_model_match(void **state) {
+    (void)state;
+    fixture_model a, b;
+    fixture_model_init(&a, 3, 8, 2);
+    fixture_model_init(&b, 3, 8, 2);
+    assert_int_equal(wb_route_model_match(&a.model, &b.model), WB_OK);
+    b.layers[2] = 5;
+    assert_int_equal(wb_route_model_match(&a.model, &b.model), WB_MISMATCH);
+    assert_string_equal(wb_error_message(), "model moe_layers: expected 3, found 5");
+    b.layers[2] = 3;
+    b.model.fingerprint[0] = 'f';
+    assert_int_equal(wb_route_model_match(&a.model, &b.model), WB_MISMATCH);
+    b.model.num_experts = 9;
+    assert_int_equal(wb_route_model_match(&a.model, &b.model), WB_MISMATCH);
+    assert_string_equal(wb_error_message(), "model num_experts: expected 8, found 9");
+}
+
+/* The oracle: compares every pair. */
+static bool ids_good(const wb_route_model *m, const wb_record *r) {
+    wb_dtype dtype = wb_route_dtype(m->num_experts);
+    for (uint32_t t = 0; t < r->n_tokens; t++) {
+        const void *row = wb_record_row(m, r, t);
+        for (uint32_t l = 0; row && l < m->n_moe_layers; l++) {
+            for (uint32_t i = 0; i < m->top_k; i++) {
+                uint32_t id = wb_route_id(row, dtype, l * m->top_k + i);
+                if (id >= m->num_experts) return false;
+                for (uint32_t j = 0; j < i; j++)
+                    if (wb_route_id(row, dtype, l * m->top_k + j) == id) return false;
+            }
+        }
+    }
+    return true;
+}
+
+/* Good ids and ids with one of them changed, by every path of the check: eight u8 at a time, and one by one. */
+static void test_ids_against_oracle(void **state) {
+    (void)state;
+    uint64_t seed = (uint64_t)time(NULL);
+    print_message("seed %llu\n", (unsigned long long)seed);
+    fixture_rng rng = {seed};
+    static const struct {
+        uint32_t E, K;
+    } shapes[] = {{8, 8},   {9, 8},   {64, 8}, {127, 8}, {128, 8},  {129, 8},   {160, 8},
+                  {255, 8}, {256, 8}, {60, 4}, {300, 8}, {512, 10}, {65535, 8}, {1, 1}};
+    uint32_t refused = 0, rounds = 0;
+    for (size_t s = 0; s < sizeof shapes / sizeof shapes[0]; s++) {
+        fixture_model f;
+        fixture_model_init(&f, 3, shapes[s].E, shapes[s].K);
+        for (int round = 0; round < 400; round++, rounds++) {
+            fixture_record r;
+            fixture_record_init(&r, &f.model, &rng, "r", 1, 6, 0, 1, round % 3 == 0);
+            assert_int_equal(wb_record_check(&f.model, &r.record, true), WB_OK);
+            size_t ids = (size_t)5 * 3 * shapes[s].K, at = fixture_below(&rng, (uint32_t)ids);
+            uint32_t id = fixture_below(&rng, shapes[s].E <= 256 ? 256 : 65536);
+            if (round % 2)
+                id = wb_route_id(r.ids, wb_route_dtype(shapes[s].E), fixture_below(&rng, (uint32_t)ids));
+            fixture_set_id(&f.model, r.ids, at, id);
+            bool good = ids_good(&f.model, &r.record);
+            assert_int_equal(wb_record_check(&f.model, &r.record, true) == WB_OK, good);
+            assert_int_equal(wb_record_check(&f.model, &r.record, false), WB_OK);
+            refused += !good;
+            fixture_record_free(&r);
+        }
+    }
+    assert_true(refused > rounds / 20 && refused < rounds);
+}
+
+/* Each of the 28 pairs of eight slots, at both ends of the range of ids. */
+static void test_every_pair(void **state) {
+    (void)state;
+    fixture_model f;
+    fixture_model_init(&f, 1, 256, 8);
+    for (uint32_t base = 0; base <= 248; base += 31) {
+        for (int i = 0; i < 8; i++) {
+            for (int j = 0; j < 8; j++) {
+                uint8_t ids[8];
+                uint32_t tokens[2] = {0};
+                for (int k = 0; k < 8; k++) ids[k] = (uint8_t)(base + (uint32_t)k);
+                ids[i] = ids[j];
+                wb_route_rows run = {0, 1, ids, NULL};
+                wb_record r = {.rid = "r", .n_tokens = 2, .tokens = tokens, .n_routes = 1, .routes = &run};
+                assert_int_equal(wb_record_check(&f.model, &r, true), i == j ? WB_OK : WB_INVALID_ARGUMENT);
+            }
+        }
+    }
+}
+
+static void test_rows(void **state) {
+    (void)state;
+    fixture_model f;
+    fixture_model_init(&f, 2, 300, 2);
+    assert_int_equal(wb_route_row_bytes(&f.model), 8);
+    uint8_t ids[1 + 3 * 8], bits = 0x5; /* unaligned; the middle row is not valid */
+    for (uint32_t i = 0; i < 12; i++) fixture_set_id(&f.model, ids + 1, i, 288 + i);
+    wb_route_rows runs[2] = {{1, 3, ids + 1, &bits}, {6, 1, ids + 1, NULL}};
+    wb_record r = {.rid = "r", .n_tokens = 9, .n_routes = 2, .routes = runs};
+    assert_null(wb_record_row(&f.model, &r, 0));
+    assert_ptr_equal(wb_record_row(&f.model, &r, 1), ids + 1);
+    assert_null(wb_record_row(&f.model, &r, 2));
+    assert_int_equal(wb_route_id(wb_record_row(&f.model, &r, 3), WB_U16, 3), 299);
+    assert_null(wb_record_row(&f.model, &r, 4));
+    assert_ptr_equal(wb_record_row(&f.model, &r, 6), ids + 1);
+    assert_null(wb_record_row(&f.model, &r, UINT32_MAX));
+}
+
+/* Lengths in every encoding, and what is incomplete against what is wrong. */
+static void test_scan(void **state) {
+    (void)state;
+    static const struct {
+        const char *bytes;
+        size_t size;
+        wb_scan_error error;
+    } cases[] = {
+        {"", 0, WB_SCAN_INCOMPLETE},
+        {"\x01", 1, WB_SCAN_OK},
+        {"\xc1", 1, WB_SCAN_INVALID},
+        {"\x92\x01", 2, WB_SCAN_INCOMPLETE},
+        {"\x92\x01\xc1", 3, WB_SCAN_INVALID},
+        {"\x81\xa1k\x93\x01\xff\xc0", 7, WB_SCAN_OK},
+        {"\xc4\x03"
+         "abc",
+         5, WB_SCAN_OK},
+        {"\xc4\x04"
+         "abc",
+         5, WB_SCAN_INCOMPLETE},
+        {"\xd9\x03"
+         "abc",
+         5, WB_SCAN_OK},
+        {"\xc7\x01\x05z", 4, WB_SCAN_OK},
+        {"\xd8"
+         "tuvwxyz0123456789",
+         18, WB_SCAN_OK},
+        {"\xcb"
+         "12345678",
+         9, WB_SCAN_OK},
+        {"\xcf"
+         "1234567",
+         8, WB_SCAN_INCOMPLETE},
+        {"\xdd\xff\xff\xff\xff", 5, WB_SCAN_INCOMPLETE},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        wb_scan s = wb_scan_range(cases[i].bytes, 0, cases[i].size);
+        assert_int_equal(wb_scan_skip(&s), cases[i].error == WB_SCAN_OK);
+        assert_int_equal(s.error, cases[i].error);
+        if (s.error == WB_SCAN_OK) assert_int_equal(s.pos, cases[i].size);
+    }
+    uint8_t deep[WB_SCAN_MAX_DEPTH + 2];
+    memset(deep, 0x91, sizeof deep);
+    deep[WB_SCAN_MAX_DEPTH] = 0xc0;
+    wb_scan s = wb_scan_range(deep, 0, sizeof deep);
+    assert_true(wb_scan_skip(&s));
+    deep[WB_SCAN_MAX_DEPTH] = 0x90;
+    s = wb_scan_range(deep, 0, sizeof deep);
+    assert_false(wb_scan_skip(&s));
+    assert_int_equal(s.error_pos, WB_SCAN_MAX_DEPTH);
+    /* A count is refused when it is read, before anyone could allocate for it. */
+    s = wb_scan_range("\xdd\xff\xff\xff\xff\x01", 0, 6);
+    assert_int_equal(wb_scan_array(&s), 0);
+    assert_int_equal(s.error, WB_SCAN_INCOMPLETE);
+    s = wb_scan_range("\x82\x01\x02\x03", 0, 4);
+    assert_int_equal(wb_scan_map(&s), 0);
+    assert_int_equal(s.error, WB_SCAN_INCOMPLETE);
+    /* The first error sticks. */
+    s = wb_scan_range("\x05\xa1x", 0, 3);
+    assert_int_equal(wb_scan_uint(&s, 4), 0);
+    assert_int_equal(s.error, WB_SCAN_INVALID);
+    size_t length = 77;
+    assert_null(wb_scan_str(&s, &length));
+    assert_int_equal(length, 77);
+    assert_int_equal(s.error_pos, 0);
+}
+
+static void test_names(void **state) {
+    (void)state;
+    assert_int_equal(wb_route_dtype(256), WB_U8);
+    assert_int_equal(wb_route_dtype(257), WB_U16);
+    assert_string_equal(wb_finish_name(WB_FINISH_ABORT), "abort");
+}
+
+/* Walking, counting and stretches against the plain question for each position, on records with holes. */
+static void test_walk_and_count_against_positions(void **state) {
+    (void)state;
+    enum { ROWS = 40, L = 3, K = 2, E = 300 };
+    static const uint32_t layers[L] = {0, 1, 2};
+    wb_route_model m = {
+        .num_hidden_layers = L, .n_moe_layers = L, .moe_layers = layers, .num_experts = E, .top_k = K};
+    uint8_t ids[2][ROWS * L * K * 2], valid[(ROWS + 7) / 8] = {0};
+    uint64_t random = 5, counts[L * E] = {0}, expected[L * E] = {0};
+    for (size_t i = 0; i < ROWS * L * K; i++)
+        for (int run = 0; run < 2; run++) wb_route_id_set(ids[run], WB_U16, i, wb_random_below(&random, E));
+    for (size_t r = 0; r < ROWS; r++) wb_row_set_valid(valid, r, wb_random_below(&random, 3) > 0);
+    wb_route_rows runs[] = {{5, ROWS, ids[0], valid}, {60, ROWS, ids[1], NULL}};
+    wb_record record = {.rid = "r", .n_tokens = 200, .n_routes = 2, .routes = runs};
+
+    wb_row_walk walk = wb_rows_of(&m, &record);
+    for (uint32_t position = 0; position < 200; position++) {
+        const void *row = wb_record_row(&m, &record, position);
+        bool in_first = position >= 5 && position < 5 + ROWS && wb_row_valid(valid, position - 5);
+        assert_int_equal(row != NULL, in_first || (position >= 60 && position < 60 + ROWS));
+        if (!row) continue;
+        assert_true(wb_row_next(&walk));
+        assert_int_equal(walk.position, position);
+        assert_ptr_equal(walk.row, row);
+        if (position < 10 || position >= 70) continue;
+        for (size_t i = 0; i < L * K; i++) expected[i / K * E + wb_route_id(row, WB_U16, i)]++;
+    }
+    assert_false(wb_row_next(&walk));
+    assert_false(wb_row_next(&walk));
+    wb_record_count(&m, &record, 10, 70, counts);
+    assert_memory_equal(counts, expected, sizeof counts);
+
+    for (uint32_t r = 0, n; r < ROWS; r += n) {
+        n = wb_row_stretch(valid, r, ROWS);
+        assert_true(n > 0 && r + n <= ROWS);
+        for (uint32_t i = r; i < r + n; i++) assert_int_equal(wb_row_valid(valid, i), wb_row_valid(valid, r));
+        if (r + n < ROWS) assert_int_not_equal(wb_row_valid(valid, r + n), wb_row_valid(valid, r));
+    }
+    assert_int_equal(wb_row_stretch(NULL, 7, ROWS), ROWS - 7);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_names),
+        cmocka_unit_test(test_walk_and_count_against_positions),
+        cmocka_unit_test(test_model_check),
+        cmocka_unit_test(test_model_match),
+        cmocka_unit_test(test_ids_against_oracle),
+        cmocka_unit_test(test_every_pair),
+        cmocka_unit_test(test_rows),
+        cmocka_unit_test(test_scan),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

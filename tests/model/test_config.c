@@ -1,0 +1,408 @@
+/* test_config.c - config.json in every spelling; a bad value is refused by key, value and what was expected. */
+#include "support/temp_files.h"
+
+#include "checkpoint.h"
+
+static temp_path dir;
+
+static int setup(void **state) {
+    (void)state;
+    dir = temp_dir();
+    return 0;
+}
+
+static int teardown(void **state) {
+    (void)state;
+    temp_remove(dir);
+    return 0;
+}
+
+/* ---- helpers --------------------------------------------------------------------------------------- */
+
+static json_t *golden_root(const char *family) {
+    temp_path path = temp_in(WB_TEST_DATA, family);
+    path = temp_in(path.text, "config.json");
+    json_t *root = json_load_file(path.text, 0, NULL);
+    assert_non_null(root);
+    return root;
+}
+
+/* Loads golden config of `family` with `key` replaced by `value` (JSON; NULL removes the key). */
+static wb_status load_with(const char *family, const char *key, const char *value, wb_config *config) {
+    json_t *root = golden_root(family);
+    if (key && value) {
+        json_t *parsed = json_loads(value, JSON_DECODE_ANY, NULL);
+        if (!parsed) fail_msg("bad test value %s", value);
+        json_object_set_new(root, key, parsed);
+    } else if (key) {
+        json_object_del(root, key);
+    }
+    temp_path path = temp_in(dir.text, "config.json");
+    assert_int_equal(json_dump_file(root, path.text, 0), 0);
+    json_decref(root);
+    return wb_config_load(dir.text, config);
+}
+
+static void expect_refused(const char *family, const char *key, const char *value, wb_status status,
+                           const char *part) {
+    wb_config config = {.hidden_size = 777}; /* stays as it is */
+    wb_status found = load_with(family, key, value, &config);
+    if (found != status)
+        fail_msg("%s = %s: expected %d, found %d (%s)", key, value ? value : "absent", (int)status,
+                 (int)found, found ? wb_error_message() : "ok");
+    assert_int_equal(config.hidden_size, 777);
+    assert_message_has("config.json");
+    assert_message_has(part);
+}
+
+static wb_config expect_ok(const char *family, const char *key, const char *value) {
+    wb_config config;
+    wb_status status = load_with(family, key, value, &config);
+    if (status != WB_OK) fail_msg("%s: %s", key ? key : "as it is", wb_error_message());
+    return config;
+}
+
+/* ---- good files ------------------------------------------------------------------------------------ */
+
+static void test_golden_qwen3_moe(void **state) {
+    (void)state;
+    wb_config c = expect_ok("qwen3_moe", NULL, NULL);
+    assert_int_equal(c.family, WB_FAMILY_QWEN3_MOE);
+    assert_int_equal(c.hidden_size, 32);
+    assert_int_equal(c.n_layers, 3);
+    assert_int_equal(c.n_heads, 4);
+    assert_int_equal(c.n_kv_heads, 2);
+    assert_int_equal(c.head_dim, 16);
+    assert_int_equal(c.expert_width, 16);
+    assert_int_equal(c.dense_width, 48);
+    assert_int_equal(c.vocab_size, 128);
+    assert_int_equal(c.max_positions, 512);
+    assert_true(c.norm_eps == 1e-6f);
+    assert_true(c.rope_theta == 10000.0);
+    assert_false(c.tie_word_embeddings);
+    assert_false(c.attention_bias);
+    assert_int_equal(c.qk_norm, WB_QK_NORM_PER_HEAD);
+    assert_true(c.clip_qkv == 0);
+    assert_int_equal(c.router.type, WB_ROUTER_SOFTMAX_NORM);
+    assert_int_equal(c.router.n_experts, 16);
+    assert_int_equal(c.router.top_k, 4);
+    assert_true(c.router.scale == 1);
+    for (int32_t l = 0; l < 3; l++) assert_true(wb_config_is_moe(&c, l));
+    assert_false(wb_config_is_moe(&c, 3));
+    assert_false(wb_config_is_moe(&c, -1));
+    assert_false(wb_config_is_moe(&c, 5000));
+}
+
+static void test_golden_olmoe(void **state) {
+    (void)state;
+    wb_config c = expect_ok("olmoe", NULL, NULL);
+    assert_int_equal(c.family, WB_FAMILY_OLMOE);
+    assert_int_equal(c.n_kv_heads, 2);
+    assert_int_equal(c.head_dim, 8);
+    assert_int_equal(c.expert_width, 16);
+    assert_int_equal(c.dense_width, 0);
+    assert_true(c.norm_eps == 1e-5f);
+    assert_int_equal(c.qk_norm, WB_QK_NORM_WHOLE);
+    assert_int_equal(c.router.type, WB_ROUTER_SOFTMAX);
+}
+
+/* The released files' spelling, and what their classes assume where a key is absent. */
+static void test_released_spelling_and_defaults(void **state) {
+    (void)state;
+    static const char text[] =
+        "{\"architectures\":[\"Qwen3MoeForCausalLM\"],\"attention_bias\":false,\"head_dim\":128,\"hidden_"
+        "act\":\"silu\","
+        "\"hidden_size\":2048,\"intermediate_size\":6144,\"max_position_embeddings\":40960,\"max_window_"
+        "layers\":48,"
+        "\"mlp_only_layers\":[],\"model_type\":\"qwen3_moe\",\"moe_intermediate_size\":768,\"norm_topk_"
+        "prob\":true,"
+        "\"num_attention_heads\":32,\"num_experts\":128,\"num_experts_per_tok\":8,\"num_hidden_layers\":48,"
+        "\"num_key_value_heads\":4,\"rms_norm_eps\":1e-06,\"rope_scaling\":null,\"rope_theta\":1000000.0,"
+        "\"sliding_window\":null,\"tie_word_embeddings\":false,\"torch_dtype\":\"bfloat16\","
+        "\"use_sliding_window\":false,\"vocab_size\":151936}";
+    temp_path path = temp_in(dir.text, "config.json");
+    wb_config c;
+    temp_write(path.text, text, sizeof text - 1);
+    assert_int_equal(wb_config_load(dir.text, &c), WB_OK);
+    assert_int_equal(c.router.n_experts, 128);
+    assert_true(c.rope_theta == 1e6);
+    assert_int_equal(c.head_dim, 128);
+
+    assert_true(expect_ok("qwen3_moe", "rope_parameters", NULL).rope_theta == 10000.0);
+    assert_true(expect_ok("qwen3_moe", "rope_parameters", "{\"rope_theta\":5e6}").rope_theta == 5e6);
+    assert_true(expect_ok("qwen3_moe", "rope_scaling", "{\"type\":\"default\"}").rope_theta == 10000.0);
+    assert_true(expect_ok("qwen3_moe", "rms_norm_eps", NULL).norm_eps == 1e-6f);
+    assert_true(expect_ok("olmoe", "rms_norm_eps", NULL).norm_eps == 1e-5f);
+    assert_int_equal(expect_ok("qwen3_moe", "head_dim", NULL).head_dim, 8);
+    assert_int_equal(expect_ok("qwen3_moe", "head_dim", "null").head_dim, 8);
+    assert_int_equal(expect_ok("qwen3_moe", "norm_topk_prob", NULL).router.type, WB_ROUTER_SOFTMAX);
+    assert_int_equal(expect_ok("olmoe", "norm_topk_prob", "true").router.type, WB_ROUTER_SOFTMAX_NORM);
+    assert_int_equal(expect_ok("qwen3_moe", "num_key_value_heads", NULL).n_kv_heads, 4);
+    assert_int_equal(expect_ok("olmoe", "num_key_value_heads", NULL).n_kv_heads, 4);
+    assert_int_equal(expect_ok("qwen3_moe", "max_position_embeddings", NULL).max_positions, 32768);
+    assert_int_equal(expect_ok("olmoe", "max_position_embeddings", NULL).max_positions, 4096);
+    assert_true(expect_ok("olmoe", "clip_qkv", "0.5").clip_qkv == 0.5f);
+    assert_true(expect_ok("olmoe", "clip_qkv", "8").clip_qkv == 8.0f);
+    assert_true(expect_ok("qwen3_moe", "tie_word_embeddings", "true").tie_word_embeddings);
+    assert_true(expect_ok("olmoe", "attention_bias", "true").attention_bias);
+    assert_int_equal(expect_ok("qwen3_moe", "num_experts", "16").router.n_experts, 16);
+    expect_ok("qwen3_moe", "sliding_window", "4096"); /* not used unless use_sliding_window */
+    expect_ok("qwen3_moe", "unknown_key", "[1,2]");
+    expect_ok("qwen3_moe", "layer_types", "[\"full_attention\"]");
+}
+
+static void test_dense_layers(void **state) {
+    (void)state;
+    wb_config c = expect_ok("qwen3_moe", "mlp_only_layers", "[1]");
+    assert_int_equal(c.moe_layer_mask[0], 5);
+    c = expect_ok("qwen3_moe", "decoder_sparse_step", "2");
+    assert_int_equal(c.moe_layer_mask[0], 2);
+    c = expect_ok("qwen3_moe", "num_hidden_layers", "1024");
+    for (size_t i = 0; i < 16; i++) assert_true(c.moe_layer_mask[i] == UINT64_MAX);
+}
+
+/* ---- bad values ------------------------------------------------------------------------------------ */
+
+static void test_bad_values_are_refused(void **state) {
+    (void)state;
+    static const struct {
+        const char *key, *value;
+        wb_status status;
+        const char *part;
+    } bad[] = {
+        {"model_type", NULL, WB_CORRUPT, "model_type: expected a string, found none"},
+        {"model_type", "3", WB_CORRUPT, "model_type: expected a string, found 3"},
+        {"model_type", "\"llama\"", WB_UNSUPPORTED, "supported is qwen3_moe and olmoe, found \"llama\""},
+        {"hidden_size", NULL, WB_CORRUPT, "hidden_size: expected an integer, found none"},
+        {"hidden_size", "\"32\"", WB_CORRUPT, "hidden_size: expected an integer, found \"32\""},
+        {"hidden_size", "32.0", WB_CORRUPT, "hidden_size: expected an integer, found 32.0"},
+        {"hidden_size", "0", WB_INVALID_ARGUMENT, "hidden_size: expected 1..2147483647, found 0"},
+        {"hidden_size", "-1", WB_INVALID_ARGUMENT, "hidden_size: expected 0..2147483647, found -1"},
+        {"hidden_size", "2147483648", WB_INVALID_ARGUMENT, "hidden_size"},
+        {"hidden_size", "9223372036854775807", WB_INVALID_ARGUMENT, "hidden_size"},
+        {"num_hidden_layers", "0", WB_INVALID_ARGUMENT, "num_hidden_layers: expected 1..1024, found 0"},
+        {"num_hidden_layers", "1025", WB_INVALID_ARGUMENT, "num_hidden_layers: expected 1..1024, found 1025"},
+        {"num_hidden_layers", "true", WB_CORRUPT, "num_hidden_layers"},
+        {"num_attention_heads", "0", WB_INVALID_ARGUMENT, "num_attention_heads"},
+        {"num_attention_heads", "3", WB_INVALID_ARGUMENT, "multiple of num_key_value_heads 2, found 3"},
+        {"num_key_value_heads", "0", WB_INVALID_ARGUMENT, "num_key_value_heads"},
+        {"num_key_value_heads", "8", WB_INVALID_ARGUMENT, "num_key_value_heads: expected 1..4, found 8"},
+        {"head_dim", "15", WB_INVALID_ARGUMENT, "head_dim: expected an even number, found 15"},
+        {"head_dim", "0", WB_INVALID_ARGUMENT, "head_dim"},
+        {"head_dim", "1000000000", WB_INVALID_ARGUMENT, "head_dim"},
+        {"moe_intermediate_size", NULL, WB_CORRUPT, "moe_intermediate_size: expected an integer, found none"},
+        {"moe_intermediate_size", "0", WB_INVALID_ARGUMENT, "moe_intermediate_size"},
+        {"vocab_size", "0", WB_INVALID_ARGUMENT, "vocab_size"},
+        {"vocab_size", "[]", WB_CORRUPT, "vocab_size: expected an integer, found []"},
+        {"max_position_embeddings", "0", WB_INVALID_ARGUMENT, "max_position_embeddings"},
+        {"num_local_experts", NULL, WB_CORRUPT, "num_experts: expected an integer, found none"},
+        {"num_local_experts", "0", WB_INVALID_ARGUMENT, "num_experts: expected 1..65536, found 0"},
+        {"num_local_experts", "65537", WB_INVALID_ARGUMENT, "num_experts: expected 1..65536, found 65537"},
+        {"num_local_experts", "3", WB_INVALID_ARGUMENT, "num_experts_per_tok: expected 1..3, found 4"},
+        {"num_experts", "17", WB_INVALID_ARGUMENT, "num_experts: expected num_local_experts 16, found 17"},
+        {"num_experts_per_tok", NULL, WB_CORRUPT, "num_experts_per_tok"},
+        {"num_experts_per_tok", "0", WB_INVALID_ARGUMENT, "num_experts_per_tok: expected 1..16, found 0"},
+        {"num_experts_per_tok", "17", WB_INVALID_ARGUMENT, "num_experts_per_tok: expected 1..16, found 17"},
+        {"norm_topk_prob", "1", WB_CORRUPT, "norm_topk_prob: expected true or false, found 1"},
+        {"tie_word_embeddings", "\"no\"", WB_CORRUPT, "tie_word_embeddings"},
+        {"attention_bias", "0", WB_CORRUPT, "attention_bias"},
+        {"rms_norm_eps", "0", WB_INVALID_ARGUMENT, "rms_norm_eps: expected a number above 0, found 0"},
+        {"rms_norm_eps", "-1e-6", WB_INVALID_ARGUMENT, "rms_norm_eps"},
+        {"rms_norm_eps", "1e-60", WB_INVALID_ARGUMENT, "rms_norm_eps"},
+        {"rms_norm_eps", "1e60", WB_INVALID_ARGUMENT, "rms_norm_eps"},
+        {"rms_norm_eps", "\"1e-6\"", WB_CORRUPT, "rms_norm_eps: expected a number"},
+        {"rope_parameters", "{\"rope_theta\":0}", WB_INVALID_ARGUMENT, "rope_theta"},
+        {"rope_parameters", "{\"rope_theta\":\"x\"}", WB_CORRUPT, "rope_parameters: rope_theta"},
+        {"rope_parameters", "3", WB_CORRUPT, "rope_parameters: expected an object"},
+        {"rope_parameters", "{\"rope_type\":\"yarn\",\"factor\":4}", WB_UNSUPPORTED,
+         "rope_parameters: rope_type"},
+        {"rope_parameters", "{\"partial_rotary_factor\":0.5}", WB_UNSUPPORTED, "partial_rotary_factor"},
+        {"rope_scaling", "{\"type\":\"linear\",\"factor\":2}", WB_UNSUPPORTED, "rope_scaling: type"},
+        {"rope_scaling", "{\"rope_type\":\"yarn\"}", WB_UNSUPPORTED, "found \"yarn\""},
+        {"use_sliding_window", "true", WB_UNSUPPORTED, "use_sliding_window: supported is false, found true"},
+        {"layer_types", "[\"full_attention\",\"sliding_attention\"]", WB_UNSUPPORTED, "sliding_attention"},
+        {"hidden_act", "\"gelu\"", WB_UNSUPPORTED, "hidden_act: supported is \"silu\", found \"gelu\""},
+        {"quantization_config", "{\"quant_method\":\"fp8\"}", WB_UNSUPPORTED, "quantization_config"},
+        {"mlp_only_layers", "[0,1,2]", WB_INVALID_ARGUMENT, "moe layers: expected at least one"},
+        {"mlp_only_layers", "[3]", WB_INVALID_ARGUMENT, "mlp_only_layers: expected 0..2, found 3"},
+        {"mlp_only_layers", "[\"0\"]", WB_CORRUPT, "mlp_only_layers"},
+        {"mlp_only_layers", "1", WB_CORRUPT, "mlp_only_layers: expected a list"},
+        {"decoder_sparse_step", "0", WB_INVALID_ARGUMENT, "decoder_sparse_step: expected 1"},
+        {"decoder_sparse_step", "4", WB_INVALID_ARGUMENT, "moe layers: expected at least one"},
+    };
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++)
+        expect_refused("qwen3_moe", bad[i].key, bad[i].value, bad[i].status, bad[i].part);
+    expect_refused("olmoe", "clip_qkv", "0", WB_INVALID_ARGUMENT, "clip_qkv: expected a number above 0");
+    expect_refused("olmoe", "clip_qkv", "\"1\"", WB_CORRUPT, "clip_qkv");
+    expect_refused("olmoe", "intermediate_size", NULL, WB_CORRUPT, "intermediate_size");
+    expect_refused("olmoe", "hidden_size", "30", WB_INVALID_ARGUMENT, "multiple of num_attention_heads 4");
+}
+
+/* More than 64 slots a token are refused although there are experts enough. */
+static void test_top_k_above_64_is_refused(void **state) {
+    (void)state;
+    wb_config c = expect_ok("qwen3_moe", "num_local_experts", "128");
+    c.router.top_k = 64;
+    assert_int_equal(wb_config_check(&c), WB_OK);
+    c.router.top_k = 65;
+    assert_int_equal(wb_config_check(&c), WB_INVALID_ARGUMENT);
+    assert_message_has("num_experts_per_tok: expected 1..64, found 65");
+}
+
+static void test_sizes_that_overflow_together_are_refused(void **state) {
+    (void)state;
+    wb_config c = expect_ok("qwen3_moe", NULL, NULL);
+    c.hidden_size = 1 << 28;
+    c.expert_width = 1 << 28;
+    assert_int_equal(wb_config_check(&c), WB_INVALID_ARGUMENT);
+    assert_message_has("sizes: expected fewer than 2^60 elements");
+}
+
+static void test_config_check_of_a_struct(void **state) {
+    (void)state;
+    wb_config good = expect_ok("olmoe", NULL, NULL), c = good;
+    assert_int_equal(wb_config_check(&good), WB_OK);
+    c.family = (wb_family)9;
+    assert_int_equal(wb_config_check(&c), WB_INVALID_ARGUMENT);
+    c = good;
+    c.qk_norm = WB_QK_NORM_PER_HEAD;
+    assert_int_equal(wb_config_check(&c), WB_INVALID_ARGUMENT);
+    c = good;
+    c.router.type = WB_ROUTER_SIGMOID;
+    assert_int_equal(wb_config_check(&c), WB_UNSUPPORTED);
+    c = good;
+    c.router.scale = 2;
+    assert_int_equal(wb_config_check(&c), WB_UNSUPPORTED);
+    c = good;
+    c.router.n_group = 2;
+    assert_int_equal(wb_config_check(&c), WB_UNSUPPORTED);
+    c = good;
+    c.moe_layer_mask[0] = 3; /* a dense layer in olmoe */
+    assert_int_equal(wb_config_check(&c), WB_INVALID_ARGUMENT);
+    c = good;
+    c.moe_layer_mask[1] = 1; /* layer 64 of 3 */
+    assert_int_equal(wb_config_check(&c), WB_INVALID_ARGUMENT);
+    c = good;
+    c.norm_eps = (float)strtod("nan", NULL);
+    assert_int_equal(wb_config_check(&c), WB_INVALID_ARGUMENT);
+    c = good;
+    c.head_dim = 16; /* 4 heads, hidden 32 */
+    assert_int_equal(wb_config_check(&c), WB_INVALID_ARGUMENT);
+    assert_message_has("head_dim: expected hidden_size 32 / num_attention_heads 4 for olmoe, found 16");
+    c = expect_ok("qwen3_moe", NULL, NULL);
+    c.clip_qkv = 1;
+    assert_int_equal(wb_config_check(&c), WB_INVALID_ARGUMENT);
+}
+
+static void test_files_that_are_no_config(void **state) {
+    (void)state;
+    wb_config c;
+    temp_path sub = temp_in(dir.text, "sub"), path = temp_in(sub.text, "config.json");
+    assert_int_equal(wb_config_load("/nonexistent", &c), WB_NOT_FOUND);
+    assert_message_has("/nonexistent/config.json");
+    assert_int_equal(mkdir(sub.text, 0777), 0);
+    assert_int_equal(mkdir(path.text, 0777), 0);
+    assert_int_equal(wb_config_load(sub.text, &c), WB_IO);
+    assert_int_equal(rmdir(path.text), 0);
+    static const char *const bad[] = {
+        "", "{", "[1]", "{\"a\":1,\"a\":2}", "{\"model_type\":\"qwen3_moe\"} x", "\xff"};
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+        temp_write(path.text, bad[i], strlen(bad[i]));
+        assert_int_equal(wb_config_load(sub.text, &c), WB_CORRUPT);
+        assert_message_has("sub/config.json");
+    }
+}
+
+/* ---- writing --------------------------------------------------------------------------------------- */
+
+static void expect_same(const wb_config *a, const wb_config *b) {
+    assert_int_equal(a->family, b->family);
+    assert_int_equal(a->hidden_size, b->hidden_size);
+    assert_int_equal(a->n_layers, b->n_layers);
+    assert_int_equal(a->n_heads, b->n_heads);
+    assert_int_equal(a->n_kv_heads, b->n_kv_heads);
+    assert_int_equal(a->head_dim, b->head_dim);
+    assert_int_equal(a->expert_width, b->expert_width);
+    assert_int_equal(a->dense_width, b->dense_width);
+    assert_int_equal(a->vocab_size, b->vocab_size);
+    assert_int_equal(a->max_positions, b->max_positions);
+    assert_true(a->norm_eps == b->norm_eps);
+    assert_true(a->rope_theta == b->rope_theta);
+    assert_int_equal(a->tie_word_embeddings, b->tie_word_embeddings);
+    assert_int_equal(a->attention_bias, b->attention_bias);
+    assert_int_equal(a->qk_norm, b->qk_norm);
+    assert_true(a->clip_qkv == b->clip_qkv);
+    assert_int_equal(a->router.type, b->router.type);
+    assert_int_equal(a->router.n_experts, b->router.n_experts);
+    assert_int_equal(a->router.top_k, b->router.top_k);
+    assert_memory_equal(a->moe_layer_mask, b->moe_layer_mask, sizeof a->moe_layer_mask);
+}
+
+static void expect_generated_reads_back(const wb_config *c) {
+    char *text = NULL;
+    wb_config found;
+    temp_path path = temp_in(dir.text, "config.json");
+    assert_int_equal(wb_config_text(c, NULL, WB_BF16, &text), WB_OK);
+    temp_write(path.text, text, strlen(text));
+    assert_non_null(strstr(text, "\"torch_dtype\": \"bfloat16\""));
+    free(text);
+    if (wb_config_load(dir.text, &found) != WB_OK) fail_msg("%s", wb_error_message());
+    expect_same(c, &found);
+}
+
+static void test_generated_config_reads_back(void **state) {
+    (void)state;
+    wb_config c = expect_ok("qwen3_moe", "mlp_only_layers", "[0,2]");
+    expect_generated_reads_back(&c);
+    c.norm_eps = 1.2345678e-5f;
+    c.rope_theta = 1234567.891;
+    c.tie_word_embeddings = c.attention_bias = true;
+    expect_generated_reads_back(&c);
+    c = expect_ok("olmoe", "clip_qkv", "0.1");
+    expect_generated_reads_back(&c);
+    c.clip_qkv = 0;
+    c.router.type = WB_ROUTER_SOFTMAX_NORM;
+    expect_generated_reads_back(&c);
+}
+
+static void test_source_text_is_kept_but_for_the_dtype(void **state) {
+    (void)state;
+    wb_config c = expect_ok("qwen3_moe", NULL, NULL);
+    temp_path path = temp_in(WB_TEST_DATA, "qwen3_moe/config.json");
+    char *source = temp_read(path.text, NULL), *text = NULL;
+    assert_int_equal(wb_config_text(&c, source, WB_F32, &text), WB_OK);
+    assert_string_equal(text, source);
+    free(text);
+    assert_int_equal(wb_config_text(&c, source, WB_BF16, &text), WB_OK);
+    json_t *before = json_loads(source, 0, NULL), *after = json_loads(text, 0, NULL);
+    assert_string_equal(json_string_value(json_object_get(after, "dtype")), "bfloat16");
+    json_object_set_new(after, "dtype", json_string("float32"));
+    assert_true(json_equal(before, after));
+    json_decref(before);
+    json_decref(after);
+    free(text);
+    free(source);
+    assert_int_equal(wb_config_text(&c, "{\"torch_dtype\":\"float16\"}", WB_BF16, &text), WB_OK);
+    assert_string_equal(text, "{\n  \"torch_dtype\": \"bfloat16\"\n}\n");
+    free(text);
+    assert_int_equal(wb_config_text(&c, "{}", WB_F32, &text), WB_OK);
+    assert_string_equal(text, "{\n  \"torch_dtype\": \"float32\"\n}\n");
+    free(text);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_golden_qwen3_moe),
+        cmocka_unit_test(test_golden_olmoe),
+        cmocka_unit_test(test_released_spelling_and_defaults),
+        cmocka_unit_test(test_dense_layers),
+        cmocka_unit_test(test_bad_values_are_refused),
+        cmocka_unit_test(test_top_k_above_64_is_refused),
+        cmocka_unit_test(test_sizes_that_overflow_together_are_refused),
+        cmocka_unit_test(test_config_check_of_a_struct),
+        cmocka_unit_test(test_files_that_are_no_config),
+        cmocka_unit_test(test_generated_config_reads_back),
+        cmocka_unit_test(test_source_text_is_kept_but_for_the_dtype),
+    };
+    return cmocka_run_group_tests(tests, setup, teardown);
+}

@@ -1,0 +1,119 @@
+/* test_alloc_fail_engine.c - every allocation of an engine's life is made to fail in turn: the call says so, nothing leaks, the
+ * engine goes on afterwards; and a step in steady state makes none. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+
+#include <cmocka.h>
+
+#include "engine_fixture.h"
+#include "support/alloc_fail.h"
+
+/* Open, two requests with a change of weights between, all steps, poll, close. `next` may be NULL: no change. */
+static wb_status life(wb_model *model, const wb_model *next) {
+    const wb_engine_options options = {12, 4, 8, 4};
+    ask asks[2] = {ask_fixed("a", 9, 6), ask_fixed("b", 3, 12)};
+    wb_engine *engine = NULL;
+    wb_status status = wb_engine_open(model, &options, &engine);
+    if (status != WB_OK) return status;
+    for (int i = 0; i < 2 && status == WB_OK; i++) status = wb_engine_submit(engine, ask_request(&asks[i]));
+    bool busy = true;
+    for (uint64_t version = 1; busy && status == WB_OK; version++) {
+        status = wb_engine_step(engine, &busy);
+        if (next != NULL && status == WB_OK) status = wb_engine_set_weights(engine, next, version);
+    }
+    for (wb_completion *c = wb_engine_poll(engine); c != NULL; c = wb_engine_poll(engine))
+        wb_completion_free(c);
+    wb_engine_close(engine);
+    return status;
+}
+
+static void test_the_nth_allocation_fails(void **state) {
+    (void)state;
+    const wb_config config = tiny_config(WB_FAMILY_QWEN3_MOE, 6, 2, 2, 0);
+    rig r = rig_open(&config, 1, 1, NULL), next = rig_open(&config, 2, 1, NULL);
+    assert_int_equal(WB_OK, life(r.model, next.model)); /* what the device keeps is allocated now */
+    long n = 0;
+    for (bool failed = true; failed; n++) {
+        long live = 0;
+        alloc_fail_arm(n, false);
+        const wb_status status = life(r.model, next.model);
+        failed = alloc_fail_disarm(&live);
+        if (live != 0) fail_msg("allocation %ld failed: %ld blocks are not freed", n, live);
+        assert_int_equal(failed ? WB_OUT_OF_MEMORY : WB_OK, status);
+    }
+    assert_true(n > 20);
+    rig_close(&next);
+    rig_close(&r);
+}
+
+/* A step that had no memory for a span changes nothing: the next one feeds the same tokens. */
+static void test_a_failed_step_is_repeated(void **state) {
+    (void)state;
+    const wb_config config = tiny_config(WB_FAMILY_OLMOE, 6, 2, 2, 0);
+    rig r = rig_open(&config, 1, 1, NULL);
+    ask a = ask_fixed("again", 5, 9);
+    wb_completion *alone = run_alone(r.model, &a);
+    wb_engine *engine = engine_of(r.model, 12, 4, 8, 4);
+    bool busy = true;
+    must(wb_engine_submit(engine, ask_request(&a)), "submit");
+    for (int i = 0; i < 4; i++) must(wb_engine_step(engine, &busy), "step");
+    must(wb_engine_set_weights(engine, r.model, 1),
+         "weights"); /* the same weights by another name: a second span */
+    long live;
+    alloc_fail_arm(0, false);
+    const wb_status status = wb_engine_step(engine, &busy);
+    assert_true(alloc_fail_disarm(&live));
+    assert_int_equal(WB_OUT_OF_MEMORY, status);
+    run_dry(engine, 100);
+    wb_completion *c = wb_engine_poll(engine);
+    assert_int_equal(2, c->record.n_spans);
+    assert_int_equal(14, c->record.n_tokens);
+    assert_memory_equal(alone->record.tokens, c->record.tokens, 14 * sizeof(uint32_t));
+    assert_memory_equal(alone->record.logprobs, c->record.logprobs, 9 * sizeof(float));
+    wb_completion_free(c);
+    wb_completion_free(alone);
+    wb_engine_close(engine);
+    rig_close(&r);
+}
+
+static void test_steady_state_allocates_nothing(void **state) {
+    (void)state;
+    const wb_config config = tiny_config(WB_FAMILY_QWEN3_MOE, 6, 2, 2, 0);
+    rig r = rig_open(&config, 1, 1, NULL);
+    wb_engine *engine = engine_of(r.model, 32, 4, 16, 4);
+    ask crowd[3];
+    bool busy = true;
+    for (uint32_t i = 0; i < 3; i++) { /* the same lengths first, to grow the model's workspace */
+        char rid[8];
+        snprintf(rid, sizeof rid, "w%u", i);
+        crowd[i] = ask_fixed(rid, 9, 15);
+        must(wb_engine_submit(engine, ask_request(&crowd[i])), "submit");
+    }
+    run_dry(engine, 100);
+    for (uint32_t i = 0; i < 3; i++) wb_completion_free(wb_engine_poll(engine));
+    for (uint32_t i = 0; i < 3; i++) must(wb_engine_submit(engine, ask_request(&crowd[i])), "submit");
+    long live;
+    alloc_fail_arm(0, true);
+    wb_status status = WB_OK;
+    while (busy && status == WB_OK) status = wb_engine_step(engine, &busy);
+    assert_false(alloc_fail_disarm(&live));
+    assert_int_equal(WB_OK, status);
+    assert_int_equal(0, live);
+    assert_int_equal(2 * 3 * 14, wb_engine_get_stats(engine).decode_tokens);
+    wb_engine_close(engine);
+    rig_close(&r);
+}
+
+int main(void) {
+    if (!ALLOC_FAIL_WORKS) {
+        printf("skipped: the sanitizer has its own allocator\n");
+        return 77;
+    }
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_the_nth_allocation_fails),
+        cmocka_unit_test(test_a_failed_step_is_repeated),
+        cmocka_unit_test(test_steady_state_allocates_nothing),
+    };
+    return cmocka_run_group_tests_name("alloc_fail_engine", tests, NULL, NULL);
+}

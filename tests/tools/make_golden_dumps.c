@@ -1,0 +1,365 @@
+/* make_golden_dumps.c - writes the golden dumps: files version 1 must decode for ever, and files it must refuse.
+ * Not part of the tests: the files are committed, and test_dump.c and test_dump_bad.c say what must come of
+ * them. Built with the tests' flags and run once:
+ *
+ *   make_golden_dumps tests/golden/dump
+ *
+ * A bad file is a good one with one thing wrong, its checksums right, so that the check meant is the one met. */
+#include "codec.h"
+#include "dump_layout.h"
+#include "dump_pack.h"
+#include "formats/dump_fixture.h"
+#include "wb_hash.h"
+
+#include <fcntl.h>
+
+static void require(wb_status status) {
+    if (status == WB_OK) return;
+    fprintf(stderr, "make_golden_dumps: %s\n", wb_error_message());
+    exit(1);
+}
+
+/* ---- good --------------------------------------------------------------------------------------- */
+
+/* The records of golden() in test_dump.c. */
+static void good(const char *path, uint32_t L, uint32_t E, uint32_t K, uint64_t seed, uint32_t n_tokens,
+                 bool valid, const wb_dump_options *options) {
+    fixture_model f;
+    fixture_model_init(&f, L, E, K);
+    fixture_rng rng = {seed};
+    fixture_record records[3];
+    wb_dump_writer *w = NULL;
+    require(wb_dump_create(path, &f.model, options, &w));
+    for (uint32_t i = 0; i < 3; i++) {
+        char rid[32];
+        snprintf(rid, sizeof rid, "golden-%u", i);
+        fixture_record_init(&records[i], &f.model, &rng, rid, 5, n_tokens + i, i, 1 + i % 2, valid);
+        records[i].record.group = 1;
+        if (i > 0 && !valid) memcpy(records[i].ids, records[0].ids, 5 * wb_route_row_bytes(&f.model));
+        require(wb_dump_append(w, &records[i].record));
+    }
+    size_t size = 0;
+    uint8_t *bytes = fixture_read_file(path, &size);
+    require(wb_dump_finish(w));
+    if (strstr(path, "no_index")) fixture_write_file(path, bytes, size);
+    free(bytes);
+    for (uint32_t i = 0; i < 3; i++) fixture_record_free(&records[i]);
+}
+
+/* ---- bad ---------------------------------------------------------------------------------------- */
+
+enum { L = 2, TOKENS = 6, ROWS = 5, BIG = 1 << 20 };
+
+/* What is wrong. Zero everywhere is a good file of two records, "a" and "b", of 6 tokens and 5 rows. */
+typedef struct fault {
+    const char *name;
+    /* header */
+    const char *format, *dtype;
+    uint32_t version, E, K, layer_1;
+    bool header_damaged;
+    /* record "b" */
+    const char *rid, *finish, *codec, *prefix_rid, *drop_key, *twice_key;
+    uint32_t prompt_len, logprobs, prefix_rows, start, rows, data_bytes, valid_bytes, run_2_start,
+        span_2_start;
+    uint8_t id_0, id_1; /* of the first layer of the first row, in place of 1 and 2 */
+    bool ids_set, rows_damaged, record_damaged, base_has_prefix, base_invalid, spans_twice;
+    const char *data;   /* instead of ids, data_bytes of it */
+    uint32_t zstd_rows; /* instead of ids, so many rows of them compressed */
+    /* index */
+    int index_shift;
+    const char *index_rid;
+    bool index_short, index_damaged, trailer_damaged, no_index;
+    /* a whole object between the records and the index, or where the header should be */
+    const char *extra, *instead;
+    size_t extra_size;
+} fault;
+
+static const char *or_text(const char *text, const char *normal) {
+    return text ? text : normal;
+}
+
+static void header(wb_pack *p, const fault *x) {
+    uint32_t E = x->E ? x->E : 8;
+    wb_pack_map(p, 7);
+    wb_pack_text(p, "format");
+    wb_pack_text(p, or_text(x->format, WB_DUMP_FORMAT));
+    wb_pack_text(p, "version");
+    wb_pack_uint(p, x->version ? x->version : 1);
+    wb_pack_text(p, "model");
+    wb_pack_map(p, 7);
+    wb_pack_text(p, "name");
+    wb_pack_text(p, "test_moe");
+    wb_pack_text(p, "fingerprint");
+    wb_pack_text(p, "0123456789abcdef0123456789abcdef");
+    wb_pack_text(p, "num_hidden_layers");
+    wb_pack_uint(p, 3);
+    wb_pack_text(p, "moe_layers");
+    wb_pack_array(p, L);
+    wb_pack_uint(p, 1);
+    wb_pack_uint(p, x->layer_1 ? x->layer_1 : 2);
+    wb_pack_text(p, "num_experts");
+    wb_pack_uint(p, E);
+    wb_pack_text(p, "top_k");
+    wb_pack_uint(p, x->K ? x->K : 2);
+    wb_pack_text(p, "router");
+    wb_pack_text(p, "softmax_norm");
+    wb_pack_text(p, "dtype");
+    wb_pack_text(p, or_text(x->dtype, E <= 256 ? "u8" : "u16"));
+    wb_pack_text(p, "created");
+    wb_pack_uint(p, 1700000000);
+    wb_pack_text(p, "producer");
+    wb_pack_text(p, "make_golden_dumps");
+    require(wb_pack_seal(p));
+}
+
+static uint8_t zeros[BIG];
+static uint8_t ids[BIG];
+
+static void run(wb_pack *p, const fault *x, uint32_t start, const uint8_t *data, size_t size) {
+    uint32_t rows = x->rows ? x->rows : ROWS - start;
+    wb_pack_map(p, x->valid_bytes ? 6 : 5);
+    wb_pack_text(p, "start");
+    wb_pack_uint(p, start);
+    wb_pack_text(p, "rows");
+    wb_pack_uint(p, rows);
+    wb_pack_text(p, "codec");
+    wb_pack_text(p, or_text(x->codec, "raw"));
+    if (x->valid_bytes) {
+        wb_pack_text(p, "valid");
+        wb_pack_bin(p, zeros, x->valid_bytes, true);
+    }
+    wb_pack_text(p, "xxh3");
+    wb_pack_uint64(p, wb_hash64(data, size) + x->rows_damaged);
+    wb_pack_text(p, "data");
+    wb_pack_bin(p, data, size, false);
+}
+
+static void routes(wb_pack *p, const fault *x, uint32_t start) {
+    size_t size = x->data_bytes ? x->data_bytes : (ROWS - start) * 4u;
+    const uint8_t *data = x->data ? (const uint8_t *)x->data : ids;
+    for (size_t i = 0; i < BIG; i++) ids[i] = (uint8_t)(1 + i % 2);
+    if (x->ids_set) {
+        ids[0] = x->id_0;
+        ids[1] = x->id_1;
+    }
+    static uint8_t frame[256];
+    if (x->zstd_rows) {
+        require(wb_zstd_encode(ids, x->zstd_rows * 4u, 3, frame, sizeof frame, &size));
+        data = frame;
+    }
+    wb_pack_text(p, "routes");
+    if (x->run_2_start) wb_pack_array(p, 2);
+    run(p, x, start, data, size);
+    if (x->run_2_start) run(p, x, x->run_2_start, data, (ROWS - x->run_2_start) * 4u);
+}
+
+static bool dropped(const fault *x, const char *key) {
+    return x->drop_key && strcmp(x->drop_key, key) == 0;
+}
+
+static void key_uint(wb_pack *p, const fault *x, const char *key, uint64_t value) {
+    if (dropped(x, key)) return;
+    wb_pack_text(p, key);
+    wb_pack_uint(p, value);
+}
+
+static void spans(wb_pack *p, const fault *x) {
+    wb_pack_text(p, "spans");
+    wb_pack_array(p, 2);
+    for (uint32_t i = 0; i < 2; i++) {
+        wb_pack_array(p, 3);
+        wb_pack_uint(p, i == 0 ? 0 : x->span_2_start ? x->span_2_start : 3);
+        wb_pack_uint(p, i == 0 ? 3 : TOKENS);
+        wb_pack_uint(p, 7);
+    }
+}
+
+static void record(wb_pack *p, const fault *x, const char *rid) {
+    uint32_t prompt = x->prompt_len ? x->prompt_len : 2;
+    wb_pack_map(p, 10u - (x->drop_key ? 1 : 0) + (x->twice_key ? 1 : 0) + (x->prefix_rid ? 1 : 0) +
+                       x->spans_twice);
+    if (!dropped(x, "rid")) {
+        wb_pack_text(p, "rid");
+        wb_pack_text(p, or_text(x->rid, rid));
+    }
+    if (x->twice_key) key_uint(p, x, x->twice_key, 1);
+    key_uint(p, x, "group", 0);
+    key_uint(p, x, "sample", 0);
+    key_uint(p, x, "prompt_len", prompt);
+    if (!dropped(x, "tokens")) {
+        wb_pack_text(p, "tokens");
+        wb_pack_bin(p, zeros, TOKENS * 4, true);
+    }
+    wb_pack_text(p, "logprobs");
+    wb_pack_bin(p, zeros, (x->logprobs ? x->logprobs : TOKENS - 2) * 4, true);
+    if (!dropped(x, "finish")) {
+        wb_pack_text(p, "finish");
+        wb_pack_text(p, or_text(x->finish, "stop"));
+    }
+    for (int times = 0; times <= x->spans_twice; times++) spans(p, x);
+    if (x->prefix_rid) {
+        wb_pack_text(p, "prefix");
+        wb_pack_map(p, 2);
+        wb_pack_text(p, "rid");
+        wb_pack_text(p, x->prefix_rid);
+        wb_pack_text(p, "rows");
+        wb_pack_uint(p, x->prefix_rows);
+    }
+    routes(p, x, x->start);
+    if (dropped(x, "xxh3")) return;
+    require(wb_pack_seal(p));
+}
+
+static void put(wb_pack *p, int fd, uint64_t *end, const char *path, bool damaged) {
+    if (damaged) p->text[p->text_size - 1] ^= 1; /* the last byte of the checksum */
+    require(wb_pack_write(p, fd, *end, path));
+    *end += wb_pack_size(p);
+    wb_pack_reset(p);
+}
+
+static void put_index(wb_pack *p, const fault *x, const uint64_t offsets[3], uint64_t at) {
+    wb_pack_map(p, 2);
+    wb_pack_text(p, "index");
+    wb_pack_map(p, x->index_short ? 1 : x->base_has_prefix ? 3 : 2);
+    wb_pack_text(p, "a");
+    wb_pack_uint(p, offsets[0]);
+    if (x->base_has_prefix) {
+        wb_pack_text(p, "c");
+        wb_pack_uint(p, offsets[2]);
+    }
+    if (!x->index_short) {
+        wb_pack_text(p, or_text(x->index_rid, or_text(x->rid, "b")));
+        wb_pack_uint(p, offsets[1] + (uint64_t)(int64_t)x->index_shift);
+    }
+    require(wb_pack_seal(p));
+    uint8_t trailer[WB_TRAILER_BYTES];
+    wb_trailer_fill(trailer, at);
+    if (x->index_damaged) p->text[p->text_size - 1] ^= 1;
+    if (x->trailer_damaged) trailer[20] ^= 1;
+    wb_pack_bytes(p, trailer, sizeof trailer);
+}
+
+static void bad(const char *directory, const fault *x) {
+    char path[512];
+    snprintf(path, sizeof path, "%s/%s.wbr", directory, x->name);
+    int fd = open(path, O_RDWR | O_CREAT | O_EXCL, 0666);
+    if (fd < 0) {
+        perror(path);
+        exit(1);
+    }
+    wb_pack p;
+    wb_pack_init(&p);
+    uint64_t end = 0, offsets[3] = {0};
+    fault good_record = {.start = 0};
+    fault base = {.valid_bytes = x->base_invalid ? 1 : 0};
+    fault middle = {.prefix_rid = "a", .prefix_rows = 2, .start = 2};
+    if (x->instead)
+        wb_pack_bytes(&p, x->instead, x->extra_size);
+    else
+        header(&p, x);
+    put(&p, fd, &end, path, x->header_damaged);
+    offsets[0] = end;
+    if (!x->instead) record(&p, x->base_invalid ? &base : &good_record, "a");
+    put(&p, fd, &end, path, false);
+    offsets[2] = end;
+    if (x->base_has_prefix) record(&p, &middle, "c");
+    put(&p, fd, &end, path, false);
+    offsets[1] = end;
+    if (!x->instead) record(&p, x, "b");
+    put(&p, fd, &end, path, x->record_damaged);
+    if (x->extra) wb_pack_bytes(&p, x->extra, x->extra_size);
+    put(&p, fd, &end, path, false);
+    if (!x->instead && !x->no_index) put_index(&p, x, offsets, end);
+    put(&p, fd, &end, path, false);
+    wb_pack_free(&p);
+    close(fd);
+}
+
+/* 17 arrays, one in another. */
+#define DEEP "\x91\x91\x91\x91\x91\x91\x91\x91\x91\x91\x91\x91\x91\x91\x91\x91\x91\xc0"
+
+static const fault faults[] = {
+    {.name = "bad_empty_file", .instead = "", .extra_size = 0},
+    {.name = "bad_not_a_dump", .instead = "hello, this is text", .extra_size = 19},
+    {.name = "bad_not_msgpack", .instead = "\xc1", .extra_size = 1},
+    {.name = "bad_header_array32_count", .instead = "\xdd\xff\xff\xff\xff\x01", .extra_size = 6},
+    {.name = "bad_header_map32_count", .instead = "\xdf\xff\xff\xff\xff\x01", .extra_size = 6},
+    {.name = "bad_header_bin32_count", .instead = "\xc6\xff\xff\xff\xff\x01", .extra_size = 6},
+    {.name = "bad_header_str32_count", .instead = "\xdb\xff\xff\xff\xff\x01", .extra_size = 6},
+    {.name = "bad_header_deep", .instead = DEEP, .extra_size = 18},
+    {.name = "bad_format", .format = "waybill.rotues"},
+    {.name = "bad_version_2", .version = 2},
+    {.name = "bad_dtype_u16_for_8_experts", .dtype = "u16"},
+    {.name = "bad_dtype_unknown", .dtype = "u7"},
+    {.name = "bad_experts_65537", .E = 65537},
+    {.name = "bad_top_k_over_experts", .K = 9},
+    {.name = "bad_layers_not_ascending", .layer_1 = 1},
+    {.name = "bad_layer_beyond_model", .layer_1 = 3},
+    {.name = "bad_header_checksum", .header_damaged = true},
+    {.name = "bad_record_checksum", .record_damaged = true},
+    {.name = "bad_rows_checksum", .rows_damaged = true},
+    {.name = "bad_no_checksum", .drop_key = "xxh3"},
+    {.name = "bad_key_missing", .drop_key = "sample"},
+    {.name = "bad_key_twice", .twice_key = "group"},
+    {.name = "bad_spans_twice", .spans_twice = true},
+    {.name = "bad_rid_twice", .rid = "a"},
+    {.name = "bad_rid_empty", .rid = ""},
+    {.name = "bad_rid_not_utf8", .rid = "\xff"},
+    {.name = "bad_finish", .finish = "bored"},
+    {.name = "bad_prompt_beyond_tokens", .prompt_len = 7},
+    {.name = "bad_logprobs_length", .logprobs = 5},
+    {.name = "bad_spans_overlap", .span_2_start = 2},
+    {.name = "bad_codec_packed", .codec = "packed"},
+    {.name = "bad_rows_beyond_tokens", .rows = 6, .data_bytes = 24},
+    {.name = "bad_rows_more_than_data", .data_bytes = 16},
+    {.name = "bad_runs_overlap", .run_2_start = 3},
+    {.name = "bad_valid_length", .valid_bytes = 2},
+    {.name = "bad_id_out_of_range", .ids_set = true, .id_0 = 8, .id_1 = 2},
+    {.name = "bad_id_repeated", .ids_set = true, .id_0 = 5, .id_1 = 5},
+    {.name = "bad_zstd_frame", .codec = "zstd", .data = "no frame at all", .data_bytes = 15},
+    {.name = "bad_zstd_rows_missing", .codec = "zstd", .zstd_rows = 4},
+    {.name = "bad_zstd_rows_beyond", .codec = "zstd", .zstd_rows = 6},
+    {.name = "bad_zstd_bomb",
+     .codec = "zstd",
+     .data = "\x28\xb5\x2f\xfd\x20",
+     .data_bytes = 5,
+     .rows = 0x30000000},
+    {.name = "bad_prefix_unknown", .prefix_rid = "z", .prefix_rows = 2, .start = 2},
+    {.name = "bad_prefix_itself", .prefix_rid = "b", .prefix_rows = 2, .start = 2},
+    {.name = "bad_prefix_of_prefix",
+     .prefix_rid = "c",
+     .prefix_rows = 2,
+     .start = 2,
+     .base_has_prefix = true},
+    {.name = "bad_prefix_too_long", .prefix_rid = "a", .prefix_rows = 3, .start = 2},
+    {.name = "bad_prefix_not_valid", .prefix_rid = "a", .prefix_rows = 2, .start = 2, .base_invalid = true},
+    {.name = "bad_index_offset", .index_shift = 1},
+    {.name = "bad_index_overlap", .index_shift = -200},
+    {.name = "bad_index_rid", .index_rid = "x"},
+    {.name = "bad_index_short", .index_short = true},
+    {.name = "bad_index_checksum", .index_damaged = true},
+    {.name = "bad_trailer", .trailer_damaged = true},
+    {.name = "bad_object_between", .extra = "\xc0", .extra_size = 1},
+    {.name = "bad_object_after", .extra = "\xc0", .extra_size = 1, .no_index = true},
+    {.name = "bad_map_after", .extra = "\x80", .extra_size = 1, .no_index = true},
+};
+
+int main(int argc, char **argv) {
+    if (argc != 2) {
+        fprintf(stderr, "usage: make_golden_dumps DIRECTORY\n");
+        return 2;
+    }
+    char path[512];
+    wb_dump_options zstd = wb_dump_options_default(), chunks = wb_dump_options_default();
+    zstd.codec = WB_CODEC_ZSTD;
+    chunks.chunk_bytes = 10;
+#define GOOD(name, ...) (snprintf(path, sizeof path, "%s/%s", argv[1], name), good(path, __VA_ARGS__))
+    GOOD("good_u8.wbr", 2, 8, 2, 11, 12, false, NULL);
+    GOOD("good_u8_valid.wbr", 2, 256, 4, 12, 12, true, NULL);
+    GOOD("good_u16.wbr", 2, 300, 2, 13, 12, false, NULL);
+    GOOD("good_zstd.wbr", 2, 8, 2, 14, 100, false, &zstd);
+    GOOD("good_chunks.wbr", 2, 8, 2, 15, 12, true, &chunks);
+    GOOD("good_no_index.wbr", 2, 8, 2, 16, 12, false, NULL);
+    for (size_t i = 0; i < sizeof faults / sizeof faults[0]; i++) bad(argv[1], &faults[i]);
+    return 0;
+}
