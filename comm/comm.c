@@ -18,68 +18,107 @@
 /* An all-reduce works through its buffer in blocks of this size; it bounds the scratch. */
 #define WB_BLOCK_BYTES ((size_t)4 * 1024 * 1024)
 
-typedef struct comm_object {
-    wb_comm comm; /* first: a wb_comm * is a comm_object * */
-    unsigned char *scratch;
+struct wb_comm {
+    wb_comm_ops ops;
+    int rank, size;
+    void *state; /* the adapter's */
+    wb_owner memory;
+    unsigned char *scratch; /* of its own: it is replaced */
     size_t scratch_bytes;
     size_t *part_bytes, *part_offsets; /* [size] each, for all_to_all_v */
-} comm_object;
+};
 
 /* ---- the object ---------------------------------------------------------------------------------- */
 
-wb_status wb_comm_new(const wb_comm_ops *ops, int rank, int size, void *state, wb_comm **comm_out) {
-    wb_status status;
-    void *memory = NULL;
-    WB_TRY(WB_ALLOC(memory, 1, sizeof(comm_object), "communicator"));
-    comm_object *self = memory;
-    self->comm = (wb_comm){.ops = ops, .rank = rank, .size = size, .state = state};
-
-    const size_t ranks = (size_t)size;
-    self->scratch_bytes = WB_GATHER_BYTES + ranks * sizeof(uint64_t);
-    WB_GOTO(WB_ALLOC(memory, self->scratch_bytes, 1, "communicator scratch"), free_object);
-    self->scratch = memory;
-    WB_GOTO(WB_ALLOC(memory, ranks, sizeof(size_t), "communicator part sizes"), free_object);
-    self->part_bytes = memory;
-    WB_GOTO(WB_ALLOC(memory, ranks, sizeof(size_t), "communicator part offsets"), free_object);
-    self->part_offsets = memory;
-    *comm_out = &self->comm;
+static wb_status check_ops(const wb_comm_ops *ops) {
+    if (ops->size != sizeof *ops)
+        return wb_fail(WB_INVALID_ARGUMENT, "transport: expected ops of %zu bytes, found %zu", sizeof *ops,
+                       ops->size);
+    const struct {
+        const char *name;
+        bool given;
+    } functions[] = {{"broadcast", ops->broadcast != NULL},
+                     {"all_gather", ops->all_gather != NULL},
+                     {"all_to_all_v", ops->all_to_all_v != NULL},
+                     {"barrier", ops->barrier != NULL},
+                     {"abort", ops->abort != NULL},
+                     {"close", ops->close != NULL}};
+    for (size_t i = 0; i < sizeof functions / sizeof functions[0]; i++)
+        if (!functions[i].given)
+            return wb_fail(WB_INVALID_ARGUMENT, "transport %s: %s is NULL",
+                           ops->name ? ops->name : "(no name)", functions[i].name);
     return WB_OK;
+}
 
-free_object:
-    wb_comm_delete(&self->comm);
-    return status;
+static wb_status open_memory(wb_comm *comm) {
+    const size_t ranks = (size_t)comm->size;
+    comm->scratch_bytes = WB_GATHER_BYTES + ranks * sizeof(uint64_t);
+    WB_TRY(WB_NEW(comm->scratch, comm->scratch_bytes, "communicator scratch"));
+    WB_TRY(WB_OWN(&comm->memory, comm->part_bytes, ranks, "communicator part sizes"));
+    return WB_OWN(&comm->memory, comm->part_offsets, ranks, "communicator part offsets");
+}
+
+wb_status wb_comm_new(const wb_comm_ops *ops, int rank, int size, void *state, wb_comm **comm_out) {
+    wb_comm *comm = NULL;
+    WB_TRY(check_ops(ops));
+    WB_TRY(WB_NEW(comm, 1, "communicator"));
+    comm->ops = *ops;
+    comm->rank = rank;
+    comm->size = size;
+    comm->state = state;
+    const wb_status status = open_memory(comm);
+    if (status != WB_OK) {
+        wb_comm_delete(comm);
+        return status;
+    }
+    *comm_out = comm;
+    return WB_OK;
 }
 
 void wb_comm_delete(wb_comm *comm) {
     if (comm == NULL) return;
-    comm_object *self = (comm_object *)comm;
-    free(self->part_offsets);
-    free(self->part_bytes);
-    free(self->scratch);
-    free(self);
+    free(comm->scratch);
+    wb_owner_close(&comm->memory);
+    free(comm);
+}
+
+int wb_comm_rank(const wb_comm *comm) {
+    return comm->rank;
+}
+
+int wb_comm_size(const wb_comm *comm) {
+    return comm->size;
+}
+
+const char *wb_comm_name(const wb_comm *comm) {
+    return comm->ops.name;
+}
+
+void *wb_comm_state(const wb_comm *comm) {
+    return comm->state;
 }
 
 void wb_comm_close(wb_comm *comm) {
-    if (comm != NULL) comm->ops->close(comm);
+    if (comm != NULL) comm->ops.close(comm);
 }
 
 void wb_comm_abort(wb_comm *comm) {
-    if (comm != NULL) comm->ops->abort(comm);
+    if (comm != NULL) comm->ops.abort(comm);
 }
 
 /* All ranks take the larger scratch or none does: a rank that kept the small one would grow alone later. */
-static wb_status scratch_reserve(comm_object *self, size_t bytes) {
-    if (bytes <= self->scratch_bytes) return WB_OK;
+static wb_status scratch_reserve(wb_comm *comm, size_t bytes) {
+    if (bytes <= comm->scratch_bytes) return WB_OK;
     void *larger = NULL;
     wb_status status = WB_ALLOC(larger, bytes, 1, "all-reduce scratch");
-    status = wb_comm_agree(&self->comm, status);
+    status = wb_comm_agree(comm, status);
     if (status != WB_OK) {
         free(larger);
         return status;
     }
-    free(self->scratch);
-    self->scratch = larger;
-    self->scratch_bytes = bytes;
+    free(comm->scratch);
+    comm->scratch = larger;
+    comm->scratch_bytes = bytes;
     return WB_OK;
 }
 
@@ -96,7 +135,7 @@ wb_status wb_comm_broadcast(wb_comm *comm, void *buffer, size_t bytes, int root)
         return wb_fail(WB_INVALID_ARGUMENT, "broadcast: root: expected 0..%d, found %d", comm->size - 1,
                        root);
     WB_TRY(check_buffer("broadcast", "buffer", buffer, bytes));
-    return comm->ops->broadcast(comm, buffer, bytes, root);
+    return comm->ops.broadcast(comm, buffer, bytes, root);
 }
 
 wb_status wb_comm_all_gather(wb_comm *comm, const void *send, size_t bytes, void *recv) {
@@ -105,7 +144,7 @@ wb_status wb_comm_all_gather(wb_comm *comm, const void *send, size_t bytes, void
                        comm->size);
     WB_TRY(check_buffer("all_gather", "send", send, bytes));
     WB_TRY(check_buffer("all_gather", "recv", recv, bytes));
-    return comm->ops->all_gather(comm, send, bytes, recv);
+    return comm->ops.all_gather(comm, send, bytes, recv);
 }
 
 static wb_status check_parts(const wb_comm *comm, const char *name, const void *buffer, const size_t *bytes,
@@ -126,11 +165,11 @@ wb_status wb_comm_all_to_all_v(wb_comm *comm, const void *send, const size_t *se
                                const size_t *recv_offsets) {
     WB_TRY(check_parts(comm, "send", send, send_bytes, send_offsets));
     WB_TRY(check_parts(comm, "recv", recv, recv_bytes, recv_offsets));
-    return comm->ops->all_to_all_v(comm, send, send_bytes, send_offsets, recv, recv_bytes, recv_offsets);
+    return comm->ops.all_to_all_v(comm, send, send_bytes, send_offsets, recv, recv_bytes, recv_offsets);
 }
 
 wb_status wb_comm_barrier(wb_comm *comm) {
-    return comm->ops->barrier(comm);
+    return comm->ops.barrier(comm);
 }
 
 /* ---- sums ---------------------------------------------------------------------------------------- */
@@ -157,44 +196,44 @@ static const addend f32 = {sizeof(float), add_f32};
 static const addend f64 = {sizeof(double), add_f64};
 
 /* scratch[R][n]: row 0 := row 0 + row 1 + ... in that order. */
-static void add_rows(comm_object *self, size_t n, const addend *type) {
-    for (size_t r = 1; r < (size_t)self->comm.size; r++)
-        type->add(self->scratch, self->scratch + r * n * type->size, n);
+static void add_rows(wb_comm *comm, size_t n, const addend *type) {
+    for (size_t r = 1; r < (size_t)comm->size; r++)
+        type->add(comm->scratch, comm->scratch + r * n * type->size, n);
 }
 
 /* Every rank sums everything: R * n elements arrive on each. */
-static wb_status reduce_gathered(comm_object *self, unsigned char *buffer, size_t n, const addend *type) {
+static wb_status reduce_gathered(wb_comm *comm, unsigned char *buffer, size_t n, const addend *type) {
     const size_t bytes = n * type->size;
-    WB_TRY(scratch_reserve(self, bytes * (size_t)self->comm.size));
-    WB_TRY(wb_comm_all_gather(&self->comm, buffer, bytes, self->scratch));
-    add_rows(self, n, type);
-    memcpy(buffer, self->scratch, bytes);
+    WB_TRY(scratch_reserve(comm, bytes * (size_t)comm->size));
+    WB_TRY(wb_comm_all_gather(comm, buffer, bytes, comm->scratch));
+    add_rows(comm, n, type);
+    memcpy(buffer, comm->scratch, bytes);
     return WB_OK;
 }
 
 /* Rank r sums the r-th of R parts of `part` elements: 2 * R * part elements arrive on each. */
-static wb_status reduce_parts(comm_object *self, unsigned char *buffer, size_t part, const addend *type) {
-    const size_t ranks = (size_t)self->comm.size, bytes = part * type->size;
-    WB_TRY(scratch_reserve(self, bytes * ranks));
+static wb_status reduce_parts(wb_comm *comm, unsigned char *buffer, size_t part, const addend *type) {
+    const size_t ranks = (size_t)comm->size, bytes = part * type->size;
+    WB_TRY(scratch_reserve(comm, bytes * ranks));
     for (size_t r = 0; r < ranks; r++) {
-        self->part_bytes[r] = bytes;
-        self->part_offsets[r] = r * bytes;
+        comm->part_bytes[r] = bytes;
+        comm->part_offsets[r] = r * bytes;
     }
-    WB_TRY(wb_comm_all_to_all_v(&self->comm, buffer, self->part_bytes, self->part_offsets, self->scratch,
-                                self->part_bytes, self->part_offsets));
-    add_rows(self, part, type);
-    return wb_comm_all_gather(&self->comm, self->scratch, bytes, buffer);
+    WB_TRY(wb_comm_all_to_all_v(comm, buffer, comm->part_bytes, comm->part_offsets, comm->scratch,
+                                comm->part_bytes, comm->part_offsets));
+    add_rows(comm, part, type);
+    return wb_comm_all_gather(comm, comm->scratch, bytes, buffer);
 }
 
 /* One block, at most WB_BLOCK_BYTES, so that sizes times R fit for any R that is an int. The elements that
  * do not divide by R go through the gathered way; each element is summed in rank order either way. */
-static wb_status reduce_block(comm_object *self, unsigned char *buffer, size_t n, const addend *type) {
-    const size_t ranks = (size_t)self->comm.size;
+static wb_status reduce_block(wb_comm *comm, unsigned char *buffer, size_t n, const addend *type) {
+    const size_t ranks = (size_t)comm->size;
     const size_t part = n / ranks;
-    if (part == 0 || n * type->size * ranks <= WB_GATHER_BYTES) return reduce_gathered(self, buffer, n, type);
-    WB_TRY(reduce_parts(self, buffer, part, type));
+    if (part == 0 || n * type->size * ranks <= WB_GATHER_BYTES) return reduce_gathered(comm, buffer, n, type);
+    WB_TRY(reduce_parts(comm, buffer, part, type));
     const size_t done = part * ranks;
-    return done == n ? WB_OK : reduce_gathered(self, buffer + done * type->size, n - done, type);
+    return done == n ? WB_OK : reduce_gathered(comm, buffer + done * type->size, n - done, type);
 }
 
 static wb_status all_reduce(wb_comm *comm, void *buffer, size_t n, const addend *type) {
@@ -204,7 +243,7 @@ static wb_status all_reduce(wb_comm *comm, void *buffer, size_t n, const addend 
     unsigned char *at = buffer;
     while (n > 0) {
         const size_t block = n < WB_BLOCK_BYTES / type->size ? n : WB_BLOCK_BYTES / type->size;
-        WB_TRY(reduce_block((comm_object *)comm, at, block, type));
+        WB_TRY(reduce_block(comm, at, block, type));
         at += block * type->size;
         n -= block;
     }
@@ -223,7 +262,7 @@ wb_status wb_comm_all_reduce_f64(wb_comm *comm, double *buffer, size_t n) {
 
 /* One number of each rank, [size]; owner: the scratch, until the next call. */
 static wb_status gather_u64(wb_comm *comm, uint64_t value, const uint64_t **values_out) {
-    void *scratch = ((comm_object *)comm)->scratch;
+    void *scratch = (comm)->scratch;
     WB_TRY(wb_comm_all_gather(comm, &value, sizeof(value), scratch));
     *values_out = scratch;
     return WB_OK;
@@ -242,16 +281,15 @@ wb_status wb_comm_all_reduce_max_u64(wb_comm *comm, uint64_t *value) {
 
 /* The first byte in which bytes[n] differs from rank 0's; n when none does. Compares block by block through
  * the scratch and never leaves early: the broadcasts are collective. */
-static wb_status first_difference(comm_object *self, const unsigned char *bytes, size_t n,
-                                  size_t *where_out) {
+static wb_status first_difference(wb_comm *comm, const unsigned char *bytes, size_t n, size_t *where_out) {
     size_t where = n;
     for (size_t start = 0; start < n; start += WB_GATHER_BYTES) {
         const size_t block = n - start < WB_GATHER_BYTES ? n - start : WB_GATHER_BYTES;
-        if (self->comm.rank == 0) memcpy(self->scratch, bytes + start, block);
-        WB_TRY(wb_comm_broadcast(&self->comm, self->scratch, block, 0));
-        if (where < n || memcmp(self->scratch, bytes + start, block) == 0) continue;
+        if (comm->rank == 0) memcpy(comm->scratch, bytes + start, block);
+        WB_TRY(wb_comm_broadcast(comm, comm->scratch, block, 0));
+        if (where < n || memcmp(comm->scratch, bytes + start, block) == 0) continue;
         where = start;
-        while (bytes[where] == self->scratch[where - start]) where++;
+        while (bytes[where] == comm->scratch[where - start]) where++;
     }
     *where_out = where;
     return WB_OK;
@@ -267,7 +305,7 @@ wb_status wb_comm_check_equal(wb_comm *comm, const void *bytes, size_t n, const 
                            r, (unsigned long long)values[0], (unsigned long long)values[r]);
 
     size_t where;
-    WB_TRY(first_difference((comm_object *)comm, bytes, n, &where));
+    WB_TRY(first_difference(comm, bytes, n, &where));
     WB_TRY(gather_u64(comm, where, &values));
     for (int r = 1; r < comm->size; r++)
         if (values[r] != n)

@@ -38,7 +38,8 @@ static void self_abort(wb_comm *comm) {
     (void)comm;
 }
 
-static const wb_comm_ops self_ops = {.name = "self",
+static const wb_comm_ops self_ops = {.size = sizeof(wb_comm_ops),
+                                     .name = "self",
                                      .broadcast = self_broadcast,
                                      .all_gather = self_all_gather,
                                      .all_to_all_v = self_all_to_all_v,

@@ -77,8 +77,8 @@ static void team_leave(team *shared) {
 
 /* On success the caller may read the postings and what they point to until team_leave. */
 static wb_status team_meet(wb_comm *comm, posting mine) {
-    team *shared = comm->state;
-    shared->postings[comm->rank] = mine;
+    team *shared = wb_comm_state(comm);
+    shared->postings[wb_comm_rank(comm)] = mine;
     pthread_mutex_lock(&shared->mutex);
     const bool met = team_wait(shared, true);
     const int gone = shared->gone;
@@ -97,17 +97,17 @@ static void team_give_up(team *shared, int rank) {
 /* ---- operations ---------------------------------------------------------------------------------- */
 
 static wb_status threads_broadcast(wb_comm *comm, void *buffer, size_t bytes, int root) {
-    team *shared = comm->state;
+    team *shared = wb_comm_state(comm);
     WB_TRY(team_meet(comm, (posting){CALL_BROADCAST, bytes, root, buffer, NULL, NULL, NULL}));
-    if (bytes > 0 && comm->rank != root) memcpy(buffer, shared->postings[root].send, bytes);
+    if (bytes > 0 && wb_comm_rank(comm) != root) memcpy(buffer, shared->postings[root].send, bytes);
     team_leave(shared);
     return WB_OK;
 }
 
 static wb_status threads_all_gather(wb_comm *comm, const void *send, size_t bytes, void *recv) {
-    team *shared = comm->state;
+    team *shared = wb_comm_state(comm);
     WB_TRY(team_meet(comm, (posting){CALL_ALL_GATHER, bytes, 0, send, NULL, NULL, NULL}));
-    for (size_t r = 0; bytes > 0 && r < (size_t)comm->size; r++)
+    for (size_t r = 0; bytes > 0 && r < (size_t)wb_comm_size(comm); r++)
         memcpy((char *)recv + r * bytes, shared->postings[r].send, bytes);
     team_leave(shared);
     return WB_OK;
@@ -128,14 +128,14 @@ static wb_status check_parts_match(const team *shared) {
 static wb_status threads_all_to_all_v(wb_comm *comm, const void *send, const size_t *send_bytes,
                                       const size_t *send_offsets, void *recv, const size_t *recv_bytes,
                                       const size_t *recv_offsets) {
-    team *shared = comm->state;
+    team *shared = wb_comm_state(comm);
     WB_TRY(team_meet(comm, (posting){CALL_ALL_TO_ALL_V, 0, 0, send, send_bytes, send_offsets, recv_bytes}));
     const wb_status status = check_parts_match(shared);
-    for (int r = 0; status == WB_OK && r < comm->size; r++) {
+    for (int r = 0; status == WB_OK && r < wb_comm_size(comm); r++) {
         const posting *peer = &shared->postings[r];
         if (recv_bytes[r] == 0) continue;
-        memcpy((char *)recv + recv_offsets[r], (const char *)peer->send + peer->send_offsets[comm->rank],
-               recv_bytes[r]);
+        memcpy((char *)recv + recv_offsets[r],
+               (const char *)peer->send + peer->send_offsets[wb_comm_rank(comm)], recv_bytes[r]);
     }
     team_leave(shared);
     return status;
@@ -143,14 +143,14 @@ static wb_status threads_all_to_all_v(wb_comm *comm, const void *send, const siz
 
 static wb_status threads_barrier(wb_comm *comm) {
     WB_TRY(team_meet(comm, (posting){CALL_BARRIER, 0, 0, NULL, NULL, NULL, NULL}));
-    team_leave(comm->state);
+    team_leave(wb_comm_state(comm));
     return WB_OK;
 }
 
 static void threads_abort(wb_comm *comm) {
-    team *shared = comm->state;
+    team *shared = wb_comm_state(comm);
     pthread_mutex_lock(&shared->mutex);
-    team_give_up(shared, comm->rank);
+    team_give_up(shared, wb_comm_rank(comm));
     pthread_mutex_unlock(&shared->mutex);
 }
 
@@ -164,16 +164,17 @@ static void team_free(team *shared) {
 }
 
 static void threads_close(wb_comm *comm) {
-    team *shared = comm->state;
+    team *shared = wb_comm_state(comm);
     pthread_mutex_lock(&shared->mutex);
-    team_give_up(shared, comm->rank);
+    team_give_up(shared, wb_comm_rank(comm));
     const bool last = --shared->open == 0;
     pthread_mutex_unlock(&shared->mutex);
     if (last) team_free(shared);
     wb_comm_delete(comm);
 }
 
-static const wb_comm_ops threads_ops = {.name = "threads",
+static const wb_comm_ops threads_ops = {.size = sizeof(wb_comm_ops),
+                                        .name = "threads",
                                         .broadcast = threads_broadcast,
                                         .all_gather = threads_all_gather,
                                         .all_to_all_v = threads_all_to_all_v,

@@ -1,4 +1,4 @@
-/* wb_comm.h - the transport between ranks, as a struct of function pointers.
+/* wb_comm.h - the transport between ranks: the control plane, in host memory.
  *
  * Owns: rank and size, broadcast, all-reduce, all-gather, all-to-all-v, barrier, and the adapters self
  * (one rank) and threads (ranks are threads of one process). The MPI adapter is a target of its own with
@@ -18,25 +18,11 @@
 extern "C" {
 #endif
 
-typedef struct wb_comm wb_comm;
+typedef struct wb_comm wb_comm; /* opaque */
 
-typedef struct wb_comm_ops {
-    const char *name; /* "self", "threads", "mpi" */
-    wb_status (*broadcast)(wb_comm *comm, void *buffer, size_t bytes, int root);
-    wb_status (*all_gather)(wb_comm *comm, const void *send, size_t bytes, void *recv);
-    wb_status (*all_to_all_v)(wb_comm *comm, const void *send, const size_t *send_bytes,
-                              const size_t *send_offsets, void *recv, const size_t *recv_bytes,
-                              const size_t *recv_offsets);
-    wb_status (*barrier)(wb_comm *comm);
-    void (*abort)(wb_comm *comm);
-    void (*close)(wb_comm *comm);
-} wb_comm_ops;
-
-struct wb_comm {
-    const wb_comm_ops *ops;
-    int rank, size;
-    void *state; /* the adapter's */
-};
+WB_API int wb_comm_rank(const wb_comm *comm);         /* 0..size-1 */
+WB_API int wb_comm_size(const wb_comm *comm);         /* R */
+WB_API const char *wb_comm_name(const wb_comm *comm); /* the adapter: "self", "threads", "mpi"; static */
 
 /* One rank. Cannot fail but for memory. */
 WB_API wb_status wb_comm_open_self(wb_comm **comm_out);
@@ -83,13 +69,26 @@ WB_API wb_status wb_comm_barrier(wb_comm *comm);
 
 /* ---- for a transport of one's own ---------------------------------------------------------------- */
 
-/* Makes the communicator of an adapter, whose functions then see checked arguments only: root is a rank, pointers
- * are set where there are bytes, sizes and offsets do not overflow. `ops` is borrowed. `state` stays the adapter's:
- * its ops->close frees it and then calls wb_comm_delete. Never allocate a wb_comm otherwise: scratch memory lies
- * next to it. Not collective. */
-WB_API wb_status wb_comm_new(const wb_comm_ops *ops, int rank, int size, void *state, wb_comm **comm_out);
+/* What an adapter does. Arguments have been checked: root is a rank, pointers are set where there are bytes, sizes and
+ * offsets do not overflow. */
+typedef struct wb_comm_ops {
+    size_t size;      /* sizeof this struct, as the adapter was compiled */
+    const char *name; /* static */
+    wb_status (*broadcast)(wb_comm *comm, void *buffer, size_t bytes, int root);
+    wb_status (*all_gather)(wb_comm *comm, const void *send, size_t bytes, void *recv);
+    wb_status (*all_to_all_v)(wb_comm *comm, const void *send, const size_t *send_bytes,
+                              const size_t *send_offsets, void *recv, const size_t *recv_bytes,
+                              const size_t *recv_offsets);
+    wb_status (*barrier)(wb_comm *comm);
+    void (*abort)(wb_comm *comm);
+    void (*close)(wb_comm *comm); /* frees the state, then calls wb_comm_delete */
+} wb_comm_ops;
 
-WB_API void wb_comm_delete(wb_comm *comm); /* NULL is a no-op */
+/* Makes the communicator of an adapter. `ops` is copied; `state` stays the adapter's. INVALID_ARGUMENT names a function that
+ * is missing, and a size that is not this version's. Not collective. */
+WB_API wb_status wb_comm_new(const wb_comm_ops *ops, int rank, int size, void *state, wb_comm **comm_out);
+WB_API void *wb_comm_state(const wb_comm *comm); /* as given to wb_comm_new */
+WB_API void wb_comm_delete(wb_comm *comm);       /* NULL is a no-op */
 
 #ifdef __cplusplus
 }

@@ -26,11 +26,11 @@ static wb_status check_room(const wb_load *load, wb_comm *comm) {
             if (counts[c] > most) most = counts[c];
     }
     WB_TRY(wb_comm_all_reduce_max_u64(comm, &most));
-    if (most <= UINT32_MAX / (uint32_t)comm->size) return WB_OK;
+    if (most <= UINT32_MAX / (uint32_t)wb_comm_size(comm)) return WB_OK;
     return wb_fail(WB_CAPACITY,
                    "load: end of a pass: a rank has %" PRIu64
                    " tokens of an expert, expected at most %" PRIu32 " for a sum over %d ranks in 32 bits",
-                   most, UINT32_MAX / (uint32_t)comm->size, comm->size);
+                   most, UINT32_MAX / (uint32_t)wb_comm_size(comm), wb_comm_size(comm));
 }
 
 /* Counts are whole numbers below 2^53, so sums of doubles are exact. The tally serves as buffer: [L][E] of the largest

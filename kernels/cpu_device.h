@@ -8,7 +8,7 @@
 #ifndef WB_CPU_DEVICE_H
 #define WB_CPU_DEVICE_H
 
-#include "wb_kernels.h"
+#include "wb_device.h"
 
 typedef struct wb_cpu_device {
     wb_device base;

@@ -192,6 +192,30 @@ void wb_device_close(wb_device *device) {
     free(cpu);
 }
 
+wb_backend wb_device_backend(const wb_device *device) {
+    return device->backend;
+}
+
+const char *wb_device_name(const wb_device *device) {
+    return device->name;
+}
+
+wb_status wb_device_alloc(wb_device *device, size_t bytes, void **device_out) {
+    return device->mem_alloc(device, bytes, device_out);
+}
+
+void wb_device_free(wb_device *device, void *memory) {
+    device->mem_free(device, memory);
+}
+
+wb_status wb_device_upload(wb_device *device, void *memory, const void *host, size_t bytes) {
+    return device->to_device(device, memory, host, bytes);
+}
+
+wb_status wb_device_download(wb_device *device, void *host, const void *memory, size_t bytes) {
+    return device->to_host(device, host, memory, bytes);
+}
+
 /* ---- routers ------------------------------------------------------------------------------------------- */
 
 static const char *const router_names[] = {

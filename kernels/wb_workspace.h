@@ -7,7 +7,7 @@
 #ifndef WB_WORKSPACE_H
 #define WB_WORKSPACE_H
 
-#include "wb_kernels.h"
+#include "wb_device.h"
 #include "wb_memory.h"
 
 /* A zeroed struct is empty. Its address must not change once it has been reserved. */

@@ -70,7 +70,7 @@ static wb_status emit(void *ctx, size_t i, wb_new_file *file) {
 static void list_tensors(shard *s) {
     const wb_model *m = s->model;
     for (int32_t i = 0; i < m->n_tensors; i++) {
-        if (writer_of(m, i) != m->comm->rank) continue;
+        if (writer_of(m, i) != wb_comm_rank(m->comm)) continue;
         const wb_tensor *t = &m->tensors[i];
         s->tensors[s->n] = i;
         s->views[s->n++] = (wb_tensor_view){.name = t->name,
@@ -101,9 +101,10 @@ static wb_status write_shard(const wb_model *m, wb_new_file *file) {
 /* Writes and syncs the shard under its temporary name; a rank without tensors has none. */
 static wb_status prepare_shard(const wb_model *m, const char *dir, wb_new_file *file) {
     char *path = NULL;
-    if (!writes_shard(m, m->comm->rank)) return WB_OK;
+    if (!writes_shard(m, wb_comm_rank(m->comm))) return WB_OK;
     WB_TRY(wb_dir_create(dir));
-    WB_TRY(wb_text_format(&path, "%s/%s", dir, name_of_shard(m->comm->rank, m->comm->size).text));
+    WB_TRY(wb_text_format(&path, "%s/%s", dir,
+                          name_of_shard(wb_comm_rank(m->comm), wb_comm_size(m->comm)).text));
     wb_status status = wb_new_file_open(path, file);
     free(path);
     WB_TRY(status);
@@ -118,7 +119,7 @@ static json_t *make_index(const wb_model *m) {
     for (int32_t i = 0; map && i < m->n_tensors; i++) {
         const wb_tensor *t = &m->tensors[i];
         total += t->n * (int64_t)wb_dtype_size(t->dtype);
-        shard_name name = name_of_shard(writer_of(m, i), m->comm->size);
+        shard_name name = name_of_shard(writer_of(m, i), wb_comm_size(m->comm));
         if (json_object_set_new(map, t->name, json_string(name.text)) != 0) {
             json_decref(map);
             return NULL;
@@ -178,8 +179,9 @@ static bool is_weights(const char *name) {
 }
 
 static bool is_ours(const wb_model *m, const char *name) {
-    for (int rank = 0; rank < m->comm->size; rank++)
-        if (writes_shard(m, rank) && strcmp(name, name_of_shard(rank, m->comm->size).text) == 0) return true;
+    for (int rank = 0; rank < wb_comm_size(m->comm); rank++)
+        if (writes_shard(m, rank) && strcmp(name, name_of_shard(rank, wb_comm_size(m->comm)).text) == 0)
+            return true;
     return false;
 }
 
@@ -248,7 +250,7 @@ static wb_status copy_companions(const char *from_dir, const char *to_dir) {
  * safe already. */
 static wb_status finish(const wb_model *m, const char *dir) {
     WB_TRY(write_config(m, dir));
-    if (m->comm->size > 1)
+    if (wb_comm_size(m->comm) > 1)
         WB_TRY(write_index(m, dir));
     else
         WB_TRY(remove_file(dir, INDEX_NAME));
@@ -264,11 +266,11 @@ wb_status wb_model_save(wb_model *model, const char *dir) {
     wb_status status =
         dir ? prepare_shard(model, dir, &file) : wb_fail(WB_INVALID_ARGUMENT, "directory: NULL");
     WB_GOTO(wb_comm_agree(comm, status), discard);
-    if (comm->rank == 0 && comm->size > 1) status = remove_file(dir, INDEX_NAME);
+    if (wb_comm_rank(comm) == 0 && wb_comm_size(comm) > 1) status = remove_file(dir, INDEX_NAME);
     WB_GOTO(wb_comm_agree(comm, status), discard);
     if (file.temp) status = wb_new_file_commit(&file);
     WB_GOTO(wb_comm_agree(comm, status), discard);
-    if (comm->rank == 0) status = finish(model, dir);
+    if (wb_comm_rank(comm) == 0) status = finish(model, dir);
     return wb_comm_agree(comm, status);
 discard:
     wb_new_file_discard(&file);

@@ -275,9 +275,11 @@ wb_comm *wb_model_comm(const wb_model *model) {
 
 static wb_status check_copy(const wb_model *to, const wb_model *from) {
     WB_TRY(wb_route_model_match(&from->route_model, &to->route_model));
-    if (to->comm->rank != from->comm->rank || to->comm->size != from->comm->size)
+    if (wb_comm_rank(to->comm) != wb_comm_rank(from->comm) ||
+        wb_comm_size(to->comm) != wb_comm_size(from->comm))
         return wb_fail(WB_MISMATCH, "copy weights: expected rank %d of %d, found rank %d of %d",
-                       from->comm->rank, from->comm->size, to->comm->rank, to->comm->size);
+                       wb_comm_rank(from->comm), wb_comm_size(from->comm), wb_comm_rank(to->comm),
+                       wb_comm_size(to->comm));
     if (to->device->backend != from->device->backend)
         return wb_fail(WB_MISMATCH, "copy weights: expected device %s, found %s", from->device->name,
                        to->device->name);

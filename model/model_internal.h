@@ -3,6 +3,7 @@
 #define WB_MODEL_INTERNAL_H
 
 #include "wb_check.h"
+#include "wb_device.h"
 #include "wb_model.h"
 
 /* One storage: a weight matrix or vector, or a layer's experts side by side. Expert storages hold this rank's experts

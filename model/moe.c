@@ -19,7 +19,7 @@ wb_status wb_moe_open(wb_model *model, wb_workspace *memory, wb_moe *moe) {
     moe->model = model;
     moe->memory = memory;
     const size_t E = (size_t)model->config.router.n_experts;
-    const size_t R = (size_t)model->comm->size;
+    const size_t R = (size_t)wb_comm_size(model->comm);
     WB_TRY(WB_OWN(&memory->host, moe->rank_first, R + 1, "MoE plan"));
     WB_TRY(WB_OWN(&memory->host, moe->order, E, "MoE plan"));
     WB_TRY(WB_OWN(&memory->host, moe->counts, E, "MoE plan"));
@@ -141,7 +141,7 @@ static wb_status choose(wb_moe *moe, const wb_layer *layer, const float *x, cons
 /* Fills rank_first and order from the placement. */
 static void number_positions(wb_moe *moe) {
     const wb_model *model = moe->model;
-    const int32_t E = model->config.router.n_experts, R = model->comm->size;
+    const int32_t E = model->config.router.n_experts, R = wb_comm_size(model->comm);
     memset(moe->rank_first, 0, ((size_t)R + 1) * sizeof(int32_t));
     for (int32_t e = 0; e < E; e++) moe->rank_first[model->expert_rank[e] + 1]++;
     for (int32_t r = 0; r < R; r++) moe->rank_first[r + 1] += moe->rank_first[r];
@@ -200,7 +200,8 @@ static wb_status sort_rows(wb_moe *moe, wb_ids ids) {
 /* Tells every rank how many rows its experts get from here: received_counts[r][slot], send_rows, receive_rows. */
 static wb_status exchange_counts(wb_moe *moe) {
     wb_comm *comm = moe->model->comm;
-    const int32_t R = comm->size, n_local = moe->rank_first[comm->rank + 1] - moe->rank_first[comm->rank];
+    const int32_t R = wb_comm_size(comm),
+                  n_local = moe->rank_first[wb_comm_rank(comm) + 1] - moe->rank_first[wb_comm_rank(comm)];
     WB_TRY(wb_reserve_host(moe->memory, &moe->received_counts, (int64_t)R * n_local, sizeof(int64_t),
                            "row counts"));
     int64_t *received = moe->received_counts.data;
@@ -224,13 +225,14 @@ static wb_status exchange_counts(wb_moe *moe) {
 /* Rows arrive by source rank, then slot; experts want them by slot, then source rank: slot_start, n and both maps. */
 static wb_status plan_groups(wb_moe *moe) {
     wb_comm *comm = moe->model->comm;
-    const int32_t R = comm->size, n_local = moe->rank_first[comm->rank + 1] - moe->rank_first[comm->rank];
+    const int32_t R = wb_comm_size(comm),
+                  n_local = moe->rank_first[wb_comm_rank(comm) + 1] - moe->rank_first[wb_comm_rank(comm)];
     const int64_t *received = moe->received_counts.data;
     int64_t n = 0;
     for (int32_t r = 0; r < R; r++) n += moe->receive_rows[r];
     if (n > INT32_MAX)
         return wb_fail(WB_CAPACITY, "rows for the experts of rank %d: expected at most %d, found %lld",
-                       comm->rank, INT32_MAX, (long long)n);
+                       wb_comm_rank(comm), INT32_MAX, (long long)n);
     moe->n = n;
     WB_TRY(wb_reserve_host(moe->memory, &moe->index, 2 * n, sizeof(int32_t), "row order"));
     int32_t *to_received = moe->index.data, *to_grouped = to_received + n;
@@ -255,7 +257,7 @@ static wb_status plan_groups(wb_moe *moe) {
 }
 
 static bool has_peers(const wb_moe *moe) {
-    return moe->model->comm->size > 1;
+    return wb_comm_size(moe->model->comm) > 1;
 }
 
 /* Where every row of this forward goes. */
@@ -290,9 +292,10 @@ static wb_status exchange_rows(wb_moe *moe, const int64_t *send_rows, const floa
     wb_device *dev = moe->model->device;
     wb_comm *comm = moe->model->comm;
     const size_t row_bytes = (size_t)moe->model->config.hidden_size * sizeof(float);
-    const size_t sent = part_sizes(comm->size, send_rows, row_bytes, moe->send_bytes, moe->send_offsets);
+    const size_t sent =
+        part_sizes(wb_comm_size(comm), send_rows, row_bytes, moe->send_bytes, moe->send_offsets);
     const size_t received =
-        part_sizes(comm->size, receive_rows, row_bytes, moe->receive_bytes, moe->receive_offsets);
+        part_sizes(wb_comm_size(comm), receive_rows, row_bytes, moe->receive_bytes, moe->receive_offsets);
     const void *from;
     void *to;
     WB_TRY(to_host_view(moe->memory, &moe->stage_send, send, sent, &from));
@@ -333,7 +336,7 @@ static const void *expert_weight(const wb_model *model, expert_linear linear, in
 }
 
 static int32_t n_slots(const wb_moe *moe) {
-    const int rank = moe->model->comm->rank;
+    const int rank = wb_comm_rank(moe->model->comm);
     return moe->rank_first[rank + 1] - moe->rank_first[rank];
 }
 

@@ -97,7 +97,7 @@ static void add_moe(walk *w, int32_t l, wb_layer *layer) {
     layer->gate_up = add_param(w, m->dtype, local * 2 * F * H, true);
     layer->down = add_param(w, m->dtype, local * H * F, true);
     for (int32_t e = 0; e < m->config.router.n_experts; e++) {
-        int64_t slot = m->expert_rank[e] == m->comm->rank ? m->expert_slot[e] : 0;
+        int64_t slot = m->expert_rank[e] == wb_comm_rank(m->comm) ? m->expert_slot[e] : 0;
         add_tensor(w, l, e, "gate_proj.weight", F, H, layer->gate_up, slot * 2 * F * H);
         add_tensor(w, l, e, "up_proj.weight", F, H, layer->gate_up, slot * 2 * F * H + F * H);
         add_tensor(w, l, e, "down_proj.weight", H, F, layer->down, slot * H * F);
@@ -129,7 +129,7 @@ static void add_all(walk *w) {
 
 /* Contiguous blocks: rank r has the experts [E r / R, E (r + 1) / R). */
 static wb_status place_experts(wb_model *m) {
-    int64_t E = m->config.router.n_experts, R = m->comm->size;
+    int64_t E = m->config.router.n_experts, R = wb_comm_size(m->comm);
     WB_TRY(WB_NEW(m->expert_rank, (size_t)E, "expert ranks"));
     WB_TRY(WB_NEW(m->expert_slot, (size_t)E, "expert slots"));
     for (int64_t r = 0; r < R; r++) {
@@ -138,7 +138,7 @@ static wb_status place_experts(wb_model *m) {
             m->expert_rank[e] = (int32_t)r;
             m->expert_slot[e] = (int32_t)(e - first);
         }
-        if (r == m->comm->rank) {
+        if (r == wb_comm_rank(m->comm)) {
             m->first_local_expert = (int32_t)first;
             m->n_local_experts = (int32_t)(end - first);
         }
@@ -167,7 +167,7 @@ int32_t wb_model_n_tensors(const wb_model *model) {
 
 wb_tensor wb_model_tensor(const wb_model *model, int32_t i) {
     wb_tensor tensor = model->tensors[i];
-    bool here = tensor.expert < 0 || model->expert_rank[tensor.expert] == model->comm->rank;
+    bool here = tensor.expert < 0 || model->expert_rank[tensor.expert] == wb_comm_rank(model->comm);
     if (here)
         tensor.data =
             (char *)model->params[tensor.param].data + (size_t)tensor.offset * wb_dtype_size(tensor.dtype);

@@ -125,7 +125,7 @@ static wb_status move_piece(wb_train *train, reduce_piece *at, float *piece, int
 
 wb_status wb_train_reduce_grads(wb_train *train) {
     wb_comm *comm = train->model->comm;
-    if (comm->size == 1) return WB_OK;
+    if (wb_comm_size(comm) == 1) return WB_OK;
     WB_TRY(wb_comm_agree(comm, wb_reserve_host(&train->memory, &train->host_floats, WB_REDUCE_ELEMENTS,
                                                sizeof(float), "gradients in transit")));
     float *piece = train->host_floats.data;

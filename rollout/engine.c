@@ -325,7 +325,7 @@ static void commit(wb_engine *engine) {
 static wb_status exchange(wb_engine *engine, wb_status status, bool *busy_out) {
     const uint64_t failed = (uint64_t)1 << 63;
     uint64_t word = engine->first != NULL;
-    if (status != WB_OK) word = failed | (uint64_t)engine->comm->rank << 32 | (uint64_t)status;
+    if (status != WB_OK) word = failed | (uint64_t)wb_comm_rank(engine->comm) << 32 | (uint64_t)status;
     const wb_status reduced = wb_comm_all_reduce_max_u64(engine->comm, &word);
     if (status != WB_OK) return status;
     WB_TRY(reduced);

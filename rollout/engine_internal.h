@@ -6,6 +6,7 @@
 #define WB_ENGINE_INTERNAL_H
 
 #include "wb_check.h"
+#include "wb_device.h"
 #include "wb_rollout.h"
 
 /* ---- KV blocks (kv_blocks.c) ------------------------------------------------------------------------- */

@@ -4,6 +4,7 @@
  * Refuses: choosing by itself (the device's topk does), a backward without its forward. Buffers only grow: in the steady
  * state a call allocates nothing. */
 #include "wb_check.h"
+#include "wb_device.h"
 #include "wb_memory.h"
 #include "wb_train_hooks.h"
 

@@ -36,7 +36,7 @@ static wb_status mpi_check(int code, const char *call) {
 /* ---- broadcast and all-gather -------------------------------------------------------------------- */
 
 static wb_status mpi_broadcast(wb_comm *comm, void *buffer, size_t bytes, int root) {
-    const mpi_state *state = comm->state;
+    const mpi_state *state = wb_comm_state(comm);
     char *at = buffer;
     while (bytes > 0) {
         const size_t message = bytes < state->message_bytes ? bytes : state->message_bytes;
@@ -48,13 +48,13 @@ static wb_status mpi_broadcast(wb_comm *comm, void *buffer, size_t bytes, int ro
 }
 
 static wb_status mpi_all_gather(wb_comm *comm, const void *send, size_t bytes, void *recv) {
-    const mpi_state *state = comm->state;
+    const mpi_state *state = wb_comm_state(comm);
     if (bytes == 0) return WB_OK;
-    if (bytes <= state->message_bytes / (size_t)comm->size)
+    if (bytes <= state->message_bytes / (size_t)wb_comm_size(comm))
         return mpi_check(MPI_Allgather(send, (int)bytes, MPI_BYTE, recv, (int)bytes, MPI_BYTE, state->comm),
                          "MPI_Allgather");
-    memcpy((char *)recv + (size_t)comm->rank * bytes, send, bytes);
-    for (int r = 0; r < comm->size; r++)
+    memcpy((char *)recv + (size_t)wb_comm_rank(comm) * bytes, send, bytes);
+    for (int r = 0; r < wb_comm_size(comm); r++)
         WB_TRY(mpi_broadcast(comm, (char *)recv + (size_t)r * bytes, bytes, r));
     return WB_OK;
 }
@@ -73,10 +73,10 @@ static size_t message_length(const mpi_state *state, size_t part_bytes, size_t r
 /* At least one: empty parts are exchanged too, or a part that only one side knows of would stay in the
  * network and be taken for a part of a later call. */
 static size_t count_rounds(const wb_comm *comm, const size_t *send_bytes, const size_t *recv_bytes) {
-    const mpi_state *state = comm->state;
+    const mpi_state *state = wb_comm_state(comm);
     size_t longest = 1;
-    for (int r = 0; r < comm->size; r++) {
-        if (r == comm->rank) continue;
+    for (int r = 0; r < wb_comm_size(comm); r++) {
+        if (r == wb_comm_rank(comm)) continue;
         if (send_bytes[r] > longest) longest = send_bytes[r];
         if (recv_bytes[r] > longest) longest = recv_bytes[r];
     }
@@ -85,10 +85,10 @@ static size_t count_rounds(const wb_comm *comm, const size_t *send_bytes, const 
 
 static wb_status post_receives(wb_comm *comm, void *recv, const size_t *recv_bytes,
                                const size_t *recv_offsets, size_t round, int *posted) {
-    mpi_state *state = comm->state;
-    for (int r = 0; r < comm->size; r++) {
+    mpi_state *state = wb_comm_state(comm);
+    for (int r = 0; r < wb_comm_size(comm); r++) {
         const size_t length = message_length(state, recv_bytes[r], round);
-        if (r == comm->rank || (length == 0 && round > 0)) continue;
+        if (r == wb_comm_rank(comm) || (length == 0 && round > 0)) continue;
         char *at = length > 0 ? (char *)recv + recv_offsets[r] + round * state->message_bytes : NULL;
         WB_TRY(mpi_check(
             MPI_Irecv(at, (int)length, MPI_BYTE, r, WB_MESSAGE_TAG, state->comm, &state->requests[*posted]),
@@ -100,10 +100,10 @@ static wb_status post_receives(wb_comm *comm, void *recv, const size_t *recv_byt
 
 static wb_status post_sends(wb_comm *comm, const void *send, const size_t *send_bytes,
                             const size_t *send_offsets, size_t round, int *posted) {
-    mpi_state *state = comm->state;
-    for (int r = 0; r < comm->size; r++) {
+    mpi_state *state = wb_comm_state(comm);
+    for (int r = 0; r < wb_comm_size(comm); r++) {
         const size_t length = message_length(state, send_bytes[r], round);
-        if (r == comm->rank || (length == 0 && round > 0)) continue;
+        if (r == wb_comm_rank(comm) || (length == 0 && round > 0)) continue;
         const char *at =
             length > 0 ? (const char *)send + send_offsets[r] + round * state->message_bytes : NULL;
         WB_TRY(mpi_check(
@@ -121,18 +121,18 @@ static wb_status check_received(const wb_comm *comm, const MPI_Status *received,
         WB_TRY(mpi_check(MPI_Error_class(code, &class), "MPI_Error_class"));
         if (class != MPI_ERR_TRUNCATE) return mpi_fail(code, "all_to_all_v");
         return wb_fail(WB_MISMATCH, "all_to_all_v: rank %d to rank %d: expected %zu bytes, found more",
-                       received->MPI_SOURCE, comm->rank, expected);
+                       received->MPI_SOURCE, wb_comm_rank(comm), expected);
     }
     WB_TRY(mpi_check(MPI_Get_count(received, MPI_BYTE, &found), "MPI_Get_count"));
     if ((size_t)found == expected) return WB_OK;
     return wb_fail(WB_MISMATCH, "all_to_all_v: rank %d to rank %d: expected %zu bytes, found %d",
-                   received->MPI_SOURCE, comm->rank, expected, found);
+                   received->MPI_SOURCE, wb_comm_rank(comm), expected, found);
 }
 
 /* Waits for requests [0, posted), of which the first `receives` are receives. */
 static wb_status finish_round(wb_comm *comm, const size_t *recv_bytes, size_t round, int receives,
                               int posted) {
-    mpi_state *state = comm->state;
+    mpi_state *state = wb_comm_state(comm);
     const int code = MPI_Waitall(posted, state->requests, state->statuses);
     if (code != MPI_SUCCESS && code != MPI_ERR_IN_STATUS) return mpi_fail(code, "MPI_Waitall");
     for (int i = 0; i < posted; i++) {
@@ -151,7 +151,7 @@ static wb_status mpi_all_to_all_v(wb_comm *comm, const void *send, const size_t 
                                   const size_t *send_offsets, void *recv, const size_t *recv_bytes,
                                   const size_t *recv_offsets) {
     const size_t rounds = count_rounds(comm, send_bytes, recv_bytes);
-    const int me = comm->rank;
+    const int me = wb_comm_rank(comm);
     wb_status status = WB_OK;
     if (send_bytes[me] != recv_bytes[me])
         status = wb_fail(WB_MISMATCH, "all_to_all_v: rank %d to itself: expected %zu bytes, found %zu", me,
@@ -173,14 +173,14 @@ static wb_status mpi_all_to_all_v(wb_comm *comm, const void *send, const size_t 
 }
 
 static wb_status mpi_barrier(wb_comm *comm) {
-    const mpi_state *state = comm->state;
+    const mpi_state *state = wb_comm_state(comm);
     return mpi_check(MPI_Barrier(state->comm), "MPI_Barrier");
 }
 
 /* ---- opening and closing ------------------------------------------------------------------------- */
 
 static void mpi_abort(wb_comm *comm) {
-    const mpi_state *state = comm->state;
+    const mpi_state *state = wb_comm_state(comm);
     MPI_Abort(state->comm, 1);
 }
 
@@ -193,11 +193,12 @@ static void state_free(mpi_state *state) {
 }
 
 static void mpi_close(wb_comm *comm) {
-    state_free(comm->state);
+    state_free(wb_comm_state(comm));
     wb_comm_delete(comm);
 }
 
-static const wb_comm_ops mpi_ops = {.name = "mpi",
+static const wb_comm_ops mpi_ops = {.size = sizeof(wb_comm_ops),
+                                    .name = "mpi",
                                     .broadcast = mpi_broadcast,
                                     .all_gather = mpi_all_gather,
                                     .all_to_all_v = mpi_all_to_all_v,
@@ -248,7 +249,7 @@ wb_status wb_comm_open_mpi_messages(MPI_Comm mpi_comm, int message_bytes, wb_com
 
     wb_comm *comm = NULL;
     wb_status status = open_local(rank, size, message_bytes, &comm);
-    status = open_together(mpi_comm, status, comm != NULL ? comm->state : NULL);
+    status = open_together(mpi_comm, status, comm != NULL ? wb_comm_state(comm) : NULL);
     if (status != WB_OK) {
         if (comm != NULL) mpi_close(comm);
         return status;

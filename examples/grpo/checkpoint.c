@@ -82,7 +82,7 @@ static wb_status collect_moments(const trainer *t, moments_file *f) {
     f->data = memory;
     for (int32_t i = 0; i < n; i++) {
         wb_tensor tensor = wb_model_tensor(t->model, i);
-        if (tensor.data == NULL || (tensor.expert < 0 && t->comm->rank != 0)) continue;
+        if (tensor.data == NULL || (tensor.expert < 0 && wb_comm_rank(t->comm) != 0)) continue;
         WB_TRY(add_moment(f, t, &tensor, "exp_avg", t->opt.m[i]));
         WB_TRY(add_moment(f, t, &tensor, "exp_avg_sq", t->opt.v[i]));
     }
@@ -91,7 +91,7 @@ static wb_status collect_moments(const trainer *t, moments_file *f) {
 
 static wb_status save_moments(const trainer *t, const char *dir) {
     char path[PATH_BYTES], name[64];
-    snprintf(name, sizeof name, "optimizer-%d.safetensors", t->comm->rank);
+    snprintf(name, sizeof name, "optimizer-%d.safetensors", wb_comm_rank(t->comm));
     WB_TRY(path_join(path, dir, name));
     moments_file f = {0};
     wb_status status = collect_moments(t, &f);
@@ -103,9 +103,10 @@ static wb_status save_moments(const trainer *t, const char *dir) {
 static wb_status save_state(const trainer *t, const char *dir) {
     char path[PATH_BYTES];
     WB_TRY(path_join(path, dir, "state.json"));
-    json_t *state = json_pack("{s:I, s:I, s:I, s:i, s:s}", "step", (json_int_t)t->step, "weight_version",
-                              (json_int_t)t->weight_version, "optimizer_step", (json_int_t)t->opt.step,
-                              "ranks", t->comm->size, "fingerprint", wb_model_routes(t->model)->fingerprint);
+    json_t *state =
+        json_pack("{s:I, s:I, s:I, s:i, s:s}", "step", (json_int_t)t->step, "weight_version",
+                  (json_int_t)t->weight_version, "optimizer_step", (json_int_t)t->opt.step, "ranks",
+                  wb_comm_size(t->comm), "fingerprint", wb_model_routes(t->model)->fingerprint);
     int failed = state == NULL || json_dump_file(state, path, JSON_INDENT(1)) != 0;
     json_decref(state);
     return failed ? wb_fail(WB_IO, "%s: cannot be written: %m", path) : WB_OK;
@@ -141,7 +142,7 @@ wb_status checkpoint_save(const trainer *t) {
     WB_TRY(path_join(old, t->o->out_dir, "checkpoint.old"));
     WB_TRY(path_join(inner, fresh, "trainer"));
     wb_status status = WB_OK;
-    if (t->comm->rank == 0) {
+    if (wb_comm_rank(t->comm) == 0) {
         remove_tree(fresh);
         status = make_dir(fresh);
         if (status == WB_OK) status = make_dir(inner);
@@ -149,9 +150,9 @@ wb_status checkpoint_save(const trainer *t) {
     WB_TRY(wb_comm_agree(t->comm, status));
     WB_TRY(wb_model_save(t->model, fresh));
     status = save_moments(t, inner);
-    if (status == WB_OK && t->comm->rank == 0) status = save_state(t, inner);
+    if (status == WB_OK && wb_comm_rank(t->comm) == 0) status = save_state(t, inner);
     WB_TRY(wb_comm_agree(t->comm, status));
-    if (t->comm->rank == 0) status = change_places(fresh, current, old);
+    if (wb_comm_rank(t->comm) == 0) status = change_places(fresh, current, old);
     return wb_comm_agree(t->comm, status);
 }
 

@@ -10,6 +10,7 @@
 
 #include "wb_check.h"
 #include "wb_comm.h"
+#include "wb_device.h"
 #include "wb_formats.h"
 #include "wb_model.h"
 #include "wb_replay.h"

@@ -43,7 +43,7 @@ static wb_status open_reference(trainer *t) {
 static wb_status open_replay(const trainer *t, wb_missing_policy missing, wb_replay **out) {
     wb_replay_options replay = wb_replay_options_default();
     replay.missing = missing;
-    replay.n_ranks = t->comm->size;
+    replay.n_ranks = wb_comm_size(t->comm);
     return wb_replay_open(wb_model_routes(t->model), &replay, out);
 }
 
@@ -77,8 +77,8 @@ static wb_status one_step(trainer *t, const rollout_side *side, const task *task
     m.seconds_rollout = now_seconds() - start;
     wb_status status = rollouts_reward(t->comm, t->o, task_, t->step, &b);
     if (status == WB_OK && !t->o->no_dump)
-        status = wb_comm_agree(t->comm,
-                               rollouts_dump(t->o, wb_model_routes(t->model), t->comm->rank, t->step, &b));
+        status = wb_comm_agree(
+            t->comm, rollouts_dump(t->o, wb_model_routes(t->model), wb_comm_rank(t->comm), t->step, &b));
     start = now_seconds();
     if (status == WB_OK) status = train_step(t, &b, r, &m);
     m.seconds_train = now_seconds() - start;
@@ -114,7 +114,7 @@ static wb_status make_dirs(const char *path) {
 
 /* Rank 0 makes OUT; the others see it or say so. */
 static wb_status make_out(const options *o, wb_comm *comm) {
-    wb_status status = comm->rank == 0 ? make_dirs(o->out_dir) : WB_OK;
+    wb_status status = wb_comm_rank(comm) == 0 ? make_dirs(o->out_dir) : WB_OK;
     WB_TRY(wb_comm_agree(comm, status));
     if (access(o->out_dir, W_OK) != 0) status = wb_fail(WB_IO, "%s: cannot be written to: %m", o->out_dir);
     return wb_comm_agree(comm, status);
@@ -145,7 +145,7 @@ static wb_status train(const options *o, wb_device *device, wb_comm *comm) {
     WB_GOTO(wb_comm_agree(comm, task_open(o->task, o->seed, wb_model_config(t.model)->vocab_size, &task_)),
             close_all);
     WB_GOTO(open_rollout(&t, start_dir, &side), close_all);
-    WB_GOTO(wb_comm_agree(comm, report_open(o, comm->rank == 0, t.step, &r)), close_all);
+    WB_GOTO(wb_comm_agree(comm, report_open(o, wb_comm_rank(comm) == 0, t.step, &r)), close_all);
     if (resume_dir)
         report_line(r, "resuming after step %llu from %s", (unsigned long long)t.step, resume_dir);
     WB_GOTO(train_loop(&t, &side, task_, r), close_all);
@@ -162,7 +162,7 @@ close_all:
 
 static wb_status make_base(const options *o, wb_device *device, wb_comm *comm) {
     report *r;
-    WB_TRY(report_open(o, comm->rank == 0, 0, &r));
+    WB_TRY(report_open(o, wb_comm_rank(comm) == 0, 0, &r));
     wb_status status = warmup_make_base(o, device, comm, r);
     report_close(r);
     return status;

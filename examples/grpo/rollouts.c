@@ -50,18 +50,18 @@ static int64_t collect(wb_engine *engine, const options *o, int n_ranks, batch *
 
 wb_status rollouts_generate(wb_engine *engine, wb_comm *comm, const options *o, const task *t, uint64_t step,
                             report *r, batch *batch_out) {
-    batch b = {.n_groups = (o->prompts - comm->rank + comm->size - 1) / comm->size};
+    batch b = {.n_groups = (o->prompts - wb_comm_rank(comm) + wb_comm_size(comm) - 1) / wb_comm_size(comm)};
     b.n_samples = b.n_groups * o->samples;
     void *memory;
     wb_status status = WB_ALLOC(memory, (size_t)b.n_samples, sizeof(sample), "samples");
     if (status == WB_OK) b.samples = memory;
     for (int64_t g = 0; status == WB_OK && g < b.n_groups; g++)
-        status = submit_group(engine, o, t, step, (uint64_t)(g * comm->size + comm->rank));
+        status = submit_group(engine, o, t, step, (uint64_t)(g * wb_comm_size(comm) + wb_comm_rank(comm)));
     WB_GOTO(wb_comm_agree(comm, status), drop_batch);
     int64_t done = 0;
     for (bool busy = true; busy;) {
         WB_GOTO(wb_engine_step(engine, &busy), drop_batch);
-        done += collect(engine, o, comm->size, &b);
+        done += collect(engine, o, wb_comm_size(comm), &b);
         report_progress(r, step, "rollout", done, b.n_samples);
     }
     *batch_out = b;

@@ -93,8 +93,8 @@ static wb_status count_micro_batches(const trainer *t, const batch *b, int64_t f
 /* First of this rank's samples in minibatch u. Minibatches are equal runs of the batch's groups over all ranks, so that they
  * hold the same samples on any number of ranks, and none is empty. */
 static int64_t update_first(const trainer *t, int64_t u) {
-    int64_t group = t->o->prompts / t->o->updates * u, ranks = t->comm->size;
-    return (group - t->comm->rank + ranks - 1) / ranks * t->o->samples;
+    int64_t group = t->o->prompts / t->o->updates * u, ranks = wb_comm_size(t->comm);
+    return (group - wb_comm_rank(t->comm) + ranks - 1) / ranks * t->o->samples;
 }
 
 static wb_status pack_lists(const trainer *t, const batch *b, packed_batch *p) {

@@ -45,7 +45,7 @@ typedef struct examples {
 /* This rank's share of the step's examples. */
 static void draw(examples *x, const options *o, int64_t step, const wb_comm *comm) {
     x->T = x->answers = x->n_seqs = 0;
-    for (int64_t i = comm->rank; i < EXAMPLES; i += comm->size) {
+    for (int64_t i = wb_comm_rank(comm); i < EXAMPLES; i += wb_comm_size(comm)) {
         uint32_t tokens[TASK_MAX_TOKENS], prompt_len;
         uint32_t n = task_arithmetic_example(~o->seed, (uint64_t)(step * EXAMPLES + i), tokens, &prompt_len);
         x->seq_start[x->n_seqs++] = (int32_t)x->T;

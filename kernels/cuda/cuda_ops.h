@@ -13,7 +13,7 @@
 #ifndef WB_CUDA_OPS_H
 #define WB_CUDA_OPS_H
 
-#include "wb_kernels.h"
+#include "wb_device.h"
 
 #ifdef __cplusplus
 extern "C" {

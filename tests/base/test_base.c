@@ -2,6 +2,7 @@
 #include "wb_check.h"
 #include "wb_hash.h"
 #include "wb_memory.h"
+#include "wb_options.h"
 #include "wb_random.h"
 #include "wb_text.h"
 
@@ -154,6 +155,44 @@ static void test_random(void **state) {
     assert_int_not_equal(wb_random_at(3, 4), wb_random_at(4, 3));
 }
 
+/* What two versions of a library know: the later one has a field more. */
+typedef struct early_options {
+    size_t size;
+    uint32_t a, b;
+} early_options;
+typedef struct late_options {
+    size_t size;
+    uint32_t a, b;
+    uint64_t c;
+} late_options;
+
+static void test_options_of_other_versions(void **state) {
+    (void)state;
+    const early_options early_defaults = {sizeof early_defaults, 1, 2};
+    const late_options late_defaults = {sizeof late_defaults, 1, 2, 3};
+    early_options early;
+    wb_options_init(&early, sizeof early, &late_defaults, sizeof late_defaults);
+    assert_int_equal(early.size, sizeof early);
+    early.b = 20;
+    late_options own = late_defaults; /* a later library serves an earlier caller */
+    assert_int_equal(wb_options_read(&own, sizeof own, &early, "x"), WB_OK);
+    assert_true(own.size == sizeof own && own.a == 1 && own.b == 20 && own.c == 3);
+
+    late_options late;
+    wb_options_init(&late, sizeof late, &early_defaults, sizeof early_defaults);
+    assert_true(late.size == sizeof late && late.b == 2 && late.c == 0);
+    early_options earlier_own =
+        early_defaults; /* an earlier library, a later caller who asks for nothing new */
+    assert_int_equal(wb_options_read(&earlier_own, sizeof earlier_own, &late, "x"), WB_OK);
+    assert_int_equal(earlier_own.size, sizeof earlier_own);
+    late.c = 1;
+    assert_int_equal(wb_options_read(&earlier_own, sizeof earlier_own, &late, "x"), WB_INVALID_ARGUMENT);
+    late.size = 0;
+    assert_int_equal(wb_options_read(&own, sizeof own, &late, "x"), WB_INVALID_ARGUMENT);
+    assert_int_equal(wb_options_read(&own, sizeof own, NULL, "x"), WB_OK);
+    assert_int_equal(own.b, 20);
+}
+
 static void test_text(void **state) {
     (void)state;
     assert_true(wb_text_ok("ok \xc3\xa9 \xe2\x82\xac \xf0\x9f\x98\x80", 14));
@@ -173,7 +212,7 @@ int main(void) {
         cmocka_unit_test(test_alloc),          cmocka_unit_test(test_grow_keeps_what_is_there),
         cmocka_unit_test(test_owner),          cmocka_unit_test(test_known_values),
         cmocka_unit_test(test_hash_in_pieces), cmocka_unit_test(test_random),
-        cmocka_unit_test(test_text),
+        cmocka_unit_test(test_text),           cmocka_unit_test(test_options_of_other_versions),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -13,6 +13,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "wb_device.h"
 #include "wb_rollout.h"
 
 enum {

@@ -5,7 +5,7 @@
  * Refuses: peers. Bytes: what must cross memory at least, each once; of logits gathered at ids, the 32-byte
  * sectors that hold them. Random normal logits. argv[1]: the device.
  */
-#include "wb_kernels.h"
+#include "wb_device.h"
 
 #include <cuda_runtime.h>
 

@@ -27,7 +27,7 @@ typedef struct core {
 static bool core_check(core *c, bool held, const char *what, int line) {
     if (held) return true;
     fprintf(stderr, "%s: rank %zu of %zu, seed %llu, comm_core.h:%d: %s (last message: %s)\n",
-            c->comm->ops->name, c->rank, c->ranks, (unsigned long long)c->seed, line, what,
+            wb_comm_name(c->comm), c->rank, c->ranks, (unsigned long long)c->seed, line, what,
             wb_error_message());
     c->failures++;
     return false;
@@ -332,7 +332,7 @@ static void core_agree(core *c) {
 /* ---- all ----------------------------------------------------------------------------------------- */
 
 static int comm_core_run(wb_comm *comm, uint64_t seed) {
-    core state = {comm, (size_t)comm->rank, (size_t)comm->size, seed, 0};
+    core state = {comm, (size_t)wb_comm_rank(comm), (size_t)wb_comm_size(comm), seed, 0};
     core *c = &state;
     CHECK_STATUS(c, WB_OK, wb_comm_barrier(comm));
     core_broadcast(c);

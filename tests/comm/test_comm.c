@@ -41,8 +41,8 @@ static void test_self(void **unused) {
     (void)unused;
     wb_comm *comm = NULL;
     assert_int_equal(wb_comm_open_self(&comm), WB_OK);
-    assert_int_equal(comm->rank, 0);
-    assert_int_equal(comm->size, 1);
+    assert_int_equal(wb_comm_rank(comm), 0);
+    assert_int_equal(wb_comm_size(comm), 1);
     assert_int_equal(comm_core_run(comm, seed), 0);
     wb_comm_abort(comm);
     wb_comm_close(comm);
@@ -80,7 +80,8 @@ static wb_status busy_step(wb_comm *comm, int step) {
     float *values = take(n * sizeof(*values));
     for (size_t i = 0; i < n; i++) values[i] = 1.0f;
     wb_status status = wb_comm_all_reduce_f32(comm, values, n);
-    if (status == WB_OK) status = wb_comm_broadcast(comm, values, n * sizeof(*values), step % comm->size);
+    if (status == WB_OK)
+        status = wb_comm_broadcast(comm, values, n * sizeof(*values), step % wb_comm_size(comm));
     free(values);
     return status;
 }
@@ -92,7 +93,7 @@ static void *abort_midway(void *argument) {
     worker *me = argument;
     wb_status status = WB_OK;
     for (int step = 0; status == WB_OK; step++) {
-        if (me->comm->rank == 1 && step == last_step) wb_comm_abort(me->comm);
+        if (wb_comm_rank(me->comm) == 1 && step == last_step) wb_comm_abort(me->comm);
         status = busy_step(me->comm, step);
     }
     me->failures += status != WB_PEER;
@@ -115,7 +116,7 @@ static void test_abort(void **unused) {
 /* Rank 1 gives up while the others certainly wait for it. */
 static void *abort_late(void *argument) {
     worker *me = argument;
-    if (me->comm->rank == 1) {
+    if (wb_comm_rank(me->comm) == 1) {
         nanosleep(&(struct timespec){.tv_nsec = 50 * 1000 * 1000}, NULL);
         wb_comm_abort(me->comm);
     } else {
@@ -162,7 +163,7 @@ static void test_abort_from_outside(void **unused) {
 /* Rank 1 closes without a word. */
 static void *close_early(void *argument) {
     worker *me = argument;
-    if (me->comm->rank != 1) me->failures += wb_comm_barrier(me->comm) != WB_PEER;
+    if (wb_comm_rank(me->comm) != 1) me->failures += wb_comm_barrier(me->comm) != WB_PEER;
     wb_comm_close(me->comm);
     return NULL;
 }
@@ -177,7 +178,7 @@ static void *different_calls(void *argument) {
     worker *me = argument;
     unsigned char byte = 0;
     const wb_status found =
-        me->comm->rank == 1 ? wb_comm_broadcast(me->comm, &byte, 1, 0) : wb_comm_barrier(me->comm);
+        wb_comm_rank(me->comm) == 1 ? wb_comm_broadcast(me->comm, &byte, 1, 0) : wb_comm_barrier(me->comm);
     me->failures += found != WB_MISMATCH;
     me->failures += strstr(wb_error_message(), "rank 1:") == NULL;
     me->failures += wb_comm_barrier(me->comm) != WB_OK;

@@ -24,7 +24,7 @@ typedef struct core {
 static inline void core_check(core *c, bool held, const char *what, int line) {
     if (held) return;
     fprintf(stderr, "%s: rank %d of %d, seed %llu, placement_core.h:%d: %s (last message: %s)\n",
-            c->comm->ops->name, c->rank, c->ranks, (unsigned long long)c->seed, line, what,
+            wb_comm_name(c->comm), c->rank, c->ranks, (unsigned long long)c->seed, line, what,
             wb_error_message());
     c->failures++;
 }
@@ -46,7 +46,7 @@ typedef struct relay {
 } relay;
 
 static inline wb_status relay_broadcast(wb_comm *comm, void *buffer, size_t bytes, int root) {
-    relay *r = comm->state;
+    relay *r = wb_comm_state(comm);
     if (r->before) r->before(r);
     wb_status status = wb_comm_broadcast(r->inner, buffer, bytes, root);
     if (r->after) r->after(r, buffer, bytes);
@@ -54,19 +54,42 @@ static inline wb_status relay_broadcast(wb_comm *comm, void *buffer, size_t byte
 }
 
 static inline wb_status relay_all_gather(wb_comm *comm, const void *send, size_t bytes, void *recv) {
-    relay *r = comm->state;
+    relay *r = wb_comm_state(comm);
     if (r->before) r->before(r);
     wb_status status = wb_comm_all_gather(r->inner, send, bytes, recv);
-    if (r->after) r->after(r, recv, bytes * (size_t)comm->size);
+    if (r->after) r->after(r, recv, bytes * (size_t)wb_comm_size(comm));
     return status;
 }
 
-static const wb_comm_ops relay_ops = {
-    .name = "relay", .broadcast = relay_broadcast, .all_gather = relay_all_gather, .close = wb_comm_delete};
+static inline wb_status relay_all_to_all_v(wb_comm *comm, const void *send, const size_t *send_bytes,
+                                           const size_t *send_offsets, void *recv, const size_t *recv_bytes,
+                                           const size_t *recv_offsets) {
+    const relay *r = wb_comm_state(comm);
+    return wb_comm_all_to_all_v(r->inner, send, send_bytes, send_offsets, recv, recv_bytes, recv_offsets);
+}
+
+static inline wb_status relay_barrier(wb_comm *comm) {
+    const relay *r = wb_comm_state(comm);
+    return wb_comm_barrier(r->inner);
+}
+
+static inline void relay_abort(wb_comm *comm) {
+    const relay *r = wb_comm_state(comm);
+    wb_comm_abort(r->inner);
+}
+
+static const wb_comm_ops relay_ops = {.size = sizeof(wb_comm_ops),
+                                      .name = "relay",
+                                      .broadcast = relay_broadcast,
+                                      .all_gather = relay_all_gather,
+                                      .all_to_all_v = relay_all_to_all_v,
+                                      .barrier = relay_barrier,
+                                      .abort = relay_abort,
+                                      .close = wb_comm_delete};
 
 static inline wb_comm *relay_open(relay *r) {
     wb_comm *comm = NULL;
-    if (wb_comm_new(&relay_ops, r->inner->rank, r->inner->size, r, &comm) != WB_OK) abort();
+    if (wb_comm_new(&relay_ops, wb_comm_rank(r->inner), wb_comm_size(r->inner), r, &comm) != WB_OK) abort();
     return comm;
 }
 
@@ -316,7 +339,7 @@ static inline void core_damaged_root(core *c) {
 /* ---- all --------------------------------------------------------------------------------------------------- */
 
 static inline int placement_core_run(wb_comm *comm, uint64_t seed) {
-    core state = {comm, comm->rank, comm->size, seed, 0};
+    core state = {comm, wb_comm_rank(comm), wb_comm_size(comm), seed, 0};
     core *c = &state;
     core_broadcast(c);
     core_broadcast_large(c);

@@ -70,7 +70,7 @@ static bool counts_are(const wb_load *load, uint32_t age, double e0, double e1, 
 /* A rank that is idle in some passes: its window still has the same passes as the others'. */
 static void windows_in_step(rank_job *job) {
     wb_load *load = open_window(job, 2, E);
-    uint8_t me = (uint8_t)job->comm->rank;
+    uint8_t me = (uint8_t)wb_comm_rank(job->comm);
     for (uint32_t pass = 0; pass < 4; pass++) {
         if (pass < 2 || me == 0) record_one(job, load, me, pass + 1);
         CHECK(job, wb_load_end_pass(load, job->comm) == WB_OK);
@@ -91,7 +91,7 @@ static void balance_of_all(rank_job *job) {
     wb_placement *placement = NULL;
     double mean = 0;
     CHECK(job, wb_placement_open(&t, L, E, &placement) == WB_OK);
-    record_one(job, load, (uint8_t)job->comm->rank, 8);
+    record_one(job, load, (uint8_t)wb_comm_rank(job->comm), 8);
     CHECK(job, wb_load_end_pass(load, job->comm) == WB_OK);
     CHECK(job, wb_load_balancedness(load, 0, ALL, 0, placement, NULL, &mean, NULL) == WB_OK);
     CHECK(job, fabs(mean - 0.75) <= 1e-12);
@@ -100,7 +100,7 @@ static void balance_of_all(rank_job *job) {
 }
 
 static void other_regions(rank_job *job) {
-    wb_load *load = open_window(job, 2, job->comm->rank == 1 ? E + 1 : E);
+    wb_load *load = open_window(job, 2, wb_comm_rank(job->comm) == 1 ? E + 1 : E);
     record_one(job, load, 0, 1);
     CHECK(job, wb_load_end_pass(load, job->comm) == WB_PEER);
     CHECK(job, strstr(wb_error_message(), "rank 1") != NULL);

@@ -520,7 +520,7 @@ typedef struct hold {
 
 static void before_call(relay *r) {
     hold *h = r->ctx;
-    const int rank = r->inner->rank;
+    const int rank = wb_comm_rank(r->inner);
     pthread_mutex_lock(&h->mutex);
     if (rank == h->odd && h->started[rank] == h->moment) {
         long live;
@@ -540,7 +540,7 @@ static bool all_finished(const hold *h) {
 static void after_call(relay *r, void *buffer, size_t bytes) {
     (void)buffer, (void)bytes;
     hold *h = r->ctx;
-    const int rank = r->inner->rank;
+    const int rank = wb_comm_rank(r->inner);
     pthread_mutex_lock(&h->mutex);
     const bool now = ++h->finished[rank] == h->moment;
     pthread_cond_broadcast(&h->moved);
@@ -555,7 +555,7 @@ static void after_call(relay *r, void *buffer, size_t bytes) {
 
 static void *want_memory(void *argument) {
     worker *me = argument;
-    core state = {me->comm, me->comm->rank, me->comm->size, seed, 0};
+    core state = {me->comm, wb_comm_rank(me->comm), wb_comm_size(me->comm), seed, 0};
     core *c = &state;
     relay r = {.inner = me->comm, .before = before_call, .after = after_call, .ctx = me->hold};
     wb_comm *comm = relay_open(&r);

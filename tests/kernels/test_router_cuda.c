@@ -6,7 +6,7 @@
  * compared with all that lies between and behind them. A plain program, so that it needs no test library; 77, with
  * the reason, where there is no CUDA device. argv[1]: the seed.
  */
-#include "wb_kernels.h"
+#include "wb_device.h"
 
 #include <inttypes.h>
 #include <math.h>

@@ -22,19 +22,19 @@ typedef struct ranks_test {
 static inline void expect(ranks_test *test, bool held, const char *what) {
     if (held) return;
     test->failures++;
-    fprintf(stderr, "%s, rank %d of %d, seed %llu: %s\n", test->name, test->spread.comm->rank,
-            test->spread.comm->size, (unsigned long long)test->seed, what);
+    fprintf(stderr, "%s, rank %d of %d, seed %llu: %s\n", test->name, wb_comm_rank(test->spread.comm),
+            wb_comm_size(test->spread.comm), (unsigned long long)test->seed, what);
 }
 
 /* Which rank feeds sequence s. In every second round one rank feeds all of them. */
 static inline void deal_sequences(ranks_test *test, int round) {
-    const int32_t size = test->spread.comm->size;
+    const int32_t size = wb_comm_size(test->spread.comm);
     uint64_t state = test->seed + (uint64_t)round;
     const int32_t one = random_below(&state, size);
     test->n_mine = 0;
     for (int32_t s = 0; s < N_SEQS; s++) {
         const int32_t owner = round % 2 == 1 ? one : random_below(&state, size);
-        if (owner == test->spread.comm->rank) test->mine[test->n_mine++] = s;
+        if (owner == wb_comm_rank(test->spread.comm)) test->mine[test->n_mine++] = s;
         test->all[s] = s;
     }
 }

@@ -77,7 +77,7 @@ static wb_status compare(const wb_model *model, const char *expect, int32_t *dif
 static wb_status rank_work(job *j, wb_comm *comm, wb_device *device) {
     wb_model_options options = {.device = device, .comm = comm, .dtype = j->dtype};
     wb_model *model = NULL;
-    int r = comm->rank;
+    int r = wb_comm_rank(comm);
     wb_status status = j->open[r] ? wb_model_open(j->open[r], &options, &model)
                                   : wb_model_create(j->config, j->seed, 0.02f, &options, &model);
     if (status != WB_OK) return status;
@@ -92,7 +92,7 @@ static wb_status rank_work(job *j, wb_comm *comm, wb_device *device) {
 static void *rank_main(void *arg) {
     rank_args *args = arg;
     wb_device *device = NULL;
-    int r = args->comm->rank;
+    int r = wb_comm_rank(args->comm);
     wb_status status = wb_device_open_cpu(1, &device);
     if (status == WB_OK) status = rank_work(args->job, args->comm, device);
     args->job->status[r] = status;

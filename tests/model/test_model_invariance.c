@@ -272,7 +272,7 @@ static void place_at_random(ranks_test *test) {
         const wb_layer *layer = &model->layers[l];
         if (layer->moe_index < 0) continue;
         for (int32_t e = 0; e < E; e++) {
-            if (rank[e] != model->comm->rank) continue;
+            if (rank[e] != wb_comm_rank(model->comm)) continue;
             const int32_t params[] = {layer->gate_up, layer->down};
             for (int i = 0; i < 2; i++) {
                 const size_t bytes = i == 0 ? gate_up : gate_up / 2;

@@ -3,6 +3,7 @@
 #include "replay_fixture.h"
 
 #include "support/alloc_fail.h"
+#include "wb_device.h"
 #include "wb_train_hooks.h"
 
 enum { E = 16, K = 2, L = 2, TOKENS = 6, PADDING = 2, T = TOKENS + PADDING, RECORDS = 70, PATIENCE = 10000 };

@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "wb_device.h"
 #include "wb_rollout.h"
 
 static inline void must(wb_status status, const char *what) {

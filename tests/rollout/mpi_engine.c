@@ -26,13 +26,13 @@ static void make_round(round_plan *p, uint64_t seed, const wb_comm *comm) {
     const wb_family family = pick(&d, 0, 1) == 0 ? WB_FAMILY_QWEN3_MOE : WB_FAMILY_OLMOE;
     p->config =
         tiny_config(family, (int32_t)pick(&d, 3, 20), (int32_t)pick(&d, 1, 3), (int32_t)pick(&d, 1, 3), 0);
-    const uint32_t busy_ranks = pick(&d, 1, (uint32_t)comm->size);
+    const uint32_t busy_ranks = pick(&d, 1, (uint32_t)wb_comm_size(comm));
     for (uint32_t i = 0; i < N_REQUESTS; i++) {
         p->asks[i] = ask_random(&d, i, (uint32_t)p->config.vocab_size, 16, 16);
         p->rank[i] = pick(&d, 0, busy_ranks - 1);
         p->step[i] = pick(&d, 0, 12);
     }
-    d.state += (uint64_t)comm->rank;
+    d.state += (uint64_t)wb_comm_rank(comm);
     p->options.block_size = (int32_t)pick(&d, 1, 6);
     p->options.n_blocks = (31 + p->options.block_size - 1) / p->options.block_size + (int32_t)pick(&d, 0, 6);
     p->options.max_batch_tokens = (int32_t)pick(&d, 1, 24);
@@ -62,18 +62,18 @@ static int run_round(uint64_t seed, wb_comm *comm) {
     bool busy = true;
     for (uint64_t step = 0; step <= 12 || busy; step++) {
         for (uint32_t i = 0; i < N_REQUESTS; i++)
-            if (p->rank[i] == (uint32_t)comm->rank && p->step[i] == step)
+            if (p->rank[i] == (uint32_t)wb_comm_rank(comm) && p->step[i] == step)
                 must(wb_engine_submit(engine, ask_request(&p->asks[i])), "submit");
         must(wb_engine_step(engine, &busy), "step");
     }
     for (wb_completion *c = wb_engine_poll(engine); c != NULL; c = wb_engine_poll(engine)) {
-        failures += compare(p, whole.model, c, seed, comm->rank);
+        failures += compare(p, whole.model, c, seed, wb_comm_rank(comm));
         wb_completion_free(c);
     }
     for (uint32_t i = 0; i < N_REQUESTS; i++)
-        if (p->done[i] != (p->rank[i] == (uint32_t)comm->rank)) {
-            fprintf(stderr, "seed %" PRIu64 ", rank %d, request %u: lost or not its own\n", seed, comm->rank,
-                    i);
+        if (p->done[i] != (p->rank[i] == (uint32_t)wb_comm_rank(comm))) {
+            fprintf(stderr, "seed %" PRIu64 ", rank %d, request %u: lost or not its own\n", seed,
+                    wb_comm_rank(comm), i);
             failures++;
         }
     wb_engine_close(engine);
@@ -92,8 +92,9 @@ int main(int argc, char **argv) {
     const uint64_t n = argc == 2 ? 1 : N_ROUNDS;
     int failures = 0, any = 0;
     for (uint64_t seed = first; seed < first + n; seed++) failures += run_round(seed, comm);
-    if (comm->rank == 0)
-        printf("mpi_engine: %d ranks, seeds %" PRIu64 "..%" PRIu64 "\n", comm->size, first, first + n - 1);
+    if (wb_comm_rank(comm) == 0)
+        printf("mpi_engine: %d ranks, seeds %" PRIu64 "..%" PRIu64 "\n", wb_comm_size(comm), first,
+               first + n - 1);
     wb_comm_close(comm);
     MPI_Allreduce(&failures, &any, 1, MPI_INT, MPI_SUM, MPI_COMM_WORLD);
     MPI_Finalize();

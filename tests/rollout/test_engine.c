@@ -697,7 +697,7 @@ static void *step_rank(void *arg) {
     const wb_config c = config();
     rig r = rig_open(&c, 5, 1, job->comm);
     wb_engine *engine = engine_of(r.model, 16, 4, 16, 4);
-    if (job->comm->rank == 1) {
+    if (wb_comm_rank(job->comm) == 1) {
         poison(r.model, 60);
         ask a = ask_fixed("nan", 2, 2);
         a.prompt[1] = 60;

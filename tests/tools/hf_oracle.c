@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "wb_device.h"
 #include "wb_rollout.h"
 
 /* Tokens: given of a greedy sequence, fed in one step, of a KV block. */
@@ -270,7 +271,7 @@ typedef struct rank_run {
 } rank_run;
 
 static int64_t reference_seq(const rank_run *run, int64_t s) {
-    return run->comm->rank + s * run->comm->size;
+    return wb_comm_rank(run->comm) + s * wb_comm_size(run->comm);
 }
 
 /* Row of the reference's [B*length, ...] for this rank's token t of sequences of that length. */
@@ -471,7 +472,7 @@ static double gradient_error(const reference *ref, const wb_tensor_view *expecte
 static wb_status check_gradient(rank_run *run, const wb_tensor *tensor) {
     const reference *ref = run->ref;
     if (without_grad(ref, tensor->name)) return WB_OK;
-    run->n_tensors_expected += tensor->expert >= 0 ? tensor->data != NULL : run->comm->rank == 0;
+    run->n_tensors_expected += tensor->expert >= 0 ? tensor->data != NULL : wb_comm_rank(run->comm) == 0;
     if (tensor->data == NULL) return WB_OK;
     wb_tensor_view expected;
     if (wb_safetensors_find(ref->grads, tensor->name, &expected) != WB_OK ||
@@ -489,7 +490,7 @@ static wb_status check_gradient(rank_run *run, const wb_tensor *tensor) {
         if (!(error <= checks[GRADIENTS].limit))
             fprintf(stderr, "gradient off by %.3g: %s\n", error, tensor->name);
         see_error(&run->outcomes[GRADIENTS], error);
-        const bool counts = tensor->expert >= 0 || run->comm->rank == 0; /* others are every rank's */
+        const bool counts = tensor->expert >= 0 || wb_comm_rank(run->comm) == 0; /* others are every rank's */
         run->n_tensors += counts;
         run->outcomes[GRADIENTS].compared += counts ? tensor->n : 0;
     }
@@ -518,7 +519,7 @@ static wb_status check_gradients(rank_run *run) {
         const wb_status status = check_gradient(run, &tensor);
         if (status != WB_OK) return status;
     }
-    if (run->comm->rank == 0) check_surplus(run);
+    if (wb_comm_rank(run->comm) == 0) check_surplus(run);
     return WB_OK;
 }
 
@@ -621,7 +622,7 @@ static wb_status run_checks(rank_run *run) {
 
 static void *run_rank(void *ctx) {
     rank_run *run = ctx;
-    const int rank = run->comm->rank, size = run->comm->size;
+    const int rank = wb_comm_rank(run->comm), size = wb_comm_size(run->comm);
     run->n_seqs = run->ref->B / size + (rank < run->ref->B % size);
     run->verdict = EXIT_UNREADABLE;
     wb_status status = wb_device_open_cpu(size > 1 ? 1 : 0, &run->device);

@@ -2,6 +2,7 @@
  * the formulas in double, gradients against finite differences of them. Tests are named after the rule they hold. */
 #include "replay/replay_fixture.h"
 
+#include "wb_device.h"
 #include "wb_train_hooks.h"
 
 #include <math.h>

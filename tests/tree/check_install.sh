@@ -64,7 +64,7 @@ int main(int argc, char **argv) {
     if (status == WB_OK) status = wb_device_open_cpu(1, &device);
     uint64_t largest = 7;
     if (status == WB_OK) status = wb_comm_all_reduce_max_u64(comm, &largest);
-    if (status == WB_OK) printf("waybill %s on %s, %s, %d\n", wb_version(), device->name, comm->ops->name, (int)largest);
+    if (status == WB_OK) printf("waybill %s on %s, %s, %d\n", wb_version(), wb_device_name(device), wb_comm_name(comm), (int)largest);
     else printf("%s\n", wb_error_message());
     wb_device_close(device);
     wb_comm_close(comm);
