@@ -1,5 +1,5 @@
-/* hash.c - see wb_hash.h. Owns: the choice of XXH3, which is compiled in: so it is twice as fast as the distribution's shared
- * library, which is built without -O3. Refuses: a hash of its own. */
+/* hash.c - see wb_hash.h. Owns: the choice of XXH3, which is compiled in: so it is twice as fast as the
+ * distribution's shared library, which is built without -O3. Refuses: a hash of its own. */
 #include "wb_hash.h"
 
 #include <inttypes.h>

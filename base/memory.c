@@ -16,7 +16,7 @@ void *wb_alloc(size_t count, size_t size, const char *what) {
     return block;
 }
 
-/* ---- arrays that grow ------------------------------------------------------------------------------ */
+/* ---- arrays that grow ------------------------------------------------------------------------ */
 
 enum { FIRST_CAPACITY = 64 };
 
@@ -34,7 +34,7 @@ void *wb_grow(void *block, size_t size, size_t needed, size_t *capacity, const c
     return larger;
 }
 
-/* ---- owners ---------------------------------------------------------------------------------------- */
+/* ---- owners ---------------------------------------------------------------------------------- */
 
 /* What stands before each block of an owner; the size keeps the block's own alignment that of malloc. */
 typedef struct wb_owned {

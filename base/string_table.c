@@ -70,8 +70,8 @@ wb_status wb_string_table_add(wb_string_table *t, const char *text, size_t lengt
     return WB_OK;
 }
 
-/* Entries after the hole move into it, unless they would then stand before the place that their hash names: so every entry
- * is still reached from there without meeting an empty place. */
+/* Entries after the hole move into it, unless they would then stand before the place that their hash
+ * names: so every entry is still reached from there without meeting an empty place. */
 static void close_hole(wb_string_table *t, size_t hole) {
     size_t mask = t->n_places - 1;
     for (size_t i = (hole + 1) & mask; t->entries[i].text; i = (i + 1) & mask) {

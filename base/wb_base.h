@@ -1,13 +1,15 @@
-/* wb_base.h - what every public header of Waybill begins with: status codes, the thread's message, element types.
+/* wb_base.h - what every public header of Waybill begins with: status codes, the thread's message, element
+ * types.
  *
- * Owns: WB_API, wb_status, messages, wb_dtype, the version. Refuses: any state that is not the thread's own.
+ * Owns: WB_API, wb_status, messages, wb_dtype, the version. Refuses: any state that is not the thread's
+ * own.
  *
- * Letters for dimensions, everywhere in Waybill: T tokens, E experts, K choices of a token (top-k), L MoE layers, R ranks,
- * N nodes, S physical slots, M micro-batches, H hidden width, F expert width.
+ * Letters for dimensions, everywhere in Waybill: T tokens, E experts, K choices of a token (top-k), L MoE
+ * layers, R ranks, N nodes, S physical slots, M micro-batches, H hidden width, F expert width.
  *
  * Errors: a call that can fail returns wb_status, 0 being ok. Outputs come last, are named *_out and are
- * written only on success. wb_error_message() then says what, where, and what was expected.
- * Threads: different handles may be used from different threads; one handle from one thread at a time.
+ * written only on success. wb_error_message() then says what, where, and what was expected. Threads:
+ * different handles may be used from different threads; one handle from one thread at a time.
  */
 #ifndef WB_BASE_H
 #define WB_BASE_H

@@ -1,22 +1,25 @@
 /* wb_file.h - small files read whole, and files that appear only when they are whole (not installed).
  *
- * Everything that Waybill writes and is not appended to (a dump is) goes through wb_new_file: checkpoints, placements, metrics. */
+ * Everything that Waybill writes and is not appended to (a dump is) goes through wb_new_file: checkpoints,
+ * placements, metrics. */
 #ifndef WB_FILE_H
 #define WB_FILE_H
 
 #include "wb_base.h"
 
-/* The whole of a regular file of at most `max_bytes`, NUL-terminated; freed with free(). NOT_FOUND when absent. */
+/* The whole of a regular file of at most `max_bytes`, NUL-terminated; freed with free(). NOT_FOUND when
+ * absent. */
 wb_status wb_file_read(const char *path, size_t max_bytes, char **text_out, size_t *bytes_out);
 
 /* Creates `dir` and what is missing above it. */
 wb_status wb_dir_create(const char *dir);
 
-/* A new file under construction: written to "<path>.<process id>.tmp", synced, renamed over `path`, the directory synced. A
- * crash leaves the old file or the new one, never a mixture.
+/* A new file under construction: written to "<path>.<process id>.tmp", synced, renamed over `path`, the
+ * directory synced. A crash leaves the old file or the new one, never a mixture.
  *
- * A symbolic link is followed, and what it points to is replaced. A device or a pipe (/dev/stdout, a named pipe) is written
- * directly, since a rename would put a file in its place. A directory or a socket is refused. */
+ * A symbolic link is followed, and what it points to is replaced. A device or a pipe (/dev/stdout, a named
+ * pipe) is written directly, since a rename would put a file in its place. A directory or a socket is
+ * refused. */
 typedef struct wb_new_file {
     int fd;
     char *path;       /* what is replaced: the end of the links */
@@ -31,8 +34,8 @@ void wb_new_file_discard(wb_new_file *file);     /* removes the temporary; a no-
 
 wb_status wb_file_replace(const char *path, const char *text, size_t bytes); /* the four in one */
 
-/* Whether `name` is that of a temporary of wb_new_file, which a killed process may have left: the length of the name it stood
- * for, 0 when it is none. */
+/* Whether `name` is that of a temporary of wb_new_file, which a killed process may have left: the length
+ * of the name it stood for, 0 when it is none. */
 size_t wb_new_file_stem(const char *name);
 
 #endif

@@ -1,5 +1,5 @@
-/* wb_hash.h - XXH3 of bytes, in one call or as they come (not installed). The values are part of the dump format and of what ranks
- * compare: they must never change. */
+/* wb_hash.h - XXH3 of bytes, in one call or as they come (not installed). The values are part of the dump
+ * format and of what ranks compare: they must never change. */
 #ifndef WB_HASH_H
 #define WB_HASH_H
 

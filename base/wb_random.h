@@ -1,8 +1,9 @@
-/* wb_random.h - the one random generator: splitmix64 (Steele, Lea, Flood 2014), the same numbers on every machine (not installed).
+/* wb_random.h - the one random generator: splitmix64 (Steele, Lea, Flood 2014), the same numbers on every
+ * machine (not installed).
  *
- * Two ways to use it. A stream with a state, for a search that draws as it goes. A stream by counter, for what must not
- * depend on the order of drawing: element i of a seed's stream is a function of both and of nothing else, so that neither
- * preemption nor the batch around a token can shift it. */
+ * Two ways to use it. A stream with a state, for a search that draws as it goes. A stream by counter, for
+ * what must not depend on the order of drawing: element i of a seed's stream is a function of both and of
+ * nothing else, so that neither preemption nor the batch around a token can shift it. */
 #ifndef WB_RANDOM_H
 #define WB_RANDOM_H
 
@@ -18,8 +19,8 @@ static inline uint64_t wb_mix64(uint64_t x) {
     return x ^ (x >> 31);
 }
 
-/* The next number of a stream whose state the caller keeps. The first state is any number; wb_mix64 of a seed keeps the
- * streams of neighbouring seeds apart. */
+/* The next number of a stream whose state the caller keeps. The first state is any number; wb_mix64 of a
+ * seed keeps the streams of neighbouring seeds apart. */
 static inline uint64_t wb_random(uint64_t *state) {
     return wb_mix64((*state)++);
 }

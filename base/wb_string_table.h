@@ -15,8 +15,8 @@ void wb_string_table_free(wb_string_table *table);
 
 bool wb_string_table_find(const wb_string_table *table, const char *text, size_t length, uint64_t *value_out);
 
-/* Adds a string that is not in the table. *text_out (may be NULL): the table's own copy, NUL-terminated, at the same address
- * until it is removed. OUT_OF_MEMORY changes nothing. */
+/* Adds a string that is not in the table. *text_out (may be NULL): the table's own copy, NUL-terminated,
+ * at the same address until it is removed. OUT_OF_MEMORY changes nothing. */
 wb_status wb_string_table_add(wb_string_table *table, const char *text, size_t length, uint64_t value,
                               const char **text_out);
 

@@ -1,6 +1,7 @@
-/* eplb.c - `waybill eplb`: sends the tokens of each step through the placements of the solvers and says what comes of
- * it. Owns: the order of solving and simulating. Refuses: the cost model and the solvers (the library's), the options
- * (eplb_args.c), where tokens come from (eplb_traffic.c), how results look (eplb_report.c, eplb_chart.c). */
+/* eplb.c - `waybill eplb`: sends the tokens of each step through the placements of the solvers and says
+ * what comes of it. Owns: the order of solving and simulating. Refuses: the cost model and the solvers
+ * (the library's), the options (eplb_args.c), where tokens come from (eplb_traffic.c), how results look
+ * (eplb_report.c, eplb_chart.c). */
 #include "eplb.h"
 
 #include <inttypes.h>
@@ -11,7 +12,7 @@
 #include <time.h>
 #include <unistd.h>
 
-/* ---- progress: one line on a terminal, when the work is long ------------------------------------------------ */
+/* ---- progress: one line on a terminal, when the work is long --------------------------------- */
 
 typedef struct progress_line {
     bool on, shown;
@@ -51,7 +52,7 @@ static wb_status fill_watched(void *ctx, uint32_t batch, uint32_t layer, uint32_
     return w->traffic.fill(w->traffic.ctx, batch, layer, counts_out);
 }
 
-/* ---- rows ---------------------------------------------------------------------------------------------------- */
+/* ---- rows ------------------------------------------------------------------------------------ */
 
 static wb_status no_memory(void) {
     return wb_fail(WB_OUT_OF_MEMORY, "eplb: no memory for results");
@@ -156,7 +157,7 @@ static eplb_row *result_row(eplb_run *run) {
     return found;
 }
 
-/* ---- one row in one step --------------------------------------------------------------------------------------- */
+/* ---- one row in one step --------------------------------------------------------------------- */
 
 static void add_simulation(eplb_figures *f, const wb_simulation *s) {
     f->balancedness = s->balancedness;
@@ -250,9 +251,10 @@ static wb_status run_steps(eplb_run *run, eplb_source *source) {
     return status;
 }
 
-/* ---- the chart: the last step, all layers and the one that is worst without balancing ---------------------------- */
+/* ---- the chart: the last step, all layers and the one that is worst without balancing -------- */
 
-/* Tokens of each rank in one layer, summed over micro-batches. counts [P][E] and slots [R] are memory to use. */
+/* Tokens of each rank in one layer, summed over micro-batches. counts [P][E] and slots [R] are memory to
+ * use. */
 static wb_status layer_tokens(const eplb_row *row, uint32_t layer, const wb_traffic *traffic,
                               uint32_t *counts, double *slots, double *rank_tokens_out) {
     const wb_topology *t = wb_placement_topology(row->placement);
@@ -329,7 +331,7 @@ static wb_status write_chart(eplb_run *run, eplb_source *source) {
     return status;
 }
 
-/* ---- the command ------------------------------------------------------------------------------------------------ */
+/* ---- the command ----------------------------------------------------------------------------- */
 
 static wb_status write_files(eplb_run *run, eplb_source *source) {
     const eplb_settings *s = run->settings;

@@ -1,12 +1,12 @@
-/* eplb.h - what the files of `waybill eplb` share: the settings of a run, the traffic it replays, what it found.
- * Refuses: other subcommands. */
+/* eplb.h - what the files of `waybill eplb` share: the settings of a run, the traffic it replays, what it
+ * found. Refuses: other subcommands. */
 #ifndef WB_CLI_EPLB_H
 #define WB_CLI_EPLB_H
 
 #include "cli.h"
 #include "wb_eplb.h"
 
-/* ---- the command line (eplb_args.c) ------------------------------------------------------------------ */
+/* ---- the command line (eplb_args.c) ---------------------------------------------------------- */
 
 enum { EPLB_MAX_SOLVERS = 4 };
 
@@ -32,7 +32,7 @@ bool eplb_settings_read(const cli_command *self, int argc, char **argv, eplb_set
                         int *exit_code);
 void eplb_settings_free(eplb_settings *settings);
 
-/* ---- traffic (eplb_traffic.c) -------------------------------------------------------------------------- */
+/* ---- traffic (eplb_traffic.c) ---------------------------------------------------------------- */
 
 /* Steps of micro-batches, from a dump's records or from a seed; one step at a time is in memory. */
 typedef struct eplb_source eplb_source;
@@ -53,7 +53,7 @@ const double *eplb_source_loads(const eplb_source *source);
 /* Of the step taken; its ctx is the source. */
 wb_traffic eplb_source_traffic(eplb_source *source);
 
-/* ---- what was found ------------------------------------------------------------------------------------- */
+/* ---- what was found -------------------------------------------------------------------------- */
 
 /* Of one row in one step, or the means over steps. NAN: there is none. */
 typedef struct eplb_figures {
@@ -88,7 +88,7 @@ typedef struct eplb_run {
 void eplb_print_tables(const eplb_run *run); /* eplb_report.c */
 void eplb_print_json(const eplb_run *run);
 
-/* ---- the chart (eplb_chart.c) ---------------------------------------------------------------------------- */
+/* ---- the chart (eplb_chart.c) ---------------------------------------------------------------- */
 
 typedef struct eplb_series {
     const char *name;
@@ -101,7 +101,8 @@ typedef struct eplb_panel {
     eplb_series before, after;
 } eplb_panel;
 
-/* An SVG of loads by rank, one panel below the other; the mean line is of the ranks that are not dead ([P]). */
+/* An SVG of loads by rank, one panel below the other; the mean line is of the ranks that are not dead
+ * ([P]). */
 wb_status eplb_chart_write(const char *path, uint32_t n_ranks, const uint8_t *dead, uint32_t n_panels,
                            const eplb_panel *panels);
 

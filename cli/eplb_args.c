@@ -1,5 +1,5 @@
-/* eplb_args.c - the command line of `waybill eplb`: a table of options with their ranges, and what contradicts what.
- * Refuses: looking at data; whether a shape fits a dump's experts is known only later. */
+/* eplb_args.c - the command line of `waybill eplb`: a table of options with their ranges, and what
+ * contradicts what. Refuses: looking at data; whether a shape fits a dump's experts is known only later. */
 #include "eplb.h"
 
 #include <inttypes.h>

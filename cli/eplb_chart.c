@@ -1,6 +1,7 @@
-/* eplb_chart.c - the SVG of `waybill eplb --chart`: tokens of each rank before and after, in panels one below the other.
- * Few ranks are pairs of bars; many are two lines, and where several ranks share a line's pixel the area from the least
- * to the most loaded of them is filled, so that no peak is lost. Refuses: fonts, scripts and anything from elsewhere. */
+/* eplb_chart.c - the SVG of `waybill eplb --chart`: tokens of each rank before and after, in panels one
+ * below the other. Few ranks are pairs of bars; many are two lines, and where several ranks share a line's
+ * pixel the area from the least to the most loaded of them is filled, so that no peak is lost. Refuses:
+ * fonts, scripts and anything from elsewhere. */
 #include "eplb.h"
 
 #include <errno.h>

@@ -1,5 +1,5 @@
-/* eplb_report.c - what `waybill eplb` prints: a table for people, one JSON object for programs, of the same facts.
- * Refuses: computing anything but means, ratios and units. */
+/* eplb_report.c - what `waybill eplb` prints: a table for people, one JSON object for programs, of the
+ * same facts. Refuses: computing anything but means, ratios and units. */
 #include "eplb.h"
 
 #include <inttypes.h>
@@ -44,7 +44,7 @@ static double moved_bytes(const eplb_figures *f) {
     return f->local_bytes + f->node_bytes + f->network_bytes + f->reload_bytes;
 }
 
-/* ---- tables ------------------------------------------------------------------------------------------------ */
+/* ---- tables ---------------------------------------------------------------------------------- */
 
 static void print_source(const eplb_run *run) {
     const eplb_source_info *i = &run->source;
@@ -129,7 +129,7 @@ void eplb_print_tables(const eplb_run *run) {
            run->settings->init_path ? run->settings->init_path : "the trivial placement");
 }
 
-/* ---- JSON ---------------------------------------------------------------------------------------------------- */
+/* ---- JSON ------------------------------------------------------------------------------------ */
 
 static void json_pair(const char *key, double value) {
     printf(",\"%s\":", key);

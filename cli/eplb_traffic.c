@@ -1,12 +1,13 @@
-/* eplb_traffic.c - steps of micro-batches for `waybill eplb`: a dump's records dealt out in file order, or synthetic
- * loads. Owns: who the source rank of a token is, and the counts [P][E] of a (micro-batch, layer), made when asked for.
- * Refuses: counts of more than one step in memory. */
+/* eplb_traffic.c - steps of micro-batches for `waybill eplb`: a dump's records dealt out in file order, or
+ * synthetic loads. Owns: who the source rank of a token is, and the counts [P][E] of a (micro-batch,
+ * layer), made when asked for. Refuses: counts of more than one step in memory. */
 #include "eplb.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-/* How an expert's tokens are dealt to n ranks: `even` each, and one more to `more` ranks from `first` on, in a circle. */
+/* How an expert's tokens are dealt to n ranks: `even` each, and one more to `more` ranks from `first` on,
+ * in a circle. */
 typedef struct deal {
     uint32_t even, first, more;
 } deal;
@@ -28,7 +29,7 @@ static wb_status no_memory(void) {
     return wb_fail(WB_OUT_OF_MEMORY, "eplb: no memory for a step of loads");
 }
 
-/* ---- rows of records ------------------------------------------------------------------------------------- */
+/* ---- rows of records ------------------------------------------------------------------------- */
 
 typedef void row_visitor(const wb_route_model *model, const void *row, void *ctx);
 
@@ -67,7 +68,7 @@ static void add_row_to_counts(const wb_route_model *m, const void *row, void *ct
         c->counts[wb_route_id(row, dtype, (size_t)c->layer * m->top_k + k)]++;
 }
 
-/* ---- a dump ---------------------------------------------------------------------------------------------- */
+/* ---- a dump ---------------------------------------------------------------------------------- */
 
 static void release_records(eplb_source *s) {
     for (uint64_t i = 0; i < s->n_records; i++) wb_dump_release(s->dump, s->first + i);
@@ -140,10 +141,10 @@ static wb_status fill_from_dump(void *ctx, uint32_t batch, uint32_t layer, uint3
     return WB_OK;
 }
 
-/* ---- synthetic ------------------------------------------------------------------------------------------- */
+/* ---- synthetic ------------------------------------------------------------------------------- */
 
-/* Each live rank has count / live tokens of an expert; what remains is dealt one by one, an expert's from where the
- * last one's ended, so that ranks end with about the same number of tokens. */
+/* Each live rank has count / live tokens of an expert; what remains is dealt one by one, an expert's from
+ * where the last one's ended, so that ranks end with about the same number of tokens. */
 static wb_status fill_from_loads(void *ctx, uint32_t batch, uint32_t layer, uint32_t *counts_out) {
     eplb_source *s = ctx;
     size_t E = s->info.n_experts;
@@ -166,7 +167,7 @@ static wb_status fill_from_loads(void *ctx, uint32_t batch, uint32_t layer, uint
     return WB_OK;
 }
 
-/* ---- the source ------------------------------------------------------------------------------------------ */
+/* ---- the source ------------------------------------------------------------------------------ */
 
 static wb_status open_dump(const eplb_settings *settings, eplb_source *s) {
     wb_status status = wb_dump_open(settings->dump, &s->dump);

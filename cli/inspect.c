@@ -1,4 +1,5 @@
-/* inspect.c - `waybill inspect`: what a dump says about itself, or one record. Reads no rows of the summary. */
+/* inspect.c - `waybill inspect`: what a dump says about itself, or one record. Reads no rows of the
+ * summary. */
 #include "cli.h"
 
 #include <inttypes.h>

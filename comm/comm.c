@@ -4,7 +4,8 @@
  * adapter's broadcast, all-gather and all-to-all-v. Refuses: threads, MPI.
  *
  * Scratch only grows, and whether it must grow depends on n alone, so that all ranks grow in the same call
- * and can agree on the outcome. It is never smaller than `scratch_initial`, which is enough for the verdicts. */
+ * and can agree on the outcome. It is never smaller than `scratch_initial`, which is enough for the
+ * verdicts. */
 #include <stdlib.h>
 #include <string.h>
 

@@ -69,8 +69,8 @@ WB_API wb_status wb_comm_barrier(wb_comm *comm);
 
 /* ---- for a transport of one's own ---------------------------------------------------------------- */
 
-/* What an adapter does. Arguments have been checked: root is a rank, pointers are set where there are bytes, sizes and
- * offsets do not overflow. */
+/* What an adapter does. Arguments have been checked: root is a rank, pointers are set where there are
+ * bytes, sizes and offsets do not overflow. */
 typedef struct wb_comm_ops {
     size_t size;      /* sizeof this struct, as the adapter was compiled */
     const char *name; /* static */
@@ -84,8 +84,8 @@ typedef struct wb_comm_ops {
     void (*close)(wb_comm *comm); /* frees the state, then calls wb_comm_delete */
 } wb_comm_ops;
 
-/* Makes the communicator of an adapter. `ops` is copied; `state` stays the adapter's. INVALID_ARGUMENT names a function that
- * is missing, and a size that is not this version's. Not collective. */
+/* Makes the communicator of an adapter. `ops` is copied; `state` stays the adapter's. INVALID_ARGUMENT
+ * names a function that is missing, and a size that is not this version's. Not collective. */
 WB_API wb_status wb_comm_new(const wb_comm_ops *ops, int rank, int size, void *state, wb_comm **comm_out);
 WB_API void *wb_comm_state(const wb_comm *comm); /* as given to wb_comm_new */
 WB_API void wb_comm_delete(wb_comm *comm);       /* NULL is a no-op */

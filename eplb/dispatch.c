@@ -1,5 +1,5 @@
-/* dispatch.c - the slot for each token of one rank: the handle, its tables, and rows of expert ids in, slots out.
- * Refuses: how shares are found (dispatch_quota.c), loads of all ranks (dispatch_traffic.c). */
+/* dispatch.c - the slot for each token of one rank: the handle, its tables, and rows of expert ids in,
+ * slots out. Refuses: how shares are found (dispatch_quota.c), loads of all ranks (dispatch_traffic.c). */
 #include "dispatch_internal.h"
 #include "wb_memory.h"
 #include "wb_random.h"
@@ -62,7 +62,7 @@ wb_status wb_dispatch_policy_parse(const char *name, wb_dispatch_policy *policy_
                    "dispatch policy: expected static, dynamic, quota or fake, found '%s'", name);
 }
 
-/* ---- the handle -------------------------------------------------------------------------------------- */
+/* ---- the handle ------------------------------------------------------------------------------ */
 
 static wb_status allocate(wb_dispatch *d) {
     size_t L = d->placement->n_layers, E = d->placement->n_experts, R = d->placement->topology.n_slots;
@@ -122,7 +122,7 @@ void wb_dispatch_close(wb_dispatch *dispatch) {
     free(dispatch);
 }
 
-/* ---- tables ------------------------------------------------------------------------------------------ */
+/* ---- tables ---------------------------------------------------------------------------------- */
 
 static void list_filled_slots(const wb_placement *placement, const int32_t *expert_of_slot,
                               layer_state *state) {
@@ -163,7 +163,7 @@ wb_status wb_dispatch_table(wb_dispatch *dispatch, uint32_t layer, const wb_phys
     return WB_OK;
 }
 
-/* ---- quota: this rank's parts ------------------------------------------------------------------------ */
+/* ---- quota: this rank's parts ---------------------------------------------------------------- */
 
 typedef struct own_parts {
     uint32_t rank;
@@ -220,7 +220,7 @@ close:
     return status;
 }
 
-/* ---- rows -------------------------------------------------------------------------------------------- */
+/* ---- rows ------------------------------------------------------------------------------------ */
 
 /* Rows as they are read. */
 typedef struct reader {

@@ -1,6 +1,6 @@
-/* dispatch_flow.c - integer min-cost flow by primal and dual steps: Dijkstra prices the nodes, blocking flows
- * (Dinic) send along the ways that the prices make cheapest. Few ways differ in cost, so there are few rounds.
- * Refuses: anything else. */
+/* dispatch_flow.c - integer min-cost flow by primal and dual steps: Dijkstra prices the nodes, blocking
+ * flows (Dinic) send along the ways that the prices make cheapest. Few ways differ in cost, so there are
+ * few rounds. Refuses: anything else. */
 #include "dispatch_flow.h"
 #include "wb_memory.h"
 
@@ -59,7 +59,7 @@ void wb_flow_link(wb_flow *f) {
     }
 }
 
-/* ---- residual arcs ----------------------------------------------------------------------------------- */
+/* ---- residual arcs --------------------------------------------------------------------------- */
 
 typedef struct residual {
     uint32_t to;
@@ -88,7 +88,7 @@ static bool ends_here(const wb_flow *f, uint32_t node) {
     return node >= first_sink && f->room[node - first_sink] > 0;
 }
 
-/* ---- sending ----------------------------------------------------------------------------------------- */
+/* ---- sending --------------------------------------------------------------------------------- */
 
 /* Levels by breadth first search, up to the first level that has an end; false: there is none. */
 static bool find_levels(wb_flow *f) {
@@ -119,8 +119,8 @@ static uint32_t link_start(const wb_flow *f, uint32_t link) {
     return link & 1 ? f->arcs[link >> 1].head : f->arcs[link >> 1].tail;
 }
 
-/* Sends as much as fits from `source` along path[0 .. length - 1] to sink `end`. Returns the length of the path
- * up to the first link that is full now. */
+/* Sends as much as fits from `source` along path[0 .. length - 1] to sink `end`. Returns the length of the
+ * path up to the first link that is full now. */
 static uint32_t send_along(wb_flow *f, uint32_t source, uint32_t length, uint32_t end, int64_t at_most) {
     int64_t *room = &f->room[end - (f->n_nodes - f->n_sinks)];
     int64_t units = f->supply[source] < *room ? f->supply[source] : *room;
@@ -189,8 +189,8 @@ static int64_t spread_from(wb_flow *f, uint32_t source, int64_t supply, int64_t 
     return sum;
 }
 
-/* Sources in turn would each fill the first ends they find and leave the last ones long ways round: first all of
- * them spread evenly what they can. */
+/* Sources in turn would each fill the first ends they find and leave the last ones long ways round: first
+ * all of them spread evenly what they can. */
 static void spread(wb_flow *f) {
     for (uint32_t v = 0; v < f->n_sources; v++) {
         int64_t rooms = f->supply[v] > 0 ? spread_from(f, v, 0, 1) : 0;
@@ -205,7 +205,7 @@ void wb_flow_send(wb_flow *f) {
             if (f->level[v] == 0) send_from(f, v);
 }
 
-/* ---- prices ------------------------------------------------------------------------------------------ */
+/* ---- prices ---------------------------------------------------------------------------------- */
 
 static void heap_push(wb_flow *f, int64_t distance, uint32_t node) {
     uint32_t i = f->heap_size++;
@@ -226,8 +226,8 @@ static wb_flow_entry heap_pop(wb_flow *f) {
     return least;
 }
 
-/* The next node in order of distance: those at the present distance wait in the queue, the farther ones in the
- * heap. */
+/* The next node in order of distance: those at the present distance wait in the queue, the farther ones in
+ * the heap. */
 static bool next_node(wb_flow *f, uint32_t *n_queued, wb_flow_entry *entry) {
     if (*n_queued > 0) {
         entry->node = f->queue[--*n_queued];

@@ -53,7 +53,8 @@ void wb_flow_close(wb_flow *flow);
 void wb_flow_link(wb_flow *flow); /* after tails and heads are set */
 
 /* Sends all that goes by the cheapest ways at the present prices. Afterwards the nodes whose level is not
- * WB_FLOW_FAR are those that supply left over can still reach at these prices; no sink with room is among them. */
+ * WB_FLOW_FAR are those that supply left over can still reach at these prices; no sink with room is among
+ * them. */
 void wb_flow_send(wb_flow *flow);
 
 /* Raises prices to the next cheapest way; false: there is none. */

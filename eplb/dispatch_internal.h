@@ -5,7 +5,8 @@
 
 #include "eplb_internal.h"
 
-/* One layer's replicas in ascending order of slot, so that those of a rank, and those of a node, lie together. */
+/* One layer's replicas in ascending order of slot, so that those of a rank, and those of a node, lie
+ * together. */
 typedef struct wb_dispatch_frame {
     const wb_placement *placement;
     uint32_t layer;
@@ -28,8 +29,8 @@ wb_status wb_dispatch_check_layer(const wb_placement *placement, uint32_t layer)
 wb_status wb_dispatch_sum_counts(const wb_placement *placement, uint32_t layer, const uint32_t *counts,
                                  uint64_t *tokens_out);
 
-/* Columns of counts [P][E], experts first..first+n-1, as rows: expert first + i has columns_out[i * P .. i * P +
- * P - 1]. Reading a block at a time keeps the whole cache line of each rank's row. */
+/* Columns of counts [P][E], experts first..first+n-1, as rows: expert first + i has columns_out[i * P .. i
+ * * P + P - 1]. Reading a block at a time keeps the whole cache line of each rank's row. */
 enum { WB_COLUMN_BLOCK = 16 };
 void wb_dispatch_columns(const wb_placement *placement, const uint32_t *counts, uint32_t first, uint32_t n,
                          uint32_t *columns_out);
@@ -43,10 +44,10 @@ void wb_static_slots(const wb_dispatch_frame *frame, uint32_t expert, uint32_t *
 wb_status wb_quota_shares(const wb_dispatch_frame *frame, const uint32_t *counts, const uint64_t *tokens,
                           uint32_t *shares_out);
 
-/* Which source rank's tokens make up the shares of an expert: first those that stay on their rank, then those
- * that stay on their node, then the rest, each time ranks and slots in ascending order. `send` is called with
- * pieces of one source for frame->slots[j]. Consumes column [P] and shares [R] (the expert's part of it); their
- * sums must be equal. */
+/* Which source rank's tokens make up the shares of an expert: first those that stay on their rank, then
+ * those that stay on their node, then the rest, each time ranks and slots in ascending order. `send` is
+ * called with pieces of one source for frame->slots[j]. Consumes column [P] and shares [R] (the expert's
+ * part of it); their sums must be equal. */
 typedef void wb_quota_send(void *ctx, uint32_t from_rank, uint32_t j, uint32_t tokens);
 void wb_quota_split(const wb_dispatch_frame *frame, uint32_t expert, uint32_t *column, uint32_t *shares,
                     wb_quota_send *send, void *ctx);

@@ -85,7 +85,7 @@ void wb_dispatch_columns(const wb_placement *placement, const uint32_t *counts, 
     }
 }
 
-/* ---- static ------------------------------------------------------------------------------------------ */
+/* ---- static ---------------------------------------------------------------------------------- */
 
 /* Ranks of one class (same expert, equally near, in rank order) take the replicas that are nearest to them in
  * turn. Where the turn begins depends on layer and expert: always with the first, and the remainders of all

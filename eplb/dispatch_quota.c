@@ -2,12 +2,12 @@
  *
  *     expert --hub: first C free, then 1--> (expert, node) --spoke: first c free, then MAJOR--> rank, room T - fixed
  *
- * c: the expert's tokens on that rank, C: on that node. A replica's share up to c can be tokens of its own rank,
- * a node's up to C those of the node, both at once, so that the cost of the cheapest flow is, lexicographically,
- * the tokens that must leave their rank and those that must leave their node. Experts on one rank only are
- * `fixed` and not part of it. First T: from a lower bound, where a largest flow leaves tokens over, its minimum
- * cut says by how much T must grow at least (Newton), so that T is the least and the cut its certificate. Then
- * the cheapest flow at that T. Refuses: the handle, expectations. */
+ * c: the expert's tokens on that rank, C: on that node. A replica's share up to c can be tokens of its own
+ * rank, a node's up to C those of the node, both at once, so that the cost of the cheapest flow is,
+ * lexicographically, the tokens that must leave their rank and those that must leave their node. Experts
+ * on one rank only are `fixed` and not part of it. First T: from a lower bound, where a largest flow
+ * leaves tokens over, its minimum cut says by how much T must grow at least (Newton), so that T is the
+ * least and the cut its certificate. Then the cheapest flow at that T. Refuses: the handle, expectations. */
 #include "dispatch_flow.h"
 #include "dispatch_internal.h"
 #include "wb_memory.h"
@@ -17,7 +17,8 @@
 
 #define MAX_TOKENS ((uint64_t)1 << 31)
 
-/* The network of one layer. Node numbers: split experts, hubs, ranks. Arcs: hub arcs (of hub h: arc h), spokes. */
+/* The network of one layer. Node numbers: split experts, hubs, ranks. Arcs: hub arcs (of hub h: arc h),
+ * spokes. */
 typedef struct network {
     const wb_dispatch_frame *frame;
     uint32_t n_split, n_hubs, n_spokes;
@@ -99,7 +100,7 @@ static void set_supply(network *net, const uint64_t *tokens) {
     }
 }
 
-/* ---- the least maximum load -------------------------------------------------------------------------- */
+/* ---- the least maximum load ------------------------------------------------------------------ */
 
 /* A load that the maximum cannot be below. */
 static int64_t load_bound(const network *net, const uint64_t *tokens) {
@@ -113,8 +114,8 @@ static int64_t load_bound(const network *net, const uint64_t *tokens) {
     return bound;
 }
 
-/* With free arcs: raises the load until all tokens fit. What is left over can only reach ranks that are full of
- * tokens that have nowhere else to go: these ranks must take it all, evenly at best. */
+/* With free arcs: raises the load until all tokens fit. What is left over can only reach ranks that are
+ * full of tokens that have nowhere else to go: these ranks must take it all, evenly at best. */
 static int64_t least_load(network *net, const uint64_t *tokens) {
     uint32_t P = net->frame->placement->topology.n_ranks, first_rank = net->n_split + net->n_hubs;
     int64_t load = load_bound(net, tokens);
@@ -132,10 +133,10 @@ static int64_t least_load(network *net, const uint64_t *tokens) {
     }
 }
 
-/* ---- nearness ---------------------------------------------------------------------------------------- */
+/* ---- nearness -------------------------------------------------------------------------------- */
 
-/* Free units of the hubs and spokes of split expert i, from its column of counts [P]; *hub and *spoke go on to
- * the next. */
+/* Free units of the hubs and spokes of split expert i, from its column of counts [P]; *hub and *spoke go
+ * on to the next. */
 static void set_near(network *net, uint32_t i, const uint32_t *column, uint32_t *hub, uint32_t *spoke) {
     const wb_dispatch_frame *frame = net->frame;
     wb_flow_arc *hubs = net->flow.arcs, *spokes = hubs + net->n_hubs;
@@ -169,7 +170,7 @@ static wb_status set_nearness(network *net, const uint32_t *counts) {
     return WB_OK;
 }
 
-/* ---- shares ------------------------------------------------------------------------------------------ */
+/* ---- shares ---------------------------------------------------------------------------------- */
 
 /* The flow of each spoke, over the slots of its rank. */
 static void write_shares(const network *net, uint32_t *shares_out) {
@@ -240,7 +241,7 @@ close:
     return status;
 }
 
-/* ---- whose tokens ------------------------------------------------------------------------------------ */
+/* ---- whose tokens ---------------------------------------------------------------------------- */
 
 typedef struct splitter {
     uint32_t *column; /* [P] tokens of each rank not yet sent */

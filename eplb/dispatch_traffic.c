@@ -1,6 +1,6 @@
-/* dispatch_traffic.c - what a policy makes of the counts of one layer: tokens of each slot, and tokens between
- * ranks and nodes. Exact for static and quota, the expectation for dynamic and fake. Refuses: single tokens, the
- * handle. */
+/* dispatch_traffic.c - what a policy makes of the counts of one layer: tokens of each slot, and tokens
+ * between ranks and nodes. Exact for static and quota, the expectation for dynamic and fake. Refuses:
+ * single tokens, the handle. */
 #include "dispatch_internal.h"
 #include "wb_memory.h"
 
@@ -26,7 +26,7 @@ static void send(tally *t, uint32_t from, uint32_t slot, double tokens) {
     (inside ? t->node_got : t->network_got)[to] += tokens;
 }
 
-/* ---- the policies: one expert each, column [P] its tokens by source rank ------------------------------ */
+/* ---- the policies: one expert each, column [P] its tokens by source rank --------------------- */
 
 static void send_static(tally *t, uint32_t expert, const uint32_t *column, uint32_t *slots) {
     wb_static_slots(t->frame, expert, slots);
@@ -64,7 +64,7 @@ static void send_evenly(tally *t, const double *column, const uint32_t *slots, u
     }
 }
 
-/* ---- all experts --------------------------------------------------------------------------------------- */
+/* ---- all experts ----------------------------------------------------------------------------- */
 
 typedef struct workspace {
     wb_dispatch_frame frame;
@@ -137,7 +137,8 @@ static uint32_t count_filled(const wb_placement *placement, const int32_t *exper
     return n;
 }
 
-/* fake, one node: its ranks that hold any expert get the same part of all tokens; column [P] tokens of each rank. */
+/* fake, one node: its ranks that hold any expert get the same part of all tokens; column [P] tokens of
+ * each rank. */
 static void send_fake_to(workspace *w, const int32_t *expert_of_slot, uint32_t node, double all,
                          double n_ranks) {
     const wb_placement *placement = w->frame.placement;

@@ -1,4 +1,5 @@
-/* eplb_file.c - see the header. Owns the bytes of a tree's file and their decoding; refuses to know what a tree means. */
+/* eplb_file.c - see the header. Owns the bytes of a tree's file and their decoding; refuses to know what a
+ * tree means. */
 #include "eplb_file.h"
 #include "wb_msgpack_scan.h"
 
@@ -14,10 +15,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-/* A tree takes up to 150 times the memory of its file ("[]," is a whole array), and Jansson counts bytes in an int. */
+/* A tree takes up to 150 times the memory of its file ("[]," is a whole array), and Jansson counts bytes
+ * in an int. */
 #define MAX_FILE_BYTES ((size_t)1 << 30)
 
-/* ---- the bytes of a file --------------------------------------------------------------------------- */
+/* ---- the bytes of a file --------------------------------------------------------------------- */
 
 static wb_status read_bytes(int fd, const char *path, uint8_t *bytes, size_t size) {
     for (size_t done = 0; done < size;) {
@@ -58,10 +60,11 @@ static wb_status read_file(const char *path, uint8_t **bytes_out, size_t *size_o
     return status;
 }
 
-/* ---- msgpack to tree ------------------------------------------------------------------------------- */
+/* ---- msgpack to tree ------------------------------------------------------------------------- */
 
-/* Each returns NULL on failure: with s->error set for what the bytes say, else for want of memory. Depth and counts
- * were checked by wb_scan_skip over the whole, so that there is a byte wherever an object should begin. */
+/* Each returns NULL on failure: with s->error set for what the bytes say, else for want of memory. Depth
+ * and counts were checked by wb_scan_skip over the whole, so that there is a byte wherever an object
+ * should begin. */
 static json_t *decode(wb_scan *s);
 
 static json_t *refuse(wb_scan *s, size_t pos, const char *why) {
@@ -187,11 +190,12 @@ static wb_status parse_msgpack(const char *path, const uint8_t *bytes, size_t si
     return WB_OK;
 }
 
-/* ---- JSON to tree ---------------------------------------------------------------------------------- */
+/* ---- JSON to tree ---------------------------------------------------------------------------- */
 
-/* Jansson's lexer drops a byte of a token when it gets no memory to grow its buffer for it, and tells nobody. So the
- * first key of the object is one of ours, longer than any token that matters: the buffer has grown by then, and where
- * a byte was dropped the key is not there. Its closing quote is at no power of two, where the buffer grows. */
+/* Jansson's lexer drops a byte of a token when it gets no memory to grow its buffer for it, and tells
+ * nobody. So the first key of the object is one of ours, longer than any token that matters: the buffer
+ * has grown by then, and where a byte was dropped the key is not there. Its closing quote is at no power
+ * of two, where the buffer grows. */
 #define PAD_8 "waybill "
 #define PAD_64 PAD_8 PAD_8 PAD_8 PAD_8 PAD_8 PAD_8 PAD_8 PAD_8
 #define PAD_KEY PAD_64 PAD_64 PAD_64 PAD_64 PAD_64 PAD_64 PAD_64
@@ -241,9 +245,10 @@ static wb_status parse_json(const char *path, const uint8_t *bytes, size_t size,
     return WB_OK;
 }
 
-/* ---- reading --------------------------------------------------------------------------------------- */
+/* ---- reading --------------------------------------------------------------------------------- */
 
-/* A zip archive (torch.save) or a bare pickle of protocol 2 to 5, which msgpack would take for an empty map. */
+/* A zip archive (torch.save) or a bare pickle of protocol 2 to 5, which msgpack would take for an empty
+ * map. */
 static bool is_torch(const uint8_t *bytes, size_t size) {
     if (size >= 4 && memcmp(bytes, "PK\x03\x04", 4) == 0) return true;
     return size >= 2 && bytes[0] == 0x80 && bytes[1] >= 2 && bytes[1] <= 5;
@@ -276,7 +281,7 @@ wb_status wb_tree_read(const char *path, json_t **root_out) {
     return status;
 }
 
-/* ---- writing --------------------------------------------------------------------------------------- */
+/* ---- writing --------------------------------------------------------------------------------- */
 
 /* False when the tree is deeper than a reader takes. A failed write stays in the file's error flag. */
 static bool pack(msgpack_packer *packer, const json_t *node, unsigned depth) {

@@ -1,5 +1,5 @@
-/* eplb_internal.h - what the files of this folder share: a placement's memory and one layer's problem as solvers
- * see it. Refuses: anything public. */
+/* eplb_internal.h - what the files of this folder share: a placement's memory and one layer's problem as
+ * solvers see it. Refuses: anything public. */
 #ifndef WB_EPLB_INTERNAL_H
 #define WB_EPLB_INTERNAL_H
 
@@ -35,7 +35,8 @@ static inline const int32_t *wb_placement_experts_of(const wb_placement *placeme
 /* INVALID_ARGUMENT, naming the field, unless all figures are finite, none negative, and rates above 0. */
 wb_status wb_cost_model_check(const wb_cost_model *cost, const char *what);
 
-/* INVALID_ARGUMENT, naming the field, unless the rows can be read; *stride_out: bytes from one to the next. */
+/* INVALID_ARGUMENT, naming the field, unless the rows can be read; *stride_out: bytes from one to the
+ * next. */
 wb_status wb_routed_rows_check(const wb_routed_rows *rows, const char *what, size_t *stride_out);
 
 /* One layer as a solver sees it. */
@@ -48,7 +49,8 @@ typedef struct wb_layer_problem {
     const int32_t *current; /* [R] incremental: the map to start from; else NULL */
 } wb_layer_problem;
 
-/* Each fills expert_of_slot_out [R] and replica_of_slot_out [R]; what they may rely on was checked by wb_eplb_solve. */
+/* Each fills expert_of_slot_out [R] and replica_of_slot_out [R]; what they may rely on was checked by
+ * wb_eplb_solve. */
 typedef wb_status wb_layer_solver(const wb_layer_problem *problem, int32_t *expert_of_slot_out,
                                   uint32_t *replica_of_slot_out);
 wb_layer_solver wb_solve_deepseek, wb_solve_balanced, wb_solve_incremental, wb_solve_microbatch;

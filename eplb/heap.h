@@ -1,5 +1,5 @@
-/* heap.h - a binary heap of indices, ordered by a function over what they stand for. The order is total, so the result
- * never depends on how the heap was built. */
+/* heap.h - a binary heap of indices, ordered by a function over what they stand for. The order is total,
+ * so the result never depends on how the heap was built. */
 #ifndef WB_HEAP_H
 #define WB_HEAP_H
 

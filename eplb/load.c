@@ -1,9 +1,9 @@
-/* load.c - counts of routed tokens: a ring of passes for each region, phase, layer and expert. Owns: the handle,
- * recording, the passes, sums over the window. Refuses: a record without a layer, ids outside the region, a partly
- * counted call, any allocation after open.
+/* load.c - counts of routed tokens: a ring of passes for each region, phase, layer and expert. Owns: the
+ * handle, recording, the passes, sums over the window. Refuses: a record without a layer, ids outside the
+ * region, a partly counted call, any allocation after open.
  *
- * A call tallies its ids aside, which checks them on the way; only when all of them are good does the tally enter
- * the pass. */
+ * A call tallies its ids aside, which checks them on the way; only when all of them are good does the
+ * tally enter the pass. */
 #include "load_internal.h"
 #include "wb_memory.h"
 #include "wb_route_limits.h"
@@ -46,7 +46,8 @@ static size_t tally_length(const wb_load_region *r) {
     return 2 * (size_t)r->n_layers * (r->n_experts + r->n_shared);
 }
 
-/* Regions are sound and all that open reserves is within the limit, so that no product overflows afterwards. */
+/* Regions are sound and all that open reserves is within the limit, so that no product overflows
+ * afterwards. */
 static wb_status check_open(uint32_t n_regions, const wb_load_region *regions, const wb_load_options *o) {
     if (n_regions == 0 || n_regions > WB_LOAD_MAX_REGIONS || !regions)
         return wb_fail(WB_INVALID_ARGUMENT, "load: expected 1..%u regions, found %" PRIu32,
@@ -141,7 +142,8 @@ const char *wb_phase_name(wb_phase phase) {
 
 /* ---- tallies -------------------------------------------------------------------------------------- */
 
-/* Adds the K ids of a row to tally [limit]; stops at one that is not below `limit` and returns its place, else K. */
+/* Adds the K ids of a row to tally [limit]; stops at one that is not below `limit` and returns its place,
+ * else K. */
 static inline uint32_t tally_ids(const uint8_t *ids, wb_dtype dtype, uint32_t K, uint32_t limit,
                                  uint64_t *tally) {
     if (dtype == WB_U8) {
@@ -265,7 +267,8 @@ static wb_status tally_row(const wb_load_region *shape, const wb_route_model *mo
     return WB_OK;
 }
 
-/* Tallies a record: tally [L][E + n_shared] of the prompt's rows (all under replay), after it that of the others. */
+/* Tallies a record: tally [L][E + n_shared] of the prompt's rows (all under replay), after it that of the
+ * others. */
 static wb_status tally_record(const wb_load_region *shape, const wb_route_model *model,
                               const wb_record *record, bool replay, uint64_t *tally, bool *any_out) {
     size_t row_bytes = wb_route_row_bytes(model), half = tally_length(shape) / 2;

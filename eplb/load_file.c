@@ -1,14 +1,14 @@
-/* load_file.c - load statistics as a file, and back. Owns: the layout below. Refuses: the pass that is open (it is not
- * part of the file), sizes and counts that it has not checked, files of another version.
+/* load_file.c - load statistics as a file, and back. Owns: the layout below. Refuses: the pass that is
+ * open (it is not part of the file), sizes and counts that it has not checked, files of another version.
  *
  *   {"format": "waybill.loads", "version": 1, "window": W, "decay": d, "passes_seen": n,
  *    "regions": [{"name", "n_layers": L, "n_experts": E, "n_shared", "on": bool,
  *                 "passes": [{"prefill": [L][E], "decode": [L][E], "replay": [L][E]}]}],
  *    "logical_count": [passes][L][E]}
  *
- * Passes are those of the window, the oldest first, as many in every region; a phase that is all zero is left out.
- * Counts are whole numbers below 2^32. logical_count is the first region's sum over phases, for readers that know
- * nothing else; it has to agree with the passes. Other keys are skipped. */
+ * Passes are those of the window, the oldest first, as many in every region; a phase that is all zero is
+ * left out. Counts are whole numbers below 2^32. logical_count is the first region's sum over phases, for
+ * readers that know nothing else; it has to agree with the passes. Other keys are skipped. */
 #include "eplb_file.h"
 #include "load_internal.h"
 

@@ -1,5 +1,5 @@
-/* load_pass.c - the end of a pass: its counts are summed over ranks, and it enters the window. Refuses: counting rows (load.c),
- * reading the window (load.c, load_report.c). */
+/* load_pass.c - the end of a pass: its counts are summed over ranks, and it enters the window. Refuses:
+ * counting rows (load.c), reading the window (load.c, load_report.c). */
 #include "load_internal.h"
 #include "wb_hash.h"
 
@@ -33,8 +33,8 @@ static wb_status check_room(const wb_load *load, wb_comm *comm) {
                    most, UINT32_MAX / (uint32_t)wb_comm_size(comm), wb_comm_size(comm));
 }
 
-/* Counts are whole numbers below 2^53, so sums of doubles are exact. The tally serves as buffer: [L][E] of the largest
- * region fits. */
+/* Counts are whole numbers below 2^53, so sums of doubles are exact. The tally serves as buffer: [L][E] of
+ * the largest region fits. */
 static wb_status sum_over_ranks(const wb_load *load, wb_comm *comm) {
     double *sums = (double *)load->tally;
     for (uint32_t i = 0; i < load->n_regions; i++)

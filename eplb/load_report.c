@@ -1,6 +1,6 @@
-/* load_report.c - what load statistics say under a placement: balancedness of the ranks, and over how many ranks
- * and nodes a token's experts are spread. Owns: these figures, the key of a token. Refuses: counting, choosing
- * replicas (dispatch). */
+/* load_report.c - what load statistics say under a placement: balancedness of the ranks, and over how many
+ * ranks and nodes a token's experts are spread. Owns: these figures, the key of a token. Refuses:
+ * counting, choosing replicas (dispatch). */
 #include "load_internal.h"
 #include "wb_hash.h"
 #include "wb_memory.h"
@@ -90,7 +90,7 @@ wb_status wb_load_balancedness(const wb_load *load, uint32_t region, uint32_t ph
                    table->shape.name, passes);
 }
 
-/* ---- spread of tokens ------------------------------------------------------------------------------ */
+/* ---- spread of tokens ------------------------------------------------------------------------ */
 
 uint64_t wb_token_key(const char *rid, uint32_t position) {
     return wb_hash64_seeded(rid, strlen(rid), position);

@@ -1,5 +1,6 @@
-/* move_internal.h - what move_plan.c and move_schedule.c share: the index of one layer's change (who has an expert, who
- * waits for it) and the memory that is reused from layer to layer. Refuses: anything that outlives building a plan. */
+/* move_internal.h - what move_plan.c and move_schedule.c share: the index of one layer's change (who has
+ * an expert, who waits for it) and the memory that is reused from layer to layer. Refuses: anything that
+ * outlives building a plan. */
 #ifndef WB_MOVE_INTERNAL_H
 #define WB_MOVE_INTERNAL_H
 
@@ -8,8 +9,9 @@
 #define WB_NO_PLACE UINT32_MAX
 enum { WB_MAX_SHADOW = 2 };
 
-/* One expert at one rank, above it the expert at that rank's node, above it the expert in the whole cluster. Places exist
- * only where a copy is or where one is waited for, and only for experts that somebody waits for. */
+/* One expert at one rank, above it the expert at that rank's node, above it the expert in the whole
+ * cluster. Places exist only where a copy is or where one is waited for, and only for experts that
+ * somebody waits for. */
 typedef struct wb_move_place {
     uint32_t parent;                   /* of a rank its node, of a node its cluster; else WB_NO_PLACE */
     uint32_t first_rank, end_rank;     /* places of ranks at or below this one */

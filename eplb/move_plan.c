@@ -1,5 +1,5 @@
-/* move_plan.c - opening a move plan: checks, the index of each layer's change, the sums. Refuses: the order of the moves
- * and their sources (move_schedule.c), carrying a plan out. */
+/* move_plan.c - opening a move plan: checks, the index of each layer's change, the sums. Refuses: the
+ * order of the moves and their sources (move_schedule.c), carrying a plan out. */
 #include "move_internal.h"
 #include "wb_memory.h"
 
@@ -12,7 +12,7 @@ wb_move_options wb_move_options_default(void) {
     return (wb_move_options){.n_shadow = 1, .group_moves = 32, .cost = wb_cost_model_default()};
 }
 
-/* ---- checks ----------------------------------------------------------------------------------------------- */
+/* ---- checks ---------------------------------------------------------------------------------- */
 
 static wb_status check_options(const wb_move_options *options) {
     if (options->n_shadow < 1 || options->n_shadow > WB_MAX_SHADOW)
@@ -51,7 +51,7 @@ static wb_status choose_layers(uint32_t n_layers, uint32_t n, const uint32_t *la
     return WB_OK;
 }
 
-/* ---- the index of a layer's change ------------------------------------------------------------------------- */
+/* ---- the index of a layer's change ----------------------------------------------------------- */
 
 /* sorted [R]: the slots with an expert, by (expert, slot); begin [E + 1]: where each expert's are. */
 static void sort_slots(uint32_t R, uint32_t E, const int32_t *expert, uint32_t *begin, uint32_t *sorted) {
@@ -152,7 +152,7 @@ static void index_layer(wb_mover *m, const wb_placement *from, uint32_t layer) {
     }
 }
 
-/* ---- memory ------------------------------------------------------------------------------------------------- */
+/* ---- memory ---------------------------------------------------------------------------------- */
 
 static void close_mover(wb_mover *m) {
     free(m->held);
@@ -170,7 +170,8 @@ static void close_mover(wb_mover *m) {
     free(m->sources);
 }
 
-/* Places of one level: an expert has one for each of `parts` at most, and each place has a slot that holds or waits. */
+/* Places of one level: an expert has one for each of `parts` at most, and each place has a slot that holds
+ * or waits. */
 static uint32_t place_bound(uint32_t R, uint32_t E, uint32_t parts) {
     uint64_t all = (uint64_t)E * parts, used = 2 * (uint64_t)R;
     return (uint32_t)(all < used ? all : used);
@@ -197,7 +198,7 @@ static wb_status allocate(wb_mover *m) {
     return WB_NEW(m->sources, P, "move plan");
 }
 
-/* ---- the plan ----------------------------------------------------------------------------------------------- */
+/* ---- the plan -------------------------------------------------------------------------------- */
 
 typedef struct owned_plan {
     wb_move_plan plan; /* first: what the caller has is a pointer to it */

@@ -1,23 +1,25 @@
-/* move_schedule.c - puts the moves of one layer into groups and picks their sources. Refuses: reading placements and
- * building the index (move_plan.c).
+/* move_schedule.c - puts the moves of one layer into groups and picks their sources. Refuses: reading
+ * placements and building the index (move_plan.c).
  *
- * A slot is *blocked* while its old content is the last copy in a place (rank, node or cluster) where another slot waits
- * for it. Never overwriting a blocked slot keeps every expert reachable, and as near as it was: what a rank holds is
- * copied inside the rank, what a node holds never enters it again. Blocked slots wait until the copies they are kept for
- * have been made, or until they were copied into a shadow slot of their rank.
+ * A slot is *blocked* while its old content is the last copy in a place (rank, node or cluster) where
+ * another slot waits for it. Never overwriting a blocked slot keeps every expert reachable, and as near as
+ * it was: what a rank holds is copied inside the rank, what a node holds never enters it again. Blocked
+ * slots wait until the copies they are kept for have been made, or until they were copied into a shadow
+ * slot of their rank.
  *
- * Why one shadow slot a rank is enough. Say every slot that waits is blocked. Give each blocked slot, and each shadow that
- * is a last copy, one pair (rank, expert) of those waited for: its own rank's, if that rank waits for the content;
- * else one of its node's, whose ranks do not have it; else one of another node's, which has none. Being last copies, no
- * two get the same pair; and there are no more pairs than slots that wait. So no shadow is a last copy, and none is kept
- * for a slot still to be overwritten, as that slot would not be blocked. All shadows can be had, and one copy into any
- * of them unblocks a slot for the next group. A group thus writes a slot for good, or the next one does, whatever the
- * earlier choices were.
+ * Why one shadow slot a rank is enough. Say every slot that waits is blocked. Give each blocked slot, and
+ * each shadow that is a last copy, one pair (rank, expert) of those waited for: its own rank's, if that
+ * rank waits for the content; else one of its node's, whose ranks do not have it; else one of another
+ * node's, which has none. Being last copies, no two get the same pair; and there are no more pairs than
+ * slots that wait. So no shadow is a last copy, and none is kept for a slot still to be overwritten, as
+ * that slot would not be blocked. All shadows can be had, and one copy into any of them unblocks a slot
+ * for the next group. A group thus writes a slot for good, or the next one does, whatever the earlier
+ * choices were.
  *
- * In a group an expert leaves a rank at most once for its node and once for others (so the copies double from group to
- * group), and enters a rank at most once. A link carries no more in one direction than takes as long as a group's latency,
- * or one move: the slowest rank of a group holds up all, and few full ranks beside many idle ones cost more than a
- * further group. */
+ * In a group an expert leaves a rank at most once for its node and once for others (so the copies double
+ * from group to group), and enters a rank at most once. A link carries no more in one direction than takes
+ * as long as a group's latency, or one move: the slowest rank of a group holds up all, and few full ranks
+ * beside many idle ones cost more than a further group. */
 #include "move_internal.h"
 
 #include <stdlib.h>
@@ -35,7 +37,8 @@ static bool is_full(const wb_mover *m, const wb_rank_traffic *t) {
     return t->node_in + t->node_out + t->network_in + t->network_out >= m->options->group_moves;
 }
 
-/* Whether a rank may take part in one more move of the present group. A reload is a move over the network here. */
+/* Whether a rank may take part in one more move of the present group. A reload is a move over the network
+ * here. */
 static bool can_receive(const wb_mover *m, uint32_t rank, wb_move_kind kind) {
     const wb_rank_traffic *t = &m->ranks[rank].now;
     if (is_full(m, t)) return false;
@@ -47,7 +50,7 @@ static bool can_send(const wb_mover *m, uint32_t rank, wb_move_kind kind) {
     return kind == WB_MOVE_NODE ? t->node_out < m->node_lane : t->network_out < m->network_lane;
 }
 
-/* ---- slots that wait -------------------------------------------------------------------------------------- */
+/* ---- slots that wait ------------------------------------------------------------------------- */
 
 /* Whether a copy at this rank is the last one in a place where the expert is waited for. */
 static bool is_last_copy(const wb_mover *m, uint32_t place) {
@@ -75,7 +78,8 @@ static void block(wb_mover *m, uint32_t slot) {
     rank->last_queued = slot;
 }
 
-/* The rank's slot that has been blocked for longest, or WB_NO_SLOT. Slots that are blocked no more leave the queue. */
+/* The rank's slot that has been blocked for longest, or WB_NO_SLOT. Slots that are blocked no more leave
+ * the queue. */
 static uint32_t first_blocked(wb_mover *m, wb_move_rank *rank) {
     while (rank->first_queued != WB_NO_SLOT) {
         wb_move_slot *s = &m->slots[rank->first_queued];
@@ -86,8 +90,8 @@ static uint32_t first_blocked(wb_mover *m, wb_move_rank *rank) {
     return rank->first_queued;
 }
 
-/* A place does not block any more: nothing waits there, or a copy will last. Each happens once, so that all calls
- * together look at each slot a few times. */
+/* A place does not block any more: nothing waits there, or a copy will last. Each happens once, so that
+ * all calls together look at each slot a few times. */
 static void wake(wb_mover *m, const wb_move_place *place) {
     for (uint32_t i = place->first_holder; i < place->end_holder; i++) {
         uint32_t slot = m->holders[i];
@@ -96,7 +100,8 @@ static void wake(wb_mover *m, const wb_move_place *place) {
     }
 }
 
-/* Whether the present group may overwrite the slot. If not, the slot waits for another group or to be unblocked. */
+/* Whether the present group may overwrite the slot. If not, the slot waits for another group or to be
+ * unblocked. */
 static bool may_write(wb_mover *m, uint32_t slot) {
     const wb_move_slot *s = &m->slots[slot];
     if (s->read_in == present_group(m)) {
@@ -110,7 +115,7 @@ static bool may_write(wb_mover *m, uint32_t slot) {
     return true;
 }
 
-/* ---- moves ------------------------------------------------------------------------------------------------ */
+/* ---- moves ----------------------------------------------------------------------------------- */
 
 static void append(wb_mover *m, wb_move_kind kind, uint32_t expert, uint32_t from, uint32_t to) {
     m->moves[m->n_moves++] = (wb_move){
@@ -169,7 +174,7 @@ static void reload(wb_mover *m, uint32_t slot) {
     write_slot(m, slot, WB_MOVE_RELOAD, WB_NO_SLOT);
 }
 
-/* ---- sources ---------------------------------------------------------------------------------------------- */
+/* ---- sources --------------------------------------------------------------------------------- */
 
 static int by_traffic(const void *a, const void *b) {
     const wb_move_source *x = a, *y = b;
@@ -178,8 +183,8 @@ static int by_traffic(const void *a, const void *b) {
     return x->rank < y->rank ? -1 : x->rank > y->rank;
 }
 
-/* The ranks of a place that have the expert and may still send, those that have sent least first. Each is to be used
- * once, which keeps the order right while they are used. */
+/* The ranks of a place that have the expert and may still send, those that have sent least first. Each is
+ * to be used once, which keeps the order right while they are used. */
 static uint32_t list_sources(wb_mover *m, const wb_move_place *place, wb_move_kind kind) {
     uint32_t n = 0;
     for (uint32_t p = place->first_rank; p < place->end_rank; p++) {
@@ -193,7 +198,7 @@ static uint32_t list_sources(wb_mover *m, const wb_move_place *place, wb_move_ki
     return n;
 }
 
-/* ---- one expert in one group -------------------------------------------------------------------------------- */
+/* ---- one expert in one group ----------------------------------------------------------------- */
 
 static uint32_t node_of(const wb_mover *m, uint64_t key) {
     return m->places[m->slots[(uint32_t)key].wants].parent;
@@ -236,7 +241,8 @@ static bool enters_before(const wb_mover *m, uint32_t slot, uint32_t other) {
     return a->entered < b->entered;
 }
 
-/* Of slots that an expert may enter by, that of the rank with the fewest such receives, or WB_NO_SLOT. The others wait. */
+/* Of slots that an expert may enter by, that of the rank with the fewest such receives, or WB_NO_SLOT. The
+ * others wait. */
 static uint32_t choose_entry(wb_mover *m, const uint64_t *keys, uint32_t n) {
     uint32_t entry = WB_NO_SLOT;
     for (uint32_t i = 0; i < n; i++) {
@@ -289,7 +295,7 @@ static void serve_expert(wb_mover *m, const uint64_t *keys, uint32_t n) {
     if (enters) enter_nodes(m, cluster, keys, n);
 }
 
-/* ---- the end of a group --------------------------------------------------------------------------------------- */
+/* ---- the end of a group ---------------------------------------------------------------------- */
 
 /* What the group has written counts as copies from now on. */
 static void add_copies(wb_mover *m) {

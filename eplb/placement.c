@@ -1,6 +1,6 @@
-/* placement.c - topologies and the maps between logical experts and physical slots: opening, checking, changing a layer
- * in place, and what follows from a map (rank loads, eplb.py's tables). Refuses: choosing placements (solve.c), files,
- * other ranks. */
+/* placement.c - topologies and the maps between logical experts and physical slots: opening, checking,
+ * changing a layer in place, and what follows from a map (rank loads, eplb.py's tables). Refuses: choosing
+ * placements (solve.c), files, other ranks. */
 #include "eplb_internal.h"
 #include "wb_memory.h"
 
@@ -10,9 +10,10 @@
 
 enum { MAX_RANKS = 65536, MAX_EXPERTS = 65536, MAX_SLOTS = 1 << 24, FREE_SLOT = WB_NO_EXPERT - 1 };
 
-/* ---- topology ----------------------------------------------------------------------------------------- */
+/* ---- topology -------------------------------------------------------------------------------- */
 
-/* Members of part `i` when `n` things are dealt to `parts` as evenly as can be, the first ones getting one more. */
+/* Members of part `i` when `n` things are dealt to `parts` as evenly as can be, the first ones getting one
+ * more. */
 static uint32_t even_share(uint32_t n, uint32_t parts, uint32_t i) {
     return n / parts + (i < n % parts);
 }
@@ -74,7 +75,7 @@ wb_status wb_topology_check(const wb_topology *t, uint32_t n_experts) {
     return WB_OK;
 }
 
-/* ---- memory --------------------------------------------------------------------------------------------- */
+/* ---- memory ---------------------------------------------------------------------------------- */
 
 static wb_status allocate(wb_placement *p) {
     size_t P = p->topology.n_ranks, R = p->topology.n_slots, L = p->n_layers, E = p->n_experts;
@@ -203,7 +204,7 @@ void wb_placement_close(wb_placement *p) {
     free(p);
 }
 
-/* ---- reading ---------------------------------------------------------------------------------------------- */
+/* ---- reading --------------------------------------------------------------------------------- */
 
 uint32_t wb_placement_layers(const wb_placement *placement) {
     return placement->n_layers;
@@ -282,7 +283,7 @@ double wb_placement_balancedness(const wb_placement *p, const double *rank_loads
     return most > 0 ? sum / live / most : 1;
 }
 
-/* ---- changing ---------------------------------------------------------------------------------------------- */
+/* ---- changing -------------------------------------------------------------------------------- */
 
 /* Ids in range and none on a dead rank; count_out[e + 1] is raised by each slot of expert e. */
 static wb_status check_slots(const wb_placement *p, const char *what, uint32_t layer, const int32_t *experts,
@@ -420,8 +421,8 @@ typedef struct keeper {
     uint8_t *placed; /* [R] */
 } keeper;
 
-/* Reorders the slots [first, last) of one rank: where `current` has an expert that the rank keeps, it stays; the rest fill
- * up in order. */
+/* Reorders the slots [first, last) of one rank: where `current` has an expert that the rank keeps, it
+ * stays; the rest fill up in order. */
 static void keep_slots_of_rank(keeper *k, uint32_t first, uint32_t last, const int32_t *current,
                                int32_t *experts, uint32_t *replica) {
     for (uint32_t s = last; s-- > first;) {

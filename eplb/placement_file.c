@@ -1,5 +1,5 @@
-/* placement_file.c - a placement as a file, from a file of maps or counts, and from a dump. Owns what the keys mean;
- * refuses bytes (eplb_file.c) and the choice of places (solve.c). */
+/* placement_file.c - a placement as a file, from a file of maps or counts, and from a dump. Owns what the
+ * keys mean; refuses bytes (eplb_file.c) and the choice of places (solve.c). */
 #include "eplb_file.h"
 #include "eplb_internal.h"
 #include "wb_memory.h"
@@ -13,7 +13,7 @@
 #define REPLICA_KEY "replica_of_slot"
 #define COUNT_KEY "logical_count"
 
-/* ---- saving -------------------------------------------------------------------------------------------- */
+/* ---- saving ---------------------------------------------------------------------------------- */
 
 static bool in_slot_order(const wb_placement *p) {
     for (uint32_t l = 0; l < p->n_layers; l++) {
@@ -64,9 +64,10 @@ wb_status wb_placement_save(const wb_placement *placement, const char *path) {
     return status;
 }
 
-/* ---- reading: shapes and numbers ------------------------------------------------------------------------ */
+/* ---- reading: shapes and numbers ------------------------------------------------------------- */
 
-/* Messages begin with the place in the tree, "logical_count[2][57]"; wb_placement_read puts the path before it. */
+/* Messages begin with the place in the tree, "logical_count[2][57]"; wb_placement_read puts the path
+ * before it. */
 typedef struct place {
     char text[80];
 } place;
@@ -102,7 +103,7 @@ static wb_status read_integer(const json_t *node, json_int_t min, place row, siz
     return WB_OK;
 }
 
-/* ---- reading a map --------------------------------------------------------------------------------------- */
+/* ---- reading a map --------------------------------------------------------------------------- */
 
 /* The maps of a file. `replicas` NULL: there is none, replicas are in slot order. */
 typedef struct map_tree {
@@ -154,7 +155,7 @@ static wb_status open_from_map(map_tree tree, const wb_topology *topology, uint3
     return status;
 }
 
-/* ---- reading counts -------------------------------------------------------------------------------------- */
+/* ---- reading counts -------------------------------------------------------------------------- */
 
 /* Adds one [L][E] of the tree; negative counts are refused here, where their sum does not hide them. */
 static wb_status add_counts(const json_t *layers, place at, uint32_t L, uint32_t E, double *sums) {
@@ -222,7 +223,7 @@ wb_status wb_placement_read(const char *path, const wb_topology *topology, uint3
     return status == WB_OK ? WB_OK : wb_fail_context(status, "%s", path);
 }
 
-/* ---- from a dump ------------------------------------------------------------------------------------------ */
+/* ---- from a dump ----------------------------------------------------------------------------- */
 
 /* Every record into one pass of the statistics. */
 static wb_status count_dump(wb_dump *dump, wb_load *load) {

@@ -1,11 +1,11 @@
-/* placement_sync.c - the same placement on every rank: hash, broadcast, comparison. Owns who agrees with whom; refuses
- * the choice of places and files. */
+/* placement_sync.c - the same placement on every rank: hash, broadcast, comparison. Owns who agrees with
+ * whom; refuses the choice of places and files. */
 #include "eplb_internal.h"
 #include "wb_hash.h"
 
 #include <string.h>
 
-/* ---- digests ---------------------------------------------------------------------------------------------- */
+/* ---- digests --------------------------------------------------------------------------------- */
 
 static void add_topology(wb_hash *hash, const wb_placement *p) {
     const wb_topology *t = &p->topology;
@@ -46,7 +46,7 @@ wb_status wb_placement_check_equal(const wb_placement *placement, wb_comm *comm)
     return wb_comm_check_equal(comm, &epochs, sizeof epochs, "placement epochs");
 }
 
-/* ---- broadcast -------------------------------------------------------------------------------------------- */
+/* ---- broadcast ------------------------------------------------------------------------------- */
 
 /* Into a copy of the same shape; not yet checked. */
 static wb_status receive(wb_placement *copy, wb_comm *comm, int root) {

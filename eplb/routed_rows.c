@@ -1,5 +1,5 @@
-/* routed_rows.c - the check of rows of expert ids that callers hand in, for statistics and dispatch alike. Refuses: looking
- * at the ids, of which each has limits of its own. */
+/* routed_rows.c - the check of rows of expert ids that callers hand in, for statistics and dispatch alike.
+ * Refuses: looking at the ids, of which each has limits of its own. */
 #include "eplb_internal.h"
 
 #include <inttypes.h>

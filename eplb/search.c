@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* ---- memory ------------------------------------------------------------------------------------------- */
+/* ---- memory ---------------------------------------------------------------------------------- */
 
 wb_status wb_search_open(const wb_placement *frame, const double *loads, uint64_t seed, int64_t trials,
                          wb_search *search_out) {
@@ -74,7 +74,7 @@ void wb_search_restore(wb_search *s) {
     memcpy(s->state, s->snapshot, s->state_bytes);
 }
 
-/* ---- single moves ---------------------------------------------------------------------------------------- */
+/* ---- single moves ---------------------------------------------------------------------------- */
 
 bool wb_search_holds(const wb_search *s, uint32_t rank, int32_t expert) {
     if (expert < 0) return false;
@@ -158,7 +158,7 @@ uint32_t wb_search_hottest(const wb_search *s) {
     return hottest;
 }
 
-/* ---- exchanges ------------------------------------------------------------------------------------------- */
+/* ---- exchanges ------------------------------------------------------------------------------- */
 
 /* What rank `hot` is to lose to rank `other` for both to end at or below a target. */
 typedef struct loss_range {
@@ -197,11 +197,12 @@ static bool exchange_two_ranks(wb_search *s, uint32_t hot, double target) {
     return false;
 }
 
-/* ---- repartitions of three ranks ---------------------------------------------------------------------------- */
+/* ---- repartitions of three ranks ------------------------------------------------------------- */
 
-/* Three exchanges, one after the other: two slots of the hot rank for one slot each of two other ranks, then a slot of the
- * one for a slot of the other (none where both are WB_NO_SLOT). For ranks of three slots these are all the ways to deal out
- * the slots of three ranks anew of which one rank gets one of each. */
+/* Three exchanges, one after the other: two slots of the hot rank for one slot each of two other ranks,
+ * then a slot of the one for a slot of the other (none where both are WB_NO_SLOT). For ranks of three
+ * slots these are all the ways to deal out the slots of three ranks anew of which one rank gets one of
+ * each. */
 typedef struct trade {
     uint32_t give[2], take[2], of_first, of_second;
 } trade;
@@ -233,7 +234,8 @@ static bool commit(wb_search *s, const trade *t) {
     return true;
 }
 
-/* Given which slots of the hot rank go where: the third exchange, so that both other ranks end at most at the target. */
+/* Given which slots of the hot rank go where: the third exchange, so that both other ranks end at most at
+ * the target. */
 static bool finish_trade(wb_search *s, trade t, double target) {
     uint32_t r = wb_search_rank(s, t.take[0]), q = wb_search_rank(s, t.take[1]);
     double a = wb_search_share(s, t.give[0]), b = wb_search_share(s, t.give[1]);
@@ -297,7 +299,7 @@ static bool exchange_three_ranks(wb_search *s, uint32_t hot, double target) {
     return false;
 }
 
-/* ---- descent ------------------------------------------------------------------------------------------------- */
+/* ---- descent --------------------------------------------------------------------------------- */
 
 static bool larger_share(const void *ctx, uint32_t a, uint32_t b) {
     const wb_search *s = ctx;

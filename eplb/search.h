@@ -1,6 +1,6 @@
-/* search.h - one layer's placement while a solver improves it: which expert each slot holds, each expert's share (load over
- * replicas), each rank's load, and the exchanges that lower the most loaded rank. Shared by
- * solve_balanced.c, solve_incremental.c and solve_microbatch.c. Refuses: layers, options, messages. */
+/* search.h - one layer's placement while a solver improves it: which expert each slot holds, each expert's
+ * share (load over replicas), each rank's load, and the exchanges that lower the most loaded rank. Shared
+ * by solve_balanced.c, solve_incremental.c and solve_microbatch.c. Refuses: layers, options, messages. */
 #ifndef WB_SEARCH_H
 #define WB_SEARCH_H
 
@@ -57,7 +57,8 @@ static inline uint32_t wb_search_end(const wb_search *s, uint32_t rank) {
 
 bool wb_search_holds(const wb_search *search, uint32_t rank, int32_t expert); /* false for WB_NO_EXPERT */
 
-/* Puts a replica into an empty slot, counts and rank load as they are: for building a placement; then wb_search_settle. */
+/* Puts a replica into an empty slot, counts and rank load as they are: for building a placement; then
+ * wb_search_settle. */
 void wb_search_put(wb_search *search, uint32_t slot, uint32_t expert);
 /* Counts, shares and rank loads from the slots alone. */
 void wb_search_settle(wb_search *search);
@@ -71,7 +72,8 @@ void wb_search_sort(wb_search *search); /* fills `order` */
 
 uint32_t wb_search_hottest(const wb_search *search); /* the lowest of the most loaded ranks */
 
-/* Exchanges between the most loaded ranks and others until none is above `goal`, nothing found helps, or no trials are left. */
+/* Exchanges between the most loaded ranks and others until none is above `goal`, nothing found helps, or
+ * no trials are left. */
 void wb_search_descend(wb_search *search, double goal);
 
 /* Tries n exchanges of random ranks that leave no rank above `most`: other contents, no worse. */

@@ -1,6 +1,7 @@
-/* simulate.c - what a placement and a dispatch policy make of a step's tokens: balancedness, predicted seconds, bytes,
- * and the lower bound that no placement goes below. Owns: the arithmetic of a pass under the cost model. Refuses: choosing replicas
- * (dispatch does) and keeping the counts of all layers: a few [P][E] at a time, one a thread, are large enough. */
+/* simulate.c - what a placement and a dispatch policy make of a step's tokens: balancedness, predicted
+ * seconds, bytes, and the lower bound that no placement goes below. Owns: the arithmetic of a pass under
+ * the cost model. Refuses: choosing replicas (dispatch does) and keeping the counts of all layers: a few
+ * [P][E] at a time, one a thread, are large enough. */
 #include "eplb_internal.h"
 #include "wb_memory.h"
 
@@ -46,8 +47,8 @@ typedef struct simulation {
     wb_simulation out;
 } simulation;
 
-/* How many threads, and how many passes between two sums: some for each thread, unless a pass is too small to be worth a
- * thread or too large for the memory. */
+/* How many threads, and how many passes between two sums: some for each thread, unless a pass is too small
+ * to be worth a thread or too large for the memory. */
 static void choose_passes(simulation *s, uint64_t pairs) {
     uint64_t threads = 1, passes;
 #ifdef _OPENMP
@@ -89,7 +90,7 @@ static void simulation_free(simulation *s) {
     free(s->layer_n);
 }
 
-/* ---- one pass, in any thread ----------------------------------------------------------------------------- */
+/* ---- one pass, in any thread ----------------------------------------------------------------- */
 
 /* Tokens, and experts that got one, in counts. */
 static void count_routed(const simulation *s, layer_pass *pass) {
@@ -105,8 +106,9 @@ static void count_routed(const simulation *s, layer_pass *pass) {
     }
 }
 
-/* Tokens and seconds of each rank. Two replicas of an expert on one rank are two reads of weights; the slots of dead ranks are
- * empty. Part of a token is an expectation (dynamic, fake): that much of a read, and a rank's reads rounded up. */
+/* Tokens and seconds of each rank. Two replicas of an expert on one rank are two reads of weights; the
+ * slots of dead ranks are empty. Part of a token is an expectation (dynamic, fake): that much of a read,
+ * and a rank's reads rounded up. */
 static void measure_ranks(const simulation *s, layer_pass *pass) {
     double sum = 0;
     pass->max = pass->compute = 0;
@@ -145,13 +147,14 @@ static void run_pass(const simulation *s, const wb_traffic *traffic, uint32_t ba
     if (pass->status != WB_OK) snprintf(pass->message, sizeof pass->message, "%s", wb_error_message());
 }
 
-/* ---- sums, in the order of batches and layers ------------------------------------------------------------- */
+/* ---- sums, in the order of batches and layers ------------------------------------------------ */
 
-/* The slowest rank is at least as slow as the mean one. Over live ranks, whatever the placement and the dispatch, tokens
- * sum to those routed, and reads of weights to at least one for each expert that got a token: so the mean rank takes
- * tokens / live x seconds_per_token + experts / live x seconds_per_expert. Some rank also reads a whole number of experts,
- * at least experts / live rounded up; it need not be the one with the most tokens, so that is a second bound beside the
- * first and cannot replace its term: with 3 experts on 2 ranks, the rank that reads 1 may take the tokens that make up. */
+/* The slowest rank is at least as slow as the mean one. Over live ranks, whatever the placement and the
+ * dispatch, tokens sum to those routed, and reads of weights to at least one for each expert that got a
+ * token: so the mean rank takes tokens / live x seconds_per_token + experts / live x seconds_per_expert.
+ * Some rank also reads a whole number of experts, at least experts / live rounded up; it need not be the
+ * one with the most tokens, so that is a second bound beside the first and cannot replace its term: with 3
+ * experts on 2 ranks, the rank that reads 1 may take the tokens that make up. */
 static double bound_of(const simulation *s, const layer_pass *pass) {
     double mean_tokens = (double)pass->tokens / s->n_live, mean_reads = (double)pass->experts / s->n_live;
     return fmax(mean_tokens * s->cost->seconds_per_token + mean_reads * s->cost->seconds_per_expert,

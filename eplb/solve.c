@@ -1,5 +1,6 @@
-/* solve.c - what all solvers have in common: options, the check of loads, one call of a solver for each layer, in threads.
- * Refuses: any choice of a place (solve_deepseek.c, solve_balanced.c, solve_incremental.c, solve_microbatch.c). */
+/* solve.c - what all solvers have in common: options, the check of loads, one call of a solver for each
+ * layer, in threads. Refuses: any choice of a place (solve_deepseek.c, solve_balanced.c,
+ * solve_incremental.c, solve_microbatch.c). */
 #include "eplb_internal.h"
 #include "wb_memory.h"
 
@@ -45,7 +46,7 @@ wb_eplb_options wb_eplb_options_default(void) {
                              .cost = wb_cost_model_default()};
 }
 
-/* ---- checks ---------------------------------------------------------------------------------------------- */
+/* ---- checks ---------------------------------------------------------------------------------- */
 
 static wb_status check_options(const wb_eplb_options *o) {
     if ((unsigned)o->algorithm >= N_ALGORITHMS)
@@ -87,7 +88,7 @@ static wb_status check(const wb_topology *topology, uint32_t L, uint32_t E, uint
     return check_loads(M, L, E, loads, options->algorithm == WB_EPLB_DEEPSEEK);
 }
 
-/* ---- one layer -------------------------------------------------------------------------------------------- */
+/* ---- one layer ------------------------------------------------------------------------------- */
 
 typedef struct solve_job {
     wb_placement *placement; /* frame and result */

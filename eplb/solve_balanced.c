@@ -1,7 +1,8 @@
-/* solve_balanced.c - the default solver: the least maximum rank load that a bounded search finds. Replicas by water-filling
- * with a cap, packing by descending share, exchanges between ranks; where these are stuck, exchanges that leave the maximum
- * as it is, then a replica moved from one expert to another at random. Ranks of at most two slots leave exchanges little to
- * do: there the counts are annealed before packing. Refuses: the moves themselves (search.c). */
+/* solve_balanced.c - the default solver: the least maximum rank load that a bounded search finds. Replicas
+ * by water-filling with a cap, packing by descending share, exchanges between ranks; where these are
+ * stuck, exchanges that leave the maximum as it is, then a replica moved from one expert to another at
+ * random. Ranks of at most two slots leave exchanges little to do: there the counts are annealed before
+ * packing. Refuses: the moves themselves (search.c). */
 #include "heap.h"
 #include "search.h"
 #include "wb_memory.h"
@@ -22,13 +23,14 @@ enum {
     MIX_EXCHANGES = 4 /* of a slot */
 };
 
-/* The maximum rank load that stands for a balancedness; no placement is below the largest share of water-filling. */
+/* The maximum rank load that stands for a balancedness; no placement is below the largest share of
+ * water-filling. */
 static double load_at(const wb_search *s, double balancedness) {
     double load = s->mean / balancedness;
     return load > s->least_most ? load : s->least_most;
 }
 
-/* ---- how many replicas ------------------------------------------------------------------------------------ */
+/* ---- how many replicas ----------------------------------------------------------------------- */
 
 /* The expert whose replicas carry most; of equals the one with fewer replicas, then the lower. */
 static bool carries_more(const void *ctx, uint32_t a, uint32_t b) {
@@ -37,8 +39,8 @@ static bool carries_more(const void *ctx, uint32_t a, uint32_t b) {
     return s->count[a] != s->count[b] ? s->count[a] < s->count[b] : a < b;
 }
 
-/* Fills count and share: a replica at a time to the expert whose replicas carry most, until the live slots are used or
- * every expert is on every rank. This has the least maximum share. `items` [E] is scratch. */
+/* Fills count and share: a replica at a time to the expert whose replicas carry most, until the live slots
+ * are used or every expert is on every rank. This has the least maximum share. `items` [E] is scratch. */
 static void choose_counts(wb_search *s, uint32_t *items) {
     wb_heap heap = {.items = items, .before = carries_more, .ctx = s};
     for (uint32_t e = 0; e < s->n_experts; e++) {
@@ -59,7 +61,7 @@ static void choose_counts(wb_search *s, uint32_t *items) {
         if (s->share[e] > s->least_most) s->least_most = s->share[e];
 }
 
-/* ---- how many replicas, for ranks of at most two slots ---------------------------------------------------------- */
+/* ---- how many replicas, for ranks of at most two slots --------------------------------------- */
 
 /* What a packing of ranks of two slots comes to. */
 typedef struct fold {
@@ -67,8 +69,8 @@ typedef struct fold {
     double excess; /* sum over ranks of (load - mean)^2 where above the mean */
 } fold;
 
-/* With given counts the best is the largest share with the smallest, and so on inwards. A rank's missing second slot counts
- * as a share of 0. Ends early once the excess is above the limit. `order` is sorted. */
+/* With given counts the best is the largest share with the smallest, and so on inwards. A rank's missing
+ * second slot counts as a share of 0. Ends early once the excess is above the limit. `order` is sorted. */
 static fold fold_shares(wb_search *s, double limit) {
     uint32_t i = 0, j = s->n_experts, n_i = 0, n_j = 2 * s->cap, m;
     fold f = {0, 0};
@@ -102,8 +104,8 @@ static void recount(wb_search *s, uint32_t expert, uint32_t count) {
     s->order[i] = expert;
 }
 
-/* Annealing: a replica goes from one expert to another at random, which stays so if the excess rises by no more than a random
- * part of a temperature that falls to 0. The counts of the least maximum are kept. */
+/* Annealing: a replica goes from one expert to another at random, which stays so if the excess rises by no
+ * more than a random part of a temperature that falls to 0. The counts of the least maximum are kept. */
 static void anneal_counts(wb_search *s, int64_t trials) {
     const int64_t end = s->trials - trials;
     const double first = 4e-3 * s->mean * s->mean, goal = load_at(s, GOAL);
@@ -137,7 +139,7 @@ static void anneal_counts(wb_search *s, int64_t trials) {
     wb_search_restore(s);
 }
 
-/* ---- where they go ------------------------------------------------------------------------------------------ */
+/* ---- where they go --------------------------------------------------------------------------- */
 
 typedef struct packing {
     wb_search *search;
@@ -171,8 +173,8 @@ static void pack_expert(packing *p, uint32_t expert) {
     }
 }
 
-/* Uneven slots may leave a replica without a place, and its slot empty: the expert with the largest share that the rank
- * does not hold gets it. */
+/* Uneven slots may leave a replica without a place, and its slot empty: the expert with the largest share
+ * that the rank does not hold gets it. */
 static void fill_empty_slots(wb_search *s) {
     for (uint32_t i = 0; i < s->n_live; i++) {
         uint32_t slot = s->live_slots[i], rank = wb_search_rank(s, slot), best = s->n_experts;
@@ -231,8 +233,8 @@ static wb_status place(wb_search *s) {
 
 /* ---- out of a local minimum ----------------------------------------------------------------------- */
 
-/* Gives a random slot of an expert that has others (or an empty slot) to an expert of the hottest rank, or in the end to
- * any; false when nothing of the kind was found. */
+/* Gives a random slot of an expert that has others (or an empty slot) to an expert of the hottest rank, or
+ * in the end to any; false when nothing of the kind was found. */
 static bool kick(wb_search *s) {
     uint32_t hot = wb_search_hottest(s);
     for (int i = 0; i < TRIALS_OF_A_KICK; i++) {
@@ -253,8 +255,8 @@ static bool kick(wb_search *s) {
     return false;
 }
 
-/* Where the most loaded rank finds no exchange, other ranks get other contents under the same maximum; after some rounds of
- * that in vain, an expert gets another count. */
+/* Where the most loaded rank finds no exchange, other ranks get other contents under the same maximum;
+ * after some rounds of that in vain, an expert gets another count. */
 static void refine(wb_search *s) {
     const int64_t patient = s->trials - s->trials / 16;
     const double goal = load_at(s, GOAL), modest_goal = load_at(s, MODEST_GOAL);
@@ -278,9 +280,9 @@ static void refine(wb_search *s) {
     wb_search_restore(s);
 }
 
-/* Packing puts replicas of the same experts side by side on rank after rank, and then a dispatch by quotas can move tokens among
- * few ranks only. Exchanges that leave the maximum as it is mix them: with 8192 slots on 4096 ranks, quotas for micro-batches
- * with noise .2 reach .88 instead of .83. */
+/* Packing puts replicas of the same experts side by side on rank after rank, and then a dispatch by quotas
+ * can move tokens among few ranks only. Exchanges that leave the maximum as it is mix them: with 8192
+ * slots on 4096 ranks, quotas for micro-batches with noise .2 reach .88 instead of .83. */
 static void mix(wb_search *s, int64_t trials) {
     wb_search_settle(s); /* without the rounding of many small changes */
     wb_search_save(s);

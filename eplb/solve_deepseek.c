@@ -1,16 +1,18 @@
-/* solve_deepseek.c - the placement that DeepSeek's eplb.py computes, byte for byte, replica order included.
+/* solve_deepseek.c - the placement that DeepSeek's eplb.py computes, byte for byte, replica order
+ * included.
  *
- * Owns: its packing and replication in float32 and in its order of additions, comparisons and ties, torch's order
- * of summation among them. Refuses: what eplb.py refuses (shapes that do not divide, fewer slots than experts), and
- * what it has no idea of: dead ranks, uneven slots, and in hierarchical mode nodes of unequal size.
+ * Owns: its packing and replication in float32 and in its order of additions, comparisons and ties,
+ * torch's order of summation among them. Refuses: what eplb.py refuses (shapes that do not divide, fewer
+ * slots than experts), and what it has no idea of: dead ranks, uneven slots, and in hierarchical mode
+ * nodes of unequal size.
  *
- * A layer: groups of experts are packed into nodes; inside each node the expert with the largest load a replica gets
- * the next replica, until the slots are used up; the replicas are packed into the node's ranks. Global mode is the
- * same with one group and one node. Packing n items into m packs of n / m: heaviest first, each into the lightest
- * pack with room.
+ * A layer: groups of experts are packed into nodes; inside each node the expert with the largest load a
+ * replica gets the next replica, until the slots are used up; the replicas are packed into the node's
+ * ranks. Global mode is the same with one group and one node. Packing n items into m packs of n / m:
+ * heaviest first, each into the lightest pack with room.
  *
- * Both greedy choices are tournaments over integer keys (float order above, index below), so that a choice costs
- * log2(n) comparisons without branches and ties go to the lowest index. */
+ * Both greedy choices are tournaments over integer keys (float order above, index below), so that a choice
+ * costs log2(n) comparisons without branches and ties go to the lowest index. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,7 +20,7 @@
 #include "eplb_internal.h"
 #include "wb_memory.h"
 
-/* ---- the shape ------------------------------------------------------------------------------------------ */
+/* ---- the shape ------------------------------------------------------------------------------- */
 
 /* In global mode one group and one node. */
 typedef struct shape {
@@ -84,7 +86,7 @@ static shape shape_of(const wb_layer_problem *problem) {
     return s;
 }
 
-/* ---- memory of one layer -------------------------------------------------------------------------------- */
+/* ---- memory of one layer --------------------------------------------------------------------- */
 
 typedef struct expert_state {
     float load, share; /* share: load / replicas */
@@ -123,7 +125,8 @@ static void *take(char *block, size_t *used, size_t n, size_t size) {
     return block != NULL ? block + at : NULL;
 }
 
-/* Bytes of the block; with a block, where everything lies in it. No count is above 2^24: the sum is below 2^31. */
+/* Bytes of the block; with a block, where everything lies in it. No count is above 2^24: the sum is below
+ * 2^31. */
 static size_t lay_out(const shape *s, char *block, workspace *w) {
     const size_t items = max_u32(s->n_groups, s->node_slots), packs = max_u32(s->n_nodes, s->node_ranks);
     const size_t players = packs > s->node_experts ? packs : s->node_experts;
@@ -138,7 +141,7 @@ static size_t lay_out(const shape *s, char *block, workspace *w) {
     return used;
 }
 
-/* ---- keys and tournaments --------------------------------------------------------------------------------- */
+/* ---- keys and tournaments -------------------------------------------------------------------- */
 
 /* Unsigned order is that of the floats. Not for NaN or -0. */
 static uint32_t ascending(float x) {
@@ -162,8 +165,8 @@ static uint32_t index_of(uint64_t key) {
 
 #define OUT_OF_PLAY UINT64_MAX
 
-/* nodes [2n]: leaf i is nodes[n + i], every other nodes[j] the smaller of nodes[2j] and nodes[2j + 1]. Returns nodes[1],
- * the winner. */
+/* nodes [2n]: leaf i is nodes[n + i], every other nodes[j] the smaller of nodes[2j] and nodes[2j + 1].
+ * Returns nodes[1], the winner. */
 static uint64_t start_tournament(uint64_t *nodes, uint32_t n) {
     for (size_t j = n - 1; j >= 1; j--)
         nodes[j] = nodes[2 * j] < nodes[2 * j + 1] ? nodes[2 * j] : nodes[2 * j + 1];
@@ -187,8 +190,8 @@ static uint32_t digit_of(uint64_t key, int digit) {
     return (uint32_t)(key >> (32 + 8 * digit)) & 255;
 }
 
-/* keys [2n], the first n filled: returns n sorted ones, in the first or in the second half. By the upper 32 bits, a
- * digit of 8 bits at a time from the lowest; equal ones keep their order. */
+/* keys [2n], the first n filled: returns n sorted ones, in the first or in the second half. By the upper
+ * 32 bits, a digit of 8 bits at a time from the lowest; equal ones keep their order. */
 static const uint64_t *sort_keys(uint64_t *keys, uint32_t n) {
     uint32_t begin[256][4] = {0}, sum[4] = {0}; /* by value, then digit: the four are summed side by side */
     for (uint32_t i = 0; i < n; i++)
@@ -213,14 +216,15 @@ static const uint64_t *sort_keys(uint64_t *keys, uint32_t n) {
     return from;
 }
 
-/* ---- torch's sum ------------------------------------------------------------------------------------------- */
+/* ---- torch's sum ----------------------------------------------------------------------------- */
 
-/* torch.sum over the last, contiguous dimension of a float32 tensor on any x86-64 (as torch 2.15 does with its AVX2 and
- * its default kernels; AVX-512 machines run the AVX2 one). Fewer than 8 numbers are rows of one lane, others rows of 8
- * lanes and a tail. Row i belongs to chain i mod 4; rows left when 4 does not divide go to chain 0 in the end. A chain
- * adds up in blocks of 2^p rows, 2^p blocks make a sum of the next of four levels, where p is
- * max(4, ceil(log2(rows of a chain)) / 4). Then levels fold into the lowest, chains into chain 0, and the lanes are added
- * to the sum of the tail. Neither other dimensions nor threads matter. */
+/* torch.sum over the last, contiguous dimension of a float32 tensor on any x86-64 (as torch 2.15 does with
+ * its AVX2 and its default kernels; AVX-512 machines run the AVX2 one). Fewer than 8 numbers are rows of
+ * one lane, others rows of 8 lanes and a tail. Row i belongs to chain i mod 4; rows left when 4 does not
+ * divide go to chain 0 in the end. A chain adds up in blocks of 2^p rows, 2^p blocks make a sum of the
+ * next of four levels, where p is max(4, ceil(log2(rows of a chain)) / 4). Then levels fold into the
+ * lowest, chains into chain 0, and the lanes are added to the sum of the tail. Neither other dimensions
+ * nor threads matter. */
 enum { LANES = 8, CHAINS = 4, LEVELS = 4 };
 
 static void add_to(float *sums, const float *x, size_t n) {
@@ -256,11 +260,12 @@ static float sum_as_torch(const float *x, size_t n) {
     return total;
 }
 
-/* ---- the algorithm ------------------------------------------------------------------------------------------ */
+/* ---- the algorithm --------------------------------------------------------------------------- */
 
 /* Places n items in n_packs packs of n / n_packs. One item a pack: item i in pack i whatever its weight.
- * The pack is the one that Python's min() finds: the lightest with room, the lowest index of equals. Nothing is less than
- * NaN and NaN less than nothing: a NaN pack (inf - inf) is found only as the first with room, and then always. */
+ * The pack is the one that Python's min() finds: the lightest with room, the lowest index of equals.
+ * Nothing is less than NaN and NaN less than nothing: a NaN pack (inf - inf) is found only as the first
+ * with room, and then always. */
 static void pack_items(workspace *w, uint32_t n, uint32_t n_packs) {
     const uint32_t room = n / n_packs;
     if (room == 1) {
@@ -298,7 +303,8 @@ static void place_groups(const shape *s, workspace *w) {
             w->expert_at[w->items[g].place * s->group_experts + i] = g * s->group_experts + i;
 }
 
-/* Each of n experts gets one of the node's slots, each slot left the expert with the largest load a replica. */
+/* Each of n experts gets one of the node's slots, each slot left the expert with the largest load a
+ * replica. */
 static void replicate(workspace *w, uint32_t n, uint32_t n_slots) {
     for (uint32_t e = 0; e < n; e++) {
         w->items[e].expert = e;

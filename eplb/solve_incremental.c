@@ -1,6 +1,6 @@
-/* solve_incremental.c - a few changes of the current placement instead of a new one: repairs what dead ranks took, then takes
- * the exchange or the replica move that lowers the hottest rank most for each slot changed, until the layer is balanced enough
- * or the budget is spent; and drops it all unless it pays. */
+/* solve_incremental.c - a few changes of the current placement instead of a new one: repairs what dead
+ * ranks took, then takes the exchange or the replica move that lowers the hottest rank most for each slot
+ * changed, until the layer is balanced enough or the budget is spent; and drops it all unless it pays. */
 #include "heap.h"
 #include "search.h"
 #include "wb_memory.h"
@@ -28,7 +28,7 @@ typedef struct incremental {
     uint32_t *seen;          /* [E] scratch of move_seconds; in one block with the above */
 } incremental;
 
-/* ---- what was there ----------------------------------------------------------------------------------------- */
+/* ---- what was there -------------------------------------------------------------------------- */
 
 static void take_current(incremental *in) {
     wb_search *s = &in->search;
@@ -39,8 +39,8 @@ static void take_current(incremental *in) {
     wb_search_settle(s);
 }
 
-/* Experts whose ranks all died get the slot that costs least: an empty one or one whose expert has others. There is one,
- * since the live slots are at least as many as the experts. */
+/* Experts whose ranks all died get the slot that costs least: an empty one or one whose expert has others.
+ * There is one, since the live slots are at least as many as the experts. */
 static void restore_lost_experts(wb_search *s) {
     for (uint32_t e = 0; e < s->n_experts; e++) {
         if (s->count[e] > 0) continue;
@@ -60,14 +60,15 @@ static void restore_lost_experts(wb_search *s) {
     }
 }
 
-/* ---- the best next change ------------------------------------------------------------------------------------- */
+/* ---- the best next change -------------------------------------------------------------------- */
 
 /* +1, 0 or -1: how the number of changed slots goes when `slot` gets `expert`. */
 static int32_t changes(const incremental *in, uint32_t slot, int32_t expert) {
     return (in->current[slot] != expert) - (in->current[slot] != in->search.expert[slot]);
 }
 
-/* Keeps a candidate that ends with the ranks concerned at `after` if it is the best so far and within the budget. */
+/* Keeps a candidate that ends with the ranks concerned at `after` if it is the best so far and within the
+ * budget. */
 static bool better(const incremental *in, const change *best, double most, double after, int32_t slots,
                    double *score_out) {
     if (after >= most * (1 - 1e-9) || in->changed + slots > in->limit) return false;
@@ -91,7 +92,8 @@ static void consider_swaps(incremental *in, uint32_t hot, uint32_t rank, change 
         }
 }
 
-/* The most loaded of the other ranks that have f, after one of its replicas has gone and they took its tokens over. */
+/* The most loaded of the other ranks that have f, after one of its replicas has gone and they took its
+ * tokens over. */
 static double peak_without_one(const wb_search *s, int32_t f, uint32_t gone) {
     double peak = 0, more = f < 0 ? 0 : s->loads[f] / (s->count[f] - 1) - s->share[f];
     for (uint32_t i = f < 0 ? WB_NO_SLOT : s->head[f]; i != WB_NO_SLOT; i = s->next[i]) {
@@ -154,7 +156,8 @@ static change best_change(incremental *in, uint32_t hot) {
     return best;
 }
 
-/* Looks among a few cool ranks, which are chosen anew after some changes, and among all when those do not help. */
+/* Looks among a few cool ranks, which are chosen anew after some changes, and among all when those do not
+ * help. */
 static change find_change(incremental *in, uint32_t hot, int *age) {
     change best = {.kind = NO_CHANGE};
     if (*age < PARTNERS_LAST) best = best_change(in, hot);
@@ -182,10 +185,10 @@ static void improve(incremental *in) {
     }
 }
 
-/* ---- does it pay? ------------------------------------------------------------------------------------------------ */
+/* ---- does it pay? ---------------------------------------------------------------------------- */
 
-/* Seconds until the rank that receives most has its experts; the plan proper is wb_move_plan_open's. seen [E], zeroed:
- * 1 + the last node that was found to hold the expert. */
+/* Seconds until the rank that receives most has its experts; the plan proper is wb_move_plan_open's. seen
+ * [E], zeroed: 1 + the last node that was found to hold the expert. */
 static double move_seconds(const wb_placement *frame, const int32_t *from, const int32_t *to,
                            const wb_cost_model *cost, uint32_t *seen) {
     const uint32_t *node_of_rank = frame->node_of_rank, *first_slot = frame->first_slot;

@@ -1,9 +1,10 @@
-/* solve_microbatch.c - one placement for M micro-batches whose routes are known: least sum over them of the maximum rank load.
+/* solve_microbatch.c - one placement for M micro-batches whose routes are known: least sum over them of
+ * the maximum rank load.
  *
- * Starts from `balanced` on the sum, then anneals twice. First random swaps and replica moves under the energy sum over
- * micro-batches and ranks of (load / mean)^p, whose p doubles from stage to stage (a maximum is the limit of p-norms), so that
- * early on the whole shape counts and later the peaks. Then swaps under the sum of the maxima itself. A rank's loads are a
- * vector [M]. */
+ * Starts from `balanced` on the sum, then anneals twice. First random swaps and replica moves under the
+ * energy sum over micro-batches and ranks of (load / mean)^p, whose p doubles from stage to stage (a
+ * maximum is the limit of p-norms), so that early on the whole shape counts and later the peaks. Then
+ * swaps under the sum of the maxima itself. A rank's loads are a vector [M]. */
 #include "search.h"
 #include "wb_memory.h"
 #include "wb_random.h"
@@ -43,7 +44,7 @@ typedef struct annealing {
     void *memory;
 } annealing;
 
-/* ---- memory -------------------------------------------------------------------------------------------------- */
+/* ---- memory ---------------------------------------------------------------------------------- */
 
 static wb_status open_annealing(annealing *a) {
     size_t M = a->M, E = a->search.n_experts, P = a->search.n_ranks;
@@ -114,7 +115,8 @@ static double peak_of(const annealing *a, uint32_t m, uint32_t without, uint32_t
     return most;
 }
 
-/* Fills peak; returns the sum over micro-batches of the maximum rank load, weighted: in means of a micro-batch. */
+/* Fills peak; returns the sum over micro-batches of the maximum rank load, weighted: in means of a
+ * micro-batch. */
 static double find_peaks(annealing *a) {
     double sum = 0;
     for (uint32_t m = 0; m < a->M; m++) {
@@ -124,7 +126,7 @@ static double find_peaks(annealing *a) {
     return sum;
 }
 
-/* ---- energy ----------------------------------------------------------------------------------------------------- */
+/* ---- energy ---------------------------------------------------------------------------------- */
 
 /* The energy of a rank with loads + sign * delta; delta NULL: as it is. */
 static double energy(annealing *a, const double *loads, const double *delta, double sign) {
@@ -137,9 +139,9 @@ static double energy(annealing *a, const double *loads, const double *delta, dou
     return sum;
 }
 
-/* Metropolis: always when the energy falls, else with a probability of about exp(-rise / temperature). The exponential
- * deviate comes from the bits of a random number (leading zeros, then linear within the octave): no libm, whose last bits
- * differ between machines. */
+/* Metropolis: always when the energy falls, else with a probability of about exp(-rise / temperature). The
+ * exponential deviate comes from the bits of a random number (leading zeros, then linear within the
+ * octave): no libm, whose last bits differ between machines. */
 static bool accept(annealing *a, double rise) {
     if (rise <= 0) return true;
     uint64_t bits = wb_random(&a->search.random) | 1;
@@ -148,13 +150,14 @@ static bool accept(annealing *a, double rise) {
     return rise < a->temperature * 0.6931471805599453 * (zeros + 1 - fraction);
 }
 
-/* ---- moves -------------------------------------------------------------------------------------------------------- */
+/* ---- moves ----------------------------------------------------------------------------------- */
 
 static uint32_t random_slot(annealing *a) {
     return a->search.live_slots[wb_random_below(&a->search.random, a->search.n_live)];
 }
 
-/* delta = what rank of slot i gains, and that of slot j loses, when the slots are swapped; false when that is nothing. */
+/* delta = what rank of slot i gains, and that of slot j loses, when the slots are swapped; false when that
+ * is nothing. */
 static bool propose_swap(annealing *a, uint32_t i, uint32_t j) {
     const wb_search *s = &a->search;
     if (wb_search_rank(s, i) == wb_search_rank(s, j) || s->expert[i] == s->expert[j]) return false;
@@ -190,7 +193,8 @@ static void try_swap(annealing *a) {
     a->cost[of_j] = their_cost;
 }
 
-/* The same under the sum of the peaks. Other ranks are looked at only where a peak of one of the two falls. */
+/* The same under the sum of the peaks. Other ranks are looked at only where a peak of one of the two
+ * falls. */
 static void try_swap_of_peaks(annealing *a) {
     wb_search *s = &a->search;
     uint32_t i = random_slot(a), j = random_slot(a), of_i = wb_search_rank(s, i), of_j = wb_search_rank(s, j);
@@ -226,7 +230,8 @@ static void add_to_holders(annealing *a, int32_t expert, double sign) {
     }
 }
 
-/* The slot's replica goes from its expert (or none: -1) to `expert` (or back to none); rank loads follow, costs do not. */
+/* The slot's replica goes from its expert (or none: -1) to `expert` (or back to none); rank loads follow,
+ * costs do not. */
 static void move_replica(annealing *a, uint32_t slot, int32_t expert) {
     wb_search *s = &a->search;
     int32_t old = s->expert[slot];
@@ -297,7 +302,7 @@ static void anneal_peaks(annealing *a, int64_t trials) {
     }
 }
 
-/* ---- the solver ------------------------------------------------------------------------------------------------------ */
+/* ---- the solver ------------------------------------------------------------------------------ */
 
 static wb_status start_from_balanced(const wb_layer_problem *problem, const double *sum,
                                      int32_t *experts_out) {

@@ -1,7 +1,8 @@
-/* synthetic.c - expert loads made up from a seed, for the simulator and for tests: Zipf, log-normal, drifting.
- * Owns: the numbers, the same on every machine. That is why exp and log are written out here: those of a libm differ
- * in the last bit from machine to machine, and a last bit can turn a rounding; additions, products, quotients, square
- * roots, frexp and ldexp are exact or correctly rounded everywhere. Refuses: measuring; routes of single tokens. */
+/* synthetic.c - expert loads made up from a seed, for the simulator and for tests: Zipf, log-normal,
+ * drifting. Owns: the numbers, the same on every machine. That is why exp and log are written out here:
+ * those of a libm differ in the last bit from machine to machine, and a last bit can turn a rounding;
+ * additions, products, quotients, square roots, frexp and ldexp are exact or correctly rounded everywhere.
+ * Refuses: measuring; routes of single tokens. */
 #include "eplb_internal.h"
 #include "wb_memory.h"
 #include "wb_random.h"
@@ -16,7 +17,8 @@
 /* Streams of random numbers that have nothing to do with each other. */
 enum { STREAM_SHUFFLE = 1, STREAM_BASE, STREAM_DRIFT, STREAM_BATCH };
 
-/* log of x > 0: x = m 2^k, m within [sqrt(1/2), sqrt(2)), log m = 2 atanh((m - 1) / (m + 1)) by its series. */
+/* log of x > 0: x = m 2^k, m within [sqrt(1/2), sqrt(2)), log m = 2 atanh((m - 1) / (m + 1)) by its
+ * series. */
 static double fixed_log(double x) {
     int k = 0;
     double m = frexp(x, &k);
@@ -88,8 +90,8 @@ static void base_of_layer(const wb_synthetic *s, uint32_t step, uint32_t layer, 
     }
 }
 
-/* Shares of `tokens` in proportion to exp(logs): expert e gets what the rounded running sum grows by, so that the loads
- * are whole and sum to `tokens`. logs [E] are overwritten. */
+/* Shares of `tokens` in proportion to exp(logs): expert e gets what the rounded running sum grows by, so
+ * that the loads are whole and sum to `tokens`. logs [E] are overwritten. */
 static void share_tokens(uint64_t tokens, uint32_t n_experts, double *logs, double *loads_out) {
     double most = logs[0], sum = 0, running = 0, given = 0;
     for (uint32_t e = 1; e < n_experts; e++)

@@ -1,22 +1,24 @@
-/* wb_eplb.h - where experts live: load statistics, placements with redundant experts, dispatch, move plans.
+/* wb_eplb.h - where experts live: load statistics, placements with redundant experts, dispatch, move
+ * plans.
  *
- * Owns: counting loads from captured routes, the placement solvers (deepseek, balanced, incremental, microbatch), the
- * maps between logical experts and physical slots, the choice of a replica for each token, the plan that turns one
- * placement into another, and the simulator that compares them. Refuses: models, weights (a plan names what moves; it
- * moves nothing), MPI and CUDA.
+ * Owns: counting loads from captured routes, the placement solvers (deepseek, balanced, incremental,
+ * microbatch), the maps between logical experts and physical slots, the choice of a replica for each
+ * token, the plan that turns one placement into another, and the simulator that compares them. Refuses:
+ * models, weights (a plan names what moves; it moves nothing), MPI and CUDA.
  *
  *     captured routes --wb_load_*--> loads [M][L][E] --wb_eplb_solve--> placement --wb_placement_broadcast--> all ranks
  *                                                                        |  |
  *                       tokens' expert ids --wb_dispatch_rows------------+  +--wb_move_plan_open--> copies and sends
  *
- * Letters: L MoE layers, E logical experts, R physical slots (E and the redundant ones), P ranks, N nodes, K top-k,
- * M micro-batches (or passes). A slot holds the weights of one expert; an expert in several slots has that many
- * *replicas*, and solvers take its tokens to be split evenly among them. The load of a rank is the sum over its slots,
- * balancedness is mean / max of the loads of live ranks, 1 being perfect.
+ * Letters: L MoE layers, E logical experts, R physical slots (E and the redundant ones), P ranks, N nodes,
+ * K top-k, M micro-batches (or passes). A slot holds the weights of one expert; an expert in several slots
+ * has that many *replicas*, and solvers take its tokens to be split evenly among them. The load of a rank
+ * is the sum over its slots, balancedness is mean / max of the loads of live ranks, 1 being perfect.
  *
- * Everything here is deterministic: the same bytes from the same input for any number of threads and on every rank.
- * All memory is host memory. Calls are local to the rank unless their comment says collective. Pointers in structs are
- * borrowed for the call, unless said otherwise. Errors, outputs and threads: as in wb_formats.h.
+ * Everything here is deterministic: the same bytes from the same input for any number of threads and on
+ * every rank. All memory is host memory. Calls are local to the rank unless their comment says collective.
+ * Pointers in structs are borrowed for the call, unless said otherwise. Errors, outputs and threads: as in
+ * wb_formats.h.
  */
 #ifndef WB_EPLB_H
 #define WB_EPLB_H
@@ -28,7 +30,7 @@
 extern "C" {
 #endif
 
-/* ---- ranks, nodes and slots -------------------------------------------------------------------------- */
+/* ---- ranks, nodes and slots ------------------------------------------------------------------ */
 
 /* A physical expert: slot 0..R-1. A type of its own, so that the compiler refuses to map an id twice or to
  * index logical tables by it. Logical ids are plain numbers, as in the route tensor. */
@@ -56,13 +58,14 @@ typedef struct wb_topology {
  * experts. */
 WB_API wb_status wb_topology_check(const wb_topology *topology, uint32_t n_experts);
 
-/* ---- placements: the maps ---------------------------------------------------------------------------- */
+/* ---- placements: the maps -------------------------------------------------------------------- */
 
 /* For each of L layers: which expert each slot holds and, the other way round, the slots of each expert in
  * replica order. Every expert has a replica on a live rank; slots of dead ranks are empty. Opaque; owns a
- * copy of its topology, which never changes: when a rank dies, solve under a topology that says so with the
- * present placement as options.current (incremental repairs and leaves the rest), plan the move, go on with
- * the new placement. Layers, ranks and slots handed to the functions below must exist; WB_NO_SLOT does not. */
+ * copy of its topology, which never changes: when a rank dies, solve under a topology that says so with
+ * the present placement as options.current (incremental repairs and leaves the rest), plan the move, go on
+ * with the new placement. Layers, ranks and slots handed to the functions below must exist; WB_NO_SLOT
+ * does not. */
 typedef struct wb_placement wb_placement;
 
 /* One layer's maps. Owner: the placement; valid until its close, updated in place by set_layer,
@@ -136,7 +139,8 @@ WB_API wb_status wb_placement_keep_slots(wb_placement *placement, const wb_place
 /* A file holds a map or counts, as JSON or as msgpack (told apart by the content), with SGLang's keys:
  *   {"physical_to_logical_map": [L][R]}            and "replica_of_slot": [L][R] where the order is not that of slots
  *   {"logical_count": [L][E] or [M][L][E]}
- * Other keys are skipped. Writing: *.json is JSON, any other name msgpack; the file appears whole or not at all. */
+ * Other keys are skipped. Writing: *.json is JSON, any other name msgpack; the file appears whole or not
+ * at all. */
 WB_API wb_status wb_placement_save(const wb_placement *placement, const char *path);
 /* Opens the placement that a file describes: a map as it is, counts through `balanced`. Shapes that do not
  * fit are MISMATCH, with expected and found; `path` is named in each message. */
@@ -146,14 +150,14 @@ WB_API wb_status wb_placement_read(const char *path, const wb_topology *topology
 WB_API wb_status wb_placement_from_dump(wb_dump *dump, const wb_topology *topology,
                                         wb_placement **placement_out);
 
-/* ---- the cost model ----------------------------------------------------------------------------------- */
+/* ---- the cost model -------------------------------------------------------------------------- */
 
 /* Seconds and bytes of one forward pass of a MoE layer on one rank:
  *   compute              = tokens x seconds_per_token + experts that got a token x seconds_per_expert
  *                          (of an expected part of a token, as under dynamic and fake, that part, rounded up a rank)
  *   dispatch and combine = 2 x bytes_per_token x tokens sent off the rank / bytes per second of the link
- * In and out, inside the node and out of it go on at the same time. A layer ends with its slowest rank; a step is the
- * sum over layers and micro-batches. */
+ * In and out, inside the node and out of it go on at the same time. A layer ends with its slowest rank; a
+ * step is the sum over layers and micro-batches. */
 typedef struct wb_cost_model {
     double seconds_per_token;  /* one token through one expert */
     double seconds_per_expert; /* reading its weights, once a pass in which it has tokens */
@@ -167,13 +171,13 @@ typedef struct wb_cost_model {
  * network 50 GB/s. */
 WB_API wb_cost_model wb_cost_model_default(void);
 
-/* ---- solvers ------------------------------------------------------------------------------------------- */
+/* ---- solvers --------------------------------------------------------------------------------- */
 
 typedef enum wb_eplb_algorithm {
-    /* The bytes of DeepSeek's eplb.py (float32, ties to the lower index; its torch run with a stable sort), replica
-     * order included, for whatever it accepts but NaN and N > P. What it refuses is refused: E % G or R % P not 0,
-     * and P % N where hierarchical, which is when G % N == 0; else global. Two replicas of an expert may share a rank. No dead
-     * ranks, no uneven slots. */
+    /* The bytes of DeepSeek's eplb.py (float32, ties to the lower index; its torch run with a stable
+     * sort), replica order included, for whatever it accepts but NaN and N > P. What it refuses is
+     * refused: E % G or R % P not 0, and P % N where hierarchical, which is when G % N == 0; else global.
+     * Two replicas of an expert may share a rank. No dead ranks, no uneven slots. */
     WB_EPLB_DEEPSEEK,
     /* The default. Least maximum rank load: capped replication, never two replicas of an expert on one
      * rank (slots that nothing could fill without stay empty), packing, swaps, joint search over replica
@@ -218,7 +222,7 @@ WB_API wb_status wb_eplb_solve(const wb_topology *topology, uint32_t n_layers, u
                                uint32_t n_batches, const double *loads, const wb_eplb_options *options,
                                wb_placement **placement_out);
 
-/* ---- dispatch: which replica a token goes to ------------------------------------------------------------- */
+/* ---- dispatch: which replica a token goes to ------------------------------------------------- */
 
 typedef enum wb_dispatch_policy {
     /* By rank: the replica on this rank, else on this node, else any. Ranks that are equally near several
@@ -248,7 +252,8 @@ typedef struct wb_routed_rows {
 typedef struct wb_dispatch wb_dispatch;
 
 /* For tokens of rank `rank`, which is live. `placement` is borrowed and read at each call: after an update
- * of its layers the next call goes by the new map (tables are rebuilt when a layer has changed, whatever its epoch). */
+ * of its layers the next call goes by the new map (tables are rebuilt when a layer has changed, whatever
+ * its epoch). */
 WB_API wb_status wb_dispatch_open(const wb_placement *placement, wb_dispatch_policy policy, uint32_t rank,
                                   wb_dispatch **dispatch_out);
 WB_API void wb_dispatch_close(wb_dispatch *dispatch); /* NULL is a no-op */
@@ -288,7 +293,7 @@ WB_API wb_status wb_dispatch_loads(const wb_placement *placement, wb_dispatch_po
 WB_API wb_status wb_dispatch_quota(const wb_placement *placement, uint32_t layer, const uint32_t *counts,
                                    uint32_t *shares_out);
 
-/* ---- load statistics ------------------------------------------------------------------------------------- */
+/* ---- load statistics ------------------------------------------------------------------------- */
 
 typedef enum wb_phase { WB_PHASE_PREFILL, WB_PHASE_DECODE, WB_PHASE_REPLAY } wb_phase;
 enum { WB_N_PHASES = 3 };
@@ -309,7 +314,8 @@ typedef struct wb_load_options {
 } wb_load_options;
 WB_API wb_load_options wb_load_options_default(void); /* 100 passes, 1 */
 
-/* Counts of routed tokens, exact, in a ring of passes. One handle a rank; wb_load_end_pass sums over ranks. */
+/* Counts of routed tokens, exact, in a ring of passes. One handle a rank; wb_load_end_pass sums over
+ * ranks. */
 typedef struct wb_load wb_load;
 
 /* 1..64 regions of different names, which are copied; `options` NULL: the defaults. CAPACITY beyond 16
@@ -336,11 +342,12 @@ WB_API wb_status wb_load_record(wb_load *load, uint32_t region, wb_phase phase, 
 WB_API wb_status wb_load_add_record(wb_load *load, uint32_t region, const wb_route_model *model,
                                     const wb_record *record, bool replay);
 
-/* Closes the pass: it enters the window and, the window being full, the oldest leaves. A pass without a valid row in any
- * region (a dummy pass of idle ranks) does not enter. With a comm the call is collective: the counts are summed over the
- * ranks, so that every rank's window is that of all tokens, pass by pass, and the pass enters on all ranks if it has a row
- * on any. NULL: this rank's tokens only, which do not add up to passes of other ranks. CAPACITY, with nothing changed, if a
- * sum might leave 32 bits; PEER, naming the rank, if the ranks count different regions. */
+/* Closes the pass: it enters the window and, the window being full, the oldest leaves. A pass without a
+ * valid row in any region (a dummy pass of idle ranks) does not enter. With a comm the call is collective:
+ * the counts are summed over the ranks, so that every rank's window is that of all tokens, pass by pass,
+ * and the pass enters on all ranks if it has a row on any. NULL: this rank's tokens only, which do not add
+ * up to passes of other ranks. CAPACITY, with nothing changed, if a sum might leave 32 bits; PEER, naming
+ * the rank, if the ranks count different regions. */
 WB_API wb_status wb_load_end_pass(wb_load *load, wb_comm *comm);
 WB_API uint32_t wb_load_passes(const wb_load *load);      /* closed passes in the window */
 WB_API uint64_t wb_load_passes_seen(const wb_load *load); /* ever closed; a file keeps the number */
@@ -385,7 +392,7 @@ WB_API wb_status wb_load_save(const wb_load *load, const char *path);
  * written. */
 WB_API wb_status wb_load_read(const char *path, wb_load **load_out);
 
-/* ---- the move plan --------------------------------------------------------------------------------------- */
+/* ---- the move plan --------------------------------------------------------------------------- */
 
 typedef enum wb_move_kind {
     WB_MOVE_LOCAL,   /* copy inside a rank */
@@ -430,11 +437,11 @@ WB_API wb_status wb_move_plan_open(const wb_placement *from, const wb_placement 
                                    wb_move_plan **plan_out);
 WB_API void wb_move_plan_close(wb_move_plan *plan); /* NULL is a no-op */
 
-/* ---- the simulator --------------------------------------------------------------------------------------- */
+/* ---- the simulator --------------------------------------------------------------------------- */
 
-/* The routed tokens of one optimiser step, batch by batch. `fill` writes counts [P][E]: tokens of each source rank for
- * each expert. It is called once for each (batch, layer), one call at a time, but by any thread and in any order within
- * a batch. */
+/* The routed tokens of one optimiser step, batch by batch. `fill` writes counts [P][E]: tokens of each
+ * source rank for each expert. It is called once for each (batch, layer), one call at a time, but by any
+ * thread and in any order within a batch. */
 typedef struct wb_traffic {
     uint32_t n_batches; /* M */
     wb_status (*fill)(void *ctx, uint32_t batch, uint32_t layer, uint32_t *counts_out);

@@ -2,9 +2,9 @@
  *
  *   example_01_train_hooks [dump.wbr]
  *
- * Takes a record (made by hand, or the first of a dump), packs it with padding into two micro-batches and runs one step as a
- * pipeline would: both forwards, then for each micro-batch recompute and backward. Exit code 0: every row went down
- * the experts of the rollout, in the recompute too. */
+ * Takes a record (made by hand, or the first of a dump), packs it with padding into two micro-batches and
+ * runs one step as a pipeline would: both forwards, then for each micro-batch recompute and backward. Exit
+ * code 0: every row went down the experts of the rollout, in the recompute too. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -2,9 +2,10 @@
  *
  *   example_02_eplb DUMP RANKS SLOTS
  *
- * Deals the records of a dump to micro-batches, counts each, makes one placement for all of them, plans the move from the
- * trivial placement, takes it over, and sends the first micro-batch's tokens to replicas by exact quotas. Exit code 0:
- * every token went to a slot that holds its expert, and each rank got what the quotas say. */
+ * Deals the records of a dump to micro-batches, counts each, makes one placement for all of them, plans
+ * the move from the trivial placement, takes it over, and sends the first micro-batch's tokens to replicas
+ * by exact quotas. Exit code 0: every token went to a slot that holds its expert, and each rank got what
+ * the quotas say. */
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>

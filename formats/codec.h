@@ -15,8 +15,8 @@ bool wb_codec_from_name(const char *name, size_t length, wb_codec *codec_out);
 /* Most bytes that `size` bytes can become. */
 size_t wb_zstd_bound(size_t size);
 
-/* Whether a reader takes `stored` bytes for `decoded` ones. Rows that shrink more are not routes but an attempt
- * on its memory; the writer stores them raw. */
+/* Whether a reader takes `stored` bytes for `decoded` ones. Rows that shrink more are not routes but an
+ * attempt on its memory; the writer stores them raw. */
 bool wb_zstd_plausible(uint64_t decoded, uint64_t stored);
 
 wb_status wb_zstd_encode(const void *src, size_t size, int level, void *dst, size_t capacity,

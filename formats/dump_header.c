@@ -1,6 +1,6 @@
-/* dump_header.c - reads a dump's header. It is small, bounded and nested, so msgpack-c makes a tree of it, after
- * the cursor has walked it (wb_object_end). Refuses: other formats, other versions, a model that is not
- * well formed, a dtype that is not the one of E. */
+/* dump_header.c - reads a dump's header. It is small, bounded and nested, so msgpack-c makes a tree of it,
+ * after the cursor has walked it (wb_object_end). Refuses: other formats, other versions, a model that is
+ * not well formed, a dtype that is not the one of E. */
 #include "dump_layout.h"
 #include "dump_parse.h"
 #include "wb_hash.h"

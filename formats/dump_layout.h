@@ -1,7 +1,7 @@
 /* dump_layout.h - the dump file, version 1, byte by byte (internal; writer and reader include it).
  *
- * A file is a msgpack stream: header, records, index, trailer. Little endian in every bin. Unknown keys are
- * skipped (minor versions add keys); another `version` is refused. Key order is free but for `xxh3`.
+ * A file is a msgpack stream: header, records, index, trailer. Little endian in every bin. Unknown keys
+ * are skipped (minor versions add keys); another `version` is refused. Key order is free but for `xxh3`.
  *
  *   header  {format "waybill.routes", version 1, model {name, fingerprint, num_hidden_layers, moe_layers [..],
  *            num_experts, top_k, router}, dtype "u8" | "u16", created (unix seconds), producer, xxh3}
@@ -18,12 +18,13 @@
  *   trailer {trailer: bin of 24 bytes}, 35 bytes in all: "WBRINDEX", u64 byte offset of the index, u64 XXH3-64
  *           of the 16 bytes before
  *
- * Checksums are XXH3-64. The last key of header, record and index is `xxh3`, a uint 64 (always 9 bytes: 0xcf,
- * big endian), of the map's bytes before those 9, left out the payloads of `data`: those have their own,
- * `routes.xxh3`, of the *stored* bytes (chunks joined), so that damage is found before a decompressor sees it.
+ * Checksums are XXH3-64. The last key of header, record and index is `xxh3`, a uint 64 (always 9 bytes:
+ * 0xcf, big endian), of the map's bytes before those 9, left out the payloads of `data`: those have their
+ * own, `routes.xxh3`, of the *stored* bytes (chunks joined), so that damage is found before a decompressor
+ * sees it.
  *
- * Without index and trailer a file is whole too (cut, or being written): the reader walks the records. A file
- * that ends inside an object was cut there. Anything else that does not fit is damage. */
+ * Without index and trailer a file is whole too (cut, or being written): the reader walks the records. A
+ * file that ends inside an object was cut there. Anything else that does not fit is damage. */
 #ifndef WB_DUMP_LAYOUT_H
 #define WB_DUMP_LAYOUT_H
 

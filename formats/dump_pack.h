@@ -1,8 +1,8 @@
 /* dump_pack.h - one msgpack object on its way to a file (internal).
  *
- * Keys and numbers are packed by msgpack-c into `text`; bulk bins are only referenced, and go from the caller's
- * memory to the system in one writev. Packing cannot fail half way: a failure sticks and wb_pack_seal or
- * wb_pack_write reports it. */
+ * Keys and numbers are packed by msgpack-c into `text`; bulk bins are only referenced, and go from the
+ * caller's memory to the system in one writev. Packing cannot fail half way: a failure sticks and
+ * wb_pack_seal or wb_pack_write reports it. */
 #ifndef WB_DUMP_PACK_H
 #define WB_DUMP_PACK_H
 
@@ -46,8 +46,8 @@ wb_status wb_pack_seal(wb_pack *pack);
 
 uint64_t wb_pack_size(const wb_pack *pack);
 
-/* Writes the object at byte `offset` of the file, whole or not at all: after a failure the file is cut back to
- * `offset`. `path` is for the message. */
+/* Writes the object at byte `offset` of the file, whole or not at all: after a failure the file is cut
+ * back to `offset`. `path` is for the message. */
 wb_status wb_pack_write(const wb_pack *pack, int fd, uint64_t offset, const char *path);
 
 #endif

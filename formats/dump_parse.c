@@ -1,7 +1,8 @@
 /* dump_parse.c - see dump_parse.h.
  *
- * Records and index are read by the bounded cursor alone: it allocates nothing, whereas a tree of msgpack-c
- * takes 24 bytes for each 1-byte object of a hostile list. The header, small and bounded, is dump_header.c's. */
+ * Records and index are read by the bounded cursor alone: it allocates nothing, whereas a tree of
+ * msgpack-c takes 24 bytes for each 1-byte object of a hostile list. The header, small and bounded, is
+ * dump_header.c's. */
 #include "dump_parse.h"
 #include "codec.h"
 #include "dump_layout.h"

@@ -1,7 +1,8 @@
-/* dump_parse.h - from a file's bytes to what they say (internal): header, records, index, as in dump_layout.h.
+/* dump_parse.h - from a file's bytes to what they say (internal): header, records, index, as in
+ * dump_layout.h.
  *
- * Owns: every check of one object against itself. Refuses: other objects, decoding, I/O. Results point into
- * the file's bytes. Messages begin "<file>: byte <position>: ". */
+ * Owns: every check of one object against itself. Refuses: other objects, decoding, I/O. Results point
+ * into the file's bytes. Messages begin "<file>: byte <position>: ". */
 #ifndef WB_DUMP_PARSE_H
 #define WB_DUMP_PARSE_H
 
@@ -44,7 +45,8 @@ typedef struct wb_stored_record {
 /* WB_CORRUPT (or the status given) with the cursor's error and its place. */
 wb_status wb_parse_fail(const wb_file_bytes *file, const wb_scan *scan);
 
-/* Where the object at `begin` ends. When the file ends first, *cut_out is true and *end_out the file's size. */
+/* Where the object at `begin` ends. When the file ends first, *cut_out is true and *end_out the file's
+ * size. */
 wb_status wb_object_end(const wb_file_bytes *file, uint64_t begin, uint64_t *end_out, bool *cut_out);
 
 /* Verifies the xxh3 that ends the map [begin, end): `hash` has seen what counts before byte `hashed` and is

@@ -1,4 +1,5 @@
-/* dump_state.h - what an open dump holds (internal): dump_open.c fills it, dump_read.c reads records from it. */
+/* dump_state.h - what an open dump holds (internal): dump_open.c fills it, dump_read.c reads records from
+ * it. */
 #ifndef WB_DUMP_STATE_H
 #define WB_DUMP_STATE_H
 

@@ -330,7 +330,8 @@ static void pack_record(wb_pack *p, const wb_record *r, const stored_run *runs, 
     for (uint32_t i = 0; i < r->n_routes; i++) pack_run(p, &runs[i]);
 }
 
-/* Encodes, packs and writes a record that was checked, as record n_records; the caller has made room for it. */
+/* Encodes, packs and writes a record that was checked, as record n_records; the caller has made room for
+ * it. */
 static wb_status append_checked(wb_dump_writer *w, const wb_record *r) {
     uint64_t base = 0, index = w->n_records;
     uint32_t shared = wb_share_find(&w->share, w->row_bytes, r, &base);

@@ -1,5 +1,5 @@
-/* rows.c - the rows of a record: walking, finding and counting them. Owns: where a row lies in its run, and which are valid.
- * Refuses: whether a record is well formed (route.c), files. */
+/* rows.c - the rows of a record: walking, finding and counting them. Owns: where a row lies in its run,
+ * and which are valid. Refuses: whether a record is well formed (route.c), files. */
 #include "wb_formats.h"
 
 wb_dtype wb_route_dtype(uint32_t num_experts) {

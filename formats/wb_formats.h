@@ -85,7 +85,8 @@ typedef struct wb_record {
 /* Bytes of one row: L * K * dtype size. */
 WB_API size_t wb_route_row_bytes(const wb_route_model *model);
 
-/* Id `index` of a row of `dtype` (u8 or u16, little endian, any alignment); choice k of MoE layer l has index l * K + k. */
+/* Id `index` of a row of `dtype` (u8 or u16, little endian, any alignment); choice k of MoE layer l has
+ * index l * K + k. */
 static inline uint32_t wb_route_id(const void *row, wb_dtype dtype, size_t index) {
     const uint8_t *bytes = (const uint8_t *)row;
     if (dtype == WB_U8) return bytes[index];
@@ -133,8 +134,9 @@ WB_API bool wb_row_next(wb_row_walk *walk);
 /* The row at absolute position `position`, [L][K]; NULL when the record has none that is valid there. */
 WB_API const void *wb_record_row(const wb_route_model *model, const wb_record *record, uint32_t position);
 
-/* counts[l][e] += how often expert e was chosen in MoE layer l of the record's valid rows at positions [first, end). counts: [L][E].
- * Ids are taken as checked (wb_record_check): an id that is not below E writes out of bounds. */
+/* counts[l][e] += how often expert e was chosen in MoE layer l of the record's valid rows at positions
+ * [first, end). counts: [L][E]. Ids are taken as checked (wb_record_check): an id that is not below E
+ * writes out of bounds. */
 WB_API void wb_record_count(const wb_route_model *model, const wb_record *record, uint32_t first,
                             uint32_t end, uint64_t *counts);
 

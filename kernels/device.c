@@ -19,7 +19,7 @@
 
 enum { MAX_THREADS = 1024, ALIGNMENT = 64 };
 
-/* ---- memory ---------------------------------------------------------------------------------------- */
+/* ---- memory ---------------------------------------------------------------------------------- */
 
 static wb_status aligned_memory(size_t bytes, void **out) {
     if (bytes > SIZE_MAX - ALIGNMENT) return wb_fail(WB_OUT_OF_MEMORY, "device memory: %zu bytes", bytes);
@@ -52,7 +52,7 @@ static wb_status cpu_zero(wb_device *dev, void *device, size_t bytes) {
     return WB_OK;
 }
 
-/* ---- threads and scratch ---------------------------------------------------------------------------- */
+/* ---- threads and scratch --------------------------------------------------------------------- */
 
 static int max_threads(void) {
 #ifdef _OPENMP
@@ -103,7 +103,7 @@ wb_status wb_cpu_shared_reserve(wb_device *dev, size_t bytes, void **out) {
     return WB_OK;
 }
 
-/* ---- instruction sets -------------------------------------------------------------------------------- */
+/* ---- instruction sets ------------------------------------------------------------------------ */
 
 static bool has_generic(void) {
     return true;
@@ -167,7 +167,7 @@ wb_status wb_cpu_open_isa(const char *isa, int threads, wb_device **device_out) 
     return wb_fail(WB_UNSUPPORTED, "instruction set %s: not built, or not on this processor", isa);
 }
 
-/* ---- CUDA ---------------------------------------------------------------------------------------------- */
+/* ---- CUDA ------------------------------------------------------------------------------------ */
 
 #ifdef WB_HAVE_CUDA
 void wb_cuda_device_close(wb_device *device); /* kernels/cuda/ */
@@ -216,7 +216,7 @@ wb_status wb_device_download(wb_device *device, void *host, const void *memory, 
     return device->to_host(device, host, memory, bytes);
 }
 
-/* ---- routers ------------------------------------------------------------------------------------------- */
+/* ---- routers --------------------------------------------------------------------------------- */
 
 static const char *const router_names[] = {
     [WB_ROUTER_SOFTMAX] = "softmax",           [WB_ROUTER_SOFTMAX_NORM] = "softmax_norm",

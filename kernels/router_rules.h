@@ -1,7 +1,8 @@
-/* router_rules.h - the rules with a choice in them that both backends must share, bit for bit: the order of choices, ties and NaN,
- * selection keys and groups, the gate of one row.
+/* router_rules.h - the rules with a choice in them that both backends must share, bit for bit: the order
+ * of choices, ties and NaN, selection keys and groups, the gate of one row.
  *
- * Owns: static inline functions for host and device. Refuses: exact arithmetic (wb_exact_math.h), memory, threads, whole ops.
+ * Owns: static inline functions for host and device. Refuses: exact arithmetic (wb_exact_math.h), memory,
+ * threads, whole ops.
  */
 #ifndef WB_ROUTER_RULES_H
 #define WB_ROUTER_RULES_H
@@ -9,7 +10,7 @@
 #include "wb_exact_math.h"
 #include "wb_kernels.h"
 
-/* ---- order ------------------------------------------------------------------------------------------ */
+/* ---- order ----------------------------------------------------------------------------------- */
 
 /* An unsigned number that grows with the key: NaN is 0, below -inf; -0 and +0 are equal. */
 static WB_HD uint32_t wb_key_order(float key) {
@@ -34,7 +35,7 @@ static WB_HD uint32_t wb_rank_id(uint64_t rank) {
     return 0xffffffffu - (uint32_t)rank;
 }
 
-/* ---- selection -------------------------------------------------------------------------------------- */
+/* ---- selection ------------------------------------------------------------------------------- */
 
 /* s of the sigmoid-like types; the softmax types need none for one expert. */
 static WB_HD float wb_router_score(wb_router_type type, float z) {
@@ -45,30 +46,30 @@ static WB_HD bool wb_router_is_softmax(wb_router_type type) {
     return type == WB_ROUTER_SOFTMAX || type == WB_ROUTER_SOFTMAX_NORM || type == WB_ROUTER_TOPK_SOFTMAX;
 }
 
-/* The selection key of one expert: the score, plus `bias` where there is one. A softmax is monotone, so its key is the logit itself: no two logits tie by
- * rounding or underflow of p. Its bias is ignored. */
+/* The selection key of one expert: the score, plus `bias` where there is one. A softmax is monotone, so
+ * its key is the logit itself: no two logits tie by rounding or underflow of p. Its bias is ignored. */
 static WB_HD float wb_router_key(wb_router_type type, float z, float bias) {
     return wb_router_is_softmax(type) ? z : wb_add(wb_router_score(type, z), bias);
 }
 
-/* The score of a group of experts from the two largest of its keys (as wb_key_order; `second` is ignored in a group of
- * one): their sum, or for the softmax types the largest. Groups are ordered as experts are: wb_rank of the
- * wb_key_order of this. */
+/* The score of a group of experts from the two largest of its keys (as wb_key_order; `second` is ignored
+ * in a group of one): their sum, or for the softmax types the largest. Groups are ordered as experts are:
+ * wb_rank of the wb_key_order of this. */
 static WB_HD float wb_router_group_score(wb_router_type type, uint32_t first, uint32_t second,
                                          int32_t group_size) {
     float largest = wb_key_of_order(first);
     return wb_router_is_softmax(type) || group_size < 2 ? largest : wb_add(largest, wb_key_of_order(second));
 }
 
-/* ---- the gate of one row ----------------------------------------------------------------------------- */
+/* ---- the gate of one row --------------------------------------------------------------------- */
 
 /* SOFTMAX: `max` over all E logits and `sum` of exp(z - max) in lane order; p of one expert. */
 static WB_HD float wb_gate_dense_p(float z, float max, float sum) {
     return wb_div(wb_expf(wb_sub(z, max)), sum);
 }
 
-/* SOFTMAX backward: dz of every expert first, `dot` being the fma chain of g_j p_j over ascending slots; then for each
- * slot, ascending, what its choice adds to it. w of a slot is c p. */
+/* SOFTMAX backward: dz of every expert first, `dot` being the fma chain of g_j p_j over ascending slots;
+ * then for each slot, ascending, what its choice adds to it. w of a slot is c p. */
 static WB_HD float wb_gate_dense_dz(float p, float c, float dot) {
     return wb_mul(p, -wb_mul(c, dot));
 }
@@ -95,7 +96,8 @@ static WB_HD void wb_gate_softmax(int32_t K, const float *z, float *q) {
     for (int32_t j = 0; j < K; j++) q[j] = wb_div(q[j], sum);
 }
 
-/* w[K] from z[K], the logits of the slots' experts; all types but SOFTMAX, whose sum runs over all experts. */
+/* w[K] from z[K], the logits of the slots' experts; all types but SOFTMAX, whose sum runs over all
+ * experts. */
 static WB_HD void wb_gate_row(const wb_router *router, const float *z, float *w) {
     int32_t K = router->top_k;
     float c = router->scale;

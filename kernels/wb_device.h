@@ -1,7 +1,8 @@
-/* wb_device.h - the op table: what a backend can do, as the rooms above call it (not installed: outside, a device is opaque).
+/* wb_device.h - the op table: what a backend can do, as the rooms above call it (not installed: outside, a
+ * device is opaque).
  *
- * Owns: struct wb_device. Refuses: implementations (cpu/, cuda/), policy. The rules of memory, layout, invariance and errors are
- * those of wb_kernels.h. */
+ * Owns: struct wb_device. Refuses: implementations (cpu/, cuda/), policy. The rules of memory, layout,
+ * invariance and errors are those of wb_kernels.h. */
 #ifndef WB_DEVICE_H
 #define WB_DEVICE_H
 
@@ -27,7 +28,8 @@ struct wb_device {
     wb_status (*copy)(wb_device *dev, void *to, const void *from, size_t bytes);
     wb_status (*zero)(wb_device *dev, void *device, size_t bytes);
 
-    /* `count` independent products (a Linear layer is one, a layer of experts one for each expert). `list`: host. */
+    /* `count` independent products (a Linear layer is one, a layer of experts one for each expert).
+     * `list`: host. */
     wb_status (*matmul)(wb_device *dev, int64_t count, const wb_matmul *list);
 
     /* y[T,H] = table[tokens[t],:]; dtable[V,H] += scattered dy, ascending t. tokens: device [T]. */
@@ -36,20 +38,22 @@ struct wb_device {
     wb_status (*embed_backward)(wb_device *dev, int64_t T, int64_t H, const int32_t *tokens, const float *dy,
                                 float *dtable);
 
-    /* y[n,width] = x * rsqrt(mean(x^2) + eps) * w[width]; y may be x. Backward: dx (=), may be dy; dw (+=), may be
-     * NULL. Also the per-head query/key norm, with n = T * heads and width = head_dim. */
+    /* y[n,width] = x * rsqrt(mean(x^2) + eps) * w[width]; y may be x. Backward: dx (=), may be dy; dw
+     * (+=), may be NULL. Also the per-head query/key norm, with n = T * heads and width = head_dim. */
     wb_status (*rmsnorm_forward)(wb_device *dev, int64_t n, int64_t width, const float *x, const float *w,
                                  float eps, float *y);
     wb_status (*rmsnorm_backward)(wb_device *dev, int64_t n, int64_t width, const float *x, const float *w,
                                   float eps, const float *dy, float *dx, float *dw);
 
-    /* Rotary embedding of x[T, n_heads, head_dim] in place, pairs (i, i + rot/2) of the first rot_dim dimensions.
-     * cos, sin: device [positions, rot_dim / 2]; pos: device [T]. `inverse` rotates back: the backward. */
+    /* Rotary embedding of x[T, n_heads, head_dim] in place, pairs (i, i + rot/2) of the first rot_dim
+     * dimensions. cos, sin: device [positions, rot_dim / 2]; pos: device [T]. `inverse` rotates back: the
+     * backward. */
     wb_status (*rope)(wb_device *dev, int64_t T, int32_t n_heads, int32_t head_dim, int32_t rot_dim,
                       const int32_t *pos, const float *cos_table, const float *sin_table, bool inverse,
                       float *x);
 
-    /* cache[rows[t], :] = x[t, :width], rounded to nearest even when cache_dtype is bf16. rows: device [T]. */
+    /* cache[rows[t], :] = x[t, :width], rounded to nearest even when cache_dtype is bf16. rows: device
+     * [T]. */
     wb_status (*kv_write)(wb_device *dev, int64_t T, int64_t width, const float *x, const int64_t *rows,
                           void *cache, wb_dtype cache_dtype);
 
@@ -72,9 +76,9 @@ struct wb_device {
     wb_status (*gate_backward)(wb_device *dev, const wb_router *router, int64_t T, const float *logits,
                                wb_ids ids, const float *dweights, float *dlogits);
 
-    /* Sorts the T * K (token, slot) pairs by expert, stable in (t, k): slot_row[t * K + k] is the pair's row in that
-     * order, row_token[row] its token. Both device [T * K]. counts: host [E], done on return: the one place
-     * where a routing decision crosses to the host during a forward. */
+    /* Sorts the T * K (token, slot) pairs by expert, stable in (t, k): slot_row[t * K + k] is the pair's
+     * row in that order, row_token[row] its token. Both device [T * K]. counts: host [E], done on return:
+     * the one place where a routing decision crosses to the host during a forward. */
     wb_status (*moe_sort)(wb_device *dev, int64_t T, int32_t K, int32_t E, wb_ids ids, int32_t *slot_row,
                           int32_t *row_token, int64_t *counts);
 
@@ -104,14 +108,16 @@ struct wb_device {
     wb_status (*clamp_backward)(wb_device *dev, int64_t n, float limit, const float *x, float *dx);
 
     /* logprobs[t] = log_softmax(logits[t] )[targets[t]]; 0 where targets[t] < 0. targets: device [T].
-     * Backward: dlogits[t,:] = dlogprobs[t] * (onehot - softmax), zeros where targets[t] < 0; may be logits. */
+     * Backward: dlogits[t,:] = dlogprobs[t] * (onehot - softmax), zeros where targets[t] < 0; may be
+     * logits. */
     wb_status (*logprob_forward)(wb_device *dev, int64_t T, int64_t V, const float *logits,
                                  const int32_t *targets, float *logprobs);
     wb_status (*logprob_backward)(wb_device *dev, int64_t T, int64_t V, const float *logits,
                                   const int32_t *targets, const float *dlogprobs, float *dlogits);
 
-    /* One token a row from logits[B,V]. params: host [B]. tokens, logprobs (under the distribution sampled from: after
-     * temperature, top-k and top-p; greedy gives 0): device [B]. NaN logits: WB_INVALID_ARGUMENT names the row. */
+    /* One token a row from logits[B,V]. params: host [B]. tokens, logprobs (under the distribution sampled
+     * from: after temperature, top-k and top-p; greedy gives 0): device [B]. NaN logits:
+     * WB_INVALID_ARGUMENT names the row. */
     wb_status (*sample)(wb_device *dev, int64_t B, int64_t V, const float *logits,
                         const wb_sample_params *params, int32_t *tokens, float *logprobs);
 

@@ -1,11 +1,13 @@
-/* wb_exact_math.h - arithmetic and functions that give the same bits on every machine and on both backends (not installed):
- * single operations, bf16, exp, log and what is made of them, the lane order of sums.
+/* wb_exact_math.h - arithmetic and functions that give the same bits on every machine and on both backends
+ * (not installed): single operations, bf16, exp, log and what is made of them, the lane order of sums.
  *
- * Owns: static inline functions for host and device. Refuses: the router's rules (router_rules.h), memory, threads, whole ops.
+ * Owns: static inline functions for host and device. Refuses: the router's rules (router_rules.h), memory,
+ * threads, whole ops.
  *
- * Same bits everywhere: only + - * / sqrt, explicit fused multiply-adds and integer operations, each rounded to
- * nearest even; nothing is left for a compiler to contract, in C or in CUDA. (A NaN is a NaN: its payload is
- * not part of the promise.) There is no branch that an auto-vectoriser could not turn into a select.
+ * Same bits everywhere: only + - * / sqrt, explicit fused multiply-adds and integer operations, each
+ * rounded to nearest even; nothing is left for a compiler to contract, in C or in CUDA. (A NaN is a NaN:
+ * its payload is not part of the promise.) There is no branch that an auto-vectoriser could not turn into
+ * a select.
  */
 #ifndef WB_EXACT_MATH_H
 #define WB_EXACT_MATH_H
@@ -80,7 +82,7 @@ static WB_HD float wb_bits_float(uint32_t bits) {
 }
 #endif
 
-/* ---- bf16 ------------------------------------------------------------------------------------------ */
+/* ---- bf16 ------------------------------------------------------------------------------------ */
 
 static WB_HD float wb_bf16_to_f32(uint16_t a) {
     return wb_bits_float((uint32_t)a << 16);
@@ -94,7 +96,7 @@ static WB_HD uint16_t wb_f32_to_bf16(float a) {
     return (uint16_t)((bits & 0x7fffffffu) > 0x7f800000u ? quiet : rounded);
 }
 
-/* ---- functions ------------------------------------------------------------------------------------- */
+/* ---- functions ------------------------------------------------------------------------------- */
 
 /* exp(x), 1.1 ulp at most where the result is normal. -inf gives 0, x > 88.8 infinity, NaN a NaN.
  * x = n ln 2 + r with |r| <= ln 2 / 2; a polynomial of degree 6 in r; times 2^n in two exact steps. */
@@ -175,10 +177,10 @@ static WB_HD float wb_silu(float x) {
     return wb_mul(x, wb_sigmoid(x));
 }
 
-/* ---- sums ------------------------------------------------------------------------------------------- */
+/* ---- sums ------------------------------------------------------------------------------------ */
 
-/* A sum over a row adds element i to lane i mod 16, ascending (starting from 0), and then folds the lanes as here. A
- * sum of products uses one fma for each element. A maximum does not depend on the order. */
+/* A sum over a row adds element i to lane i mod 16, ascending (starting from 0), and then folds the lanes
+ * as here. A sum of products uses one fma for each element. A maximum does not depend on the order. */
 enum { WB_LANES = 16 };
 
 static WB_HD float wb_lanes_sum(const float *lanes) {

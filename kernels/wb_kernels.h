@@ -31,9 +31,9 @@ typedef struct wb_device wb_device;
 
 /* ---- matmul -------------------------------------------------------------------------------------- */
 
-/* C[m,n] = (accumulate ? C[m,n] : 0) + sum over ascending k of A(m,k) * B(k,n), one fma chain for each element.
- * A(m,k) = a[m * a_row + k * a_col], B(k,n) = b[k * b_row + n * b_col]; of each pair of strides one is 1.
- * C rows are ldc apart. M, N or K may be 0 (K = 0 writes zeros, or nothing when accumulating). */
+/* C[m,n] = (accumulate ? C[m,n] : 0) + sum over ascending k of A(m,k) * B(k,n), one fma chain for each
+ * element. A(m,k) = a[m * a_row + k * a_col], B(k,n) = b[k * b_row + n * b_col]; of each pair of strides
+ * one is 1. C rows are ldc apart. M, N or K may be 0 (K = 0 writes zeros, or nothing when accumulating). */
 typedef struct wb_matmul {
     int64_t M, N, K;
     const float *a; /* device */
@@ -153,7 +153,8 @@ typedef struct wb_adamw {
 
 typedef enum wb_backend { WB_BACKEND_CPU, WB_BACKEND_CUDA } wb_backend;
 
-/* The CPU backend, the best instruction set that this processor has. `threads` 0: all that OpenMP would use. */
+/* The CPU backend, the best instruction set that this processor has. `threads` 0: all that OpenMP would
+ * use. */
 WB_API wb_status wb_device_open_cpu(int threads, wb_device **device_out);
 
 /* The CUDA backend on device `index`: memory, topk, gate_forward and gate_backward; the other ops are NULL.
@@ -165,8 +166,8 @@ WB_API void wb_device_close(wb_device *device); /* NULL is a no-op */
 WB_API wb_backend wb_device_backend(const wb_device *device);
 WB_API const char *wb_device_name(const wb_device *device); /* "cpu x86-64-v3", "cuda"; static */
 
-/* Memory of the device: on the CPU ordinary memory, on CUDA device memory, copied in order on the device's stream.
- * wb_device_alloc gives 64-byte aligned, uninitialised memory; 0 bytes give a valid pointer. */
+/* Memory of the device: on the CPU ordinary memory, on CUDA device memory, copied in order on the device's
+ * stream. wb_device_alloc gives 64-byte aligned, uninitialised memory; 0 bytes give a valid pointer. */
 WB_API wb_status wb_device_alloc(wb_device *device, size_t bytes, void **device_out);
 WB_API void wb_device_free(wb_device *device, void *memory); /* NULL is a no-op */
 WB_API wb_status wb_device_upload(wb_device *device, void *memory, const void *host, size_t bytes);

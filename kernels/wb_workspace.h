@@ -1,7 +1,9 @@
-/* wb_workspace.h - the memory that a forward or a backward works in: device and host buffers with one owner (not installed).
+/* wb_workspace.h - the memory that a forward or a backward works in: device and host buffers with one
+ * owner (not installed).
  *
- * A buffer is listed once, as a field of its user; the first reserve tells the workspace about it, and closing the workspace
- * frees all that it knows. Buffers only grow, so that a steady state allocates nothing. Growing loses the content.
+ * A buffer is listed once, as a field of its user; the first reserve tells the workspace about it, and
+ * closing the workspace frees all that it knows. Buffers only grow, so that a steady state allocates
+ * nothing. Growing loses the content.
  *
  * Fixed host arrays belong to a workspace as well: WB_OWN(&workspace->host, ...). */
 #ifndef WB_WORKSPACE_H
@@ -24,7 +26,8 @@ typedef struct wb_workspace {
     wb_owner host;
 } wb_workspace;
 
-/* Device memory for [rows, width] elements of `size` bytes, at least one; CAPACITY where the product overflows. */
+/* Device memory for [rows, width] elements of `size` bytes, at least one; CAPACITY where the product
+ * overflows. */
 wb_status wb_reserve(wb_workspace *workspace, wb_buffer *buffer, int64_t rows, int64_t width, size_t size);
 
 /* Reserve, then to_device of host[count]. */

@@ -26,7 +26,7 @@ typedef struct loader {
     void *scratch; /* [CHUNK_ELEMENTS] of the widest dtype */
 } loader;
 
-/* ---- finding ---------------------------------------------------------------------------------------- */
+/* ---- finding --------------------------------------------------------------------------------- */
 
 /* "[16, 32]" for messages. */
 typedef struct shape_text {
@@ -43,8 +43,8 @@ static shape_text show_shape(int32_t n_dims, const int64_t *shape) {
     return s;
 }
 
-/* All experts of a layer in one tensor: gate_up_proj [E, 2F, H], rows gate before up, and down_proj [E, H, F]; with or
- * without ".weight". */
+/* All experts of a layer in one tensor: gate_up_proj [E, 2F, H], rows gate before up, and down_proj [E, H,
+ * F]; with or without ".weight". */
 static bool find_fused(const loader *ld, const wb_tensor *t, source *out) {
     const wb_config *c = &ld->model->config;
     int64_t H = c->hidden_size, F = c->expert_width;
@@ -91,7 +91,7 @@ static wb_status check_view(const wb_tensor_view *view, const source *expected) 
     return WB_OK;
 }
 
-/* ---- reading ---------------------------------------------------------------------------------------- */
+/* ---- reading --------------------------------------------------------------------------------- */
 
 static wb_status upload(const loader *ld, const wb_tensor *t, const unsigned char *from,
                         wb_dtype from_dtype) {
@@ -119,9 +119,10 @@ static wb_status load_tensor(const loader *ld, const wb_tensor *t) {
     return upload(ld, t, data + (size_t)from.offset * wb_dtype_size(view.dtype), view.dtype);
 }
 
-/* ---- surplus ---------------------------------------------------------------------------------------- */
+/* ---- surplus --------------------------------------------------------------------------------- */
 
-/* Tensors that checkpoints carry and nobody needs: tables that the model computes, the copy of a tied weight. */
+/* Tensors that checkpoints carry and nobody needs: tables that the model computes, the copy of a tied
+ * weight. */
 static bool harmless(const wb_config *config, const char *name) {
     static const char ending[] = "rotary_emb.inv_freq";
     size_t length = strlen(name);

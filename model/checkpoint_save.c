@@ -1,6 +1,6 @@
-/* checkpoint_save.c - a model's weights as a Hugging Face checkpoint directory.
- * Each rank writes its own experts, rank 0 also what all ranks hold, the index, the configuration and the small files.
- * Refuses: leaving a directory in which a loader finds weights of two saves. */
+/* checkpoint_save.c - a model's weights as a Hugging Face checkpoint directory. Each rank writes its own
+ * experts, rank 0 also what all ranks hold, the index, the configuration and the small files. Refuses:
+ * leaving a directory in which a loader finds weights of two saves. */
 #include "checkpoint.h"
 #include "wb_memory.h"
 
@@ -44,7 +44,7 @@ static bool writes_shard(const wb_model *m, int rank) {
     return false;
 }
 
-/* ---- this rank's shard ----------------------------------------------------------------------------- */
+/* ---- this rank's shard ----------------------------------------------------------------------- */
 
 typedef struct shard {
     const wb_model *model;
@@ -111,7 +111,7 @@ static wb_status prepare_shard(const wb_model *m, const char *dir, wb_new_file *
     return write_shard(m, file);
 }
 
-/* ---- index ----------------------------------------------------------------------------------------- */
+/* ---- index ----------------------------------------------------------------------------------- */
 
 static json_t *make_index(const wb_model *m) {
     json_t *map = json_object();
@@ -154,7 +154,7 @@ static wb_status write_config(const wb_model *m, const char *dir) {
     return status;
 }
 
-/* ---- files of an earlier save ---------------------------------------------------------------------- */
+/* ---- files of an earlier save ---------------------------------------------------------------- */
 
 static wb_status remove_file(const char *dir, const char *name) {
     char *path = NULL;
@@ -195,7 +195,7 @@ static wb_status remove_stale(const wb_model *m, const char *dir) {
     return status;
 }
 
-/* ---- small files of the source --------------------------------------------------------------------- */
+/* ---- small files of the source --------------------------------------------------------------- */
 
 static bool ends_with(const char *name, const char *ending) {
     size_t n = strlen(name), m = strlen(ending);
@@ -244,10 +244,10 @@ static wb_status copy_companions(const char *from_dir, const char *to_dir) {
     return status;
 }
 
-/* ---- the save -------------------------------------------------------------------------------------- */
+/* ---- the save -------------------------------------------------------------------------------- */
 
-/* Rank 0, when all shards are in place. The source may be gone by now: its small files come last, when the weights are
- * safe already. */
+/* Rank 0, when all shards are in place. The source may be gone by now: its small files come last, when the
+ * weights are safe already. */
 static wb_status finish(const wb_model *m, const char *dir) {
     WB_TRY(write_config(m, dir));
     if (wb_comm_size(m->comm) > 1)
@@ -258,8 +258,8 @@ static wb_status finish(const wb_model *m, const char *dir) {
     return m->source_dir ? copy_companions(m->source_dir, dir) : WB_OK;
 }
 
-/* An interrupted save of several ranks leaves shards without an index, or the whole earlier model.safetensors: never
- * an index over shards of two saves. */
+/* An interrupted save of several ranks leaves shards without an index, or the whole earlier
+ * model.safetensors: never an index over shards of two saves. */
 wb_status wb_model_save(wb_model *model, const char *dir) {
     wb_comm *comm = model->comm;
     wb_new_file file = {.fd = -1};

@@ -136,7 +136,7 @@ wb_status wb_config_check(const wb_config *c) {
     return check_total(c);
 }
 
-/* ---- values of config.json ------------------------------------------------------------------------- */
+/* ---- values of config.json ------------------------------------------------------------------- */
 
 /* A value as it stands in the file, cut to fit a message. */
 typedef struct shown {
@@ -207,7 +207,7 @@ static wb_status get_float(const json_t *object, const char *key, double fallbac
     return WB_OK;
 }
 
-/* ---- reading --------------------------------------------------------------------------------------- */
+/* ---- reading --------------------------------------------------------------------------------- */
 
 static wb_status read_family(const json_t *root, wb_config *c) {
     const json_t *value = value_of(root, "model_type");
@@ -376,7 +376,7 @@ wb_status wb_config_load(const char *dir, wb_config *config_out) {
     return WB_OK;
 }
 
-/* ---- writing --------------------------------------------------------------------------------------- */
+/* ---- writing --------------------------------------------------------------------------------- */
 
 /* The double that a person would have written for this float: 1e-06f is 1e-06, not 9.99999997e-07. */
 static json_t *plain_real(float x) {

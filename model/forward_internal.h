@@ -1,19 +1,21 @@
 /* forward_internal.h - the compute side of a model: one layer's block, its MoE part, and their workspaces.
  *
- * Owns: what infer.c and train.c share, so that both run the same code on a token. Refuses: weights (model_internal.h),
- * batches and their checks (infer.c, train.c).
+ * Owns: what infer.c and train.c share, so that both run the same code on a token. Refuses: weights
+ * (model_internal.h), batches and their checks (infer.c, train.c).
  *
- * Buffers belong to the workspace of the inference or training that runs. Pointers are device memory unless marked host. */
+ * Buffers belong to the workspace of the inference or training that runs. Pointers are device memory
+ * unless marked host. */
 #ifndef WB_FORWARD_INTERNAL_H
 #define WB_FORWARD_INTERNAL_H
 
 #include "model_internal.h"
 #include "wb_workspace.h"
 
-/* ---- the MoE part of a layer (moe.c) --------------------------------------------------------------- */
+/* ---- the MoE part of a layer (moe.c) --------------------------------------------------------- */
 
-/* Rows: each of the T * K (token, slot) pairs has one, in the order of its expert's rank, then the expert's slot on that
- * rank, then (t, k). n rows are those of this rank's experts from all ranks: by slot, then source rank, then the source's order. */
+/* Rows: each of the T * K (token, slot) pairs has one, in the order of its expert's rank, then the
+ * expert's slot on that rank, then (t, k). n rows are those of this rank's experts from all ranks: by
+ * slot, then source rank, then the source's order. */
 typedef struct wb_moe {
     wb_model *model;
     wb_workspace *memory; /* borrowed */
@@ -53,18 +55,20 @@ wb_status wb_moe_open(wb_model *model, wb_workspace *memory, wb_moe *moe);
 /* INVALID_ARGUMENT unless routing has ids and every forced id is below E; names token, layer, slot and id. */
 wb_status wb_moe_check_routing(wb_moe *moe, int64_t T, const wb_routing *routing);
 
-/* y[T,H] (=) the combined outputs of each token's experts for x[T,H]. `follow`: take routing->ids of every row as they stand
- * (a recompute) instead of routing's own direction. Collective. */
+/* y[T,H] (=) the combined outputs of each token's experts for x[T,H]. `follow`: take routing->ids of every
+ * row as they stand (a recompute) instead of routing's own direction. Collective. */
 wb_status wb_moe_forward(wb_moe *moe, const wb_layer *layer, int64_t T, const float *x,
                          const wb_routing *routing, bool follow, float *y);
 
-/* Of the latest forward, with its x and ids: dx[T,H] (=) from dy[T,H]; grads[param] (+=). Once a forward. Collective. */
+/* Of the latest forward, with its x and ids: dx[T,H] (=) from dy[T,H]; grads[param] (+=). Once a forward.
+ * Collective. */
 wb_status wb_moe_backward(wb_moe *moe, const wb_layer *layer, const float *x, const wb_routing *routing,
                           const float *dy, float *const *grads, float *dx);
 
 /* ---- a layer (block.c) --------------------------------------------------------------------------- */
 
-/* q, k or v on its way: projection (and bias), norm, clamp, rotation. A step that the model lacks shares the next one's memory. */
+/* q, k or v on its way: projection (and bias), norm, clamp, rotation. A step that the model lacks shares
+ * the next one's memory. */
 typedef struct wb_heads {
     wb_buffer projected, normed, out;
 } wb_heads;
@@ -102,12 +106,13 @@ typedef struct wb_kv_pool {
 
 wb_status wb_block_open(wb_model *model, wb_workspace *memory, wb_block *block);
 
-/* y[T,H] (=) layer l of x[T,H], y not x. pool NULL: attention reads the call's own keys and values, row t being token t. Collective. */
+/* y[T,H] (=) layer l of x[T,H], y not x. pool NULL: attention reads the call's own keys and values, row t
+ * being token t. Collective. */
 wb_status wb_block_forward(wb_block *block, int32_t l, const wb_block_tokens *tokens, const wb_kv_pool *pool,
                            const wb_routing *routing, bool follow, const float *x, float *y);
 
-/* Of the latest forward, which had no pool: dx[T,H] := gradient of x, from gradient of y, in place; grads[param] (+=).
- * Collective. */
+/* Of the latest forward, which had no pool: dx[T,H] := gradient of x, from gradient of y, in place;
+ * grads[param] (+=). Collective. */
 wb_status wb_block_backward(wb_block *block, int32_t l, const wb_block_tokens *tokens,
                             const wb_routing *routing, const float *x, float *const *grads, float *dx);
 

@@ -22,7 +22,7 @@ struct wb_infer {
     wb_host_buffer host_rows;           /* int64 [T] */
 };
 
-/* ---- open and close -------------------------------------------------------------------------------- */
+/* ---- open and close -------------------------------------------------------------------------- */
 
 static wb_status open_pools(wb_infer *infer) {
     const wb_config *config = &infer->model->config;

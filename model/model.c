@@ -10,10 +10,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* ---- fingerprint ----------------------------------------------------------------------------------- */
+/* ---- fingerprint ----------------------------------------------------------------------------- */
 
-/* Everything that changes the function or the meaning of a route; nothing that a training step or a machine changes
- * (weights, dtype, max_positions). */
+/* Everything that changes the function or the meaning of a route; nothing that a training step or a
+ * machine changes (weights, dtype, max_positions). */
 static void set_fingerprint(const wb_config *c, wb_route_model *routes) {
     char text[2048];
     const wb_router *r = &c->router;
@@ -50,7 +50,7 @@ static wb_status describe_routes(wb_model *m) {
     return wb_route_model_check(routes);
 }
 
-/* ---- memory ---------------------------------------------------------------------------------------- */
+/* ---- memory ---------------------------------------------------------------------------------- */
 
 /* Angles in f32 like the reference implementation; their cosine and sine to the nearest f32. */
 static void fill_rope(const wb_config *c, float *cos_host, float *sin_host) {
@@ -128,7 +128,7 @@ void wb_model_close(wb_model *m) {
     free(m);
 }
 
-/* ---- open ------------------------------------------------------------------------------------------ */
+/* ---- open ------------------------------------------------------------------------------------ */
 
 static wb_status check_options(const wb_model_options *options) {
     if (!options || !options->device || !options->comm)
@@ -180,12 +180,12 @@ close:
     return status;
 }
 
-/* ---- create ---------------------------------------------------------------------------------------- */
+/* ---- create ---------------------------------------------------------------------------------- */
 
 #define CHUNK_ELEMENTS ((int64_t)1 << 18)
 
-/* Element i of the stream `key`: the sum of twelve 16-bit uniforms, whose standard deviation is 2^16. Integers, so that
- * every machine has the same bits. */
+/* Element i of the stream `key`: the sum of twelve 16-bit uniforms, whose standard deviation is 2^16.
+ * Integers, so that every machine has the same bits. */
 static float normal(uint64_t key, uint64_t i) {
     int32_t sum = 0;
     for (uint64_t j = 0; j < 3; j++) {
@@ -255,7 +255,7 @@ close:
     return status;
 }
 
-/* ---- use ------------------------------------------------------------------------------------------- */
+/* ---- use ------------------------------------------------------------------------------------- */
 
 const wb_config *wb_model_config(const wb_model *model) {
     return &model->config;

@@ -6,8 +6,9 @@
 #include "wb_device.h"
 #include "wb_model.h"
 
-/* One storage: a weight matrix or vector, or a layer's experts side by side. Expert storages hold this rank's experts
- * in slot order: gate_up [n_local][2F][H] (rows gate 0..F-1, up F..2F-1), down [n_local][H][F]. */
+/* One storage: a weight matrix or vector, or a layer's experts side by side. Expert storages hold this
+ * rank's experts in slot order: gate_up [n_local][2F][H] (rows gate 0..F-1, up F..2F-1), down
+ * [n_local][H][F]. */
 typedef struct wb_param {
     void *data; /* device */
     wb_dtype dtype;

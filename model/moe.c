@@ -34,9 +34,10 @@ wb_status wb_moe_open(wb_model *model, wb_workspace *memory, wb_moe *moe) {
     return WB_OWN(&memory->host, moe->list, 2 * E, "MoE plan");
 }
 
-/* ---- device memory as the host sees it -------------------------------------------------------------- */
+/* ---- device memory as the host sees it ------------------------------------------------------- */
 
-/* The host's view of device[bytes], for reading: itself where device memory is host memory, else a copy in `stage`. */
+/* The host's view of device[bytes], for reading: itself where device memory is host memory, else a copy in
+ * `stage`. */
 static wb_status to_host_view(wb_workspace *memory, wb_host_buffer *stage, const void *device, size_t bytes,
                               const void **host_out) {
     wb_device *dev = memory->device;
@@ -197,7 +198,8 @@ static wb_status sort_rows(wb_moe *moe, wb_ids ids) {
     return by_id ? WB_OK : sort_by_position(moe, n_pairs);
 }
 
-/* Tells every rank how many rows its experts get from here: received_counts[r][slot], send_rows, receive_rows. */
+/* Tells every rank how many rows its experts get from here: received_counts[r][slot], send_rows,
+ * receive_rows. */
 static wb_status exchange_counts(wb_moe *moe) {
     wb_comm *comm = moe->model->comm;
     const int32_t R = wb_comm_size(comm),
@@ -222,7 +224,8 @@ static wb_status exchange_counts(wb_moe *moe) {
     return WB_OK;
 }
 
-/* Rows arrive by source rank, then slot; experts want them by slot, then source rank: slot_start, n and both maps. */
+/* Rows arrive by source rank, then slot; experts want them by slot, then source rank: slot_start, n and
+ * both maps. */
 static wb_status plan_groups(wb_moe *moe) {
     wb_comm *comm = moe->model->comm;
     const int32_t R = wb_comm_size(comm),
@@ -394,7 +397,7 @@ static wb_status experts_backward(wb_moe *moe, const wb_layer *layer, const floa
                            grads[layer->gate_up], grad);
 }
 
-/* ---- forward and backward -------------------------------------------------------------------------- */
+/* ---- forward and backward -------------------------------------------------------------------- */
 
 static wb_status reserve_rows(wb_moe *moe) {
     const wb_config *config = &moe->model->config;
@@ -454,7 +457,8 @@ wb_status wb_moe_backward(wb_moe *moe, const wb_layer *layer, const float *x, co
     WB_TRY(wb_reserve(moe->memory, &moe->output, moe->n, H, sizeof(float)));
     WB_TRY(wb_reserve(moe->memory, &moe->dweights, T, K, sizeof(float)));
 
-    /* `sent` and `rows` are free again once their content has gone: the experts of other ranks hold `input`. */
+    /* `sent` and `rows` are free again once their content has gone: the experts of other ranks hold
+     * `input`. */
     float *drows = has_peers(moe) ? moe->sent.data : moe->output.data;
     WB_TRY(dev->moe_combine_backward(dev, T, K, H, moe->rows.data, moe->slot_row.data, moe->weights.data, dy,
                                      drows, moe->dweights.data));

@@ -1,5 +1,5 @@
-/* registry.c - which tensors a checkpoint has, how they lie in this rank's storages, which rank holds which expert.
- * Refuses: memory of weights, files. */
+/* registry.c - which tensors a checkpoint has, how they lie in this rank's storages, which rank holds
+ * which expert. Refuses: memory of weights, files. */
 #include "checkpoint.h"
 #include "wb_memory.h"
 

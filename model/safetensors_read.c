@@ -42,7 +42,7 @@ struct wb_safetensors {
     uint64_t digest;
 };
 
-/* ---- one tensor of a header ------------------------------------------------------------------------ */
+/* ---- one tensor of a header ------------------------------------------------------------------ */
 
 /* Bits of an element of the format's dtypes; what Waybill has none for can be listed but not used. */
 static const struct {
@@ -132,7 +132,7 @@ static wb_status read_entry(const json_t *value, uint64_t data_bytes, st_entry *
     return WB_OK;
 }
 
-/* ---- one file -------------------------------------------------------------------------------------- */
+/* ---- one file -------------------------------------------------------------------------------- */
 
 static wb_status map_file(st_file *file) {
     struct stat info;
@@ -258,7 +258,7 @@ static wb_status add_file(wb_safetensors *st, const char *path) {
     return status;
 }
 
-/* ---- shards ---------------------------------------------------------------------------------------- */
+/* ---- shards ---------------------------------------------------------------------------------- */
 
 static int by_text(const void *a, const void *b) {
     return strcmp(*(const char *const *)a, *(const char *const *)b);
@@ -362,7 +362,7 @@ static wb_status open_index(wb_safetensors *st, const char *dir, const char *ind
     return status;
 }
 
-/* ---- open ------------------------------------------------------------------------------------------ */
+/* ---- open ------------------------------------------------------------------------------------ */
 
 static wb_status open_single(wb_safetensors *st, const char *path) {
     WB_TRY(WB_NEW(st->files, 1, path));
@@ -422,7 +422,7 @@ void wb_safetensors_close(wb_safetensors *st) {
     free(st);
 }
 
-/* ---- use ------------------------------------------------------------------------------------------- */
+/* ---- use ------------------------------------------------------------------------------------- */
 
 size_t wb_safetensors_count(const wb_safetensors *tensors) {
     return tensors->n;

@@ -1,6 +1,6 @@
-/* safetensors_write.c - a .safetensors file from tensors, in a layout that every reader of the format accepts: a JSON
- * header padded to 8 bytes, then the data without gaps, wide elements first so that each tensor is aligned.
- * Refuses: dtypes that Waybill has no name for. */
+/* safetensors_write.c - a .safetensors file from tensors, in a layout that every reader of the format
+ * accepts: a JSON header padded to 8 bytes, then the data without gaps, wide elements first so that each
+ * tensor is aligned. Refuses: dtypes that Waybill has no name for. */
 #include "checkpoint.h"
 
 #include <stdlib.h>
@@ -46,7 +46,7 @@ static wb_status check_view(const wb_tensor_view *view) {
     return WB_OK;
 }
 
-/* ---- order ----------------------------------------------------------------------------------------- */
+/* ---- order ----------------------------------------------------------------------------------- */
 
 /* Walks the tensors in file order: by element size descending, else as given. Starts at {0, 8}. */
 typedef struct order {
@@ -63,7 +63,7 @@ static size_t order_next(order *o, size_t n, const wb_tensor_view *tensors) {
     return SIZE_MAX;
 }
 
-/* ---- header ---------------------------------------------------------------------------------------- */
+/* ---- header ---------------------------------------------------------------------------------- */
 
 static json_t *make_entry(const wb_tensor_view *view, uint64_t begin) {
     json_t *shape = json_array();
@@ -140,7 +140,7 @@ static wb_status write_header(wb_new_file *file, const char *text) {
     return wb_new_file_write(file, spaces, padding);
 }
 
-/* ---- writing --------------------------------------------------------------------------------------- */
+/* ---- writing --------------------------------------------------------------------------------- */
 
 wb_status wb_safetensors_write_to(wb_new_file *file, size_t n, const wb_tensor_view *tensors,
                                   const char *metadata_json, wb_tensor_emit emit, void *ctx) {

@@ -1,7 +1,7 @@
 /* train.c - training: log-probabilities of packed sequences, and the gradients of their weighted sum.
  *
- * Owns: the gradients, the residual stream between layers (all else is recomputed), the head in chunks of rows.
- * Refuses: losses, the optimizer, how a batch is cut into micro-batches. */
+ * Owns: the gradients, the residual stream between layers (all else is recomputed), the head in chunks of
+ * rows. Refuses: losses, the optimizer, how a batch is cut into micro-batches. */
 #include <stdlib.h>
 
 #include "forward_internal.h"
@@ -40,7 +40,7 @@ struct wb_train {
     wb_host_buffer host_ints, host_floats, host_probe;
 };
 
-/* ---- open and close -------------------------------------------------------------------------------- */
+/* ---- open and close -------------------------------------------------------------------------- */
 
 static wb_status open_grads(wb_train *train) {
     const wb_model *model = train->model;
@@ -400,7 +400,8 @@ wb_status wb_train_backward(wb_train *train, const float *dlogprobs) {
     train->backward_due = false;
     WB_TRY(head_backward(train));
     for (int32_t l = model->config.n_layers - 1; l >= 0; l--) {
-        /* The recompute writes the same bits over the layer's output. The last layer's workspace is still the forward's. */
+        /* The recompute writes the same bits over the layer's output. The last layer's workspace is still
+         * the forward's. */
         if (l + 1 < model->config.n_layers)
             WB_TRY(wb_block_forward(&train->block, l, &train->block_tokens, NULL, &train->routing, true,
                                     residual_of(train, l), residual_of(train, l + 1)));

@@ -1,13 +1,15 @@
-/* wb_model.h - a Mixture-of-Experts language model: Hugging Face checkpoint in, forward and backward, checkpoint out.
+/* wb_model.h - a Mixture-of-Experts language model: Hugging Face checkpoint in, forward and backward,
+ * checkpoint out.
  *
- * Owns: config.json and safetensors, the weight registry, inference forward over a paged KV cache, training
- * forward and backward with per-layer recompute, and the one place where experts are chosen (wb_routing).
- * Refuses: scheduling of requests, RL, where routes come from.
+ * Owns: config.json and safetensors, the weight registry, inference forward over a paged KV cache,
+ * training forward and backward with per-layer recompute, and the one place where experts are chosen
+ * (wb_routing). Refuses: scheduling of requests, RL, where routes come from.
  *
- * Parallel layout: every rank of `comm` holds the attention and dense weights and a shard of every MoE layer's
- * experts; each rank feeds its own tokens (data parallel), which travel to their experts by all-to-all and
- * back. Calls marked "collective" must be made by all ranks together, with zero tokens where a rank has none.
- * A token's result is the same bits whatever the number of ranks, the batch around it or the thread count.
+ * Parallel layout: every rank of `comm` holds the attention and dense weights and a shard of every MoE
+ * layer's experts; each rank feeds its own tokens (data parallel), which travel to their experts by
+ * all-to-all and back. Calls marked "collective" must be made by all ranks together, with zero tokens
+ * where a rank has none. A token's result is the same bits whatever the number of ranks, the batch around
+ * it or the thread count.
  *
  * Families are values of enums in one GQA block and one MoE block; formulas and tensor names follow
  * Hugging Face transformers.
@@ -40,8 +42,8 @@ typedef struct wb_tensor_view {
 typedef struct wb_safetensors wb_safetensors;
 
 /* Opens one .safetensors file, or a directory holding <stem>.safetensors, or its shards listed by
- * <stem>.safetensors.index.json (stem NULL: "model"). Every header is checked before use: offsets inside the file,
- * not overlapping, dtype and shape equal to the bytes. Errors name file, tensor and byte. */
+ * <stem>.safetensors.index.json (stem NULL: "model"). Every header is checked before use: offsets inside
+ * the file, not overlapping, dtype and shape equal to the bytes. Errors name file, tensor and byte. */
 WB_API wb_status wb_safetensors_open(const char *path, const char *stem, wb_safetensors **tensors_out);
 WB_API void wb_safetensors_close(wb_safetensors *tensors); /* NULL is a no-op */
 WB_API size_t wb_safetensors_count(const wb_safetensors *tensors);
@@ -49,8 +51,8 @@ WB_API wb_status wb_safetensors_get(const wb_safetensors *tensors, size_t i, wb_
 WB_API wb_status wb_safetensors_find(const wb_safetensors *tensors, const char *name,
                                      wb_tensor_view *view_out);
 
-/* Writes a file of `n` tensors (views; `data` host) under a temporary name, syncs it and renames it. `metadata_json`:
- * an object of strings for "__metadata__", or NULL. */
+/* Writes a file of `n` tensors (views; `data` host) under a temporary name, syncs it and renames it.
+ * `metadata_json`: an object of strings for "__metadata__", or NULL. */
 WB_API wb_status wb_safetensors_write(const char *path, size_t n, const wb_tensor_view *tensors,
                                       const char *metadata_json);
 
@@ -80,9 +82,9 @@ typedef struct wb_config {
 } wb_config;
 
 /* Reads DIR/config.json. UNSUPPORTED names an unknown model_type or a key whose value this engine does not
- * implement (rope scaling, sliding window, an activation other than silu); CORRUPT / INVALID_ARGUMENT name key, value and
- * what was expected (K > E, E > 65536, head counts that do not divide, ...). Accepts num_experts or
- * num_local_experts, rope_theta at the top or in rope_parameters. */
+ * implement (rope scaling, sliding window, an activation other than silu); CORRUPT / INVALID_ARGUMENT name
+ * key, value and what was expected (K > E, E > 65536, head counts that do not divide, ...). Accepts
+ * num_experts or num_local_experts, rope_theta at the top or in rope_parameters. */
 WB_API wb_status wb_config_load(const char *dir, wb_config *config_out);
 WB_API wb_status wb_config_check(const wb_config *config);
 WB_API bool wb_config_is_moe(const wb_config *config, int32_t layer);
@@ -97,9 +99,9 @@ typedef struct wb_model_options {
     wb_dtype dtype;    /* of matrices: WB_F32 or WB_BF16. Vectors (norms, biases) are always f32 */
 } wb_model_options;
 
-/* Loads a checkpoint directory; every rank reads its own part. f32, bf16 and f16 files; expert tensors one by one or
- * fused. Missing, surplus, wrongly shaped or typed tensors are errors naming tensor, shape and file. Collective:
- * ranks check that they opened the same model. */
+/* Loads a checkpoint directory; every rank reads its own part. f32, bf16 and f16 files; expert tensors one
+ * by one or fused. Missing, surplus, wrongly shaped or typed tensors are errors naming tensor, shape and
+ * file. Collective: ranks check that they opened the same model. */
 WB_API wb_status wb_model_open(const char *dir, const wb_model_options *options, wb_model **model_out);
 
 /* A new model with random weights: N(0, std) matrices, norms 1, biases 0; the same bits for a seed on any
@@ -108,9 +110,9 @@ WB_API wb_status wb_model_create(const wb_config *config, uint64_t seed, float s
                                  const wb_model_options *options, wb_model **model_out);
 WB_API void wb_model_close(wb_model *model); /* NULL is a no-op; not collective */
 
-/* Writes the checkpoint in Hugging Face layout (per-expert tensors, dtype of the model) into `dir`, which is created:
- * model.safetensors on one rank, a shard a rank and an index on several. Other small files of the directory that the model
- * came from (tokenizer, generation_config) are copied along. Collective. */
+/* Writes the checkpoint in Hugging Face layout (per-expert tensors, dtype of the model) into `dir`, which
+ * is created: model.safetensors on one rank, a shard a rank and an index on several. Other small files of
+ * the directory that the model came from (tokenizer, generation_config) are copied along. Collective. */
 WB_API wb_status wb_model_save(wb_model *model, const char *dir);
 
 WB_API const wb_config *wb_model_config(const wb_model *model);
@@ -119,8 +121,8 @@ WB_API const wb_route_model *wb_model_routes(const wb_model *model);
 WB_API wb_device *wb_model_device(const wb_model *model); /* those of its options */
 WB_API wb_comm *wb_model_comm(const wb_model *model);
 
-/* The registry: every tensor of the checkpoint by name, in an order that is the same on every rank. Ask at use: pointers
- * are those of now and may change when experts move. */
+/* The registry: every tensor of the checkpoint by name, in an order that is the same on every rank. Ask at
+ * use: pointers are those of now and may change when experts move. */
 typedef struct wb_tensor {
     const char *name; /* owner: model */
     int32_t layer;    /* -1: not of a layer */
@@ -136,15 +138,16 @@ typedef struct wb_tensor {
 WB_API int32_t wb_model_n_tensors(const wb_model *model);
 WB_API wb_tensor wb_model_tensor(const wb_model *model, int32_t i); /* 0 <= i < n */
 
-/* to's weights := from's, rounded to to's dtype. Same configuration and ranks, else MISMATCH. Not collective. */
+/* to's weights := from's, rounded to to's dtype. Same configuration and ranks, else MISMATCH. Not
+ * collective. */
 WB_API wb_status wb_model_copy_weights(wb_model *to, const wb_model *from);
 
-/* ---- routing: the one place where experts are chosen ------------------------------------------------ */
+/* ---- routing: the one place where experts are chosen ----------------------------------------- */
 
-/* Goes into every forward. Direction by row: a non-zero forced[t] sends token t to ids[t] in all MoE layers (weights are
- * recomputed from the current logits, gradients flow through them); 0 lets it choose and writes the choice into
- * ids[t]. So forced NULL records, all ones replays, and a mixture leaves in `ids` what was really used,
- * which is what the backward and its recompute follow. */
+/* Goes into every forward. Direction by row: a non-zero forced[t] sends token t to ids[t] in all MoE
+ * layers (weights are recomputed from the current logits, gradients flow through them); 0 lets it choose
+ * and writes the choice into ids[t]. So forced NULL records, all ones replays, and a mixture leaves in
+ * `ids` what was really used, which is what the backward and its recompute follow. */
 typedef struct wb_routing {
     void *ids;             /* device [T][L][K] of wb_route_dtype(E); required */
     const uint8_t *forced; /* device [T], or NULL: none */
@@ -164,8 +167,8 @@ typedef struct wb_infer_options {
 WB_API wb_status wb_infer_open(wb_model *model, const wb_infer_options *options, wb_infer **infer_out);
 WB_API void wb_infer_close(wb_infer *infer);
 
-/* A step's tokens: prefill chunks and decodes mixed. Tokens of one sequence are adjacent, positions ascending; their
- * keys at smaller positions are in the pool already. Host arrays. */
+/* A step's tokens: prefill chunks and decodes mixed. Tokens of one sequence are adjacent, positions
+ * ascending; their keys at smaller positions are in the pool already. Host arrays. */
 typedef struct wb_infer_batch {
     int64_t T;
     const int32_t *tokens; /* [T] */
@@ -198,28 +201,28 @@ typedef struct wb_train_batch {
     const int32_t *seq_start; /* [n_seqs + 1], seq_start[n_seqs] = T */
 } wb_train_batch;
 
-/* What a forward's routers saw, for tests and tools: called once a MoE layer l of the list, 0 <= l < L, with host
- * memory. */
+/* What a forward's routers saw, for tests and tools: called once a MoE layer l of the list, 0 <= l < L,
+ * with host memory. */
 typedef struct wb_router_probe {
     void (*call)(void *ctx, int32_t moe_layer, int64_t T, const float *logits, const float *weights);
     void *ctx;
 } wb_router_probe;
 
-/* logprobs_out: host [T], 0 where targets[t] < 0. `probe` may be NULL. `batch`'s arrays may go on return; `routing`'s must
- * stay until the backward of this forward or the next forward. Collective. */
+/* logprobs_out: host [T], 0 where targets[t] < 0. `probe` may be NULL. `batch`'s arrays may go on return;
+ * `routing`'s must stay until the backward of this forward or the next forward. Collective. */
 WB_API wb_status wb_train_forward(wb_train *train, const wb_train_batch *batch, const wb_routing *routing,
                                   const wb_router_probe *probe, float *logprobs_out);
 
 /* The logits of the latest forward, host [T, V]. Not collective. */
 WB_API wb_status wb_train_logits(wb_train *train, float *logits_out);
 
-/* Adds the gradient of sum_t dlogprobs[t] * logprobs[t] of the latest forward to the gradients of this rank. dlogprobs: host
- * [T]. Layers are recomputed with the ids that the forward used. Once for each forward, with the weights of that
- * forward. Collective. */
+/* Adds the gradient of sum_t dlogprobs[t] * logprobs[t] of the latest forward to the gradients of this
+ * rank. dlogprobs: host [T]. Layers are recomputed with the ids that the forward used. Once for each
+ * forward, with the weights of that forward. Collective. */
 WB_API wb_status wb_train_backward(wb_train *train, const float *dlogprobs);
 
-/* Sums the gradients of replicated weights over ranks, in rank order (experts' are complete where they live). Once
- * before the optimizer. Collective. */
+/* Sums the gradients of replicated weights over ranks, in rank order (experts' are complete where they
+ * live). Once before the optimizer. Collective. */
 WB_API wb_status wb_train_reduce_grads(wb_train *train);
 WB_API wb_status wb_train_zero_grads(wb_train *train);
 

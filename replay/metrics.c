@@ -1,5 +1,6 @@
-/* metrics.c - the fidelity of a step: native choice against forced ids, log-probabilities of rollout against trainer.
- * Owns: the sums behind the metrics and what counts once. Refuses: means of nothing (they are 0). */
+/* metrics.c - the fidelity of a step: native choice against forced ids, log-probabilities of rollout
+ * against trainer. Owns: the sums behind the metrics and what counts once. Refuses: means of nothing (they
+ * are 0). */
 #include "replay_internal.h"
 
 #include <math.h>
@@ -28,7 +29,7 @@ void wb_replay_count_segment(wb_replay *r, const segment_plan *s) {
     r->sums[SUM_FORCED] += s->rows - s->missing - last;
 }
 
-/* ---- native against forced ------------------------------------------------------------------------- */
+/* ---- native against forced ------------------------------------------------------------------- */
 
 /* How many of a row's K native ids are among its K forced ones. */
 static uint32_t count_common(wb_replay *r, const uint8_t *forced, const uint8_t *native) {
@@ -85,7 +86,7 @@ void wb_replay_measure_rows(wb_replay *r, micro_batch *b, uint32_t stage_layer, 
     }
 }
 
-/* ---- log-probabilities ------------------------------------------------------------------------------ */
+/* ---- log-probabilities ----------------------------------------------------------------------- */
 
 wb_status wb_replay_observe_logprobs(wb_replay *r, size_t n, const float *rollout, const float *trainer,
                                      const uint8_t *mask) {
@@ -102,7 +103,7 @@ wb_status wb_replay_observe_logprobs(wb_replay *r, size_t n, const float *rollou
     return WB_OK;
 }
 
-/* ---- the means ------------------------------------------------------------------------------------- */
+/* ---- the means ------------------------------------------------------------------------------- */
 
 static double mean(double sum, double count) {
     return count > 0 ? sum / count : 0;

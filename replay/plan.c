@@ -1,6 +1,6 @@
-/* plan.c - the plan of a step: segments become the rows of micro-batches, which are then read and completed layer by layer.
- * Owns: packing, padding rows, the policy for missing rows, what later passes are forced to. Refuses: a cursor, any
- * order of use. */
+/* plan.c - the plan of a step: segments become the rows of micro-batches, which are then read and
+ * completed layer by layer. Owns: packing, padding rows, the policy for missing rows, what later passes
+ * are forced to. Refuses: a cursor, any order of use. */
 #include "replay_internal.h"
 #include "wb_memory.h"
 
@@ -52,7 +52,7 @@ static wb_status check_index(const wb_replay *r, int32_t index) {
     return WB_OK;
 }
 
-/* ---- segments -------------------------------------------------------------------------------------- */
+/* ---- segments -------------------------------------------------------------------------------- */
 
 static bool bit(const uint8_t *bits, uint32_t i) {
     return (bits[i / 8] >> (i % 8) & 1) != 0;
@@ -72,8 +72,8 @@ static uint32_t find_run(const wb_record *record, uint32_t position) {
     return low;
 }
 
-/* The longest stretch [position, returned) before `end` that lies together in the record, *ids_out its first row, or that
- * the record does not have, *ids_out NULL. */
+/* The longest stretch [position, returned) before `end` that lies together in the record, *ids_out its
+ * first row, or that the record does not have, *ids_out NULL. */
 static uint32_t find_stretch(const wb_replay *r, const wb_record *record, uint32_t position, uint32_t end,
                              const uint8_t **ids_out) {
     uint32_t i = find_run(record, position);
@@ -140,7 +140,7 @@ static wb_status resolve(const wb_replay *r, int32_t n, const wb_segment *segmen
     return WB_OK;
 }
 
-/* ---- rows ------------------------------------------------------------------------------------------- */
+/* ---- rows ------------------------------------------------------------------------------------ */
 
 /* Bytes of the arrays of T rows; with `b`, places them in its block. */
 static size_t lay_out(const wb_replay *r, size_t T, micro_batch *b) {
@@ -203,8 +203,8 @@ static void fill_replay(const wb_replay *r, micro_batch *b, uint32_t row, const 
     }
 }
 
-/* Padding row `p` of the micro-batch takes the next K experts of the order in each layer; layers and micro-batches start
- * elsewhere, so that few padding rows do not meet the same experts in all of them. */
+/* Padding row `p` of the micro-batch takes the next K experts of the order in each layer; layers and
+ * micro-batches start elsewhere, so that few padding rows do not meet the same experts in all of them. */
 static void fill_padding(const wb_replay *r, micro_batch *b, int32_t index, uint32_t row, uint32_t rows,
                          uint32_t p) {
     uint32_t L = r->model.n_moe_layers, K = r->model.top_k, E = r->model.num_experts;
@@ -267,7 +267,7 @@ bool wb_replay_dropped(const wb_replay *r, int32_t index, int32_t segment) {
     return segment >= 0 && segment < b->n_segments && b->segments[segment].missing > 0;
 }
 
-/* ---- use -------------------------------------------------------------------------------------------- */
+/* ---- use ------------------------------------------------------------------------------------- */
 
 static wb_status get_micro_batch(const wb_replay *r, int32_t index, micro_batch **out) {
     WB_TRY(check_index(r, index));

@@ -29,8 +29,9 @@ static wb_status options_check(const wb_route_model *model, const wb_replay_opti
     return WB_OK;
 }
 
-/* Rank r owns experts [E*r/R, E*(r+1)/R). Takes one expert of each rank in turn, so that any run of slots spreads over the
- * ranks; where R does not divide E, the ranks with one expert more have the last turn to themselves. */
+/* Rank r owns experts [E*r/R, E*(r+1)/R). Takes one expert of each rank in turn, so that any run of slots
+ * spreads over the ranks; where R does not divide E, the ranks with one expert more have the last turn to
+ * themselves. */
 static void order_padding(uint32_t *order, uint64_t E, uint64_t R) {
     size_t n = 0;
     for (uint64_t turn = 0; n < E; turn++)

@@ -1,7 +1,8 @@
-/* replay_internal.h - the handle and the rows of a micro-batch, shared by replay.c, plan.c and metrics.c (internal).
+/* replay_internal.h - the handle and the rows of a micro-batch, shared by replay.c, plan.c and metrics.c
+ * (internal).
  *
- * Owns: how the plan lies in memory. A row is told how to be routed per layer (layer_state), because the layers of a row
- * that chooses natively arrive one by one; `state` is the summary over the stage's layers. */
+ * Owns: how the plan lies in memory. A row is told how to be routed per layer (layer_state), because the
+ * layers of a row that chooses natively arrive one by one; `state` is the summary over the stage's layers. */
 #ifndef WB_REPLAY_INTERNAL_H
 #define WB_REPLAY_INTERNAL_H
 

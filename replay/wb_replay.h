@@ -1,7 +1,9 @@
-/* wb_replay.h - from records to the routes that each micro-batch and layer of a training step is forced down.
+/* wb_replay.h - from records to the routes that each micro-batch and layer of a training step is forced
+ * down.
  *
- * Owns: the plan of a step keyed by (micro-batch, MoE layer), packing, slices, padding rows, the policy for missing
- * rows, dispatch counts known before the step, and fidelity metrics. Refuses: any model; who runs the forward.
+ * Owns: the plan of a step keyed by (micro-batch, MoE layer), packing, slices, padding rows, the policy
+ * for missing rows, dispatch counts known before the step, and fidelity metrics. Refuses: any model; who
+ * runs the forward.
  *
  * Life of a step:
  *   wb_replay_add(record) ...            what the rollout or a dump holds
@@ -9,8 +11,9 @@
  *   wb_replay_plan(micro-batch, segments)
  *   for each pass over each micro-batch: wb_replay_rows or wb_replay_layer -> forward; wb_replay_store what was used
  *   wb_replay_end                        checks that every (micro-batch, layer) of the plan was used
- * There is no cursor: any (micro-batch, layer) may be asked for in any order, any number of times (activation recompute, 1F1B,
- * interleaved stages). Nothing is process-global. Host memory throughout; one handle from one thread at a time.
+ * There is no cursor: any (micro-batch, layer) may be asked for in any order, any number of times
+ * (activation recompute, 1F1B, interleaved stages). Nothing is process-global. Host memory throughout; one
+ * handle from one thread at a time.
  */
 #ifndef WB_REPLAY_H
 #define WB_REPLAY_H
@@ -23,9 +26,9 @@ extern "C" {
 
 typedef struct wb_replay wb_replay;
 
-/* What to do with a position that the trainer feeds and the record has no valid row for. The last token of a
- * record, which the rollout never fed, has no row by nature: it chooses natively under every policy and does not count
- * as missing. */
+/* What to do with a position that the trainer feeds and the record has no valid row for. The last token of
+ * a record, which the rollout never fed, has no row by nature: it chooses natively under every policy and
+ * does not count as missing. */
 typedef enum wb_missing_policy {
     WB_MISSING_STRICT, /* wb_replay_plan fails with MISSING_ROUTES: request id, first position, MoE layer */
     WB_MISSING_NATIVE, /* the row chooses natively; later passes of the step reuse that choice */
@@ -35,8 +38,8 @@ typedef enum wb_missing_policy {
 typedef struct wb_replay_options {
     wb_missing_policy missing;
     int32_t n_ranks; /* expert-parallel ranks, to spread padding rows over; 1 when unknown */
-    /* This trainer stage's MoE layers [first_layer, first_layer + n_layers) of the model (pipeline stages); n_layers
-     * 0: all. Layer arguments below stay indices 0..L-1 of the whole model. */
+    /* This trainer stage's MoE layers [first_layer, first_layer + n_layers) of the model (pipeline
+     * stages); n_layers 0: all. Layer arguments below stay indices 0..L-1 of the whole model. */
     int32_t first_layer, n_layers;
 } wb_replay_options;
 WB_API wb_replay_options wb_replay_options_default(void); /* strict, 1 rank, all layers */
@@ -48,13 +51,13 @@ WB_API void wb_replay_close(wb_replay *replay); /* NULL is a no-op */
 /* The model given to open; owner: replay. */
 WB_API const wb_route_model *wb_replay_model(const wb_replay *replay);
 
-/* Makes a record known under its rid. `from`: the model it was recorded with; MISMATCH unless it is the trained one
- * (fingerprint). Ids out of range or repeated within a layer, and a rid added twice, are refused. The record is borrowed:
- * what it points to must stay until wb_replay_clear or close. */
+/* Makes a record known under its rid. `from`: the model it was recorded with; MISMATCH unless it is the
+ * trained one (fingerprint). Ids out of range or repeated within a layer, and a rid added twice, are
+ * refused. The record is borrowed: what it points to must stay until wb_replay_clear or close. */
 WB_API wb_status wb_replay_add(wb_replay *replay, const wb_route_model *from, const wb_record *record);
 WB_API void wb_replay_clear(wb_replay *replay); /* forgets records, plan and metrics */
 
-/* ---- the plan -------------------------------------------------------------------------------------- */
+/* ---- the plan -------------------------------------------------------------------------------- */
 
 typedef enum wb_segment_kind {
     WB_SEGMENT_REPLAY, /* rows [start, start + rows) of record rid: forced */
@@ -73,9 +76,10 @@ typedef struct wb_segment {
 /* Starts a plan of `n_micro_batches`, dropping the previous plan and its metrics. */
 WB_API wb_status wb_replay_begin(wb_replay *replay, int32_t n_micro_batches);
 
-/* Defines micro-batch `micro_batch` as the concatenation of `segments`, T = the sum of their rows. NOT_FOUND for an unknown
- * rid, MISSING_ROUTES under strict, INVALID_ARGUMENT for rows beyond the record's tokens; then nothing is changed. A
- * micro-batch is defined once in a plan. The segments' rids are not kept. */
+/* Defines micro-batch `micro_batch` as the concatenation of `segments`, T = the sum of their rows.
+ * NOT_FOUND for an unknown rid, MISSING_ROUTES under strict, INVALID_ARGUMENT for rows beyond the record's
+ * tokens; then nothing is changed. A micro-batch is defined once in a plan. The segments' rids are not
+ * kept. */
 WB_API wb_status wb_replay_plan(wb_replay *replay, int32_t micro_batch, int32_t n_segments,
                                 const wb_segment *segments);
 
@@ -85,7 +89,7 @@ WB_API bool wb_replay_planned(const wb_replay *replay, int32_t micro_batch);
 /* True when segment `segment` of the micro-batch fell under WB_MISSING_DROP. */
 WB_API bool wb_replay_dropped(const wb_replay *replay, int32_t micro_batch, int32_t segment);
 
-/* ---- use -------------------------------------------------------------------------------------------- */
+/* ---- use ------------------------------------------------------------------------------------- */
 
 /* How a row is to be routed. */
 enum { WB_ROW_NATIVE = 0, WB_ROW_FORCED = 1, WB_ROW_PADDING = 2 };
@@ -98,43 +102,46 @@ typedef struct wb_replay_micro_batch {
 } wb_replay_micro_batch;
 WB_API wb_status wb_replay_rows(wb_replay *replay, int32_t micro_batch, wb_replay_micro_batch *out);
 
-/* Rows [row, row + rows) of one layer: a sequence-parallel slice, or the whole when row = 0, rows = T. *ids_out is the first id;
- * row r's are at stride r * L * K ids. Marks (micro_batch, layer) as used. */
+/* Rows [row, row + rows) of one layer: a sequence-parallel slice, or the whole when row = 0, rows = T.
+ * *ids_out is the first id; row r's are at stride r * L * K ids. Marks (micro_batch, layer) as used. */
 WB_API wb_status wb_replay_layer(wb_replay *replay, int32_t micro_batch, int32_t layer, uint32_t row,
                                  uint32_t rows, const void **ids_out, const uint8_t **state_out);
 
-/* Tells what a forward did: `used` ids of rows [row, row + rows) of the layer (stride in ids; NULL when the layer was
- * only forced rows) and `native`, what each row would have chosen (NULL: not known). Rows that were not forced are kept:
- * every later pass of this plan is forced to them. Native ids feed the metrics of the first pass that brings them. Marks
- * (micro_batch, layer) as used. MISMATCH when a forced row was not routed as planned. */
+/* Tells what a forward did: `used` ids of rows [row, row + rows) of the layer (stride in ids; NULL when
+ * the layer was only forced rows) and `native`, what each row would have chosen (NULL: not known). Rows
+ * that were not forced are kept: every later pass of this plan is forced to them. Native ids feed the
+ * metrics of the first pass that brings them. Marks (micro_batch, layer) as used. MISMATCH when a forced
+ * row was not routed as planned. */
 WB_API wb_status wb_replay_store(wb_replay *replay, int32_t micro_batch, int32_t layer, uint32_t row,
                                  uint32_t rows, const void *used, int64_t used_stride, const void *native,
                                  int64_t native_stride);
 
-/* Native ids for the metrics alone: nothing is kept and `native` need not be what the rows used (a step that only measures
- * itself against the records). Marks (micro_batch, layer) as used. */
+/* Native ids for the metrics alone: nothing is kept and `native` need not be what the rows used (a step
+ * that only measures itself against the records). Marks (micro_batch, layer) as used. */
 WB_API wb_status wb_replay_measure(wb_replay *replay, int32_t micro_batch, int32_t layer, uint32_t row,
                                    uint32_t rows, const void *native, int64_t native_stride);
 
-/* True while native ids of these rows would still feed the metrics, so that a recompute need not select again. False for
- * anything outside the plan and for a NULL replay. Rows of REPLAY segments count when a record forces them, rows of RECORD segments from the
- * pass after the one that was stored. */
+/* True while native ids of these rows would still feed the metrics, so that a recompute need not select
+ * again. False for anything outside the plan and for a NULL replay. Rows of REPLAY segments count when a
+ * record forces them, rows of RECORD segments from the pass after the one that was stored. */
 WB_API bool wb_replay_wants_native(const wb_replay *replay, int32_t micro_batch, int32_t layer, uint32_t row,
                                    uint32_t rows);
 
-/* counts_out[E]: (token, slot) pairs a layer will send to each logical expert, known before the step runs; rows that are
- * not forced are not in it. Padding rows are, since they are sent too; load statistics should leave them out. */
+/* counts_out[E]: (token, slot) pairs a layer will send to each logical expert, known before the step runs;
+ * rows that are not forced are not in it. Padding rows are, since they are sent too; load statistics
+ * should leave them out. */
 WB_API wb_status wb_replay_counts(const wb_replay *replay, int32_t micro_batch, int32_t layer, uint32_t row,
                                   uint32_t rows, int64_t *counts_out);
 
-/* Ends the step: MISMATCH naming the first (micro-batch, layer) of this stage that no pass used, or a micro-batch that was
- * never planned; one of no rows counts as used. The plan and the
- * metrics stay until the next begin. */
+/* Ends the step: MISMATCH naming the first (micro-batch, layer) of this stage that no pass used, or a
+ * micro-batch that was never planned; one of no rows counts as used. The plan and the metrics stay until
+ * the next begin. */
 WB_API wb_status wb_replay_end(wb_replay *replay);
 
-/* ---- fidelity --------------------------------------------------------------------------------------- */
+/* ---- fidelity -------------------------------------------------------------------------------- */
 
-/* Adds `n` sampled tokens: log-probabilities at rollout and now. mask [n] (NULL: all) leaves out tokens at 0. */
+/* Adds `n` sampled tokens: log-probabilities at rollout and now. mask [n] (NULL: all) leaves out tokens at
+ * 0. */
 WB_API wb_status wb_replay_observe_logprobs(wb_replay *replay, size_t n, const float *rollout,
                                             const float *trainer, const uint8_t *mask);
 

@@ -1,10 +1,11 @@
 /* engine.c - open, submit, step, poll, close.
  *
- * Owns: the engine object and the order of a step: schedule, forward, sample, fetch, commit, exchange. Refuses: the choice of what
- * to feed (schedule.c), a request's growth (request.c).
+ * Owns: the engine object and the order of a step: schedule, forward, sample, fetch, commit, exchange.
+ * Refuses: the choice of what to feed (schedule.c), a request's growth (request.c).
  *
- * A step that fails before its commit changes no record: the same tokens are fed again by the next one. Once open, a step
- * allocates nothing but a request's next span, when weights have changed, and what the model's workspace grows. */
+ * A step that fails before its commit changes no record: the same tokens are fed again by the next one.
+ * Once open, a step allocates nothing but a request's next span, when weights have changed, and what the
+ * model's workspace grows. */
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
@@ -284,7 +285,8 @@ static wb_status sample(wb_engine *engine, const float *logits) {
                                 device_result(engine, engine->results.logprobs_offset));
 }
 
-/* The one place where a step's results cross to the host: sampled tokens, logprobs and, where asked for, rows. */
+/* The one place where a step's results cross to the host: sampled tokens, logprobs and, where asked for,
+ * rows. */
 static wb_status fetch(wb_engine *engine) {
     const wb_step_results *results = &engine->results;
     const wb_step_batch *batch = &engine->batch;

@@ -1,7 +1,8 @@
 /* engine_internal.h - how the engine keeps its requests; shared by the files of this folder only.
  *
- * All unfinished requests stand in one list in order of arrival. Those that hold KV blocks ("running") are a prefix of it: the
- * first waiting request is admitted, the last running one is preempted, so that nothing is ever overtaken. */
+ * All unfinished requests stand in one list in order of arrival. Those that hold KV blocks ("running") are
+ * a prefix of it: the first waiting request is admitted, the last running one is preempted, so that
+ * nothing is ever overtaken. */
 #ifndef WB_ENGINE_INTERNAL_H
 #define WB_ENGINE_INTERNAL_H
 
@@ -9,7 +10,7 @@
 #include "wb_device.h"
 #include "wb_rollout.h"
 
-/* ---- KV blocks (kv_blocks.c) ------------------------------------------------------------------------- */
+/* ---- KV blocks (kv_blocks.c) ----------------------------------------------------------------- */
 
 typedef struct wb_kv_blocks {
     int32_t *free; /* [n_blocks], the first n_free are free: a stack */
@@ -26,18 +27,20 @@ int64_t wb_kv_blocks_for(const wb_kv_blocks *pool, uint64_t n_tokens);
 bool wb_kv_blocks_take(wb_kv_blocks *pool, int32_t n, int32_t *out);
 void wb_kv_blocks_give(wb_kv_blocks *pool, int32_t n, const int32_t *blocks);
 
-/* ---- sampling (sampling.c) --------------------------------------------------------------------------- */
+/* ---- sampling (sampling.c) ------------------------------------------------------------------- */
 
-/* The random number in [0, 1) for the token at `position` of a request with `seed`: a function of both and of nothing else. */
+/* The random number in [0, 1) for the token at `position` of a request with `seed`: a function of both and
+ * of nothing else. */
 float wb_sampling_uniform(uint64_t seed, uint32_t position);
 
 /* NULL, or what is odd about the request's sampling values. */
 const char *wb_sampling_fault(const wb_request *request);
 
-/* ---- one request (request.c) ------------------------------------------------------------------------- */
+/* ---- one request (request.c) ----------------------------------------------------------------- */
 
-/* A request and its growing record. Two marks: the tokens [0, n_in_pool) have keys in the KV pool, which preemption takes back
- * to 0; the tokens [0, n_fed) have been fed at least once, which only grows, and rows and spans grow with it. */
+/* A request and its growing record. Two marks: the tokens [0, n_in_pool) have keys in the KV pool, which
+ * preemption takes back to 0; the tokens [0, n_fed) have been fed at least once, which only grows, and
+ * rows and spans grow with it. */
 typedef struct wb_sequence {
     wb_completion completion; /* first: the completion that poll hands out is the sequence itself */
     wb_route_rows routes;
@@ -60,7 +63,8 @@ typedef struct wb_sequence {
     struct wb_sequence *bucket_next;     /* of the rid index */
 } wb_sequence;
 
-/* Copies `request`, which has been checked, with room for everything that it can grow to. max_blocks: blocks that it can hold. */
+/* Copies `request`, which has been checked, with room for everything that it can grow to. max_blocks:
+ * blocks that it can hold. */
 wb_status wb_sequence_create(const wb_request *request, size_t row_bytes, int64_t max_blocks,
                              wb_sequence **sequence_out);
 void wb_sequence_free(wb_sequence *sequence);
@@ -68,7 +72,8 @@ void wb_sequence_free(wb_sequence *sequence);
 /* Makes room for one more span, so that the feed which follows cannot fail. */
 wb_status wb_sequence_reserve_span(wb_sequence *sequence, uint64_t weight_version);
 
-/* The n_planned tokens have been fed under weight_version; rows: theirs, [n_planned] of row_bytes. What exists already stays. */
+/* The n_planned tokens have been fed under weight_version; rows: theirs, [n_planned] of row_bytes. What
+ * exists already stays. */
 void wb_sequence_feed(wb_sequence *sequence, uint64_t weight_version, const uint8_t *rows, size_t row_bytes);
 
 /* Appends the token sampled after the last one; WB_FINISH_NONE unless it is the end. */
@@ -98,7 +103,7 @@ wb_rid_index_reserve(wb_rid_index *index); /* room for one more: the add which f
 void wb_rid_index_add(wb_rid_index *index, wb_sequence *sequence);
 void wb_rid_index_remove(wb_rid_index *index, wb_sequence *sequence);
 
-/* ---- the engine (engine.c) --------------------------------------------------------------------------- */
+/* ---- the engine (engine.c) ------------------------------------------------------------------- */
 
 /* What one step feeds. Host arrays, made at open for the largest step. */
 typedef struct wb_step_batch {
@@ -112,8 +117,8 @@ typedef struct wb_step_batch {
     bool with_rows;              /* some fed request wants rows */
 } wb_step_batch;
 
-/* What a step leaves on the device, in one piece so that one copy brings it to the host: sampled tokens, their two logprobs
- * ([max_sequences] each), then from ids_offset on the rows of all fed tokens. */
+/* What a step leaves on the device, in one piece so that one copy brings it to the host: sampled tokens,
+ * their two logprobs ([max_sequences] each), then from ids_offset on the rows of all fed tokens. */
 typedef struct wb_step_results {
     void *device, *host;
     size_t logprobs_offset, sampling_logprobs_offset, ids_offset; /* bytes */
@@ -139,10 +144,12 @@ struct wb_engine {
     wb_engine_stats stats;
 };
 
-/* Puts the step's tokens into engine->batch, which may be empty; preempts and admits. On failure the batch is empty. */
+/* Puts the step's tokens into engine->batch, which may be empty; preempts and admits. On failure the batch
+ * is empty. */
 wb_status wb_schedule_step(wb_engine *engine);
 
-/* Takes a running sequence's blocks. It keeps its place in the list, so it must be the last running one, or leave the list. */
+/* Takes a running sequence's blocks. It keeps its place in the list, so it must be the last running one,
+ * or leave the list. */
 void wb_schedule_release(wb_engine *engine, wb_sequence *sequence);
 
 #endif

@@ -1,4 +1,5 @@
-/* kv_blocks.c - which blocks of the KV pool are free. Owns numbers only; refuses the keys and values themselves. */
+/* kv_blocks.c - which blocks of the KV pool are free. Owns numbers only; refuses the keys and values
+ * themselves. */
 #include <stdlib.h>
 #include <string.h>
 

@@ -1,8 +1,10 @@
 /* request.c - one request while the engine holds it, and the index of requests by rid.
  *
- * Owns: the growing record: tokens, logprobs, rows, spans; rows and spans are append-only. Refuses: when to feed (schedule.c).
+ * Owns: the growing record: tokens, logprobs, rows, spans; rows and spans are append-only. Refuses: when
+ * to feed (schedule.c).
  *
- * A sequence is one block of memory, made at submit for the longest that the request can become, and its spans. */
+ * A sequence is one block of memory, made at submit for the longest that the request can become, and its
+ * spans. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -11,7 +13,8 @@
 
 /* ---- memory -------------------------------------------------------------------------------------- */
 
-/* Reserves count * size bytes at *bytes, 8-byte aligned. Tokens are below 2^31 and a row is at most 2^30 bytes: no overflow. */
+/* Reserves count * size bytes at *bytes, 8-byte aligned. Tokens are below 2^31 and a row is at most 2^30
+ * bytes: no overflow. */
 static size_t place(size_t *bytes, uint64_t count, size_t size) {
     const size_t at = *bytes;
     *bytes += ((size_t)count * size + 7) & ~(size_t)7;

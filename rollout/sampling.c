@@ -1,7 +1,7 @@
 /* sampling.c - a request's random numbers, and the check of its sampling values.
  *
- * Owns: the stream, which is counter-based: no state advances, so that neither preemption nor the batch around a token can shift
- * it. Refuses: the choice of the token from the logits, an op of the device. */
+ * Owns: the stream, which is counter-based: no state advances, so that neither preemption nor the batch
+ * around a token can shift it. Refuses: the choice of the token from the logits, an op of the device. */
 #include <math.h>
 
 #include "engine_internal.h"

@@ -1,10 +1,12 @@
 /* schedule.c - what goes into a step.
  *
- * Owns: decodes first, then prefill chunks in order of arrival, then admission; preemption. Refuses: the forward.
+ * Owns: decodes first, then prefill chunks in order of arrival, then admission; preemption. Refuses: the
+ * forward.
  *
- * Why every request ends: the oldest one is never preempted for another and takes the block that it needs from the youngest; it
- * fits the pool alone (submit checks). Decodes take turns, so it gets its token; sampled tokens are kept for good, so those before
- * it in the step run out. A request is admitted only with blocks for all its tokens: a prefill never stops half way. */
+ * Why every request ends: the oldest one is never preempted for another and takes the block that it needs
+ * from the youngest; it fits the pool alone (submit checks). Decodes take turns, so it gets its token;
+ * sampled tokens are kept for good, so those before it in the step run out. A request is admitted only
+ * with blocks for all its tokens: a prefill never stops half way. */
 #include "engine_internal.h"
 
 /* The running sequence before the first waiting one. */
@@ -54,7 +56,8 @@ static void choose_decodes(wb_engine *engine, int32_t budget) {
     engine->next_decode = s;
 }
 
-/* Gives `s` a block for its next token, from the youngest if need be; false when it is the youngest itself and must wait. */
+/* Gives `s` a block for its next token, from the youngest if need be; false when it is the youngest itself
+ * and must wait. */
 static bool extend_blocks(wb_engine *engine, wb_sequence *s) {
     if (wb_kv_blocks_for(&engine->pool, s->n_in_pool + 1) <= s->n_blocks) return true;
     while (!wb_kv_blocks_take(&engine->pool, 1, &s->blocks[s->n_blocks])) {
@@ -66,7 +69,8 @@ static bool extend_blocks(wb_engine *engine, wb_sequence *s) {
     return true;
 }
 
-/* In order of arrival, so that whoever is preempted has no block of this step yet. Returns the tokens planned. */
+/* In order of arrival, so that whoever is preempted has no block of this step yet. Returns the tokens
+ * planned. */
 static int32_t plan_decodes(wb_engine *engine) {
     int32_t n = 0;
     choose_decodes(engine, engine->options.max_batch_tokens);
@@ -127,7 +131,8 @@ static void add_sequence(wb_step_batch *batch, wb_sequence *s) {
     batch->logit_rows[infer->n_logits++] = (int32_t)infer->T - 1;
 }
 
-/* Rows of `blocks` are as wide as the longest of this step needs; what lies beyond a shorter one's is never read. */
+/* Rows of `blocks` are as wide as the longest of this step needs; what lies beyond a shorter one's is
+ * never read. */
 static void fill_blocks(wb_step_batch *batch) {
     const wb_infer_batch *infer = &batch->infer;
     for (int32_t i = 0; i < infer->n_seqs; i++) {

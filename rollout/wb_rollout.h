@@ -1,10 +1,13 @@
-/* wb_rollout.h - the rollout engine: continuous batching over a paged KV cache, every token's routing captured.
+/* wb_rollout.h - the rollout engine: continuous batching over a paged KV cache, every token's routing
+ * captured.
  *
- * Owns: requests, scheduling, KV blocks, sampling, per-request capture, weight versions. Refuses: training, replay, files.
+ * Owns: requests, scheduling, KV blocks, sampling, per-request capture, weight versions. Refuses:
+ * training, replay, files.
  *
- * Rows belong to (request id, absolute position) from the moment they are computed; preemption and re-prefill never change one
- * that exists. A request's tokens depend on its prompt, its sampling parameters and seed and on the weights, never on its
- * neighbours, on arrival order, on how its prompt was chunked, or on the number of ranks or threads.
+ * Rows belong to (request id, absolute position) from the moment they are computed; preemption and
+ * re-prefill never change one that exists. A request's tokens depend on its prompt, its sampling
+ * parameters and seed and on the weights, never on its neighbours, on arrival order, on how its prompt was
+ * chunked, or on the number of ranks or threads.
  */
 #ifndef WB_ROLLOUT_H
 #define WB_ROLLOUT_H
@@ -48,19 +51,20 @@ typedef struct wb_request {
 /* Temperature 1, no limits, routes on; rid, tokens, max_tokens to be set. */
 WB_API wb_request wb_request_default(void);
 
-/* Copies the request into the queue. CAPACITY, with the numbers, when prompt + max_tokens can never fit the KV pool or
- * the model's positions; INVALID_ARGUMENT for a token outside the vocabulary, a rid that is in use, odd sampling values.
- * Not collective. */
+/* Copies the request into the queue. CAPACITY, with the numbers, when prompt + max_tokens can never fit
+ * the KV pool or the model's positions; INVALID_ARGUMENT for a token outside the vocabulary, a rid that is
+ * in use, odd sampling values. Not collective. */
 WB_API wb_status wb_engine_submit(wb_engine *engine, const wb_request *request);
 
-/* Runs one step: prefill chunks and decodes up to max_batch_tokens. *busy_out: some rank still has work; all ranks step until it is
- * false. A rank that fails returns its own failure (NaN logits: request and position), the others WB_PEER naming it. Its records
- * are then as before the step, which may be tried again, or the request that the message names aborted; only a failure inside
- * a forward over several ranks leaves them out of step, and the caller gives up (wb_comm_abort). Collective. */
+/* Runs one step: prefill chunks and decodes up to max_batch_tokens. *busy_out: some rank still has work;
+ * all ranks step until it is false. A rank that fails returns its own failure (NaN logits: request and
+ * position), the others WB_PEER naming it. Its records are then as before the step, which may be tried
+ * again, or the request that the message names aborted; only a failure inside a forward over several ranks
+ * leaves them out of step, and the caller gives up (wb_comm_abort). Collective. */
 WB_API wb_status wb_engine_step(wb_engine *engine, bool *busy_out);
 
-/* A finished request. `record` (tokens, logprobs at temperature 1, spans, rows, finish reason) is complete: N - 1 rows
- * from routes_start on. Owner: the completion. */
+/* A finished request. `record` (tokens, logprobs at temperature 1, spans, rows, finish reason) is
+ * complete: N - 1 rows from routes_start on. Owner: the completion. */
 typedef struct wb_completion {
     wb_record record;
     /* [n_tokens - prompt_len] under the distribution sampled from: temperature, top-k, top-p. */
@@ -71,12 +75,13 @@ typedef struct wb_completion {
 WB_API wb_completion *wb_engine_poll(wb_engine *engine);
 WB_API void wb_completion_free(wb_completion *completion); /* NULL is a no-op */
 
-/* Ends a request now; it completes with what it has and finish reason abort. One that has ended but was not polled yet
- * stays as it is. NOT_FOUND for an unknown rid. Not collective. */
+/* Ends a request now; it completes with what it has and finish reason abort. One that has ended but was
+ * not polled yet stays as it is. NOT_FOUND for an unknown rid. Not collective. */
 WB_API wb_status wb_engine_abort(wb_engine *engine, const char *rid);
 
-/* Between steps: replaces the model's weights by those of `from` (rounded to the engine's dtype) and names them
- * `version`. Running requests go on; their spans show where the version changed, and their old rows stay. */
+/* Between steps: replaces the model's weights by those of `from` (rounded to the engine's dtype) and names
+ * them `version`. Running requests go on; their spans show where the version changed, and their old rows
+ * stay. */
 WB_API wb_status wb_engine_set_weights(wb_engine *engine, const wb_model *from, uint64_t version);
 
 typedef struct wb_engine_stats {

@@ -1,8 +1,8 @@
 /* hooks.c - the router's gate of a foreign trainer under off, record and replay.
  *
- * Owns: moving the plan's ids to the device and what was chosen back, zero weights and gradients of padding rows.
- * Refuses: choosing by itself (the device's topk does), a backward without its forward. Buffers only grow: in the steady
- * state a call allocates nothing. */
+ * Owns: moving the plan's ids to the device and what was chosen back, zero weights and gradients of
+ * padding rows. Refuses: choosing by itself (the device's topk does), a backward without its forward.
+ * Buffers only grow: in the steady state a call allocates nothing. */
 #include "wb_check.h"
 #include "wb_device.h"
 #include "wb_memory.h"
@@ -33,7 +33,7 @@ const char *wb_replay_mode_name(wb_replay_mode mode) {
     return (size_t)mode < sizeof names / sizeof names[0] ? names[mode] : "unknown";
 }
 
-/* ---- the handle ------------------------------------------------------------------------------------- */
+/* ---- the handle ------------------------------------------------------------------------------ */
 
 static wb_status check_model(const wb_route_model *model, const wb_router *router) {
     if (model->num_experts != (uint32_t)router->n_experts || model->top_k != (uint32_t)router->top_k)
@@ -95,7 +95,7 @@ wb_status wb_hooks_step_end(wb_hooks *h, wb_replay_metrics *metrics_out) {
     return WB_OK;
 }
 
-/* ---- buffers ------------------------------------------------------------------------------------------- */
+/* ---- buffers --------------------------------------------------------------------------------- */
 
 static wb_status reserve_device(wb_device *dev, buffer *b, size_t bytes) {
     if (bytes <= b->bytes && b->data) return WB_OK;
@@ -126,7 +126,7 @@ static wb_status reserve(wb_hooks *h, size_t T) {
     return reserve_host(&h->wide_host, T * (size_t)h->options.router.top_k * sizeof(uint16_t));
 }
 
-/* ---- one call ------------------------------------------------------------------------------------------ */
+/* ---- one call -------------------------------------------------------------------------------- */
 
 /* Rows of a (micro-batch, layer), and what the plan says of them. */
 typedef struct gate_call {
@@ -171,7 +171,7 @@ static wb_status start_call(wb_hooks *h, int32_t micro_batch, int32_t layer, uin
     return WB_OK;
 }
 
-/* ---- choosing ------------------------------------------------------------------------------------------ */
+/* ---- choosing -------------------------------------------------------------------------------- */
 
 static void gather_plan(wb_hooks *h, const gate_call *c) {
     uint8_t *to = h->ids_host.data;
@@ -267,7 +267,7 @@ static wb_status choose(wb_hooks *h, const gate_call *c, wb_ids given, bool want
     return bring_back(h, c, want_used, want_native);
 }
 
-/* ---- forward ------------------------------------------------------------------------------------------- */
+/* ---- forward --------------------------------------------------------------------------------- */
 
 /* `data`'s rows of padding, `width` floats each, to zero. */
 static wb_status zero_padding(wb_hooks *h, const gate_call *c, float *data, size_t width) {
@@ -353,7 +353,7 @@ wb_status wb_hooks_gate_forward(wb_hooks *h, int32_t micro_batch, int32_t layer,
     return write_ids(h, &c, ids_out);
 }
 
-/* ---- backward ------------------------------------------------------------------------------------------ */
+/* ---- backward -------------------------------------------------------------------------------- */
 
 wb_status wb_hooks_gate_backward(wb_hooks *h, int32_t micro_batch, int32_t layer, uint32_t row, int64_t T,
                                  const float *logits, const float *dweights, float *dlogits_out) {

@@ -1,7 +1,8 @@
-/* checkpoint.c - OUT/checkpoint: the model in Hugging Face layout and, under trainer/, what a bit-for-bit resume needs:
- * optimizer-<rank>.safetensors (exp_avg and exp_avg_sq of each tensor, by its name) and state.json.
- * A checkpoint is written beside the old one, as checkpoint.new, and changes places with it, so a complete one is always there:
- * OUT/checkpoint or, on a file system that cannot exchange names, for a moment OUT/checkpoint.old. */
+/* checkpoint.c - OUT/checkpoint: the model in Hugging Face layout and, under trainer/, what a bit-for-bit
+ * resume needs: optimizer-<rank>.safetensors (exp_avg and exp_avg_sq of each tensor, by its name) and
+ * state.json. A checkpoint is written beside the old one, as checkpoint.new, and changes places with it,
+ * so a complete one is always there: OUT/checkpoint or, on a file system that cannot exchange names, for a
+ * moment OUT/checkpoint.old. */
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -42,7 +43,7 @@ static void remove_tree(const char *path) {
     rmdir(path);
 }
 
-/* ---- saving ------------------------------------------------------------------------------------------- */
+/* ---- saving ---------------------------------------------------------------------------------- */
 
 typedef struct moments_file {
     size_t n;
@@ -112,8 +113,8 @@ static wb_status save_state(const trainer *t, const char *dir) {
     return failed ? wb_fail(WB_IO, "%s: cannot be written: %m", path) : WB_OK;
 }
 
-/* `fresh` becomes `current`; what was there is removed afterwards. NFS and Lustre cannot exchange names: there it is `old`
- * meanwhile. */
+/* `fresh` becomes `current`; what was there is removed afterwards. NFS and Lustre cannot exchange names:
+ * there it is `old` meanwhile. */
 static wb_status change_places(const char *fresh, const char *current, const char *old) {
     int dir = open(fresh, O_RDONLY | O_DIRECTORY);
     if (dir >= 0) {
@@ -156,7 +157,7 @@ wb_status checkpoint_save(const trainer *t) {
     return wb_comm_agree(t->comm, status);
 }
 
-/* ---- loading ------------------------------------------------------------------------------------------ */
+/* ---- loading --------------------------------------------------------------------------------- */
 
 wb_status checkpoint_find(const options *o, char **dir_out) {
     static const char *const places[] = {"checkpoint", "checkpoint.old"};

@@ -1,4 +1,5 @@
-/* command_line.c - the command line of waybill-grpo: one table says each option's name, kind, bounds and help. */
+/* command_line.c - the command line of waybill-grpo: one table says each option's name, kind, bounds and
+ * help. */
 #include <errno.h>
 #include <math.h>
 #include <stddef.h>

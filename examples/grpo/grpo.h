@@ -3,7 +3,8 @@
  *   options -> task -> rollouts (samples with records) -> rewards -> train_step -> optimizer -> weights to the engine
  *                                     |-> dump                |-> report
  *
- * Parallel layout: each rank generates and trains its own prompt groups; experts are sharded over all ranks.
+ * Parallel layout: each rank generates and trains its own prompt groups; experts are sharded over all
+ * ranks.
  */
 #ifndef GRPO_H
 #define GRPO_H
@@ -42,18 +43,20 @@ typedef struct options {
     bool resume, no_dump, quiet;
 } options;
 
-/* Fills `o` from the command line. *action_out: 0 go on, 1 --help was printed. INVALID_ARGUMENT says what is off. `loud`:
- * this rank prints. */
+/* Fills `o` from the command line. *action_out: 0 go on, 1 --help was printed. INVALID_ARGUMENT says what
+ * is off. `loud`: this rank prints. */
 wb_status options_parse(int argc, char **argv, bool loud, options *o, int *action_out);
 
-/* ---- task.c ---------------------------------------------------------------------------------------- */
+/* ---- task.c ---------------------------------------------------------------------------------- */
 
 typedef struct task task;
 
-/* "arithmetic", or "jsonl:FILE" with an object a line: {"prompt": [token ids], ...}. vocab_size: prompts are checked. */
+/* "arithmetic", or "jsonl:FILE" with an object a line: {"prompt": [token ids], ...}. vocab_size: prompts
+ * are checked. */
 wb_status task_open(const char *spec, uint64_t seed, int32_t vocab_size, task **task_out);
 void task_close(task *t);
-/* Prompt of group `group` of step `step`: *tokens_out [n] malloc'ed. The same on every rank and on every resume. */
+/* Prompt of group `group` of step `step`: *tokens_out [n] malloc'ed. The same on every rank and on every
+ * resume. */
 wb_status task_prompt(const task *t, uint64_t step, uint64_t group, uint32_t **tokens_out, uint32_t *n_out);
 /* The built-in reward: 1 for the right answer, a part for right leading digits. UNSUPPORTED for jsonl. */
 wb_status task_reward(const task *t, const wb_record *record, double *reward_out);
@@ -64,14 +67,15 @@ uint32_t task_arithmetic_example(uint64_t seed, uint64_t index, uint32_t *tokens
 enum { TASK_VOCABULARY = 16, TASK_STOP = 15, TASK_MAX_TOKENS = 16 };
 uint32_t task_stop_token(const task *t); /* UINT32_MAX: none */
 
-/* ---- reward.c --------------------------------------------------------------------------------------- */
+/* ---- reward.c -------------------------------------------------------------------------------- */
 
-/* Runs `command` (by sh -c) once, writes a JSON line a record to its standard input and reads a number a line from its
- * standard output. Fails when it dies, answers too few or too many lines, or something that is not a finite number. */
+/* Runs `command` (by sh -c) once, writes a JSON line a record to its standard input and reads a number a
+ * line from its standard output. Fails when it dies, answers too few or too many lines, or something that
+ * is not a finite number. */
 wb_status reward_command(const char *command, const task *t, uint64_t step, int64_t n,
                          const wb_record *const *records, double *rewards_out);
 
-/* ---- rollouts.c ------------------------------------------------------------------------------------- */
+/* ---- rollouts.c ------------------------------------------------------------------------------ */
 
 typedef struct sample {
     wb_completion *completion; /* owner: this */
@@ -95,7 +99,7 @@ wb_status rollouts_dump(const options *o, const wb_route_model *model, int rank,
                         const batch *b);
 void batch_free(batch *b);
 
-/* ---- loss.c ----------------------------------------------------------------------------------------- */
+/* ---- loss.c ---------------------------------------------------------------------------------- */
 
 typedef struct loss_options {
     ratio_kind ratio;
@@ -109,11 +113,12 @@ typedef struct loss_sums {
     double loss, clipped, tokens, kl_reference;
 } loss_sums;
 
-/* One sequence of n response tokens: dlogprobs_out[n] = d loss / d logprobs; sums are added to. reference may be NULL. */
+/* One sequence of n response tokens: dlogprobs_out[n] = d loss / d logprobs; sums are added to. reference
+ * may be NULL. */
 void loss_sequence(const loss_options *o, size_t n, const float *logprobs, const float *old,
                    const float *reference, double advantage, float *dlogprobs_out, loss_sums *sums);
 
-/* ---- optimizer.c ------------------------------------------------------------------------------------- */
+/* ---- optimizer.c ----------------------------------------------------------------------------- */
 
 /* AdamW over the registry's local tensors, f32 master weights being the trained model's own. */
 typedef struct optimizer {
@@ -130,7 +135,7 @@ void optimizer_close(optimizer *opt);
 /* Clips the global gradient norm to o->grad_clip (0: no limit) and updates. Collective. */
 wb_status optimizer_step(optimizer *opt, const options *o, double lr, double *grad_norm_out);
 
-/* ---- train_step.c ------------------------------------------------------------------------------------ */
+/* ---- train_step.c ---------------------------------------------------------------------------- */
 
 typedef struct trainer {
     const options *o;
@@ -161,20 +166,21 @@ typedef struct step_metrics {
 /* One rollout batch: first forward, comparison, updates. Collective. */
 wb_status train_step(trainer *t, const batch *b, struct report *report, step_metrics *m);
 
-/* ---- checkpoint.c ------------------------------------------------------------------------------------ */
+/* ---- checkpoint.c ---------------------------------------------------------------------------- */
 
-/* OUT/checkpoint (Hugging Face layout, trainer/ beside it), replaced as a whole: there is always one complete. Collective. */
+/* OUT/checkpoint (Hugging Face layout, trainer/ beside it), replaced as a whole: there is always one
+ * complete. Collective. */
 wb_status checkpoint_save(const trainer *t);
 /* Path of the checkpoint to resume from, malloc'ed; NOT_FOUND where OUT has none. */
 wb_status checkpoint_find(const options *o, char **dir_out);
 /* Optimizer and counters of `dir` into `t`, whose model was opened from it. Collective. */
 wb_status checkpoint_load(trainer *t, const char *dir);
 
-/* ---- report.c ---------------------------------------------------------------------------------------- */
+/* ---- report.c -------------------------------------------------------------------------------- */
 
 typedef struct report report;
-/* `loud`: this rank writes OUT/metrics.jsonl and the progress display; the others are silent. Lines of steps >= first_step
- * (an earlier, interrupted run) are dropped. */
+/* `loud`: this rank writes OUT/metrics.jsonl and the progress display; the others are silent. Lines of
+ * steps >= first_step (an earlier, interrupted run) are dropped. */
 wb_status report_open(const options *o, bool loud, uint64_t first_step, report **report_out);
 void report_close(report *r);
 void report_progress(report *r, uint64_t step, const char *phase, int64_t done, int64_t total);
@@ -182,9 +188,10 @@ wb_status report_step(report *r, uint64_t step, const step_metrics *m);
 void report_line(report *r, const char *format, ...) WB_PRINTF(2, 3);
 void report_summary(const report *r); /* the table at the end, on standard output */
 
-/* ---- warmup.c ---------------------------------------------------------------------------------------- */
+/* ---- warmup.c -------------------------------------------------------------------------------- */
 
-/* A tiny model trained on the arithmetic task until it is right now and then, saved to o->make_base. Collective. */
+/* A tiny model trained on the arithmetic task until it is right now and then, saved to o->make_base.
+ * Collective. */
 wb_status warmup_make_base(const options *o, wb_device *device, wb_comm *comm, report *r);
 
 #endif

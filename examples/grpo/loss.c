@@ -1,6 +1,6 @@
-/* loss.c - the policy-gradient loss of one sequence and its gradient with respect to the log-probabilities.
- * Owns: the clipped objectives of GRPO (arXiv 2402.03300) by token and GSPO (arXiv 2507.18071) by sequence, with separate
- * clips below and above (DAPO, arXiv 2503.14476). A pure function. */
+/* loss.c - the policy-gradient loss of one sequence and its gradient with respect to the
+ * log-probabilities. Owns: the clipped objectives of GRPO (arXiv 2402.03300) by token and GSPO (arXiv
+ * 2507.18071) by sequence, with separate clips below and above (DAPO, arXiv 2503.14476). A pure function. */
 #include <math.h>
 
 #include "grpo.h"
@@ -15,7 +15,8 @@ static double clipped_objective(const loss_options *o, double ratio, double adva
     return -(clipped ? bounded : ratio) * advantage;
 }
 
-/* k3 estimate of KL(policy || reference) for one token, and its derivative by the policy's log-probability. */
+/* k3 estimate of KL(policy || reference) for one token, and its derivative by the policy's
+ * log-probability. */
 static double kl_token(double logprob, double reference, double *gradient_out) {
     double log_r = reference - logprob;
     *gradient_out = 1 - exp(log_r);

@@ -1,4 +1,5 @@
-/* main.c - waybill-grpo: GRPO training of a Mixture-of-Experts model under routing replay, one process a rank. */
+/* main.c - waybill-grpo: GRPO training of a Mixture-of-Experts model under routing replay, one process a
+ * rank. */
 #include <errno.h>
 #include <sched.h>
 #include <signal.h>
@@ -120,8 +121,8 @@ static wb_status make_out(const options *o, wb_comm *comm) {
     return wb_comm_agree(comm, status);
 }
 
-/* Where training starts: *dir_out is the checkpoint to resume from, malloc'ed, or NULL for --model. A run that is there is
- * gone on with or left alone, never overwritten. */
+/* Where training starts: *dir_out is the checkpoint to resume from, malloc'ed, or NULL for --model. A run
+ * that is there is gone on with or left alone, never overwritten. */
 static wb_status find_start(const options *o, wb_comm *comm, char **dir_out) {
     uint64_t found = checkpoint_find(o, dir_out) == WB_OK;
     WB_TRY(wb_comm_check_equal(comm, &found, sizeof found, "whether there is a checkpoint to resume"));

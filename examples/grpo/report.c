@@ -1,5 +1,5 @@
-/* report.c - what a run says: OUT/metrics.jsonl (one object a step), a progress display on standard error, and the table at
- * the end. Only one rank's report is loud; the others' calls do nothing. */
+/* report.c - what a run says: OUT/metrics.jsonl (one object a step), a progress display on standard error,
+ * and the table at the end. Only one rank's report is loud; the others' calls do nothing. */
 #include <errno.h>
 #include <jansson.h>
 #include <stdarg.h>
@@ -108,7 +108,7 @@ void report_line(report *r, const char *format, ...) {
     fputc('\n', stderr);
 }
 
-/* ---- a step ------------------------------------------------------------------------------------------- */
+/* ---- a step ---------------------------------------------------------------------------------- */
 
 static json_t *fidelity_json(const wb_replay_metrics *m, double routed_differently) {
     return json_pack("{s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "routed_differently", routed_differently, "kl_k1",
@@ -168,7 +168,7 @@ wb_status report_step(report *r, uint64_t step, const step_metrics *m) {
     return WB_OK;
 }
 
-/* ---- the end ------------------------------------------------------------------------------------------ */
+/* ---- the end --------------------------------------------------------------------------------- */
 
 void report_summary(const report *r) {
     if (!r->loud || r->n_last == 0) return;

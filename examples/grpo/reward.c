@@ -30,7 +30,7 @@ static wb_status text_reserve(text *t, size_t more) {
     return WB_OK;
 }
 
-/* ---- the lines that the program reads ----------------------------------------------------------------- */
+/* ---- the lines that the program reads -------------------------------------------------------- */
 
 static json_t *token_list(const uint32_t *tokens, uint32_t n) {
     json_t *list = json_array();
@@ -65,10 +65,11 @@ static wb_status add_line(text *t, const task *tasks, uint64_t step, const wb_re
     return status;
 }
 
-/* A line of the answer may have this many bytes; a program that writes more a line is not answering rewards. */
+/* A line of the answer may have this many bytes; a program that writes more a line is not answering
+ * rewards. */
 enum { ANSWER_BYTES = 4096 };
 
-/* ---- the child ---------------------------------------------------------------------------------------- */
+/* ---- the child ------------------------------------------------------------------------------- */
 
 typedef struct child {
     pid_t pid;
@@ -106,8 +107,8 @@ static wb_status child_start(const char *command, child *c) {
     return wb_fail(WB_IO, "--reward-cmd: fork: %m");
 }
 
-/* Feeds `in` and collects `out`, of at most `limit` bytes, at the same time, so that neither side waits for the other with full
- * pipes. A program that stops reading is judged by its answer and its exit status. */
+/* Feeds `in` and collects `out`, of at most `limit` bytes, at the same time, so that neither side waits
+ * for the other with full pipes. A program that stops reading is judged by its answer and its exit status. */
 static wb_status child_talk(child *c, const text *in, size_t limit, text *out) {
     size_t sent = 0;
     fcntl(c->to, F_SETFL, O_NONBLOCK);
@@ -166,7 +167,7 @@ static wb_status child_finish(child *c, const char *command) {
     return WB_OK;
 }
 
-/* ---- the answer --------------------------------------------------------------------------------------- */
+/* ---- the answer ------------------------------------------------------------------------------ */
 
 static wb_status parse_rewards(const char *command, char *answer, int64_t n, double *rewards_out) {
     int64_t found = 0;

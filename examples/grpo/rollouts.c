@@ -1,5 +1,5 @@
-/* rollouts.c - one batch of samples: generated, rewarded, dumped.
- * Group g of a step is generated on rank g mod R; a sample's random stream depends on (seed, step, group, sample) alone. */
+/* rollouts.c - one batch of samples: generated, rewarded, dumped. Group g of a step is generated on rank g
+ * mod R; a sample's random stream depends on (seed, step, group, sample) alone. */
 #include <errno.h>
 #include <math.h>
 #include <stdio.h>

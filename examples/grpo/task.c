@@ -1,6 +1,6 @@
-/* task.c - where prompts come from and how the built-in task is judged.
- * Owns: the addition of numbers below 20 over a 16-character vocabulary, and token-id prompts from a JSON-lines file. Everything
- * is a function of (seed, step, group), so that ranks agree and a resumed run sees the same prompts. */
+/* task.c - where prompts come from and how the built-in task is judged. Owns: the addition of numbers
+ * below 20 over a 16-character vocabulary, and token-id prompts from a JSON-lines file. Everything is a
+ * function of (seed, step, group), so that ranks agree and a resumed run sees the same prompts. */
 #include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -24,9 +24,10 @@ enum { PLUS = 10, EQUALS = 11 };
 
 enum { OPERANDS = 20 }; /* a and b are below this */
 
-/* ---- arithmetic ------------------------------------------------------------------------------------- */
+/* ---- arithmetic ------------------------------------------------------------------------------ */
 
-/* Digits of a number, least significant first: the order in which a sum can be written without looking ahead. */
+/* Digits of a number, least significant first: the order in which a sum can be written without looking
+ * ahead. */
 static uint32_t put_number(uint32_t value, uint32_t *tokens) {
     uint32_t n = 0;
     do tokens[n++] = value % 10;
@@ -75,7 +76,7 @@ wb_status task_reward(const task *t, const wb_record *record, double *reward_out
     return WB_OK;
 }
 
-/* ---- jsonl ------------------------------------------------------------------------------------------ */
+/* ---- jsonl ----------------------------------------------------------------------------------- */
 
 static wb_status parse_item(const char *path, size_t line_number, const char *line, int32_t vocab_size,
                             uint32_t **prompt_out, uint32_t *n_out) {
@@ -160,7 +161,7 @@ close_file:
     return status;
 }
 
-/* ---- both ------------------------------------------------------------------------------------------- */
+/* ---- both ------------------------------------------------------------------------------------ */
 
 wb_status task_open(const char *spec, uint64_t seed, int32_t vocab_size, task **task_out) {
     void *memory;

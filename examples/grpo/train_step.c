@@ -1,9 +1,10 @@
-/* train_step.c - what happens to one rollout batch: packing, the first forward (old log-probabilities and fidelity), the same
- * batch with free routing for comparison, the reference, and the minibatch updates under replay.
+/* train_step.c - what happens to one rollout batch: packing, the first forward (old log-probabilities and
+ * fidelity), the same batch with free routing for comparison, the reference, and the minibatch updates
+ * under replay.
  *
- * The plan is made once for a batch and followed by every pass: the first forward and each update see the same micro-batches, so
- * a (micro-batch, layer) always means the same tokens. Every rank runs the same number of micro-batches, the last ones
- * empty where it has fewer. */
+ * The plan is made once for a batch and followed by every pass: the first forward and each update see the
+ * same micro-batches, so a (micro-batch, layer) always means the same tokens. Every rank runs the same
+ * number of micro-batches, the last ones empty where it has fewer. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -41,7 +42,7 @@ static size_t row_bytes(const trainer *t) {
     return wb_route_row_bytes(wb_model_routes(t->model));
 }
 
-/* ---- packing ------------------------------------------------------------------------------------------ */
+/* ---- packing --------------------------------------------------------------------------------- */
 
 static int64_t fed_tokens(const sample *s) {
     return (int64_t)record_of(s)->n_tokens - 1;
@@ -90,8 +91,8 @@ static wb_status count_micro_batches(const trainer *t, const batch *b, int64_t f
     return wb_comm_all_reduce_max_u64(t->comm, n_out);
 }
 
-/* First of this rank's samples in minibatch u. Minibatches are equal runs of the batch's groups over all ranks, so that they
- * hold the same samples on any number of ranks, and none is empty. */
+/* First of this rank's samples in minibatch u. Minibatches are equal runs of the batch's groups over all
+ * ranks, so that they hold the same samples on any number of ranks, and none is empty. */
 static int64_t update_first(const trainer *t, int64_t u) {
     int64_t group = t->o->prompts / t->o->updates * u, ranks = wb_comm_size(t->comm);
     return (group - wb_comm_rank(t->comm) + ranks - 1) / ranks * t->o->samples;
@@ -154,7 +155,7 @@ static wb_status pack(trainer *t, const batch *b, packed_batch *p) {
     return WB_OK;
 }
 
-/* ---- the plan ----------------------------------------------------------------------------------------- */
+/* ---- the plan -------------------------------------------------------------------------------- */
 
 static wb_status plan_micro_batch(wb_replay *replay, wb_segment_kind kind, int32_t m, const micro_batch *mb) {
     void *memory;
@@ -178,7 +179,7 @@ static wb_status make_plan(const trainer *t, wb_replay *replay, wb_segment_kind 
     return WB_OK;
 }
 
-/* ---- forward passes ----------------------------------------------------------------------------------- */
+/* ---- forward passes -------------------------------------------------------------------------- */
 
 static wb_status run_forward(wb_train *train, packed_batch *p, const micro_batch *mb, const uint8_t *forced,
                              void *native, float *logprobs_out) {
@@ -202,8 +203,8 @@ typedef struct row_count {
     double rows, differ;
 } row_count;
 
-/* Counts the rows that training sent to other experts than the rollout did, in any layer: straight from the ids used and the
- * records, whatever the replay module says. */
+/* Counts the rows that training sent to other experts than the rollout did, in any layer: straight from
+ * the ids used and the records, whatever the replay module says. */
 static void count_routed_differently(const trainer *t, const packed_batch *p, const micro_batch *mb,
                                      row_count *count) {
     const wb_route_model *model = wb_model_routes(t->model);
@@ -223,8 +224,8 @@ static void count_routed_differently(const trainer *t, const packed_batch *p, co
         }
 }
 
-/* Hands each layer's ids of the pass to the replay module: what was used (kept where free, checked where forced), or only
- * measured against the records. */
+/* Hands each layer's ids of the pass to the replay module: what was used (kept where free, checked where
+ * forced), or only measured against the records. */
 static wb_status tell_replay(wb_replay *replay, const trainer *t, const packed_batch *p, int32_t m,
                              bool measure_only, bool have_native) {
     const wb_route_model *model = wb_model_routes(t->model);
@@ -303,7 +304,7 @@ static wb_status reference_forward(trainer *t, packed_batch *p) {
     return WB_OK;
 }
 
-/* ---- updates ------------------------------------------------------------------------------------------ */
+/* ---- updates --------------------------------------------------------------------------------- */
 
 /* d loss / d logprobs of the micro-batch into p->gradients; dropped samples stay at zero. */
 static void micro_batch_loss(trainer *t, packed_batch *p, int32_t m, const loss_options *loss,
@@ -354,7 +355,7 @@ static wb_status update(trainer *t, packed_batch *p, int64_t u, loss_sums *sums,
     return optimizer_step(&t->opt, t->o, t->o->lr, norm_out);
 }
 
-/* ---- metrics ------------------------------------------------------------------------------------------ */
+/* ---- metrics --------------------------------------------------------------------------------- */
 
 static wb_status replay_metrics(const trainer *t, wb_replay *replay, wb_replay_metrics *out) {
     size_t n;
@@ -397,7 +398,7 @@ static wb_status loss_metrics(const trainer *t, loss_sums sums, step_metrics *m)
     return WB_OK;
 }
 
-/* ---- the step ----------------------------------------------------------------------------------------- */
+/* ---- the step -------------------------------------------------------------------------------- */
 
 static wb_status run_step(trainer *t, const batch *b, packed_batch *p, report *r, step_metrics *m) {
     wb_segment_kind kind = t->o->replay == WB_REPLAY_RECORD ? WB_SEGMENT_RECORD : WB_SEGMENT_REPLAY;

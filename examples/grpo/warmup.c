@@ -1,5 +1,6 @@
-/* warmup.c - the base checkpoint: a tiny Mixture-of-Experts model and a short supervised training on the arithmetic task, enough to
- * be right now and then, which is what reinforcement learning needs to start from. */
+/* warmup.c - the base checkpoint: a tiny Mixture-of-Experts model and a short supervised training on the
+ * arithmetic task, enough to be right now and then, which is what reinforcement learning needs to start
+ * from. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>

@@ -1,9 +1,10 @@
 /* cpu_attention.c - causal grouped-query attention over a paged pool, forward and backward.
  *
- * Owns: scores, softmax and output of blocks of queries against one kv head. Rows are (query, head of the group), ascending.
- * A score is one fma chain over the head's dimensions of q * scale and k; the exponentials are summed in lane order
- * of the key; an output element is one fma chain over ascending keys, which are exactly those that the query sees,
- * times 1 / sum. So a query's bits do not depend on the queries beside it. Refuses: writing the cache (kv_write).
+ * Owns: scores, softmax and output of blocks of queries against one kv head. Rows are (query, head of the
+ * group), ascending. A score is one fma chain over the head's dimensions of q * scale and k; the
+ * exponentials are summed in lane order of the key; an output element is one fma chain over ascending
+ * keys, which are exactly those that the query sees, times 1 / sum. So a query's bits do not depend on the
+ * queries beside it. Refuses: writing the cache (kv_write).
  */
 #include "cpu_panel.h"
 
@@ -108,7 +109,7 @@ static void gather_queries(const wb_attention *args, piece p, int64_t kv, int64_
     }
 }
 
-/* ---- forward ---------------------------------------------------------------------------------------- */
+/* ---- forward --------------------------------------------------------------------------------- */
 
 /* One block of queries; arrays live in a thread's scratch. */
 typedef struct forward_block {
@@ -141,8 +142,8 @@ static forward_block place_forward(const wb_attention *args, piece p, int64_t kv
     return b;
 }
 
-/* The scores of a few rows of one query, in whole blocks of the pool; the keys after the last are read and not used.
- * False where rows or blocks do not suit. */
+/* The scores of a few rows of one query, in whole blocks of the pool; the keys after the last are read and
+ * not used. False where rows or blocks do not suit. */
 static bool compute_thin_scores(const wb_attention *args, forward_block b) {
     int64_t hd = args->head_dim, size = args->block_size, stride = args->n_kv_heads * hd;
     if (b.p.count != 1 || b.rows > THIN_ROWS || size % 16 != 0) return false;
@@ -178,8 +179,8 @@ static void compute_scores(const wb_attention *args, forward_block b) {
     }
 }
 
-/* out rows [first, first + rows), columns [d, d + columns) += keys [k0, k0 + count) of the packed values. The keys that all
- * rows see together, then each row's own. */
+/* out rows [first, first + rows), columns [d, d + columns) += keys [k0, k0 + count) of the packed values.
+ * The keys that all rows see together, then each row's own. */
 static void add_values(const wb_attention *args, forward_block b, int64_t first, int64_t rows, int64_t d,
                        int64_t columns, int64_t k0, int64_t count) {
     int64_t hd = args->head_dim, common = min64(row_keys(args, b.p, first) - k0, count);
@@ -246,7 +247,7 @@ wb_status WB_CPU(attention_forward)(wb_device *dev, const wb_attention *args, fl
     return WB_OK;
 }
 
-/* ---- backward ---------------------------------------------------------------------------------------- */
+/* ---- backward -------------------------------------------------------------------------------- */
 
 /* One run of queries against one kv head; arrays live in a thread's scratch. */
 typedef struct backward_run {
@@ -299,7 +300,8 @@ static void scatter_keys(const wb_attention *args, backward_run b, const float *
         memcpy(pool + b.index[j] * stride + b.kv * hd, from + j * hd, (size_t)hd * sizeof(float));
 }
 
-/* Probabilities of one row from its scores, then ds = p (dp - sum p dp) from dp; zeros for the keys it does not see. */
+/* Probabilities of one row from its scores, then ds = p (dp - sum p dp) from dp; zeros for the keys it
+ * does not see. */
 static void backward_row(int64_t seen, int64_t keys, float *restrict p, float *restrict dp) {
     float inverse = 1.0f / row_exp(p, seen, row_max(p, seen), p);
     for (int64_t j = 0; j < seen; j++) p[j] *= inverse;

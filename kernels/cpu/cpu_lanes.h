@@ -1,6 +1,8 @@
-/* cpu_lanes.h - sixteen float lanes, whatever the width of the machine's vectors, and the row reductions on them.
+/* cpu_lanes.h - sixteen float lanes, whatever the width of the machine's vectors, and the row reductions
+ * on them.
  *
- * Owns: the type `lanes` and its operations, which give the same bits for every instruction set. Refuses: ops.
+ * Owns: the type `lanes` and its operations, which give the same bits for every instruction set. Refuses:
+ * ops.
  */
 #ifndef WB_CPU_LANES_H
 #define WB_CPU_LANES_H

@@ -1,7 +1,8 @@
 /* cpu_matmul.c - lists of matrix products.
  *
- * Owns: cutting a list into tasks of one thread each, and a task into panels of B that stay in the cache while the
- * rows of A pass. Each element of C is one fma chain over ascending k; where the cuts fall changes no bit.
+ * Owns: cutting a list into tasks of one thread each, and a task into panels of B that stay in the cache
+ * while the rows of A pass. Each element of C is one fma chain over ascending k; where the cuts fall
+ * changes no bit.
  */
 #include "cpu_panel.h"
 
@@ -9,7 +10,7 @@
 enum { N_BLOCK = 512 };
 _Static_assert(M_BLOCK % TILE_ROWS == 0, "a block is whole tiles");
 
-/* ---- one task ---------------------------------------------------------------------------------------- */
+/* ---- one task -------------------------------------------------------------------------------- */
 
 /* Tiles of rows [m, m_end) of A, columns [k0, k0 + k): each [k][TILE_ROWS]. */
 static void pack_a(const wb_matmul *p, int64_t m, int64_t m_end, int64_t k0, int64_t k, float *to) {
@@ -76,13 +77,14 @@ void WB_CPU(product)(const wb_matmul *p, float *scratch) {
     }
 }
 
-/* ---- the list ------------------------------------------------------------------------------------------ */
+/* ---- the list -------------------------------------------------------------------------------- */
 
 static int64_t ceil_div(int64_t a, int64_t b) {
     return (a + b - 1) / b;
 }
 
-/* Packing a panel costs about as much as this many rows; a multiply-add is about a tenth of an operation on a row. */
+/* Packing a panel costs about as much as this many rows; a multiply-add is about a tenth of an operation
+ * on a row. */
 enum { PACKING_ROWS = 6, FMA_PER_OPERATION = 10 };
 
 static int64_t m_block(const wb_matmul *p) {

@@ -13,8 +13,8 @@
 #define WB_CPU_PASTE(isa, name) WB_CPU_PASTE_(isa, name)
 #define WB_CPU(name) WB_CPU_PASTE(WB_CPU_ISA, name)
 
-/* The iterations of the next loop touch no element that another one writes (an output may be an input, index for
- * index). */
+/* The iterations of the next loop touch no element that another one writes (an output may be an input,
+ * index for index). */
 #if defined(__clang__)
 #define WB_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
 #elif defined(__GNUC__)

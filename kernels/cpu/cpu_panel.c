@@ -13,7 +13,7 @@ WB_INLINE int64_t row_start(matrix_rows m, int64_t i) {
     return (m.index != NULL ? m.index[i] : i) * m.stride;
 }
 
-/* ---- packing -------------------------------------------------------------------------------------------- */
+/* ---- packing --------------------------------------------------------------------------------- */
 
 #if defined(__AVX2__) && defined(__FMA__)
 
@@ -22,8 +22,8 @@ typedef struct eight_columns {
     __m256 v[8];
 } eight_columns;
 
-/* The second half of an 8 x 8 transpose; the loads were the first: a..d are columns 0-3 of rows 0-3, low, and 4-7,
- * high; e..h columns 4-7. */
+/* The second half of an 8 x 8 transpose; the loads were the first: a..d are columns 0-3 of rows 0-3, low,
+ * and 4-7, high; e..h columns 4-7. */
 WB_INLINE eight_columns transpose_8x8(__m256 a, __m256 b, __m256 c, __m256 d, __m256 e, __m256 f, __m256 g,
                                       __m256 h) {
     __m256 ab_lo = _mm256_unpacklo_ps(a, b), ab_hi = _mm256_unpackhi_ps(a, b);
@@ -67,8 +67,8 @@ WB_INLINE void store_columns(eight_columns columns, float *to) {
     for (int i = 0; i < 8; i++) _mm256_storeu_ps(to + i * PANEL, columns.v[i]);
 }
 
-/* Eight rows, columns [0, n / 8 * 8), to the columns of `to`; returns how many were done. Meanwhile asks for the rows
- * that come next: the memory works while the tiles compute. */
+/* Eight rows, columns [0, n / 8 * 8), to the columns of `to`; returns how many were done. Meanwhile asks
+ * for the rows that come next: the memory works while the tiles compute. */
 WB_INLINE int64_t pack_8_f32(const float *const row[8], const float *const next[8], int64_t n, float *to) {
     int64_t k = 0;
     for (; k + 16 <= n; k += 16) {
@@ -158,10 +158,10 @@ void WB_CPU(pack_straight)(matrix_rows m, int64_t first, int64_t k, int64_t begi
     }
 }
 
-/* ---- the tile ------------------------------------------------------------------------------------------- */
+/* ---- the tile -------------------------------------------------------------------------------- */
 
-/* C[rows][panels * PANEL] (+)= A B over k. A(r, i) = a[r * a_row + i * a_k]. `rows`, `panels` and the strides that are
- * 1 are constants where this is called, so that acc lives in registers. */
+/* C[rows][panels * PANEL] (+)= A B over k. A(r, i) = a[r * a_row + i * a_k]. `rows`, `panels` and the
+ * strides that are 1 are constants where this is called, so that acc lives in registers. */
 WB_INLINE void tile(int rows, int panels, int64_t k, const float *restrict a, int64_t a_row, int64_t a_k,
                     const float *restrict b, bool accumulate, float *restrict c, int64_t ldc) {
     lanes acc[TILE_ROWS][4];
@@ -261,7 +261,7 @@ void WB_CPU(tiles)(int64_t rows, int64_t columns, int64_t k, tile_rows a, const 
     }
 }
 
-/* ---- few rows: no packing ----------------------------------------------------------------------------------- */
+/* ---- few rows: no packing -------------------------------------------------------------------- */
 
 #if defined(__AVX2__) && defined(__FMA__)
 
@@ -279,8 +279,8 @@ WB_INLINE eight_columns load_8x8(const bool is_f32, const char *low, const char 
     return load_8x8_bf16(halves, 0);
 }
 
-/* c[rows][16] += A B over k / 8 * 8 rows, transposing B's 16 columns in registers. Meanwhile asks for as much of the 16
- * columns at `next`, a few lines at each step: in memory order where they lie side by side. */
+/* c[rows][16] += A B over k / 8 * 8 rows, transposing B's 16 columns in registers. Meanwhile asks for as
+ * much of the 16 columns at `next`, a few lines at each step: in memory order where they lie side by side. */
 WB_INLINE void thin_columns(const int rows, const bool is_f32, const char *b, int64_t stride,
                             const char *next, int64_t k, const float *a, int64_t a_stride,
                             float c[THIN_ROWS][16]) {

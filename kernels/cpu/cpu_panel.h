@@ -1,7 +1,8 @@
-/* cpu_panel.h - the inner part of every matrix product: a tile of C in registers against packed panels of B.
+/* cpu_panel.h - the inner part of every matrix product: a tile of C in registers against packed panels of
+ * B.
  *
- * Owns: packing B into panels of PANEL columns, [k][PANEL], widened to f32; the tiles, whose elements are each one fma
- * chain over ascending k. Refuses: blocking and threads (cpu_matmul.c, cpu_attention.c).
+ * Owns: packing B into panels of PANEL columns, [k][PANEL], widened to f32; the tiles, whose elements are
+ * each one fma chain over ascending k. Refuses: blocking and threads (cpu_matmul.c, cpu_attention.c).
  */
 #ifndef WB_CPU_PANEL_H
 #define WB_CPU_PANEL_H
@@ -21,7 +22,8 @@ enum { PANEL = PANEL_VECTORS * WB_LANES, MAX_PANELS = 4 / PANEL_VECTORS };
 /* Panels hold up to K_BLOCK rows and lie PANEL_FLOATS apart: one fits the first-level cache. */
 enum { K_BLOCK = 256, PANEL_FLOATS = K_BLOCK * PANEL };
 
-/* Rows of a matrix in memory, f32 or bf16: row i starts at element (index ? index[i] : i) * stride of `data`. */
+/* Rows of a matrix in memory, f32 or bf16: row i starts at element (index ? index[i] : i) * stride of
+ * `data`. */
 typedef struct matrix_rows {
     const void *data;
     wb_dtype dtype;
@@ -29,8 +31,8 @@ typedef struct matrix_rows {
     const int64_t *index;
 } matrix_rows;
 
-/* Panel column j is row first + j of `m`, elements [begin, begin + k): a panel of a transposed matrix. Where the rows
- * end (`rows` of them in all) the last is repeated; nobody reads the copies. */
+/* Panel column j is row first + j of `m`, elements [begin, begin + k): a panel of a transposed matrix.
+ * Where the rows end (`rows` of them in all) the last is repeated; nobody reads the copies. */
 void WB_CPU(pack_transposed)(matrix_rows m, int64_t first, int64_t rows, int64_t begin, int64_t k, float *to);
 
 /* Panel row i is row first + i of `m`, elements [begin, begin + PANEL), zeros from `end` on. */
@@ -49,20 +51,23 @@ typedef struct tile_rows {
     int64_t stride;
 } tile_rows;
 
-/* C[rows, columns] (+)= A B over k rows of the packed panels b; columns <= panels_of(rows) * PANEL. Any number of
- * rows. */
+/* C[rows, columns] (+)= A B over k rows of the packed panels b; columns <= panels_of(rows) * PANEL. Any
+ * number of rows. */
 void WB_CPU(tiles)(int64_t rows, int64_t columns, int64_t k, tile_rows a, const float *b, bool accumulate,
                    float *c, int64_t ldc);
 
-/* Up to THIN_ROWS rows, where reading B is all the work: without packing. Both return how many columns they did, a
- * multiple of 16 (0 where the shape or the instruction set does not suit), for the panels to do the rest. */
+/* Up to THIN_ROWS rows, where reading B is all the work: without packing. Both return how many columns
+ * they did, a multiple of 16 (0 where the shape or the instruction set does not suit), for the panels to
+ * do the rest. */
 enum { THIN_ROWS = 3 };
 
-/* Rows [m, m + rows) and columns [begin, end) of a product with a transposed B. `after`: what is read next, or NULL. */
+/* Rows [m, m + rows) and columns [begin, end) of a product with a transposed B. `after`: what is read
+ * next, or NULL. */
 int64_t WB_CPU(thin_transposed)(const wb_matmul *p, int64_t m, int64_t rows, int64_t begin, int64_t end,
                                 const void *after);
 
-/* C[rows, end - begin] (+)= A B with B(i, n) = element begin + n of row i of `b`, i < k. Rows of A lie a_stride apart. */
+/* C[rows, end - begin] (+)= A B with B(i, n) = element begin + n of row i of `b`, i < k. Rows of A lie
+ * a_stride apart. */
 int64_t WB_CPU(thin_straight)(int64_t rows, matrix_rows b, int64_t k, int64_t begin, int64_t end,
                               const float *a, int64_t a_stride, bool accumulate, float *c, int64_t ldc);
 

@@ -38,10 +38,10 @@ static wb_status check_ids(const char *what, wb_ids ids, int64_t T, int32_t K, i
     return WB_OK;
 }
 
-/* ---- selection -------------------------------------------------------------------------------------- */
+/* ---- selection ------------------------------------------------------------------------------- */
 
-/* Experts come as order numbers: wb_key_order, but 1 for NaN; 0 is no candidate (outside the kept groups, taken
- * already, or padding up to a whole block). */
+/* Experts come as order numbers: wb_key_order, but 1 for NaN; 0 is no candidate (outside the kept groups,
+ * taken already, or padding up to a whole block). */
 enum { BLOCK = 16 };
 
 static uint32_t block_max(const uint32_t *orders) {
@@ -59,7 +59,8 @@ static uint32_t first_in_block(const uint32_t *orders, uint32_t order) {
     return first;
 }
 
-/* ids[K]: the K best candidates, order descending, id ascending; takes them out of `orders`. maxima: [blocks]. */
+/* ids[K]: the K best candidates, order descending, id ascending; takes them out of `orders`. maxima:
+ * [blocks]. */
 static void take_best(uint32_t *orders, uint32_t *maxima, int32_t blocks, int32_t K, uint32_t *ids) {
     for (int32_t b = 0; b < blocks; b++) maxima[b] = block_max(orders + b * BLOCK);
     for (int32_t k = 0; k < K; k++) {
@@ -190,7 +191,7 @@ wb_status WB_CPU(topk)(wb_device *dev, const wb_topk *args) {
     return WB_OK;
 }
 
-/* ---- the gate ---------------------------------------------------------------------------------------- */
+/* ---- the gate -------------------------------------------------------------------------------- */
 
 static void gate_row(const wb_router *router, const float *z, const uint32_t *ids, float *w) {
     int32_t K = router->top_k;
@@ -260,7 +261,7 @@ wb_status WB_CPU(gate_backward)(wb_device *dev, const wb_router *router, int64_t
     return WB_OK;
 }
 
-/* ---- sort by expert ------------------------------------------------------------------------------------ */
+/* ---- sort by expert -------------------------------------------------------------------------- */
 
 wb_status WB_CPU(moe_sort)(wb_device *dev, int64_t T, int32_t K, int32_t E, wb_ids ids, int32_t *slot_row,
                            int32_t *row_token, int64_t *counts) {

@@ -1,7 +1,8 @@
-/* cpu_rows.c - ops on rows and elements: embedding, RMSNorm, rotary embedding, cache writes, SwiGLU, casts.
+/* cpu_rows.c - ops on rows and elements: embedding, RMSNorm, rotary embedding, cache writes, SwiGLU,
+ * casts.
  *
- * Each row (or element) is computed alone; gradients of shared weights sum over rows ascending, the columns being
- * shared out among the threads. Refuses: products of matrices, routing.
+ * Each row (or element) is computed alone; gradients of shared weights sum over rows ascending, the
+ * columns being shared out among the threads. Refuses: products of matrices, routing.
  */
 #include "cpu_lanes.h"
 
@@ -59,7 +60,7 @@ wb_status WB_CPU(embed_backward)(wb_device *dev, int64_t T, int64_t H, const int
     return WB_OK;
 }
 
-/* ---- RMSNorm --------------------------------------------------------------------------------------- */
+/* ---- RMSNorm --------------------------------------------------------------------------------- */
 
 static float inverse_rms(const float *x, int64_t width, float eps) {
     float mean = row_dot(x, x, width) / (float)width;
@@ -128,7 +129,7 @@ wb_status WB_CPU(rmsnorm_backward)(wb_device *dev, int64_t n, int64_t width, con
     return WB_OK;
 }
 
-/* ---- rotary embedding and the cache ------------------------------------------------------------------ */
+/* ---- rotary embedding and the cache ---------------------------------------------------------- */
 
 static void rotate_head(int64_t half, const float *restrict c, const float *restrict s, float sign,
                         float *restrict low, float *restrict high) {
@@ -169,7 +170,7 @@ wb_status WB_CPU(kv_write)(wb_device *dev, int64_t T, int64_t width, const float
     return WB_OK;
 }
 
-/* ---- SwiGLU ------------------------------------------------------------------------------------------- */
+/* ---- SwiGLU ---------------------------------------------------------------------------------- */
 
 wb_status WB_CPU(swiglu_forward)(wb_device *dev, int64_t n, int64_t F, const float *gate_up, float *out) {
 #pragma omp parallel for schedule(static) num_threads(wb_cpu_threads(dev, n *F * 8))
@@ -200,7 +201,7 @@ wb_status WB_CPU(swiglu_backward)(wb_device *dev, int64_t n, int64_t F, const fl
     return WB_OK;
 }
 
-/* ---- elements ------------------------------------------------------------------------------------------ */
+/* ---- elements -------------------------------------------------------------------------------- */
 
 /* Elements of one task. */
 enum { ELEMENTS = 8192 };

@@ -5,7 +5,7 @@
  */
 #include "cpu_lanes.h"
 
-/* ---- log-probabilities -------------------------------------------------------------------------------- */
+/* ---- log-probabilities ----------------------------------------------------------------------- */
 
 wb_status WB_CPU(logprob_forward)(wb_device *dev, int64_t T, int64_t V, const float *logits,
                                   const int32_t *targets, float *logprobs) {
@@ -40,7 +40,7 @@ wb_status WB_CPU(logprob_backward)(wb_device *dev, int64_t T, int64_t V, const f
     return WB_OK;
 }
 
-/* ---- drawing -------------------------------------------------------------------------------------------- */
+/* ---- drawing --------------------------------------------------------------------------------- */
 
 /* A binary heap of ranks, the largest at 0. */
 static void sift_down(uint64_t *heap, int64_t count, int64_t at) {
@@ -97,8 +97,8 @@ static draw make_draw(int64_t V, const float *z, float max, const wb_sample_para
     return d;
 }
 
-/* In id order: the block, then the token, where the running sum passes uniform * total; where rounding leaves a remainder,
- * the block's last token with p > 0. */
+/* In id order: the block, then the token, where the running sum passes uniform * total; where rounding
+ * leaves a remainder, the block's last token with p > 0. */
 static int64_t draw_in_id_order(const draw *d) {
     double below = 0.0, target = (double)d->params->uniform * d->total;
     int64_t b = 0;
@@ -112,8 +112,8 @@ static int64_t draw_in_id_order(const draw *d) {
     return last;
 }
 
-/* The number of tokens in the heap: all, or those within a factor exp(7) of the largest where they are certainly enough
- * for the top_k or for the top_p. */
+/* The number of tokens in the heap: all, or those within a factor exp(7) of the largest where they are
+ * certainly enough for the top_k or for the top_p. */
 static int64_t fill_heap(const draw *d, int64_t limit) {
     float least = (d->top - 7.0f) * d->params->temperature;
     int64_t count = 0;
@@ -129,8 +129,8 @@ static int64_t fill_heap(const draw *d, int64_t limit) {
     return d->V;
 }
 
-/* Keeps the top_k largest (all when 0) and of these the smallest set that reaches top_p of their sum; draws from it by
- * probability descending, id ascending. kept_out: the sum over the set. */
+/* Keeps the top_k largest (all when 0) and of these the smallest set that reaches top_p of their sum;
+ * draws from it by probability descending, id ascending. kept_out: the sum over the set. */
 static int64_t draw_from_top(const draw *d, double *kept_out) {
     const wb_sample_params *params = d->params;
     int64_t limit = params->top_k > 0 && params->top_k < d->V ? params->top_k : d->V;

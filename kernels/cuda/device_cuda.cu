@@ -80,7 +80,8 @@ static wb_status cuda_zero(wb_device *dev, void *device, size_t bytes) {
     return wb_cuda_check(cudaMemsetAsync(device, 0, bytes, stream_of(dev)), "zero");
 }
 
-/* UNSUPPORTED unless device `index` exists and runs what this file's kernels need (__reduce_max_sync: 8.0). */
+/* UNSUPPORTED unless device `index` exists and runs what this file's kernels need (__reduce_max_sync:
+ * 8.0). */
 static wb_status check_device(int index) {
     int count = 0, major = 0, minor = 0;
     cudaError_t error = cudaGetDeviceCount(&count);

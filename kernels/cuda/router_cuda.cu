@@ -1,10 +1,12 @@
 /* router_cuda.cu - the router on CUDA: topk, gate_forward, gate_backward.
  *
- * Owns: the kernels and their launches. Refuses: rules. Order, ties, functions and the order of sums are those of
- * router_rules.h, so that ids, weights and dlogits are the CPU's bits; shapes are the caller's promise.
+ * Owns: the kernels and their launches. Refuses: rules. Order, ties, functions and the order of sums are
+ * those of router_rules.h, so that ids, weights and dlogits are the CPU's bits; shapes are the caller's
+ * promise.
  *
- * Shapes of the work: selection gives a warp to each row, a run of adjacent experts to each lane. The gate gives a row
- * a power of two of at most 16 lanes, slot j to lane j mod lanes, and sums over slots in ascending order.
+ * Shapes of the work: selection gives a warp to each row, a run of adjacent experts to each lane. The gate
+ * gives a row a power of two of at most 16 lanes, slot j to lane j mod lanes, and sums over slots in
+ * ascending order.
  */
 #include "cuda_ops.h"
 #include "router_rules.h"
@@ -34,10 +36,10 @@ __device__ __forceinline__ void store_id(wb_ids ids, int64_t t, int32_t k, uint3
         static_cast<uint16_t *>(ids.data)[at] = static_cast<uint16_t>(id);
 }
 
-/* ---- selection: a row in registers, E <= 1024 ------------------------------------------------------- */
+/* ---- selection: a row in registers, E <= 1024 ------------------------------------------------ */
 
-/* Reads the logits of experts lane * V .. lane * V + V - 1. `wide`: rows allow 16-byte (V = 2: 8-byte) loads, and then
- * a load lies in the row as a whole or not at all. Experts beyond E are left as they are. */
+/* Reads the logits of experts lane * V .. lane * V + V - 1. `wide`: rows allow 16-byte (V = 2: 8-byte)
+ * loads, and then a load lies in the row as a whole or not at all. Experts beyond E are left as they are. */
 template <int V>
 __device__ __forceinline__ void load_logits(const float *row, int32_t E, int lane, bool wide, float *z) {
     int32_t first = lane * V;
@@ -60,8 +62,8 @@ __device__ __forceinline__ void load_logits(const float *row, int32_t E, int lan
     }
 }
 
-/* Batcher's odd-even merge sort, largest first: the steps from (RUN, GAP) on. A template for each step, since a loop over
- * steps is not unrolled for large V, and then the ranks leave the registers. */
+/* Batcher's odd-even merge sort, largest first: the steps from (RUN, GAP) on. A template for each step,
+ * since a loop over steps is not unrolled for large V, and then the ranks leave the registers. */
 template <int V, int RUN = 1, int GAP = 1> __device__ __forceinline__ void sort_ranks(uint64_t *rank) {
     if constexpr (RUN < V) {
 #pragma unroll
@@ -78,7 +80,8 @@ template <int V, int RUN = 1, int GAP = 1> __device__ __forceinline__ void sort_
     }
 }
 
-/* Sets the ranks outside the row's topk_group best groups to 0. Needs groups that fill a power of two of lanes. */
+/* Sets the ranks outside the row's topk_group best groups to 0. Needs groups that fill a power of two of
+ * lanes. */
 template <int V>
 __device__ __forceinline__ void keep_best_groups(const wb_router &router, int lane, uint64_t *rank) {
     int32_t group_size = router.n_experts / router.n_group;
@@ -109,7 +112,8 @@ __device__ __forceinline__ void keep_best_groups(const wb_router &router, int la
         if (better >= router.topk_group) rank[i] = 0;
 }
 
-/* One warp a row, V = experts a lane. A rank of 0 is no expert: an expert's rank ends in 32 bits that are not 0. */
+/* One warp a row, V = experts a lane. A rank of 0 is no expert: an expert's rank ends in 32 bits that are
+ * not 0. */
 template <int V, bool SOFTMAX> __global__ void __launch_bounds__(BLOCK) topk_rows(wb_topk args, bool wide) {
     const wb_router &router = args.router;
     int32_t E = router.n_experts, K = router.top_k;
@@ -135,8 +139,8 @@ template <int V, bool SOFTMAX> __global__ void __launch_bounds__(BLOCK) topk_row
     if (router.n_group > 1) keep_best_groups<V>(router, lane, rank);
     sort_ranks<V>(rank);
 
-    /* The lane with the largest first rank gives it away, K times. Lanes are in the order of their ids, so that the
-     * lowest lane wins a tie of keys. */
+    /* The lane with the largest first rank gives it away, K times. Lanes are in the order of their ids, so
+     * that the lowest lane wins a tie of keys. */
     uint32_t chosen_low = 0, chosen_high = 0; /* lane k: slots k and 32 + k */
     for (int32_t k = 0; k < K; k++) {
         uint32_t order = static_cast<uint32_t>(rank[0] >> 32);
@@ -158,7 +162,7 @@ template <int V, bool SOFTMAX> __global__ void __launch_bounds__(BLOCK) topk_row
     }
 }
 
-/* ---- selection: any E, any groups --------------------------------------------------------------------- */
+/* ---- selection: any E, any groups ------------------------------------------------------------ */
 
 __device__ __forceinline__ uint64_t warp_max(uint64_t rank) {
     for (int step = WARP / 2; step > 0; step /= 2) {
@@ -184,8 +188,8 @@ __device__ uint64_t group_rank(const wb_topk &args, const float *row, int32_t g,
     return wb_rank(wb_key_order(score), static_cast<uint32_t>(g));
 }
 
-/* One warp a row, which reads the row again for every slot: the largest rank below the last one. Lanes take groups in
- * turn; without groups, every expert is one. */
+/* One warp a row, which reads the row again for every slot: the largest rank below the last one. Lanes
+ * take groups in turn; without groups, every expert is one. */
 __global__ void __launch_bounds__(BLOCK) topk_any(wb_topk args) {
     const wb_router &router = args.router;
     int lane = threadIdx.x % WARP;
@@ -236,7 +240,7 @@ __global__ void __launch_bounds__(BLOCK) topk_table(wb_topk args) {
     if (args.native.data) store_id(args.native, t, k, id);
 }
 
-/* ---- the gate: slots over lanes -------------------------------------------------------------------------- */
+/* ---- the gate: slots over lanes -------------------------------------------------------------- */
 
 struct gate_args {
     wb_router router;
@@ -246,8 +250,8 @@ struct gate_args {
     int lanes; /* of a row: the power of two >= K, at most 16; SOFTMAX: 16, which its sum over experts needs */
 };
 
-/* The place of a thread: its row and the first of its slots. Rows beyond T repeat the last row and write nothing, so
- * that every lane of a warp takes part in the exchanges. */
+/* The place of a thread: its row and the first of its slots. Rows beyond T repeat the last row and write
+ * nothing, so that every lane of a warp takes part in the exchanges. */
 struct gate_place {
     int64_t t;
     int slot; /* and slot + lanes, slot + 2 lanes, ... */
@@ -285,8 +289,8 @@ __device__ __forceinline__ float dot_slots(int32_t K, int lanes, const float *a,
     return dot;
 }
 
-/* The ids and logits of this lane's slots. A slot beyond K reads as the last one. The caller promises ids below E; the
- * logit of another is a NaN, so that a broken promise shows and touches no foreign memory. */
+/* The ids and logits of this lane's slots. A slot beyond K reads as the last one. The caller promises ids
+ * below E; the logit of another is a NaN, so that a broken promise shows and touches no foreign memory. */
 template <int N>
 __device__ __forceinline__ void load_slots(const gate_args &args, const gate_place &place, uint32_t *id,
                                            float *z) {
@@ -388,8 +392,9 @@ __device__ __forceinline__ void store_weights(const gate_args &args, const gate_
     }
 }
 
-/* dlogits[id] = the slot's `total` after add(total, value, n) for the values of all slots with that id, ascending: the
- * whole of that element, so that slots with the same id write the same. Overwrites what the warp wrote before. */
+/* dlogits[id] = the slot's `total` after add(total, value, n) for the values of all slots with that id,
+ * ascending: the whole of that element, so that slots with the same id write the same. Overwrites what the
+ * warp wrote before. */
 template <int N, typename F>
 __device__ __forceinline__ void store_slots(const gate_args &args, const gate_place &place,
                                             const uint32_t *id, const float *value, float *total,
@@ -409,7 +414,7 @@ __device__ __forceinline__ void store_slots(const gate_args &args, const gate_pl
             row[id[n]] = total[n];
 }
 
-/* ---- the gate: all types but SOFTMAX ------------------------------------------------------------------- */
+/* ---- the gate: all types but SOFTMAX --------------------------------------------------------- */
 
 template <int N>
 __global__ void __launch_bounds__(BLOCK) gate_forward_chosen(gate_args args, float *weights) {
@@ -455,10 +460,11 @@ __global__ void __launch_bounds__(BLOCK)
                    [](float sum, float more, int) { return wb_add(sum, more); });
 }
 
-/* ---- the gate: SOFTMAX, whose sum and whose gradient run over all experts ---------------------------- */
+/* ---- the gate: SOFTMAX, whose sum and whose gradient run over all experts -------------------- */
 
-/* A row over WB_LANES lanes: lane l has the experts l, l + 16, ..., i counting them. With M > 0 the row has at most
- * 16 M experts and exp(z - largest) stays in registers; with M = 0 it is computed again wherever it is needed. */
+/* A row over WB_LANES lanes: lane l has the experts l, l + 16, ..., i counting them. With M > 0 the row
+ * has at most 16 M experts and exp(z - largest) stays in registers; with M = 0 it is computed again
+ * wherever it is needed. */
 template <int M> struct dense_row {
     const float *z; /* [E] */
     int32_t E;
@@ -557,7 +563,7 @@ __global__ void __launch_bounds__(BLOCK)
     });
 }
 
-/* ---- launches ---------------------------------------------------------------------------------------------- */
+/* ---- launches -------------------------------------------------------------------------------- */
 
 wb_status check_ids(const char *op, const char *name, wb_ids ids, const wb_router *router) {
     if (ids.dtype != WB_U8 && ids.dtype != WB_U16)

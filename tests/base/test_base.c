@@ -1,4 +1,5 @@
-/* test_base.c - status and messages, memory and its owners, hashes and random numbers against known values, text. */
+/* test_base.c - status and messages, memory and its owners, hashes and random numbers against known
+ * values, text. */
 #include "wb_check.h"
 #include "wb_hash.h"
 #include "wb_memory.h"
@@ -42,7 +43,7 @@ static void test_dtype(void **state) {
     assert_int_equal(wb_dtype_size((wb_dtype)99), 0);
 }
 
-/* ---- memory ---------------------------------------------------------------------------------------- */
+/* ---- memory ---------------------------------------------------------------------------------- */
 
 static void test_alloc(void **state) {
     (void)state;
@@ -106,7 +107,7 @@ static void test_owner(void **state) {
     wb_owner_close(&owner);
 }
 
-/* ---- numbers --------------------------------------------------------------------------------------- */
+/* ---- numbers --------------------------------------------------------------------------------- */
 
 /* Values of xxHash's own test vectors and of Vigna's splitmix64.c. */
 static void test_known_values(void **state) {

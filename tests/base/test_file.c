@@ -1,4 +1,5 @@
-/* test_file.c - files that appear only when they are whole: over files, links, devices and pipes; what is refused. */
+/* test_file.c - files that appear only when they are whole: over files, links, devices and pipes; what is
+ * refused. */
 #include "support/temp_files.h"
 #include "wb_file.h"
 

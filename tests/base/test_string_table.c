@@ -30,7 +30,8 @@ static void check_all(const wb_string_table *table, const uint64_t *value, const
     assert_int_equal(table->count, count);
 }
 
-/* Adds and removes in random order keep every string findable: a hole that a removal leaves must not hide what stands behind. */
+/* Adds and removes in random order keep every string findable: a hole that a removal leaves must not hide
+ * what stands behind. */
 static void test_adds_and_removes(void **state) {
     (void)state;
     wb_string_table table = {0};

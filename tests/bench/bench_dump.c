@@ -29,7 +29,8 @@ typedef struct bench {
     wb_dump_options options;
 } bench;
 
-/* In place of libc's: the writer's own work is measured by letting its bytes go to memory, not to the system. */
+/* In place of libc's: the writer's own work is measured by letting its bytes go to memory, not to the
+ * system. */
 static uint8_t *sink; /* [sink_bytes], or NULL: the system */
 static size_t sink_bytes;
 

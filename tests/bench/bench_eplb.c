@@ -1,5 +1,5 @@
-/* bench_eplb.c - quality and time of the placement solvers on synthetic loads: exact loads, stale loads, and one placement
- * for several micro-batches. Prints tables; see tests/bench/README.md. */
+/* bench_eplb.c - quality and time of the placement solvers on synthetic loads: exact loads, stale loads,
+ * and one placement for several micro-batches. Prints tables; see tests/bench/README.md. */
 #include "wb_eplb.h"
 
 #include <stdio.h>
@@ -111,7 +111,7 @@ static void print_shape(const shape *s) {
     printf("%4u -> %4u, %4u ranks, %2u nodes, skew %.1f", s->E, s->R, s->P, s->N, s->skew);
 }
 
-/* ---- exact loads --------------------------------------------------------------------------------------------- */
+/* ---- exact loads ----------------------------------------------------------------------------- */
 
 static const shape exact_shapes[] = {
     {256, 256, 32, 4, 8, 0.5},  {256, 288, 32, 4, 8, 0.5},    {256, 288, 32, 4, 8, 1.0},
@@ -144,7 +144,7 @@ static void bench_exact(void) {
     }
 }
 
-/* ---- stale loads ---------------------------------------------------------------------------------------------- */
+/* ---- stale loads ----------------------------------------------------------------------------- */
 
 static void print_moves(const wb_placement *from, const wb_placement *to) {
     wb_move_plan *plan = NULL;
@@ -187,9 +187,10 @@ static void bench_stale(void) {
     }
 }
 
-/* ---- micro-batches ----------------------------------------------------------------------------------------------- */
+/* ---- micro-batches --------------------------------------------------------------------------- */
 
-/* What no placement exceeds: a rank has the mean at least, and the heaviest expert's share when it has all the replicas. */
+/* What no placement exceeds: a rank has the mean at least, and the heaviest expert's share when it has all
+ * the replicas. */
 static double bound(const shape *s, uint32_t M, const double *loads) {
     uint32_t cap = s->R - s->E + 1 < s->P ? s->R - s->E + 1 : s->P;
     double all = 0;

@@ -1,5 +1,6 @@
-/* bench_matmul.c - GFLOP/s of the CPU's matmul op at the shapes of an 89M-parameter qwen3_moe (H 512, F 192, E 32, K 4,
- * vocabulary 8192), against the naive loop with the same bits and, for few rows, the memory rate of the weights.
+/* bench_matmul.c - GFLOP/s of the CPU's matmul op at the shapes of an 89M-parameter qwen3_moe (H 512, F
+ * 192, E 32, K 4, vocabulary 8192), against the naive loop with the same bits and, for few rows, the
+ * memory rate of the weights.
  *
  * Usage: bench_matmul [threads] [milliseconds for each shape]
  */

@@ -1,13 +1,16 @@
-/* bench_model.c - tokens/s of a whole model on the CPU: prefill, decode through the rollout engine, training.
+/* bench_model.c - tokens/s of a whole model on the CPU: prefill, decode through the rollout engine,
+ * training.
  *
  *   bench_model [--threads N] [--repeats N] [--cpu-time] [--save DIR] [CASE...]
  *
- * Without a case all run, --repeats times each (5), in turns, and the median and range are printed. The case "-" reads cases from
- * standard input instead, a line each, and answers each with a line "CASE TOKENS_PER_SECOND CHECK", so that a peer can be
- * run in turns with it (compare_model.sh). CHECK is a number that the peer must reproduce: prefill, the largest logit of
- * the last token; decode, the log-probability of the first request's first token; training, the mean log-probability.
- * --cpu-time divides by the process's CPU time instead of the wall's: with one thread, what a busy machine would do if it were idle.
- * --save writes the f32 model as a Hugging Face checkpoint; with it, no case is run unless one is named. */
+ * Without a case all run, --repeats times each (5), in turns, and the median and range are printed. The
+ * case "-" reads cases from standard input instead, a line each, and answers each with a line "CASE
+ * TOKENS_PER_SECOND CHECK", so that a peer can be run in turns with it (compare_model.sh). CHECK is a
+ * number that the peer must reproduce: prefill, the largest logit of the last token; decode, the
+ * log-probability of the first request's first token; training, the mean log-probability. --cpu-time
+ * divides by the process's CPU time instead of the wall's: with one thread, what a busy machine would do
+ * if it were idle. --save writes the f32 model as a Hugging Face checkpoint; with it, no case is run
+ * unless one is named. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

@@ -1,9 +1,9 @@
 /* bench_router_cuda.cu - time of topk and of the gate on CUDA, as a share of this device's copy bandwidth.
  *
- * Owns: buffers that together exceed the L2 cache, used in turn; CUDA graphs of one call for each, so that no launch gap
- * is timed; CUDA events around a replay, medians. The first rows of a timed output are compared with the CPU's.
- * Refuses: peers. Bytes: what must cross memory at least, each once; of logits gathered at ids, the 32-byte
- * sectors that hold them. Random normal logits. argv[1]: the device.
+ * Owns: buffers that together exceed the L2 cache, used in turn; CUDA graphs of one call for each, so that
+ * no launch gap is timed; CUDA events around a replay, medians. The first rows of a timed output are
+ * compared with the CPU's. Refuses: peers. Bytes: what must cross memory at least, each once; of logits
+ * gathered at ids, the 32-byte sectors that hold them. Random normal logits. argv[1]: the device.
  */
 #include "wb_device.h"
 

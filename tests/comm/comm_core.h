@@ -182,7 +182,8 @@ static void core_all_to_all_v(core *c) {
     free(huge);
 }
 
-/* The last rank expects `expected` bytes of rank 0, which sends `sent`: the receiver must say so. Others may. */
+/* The last rank expects `expected` bytes of rank 0, which sends `sent`: the receiver must say so. Others
+ * may. */
 static void core_mismatch(core *c, size_t sent, size_t expected) {
     const size_t last = c->ranks - 1;
     size_t *send_bytes = take(c->ranks * sizeof(size_t)), *recv_bytes = take(c->ranks * sizeof(size_t)),

@@ -1,5 +1,5 @@
-/* eplb_dispatch_fixture.h - random topologies, maps and counts for the tests of dispatch: uneven slots, several
- * nodes, dead ranks, empty slots, replicas that share a rank, replicas out of slot order. */
+/* eplb_dispatch_fixture.h - random topologies, maps and counts for the tests of dispatch: uneven slots,
+ * several nodes, dead ranks, empty slots, replicas that share a rank, replicas out of slot order. */
 #ifndef EPLB_DISPATCH_FIXTURE_H
 #define EPLB_DISPATCH_FIXTURE_H
 

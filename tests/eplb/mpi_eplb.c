@@ -1,4 +1,5 @@
-/* mpi_eplb.c - placements between ranks under mpirun: the core that threads run too. All ranks exit with the same verdict. */
+/* mpi_eplb.c - placements between ranks under mpirun: the core that threads run too. All ranks exit with
+ * the same verdict. */
 #include <mpi.h>
 #include <time.h>
 #include <unistd.h>

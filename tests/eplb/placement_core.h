@@ -1,7 +1,8 @@
-/* placement_core.h - what broadcast and comparison of placements must do: one test core for self, threads and MPI.
+/* placement_core.h - what broadcast and comparison of placements must do: one test core for self, threads
+ * and MPI.
  *
- * placement_core_run is called by each rank with the same seed and returns its number of failed checks. It never leaves
- * early, so that ranks stay in step. What a rank should hold is computed, not communicated. */
+ * placement_core_run is called by each rank with the same seed and returns its number of failed checks. It
+ * never leaves early, so that ranks stay in step. What a rank should hold is computed, not communicated. */
 #ifndef WB_PLACEMENT_CORE_H
 #define WB_PLACEMENT_CORE_H
 
@@ -36,7 +37,7 @@ static inline bool core_names(wb_status found, const char *what, int rank) {
     return found == WB_PEER && strstr(wb_error_message(), what) && strstr(wb_error_message(), name);
 }
 
-/* ---- a transport that lets a test interfere ------------------------------------------------------------ */
+/* ---- a transport that lets a test interfere -------------------------------------------------- */
 
 typedef struct relay {
     wb_comm *inner;
@@ -93,7 +94,7 @@ static inline wb_comm *relay_open(relay *r) {
     return comm;
 }
 
-/* ---- placements every rank can compute ------------------------------------------------------------------- */
+/* ---- placements every rank can compute ------------------------------------------------------- */
 
 enum { CORE_L = 4, CORE_E = 9, CORE_P = 5, CORE_R = 23 };
 
@@ -169,7 +170,7 @@ static inline wb_placement *core_mine(const core *c, int rank) {
     return core_open(&topology, CORE_L, CORE_E, c->seed * 64 + (uint64_t)rank);
 }
 
-/* ---- what goes well ---------------------------------------------------------------------------------------- */
+/* ---- what goes well -------------------------------------------------------------------------- */
 
 static inline void core_broadcast(core *c) {
     for (int root = 0; root < c->ranks; root++) {
@@ -195,7 +196,7 @@ static inline void core_broadcast_large(core *c) {
     wb_placement_close(expected);
 }
 
-/* ---- one rank differs -------------------------------------------------------------------------------------- */
+/* ---- one rank differs ------------------------------------------------------------------------ */
 
 /* Rank `odd` swaps two slots of one layer, or is an epoch ahead. */
 static inline void core_check_equal(core *c) {
@@ -269,7 +270,7 @@ static inline void core_roots(core *c) {
     wb_placement_close(mine);
 }
 
-/* ---- damage ------------------------------------------------------------------------------------------------ */
+/* ---- damage ---------------------------------------------------------------------------------- */
 
 /* What arrives as the first map of rank `odd` is another one: one that is none, or one that is valid. */
 typedef struct damage {
@@ -299,7 +300,8 @@ static inline wb_placement *core_permutation(uint64_t stream) {
     return core_open(&t, CORE_L, CORE_E, stream);
 }
 
-/* A map that is none: refused on that rank, with nothing changed anywhere. A valid one: found by the hashes. */
+/* A map that is none: refused on that rank, with nothing changed anywhere. A valid one: found by the
+ * hashes. */
 static inline void core_damage(core *c, int odd, bool valid) {
     damage state = {valid, false};
     relay r = {.inner = c->comm, .after = c->rank == odd ? damage_map : NULL, .ctx = &state};
@@ -336,7 +338,7 @@ static inline void core_damaged_root(core *c) {
     }
 }
 
-/* ---- all --------------------------------------------------------------------------------------------------- */
+/* ---- all ------------------------------------------------------------------------------------- */
 
 static inline int placement_core_run(wb_comm *comm, uint64_t seed) {
     core state = {comm, wb_comm_rank(comm), wb_comm_size(comm), seed, 0};

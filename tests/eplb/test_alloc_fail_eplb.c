@@ -1,5 +1,6 @@
-/* test_alloc_fail_eplb.c - every allocation of placements, solvers, files, dispatch, load statistics, move plans and the
- * simulator is made to fail in turn: the call says so or does without, nothing leaks, and outputs stay as they were. */
+/* test_alloc_fail_eplb.c - every allocation of placements, solvers, files, dispatch, load statistics, move
+ * plans and the simulator is made to fail in turn: the call says so or does without, nothing leaks, and
+ * outputs stay as they were. */
 #include "formats/dump_fixture.h"
 #include "placement_core.h"
 #include "support/alloc_fail.h"
@@ -24,7 +25,7 @@ typedef struct place {
     bool touched;     /* an output was written by a call that failed */
 } place;
 
-/* ---- what is there before ------------------------------------------------------------------------------------ */
+/* ---- what is there before -------------------------------------------------------------------- */
 
 static void make_dump(place *p) {
     wb_dump_writer *writer = NULL;
@@ -101,10 +102,10 @@ static int teardown(void **state) {
     return 0;
 }
 
-/* ---- the loop -------------------------------------------------------------------------------------------------- */
+/* ---- the loop -------------------------------------------------------------------------------- */
 
-/* Runs `body` with its n-th allocation failing, for every n, once and for good; before that once with all of them, so that
- * what libraries keep for the life of the process is there. */
+/* Runs `body` with its n-th allocation failing, for every n, once and for good; before that once with all
+ * of them, so that what libraries keep for the life of the process is there. */
 static void every_allocation(place *p, wb_status (*body)(place *), bool may_do_without) {
     if (body(p) != WB_OK) fail_msg("%s", wb_error_message());
     for (int ever_after = 0; ever_after < 2; ever_after++) {
@@ -135,7 +136,7 @@ static void every_allocation(place *p, wb_status (*body)(place *), bool may_do_w
         return status;                                 \
     }
 
-/* ---- placements ------------------------------------------------------------------------------------------------ */
+/* ---- placements ------------------------------------------------------------------------------ */
 
 static wb_status open_and_clone(place *p) {
     wb_placement *copy = (wb_placement *)p;
@@ -170,7 +171,7 @@ static void test_placement(void **state) {
     every_allocation(*state, broadcast, false);
 }
 
-/* ---- files ------------------------------------------------------------------------------------------------------ */
+/* ---- files ----------------------------------------------------------------------------------- */
 
 static wb_status save(place *p) {
     return wb_placement_save(p->to, p->saved.text);
@@ -221,7 +222,7 @@ static void test_read(void **state) {
     every_allocation(p, read_dump, false);
 }
 
-/* ---- solvers ------------------------------------------------------------------------------------------------------ */
+/* ---- solvers --------------------------------------------------------------------------------- */
 
 static wb_status solve(place *p) {
     wb_eplb_options options = wb_eplb_options_default();
@@ -250,7 +251,7 @@ static void test_solve(void **state) {
     }
 }
 
-/* ---- dispatch ------------------------------------------------------------------------------------------------------ */
+/* ---- dispatch -------------------------------------------------------------------------------- */
 
 static wb_status dispatch(place *p) {
     static const uint64_t keys[T] = {1, 2, 3, 4, 5};
@@ -288,7 +289,7 @@ static void test_dispatch(void **state) {
     every_allocation(p, dispatch_quota, false);
 }
 
-/* ---- load statistics ------------------------------------------------------------------------------------------------- */
+/* ---- load statistics ------------------------------------------------------------------------- */
 
 static wb_status load_record(place *p) {
     wb_load_options options = {.window = 2, .decay = 0.5};
@@ -332,7 +333,7 @@ static void test_load(void **state) {
     every_allocation(p, load_spread, false);
 }
 
-/* ---- moves and the simulator ------------------------------------------------------------------------------------------ */
+/* ---- moves and the simulator ----------------------------------------------------------------- */
 
 static wb_status move(place *p) {
     const wb_move_options options = wb_move_options_default();

@@ -1,5 +1,5 @@
-/* test_eplb_balanced.c - the balanced solver: over random shapes, what must hold of any placement of its; on the shapes that
- * engines run, how even it is. Random cases print their seed. */
+/* test_eplb_balanced.c - the balanced solver: over random shapes, what must hold of any placement of its;
+ * on the shapes that engines run, how even it is. Random cases print their seed. */
 #include "eplb_internal.h"
 #include "wb_random.h"
 
@@ -18,7 +18,7 @@ enum { MAX_P = 12, MAX_E = 40, MAX_R = 160, MAX_L = 3, N_CASES = 400 };
 
 static uint64_t seed;
 
-/* ---- shapes -------------------------------------------------------------------------------------------------- */
+/* ---- shapes ---------------------------------------------------------------------------------- */
 
 typedef struct test_case {
     wb_topology topology; /* its arrays are the three below */
@@ -32,7 +32,8 @@ static uint32_t below(uint32_t n) {
     return wb_random_below(&seed, n);
 }
 
-/* Even or uneven slots, at times many, with room for E experts on the live ranks; nodes that do not divide the ranks. */
+/* Even or uneven slots, at times many, with room for E experts on the live ranks; nodes that do not divide
+ * the ranks. */
 static void make_topology(test_case *c) {
     uint32_t live = 0, most = below(4) == 0 ? 13 : 1 + below(4), P = 1 + below(MAX_P), R = 0;
     bool even = below(3) == 0;
@@ -102,7 +103,7 @@ static wb_placement *solve(const test_case *c, uint32_t trials, uint32_t threads
     return p;
 }
 
-/* ---- what must hold of any --------------------------------------------------------------------------------------- */
+/* ---- what must hold of any ------------------------------------------------------------------- */
 
 /* Marks what a rank holds; an expert once only. */
 static void mark(const test_case *c, const int32_t *slots, uint32_t n, bool *held_out) {
@@ -193,7 +194,8 @@ static void test_random_shapes(void **unused) {
             check_map(&c, wb_placement_experts_of(p, l));
             check_bound(&c, p, l);
             const double *loads = c.loads + l * c.E;
-            /* A lucky exchange of `start` may end below where a short search ends: by 1.5 % at most in 60,000 layers. */
+            /* A lucky exchange of `start` may end below where a short search ends: by 1.5 % at most in
+             * 60,000 layers. */
             assert_true(maximum(p, l, loads) <= maximum(start, l, loads) * 1.05);
         }
         wb_placement_close(again);
@@ -202,15 +204,15 @@ static void test_random_shapes(void **unused) {
     }
 }
 
-/* ---- how even ----------------------------------------------------------------------------------------------------- */
+/* ---- how even -------------------------------------------------------------------------------- */
 
 typedef struct shape {
     uint32_t E, R, P;
     double skew, expected; /* log-normal loads; balancedness of each layer */
 } shape;
 
-/* Fixed loads, since what can be attained differs. trials 0: the default. Else also: the same from 1, 2, 3 and 8 threads and
- * from a second run. */
+/* Fixed loads, since what can be attained differs. trials 0: the default. Else also: the same from 1, 2, 3
+ * and 8 threads and from a second run. */
 static void check_quality(const shape *s, uint32_t L, uint32_t trials) {
     wb_topology topology = {.n_ranks = s->P, .n_nodes = 1, .n_slots = s->R};
     wb_synthetic synthetic = {.kind = WB_SYNTHETIC_LOGNORMAL, .skew = s->skew, .tokens = 1u << 24, .seed = 1};

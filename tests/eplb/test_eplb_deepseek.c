@@ -1,6 +1,6 @@
-/* test_eplb_deepseek.c - the deepseek solver: DeepSeek's README example, small cases whose outcome eplb.py gave, what is
- * refused, and random shapes against a plain implementation with linear searches. Orders of addition that matter are
- * in tests/golden/eplb (eplb_oracle). */
+/* test_eplb_deepseek.c - the deepseek solver: DeepSeek's README example, small cases whose outcome eplb.py
+ * gave, what is refused, and random shapes against a plain implementation with linear searches. Orders of
+ * addition that matter are in tests/golden/eplb (eplb_oracle). */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -43,7 +43,7 @@ static void expect_layer(const wb_placement *placement, uint32_t layer, uint32_t
                      experts[slot], replicas[slot], map.expert_of_slot[slot], map.replica_of_slot[slot]);
 }
 
-/* ---- the README's example ------------------------------------------------------------------------------- */
+/* ---- the README's example -------------------------------------------------------------------- */
 
 static const double readme_loads[2][12] = {{90, 132, 40, 61, 104, 165, 39, 4, 73, 56, 183, 86},
                                            {20, 107, 104, 64, 19, 197, 187, 157, 172, 86, 16, 27}};
@@ -105,7 +105,8 @@ static void expect_readme_global(shape s) {
     wb_placement_close(placement);
 }
 
-/* Groups that do not divide over nodes are forgotten, and so are nodes; nor need experts divide into groups then. */
+/* Groups that do not divide over nodes are forgotten, and so are nodes; nor need experts divide into
+ * groups then. */
 static void test_readme_global(void **state) {
     (void)state;
     expect_readme_global((shape){12, 16, 1, 1, 8});
@@ -128,7 +129,7 @@ static void test_batches(void **state) {
     wb_placement_close(placement);
 }
 
-/* ---- small cases, as eplb.py has them ------------------------------------------------------------------- */
+/* ---- small cases, as eplb.py has them -------------------------------------------------------- */
 
 static const struct {
     const char *name;
@@ -192,7 +193,7 @@ static void test_small(void **state) {
     }
 }
 
-/* ---- a plain implementation ------------------------------------------------------------------------------ */
+/* ---- a plain implementation ------------------------------------------------------------------ */
 
 /* k-th largest first, by repeated search; place_out: pack x items a pack + number in the pack. */
 static void plain_pack(const float *weight, uint32_t n, uint32_t packs, uint32_t *place_out) {
@@ -302,7 +303,7 @@ static void test_published_shapes(void **state) {
         for (uint32_t kind = 0; kind < 3; kind++) compare_with_plain(shapes[i], kind, &random);
 }
 
-/* ---- refusals -------------------------------------------------------------------------------------------- */
+/* ---- refusals -------------------------------------------------------------------------------- */
 
 static void test_refused_shapes(void **state) {
     (void)state;

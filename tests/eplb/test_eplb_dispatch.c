@@ -1,5 +1,6 @@
-/* test_eplb_dispatch.c - dispatch but for quota: nearness and evenness of static, the hash of dynamic, the turns
- * of fake, reading of rows, and the loads and traffic of each policy against sums over single tokens. */
+/* test_eplb_dispatch.c - dispatch but for quota: nearness and evenness of static, the hash of dynamic, the
+ * turns of fake, reading of rows, and the loads and traffic of each policy against sums over single
+ * tokens. */
 #include "eplb_dispatch_fixture.h"
 #include "wb_random.h"
 
@@ -7,7 +8,7 @@
 
 static uint64_t seed = 977;
 
-/* ---- static ------------------------------------------------------------------------------------------------ */
+/* ---- static ---------------------------------------------------------------------------------- */
 
 typedef struct near_class {
     uint32_t n;           /* replicas that are as near as any */
@@ -136,7 +137,7 @@ static void test_static_follows_every_change(void **unused) {
     wb_placement_close(p);
 }
 
-/* ---- dynamic ----------------------------------------------------------------------------------------------- */
+/* ---- dynamic --------------------------------------------------------------------------------- */
 
 /* Tokens that are replicated over ranks: each rank's pick is every rank's. */
 static void test_sglang_32962_replica_choice_is_the_same_on_every_rank(void **unused) {
@@ -167,16 +168,16 @@ static void test_sglang_32962_replica_choice_is_the_same_on_every_rank(void **un
     }
 }
 
-/* Chi-square of `cells` counts that should be even, of `total` in all, less what chance may make of it: at most
- * 0. */
+/* Chi-square of `cells` counts that should be even, of `total` in all, less what chance may make of it: at
+ * most 0. */
 static double chi_square_excess(const uint32_t *counts, uint32_t cells, uint32_t total) {
     double sum = 0, expected = (double)total / cells, freedom = cells - 1;
     for (uint32_t i = 0; i < cells; i++) sum += (counts[i] - expected) * (counts[i] - expected) / expected;
     return sum - (freedom + 8.5 * sqrt(freedom) + 12);
 }
 
-/* Keys 0, step, 2 step, ...: the picks of expert 0 among n replicas are even, and so are its picks together with
- * those of the same tokens for expert 1, and with those of the next layer. */
+/* Keys 0, step, 2 step, ...: the picks of expert 0 among n replicas are even, and so are its picks
+ * together with those of the same tokens for expert 1, and with those of the next layer. */
 static void check_unbiased(uint32_t n, uint64_t step) {
     enum { T = 20000 };
     static uint8_t ids[T][2];
@@ -216,7 +217,7 @@ static void test_vllm_40810_strided_tokens_are_not_biased(void **unused) {
         for (size_t i = 0; i < sizeof replicas / sizeof *replicas; i++) check_unbiased(replicas[i], steps[s]);
 }
 
-/* ---- fake --------------------------------------------------------------------------------------------------- */
+/* ---- fake ------------------------------------------------------------------------------------ */
 
 static void test_fake_is_even_across_calls(void **unused) {
     (void)unused;
@@ -262,7 +263,7 @@ static void test_fake_is_even_across_calls(void **unused) {
     }
 }
 
-/* ---- rows --------------------------------------------------------------------------------------------------- */
+/* ---- rows ------------------------------------------------------------------------------------ */
 
 /* u8 and u16 at any alignment, with stride and padding rows, against the table. */
 static void test_rows_of_any_layout(void **unused) {
@@ -329,7 +330,8 @@ static void test_widest_ids(void **unused) {
     }
 }
 
-/* A slot is a struct, which no call takes for an id. Its bytes passed as ids are refused where they are none. */
+/* A slot is a struct, which no call takes for an id. Its bytes passed as ids are refused where they are
+ * none. */
 static void test_sglang_25285_ids_are_mapped_once(void **unused) {
     (void)unused;
     wb_topology t = {.n_ranks = 4, .n_nodes = 1, .n_slots = 12};
@@ -407,7 +409,7 @@ static void test_refusals(void **unused) {
     wb_placement_close(p);
 }
 
-/* ---- loads and traffic -------------------------------------------------------------------------------------- */
+/* ---- loads and traffic ----------------------------------------------------------------------- */
 
 typedef struct sums {
     double tokens[1024], sent[2][64], got[2][64]; /* [slot], [inside, outside the node][rank] */

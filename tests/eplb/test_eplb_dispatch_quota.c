@@ -1,10 +1,11 @@
-/* test_eplb_dispatch_quota.c - quota: the least maximum load and the nearest tokens, against enumeration and
- * against a flow of its own; and that the tokens of all ranks, handed out through their handles, are the shares. */
+/* test_eplb_dispatch_quota.c - quota: the least maximum load and the nearest tokens, against enumeration
+ * and against a flow of its own; and that the tokens of all ranks, handed out through their handles, are
+ * the shares. */
 #include "eplb_dispatch_fixture.h"
 
 static uint64_t seed = 4242;
 
-/* ---- exactly optimal: every division of small layers is tried ------------------------------------------ */
+/* ---- exactly optimal: every division of small layers is tried -------------------------------- */
 
 typedef struct score {
     uint32_t load; /* of the fullest rank */
@@ -46,8 +47,8 @@ static score score_of(const wb_placement *p, const uint32_t *counts, const uint3
     return s;
 }
 
-/* Tries all ways to give `left` tokens of the expert of replica j to replicas j.. and those of later experts to
- * theirs. */
+/* Tries all ways to give `left` tokens of the expert of replica j to replicas j.. and those of later
+ * experts to theirs. */
 static void try_all(const wb_placement *p, const uint32_t *counts, uint32_t e, uint32_t j, uint32_t left,
                     uint32_t *shares, score *best) {
     wb_layer_map map = wb_placement_layer(p, 0);
@@ -90,7 +91,7 @@ static void test_quota_is_optimal_against_enumeration(void **unused) {
     }
 }
 
-/* ---- the certificate: one token less of load does not fit ---------------------------------------------- */
+/* ---- the certificate: one token less of load does not fit ------------------------------------ */
 
 /* Kuhn's augmenting: finds a rank for one more token of `expert` when no rank may have more than `load`. */
 static bool place(const wb_placement *p, uint32_t expert, uint32_t load, uint32_t *at /* [P][E] */,
@@ -149,7 +150,8 @@ static void test_quota_load_is_least_against_another_flow(void **unused) {
     }
 }
 
-/* A1 and A2 on node 0, A3 on node 1, all tokens from node 0: what is near is not to take more than its part. */
+/* A1 and A2 on node 0, A3 on node 1, all tokens from node 0: what is near is not to take more than its
+ * part. */
 static void test_sglang_13423_locality_does_not_break_balance(void **unused) {
     (void)unused;
     const uint32_t slots_of_rank[] = {1, 1, 1, 1};
@@ -181,9 +183,10 @@ static void test_sglang_13423_locality_does_not_break_balance(void **unused) {
     wb_placement_close(p);
 }
 
-/* ---- handed out ------------------------------------------------------------------------------------------ */
+/* ---- handed out ------------------------------------------------------------------------------ */
 
-/* All tokens of `rank` in calls of random sizes; adds them up by slot and checks that each slot has the expert. */
+/* All tokens of `rank` in calls of random sizes; adds them up by slot and checks that each slot has the
+ * expert. */
 static void hand_out(const wb_placement *p, uint32_t rank, uint32_t layer, const uint32_t *counts,
                      uint32_t *slot_tokens, uint64_t *random) {
     uint32_t E = p->n_experts, n = 0, done = 0;
@@ -264,7 +267,7 @@ static void test_quota_loads_are_the_optimum(void **unused) {
     }
 }
 
-/* ---- refused --------------------------------------------------------------------------------------------- */
+/* ---- refused --------------------------------------------------------------------------------- */
 
 static void test_more_tokens_than_announced(void **unused) {
     (void)unused;

@@ -1,11 +1,11 @@
-/* test_eplb_load.c - load statistics: what is counted and what is not, the window of passes. Families of bugs that other
- * systems had are named after the thread they were reported in. */
+/* test_eplb_load.c - load statistics: what is counted and what is not, the window of passes. Families of
+ * bugs that other systems had are named after the thread they were reported in. */
 #include "eplb_load_fixture.h"
 #include "wb_random.h"
 
 #include <inttypes.h>
 
-/* ---- what is counted ------------------------------------------------------------------------------- */
+/* ---- what is counted ------------------------------------------------------------------------- */
 
 static void test_each_valid_row_counts_its_experts(void **state) {
     (void)state;
@@ -202,7 +202,7 @@ static void test_a_count_beyond_32_bits_is_refused_whole(void **state) {
     wb_load_close(load);
 }
 
-/* ---- captured records ------------------------------------------------------------------------------ */
+/* ---- captured records ------------------------------------------------------------------------ */
 
 static void test_a_record_counts_prompt_rows_as_prefill(void **state) {
     (void)state;
@@ -251,7 +251,7 @@ static void test_a_record_with_one_bad_id_counts_nothing(void **state) {
     wb_load_close(load);
 }
 
-/* ---- passes ---------------------------------------------------------------------------------------- */
+/* ---- passes ---------------------------------------------------------------------------------- */
 
 static void test_dummy_passes_do_not_count(void **state) {
     (void)state;
@@ -329,7 +329,7 @@ static void test_sglang_7266_per_pass_and_rebalance_compose(void **state) {
     wb_load_close(load);
 }
 
-/* ---- against a naive model ------------------------------------------------------------------------- */
+/* ---- against a naive model ------------------------------------------------------------------- */
 
 enum { N_REGIONS = 2, MAX_L = 3, MAX_E = 300, MAX_WINDOW = 4, MAX_PASSES = 24, MAX_T = 20, MAX_K = 4 };
 
@@ -356,7 +356,8 @@ static void random_shape(naive *model, uint64_t *random) {
     model->options.decay = wb_random_below(random, 2) ? 1 : 0.7;
 }
 
-/* T rows, written as u8 or u16; ids of rows that are not valid are anything. One valid row may have a bad id. */
+/* T rows, written as u8 or u16; ids of rows that are not valid are anything. One valid row may have a bad
+ * id. */
 static void naive_record(naive *model, wb_load *load, uint64_t *random) {
     uint32_t region = wb_random_below(random, N_REGIONS), T = wb_random_below(random, MAX_T + 1);
     uint32_t K = 1 + wb_random_below(random, MAX_K), phase = wb_random_below(random, WB_N_PHASES);
@@ -485,7 +486,7 @@ static void test_random_passes_against_a_naive_model(void **state) {
     }
 }
 
-/* ---- opening --------------------------------------------------------------------------------------- */
+/* ---- opening --------------------------------------------------------------------------------- */
 
 static void test_regions_that_cannot_be_are_refused(void **state) {
     (void)state;

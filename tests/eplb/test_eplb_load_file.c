@@ -1,11 +1,11 @@
-/* test_eplb_load_file.c - load statistics as a file: golden, changed and cut ones, the way through a file and back; and the
- * memory of all load calls: counting asks for none, every other allocation fails once. */
+/* test_eplb_load_file.c - load statistics as a file: golden, changed and cut ones, the way through a file
+ * and back; and the memory of all load calls: counting asks for none, every other allocation fails once. */
 #include "eplb_load_fixture.h"
 #include "support/alloc_fail.h"
 
 #define LOADS WB_TEST_DATA "/loads/"
 
-/* ---- the file -------------------------------------------------------------------------------------- */
+/* ---- the file -------------------------------------------------------------------------------- */
 
 /* The handle that tests/golden/loads has: made by hand, in another language. */
 static void assert_is_golden(const wb_load *load) {
@@ -235,7 +235,7 @@ static void test_cut_files_are_refused(void **state) {
     temp_remove(dir);
 }
 
-/* ---- memory ---------------------------------------------------------------------------------------- */
+/* ---- memory ---------------------------------------------------------------------------------- */
 
 static void test_sglang_6967_counting_allocates_nothing(void **state) {
     (void)state;

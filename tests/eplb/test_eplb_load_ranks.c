@@ -1,5 +1,5 @@
-/* test_eplb_load_ranks.c - load statistics of several ranks: passes are summed over ranks and windows stay in step. Ranks are
- * threads; a hang is a failure by alarm. */
+/* test_eplb_load_ranks.c - load statistics of several ranks: passes are summed over ranks and windows stay
+ * in step. Ranks are threads; a hang is a failure by alarm. */
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>

@@ -3,7 +3,7 @@
 #include "wb_hash.h"
 #include "wb_random.h"
 
-/* ---- balancedness ---------------------------------------------------------------------------------- */
+/* ---- balancedness ---------------------------------------------------------------------------- */
 
 static void test_vllm_51813_balancedness_is_over_ranks(void **state) {
     (void)state;
@@ -66,7 +66,7 @@ static void test_dead_ranks_and_empty_layers_are_not_averaged(void **state) {
     wb_load_close(load);
 }
 
-/* ---- spread of tokens ------------------------------------------------------------------------------ */
+/* ---- spread of tokens ------------------------------------------------------------------------ */
 
 static void test_sglang_13206_spread_counts_distinct_ranks_and_nodes(void **state) {
     (void)state;

@@ -1,6 +1,6 @@
-/* test_eplb_move_plan.c - every plan is carried out on simulated slots that remember layer, expert and a checksum. Checked
- * group by group: what may run at the same time, bounds, kinds, sources, entries into nodes; at the end the map, the
- * bytes and the seconds. */
+/* test_eplb_move_plan.c - every plan is carried out on simulated slots that remember layer, expert and a
+ * checksum. Checked group by group: what may run at the same time, bounds, kinds, sources, entries into
+ * nodes; at the end the map, the bytes and the seconds. */
 #include "wb_eplb.h"
 
 #include <math.h>
@@ -26,7 +26,7 @@ static uint32_t below(uint32_t n) {
     return (uint32_t)((mix(random_state++) >> 32) % n);
 }
 
-/* ---- the interpreter ---------------------------------------------------------------------------------------- */
+/* ---- the interpreter ------------------------------------------------------------------------- */
 
 typedef struct cell {
     int32_t layer, expert; /* -1: nothing */
@@ -92,7 +92,8 @@ static uint32_t load_of(const machine *m, uint32_t rank) {
     return t->node_in + t->node_out + t->network_in + t->network_out + t->reload_in;
 }
 
-/* Moves of a group in one direction of a rank's link: what takes no longer than the latency of a group, or one. */
+/* Moves of a group in one direction of a rank's link: what takes no longer than the latency of a group, or
+ * one. */
 static uint32_t lane_of(const machine *m, wb_move_kind kind) {
     const wb_cost_model *cost = &m->options.cost;
     double rate = kind == WB_MOVE_NODE ? cost->node_bytes_per_second : cost->network_bytes_per_second;
@@ -320,7 +321,7 @@ static wb_move_plan *plan_of(const wb_placement *from, const wb_placement *to,
     return plan;
 }
 
-/* ---- random placements ---------------------------------------------------------------------------------------- */
+/* ---- random placements ----------------------------------------------------------------------- */
 
 static void shuffle(uint32_t *x, uint32_t n) {
     for (uint32_t i = n; i > 1; i--) {
@@ -467,7 +468,7 @@ static void test_random_pairs_of_few_ranks_with_many_slots(void **state) {
     check_random_pairs(2, 600, 3, 40);
 }
 
-/* ---- named cases ------------------------------------------------------------------------------------------------ */
+/* ---- named cases ----------------------------------------------------------------------------- */
 
 static wb_placement *placement_of(const wb_topology *t, uint32_t E, const int32_t *map) {
     wb_placement *p = NULL;
@@ -486,7 +487,8 @@ static wb_move_plan *plan_between(const wb_topology *t, uint32_t E, const int32_
     return plan;
 }
 
-/* A.0 <-> B.0, A.0 <-> A.1, and every slot of four ranks in one cycle, each expert having one copy: one shadow slot does. */
+/* A.0 <-> B.0, A.0 <-> A.1, and every slot of four ranks in one cycle, each expert having one copy: one
+ * shadow slot does. */
 static void test_swap_cycle_needs_one_shadow_slot(void **state) {
     (void)state;
     wb_move_options options = wb_move_options_default();
@@ -534,8 +536,9 @@ static void test_sglang_22985_groups_are_bounded(void **state) {
     }
 }
 
-/* Expert 0 of rank 0 goes to all 16 ranks of four nodes: three entries, the rest inside nodes, doubling from group to
- * group: 1 copy, 3 (one sent inside the node, one out of it), and all in five groups at most. */
+/* Expert 0 of rank 0 goes to all 16 ranks of four nodes: three entries, the rest inside nodes, doubling
+ * from group to group: 1 copy, 3 (one sent inside the node, one out of it), and all in five groups at
+ * most. */
 static void test_one_network_entry_per_node(void **state) {
     (void)state;
     enum { P = 16, R = 32 };
@@ -574,8 +577,8 @@ static void test_sources_are_balanced(void **state) {
     wb_move_plan_close(plan);
 }
 
-/* Rank 1 of four dies: its copy of expert 1 is no source, its expert 2 had no other copy. Expert 2 is loaded once and goes
- * on from there. */
+/* Rank 1 of four dies: its copy of expert 1 is no source, its expert 2 had no other copy. Expert 2 is
+ * loaded once and goes on from there. */
 static void test_dead_rank_is_no_source_and_lost_expert_is_reloaded(void **state) {
     (void)state;
     uint8_t dead[4] = {0, 1, 0, 0};
@@ -640,7 +643,8 @@ static void test_an_empty_layer_set_moves_nothing(void **state) {
     wb_placement_close(from);
 }
 
-/* Rank r's content goes on to rank r + 1, the last one's is kept elsewhere: shadow slots let all move at once. */
+/* Rank r's content goes on to rank r + 1, the last one's is kept elsewhere: shadow slots let all move at
+ * once. */
 static void test_a_chain_that_ends_needs_no_more_than_two_groups(void **state) {
     (void)state;
     enum { P = 8 };
@@ -657,7 +661,8 @@ static void test_a_chain_that_ends_needs_no_more_than_two_groups(void **state) {
     wb_move_plan_close(plan);
 }
 
-/* All slots shuffled, as a solver does that starts anew. No plan is faster than the rank that sends or receives most. */
+/* All slots shuffled, as a solver does that starts anew. No plan is faster than the rank that sends or
+ * receives most. */
 static void test_a_full_shuffle_takes_at_most_twice_the_bound(void **state) {
     (void)state;
     enum { P = 32, R = 288, E = 256 };
@@ -681,7 +686,7 @@ static void test_a_full_shuffle_takes_at_most_twice_the_bound(void **state) {
     }
 }
 
-/* ---- arguments ---------------------------------------------------------------------------------------------------- */
+/* ---- arguments ------------------------------------------------------------------------------- */
 
 static void expect(wb_status status, const wb_placement *from, const wb_placement *to, uint32_t n,
                    const uint32_t *layers, const wb_move_options *options, const char *says) {

@@ -1,5 +1,6 @@
-/* test_eplb_placement.c - topologies, maps and their changes, against definitions written out here; and placements
- * between ranks, over self and threads. A hang is a failure by alarm. Random cases print their seed. */
+/* test_eplb_placement.c - topologies, maps and their changes, against definitions written out here; and
+ * placements between ranks, over self and threads. A hang is a failure by alarm. Random cases print their
+ * seed. */
 #include "placement_core.h"
 #include "support/alloc_fail.h"
 
@@ -40,7 +41,7 @@ static wb_placement *clone_ok(const wb_placement *p) {
     return copy;
 }
 
-/* ---- topologies -------------------------------------------------------------------------------------------- */
+/* ---- topologies ------------------------------------------------------------------------------ */
 
 static void test_topology_refuses(void **unused) {
     (void)unused;
@@ -107,7 +108,7 @@ static void test_even_shares(void **unused) {
     wb_placement_close(NULL);
 }
 
-/* ---- maps -------------------------------------------------------------------------------------------------- */
+/* ---- maps ------------------------------------------------------------------------------------ */
 
 /* Both sides of every layer say the same, and what the header promises of a placement holds. */
 static void check_consistent(const wb_placement *p) {
@@ -209,7 +210,8 @@ static void test_set_layer(void **unused) {
     wb_placement_close(p);
 }
 
-/* Slots of the test's map by what they hold: one of an expert with several replicas, of one with one, an empty one. */
+/* Slots of the test's map by what they hold: one of an expert with several replicas, of one with one, an
+ * empty one. */
 static void test_set_layer_refuses(void **unused) {
     (void)unused;
     const uint32_t slots[] = {3, 3, 2};
@@ -244,7 +246,7 @@ static void test_set_layer_refuses(void **unused) {
     wb_placement_close(p);
 }
 
-/* ---- taking over layers ------------------------------------------------------------------------------------ */
+/* ---- taking over layers ---------------------------------------------------------------------- */
 
 static void test_sglang_25882_layers_change_together_or_not_at_all(void **unused) {
     (void)unused;
@@ -348,7 +350,7 @@ static void test_keep_slots(void **unused) {
     }
 }
 
-/* ---- what follows from maps -------------------------------------------------------------------------------- */
+/* ---- what follows from maps ------------------------------------------------------------------ */
 
 /* Two replicas of an expert that trade places on their rank: the same experts, other replica numbers. */
 static void test_keep_slots_of_replicas_on_one_rank(void **unused) {
@@ -432,7 +434,7 @@ static void test_70000_slots(void **unused) {
     wb_placement_close(p);
 }
 
-/* ---- hash -------------------------------------------------------------------------------------------------- */
+/* ---- hash ------------------------------------------------------------------------------------ */
 
 static void test_hash(void **unused) {
     (void)unused;
@@ -456,7 +458,7 @@ static void test_hash(void **unused) {
     wb_placement_close(p);
 }
 
-/* ---- between ranks ----------------------------------------------------------------------------------------- */
+/* ---- between ranks --------------------------------------------------------------------------- */
 
 typedef struct worker {
     pthread_t thread;
@@ -504,12 +506,12 @@ static void test_threads(void **unused) {
         assert_int_equal(on_threads(sizes[k], run_core, (worker){.failures = 0}), 0);
 }
 
-/* ---- a rank without memory --------------------------------------------------------------------------------- */
+/* ---- a rank without memory ------------------------------------------------------------------- */
 
 enum { WANT_RANKS = 3 };
 
-/* Between its call `moment` and the next one, rank `odd` gets no memory; the others stand still meanwhile, because
- * allocations fail in the whole process. */
+/* Between its call `moment` and the next one, rank `odd` gets no memory; the others stand still meanwhile,
+ * because allocations fail in the whole process. */
 typedef struct hold {
     pthread_mutex_t mutex;
     pthread_cond_t moved;

@@ -1,5 +1,6 @@
-/* test_eplb_placement_file.c - trees and placements in files: what is written reads back the same from JSON and msgpack,
- * what is cut, damaged or of another shape is refused by name, and counts and dumps lead to the balanced placement. */
+/* test_eplb_placement_file.c - trees and placements in files: what is written reads back the same from
+ * JSON and msgpack, what is cut, damaged or of another shape is refused by name, and counts and dumps lead
+ * to the balanced placement. */
 #include "eplb_file.h"
 #include "formats/dump_fixture.h"
 #include "placement_core.h"
@@ -49,7 +50,7 @@ static size_t files_in_dir(void) {
     return n;
 }
 
-/* ---- trees ------------------------------------------------------------------------------------------------- */
+/* ---- trees ----------------------------------------------------------------------------------- */
 
 static void refused_tree(temp_path path, wb_status expected, const char *part) {
     json_t *untouched = (json_t *)&seed;
@@ -218,7 +219,7 @@ static void test_write_fails(void **unused) {
     json_decref(large);
 }
 
-/* ---- placements: there and back ----------------------------------------------------------------------------- */
+/* ---- placements: there and back -------------------------------------------------------------- */
 
 static wb_placement *read_ok(temp_path path, const wb_topology *t, uint32_t L, uint32_t E) {
     wb_placement *p = NULL;
@@ -320,7 +321,7 @@ static void test_cut_and_damaged(void **unused) {
     wb_placement_close(p);
 }
 
-/* ---- placements: what does not fit ---------------------------------------------------------------------------- */
+/* ---- placements: what does not fit ----------------------------------------------------------- */
 
 /* 2 layers of 4 slots on 2 ranks, 3 experts. */
 static void refused(const char *json, wb_status expected, const char *part) {
@@ -396,7 +397,7 @@ static void test_topology_refused(void **unused) {
     }
 }
 
-/* ---- from counts ------------------------------------------------------------------------------------------------ */
+/* ---- from counts ----------------------------------------------------------------------------- */
 
 static void assert_equal_and_close(wb_placement *a, wb_placement *b) {
     assert_true(core_same(a, b));
@@ -432,11 +433,12 @@ static void test_map_wins(void **unused) {
     wb_placement_close(p);
 }
 
-/* ---- from a dump ------------------------------------------------------------------------------------------------ */
+/* ---- from a dump ----------------------------------------------------------------------------- */
 
 enum { DUMP_L = 3, DUMP_E = 20, DUMP_K = 4, DUMP_N = 5 };
 
-/* Records with 0 to 3 runs, some with bitmaps; `n_runs` 0: none has rows. `spoil`: an id that is no expert. */
+/* Records with 0 to 3 runs, some with bitmaps; `n_runs` 0: none has rows. `spoil`: an id that is no
+ * expert. */
 static wb_dump *make_dump(bool rows, bool spoil, double *counts) {
     fixture_model f;
     fixture_rng rng = {seed};

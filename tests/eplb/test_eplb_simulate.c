@@ -1,5 +1,6 @@
-/* test_eplb_simulate.c - synthetic loads and the simulator: worked examples by hand, and over random placements, policies
- * and traffic what must hold of any: nothing is below the bound, no token is lost, figures are in their ranges. */
+/* test_eplb_simulate.c - synthetic loads and the simulator: worked examples by hand, and over random
+ * placements, policies and traffic what must hold of any: nothing is below the bound, no token is lost,
+ * figures are in their ranges. */
 #include "eplb_internal.h"
 #include "support/alloc_fail.h"
 #include "wb_random.h"
@@ -19,7 +20,7 @@ static void assert_near(double found, double expected, double tolerance) {
     if (!(fabs(found - expected) <= tolerance)) fail_msg("expected %.17g, found %.17g", expected, found);
 }
 
-/* ---- traffic from an array ---------------------------------------------------------------------------------- */
+/* ---- traffic from an array ------------------------------------------------------------------- */
 
 typedef struct array_traffic {
     const uint32_t *counts; /* [M][L][P][E] */
@@ -45,7 +46,7 @@ static wb_cost_model plain_cost(void) {
     return cost;
 }
 
-/* ---- the simulator by hand ------------------------------------------------------------------------------------ */
+/* ---- the simulator by hand ------------------------------------------------------------------- */
 
 /* 2 ranks on 2 nodes, 3 experts in 3 slots: rank 0 has experts 0 and 1, rank 1 has expert 2. */
 static void test_by_hand(void **state) {
@@ -114,7 +115,7 @@ static void test_refusals(void **state) {
     wb_placement_close(placement);
 }
 
-/* ---- what holds of any placement, policy and traffic -------------------------------------------------------------- */
+/* ---- what holds of any placement, policy and traffic ----------------------------------------- */
 
 typedef struct random_case {
     uint32_t M, L, E;
@@ -125,7 +126,8 @@ typedef struct random_case {
     uint64_t tokens, n_live;
 } random_case;
 
-/* Random experts in live slots, every expert once at least, now and then an empty slot, doubles on a rank allowed. */
+/* Random experts in live slots, every expert once at least, now and then an empty slot, doubles on a rank
+ * allowed. */
 static void random_placement(random_case *c, uint64_t *rng) {
     uint32_t R = c->topology.n_slots;
     int32_t *map = malloc(R * sizeof *map);
@@ -236,8 +238,8 @@ static void test_properties(void **state) {
         wb_simulation quota = simulate_case(&c, WB_DISPATCH_QUOTA, &cost);
         simulate_case(&c, WB_DISPATCH_FAKE, &cost);
         assert_near(fixed.bound_seconds, quota.bound_seconds, 0); /* knows neither placement nor policy */
-        /* static's tokens are whole, as quota's are; dynamic's are expectations: up to a token less a rank at its most,
-         * and in each (batch, layer). */
+        /* static's tokens are whole, as quota's are; dynamic's are expectations: up to a token less a rank
+         * at its most, and in each (batch, layer). */
         double maxima = (double)c.tokens / (double)c.n_live / quota.balancedness_time;
         double hashed_maxima = (double)c.tokens / (double)c.n_live / hashed.balancedness_time;
         if (!(quota.balancedness_time >= fixed.balancedness_time - 1e-12))
@@ -336,7 +338,7 @@ static wb_status simulate_failing(void *ctx) {
     return wb_simulate(c->placement, WB_DISPATCH_QUOTA, &traffic, &cost, NULL, &s);
 }
 
-/* ---- synthetic loads --------------------------------------------------------------------------------------------- */
+/* ---- synthetic loads ------------------------------------------------------------------------- */
 
 enum { SM = 3, SL = 4, SE = 64 };
 
@@ -366,8 +368,8 @@ static void test_synthetic_sums(void **state) {
     }
 }
 
-/* Without noise: the i-th of the sorted loads is in proportion to (i + 1)^-skew, another order in each layer, and
- * neither batch nor step matter. */
+/* Without noise: the i-th of the sorted loads is in proportion to (i + 1)^-skew, another order in each
+ * layer, and neither batch nor step matter. */
 static void test_zipf(void **state) {
     (void)state;
     wb_synthetic s = {WB_SYNTHETIC_ZIPF, 0.8, 0, 1u << 30, 3};
@@ -473,7 +475,7 @@ static wb_status synthetic_failing(void *ctx) {
     return wb_synthetic_loads(ctx, 1, SM, SL, SE, loads);
 }
 
-/* ---- no memory ----------------------------------------------------------------------------------------------------- */
+/* ---- no memory ------------------------------------------------------------------------------- */
 
 static void fail_each(const char *what, wb_status (*body)(void *), void *ctx) {
     for (long n = 0;; n++) {

@@ -1,5 +1,5 @@
-/* test_eplb_solve.c - what all placement solvers share (checks, threads, any shape), and the solvers that start from a
- * placement or from several micro-batches. Random cases print their seed. */
+/* test_eplb_solve.c - what all placement solvers share (checks, threads, any shape), and the solvers that
+ * start from a placement or from several micro-batches. Random cases print their seed. */
 #include "wb_eplb.h"
 
 #include <math.h>
@@ -28,7 +28,7 @@ static uint32_t below(uint32_t n) {
             fail_msg("message '%s' has no '%s'", wb_error_message(), part); \
     } while (0)
 
-/* ---- helpers ----------------------------------------------------------------------------------------------- */
+/* ---- helpers --------------------------------------------------------------------------------- */
 
 static wb_eplb_options with(wb_eplb_algorithm algorithm, const wb_placement *current) {
     wb_eplb_options options = wb_eplb_options_default();
@@ -101,7 +101,7 @@ static void check_map(const wb_placement *p, bool distinct) {
     }
 }
 
-/* ---- any shape ---------------------------------------------------------------------------------------------- */
+/* ---- any shape ------------------------------------------------------------------------------- */
 
 typedef struct random_shape {
     wb_topology t;
@@ -125,7 +125,8 @@ static void make_shape(random_shape *s) {
     s->t.dead = s->dead;
 }
 
-/* SGLang #7575, #6813, #7024, #8253, #6617: 3 nodes, ranks that nodes do not divide, slots that ranks do not. */
+/* SGLang #7575, #6813, #7024, #8253, #6617: 3 nodes, ranks that nodes do not divide, slots that ranks do
+ * not. */
 static void test_sglang_7575_any_ranks_nodes_and_slots(void **state) {
     (void)state;
     for (int round = 0; round < 150; round++) {
@@ -276,7 +277,8 @@ static void test_prime_rl_3051_more_than_255_slots(void **state) {
     free(loads);
 }
 
-/* EPLB #22: the second replica on a rank is a slot wasted; eplb.py does it on these loads, and so must `deepseek`. */
+/* EPLB #22: the second replica on a rank is a slot wasted; eplb.py does it on these loads, and so must
+ * `deepseek`. */
 static void test_eplb_22_replicas_never_share_a_rank(void **state) {
     (void)state;
     wb_topology t = {.n_ranks = 8, .n_nodes = 1, .n_slots = 16};
@@ -293,7 +295,7 @@ static void test_eplb_22_replicas_never_share_a_rank(void **state) {
     wb_placement_close(theirs);
 }
 
-/* ---- incremental ---------------------------------------------------------------------------------------------- */
+/* ---- incremental ----------------------------------------------------------------------------- */
 
 /* EPLB #25: a new solution changes nearly every slot; few changes do nearly as well. */
 static void test_eplb_25_few_slots_change(void **state) {
@@ -371,7 +373,7 @@ static void test_sglang_10606_dead_ranks_are_repaired(void **state) {
     free(loads);
 }
 
-/* ---- microbatch ----------------------------------------------------------------------------------------------- */
+/* ---- microbatch ------------------------------------------------------------------------------ */
 
 static void test_microbatch_beats_deepseek_by_15_points(void **state) {
     (void)state;

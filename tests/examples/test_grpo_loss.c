@@ -1,5 +1,5 @@
-/* test_grpo_loss.c - waybill-grpo's loss against differences of itself and against values worked out by hand: token and
- * sequence ratio, both clips on both signs of the advantage, KL to a reference.
+/* test_grpo_loss.c - waybill-grpo's loss against differences of itself and against values worked out by
+ * hand: token and sequence ratio, both clips on both signs of the advantage, KL to a reference.
  *
  * Cases of the difference test keep every ratio away from the clips' kinks, where there is no derivative. */
 #include <setjmp.h>
@@ -43,7 +43,8 @@ static bool near_a_kink(double log_ratio) {
     return fabs(log_ratio - log(1 - low)) < 0.01 || fabs(log_ratio - log(1 + high)) < 0.01;
 }
 
-/* Log-probabilities of a policy, of the rollout's trainer and of a reference; false where a ratio is at a kink. */
+/* Log-probabilities of a policy, of the rollout's trainer and of a reference; false where a ratio is at a
+ * kink. */
 static bool draw(ratio_kind ratio, float *logprobs, float *old, float *reference) {
     double mean = 0, shift = uniform(-0.5, 0.5);
     bool kink = false;
@@ -126,7 +127,8 @@ static void clips_on_both_sides(void **state) {
         }
 }
 
-/* On policy the loss is -A and each token pulls with the same weight: 1 / tokens, or 1 / sequences / its length. */
+/* On policy the loss is -A and each token pulls with the same weight: 1 / tokens, or 1 / sequences / its
+ * length. */
 static void weights_of_tokens(void **state) {
     (void)state;
     float logprobs[N] = {-1, -2, -3, -1, -2, -3, -1}, gradient[N];

@@ -67,8 +67,8 @@ static inline void fixture_set_id(const wb_route_model *m, uint8_t *ids, size_t 
     }
 }
 
-/* `rows` rows of K distinct ids a layer: a random start and a step that is odd meet all of them once only when
- * E is a power of two; others step by one. */
+/* `rows` rows of K distinct ids a layer: a random start and a step that is odd meet all of them once only
+ * when E is a power of two; others step by one. */
 static inline void fixture_fill_ids(const wb_route_model *m, uint8_t *ids, size_t rows, fixture_rng *rng) {
     uint32_t E = m->num_experts, K = m->top_k;
     for (size_t i = 0; i < rows * m->n_moe_layers; i++) {

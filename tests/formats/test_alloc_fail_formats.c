@@ -1,5 +1,5 @@
-/* test_alloc_fail_formats.c - every allocation of writing, reading and verifying a dump is made to fail in turn.
- * Each time the call says "out of memory", nothing leaks, and what was written stays readable. */
+/* test_alloc_fail_formats.c - every allocation of writing, reading and verifying a dump is made to fail in
+ * turn. Each time the call says "out of memory", nothing leaks, and what was written stays readable. */
 #include "dump_fixture.h"
 #include "support/alloc_fail.h"
 

@@ -86,7 +86,8 @@ static bool ids_good(const wb_route_model *m, const wb_record *r) {
     return true;
 }
 
-/* Good ids and ids with one of them changed, by every path of the check: eight u8 at a time, and one by one. */
+/* Good ids and ids with one of them changed, by every path of the check: eight u8 at a time, and one by
+ * one. */
 static void test_ids_against_oracle(void **state) {
     (void)state;
     uint64_t seed = (uint64_t)time(NULL);

@@ -1,9 +1,9 @@
-/* fuzz_dump.c - any bytes as a dump: it opens or is refused; each record it gives has its shape; what passes the
- * deep check is written to another dump and comes back the same.
+/* fuzz_dump.c - any bytes as a dump: it opens or is refused; each record it gives has its shape; what
+ * passes the deep check is written to another dump and comes back the same.
  *
- * The library is to be built with FUZZING_BUILD_MODE_UNSAFE_FOR_PRODUCTION, which lets wrong checksums pass; without
- * it nearly every input ends there. The file is given to the reader as a heap block of its exact size, so that the
- * sanitizer sees a read past its end. */
+ * The library is to be built with FUZZING_BUILD_MODE_UNSAFE_FOR_PRODUCTION, which lets wrong checksums
+ * pass; without it nearly every input ends there. The file is given to the reader as a heap block of its
+ * exact size, so that the sanitizer sees a read past its end. */
 #include "formats/dump_fixture.h"
 
 #include <sys/mman.h>

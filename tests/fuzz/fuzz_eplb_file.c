@@ -1,6 +1,6 @@
-/* fuzz_eplb_file.c - any bytes as a placement's file: refused with a message that names it, or a placement whose maps hold
- * together, which written as JSON and as msgpack reads back the same. The topology has a dead rank, a rank without slots
- * and empty slots. */
+/* fuzz_eplb_file.c - any bytes as a placement's file: refused with a message that names it, or a placement
+ * whose maps hold together, which written as JSON and as msgpack reads back the same. The topology has a
+ * dead rank, a rank without slots and empty slots. */
 #include "eplb_file.h"
 #include "eplb_internal.h"
 

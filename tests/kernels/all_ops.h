@@ -1,5 +1,5 @@
-/* all_ops.h - runs every op of a CPU device once on inputs made from a seed and gathers all outputs, so that two devices
- * (instruction sets, thread counts) can be compared bit for bit. */
+/* all_ops.h - runs every op of a CPU device once on inputs made from a seed and gathers all outputs, so
+ * that two devices (instruction sets, thread counts) can be compared bit for bit. */
 #ifndef WB_ALL_OPS_H
 #define WB_ALL_OPS_H
 

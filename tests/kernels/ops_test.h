@@ -1,4 +1,5 @@
-/* ops_test.h - what the tests of the CPU ops share: a printed seed, random arrays, devices, comparisons that fail on NaN. */
+/* ops_test.h - what the tests of the CPU ops share: a printed seed, random arrays, devices, comparisons
+ * that fail on NaN. */
 #ifndef WB_OPS_TEST_H
 #define WB_OPS_TEST_H
 
@@ -16,7 +17,7 @@
 #include "cpu_device.h"
 #include "router_rules.h"
 
-/* ---- random numbers ---------------------------------------------------------------------------------- */
+/* ---- random numbers -------------------------------------------------------------------------- */
 
 static uint64_t rng_state;
 
@@ -43,7 +44,7 @@ static inline float rng_uniform(float low, float high) {
     return low + (high - low) * (float)(rng_next() >> 40) * 0x1p-24f;
 }
 
-/* ---- arrays -------------------------------------------------------------------------------------------- */
+/* ---- arrays ---------------------------------------------------------------------------------- */
 
 static inline void *xalloc(int64_t count, size_t size) {
     void *memory = calloc(count > 0 ? (size_t)count : 1, size);
@@ -67,7 +68,7 @@ static inline float *copied(const float *x, int64_t count) {
     return y;
 }
 
-/* ---- devices ------------------------------------------------------------------------------------------- */
+/* ---- devices --------------------------------------------------------------------------------- */
 
 static inline wb_device *open_cpu(int threads) {
     wb_device *dev = NULL;
@@ -80,7 +81,7 @@ static inline wb_device *open_cpu(int threads) {
         if ((call) != WB_OK) fail_msg("%s: %s", #call, wb_error_message()); \
     } while (0)
 
-/* ---- comparisons ----------------------------------------------------------------------------------------- */
+/* ---- comparisons ----------------------------------------------------------------------------- */
 
 static inline void same_bits_at(const void *a, const void *b, size_t bytes, const char *what, int line) {
     if (bytes > 0 && memcmp(a, b, bytes) != 0) fail_msg("line %d: %s: bits differ", line, what);

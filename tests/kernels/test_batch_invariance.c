@@ -1,5 +1,5 @@
-/* test_batch_invariance.c - the bits of a row do not depend on the rows beside it, on how a prompt is cut into calls, on
- * where its keys lie in the pool, or on the number of threads. */
+/* test_batch_invariance.c - the bits of a row do not depend on the rows beside it, on how a prompt is cut
+ * into calls, on where its keys lie in the pool, or on the number of threads. */
 #include "all_ops.h"
 
 static void test_thread_count_changes_no_bit(void **state) {
@@ -21,7 +21,7 @@ static void test_thread_count_changes_no_bit(void **state) {
     wb_device_close(one);
 }
 
-/* ---- rows alone and together ------------------------------------------------------------------------------ */
+/* ---- rows alone and together ----------------------------------------------------------------- */
 
 enum { T = 37, W = 70 };
 
@@ -145,7 +145,7 @@ static void test_a_row_alone_or_in_any_batch(void **state) {
     wb_device_close(one), wb_device_close(three);
 }
 
-/* ---- attention -------------------------------------------------------------------------------------------------- */
+/* ---- attention ------------------------------------------------------------------------------- */
 
 enum { LENGTH = 700, HEADS = 4, KV_HEADS = 2, DIM = 20, KV_WIDTH = KV_HEADS * DIM };
 

@@ -1,4 +1,5 @@
-/* test_isa.c - every instruction set of the CPU backend and every thread count gives the same bits for every op. */
+/* test_isa.c - every instruction set of the CPU backend and every thread count gives the same bits for
+ * every op. */
 #include "all_ops.h"
 
 static void test_instruction_sets_agree(void **state) {

@@ -1,5 +1,5 @@
-/* test_matmul.c - the matmul op is one fma chain over ascending k for each element, bit for bit: any shape, strides,
- * transposition, accumulation, bf16, lists, thread count and instruction set. */
+/* test_matmul.c - the matmul op is one fma chain over ascending k for each element, bit for bit: any
+ * shape, strides, transposition, accumulation, bf16, lists, thread count and instruction set. */
 #include "ops_test.h"
 
 typedef struct product {

@@ -1,11 +1,12 @@
-/* test_ops.c - every op of the CPU's table but matmul (test_matmul.c) and the router (test_router.c) against a naive
- * reference in double precision; every backward op against central differences of that reference. Tolerances are
- * multiples of the float's unit roundoff u = 2^-24 times the size of what is summed. */
+/* test_ops.c - every op of the CPU's table but matmul (test_matmul.c) and the router (test_router.c)
+ * against a naive reference in double precision; every backward op against central differences of that
+ * reference. Tolerances are multiples of the float's unit roundoff u = 2^-24 times the size of what is
+ * summed. */
 #include "ops_test.h"
 
 static const double u = 0x1p-24;
 
-/* ---- gradients --------------------------------------------------------------------------------------- */
+/* ---- gradients ------------------------------------------------------------------------------- */
 
 /* A scalar function of x[n] in double precision. */
 typedef double (*loss_function)(const double *x, const void *context);
@@ -33,7 +34,7 @@ static void check_gradient(loss_function loss, const void *context, const float 
     free(point);
 }
 
-/* ---- functions of router_rules.h ---------------------------------------------------------------------- */
+/* ---- functions of router_rules.h ------------------------------------------------------------- */
 
 static double ulp_of(double x) {
     return ldexp(1.0, (fabs(x) < 0x1p-126 ? -126 : ilogb(x)) - 23);
@@ -92,7 +93,7 @@ static void test_bf16_rounds_to_nearest_even(void **state) {
     assert_true(wb_bf16_to_f32(wb_f32_to_bf16(-INFINITY)) == -INFINITY);
 }
 
-/* ---- embedding, cast, cache writes, gathers: exact -------------------------------------------------------- */
+/* ---- embedding, cast, cache writes, gathers: exact ------------------------------------------- */
 
 static void test_embed(void **state) {
     (void)state;
@@ -143,7 +144,7 @@ static void test_cast_kv_write_gather(void **state) {
     wb_device_close(dev);
 }
 
-/* ---- RMSNorm ------------------------------------------------------------------------------------------------ */
+/* ---- RMSNorm --------------------------------------------------------------------------------- */
 
 typedef struct norm_case {
     int64_t n, width;
@@ -197,7 +198,7 @@ static void test_rmsnorm(void **state) {
     wb_device_close(dev);
 }
 
-/* ---- rotary embedding ------------------------------------------------------------------------------------------ */
+/* ---- rotary embedding ------------------------------------------------------------------------ */
 
 static void test_rope(void **state) {
     (void)state;
@@ -235,7 +236,7 @@ static void test_rope(void **state) {
     wb_device_close(dev);
 }
 
-/* ---- SwiGLU, add, clamp ------------------------------------------------------------------------------------------ */
+/* ---- SwiGLU, add, clamp ---------------------------------------------------------------------- */
 
 typedef struct row_case {
     int64_t n, width;
@@ -314,7 +315,7 @@ static void test_bias(void **state) {
     wb_device_close(dev);
 }
 
-/* ---- combine ---------------------------------------------------------------------------------------------------------- */
+/* ---- combine --------------------------------------------------------------------------------- */
 
 typedef struct combine_case {
     int64_t T, K, H;
@@ -388,7 +389,7 @@ static void test_moe_sort_and_combine(void **state) {
     wb_device_close(dev);
 }
 
-/* ---- attention ----------------------------------------------------------------------------------------------------------- */
+/* ---- attention ------------------------------------------------------------------------------- */
 
 /* x: q [T, nh * hd], then k and v [pool, nkv * hd]. */
 static double attention_element(const wb_attention *a, int64_t pool, const double *x, int64_t t, int64_t head,
@@ -494,7 +495,7 @@ static void test_attention(void **state) {
     wb_device_close(dev);
 }
 
-/* ---- log-probabilities and sampling ------------------------------------------------------------------------------------------ */
+/* ---- log-probabilities and sampling ---------------------------------------------------------- */
 
 static double logprob_of(const double *z, int64_t V, int64_t target) {
     double max = -INFINITY, sum = 0.0;
@@ -539,7 +540,8 @@ static void test_logprob(void **state) {
     wb_device_close(dev);
 }
 
-/* The kept tokens in drawing order, naively: sorted unless everything is kept. 0 where rounding decides how many. */
+/* The kept tokens in drawing order, naively: sorted unless everything is kept. 0 where rounding decides
+ * how many. */
 static int64_t kept_tokens(const float *z, int64_t V, const wb_sample_params *p, int32_t *ids, double *prob) {
     double max = -INFINITY, total = 0.0, sum = 0.0;
     bool all = (p->top_k == 0 || p->top_k >= V) && p->top_p >= 1.0f;
@@ -628,7 +630,7 @@ static void test_sample_frequencies(void **state) {
     wb_device_close(dev);
 }
 
-/* ---- optimizer ---------------------------------------------------------------------------------------------------------------- */
+/* ---- optimizer ------------------------------------------------------------------------------- */
 
 static void test_sum_squares_and_adamw(void **state) {
     (void)state;
@@ -660,7 +662,7 @@ static void test_sum_squares_and_adamw(void **state) {
     wb_device_close(dev);
 }
 
-/* ---- devices ------------------------------------------------------------------------------------------------------------------- */
+/* ---- devices --------------------------------------------------------------------------------- */
 
 static void test_device(void **state) {
     (void)state;

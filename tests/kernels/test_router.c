@@ -1,6 +1,7 @@
-/* test_router.c - selection and the gate of the CPU backend. Ids compare exactly, per row and in slot order, with a
- * naive selection written here; weights and gradients with double precision and finite differences. Ties, NaN, groups,
- * biases, forced rows, views with strides and extreme logits are made on purpose. */
+/* test_router.c - selection and the gate of the CPU backend. Ids compare exactly, per row and in slot
+ * order, with a naive selection written here; weights and gradients with double precision and finite
+ * differences. Ties, NaN, groups, biases, forced rows, views with strides and extreme logits are made on
+ * purpose. */
 #include "ops_test.h"
 #include "wb_formats.h"
 
@@ -14,7 +15,7 @@ static bool is_softmax(wb_router_type type) {
     return type == WB_ROUTER_SOFTMAX || type == WB_ROUTER_SOFTMAX_NORM || type == WB_ROUTER_TOPK_SOFTMAX;
 }
 
-/* ---- a naive selection --------------------------------------------------------------------------------- */
+/* ---- a naive selection ----------------------------------------------------------------------- */
 
 /* Whether a comes before b: key descending, id ascending, NaN last. */
 static bool before(const float *key, int32_t a, int32_t b) {
@@ -190,7 +191,7 @@ static void test_hash_ids_come_from_the_table(void **state) {
     wb_device_close(dev);
 }
 
-/* ---- the gate ---------------------------------------------------------------------------------------------- */
+/* ---- the gate -------------------------------------------------------------------------------- */
 
 typedef struct gate_case {
     wb_router router;
@@ -248,7 +249,8 @@ static void check_gate(wb_device *dev, wb_router router, int64_t T, float reach,
     for (int64_t i = 0; i < T * E; i++) point[i] = (double)z[i];
     for (int64_t i = 0; i < T * K; i++) {
         double expected = weight(&c, point, i / K, i % K);
-        /* A score whose exponential is below the normal numbers has few bits, a softplus's root then half as few. */
+        /* A score whose exponential is below the normal numbers has few bits, a softplus's root then half
+         * as few. */
         double s = score(router.type, point[i / K * E + id_at(c.ids, i / K, i % K)]);
         double faint = is_softmax(router.type) ? 1e-37 : fabs(expected) / s * (s < 1e-18 ? 0x1p-74 : 0.0);
         double rounding = 2e-6 + 2.0 * (double)reach * 0x1p-24; /* of z - max, too */
@@ -310,7 +312,7 @@ static void test_gate_stays_finite(void **state) {
     wb_device_close(dev);
 }
 
-/* ---- refusals -------------------------------------------------------------------------------------------------- */
+/* ---- refusals -------------------------------------------------------------------------------- */
 
 static void test_check_names_the_field(void **state) {
     (void)state;

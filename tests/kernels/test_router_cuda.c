@@ -1,10 +1,12 @@
-/* test_router_cuda.c - the router on CUDA against the CPU: the same ids, the same bits of weights and of dlogits.
+/* test_router_cuda.c - the router on CUDA against the CPU: the same ids, the same bits of weights and of
+ * dlogits.
  *
- * Owns: topk, gate_forward, gate_backward and the memory ops of wb_device_open_cuda. The verdict is equality of bytes,
- * without a tolerance: both sides follow router_rules.h and sum in one order. A NaN equals only a NaN, and only
- * where the logits hold NaN or infinity; finite logits must give finite numbers. Outputs are poisoned before and
- * compared with all that lies between and behind them. A plain program, so that it needs no test library; 77, with
- * the reason, where there is no CUDA device. argv[1]: the seed.
+ * Owns: topk, gate_forward, gate_backward and the memory ops of wb_device_open_cuda. The verdict is
+ * equality of bytes, without a tolerance: both sides follow router_rules.h and sum in one order. A NaN
+ * equals only a NaN, and only where the logits hold NaN or infinity; finite logits must give finite
+ * numbers. Outputs are poisoned before and compared with all that lies between and behind them. A plain
+ * program, so that it needs no test library; 77, with the reason, where there is no CUDA device. argv[1]:
+ * the seed.
  */
 #include "wb_device.h"
 
@@ -107,7 +109,7 @@ static void *must_alloc(size_t bytes) {
     return memory;
 }
 
-/* ---- problems ----------------------------------------------------------------------------------------- */
+/* ---- problems -------------------------------------------------------------------------------- */
 
 static float make_logit(logit_kind kind) {
     static const float specials[] = {NAN, INFINITY, -INFINITY, 0.0f, -0.0f, 1e-40f, -120.0f, 3e38f};
@@ -174,7 +176,7 @@ static void free_problem(problem *p) {
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) free(parts[i]);
 }
 
-/* ---- answers ------------------------------------------------------------------------------------------- */
+/* ---- answers --------------------------------------------------------------------------------- */
 
 /* Device memory of `before` + `bytes`; the last `bytes` are filled from `host`, or with poison for NULL. */
 static void *upload(wb_device *dev, const void *host, size_t before, size_t bytes) {
@@ -249,7 +251,7 @@ static void free_answer(answer *a) {
     free(a->ids), free(a->native), free(a->weights), free(a->dlogits);
 }
 
-/* ---- comparison ------------------------------------------------------------------------------------------ */
+/* ---- comparison ------------------------------------------------------------------------------ */
 
 static void report(const problem *p, const char *what, size_t at) {
     fprintf(
@@ -290,7 +292,7 @@ static void compare(const problem *p, const answer *cpu, const answer *cuda) {
     compare_floats(p, "dlogits", cpu->dlogits, cuda->dlogits, cpu->dlogit_bytes);
 }
 
-/* ---- tests ------------------------------------------------------------------------------------------------ */
+/* ---- tests ----------------------------------------------------------------------------------- */
 
 static void test_same_bits(wb_device *cpu, wb_device *cuda) {
     for (unsigned s = 0; s < SHAPES; s++)

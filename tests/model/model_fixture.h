@@ -1,7 +1,7 @@
 /* model_fixture.h - small random models, sequences and routes for the tests of the model room.
  *
- * Owns: one rank's device, model and trainer, a corpus of sequences, and passes over some of them with what they gave by
- * token of the corpus. A failure of a call ends the process: the test is then red. */
+ * Owns: one rank's device, model and trainer, a corpus of sequences, and passes over some of them with
+ * what they gave by token of the corpus. A failure of a call ends the process: the test is then red. */
 #ifndef MODEL_FIXTURE_H
 #define MODEL_FIXTURE_H
 
@@ -245,7 +245,8 @@ typedef struct direction {
     const uint8_t *ids, *forced;
 } direction;
 
-/* Forward of the sequences `seqs` in that order, and with dlogprobs (by token of the corpus) the backward, without reduction. */
+/* Forward of the sequences `seqs` in that order, and with dlogprobs (by token of the corpus) the backward,
+ * without reduction. */
 static inline void train_pass(fixture *f, const corpus *c, int32_t n, const int32_t *seqs, direction d,
                               const float *dlogprobs, results *r) {
     wb_device *dev = f->device;
@@ -292,8 +293,8 @@ static inline void train_pass(fixture *f, const corpus *c, int32_t n, const int3
     for (size_t i = 0; i < sizeof arrays / sizeof arrays[0]; i++) free(arrays[i]);
 }
 
-/* Rows t of the sequences `seqs` whose `bytes` differ between a and b; a NaN among floats is seen as equal bits, so logits are
- * checked by all_finite. */
+/* Rows t of the sequences `seqs` whose `bytes` differ between a and b; a NaN among floats is seen as equal
+ * bits, so logits are checked by all_finite. */
 static inline int64_t rows_differing(const corpus *c, int32_t n, const int32_t *seqs, size_t bytes,
                                      const void *a, const void *b) {
     int64_t differing = 0;

@@ -1,8 +1,10 @@
-/* model_ranks.h - a model spread over ranks against the same model on one rank: one test core for threads and MPI.
+/* model_ranks.h - a model spread over ranks against the same model on one rank: one test core for threads
+ * and MPI.
  *
- * Every rank also runs the whole model by itself. Routes, log-probabilities and logits of its sequences must be the same bits; gradients,
- * whose sums over tokens are taken in another order, agree to 1e-5 of the tensor's largest entry and repeat bit for bit.
- * The core never leaves early, so that ranks stay in step. */
+ * Every rank also runs the whole model by itself. Routes, log-probabilities and logits of its sequences
+ * must be the same bits; gradients, whose sums over tokens are taken in another order, agree to 1e-5 of
+ * the tensor's largest entry and repeat bit for bit. The core never leaves early, so that ranks stay in
+ * step. */
 #ifndef MODEL_RANKS_H
 #define MODEL_RANKS_H
 

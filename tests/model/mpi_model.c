@@ -1,5 +1,5 @@
-/* mpi_model.c - a model over MPI ranks against the same model on one rank: the core of model_ranks.h on the golden checkpoints
- * and on random models. All ranks exit with the same verdict. */
+/* mpi_model.c - a model over MPI ranks against the same model on one rank: the core of model_ranks.h on
+ * the golden checkpoints and on random models. All ranks exit with the same verdict. */
 #include <time.h>
 #include <unistd.h>
 

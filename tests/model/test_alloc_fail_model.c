@@ -1,5 +1,5 @@
-/* test_alloc_fail_model.c - every allocation of reading and writing checkpoints is made to fail in turn: the call says
- * so or does without, nothing leaks, and a directory that was whole stays whole. */
+/* test_alloc_fail_model.c - every allocation of reading and writing checkpoints is made to fail in turn:
+ * the call says so or does without, nothing leaks, and a directory that was whole stays whole. */
 #include "support/alloc_fail.h"
 #include "support/temp_files.h"
 
@@ -88,8 +88,8 @@ static bool says_so(wb_status status) {
            (status == WB_IO && strstr(wb_error_message(), strerror(ENOMEM)));
 }
 
-/* Runs `body` with its n-th allocation failing, for every n. A refused allocation that the C library does without (a
- * sort's scratch) leaves the call ok. */
+/* Runs `body` with its n-th allocation failing, for every n. A refused allocation that the C library does
+ * without (a sort's scratch) leaves the call ok. */
 static void every_allocation(const place *p, wb_status (*body)(const place *)) {
     for (int ever_after = 0; ever_after < 2; ever_after++) {
         long refused = 0;
@@ -112,8 +112,9 @@ static void every_allocation(const place *p, wb_status (*body)(const place *)) {
     }
 }
 
-/* Jansson up to 2.14 ignores that its lexer's string buffer could not grow, and then asserts or reads beyond it. Those
- * blocks, whose sizes are powers of two from 32 up, are counted but never refused; all its others are. */
+/* Jansson up to 2.14 ignores that its lexer's string buffer could not grow, and then asserts or reads
+ * beyond it. Those blocks, whose sizes are powers of two from 32 up, are counted but never refused; all
+ * its others are. */
 static void *json_malloc(size_t size) {
 #if ALLOC_FAIL_WORKS
     if (size >= 32 && (size & (size - 1)) == 0) return alloc_fail_count(__libc_malloc(size));
@@ -121,7 +122,7 @@ static void *json_malloc(size_t size) {
     return malloc(size);
 }
 
-/* ---- bodies ------------------------------------------------------------------------------------------ */
+/* ---- bodies ---------------------------------------------------------------------------------- */
 
 static wb_status load_config(const place *p) {
     wb_config config;
@@ -171,7 +172,7 @@ static wb_status save_generated_config(const place *p) {
     return status;
 }
 
-/* ---- tests ------------------------------------------------------------------------------------------- */
+/* ---- tests ----------------------------------------------------------------------------------- */
 
 static void test_config_load(void **state) {
     every_allocation(*state, load_config);

@@ -1,5 +1,5 @@
-/* test_checkpoint.c - what a model holds is what the files hold, at any number of ranks, and what it saves is what it
- * holds; a checkpoint that does not fit, or ranks that disagree, end in an error on every rank. */
+/* test_checkpoint.c - what a model holds is what the files hold, at any number of ranks, and what it saves
+ * is what it holds; a checkpoint that does not fit, or ranks that disagree, end in an error on every rank. */
 #include "support/temp_files.h"
 
 #include <errno.h>
@@ -29,7 +29,7 @@ static temp_path golden(const char *family) {
     return temp_in(WB_TEST_DATA, family);
 }
 
-/* ---- a job that runs on R ranks, each a thread ------------------------------------------------------ */
+/* ---- a job that runs on R ranks, each a thread ----------------------------------------------- */
 
 typedef struct job {
     const char *open[MAX_RANKS]; /* directory a rank opens; NULL: creates from `config` */
@@ -148,7 +148,7 @@ static void expect_open_fails(const char *path, wb_status status, const char *pa
                  j.message[0]);
 }
 
-/* ---- checkpoints made from golden ones -------------------------------------------------------------- */
+/* ---- checkpoints made from golden ones ------------------------------------------------------- */
 
 typedef struct edit {
     wb_safetensors *st;
@@ -192,7 +192,7 @@ static temp_path edit_end(edit *e, const char *metadata) {
     return out;
 }
 
-/* ---- opening ----------------------------------------------------------------------------------------- */
+/* ---- opening --------------------------------------------------------------------------------- */
 
 static const char *const families[] = {"qwen3_moe", "olmoe"};
 
@@ -333,7 +333,7 @@ static void test_fused_experts_give_the_same_model(void **state) {
     }
 }
 
-/* ---- dtypes ------------------------------------------------------------------------------------------ */
+/* ---- dtypes ---------------------------------------------------------------------------------- */
 
 /* The f32 nearest to x among those whose low 16 bits are zero, ties to even; by search, not by bit tricks. */
 static float round_to_bf16(float x) {
@@ -449,7 +449,7 @@ static void test_narrow_files_are_widened(void **state) {
     }
 }
 
-/* ---- saving ------------------------------------------------------------------------------------------ */
+/* ---- saving ---------------------------------------------------------------------------------- */
 
 static void expect_same_tensors(const char *a_dir, const char *b_dir) {
     wb_safetensors *a = NULL, *b = NULL;
@@ -629,7 +629,7 @@ static void test_half_done_save_has_no_index(void **state) {
     expect_same_tensors(golden("qwen3_moe").text, out.text);
 }
 
-/* ---- creating ---------------------------------------------------------------------------------------- */
+/* ---- creating -------------------------------------------------------------------------------- */
 
 static void create_save(const wb_config *config, uint64_t seed, wb_dtype dtype, int ranks, const char *save) {
     job j = {.config = config, .seed = seed, .dtype = dtype, .save = save};
@@ -734,7 +734,7 @@ static void test_copy_weights_needs_the_same_model(void **state) {
     close_one(qwen, device, comm);
 }
 
-/* ---- fingerprint -------------------------------------------------------------------------------------- */
+/* ---- fingerprint ----------------------------------------------------------------------------- */
 
 static void fingerprint_of(const wb_config *config, char out[33]) {
     wb_device *device;
@@ -788,7 +788,7 @@ static void test_fingerprint_is_a_function_of_the_architecture(void **state) {
     assert_string_equal(seen[1], seen[0]);
 }
 
-/* ---- checkpoints that do not fit ----------------------------------------------------------------------- */
+/* ---- checkpoints that do not fit ------------------------------------------------------------- */
 
 static void test_missing_tensor(void **state) {
     (void)state;
@@ -901,7 +901,7 @@ static void test_bad_options(void **state) {
     close_one(model, device, comm);
 }
 
-/* ---- ranks that disagree -------------------------------------------------------------------------------- */
+/* ---- ranks that disagree --------------------------------------------------------------------- */
 
 static void expect_disagreement(const char *second, const char *what) {
     job j = open_job(golden("qwen3_moe").text, WB_F32);

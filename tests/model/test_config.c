@@ -1,4 +1,5 @@
-/* test_config.c - config.json in every spelling; a bad value is refused by key, value and what was expected. */
+/* test_config.c - config.json in every spelling; a bad value is refused by key, value and what was
+ * expected. */
 #include "support/temp_files.h"
 
 #include "checkpoint.h"
@@ -17,7 +18,7 @@ static int teardown(void **state) {
     return 0;
 }
 
-/* ---- helpers --------------------------------------------------------------------------------------- */
+/* ---- helpers --------------------------------------------------------------------------------- */
 
 static json_t *golden_root(const char *family) {
     temp_path path = temp_in(WB_TEST_DATA, family);
@@ -62,7 +63,7 @@ static wb_config expect_ok(const char *family, const char *key, const char *valu
     return config;
 }
 
-/* ---- good files ------------------------------------------------------------------------------------ */
+/* ---- good files ------------------------------------------------------------------------------ */
 
 static void test_golden_qwen3_moe(void **state) {
     (void)state;
@@ -161,7 +162,7 @@ static void test_dense_layers(void **state) {
     for (size_t i = 0; i < 16; i++) assert_true(c.moe_layer_mask[i] == UINT64_MAX);
 }
 
-/* ---- bad values ------------------------------------------------------------------------------------ */
+/* ---- bad values ------------------------------------------------------------------------------ */
 
 static void test_bad_values_are_refused(void **state) {
     (void)state;
@@ -313,7 +314,7 @@ static void test_files_that_are_no_config(void **state) {
     }
 }
 
-/* ---- writing --------------------------------------------------------------------------------------- */
+/* ---- writing --------------------------------------------------------------------------------- */
 
 static void expect_same(const wb_config *a, const wb_config *b) {
     assert_int_equal(a->family, b->family);

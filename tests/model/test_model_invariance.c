@@ -1,8 +1,10 @@
-/* test_model_invariance.c - a token's routes, logits and log-probability are the same bits however it is fed.
+/* test_model_invariance.c - a token's routes, logits and log-probability are the same bits however it is
+ * fed.
  *
- * What inference captures is what the training forward chooses; what the forward is forced to is what it uses; neither
- * neighbours, chunks, block tables, threads, ranks nor the placement of experts change a bit. Also: bad batches are refused with
- * a name, a steady state allocates nothing, and every allocation may fail. Seeds are printed; argument 1 sets one. */
+ * What inference captures is what the training forward chooses; what the forward is forced to is what it
+ * uses; neither neighbours, chunks, block tables, threads, ranks nor the placement of experts change a
+ * bit. Also: bad batches are refused with a name, a steady state allocates nothing, and every allocation
+ * may fail. Seeds are printed; argument 1 sets one. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -18,7 +20,8 @@ enum { THREADS = 3, RANKS = 3 };
 
 static uint64_t base_seed;
 
-/* The model of a variant on one rank, a corpus, and one forward of all of it on one thread; the same model on several threads. */
+/* The model of a variant on one rank, a corpus, and one forward of all of it on one thread; the same model
+ * on several threads. */
 typedef struct reference {
     wb_comm *comm;
     fixture f, threaded;

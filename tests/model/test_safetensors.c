@@ -1,9 +1,10 @@
-/* test_safetensors.c - what is written is read back; a file that lies is refused and never read out of bounds. */
+/* test_safetensors.c - what is written is read back; a file that lies is refused and never read out of
+ * bounds. */
 #include "support/temp_files.h"
 
 #include "checkpoint.h"
 
-/* ---- helpers --------------------------------------------------------------------------------------- */
+/* ---- helpers --------------------------------------------------------------------------------- */
 
 typedef struct raw_file {
     unsigned char bytes[65536];
@@ -63,7 +64,7 @@ static void expect_refused(const char *header, size_t data_bytes, wb_status stat
     assert_message_has(part);
 }
 
-/* ---- round trip ------------------------------------------------------------------------------------ */
+/* ---- round trip ------------------------------------------------------------------------------ */
 
 static const wb_dtype all_dtypes[] = {WB_U8, WB_U16, WB_I32, WB_I64, WB_F32, WB_BF16, WB_F16};
 
@@ -180,7 +181,7 @@ static void test_golden_files_open(void **state) {
     wb_safetensors_close(st);
 }
 
-/* ---- files that lie --------------------------------------------------------------------------------- */
+/* ---- files that lie -------------------------------------------------------------------------- */
 
 #define TWO_TENSORS                                                                                          \
     "{\"__metadata__\":{\"format\":\"pt\"},\"a\":{\"dtype\":\"F32\",\"shape\":[2,2],\"data_offsets\":[0,16]" \
@@ -353,7 +354,7 @@ static void test_missing_files_and_directories(void **state) {
     assert_message_has("grads.safetensors");
 }
 
-/* ---- shards ---------------------------------------------------------------------------------------- */
+/* ---- shards ---------------------------------------------------------------------------------- */
 
 static void write_one(const char *shard_dir, const char *file, const char *name, float value) {
     temp_path path = temp_in(shard_dir, file);

@@ -1,9 +1,10 @@
 /* test_train_grad.c - the gradients of a random tiny model against differences of its own forward.
  *
  * For each tensor (those of a layer's experts together) the derivative along a random direction of signs:
- * (L(w + e d) - L(w - e d)) / 2e, from two step sizes so that the e^2 term cancels. Routes are forced to the ids that the backward
- * used, so that the function is smooth; only the clamp of clip_qkv has kinks. Each L is a sum of f32
- * log-probabilities; its rounding noise over e is what the tolerance allows, besides 0.5 % of the gradient's length. */
+ * (L(w + e d) - L(w - e d)) / 2e, from two step sizes so that the e^2 term cancels. Routes are forced to
+ * the ids that the backward used, so that the function is smooth; only the clamp of clip_qkv has kinks.
+ * Each L is a sum of f32 log-probabilities; its rounding noise over e is what the tolerance allows,
+ * besides 0.5 % of the gradient's length. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -41,7 +42,8 @@ typedef struct group {
     int32_t first, last;
 } group;
 
-/* Puts w + e * sign into the group's weights; signs come from `seed`. Sums g * (the step really taken) into *along. */
+/* Puts w + e * sign into the group's weights; signs come from `seed`. Sums g * (the step really taken)
+ * into *along. */
 static void shift(problem *p, group g, uint64_t seed, double e, double *along, double *length) {
     *along = *length = 0;
     for (int32_t i = g.first; i < g.last; i++) {
@@ -97,7 +99,8 @@ static bool agrees(problem *p, group g, float *saved, uint64_t seed, double e, b
     return false;
 }
 
-/* A kink within the step makes both disagree, and is left behind by a shorter one: `attempts` steps, each a quarter of the one before. */
+/* A kink within the step makes both disagree, and is left behind by a shorter one: `attempts` steps, each
+ * a quarter of the one before. */
 static void check_group(problem *p, group g, uint64_t *state, int attempts) {
     int64_t n = 0;
     for (int32_t i = g.first; i < g.last; i++) n += wb_model_tensor(p->f.model, i).n;
@@ -192,7 +195,8 @@ static float **copy_gradients(const problem *p) {
     return copies;
 }
 
-/* The backward uses the forward's logits where they are still there: the same bits as when they are computed again. */
+/* The backward uses the forward's logits where they are still there: the same bits as when they are
+ * computed again. */
 static void test_gradients_with_kept_logits(void **state) {
     (void)state;
     problem p;

@@ -1,5 +1,6 @@
-/* replay_fixture.h - models and records made by hand for the tests of replay and train_hooks. The id of every (position,
- * layer, slot) of a record is a function, fixture_id, so that a test knows what to expect without a second table. */
+/* replay_fixture.h - models and records made by hand for the tests of replay and train_hooks. The id of
+ * every (position, layer, slot) of a record is a function, fixture_id, so that a test knows what to expect
+ * without a second table. */
 #ifndef WB_REPLAY_FIXTURE_H
 #define WB_REPLAY_FIXTURE_H
 

@@ -1,5 +1,5 @@
-/* test_alloc_fail_replay.c - every allocation of a replayed step fails once: the call says OUT_OF_MEMORY, what was there
- * stays usable, and nothing leaks. */
+/* test_alloc_fail_replay.c - every allocation of a replayed step fails once: the call says OUT_OF_MEMORY,
+ * what was there stays usable, and nothing leaks. */
 #include "replay_fixture.h"
 
 #include "support/alloc_fail.h"

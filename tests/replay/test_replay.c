@@ -1,4 +1,5 @@
-/* test_replay.c - plans of routing replay: each test is named after the rule it holds, or the bug it keeps out. */
+/* test_replay.c - plans of routing replay: each test is named after the rule it holds, or the bug it keeps
+ * out. */
 #include "replay_fixture.h"
 
 #include "replay_internal.h"
@@ -48,7 +49,7 @@ static int row_state(wb_replay *r, int32_t mb, uint32_t t) {
     return rows.state[t];
 }
 
-/* ---- records ------------------------------------------------------------------------------------------ */
+/* ---- records --------------------------------------------------------------------------------- */
 
 static void test_rule_30_another_fingerprint_is_refused(void **unused) {
     (void)unused;
@@ -103,7 +104,7 @@ static void test_options_are_checked(void **unused) {
     wb_replay_close(NULL);
 }
 
-/* ---- plans ---------------------------------------------------------------------------------------------- */
+/* ---- plans ----------------------------------------------------------------------------------- */
 
 static void test_rule_4_last_token_chooses_natively_and_is_not_missing(void **unused) {
     (void)unused;
@@ -235,7 +236,8 @@ static void test_bug_54_packed_sequences_keep_all_their_rows(void **unused) {
     fixture_close(&b);
 }
 
-/* Context parallelism's zigzag (rank i holds chunks i and 2n-1-i), then sequence-parallel slices of each rank's rows. */
+/* Context parallelism's zigzag (rank i holds chunks i and 2n-1-i), then sequence-parallel slices of each
+ * rank's rows. */
 static void test_bug_47_zigzag_and_sequence_slices_make_the_whole(void **unused) {
     (void)unused;
     enum { N = 33, CP = 4, SP = 2, CHUNK = 4 };
@@ -307,7 +309,7 @@ static void test_bug_45_a_stage_uses_its_own_layers_of_the_whole(void **unused) 
     fixture_close(&f);
 }
 
-/* ---- missing rows -------------------------------------------------------------------------------------- */
+/* ---- missing rows ---------------------------------------------------------------------------- */
 
 static void test_rule_13_strict_names_request_position_and_layer(void **unused) {
     (void)unused;
@@ -368,7 +370,8 @@ static void test_rule_16_native_row_reused_by_recompute(void **unused) {
     assert_int_equal(row_state(r, 0, 3), WB_ROW_NATIVE); /* position 4 */
     assert_int_equal(row_state(r, 0, 2), WB_ROW_FORCED);
 
-    /* Layers arrive in any order and in slices: layer 2 of row 3 is stored while its layers 0 and 1 are open. */
+    /* Layers arrive in any order and in slices: layer 2 of row 3 is stored while its layers 0 and 1 are
+     * open. */
     uint8_t choice[3][2] = {{1, 2}, {3, 4}, {6, 5}};
     const int32_t order[3] = {2, 0, 1};
     for (int i = 0; i < 3; i++) {
@@ -424,7 +427,7 @@ static void test_rule_16_drop_reports_the_segment(void **unused) {
     fixture_close(&b);
 }
 
-/* ---- store --------------------------------------------------------------------------------------------- */
+/* ---- store ----------------------------------------------------------------------------------- */
 
 static void test_rule_19_record_segments_follow_the_first_pass(void **unused) {
     (void)unused;
@@ -487,7 +490,7 @@ static void test_store_checks_before_it_changes_anything(void **unused) {
     wb_replay_close(r);
 }
 
-/* ---- use ------------------------------------------------------------------------------------------------ */
+/* ---- use ------------------------------------------------------------------------------------- */
 
 static void test_rule_15_any_order_any_number_of_times(void **unused) {
     (void)unused;
@@ -564,7 +567,7 @@ static void test_bug_43_handles_share_nothing(void **unused) {
     fixture_close(&f);
 }
 
-/* ---- padding ------------------------------------------------------------------------------------------- */
+/* ---- padding --------------------------------------------------------------------------------- */
 
 static void check_padding(uint32_t E, uint32_t K, uint32_t R, uint32_t rows, uint32_t parts) {
     enum { L = 3 };
@@ -641,7 +644,7 @@ static void test_rule_17_padding_starts_elsewhere_in_each_layer(void **unused) {
     wb_replay_close(r);
 }
 
-/* ---- counts and metrics ---------------------------------------------------------------------------------- */
+/* ---- counts and metrics ---------------------------------------------------------------------- */
 
 static void test_counts_are_known_before_the_step(void **unused) {
     (void)unused;
@@ -754,7 +757,7 @@ static void test_rule_18_kl_by_hand(void **unused) {
     wb_replay_close(r);
 }
 
-/* ---- against a naive model -------------------------------------------------------------------------------- */
+/* ---- against a naive model ------------------------------------------------------------------- */
 
 enum { WORLD_RECORDS = 4, WORLD_ROWS = 256 };
 

@@ -1,5 +1,5 @@
-/* engine_fixture.h - tiny models, requests and runs for the tests of the engine. Failing helpers print and abort: a test that
- * cannot be set up has no verdict. */
+/* engine_fixture.h - tiny models, requests and runs for the tests of the engine. Failing helpers print and
+ * abort: a test that cannot be set up has no verdict. */
 #ifndef WB_ENGINE_FIXTURE_H
 #define WB_ENGINE_FIXTURE_H
 

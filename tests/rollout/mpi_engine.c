@@ -1,6 +1,7 @@
-/* mpi_engine.c - the engine under mpirun: each rank submits its share of one set of requests and holds its share of the experts;
- * tokens, logprobs and rows equal those of each request alone in an engine of one rank with the whole model, bit for bit. Some
- * rounds leave ranks without any request. `mpi_engine SEED` reruns a seed. */
+/* mpi_engine.c - the engine under mpirun: each rank submits its share of one set of requests and holds its
+ * share of the experts; tokens, logprobs and rows equal those of each request alone in an engine of one
+ * rank with the whole model, bit for bit. Some rounds leave ranks without any request. `mpi_engine SEED`
+ * reruns a seed. */
 #include <unistd.h>
 
 #include "engine_fixture.h"

@@ -1,5 +1,5 @@
-/* test_alloc_fail_engine.c - every allocation of an engine's life is made to fail in turn: the call says so, nothing leaks, the
- * engine goes on afterwards; and a step in steady state makes none. */
+/* test_alloc_fail_engine.c - every allocation of an engine's life is made to fail in turn: the call says
+ * so, nothing leaks, the engine goes on afterwards; and a step in steady state makes none. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -9,7 +9,8 @@
 #include "engine_fixture.h"
 #include "support/alloc_fail.h"
 
-/* Open, two requests with a change of weights between, all steps, poll, close. `next` may be NULL: no change. */
+/* Open, two requests with a change of weights between, all steps, poll, close. `next` may be NULL: no
+ * change. */
 static wb_status life(wb_model *model, const wb_model *next) {
     const wb_engine_options options = {12, 4, 8, 4};
     ask asks[2] = {ask_fixed("a", 9, 6), ask_fixed("b", 3, 12)};

@@ -1,5 +1,6 @@
-/* test_capture.c - the property that the engine is for: what it captures equals the training forward's own choice in f32, bit
- * for bit, and so do its logprobs, for any batch composition, chunking, preemption, arrival order and thread count.
+/* test_capture.c - the property that the engine is for: what it captures equals the training forward's own
+ * choice in f32, bit for bit, and so do its logprobs, for any batch composition, chunking, preemption,
+ * arrival order and thread count.
  *
  * Each schedule is made from its seed; `test_capture --seed N` runs one of them. */
 #include "engine_fixture.h"
@@ -95,7 +96,7 @@ static void run_engine(schedule *s) {
     rig_close(&r);
 }
 
-/* ---- the training forward of what came out ----------------------------------------------------------- */
+/* ---- the training forward of what came out --------------------------------------------------- */
 
 typedef struct packed {
     int32_t tokens[MAX_REQUESTS * MAX_TOKENS], targets[MAX_REQUESTS * MAX_TOKENS];

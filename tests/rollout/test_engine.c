@@ -1,5 +1,5 @@
-/* test_engine.c - the engine by its rules: requests in and out, scheduling, preemption, weight versions, failures. That what it
- * captures is what training chooses is test_capture.c's. */
+/* test_engine.c - the engine by its rules: requests in and out, scheduling, preemption, weight versions,
+ * failures. That what it captures is what training chooses is test_capture.c's. */
 #include <math.h>
 #include <pthread.h>
 #include <setjmp.h>
@@ -455,8 +455,8 @@ static void test_rule_5_preemption_never_changes_rows(void **state) {
     rig_close(&r);
 }
 
-/* A preempted request is prefilled again by other weights, in chunks of at most `chunk` tokens: its old rows, logprobs and
- * spans stay as they were. */
+/* A preempted request is prefilled again by other weights, in chunks of at most `chunk` tokens: its old
+ * rows, logprobs and spans stay as they were. */
 static void prefill_again(int32_t chunk) {
     rig r = open_rig();
     const wb_config c = config();

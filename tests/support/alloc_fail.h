@@ -1,8 +1,8 @@
 /* alloc_fail.h - makes the N-th allocation of a test program fail, and sees what is not freed.
  *
- * Included by exactly one file of a test program: it defines malloc, calloc, realloc, free and the aligned ones
- * for the whole process, shared libraries too, on top of glibc's own. Under a sanitizer, which does the same, or
- * without glibc, ALLOC_FAIL_WORKS is 0 and the test is to skip (exit 77).
+ * Included by exactly one file of a test program: it defines malloc, calloc, realloc, free and the aligned
+ * ones for the whole process, shared libraries too, on top of glibc's own. Under a sanitizer, which does
+ * the same, or without glibc, ALLOC_FAIL_WORKS is 0 and the test is to skip (exit 77).
  *
  *     for (long n = 0;; n++) {
  *         alloc_fail_arm(n, false);

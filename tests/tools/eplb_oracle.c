@@ -1,7 +1,8 @@
-/* eplb_oracle.c - the deepseek solver against a directory of reference placements written by DeepSeek's eplb.py.
+/* eplb_oracle.c - the deepseek solver against a directory of reference placements written by DeepSeek's
+ * eplb.py.
  *
- * Owns: the exact comparison of maps and replica counts, of what is refused, the times side by side, and the verdict as
- * exit code. Refuses: tolerances.
+ * Owns: the exact comparison of maps and replica counts, of what is refused, the times side by side, and
+ * the verdict as exit code. Refuses: tolerances.
  *
  * DIR holds eplb.json and eplb.safetensors (make_eplb_oracle.py says what is in them). */
 #include <inttypes.h>
@@ -42,7 +43,7 @@ static void *allocate(size_t count, size_t size) {
     return memory;
 }
 
-/* ---- reference data --------------------------------------------------------------------------------- */
+/* ---- reference data -------------------------------------------------------------------------- */
 
 typedef struct oracle_case {
     char name[128]; /* "<case>.<kind>", the beginning of its tensors' names */
@@ -142,7 +143,7 @@ static double *read_loads(const wb_safetensors *file, const oracle_case *c) {
     return loads;
 }
 
-/* ---- comparison ------------------------------------------------------------------------------------- */
+/* ---- comparison ------------------------------------------------------------------------------ */
 
 typedef struct outcome {
     bool holds;
@@ -150,8 +151,8 @@ typedef struct outcome {
     char text[256]; /* what differs, or why it was refused */
 } outcome;
 
-/* dims: [L, E or R, X], X 0 for two dimensions. Says where the first difference is; `place` is what a row of a layer
- * is called. */
+/* dims: [L, E or R, X], X 0 for two dimensions. Says where the first difference is; `place` is what a row
+ * of a layer is called. */
 static bool compare(const wb_safetensors *file, const oracle_case *c, const char *what, const char *place,
                     const int64_t dims[3], const int32_t *found, outcome *o) {
     char name[160];
@@ -198,7 +199,7 @@ static void compare_maps(const wb_safetensors *file, const oracle_case *c, const
     free(logcnt);
 }
 
-/* ---- the run ------------------------------------------------------------------------------------------ */
+/* ---- the run --------------------------------------------------------------------------------- */
 
 static double now(void) {
     struct timespec t;

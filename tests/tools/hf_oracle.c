@@ -1,7 +1,8 @@
 /* hf_oracle.c - this engine against a directory of reference data written by Hugging Face transformers.
  *
- * Owns: the comparison of logits, routes, weights, forced replay, every gradient and the rollout engine's greedy
- * continuation, and the verdict as exit code. Refuses: tolerances other than those the files support.
+ * Owns: the comparison of logits, routes, weights, forced replay, every gradient and the rollout engine's
+ * greedy continuation, and the verdict as exit code. Refuses: tolerances other than those the files
+ * support.
  *
  * DIR holds config.json and model.safetensors, ref.safetensors, grads.safetensors, meta.json. */
 #include <jansson.h>
@@ -91,7 +92,7 @@ static void see_id(outcome *o, int64_t found, int64_t expected) {
     o->compared++;
 }
 
-/* ---- reference data --------------------------------------------------------------------------------- */
+/* ---- reference data -------------------------------------------------------------------------- */
 
 typedef struct layer_reference {
     float *logits, *weights, *forced_weights; /* [B*S, E], [B*S, K], [B*S, K] */
@@ -363,7 +364,7 @@ static void compare_logits(rank_run *run, check_id id, const float *logits, cons
         see_floats(&run->outcomes[id], V, logits + t * V, expected + reference_row(run, t) * V);
 }
 
-/* ---- native routing --------------------------------------------------------------------------------- */
+/* ---- native routing -------------------------------------------------------------------------- */
 
 static void probe_native(void *ctx, int32_t layer, int64_t T, const float *logits, const float *weights) {
     rank_run *run = ctx;
@@ -393,7 +394,7 @@ static wb_status check_native(rank_run *run, packed *p, routes *r) {
     return WB_OK;
 }
 
-/* ---- forced routing and gradients -------------------------------------------------------------------- */
+/* ---- forced routing and gradients ------------------------------------------------------------ */
 
 static void probe_forced(void *ctx, int32_t layer, int64_t T, const float *logits, const float *weights) {
     (void)logits;
@@ -454,8 +455,9 @@ static bool without_grad(const reference *ref, const char *name) {
     return false;
 }
 
-/* Error of a gradient relative to the largest entry of its tensor. A tensor of nothing but rounding noise (a router whose
- * weights are always 1, an expert that no token chose) must be noise here too: below a millionth of the model's largest. */
+/* Error of a gradient relative to the largest entry of its tensor. A tensor of nothing but rounding noise
+ * (a router whose weights are always 1, an expert that no token chose) must be noise here too: below a
+ * millionth of the model's largest. */
 static double gradient_error(const reference *ref, const wb_tensor_view *expected, const float *found) {
     double largest = 0, difference = 0;
     for (int64_t i = 0; i < elements(expected); i++) {
@@ -523,7 +525,7 @@ static wb_status check_gradients(rank_run *run) {
     return WB_OK;
 }
 
-/* ---- greedy continuation --------------------------------------------------------------------------- */
+/* ---- greedy continuation --------------------------------------------------------------------- */
 
 static wb_status submit_greedy(const rank_run *run, wb_engine *engine, int64_t s) {
     const reference *ref = run->ref;
@@ -590,7 +592,8 @@ static wb_status forward_greedy(const rank_run *run, packed *p) {
     return status;
 }
 
-/* Through the engine: prompts in chunks that end inside a block, then a token a step beside the other requests. */
+/* Through the engine: prompts in chunks that end inside a block, then a token a step beside the other
+ * requests. */
 static wb_status check_greedy(rank_run *run) {
     const int64_t n_seqs = run->n_seqs > 0 ? run->n_seqs : 1;
     const int64_t seq_blocks = (run->ref->W + BLOCK_SIZE - 1) / BLOCK_SIZE;

@@ -1,10 +1,11 @@
-/* make_golden_dumps.c - writes the golden dumps: files version 1 must decode for ever, and files it must refuse.
- * Not part of the tests: the files are committed, and test_dump.c and test_dump_bad.c say what must come of
- * them. Built with the tests' flags and run once:
+/* make_golden_dumps.c - writes the golden dumps: files version 1 must decode for ever, and files it must
+ * refuse. Not part of the tests: the files are committed, and test_dump.c and test_dump_bad.c say what
+ * must come of them. Built with the tests' flags and run once:
  *
  *   make_golden_dumps tests/golden/dump
  *
- * A bad file is a good one with one thing wrong, its checksums right, so that the check meant is the one met. */
+ * A bad file is a good one with one thing wrong, its checksums right, so that the check meant is the one
+ * met. */
 #include "codec.h"
 #include "dump_layout.h"
 #include "dump_pack.h"

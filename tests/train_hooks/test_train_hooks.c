@@ -1,5 +1,6 @@
-/* test_train_hooks.c - a foreign trainer's gate under off, record and replay, on the CPU: ids exactly, weights against
- * the formulas in double, gradients against finite differences of them. Tests are named after the rule they hold. */
+/* test_train_hooks.c - a foreign trainer's gate under off, record and replay, on the CPU: ids exactly,
+ * weights against the formulas in double, gradients against finite differences of them. Tests are named
+ * after the rule they hold. */
 #include "replay/replay_fixture.h"
 
 #include "wb_device.h"
@@ -12,7 +13,8 @@ enum { K = 4, L = 2, REPLAYED = 6, PADDED = 3, T = REPLAYED + PADDED };
 
 static uint64_t seed;
 
-/* A trainer of L layers: logits of its own, one micro-batch of T rows of which the last PADDED are padding. */
+/* A trainer of L layers: logits of its own, one micro-batch of T rows of which the last PADDED are
+ * padding. */
 typedef struct trainer {
     wb_route_model model;
     wb_device *dev;
@@ -90,7 +92,7 @@ static gate_out forward(trainer *f, int32_t l) {
     return out;
 }
 
-/* ---- the formulas, in double ----------------------------------------------------------------------------- */
+/* ---- the formulas, in double ----------------------------------------------------------------- */
 
 static double score(wb_router_type type, double z) {
     return type == WB_ROUTER_SIGMOID ? 1 / (1 + exp(-z)) : sqrt(log1p(exp(z)));

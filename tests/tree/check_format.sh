@@ -10,6 +10,9 @@ done
 mapfile -t files < <(git ls-files '*.c' '*.h' '*.cu' 2>/dev/null)
 [ ${#files[@]} -gt 0 ] || { echo "skip: not a git checkout"; exit 77; }
 unformatted=0
+# clang-format leaves long comments alone: a comment is broken where a reader would.
+wide=$(awk 'length($0) > 110 { print "FAULT: " FILENAME ":" FNR ": " length($0) " columns, expected at most 110" }' "${files[@]}")
+[ -z "$wide" ] || { echo "$wide"; unformatted=$((unformatted + 1)); }
 for file in "${files[@]}"; do
     [ -e "$file" ] || continue # deleted, not yet committed
     "$clang_format" --dry-run -Werror "$file" 2>/dev/null || { echo "FAULT: $file"; unformatted=$((unformatted + 1)); }
