@@ -453,7 +453,7 @@ static wb_dump *make_dump(bool rows, bool spoil, double *counts) {
         char rid[16];
         snprintf(rid, sizeof rid, "r%u", i);
         fixture_record_init(&r, &f.model, &rng, rid, 9, 40 + i, 0, rows ? i % 4 : 0, i % 2 == 1);
-        if (spoil && i == 1) fixture_set_id(&f.model, r.ids, 5 * DUMP_L * DUMP_K + 1, DUMP_E);
+        if (spoil && i == 1) wb_route_id_set(r.ids, WB_U8, 5 * DUMP_L * DUMP_K + 1, DUMP_E);
         if (spoil && i == 1) r.bits[0] = 0xff;
         for (uint32_t t = 0; t < r.record.n_tokens; t++) {
             const void *row = wb_record_row(&f.model, &r.record, t);

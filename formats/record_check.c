@@ -1,5 +1,5 @@
-/* route.c - the route model and the record: what makes them well formed.
- * Refuses: files, allocation, walking rows (rows.c). */
+/* record_check.c - what makes a record well formed: its counts, spans and runs, and the ids of its valid
+ * rows. Refuses: files, allocation, walking rows (rows.c). */
 #include "wb_check.h"
 #include "wb_formats.h"
 #include "wb_route_limits.h"
@@ -10,85 +10,19 @@
 
 #define ID_WORDS (WB_MAX_EXPERTS / 64)
 
-/* A non-empty NUL-terminated string inside its array. */
-static wb_status field_check(const char *field, const char *text, size_t capacity) {
-    size_t length = strnlen(text, capacity);
-    if (length == capacity || length == 0 || !wb_text_ok(text, length))
-        return wb_fail(WB_INVALID_ARGUMENT, "model %s: expected 1..%zu bytes of UTF-8", field, capacity - 1);
-    return WB_OK;
-}
+/* ---- ids ---------------------------------------------------------------------------------------- */
 
-/* ---- the model ---------------------------------------------------------------------------------- */
-
-static wb_status layers_check(const wb_route_model *m) {
-    if (m->num_hidden_layers == 0 || m->num_hidden_layers > WB_MAX_LAYERS)
-        return wb_fail(WB_INVALID_ARGUMENT, "model num_hidden_layers: expected 1..%u, found %" PRIu32,
-                       WB_MAX_LAYERS, m->num_hidden_layers);
-    if (m->n_moe_layers == 0 || m->n_moe_layers > m->num_hidden_layers)
-        return wb_fail(WB_INVALID_ARGUMENT, "model n_moe_layers: expected 1..%" PRIu32 ", found %" PRIu32,
-                       m->num_hidden_layers, m->n_moe_layers);
-    if (!m->moe_layers) return wb_fail(WB_INVALID_ARGUMENT, "model moe_layers: NULL");
-    for (uint32_t l = 0; l < m->n_moe_layers; l++) {
-        if (m->moe_layers[l] >= m->num_hidden_layers || (l > 0 && m->moe_layers[l] <= m->moe_layers[l - 1]))
-            return wb_fail(WB_INVALID_ARGUMENT,
-                           "model moe_layers[%" PRIu32 "]: expected ascending and < %" PRIu32
-                           ", found %" PRIu32,
-                           l, m->num_hidden_layers, m->moe_layers[l]);
-    }
-    return WB_OK;
-}
-
-wb_status wb_route_model_check(const wb_route_model *m) {
-    WB_TRY(field_check("name", m->name, sizeof m->name));
-    WB_TRY(field_check("router", m->router, sizeof m->router));
-    WB_TRY(field_check("fingerprint", m->fingerprint, sizeof m->fingerprint));
-    if (strspn(m->fingerprint, "0123456789abcdef") != sizeof m->fingerprint - 1)
-        return wb_fail(WB_INVALID_ARGUMENT, "model fingerprint: expected 32 lower-case hex digits, found %s",
-                       m->fingerprint);
-    if (m->num_experts == 0 || m->num_experts > WB_MAX_EXPERTS)
-        return wb_fail(WB_INVALID_ARGUMENT, "model num_experts: expected 1..%u, found %" PRIu32,
-                       WB_MAX_EXPERTS, m->num_experts);
-    if (m->top_k == 0 || m->top_k > m->num_experts)
-        return wb_fail(WB_INVALID_ARGUMENT, "model top_k: expected 1..%" PRIu32 ", found %" PRIu32,
-                       m->num_experts, m->top_k);
-    WB_TRY(layers_check(m));
-    if (wb_route_row_bytes(m) > WB_MAX_ROW_BYTES)
-        return wb_fail(WB_INVALID_ARGUMENT, "model: a row of %zu bytes is over the limit of %zu",
-                       wb_route_row_bytes(m), WB_MAX_ROW_BYTES);
-    return WB_OK;
-}
-
-static wb_status match_text(const char *field, const char *expected, const char *found) {
-    if (strcmp(expected, found) == 0) return WB_OK;
-    return wb_fail(WB_MISMATCH, "model %s: expected %s, found %s", field, expected, found);
-}
-
-static wb_status match_number(const char *field, uint32_t expected, uint32_t found) {
-    if (expected == found) return WB_OK;
-    return wb_fail(WB_MISMATCH, "model %s: expected %" PRIu32 ", found %" PRIu32, field, expected, found);
-}
-
-wb_status wb_route_model_match(const wb_route_model *expected, const wb_route_model *found) {
-    WB_TRY(match_text("name", expected->name, found->name));
-    WB_TRY(match_number("num_hidden_layers", expected->num_hidden_layers, found->num_hidden_layers));
-    WB_TRY(match_number("n_moe_layers", expected->n_moe_layers, found->n_moe_layers));
-    WB_TRY(match_number("num_experts", expected->num_experts, found->num_experts));
-    WB_TRY(match_number("top_k", expected->top_k, found->top_k));
-    WB_TRY(match_text("router", expected->router, found->router));
-    for (uint32_t l = 0; l < expected->n_moe_layers; l++)
-        WB_TRY(match_number("moe_layers", expected->moe_layers[l], found->moe_layers[l]));
-    return match_text("fingerprint", expected->fingerprint, found->fingerprint);
-}
-
-/* Eight u8 ids in a word, the shape of most models (K = 8, E <= 256): the same bit tricks on each, so that
- * the compiler makes vectors of them. The result has the high bit of a byte set iff an id is >= E or two are
- * equal. Three byte rotations and the half one meet all 28 pairs; (x - 0x01..) & ~x & 0x80.. is not zero
- * iff x has a zero byte. */
+/* Most models have K = 8 and E <= 256: a token's choices in a layer are then eight bytes, which are checked
+ * as one 64-bit word, without branches, so that the compiler makes vectors of the loop over words. */
 typedef struct octet_range {
-    uint64_t add;   /* carries a byte's low 7 bits into bit 7 when they are too large */
-    uint64_t small; /* all ones when E <= 128: bit 7 alone is then too large */
+    uint64_t add;   /* added to a byte's low 7 bits: carries into bit 7 when they are too large for E */
+    uint64_t small; /* all ones when E <= 128: a byte with bit 7 is then too large whatever its low bits */
 } octet_range;
 
+/* Not zero if an id of the word is not below E or two are equal; bits other than bit 7 of a byte are zero.
+ * Equal ids: turning the word by 1, 2, 3 and 4 bytes lays each of the 28 pairs of bytes over each other once
+ * at least, and their exclusive or has a zero byte where a pair is equal. (x - 0x01..01) & ~x & 0x80..80 is
+ * not zero exactly if x has a zero byte. */
 static uint64_t octet_bad(uint64_t v, octet_range range) {
     const uint64_t ones = 0x0101010101010101u;
     uint64_t low = (v & ones * 0x7f) + range.add;
@@ -165,12 +99,9 @@ static bool rows_fault(const wb_route_model *m, const wb_route_rows *run, uint32
 static wb_status ids_check(const wb_route_model *m, const wb_record *record, const wb_route_rows *run) {
     uint64_t seen[ID_WORDS] = {0};
     id_fault fault = {0, 0, 0, false};
-    for (uint32_t begin = 0, end; begin < run->rows; begin = end) {
-        end = begin + 1;
-        bool valid = wb_row_valid(run->valid, begin);
-        if (!run->valid) end = run->rows;
-        while (end < run->rows && wb_row_valid(run->valid, end) == valid) end++;
-        if (!valid || !rows_fault(m, run, begin, end, seen, &fault)) continue;
+    for (uint32_t r = 0, alike; r < run->rows; r += alike) {
+        alike = wb_row_stretch(run->valid, r, run->rows);
+        if (!wb_row_valid(run->valid, r) || !rows_fault(m, run, r, r + alike, seen, &fault)) continue;
         return wb_fail(WB_INVALID_ARGUMENT,
                        "record %s: position %" PRIu32 ", MoE layer %" PRIu32 " (model layer %" PRIu32
                        "): expert %" PRIu32 " %s",
@@ -180,12 +111,12 @@ static wb_status ids_check(const wb_route_model *m, const wb_record *record, con
     return WB_OK;
 }
 
+/* ---- the record --------------------------------------------------------------------------------- */
+
 const char *wb_finish_name(wb_finish finish) {
     static const char *const names[] = {"none", "stop", "length", "abort"};
     return (size_t)finish < sizeof names / sizeof names[0] ? names[finish] : "unknown";
 }
-
-/* ---- the record --------------------------------------------------------------------------------- */
 
 static wb_status head_check(const wb_record *r) {
     size_t length = r->rid ? strnlen(r->rid, WB_MAX_RID_BYTES + 1) : 0;
