@@ -72,6 +72,8 @@ typedef enum wb_finish {
     WB_FINISH_LENGTH, /* max tokens reached; "length" */
     WB_FINISH_ABORT   /* aborted by the caller; "abort" */
 } wb_finish;
+
+/* "none", "stop", "length" or "abort", a static string; "unknown" for any other value. */
 WB_API const char *wb_finish_name(wb_finish finish);
 
 /* One request with what it generated: the only thing that passes from rollout to trainer. A request of N
@@ -117,7 +119,7 @@ static inline void wb_route_id_set(void *row, wb_dtype dtype, size_t index, uint
     }
 }
 
-/* Validity bits, one a row, LSB first; `valid` NULL: all rows are valid. */
+/* Whether row `row` is valid, by the bits of wb_route_rows; `valid` NULL: all rows are. */
 static inline bool wb_row_valid(const uint8_t *valid, size_t row) {
     return !valid || (valid[row / 8] >> (row % 8) & 1) != 0;
 }
