@@ -6,7 +6,7 @@
  * keys, which are exactly those that the query sees, times 1 / sum. So a query's bits do not depend on the
  * queries beside it. Refuses: writing the cache (kv_write).
  */
-#include "cpu_panel.h"
+#include "cpu/cpu_panel.h"
 
 /* Rows of a block: its scores are computed together and share the packed keys and values. */
 enum { FORWARD_ROWS = 48, BACKWARD_ROWS = 32, WIDTH = MAX_PANELS * PANEL };

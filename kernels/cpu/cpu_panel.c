@@ -1,5 +1,5 @@
 /* cpu_panel.c - packing panels of B and the register tiles over them. See cpu_panel.h. */
-#include "cpu_panel.h"
+#include "cpu/cpu_panel.h"
 
 #if defined(__clang__)
 #define WB_UNROLL _Pragma("clang loop unroll(full)")
@@ -10,7 +10,7 @@
 #endif
 
 WB_INLINE int64_t row_start(matrix_rows m, int64_t i) {
-    return (m.index != NULL ? m.index[i] : i) * m.stride;
+    return (m.index ? m.index[i] : i) * m.stride;
 }
 
 /* ---- packing --------------------------------------------------------------------------------- */
@@ -346,7 +346,7 @@ int64_t WB_CPU(thin_transposed)(const wb_matmul *p, int64_t m, int64_t rows, int
                                 const void *after) {
     if (rows > THIN_ROWS || p->b_row != 1 || p->a_col != 1) return 0;
     int64_t n = (end - begin) / 16 * 16, stride = p->b_col * (int64_t)wb_dtype_size(p->b_dtype);
-    const char *b = (const char *)p->b + begin * stride, *next = after != NULL ? after : b;
+    const char *b = (const char *)p->b + begin * stride, *next = after ? after : b;
     const float *a = p->a + m * p->a_row;
     float *c = p->c + m * p->ldc + begin;
     switch (rows) {

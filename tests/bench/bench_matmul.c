@@ -4,8 +4,8 @@
  *
  * Usage: bench_matmul [threads] [milliseconds for each shape]
  */
-#include "cpu_device.h"
 #include "router_rules.h"
+#include "wb_device.h"
 
 #include <stdio.h>
 #include <stdlib.h>

@@ -204,7 +204,7 @@ void bench(wb_device *dev, const wb_router &router, int64_t T, double copy) {
     int sets = static_cast<int>(std::min<int64_t>(MAX_SETS, std::max<int64_t>(2, wanted)));
     for (int i = 0; i < sets; i++) work.sets.push_back(make_buffers(dev, T, logits, dweights));
 
-    double all = static_cast<double>(T * E * 4), ids = static_cast<double>(T * K), slots = 4.0 * ids;
+    double all = static_cast<double>(T * E * 4), ids = static_cast<double>(T * K), weights = 4.0 * ids;
     double topk =
         time_us(stream, sets, [&](int i) { run_topk(dev, work, work.sets[static_cast<size_t>(i)]); });
     double forward =
@@ -212,7 +212,7 @@ void bench(wb_device *dev, const wb_router &router, int64_t T, double copy) {
     double backward =
         time_us(stream, sets, [&](int i) { run_backward(dev, work, work.sets[static_cast<size_t>(i)]); });
     check(dev, work, work.sets[static_cast<size_t>(sets - 1)]);
-    double read = gate_logit_bytes(dev, work) + ids + slots;
+    double read = gate_logit_bytes(dev, work) + ids + weights;
     print(work, "topk", topk, all + ids, copy);
     print(work, "gate_forward", forward, read, copy);
     print(work, "gate_backward", backward, read + all, copy);
@@ -238,7 +238,7 @@ double copy_rate(wb_device *dev) {
 int main(int argc, char **argv) {
     int index = argc > 1 ? atoi(argv[1]) : 0;
     wb_device *dev = nullptr;
-    wb_status status = wb_device_open_cuda(index, &dev);
+    wb_status status = wb_device_open_cuda(index, nullptr, &dev);
     if (status == WB_UNSUPPORTED) {
         printf("skipped: %s\n", wb_error_message());
         return 77;

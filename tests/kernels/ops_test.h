@@ -14,7 +14,7 @@
 
 #include <cmocka.h>
 
-#include "cpu_device.h"
+#include "cpu/cpu_device.h"
 #include "router_rules.h"
 
 /* ---- random numbers -------------------------------------------------------------------------- */

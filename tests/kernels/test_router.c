@@ -1,5 +1,5 @@
-/* test_router.c - selection and the gate of the CPU backend. Ids compare exactly, per row and in slot
- * order, with a naive selection written here; weights and gradients with double precision and finite
+/* test_router.c - selection and the gate of the CPU backend. Ids compare exactly, per row and in the order of
+ * the choices, with a naive selection written here; weights and gradients with double precision and finite
  * differences. Ties, NaN, groups, biases, forced rows, views with strides and extreme logits are made on
  * purpose. */
 #include "ops_test.h"
@@ -355,7 +355,7 @@ static void test_bad_ids_are_refused(void **state) {
     uint8_t ids[4] = {0, 1, 2, 4};
     wb_ids view = {ids, WB_U8, 2};
     assert_int_equal(dev->gate_forward(dev, &r, 2, z, view, w), WB_INVALID_ARGUMENT);
-    assert_non_null(strstr(wb_error_message(), "row 1, slot 1"));
+    assert_non_null(strstr(wb_error_message(), "row 1, choice 1"));
     assert_int_equal(dev->gate_backward(dev, &r, 2, z, view, w, dz), WB_INVALID_ARGUMENT);
     assert_true(w[0] == 7.0f && dz[0] == 7.0f);
     view.dtype = WB_I32;

@@ -357,14 +357,14 @@ static void test_refusals(wb_device *cuda) {
     must(cuda->gate_forward(cuda, &router, 0, NULL, u16, NULL), "gate_forward of no rows");
     must(cuda->gate_backward(cuda, &router, 0, NULL, u16, NULL, NULL), "gate_backward of no rows");
     wb_device *none = cuda;
-    if (wb_device_open_cuda(4096, &none) != WB_UNSUPPORTED || none != cuda)
+    if (wb_device_open_cuda(4096, NULL, &none) != WB_UNSUPPORTED || none != cuda)
         fail("device 4096: expected unsupported, output untouched");
     printf("refusals: ok\n");
 }
 
 int main(int argc, char **argv) {
     wb_device *cuda = NULL, *cpu = NULL;
-    wb_status status = wb_device_open_cuda(0, &cuda);
+    wb_status status = wb_device_open_cuda(0, NULL, &cuda);
     if (status == WB_UNSUPPORTED) {
         printf("skipped: %s\n", wb_error_message());
         return SKIP;
