@@ -5,6 +5,7 @@
 #include <stdlib.h>
 
 #include "forward_internal.h"
+#include "needed_ops.h"
 #include "wb_memory.h"
 
 struct wb_infer {
@@ -44,6 +45,7 @@ wb_status wb_infer_open(wb_model *model, const wb_infer_options *options, wb_inf
         return wb_fail(WB_INVALID_ARGUMENT,
                        "KV pool: expected at least 1 block of 1 token, found %d blocks of %d tokens",
                        options->n_blocks, options->block_size);
+    WB_TRY(wb_infer_check_device(model->device));
     wb_infer *infer = NULL;
     WB_TRY(WB_NEW(infer, 1, "inference"));
     infer->model = model;

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 
 #include "forward_internal.h"
+#include "needed_ops.h"
 #include "wb_memory.h"
 
 /* Logits exist for this many bytes of rows at a time. */
@@ -60,6 +61,7 @@ wb_status wb_train_open(wb_model *model, wb_train **train_out) {
     if (model->dtype != WB_F32)
         return wb_fail(WB_INVALID_ARGUMENT, "training: expected a model of f32 weights, found %s",
                        wb_dtype_name(model->dtype));
+    WB_TRY(wb_train_check_device(model->device));
     wb_train *train = NULL;
     WB_TRY(WB_NEW(train, 1, "training"));
     train->model = model;

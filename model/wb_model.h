@@ -163,7 +163,8 @@ typedef struct wb_infer_options {
     int32_t block_size; /* tokens a block */
 } wb_infer_options;
 
-/* A paged KV pool (dtype of the model) and workspace over `model`, which it borrows. */
+/* A paged KV pool (dtype of the model) and workspace over `model`, which it borrows. UNSUPPORTED names the op
+ * that the model's device lacks. */
 WB_API wb_status wb_infer_open(wb_model *model, const wb_infer_options *options, wb_infer **infer_out);
 WB_API void wb_infer_close(wb_infer *infer);
 
@@ -188,7 +189,8 @@ WB_API wb_status wb_infer_forward(wb_infer *infer, const wb_infer_batch *batch, 
 
 typedef struct wb_train wb_train;
 
-/* Gradients (f32, zero) and workspace over an f32 `model`, which it borrows. */
+/* Gradients (f32, zero) and workspace over an f32 `model`, which it borrows. UNSUPPORTED names the op that the
+ * model's device lacks. */
 WB_API wb_status wb_train_open(wb_model *model, wb_train **train_out);
 WB_API void wb_train_close(wb_train *train);
 

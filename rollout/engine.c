@@ -87,11 +87,16 @@ static wb_status open_parts(wb_engine *engine) {
                          &engine->infer);
 }
 
+/* The ops that the engine calls itself; wb_infer_open asks for those of the model. */
+static wb_status check_device(const wb_device *device) {
+    static const wb_op needed[] = {WB_MEMORY_OPS(WB_OP_NUMBER) WB_OP_sample, WB_OP_logprob_forward};
+    return wb_device_require(device, "engine", needed, sizeof needed / sizeof needed[0]);
+}
+
 wb_status wb_engine_open(wb_model *model, const wb_engine_options *options, wb_engine **engine_out) {
     WB_TRY(check_options(options));
     wb_device *device = wb_model_device(model);
-    if (device->sample == NULL || device->logprob_forward == NULL)
-        return wb_fail(WB_UNSUPPORTED, "engine: device %s has no sampling", device->name);
+    WB_TRY(check_device(device));
     void *memory;
     WB_TRY(WB_ALLOC(memory, 1, sizeof(wb_engine), "engine"));
     wb_engine *engine = memory;

@@ -28,7 +28,8 @@ typedef struct wb_engine_options {
 } wb_engine_options;
 WB_API wb_engine_options wb_engine_options_default(void); /* 1024 x 16, 512 tokens, 64 requests */
 
-/* An engine over `model`, which it borrows. Not collective. */
+/* An engine over `model`, which it borrows. UNSUPPORTED names the op that the model's device lacks. Not
+ * collective. */
 WB_API wb_status wb_engine_open(wb_model *model, const wb_engine_options *options, wb_engine **engine_out);
 WB_API void wb_engine_close(wb_engine *engine); /* drops unfinished requests; NULL is a no-op */
 

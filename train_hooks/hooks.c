@@ -44,10 +44,17 @@ static wb_status check_model(const wb_route_model *model, const wb_router *route
     return WB_OK;
 }
 
+static wb_status check_device(const wb_device *device) {
+    static const wb_op needed[] = {WB_MEMORY_OPS(WB_OP_NUMBER) WB_OP_topk, WB_OP_gate_forward,
+                                   WB_OP_gate_backward};
+    return wb_device_require(device, "hooks", needed, sizeof needed / sizeof needed[0]);
+}
+
 wb_status wb_hooks_open(const wb_hooks_options *options, wb_hooks **hooks_out) {
     if (!options || !options->device || !hooks_out)
         return wb_fail(WB_INVALID_ARGUMENT, "hooks: options, device or hooks_out is NULL");
     WB_TRY(wb_router_check(&options->router));
+    WB_TRY(check_device(options->device));
     const wb_route_model *model = options->replay ? wb_replay_model(options->replay) : NULL;
     if (model) WB_TRY(check_model(model, &options->router));
     wb_hooks *h;

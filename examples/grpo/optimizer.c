@@ -24,6 +24,8 @@ static wb_status moments_open(optimizer *opt, float ***out) {
 }
 
 wb_status optimizer_open(wb_model *model, wb_train *train, wb_device *device, wb_comm *comm, optimizer *opt) {
+    static const wb_op needed[] = {WB_MEMORY_OPS(WB_OP_NUMBER) WB_OP_sum_squares, WB_OP_adamw};
+    WB_TRY(wb_device_require(device, "optimizer", needed, sizeof needed / sizeof needed[0]));
     *opt = (optimizer){.model = model, .train = train, .device = device, .comm = comm};
     wb_status status = moments_open(opt, &opt->m);
     if (status == WB_OK) status = moments_open(opt, &opt->v);
