@@ -157,7 +157,7 @@ wb_status WB_CPU(matmul)(wb_device *dev, int64_t count, const wb_matmul *list) {
     if (threads == 1) {
         count_tasks(count, list, INT32_MAX, first);
         for (int64_t task = 0; task < first[count]; task++)
-            run_task(count, list, INT32_MAX, first, task, wb_cpu_scratch(dev));
+            run_task(count, list, INT32_MAX, first, task, wb_cpu_serial_scratch(dev));
         return WB_OK;
     }
     int64_t n_block = N_BLOCK;

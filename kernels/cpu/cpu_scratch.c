@@ -48,6 +48,10 @@ void *wb_cpu_scratch(wb_device *dev) {
 #endif
 }
 
+void *wb_cpu_serial_scratch(wb_device *dev) {
+    return ((wb_cpu_device *)dev)->scratch;
+}
+
 wb_status wb_cpu_shared_reserve(wb_device *dev, size_t bytes, void **out) {
     wb_cpu_device *cpu = (wb_cpu_device *)dev;
     if (bytes > cpu->shared_bytes || !cpu->shared) {

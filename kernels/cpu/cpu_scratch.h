@@ -18,8 +18,12 @@ int wb_cpu_threads(const wb_device *dev, int64_t work);
 /* Makes sure that each thread of `dev` has `bytes` of scratch. OUT_OF_MEMORY keeps what was there. */
 wb_status wb_cpu_scratch_reserve(wb_device *dev, size_t bytes);
 
-/* The scratch of a thread of the op's own team, to be called inside `omp parallel`. 64-byte aligned. */
+/* The scratch of a thread of the op's own team, to be called inside the op's `omp parallel`: outside, the
+ * number of the thread is one of its caller's team, which may be larger. 64-byte aligned. */
 void *wb_cpu_scratch(wb_device *dev);
+
+/* The scratch of an op that runs on its caller's thread alone, without `omp parallel`. */
+void *wb_cpu_serial_scratch(wb_device *dev);
 
 /* `bytes` of memory shared by the threads of one op, valid until the next op. 64-byte aligned. */
 wb_status wb_cpu_shared_reserve(wb_device *dev, size_t bytes, void **out);
