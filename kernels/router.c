@@ -34,9 +34,9 @@ wb_status wb_router_check(const wb_router *router) {
         return wb_fail(WB_INVALID_ARGUMENT, "router.type: unknown value %d", (int)router->type);
     if (E < 1 || E > MAX_EXPERTS)
         return wb_fail(WB_INVALID_ARGUMENT, "router.n_experts: expected 1..%d, found %d", MAX_EXPERTS, E);
-    int32_t most = E < MAX_TOP_K ? E : MAX_TOP_K;
-    if (K < 1 || K > most)
-        return wb_fail(WB_INVALID_ARGUMENT, "router.top_k: expected 1..%d, found %d", most, K);
+    int32_t max_k = E < MAX_TOP_K ? E : MAX_TOP_K;
+    if (K < 1 || K > max_k)
+        return wb_fail(WB_INVALID_ARGUMENT, "router.top_k: expected 1..%d, found %d", max_k, K);
     if (!(router->scale > -3.4e38f && router->scale < 3.4e38f))
         return wb_fail(WB_INVALID_ARGUMENT, "router.scale: expected a finite number, found %g",
                        (double)router->scale);

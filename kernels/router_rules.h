@@ -1,5 +1,5 @@
-/* router_rules.h - the rules with a choice in them that both backends must share, bit for bit: the order
- * of choices, ties and NaN, selection keys and groups, the gate of one row.
+/* router_rules.h - the rules in which two backends could differ and must not, by a bit: the order of experts
+ * (of tokens, in sampling), ties and NaN, selection keys and groups, the gate of one row.
  *
  * Owns: static inline functions for host and device. Refuses: exact arithmetic (wb_exact_math.h), memory,
  * threads, whole ops.

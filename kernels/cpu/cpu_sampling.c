@@ -117,11 +117,11 @@ static int64_t draw_in_id_order(const draw *d) {
 /* The number of tokens in the heap: all, or those within a factor exp(7) of the largest where they are
  * certainly enough for the top_k or for the top_p. */
 static int64_t fill_heap(const draw *d, int64_t limit) {
-    float least = (d->top - 7.0f) * d->params->temperature;
+    float min = (d->top - 7.0f) * d->params->temperature;
     int64_t count = 0;
     double sum = 0.0;
     for (int64_t i = 0; i < d->V; i++)
-        if (d->z[i] >= least) {
+        if (d->z[i] >= min) {
             d->heap[count++] = wb_rank(wb_key_order(d->z[i]), (uint32_t)i);
             sum += (double)d->p[i];
         }

@@ -105,7 +105,7 @@ static void fail(const char *what) {
 
 static void *must_alloc(size_t bytes) {
     void *memory = malloc(bytes ? bytes : 1);
-    if (memory == NULL) fail("host memory");
+    if (!memory) fail("host memory");
     return memory;
 }
 
@@ -315,7 +315,7 @@ static void test_memory(wb_device *cuda) {
     must(cuda->mem_alloc(cuda, sizeof text, &a), "mem_alloc");
     must(cuda->mem_alloc(cuda, sizeof text, &b), "mem_alloc");
     must(cuda->mem_alloc(cuda, 0, &empty), "mem_alloc of 0 bytes");
-    if (empty == NULL || (uintptr_t)a % 64 != 0) fail("mem_alloc: NULL or not aligned");
+    if (!empty || (uintptr_t)a % 64 != 0) fail("mem_alloc: NULL or not aligned");
     must(cuda->to_device(cuda, a, text, sizeof text), "to_device");
     must(cuda->copy(cuda, b, a, sizeof text), "copy");
     must(cuda->zero(cuda, (uint8_t *)b + 10, 20), "zero");
