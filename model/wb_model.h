@@ -189,8 +189,8 @@ WB_API wb_status wb_infer_forward(wb_infer *infer, const wb_infer_batch *batch, 
 
 typedef struct wb_train wb_train;
 
-/* Gradients (f32, zero) and workspace over an f32 `model`, which it borrows. UNSUPPORTED names the op that the
- * model's device lacks. */
+/* Gradients (f32, zero) and workspace over an f32 `model`, which it borrows. UNSUPPORTED names the op that
+ * the model's device lacks. */
 WB_API wb_status wb_train_open(wb_model *model, wb_train **train_out);
 WB_API void wb_train_close(wb_train *train);
 

@@ -1,5 +1,5 @@
-/* cpu_blocks.h - what packing and the products without packing share: where a row starts, and eight columns of
- * eight rows at once, transposed in registers.
+/* cpu_blocks.h - what packing and the products without packing share: where a row starts, and eight columns
+ * of eight rows at once, transposed in registers.
  */
 #ifndef WB_CPU_BLOCKS_H
 #define WB_CPU_BLOCKS_H

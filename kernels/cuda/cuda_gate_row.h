@@ -21,7 +21,8 @@ struct gate_args {
     int64_t T;
     const float *logits; /* [T, E] */
     wb_ids ids;
-    int lanes; /* of a row: the power of two >= K, at most 16; SOFTMAX: 16, which its sum over experts needs */
+    /* Of a row: the power of two >= K, at most 16; SOFTMAX: 16, which its sum over experts needs. */
+    int lanes;
 };
 
 /* The place of a thread: its row and the first of its choices. Rows beyond T repeat the last row and write

@@ -10,6 +10,7 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <cinttypes>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -186,10 +187,10 @@ double gate_logit_bytes(wb_device *dev, const workload &work) {
 
 void print(const workload &work, const char *op, double us, double bytes, double copy) {
     double rate = bytes / us * 1e-3;
-    printf("%-14s %-12s T %7lld E %4d K %lld groups %d/%d %9.2f us %8.1f MB %7.0f GB/s  %5.1f %% of copy\n",
-           op, wb_router_name(work.router.type), static_cast<long long>(work.T), work.router.n_experts,
-           static_cast<long long>(K), work.router.topk_group, work.router.n_group, us, bytes * 1e-6, rate,
-           100.0 * rate / copy);
+    printf("%-14s %-12s T %7" PRId64 " E %4d K %" PRId64
+           " groups %d/%d %9.2f us %8.1f MB %7.0f GB/s  %5.1f %% of copy\n",
+           op, wb_router_name(work.router.type), work.T, work.router.n_experts, K, work.router.topk_group,
+           work.router.n_group, us, bytes * 1e-6, rate, 100.0 * rate / copy);
 }
 
 void bench(wb_device *dev, const wb_router &router, int64_t T, double copy) {

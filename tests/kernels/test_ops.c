@@ -28,7 +28,7 @@ static void check_gradient(loss_function loss, const void *context, const float 
         point[i] = at - h;
         double below = loss(point, context);
         point[i] = at;
-        double expected = (above - below) / (2 * h) + (base != NULL ? (double)base[i] : 0.0);
+        double expected = (above - below) / (2 * h) + (base ? (double)base[i] : 0.0);
         assert_close(gradient[i], expected, tolerance * (1.0 + fabs(expected)), what, i);
     }
     free(point);

@@ -40,7 +40,7 @@ static void select_naively(const wb_router *r, const float *z, const float *bias
     bool candidate[2048], group_candidate[2048];
     for (int32_t e = 0; e < r->n_experts; e++) {
         float s = r->type == WB_ROUTER_SIGMOID ? wb_sigmoid(z[e]) : wb_sqrtsoftplus(z[e]);
-        key[e] = is_softmax(r->type) ? z[e] : s + (bias != NULL ? bias[e] : 0.0f);
+        key[e] = is_softmax(r->type) ? z[e] : s + (bias ? bias[e] : 0.0f);
         candidate[e] = r->n_group <= 1;
     }
     if (r->n_group > 1) {
@@ -339,7 +339,7 @@ static void test_check_names_the_field(void **state) {
     bad[10].router.type = WB_ROUTER_HASH;
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
         assert_int_equal(wb_router_check(&bad[i].router), WB_INVALID_ARGUMENT);
-        if (strstr(wb_error_message(), bad[i].field) == NULL) fail_msg("%zu: %s", i, wb_error_message());
+        if (!strstr(wb_error_message(), bad[i].field)) fail_msg("%zu: %s", i, wb_error_message());
     }
     for (int type = 0; type < TYPES; type++)
         assert_string_not_equal(wb_router_name((wb_router_type)type), "unknown");

@@ -2,9 +2,9 @@
  * the caller enqueues there, without a wait between them.
  *
  * The stream is held up at first by a host function that sleeps. What a call of the device would do on any
- * other stream is then done long before the caller's work that it has to follow, and the result is wrong: each
- * test here fails when the device is opened with a stream of its own. A plain program, so that it needs no
- * test library; 77, with the reason, where there is no CUDA device. */
+ * other stream is then done long before the caller's work that it has to follow, and the result is wrong: the
+ * tests of order fail when the device is opened with a stream of its own (argument "own"). A plain program,
+ * so that it needs no test library; 77, with the reason, where there is no CUDA device. */
 #include "wb_device.h"
 
 #include <stdio.h>
