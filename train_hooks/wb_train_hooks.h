@@ -40,7 +40,7 @@ typedef struct wb_hooks_options {
     const float *const *bias; /* host [L] of device [E] selection biases, or NULL; borrowed */
 } wb_hooks_options;
 
-/* UNSUPPORTED names the op that the device lacks: memory, topk, gate_forward and gate_backward are needed. */
+/* UNSUPPORTED names the op that the device lacks: memory, topk, gate_forward, gate_backward are needed. */
 WB_API wb_status wb_hooks_open(const wb_hooks_options *options, wb_hooks **hooks_out);
 WB_API void wb_hooks_close(wb_hooks *hooks);
 
