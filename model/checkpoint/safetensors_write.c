@@ -1,8 +1,11 @@
 /* safetensors_write.c - a .safetensors file from tensors, in a layout that every reader of the format
  * accepts: a JSON header padded to 8 bytes, then the data without gaps, wide elements first so that each
  * tensor is aligned. Refuses: dtypes that Waybill has no name for. */
-#include "checkpoint.h"
+#include "wb_check.h"
+#include "wb_json.h"
+#include "wb_tensor_io.h"
 
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -36,13 +39,13 @@ static wb_status check_view(const wb_tensor_view *view) {
     for (int32_t d = 0; d < view->n_dims; d++) {
         if (view->shape[d] < 0 ||
             (view->shape[d] > 0 && bytes > (uint64_t)INT64_MAX / (uint64_t)view->shape[d]))
-            return wb_fail(WB_INVALID_ARGUMENT, "shape[%d]: %lld is negative or too large", d,
-                           (long long)view->shape[d]);
+            return wb_fail(WB_INVALID_ARGUMENT, "shape[%d]: %" PRId64 " is negative or too large", d,
+                           view->shape[d]);
         bytes *= (uint64_t)view->shape[d];
     }
     if (bytes != view->bytes)
-        return wb_fail(WB_INVALID_ARGUMENT, "bytes: expected %llu of the shape, found %zu",
-                       (unsigned long long)bytes, view->bytes);
+        return wb_fail(WB_INVALID_ARGUMENT, "bytes: expected %" PRIu64 " of the shape, found %zu", bytes,
+                       view->bytes);
     return WB_OK;
 }
 

@@ -1,5 +1,6 @@
-/* checkpoint_files.c - JSON text to an object. Refuses: what is in it. */
-#include "checkpoint.h"
+/* json_text.c - see wb_json.h. Refuses: what a value means. */
+#include "wb_check.h"
+#include "wb_json.h"
 
 wb_status wb_json_parse(const char *text, size_t bytes, const char *where, json_t **object_out) {
     json_error_t error;
