@@ -144,7 +144,7 @@ static wb_status check_surplus(const loader *ld) {
     WB_TRY(wb_safetensors_find(ld->files, first, &view));
     return wb_fail(WB_MISMATCH, "%s: surplus tensor %s %s: not of this %s model (%zu such tensors)",
                    view.file, first, show_shape(view.n_dims, view.shape).text,
-                   wb_family_name(ld->model->config.family), surplus);
+                   wb_family_rules_of(ld->model->config.family)->model_type, surplus);
 }
 
 wb_status wb_checkpoint_load(wb_model *model, const wb_safetensors *files, const char *dir) {

@@ -39,7 +39,7 @@ static wb_status describe_routes(wb_model *m) {
     WB_TRY(WB_NEW(m->moe_layers, (size_t)c->n_layers, "moe layers"));
     for (int32_t l = 0; l < c->n_layers; l++)
         if (wb_config_is_moe(c, l)) m->moe_layers[n++] = (uint32_t)l;
-    snprintf(routes->name, sizeof routes->name, "%s", wb_family_name(c->family));
+    snprintf(routes->name, sizeof routes->name, "%s", wb_family_rules_of(c->family)->model_type);
     snprintf(routes->router, sizeof routes->router, "%s", wb_router_name(c->router.type));
     routes->num_hidden_layers = (uint32_t)c->n_layers;
     routes->n_moe_layers = n;

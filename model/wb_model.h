@@ -28,7 +28,14 @@ extern "C" {
 
 /* ---- configuration ------------------------------------------------------------------------------- */
 
-typedef enum wb_family { WB_FAMILY_QWEN3_MOE, WB_FAMILY_OLMOE } wb_family;
+/* X(NAME, name): the family WB_FAMILY_NAME, which is model_type "name" of config.json. */
+#define WB_FAMILY_LIST(X)   \
+    X(QWEN3_MOE, qwen3_moe) \
+    X(OLMOE, olmoe)
+
+#define X(NAME, name) WB_FAMILY_##NAME,
+typedef enum wb_family { WB_FAMILY_LIST(X) } wb_family;
+#undef X
 
 /* Where q and k are normalised before the rotary embedding. */
 typedef enum wb_qk_norm { WB_QK_NORM_NONE, WB_QK_NORM_PER_HEAD, WB_QK_NORM_WHOLE } wb_qk_norm;
