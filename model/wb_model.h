@@ -70,11 +70,21 @@ WB_API bool wb_config_is_moe(const wb_config *config, int32_t layer);
 
 typedef struct wb_model wb_model;
 
+/* From wb_model_options_init; device and comm are required. */
 typedef struct wb_model_options {
+    size_t size;       /* bytes of this struct */
     wb_device *device; /* stays the caller's; outlives the model */
     wb_comm *comm;     /* likewise */
-    wb_dtype dtype;    /* of matrices: WB_F32 or WB_BF16. Vectors (norms, biases) are always f32 */
+    wb_dtype dtype;    /* of matrices: WB_F32 (default) or WB_BF16. Vectors (norms, biases) are always f32 */
 } wb_model_options;
+
+WB_API void wb_model_options_init(wb_model_options *options_out, size_t size);
+
+static inline wb_model_options wb_model_options_default(void) {
+    wb_model_options options;
+    wb_model_options_init(&options, sizeof options);
+    return options;
+}
 
 /* Loads a checkpoint directory; every rank reads its own part. f32, bf16 and f16 files; expert tensors one
  * by one or fused. Missing, surplus, wrongly shaped or typed tensors are errors naming tensor, shape and
@@ -135,10 +145,20 @@ typedef struct wb_routing {
 
 typedef struct wb_infer wb_infer;
 
+/* From wb_infer_options_init; n_blocks is required. */
 typedef struct wb_infer_options {
-    int32_t n_blocks;   /* of the KV pool */
-    int32_t block_size; /* tokens a block */
+    size_t size;        /* bytes of this struct */
+    int32_t n_blocks;   /* of the pool, at least 1 */
+    int32_t block_size; /* tokens a block, at least 1; default 16 */
 } wb_infer_options;
+
+WB_API void wb_infer_options_init(wb_infer_options *options_out, size_t size);
+
+static inline wb_infer_options wb_infer_options_default(void) {
+    wb_infer_options options;
+    wb_infer_options_init(&options, sizeof options);
+    return options;
+}
 
 /* A paged KV pool (dtype of the model) and workspace over `model`, which it borrows. */
 WB_API wb_status wb_infer_open(wb_model *model, const wb_infer_options *options, wb_infer **infer_out);

@@ -83,8 +83,10 @@ static wb_status open_parts(wb_engine *engine) {
     const size_t max_blocks = smaller(n_blocks, (size_t)wb_kv_blocks_for(&engine->pool, max_positions));
     WB_TRY(open_batch(&engine->batch, max_tokens, max_sequences, max_blocks));
     WB_TRY(open_results(engine, max_tokens, max_sequences));
-    return wb_infer_open(engine->model, &(wb_infer_options){options->n_blocks, options->block_size},
-                         &engine->infer);
+    wb_infer_options infer = wb_infer_options_default();
+    infer.n_blocks = options->n_blocks;
+    infer.block_size = options->block_size;
+    return wb_infer_open(engine->model, &infer, &engine->infer);
 }
 
 wb_status wb_engine_open(wb_model *model, const wb_engine_options *options, wb_engine **engine_out) {

@@ -19,6 +19,14 @@ static double now_seconds(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
+static wb_model_options model_options(const trainer *t, wb_dtype dtype) {
+    wb_model_options model = wb_model_options_default();
+    model.device = t->device;
+    model.comm = t->comm;
+    model.dtype = dtype;
+    return model;
+}
+
 /* The rollout engine's own copy of the weights, in --rollout-dtype. */
 typedef struct rollout_side {
     wb_model *model;
@@ -26,7 +34,7 @@ typedef struct rollout_side {
 } rollout_side;
 
 static wb_status open_rollout(const trainer *t, const char *dir, rollout_side *side) {
-    wb_model_options rollout = {t->device, t->comm, t->o->rollout_dtype};
+    wb_model_options rollout = model_options(t, t->o->rollout_dtype);
     WB_TRY(wb_model_open(dir, &rollout, &side->model));
     wb_engine_options engine = wb_engine_options_default();
     engine.n_blocks = (int32_t)t->o->kv_blocks;
@@ -36,7 +44,7 @@ static wb_status open_rollout(const trainer *t, const char *dir, rollout_side *s
 
 static wb_status open_reference(trainer *t) {
     if (t->o->kl_coef <= 0) return WB_OK;
-    wb_model_options reference = {t->device, t->comm, WB_F32};
+    wb_model_options reference = model_options(t, WB_F32);
     WB_TRY(wb_model_open(t->o->model_dir, &reference, &t->reference));
     return wb_comm_agree(t->comm, wb_train_open(t->reference, &t->reference_train));
 }
@@ -50,7 +58,7 @@ static wb_status open_replay(const trainer *t, wb_missing_policy missing, wb_rep
 
 /* Everything but the report, from `dir`: the base checkpoint or the one to resume. */
 static wb_status open_trainer(trainer *t, const char *dir) {
-    wb_model_options model = {t->device, t->comm, WB_F32};
+    wb_model_options model = model_options(t, WB_F32);
     WB_TRY(wb_model_open(dir, &model, &t->model));
     wb_status status = wb_train_open(t->model, &t->train);
     if (status == WB_OK) status = optimizer_open(t->model, t->train, t->device, t->comm, &t->opt);

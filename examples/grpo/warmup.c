@@ -99,7 +99,9 @@ static wb_status run_warmup(const options *o, wb_model *model, wb_train *train, 
 
 wb_status warmup_make_base(const options *o, wb_device *device, wb_comm *comm, report *r) {
     wb_config config = tiny_config(o->family);
-    wb_model_options model_options = {device, comm, WB_F32};
+    wb_model_options model_options = wb_model_options_default();
+    model_options.device = device;
+    model_options.comm = comm;
     wb_model *model;
     WB_TRY(wb_model_create(&config, o->seed, 0.08f, &model_options, &model));
     wb_train *train = NULL;

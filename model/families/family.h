@@ -10,6 +10,17 @@
 
 #include <jansson.h>
 
+/* What layer l is made of: a mixer over positions, then a feed-forward part (layers/layer.h). */
+typedef struct wb_layer_kind wb_layer_kind;
+typedef struct wb_layer_parts {
+    const wb_layer_kind *mixer, *feed_forward;
+} wb_layer_parts;
+
+/* A tensor's usual name (registry.h), or a part of one, and this family's. */
+typedef struct wb_rename {
+    const char *usual, *own;
+} wb_rename;
+
 typedef struct wb_family_rules {
     const char *model_type, *architecture; /* of config.json */
 
@@ -22,13 +33,17 @@ typedef struct wb_family_rules {
     wb_router_type router_types[2]; /* where norm_topk_prob is false, and true */
     bool clips;                     /* has the key clip_qkv */
 
-    /* ---- keys that only this family has; each function may be NULL ---- */
+    /* ---- keys that only this family has; check and write may be NULL ---- */
 
     /* Into *config, in which hidden_size and n_layers are set already: at least moe_layer_mask. */
     wb_status (*read)(const json_t *root, wb_config *config);
     wb_status (*check)(const wb_config *config);
     /* Adds them to a new config.json; non-zero: no memory. */
     int (*write)(const wb_config *config, json_t *root);
+
+    /* ---- layers and tensors ---- */
+    wb_layer_parts (*layer)(const wb_config *config, int32_t l);
+    const wb_rename *renames; /* up to {NULL, NULL}; NULL: all names are the usual ones */
 } wb_family_rules;
 
 /* wb_family_<name> of each family of the list, and how many there are. */

@@ -2,6 +2,7 @@
  * MoE. */
 #include "config.h"
 #include "families/family.h"
+#include "layers/layer.h"
 #include "wb_check.h"
 
 static wb_status read_layers(const json_t *root, wb_config *c) {
@@ -17,6 +18,12 @@ static wb_status check(const wb_config *c) {
                    wb_family_olmoe.model_type, n_moe);
 }
 
+static wb_layer_parts layer(const wb_config *c, int32_t l) {
+    (void)c;
+    (void)l;
+    return (wb_layer_parts){&wb_layer_attention_gqa, &wb_layer_moe};
+}
+
 const wb_family_rules wb_family_olmoe = {
     .model_type = "olmoe",
     .architecture = "OlmoeForCausalLM",
@@ -30,4 +37,5 @@ const wb_family_rules wb_family_olmoe = {
     .clips = true,
     .read = read_layers,
     .check = check,
+    .layer = layer,
 };

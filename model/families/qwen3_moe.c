@@ -1,6 +1,7 @@
 /* qwen3_moe.c - the family qwen3_moe: query and key normalised head by head; layers may be dense. */
 #include "config.h"
 #include "families/family.h"
+#include "layers/layer.h"
 #include "wb_check.h"
 #include "wb_json.h"
 
@@ -52,6 +53,10 @@ static int write(const wb_config *c, json_t *root) {
            json_object_set_new(root, "use_sliding_window", json_false());
 }
 
+static wb_layer_parts layer(const wb_config *c, int32_t l) {
+    return (wb_layer_parts){&wb_layer_attention_gqa, wb_config_is_moe(c, l) ? &wb_layer_moe : &wb_layer_mlp};
+}
+
 const wb_family_rules wb_family_qwen3_moe = {
     .model_type = "qwen3_moe",
     .architecture = "Qwen3MoeForCausalLM",
@@ -64,4 +69,5 @@ const wb_family_rules wb_family_qwen3_moe = {
     .router_types = {WB_ROUTER_SOFTMAX, WB_ROUTER_SOFTMAX_NORM},
     .read = read_layers,
     .write = write,
+    .layer = layer,
 };

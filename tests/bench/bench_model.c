@@ -186,9 +186,14 @@ static bench open_bench(int threads) {
     must(wb_device_open_cpu(threads, &b.device));
     must(wb_comm_open_self(&b.comm));
     for (int i = 0; i < 2; i++) {
-        const wb_model_options options = {b.device, b.comm, i == 0 ? WB_F32 : WB_BF16};
+        wb_model_options options = wb_model_options_default();
+        options.device = b.device;
+        options.comm = b.comm;
+        options.dtype = i == 0 ? WB_F32 : WB_BF16;
         must(wb_model_create(&config, 1, 0.02F, &options, &b.models[i]));
-        must(wb_infer_open(b.models[i], &(wb_infer_options){PREFILL / 16, 16}, &b.infers[i]));
+        wb_infer_options infer = wb_infer_options_default();
+        infer.n_blocks = PREFILL / infer.block_size;
+        must(wb_infer_open(b.models[i], &infer, &b.infers[i]));
     }
     const wb_engine_options options = wb_engine_options_default();
     must(wb_engine_open(b.models[0], &options, &b.engine));

@@ -1,6 +1,6 @@
 /* fuzz_config.c - any bytes as a config.json: refused with the file's name in the message, or a
  * configuration that passes its own check and, written again, reads back as the same. */
-#include "checkpoint.h"
+#include "config.h"
 
 #include <stdio.h>
 #include <stdlib.h>

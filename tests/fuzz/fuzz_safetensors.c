@@ -1,6 +1,6 @@
 /* fuzz_safetensors.c - any bytes as a .safetensors file: refused, or every tensor lies inside the file,
  * has the bytes that its shape says, overlaps no other, and is found by its name. */
-#include "checkpoint.h"
+#include "wb_tensor_io.h"
 
 #include <stdio.h>
 #include <stdlib.h>

@@ -1,7 +1,7 @@
 /* fuzz_safetensors_index.c - any bytes as a checkpoint's model.safetensors.index.json beside two shards:
  * refused with a message, or every tensor comes from a shard of that directory. A file of the same kind
  * lies outside, for names that lead there. */
-#include "checkpoint.h"
+#include "wb_tensor_io.h"
 
 #include <stdio.h>
 #include <stdlib.h>

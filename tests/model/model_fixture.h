@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "forward_internal.h"
+#include "layers/moe/moe.h"
 
 #define MUST(call)                                                                             \
     do {                                                                                       \
@@ -142,7 +142,9 @@ static inline void perturb_vectors(fixture *f, uint64_t seed) {
 static inline fixture fixture_create(const wb_config *config, uint64_t seed, wb_comm *comm, int threads) {
     fixture f = {.comm = comm};
     MUST(wb_device_open_cpu(threads, &f.device));
-    const wb_model_options options = {f.device, comm, WB_F32};
+    wb_model_options options = wb_model_options_default();
+    options.device = f.device;
+    options.comm = comm;
     MUST(wb_model_create(config, seed, 0.25F, &options, &f.model));
     perturb_vectors(&f, seed);
     fixture_finish(&f);

@@ -9,7 +9,9 @@
 static fixture fixture_open(const char *dir, wb_comm *comm) {
     fixture f = {.comm = comm};
     MUST(wb_device_open_cpu(1, &f.device));
-    const wb_model_options options = {f.device, comm, WB_F32};
+    wb_model_options options = wb_model_options_default();
+    options.device = f.device;
+    options.comm = comm;
     MUST(wb_model_open(dir, &options, &f.model));
     fixture_finish(&f);
     return f;

@@ -3,7 +3,7 @@
 #include "support/alloc_fail.h"
 #include "support/temp_files.h"
 
-#include "checkpoint.h"
+#include "config.h"
 
 #include <errno.h>
 
@@ -16,7 +16,8 @@ typedef struct place {
 } place;
 
 static wb_model_options options_of(const place *p) {
-    return (wb_model_options){.device = p->device, .comm = p->comm, .dtype = WB_F32};
+    return (wb_model_options){
+        .size = sizeof(wb_model_options), .device = p->device, .comm = p->comm, .dtype = WB_F32};
 }
 
 /* The checkpoint as two shards with an index. */

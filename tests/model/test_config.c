@@ -2,7 +2,7 @@
  * expected. */
 #include "support/temp_files.h"
 
-#include "checkpoint.h"
+#include "config.h"
 
 static temp_path dir;
 

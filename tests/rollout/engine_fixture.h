@@ -83,7 +83,9 @@ static inline rig rig_open(const wb_config *config, uint64_t seed, int threads, 
     rig r = {NULL, NULL, NULL};
     must(wb_device_open_cpu(threads, &r.device), "device");
     if (comm == NULL) must(wb_comm_open_self(&r.own_comm), "comm");
-    const wb_model_options options = {r.device, comm != NULL ? comm : r.own_comm, WB_F32};
+    wb_model_options options = wb_model_options_default();
+    options.device = r.device;
+    options.comm = comm ? comm : r.own_comm;
     must(wb_model_create(config, seed, 0.4f, &options, &r.model), "model");
     return r;
 }

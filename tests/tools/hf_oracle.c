@@ -629,7 +629,9 @@ static void *run_rank(void *ctx) {
     run->n_seqs = run->ref->B / size + (rank < run->ref->B % size);
     run->verdict = EXIT_UNREADABLE;
     wb_status status = wb_device_open_cpu(size > 1 ? 1 : 0, &run->device);
-    const wb_model_options options = {run->device, run->comm, WB_F32};
+    wb_model_options options = wb_model_options_default();
+    options.device = run->device;
+    options.comm = run->comm;
     if (status == WB_OK) status = wb_model_open(run->ref->dir, &options, &run->model);
     if (status == WB_OK) status = wb_train_open(run->model, &run->train);
     if (status == WB_OK) {

@@ -1,9 +1,12 @@
-/* checkpoint_load.c - a checkpoint's tensors into this rank's storages.
+/* model_load.c - a checkpoint's tensors into this rank's storages.
  * Every tensor of the registry is looked up and checked on every rank; only what lives here is read.
  * Refuses: tensors that are missing, surplus, of another shape or of no floating-point dtype. */
-#include "checkpoint.h"
-#include "wb_memory.h"
+#include "elements.h"
+#include "layers/moe/moe.h"
+#include "registry.h"
+#include "wb_tensor_io.h"
 
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -37,8 +40,8 @@ static shape_text show_shape(int32_t n_dims, const int64_t *shape) {
     shape_text s = {"["};
     size_t used = 1;
     for (int32_t d = 0; d < n_dims && used < sizeof s.text - 32; d++)
-        used += (size_t)snprintf(s.text + used, sizeof s.text - used, "%s%lld", d > 0 ? ", " : "",
-                                 (long long)shape[d]);
+        used +=
+            (size_t)snprintf(s.text + used, sizeof s.text - used, "%s%" PRId64, d > 0 ? ", " : "", shape[d]);
     snprintf(s.text + used, sizeof s.text - used, "]");
     return s;
 }
@@ -47,14 +50,17 @@ static shape_text show_shape(int32_t n_dims, const int64_t *shape) {
  * F]; with or without ".weight". */
 static bool find_fused(const loader *ld, const wb_tensor *t, source *out) {
     const wb_config *c = &ld->model->config;
-    int64_t H = c->hidden_size, F = c->expert_width;
-    bool down = strstr(t->name, ".down_proj.") != NULL, up = strstr(t->name, ".up_proj.") != NULL;
-    static const char *const endings[] = {"", ".weight"};
+    const wb_moe_weights *w = ld->model->layers[t->layer].feed_forward.weights;
+    const int64_t H = c->hidden_size, F = c->expert_width;
+    const bool down = t->param == w->down, up = !down && t->offset % (2 * F * H) != 0;
+    static const char *const names[2][2] = {
+        {"mlp.experts.gate_up_proj", "mlp.experts.gate_up_proj.weight"},
+        {"mlp.experts.down_proj", "mlp.experts.down_proj.weight"},
+    };
     for (size_t i = 0; i < 2; i++) {
-        char name[96];
-        snprintf(name, sizeof name, "model.layers.%d.mlp.experts.%s%s", t->layer,
-                 down ? "down_proj" : "gate_up_proj", endings[i]);
-        size_t index = wb_safetensors_lookup(ld->files, name);
+        char name[WB_TENSOR_NAME_BYTES];
+        wb_registry_full_name(ld->model, t->layer, -1, names[down][i], name);
+        const size_t index = wb_safetensors_lookup(ld->files, name);
         if (index == SIZE_MAX) continue;
         *out = (source){.index = index,
                         .n_dims = 3,
@@ -123,11 +129,11 @@ static wb_status load_tensor(const loader *ld, const wb_tensor *t) {
 
 /* Tensors that checkpoints carry and nobody needs: tables that the model computes, the copy of a tied
  * weight. */
-static bool harmless(const wb_config *config, const char *name) {
+static bool harmless(const wb_model *model, const char *name) {
     static const char ending[] = "rotary_emb.inv_freq";
     size_t length = strlen(name);
     if (length >= sizeof ending - 1 && strcmp(name + length - (sizeof ending - 1), ending) == 0) return true;
-    return config->tie_word_embeddings && strcmp(name, "lm_head.weight") == 0;
+    return model->config.tie_word_embeddings && strcmp(name, wb_registry_name(model, "lm_head.weight")) == 0;
 }
 
 static wb_status check_surplus(const loader *ld) {
@@ -135,7 +141,7 @@ static wb_status check_surplus(const loader *ld) {
     size_t surplus = 0;
     for (size_t i = 0; i < wb_safetensors_count(ld->files); i++) {
         const char *name = wb_safetensors_name(ld->files, i);
-        if (ld->used[i] || harmless(&ld->model->config, name)) continue;
+        if (ld->used[i] || harmless(ld->model, name)) continue;
         if (!first) first = name;
         surplus++;
     }
@@ -143,11 +149,11 @@ static wb_status check_surplus(const loader *ld) {
     wb_tensor_view view = {0};
     WB_TRY(wb_safetensors_find(ld->files, first, &view));
     return wb_fail(WB_MISMATCH, "%s: surplus tensor %s %s: not of this %s model (%zu such tensors)",
-                   view.file, first, show_shape(view.n_dims, view.shape).text,
-                   wb_family_rules_of(ld->model->config.family)->model_type, surplus);
+                   view.file, first, show_shape(view.n_dims, view.shape).text, ld->model->family->model_type,
+                   surplus);
 }
 
-wb_status wb_checkpoint_load(wb_model *model, const wb_safetensors *files, const char *dir) {
+wb_status wb_model_load(wb_model *model, const wb_safetensors *files, const char *dir) {
     loader ld = {.model = model, .files = files, .dir = dir};
     wb_status status = WB_NEW(ld.used, wb_safetensors_count(files), dir);
     if (status == WB_OK) status = WB_ALLOC(ld.scratch, (size_t)CHUNK_ELEMENTS, sizeof(float), dir);

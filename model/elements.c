@@ -1,6 +1,5 @@
-/* convert.c - floating-point elements of a checkpoint to those of a model, on the host.
- * Refuses: integers, devices. */
-#include "checkpoint.h"
+/* elements.c - see elements.h. Refuses: integers, devices. */
+#include "elements.h"
 #include "wb_exact_math.h"
 
 #include <string.h>

@@ -1,8 +1,11 @@
-/* checkpoint_save.c - a model's weights as a Hugging Face checkpoint directory. Each rank writes its own
+/* model_save.c - a model's weights as a Hugging Face checkpoint directory. Each rank writes its own
  * experts, rank 0 also what all ranks hold, the index, the configuration and the small files. Refuses:
  * leaving a directory in which a loader finds weights of two saves. */
-#include "checkpoint.h"
-#include "wb_memory.h"
+#include "config.h"
+#include "model_weights.h"
+#include "wb_json.h"
+#include "wb_tensor_io.h"
+#include "wb_text.h"
 
 #include <ctype.h>
 #include <dirent.h>
@@ -189,7 +192,7 @@ static wb_status remove_stale(const wb_model *m, const char *dir) {
     DIR *list = opendir(dir);
     if (!list) return wb_fail(WB_IO, "%s: %s", dir, strerror(errno));
     wb_status status = WB_OK;
-    for (const struct dirent *entry; status == WB_OK && (entry = readdir(list)) != NULL;)
+    for (const struct dirent *entry; status == WB_OK && (entry = readdir(list));)
         if (is_weights(entry->d_name) && !is_ours(m, entry->d_name)) status = remove_file(dir, entry->d_name);
     closedir(list);
     return status;
@@ -238,7 +241,7 @@ static wb_status copy_companions(const char *from_dir, const char *to_dir) {
     DIR *list = opendir(from_dir);
     if (!list) return wb_fail(WB_IO, "%s: %s", from_dir, strerror(errno));
     wb_status status = WB_OK;
-    for (const struct dirent *entry; status == WB_OK && (entry = readdir(list)) != NULL;)
+    for (const struct dirent *entry; status == WB_OK && (entry = readdir(list));)
         if (is_companion(entry->d_name)) status = copy_companion(from_dir, to_dir, entry->d_name);
     closedir(list);
     return status;
