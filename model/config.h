@@ -16,9 +16,10 @@ wb_status wb_config_read(const char *dir, wb_config *config_out, char **text_out
  * checks it. */
 wb_status wb_config_parse(const json_t *root, const wb_family_rules *rules, wb_config *config);
 
-/* Text of a config.json: `source` with its dtype adjusted, or made from `config` where source is NULL.
- * Freed with free(). */
-wb_status wb_config_text(const wb_config *config, const char *source, wb_dtype dtype, char **text_out);
+/* Text of a config.json: `source` with its dtype adjusted, or made from `config` by the rules of its family
+ * where source is NULL. Freed with free(). */
+wb_status wb_config_text(const wb_config *config, const wb_family_rules *rules, const char *source,
+                         wb_dtype dtype, char **text_out);
 
 /* ---- checks (config_check.c, config.c) ------------------------------------------------------------- */
 

@@ -8,8 +8,7 @@
 #include <string.h>
 
 /* The released spelling, which transformers 4 and 5 both read. NULL: no memory. */
-static json_t *make_root(const wb_config *c, const char *dtype) {
-    const wb_family_rules *rules = wb_family_rules_of(c->family);
+static json_t *make_root(const wb_config *c, const wb_family_rules *rules, const char *dtype) {
     json_t *root = json_pack(
         "{s:[s], s:s, s:s, s:s, s:b, s:f, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:b, s:o, s:f, s:n, "
         "s:b, s:b, s:n, s:n, s:n}",
@@ -52,7 +51,8 @@ static int set_dtype(json_t *root, const char *dtype, bool *changed_out) {
     return json_object_set_new(root, "torch_dtype", json_string(dtype));
 }
 
-wb_status wb_config_text(const wb_config *config, const char *source, wb_dtype dtype, char **text_out) {
+wb_status wb_config_text(const wb_config *config, const wb_family_rules *rules, const char *source,
+                         wb_dtype dtype, char **text_out) {
     const char *name = dtype == WB_BF16 ? "bfloat16" : "float32";
     json_t *root = NULL;
     bool changed = true;
@@ -63,7 +63,7 @@ wb_status wb_config_text(const wb_config *config, const char *source, wb_dtype d
             return wb_text_format(text_out, "%s", source);
         }
     } else {
-        root = make_root(config, name);
+        root = make_root(config, rules, name);
     }
     char *text = root ? json_dumps(root, JSON_INDENT(2) | JSON_PRESERVE_ORDER) : NULL;
     json_decref(root);

@@ -151,7 +151,7 @@ static wb_status write_index(const wb_model *m, const char *dir) {
 
 static wb_status write_config(const wb_model *m, const char *dir) {
     char *text = NULL;
-    WB_TRY(wb_config_text(&m->config, m->source_config, m->dtype, &text));
+    WB_TRY(wb_config_text(&m->config, m->family, m->source_config, m->dtype, &text));
     wb_status status = write_text(dir, "config.json", text);
     free(text);
     return status;

@@ -9,7 +9,8 @@ typedef struct wb_routing_stage {
     wb_host_buffer forced, ids; /* where device memory is not host memory */
 } wb_routing_stage;
 
-/* INVALID_ARGUMENT unless routing has ids and every forced id is below E; names token, layer, choice and id. */
+/* INVALID_ARGUMENT unless routing has ids and every forced id is below E; names token, layer, choice and
+ * id. */
 wb_status wb_routing_check(const wb_model *model, wb_workspace *memory, wb_routing_stage *stage, int64_t T,
                            const wb_routing *routing);
 

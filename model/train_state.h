@@ -33,17 +33,17 @@ struct wb_train {
     wb_routing_stage routing_stage;
 };
 
-/* ---- gradients (train_grads.c) ------------------------------------------------------------------------- */
+/* ---- gradients (train_grads.c) -------------------------------------------------------------------- */
 
 /* A zero gradient for every parameter. */
 wb_status wb_train_open_grads(wb_train *train);
 
-/* ---- a batch (train_batch.c) --------------------------------------------------------------------------- */
+/* ---- a batch (train_batch.c) ---------------------------------------------------------------------- */
 
 /* Checks the batch and puts it on the device: pass, tokens, head_rows, head_targets. */
 wb_status wb_train_take_batch(wb_train *train, const wb_train_batch *batch, const wb_routing *routing);
 
-/* ---- the head, in chunks of rows (train_head.c) ---------------------------------------------------------- */
+/* ---- the head, in chunks of rows (train_head.c) --------------------------------------------------- */
 
 /* Memory for a forward of n_head rows. */
 wb_status wb_train_reserve_head(wb_train *train);

@@ -168,7 +168,7 @@ static wb_status save_model(const place *p) {
 
 static wb_status save_generated_config(const place *p) {
     char *text = NULL;
-    wb_status status = wb_config_text(&p->config, NULL, WB_F32, &text);
+    wb_status status = wb_config_text(&p->config, wb_family_rules_of(p->config.family), NULL, WB_F32, &text);
     free(text);
     return status;
 }

@@ -25,7 +25,7 @@ int32_t wb_moe_plan_n_slots(const wb_moe_plan *plan) {
     return plan->rank_first[rank + 1] - plan->rank_first[rank];
 }
 
-/* ---- rows of this rank's tokens -------------------------------------------------------------------------- */
+/* ---- rows of this rank's tokens ------------------------------------------------------------------- */
 
 /* Fills rank_first and order from the placement. */
 static void number_positions(wb_moe_plan *plan) {
@@ -91,7 +91,7 @@ static wb_status sort_rows(wb_moe_plan *plan, int64_t T, wb_ids ids) {
     return by_id ? WB_OK : sort_by_position(plan, T * K);
 }
 
-/* ---- rows of this rank's experts ------------------------------------------------------------------------- */
+/* ---- rows of this rank's experts ------------------------------------------------------------------ */
 
 /* send_rows and receive_rows from the counts of both sides, and n. */
 static wb_status count_rows(wb_moe_plan *plan) {
