@@ -131,7 +131,7 @@ static double run_decode(bench *b, const bench_case *c, double *check_out) {
     do must(wb_engine_step(b->engine, &busy));
     while (busy);
     const double elapsed = now() - begin;
-    for (wb_completion *done; (done = wb_engine_poll(b->engine)) != NULL; wb_completion_free(done))
+    for (wb_completion *done; (done = wb_engine_poll(b->engine)); wb_completion_free(done))
         if (strcmp(done->record.rid, "request-0") == 0) *check_out = (double)done->record.logprobs[0];
     return (double)(wb_engine_get_stats(b->engine).decode_tokens - before) / elapsed;
 }
@@ -216,7 +216,7 @@ static void close_bench(bench *b) {
 
 static void serve(bench *b) {
     char line[64];
-    while (fgets(line, sizeof line, stdin) != NULL) {
+    while (fgets(line, sizeof line, stdin)) {
         line[strcspn(line, "\n")] = '\0';
         const bench_case *c = find_case(line);
         double check = 0;
@@ -273,8 +273,8 @@ int main(int argc, char **argv) {
         return 2;
     }
     bench b = open_bench(threads);
-    if (save != NULL) must(wb_model_save(b.models[0], save));
-    if (n == 0 && save == NULL)
+    if (save) must(wb_model_save(b.models[0], save));
+    if (n == 0 && !save)
         for (; n < N_CASES; n++) chosen[n] = &cases[n];
     int64_t parameters = 0;
     for (int32_t i = 0; i < wb_model_n_tensors(b.models[0]); i++)

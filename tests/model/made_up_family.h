@@ -4,8 +4,6 @@
 #ifndef MADE_UP_FAMILY_H
 #define MADE_UP_FAMILY_H
 
-#include <string.h>
-
 #include "config.h"
 #include "layers/layer.h"
 #include "registry.h"

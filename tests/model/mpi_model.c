@@ -37,7 +37,7 @@ int main(int argc, char **argv) {
     MUST(wb_comm_open_mpi(MPI_COMM_WORLD, &comm));
     uint64_t seed = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)time(NULL);
     MPI_Bcast(&seed, 1, MPI_UINT64_T, 0, MPI_COMM_WORLD);
-    if (wb_comm_rank(comm) == 0) printf("mpi_model: seed %llu\n", (unsigned long long)seed);
+    if (wb_comm_rank(comm) == 0) printf("mpi_model: seed %" PRIu64 "\n", seed);
 
     int failures = run_golden(comm, "qwen3_moe", seed) + run_golden(comm, "olmoe", seed), any = 0;
     failures += model_ranks_run_random(comm, seed);

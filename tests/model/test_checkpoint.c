@@ -907,6 +907,16 @@ static void test_bad_options(void **state) {
         (wb_model_options){.size = sizeof(wb_model_options), .device = device, .comm = comm, .dtype = WB_F32};
     assert_int_equal(wb_model_open(NULL, &options, &out), WB_INVALID_ARGUMENT);
     assert_int_equal(wb_model_create(NULL, 1, 1, &options, &out), WB_INVALID_ARGUMENT);
+    options.size = 0; /* not from the initialiser */
+    assert_int_equal(wb_model_open(golden("olmoe").text, &options, &out), WB_INVALID_ARGUMENT);
+    assert_message_has("model options");
+    struct {
+        wb_model_options known;
+        int64_t later;
+    } longer = {.known = {.size = sizeof longer, .device = device, .comm = comm, .dtype = WB_F32},
+                .later = 1};
+    assert_int_equal(wb_model_open(golden("olmoe").text, &longer.known, &out), WB_INVALID_ARGUMENT);
+    assert_message_has("model options");
     assert_int_equal(wb_model_save(model, NULL), WB_INVALID_ARGUMENT);
     assert_int_equal(wb_model_save(model, ""), WB_INVALID_ARGUMENT);
     assert_null(out);

@@ -301,7 +301,7 @@ static void expect_same_expert_gradients(ranks_test *test) {
     for (int32_t i = 0; i < wb_model_n_tensors(model); i++) {
         wb_tensor here = wb_model_tensor(model, i);
         const wb_tensor whole = wb_model_tensor(test->whole.model, i);
-        if (here.data == NULL) continue;
+        if (!here.data) continue;
         if (here.expert >= 0) {
             const wb_moe_weights *w = model->layers[here.layer].feed_forward.weights;
             const int64_t size = here.n * (here.param == w->gate_up ? 2 : 1);
@@ -356,11 +356,10 @@ static void test_placement_changes_nothing(void **unused) {
 
 /* ---- refusals ------------------------------------------------------------------------------------ */
 
-#define assert_refused(status, call, text)                          \
-    do {                                                            \
-        assert_int_equal(status, call);                             \
-        if (strstr(wb_error_message(), text) == NULL)               \
-            fail_msg("no \"%s\" in: %s", text, wb_error_message()); \
+#define assert_refused(status, call, text)                                                             \
+    do {                                                                                               \
+        assert_int_equal(status, call);                                                                \
+        if (!strstr(wb_error_message(), text)) fail_msg("no \"%s\" in: %s", text, wb_error_message()); \
     } while (0)
 
 static void test_bad_training_batches_are_refused(void **unused) {
@@ -404,6 +403,24 @@ static void test_bad_training_batches_are_refused(void **unused) {
     const int32_t long_start[] = {0, 41};
     const wb_train_batch too_long = {41, tokens, targets, 1, long_start};
     assert_refused(WB_CAPACITY, wb_train_forward(train, &too_long, &routing, NULL, logprobs), "position 40");
+    reference_close(&ref);
+}
+
+/* A caller compiled against a version in which the options ended after n_blocks gets the default beyond. */
+static void test_inference_options_of_another_version(void **unused) {
+    (void)unused;
+    reference ref = reference_open(VARIANT_FEW, base_seed);
+    wb_infer *infer = NULL;
+    wb_infer_options options = pool_of(3, -1);
+    options.size = offsetof(wb_infer_options, block_size);
+    MUST(wb_infer_open(ref.f.model, &options, &infer));
+    wb_infer_close(infer);
+    options = pool_of(0, 4);
+    assert_refused(WB_INVALID_ARGUMENT, wb_infer_open(ref.f.model, &options, &infer), "at least 1 block");
+    options = pool_of(3, 4);
+    options.size = 0;
+    assert_refused(WB_INVALID_ARGUMENT, wb_infer_open(ref.f.model, &options, &infer), "inference options");
+    assert_refused(WB_INVALID_ARGUMENT, wb_infer_open(ref.f.model, NULL, &infer), "at least 1 block");
     reference_close(&ref);
 }
 
@@ -511,7 +528,7 @@ static void test_steady_state_allocates_nothing_and_any_allocation_may_fail(void
 
 int main(int argc, char **argv) {
     base_seed = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)time(NULL);
-    printf("seed %llu\n", (unsigned long long)base_seed);
+    printf("seed %" PRIu64 "\n", base_seed);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_training_does_not_depend_on_neighbours_or_threads),
         cmocka_unit_test(test_replay_of_own_choice_is_bit_exact),
@@ -520,6 +537,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_thread_ranks_equal_one_rank),
         cmocka_unit_test(test_placement_changes_nothing),
         cmocka_unit_test(test_bad_training_batches_are_refused),
+        cmocka_unit_test(test_inference_options_of_another_version),
         cmocka_unit_test(test_bad_inference_batches_are_refused),
         cmocka_unit_test(test_steady_state_allocates_nothing_and_any_allocation_may_fail),
     };
