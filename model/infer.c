@@ -41,13 +41,14 @@ void wb_infer_options_init(wb_infer_options *options_out, size_t size) {
     wb_options_init(options_out, size, &default_options, sizeof default_options);
 }
 
-static wb_status read_options(const wb_infer_options *given, wb_infer_options *options_out) {
-    *options_out = default_options;
-    WB_TRY(wb_options_read(options_out, sizeof *options_out, given, "inference options"));
-    if (options_out->n_blocks < 1 || options_out->block_size < 1)
+static wb_status read_options(const wb_infer_options *options, wb_infer_options *own_out) {
+    wb_infer_options own = default_options;
+    WB_TRY(wb_options_read(&own, sizeof own, options, "inference options"));
+    if (own.n_blocks < 1 || own.block_size < 1)
         return wb_fail(WB_INVALID_ARGUMENT,
                        "KV pool: expected at least 1 block of 1 token, found %d blocks of %d tokens",
-                       options_out->n_blocks, options_out->block_size);
+                       own.n_blocks, own.block_size);
+    *own_out = own;
     return WB_OK;
 }
 

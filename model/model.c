@@ -16,13 +16,13 @@ void wb_model_options_init(wb_model_options *options_out, size_t size) {
     wb_options_init(options_out, size, &default_options, sizeof default_options);
 }
 
-wb_status wb_model_read_options(const wb_model_options *given, wb_model_options *options_out) {
-    wb_model_options options = default_options;
-    WB_TRY(wb_options_read(&options, sizeof options, given, "model options"));
-    if (!options.device || !options.comm)
+wb_status wb_model_read_options(const wb_model_options *options, wb_model_options *own_out) {
+    wb_model_options own = default_options;
+    WB_TRY(wb_options_read(&own, sizeof own, options, "model options"));
+    if (!own.device || !own.comm)
         return wb_fail(WB_INVALID_ARGUMENT,
                        "model options: expected a device and a communicator, found NULL");
-    *options_out = options;
+    *own_out = own;
     return WB_OK;
 }
 

@@ -67,13 +67,13 @@ static wb_status create_local(const wb_config *config, uint64_t seed, float std,
     return wb_model_fill_random(*model, seed, std);
 }
 
-wb_status wb_model_create(const wb_config *config, uint64_t seed, float std, const wb_model_options *given,
+wb_status wb_model_create(const wb_config *config, uint64_t seed, float std, const wb_model_options *options,
                           wb_model **model_out) {
-    wb_model_options options;
+    wb_model_options own;
     wb_model *m = NULL;
     wb_status status;
-    WB_TRY(wb_model_read_options(given, &options));
-    WB_GOTO(wb_comm_agree(options.comm, create_local(config, seed, std, &options, &m)), close);
+    WB_TRY(wb_model_read_options(options, &own));
+    WB_GOTO(wb_comm_agree(own.comm, create_local(config, seed, std, &own, &m)), close);
     uint64_t source[2] = {seed, 0};
     memcpy(&source[1], &std, sizeof std);
     WB_GOTO(wb_model_check_peers(m, source, sizeof source), close);

@@ -25,8 +25,9 @@ typedef struct loader {
     wb_model *model;
     const wb_safetensors *files;
     const char *dir;
-    bool *used;    /* [wb_safetensors_count(files)] */
-    void *scratch; /* [CHUNK_ELEMENTS] of the widest dtype */
+    bool *used;     /* [wb_safetensors_count(files)] */
+    float *scratch; /* [CHUNK_ELEMENTS] of the widest dtype */
+    wb_owner memory;
 } loader;
 
 /* ---- finding --------------------------------------------------------------------------------- */
@@ -155,14 +156,13 @@ static wb_status check_surplus(const loader *ld) {
 
 wb_status wb_model_load(wb_model *model, const wb_safetensors *files, const char *dir) {
     loader ld = {.model = model, .files = files, .dir = dir};
-    wb_status status = WB_NEW(ld.used, wb_safetensors_count(files), dir);
-    if (status == WB_OK) status = WB_ALLOC(ld.scratch, (size_t)CHUNK_ELEMENTS, sizeof(float), dir);
+    wb_status status = WB_OWN(&ld.memory, ld.used, wb_safetensors_count(files), dir);
+    if (status == WB_OK) status = WB_OWN(&ld.memory, ld.scratch, (size_t)CHUNK_ELEMENTS, dir);
     for (int32_t i = 0; status == WB_OK && i < model->n_tensors; i++) {
         wb_tensor t = wb_model_tensor(model, i);
         status = load_tensor(&ld, &t);
     }
     if (status == WB_OK) status = check_surplus(&ld);
-    free(ld.used);
-    free(ld.scratch);
+    wb_owner_close(&ld.memory);
     return status;
 }

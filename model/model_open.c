@@ -22,16 +22,16 @@ static wb_status open_local(const char *dir, const wb_model_options *options, wb
     return wb_text_format(&(*model)->source_dir, "%s", dir);
 }
 
-wb_status wb_model_open(const char *dir, const wb_model_options *given, wb_model **model_out) {
-    wb_model_options options;
+wb_status wb_model_open(const char *dir, const wb_model_options *options, wb_model **model_out) {
+    wb_model_options own;
     wb_model *m = NULL;
     wb_safetensors *files = NULL;
     wb_status status;
-    WB_TRY(wb_model_read_options(given, &options));
-    WB_GOTO(wb_comm_agree(options.comm, open_local(dir, &options, &files, &m)), close);
+    WB_TRY(wb_model_read_options(options, &own));
+    WB_GOTO(wb_comm_agree(own.comm, open_local(dir, &own, &files, &m)), close);
     uint64_t digest = wb_safetensors_digest(files);
     WB_GOTO(wb_model_check_peers(m, &digest, sizeof digest), close);
-    WB_GOTO(wb_comm_agree(options.comm, wb_model_load(m, files, dir)), close);
+    WB_GOTO(wb_comm_agree(own.comm, wb_model_load(m, files, dir)), close);
     wb_safetensors_close(files);
     *model_out = m;
     return WB_OK;

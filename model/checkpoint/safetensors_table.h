@@ -28,7 +28,7 @@ struct wb_safetensors {
     st_file *files;
     size_t n_files;
     st_entry *entries; /* by name, once sorted */
-    size_t n;
+    size_t n, capacity;
     uint64_t digest;
 };
 

@@ -139,10 +139,11 @@ static wb_status map_file(st_file *file) {
 static wb_status read_header_length(st_file *file) {
     uint64_t length = 0;
     for (int i = 0; i < 8; i++) length |= (uint64_t)file->map[i] << (8 * i);
-    size_t most = file->bytes - 8 < WB_SAFETENSORS_MAX_HEADER ? file->bytes - 8 : WB_SAFETENSORS_MAX_HEADER;
-    if (length > most)
+    const size_t max =
+        file->bytes - 8 < WB_SAFETENSORS_MAX_HEADER ? file->bytes - 8 : WB_SAFETENSORS_MAX_HEADER;
+    if (length > max)
         return wb_fail(WB_CORRUPT, "%s: byte 0: expected a header length of at most %zu, found %" PRIu64,
-                       file->path, most, length);
+                       file->path, max, length);
     file->data_start = 8 + (size_t)length;
     return WB_OK;
 }
@@ -164,13 +165,8 @@ static wb_status grow_entries(wb_safetensors *st, st_file *file, json_t *header)
     const char *key;
     json_t *value;
     json_object_foreach(header, key, value) name_bytes += strlen(key) + 1;
-    WB_TRY(WB_ALLOC(file->names, name_bytes, 1, file->path));
-    if (count > SIZE_MAX / sizeof *st->entries - st->n - 1)
-        return wb_fail(WB_OUT_OF_MEMORY, "%s: no memory for %zu tensors", file->path, count);
-    st_entry *grown = realloc(st->entries, (st->n + count + 1) * sizeof *grown);
-    if (!grown) return wb_fail(WB_OUT_OF_MEMORY, "%s: no memory for %zu tensors", file->path, count);
-    st->entries = grown;
-    return WB_OK;
+    WB_TRY(WB_NEW(file->names, name_bytes, file->path));
+    return WB_GROW(st->entries, st->n + count, &st->capacity, file->path);
 }
 
 static int by_offset(const void *a, const void *b) {
