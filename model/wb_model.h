@@ -1,7 +1,7 @@
 /* wb_model.h - a Mixture-of-Experts language model: Hugging Face checkpoint in, forward and backward,
  * checkpoint out.
  *
- * Owns: config.json and safetensors, the weight registry, inference forward over a paged KV cache,
+ * Owns: config.json and which tensors a model has, the weight registry, inference forward over a paged KV cache,
  * training forward and backward with per-layer recompute, and the one place where experts are chosen
  * (wb_routing). Refuses: scheduling of requests, RL, where routes come from.
  *
@@ -11,8 +11,11 @@
  * where a rank has none. A token's result is the same bits whatever the number of ranks, the batch around
  * it or the thread count.
  *
- * Families are values of enums in one GQA block and one MoE block; formulas and tensor names follow
- * Hugging Face transformers.
+ * A family is a table of what it does in its own way (config keys, tensor names, the kind of each layer);
+ * formulas and tensor names follow Hugging Face transformers.
+ *
+ * Errors, besides those named at a call: INVALID_ARGUMENT for arguments out of range, OUT_OF_MEMORY, DEVICE
+ * from the device, PEER from a collective call when another rank failed or disagrees.
  */
 #ifndef WB_MODEL_H
 #define WB_MODEL_H
@@ -28,7 +31,8 @@ extern "C" {
 
 /* ---- configuration ------------------------------------------------------------------------------- */
 
-/* X(NAME, name): the family WB_FAMILY_NAME, which is model_type "name" of config.json. */
+/* X(NAME, name): the family WB_FAMILY_NAME, which is model_type "name" of config.json. New ones come last:
+ * the values are part of the library's interface. */
 #define WB_FAMILY_LIST(X)   \
     X(QWEN3_MOE, qwen3_moe) \
     X(OLMOE, olmoe)
@@ -63,7 +67,11 @@ typedef struct wb_config {
  * key, value and what was expected (K > E, E > 65536, head counts that do not divide, ...). Accepts
  * num_experts or num_local_experts, rope_theta at the top or in rope_parameters. */
 WB_API wb_status wb_config_load(const char *dir, wb_config *config_out);
+
+/* Whether a model of this configuration can be opened; the errors of wb_config_load. */
 WB_API wb_status wb_config_check(const wb_config *config);
+
+/* False also for a layer that the model does not have. */
 WB_API bool wb_config_is_moe(const wb_config *config, int32_t layer);
 
 /* ---- the model ----------------------------------------------------------------------------------- */
@@ -78,6 +86,7 @@ typedef struct wb_model_options {
     wb_dtype dtype;    /* of matrices: WB_F32 (default) or WB_BF16. Vectors (norms, biases) are always f32 */
 } wb_model_options;
 
+/* The defaults; `size` is the caller's sizeof. */
 WB_API void wb_model_options_init(wb_model_options *options_out, size_t size);
 
 static inline wb_model_options wb_model_options_default(void) {
@@ -87,8 +96,8 @@ static inline wb_model_options wb_model_options_default(void) {
 }
 
 /* Loads a checkpoint directory; every rank reads its own part. f32, bf16 and f16 files; expert tensors one
- * by one or fused. Missing, surplus, wrongly shaped or typed tensors are errors naming tensor, shape and
- * file. Collective: ranks check that they opened the same model. */
+ * by one or fused. NOT_FOUND (a file or tensor is missing), MISMATCH (a tensor is surplus or has another shape)
+ * and UNSUPPORTED (another dtype) name tensor, shape and file; `options` is read before return. Collective: ranks check that they opened the same model. */
 WB_API wb_status wb_model_open(const char *dir, const wb_model_options *options, wb_model **model_out);
 
 /* A new model with random weights: N(0, std) matrices, norms 1, biases 0; the same bits for a seed on any
@@ -105,7 +114,8 @@ WB_API wb_status wb_model_save(wb_model *model, const char *dir);
 WB_API const wb_config *wb_model_config(const wb_model *model);
 /* Fingerprint, MoE layers, E, K; owner: model. */
 WB_API const wb_route_model *wb_model_routes(const wb_model *model);
-WB_API wb_device *wb_model_device(const wb_model *model); /* those of its options */
+/* Those of its options, still the caller's. */
+WB_API wb_device *wb_model_device(const wb_model *model);
 WB_API wb_comm *wb_model_comm(const wb_model *model);
 
 /* The registry: every tensor of the checkpoint by name, in an order that is the same on every rank. Ask at
@@ -152,6 +162,7 @@ typedef struct wb_infer_options {
     int32_t block_size; /* tokens a block, at least 1; default 16 */
 } wb_infer_options;
 
+/* The defaults; `size` is the caller's sizeof. */
 WB_API void wb_infer_options_init(wb_infer_options *options_out, size_t size);
 
 static inline wb_infer_options wb_infer_options_default(void) {
