@@ -1,8 +1,8 @@
 /* wb_model.h - a Mixture-of-Experts language model: Hugging Face checkpoint in, forward and backward,
  * checkpoint out.
  *
- * Owns: config.json and which tensors a model has, the weight registry, inference forward over a paged KV cache,
- * training forward and backward with per-layer recompute, and the one place where experts are chosen
+ * Owns: config.json and which tensors a model has, the weight registry, inference forward over a paged KV
+ * cache, training forward and backward with per-layer recompute, and the one place where experts are chosen
  * (wb_routing). Refuses: scheduling of requests, RL, where routes come from.
  *
  * Parallel layout: every rank of `comm` holds the attention and dense weights and a shard of every MoE
@@ -96,8 +96,9 @@ static inline wb_model_options wb_model_options_default(void) {
 }
 
 /* Loads a checkpoint directory; every rank reads its own part. f32, bf16 and f16 files; expert tensors one
- * by one or fused. NOT_FOUND (a file or tensor is missing), MISMATCH (a tensor is surplus or has another shape)
- * and UNSUPPORTED (another dtype) name tensor, shape and file; `options` is read before return. Collective: ranks check that they opened the same model. */
+ * by one or fused. NOT_FOUND (a file or tensor is missing), MISMATCH (a tensor is surplus or has another
+ * shape) and UNSUPPORTED (another dtype) name tensor, shape and file. Collective: ranks check that they
+ * opened the same model. */
 WB_API wb_status wb_model_open(const char *dir, const wb_model_options *options, wb_model **model_out);
 
 /* A new model with random weights: N(0, std) matrices, norms 1, biases 0; the same bits for a seed on any

@@ -51,7 +51,8 @@ static wb_status check_view(const wb_tensor_view *view) {
 
 /* ---- order ----------------------------------------------------------------------------------- */
 
-/* Walks the tensors in file order: by element size descending, else in the order of the list. Starts at {0, 8}. */
+/* Walks the tensors in file order: by element size descending, else in the order of the list. Starts at
+ * {0, 8}. */
 typedef struct order {
     size_t next, size;
 } order;

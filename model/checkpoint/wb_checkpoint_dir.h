@@ -1,5 +1,5 @@
-/* wb_checkpoint_dir.h - the files of a checkpoint directory by their names: shards, their index, and the small
- * files that come along (not installed). */
+/* wb_checkpoint_dir.h - the files of a checkpoint directory by their names: shards, their index, and the
+ * small files that come along (not installed). */
 #ifndef WB_CHECKPOINT_DIR_H
 #define WB_CHECKPOINT_DIR_H
 

@@ -1,6 +1,6 @@
-/* made_up_family.h - a family and a layer kind that Waybill does not have, as somebody would add them: nothing
- * outside of this file knows them. The family spells keys and tensors in its own way; every second layer mixes
- * positions by a kind whose state is not keys and values. */
+/* made_up_family.h - a family and a layer kind that Waybill does not have, as somebody would add them:
+ * nothing outside of this file knows them. The family spells keys and tensors in its own way; every second
+ * layer mixes positions by a kind whose state is not keys and values. */
 #ifndef MADE_UP_FAMILY_H
 #define MADE_UP_FAMILY_H
 
@@ -9,7 +9,9 @@
 #include "registry.h"
 #include "wb_json.h"
 
-/* ---- the kind: y[t] = gain * (x[t] + x[t - 1]), the token before it being of the same sequence. CPU only. ---- */
+/* ---- the kind ------------------------------------------------------------------------------------- */
+
+/* y[t] = gain * (x[t] + x[t - 1]), the token before being one of the same sequence. On the CPU only. */
 
 typedef struct shift_weights {
     int32_t gain; /* [H] */
@@ -95,7 +97,7 @@ static const wb_layer_kind layer_shift = {
     .backward = shift_backward,
 };
 
-/* ---- the family ------------------------------------------------------------------------------------------ */
+/* ---- the family ----------------------------------------------------------------------------------- */
 
 /* Layers from "first_sparse" on are MoE. */
 static wb_status made_up_read(const json_t *root, wb_config *config) {

@@ -1,5 +1,5 @@
-/* test_family.c - a family is one file: one that Waybill does not have is read, built, loaded, run and trained
- * without a change elsewhere, with a layer kind whose state is not keys and values. */
+/* test_family.c - a family is one file: one that Waybill does not have is read, built, loaded, run and
+ * trained without a change elsewhere, with a layer kind whose state is not keys and values. */
 #include "support/temp_files.h"
 
 #include "made_up_family.h"
