@@ -1,7 +1,9 @@
 /* grpo.h - the pieces of waybill-grpo, the trainer that mpirun launches, and what passes between them.
  *
- *   options -> task -> rollouts (samples with records) -> rewards -> train_step -> optimizer -> weights to the engine
- *                                     |-> dump                |-> report
+ *   options -> task -> rollouts -> rewards -> train_step -> optimizer -> weights to the engine
+ *                         |-> dump                |-> report
+ *
+ * A sample is a completion of the engine with its record, its reward and its advantage.
  *
  * Parallel layout: each rank generates and trains its own prompt groups; experts are sharded over all
  * ranks.
@@ -188,6 +190,7 @@ void report_progress(report *r, uint64_t step, const char *phase, int64_t done, 
 wb_status report_step(report *r, uint64_t step, const step_metrics *m);
 void report_line(report *r, const char *format, ...) WB_PRINTF(2, 3);
 void report_summary(const report *r); /* the table at the end, on standard output */
+double now_seconds(void);             /* of a clock that only goes forward */
 
 /* ---- warmup.c -------------------------------------------------------------------------------- */
 

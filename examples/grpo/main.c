@@ -1,23 +1,16 @@
 /* main.c - waybill-grpo: GRPO training of a Mixture-of-Experts model under routing replay, one process a
  * rank. */
-#include <errno.h>
+#include "grpo.h"
+#include "wb_comm_mpi.h"
+#include "wb_file.h"
+
+#include <inttypes.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
-
-#include "grpo.h"
-#include "wb_comm_mpi.h"
-
-static double now_seconds(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 /* The rollout engine's own copy of the weights, in --rollout-dtype. */
 typedef struct rollout_side {
@@ -63,7 +56,7 @@ static wb_status open_trainer(trainer *t, const char *dir) {
 static void close_trainer(trainer *t) {
     wb_replay_close(t->compare);
     wb_replay_close(t->replay);
-    if (t->model != NULL) optimizer_close(&t->opt);
+    optimizer_close(&t->opt);
     wb_train_close(t->reference_train);
     wb_model_close(t->reference);
     wb_train_close(t->train);
@@ -99,23 +92,10 @@ static wb_status train_loop(trainer *t, const rollout_side *side, const task *ta
     return WB_OK;
 }
 
-/* mkdir -p */
-static wb_status make_dirs(const char *path) {
-    char part[4096];
-    size_t n = strlen(path);
-    if (n == 0 || n >= sizeof part) return wb_fail(WB_INVALID_ARGUMENT, "--out '%s': not a path", path);
-    for (size_t i = 1; i <= n; i++) {
-        if (path[i] != '/' && path[i] != '\0') continue;
-        memcpy(part, path, i);
-        part[i] = '\0';
-        if (mkdir(part, 0777) != 0 && errno != EEXIST) return wb_fail(WB_IO, "%s: cannot be made: %m", part);
-    }
-    return WB_OK;
-}
-
 /* Rank 0 makes OUT; the others see it or say so. */
 static wb_status make_out(const options *o, wb_comm *comm) {
-    wb_status status = wb_comm_rank(comm) == 0 ? make_dirs(o->out_dir) : WB_OK;
+    wb_status status = wb_comm_rank(comm) == 0 ? wb_dir_create(o->out_dir) : WB_OK;
+    if (status != WB_OK) wb_fail_context(status, "--out %s", o->out_dir);
     WB_TRY(wb_comm_agree(comm, status));
     if (access(o->out_dir, W_OK) != 0) status = wb_fail(WB_IO, "%s: cannot be written to: %m", o->out_dir);
     return wb_comm_agree(comm, status);
@@ -147,8 +127,7 @@ static wb_status train(const options *o, wb_device *device, wb_comm *comm) {
             close_all);
     WB_GOTO(open_rollout(&t, start_dir, &side), close_all);
     WB_GOTO(wb_comm_agree(comm, report_open(o, wb_comm_rank(comm) == 0, t.step, &r)), close_all);
-    if (resume_dir)
-        report_line(r, "resuming after step %llu from %s", (unsigned long long)t.step, resume_dir);
+    if (resume_dir) report_line(r, "resuming after step %" PRIu64 " from %s", t.step, resume_dir);
     WB_GOTO(train_loop(&t, &side, task_, r), close_all);
     report_summary(r);
 close_all:
