@@ -6,11 +6,11 @@
  * the move from the trivial placement, takes it over, and sends the first micro-batch's tokens to replicas
  * by exact quotas. Exit code 0: every token went to a slot that holds its expert, and each rank got what
  * the quotas say. */
+#include "wb_eplb.h"
+
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
-
-#include "wb_eplb.h"
 
 enum { MICRO_BATCHES = 4 };
 

@@ -192,6 +192,11 @@ void report_line(report *r, const char *format, ...) WB_PRINTF(2, 3);
 void report_summary(const report *r); /* the table at the end, on standard output */
 double now_seconds(void);             /* of a clock that only goes forward */
 
+/* ---- training.c ------------------------------------------------------------------------------ */
+
+/* Trains as the options say, from --model or, resuming, from OUT's checkpoint. Collective. */
+wb_status training_run(const options *o, wb_device *device, wb_comm *comm);
+
 /* ---- warmup.c -------------------------------------------------------------------------------- */
 
 /* A tiny model trained on the arithmetic task until it is right now and then, saved to o->make_base.

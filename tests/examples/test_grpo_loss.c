@@ -13,14 +13,14 @@
 #include <time.h>
 
 #include "../../examples/grpo/loss.c"
+#include "wb_random.h"
 
 enum { N = 7, ROUNDS = 2000 };
 static const double low = 0.2, high = 0.3;
 static uint64_t seed;
 
 static double uniform(double from, double to) {
-    seed = seed * 6364136223846793005u + 1442695040888963407u;
-    return from + (to - from) * (double)(seed >> 11) / 9007199254740992.0;
+    return from + (to - from) * (double)(wb_random(&seed) >> 11) * 0x1p-53;
 }
 
 static loss_options options_of(ratio_kind ratio, double kl_coef) {

@@ -523,8 +523,15 @@ static void test_open_checks_the_router_against_the_model(void **unused) {
     assert_int_equal(wb_hooks_open(&options, &h), WB_MISMATCH);
     options.router.n_experts = 0;
     assert_int_equal(wb_hooks_open(&options, &h), WB_INVALID_ARGUMENT);
+    options = hook_options(&f);
     options.device = NULL;
     assert_int_equal(wb_hooks_open(&options, &h), WB_INVALID_ARGUMENT);
+    HAS_MESSAGE("device");
+    assert_int_equal(wb_hooks_open(NULL, &h), WB_INVALID_ARGUMENT);
+    options = hook_options(&f);
+    options.size = 0;
+    assert_int_equal(wb_hooks_open(&options, &h), WB_INVALID_ARGUMENT);
+    HAS_MESSAGE("initialiser");
     assert_null(h);
     wb_hooks_close(NULL);
     close_trainer(&f);
