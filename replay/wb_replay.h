@@ -146,8 +146,9 @@ typedef struct wb_replay_slice {
 
 /* Rows [row, row + rows) of MoE layer `layer`: a sequence-parallel slice, or the whole when row = 0,
  * rows = T. Marks (micro_batch, layer) as used. With WB_ALL_LAYERS a row is native until its choice is known
- * in all layers, and only wb_replay_store marks them: the rows may be looked at without a forward.
- * INVALID_ARGUMENT outside of the plan, except in mode OFF. */
+ * in all layers (a pass asks for all at once or for one after the other, not for both), and only
+ * wb_replay_store marks them: the rows may be looked at without a forward. INVALID_ARGUMENT outside of the
+ * plan, except in mode OFF. */
 WB_API wb_status wb_replay_rows(wb_replay *replay, int32_t micro_batch, int32_t layer, uint32_t row,
                                 uint32_t rows, wb_replay_slice *slice_out);
 
