@@ -10,7 +10,7 @@
  *                                                                        |  |
  *                       tokens' expert ids --wb_dispatch_rows------------+  +--wb_move_plan_open--> copies and sends
  *
- * Letters: L MoE layers, E logical experts, R physical slots (E and the redundant ones), P ranks, N nodes,
+ * Letters: L MoE layers, E logical experts, S physical slots (E and the redundant ones), R ranks, N nodes,
  * K top-k, M micro-batches (or passes). A slot holds the weights of one expert; an expert in several slots
  * has that many *replicas*, and solvers take its tokens to be split evenly among them. The load of a rank
  * is the sum over its slots, balancedness is mean / max of the loads of live ranks, 1 being perfect.
@@ -32,7 +32,7 @@ extern "C" {
 
 /* ---- ranks, nodes and slots ------------------------------------------------------------------ */
 
-/* A physical expert: slot 0..R-1. A type of its own, so that the compiler refuses to map an id twice or to
+/* A physical expert: slot 0..S-1. A type of its own, so that the compiler refuses to map an id twice or to
  * index logical tables by it. Logical ids are plain numbers, as in the route tensor. */
 typedef struct wb_physical_id {
     uint32_t slot;
@@ -41,16 +41,16 @@ typedef struct wb_physical_id {
 #define WB_NO_SLOT UINT32_MAX /* .slot of a token that is padding */
 #define WB_NO_EXPERT (-1)     /* what an empty slot holds */
 
-/* Slots are numbered by rank: rank 0's first, dead ranks' included. Any P, N and R will do. */
+/* Slots are numbered by rank: rank 0's first, dead ranks' included. Any R, N and S will do. */
 typedef struct wb_topology {
-    uint32_t n_ranks; /* P, 1..65536 */
-    uint32_t n_nodes; /* N, 1..P */
-    uint32_t n_slots; /* R, 1..2^24 */
-    /* [P], summing to R, 0 allowed; NULL: R / P each, the first R % P one more */
+    uint32_t n_ranks; /* R, 1..65536 */
+    uint32_t n_nodes; /* N, 1..R */
+    uint32_t n_slots; /* S, 1..2^24 */
+    /* [R], summing to S, 0 allowed; NULL: S / R each, the first S % R one more */
     const uint32_t *slots_of_rank;
-    /* [P], ascending from 0 to N - 1; NULL: P / N each, the first P % N one more */
+    /* [R], ascending from 0 to N - 1; NULL: R / N each, the first R % N one more */
     const uint32_t *node_of_rank;
-    /* [P], nonzero: the rank has failed, its slots hold nothing; NULL: all live */
+    /* [R], nonzero: the rank has failed, its slots hold nothing; NULL: all live */
     const uint8_t *dead;
 } wb_topology;
 
@@ -71,9 +71,9 @@ typedef struct wb_placement wb_placement;
 /* One layer's maps. Owner: the placement; valid until its close, updated in place by set_layer,
  * copy_layers, broadcast. */
 typedef struct wb_layer_map {
-    /* [R] physical -> logical; WB_NO_EXPERT: empty */
+    /* [S] physical -> logical; WB_NO_EXPERT: empty */
     const int32_t *expert_of_slot;
-    /* [R] which replica of its expert the slot holds, from 0 (eplb.py's phyrank); 0 where empty */
+    /* [S] which replica of its expert the slot holds, from 0 (eplb.py's phyrank); 0 where empty */
     const uint32_t *replica_of_slot;
     /* [E + 1]: expert e has replicas[begin[e]] .. replicas[begin[e + 1] - 1], so that many */
     const uint32_t *replica_begin;
@@ -94,16 +94,16 @@ WB_API uint32_t wb_placement_experts(const wb_placement *placement);
 /* With all three arrays filled in; owner: the placement. */
 WB_API const wb_topology *wb_placement_topology(const wb_placement *placement);
 WB_API uint32_t wb_placement_rank_of(const wb_placement *placement, wb_physical_id id);
-WB_API uint32_t wb_placement_first_slot(const wb_placement *placement, uint32_t rank); /* rank P: R */
+WB_API uint32_t wb_placement_first_slot(const wb_placement *placement, uint32_t rank); /* rank R: S */
 WB_API wb_layer_map wb_placement_layer(const wb_placement *placement, uint32_t layer);
 
-/* rank_loads_out[P] of one layer whose experts' loads [E] are split evenly over replicas. */
+/* rank_loads_out[R] of one layer whose experts' loads [E] are split evenly over replicas. */
 WB_API void wb_placement_rank_loads(const wb_placement *placement, uint32_t layer, const double *loads,
                                     double *rank_loads_out);
-/* mean / max over live ranks of rank_loads [P]; 1 when all are 0. */
+/* mean / max over live ranks of rank_loads [R]; 1 when all are 0. */
 WB_API double wb_placement_balancedness(const wb_placement *placement, const double *rank_loads);
 
-/* Puts a map into one layer and sets its epoch. expert_of_slot [R]; replica_of_slot [R], or NULL: replicas
+/* Puts a map into one layer and sets its epoch. expert_of_slot [S]; replica_of_slot [S], or NULL: replicas
  * in slot order. Refused, naming layer and slot, with nothing changed: an id outside [0, E), an expert
  * without a live replica, a dead rank's slot that is not empty, replica numbers that are not 0..count-1. */
 WB_API wb_status wb_placement_set_layer(wb_placement *placement, uint32_t layer,
@@ -137,7 +137,7 @@ WB_API void wb_placement_export(const wb_placement *placement, int32_t *log2phy_
 WB_API wb_status wb_placement_keep_slots(wb_placement *placement, const wb_placement *current);
 
 /* A file holds a map or counts, as JSON or as msgpack (told apart by the content), with SGLang's keys:
- *   {"physical_to_logical_map": [L][R]}            and "replica_of_slot": [L][R] where the order is not that of slots
+ *   {"physical_to_logical_map": [L][S]}            and "replica_of_slot": [L][S] where the order is not that of slots
  *   {"logical_count": [L][E] or [M][L][E]}
  * Other keys are skipped. Writing: *.json is JSON, any other name msgpack; the file appears whole or not
  * at all. */
@@ -175,8 +175,8 @@ WB_API wb_cost_model wb_cost_model_default(void);
 
 typedef enum wb_eplb_algorithm {
     /* The bytes of DeepSeek's eplb.py (float32, ties to the lower index; its torch run with a stable
-     * sort), replica order included, for whatever it accepts but NaN and N > P. What it refuses is
-     * refused: E % G or R % P not 0, and P % N where hierarchical, which is when G % N == 0; else global.
+     * sort), replica order included, for whatever it accepts but NaN and N > R. What it refuses is
+     * refused: E % G or S % R not 0, and R % N where hierarchical, which is when G % N == 0; else global.
      * Two replicas of an expert may share a rank. No dead ranks, no uneven slots. */
     WB_EPLB_DEEPSEEK,
     /* The default. Least maximum rank load: capped replication, never two replicas of an expert on one
@@ -262,7 +262,7 @@ WB_API void wb_dispatch_close(wb_dispatch *dispatch); /* NULL is a no-op */
  * map changes. INVALID_ARGUMENT under other policies. */
 WB_API wb_status wb_dispatch_table(wb_dispatch *dispatch, uint32_t layer, const wb_physical_id **table_out);
 
-/* quota: before a micro-batch, each layer. counts [P][E]: tokens of each source rank for each expert, the
+/* quota: before a micro-batch, each layer. counts [R][E]: tokens of each source rank for each expert, the
  * same on every rank (replay knows them; else all-gather them). Tokens up to 2^31 an expert in all (more:
  * CAPACITY), none of dead ranks (INVALID_ARGUMENT). Also restarts the layer's token count. To be repeated
  * after the layer's map changed: until then its rows are a MISMATCH. */
@@ -276,7 +276,7 @@ WB_API wb_status wb_dispatch_set_counts(wb_dispatch *dispatch, uint32_t layer, c
 WB_API wb_status wb_dispatch_rows(wb_dispatch *dispatch, uint32_t layer, const wb_routed_rows *rows,
                                   const uint64_t *keys, wb_physical_id *out);
 
-/* What a policy makes of counts [P][E] of one layer: slot_tokens_out [R] (static, quota: exact; dynamic,
+/* What a policy makes of counts [R][E] of one layer: slot_tokens_out [S] (static, quota: exact; dynamic,
  * fake: the expectation), and of these the tokens that leave their rank but not their node, and those that
  * leave their node. Needs no dispatch handle. */
 typedef struct wb_dispatch_traffic {
@@ -287,8 +287,8 @@ WB_API wb_status wb_dispatch_loads(const wb_placement *placement, wb_dispatch_po
                                    const uint32_t *counts, double *slot_tokens_out,
                                    wb_dispatch_traffic *traffic_out);
 
-/* The integer shares of `quota`: shares_out [R], summing over an expert's replicas to its tokens in counts
- * [P][E], with the least possible maximum rank load and, among those, the most tokens that stay on their
+/* The integer shares of `quota`: shares_out [S], summing over an expert's replicas to its tokens in counts
+ * [R][E], with the least possible maximum rank load and, among those, the most tokens that stay on their
  * rank, then on their node. */
 WB_API wb_status wb_dispatch_quota(const wb_placement *placement, uint32_t layer, const uint32_t *counts,
                                    uint32_t *shares_out);
@@ -405,7 +405,7 @@ typedef enum wb_move_kind {
 typedef struct wb_move {
     uint32_t group, layer, expert;
     wb_move_kind kind;
-    wb_physical_id from, to; /* slots; R + rank * n_shadow + i is shadow slot i of a rank */
+    wb_physical_id from, to; /* slots; S + rank * n_shadow + i is shadow slot i of a rank */
 } wb_move;
 
 typedef struct wb_move_options {
@@ -439,7 +439,7 @@ WB_API void wb_move_plan_close(wb_move_plan *plan); /* NULL is a no-op */
 
 /* ---- the simulator --------------------------------------------------------------------------- */
 
-/* The routed tokens of one optimiser step, batch by batch. `fill` writes counts [P][E]: tokens of each
+/* The routed tokens of one optimiser step, batch by batch. `fill` writes counts [R][E]: tokens of each
  * source rank for each expert. It is called once for each (batch, layer), one call at a time, but by any
  * thread and in any order within a batch. */
 typedef struct wb_traffic {
@@ -459,7 +459,7 @@ typedef struct wb_simulation {
     double node_bytes, network_bytes; /* of dispatch and combine */
 } wb_simulation;
 
-/* Sends a step's tokens through a placement and a dispatch policy. rank_tokens_out [P]: tokens of each
+/* Sends a step's tokens through a placement and a dispatch policy. rank_tokens_out [R]: tokens of each
  * rank summed over batches and layers, or NULL. */
 WB_API wb_status wb_simulate(const wb_placement *placement, wb_dispatch_policy policy,
                              const wb_traffic *traffic, const wb_cost_model *cost, double *rank_tokens_out,

@@ -73,8 +73,8 @@ static void rebalance(const step *s, wb_comm *comm, wb_placement *placement) {
 }
 
 static void print_balance(const step *s, const wb_placement *placement, const char *name) {
-    uint32_t P = wb_placement_topology(placement)->n_ranks;
-    double *rank_loads = calloc(P, sizeof *rank_loads), sum = 0;
+    uint32_t R = wb_placement_topology(placement)->n_ranks;
+    double *rank_loads = calloc(R, sizeof *rank_loads), sum = 0;
     check(rank_loads != NULL, "memory");
     for (uint32_t i = 0; i < s->M * s->L; i++) {
         wb_placement_rank_loads(placement, i % s->L, s->loads + (size_t)i * s->E, rank_loads);
@@ -98,8 +98,8 @@ static void dispatch_rows(const step *s, const wb_placement *placement, uint32_t
                            .T = run->rows,
                            .K = K,
                            .valid = run->valid};
-    uint32_t P = wb_placement_topology(placement)->n_ranks, n = rows.T * K;
-    uint32_t *counts = calloc((size_t)P * s->E, sizeof *counts); /* [P][E]: replay knows them for all ranks */
+    uint32_t R = wb_placement_topology(placement)->n_ranks, n = rows.T * K;
+    uint32_t *counts = calloc((size_t)R * s->E, sizeof *counts); /* [R][E]: replay knows them for all ranks */
     wb_physical_id *slots = calloc(n, sizeof *slots);
     wb_dispatch *dispatch = NULL;
     check(counts && slots, "memory");

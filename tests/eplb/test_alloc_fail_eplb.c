@@ -6,7 +6,7 @@
 #include "support/alloc_fail.h"
 #include "support/temp_files.h"
 
-enum { L = 2, E = 6, K = 2, M = 3, P = 4, R = 10, T = 5 };
+enum { L = 2, E = 6, K = 2, M = 3, R = 4, S = 10, T = 5 };
 
 typedef struct place {
     temp_path dir, map_json, map_msgpack, counts, batches, loads_file, dump, saved;
@@ -14,7 +14,7 @@ typedef struct place {
     wb_placement *from, *to;
     wb_comm *comm;
     double loads[M * L * E];
-    uint32_t counts_of_rank[P * E];
+    uint32_t counts_of_rank[R * E];
     uint8_t ids[T * K];
     fixture_model model;
     fixture_record record;
@@ -76,12 +76,12 @@ static int setup(void **state) {
     place *p = calloc(1, sizeof *p);
     fixture_rng rng = {7};
     fixture_directory(p->dir.text);
-    p->topology = (wb_topology){.n_ranks = P, .n_nodes = 2, .n_slots = R};
+    p->topology = (wb_topology){.n_ranks = R, .n_nodes = 2, .n_slots = S};
     p->from = core_open(&p->topology, L, E, 1);
     p->to = core_open(&p->topology, L, E, 2);
     assert_int_equal(wb_comm_open_self(&p->comm), WB_OK);
     for (uint32_t i = 0; i < M * L * E; i++) p->loads[i] = 1 + fixture_below(&rng, 50);
-    for (uint32_t i = 0; i < P * E; i++) p->counts_of_rank[i] = T * K + fixture_below(&rng, 50);
+    for (uint32_t i = 0; i < R * E; i++) p->counts_of_rank[i] = T * K + fixture_below(&rng, 50);
     for (uint32_t i = 0; i < T * K; i++) p->ids[i] = (uint8_t)(i % E);
     p->rows = (wb_routed_rows){.ids = p->ids, .dtype = WB_U8, .T = T, .K = K};
     fixture_model_init(&p->model, L, E, K);
@@ -268,13 +268,13 @@ static wb_status dispatch(place *p) {
 }
 
 static wb_status dispatch_loads(place *p) {
-    double tokens[R];
+    double tokens[S];
     wb_dispatch_traffic traffic;
     return wb_dispatch_loads(p->to, p->policy, 1, p->counts_of_rank, tokens, &traffic);
 }
 
 static wb_status dispatch_quota(place *p) {
-    uint32_t shares[R];
+    uint32_t shares[S];
     return wb_dispatch_quota(p->to, 1, p->counts_of_rank, shares);
 }
 
@@ -352,7 +352,7 @@ static wb_status fill_traffic(void *ctx, uint32_t batch, uint32_t layer, uint32_
 static wb_status simulate(place *p) {
     const wb_traffic traffic = {.n_batches = 2, .fill = fill_traffic, .ctx = p};
     const wb_cost_model cost = wb_cost_model_default();
-    double tokens[P];
+    double tokens[R];
     wb_simulation result;
     return wb_simulate(p->to, p->policy, &traffic, &cost, tokens, &result);
 }

@@ -12,15 +12,15 @@
 #include <cmocka.h>
 // clang-format on
 
-#include "eplb_internal.h"
+#include "placement/placement_internal.h"
 #include "wb_random.h"
 
 typedef struct shape {
-    uint32_t E, R, G, N, P;
+    uint32_t E, S, G, N, R;
 } shape;
 
 static wb_status solve(shape s, uint32_t L, uint32_t M, const double *loads, wb_placement **placement_out) {
-    const wb_topology topology = {.n_ranks = s.P, .n_nodes = s.N, .n_slots = s.R};
+    const wb_topology topology = {.n_ranks = s.R, .n_nodes = s.N, .n_slots = s.S};
     wb_eplb_options options = wb_eplb_options_default();
     options.algorithm = WB_EPLB_DEEPSEEK;
     options.n_groups = s.G;
@@ -34,10 +34,10 @@ static wb_placement *solved(shape s, uint32_t L, uint32_t M, const double *loads
     return placement;
 }
 
-static void expect_layer(const wb_placement *placement, uint32_t layer, uint32_t R, const int32_t *experts,
+static void expect_layer(const wb_placement *placement, uint32_t layer, uint32_t S, const int32_t *experts,
                          const uint32_t *replicas) {
     const wb_layer_map map = wb_placement_layer(placement, layer);
-    for (uint32_t slot = 0; slot < R; slot++)
+    for (uint32_t slot = 0; slot < S; slot++)
         if (map.expert_of_slot[slot] != experts[slot] || map.replica_of_slot[slot] != replicas[slot])
             fail_msg("layer %u, slot %u: expected expert %d replica %u, found %d replica %u", layer, slot,
                      experts[slot], replicas[slot], map.expert_of_slot[slot], map.replica_of_slot[slot]);
@@ -188,7 +188,7 @@ static void test_small(void **state) {
     for (size_t i = 0; i < sizeof small_cases / sizeof small_cases[0]; i++) {
         print_message("  %s\n", small_cases[i].name);
         wb_placement *placement = solved(small_cases[i].s, 1, 1, small_cases[i].loads);
-        expect_layer(placement, 0, small_cases[i].s.R, small_cases[i].experts, small_cases[i].replicas);
+        expect_layer(placement, 0, small_cases[i].s.S, small_cases[i].experts, small_cases[i].replicas);
         wb_placement_close(placement);
     }
 }
@@ -239,10 +239,10 @@ static void plain_replicate(const float *load, uint32_t n, uint32_t n_slots, uin
 
 /* One layer of whole-number loads, whose sums are exact in any order. Hierarchical. */
 static void plain_solve(shape s, const double *loads, int32_t *experts_out, uint32_t *replicas_out) {
-    const uint32_t group = s.E / s.G, e_n = s.E / s.N, r_n = s.R / s.N;
+    const uint32_t group = s.E / s.G, e_n = s.E / s.N, r_n = s.S / s.N;
     float *sums = calloc(s.G, sizeof(float)), *load = calloc(s.E, sizeof(float));
     float *share = calloc(r_n, sizeof(float));
-    uint32_t *place = calloc(s.R, sizeof(uint32_t)), *at = calloc(s.E, sizeof(uint32_t));
+    uint32_t *place = calloc(s.S, sizeof(uint32_t)), *at = calloc(s.E, sizeof(uint32_t));
     uint32_t *expert = calloc(r_n, sizeof(uint32_t)), *replica = calloc(r_n, sizeof(uint32_t));
     assert_true(sums && load && share && place && at && expert && replica);
     for (uint32_t e = 0; e < s.E; e++) sums[e / group] += (float)loads[e];
@@ -251,7 +251,7 @@ static void plain_solve(shape s, const double *loads, int32_t *experts_out, uint
     for (uint32_t e = 0; e < s.E; e++) load[e] = (float)loads[at[e]];
     for (uint32_t node = 0; node < s.N; node++) {
         plain_replicate(load + node * e_n, e_n, r_n, expert, replica, share);
-        plain_pack(share, r_n, s.P / s.N, place);
+        plain_pack(share, r_n, s.R / s.N, place);
         for (uint32_t i = 0; i < r_n; i++) {
             experts_out[node * r_n + place[i]] = (int32_t)at[node * e_n + expert[i]];
             replicas_out[node * r_n + place[i]] = replica[i];
@@ -264,15 +264,15 @@ static void plain_solve(shape s, const double *loads, int32_t *experts_out, uint
 /* `kind` 0: up to a thousand; 1: few values; 2: negative ones too. */
 static void compare_with_plain(shape s, uint32_t kind, uint64_t *random) {
     double *loads = calloc(s.E, sizeof *loads);
-    int32_t *experts = calloc(s.R, sizeof *experts);
-    uint32_t *replicas = calloc(s.R, sizeof *replicas);
+    int32_t *experts = calloc(s.S, sizeof *experts);
+    uint32_t *replicas = calloc(s.S, sizeof *replicas);
     assert_true(loads && experts && replicas);
     for (uint32_t e = 0; e < s.E; e++)
         loads[e] = (double)wb_random_below(random, kind == 1 ? 4 : 1000) - (kind == 2 ? 500 : 0);
-    const shape plain = s.G % s.N == 0 ? s : (shape){s.E, s.R, 1, 1, s.P};
+    const shape plain = s.G % s.N == 0 ? s : (shape){s.E, s.S, 1, 1, s.R};
     plain_solve(plain, loads, experts, replicas);
     wb_placement *placement = solved(s, 1, 1, loads);
-    expect_layer(placement, 0, s.R, experts, replicas);
+    expect_layer(placement, 0, s.S, experts, replicas);
     wb_placement_close(placement);
     free(loads);
     free(experts);
@@ -287,9 +287,9 @@ static void test_random(void **state) {
         const uint32_t N = 1 + wb_random_below(&random, 4);
         const uint32_t G =
             i % 4 == 3 ? 1 + wb_random_below(&random, 7) : N * (1 + wb_random_below(&random, 4));
-        const uint32_t E = G * (1 + wb_random_below(&random, 12)), P = N * (1 + wb_random_below(&random, 8));
-        const uint32_t slots = (E + P - 1) / P + wb_random_below(&random, 4);
-        compare_with_plain((shape){E, P * slots, G, N, P}, i % 3, &random);
+        const uint32_t E = G * (1 + wb_random_below(&random, 12)), R = N * (1 + wb_random_below(&random, 8));
+        const uint32_t slots = (E + R - 1) / R + wb_random_below(&random, 4);
+        compare_with_plain((shape){E, R * slots, G, N, R}, i % 3, &random);
     }
 }
 

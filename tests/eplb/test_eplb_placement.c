@@ -88,7 +88,7 @@ static void test_topology_refuses(void **unused) {
     assert_ptr_equal(untouched, &seed);
 }
 
-/* R does not divide by P, nor P by N: the first ones get one more. */
+/* S does not divide by R, nor R by N: the first ones get one more. */
 static void test_even_shares(void **unused) {
     (void)unused;
     const wb_topology t = {.n_ranks = 5, .n_nodes = 3, .n_slots = 13};

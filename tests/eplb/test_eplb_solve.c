@@ -402,8 +402,8 @@ static void test_microbatch_beats_deepseek_by_15_points(void **state) {
 static void test_microbatch_never_loses_to_balanced(void **state) {
     (void)state;
     for (uint32_t round = 0; round < 20; round++) {
-        uint32_t M = 1 + below(5), E = 8 + below(40), P = 2 + below(7);
-        wb_topology t = {.n_ranks = P, .n_nodes = 1, .n_slots = E + below(2 * P)};
+        uint32_t M = 1 + below(5), E = 8 + below(40), R = 2 + below(7);
+        wb_topology t = {.n_ranks = R, .n_nodes = 1, .n_slots = E + below(2 * R)};
         double *loads = make_loads(E, M, round, 0.5);
         for (uint32_t i = 0; round % 4 == 0 && i < L * E; i++) loads[i] = 0; /* an empty micro-batch */
         wb_eplb_options options = with(WB_EPLB_BALANCED, NULL);
@@ -423,8 +423,8 @@ static void test_microbatch_never_loses_to_balanced(void **state) {
 /* With two slots a rank the numbers of replicas must change too: swaps alone end at .56 here. */
 static void test_microbatch_moves_replicas(void **state) {
     (void)state;
-    enum { M = 4, E = 64, P = 64 };
-    wb_topology t = {.n_ranks = P, .n_nodes = 1, .n_slots = 128};
+    enum { M = 4, E = 64, R = 64 };
+    wb_topology t = {.n_ranks = R, .n_nodes = 1, .n_slots = 128};
     double *loads = make_loads(E, M, 0, 0.5);
     wb_eplb_options options = with(WB_EPLB_MICROBATCH, NULL);
     options.trials = 200000;
@@ -433,7 +433,7 @@ static void test_microbatch_moves_replicas(void **state) {
     for (uint32_t l = 0; l < L; l++) {
         double mean = 0;
         for (uint32_t m = 0; m < M; m++)
-            for (uint32_t e = 0; e < E; e++) mean += loads[((size_t)m * L + l) * E + e] / P;
+            for (uint32_t e = 0; e < E; e++) mean += loads[((size_t)m * L + l) * E + e] / R;
         assert_true(mean / sum_of_maxima(p, l, M, loads) >= 0.7);
     }
     wb_placement_close(p);

@@ -1,8 +1,8 @@
 /* fuzz_eplb_file.c - any bytes as a placement's file: refused with a message that names it, or a placement
  * whose maps hold together, which written as JSON and as msgpack reads back the same. The topology has a
  * dead rank, a rank without slots and empty slots. */
-#include "eplb_file.h"
-#include "eplb_internal.h"
+#include "placement/offline/eplb_file.h"
+#include "placement/placement_internal.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -11,11 +11,11 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
-enum { L = 2, E = 3, P = 4, R = 7 };
-static const uint32_t slots[P] = {2, 0, 3, 2};
-static const uint8_t dead[P] = {0, 0, 0, 1};
+enum { L = 2, E = 3, R = 4, S = 7 };
+static const uint32_t slots[R] = {2, 0, 3, 2};
+static const uint8_t dead[R] = {0, 0, 0, 1};
 static const wb_topology topology = {
-    .n_ranks = P, .n_nodes = 2, .n_slots = R, .slots_of_rank = slots, .dead = dead};
+    .n_ranks = R, .n_nodes = 2, .n_slots = S, .slots_of_rank = slots, .dead = dead};
 
 static char dir[40], paths[3][sizeof dir + 16];
 
