@@ -2,48 +2,26 @@
  * flows (Dinic) send along the ways that the prices make cheapest. Few ways differ in cost, so there are
  * few rounds. Refuses: anything else. */
 #include "dispatch/dispatch_flow.h"
-#include "wb_memory.h"
 
-#include <stdlib.h>
-
-wb_status wb_flow_open(uint32_t n_nodes, uint32_t n_sources, uint32_t n_sinks, uint32_t n_arcs,
-                       wb_flow *flow_out) {
+wb_status wb_flow_open(wb_owner *memory, uint32_t n_nodes, uint32_t n_sources, uint32_t n_sinks,
+                       uint32_t n_arcs, wb_flow *flow_out) {
     wb_flow f = {.n_nodes = n_nodes, .n_sources = n_sources, .n_sinks = n_sinks, .n_arcs = n_arcs};
     size_t n = n_nodes, links = 2 * (size_t)n_arcs;
-    wb_status status = WB_OK;
     const char *what = "flow of quotas";
-    WB_GOTO(WB_NEW(f.arcs, n_arcs, what), close);
-    WB_GOTO(WB_NEW(f.supply, n_sources, what), close);
-    WB_GOTO(WB_NEW(f.room, n_sinks, what), close);
-    WB_GOTO(WB_NEW(f.links_begin, n + 2, what), close);
-    WB_GOTO(WB_NEW(f.links, links, what), close);
-    WB_GOTO(WB_NEW(f.price, n, what), close);
-    WB_GOTO(WB_NEW(f.level, n, what), close);
-    WB_GOTO(WB_NEW(f.cursor, n, what), close);
-    WB_GOTO(WB_NEW(f.queue, n, what), close);
-    WB_GOTO(WB_NEW(f.path, n, what), close);
-    WB_GOTO(WB_NEW(f.distance, n, what), close);
-    WB_GOTO(WB_NEW(f.heap, links, what), close);
+    WB_TRY(WB_OWN(memory, f.arcs, n_arcs, what));
+    WB_TRY(WB_OWN(memory, f.supply, n_sources, what));
+    WB_TRY(WB_OWN(memory, f.room, n_sinks, what));
+    WB_TRY(WB_OWN(memory, f.links_begin, n + 2, what));
+    WB_TRY(WB_OWN(memory, f.links, links, what));
+    WB_TRY(WB_OWN(memory, f.price, n, what));
+    WB_TRY(WB_OWN(memory, f.level, n, what));
+    WB_TRY(WB_OWN(memory, f.cursor, n, what));
+    WB_TRY(WB_OWN(memory, f.queue, n, what));
+    WB_TRY(WB_OWN(memory, f.path, n, what));
+    WB_TRY(WB_OWN(memory, f.distance, n, what));
+    WB_TRY(WB_OWN(memory, f.heap, links, what));
     *flow_out = f;
     return WB_OK;
-close:
-    wb_flow_close(&f);
-    return status;
-}
-
-void wb_flow_close(wb_flow *f) {
-    free(f->arcs);
-    free(f->supply);
-    free(f->room);
-    free(f->links_begin);
-    free(f->links);
-    free(f->price);
-    free(f->level);
-    free(f->cursor);
-    free(f->queue);
-    free(f->path);
-    free(f->distance);
-    free(f->heap);
 }
 
 void wb_flow_link(wb_flow *f) {
@@ -121,10 +99,10 @@ static uint32_t link_start(const wb_flow *f, uint32_t link) {
 
 /* Sends as much as fits from `source` along path[0 .. length - 1] to sink `end`. Returns the length of the
  * path up to the first link that is full now. */
-static uint32_t send_along(wb_flow *f, uint32_t source, uint32_t length, uint32_t end, int64_t at_most) {
+static uint32_t send_along(wb_flow *f, uint32_t source, uint32_t length, uint32_t end, int64_t limit) {
     int64_t *room = &f->room[end - (f->n_nodes - f->n_sinks)];
     int64_t units = f->supply[source] < *room ? f->supply[source] : *room;
-    if (units > at_most) units = at_most;
+    if (units > limit) units = limit;
     for (uint32_t i = 0; i < length; i++) {
         residual r = follow(f, f->path[i]);
         if (r.room < units) units = r.room;
@@ -215,7 +193,7 @@ static void heap_push(wb_flow *f, int64_t distance, uint32_t node) {
 }
 
 static wb_flow_entry heap_pop(wb_flow *f) {
-    wb_flow_entry least = f->heap[0], last = f->heap[--f->heap_size];
+    wb_flow_entry nearest = f->heap[0], last = f->heap[--f->heap_size];
     uint32_t i = 0;
     for (uint32_t child; (child = 2 * i + 1) < f->heap_size; i = child) {
         if (child + 1 < f->heap_size && f->heap[child + 1].distance < f->heap[child].distance) child++;
@@ -223,7 +201,7 @@ static wb_flow_entry heap_pop(wb_flow *f) {
         f->heap[i] = f->heap[child];
     }
     f->heap[i] = last;
-    return least;
+    return nearest;
 }
 
 /* The next node in order of distance: those at the present distance wait in the queue, the farther ones in

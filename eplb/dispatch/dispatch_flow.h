@@ -8,6 +8,7 @@
 #define WB_DISPATCH_FLOW_H
 
 #include "wb_check.h"
+#include "wb_memory.h"
 
 #define WB_FLOW_MAJOR ((int64_t)1 << 32)
 
@@ -46,10 +47,9 @@ typedef struct wb_flow {
 #define WB_FLOW_FAR UINT32_MAX
 
 /* All zero; arcs, then wb_flow_link, then supply, supply_left and room are the caller's to fill. n_arcs below
- * 2^30. */
-wb_status wb_flow_open(uint32_t n_nodes, uint32_t n_sources, uint32_t n_sinks, uint32_t n_arcs,
-                       wb_flow *flow_out);
-void wb_flow_close(wb_flow *flow);
+ * 2^30. The arrays belong to `memory`. */
+wb_status wb_flow_open(wb_owner *memory, uint32_t n_nodes, uint32_t n_sources, uint32_t n_sinks,
+                       uint32_t n_arcs, wb_flow *flow_out);
 void wb_flow_link(wb_flow *flow); /* after tails and heads are set */
 
 /* Sends all that goes by the cheapest ways at the present prices. Afterwards the nodes whose level is not

@@ -1,9 +1,10 @@
 /* dispatch_internal.h - what the files of dispatch share: where the replicas of an expert lie, the rule of
- * `static`, the split of `quota`. Refuses: anything public. */
+ * `static`, the split of `quota`. */
 #ifndef WB_DISPATCH_INTERNAL_H
 #define WB_DISPATCH_INTERNAL_H
 
 #include "placement/placement_internal.h"
+#include "wb_dispatch.h"
 
 /* One layer's replicas in ascending order of slot, so that those of a rank, and those of a node, lie
  * together. */
@@ -18,8 +19,9 @@ typedef struct wb_dispatch_frame {
     uint32_t *live_before; /* [R + 1]: live ranks below a rank */
 } wb_dispatch_frame;
 
-wb_status wb_dispatch_frame_open(const wb_placement *placement, wb_dispatch_frame *frame_out);
-void wb_dispatch_frame_close(wb_dispatch_frame *frame); /* all zero is a no-op */
+/* The arrays belong to `memory`. */
+wb_status wb_dispatch_frame_open(const wb_placement *placement, wb_owner *memory,
+                                 wb_dispatch_frame *frame_out);
 /* Reads the layer's map as it is now. */
 void wb_dispatch_frame_read(wb_dispatch_frame *frame, uint32_t layer);
 

@@ -1,37 +1,25 @@
 /* dispatch_near.c - which replicas are near a rank: the replicas of a layer by rank and node, the rule of
  * `static`, and the counts of source ranks as dispatch reads them. Refuses: the handle, flows. */
 #include "dispatch/dispatch_internal.h"
-#include "wb_memory.h"
 #include "wb_random.h"
 
 #include <inttypes.h>
-#include <stdlib.h>
 
-wb_status wb_dispatch_frame_open(const wb_placement *placement, wb_dispatch_frame *frame_out) {
+wb_status wb_dispatch_frame_open(const wb_placement *placement, wb_owner *memory,
+                                 wb_dispatch_frame *frame_out) {
     const wb_topology *topology = &placement->topology;
     uint32_t R = topology->n_ranks, N = topology->n_nodes;
     wb_dispatch_frame f = {.placement = placement};
-    wb_status status = WB_OK;
-    WB_GOTO(WB_NEW(f.slots, topology->n_slots, "slots by expert"), close);
-    WB_GOTO(WB_NEW(f.next, placement->n_experts, "slots by expert"), close);
-    WB_GOTO(WB_NEW(f.node_begin, N + 1, "ranks by node"), close);
-    WB_GOTO(WB_NEW(f.live_before, (size_t)R + 1, "live ranks"), close);
+    WB_TRY(WB_OWN(memory, f.slots, topology->n_slots, "slots by expert"));
+    WB_TRY(WB_OWN(memory, f.next, placement->n_experts, "slots by expert"));
+    WB_TRY(WB_OWN(memory, f.node_begin, N + 1, "ranks by node"));
+    WB_TRY(WB_OWN(memory, f.live_before, (size_t)R + 1, "live ranks"));
     for (uint32_t rank = 0; rank < R; rank++) {
         f.node_begin[topology->node_of_rank[rank] + 1] = rank + 1;
         f.live_before[rank + 1] = f.live_before[rank] + (topology->dead[rank] ? 0 : 1);
     }
     *frame_out = f;
     return WB_OK;
-close:
-    wb_dispatch_frame_close(&f);
-    return status;
-}
-
-void wb_dispatch_frame_close(wb_dispatch_frame *frame) {
-    free(frame->slots);
-    free(frame->next);
-    free(frame->node_begin);
-    free(frame->live_before);
 }
 
 void wb_dispatch_frame_read(wb_dispatch_frame *frame, uint32_t layer) {
@@ -100,8 +88,9 @@ uint32_t wb_static_slot(const wb_dispatch_frame *frame, uint32_t expert, uint32_
     const uint32_t *slots = frame->slots + frame->begin[expert];
     uint32_t n = frame->begin[expert + 1] - frame->begin[expert];
     uint32_t node = node_of[rank], node_first = frame->node_begin[node];
-    uint32_t before = 0, holders = 0,
-             n_near = 0; /* replicas on lower nodes; ranks below here; replicas here */
+    uint32_t before = 0;  /* replicas on lower nodes */
+    uint32_t holders = 0; /* ranks of this node below this one that have a replica */
+    uint32_t n_near = 0;  /* replicas on this node */
     uint32_t live_on_holding_nodes = 0, last_rank = UINT32_MAX, last_node = UINT32_MAX;
     for (uint32_t j = 0; j < n; j++) {
         uint32_t at = frame->placement->rank_of_slot[slots[j]];

@@ -1,25 +1,31 @@
-/* dispatch_quota.c - exact integer shares of replicas for one micro-batch, and whose tokens make them up.
+/* dispatch_quota.c - exact integer shares of replicas for one micro-batch, and whose tokens make them
+ * up. Refuses: the handle, expectations.
  *
- *     expert --hub: first C free, then 1--> (expert, node) --spoke: first c free, then MAJOR--> rank, room T - fixed
+ *     expert --hub: first C free, then 1--> (expert, node) --spoke: first c free, then MAJOR--> rank, room
  *
- * c: the expert's tokens on that rank, C: on that node. A replica's share up to c can be tokens of its own
- * rank, a node's up to C those of the node, both at once, so that the cost of the cheapest flow is,
- * lexicographically, the tokens that must leave their rank and those that must leave their node. Experts
- * on one rank only are `fixed` and not part of it. First T: from a lower bound, where a largest flow
- * leaves tokens over, its minimum cut says by how much T must grow at least (Newton), so that T is the
- * least and the cut its certificate. Then the cheapest flow at that T. Refuses: the handle, expectations. */
+ * Tokens flow from experts over hubs (an expert on a node) and spokes (an expert on a rank) to ranks.
+ * Let c be the expert's tokens that come from that rank, and C those that come from that node. A
+ * replica's share up to c can be tokens of its own rank, and a node's shares up to C tokens of the node,
+ * both at the same time. So these units are free, every further unit over a spoke is a token that leaves
+ * its rank (MAJOR), and over a hub one that leaves its node (1): the cheapest flow has as few as
+ * possible of the first, then of the second. Experts that are on one rank only have no choice: their
+ * tokens are `fixed` and not part of the flow.
+ *
+ * The room of a rank is T less its fixed tokens, where T is the maximum rank load. First, with free
+ * arcs, the smallest T that lets all tokens through: it starts from a lower bound, and while a largest
+ * flow leaves tokens over, the minimum cut says by how much T must grow at least (Newton's method), so
+ * that T is never too large and the last cut proves it. Then the cheapest flow at that T. */
 #include "dispatch/dispatch_flow.h"
 #include "dispatch/dispatch_internal.h"
-#include "wb_memory.h"
 
 #include <inttypes.h>
-#include <stdlib.h>
 
 #define MAX_TOKENS ((uint64_t)1 << 31)
 
 /* The network of one layer. Node numbers: split experts, hubs, ranks. Arcs: hub arcs (of hub h: arc h),
  * spokes. */
 typedef struct network {
+    wb_owner memory;
     const wb_dispatch_frame *frame;
     uint32_t n_split, n_hubs, n_spokes;
     uint32_t *expert;     /* [n_split] */
@@ -100,7 +106,7 @@ static void set_supply(network *net, const uint64_t *tokens) {
     }
 }
 
-/* ---- the least maximum load ------------------------------------------------------------------ */
+/* ---- the smallest maximum load --------------------------------------------------------------- */
 
 /* A load that the maximum cannot be below. */
 static int64_t load_bound(const network *net, const uint64_t *tokens) {
@@ -116,7 +122,7 @@ static int64_t load_bound(const network *net, const uint64_t *tokens) {
 
 /* With free arcs: raises the load until all tokens fit. What is left over can only reach ranks that are
  * full of tokens that have nowhere else to go: these ranks must take it all, evenly at best. */
-static int64_t least_load(network *net, const uint64_t *tokens) {
+static int64_t min_load(network *net, const uint64_t *tokens) {
     uint32_t R = net->frame->placement->topology.n_ranks, first_rank = net->n_split + net->n_hubs;
     int64_t load = load_bound(net, tokens);
     for (uint32_t rank = 0; rank < R; rank++) net->flow.room[rank] = load - net->fixed[rank];
@@ -158,7 +164,7 @@ static wb_status set_nearness(network *net, const uint32_t *counts) {
     const wb_placement *placement = net->frame->placement;
     uint32_t R = placement->topology.n_ranks, E = placement->n_experts, *columns = NULL;
     uint32_t i = 0, hub = 0, spoke = 0;
-    WB_TRY(WB_NEW(columns, (size_t)R * WB_COLUMN_BLOCK, "columns of counts"));
+    WB_TRY(WB_OWN(&net->memory, columns, (size_t)R * WB_COLUMN_BLOCK, "columns of counts"));
     for (uint32_t first = 0; first < E && i < net->n_split; first += WB_COLUMN_BLOCK) {
         uint32_t n = E - first < WB_COLUMN_BLOCK ? E - first : WB_COLUMN_BLOCK;
         if (net->expert[i] >= first + n) continue;
@@ -166,7 +172,6 @@ static wb_status set_nearness(network *net, const uint32_t *counts) {
         for (; i < net->n_split && net->expert[i] < first + n; i++)
             set_near(net, i, columns + (size_t)(net->expert[i] - first) * R, &hub, &spoke);
     }
-    free(columns);
     return WB_OK;
 }
 
@@ -187,7 +192,7 @@ static void write_shares(const network *net, uint32_t *shares_out) {
 static wb_status solve_network(network *net, const uint32_t *counts, const uint64_t *tokens,
                                uint32_t *shares_out) {
     build_network(net);
-    int64_t load = least_load(net, tokens);
+    int64_t load = min_load(net, tokens);
     WB_TRY(set_nearness(net, counts));
     for (uint32_t rank = 0; rank < net->flow.n_sinks; rank++) net->flow.room[rank] = load - net->fixed[rank];
     set_supply(net, tokens);
@@ -197,47 +202,50 @@ static wb_status solve_network(network *net, const uint32_t *counts, const uint6
     return WB_OK;
 }
 
+static wb_status open_and_solve(network *net, const uint32_t *counts, const uint64_t *tokens,
+                                uint32_t *shares_out) {
+    uint32_t R = net->frame->placement->topology.n_ranks;
+    WB_TRY(WB_OWN(&net->memory, net->expert, net->frame->placement->n_experts, "quota"));
+    WB_TRY(WB_OWN(&net->memory, net->fixed, R, "quota"));
+    WB_TRY(count_network(net, tokens, shares_out));
+    if (net->n_split == 0) return WB_OK;
+    WB_TRY(WB_OWN(&net->memory, net->first_slot, net->n_spokes, "quota"));
+    WB_TRY(wb_flow_open(&net->memory, net->n_split + net->n_hubs + R, net->n_split, R,
+                        net->n_hubs + net->n_spokes, &net->flow));
+    return solve_network(net, counts, tokens, shares_out);
+}
+
 wb_status wb_quota_shares(const wb_dispatch_frame *frame, const uint32_t *counts, const uint64_t *tokens,
                           uint32_t *shares_out) {
-    const wb_placement *placement = frame->placement;
-    uint32_t R = placement->topology.n_ranks;
     network net = {.frame = frame};
-    wb_status status = WB_OK;
-    WB_GOTO(WB_NEW(net.expert, placement->n_experts, "quota"), close);
-    WB_GOTO(WB_NEW(net.fixed, R, "quota"), close);
-    WB_GOTO(count_network(&net, tokens, shares_out), close);
-    if (net.n_split == 0) goto close;
-    WB_GOTO(WB_NEW(net.first_slot, net.n_spokes, "quota"), close);
-    WB_GOTO(wb_flow_open(net.n_split + net.n_hubs + R, net.n_split, R, net.n_hubs + net.n_spokes, &net.flow),
-            close);
-    status = solve_network(&net, counts, tokens, shares_out);
-close:
-    wb_flow_close(&net.flow);
-    free(net.first_slot);
-    free(net.fixed);
-    free(net.expert);
+    wb_status status = open_and_solve(&net, counts, tokens, shares_out);
+    wb_owner_close(&net.memory);
     return status;
+}
+
+/* The shares in the order of slots. */
+static wb_status quota_by_slot(const wb_placement *placement, uint32_t layer, const uint32_t *counts,
+                               wb_owner *scratch, uint32_t *shares_out) {
+    uint32_t S = placement->topology.n_slots, *shares = NULL;
+    uint64_t *tokens = NULL;
+    wb_dispatch_frame frame = {0};
+    WB_TRY(wb_dispatch_frame_open(placement, scratch, &frame));
+    WB_TRY(WB_OWN(scratch, shares, S, "quota"));
+    WB_TRY(WB_OWN(scratch, tokens, placement->n_experts, "quota"));
+    WB_TRY(wb_dispatch_sum_counts(placement, layer, counts, tokens));
+    wb_dispatch_frame_read(&frame, layer);
+    WB_TRY(wb_quota_shares(&frame, counts, tokens, shares));
+    for (uint32_t slot = 0; slot < S; slot++) shares_out[slot] = 0;
+    for (uint32_t j = 0; j < frame.begin[placement->n_experts]; j++) shares_out[frame.slots[j]] = shares[j];
+    return WB_OK;
 }
 
 wb_status wb_dispatch_quota(const wb_placement *placement, uint32_t layer, const uint32_t *counts,
                             uint32_t *shares_out) {
-    uint32_t S = placement->topology.n_slots, *shares = NULL;
-    uint64_t *tokens = NULL;
-    wb_dispatch_frame frame = {0};
-    wb_status status = WB_OK;
+    wb_owner scratch = {0};
     WB_TRY(wb_dispatch_check_layer(placement, layer));
-    WB_GOTO(wb_dispatch_frame_open(placement, &frame), close);
-    WB_GOTO(WB_NEW(shares, S, "quota"), close);
-    WB_GOTO(WB_NEW(tokens, placement->n_experts, "quota"), close);
-    WB_GOTO(wb_dispatch_sum_counts(placement, layer, counts, tokens), close);
-    wb_dispatch_frame_read(&frame, layer);
-    WB_GOTO(wb_quota_shares(&frame, counts, tokens, shares), close);
-    for (uint32_t slot = 0; slot < S; slot++) shares_out[slot] = 0;
-    for (uint32_t j = 0; j < frame.begin[placement->n_experts]; j++) shares_out[frame.slots[j]] = shares[j];
-close:
-    free(tokens);
-    free(shares);
-    wb_dispatch_frame_close(&frame);
+    wb_status status = quota_by_slot(placement, layer, counts, &scratch, shares_out);
+    wb_owner_close(&scratch);
     return status;
 }
 

@@ -2,17 +2,14 @@
  * between ranks and nodes. Exact for static and quota, the expectation for dynamic and fake. Refuses:
  * single tokens, the handle. */
 #include "dispatch/dispatch_internal.h"
-#include "wb_memory.h"
 
-#include <inttypes.h>
-#include <stdlib.h>
 #include <string.h>
 
 /* Tokens that leave or enter each rank, by how far they go. */
 typedef struct tally {
     const wb_dispatch_frame *frame;
     double *slot_tokens;                                       /* [S] */
-    double *node_sent, *node_got, *network_sent, *network_got; /* [R] each; one block */
+    double *node_sent, *node_got, *network_sent, *network_got; /* [R] each */
 } tally;
 
 static void send(tally *t, uint32_t from, uint32_t slot, double tokens) {
@@ -67,6 +64,7 @@ static void send_evenly(tally *t, const double *column, const uint32_t *slots, u
 /* ---- all experts ----------------------------------------------------------------------------- */
 
 typedef struct workspace {
+    wb_owner memory;
     wb_dispatch_frame frame;
     tally tally;
     uint64_t *tokens;     /* [E] */
@@ -77,32 +75,21 @@ typedef struct workspace {
 } workspace;
 
 static wb_status open_workspace(const wb_placement *placement, workspace *w) {
-    uint32_t R = placement->topology.n_ranks, S = placement->topology.n_slots, E = placement->n_experts;
+    size_t R = placement->topology.n_ranks, S = placement->topology.n_slots, E = placement->n_experts;
     const char *what = "dispatch loads";
-    WB_TRY(wb_dispatch_frame_open(placement, &w->frame));
-    WB_TRY(WB_ALLOC(w->tally.slot_tokens, S, sizeof(double), what));
-    WB_TRY(WB_ALLOC(w->tally.node_sent, (size_t)R * 4, sizeof(double), what));
-    WB_TRY(WB_NEW(w->tokens, E, what));
-    WB_TRY(WB_NEW(w->shares, S, what));
-    WB_TRY(WB_NEW(w->columns, (size_t)R * WB_COLUMN_BLOCK, what));
-    WB_TRY(WB_NEW(w->rank_slots, R, what));
-    WB_TRY(WB_NEW(w->column, R, what));
+    WB_TRY(wb_dispatch_frame_open(placement, &w->memory, &w->frame));
+    WB_TRY(WB_OWN(&w->memory, w->tally.slot_tokens, S, what));
+    WB_TRY(WB_OWN(&w->memory, w->tally.node_sent, R, what));
+    WB_TRY(WB_OWN(&w->memory, w->tally.node_got, R, what));
+    WB_TRY(WB_OWN(&w->memory, w->tally.network_sent, R, what));
+    WB_TRY(WB_OWN(&w->memory, w->tally.network_got, R, what));
+    WB_TRY(WB_OWN(&w->memory, w->tokens, E, what));
+    WB_TRY(WB_OWN(&w->memory, w->shares, S, what));
+    WB_TRY(WB_OWN(&w->memory, w->columns, R * WB_COLUMN_BLOCK, what));
+    WB_TRY(WB_OWN(&w->memory, w->rank_slots, R, what));
+    WB_TRY(WB_OWN(&w->memory, w->column, R, what));
     w->tally.frame = &w->frame;
-    w->tally.node_got = w->tally.node_sent + R;
-    w->tally.network_sent = w->tally.node_got + R;
-    w->tally.network_got = w->tally.network_sent + R;
     return WB_OK;
-}
-
-static void close_workspace(workspace *w) {
-    free(w->column);
-    free(w->rank_slots);
-    free(w->columns);
-    free(w->shares);
-    free(w->tokens);
-    free(w->tally.node_sent);
-    free(w->tally.slot_tokens);
-    wb_dispatch_frame_close(&w->frame);
 }
 
 static void send_expert(workspace *w, wb_dispatch_policy policy, uint32_t expert, uint32_t *column) {
@@ -212,6 +199,6 @@ wb_status wb_dispatch_loads(const wb_placement *placement, wb_dispatch_policy po
     memcpy(slot_tokens_out, w.tally.slot_tokens, placement->topology.n_slots * sizeof *slot_tokens_out);
     *traffic_out = sum_traffic(&w.tally);
 close:
-    close_workspace(&w);
+    wb_owner_close(&w.memory);
     return status;
 }

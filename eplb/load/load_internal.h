@@ -3,20 +3,23 @@
 #ifndef WB_LOAD_INTERNAL_H
 #define WB_LOAD_INTERNAL_H
 
-#include "placement/placement_internal.h"
+#include "wb_check.h"
+#include "wb_load.h"
+#include "wb_memory.h"
 
 /* Everything that one handle reserves; more is refused before it is asked for. */
 #define WB_LOAD_MAX_BYTES ((size_t)16 << 30)
 #define WB_LOAD_MAX_REGIONS 64u
 
 typedef struct wb_load_table {
-    wb_load_region shape; /* the name is owned */
+    wb_load_region shape; /* with a name of its own */
     bool on;
     /* [window + 1][WB_N_PHASES][L][E]: a ring of the closed passes and the one that is open */
     uint32_t *counts;
 } wb_load_table;
 
 struct wb_load {
+    wb_owner memory;
     uint32_t n_regions;
     wb_load_table *regions; /* [n_regions] */
     uint32_t window;
@@ -31,6 +34,11 @@ struct wb_load {
 
 static inline size_t wb_load_table_cells(const wb_load_region *shape) {
     return (size_t)shape->n_layers * shape->n_experts;
+}
+
+/* u64 cells of a tally: the prompt's rows and the others, shared experts included. */
+static inline size_t wb_load_tally_length(const wb_load_region *shape) {
+    return 2 * (size_t)shape->n_layers * (shape->n_experts + shape->n_shared);
 }
 
 /* [L][E] of one pass and phase. */
@@ -48,6 +56,9 @@ static inline uint32_t wb_load_place(const wb_load *load, uint32_t age) {
 wb_status wb_load_check_region(const wb_load *load, uint32_t region);
 /* And the phases are a set that has one at least. */
 wb_status wb_load_check_query(const wb_load *load, uint32_t region, uint32_t phases);
+
+/* MISMATCH unless the placement has L layers of E experts; `what` has them. */
+wb_status wb_load_check_placement(const wb_placement *placement, uint32_t L, uint32_t E, const char *what);
 
 const char *wb_phase_name(wb_phase phase); /* "prefill", ... */
 

@@ -19,18 +19,18 @@ static wb_status check_same_regions(const wb_load *load, wb_comm *comm) {
 
 /* CAPACITY, on every rank, if a sum over ranks might leave 32 bits. */
 static wb_status check_room(const wb_load *load, wb_comm *comm) {
-    uint64_t most = 0;
+    uint64_t max = 0;
     for (uint32_t i = 0; i < load->n_regions; i++) {
         const uint32_t *counts = wb_load_cells(&load->regions[i], load->open, WB_PHASE_PREFILL);
         for (size_t c = 0; c < WB_N_PHASES * wb_load_table_cells(&load->regions[i].shape); c++)
-            if (counts[c] > most) most = counts[c];
+            if (counts[c] > max) max = counts[c];
     }
-    WB_TRY(wb_comm_all_reduce_max_u64(comm, &most));
-    if (most <= UINT32_MAX / (uint32_t)wb_comm_size(comm)) return WB_OK;
+    WB_TRY(wb_comm_all_reduce_max_u64(comm, &max));
+    if (max <= UINT32_MAX / (uint32_t)wb_comm_size(comm)) return WB_OK;
     return wb_fail(WB_CAPACITY,
                    "load: end of a pass: a rank has %" PRIu64
                    " tokens of an expert, expected at most %" PRIu32 " for a sum over %d ranks in 32 bits",
-                   most, UINT32_MAX / (uint32_t)wb_comm_size(comm), wb_comm_size(comm));
+                   max, UINT32_MAX / (uint32_t)wb_comm_size(comm), wb_comm_size(comm));
 }
 
 /* Counts are whole numbers below 2^53, so sums of doubles are exact. The tally serves as buffer: [L][E] of

@@ -5,6 +5,7 @@
 #define WB_MOVE_INTERNAL_H
 
 #include "placement/placement_internal.h"
+#include "wb_move.h"
 
 #define WB_NO_PLACE UINT32_MAX
 enum { WB_MAX_SHADOW = 2 };
@@ -63,6 +64,7 @@ typedef struct wb_move_source {
 } wb_move_source;
 
 typedef struct wb_mover {
+    wb_owner memory;
     const wb_placement *frame; /* `to`: topology, first_slot, rank_of_slot */
     const wb_move_options *options;
     uint32_t node_lane, network_lane; /* moves in a group that one rank's link carries in one direction */

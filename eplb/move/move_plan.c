@@ -1,15 +1,17 @@
 /* move_plan.c - opening a move plan: checks, the index of each layer's change, the sums. Refuses: the
  * order of the moves and their sources (move_schedule.c), carrying a plan out. */
 #include "move/move_internal.h"
-#include "wb_memory.h"
+#include "placement/cost_model.h"
+#include "wb_options.h"
 
 #include <inttypes.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-wb_move_options wb_move_options_default(void) {
-    return (wb_move_options){.n_shadow = 1, .group_moves = 32, .cost = wb_cost_model_default()};
+void wb_move_options_init(wb_move_options *options_out, size_t size) {
+    const wb_move_options defaults = {.n_shadow = 1, .group_moves = 32, .cost = wb_cost_model_default()};
+    wb_options_init(options_out, size, &defaults, sizeof defaults);
 }
 
 /* ---- checks ---------------------------------------------------------------------------------- */
@@ -154,22 +156,6 @@ static void index_layer(wb_mover *m, const wb_placement *from, uint32_t layer) {
 
 /* ---- memory ---------------------------------------------------------------------------------- */
 
-static void close_mover(wb_mover *m) {
-    free(m->held);
-    free(m->wanted);
-    free(m->holders);
-    free(m->holder_begin);
-    free(m->waiters);
-    free(m->waiter_begin);
-    free(m->places);
-    free(m->slots);
-    free(m->ranks);
-    free(m->ready);
-    free(m->next);
-    free(m->chosen);
-    free(m->sources);
-}
-
 /* Places of one level: an expert has one for each of `parts` at most, and each place has a slot that holds
  * or waits. */
 static uint32_t place_bound(uint32_t S, uint32_t E, uint32_t parts) {
@@ -177,25 +163,26 @@ static uint32_t place_bound(uint32_t S, uint32_t E, uint32_t parts) {
     return (uint32_t)(all < used ? all : used);
 }
 
-static wb_status allocate(wb_mover *m) {
+static wb_status open_mover(wb_mover *m) {
     const wb_topology *t = &m->frame->topology;
     size_t S = t->n_slots, E = m->frame->n_experts, R = t->n_ranks;
     m->first_node_place = (uint32_t)E;
     m->first_rank_place = m->first_node_place + place_bound(t->n_slots, m->frame->n_experts, t->n_nodes);
     size_t n_places = m->first_rank_place + (size_t)place_bound(t->n_slots, m->frame->n_experts, t->n_ranks);
-    WB_TRY(WB_NEW(m->held, S, "move plan"));
-    WB_TRY(WB_NEW(m->wanted, S, "move plan"));
-    WB_TRY(WB_NEW(m->holders, S, "move plan"));
-    WB_TRY(WB_NEW(m->holder_begin, E + 1, "move plan"));
-    WB_TRY(WB_NEW(m->waiters, S, "move plan"));
-    WB_TRY(WB_NEW(m->waiter_begin, E + 1, "move plan"));
-    WB_TRY(WB_NEW(m->places, n_places, "move plan"));
-    WB_TRY(WB_NEW(m->slots, S, "move plan"));
-    WB_TRY(WB_NEW(m->ranks, R, "move plan"));
-    WB_TRY(WB_NEW(m->ready, S, "move plan"));
-    WB_TRY(WB_NEW(m->next, S, "move plan"));
-    WB_TRY(WB_NEW(m->chosen, S, "move plan"));
-    return WB_NEW(m->sources, R, "move plan");
+    const char *what = "move plan";
+    WB_TRY(WB_OWN(&m->memory, m->held, S, what));
+    WB_TRY(WB_OWN(&m->memory, m->wanted, S, what));
+    WB_TRY(WB_OWN(&m->memory, m->holders, S, what));
+    WB_TRY(WB_OWN(&m->memory, m->holder_begin, E + 1, what));
+    WB_TRY(WB_OWN(&m->memory, m->waiters, S, what));
+    WB_TRY(WB_OWN(&m->memory, m->waiter_begin, E + 1, what));
+    WB_TRY(WB_OWN(&m->memory, m->places, n_places, what));
+    WB_TRY(WB_OWN(&m->memory, m->slots, S, what));
+    WB_TRY(WB_OWN(&m->memory, m->ranks, R, what));
+    WB_TRY(WB_OWN(&m->memory, m->ready, S, what));
+    WB_TRY(WB_OWN(&m->memory, m->next, S, what));
+    WB_TRY(WB_OWN(&m->memory, m->chosen, S, what));
+    return WB_OWN(&m->memory, m->sources, R, what);
 }
 
 /* ---- the plan -------------------------------------------------------------------------------- */
@@ -224,7 +211,8 @@ static void sum_up(wb_move_plan *plan, double expert_bytes) {
     plan->reload_bytes = (double)n[WB_MOVE_RELOAD] * expert_bytes;
 }
 
-/* Moves that a link transfers within the latency of a group, 1 at least. */
+/* Transfers per link and direction are capped at what fits in the latency of a group (at least one), so that
+ * groups finish together. */
 static uint32_t lane_of(const wb_move_options *options, double bytes_per_second) {
     double moves = options->cost.seconds_per_group * bytes_per_second / options->cost.expert_bytes;
     if (!(moves > 1)) return 1;
@@ -242,7 +230,7 @@ static wb_status fill_plan(owned_plan *owned, const wb_placement *from, const wb
                   .moves = owned->moves,
                   .node_lane = lane_of(options, options->cost.node_bytes_per_second),
                   .network_lane = lane_of(options, options->cost.network_bytes_per_second)};
-    wb_status status = allocate(&m);
+    wb_status status = open_mover(&m);
     for (uint32_t l = 0; status == WB_OK && l < to->n_layers; l++) {
         if (!chosen[l]) continue;
         index_layer(&m, from, l);
@@ -252,16 +240,16 @@ static wb_status fill_plan(owned_plan *owned, const wb_placement *from, const wb
     plan->n_moves = m.n_moves;
     plan->n_groups = m.n_groups;
     plan->seconds = m.seconds;
-    close_mover(&m);
+    wb_owner_close(&m.memory);
     if (status == WB_OK) sum_up(plan, options->cost.expert_bytes);
     return status;
 }
 
 wb_status wb_move_plan_open(const wb_placement *from, const wb_placement *to, uint32_t n,
                             const uint32_t *layers, const wb_move_options *options, wb_move_plan **plan_out) {
-    wb_move_options defaults = wb_move_options_default();
-    if (!options) options = &defaults;
-    WB_TRY(check_options(options));
+    wb_move_options own = wb_move_options_default();
+    WB_TRY(wb_options_read(&own, sizeof own, options, "move plan"));
+    WB_TRY(check_options(&own));
     WB_TRY(wb_placement_check_shape(from, to));
     WB_TRY(check_ranks(from, to));
     owned_plan *owned = NULL;
@@ -269,7 +257,7 @@ wb_status wb_move_plan_open(const wb_placement *from, const wb_placement *to, ui
     WB_TRY(WB_NEW(chosen, to->n_layers, "move plan"));
     wb_status status = choose_layers(to->n_layers, n, layers, chosen);
     if (status == WB_OK) status = WB_NEW(owned, 1, "move plan");
-    if (status == WB_OK) status = fill_plan(owned, from, to, chosen, options);
+    if (status == WB_OK) status = fill_plan(owned, from, to, chosen, &own);
     free(chosen);
     if (status != WB_OK) {
         wb_move_plan_close(owned ? &owned->plan : NULL);

@@ -2,12 +2,13 @@
  * seconds, bytes, and the lower bound that no placement goes below. Owns: the arithmetic of a pass under
  * the cost model. Refuses: choosing replicas (dispatch does) and keeping the counts of all layers: a few
  * [R][E] at a time, one a thread, are large enough. */
-#include "placement/placement_internal.h"
+#include "placement/cost_model.h"
+#include "wb_check.h"
 #include "wb_memory.h"
+#include "wb_simulate.h"
 
 #include <math.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #ifdef _OPENMP
 #include <omp.h>
@@ -34,6 +35,7 @@ enum { MAX_PASSES = 16, FEW_PAIRS = 1 << 15, MANY_PAIRS = 1 << 26 };
 
 /* The whole step: what it needs and what has been summed up. */
 typedef struct simulation {
+    wb_owner memory;
     const wb_placement *placement;
     const wb_cost_model *cost;
     wb_dispatch_policy policy;
@@ -61,33 +63,21 @@ static void choose_passes(simulation *s, uint64_t pairs) {
     s->n_threads = threads < s->n_passes ? (uint32_t)threads : s->n_passes;
 }
 
-static wb_status simulation_alloc(simulation *s) {
+static wb_status simulation_open(simulation *s) {
     const wb_topology *t = wb_placement_topology(s->placement);
     size_t pairs = (size_t)t->n_ranks * s->n_experts; /* at most 2^32 */
-    WB_TRY(WB_NEW(s->rank_sums, t->n_ranks, "ranks"));
-    WB_TRY(WB_NEW(s->layer_sums, s->n_layers, "layers"));
-    WB_TRY(WB_NEW(s->layer_n, s->n_layers, "layers"));
+    WB_TRY(WB_OWN(&s->memory, s->rank_sums, t->n_ranks, "ranks"));
+    WB_TRY(WB_OWN(&s->memory, s->layer_sums, s->n_layers, "layers"));
+    WB_TRY(WB_OWN(&s->memory, s->layer_n, s->n_layers, "layers"));
     choose_passes(s, pairs);
     for (uint32_t i = 0; i < s->n_passes; i++) {
         layer_pass *p = &s->passes[i];
-        WB_TRY(WB_NEW(p->counts, pairs, "counts of a layer"));
-        WB_TRY(WB_NEW(p->routed, s->n_experts, "experts"));
-        WB_TRY(WB_NEW(p->slot_tokens, t->n_slots, "slots"));
-        WB_TRY(WB_NEW(p->rank_tokens, t->n_ranks, "ranks"));
+        WB_TRY(WB_OWN(&s->memory, p->counts, pairs, "counts of a layer"));
+        WB_TRY(WB_OWN(&s->memory, p->routed, s->n_experts, "experts"));
+        WB_TRY(WB_OWN(&s->memory, p->slot_tokens, t->n_slots, "slots"));
+        WB_TRY(WB_OWN(&s->memory, p->rank_tokens, t->n_ranks, "ranks"));
     }
     return WB_OK;
-}
-
-static void simulation_free(simulation *s) {
-    for (uint32_t i = 0; i < MAX_PASSES; i++) {
-        free(s->passes[i].counts);
-        free(s->passes[i].routed);
-        free(s->passes[i].slot_tokens);
-        free(s->passes[i].rank_tokens);
-    }
-    free(s->rank_sums);
-    free(s->layer_sums);
-    free(s->layer_n);
 }
 
 /* ---- one pass, in any thread ----------------------------------------------------------------- */
@@ -96,8 +86,8 @@ static void simulation_free(simulation *s) {
 static void count_routed(const simulation *s, layer_pass *pass) {
     memset(pass->routed, 0, s->n_experts * sizeof *pass->routed);
     pass->tokens = pass->experts = 0;
-    for (uint32_t p = 0; p < s->n_ranks; p++) {
-        const uint32_t *row = pass->counts + (size_t)p * s->n_experts;
+    for (uint32_t r = 0; r < s->n_ranks; r++) {
+        const uint32_t *row = pass->counts + (size_t)r * s->n_experts;
         for (uint32_t e = 0; e < s->n_experts; e++) pass->routed[e] += row[e];
     }
     for (uint32_t e = 0; e < s->n_experts; e++) {
@@ -107,19 +97,20 @@ static void count_routed(const simulation *s, layer_pass *pass) {
 }
 
 /* Tokens and seconds of each rank. Two replicas of an expert on one rank are two reads of weights; the
- * slots of dead ranks are empty. Part of a token is an expectation (dynamic, fake): that much of a read,
- * and a rank's reads rounded up. */
+ * slots of dead ranks are empty. Where a policy gives expectations (dynamic, fake), a slot may expect
+ * less than one token: it counts as that part of a read. A rank reads whole experts, so its sum of reads
+ * is rounded up; less the rounding errors of the sum, which would make a whole number the next one. */
 static void measure_ranks(const simulation *s, layer_pass *pass) {
     double sum = 0;
     pass->max = pass->compute = 0;
-    for (uint32_t p = 0; p < s->n_ranks; p++) {
-        uint32_t end = wb_placement_first_slot(s->placement, p + 1);
+    for (uint32_t r = 0; r < s->n_ranks; r++) {
+        uint32_t end = wb_placement_first_slot(s->placement, r + 1);
         double tokens = 0, reads = 0;
-        for (uint32_t i = wb_placement_first_slot(s->placement, p); i < end; i++) {
+        for (uint32_t i = wb_placement_first_slot(s->placement, r); i < end; i++) {
             tokens += pass->slot_tokens[i];
             reads += fmin(pass->slot_tokens[i], 1);
         }
-        pass->rank_tokens[p] = tokens;
+        pass->rank_tokens[r] = tokens;
         sum += tokens;
         pass->max = fmax(pass->max, tokens);
         double seconds =
@@ -179,7 +170,7 @@ static wb_status add_pass(simulation *s, const layer_pass *pass) {
     s->maxima += pass->max;
     s->layer_sums[pass->layer] += pass->balancedness;
     s->layer_n[pass->layer]++;
-    for (uint32_t p = 0; p < s->n_ranks; p++) s->rank_sums[p] += pass->rank_tokens[p];
+    for (uint32_t r = 0; r < s->n_ranks; r++) s->rank_sums[r] += pass->rank_tokens[r];
     return WB_OK;
 }
 
@@ -224,8 +215,8 @@ wb_status wb_simulate(const wb_placement *placement, wb_dispatch_policy policy, 
                     .n_ranks = topology->n_ranks,
                     .n_layers = wb_placement_layers(placement),
                     .n_experts = wb_placement_experts(placement)};
-    for (uint32_t p = 0; p < s.n_ranks; p++) s.n_live += !topology->dead[p];
-    wb_status status = simulation_alloc(&s);
+    for (uint32_t r = 0; r < s.n_ranks; r++) s.n_live += !topology->dead[r];
+    wb_status status = simulation_open(&s);
     for (uint32_t b = 0; status == WB_OK && b < traffic->n_batches; b++)
         for (uint32_t l = 0, n; status == WB_OK && l < s.n_layers; l += n) {
             n = s.n_layers - l < s.n_passes ? s.n_layers - l : s.n_passes;
@@ -236,6 +227,6 @@ wb_status wb_simulate(const wb_placement *placement, wb_dispatch_policy policy, 
         if (rank_tokens_out) memcpy(rank_tokens_out, s.rank_sums, s.n_ranks * sizeof *rank_tokens_out);
         *simulation_out = s.out;
     }
-    simulation_free(&s);
+    wb_owner_close(&s.memory);
     return status;
 }

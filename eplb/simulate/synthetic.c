@@ -3,9 +3,10 @@
  * those of a libm differ in the last bit from machine to machine, and a last bit can turn a rounding;
  * additions, products, quotients, square roots, frexp and ldexp are exact or correctly rounded everywhere.
  * Refuses: measuring; routes of single tokens. */
-#include "placement/placement_internal.h"
+#include "wb_check.h"
 #include "wb_memory.h"
 #include "wb_random.h"
+#include "wb_simulate.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -93,15 +94,15 @@ static void base_of_layer(const wb_synthetic *s, uint32_t step, uint32_t layer, 
 /* Shares of `tokens` in proportion to exp(logs): expert e gets what the rounded running sum grows by, so
  * that the loads are whole and sum to `tokens`. logs [E] are overwritten. */
 static void share_tokens(uint64_t tokens, uint32_t n_experts, double *logs, double *loads_out) {
-    double most = logs[0], sum = 0, running = 0, given = 0;
+    double max = logs[0], sum = 0, running = 0, shared = 0;
     for (uint32_t e = 1; e < n_experts; e++)
-        if (logs[e] > most) most = logs[e];
-    for (uint32_t e = 0; e < n_experts; e++) sum += logs[e] = fixed_exp(logs[e] - most); /* one is 1 */
+        if (logs[e] > max) max = logs[e];
+    for (uint32_t e = 0; e < n_experts; e++) sum += logs[e] = fixed_exp(logs[e] - max); /* one is 1 */
     for (uint32_t e = 0; e < n_experts; e++) {
         running += logs[e];
         double upto = e + 1 == n_experts ? (double)tokens : floor(running / sum * (double)tokens + 0.5);
-        loads_out[e] = upto - given;
-        given = upto;
+        loads_out[e] = upto - shared;
+        shared = upto;
     }
 }
 

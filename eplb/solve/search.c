@@ -1,10 +1,8 @@
 /* search.c - the state of a search and its moves; see search.h. */
 #include "solve/search.h"
 #include "solve/heap.h"
-#include "wb_memory.h"
 #include "wb_random.h"
 
-#include <stdlib.h>
 #include <string.h>
 
 /* ---- memory ---------------------------------------------------------------------------------- */
@@ -17,9 +15,9 @@ wb_status wb_search_open(const wb_placement *frame, const double *loads, uint64_
     s.n_slots = (uint32_t)S;
     s.n_ranks = (uint32_t)R;
     s.state_bytes = (R + E) * sizeof(double) + (2 * E + 3 * S) * sizeof(uint32_t);
-    wb_status status = WB_ALLOC(s.state, 2, s.state_bytes, "placement search");
-    if (status == WB_OK) status = WB_NEW(s.live_slots, S, "placement search");
-    if (status == WB_OK) status = WB_NEW(s.order, E, "placement search");
+    wb_status status = WB_OWN_ALLOC(&s.memory, s.state, 2, s.state_bytes, "placement search");
+    if (status == WB_OK) status = WB_OWN(&s.memory, s.live_slots, S, "placement search");
+    if (status == WB_OK) status = WB_OWN(&s.memory, s.order, E, "placement search");
     if (status != WB_OK) {
         wb_search_close(&s);
         return status;
@@ -52,12 +50,7 @@ wb_status wb_search_open(const wb_placement *frame, const double *loads, uint64_
 }
 
 void wb_search_close(wb_search *s) {
-    free(s->state);
-    free(s->live_slots);
-    free(s->order);
-    s->state = NULL;
-    s->live_slots = NULL;
-    s->order = NULL;
+    wb_owner_close(&s->memory);
 }
 
 void wb_search_clear(wb_search *s) {
@@ -162,7 +155,7 @@ uint32_t wb_search_hottest(const wb_search *s) {
 
 /* What rank `hot` is to lose to rank `other` for both to end at or below a target. */
 typedef struct loss_range {
-    double least, most;
+    double min, max;
 } loss_range;
 
 static bool may_swap(const wb_search *s, uint32_t a, uint32_t b) {
@@ -177,7 +170,7 @@ static bool exchange_one(wb_search *s, uint32_t hot, uint32_t other, loss_range 
         for (uint32_t b = wb_search_begin(s, other); b < wb_search_end(s, other); b++) {
             double d = of_a - wb_search_share(s, b);
             s->trials--;
-            if (d < loss.least || d > loss.most || !may_swap(s, a, b)) continue;
+            if (d < loss.min || d > loss.max || !may_swap(s, a, b)) continue;
             wb_search_swap(s, a, b);
             return true;
         }
@@ -191,7 +184,7 @@ static bool exchange_two_ranks(wb_search *s, uint32_t hot, double target) {
     for (uint32_t k = 0; k < s->n_ranks && s->trials > 0; k++) {
         uint32_t other = first + k < s->n_ranks ? first + k : first + k - s->n_ranks;
         loss_range loss = {s->rank_load[hot] - target, target - s->rank_load[other]};
-        if (other == hot || s->frame->dead[other] || loss.most < loss.least) continue;
+        if (other == hot || s->frame->dead[other] || loss.max < loss.min) continue;
         if (exchange_one(s, hot, other, loss)) return true;
     }
     return false;
@@ -242,7 +235,7 @@ static bool finish_trade(wb_search *s, trade t, double target) {
     double load_r = s->rank_load[r] + a - wb_search_share(s, t.take[0]);
     double load_q = s->rank_load[q] + b - wb_search_share(s, t.take[1]);
     loss_range loss = {load_r - target, target - load_q};
-    if (loss.most < loss.least) return false;
+    if (loss.max < loss.min) return false;
     t.of_first = t.of_second = WB_NO_SLOT;
     if (load_r <= target && load_q <= target && commit(s, &t)) return true;
     for (uint32_t u = wb_search_begin(s, r); u < wb_search_end(s, r); u++) {
@@ -250,7 +243,7 @@ static bool finish_trade(wb_search *s, trade t, double target) {
         for (uint32_t v = wb_search_begin(s, q); v < wb_search_end(s, q); v++) {
             double d = of_u - (v == t.take[1] ? b : wb_search_share(s, v));
             s->trials--;
-            if (d < loss.least || d > loss.most) continue;
+            if (d < loss.min || d > loss.max) continue;
             t.of_first = u, t.of_second = v;
             if (commit(s, &t)) return true;
         }
@@ -273,14 +266,14 @@ static bool trade_for(wb_search *s, uint32_t hot, trade t, uint32_t e, uint32_t 
 
 /* All pairs of experts whose shares add up to what the rank may take for the two slots it gives. */
 static bool trade_slots(wb_search *s, uint32_t hot, uint32_t a, uint32_t b, double target, double width) {
-    double most = target - s->rank_load[hot] + wb_search_share(s, a) + wb_search_share(s, b);
+    double max = target - s->rank_load[hot] + wb_search_share(s, a) + wb_search_share(s, b);
     uint32_t first = s->n_experts;
     for (uint32_t i = 0; i < s->n_experts && s->trials > 0; i++) {
         double of_i = s->share[s->order[i]];
-        while (first > 0 && of_i + s->share[s->order[first - 1]] <= most) first--;
+        while (first > 0 && of_i + s->share[s->order[first - 1]] <= max) first--;
         s->trials--;
         for (uint32_t j = first > i ? first : i + 1; j < s->n_experts; j++) {
-            if (of_i + s->share[s->order[j]] < most - width) break;
+            if (of_i + s->share[s->order[j]] < max - width) break;
             if (trade_for(s, hot, (trade){.give = {a, b}}, s->order[i], s->order[j], target)) return true;
         }
     }
@@ -322,18 +315,18 @@ void wb_search_descend(wb_search *s, double goal) {
     s->trials -= s->n_experts;
     while (s->trials > 0 && !stuck) {
         s->trials -= s->n_ranks;
-        double most = s->rank_load[wb_search_hottest(s)];
-        if (most <= goal) break;
+        double max = s->rank_load[wb_search_hottest(s)];
+        if (max <= goal) break;
         /* A twentieth of the way to the goal at least: steps that are too small never arrive. */
-        double target = goal + 0.95 * (most - goal);
+        double target = goal + 0.95 * (max - goal);
         for (uint32_t r = 0; r < s->n_ranks && !stuck; r++)
             stuck = s->rank_load[r] > target && !cool(s, r, target);
     }
 }
 
-void wb_search_shake(wb_search *s, double most, uint32_t n) {
+void wb_search_shake(wb_search *s, double max, uint32_t n) {
     for (; n > 0 && s->trials > 0; n--) {
         uint32_t rank = wb_search_rank(s, s->live_slots[wb_random_below(&s->random, s->n_live)]);
-        exchange_two_ranks(s, rank, most);
+        exchange_two_ranks(s, rank, max);
     }
 }

@@ -9,6 +9,7 @@
 #define WB_NO_RANK UINT32_MAX
 
 typedef struct wb_search {
+    wb_owner memory;
     const wb_placement *frame; /* topology; not its maps */
     const double *loads;       /* [E] */
     uint32_t n_experts, n_slots, n_ranks;
@@ -16,7 +17,7 @@ typedef struct wb_search {
     uint32_t n_live;      /* live slots */
     uint32_t *live_slots; /* [n_live] */
     uint32_t *order;      /* [E] experts by descending share, after wb_search_sort */
-    double least_most;    /* no placement has a lower maximum, as far as the solver knows */
+    double bound;         /* no placement has a lower maximum rank load, as far as the solver knows */
     double mean;          /* load of a live rank */
     uint64_t random;      /* state of wb_random */
     int64_t trials;       /* exchanges that may still be tried */
@@ -77,6 +78,6 @@ uint32_t wb_search_hottest(const wb_search *search); /* the lowest of the most l
 void wb_search_descend(wb_search *search, double goal);
 
 /* Tries n exchanges of random ranks that leave no rank above `most`: other contents, no worse. */
-void wb_search_shake(wb_search *search, double most, uint32_t n);
+void wb_search_shake(wb_search *search, double max, uint32_t n);
 
 #endif

@@ -1,13 +1,13 @@
 /* solve.c - what all solvers have in common: options, the check of loads, one call of a solver for each
  * layer, in threads. Refuses: any choice of a place (solve_deepseek.c, solve_balanced.c,
  * solve_incremental.c, solve_microbatch.c). */
-#include "placement/placement_internal.h"
-#include "wb_memory.h"
+#include "placement/cost_model.h"
+#include "solve/solver.h"
+#include "wb_options.h"
 
 #include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #ifdef _OPENMP
 #include <omp.h>
@@ -38,12 +38,13 @@ wb_status wb_eplb_algorithm_parse(const char *name, wb_eplb_algorithm *algorithm
                    "algorithm %s, expected deepseek, balanced, incremental or microbatch", name);
 }
 
-wb_eplb_options wb_eplb_options_default(void) {
-    return (wb_eplb_options){.algorithm = WB_EPLB_BALANCED,
-                             .n_groups = 1,
-                             .target = 0.98,
-                             .horizon_steps = 1000,
-                             .cost = wb_cost_model_default()};
+void wb_eplb_options_init(wb_eplb_options *options_out, size_t size) {
+    const wb_eplb_options defaults = {.algorithm = WB_EPLB_BALANCED,
+                                      .n_groups = 1,
+                                      .target = 0.98,
+                                      .horizon_steps = 1000,
+                                      .cost = wb_cost_model_default()};
+    wb_options_init(options_out, size, &defaults, sizeof defaults);
 }
 
 /* ---- checks ---------------------------------------------------------------------------------- */
@@ -125,18 +126,18 @@ static wb_status check_sums(const solve_job *job, uint32_t layer, uint32_t n_bat
     return WB_OK;
 }
 
-static wb_status solve_layer(const solve_job *job, uint32_t layer) {
+static wb_status solve_layer(const solve_job *job, uint32_t layer, wb_owner *scratch) {
     wb_placement *p = job->placement;
     size_t S = p->topology.n_slots, E = p->n_experts;
     const wb_eplb_options *options = job->options;
     size_t n_batches = options->algorithm == WB_EPLB_MICROBATCH ? job->n_batches : 1;
+    bool deepseek = options->algorithm == WB_EPLB_DEEPSEEK;
     double *loads = NULL;
     int32_t *experts = NULL;
     uint32_t *replica = NULL;
-    wb_status status;
-    WB_GOTO(WB_ALLOC(loads, n_batches, E * sizeof *loads, "solve"), done);
-    WB_GOTO(WB_NEW(experts, S, "solve"), done);
-    WB_GOTO(WB_NEW(replica, S, "solve"), done);
+    WB_TRY(WB_OWN_ALLOC(scratch, loads, n_batches, E * sizeof *loads, "solve"));
+    WB_TRY(WB_OWN(scratch, experts, S, "solve"));
+    WB_TRY(WB_OWN(scratch, replica, S, "solve"));
     wb_layer_problem problem = {.frame = p,
                                 .options = options,
                                 .layer = layer,
@@ -145,15 +146,9 @@ static wb_status solve_layer(const solve_job *job, uint32_t layer) {
                                 .current = options->algorithm == WB_EPLB_INCREMENTAL
                                                ? wb_placement_experts_of(options->current, layer)
                                                : NULL};
-    WB_GOTO(check_sums(job, layer, problem.n_batches, loads), done);
-    WB_GOTO(algorithms[options->algorithm].solve(&problem, experts, replica), done);
-    bool deepseek = options->algorithm == WB_EPLB_DEEPSEEK;
-    WB_GOTO(wb_placement_set_layer(p, layer, experts, deepseek ? replica : NULL, 0), done);
-done:
-    free(replica);
-    free(experts);
-    free(loads);
-    return status;
+    WB_TRY(check_sums(job, layer, problem.n_batches, loads));
+    WB_TRY(algorithms[options->algorithm].solve(&problem, experts, replica));
+    return wb_placement_set_layer(p, layer, experts, deepseek ? replica : NULL, 0);
 }
 
 /* How far the layers are, shared by the threads, and the first that failed with its thread's message. */
@@ -164,7 +159,9 @@ typedef struct solve_state {
 } solve_state;
 
 static void solve_one(const solve_job *job, uint32_t layer, solve_state *state) {
-    wb_status status = solve_layer(job, layer);
+    wb_owner scratch = {0};
+    wb_status status = solve_layer(job, layer, &scratch);
+    wb_owner_close(&scratch);
 #pragma omp critical(wb_solve)
     {
         if (status != WB_OK && (state->status == WB_OK || layer < state->failed_layer)) {
@@ -181,8 +178,8 @@ static void solve_one(const solve_job *job, uint32_t layer, solve_state *state) 
 static int count_threads(const wb_eplb_options *options, uint32_t n_layers) {
     uint32_t n = options->threads;
 #ifdef _OPENMP
-    uint32_t cores =
-        (uint32_t)omp_get_num_procs(); /* more threads than that gain nothing and may not start */
+    /* More threads than cores gain nothing and may not start. */
+    uint32_t cores = (uint32_t)omp_get_num_procs();
     if (n == 0) n = (uint32_t)omp_get_max_threads();
     if (n > cores) n = cores;
 #endif
@@ -196,7 +193,8 @@ static wb_status solve_layers(const solve_job *job) {
     if (threads > 1) {
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
         for (uint32_t l = 0; l < L; l++) solve_one(job, l, &state);
-    } else { /* without OpenMP, whose runtime ends the process when it has no memory even for a team of one */
+    } else {
+        /* Without OpenMP, whose runtime ends the process when it has no memory even for a team of one. */
         for (uint32_t l = 0; l < L; l++) solve_one(job, l, &state);
     }
     if (state.status != WB_OK) return wb_fail(state.status, "%s", state.message);
@@ -206,13 +204,13 @@ static wb_status solve_layers(const solve_job *job) {
 wb_status wb_eplb_solve(const wb_topology *topology, uint32_t n_layers, uint32_t n_experts,
                         uint32_t n_batches, const double *loads, const wb_eplb_options *options,
                         wb_placement **placement_out) {
-    wb_eplb_options defaults = wb_eplb_options_default();
-    if (!options) options = &defaults;
-    WB_TRY(check(topology, n_layers, n_experts, n_batches, loads, options));
+    wb_eplb_options own = wb_eplb_options_default();
+    WB_TRY(wb_options_read(&own, sizeof own, options, "solve"));
+    WB_TRY(check(topology, n_layers, n_experts, n_batches, loads, &own));
     wb_placement *p = NULL;
     WB_TRY(wb_placement_open(topology, n_layers, n_experts, &p));
-    solve_job job = {.placement = p, .options = options, .n_batches = n_batches, .loads = loads};
-    const wb_placement *current = options->algorithm == WB_EPLB_DEEPSEEK ? NULL : options->current;
+    solve_job job = {.placement = p, .options = &own, .n_batches = n_batches, .loads = loads};
+    const wb_placement *current = own.algorithm == WB_EPLB_DEEPSEEK ? NULL : own.current;
     wb_status status = current ? wb_placement_check_shape(p, current) : WB_OK;
     if (status != WB_OK) status = wb_fail_context(status, "solve: options.current");
     if (status == WB_OK) status = solve_layers(&job);

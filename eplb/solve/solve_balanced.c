@@ -1,20 +1,19 @@
-/* solve_balanced.c - the default solver: the least maximum rank load that a bounded search finds. Replicas
+/* solve_balanced.c - the default solver: the smallest maximum rank load that a bounded search finds. Replicas
  * by water-filling with a cap, packing by descending share, exchanges between ranks; where these are
  * stuck, exchanges that leave the maximum as it is, then a replica moved from one expert to another at
  * random. Ranks of at most two slots leave exchanges little to do: there the counts are annealed before
  * packing. Refuses: the moves themselves (search.c). */
 #include "solve/heap.h"
 #include "solve/search.h"
-#include "wb_memory.h"
+#include "solve/solver.h"
 #include "wb_random.h"
 
 #include <math.h>
-#include <stdlib.h>
 
 /* Balancedness at which the search ends: at once, and after a sixteenth of its trials. */
 static const double GOAL = 0.9998, MODEST_GOAL = 0.9995;
 enum {
-    MOST_TRIALS = 4000000, /* by default, and fewer for few slots */
+    MAX_TRIALS = 4000000, /* by default, and fewer for few slots */
     TRIALS_OF_A_SLOT = 20000,
     TRIALS_OF_A_FOLD = 16,
     TRIALS_OF_A_KICK = 100,
@@ -27,7 +26,7 @@ enum {
  * water-filling. */
 static double load_at(const wb_search *s, double balancedness) {
     double load = s->mean / balancedness;
-    return load > s->least_most ? load : s->least_most;
+    return load > s->bound ? load : s->bound;
 }
 
 /* ---- how many replicas ----------------------------------------------------------------------- */
@@ -39,8 +38,9 @@ static bool carries_more(const void *ctx, uint32_t a, uint32_t b) {
     return s->count[a] != s->count[b] ? s->count[a] < s->count[b] : a < b;
 }
 
-/* Fills count and share: a replica at a time to the expert whose replicas carry most, until the live slots
- * are used or every expert is on every rank. This has the least maximum share. `items` [E] is scratch. */
+/* Fills count and share: a replica at a time to the expert whose replicas carry most, until the live
+ * slots are used or every expert is on every rank. No other counts have a smaller maximum share. `items`
+ * [E] is scratch. */
 static void choose_counts(wb_search *s, uint32_t *items) {
     wb_heap heap = {.items = items, .before = carries_more, .ctx = s};
     for (uint32_t e = 0; e < s->n_experts; e++) {
@@ -58,14 +58,14 @@ static void choose_counts(wb_search *s, uint32_t *items) {
             wb_heap_pop(&heap);
     }
     for (uint32_t e = 0; e < s->n_experts; e++)
-        if (s->share[e] > s->least_most) s->least_most = s->share[e];
+        if (s->share[e] > s->bound) s->bound = s->share[e];
 }
 
 /* ---- how many replicas, for ranks of at most two slots --------------------------------------- */
 
 /* What a packing of ranks of two slots comes to. */
 typedef struct fold {
-    double most;   /* maximum rank load */
+    double max;    /* maximum rank load */
     double excess; /* sum over ranks of (load - mean)^2 where above the mean */
 } fold;
 
@@ -83,7 +83,7 @@ static fold fold_shares(wb_search *s, double limit) {
         m = n_i < n_j ? n_i : n_j;
         if (m > pairs) m = pairs;
         double load = of_i + of_j, over = load - s->mean;
-        if (load > f.most) f.most = load;
+        if (load > f.max) f.max = load;
         if (over > 0) f.excess += m * over * over;
         n_i -= m;
         n_j -= m;
@@ -105,13 +105,13 @@ static void recount(wb_search *s, uint32_t expert, uint32_t count) {
 }
 
 /* Annealing: a replica goes from one expert to another at random, which stays so if the excess rises by no
- * more than a random part of a temperature that falls to 0. The counts of the least maximum are kept. */
+ * more than a random part of a temperature that falls to 0. The counts of the smallest maximum are kept. */
 static void anneal_counts(wb_search *s, int64_t trials) {
     const int64_t end = s->trials - trials;
     const double first = 4e-3 * s->mean * s->mean, goal = load_at(s, GOAL);
     wb_search_sort(s);
     fold now = fold_shares(s, INFINITY);
-    double best = now.most;
+    double best = now.max;
     wb_search_save(s);
     while (best > goal && s->trials > end) {
         double left = (double)(s->trials - end) / (double)trials;
@@ -127,8 +127,8 @@ static void anneal_counts(wb_search *s, int64_t trials) {
         fold next = fold_shares(s, now.excess + rise);
         if (next.excess <= now.excess + rise) {
             now = next;
-            if (now.most < best) {
-                best = now.most;
+            if (now.max < best) {
+                best = now.max;
                 wb_search_save(s);
             }
         } else {
@@ -209,12 +209,10 @@ static bool at_most_two_slots(const wb_search *s) {
 
 static wb_status place(wb_search *s) {
     size_t R = s->n_ranks;
-    uint32_t *memory = NULL;
-    WB_TRY(WB_NEW(memory, 3 * R, "balanced"));
-    packing p = {.search = s,
-                 .filled = memory,
-                 .used = memory + 2 * R,
-                 .ranks = {.items = memory + R, .before = less_loaded, .ctx = s}};
+    packing p = {.search = s, .ranks = {.before = less_loaded, .ctx = s}};
+    WB_TRY(WB_OWN(&s->memory, p.filled, R, "balanced"));
+    WB_TRY(WB_OWN(&s->memory, p.used, R, "balanced"));
+    WB_TRY(WB_OWN(&s->memory, p.ranks.items, R, "balanced"));
     choose_counts(s, s->order);
     pack(&p);
     if (s->n_live > s->n_experts && at_most_two_slots(s)) {
@@ -227,7 +225,6 @@ static wb_status place(wb_search *s) {
             pack(&p);
         }
     }
-    free(memory);
     return WB_OK;
 }
 
@@ -269,9 +266,9 @@ static void refine(wb_search *s) {
             wb_search_shake(s, s->rank_load[wb_search_hottest(s)], s->n_ranks / 2);
         }
         wb_search_descend(s, goal);
-        double most = s->rank_load[wb_search_hottest(s)];
-        if (most < best) {
-            best = most;
+        double max = s->rank_load[wb_search_hottest(s)];
+        if (max < best) {
+            best = max;
             stale = 0;
             wb_search_save(s);
         }
@@ -286,12 +283,12 @@ static void refine(wb_search *s) {
 static void mix(wb_search *s, int64_t trials) {
     wb_search_settle(s); /* without the rounding of many small changes */
     wb_search_save(s);
-    double most = s->rank_load[wb_search_hottest(s)];
+    double max = s->rank_load[wb_search_hottest(s)];
     int64_t enough = MIX_TRIALS * (int64_t)s->n_live;
     s->trials = enough < trials ? enough : trials;
-    wb_search_shake(s, most, MIX_EXCHANGES * s->n_live);
+    wb_search_shake(s, max, MIX_EXCHANGES * s->n_live);
     wb_search_settle(s);
-    if (s->rank_load[wb_search_hottest(s)] > most) wb_search_restore(s);
+    if (s->rank_load[wb_search_hottest(s)] > max) wb_search_restore(s);
 }
 
 wb_status wb_solve_balanced(const wb_layer_problem *problem, int32_t *expert_of_slot_out,
@@ -299,7 +296,7 @@ wb_status wb_solve_balanced(const wb_layer_problem *problem, int32_t *expert_of_
     (void)replica_of_slot_out; /* in slot order */
     int64_t trials = problem->options->trials,
             by_slots = TRIALS_OF_A_SLOT * (int64_t)problem->frame->topology.n_slots;
-    if (trials == 0) trials = by_slots < MOST_TRIALS ? by_slots : MOST_TRIALS;
+    if (trials == 0) trials = by_slots < MAX_TRIALS ? by_slots : MAX_TRIALS;
     wb_search s;
     WB_TRY(wb_search_open(problem->frame, problem->loads, problem->layer, trials, &s));
     wb_status status = place(&s);

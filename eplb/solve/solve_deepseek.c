@@ -1,24 +1,23 @@
 /* solve_deepseek.c - the placement that DeepSeek's eplb.py computes, byte for byte, replica order
  * included.
  *
- * Owns: its packing and replication in float32 and in its order of additions, comparisons and ties,
- * torch's order of summation among them. Refuses: what eplb.py refuses (shapes that do not divide, fewer
- * slots than experts), and what it has no idea of: dead ranks, uneven slots, and in hierarchical mode
- * nodes of unequal size.
+ * Owns: its packing and replication in float32 and in its order of additions, comparisons and ties.
+ * Refuses: what eplb.py refuses (shapes that do not divide, fewer slots than experts), and what it knows
+ * nothing of: dead ranks, uneven slots, and in hierarchical mode nodes of unequal size.
  *
  * A layer: groups of experts are packed into nodes; inside each node the expert with the largest load a
  * replica gets the next replica, until the slots are used up; the replicas are packed into the node's
  * ranks. Global mode is the same with one group and one node. Packing n items into m packs of n / m:
  * heaviest first, each into the lightest pack with room.
  *
- * Both greedy choices are tournaments over integer keys (float order above, index below), so that a choice
- * costs log2(n) comparisons without branches and ties go to the lowest index. */
-#include <math.h>
-#include <stdlib.h>
-#include <string.h>
+ * Both greedy choices are tournaments over integer keys (float order above, index below), so that a
+ * choice costs log2(n) comparisons without branches and ties go to the lowest index. */
+#include "solve/solver.h"
+#include "solve/torch_sum.h"
 
-#include "placement/placement_internal.h"
-#include "wb_memory.h"
+#include <inttypes.h>
+#include <math.h>
+#include <string.h>
 
 /* ---- the shape ------------------------------------------------------------------------------- */
 
@@ -36,18 +35,21 @@ static bool is_hierarchical(const wb_topology *topology, uint32_t n_groups) {
 static wb_status check_even(const wb_topology *topology, bool hierarchical) {
     const uint32_t rank_slots = topology->n_slots / topology->n_ranks;
     const uint32_t node_ranks = topology->n_ranks / topology->n_nodes;
-    for (uint32_t p = 0; p < topology->n_ranks; p++) {
-        if (topology->dead != NULL && topology->dead[p])
+    for (uint32_t r = 0; r < topology->n_ranks; r++) {
+        if (topology->dead && topology->dead[r])
+            return wb_fail(
+                WB_INVALID_ARGUMENT,
+                "deepseek: rank %" PRIu32 " is dead, expected live ranks: the others take dead ones", r);
+        if (topology->slots_of_rank && topology->slots_of_rank[r] != rank_slots)
             return wb_fail(WB_INVALID_ARGUMENT,
-                           "deepseek: rank %u is dead, expected live ranks: the others take dead ones", p);
-        if (topology->slots_of_rank != NULL && topology->slots_of_rank[p] != rank_slots)
+                           "deepseek: rank %" PRIu32 ": expected %" PRIu32
+                           " slots as on every rank, found %" PRIu32,
+                           r, rank_slots, topology->slots_of_rank[r]);
+        if (hierarchical && topology->node_of_rank && topology->node_of_rank[r] != r / node_ranks)
             return wb_fail(WB_INVALID_ARGUMENT,
-                           "deepseek: rank %u: expected %u slots as on every rank, found %u", p, rank_slots,
-                           topology->slots_of_rank[p]);
-        if (hierarchical && topology->node_of_rank != NULL && topology->node_of_rank[p] != p / node_ranks)
-            return wb_fail(WB_INVALID_ARGUMENT,
-                           "deepseek: rank %u: expected node %u, nodes of %u ranks each, found node %u", p,
-                           p / node_ranks, node_ranks, topology->node_of_rank[p]);
+                           "deepseek: rank %" PRIu32 ": expected node %" PRIu32 ", nodes of %" PRIu32
+                           " ranks each, found node %" PRIu32,
+                           r, r / node_ranks, node_ranks, topology->node_of_rank[r]);
     }
     return WB_OK;
 }
@@ -55,20 +57,24 @@ static wb_status check_even(const wb_topology *topology, bool hierarchical) {
 wb_status wb_solve_deepseek_check(const wb_topology *topology, uint32_t n_experts, uint32_t n_groups) {
     const uint32_t S = topology->n_slots, R = topology->n_ranks, N = topology->n_nodes;
     if (n_experts == 0 || n_groups == 0 || R == 0 || N == 0)
-        return wb_fail(
-            WB_INVALID_ARGUMENT,
-            "deepseek: expected at least one of each, found %u experts, %u groups, %u ranks, %u nodes",
-            n_experts, n_groups, R, N);
+        return wb_fail(WB_INVALID_ARGUMENT,
+                       "deepseek: expected at least one of each, found %" PRIu32 " experts, %" PRIu32
+                       " groups, %" PRIu32 " ranks, %" PRIu32 " nodes",
+                       n_experts, n_groups, R, N);
     const bool hierarchical = is_hierarchical(topology, n_groups);
     if (hierarchical && n_experts % n_groups != 0)
-        return wb_fail(WB_INVALID_ARGUMENT, "deepseek: %u experts do not divide into %u groups", n_experts,
+        return wb_fail(WB_INVALID_ARGUMENT,
+                       "deepseek: %" PRIu32 " experts do not divide into %" PRIu32 " groups", n_experts,
                        n_groups);
     if (hierarchical && R % N != 0)
-        return wb_fail(WB_INVALID_ARGUMENT, "deepseek: %u ranks do not divide over %u nodes", R, N);
+        return wb_fail(WB_INVALID_ARGUMENT,
+                       "deepseek: %" PRIu32 " ranks do not divide over %" PRIu32 " nodes", R, N);
     if (S % R != 0)
-        return wb_fail(WB_INVALID_ARGUMENT, "deepseek: %u slots do not divide over %u ranks", S, R);
+        return wb_fail(WB_INVALID_ARGUMENT,
+                       "deepseek: %" PRIu32 " slots do not divide over %" PRIu32 " ranks", S, R);
     if (S < n_experts)
-        return wb_fail(WB_INVALID_ARGUMENT, "deepseek: %u slots do not hold %u experts", S, n_experts);
+        return wb_fail(WB_INVALID_ARGUMENT, "deepseek: %" PRIu32 " slots do not hold %" PRIu32 " experts", S,
+                       n_experts);
     return check_even(topology, hierarchical);
 }
 
@@ -119,26 +125,18 @@ static uint32_t max_u32(uint32_t a, uint32_t b) {
     return a > b ? a : b;
 }
 
-static void *take(char *block, size_t *used, size_t n, size_t size) {
-    const size_t at = *used;
-    *used += (n * size + 7) / 8 * 8;
-    return block != NULL ? block + at : NULL;
-}
-
-/* Bytes of the block; with a block, where everything lies in it. No count is above 2^24: the sum is below
- * 2^31. */
-static size_t lay_out(const shape *s, char *block, workspace *w) {
+/* All memory belongs to `memory`. */
+static wb_status open_workspace(const shape *s, wb_owner *memory, workspace *w) {
+    const char *what = "deepseek's workspace";
     const size_t items = max_u32(s->n_groups, s->node_slots), packs = max_u32(s->n_nodes, s->node_ranks);
     const size_t players = packs > s->node_experts ? packs : s->node_experts;
-    size_t used = 0;
-    w->keys = take(block, &used, 2 * items, sizeof *w->keys);
-    w->tournament = take(block, &used, 2 * players, sizeof *w->tournament);
-    w->items = take(block, &used, items, sizeof *w->items);
-    w->experts = take(block, &used, s->node_experts, sizeof *w->experts);
-    w->packs = take(block, &used, packs, sizeof *w->packs);
-    w->loads = take(block, &used, s->n_experts, sizeof *w->loads);
-    w->expert_at = take(block, &used, s->n_experts, sizeof *w->expert_at);
-    return used;
+    WB_TRY(WB_OWN(memory, w->keys, 2 * items, what));
+    WB_TRY(WB_OWN(memory, w->tournament, 2 * players, what));
+    WB_TRY(WB_OWN(memory, w->items, items, what));
+    WB_TRY(WB_OWN(memory, w->experts, s->node_experts, what));
+    WB_TRY(WB_OWN(memory, w->packs, packs, what));
+    WB_TRY(WB_OWN(memory, w->loads, s->n_experts, what));
+    return WB_OWN(memory, w->expert_at, s->n_experts, what);
 }
 
 /* ---- keys and tournaments -------------------------------------------------------------------- */
@@ -216,50 +214,6 @@ static const uint64_t *sort_keys(uint64_t *keys, uint32_t n) {
     return from;
 }
 
-/* ---- torch's sum ----------------------------------------------------------------------------- */
-
-/* torch.sum over the last, contiguous dimension of a float32 tensor on any x86-64 (as torch 2.15 does with
- * its AVX2 and its default kernels; AVX-512 machines run the AVX2 one). Fewer than 8 numbers are rows of
- * one lane, others rows of 8 lanes and a tail. Row i belongs to chain i mod 4; rows left when 4 does not
- * divide go to chain 0 in the end. A chain adds up in blocks of 2^p rows, 2^p blocks make a sum of the
- * next of four levels, where p is max(4, ceil(log2(rows of a chain)) / 4). Then levels fold into the
- * lowest, chains into chain 0, and the lanes are added to the sum of the tail. Neither other dimensions
- * nor threads matter. */
-enum { LANES = 8, CHAINS = 4, LEVELS = 4 };
-
-static void add_to(float *sums, const float *x, size_t n) {
-    for (size_t i = 0; i < n; i++) sums[i] += x[i];
-}
-
-/* sums_out [CHAINS x lanes] of rounds of CHAINS rows. */
-static void sum_chains(const float *x, size_t rounds, size_t lanes, float *sums_out) {
-    const size_t width = CHAINS * lanes;
-    float levels[LEVELS][CHAINS * LANES] = {0};
-    uint32_t log2_rounds = 0;
-    while ((size_t)1 << log2_rounds < rounds) log2_rounds++;
-    const uint32_t power = max_u32(4, log2_rounds / LEVELS);
-    for (size_t i = 1; i <= rounds; i++) {
-        add_to(levels[0], x + (i - 1) * width, width);
-        for (uint32_t level = 1; level < LEVELS && i % ((size_t)1 << level * power) == 0; level++) {
-            add_to(levels[level], levels[level - 1], width);
-            memset(levels[level - 1], 0, width * sizeof(float));
-        }
-    }
-    for (int level = 1; level < LEVELS; level++) add_to(levels[0], levels[level], width);
-    memcpy(sums_out, levels[0], width * sizeof(float));
-}
-
-static float sum_as_torch(const float *x, size_t n) {
-    const size_t lanes = n < LANES ? 1 : LANES, rows = n / lanes, rounds = rows / CHAINS;
-    float sums[CHAINS * LANES], total = 0;
-    sum_chains(x, rounds, lanes, sums);
-    for (size_t row = rounds * CHAINS; row < rows; row++) add_to(sums, x + row * lanes, lanes);
-    for (size_t chain = 1; chain < CHAINS; chain++) add_to(sums, sums + chain * lanes, lanes);
-    for (size_t i = rows * lanes; i < n; i++) total += x[i];
-    for (size_t lane = 0; lane < lanes; lane++) total += sums[lane];
-    return total;
-}
-
 /* ---- the algorithm --------------------------------------------------------------------------- */
 
 /* Places n items in n_packs packs of n / n_packs. One item a pack: item i in pack i whatever its weight.
@@ -296,7 +250,7 @@ static void pack_items(workspace *w, uint32_t n, uint32_t n_packs) {
 /* Fills expert_at. Groups are whole in nodes, and experts keep their order in groups. */
 static void place_groups(const shape *s, workspace *w) {
     for (uint32_t g = 0; g < s->n_groups; g++)
-        w->items[g].weight = sum_as_torch(w->loads + (size_t)g * s->group_experts, s->group_experts);
+        w->items[g].weight = wb_torch_sum(w->loads + (size_t)g * s->group_experts, s->group_experts);
     pack_items(w, s->n_groups, s->n_nodes);
     for (uint32_t g = 0; g < s->n_groups; g++)
         for (uint32_t i = 0; i < s->group_experts; i++)
@@ -311,14 +265,14 @@ static void replicate(workspace *w, uint32_t n, uint32_t n_slots) {
         w->items[e].replica = 0;
         w->tournament[n + e] = key_of(descending(w->experts[e].load), e);
     }
-    uint64_t most = start_tournament(w->tournament, n);
+    uint64_t neediest = start_tournament(w->tournament, n);
     for (uint32_t slot = n; slot < n_slots; slot++) {
-        const uint32_t e = index_of(most);
+        const uint32_t e = index_of(neediest);
         expert_state *state = &w->experts[e];
         w->items[slot].expert = e;
         w->items[slot].replica = state->replicas++;
         state->share = state->load / (float)state->replicas;
-        most = play(w->tournament, n, e, key_of(descending(state->share), e));
+        neediest = play(w->tournament, n, e, key_of(descending(state->share), e));
     }
     for (uint32_t slot = 0; slot < n_slots; slot++)
         w->items[slot].weight = w->experts[w->items[slot].expert].share;
@@ -344,14 +298,15 @@ static void solve_node(const shape *s, workspace *w, uint32_t node, int32_t *exp
 wb_status wb_solve_deepseek(const wb_layer_problem *problem, int32_t *expert_of_slot_out,
                             uint32_t *replica_of_slot_out) {
     const shape s = shape_of(problem);
-    workspace w;
-    void *block;
-    WB_TRY(WB_ALLOC(block, lay_out(&s, NULL, &w), 1, "deepseek's workspace"));
-    lay_out(&s, block, &w);
-    for (uint32_t e = 0; e < s.n_experts; e++) w.loads[e] = (float)problem->loads[e];
-    place_groups(&s, &w);
-    for (uint32_t node = 0; node < s.n_nodes; node++)
-        solve_node(&s, &w, node, expert_of_slot_out, replica_of_slot_out);
-    free(block);
-    return WB_OK;
+    workspace w = {0};
+    wb_owner memory = {0};
+    wb_status status = open_workspace(&s, &memory, &w);
+    if (status == WB_OK) {
+        for (uint32_t e = 0; e < s.n_experts; e++) w.loads[e] = (float)problem->loads[e];
+        place_groups(&s, &w);
+        for (uint32_t node = 0; node < s.n_nodes; node++)
+            solve_node(&s, &w, node, expert_of_slot_out, replica_of_slot_out);
+    }
+    wb_owner_close(&memory);
+    return status;
 }

@@ -3,9 +3,8 @@
  * changed, until the layer is balanced enough or the budget is spent; and drops it all unless it pays. */
 #include "solve/heap.h"
 #include "solve/search.h"
-#include "wb_memory.h"
+#include "solve/solver.h"
 
-#include <stdlib.h>
 #include <string.h>
 
 enum { DEFAULT_TRIALS = 4000000, FEW_PARTNERS = 64, PARTNERS_LAST = 16 };
@@ -25,7 +24,7 @@ typedef struct incremental {
     int64_t changed, limit;  /* slots that differ from the current placement and may */
     wb_heap partners;        /* the coolest live ranks, where changes are looked for; the most loaded first */
     uint32_t *partner_ranks; /* [R] its memory */
-    uint32_t *seen;          /* [E] scratch of move_seconds; in one block with the above */
+    uint32_t *seen;          /* [E] scratch of move_seconds */
 } incremental;
 
 /* ---- what was there -------------------------------------------------------------------------- */
@@ -45,16 +44,16 @@ static void restore_lost_experts(wb_search *s) {
     for (uint32_t e = 0; e < s->n_experts; e++) {
         if (s->count[e] > 0) continue;
         uint32_t best = WB_NO_SLOT;
-        double least = 0;
+        double min_cost = 0;
         for (uint32_t i = 0; i < s->n_live; i++) {
             uint32_t slot = s->live_slots[i];
             int32_t old = s->expert[slot];
             if (old >= 0 && s->count[old] < 2) continue;
             double cost =
                 s->rank_load[wb_search_rank(s, slot)] + (old < 0 ? 0 : s->share[old] / (s->count[old] - 1));
-            if (best != WB_NO_SLOT && cost >= least) continue;
+            if (best != WB_NO_SLOT && cost >= min_cost) continue;
             best = slot;
-            least = cost;
+            min_cost = cost;
         }
         wb_search_transfer(s, best, e);
     }
@@ -69,24 +68,24 @@ static int32_t changes(const incremental *in, uint32_t slot, int32_t expert) {
 
 /* Keeps a candidate that ends with the ranks concerned at `after` if it is the best so far and within the
  * budget. */
-static bool better(const incremental *in, const change *best, double most, double after, int32_t slots,
+static bool better(const incremental *in, const change *best, double max, double after, int32_t slots,
                    double *score_out) {
-    if (after >= most * (1 - 1e-9) || in->changed + slots > in->limit) return false;
-    double gain = most - (after > in->goal ? after : in->goal);
+    if (after >= max * (1 - 1e-9) || in->changed + slots > in->limit) return false;
+    double gain = max - (after > in->goal ? after : in->goal);
     *score_out = gain / (slots > 0 ? slots : 0.5); /* a change that is taken back is the cheapest */
     return best->kind == NO_CHANGE || *score_out > best->score;
 }
 
 static void consider_swaps(incremental *in, uint32_t hot, uint32_t rank, change *best) {
     wb_search *s = &in->search;
-    double most = s->rank_load[hot], score;
+    double max = s->rank_load[hot], score;
     for (uint32_t a = wb_search_begin(s, hot); a < wb_search_end(s, hot); a++)
         for (uint32_t b = wb_search_begin(s, rank); b < wb_search_end(s, rank); b++) {
             double d = wb_search_share(s, a) - wb_search_share(s, b), theirs = s->rank_load[rank] + d;
             s->trials--;
             if (d <= 0) continue;
             int32_t slots = changes(in, a, s->expert[b]) + changes(in, b, s->expert[a]);
-            if (!better(in, best, most, theirs > most - d ? theirs : most - d, slots, &score)) continue;
+            if (!better(in, best, max, theirs > max - d ? theirs : max - d, slots, &score)) continue;
             if (wb_search_holds(s, hot, s->expert[b]) || wb_search_holds(s, rank, s->expert[a])) continue;
             *best = (change){SWAP, a, b, slots, score};
         }
@@ -106,20 +105,20 @@ static double peak_without_one(const wb_search *s, int32_t f, uint32_t gone) {
 /* Another replica of an expert of the hottest rank, in place of one that its expert can spare. */
 static void consider_transfers(incremental *in, uint32_t hot, uint32_t rank, change *best) {
     wb_search *s = &in->search;
-    double most = s->rank_load[hot], score;
+    double max = s->rank_load[hot], score;
     for (uint32_t a = wb_search_begin(s, hot); a < wb_search_end(s, hot); a++) {
         int32_t e = s->expert[a];
         if (e < 0 || s->count[e] >= s->cap) continue;
-        double share = s->loads[e] / (s->count[e] + 1), ours = most - (s->share[e] - share);
+        double share = s->loads[e] / (s->count[e] + 1), ours = max - (s->share[e] - share);
         for (uint32_t b = wb_search_begin(s, rank); b < wb_search_end(s, rank); b++) {
             int32_t f = s->expert[b], slots = changes(in, b, e);
             double after = s->rank_load[rank] + share - wb_search_share(s, b);
             s->trials--;
             if (after < ours) after = ours;
-            if (f == e || (f >= 0 && s->count[f] < 2) || !better(in, best, most, after, slots, &score))
+            if (f == e || (f >= 0 && s->count[f] < 2) || !better(in, best, max, after, slots, &score))
                 continue;
             double others = peak_without_one(s, f, b);
-            if (others > after && !better(in, best, most, others, slots, &score)) continue;
+            if (others > after && !better(in, best, max, others, slots, &score)) continue;
             if (!wb_search_holds(s, rank, e)) *best = (change){TRANSFER, b, (uint32_t)e, slots, score};
         }
     }
@@ -213,8 +212,8 @@ static double move_seconds(const wb_placement *frame, const int32_t *from, const
 
 static wb_status solve(incremental *in, const wb_eplb_options *options, int32_t *experts_out) {
     wb_search *s = &in->search;
-    WB_TRY(WB_NEW(in->partner_ranks, (size_t)s->n_ranks + s->n_experts, "incremental"));
-    in->seen = in->partner_ranks + s->n_ranks;
+    WB_TRY(WB_OWN(&s->memory, in->partner_ranks, s->n_ranks, "incremental"));
+    WB_TRY(WB_OWN(&s->memory, in->seen, s->n_experts, "incremental"));
     take_current(in);
     restore_lost_experts(s);
     for (uint32_t i = 0; i < s->n_slots; i++)
@@ -240,7 +239,6 @@ wb_status wb_solve_incremental(const wb_layer_problem *problem, int32_t *expert_
     WB_TRY(wb_search_open(problem->frame, problem->loads, problem->layer,
                           trials > 0 ? trials : DEFAULT_TRIALS, &in.search));
     wb_status status = solve(&in, problem->options, expert_of_slot_out);
-    free(in.partner_ranks);
     wb_search_close(&in.search);
     return status;
 }

@@ -1,11 +1,12 @@
-/* solve_microbatch.c - one placement for M micro-batches whose routes are known: least sum over them of
- * the maximum rank load.
+/* solve_microbatch.c - one placement for M micro-batches whose routes are known: the smallest sum
+ * over them of the maximum rank load.
  *
  * Starts from `balanced` on the sum, then anneals twice. First random swaps and replica moves under the
  * energy sum over micro-batches and ranks of (load / mean)^p, whose p doubles from stage to stage (a
  * maximum is the limit of p-norms), so that early on the whole shape counts and later the peaks. Then
  * swaps under the sum of the maxima itself. A rank's loads are a vector [M]. */
 #include "solve/search.h"
+#include "solve/solver.h"
 #include "wb_memory.h"
 #include "wb_random.h"
 
@@ -41,28 +42,26 @@ typedef struct annealing {
     double *saved; /* [R][M] their loads before it */
     int squarings; /* p = 2^squarings */
     double temperature;
-    void *memory;
 } annealing;
 
 /* ---- memory ---------------------------------------------------------------------------------- */
 
 static wb_status open_annealing(annealing *a) {
     size_t M = a->M, E = a->search.n_experts, R = a->search.n_ranks;
-    size_t doubles = M * (2 * E + 2 * R + 5) + R;
-    WB_TRY(WB_ALLOC(a->memory, doubles * sizeof(double) + 2 * R * sizeof(uint32_t), 1, "microbatch"));
-    a->mean = a->memory;
-    a->weight = a->mean + M;
-    a->peak = a->weight + M;
-    a->delta = a->peak + M;
-    a->powers = a->delta + M;
-    a->scaled = a->powers + M;
-    a->share = a->scaled + E * M;
-    a->load = a->share + E * M;
-    a->saved = a->load + R * M;
-    a->cost = a->saved + R * M;
-    a->touched = (uint32_t *)(a->cost + R);
-    a->stamp = a->touched + R;
-    return WB_OK;
+    wb_owner *memory = &a->search.memory;
+    const char *what = "microbatch";
+    WB_TRY(WB_OWN(memory, a->mean, M, what));
+    WB_TRY(WB_OWN(memory, a->weight, M, what));
+    WB_TRY(WB_OWN(memory, a->peak, M, what));
+    WB_TRY(WB_OWN(memory, a->delta, M, what));
+    WB_TRY(WB_OWN(memory, a->powers, M, what));
+    WB_TRY(WB_OWN_ALLOC(memory, a->scaled, E, M * sizeof(double), what));
+    WB_TRY(WB_OWN_ALLOC(memory, a->share, E, M * sizeof(double), what));
+    WB_TRY(WB_OWN_ALLOC(memory, a->load, R, M * sizeof(double), what));
+    WB_TRY(WB_OWN_ALLOC(memory, a->saved, R, M * sizeof(double), what));
+    WB_TRY(WB_OWN(memory, a->cost, R, what));
+    WB_TRY(WB_OWN(memory, a->touched, R, what));
+    return WB_OWN(memory, a->stamp, R, what);
 }
 
 static void scale_loads(annealing *a) {
@@ -107,12 +106,12 @@ static void settle(annealing *a) {
 
 /* The most loaded rank of a micro-batch, ranks `without` left out (WB_NO_RANK: none). */
 static double peak_of(const annealing *a, uint32_t m, uint32_t without, uint32_t without_too) {
-    double most = 0;
+    double max = 0;
     for (uint32_t r = 0; r < a->search.n_ranks; r++) {
         double load = a->load[(size_t)r * a->M + m];
-        if (load > most && r != without && r != without_too) most = load;
+        if (load > max && r != without && r != without_too) max = load;
     }
-    return most;
+    return max;
 }
 
 /* Fills peak; returns the sum over micro-batches of the maximum rank load, weighted: in means of a
@@ -204,10 +203,10 @@ static void try_swap_of_peaks(annealing *a) {
     if (!propose_swap(a, i, j)) return;
     for (uint32_t m = 0; m < a->M; m++) {
         double our_load = ours[m] + a->delta[m], their_load = theirs[m] - a->delta[m];
-        double most = our_load > their_load ? our_load : their_load;
-        bool falls = most < a->peak[m] && (ours[m] >= a->peak[m] || theirs[m] >= a->peak[m]);
-        double others = falls ? peak_of(a, m, of_i, of_j) : most < a->peak[m] ? a->peak[m] : 0;
-        peak[m] = most > others ? most : others;
+        double max = our_load > their_load ? our_load : their_load;
+        bool falls = max < a->peak[m] && (ours[m] >= a->peak[m] || theirs[m] >= a->peak[m]);
+        double others = falls ? peak_of(a, m, of_i, of_j) : max < a->peak[m] ? a->peak[m] : 0;
+        peak[m] = max > others ? max : others;
         rise += a->weight[m] * (peak[m] - a->peak[m]);
     }
     if (accept(a, rise) && do_swap(a, i, j)) memcpy(a->peak, peak, a->M * sizeof *peak);
@@ -344,7 +343,6 @@ wb_status wb_solve_microbatch(const wb_layer_problem *problem, int32_t *expert_o
     if (status == WB_OK) status = wb_search_open(problem->frame, sum, problem->layer, 0, &a.search);
     if (status == WB_OK) {
         status = solve(&a, problem, expert_of_slot_out);
-        free(a.memory);
         wb_search_close(&a.search);
     }
     free(sum);

@@ -13,6 +13,7 @@
 #include <cmocka.h>
 
 #include "dispatch/dispatch_internal.h"
+#include "wb_eplb.h"
 #include "wb_random.h"
 
 #define assert_ok(call)                                          \

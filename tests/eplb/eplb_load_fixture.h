@@ -2,9 +2,10 @@
 #ifndef WB_TEST_EPLB_LOAD_FIXTURE_H
 #define WB_TEST_EPLB_LOAD_FIXTURE_H
 
-#include "placement/placement_internal.h"
 #include "load/load_internal.h"
+#include "placement/placement_internal.h"
 #include "support/temp_files.h"
+#include "wb_eplb.h"
 
 #include <math.h>
 
@@ -12,7 +13,8 @@ enum { ALL = WB_PHASES_ALL };
 
 static inline wb_load *open_load(uint32_t n, const wb_load_region *regions, uint32_t window, double decay) {
     wb_load *load = NULL;
-    assert_int_equal(wb_load_open(n, regions, &(wb_load_options){window, decay}, &load), WB_OK);
+    assert_int_equal(
+        wb_load_open(n, regions, &(wb_load_options){sizeof(wb_load_options), window, decay}, &load), WB_OK);
     return load;
 }
 

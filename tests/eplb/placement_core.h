@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "placement/placement_internal.h"
+#include "wb_eplb.h"
 #include "wb_random.h"
 
 typedef struct core {

@@ -1,6 +1,7 @@
 /* test_eplb_balanced.c - the balanced solver: over random shapes, what must hold of any placement of its;
  * on the shapes that engines run, how even it is. Random cases print their seed. */
 #include "placement/placement_internal.h"
+#include "wb_eplb.h"
 #include "wb_random.h"
 
 #include <math.h>

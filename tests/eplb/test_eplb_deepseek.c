@@ -12,7 +12,8 @@
 #include <cmocka.h>
 // clang-format on
 
-#include "placement/placement_internal.h"
+#include "solve/solver.h"
+#include "wb_eplb.h"
 #include "wb_random.h"
 
 typedef struct shape {

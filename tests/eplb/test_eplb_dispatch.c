@@ -62,8 +62,9 @@ static void test_static_is_near_and_even(void **unused) {
         wb_placement *p = random_placement(&random, 14, 8, 30, 2);
         uint32_t R = p->topology.n_ranks, E = p->n_experts, layer = pick(&random, 0, 1);
         uint32_t *chosen = take((size_t)R * E, sizeof *chosen), *at_once = take(R, sizeof *at_once);
+        wb_owner memory = {0};
         wb_dispatch_frame frame = {0};
-        assert_ok(wb_dispatch_frame_open(p, &frame));
+        assert_ok(wb_dispatch_frame_open(p, &memory, &frame));
         wb_dispatch_frame_read(&frame, layer);
         for (uint32_t rank = 0; rank < R; rank++) {
             const wb_physical_id *table = NULL;
@@ -86,7 +87,7 @@ static void test_static_is_near_and_even(void **unused) {
                 if (!nearby.own) check_even(p, &nearby, layer, e, rank, chosen + (size_t)e * R);
             }
         }
-        wb_dispatch_frame_close(&frame);
+        wb_owner_close(&memory);
         free(chosen);
         free(at_once);
         wb_placement_close(p);
@@ -320,7 +321,7 @@ static void test_widest_ids(void **unused) {
         assert_ok(wb_placement_open(&t, 1, experts[i], &p));
         assert_ok(wb_dispatch_open(p, WB_DISPATCH_STATIC, 0, &d));
         if (i % 2 == 0) {
-            assert_fails(wb_dispatch_rows(d, 0, &rows, NULL, &out), WB_INVALID_ARGUMENT, "place 0");
+            assert_fails(wb_dispatch_rows(d, 0, &rows, NULL, &out), WB_INVALID_ARGUMENT, "choice 0");
         } else {
             assert_ok(wb_dispatch_rows(d, 0, &rows, NULL, &out));
             assert_int_equal(out.slot, experts[i] - 1);
@@ -351,7 +352,7 @@ static void test_sglang_25285_ids_are_mapped_once(void **unused) {
         uint16_t again[] = {2, (uint16_t)(out[0].slot % 6), (uint16_t)(6 + out[0].slot % 6), 11};
         rows = (wb_routed_rows){.ids = again, .dtype = WB_U16, .T = 2, .K = 2};
         assert_fails(wb_dispatch_rows(d, 1, &rows, keys, twice), WB_INVALID_ARGUMENT,
-                     "layer 1, row 1, place 0");
+                     "layer 1, row 1, choice 0");
         for (int i = 0; i < 4; i++) assert_int_equal(twice[i].slot, 77);
         rows.valid = half; /* what a row that is not valid holds is nobody's concern */
         rows.T = policy == WB_DISPATCH_QUOTA ? 0 : 2;

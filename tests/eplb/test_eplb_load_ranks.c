@@ -56,7 +56,8 @@ static void record_one(rank_job *job, wb_load *load, uint8_t expert, uint32_t n)
 static wb_load *open_window(rank_job *job, uint32_t window, uint32_t n_experts) {
     wb_load *load = NULL;
     wb_load_region region = {"target", L, n_experts, 1};
-    CHECK(job, wb_load_open(1, &region, &(wb_load_options){window, 1}, &load) == WB_OK);
+    CHECK(job,
+          wb_load_open(1, &region, &(wb_load_options){sizeof(wb_load_options), window, 1}, &load) == WB_OK);
     return load;
 }
 

@@ -3,6 +3,7 @@
  * figures are in their ranges. */
 #include "placement/placement_internal.h"
 #include "support/alloc_fail.h"
+#include "wb_eplb.h"
 #include "wb_random.h"
 
 #include <math.h>

@@ -3,6 +3,7 @@
  * dead rank, a rank without slots and empty slots. */
 #include "placement/offline/eplb_file.h"
 #include "placement/placement_internal.h"
+#include "wb_eplb.h"
 
 #include <stdio.h>
 #include <stdlib.h>

@@ -9,8 +9,8 @@
  * Passes are those of the window, the oldest first, as many in every region; a phase that is all zero is
  * left out. Counts are whole numbers below 2^32. logical_count is the first region's sum over phases, for
  * readers that know nothing else; it has to agree with the passes. Other keys are skipped. */
-#include "placement/offline/eplb_file.h"
 #include "load/load_internal.h"
+#include "placement/offline/eplb_file.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -157,13 +157,12 @@ static file_place shown(const json_t *value) {
     return text;
 }
 
-static wb_status read_whole(const char *where, const json_t *map, const char *key, uint64_t most,
+static wb_status read_whole(const char *where, const json_t *map, const char *key, uint64_t max,
                             uint64_t *out) {
     const json_t *value = json_object_get(map, key);
-    if (!json_is_integer(value) || json_integer_value(value) < 0 ||
-        (uint64_t)json_integer_value(value) > most)
+    if (!json_is_integer(value) || json_integer_value(value) < 0 || (uint64_t)json_integer_value(value) > max)
         return wb_fail(WB_CORRUPT, "%s: %s: expected a whole number up to %" PRIu64 ", found %s", where, key,
-                       most, shown(value).text);
+                       max, shown(value).text);
     *out = (uint64_t)json_integer_value(value);
     return WB_OK;
 }
@@ -322,8 +321,8 @@ static wb_status fill(const char *path, const json_t *root, const load_head *hea
 }
 
 static wb_status read_tree(const char *path, const json_t *root, wb_load **load_out) {
-    load_head head;
-    wb_load *load;
+    load_head head = {.options = wb_load_options_default()};
+    wb_load *load = NULL;
     WB_TRY(read_head(path, root, &head));
     wb_status status = wb_load_open(head.n_regions, head.regions, &head.options, &load);
     if (status != WB_OK)
