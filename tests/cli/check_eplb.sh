@@ -241,7 +241,18 @@ if [ -w /dev/full ]; then
     [ $? -eq 1 ] || fault "to a full disk: expected exit code 1"
     [ -e "$scratch/full.svg" ] || ln -s /dev/full "$scratch/full.svg"
     unwritable "full.svg" "${small[@]}" --algorithm none --chart "$scratch/full.svg"
+    # A device is written, not replaced; by a link, so that a fault here replaces the link.
+    ln -s /dev/full "$scratch/full.json"
+    unwritable "full.json" "${small[@]}" --algorithm balanced --save "$scratch/full.json"
+    [ -L "$scratch/full.json" ] && [ -c "$scratch/full.json" ] || fault "--save to a device has replaced it"
 fi
+
+# ---- a placement goes to where a link points, and the link stays
+echo old >"$scratch/target.json"
+ln -s target.json "$scratch/link.json"
+expect 0 "${small[@]}" --algorithm balanced --save "$scratch/link.json"
+[ -L "$scratch/link.json" ] || fault "--save has replaced a symbolic link"
+grep -q physical_to_logical_map "$scratch/target.json" || fault "--save has not followed a symbolic link"
 
 [ $faults -eq 0 ] && echo "the placements are compared as they should be"
 exit $((faults > 0))

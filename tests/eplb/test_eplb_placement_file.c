@@ -1,8 +1,8 @@
 /* test_eplb_placement_file.c - trees and placements in files: what is written reads back the same from
  * JSON and msgpack, what is cut, damaged or of another shape is refused by name, and counts and dumps lead
  * to the balanced placement. */
-#include "placement/offline/eplb_file.h"
 #include "formats/dump_fixture.h"
+#include "placement/offline/eplb_file.h"
 #include "placement_core.h"
 #include "support/temp_files.h"
 #include "wb_random.h"
@@ -122,7 +122,11 @@ static void test_msgpack_encodings(void **unused) {
 static void test_tree_refuses(void **unused) {
     (void)unused;
     refused_tree(temp_in(dir.text, "absent"), WB_NOT_FOUND, strerror(ENOENT));
-    refused_tree(dir, WB_IO, "not a regular file");
+    refused_tree(dir, WB_IO, "expected a regular file");
+    temp_path pipe = temp_in(dir.text, "pipe");
+    assert_int_equal(mkfifo(pipe.text, 0600), 0);
+    refused_tree(pipe, WB_IO, "expected a regular file"); /* and does not wait for a writer */
+    assert_int_equal(unlink(pipe.text), 0);
     refused_tree(put("x", ""), WB_CORRUPT, "empty");
     refused_tree(put("x", "  \n"), WB_CORRUPT, "neither");
     refused_tree(put("x", "[1]"), WB_CORRUPT, "neither");

@@ -1,64 +1,17 @@
-/* eplb_file.c - see the header. Owns the bytes of a tree's file and their decoding; refuses to know what a
- * tree means. */
+/* eplb_file.c - reading: the bytes of a file, JSON or msgpack, as a tree. Refuses: what a tree means, writing
+ * (eplb_file_write.c). */
 #include "placement/offline/eplb_file.h"
+#include "wb_file.h"
 #include "wb_msgpack_scan.h"
 
 #include <errno.h>
-#include <fcntl.h>
-#include <limits.h>
 #include <math.h>
-#include <msgpack.h>
-#include <msgpack/fbuffer.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 /* A tree takes up to 150 times the memory of its file ("[]," is a whole array), and Jansson counts bytes
  * in an int. */
 #define MAX_FILE_BYTES ((size_t)1 << 30)
-
-/* ---- the bytes of a file --------------------------------------------------------------------- */
-
-static wb_status read_bytes(int fd, const char *path, uint8_t *bytes, size_t size) {
-    for (size_t done = 0; done < size;) {
-        ssize_t got = read(fd, bytes + done, size - done);
-        if (got < 0 && errno == EINTR) continue;
-        if (got < 0) return wb_fail(WB_IO, "%s: byte %zu: %s", path, done, strerror(errno));
-        if (got == 0) return wb_fail(WB_IO, "%s: expected %zu bytes, found %zu", path, size, done);
-        done += (size_t)got;
-    }
-    return WB_OK;
-}
-
-static wb_status read_open_file(int fd, const char *path, uint8_t **bytes_out, size_t *size_out) {
-    struct stat info;
-    if (fstat(fd, &info) != 0) return wb_fail(WB_IO, "%s: %s", path, strerror(errno));
-    if (!S_ISREG(info.st_mode)) return wb_fail(WB_IO, "%s: not a regular file", path);
-    if ((uint64_t)info.st_size > MAX_FILE_BYTES)
-        return wb_fail(WB_UNSUPPORTED, "%s: expected at most %zu bytes, found %llu", path, MAX_FILE_BYTES,
-                       (unsigned long long)info.st_size);
-    const size_t size = (size_t)info.st_size;
-    uint8_t *bytes = malloc(size + 1);
-    if (!bytes) return wb_fail(WB_OUT_OF_MEMORY, "%s: no memory for %zu bytes", path, size);
-    wb_status status = read_bytes(fd, path, bytes, size);
-    if (status != WB_OK) {
-        free(bytes);
-        return status;
-    }
-    *bytes_out = bytes;
-    *size_out = size;
-    return WB_OK;
-}
-
-static wb_status read_file(const char *path, uint8_t **bytes_out, size_t *size_out) {
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    if (fd < 0) return wb_fail(errno == ENOENT ? WB_NOT_FOUND : WB_IO, "%s: %s", path, strerror(errno));
-    wb_status status = read_open_file(fd, path, bytes_out, size_out);
-    close(fd);
-    return status;
-}
 
 /* ---- msgpack to tree ------------------------------------------------------------------------- */
 
@@ -273,102 +226,12 @@ static wb_status parse(const char *path, const uint8_t *bytes, size_t size, json
 }
 
 wb_status wb_tree_read(const char *path, json_t **root_out) {
-    uint8_t *bytes = NULL;
+    char *text = NULL;
     size_t size = 0;
-    WB_TRY(read_file(path, &bytes, &size));
-    wb_status status = parse(path, bytes, size, root_out);
-    free(bytes);
-    return status;
-}
-
-/* ---- writing --------------------------------------------------------------------------------- */
-
-/* False when the tree is deeper than a reader takes. A failed write stays in the file's error flag. */
-static bool pack(msgpack_packer *packer, const json_t *node, unsigned depth) {
-    const char *key;
-    json_t *child; /* Jansson's loop over an object wants a json_t that is not const, and changes nothing */
-    size_t i;
-    bool fits = depth < WB_SCAN_MAX_DEPTH;
-    switch (json_typeof(node)) {
-    case JSON_OBJECT:
-        msgpack_pack_map(packer, json_object_size(node));
-        json_object_foreach((json_t *)(uintptr_t)node, key, child) {
-            if (!fits) break;
-            msgpack_pack_str_with_body(packer, key, strlen(key));
-            fits = pack(packer, child, depth + 1);
-        }
-        return fits;
-    case JSON_ARRAY:
-        msgpack_pack_array(packer, json_array_size(node));
-        json_array_foreach(node, i, child) {
-            if (!fits) break;
-            fits = pack(packer, child, depth + 1);
-        }
-        return fits;
-    case JSON_STRING:
-        msgpack_pack_str_with_body(packer, json_string_value(node), json_string_length(node));
-        return true;
-    case JSON_INTEGER:
-        msgpack_pack_int64(packer, json_integer_value(node));
-        return true;
-    case JSON_REAL:
-        msgpack_pack_double(packer, json_real_value(node));
-        return true;
-    case JSON_TRUE:
-        msgpack_pack_true(packer);
-        return true;
-    case JSON_FALSE:
-        msgpack_pack_false(packer);
-        return true;
-    case JSON_NULL:
-        msgpack_pack_nil(packer);
-        return true;
-    }
-    return false;
-}
-
-static bool is_json_name(const char *path) {
-    size_t length = strlen(path);
-    return length >= 5 && strcmp(path + length - 5, ".json") == 0;
-}
-
-/* The tree into an open file, as far as the system's disk; errno of the first failure. */
-static wb_status write_tree(FILE *file, const char *path, const json_t *root) {
-    errno = 0;
-    if (is_json_name(path)) {
-        bool dumped = json_dumpf(root, file, JSON_COMPACT) == 0 && fputc('\n', file) != EOF;
-        if (!dumped && errno == ENOMEM) return wb_fail(WB_OUT_OF_MEMORY, "%s: no memory to write JSON", path);
-        if (!dumped && errno == 0) return wb_fail(WB_INVALID_ARGUMENT, "%s: the tree is no JSON", path);
-    } else {
-        msgpack_packer packer;
-        msgpack_packer_init(&packer, file, msgpack_fbuffer_write);
-        if (!pack(&packer, root, 0))
-            return wb_fail(WB_INVALID_ARGUMENT, "%s: the tree is deeper than %d", path, WB_SCAN_MAX_DEPTH);
-    }
-    if (ferror(file) || fflush(file) != 0 || fsync(fileno(file)) != 0)
-        return wb_fail(WB_IO, "%s: cannot be written: %s", path, strerror(errno));
-    return WB_OK;
-}
-
-static wb_status write_and_rename(const char *temp, const char *path, const json_t *root) {
-    FILE *file = fopen(temp, "wbe");
-    if (!file && errno == ENOMEM) return wb_fail(WB_OUT_OF_MEMORY, "%s: no memory to write it", path);
-    if (!file) return wb_fail(WB_IO, "%s: cannot be written: %s", temp, strerror(errno));
-    wb_status status = write_tree(file, path, root);
-    if (fclose(file) != 0 && status == WB_OK)
-        status = wb_fail(WB_IO, "%s: cannot be written: %s", path, strerror(errno));
-    if (status == WB_OK && rename(temp, path) != 0)
-        status = wb_fail(WB_IO, "%s: cannot be renamed to %s: %s", temp, path, strerror(errno));
-    if (status != WB_OK) unlink(temp);
-    return status;
-}
-
-wb_status wb_tree_write(const char *path, const json_t *root) {
-    const size_t size = strlen(path) + 32;
-    char *temp = malloc(size); /* by process: ranks that write the same name do not mix */
-    if (!temp) return wb_fail(WB_OUT_OF_MEMORY, "%s: no memory for a name", path);
-    snprintf(temp, size, "%s.%ld.tmp", path, (long)getpid());
-    wb_status status = write_and_rename(temp, path, root);
-    free(temp);
+    wb_status status = wb_file_read(path, MAX_FILE_BYTES, &text, &size);
+    if (status == WB_CORRUPT) return WB_UNSUPPORTED; /* too large: no fault of the file */
+    WB_TRY(status);
+    status = parse(path, (const uint8_t *)text, size, root_out);
+    free(text);
     return status;
 }
