@@ -1,8 +1,9 @@
-/* eplb_traffic.c - steps of micro-batches for `waybill eplb`: a dump's records dealt out in file order, or
- * synthetic loads. Owns: who the source rank of a token is, and the counts [P][E] of a (micro-batch,
- * layer), made when asked for. Refuses: counts of more than one step in memory. */
+/* eplb_traffic.c - steps of micro-batches for `waybill eplb`: a dump's records in file order, or synthetic
+ * loads. Owns: how synthetic tokens are dealt to source ranks. Refuses: walking records (wb_dump_counts does,
+ * once a step), counts of more than one step in memory. */
 #include "eplb.h"
 
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -15,129 +16,37 @@ typedef struct deal {
 struct eplb_source {
     eplb_source_info info;
     uint32_t n_ranks, n_live;
-    uint32_t *live;   /* [n_live] ranks that have tokens */
-    double *loads;    /* [M][L][E] of the present step */
-    uint64_t *starts; /* [M + 1] dump: the records of each micro-batch, indices into `records` */
+    uint32_t *live; /* [n_live] ranks that have tokens */
+    double *loads;  /* [M][L][E] synthetic: of the present step */
     wb_synthetic synthetic;
-    deal *deals;                                    /* [E] synthetic: of the counts being made */
-    wb_dump *dump;                                  /* NULL: synthetic */
-    uint64_t step_records, n_all, first, n_records; /* a step; of the dump; the present step's */
-    wb_record *records;                             /* [step_records] of the present step */
+    deal *deals;                  /* [E] synthetic: of the counts being made */
+    wb_dump *dump;                /* NULL: synthetic */
+    uint64_t step_records, n_all; /* of a step, of the dump */
+    wb_topology topology;         /* the settings' */
+    wb_dump_counts *counts;       /* of the present step */
 };
 
 static wb_status no_memory(void) {
     return wb_fail(WB_OUT_OF_MEMORY, "eplb: no memory for a step of loads");
 }
 
-/* ---- rows of records ------------------------------------------------------------------------- */
-
-typedef void row_visitor(const wb_route_model *model, const void *row, void *ctx);
-
-static uint64_t visit_rows(const wb_route_model *m, const wb_record *r, row_visitor *visit, void *ctx) {
-    size_t bytes = wb_route_row_bytes(m);
-    uint64_t n = 0;
-    for (uint32_t i = 0; i < r->n_routes; i++) {
-        const wb_route_rows *run = &r->routes[i];
-        for (uint32_t t = 0; t < run->rows; t++) {
-            if (run->valid && !(run->valid[t / 8] >> t % 8 & 1)) continue;
-            if (visit) visit(m, (const uint8_t *)run->ids + t * bytes, ctx);
-            n++;
-        }
-    }
-    return n;
-}
-
-/* Adds a row to loads [L][E]. */
-static void add_row_to_loads(const wb_route_model *m, const void *row, void *ctx) {
-    wb_dtype dtype = wb_route_dtype(m->num_experts);
-    double *loads = ctx;
-    for (size_t l = 0; l < m->n_moe_layers; l++)
-        for (uint32_t k = 0; k < m->top_k; k++)
-            loads[l * m->num_experts + wb_route_id(row, dtype, l * m->top_k + k)]++;
-}
-
-typedef struct layer_counts {
-    uint32_t layer;
-    uint32_t *counts; /* [E] of one source rank */
-} layer_counts;
-
-static void add_row_to_counts(const wb_route_model *m, const void *row, void *ctx) {
-    wb_dtype dtype = wb_route_dtype(m->num_experts);
-    const layer_counts *c = ctx;
-    for (uint32_t k = 0; k < m->top_k; k++)
-        c->counts[wb_route_id(row, dtype, (size_t)c->layer * m->top_k + k)]++;
-}
-
 /* ---- a dump ---------------------------------------------------------------------------------- */
 
-static void release_records(eplb_source *s) {
-    for (uint64_t i = 0; i < s->n_records; i++) wb_dump_release(s->dump, s->first + i);
-    s->n_records = 0;
-}
-
-/* Micro-batch b takes the records whose middle row lies in the b-th part of the rows. */
-static void cut_batches(eplb_source *s, const uint64_t *rows, uint64_t total) {
-    uint32_t M = s->info.n_batches, b = 0;
-    double before = 0;
-    s->starts[0] = 0;
-    for (uint64_t i = 0; i < s->n_records; i++) {
-        double middle = before + (double)rows[i] / 2;
-        while (b + 1 < M && middle * M >= (double)total * (b + 1)) s->starts[++b] = i;
-        before += (double)rows[i];
-    }
-    while (b < M) s->starts[++b] = s->n_records;
-}
-
-static wb_status read_records(eplb_source *s, uint64_t *rows, uint64_t *total_out) {
-    const wb_route_model *m = wb_dump_model(s->dump);
-    uint64_t end = s->first + s->step_records < s->n_all ? s->first + s->step_records : s->n_all, total = 0;
-    for (uint64_t i = s->first; i < end; i++) {
-        wb_record *r = &s->records[i - s->first];
-        wb_status status = wb_dump_record(s->dump, i, r);
-        if (status == WB_OK) status = wb_record_check(m, r, true); /* ids index the counts */
-        if (status != WB_OK) return status;
-        s->n_records++;
-        total += rows[i - s->first] = visit_rows(m, r, NULL, NULL);
-    }
-    *total_out = total;
-    return WB_OK;
-}
-
 static wb_status take_dump_step(eplb_source *s, uint32_t step) {
-    const wb_route_model *m = wb_dump_model(s->dump);
-    size_t layers = (size_t)s->info.n_layers * s->info.n_experts;
-    release_records(s);
-    s->first = (uint64_t)step * s->step_records;
-    uint64_t total = 0, *rows = calloc(s->step_records, sizeof *rows);
-    if (!rows) return no_memory();
-    wb_status status = read_records(s, rows, &total);
-    if (status == WB_OK && total == 0)
-        status = wb_fail(WB_MISSING_ROUTES,
-                         "eplb: step %u: expected rows in its %llu records, found none that is valid",
-                         (unsigned)step, (unsigned long long)s->n_records);
-    if (status == WB_OK) {
-        cut_batches(s, rows, total);
-        memset(s->loads, 0, s->info.n_batches * layers * sizeof *s->loads);
-        for (uint32_t b = 0; b < s->info.n_batches; b++)
-            for (uint64_t i = s->starts[b]; i < s->starts[b + 1]; i++)
-                visit_rows(m, &s->records[i], add_row_to_loads, s->loads + b * layers);
-        s->info.records += s->n_records;
-        s->info.rows += total;
-    }
-    free(rows);
-    return status;
-}
-
-/* Records of a micro-batch go to live ranks in turn. */
-static wb_status fill_from_dump(void *ctx, uint32_t batch, uint32_t layer, uint32_t *counts_out) {
-    eplb_source *s = ctx;
-    size_t E = s->info.n_experts;
-    memset(counts_out, 0, s->n_ranks * E * sizeof *counts_out);
-    for (uint64_t i = s->starts[batch]; i < s->starts[batch + 1]; i++) {
-        uint32_t rank = s->live[(i - s->starts[batch]) % s->n_live];
-        layer_counts c = {layer, counts_out + rank * E};
-        visit_rows(wb_dump_model(s->dump), &s->records[i], add_row_to_counts, &c);
-    }
+    uint64_t first = (uint64_t)step * s->step_records, n = s->n_all - first;
+    if (n > s->step_records) n = s->step_records;
+    wb_dump_counts_close(s->counts);
+    s->counts = NULL;
+    wb_status status = wb_dump_counts_open(s->dump, first, n, s->info.n_batches, &s->topology, &s->counts);
+    if (status != WB_OK) return status;
+    uint64_t rows = wb_dump_counts_rows(s->counts);
+    if (rows == 0)
+        return wb_fail(WB_MISSING_ROUTES,
+                       "eplb: step %" PRIu32 ": expected rows in its %" PRIu64
+                       " records, found none that is valid",
+                       step, n);
+    s->info.records += n;
+    s->info.rows += rows;
     return WB_OK;
 }
 
@@ -185,8 +94,8 @@ static wb_status open_dump(const eplb_settings *settings, eplb_source *s) {
                                  .n_experts = m->num_experts,
                                  .top_k = m->top_k,
                                  .n_steps = (uint32_t)steps};
-    s->records = calloc(s->step_records, sizeof *s->records);
-    return s->records ? WB_OK : no_memory();
+    s->topology = settings->topology;
+    return WB_OK;
 }
 
 static void open_synthetic(const eplb_settings *settings, eplb_source *s) {
@@ -202,14 +111,14 @@ static void open_synthetic(const eplb_settings *settings, eplb_source *s) {
 static wb_status open_memory(const eplb_settings *settings, eplb_source *s) {
     const wb_topology *t = &settings->topology;
     s->info.n_batches = settings->n_batches;
+    if (s->dump) return WB_OK;
     s->n_ranks = t->n_ranks;
     s->live = calloc(t->n_ranks, sizeof *s->live);
-    s->starts = calloc((size_t)s->info.n_batches + 1, sizeof *s->starts);
     s->loads = calloc((size_t)s->info.n_batches * s->info.n_layers, s->info.n_experts * sizeof *s->loads);
     s->deals = calloc(s->info.n_experts, sizeof *s->deals);
-    if (!s->live || !s->starts || !s->loads || !s->deals) return no_memory();
-    for (uint32_t p = 0; p < t->n_ranks; p++)
-        if (!t->dead || !t->dead[p]) s->live[s->n_live++] = p;
+    if (!s->live || !s->loads || !s->deals) return no_memory();
+    for (uint32_t r = 0; r < t->n_ranks; r++)
+        if (!t->dead || !t->dead[r]) s->live[s->n_live++] = r;
     return WB_OK;
 }
 
@@ -228,9 +137,8 @@ wb_status eplb_source_open(const eplb_settings *settings, eplb_source **source_o
 
 void eplb_source_close(eplb_source *source) {
     if (!source) return;
+    wb_dump_counts_close(source->counts);
     wb_dump_close(source->dump);
-    free(source->records);
-    free(source->starts);
     free(source->loads);
     free(source->deals);
     free(source->live);
@@ -248,10 +156,14 @@ wb_status eplb_source_take_step(eplb_source *s, uint32_t step) {
 }
 
 const double *eplb_source_loads(const eplb_source *source) {
-    return source->loads;
+    return source->dump ? wb_dump_counts_loads(source->counts) : source->loads;
 }
 
 wb_traffic eplb_source_traffic(eplb_source *s) {
-    return (wb_traffic){
-        .n_batches = s->info.n_batches, .fill = s->dump ? fill_from_dump : fill_from_loads, .ctx = s};
+    wb_traffic traffic = {.n_batches = s->info.n_batches, .fill = fill_from_loads, .ctx = s};
+    if (s->dump) {
+        traffic.fill = wb_dump_counts_fill;
+        traffic.ctx = s->counts;
+    }
+    return traffic;
 }
