@@ -3,7 +3,7 @@
 # room can be read, and tested, from the bottom up. usage: check_circles.sh BUILD_DIR SOURCE_DIR
 set -uo pipefail
 export LC_ALL=C
-build=$1
+build=$1 source=$2
 [ -z "${WB_SANITIZE:-}" ] || { echo "skip: the ordinary build checks this"; exit 77; }
 command -v nm >/dev/null && command -v tsort >/dev/null || { echo "skip: no nm or tsort here"; exit 77; }
 scratch=$(mktemp -d)
@@ -24,6 +24,15 @@ for archive in "$build"/libwb_*.a; do
             }
         }' | sort -u >"$scratch/uses"
     rooms=$((rooms + 1)) room=$(basename "$archive" .a)
+    # Online code, which runs inside an engine or a trainer, uses no offline code: folders offline/, and simulate/.
+    find "$source/${room#libwb_}" \( -path '*/offline/*.c' -o -path '*/simulate/*.c' \) -printf '%f.o\n' \
+        >"$scratch/offline" 2>/dev/null
+    upward=$(awk 'NR == FNR { offline[$1]; next } !($1 in offline) && $2 in offline' "$scratch/offline" "$scratch/uses")
+    if [ -n "$upward" ]; then
+        echo "FAULT: ${room#libwb_}: online files use offline ones:"
+        sed 's/^/    /' <<<"$upward"
+        faults=$((faults + 1))
+    fi
     case " $not_yet " in *" ${room#libwb_} "*) continue ;; esac
     tsort "$scratch/uses" >/dev/null 2>"$scratch/loops" && continue
     echo "FAULT: ${room#libwb_}: files that use each other in a circle:"
