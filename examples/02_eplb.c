@@ -46,7 +46,7 @@ static void count_micro_batches(step *s, uint64_t n_records, wb_comm *comm) {
     s->M = wb_load_passes(load); /* a micro-batch without rows is none */
     check(s->M > 0, "the dump has no rows");
     s->loads = calloc((size_t)s->M * s->L * s->E, sizeof *s->loads);
-    check(s->loads != NULL, "memory");
+    check(s->loads, "memory");
     for (uint32_t m = 0; m < s->M; m++)
         CHECK(wb_load_pass_counts(load, 0, 1u << WB_PHASE_REPLAY, s->M - 1 - m,
                                   s->loads + (size_t)m * s->L * s->E));
@@ -75,7 +75,7 @@ static void rebalance(const step *s, wb_comm *comm, wb_placement *placement) {
 static void print_balance(const step *s, const wb_placement *placement, const char *name) {
     uint32_t R = wb_placement_topology(placement)->n_ranks;
     double *rank_loads = calloc(R, sizeof *rank_loads), sum = 0;
-    check(rank_loads != NULL, "memory");
+    check(rank_loads, "memory");
     for (uint32_t i = 0; i < s->M * s->L; i++) {
         wb_placement_rank_loads(placement, i % s->L, s->loads + (size_t)i * s->E, rank_loads);
         sum += wb_placement_balancedness(placement, rank_loads);

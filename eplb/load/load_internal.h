@@ -1,5 +1,5 @@
-/* load_internal.h - what the load files share: the ring of passes of each region and where a pass lies in it.
- * Refuses: anything public. */
+/* load_internal.h - what the load files share: the ring of passes of each region and where a pass lies
+ * in it. */
 #ifndef WB_LOAD_INTERNAL_H
 #define WB_LOAD_INTERNAL_H
 

@@ -1,6 +1,6 @@
-/* move_internal.h - what move_plan.c and move_schedule.c share: the index of one layer's change (who has
- * an expert, who waits for it) and the memory that is reused from layer to layer. Refuses: anything that
- * outlives building a plan. */
+/* move_internal.h - what the files of a move plan share: the index of one layer's change (who has an
+ * expert, who waits for it) and the memory that is reused from layer to layer, none of which outlives
+ * building a plan. */
 #ifndef WB_MOVE_INTERNAL_H
 #define WB_MOVE_INTERNAL_H
 
@@ -89,6 +89,32 @@ typedef struct wb_mover {
     uint32_t *chosen;        /* [S] slots of one node that want the expert of another rank */
     wb_move_source *sources; /* [R] */
 } wb_mover;
+
+static inline uint32_t wb_move_present_group(const wb_mover *mover) {
+    return mover->n_groups + 1;
+}
+static inline uint32_t wb_move_rank_of(const wb_mover *mover, uint32_t slot) {
+    return mover->frame->rank_of_slot[slot];
+}
+
+/* ---- move_slots.c: what the present group does to slots -------------------------------------- */
+
+void wb_move_queue(wb_mover *mover, uint32_t slot); /* for the next group */
+/* Whether the present group may overwrite the slot. If not, the slot waits for another group or to be
+ * unblocked. */
+bool wb_move_may_write(wb_mover *mover, uint32_t slot);
+
+/* Each writes a slot for good: from a copy on its rank, from another rank, from the checkpoint. */
+void wb_move_write_inside_rank(wb_mover *mover, uint32_t slot);
+void wb_move_write_from(wb_mover *mover, uint32_t slot, wb_move_kind kind, const wb_move_source *source);
+void wb_move_reload(wb_mover *mover, uint32_t slot);
+
+/* At the end of a group: what it has written counts as copies from now on, then slots of a rank that are
+ * still blocked go into its free shadow slots. */
+void wb_move_add_copies(wb_mover *mover);
+void wb_move_fill_shadows(wb_mover *mover, uint32_t rank);
+
+/* ---- move_schedule.c ------------------------------------------------------------------------- */
 
 /* Appends the moves of mover->layer, whose index is built, and adds to n_groups and seconds. */
 void wb_move_schedule_layer(wb_mover *mover);

@@ -2,6 +2,7 @@
  * and one placement for several micro-batches. Prints tables; see tests/bench/README.md. */
 #include "wb_eplb.h"
 
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -267,8 +268,7 @@ int main(int argc, char **argv) {
             return strcmp(argv[i], "--help") != 0;
         }
     }
-    printf("%u layers, %u threads, seed %llu, log-normal loads\n\n", n_layers, n_threads,
-           (unsigned long long)seed);
+    printf("%u layers, %u threads, seed %" PRIu64 ", log-normal loads\n\n", n_layers, n_threads, seed);
     bool all = strcmp(only, "all") == 0;
     if (all || strcmp(only, "exact") == 0) bench_exact();
     if (all || strcmp(only, "stale") == 0) bench_stale();

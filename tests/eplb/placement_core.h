@@ -6,6 +6,7 @@
 #ifndef WB_PLACEMENT_CORE_H
 #define WB_PLACEMENT_CORE_H
 
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -25,9 +26,8 @@ typedef struct core {
 
 static inline void core_check(core *c, bool held, const char *what, int line) {
     if (held) return;
-    fprintf(stderr, "%s: rank %d of %d, seed %llu, placement_core.h:%d: %s (last message: %s)\n",
-            wb_comm_name(c->comm), c->rank, c->ranks, (unsigned long long)c->seed, line, what,
-            wb_error_message());
+    fprintf(stderr, "%s: rank %d of %d, seed %" PRIu64 ", placement_core.h:%d: %s (last message: %s)\n",
+            wb_comm_name(c->comm), c->rank, c->ranks, c->seed, line, what, wb_error_message());
     c->failures++;
 }
 

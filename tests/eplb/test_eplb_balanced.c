@@ -4,6 +4,7 @@
 #include "wb_eplb.h"
 #include "wb_random.h"
 
+#include <inttypes.h>
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -285,7 +286,7 @@ static void test_many_ranks(void **unused) {
 
 int main(int argc, char **argv) {
     seed = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)time(NULL);
-    printf("test_eplb_balanced: seed %llu\n", (unsigned long long)seed);
+    printf("test_eplb_balanced: seed %" PRIu64 "\n", seed);
     seed = wb_mix64(seed);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_random_shapes),      cmocka_unit_test(test_many_slots_a_rank),

@@ -1,6 +1,7 @@
 /* test_eplb_deepseek.c - the deepseek solver: DeepSeek's README example, small cases whose outcome eplb.py
  * gave, what is refused, and random shapes against a plain implementation with linear searches. Orders of
  * addition that matter are in tests/golden/eplb (eplb_oracle). */
+#include <inttypes.h>
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -202,7 +203,7 @@ static void plain_pack(const float *weight, uint32_t n, uint32_t packs, uint32_t
     float *sum = calloc(packs, sizeof *sum);
     uint32_t *items = calloc(packs, sizeof *items);
     bool *placed = calloc(n, sizeof *placed);
-    assert_true(sum != NULL && items != NULL && placed != NULL);
+    assert_true(sum && items && placed);
     for (uint32_t k = 0; k < n; k++) {
         uint32_t item = n, p = packs;
         for (uint32_t i = 0; i < n; i++)
@@ -283,7 +284,7 @@ static void compare_with_plain(shape s, uint32_t kind, uint64_t *random) {
 static void test_random(void **state) {
     (void)state;
     uint64_t random = 20250812;
-    print_message("  seed %llu\n", (unsigned long long)random);
+    print_message("  seed %" PRIu64 "\n", random);
     for (uint32_t i = 0; i < 600; i++) {
         const uint32_t N = 1 + wb_random_below(&random, 4);
         const uint32_t G =
@@ -325,7 +326,7 @@ static void test_refused_shapes(void **state) {
         wb_placement *placement = NULL;
         assert_int_equal(solve(refused[i].s, 1, 1, loads, &placement), WB_INVALID_ARGUMENT);
         assert_null(placement);
-        if (strstr(wb_error_message(), refused[i].message) == NULL)
+        if (!strstr(wb_error_message(), refused[i].message))
             fail_msg("expected \"%s\" in: %s", refused[i].message, wb_error_message());
     }
 }
@@ -353,7 +354,7 @@ static void expect_refused_topology(const wb_topology *topology, uint32_t n_grou
     options.n_groups = n_groups;
     wb_placement *placement = NULL;
     const wb_status status = wb_eplb_solve(topology, 1, 8, 1, loads, &options, &placement);
-    if (message == NULL) {
+    if (!message) {
         assert_int_equal(status, WB_OK);
         wb_placement_close(placement);
         return;

@@ -56,7 +56,7 @@ static int remove_dump(void **unused) {
 static uint32_t rows_of(uint64_t record) {
     uint32_t n = 0;
     for (uint32_t t = 0; t < records[record].record.n_tokens; t++)
-        n += wb_record_row(&model.model, &records[record].record, t) != NULL;
+        if (wb_record_row(&model.model, &records[record].record, t)) n++;
     return n;
 }
 

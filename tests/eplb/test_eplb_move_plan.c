@@ -3,6 +3,7 @@
  * nodes; at the end the map, the bytes and the seconds. */
 #include "wb_eplb.h"
 
+#include <inttypes.h>
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -432,7 +433,7 @@ static wb_move_options random_options(void) {
 }
 
 static void check_random_pairs(uint64_t seed, uint32_t pairs, uint32_t max_ranks, uint32_t max_slots) {
-    printf("seed %llu, %u pairs\n", (unsigned long long)seed, pairs);
+    printf("seed %" PRIu64 ", %u pairs\n", seed, pairs);
     random_state = seed;
     for (uint32_t i = 0; i < pairs; i++) {
         random_shape s;

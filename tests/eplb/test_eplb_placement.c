@@ -4,6 +4,7 @@
 #include "placement_core.h"
 #include "support/alloc_fail.h"
 
+#include <inttypes.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -602,7 +603,7 @@ static void test_rank_without_memory(void **unused) {
 
 int main(void) {
     seed = (uint64_t)time(NULL);
-    printf("test_eplb_placement: seed %llu\n", (unsigned long long)seed);
+    printf("test_eplb_placement: seed %" PRIu64 "\n", seed);
     alarm(120);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_topology_refuses),

@@ -8,6 +8,7 @@
 #include "wb_random.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <math.h>
 #include <signal.h>
 #include <sys/resource.h>
@@ -233,7 +234,7 @@ static wb_placement *read_ok(temp_path path, const wb_topology *t, uint32_t L, u
 
 static bool has_key(temp_path path, const char *key) {
     json_t *root = read_tree(path);
-    bool has = json_object_get(root, key) != NULL;
+    bool has = json_object_get(root, key);
     json_decref(root);
     return has;
 }
@@ -509,7 +510,7 @@ static void test_from_dump_refuses(void **unused) {
 
 int main(void) {
     seed = (uint64_t)time(NULL);
-    printf("test_eplb_placement_file: seed %llu\n", (unsigned long long)seed);
+    printf("test_eplb_placement_file: seed %" PRIu64 "\n", seed);
 #define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
     const struct CMUnitTest tests[] = {
         TEST(test_tree_round_trip),

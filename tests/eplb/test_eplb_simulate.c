@@ -6,6 +6,7 @@
 #include "wb_eplb.h"
 #include "wb_random.h"
 
+#include <inttypes.h>
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -174,7 +175,7 @@ static void case_open(random_case *c, uint64_t *rng) {
     c->E = 1 + wb_random_below(rng, 24);
     uint32_t R = 1 + wb_random_below(rng, 16), n_dead = wb_random_below(rng, 3) == 0 ? R / 4 : 0;
     for (uint32_t i = 0; i < n_dead; i++) c->dead[wb_random_below(rng, R)] = 1;
-    for (uint32_t p = 0; p < R; p++) c->n_live += !c->dead[p];
+    for (uint32_t r = 0; r < R; r++) c->n_live += !c->dead[r];
     uint32_t needed = (uint32_t)((c->E + c->n_live - 1) / c->n_live) * R;
     c->topology = (wb_topology){.n_ranks = R,
                                 .n_nodes = 1 + wb_random_below(rng, R),
@@ -229,7 +230,7 @@ static wb_cost_model random_cost(uint64_t *rng) {
 static void test_properties(void **state) {
     (void)state;
     uint64_t rng = seed;
-    print_message("seed %llu\n", (unsigned long long)seed);
+    print_message("seed %" PRIu64 "\n", seed);
     for (int i = 0; i < 400; i++) {
         random_case c;
         case_open(&c, &rng);

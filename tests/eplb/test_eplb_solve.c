@@ -2,6 +2,7 @@
  * start from a placement or from several micro-batches. Random cases print their seed. */
 #include "wb_eplb.h"
 
+#include <inttypes.h>
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -499,6 +500,6 @@ int main(void) {
         cmocka_unit_test(test_progress_and_names),
     };
     seed = (uint64_t)time(NULL);
-    printf("seed %llu\n", (unsigned long long)seed);
+    printf("seed %" PRIu64 "\n", seed);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

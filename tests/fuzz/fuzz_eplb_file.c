@@ -33,7 +33,7 @@ static void set_up(void) {
     static const char *const names[3] = {"in", "out.json", "out.msgpack"};
     const bool in_memory = access("/dev/shm", W_OK) == 0; /* files are synced: a disk is slow */
     snprintf(dir, sizeof dir, "%s/waybill-fuzz-XXXXXX", in_memory ? "/dev/shm" : "/tmp");
-    require(mkdtemp(dir) != NULL);
+    require(mkdtemp(dir));
     for (int i = 0; i < 3; i++) snprintf(paths[i], sizeof paths[i], "%s/%s", dir, names[i]);
     atexit(remove_all);
 }
@@ -46,7 +46,7 @@ static void put(const uint8_t *data, size_t size) {
 static wb_status read_placement(const char *path, wb_placement **out) {
     *out = NULL;
     wb_status status = wb_placement_read(path, &topology, L, E, out);
-    require((status == WB_OK) == (*out != NULL));
+    require((status == WB_OK) == !!*out);
     require(status == WB_OK || strstr(wb_error_message(), path));
     return status;
 }

@@ -39,7 +39,7 @@ static void die(const char *format, ...) {
 
 static void *allocate(size_t count, size_t size) {
     void *memory = calloc(count > 0 ? count : 1, size);
-    if (memory == NULL) die("out of memory");
+    if (!memory) die("out of memory");
     return memory;
 }
 
@@ -65,8 +65,8 @@ static void name_case(const json_t *entry, size_t i, char *name, size_t size) {
         die("eplb.json: entry %zu: expected \"case\", a number or a string, and \"kind\", a string", i);
     int length;
     if (json_is_integer(number))
-        length =
-            snprintf(name, size, "%lld.%s", (long long)json_integer_value(number), json_string_value(kind));
+        length = snprintf(name, size, "%" JSON_INTEGER_FORMAT ".%s", json_integer_value(number),
+                          json_string_value(kind));
     else
         length = snprintf(name, size, "%s.%s", json_string_value(number), json_string_value(kind));
     if (length < 0 || (size_t)length >= size) die("eplb.json: entry %zu: the name is too long", i);
@@ -85,7 +85,7 @@ static oracle_case read_case(const json_t *entry, size_t i) {
     if ((uint64_t)c.L * c.E > UINT32_MAX || (uint64_t)c.L * c.S > UINT32_MAX)
         die("eplb.json: case %s: %u layers of %u experts in %u slots are too many", c.name, c.L, c.E, c.S);
     const json_t *error = json_object_get(entry, "error");
-    c.refused = error != NULL && !json_is_null(error);
+    c.refused = error && !json_is_null(error);
     c.seconds = json_number_value(json_object_get(entry, "seconds"));
     return c;
 }
@@ -303,7 +303,7 @@ static int run(const char *dir) {
     char *json_path = path_in(dir, "eplb.json"), *tensors_path = path_in(dir, "eplb.safetensors");
     json_error_t error;
     json_t *cases = json_load_file(json_path, 0, &error);
-    if (cases == NULL) die("%s: line %d: %s", json_path, error.line, error.text);
+    if (!cases) die("%s: line %d: %s", json_path, error.line, error.text);
     if (!json_is_array(cases)) die("%s: expected a list of cases", json_path);
     wb_safetensors *file = NULL;
     if (wb_safetensors_open(tensors_path, NULL, &file) != WB_OK) die("%s", wb_error_message());

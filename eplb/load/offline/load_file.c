@@ -57,7 +57,7 @@ static bool put(json_t *object, const char *key, json_t *value) {
 
 static bool append_pass(json_t *passes, const wb_load_table *table, uint32_t place) {
     json_t *pass = json_object();
-    bool done = pass != NULL;
+    bool done = pass;
     for (uint32_t phase = 0; phase < WB_N_PHASES && done; phase++)
         if (!is_zero(table, place, (wb_phase)phase))
             done = put(pass, wb_phase_name((wb_phase)phase), matrix_of(table, place, 1u << phase));

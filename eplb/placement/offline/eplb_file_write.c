@@ -47,28 +47,41 @@ static int put_msgpack(void *writer, const char *bytes, size_t size) {
 
 /* ---- trees to bytes -------------------------------------------------------------------------- */
 
-/* False when the tree is deeper than a reader takes. A failed write stays in the writer's status. */
-static bool pack(msgpack_packer *packer, const json_t *node, unsigned depth) {
+static bool pack(msgpack_packer *packer, const json_t *node, unsigned depth);
+
+static bool pack_object(msgpack_packer *packer, const json_t *node, unsigned depth) {
     const char *key;
-    json_t *child; /* Jansson's loop over an object wants a json_t that is not const, and changes nothing */
+    json_t *child;
+    bool fits = depth < WB_SCAN_MAX_DEPTH;
+    msgpack_pack_map(packer, json_object_size(node));
+    /* Jansson's loop over an object wants a json_t that is not const, and changes nothing. */
+    json_object_foreach((json_t *)(uintptr_t)node, key, child) {
+        if (!fits) break;
+        msgpack_pack_str_with_body(packer, key, strlen(key));
+        fits = pack(packer, child, depth + 1);
+    }
+    return fits;
+}
+
+static bool pack_array(msgpack_packer *packer, const json_t *node, unsigned depth) {
+    json_t *child;
     size_t i;
     bool fits = depth < WB_SCAN_MAX_DEPTH;
+    msgpack_pack_array(packer, json_array_size(node));
+    json_array_foreach(node, i, child) {
+        if (!fits) break;
+        fits = pack(packer, child, depth + 1);
+    }
+    return fits;
+}
+
+/* False when the tree is deeper than a reader takes. A failed write stays in the writer's status. */
+static bool pack(msgpack_packer *packer, const json_t *node, unsigned depth) {
     switch (json_typeof(node)) {
     case JSON_OBJECT:
-        msgpack_pack_map(packer, json_object_size(node));
-        json_object_foreach((json_t *)(uintptr_t)node, key, child) {
-            if (!fits) break;
-            msgpack_pack_str_with_body(packer, key, strlen(key));
-            fits = pack(packer, child, depth + 1);
-        }
-        return fits;
+        return pack_object(packer, node, depth);
     case JSON_ARRAY:
-        msgpack_pack_array(packer, json_array_size(node));
-        json_array_foreach(node, i, child) {
-            if (!fits) break;
-            fits = pack(packer, child, depth + 1);
-        }
-        return fits;
+        return pack_array(packer, node, depth);
     case JSON_STRING:
         msgpack_pack_str_with_body(packer, json_string_value(node), json_string_length(node));
         return true;
