@@ -19,41 +19,38 @@ typedef struct reader {
     const uint8_t *valid;
     size_t stride;
     uint32_t T, K;
-    bool wide; /* u16 */
+    wb_dtype dtype;
 } reader;
-
-static inline uint32_t id_at(const uint8_t *row, bool wide, uint32_t k) {
-    return wide ? (uint32_t)row[2 * (size_t)k] | (uint32_t)row[2 * (size_t)k + 1] << 8 : row[k];
-}
 
 static wb_status open_rows(const wb_routed_rows *rows, reader *in) {
     size_t stride = 0;
     WB_TRY(wb_routed_rows_check(rows, "dispatch", &stride));
-    *in = (reader){rows->ids, rows->valid, stride, rows->T, rows->K, rows->dtype == WB_U16};
+    *in = (reader){rows->ids, rows->valid, stride, rows->T, rows->K, rows->dtype};
     return WB_OK;
 }
 
-static inline uint32_t largest_id(const uint8_t *row, bool wide, uint32_t K) {
+static inline uint32_t largest_id(const uint8_t *row, wb_dtype dtype, uint32_t K) {
     uint32_t largest = 0;
     for (uint32_t k = 0; k < K; k++) {
-        uint32_t id = id_at(row, wide, k);
+        uint32_t id = wb_route_id(row, dtype, k);
         if (id > largest) largest = id;
     }
     return largest;
 }
 
 static wb_status check_ids(const reader *in, uint32_t layer, uint32_t E) {
-    if (E > (in->wide ? UINT16_MAX : UINT8_MAX)) return WB_OK; /* every value is an expert */
+    if (E > (in->dtype == WB_U16 ? UINT16_MAX : UINT8_MAX)) return WB_OK; /* every value is an expert */
     for (uint32_t t = 0; t < in->T; t++) {
         const uint8_t *row = in->bytes + t * in->stride;
         if (!wb_row_valid(in->valid, t)) continue;
-        if ((in->wide ? largest_id(row, true, in->K) : largest_id(row, false, in->K)) < E) continue;
+        if ((in->dtype == WB_U16 ? largest_id(row, WB_U16, in->K) : largest_id(row, WB_U8, in->K)) < E)
+            continue;
         uint32_t k = 0;
-        while (id_at(row, in->wide, k) < E) k++;
+        while (wb_route_id(row, in->dtype, k) < E) k++;
         return wb_fail(WB_INVALID_ARGUMENT,
                        "dispatch: layer %" PRIu32 ", row %" PRIu32 ", choice %" PRIu32
                        ": id: expected 0..%" PRIu32 ", found %" PRIu32,
-                       layer, t, k, E - 1, id_at(row, in->wide, k));
+                       layer, t, k, E - 1, wb_route_id(row, in->dtype, k));
     }
     return WB_OK;
 }
@@ -62,33 +59,33 @@ static void pad_row(wb_physical_id *out, uint32_t K) {
     for (uint32_t k = 0; k < K; k++) out[k].slot = WB_NO_SLOT;
 }
 
-static inline void look_up(const wb_physical_id *table, const uint8_t *row, bool wide, uint32_t K,
+static inline void look_up(const wb_physical_id *table, const uint8_t *row, wb_dtype dtype, uint32_t K,
                            wb_physical_id *out) {
-    for (uint32_t k = 0; k < K; k++) out[k] = table[id_at(row, wide, k)];
+    for (uint32_t k = 0; k < K; k++) out[k] = table[wb_route_id(row, dtype, k)];
 }
 
-static void static_row(const wb_dispatch_layer *state, const uint8_t *row, bool wide, uint32_t K,
+static void static_row(const wb_dispatch_layer *state, const uint8_t *row, wb_dtype dtype, uint32_t K,
                        wb_physical_id *out) {
-    if (wide)
-        look_up(state->table, row, true, K, out);
+    if (dtype == WB_U16)
+        look_up(state->table, row, WB_U16, K, out);
     else
-        look_up(state->table, row, false, K, out);
+        look_up(state->table, row, WB_U8, K, out);
 }
 
 /* A hash of key, layer and expert, scaled to the replicas: keys in steps of 2 or 8 are as good as any. */
-static void dynamic_row(const wb_layer_map *map, uint64_t token_hash, const uint8_t *row, bool wide,
+static void dynamic_row(const wb_layer_map *map, uint64_t token_hash, const uint8_t *row, wb_dtype dtype,
                         uint32_t K, wb_physical_id *out) {
     for (uint32_t k = 0; k < K; k++) {
-        uint32_t expert = id_at(row, wide, k), begin = map->replica_begin[expert];
+        uint32_t expert = wb_route_id(row, dtype, k), begin = map->replica_begin[expert];
         uint64_t n = map->replica_begin[expert + 1] - begin;
         out[k] = map->replicas[begin + ((wb_mix64(token_hash ^ expert) >> 32) * n >> 32)];
     }
 }
 
-static void quota_row(const wb_dispatch_layer *state, const uint8_t *row, bool wide, uint32_t K,
+static void quota_row(const wb_dispatch_layer *state, const uint8_t *row, wb_dtype dtype, uint32_t K,
                       wb_physical_id *out) {
     for (uint32_t k = 0; k < K; k++) {
-        wb_quota_progress *p = &state->progress[id_at(row, wide, k)];
+        wb_quota_progress *p = &state->progress[wb_route_id(row, dtype, k)];
         while (p->left == 0) p->left = state->parts[++p->at].tokens;
         p->left--;
         p->remaining--;
@@ -120,7 +117,7 @@ static wb_status check_quota(wb_dispatch *d, uint32_t layer, const reader *in) {
                        layer, d->placement->epoch[layer]);
     for (uint32_t t = 0; t < in->T; t++)
         for (uint32_t k = 0; wb_row_valid(in->valid, t) && k < in->K; k++) {
-            uint32_t expert = id_at(in->bytes + t * in->stride, in->wide, k);
+            uint32_t expert = wb_route_id(in->bytes + t * in->stride, in->dtype, k);
             if (++d->tally[expert] > state->progress[expert].remaining) excess = expert;
         }
     if (excess != UINT32_MAX) {
@@ -161,13 +158,13 @@ wb_status wb_dispatch_rows(wb_dispatch *dispatch, uint32_t layer, const wb_route
         }
         switch (policy) {
         case WB_DISPATCH_STATIC:
-            static_row(state, row, in.wide, in.K, slots);
+            static_row(state, row, in.dtype, in.K, slots);
             break;
         case WB_DISPATCH_DYNAMIC:
-            dynamic_row(&map, wb_mix64(keys[t] ^ layer_hash), row, in.wide, in.K, slots);
+            dynamic_row(&map, wb_mix64(keys[t] ^ layer_hash), row, in.dtype, in.K, slots);
             break;
         case WB_DISPATCH_QUOTA:
-            quota_row(state, row, in.wide, in.K, slots);
+            quota_row(state, row, in.dtype, in.K, slots);
             break;
         case WB_DISPATCH_FAKE:
             fake_row(state, in.K, slots);

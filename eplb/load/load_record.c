@@ -12,23 +12,21 @@
 
 /* ---- tallies -------------------------------------------------------------------------------------- */
 
+static inline uint32_t tally_as(const uint8_t *ids, wb_dtype dtype, uint32_t K, uint32_t limit,
+                                uint64_t *tally) {
+    for (uint32_t k = 0; k < K; k++) {
+        uint32_t id = wb_route_id(ids, dtype, k);
+        if (id >= limit) return k;
+        tally[id]++;
+    }
+    return K;
+}
+
 /* Adds the K ids of a row to tally [limit]; stops at one that is not below `limit` and returns its number,
  * else K. */
 static inline uint32_t tally_ids(const uint8_t *ids, wb_dtype dtype, uint32_t K, uint32_t limit,
                                  uint64_t *tally) {
-    if (dtype == WB_U8) {
-        for (uint32_t k = 0; k < K; k++) {
-            if (ids[k] >= limit) return k;
-            tally[ids[k]]++;
-        }
-    } else {
-        for (uint32_t k = 0; k < K; k++) {
-            uint32_t id = (uint32_t)ids[2 * (size_t)k] | (uint32_t)ids[2 * (size_t)k + 1] << 8;
-            if (id >= limit) return k;
-            tally[id]++;
-        }
-    }
-    return K;
+    return dtype == WB_U8 ? tally_as(ids, WB_U8, K, limit, tally) : tally_as(ids, WB_U16, K, limit, tally);
 }
 
 /* A tally of one layer [E] may enter the open pass: no count leaves 32 bits. */
