@@ -13,7 +13,7 @@ typedef struct wb_quota_part {
 /* quota: how far the tokens of an expert are. */
 typedef struct wb_quota_progress {
     uint32_t at;   /* the part they come from next */
-    uint32_t left; /* tokens left of that wb_quota_part */
+    uint32_t left; /* tokens left of that part */
     uint32_t announced, remaining;
 } wb_quota_progress;
 

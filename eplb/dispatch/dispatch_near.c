@@ -64,7 +64,8 @@ void wb_dispatch_columns(const wb_placement *placement, const uint32_t *counts, 
                          uint32_t *columns_out) {
     uint32_t R = placement->topology.n_ranks;
     size_t E = placement->n_experts;
-    /* A square at a time: columns of a power of two of ranks lie in the same sets of a cache. */
+    /* In square blocks. With a power of two of ranks, the rows that are written lie in the same sets of the
+     * cache: whole rows at a time would drop each other's lines before these are full. */
     for (uint32_t begin = 0; begin < R; begin += WB_COLUMN_BLOCK) {
         uint32_t end = R - begin < WB_COLUMN_BLOCK ? R : begin + WB_COLUMN_BLOCK;
         for (uint32_t i = 0; i < n; i++)
@@ -75,9 +76,10 @@ void wb_dispatch_columns(const wb_placement *placement, const uint32_t *counts, 
 
 /* ---- static ---------------------------------------------------------------------------------- */
 
-/* Ranks of one class (same expert, equally near, in rank order) take the replicas that are nearest to them in
- * turn. Where the turn begins depends on layer and expert: always with the first, and the remainders of all
- * experts would meet there. */
+/* Ranks that are equally near several replicas of an expert take these replicas in turn, in rank order. The
+ * turn begins at a replica that a hash of layer and expert picks. If it began with the first replica always,
+ * ranks that do not divide evenly over replicas would leave the odd one there for every expert, and the first
+ * slots of a node would get more tokens than the others. */
 static uint32_t first_turn(const wb_dispatch_frame *frame, uint32_t expert, uint32_t n) {
     uint64_t hash = wb_mix64((uint64_t)frame->layer << 32 | expert) >> 32;
     return (uint32_t)(hash * n >> 32);

@@ -189,7 +189,7 @@ static wb_status open_mover(wb_mover *m) {
 
 typedef struct owned_plan {
     wb_move_plan plan; /* first: what the caller has is a pointer to it */
-    wb_move *moves;
+    wb_owner memory;
 } owned_plan;
 
 static uint64_t count_changes(const wb_placement *from, const wb_placement *to, const uint8_t *chosen) {
@@ -224,10 +224,11 @@ static wb_status fill_plan(owned_plan *owned, const wb_placement *from, const wb
                            const uint8_t *chosen, const wb_move_options *options) {
     wb_move_plan *plan = &owned->plan;
     plan->changed_slots = count_changes(from, to, chosen);
-    WB_TRY(WB_ALLOC(owned->moves, (size_t)plan->changed_slots, 2 * sizeof *owned->moves, "move plan"));
+    wb_move *moves = NULL;
+    WB_TRY(WB_OWN_ALLOC(&owned->memory, moves, (size_t)plan->changed_slots, 2 * sizeof *moves, "move plan"));
     wb_mover m = {.frame = to,
                   .options = options,
-                  .moves = owned->moves,
+                  .moves = moves,
                   .node_lane = lane_of(options, options->cost.node_bytes_per_second),
                   .network_lane = lane_of(options, options->cost.network_bytes_per_second)};
     wb_status status = open_mover(&m);
@@ -236,7 +237,7 @@ static wb_status fill_plan(owned_plan *owned, const wb_placement *from, const wb
         index_layer(&m, from, l);
         wb_move_schedule_layer(&m);
     }
-    plan->moves = owned->moves;
+    plan->moves = moves;
     plan->n_moves = m.n_moves;
     plan->n_groups = m.n_groups;
     plan->seconds = m.seconds;
@@ -270,6 +271,6 @@ wb_status wb_move_plan_open(const wb_placement *from, const wb_placement *to, ui
 void wb_move_plan_close(wb_move_plan *plan) {
     if (!plan) return;
     owned_plan *owned = (owned_plan *)plan;
-    free(owned->moves);
+    wb_owner_close(&owned->memory);
     free(owned);
 }

@@ -3,7 +3,6 @@
 #include "placement/placement_internal.h"
 
 #include <inttypes.h>
-#include <stdlib.h>
 #include <string.h>
 
 /* Ids in range and none on a dead rank; count_out[e + 1] is raised by each slot of expert e. */
@@ -42,27 +41,27 @@ static wb_status check_replicas(const wb_placement *p, const char *what, uint32_
     return WB_OK;
 }
 
-wb_status wb_placement_check_map(const wb_placement *p, const char *what, uint32_t layer,
-                                 const int32_t *experts, const uint32_t *replica) {
-    uint32_t E = p->n_experts;
-    uint32_t *begin = NULL;
+static wb_status check_map(const wb_placement *p, const char *what, uint32_t layer, const int32_t *experts,
+                           const uint32_t *replica, wb_owner *scratch) {
+    uint32_t E = p->n_experts, *begin = NULL;
     uint8_t *seen = NULL;
-    wb_status status;
-    WB_GOTO(WB_NEW(begin, (size_t)E + 1, what), done);
-    WB_GOTO(WB_NEW(seen, p->topology.n_slots, what), done);
-    WB_GOTO(check_slots(p, what, layer, experts, begin), done);
+    WB_TRY(WB_OWN(scratch, begin, (size_t)E + 1, what));
+    WB_TRY(WB_OWN(scratch, seen, p->topology.n_slots, what));
+    WB_TRY(check_slots(p, what, layer, experts, begin));
     for (uint32_t e = 0; e < E; e++) {
-        if (begin[e + 1] == 0) {
-            status = wb_fail(WB_INVALID_ARGUMENT, "%s: layer %" PRIu32 " has no slot for expert %" PRIu32,
-                             what, layer, e);
-            goto done;
-        }
+        if (begin[e + 1] == 0)
+            return wb_fail(WB_INVALID_ARGUMENT, "%s: layer %" PRIu32 " has no slot for expert %" PRIu32, what,
+                           layer, e);
         begin[e + 1] += begin[e];
     }
-    if (replica) status = check_replicas(p, what, layer, experts, replica, begin, seen);
-done:
-    free(seen);
-    free(begin);
+    return replica ? check_replicas(p, what, layer, experts, replica, begin, seen) : WB_OK;
+}
+
+wb_status wb_placement_check_map(const wb_placement *p, const char *what, uint32_t layer,
+                                 const int32_t *experts, const uint32_t *replica) {
+    wb_owner scratch = {0};
+    wb_status status = check_map(p, what, layer, experts, replica, &scratch);
+    wb_owner_close(&scratch);
     return status;
 }
 

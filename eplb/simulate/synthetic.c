@@ -10,7 +10,6 @@
 
 #include <inttypes.h>
 #include <math.h>
-#include <stdlib.h>
 
 #define LN_2 0.69314718055994530942
 #define SQRT_HALF 0.70710678118654752440
@@ -121,25 +120,30 @@ static wb_status check(const wb_synthetic *s, uint32_t n_experts, const double *
     return WB_OK;
 }
 
-wb_status wb_synthetic_loads(const wb_synthetic *synthetic, uint32_t step, uint32_t n_batches,
-                             uint32_t n_layers, uint32_t n_experts, double *loads_out) {
-    WB_TRY(check(synthetic, n_experts, loads_out));
-    double *base = NULL;
+static wb_status make_loads(const wb_synthetic *s, uint32_t step, uint32_t n_batches, uint32_t n_layers,
+                            uint32_t n_experts, wb_owner *scratch, double *loads_out) {
+    double *base = NULL, *logs = NULL;
     uint32_t *order = NULL;
-    wb_status status = WB_NEW(base, 2 * (size_t)n_experts, "popularities");
-    if (status == WB_OK) status = WB_NEW(order, n_experts, "popularities");
-    for (uint32_t l = 0; status == WB_OK && l < n_layers; l++) {
-        double *logs = base + n_experts;
-        base_of_layer(synthetic, step, l, n_experts, order, base);
+    WB_TRY(WB_OWN(scratch, base, n_experts, "popularities"));
+    WB_TRY(WB_OWN(scratch, logs, n_experts, "popularities"));
+    WB_TRY(WB_OWN(scratch, order, n_experts, "popularities"));
+    for (uint32_t l = 0; l < n_layers; l++) {
+        base_of_layer(s, step, l, n_experts, order, base);
         for (uint32_t b = 0; b < n_batches; b++) {
-            uint64_t noise = mix(mix(stream(synthetic, STREAM_BATCH, l), step), b);
+            uint64_t noise = mix(mix(stream(s, STREAM_BATCH, l), step), b);
             for (uint32_t e = 0; e < n_experts; e++)
-                logs[e] = base[e] + (synthetic->noise > 0 ? synthetic->noise * normal(mix(noise, e)) : 0);
-            share_tokens(synthetic->tokens, n_experts, logs,
-                         loads_out + ((size_t)b * n_layers + l) * n_experts);
+                logs[e] = base[e] + (s->noise > 0 ? s->noise * normal(mix(noise, e)) : 0);
+            share_tokens(s->tokens, n_experts, logs, loads_out + ((size_t)b * n_layers + l) * n_experts);
         }
     }
-    free(base);
-    free(order);
+    return WB_OK;
+}
+
+wb_status wb_synthetic_loads(const wb_synthetic *synthetic, uint32_t step, uint32_t n_batches,
+                             uint32_t n_layers, uint32_t n_experts, double *loads_out) {
+    wb_owner scratch = {0};
+    WB_TRY(check(synthetic, n_experts, loads_out));
+    wb_status status = make_loads(synthetic, step, n_batches, n_layers, n_experts, &scratch, loads_out);
+    wb_owner_close(&scratch);
     return status;
 }

@@ -77,26 +77,25 @@ static wb_status read_layer(map_tree tree, wb_placement *p, uint32_t layer, int3
     return status == WB_OK ? WB_OK : wb_fail_context(status, WB_MAP_KEY);
 }
 
-static wb_status fill_from_map(map_tree tree, wb_placement *p) {
+static wb_status fill_from_map(map_tree tree, wb_placement *p, wb_owner *scratch) {
     const uint32_t S = p->topology.n_slots;
     WB_TRY(expect_array(tree.slots, p->n_layers, "layers", at_key(WB_MAP_KEY)));
     if (tree.replicas) WB_TRY(expect_array(tree.replicas, p->n_layers, "layers", at_key(WB_REPLICA_KEY)));
     int32_t *experts = NULL;
     uint32_t *replicas = NULL;
-    wb_status status = WB_NEW(experts, S, WB_MAP_KEY);
-    if (status == WB_OK) status = WB_NEW(replicas, S, WB_REPLICA_KEY);
-    for (uint32_t l = 0; l < p->n_layers && status == WB_OK; l++)
-        status = read_layer(tree, p, l, experts, replicas);
-    free(replicas);
-    free(experts);
-    return status;
+    WB_TRY(WB_OWN(scratch, experts, S, WB_MAP_KEY));
+    WB_TRY(WB_OWN(scratch, replicas, S, WB_REPLICA_KEY));
+    for (uint32_t l = 0; l < p->n_layers; l++) WB_TRY(read_layer(tree, p, l, experts, replicas));
+    return WB_OK;
 }
 
 static wb_status open_from_map(map_tree tree, const wb_topology *topology, uint32_t n_layers,
                                uint32_t n_experts, wb_placement **placement_out) {
     wb_placement *p = NULL;
     WB_TRY(wb_placement_open(topology, n_layers, n_experts, &p));
-    wb_status status = fill_from_map(tree, p);
+    wb_owner scratch = {0};
+    wb_status status = fill_from_map(tree, p, &scratch);
+    wb_owner_close(&scratch);
     if (status == WB_OK)
         *placement_out = p;
     else
