@@ -29,8 +29,8 @@ static wb_status check_ranks(const wb_placement *from, const wb_placement *to) {
     for (uint32_t r = 0; r < to->topology.n_ranks; r++) {
         if (from->node_of_rank[r] != to->node_of_rank[r])
             return wb_fail(WB_MISMATCH,
-                           "move plan: rank %" PRIu32 " is on node %" PRIu32 ", expected %" PRIu32, r,
-                           to->node_of_rank[r], from->node_of_rank[r]);
+                           "move plan: node of rank %" PRIu32 ": expected %" PRIu32 ", found %" PRIu32, r,
+                           from->node_of_rank[r], to->node_of_rank[r]);
         if (from->dead[r] && !to->dead[r])
             return wb_fail(WB_MISMATCH,
                            "move plan: rank %" PRIu32 " is live, expected dead: it is so in `from`", r);

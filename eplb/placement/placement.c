@@ -62,7 +62,7 @@ static void place_trivially(wb_placement *p) {
 wb_status wb_placement_open(const wb_topology *topology, uint32_t n_layers, uint32_t n_experts,
                             wb_placement **placement_out) {
     WB_TRY(wb_topology_check(topology, n_experts));
-    if (n_layers < 1) return wb_fail(WB_INVALID_ARGUMENT, "placement: 0 layers, expected 1 or more");
+    if (n_layers < 1) return wb_fail(WB_INVALID_ARGUMENT, "placement: layers: expected 1 or more, found 0");
     wb_placement *p = NULL;
     WB_TRY(WB_NEW(p, 1, "placement"));
     p->topology = *topology;

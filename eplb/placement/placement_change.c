@@ -68,8 +68,8 @@ wb_status wb_placement_check_map(const wb_placement *p, const char *what, uint32
 wb_status wb_placement_set_layer(wb_placement *p, uint32_t layer, const int32_t *expert_of_slot,
                                  const uint32_t *replica_of_slot, uint64_t epoch) {
     if (layer >= p->n_layers)
-        return wb_fail(WB_INVALID_ARGUMENT, "placement: layer %" PRIu32 ", expected 0..%" PRIu32, layer,
-                       p->n_layers - 1);
+        return wb_fail(WB_INVALID_ARGUMENT, "placement: layer: expected 0..%" PRIu32 ", found %" PRIu32,
+                       p->n_layers - 1, layer);
     WB_TRY(wb_placement_check_map(p, "placement", layer, expert_of_slot, replica_of_slot));
     size_t S = p->topology.n_slots, E = p->n_experts;
     uint32_t *replica = p->replica_of_slot + layer * S;
@@ -98,8 +98,8 @@ wb_status wb_placement_check_shape(const wb_placement *expected, const wb_placem
     for (uint32_t r = 0; r < a->n_ranks; r++)
         if (a->slots_of_rank[r] != b->slots_of_rank[r])
             return wb_fail(WB_MISMATCH,
-                           "placement: rank %" PRIu32 " has %" PRIu32 " slots, expected %" PRIu32, r,
-                           b->slots_of_rank[r], a->slots_of_rank[r]);
+                           "placement: slots of rank %" PRIu32 ": expected %" PRIu32 ", found %" PRIu32, r,
+                           a->slots_of_rank[r], b->slots_of_rank[r]);
     return WB_OK;
 }
 
@@ -109,8 +109,8 @@ wb_status wb_placement_copy_layers(wb_placement *p, const wb_placement *from, ui
     for (uint32_t i = 0; i < n; i++) {
         uint32_t l = layers ? layers[i] : i;
         if (l >= p->n_layers)
-            return wb_fail(WB_INVALID_ARGUMENT, "placement: layer %" PRIu32 ", expected 0..%" PRIu32, l,
-                           p->n_layers - 1);
+            return wb_fail(WB_INVALID_ARGUMENT, "placement: layer: expected 0..%" PRIu32 ", found %" PRIu32,
+                           p->n_layers - 1, l);
         if (epoch <= p->epoch[l])
             return wb_fail(WB_INVALID_ARGUMENT,
                            "placement: layer %" PRIu32 " is at epoch %" PRIu64

@@ -23,33 +23,33 @@ static wb_status check_nodes(const wb_topology *t) {
         uint32_t found = t->node_of_rank[r];
         if (found != node && !(r > 0 && found == node + 1))
             return wb_fail(WB_INVALID_ARGUMENT,
-                           "topology: rank %" PRIu32 " is on node %" PRIu32
-                           ", expected nodes ascending from 0",
+                           "topology: node_of_rank[%" PRIu32
+                           "]: expected nodes ascending from 0, found %" PRIu32,
                            r, found);
         node = found;
     }
     if (node + 1 != t->n_nodes)
         return wb_fail(WB_INVALID_ARGUMENT,
-                       "topology: node_of_rank names %" PRIu32 " nodes, expected n_nodes = %" PRIu32,
-                       node + 1, t->n_nodes);
+                       "topology: node_of_rank: expected n_nodes = %" PRIu32 " nodes, found %" PRIu32,
+                       t->n_nodes, node + 1);
     return WB_OK;
 }
 
 wb_status wb_topology_check(const wb_topology *t, uint32_t n_experts) {
     if (!t) return wb_fail(WB_INVALID_ARGUMENT, "topology: NULL");
     if (n_experts < 1 || n_experts > MAX_EXPERTS)
-        return wb_fail(WB_INVALID_ARGUMENT, "topology: %" PRIu32 " experts, expected 1..%d", n_experts,
-                       MAX_EXPERTS);
+        return wb_fail(WB_INVALID_ARGUMENT, "topology: experts: expected 1..%d, found %" PRIu32, MAX_EXPERTS,
+                       n_experts);
     if (t->n_ranks < 1 || t->n_ranks > MAX_RANKS)
-        return wb_fail(WB_INVALID_ARGUMENT, "topology: %" PRIu32 " ranks, expected 1..%d", t->n_ranks,
-                       MAX_RANKS);
+        return wb_fail(WB_INVALID_ARGUMENT, "topology: n_ranks: expected 1..%d, found %" PRIu32, MAX_RANKS,
+                       t->n_ranks);
     if (t->n_nodes < 1 || t->n_nodes > t->n_ranks)
         return wb_fail(WB_INVALID_ARGUMENT,
-                       "topology: %" PRIu32 " nodes, expected 1..%" PRIu32 " (the ranks)", t->n_nodes,
-                       t->n_ranks);
+                       "topology: n_nodes: expected 1..%" PRIu32 " (the ranks), found %" PRIu32, t->n_ranks,
+                       t->n_nodes);
     if (t->n_slots < 1 || t->n_slots > MAX_SLOTS)
-        return wb_fail(WB_INVALID_ARGUMENT, "topology: %" PRIu32 " slots, expected 1..%d", t->n_slots,
-                       MAX_SLOTS);
+        return wb_fail(WB_INVALID_ARGUMENT, "topology: n_slots: expected 1..%d, found %" PRIu32, MAX_SLOTS,
+                       t->n_slots);
     WB_TRY(check_nodes(t));
     uint64_t all = 0, live = 0;
     for (uint32_t r = 0; r < t->n_ranks; r++) {
@@ -58,14 +58,13 @@ wb_status wb_topology_check(const wb_topology *t, uint32_t n_experts) {
     }
     if (all != t->n_slots)
         return wb_fail(WB_INVALID_ARGUMENT,
-                       "topology: slots_of_rank adds up to %" PRIu64 ", expected n_slots = %" PRIu32, all,
-                       t->n_slots);
+                       "topology: slots_of_rank: expected a sum of n_slots = %" PRIu32 ", found %" PRIu64,
+                       t->n_slots, all);
     if (live < n_experts)
         return wb_fail(WB_INVALID_ARGUMENT,
-                       "topology: %" PRIu64 " slots on live ranks (%" PRIu32
-                       " in all), expected one for each of "
-                       "%" PRIu32 " experts at least",
-                       live, t->n_slots, n_experts);
+                       "topology: slots on live ranks: expected one for each of %" PRIu32
+                       " experts at least, found %" PRIu64 " (of %" PRIu32 " in all)",
+                       n_experts, live, t->n_slots);
     return WB_OK;
 }
 

@@ -35,7 +35,7 @@ wb_status wb_eplb_algorithm_parse(const char *name, wb_eplb_algorithm *algorithm
             return WB_OK;
         }
     return wb_fail(WB_INVALID_ARGUMENT,
-                   "algorithm %s, expected deepseek, balanced, incremental or microbatch", name);
+                   "algorithm: expected deepseek, balanced, incremental or microbatch, found %s", name);
 }
 
 void wb_eplb_options_init(wb_eplb_options *options_out, size_t size) {
@@ -51,14 +51,16 @@ void wb_eplb_options_init(wb_eplb_options *options_out, size_t size) {
 
 static wb_status check_options(const wb_eplb_options *o) {
     if ((unsigned)o->algorithm >= N_ALGORITHMS)
-        return wb_fail(WB_INVALID_ARGUMENT, "solve: algorithm %d, expected 0..%d", (int)o->algorithm,
-                       N_ALGORITHMS - 1);
+        return wb_fail(WB_INVALID_ARGUMENT, "solve: algorithm: expected 0..%d, found %d", N_ALGORITHMS - 1,
+                       (int)o->algorithm);
     if (o->algorithm != WB_EPLB_INCREMENTAL) return WB_OK;
     if (!o->current) return wb_fail(WB_INVALID_ARGUMENT, "solve: incremental needs the current placement");
     if (!(o->target > 0 && o->target <= 1))
-        return wb_fail(WB_INVALID_ARGUMENT, "solve: target %g, expected above 0 and at most 1", o->target);
+        return wb_fail(WB_INVALID_ARGUMENT, "solve: target: expected above 0 and at most 1, found %g",
+                       o->target);
     if (!(o->horizon_steps >= 0))
-        return wb_fail(WB_INVALID_ARGUMENT, "solve: horizon_steps %g, expected 0 or more", o->horizon_steps);
+        return wb_fail(WB_INVALID_ARGUMENT, "solve: horizon_steps: expected 0 or more, found %g",
+                       o->horizon_steps);
     return wb_cost_model_check(&o->cost, "solve");
 }
 
@@ -83,7 +85,7 @@ static wb_status check(const wb_topology *topology, uint32_t L, uint32_t E, uint
     WB_TRY(check_options(options));
     if (L < 1 || M < 1)
         return wb_fail(WB_INVALID_ARGUMENT,
-                       "solve: %" PRIu32 " layers, %" PRIu32 " batches, expected 1 or more", L, M);
+                       "solve: expected 1 or more layers and batches, found %" PRIu32 " and %" PRIu32, L, M);
     if (options->algorithm == WB_EPLB_DEEPSEEK)
         WB_TRY(wb_solve_deepseek_check(topology, E, options->n_groups));
     return check_loads(M, L, E, loads, options->algorithm == WB_EPLB_DEEPSEEK);

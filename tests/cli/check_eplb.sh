@@ -68,7 +68,7 @@ refused "--ranks: expected 1..65536, found 0" "$dump" --ranks 0 --slots 8
 refused "--ranks: expected a number, found many" "$dump" --ranks many --slots 8
 refused "--ranks: expected a number, found -4" "$dump" --ranks -4 --slots 8
 refused "--nodes: expected 1..65536, found 70000" "$dump" --ranks 4 --slots 8 --nodes 70000
-refused "5 nodes" "$dump" --ranks 4 --slots 8 --nodes 5
+refused "n_nodes: expected 1..4 (the ranks), found 5" "$dump" --ranks 4 --slots 8 --nodes 5
 refused "8 experts" "$dump" --ranks 4 --slots 7
 refused "--save: expected a path" "$dump" --ranks 4 --slots 8 --algorithm balanced --save ""
 refused "no option --frobnicate" "$dump" --ranks 4 --slots 8 --frobnicate
