@@ -8,8 +8,8 @@
 
 #include <cmocka.h>
 
+#include "engine.h"
 #include "engine_fixture.h"
-#include "engine_internal.h"
 
 #define assert_ok(call) assert_int_equal(WB_OK, call)
 #define assert_message(text) assert_non_null(strstr(wb_error_message(), text))
@@ -40,7 +40,7 @@ static wb_completion *complete(wb_engine *engine, ask *a) {
 
 static void assert_same(wb_model *model, const wb_completion *expected, const wb_completion *found) {
     const char *what = difference(wb_model_routes(model), expected, found);
-    if (what != NULL) fail_msg("request %s: %s differ", expected->record.rid, what);
+    if (what) fail_msg("request %s: %s differ", expected->record.rid, what);
 }
 
 static void assert_record_good(wb_model *model, const wb_completion *c) {
@@ -65,6 +65,14 @@ static void test_options_below_one_are_named(void **state) {
         assert_message(names[i]);
         assert_ptr_equal(&r, engine);
     }
+    options = wb_engine_options_default();
+    options.size = 0;
+    assert_int_equal(WB_INVALID_ARGUMENT, wb_engine_open(r.model, &options, &engine));
+    assert_message("engine: options of 0 bytes");
+    assert_ptr_equal(&r, engine);
+    assert_ok(wb_engine_open(r.model, NULL, &engine));
+    assert_int_equal(1024, wb_engine_get_stats(engine).free_blocks);
+    wb_engine_close(engine);
     rig_close(&r);
 }
 
@@ -91,6 +99,7 @@ static void test_bad_requests_are_refused_by_name(void **state) {
         __VA_ARGS__;                                 \
         assert_refused(engine, invalid, text, &bad); \
     } while (0)
+    REFUSED("request: options of 0 bytes", bad.size = 0);
     REFUSED("rid", bad.rid = NULL);
     REFUSED("rid", bad.rid = "");
     REFUSED("rid", bad.rid = long_rid);
@@ -423,7 +432,7 @@ static void submit_crowd(wb_engine *engine, ask *crowd) {
 }
 
 static void poll_crowd(wb_engine *engine, wb_completion **done) {
-    for (wb_completion *c = wb_engine_poll(engine); c != NULL; c = wb_engine_poll(engine))
+    for (wb_completion *c = wb_engine_poll(engine); c; c = wb_engine_poll(engine))
         done[atoi(c->record.rid)] = c;
     for (int i = 0; i < N_CROWD; i++) assert_non_null(done[i]);
 }
@@ -467,11 +476,11 @@ static void prefill_again(int32_t chunk) {
     submit_crowd(engine, crowd);
     while (wb_engine_get_stats(engine).preemptions == 0) assert_true(step(engine));
 
-    const wb_sequence *victim = engine->first_waiting;
+    const wb_sequence *victim = wb_sequence_of(engine->scheduler.first_waiting);
     const uint32_t n_fed = victim->n_fed, n_tokens = victim->completion.record.n_tokens;
     const uint32_t n_new = n_tokens - victim->completion.record.prompt_len;
     assert_true(n_fed > 0 && n_new > 0);
-    assert_int_equal(0, victim->n_in_pool);
+    assert_int_equal(0, victim->entry.n_in_pool);
     char rid[8];
     snprintf(rid, sizeof rid, "%s", victim->completion.record.rid);
     uint8_t *rows = take(n_fed, row_bytes);
@@ -481,7 +490,7 @@ static void prefill_again(int32_t chunk) {
     memcpy(tokens, victim->tokens, n_tokens * sizeof *tokens);
     memcpy(logprobs, victim->logprobs, n_new * sizeof *logprobs);
 
-    engine->options.max_batch_tokens = chunk;
+    engine->scheduler.max_batch_tokens = chunk;
     assert_ok(wb_engine_set_weights(engine, next.model, 1));
     run_dry(engine, 2000);
     wb_completion *done[N_CROWD] = {NULL};
@@ -590,15 +599,15 @@ static void test_decodes_take_turns(void **state) {
     }
     assert_true(step(engine));
     assert_int_equal(N_CROWD, wb_engine_get_stats(engine).running);
-    engine->options.max_batch_tokens = 4;
-    while (engine->first != NULL) {
-        uint32_t least = UINT32_MAX, most = 0;
-        for (const wb_sequence *s = engine->first; s != NULL; s = s->next) {
-            const uint32_t n = wb_sequence_length(s);
-            least = n < least ? n : least;
-            most = n > most ? n : most;
+    engine->scheduler.max_batch_tokens = 4;
+    while (engine->scheduler.first) {
+        uint32_t min = UINT32_MAX, max = 0;
+        for (const wb_sched_entry *entry = engine->scheduler.first; entry; entry = entry->next) {
+            const uint32_t n = entry->record->n_tokens;
+            min = n < min ? n : min;
+            max = n > max ? n : max;
         }
-        assert_true(most - least <= 1);
+        assert_true(max - min <= 1);
         step(engine);
     }
     assert_int_equal(N_CROWD, wb_engine_get_stats(engine).prefill_tokens);

@@ -597,7 +597,11 @@ static wb_status forward_greedy(const rank_run *run, packed *p) {
 static wb_status check_greedy(rank_run *run) {
     const int64_t n_seqs = run->n_seqs > 0 ? run->n_seqs : 1;
     const int64_t seq_blocks = (run->ref->W + BLOCK_SIZE - 1) / BLOCK_SIZE;
-    const wb_engine_options options = {(int32_t)(n_seqs * seq_blocks), BLOCK_SIZE, CHUNK, (int32_t)n_seqs};
+    wb_engine_options options = wb_engine_options_default();
+    options.n_blocks = (int32_t)(n_seqs * seq_blocks);
+    options.block_size = BLOCK_SIZE;
+    options.max_batch_tokens = CHUNK;
+    options.max_running = (int32_t)n_seqs;
     packed p = pack(run, run->ref->greedy_ids, run->ref->W);
     wb_engine *engine = NULL;
     wb_status status = forward_greedy(run, &p);
