@@ -1,47 +1,21 @@
 #!/usr/bin/env bash
 # `waybill eplb` on golden dumps and on synthetic loads: tables, JSON, charts, saved placements, wrong usages, 4,096 ranks.
 # usage: check_eplb.sh BUILD_DIR SOURCE_DIR
-set -uo pipefail
-waybill=$1/bin/waybill
-golden=$2/tests/golden/dump
-scratch=$(mktemp -d)
-trap 'rm -rf "$scratch"' EXIT
-faults=0
-
-fault() {
-    echo "FAULT: $*"
-    sed 's/^/    out: /' "$scratch/out" | head -n 20 | cut -c 1-300
-    sed 's/^/    err: /' "$scratch/err" | cut -c 1-300
-    faults=$((faults + 1))
-}
-
-# expect CODE ARGUMENT... : runs `waybill eplb ARGUMENT...`, output to $scratch/out and err
-expect() {
-    local code=$1
-    shift
-    "$waybill" eplb "$@" >"$scratch/out" 2>"$scratch/err" </dev/null
-    local found=$?
-    [ "$found" -eq "$code" ] || fault "eplb $*: expected exit code $code, found $found"
-}
-out_has() { grep -qF -- "$1" "$scratch/out" || fault "stdout lacks: $1"; }
-out_lacks() { grep -qF -- "$1" "$scratch/out" && fault "stdout has: $1"; }
-err_has() { grep -qF -- "$1" "$scratch/err" || fault "stderr lacks: $1"; }
-out_is_empty() { [ ! -s "$scratch/out" ] || fault "stdout is not empty"; }
-err_is_empty() { [ ! -s "$scratch/err" ] || fault "stderr is not empty"; }
+. "$(dirname "$0")/../command_checks.sh"
+waybill_eplb() { "$waybill" eplb "$@"; }
 # judge CODE : Python that reads the JSON of $scratch/out as `run` and its rows as `rows`
 judge() {
-    command -v python3 >/dev/null || return 0
-    python3 -c "
+    python "
 import json, sys
 run = json.load(open(sys.argv[1]))
 rows = {r['placement']: r for r in run['rows']}
-$1" "$scratch/out" 2>"$scratch/err" || fault "JSON: $1"
+$1" "$scratch/out" || fault "JSON: $1"
 }
 
 small=(--synthetic zipf --experts 32 --layers 3 --tokens 4096 --ranks 8 --slots 48 --nodes 2)
 
 # ---- the command line
-expect 0 --help
+expect 0 waybill_eplb --help
 out_has "usage: waybill eplb"
 for option in ranks slots nodes dead step-records micro-batches synthetic experts layers top-k tokens steps skew noise \
     seed algorithm dispatch init groups trials max-changes target horizon threads token-us expert-us token-bytes \
@@ -53,7 +27,7 @@ err_is_empty
 refused() {
     local text=$1
     shift
-    expect 2 "$@"
+    expect 2 waybill_eplb "$@"
     err_has "$text"
     err_has "usage: waybill eplb"
     out_is_empty
@@ -98,7 +72,7 @@ refused "expected at most 2^31" "${small[@]}" --tokens 2147483648
 broken() {
     local text=$1
     shift
-    expect 1 "$@"
+    expect 1 waybill_eplb "$@"
     err_has "$text"
     out_is_empty
 }
@@ -110,7 +84,7 @@ broken "nothing.json" "${small[@]}" --init "$scratch/nothing.json"
 unwritable() {
     local text=$1
     shift
-    expect 1 "$@"
+    expect 1 waybill_eplb "$@"
     err_has "$text"
     out_has "bound  "
 }
@@ -120,14 +94,14 @@ unwritable "no/p.json" "${small[@]}" --algorithm balanced --save "$scratch/no/p.
 # ---- dumps
 for file in "$golden"/good_*.wbr; do
     experts=$("$waybill" inspect "$file" | sed -n 's/^experts .* chosen of \([0-9]*\),.*/\1/p')
-    expect 0 "$file" --ranks 4 --slots $((experts + 2)) --nodes 2
+    expect 0 waybill_eplb "$file" --ranks 4 --slots $((experts + 2)) --nodes 2
     err_is_empty
     out_has "3 records with"
     for name in none balanced incremental microbatch fake bound; do
         grep -qE "^$name +[0-9-]" "$scratch/out" || fault "$file: no row $name"
     done
     grep -qE "^deepseek +refused: .*" "$scratch/out" || fault "$file: deepseek takes a shape that it must refuse"
-    expect 0 "$file" --ranks 4 --slots $((experts + 4)) --json --step-records 1 --micro-batches 2
+    expect 0 waybill_eplb "$file" --ranks 4 --slots $((experts + 4)) --json --step-records 1 --micro-batches 2
     judge 'assert run["traffic"]["steps"] == 3 and run["traffic"]["records"] == 3, run["traffic"]
 assert run["traffic"]["valid_rows"] > 0
 assert list(rows) == ["none", "deepseek", "balanced", "incremental", "microbatch", "fake"], list(rows)
@@ -138,14 +112,14 @@ for r in run["rows"]:
         assert 0 < s["bound_seconds"] <= s["seconds"] * (1 + 1e-9), s
         assert s["min_layer"] <= s["balancedness"] + 1e-9, s'
 done
-expect 1 "$golden/good_u8.wbr" --ranks 4 --slots 10 --algorithm deepseek
+expect 1 waybill_eplb "$golden/good_u8.wbr" --ranks 4 --slots 10 --algorithm deepseek
 err_has "deepseek"
 out_is_empty
 
 # ---- synthetic
 for kind in zipf lognormal drift; do
     for dispatch in static dynamic quota fake; do
-        expect 0 "${small[@]}" --synthetic $kind --dispatch $dispatch --json
+        expect 0 waybill_eplb "${small[@]}" --synthetic $kind --dispatch $dispatch --json
         err_is_empty
         judge "assert run['dispatch'] == '$dispatch' and run['traffic']['name'] == 'synthetic $kind'
 for r in run['rows']: assert r['bound_seconds'] <= r['seconds'] * (1 + 1e-9)
@@ -158,40 +132,40 @@ if '$dispatch' == 'quota':
     done
 done
 cp "$scratch/out" "$scratch/first"
-expect 0 "${small[@]}" --synthetic drift --dispatch fake --json --threads 1
+expect 0 waybill_eplb "${small[@]}" --synthetic drift --dispatch fake --json --threads 1
 judge 'other = json.load(open("'"$scratch/first"'"))
 def facts(r): return [(k, v) for k, v in r.items() if k not in ("solve_seconds", "steps")]
 for a, b in zip(run["rows"], other["rows"]): assert facts(a) == facts(b), (a, b)'
-expect 0 "${small[@]}" --token-us 1 --expert-us 2 --token-bytes 3 --expert-bytes 4 --node-gbps 5 --network-gbps .5 \
+expect 0 waybill_eplb "${small[@]}" --token-us 1 --expert-us 2 --token-bytes 3 --expert-bytes 4 --node-gbps 5 --network-gbps .5 \
     --algorithm balanced --json
 judge 'c = run["cost"]
 assert [c["seconds_per_token"], c["seconds_per_expert"], c["bytes_per_token"], c["expert_bytes"]] == [1e-6, 2e-6, 3, 4], c
 assert [c["node_bytes_per_second"], c["network_bytes_per_second"]] == [5e9, 5e8], c'
-expect 0 "${small[@]}" --steps 1
+expect 0 waybill_eplb "${small[@]}" --steps 1
 grep -qE "^balanced +[0-9.]+ +- " "$scratch/out" || fault "one step: a stale figure"
-expect 0 "${small[@]}" --slots 56 --dead 2,5 --json
+expect 0 waybill_eplb "${small[@]}" --slots 56 --dead 2,5 --json
 judge 'assert run["shape"]["dead"] == [2, 5]
 assert "dead" in rows["deepseek"]["refused"], rows["deepseek"]
 assert rows["balanced"]["balancedness"] > 0.8'
 
 # ---- ranks that fail: the placement of before is where the solvers start
-expect 0 "${small[@]}" --steps 1 --algorithm balanced --save "$scratch/before.json"
-expect 0 "${small[@]}" --steps 1 --dead 3 --init "$scratch/before.json" --algorithm incremental,microbatch --horizon 0 --json
+expect 0 waybill_eplb "${small[@]}" --steps 1 --algorithm balanced --save "$scratch/before.json"
+expect 0 waybill_eplb "${small[@]}" --steps 1 --dead 3 --init "$scratch/before.json" --algorithm incremental,microbatch --horizon 0 --json
 judge 'f = rows["incremental"]
 assert abs(f["balancedness"] - rows["none"]["balancedness"]) < 0.2 and f["changed_slots"] <= 18, f
 assert rows["microbatch"]["changed_slots"] > f["changed_slots"]
 assert rows["fake"]["bound_seconds"] == f["bound_seconds"], rows["fake"]'
 
 # ---- a placement from a dump
-expect 0 "$dump" --ranks 4 --slots 12 --init "$dump" --algorithm balanced --json
+expect 0 waybill_eplb "$dump" --ranks 4 --slots 12 --init "$dump" --algorithm balanced --json
 judge 'assert rows["none"]["balancedness"] == rows["balanced"]["balancedness"], rows'
 broken "expected 3 of 32" "${small[@]}" --init "$dump"
 
 # ---- placements saved and read again: the same figures
 for name in p.json p.msgpack; do
-    expect 0 "${small[@]}" --steps 1 --algorithm balanced --json --save "$scratch/$name"
+    expect 0 waybill_eplb "${small[@]}" --steps 1 --algorithm balanced --json --save "$scratch/$name"
     cp "$scratch/out" "$scratch/first"
-    expect 0 "${small[@]}" --steps 1 --algorithm none --json --init "$scratch/$name"
+    expect 0 waybill_eplb "${small[@]}" --steps 1 --algorithm none --json --init "$scratch/$name"
     judge 'other = {r["placement"]: r for r in json.load(open("'"$scratch/first"'"))["rows"]}
 for key in ("balancedness", "seconds", "min_layer"):
     assert abs(rows["none"][key] - other["balanced"][key]) <= 1e-12, (key, rows["none"], other["balanced"])'
@@ -223,7 +197,7 @@ texts = [t.text for t in root.iter(tag + "text")]
 assert texts.count("rank") == 2 and texts.count("tokens of a rank") == 2
 PYTHON
 }
-expect 0 "${small[@]}" --algorithm balanced --chart "$scratch/c.svg"
+expect 0 waybill_eplb "${small[@]}" --algorithm balanced --chart "$scratch/c.svg"
 chart 8
 
 # ---- 4,096 ranks: the time is generous, for loaded and instrumented machines; it takes seconds
@@ -243,5 +217,4 @@ if [ -w /dev/full ]; then
     unwritable "full.svg" "${small[@]}" --algorithm none --chart "$scratch/full.svg"
 fi
 
-[ $faults -eq 0 ] && echo "the placements are compared as they should be"
-exit $((faults > 0))
+finish "the placements are compared as they should be"

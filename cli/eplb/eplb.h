@@ -3,10 +3,10 @@
 #ifndef WB_CLI_EPLB_H
 #define WB_CLI_EPLB_H
 
-#include "cli.h"
+#include "command.h"
 #include "wb_eplb.h"
 
-/* ---- the command line (eplb_args.c) ---------------------------------------------------------- */
+/* ---- the command line (eplb_settings.c) ------------------------------------------------------ */
 
 enum { EPLB_MAX_SOLVERS = 4 };
 
@@ -18,7 +18,7 @@ typedef struct eplb_settings {
     uint32_t n_batches;                  /* M micro-batches of a step */
     uint64_t step_records;               /* records of a step; 0: all */
     wb_topology topology;                /* its `dead` is the array below, or NULL */
-    uint8_t *dead;                       /* [P] or NULL */
+    uint8_t *dead;                       /* [R] or NULL */
     wb_dispatch_policy dispatch;
     uint32_t n_solvers;
     wb_eplb_algorithm solvers[EPLB_MAX_SOLVERS];
@@ -27,9 +27,8 @@ typedef struct eplb_settings {
     bool json;
 } eplb_settings;
 
-/* Reads the command line. False when the command is to end at once with *exit_code, as in cli_parse. */
-bool eplb_settings_read(const cli_command *self, int argc, char **argv, eplb_settings *settings_out,
-                        int *exit_code);
+/* What the command line asks for. CLI_OK or the exit code, and then the fault has been said. */
+int eplb_settings_read(const cli_command *self, const cli_arguments *arguments, eplb_settings *settings_out);
 void eplb_settings_free(eplb_settings *settings);
 
 /* ---- traffic (eplb_traffic.c) ---------------------------------------------------------------- */
@@ -85,25 +84,19 @@ typedef struct eplb_run {
     eplb_row rows[EPLB_MAX_ROWS]; /* none, the solvers in the order asked for, fake */
 } eplb_run;
 
-void eplb_print_tables(const eplb_run *run); /* eplb_report.c */
-void eplb_print_json(const eplb_run *run);
+/* ---- rows and steps (eplb_rows.c, eplb_steps.c, eplb_drawing.c) ------------------------------ */
 
-/* ---- the chart (eplb_chart.c) ---------------------------------------------------------------- */
+/* The rows of a run, each with the placement to start from. On failure too they are to be closed. */
+wb_status eplb_open_rows(eplb_run *run);
+void eplb_close_rows(eplb_run *run);
 
-typedef struct eplb_series {
-    const char *name;
-    const double *loads; /* [P] tokens */
-    double balancedness; /* mean / max of them */
-} eplb_series;
+/* The row whose placement is saved and drawn: the last solver that took the shape; none without solvers. */
+eplb_row *eplb_result_row(eplb_run *run);
 
-typedef struct eplb_panel {
-    const char *title;
-    eplb_series before, after;
-} eplb_panel;
+/* Solves and simulates every row in every step. */
+wb_status eplb_run_steps(eplb_run *run, eplb_source *source);
 
-/* An SVG of loads by rank, one panel below the other; the mean line is of the ranks that are not dead
- * ([P]). */
-wb_status eplb_chart_write(const char *path, uint32_t n_ranks, const uint8_t *dead, uint32_t n_panels,
-                           const eplb_panel *panels);
+/* The chart of the last step: all layers, and the one that is worst without balancing. */
+wb_status eplb_draw(eplb_run *run, eplb_source *source);
 
 #endif

@@ -1,15 +1,14 @@
 /* eplb_chart.c - the SVG of `waybill eplb --chart`: tokens of each rank before and after, in panels one
  * below the other. Few ranks are pairs of bars; many are two lines, and where several ranks share a line's
- * pixel the area from the least to the most loaded of them is filled, so that no peak is lost. Refuses:
+ * pixel the area from the smallest to the largest load of them is filled, so that no peak is lost. Refuses:
  * fonts, scripts and anything from elsewhere. */
-#include "eplb.h"
+#include "report/eplb_chart.h"
+#include "wb_file.h"
 
-#include <errno.h>
 #include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
-#include <string.h>
-#include <sys/stat.h>
+#include <stdlib.h>
 
 enum { WIDTH = 1000, PANEL = 330, LEFT = 80, RIGHT = 20, TOP = 62, PLOT = 210, FEW_RANKS = 64, BINS = 450 };
 enum { PLOT_WIDTH = WIDTH - LEFT - RIGHT, N_SERIES = 2 };
@@ -98,17 +97,17 @@ static void draw_bars(const frame *f, const eplb_series *s, int which) {
     fputs("</g>\n", f->out);
 }
 
-/* The load of bin i of n: the least or the most of its ranks, one at least. */
-static double bin_load(const frame *f, const eplb_series *s, uint32_t i, uint32_t n, bool most) {
+/* The load of bin i of n: the smallest or the largest of its ranks, of which it has one at least. */
+static double bin_load(const frame *f, const eplb_series *s, uint32_t i, uint32_t n, bool want_max) {
     uint32_t begin = (uint32_t)((uint64_t)i * f->n_ranks / n);
     uint32_t end = (uint32_t)((uint64_t)(i + 1) * f->n_ranks / n);
     double found = s->loads[begin];
     for (uint32_t p = begin + 1; p < end; p++)
-        found = most ? fmax(found, s->loads[p]) : fmin(found, s->loads[p]);
+        found = want_max ? fmax(found, s->loads[p]) : fmin(found, s->loads[p]);
     return found;
 }
 
-/* Along the most of each bin to the right, back along the least. */
+/* Along the largest load of each bin to the right, back along the smallest. */
 static void draw_band(const frame *f, const eplb_series *s, int which) {
     uint32_t n = f->n_ranks < BINS ? f->n_ranks : BINS;
     fprintf(f->out,
@@ -143,19 +142,19 @@ static void draw_legend(const frame *f, double top, const char *title, const epl
 static void draw_panel(FILE *out, uint32_t n_ranks, const uint8_t *dead, uint32_t index,
                        const eplb_panel *panel) {
     const eplb_series *const series[N_SERIES] = {&panel->before, &panel->after};
-    double top = (double)index * PANEL, most = 0, sum = 0;
+    double top = (double)index * PANEL, max = 0, sum = 0;
     uint32_t live = 0;
     for (uint32_t p = 0; p < n_ranks; p++) {
-        most = fmax(most, fmax(panel->before.loads[p], panel->after.loads[p]));
+        max = fmax(max, fmax(panel->before.loads[p], panel->after.loads[p]));
         sum += panel->before.loads[p];
         live += !dead[p];
     }
-    if (!(most > 0)) most = 1;
-    double step = round_step(most / 5);
+    if (!(max > 0)) max = 1;
+    double step = round_step(max / 5);
     frame f = {.out = out,
                .n_ranks = n_ranks,
                .base = top + TOP + PLOT,
-               .top_load = step * ceil(most / step * (1 - 1e-9)),
+               .top_load = step * ceil(max / step * (1 - 1e-9)),
                .mean = live ? sum / live : 0};
     draw_y_axis(&f);
     for (int i = 0; i < N_SERIES; i++)
@@ -183,14 +182,15 @@ static void draw(FILE *out, uint32_t n_ranks, const uint8_t *dead, uint32_t n_pa
 
 wb_status eplb_chart_write(const char *path, uint32_t n_ranks, const uint8_t *dead, uint32_t n_panels,
                            const eplb_panel *panels) {
-    FILE *out = fopen(path, "w");
-    if (!out) return wb_fail(WB_IO, "%s: cannot be created: %s", path, strerror(errno));
+    char *text = NULL;
+    size_t bytes = 0;
+    FILE *out = open_memstream(&text, &bytes);
+    if (!out) return wb_fail(WB_OUT_OF_MEMORY, "%s: no memory for the chart", path);
     draw(out, n_ranks, dead, n_panels, panels);
-    bool whole = !ferror(out);
-    if (fclose(out) == 0 && whole) return WB_OK;
-    wb_status status = wb_fail(WB_IO, "%s: cannot be written: %s", path, strerror(errno));
-    struct stat about;
-    if (stat(path, &about) == 0 && S_ISREG(about.st_mode))
-        remove(path); /* half a chart is none; a device stays */
+    const bool whole = !ferror(out);
+    wb_status status = fclose(out) == 0 && whole ? wb_file_replace(path, text, bytes)
+                                                 : wb_fail(WB_OUT_OF_MEMORY, "no memory for the chart");
+    if (status != WB_OK) status = wb_fail_context(status, "--chart %s", path);
+    free(text);
     return status;
 }
