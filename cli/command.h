@@ -73,10 +73,10 @@ bool cli_given(const cli_command *self, const cli_arguments *arguments, size_t o
 void cli_print_usage(FILE *out, const cli_command *self); /* one line */
 void cli_print_help(const cli_command *self);             /* to stdout */
 
-/* ---- what is said at the end (command_end.c) ------------------------------------------------- */
-
 /* Says what is wrong with the command line, and the line of usage. Returns CLI_USAGE. */
 int cli_usage_error(const cli_command *self, const char *format, ...) WB_PRINTF(2, 3);
+
+/* ---- what is said at the end (command_end.c) ------------------------------------------------- */
 
 /* Says the thread's error message and returns CLI_DATA. */
 int cli_fail(void);

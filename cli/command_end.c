@@ -4,20 +4,8 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <poll.h>
-#include <stdarg.h>
 #include <string.h>
 #include <unistd.h>
-
-int cli_usage_error(const cli_command *self, const char *format, ...) {
-    va_list args;
-    fprintf(stderr, "waybill %s: ", self->name);
-    va_start(args, format);
-    vfprintf(stderr, format, args);
-    va_end(args);
-    fprintf(stderr, "\n");
-    cli_print_usage(stderr, self);
-    return CLI_USAGE;
-}
 
 int cli_fail(void) {
     fflush(stdout); /* what was found before the fault, before it */

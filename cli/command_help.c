@@ -1,4 +1,4 @@
-/* command_help.c - `waybill COMMAND --help`, from the subcommand's table of options; see command.h.
+/* command_help.c - usage and `waybill COMMAND --help`, from the subcommand's table of options; see command.h.
  *
  * make_man.sh makes the manual page from this text and so relies on its form: a line of usage, paragraphs,
  * headings that end with a colon, and options of two columns with two spaces between. */
@@ -6,6 +6,7 @@
 #include "wb_memory.h"
 
 #include <inttypes.h>
+#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -50,6 +51,17 @@ void cli_print_usage(FILE *out, const cli_command *self) {
         fprintf(out, "]");
     }
     fprintf(out, " DUMP\n");
+}
+
+int cli_usage_error(const cli_command *self, const char *format, ...) {
+    va_list args;
+    fprintf(stderr, "waybill %s: ", self->name);
+    va_start(args, format);
+    vfprintf(stderr, format, args);
+    va_end(args);
+    fprintf(stderr, "\n");
+    cli_print_usage(stderr, self);
+    return CLI_USAGE;
 }
 
 /* " (default 256)" into text_out; nothing where an option has no default worth saying. */
