@@ -126,7 +126,9 @@ static inline ask ask_random(dice *d, uint32_t number, uint32_t vocab_size, uint
                              uint32_t max_new) {
     char rid[24];
     snprintf(rid, sizeof rid, "r%" PRIu32, number);
-    ask a = ask_fixed(rid, pick(d, 1, max_prompt), pick(d, 1, max_new));
+    /* In statements of their own: the order of arguments is the compiler's. */
+    const uint32_t max_tokens = pick(d, 1, max_new), n_tokens = pick(d, 1, max_prompt);
+    ask a = ask_fixed(rid, n_tokens, max_tokens);
     for (uint32_t i = 0; i < a.request.n_tokens; i++) a.prompt[i] = pick(d, 0, vocab_size - 1);
     a.request.seed = roll(d);
     a.request.temperature = pick(d, 0, 3) == 0 ? 0.0f : 0.5f + (float)pick(d, 0, 10) * 0.1f;
