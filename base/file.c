@@ -6,6 +6,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -30,8 +31,8 @@ static wb_status read_open(int fd, const char *path, size_t max_bytes, char **te
     if (fstat(fd, &info) != 0) return wb_fail(WB_IO, "%s: %s", path, strerror(errno));
     if (!S_ISREG(info.st_mode)) return wb_fail(WB_IO, "%s: expected a regular file", path);
     if (info.st_size < 0 || (uint64_t)info.st_size > max_bytes)
-        return wb_fail(WB_CORRUPT, "%s: expected at most %zu bytes, found %lld", path, max_bytes,
-                       (long long)info.st_size);
+        return wb_fail(WB_CORRUPT, "%s: expected at most %zu bytes, found %jd", path, max_bytes,
+                       (intmax_t)info.st_size);
     size_t bytes = (size_t)info.st_size;
     char *text = NULL;
     WB_TRY(WB_NEW(text, bytes + 1, path));
@@ -157,8 +158,7 @@ wb_status wb_new_file_write(wb_new_file *file, const void *data, size_t bytes) {
         ssize_t wrote = write(file->fd, (const char *)data + done, bytes - done);
         if (wrote < 0 && errno == EINTR) continue;
         if (wrote < 0)
-            return wb_fail(WB_IO, "%s: byte %llu: %s", file->path, (unsigned long long)file->written,
-                           strerror(errno));
+            return wb_fail(WB_IO, "%s: byte %" PRIu64 ": %s", file->path, file->written, strerror(errno));
         done += (size_t)wrote;
         file->written += (uint64_t)wrote;
     }

@@ -67,7 +67,7 @@ WB_API wb_status wb_fail(wb_status status, const char *format, ...) WB_PRINTF(2,
 /* Puts "<context>: " before this thread's message and returns `status` unchanged. */
 WB_API wb_status wb_fail_context(wb_status status, const char *format, ...) WB_PRINTF(2, 3);
 
-WB_API const char *wb_version(void); /* "0.1.0" */
+WB_API const char *wb_version(void); /* "major.minor.patch", a static string */
 
 /* ---- element types ------------------------------------------------------------------------------ */
 

@@ -27,7 +27,7 @@ extern "C" {
 void *wb_alloc(size_t count, size_t size, const char *what);
 
 #define WB_ALLOC(pointer, count, size, what) \
-    (((pointer) = wb_alloc((count), (size), (what))) != NULL ? WB_OK : WB_OUT_OF_MEMORY)
+    (((pointer) = wb_alloc((count), (size), (what))) ? WB_OK : WB_OUT_OF_MEMORY)
 
 #define WB_NEW(pointer, count, what) WB_ALLOC(pointer, count, sizeof *(pointer), what)
 
@@ -55,7 +55,7 @@ typedef struct wb_owner {
 void *wb_own(wb_owner *owner, size_t count, size_t size, const char *what);
 
 #define WB_OWN_ALLOC(owner, pointer, count, size, what) \
-    (((pointer) = wb_own((owner), (count), (size), (what))) != NULL ? WB_OK : WB_OUT_OF_MEMORY)
+    (((pointer) = wb_own((owner), (count), (size), (what))) ? WB_OK : WB_OUT_OF_MEMORY)
 
 #define WB_OWN(owner, pointer, count, what) WB_OWN_ALLOC(owner, pointer, count, sizeof *(pointer), what)
 
