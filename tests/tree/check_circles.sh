@@ -24,6 +24,10 @@ for archive in "$build"/libwb_*.a; do
             }
         }' | sort -u >"$scratch/uses"
     rooms=$((rooms + 1)) room=$(basename "$archive" .a)
+    if [ ! -s "$scratch/uses" ] && ! nm "$archive" 2>/dev/null | grep -q ' [TDBRV] '; then
+        echo "FAULT: ${room#libwb_}: nm finds no symbol in $archive"
+        faults=$((faults + 1))
+    fi
     case " $not_yet " in *" ${room#libwb_} "*) continue ;; esac
     tsort "$scratch/uses" >/dev/null 2>"$scratch/loops" && continue
     echo "FAULT: ${room#libwb_}: files that use each other in a circle:"
