@@ -83,7 +83,7 @@ an_error() {
 }
 # The sources are found, not named: files of the rooms may change.
 one_of() { (cd "$tree" && find "$1" -maxdepth 1 -name '*.c' | sort | head -n 1); }
-internal_of() { (cd "$tree" && find "$1" -maxdepth 1 -name '*.h' ! -name 'wb_*' -printf '%f\n' | sort | head -n 1); }
+internal_of() { (cd "$tree" && find "$1" -name '*.h' ! -name 'wb_*' -printf '%P\n' | sort | head -n 1); }
 compiles "$(one_of replay)" '#include "wb_formats.h"' || fault "replay cannot include wb_formats.h"
 an_error "$(one_of replay)" "$(internal_of formats)"
 an_error "$(one_of replay)" wb_model.h
@@ -99,7 +99,7 @@ rebuilt() {
     configure
     finds check_layers "$2"
 }
-rebuilt 'target_include_directories(wb_replay PRIVATE formats)' "replay must not find $(internal_of formats), which formats keeps to itself"
+rebuilt 'target_include_directories(wb_replay PRIVATE formats)' "replay must not find $(basename "$(internal_of formats)"), which formats keeps to itself"
 rebuilt 'target_link_libraries(wb_formats PUBLIC wb_comm)' 'formats must not find wb_comm.h'
 rebuilt 'target_link_libraries(wb_model PRIVATE wb_rollout)' 'model must not find wb_rollout.h'
 rebuilt 'target_compile_options(wb_base PRIVATE -ffast-math)' 'fast math'
