@@ -154,6 +154,7 @@ docs() { # FILE "text added" "what it must say"
 bash "$checks/check_docs.sh" "$build" "$tree" >"$scratch/output" 2>&1 ||
     { fault "check_docs finds a fault in an unchanged copy:"; sed 's/^/    /' "$scratch/output"; }
 docs README.md 'See `formats/nothing.c`.' 'README.md names formats/nothing.c'
+docs docs/words.md 'See `formats/nothing/`.' 'docs/words.md names formats/nothing/'
 docs docs/words.md 'See [there](nothing.md).' 'docs/words.md links to nothing.md'
 docs CONTRIBUTING.md 'See `nothing.sh`.' 'CONTRIBUTING.md names nothing.sh'
 docs docs/rules.md $'## 40. One more\n**Tests:** `test_dump`.' "expected the headings"
