@@ -162,6 +162,8 @@ docs docs/rules.md $'## 39. Again\n**Where:** nowhere.' 'rule 39 names no test a
 docs docs/rules.md $'## 39. Again\n**Tests:** `test_nothing`.' 'test_nothing is not a test'
 docs docs/rules.md $'## 39. Again\n**Tests:** `test_dump: test_nothing`.' 'test_dump has no function test_nothing'
 docs docs/rules.md $'## 39. Again\n**Tests:** `test_dump`.' "the table's column holds"
+version=$(sed -nE 's/^project\(waybill VERSION ([0-9.]+).*/\1/p' "$source/CMakeLists.txt")
+docs base/status.c "const char planted[] = \"$version\";" 'the version is typed again'
 docs tests/replay/test_replay.c 'static void test_rule_7_planted(void **unused) {' 'rule 7 does not name its test test_rule_7_planted'
 
 [ $faults -eq 0 ] && echo "$n planted violations were found"

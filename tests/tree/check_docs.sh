@@ -101,5 +101,14 @@ while read -r function; do
     grep -E "^$rule " <<<"$rules" | grep -qE ":$function( |$)" || fault "docs/rules.md: rule $rule does not name its test $function"
 done < <(grep -hoE '^static void test_rule_[0-9]+_\w+' tests/*/*.c | sed 's/^static void //' | sort -u)
 
+# ---- the version is typed once -------------------------------------------------------------------------------------
+version=$(sed -nE 's/^project\(waybill VERSION ([0-9.]+).*/\1/p' CMakeLists.txt)
+[ -n "$version" ] || fault "CMakeLists.txt: expected project(waybill VERSION ...)"
+grep -qxF "## $version" CHANGELOG.md || fault "CHANGELOG.md: expected a part '## $version', the version of CMakeLists.txt"
+again=$(find . -type d \( -name 'build*' -o -name '.?*' -o -name golden \) -prune -o \
+    -type f \( -name '*.c' -o -name '*.h' -o -name '*.cu' -o -name '*.sh' -o -name CMakeLists.txt \) -print |
+    xargs grep -nF "$version" | grep -v '^./CMakeLists.txt:[0-9]*:project(')
+[ -z "$again" ] || fault "the version is typed again: $again"
+
 [ $faults -eq 0 ] && echo "$n_paths paths in ${#pages[@]} pages, $n_rules rules with $n_tests tests"
 exit $((faults > 0))
