@@ -62,7 +62,7 @@ with model/model.c '#include "../rollout/wb_rollout.h"' check_layers 'model/mode
 with model/model.c '#include "layers/../../rollout/wb_rollout.h"' check_layers 'model/model.c: another room by its path'
 with examples/01_train_hooks.c '#include "wb_memory.h"' check_layers 'wb_memory.h is not a public header'
 with comm/planted.c 'int planted;' check_layers 'comm/planted.c: expected to open with'
-with comm/rows.c '/* rows.c - a second file of this name. */' check_layers 'file names used twice: rows.c'
+with comm/rows.c '/* rows.c - a second file of this name. */' check_layers ' rows.c'
 with nowhere/wb_planted.h '/* wb_planted.h - a room of its own. */' check_layers 'nowhere/wb_planted.h: its folder is missing'
 
 # ---- what the build makes a compile error, and check_layers if the build did not -----------------------------------

@@ -10,14 +10,13 @@ source=$2
 library='base|formats|comm|kernels|eplb|model|replay|train_hooks|rollout'
 
 declare -A not_yet=(
-    [null]='cli comm comm/mpi eplb examples examples/grpo kernels kernels/cpu model rollout tests/bench tests/comm tests/eplb
-            tests/formats tests/fuzz tests/kernels tests/model tests/rollout tests/tools'
-    [void_cast]='formats model rollout'
-    [print_cast]='comm eplb formats kernels kernels/cpu model'
-    [allocation]='comm/mpi eplb formats model replay rollout'
-    [rename]='eplb'
-    [include]='comm comm/mpi eplb examples examples/grpo kernels/cuda model rollout tests/bench tests/comm tests/eplb tests/examples
-               tests/kernels tests/model tests/replay tests/rollout tests/tools'
+    [null]='cli examples/grpo rollout tests/comm tests/formats tests/fuzz tests/rollout'
+    [void_cast]=''
+    [print_cast]=''
+    [allocation]='comm/mpi'
+    [rename]=''
+    [include]='kernels/cuda tests/bench tests/eplb tests/examples tests/kernels tests/model tests/replay tests/rollout
+               tests/support tests/tools tests/train_hooks'
 )
 declare -A meaning=(
     [null]='a pointer is tested as `if (p)` or `if (!p)`, never against NULL'
