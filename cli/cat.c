@@ -1,13 +1,42 @@
 /* cat.c - `waybill cat`: records as JSON lines. */
-#include "cli.h"
+#include "command.h"
+#include "report/report_json.h"
 
 #include <inttypes.h>
+#include <stddef.h>
 
 typedef struct cat_options {
     const char *rid;
     bool tokens, routes;
     uint64_t limit;
 } cat_options;
+
+static const cli_option table[] = {
+    {.name = "rid",
+     .argument = "RID",
+     .type = CLI_TEXT,
+     .offset = offsetof(cat_options, rid),
+     .help = "only this record"},
+    {.name = "tokens",
+     .type = CLI_FLAG,
+     .offset = offsetof(cat_options, tokens),
+     .help = "tokens and logprobs too"},
+    {.name = "routes",
+     .type = CLI_FLAG,
+     .offset = offsetof(cat_options, routes),
+     .help = "routes too: [{start, rows}], rows as [row][layer][choice] of expert ids, null where not valid"},
+    {.name = "limit",
+     .argument = "N",
+     .type = CLI_NUMBER,
+     .offset = offsetof(cat_options, limit),
+     .max = UINT64_MAX,
+     .default_text = "all",
+     .help = "at most N records"},
+};
+
+static void set_defaults(void *options) {
+    ((cat_options *)options)->limit = UINT64_MAX;
+}
 
 static void print_spans(const wb_record *r) {
     printf(",\"spans\":[");
@@ -28,7 +57,7 @@ static void print_tokens(const wb_record *r) {
     printf("[");
     for (uint32_t i = 0; i < r->n_tokens - r->prompt_len; i++) {
         if (i) putchar(',');
-        cli_json_number(stdout, (double)r->logprobs[i]);
+        json_number((double)r->logprobs[i]);
     }
     printf("]");
 }
@@ -64,7 +93,7 @@ static void print_routes(const wb_route_model *m, const wb_record *r) {
 
 static void print_record(const wb_route_model *m, const wb_record *r, const cat_options *o) {
     printf("{\"rid\":");
-    cli_json_text(stdout, r->rid);
+    json_text(r->rid);
     printf(",\"group\":%" PRIu64 ",\"sample\":%" PRIu32 ",\"prompt_len\":%" PRIu32 ",\"n_tokens\":%" PRIu32
            ",\"finish\":\"%s\"",
            r->group, r->sample, r->prompt_len, r->n_tokens, wb_finish_name(r->finish));
@@ -87,26 +116,28 @@ static int print_all(wb_dump *dump, const cat_options *o) {
         print_record(wb_dump_model(dump), &r, o);
         wb_dump_release(dump, i);
     }
-    wb_dump_info info = wb_dump_get_info(dump);
-    if (info.lost_bytes > 0)
-        fprintf(stderr, "waybill: cut: %" PRIu64 " bytes are lost, first in %s\n", info.lost_bytes,
-                info.lost_where);
+    const wb_dump_info info = wb_dump_get_info(dump);
+    cli_warn_of_loss(&info);
     return CLI_OK;
 }
 
-int cli_cat(const cli_command *self, int argc, char **argv) {
-    cat_options o = {.limit = UINT64_MAX};
-    const cli_option options[] = {{.name = "rid", .text = &o.rid},
-                                  {.name = "tokens", .flag = &o.tokens},
-                                  {.name = "routes", .flag = &o.routes},
-                                  {.name = "limit", .number = &o.limit},
-                                  {0}};
-    const char *path = NULL;
-    int code;
-    if (!cli_parse(self, argc, argv, options, &path, &code)) return code;
+static int run(const cli_command *self, const cli_arguments *arguments) {
+    (void)self;
     wb_dump *dump = NULL;
-    if (wb_dump_open(path, &dump) != WB_OK) return cli_fail();
-    code = print_all(dump, &o);
+    if (wb_dump_open(arguments->dump, &dump) != WB_OK) return cli_fail();
+    const int code = print_all(dump, arguments->options);
     wb_dump_close(dump);
     return code;
 }
+
+const cli_command cli_cat = {
+    .name = "cat",
+    .summary = "records as JSON lines",
+    .description = "Prints a JSON object a line for each record: rid, group, sample, prompt_len, n_tokens, "
+                   "finish, spans.",
+    .options = table,
+    .n_options = sizeof table / sizeof table[0],
+    .options_size = sizeof(cat_options),
+    .set_defaults = set_defaults,
+    .run = run,
+};

@@ -1,9 +1,21 @@
-/* inspect.c - `waybill inspect`: what a dump says about itself, or one record. Reads no rows of the
- * summary. */
-#include "cli.h"
+/* inspect.c - `waybill inspect`: what a dump says about itself, or one record. The summary reads no rows. */
+#include "command.h"
 
 #include <inttypes.h>
+#include <stddef.h>
 #include <string.h>
+
+typedef struct inspect_options {
+    const char *rid;
+} inspect_options;
+
+static const cli_option table[] = {
+    {.name = "rid",
+     .argument = "RID",
+     .type = CLI_TEXT,
+     .offset = offsetof(inspect_options, rid),
+     .help = "one record in detail instead"},
+};
 
 /* Sums over records; a file's are one contiguous range of them. */
 typedef struct totals {
@@ -96,9 +108,7 @@ static int inspect_dump(const wb_dump *dump, const char *path) {
 
 static uint64_t valid_rows(const wb_route_model *m, const wb_record *r) {
     uint64_t n = 0;
-    for (uint32_t i = 0; i < r->n_routes; i++)
-        for (uint32_t t = 0; t < r->routes[i].rows; t++)
-            n += wb_record_row(m, r, r->routes[i].start + t) != NULL;
+    for (wb_row_walk walk = wb_rows_of(m, r); wb_row_next(&walk);) n++;
     return n;
 }
 
@@ -134,14 +144,23 @@ static int inspect_record(wb_dump *dump, const char *rid) {
     return CLI_OK;
 }
 
-int cli_inspect(const cli_command *self, int argc, char **argv) {
-    const char *rid = NULL, *path = NULL;
-    const cli_option options[] = {{.name = "rid", .text = &rid}, {0}};
-    int code;
-    if (!cli_parse(self, argc, argv, options, &path, &code)) return code;
+static int run(const cli_command *self, const cli_arguments *arguments) {
+    (void)self;
+    const inspect_options *o = arguments->options;
     wb_dump *dump = NULL;
-    if (wb_dump_open(path, &dump) != WB_OK) return cli_fail();
-    code = rid ? inspect_record(dump, rid) : inspect_dump(dump, path);
+    if (wb_dump_open(arguments->dump, &dump) != WB_OK) return cli_fail();
+    const int code = o->rid ? inspect_record(dump, o->rid) : inspect_dump(dump, arguments->dump);
     wb_dump_close(dump);
     return code;
 }
+
+const cli_command cli_inspect = {
+    .name = "inspect",
+    .summary = "what a dump holds: model, files, sizes, integrity",
+    .description = "Prints the model, the files, the number and sizes of records, codecs, and whether files "
+                   "were cut. DUMP is a .wbr file or a directory of them.",
+    .options = table,
+    .n_options = sizeof table / sizeof table[0],
+    .options_size = sizeof(inspect_options),
+    .run = run,
+};

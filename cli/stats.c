@@ -1,9 +1,24 @@
 /* stats.c - `waybill stats`: expert load of each MoE layer over valid rows, lengths, finish reasons. */
-#include "cli.h"
+#include "command.h"
+#include "report/report_json.h"
+#include "wb_check.h"
+#include "wb_memory.h"
 
 #include <inttypes.h>
 #include <math.h>
+#include <stddef.h>
 #include <stdlib.h>
+
+typedef struct stats_options {
+    bool json;
+} stats_options;
+
+static const cli_option table[] = {
+    {.name = "json",
+     .type = CLI_FLAG,
+     .offset = offsetof(stats_options, json),
+     .help = "one JSON object instead of tables, with the counts of all experts"},
+};
 
 enum { N_FINISH = WB_FINISH_ABORT + 1, N_QUANTILES = 5 };
 static const int quantiles[N_QUANTILES] = {0, 50, 90, 99, 100}; /* percent */
@@ -15,11 +30,12 @@ typedef struct stats {
     uint64_t finish[N_FINISH];
     uint32_t *prompt, *sampled; /* [records] lengths */
     uint64_t prompt_sum, sampled_sum;
+    wb_owner memory;
 } stats;
 
 typedef struct layer_load {
-    uint64_t most;
-    uint32_t top, unused; /* the most chosen expert; experts never chosen */
+    uint64_t max;         /* times that the most chosen expert was chosen */
+    uint32_t top, unused; /* that expert; experts never chosen */
     double max_over_mean, top_share, entropy;
 } layer_load;
 
@@ -30,31 +46,20 @@ static layer_load load_of(const stats *s, uint32_t l) {
     uint64_t total = s->rows * s->model->top_k;
     for (uint32_t e = 0; e < E; e++) {
         load.unused += counts[e] == 0;
-        if (counts[e] > load.most) load.most = counts[load.top = e];
+        if (counts[e] > load.max) load.max = counts[load.top = e];
         double share = total ? (double)counts[e] / (double)total : 0;
         if (share > 0 && E > 1) load.entropy -= share * log(share) / log(E);
     }
-    load.top_share = total ? (double)load.most / (double)total : 0;
+    load.top_share = total ? (double)load.max / (double)total : 0;
     load.max_over_mean = load.top_share * E;
     return load;
 }
 
+/* Ids index the counts, so they are checked first. */
 static wb_status count_rows(stats *s, const wb_record *r) {
-    const wb_route_model *m = s->model;
-    wb_dtype dtype = wb_route_dtype(m->num_experts);
-    wb_status status = wb_record_check(m, r, true); /* ids index the counts */
-    if (status != WB_OK) return status;
-    for (uint32_t i = 0; i < r->n_routes; i++) {
-        for (uint32_t t = 0; t < r->routes[i].rows; t++) {
-            const void *row = wb_record_row(m, r, r->routes[i].start + t);
-            if (!row) continue;
-            s->rows++;
-            for (uint32_t l = 0; l < m->n_moe_layers; l++)
-                for (uint32_t k = 0; k < m->top_k; k++)
-                    s->counts[(size_t)l * m->num_experts +
-                              wb_route_id(row, dtype, (size_t)l * m->top_k + k)]++;
-        }
-    }
+    WB_TRY(wb_record_check(s->model, r, true));
+    for (wb_row_walk walk = wb_rows_of(s->model, r); wb_row_next(&walk);) s->rows++;
+    wb_record_count(s->model, r, 0, r->n_tokens, s->counts);
     return WB_OK;
 }
 
@@ -85,7 +90,7 @@ static int collect(wb_dump *dump, stats *s) {
     return CLI_OK;
 }
 
-/* The least length that `percent` of the records do not exceed; 0 without records. */
+/* The smallest length that `percent` of the records do not exceed; 0 without records. */
 static uint32_t quantile(const stats *s, const uint32_t *sorted, int percent) {
     if (s->records == 0) return 0;
     return sorted[(s->records - 1) * (uint64_t)percent / 100];
@@ -123,11 +128,6 @@ static void print_tables(const stats *s) {
 
 /* ---- JSON --------------------------------------------------------------------------------------- */
 
-static void json_pair(const char *key, double value) {
-    printf(",\"%s\":", key);
-    cli_json_number(stdout, value);
-}
-
 static void json_lengths(const stats *s, const char *name, const uint32_t *sorted, uint64_t sum) {
     static const char *const keys[N_QUANTILES] = {"min", "p50", "p90", "p99", "max"};
     printf(",\"%s\":{\"sum\":%" PRIu64, name, sum);
@@ -153,7 +153,7 @@ static void json_layer(const stats *s, uint32_t l) {
 
 static void print_json(const stats *s) {
     printf("{\"model\":");
-    cli_json_text(stdout, s->model->name);
+    json_text(s->model->name);
     printf(",\"records\":%" PRIu64 ",\"tokens\":%" PRIu64 ",\"valid_rows\":%" PRIu64 ",\"finish\":{",
            s->records, s->prompt_sum + s->sampled_sum, s->rows);
     for (int f = 0; f < N_FINISH; f++)
@@ -166,32 +166,46 @@ static void print_json(const stats *s) {
     printf("]}\n");
 }
 
-int cli_stats(const cli_command *self, int argc, char **argv) {
-    bool json = false;
-    const cli_option options[] = {{.name = "json", .flag = &json}, {0}};
-    const char *path = NULL;
-    int code;
-    if (!cli_parse(self, argc, argv, options, &path, &code)) return code;
-    wb_dump *dump = NULL;
-    if (wb_dump_open(path, &dump) != WB_OK) return cli_fail();
-    wb_dump_info info = wb_dump_get_info(dump);
+/* ---- the command -------------------------------------------------------------------------------- */
+
+static wb_status open_memory(stats *s, uint64_t n_records) {
+    const size_t n_counts = (size_t)s->model->n_moe_layers * s->model->num_experts;
+    WB_TRY(WB_OWN(&s->memory, s->counts, n_counts, "stats"));
+    WB_TRY(WB_OWN(&s->memory, s->prompt, n_records, "stats"));
+    return WB_OWN(&s->memory, s->sampled, n_records, "stats");
+}
+
+static int print_stats(wb_dump *dump, bool json) {
+    const wb_dump_info info = wb_dump_get_info(dump);
     stats s = {.model = wb_dump_model(dump)};
-    s.counts = calloc((size_t)s.model->n_moe_layers * s.model->num_experts, sizeof *s.counts);
-    s.prompt = calloc(info.records + 1, sizeof *s.prompt);
-    s.sampled = calloc(info.records + 1, sizeof *s.sampled);
-    if (!s.counts || !s.prompt || !s.sampled) {
-        wb_fail(WB_OUT_OF_MEMORY, "stats: no memory");
-        code = cli_fail();
-    } else {
-        code = collect(dump, &s);
+    int code = open_memory(&s, info.records) == WB_OK ? collect(dump, &s) : cli_fail();
+    if (code == CLI_OK) {
+        json ? print_json(&s) : print_tables(&s);
+        cli_warn_of_loss(&info);
     }
-    if (code == CLI_OK) json ? print_json(&s) : print_tables(&s);
-    if (code == CLI_OK && info.lost_bytes > 0)
-        fprintf(stderr, "waybill: cut: %" PRIu64 " bytes are lost, first in %s\n", info.lost_bytes,
-                info.lost_where);
-    free(s.counts);
-    free(s.prompt);
-    free(s.sampled);
+    wb_owner_close(&s.memory);
+    return code;
+}
+
+static int run(const cli_command *self, const cli_arguments *arguments) {
+    (void)self;
+    const stats_options *o = arguments->options;
+    wb_dump *dump = NULL;
+    if (wb_dump_open(arguments->dump, &dump) != WB_OK) return cli_fail();
+    const int code = print_stats(dump, o->json);
     wb_dump_close(dump);
     return code;
 }
+
+const cli_command cli_stats = {
+    .name = "stats",
+    .summary = "expert load of each layer, lengths, finish reasons",
+    .description =
+        "Counts the valid rows of every record: per MoE layer the most loaded expert against the "
+        "mean, the entropy of the load (1: even), experts never chosen; lengths and finish reasons "
+        "of the records.",
+    .options = table,
+    .n_options = sizeof table / sizeof table[0],
+    .options_size = sizeof(stats_options),
+    .run = run,
+};

@@ -1,5 +1,5 @@
 /* verify.c - `waybill verify`: the full check, its verdict as exit code. */
-#include "cli.h"
+#include "command.h"
 
 #include <inttypes.h>
 #include <unistd.h>
@@ -13,13 +13,12 @@ static void show_progress(void *ctx, uint64_t done, uint64_t total) {
     fprintf(stderr, "\r%3d%% of %" PRIu64 " records", percent, total);
 }
 
-int cli_verify(const cli_command *self, int argc, char **argv) {
-    const cli_option options[] = {{0}};
-    const char *path = NULL;
-    int code, shown = -1;
-    if (!cli_parse(self, argc, argv, options, &path, &code)) return code;
+static int run(const cli_command *self, const cli_arguments *arguments) {
+    (void)self;
+    int shown = -1;
     wb_dump_info info;
-    wb_status status = wb_dump_verify(path, isatty(STDERR_FILENO) ? show_progress : NULL, &shown, &info);
+    wb_status status =
+        wb_dump_verify(arguments->dump, isatty(STDERR_FILENO) ? show_progress : NULL, &shown, &info);
     if (shown >= 0) fprintf(stderr, "\r%40s\r", "");
     if (status != WB_OK) {
         printf("FAILED: %s\n", wb_status_string(status));
@@ -39,3 +38,12 @@ int cli_verify(const cli_command *self, int argc, char **argv) {
     printf("\n");
     return CLI_OK;
 }
+
+const cli_command cli_verify = {
+    .name = "verify",
+    .summary = "check every byte of a dump; the exit code is the verdict",
+    .description =
+        "Checks structure, checksums and every expert id. Prints OK, or the first fault. Exits with 1 "
+        "when anything is damaged or, a file having been cut, lost.",
+    .run = run,
+};

@@ -1,9 +1,9 @@
 /* comm_self.c - the transport of one rank: every call is a copy or nothing.
  *
- * Owns: nothing but the communicator object. Refuses: more than one rank. */
-#include <string.h>
-
+ * Refuses: more than one rank. */
 #include "wb_comm.h"
+
+#include <string.h>
 
 static wb_status self_broadcast(wb_comm *comm, void *buffer, size_t bytes, int root) {
     (void)comm, (void)buffer, (void)bytes, (void)root;

@@ -3,16 +3,17 @@
  * Owns: the team the ranks share. A call posts its arguments, meets the others, copies from their buffers and
  * leaves with the others. Refuses: processes, spinning.
  *
- * Abort: meeting fails for all ranks or for none, so either every rank reads its peers' buffers or no rank
- * does. Leaving cannot fail: whoever met only copies before it leaves, and until all have left a posted
- * buffer may still be read. A rank that closes has given up too as far as the others are concerned. */
-#include <pthread.h>
-#include <stdlib.h>
-#include <string.h>
-
+ * How a rank gives up (wb_comm_abort): meeting fails for all ranks or for none, so that either every rank
+ * reads its peers' buffers or no rank does. Leaving cannot fail: a rank that has met does nothing but copy
+ * before it leaves, and until all have left a posted buffer may still be read. To the others a rank that
+ * closes has given up too. */
 #include "wb_check.h"
 #include "wb_comm.h"
 #include "wb_memory.h"
+
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
 
 typedef enum call_kind { CALL_BROADCAST, CALL_ALL_GATHER, CALL_ALL_TO_ALL_V, CALL_BARRIER } call_kind;
 
@@ -28,14 +29,16 @@ typedef struct posting {
 } posting;
 
 typedef struct team {
+    wb_owner memory;       /* of `postings` */
     pthread_mutex_t mutex; /* guards all below but `postings` */
     pthread_cond_t changed;
     int size;
-    int arrived;       /* ranks in the barrier now */
-    uint64_t passed;   /* barriers completed */
-    int gone;          /* the first rank that gave up, or -1 */
-    int open;          /* communicators not yet closed */
-    posting *postings; /* [size]; entry r is written by rank r before the team meets, read until it leaves */
+    int arrived;     /* ranks in the barrier now */
+    uint64_t passed; /* barriers completed */
+    int gone;        /* the first rank that gave up, or -1 */
+    int open;        /* communicators not yet closed */
+    /* [size]; entry r is written by rank r before the team meets and read until it leaves */
+    posting *postings;
 } team;
 
 /* ---- meeting and leaving ------------------------------------------------------------------------- */
@@ -159,7 +162,7 @@ static void threads_abort(wb_comm *comm) {
 static void team_free(team *shared) {
     pthread_cond_destroy(&shared->changed);
     pthread_mutex_destroy(&shared->mutex);
-    free(shared->postings);
+    wb_owner_close(&shared->memory);
     free(shared);
 }
 
@@ -184,16 +187,14 @@ static const wb_comm_ops threads_ops = {.size = sizeof(wb_comm_ops),
 
 static wb_status team_new(int size, team **team_out) {
     wb_status status;
-    void *memory = NULL;
-    WB_TRY(WB_ALLOC(memory, 1, sizeof(team), "thread team"));
-    team *shared = memory;
+    team *shared = NULL;
+    WB_TRY(WB_NEW(shared, 1, "thread team"));
     shared->size = size;
     shared->gone = -1;
-    WB_GOTO(WB_ALLOC(memory, (size_t)size, sizeof(posting), "thread team postings"), free_team);
-    shared->postings = memory;
+    WB_GOTO(WB_OWN(&shared->memory, shared->postings, (size_t)size, "thread team postings"), free_team);
     if (pthread_mutex_init(&shared->mutex, NULL) != 0) {
         status = wb_fail(WB_OUT_OF_MEMORY, "thread team: mutex");
-        goto free_postings;
+        goto free_team;
     }
     if (pthread_cond_init(&shared->changed, NULL) != 0) {
         status = wb_fail(WB_OUT_OF_MEMORY, "thread team: condition variable");
@@ -204,9 +205,8 @@ static wb_status team_new(int size, team **team_out) {
 
 destroy_mutex:
     pthread_mutex_destroy(&shared->mutex);
-free_postings:
-    free(shared->postings);
 free_team:
+    wb_owner_close(&shared->memory);
     free(shared);
     return status;
 }
@@ -226,13 +226,12 @@ static wb_status open_ranks(team *shared, wb_comm **comms) {
 wb_status wb_comm_open_threads(int size, wb_comm **comms_out) {
     if (size < 1) return wb_fail(WB_INVALID_ARGUMENT, "open_threads: size: expected >= 1, found %d", size);
     wb_status status;
-    void *memory = NULL;
     team *shared = NULL;
-    WB_TRY(WB_ALLOC(memory, (size_t)size, sizeof(wb_comm *), "thread communicators"));
-    wb_comm **comms = memory;
+    wb_comm **comms = NULL;
+    WB_TRY(WB_NEW(comms, (size_t)size, "thread communicators"));
     WB_GOTO(team_new(size, &shared), free_comms);
     WB_GOTO(open_ranks(shared, comms), free_team);
-    memcpy(comms_out, comms, (size_t)size * sizeof(*comms));
+    memcpy(comms_out, comms, (size_t)size * sizeof *comms);
     free(comms);
     return WB_OK;
 

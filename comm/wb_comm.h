@@ -1,13 +1,29 @@
 /* wb_comm.h - the transport between ranks: the control plane, in host memory.
  *
- * Owns: rank and size, broadcast, all-reduce, all-gather, all-to-all-v, barrier, and the adapters self
- * (one rank) and threads (ranks are threads of one process). The MPI adapter is a target of its own with
- * the header wb_comm_mpi.h. Refuses: models, policy, mpi.h.
+ * Owns: rank and size, broadcast, all-reduce, all-gather, all-to-all-v, barrier, the verdicts, and the
+ * adapters self (one rank) and threads (ranks are threads of one process). The MPI adapter is a library of
+ * its own with the header wb_comm_mpi.h; another transport is made of a struct of functions (at the end of
+ * this header). Refuses: models, policy, mpi.h, device memory.
  *
- * Every call is collective: all ranks of the communicator make the same calls in the same order. Buffers
- * are host memory. Sums are taken in rank order 0, 1, ... R-1, so that every rank gets the same bits, the
- * same on every run and for every adapter. A rank that fails makes the others return WB_PEER in bounded time
- * where the adapter can tell (threads: wb_comm_abort; MPI: mpirun ends the job).
+ * A program of R ranks opens one communicator a rank and uses each from one thread at a time:
+ *
+ *     wb_comm *comm;
+ *     WB_TRY(wb_comm_open_self(&comm));             or wb_comm_open_threads, or wb_comm_open_mpi
+ *     wb_status status = read_my_part(...);         what one rank does alone can fail on that rank alone
+ *     status = wb_comm_agree(comm, status);         now all ranks know, and leave together or go on together
+ *     if (status == WB_OK) status = wb_comm_all_reduce_f32(comm, gradient, n);
+ *     wb_comm_close(comm);
+ *
+ * Collective: all ranks of a communicator make the same call, with the same sizes, in the same order; a call
+ * returns when this rank's part is done. Every call below is collective unless it says that it is not.
+ * Buffers are host memory, belong to the caller and are not kept. Sums are taken in rank order 0, 1, ...
+ * R-1, so that every rank gets the same bits, the same on every run and with every adapter.
+ *
+ * Errors: INVALID_ARGUMENT is found before anything is sent, on the rank that passed the argument. PEER: a
+ * rank gave up or is gone, or MPI failed; it comes in bounded time where the adapter can tell (threads:
+ * wb_comm_abort and wb_comm_close; MPI: mpirun ends the job). MISMATCH: the ranks' calls do not fit together,
+ * where the adapter can tell. OUT_OF_MEMORY: an all-reduce has no memory for its scratch; all ranks return
+ * then, the others with PEER. After a failure outputs hold anything.
  */
 #ifndef WB_COMM_H
 #define WB_COMM_H
@@ -18,61 +34,82 @@
 extern "C" {
 #endif
 
-typedef struct wb_comm wb_comm; /* opaque */
+/* One rank's end of the transport. */
+typedef struct wb_comm wb_comm;
 
-WB_API int wb_comm_rank(const wb_comm *comm);         /* 0..size-1 */
-WB_API int wb_comm_size(const wb_comm *comm);         /* R */
-WB_API const char *wb_comm_name(const wb_comm *comm); /* the adapter: "self", "threads", "mpi"; static */
+/* ---- opening and closing ------------------------------------------------------------------------- */
 
-/* One rank. Cannot fail but for memory. */
+/* One rank, alone. OUT_OF_MEMORY is the only failure. */
 WB_API wb_status wb_comm_open_self(wb_comm **comm_out);
 
-/* `size` ranks for `size` threads of this process; comms_out[r] is used by one thread only and closed by
- * wb_comm_close each; the shared state goes with the last of them. */
+/* `size` ranks for `size` threads of this process: comms_out, [size], is filled by one call. comms_out[r] is
+ * used by one thread at a time and closed by wb_comm_close; what the ranks share is freed with the last of
+ * them. INVALID_ARGUMENT: size below 1. Not collective. */
 WB_API wb_status wb_comm_open_threads(int size, wb_comm **comms_out);
 
-WB_API void wb_comm_close(wb_comm *comm); /* not collective; NULL is a no-op */
+/* Frees this rank's communicator. Ranks that wait for it, or will, get PEER (threads). NULL is a no-op. Not
+ * collective. */
+WB_API void wb_comm_close(wb_comm *comm);
 
-/* Tells the peers that this rank gives up: their pending and later calls return WB_PEER (threads), or the
- * job ends with a non-zero exit (MPI). Not collective. */
+/* Tells the others that this rank gives up: their pending and later calls return PEER (threads), or the job
+ * ends with a non-zero exit (MPI). With threads any thread may call it, a watchdog for example. NULL is a
+ * no-op. Not collective. */
 WB_API void wb_comm_abort(wb_comm *comm);
 
-/* buffer[bytes] of `root` to all ranks. */
+/* This rank, 0..R-1; how many there are, R; the adapter's name: "self", "threads", "mpi", a static string.
+ * Not collective. */
+WB_API int wb_comm_rank(const wb_comm *comm);
+WB_API int wb_comm_size(const wb_comm *comm);
+WB_API const char *wb_comm_name(const wb_comm *comm);
+
+/* ---- moving bytes -------------------------------------------------------------------------------- */
+
+/* buffer, `bytes` bytes: read on rank `root`, written on all others. */
 WB_API wb_status wb_comm_broadcast(wb_comm *comm, void *buffer, size_t bytes, int root);
 
-/* recv[size * bytes]: rank r's send[bytes] at r * bytes. */
+/* send: `bytes` bytes, the same number on every rank. recv: [R][bytes], rank r's at r * bytes; does not
+ * overlap `send`. */
 WB_API wb_status wb_comm_all_gather(wb_comm *comm, const void *send, size_t bytes, void *recv);
 
-/* Rank r's send_bytes[s] bytes at send + send_offsets[s] arrive on rank s at recv + recv_offsets[r].
- * Arrays are [size]. recv_bytes[r] on s must equal send_bytes[s] on r: MISMATCH otherwise where the
- * adapter can tell. */
+/* Each rank sends a part to each rank, itself included. The send_bytes[s] bytes at send + send_offsets[s] go
+ * to rank s; the part from rank r arrives at recv + recv_offsets[r]. The four arrays are [R], in bytes.
+ * recv_bytes[r] on rank s must be send_bytes[s] on rank r: MISMATCH otherwise where the adapter can tell.
+ * send and recv do not overlap. */
 WB_API wb_status wb_comm_all_to_all_v(wb_comm *comm, const void *send, const size_t *send_bytes,
                                       const size_t *send_offsets, void *recv, const size_t *recv_bytes,
                                       const size_t *recv_offsets);
 
-/* buffer[n] := sum over ranks, added in rank order; in place. */
+/* Returns when all ranks have come to it. */
+WB_API wb_status wb_comm_barrier(wb_comm *comm);
+
+/* ---- reductions ---------------------------------------------------------------------------------- */
+
+/* buffer, [n], in/out: each element becomes the sum of that element of all ranks, added in rank order. */
 WB_API wb_status wb_comm_all_reduce_f32(wb_comm *comm, float *buffer, size_t n);
 WB_API wb_status wb_comm_all_reduce_f64(wb_comm *comm, double *buffer, size_t n);
 
-/* *value := the largest over ranks. */
+/* *value, in/out: becomes the largest of all ranks. */
 WB_API wb_status wb_comm_all_reduce_max_u64(wb_comm *comm, uint64_t *value);
 
-/* PEER, naming the first rank that differs, unless bytes[n] is the same on every rank. `what` goes into
- * the message ("model fingerprint", "step"). */
+/* ---- verdicts ------------------------------------------------------------------------------------ */
+
+/* OK on all ranks when bytes, [n], is the same on every rank; else PEER on all ranks, with a message that
+ * names the first rank that differs from rank 0. n may differ too: that is a difference. `what` begins the
+ * message ("model fingerprint", "step"). */
 WB_API wb_status wb_comm_check_equal(wb_comm *comm, const void *bytes, size_t n, const char *what);
 
-/* A collective verdict: returns `status` where it is a failure; where it is ok but another rank failed,
- * PEER naming that rank and its status. Lets all ranks leave together after a local failure. */
+/* Makes a local failure known: returns `status`, its message kept, where it is a failure; where it is OK but
+ * another rank failed, PEER with a message that names the first such rank and its status. All ranks call it
+ * after what each has done alone, and so leave together or go on together. */
 WB_API wb_status wb_comm_agree(wb_comm *comm, wb_status status);
-
-WB_API wb_status wb_comm_barrier(wb_comm *comm);
 
 /* ---- for a transport of one's own ---------------------------------------------------------------- */
 
-/* What an adapter does. Arguments have been checked: root is a rank, pointers are set where there are
- * bytes, sizes and offsets do not overflow. */
+/* What an adapter does: the collective calls above, from which all others are built. Arguments have been
+ * checked: root is a rank, pointers are set where there are bytes, sizes and offsets do not overflow. None
+ * may be NULL. */
 typedef struct wb_comm_ops {
-    size_t size;      /* sizeof this struct, as the adapter was compiled */
+    size_t size;      /* sizeof(wb_comm_ops), as the adapter was compiled */
     const char *name; /* static */
     wb_status (*broadcast)(wb_comm *comm, void *buffer, size_t bytes, int root);
     wb_status (*all_gather)(wb_comm *comm, const void *send, size_t bytes, void *recv);
@@ -81,14 +118,17 @@ typedef struct wb_comm_ops {
                               const size_t *recv_offsets);
     wb_status (*barrier)(wb_comm *comm);
     void (*abort)(wb_comm *comm);
-    void (*close)(wb_comm *comm); /* frees the state, then calls wb_comm_delete */
+    void (*close)(wb_comm *comm); /* frees the adapter's state, then calls wb_comm_delete */
 } wb_comm_ops;
 
-/* Makes the communicator of an adapter. `ops` is copied; `state` stays the adapter's. INVALID_ARGUMENT
- * names a function that is missing, and a size that is not this version's. Not collective. */
+/* Makes one rank's communicator, 0 <= rank < size. `ops` is copied; `state` stays the adapter's, which finds
+ * it with wb_comm_state. INVALID_ARGUMENT names a member of ops that is NULL, or the size of ops when it is
+ * not this version's. Not collective. */
 WB_API wb_status wb_comm_new(const wb_comm_ops *ops, int rank, int size, void *state, wb_comm **comm_out);
-WB_API void *wb_comm_state(const wb_comm *comm); /* as given to wb_comm_new */
-WB_API void wb_comm_delete(wb_comm *comm);       /* NULL is a no-op */
+WB_API void *wb_comm_state(const wb_comm *comm);
+
+/* Frees what wb_comm_new made, and not `state`: the end of an adapter's `close`. NULL is a no-op. */
+WB_API void wb_comm_delete(wb_comm *comm);
 
 #ifdef __cplusplus
 }

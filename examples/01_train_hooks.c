@@ -5,12 +5,12 @@
  * Takes a record (made by hand, or the first of a dump), packs it with padding into two micro-batches and
  * runs one step as a pipeline would: both forwards, then for each micro-batch recompute and backward. Exit
  * code 0: every row went down the experts of the rollout, in the recompute too. */
+#include "wb_train_hooks.h"
+
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-#include "wb_train_hooks.h"
 
 enum { MICRO_BATCHES = 2, PADDING = 3 };
 
@@ -85,74 +85,105 @@ static void check_rows(const wb_route_model *m, const wb_record *record, uint32_
         check(g->dlogits[i] == 0, "padding has gradient");
 }
 
+/* The trainer and its step: half of the record in each micro-batch, padding behind it. */
+typedef struct trainer {
+    const wb_route_model *model;
+    wb_record record;
+    wb_device *device;
+    wb_replay *replay;
+    wb_hooks *hooks;
+    uint32_t start[MICRO_BATCHES], rows[MICRO_BATCHES]; /* of the record */
+    gate *gates;                                        /* [MICRO_BATCHES][L] */
+} trainer;
+
+static void trainer_open(trainer *t) {
+    wb_replay_options replay_options = wb_replay_options_default();
+    replay_options.missing = WB_MISSING_NATIVE;
+    CHECK(wb_replay_open(t->model, &replay_options, &t->replay));
+    CHECK(wb_replay_add(t->replay, t->model, &t->record));
+    CHECK(wb_device_open_cpu(0, &t->device));
+    wb_hooks_options hooks_options = wb_hooks_options_default();
+    hooks_options.device = t->device;
+    hooks_options.replay = t->replay;
+    hooks_options.router = router_of(t->model);
+    CHECK(wb_hooks_open(&hooks_options, &t->hooks));
+    uint32_t half = t->record.n_tokens / MICRO_BATCHES;
+    t->start[0] = 0, t->rows[0] = half;
+    t->start[1] = half, t->rows[1] = t->record.n_tokens - half;
+    t->gates = calloc(MICRO_BATCHES * (size_t)t->model->n_moe_layers, sizeof *t->gates);
+    check(t->gates, "out of memory");
+}
+
+static void trainer_close(trainer *t) {
+    free(t->gates);
+    wb_hooks_close(t->hooks);
+    wb_replay_close(t->replay);
+    wb_device_close(t->device);
+}
+
+static gate *gate_of(const trainer *t, int32_t mb, int32_t l) {
+    return &t->gates[mb * (int32_t)t->model->n_moe_layers + l];
+}
+
+static void begin_step(const trainer *t) {
+    CHECK(wb_hooks_step_begin(t->hooks, WB_REPLAY_ROLLOUT, MICRO_BATCHES));
+    for (int32_t mb = 0; mb < MICRO_BATCHES; mb++) {
+        wb_segment segments[2] = {wb_replay_segment(t->replay, t->record.rid, t->start[mb], t->rows[mb]),
+                                  {WB_SEGMENT_PADDING, NULL, 0, PADDING}};
+        CHECK(wb_replay_plan(t->replay, mb, 2, segments));
+    }
+}
+
+static void forward(const trainer *t, int32_t mb, int32_t l) {
+    gate *g = gate_of(t, mb, l);
+    const size_t E = t->model->num_experts, K = t->model->top_k;
+    const uint32_t T = t->rows[mb] + PADDING;
+    gate_alloc(g, T, E, K);
+    router_logits(mb, l, T * t->model->num_experts, g->logits);
+    CHECK(wb_hooks_gate_forward(t->hooks, mb, l, 0, T, g->logits, (wb_ids){g->ids, WB_U16, (int64_t)K},
+                                g->weights));
+}
+
+static void recompute_and_backward(const trainer *t, int32_t mb, int32_t l) {
+    gate *g = gate_of(t, mb, l), again;
+    const size_t E = t->model->num_experts, K = t->model->top_k;
+    const uint32_t T = t->rows[mb] + PADDING;
+    gate_alloc(&again, T, E, K);
+    CHECK(wb_hooks_gate_forward(t->hooks, mb, l, 0, T, g->logits, (wb_ids){again.ids, WB_U16, (int64_t)K},
+                                again.weights));
+    check(memcmp(again.ids, g->ids, T * K * sizeof *g->ids) == 0, "the recompute went elsewhere");
+    check(memcmp(again.weights, g->weights, T * K * sizeof(float)) == 0, "other weights in recompute");
+    CHECK(wb_hooks_gate_backward(t->hooks, mb, l, 0, T, g->logits, g->dweights, g->dlogits));
+    check_rows(t->model, &t->record, t->start[mb], t->rows[mb], (uint32_t)l, g);
+    gate_free(&again);
+    gate_free(g);
+}
+
 int main(int argc, char **argv) {
     wb_dump *dump = NULL;
-    const wb_route_model *m = &hand_model;
-    wb_record record = hand_record;
+    trainer t = {.model = &hand_model, .record = hand_record};
     if (argc > 1) {
         CHECK(wb_dump_open(argv[1], &dump));
-        CHECK(wb_dump_record(dump, 0, &record));
-        m = wb_dump_model(dump);
+        CHECK(wb_dump_record(dump, 0, &t.record));
+        t.model = wb_dump_model(dump);
     }
-    check(record.n_tokens >= MICRO_BATCHES, "the record is too short");
-    wb_replay_options options = wb_replay_options_default();
-    options.missing = WB_MISSING_NATIVE;
-    wb_hooks_options hook_options = {.router = router_of(m)};
-    wb_hooks *hooks;
-    CHECK(wb_replay_open(m, &options, &hook_options.replay));
-    CHECK(wb_replay_add(hook_options.replay, m, &record));
-    CHECK(wb_device_open_cpu(0, &hook_options.device));
-    CHECK(wb_hooks_open(&hook_options, &hooks));
+    check(t.record.n_tokens >= MICRO_BATCHES, "the record is too short");
+    trainer_open(&t);
 
-    /* The plan: half of the record in each micro-batch, and padding behind it. */
-    const int32_t L = (int32_t)m->n_moe_layers;
-    const size_t E = m->num_experts, K = m->top_k;
-    uint32_t start[MICRO_BATCHES] = {0, record.n_tokens / 2};
-    uint32_t rows[MICRO_BATCHES] = {record.n_tokens / 2, record.n_tokens - record.n_tokens / 2};
-    gate *gates = calloc((size_t)(MICRO_BATCHES * L), sizeof *gates);
-    check(gates != NULL, "out of memory");
-    CHECK(wb_hooks_step_begin(hooks, WB_REPLAY_ROLLOUT, MICRO_BATCHES));
-    for (int32_t mb = 0; mb < MICRO_BATCHES; mb++) {
-        wb_segment segments[2] = {{WB_SEGMENT_REPLAY, record.rid, start[mb], rows[mb]},
-                                  {WB_SEGMENT_PADDING, NULL, 0, PADDING}};
-        CHECK(wb_replay_plan(hook_options.replay, mb, 2, segments));
-    }
-
+    const int32_t L = (int32_t)t.model->n_moe_layers;
+    begin_step(&t);
     for (int32_t mb = 0; mb < MICRO_BATCHES; mb++)
-        for (int32_t l = 0; l < L; l++) { /* forward */
-            gate *g = &gates[mb * L + l];
-            const uint32_t T = rows[mb] + PADDING;
-            gate_alloc(g, T, E, K);
-            router_logits(mb, l, T * m->num_experts, g->logits);
-            CHECK(wb_hooks_gate_forward(hooks, mb, l, 0, T, g->logits, (wb_ids){g->ids, WB_U16, (int64_t)K},
-                                        g->weights));
-        }
+        for (int32_t l = 0; l < L; l++) forward(&t, mb, l);
     for (int32_t mb = 0; mb < MICRO_BATCHES; mb++)
-        for (int32_t l = L - 1; l >= 0; l--) { /* recompute and backward, the other way round */
-            gate *g = &gates[mb * L + l], again;
-            const uint32_t T = rows[mb] + PADDING;
-            gate_alloc(&again, T, E, K);
-            CHECK(wb_hooks_gate_forward(hooks, mb, l, 0, T, g->logits,
-                                        (wb_ids){again.ids, WB_U16, (int64_t)K}, again.weights));
-            check(memcmp(again.ids, g->ids, T * K * sizeof *g->ids) == 0, "the recompute went elsewhere");
-            check(memcmp(again.weights, g->weights, T * K * sizeof(float)) == 0,
-                  "other weights in recompute");
-            CHECK(wb_hooks_gate_backward(hooks, mb, l, 0, T, g->logits, g->dweights, g->dlogits));
-            check_rows(m, &record, start[mb], rows[mb], (uint32_t)l, g);
-            gate_free(&again);
-            gate_free(g);
-        }
-
+        for (int32_t l = L - 1; l >= 0; l--) recompute_and_backward(&t, mb, l);
     wb_replay_metrics metrics;
-    CHECK(wb_hooks_step_end(hooks, &metrics));
+    CHECK(wb_hooks_step_end(t.hooks, &metrics));
+
     printf("request %s: %.0f rows, %.0f forced, %.0f chose natively for want of a route, %.0f padding\n",
-           record.rid, metrics.rows, metrics.forced_rows, metrics.fallback_rows, metrics.padding_rows);
+           t.record.rid, metrics.rows, metrics.forced_rows, metrics.fallback_rows, metrics.padding_rows);
     printf("without replay %.1f %% of the tokens and %.1f %% of the decisions would have gone elsewhere\n",
            100 * metrics.token_differ, 100 * metrics.decision_differ);
-    free(gates);
-    wb_hooks_close(hooks);
-    wb_replay_close(hook_options.replay);
-    wb_device_close(hook_options.device);
+    trainer_close(&t);
     wb_dump_close(dump);
     return 0;
 }

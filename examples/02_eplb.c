@@ -6,11 +6,11 @@
  * the move from the trivial placement, takes it over, and sends the first micro-batch's tokens to replicas
  * by exact quotas. Exit code 0: every token went to a slot that holds its expert, and each rank got what
  * the quotas say. */
+#include "wb_eplb.h"
+
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
-
-#include "wb_eplb.h"
 
 enum { MICRO_BATCHES = 4 };
 
@@ -46,7 +46,7 @@ static void count_micro_batches(step *s, uint64_t n_records, wb_comm *comm) {
     s->M = wb_load_passes(load); /* a micro-batch without rows is none */
     check(s->M > 0, "the dump has no rows");
     s->loads = calloc((size_t)s->M * s->L * s->E, sizeof *s->loads);
-    check(s->loads != NULL, "memory");
+    check(s->loads, "memory");
     for (uint32_t m = 0; m < s->M; m++)
         CHECK(wb_load_pass_counts(load, 0, 1u << WB_PHASE_REPLAY, s->M - 1 - m,
                                   s->loads + (size_t)m * s->L * s->E));
@@ -73,9 +73,9 @@ static void rebalance(const step *s, wb_comm *comm, wb_placement *placement) {
 }
 
 static void print_balance(const step *s, const wb_placement *placement, const char *name) {
-    uint32_t P = wb_placement_topology(placement)->n_ranks;
-    double *rank_loads = calloc(P, sizeof *rank_loads), sum = 0;
-    check(rank_loads != NULL, "memory");
+    uint32_t R = wb_placement_topology(placement)->n_ranks;
+    double *rank_loads = calloc(R, sizeof *rank_loads), sum = 0;
+    check(rank_loads, "memory");
     for (uint32_t i = 0; i < s->M * s->L; i++) {
         wb_placement_rank_loads(placement, i % s->L, s->loads + (size_t)i * s->E, rank_loads);
         sum += wb_placement_balancedness(placement, rank_loads);
@@ -98,8 +98,8 @@ static void dispatch_rows(const step *s, const wb_placement *placement, uint32_t
                            .T = run->rows,
                            .K = K,
                            .valid = run->valid};
-    uint32_t P = wb_placement_topology(placement)->n_ranks, n = rows.T * K;
-    uint32_t *counts = calloc((size_t)P * s->E, sizeof *counts); /* [P][E]: replay knows them for all ranks */
+    uint32_t R = wb_placement_topology(placement)->n_ranks, n = rows.T * K;
+    uint32_t *counts = calloc((size_t)R * s->E, sizeof *counts); /* [R][E]: replay knows them for all ranks */
     wb_physical_id *slots = calloc(n, sizeof *slots);
     wb_dispatch *dispatch = NULL;
     check(counts && slots, "memory");

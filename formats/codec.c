@@ -1,32 +1,11 @@
-/* codec.c - row codecs, the checksum and the trailer's bytes; see codec.h and dump_layout.h. */
+/* codec.c - see codec.h. */
 #include "codec.h"
-#include "dump_layout.h"
-#include "wb_hash.h"
 
 #include <string.h>
 #include <zstd.h>
 #include <zstd_errors.h>
 
 #define PLAUSIBLE_RATIO 256
-
-bool wb_hash_same(uint64_t expected, uint64_t found) {
-#ifdef FUZZING_BUILD_MODE_UNSAFE_FOR_PRODUCTION
-    (void)expected;
-    (void)found;
-    return true;
-#else
-    return expected == found;
-#endif
-}
-
-void wb_trailer_fill(uint8_t out[WB_TRAILER_BYTES], uint64_t index_offset) {
-    uint8_t *payload = out + WB_TRAILER_HEAD_BYTES;
-    memcpy(out, WB_TRAILER_HEAD, WB_TRAILER_HEAD_BYTES);
-    memcpy(payload, WB_TRAILER_MAGIC, 8);
-    memcpy(payload + 8, &index_offset, 8);
-    uint64_t hash = wb_hash64(payload, 16);
-    memcpy(payload + 16, &hash, 8);
-}
 
 static const char *const codec_names[] = {[WB_CODEC_RAW] = "raw", [WB_CODEC_ZSTD] = "zstd"};
 #define N_CODECS (sizeof codec_names / sizeof codec_names[0])

@@ -1,27 +1,26 @@
-/* codec.h - row codecs and the checksum (internal). Refuses: a size that was not given to it. */
+/* codec.h - row codecs: names, and zstd within given sizes (internal). Refuses: to trust the size that a
+ * compressed frame claims for itself. */
 #ifndef WB_CODEC_H
 #define WB_CODEC_H
 
 #include "wb_check.h"
 #include "wb_formats.h"
-#include "wb_hash.h"
 
-/* found == expected; true for anything in a fuzzing build, which must get past the checksums. */
-bool wb_hash_same(uint64_t expected, uint64_t found);
-
-const char *wb_codec_name(wb_codec codec); /* NULL for a value that is none */
+/* "raw" or "zstd", static; NULL for a value that is no codec. */
+const char *wb_codec_name(wb_codec codec);
 bool wb_codec_from_name(const char *name, size_t length, wb_codec *codec_out);
 
-/* Most bytes that `size` bytes can become. */
+/* The most bytes to which `size` bytes can be encoded. */
 size_t wb_zstd_bound(size_t size);
 
-/* Whether a reader takes `stored` bytes for `decoded` ones. Rows that shrink more are not routes but an
- * attempt on its memory; the writer stores them raw. */
+/* Whether a reader believes that `stored` bytes are `decoded` bytes of rows: not if they shrank to less than
+ * 1/256, or a small file could make the reader allocate any amount of memory. The writer stores such rows
+ * raw. */
 bool wb_zstd_plausible(uint64_t decoded, uint64_t stored);
 
 wb_status wb_zstd_encode(const void *src, size_t size, int level, void *dst, size_t capacity,
                          size_t *size_out);
-/* Decodes at most `capacity` bytes, whatever the frame says about its size. */
+/* Decodes at most `capacity` bytes, whatever the frame says about its size. CORRUPT when that fails. */
 wb_status wb_zstd_decode(const void *src, size_t size, void *dst, size_t capacity, size_t *size_out);
 
 #endif

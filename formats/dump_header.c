@@ -3,16 +3,14 @@
  * not well formed, a dtype that is not the one of E. */
 #include "dump_layout.h"
 #include "dump_parse.h"
-#include "wb_hash.h"
-#include "wb_memory.h"
 
 #include <inttypes.h>
 #include <msgpack.h>
-#include <stdlib.h>
 #include <string.h>
 
 typedef struct header_tree {
     const wb_file_bytes *file;
+    wb_owner *memory; /* of what the result points to */
     const msgpack_object *map;
     const char *where; /* "header" or "header model", for messages */
 } header_tree;
@@ -59,28 +57,25 @@ static wb_status get_text(const header_tree *tree, const char *key, char *field,
     return WB_OK;
 }
 
-static wb_status get_layers(const header_tree *tree, wb_route_model *m, uint32_t **layers_out) {
+static wb_status get_layers(const header_tree *tree, wb_route_model *m) {
     const msgpack_object *value = NULL;
     WB_TRY(get(tree, "moe_layers", MSGPACK_OBJECT_ARRAY, "an array", &value));
     uint32_t n = value->via.array.size;
     uint32_t *layers = NULL;
-    WB_TRY(WB_NEW(layers, n, "MoE layers of a dump"));
+    WB_TRY(WB_OWN(tree->memory, layers, n, "MoE layers of a dump"));
     for (uint32_t l = 0; l < n; l++) {
         const msgpack_object *layer = &value->via.array.ptr[l];
-        if (layer->type != MSGPACK_OBJECT_POSITIVE_INTEGER || layer->via.u64 > UINT32_MAX) {
-            free(layers);
+        if (layer->type != MSGPACK_OBJECT_POSITIVE_INTEGER || layer->via.u64 > UINT32_MAX)
             return header_fail(tree, "moe_layers", "layer indices");
-        }
         layers[l] = (uint32_t)layer->via.u64;
     }
     m->n_moe_layers = n;
     m->moe_layers = layers;
-    *layers_out = layers;
     return WB_OK;
 }
 
 static wb_status read_model(const header_tree *header, wb_route_model *out) {
-    header_tree tree = {header->file, NULL, "header model"};
+    header_tree tree = {header->file, header->memory, NULL, "header model"};
     WB_TRY(get(header, "model", MSGPACK_OBJECT_MAP, "a map", &tree.map));
     wb_route_model m = {0};
     WB_TRY(get_text(&tree, "name", m.name, sizeof m.name));
@@ -89,13 +84,9 @@ static wb_status read_model(const header_tree *header, wb_route_model *out) {
     WB_TRY(get_u32(&tree, "num_hidden_layers", &m.num_hidden_layers));
     WB_TRY(get_u32(&tree, "num_experts", &m.num_experts));
     WB_TRY(get_u32(&tree, "top_k", &m.top_k));
-    uint32_t *layers = NULL;
-    WB_TRY(get_layers(&tree, &m, &layers));
-    wb_status status = wb_route_model_check(&m);
-    if (status != WB_OK) {
-        free(layers);
+    WB_TRY(get_layers(&tree, &m));
+    if (wb_route_model_check(&m) != WB_OK)
         return wb_fail_context(WB_CORRUPT, "%s: byte 0: header", tree.file->name);
-    }
     *out = m;
     return WB_OK;
 }
@@ -131,21 +122,13 @@ static wb_status read_header(const header_tree *tree, uint64_t end, wb_route_mod
     WB_TRY(wb_seal_check(tree->file, 0, end, 0, &hash));
     wb_route_model m;
     WB_TRY(read_model(tree, &m));
-    wb_status status = check_dtype(tree, m.num_experts);
-    if (status != WB_OK) {
-        wb_header_model_free(&m);
-        return status;
-    }
+    WB_TRY(check_dtype(tree, m.num_experts));
     *out = m;
     return WB_OK;
 }
 
-void wb_header_model_free(wb_route_model *model) {
-    free((void *)(uintptr_t)model->moe_layers);
-    model->moe_layers = NULL;
-}
-
-wb_status wb_parse_header(const wb_file_bytes *file, uint64_t end, wb_route_model *model_out) {
+wb_status wb_parse_header(const wb_file_bytes *file, uint64_t end, wb_owner *memory,
+                          wb_route_model *model_out) {
     if (end > WB_HEADER_BYTES_MAX)
         return wb_fail(WB_UNSUPPORTED, "%s: byte 0: a header of %" PRIu64 " bytes is over the limit of %zu",
                        file->name, end, WB_HEADER_BYTES_MAX);
@@ -156,9 +139,10 @@ wb_status wb_parse_header(const wb_file_bytes *file, uint64_t end, wb_route_mode
     msgpack_unpack_return result =
         msgpack_unpack_next(&unpacked, (const char *)file->bytes, (size_t)end, &at);
     if (result == MSGPACK_UNPACK_SUCCESS) {
-        header_tree tree = {file, &unpacked.data, "header"};
+        header_tree tree = {file, memory, &unpacked.data, "header"};
         status = read_header(&tree, end, model_out);
-    } else { /* the cursor found it well formed: only memory is left to fail */
+    } else {
+        /* The cursor has found the bytes to be well formed, so that msgpack-c can lack memory alone. */
         status = wb_fail(WB_OUT_OF_MEMORY, "%s: header: no memory", file->name);
     }
     msgpack_unpacked_destroy(&unpacked);

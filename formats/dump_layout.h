@@ -3,31 +3,34 @@
  * A file is a msgpack stream: header, records, index, trailer. Little endian in every bin. Unknown keys
  * are skipped (minor versions add keys); another `version` is refused. Key order is free but for `xxh3`.
  *
- *   header  {format "waybill.routes", version 1, model {name, fingerprint, num_hidden_layers, moe_layers [..],
- *            num_experts, top_k, router}, dtype "u8" | "u16", created (unix seconds), producer, xxh3}
+ *   header  {format "waybill.routes", version 1, model {name, fingerprint, num_hidden_layers,
+ *            moe_layers [..], num_experts, top_k, router}, dtype "u8" | "u16", created (unix seconds),
+ *            producer, xxh3}
  *   record  {rid, group, sample, prompt_len, tokens (bin, u32), logprobs (bin, f32; absent: none), finish,
  *            spans [[start, end, weight_version] ..] (absent: none), prefix {rid, rows} (absent: none),
  *            routes, xxh3}
- *   routes  {start, rows, codec "raw" | "zstd", valid (bin; bit r of byte r/8, LSB first; absent: all valid),
- *            xxh3, data}; a list of such maps when the rows are in several runs; absent when there are none
+ *   routes  {start, rows, codec "raw" | "zstd", valid (bin; bit r % 8 of byte r / 8; absent: all
+ *            valid), xxh3, data}; a list of such maps when the rows are in several runs; absent when there
+ *            are none
  *   data    bin, or a list of bins of whole rows each when over the writer's chunk size; codec per chunk;
- *            decoded: [row][moe_layer][slot]
- *   prefix  the `rows` rows just before position routes.start (of the first run) are those that record `rid`,
- *            earlier in this file and itself without a prefix, holds valid at the same positions
+ *            decoded: [row][MoE layer][choice]
+ *   prefix  the `rows` rows just before position routes.start (of the first run) are those that record
+ *            `rid`, earlier in this file and itself without a prefix, holds valid at the same positions
  *   index   {index {rid: byte offset of its record, ..., in file order}, xxh3}
- *   trailer {trailer: bin of 24 bytes}, 35 bytes in all: "WBRINDEX", u64 byte offset of the index, u64 XXH3-64
- *           of the 16 bytes before
+ *   trailer {trailer: bin of 24 bytes}, 35 bytes in all: "WBRINDEX", u64 byte offset of the index, u64
+ *            XXH3-64 of the 16 bytes before
  *
  * Checksums are XXH3-64. The last key of header, record and index is `xxh3`, a uint 64 (always 9 bytes:
- * 0xcf, big endian), of the map's bytes before those 9, left out the payloads of `data`: those have their
- * own, `routes.xxh3`, of the *stored* bytes (chunks joined), so that damage is found before a decompressor
- * sees it.
+ * 0xcf, big endian). It is the checksum of the map's bytes before those 9 without the payloads of `data`:
+ * those have their own, `routes.xxh3`, of the bytes as they are stored (chunks joined), so that damage is
+ * found before a decompressor sees it.
  *
  * Without index and trailer a file is whole too (cut, or being written): the reader walks the records. A
  * file that ends inside an object was cut there. Anything else that does not fit is damage. */
 #ifndef WB_DUMP_LAYOUT_H
 #define WB_DUMP_LAYOUT_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -37,7 +40,8 @@
 
 #define WB_CHUNK_BYTES_MAX ((size_t)1 << 30)
 #define WB_HEADER_BYTES_MAX ((size_t)1 << 20)
-/* Least bytes a record can have (five keys alone are more): bounds what an index may ask for. */
+/* No record is shorter: its required keys and its checksum alone are longer. It bounds the number of records
+ * that an index can claim for the bytes it has. */
 #define WB_RECORD_BYTES_MIN 64
 
 /* The end of a sealed map: the key "xxh3", then 0xcf and 8 bytes. */
@@ -49,7 +53,8 @@
 #define WB_TRAILER_MAGIC "WBRINDEX"
 #define WB_TRAILER_HEAD "\x81\xa7trailer\xc4\x18"
 #define WB_TRAILER_HEAD_BYTES 11
-#define WB_TRAILER_OFFSET_AT (WB_TRAILER_HEAD_BYTES + 8) /* where the index's offset is */
+/* Byte of the trailer where the offset of the index is. */
+#define WB_TRAILER_OFFSET_AT (WB_TRAILER_HEAD_BYTES + 8)
 #define WB_TRAILER_BYTES (WB_TRAILER_HEAD_BYTES + 24)
 
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
@@ -57,6 +62,9 @@
 #endif
 
 /* The trailer of an index at byte `index_offset`. */
-void wb_trailer_fill(uint8_t out[WB_TRAILER_BYTES], uint64_t index_offset);
+void wb_trailer_fill(uint64_t index_offset, uint8_t trailer_out[WB_TRAILER_BYTES]);
+
+/* Whether a checksum is the one expected; always true in a fuzzing build, which must get past checksums. */
+bool wb_checksum_ok(uint64_t expected, uint64_t found);
 
 #endif

@@ -1,8 +1,8 @@
-/* dump_pack.c - see dump_pack.h. */
+/* dump_pack.c - see the header. */
 #include "dump_pack.h"
-#include "codec.h"
-#include "dump_layout.h"
+#include "wb_check.h"
 #include "wb_hash.h"
+#include "wb_memory.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -13,24 +13,11 @@
 
 #define PIECES_PER_WRITE 64
 
-/* Makes room for one more object of `size` bytes beyond `count`, or fails the pack. */
-static bool room(wb_pack *p, void **block, size_t count, size_t more, size_t size, size_t *capacity) {
-    if (p->failed) return false;
-    if (count + more <= *capacity) return true;
-    size_t want = *capacity ? *capacity * 2 : 256;
-    while (want < count + more) want *= 2;
-    void *larger = realloc(*block, want * size);
-    if (!larger) {
+static bool add_piece(wb_pack *p, wb_piece piece) {
+    if (p->failed || WB_GROW(p->pieces, p->n_pieces + 1, &p->pieces_capacity, "pieces") != WB_OK) {
         p->failed = true;
         return false;
     }
-    *block = larger;
-    *capacity = want;
-    return true;
-}
-
-static bool add_piece(wb_pack *p, wb_piece piece) {
-    if (!room(p, (void **)&p->pieces, p->n_pieces, 1, sizeof *p->pieces, &p->pieces_capacity)) return false;
     p->pieces[p->n_pieces++] = piece;
     return true;
 }
@@ -39,10 +26,12 @@ static bool add_piece(wb_pack *p, wb_piece piece) {
 static int append_text(void *ctx, const char *bytes, size_t size) {
     wb_pack *p = ctx;
     if (size == 0) return 0;
-    if (!room(p, (void **)&p->text, p->text_size, size, 1, &p->text_capacity)) return -1;
-    if (p->n_pieces == 0 || p->pieces[p->n_pieces - 1].data) {
-        if (!add_piece(p, (wb_piece){NULL, p->text_size, 0, true})) return -1;
+    if (p->failed || WB_GROW(p->text, p->text_size + size, &p->text_capacity, "text") != WB_OK) {
+        p->failed = true;
+        return -1;
     }
+    bool after_text = p->n_pieces > 0 && !p->pieces[p->n_pieces - 1].data;
+    if (!after_text && !add_piece(p, (wb_piece){NULL, p->text_size, 0, true})) return -1;
     memcpy(p->text + p->text_size, bytes, size);
     p->text_size += size;
     p->pieces[p->n_pieces - 1].size += size;

@@ -6,15 +6,14 @@
 #ifndef WB_DUMP_PACK_H
 #define WB_DUMP_PACK_H
 
-#include "wb_check.h"
 #include "wb_formats.h"
 
 #include <msgpack.h>
 
 typedef struct wb_piece {
-    const void *data; /* referenced bytes, or NULL: text from `at` on */
+    const void *data; /* the caller's bytes, or NULL: those of `text` from byte `at` on */
     size_t at, size;
-    bool sealed; /* counted in the object's checksum */
+    bool sealed; /* part of what the object's checksum is of */
 } wb_piece;
 
 typedef struct wb_pack {
@@ -27,15 +26,18 @@ typedef struct wb_pack {
 } wb_pack;
 
 void wb_pack_init(wb_pack *pack);
-void wb_pack_reset(wb_pack *pack); /* empty again, memory kept */
+/* Makes it empty again and keeps its memory. */
+void wb_pack_reset(wb_pack *pack);
 void wb_pack_free(wb_pack *pack);
 
 void wb_pack_map(wb_pack *pack, size_t pairs);
 void wb_pack_array(wb_pack *pack, size_t members);
 void wb_pack_str(wb_pack *pack, const char *text, size_t length);
-void wb_pack_text(wb_pack *pack, const char *text); /* NUL-terminated: keys too */
+/* A NUL-terminated string: keys too. */
+void wb_pack_text(wb_pack *pack, const char *text);
 void wb_pack_uint(wb_pack *pack, uint64_t value);
-void wb_pack_uint64(wb_pack *pack, uint64_t value); /* always 9 bytes: checksums */
+/* A number that takes 9 bytes whatever its value: checksums. */
+void wb_pack_uint64(wb_pack *pack, uint64_t value);
 /* A bin of `size` < 4 GiB bytes at `data`, which stay the caller's and are read by seal and write. */
 void wb_pack_bin(wb_pack *pack, const void *data, size_t size, bool sealed);
 /* Bytes outside any msgpack-c call: the trailer. Copied. */

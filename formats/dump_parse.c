@@ -1,18 +1,12 @@
-/* dump_parse.c - see dump_parse.h.
+/* dump_parse.c - objects of a dump: where one ends, its seal, the index; see dump_parse.h.
  *
- * Records and index are read by the bounded cursor alone: it allocates nothing, whereas a tree of
- * msgpack-c takes 24 bytes for each 1-byte object of a hostile list. The header, small and bounded, is
- * dump_header.c's. */
+ * Index and records are read by the bounded cursor alone: it allocates nothing, whereas a tree of msgpack-c
+ * takes 24 bytes for each 1-byte object of a hostile list. Refuses: what is in a header (dump_header.c) or
+ * in a record (dump_record.c). */
 #include "dump_parse.h"
-#include "codec.h"
 #include "dump_layout.h"
-#include "wb_hash.h"
-#include "wb_memory.h"
-#include "wb_route_limits.h"
-#include "wb_text.h"
 
 #include <inttypes.h>
-#include <stdlib.h>
 #include <string.h>
 
 wb_status wb_parse_fail(const wb_file_bytes *file, const wb_scan *scan) {
@@ -28,7 +22,7 @@ wb_status wb_object_end(const wb_file_bytes *file, uint64_t begin, uint64_t *end
     return WB_OK;
 }
 
-static bool key_is(const char *key, size_t length, const char *name) {
+bool wb_key_is(const char *key, size_t length, const char *name) {
     return key && strlen(name) == length && memcmp(key, name, length) == 0;
 }
 
@@ -37,7 +31,7 @@ bool wb_is_index(const wb_file_bytes *file, uint64_t begin, uint64_t end) {
     size_t length = 0;
     wb_scan_map(&scan);
     const char *key = wb_scan_str(&scan, &length);
-    return key_is(key, length, "index");
+    return wb_key_is(key, length, "index");
 }
 
 wb_status wb_seal_check(const wb_file_bytes *file, uint64_t begin, uint64_t end, uint64_t hashed,
@@ -50,7 +44,7 @@ wb_status wb_seal_check(const wb_file_bytes *file, uint64_t begin, uint64_t end,
     for (size_t i = WB_SEAL_KEY_BYTES; i < WB_SEAL_BYTES; i++) expected = expected << 8 | seal[i];
     wb_hash_add(hash, file->bytes + hashed, (size_t)(end - WB_SEAL_VALUE_BYTES - hashed));
     uint64_t found = wb_hash_value(hash);
-    if (wb_hash_same(expected, found)) return WB_OK;
+    if (wb_checksum_ok(expected, found)) return WB_OK;
     return wb_fail(WB_CORRUPT,
                    "%s: byte %" PRIu64 ": the checksum of the object there: expected %016" PRIx64
                    ", found %016" PRIx64,
@@ -63,7 +57,7 @@ wb_status wb_parse_index(const wb_file_bytes *file, uint64_t begin, uint64_t end
     size_t length = 0;
     wb_scan_map(&scan);
     const char *key = wb_scan_str(&scan, &length);
-    if (!key_is(key, length, "index")) wb_scan_refuse(&scan, begin, "expected the index");
+    if (!wb_key_is(key, length, "index")) wb_scan_refuse(&scan, begin, "expected the index");
     uint32_t n = wb_scan_map(&scan);
     if (scan.error != WB_SCAN_OK) return wb_parse_fail(file, &scan);
     wb_hash hash;
@@ -72,322 +66,4 @@ wb_status wb_parse_index(const wb_file_bytes *file, uint64_t begin, uint64_t end
     *pairs_out = scan;
     *n_out = n;
     return WB_OK;
-}
-
-/* ---- records ------------------------------------------------------------------------------------ */
-
-typedef struct record_parser {
-    const wb_file_bytes *file;
-    const wb_route_model *model;
-    wb_scan scan;
-    wb_hash hash;
-    uint64_t hashed; /* file position up to which the hash has seen the record */
-    wb_stored_record *out;
-    wb_status status; /* of what the cursor cannot say; its message is set */
-} record_parser;
-
-/* Keeps the payload of a data bin out of the record's checksum. */
-static void leave_out(record_parser *p, const uint8_t *payload, size_t size) {
-    wb_hash_add(&p->hash, p->file->bytes + p->hashed, (size_t)(payload - (p->file->bytes + p->hashed)));
-    p->hashed = (uint64_t)(payload - p->file->bytes) + size;
-}
-
-static void parse_data(record_parser *p, wb_stored_run *run) {
-    wb_scan *s = &p->scan;
-    run->data_at = s->pos;
-    run->n_chunks = wb_scan_is_array(s) ? wb_scan_array(s) : 1;
-    for (uint32_t c = 0; c < run->n_chunks && s->error == WB_SCAN_OK; c++) {
-        size_t size = 0;
-        const uint8_t *payload = wb_scan_bin(s, &size);
-        if (!payload) return;
-        leave_out(p, payload, size);
-        run->chunk = payload;
-        run->stored_bytes += size;
-    }
-}
-
-static void parse_codec(record_parser *p, wb_stored_run *run) {
-    size_t length = 0, at = p->scan.pos;
-    const char *name = wb_scan_str(&p->scan, &length);
-    if (!name || wb_codec_from_name(name, length, &run->codec)) return;
-    int shown = length < 64 ? (int)length : 64;
-    p->status =
-        wb_fail(WB_UNSUPPORTED, "%s: byte %zu: unknown codec \"%.*s\"", p->file->name, at, shown, name);
-}
-
-/* A run's parts against each other and the model. `begin` is the run's first byte. */
-static void run_shape(record_parser *p, const wb_stored_run *run, size_t valid_bytes, size_t begin) {
-    uint64_t decoded = (uint64_t)run->rows * wb_route_row_bytes(p->model);
-    if (run->valid && valid_bytes != ((size_t)run->rows + 7) / 8)
-        wb_scan_refuse(&p->scan, begin, "valid does not have a bit a row");
-    if (run->codec == WB_CODEC_RAW && run->stored_bytes != decoded)
-        wb_scan_refuse(&p->scan, begin, "data does not have rows x layers x slots ids");
-    if (run->codec == WB_CODEC_ZSTD && !wb_zstd_plausible(decoded, run->stored_bytes))
-        wb_scan_refuse(&p->scan, begin, "data is too small to hold that many rows");
-}
-
-enum { RUN_START = 1, RUN_ROWS = 2, RUN_CODEC = 4, RUN_XXH3 = 8, RUN_DATA = 16, RUN_VALID = 32 };
-#define RUN_REQUIRED (RUN_START | RUN_ROWS | RUN_CODEC | RUN_XXH3 | RUN_DATA)
-
-static unsigned run_key(const char *key, size_t length) {
-    static const struct {
-        const char *name;
-        unsigned bit;
-    } keys[] = {{"start", RUN_START}, {"rows", RUN_ROWS}, {"codec", RUN_CODEC},
-                {"xxh3", RUN_XXH3},   {"data", RUN_DATA}, {"valid", RUN_VALID}};
-    for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++)
-        if (key_is(key, length, keys[i].name)) return keys[i].bit;
-    return 0;
-}
-
-static void parse_run(record_parser *p, wb_stored_run *run) {
-    wb_scan *s = &p->scan;
-    size_t begin = s->pos, valid_bytes = 0;
-    unsigned seen = 0;
-    uint32_t pairs = wb_scan_map(s);
-    for (; pairs > 0 && s->error == WB_SCAN_OK && p->status == WB_OK; pairs--) {
-        size_t length = 0, at = s->pos;
-        const char *key = wb_scan_str(s, &length);
-        unsigned bit = run_key(key, length);
-        if (seen & bit) {
-            wb_scan_refuse(s, at, "a key is there twice");
-            break;
-        }
-        seen |= bit;
-        switch (bit) {
-        case RUN_START:
-            run->start = (uint32_t)wb_scan_uint(s, UINT32_MAX);
-            break;
-        case RUN_ROWS:
-            run->rows = (uint32_t)wb_scan_uint(s, UINT32_MAX);
-            break;
-        case RUN_CODEC:
-            parse_codec(p, run);
-            break;
-        case RUN_XXH3:
-            run->xxh3 = wb_scan_uint(s, UINT64_MAX);
-            break;
-        case RUN_DATA:
-            parse_data(p, run);
-            break;
-        case RUN_VALID:
-            run->valid = wb_scan_bin(s, &valid_bytes);
-            break;
-        default:
-            wb_scan_skip(s);
-        }
-    }
-    if ((seen & RUN_REQUIRED) != RUN_REQUIRED)
-        wb_scan_refuse(s, begin, "routes lacks one of start, rows, codec, xxh3, data");
-    run_shape(p, run, valid_bytes, begin);
-}
-
-/* An owned array for `count` members that each take at least `least` bytes of the file. */
-static void *members(record_parser *p, uint32_t count, size_t least, size_t size) {
-    void *block = NULL;
-    if (p->scan.error != WB_SCAN_OK) return NULL;
-    if (count > (p->scan.end - p->scan.pos) / least) {
-        wb_scan_refuse(&p->scan, p->scan.pos, "a count is larger than the bytes left");
-        return NULL;
-    }
-    p->status = WB_ALLOC(block, count, size, "parts of a record");
-    return block;
-}
-
-static void parse_routes(record_parser *p) {
-    wb_scan *s = &p->scan;
-    bool list = wb_scan_is_array(s);
-    uint32_t n = list ? wb_scan_array(s) : 1;
-    p->out->runs = members(p, n, 40, sizeof *p->out->runs);
-    if (!p->out->runs) return;
-    p->out->n_runs = n;
-    for (uint32_t i = 0; i < n && s->error == WB_SCAN_OK && p->status == WB_OK; i++)
-        parse_run(p, &p->out->runs[i]);
-}
-
-static void parse_spans(record_parser *p) {
-    wb_scan *s = &p->scan;
-    uint32_t n = wb_scan_array(s);
-    p->out->spans = members(p, n, 4, sizeof *p->out->spans);
-    if (!p->out->spans) return;
-    p->out->n_spans = n;
-    for (uint32_t i = 0; i < n && s->error == WB_SCAN_OK; i++) {
-        size_t at = s->pos;
-        if (wb_scan_array(s) != 3) wb_scan_refuse(s, at, "a span is not [start, end, weight_version]");
-        p->out->spans[i].start = (uint32_t)wb_scan_uint(s, UINT32_MAX);
-        p->out->spans[i].end = (uint32_t)wb_scan_uint(s, UINT32_MAX);
-        p->out->spans[i].weight_version = wb_scan_uint(s, UINT64_MAX);
-    }
-}
-
-static void parse_prefix(record_parser *p) {
-    wb_scan *s = &p->scan;
-    size_t begin = s->pos;
-    bool rows = false;
-    for (uint32_t pairs = wb_scan_map(s); pairs > 0 && s->error == WB_SCAN_OK; pairs--) {
-        size_t length = 0;
-        const char *key = wb_scan_str(s, &length);
-        if (key_is(key, length, "rid")) {
-            p->out->prefix_rid = wb_scan_str(s, &p->out->prefix_rid_length);
-        } else if (key_is(key, length, "rows")) {
-            p->out->prefix_rows = (uint32_t)wb_scan_uint(s, UINT32_MAX);
-            rows = true;
-        } else {
-            wb_scan_skip(s);
-        }
-    }
-    if (!rows || !p->out->prefix_rid || p->out->prefix_rows == 0)
-        wb_scan_refuse(s, begin, "prefix lacks a rid or rows");
-}
-
-/* An array of 4-byte elements; its length goes to *count. */
-static const uint8_t *parse_words(record_parser *p, uint32_t *count) {
-    size_t size = 0, at = p->scan.pos;
-    const uint8_t *bytes = wb_scan_bin(&p->scan, &size);
-    if (size % 4 != 0 || size / 4 >= WB_MAX_TOKENS)
-        wb_scan_refuse(&p->scan, at, "a bin is not of 4-byte elements, or of too many");
-    *count = (uint32_t)(size / 4);
-    return bytes;
-}
-
-static void parse_finish(record_parser *p) {
-    size_t length = 0, at = p->scan.pos;
-    const char *name = wb_scan_str(&p->scan, &length);
-    for (int f = WB_FINISH_NONE; f <= WB_FINISH_ABORT; f++) {
-        if (!key_is(name, length, wb_finish_name((wb_finish)f))) continue;
-        p->out->finish = (wb_finish)f;
-        return;
-    }
-    wb_scan_refuse(&p->scan, at, "finish is not one of none, stop, length, abort");
-}
-
-typedef enum record_key {
-    KEY_RID,
-    KEY_GROUP,
-    KEY_SAMPLE,
-    KEY_PROMPT_LEN,
-    KEY_TOKENS,
-    KEY_FINISH,
-    KEY_XXH3,
-    N_REQUIRED,
-    KEY_LOGPROBS = N_REQUIRED,
-    KEY_SPANS,
-    KEY_PREFIX,
-    KEY_ROUTES,
-    N_KEYS
-} record_key;
-
-static const char *const key_names[N_KEYS] = {
-    [KEY_RID] = "rid",       [KEY_GROUP] = "group",
-    [KEY_SAMPLE] = "sample", [KEY_PROMPT_LEN] = "prompt_len",
-    [KEY_TOKENS] = "tokens", [KEY_FINISH] = "finish",
-    [KEY_XXH3] = "xxh3",     [KEY_LOGPROBS] = "logprobs",
-    [KEY_SPANS] = "spans",   [KEY_PREFIX] = "prefix",
-    [KEY_ROUTES] = "routes",
-};
-
-static record_key key_of(const char *key, size_t length) {
-    int k = 0;
-    while (k < N_KEYS && !key_is(key, length, key_names[k])) k++;
-    return (record_key)k;
-}
-
-static void parse_value(record_parser *p, record_key key, uint32_t *n_logprobs) {
-    wb_stored_record *r = p->out;
-    wb_scan *s = &p->scan;
-    switch (key) {
-    case KEY_RID:
-        r->rid = wb_scan_str(s, &r->rid_length);
-        break;
-    case KEY_GROUP:
-        r->group = wb_scan_uint(s, UINT64_MAX);
-        break;
-    case KEY_SAMPLE:
-        r->sample = (uint32_t)wb_scan_uint(s, UINT32_MAX);
-        break;
-    case KEY_PROMPT_LEN:
-        r->prompt_len = (uint32_t)wb_scan_uint(s, UINT32_MAX);
-        break;
-    case KEY_TOKENS:
-        r->tokens = parse_words(p, &r->n_tokens);
-        break;
-    case KEY_FINISH:
-        parse_finish(p);
-        break;
-    case KEY_LOGPROBS:
-        r->logprobs = parse_words(p, n_logprobs);
-        break;
-    case KEY_SPANS:
-        parse_spans(p);
-        break;
-    case KEY_PREFIX:
-        parse_prefix(p);
-        break;
-    case KEY_ROUTES:
-        parse_routes(p);
-        break;
-    default:
-        wb_scan_skip(s);
-    }
-}
-
-/* What the keys say about each other. */
-static void record_shape(record_parser *p, uint64_t begin, uint32_t n_logprobs) {
-    const wb_stored_record *r = p->out;
-    if (p->scan.pos != p->scan.end) wb_scan_refuse(&p->scan, p->scan.pos, "expected the record's end");
-    if (r->prompt_len > r->n_tokens || (r->logprobs && n_logprobs != r->n_tokens - r->prompt_len))
-        wb_scan_refuse(&p->scan, begin, "tokens, prompt_len and logprobs do not fit together");
-    if (r->rid_length == 0 || r->rid_length > WB_MAX_RID_BYTES || !wb_text_ok(r->rid, r->rid_length))
-        wb_scan_refuse(&p->scan, begin, "rid is not 1..1024 bytes of UTF-8");
-    if (r->prefix_rows > 0 && (r->n_runs == 0 || r->runs[0].start < r->prefix_rows))
-        wb_scan_refuse(&p->scan, begin, "prefix has more rows than there are positions before routes.start");
-}
-
-static void parse_pairs(record_parser *p, uint64_t begin) {
-    wb_scan *s = &p->scan;
-    unsigned seen = 0;
-    uint32_t n_logprobs = 0;
-    for (uint32_t pairs = wb_scan_map(s); pairs > 0 && s->error == WB_SCAN_OK && p->status == WB_OK;
-         pairs--) {
-        size_t length = 0, at = s->pos;
-        const char *key = wb_scan_str(s, &length);
-        record_key k = key_of(key, length);
-        if (k != N_KEYS && (seen >> k & 1)) {
-            wb_scan_refuse(s, at, "a key is there twice");
-            break;
-        }
-        seen |= k != N_KEYS ? 1u << k : 0;
-        parse_value(p, k, &n_logprobs);
-    }
-    unsigned required = (1u << N_REQUIRED) - 1;
-    if ((seen & required) != required)
-        wb_scan_refuse(s, begin,
-                       "the record lacks one of rid, group, sample, prompt_len, tokens, finish, xxh3");
-    if (s->error == WB_SCAN_OK) record_shape(p, begin, n_logprobs);
-}
-
-wb_status wb_parse_record(const wb_file_bytes *file, uint64_t begin, uint64_t end,
-                          const wb_route_model *model, wb_stored_record *record_out) {
-    wb_stored_record record = {0};
-    record_parser p = {.file = file, .model = model, .scan = wb_scan_range(file->bytes, begin, end)};
-    p.hashed = begin;
-    p.out = &record;
-    wb_hash_start(&p.hash);
-    parse_pairs(&p, begin);
-    wb_status status = p.status;
-    if (status == WB_OK && p.scan.error != WB_SCAN_OK) status = wb_parse_fail(file, &p.scan);
-    if (status == WB_OK) status = wb_seal_check(file, begin, end, p.hashed, &p.hash);
-    if (status != WB_OK) {
-        wb_stored_record_free(&record);
-        return status;
-    }
-    *record_out = record;
-    return WB_OK;
-}
-
-void wb_stored_record_free(wb_stored_record *record) {
-    free(record->spans);
-    free(record->runs);
-    record->spans = NULL;
-    record->runs = NULL;
 }

@@ -1,13 +1,15 @@
-/* dump_parse.h - from a file's bytes to what they say (internal): header, records, index, as in
- * dump_layout.h.
+/* dump_parse.h - from a file's bytes to what they say (internal): header (dump_header.c), records
+ * (dump_record.c), index (dump_parse.c), as in dump_layout.h.
  *
  * Owns: every check of one object against itself. Refuses: other objects, decoding, I/O. Results point
- * into the file's bytes. Messages begin "<file>: byte <position>: ". */
+ * into the file's bytes, and to arrays that belong to the owner given. Messages begin
+ * "<file>: byte <position>: ". */
 #ifndef WB_DUMP_PARSE_H
 #define WB_DUMP_PARSE_H
 
 #include "codec.h"
 #include "wb_hash.h"
+#include "wb_memory.h"
 #include "wb_msgpack_scan.h"
 
 typedef struct wb_file_bytes {
@@ -36,14 +38,17 @@ typedef struct wb_stored_record {
     const uint8_t *logprobs; /* f32 [n_tokens - prompt_len], any alignment, or NULL */
     wb_finish finish;
     uint32_t n_spans, n_runs, prefix_rows;
-    wb_span *spans;      /* owned */
-    wb_stored_run *runs; /* owned */
+    wb_span *spans;      /* [n_spans] */
+    wb_stored_run *runs; /* [n_runs] */
     const char *prefix_rid;
     size_t prefix_rid_length;
 } wb_stored_record;
 
-/* WB_CORRUPT (or the status given) with the cursor's error and its place. */
+/* WB_CORRUPT with the cursor's error and its place. */
 wb_status wb_parse_fail(const wb_file_bytes *file, const wb_scan *scan);
+
+/* Whether a key, which may be NULL, is `name`. */
+bool wb_key_is(const char *key, size_t length, const char *name);
 
 /* Where the object at `begin` ends. When the file ends first, *cut_out is true and *end_out the file's
  * size. */
@@ -54,17 +59,16 @@ wb_status wb_object_end(const wb_file_bytes *file, uint64_t begin, uint64_t *end
 wb_status wb_seal_check(const wb_file_bytes *file, uint64_t begin, uint64_t end, uint64_t hashed,
                         wb_hash *hash);
 
-/* Parses the header, which is [0, end). The model's layer list is freed by wb_header_model_free. */
-wb_status wb_parse_header(const wb_file_bytes *file, uint64_t end, wb_route_model *model_out);
-void wb_header_model_free(wb_route_model *model);
+/* Parses the header, which is [0, end). */
+wb_status wb_parse_header(const wb_file_bytes *file, uint64_t end, wb_owner *memory,
+                          wb_route_model *model_out);
 
 /* Whether the object at `begin` is a map whose first key is "index". */
 bool wb_is_index(const wb_file_bytes *file, uint64_t begin, uint64_t end);
 
 /* Parses the record [begin, end) and verifies its seal, not its rows' checksum. */
 wb_status wb_parse_record(const wb_file_bytes *file, uint64_t begin, uint64_t end,
-                          const wb_route_model *model, wb_stored_record *record_out);
-void wb_stored_record_free(wb_stored_record *record);
+                          const wb_route_model *model, wb_owner *memory, wb_stored_record *record_out);
 
 /* The index [begin, end), its seal verified: a cursor at its first pair, and how many there are. */
 wb_status wb_parse_index(const wb_file_bytes *file, uint64_t begin, uint64_t end, wb_scan *pairs_out,

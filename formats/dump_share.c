@@ -1,5 +1,6 @@
-/* dump_share.c - see dump_share.h. */
+/* dump_share.c - see the header. */
 #include "dump_share.h"
+#include "wb_check.h"
 #include "wb_memory.h"
 
 #include <stdlib.h>
@@ -20,23 +21,21 @@ static wb_share_base *base_of_group(wb_share *share, uint64_t group) {
 static uint32_t prompt_rows(const wb_record *record) {
     if (record->n_routes == 0 || record->routes[0].start >= record->prompt_len) return 0;
     const wb_route_rows *run = &record->routes[0];
-    uint32_t most = record->prompt_len - run->start;
-    if (most > run->rows) most = run->rows;
-    uint32_t n = 0;
-    while (n < most && (!run->valid || (run->valid[n / 8] >> (n % 8) & 1))) n++;
-    return n;
+    uint32_t rows = record->prompt_len - run->start;
+    if (rows > run->rows) rows = run->rows;
+    return rows > 0 && wb_row_valid(run->valid, 0) ? wb_row_stretch(run->valid, 0, rows) : 0;
 }
 
 uint32_t wb_share_find(wb_share *share, size_t row_bytes, const wb_record *record, uint64_t *base_out) {
-    uint32_t most = prompt_rows(record), n = 0;
-    wb_share_base *base = most > 0 ? base_of_group(share, record->group) : NULL;
+    uint32_t max = prompt_rows(record), n = 0;
+    wb_share_base *base = max > 0 ? base_of_group(share, record->group) : NULL;
     if (!base) return 0;
     uint32_t start = record->routes[0].start;
     if (start < base->start || start - base->start >= base->rows) return 0;
     uint32_t skip = start - base->start;
-    if (most > base->rows - skip) most = base->rows - skip;
+    if (max > base->rows - skip) max = base->rows - skip;
     const uint8_t *mine = record->routes[0].ids, *theirs = base->ids + (size_t)skip * row_bytes;
-    while (n < most && memcmp(mine + n * row_bytes, theirs + n * row_bytes, row_bytes) == 0) n++;
+    while (n < max && memcmp(mine + n * row_bytes, theirs + n * row_bytes, row_bytes) == 0) n++;
     if (n == 0) return 0;
     base->used_at = ++share->clock;
     *base_out = base->record;

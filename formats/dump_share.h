@@ -1,13 +1,12 @@
 /* dump_share.h - what the writer remembers so that a group's prompt is stored once (internal).
  *
- * Of each of the last groups: the leading rows of one record, as far as its prompt goes. A later record of
- * the group whose rows at the same positions are the same bytes refers to them. Equal bytes are all that
- * sharing needs, so tokens are not compared. Memory: at most WB_SHARE_GROUPS groups and WB_SHARE_BYTES bytes
- * of rows; the group used longest ago is forgotten. Refuses: rows that are not valid. */
+ * Of each of the latest groups it keeps a copy of one record's first rows, as far as they are valid and in
+ * the prompt. A later record of the group whose rows at the same positions are the same bytes refers to
+ * them. Equal bytes are all that sharing needs, so tokens are not compared. Memory: at most WB_SHARE_GROUPS
+ * groups and WB_SHARE_BYTES bytes of rows; the group used longest ago is forgotten. */
 #ifndef WB_DUMP_SHARE_H
 #define WB_DUMP_SHARE_H
 
-#include "wb_check.h"
 #include "wb_formats.h"
 
 #define WB_SHARE_GROUPS 64
@@ -37,6 +36,7 @@ uint32_t wb_share_find(wb_share *share, size_t row_bytes, const wb_record *recor
  * rows, or with too many, gives an empty base. */
 wb_status wb_share_prepare(size_t row_bytes, const wb_record *record, uint64_t index,
                            wb_share_base *base_out);
+
 /* Takes a prepared base over, in place of the group's former one. */
 void wb_share_keep(wb_share *share, size_t row_bytes, wb_share_base base);
 

@@ -3,6 +3,8 @@
 #include "wb_check.h"
 #include "wb_formats.h"
 
+#include <inttypes.h>
+
 static wb_status verify_record(wb_dump *dump, uint64_t i) {
     wb_record record;
     WB_TRY(wb_dump_record(dump, i, &record));
@@ -11,7 +13,7 @@ static wb_status verify_record(wb_dump *dump, uint64_t i) {
     if (status == WB_OK) return WB_OK;
     wb_dump_entry entry;
     WB_TRY(wb_dump_get_entry(dump, i, &entry));
-    return wb_fail_context(WB_CORRUPT, "%s: byte %llu", entry.file, (unsigned long long)entry.offset);
+    return wb_fail_context(WB_CORRUPT, "%s: byte %" PRIu64, entry.file, entry.offset);
 }
 
 wb_status wb_dump_verify(const char *path, void (*progress)(void *ctx, uint64_t done, uint64_t total),

@@ -3,7 +3,12 @@
  * Owns: the route tensor and the record, the dump file (msgpack) with its writer, reader and validator.
  * Refuses: MPI, CUDA, models.
  *
- * Letters for dimensions, errors, outputs and threads: as in wb_base.h, which this header includes.
+ * A rollout engine notes for each token which experts its router chose (the route tensor), puts that with
+ * the tokens of the request (the record), and appends records to a file (the dump). A trainer reads the dump
+ * and sends each token through the same experts again.
+ *
+ * Every pointer here is host memory, and no call is collective. Letters for dimensions, errors, outputs and
+ * threads: as in wb_base.h, which this header includes.
  */
 #ifndef WB_FORMATS_H
 #define WB_FORMATS_H
@@ -16,40 +21,46 @@ extern "C" {
 
 /* ---- the route tensor --------------------------------------------------------------------------- */
 
-/* Which model routes belong to. `fingerprint` is a hex string made from the architecture (not from the
- * weights, which change every step): routes of one model are refused by another. */
+/* Which model routes belong to: routes of one model are refused by another. Strings are UTF-8, not empty. */
 typedef struct wb_route_model {
-    char name[64];              /* model_type of config.json, "qwen3_moe" */
-    char fingerprint[33];       /* 32 hex digits and NUL */
+    char name[64]; /* model_type of config.json, "qwen3_moe" */
+    /* 32 lower-case hex digits and NUL, made from the architecture; weights change with every step */
+    char fingerprint[33];
     char router[16];            /* router type, "softmax_norm", ... (wb_router_name) */
-    uint32_t num_hidden_layers; /* all layers, dense ones included */
-    uint32_t n_moe_layers;      /* L */
-    const uint32_t *moe_layers; /* [L] ascending model-layer indices; owner: whoever owns this struct */
-    uint32_t num_experts;       /* E, 1..65536 */
-    uint32_t top_k;             /* K, 1..E */
+    uint32_t num_hidden_layers; /* all layers, dense ones included; 1..65536 */
+    uint32_t n_moe_layers;      /* L: the layers with experts, 1..num_hidden_layers */
+    /* [L] their indices among all layers, from 0 on, ascending; owner: whoever owns this struct */
+    const uint32_t *moe_layers;
+    uint32_t num_experts; /* E: routed experts of a layer, 1..65536 */
+    uint32_t top_k;       /* K: experts chosen for a token in a layer, 1..E */
 } wb_route_model;
 
-/* WB_U8 when E <= 256, else WB_U16: by E, never by the ids seen. */
+/* The type of an expert id: WB_U8 when E <= 256, else WB_U16. It depends on E and never on the ids seen, or
+ * two records of one model could differ in it. */
 WB_API wb_dtype wb_route_dtype(uint32_t num_experts);
 
-/* Checks E, K, L, the layer list and the strings; a message that names the field otherwise. */
+/* OK when E, K, L, the layer list and the strings are as the struct says, and a row has at most 1 GiB;
+ * INVALID_ARGUMENT with a message that names the field otherwise. */
 WB_API wb_status wb_route_model_check(const wb_route_model *model);
 
-/* MISMATCH, with a message naming the first field that differs, unless both are the same model. */
+/* OK when both, already checked, are the same model; else MISMATCH with a message that names the first field
+ * that differs. */
 WB_API wb_status wb_route_model_match(const wb_route_model *expected, const wb_route_model *found);
 
-/* A run of consecutive rows. Row r holds the experts chosen when the token at absolute position
- * start + r was fed: ids[r][l][k], logical expert ids, slot order as routed, little endian, of
- * wb_route_dtype(E). Whether a row exists is a bit (`valid`, LSB first, bit r), never a value: with 256
- * experts every u8 is an expert. `valid` NULL means that all rows are valid. */
+/* A run of consecutive rows. Row r holds the experts chosen when the token at absolute position start + r
+ * was fed to the model: ids[r][l][k] is choice k in MoE layer l, a logical expert id (before any placement
+ * maps it to a slot), in the order in which the router chose. Whether a row exists is a bit of `valid` and
+ * never a value of its ids: with 256 experts every u8 is an expert. The run owns nothing. */
 typedef struct wb_route_rows {
-    uint32_t start;
+    uint32_t start; /* position of row 0 in the request */
     uint32_t rows;
-    const void *ids;      /* host, [rows][L][K] u8 or u16; not necessarily aligned for u16 */
-    const uint8_t *valid; /* host, [(rows + 7) / 8] or NULL */
+    /* [rows][L][K] of wb_route_dtype(E), little endian; at any address: u16 ids are read by wb_route_id */
+    const void *ids;
+    /* [(rows + 7) / 8] bits, bit r % 8 of byte r / 8 for row r; NULL: all rows are valid */
+    const uint8_t *valid;
 } wb_route_rows;
 
-/* Tokens [start, end) of the request were computed (fed) under weight version `weight_version`. */
+/* Tokens [start, end) of the request were fed while the model had the weights of `weight_version`. */
 typedef struct wb_span {
     uint32_t start, end;
     uint64_t weight_version;
@@ -61,18 +72,22 @@ typedef enum wb_finish {
     WB_FINISH_LENGTH, /* max tokens reached; "length" */
     WB_FINISH_ABORT   /* aborted by the caller; "abort" */
 } wb_finish;
+
+/* "none", "stop", "length" or "abort", a static string; "unknown" for any other value. */
 WB_API const char *wb_finish_name(wb_finish finish);
 
-/* One request with what it generated: the only thing that passes from rollout to trainer.
- * N tokens have N-1 rows: the last sampled token was never fed. Absent arrays are NULL with count 0. */
+/* One request with what it generated: the only thing that passes from rollout to trainer. A request of N
+ * tokens has at most N - 1 rows, because the last sampled token was never fed. An array that is absent is
+ * NULL and its count 0. The record owns nothing: who made it says how long its arrays live. */
 typedef struct wb_record {
-    const char *rid;        /* request id, NUL-terminated, unique in a dump file */
-    uint64_t group;         /* GRPO prompt group */
-    uint32_t sample;        /* index in the group */
+    const char *rid;        /* request id, 1..1024 bytes of UTF-8 and NUL, unique in a dump */
+    uint64_t group;         /* requests of one prompt have the same number (the group of GRPO) */
+    uint32_t sample;        /* which of its group's requests this is */
     uint32_t prompt_len;    /* tokens[0 .. prompt_len) is the prompt */
-    uint32_t n_tokens;      /* prompt and sampled */
-    const uint32_t *tokens; /* [n_tokens]; from a mapped dump: 4-byte aligned by the reader */
-    const float *logprobs;  /* [n_tokens - prompt_len] of the sampled tokens, at temperature 1; or NULL */
+    uint32_t n_tokens;      /* prompt and sampled, below 2^30 */
+    const uint32_t *tokens; /* [n_tokens] token ids */
+    /* [n_tokens - prompt_len] of the sampled tokens: log of the probability at temperature 1; or NULL */
+    const float *logprobs;
     wb_finish finish;
     uint32_t n_spans;
     const wb_span *spans;        /* ascending, disjoint */
@@ -104,7 +119,7 @@ static inline void wb_route_id_set(void *row, wb_dtype dtype, size_t index, uint
     }
 }
 
-/* Validity bits, one a row, LSB first; `valid` NULL: all rows are valid. */
+/* Whether row `row` is valid, by the bits of wb_route_rows; `valid` NULL: all rows are. */
 static inline bool wb_row_valid(const uint8_t *valid, size_t row) {
     return !valid || (valid[row / 8] >> (row % 8) & 1) != 0;
 }
@@ -113,17 +128,25 @@ static inline void wb_row_set_valid(uint8_t *valid, size_t row, bool is_valid) {
     valid[row / 8] = (uint8_t)(is_valid ? valid[row / 8] | bit : valid[row / 8] & ~bit);
 }
 
-/* How many of the rows [row, rows) starting with `row` are alike, all valid or all not; row < rows. */
+/* How many rows, from `row` on and below `rows`, are alike: all valid, or all not. At least 1; row < rows. */
 WB_API uint32_t wb_row_stretch(const uint8_t *valid, uint32_t row, uint32_t rows);
 
-/* The valid rows of a record in ascending position:
+/* Copies the bits of rows [first, first + rows) to the beginning of valid_out, [(rows + 7) / 8] bytes that do
+ * not overlap `valid`; bits after the last row become 0. `valid` NULL gives ones. */
+WB_API void wb_row_copy_valid(const uint8_t *valid, uint32_t first, uint32_t rows, uint8_t *valid_out);
+
+/* The calls below, wb_record_check apart, take records whose runs are ascending and disjoint, as
+ * wb_record_check has found them. They cannot fail.
+ *
+ * The valid rows of a record in ascending position:
  *
  *     for (wb_row_walk walk = wb_rows_of(model, record); wb_row_next(&walk);) use(walk.position, walk.row);
  *
- * Borrows model and record. */
+ * The walk keeps the pointer to the record; both must outlive it. */
 typedef struct wb_row_walk {
-    uint32_t position; /* absolute, of the current row */
-    const void *row;   /* [L][K] */
+    uint32_t position; /* of the current row in the request */
+    const void *row;   /* [L][K] of wb_route_dtype(E) */
+    /* The rest belongs to the walk: */
     const wb_record *record;
     size_t row_bytes;
     uint32_t run, next; /* where the next row is looked for */
@@ -131,49 +154,72 @@ typedef struct wb_row_walk {
 WB_API wb_row_walk wb_rows_of(const wb_route_model *model, const wb_record *record);
 WB_API bool wb_row_next(wb_row_walk *walk);
 
-/* The row at absolute position `position`, [L][K]; NULL when the record has none that is valid there. */
+/* The row at `position`, [L][K] of wb_route_dtype(E); NULL when the record has none that is valid there. */
 WB_API const void *wb_record_row(const wb_route_model *model, const wb_record *record, uint32_t position);
 
-/* counts[l][e] += how often expert e was chosen in MoE layer l of the record's valid rows at positions
- * [first, end). counts: [L][E]. Ids are taken as checked (wb_record_check): an id that is not below E
- * writes out of bounds. */
+/* How many positions, from `position` on and below `end`, are alike: all with a valid row, and these rows
+ * lie together in memory, *rows_out being the first; or all without one, *rows_out NULL. At least 1;
+ * position < end. Two stretches with rows may follow each other, where a run ends and the next begins. */
+WB_API uint32_t wb_record_stretch(const wb_route_model *model, const wb_record *record, uint32_t position,
+                                  uint32_t end, const void **rows_out);
+
+/* The number of valid rows. */
+WB_API uint64_t wb_record_count_rows(const wb_record *record);
+
+/* counts[l][e] += how often expert e was chosen in MoE layer l by the valid rows at positions [first, end);
+ * 0 and UINT32_MAX are all of them. counts: in/out, [L][E]. Ids are not looked at again: they have passed
+ * wb_record_check with `deep`, or an id that is not below E would be counted outside of its layer. */
 WB_API void wb_record_count(const wb_route_model *model, const wb_record *record, uint32_t first,
                             uint32_t end, uint64_t *counts);
 
-/* Checks a record against its model: runs ascending and inside [0, n_tokens - 1), spans ordered, every
- * valid row's ids < E and distinct within a layer. `deep` false skips the ids. Messages name the rid, the
- * position and the MoE layer. */
+/* Checks a record against its model: strings and counts, spans ascending, runs ascending and inside
+ * [0, n_tokens - 1), and with `deep` that the ids of every valid row are below E and no two of a layer are
+ * the same. INVALID_ARGUMENT with a message that names rid, position and MoE layer otherwise. */
 WB_API wb_status wb_record_check(const wb_route_model *model, const wb_record *record, bool deep);
 
 /* ---- the dump: writing -------------------------------------------------------------------------- */
 
+/* How rows are stored. A reader learns it from the file. */
 typedef enum wb_codec { WB_CODEC_RAW, WB_CODEC_ZSTD } wb_codec;
 
+/* Made by wb_dump_options_default, then changed field by field. */
 typedef struct wb_dump_options {
-    wb_codec codec;       /* of the rows */
-    int zstd_level;       /* 1..19 */
-    size_t chunk_bytes;   /* rows beyond this many bytes become a list of bins; <= 1 GiB */
-    const char *producer; /* free text for the header, or NULL */
-    bool trust_ids;       /* append skips the check of ids (range, distinct): for rows a top-k kernel made */
+    size_t size;          /* of this struct, as its user was compiled; set by the initialiser */
+    wb_codec codec;       /* default raw: read in place, nothing is decoded */
+    int zstd_level;       /* 1..19, default 3; used with WB_CODEC_ZSTD */
+    size_t chunk_bytes;   /* a run of more bytes is stored as several bins; 1 .. 1 GiB, the default */
+    const char *producer; /* free text for the header, UTF-8, read by wb_dump_create only; default NULL: "" */
+    bool trust_ids;       /* default false; true: append does not look at ids, for rows that a router made */
 } wb_dump_options;
-WB_API wb_dump_options wb_dump_options_default(void); /* raw, level 3, 1 GiB, NULL, false */
+
+/* Writes the defaults into *options_out, a struct of `size` bytes: sizeof(wb_dump_options). */
+WB_API void wb_dump_options_init(wb_dump_options *options_out, size_t size);
+static inline wb_dump_options wb_dump_options_default(void) {
+    wb_dump_options options;
+    wb_dump_options_init(&options, sizeof options);
+    return options;
+}
 
 typedef struct wb_dump_writer wb_dump_writer;
 
-/* Creates `path` (refuses to overwrite) and writes the header. One writer per file; a directory of such
- * files ("part-<rank>.wbr", extension .wbr) is one dump. `options` NULL: the defaults. */
+/* Creates the file `path` and writes the header. One writer a file; a directory of such files
+ * ("part-<rank>.wbr", extension .wbr) is one dump. `model` is copied. `options` NULL: the defaults. IO when
+ * the path exists or cannot be created, INVALID_ARGUMENT for a model or an option that is not as described;
+ * no file is left behind then. The writer is freed by wb_dump_finish. */
 WB_API wb_status wb_dump_create(const char *path, const wb_route_model *model, const wb_dump_options *options,
                                 wb_dump_writer **writer_out);
 
-/* Appends one record and hands it to the system (no user-space buffering survives the call), so that a
- * crash loses no whole record. When an earlier record of the same group in this file starts with the same
- * prompt and bit-identical rows, they are stored as a reference to it ("prefix"). A duplicate rid, or a
- * record that fails wb_record_check (deep unless trust_ids), is refused and nothing is written. A failed
- * write (disk full) leaves the file cut back to its last whole record. */
+/* Appends one record, which is not kept. On return the system has all of its bytes, so that a crash of the
+ * process loses no record. When an earlier record of the same group in this file has bit-identical rows for
+ * the beginning of the prompt, they are stored as a reference to it ("prefix" in the file).
+ * INVALID_ARGUMENT: the file has a record of this rid, or the record fails wb_record_check (deep unless
+ * trust_ids); nothing is written. IO: a write failed (a full disk); the file is cut back to its last whole
+ * record and the writer can go on. */
 WB_API wb_status wb_dump_append(wb_dump_writer *writer, const wb_record *record);
 
-/* Writes index and trailer, syncs, closes and frees, also on failure. NULL is a no-op. A file that is
- * never finished stays readable: readers fall back to a scan. */
+/* Writes index and trailer, syncs the file to disk, closes it and frees the writer, also on failure (IO).
+ * NULL is a no-op. A file that was never finished can be read too: the reader walks its records instead of
+ * using the index. */
 WB_API wb_status wb_dump_finish(wb_dump_writer *writer);
 
 /* ---- the dump: reading -------------------------------------------------------------------------- */
@@ -184,49 +230,60 @@ typedef struct wb_dump wb_dump;
 typedef struct wb_dump_info {
     uint64_t files, records;
     uint64_t bytes;               /* of all files */
-    uint64_t files_without_index; /* cut, or still being written: scanned instead */
-    uint64_t lost_bytes;          /* bytes after the last whole record of such files */
-    char lost_where[256];         /* first such place: "part-0.wbr: byte 1234: ...", or "" */
+    uint64_t files_without_index; /* cut, or still being written: their records were found by walking */
+    uint64_t lost_bytes;          /* bytes after the last whole object of such files */
+    char lost_where[256];         /* the first such place: "part-0.wbr: byte 1234: ...", or "" */
 } wb_dump_info;
 
-/* Opens a dump file or a directory of *.wbr files (in name order). Files are mapped; rows of codec raw are
- * read in place. A file that was cut yields every whole record before the cut, and info says what was
- * lost; bytes that are damaged rather than cut (checksum, structure) are CORRUPT. Files of another major
- * version, of another model than the first file, or with an unknown codec are refused by name. Memory used
- * is bounded by a small multiple of the file size whatever the bytes say. */
+/* Opens a dump file, or all *.wbr files of a directory in the order of their names. Files are mapped and may
+ * grow meanwhile, but not shrink: what is appended after opening is not seen. A file that was cut yields
+ * every whole record before the cut, and info says what was lost.
+ * CORRUPT: bytes are damaged rather than cut (checksum, structure), or a rid is there twice. UNSUPPORTED:
+ * another format, another version, an unknown codec. MISMATCH: a file of another model than the first
+ * one's. NOT_FOUND: a directory without such files. IO: a file cannot be read. Each names the file and where
+ * it can the byte. Memory stays below a small multiple of the files' size whatever their bytes say. */
 WB_API wb_status wb_dump_open(const char *path, wb_dump **dump_out);
-WB_API void wb_dump_close(wb_dump *dump); /* NULL is a no-op */
 
-WB_API const wb_route_model *wb_dump_model(const wb_dump *dump); /* owner: dump */
+/* Frees the dump and all that its records point to. NULL is a no-op. */
+WB_API void wb_dump_close(wb_dump *dump);
+
+/* The model of all files; owner: the dump. */
+WB_API const wb_route_model *wb_dump_model(const wb_dump *dump);
 WB_API wb_dump_info wb_dump_get_info(const wb_dump *dump);
 
-/* Record i in file order, i < info.records. Everything it points to belongs to the dump and stays valid
- * until wb_dump_close (or, for rows that are compressed or in several chunks, until wb_dump_release of every
- * record that has them). Rows' checksums are verified at first access; ids only by wb_dump_verify or
- * wb_record_check, so a consumer that indexes by them checks first. */
+/* Record i in file order, i < info.records. What it points to belongs to the dump: rows stay until
+ * wb_dump_release of this record and of every other that shares its first rows with it, everything else, and
+ * rows that are stored raw in one piece, until wb_dump_close. tokens and logprobs are aligned to 4 bytes.
+ * The first access verifies the rows' checksum (CORRUPT otherwise), but ids are verified by wb_dump_verify
+ * and wb_record_check alone: whoever uses ids as indices calls one of them first. */
 WB_API wb_status wb_dump_record(wb_dump *dump, uint64_t i, wb_record *record_out);
-/* Which record has this rid; NOT_FOUND names it. */
+
+/* The number of the record with this rid; NOT_FOUND, with the rid in the message, when there is none. */
 WB_API wb_status wb_dump_index(const wb_dump *dump, const char *rid, uint64_t *i_out);
-WB_API wb_status wb_dump_find(wb_dump *dump, const char *rid,
-                              wb_record *record_out); /* NOT_FOUND names rid */
+
+/* wb_dump_index and wb_dump_record in one. */
+WB_API wb_status wb_dump_find(wb_dump *dump, const char *rid, wb_record *record_out);
+
+/* Gives record i's decoded rows back; wb_dump_record makes them again. A record not held is a no-op. */
 WB_API void wb_dump_release(wb_dump *dump, uint64_t i);
 
-/* File-level facts about record i that the record does not hold, for tools. */
+/* What the file says about record i beyond the record itself, for tools. Strings belong to the dump. */
 typedef struct wb_dump_entry {
-    const char *file; /* owner: dump */
-    uint64_t offset;  /* byte of the record's first byte in it */
+    const char *file; /* its name, without the directory */
+    uint64_t offset;  /* where in the file the record begins, in bytes */
     uint64_t bytes;   /* of the whole record in the file */
     uint32_t n_tokens;
-    uint64_t stored_rows;      /* its own rows: without those of the prefix */
-    uint64_t stored_row_bytes; /* of its own rows as stored, after the codec */
-    wb_codec codec;
-    const char *prefix_rid; /* record its first rows are shared with, or NULL; owner: dump */
-    uint32_t prefix_rows;
+    uint64_t stored_rows;      /* without the rows of the prefix, which another record has */
+    uint64_t stored_row_bytes; /* of these rows as they are stored, after the codec */
+    wb_codec codec;            /* of the first run; raw when there is none */
+    const char *prefix_rid;    /* the record whose rows its first prefix_rows rows are, or NULL */
+    uint32_t prefix_rows;      /* 0 without a prefix */
 } wb_dump_entry;
 WB_API wb_status wb_dump_get_entry(const wb_dump *dump, uint64_t i, wb_dump_entry *entry_out);
 
-/* Everything wb_dump_open checks, and of every record checksum, shapes, ids in range and distinct.
- * `progress` (may be NULL) is called after each record. The first fault is returned. */
+/* Checks all that wb_dump_open checks, and of every record checksum, shapes, ids in range and distinct.
+ * `progress` (may be NULL) is called with `ctx` after each record: `done` of `total` have been checked. The
+ * first fault is returned, as of wb_dump_open; CORRUPT for a record. *info_out is set when there is none. */
 WB_API wb_status wb_dump_verify(const char *path, void (*progress)(void *ctx, uint64_t done, uint64_t total),
                                 void *ctx, wb_dump_info *info_out);
 

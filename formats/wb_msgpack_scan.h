@@ -1,9 +1,9 @@
-/* wb_msgpack_scan.h - a cursor over msgpack bytes that trusts nothing (internal).
+/* wb_msgpack_scan.h - a cursor over msgpack bytes that trusts nothing (not installed).
  *
- * msgpack-c allocates what a count asks for (a 5-byte array32 header: 128 GiB), so bytes from a file pass
- * here first: every count is held against the bytes left, depth is bounded, nothing is allocated. Strings
- * and bins are pointers into the input. The first failure sticks: later calls return false, 0 or NULL and
- * change nothing. */
+ * msgpack-c allocates what a count asks for: the 5 bytes that begin an array of 2^32 - 1 members make it ask
+ * for 128 GiB. So bytes from a file pass here first: every count is compared with the bytes left, depth is
+ * bounded, nothing is allocated. Strings and bins are pointers into the input. The first failure sticks:
+ * later calls return false, 0 or NULL and change nothing. */
 #ifndef WB_MSGPACK_SCAN_H
 #define WB_MSGPACK_SCAN_H
 

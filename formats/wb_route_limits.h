@@ -1,4 +1,5 @@
-/* wb_route_limits.h - the bounds that keep sizes in 64 bits and files in msgpack's limits (not installed). */
+/* wb_route_limits.h - the bounds of a model and a record, which keep sizes in 64 bits and files within what
+ * msgpack can hold (not installed). */
 #ifndef WB_ROUTE_LIMITS_H
 #define WB_ROUTE_LIMITS_H
 
@@ -6,8 +7,10 @@
 
 #define WB_MAX_EXPERTS 65536u
 #define WB_MAX_LAYERS 65536u
-#define WB_MAX_ROW_BYTES ((size_t)1 << 30) /* one row fits a chunk */
+/* One row fits a chunk of a dump. */
+#define WB_MAX_ROW_BYTES ((size_t)1 << 30)
 #define WB_MAX_RID_BYTES 1024u
-#define WB_MAX_TOKENS (1u << 30) /* 4 bytes each fit one msgpack bin; exclusive */
+/* Exclusive. The 4 bytes of each token fit one msgpack bin, which has less than 4 GiB. */
+#define WB_MAX_TOKENS (1u << 30)
 
 #endif

@@ -1,5 +1,5 @@
-/* router_rules.h - the rules with a choice in them that both backends must share, bit for bit: the order
- * of choices, ties and NaN, selection keys and groups, the gate of one row.
+/* router_rules.h - the rules in which two backends could differ and must not, by a bit: the order of experts
+ * (of tokens, in sampling), ties and NaN, selection keys and groups, the gate of one row.
  *
  * Owns: static inline functions for host and device. Refuses: exact arithmetic (wb_exact_math.h), memory,
  * threads, whole ops.
@@ -25,7 +25,7 @@ static WB_HD float wb_key_of_order(uint32_t order) {
     return wb_bits_float(order == 0 ? 0x7fc00000u : bits);
 }
 
-/* The order of slots as one number, no two alike in a row: the larger comes first. Key descending, then id
+/* The order of choices as one number, no two alike in a row: the larger comes first. Key descending, then id
  * ascending, NaN last. */
 static WB_HD uint64_t wb_rank(uint32_t key_order, uint32_t id) {
     return (uint64_t)key_order << 32 | (uint64_t)(0xffffffffu - id);
@@ -68,8 +68,8 @@ static WB_HD float wb_gate_dense_p(float z, float max, float sum) {
     return wb_div(wb_expf(wb_sub(z, max)), sum);
 }
 
-/* SOFTMAX backward: dz of every expert first, `dot` being the fma chain of g_j p_j over ascending slots;
- * then for each slot, ascending, what its choice adds to it. w of a slot is c p. */
+/* SOFTMAX backward: dz of every expert first, `dot` being the fma chain of g_j p_j over ascending choices;
+ * then for each choice, ascending, what it adds to its expert's. w of a choice is c p. */
 static WB_HD float wb_gate_dense_dz(float p, float c, float dot) {
     return wb_mul(p, -wb_mul(c, dot));
 }
@@ -96,7 +96,7 @@ static WB_HD void wb_gate_softmax(int32_t K, const float *z, float *q) {
     for (int32_t j = 0; j < K; j++) q[j] = wb_div(q[j], sum);
 }
 
-/* w[K] from z[K], the logits of the slots' experts; all types but SOFTMAX, whose sum runs over all
+/* w[K] from z[K], the logits of the choices' experts; all types but SOFTMAX, whose sum runs over all
  * experts. */
 static WB_HD void wb_gate_row(const wb_router *router, const float *z, float *w) {
     int32_t K = router->top_k;
@@ -111,7 +111,7 @@ static WB_HD void wb_gate_row(const wb_router *router, const float *z, float *w)
     for (int32_t j = 0; j < K; j++) w[j] = wb_div(wb_mul(c, w[j]), divisor);
 }
 
-/* dz[K] of the slots from z[K] and g[K] = dweights; all types but SOFTMAX. `dz` may not be `z` or `g`. */
+/* dz[K] of the choices from z[K] and g[K] = dweights; all types but SOFTMAX. `dz` may not be `z` or `g`. */
 static WB_HD void wb_gate_row_backward(const wb_router *router, const float *z, const float *g, float *dz) {
     int32_t K = router->top_k;
     float c = router->scale, dot = 0.0f;

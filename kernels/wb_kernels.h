@@ -1,12 +1,13 @@
-/* wb_kernels.h - the ops that a Mixture-of-Experts transformer needs, forward and backward, behind one table.
+/* wb_kernels.h - the ops that a Mixture-of-Experts transformer needs, forward and backward: the type of each
+ * op's function with its contract, and the devices that run them.
  *
- * Owns: the op table (wb_device) and its CPU backend; the router's selection and the forced gate, which also
- * exist for CUDA. Refuses: files, models, scheduling, policy.
+ * Owns: what every backend implements (CPU: all ops; CUDA: memory, the router's selection and the forced
+ * gate). Refuses: files, models, scheduling, policy.
  *
  * Memory: pointers marked "device" belong to the backend (on the CPU they are ordinary memory); callers never
- * dereference them, they call ops, to_device and to_host. Pointers marked "host" are ordinary memory.
- * Layout: row-major, rows contiguous unless a stride is given. Compute is f32; matrices of weights are f32
- * or bf16 (widened exactly when read).
+ * dereference them, they call ops, upload and download. Pointers marked "host" are ordinary memory. An op
+ * keeps no pointer of its caller. Layout: row-major, rows contiguous unless a stride is given. Compute is
+ * f32; matrices of weights are f32 or bf16 (widened exactly when read).
  *
  * Batch invariance: the result for one row (token) is the same bits whatever other rows are in the call,
  * however a prompt is cut into calls, and for any thread count. Reductions run in a fixed order that depends
@@ -14,9 +15,13 @@
  * norms, softmax and attention sum in a fixed lane order over ascending index. Gradients of shared weights
  * sum over tokens in ascending order.
  *
- * Errors: ops check what is cheap (dtype, K <= E) and return WB_INVALID_ARGUMENT; shapes are the caller's
- * promise. T = 0 is valid everywhere. Ops of one device are called from one thread at a time; they run in
- * order on `stream` (CUDA) or are done on return (CPU). None is collective.
+ * Order: ops of one device are called from one thread at a time. On the CPU an op is done on return. On CUDA
+ * every op and every copy is enqueued on the device's one stream and returns; what is done on return
+ * nevertheless is said at the op. None is collective.
+ *
+ * Errors: ops check what is cheap (dtype, K <= E) and return INVALID_ARGUMENT; shapes are the caller's
+ * promise. T = 0 is valid everywhere. On CUDA, a fault of a kernel itself shows as DEVICE at the next
+ * download.
  */
 #ifndef WB_KERNELS_H
 #define WB_KERNELS_H
@@ -27,7 +32,73 @@
 extern "C" {
 #endif
 
+/* ---- devices ------------------------------------------------------------------------------------- */
+
 typedef struct wb_device wb_device;
+
+typedef enum wb_backend { WB_BACKEND_CPU, WB_BACKEND_CUDA } wb_backend;
+
+/* The CPU backend, the best instruction set that this processor has. `threads` 0: all that OpenMP would
+ * use. */
+WB_API wb_status wb_device_open_cpu(int threads, wb_device **device_out);
+
+/* The CUDA backend on device `index`: memory, topk, gate_forward and gate_backward. Whoever needs another op
+ * refuses the device when it is opened, and names the op.
+ *
+ * `stream`: a cudaStream_t of device `index` that the caller owns, on which everything of this device then
+ * runs, in order with what the caller enqueues there itself; it must outlive the device, and it is not to be
+ * in capture during this call. NULL: the device makes a stream, owns it and destroys it; that stream is
+ * ordered with no other one, CUDA's default stream included, so that a caller whose data come from another
+ * stream has to wait for them first. The default stream itself is named by cudaStreamLegacy or
+ * cudaStreamPerThread, not by NULL.
+ *
+ * Every call for this device makes it the calling thread's current CUDA device, and leaves it so.
+ * UNSUPPORTED, with the reason, where Waybill was built without CUDA or no such device is there;
+ * INVALID_ARGUMENT for a stream of another device. */
+WB_API wb_status wb_device_open_cuda(int index, void *stream, wb_device **device_out);
+
+/* CUDA: waits for what is on the stream; a borrowed one is left as it is. NULL is a no-op. */
+WB_API void wb_device_close(wb_device *device);
+
+WB_API wb_backend wb_device_backend(const wb_device *device);
+
+/* "cpu x86-64-v3", "cuda"; static. */
+WB_API const char *wb_device_name(const wb_device *device);
+
+/* 64-byte aligned, uninitialised memory of the device; 0 bytes give a valid pointer. Owner: the caller, until
+ * wb_device_free. CUDA: not ordered with the stream, and usable on return. OUT_OF_MEMORY. */
+WB_API wb_status wb_device_alloc(wb_device *device, size_t bytes, void **device_out);
+
+/* CUDA: waits for what is on the stream, so that no op still uses the memory. NULL is a no-op. */
+WB_API void wb_device_free(wb_device *device, void *memory);
+
+/* memory[bytes] (device) = host[bytes]. On return `host` has been read; on CUDA the copy lies on the stream
+ * and need not be done. */
+WB_API wb_status wb_device_upload(wb_device *device, void *memory, const void *host, size_t bytes);
+
+/* host[bytes] = memory[bytes] (device), after all that is on the stream, and done on return. CUDA: DEVICE,
+ * too, for a fault of any op before it. */
+WB_API wb_status wb_device_download(wb_device *device, void *host, const void *memory, size_t bytes);
+
+/* ---- ops ------------------------------------------------------------------------------------------
+ *
+ * wb_<op>_fn is the type of the function of op <op>: what a backend implements and what the rooms above
+ * call. The first argument is the device; `w` are weights, `d...` gradients; "+=" accumulates, "=" writes.
+ * All return INVALID_ARGUMENT or DEVICE as above. */
+
+/* ---- memory -------------------------------------------------------------------------------------- */
+
+/* The contracts are those of wb_device_alloc, _free, _upload and _download. */
+typedef wb_status wb_mem_alloc_fn(wb_device *dev, size_t bytes, void **device_out);
+typedef void wb_mem_free_fn(wb_device *dev, void *device);
+typedef wb_status wb_to_device_fn(wb_device *dev, void *device, const void *host, size_t bytes);
+typedef wb_status wb_to_host_fn(wb_device *dev, void *host, const void *device, size_t bytes);
+
+/* to[bytes] = from[bytes], both device; they may overlap on the CPU only. */
+typedef wb_status wb_copy_fn(wb_device *dev, void *to, const void *from, size_t bytes);
+
+/* device[bytes] = 0 */
+typedef wb_status wb_zero_fn(wb_device *dev, void *device, size_t bytes);
 
 /* ---- matmul -------------------------------------------------------------------------------------- */
 
@@ -36,15 +107,22 @@ typedef struct wb_device wb_device;
  * one is 1. C rows are ldc apart. M, N or K may be 0 (K = 0 writes zeros, or nothing when accumulating). */
 typedef struct wb_matmul {
     int64_t M, N, K;
-    const float *a; /* device */
+    /* device, f32 */
+    const float *a;
     int64_t a_row, a_col;
-    const void *b; /* device, f32 or bf16 */
+    /* device, f32 or bf16 */
+    const void *b;
     wb_dtype b_dtype;
     int64_t b_row, b_col;
-    float *c; /* device */
+    /* device, f32 */
+    float *c;
     int64_t ldc;
     bool accumulate;
 } wb_matmul;
+
+/* `count` independent products (a Linear layer is one, a layer of experts one for each expert). list: host
+ * [count]. */
+typedef wb_status wb_matmul_fn(wb_device *dev, int64_t count, const wb_matmul *list);
 
 /* y[T,out] = x[T,in] w[out,in]^T : a Linear layer's forward. */
 static inline wb_matmul wb_matmul_forward(int64_t T, int64_t in, int64_t out, const float *x, const void *w,
@@ -67,6 +145,54 @@ static inline wb_matmul wb_matmul_wgrad(int64_t T, int64_t in, int64_t out, cons
     return m;
 }
 
+/* ---- rows and elements --------------------------------------------------------------------------- */
+
+/* y[T,H] = table[tokens[t],:], widened. Backward: dtable[V,H] += scattered dy[T,H], ascending t. tokens:
+ * device [T]. */
+typedef wb_status wb_embed_forward_fn(wb_device *dev, int64_t T, int64_t H, const int32_t *tokens,
+                                      const void *table, wb_dtype table_dtype, float *y);
+typedef wb_status wb_embed_backward_fn(wb_device *dev, int64_t T, int64_t H, const int32_t *tokens,
+                                       const float *dy, float *dtable);
+
+/* y[n,width] = x * rsqrt(mean(x^2) + eps) * w[width]; y may be x. Backward: dx (=), may be dy; dw (+=), may
+ * be NULL. Also the per-head query/key norm, with n = T * heads and width = head_dim. */
+typedef wb_status wb_rmsnorm_forward_fn(wb_device *dev, int64_t n, int64_t width, const float *x,
+                                        const float *w, float eps, float *y);
+typedef wb_status wb_rmsnorm_backward_fn(wb_device *dev, int64_t n, int64_t width, const float *x,
+                                         const float *w, float eps, const float *dy, float *dx, float *dw);
+
+/* Rotary embedding of x[T, n_heads, head_dim] in place, pairs (i, i + rot_dim/2) of the first rot_dim
+ * dimensions. cos_table, sin_table: device [positions, rot_dim / 2]; pos: device [T]. `inverse` rotates back:
+ * the backward. */
+typedef wb_status wb_rope_fn(wb_device *dev, int64_t T, int32_t n_heads, int32_t head_dim, int32_t rot_dim,
+                             const int32_t *pos, const float *cos_table, const float *sin_table, bool inverse,
+                             float *x);
+
+/* out[i, :] = in[index[i], :], i < n. index: device [n]. */
+typedef wb_status wb_gather_rows_fn(wb_device *dev, int64_t n, int64_t width, const int32_t *index,
+                                    const float *in, float *out);
+
+/* gate_up[n, 2F] = [gate | up]: out[n,F] = silu(gate) * up. Backward: dgate_up (=), may be gate_up. */
+typedef wb_status wb_swiglu_forward_fn(wb_device *dev, int64_t n, int64_t F, const float *gate_up,
+                                       float *out);
+typedef wb_status wb_swiglu_backward_fn(wb_device *dev, int64_t n, int64_t F, const float *gate_up,
+                                        const float *dout, float *dgate_up);
+
+/* y[n] += x[n] */
+typedef wb_status wb_add_fn(wb_device *dev, int64_t n, const float *x, float *y);
+
+/* y[n,width] += b[width] on every row. Backward: db[width] += sum of dy over ascending rows. */
+typedef wb_status wb_bias_forward_fn(wb_device *dev, int64_t n, int64_t width, const float *b, float *y);
+typedef wb_status wb_bias_backward_fn(wb_device *dev, int64_t n, int64_t width, const float *dy, float *db);
+
+/* x[n] to [-limit, limit], in place. Backward, in place on dx[n]: 0 where |x| > limit, x before the clamp. */
+typedef wb_status wb_clamp_fn(wb_device *dev, int64_t n, float limit, float *x);
+typedef wb_status wb_clamp_backward_fn(wb_device *dev, int64_t n, float limit, const float *x, float *dx);
+
+/* to[n] = from[n], f32 or bf16 either way, to nearest even. */
+typedef wb_status wb_cast_fn(wb_device *dev, int64_t n, const void *from, wb_dtype from_dtype, void *to,
+                             wb_dtype to_dtype);
+
 /* ---- attention ----------------------------------------------------------------------------------- */
 
 /* Causal grouped-query attention over a paged pool of keys and values. Query token t belongs to sequence
@@ -77,102 +203,176 @@ typedef struct wb_attention {
     int64_t T;
     int32_t n_heads, n_kv_heads, head_dim;
     float scale;
-    const float *q;        /* device [T, n_heads * head_dim] */
-    const void *k, *v;     /* device [pool rows, n_kv_heads * head_dim] of kv_dtype */
-    wb_dtype kv_dtype;     /* f32 or bf16 */
-    const int32_t *seq;    /* device [T], ascending runs: tokens of one sequence are adjacent */
-    const int32_t *pos;    /* device [T], ascending within a run */
-    const int32_t *blocks; /* device [n_seqs, max_blocks] */
+    /* device [T, n_heads * head_dim] */
+    const float *q;
+    /* device [pool rows, n_kv_heads * head_dim], f32 or bf16 */
+    const void *k, *v;
+    wb_dtype kv_dtype;
+    /* device [T], ascending runs: tokens of one sequence are adjacent */
+    const int32_t *seq;
+    /* device [T], ascending within a run */
+    const int32_t *pos;
+    /* device [n_seqs, max_blocks] */
+    const int32_t *blocks;
     int32_t max_blocks, block_size;
 } wb_attention;
 
+/* out[T, n_heads * head_dim] (=). Backward (kv_dtype f32): dq (=) like q, dk and dv (+=) like k and v. */
+typedef wb_status wb_attention_forward_fn(wb_device *dev, const wb_attention *args, float *out);
+typedef wb_status wb_attention_backward_fn(wb_device *dev, const wb_attention *args, const float *dout,
+                                           float *dq, float *dk, float *dv);
+
+/* cache[rows[t], :] = x[t, :width], rounded to nearest even when cache_dtype is bf16. rows: device [T]. */
+typedef wb_status wb_kv_write_fn(wb_device *dev, int64_t T, int64_t width, const float *x,
+                                 const int64_t *rows, void *cache, wb_dtype cache_dtype);
+
 /* ---- routing ------------------------------------------------------------------------------------- */
 
-/* The router types of the field; z are the logits, S the chosen ids, c the scale. Formulas of the combine
- * weights w and of dz are those of wb_device.gate_forward / gate_backward below. */
+/* The router types of the field. z are a token's logits, C its chosen ids, c the scale; w the weights of the
+ * choices, as wb_gate_forward_fn makes them. */
 typedef enum wb_router_type {
-    WB_ROUTER_SOFTMAX,      /* p = softmax(z) over all E; w = c p_S, not renormalised (olmoe, qwen2_moe) */
-    WB_ROUTER_SOFTMAX_NORM, /* w = c p_S / sum p_S (qwen3_moe, mixtral) */
-    WB_ROUTER_TOPK_SOFTMAX, /* w = c softmax(z_S) (gpt_oss): the same function as SOFTMAX_NORM */
-    WB_ROUTER_SIGMOID, /* s = sigmoid(z), selection by s + bias; w = c s_S / (sum s_S + 1e-20) (deepseek_v3, glm4) */
-    WB_ROUTER_SQRTSOFTPLUS, /* s = sqrt(softplus(z)); the rest as SIGMOID (deepseek_v4) */
-    WB_ROUTER_HASH          /* ids from a table by token id; w as SQRTSOFTPLUS (deepseek_v4's first layers) */
+    /* p = softmax(z) over all E; w = c p_C, not renormalised (olmoe, qwen2_moe) */
+    WB_ROUTER_SOFTMAX,
+    /* w = c p_C / sum p_C (qwen3_moe, mixtral) */
+    WB_ROUTER_SOFTMAX_NORM,
+    /* w = c softmax(z_C) (gpt_oss): the same function as SOFTMAX_NORM */
+    WB_ROUTER_TOPK_SOFTMAX,
+    /* s = sigmoid(z), selection by s + bias; w = c s_C / (sum s_C + 1e-20) (deepseek_v3, glm4) */
+    WB_ROUTER_SIGMOID,
+    /* s = sqrt(softplus(z)); the rest as SIGMOID (deepseek_v4) */
+    WB_ROUTER_SQRTSOFTPLUS,
+    /* ids from a table by token id; w as SQRTSOFTPLUS (deepseek_v4's first layers) */
+    WB_ROUTER_HASH
 } wb_router_type;
 
 typedef struct wb_router {
     wb_router_type type;
-    int32_t n_experts; /* E, 1..65536 */
-    int32_t top_k;     /* K, 1..min(E, 64) */
-    int32_t n_group,
-        topk_group; /* group-limited selection; n_group <= 1: none. SIGMOID scores a group by the sum of
-                                  * its two largest keys, SOFTMAX by its largest; experts outside are never chosen */
-    bool normalize; /* SIGMOID, SQRTSOFTPLUS, HASH: divide by the sum; ignored by the others */
-    float scale;    /* c */
+    /* E, 1..65536 */
+    int32_t n_experts;
+    /* K, 1..min(E, 64) */
+    int32_t top_k;
+    /* Selection limited to the topk_group best of n_group groups of adjacent experts; n_group <= 1: no
+     * limit. SIGMOID and SQRTSOFTPLUS score a group by the sum of its two largest keys, the softmax types by
+     * its largest; experts of other groups are never chosen. */
+    int32_t n_group, topk_group;
+    /* SIGMOID, SQRTSOFTPLUS, HASH: divide by the sum; ignored by the others */
+    bool normalize;
+    /* c */
+    float scale;
 } wb_router;
 
-WB_API const char *wb_router_name(wb_router_type type);    /* "softmax", "softmax_norm", ... */
-WB_API wb_status wb_router_check(const wb_router *router); /* names the field that is off */
+/* "softmax", "softmax_norm", ...; static. "unknown" for a number that is no type. */
+WB_API const char *wb_router_name(wb_router_type type);
 
-/* Expert ids in place in a route tensor: the id of (token t, slot k) is data[t * stride + k], u8 or u16.
- * A layer l of a tensor [T][L][K] is {base + l * K, dtype, L * K}. */
+/* INVALID_ARGUMENT, naming the field, for a router that no op takes. */
+WB_API wb_status wb_router_check(const wb_router *router);
+
+/* Expert ids in place in a route tensor: the id of choice k of token t is data[t * stride + k], u8 or u16. A
+ * layer l of a tensor [T][L][K] is {base + l * K, dtype, L * K}. */
 typedef struct wb_ids {
-    void *data; /* device; NULL where the view is optional */
+    /* device; NULL where the view is optional */
+    void *data;
     wb_dtype dtype;
-    int64_t stride; /* in ids */
+    /* in ids */
+    int64_t stride;
 } wb_ids;
 
-/* Selection. Order of slots: key descending, then id ascending, NaN last (router_rules.h). */
+/* Selection. Order of the choices: key descending, then id ascending, NaN last. */
 typedef struct wb_topk {
     wb_router router;
     int64_t T;
-    const float *logits;   /* device [T, E] */
-    const float *bias;     /* device [E], added to the key only (SIGMOID, SQRTSOFTPLUS); or NULL */
-    const int32_t *table;  /* device [vocabulary, K], HASH only */
-    const int32_t *tokens; /* device [T], HASH only */
-    const uint8_t *forced; /* device [T]: non-zero keeps the ids of that row; NULL: select all rows */
-    wb_ids ids;            /* in for forced rows, out for the others */
-    wb_ids native;         /* out, optional: what every row, forced or not, would select */
+    /* device [T, E] */
+    const float *logits;
+    /* device [E], added to the key only (SIGMOID, SQRTSOFTPLUS); or NULL */
+    const float *bias;
+    /* device [vocabulary, K] and [T]; HASH only */
+    const int32_t *table;
+    const int32_t *tokens;
+    /* device [T]: non-zero keeps the ids of that row; NULL: select all rows */
+    const uint8_t *forced;
+    /* in for forced rows, out for the others */
+    wb_ids ids;
+    /* out, optional: what every row, forced or not, would select */
+    wb_ids native;
 } wb_topk;
+
+/* INVALID_ARGUMENT also for HASH without table or tokens, and on the CPU for a table's id of E or more; on
+ * CUDA, where the host would have to wait to see one, the table is the caller's promise. */
+typedef wb_status wb_topk_fn(wb_device *dev, const wb_topk *args);
+
+/* weights[T,K] of the ids as they stand, from the current logits[T,E]; ids forced or selected alike. An id of
+ * E or more: the CPU returns INVALID_ARGUMENT; CUDA, which would have to wait to see it, gives that choice a
+ * NaN weight and no gradient.
+ * Backward: dlogits[T,E] (=) from dweights[T,K]. With g = dweights and q, s, p as in wb_router_type:
+ *   SOFTMAX        dz_e = [e in C] c g_e p_e - p_e sum_j c g_j p_j         for every e: dense
+ *   SOFTMAX_NORM, TOPK_SOFTMAX   dz_j = c q_j (g_j - sum_l g_l q_l)        the chosen only, others 0
+ *   SIGMOID        ds_j = (c/Q)(g_j - sum_l g_l s_l / Q), dz_j = ds_j s_j (1 - s_j);  Q = sum s + 1e-20
+ *   SQRTSOFTPLUS, HASH           the same ds_j, dz_j = ds_j sigmoid(z_j) / (2 s_j), 0 where s_j = 0
+ *   not normalised: ds_j = c g_j.   A repeated id accumulates. */
+typedef wb_status wb_gate_forward_fn(wb_device *dev, const wb_router *router, int64_t T, const float *logits,
+                                     wb_ids ids, float *weights);
+typedef wb_status wb_gate_backward_fn(wb_device *dev, const wb_router *router, int64_t T, const float *logits,
+                                      wb_ids ids, const float *dweights, float *dlogits);
+
+/* Sorts the T * K (token, choice) pairs by expert, stable in (t, k): choice_row[t * K + k] is the pair's row
+ * in that order, row_token[row] its token. Both device [T * K]. counts: host [E], done on return: the one
+ * place where a routing decision crosses to the host during a forward. */
+typedef wb_status wb_moe_sort_fn(wb_device *dev, int64_t T, int32_t K, int32_t E, wb_ids ids,
+                                 int32_t *choice_row, int32_t *row_token, int64_t *counts);
+
+/* y[t] (+)= sum over ascending choices k of weights[t,k] * rows[choice_row[t,k]]; weights NULL: all 1.
+ * Backward: drows[choice_row[t,k]] = weights[t,k] * dy[t]; dweights[t,k] = <dy[t], rows[choice_row[t,k]]>,
+ * NULL where not wanted; drows may be rows. */
+typedef wb_status wb_moe_combine_fn(wb_device *dev, int64_t T, int32_t K, int64_t H, const float *rows,
+                                    const int32_t *choice_row, const float *weights, bool accumulate,
+                                    float *y);
+typedef wb_status wb_moe_combine_backward_fn(wb_device *dev, int64_t T, int32_t K, int64_t H,
+                                             const float *rows, const int32_t *choice_row,
+                                             const float *weights, const float *dy, float *drows,
+                                             float *dweights);
 
 /* ---- sampling and optimizer ---------------------------------------------------------------------- */
 
+/* logprobs[t] = log_softmax(logits[t])[targets[t]]; 0 where targets[t] < 0. targets: device [T].
+ * Backward: dlogits[t,:] = dlogprobs[t] * (onehot - softmax), zeros where targets[t] < 0; may be logits. */
+typedef wb_status wb_logprob_forward_fn(wb_device *dev, int64_t T, int64_t V, const float *logits,
+                                        const int32_t *targets, float *logprobs);
+typedef wb_status wb_logprob_backward_fn(wb_device *dev, int64_t T, int64_t V, const float *logits,
+                                         const int32_t *targets, const float *dlogprobs, float *dlogits);
+
+/* How one row is sampled. */
 typedef struct wb_sample_params {
-    float temperature; /* 0: greedy, lowest id on a tie */
-    int32_t top_k;     /* 0: no limit */
-    float top_p;   /* 1: no limit; keeps the smallest set, by probability descending, that reaches top_p */
-    float uniform; /* this row's random number in [0, 1) */
+    /* 0: greedy, lowest id on a tie */
+    float temperature;
+    /* 0: no limit */
+    int32_t top_k;
+    /* 1: no limit; keeps the smallest set, by probability descending, that reaches top_p */
+    float top_p;
+    /* this row's random number in [0, 1) */
+    float uniform;
 } wb_sample_params;
 
+/* One token a row from logits[B,V]. params: host [B]. tokens, logprobs (under the distribution sampled from:
+ * after temperature, top-k and top-p; greedy gives 0): device [B]. INVALID_ARGUMENT names the first row whose
+ * logits hold a NaN or +inf, or are all -inf. */
+typedef wb_status wb_sample_fn(wb_device *dev, int64_t B, int64_t V, const float *logits,
+                               const wb_sample_params *params, int32_t *tokens, float *logprobs);
+
+/* *sum_out (host, done on return) = the sum of x[n]^2 in f64, in an order that depends on n alone. */
+typedef wb_status wb_sum_squares_fn(wb_device *dev, int64_t n, const float *x, double *sum_out);
+
 typedef struct wb_adamw {
-    float lr, beta1, beta2, eps, weight_decay; /* decoupled decay: w -= lr * weight_decay * w */
-    float grad_scale;                          /* multiplies the gradient first (clipping) */
-    uint64_t step;                             /* 1 at the first update: bias correction */
+    /* weight_decay is decoupled: w -= lr * weight_decay * w */
+    float lr, beta1, beta2, eps, weight_decay;
+    /* multiplies the gradient first (clipping) */
+    float grad_scale;
+    /* 1 at the first update: bias correction */
+    uint64_t step;
 } wb_adamw;
 
-/* ---- devices ------------------------------------------------------------------------------------- */
-
-typedef enum wb_backend { WB_BACKEND_CPU, WB_BACKEND_CUDA } wb_backend;
-
-/* The CPU backend, the best instruction set that this processor has. `threads` 0: all that OpenMP would
- * use. */
-WB_API wb_status wb_device_open_cpu(int threads, wb_device **device_out);
-
-/* The CUDA backend on device `index`: memory, topk, gate_forward and gate_backward; the other ops are NULL.
- * UNSUPPORTED, with the reason, where Waybill was built without CUDA or no such device is there. */
-WB_API wb_status wb_device_open_cuda(int index, wb_device **device_out);
-
-WB_API void wb_device_close(wb_device *device); /* NULL is a no-op */
-
-WB_API wb_backend wb_device_backend(const wb_device *device);
-WB_API const char *wb_device_name(const wb_device *device); /* "cpu x86-64-v3", "cuda"; static */
-
-/* Memory of the device: on the CPU ordinary memory, on CUDA device memory, copied in order on the device's
- * stream. wb_device_alloc gives 64-byte aligned, uninitialised memory; 0 bytes give a valid pointer. */
-WB_API wb_status wb_device_alloc(wb_device *device, size_t bytes, void **device_out);
-WB_API void wb_device_free(wb_device *device, void *memory); /* NULL is a no-op */
-WB_API wb_status wb_device_upload(wb_device *device, void *memory, const void *host, size_t bytes);
-WB_API wb_status wb_device_download(wb_device *device, void *host, const void *memory,
-                                    size_t bytes); /* done on return */
+/* w, m, v [n] updated in place from g [n]. */
+typedef wb_status wb_adamw_fn(wb_device *dev, int64_t n, const wb_adamw *hyper, const float *g, float *m,
+                              float *v, float *w);
 
 #ifdef __cplusplus
 }

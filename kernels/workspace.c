@@ -2,11 +2,14 @@
 #include "wb_check.h"
 #include "wb_workspace.h"
 
+#include <inttypes.h>
+
 static wb_status size_of(int64_t rows, int64_t width, size_t size, size_t *bytes_out) {
     const size_t limit = (size_t)PTRDIFF_MAX / size;
     if (rows < 0 || width < 0 || (width > 0 && (size_t)rows > limit / (size_t)width))
-        return wb_fail(WB_CAPACITY, "workspace: %lld rows of %lld elements of %zu bytes overflow",
-                       (long long)rows, (long long)width, size);
+        return wb_fail(WB_CAPACITY,
+                       "workspace: %" PRId64 " rows of %" PRId64 " elements of %zu bytes overflow", rows,
+                       width, size);
     *bytes_out = (size_t)rows * (size_t)width * size;
     return WB_OK;
 }

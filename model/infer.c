@@ -1,18 +1,29 @@
-/* infer.c - inference: a step's tokens through all layers over a paged pool of keys and values.
+/* infer.c - inference: a step's tokens through all layers, over a paged pool of what layers keep of
+ * sequences.
  *
  * Owns: the pool, the check of a batch, the logits of the wanted rows. Refuses: scheduling, sampling, which
- * block belongs to whom. */
+ * block belongs to whom, what a layer keeps. */
+#include "layers/block.h"
+#include "layers/head.h"
+#include "needed_ops.h"
+#include "routing_check.h"
+#include "wb_options.h"
+
+#include <inttypes.h>
 #include <stdlib.h>
 
-#include "forward_internal.h"
-#include "wb_memory.h"
+/* The pool's part of one layer: the tables of its state, [n_blocks * block_size, width] of the model's
+ * dtype. */
+typedef struct layer_pool {
+    wb_buffer tables[WB_MAX_STATE_TABLES];
+} layer_pool;
 
 struct wb_infer {
     wb_model *model;
     wb_infer_options options;
     wb_workspace memory;
     wb_block block;
-    wb_buffer *k, *v; /* [n_layers] pools, device [n_blocks * block_size, nkv * dh] of the model's dtype */
+    layer_pool *pools; /* [n_layers] */
 
     wb_buffer tokens, pos, seq, blocks; /* int32, the batch on the device */
     wb_buffer pool_rows;                /* int64 [T] */
@@ -20,34 +31,58 @@ struct wb_infer {
     wb_buffer x, y;                     /* [T, H] residual stream, in turns */
     wb_buffer last, normed, logits;     /* [n_logits, H], [n_logits, H], [n_logits, V] */
     wb_host_buffer host_rows;           /* int64 [T] */
+    wb_routing_stage routing_stage;
 };
 
 /* ---- open and close -------------------------------------------------------------------------- */
 
-static wb_status open_pools(wb_infer *infer) {
-    const wb_config *config = &infer->model->config;
-    const int64_t width = (int64_t)config->n_kv_heads * config->head_dim;
+static const wb_infer_options default_options = {.size = sizeof default_options, .block_size = 16};
+
+void wb_infer_options_init(wb_infer_options *options_out, size_t size) {
+    wb_options_init(options_out, size, &default_options, sizeof default_options);
+}
+
+static wb_status read_options(const wb_infer_options *options, wb_infer_options *own_out) {
+    wb_infer_options own = default_options;
+    WB_TRY(wb_options_read(&own, sizeof own, options, "inference options"));
+    if (own.n_blocks < 1 || own.block_size < 1)
+        return wb_fail(WB_INVALID_ARGUMENT,
+                       "KV pool: expected at least 1 block of 1 token, found %d blocks of %d tokens",
+                       own.n_blocks, own.block_size);
+    *own_out = own;
+    return WB_OK;
+}
+
+static wb_status open_layer_pool(wb_infer *infer, int32_t l) {
+    const wb_model *model = infer->model;
+    const wb_layer_kind *kind = model->layers[l].mixer.kind;
     const int64_t rows = (int64_t)infer->options.n_blocks * infer->options.block_size;
-    const size_t size = wb_dtype_size(infer->model->dtype);
-    WB_TRY(WB_OWN(&infer->memory.host, infer->k, (size_t)config->n_layers, "KV pools"));
-    WB_TRY(WB_OWN(&infer->memory.host, infer->v, (size_t)config->n_layers, "KV pools"));
-    for (int32_t l = 0; l < config->n_layers; l++) {
-        wb_status status = wb_reserve(&infer->memory, &infer->k[l], rows, width, size);
-        if (status == WB_OK) status = wb_reserve(&infer->memory, &infer->v[l], rows, width, size);
+    wb_state_shape shape = {0};
+    if (kind->state) kind->state(&model->config, &shape);
+    for (int32_t i = 0; i < shape.n_tables; i++)
+        WB_TRY(wb_reserve(&infer->memory, &infer->pools[l].tables[i], rows, shape.width[i],
+                          wb_dtype_size(model->dtype)));
+    return WB_OK;
+}
+
+static wb_status open_pools(wb_infer *infer) {
+    const int32_t n_layers = infer->model->config.n_layers;
+    WB_TRY(WB_OWN(&infer->memory.host, infer->pools, (size_t)n_layers, "KV pools"));
+    for (int32_t l = 0; l < n_layers; l++) {
+        const wb_status status = open_layer_pool(infer, l);
         if (status != WB_OK) return wb_fail_context(status, "KV pool of layer %d", l);
     }
     return WB_OK;
 }
 
 wb_status wb_infer_open(wb_model *model, const wb_infer_options *options, wb_infer **infer_out) {
-    if (options->n_blocks < 1 || options->block_size < 1)
-        return wb_fail(WB_INVALID_ARGUMENT,
-                       "KV pool: expected at least 1 block of 1 token, found %d blocks of %d tokens",
-                       options->n_blocks, options->block_size);
+    WB_TRY(wb_infer_check_device(model->device));
+    wb_infer_options own;
     wb_infer *infer = NULL;
+    WB_TRY(read_options(options, &own));
     WB_TRY(WB_NEW(infer, 1, "inference"));
     infer->model = model;
-    infer->options = *options;
+    infer->options = own;
     infer->memory.device = model->device;
     wb_status status = wb_block_open(model, &infer->memory, &infer->block);
     if (status == WB_OK) status = open_pools(infer);
@@ -60,7 +95,7 @@ wb_status wb_infer_open(wb_model *model, const wb_infer_options *options, wb_inf
 }
 
 void wb_infer_close(wb_infer *infer) {
-    if (infer == NULL) return;
+    if (!infer) return;
     wb_workspace_close(&infer->memory);
     free(infer);
 }
@@ -72,19 +107,20 @@ static wb_status check_token(const wb_infer *infer, const wb_infer_batch *batch,
     const wb_config *config = &infer->model->config;
     const int32_t seq = batch->seq[t], pos = batch->pos[t];
     if (batch->tokens[t] < 0 || batch->tokens[t] >= config->vocab_size)
-        return wb_fail(WB_INVALID_ARGUMENT, "token %lld: expected an id in 0..%d, found %d", (long long)t,
+        return wb_fail(WB_INVALID_ARGUMENT, "token %" PRId64 ": expected an id in 0..%d, found %d", t,
                        config->vocab_size - 1, batch->tokens[t]);
     if (seq < 0 || seq >= batch->n_seqs)
-        return wb_fail(WB_INVALID_ARGUMENT, "token %lld: expected a sequence in 0..%d, found %d",
-                       (long long)t, batch->n_seqs - 1, seq);
+        return wb_fail(WB_INVALID_ARGUMENT, "token %" PRId64 ": expected a sequence in 0..%d, found %d", t,
+                       batch->n_seqs - 1, seq);
     if (pos >= config->max_positions)
         return wb_fail(WB_CAPACITY,
-                       "token %lld of sequence %d: position %d exceeds the model's limit of %d positions",
-                       (long long)t, seq, pos, config->max_positions);
+                       "token %" PRId64
+                       " of sequence %d: position %d exceeds the model's limit of %d positions",
+                       t, seq, pos, config->max_positions);
     const bool run_starts = t == 0 || batch->seq[t - 1] != seq;
     if (pos < 0 || (!run_starts && pos <= batch->pos[t - 1]))
         return wb_fail(WB_INVALID_ARGUMENT,
-                       "token %lld of sequence %d: expected ascending positions, found %d", (long long)t, seq,
+                       "token %" PRId64 " of sequence %d: expected ascending positions, found %d", t, seq,
                        pos);
     if (t + 1 < batch->T && batch->seq[t + 1] == seq) return WB_OK;
 
@@ -106,14 +142,15 @@ static wb_status check_batch(wb_infer *infer, const wb_infer_batch *batch, const
     if (batch->T < 0 || batch->T > INT32_MAX / K || batch->n_seqs < 0 || batch->max_blocks < 0 ||
         batch->n_logits < 0)
         return wb_fail(WB_INVALID_ARGUMENT,
-                       "batch: expected sizes of at least 0 and at most %d tokens, found %lld", INT32_MAX / K,
-                       (long long)batch->T);
+                       "batch: expected sizes of at least 0 and at most %d tokens, found %" PRId64,
+                       INT32_MAX / K, batch->T);
     for (int64_t t = 0; t < batch->T; t++) WB_TRY(check_token(infer, batch, t));
     for (int64_t i = 0; i < batch->n_logits; i++)
         if (batch->logit_rows[i] < 0 || batch->logit_rows[i] >= batch->T)
-            return wb_fail(WB_INVALID_ARGUMENT, "logit row %lld: expected a token below %lld, found %d",
-                           (long long)i, (long long)batch->T, batch->logit_rows[i]);
-    return wb_moe_check_routing(&infer->block.moe, batch->T, routing);
+            return wb_fail(WB_INVALID_ARGUMENT,
+                           "logit row %" PRId64 ": expected a token below %" PRId64 ", found %d", i, batch->T,
+                           batch->logit_rows[i]);
+    return wb_routing_check(infer->model, &infer->memory, &infer->routing_stage, batch->T, routing);
 }
 
 static wb_status upload_batch(wb_infer *infer, const wb_infer_batch *batch) {
@@ -153,30 +190,34 @@ static wb_status prepare(wb_infer *infer, const wb_infer_batch *batch, const wb_
 static wb_status head_forward(wb_infer *infer, int64_t n, const float *x) {
     const wb_model *model = infer->model;
     wb_device *dev = model->device;
-    const int64_t H = model->config.hidden_size;
-    WB_TRY(dev->gather_rows(dev, n, H, infer->logit_rows.data, x, infer->last.data));
-    WB_TRY(dev->rmsnorm_forward(dev, n, H, infer->last.data, wb_param_data(model, model->final_norm),
-                                model->config.norm_eps, infer->normed.data));
-    const wb_matmul product = wb_matmul_forward(n, H, model->config.vocab_size, infer->normed.data,
-                                                wb_param_data(model, model->lm_head),
-                                                model->params[model->lm_head].dtype, infer->logits.data);
-    return dev->matmul(dev, 1, &product);
+    WB_TRY(dev->gather_rows(dev, n, model->config.hidden_size, infer->logit_rows.data, x, infer->last.data));
+    return wb_head_forward(model, n, infer->last.data, infer->normed.data, infer->logits.data);
+}
+
+static wb_state state_of(const wb_infer *infer, int32_t l) {
+    wb_state state = {.dtype = infer->model->dtype};
+    for (int i = 0; i < WB_MAX_STATE_TABLES; i++) state.tables[i] = infer->pools[l].tables[i].data;
+    return state;
 }
 
 wb_status wb_infer_forward(wb_infer *infer, const wb_infer_batch *batch, const wb_routing *routing,
                            const float **logits_out) {
     const wb_model *model = infer->model;
-    wb_device *dev = model->device;
     WB_TRY(wb_comm_agree(model->comm, prepare(infer, batch, routing)));
 
-    const wb_block_tokens tokens = {batch->T,           infer->pos.data,   infer->seq.data,
-                                    infer->blocks.data, batch->max_blocks, infer->options.block_size};
+    const wb_pass pass = {.T = batch->T,
+                          .pos = infer->pos.data,
+                          .seq = infer->seq.data,
+                          .blocks = infer->blocks.data,
+                          .max_blocks = batch->max_blocks,
+                          .block_size = infer->options.block_size,
+                          .state_rows = infer->pool_rows.data,
+                          .routing = routing};
     float *x = infer->x.data, *y = infer->y.data;
-    WB_TRY(dev->embed_forward(dev, batch->T, model->config.hidden_size, infer->tokens.data,
-                              wb_param_data(model, model->embed), model->params[model->embed].dtype, x));
+    WB_TRY(wb_embed_forward(model, batch->T, infer->tokens.data, x));
     for (int32_t l = 0; l < model->config.n_layers; l++) {
-        const wb_kv_pool pool = {infer->k[l].data, infer->v[l].data, model->dtype, infer->pool_rows.data};
-        WB_TRY(wb_block_forward(&infer->block, l, &tokens, &pool, routing, false, x, y));
+        const wb_state state = state_of(infer, l);
+        WB_TRY(wb_block_forward(&infer->block, l, &pass, &state, x, y));
         float *const swap = x;
         x = y;
         y = swap;

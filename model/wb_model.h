@@ -1,8 +1,8 @@
 /* wb_model.h - a Mixture-of-Experts language model: Hugging Face checkpoint in, forward and backward,
  * checkpoint out.
  *
- * Owns: config.json and safetensors, the weight registry, inference forward over a paged KV cache,
- * training forward and backward with per-layer recompute, and the one place where experts are chosen
+ * Owns: config.json and which tensors a model has, the weight registry, inference forward over a paged KV
+ * cache, training forward and backward with per-layer recompute, and the one place where experts are chosen
  * (wb_routing). Refuses: scheduling of requests, RL, where routes come from.
  *
  * Parallel layout: every rank of `comm` holds the attention and dense weights and a shard of every MoE
@@ -11,12 +11,16 @@
  * where a rank has none. A token's result is the same bits whatever the number of ranks, the batch around
  * it or the thread count.
  *
- * Families are values of enums in one GQA block and one MoE block; formulas and tensor names follow
- * Hugging Face transformers.
+ * A family is a table of what it does in its own way (config keys, tensor names, the kind of each layer);
+ * formulas and tensor names follow Hugging Face transformers.
+ *
+ * Errors, besides those named at a call: INVALID_ARGUMENT for arguments out of range, OUT_OF_MEMORY,
+ * DEVICE from the device, PEER from a collective call when another rank failed or disagrees.
  */
 #ifndef WB_MODEL_H
 #define WB_MODEL_H
 
+#include "wb_checkpoint.h"
 #include "wb_comm.h"
 #include "wb_formats.h"
 #include "wb_kernels.h"
@@ -25,40 +29,17 @@
 extern "C" {
 #endif
 
-/* ---- safetensors --------------------------------------------------------------------------------- */
-
-#define WB_MAX_DIMS 4
-
-typedef struct wb_tensor_view {
-    const char *name; /* owner: the safetensors handle, or the caller when writing */
-    wb_dtype dtype;
-    int32_t n_dims;
-    int64_t shape[WB_MAX_DIMS];
-    const void *data; /* host, little endian, mapped, any alignment */
-    size_t bytes;
-    const char *file; /* path it comes from; ignored when writing */
-} wb_tensor_view;
-
-typedef struct wb_safetensors wb_safetensors;
-
-/* Opens one .safetensors file, or a directory holding <stem>.safetensors, or its shards listed by
- * <stem>.safetensors.index.json (stem NULL: "model"). Every header is checked before use: offsets inside
- * the file, not overlapping, dtype and shape equal to the bytes. Errors name file, tensor and byte. */
-WB_API wb_status wb_safetensors_open(const char *path, const char *stem, wb_safetensors **tensors_out);
-WB_API void wb_safetensors_close(wb_safetensors *tensors); /* NULL is a no-op */
-WB_API size_t wb_safetensors_count(const wb_safetensors *tensors);
-WB_API wb_status wb_safetensors_get(const wb_safetensors *tensors, size_t i, wb_tensor_view *view_out);
-WB_API wb_status wb_safetensors_find(const wb_safetensors *tensors, const char *name,
-                                     wb_tensor_view *view_out);
-
-/* Writes a file of `n` tensors (views; `data` host) under a temporary name, syncs it and renames it.
- * `metadata_json`: an object of strings for "__metadata__", or NULL. */
-WB_API wb_status wb_safetensors_write(const char *path, size_t n, const wb_tensor_view *tensors,
-                                      const char *metadata_json);
-
 /* ---- configuration ------------------------------------------------------------------------------- */
 
-typedef enum wb_family { WB_FAMILY_QWEN3_MOE, WB_FAMILY_OLMOE } wb_family;
+/* X(NAME, name): the family WB_FAMILY_NAME, which is model_type "name" of config.json. New ones come last:
+ * the values are part of the library's interface. */
+#define WB_FAMILY_LIST(X)   \
+    X(QWEN3_MOE, qwen3_moe) \
+    X(OLMOE, olmoe)
+
+#define X(NAME, name) WB_FAMILY_##NAME,
+typedef enum wb_family { WB_FAMILY_LIST(X) } wb_family;
+#undef X
 
 /* Where q and k are normalised before the rotary embedding. */
 typedef enum wb_qk_norm { WB_QK_NORM_NONE, WB_QK_NORM_PER_HEAD, WB_QK_NORM_WHOLE } wb_qk_norm;
@@ -86,22 +67,38 @@ typedef struct wb_config {
  * key, value and what was expected (K > E, E > 65536, head counts that do not divide, ...). Accepts
  * num_experts or num_local_experts, rope_theta at the top or in rope_parameters. */
 WB_API wb_status wb_config_load(const char *dir, wb_config *config_out);
+
+/* Whether a model of this configuration can be opened; the errors of wb_config_load. */
 WB_API wb_status wb_config_check(const wb_config *config);
+
+/* False also for a layer that the model does not have. */
 WB_API bool wb_config_is_moe(const wb_config *config, int32_t layer);
 
 /* ---- the model ----------------------------------------------------------------------------------- */
 
 typedef struct wb_model wb_model;
 
+/* From wb_model_options_init; device and comm are required. */
 typedef struct wb_model_options {
+    size_t size;       /* bytes of this struct */
     wb_device *device; /* stays the caller's; outlives the model */
     wb_comm *comm;     /* likewise */
-    wb_dtype dtype;    /* of matrices: WB_F32 or WB_BF16. Vectors (norms, biases) are always f32 */
+    wb_dtype dtype;    /* of matrices: WB_F32 (default) or WB_BF16. Vectors (norms, biases) are always f32 */
 } wb_model_options;
 
+/* The defaults; `size` is the caller's sizeof. */
+WB_API void wb_model_options_init(wb_model_options *options_out, size_t size);
+
+static inline wb_model_options wb_model_options_default(void) {
+    wb_model_options options;
+    wb_model_options_init(&options, sizeof options);
+    return options;
+}
+
 /* Loads a checkpoint directory; every rank reads its own part. f32, bf16 and f16 files; expert tensors one
- * by one or fused. Missing, surplus, wrongly shaped or typed tensors are errors naming tensor, shape and
- * file. Collective: ranks check that they opened the same model. */
+ * by one or fused. NOT_FOUND (a file or tensor is missing), MISMATCH (a tensor is surplus or has another
+ * shape) and UNSUPPORTED (another dtype) name tensor, shape and file. Collective: ranks check that they
+ * opened the same model. */
 WB_API wb_status wb_model_open(const char *dir, const wb_model_options *options, wb_model **model_out);
 
 /* A new model with random weights: N(0, std) matrices, norms 1, biases 0; the same bits for a seed on any
@@ -118,7 +115,8 @@ WB_API wb_status wb_model_save(wb_model *model, const char *dir);
 WB_API const wb_config *wb_model_config(const wb_model *model);
 /* Fingerprint, MoE layers, E, K; owner: model. */
 WB_API const wb_route_model *wb_model_routes(const wb_model *model);
-WB_API wb_device *wb_model_device(const wb_model *model); /* those of its options */
+/* Those of its options, still the caller's. */
+WB_API wb_device *wb_model_device(const wb_model *model);
 WB_API wb_comm *wb_model_comm(const wb_model *model);
 
 /* The registry: every tensor of the checkpoint by name, in an order that is the same on every rank. Ask at
@@ -158,12 +156,24 @@ typedef struct wb_routing {
 
 typedef struct wb_infer wb_infer;
 
+/* From wb_infer_options_init; n_blocks is required. */
 typedef struct wb_infer_options {
-    int32_t n_blocks;   /* of the KV pool */
-    int32_t block_size; /* tokens a block */
+    size_t size;        /* bytes of this struct */
+    int32_t n_blocks;   /* of the pool, at least 1 */
+    int32_t block_size; /* tokens a block, at least 1; default 16 */
 } wb_infer_options;
 
-/* A paged KV pool (dtype of the model) and workspace over `model`, which it borrows. */
+/* The defaults; `size` is the caller's sizeof. */
+WB_API void wb_infer_options_init(wb_infer_options *options_out, size_t size);
+
+static inline wb_infer_options wb_infer_options_default(void) {
+    wb_infer_options options;
+    wb_infer_options_init(&options, sizeof options);
+    return options;
+}
+
+/* A paged KV pool (dtype of the model) and workspace over `model`, which it borrows. UNSUPPORTED names the op
+ * that the model's device lacks. */
 WB_API wb_status wb_infer_open(wb_model *model, const wb_infer_options *options, wb_infer **infer_out);
 WB_API void wb_infer_close(wb_infer *infer);
 
@@ -188,7 +198,8 @@ WB_API wb_status wb_infer_forward(wb_infer *infer, const wb_infer_batch *batch, 
 
 typedef struct wb_train wb_train;
 
-/* Gradients (f32, zero) and workspace over an f32 `model`, which it borrows. */
+/* Gradients (f32, zero) and workspace over an f32 `model`, which it borrows. UNSUPPORTED names the op that
+ * the model's device lacks. */
 WB_API wb_status wb_train_open(wb_model *model, wb_train **train_out);
 WB_API void wb_train_close(wb_train *train);
 

@@ -1,18 +1,10 @@
 /* metrics.c - the fidelity of a step: native choice against forced ids, log-probabilities of rollout
  * against trainer. Owns: the sums behind the metrics and what counts once. Refuses: means of nothing (they
  * are 0). */
-#include "replay_internal.h"
+#include "replay_state.h"
 
 #include <math.h>
 #include <string.h>
-
-size_t wb_replay_sums_count(const wb_replay *r) {
-    return SUMS_FIXED + (size_t)r->model.n_moe_layers * SUMS_PER_LAYER;
-}
-
-void wb_replay_clear_sums(wb_replay *r) {
-    memset(r->sums, 0, wb_replay_sums_count(r) * sizeof *r->sums);
-}
 
 double *wb_replay_metric_sums(wb_replay *r, size_t *n_out) {
     *n_out = wb_replay_sums_count(r);
@@ -23,8 +15,8 @@ void wb_replay_count_segment(wb_replay *r, const segment_plan *s) {
     r->sums[SUM_ROWS] += s->rows;
     if (s->kind == WB_SEGMENT_PADDING) r->sums[SUM_PADDING] += s->rows;
     if (s->kind != WB_SEGMENT_REPLAY || s->rows == 0) return;
-    bool last =
-        s->start + s->rows == s->record->n_tokens; /* never fed by the rollout: neither forced nor missing */
+    /* The record's last token was never fed by the rollout: it is neither forced nor missing. */
+    bool last = s->start + s->rows == s->record->n_tokens;
     r->sums[SUM_FALLBACK] += s->missing;
     r->sums[SUM_FORCED] += s->rows - s->missing - last;
 }
@@ -50,34 +42,31 @@ static void raise_flag(wb_replay *r, uint8_t *flags, uint8_t flag, int sum) {
     *flags |= flag;
 }
 
-static bool to_measure(const micro_batch *b, size_t at, uint32_t t) {
-    return b->layer_state[at] == WB_ROW_FORCED && !b->measured[at] &&
-           (b->flags[t] & (ROW_REPLAYED | ROW_RECORDED)) != 0;
+/* Row i of the slice has ids in the plan, and they have not been compared in this layer. */
+static bool unmeasured(const layer_rows *s, uint32_t i) {
+    const micro_batch *b = s->batch;
+    uint8_t flags = b->flags[s->row + i];
+    bool stored = (flags & ROW_RECORDED) != 0 && s->direction[i] == WB_ROW_FORCED;
+    return ((flags & ROW_REPLAYED) != 0 || stored) &&
+           !b->measured[(size_t)s->stage_layer * b->T + s->row + i];
 }
 
-bool wb_replay_wants_native(const wb_replay *r, int32_t micro_batch_index, int32_t layer, uint32_t row,
-                            uint32_t rows) {
-    if (!wb_replay_planned(r, micro_batch_index)) return false;
-    int64_t stage_layer = (int64_t)layer - r->options.first_layer;
-    if (stage_layer < 0 || stage_layer >= r->options.n_layers) return false;
-    const micro_batch *b = &r->micro_batches[micro_batch_index];
-    if (row > b->T || rows > b->T - row) return false;
-    for (uint32_t t = row; t < row + rows; t++)
-        if (to_measure(b, (size_t)stage_layer * b->T + t, t)) return true;
+bool wb_replay_unmeasured(const layer_rows *s) {
+    for (uint32_t i = 0; i < s->rows; i++)
+        if (unmeasured(s, i)) return true;
     return false;
 }
 
-void wb_replay_measure_rows(wb_replay *r, micro_batch *b, uint32_t stage_layer, uint32_t row, uint32_t rows,
-                            const uint8_t *native, size_t native_stride_bytes) {
-    uint32_t K = r->model.top_k, layer = (uint32_t)r->options.first_layer + stage_layer;
-    double *sums = r->sums + SUMS_FIXED + (size_t)layer * SUMS_PER_LAYER;
-    for (uint32_t i = 0; i < rows; i++) {
-        uint32_t t = row + i;
-        size_t at = (size_t)stage_layer * b->T + t;
-        if (!to_measure(b, at, t)) continue;
-        const uint8_t *forced = b->ids + t * r->row_bytes + layer * r->layer_bytes;
-        uint32_t common = count_common(r, forced, native + i * native_stride_bytes);
-        b->measured[at] = 1;
+void wb_replay_measure_rows(wb_replay *r, const layer_rows *s, const uint8_t *native,
+                            size_t native_stride_bytes) {
+    uint32_t K = r->model.top_k;
+    micro_batch *b = s->batch;
+    double *sums = r->sums + SUMS_FIXED + (size_t)s->layer * SUMS_PER_LAYER;
+    for (uint32_t i = 0; i < s->rows; i++) {
+        if (!unmeasured(s, i)) continue;
+        uint32_t t = s->row + i;
+        uint32_t common = count_common(r, s->ids + i * r->row_bytes, native + i * native_stride_bytes);
+        b->measured[(size_t)s->stage_layer * b->T + t] = 1;
         sums[LAYER_TOKENS] += 1;
         sums[LAYER_OVERLAP] += (double)common / K;
         sums[LAYER_DIFFER] += common < K;

@@ -1,15 +1,20 @@
-/* replay.c - the replay handle: opening, the records it knows and finding them by request id.
- * Refuses: records of another model, malformed records, a rid twice. */
-#include "replay_internal.h"
-#include "wb_memory.h"
+/* replay.c - the replay handle: its options, opening and closing. */
+#include "replay_state.h"
+#include "wb_options.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
-wb_replay_options wb_replay_options_default(void) {
-    wb_replay_options options = {WB_MISSING_STRICT, 1, 0, 0};
-    return options;
+static const wb_replay_options defaults = {sizeof defaults, WB_MISSING_STRICT, 1, 0, 0};
+
+void wb_replay_options_init(wb_replay_options *options_out, size_t size) {
+    wb_options_init(options_out, size, &defaults, sizeof defaults);
+}
+
+const char *wb_replay_mode_name(wb_replay_mode mode) {
+    static const char *const names[] = {"off", "record", "rollout"};
+    return (size_t)mode < sizeof names / sizeof names[0] ? names[mode] : "unknown";
 }
 
 static wb_status options_check(const wb_route_model *model, const wb_replay_options *o) {
@@ -29,7 +34,7 @@ static wb_status options_check(const wb_route_model *model, const wb_replay_opti
     return WB_OK;
 }
 
-/* Rank r owns experts [E*r/R, E*(r+1)/R). Takes one expert of each rank in turn, so that any run of slots
+/* Rank r owns experts [E*r/R, E*(r+1)/R). Takes one expert of each rank in turn, so that any run of choices
  * spreads over the ranks; where R does not divide E, the ranks with one expert more have the last turn to
  * themselves. */
 static void order_padding(uint32_t *order, uint64_t E, uint64_t R) {
@@ -43,10 +48,10 @@ static void order_padding(uint32_t *order, uint64_t E, uint64_t R) {
 
 static wb_status open_arrays(wb_replay *r, const wb_route_model *model) {
     uint32_t E = model->num_experts, L = model->n_moe_layers;
-    WB_TRY(WB_NEW(r->moe_layers, L, "replay: layers"));
-    WB_TRY(WB_NEW(r->padding_order, E, "replay: experts"));
-    WB_TRY(WB_NEW(r->marks, E, "replay: experts"));
-    WB_TRY(WB_NEW(r->sums, wb_replay_sums_count(r), "replay: metrics"));
+    WB_TRY(WB_OWN(&r->memory, r->moe_layers, L, "replay: layers"));
+    WB_TRY(WB_OWN(&r->memory, r->padding_order, E, "replay: experts"));
+    WB_TRY(WB_OWN(&r->memory, r->marks, E, "replay: experts"));
+    WB_TRY(WB_OWN(&r->memory, r->sums, wb_replay_sums_count(r), "replay: metrics"));
     memcpy(r->moe_layers, model->moe_layers, L * sizeof *r->moe_layers);
     r->model.moe_layers = r->moe_layers;
     /* More ranks than experts: those without an expert take no part, the others have one each. */
@@ -58,7 +63,8 @@ static wb_status open_arrays(wb_replay *r, const wb_route_model *model) {
 wb_status wb_replay_open(const wb_route_model *model, const wb_replay_options *options,
                          wb_replay **replay_out) {
     if (!model || !replay_out) return wb_fail(WB_INVALID_ARGUMENT, "replay: model or replay_out is NULL");
-    wb_replay_options o = options ? *options : wb_replay_options_default();
+    wb_replay_options o = defaults;
+    WB_TRY(wb_options_read(&o, sizeof o, options, "replay"));
     WB_TRY(wb_route_model_check(model));
     WB_TRY(options_check(model, &o));
     wb_replay *r;
@@ -80,48 +86,13 @@ wb_status wb_replay_open(const wb_route_model *model, const wb_replay_options *o
 
 void wb_replay_close(wb_replay *r) {
     if (!r) return;
-    for (int32_t i = 0; i < r->micro_batch_capacity; i++) wb_replay_free_micro_batch(&r->micro_batches[i]);
     free(r->micro_batches);
     free(r->records);
     wb_string_table_free(&r->rids);
-    free(r->moe_layers);
-    free(r->padding_order);
-    free(r->marks);
-    free(r->sums);
+    wb_owner_close(&r->memory);
     free(r);
 }
 
 const wb_route_model *wb_replay_model(const wb_replay *r) {
     return &r->model;
-}
-
-/* ---- records ------------------------------------------------------------------------------------- */
-
-wb_status wb_replay_add(wb_replay *r, const wb_route_model *from, const wb_record *record) {
-    if (!r || !from || !record)
-        return wb_fail(WB_INVALID_ARGUMENT, "replay: handle, model or record is NULL");
-    WB_TRY(wb_route_model_check(from));
-    if (wb_route_model_match(&r->model, from) != WB_OK)
-        return wb_fail_context(WB_MISMATCH, "replay: record %s", record->rid ? record->rid : "(no rid)");
-    WB_TRY(wb_record_check(&r->model, record, true));
-    uint64_t before;
-    size_t length = strlen(record->rid);
-    if (wb_string_table_find(&r->rids, record->rid, length, &before))
-        return wb_fail(WB_INVALID_ARGUMENT, "replay: record %s was added before", record->rid);
-    WB_TRY(WB_GROW(r->records, r->n_records + 1, &r->record_capacity, "replay: records"));
-    WB_TRY(wb_string_table_add(&r->rids, record->rid, length, r->n_records, NULL));
-    r->records[r->n_records++] = *record;
-    return WB_OK;
-}
-
-const wb_record *wb_replay_find_record(const wb_replay *r, const char *rid) {
-    uint64_t i;
-    return wb_string_table_find(&r->rids, rid, strlen(rid), &i) ? &r->records[i] : NULL;
-}
-
-void wb_replay_clear(wb_replay *r) {
-    wb_string_table_free(&r->rids);
-    r->n_records = 0;
-    wb_replay_drop_plan(r);
-    wb_replay_clear_sums(r);
 }

@@ -1,19 +1,20 @@
 /* wb_replay.h - from records to the routes that each micro-batch and layer of a training step is forced
  * down.
  *
- * Owns: the plan of a step keyed by (micro-batch, MoE layer), packing, slices, padding rows, the policy
- * for missing rows, dispatch counts known before the step, and fidelity metrics. Refuses: any model; who
- * runs the forward.
+ * Owns: the modes off, record (R2) and rollout (R3), the plan of a step keyed by (micro-batch, MoE layer),
+ * packing, slices, padding rows, the policy for missing rows, dispatch counts known before the step, and
+ * fidelity metrics. Refuses: any model or device; who runs the forward.
  *
  * Life of a step:
- *   wb_replay_add(record) ...            what the rollout or a dump holds
- *   wb_replay_begin(n micro-batches)     a new plan
- *   wb_replay_plan(micro-batch, segments)
- *   for each pass over each micro-batch: wb_replay_rows or wb_replay_layer -> forward; wb_replay_store what was used
- *   wb_replay_end                        checks that every (micro-batch, layer) of the plan was used
+ *   wb_replay_add(record) ...                  what the rollout or a dump holds
+ *   wb_replay_begin(mode, n micro-batches)     a new plan
+ *   wb_replay_plan(micro-batch, segments) ...
+ *   for each pass over each micro-batch, layer by layer or all layers at once:
+ *     wb_replay_rows -> forward -> wb_replay_store
+ *   wb_replay_end                              checks that every (micro-batch, layer) of the plan was used
  * There is no cursor: any (micro-batch, layer) may be asked for in any order, any number of times
- * (activation recompute, 1F1B, interleaved stages). Nothing is process-global. Host memory throughout; one
- * handle from one thread at a time.
+ * (activation recompute, 1F1B, interleaved stages). Nothing is process-global. All pointers are to host
+ * memory; no call is collective; one handle from one thread at a time.
  */
 #ifndef WB_REPLAY_H
 #define WB_REPLAY_H
@@ -36,15 +37,23 @@ typedef enum wb_missing_policy {
 } wb_missing_policy;
 
 typedef struct wb_replay_options {
+    size_t size; /* of this struct, set by the initialiser */
     wb_missing_policy missing;
     int32_t n_ranks; /* expert-parallel ranks, to spread padding rows over; 1 when unknown */
     /* This trainer stage's MoE layers [first_layer, first_layer + n_layers) of the model (pipeline
      * stages); n_layers 0: all. Layer arguments below stay indices 0..L-1 of the whole model. */
     int32_t first_layer, n_layers;
 } wb_replay_options;
-WB_API wb_replay_options wb_replay_options_default(void); /* strict, 1 rank, all layers */
+/* Strict, 1 rank, all layers. `size`: sizeof the caller's struct. */
+WB_API void wb_replay_options_init(wb_replay_options *options_out, size_t size);
+static inline wb_replay_options wb_replay_options_default(void) {
+    wb_replay_options options;
+    wb_replay_options_init(&options, sizeof options);
+    return options;
+}
 
-/* `model`: the model about to be trained; copied. `options` NULL: the defaults. */
+/* `model`: the model about to be trained; copied. `options` NULL: the defaults. INVALID_ARGUMENT names the
+ * field that is off. */
 WB_API wb_status wb_replay_open(const wb_route_model *model, const wb_replay_options *options,
                                 wb_replay **replay_out);
 WB_API void wb_replay_close(wb_replay *replay); /* NULL is a no-op */
@@ -59,9 +68,20 @@ WB_API void wb_replay_clear(wb_replay *replay); /* forgets records, plan and met
 
 /* ---- the plan -------------------------------------------------------------------------------- */
 
+typedef enum wb_replay_mode {
+    /* Every row but padding chooses natively in every pass; the metrics still compare its choice with the
+     * records, where REPLAY segments are planned. Nothing is kept. A micro-batch need not be planned. */
+    WB_REPLAY_OFF,
+    /* R2: the step's first pass (the old-logprob forward) chooses, the others are forced to its choice. */
+    WB_REPLAY_RECORD,
+    /* R3: every pass is forced down the rollout's routes. */
+    WB_REPLAY_ROLLOUT
+} wb_replay_mode;
+WB_API const char *wb_replay_mode_name(wb_replay_mode mode); /* "off", "record", "rollout" */
+
 typedef enum wb_segment_kind {
-    WB_SEGMENT_REPLAY, /* rows [start, start + rows) of record rid: forced */
-    WB_SEGMENT_RECORD, /* rows without a record: the first pass chooses, later passes are forced to it (R2) */
+    WB_SEGMENT_REPLAY, /* rows [start, start + rows) of record rid; refused in mode RECORD */
+    WB_SEGMENT_RECORD, /* rows without a record: the first pass chooses, later passes are forced to it */
     WB_SEGMENT_PADDING /* forced to distinct ids spread evenly over ranks and experts; combine weight zero */
 } wb_segment_kind;
 
@@ -73,13 +93,17 @@ typedef struct wb_segment {
     uint32_t rows;
 } wb_segment;
 
-/* Starts a plan of `n_micro_batches`, dropping the previous plan and its metrics. */
-WB_API wb_status wb_replay_begin(wb_replay *replay, int32_t n_micro_batches);
+/* Starts a plan of `n_micro_batches` for a step in `mode`, dropping the previous plan and its metrics. */
+WB_API wb_status wb_replay_begin(wb_replay *replay, wb_replay_mode mode, int32_t n_micro_batches);
+
+/* The segment for rows [start, start + rows) of request `rid` in this step's mode: RECORD in mode RECORD,
+ * REPLAY in the others. `rid` is borrowed. */
+WB_API wb_segment wb_replay_segment(const wb_replay *replay, const char *rid, uint32_t start, uint32_t rows);
 
 /* Defines micro-batch `micro_batch` as the concatenation of `segments`, T = the sum of their rows.
- * NOT_FOUND for an unknown rid, MISSING_ROUTES under strict, INVALID_ARGUMENT for rows beyond the record's
- * tokens; then nothing is changed. A micro-batch is defined once in a plan. The segments' rids are not
- * kept. */
+ * NOT_FOUND for an unknown rid, MISSING_ROUTES under strict, MISMATCH for a REPLAY segment in mode RECORD
+ * (it would silently turn R2 into R3), INVALID_ARGUMENT for rows beyond the record's tokens; then nothing
+ * is changed. A micro-batch is defined once in a plan. The segments' rids are not kept. */
 WB_API wb_status wb_replay_plan(wb_replay *replay, int32_t micro_batch, int32_t n_segments,
                                 const wb_segment *segments);
 
@@ -91,51 +115,63 @@ WB_API bool wb_replay_dropped(const wb_replay *replay, int32_t micro_batch, int3
 
 /* ---- use ------------------------------------------------------------------------------------- */
 
-/* How a row is to be routed. */
-enum { WB_ROW_NATIVE = 0, WB_ROW_FORCED = 1, WB_ROW_PADDING = 2 };
+/* A row's direction, a byte a row from here to the kernels, which keep the ids of any row that is not 0. */
+enum {
+    WB_ROW_NATIVE = 0, /* chooses by its own logits */
+    WB_ROW_FORCED = 1, /* goes to the ids of the plan */
+    WB_ROW_PADDING = 2 /* goes to the ids of the plan with weight zero; it is no token */
+};
 
-/* All layers of a micro-batch as one route tensor. Owner: replay, valid until the next begin/clear/close. */
-typedef struct wb_replay_micro_batch {
-    uint32_t T;
-    const void *ids;      /* [T][L][K] of wb_route_dtype(E); undefined (but in range) where not forced */
-    const uint8_t *state; /* [T] WB_ROW_*; non-zero: forced */
-} wb_replay_micro_batch;
-WB_API wb_status wb_replay_rows(wb_replay *replay, int32_t micro_batch, wb_replay_micro_batch *out);
+/* As `layer` of wb_replay_rows, _store and _counts: all MoE layers of the stage at once. */
+#define WB_ALL_LAYERS (-1)
 
-/* Rows [row, row + rows) of one layer: a sequence-parallel slice, or the whole when row = 0, rows = T.
- * *ids_out is the first id; row r's are at stride r * L * K ids. Marks (micro_batch, layer) as used. */
-WB_API wb_status wb_replay_layer(wb_replay *replay, int32_t micro_batch, int32_t layer, uint32_t row,
-                                 uint32_t rows, const void **ids_out, const uint8_t **state_out);
+/* Rows of a micro-batch, of one layer or of all: how a forward is to route them, and what it must tell
+ * wb_replay_store. What is pointed to belongs to the replay and stays until the next begin, clear or close;
+ * wb_replay_store changes it in place. */
+typedef struct wb_replay_slice {
+    uint32_t rows;
+    /* First id of wb_route_dtype(E), not necessarily aligned; row r's ids, [K] or for all layers [L][K],
+     * begin at r * stride. Undefined, but in range, where a row chooses. NULL without a plan. */
+    const void *ids;
+    int64_t stride;           /* in ids: L * K */
+    const uint8_t *direction; /* [rows] WB_ROW_*; NULL without a plan: all rows choose */
+    bool any_forced;          /* some row is forced or padding */
+    bool any_native;          /* some row chooses */
+    /* Some row chooses now and is forced to that choice afterwards, so that a backward has to wait for the
+     * store. Not in mode OFF, where nothing is kept. */
+    bool undecided;
+    bool want_used;   /* wb_replay_store needs the ids that the rows used */
+    bool want_native; /* native ids would feed the metrics; a recompute need not select again */
+} wb_replay_slice;
 
-/* Tells what a forward did: `used` ids of rows [row, row + rows) of the layer (stride in ids; NULL when
- * the layer was only forced rows) and `native`, what each row would have chosen (NULL: not known). Rows
- * that were not forced are kept: every later pass of this plan is forced to them. Native ids feed the
- * metrics of the first pass that brings them. Marks (micro_batch, layer) as used. MISMATCH when a forced
- * row was not routed as planned. */
+/* Rows [row, row + rows) of MoE layer `layer`: a sequence-parallel slice, or the whole when row = 0,
+ * rows = T. Marks (micro_batch, layer) as used. With WB_ALL_LAYERS a row is native until its choice is known
+ * in all layers (a pass asks for all at once or for one after the other, not for both), and only
+ * wb_replay_store marks them: the rows may be looked at without a forward. INVALID_ARGUMENT outside of the
+ * plan, except in mode OFF. */
+WB_API wb_status wb_replay_rows(wb_replay *replay, int32_t micro_batch, int32_t layer, uint32_t row,
+                                uint32_t rows, wb_replay_slice *slice_out);
+
+/* Tells what a forward did with rows [row, row + rows) of one layer or all: `used`, the ids that they went
+ * to (NULL when no row chose), and `native`, what each would have chosen (NULL: not known). Strides in ids;
+ * a row has K ids or, for all layers, L * K. Rows that chose are kept: every later pass of this plan is
+ * forced to them. Native ids feed the metrics of the first pass that brings them. In mode OFF nothing is
+ * kept, and `used` alone feeds the metrics.
+ * Marks what was told as used. MISMATCH when a forced row was not routed as planned; INVALID_ARGUMENT for
+ * ids out of range or repeated; then nothing is changed. */
 WB_API wb_status wb_replay_store(wb_replay *replay, int32_t micro_batch, int32_t layer, uint32_t row,
                                  uint32_t rows, const void *used, int64_t used_stride, const void *native,
                                  int64_t native_stride);
 
-/* Native ids for the metrics alone: nothing is kept and `native` need not be what the rows used (a step
- * that only measures itself against the records). Marks (micro_batch, layer) as used. */
-WB_API wb_status wb_replay_measure(wb_replay *replay, int32_t micro_batch, int32_t layer, uint32_t row,
-                                   uint32_t rows, const void *native, int64_t native_stride);
-
-/* True while native ids of these rows would still feed the metrics, so that a recompute need not select
- * again. False for anything outside the plan and for a NULL replay. Rows of REPLAY segments count when a
- * record forces them, rows of RECORD segments from the pass after the one that was stored. */
-WB_API bool wb_replay_wants_native(const wb_replay *replay, int32_t micro_batch, int32_t layer, uint32_t row,
-                                   uint32_t rows);
-
-/* counts_out[E]: (token, slot) pairs a layer will send to each logical expert, known before the step runs;
- * rows that are not forced are not in it. Padding rows are, since they are sent too; load statistics
- * should leave them out. */
+/* counts_out[E]: (token, choice) pairs that the rows will send to each logical expert, known before the step
+ * runs; rows that choose are not in it. Padding rows are, since they are sent too; load statistics should
+ * leave them out. */
 WB_API wb_status wb_replay_counts(const wb_replay *replay, int32_t micro_batch, int32_t layer, uint32_t row,
                                   uint32_t rows, int64_t *counts_out);
 
 /* Ends the step: MISMATCH naming the first (micro-batch, layer) of this stage that no pass used, or a
- * micro-batch that was never planned; one of no rows counts as used. The plan and the metrics stay until
- * the next begin. */
+ * micro-batch that was never planned; one of no rows counts as used. Mode OFF forces nothing and checks
+ * nothing. The plan and the metrics stay until the next begin. */
 WB_API wb_status wb_replay_end(wb_replay *replay);
 
 /* ---- fidelity -------------------------------------------------------------------------------- */
@@ -146,13 +182,14 @@ WB_API wb_status wb_replay_observe_logprobs(wb_replay *replay, size_t n, const f
                                             const float *trainer, const uint8_t *mask);
 
 typedef struct wb_replay_layer_metrics {
-    double tokens;  /* rows that were forced and whose native choice is known */
+    double tokens;  /* rows that have ids in the plan and whose native choice is known */
     double overlap; /* mean share of the K forced ids that are among the K native ones (overlap@K) */
     double differ;  /* share of those rows whose native set of ids is not the forced set */
 } wb_replay_layer_metrics;
 
 typedef struct wb_replay_metrics {
-    /* Of the plan; fallback: missing rows that chose natively. */
+    /* Of the plan; forced: rows of REPLAY segments that a record has (in mode OFF they choose all the same);
+     * fallback: missing rows that chose natively. */
     double rows, forced_rows, fallback_rows, padding_rows;
     double fallback_share;  /* fallback_rows / (rows - padding_rows) */
     double token_differ;    /* share of forced rows that would have gone elsewhere in at least one layer */

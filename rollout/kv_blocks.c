@@ -1,27 +1,18 @@
-/* kv_blocks.c - which blocks of the KV pool are free. Owns numbers only; refuses the keys and values
- * themselves. */
-#include <stdlib.h>
-#include <string.h>
+/* kv_blocks.c - see kv_blocks.h. */
+#include "kv_blocks.h"
+#include "wb_check.h"
 
-#include "engine_internal.h"
-#include "wb_memory.h"
-
-wb_status wb_kv_blocks_open(int32_t n_blocks, int32_t block_size, wb_kv_blocks *pool) {
-    void *memory;
-    WB_TRY(WB_ALLOC(memory, (size_t)n_blocks, sizeof(int32_t), "KV block list"));
-    *pool = (wb_kv_blocks){memory, n_blocks, n_blocks, block_size};
+wb_status wb_kv_blocks_open(wb_owner *owner, int32_t n_blocks, int32_t block_size, wb_kv_blocks *pool) {
+    WB_TRY(WB_OWN(owner, pool->free, (size_t)n_blocks, "KV block list"));
     for (int32_t i = 0; i < n_blocks; i++) pool->free[i] = n_blocks - 1 - i;
+    pool->n_free = pool->n_blocks = n_blocks;
+    pool->block_size = block_size;
     return WB_OK;
 }
 
-void wb_kv_blocks_close(wb_kv_blocks *pool) {
-    free(pool->free);
-    memset(pool, 0, sizeof *pool);
-}
-
-int64_t wb_kv_blocks_for(const wb_kv_blocks *pool, uint64_t n_tokens) {
-    const uint64_t block_size = (uint64_t)pool->block_size;
-    return (int64_t)(n_tokens / block_size + (n_tokens % block_size != 0));
+int64_t wb_kv_blocks_for(int32_t block_size, uint64_t n_tokens) {
+    const uint64_t size = (uint64_t)block_size;
+    return (int64_t)(n_tokens / size + (n_tokens % size != 0));
 }
 
 bool wb_kv_blocks_take(wb_kv_blocks *pool, int32_t n, int32_t *out) {

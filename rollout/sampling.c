@@ -1,21 +1,57 @@
-/* sampling.c - a request's random numbers, and the check of its sampling values.
- *
- * Owns: the stream, which is counter-based: no state advances, so that neither preemption nor the batch
- * around a token can shift it. Refuses: the choice of the token from the logits, an op of the device. */
-#include <math.h>
-
-#include "engine_internal.h"
+/* sampling.c - see sampling.h. Refuses: the choice of the token from the logits, an op of the device. */
+#include "sampling.h"
+#include "sequence.h"
+#include "wb_check.h"
 #include "wb_random.h"
+
+#include <inttypes.h>
+
+wb_status wb_sampler_open(wb_workspace *workspace, int64_t vocab_size, size_t max_sampled,
+                          wb_sampler *sampler) {
+    wb_device *device = workspace->device;
+    if (!device->sample || !device->logprob_forward)
+        return wb_fail(WB_UNSUPPORTED, "engine: device %s has no sampling", device->name);
+    sampler->device = device;
+    sampler->vocab_size = vocab_size;
+    return WB_OWN(&workspace->host, sampler->params, max_sampled, "engine sampling");
+}
 
 float wb_sampling_uniform(uint64_t seed, uint32_t position) {
     return wb_random_unit(wb_random_at(seed, position));
 }
 
-const char *wb_sampling_fault(const wb_request *request) {
-    const float t = request->temperature; /* logits / t must stay finite */
-    if (!(t == 0 || (t >= 1e-6f && isfinite(t)))) return "temperature must be 0, or finite and at least 1e-6";
-    if (request->top_k < 0) return "top_k must be at least 0";
-    if (!(request->top_p > 0 && request->top_p <= 1)) return "top_p must be in (0, 1]";
-    if (request->max_tokens == 0) return "max_tokens must be at least 1";
-    return NULL;
+static void set_params(wb_sampler *sampler, const wb_step_batch *batch) {
+    for (int64_t i = 0; i < batch->n_sampled; i++) {
+        const wb_sequence *s = wb_sequence_of(batch->sampled[i]);
+        sampler->params[i] = s->params;
+        sampler->params[i].uniform = wb_sampling_uniform(s->seed, wb_sequence_length(s));
+    }
+}
+
+/* sample() reports a row of the batch; repeat it row by row to name the request. */
+static wb_status name_failure(wb_sampler *sampler, const wb_step_batch *batch, const float *logits,
+                              wb_results_view to, wb_status failure) {
+    wb_device *dev = sampler->device;
+    const int64_t V = sampler->vocab_size;
+    for (int64_t i = 0; i < batch->n_sampled; i++) {
+        const wb_status status =
+            dev->sample(dev, 1, V, logits + i * V, &sampler->params[i], to.tokens, to.sampling_logprobs);
+        const wb_sequence *s = wb_sequence_of(batch->sampled[i]);
+        if (status != WB_OK)
+            return wb_fail_context(status, "request %s: token at position %" PRIu32, s->completion.record.rid,
+                                   wb_sequence_length(s));
+    }
+    return failure;
+}
+
+wb_status wb_sample_step(wb_sampler *sampler, const wb_step_batch *batch, const float *logits,
+                         const wb_step_results *results) {
+    wb_device *dev = sampler->device;
+    const int64_t V = sampler->vocab_size, n = batch->n_sampled;
+    const wb_results_view to = wb_step_results_on_device(results);
+    set_params(sampler, batch);
+    const wb_status status = dev->sample(dev, n, V, logits, sampler->params, to.tokens, to.sampling_logprobs);
+    if (status != WB_OK) return name_failure(sampler, batch, logits, to, status);
+    /* Log-probabilities at temperature 1 come from the op that training uses: the same bits. */
+    return dev->logprob_forward(dev, n, V, logits, to.tokens, to.logprobs);
 }

@@ -1,8 +1,8 @@
 /* wb_rollout.h - the rollout engine: continuous batching over a paged KV cache, every token's routing
  * captured.
  *
- * Owns: requests, scheduling, KV blocks, sampling, per-request capture, weight versions. Refuses:
- * training, replay, files.
+ * Owns: requests, scheduling, KV blocks, sampling, per-request capture, weight versions. Refuses: training,
+ * replay, files.
  *
  * Rows belong to (request id, absolute position) from the moment they are computed; preemption and
  * re-prefill never change one that exists. A request's tokens depend on its prompt, its sampling
@@ -21,39 +21,57 @@ extern "C" {
 typedef struct wb_engine wb_engine;
 
 typedef struct wb_engine_options {
-    int32_t n_blocks;         /* KV blocks of the pool */
-    int32_t block_size;       /* tokens a block */
-    int32_t max_batch_tokens; /* tokens fed in one step; longer prompts are prefilled in chunks */
-    int32_t max_running;      /* requests that hold KV blocks at a time */
+    size_t size;              /* bytes of this struct, set by the initialiser */
+    int32_t n_blocks;         /* KV blocks of the pool; 1024 */
+    int32_t block_size;       /* tokens a block; 16 */
+    int32_t max_batch_tokens; /* tokens fed in one step; longer prompts are prefilled in chunks; 512 */
+    int32_t max_running;      /* requests that hold KV blocks at a time; 64 */
 } wb_engine_options;
-WB_API wb_engine_options wb_engine_options_default(void); /* 1024 x 16, 512 tokens, 64 requests */
 
-/* An engine over `model`, which it borrows. Not collective. */
+/* Fills the caller's struct of `size` bytes with the defaults, named above. */
+WB_API void wb_engine_options_init(wb_engine_options *options_out, size_t size);
+static inline wb_engine_options wb_engine_options_default(void) {
+    wb_engine_options options;
+    wb_engine_options_init(&options, sizeof options);
+    return options;
+}
+
+/* An engine over `model`, which it borrows: the model outlives it. options NULL: the defaults. Owner of
+ * *engine_out: the caller, wb_engine_close. INVALID_ARGUMENT names the option that is below 1; UNSUPPORTED
+ * names the op that the model's device lacks. Not collective. */
 WB_API wb_status wb_engine_open(wb_model *model, const wb_engine_options *options, wb_engine **engine_out);
 WB_API void wb_engine_close(wb_engine *engine); /* drops unfinished requests; NULL is a no-op */
 
+/* All pointers are host memory, borrowed for the call to submit. */
 typedef struct wb_request {
-    const char *rid; /* unique among the requests that this engine holds */
-    uint64_t group;
-    uint32_t sample;
+    size_t size;     /* bytes of this struct, set by the initialiser */
+    const char *rid; /* UTF-8, unique among the requests that this engine holds */
+    uint64_t group;  /* of the record: GRPO prompt group */
+    uint32_t sample; /* of the record: index in the group */
     uint32_t n_tokens;
     const uint32_t *tokens; /* [n_tokens] prompt, at least one */
-    float temperature;      /* 0: greedy; else at least 1e-6 */
-    int32_t top_k;          /* 0: no limit */
-    float top_p;            /* 1: no limit */
-    uint64_t seed;
+    float temperature;      /* 0: greedy; else at least 1e-6; default 1 */
+    int32_t top_k;          /* 0, the default: no limit */
+    float top_p;            /* 1, the default: no limit */
+    uint64_t seed;          /* default 0 */
     uint32_t n_stop;
-    const uint32_t *stop_tokens; /* sampling one ends the request; it is the last token */
+    const uint32_t *stop_tokens; /* [n_stop]; sampling one ends the request; it is the last token */
     uint32_t max_tokens;         /* new tokens at most, at least one */
-    bool return_routes;
-    uint32_t routes_start; /* rows before this position are not returned (the caller has them) */
+    bool return_routes;          /* default true */
+    uint32_t routes_start;       /* rows before this position are not returned (the caller has them) */
 } wb_request;
-/* Temperature 1, no limits, routes on; rid, tokens, max_tokens to be set. */
-WB_API wb_request wb_request_default(void);
+
+/* Fills the caller's struct of `size` bytes with the defaults; rid, tokens and max_tokens are to be set. */
+WB_API void wb_request_init(wb_request *request_out, size_t size);
+static inline wb_request wb_request_default(void) {
+    wb_request request;
+    wb_request_init(&request, sizeof request);
+    return request;
+}
 
 /* Copies the request into the queue. CAPACITY, with the numbers, when prompt + max_tokens can never fit
  * the KV pool or the model's positions; INVALID_ARGUMENT for a token outside the vocabulary, a rid that is
- * in use, odd sampling values. Not collective. */
+ * in use, odd sampling values, a request that did not come from the initialiser. Not collective. */
 WB_API wb_status wb_engine_submit(wb_engine *engine, const wb_request *request);
 
 /* Runs one step: prefill chunks and decodes up to max_batch_tokens. *busy_out: some rank still has work;
@@ -67,11 +85,12 @@ WB_API wb_status wb_engine_step(wb_engine *engine, bool *busy_out);
  * complete: N - 1 rows from routes_start on. Owner: the completion. */
 typedef struct wb_completion {
     wb_record record;
-    /* [n_tokens - prompt_len] under the distribution sampled from: temperature, top-k, top-p. */
+    /* Host memory, [n_tokens - prompt_len] under the distribution sampled from: temperature, top-k, top-p. */
     const float *sampling_logprobs;
 } wb_completion;
 
-/* The next finished request in order of completion, or NULL when there is none. Not collective. */
+/* The next finished request in order of completion, or NULL when there is none; freed by the caller. Its
+ * memory stays after the engine is closed. Not collective. */
 WB_API wb_completion *wb_engine_poll(wb_engine *engine);
 WB_API void wb_completion_free(wb_completion *completion); /* NULL is a no-op */
 
@@ -81,12 +100,13 @@ WB_API wb_status wb_engine_abort(wb_engine *engine, const char *rid);
 
 /* Between steps: replaces the model's weights by those of `from` (rounded to the engine's dtype) and names
  * them `version`. Running requests go on; their spans show where the version changed, and their old rows
- * stay. */
+ * stay. Each rank copies its own shard; not collective. */
 WB_API wb_status wb_engine_set_weights(wb_engine *engine, const wb_model *from, uint64_t version);
 
 typedef struct wb_engine_stats {
-    uint64_t steps, prefill_tokens, decode_tokens, preemptions;
-    int32_t waiting, running, free_blocks;
+    uint64_t steps, prefill_tokens, decode_tokens, preemptions; /* since open, of this rank */
+    int32_t waiting, running;                                   /* requests now */
+    int32_t free_blocks;                                        /* KV blocks now */
 } wb_engine_stats;
 WB_API wb_engine_stats wb_engine_get_stats(const wb_engine *engine);
 

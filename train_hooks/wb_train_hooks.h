@@ -5,12 +5,12 @@
  *     router backward:  wb_hooks_gate_backward(hooks, micro-batch, layer, ..., dweights -> dlogits)
  *   wb_hooks_step_end(hooks, metrics)
  *
- * Owns: the router's gate under off, record (R2) and replay (R3), in place of the trainer's own top-k.
- * Refuses: the model, the rollout engine. The trainer computes the router logits and dispatches to the ids
- * it gets back.
+ * Owns: the router's gate, layer by layer, in place of the trainer's own top-k: what wb_replay says of the
+ * rows, and the device's gate ops. Refuses: the model, the rollout engine, what a mode does (wb_replay). The
+ * trainer computes the router logits and dispatches to the ids it gets back. No call is collective.
  *
- * Under replay the load that an auxiliary loss or a selection-bias update should see is that of the ids
- * returned here, the forced map; bias itself only selects, so it has no effect on forced rows.
+ * The load that an auxiliary loss or a selection-bias update should see is that of the ids returned here,
+ * which for forced rows is the rollout's; a bias only selects, so it has no effect on forced rows.
  */
 #ifndef WB_TRAIN_HOOKS_H
 #define WB_TRAIN_HOOKS_H
@@ -24,36 +24,39 @@ extern "C" {
 
 typedef struct wb_hooks wb_hooks;
 
-typedef enum wb_replay_mode {
-    WB_REPLAY_OFF, /* native choice in every pass; the metrics still compare with the records, where planned */
-    WB_REPLAY_RECORD, /* R2: the step's first pass (the old-logprob forward) chooses, the others follow it */
-    WB_REPLAY_ROLLOUT /* R3: every pass follows the rollout's routes */
-} wb_replay_mode;
-WB_API const char *wb_replay_mode_name(wb_replay_mode mode); /* "off", "record", "rollout" */
-
 typedef struct wb_hooks_options {
-    wb_device *device; /* where logits, ids and weights live; borrowed */
+    size_t size;       /* of this struct, set by the initialiser */
+    wb_device *device; /* where logits, ids and weights live; borrowed; required */
     /* Records and plan; borrowed. Reference, teacher and critic models get hooks of their own, OFF, with a
      * replay of their own or NULL (no metrics). */
     wb_replay *replay;
-    wb_router router;         /* the same for all layers */
+    wb_router router;         /* the same for all layers; required */
     const float *const *bias; /* host [L] of device [E] selection biases, or NULL; borrowed */
 } wb_hooks_options;
+/* No device, no replay, no router, no bias. `size`: sizeof the caller's struct. */
+WB_API void wb_hooks_options_init(wb_hooks_options *options_out, size_t size);
+static inline wb_hooks_options wb_hooks_options_default(void) {
+    wb_hooks_options options;
+    wb_hooks_options_init(&options, sizeof options);
+    return options;
+}
 
+/* INVALID_ARGUMENT names what is off; MISMATCH when the router is not the replay's model's; UNSUPPORTED names
+ * the op that the device lacks: memory, topk, gate_forward and gate_backward are needed. */
 WB_API wb_status wb_hooks_open(const wb_hooks_options *options, wb_hooks **hooks_out);
 WB_API void wb_hooks_close(wb_hooks *hooks);
 
-/* Begins a plan of n_micro_batches (wb_replay_begin); the caller then plans each with wb_replay_plan:
- * REPLAY segments under ROLLOUT (and under OFF, to be measured against), RECORD segments under RECORD.
- * Under OFF a micro-batch need not be planned. */
+/* Begins a step in `mode` (wb_replay_begin, which says what the modes do); the caller then plans each
+ * micro-batch with wb_replay_plan, of segments that wb_replay_segment makes and of padding. Without a replay
+ * the mode is OFF. */
 WB_API wb_status wb_hooks_step_begin(wb_hooks *hooks, wb_replay_mode mode, int32_t n_micro_batches);
 
 /* Rows [row, row + T) of the micro-batch in MoE layer `layer`. logits: device [T, E] of this forward.
  * ids_out: device, [T] rows of K ids, dtype and stride as given; weights_out: device [T, K], zero for
  * padding rows. Forward and every recompute of it call this alike. ids_out may be u16 where u8 would do.
  * HASH: ids_out holds on entry what the trainer's table says of each row: the native choice. Under OFF
- * every row but padding goes where its logits say. Errors: INVALID_ARGUMENT outside of a step or plan,
- * MISMATCH for REPLAY segments under RECORD; then no output is written. */
+ * every row but padding goes where its logits say. INVALID_ARGUMENT outside of a step or plan; then no
+ * output is written. */
 WB_API wb_status wb_hooks_gate_forward(wb_hooks *hooks, int32_t micro_batch, int32_t layer, uint32_t row,
                                        int64_t T, const float *logits, wb_ids ids_out, float *weights_out);
 
@@ -65,8 +68,8 @@ WB_API wb_status wb_hooks_gate_backward(wb_hooks *hooks, int32_t micro_batch, in
                                         int64_t T, const float *logits, const float *dweights,
                                         float *dlogits_out);
 
-/* Checks that every (micro-batch, layer) was used (not under OFF, which forces none) and gives the step's
- * metrics; metrics_out may be NULL. */
+/* Ends the step (wb_replay_end) and gives its metrics, zeros without a replay; metrics_out may be NULL.
+ * MISMATCH names a (micro-batch, layer) that was planned and never used. */
 WB_API wb_status wb_hooks_step_end(wb_hooks *hooks, wb_replay_metrics *metrics_out);
 
 #ifdef __cplusplus

@@ -4,11 +4,10 @@
  * MPI_Init, MPI_Finalize, MPI's own sums (their order is not fixed). MPI counts are int: longer buffers
  * travel as several messages of `message_bytes`. */
 #include "comm_mpi.h"
+#include "wb_check.h"
 
 #include <stdlib.h>
 #include <string.h>
-
-#include "wb_check.h"
 
 #define WB_MESSAGE_BYTES (1 << 30)
 #define WB_MESSAGE_TAG 0
@@ -185,7 +184,7 @@ static void mpi_abort(wb_comm *comm) {
 }
 
 static void state_free(mpi_state *state) {
-    if (state == NULL) return;
+    if (!state) return;
     if (state->comm != MPI_COMM_NULL) MPI_Comm_free(&state->comm);
     free(state->statuses);
     free(state->requests);
@@ -206,17 +205,18 @@ static const wb_comm_ops mpi_ops = {.size = sizeof(wb_comm_ops),
                                     .abort = mpi_abort,
                                     .close = mpi_close};
 
-/* Everything that is local to this rank; without a communicator yet. */
+/* Everything that is local to this rank; without a communicator yet. This adapter is a library of its own
+ * that links what users link, so that base's owners are not there for it. */
 static wb_status open_local(int rank, int size, int message_bytes, wb_comm **comm_out) {
     wb_status status;
     const size_t ranks = (size_t)size;
-    mpi_state *state = calloc(1, sizeof(*state));
-    if (state == NULL) return wb_fail(WB_OUT_OF_MEMORY, "MPI communicator");
+    mpi_state *state = calloc(1, sizeof *state);
+    if (!state) return wb_fail(WB_OUT_OF_MEMORY, "MPI communicator");
     state->comm = MPI_COMM_NULL;
     state->message_bytes = (size_t)message_bytes;
-    state->requests = calloc(ranks, 2 * sizeof(*state->requests));
-    state->statuses = calloc(ranks, 2 * sizeof(*state->statuses));
-    if (state->requests == NULL || state->statuses == NULL) {
+    state->requests = calloc(ranks, 2 * sizeof *state->requests);
+    state->statuses = calloc(ranks, 2 * sizeof *state->statuses);
+    if (!state->requests || !state->statuses) {
         status = wb_fail(WB_OUT_OF_MEMORY, "MPI requests of %d ranks", size);
         goto free_state;
     }
@@ -249,9 +249,9 @@ wb_status wb_comm_open_mpi_messages(MPI_Comm mpi_comm, int message_bytes, wb_com
 
     wb_comm *comm = NULL;
     wb_status status = open_local(rank, size, message_bytes, &comm);
-    status = open_together(mpi_comm, status, comm != NULL ? wb_comm_state(comm) : NULL);
+    status = open_together(mpi_comm, status, comm ? wb_comm_state(comm) : NULL);
     if (status != WB_OK) {
-        if (comm != NULL) mpi_close(comm);
+        if (comm) mpi_close(comm);
         return status;
     }
     *comm_out = comm;

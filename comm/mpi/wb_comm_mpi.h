@@ -2,9 +2,9 @@
 #ifndef WB_COMM_MPI_H
 #define WB_COMM_MPI_H
 
-#include <mpi.h>
-
 #include "wb_comm.h"
+
+#include <mpi.h>
 
 #ifdef __cplusplus
 extern "C" {

@@ -3,18 +3,19 @@
  * state.json. A checkpoint is written beside the old one, as checkpoint.new, and changes places with it,
  * so a complete one is always there: OUT/checkpoint or, on a file system that cannot exchange names, for a
  * moment OUT/checkpoint.old. */
+#include "grpo.h"
+#include "wb_file.h"
+#include "wb_memory.h"
+
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
-
-#include "grpo.h"
-#include "wb_memory.h"
 
 enum { PATH_BYTES = 4096, NAME_BYTES = 512 };
 
@@ -23,17 +24,12 @@ static wb_status path_join(char *path, const char *dir, const char *name) {
     return n > 0 && n < PATH_BYTES ? WB_OK : wb_fail(WB_INVALID_ARGUMENT, "%s/%s: path too long", dir, name);
 }
 
-static wb_status make_dir(const char *path) {
-    if (mkdir(path, 0777) == 0 || errno == EEXIST) return WB_OK;
-    return wb_fail(WB_IO, "%s: cannot be made: %m", path);
-}
-
 /* A link is removed, never followed: what it points to is not ours. */
 static void remove_tree(const char *path) {
     if (unlink(path) == 0 || errno != EISDIR) return;
     DIR *dir = opendir(path);
-    if (dir == NULL) return;
-    for (struct dirent *entry; (entry = readdir(dir)) != NULL;) {
+    if (!dir) return;
+    for (struct dirent *entry; (entry = readdir(dir));) {
         char inner[PATH_BYTES];
         if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0 &&
             path_join(inner, path, entry->d_name) == WB_OK)
@@ -46,46 +42,35 @@ static void remove_tree(const char *path) {
 /* ---- saving ---------------------------------------------------------------------------------- */
 
 typedef struct moments_file {
+    wb_owner memory; /* owns the arrays, and the host copies that the views show */
     size_t n;
     wb_tensor_view *views; /* [n] */
     char (*names)[NAME_BYTES];
-    void **data; /* [n] host copies */
 } moments_file;
 
-static void moments_free(moments_file *f) {
-    for (size_t i = 0; f->data != NULL && i < f->n; i++) free(f->data[i]);
-    free(f->data);
-    free(f->names);
-    free(f->views);
-}
-
 static wb_status add_moment(moments_file *f, const trainer *t, const wb_tensor *tensor, const char *suffix,
-                            const float *moment) {
+                            const wb_buffer *moment) {
     size_t i = f->n, bytes = (size_t)tensor->n * sizeof(float);
+    float *copy;
     snprintf(f->names[i], NAME_BYTES, "%s.%s", tensor->name, suffix);
-    WB_TRY(WB_ALLOC(f->data[i], bytes, 1, "optimizer state"));
-    f->n++;
-    WB_TRY(t->device->to_host(t->device, f->data[i], moment, bytes));
-    f->views[i] = (wb_tensor_view){f->names[i], WB_F32, tensor->n_dims, {0}, f->data[i], bytes, NULL};
+    WB_TRY(WB_OWN(&f->memory, copy, (size_t)tensor->n, "optimizer state"));
+    WB_TRY(t->device->to_host(t->device, copy, moment->data, bytes));
+    f->views[i] = (wb_tensor_view){f->names[i], WB_F32, tensor->n_dims, {0}, copy, bytes, NULL};
     for (int32_t d = 0; d < tensor->n_dims; d++) f->views[i].shape[d] = tensor->shape[d];
+    f->n++;
     return WB_OK;
 }
 
 /* Experts are saved by the rank that has them, replicated tensors by rank 0. */
 static wb_status collect_moments(const trainer *t, moments_file *f) {
     int32_t n = wb_model_n_tensors(t->model);
-    void *memory;
-    WB_TRY(WB_ALLOC(memory, 2 * (size_t)n, sizeof *f->views, "optimizer state"));
-    f->views = memory;
-    WB_TRY(WB_ALLOC(memory, 2 * (size_t)n, sizeof *f->names, "optimizer state"));
-    f->names = memory;
-    WB_TRY(WB_ALLOC(memory, 2 * (size_t)n, sizeof *f->data, "optimizer state"));
-    f->data = memory;
+    WB_TRY(WB_OWN(&f->memory, f->views, 2 * (size_t)n, "optimizer state"));
+    WB_TRY(WB_OWN(&f->memory, f->names, 2 * (size_t)n, "optimizer state"));
     for (int32_t i = 0; i < n; i++) {
         wb_tensor tensor = wb_model_tensor(t->model, i);
-        if (tensor.data == NULL || (tensor.expert < 0 && wb_comm_rank(t->comm) != 0)) continue;
-        WB_TRY(add_moment(f, t, &tensor, "exp_avg", t->opt.m[i]));
-        WB_TRY(add_moment(f, t, &tensor, "exp_avg_sq", t->opt.v[i]));
+        if (!tensor.data || (tensor.expert < 0 && wb_comm_rank(t->comm) != 0)) continue;
+        WB_TRY(add_moment(f, t, &tensor, "exp_avg", &t->opt.m[i]));
+        WB_TRY(add_moment(f, t, &tensor, "exp_avg_sq", &t->opt.v[i]));
     }
     return WB_OK;
 }
@@ -97,7 +82,7 @@ static wb_status save_moments(const trainer *t, const char *dir) {
     moments_file f = {0};
     wb_status status = collect_moments(t, &f);
     if (status == WB_OK) status = wb_safetensors_write(path, f.n, f.views, NULL);
-    moments_free(&f);
+    wb_owner_close(&f.memory);
     return status;
 }
 
@@ -108,9 +93,12 @@ static wb_status save_state(const trainer *t, const char *dir) {
         json_pack("{s:I, s:I, s:I, s:i, s:s}", "step", (json_int_t)t->step, "weight_version",
                   (json_int_t)t->weight_version, "optimizer_step", (json_int_t)t->opt.step, "ranks",
                   wb_comm_size(t->comm), "fingerprint", wb_model_routes(t->model)->fingerprint);
-    int failed = state == NULL || json_dump_file(state, path, JSON_INDENT(1)) != 0;
+    char *text = state ? json_dumps(state, JSON_INDENT(1)) : NULL;
     json_decref(state);
-    return failed ? wb_fail(WB_IO, "%s: cannot be written: %m", path) : WB_OK;
+    if (!text) return wb_fail(WB_OUT_OF_MEMORY, "%s: the trainer's state", path);
+    wb_status status = wb_file_replace(path, text, strlen(text));
+    free(text);
+    return status;
 }
 
 /* `fresh` becomes `current`; what was there is removed afterwards. NFS and Lustre cannot exchange names:
@@ -145,8 +133,8 @@ wb_status checkpoint_save(const trainer *t) {
     wb_status status = WB_OK;
     if (wb_comm_rank(t->comm) == 0) {
         remove_tree(fresh);
-        status = make_dir(fresh);
-        if (status == WB_OK) status = make_dir(inner);
+        status = wb_dir_create(fresh);
+        if (status == WB_OK) status = wb_dir_create(inner);
     }
     WB_TRY(wb_comm_agree(t->comm, status));
     WB_TRY(wb_model_save(t->model, fresh));
@@ -167,7 +155,7 @@ wb_status checkpoint_find(const options *o, char **dir_out) {
         WB_TRY(path_join(state, path, "trainer/state.json"));
         if (access(state, R_OK) != 0) continue;
         char *dir = strdup(path);
-        if (dir == NULL) return wb_fail(WB_OUT_OF_MEMORY, "path");
+        if (!dir) return wb_fail(WB_OUT_OF_MEMORY, "path");
         *dir_out = dir;
         return WB_OK;
     }
@@ -179,7 +167,7 @@ static wb_status load_state(trainer *t, const char *dir, int *ranks_out) {
     WB_TRY(path_join(path, dir, "trainer/state.json"));
     json_error_t error;
     json_t *state = json_load_file(path, 0, &error);
-    if (state == NULL) return wb_fail(WB_CORRUPT, "%s: %s", path, error.text);
+    if (!state) return wb_fail(WB_CORRUPT, "%s: %s", path, error.text);
     json_int_t step, version, optimizer_step;
     const char *fingerprint, *expected = wb_model_routes(t->model)->fingerprint;
     wb_status status = WB_OK;
@@ -210,19 +198,19 @@ static wb_status find_moment(wb_safetensors *const *files, int n_files, const wb
         status = wb_safetensors_find(files[i], name, view_out);
     WB_TRY(status);
     if (view_out->dtype == WB_F32 && view_out->bytes == (size_t)tensor->n * sizeof(float)) return WB_OK;
-    return wb_fail(WB_MISMATCH, "%s: %s: expected %lld f32, found %zu bytes of %s", view_out->file, name,
-                   (long long)tensor->n, view_out->bytes, wb_dtype_name(view_out->dtype));
+    return wb_fail(WB_MISMATCH, "%s: %s: expected %" PRId64 " f32, found %zu bytes of %s", view_out->file,
+                   name, tensor->n, view_out->bytes, wb_dtype_name(view_out->dtype));
 }
 
 static wb_status load_moments(trainer *t, wb_safetensors *const *files, int n_files) {
     for (int32_t i = 0; i < wb_model_n_tensors(t->model); i++) {
         wb_tensor tensor = wb_model_tensor(t->model, i);
-        if (tensor.data == NULL) continue;
+        if (!tensor.data) continue;
         wb_tensor_view view;
         WB_TRY(find_moment(files, n_files, &tensor, "exp_avg", &view));
-        WB_TRY(t->device->to_device(t->device, t->opt.m[i], view.data, view.bytes));
+        WB_TRY(t->device->to_device(t->device, t->opt.m[i].data, view.data, view.bytes));
         WB_TRY(find_moment(files, n_files, &tensor, "exp_avg_sq", &view));
-        WB_TRY(t->device->to_device(t->device, t->opt.v[i], view.data, view.bytes));
+        WB_TRY(t->device->to_device(t->device, t->opt.v[i].data, view.data, view.bytes));
     }
     return WB_OK;
 }
@@ -230,9 +218,8 @@ static wb_status load_moments(trainer *t, wb_safetensors *const *files, int n_fi
 static wb_status load_local(trainer *t, const char *dir) {
     int ranks = 0;
     WB_TRY(load_state(t, dir, &ranks));
-    void *memory;
-    WB_TRY(WB_ALLOC(memory, (size_t)ranks, sizeof(wb_safetensors *), "optimizer files"));
-    wb_safetensors **files = memory;
+    wb_safetensors **files;
+    WB_TRY(WB_NEW(files, (size_t)ranks, "optimizer files"));
     wb_status status = WB_OK;
     int open_files = 0;
     for (; status == WB_OK && open_files < ranks; open_files += status == WB_OK) {

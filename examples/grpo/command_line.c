@@ -1,13 +1,14 @@
 /* command_line.c - the command line of waybill-grpo: one table says each option's name, kind, bounds and
  * help. */
+#include "grpo.h"
+
 #include <errno.h>
+#include <inttypes.h>
 #include <math.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-#include "grpo.h"
 
 typedef enum kind { TEXT, INTEGER, SEED, NUMBER, FLAG, CHOICE } kind;
 
@@ -112,7 +113,7 @@ static int choice_value(const option_row *row, int index) {
 
 static void print_choice(const option_row *row, int value) {
     int index = 0;
-    for (const char *name = row->choices; name != NULL; index++) {
+    for (const char *name = row->choices; name; index++) {
         size_t length = strcspn(name, "|");
         if (choice_value(row, index) == value) printf(" (%.*s) [%s]", (int)length, name, row->choices);
         name = name[length] == '|' ? name + length + 1 : NULL;
@@ -131,9 +132,9 @@ static void print_help(void) {
         printf("  %-26s %s", left, rows[i].help);
         const char *field = (const char *)&defaults + rows[i].offset;
         if (rows[i].kind == INTEGER && *(const int64_t *)field >= 0)
-            printf(" (%lld)", (long long)*(const int64_t *)field);
+            printf(" (%" PRId64 ")", *(const int64_t *)field);
         if (rows[i].kind == NUMBER) printf(" (%g)", *(const double *)field);
-        if (rows[i].kind == SEED) printf(" (%llu)", (unsigned long long)*(const uint64_t *)field);
+        if (rows[i].kind == SEED) printf(" (%" PRIu64 ")", *(const uint64_t *)field);
         if (rows[i].kind == CHOICE) print_choice(&rows[i], *(const int *)field);
         printf("\n");
     }
@@ -143,7 +144,7 @@ static void print_help(void) {
 
 static wb_status set_choice(const option_row *row, options *o, const char *value) {
     int index = 0;
-    for (const char *name = row->choices; name != NULL; index++) {
+    for (const char *name = row->choices; name; index++) {
         const char *bar = strchr(name, '|');
         size_t length = bar ? (size_t)(bar - name) : strlen(name);
         if (strlen(value) == length && strncmp(name, value, length) == 0) {
@@ -206,14 +207,14 @@ static const option_row *find_row(const char *name) {
 }
 
 static wb_status check_together(const options *o) {
-    if (o->make_base != NULL) return WB_OK;
-    if (o->model_dir == NULL || o->out_dir == NULL)
+    if (o->make_base) return WB_OK;
+    if (!o->model_dir || !o->out_dir)
         return wb_fail(WB_INVALID_ARGUMENT, "--model and --out are needed (or --make-base DIR)");
-    if (strcmp(o->task, "arithmetic") != 0 && o->reward_cmd == NULL)
+    if (strcmp(o->task, "arithmetic") != 0 && !o->reward_cmd)
         return wb_fail(WB_INVALID_ARGUMENT, "--task %s needs --reward-cmd", o->task);
     if (o->prompts % o->updates != 0)
-        return wb_fail(WB_INVALID_ARGUMENT, "--prompts %lld is not a multiple of --updates %lld",
-                       (long long)o->prompts, (long long)o->updates);
+        return wb_fail(WB_INVALID_ARGUMENT, "--prompts %" PRId64 " is not a multiple of --updates %" PRId64,
+                       o->prompts, o->updates);
     return WB_OK;
 }
 
@@ -227,7 +228,7 @@ wb_status options_parse(int argc, char **argv, bool loud, options *o, int *actio
             return WB_OK;
         }
         const option_row *row = find_row(argv[i]);
-        if (row == NULL) return wb_fail(WB_INVALID_ARGUMENT, "unknown option %s (see --help)", argv[i]);
+        if (!row) return wb_fail(WB_INVALID_ARGUMENT, "unknown option %s (see --help)", argv[i]);
         if (row->kind != FLAG && i + 1 == argc)
             return wb_fail(WB_INVALID_ARGUMENT, "%s needs a value (see --help)", argv[i]);
         WB_TRY(set_option(row, o, row->kind == FLAG ? NULL : argv[++i]));

@@ -1,7 +1,9 @@
 /* grpo.h - the pieces of waybill-grpo, the trainer that mpirun launches, and what passes between them.
  *
- *   options -> task -> rollouts (samples with records) -> rewards -> train_step -> optimizer -> weights to the engine
- *                                     |-> dump                |-> report
+ *   options -> task -> rollouts -> rewards -> train_step -> optimizer -> weights to the engine
+ *                         |-> dump                |-> report
+ *
+ * A sample is a completion of the engine with its record, its reward and its advantage.
  *
  * Parallel layout: each rank generates and trains its own prompt groups; experts are sharded over all
  * ranks.
@@ -16,9 +18,9 @@
 #include "wb_model.h"
 #include "wb_replay.h"
 #include "wb_rollout.h"
-#include "wb_train_hooks.h"
+#include "wb_workspace.h"
 
-/* ---- options.c ------------------------------------------------------------------------------------ */
+/* ---- command_line.c -------------------------------------------------------------------------- */
 
 typedef enum ratio_kind { RATIO_TOKEN, RATIO_SEQUENCE } ratio_kind;
 
@@ -105,8 +107,8 @@ typedef struct loss_options {
     ratio_kind ratio;
     double clip_low, clip_high; /* the ratio is clipped to [1 - low, 1 + high] */
     double kl_coef;             /* of KL(policy || reference), estimator k3 */
-    double token_scale; /* weight of one token's loss: 1 / response tokens of the minibatch (token ratio) */
-    double sequence_scale; /* of one sequence's: 1 / sequences of the minibatch (sequence ratio) */
+    double token_scale;         /* of a token's loss, by token: 1 / response tokens of the minibatch */
+    double sequence_scale;      /* of a sequence's loss, by sequence: 1 / sequences of the minibatch */
 } loss_options;
 
 typedef struct loss_sums {
@@ -126,7 +128,8 @@ typedef struct optimizer {
     wb_train *train;
     wb_device *device;
     wb_comm *comm;
-    float **m, **v; /* [n_tensors], NULL for experts of other ranks; device */
+    wb_workspace workspace; /* owns the moments */
+    wb_buffer *m, *v;       /* [n_tensors] f32 of the tensor's size; data NULL for experts of other ranks */
     uint64_t step;
 } optimizer;
 wb_status optimizer_open(wb_model *model, wb_train *train, wb_device *device, wb_comm *comm,
@@ -154,9 +157,9 @@ typedef struct trainer {
 typedef struct step_metrics {
     double reward_mean, reward_std, response_tokens, samples;
     wb_replay_metrics replay; /* of the first forward of the batch, as trained */
-    double
-        routed_differently; /* share of rows whose experts in training are not the rollout's: first forward ... */
-    double routed_differently_updates; /* ... and over all forwards of the updates */
+    /* Share of rows whose experts in training are not the rollout's: in the first forward, and over all
+     * forwards of the updates. */
+    double routed_differently, routed_differently_updates;
     bool compared;
     wb_replay_metrics off; /* the same batch and weights, routing free: what --replay off would have seen */
     double loss, clip_share, kl_reference, grad_norm;
@@ -187,6 +190,12 @@ void report_progress(report *r, uint64_t step, const char *phase, int64_t done, 
 wb_status report_step(report *r, uint64_t step, const step_metrics *m);
 void report_line(report *r, const char *format, ...) WB_PRINTF(2, 3);
 void report_summary(const report *r); /* the table at the end, on standard output */
+double now_seconds(void);             /* of a clock that only goes forward */
+
+/* ---- training.c ------------------------------------------------------------------------------ */
+
+/* Trains as the options say, from --model or, resuming, from OUT's checkpoint. Collective. */
+wb_status training_run(const options *o, wb_device *device, wb_comm *comm);
 
 /* ---- warmup.c -------------------------------------------------------------------------------- */
 

@@ -1,9 +1,9 @@
 /* loss.c - the policy-gradient loss of one sequence and its gradient with respect to the
  * log-probabilities. Owns: the clipped objectives of GRPO (arXiv 2402.03300) by token and GSPO (arXiv
  * 2507.18071) by sequence, with separate clips below and above (DAPO, arXiv 2503.14476). A pure function. */
-#include <math.h>
-
 #include "grpo.h"
+
+#include <math.h>
 
 /* -min(r A, clip(r) A): *gradient_out is its derivative by log r, zero where the clip is active. */
 static double clipped_objective(const loss_options *o, double ratio, double advantage, double *gradient_out,
@@ -39,7 +39,7 @@ void loss_sequence(const loss_options *o, size_t n, const float *logprobs, const
         if (!by_sequence)
             sums->loss += scale * clipped_objective(o, exp((double)logprobs[t] - (double)old[t]), advantage,
                                                     &gradient, &clipped);
-        if (reference != NULL) {
+        if (reference) {
             double kl = kl_token(logprobs[t], reference[t], &kl_gradient);
             sums->kl_reference += kl;
             sums->loss += scale * o->kl_coef * kl;

@@ -1,46 +1,37 @@
 /* optimizer.c - AdamW over the tensors that live on this rank; the f32 weights of the trained model are
  * the master weights. Replicated weights have the same gradients on every rank after
  * wb_train_reduce_grads, so they stay the same. */
-#include <math.h>
-#include <stdlib.h>
-
 #include "grpo.h"
 #include "wb_memory.h"
 
-static wb_status moments_open(optimizer *opt, float ***out) {
+#include <inttypes.h>
+#include <math.h>
+
+static wb_status open_moments(optimizer *opt, wb_buffer **out) {
     int32_t n = wb_model_n_tensors(opt->model);
-    void *memory;
-    WB_TRY(WB_ALLOC(memory, (size_t)n, sizeof(float *), "optimizer"));
-    *out = memory;
+    WB_TRY(WB_OWN(&opt->workspace.host, *out, (size_t)n, "optimizer"));
     for (int32_t i = 0; i < n; i++) {
         wb_tensor t = wb_model_tensor(opt->model, i);
-        if (t.data == NULL) continue;
-        void *moment;
-        WB_TRY(opt->device->mem_alloc(opt->device, (size_t)t.n * sizeof(float), &moment));
-        (*out)[i] = moment;
-        WB_TRY(opt->device->zero(opt->device, moment, (size_t)t.n * sizeof(float)));
+        if (!t.data) continue;
+        WB_TRY(wb_reserve(&opt->workspace, &(*out)[i], t.n, 1, sizeof(float)));
+        WB_TRY(opt->device->zero(opt->device, (*out)[i].data, (size_t)t.n * sizeof(float)));
     }
     return WB_OK;
 }
 
 wb_status optimizer_open(wb_model *model, wb_train *train, wb_device *device, wb_comm *comm, optimizer *opt) {
-    *opt = (optimizer){.model = model, .train = train, .device = device, .comm = comm};
-    wb_status status = moments_open(opt, &opt->m);
-    if (status == WB_OK) status = moments_open(opt, &opt->v);
+    static const wb_op needed[] = {WB_MEMORY_OPS(WB_OP_NUMBER) WB_OP_sum_squares, WB_OP_adamw};
+    WB_TRY(wb_device_require(device, "optimizer", needed, sizeof needed / sizeof needed[0]));
+    *opt = (optimizer){
+        .model = model, .train = train, .device = device, .comm = comm, .workspace = {.device = device}};
+    wb_status status = open_moments(opt, &opt->m);
+    if (status == WB_OK) status = open_moments(opt, &opt->v);
     if (status != WB_OK) optimizer_close(opt);
     return status;
 }
 
-static void moments_close(optimizer *opt, float **moments) {
-    if (moments == NULL) return;
-    for (int32_t i = 0; i < wb_model_n_tensors(opt->model); i++)
-        opt->device->mem_free(opt->device, moments[i]);
-    free(moments);
-}
-
 void optimizer_close(optimizer *opt) {
-    moments_close(opt, opt->m);
-    moments_close(opt, opt->v);
+    wb_workspace_close(&opt->workspace);
     opt->m = opt->v = NULL;
 }
 
@@ -49,7 +40,7 @@ static wb_status gradient_norm(optimizer *opt, double *norm_out) {
     double experts = 0, replicated = 0;
     for (int32_t i = 0; i < wb_model_n_tensors(opt->model); i++) {
         wb_tensor t = wb_model_tensor(opt->model, i);
-        if (t.data == NULL) continue;
+        if (!t.data) continue;
         double squares;
         WB_TRY(opt->device->sum_squares(opt->device, t.n, wb_train_grad(opt->train, &t), &squares));
         *(t.expert >= 0 ? &experts : &replicated) += squares;
@@ -63,8 +54,7 @@ wb_status optimizer_step(optimizer *opt, const options *o, double lr, double *gr
     double norm;
     WB_TRY(gradient_norm(opt, &norm));
     if (!isfinite(norm))
-        return wb_fail(WB_MISMATCH, "update %llu: the gradient's norm is %g",
-                       (unsigned long long)opt->step + 1, norm);
+        return wb_fail(WB_MISMATCH, "update %" PRIu64 ": the gradient's norm is %g", opt->step + 1, norm);
     double clip = o->grad_clip > 0 && norm > o->grad_clip ? o->grad_clip / norm : 1;
     wb_adamw hyper = {.lr = (float)lr,
                       .beta1 = 0.9f,
@@ -74,10 +64,10 @@ wb_status optimizer_step(optimizer *opt, const options *o, double lr, double *gr
                       .step = ++opt->step};
     for (int32_t i = 0; i < wb_model_n_tensors(opt->model); i++) {
         wb_tensor t = wb_model_tensor(opt->model, i);
-        if (t.data == NULL) continue;
+        if (!t.data) continue;
         hyper.weight_decay = t.n_dims > 1 ? (float)o->weight_decay : 0;
-        WB_TRY(opt->device->adamw(opt->device, t.n, &hyper, wb_train_grad(opt->train, &t), opt->m[i],
-                                  opt->v[i], t.data));
+        WB_TRY(opt->device->adamw(opt->device, t.n, &hyper, wb_train_grad(opt->train, &t), opt->m[i].data,
+                                  opt->v[i].data, t.data));
     }
     *grad_norm_out = norm;
     return WB_OK;

@@ -1,16 +1,17 @@
 /* report.c - what a run says: OUT/metrics.jsonl (one object a step), a progress display on standard error,
  * and the table at the end. Only one rank's report is loud; the others' calls do nothing. */
+#include "grpo.h"
+#include "wb_file.h"
+#include "wb_memory.h"
+
 #include <errno.h>
+#include <inttypes.h>
 #include <jansson.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <time.h>
 #include <unistd.h>
-
-#include "grpo.h"
-#include "wb_memory.h"
 
 struct report {
     const options *o;
@@ -26,55 +27,59 @@ struct report {
 /* Steps whose rewards are averaged at either end of the table. */
 enum { END_STEPS = 3 };
 
-static double now_seconds(void) {
+double now_seconds(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-/* Copies the lines of steps before first_step from `path` to `kept`. */
-static wb_status keep_lines(const char *path, FILE *kept, uint64_t first_step) {
+/* The lines of steps before first_step, those of an earlier, interrupted run, from `path` to `kept`. */
+static wb_status keep_lines(const char *path, wb_new_file *kept, uint64_t first_step) {
     FILE *old = fopen(path, "r");
-    if (old == NULL) return errno == ENOENT ? WB_OK : wb_fail(WB_IO, "%s: cannot be read: %m", path);
+    if (!old) return errno == ENOENT ? WB_OK : wb_fail(WB_IO, "%s: cannot be read: %m", path);
+    wb_status status = WB_OK;
     char *line = NULL;
     size_t bytes = 0;
-    while (getline(&line, &bytes, old) >= 0) {
+    for (ssize_t length; status == WB_OK && (length = getline(&line, &bytes, old)) >= 0;) {
         json_t *object = json_loads(line, 0, NULL);
-        if (object != NULL && (uint64_t)json_integer_value(json_object_get(object, "step")) < first_step)
-            fputs(line, kept);
+        if (object && (uint64_t)json_integer_value(json_object_get(object, "step")) < first_step)
+            status = wb_new_file_write(kept, line, (size_t)length);
         json_decref(object);
     }
+    if (status == WB_OK && ferror(old)) status = wb_fail(WB_IO, "%s: cannot be read: %m", path);
     free(line);
     fclose(old);
-    return WB_OK;
+    return status;
 }
 
+static wb_status start_metrics(const char *path, uint64_t first_step) {
+    wb_new_file file;
+    WB_TRY(wb_new_file_open(path, &file));
+    wb_status status = first_step > 0 ? keep_lines(path, &file, first_step) : WB_OK;
+    if (status == WB_OK) status = wb_new_file_sync(&file);
+    if (status == WB_OK) return wb_new_file_commit(&file);
+    wb_new_file_discard(&file);
+    return status;
+}
+
+/* The file begins as a whole, with the lines that are kept, and is appended to from there on: a run is
+ * watched while it goes, so a step's line has to be in the file when the step is done. */
 static wb_status open_metrics(report *r, uint64_t first_step) {
-    char path[4096], fresh[4096 + 8];
+    char path[4096];
     int n = snprintf(path, sizeof path, "%s/metrics.jsonl", r->o->out_dir);
     if (n < 0 || n >= (int)sizeof path) return wb_fail(WB_INVALID_ARGUMENT, "--out: path too long");
-    snprintf(fresh, sizeof fresh, "%s.new", path);
-    FILE *file = fopen(fresh, "w");
-    if (file == NULL) return wb_fail(WB_IO, "%s: cannot be written: %m", fresh);
-    wb_status status = first_step > 0 ? keep_lines(path, file, first_step) : WB_OK;
-    if (status == WB_OK && (fflush(file) != 0 || rename(fresh, path) != 0))
-        status = wb_fail(WB_IO, "%s: cannot be written: %m", path);
-    if (status != WB_OK) {
-        fclose(file);
-        return status;
-    }
-    r->metrics = file;
-    return WB_OK;
+    WB_TRY(start_metrics(path, first_step));
+    r->metrics = fopen(path, "a");
+    return r->metrics ? WB_OK : wb_fail(WB_IO, "%s: cannot be written: %m", path);
 }
 
 wb_status report_open(const options *o, bool loud, uint64_t first_step, report **report_out) {
-    void *memory;
-    WB_TRY(WB_ALLOC(memory, 1, sizeof(report), "report"));
-    report *r = memory;
+    report *r;
+    WB_TRY(WB_NEW(r, 1, "report"));
     r->o = o;
     r->loud = loud;
     r->terminal = isatty(STDERR_FILENO);
-    wb_status status = loud && o->make_base == NULL ? open_metrics(r, first_step) : WB_OK;
+    wb_status status = loud && !o->make_base ? open_metrics(r, first_step) : WB_OK;
     if (status != WB_OK) {
         report_close(r);
         return status;
@@ -84,8 +89,8 @@ wb_status report_open(const options *o, bool loud, uint64_t first_step, report *
 }
 
 void report_close(report *r) {
-    if (r == NULL) return;
-    if (r->metrics != NULL) fclose(r->metrics);
+    if (!r) return;
+    if (r->metrics) fclose(r->metrics);
     free(r);
 }
 
@@ -94,8 +99,7 @@ void report_progress(report *r, uint64_t step, const char *phase, int64_t done, 
     double now = now_seconds();
     if (now - r->last_progress < 0.1) return;
     r->last_progress = now;
-    fprintf(stderr, "\r\033[Kstep %llu  %s %lld/%lld", (unsigned long long)step + 1, phase, (long long)done,
-            (long long)total);
+    fprintf(stderr, "\r\033[Kstep %" PRIu64 "  %s %" PRId64 "/%" PRId64, step + 1, phase, done, total);
 }
 
 void report_line(report *r, const char *format, ...) {
@@ -125,12 +129,12 @@ static wb_status write_metrics(report *r, uint64_t step, const step_metrics *m) 
                   "loss", m->loss, "clip_share", m->clip_share, "kl_reference", m->kl_reference, "grad_norm",
                   m->grad_norm, "routed_differently_updates", m->routed_differently_updates,
                   "seconds_rollout", m->seconds_rollout, "seconds_train", m->seconds_train);
-    if (line != NULL) json_object_set_new(line, "fidelity", fidelity_json(&m->replay, m->routed_differently));
-    if (line != NULL && m->compared)
+    if (line) json_object_set_new(line, "fidelity", fidelity_json(&m->replay, m->routed_differently));
+    if (line && m->compared)
         json_object_set_new(line, "fidelity_replay_off", fidelity_json(&m->off, m->off.token_differ));
     char *text = line ? json_dumps(line, JSON_COMPACT | JSON_REAL_PRECISION(9)) : NULL;
     json_decref(line);
-    if (text == NULL) return wb_fail(WB_OUT_OF_MEMORY, "metrics of step %llu", (unsigned long long)step);
+    if (!text) return wb_fail(WB_OUT_OF_MEMORY, "metrics of step %" PRIu64, step);
     int failed = fprintf(r->metrics, "%s\n", text) < 0 || fflush(r->metrics) != 0;
     free(text);
     return failed ? wb_fail(WB_IO, "%s/metrics.jsonl: cannot be written: %m", r->o->out_dir) : WB_OK;
@@ -161,10 +165,10 @@ wb_status report_step(report *r, uint64_t step, const step_metrics *m) {
         snprintf(off, sizeof off, "  (replay off: kl %.2e, %.1f %%)", m->off.kl_k3,
                  100 * m->off.token_differ);
     report_line(r,
-                "step %3llu/%lld  reward %.3f  kl %.2e  routed differently %.1f %%%s  %.0f tok/s rollout, "
-                "train %.1f s",
-                (unsigned long long)step + 1, (long long)r->o->steps, m->reward_mean, m->replay.kl_k3,
-                100 * m->routed_differently, off, m->response_tokens / m->seconds_rollout, m->seconds_train);
+                "step %3" PRIu64 "/%" PRId64
+                "  reward %.3f  kl %.2e  routed differently %.1f %%%s  %.0f tok/s rollout, train %.1f s",
+                step + 1, r->o->steps, m->reward_mean, m->replay.kl_k3, 100 * m->routed_differently, off,
+                m->response_tokens / m->seconds_rollout, m->seconds_train);
     return WB_OK;
 }
 

@@ -1,7 +1,11 @@
 /* reward.c - asks a program of the user's for rewards: completions as JSON lines in, a number a line out.
  * Owns: the child process of one batch, its pipes, and saying clearly what it did wrong. */
+#include "grpo.h"
+#include "wb_memory.h"
+
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <jansson.h>
 #include <math.h>
 #include <poll.h>
@@ -12,29 +16,20 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "grpo.h"
-
 typedef struct text {
     char *data;
     size_t n, capacity;
 } text;
 
 static wb_status text_reserve(text *t, size_t more) {
-    if (t->capacity - t->n >= more) return WB_OK;
-    size_t capacity = t->capacity ? t->capacity : 4096;
-    while (capacity - t->n < more) capacity *= 2;
-    char *data = realloc(t->data, capacity);
-    if (data == NULL) return wb_fail(WB_OUT_OF_MEMORY, "--reward-cmd: %zu bytes of text", capacity);
-    t->data = data;
-    t->capacity = capacity;
-    return WB_OK;
+    return WB_GROW(t->data, t->n + more, &t->capacity, "--reward-cmd: text");
 }
 
 /* ---- the lines that the program reads -------------------------------------------------------- */
 
 static json_t *token_list(const uint32_t *tokens, uint32_t n) {
     json_t *list = json_array();
-    for (uint32_t i = 0; list != NULL && i < n; i++)
+    for (uint32_t i = 0; list && i < n; i++)
         if (json_array_append_new(list, json_integer(tokens[i])) != 0) {
             json_decref(list);
             return NULL;
@@ -50,10 +45,10 @@ static wb_status add_line(text *t, const task *tasks, uint64_t step, const wb_re
         token_list(record->tokens + record->prompt_len, record->n_tokens - record->prompt_len), "finish",
         wb_finish_name(record->finish));
     const char *item = task_item(tasks, step, record->group);
-    if (line != NULL && item != NULL) json_object_set_new(line, "item", json_loads(item, 0, NULL));
+    if (line && item) json_object_set_new(line, "item", json_loads(item, 0, NULL));
     char *dumped = line ? json_dumps(line, JSON_COMPACT) : NULL;
     json_decref(line);
-    if (dumped == NULL) return wb_fail(WB_OUT_OF_MEMORY, "--reward-cmd: the line of request %s", record->rid);
+    if (!dumped) return wb_fail(WB_OUT_OF_MEMORY, "--reward-cmd: the line of request %s", record->rid);
     size_t n = strlen(dumped);
     wb_status status = text_reserve(t, n + 2);
     if (status == WB_OK) {
@@ -172,22 +167,22 @@ static wb_status child_finish(child *c, const char *command) {
 static wb_status parse_rewards(const char *command, char *answer, int64_t n, double *rewards_out) {
     int64_t found = 0;
     char *rest = answer;
-    for (char *line; (line = strsep(&rest, "\n")) != NULL;) {
-        if (*line == '\0' && rest == NULL) break;
+    for (char *line; (line = strsep(&rest, "\n"));) {
+        if (*line == '\0' && !rest) break;
         if (found == n)
-            return wb_fail(WB_MISMATCH, "--reward-cmd '%s': expected %lld lines, found more: '%.40s'",
-                           command, (long long)n, line);
+            return wb_fail(WB_MISMATCH, "--reward-cmd '%s': expected %" PRId64 " lines, found more: '%.40s'",
+                           command, n, line);
         char *end;
         double value = strtod(line, &end);
         if (end == line || end[strspn(end, " \t\r")] != '\0' || !isfinite(value))
             return wb_fail(WB_MISMATCH,
-                           "--reward-cmd '%s': line %lld: expected a finite number, found '%.40s'", command,
-                           (long long)found + 1, line);
+                           "--reward-cmd '%s': line %" PRId64 ": expected a finite number, found '%.40s'",
+                           command, found + 1, line);
         rewards_out[found++] = value;
     }
     if (found < n)
-        return wb_fail(WB_MISMATCH, "--reward-cmd '%s': expected %lld lines, found %lld", command,
-                       (long long)n, (long long)found);
+        return wb_fail(WB_MISMATCH, "--reward-cmd '%s': expected %" PRId64 " lines, found %" PRId64, command,
+                       n, found);
     return WB_OK;
 }
 

@@ -1,15 +1,15 @@
 /* rollouts.c - one batch of samples: generated, rewarded, dumped. Group g of a step is generated on rank g
  * mod R; a sample's random stream depends on (seed, step, group, sample) alone. */
+#include "grpo.h"
+#include "wb_file.h"
+#include "wb_memory.h"
+
 #include <errno.h>
+#include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
-
-#include "grpo.h"
-#include "wb_memory.h"
 
 static wb_status submit_group(wb_engine *engine, const options *o, const task *t, uint64_t step,
                               uint64_t group) {
@@ -28,7 +28,7 @@ static wb_status submit_group(wb_engine *engine, const options *o, const task *t
     wb_status status = WB_OK;
     for (uint32_t i = 0; status == WB_OK && i < o->samples; i++) {
         char rid[64];
-        snprintf(rid, sizeof rid, "s%llu-g%llu-%u", (unsigned long long)step, (unsigned long long)group, i);
+        snprintf(rid, sizeof rid, "s%" PRIu64 "-g%" PRIu64 "-%" PRIu32, step, group, i);
         request.rid = rid;
         request.sample = i;
         request.seed = ((o->seed * 1000003 + step) * 1000003 + group) * 1000003 + i;
@@ -41,7 +41,7 @@ static wb_status submit_group(wb_engine *engine, const options *o, const task *t
 /* Completions come in the order in which they end; samples are kept group-major. */
 static int64_t collect(wb_engine *engine, const options *o, int n_ranks, batch *b) {
     int64_t n = 0;
-    for (wb_completion *c; (c = wb_engine_poll(engine)) != NULL; n++) {
+    for (wb_completion *c; (c = wb_engine_poll(engine)); n++) {
         int64_t local_group = (int64_t)c->record.group / n_ranks;
         b->samples[local_group * o->samples + c->record.sample].completion = c;
     }
@@ -52,9 +52,7 @@ wb_status rollouts_generate(wb_engine *engine, wb_comm *comm, const options *o, 
                             report *r, batch *batch_out) {
     batch b = {.n_groups = (o->prompts - wb_comm_rank(comm) + wb_comm_size(comm) - 1) / wb_comm_size(comm)};
     b.n_samples = b.n_groups * o->samples;
-    void *memory;
-    wb_status status = WB_ALLOC(memory, (size_t)b.n_samples, sizeof(sample), "samples");
-    if (status == WB_OK) b.samples = memory;
+    wb_status status = WB_NEW(b.samples, (size_t)b.n_samples, "samples");
     for (int64_t g = 0; status == WB_OK && g < b.n_groups; g++)
         status = submit_group(engine, o, t, step, (uint64_t)(g * wb_comm_size(comm) + wb_comm_rank(comm)));
     WB_GOTO(wb_comm_agree(comm, status), drop_batch);
@@ -78,14 +76,17 @@ static wb_status builtin_rewards(const task *t, batch *b) {
 }
 
 static wb_status command_rewards(const options *o, const task *t, uint64_t step, batch *b) {
-    void *memory;
-    WB_TRY(WB_ALLOC(memory, (size_t)b->n_samples, sizeof(wb_record *) + sizeof(double), "rewards"));
-    double *rewards = memory;
-    const wb_record **records = (const wb_record **)(rewards + b->n_samples);
+    wb_owner owner = {0};
+    double *rewards;
+    const wb_record **records;
+    wb_status status;
+    WB_GOTO(WB_OWN(&owner, rewards, (size_t)b->n_samples, "rewards"), close_owner);
+    WB_GOTO(WB_OWN(&owner, records, (size_t)b->n_samples, "rewards"), close_owner);
     for (int64_t i = 0; i < b->n_samples; i++) records[i] = &b->samples[i].completion->record;
-    wb_status status = reward_command(o->reward_cmd, t, step, b->n_samples, records, rewards);
-    for (int64_t i = 0; status == WB_OK && i < b->n_samples; i++) b->samples[i].reward = rewards[i];
-    free(memory);
+    WB_GOTO(reward_command(o->reward_cmd, t, step, b->n_samples, records, rewards), close_owner);
+    for (int64_t i = 0; i < b->n_samples; i++) b->samples[i].reward = rewards[i];
+close_owner:
+    wb_owner_close(&owner);
     return status;
 }
 
@@ -120,9 +121,8 @@ wb_status rollouts_dump(const options *o, const wb_route_model *model, int rank,
     int length = snprintf(path, sizeof path, "%s/dump", o->out_dir);
     if (length < 0 || length > (int)sizeof path - 64)
         return wb_fail(WB_INVALID_ARGUMENT, "--out: path too long");
-    if (mkdir(path, 0777) != 0 && errno != EEXIST) return wb_fail(WB_IO, "%s: cannot be made: %m", path);
-    snprintf(path + length, sizeof path - (size_t)length, "/step%06llu-rank%d.wbr", (unsigned long long)step,
-             rank);
+    WB_TRY(wb_dir_create(path));
+    snprintf(path + length, sizeof path - (size_t)length, "/step%06" PRIu64 "-rank%d.wbr", step, rank);
     WB_TRY(set_aside(path));
     wb_dump_options dump = wb_dump_options_default();
     dump.codec = o->codec;
@@ -138,8 +138,7 @@ wb_status rollouts_dump(const options *o, const wb_route_model *model, int rank,
 }
 
 void batch_free(batch *b) {
-    for (int64_t i = 0; b->samples != NULL && i < b->n_samples; i++)
-        wb_completion_free(b->samples[i].completion);
+    for (int64_t i = 0; b->samples && i < b->n_samples; i++) wb_completion_free(b->samples[i].completion);
     free(b->samples);
     *b = (batch){0};
 }

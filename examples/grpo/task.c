@@ -1,22 +1,28 @@
 /* task.c - where prompts come from and how the built-in task is judged. Owns: the addition of numbers
  * below 20 over a 16-character vocabulary, and token-id prompts from a JSON-lines file. Everything is a
  * function of (seed, step, group), so that ranks agree and a resumed run sees the same prompts. */
+#include "grpo.h"
+#include "wb_memory.h"
+#include "wb_random.h"
+
+#include <inttypes.h>
 #include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "grpo.h"
-#include "wb_memory.h"
-#include "wb_random.h"
+/* A line of the jsonl file. */
+typedef struct item {
+    char *line;       /* without its end; from getline */
+    uint32_t *prompt; /* [prompt_len] */
+    uint32_t prompt_len;
+} item;
 
 struct task {
     bool arithmetic;
     uint64_t seed;
-    size_t n_items; /* jsonl */
-    char **lines;
-    uint32_t **prompts;
-    uint32_t *prompt_lens;
+    item *items; /* [n_items] jsonl */
+    size_t n_items, capacity;
 };
 
 /* token ids: '0'..'9' are 0..9, then these; the rest of the vocabulary is unused */
@@ -69,87 +75,62 @@ wb_status task_reward(const task *t, const wb_record *record, double *reward_out
     uint32_t answer[TASK_MAX_TOKENS];
     uint32_t n = put_number((uint32_t)(a + b), answer), right = 0;
     answer[n++] = TASK_STOP;
-    const uint32_t *given = record->tokens + record->prompt_len;
-    uint32_t n_given = record->n_tokens - record->prompt_len;
-    while (right < n && right < n_given && given[right] == answer[right]) right++;
-    *reward_out = right == n && n_given == n ? 1.0 : 0.0;
+    const uint32_t *response = record->tokens + record->prompt_len;
+    uint32_t n_response = record->n_tokens - record->prompt_len;
+    while (right < n && right < n_response && response[right] == answer[right]) right++;
+    *reward_out = right == n && n_response == n ? 1.0 : 0.0;
     return WB_OK;
 }
 
 /* ---- jsonl ----------------------------------------------------------------------------------- */
 
-static wb_status parse_item(const char *path, size_t line_number, const char *line, int32_t vocab_size,
-                            uint32_t **prompt_out, uint32_t *n_out) {
-    json_error_t error;
-    json_t *item = json_loads(line, 0, &error);
-    if (item == NULL)
-        return wb_fail(WB_CORRUPT, "%s: line %zu, column %d: %s", path, line_number, error.column,
-                       error.text);
-    wb_status status = WB_OK;
-    uint32_t *prompt = NULL;
-    json_t *list = json_object_get(item, "prompt");
+static wb_status parse_prompt(const char *path, size_t line_number, const json_t *list, int32_t vocab_size,
+                              item *to) {
     size_t n = json_array_size(list);
-    if (!json_is_array(list) || n == 0 || n > UINT32_MAX) {
-        status = wb_fail(WB_CORRUPT, "%s: line %zu: expected {\"prompt\": [token ids, at least one], ...}",
-                         path, line_number);
-        goto drop_item;
-    }
-    void *memory;
-    WB_GOTO(WB_ALLOC(memory, n, sizeof *prompt, "prompt"), drop_item);
-    prompt = memory;
+    if (!json_is_array(list) || n == 0 || n > UINT32_MAX)
+        return wb_fail(WB_CORRUPT, "%s: line %zu: expected {\"prompt\": [token ids, at least one], ...}",
+                       path, line_number);
+    WB_TRY(WB_NEW(to->prompt, n, "prompt"));
+    to->prompt_len = (uint32_t)n;
     for (size_t i = 0; i < n; i++) {
         json_t *id = json_array_get(list, i);
-        if (!json_is_integer(id) || json_integer_value(id) < 0 || json_integer_value(id) >= vocab_size) {
-            status =
-                wb_fail(WB_CORRUPT, "%s: line %zu: prompt[%zu] is not a token id below the vocabulary of %d",
-                        path, line_number, i, vocab_size);
-            free(prompt);
-            goto drop_item;
-        }
-        prompt[i] = (uint32_t)json_integer_value(id);
+        if (!json_is_integer(id) || json_integer_value(id) < 0 || json_integer_value(id) >= vocab_size)
+            return wb_fail(WB_CORRUPT,
+                           "%s: line %zu: prompt[%zu] is not a token id below the vocabulary of %" PRId32,
+                           path, line_number, i, vocab_size);
+        to->prompt[i] = (uint32_t)json_integer_value(id);
     }
-    *prompt_out = prompt;
-    *n_out = (uint32_t)n;
-drop_item:
-    json_decref(item);
-    return status;
+    return WB_OK;
 }
 
-static wb_status add_item(task *t, size_t *capacity, char *line) {
-    if (t->n_items == *capacity) {
-        size_t grown = *capacity ? *capacity * 2 : 64;
-        char **lines = realloc(t->lines, grown * sizeof *lines);
-        if (lines) t->lines = lines;
-        uint32_t **prompts = realloc(t->prompts, grown * sizeof *prompts);
-        if (prompts) t->prompts = prompts;
-        uint32_t *lens = realloc(t->prompt_lens, grown * sizeof *lens);
-        if (lens) t->prompt_lens = lens;
-        if (!lines || !prompts || !lens) return wb_fail(WB_OUT_OF_MEMORY, "%zu prompts", grown);
-        *capacity = grown;
-    }
-    t->lines[t->n_items] = line;
-    t->prompts[t->n_items] = NULL;
-    t->n_items++;
-    return WB_OK;
+static wb_status parse_item(const char *path, size_t line_number, int32_t vocab_size, item *to) {
+    json_error_t error;
+    json_t *object = json_loads(to->line, 0, &error);
+    if (!object)
+        return wb_fail(WB_CORRUPT, "%s: line %zu, column %d: %s", path, line_number, error.column,
+                       error.text);
+    wb_status status = parse_prompt(path, line_number, json_object_get(object, "prompt"), vocab_size, to);
+    json_decref(object);
+    return status;
 }
 
 static wb_status read_jsonl(task *t, const char *path, int32_t vocab_size) {
     FILE *file = fopen(path, "r");
-    if (file == NULL) return wb_fail(WB_IO, "%s: cannot be opened: %m", path);
+    if (!file) return wb_fail(WB_IO, "%s: cannot be opened: %m", path);
     wb_status status = WB_OK;
     char *line = NULL;
-    size_t line_bytes = 0, capacity = 0, number = 0;
+    size_t line_bytes = 0, number = 0;
     ssize_t got;
     while ((got = getline(&line, &line_bytes, file)) >= 0) {
         number++;
         while (got > 0 && (line[got - 1] == '\n' || line[got - 1] == '\r')) line[--got] = '\0';
         if (got == 0) continue;
-        WB_GOTO(add_item(t, &capacity, line), close_file);
+        WB_GOTO(WB_GROW(t->items, t->n_items + 1, &t->capacity, path), close_file);
+        item *to = &t->items[t->n_items++];
+        *to = (item){.line = line};
         line = NULL; /* it is the task's now */
         line_bytes = 0;
-        size_t i = t->n_items - 1;
-        WB_GOTO(parse_item(path, number, t->lines[i], vocab_size, &t->prompts[i], &t->prompt_lens[i]),
-                close_file);
+        WB_GOTO(parse_item(path, number, vocab_size, to), close_file);
     }
     if (ferror(file))
         status = wb_fail(WB_IO, "%s: cannot be read: %m", path);
@@ -164,9 +145,8 @@ close_file:
 /* ---- both ------------------------------------------------------------------------------------ */
 
 wb_status task_open(const char *spec, uint64_t seed, int32_t vocab_size, task **task_out) {
-    void *memory;
-    WB_TRY(WB_ALLOC(memory, 1, sizeof(task), "task"));
-    task *t = memory;
+    task *t;
+    WB_TRY(WB_NEW(t, 1, "task"));
     t->seed = seed;
     t->arithmetic = strcmp(spec, "arithmetic") == 0;
     wb_status status = WB_OK;
@@ -187,14 +167,12 @@ wb_status task_open(const char *spec, uint64_t seed, int32_t vocab_size, task **
 }
 
 void task_close(task *t) {
-    if (t == NULL) return;
+    if (!t) return;
     for (size_t i = 0; i < t->n_items; i++) {
-        free(t->lines[i]);
-        free(t->prompts[i]);
+        free(t->items[i].line);
+        free(t->items[i].prompt);
     }
-    free(t->lines);
-    free(t->prompts);
-    free(t->prompt_lens);
+    free(t->items);
     free(t);
 }
 
@@ -204,7 +182,7 @@ static size_t item_index(const task *t, uint64_t step, uint64_t group) {
 }
 
 const char *task_item(const task *t, uint64_t step, uint64_t group) {
-    return t->arithmetic ? NULL : t->lines[item_index(t, step, group)];
+    return t->arithmetic ? NULL : t->items[item_index(t, step, group)].line;
 }
 
 uint32_t task_stop_token(const task *t) {
@@ -217,14 +195,14 @@ wb_status task_prompt(const task *t, uint64_t step, uint64_t group, uint32_t **t
     if (t->arithmetic) {
         task_arithmetic_example(wb_mix64(t->seed) ^ step, group, example, &n);
     } else {
-        size_t i = item_index(t, step, group);
-        prompt = t->prompts[i];
-        n = t->prompt_lens[i];
+        const item *drawn = &t->items[item_index(t, step, group)];
+        prompt = drawn->prompt;
+        n = drawn->prompt_len;
     }
-    void *memory;
-    WB_TRY(WB_ALLOC(memory, n, sizeof **tokens_out, "prompt"));
-    memcpy(memory, prompt, n * sizeof *prompt);
-    *tokens_out = memory;
+    uint32_t *copy;
+    WB_TRY(WB_NEW(copy, n, "prompt"));
+    memcpy(copy, prompt, n * sizeof *prompt);
+    *tokens_out = copy;
     *n_out = n;
     return WB_OK;
 }

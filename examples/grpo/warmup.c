@@ -1,12 +1,11 @@
 /* warmup.c - the base checkpoint: a tiny Mixture-of-Experts model and a short supervised training on the
  * arithmetic task, enough to be right now and then, which is what reinforcement learning needs to start
  * from. */
-#include <math.h>
-#include <stdlib.h>
-#include <string.h>
-
 #include "grpo.h"
 #include "wb_memory.h"
+
+#include <inttypes.h>
+#include <math.h>
 
 enum { EXAMPLES = 256 }; /* a step, over all ranks */
 static const double learning_rate = 3e-3;
@@ -44,7 +43,7 @@ typedef struct examples {
 } examples;
 
 /* This rank's share of the step's examples. */
-static void draw(examples *x, const options *o, int64_t step, const wb_comm *comm) {
+static void make_examples(examples *x, const options *o, int64_t step, const wb_comm *comm) {
     x->T = x->answers = x->n_seqs = 0;
     for (int64_t i = wb_comm_rank(comm); i < EXAMPLES; i += wb_comm_size(comm)) {
         uint32_t tokens[TASK_MAX_TOKENS], prompt_len;
@@ -61,7 +60,7 @@ static void draw(examples *x, const options *o, int64_t step, const wb_comm *com
 
 static wb_status warmup_step(const options *o, wb_train *train, optimizer *opt, wb_comm *comm, void *ids,
                              examples *x, int64_t step, double *loss_out) {
-    draw(x, o, step, comm);
+    make_examples(x, o, step, comm);
     wb_train_batch fed = {x->T, x->tokens, x->targets, x->n_seqs, x->seq_start};
     wb_routing routing = {ids, NULL, NULL};
     WB_TRY(wb_train_forward(train, &fed, &routing, NULL, x->logprobs));
@@ -78,28 +77,29 @@ static wb_status warmup_step(const options *o, wb_train *train, optimizer *opt, 
 }
 
 static wb_status run_warmup(const options *o, wb_model *model, wb_train *train, optimizer *opt, report *r) {
-    wb_device *device = wb_model_device(model);
     wb_comm *comm = wb_model_comm(model);
     size_t row_bytes = wb_route_row_bytes(wb_model_routes(model));
-    void *ids = NULL, *x = NULL;
-    wb_status status = device->mem_alloc(device, row_bytes * EXAMPLES * TASK_MAX_TOKENS, &ids);
-    if (status == WB_OK) status = WB_ALLOC(x, 1, sizeof(examples), "examples");
+    wb_workspace workspace = {.device = wb_model_device(model)};
+    wb_buffer ids = {0};
+    examples *x = NULL;
+    wb_status status = wb_reserve(&workspace, &ids, EXAMPLES * TASK_MAX_TOKENS, (int64_t)row_bytes, 1);
+    if (status == WB_OK) status = WB_OWN(&workspace.host, x, 1, "examples");
     for (int64_t step = 0; status == WB_OK && step < o->warmup_steps; step++) {
         double loss = 0;
-        status = warmup_step(o, train, opt, comm, ids, x, step, &loss);
+        status = warmup_step(o, train, opt, comm, ids.data, x, step, &loss);
         report_progress(r, (uint64_t)step, "warm-up", step + 1, o->warmup_steps);
         if (status == WB_OK && (step + 1) % 100 == 0)
-            report_line(r, "warm-up %4lld/%lld  loss %.3f", (long long)step + 1, (long long)o->warmup_steps,
-                        loss);
+            report_line(r, "warm-up %4" PRId64 "/%" PRId64 "  loss %.3f", step + 1, o->warmup_steps, loss);
     }
-    free(x);
-    device->mem_free(device, ids);
+    wb_workspace_close(&workspace);
     return status;
 }
 
 wb_status warmup_make_base(const options *o, wb_device *device, wb_comm *comm, report *r) {
     wb_config config = tiny_config(o->family);
-    wb_model_options model_options = {device, comm, WB_F32};
+    wb_model_options model_options = wb_model_options_default();
+    model_options.device = device;
+    model_options.comm = comm;
     wb_model *model;
     WB_TRY(wb_model_create(&config, o->seed, 0.08f, &model_options, &model));
     wb_train *train = NULL;

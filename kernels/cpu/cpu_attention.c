@@ -6,7 +6,7 @@
  * keys, which are exactly those that the query sees, times 1 / sum. So a query's bits do not depend on the
  * queries beside it. Refuses: writing the cache (kv_write).
  */
-#include "cpu_panel.h"
+#include "cpu/cpu_panel.h"
 
 /* Rows of a block: its scores are computed together and share the packed keys and values. */
 enum { FORWARD_ROWS = 48, BACKWARD_ROWS = 32, WIDTH = MAX_PANELS * PANEL };
@@ -18,7 +18,7 @@ typedef struct piece {
 
 typedef struct plan {
     piece *pieces;             /* owner: the device's shared memory */
-    int64_t count, keys, work; /* keys: the most that a query sees; work: multiply-adds */
+    int64_t count, keys, work; /* keys: the maximum that a query sees; work: multiply-adds */
 } plan;
 
 static int64_t min64(int64_t a, int64_t b) {
@@ -116,8 +116,9 @@ typedef struct forward_block {
     piece p;
     int64_t kv, rows, keys, ld; /* ld: keys, rounded up to WIDTH */
     int64_t *index;             /* [keys] */
-    float *q, *scores, *out,
-        *panels; /* [rows, head_dim], [rows, ld], [rows, head_dim], [MAX_PANELS][PANEL_FLOATS] */
+    float *q, *out;             /* [rows, head_dim] */
+    float *scores;              /* [rows, ld] */
+    float *panels;              /* [MAX_PANELS][PANEL_FLOATS] */
 } forward_block;
 
 static int64_t score_stride(int64_t keys) {

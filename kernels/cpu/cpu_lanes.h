@@ -7,7 +7,7 @@
 #ifndef WB_CPU_LANES_H
 #define WB_CPU_LANES_H
 
-#include "cpu_ops.h"
+#include "cpu/cpu_ops.h"
 
 #if defined(__AVX512F__) || (defined(__AVX2__) && defined(__FMA__))
 #include <immintrin.h>

@@ -4,7 +4,9 @@
  * while the rows of A pass. Each element of C is one fma chain over ascending k; where the cuts fall
  * changes no bit.
  */
-#include "cpu_panel.h"
+#include "cpu/cpu_panel.h"
+
+#include <inttypes.h>
 
 /* A task's rows of A, M_BLOCK x K_BLOCK, stay in the second-level cache. */
 enum { N_BLOCK = 512 };
@@ -130,13 +132,13 @@ static wb_status check(int64_t count, const wb_matmul *list, int64_t *work_out) 
     for (int64_t i = 0; i < count; i++) {
         const wb_matmul *p = list + i;
         if (p->b_dtype != WB_F32 && p->b_dtype != WB_BF16)
-            return wb_fail(WB_INVALID_ARGUMENT, "matmul %lld: b: expected f32 or bf16, found %s",
-                           (long long)i, wb_dtype_name(p->b_dtype));
+            return wb_fail(WB_INVALID_ARGUMENT, "matmul %" PRId64 ": b: expected f32 or bf16, found %s", i,
+                           wb_dtype_name(p->b_dtype));
         if ((p->a_row != 1 && p->a_col != 1) || (p->b_row != 1 && p->b_col != 1))
             return wb_fail(WB_INVALID_ARGUMENT,
-                           "matmul %lld: strides: expected one of 1, found a %lld, %lld and b %lld, %lld",
-                           (long long)i, (long long)p->a_row, (long long)p->a_col, (long long)p->b_row,
-                           (long long)p->b_col);
+                           "matmul %" PRId64 ": strides: expected one of 1, found a %" PRId64 ", %" PRId64
+                           " and b %" PRId64 ", %" PRId64,
+                           i, p->a_row, p->a_col, p->b_row, p->b_col);
         work += (p->M + PACKING_ROWS) * p->N * (p->K + 1);
     }
     *work_out = work;
@@ -155,7 +157,7 @@ wb_status WB_CPU(matmul)(wb_device *dev, int64_t count, const wb_matmul *list) {
     if (threads == 1) {
         count_tasks(count, list, INT32_MAX, first);
         for (int64_t task = 0; task < first[count]; task++)
-            run_task(count, list, INT32_MAX, first, task, wb_cpu_scratch(dev));
+            run_task(count, list, INT32_MAX, first, task, wb_cpu_serial_scratch(dev));
         return WB_OK;
     }
     int64_t n_block = N_BLOCK;

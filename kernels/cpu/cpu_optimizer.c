@@ -1,5 +1,5 @@
 /* cpu_optimizer.c - the gradient norm and AdamW. Refuses: schedules, what is a parameter. */
-#include "cpu_lanes.h"
+#include "cpu/cpu_lanes.h"
 
 /* Elements of one partial sum, and of one task: part of the fixed order. */
 enum { BLOCK = 8192 };

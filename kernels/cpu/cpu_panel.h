@@ -7,7 +7,7 @@
 #ifndef WB_CPU_PANEL_H
 #define WB_CPU_PANEL_H
 
-#include "cpu_lanes.h"
+#include "cpu/cpu_lanes.h"
 
 /* Tile rows and vectors of 16 lanes in a panel row: what fits the registers of the instruction set. */
 #if defined(__AVX512F__)

@@ -4,7 +4,7 @@
  * Each row (or element) is computed alone; gradients of shared weights sum over rows ascending, the
  * columns being shared out among the threads. Refuses: products of matrices, routing.
  */
-#include "cpu_lanes.h"
+#include "cpu/cpu_lanes.h"
 
 static bool is_float_type(wb_dtype dtype) {
     return dtype == WB_F32 || dtype == WB_BF16;
@@ -118,7 +118,7 @@ wb_status WB_CPU(rmsnorm_backward)(wb_device *dev, int64_t n, int64_t width, con
     int threads = wb_cpu_threads(dev, n * width);
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t row = 0; row < n; row++) r[row] = inverse_rms(x + row * width, width, eps);
-    if (dw != NULL) { /* before dx, which may be dy */
+    if (dw) { /* before dx, which may be dy */
 #pragma omp parallel for schedule(static) num_threads(threads)
         for (int64_t begin = 0; begin < width; begin += COLUMNS)
             rmsnorm_backward_columns(n, width, begin, min64(begin + COLUMNS, width), x, dy, r, dw);

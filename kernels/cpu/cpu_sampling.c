@@ -3,7 +3,9 @@
  * Owns: log_softmax at a target and its gradient; temperature, top-k, top-p and the inverse of the cumulative
  * distribution. Refuses: random numbers (the caller brings one for each row).
  */
-#include "cpu_lanes.h"
+#include "cpu/cpu_lanes.h"
+
+#include <inttypes.h>
 
 /* ---- log-probabilities ----------------------------------------------------------------------- */
 
@@ -115,11 +117,11 @@ static int64_t draw_in_id_order(const draw *d) {
 /* The number of tokens in the heap: all, or those within a factor exp(7) of the largest where they are
  * certainly enough for the top_k or for the top_p. */
 static int64_t fill_heap(const draw *d, int64_t limit) {
-    float least = (d->top - 7.0f) * d->params->temperature;
+    float min = (d->top - 7.0f) * d->params->temperature;
     int64_t count = 0;
     double sum = 0.0;
     for (int64_t i = 0; i < d->V; i++)
-        if (d->z[i] >= least) {
+        if (d->z[i] >= min) {
             d->heap[count++] = wb_rank(wb_key_order(d->z[i]), (uint32_t)i);
             sum += (double)d->p[i];
         }
@@ -181,17 +183,20 @@ static void sample_row(int64_t V, const float *z, const wb_sample_params *params
 
 static wb_status check_params(int64_t row, const wb_sample_params *params) {
     if (!(params->temperature >= 0.0f && params->temperature < INFINITY))
-        return wb_fail(WB_INVALID_ARGUMENT, "sample: row %lld: temperature: expected 0 or more, found %g",
-                       (long long)row, (double)params->temperature);
+        return wb_fail(WB_INVALID_ARGUMENT,
+                       "sample: row %" PRId64 ": temperature: expected 0 or more, found %g", row,
+                       (double)params->temperature);
     if (params->top_k < 0)
-        return wb_fail(WB_INVALID_ARGUMENT, "sample: row %lld: top_k: expected 0 or more, found %d",
-                       (long long)row, params->top_k);
+        return wb_fail(WB_INVALID_ARGUMENT, "sample: row %" PRId64 ": top_k: expected 0 or more, found %d",
+                       row, params->top_k);
     if (!(params->top_p > 0.0f && params->top_p <= 1.0f))
-        return wb_fail(WB_INVALID_ARGUMENT, "sample: row %lld: top_p: expected 0 < top_p <= 1, found %g",
-                       (long long)row, (double)params->top_p);
+        return wb_fail(WB_INVALID_ARGUMENT,
+                       "sample: row %" PRId64 ": top_p: expected 0 < top_p <= 1, found %g", row,
+                       (double)params->top_p);
     if (!(params->uniform >= 0.0f && params->uniform < 1.0f))
-        return wb_fail(WB_INVALID_ARGUMENT, "sample: row %lld: uniform: expected 0 <= uniform < 1, found %g",
-                       (long long)row, (double)params->uniform);
+        return wb_fail(WB_INVALID_ARGUMENT,
+                       "sample: row %" PRId64 ": uniform: expected 0 <= uniform < 1, found %g", row,
+                       (double)params->uniform);
     return WB_OK;
 }
 
@@ -205,8 +210,7 @@ static bool row_is_usable(int64_t V, const float *z) {
 wb_status WB_CPU(sample)(wb_device *dev, int64_t B, int64_t V, const float *logits,
                          const wb_sample_params *params, int32_t *tokens, float *logprobs) {
     if (V < 1 || V > INT32_MAX)
-        return wb_fail(WB_INVALID_ARGUMENT, "sample: vocabulary: expected 1..2^31-1, found %lld",
-                       (long long)V);
+        return wb_fail(WB_INVALID_ARGUMENT, "sample: vocabulary: expected 1..2^31-1, found %" PRId64, V);
     for (int64_t b = 0; b < B; b++) WB_TRY(check_params(b, params + b));
     WB_TRY(wb_cpu_scratch_reserve(dev, draw_bytes(V)));
     int threads = wb_cpu_threads(dev, B * V * 8);
@@ -215,8 +219,8 @@ wb_status WB_CPU(sample)(wb_device *dev, int64_t B, int64_t V, const float *logi
     for (int64_t b = 0; b < B; b++)
         if (b < bad && !row_is_usable(V, logits + b * V)) bad = b;
     if (bad < B)
-        return wb_fail(WB_INVALID_ARGUMENT, "sample: row %lld: a logit is NaN or +inf, or all are -inf",
-                       (long long)bad);
+        return wb_fail(WB_INVALID_ARGUMENT,
+                       "sample: row %" PRId64 ": a logit is NaN or +inf, or all are -inf", bad);
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
     for (int64_t b = 0; b < B; b++)
         sample_row(V, logits + b * V, params + b, wb_cpu_scratch(dev), tokens + b, logprobs + b);

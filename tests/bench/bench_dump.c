@@ -6,6 +6,7 @@
  * Prints what it ran and, for each figure, the best of five runs and its ratio to memcpy. Records have 4096
  * tokens, 48 layers, 8 of 128 experts (u8), each its own group, codec raw. */
 #include "wb_formats.h"
+#include "wb_random.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -61,9 +62,9 @@ static void require(wb_status status) {
 }
 
 static void fill_ids(bench *b) {
-    uint64_t x = 88172645463325252u;
+    uint64_t random = 1;
     for (size_t i = 0; i < b->n_records * b->record_bytes; i += K) {
-        x ^= x << 13, x ^= x >> 7, x ^= x << 17;
+        uint64_t x = wb_random(&random);
         /* Eight different ids: an odd stride walks all of a power of two. */
         for (size_t k = 0; k < K; k++) b->ids[i + k] = (uint8_t)((x + k * (2 * (x >> 32) + 1)) % E);
     }
@@ -99,6 +100,16 @@ static void run_check(bench *b) {
     for (size_t i = 0; i < b->n_records; i++) {
         wb_record r = record_of(b, i, rid, &run);
         require(wb_record_check(&b->model, &r, true));
+    }
+}
+
+static void run_count(bench *b) {
+    static uint64_t counts[LAYERS * E];
+    char rid[32];
+    wb_route_rows run;
+    for (size_t i = 0; i < b->n_records; i++) {
+        wb_record r = record_of(b, i, rid, &run);
+        wb_record_count(&b->model, &r, 0, UINT32_MAX, counts);
     }
 }
 
@@ -184,6 +195,7 @@ int main(int argc, char **argv) {
     print("memcpy", copy, copy);
     print("write(2) of the same bytes, a record a call", rate(&b, run_write, 0), copy);
     print("wb_record_check, deep", rate(&b, run_check, 0), copy);
+    print("wb_record_count", rate(&b, run_count, 0), copy);
     sink = b.copy;
     print("wb_dump_append to memory", rate(&b, run_append, 0), copy);
     b.options.trust_ids = true;

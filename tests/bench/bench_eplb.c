@@ -2,6 +2,7 @@
  * and one placement for several micro-batches. Prints tables; see tests/bench/README.md. */
 #include "wb_eplb.h"
 
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -23,12 +24,12 @@ static void need(wb_status status) {
 }
 
 typedef struct shape {
-    uint32_t E, R, P, N, G;
+    uint32_t E, S, R, N, G;
     double skew;
 } shape;
 
 static wb_topology topology_of(const shape *s) {
-    return (wb_topology){.n_ranks = s->P, .n_nodes = s->N, .n_slots = s->R};
+    return (wb_topology){.n_ranks = s->R, .n_nodes = s->N, .n_slots = s->S};
 }
 
 /* [M][L][E] log-normal; owner: caller. */
@@ -44,9 +45,9 @@ static double *make_loads(const shape *s, uint32_t step, uint32_t M, double nois
 /* Sum over layers and batches of mean / max, or (summed) mean over layers of sum of means / sum of maxima. */
 static double quality(const wb_placement *p, uint32_t M, const double *loads, bool quota) {
     const wb_topology *t = wb_placement_topology(p);
-    uint32_t E = wb_placement_experts(p), P = t->n_ranks;
-    double *rank = calloc(P, sizeof *rank), *slot = calloc(t->n_slots, sizeof *slot), all = 0;
-    uint32_t *counts = calloc((size_t)P * E, sizeof *counts);
+    uint32_t E = wb_placement_experts(p), R = t->n_ranks;
+    double *rank = calloc(R, sizeof *rank), *slot = calloc(t->n_slots, sizeof *slot), all = 0;
+    uint32_t *counts = calloc((size_t)R * E, sizeof *counts);
     if (!rank || !slot || !counts) exit(1);
     for (uint32_t l = 0; l < n_layers; l++) {
         double means = 0, maxima = 0;
@@ -57,18 +58,18 @@ static double quality(const wb_placement *p, uint32_t M, const double *loads, bo
                 for (uint32_t e = 0; e < E; e++)
                     counts[e] = (uint32_t)w[e]; /* all from rank 0: locality does not matter here */
                 need(wb_dispatch_loads(p, WB_DISPATCH_QUOTA, l, counts, slot, &traffic));
-                memset(rank, 0, P * sizeof *rank);
+                memset(rank, 0, R * sizeof *rank);
                 for (uint32_t i = 0; i < t->n_slots; i++)
                     rank[wb_placement_rank_of(p, (wb_physical_id){i})] += slot[i];
             } else {
                 wb_placement_rank_loads(p, l, w, rank);
             }
             double sum = 0, most = 0;
-            for (uint32_t r = 0; r < P; r++) {
+            for (uint32_t r = 0; r < R; r++) {
                 sum += rank[r];
                 if (rank[r] > most) most = rank[r];
             }
-            means += sum / P;
+            means += sum / R;
             maxima += most;
         }
         all += means / maxima;
@@ -108,7 +109,7 @@ static void cell(const shape *s, uint32_t M, const double *loads, wb_eplb_option
 }
 
 static void print_shape(const shape *s) {
-    printf("%4u -> %4u, %4u ranks, %2u nodes, skew %.1f", s->E, s->R, s->P, s->N, s->skew);
+    printf("%4u -> %4u, %4u ranks, %2u nodes, skew %.1f", s->E, s->S, s->R, s->N, s->skew);
 }
 
 /* ---- exact loads ----------------------------------------------------------------------------- */
@@ -192,7 +193,7 @@ static void bench_stale(void) {
 /* What no placement exceeds: a rank has the mean at least, and the heaviest expert's share when it has all
  * the replicas. */
 static double bound(const shape *s, uint32_t M, const double *loads) {
-    uint32_t cap = s->R - s->E + 1 < s->P ? s->R - s->E + 1 : s->P;
+    uint32_t cap = s->S - s->E + 1 < s->R ? s->S - s->E + 1 : s->R;
     double all = 0;
     for (uint32_t l = 0; l < n_layers; l++) {
         double means = 0, maxima = 0;
@@ -200,7 +201,7 @@ static double bound(const shape *s, uint32_t M, const double *loads) {
             double sum = 0, most = 0;
             for (uint32_t e = 0; e < s->E; e++) {
                 double load = loads[((size_t)m * n_layers + l) * s->E + e];
-                sum += load / s->P;
+                sum += load / s->R;
                 if (load / cap > most) most = load / cap;
             }
             means += sum;
@@ -267,8 +268,7 @@ int main(int argc, char **argv) {
             return strcmp(argv[i], "--help") != 0;
         }
     }
-    printf("%u layers, %u threads, seed %llu, log-normal loads\n\n", n_layers, n_threads,
-           (unsigned long long)seed);
+    printf("%u layers, %u threads, seed %" PRIu64 ", log-normal loads\n\n", n_layers, n_threads, seed);
     bool all = strcmp(only, "all") == 0;
     if (all || strcmp(only, "exact") == 0) bench_exact();
     if (all || strcmp(only, "stale") == 0) bench_stale();

@@ -4,8 +4,8 @@
  *
  * Usage: bench_matmul [threads] [milliseconds for each shape]
  */
-#include "cpu_device.h"
 #include "router_rules.h"
+#include "wb_device.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -56,7 +56,7 @@ static double seconds(void) {
 
 static void *filled(size_t count, size_t size) {
     void *memory = aligned_alloc(64, (count * size + 63) / 64 * 64);
-    if (memory == NULL) exit(1);
+    if (!memory) exit(1);
     for (size_t i = 0; i < count * size / 2; i++) /* bf16 of about 1; pairs of them are f32 of about 1 */
         ((uint16_t *)memory)[i] = (uint16_t)(0x3f00 + rand() % 256);
     return memory;
@@ -95,7 +95,7 @@ static int bench(wb_device *dev, const shape *s, double budget_s) {
           *y = filled((size_t)(n * s->T * s->out), sizeof(float));
     char *w = filled((size_t)(n * s->in * s->out), wb_dtype_size(s->w_dtype));
     wb_matmul *list = malloc((size_t)n * sizeof *list);
-    if (list == NULL) exit(1);
+    if (!list) exit(1);
     for (int64_t i = 0; i < n; i++) list[i] = product(s, x, w, y, i);
     if (dev->matmul(dev, n, list) != WB_OK) return 1;
     double best = 1e30, begin = seconds(), naive_s;

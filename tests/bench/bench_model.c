@@ -11,13 +11,13 @@
  * divides by the process's CPU time instead of the wall's: with one thread, what a busy machine would do
  * if it were idle. --save writes the f32 model as a Hugging Face checkpoint; with it, no case is run
  * unless one is named. */
+#include "wb_device.h"
+#include "wb_rollout.h"
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
-
-#include "wb_device.h"
-#include "wb_rollout.h"
 
 enum {
     CONTEXT = 128,
@@ -131,7 +131,7 @@ static double run_decode(bench *b, const bench_case *c, double *check_out) {
     do must(wb_engine_step(b->engine, &busy));
     while (busy);
     const double elapsed = now() - begin;
-    for (wb_completion *done; (done = wb_engine_poll(b->engine)) != NULL; wb_completion_free(done))
+    for (wb_completion *done; (done = wb_engine_poll(b->engine)); wb_completion_free(done))
         if (strcmp(done->record.rid, "request-0") == 0) *check_out = (double)done->record.logprobs[0];
     return (double)(wb_engine_get_stats(b->engine).decode_tokens - before) / elapsed;
 }
@@ -186,9 +186,14 @@ static bench open_bench(int threads) {
     must(wb_device_open_cpu(threads, &b.device));
     must(wb_comm_open_self(&b.comm));
     for (int i = 0; i < 2; i++) {
-        const wb_model_options options = {b.device, b.comm, i == 0 ? WB_F32 : WB_BF16};
+        wb_model_options options = wb_model_options_default();
+        options.device = b.device;
+        options.comm = b.comm;
+        options.dtype = i == 0 ? WB_F32 : WB_BF16;
         must(wb_model_create(&config, 1, 0.02F, &options, &b.models[i]));
-        must(wb_infer_open(b.models[i], &(wb_infer_options){PREFILL / 16, 16}, &b.infers[i]));
+        wb_infer_options infer = wb_infer_options_default();
+        infer.n_blocks = PREFILL / infer.block_size;
+        must(wb_infer_open(b.models[i], &infer, &b.infers[i]));
     }
     const wb_engine_options options = wb_engine_options_default();
     must(wb_engine_open(b.models[0], &options, &b.engine));
@@ -211,7 +216,7 @@ static void close_bench(bench *b) {
 
 static void serve(bench *b) {
     char line[64];
-    while (fgets(line, sizeof line, stdin) != NULL) {
+    while (fgets(line, sizeof line, stdin)) {
         line[strcspn(line, "\n")] = '\0';
         const bench_case *c = find_case(line);
         double check = 0;
@@ -268,8 +273,8 @@ int main(int argc, char **argv) {
         return 2;
     }
     bench b = open_bench(threads);
-    if (save != NULL) must(wb_model_save(b.models[0], save));
-    if (n == 0 && save == NULL)
+    if (save) must(wb_model_save(b.models[0], save));
+    if (n == 0 && !save)
         for (; n < N_CASES; n++) chosen[n] = &cases[n];
     int64_t parameters = 0;
     for (int32_t i = 0; i < wb_model_n_tensors(b.models[0]); i++)

@@ -10,6 +10,7 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <cinttypes>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -186,10 +187,10 @@ double gate_logit_bytes(wb_device *dev, const workload &work) {
 
 void print(const workload &work, const char *op, double us, double bytes, double copy) {
     double rate = bytes / us * 1e-3;
-    printf("%-14s %-12s T %7lld E %4d K %lld groups %d/%d %9.2f us %8.1f MB %7.0f GB/s  %5.1f %% of copy\n",
-           op, wb_router_name(work.router.type), static_cast<long long>(work.T), work.router.n_experts,
-           static_cast<long long>(K), work.router.topk_group, work.router.n_group, us, bytes * 1e-6, rate,
-           100.0 * rate / copy);
+    printf("%-14s %-12s T %7" PRId64 " E %4d K %" PRId64
+           " groups %d/%d %9.2f us %8.1f MB %7.0f GB/s  %5.1f %% of copy\n",
+           op, wb_router_name(work.router.type), work.T, work.router.n_experts, K, work.router.topk_group,
+           work.router.n_group, us, bytes * 1e-6, rate, 100.0 * rate / copy);
 }
 
 void bench(wb_device *dev, const wb_router &router, int64_t T, double copy) {
@@ -204,7 +205,7 @@ void bench(wb_device *dev, const wb_router &router, int64_t T, double copy) {
     int sets = static_cast<int>(std::min<int64_t>(MAX_SETS, std::max<int64_t>(2, wanted)));
     for (int i = 0; i < sets; i++) work.sets.push_back(make_buffers(dev, T, logits, dweights));
 
-    double all = static_cast<double>(T * E * 4), ids = static_cast<double>(T * K), slots = 4.0 * ids;
+    double all = static_cast<double>(T * E * 4), ids = static_cast<double>(T * K), weights = 4.0 * ids;
     double topk =
         time_us(stream, sets, [&](int i) { run_topk(dev, work, work.sets[static_cast<size_t>(i)]); });
     double forward =
@@ -212,7 +213,7 @@ void bench(wb_device *dev, const wb_router &router, int64_t T, double copy) {
     double backward =
         time_us(stream, sets, [&](int i) { run_backward(dev, work, work.sets[static_cast<size_t>(i)]); });
     check(dev, work, work.sets[static_cast<size_t>(sets - 1)]);
-    double read = gate_logit_bytes(dev, work) + ids + slots;
+    double read = gate_logit_bytes(dev, work) + ids + weights;
     print(work, "topk", topk, all + ids, copy);
     print(work, "gate_forward", forward, read, copy);
     print(work, "gate_backward", backward, read + all, copy);
@@ -238,7 +239,7 @@ double copy_rate(wb_device *dev) {
 int main(int argc, char **argv) {
     int index = argc > 1 ? atoi(argv[1]) : 0;
     wb_device *dev = nullptr;
-    wb_status status = wb_device_open_cuda(index, &dev);
+    wb_status status = wb_device_open_cuda(index, nullptr, &dev);
     if (status == WB_UNSUPPORTED) {
         printf("skipped: %s\n", wb_error_message());
         return 77;

@@ -5,12 +5,14 @@
 #ifndef WB_COMM_CORE_H
 #define WB_COMM_CORE_H
 
+#include "wb_comm.h"
+#include "wb_random.h"
+
+#include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-#include "wb_comm.h"
 
 #define POISON 0xa5
 
@@ -26,9 +28,8 @@ typedef struct core {
 
 static bool core_check(core *c, bool held, const char *what, int line) {
     if (held) return true;
-    fprintf(stderr, "%s: rank %zu of %zu, seed %llu, comm_core.h:%d: %s (last message: %s)\n",
-            wb_comm_name(c->comm), c->rank, c->ranks, (unsigned long long)c->seed, line, what,
-            wb_error_message());
+    fprintf(stderr, "%s: rank %zu of %zu, seed %" PRIu64 ", comm_core.h:%d: %s (last message: %s)\n",
+            wb_comm_name(c->comm), c->rank, c->ranks, c->seed, line, what, wb_error_message());
     c->failures++;
     return false;
 }
@@ -41,15 +42,9 @@ static bool core_check_status(core *c, wb_status expected, wb_status found, cons
 
 /* ---- values every rank can compute --------------------------------------------------------------- */
 
-static uint64_t mix(uint64_t x) {
-    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
-    x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
-    return x ^ (x >> 31);
-}
-
 /* A number that depends on the seed, the topic and two more things. */
 static uint64_t hash(const core *c, uint64_t topic, uint64_t a, uint64_t b) {
-    return mix(mix(mix(mix(c->seed + 1) + topic) + a) + b);
+    return wb_mix64(wb_mix64(wb_mix64(wb_mix64(c->seed + 1) + topic) + a) + b);
 }
 
 static unsigned char byte_of(uint64_t stream, size_t i) {
@@ -68,7 +63,7 @@ static bool bytes_are(const unsigned char *at, uint64_t stream, size_t n) {
 
 /* Magnitudes far apart, so that another order of addition gives other bits. Finite. */
 static double value_of(const core *c, uint64_t topic, size_t rank, size_t i) {
-    const uint64_t h = mix(c->seed + topic * 1000 + rank * 0x9e3779b97f4a7c15u + i);
+    const uint64_t h = wb_mix64(c->seed + topic * 1000 + rank * WB_RANDOM_STEP + i);
     if (h % 61 == 0) return -0.0;
     const double mantissa = (double)(int64_t)(h >> 11) / 4503599627370496.0 - 1.0;
     return ldexp(mantissa, (int)(h % 41) - 20);
@@ -76,7 +71,7 @@ static double value_of(const core *c, uint64_t topic, size_t rank, size_t i) {
 
 static void *take(size_t bytes) {
     void *memory = malloc(bytes > 0 ? bytes : 1);
-    if (memory == NULL) abort();
+    if (!memory) abort();
     return memory;
 }
 

@@ -1,10 +1,10 @@
 /* mpi_comm.c - the MPI transport, under mpirun: the common core with ordinary messages, and with messages so
  * short that every larger buffer takes several. All ranks exit with the same verdict. */
-#include <time.h>
-#include <unistd.h>
-
 #include "comm_core.h"
 #include "mpi/comm_mpi.h"
+
+#include <time.h>
+#include <unistd.h>
 
 #define SHORT_MESSAGE_BYTES 10007
 
@@ -25,13 +25,15 @@ static int run(uint64_t seed, int message_bytes) {
 int main(int argc, char **argv) {
     wb_comm *comm = NULL;
     int rank = 0, any = 0;
-    int failures = wb_comm_open_mpi(MPI_COMM_WORLD, &comm) != WB_INVALID_ARGUMENT; /* before MPI_Init */
-    alarm(120);                                                                    /* a hang is a failure */
+    /* Before MPI_Init it is refused. */
+    int failures = wb_comm_open_mpi(MPI_COMM_WORLD, &comm) != WB_INVALID_ARGUMENT;
+    /* A hang is a failure. */
+    alarm(120);
     MPI_Init(&argc, &argv);
     MPI_Comm_rank(MPI_COMM_WORLD, &rank);
     uint64_t seed = (uint64_t)time(NULL);
     MPI_Bcast(&seed, 1, MPI_UINT64_T, 0, MPI_COMM_WORLD);
-    if (rank == 0) printf("mpi_comm: seed %llu\n", (unsigned long long)seed);
+    if (rank == 0) printf("mpi_comm: seed %" PRIu64 "\n", seed);
 
     failures += wb_comm_open_mpi(MPI_COMM_NULL, &comm) != WB_INVALID_ARGUMENT;
     failures += run(seed, 0);

@@ -1,14 +1,15 @@
 /* test_comm.c - the transports of one process: self, and threads at several rank counts. What only threads
  * can do, a rank that gives up, is tested here; a hang is a failure by alarm. */
+#include "comm_core.h"
+
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <time.h>
 #include <unistd.h>
-
+// clang-format off
 #include <cmocka.h>
-
-#include "comm_core.h"
+// clang-format on
 
 #define MAX_RANKS 7
 
@@ -71,12 +72,103 @@ static void test_open_refuses(void **unused) {
     assert_ptr_equal(comm, (wb_comm *)&seed);
 }
 
+/* ---- a transport of one's own -------------------------------------------------------------------- */
+
+static wb_status own_broadcast(wb_comm *comm, void *buffer, size_t bytes, int root) {
+    (void)comm, (void)buffer, (void)bytes, (void)root;
+    return WB_OK;
+}
+
+static wb_status own_all_gather(wb_comm *comm, const void *send, size_t bytes, void *recv) {
+    (void)comm;
+    memcpy(recv, send, bytes);
+    return WB_OK;
+}
+
+static wb_status own_all_to_all_v(wb_comm *comm, const void *send, const size_t *send_bytes,
+                                  const size_t *send_offsets, void *recv, const size_t *recv_bytes,
+                                  const size_t *recv_offsets) {
+    (void)comm, (void)recv_bytes;
+    memcpy((char *)recv + recv_offsets[0], (const char *)send + send_offsets[0], send_bytes[0]);
+    return WB_OK;
+}
+
+static wb_status own_barrier(wb_comm *comm) {
+    ++*(int *)wb_comm_state(comm);
+    return WB_OK;
+}
+
+static void own_abort(wb_comm *comm) {
+    (void)comm;
+}
+
+static const wb_comm_ops own_ops = {.size = sizeof(wb_comm_ops),
+                                    .name = "own",
+                                    .broadcast = own_broadcast,
+                                    .all_gather = own_all_gather,
+                                    .all_to_all_v = own_all_to_all_v,
+                                    .barrier = own_barrier,
+                                    .abort = own_abort,
+                                    .close = wb_comm_delete};
+
+static void test_own_transport(void **unused) {
+    (void)unused;
+    int barriers = 0;
+    wb_comm *comm = NULL;
+    wb_comm_ops ops = own_ops;
+    assert_int_equal(wb_comm_new(&ops, 0, 1, &barriers, &comm), WB_OK);
+    memset(&ops, 0, sizeof ops); /* it was copied */
+    assert_string_equal(wb_comm_name(comm), "own");
+    assert_ptr_equal(wb_comm_state(comm), &barriers);
+    assert_int_equal(wb_comm_barrier(comm), WB_OK);
+    assert_int_equal(barriers, 1);
+    float one = 1;
+    assert_int_equal(wb_comm_all_reduce_f32(comm, &one, 1), WB_OK);
+    assert_true(one == 1);
+    wb_comm_close(comm);
+}
+
+/* Refused with `expected` in the message, and *comm_out as it was. */
+static void expect_new_refused(const wb_comm_ops *ops, int rank, int size, const char *expected) {
+    wb_comm *comm = (wb_comm *)&seed;
+    assert_int_equal(wb_comm_new(ops, rank, size, NULL, &comm), WB_INVALID_ARGUMENT);
+    assert_non_null(strstr(wb_error_message(), expected));
+    assert_ptr_equal(comm, (wb_comm *)&seed);
+}
+
+static void test_own_transport_refused(void **unused) {
+    (void)unused;
+    wb_comm_ops ops = own_ops;
+#define EXPECT_MISSING(member, expected)          \
+    do {                                          \
+        ops.member = NULL;                        \
+        expect_new_refused(&ops, 0, 1, expected); \
+        ops.member = own_ops.member;              \
+    } while (0)
+    EXPECT_MISSING(name, "name is NULL");
+    EXPECT_MISSING(broadcast, "transport own: broadcast is NULL");
+    EXPECT_MISSING(all_gather, "transport own: all_gather is NULL");
+    EXPECT_MISSING(all_to_all_v, "transport own: all_to_all_v is NULL");
+    EXPECT_MISSING(barrier, "transport own: barrier is NULL");
+    EXPECT_MISSING(abort, "transport own: abort is NULL");
+    EXPECT_MISSING(close, "transport own: close is NULL");
+#undef EXPECT_MISSING
+    ops.size -= sizeof(void *);
+    expect_new_refused(&ops, 0, 1, "expected ops of");
+    ops.size = 0;
+    expect_new_refused(&ops, 0, 1, "found 0");
+    expect_new_refused(&own_ops, 1, 1, "found 1 of 1");
+    expect_new_refused(&own_ops, -1, 1, "found -1 of 1");
+    expect_new_refused(&own_ops, 0, 0, "found 0 of 0");
+    expect_new_refused(NULL, 0, 1, "wb_comm_new");
+}
+
 /* ---- a rank gives up ----------------------------------------------------------------------------- */
 
 /* Collectives with buffers that die with each call: a peer that reads one after its owner was sent home is
  * seen by the sanitizers. */
 static wb_status busy_step(wb_comm *comm, int step) {
-    const size_t n = (size_t)(mix(seed + (uint64_t)step) % 40000);
+    const size_t n = (size_t)(wb_mix64(seed + (uint64_t)step) % 40000);
     float *values = take(n * sizeof(*values));
     for (size_t i = 0; i < n; i++) values[i] = 1.0f;
     wb_status status = wb_comm_all_reduce_f32(comm, values, n);
@@ -97,7 +189,7 @@ static void *abort_midway(void *argument) {
         status = busy_step(me->comm, step);
     }
     me->failures += status != WB_PEER;
-    me->failures += strstr(wb_error_message(), "rank 1 gave up") == NULL;
+    me->failures += !strstr(wb_error_message(), "rank 1 gave up");
     me->failures += wb_comm_barrier(me->comm) != WB_PEER; /* later calls too */
     me->failures += wb_comm_agree(me->comm, WB_OK) != WB_PEER;
     wb_fail(WB_IO, "mine");
@@ -150,7 +242,7 @@ static void test_abort_from_outside(void **unused) {
             workers[r] = (worker){.comm = comms[r], .failures = 0};
             assert_int_equal(pthread_create(&workers[r].thread, NULL, until_told, &workers[r]), 0);
         }
-        nanosleep(&(struct timespec){.tv_nsec = (long)(mix(seed + (uint64_t)trial) % 4000000)}, NULL);
+        nanosleep(&(struct timespec){.tv_nsec = (long)(wb_mix64(seed + (uint64_t)trial) % 4000000)}, NULL);
         wb_comm_abort(comms[0]);
         for (int r = 0; r < 3; r++) {
             assert_int_equal(pthread_join(workers[r].thread, NULL), 0);
@@ -180,7 +272,7 @@ static void *different_calls(void *argument) {
     const wb_status found =
         wb_comm_rank(me->comm) == 1 ? wb_comm_broadcast(me->comm, &byte, 1, 0) : wb_comm_barrier(me->comm);
     me->failures += found != WB_MISMATCH;
-    me->failures += strstr(wb_error_message(), "rank 1:") == NULL;
+    me->failures += !strstr(wb_error_message(), "rank 1:");
     me->failures += wb_comm_barrier(me->comm) != WB_OK;
     wb_comm_close(me->comm);
     return NULL;
@@ -193,12 +285,14 @@ static void test_different_calls(void **unused) {
 
 int main(void) {
     seed = (uint64_t)time(NULL);
-    printf("test_comm: seed %llu\n", (unsigned long long)seed);
+    printf("test_comm: seed %" PRIu64 "\n", seed);
     alarm(120);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_self),
         cmocka_unit_test(test_threads),
         cmocka_unit_test(test_open_refuses),
+        cmocka_unit_test(test_own_transport),
+        cmocka_unit_test(test_own_transport_refused),
         cmocka_unit_test(test_abort),
         cmocka_unit_test(test_abort_wakes),
         cmocka_unit_test(test_abort_from_outside),

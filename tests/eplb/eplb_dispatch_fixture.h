@@ -3,6 +3,10 @@
 #ifndef EPLB_DISPATCH_FIXTURE_H
 #define EPLB_DISPATCH_FIXTURE_H
 
+#include "dispatch/dispatch_internal.h"
+#include "wb_eplb.h"
+#include "wb_random.h"
+
 #include <inttypes.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -11,9 +15,6 @@
 #include <string.h>
 
 #include <cmocka.h>
-
-#include "dispatch_internal.h"
-#include "wb_random.h"
 
 #define assert_ok(call)                                          \
     do {                                                         \
@@ -38,10 +39,10 @@ static inline uint32_t pick(uint64_t *random, uint32_t least, uint32_t most) {
 
 /* Fills a layer: every expert once, then any expert or none in the slots left over, replicas in any order. */
 static inline void set_random_layer(wb_placement *p, uint32_t layer, uint64_t epoch, uint64_t *random) {
-    uint32_t R = p->topology.n_slots, E = p->n_experts, n_free = 0;
-    int32_t *map = take(R, sizeof *map);
-    uint32_t *replica = take(R, sizeof *replica), *slots = take(R, sizeof *slots), *n = take(E, sizeof *n);
-    for (uint32_t slot = 0; slot < R; slot++) {
+    uint32_t S = p->topology.n_slots, E = p->n_experts, n_free = 0;
+    int32_t *map = take(S, sizeof *map);
+    uint32_t *replica = take(S, sizeof *replica), *slots = take(S, sizeof *slots), *n = take(E, sizeof *n);
+    for (uint32_t slot = 0; slot < S; slot++) {
         map[slot] = WB_NO_EXPERT;
         if (!p->topology.dead[p->rank_of_slot[slot]]) slots[n_free++] = slot;
     }
@@ -66,23 +67,23 @@ static inline void set_random_layer(wb_placement *p, uint32_t layer, uint64_t ep
 /* At most `ranks` ranks and `experts` experts, about `spare` slots more than experts on live ranks. */
 static inline wb_placement *random_placement(uint64_t *random, uint32_t ranks, uint32_t experts,
                                              uint32_t spare, uint32_t layers) {
-    uint32_t P = pick(random, 1, ranks), N = pick(random, 1, P), E = pick(random, 1, experts), live = 0;
-    uint32_t *slots = take(P, sizeof *slots), *nodes = take(P, sizeof *nodes), n_slots = 0;
-    uint8_t *dead = take(P, 1);
-    for (uint32_t r = 1, left = N - 1; r < P; r++) {
-        bool next = left > 0 && (P - r == left || pick(random, 0, P - 1) < N);
+    uint32_t R = pick(random, 1, ranks), N = pick(random, 1, R), E = pick(random, 1, experts), live = 0;
+    uint32_t *slots = take(R, sizeof *slots), *nodes = take(R, sizeof *nodes), n_slots = 0;
+    uint8_t *dead = take(R, 1);
+    for (uint32_t r = 1, left = N - 1; r < R; r++) {
+        bool next = left > 0 && (R - r == left || pick(random, 0, R - 1) < N);
         nodes[r] = nodes[r - 1] + (next ? 1 : 0);
         left -= next;
     }
-    for (uint32_t r = 0; r < P; r++) dead[r] = pick(random, 0, 5) == 0;
-    dead[pick(random, 0, P - 1)] = 0;
+    for (uint32_t r = 0; r < R; r++) dead[r] = pick(random, 0, 5) == 0;
+    dead[pick(random, 0, R - 1)] = 0;
     for (uint32_t wanted = E + pick(random, 0, spare); live < wanted;) {
-        uint32_t r = pick(random, 0, P - 1);
+        uint32_t r = pick(random, 0, R - 1);
         slots[r]++;
         live += !dead[r];
         n_slots++;
     }
-    wb_topology t = {P, N, n_slots, slots, nodes, dead};
+    wb_topology t = {R, N, n_slots, slots, nodes, dead};
     wb_placement *p = NULL;
     assert_ok(wb_placement_open(&t, layers, E, &p));
     for (uint32_t layer = 0; layer < layers; layer++) set_random_layer(p, layer, 1, random);
@@ -92,11 +93,11 @@ static inline wb_placement *random_placement(uint64_t *random, uint32_t ranks, u
     return p;
 }
 
-/* counts [P][E], 0..most tokens of each live rank for each expert, many of them 0. */
+/* counts [R][E], 0..most tokens of each live rank for each expert, many of them 0. */
 static inline uint32_t *random_counts(const wb_placement *p, uint32_t most, uint64_t *random) {
-    uint32_t P = p->topology.n_ranks, E = p->n_experts;
-    uint32_t *counts = take((size_t)P * E, sizeof *counts);
-    for (uint32_t i = 0; i < P * E; i++)
+    uint32_t R = p->topology.n_ranks, E = p->n_experts;
+    uint32_t *counts = take((size_t)R * E, sizeof *counts);
+    for (uint32_t i = 0; i < R * E; i++)
         if (!p->topology.dead[i / E] && pick(random, 0, 2) > 0) counts[i] = pick(random, 0, most);
     return counts;
 }

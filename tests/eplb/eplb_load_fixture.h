@@ -2,9 +2,10 @@
 #ifndef WB_TEST_EPLB_LOAD_FIXTURE_H
 #define WB_TEST_EPLB_LOAD_FIXTURE_H
 
-#include "eplb_internal.h"
-#include "load_internal.h"
+#include "load/load_internal.h"
+#include "placement/placement_internal.h"
 #include "support/temp_files.h"
+#include "wb_eplb.h"
 
 #include <math.h>
 
@@ -12,7 +13,8 @@ enum { ALL = WB_PHASES_ALL };
 
 static inline wb_load *open_load(uint32_t n, const wb_load_region *regions, uint32_t window, double decay) {
     wb_load *load = NULL;
-    assert_int_equal(wb_load_open(n, regions, &(wb_load_options){window, decay}, &load), WB_OK);
+    assert_int_equal(
+        wb_load_open(n, regions, &(wb_load_options){sizeof(wb_load_options), window, decay}, &load), WB_OK);
     return load;
 }
 
@@ -87,10 +89,10 @@ static inline wb_record record_of(uint32_t prompt_len, uint32_t n_tokens, uint32
                        .routes = runs};
 }
 
-/* E = R experts in order, so that rank r of P has experts [r E/P, (r + 1) E/P). */
-static inline wb_placement *in_order(uint32_t P, uint32_t N, uint32_t L, uint32_t E) {
+/* E = S experts in order, so that rank r of R has experts [r E/R, (r + 1) E/R). */
+static inline wb_placement *in_order(uint32_t R, uint32_t N, uint32_t L, uint32_t E) {
     wb_placement *placement = NULL;
-    assert_int_equal(wb_placement_open(&(wb_topology){P, N, E, NULL, NULL, NULL}, L, E, &placement), WB_OK);
+    assert_int_equal(wb_placement_open(&(wb_topology){R, N, E, NULL, NULL, NULL}, L, E, &placement), WB_OK);
     return placement;
 }
 

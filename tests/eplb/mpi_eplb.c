@@ -1,11 +1,12 @@
 /* mpi_eplb.c - placements between ranks under mpirun: the core that threads run too. All ranks exit with
  * the same verdict. */
+#include "placement_core.h"
+#include "wb_comm_mpi.h"
+
+#include <inttypes.h>
 #include <mpi.h>
 #include <time.h>
 #include <unistd.h>
-
-#include "placement_core.h"
-#include "wb_comm_mpi.h"
 
 static int run(uint64_t seed) {
     wb_comm *comm = NULL;
@@ -25,7 +26,7 @@ int main(int argc, char **argv) {
     MPI_Comm_rank(MPI_COMM_WORLD, &rank);
     uint64_t seed = (uint64_t)time(NULL);
     MPI_Bcast(&seed, 1, MPI_UINT64_T, 0, MPI_COMM_WORLD);
-    if (rank == 0) printf("mpi_eplb: seed %llu\n", (unsigned long long)seed);
+    if (rank == 0) printf("mpi_eplb: seed %" PRIu64 "\n", seed);
     failures = run(seed);
     MPI_Allreduce(&failures, &any, 1, MPI_INT, MPI_MAX, MPI_COMM_WORLD);
     MPI_Finalize();

@@ -6,12 +6,14 @@
 #ifndef WB_PLACEMENT_CORE_H
 #define WB_PLACEMENT_CORE_H
 
+#include "placement/placement_internal.h"
+#include "wb_eplb.h"
+#include "wb_random.h"
+
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-#include "eplb_internal.h"
-#include "wb_random.h"
 
 typedef struct core {
     wb_comm *comm;
@@ -24,9 +26,8 @@ typedef struct core {
 
 static inline void core_check(core *c, bool held, const char *what, int line) {
     if (held) return;
-    fprintf(stderr, "%s: rank %d of %d, seed %llu, placement_core.h:%d: %s (last message: %s)\n",
-            wb_comm_name(c->comm), c->rank, c->ranks, (unsigned long long)c->seed, line, what,
-            wb_error_message());
+    fprintf(stderr, "%s: rank %d of %d, seed %" PRIu64 ", placement_core.h:%d: %s (last message: %s)\n",
+            wb_comm_name(c->comm), c->rank, c->ranks, c->seed, line, what, wb_error_message());
     c->failures++;
 }
 
@@ -109,11 +110,11 @@ static inline wb_topology core_topology(void) {
 /* A valid map at random, replicas in any order: a slot in ten stays empty where there are slots to spare. */
 static inline void core_random_map(const wb_placement *p, uint64_t seed, int32_t *experts,
                                    uint32_t *replicas) {
-    const uint32_t R = p->topology.n_slots, E = p->n_experts;
+    const uint32_t S = p->topology.n_slots, E = p->n_experts;
     uint64_t rng = wb_mix64(seed);
-    uint32_t *live = malloc(R * sizeof *live), *count = calloc(E, sizeof *count), n = 0;
+    uint32_t *live = malloc(S * sizeof *live), *count = calloc(E, sizeof *count), n = 0;
     if (!live || !count) abort();
-    for (uint32_t s = 0; s < R; s++) {
+    for (uint32_t s = 0; s < S; s++) {
         experts[s] = WB_NO_EXPERT;
         replicas[s] = 0;
         if (!p->dead[p->rank_of_slot[s]]) live[n++] = s;
@@ -132,9 +133,9 @@ static inline void core_random_map(const wb_placement *p, uint64_t seed, int32_t
 
 /* Fills all layers and epochs of `p` with what `stream` says. */
 static inline void core_fill(wb_placement *p, uint64_t stream) {
-    const uint32_t R = p->topology.n_slots;
-    int32_t *experts = malloc(R * sizeof *experts);
-    uint32_t *replicas = malloc(R * sizeof *replicas);
+    const uint32_t S = p->topology.n_slots;
+    int32_t *experts = malloc(S * sizeof *experts);
+    uint32_t *replicas = malloc(S * sizeof *replicas);
     if (!experts || !replicas) abort();
     for (uint32_t l = 0; l < p->n_layers; l++) {
         core_random_map(p, stream * 1000 + l, experts, replicas);
@@ -153,11 +154,11 @@ static inline wb_placement *core_open(const wb_topology *topology, uint32_t L, u
 
 /* Every array bit for bit, derived ones and epochs too. */
 static inline bool core_same(const wb_placement *a, const wb_placement *b) {
-    const size_t R = a->topology.n_slots;
+    const size_t S = a->topology.n_slots;
     for (uint32_t l = 0; l < a->n_layers; l++) {
         wb_layer_map x = wb_placement_layer(a, l), y = wb_placement_layer(b, l);
-        if (x.epoch != y.epoch || memcmp(x.expert_of_slot, y.expert_of_slot, R * 4) != 0 ||
-            memcmp(x.replica_of_slot, y.replica_of_slot, R * 4) != 0 ||
+        if (x.epoch != y.epoch || memcmp(x.expert_of_slot, y.expert_of_slot, S * 4) != 0 ||
+            memcmp(x.replica_of_slot, y.replica_of_slot, S * 4) != 0 ||
             memcmp(x.replica_begin, y.replica_begin, (a->n_experts + 1u) * 4) != 0 ||
             memcmp(x.replicas, y.replicas, x.replica_begin[a->n_experts] * sizeof *x.replicas) != 0)
             return false;

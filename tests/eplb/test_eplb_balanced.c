@@ -1,8 +1,10 @@
 /* test_eplb_balanced.c - the balanced solver: over random shapes, what must hold of any placement of its;
  * on the shapes that engines run, how even it is. Random cases print their seed. */
-#include "eplb_internal.h"
+#include "placement/placement_internal.h"
+#include "wb_eplb.h"
 #include "wb_random.h"
 
+#include <inttypes.h>
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -35,27 +37,27 @@ static uint32_t below(uint32_t n) {
 /* Even or uneven slots, at times many, with room for E experts on the live ranks; nodes that do not divide
  * the ranks. */
 static void make_topology(test_case *c) {
-    uint32_t live = 0, most = below(4) == 0 ? 13 : 1 + below(4), P = 1 + below(MAX_P), R = 0;
+    uint32_t live = 0, most = below(4) == 0 ? 13 : 1 + below(4), R = 1 + below(MAX_P), S = 0;
     bool even = below(3) == 0;
-    for (uint32_t r = 0; r < P; r++) {
+    for (uint32_t r = 0; r < R; r++) {
         c->slots_of_rank[r] = even ? most : below(most + 1);
-        c->dead[r] = P > 1 && below(6) == 0;
+        c->dead[r] = R > 1 && below(6) == 0;
         c->node_of_rank[r] = r / 3;
-        R += c->slots_of_rank[r];
+        S += c->slots_of_rank[r];
         if (!c->dead[r]) live += c->slots_of_rank[r];
     }
     if (live == 0) {
-        R += c->slots_of_rank[0] == 0;
+        S += c->slots_of_rank[0] == 0;
         c->slots_of_rank[0] += c->slots_of_rank[0] == 0;
         c->dead[0] = 0;
         live = c->slots_of_rank[0];
     }
-    c->topology = (wb_topology){P, (P + 2) / 3, R, c->slots_of_rank, c->node_of_rank, c->dead};
+    c->topology = (wb_topology){R, (R + 2) / 3, S, c->slots_of_rank, c->node_of_rank, c->dead};
     uint32_t limit = live < MAX_E ? live : MAX_E;
     switch (below(5)) {
     case 0:
         c->E = limit;
-        break; /* often R = E */
+        break; /* often S = E */
     case 1:
         c->E = 1;
         break;
@@ -207,16 +209,16 @@ static void test_random_shapes(void **unused) {
 /* ---- how even -------------------------------------------------------------------------------- */
 
 typedef struct shape {
-    uint32_t E, R, P;
+    uint32_t E, S, R;
     double skew, expected; /* log-normal loads; balancedness of each layer */
 } shape;
 
 /* Fixed loads, since what can be attained differs. trials 0: the default. Else also: the same from 1, 2, 3
  * and 8 threads and from a second run. */
 static void check_quality(const shape *s, uint32_t L, uint32_t trials) {
-    wb_topology topology = {.n_ranks = s->P, .n_nodes = 1, .n_slots = s->R};
+    wb_topology topology = {.n_ranks = s->R, .n_nodes = 1, .n_slots = s->S};
     wb_synthetic synthetic = {.kind = WB_SYNTHETIC_LOGNORMAL, .skew = s->skew, .tokens = 1u << 24, .seed = 1};
-    double *loads = malloc((size_t)L * s->E * sizeof *loads), *rank_loads = malloc(s->P * sizeof *rank_loads);
+    double *loads = malloc((size_t)L * s->E * sizeof *loads), *rank_loads = malloc(s->R * sizeof *rank_loads);
     assert_true(loads && rank_loads);
     assert_int_equal(wb_synthetic_loads(&synthetic, 0, 1, L, s->E, loads), WB_OK);
     static const uint32_t threads[] = {1, 2, 3, 8, 1};
@@ -238,7 +240,7 @@ static void check_quality(const shape *s, uint32_t L, uint32_t trials) {
         wb_placement_rank_loads(first, l, loads + (size_t)l * s->E, rank_loads);
         double found = wb_placement_balancedness(first, rank_loads);
         if (!(found >= s->expected))
-            fail_msg("%u -> %u on %u, skew %g, layer %u: expected %g, found %g", s->E, s->R, s->P, s->skew, l,
+            fail_msg("%u -> %u on %u, skew %g, layer %u: expected %g, found %g", s->E, s->S, s->R, s->skew, l,
                      s->expected, found);
     }
     wb_placement_close(first);
@@ -284,7 +286,7 @@ static void test_many_ranks(void **unused) {
 
 int main(int argc, char **argv) {
     seed = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)time(NULL);
-    printf("test_eplb_balanced: seed %llu\n", (unsigned long long)seed);
+    printf("test_eplb_balanced: seed %" PRIu64 "\n", seed);
     seed = wb_mix64(seed);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_random_shapes),      cmocka_unit_test(test_many_slots_a_rank),

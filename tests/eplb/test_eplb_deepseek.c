@@ -1,6 +1,11 @@
 /* test_eplb_deepseek.c - the deepseek solver: DeepSeek's README example, small cases whose outcome eplb.py
  * gave, what is refused, and random shapes against a plain implementation with linear searches. Orders of
  * addition that matter are in tests/golden/eplb (eplb_oracle). */
+#include "solve/solver.h"
+#include "wb_eplb.h"
+#include "wb_random.h"
+
+#include <inttypes.h>
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -12,15 +17,12 @@
 #include <cmocka.h>
 // clang-format on
 
-#include "eplb_internal.h"
-#include "wb_random.h"
-
 typedef struct shape {
-    uint32_t E, R, G, N, P;
+    uint32_t E, S, G, N, R;
 } shape;
 
 static wb_status solve(shape s, uint32_t L, uint32_t M, const double *loads, wb_placement **placement_out) {
-    const wb_topology topology = {.n_ranks = s.P, .n_nodes = s.N, .n_slots = s.R};
+    const wb_topology topology = {.n_ranks = s.R, .n_nodes = s.N, .n_slots = s.S};
     wb_eplb_options options = wb_eplb_options_default();
     options.algorithm = WB_EPLB_DEEPSEEK;
     options.n_groups = s.G;
@@ -34,10 +36,10 @@ static wb_placement *solved(shape s, uint32_t L, uint32_t M, const double *loads
     return placement;
 }
 
-static void expect_layer(const wb_placement *placement, uint32_t layer, uint32_t R, const int32_t *experts,
+static void expect_layer(const wb_placement *placement, uint32_t layer, uint32_t S, const int32_t *experts,
                          const uint32_t *replicas) {
     const wb_layer_map map = wb_placement_layer(placement, layer);
-    for (uint32_t slot = 0; slot < R; slot++)
+    for (uint32_t slot = 0; slot < S; slot++)
         if (map.expert_of_slot[slot] != experts[slot] || map.replica_of_slot[slot] != replicas[slot])
             fail_msg("layer %u, slot %u: expected expert %d replica %u, found %d replica %u", layer, slot,
                      experts[slot], replicas[slot], map.expert_of_slot[slot], map.replica_of_slot[slot]);
@@ -188,7 +190,7 @@ static void test_small(void **state) {
     for (size_t i = 0; i < sizeof small_cases / sizeof small_cases[0]; i++) {
         print_message("  %s\n", small_cases[i].name);
         wb_placement *placement = solved(small_cases[i].s, 1, 1, small_cases[i].loads);
-        expect_layer(placement, 0, small_cases[i].s.R, small_cases[i].experts, small_cases[i].replicas);
+        expect_layer(placement, 0, small_cases[i].s.S, small_cases[i].experts, small_cases[i].replicas);
         wb_placement_close(placement);
     }
 }
@@ -201,7 +203,7 @@ static void plain_pack(const float *weight, uint32_t n, uint32_t packs, uint32_t
     float *sum = calloc(packs, sizeof *sum);
     uint32_t *items = calloc(packs, sizeof *items);
     bool *placed = calloc(n, sizeof *placed);
-    assert_true(sum != NULL && items != NULL && placed != NULL);
+    assert_true(sum && items && placed);
     for (uint32_t k = 0; k < n; k++) {
         uint32_t item = n, p = packs;
         for (uint32_t i = 0; i < n; i++)
@@ -239,10 +241,10 @@ static void plain_replicate(const float *load, uint32_t n, uint32_t n_slots, uin
 
 /* One layer of whole-number loads, whose sums are exact in any order. Hierarchical. */
 static void plain_solve(shape s, const double *loads, int32_t *experts_out, uint32_t *replicas_out) {
-    const uint32_t group = s.E / s.G, e_n = s.E / s.N, r_n = s.R / s.N;
+    const uint32_t group = s.E / s.G, e_n = s.E / s.N, r_n = s.S / s.N;
     float *sums = calloc(s.G, sizeof(float)), *load = calloc(s.E, sizeof(float));
     float *share = calloc(r_n, sizeof(float));
-    uint32_t *place = calloc(s.R, sizeof(uint32_t)), *at = calloc(s.E, sizeof(uint32_t));
+    uint32_t *place = calloc(s.S, sizeof(uint32_t)), *at = calloc(s.E, sizeof(uint32_t));
     uint32_t *expert = calloc(r_n, sizeof(uint32_t)), *replica = calloc(r_n, sizeof(uint32_t));
     assert_true(sums && load && share && place && at && expert && replica);
     for (uint32_t e = 0; e < s.E; e++) sums[e / group] += (float)loads[e];
@@ -251,7 +253,7 @@ static void plain_solve(shape s, const double *loads, int32_t *experts_out, uint
     for (uint32_t e = 0; e < s.E; e++) load[e] = (float)loads[at[e]];
     for (uint32_t node = 0; node < s.N; node++) {
         plain_replicate(load + node * e_n, e_n, r_n, expert, replica, share);
-        plain_pack(share, r_n, s.P / s.N, place);
+        plain_pack(share, r_n, s.R / s.N, place);
         for (uint32_t i = 0; i < r_n; i++) {
             experts_out[node * r_n + place[i]] = (int32_t)at[node * e_n + expert[i]];
             replicas_out[node * r_n + place[i]] = replica[i];
@@ -264,15 +266,15 @@ static void plain_solve(shape s, const double *loads, int32_t *experts_out, uint
 /* `kind` 0: up to a thousand; 1: few values; 2: negative ones too. */
 static void compare_with_plain(shape s, uint32_t kind, uint64_t *random) {
     double *loads = calloc(s.E, sizeof *loads);
-    int32_t *experts = calloc(s.R, sizeof *experts);
-    uint32_t *replicas = calloc(s.R, sizeof *replicas);
+    int32_t *experts = calloc(s.S, sizeof *experts);
+    uint32_t *replicas = calloc(s.S, sizeof *replicas);
     assert_true(loads && experts && replicas);
     for (uint32_t e = 0; e < s.E; e++)
         loads[e] = (double)wb_random_below(random, kind == 1 ? 4 : 1000) - (kind == 2 ? 500 : 0);
-    const shape plain = s.G % s.N == 0 ? s : (shape){s.E, s.R, 1, 1, s.P};
+    const shape plain = s.G % s.N == 0 ? s : (shape){s.E, s.S, 1, 1, s.R};
     plain_solve(plain, loads, experts, replicas);
     wb_placement *placement = solved(s, 1, 1, loads);
-    expect_layer(placement, 0, s.R, experts, replicas);
+    expect_layer(placement, 0, s.S, experts, replicas);
     wb_placement_close(placement);
     free(loads);
     free(experts);
@@ -282,14 +284,14 @@ static void compare_with_plain(shape s, uint32_t kind, uint64_t *random) {
 static void test_random(void **state) {
     (void)state;
     uint64_t random = 20250812;
-    print_message("  seed %llu\n", (unsigned long long)random);
+    print_message("  seed %" PRIu64 "\n", random);
     for (uint32_t i = 0; i < 600; i++) {
         const uint32_t N = 1 + wb_random_below(&random, 4);
         const uint32_t G =
             i % 4 == 3 ? 1 + wb_random_below(&random, 7) : N * (1 + wb_random_below(&random, 4));
-        const uint32_t E = G * (1 + wb_random_below(&random, 12)), P = N * (1 + wb_random_below(&random, 8));
-        const uint32_t slots = (E + P - 1) / P + wb_random_below(&random, 4);
-        compare_with_plain((shape){E, P * slots, G, N, P}, i % 3, &random);
+        const uint32_t E = G * (1 + wb_random_below(&random, 12)), R = N * (1 + wb_random_below(&random, 8));
+        const uint32_t slots = (E + R - 1) / R + wb_random_below(&random, 4);
+        compare_with_plain((shape){E, R * slots, G, N, R}, i % 3, &random);
     }
 }
 
@@ -324,7 +326,7 @@ static void test_refused_shapes(void **state) {
         wb_placement *placement = NULL;
         assert_int_equal(solve(refused[i].s, 1, 1, loads, &placement), WB_INVALID_ARGUMENT);
         assert_null(placement);
-        if (strstr(wb_error_message(), refused[i].message) == NULL)
+        if (!strstr(wb_error_message(), refused[i].message))
             fail_msg("expected \"%s\" in: %s", refused[i].message, wb_error_message());
     }
 }
@@ -352,7 +354,7 @@ static void expect_refused_topology(const wb_topology *topology, uint32_t n_grou
     options.n_groups = n_groups;
     wb_placement *placement = NULL;
     const wb_status status = wb_eplb_solve(topology, 1, 8, 1, loads, &options, &placement);
-    if (message == NULL) {
+    if (!message) {
         assert_int_equal(status, WB_OK);
         wb_placement_close(placement);
         return;

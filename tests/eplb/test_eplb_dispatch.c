@@ -36,7 +36,7 @@ static void nearest(const wb_placement *p, uint32_t layer, uint32_t expert, uint
 /* Of the ranks that are as near to the same replicas as `rank`, how many go to each of these: even to within
  * one. */
 static void check_even(const wb_placement *p, const near_class *nearby, uint32_t layer, uint32_t expert,
-                       uint32_t rank, const uint32_t *chosen /* [P] */) {
+                       uint32_t rank, const uint32_t *chosen /* [R] */) {
     const uint32_t *node_of = p->topology.node_of_rank;
     uint32_t least = UINT32_MAX, most = 0;
     for (uint32_t i = 0; i < nearby->n; i++) {
@@ -60,33 +60,34 @@ static void test_static_is_near_and_even(void **unused) {
     near_class nearby;
     for (uint32_t round = 0; round < 60; round++) {
         wb_placement *p = random_placement(&random, 14, 8, 30, 2);
-        uint32_t P = p->topology.n_ranks, E = p->n_experts, layer = pick(&random, 0, 1);
-        uint32_t *chosen = take((size_t)P * E, sizeof *chosen), *at_once = take(P, sizeof *at_once);
+        uint32_t R = p->topology.n_ranks, E = p->n_experts, layer = pick(&random, 0, 1);
+        uint32_t *chosen = take((size_t)R * E, sizeof *chosen), *at_once = take(R, sizeof *at_once);
+        wb_owner memory = {0};
         wb_dispatch_frame frame = {0};
-        assert_ok(wb_dispatch_frame_open(p, &frame));
+        assert_ok(wb_dispatch_frame_open(p, &memory, &frame));
         wb_dispatch_frame_read(&frame, layer);
-        for (uint32_t rank = 0; rank < P; rank++) {
+        for (uint32_t rank = 0; rank < R; rank++) {
             const wb_physical_id *table = NULL;
             wb_dispatch *d = NULL;
             if (p->topology.dead[rank]) continue;
             assert_ok(wb_dispatch_open(p, WB_DISPATCH_STATIC, rank, &d));
             assert_ok(wb_dispatch_table(d, layer, &table));
-            for (uint32_t e = 0; e < E; e++) chosen[e * P + rank] = table[e].slot;
+            for (uint32_t e = 0; e < E; e++) chosen[e * R + rank] = table[e].slot;
             wb_dispatch_close(d);
         }
         for (uint32_t e = 0; e < E; e++) {
             wb_static_slots(&frame, e, at_once);
-            for (uint32_t rank = 0; rank < P; rank++) {
+            for (uint32_t rank = 0; rank < R; rank++) {
                 if (p->topology.dead[rank]) continue;
                 nearest(p, layer, e, rank, &nearby);
                 bool found = false;
-                for (uint32_t i = 0; i < nearby.n; i++) found |= nearby.slots[i] == chosen[e * P + rank];
+                for (uint32_t i = 0; i < nearby.n; i++) found |= nearby.slots[i] == chosen[e * R + rank];
                 assert_true(found);
-                assert_int_equal(chosen[e * P + rank], at_once[rank]);
-                if (!nearby.own) check_even(p, &nearby, layer, e, rank, chosen + (size_t)e * P);
+                assert_int_equal(chosen[e * R + rank], at_once[rank]);
+                if (!nearby.own) check_even(p, &nearby, layer, e, rank, chosen + (size_t)e * R);
             }
         }
-        wb_dispatch_frame_close(&frame);
+        wb_owner_close(&memory);
         free(chosen);
         free(at_once);
         wb_placement_close(p);
@@ -320,7 +321,7 @@ static void test_widest_ids(void **unused) {
         assert_ok(wb_placement_open(&t, 1, experts[i], &p));
         assert_ok(wb_dispatch_open(p, WB_DISPATCH_STATIC, 0, &d));
         if (i % 2 == 0) {
-            assert_fails(wb_dispatch_rows(d, 0, &rows, NULL, &out), WB_INVALID_ARGUMENT, "place 0");
+            assert_fails(wb_dispatch_rows(d, 0, &rows, NULL, &out), WB_INVALID_ARGUMENT, "choice 0");
         } else {
             assert_ok(wb_dispatch_rows(d, 0, &rows, NULL, &out));
             assert_int_equal(out.slot, experts[i] - 1);
@@ -351,7 +352,7 @@ static void test_sglang_25285_ids_are_mapped_once(void **unused) {
         uint16_t again[] = {2, (uint16_t)(out[0].slot % 6), (uint16_t)(6 + out[0].slot % 6), 11};
         rows = (wb_routed_rows){.ids = again, .dtype = WB_U16, .T = 2, .K = 2};
         assert_fails(wb_dispatch_rows(d, 1, &rows, keys, twice), WB_INVALID_ARGUMENT,
-                     "layer 1, row 1, place 0");
+                     "layer 1, row 1, choice 0");
         for (int i = 0; i < 4; i++) assert_int_equal(twice[i].slot, 77);
         rows.valid = half; /* what a row that is not valid holds is nobody's concern */
         rows.T = policy == WB_DISPATCH_QUOTA ? 0 : 2;
@@ -434,7 +435,7 @@ static uint32_t filled_on(const wb_placement *p, const int32_t *map, uint32_t ra
 /* Each source's tokens one (source, slot) pair at a time. */
 static void add_all(const wb_placement *p, wb_dispatch_policy policy, const uint32_t *counts, sums *s) {
     const int32_t *map = wb_placement_experts_of(p, 0);
-    uint32_t R = p->topology.n_slots, E = p->n_experts, n_filled = 0;
+    uint32_t S = p->topology.n_slots, E = p->n_experts, n_filled = 0;
     for (uint32_t rank = 0; rank < p->topology.n_ranks; rank++) n_filled += filled_on(p, map, rank) > 0;
     for (uint32_t rank = 0; rank < p->topology.n_ranks; rank++) {
         const wb_physical_id *table = NULL;
@@ -445,9 +446,9 @@ static void add_all(const wb_placement *p, wb_dispatch_policy policy, const uint
         for (uint32_t e = 0; e < E; e++) {
             double c = counts[rank * E + e];
             uint32_t n = 0;
-            for (uint32_t slot = 0; slot < R; slot++) n += map[slot] == (int32_t)e;
+            for (uint32_t slot = 0; slot < S; slot++) n += map[slot] == (int32_t)e;
             if (policy == WB_DISPATCH_STATIC) add(p, s, rank, table[e].slot, c);
-            for (uint32_t slot = 0; slot < R; slot++) {
+            for (uint32_t slot = 0; slot < S; slot++) {
                 if (policy == WB_DISPATCH_DYNAMIC && map[slot] == (int32_t)e) add(p, s, rank, slot, c / n);
                 if (policy == WB_DISPATCH_FAKE && map[slot] != WB_NO_EXPERT)
                     add(p, s, rank, slot, c / n_filled / filled_on(p, map, p->rank_of_slot[slot]));

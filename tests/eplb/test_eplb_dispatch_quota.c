@@ -22,14 +22,14 @@ static uint32_t least(uint32_t a, uint32_t b) {
     return a < b ? a : b;
 }
 
-/* What shares [R] are worth. on_node counts the tokens that stay on their rank too. */
+/* What shares [S] are worth. on_node counts the tokens that stay on their rank too. */
 static score score_of(const wb_placement *p, const uint32_t *counts, const uint32_t *shares) {
-    uint32_t P = p->topology.n_ranks, N = p->topology.n_nodes, E = p->n_experts;
+    uint32_t R = p->topology.n_ranks, N = p->topology.n_nodes, E = p->n_experts;
     const int32_t *map = wb_placement_experts_of(p, 0);
     score s = {0, 0, 0};
     for (uint32_t e = 0; e < E; e++) {
         uint32_t here[64] = {0}, tokens[64] = {0};
-        for (uint32_t r = 0; r < P; r++) {
+        for (uint32_t r = 0; r < R; r++) {
             uint32_t share = 0;
             for (uint32_t slot = p->first_slot[r]; slot < p->first_slot[r + 1]; slot++)
                 if (map[slot] == (int32_t)e) share += shares[slot];
@@ -39,7 +39,7 @@ static score score_of(const wb_placement *p, const uint32_t *counts, const uint3
         }
         for (uint32_t node = 0; node < N; node++) s.on_node += least(here[node], tokens[node]);
     }
-    for (uint32_t r = 0; r < P; r++) {
+    for (uint32_t r = 0; r < R; r++) {
         uint32_t load = 0;
         for (uint32_t slot = p->first_slot[r]; slot < p->first_slot[r + 1]; slot++) load += shares[slot];
         if (load > s.load) s.load = load;
@@ -94,7 +94,7 @@ static void test_quota_is_optimal_against_enumeration(void **unused) {
 /* ---- the certificate: one token less of load does not fit ------------------------------------ */
 
 /* Kuhn's augmenting: finds a rank for one more token of `expert` when no rank may have more than `load`. */
-static bool place(const wb_placement *p, uint32_t expert, uint32_t load, uint32_t *at /* [P][E] */,
+static bool place(const wb_placement *p, uint32_t expert, uint32_t load, uint32_t *at /* [R][E] */,
                   uint32_t *loads, bool *tried) {
     const int32_t *map = wb_placement_experts_of(p, 0);
     uint32_t E = p->n_experts;
@@ -119,12 +119,12 @@ static bool place(const wb_placement *p, uint32_t expert, uint32_t load, uint32_
 }
 
 static bool load_fits(const wb_placement *p, const uint32_t *counts, uint32_t load) {
-    uint32_t P = p->topology.n_ranks, E = p->n_experts;
-    uint32_t *at = take((size_t)P * E, sizeof *at), *loads = take(P, sizeof *loads);
-    bool *tried = take(P, sizeof *tried), fits = true;
-    for (uint32_t i = 0; fits && i < P * E; i++)
+    uint32_t R = p->topology.n_ranks, E = p->n_experts;
+    uint32_t *at = take((size_t)R * E, sizeof *at), *loads = take(R, sizeof *loads);
+    bool *tried = take(R, sizeof *tried), fits = true;
+    for (uint32_t i = 0; fits && i < R * E; i++)
         for (uint32_t token = 0; fits && token < counts[i]; token++) {
-            memset(tried, 0, P * sizeof *tried);
+            memset(tried, 0, R * sizeof *tried);
             fits = place(p, i % E, load, at, loads, tried);
         }
     free(at);
@@ -227,13 +227,13 @@ static void test_all_ranks_rows_are_the_shares(void **unused) {
     uint64_t random = seed + 2;
     for (uint32_t round = 0; round < 60; round++) {
         wb_placement *p = random_placement(&random, 12, 20, 30, 2);
-        uint32_t R = p->topology.n_slots, layer = pick(&random, 0, 1);
+        uint32_t S = p->topology.n_slots, layer = pick(&random, 0, 1);
         uint32_t *counts = random_counts(p, 9, &random);
-        uint32_t *shares = take(R, sizeof *shares), *found = take(R, sizeof *found);
+        uint32_t *shares = take(S, sizeof *shares), *found = take(S, sizeof *found);
         assert_ok(wb_dispatch_quota(p, layer, counts, shares));
         for (uint32_t rank = 0; rank < p->topology.n_ranks; rank++)
             if (!p->topology.dead[rank]) hand_out(p, rank, layer, counts, found, &random);
-        assert_memory_equal(found, shares, R * sizeof *found);
+        assert_memory_equal(found, shares, S * sizeof *found);
         free(counts);
         free(shares);
         free(found);
@@ -247,13 +247,13 @@ static void test_quota_loads_are_the_optimum(void **unused) {
     uint64_t random = seed + 3;
     for (uint32_t round = 0; round < 200; round++) {
         wb_placement *p = random_placement(&random, 12, 20, 30, 1);
-        uint32_t R = p->topology.n_slots, total = 0, *shares = take(R, sizeof *shares);
+        uint32_t S = p->topology.n_slots, total = 0, *shares = take(S, sizeof *shares);
         uint32_t *counts = random_counts(p, 9, &random);
-        double *loads = take(R, sizeof *loads);
+        double *loads = take(S, sizeof *loads);
         wb_dispatch_traffic traffic;
         assert_ok(wb_dispatch_quota(p, 0, counts, shares));
         assert_ok(wb_dispatch_loads(p, WB_DISPATCH_QUOTA, 0, counts, loads, &traffic));
-        for (uint32_t slot = 0; slot < R; slot++) {
+        for (uint32_t slot = 0; slot < S; slot++) {
             assert_true(loads[slot] == (double)shares[slot]);
             total += shares[slot];
         }

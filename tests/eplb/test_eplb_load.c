@@ -136,7 +136,7 @@ static void test_sglang_22525_shared_experts_are_not_counted(void **state) {
     wb_routed_rows rows = rows_u8(2, 2, (uint8_t[]){0, 3, 4, 5});
     assert_int_equal(wb_load_record(load, 0, WB_PHASE_DECODE, 1, &rows), WB_INVALID_ARGUMENT);
     assert_message_has(
-        "\"target\": row 1, place 1, layer 1: expected an expert below 5 (3 routed, 2 shared), found 5");
+        "\"target\": row 1, choice 1, layer 1: expected an expert below 5 (3 routed, 2 shared), found 5");
     end_pass(load);
     assert_counts(load, 0, 1, 1, 2, 0, 0, 0);
     wb_load_close(load);
@@ -235,7 +235,7 @@ static void test_a_record_with_one_bad_id_counts_nothing(void **state) {
                         good = {1, 2, (uint8_t[]){0, 1, 2, 4}, NULL};
     wb_record record = record_of(1, 4, 1, &bad);
     assert_int_equal(wb_load_add_record(load, 0, &model, &record, false), WB_INVALID_ARGUMENT);
-    assert_message_has("rid r-1, position 2, place 0, layer 1: expected an expert below 5");
+    assert_message_has("rid r-1, position 2, choice 0, layer 1: expected an expert below 5");
     assert_int_equal(wb_load_add_record(load, 0, &other, &record, false), WB_MISMATCH);
     assert_message_has("expected L 2 and E 4, found a record of model test with L 2 and E 5");
     assert_int_equal(wb_load_add_record(load, 0, &deeper, &record, false), WB_MISMATCH);
@@ -521,7 +521,7 @@ static void test_regions_that_cannot_be_are_refused(void **state) {
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         wb_load *load = (wb_load *)&load;
-        wb_load_options options = {cases[i].window, cases[i].decay};
+        wb_load_options options = {sizeof options, cases[i].window, cases[i].decay};
         assert_int_equal(wb_load_open(cases[i].n, cases[i].regions, &options, &load), cases[i].status);
         assert_message_has(cases[i].message);
         assert_ptr_equal(load, &load);

@@ -1,5 +1,7 @@
 /* test_eplb_load_ranks.c - load statistics of several ranks: passes are summed over ranks and windows stay
  * in step. Ranks are threads; a hang is a failure by alarm. */
+#include "eplb_load_fixture.h"
+
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -9,7 +11,6 @@
 // clang-format off
 #include <cmocka.h>
 // clang-format on
-#include "eplb_load_fixture.h"
 
 enum { RANKS = 3, L = 2, E = 4 };
 
@@ -56,7 +57,8 @@ static void record_one(rank_job *job, wb_load *load, uint8_t expert, uint32_t n)
 static wb_load *open_window(rank_job *job, uint32_t window, uint32_t n_experts) {
     wb_load *load = NULL;
     wb_load_region region = {"target", L, n_experts, 1};
-    CHECK(job, wb_load_open(1, &region, &(wb_load_options){window, 1}, &load) == WB_OK);
+    CHECK(job,
+          wb_load_open(1, &region, &(wb_load_options){sizeof(wb_load_options), window, 1}, &load) == WB_OK);
     return load;
 }
 
@@ -103,7 +105,7 @@ static void other_regions(rank_job *job) {
     wb_load *load = open_window(job, 2, wb_comm_rank(job->comm) == 1 ? E + 1 : E);
     record_one(job, load, 0, 1);
     CHECK(job, wb_load_end_pass(load, job->comm) == WB_PEER);
-    CHECK(job, strstr(wb_error_message(), "rank 1") != NULL);
+    CHECK(job, strstr(wb_error_message(), "rank 1"));
     CHECK(job, wb_load_passes(load) == 0);
     wb_load_close(load);
 }

@@ -107,11 +107,11 @@ static void test_sglang_13206_spread_counts_distinct_ranks_and_nodes(void **stat
 /* Over more rows than are sent at a time, with replicas, against dispatch asked for one token at a time. */
 static void test_spread_is_what_dispatch_does_to_each_token(void **state) {
     (void)state;
-    enum { ROWS = 700, L = 2, E = 8, K = 2, R = 16, P = 4 };
+    enum { ROWS = 700, L = 2, E = 8, K = 2, S = 16, R = 4 };
     uint64_t random = 5;
     static uint8_t ids[ROWS][L][K], valid[(ROWS + 7) / 8], ranks[ROWS][L], nodes[ROWS][L];
     wb_placement *placement = NULL;
-    assert_int_equal(wb_placement_open(&(wb_topology){P, 2, R, NULL, NULL, NULL}, L, E, &placement), WB_OK);
+    assert_int_equal(wb_placement_open(&(wb_topology){R, 2, S, NULL, NULL, NULL}, L, E, &placement), WB_OK);
     for (uint32_t i = 0; i < ROWS * L; i++) {
         uint8_t *pair = ids[i / L][i % L];
         pair[0] = (uint8_t)wb_random_below(&random, E);

@@ -3,6 +3,7 @@
  * nodes; at the end the map, the bytes and the seconds. */
 #include "wb_eplb.h"
 
+#include <inttypes.h>
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -61,8 +62,8 @@ typedef struct machine {
 } machine;
 
 static uint32_t rank_of_cell(const machine *m, uint32_t id) {
-    uint32_t R = m->t->n_slots;
-    return id < R ? wb_placement_rank_of(m->to, (wb_physical_id){id}) : (id - R) / m->options.n_shadow;
+    uint32_t S = m->t->n_slots;
+    return id < S ? wb_placement_rank_of(m->to, (wb_physical_id){id}) : (id - S) / m->options.n_shadow;
 }
 
 static uint32_t n_cells(const machine *m) {
@@ -345,20 +346,20 @@ static uint32_t live_slots(const random_shape *s, const uint8_t *dead) {
 }
 
 static void random_topology(random_shape *s, uint32_t max_ranks, uint32_t max_slots) {
-    uint32_t P = 1 + below(max_ranks), N = 1 + below(P < 4 ? P : 4), R = 0, even = 1 + below(max_slots);
+    uint32_t R = 1 + below(max_ranks), N = 1 + below(R < 4 ? R : 4), S = 0, even = 1 + below(max_slots);
     bool uneven = below(3) == 0, dying = below(3) == 0;
     memset(s, 0, sizeof *s);
-    for (uint32_t r = 0; r < P; r++) {
+    for (uint32_t r = 0; r < R; r++) {
         s->slots[r] = uneven ? below(max_slots + 1) : even;
-        R += s->slots[r];
+        S += s->slots[r];
         /* the ranks that are left must do for the nodes that are left */
         if (r > 0) s->node[r] = s->node[r - 1];
-        if (r > 0 && s->node[r] + 1 < N && (N - 1 - s->node[r] >= P - r || below(2))) s->node[r]++;
+        if (r > 0 && s->node[r] + 1 < N && (N - 1 - s->node[r] >= R - r || below(2))) s->node[r]++;
         s->dead_after[r] = dying && below(4) == 0;
         s->dead_before[r] = s->dead_after[r] && below(4) == 0;
     }
-    if (R == 0) s->slots[0] = R = 1;
-    s->before = (wb_topology){P, N, R, s->slots, s->node, s->dead_before};
+    if (S == 0) s->slots[0] = S = 1;
+    s->before = (wb_topology){R, N, S, s->slots, s->node, s->dead_before};
     s->after = s->before;
     s->after.dead = s->dead_after;
     if (live_slots(s, s->dead_after) == 0) {
@@ -388,25 +389,25 @@ static void random_map(const random_shape *s, const uint8_t *dead, uint32_t empt
 
 /* `to` from `from`: content rotated along cycles of random slots, `length` each; without dead ranks only. */
 static void rotate(const random_shape *s, uint32_t length, const int32_t *from, int32_t *to) {
-    uint32_t order[MAX_R], R = s->before.n_slots;
-    for (uint32_t i = 0; i < R; i++) order[i] = i;
-    shuffle(order, R);
-    memcpy(to, from, R * sizeof *to);
-    for (uint32_t begin = 0; begin < R; begin += length) {
-        uint32_t n = R - begin < length ? R - begin : length;
+    uint32_t order[MAX_R], S = s->before.n_slots;
+    for (uint32_t i = 0; i < S; i++) order[i] = i;
+    shuffle(order, S);
+    memcpy(to, from, S * sizeof *to);
+    for (uint32_t begin = 0; begin < S; begin += length) {
+        uint32_t n = S - begin < length ? S - begin : length;
         for (uint32_t i = 0; i < n; i++) to[order[begin + i]] = from[order[begin + (i + 1) % n]];
     }
 }
 
 static void random_change(const random_shape *s, const int32_t *from, int32_t *to) {
-    uint32_t R = s->before.n_slots;
+    uint32_t S = s->before.n_slots;
     bool dying = memcmp(s->dead_before, s->dead_after, sizeof s->dead_before) != 0 ||
-                 live_slots(s, s->dead_after) != R;
+                 live_slots(s, s->dead_after) != S;
     uint32_t kind = dying ? 0 : below(6);
-    if (kind == 1) rotate(s, R, from, to);            /* one cycle over all slots */
+    if (kind == 1) rotate(s, S, from, to);            /* one cycle over all slots */
     if (kind == 2) rotate(s, 2, from, to);            /* swaps */
-    if (kind == 3) rotate(s, 1 + below(R), from, to); /* disjoint cycles */
-    if (kind == 4) memcpy(to, from, R * sizeof *to);  /* nothing */
+    if (kind == 3) rotate(s, 1 + below(S), from, to); /* disjoint cycles */
+    if (kind == 4) memcpy(to, from, S * sizeof *to);  /* nothing */
     if (kind == 0 || kind == 5) random_map(s, s->dead_after, below(2) * below(60), to);
 }
 
@@ -432,7 +433,7 @@ static wb_move_options random_options(void) {
 }
 
 static void check_random_pairs(uint64_t seed, uint32_t pairs, uint32_t max_ranks, uint32_t max_slots) {
-    printf("seed %llu, %u pairs\n", (unsigned long long)seed, pairs);
+    printf("seed %" PRIu64 ", %u pairs\n", seed, pairs);
     random_state = seed;
     for (uint32_t i = 0; i < pairs; i++) {
         random_shape s;
@@ -504,15 +505,15 @@ static void test_swap_cycle_needs_one_shadow_slot(void **state) {
         assert_int_equal(the_machine->count[WB_MOVE_LOCAL], plan->n_moves);
         wb_move_plan_close(plan);
 
-        enum { R = 64 };
-        wb_topology four = {.n_ranks = 4, .n_nodes = 2, .n_slots = R};
-        int32_t old[R], new[R];
-        for (int32_t s = 0; s < R; s++) {
+        enum { S = 64 };
+        wb_topology four = {.n_ranks = 4, .n_nodes = 2, .n_slots = S};
+        int32_t old[S], new[S];
+        for (int32_t s = 0; s < S; s++) {
             old[s] = s;
-            new[s] = (s * 5 + 3) % R; /* 5 - 1 is a multiple of 4, 3 is odd: one cycle */
+            new[s] = (s * 5 + 3) % S; /* 5 - 1 is a multiple of 4, 3 is odd: one cycle */
         }
-        plan = plan_between(&four, R, old, new, &options);
-        assert_int_equal(plan->changed_slots, R);
+        plan = plan_between(&four, S, old, new, &options);
+        assert_int_equal(plan->changed_slots, S);
         wb_move_plan_close(plan);
     }
 }
@@ -520,18 +521,18 @@ static void test_swap_cycle_needs_one_shadow_slot(void **state) {
 /* https://github.com/sgl-project/sglang/pull/22985: one batch of all transfers hangs. */
 static void test_sglang_22985_groups_are_bounded(void **state) {
     (void)state;
-    enum { P = 8, S = 32, R = P * S };
-    wb_topology t = {.n_ranks = P, .n_nodes = 2, .n_slots = R};
-    int32_t old[R], new[R];
-    for (int32_t s = 0; s < R; s++) {
+    enum { R = 8, PER_RANK = 32, S = R * PER_RANK };
+    wb_topology t = {.n_ranks = R, .n_nodes = 2, .n_slots = S};
+    int32_t old[S], new[S];
+    for (int32_t s = 0; s < S; s++) {
         old[s] = s;
-        new[s] = (s + S) % R; /* each rank sends all and receives all */
+        new[s] = (s + PER_RANK) % S; /* each rank sends all and receives all */
     }
     for (uint32_t bound = 1; bound <= 64; bound *= 2) {
         wb_move_options options = wb_move_options_default();
         options.group_moves = bound;
-        wb_move_plan *plan = plan_between(&t, R, old, new, &options); /* checks the bound group by group */
-        assert_true(plan->n_groups >= 2 * S / bound);
+        wb_move_plan *plan = plan_between(&t, S, old, new, &options); /* checks the bound group by group */
+        assert_true(plan->n_groups >= 2 * PER_RANK / bound);
         wb_move_plan_close(plan);
     }
 }
@@ -541,16 +542,16 @@ static void test_sglang_22985_groups_are_bounded(void **state) {
  * most. */
 static void test_one_network_entry_per_node(void **state) {
     (void)state;
-    enum { P = 16, R = 32 };
-    wb_topology t = {.n_ranks = P, .n_nodes = 4, .n_slots = R};
-    int32_t old[R], new[R];
-    for (int32_t r = 0; r < P; r++) {
+    enum { R = 16, S = 32 };
+    wb_topology t = {.n_ranks = R, .n_nodes = 4, .n_slots = S};
+    int32_t old[S], new[S];
+    for (int32_t r = 0; r < R; r++) {
         old[2 * r] = new[2 * r] = r + 1;
         old[2 * r + 1] = r == 0 ? 0 : WB_NO_EXPERT;
         new[2 * r + 1] = 0;
     }
     wb_move_options options = wb_move_options_default();
-    wb_move_plan *plan = plan_between(&t, P + 1, old, new, &options);
+    wb_move_plan *plan = plan_between(&t, R + 1, old, new, &options);
     assert_int_equal(the_machine->count[WB_MOVE_NETWORK], 3);
     assert_int_equal(the_machine->count[WB_MOVE_NODE], 12);
     assert_int_equal(the_machine->count[WB_MOVE_LOCAL], 0);
@@ -562,18 +563,18 @@ static void test_one_network_entry_per_node(void **state) {
 /* Four ranks of a node hold experts 0..3 each, four others get one of them each: each holder sends once. */
 static void test_sources_are_balanced(void **state) {
     (void)state;
-    enum { P = 8, S = 4, R = P * S };
-    wb_topology t = {.n_ranks = P, .n_nodes = 1, .n_slots = R};
-    int32_t old[R], new[R];
-    for (int32_t s = 0; s < R; s++) {
-        old[s] = new[s] = s < R / 2 ? s % S : WB_NO_EXPERT;
-        if (s >= R / 2 && s % S == 0) new[s] = s / S - P / 2;
+    enum { R = 8, PER_RANK = 4, S = R * PER_RANK };
+    wb_topology t = {.n_ranks = R, .n_nodes = 1, .n_slots = S};
+    int32_t old[S], new[S];
+    for (int32_t s = 0; s < S; s++) {
+        old[s] = new[s] = s < S / 2 ? s % PER_RANK : WB_NO_EXPERT;
+        if (s >= S / 2 && s % PER_RANK == 0) new[s] = s / PER_RANK - R / 2;
     }
     wb_move_options options = wb_move_options_default();
-    wb_move_plan *plan = plan_between(&t, S, old, new, &options);
+    wb_move_plan *plan = plan_between(&t, PER_RANK, old, new, &options);
     assert_int_equal(plan->n_groups, 1);
     assert_int_equal(plan->n_moves, 4);
-    for (uint32_t r = 0; r < P; r++) assert_int_equal(the_machine->sent[r], r < P / 2);
+    for (uint32_t r = 0; r < R; r++) assert_int_equal(the_machine->sent[r], r < R / 2);
     wb_move_plan_close(plan);
 }
 
@@ -647,16 +648,16 @@ static void test_an_empty_layer_set_moves_nothing(void **state) {
  * once. */
 static void test_a_chain_that_ends_needs_no_more_than_two_groups(void **state) {
     (void)state;
-    enum { P = 8 };
-    wb_topology t = {.n_ranks = P, .n_nodes = 1, .n_slots = 2 * P};
-    int32_t old[2 * P], new[2 * P];
-    for (int32_t r = 0; r < P; r++) {
+    enum { R = 8 };
+    wb_topology t = {.n_ranks = R, .n_nodes = 1, .n_slots = 2 * R};
+    int32_t old[2 * R], new[2 * R];
+    for (int32_t r = 0; r < R; r++) {
         old[2 * r] = r;
         new[2 * r] = r == 0 ? 0 : r - 1;
-        old[2 * r + 1] = new[2 * r + 1] = r == P - 1 ? P - 1 : WB_NO_EXPERT;
+        old[2 * r + 1] = new[2 * r + 1] = r == R - 1 ? R - 1 : WB_NO_EXPERT;
     }
     wb_move_options options = wb_move_options_default();
-    wb_move_plan *plan = plan_between(&t, P, old, new, &options);
+    wb_move_plan *plan = plan_between(&t, R, old, new, &options);
     assert_true(plan->n_groups <= 2);
     wb_move_plan_close(plan);
 }
@@ -665,18 +666,18 @@ static void test_a_chain_that_ends_needs_no_more_than_two_groups(void **state) {
  * receives most. */
 static void test_a_full_shuffle_takes_at_most_twice_the_bound(void **state) {
     (void)state;
-    enum { P = 32, R = 288, E = 256 };
-    random_shape s = {.before = {.n_ranks = P, .n_nodes = 4, .n_slots = R}, .E = E};
+    enum { R = 32, S = 288, E = 256 };
+    random_shape s = {.before = {.n_ranks = R, .n_nodes = 4, .n_slots = S}, .E = E};
     wb_move_options options = wb_move_options_default();
-    int32_t old[R], new[R];
+    int32_t old[S], new[S];
     random_state = 3;
     for (uint32_t i = 0; i < 20; i++) {
-        for (uint32_t r = 0; r < P; r++) s.slots[r] = R / P;
+        for (uint32_t r = 0; r < R; r++) s.slots[r] = S / R;
         random_map(&s, s.dead_before, 0, old);
         random_map(&s, s.dead_after, 0, new);
         wb_move_plan *plan = plan_between(&s.before, E, old, new, &options);
         uint32_t most_moves = 0;
-        for (uint32_t r = 0; r < P; r++) {
+        for (uint32_t r = 0; r < R; r++) {
             if (the_machine->network_in[r] > most_moves) most_moves = the_machine->network_in[r];
             if (the_machine->network_out[r] > most_moves) most_moves = the_machine->network_out[r];
         }

@@ -4,6 +4,7 @@
 #include "placement_core.h"
 #include "support/alloc_fail.h"
 
+#include <inttypes.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -51,8 +52,8 @@ static void test_topology_refuses(void **unused) {
     const uint8_t dead[] = {1, 0, 1, 0}, all_dead[] = {1, 2, 3, 4};
     assert_int_equal(wb_topology_check(&good, 10), WB_OK);
     assert_refused(wb_topology_check(NULL, 10), "topology");
-    assert_refused(wb_topology_check(&good, 0), "0 experts");
-    assert_refused(wb_topology_check(&good, 65537), "65537 experts");
+    assert_refused(wb_topology_check(&good, 0), "experts: expected 1..65536, found 0");
+    assert_refused(wb_topology_check(&good, 65537), "found 65537");
     assert_refused(wb_topology_check(&good, 11), "11 experts");
     wb_topology t = good;
     t.n_ranks = 0;
@@ -88,7 +89,7 @@ static void test_topology_refuses(void **unused) {
     assert_ptr_equal(untouched, &seed);
 }
 
-/* R does not divide by P, nor P by N: the first ones get one more. */
+/* S does not divide by R, nor R by N: the first ones get one more. */
 static void test_even_shares(void **unused) {
     (void)unused;
     const wb_topology t = {.n_ranks = 5, .n_nodes = 3, .n_slots = 13};
@@ -238,7 +239,7 @@ static void test_set_layer_refuses(void **unused) {
     }
     for (size_t i = 0; i < 5; i++)
         assert_refused(wb_placement_set_layer(p, 1, bad[i].experts, NULL, 99), bad[i].part);
-    assert_refused(wb_placement_set_layer(p, 2, bad[5].experts, NULL, 99), "layer 2");
+    assert_refused(wb_placement_set_layer(p, 2, bad[5].experts, NULL, 99), "layer: expected 0..1, found 2");
     assert_true(core_same(p, before));
     assert_int_equal(wb_placement_set_layer(p, 1, bad[5].experts, NULL, 99),
                      WB_OK); /* the map itself is good */
@@ -272,7 +273,7 @@ static void test_sglang_25882_layers_change_together_or_not_at_all(void **unused
                    "epoch"); /* layer 1 has it: none changes */
     assert_refused(wb_placement_copy_layers(p, from, CORE_L, NULL, 4), "layer 1");
     assert_refused(wb_placement_copy_layers(p, from, 1, chosen, 0), "layer 3");
-    assert_refused(wb_placement_copy_layers(p, from, 2, beyond, 9), "layer 4");
+    assert_refused(wb_placement_copy_layers(p, from, 2, beyond, 9), "layer: expected 0..3, found 4");
     assert_true(core_same(p, before));
     assert_int_equal(wb_placement_copy_layers(p, from, CORE_L, NULL, 6), WB_OK);
     for (uint32_t l = 0; l < CORE_L; l++) assert_int_equal(wb_placement_layer(p, l).epoch, 6);
@@ -602,7 +603,7 @@ static void test_rank_without_memory(void **unused) {
 
 int main(void) {
     seed = (uint64_t)time(NULL);
-    printf("test_eplb_placement: seed %llu\n", (unsigned long long)seed);
+    printf("test_eplb_placement: seed %" PRIu64 "\n", seed);
     alarm(120);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_topology_refuses),

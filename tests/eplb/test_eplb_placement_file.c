@@ -1,13 +1,14 @@
 /* test_eplb_placement_file.c - trees and placements in files: what is written reads back the same from
  * JSON and msgpack, what is cut, damaged or of another shape is refused by name, and counts and dumps lead
  * to the balanced placement. */
-#include "eplb_file.h"
 #include "formats/dump_fixture.h"
+#include "placement/offline/eplb_file.h"
 #include "placement_core.h"
 #include "support/temp_files.h"
 #include "wb_random.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <math.h>
 #include <signal.h>
 #include <sys/resource.h>
@@ -122,7 +123,11 @@ static void test_msgpack_encodings(void **unused) {
 static void test_tree_refuses(void **unused) {
     (void)unused;
     refused_tree(temp_in(dir.text, "absent"), WB_NOT_FOUND, strerror(ENOENT));
-    refused_tree(dir, WB_IO, "not a regular file");
+    refused_tree(dir, WB_IO, "expected a regular file");
+    temp_path pipe = temp_in(dir.text, "pipe");
+    assert_int_equal(mkfifo(pipe.text, 0600), 0);
+    refused_tree(pipe, WB_IO, "expected a regular file"); /* and does not wait for a writer */
+    assert_int_equal(unlink(pipe.text), 0);
     refused_tree(put("x", ""), WB_CORRUPT, "empty");
     refused_tree(put("x", "  \n"), WB_CORRUPT, "neither");
     refused_tree(put("x", "[1]"), WB_CORRUPT, "neither");
@@ -229,7 +234,7 @@ static wb_placement *read_ok(temp_path path, const wb_topology *t, uint32_t L, u
 
 static bool has_key(temp_path path, const char *key) {
     json_t *root = read_tree(path);
-    bool has = json_object_get(root, key) != NULL;
+    bool has = json_object_get(root, key);
     json_decref(root);
     return has;
 }
@@ -453,7 +458,7 @@ static wb_dump *make_dump(bool rows, bool spoil, double *counts) {
         char rid[16];
         snprintf(rid, sizeof rid, "r%u", i);
         fixture_record_init(&r, &f.model, &rng, rid, 9, 40 + i, 0, rows ? i % 4 : 0, i % 2 == 1);
-        if (spoil && i == 1) fixture_set_id(&f.model, r.ids, 5 * DUMP_L * DUMP_K + 1, DUMP_E);
+        if (spoil && i == 1) wb_route_id_set(r.ids, WB_U8, 5 * DUMP_L * DUMP_K + 1, DUMP_E);
         if (spoil && i == 1) r.bits[0] = 0xff;
         for (uint32_t t = 0; t < r.record.n_tokens; t++) {
             const void *row = wb_record_row(&f.model, &r.record, t);
@@ -505,7 +510,7 @@ static void test_from_dump_refuses(void **unused) {
 
 int main(void) {
     seed = (uint64_t)time(NULL);
-    printf("test_eplb_placement_file: seed %llu\n", (unsigned long long)seed);
+    printf("test_eplb_placement_file: seed %" PRIu64 "\n", seed);
 #define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
     const struct CMUnitTest tests[] = {
         TEST(test_tree_round_trip),

@@ -1,10 +1,12 @@
 /* test_eplb_simulate.c - synthetic loads and the simulator: worked examples by hand, and over random
  * placements, policies and traffic what must hold of any: nothing is below the bound, no token is lost,
  * figures are in their ranges. */
-#include "eplb_internal.h"
+#include "placement/placement_internal.h"
 #include "support/alloc_fail.h"
+#include "wb_eplb.h"
 #include "wb_random.h"
 
+#include <inttypes.h>
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -23,14 +25,14 @@ static void assert_near(double found, double expected, double tolerance) {
 /* ---- traffic from an array ------------------------------------------------------------------- */
 
 typedef struct array_traffic {
-    const uint32_t *counts; /* [M][L][P][E] */
-    uint32_t L, P, E;
+    const uint32_t *counts; /* [M][L][R][E] */
+    uint32_t L, R, E;
     wb_status status; /* what fill answers */
 } array_traffic;
 
 static wb_status fill_array(void *ctx, uint32_t batch, uint32_t layer, uint32_t *counts_out) {
     const array_traffic *a = ctx;
-    size_t n = (size_t)a->P * a->E;
+    size_t n = (size_t)a->R * a->E;
     if (a->status != WB_OK) return wb_fail(a->status, "fill: no");
     memcpy(counts_out, a->counts + ((size_t)batch * a->L + layer) * n, n * sizeof *counts_out);
     return WB_OK;
@@ -129,13 +131,13 @@ typedef struct random_case {
 /* Random experts in live slots, every expert once at least, now and then an empty slot, doubles on a rank
  * allowed. */
 static void random_placement(random_case *c, uint64_t *rng) {
-    uint32_t R = c->topology.n_slots;
-    int32_t *map = malloc(R * sizeof *map);
-    uint32_t *live = malloc(R * sizeof *live), n_live = 0;
+    uint32_t S = c->topology.n_slots;
+    int32_t *map = malloc(S * sizeof *map);
+    uint32_t *live = malloc(S * sizeof *live), n_live = 0;
     assert_true(map && live);
     for (uint32_t l = 0; l < c->L; l++) {
         n_live = 0;
-        for (uint32_t i = 0; i < R; i++) {
+        for (uint32_t i = 0; i < S; i++) {
             map[i] = WB_NO_EXPERT;
             if (!c->dead[wb_placement_rank_of(c->placement, (wb_physical_id){i})]) live[n_live++] = i;
         }
@@ -154,13 +156,13 @@ static void random_placement(random_case *c, uint64_t *rng) {
 }
 
 static void random_counts(random_case *c, uint64_t *rng) {
-    uint32_t P = c->topology.n_ranks;
-    size_t n = (size_t)c->M * c->L * P * c->E;
+    uint32_t R = c->topology.n_ranks;
+    size_t n = (size_t)c->M * c->L * R * c->E;
     uint32_t most = 1 + wb_random_below(rng, 200), some = 1 + wb_random_below(rng, 4);
     c->counts = calloc(n, sizeof *c->counts);
     assert_non_null(c->counts);
     for (size_t i = 0; i < n; i++) {
-        if (c->dead[i / c->E % P] || wb_random_below(rng, 4) >= some) continue;
+        if (c->dead[i / c->E % R] || wb_random_below(rng, 4) >= some) continue;
         c->counts[i] = wb_random_below(rng, most) / (1 + wb_random_below(rng, 20));
         c->tokens += c->counts[i];
     }
@@ -171,13 +173,13 @@ static void case_open(random_case *c, uint64_t *rng) {
     c->M = 1 + wb_random_below(rng, 3);
     c->L = 1 + wb_random_below(rng, 3);
     c->E = 1 + wb_random_below(rng, 24);
-    uint32_t P = 1 + wb_random_below(rng, 16), n_dead = wb_random_below(rng, 3) == 0 ? P / 4 : 0;
-    for (uint32_t i = 0; i < n_dead; i++) c->dead[wb_random_below(rng, P)] = 1;
-    for (uint32_t p = 0; p < P; p++) c->n_live += !c->dead[p];
-    uint32_t needed = (uint32_t)((c->E + c->n_live - 1) / c->n_live) * P;
-    c->topology = (wb_topology){.n_ranks = P,
-                                .n_nodes = 1 + wb_random_below(rng, P),
-                                .n_slots = needed + wb_random_below(rng, 2 * P),
+    uint32_t R = 1 + wb_random_below(rng, 16), n_dead = wb_random_below(rng, 3) == 0 ? R / 4 : 0;
+    for (uint32_t i = 0; i < n_dead; i++) c->dead[wb_random_below(rng, R)] = 1;
+    for (uint32_t r = 0; r < R; r++) c->n_live += !c->dead[r];
+    uint32_t needed = (uint32_t)((c->E + c->n_live - 1) / c->n_live) * R;
+    c->topology = (wb_topology){.n_ranks = R,
+                                .n_nodes = 1 + wb_random_below(rng, R),
+                                .n_slots = needed + wb_random_below(rng, 2 * R),
                                 .dead = c->dead};
     assert_int_equal(wb_placement_open(&c->topology, c->L, c->E, &c->placement), WB_OK);
     random_placement(c, rng);
@@ -228,7 +230,7 @@ static wb_cost_model random_cost(uint64_t *rng) {
 static void test_properties(void **state) {
     (void)state;
     uint64_t rng = seed;
-    print_message("seed %llu\n", (unsigned long long)seed);
+    print_message("seed %" PRIu64 "\n", seed);
     for (int i = 0; i < 400; i++) {
         random_case c;
         case_open(&c, &rng);
@@ -280,37 +282,37 @@ static wb_status fill_one_layer(void *ctx, uint32_t batch, uint32_t layer, uint3
 
 static void test_many_ranks(void **state) {
     (void)state;
-    enum { P = 512, E = 128, LAYERS = 5 };
-    wb_topology topology = {.n_ranks = P, .n_nodes = 64, .n_slots = 2 * P};
+    enum { R = 512, E = 128, LAYERS = 5 };
+    wb_topology topology = {.n_ranks = R, .n_nodes = 64, .n_slots = 2 * R};
     random_case c = {.M = 2, .L = LAYERS, .E = E, .topology = topology};
-    static uint8_t dead[P]; /* all live: larger than a random case's */
+    static uint8_t dead[R]; /* all live: larger than a random case's */
     uint64_t rng = seed + 3, tokens = 0;
-    size_t n = (size_t)c.M * c.L * P * E;
+    size_t n = (size_t)c.M * c.L * R * E;
     c.counts = malloc(n * sizeof *c.counts);
     assert_non_null(c.counts);
     for (size_t i = 0; i < n; i++)
-        tokens += c.counts[i] = wb_random_below(&rng, 3) * (uint32_t)(i / E / P + 1);
+        tokens += c.counts[i] = wb_random_below(&rng, 3) * (uint32_t)(i / E / R + 1);
     topology.dead = dead;
     wb_placement *all = NULL, *one = NULL;
     assert_int_equal(wb_placement_open(&topology, c.L, E, &all), WB_OK);
     assert_int_equal(wb_placement_open(&topology, 1, E, &one), WB_OK);
-    array_traffic array = {c.counts, c.L, P, E, WB_OK};
+    array_traffic array = {c.counts, c.L, R, E, WB_OK};
     wb_traffic traffic = {c.M, fill_array, &array};
     wb_cost_model cost = plain_cost();
-    double ranks[P], sums[P] = {0}, rank_tokens = 0, seconds = 0, bound = 0, bytes = 0;
+    double ranks[R], sums[R] = {0}, rank_tokens = 0, seconds = 0, bound = 0, bytes = 0;
     wb_simulation s, part;
     assert_int_equal(wb_simulate(all, WB_DISPATCH_DYNAMIC, &traffic, &cost, ranks, &s), WB_OK);
     for (uint32_t l = 0; l < c.L; l++) {
-        double layer_ranks[P];
+        double layer_ranks[R];
         one_layer ctx = {&array, l};
         wb_traffic single = {c.M, fill_one_layer, &ctx};
         assert_int_equal(wb_simulate(one, WB_DISPATCH_DYNAMIC, &single, &cost, layer_ranks, &part), WB_OK);
-        for (int p = 0; p < P; p++) sums[p] += layer_ranks[p];
+        for (int p = 0; p < R; p++) sums[p] += layer_ranks[p];
         seconds += part.seconds;
         bound += part.bound_seconds;
         bytes += part.node_bytes + part.network_bytes;
     }
-    for (int p = 0; p < P; p++) {
+    for (int p = 0; p < R; p++) {
         assert_near(ranks[p], sums[p], 1e-9 * sums[p]);
         rank_tokens += ranks[p];
     }

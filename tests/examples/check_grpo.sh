@@ -97,7 +97,14 @@ echo "== a rank is killed"
 run 2 --model base --out killed "${small[@]}" --steps 100000 --checkpoint-every 1 >log 2>&1 &
 job=$!
 for _ in $(seq 300); do [ -e killed/checkpoint/trainer/state.json ] && [ -e killed/dump/step000002-rank1.wbr ] && break; sleep 0.1; done
-pkill -9 -f -n "bin/waybill-grpo --model base --out killed" || fail "no rank to kill"
+# The ranks are below the shell that waits for mpirun; other runs on this machine are none of ours.
+ranks_below() {
+    for child in $(pgrep -P "$1"); do
+        [ "$(cat "/proc/$child/comm")" = waybill-grpo ] && echo "$child"
+        ranks_below "$child"
+    done
+}
+kill -9 "$(ranks_below $job | tail -n 1)" || fail "no rank to kill"
 start=$SECONDS
 wait $job && fail "the job ended well"
 [ $((SECONDS - start)) -le 30 ] || fail "the job outlived a rank by $((SECONDS - start)) s"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# waybill-grpo's command line: --help, and for every option that it lists what is not a value of it. (`waybill`: check_cli.sh.)
+# waybill-grpo's command line: --help, and for every option that it lists what is not a value of it. (`waybill`: check_commands.sh.)
 # usage: check_grpo_usage.sh BUILD_DIR SOURCE_DIR
 set -uo pipefail
 grpo=$1/bin/waybill-grpo

@@ -2,6 +2,9 @@
  * hand: token and sequence ratio, both clips on both signs of the advantage, KL to a reference.
  *
  * Cases of the difference test keep every ratio away from the clips' kinks, where there is no derivative. */
+#include "../../examples/grpo/loss.c"
+#include "wb_random.h"
+
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -12,15 +15,12 @@
 #include <stdlib.h>
 #include <time.h>
 
-#include "../../examples/grpo/loss.c"
-
 enum { N = 7, ROUNDS = 2000 };
 static const double low = 0.2, high = 0.3;
 static uint64_t seed;
 
 static double uniform(double from, double to) {
-    seed = seed * 6364136223846793005u + 1442695040888963407u;
-    return from + (to - from) * (double)(seed >> 11) / 9007199254740992.0;
+    return from + (to - from) * (double)(wb_random(&seed) >> 11) * 0x1p-53;
 }
 
 static loss_options options_of(ratio_kind ratio, double kl_coef) {

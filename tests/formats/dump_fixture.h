@@ -4,6 +4,7 @@
 #define DUMP_FIXTURE_H
 
 #include "wb_formats.h"
+#include "wb_random.h"
 
 #include <dirent.h>
 #include <stdio.h>
@@ -16,11 +17,11 @@ typedef struct fixture_rng {
     uint64_t state;
 } fixture_rng;
 
-static inline uint64_t fixture_next(fixture_rng *rng) { /* splitmix64 */
-    uint64_t z = rng->state += 0x9e3779b97f4a7c15u;
-    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
-    return z ^ z >> 31;
+/* Steps as splitmix64 does, not by one as wb_random: the golden dumps hold these numbers. */
+static inline uint64_t fixture_next(fixture_rng *rng) {
+    uint64_t number = wb_mix64(rng->state);
+    rng->state += WB_RANDOM_STEP;
+    return number;
 }
 
 static inline uint32_t fixture_below(fixture_rng *rng, uint32_t n) {
@@ -58,23 +59,15 @@ typedef struct fixture_record {
     uint8_t *bits;
 } fixture_record;
 
-static inline void fixture_set_id(const wb_route_model *m, uint8_t *ids, size_t index, uint32_t id) {
-    if (wb_route_dtype(m->num_experts) == WB_U8) {
-        ids[index] = (uint8_t)id;
-    } else {
-        ids[2 * index] = (uint8_t)id;
-        ids[2 * index + 1] = (uint8_t)(id >> 8);
-    }
-}
-
-/* `rows` rows of K distinct ids a layer: a random start and a step that is odd meet all of them once only
- * when E is a power of two; others step by one. */
+/* `rows` rows of K distinct ids a layer, from a random first one on. An odd step meets every expert once when
+ * E is a power of two; for any other E the step is one. */
 static inline void fixture_fill_ids(const wb_route_model *m, uint8_t *ids, size_t rows, fixture_rng *rng) {
     uint32_t E = m->num_experts, K = m->top_k;
+    wb_dtype dtype = wb_route_dtype(E);
     for (size_t i = 0; i < rows * m->n_moe_layers; i++) {
         uint32_t first = fixture_below(rng, E);
         uint32_t step = (E & (E - 1)) == 0 ? 2 * fixture_below(rng, E) + 1 : 1;
-        for (uint32_t k = 0; k < K; k++) fixture_set_id(m, ids, i * K + k, (first + k * step) % E);
+        for (uint32_t k = 0; k < K; k++) wb_route_id_set(ids, dtype, i * K + k, (first + k * step) % E);
     }
 }
 

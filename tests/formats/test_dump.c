@@ -2,6 +2,7 @@
  * from one file and from a directory. Golden files must keep decoding to the same records. */
 #include "dump_fixture.h"
 
+#include <inttypes.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <time.h>
@@ -119,7 +120,7 @@ static void test_round_trip_shapes(void **state) {
 static void test_property(void **state) {
     place *p = *state;
     uint64_t seed = (uint64_t)time(NULL);
-    print_message("seed %llu\n", (unsigned long long)seed);
+    print_message("seed %" PRIu64 "\n", seed);
     fixture_rng rng = {seed};
     for (int i = 0; i < 40; i++) {
         fixture_model f;
@@ -195,9 +196,9 @@ static void share_prompts(const char *path, wb_codec codec, size_t chunk_bytes, 
         memcpy(records[i].ids, records[0].ids, (PROMPT - 1) * row);
     }
     uint8_t *other = records[5].ids + 10 * row; /* the same experts in another order: shares only 10 rows */
-    uint8_t slot = other[0];
+    uint8_t id = other[0];
     other[0] = other[1];
-    other[1] = slot;
+    other[1] = id;
     wb_dump_options options = wb_dump_options_default();
     options.codec = codec;
     options.chunk_bytes = chunk_bytes;

@@ -4,6 +4,7 @@
 #include "dump_layout.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <malloc.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -199,7 +200,7 @@ static void test_cut_everywhere(void **state) {
         assert_int_equal(info.files_without_index, 1);
         assert_int_equal(info.lost_bytes, cut - end);
         char where[64];
-        snprintf(where, sizeof where, "part-0.wbr: byte %llu: ", (unsigned long long)end);
+        snprintf(where, sizeof where, "part-0.wbr: byte %" PRIu64 ": ", end);
         assert_string_equal(cut == end ? "" : info.lost_where[0] ? "lost" : "", cut == end ? "" : "lost");
         if (cut != end) assert_non_null(strstr(info.lost_where, where));
         assert_null(difference(p, d, whole, &status));
@@ -357,6 +358,38 @@ static void test_create_refuses(void **state) {
     assert_int_equal(access(path, F_OK), -1);
 }
 
+/* Options of callers that were compiled with another version: an earlier one's struct ends before fields that
+ * then have their default, a later one's may have more fields as long as they are zero. */
+static void test_options_of_other_versions(void **state) {
+    place *p = *state;
+    const wb_route_model *m = &p->f.model;
+    struct {
+        wb_dump_options known;
+        uint64_t later;
+    } options = {.known = {.size = 0}};
+    char path[96];
+    snprintf(path, sizeof path, "%s/new.wbr", p->directory);
+    wb_dump_writer *w = NULL;
+    assert_int_equal(wb_dump_create(path, m, &options.known, &w), WB_INVALID_ARGUMENT);
+    assert_non_null(strstr(wb_error_message(), "dump options"));
+
+    wb_dump_options_init(&options.known, sizeof options);
+    assert_int_equal(options.known.size, sizeof options);
+    OK(wb_dump_create(path, m, &options.known, &w));
+    OK(wb_dump_finish(w));
+    unlink(path);
+    options.later = 1;
+    assert_int_equal(wb_dump_create(path, m, &options.known, &w), WB_INVALID_ARGUMENT);
+
+    size_t earlier = offsetof(wb_dump_options, chunk_bytes);
+    wb_dump_options_init(&options.known, earlier);
+    options.known.chunk_bytes = 0;                    /* not valid, but not the earlier version's */
+    options.known.producer = (const char *)(void *)p; /* nor is this */
+    OK(wb_dump_create(path, m, &options.known, &w));
+    OK(wb_dump_append(w, &p->records[0].record));
+    OK(wb_dump_finish(w));
+}
+
 static void test_append_refuses(void **state) {
     place *p = *state;
     char path[96];
@@ -478,6 +511,7 @@ int main(void) {
         WITH_DUMP(test_cut_part),
         WITH_DUMP(test_counts),
         WITH_DUMP(test_create_refuses),
+        WITH_DUMP(test_options_of_other_versions),
         WITH_DUMP(test_append_refuses),
         WITH_DUMP(test_disk_full),
         WITH_DUMP(test_between_files),

@@ -1,10 +1,9 @@
 /* test_formats.c - the route model, the check of records against a plain oracle, rows. */
 #include "dump_fixture.h"
-#include "wb_check.h"
-#include "wb_memory.h"
 #include "wb_msgpack_scan.h"
 #include "wb_random.h"
 
+#include <inttypes.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <time.h>
@@ -91,7 +90,7 @@ static bool ids_good(const wb_route_model *m, const wb_record *r) {
 static void test_ids_against_oracle(void **state) {
     (void)state;
     uint64_t seed = (uint64_t)time(NULL);
-    print_message("seed %llu\n", (unsigned long long)seed);
+    print_message("seed %" PRIu64 "\n", seed);
     fixture_rng rng = {seed};
     static const struct {
         uint32_t E, K;
@@ -109,7 +108,7 @@ static void test_ids_against_oracle(void **state) {
             uint32_t id = fixture_below(&rng, shapes[s].E <= 256 ? 256 : 65536);
             if (round % 2)
                 id = wb_route_id(r.ids, wb_route_dtype(shapes[s].E), fixture_below(&rng, (uint32_t)ids));
-            fixture_set_id(&f.model, r.ids, at, id);
+            wb_route_id_set(r.ids, wb_route_dtype(shapes[s].E), at, id);
             bool good = ids_good(&f.model, &r.record);
             assert_int_equal(wb_record_check(&f.model, &r.record, true) == WB_OK, good);
             assert_int_equal(wb_record_check(&f.model, &r.record, false), WB_OK);
@@ -120,7 +119,7 @@ static void test_ids_against_oracle(void **state) {
     assert_true(refused > rounds / 20 && refused < rounds);
 }
 
-/* Each of the 28 pairs of eight slots, at both ends of the range of ids. */
+/* Each of the 28 pairs of eight choices, at both ends of the range of ids. */
 static void test_every_pair(void **state) {
     (void)state;
     fixture_model f;
@@ -146,7 +145,7 @@ static void test_rows(void **state) {
     fixture_model_init(&f, 2, 300, 2);
     assert_int_equal(wb_route_row_bytes(&f.model), 8);
     uint8_t ids[1 + 3 * 8], bits = 0x5; /* unaligned; the middle row is not valid */
-    for (uint32_t i = 0; i < 12; i++) fixture_set_id(&f.model, ids + 1, i, 288 + i);
+    for (uint32_t i = 0; i < 12; i++) wb_route_id_set(ids + 1, WB_U16, i, 288 + i);
     wb_route_rows runs[2] = {{1, 3, ids + 1, &bits}, {6, 1, ids + 1, NULL}};
     wb_record r = {.rid = "r", .n_tokens = 9, .n_routes = 2, .routes = runs};
     assert_null(wb_record_row(&f.model, &r, 0));
@@ -232,7 +231,7 @@ static void test_names(void **state) {
     assert_string_equal(wb_finish_name(WB_FINISH_ABORT), "abort");
 }
 
-/* Walking, counting and stretches against the plain question for each position, on records with holes. */
+/* Walking and counting against the plain question for each position, on records with holes. */
 static void test_walk_and_count_against_positions(void **state) {
     (void)state;
     enum { ROWS = 40, L = 3, K = 2, E = 300 };
@@ -251,7 +250,8 @@ static void test_walk_and_count_against_positions(void **state) {
     for (uint32_t position = 0; position < 200; position++) {
         const void *row = wb_record_row(&m, &record, position);
         bool in_first = position >= 5 && position < 5 + ROWS && wb_row_valid(valid, position - 5);
-        assert_int_equal(row != NULL, in_first || (position >= 60 && position < 60 + ROWS));
+        const bool in_second = position >= 60 && position < 60 + ROWS;
+        assert_int_equal(row != NULL, in_first || in_second);
         if (!row) continue;
         assert_true(wb_row_next(&walk));
         assert_int_equal(walk.position, position);
@@ -263,20 +263,102 @@ static void test_walk_and_count_against_positions(void **state) {
     assert_false(wb_row_next(&walk));
     wb_record_count(&m, &record, 10, 70, counts);
     assert_memory_equal(counts, expected, sizeof counts);
+}
 
-    for (uint32_t r = 0, n; r < ROWS; r += n) {
-        n = wb_row_stretch(valid, r, ROWS);
-        assert_true(n > 0 && r + n <= ROWS);
-        for (uint32_t i = r; i < r + n; i++) assert_int_equal(wb_row_valid(valid, i), wb_row_valid(valid, r));
-        if (r + n < ROWS) assert_int_not_equal(wb_row_valid(valid, r + n), wb_row_valid(valid, r));
+/* Bits in long stretches and short ones, from every row on, against the question for each row. */
+static void test_validity_bits(void **state) {
+    (void)state;
+    enum { ROWS = 203, BYTES = (ROWS + 7) / 8 };
+    uint64_t random = 3;
+    for (int round = 0; round < 50; round++) {
+        uint8_t valid[BYTES] = {0}, copy[BYTES + 1];
+        for (uint32_t r = 0, n; r < ROWS; r += n) {
+            n = 1 + wb_random_below(&random, round % 2 ? 4 : 60);
+            bool is_valid = wb_random_below(&random, 2) == 0;
+            for (uint32_t i = r; i < r + n && i < ROWS; i++) wb_row_set_valid(valid, i, is_valid);
+        }
+        for (uint32_t r = 0; r < ROWS; r++) {
+            uint32_t end = r + 1 + wb_random_below(&random, ROWS - r), n = wb_row_stretch(valid, r, end);
+            assert_true(n > 0 && r + n <= end);
+            for (uint32_t i = r; i < r + n; i++)
+                assert_int_equal(wb_row_valid(valid, i), wb_row_valid(valid, r));
+            if (r + n < end) assert_int_not_equal(wb_row_valid(valid, r + n), wb_row_valid(valid, r));
+
+            size_t bytes = (end - r + 7) / 8;
+            memset(copy, 0xa5, sizeof copy);
+            wb_row_copy_valid(valid, r, end - r, copy);
+            for (uint32_t i = 0; i < bytes * 8; i++)
+                assert_int_equal(wb_row_valid(copy, i), r + i < end && wb_row_valid(valid, r + i));
+            assert_int_equal(copy[bytes], 0xa5);
+        }
     }
-    assert_int_equal(wb_row_stretch(NULL, 7, ROWS), ROWS - 7);
+    uint8_t ones[2];
+    wb_row_copy_valid(NULL, 5, 11, ones);
+    assert_int_equal(ones[0], 0xff);
+    assert_int_equal(ones[1], 0x07);
+    assert_int_equal(wb_row_stretch(NULL, 7, 40), 33);
+}
+
+/* The stretches of a record tile its positions, and say of each what wb_record_row says. */
+static void check_stretches(const wb_route_model *m, const wb_record *r, uint32_t first) {
+    size_t row_bytes = wb_route_row_bytes(m);
+    for (uint32_t position = first, n; position < r->n_tokens; position += n) {
+        const void *rows = m;
+        n = wb_record_stretch(m, r, position, r->n_tokens, &rows);
+        assert_true(n > 0 && n <= r->n_tokens - position);
+        for (uint32_t i = 0; i < n; i++)
+            assert_ptr_equal(wb_record_row(m, r, position + i),
+                             rows ? (const uint8_t *)rows + i * row_bytes : NULL);
+        /* A stretch ends where rows end or begin, or where a run does. */
+        uint32_t next = position + n;
+        bool run_ends = false;
+        for (uint32_t i = 0; i < r->n_routes; i++)
+            run_ends |= next == r->routes[i].start + r->routes[i].rows || next == r->routes[i].start;
+        if (next < r->n_tokens && !run_ends) assert_int_not_equal(!rows, !wb_record_row(m, r, next));
+    }
+}
+
+/* Records of every width of ids, of more rows and layers than are counted together, against the question for
+ * each position and choice. */
+static void test_rows_of_records_against_positions(void **state) {
+    (void)state;
+    static const struct {
+        uint32_t L, E, K;
+    } shapes[] = {{3, 8, 2}, {30, 256, 8}, {13, 300, 3}, {2, 4000, 10}};
+    fixture_rng rng = {12};
+    for (uint32_t i = 0; i < 64; i++) {
+        fixture_model f;
+        fixture_record r;
+        uint32_t L = shapes[i / 16].L, E = shapes[i / 16].E, K = shapes[i / 16].K, rows = 0;
+        fixture_model_init(&f, L, E, K);
+        fixture_record_init(&r, &f.model, &rng, "r", 1, 2 + fixture_below(&rng, 150), fixture_below(&rng, 9),
+                            i % 4, i % 3 > 0);
+        uint32_t first = fixture_below(&rng, 40), end = i % 5 ? fixture_below(&rng, 160) : UINT32_MAX;
+        uint64_t *counts = calloc((size_t)L * E, sizeof *counts);
+        uint64_t *expected = calloc((size_t)L * E, sizeof *expected);
+        for (uint32_t position = 0; position < r.record.n_tokens; position++) {
+            const void *row = wb_record_row(&f.model, &r.record, position);
+            rows += row != NULL;
+            for (size_t at = 0; row && position >= first && position < end && at < (size_t)L * K; at++)
+                expected[at / K * E + wb_route_id(row, wb_route_dtype(E), at)]++;
+        }
+        wb_record_count(&f.model, &r.record, first, end, counts);
+        assert_memory_equal(counts, expected, (size_t)L * E * sizeof *counts);
+        assert_int_equal(wb_record_count_rows(&r.record), rows);
+        check_stretches(&f.model, &r.record, 0);
+        check_stretches(&f.model, &r.record, first);
+        free(counts);
+        free(expected);
+        fixture_record_free(&r);
+    }
 }
 
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_names),
         cmocka_unit_test(test_walk_and_count_against_positions),
+        cmocka_unit_test(test_validity_bits),
+        cmocka_unit_test(test_rows_of_records_against_positions),
         cmocka_unit_test(test_model_check),
         cmocka_unit_test(test_model_match),
         cmocka_unit_test(test_ids_against_oracle),

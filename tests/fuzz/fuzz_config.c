@@ -1,6 +1,6 @@
 /* fuzz_config.c - any bytes as a config.json: refused with the file's name in the message, or a
  * configuration that passes its own check and, written again, reads back as the same. */
-#include "checkpoint.h"
+#include "config.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -51,7 +51,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         return 0;
     }
     require(wb_config_check(&config) == WB_OK);
-    require(wb_config_text(&config, NULL, WB_BF16, &text) == WB_OK);
+    require(wb_config_text(&config, wb_family_rules_of(config.family), NULL, WB_BF16, &text) == WB_OK);
     put(text, strlen(text));
     free(text);
     require(wb_config_load(dir, &again) == WB_OK);

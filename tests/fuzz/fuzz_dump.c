@@ -9,7 +9,7 @@
 #include <sys/mman.h>
 #include <sys/syscall.h>
 
-enum { MOST_RECORDS = 64 };
+enum { MAX_RECORDS = 64 };
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -50,7 +50,7 @@ static uint64_t copy_records(wb_dump *from, const char *path) {
     options.codec = n % 2 ? WB_CODEC_ZSTD : WB_CODEC_RAW;
     options.chunk_bytes = 1000;
     require(wb_dump_create(path, m, &options, &w) == WB_OK);
-    for (uint64_t i = 0; i < n && i < MOST_RECORDS; i++) {
+    for (uint64_t i = 0; i < n && i < MAX_RECORDS; i++) {
         wb_record r;
         wb_dump_entry e;
         if (wb_dump_record(from, i, &r) != WB_OK) continue;
@@ -75,7 +75,7 @@ static void compare(wb_dump *from, const char *path, uint64_t n) {
         wb_record mine, theirs;
         require(wb_dump_record(copy, i, &mine) == WB_OK);
         require(wb_dump_find(from, mine.rid, &theirs) == WB_OK);
-        require(fixture_difference(m, &mine, &theirs) == NULL);
+        require(!fixture_difference(m, &mine, &theirs));
     }
     wb_dump_close(copy);
 }

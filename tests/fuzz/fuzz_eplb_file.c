@@ -1,8 +1,9 @@
 /* fuzz_eplb_file.c - any bytes as a placement's file: refused with a message that names it, or a placement
  * whose maps hold together, which written as JSON and as msgpack reads back the same. The topology has a
  * dead rank, a rank without slots and empty slots. */
-#include "eplb_file.h"
-#include "eplb_internal.h"
+#include "placement/offline/eplb_file.h"
+#include "placement/placement_internal.h"
+#include "wb_eplb.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -11,11 +12,11 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
-enum { L = 2, E = 3, P = 4, R = 7 };
-static const uint32_t slots[P] = {2, 0, 3, 2};
-static const uint8_t dead[P] = {0, 0, 0, 1};
+enum { L = 2, E = 3, R = 4, S = 7 };
+static const uint32_t slots[R] = {2, 0, 3, 2};
+static const uint8_t dead[R] = {0, 0, 0, 1};
 static const wb_topology topology = {
-    .n_ranks = P, .n_nodes = 2, .n_slots = R, .slots_of_rank = slots, .dead = dead};
+    .n_ranks = R, .n_nodes = 2, .n_slots = S, .slots_of_rank = slots, .dead = dead};
 
 static char dir[40], paths[3][sizeof dir + 16];
 
@@ -32,7 +33,7 @@ static void set_up(void) {
     static const char *const names[3] = {"in", "out.json", "out.msgpack"};
     const bool in_memory = access("/dev/shm", W_OK) == 0; /* files are synced: a disk is slow */
     snprintf(dir, sizeof dir, "%s/waybill-fuzz-XXXXXX", in_memory ? "/dev/shm" : "/tmp");
-    require(mkdtemp(dir) != NULL);
+    require(mkdtemp(dir));
     for (int i = 0; i < 3; i++) snprintf(paths[i], sizeof paths[i], "%s/%s", dir, names[i]);
     atexit(remove_all);
 }
@@ -45,7 +46,7 @@ static void put(const uint8_t *data, size_t size) {
 static wb_status read_placement(const char *path, wb_placement **out) {
     *out = NULL;
     wb_status status = wb_placement_read(path, &topology, L, E, out);
-    require((status == WB_OK) == (*out != NULL));
+    require((status == WB_OK) == !!*out);
     require(status == WB_OK || strstr(wb_error_message(), path));
     return status;
 }

@@ -1,7 +1,7 @@
 /* fuzz_safetensors_index.c - any bytes as a checkpoint's model.safetensors.index.json beside two shards:
  * refused with a message, or every tensor comes from a shard of that directory. A file of the same kind
  * lies outside, for names that lead there. */
-#include "checkpoint.h"
+#include "wb_tensor_io.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -66,7 +66,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     put(index_path, NULL, 0, data, size);
     wb_safetensors *st = NULL;
     if (wb_safetensors_open(dir, NULL, &st) != WB_OK) {
-        require(st == NULL && strstr(wb_error_message(), dir) != NULL);
+        require(!st && strstr(wb_error_message(), dir));
         return 0;
     }
     for (size_t i = 0; i < wb_safetensors_count(st); i++) {

@@ -135,7 +135,7 @@ static inline void all_routing(wb_device *dev, int64_t T, int32_t E, int32_t K, 
     float *z = random_floats(T * E, -4, 4), *bias = random_floats(E, -1, 1), *g = random_floats(T * K, -1, 1);
     uint16_t *ids = xalloc(T * K, 2);
     float *rows = random_floats(T * K * H, -1, 1), *dy = random_floats(T * H, -1, 1);
-    int32_t *slot_row = xalloc(T * K, 4), *row_token = xalloc(T * K, 4), tokens[1] = {0};
+    int32_t *choice_row = xalloc(T * K, 4), *row_token = xalloc(T * K, 4), tokens[1] = {0};
     int64_t *counts = xalloc(E, sizeof *counts);
     for (int type = 0; type < WB_ROUTER_HASH; type++) {
         wb_router r = {(wb_router_type)type, E, K, 0, 0, true, 1.5f};
@@ -149,18 +149,18 @@ static inline void all_routing(wb_device *dev, int64_t T, int32_t E, int32_t K, 
         keep_floats(o, w, T * K, "gate_forward");
         keep_floats(o, dz, T * E, "gate_backward");
     }
-    assert_ok(dev->moe_sort(dev, T, K, E, (wb_ids){ids, WB_U16, K}, slot_row, row_token, counts));
-    keep(o, slot_row, (size_t)(T * K) * 4, "moe_sort slot_row");
+    assert_ok(dev->moe_sort(dev, T, K, E, (wb_ids){ids, WB_U16, K}, choice_row, row_token, counts));
+    keep(o, choice_row, (size_t)(T * K) * 4, "moe_sort choice_row");
     keep(o, row_token, (size_t)(T * K) * 4, "moe_sort row_token");
     float *gathered = floats(T * K * H), *y = floats(T * H), *dg = floats(T * K);
     assert_ok(dev->gather_rows(dev, T * K, H, row_token, dy, gathered));
-    assert_ok(dev->moe_combine(dev, T, K, H, rows, slot_row, g, false, y));
+    assert_ok(dev->moe_combine(dev, T, K, H, rows, choice_row, g, false, y));
     keep_floats(o, gathered, T * K * H, "gather_rows");
     keep_floats(o, y, T * H, "moe_combine");
-    assert_ok(dev->moe_combine_backward(dev, T, K, H, rows, slot_row, g, dy, rows, dg));
+    assert_ok(dev->moe_combine_backward(dev, T, K, H, rows, choice_row, g, dy, rows, dg));
     keep_floats(o, rows, T * K * H, "moe_combine_backward rows");
     keep_floats(o, dg, T * K, "moe_combine_backward weights");
-    free(z), free(bias), free(g), free(ids), free(dy), free(slot_row), free(row_token), free(counts);
+    free(z), free(bias), free(g), free(ids), free(dy), free(choice_row), free(row_token), free(counts);
 }
 
 static inline void all_matmuls(wb_device *dev, int64_t T, int64_t in, int64_t out, outputs *o) {

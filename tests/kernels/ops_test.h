@@ -3,6 +3,11 @@
 #ifndef WB_OPS_TEST_H
 #define WB_OPS_TEST_H
 
+#include "cpu/cpu_device.h"
+#include "router_rules.h"
+#include "wb_random.h"
+
+#include <inttypes.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -14,26 +19,19 @@
 
 #include <cmocka.h>
 
-#include "cpu_device.h"
-#include "router_rules.h"
-
 /* ---- random numbers -------------------------------------------------------------------------- */
 
 static uint64_t rng_state;
 
-static inline uint64_t rng_next(void) { /* splitmix64 */
-    uint64_t z = rng_state += 0x9e3779b97f4a7c15u;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return z ^ (z >> 31);
+static inline uint64_t rng_next(void) {
+    return wb_random(&rng_state);
 }
 
 /* Seed: the first argument, or the clock; printed either way. */
 static inline void rng_open(int argc, char **argv) {
     uint64_t seed = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)time(NULL);
-    printf("seed %llu\n", (unsigned long long)seed);
-    rng_state = seed;
-    rng_state = rng_next(); /* neighbouring seeds are not shifts of each other */
+    printf("seed %" PRIu64 "\n", seed);
+    rng_state = wb_mix64(seed); /* neighbouring seeds are not shifts of each other */
 }
 
 static inline int64_t rng_range(int64_t low, int64_t high) { /* both included */
@@ -41,7 +39,7 @@ static inline int64_t rng_range(int64_t low, int64_t high) { /* both included */
 }
 
 static inline float rng_uniform(float low, float high) {
-    return low + (high - low) * (float)(rng_next() >> 40) * 0x1p-24f;
+    return low + (high - low) * wb_random_unit(rng_next());
 }
 
 /* ---- arrays ---------------------------------------------------------------------------------- */
@@ -93,7 +91,7 @@ static inline void close_at(double found, double expected, double tolerance, con
                             int line) {
     double difference = found > expected ? found - expected : expected - found;
     if (!(difference <= tolerance))
-        fail_msg("line %d: %s[%lld]: expected %.9g within %.3g, found %.9g", line, what, (long long)index,
+        fail_msg("line %d: %s[%" PRId64 "]: expected %.9g within %.3g, found %.9g", line, what, index,
                  expected, tolerance, found);
 }
 #define assert_close(found, expected, tolerance, what, index) \

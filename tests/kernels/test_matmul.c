@@ -71,11 +71,10 @@ static void check_list(wb_device *dev, int64_t count, const product *products) {
     for (int64_t i = 0; i < count; i++) {
         const wb_matmul *p = &products[i].p;
         if (memcmp(c[i], products[i].expected, (size_t)products[i].c_count * sizeof(float)) != 0)
-            fail_msg(
-                "%s, %d threads: %lld x %lld x %lld, a %lld,%lld b %lld,%lld %s accumulate %d: bits differ",
-                dev->name, dev->threads, (long long)p->M, (long long)p->N, (long long)p->K,
-                (long long)p->a_row, (long long)p->a_col, (long long)p->b_row, (long long)p->b_col,
-                wb_dtype_name(p->b_dtype), p->accumulate);
+            fail_msg("%s, %d threads: %" PRId64 " x %" PRId64 " x %" PRId64 ", a %" PRId64 ",%" PRId64
+                     " b %" PRId64 ",%" PRId64 " %s accumulate %d: bits differ",
+                     dev->name, dev->threads, p->M, p->N, p->K, p->a_row, p->a_col, p->b_row, p->b_col,
+                     wb_dtype_name(p->b_dtype), p->accumulate);
         free(c[i]);
     }
 }

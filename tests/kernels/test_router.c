@@ -1,5 +1,5 @@
-/* test_router.c - selection and the gate of the CPU backend. Ids compare exactly, per row and in slot
- * order, with a naive selection written here; weights and gradients with double precision and finite
+/* test_router.c - selection and the gate of the CPU backend. Ids compare exactly, per row and in the order of
+ * the choices, with a naive selection written here; weights and gradients with double precision and finite
  * differences. Ties, NaN, groups, biases, forced rows, views with strides and extreme logits are made on
  * purpose. */
 #include "ops_test.h"
@@ -40,7 +40,7 @@ static void select_naively(const wb_router *r, const float *z, const float *bias
     bool candidate[2048], group_candidate[2048];
     for (int32_t e = 0; e < r->n_experts; e++) {
         float s = r->type == WB_ROUTER_SIGMOID ? wb_sigmoid(z[e]) : wb_sqrtsoftplus(z[e]);
-        key[e] = is_softmax(r->type) ? z[e] : s + (bias != NULL ? bias[e] : 0.0f);
+        key[e] = is_softmax(r->type) ? z[e] : s + (bias ? bias[e] : 0.0f);
         candidate[e] = r->n_group <= 1;
     }
     if (r->n_group > 1) {
@@ -339,7 +339,7 @@ static void test_check_names_the_field(void **state) {
     bad[10].router.type = WB_ROUTER_HASH;
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
         assert_int_equal(wb_router_check(&bad[i].router), WB_INVALID_ARGUMENT);
-        if (strstr(wb_error_message(), bad[i].field) == NULL) fail_msg("%zu: %s", i, wb_error_message());
+        if (!strstr(wb_error_message(), bad[i].field)) fail_msg("%zu: %s", i, wb_error_message());
     }
     for (int type = 0; type < TYPES; type++)
         assert_string_not_equal(wb_router_name((wb_router_type)type), "unknown");
@@ -355,7 +355,7 @@ static void test_bad_ids_are_refused(void **state) {
     uint8_t ids[4] = {0, 1, 2, 4};
     wb_ids view = {ids, WB_U8, 2};
     assert_int_equal(dev->gate_forward(dev, &r, 2, z, view, w), WB_INVALID_ARGUMENT);
-    assert_non_null(strstr(wb_error_message(), "row 1, slot 1"));
+    assert_non_null(strstr(wb_error_message(), "row 1, choice 1"));
     assert_int_equal(dev->gate_backward(dev, &r, 2, z, view, w, dz), WB_INVALID_ARGUMENT);
     assert_true(w[0] == 7.0f && dz[0] == 7.0f);
     view.dtype = WB_I32;

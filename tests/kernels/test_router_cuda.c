@@ -105,7 +105,7 @@ static void fail(const char *what) {
 
 static void *must_alloc(size_t bytes) {
     void *memory = malloc(bytes ? bytes : 1);
-    if (memory == NULL) fail("host memory");
+    if (!memory) fail("host memory");
     return memory;
 }
 
@@ -315,7 +315,7 @@ static void test_memory(wb_device *cuda) {
     must(cuda->mem_alloc(cuda, sizeof text, &a), "mem_alloc");
     must(cuda->mem_alloc(cuda, sizeof text, &b), "mem_alloc");
     must(cuda->mem_alloc(cuda, 0, &empty), "mem_alloc of 0 bytes");
-    if (empty == NULL || (uintptr_t)a % 64 != 0) fail("mem_alloc: NULL or not aligned");
+    if (!empty || (uintptr_t)a % 64 != 0) fail("mem_alloc: NULL or not aligned");
     must(cuda->to_device(cuda, a, text, sizeof text), "to_device");
     must(cuda->copy(cuda, b, a, sizeof text), "copy");
     must(cuda->zero(cuda, (uint8_t *)b + 10, 20), "zero");
@@ -357,14 +357,14 @@ static void test_refusals(wb_device *cuda) {
     must(cuda->gate_forward(cuda, &router, 0, NULL, u16, NULL), "gate_forward of no rows");
     must(cuda->gate_backward(cuda, &router, 0, NULL, u16, NULL, NULL), "gate_backward of no rows");
     wb_device *none = cuda;
-    if (wb_device_open_cuda(4096, &none) != WB_UNSUPPORTED || none != cuda)
+    if (wb_device_open_cuda(4096, NULL, &none) != WB_UNSUPPORTED || none != cuda)
         fail("device 4096: expected unsupported, output untouched");
     printf("refusals: ok\n");
 }
 
 int main(int argc, char **argv) {
     wb_device *cuda = NULL, *cpu = NULL;
-    wb_status status = wb_device_open_cuda(0, &cuda);
+    wb_status status = wb_device_open_cuda(0, NULL, &cuda);
     if (status == WB_UNSUPPORTED) {
         printf("skipped: %s\n", wb_error_message());
         return SKIP;

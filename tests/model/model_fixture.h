@@ -5,12 +5,13 @@
 #ifndef MODEL_FIXTURE_H
 #define MODEL_FIXTURE_H
 
+#include "layers/moe/moe.h"
+
+#include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-#include "forward_internal.h"
 
 #define MUST(call)                                                                             \
     do {                                                                                       \
@@ -41,7 +42,7 @@ static inline float random_unit(uint64_t *state) {
 
 static inline void *take(int64_t count, size_t size) {
     void *memory = calloc(count > 0 ? (size_t)count : 1, size);
-    if (memory == NULL) abort();
+    if (!memory) abort();
     return memory;
 }
 
@@ -142,7 +143,9 @@ static inline void perturb_vectors(fixture *f, uint64_t seed) {
 static inline fixture fixture_create(const wb_config *config, uint64_t seed, wb_comm *comm, int threads) {
     fixture f = {.comm = comm};
     MUST(wb_device_open_cpu(threads, &f.device));
-    const wb_model_options options = {f.device, comm, WB_F32};
+    wb_model_options options = wb_model_options_default();
+    options.device = f.device;
+    options.comm = comm;
     MUST(wb_model_create(config, seed, 0.25F, &options, &f.model));
     perturb_vectors(&f, seed);
     fixture_finish(&f);
@@ -263,7 +266,7 @@ static inline void train_pass(fixture *f, const corpus *c, int32_t n, const int3
     MUST(dev->mem_alloc(dev, (size_t)T, &device_forced));
     move_rows(c, n, seqs, sizeof(int32_t), true, tokens, c->tokens);
     move_rows(c, n, seqs, sizeof(int32_t), true, targets, c->targets);
-    if (d.ids != NULL) {
+    if (d.ids) {
         move_rows(c, n, seqs, f->row_bytes, true, rows, (void *)(uintptr_t)d.ids);
         move_rows(c, n, seqs, 1, true, forced, (void *)(uintptr_t)d.forced);
         MUST(dev->to_device(dev, ids, rows, (size_t)T * f->row_bytes));
@@ -271,10 +274,10 @@ static inline void train_pass(fixture *f, const corpus *c, int32_t n, const int3
     }
 
     const wb_train_batch batch = {T, tokens, targets, n, start};
-    const wb_routing routing = {ids, d.ids != NULL ? device_forced : NULL, native};
+    const wb_routing routing = {ids, d.ids ? device_forced : NULL, native};
     MUST(wb_train_forward(f->train, &batch, &routing, NULL, values));
     move_rows(c, n, seqs, sizeof(float), false, values, r->logprobs);
-    if (r->logits != NULL) { /* optional: asking for them makes the backward compute them again */
+    if (r->logits) { /* optional: asking for them makes the backward compute them again */
         MUST(wb_train_logits(f->train, values));
         move_rows(c, n, seqs, (size_t)V * sizeof(float), false, values, r->logits);
     }
@@ -282,7 +285,7 @@ static inline void train_pass(fixture *f, const corpus *c, int32_t n, const int3
     move_rows(c, n, seqs, f->row_bytes, false, rows, r->ids);
     MUST(dev->to_host(dev, rows, native, (size_t)T * f->row_bytes));
     move_rows(c, n, seqs, f->row_bytes, false, rows, r->native);
-    if (dlogprobs != NULL) {
+    if (dlogprobs) {
         move_rows(c, n, seqs, sizeof(float), true, values, (void *)(uintptr_t)dlogprobs);
         MUST(wb_train_backward(f->train, values));
     }

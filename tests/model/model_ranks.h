@@ -24,8 +24,8 @@ typedef struct ranks_test {
 static inline void expect(ranks_test *test, bool held, const char *what) {
     if (held) return;
     test->failures++;
-    fprintf(stderr, "%s, rank %d of %d, seed %llu: %s\n", test->name, wb_comm_rank(test->spread.comm),
-            wb_comm_size(test->spread.comm), (unsigned long long)test->seed, what);
+    fprintf(stderr, "%s, rank %d of %d, seed %" PRIu64 ": %s\n", test->name, wb_comm_rank(test->spread.comm),
+            wb_comm_size(test->spread.comm), test->seed, what);
 }
 
 /* Which rank feeds sequence s. In every second round one rank feeds all of them. */
@@ -73,7 +73,7 @@ static inline void expect_same_gradients(ranks_test *test) {
         const wb_tensor here = wb_model_tensor(test->spread.model, i);
         const wb_tensor whole = wb_model_tensor(test->whole.model, i);
         const float *found = wb_train_grad(test->spread.train, &here);
-        if (found == NULL) continue;
+        if (!found) continue;
         const double error = relative_difference(here.n, found, wb_train_grad(test->whole.train, &whole));
         if (!(error <= 1e-5)) fprintf(stderr, "%s: off by %.3g\n", here.name, error);
         expect(test, error <= 1e-5, "a gradient differs from one rank's");
@@ -92,7 +92,7 @@ static inline float *gradients_copy(const fixture *f) {
     for (int32_t i = 0; i < wb_model_n_tensors(f->model); i++) {
         const wb_tensor tensor = wb_model_tensor(f->model, i);
         const float *grad = wb_train_grad(f->train, &tensor);
-        if (grad == NULL) continue;
+        if (!grad) continue;
         MUST(f->device->to_host(f->device, at, grad, (size_t)tensor.n * sizeof(float)));
         at += tensor.n;
     }

@@ -1,15 +1,17 @@
 /* mpi_model.c - a model over MPI ranks against the same model on one rank: the core of model_ranks.h on
  * the golden checkpoints and on random models. All ranks exit with the same verdict. */
-#include <time.h>
-#include <unistd.h>
-
 #include "model_ranks.h"
 #include "wb_comm_mpi.h"
+
+#include <time.h>
+#include <unistd.h>
 
 static fixture fixture_open(const char *dir, wb_comm *comm) {
     fixture f = {.comm = comm};
     MUST(wb_device_open_cpu(1, &f.device));
-    const wb_model_options options = {f.device, comm, WB_F32};
+    wb_model_options options = wb_model_options_default();
+    options.device = f.device;
+    options.comm = comm;
     MUST(wb_model_open(dir, &options, &f.model));
     fixture_finish(&f);
     return f;
@@ -35,7 +37,7 @@ int main(int argc, char **argv) {
     MUST(wb_comm_open_mpi(MPI_COMM_WORLD, &comm));
     uint64_t seed = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)time(NULL);
     MPI_Bcast(&seed, 1, MPI_UINT64_T, 0, MPI_COMM_WORLD);
-    if (wb_comm_rank(comm) == 0) printf("mpi_model: seed %llu\n", (unsigned long long)seed);
+    if (wb_comm_rank(comm) == 0) printf("mpi_model: seed %" PRIu64 "\n", seed);
 
     int failures = run_golden(comm, "qwen3_moe", seed) + run_golden(comm, "olmoe", seed), any = 0;
     failures += model_ranks_run_random(comm, seed);

@@ -3,7 +3,7 @@
 #include "support/alloc_fail.h"
 #include "support/temp_files.h"
 
-#include "checkpoint.h"
+#include "config.h"
 
 #include <errno.h>
 
@@ -16,7 +16,8 @@ typedef struct place {
 } place;
 
 static wb_model_options options_of(const place *p) {
-    return (wb_model_options){.device = p->device, .comm = p->comm, .dtype = WB_F32};
+    return (wb_model_options){
+        .size = sizeof(wb_model_options), .device = p->device, .comm = p->comm, .dtype = WB_F32};
 }
 
 /* The checkpoint as two shards with an index. */
@@ -167,7 +168,7 @@ static wb_status save_model(const place *p) {
 
 static wb_status save_generated_config(const place *p) {
     char *text = NULL;
-    wb_status status = wb_config_text(&p->config, NULL, WB_F32, &text);
+    wb_status status = wb_config_text(&p->config, wb_family_rules_of(p->config.family), NULL, WB_F32, &text);
     free(text);
     return status;
 }

@@ -1,13 +1,16 @@
 /* test_checkpoint.c - what a model holds is what the files hold, at any number of ranks, and what it saves
  * is what it holds; a checkpoint that does not fit, or ranks that disagree, end in an error on every rank. */
+#include "config.h"
+#include "elements.h"
+#include "layers/moe/moe.h"
 #include "support/temp_files.h"
+#include "wb_json.h"
+#include "wb_text.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <math.h>
 #include <pthread.h>
-
-#include "checkpoint.h"
 
 #define MAX_RANKS 8
 
@@ -75,7 +78,8 @@ static wb_status compare(const wb_model *model, const char *expect, int32_t *dif
 }
 
 static wb_status rank_work(job *j, wb_comm *comm, wb_device *device) {
-    wb_model_options options = {.device = device, .comm = comm, .dtype = j->dtype};
+    wb_model_options options = {
+        .size = sizeof(wb_model_options), .device = device, .comm = comm, .dtype = j->dtype};
     wb_model *model = NULL;
     int r = wb_comm_rank(comm);
     wb_status status = j->open[r] ? wb_model_open(j->open[r], &options, &model)
@@ -218,7 +222,8 @@ static wb_model *open_one(const char *path, wb_dtype dtype, wb_device **device, 
     wb_model *model = NULL;
     assert_int_equal(wb_device_open_cpu(1, device), WB_OK);
     assert_int_equal(wb_comm_open_self(comm), WB_OK);
-    wb_model_options options = {.device = *device, .comm = *comm, .dtype = dtype};
+    wb_model_options options = {
+        .size = sizeof(wb_model_options), .device = *device, .comm = *comm, .dtype = dtype};
     if (wb_model_open(path, &options, &model) != WB_OK) fail_msg("%s", wb_error_message());
     return model;
 }
@@ -241,17 +246,17 @@ static void test_registry_describes_the_storages(void **state) {
         const wb_param *p = &m->params[t.param];
         assert_int_equal(t.n, t.shape[0] * t.shape[1]);
         assert_true(t.offset >= 0 && t.offset + t.n <= p->n);
-        assert_ptr_equal(t.data, (char *)p->data + (size_t)t.offset * 4);
+        assert_ptr_equal(t.data, (char *)p->memory.data + (size_t)t.offset * 4);
         if (strcmp(t.name, "model.layers.1.mlp.experts.5.up_proj.weight") == 0) {
             gate = true;
             assert_int_equal(t.layer, 1);
             assert_int_equal(t.expert, 5);
-            assert_int_equal(t.param, m->layers[1].gate_up);
+            assert_int_equal(t.param, ((const wb_moe_weights *)m->layers[1].feed_forward.weights)->gate_up);
             assert_int_equal(t.offset, 5 * 2 * 16 * 32 + 16 * 32);
         }
         if (strcmp(t.name, "model.layers.2.mlp.experts.15.down_proj.weight") == 0) {
             down = true;
-            assert_int_equal(t.param, m->layers[2].down);
+            assert_int_equal(t.param, ((const wb_moe_weights *)m->layers[2].feed_forward.weights)->down);
             assert_int_equal(t.offset, 15 * 32 * 16);
             assert_int_equal(t.shape[0], 32);
             assert_int_equal(t.shape[1], 16);
@@ -276,7 +281,8 @@ static void test_rope_tables(void **state) {
     float *host = malloc(512 * 8 * sizeof *host);
     for (int s = 0; s < 2; s++) {
         assert_int_equal(
-            device->to_host(device, host, s ? m->sin_table : m->cos_table, 512 * 8 * sizeof *host), WB_OK);
+            device->to_host(device, host, s ? m->sin_table.data : m->cos_table.data, 512 * 8 * sizeof *host),
+            WB_OK);
         for (int p = 0; p < 512; p++) {
             for (int i = 0; i < 8; i++) {
                 double angle = p * pow(10000.0, -2.0 * i / 16.0), expected = s ? sin(angle) : cos(angle);
@@ -356,7 +362,8 @@ static void test_wide_weights_are_rounded_to_nearest_even(void **state) {
     wb_device *device;
     wb_comm *comm;
     wb_model *wide = open_one(golden("qwen3_moe").text, WB_F32, &device, &comm);
-    wb_model_options options = {.device = device, .comm = comm, .dtype = WB_BF16};
+    wb_model_options options = {
+        .size = sizeof(wb_model_options), .device = device, .comm = comm, .dtype = WB_BF16};
     wb_model *narrow = NULL, *copy = NULL;
     assert_int_equal(wb_model_open(golden("qwen3_moe").text, &options, &narrow), WB_OK);
     assert_int_equal(wb_model_create(wb_model_config(wide), 1, 0.5f, &options, &copy), WB_OK);
@@ -689,7 +696,8 @@ static void test_created_weights_are_normal_and_differ_by_seed_and_name(void **s
     wb_comm *comm;
     wb_model *golden_model = open_one(golden("olmoe").text, WB_F32, &device, &comm), *a = NULL, *b = NULL;
     wb_config config = *wb_model_config(golden_model);
-    wb_model_options options = {.device = device, .comm = comm, .dtype = WB_F32};
+    wb_model_options options = {
+        .size = sizeof(wb_model_options), .device = device, .comm = comm, .dtype = WB_F32};
     assert_int_equal(wb_model_create(&config, 1, 0.5f, &options, &a), WB_OK);
     assert_int_equal(wb_model_create(&config, 2, 0.5f, &options, &b), WB_OK);
     double sum = 0, squares = 0, beyond = 0, n = 0;
@@ -721,7 +729,8 @@ static void test_copy_weights_needs_the_same_model(void **state) {
     wb_device *device;
     wb_comm *comm;
     wb_model *qwen = open_one(golden("qwen3_moe").text, WB_F32, &device, &comm), *olmoe = NULL, *fresh = NULL;
-    wb_model_options options = {.device = device, .comm = comm, .dtype = WB_F32};
+    wb_model_options options = {
+        .size = sizeof(wb_model_options), .device = device, .comm = comm, .dtype = WB_F32};
     assert_int_equal(wb_model_open(golden("olmoe").text, &options, &olmoe), WB_OK);
     assert_int_equal(wb_model_copy_weights(olmoe, qwen), WB_MISMATCH);
     assert_int_equal(wb_model_create(wb_model_config(qwen), 3, 0.1f, &options, &fresh), WB_OK);
@@ -742,7 +751,8 @@ static void fingerprint_of(const wb_config *config, char out[33]) {
     wb_model *model = NULL;
     assert_int_equal(wb_device_open_cpu(1, &device), WB_OK);
     assert_int_equal(wb_comm_open_self(&comm), WB_OK);
-    wb_model_options options = {.device = device, .comm = comm, .dtype = WB_F32};
+    wb_model_options options = {
+        .size = sizeof(wb_model_options), .device = device, .comm = comm, .dtype = WB_F32};
     if (wb_model_create(config, 1, 0.1f, &options, &model) != WB_OK) fail_msg("%s", wb_error_message());
     memcpy(out, wb_model_routes(model)->fingerprint, 33);
     close_one(model, device, comm);
@@ -886,14 +896,26 @@ static void test_bad_options(void **state) {
     wb_device *device;
     wb_comm *comm;
     wb_model *model = open_one(golden("olmoe").text, WB_F32, &device, &comm), *out = NULL;
-    wb_model_options options = {.device = device, .comm = comm, .dtype = WB_F16};
+    wb_model_options options = {
+        .size = sizeof(wb_model_options), .device = device, .comm = comm, .dtype = WB_F16};
     assert_int_equal(wb_model_open(golden("olmoe").text, &options, &out), WB_INVALID_ARGUMENT);
     assert_int_equal(wb_model_open(golden("olmoe").text, NULL, &out), WB_INVALID_ARGUMENT);
     options.comm = NULL;
     assert_int_equal(wb_model_create(wb_model_config(model), 1, 1, &options, &out), WB_INVALID_ARGUMENT);
-    options = (wb_model_options){.device = device, .comm = comm, .dtype = WB_F32};
+    options =
+        (wb_model_options){.size = sizeof(wb_model_options), .device = device, .comm = comm, .dtype = WB_F32};
     assert_int_equal(wb_model_open(NULL, &options, &out), WB_INVALID_ARGUMENT);
     assert_int_equal(wb_model_create(NULL, 1, 1, &options, &out), WB_INVALID_ARGUMENT);
+    options.size = 0; /* not from the initialiser */
+    assert_int_equal(wb_model_open(golden("olmoe").text, &options, &out), WB_INVALID_ARGUMENT);
+    assert_message_has("model options");
+    struct {
+        wb_model_options known;
+        int64_t later;
+    } longer = {.known = {.size = sizeof longer, .device = device, .comm = comm, .dtype = WB_F32},
+                .later = 1};
+    assert_int_equal(wb_model_open(golden("olmoe").text, &longer.known, &out), WB_INVALID_ARGUMENT);
+    assert_message_has("model options");
     assert_int_equal(wb_model_save(model, NULL), WB_INVALID_ARGUMENT);
     assert_int_equal(wb_model_save(model, ""), WB_INVALID_ARGUMENT);
     assert_null(out);

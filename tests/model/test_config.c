@@ -2,7 +2,7 @@
  * expected. */
 #include "support/temp_files.h"
 
-#include "checkpoint.h"
+#include "config.h"
 
 static temp_path dir;
 
@@ -343,7 +343,7 @@ static void expect_generated_reads_back(const wb_config *c) {
     char *text = NULL;
     wb_config found;
     temp_path path = temp_in(dir.text, "config.json");
-    assert_int_equal(wb_config_text(c, NULL, WB_BF16, &text), WB_OK);
+    assert_int_equal(wb_config_text(c, wb_family_rules_of(c->family), NULL, WB_BF16, &text), WB_OK);
     temp_write(path.text, text, strlen(text));
     assert_non_null(strstr(text, "\"torch_dtype\": \"bfloat16\""));
     free(text);
@@ -371,10 +371,10 @@ static void test_source_text_is_kept_but_for_the_dtype(void **state) {
     wb_config c = expect_ok("qwen3_moe", NULL, NULL);
     temp_path path = temp_in(WB_TEST_DATA, "qwen3_moe/config.json");
     char *source = temp_read(path.text, NULL), *text = NULL;
-    assert_int_equal(wb_config_text(&c, source, WB_F32, &text), WB_OK);
+    assert_int_equal(wb_config_text(&c, wb_family_rules_of(c.family), source, WB_F32, &text), WB_OK);
     assert_string_equal(text, source);
     free(text);
-    assert_int_equal(wb_config_text(&c, source, WB_BF16, &text), WB_OK);
+    assert_int_equal(wb_config_text(&c, wb_family_rules_of(c.family), source, WB_BF16, &text), WB_OK);
     json_t *before = json_loads(source, 0, NULL), *after = json_loads(text, 0, NULL);
     assert_string_equal(json_string_value(json_object_get(after, "dtype")), "bfloat16");
     json_object_set_new(after, "dtype", json_string("float32"));
@@ -383,10 +383,12 @@ static void test_source_text_is_kept_but_for_the_dtype(void **state) {
     json_decref(after);
     free(text);
     free(source);
-    assert_int_equal(wb_config_text(&c, "{\"torch_dtype\":\"float16\"}", WB_BF16, &text), WB_OK);
+    assert_int_equal(
+        wb_config_text(&c, wb_family_rules_of(c.family), "{\"torch_dtype\":\"float16\"}", WB_BF16, &text),
+        WB_OK);
     assert_string_equal(text, "{\n  \"torch_dtype\": \"bfloat16\"\n}\n");
     free(text);
-    assert_int_equal(wb_config_text(&c, "{}", WB_F32, &text), WB_OK);
+    assert_int_equal(wb_config_text(&c, wb_family_rules_of(c.family), "{}", WB_F32, &text), WB_OK);
     assert_string_equal(text, "{\n  \"torch_dtype\": \"float32\"\n}\n");
     free(text);
 }

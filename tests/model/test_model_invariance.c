@@ -5,6 +5,8 @@
  * uses; neither neighbours, chunks, block tables, threads, ranks nor the placement of experts change a
  * bit. Also: bad batches are refused with a name, a steady state allocates nothing, and every allocation
  * may fail. Seeds are printed; argument 1 sets one. */
+#include "model_ranks.h"
+
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -13,8 +15,6 @@
 #include <cmocka.h>
 #include <pthread.h>
 #include <time.h>
-
-#include "model_ranks.h"
 
 enum { THREADS = 3, RANKS = 3 };
 
@@ -141,6 +141,13 @@ static void test_forced_rows_keep_their_ids(void **unused) {
 
 /* ---- inference ----------------------------------------------------------------------------------- */
 
+static wb_infer_options pool_of(int32_t n_blocks, int32_t block_size) {
+    wb_infer_options options = wb_infer_options_default();
+    options.n_blocks = n_blocks;
+    options.block_size = block_size;
+    return options;
+}
+
 /* A random schedule: each step feeds some of the sequences a piece each, in random order. */
 typedef struct schedule {
     const reference *ref;
@@ -159,7 +166,7 @@ static schedule schedule_open(const reference *ref, const fixture *f, uint64_t *
     s.blocks = take(n_blocks, sizeof(int32_t));
     for (int32_t b = 0; b < n_blocks; b++) s.blocks[b] = b;
     shuffle(state, n_blocks, s.blocks);
-    const wb_infer_options options = {n_blocks, s.block_size};
+    const wb_infer_options options = pool_of(n_blocks, s.block_size);
     MUST(wb_infer_open(f->model, &options, &s.infer));
     return s;
 }
@@ -272,15 +279,15 @@ static void place_at_random(ranks_test *test) {
     memcpy(model->expert_rank, rank, (size_t)E * sizeof(int32_t));
     memcpy(model->expert_slot, slot, (size_t)E * sizeof(int32_t));
     for (int32_t l = 0; l < model->config.n_layers; l++) {
-        const wb_layer *layer = &model->layers[l];
-        if (layer->moe_index < 0) continue;
+        if (!wb_config_is_moe(&model->config, l)) continue;
+        const wb_moe_weights *w = model->layers[l].feed_forward.weights;
         for (int32_t e = 0; e < E; e++) {
             if (rank[e] != wb_comm_rank(model->comm)) continue;
-            const int32_t params[] = {layer->gate_up, layer->down};
+            const int32_t params[] = {w->gate_up, w->down};
             for (int i = 0; i < 2; i++) {
                 const size_t bytes = i == 0 ? gate_up : gate_up / 2;
-                memcpy((uint8_t *)model->params[params[i]].data + (size_t)slot[e] * bytes,
-                       (const uint8_t *)whole->params[params[i]].data + (size_t)e * bytes, bytes);
+                memcpy((uint8_t *)wb_param_data(model, params[i]) + (size_t)slot[e] * bytes,
+                       (const uint8_t *)wb_param_data(whole, params[i]) + (size_t)e * bytes, bytes);
             }
         }
     }
@@ -294,9 +301,10 @@ static void expect_same_expert_gradients(ranks_test *test) {
     for (int32_t i = 0; i < wb_model_n_tensors(model); i++) {
         wb_tensor here = wb_model_tensor(model, i);
         const wb_tensor whole = wb_model_tensor(test->whole.model, i);
-        if (here.data == NULL) continue;
+        if (!here.data) continue;
         if (here.expert >= 0) {
-            const int64_t size = here.n * (here.param == model->layers[here.layer].gate_up ? 2 : 1);
+            const wb_moe_weights *w = model->layers[here.layer].feed_forward.weights;
+            const int64_t size = here.n * (here.param == w->gate_up ? 2 : 1);
             here.offset = model->expert_slot[here.expert] * size + whole.offset % size;
         }
         const double error = relative_difference(here.n, wb_train_grad(test->spread.train, &here),
@@ -348,11 +356,10 @@ static void test_placement_changes_nothing(void **unused) {
 
 /* ---- refusals ------------------------------------------------------------------------------------ */
 
-#define assert_refused(status, call, text)                          \
-    do {                                                            \
-        assert_int_equal(status, call);                             \
-        if (strstr(wb_error_message(), text) == NULL)               \
-            fail_msg("no \"%s\" in: %s", text, wb_error_message()); \
+#define assert_refused(status, call, text)                                                             \
+    do {                                                                                               \
+        assert_int_equal(status, call);                                                                \
+        if (!strstr(wb_error_message(), text)) fail_msg("no \"%s\" in: %s", text, wb_error_message()); \
     } while (0)
 
 static void test_bad_training_batches_are_refused(void **unused) {
@@ -389,7 +396,7 @@ static void test_bad_training_batches_are_refused(void **unused) {
     ids[1 * 6 + 1 * 3 + 2] = 13;
     routing.forced = forced;
     assert_refused(WB_INVALID_ARGUMENT, wb_train_forward(train, &batch, &routing, NULL, logprobs),
-                   "token 1, MoE layer 1, slot 2");
+                   "token 1, MoE layer 1, choice 2");
     forced[1] = 0; /* a row that chooses: what lies there does not matter */
     MUST(wb_train_forward(train, &batch, &routing, NULL, logprobs));
 
@@ -399,10 +406,28 @@ static void test_bad_training_batches_are_refused(void **unused) {
     reference_close(&ref);
 }
 
+/* A caller compiled against a version in which the options ended after n_blocks gets the default beyond. */
+static void test_inference_options_of_another_version(void **unused) {
+    (void)unused;
+    reference ref = reference_open(VARIANT_FEW, base_seed);
+    wb_infer *infer = NULL;
+    wb_infer_options options = pool_of(3, -1);
+    options.size = offsetof(wb_infer_options, block_size);
+    MUST(wb_infer_open(ref.f.model, &options, &infer));
+    wb_infer_close(infer);
+    options = pool_of(0, 4);
+    assert_refused(WB_INVALID_ARGUMENT, wb_infer_open(ref.f.model, &options, &infer), "at least 1 block");
+    options = pool_of(3, 4);
+    options.size = 0;
+    assert_refused(WB_INVALID_ARGUMENT, wb_infer_open(ref.f.model, &options, &infer), "inference options");
+    assert_refused(WB_INVALID_ARGUMENT, wb_infer_open(ref.f.model, NULL, &infer), "at least 1 block");
+    reference_close(&ref);
+}
+
 static void test_bad_inference_batches_are_refused(void **unused) {
     (void)unused;
     reference ref = reference_open(VARIANT_QWEN3, base_seed);
-    const wb_infer_options options = {11, 4};
+    const wb_infer_options options = pool_of(11, 4);
     wb_infer *infer;
     MUST(wb_infer_open(ref.f.model, &options, &infer));
     int32_t tokens[] = {1, 2}, pos[] = {0, 1}, seq[] = {0, 0}, blocks[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10},
@@ -463,7 +488,7 @@ static wb_status whole_cycle(const reference *ref, void *ids, float *logprobs, w
 }
 
 static wb_status opened_cycle(const reference *ref, void *ids, float *logprobs, int repeats) {
-    const wb_infer_options options = {4, 4};
+    const wb_infer_options options = pool_of(4, 4);
     wb_train *train = NULL;
     wb_infer *infer = NULL;
     wb_status status = wb_train_open(ref->f.model, &train);
@@ -503,7 +528,7 @@ static void test_steady_state_allocates_nothing_and_any_allocation_may_fail(void
 
 int main(int argc, char **argv) {
     base_seed = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)time(NULL);
-    printf("seed %llu\n", (unsigned long long)base_seed);
+    printf("seed %" PRIu64 "\n", base_seed);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_training_does_not_depend_on_neighbours_or_threads),
         cmocka_unit_test(test_replay_of_own_choice_is_bit_exact),
@@ -512,6 +537,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_thread_ranks_equal_one_rank),
         cmocka_unit_test(test_placement_changes_nothing),
         cmocka_unit_test(test_bad_training_batches_are_refused),
+        cmocka_unit_test(test_inference_options_of_another_version),
         cmocka_unit_test(test_bad_inference_batches_are_refused),
         cmocka_unit_test(test_steady_state_allocates_nothing_and_any_allocation_may_fail),
     };

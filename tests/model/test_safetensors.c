@@ -2,7 +2,8 @@
  * bounds. */
 #include "support/temp_files.h"
 
-#include "checkpoint.h"
+#include "wb_json.h"
+#include "wb_tensor_io.h"
 
 /* ---- helpers --------------------------------------------------------------------------------- */
 

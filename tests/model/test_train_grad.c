@@ -5,14 +5,14 @@
  * the ids that the backward used, so that the function is smooth; only the clamp of clip_qkv has kinks.
  * Each L is a sum of f32 log-probabilities; its rounding noise over e is what the tolerance allows,
  * besides 0.5 % of the gradient's length. */
+#include "model_fixture.h"
+
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
 
 #include <cmocka.h>
-
-#include "model_fixture.h"
 
 enum { N_SEQS = 4, DIRECTIONS = 3 };
 static const double step = 4e-3, tolerance = 5e-3;

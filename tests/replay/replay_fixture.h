@@ -1,9 +1,13 @@
 /* replay_fixture.h - models and records made by hand for the tests of replay and train_hooks. The id of
- * every (position, layer, slot) of a record is a function, fixture_id, so that a test knows what to expect
+ * every (position, layer, choice) of a record is a function, fixture_id, so that a test knows what to expect
  * without a second table. */
 #ifndef WB_REPLAY_FIXTURE_H
 #define WB_REPLAY_FIXTURE_H
 
+#include "wb_random.h"
+#include "wb_replay.h"
+
+#include <inttypes.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -12,21 +16,7 @@
 
 #include <cmocka.h>
 
-#include "wb_replay.h"
-
 enum { FIXTURE_LAYERS_MAX = 16, FIXTURE_RUNS_MAX = 8 };
-
-static inline uint64_t fixture_random(uint64_t *state) {
-    *state += 0x9e3779b97f4a7c15u;
-    uint64_t z = *state;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return z ^ (z >> 31);
-}
-
-static inline uint32_t fixture_below(uint64_t *state, uint32_t n) {
-    return (uint32_t)(fixture_random(state) % n);
-}
 
 /* MoE layer l is model layer l + 2: two dense layers come first. */
 static inline wb_route_model fixture_model(uint32_t E, uint32_t K, uint32_t L) {
@@ -40,11 +30,11 @@ static inline wb_route_model fixture_model(uint32_t E, uint32_t K, uint32_t L) {
     return m;
 }
 
-/* The expert of slot k; the K of a layer are distinct, in no order. */
+/* The expert of choice k; the K of a layer are distinct, in no order. */
 static inline uint32_t fixture_id(const wb_route_model *m, uint64_t seed, uint32_t position, uint32_t layer,
                                   uint32_t k) {
     uint64_t state = seed * 1000003u + (uint64_t)position * 64 + layer;
-    uint32_t first = fixture_below(&state, m->num_experts);
+    uint32_t first = wb_random_below(&state, m->num_experts);
     return (first + m->num_experts - k) % m->num_experts;
 }
 
@@ -58,21 +48,11 @@ typedef struct fixture_record {
     uint32_t *tokens;
 } fixture_record;
 
-static inline void fixture_set_id(const wb_route_model *m, void *ids, size_t index, uint32_t id) {
-    uint8_t *bytes = ids;
-    if (wb_route_dtype(m->num_experts) == WB_U8) {
-        bytes[index] = (uint8_t)id;
-    } else {
-        bytes[2 * index] = (uint8_t)id;
-        bytes[2 * index + 1] = (uint8_t)(id >> 8);
-    }
-}
-
 /* A record of n_tokens without rows. */
 static inline void fixture_open(fixture_record *f, uint64_t seed, uint32_t n_tokens) {
     memset(f, 0, sizeof *f);
     f->seed = seed;
-    snprintf(f->rid, sizeof f->rid, "r-%llu", (unsigned long long)seed);
+    snprintf(f->rid, sizeof f->rid, "r-%" PRIu64, seed);
     f->tokens = calloc(n_tokens + 1, sizeof *f->tokens);
     f->record = (wb_record){.rid = f->rid, .n_tokens = n_tokens, .tokens = f->tokens, .routes = f->runs};
 }
@@ -83,11 +63,12 @@ static inline void fixture_add_run(fixture_record *f, const wb_route_model *m, u
     uint32_t i = f->record.n_routes++;
     f->blocks[i] = malloc(1 + rows * wb_route_row_bytes(m));
     uint8_t *ids = f->blocks[i] + 1;
+    wb_dtype dtype = wb_route_dtype(m->num_experts);
     size_t n = 0;
     for (uint32_t r = 0; r < rows; r++)
         for (uint32_t l = 0; l < m->n_moe_layers; l++)
             for (uint32_t k = 0; k < m->top_k; k++)
-                fixture_set_id(m, ids, n++, fixture_id(m, f->seed, start + r, l, k));
+                wb_route_id_set(ids, dtype, n++, fixture_id(m, f->seed, start + r, l, k));
     f->runs[i] = (wb_route_rows){start, rows, ids, NULL};
 }
 
@@ -101,7 +82,7 @@ static inline void fixture_invalidate(fixture_record *f, uint32_t position) {
             memset(f->bits[i], 0xff, (run->rows + 7) / 8);
             run->valid = f->bits[i];
         }
-        f->bits[i][(position - run->start) / 8] &= (uint8_t) ~(1u << (position - run->start) % 8);
+        wb_row_set_valid(f->bits[i], position - run->start, false);
     }
 }
 

@@ -6,7 +6,17 @@
 #include "wb_device.h"
 #include "wb_train_hooks.h"
 
-enum { E = 16, K = 2, L = 2, TOKENS = 6, PADDING = 2, T = TOKENS + PADDING, RECORDS = 70, PATIENCE = 10000 };
+enum {
+    E = 16,
+    K = 2,
+    L = 2,
+    TOKENS = 6,
+    PADDING = 2,
+    T = TOKENS + PADDING,
+    RECORDS = 70,
+    PATIENCE = 10000,
+    MANY = 100
+};
 
 static wb_route_model model;
 static fixture_record records[RECORDS]; /* more than the tables hold at first */
@@ -19,7 +29,7 @@ static wb_status replay_step(void) {
     for (int i = 0; i < RECORDS && status == WB_OK; i++)
         status = wb_replay_add(r, &model, &records[i].record);
     for (int32_t step = 1; step < 4 && status == WB_OK; step++) {
-        status = wb_replay_begin(r, step);
+        status = wb_replay_begin(r, WB_REPLAY_ROLLOUT, step);
         for (int32_t mb = 0; mb < step && status == WB_OK; mb++) {
             wb_segment s[3] = {fixture_segment(&records[mb], 0, TOKENS),
                                {WB_SEGMENT_PADDING, NULL, 0, PADDING}};
@@ -37,7 +47,10 @@ static wb_status replay_step(void) {
 
 static wb_status hooked_step(wb_device *dev, wb_replay *r) {
     wb_hooks *h = NULL;
-    wb_hooks_options options = {dev, r, {WB_ROUTER_SOFTMAX_NORM, E, K, 1, 1, true, 1}, NULL};
+    wb_hooks_options options = wb_hooks_options_default();
+    options.device = dev;
+    options.replay = r;
+    options.router = (wb_router){WB_ROUTER_SOFTMAX_NORM, E, K, 1, 1, true, 1};
     uint16_t ids[T * K];
     float weights[T * K], dlogits[T * E];
     wb_segment s[2] = {fixture_segment(&records[0], 0, TOKENS), {WB_SEGMENT_PADDING, NULL, 0, PADDING}};
@@ -131,7 +144,7 @@ static void test_a_failed_plan_changes_nothing(void **unused) {
     wb_replay *r = NULL;
     OK(wb_replay_open(&model, NULL, &r));
     OK(wb_replay_add(r, &model, &records[0].record));
-    OK(wb_replay_begin(r, 1));
+    OK(wb_replay_begin(r, WB_REPLAY_ROLLOUT, 1));
     wb_segment s = fixture_segment(&records[0], 0, TOKENS);
     long live;
     for (long n = 0; n < 2; n++) {
@@ -142,7 +155,7 @@ static void test_a_failed_plan_changes_nothing(void **unused) {
         assert_false(wb_replay_planned(r, 0));
     }
     alloc_fail_arm(0, false);
-    wb_status status = wb_replay_begin(r, 2);
+    wb_status status = wb_replay_begin(r, WB_REPLAY_ROLLOUT, MANY);
     assert_true(alloc_fail_disarm(&live));
     assert_int_equal(status, WB_OUT_OF_MEMORY);
     OK(wb_replay_plan(r, 0, 1, &s));
@@ -151,7 +164,7 @@ static void test_a_failed_plan_changes_nothing(void **unused) {
     assert_true(metrics.rows == TOKENS);
 
     alloc_fail_arm(0, false); /* the next step of the same shape needs no memory */
-    OK(wb_replay_begin(r, 1));
+    OK(wb_replay_begin(r, WB_REPLAY_ROLLOUT, 1));
     OK(wb_replay_plan(r, 0, 1, &s));
     assert_false(alloc_fail_disarm(&live));
     wb_replay_close(r);

@@ -1,53 +1,11 @@
-/* test_replay.c - plans of routing replay: each test is named after the rule it holds, or the bug it keeps
- * out. */
-#include "replay_fixture.h"
-
-#include "replay_internal.h"
+/* test_replay.c - plans of routing replay: records, packing, slices, missing and padding rows. Each test is
+ * named after the rule it holds, or the bug it keeps out. */
+#include "replay_expect.h"
 
 #include <math.h>
 #include <time.h>
 
 static uint64_t seed;
-
-static wb_replay *open_replay(const wb_route_model *m, wb_missing_policy missing) {
-    wb_replay_options o = wb_replay_options_default();
-    o.missing = missing;
-    wb_replay *r = NULL;
-    OK(wb_replay_open(m, &o, &r));
-    return r;
-}
-
-static void plan_one(wb_replay *r, int32_t n, const wb_segment *segments) {
-    OK(wb_replay_begin(r, 1));
-    OK(wb_replay_plan(r, 0, n, segments));
-}
-
-/* Row t of layer l is forced to the ids of `f` at `position`. */
-static void expect_forced(wb_replay *r, int32_t mb, uint32_t t, const fixture_record *f, uint32_t position) {
-    const wb_route_model *m = wb_replay_model(r);
-    for (uint32_t l = 0; l < m->n_moe_layers; l++) {
-        const void *ids = NULL;
-        const uint8_t *state = NULL;
-        OK(wb_replay_layer(r, mb, (int32_t)l, t, 1, &ids, &state));
-        assert_int_equal(state[0], WB_ROW_FORCED);
-        for (uint32_t k = 0; k < m->top_k; k++)
-            assert_int_equal(wb_route_id(ids, r->dtype, k), fixture_id(m, f->seed, position, l, k));
-    }
-}
-
-static int layer_state(wb_replay *r, int32_t mb, int32_t layer, uint32_t t) {
-    const void *ids = NULL;
-    const uint8_t *state = NULL;
-    OK(wb_replay_layer(r, mb, layer, t, 1, &ids, &state));
-    return state[0];
-}
-
-static int row_state(wb_replay *r, int32_t mb, uint32_t t) {
-    wb_replay_micro_batch rows;
-    OK(wb_replay_rows(r, mb, &rows));
-    assert_true(t < rows.T);
-    return rows.state[t];
-}
 
 /* ---- records --------------------------------------------------------------------------------- */
 
@@ -61,7 +19,7 @@ static void test_rule_30_another_fingerprint_is_refused(void **unused) {
     assert_int_equal(wb_replay_add(r, &other, &f.record), WB_MISMATCH);
     HAS_MESSAGE("record r-1");
     HAS_MESSAGE("fingerprint");
-    OK(wb_replay_begin(r, 1));
+    OK(wb_replay_begin(r, WB_REPLAY_ROLLOUT, 1));
     wb_segment s = fixture_segment(&f, 0, 4);
     assert_int_equal(wb_replay_plan(r, 0, 1, &s), WB_NOT_FOUND);
     HAS_MESSAGE("r-1");
@@ -94,13 +52,23 @@ static void test_options_are_checked(void **unused) {
     (void)unused;
     wb_route_model m = fixture_model(16, 2, 4);
     wb_replay *r = NULL, *const none = NULL;
-    wb_replay_options bad[] = {{(wb_missing_policy)7, 1, 0, 0}, {WB_MISSING_STRICT, 0, 0, 0},
-                               {WB_MISSING_STRICT, 1, -1, 0},   {WB_MISSING_STRICT, 1, 4, 0},
-                               {WB_MISSING_STRICT, 1, 2, 3},    {WB_MISSING_STRICT, 1, 0, -1}};
+    const size_t size = sizeof(wb_replay_options);
+    wb_replay_options bad[] = {
+        {size, (wb_missing_policy)7, 1, 0, 0}, {size, WB_MISSING_STRICT, 0, 0, 0},
+        {size, WB_MISSING_STRICT, 1, -1, 0},   {size, WB_MISSING_STRICT, 1, 4, 0},
+        {size, WB_MISSING_STRICT, 1, 2, 3},    {size, WB_MISSING_STRICT, 1, 0, -1},
+        {0, WB_MISSING_STRICT, 1, 0, 0}, /* not from the initialiser */
+    };
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
         assert_int_equal(wb_replay_open(&m, &bad[i], &r), WB_INVALID_ARGUMENT);
         assert_ptr_equal(r, none);
     }
+    /* A caller of an earlier version, whose struct ended before the stage's layers. */
+    wb_replay_options early = wb_replay_options_default();
+    early.size = offsetof(wb_replay_options, first_layer);
+    early.first_layer = -1;
+    OK(wb_replay_open(&m, &early, &r));
+    wb_replay_close(r);
     wb_replay_close(NULL);
 }
 
@@ -117,7 +85,7 @@ static void test_rule_4_last_token_chooses_natively_and_is_not_missing(void **un
         wb_segment s = fixture_segment(&f, 0, 5);
         plan_one(r, 1, &s);
         for (uint32_t t = 0; t < 4; t++) expect_forced(r, 0, t, &f, t);
-        assert_int_equal(row_state(r, 0, 4), WB_ROW_NATIVE);
+        assert_int_equal(row_direction(r, 0, 4), WB_ROW_NATIVE);
         assert_false(wb_replay_dropped(r, 0, 0));
         wb_replay_metrics metrics;
         wb_replay_get_metrics(r, &metrics, NULL);
@@ -134,7 +102,7 @@ static void test_bug_39_rows_beyond_the_tokens_are_refused(void **unused) {
     fixture_complete(&f, &m, 1, 5);
     wb_replay *r = open_replay(&m, WB_MISSING_NATIVE);
     OK(wb_replay_add(r, &m, &f.record));
-    OK(wb_replay_begin(r, 1));
+    OK(wb_replay_begin(r, WB_REPLAY_ROLLOUT, 1));
     wb_segment bad[] = {fixture_segment(&f, 0, 6), fixture_segment(&f, 6, 0), fixture_segment(&f, 4, 2),
                         fixture_segment(&f, 1, UINT32_MAX)};
     for (int i = 0; i < 4; i++) {
@@ -149,7 +117,7 @@ static void test_bug_39_rows_beyond_the_tokens_are_refused(void **unused) {
     assert_int_equal(wb_replay_plan(r, 1, 1, &bad[0]), WB_INVALID_ARGUMENT);
     assert_int_equal(wb_replay_plan(r, -1, 1, &bad[0]), WB_INVALID_ARGUMENT);
     assert_int_equal(wb_replay_plan(r, 0, -1, NULL), WB_INVALID_ARGUMENT);
-    assert_int_equal(wb_replay_begin(r, -1), WB_INVALID_ARGUMENT);
+    assert_int_equal(wb_replay_begin(r, WB_REPLAY_ROLLOUT, -1), WB_INVALID_ARGUMENT);
     wb_segment good = fixture_segment(&f, 0, 5);
     OK(wb_replay_plan(r, 0, 1, &good));
     assert_int_equal(wb_replay_plan(r, 0, 1, &good), WB_INVALID_ARGUMENT);
@@ -169,11 +137,10 @@ static void test_rule_3_expert_255_of_256_is_an_expert(void **unused) {
     OK(wb_replay_add(r, &m, &f.record));
     wb_segment s = fixture_segment(&f, 0, 2);
     plan_one(r, 1, &s);
-    const void *row = NULL;
-    const uint8_t *state = NULL;
-    OK(wb_replay_layer(r, 0, 0, 0, 1, &row, &state));
-    assert_int_equal(state[0], WB_ROW_FORCED);
-    assert_memory_equal(row, ids, 4);
+    wb_replay_slice slice;
+    OK(wb_replay_rows(r, 0, 0, 0, 1, &slice));
+    assert_int_equal(slice.direction[0], WB_ROW_FORCED);
+    assert_memory_equal(slice.ids, ids, 4);
     wb_replay_close(r);
     fixture_close(&f);
 }
@@ -187,9 +154,9 @@ static void test_rule_2_u16_rows_at_odd_addresses(void **unused) {
     OK(wb_replay_add(r, &m, &f.record));
     wb_segment s = fixture_segment(&f, 2, 6);
     plan_one(r, 1, &s);
-    wb_replay_micro_batch rows;
-    OK(wb_replay_rows(r, 0, &rows));
-    assert_int_equal((uintptr_t)rows.ids % 2, 0);
+    wb_replay_slice slice;
+    OK(wb_replay_rows(r, 0, WB_ALL_LAYERS, 0, 6, &slice));
+    assert_int_equal((uintptr_t)slice.ids % 2, 0);
     for (uint32_t t = 0; t < 6; t++) expect_forced(r, 0, t, &f, 2 + t);
     wb_replay_close(r);
     fixture_close(&f);
@@ -212,7 +179,7 @@ static void test_rule_6_runs_of_several_weight_versions_keep_their_rows(void **u
     wb_segment s = fixture_segment(&f, 3, 17);
     plan_one(r, 1, &s);
     for (uint32_t t = 0; t < 16; t++) expect_forced(r, 0, t, &f, 3 + t);
-    assert_int_equal(row_state(r, 0, 16), WB_ROW_NATIVE);
+    assert_int_equal(row_direction(r, 0, 16), WB_ROW_NATIVE);
     wb_replay_close(r);
     fixture_close(&f);
 }
@@ -246,7 +213,7 @@ static void test_bug_47_zigzag_and_sequence_slices_make_the_whole(void **unused)
     fixture_complete(&f, &m, 3, N);
     wb_replay *r = open_replay(&m, WB_MISSING_STRICT);
     OK(wb_replay_add(r, &m, &f.record));
-    OK(wb_replay_begin(r, CP));
+    OK(wb_replay_begin(r, WB_REPLAY_ROLLOUT, CP));
     bool seen[N - 1] = {false};
     for (uint32_t rank = 0; rank < CP; rank++) {
         uint32_t starts[2] = {rank * CHUNK, (2 * CP - 1 - rank) * CHUNK};
@@ -254,25 +221,25 @@ static void test_bug_47_zigzag_and_sequence_slices_make_the_whole(void **unused)
         OK(wb_replay_plan(r, (int32_t)rank, 2, s));
         for (uint32_t sp = 0; sp < SP; sp++) {
             const uint32_t rows = 2 * CHUNK / SP;
-            const void *ids = NULL;
-            const uint8_t *state = NULL;
-            OK(wb_replay_layer(r, (int32_t)rank, 1, sp * rows, rows, &ids, &state));
+            wb_replay_slice slice;
+            OK(wb_replay_rows(r, (int32_t)rank, 1, sp * rows, rows, &slice));
+            assert_int_equal(slice.rows, rows);
             for (uint32_t i = 0; i < rows; i++) {
                 uint32_t t = sp * rows + i, position = starts[t / CHUNK] + t % CHUNK;
                 assert_false(seen[position]);
                 seen[position] = true;
-                const uint8_t *row = (const uint8_t *)ids + i * wb_route_row_bytes(&m);
+                const uint8_t *row = (const uint8_t *)slice.ids + i * (size_t)slice.stride;
                 for (uint32_t k = 0; k < m.top_k; k++)
                     assert_int_equal(row[k], fixture_id(&m, f.seed, position, 1, k));
             }
         }
     }
     for (int p = 0; p < N - 1; p++) assert_true(seen[p]);
-    const void *ids = NULL;
-    const uint8_t *state = NULL;
-    assert_int_equal(wb_replay_layer(r, 0, 1, 5, 4, &ids, &state), WB_INVALID_ARGUMENT);
-    assert_int_equal(wb_replay_layer(r, 0, 1, 9, 0, &ids, &state), WB_INVALID_ARGUMENT);
-    assert_null(ids);
+    wb_replay_slice slice = {0};
+    assert_int_equal(wb_replay_rows(r, 0, 1, 5, 4, &slice), WB_INVALID_ARGUMENT);
+    assert_int_equal(wb_replay_rows(r, 0, 1, 9, 0, &slice), WB_INVALID_ARGUMENT);
+    assert_int_equal(wb_replay_rows(r, 0, WB_ALL_LAYERS, 0, 9, &slice), WB_INVALID_ARGUMENT);
+    assert_null(slice.ids);
     wb_replay_close(r);
     fixture_close(&f);
 }
@@ -290,20 +257,19 @@ static void test_bug_45_a_stage_uses_its_own_layers_of_the_whole(void **unused) 
     OK(wb_replay_add(r, &m, &f.record));
     wb_segment s = fixture_segment(&f, 0, 6);
     plan_one(r, 1, &s);
-    const void *ids = NULL;
-    const uint8_t *state = NULL;
-    assert_int_equal(wb_replay_layer(r, 0, 1, 0, 6, &ids, &state), WB_INVALID_ARGUMENT);
-    assert_int_equal(wb_replay_layer(r, 0, 4, 0, 6, &ids, &state), WB_INVALID_ARGUMENT);
+    wb_replay_slice slice;
+    assert_int_equal(wb_replay_rows(r, 0, 1, 0, 6, &slice), WB_INVALID_ARGUMENT);
+    assert_int_equal(wb_replay_rows(r, 0, 4, 0, 6, &slice), WB_INVALID_ARGUMENT);
     assert_int_equal(wb_replay_end(r), WB_MISMATCH);
     HAS_MESSAGE("MoE layer 2 (model layer 4)");
     uint8_t choice[3] = {9, 8, 7};
     for (int32_t l = 2; l < 4; l++) {
-        assert_int_equal(row_state(r, 0, 5), WB_ROW_NATIVE);
-        OK(wb_replay_layer(r, 0, l, 0, 6, &ids, &state));
-        assert_int_equal(((const uint8_t *)ids)[0], fixture_id(&m, f.seed, 0, (uint32_t)l, 0));
+        assert_int_equal(row_direction(r, 0, 5), WB_ROW_NATIVE);
+        OK(wb_replay_rows(r, 0, l, 0, 6, &slice));
+        assert_int_equal(((const uint8_t *)slice.ids)[0], fixture_id(&m, f.seed, 0, (uint32_t)l, 0));
         OK(wb_replay_store(r, 0, l, 5, 1, choice, 3, NULL, 0));
     }
-    assert_int_equal(row_state(r, 0, 5), WB_ROW_FORCED); /* the stage's layers are all there are for it */
+    assert_int_equal(row_direction(r, 0, 5), WB_ROW_FORCED); /* the stage's layers are all there are for it */
     OK(wb_replay_end(r));
     wb_replay_close(r);
     fixture_close(&f);
@@ -320,7 +286,7 @@ static void test_rule_13_strict_names_request_position_and_layer(void **unused) 
     fixture_invalidate(&f, 7);
     wb_replay *r = open_replay(&m, WB_MISSING_STRICT);
     OK(wb_replay_add(r, &m, &f.record));
-    OK(wb_replay_begin(r, 1));
+    OK(wb_replay_begin(r, WB_REPLAY_ROLLOUT, 1));
     wb_segment s[] = {fixture_segment(&f, 0, 4), fixture_segment(&f, 2, 8)};
     assert_int_equal(wb_replay_plan(r, 0, 2, s), WB_MISSING_ROUTES);
     HAS_MESSAGE("request r-8: no route at position 4, MoE layer 0 (model layer 2");
@@ -341,7 +307,7 @@ static void test_bug_40_a_record_without_routes_is_missing_not_zero(void **unuse
     fixture_open(&f, 8, 5);
     wb_replay *r = open_replay(&m, WB_MISSING_STRICT);
     OK(wb_replay_add(r, &m, &f.record));
-    OK(wb_replay_begin(r, 1));
+    OK(wb_replay_begin(r, WB_REPLAY_ROLLOUT, 1));
     wb_segment s = fixture_segment(&f, 1, 4);
     assert_int_equal(wb_replay_plan(r, 0, 1, &s), WB_MISSING_ROUTES);
     HAS_MESSAGE("position 1");
@@ -366,9 +332,9 @@ static void test_rule_16_native_row_reused_by_recompute(void **unused) {
     assert_true(metrics.fallback_rows == 2 && metrics.forced_rows == 6 && metrics.rows == 9);
     assert_true(fabs(metrics.fallback_share - 2.0 / 9) <= 1e-15);
     assert_false(wb_replay_dropped(r, 0, 0));
-    assert_int_equal(row_state(r, 0, 0), WB_ROW_NATIVE); /* position 1 */
-    assert_int_equal(row_state(r, 0, 3), WB_ROW_NATIVE); /* position 4 */
-    assert_int_equal(row_state(r, 0, 2), WB_ROW_FORCED);
+    assert_int_equal(row_direction(r, 0, 0), WB_ROW_NATIVE); /* position 1 */
+    assert_int_equal(row_direction(r, 0, 3), WB_ROW_NATIVE); /* position 4 */
+    assert_int_equal(row_direction(r, 0, 2), WB_ROW_FORCED);
 
     /* Layers arrive in any order and in slices: layer 2 of row 3 is stored while its layers 0 and 1 are
      * open. */
@@ -376,25 +342,24 @@ static void test_rule_16_native_row_reused_by_recompute(void **unused) {
     const int32_t order[3] = {2, 0, 1};
     for (int i = 0; i < 3; i++) {
         int32_t l = order[i];
-        assert_int_equal(layer_state(r, 0, l, 3), WB_ROW_NATIVE);
-        assert_int_equal(row_state(r, 0, 3), WB_ROW_NATIVE);
+        assert_int_equal(layer_direction(r, 0, l, 3), WB_ROW_NATIVE);
+        assert_int_equal(row_direction(r, 0, 3), WB_ROW_NATIVE);
         OK(wb_replay_store(r, 0, l, 3, 1, choice[l], 2, NULL, 0));
-        assert_int_equal(layer_state(r, 0, l, 3), WB_ROW_FORCED);
-        assert_int_equal(layer_state(r, 0, l, 0), WB_ROW_NATIVE);
+        assert_int_equal(layer_direction(r, 0, l, 3), WB_ROW_FORCED);
+        assert_int_equal(layer_direction(r, 0, l, 0), WB_ROW_NATIVE);
     }
-    assert_int_equal(row_state(r, 0, 3), WB_ROW_FORCED);
+    assert_int_equal(row_direction(r, 0, 3), WB_ROW_FORCED);
     for (int32_t l = 0; l < 3; l++) {
-        const void *ids = NULL;
-        const uint8_t *state = NULL;
-        OK(wb_replay_layer(r, 0, l, 3, 1, &ids, &state));
-        assert_memory_equal(ids, choice[l], 2);
+        wb_replay_slice slice;
+        OK(wb_replay_rows(r, 0, l, 3, 1, &slice));
+        assert_memory_equal(slice.ids, choice[l], 2);
         uint8_t other[2] = {9, 10}; /* a recompute that went elsewhere is found */
         assert_int_equal(wb_replay_store(r, 0, l, 3, 1, other, 2, NULL, 0), WB_MISMATCH);
         HAS_MESSAGE("row 3 was not routed as planned");
     }
-    OK(wb_replay_begin(r, 1)); /* the next step knows nothing of it */
+    OK(wb_replay_begin(r, WB_REPLAY_ROLLOUT, 1)); /* the next step knows nothing of it */
     OK(wb_replay_plan(r, 0, 1, &s));
-    assert_int_equal(row_state(r, 0, 3), WB_ROW_NATIVE);
+    assert_int_equal(row_direction(r, 0, 3), WB_ROW_NATIVE);
     wb_replay_close(r);
     fixture_close(&f);
 }
@@ -421,150 +386,10 @@ static void test_rule_16_drop_reports_the_segment(void **unused) {
     assert_false(wb_replay_dropped(r, 0, 4));
     assert_false(wb_replay_dropped(r, 0, -1));
     assert_false(wb_replay_dropped(r, 1, 1));
-    assert_int_equal(row_state(r, 0, 6 + 3), WB_ROW_NATIVE);
+    assert_int_equal(row_direction(r, 0, 6 + 3), WB_ROW_NATIVE);
     wb_replay_close(r);
     fixture_close(&a);
     fixture_close(&b);
-}
-
-/* ---- store ----------------------------------------------------------------------------------- */
-
-static void test_rule_19_record_segments_follow_the_first_pass(void **unused) {
-    (void)unused;
-    wb_route_model m = fixture_model(300, 3, 2); /* u16 */
-    wb_replay *r = open_replay(&m, WB_MISSING_STRICT);
-    wb_segment s = {WB_SEGMENT_RECORD, NULL, 0, 3};
-    plan_one(r, 1, &s);
-    uint16_t chosen[3][5] = {{299, 1, 2, 0, 0}, {5, 4, 3, 0, 0}, {256, 0, 17, 0, 0}}; /* stride 5 */
-    for (int32_t l = 0; l < 2; l++) {
-        OK(wb_replay_store(r, 0, l, 0, 2, chosen, 5, chosen, 5)); /* in two slices */
-        assert_int_equal(layer_state(r, 0, l, 2), WB_ROW_NATIVE);
-        OK(wb_replay_store(r, 0, l, 2, 1, chosen[2], 5, NULL, 0));
-    }
-    wb_replay_metrics metrics;
-    wb_replay_layer_metrics layers[2];
-    wb_replay_get_metrics(r, &metrics, layers);
-    assert_true(layers[0].tokens == 0); /* the first pass is not measured against itself */
-    uint16_t native[3][3] = {{299, 1, 2}, {5, 4, 9}, {17, 256, 0}};
-    OK(wb_replay_store(r, 0, 0, 0, 3, chosen, 5, native, 3));
-    wb_replay_get_metrics(r, &metrics, layers);
-    assert_true(layers[0].tokens == 3 && layers[1].tokens == 0);
-    assert_true(fabs(layers[0].overlap - (1 + 2.0 / 3 + 1) / 3) <= 1e-15);
-    assert_true(fabs(layers[0].differ - 1.0 / 3) <= 1e-15); /* slot order is no difference */
-    wb_replay_micro_batch rows;
-    OK(wb_replay_rows(r, 0, &rows));
-    for (uint32_t t = 0; t < 3; t++) {
-        assert_int_equal(rows.state[t], WB_ROW_FORCED);
-        for (uint32_t l = 0; l < 2; l++)
-            assert_memory_equal((const uint16_t *)rows.ids + (t * 2 + l) * 3, chosen[t], 6);
-    }
-    wb_replay_close(r);
-}
-
-static void test_store_checks_before_it_changes_anything(void **unused) {
-    (void)unused;
-    wb_route_model m = fixture_model(16, 2, 1);
-    wb_replay *r = open_replay(&m, WB_MISSING_STRICT);
-    wb_segment s = {WB_SEGMENT_RECORD, NULL, 0, 3};
-    plan_one(r, 1, &s);
-    uint8_t twice[] = {1, 2, 3, 4, 5, 5}, outside[] = {1, 2, 3, 4, 5, 16}, good[] = {1, 2, 3, 4, 5, 6};
-    assert_int_equal(wb_replay_store(r, 0, 0, 0, 3, twice, 2, NULL, 0), WB_INVALID_ARGUMENT);
-    HAS_MESSAGE("row 2: used expert 5 is chosen twice");
-    assert_int_equal(wb_replay_store(r, 0, 0, 0, 3, outside, 2, NULL, 0), WB_INVALID_ARGUMENT);
-    HAS_MESSAGE("out of range");
-    assert_int_equal(wb_replay_store(r, 0, 0, 0, 3, NULL, 0, NULL, 0), WB_INVALID_ARGUMENT);
-    HAS_MESSAGE("row 0 chose natively");
-    assert_int_equal(wb_replay_store(r, 0, 0, 0, 3, good, 1, NULL, 0), WB_INVALID_ARGUMENT);
-    HAS_MESSAGE("stride");
-    assert_int_equal(wb_replay_store(r, 0, 1, 0, 3, good, 2, NULL, 0), WB_INVALID_ARGUMENT);
-    for (uint32_t t = 0; t < 3; t++) assert_int_equal(row_state(r, 0, t), WB_ROW_NATIVE);
-    assert_int_equal(wb_replay_end(r), WB_MISMATCH); /* none of these was a use */
-    OK(wb_replay_store(r, 0, 0, 0, 3, good, 2, NULL, 0));
-    OK(wb_replay_end(r));
-    assert_int_equal(wb_replay_store(r, 0, 0, 0, 3, good, 2, outside, 2), WB_INVALID_ARGUMENT);
-    HAS_MESSAGE("native expert 16");
-    wb_replay_layer_metrics layer;
-    wb_replay_metrics metrics;
-    wb_replay_get_metrics(r, &metrics, &layer);
-    assert_true(layer.tokens == 0);
-    wb_replay_close(r);
-}
-
-/* ---- use ------------------------------------------------------------------------------------- */
-
-static void test_rule_15_any_order_any_number_of_times(void **unused) {
-    (void)unused;
-    enum { MBS = 4, L = 3 };
-    wb_route_model m = fixture_model(64, 4, L);
-    fixture_record f[MBS];
-    wb_replay *r = open_replay(&m, WB_MISSING_STRICT);
-    OK(wb_replay_begin(r, MBS));
-    for (int i = 0; i < MBS; i++) {
-        fixture_complete(&f[i], &m, 10 + (uint64_t)i, 5);
-        OK(wb_replay_add(r, &m, &f[i].record));
-        wb_segment s = fixture_segment(&f[i], 0, 4);
-        OK(wb_replay_plan(r, i, 1, &s));
-    }
-    uint64_t state = seed;
-    for (int n = 0; n < 500; n++) {
-        int32_t mb = (int32_t)fixture_below(&state, MBS);
-        int32_t l = (int32_t)fixture_below(&state, L);
-        uint32_t t = fixture_below(&state, 4);
-        const void *ids = NULL;
-        const uint8_t *s = NULL;
-        OK(wb_replay_layer(r, mb, l, t, 1, &ids, &s));
-        for (uint32_t k = 0; k < 4; k++)
-            assert_int_equal(((const uint8_t *)ids)[k], fixture_id(&m, f[mb].seed, t, (uint32_t)l, k));
-    }
-    OK(wb_replay_end(r));
-    wb_replay_close(r);
-    for (int i = 0; i < MBS; i++) fixture_close(&f[i]);
-}
-
-static void test_rule_15_an_unused_pair_is_named(void **unused) {
-    (void)unused;
-    wb_route_model m = fixture_model(16, 2, 2);
-    wb_replay *r = open_replay(&m, WB_MISSING_STRICT);
-    OK(wb_replay_begin(r, 3));
-    wb_segment s = {WB_SEGMENT_PADDING, NULL, 0, 2};
-    OK(wb_replay_plan(r, 0, 1, &s));
-    OK(wb_replay_plan(r, 1, 1, &s));
-    for (int pair = 0; pair < 3; pair++) layer_state(r, pair / 2, pair % 2, 0);
-    assert_int_equal(wb_replay_end(r), WB_MISMATCH);
-    HAS_MESSAGE("micro-batch 1, MoE layer 1 (model layer 3)");
-    layer_state(r, 1, 1, 0);
-    assert_int_equal(wb_replay_end(r), WB_MISMATCH);
-    HAS_MESSAGE("micro-batch 2 was not planned");
-    const void *ids = NULL;
-    const uint8_t *state = NULL;
-    assert_int_equal(wb_replay_layer(r, 2, 0, 0, 0, &ids, &state), WB_INVALID_ARGUMENT);
-    OK(wb_replay_plan(r, 2, 0, NULL)); /* no rows: nothing to use */
-    OK(wb_replay_end(r));
-    wb_replay_close(r);
-}
-
-static void test_bug_43_handles_share_nothing(void **unused) {
-    (void)unused;
-    wb_route_model m = fixture_model(16, 2, 2);
-    fixture_record f;
-    fixture_complete(&f, &m, 1, 4);
-    wb_replay *policy = open_replay(&m, WB_MISSING_STRICT), *reference = open_replay(&m, WB_MISSING_STRICT);
-    OK(wb_replay_add(policy, &m, &f.record));
-    wb_segment s = fixture_segment(&f, 0, 4);
-    plan_one(policy, 1, &s);
-    OK(wb_replay_begin(reference, 1));
-    assert_int_equal(wb_replay_plan(reference, 0, 1, &s), WB_NOT_FOUND);
-    wb_replay_clear(reference);
-    wb_replay_close(reference);
-    expect_forced(policy, 0, 2, &f, 2);
-    wb_replay_clear(policy);
-    assert_false(wb_replay_planned(policy, 0));
-    OK(wb_replay_begin(policy, 1));
-    assert_int_equal(wb_replay_plan(policy, 0, 1, &s), WB_NOT_FOUND);
-    OK(wb_replay_add(policy, &m, &f.record));
-    OK(wb_replay_plan(policy, 0, 1, &s));
-    wb_replay_close(policy);
-    fixture_close(&f);
 }
 
 /* ---- padding --------------------------------------------------------------------------------- */
@@ -576,7 +401,7 @@ static void check_padding(uint32_t E, uint32_t K, uint32_t R, uint32_t rows, uin
     o.n_ranks = (int32_t)R;
     wb_replay *r = NULL;
     OK(wb_replay_open(&m, &o, &r));
-    OK(wb_replay_begin(r, 2));
+    OK(wb_replay_begin(r, WB_REPLAY_ROLLOUT, 2));
     wb_segment s[4];
     for (uint32_t i = 0; i < parts; i++)
         s[i] = (wb_segment){WB_SEGMENT_PADDING, NULL, 0, rows / parts + (i < rows % parts)};
@@ -600,13 +425,13 @@ static void check_padding(uint32_t E, uint32_t K, uint32_t R, uint32_t rows, uin
         }
         if (E % R == 0) assert_true(most - least <= 1); /* over ranks */
         for (uint32_t t = 0; t < rows; t++) {           /* distinct, and on as many ranks as there can be */
-            const void *ids = NULL;
-            const uint8_t *state = NULL;
-            OK(wb_replay_layer(r, 1, l, t, 1, &ids, &state));
-            assert_int_equal(state[0], WB_ROW_PADDING);
+            wb_replay_slice slice;
+            OK(wb_replay_rows(r, 1, l, t, 1, &slice));
+            assert_int_equal(slice.direction[0], WB_ROW_PADDING);
             for (uint32_t k = 0; k < K; k++)
                 for (uint32_t j = 0; j < k; j++)
-                    assert_int_not_equal(wb_route_id(ids, r->dtype, k), wb_route_id(ids, r->dtype, j));
+                    assert_int_not_equal(wb_route_id(slice.ids, r->dtype, k),
+                                         wb_route_id(slice.ids, r->dtype, j));
         }
     }
     wb_replay_metrics metrics;
@@ -644,155 +469,42 @@ static void test_rule_17_padding_starts_elsewhere_in_each_layer(void **unused) {
     wb_replay_close(r);
 }
 
-/* ---- counts and metrics ---------------------------------------------------------------------- */
-
-static void test_counts_are_known_before_the_step(void **unused) {
-    (void)unused;
-    wb_route_model m = fixture_model(16, 2, 2);
-    fixture_record f;
-    fixture_complete(&f, &m, 1, 5);
-    wb_replay *r = open_replay(&m, WB_MISSING_STRICT);
-    OK(wb_replay_add(r, &m, &f.record));
-    wb_segment s = fixture_segment(&f, 0, 5); /* the last chooses natively: not in the counts */
-    plan_one(r, 1, &s);
-    int64_t counts[16], expected[16] = {0};
-    for (uint32_t t = 1; t < 4; t++)
-        for (uint32_t k = 0; k < 2; k++) expected[fixture_id(&m, 1, t, 1, k)]++;
-    OK(wb_replay_counts(r, 0, 1, 1, 4, counts));
-    assert_memory_equal(counts, expected, sizeof counts);
-    assert_int_equal(wb_replay_counts(r, 0, 1, 1, 5, counts), WB_INVALID_ARGUMENT);
-    assert_memory_equal(counts, expected, sizeof counts);
-    assert_int_equal(wb_replay_end(r), WB_MISMATCH); /* counting is not using */
-    wb_replay_close(r);
-    fixture_close(&f);
-}
-
-static void test_rule_18_fidelity_by_hand_and_counted_once(void **unused) {
-    (void)unused;
-    wb_route_model m = fixture_model(16, 4, 2);
-    fixture_record f;
-    fixture_complete(&f, &m, 1, 4);
-    uint8_t *ids = f.blocks[0] + 1; /* three rows of two layers of four */
-    for (int i = 0; i < 6; i++) memcpy(ids + 4 * i, (uint8_t[]){3, 1, 7, 5}, 4);
-    wb_replay *r = open_replay(&m, WB_MISSING_STRICT);
-    OK(wb_replay_add(r, &m, &f.record));
-    wb_segment s[] = {fixture_segment(&f, 0, 4), {WB_SEGMENT_PADDING, NULL, 0, 1}};
-    plan_one(r, 2, s);
-    /* rows: same set in another order | one differs | all differ | last token | padding */
-    uint8_t native0[5][4] = {{1, 3, 5, 7}, {3, 1, 7, 6}, {0, 2, 4, 6}, {0, 1, 2, 3}, {0, 1, 2, 3}};
-    uint8_t native1[5][4] = {{3, 1, 7, 5}, {3, 1, 7, 5}, {3, 1, 0, 2}, {0, 1, 2, 3}, {0, 1, 2, 3}};
-    uint8_t used[4] = {0, 1, 2, 3};
-    assert_true(wb_replay_wants_native(r, 0, 0, 0, 5));
-    assert_false(wb_replay_wants_native(r, 0, 0, 3, 2)); /* nothing to measure in these rows */
-    OK(wb_replay_measure(r, 0, 0, 0, 5, native0, 4));
-    assert_false(wb_replay_wants_native(r, 0, 0, 0, 5));
-    assert_true(wb_replay_wants_native(r, 0, 1, 0, 5));
-    OK(wb_replay_store(r, 0, 1, 3, 1, used, 4, used, 4));
-    OK(wb_replay_measure(r, 0, 1, 0, 2, native1, 4)); /* in slices */
-    OK(wb_replay_measure(r, 0, 1, 2, 3, native1[2], 4));
-    for (int again = 0; again < 2; again++) { /* recompute, next update: nothing more is counted */
-        OK(wb_replay_measure(r, 0, 0, 0, 5, native1, 4));
-        OK(wb_replay_measure(r, 0, 1, 0, 5, native0, 4));
-    }
-    assert_false(wb_replay_wants_native(r, 0, 2, 0, 5));
-    assert_false(wb_replay_wants_native(r, 1, 0, 0, 5));
-    assert_false(wb_replay_wants_native(r, 0, 0, 4, 2));
-    wb_replay_metrics metrics;
-    wb_replay_layer_metrics layers[2];
-    wb_replay_get_metrics(r, &metrics, layers);
-    assert_true(layers[0].tokens == 3 && layers[1].tokens == 3);
-    assert_true(fabs(layers[0].overlap - (1 + 0.75 + 0) / 3) <= 1e-15);
-    assert_true(fabs(layers[1].overlap - (1 + 1 + 0.5) / 3) <= 1e-15);
-    assert_true(fabs(layers[0].differ - 2.0 / 3) <= 1e-15);
-    assert_true(fabs(layers[1].differ - 1.0 / 3) <= 1e-15);
-    assert_true(fabs(metrics.token_differ - 2.0 / 3) <= 1e-15);
-    assert_true(fabs(metrics.decision_differ - 3.0 / 6) <= 1e-15);
-    assert_true(metrics.rows == 5 && metrics.forced_rows == 3 && metrics.padding_rows == 1);
-
-    size_t n = 0; /* two equal ranks: means stay, sums double */
-    double *sums = wb_replay_metric_sums(r, &n);
-    for (size_t i = 0; i < n; i++) sums[i] *= 2;
-    wb_replay_metrics both;
-    wb_replay_get_metrics(r, &both, layers);
-    assert_true(both.rows == 10 && layers[0].tokens == 6);
-    assert_true(both.token_differ == metrics.token_differ && both.decision_differ == metrics.decision_differ);
-
-    OK(wb_replay_begin(r, 1));
-    wb_replay_get_metrics(r, &metrics, layers);
-    assert_true(metrics.rows == 0 && metrics.token_differ == 0 && layers[0].overlap == 0);
-    OK(wb_replay_plan(r, 0, 2, s)); /* a step of the same shape: nothing is used or measured yet */
-    assert_int_equal(wb_replay_end(r), WB_MISMATCH);
-    HAS_MESSAGE("micro-batch 0, MoE layer 0");
-    assert_true(wb_replay_wants_native(r, 0, 0, 0, 5));
-    wb_replay_close(r);
-    fixture_close(&f);
-}
-
-static void test_rule_18_kl_by_hand(void **unused) {
-    (void)unused;
-    wb_route_model m = fixture_model(16, 2, 1);
-    wb_replay *r = open_replay(&m, WB_MISSING_STRICT);
-    float rollout[5] = {-1.0f, -2.0f, -0.5f, -3.0f, -9.0f};
-    float trainer[5] = {-1.25f, -1.0f, -0.5f, -4.0f, 100.0f};
-    uint8_t mask[5] = {1, 1, 1, 1, 0};
-    OK(wb_replay_observe_logprobs(r, 2, rollout, trainer, NULL));
-    OK(wb_replay_observe_logprobs(r, 3, rollout + 2, trainer + 2, mask + 2));
-    OK(wb_replay_observe_logprobs(r, 0, NULL, NULL, NULL));
-    double log_r[4] = {0.25, -1.0, 0.0, 1.0}, k1 = 0, k3 = 0;
-    for (int i = 0; i < 4; i++) {
-        k1 += log_r[i] / 4;
-        k3 += (exp(-log_r[i]) - 1 + log_r[i]) / 4;
-    }
-    wb_replay_metrics metrics;
-    wb_replay_get_metrics(r, &metrics, NULL);
-    assert_true(metrics.logprobs == 4);
-    assert_true(fabs(metrics.kl_k1 - k1) <= 1e-12);
-    assert_true(fabs(metrics.kl_k3 - k3) <= 1e-12);
-    assert_true(metrics.ratio_outside == 0.5); /* e^1 and e^-1 */
-    float nan_logprob = NAN;
-    OK(wb_replay_observe_logprobs(r, 1, &nan_logprob, trainer, NULL));
-    wb_replay_get_metrics(r, &metrics, NULL);
-    assert_true(isnan(metrics.kl_k1) && fabs(metrics.ratio_outside - 0.6) <= 1e-15);
-    assert_int_equal(wb_replay_observe_logprobs(r, 1, NULL, trainer, NULL), WB_INVALID_ARGUMENT);
-    wb_replay_close(r);
-}
-
 /* ---- against a naive model ------------------------------------------------------------------- */
 
 enum { WORLD_RECORDS = 4, WORLD_ROWS = 256 };
 
 /* What each row of a micro-batch should be, one by one. */
 typedef struct naive_row {
-    int state;
+    int direction;
     const fixture_record *record;
     uint32_t position;
 } naive_row;
 
 static void random_record(fixture_record *f, const wb_route_model *m, uint64_t *state, uint64_t id) {
-    uint32_t n = 1 + fixture_below(state, 40), at = 0;
+    uint32_t n = 1 + wb_random_below(state, 40), at = 0;
     fixture_open(f, id, n);
     for (int i = 0; i < 4; i++) {
-        at += fixture_below(state, 3) == 0 ? fixture_below(state, 4) : 0;
+        at += wb_random_below(state, 3) == 0 ? wb_random_below(state, 4) : 0;
         if (at >= n - 1) break;
-        uint32_t rows = fixture_below(state, n - at);
+        uint32_t rows = wb_random_below(state, n - at);
         fixture_add_run(f, m, at, rows);
         at += rows;
     }
-    for (uint32_t i = fixture_below(state, 4); i > 0; i--) fixture_invalidate(f, fixture_below(state, n));
+    for (uint32_t i = wb_random_below(state, 4); i > 0; i--) fixture_invalidate(f, wb_random_below(state, n));
 }
 
 static uint32_t random_segments(uint64_t *state, const fixture_record *f, const wb_route_model *m,
                                 wb_segment *segments, int *n, naive_row *rows, double *fallback) {
     uint32_t T = 0;
-    *n = (int)fixture_below(state, 6);
+    *n = (int)wb_random_below(state, 6);
     for (int i = 0; i < *n; i++) {
         wb_segment *s = &segments[i];
-        const fixture_record *one = &f[fixture_below(state, WORLD_RECORDS)];
-        *s = (wb_segment){(wb_segment_kind)fixture_below(state, 3), NULL, 0, fixture_below(state, 9)};
+        const fixture_record *one = &f[wb_random_below(state, WORLD_RECORDS)];
+        *s = (wb_segment){(wb_segment_kind)wb_random_below(state, 3), NULL, 0, wb_random_below(state, 9)};
         if (s->kind == WB_SEGMENT_REPLAY) {
             s->rid = one->rid;
-            s->start = fixture_below(state, one->record.n_tokens + 1);
-            s->rows = fixture_below(state, one->record.n_tokens - s->start + 1);
+            s->start = wb_random_below(state, one->record.n_tokens + 1);
+            s->rows = wb_random_below(state, one->record.n_tokens - s->start + 1);
         }
         for (uint32_t p = s->start; p < s->start + s->rows; p++) {
             bool forced = s->kind == WB_SEGMENT_REPLAY && wb_record_row(m, &one->record, p);
@@ -809,12 +521,11 @@ static uint32_t random_segments(uint64_t *state, const fixture_record *f, const 
 
 static void test_random_plans_against_a_naive_model(void **unused) {
     (void)unused;
-    print_message("seed %llu\n", (unsigned long long)seed);
     uint64_t state = seed;
     for (int round = 0; round < 200; round++) {
-        uint32_t E =
-            fixture_below(&state, 2) ? 16 + fixture_below(&state, 240) : 257 + fixture_below(&state, 99);
-        wb_route_model m = fixture_model(E, 1 + fixture_below(&state, 9), 1 + fixture_below(&state, 4));
+        uint32_t E = wb_random_below(&state, 2) ? 16 + wb_random_below(&state, 240)
+                                                : 257 + wb_random_below(&state, 99);
+        wb_route_model m = fixture_model(E, 1 + wb_random_below(&state, 9), 1 + wb_random_below(&state, 4));
         fixture_record f[WORLD_RECORDS];
         wb_replay *r = open_replay(&m, WB_MISSING_NATIVE);
         for (uint64_t i = 0; i < WORLD_RECORDS; i++) {
@@ -827,14 +538,15 @@ static void test_random_plans_against_a_naive_model(void **unused) {
             int n;
             double fallback = 0;
             uint32_t T = random_segments(&state, f, &m, segments, &n, rows, &fallback);
-            OK(wb_replay_begin(r, 1));
+            OK(wb_replay_begin(r, WB_REPLAY_ROLLOUT, 1));
             OK(wb_replay_plan(r, 0, n, segments));
-            wb_replay_micro_batch plan;
-            OK(wb_replay_rows(r, 0, &plan));
-            assert_int_equal(plan.T, T);
+            wb_replay_slice plan;
+            assert_int_equal(wb_replay_rows(r, 0, WB_ALL_LAYERS, 0, T + 1, &plan), WB_INVALID_ARGUMENT);
+            OK(wb_replay_rows(r, 0, WB_ALL_LAYERS, 0, T, &plan));
             for (uint32_t t = 0; t < T; t++) {
-                assert_int_equal(plan.state[t], rows[t].state);
-                if (rows[t].state == WB_ROW_FORCED) expect_forced(r, 0, t, rows[t].record, rows[t].position);
+                assert_int_equal(plan.direction[t], rows[t].direction);
+                if (rows[t].direction == WB_ROW_FORCED)
+                    expect_forced(r, 0, t, rows[t].record, rows[t].position);
                 const uint8_t *row = (const uint8_t *)plan.ids + t * wb_route_row_bytes(&m);
                 for (size_t i = 0; i < (size_t)m.n_moe_layers * m.top_k; i++)
                     assert_true(wb_route_id(row, r->dtype, i) < E);
@@ -850,6 +562,7 @@ static void test_random_plans_against_a_naive_model(void **unused) {
 
 int main(int argc, char **argv) {
     seed = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)time(NULL);
+    print_message("seed %" PRIu64 "\n", seed);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_rule_30_another_fingerprint_is_refused),
         cmocka_unit_test(test_bug_37_repeated_or_unknown_ids_are_refused),
@@ -866,16 +579,8 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_bug_40_a_record_without_routes_is_missing_not_zero),
         cmocka_unit_test(test_rule_16_native_row_reused_by_recompute),
         cmocka_unit_test(test_rule_16_drop_reports_the_segment),
-        cmocka_unit_test(test_rule_19_record_segments_follow_the_first_pass),
-        cmocka_unit_test(test_store_checks_before_it_changes_anything),
-        cmocka_unit_test(test_rule_15_any_order_any_number_of_times),
-        cmocka_unit_test(test_rule_15_an_unused_pair_is_named),
-        cmocka_unit_test(test_bug_43_handles_share_nothing),
         cmocka_unit_test(test_bug_38_padding_not_all_to_expert_0),
         cmocka_unit_test(test_rule_17_padding_starts_elsewhere_in_each_layer),
-        cmocka_unit_test(test_counts_are_known_before_the_step),
-        cmocka_unit_test(test_rule_18_fidelity_by_hand_and_counted_once),
-        cmocka_unit_test(test_rule_18_kl_by_hand),
         cmocka_unit_test(test_random_plans_against_a_naive_model),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

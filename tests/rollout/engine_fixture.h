@@ -3,15 +3,16 @@
 #ifndef WB_ENGINE_FIXTURE_H
 #define WB_ENGINE_FIXTURE_H
 
+#include "wb_device.h"
+#include "wb_random.h"
+#include "wb_rollout.h"
+
 #include <inttypes.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-#include "wb_device.h"
-#include "wb_rollout.h"
 
 static inline void must(wb_status status, const char *what) {
     if (status == WB_OK) return;
@@ -21,7 +22,7 @@ static inline void must(wb_status status, const char *what) {
 
 static inline void *take(size_t count, size_t size) {
     void *memory = calloc(count > 0 ? count : 1, size);
-    if (memory == NULL) abort();
+    if (!memory) abort();
     return memory;
 }
 
@@ -32,15 +33,13 @@ typedef struct dice {
 } dice;
 
 static inline uint64_t roll(dice *d) {
-    uint64_t x = d->state += 0x9e3779b97f4a7c15u;
-    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
-    x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
-    return x ^ (x >> 31);
+    d->state += WB_RANDOM_STEP;
+    return wb_mix64(d->state - WB_RANDOM_STEP);
 }
 
-/* least .. most, both included. */
-static inline uint32_t pick(dice *d, uint32_t least, uint32_t most) {
-    return least + (uint32_t)(roll(d) % (most - least + 1));
+/* min .. max, both included. */
+static inline uint32_t pick(dice *d, uint32_t min, uint32_t max) {
+    return min + (uint32_t)(roll(d) % (max - min + 1));
 }
 
 /* ---- models -------------------------------------------------------------------------------------- */
@@ -82,8 +81,10 @@ typedef struct rig {
 static inline rig rig_open(const wb_config *config, uint64_t seed, int threads, wb_comm *comm) {
     rig r = {NULL, NULL, NULL};
     must(wb_device_open_cpu(threads, &r.device), "device");
-    if (comm == NULL) must(wb_comm_open_self(&r.own_comm), "comm");
-    const wb_model_options options = {r.device, comm != NULL ? comm : r.own_comm, WB_F32};
+    if (!comm) must(wb_comm_open_self(&r.own_comm), "comm");
+    wb_model_options options = wb_model_options_default();
+    options.device = r.device;
+    options.comm = comm ? comm : r.own_comm;
     must(wb_model_create(config, seed, 0.4f, &options, &r.model), "model");
     return r;
 }
@@ -126,8 +127,10 @@ static inline ask ask_fixed(const char *rid, uint32_t n_tokens, uint32_t max_tok
 static inline ask ask_random(dice *d, uint32_t number, uint32_t vocab_size, uint32_t max_prompt,
                              uint32_t max_new) {
     char rid[24];
-    snprintf(rid, sizeof rid, "r%u", number);
-    ask a = ask_fixed(rid, pick(d, 1, max_prompt), pick(d, 1, max_new));
+    snprintf(rid, sizeof rid, "r%" PRIu32, number);
+    /* In statements of their own: the order of arguments is the compiler's. */
+    const uint32_t max_tokens = pick(d, 1, max_new), n_tokens = pick(d, 1, max_prompt);
+    ask a = ask_fixed(rid, n_tokens, max_tokens);
     for (uint32_t i = 0; i < a.request.n_tokens; i++) a.prompt[i] = pick(d, 0, vocab_size - 1);
     a.request.seed = roll(d);
     a.request.temperature = pick(d, 0, 3) == 0 ? 0.0f : 0.5f + (float)pick(d, 0, 10) * 0.1f;
@@ -142,7 +145,11 @@ static inline ask ask_random(dice *d, uint32_t number, uint32_t vocab_size, uint
 
 static inline wb_engine *engine_of(wb_model *model, int32_t n_blocks, int32_t block_size,
                                    int32_t max_batch_tokens, int32_t max_running) {
-    const wb_engine_options options = {n_blocks, block_size, max_batch_tokens, max_running};
+    wb_engine_options options = wb_engine_options_default();
+    options.n_blocks = n_blocks;
+    options.block_size = block_size;
+    options.max_batch_tokens = max_batch_tokens;
+    options.max_running = max_running;
     wb_engine *engine = NULL;
     must(wb_engine_open(model, &options, &engine), "engine");
     return engine;
@@ -166,13 +173,13 @@ static inline wb_completion *run_alone(wb_model *model, ask *a) {
     must(wb_engine_submit(engine, ask_request(a)), "submit");
     run_dry(engine, 1000);
     wb_completion *done = wb_engine_poll(engine);
-    if (done == NULL) abort();
+    if (!done) abort();
     wb_engine_close(engine);
     return done;
 }
 
 static inline bool same_bytes(const void *a, const void *b, size_t bytes) {
-    return bytes == 0 || (a != NULL && b != NULL && memcmp(a, b, bytes) == 0);
+    return bytes == 0 || (a && b && memcmp(a, b, bytes) == 0);
 }
 
 /* NULL, or the first thing in which the two completions of one request differ. Exact: bits, ids, spans. */

@@ -2,10 +2,10 @@
  * share of the experts; tokens, logprobs and rows equal those of each request alone in an engine of one
  * rank with the whole model, bit for bit. Some rounds leave ranks without any request. `mpi_engine SEED`
  * reruns a seed. */
-#include <unistd.h>
-
 #include "engine_fixture.h"
 #include "wb_comm_mpi.h"
+
+#include <unistd.h>
 
 #define N_ROUNDS 6
 #define N_REQUESTS 9
@@ -44,7 +44,7 @@ static int compare(round_plan *p, wb_model *whole, const wb_completion *found, u
     const uint32_t i = (uint32_t)strtoul(found->record.rid + 1, NULL, 10);
     wb_completion *alone = run_alone(whole, &p->asks[i]);
     const char *what = difference(wb_model_routes(whole), alone, found);
-    if (what != NULL)
+    if (what)
         fprintf(stderr, "seed %" PRIu64 ", rank %d, request %s: %s differ from one rank's\n", seed, rank,
                 found->record.rid, what);
     wb_completion_free(alone);
@@ -67,13 +67,13 @@ static int run_round(uint64_t seed, wb_comm *comm) {
                 must(wb_engine_submit(engine, ask_request(&p->asks[i])), "submit");
         must(wb_engine_step(engine, &busy), "step");
     }
-    for (wb_completion *c = wb_engine_poll(engine); c != NULL; c = wb_engine_poll(engine)) {
+    for (wb_completion *c = wb_engine_poll(engine); c; c = wb_engine_poll(engine)) {
         failures += compare(p, whole.model, c, seed, wb_comm_rank(comm));
         wb_completion_free(c);
     }
     for (uint32_t i = 0; i < N_REQUESTS; i++)
         if (p->done[i] != (p->rank[i] == (uint32_t)wb_comm_rank(comm))) {
-            fprintf(stderr, "seed %" PRIu64 ", rank %d, request %u: lost or not its own\n", seed,
+            fprintf(stderr, "seed %" PRIu64 ", rank %d, request %" PRIu32 ": lost or not its own\n", seed,
                     wb_comm_rank(comm), i);
             failures++;
         }

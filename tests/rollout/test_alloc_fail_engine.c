@@ -1,18 +1,22 @@
 /* test_alloc_fail_engine.c - every allocation of an engine's life is made to fail in turn: the call says
  * so, nothing leaks, the engine goes on afterwards; and a step in steady state makes none. */
+#include "engine_fixture.h"
+#include "support/alloc_fail.h"
+
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 
 #include <cmocka.h>
 
-#include "engine_fixture.h"
-#include "support/alloc_fail.h"
-
 /* Open, two requests with a change of weights between, all steps, poll, close. `next` may be NULL: no
  * change. */
 static wb_status life(wb_model *model, const wb_model *next) {
-    const wb_engine_options options = {12, 4, 8, 4};
+    wb_engine_options options = wb_engine_options_default();
+    options.n_blocks = 12;
+    options.block_size = 4;
+    options.max_batch_tokens = 8;
+    options.max_running = 4;
     ask asks[2] = {ask_fixed("a", 9, 6), ask_fixed("b", 3, 12)};
     wb_engine *engine = NULL;
     wb_status status = wb_engine_open(model, &options, &engine);
@@ -21,10 +25,9 @@ static wb_status life(wb_model *model, const wb_model *next) {
     bool busy = true;
     for (uint64_t version = 1; busy && status == WB_OK; version++) {
         status = wb_engine_step(engine, &busy);
-        if (next != NULL && status == WB_OK) status = wb_engine_set_weights(engine, next, version);
+        if (next && status == WB_OK) status = wb_engine_set_weights(engine, next, version);
     }
-    for (wb_completion *c = wb_engine_poll(engine); c != NULL; c = wb_engine_poll(engine))
-        wb_completion_free(c);
+    for (wb_completion *c = wb_engine_poll(engine); c; c = wb_engine_poll(engine)) wb_completion_free(c);
     wb_engine_close(engine);
     return status;
 }

@@ -36,10 +36,10 @@ static wb_config random_config(dice *d) {
     const wb_family family = pick(d, 0, 1) == 0 ? WB_FAMILY_QWEN3_MOE : WB_FAMILY_OLMOE;
     const int32_t n_layers = (int32_t)pick(d, 1, 3);
     const int32_t n_experts = pick(d, 0, 9) == 0 ? (int32_t)pick(d, 257, 300) : (int32_t)pick(d, 2, 24);
-    const uint32_t most = n_experts < 8 ? (uint32_t)n_experts : 8;
+    const uint32_t max_k = n_experts < 8 ? (uint32_t)n_experts : 8;
     const uint64_t dense =
         family == WB_FAMILY_QWEN3_MOE && n_layers > 1 ? pick(d, 0, (1u << n_layers) - 2) : 0;
-    return tiny_config(family, n_experts, (int32_t)pick(d, 1, most), n_layers, dense);
+    return tiny_config(family, n_experts, (int32_t)pick(d, 1, max_k), n_layers, dense);
 }
 
 static void make_schedule(schedule *s, uint64_t seed) {
@@ -58,9 +58,10 @@ static void make_schedule(schedule *s, uint64_t seed) {
             longest = request->n_tokens + request->max_tokens - 1;
     }
     s->options.block_size = (int32_t)pick(d, 1, 9);
-    const int32_t least =
+    const int32_t min_blocks =
         (int32_t)longest / s->options.block_size + ((int32_t)longest % s->options.block_size != 0);
-    s->options.n_blocks = least + (pick(d, 0, 1) == 0 ? 0 : (int32_t)pick(d, 0, 2 * (uint32_t)least));
+    s->options.n_blocks =
+        min_blocks + (pick(d, 0, 1) == 0 ? 0 : (int32_t)pick(d, 0, 2 * (uint32_t)min_blocks));
     s->options.max_batch_tokens = (int32_t)(pick(d, 0, 2) == 0 ? pick(d, 1, 4) : pick(d, 1, 64));
     s->options.max_running = (int32_t)pick(d, 1, MAX_REQUESTS);
     s->engine_threads = (int)pick(d, 1, 3);
@@ -87,7 +88,7 @@ static void run_engine(schedule *s) {
             abort();
         }
     }
-    for (wb_completion *c = wb_engine_poll(engine); c != NULL; c = wb_engine_poll(engine))
+    for (wb_completion *c = wb_engine_poll(engine); c; c = wb_engine_poll(engine))
         s->done[strtoul(c->record.rid + 1, NULL, 10)] = c;
     const wb_engine_stats stats = wb_engine_get_stats(engine);
     if (stats.free_blocks != s->options.n_blocks) fail(s, "-", "KV blocks leaked");
@@ -127,9 +128,9 @@ static void compare_sequence(schedule *s, const wb_route_model *model, const pac
     const size_t row_bytes = wb_route_row_bytes(model), start = (size_t)p->seq_start[i];
     for (uint32_t t = 0; t + 1 < record->n_tokens; t++) {
         const void *row = wb_record_row(model, record, t);
-        if (row == NULL || memcmp(row, ids + (start + t) * row_bytes, row_bytes) != 0) {
+        if (!row || memcmp(row, ids + (start + t) * row_bytes, row_bytes) != 0) {
             fail(s, record->rid,
-                 row == NULL ? "a row is missing" : "captured ids differ from the training forward's");
+                 !row ? "a row is missing" : "captured ids differ from the training forward's");
             break;
         }
     }
@@ -170,7 +171,7 @@ static void check_against_alone(schedule *s, wb_model *model) {
     for (uint32_t i = 0; i < s->n; i++) {
         wb_completion *alone = run_alone(model, &s->asks[i]);
         const char *what = difference(wb_model_routes(model), alone, s->done[i]);
-        if (what != NULL) {
+        if (what) {
             fprintf(stderr, "%s: ", what);
             fail(s, s->asks[i].rid, "differs from the request alone");
         }
@@ -180,7 +181,7 @@ static void check_against_alone(schedule *s, wb_model *model) {
 
 static void check_records(schedule *s, wb_model *model) {
     for (uint32_t i = 0; i < s->n; i++) {
-        if (s->done[i] == NULL) {
+        if (!s->done[i]) {
             fail(s, s->asks[i].rid, "was lost");
             abort();
         }

@@ -5,6 +5,9 @@
  * the verdict as exit code. Refuses: tolerances.
  *
  * DIR holds eplb.json and eplb.safetensors (make_eplb_oracle.py says what is in them). */
+#include "wb_eplb.h"
+#include "wb_model.h"
+
 #include <inttypes.h>
 #include <jansson.h>
 #include <stdarg.h>
@@ -12,9 +15,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
-
-#include "wb_eplb.h"
-#include "wb_model.h"
 
 enum { EXIT_PASS = 0, EXIT_DIFFERENT = 1, EXIT_UNREADABLE = 2 };
 
@@ -39,7 +39,7 @@ static void die(const char *format, ...) {
 
 static void *allocate(size_t count, size_t size) {
     void *memory = calloc(count > 0 ? count : 1, size);
-    if (memory == NULL) die("out of memory");
+    if (!memory) die("out of memory");
     return memory;
 }
 
@@ -47,7 +47,7 @@ static void *allocate(size_t count, size_t size) {
 
 typedef struct oracle_case {
     char name[128]; /* "<case>.<kind>", the beginning of its tensors' names */
-    uint32_t L, E, R, G, N, P;
+    uint32_t L, E, S, G, N, R;
     bool refused;   /* by eplb.py */
     double seconds; /* that eplb.py took; 0 where not said */
 } oracle_case;
@@ -65,8 +65,8 @@ static void name_case(const json_t *entry, size_t i, char *name, size_t size) {
         die("eplb.json: entry %zu: expected \"case\", a number or a string, and \"kind\", a string", i);
     int length;
     if (json_is_integer(number))
-        length =
-            snprintf(name, size, "%lld.%s", (long long)json_integer_value(number), json_string_value(kind));
+        length = snprintf(name, size, "%" JSON_INTEGER_FORMAT ".%s", json_integer_value(number),
+                          json_string_value(kind));
     else
         length = snprintf(name, size, "%s.%s", json_string_value(number), json_string_value(kind));
     if (length < 0 || (size_t)length >= size) die("eplb.json: entry %zu: the name is too long", i);
@@ -78,14 +78,14 @@ static oracle_case read_case(const json_t *entry, size_t i) {
     name_case(entry, i, c.name, sizeof c.name);
     c.L = number_of(entry, c.name, "L");
     c.E = number_of(entry, c.name, "E");
-    c.R = number_of(entry, c.name, "R");
+    c.S = number_of(entry, c.name, "R");
     c.G = number_of(entry, c.name, "G");
     c.N = number_of(entry, c.name, "N");
-    c.P = number_of(entry, c.name, "P");
-    if ((uint64_t)c.L * c.E > UINT32_MAX || (uint64_t)c.L * c.R > UINT32_MAX)
-        die("eplb.json: case %s: %u layers of %u experts in %u slots are too many", c.name, c.L, c.E, c.R);
+    c.R = number_of(entry, c.name, "P");
+    if ((uint64_t)c.L * c.E > UINT32_MAX || (uint64_t)c.L * c.S > UINT32_MAX)
+        die("eplb.json: case %s: %u layers of %u experts in %u slots are too many", c.name, c.L, c.E, c.S);
     const json_t *error = json_object_get(entry, "error");
-    c.refused = error != NULL && !json_is_null(error);
+    c.refused = error && !json_is_null(error);
     c.seconds = json_number_value(json_object_get(entry, "seconds"));
     return c;
 }
@@ -151,7 +151,7 @@ typedef struct outcome {
     char text[256]; /* what differs, or why it was refused */
 } outcome;
 
-/* dims: [L, E or R, X], X 0 for two dimensions. Says where the first difference is; `place` is what a row
+/* dims: [L, E or S, X], X 0 for two dimensions. Says where the first difference is; `place` is what a row
  * of a layer is called. */
 static bool compare(const wb_safetensors *file, const oracle_case *c, const char *what, const char *place,
                     const int64_t dims[3], const int32_t *found, outcome *o) {
@@ -184,14 +184,14 @@ static bool compare(const wb_safetensors *file, const oracle_case *c, const char
 static void compare_maps(const wb_safetensors *file, const oracle_case *c, const wb_placement *placement,
                          outcome *o) {
     const size_t X = wb_placement_max_replicas(placement), experts = (size_t)c->L * c->E;
-    int32_t *phy2log = allocate((size_t)c->L * c->R, sizeof(int32_t));
+    int32_t *phy2log = allocate((size_t)c->L * c->S, sizeof(int32_t));
     int32_t *log2phy = allocate(experts * X, sizeof(int32_t)), *logcnt = allocate(experts, sizeof(int32_t));
     for (uint32_t l = 0; l < c->L; l++)
-        memcpy(phy2log + (size_t)l * c->R, wb_placement_layer(placement, l).expert_of_slot,
-               c->R * sizeof(int32_t));
+        memcpy(phy2log + (size_t)l * c->S, wb_placement_layer(placement, l).expert_of_slot,
+               c->S * sizeof(int32_t));
     wb_placement_export(placement, log2phy, logcnt);
-    const int64_t L = c->L, E = c->E, R = c->R;
-    o->holds = compare(file, c, "phy2log", "slot", (const int64_t[]){L, R, 0}, phy2log, o) &&
+    const int64_t L = c->L, E = c->E, S = c->S;
+    o->holds = compare(file, c, "phy2log", "slot", (const int64_t[]){L, S, 0}, phy2log, o) &&
                compare(file, c, "logcnt", "expert", (const int64_t[]){L, E, 0}, logcnt, o) &&
                compare(file, c, "log2phy", "expert", (const int64_t[]){L, E, (int64_t)X}, log2phy, o);
     free(phy2log);
@@ -209,7 +209,7 @@ static double now(void) {
 
 /* Global mode has no nodes, and eplb.py takes any number of them there; a topology has no more than ranks. */
 static void set_nodes(const oracle_case *c, wb_topology *topology, wb_eplb_options *options) {
-    const bool surplus = c->N > c->P && c->G % c->N != 0;
+    const bool surplus = c->N > c->R && c->G % c->N != 0;
     topology->n_nodes = surplus ? 1 : c->N;
     options->n_groups = surplus ? 1 : c->G;
 }
@@ -217,7 +217,7 @@ static void set_nodes(const oracle_case *c, wb_topology *topology, wb_eplb_optio
 /* The fastest of runs that take 50 ms together, 20 at most. */
 static wb_status solve(const oracle_case *c, const double *loads, double *seconds_out,
                        wb_placement **placement_out) {
-    wb_topology topology = {.n_ranks = c->P, .n_slots = c->R};
+    wb_topology topology = {.n_ranks = c->R, .n_slots = c->S};
     wb_eplb_options options = wb_eplb_options_default();
     options.algorithm = WB_EPLB_DEEPSEEK;
     options.threads = 1;
@@ -263,8 +263,8 @@ typedef struct totals {
 } totals;
 
 static void report_case(const oracle_case *c, const outcome *o, totals *t) {
-    printf("%-12s %3u x %u -> %u, %u groups, %u nodes, %u ranks: ", c->name, c->L, c->E, c->R, c->G, c->N,
-           c->P);
+    printf("%-12s %3u x %u -> %u, %u groups, %u nodes, %u ranks: ", c->name, c->L, c->E, c->S, c->G, c->N,
+           c->R);
     if (!o->holds) {
         printf("FAIL: %s\n", o->text);
         t->failed++;
@@ -303,7 +303,7 @@ static int run(const char *dir) {
     char *json_path = path_in(dir, "eplb.json"), *tensors_path = path_in(dir, "eplb.safetensors");
     json_error_t error;
     json_t *cases = json_load_file(json_path, 0, &error);
-    if (cases == NULL) die("%s: line %d: %s", json_path, error.line, error.text);
+    if (!cases) die("%s: line %d: %s", json_path, error.line, error.text);
     if (!json_is_array(cases)) die("%s: expected a list of cases", json_path);
     wb_safetensors *file = NULL;
     if (wb_safetensors_open(tensors_path, NULL, &file) != WB_OK) die("%s", wb_error_message());

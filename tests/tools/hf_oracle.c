@@ -5,6 +5,10 @@
  * support.
  *
  * DIR holds config.json and model.safetensors, ref.safetensors, grads.safetensors, meta.json. */
+#include "wb_device.h"
+#include "wb_rollout.h"
+
+#include <inttypes.h>
 #include <jansson.h>
 #include <math.h>
 #include <pthread.h>
@@ -12,9 +16,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-#include "wb_device.h"
-#include "wb_rollout.h"
 
 /* Tokens: given of a greedy sequence, fed in one step, of a KV block. */
 enum { PROMPT = 7, CHUNK = 5, BLOCK_SIZE = 4 };
@@ -39,7 +40,7 @@ static void die(const char *format, ...) {
 
 static void *allocate(size_t count, size_t size) {
     void *memory = calloc(count > 0 ? count : 1, size);
-    if (memory == NULL) die("out of memory");
+    if (!memory) die("out of memory");
     return memory;
 }
 
@@ -149,7 +150,7 @@ static float *read_floats(const wb_safetensors *file, const char *name, int64_t 
     if (view.dtype != WB_F32 && view.dtype != WB_BF16 && view.dtype != WB_F16)
         die("%s: expected floats, found %s", name, wb_dtype_name(view.dtype));
     if (elements(&view) != n)
-        die("%s: expected %lld elements, found %lld", name, (long long)n, (long long)elements(&view));
+        die("%s: expected %" PRId64 " elements, found %" PRId64, name, n, elements(&view));
     float *values = allocate((size_t)n, sizeof(float));
     for (int64_t i = 0; i < n; i++) values[i] = float_at(&view, i);
     return values;
@@ -159,7 +160,7 @@ static int64_t *read_ids(const wb_safetensors *file, const char *name, int64_t n
     const wb_tensor_view view = find(file, name);
     if (view.dtype != WB_I64) die("%s: expected i64, found %s", name, wb_dtype_name(view.dtype));
     if (elements(&view) != n)
-        die("%s: expected %lld elements, found %lld", name, (long long)n, (long long)elements(&view));
+        die("%s: expected %" PRId64 " elements, found %" PRId64, name, n, elements(&view));
     int64_t *values = allocate((size_t)n, sizeof(int64_t));
     memcpy(values, view.data, (size_t)n * sizeof(int64_t));
     return values;
@@ -191,8 +192,8 @@ static void read_layer(reference *ref, int64_t i) {
     layer->greedy_ids = read_ids(ref->ref, name, ref->B * ref->W * ref->K);
     for (int64_t j = 0; j < T * ref->K; j++)
         if (layer->forced_ids[j] < 0 || layer->forced_ids[j] >= ref->E)
-            die("forced.%d.topk_ids: expected ids below %lld, found %lld", (int)i, (long long)ref->E,
-                (long long)layer->forced_ids[j]);
+            die("forced.%d.topk_ids: expected ids below %" PRId64 ", found %" PRId64, (int)i, ref->E,
+                layer->forced_ids[j]);
 }
 
 static void find_largest_grad(reference *ref) {
@@ -214,7 +215,7 @@ static void reference_open(const char *dir, reference *ref) {
     json_error_t error;
     snprintf(path, sizeof path, "%s/meta.json", dir);
     ref->meta = json_load_file(path, 0, &error);
-    if (ref->meta == NULL) die("%s: line %d: %s", path, error.line, error.text);
+    if (!ref->meta) die("%s: line %d: %s", path, error.line, error.text);
 
     ref->V = ref->config.vocab_size;
     ref->E = ref->config.router.n_experts;
@@ -450,7 +451,7 @@ static bool without_grad(const reference *ref, const char *name) {
     json_t *entry;
     json_array_foreach(json_object_get(ref->meta, "params_without_grad"), i, entry) {
         const char *listed = json_string_value(entry);
-        if (listed != NULL && strcmp(listed, name) == 0) return true;
+        if (listed && strcmp(listed, name) == 0) return true;
     }
     return false;
 }
@@ -474,12 +475,12 @@ static double gradient_error(const reference *ref, const wb_tensor_view *expecte
 static wb_status check_gradient(rank_run *run, const wb_tensor *tensor) {
     const reference *ref = run->ref;
     if (without_grad(ref, tensor->name)) return WB_OK;
-    run->n_tensors_expected += tensor->expert >= 0 ? tensor->data != NULL : wb_comm_rank(run->comm) == 0;
-    if (tensor->data == NULL) return WB_OK;
+    run->n_tensors_expected += tensor->expert >= 0 ? !!tensor->data : wb_comm_rank(run->comm) == 0;
+    if (!tensor->data) return WB_OK;
     wb_tensor_view expected;
     if (wb_safetensors_find(ref->grads, tensor->name, &expected) != WB_OK ||
         elements(&expected) != tensor->n) {
-        fprintf(stderr, "no gradient of %lld elements in the reference: %s\n", (long long)tensor->n,
+        fprintf(stderr, "no gradient of %" PRId64 " elements in the reference: %s\n", tensor->n,
                 tensor->name);
         see_error(&run->outcomes[GRADIENTS], INFINITY);
         return WB_OK;
@@ -533,7 +534,7 @@ static wb_status submit_greedy(const rank_run *run, wb_engine *engine, int64_t s
     for (int64_t t = 0; t < PROMPT; t++)
         prompt[t] = (uint32_t)ref->greedy_ids[reference_seq(run, s) * ref->W + t];
     char rid[32];
-    snprintf(rid, sizeof rid, "%lld", (long long)s);
+    snprintf(rid, sizeof rid, "%" PRId64, s);
     wb_request request = wb_request_default();
     request.rid = rid;
     request.n_tokens = PROMPT;
@@ -558,8 +559,7 @@ static void compare_greedy(rank_run *run, int64_t s, const wb_record *record, co
     for (int64_t i = 0; i < (ref->W - 1) * row; i++) {
         const int64_t t = i / row, l = i % row / ref->K, k = i % ref->K;
         const void *ids = wb_record_row(wb_model_routes(run->model), record, (uint32_t)t);
-        see_id(&run->outcomes[GREEDY_ROUTES],
-               ids != NULL ? (int64_t)wb_route_id(ids, dtype, (size_t)(i % row)) : -1,
+        see_id(&run->outcomes[GREEDY_ROUTES], ids ? (int64_t)wb_route_id(ids, dtype, (size_t)(i % row)) : -1,
                ref->layers[l].greedy_ids[(first + t) * ref->K + k]);
     }
 }
@@ -573,7 +573,7 @@ static wb_status run_greedy(rank_run *run, wb_engine *engine, const float *forwa
     if (status != WB_OK) return status;
     wb_completion *done;
     int64_t n_done = 0;
-    for (; (done = wb_engine_poll(engine)) != NULL; n_done++) {
+    for (; (done = wb_engine_poll(engine)); n_done++) {
         const int64_t s = atoll(done->record.rid);
         compare_greedy(run, s, &done->record, forward_logprobs + s * run->ref->W);
         wb_completion_free(done);
@@ -597,7 +597,11 @@ static wb_status forward_greedy(const rank_run *run, packed *p) {
 static wb_status check_greedy(rank_run *run) {
     const int64_t n_seqs = run->n_seqs > 0 ? run->n_seqs : 1;
     const int64_t seq_blocks = (run->ref->W + BLOCK_SIZE - 1) / BLOCK_SIZE;
-    const wb_engine_options options = {(int32_t)(n_seqs * seq_blocks), BLOCK_SIZE, CHUNK, (int32_t)n_seqs};
+    wb_engine_options options = wb_engine_options_default();
+    options.n_blocks = (int32_t)(n_seqs * seq_blocks);
+    options.block_size = BLOCK_SIZE;
+    options.max_batch_tokens = CHUNK;
+    options.max_running = (int32_t)n_seqs;
     packed p = pack(run, run->ref->greedy_ids, run->ref->W);
     wb_engine *engine = NULL;
     wb_status status = forward_greedy(run, &p);
@@ -629,13 +633,15 @@ static void *run_rank(void *ctx) {
     run->n_seqs = run->ref->B / size + (rank < run->ref->B % size);
     run->verdict = EXIT_UNREADABLE;
     wb_status status = wb_device_open_cpu(size > 1 ? 1 : 0, &run->device);
-    const wb_model_options options = {run->device, run->comm, WB_F32};
+    wb_model_options options = wb_model_options_default();
+    options.device = run->device;
+    options.comm = run->comm;
     if (status == WB_OK) status = wb_model_open(run->ref->dir, &options, &run->model);
     if (status == WB_OK) status = wb_train_open(run->model, &run->train);
     if (status == WB_OK) {
         run->verdict = EXIT_DIFFERENT;
         status = run_checks(run);
-        if (status == WB_OK && run->save_dir != NULL) status = wb_model_save(run->model, run->save_dir);
+        if (status == WB_OK && run->save_dir) status = wb_model_save(run->model, run->save_dir);
     }
     if (status == WB_OK)
         run->verdict = EXIT_PASS;
@@ -673,12 +679,12 @@ static int report(const reference *ref, const rank_run *runs, int n_ranks) {
     for (int i = 0; i < N_CHECKS; i++) {
         bool ok = all[i].compared > 0 && all[i].error <= checks[i].limit;
         if (i == GRADIENTS) ok = ok && n_tensors == n_expected;
-        printf("%-16s %10lld %12.3g %10.3g %-10s %s\n", checks[i].name, (long long)all[i].compared,
-               all[i].error, checks[i].limit, checks[i].unit, ok ? "PASS" : "FAIL");
+        printf("%-16s %10" PRId64 " %12.3g %10.3g %-10s %s\n", checks[i].name, all[i].compared, all[i].error,
+               checks[i].limit, checks[i].unit, ok ? "PASS" : "FAIL");
         if (!ok) verdict = EXIT_DIFFERENT;
     }
-    printf("tensors with a gradient compared: %lld of %lld; %zu listed without one\n", (long long)n_tensors,
-           (long long)n_expected, json_array_size(json_object_get(ref->meta, "params_without_grad")));
+    printf("tensors with a gradient compared: %" PRId64 " of %" PRId64 "; %zu listed without one\n",
+           n_tensors, n_expected, json_array_size(json_object_get(ref->meta, "params_without_grad")));
     return verdict;
 }
 
@@ -694,13 +700,13 @@ int main(int argc, char **argv) {
             n_ranks = atoi(argv[++i]);
         } else if (strcmp(argv[i], "--save") == 0 && i + 1 < argc) {
             save_dir = argv[++i];
-        } else if (argv[i][0] != '-' && dir == NULL) {
+        } else if (argv[i][0] != '-' && !dir) {
             dir = argv[i];
         } else {
             n_ranks = 0;
         }
     }
-    if (dir == NULL || n_ranks < 1 || n_ranks > 64) {
+    if (!dir || n_ranks < 1 || n_ranks > 64) {
         fputs(usage, stderr);
         return EXIT_UNREADABLE;
     }

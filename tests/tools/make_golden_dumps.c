@@ -234,7 +234,7 @@ static void put_index(wb_pack *p, const fault *x, const uint64_t offsets[3], uin
     }
     require(wb_pack_seal(p));
     uint8_t trailer[WB_TRAILER_BYTES];
-    wb_trailer_fill(trailer, at);
+    wb_trailer_fill(at, trailer);
     if (x->index_damaged) p->text[p->text_size - 1] ^= 1;
     if (x->trailer_damaged) trailer[20] ^= 1;
     wb_pack_bytes(p, trailer, sizeof trailer);

@@ -42,6 +42,11 @@ version=$("$prefix/bin/waybill" --version | sed 's/waybill //')
 says "waybill --help" inspect "$prefix/bin/waybill" --help
 [ ! -e "$prefix/bin/waybill-grpo" ] || says "waybill-grpo --help" usage: "$prefix/bin/waybill-grpo" --help
 
+for program in "$prefix"/bin/*; do
+    page=$prefix/share/man/man1/${program##*/}.1
+    [ -s "$page" ] || { echo "FAULT: expected a manual page $page"; faults=$((faults + 1)); }
+done
+
 # ---- a consumer
 cat >"$scratch/consumer.c" <<'END'
 #include <stdio.h>

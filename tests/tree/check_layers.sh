@@ -22,10 +22,11 @@ kernels      base kernels
 kernels/cpu  base kernels
 kernels/cuda base kernels
 eplb         base formats comm eplb
-model        base formats comm kernels model
+model        base formats comm kernels model/checkpoint model
+model/checkpoint base model/checkpoint
 replay       base formats replay
 train_hooks  base formats kernels replay train_hooks
-rollout      base formats comm kernels model rollout
+rollout      base formats comm kernels model/checkpoint model rollout
 cli          base formats comm eplb
 '
 folders=$(awk 'NF { print $1 }' <<<"$rooms")
@@ -35,28 +36,31 @@ mapfile -t sources < <(cd "$source" && find . -type d \( -name 'build*' -o -name
     -type f \( -name '*.c' -o -name '*.h' -o -name '*.cu' \) -printf '%P\n' | sort)
 [ ${#sources[@]} -gt 50 ] || fault "expected more than 50 source files under $source, found ${#sources[@]}"
 
-# room_of FILE : the deepest room that it lies in, "" when none
+# room_of FILE : sets $owner to the deepest room that it lies in, "" when none
+declare -A is_room=()
+for folder in $folders; do is_room[$folder]=1; done
 room_of() {
-    local folder=$1
-    while [[ $folder == */* ]]; do
-        folder=${folder%/*}
-        grep -qx "$folder" <<<"$folders" && { echo "$folder"; return; }
+    owner=$1
+    while [[ $owner == */* ]]; do
+        owner=${owner%/*}
+        [ -z "${is_room[$owner]:-}" ] || return 0
     done
+    owner=
 }
 
 # The folders in which the build looks for headers that a file of ROOM names.
+commands=$(grep '"command":' "$build/compile_commands.json")
 include_path() {
-    local room=$1 file
-    grep '"command":' "$build/compile_commands.json" | grep -oE -- " -c $source/$room/[^ \"]+" | sort -u |
-        while read -r _ file; do
-            [ "$(room_of "${file#"$source"/}")" = "$room" ] || continue
-            local command
-            command=$(grep -F -- " -c $file" "$build/compile_commands.json" | grep '"command":')
-            grep -oE -- '-(I|isystem) ?[^ ]+' <<<"$command" | sed -E 's/^-(I|isystem) ?//'
-            grep -oE -- '--options-file [^ ]+' <<<"$command" | while read -r _ options; do # nvcc's
-                tr ' ' '\n' <"$build/$options" | tr -d '"' | grep -E '^-I' | cut -c3-
-            done
-        done | sort -u
+    local room=$1 command file owner
+    grep -F -- " -c $source/$room/" <<<"$commands" | while read -r command; do
+        file=${command##* -c "$source"/}
+        room_of "${file%%[ \"]*}"
+        [ "$owner" = "$room" ] || continue
+        grep -oE -- '-(I|isystem|iquote) ?[^ ]+' <<<"$command" | sed -E 's/^-(I|isystem|iquote) ?//'
+        grep -oE -- '--options-file [^ ]+' <<<"$command" | while read -r _ options; do # nvcc's
+            tr ' ' '\n' <"$build/$options" | tr -d '"' | grep -E '^-I' | cut -c3-
+        done
+    done | sort -u
 }
 
 checked=0
@@ -70,7 +74,7 @@ while read -r room allowed; do
     fi
     for header in "${sources[@]}"; do
         [[ $header == *.h ]] || continue
-        owner=$(room_of "$header")
+        room_of "$header"
         [ -n "$owner" ] || continue
         name=${header##*/} found=no
         # A neighbour names a header by its file name, and of its own room from the room's folder on.
@@ -92,32 +96,31 @@ done <<<"$rooms"
 # Two headers of one name would hide each other; a header shown to neighbours belongs to a room.
 for header in "${sources[@]}"; do
     [[ $header == tests/* || ${header##*/} != wb_*.h ]] && continue
-    [ -n "$(room_of "$header")" ] || fault "$header: its folder is missing in this check's table of rooms"
+    room_of "$header"
+    [ -n "$owner" ] || fault "$header: its folder is missing in this check's table of rooms"
 done
 
 # ---- the rest by reading ---------------------------------------------------------------------------------
-# code FILE : without comments and the insides of strings, the same lines
-code() {
-    perl -0777 -pe 's{/\*.*?\*/|//[^\n]*|"(?:\\.|[^"\\\n])*"|\x27(?:\\.|[^\x27\\\n])+\x27}
-                     { my $t = $&; my $lines = $t =~ tr/\n//; ($t =~ /^"/ ? "\"\"" : " ") . "\n" x $lines }gsex' "$1"
-}
-
-# refuse WHAT PATTERN FILE... : no code line matches the Perl pattern
+# refuse WHAT PATTERN FILE... : no code line matches the Perl pattern. Comments and the insides of strings are not code.
 refuse() {
-    local what=$1 pattern=$2 file found
+    local what=$1 pattern=$2 found
     shift 2
-    for file in "$@"; do
-        found=$(code "$source/$file" | grep -nP -- "$pattern") && fault "$file: $what: $found"
-    done
+    while read -r found; do
+        fault "${found%%:*}: $what: ${found#*:}"
+    done < <(cd "$source" && pattern=$pattern perl -0777 -ne '
+        s{/\*.*?\*/|//[^\n]*|"(?:\\.|[^"\\\n])*"|\x27(?:\\.|[^\x27\\\n])+\x27}
+         { my $t = $&; my $lines = $t =~ tr/\n//; ($t =~ /^"/ ? "\"\"" : " ") . "\n" x $lines }gsex;
+        my $n = 0;
+        for (split /\n/) { $n++; print "$ARGV:$n:$_\n" if /$ENV{pattern}/ }' "$@")
 }
 
 # refuse_include WHAT PATTERN FILE...
 refuse_include() {
-    local what=$1 pattern=$2 file found
+    local what=$1 pattern=$2 found
     shift 2
-    for file in "$@"; do
-        found=$(grep -nE "^[ \t]*#[ \t]*include[ \t]*[<\"]($pattern)[>\"]" "$source/$file") && fault "$file: $what: $found"
-    done
+    while read -r found; do
+        fault "${found%%:*}: $what: ${found#*:}"
+    done < <(cd "$source" && grep -HnE "^[ \t]*#[ \t]*include[ \t]*[<\"]($pattern)[>\"]" "$@")
 }
 
 outside() { printf '%s\n' "${sources[@]}" | grep -vE "^($1)/"; }
@@ -136,7 +139,14 @@ mapfile -t files < <(outside 'comm/nccl|tests|examples')
 refuse_include 'NCCL outside of its adapter' 'nccl\.h' "${files[@]}"
 mapfile -t files < <(outside 'kernels/cuda|comm/nccl|tests')
 refuse_include 'CUDA outside of its backend' 'cuda(_runtime|_runtime_api|_bf16|_fp16|_fp8)?\.h' "${files[@]}"
-refuse_include 'another room by its path' '\.\./.*' "${library[@]}"
+refuse_include 'another room by its path' '([^>"]*/)?\.\./[^>"]*' "${library[@]}"
+# The numbered examples are what a user would write.
+for file in "${sources[@]}"; do
+    [[ $file == examples/[0-9]*.c ]] || continue
+    while read -r header; do
+        grep -qE "/$header$" "$build/public_headers.txt" || fault "$file: $header is not a public header"
+    done < <(sed -nE 's/^[ \t]*#[ \t]*include[ \t]*"([^"]+)".*/\1/p' "$source/$file")
+done
 
 refuse 'the library does not print' '(?<![\w>.])(v?printf|puts|putchar|perror)\s*\(|\b(stdout|stderr)\b' "${library[@]}"
 refuse 'the library does not end the process' \

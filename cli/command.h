@@ -1,0 +1,90 @@
+/* command.h - what a subcommand of `waybill` is: one file (or a folder) with one cli_command, listed in
+ * waybill.c. Its table of options is the only place where they are described: the parser, --help, and the
+ * manual page, which is made from --help, read it.
+ *
+ * Results go to stdout, everything else to stderr. */
+#ifndef WB_CLI_COMMAND_H
+#define WB_CLI_COMMAND_H
+
+#include "wb_formats.h"
+
+#include <stdio.h>
+
+/* Exit codes: the data or the system is at fault, or the command line is. */
+enum { CLI_OK = 0, CLI_DATA = 1, CLI_USAGE = 2 };
+
+typedef enum cli_type {
+    CLI_TEXT,    /* const char *, a word of the command line */
+    CLI_NUMBER,  /* uint64_t */
+    CLI_DECIMAL, /* double, finite and at least 0 */
+    CLI_FLAG     /* bool, no argument */
+} cli_type;
+
+enum { CLI_MAX_OPTIONS = 64 }; /* of a subcommand */
+
+typedef struct cli_option {
+    const char *name;     /* without the dashes */
+    const char *argument; /* what --help calls its argument, "N"; not of a flag */
+    cli_type type;
+    size_t offset;      /* of its value in the subcommand's options struct */
+    uint64_t min, max;  /* CLI_NUMBER */
+    double decimal_max; /* CLI_DECIMAL */
+    bool above_zero;    /* CLI_DECIMAL: 0 is refused */
+    bool required;
+    int belongs_to;           /* for the subcommand's own use */
+    const char *heading;      /* not NULL: in --help a group of options begins here */
+    const char *help;         /* one sentence, wrapped by --help */
+    const char *default_text; /* what --help says for the default; NULL: the value itself */
+} cli_option;
+
+/* A command line that has been read. */
+typedef struct cli_arguments {
+    const char *dump;    /* NULL only where it is optional */
+    const void *options; /* the subcommand's options struct, defaults filled in */
+    uint64_t given;      /* bit i: option i of the table was given */
+} cli_arguments;
+
+typedef struct cli_command {
+    const char *name;
+    const char *summary;                 /* one line */
+    const char *description;             /* paragraphs, wrapped by --help */
+    const char *synopsis;                /* what follows "waybill NAME"; NULL: made from the table and DUMP */
+    const cli_option *options;           /* [n_options] */
+    size_t n_options;                    /* at most CLI_MAX_OPTIONS */
+    size_t options_size;                 /* bytes of the options struct */
+    void (*set_defaults)(void *options); /* in a zeroed struct; NULL: nothing but zeros */
+    bool dump_optional;
+    int (*run)(const struct cli_command *self, const cli_arguments *arguments); /* returns the exit code */
+} cli_command;
+
+extern const cli_command cli_inspect, cli_verify, cli_cat, cli_stats, cli_eplb;
+
+/* ---- command lines (command_options.c) ------------------------------------------------------- */
+
+/* Reads the options and the one DUMP argument into `options`, [options_size] with defaults, and
+ * *arguments_out. Returns CLI_OK, or CLI_USAGE when the line is wrong, which has been said. */
+int cli_parse(const cli_command *self, int argc, char **argv, void *options, cli_arguments *arguments_out);
+
+/* Whether the option whose value lies at `offset` was given. */
+bool cli_given(const cli_command *self, const cli_arguments *arguments, size_t offset);
+
+/* ---- help (command_help.c) ------------------------------------------------------------------- */
+
+void cli_print_usage(FILE *out, const cli_command *self); /* one line */
+void cli_print_help(const cli_command *self);             /* to stdout */
+
+/* Says what is wrong with the command line, and the line of usage. Returns CLI_USAGE. */
+int cli_usage_error(const cli_command *self, const char *format, ...) WB_PRINTF(2, 3);
+
+/* ---- what is said at the end (command_end.c) ------------------------------------------------- */
+
+/* Says the thread's error message and returns CLI_DATA. */
+int cli_fail(void);
+
+/* Says what a dump has lost, if it has. */
+void cli_warn_of_loss(const wb_dump_info *info);
+
+/* `code`, or CLI_DATA when stdout could not be written (full disk), which it then says. */
+int cli_end(int code);
+
+#endif

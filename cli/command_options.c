@@ -1,0 +1,115 @@
+/* command_options.c - reads a command line by a subcommand's table of options; see command.h. */
+#include "command.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* The option that "--name" or "--name=value" names; *value_out is the text after "=", or NULL. */
+static const cli_option *find_option(const cli_command *self, const char *word, const char **value_out) {
+    const char *equals = strchr(word, '=');
+    const size_t length = equals ? (size_t)(equals - word) : strlen(word);
+    *value_out = equals ? equals + 1 : NULL;
+    if (strncmp(word, "--", 2) != 0) return NULL;
+    for (size_t i = 0; i < self->n_options; i++) {
+        const char *name = self->options[i].name;
+        if (length == strlen(name) + 2 && memcmp(word + 2, name, length - 2) == 0) return &self->options[i];
+    }
+    return NULL;
+}
+
+static int not_a_number(const cli_command *self, const cli_option *o, const char *text) {
+    return cli_usage_error(self, "--%s: expected a number, found %s", o->name, text);
+}
+
+static int read_number(const cli_command *self, const cli_option *o, const char *text, uint64_t *value_out) {
+    char *end = NULL;
+    errno = 0;
+    const unsigned long long value = strtoull(text, &end, 10);
+    if (errno != 0 || end == text || *end != '\0' || text[0] < '0' || text[0] > '9')
+        return not_a_number(self, o, text);
+    if (value < o->min || value > o->max)
+        return cli_usage_error(self, "--%s: expected %" PRIu64 "..%" PRIu64 ", found %s", o->name, o->min,
+                               o->max, text);
+    *value_out = value;
+    return CLI_OK;
+}
+
+static int read_decimal(const cli_command *self, const cli_option *o, const char *text, double *value_out) {
+    char *end = NULL;
+    const bool begins_well = (text[0] >= '0' && text[0] <= '9') || text[0] == '.';
+    const double value = strtod(text, &end);
+    if (!begins_well || end == text || *end != '\0' || !isfinite(value)) return not_a_number(self, o, text);
+    if (value > o->decimal_max || (o->above_zero && value == 0))
+        return cli_usage_error(self, "--%s: expected a number %s 0 and at most %g, found %g", o->name,
+                               o->above_zero ? "above" : "of at least", o->decimal_max, value);
+    *value_out = value;
+    return CLI_OK;
+}
+
+/* Reads `text` as the option's value, into the options struct. CLI_OK or the exit code. */
+static int set_value(const cli_command *self, const cli_option *o, const char *text, void *options) {
+    void *at = (char *)options + o->offset;
+    switch (o->type) {
+    case CLI_FLAG:
+        *(bool *)at = true;
+        return CLI_OK;
+    case CLI_TEXT:
+        *(const char **)at = text;
+        return CLI_OK;
+    case CLI_NUMBER:
+        return read_number(self, o, text, at);
+    default:
+        return read_decimal(self, o, text, at);
+    }
+}
+
+/* Takes one option with its argument; *i is the last word used. CLI_OK or the exit code. */
+static int take_option(const cli_command *self, int argc, char **argv, int *i, void *options,
+                       uint64_t *given) {
+    const char *value = NULL, *word = argv[*i];
+    const cli_option *o = find_option(self, word, &value);
+    if (!o) return cli_usage_error(self, "no option %s", word);
+    if (o->type == CLI_FLAG && value) return cli_usage_error(self, "--%s takes no argument", o->name);
+    if (o->type != CLI_FLAG && !value) {
+        if (*i + 1 == argc) return cli_usage_error(self, "--%s needs an argument", o->name);
+        value = argv[++*i];
+    }
+    *given |= (uint64_t)1 << (o - self->options);
+    return set_value(self, o, value, options);
+}
+
+static int check_complete(const cli_command *self, const cli_arguments *arguments) {
+    if (!arguments->dump && !self->dump_optional) return cli_usage_error(self, "a DUMP is needed");
+    for (size_t i = 0; i < self->n_options; i++)
+        if (self->options[i].required && !(arguments->given >> i & 1))
+            return cli_usage_error(self, "--%s is needed", self->options[i].name);
+    return CLI_OK;
+}
+
+int cli_parse(const cli_command *self, int argc, char **argv, void *options, cli_arguments *arguments_out) {
+    cli_arguments found = {.options = options};
+    bool only_arguments = false; /* after "--" */
+    for (int i = 1; i < argc; i++) {
+        if (!only_arguments && strcmp(argv[i], "--") == 0) {
+            only_arguments = true;
+        } else if (!only_arguments && argv[i][0] == '-') {
+            const int code = take_option(self, argc, argv, &i, options, &found.given);
+            if (code != CLI_OK) return code;
+        } else if (found.dump) {
+            return cli_usage_error(self, "one DUMP at a time, found %s and %s", found.dump, argv[i]);
+        } else {
+            found.dump = argv[i];
+        }
+    }
+    *arguments_out = found;
+    return check_complete(self, &found);
+}
+
+bool cli_given(const cli_command *self, const cli_arguments *arguments, size_t offset) {
+    for (size_t i = 0; i < self->n_options; i++)
+        if (self->options[i].offset == offset) return (arguments->given >> i & 1) != 0;
+    return false;
+}

@@ -1,0 +1,102 @@
+/* eplb.h - what the files of `waybill eplb` share: the settings of a run, the traffic it replays, what it
+ * found. Refuses: other subcommands. */
+#ifndef WB_CLI_EPLB_H
+#define WB_CLI_EPLB_H
+
+#include "command.h"
+#include "wb_eplb.h"
+
+/* ---- the command line (eplb_settings.c) ------------------------------------------------------ */
+
+enum { EPLB_MAX_SOLVERS = 4 };
+
+typedef struct eplb_settings {
+    const char *dump; /* NULL: synthetic */
+    wb_synthetic synthetic;
+    uint32_t n_experts, n_layers, top_k; /* of synthetic loads */
+    uint32_t n_steps;                    /* of synthetic loads */
+    uint32_t n_batches;                  /* M micro-batches of a step */
+    uint64_t step_records;               /* records of a step; 0: all */
+    wb_topology topology;                /* its `dead` is the array below, or NULL */
+    uint8_t *dead;                       /* [R] or NULL */
+    wb_dispatch_policy dispatch;
+    uint32_t n_solvers;
+    wb_eplb_algorithm solvers[EPLB_MAX_SOLVERS];
+    wb_eplb_options options; /* of the solvers; its cost model is the run's */
+    const char *init_path, *save_path, *chart_path;
+    bool json;
+} eplb_settings;
+
+/* What the command line asks for. CLI_OK or the exit code, and then the fault has been said. */
+int eplb_settings_read(const cli_command *self, const cli_arguments *arguments, eplb_settings *settings_out);
+void eplb_settings_free(eplb_settings *settings);
+
+/* ---- traffic (eplb_traffic.c) ---------------------------------------------------------------- */
+
+/* Steps of micro-batches, from a dump's records or from a seed; one step at a time is in memory. */
+typedef struct eplb_source eplb_source;
+
+typedef struct eplb_source_info {
+    const char *name; /* of the model, or the kind of synthetic loads; owner: the source */
+    uint32_t n_layers, n_experts, top_k, n_steps, n_batches;
+    uint64_t records, rows; /* of a dump, taken so far */
+} eplb_source_info;
+
+wb_status eplb_source_open(const eplb_settings *settings, eplb_source **source_out);
+void eplb_source_close(eplb_source *source); /* NULL is a no-op */
+eplb_source_info eplb_source_get_info(const eplb_source *source);
+/* Steps are taken in order, each once. The topology holds the experts: the caller has checked. */
+wb_status eplb_source_take_step(eplb_source *source, uint32_t step);
+/* [M][L][E] of the step taken; owner: the source, until the next step. */
+const double *eplb_source_loads(const eplb_source *source);
+/* Of the step taken; its ctx is the source. */
+wb_traffic eplb_source_traffic(eplb_source *source);
+
+/* ---- what was found -------------------------------------------------------------------------- */
+
+/* Of one row in one step, or the means over steps. NAN: there is none. */
+typedef struct eplb_figures {
+    double balancedness; /* the placement made from the step's own loads */
+    double stale;        /* the placement of the step before, on this step's tokens */
+    double balancedness_time, min_layer;
+    double seconds, bound_seconds, transfer_node_bytes, transfer_network_bytes;
+    double changed_slots, local_bytes, node_bytes, network_bytes, reload_bytes, move_seconds;
+    double solve_seconds;
+} eplb_figures;
+
+typedef struct eplb_row {
+    const char *name;
+    bool solves; /* else the row keeps the placement it starts with */
+    wb_eplb_algorithm algorithm;
+    wb_dispatch_policy dispatch;
+    wb_placement *placement; /* the latest */
+    eplb_figures *steps;     /* [n_steps] */
+    char *refused;           /* why the solver does not take the shape, or NULL */
+} eplb_row;
+
+enum { EPLB_MAX_ROWS = EPLB_MAX_SOLVERS + 2 }; /* and: none, fake */
+
+typedef struct eplb_run {
+    const eplb_settings *settings;
+    const wb_topology *topology; /* with all arrays */
+    eplb_source_info source;
+    uint32_t n_rows;
+    eplb_row rows[EPLB_MAX_ROWS]; /* none, the solvers in the order asked for, fake */
+} eplb_run;
+
+/* ---- rows and steps (eplb_rows.c, eplb_steps.c, eplb_drawing.c) ------------------------------ */
+
+/* The rows of a run, each with the placement to start from. On failure too they are to be closed. */
+wb_status eplb_open_rows(eplb_run *run);
+void eplb_close_rows(eplb_run *run);
+
+/* The row whose placement is saved and drawn: the last solver that took the shape; none without solvers. */
+eplb_row *eplb_result_row(eplb_run *run);
+
+/* Solves and simulates every row in every step. */
+wb_status eplb_run_steps(eplb_run *run, eplb_source *source);
+
+/* The chart of the last step: all layers, and the one that is worst without balancing. */
+wb_status eplb_draw(eplb_run *run, eplb_source *source);
+
+#endif

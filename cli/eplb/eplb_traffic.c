@@ -1,0 +1,169 @@
+/* eplb_traffic.c - steps of micro-batches for `waybill eplb`: a dump's records in file order, or synthetic
+ * loads. Owns: how synthetic tokens are dealt to source ranks. Refuses: walking records (wb_dump_counts does,
+ * once a step), counts of more than one step in memory. */
+#include "eplb.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* How an expert's tokens are dealt to n ranks: `even` each, and one more to `more` ranks from `first` on,
+ * in a circle. */
+typedef struct deal {
+    uint32_t even, first, more;
+} deal;
+
+struct eplb_source {
+    eplb_source_info info;
+    uint32_t n_ranks, n_live;
+    uint32_t *live; /* [n_live] ranks that have tokens */
+    double *loads;  /* [M][L][E] synthetic: of the present step */
+    wb_synthetic synthetic;
+    deal *deals;                  /* [E] synthetic: of the counts being made */
+    wb_dump *dump;                /* NULL: synthetic */
+    uint64_t step_records, n_all; /* of a step, of the dump */
+    wb_topology topology;         /* the settings' */
+    wb_dump_counts *counts;       /* of the present step */
+};
+
+static wb_status no_memory(void) {
+    return wb_fail(WB_OUT_OF_MEMORY, "eplb: no memory for a step of loads");
+}
+
+/* ---- a dump ---------------------------------------------------------------------------------- */
+
+static wb_status take_dump_step(eplb_source *s, uint32_t step) {
+    uint64_t first = (uint64_t)step * s->step_records, n = s->n_all - first;
+    if (n > s->step_records) n = s->step_records;
+    wb_dump_counts_close(s->counts);
+    s->counts = NULL;
+    wb_status status = wb_dump_counts_open(s->dump, first, n, s->info.n_batches, &s->topology, &s->counts);
+    if (status != WB_OK) return status;
+    uint64_t rows = wb_dump_counts_rows(s->counts);
+    if (rows == 0)
+        return wb_fail(WB_MISSING_ROUTES,
+                       "eplb: step %" PRIu32 ": expected rows in its %" PRIu64
+                       " records, found none that is valid",
+                       step, n);
+    s->info.records += n;
+    s->info.rows += rows;
+    return WB_OK;
+}
+
+/* ---- synthetic ------------------------------------------------------------------------------- */
+
+/* Each live rank has count / live tokens of an expert; what remains is dealt one by one, an expert's from
+ * where the last one's ended, so that ranks end with about the same number of tokens. */
+static wb_status fill_from_loads(void *ctx, uint32_t batch, uint32_t layer, uint32_t *counts_out) {
+    eplb_source *s = ctx;
+    size_t E = s->info.n_experts;
+    uint32_t n = s->n_live, first = 0;
+    const double *loads = s->loads + ((size_t)batch * s->info.n_layers + layer) * E;
+    for (size_t e = 0; e < E; e++) {
+        uint32_t tokens = (uint32_t)loads[e];
+        s->deals[e] = (deal){tokens / n, first, tokens % n};
+        first = (uint32_t)(((uint64_t)first + tokens) % n);
+    }
+    if (n < s->n_ranks) memset(counts_out, 0, s->n_ranks * E * sizeof *counts_out);
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t *row = counts_out + s->live[i] * E;
+        for (size_t e = 0; e < E; e++) {
+            deal d = s->deals[e];
+            uint32_t from_first = i >= d.first ? i - d.first : i + n - d.first;
+            row[e] = d.even + (from_first < d.more);
+        }
+    }
+    return WB_OK;
+}
+
+/* ---- the source ------------------------------------------------------------------------------ */
+
+static wb_status open_dump(const eplb_settings *settings, eplb_source *s) {
+    wb_status status = wb_dump_open(settings->dump, &s->dump);
+    if (status != WB_OK) return status;
+    const wb_route_model *m = wb_dump_model(s->dump);
+    s->n_all = wb_dump_get_info(s->dump).records;
+    if (s->n_all == 0) return wb_fail(WB_MISSING_ROUTES, "%s: expected records, found none", settings->dump);
+    s->step_records = settings->step_records;
+    if (s->step_records == 0 || s->step_records > s->n_all) s->step_records = s->n_all;
+    uint64_t steps = (s->n_all - 1) / s->step_records + 1;
+    if (steps > UINT32_MAX)
+        return wb_fail(WB_INVALID_ARGUMENT, "%s: expected fewer than 2^32 steps", settings->dump);
+    s->info = (eplb_source_info){.name = m->name,
+                                 .n_layers = m->n_moe_layers,
+                                 .n_experts = m->num_experts,
+                                 .top_k = m->top_k,
+                                 .n_steps = (uint32_t)steps};
+    s->topology = settings->topology;
+    return WB_OK;
+}
+
+static void open_synthetic(const eplb_settings *settings, eplb_source *s) {
+    static const char *const names[] = {"synthetic zipf", "synthetic lognormal", "synthetic drift"};
+    s->synthetic = settings->synthetic;
+    s->info = (eplb_source_info){.name = names[settings->synthetic.kind],
+                                 .n_layers = settings->n_layers,
+                                 .n_experts = settings->n_experts,
+                                 .top_k = settings->top_k,
+                                 .n_steps = settings->n_steps};
+}
+
+static wb_status open_memory(const eplb_settings *settings, eplb_source *s) {
+    const wb_topology *t = &settings->topology;
+    s->info.n_batches = settings->n_batches;
+    if (s->dump) return WB_OK;
+    s->n_ranks = t->n_ranks;
+    s->live = calloc(t->n_ranks, sizeof *s->live);
+    s->loads = calloc((size_t)s->info.n_batches * s->info.n_layers, s->info.n_experts * sizeof *s->loads);
+    s->deals = calloc(s->info.n_experts, sizeof *s->deals);
+    if (!s->live || !s->loads || !s->deals) return no_memory();
+    for (uint32_t r = 0; r < t->n_ranks; r++)
+        if (!t->dead || !t->dead[r]) s->live[s->n_live++] = r;
+    return WB_OK;
+}
+
+wb_status eplb_source_open(const eplb_settings *settings, eplb_source **source_out) {
+    eplb_source *s = calloc(1, sizeof *s);
+    wb_status status = s ? WB_OK : no_memory();
+    if (status == WB_OK && settings->dump) status = open_dump(settings, s);
+    if (status == WB_OK && !settings->dump) open_synthetic(settings, s);
+    if (status == WB_OK) status = open_memory(settings, s);
+    if (status == WB_OK)
+        *source_out = s;
+    else
+        eplb_source_close(s);
+    return status;
+}
+
+void eplb_source_close(eplb_source *source) {
+    if (!source) return;
+    wb_dump_counts_close(source->counts);
+    wb_dump_close(source->dump);
+    free(source->loads);
+    free(source->deals);
+    free(source->live);
+    free(source);
+}
+
+eplb_source_info eplb_source_get_info(const eplb_source *source) {
+    return source->info;
+}
+
+wb_status eplb_source_take_step(eplb_source *s, uint32_t step) {
+    if (s->dump) return take_dump_step(s, step);
+    return wb_synthetic_loads(&s->synthetic, step, s->info.n_batches, s->info.n_layers, s->info.n_experts,
+                              s->loads);
+}
+
+const double *eplb_source_loads(const eplb_source *source) {
+    return source->dump ? wb_dump_counts_loads(source->counts) : source->loads;
+}
+
+wb_traffic eplb_source_traffic(eplb_source *s) {
+    wb_traffic traffic = {.n_batches = s->info.n_batches, .fill = fill_from_loads, .ctx = s};
+    if (s->dump) {
+        traffic.fill = wb_dump_counts_fill;
+        traffic.ctx = s->counts;
+    }
+    return traffic;
+}

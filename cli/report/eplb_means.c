@@ -1,0 +1,32 @@
+/* eplb_means.c - see eplb_report.h. */
+#include "report/eplb_report.h"
+
+#include <math.h>
+#include <string.h>
+
+eplb_figures eplb_mean_figures(const eplb_run *run, const eplb_row *row) {
+    enum { N = sizeof(eplb_figures) / sizeof(double) };
+    double sums[N] = {0};
+    uint32_t n[N] = {0};
+    for (uint32_t s = 0; s < run->source.n_steps; s++) {
+        double values[N];
+        memcpy(values, &row->steps[s], sizeof values);
+        for (int i = 0; i < N; i++) {
+            if (isnan(values[i])) continue;
+            sums[i] += values[i];
+            n[i]++;
+        }
+    }
+    for (int i = 0; i < N; i++) sums[i] = n[i] ? sums[i] / n[i] : NAN;
+    eplb_figures mean;
+    memcpy(&mean, sums, sizeof mean);
+    return mean;
+}
+
+double eplb_ratio_to_bound(const eplb_figures *f) {
+    return f->bound_seconds > 0 ? f->seconds / f->bound_seconds : 1;
+}
+
+double eplb_moved_bytes(const eplb_figures *f) {
+    return f->local_bytes + f->node_bytes + f->network_bytes + f->reload_bytes;
+}

@@ -1,0 +1,94 @@
+/* eplb_text.c - the tables of `waybill eplb`. Refuses: computing anything but units. */
+#include "report/eplb_report.h"
+
+#include <inttypes.h>
+#include <math.h>
+
+static uint32_t count_dead(const wb_topology *t) {
+    uint32_t n = 0;
+    for (uint32_t p = 0; p < t->n_ranks; p++) n += t->dead[p] != 0;
+    return n;
+}
+
+static void print_source(const eplb_run *run) {
+    const eplb_source_info *i = &run->source;
+    const eplb_settings *s = run->settings;
+    printf("traffic    %s: %" PRIu32 " MoE layers, %" PRIu32 " of %" PRIu32 " experts, ", i->name,
+           i->n_layers, i->top_k, i->n_experts);
+    printf("%" PRIu32 " step%s of %" PRIu32 " micro-batch%s\n", i->n_steps, i->n_steps == 1 ? "" : "s",
+           i->n_batches, i->n_batches == 1 ? "" : "es");
+    if (s->dump)
+        printf("           %" PRIu64 " records with %" PRIu64 " valid rows\n", i->records, i->rows);
+    else
+        printf("           %" PRIu64 " tokens a micro-batch, skew %g, noise %g, seed %" PRIu64 "\n",
+               s->synthetic.tokens / i->top_k, s->synthetic.skew, s->synthetic.noise, s->synthetic.seed);
+}
+
+static void print_shape(const eplb_run *run) {
+    const wb_topology *t = run->topology;
+    const wb_cost_model *c = &run->settings->options.cost;
+    printf("shape      %" PRIu32 " ranks (%" PRIu32 " dead) on %" PRIu32 " node%s, %" PRIu32
+           " slots a layer\n",
+           t->n_ranks, count_dead(t), t->n_nodes, t->n_nodes == 1 ? "" : "s", t->n_slots);
+    printf("dispatch   %s\n", wb_dispatch_policy_name(run->settings->dispatch));
+    printf("cost       %.4g us a token, %.4g us an expert, %.6g bytes a token, %.6g bytes an expert,\n",
+           1e6 * c->seconds_per_token, 1e6 * c->seconds_per_expert, c->bytes_per_token, c->expert_bytes);
+    printf("           %.4g GB/s in the node and %.4g GB/s out of it a rank, %.4g us a group of moves\n\n",
+           1e-9 * c->node_bytes_per_second, 1e-9 * c->network_bytes_per_second, 1e6 * c->seconds_per_group);
+}
+
+static void print_heading(void) {
+    printf("%-12s %-27s %7s %11s %-35s %19s %10s\n", "", "balancedness (mean / max)", "worst", "step ms",
+           "  moved from the placement before", "", "solve");
+    printf("%-12s %8s %8s %9s %7s %11s %8s %10s %12s %12s %10s %10s\n", "placement", "exact", "stale",
+           "of time", "layer", "predicted", "/ bound", "slots", "GB", "GB network", "ms", "ms");
+}
+
+/* A number, or "-" where there is none. */
+static void print_cell(int width, int decimals, double value) {
+    if (isnan(value))
+        printf(" %*s", width, "-");
+    else
+        printf(" %*.*f", width, decimals, value);
+}
+
+static void print_row(const eplb_run *run, const eplb_row *row) {
+    printf("%-12s", row->name);
+    if (row->refused) {
+        printf(" refused: %s\n", row->refused);
+        return;
+    }
+    eplb_figures f = eplb_mean_figures(run, row);
+    print_cell(8, 4, f.balancedness);
+    print_cell(8, 4, f.stale);
+    print_cell(9, 4, f.balancedness_time);
+    print_cell(7, 4, f.min_layer);
+    print_cell(11, 3, 1e3 * f.seconds);
+    print_cell(8, 3, eplb_ratio_to_bound(&f));
+    print_cell(10, 1, row->solves ? f.changed_slots : NAN);
+    print_cell(12, 3, row->solves ? 1e-9 * eplb_moved_bytes(&f) : NAN);
+    print_cell(12, 3, row->solves ? 1e-9 * f.network_bytes : NAN);
+    print_cell(10, 3, row->solves ? 1e3 * f.move_seconds : NAN);
+    print_cell(10, 3, row->solves ? 1e3 * f.solve_seconds : NAN);
+    printf("\n");
+}
+
+static void print_bound(const eplb_run *run) {
+    eplb_figures f = eplb_mean_figures(run, &run->rows[0]);
+    printf("%-12s %8s %8s %9s %7s", "bound", "-", "-", "-", "-");
+    print_cell(11, 3, 1e3 * f.bound_seconds);
+    print_cell(8, 3, 1);
+    printf("\n");
+}
+
+void eplb_print_tables(const eplb_run *run) {
+    print_source(run);
+    print_shape(run);
+    print_heading();
+    for (uint32_t i = 0; i < run->n_rows; i++) print_row(run, &run->rows[i]);
+    print_bound(run);
+    printf("\nexact: the placement is made from the step's own loads; stale: from those of the step before.\n"
+           "Means over steps; the first step's moves start from %s. fake: ranks in turn whatever the router "
+           "chose.\n",
+           run->settings->init_path ? run->settings->init_path : "the trivial placement");
+}

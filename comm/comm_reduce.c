@@ -1,0 +1,111 @@
+/* comm_reduce.c - sums over ranks, of each element in rank order, whatever way the elements travel.
+ * Refuses: the sums of a transport, whose order is not fixed. */
+#include "comm_state.h"
+#include "wb_check.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* An all-reduce works through its buffer in blocks of this size; it bounds the scratch. */
+#define WB_BLOCK_BYTES ((size_t)4 * 1024 * 1024)
+
+/* All ranks take the larger scratch or none does. A rank that kept the small one would have to grow alone in
+ * a later call, and would wait there for an agreement that no other rank enters. */
+static wb_status scratch_reserve(wb_comm *comm, size_t bytes) {
+    if (bytes <= comm->scratch_bytes) return WB_OK;
+    unsigned char *larger = NULL;
+    wb_status status = WB_NEW(larger, bytes, "all-reduce scratch");
+    status = wb_comm_agree(comm, status);
+    if (status != WB_OK) {
+        free(larger);
+        return status;
+    }
+    free(comm->scratch);
+    comm->scratch = larger;
+    comm->scratch_bytes = bytes;
+    return WB_OK;
+}
+
+/* An element type: into[n] += from[n]. */
+typedef struct addend {
+    size_t size;
+    void (*add)(void *into, const void *from, size_t n);
+} addend;
+
+static void add_f32(void *into, const void *from, size_t n) {
+    float *a = into;
+    const float *b = from;
+    for (size_t i = 0; i < n; i++) a[i] += b[i];
+}
+
+static void add_f64(void *into, const void *from, size_t n) {
+    double *a = into;
+    const double *b = from;
+    for (size_t i = 0; i < n; i++) a[i] += b[i];
+}
+
+static const addend f32 = {sizeof(float), add_f32};
+static const addend f64 = {sizeof(double), add_f64};
+
+/* scratch[R][n]: row 0 := row 0 + row 1 + ... in that order. */
+static void add_rows(wb_comm *comm, size_t n, const addend *type) {
+    for (size_t r = 1; r < (size_t)comm->size; r++)
+        type->add(comm->scratch, comm->scratch + r * n * type->size, n);
+}
+
+/* Every rank sums everything: R * n elements arrive on each. */
+static wb_status reduce_gathered(wb_comm *comm, unsigned char *buffer, size_t n, const addend *type) {
+    const size_t bytes = n * type->size;
+    WB_TRY(scratch_reserve(comm, bytes * (size_t)comm->size));
+    WB_TRY(wb_comm_all_gather(comm, buffer, bytes, comm->scratch));
+    add_rows(comm, n, type);
+    memcpy(buffer, comm->scratch, bytes);
+    return WB_OK;
+}
+
+/* Rank r sums the r-th of R parts of `part` elements: 2 * R * part elements arrive on each. */
+static wb_status reduce_parts(wb_comm *comm, unsigned char *buffer, size_t part, const addend *type) {
+    const size_t ranks = (size_t)comm->size, bytes = part * type->size;
+    WB_TRY(scratch_reserve(comm, bytes * ranks));
+    for (size_t r = 0; r < ranks; r++) {
+        comm->part_bytes[r] = bytes;
+        comm->part_offsets[r] = r * bytes;
+    }
+    WB_TRY(wb_comm_all_to_all_v(comm, buffer, comm->part_bytes, comm->part_offsets, comm->scratch,
+                                comm->part_bytes, comm->part_offsets));
+    add_rows(comm, part, type);
+    return wb_comm_all_gather(comm, comm->scratch, bytes, buffer);
+}
+
+/* One block, at most WB_BLOCK_BYTES, so that sizes times R fit for any R that is an int. The elements that
+ * do not divide by R go through the gathered way; each element is summed in rank order either way. */
+static wb_status reduce_block(wb_comm *comm, unsigned char *buffer, size_t n, const addend *type) {
+    const size_t ranks = (size_t)comm->size;
+    const size_t part = n / ranks;
+    if (part == 0 || n * type->size * ranks <= WB_GATHER_BYTES) return reduce_gathered(comm, buffer, n, type);
+    WB_TRY(reduce_parts(comm, buffer, part, type));
+    const size_t done = part * ranks;
+    return done == n ? WB_OK : reduce_gathered(comm, buffer + done * type->size, n - done, type);
+}
+
+static wb_status all_reduce(wb_comm *comm, void *buffer, size_t n, const addend *type) {
+    if (n > SIZE_MAX / type->size)
+        return wb_fail(WB_INVALID_ARGUMENT, "all_reduce: %zu elements of %zu bytes overflow", n, type->size);
+    WB_TRY(wb_comm_check_buffer("all_reduce", "buffer", buffer, n * type->size));
+    unsigned char *at = buffer;
+    while (n > 0) {
+        const size_t block = n < WB_BLOCK_BYTES / type->size ? n : WB_BLOCK_BYTES / type->size;
+        WB_TRY(reduce_block(comm, at, block, type));
+        at += block * type->size;
+        n -= block;
+    }
+    return WB_OK;
+}
+
+wb_status wb_comm_all_reduce_f32(wb_comm *comm, float *buffer, size_t n) {
+    return all_reduce(comm, buffer, n, &f32);
+}
+
+wb_status wb_comm_all_reduce_f64(wb_comm *comm, double *buffer, size_t n) {
+    return all_reduce(comm, buffer, n, &f64);
+}

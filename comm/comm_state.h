@@ -1,0 +1,30 @@
+/* comm_state.h - what a communicator holds (internal): comm.c makes it, comm_verdict.c and comm_reduce.c work
+ * in its scratch.
+ *
+ * Scratch only grows, and whether it must grow depends on the call's sizes alone, so that all ranks grow in
+ * the same call and can agree on the outcome. From the start it is enough for the verdicts. */
+#ifndef WB_COMM_STATE_H
+#define WB_COMM_STATE_H
+
+#include "wb_comm.h"
+#include "wb_memory.h"
+
+/* Up to this many gathered bytes one all-gather is cheaper than two steps. A check of equality compares
+ * blocks of this size. */
+#define WB_GATHER_BYTES ((size_t)64 * 1024)
+
+struct wb_comm {
+    wb_comm_ops ops;
+    int rank, size;
+    void *state; /* the adapter's */
+    wb_owner memory;
+    size_t *part_bytes, *part_offsets; /* [size] each, for all_to_all_v; owner: memory */
+    /* From malloc, since a larger one replaces it: WB_GATHER_BYTES and a u64 a rank, or more. */
+    unsigned char *scratch;
+    size_t scratch_bytes;
+};
+
+/* INVALID_ARGUMENT for a pointer that is NULL although there are bytes to be read or written. */
+wb_status wb_comm_check_buffer(const char *call, const char *name, const void *buffer, size_t bytes);
+
+#endif

@@ -1,0 +1,73 @@
+/* load_pass.c - the end of a pass: its counts are summed over ranks, and it enters the window. Refuses:
+ * counting rows (load.c), reading the window (load.c, load_report.c). */
+#include "load/load_internal.h"
+#include "wb_hash.h"
+
+#include <inttypes.h>
+#include <string.h>
+
+/* PEER unless all ranks count the same regions. */
+static wb_status check_same_regions(const wb_load *load, wb_comm *comm) {
+    uint64_t digest = load->window;
+    for (uint32_t i = 0; i < load->n_regions; i++) {
+        const wb_load_region *shape = &load->regions[i].shape;
+        const uint32_t numbers[] = {i, shape->n_layers, shape->n_experts, shape->n_shared};
+        digest = wb_hash64_seeded(numbers, sizeof numbers, digest);
+    }
+    return wb_comm_check_equal(comm, &digest, sizeof digest, "regions and window of the load statistics");
+}
+
+/* CAPACITY, on every rank, if a sum over ranks might leave 32 bits. */
+static wb_status check_room(const wb_load *load, wb_comm *comm) {
+    uint64_t max = 0;
+    for (uint32_t i = 0; i < load->n_regions; i++) {
+        const uint32_t *counts = wb_load_cells(&load->regions[i], load->open, WB_PHASE_PREFILL);
+        for (size_t c = 0; c < WB_N_PHASES * wb_load_table_cells(&load->regions[i].shape); c++)
+            if (counts[c] > max) max = counts[c];
+    }
+    WB_TRY(wb_comm_all_reduce_max_u64(comm, &max));
+    if (max <= UINT32_MAX / (uint32_t)wb_comm_size(comm)) return WB_OK;
+    return wb_fail(WB_CAPACITY,
+                   "load: end of a pass: a rank has %" PRIu64
+                   " tokens of an expert, expected at most %" PRIu32 " for a sum over %d ranks in 32 bits",
+                   max, UINT32_MAX / (uint32_t)wb_comm_size(comm), wb_comm_size(comm));
+}
+
+/* Counts are whole numbers below 2^53, so sums of doubles are exact. The tally serves as buffer: [L][E] of
+ * the largest region fits. */
+static wb_status sum_over_ranks(const wb_load *load, wb_comm *comm) {
+    double *sums = (double *)load->tally;
+    for (uint32_t i = 0; i < load->n_regions; i++)
+        for (wb_phase phase = WB_PHASE_PREFILL; phase <= WB_PHASE_REPLAY; phase++) {
+            uint32_t *counts = wb_load_cells(&load->regions[i], load->open, phase);
+            size_t n = wb_load_table_cells(&load->regions[i].shape);
+            for (size_t c = 0; c < n; c++) sums[c] = counts[c];
+            WB_TRY(wb_comm_all_reduce_f64(comm, sums, n));
+            for (size_t c = 0; c < n; c++) counts[c] = (uint32_t)sums[c];
+        }
+    return WB_OK;
+}
+
+static void advance(wb_load *load) {
+    load->open = (uint32_t)(((uint64_t)load->open + 1) % ((uint64_t)load->window + 1));
+    for (uint32_t i = 0; i < load->n_regions; i++) {
+        wb_load_table *table = &load->regions[i];
+        size_t cells = WB_N_PHASES * wb_load_table_cells(&table->shape);
+        memset(wb_load_cells(table, load->open, WB_PHASE_PREFILL), 0, cells * sizeof *table->counts);
+    }
+    load->recorded = false;
+    load->passes_seen++;
+    if (load->passes < load->window) load->passes++;
+}
+
+wb_status wb_load_end_pass(wb_load *load, wb_comm *comm) {
+    uint64_t recorded = load->recorded;
+    if (comm) {
+        WB_TRY(check_same_regions(load, comm));
+        WB_TRY(wb_comm_all_reduce_max_u64(comm, &recorded));
+        if (recorded) WB_TRY(check_room(load, comm));
+        if (recorded) WB_TRY(sum_over_ranks(load, comm));
+    }
+    if (recorded) advance(load);
+    return WB_OK;
+}

@@ -1,0 +1,82 @@
+/* load_report.c - balancedness of the ranks under a placement, from the window. */
+#include "load/load_internal.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+wb_status wb_load_check_placement(const wb_placement *placement, uint32_t L, uint32_t E, const char *what) {
+    if (wb_placement_layers(placement) == L && wb_placement_experts(placement) == E) return WB_OK;
+    return wb_fail(WB_MISMATCH,
+                   "%s has L %" PRIu32 " and E %" PRIu32 ", the placement L %" PRIu32 " and E %" PRIu32, what,
+                   L, E, wb_placement_layers(placement), wb_placement_experts(placement));
+}
+
+/* The ratios mean / max of one layer's ranks, over passes with tokens, and what they are ratios of. */
+typedef struct balance {
+    double ratio_sum, mean_sum, max_sum;
+    uint32_t n;
+} balance;
+
+/* Over live ranks: a dead one has no load and would only pull the mean down. */
+static void add_ranks(const wb_topology *topology, const double *rank_loads, balance *b) {
+    double sum = 0, max = 0;
+    uint32_t live = 0;
+    for (uint32_t r = 0; r < topology->n_ranks; r++) {
+        if (topology->dead[r]) continue;
+        sum += rank_loads[r];
+        if (rank_loads[r] > max) max = rank_loads[r];
+        live++;
+    }
+    if (!(max > 0)) return;
+    b->ratio_sum += sum / live / max;
+    b->mean_sum += sum / live;
+    b->max_sum += max;
+    b->n++;
+}
+
+/* scratch [E + R] */
+static balance layer_balance(const wb_load *load, const wb_load_table *table, uint32_t phases,
+                             uint32_t passes, const wb_placement *placement, uint32_t layer,
+                             double *scratch) {
+    balance b = {0};
+    double *loads = scratch, *rank_loads = scratch + table->shape.n_experts;
+    for (uint32_t age = 0; age < passes; age++) {
+        wb_load_layer_counts(table, wb_load_place(load, age), phases, layer, loads);
+        wb_placement_rank_loads(placement, layer, loads, rank_loads);
+        add_ranks(wb_placement_topology(placement), rank_loads, &b);
+    }
+    return b;
+}
+
+wb_status wb_load_balancedness(const wb_load *load, uint32_t region, uint32_t phases, uint32_t passes,
+                               const wb_placement *placement, double *by_layer_out, double *mean_out,
+                               double *weighted_out) {
+    WB_TRY(wb_load_check_query(load, region, phases));
+    const wb_load_table *table = &load->regions[region];
+    uint32_t L = table->shape.n_layers, E = table->shape.n_experts, with_tokens = 0;
+    WB_TRY(wb_load_check_placement(placement, L, E, "the load region"));
+    if (passes == 0 || passes > load->passes) passes = load->passes;
+
+    double *by_layer, *scratch, sum = 0, means = 0, maxima = 0;
+    WB_TRY(WB_NEW(by_layer, (size_t)L + E + wb_placement_topology(placement)->n_ranks, "load balancedness"));
+    scratch = by_layer + L;
+    for (uint32_t l = 0; l < L; l++) {
+        balance b = layer_balance(load, table, phases, passes, placement, l, scratch);
+        by_layer[l] = b.n ? b.ratio_sum / b.n : 1;
+        means += b.mean_sum;
+        maxima += b.max_sum;
+        if (b.n == 0) continue;
+        sum += by_layer[l];
+        with_tokens++;
+    }
+    if (with_tokens > 0) {
+        if (by_layer_out) memcpy(by_layer_out, by_layer, L * sizeof *by_layer);
+        if (mean_out) *mean_out = sum / with_tokens;
+        if (weighted_out) *weighted_out = means / maxima;
+    }
+    free(by_layer);
+    if (with_tokens > 0) return WB_OK;
+    return wb_fail(WB_NOT_FOUND, "load of region \"%s\": none of %" PRIu32 " passes has tokens",
+                   table->shape.name, passes);
+}

@@ -1,0 +1,158 @@
+/* wb_load.h - how many tokens each expert gets: counted online in a ring of passes, offline from a dump.
+ *
+ * Online: the handle, what it counts and what it says under a placement. Offline: the file of a window, the
+ * spread of a record's tokens, and the counts of a dump. Letters and common rules: as in wb_eplb.h.
+ */
+#ifndef WB_LOAD_H
+#define WB_LOAD_H
+
+#include "wb_base.h"
+#include "wb_comm.h"
+#include "wb_dispatch.h"
+#include "wb_formats.h"
+#include "wb_placement.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---- online: the handle -------------------------------------------------------------------------- */
+
+typedef enum wb_phase { WB_PHASE_PREFILL, WB_PHASE_DECODE, WB_PHASE_REPLAY } wb_phase;
+enum { WB_N_PHASES = 3 };
+#define WB_PHASES_ALL 7u /* a set of phases: bit 1 << phase */
+
+/* A model whose routers are counted: the target, and e.g. a draft model, each with layers of its own. A
+ * description that callers fill. */
+typedef struct wb_load_region {
+    const char *name;   /* "target", "draft" */
+    uint32_t n_layers;  /* L of this model's routers */
+    uint32_t n_experts; /* E routed experts */
+    uint32_t n_shared;  /* shared experts fused into the ids as E..E+n_shared-1: not counted */
+} wb_load_region;
+
+typedef struct wb_load_options {
+    size_t size; /* of this struct; set by the initialiser */
+    /* Passes kept, 1..; default 100. All memory is reserved at open: (window + 1) x 3 phases x L x E x 4
+     * bytes a region. */
+    uint32_t window;
+    double decay; /* weight of a pass against the next one, (0, 1]; default 1: plain sum over the window */
+} wb_load_options;
+WB_API void wb_load_options_init(wb_load_options *options_out, size_t size);
+static inline wb_load_options wb_load_options_default(void) {
+    wb_load_options options;
+    wb_load_options_init(&options, sizeof options);
+    return options;
+}
+
+/* Counts of routed tokens, exact, in a ring of passes. One handle a rank; wb_load_end_pass sums over
+ * ranks. */
+typedef struct wb_load wb_load;
+
+/* 1..64 regions of different names, which are copied; `options` NULL: the defaults. CAPACITY beyond 16
+ * GiB. After it, counting, closing passes (but for what the comm needs) and reading counts allocate
+ * nothing. */
+WB_API wb_status wb_load_open(uint32_t n_regions, const wb_load_region *regions,
+                              const wb_load_options *options, wb_load **load_out);
+WB_API void wb_load_close(wb_load *load); /* NULL is a no-op */
+
+/* A region that is off records nothing and is otherwise as it was; the others do not notice. All start on. */
+WB_API wb_status wb_load_enable(wb_load *load, uint32_t region, bool on);
+
+/* ---- online: counting ---------------------------------------------------------------------------- */
+
+/* Counts rows of one layer into the pass that is open; rows that are not valid are left out. `layer` is
+ * 0..L-1 of the region: there is no default, -1 is an error. K may differ from call to call; u8 and u16
+ * are both taken (with shared experts ids may need u16 though E <= 256). INVALID_ARGUMENT for an id that
+ * is neither routed nor shared, naming row, choice and layer; CAPACITY for a count that would leave 32 bits
+ * within the pass, naming layer and expert: nothing is counted then. */
+WB_API wb_status wb_load_record(wb_load *load, uint32_t region, wb_phase phase, int32_t layer,
+                                const wb_routed_rows *rows);
+
+/* Counts every valid row of a captured record: rows of the prompt as prefill and the others as decode, or
+ * all as replay. MISMATCH unless L and E are the region's; ids as in wb_load_record. Counting into the
+ * open pass; the record itself stays the per-token detail. */
+WB_API wb_status wb_load_add_record(wb_load *load, uint32_t region, const wb_route_model *model,
+                                    const wb_record *record, bool replay);
+
+/* Closes the pass: it enters the window and, the window being full, the oldest leaves. A pass without a
+ * valid row in any region (a dummy pass of idle ranks) does not enter. With a comm the call is collective:
+ * the counts are summed over the ranks, so that every rank's window is that of all tokens, pass by pass,
+ * and the pass enters on all ranks if it has a row on any. NULL: this rank's tokens only, which do not add
+ * up to passes of other ranks. CAPACITY, with nothing changed, if a sum might leave 32 bits; PEER, naming
+ * the rank, if the ranks count different regions. */
+WB_API wb_status wb_load_end_pass(wb_load *load, wb_comm *comm);
+WB_API uint32_t wb_load_passes(const wb_load *load);      /* closed passes in the window */
+WB_API uint64_t wb_load_passes_seen(const wb_load *load); /* ever closed; a file keeps the number */
+
+/* ---- online: reading ----------------------------------------------------------------------------- */
+
+/* counts_out [L][E]: over the window, of the phases in the set, each pass weighted decay^age (the newest
+ * has age 0). Zero when the window is empty. Here and below INVALID_ARGUMENT for a set that is empty or
+ * has other bits than the phases'. */
+WB_API wb_status wb_load_counts(const wb_load *load, uint32_t region, uint32_t phases, double *counts_out);
+/* counts_out [L][E] of the pass `age` passes ago (0: the newest closed), not weighted. NOT_FOUND when the
+ * window has no such pass. */
+WB_API wb_status wb_load_pass_counts(const wb_load *load, uint32_t region, uint32_t phases, uint32_t age,
+                                     double *counts_out);
+
+/* Under a placement, over the newest `passes` passes (0: the whole window): by_layer_out [L], mean over
+ * the passes with tokens of mean / max; *mean_out the mean of that over layers (SGLang's figure);
+ * *weighted_out sum of means / sum of maxima over passes and layers (of the time). Dead ranks do not
+ * enter; the figure of a layer without tokens is 1, and it enters none of the means. `passes` beyond the
+ * window is the window. Any output may be NULL. MISMATCH on a placement of other L or E, NOT_FOUND when no
+ * pass has tokens. */
+WB_API wb_status wb_load_balancedness(const wb_load *load, uint32_t region, uint32_t phases, uint32_t passes,
+                                      const wb_placement *placement, double *by_layer_out, double *mean_out,
+                                      double *weighted_out);
+
+/* ---- offline: the window as a file --------------------------------------------------------------- */
+
+/* A file of passes: {"logical_count": [passes][L][E]} of the first region as in wb_placement_read, and what
+ * restores the handle, switches of regions included. The open pass is not part of the file: end it first.
+ * Written as by wb_placement_save. CAPACITY beyond 89 million numbers: a smaller window fits. */
+WB_API wb_status wb_load_save(const wb_load *load, const char *path);
+/* UNSUPPORTED for other files and versions; CORRUPT, naming the place, for what a handle could not have
+ * written. */
+WB_API wb_status wb_load_read(const char *path, wb_load **load_out);
+
+/* ---- offline: records ---------------------------------------------------------------------------- */
+
+/* Per token: of a captured record's valid rows, how many distinct ranks and nodes hold the K chosen
+ * experts, when `policy` picks for tokens of rank `rank` (static or dynamic). ranks_out, nodes_out: [rows
+ * of all runs][L], or NULL; 0 for rows that are not valid, 255 for 255 and more. Under dynamic a token's
+ * key is wb_token_key. MISMATCH on a placement of other L or E; the record is checked, ids too. */
+WB_API wb_status wb_load_token_spread(const wb_placement *placement, wb_dispatch_policy policy, uint32_t rank,
+                                      const wb_route_model *model, const wb_record *record,
+                                      uint8_t *ranks_out, uint8_t *nodes_out);
+
+/* The routes of one step of a dump, counted once by micro-batch, source rank, layer and expert: what solvers
+ * and as many simulations as one likes read afterwards without touching the dump. Opaque. */
+typedef struct wb_dump_counts wb_dump_counts;
+
+/* Counts the valid rows of records first..first + n_records - 1 of the dump, in n_batches (M, 1..)
+ * micro-batches. Micro-batch b takes the records whose middle row lies in the b-th part of the step's rows;
+ * its records are dealt to the live ranks of the topology in turn, the first record to the first live rank.
+ * The result does not depend on the number of threads.
+ *
+ * All records of the step are held meanwhile and released at the end; afterwards memory is 4 x L x E bytes
+ * for each pair of micro-batch and rank that has a record, and 8 x M x L x E. Records are checked, ids too,
+ * and the first faulty one is reported (with the status of wb_dump_record or wb_record_check).
+ * INVALID_ARGUMENT for records that the dump does not have, no records, no micro-batches, and a topology that
+ * does not hold the model's experts; CAPACITY when a rank has 2^32 or more rows in a micro-batch. */
+WB_API wb_status wb_dump_counts_open(wb_dump *dump, uint64_t first, uint64_t n_records, uint32_t n_batches,
+                                     const wb_topology *topology, wb_dump_counts **counts_out);
+WB_API void wb_dump_counts_close(wb_dump_counts *counts); /* NULL is a no-op */
+
+WB_API uint64_t wb_dump_counts_rows(const wb_dump_counts *counts); /* valid rows counted; 0 is no error */
+/* [M][L][E] tokens, as wb_eplb_solve reads them; owner: the counts. */
+WB_API const double *wb_dump_counts_loads(const wb_dump_counts *counts);
+/* counts_out [R][E]: tokens of each source rank for each expert in one micro-batch and layer, which must
+ * exist. `counts` is a wb_dump_counts *: the signature is that of wb_traffic.fill, which it is made for. It
+ * cannot fail and may be called by several threads. */
+WB_API wb_status wb_dump_counts_fill(void *counts, uint32_t batch, uint32_t layer, uint32_t *counts_out);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,70 @@
+/* wb_simulate.h - what a placement and a dispatch policy make of a step's tokens: balancedness, predicted
+ * seconds and bytes, and the lower bound that no placement goes below; and loads made up from a seed.
+ *
+ * Offline. Letters and common rules: as in wb_eplb.h.
+ */
+#ifndef WB_SIMULATE_H
+#define WB_SIMULATE_H
+
+#include "wb_base.h"
+#include "wb_cost_model.h"
+#include "wb_dispatch.h"
+#include "wb_placement.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---- the simulator ------------------------------------------------------------------------------- */
+
+/* The routed tokens of one optimiser step, batch by batch; wb_dump_counts_fill (wb_load.h) is the `fill` of a
+ * dump. `fill` writes counts_out [R][E]: tokens of each source rank for each expert. It is called once for
+ * each (batch, layer), one call at a time, but by any thread and in any order within a batch. */
+typedef struct wb_traffic {
+    uint32_t n_batches; /* M */
+    wb_status (*fill)(void *ctx, uint32_t batch, uint32_t layer, uint32_t *counts_out);
+    void *ctx;
+} wb_traffic;
+
+typedef struct wb_simulation {
+    double balancedness;      /* mean over (batch, layer) with tokens of mean / max */
+    double balancedness_time; /* sum of means / sum of maxima */
+    double min_layer;         /* the worst layer's mean over batches */
+    double seconds;           /* of the step: sum of compute and transfers of each layer's slowest rank */
+    /* No placement and dispatch can be faster: tokens even over live ranks, each expert with tokens read
+     * once, no transfers. */
+    double bound_seconds;
+    double node_bytes, network_bytes; /* of dispatch and combine */
+} wb_simulation;
+
+/* Sends a step's tokens through a placement and a dispatch policy. rank_tokens_out [R]: tokens of each
+ * rank summed over batches and layers, or NULL. Errors of wb_dispatch_loads and of `fill`;
+ * INVALID_ARGUMENT for a cost model that is not finite, negative or has a rate of 0. */
+WB_API wb_status wb_simulate(const wb_placement *placement, wb_dispatch_policy policy,
+                             const wb_traffic *traffic, const wb_cost_model *cost, double *rank_tokens_out,
+                             wb_simulation *simulation_out);
+
+/* ---- synthetic loads ----------------------------------------------------------------------------- */
+
+typedef enum wb_synthetic_kind {
+    WB_SYNTHETIC_ZIPF,      /* the i-th most popular expert ~ (i + 1)^-skew, shuffled for each layer */
+    WB_SYNTHETIC_LOGNORMAL, /* exp(skew x normal) */
+    WB_SYNTHETIC_DRIFT      /* log-normal whose base moves by `noise` from step to step */
+} wb_synthetic_kind;
+
+typedef struct wb_synthetic {
+    wb_synthetic_kind kind;
+    double skew;     /* see the kinds; 0..1000 */
+    double noise;    /* each (batch, expert) times exp(noise x normal); 0..1000 */
+    uint64_t tokens; /* routed (token, choice) pairs of a batch and layer, before rounding; at most 2^50 */
+    uint64_t seed;
+} wb_synthetic;
+/* loads_out [M][L][E] of step `step`: whole numbers. The same for the same arguments everywhere.
+ * INVALID_ARGUMENT for fields out of range. */
+WB_API wb_status wb_synthetic_loads(const wb_synthetic *synthetic, uint32_t step, uint32_t n_batches,
+                                    uint32_t n_layers, uint32_t n_experts, double *loads_out);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,101 @@
+/* wb_solve.h - which expert each slot should hold: the placement solvers, and the placement to begin with.
+ *
+ * Online: the solvers. Offline: the initial placement from a file or a dump. Letters and common rules: as in
+ * wb_eplb.h.
+ */
+#ifndef WB_SOLVE_H
+#define WB_SOLVE_H
+
+#include "wb_base.h"
+#include "wb_cost_model.h"
+#include "wb_formats.h"
+#include "wb_placement.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---- online: solvers ----------------------------------------------------------------------------- */
+
+typedef enum wb_eplb_algorithm {
+    /* The bytes of DeepSeek's eplb.py (float32, ties to the lower index; its torch run with a stable
+     * sort), replica order included, for whatever it accepts but NaN and N > R. What it refuses is
+     * refused: E % G or S % R not 0, and R % N where hierarchical, which is when G % N == 0; else global.
+     * Two replicas of an expert may share a rank. No dead ranks, no uneven slots. */
+    WB_EPLB_DEEPSEEK,
+    /* The default. Minimises the maximum rank load: capped replication, never two replicas of an expert on
+     * one rank (slots that nothing could fill without stay empty), packing, swaps, joint search over replica
+     * counts and places. */
+    WB_EPLB_BALANCED,
+    /* From options.current by few changes of slots: at most max_changes a layer, stopping at target
+     * balancedness; a layer stays as it is unless the seconds gained over horizon_steps exceed those of
+     * the move (cost). */
+    WB_EPLB_INCREMENTAL,
+    /* For routes known beforehand (replay): one placement for M micro-batches that minimises the sum over
+     * them of the maximum rank load. */
+    WB_EPLB_MICROBATCH
+} wb_eplb_algorithm;
+WB_API const char *wb_eplb_algorithm_name(wb_eplb_algorithm algorithm); /* "deepseek", ... */
+WB_API wb_status wb_eplb_algorithm_parse(const char *name, wb_eplb_algorithm *algorithm_out);
+
+typedef struct wb_eplb_options {
+    size_t size;                 /* of this struct; set by the initialiser */
+    wb_eplb_algorithm algorithm; /* default: balanced */
+    uint32_t n_groups;           /* deepseek: G router groups, 1..; default 1 */
+    /* Moves that the search of one layer tries (deepseek has none). 0, the default: balanced 20,000 x S, at
+     * most 4,000,000; incremental 4,000,000; microbatch 500,000 after 200,000 of balanced. */
+    uint32_t trials;
+    /* incremental: the placement to start from. balanced, microbatch: experts that stay on their rank keep
+     * the slot they have there (wb_placement_keep_slots); NULL, the default: slots as they come. Not read
+     * under deepseek, whose bytes are fixed. Borrowed for the call. */
+    const wb_placement *current;
+    /* incremental: slots a layer that may change, repairs not counted; 0, the default: no limit */
+    uint32_t max_changes;
+    double target; /* incremental: balancedness at which a layer is good enough, (0, 1]; default 0.98 */
+    /* incremental: passes of these loads over which the gain of a move is counted; default 1000 */
+    double horizon_steps;
+    wb_cost_model cost; /* incremental: what a pass and a move take; default wb_cost_model_default() */
+    uint32_t threads;   /* over layers; 0, the default: as many as OpenMP gives */
+    void (*progress)(void *ctx, uint32_t layers_done, uint32_t n_layers); /* or NULL; one call at a time */
+    void *progress_ctx;
+} wb_eplb_options;
+WB_API void wb_eplb_options_init(wb_eplb_options *options_out, size_t size);
+static inline wb_eplb_options wb_eplb_options_default(void) {
+    wb_eplb_options options;
+    wb_eplb_options_init(&options, sizeof options);
+    return options;
+}
+
+/* loads: [M][L][E], tokens routed to each expert in each micro-batch (or pass); all algorithms but
+ * microbatch take their sum over M. Exact for counts to 2^53; deepseek rounds to float32 as eplb.py does.
+ * INVALID_ARGUMENT, naming batch, layer and expert, for NaN and (but for deepseek) infinite or negative
+ * loads. All zero is fine: an even placement. `options` NULL: the defaults. Which layers differ from
+ * options.current is seen by comparing maps, or from a move plan's changed_slots. Local: every rank that
+ * solves the same loads gets the same placement. */
+WB_API wb_status wb_eplb_solve(const wb_topology *topology, uint32_t n_layers, uint32_t n_experts,
+                               uint32_t n_batches, const double *loads, const wb_eplb_options *options,
+                               wb_placement **placement_out);
+
+/* ---- offline: the placement to begin with -------------------------------------------------------- */
+
+/* Opens the placement that a file describes. A file holds a map or counts, as JSON or as msgpack (told apart
+ * by the content), with SGLang's keys:
+ *
+ *   {"physical_to_logical_map": [L][S]}, and "replica_of_slot": [L][S] where replicas are not in slot order
+ *   {"logical_count": [L][E] or [M][L][E]}
+ *
+ * A map is taken as it is, counts are solved by `balanced`; other keys are skipped. Shapes that do not fit
+ * are MISMATCH, with expected and found; NOT_FOUND for a file with neither key and for no file; `path` is
+ * named in each message. */
+WB_API wb_status wb_placement_read(const char *path, const wb_topology *topology, uint32_t n_layers,
+                                   uint32_t n_experts, wb_placement **placement_out);
+
+/* The initial placement from an earlier rollout: `balanced` on the loads of every valid row of the dump.
+ * NOT_FOUND when it has none. */
+WB_API wb_status wb_placement_from_dump(wb_dump *dump, const wb_topology *topology,
+                                        wb_placement **placement_out);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,98 @@
+/* packing.c - a rollout batch as micro-batches: which samples each holds, their tokens and targets, and the
+ * memory that the passes over them work in. Every rank has the same number of micro-batches, the last ones
+ * empty where it has fewer samples. */
+#include "train_step.h"
+#include "wb_memory.h"
+
+/* How many of `samples` [n] go into the next micro-batch. */
+static int64_t take(const sample *samples, int64_t n, int64_t limit, int64_t *T_out) {
+    int64_t i = 0, T = 0;
+    while (i < n && (i == 0 || T + fed_tokens(&samples[i]) <= limit)) T += fed_tokens(&samples[i++]);
+    *T_out = T;
+    return i;
+}
+
+static wb_status fill(wb_owner *owner, micro_batch *mb, const sample *samples, int64_t n, int64_t T) {
+    WB_TRY(WB_OWN(owner, mb->samples, (size_t)n, "micro-batch"));
+    WB_TRY(WB_OWN(owner, mb->seq_start, (size_t)n + 1, "micro-batch"));
+    WB_TRY(WB_OWN(owner, mb->tokens, (size_t)T, "micro-batch"));
+    WB_TRY(WB_OWN(owner, mb->targets, (size_t)T, "micro-batch"));
+    WB_TRY(WB_OWN(owner, mb->old, (size_t)T, "micro-batch"));
+    WB_TRY(WB_OWN(owner, mb->reference, (size_t)T, "micro-batch"));
+    mb->n_seqs = n;
+    mb->T = T;
+    int64_t row = 0;
+    for (int64_t i = 0; i < n; i++) {
+        const wb_record *record = record_of(&samples[i]);
+        mb->samples[i] = &samples[i];
+        mb->seq_start[i] = (int32_t)row;
+        for (uint32_t p = 0; p + 1 < record->n_tokens; p++, row++) {
+            mb->tokens[row] = (int32_t)record->tokens[p];
+            mb->targets[row] = p + 1 >= record->prompt_len ? (int32_t)record->tokens[p + 1] : -1;
+        }
+    }
+    mb->seq_start[n] = (int32_t)row;
+    return WB_OK;
+}
+
+/* First of this rank's samples in minibatch u. Minibatches are equal runs of the batch's groups over all
+ * ranks, so that they hold the same samples on any number of ranks, and none is empty. */
+static int64_t update_first(const trainer *t, int64_t u) {
+    int64_t group = t->o->prompts / t->o->updates * u, ranks = wb_comm_size(t->comm);
+    return (group - wb_comm_rank(t->comm) + ranks - 1) / ranks * t->o->samples;
+}
+
+/* Micro-batches of minibatch u, those of the rank that has the most. */
+static wb_status count_micro_batches(const trainer *t, const batch *b, int64_t u, uint64_t *n_out) {
+    int64_t last = update_first(t, u + 1), T;
+    *n_out = 0;
+    for (int64_t i = update_first(t, u); i < last; ++*n_out)
+        i += take(b->samples + i, last - i, t->o->micro_batch_tokens, &T);
+    return wb_comm_all_reduce_max_u64(t->comm, n_out);
+}
+
+static wb_status fill_update(const trainer *t, const batch *b, int64_t u, packed_batch *p) {
+    int64_t i = update_first(t, u), last = update_first(t, u + 1), T;
+    for (int32_t m = p->update_start[u]; m < p->update_start[u + 1]; m++) {
+        int64_t n = take(b->samples + i, last - i, t->o->micro_batch_tokens, &T);
+        WB_TRY(fill(&p->workspace.host, &p->list[m], b->samples + i, n, T));
+        if (T > p->largest) p->largest = T;
+        i += n;
+    }
+    return WB_OK;
+}
+
+static wb_status pack(const trainer *t, const batch *b, packed_batch *p) {
+    wb_owner *owner = &p->workspace.host;
+    WB_TRY(WB_OWN(owner, p->update_start, (size_t)t->o->updates + 1, "micro-batches"));
+    for (int64_t u = 0; u < t->o->updates; u++) {
+        uint64_t n;
+        WB_TRY(count_micro_batches(t, b, u, &n));
+        p->update_start[u + 1] = p->update_start[u] + (int32_t)n;
+    }
+    p->n = p->update_start[t->o->updates];
+    WB_TRY(WB_OWN(owner, p->list, (size_t)p->n, "micro-batches"));
+    for (int64_t u = 0; u < t->o->updates; u++) WB_TRY(fill_update(t, b, u, p));
+    return WB_OK;
+}
+
+wb_status packed_open(const trainer *t, const batch *b, packed_batch *p) {
+    const wb_route_model *model = wb_model_routes(t->model);
+    wb_workspace *w = &p->workspace;
+    w->device = t->device;
+    p->row_bytes = wb_route_row_bytes(model);
+    p->stride = (int64_t)model->n_moe_layers * model->top_k;
+    WB_TRY(pack(t, b, p));
+    size_t T = (size_t)p->largest;
+    WB_TRY(wb_reserve(w, &p->ids, p->largest, (int64_t)p->row_bytes, 1));
+    WB_TRY(wb_reserve(w, &p->native, p->largest, (int64_t)p->row_bytes, 1));
+    WB_TRY(wb_reserve(w, &p->direction, p->largest, 1, 1));
+    WB_TRY(WB_OWN_ALLOC(&w->host, p->host_ids, T, p->row_bytes, "routes"));
+    WB_TRY(WB_OWN_ALLOC(&w->host, p->host_native, T, p->row_bytes, "routes"));
+    WB_TRY(WB_OWN(&w->host, p->logprobs, T, "log-probabilities"));
+    return WB_OWN(&w->host, p->gradients, T, "gradients");
+}
+
+void packed_close(packed_batch *p) {
+    wb_workspace_close(&p->workspace);
+}

@@ -1,0 +1,141 @@
+/* passes.c - the forwards over a packed batch: of the policy under replay, of the same batch with free
+ * routing for comparison, of the reference. What a mode does is wb_replay's business: a pass asks for the
+ * directions of all rows, runs, and stores what was used. */
+#include "train_step.h"
+#include "wb_memory.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- the plan -------------------------------------------------------------------------------- */
+
+static wb_status plan_micro_batch(wb_replay *replay, int32_t m, const micro_batch *mb) {
+    wb_segment *segments;
+    WB_TRY(WB_NEW(segments, (size_t)mb->n_seqs, "segments"));
+    for (int64_t i = 0; i < mb->n_seqs; i++)
+        segments[i] = wb_replay_segment(replay, record_of(mb->samples[i])->rid, 0,
+                                        (uint32_t)fed_tokens(mb->samples[i]));
+    wb_status status = wb_replay_plan(replay, m, (int32_t)mb->n_seqs, segments);
+    free(segments);
+    return status;
+}
+
+wb_status plan_batch(const trainer *t, wb_replay *replay, wb_replay_mode mode, const batch *b,
+                     const packed_batch *p) {
+    wb_replay_clear(replay);
+    for (int64_t i = 0; i < b->n_samples; i++)
+        WB_TRY(wb_replay_add(replay, wb_model_routes(t->model), record_of(&b->samples[i])));
+    WB_TRY(wb_replay_begin(replay, mode, p->n));
+    for (int32_t m = 0; m < p->n; m++) WB_TRY(plan_micro_batch(replay, m, &p->list[m]));
+    return WB_OK;
+}
+
+/* ---- a forward ------------------------------------------------------------------------------- */
+
+static wb_status run_forward(wb_train *train, packed_batch *p, const micro_batch *mb, const uint8_t *forced,
+                             void *native, float *logprobs_out) {
+    wb_train_batch fed = {mb->T, mb->tokens, mb->targets, (int32_t)mb->n_seqs, mb->seq_start};
+    wb_routing routing = {p->ids.data, forced, native};
+    return wb_train_forward(train, &fed, &routing, NULL, logprobs_out);
+}
+
+/* A forward of the policy routed as `replay` says, which is told what the rows used. Leaves the ids used in
+ * p->host_ids and the log-probabilities in p->logprobs. */
+static wb_status routed_forward(trainer *t, wb_replay *replay, packed_batch *p, int32_t m) {
+    const micro_batch *mb = &p->list[m];
+    wb_device *dev = t->device;
+    uint32_t T = (uint32_t)mb->T;
+    size_t bytes = T * p->row_bytes;
+    wb_replay_slice rows;
+    WB_TRY(wb_replay_rows(replay, m, WB_ALL_LAYERS, 0, T, &rows));
+    if (rows.any_forced) {
+        WB_TRY(dev->to_device(dev, p->ids.data, rows.ids, bytes));
+        WB_TRY(dev->to_device(dev, p->direction.data, rows.direction, T));
+    }
+    WB_TRY(run_forward(t->train, p, mb, rows.any_forced ? p->direction.data : NULL,
+                       rows.want_native ? p->native.data : NULL, p->logprobs));
+    WB_TRY(dev->to_host(dev, p->host_ids, p->ids.data, bytes));
+    if (rows.want_native) WB_TRY(dev->to_host(dev, p->host_native, p->native.data, bytes));
+    return wb_replay_store(replay, m, WB_ALL_LAYERS, 0, T, p->host_ids, p->stride,
+                           rows.want_native ? p->host_native : NULL, p->stride);
+}
+
+/* ---- an independent count -------------------------------------------------------------------- */
+
+/* True when both hold the same set of K ids. */
+static bool same_set(const void *a, const void *b, wb_dtype dtype, uint32_t K) {
+    if (memcmp(a, b, K * wb_dtype_size(dtype)) == 0) return true;
+    for (uint32_t i = 0; i < K; i++) {
+        uint32_t j = 0, id = wb_route_id(a, dtype, i);
+        while (j < K && wb_route_id(b, dtype, j) != id) j++;
+        if (j == K) return false;
+    }
+    return true;
+}
+
+static bool same_routes(const wb_route_model *model, const char *used, const char *rolled) {
+    wb_dtype dtype = wb_route_dtype(model->num_experts);
+    size_t layer_bytes = model->top_k * wb_dtype_size(dtype);
+    for (uint32_t l = 0; l < model->n_moe_layers; l++)
+        if (!same_set(used + l * layer_bytes, rolled + l * layer_bytes, dtype, model->top_k)) return false;
+    return true;
+}
+
+/* Counts the rows that training sent to other experts than the rollout did, in any layer: straight from
+ * the ids used and the records, whatever the replay module says. */
+static void count_routed_differently(const trainer *t, const packed_batch *p, const micro_batch *mb,
+                                     row_count *count) {
+    const wb_route_model *model = wb_model_routes(t->model);
+    for (int64_t s = 0; s < mb->n_seqs; s++) {
+        const char *used = (const char *)p->host_ids + (size_t)mb->seq_start[s] * p->row_bytes;
+        wb_row_walk walk = wb_rows_of(model, record_of(mb->samples[s]));
+        while (wb_row_next(&walk)) {
+            count->rows += 1;
+            count->differ += !same_routes(model, used + walk.position * p->row_bytes, walk.row);
+        }
+    }
+}
+
+/* ---- the passes ------------------------------------------------------------------------------ */
+
+wb_status policy_forward(trainer *t, packed_batch *p, int32_t m, row_count *count) {
+    WB_TRY(routed_forward(t, t->replay, p, m));
+    count_routed_differently(t, p, &p->list[m], count);
+    return WB_OK;
+}
+
+/* Log-probabilities at rollout beside those in p->logprobs, over the response tokens. */
+static wb_status observe_logprobs(wb_replay *replay, const packed_batch *p, const micro_batch *mb) {
+    for (int64_t s = 0; s < mb->n_seqs; s++) {
+        const wb_record *record = record_of(mb->samples[s]);
+        const float *now = p->logprobs + mb->seq_start[s] + record->prompt_len - 1;
+        WB_TRY(wb_replay_observe_logprobs(replay, record->n_tokens - record->prompt_len, record->logprobs,
+                                          now, NULL));
+    }
+    return WB_OK;
+}
+
+wb_status first_forward(trainer *t, packed_batch *p, report *r, row_count *count) {
+    for (int32_t m = 0; m < p->n; m++) {
+        WB_TRY(policy_forward(t, p, m, count));
+        WB_TRY(observe_logprobs(t->replay, p, &p->list[m]));
+        memcpy(p->list[m].old, p->logprobs, (size_t)p->list[m].T * sizeof(float));
+        report_progress(r, t->step, "first forward", m + 1, p->n);
+    }
+    return WB_OK;
+}
+
+wb_status compare_forward(trainer *t, packed_batch *p, report *r) {
+    for (int32_t m = 0; m < p->n; m++) {
+        WB_TRY(routed_forward(t, t->compare, p, m));
+        WB_TRY(observe_logprobs(t->compare, p, &p->list[m]));
+        report_progress(r, t->step, "comparison", m + 1, p->n);
+    }
+    return WB_OK;
+}
+
+wb_status reference_forward(trainer *t, packed_batch *p) {
+    for (int32_t m = 0; m < p->n; m++)
+        WB_TRY(run_forward(t->reference_train, p, &p->list[m], NULL, NULL, p->list[m].reference));
+    return WB_OK;
+}

@@ -1,0 +1,68 @@
+/* train_step.h - a rollout batch packed into micro-batches, and the forwards over them: what packing.c,
+ * passes.c and train_step.c share. */
+#ifndef GRPO_TRAIN_STEP_H
+#define GRPO_TRAIN_STEP_H
+
+#include "grpo.h"
+#include "wb_workspace.h"
+
+/* Sequences packed into one forward. A sequence of N tokens feeds N - 1: row t predicts token t + 1. */
+typedef struct micro_batch {
+    int64_t T, n_seqs;
+    const sample **samples; /* [n_seqs] */
+    int32_t *seq_start;     /* [n_seqs + 1] first row of each */
+    int32_t *tokens;        /* [T] */
+    int32_t *targets;       /* [T] -1 in the prompt */
+    float *old, *reference; /* [T] log-probabilities of the first forward and of the reference model */
+} micro_batch;
+
+typedef struct packed_batch {
+    wb_workspace workspace; /* owns everything below */
+    int32_t n;              /* micro-batches */
+    micro_batch *list;      /* [n] */
+    int32_t *update_start;  /* [updates + 1] first micro-batch of each minibatch */
+    int64_t largest;        /* T */
+    int64_t stride;         /* ids of a row: L * K */
+    size_t row_bytes;
+    /* Of the micro-batch at hand, device: ids and native [T][L][K], direction [T]. */
+    wb_buffer ids, native, direction;
+    /* The same on the host, and [T] each. */
+    void *host_ids, *host_native;
+    float *logprobs, *gradients;
+} packed_batch;
+
+static inline const wb_record *record_of(const sample *s) {
+    return &s->completion->record;
+}
+
+/* Rows of the sample: its last token is never fed. */
+static inline int64_t fed_tokens(const sample *s) {
+    return (int64_t)record_of(s)->n_tokens - 1;
+}
+
+/* ---- packing.c ------------------------------------------------------------------------------- */
+
+/* A zeroed `p` is needed; packed_close also after a failure. Collective. */
+wb_status packed_open(const trainer *t, const batch *b, packed_batch *p);
+void packed_close(packed_batch *p);
+
+/* ---- passes.c -------------------------------------------------------------------------------- */
+
+/* Rows that a record has, and how many of them went to other experts than in the rollout. */
+typedef struct row_count {
+    double rows, differ;
+} row_count;
+
+/* Plans every micro-batch in `mode` and makes the batch's records known to `replay`, which borrows them. */
+wb_status plan_batch(const trainer *t, wb_replay *replay, wb_replay_mode mode, const batch *b,
+                     const packed_batch *p);
+/* A forward of micro-batch m, routed as t->replay says; p->logprobs are its results. Collective. */
+wb_status policy_forward(trainer *t, packed_batch *p, int32_t m, row_count *count);
+/* The same over all micro-batches, whose log-probabilities become `old`. Collective. */
+wb_status first_forward(trainer *t, packed_batch *p, report *r, row_count *count);
+/* The same batch and weights routed as t->compare says: free. Collective. */
+wb_status compare_forward(trainer *t, packed_batch *p, report *r);
+/* The reference model, which never follows the policy's routes. Collective. */
+wb_status reference_forward(trainer *t, packed_batch *p);
+
+#endif

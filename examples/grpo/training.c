@@ -1,0 +1,145 @@
+/* training.c - a run from its start, which may be the checkpoint of an interrupted one, to its last step:
+ * opens what it needs, then generates, rewards, trains and hands the new weights to the engine, step by
+ * step. */
+#include "grpo.h"
+#include "wb_file.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+/* The rollout engine's own copy of the weights, in --rollout-dtype. */
+typedef struct rollout_side {
+    wb_model *model;
+    wb_engine *engine;
+} rollout_side;
+
+static wb_model_options model_options(const trainer *t, wb_dtype dtype) {
+    wb_model_options model = wb_model_options_default();
+    model.device = t->device;
+    model.comm = t->comm;
+    model.dtype = dtype;
+    return model;
+}
+
+static wb_status open_rollout(const trainer *t, const char *dir, rollout_side *side) {
+    wb_model_options rollout = model_options(t, t->o->rollout_dtype);
+    WB_TRY(wb_model_open(dir, &rollout, &side->model));
+    wb_engine_options engine = wb_engine_options_default();
+    engine.n_blocks = (int32_t)t->o->kv_blocks;
+    WB_TRY(wb_comm_agree(t->comm, wb_engine_open(side->model, &engine, &side->engine)));
+    return wb_engine_set_weights(side->engine, t->model, t->weight_version);
+}
+
+static wb_status open_reference(trainer *t) {
+    if (t->o->kl_coef <= 0) return WB_OK;
+    wb_model_options reference = model_options(t, WB_F32);
+    WB_TRY(wb_model_open(t->o->model_dir, &reference, &t->reference));
+    return wb_comm_agree(t->comm, wb_train_open(t->reference, &t->reference_train));
+}
+
+static wb_status open_replay(const trainer *t, wb_missing_policy missing, wb_replay **out) {
+    wb_replay_options replay = wb_replay_options_default();
+    replay.missing = missing;
+    replay.n_ranks = wb_comm_size(t->comm);
+    return wb_replay_open(wb_model_routes(t->model), &replay, out);
+}
+
+/* Everything but the report, from `dir`: the base checkpoint or the one to resume. */
+static wb_status open_trainer(trainer *t, const char *dir) {
+    wb_model_options model = model_options(t, WB_F32);
+    WB_TRY(wb_model_open(dir, &model, &t->model));
+    wb_status status = wb_train_open(t->model, &t->train);
+    if (status == WB_OK) status = optimizer_open(t->model, t->train, t->device, t->comm, &t->opt);
+    if (status == WB_OK) status = open_replay(t, t->o->missing, &t->replay);
+    if (status == WB_OK) status = open_replay(t, WB_MISSING_NATIVE, &t->compare);
+    WB_TRY(wb_comm_agree(t->comm, status));
+    return open_reference(t);
+}
+
+static void close_trainer(trainer *t) {
+    wb_replay_close(t->compare);
+    wb_replay_close(t->replay);
+    optimizer_close(&t->opt);
+    wb_train_close(t->reference_train);
+    wb_model_close(t->reference);
+    wb_train_close(t->train);
+    wb_model_close(t->model);
+}
+
+static wb_status one_step(trainer *t, const rollout_side *side, const task *task_, report *r) {
+    batch b = {0};
+    step_metrics m = {0};
+    double start = now_seconds();
+    WB_TRY(rollouts_generate(side->engine, t->comm, t->o, task_, t->step, r, &b));
+    m.seconds_rollout = now_seconds() - start;
+    wb_status status = rollouts_reward(t->comm, t->o, task_, t->step, &b);
+    if (status == WB_OK && !t->o->no_dump)
+        status = wb_comm_agree(
+            t->comm, rollouts_dump(t->o, wb_model_routes(t->model), wb_comm_rank(t->comm), t->step, &b));
+    start = now_seconds();
+    if (status == WB_OK) status = train_step(t, &b, r, &m);
+    m.seconds_train = now_seconds() - start;
+    batch_free(&b);
+    WB_TRY(status);
+    WB_TRY(wb_engine_set_weights(side->engine, t->model, ++t->weight_version));
+    return wb_comm_agree(t->comm, report_step(r, t->step, &m));
+}
+
+static wb_status train_loop(trainer *t, const rollout_side *side, const task *task_, report *r) {
+    uint64_t steps = (uint64_t)t->o->steps, every = (uint64_t)t->o->checkpoint_every;
+    while (t->step < steps) {
+        WB_TRY(one_step(t, side, task_, r));
+        t->step++;
+        if (t->step == steps || (every > 0 && t->step % every == 0)) WB_TRY(checkpoint_save(t));
+    }
+    return WB_OK;
+}
+
+/* Rank 0 makes OUT; the others see it or say so. */
+static wb_status make_out(const options *o, wb_comm *comm) {
+    wb_status status = wb_comm_rank(comm) == 0 ? wb_dir_create(o->out_dir) : WB_OK;
+    if (status != WB_OK) wb_fail_context(status, "--out %s", o->out_dir);
+    WB_TRY(wb_comm_agree(comm, status));
+    if (access(o->out_dir, W_OK) != 0) status = wb_fail(WB_IO, "%s: cannot be written to: %m", o->out_dir);
+    return wb_comm_agree(comm, status);
+}
+
+/* Where training starts: *dir_out is the checkpoint to resume from, malloc'ed, or NULL for --model. A run
+ * that is there is gone on with or left alone, never overwritten. */
+static wb_status find_start(const options *o, wb_comm *comm, char **dir_out) {
+    uint64_t found = checkpoint_find(o, dir_out) == WB_OK;
+    WB_TRY(wb_comm_check_equal(comm, &found, sizeof found, "whether there is a checkpoint to resume"));
+    if (!found || o->resume) return WB_OK;
+    return wb_fail(WB_INVALID_ARGUMENT,
+                   "%s is there already: --resume goes on from it, another --out starts anew", *dir_out);
+}
+
+wb_status training_run(const options *o, wb_device *device, wb_comm *comm) {
+    trainer t = {.o = o, .device = device, .comm = comm};
+    rollout_side side = {0};
+    task *task_ = NULL;
+    report *r = NULL;
+    char *resume_dir = NULL;
+    wb_status status;
+    WB_TRY(make_out(o, comm));
+    WB_GOTO(find_start(o, comm, &resume_dir), close_all);
+    const char *start_dir = resume_dir ? resume_dir : o->model_dir;
+    WB_GOTO(open_trainer(&t, start_dir), close_all);
+    if (resume_dir) WB_GOTO(checkpoint_load(&t, resume_dir), close_all);
+    WB_GOTO(wb_comm_agree(comm, task_open(o->task, o->seed, wb_model_config(t.model)->vocab_size, &task_)),
+            close_all);
+    WB_GOTO(open_rollout(&t, start_dir, &side), close_all);
+    WB_GOTO(wb_comm_agree(comm, report_open(o, wb_comm_rank(comm) == 0, t.step, &r)), close_all);
+    if (resume_dir) report_line(r, "resuming after step %" PRIu64 " from %s", t.step, resume_dir);
+    WB_GOTO(train_loop(&t, &side, task_, r), close_all);
+    report_summary(r);
+close_all:
+    report_close(r);
+    wb_engine_close(side.engine);
+    wb_model_close(side.model);
+    task_close(task_);
+    close_trainer(&t);
+    free(resume_dir);
+    return status;
+}

@@ -1,0 +1,116 @@
+/* dump_load.c - a record of an open dump, parsed and checked once and kept until close; see dump_state.h.
+ * Refuses: decoding rows, other records. */
+#include "dump_rows_decode.h"
+#include "dump_state.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+void wb_loaded_free(wb_loaded *l) {
+    if (!l) return;
+    wb_owner_close(&l->memory);
+    free(l->joined);
+    free(l);
+}
+
+wb_status wb_dump_record_fail(const wb_dump *d, uint64_t i, const char *why) {
+    return wb_fail(WB_CORRUPT, "%s: byte %" PRIu64 ": record %s: %s", d->files[d->records[i].file].name,
+                   d->records[i].offset, d->records[i].rid, why);
+}
+
+wb_route_rows *wb_loaded_own_runs(const wb_loaded *l) {
+    return l->routes + (l->stored.prefix_rows > 0 ? 1 : 0);
+}
+
+/* The n words of 4 bytes at `mapped` where they are when that is aligned, else a copy; NULL when mapped is
+ * NULL. */
+static wb_status aligned_words(wb_owner *memory, const uint8_t *mapped, uint32_t n, const void **words_out) {
+    void *copy = NULL;
+    if (mapped && (uintptr_t)mapped % 4 != 0) {
+        WB_TRY(WB_OWN_ALLOC(memory, copy, n, 4, "tokens or logprobs"));
+        memcpy(copy, mapped, (size_t)n * 4);
+    }
+    *words_out = copy ? copy : mapped;
+    return WB_OK;
+}
+
+static wb_status make_arrays(wb_loaded *l) {
+    const wb_stored_record *s = &l->stored;
+    const void *tokens = NULL, *logprobs = NULL;
+    WB_TRY(aligned_words(&l->memory, s->tokens, s->n_tokens, &tokens));
+    WB_TRY(aligned_words(&l->memory, s->logprobs, s->n_tokens - s->prompt_len, &logprobs));
+    l->tokens = tokens;
+    l->logprobs = logprobs;
+    return WB_OK;
+}
+
+static wb_status make_routes(wb_loaded *l) {
+    const wb_stored_record *s = &l->stored;
+    bool shared = s->prefix_rows > 0;
+    WB_TRY(WB_OWN(&l->memory, l->routes, (size_t)s->n_runs + shared, "runs of a record"));
+    l->in_place = true;
+    for (uint32_t r = 0; r < s->n_runs; r++) {
+        const wb_stored_run *run = &s->runs[r];
+        wb_loaded_own_runs(l)[r] = (wb_route_rows){run->start, run->rows, run->chunk, run->valid};
+        if (run->codec != WB_CODEC_RAW || run->n_chunks != 1) l->in_place = false;
+    }
+    l->n_routes = s->n_runs + shared;
+    if (!shared) return WB_OK;
+    l->routes[0] = (wb_route_rows){s->runs[0].start - s->prefix_rows, s->prefix_rows, l->routes, NULL};
+    /* A first run without rows only says where the shared ones end. */
+    if (s->n_runs == 1 && s->runs[0].rows == 0) l->n_routes = 1;
+    return WB_OK;
+}
+
+wb_record wb_dump_as_record(const wb_dump *d, uint64_t i) {
+    const wb_loaded *l = d->records[i].loaded;
+    const wb_stored_record *s = &l->stored;
+    return (wb_record){
+        .rid = d->records[i].rid,
+        .group = s->group,
+        .sample = s->sample,
+        .prompt_len = s->prompt_len,
+        .n_tokens = s->n_tokens,
+        .tokens = l->tokens,
+        .logprobs = l->logprobs,
+        .finish = s->finish,
+        .n_spans = s->n_spans,
+        .spans = s->n_spans > 0 ? s->spans : NULL,
+        .n_routes = l->n_routes,
+        .routes = l->n_routes > 0 ? l->routes : NULL,
+    };
+}
+
+static wb_status fill_loaded(wb_dump *d, uint64_t i) {
+    wb_loaded *l = d->records[i].loaded;
+    const wb_stored_record *s = &l->stored;
+    const char *rid = d->records[i].rid;
+    if (strlen(rid) != s->rid_length || memcmp(rid, s->rid, s->rid_length) != 0)
+        return wb_dump_record_fail(d, i, "the index has another rid than the record");
+    WB_TRY(make_arrays(l));
+    WB_TRY(make_routes(l));
+    wb_record record = wb_dump_as_record(d, i);
+    if (wb_record_check(&d->model, &record, false) != WB_OK)
+        return wb_fail_context(WB_CORRUPT, "%s: byte %" PRIu64, d->files[d->records[i].file].name,
+                               d->records[i].offset);
+    wb_file_bytes file = wb_dump_bytes(d, d->records[i].file);
+    for (uint32_t r = 0; r < s->n_runs; r++)
+        if (!wb_rows_intact(&file, &s->runs[r]))
+            return wb_dump_record_fail(d, i, "the checksum of its rows does not match");
+    return WB_OK;
+}
+
+wb_status wb_dump_load(wb_dump *d, uint64_t i) {
+    wb_dump_record_place *place = &d->records[i];
+    if (place->loaded) return WB_OK;
+    wb_file_bytes file = wb_dump_bytes(d, place->file);
+    WB_TRY(WB_NEW(place->loaded, 1, "a record"));
+    wb_status status = wb_parse_record(&file, place->offset, place->offset + place->bytes, &d->model,
+                                       &place->loaded->memory, &place->loaded->stored);
+    if (status == WB_OK) status = fill_loaded(d, i);
+    if (status == WB_OK) return WB_OK;
+    wb_loaded_free(place->loaded);
+    place->loaded = NULL;
+    return status;
+}

@@ -1,0 +1,51 @@
+/* dump_rows_decode.c - see the header. */
+#include "dump_rows_decode.h"
+#include "dump_layout.h"
+
+#include <string.h>
+
+/* A cursor at the first chunk. The run was parsed from these bytes, so that reading its n_chunks succeeds. */
+static wb_scan chunks_of(const wb_file_bytes *file, const wb_stored_run *run) {
+    wb_scan scan = wb_scan_range(file->bytes, run->data_at, file->size);
+    if (wb_scan_is_array(&scan)) wb_scan_array(&scan);
+    return scan;
+}
+
+bool wb_rows_intact(const wb_file_bytes *file, const wb_stored_run *run) {
+    wb_scan scan = chunks_of(file, run);
+    wb_hash hash;
+    wb_hash_start(&hash);
+    for (uint32_t c = 0; c < run->n_chunks; c++) {
+        size_t size = 0;
+        const uint8_t *chunk = wb_scan_bin(&scan, &size);
+        if (chunk) wb_hash_add(&hash, chunk, size);
+    }
+    return wb_checksum_ok(run->xxh3, wb_hash_value(&hash));
+}
+
+/* Decodes one chunk into `dst`; *used_out bytes of the `capacity`. */
+static wb_status decode_chunk(wb_codec codec, const uint8_t *chunk, size_t size, uint8_t *dst,
+                              size_t capacity, size_t *used_out) {
+    if (codec == WB_CODEC_ZSTD) return wb_zstd_decode(chunk, size, dst, capacity, used_out);
+    if (size > capacity) return wb_fail(WB_CORRUPT, "a chunk is longer than the rows left");
+    memcpy(dst, chunk, size);
+    *used_out = size;
+    return WB_OK;
+}
+
+wb_status wb_rows_decode(const wb_file_bytes *file, const wb_stored_run *run, size_t row_bytes,
+                         uint8_t *rows_out) {
+    wb_scan scan = chunks_of(file, run);
+    size_t total = run->rows * row_bytes, done = 0;
+    for (uint32_t c = 0; c < run->n_chunks; c++) {
+        size_t size = 0, used = 0;
+        const uint8_t *chunk = wb_scan_bin(&scan, &size);
+        /* An empty bin holds no rows; it is not a frame that zstd would decode. */
+        if (size == 0) continue;
+        WB_TRY(decode_chunk(run->codec, chunk, size, rows_out + done, total - done, &used));
+        if (used % row_bytes != 0) return wb_fail(WB_CORRUPT, "a chunk does not hold whole rows");
+        done += used;
+    }
+    if (done == total) return WB_OK;
+    return wb_fail(WB_CORRUPT, "the chunks hold %zu bytes of rows, expected %zu", done, total);
+}

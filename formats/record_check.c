@@ -1,0 +1,175 @@
+/* record_check.c - what makes a record well formed: its counts, spans and runs, and the ids of its valid
+ * rows. Refuses: files, allocation, walking rows (rows.c). */
+#include "wb_check.h"
+#include "wb_formats.h"
+#include "wb_route_limits.h"
+#include "wb_text.h"
+
+#include <inttypes.h>
+#include <string.h>
+
+#define ID_WORDS (WB_MAX_EXPERTS / 64)
+
+/* ---- ids ---------------------------------------------------------------------------------------- */
+
+/* Most models have K = 8 and E <= 256: a token's choices in a layer are then eight bytes, which are checked
+ * as one 64-bit word, without branches, so that the compiler makes vectors of the loop over words. */
+typedef struct octet_range {
+    uint64_t add;   /* added to a byte's low 7 bits: carries into bit 7 when they are too large for E */
+    uint64_t small; /* all ones when E <= 128: a byte with bit 7 is then too large whatever its low bits */
+} octet_range;
+
+/* Not zero if an id of the word is not below E or two are equal; bits other than bit 7 of a byte are zero.
+ * Equal ids: turning the word by 1, 2, 3 and 4 bytes lays each of the 28 pairs of bytes over each other once
+ * at least, and their exclusive or has a zero byte where a pair is equal. (x - 0x01..01) & ~x & 0x80..80 is
+ * not zero exactly if x has a zero byte. */
+static uint64_t octet_bad(uint64_t v, octet_range range) {
+    const uint64_t ones = 0x0101010101010101u;
+    uint64_t low = (v & ones * 0x7f) + range.add;
+    uint64_t bad = (low & v) | ((low | v) & range.small);
+    for (unsigned turn = 8; turn <= 32; turn += 8) {
+        uint64_t x = v ^ (v << turn | v >> (64 - turn));
+        bad |= (x - ones) & ~x;
+    }
+    return bad & ones * 0x80;
+}
+
+static bool octets_ok(const uint8_t *ids, size_t n, uint32_t num_experts) {
+    uint64_t headroom = num_experts <= 128 ? 128 - num_experts : 256 - num_experts;
+    octet_range range = {0x0101010101010101u * headroom, num_experts <= 128 ? UINT64_MAX : 0};
+    uint64_t bad = 0;
+    for (size_t i = 0; i < n; i++) {
+        uint64_t v;
+        memcpy(&v, ids + 8 * i, sizeof v);
+        bad |= octet_bad(v, range);
+    }
+    return bad == 0;
+}
+
+typedef struct id_fault {
+    uint32_t row, layer; /* in the run; in the list of MoE layers */
+    uint32_t id;
+    bool repeated; /* else out of range */
+} id_fault;
+
+/* One layer's K ids against a bitmap of the experts seen, which is left empty again. */
+static bool layer_fault(const void *row, wb_dtype dtype, size_t first, const wb_route_model *m,
+                        uint64_t *seen, id_fault *fault) {
+    uint32_t k = 0;
+    bool faulty = false;
+    for (; k < m->top_k && !faulty; k++) {
+        uint32_t id = wb_route_id(row, dtype, first + k);
+        fault->id = id;
+        fault->repeated = id < m->num_experts && (seen[id / 64] >> (id % 64) & 1);
+        faulty = fault->repeated || id >= m->num_experts;
+        if (!faulty) seen[id / 64] |= (uint64_t)1 << (id % 64);
+    }
+    for (uint32_t i = 0; i < k; i++) {
+        uint32_t id = wb_route_id(row, dtype, first + i);
+        if (id < m->num_experts) seen[id / 64] = 0;
+    }
+    return faulty;
+}
+
+/* The first fault in rows [begin, end) of a run. */
+static bool find_fault(const wb_route_model *m, const wb_route_rows *run, uint32_t begin, uint32_t end,
+                       uint64_t *seen, id_fault *fault) {
+    wb_dtype dtype = wb_route_dtype(m->num_experts);
+    for (uint32_t r = begin; r < end; r++) {
+        const uint8_t *row = (const uint8_t *)run->ids + (size_t)r * wb_route_row_bytes(m);
+        for (uint32_t l = 0; l < m->n_moe_layers; l++) {
+            if (!layer_fault(row, dtype, (size_t)l * m->top_k, m, seen, fault)) continue;
+            fault->row = r;
+            fault->layer = l;
+            return true;
+        }
+    }
+    return false;
+}
+
+static bool rows_fault(const wb_route_model *m, const wb_route_rows *run, uint32_t begin, uint32_t end,
+                       uint64_t *seen, id_fault *fault) {
+    if (m->top_k == 8 && m->num_experts <= 256) {
+        const uint8_t *first = (const uint8_t *)run->ids + (size_t)begin * wb_route_row_bytes(m);
+        if (octets_ok(first, (size_t)(end - begin) * m->n_moe_layers, m->num_experts)) return false;
+    }
+    return find_fault(m, run, begin, end, seen, fault);
+}
+
+static wb_status ids_check(const wb_route_model *m, const wb_record *record, const wb_route_rows *run) {
+    uint64_t seen[ID_WORDS] = {0};
+    id_fault fault = {0, 0, 0, false};
+    for (uint32_t r = 0, alike; r < run->rows; r += alike) {
+        alike = wb_row_stretch(run->valid, r, run->rows);
+        if (!wb_row_valid(run->valid, r) || !rows_fault(m, run, r, r + alike, seen, &fault)) continue;
+        return wb_fail(WB_INVALID_ARGUMENT,
+                       "record %s: position %" PRIu32 ", MoE layer %" PRIu32 " (model layer %" PRIu32
+                       "): expert %" PRIu32 " %s",
+                       record->rid, run->start + fault.row, fault.layer, m->moe_layers[fault.layer], fault.id,
+                       fault.repeated ? "is chosen twice" : "is out of range");
+    }
+    return WB_OK;
+}
+
+/* ---- the record --------------------------------------------------------------------------------- */
+
+const char *wb_finish_name(wb_finish finish) {
+    static const char *const names[] = {"none", "stop", "length", "abort"};
+    return (size_t)finish < sizeof names / sizeof names[0] ? names[finish] : "unknown";
+}
+
+static wb_status head_check(const wb_record *r) {
+    size_t length = r->rid ? strnlen(r->rid, WB_MAX_RID_BYTES + 1) : 0;
+    if (length == 0 || length > WB_MAX_RID_BYTES || !wb_text_ok(r->rid, length))
+        return wb_fail(WB_INVALID_ARGUMENT, "record: rid must be 1..%u bytes of UTF-8", WB_MAX_RID_BYTES);
+    if (r->n_tokens >= WB_MAX_TOKENS || r->prompt_len > r->n_tokens)
+        return wb_fail(WB_INVALID_ARGUMENT,
+                       "record %s: expected prompt_len <= n_tokens < %u, found %" PRIu32 " and %" PRIu32,
+                       r->rid, WB_MAX_TOKENS, r->prompt_len, r->n_tokens);
+    if (r->n_tokens > 0 && !r->tokens) return wb_fail(WB_INVALID_ARGUMENT, "record %s: tokens NULL", r->rid);
+    if ((unsigned)r->finish > WB_FINISH_ABORT)
+        return wb_fail(WB_INVALID_ARGUMENT, "record %s: finish %d is none of wb_finish", r->rid,
+                       (int)r->finish);
+    if ((r->n_spans > 0 && !r->spans) || (r->n_routes > 0 && !r->routes))
+        return wb_fail(WB_INVALID_ARGUMENT, "record %s: spans or routes NULL with a count", r->rid);
+    return WB_OK;
+}
+
+static wb_status spans_check(const wb_record *r) {
+    uint32_t from = 0;
+    for (uint32_t i = 0; i < r->n_spans; i++) {
+        wb_span s = r->spans[i];
+        if (s.start < from || s.end <= s.start || s.end > r->n_tokens)
+            return wb_fail(WB_INVALID_ARGUMENT,
+                           "record %s: span %" PRIu32 " [%" PRIu32 ", %" PRIu32
+                           ") must be ascending and inside [%" PRIu32 ", %" PRIu32 ")",
+                           r->rid, i, s.start, s.end, from, r->n_tokens);
+        from = s.end;
+    }
+    return WB_OK;
+}
+
+static wb_status runs_check(const wb_record *r) {
+    uint32_t from = 0, limit = r->n_tokens > 0 ? r->n_tokens - 1 : 0;
+    for (uint32_t i = 0; i < r->n_routes; i++) {
+        const wb_route_rows *run = &r->routes[i];
+        if (run->start < from || run->start > limit || run->rows > limit - run->start)
+            return wb_fail(WB_INVALID_ARGUMENT,
+                           "record %s: run %" PRIu32 " of %" PRIu32 " rows from position %" PRIu32
+                           " must be ascending and inside [%" PRIu32 ", %" PRIu32 ")",
+                           r->rid, i, run->rows, run->start, from, limit);
+        if (run->rows > 0 && !run->ids)
+            return wb_fail(WB_INVALID_ARGUMENT, "record %s: run %" PRIu32 ": ids NULL", r->rid, i);
+        from = run->start + run->rows;
+    }
+    return WB_OK;
+}
+
+wb_status wb_record_check(const wb_route_model *model, const wb_record *record, bool deep) {
+    WB_TRY(head_check(record));
+    WB_TRY(spans_check(record));
+    WB_TRY(runs_check(record));
+    for (uint32_t i = 0; deep && i < record->n_routes; i++)
+        WB_TRY(ids_check(model, record, &record->routes[i]));
+    return WB_OK;
+}

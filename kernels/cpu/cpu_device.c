@@ -1,0 +1,124 @@
+/* cpu_device.c - opening and closing a CPU device, and its memory.
+ *
+ * Owns: which instruction set's table a device gets. Refuses: ops, and the memory that they work in
+ * (cpu_scratch.c).
+ */
+#include "cpu/cpu_device.h"
+#include "cpu/cpu_scratch.h"
+#include "wb_check.h"
+#include "wb_memory.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+enum { MAX_THREADS = 1024 };
+
+/* ---- memory -------------------------------------------------------------------------------------- */
+
+static wb_status cpu_mem_alloc(wb_device *dev, size_t bytes, void **device_out) {
+    (void)dev;
+    return wb_cpu_memory(bytes, device_out);
+}
+
+static void cpu_mem_free(wb_device *dev, void *device) {
+    (void)dev;
+    free(device);
+}
+
+static wb_status cpu_copy(wb_device *dev, void *to, const void *from, size_t bytes) {
+    (void)dev;
+    if (bytes > 0) memmove(to, from, bytes);
+    return WB_OK;
+}
+
+static wb_status cpu_zero(wb_device *dev, void *device, size_t bytes) {
+    (void)dev;
+    if (bytes > 0) memset(device, 0, bytes);
+    return WB_OK;
+}
+
+/* ---- instruction sets ---------------------------------------------------------------------------- */
+
+static bool has_generic(void) {
+    return true;
+}
+
+#ifdef WB_CPU_X86
+static bool has_v3(void) {
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
+
+static bool has_v4(void) {
+    return has_v3() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+#endif
+
+/* The best first. */
+static const struct {
+    const char *isa, *name;
+    bool (*has)(void);
+    void (*table)(wb_device *dev);
+} isas[] = {
+#ifdef WB_CPU_X86
+    {"v4", "cpu x86-64-v4", has_v4, wb_cpu_v4_table},
+    {"v3", "cpu x86-64-v3", has_v3, wb_cpu_v3_table},
+#endif
+    {"generic", "cpu generic", has_generic, wb_cpu_generic_table},
+};
+enum { ISA_COUNT = sizeof isas / sizeof isas[0] };
+
+/* ---- opening and closing ------------------------------------------------------------------------- */
+
+static int available_threads(void) {
+#ifdef _OPENMP
+    return omp_get_max_threads();
+#else
+    return 1;
+#endif
+}
+
+static void cpu_close(wb_device *dev) {
+    wb_cpu_device *cpu = (wb_cpu_device *)dev;
+    free(cpu->scratch);
+    free(cpu->shared);
+    free(cpu);
+}
+
+static wb_status open_cpu(size_t isa, int threads, wb_device **device_out) {
+    if (threads < 0 || threads > MAX_THREADS)
+        return wb_fail(WB_INVALID_ARGUMENT, "threads: expected 0..%d, found %d", MAX_THREADS, threads);
+    int available = available_threads();
+    wb_cpu_device *cpu;
+    WB_TRY(WB_NEW(cpu, 1, "CPU device"));
+    wb_device *dev = &cpu->base;
+    dev->backend = WB_BACKEND_CPU;
+    dev->name = isas[isa].name;
+    dev->threads = threads > 0 ? threads : available < MAX_THREADS ? available : MAX_THREADS;
+    dev->close = cpu_close;
+    dev->mem_alloc = cpu_mem_alloc;
+    dev->mem_free = cpu_mem_free;
+    dev->to_device = cpu_copy;
+    dev->to_host = cpu_copy;
+    dev->copy = cpu_copy;
+    dev->zero = cpu_zero;
+    isas[isa].table(dev);
+    *device_out = dev;
+    return WB_OK;
+}
+
+wb_status wb_device_open_cpu(int threads, wb_device **device_out) {
+    size_t isa = 0;
+    while (!isas[isa].has()) isa++;
+    return open_cpu(isa, threads, device_out);
+}
+
+wb_status wb_cpu_open_isa(const char *isa, int threads, wb_device **device_out) {
+    for (size_t i = 0; i < ISA_COUNT; i++)
+        if (strcmp(isas[i].isa, isa) == 0 && isas[i].has()) return open_cpu(i, threads, device_out);
+    return wb_fail(WB_UNSUPPORTED, "instruction set %s: not built, or not on this processor", isa);
+}

@@ -1,0 +1,66 @@
+/* cpu_scratch.c - see cpu_scratch.h. */
+#include "cpu/cpu_scratch.h"
+#include "cpu/cpu_device.h"
+#include "wb_check.h"
+
+#include <stdlib.h>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+enum { ALIGNMENT = 64, PAGE = 4096 };
+
+wb_status wb_cpu_memory(size_t bytes, void **out) {
+    if (bytes > SIZE_MAX - ALIGNMENT) return wb_fail(WB_OUT_OF_MEMORY, "device memory: %zu bytes", bytes);
+    size_t rounded = (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    void *memory = aligned_alloc(ALIGNMENT, rounded == 0 ? ALIGNMENT : rounded);
+    if (!memory) return wb_fail(WB_OUT_OF_MEMORY, "device memory: %zu bytes", bytes);
+    *out = memory;
+    return WB_OK;
+}
+
+int wb_cpu_threads(const wb_device *dev, int64_t work) {
+    return work < WB_CPU_PARALLEL_WORK ? 1 : dev->threads;
+}
+
+wb_status wb_cpu_scratch_reserve(wb_device *dev, size_t bytes) {
+    wb_cpu_device *cpu = (wb_cpu_device *)dev;
+    if (bytes <= cpu->scratch_bytes) return WB_OK;
+    size_t rounded = (bytes + PAGE - 1) / PAGE * PAGE;
+    if (rounded < bytes || rounded > SIZE_MAX / (size_t)dev->threads)
+        return wb_fail(WB_OUT_OF_MEMORY, "scratch memory: %zu bytes for each of %d threads", bytes,
+                       dev->threads);
+    void *memory = NULL;
+    WB_TRY(wb_cpu_memory(rounded * (size_t)dev->threads, &memory));
+    free(cpu->scratch);
+    cpu->scratch = memory;
+    cpu->scratch_bytes = rounded;
+    return WB_OK;
+}
+
+void *wb_cpu_scratch(wb_device *dev) {
+    wb_cpu_device *cpu = (wb_cpu_device *)dev;
+#ifdef _OPENMP
+    return cpu->scratch + (size_t)omp_get_thread_num() * cpu->scratch_bytes;
+#else
+    return cpu->scratch;
+#endif
+}
+
+void *wb_cpu_serial_scratch(wb_device *dev) {
+    return ((wb_cpu_device *)dev)->scratch;
+}
+
+wb_status wb_cpu_shared_reserve(wb_device *dev, size_t bytes, void **out) {
+    wb_cpu_device *cpu = (wb_cpu_device *)dev;
+    if (bytes > cpu->shared_bytes || !cpu->shared) {
+        void *memory = NULL;
+        WB_TRY(wb_cpu_memory(bytes, &memory));
+        free(cpu->shared);
+        cpu->shared = memory;
+        cpu->shared_bytes = bytes;
+    }
+    *out = cpu->shared;
+    return WB_OK;
+}

@@ -1,0 +1,156 @@
+/* cuda_device.cu - opening and closing a CUDA device, and its memory.
+ *
+ * Owns: the stream that all calls of a device lie on, whether its own or its caller's. Refuses: ops, peer
+ * devices.
+ */
+#include "cuda/cuda_device.h"
+#include "cuda/cuda_ops.h"
+#include "wb_check.h"
+#include "wb_memory.h"
+
+#include <cuda_runtime.h>
+#include <stdlib.h>
+
+extern "C" {
+static cudaStream_t stream_of(wb_device *dev) {
+    return (cudaStream_t)dev->stream;
+}
+
+/* ---- memory -------------------------------------------------------------------------------------- */
+
+static wb_status cuda_mem_alloc(wb_device *dev, size_t bytes, void **device_out) {
+    WB_TRY(wb_cuda_use(dev, "mem_alloc"));
+    void *memory = NULL;
+    /* cudaMalloc(0) would give NULL. */
+    cudaError_t error = cudaMalloc(&memory, bytes ? bytes : 1);
+    if (error == cudaErrorMemoryAllocation) {
+        (void)cudaGetLastError();
+        return wb_fail(WB_OUT_OF_MEMORY, "mem_alloc: CUDA device %d: %zu bytes: %s",
+                       ((wb_cuda_device *)dev)->index, bytes, cudaGetErrorString(error));
+    }
+    WB_TRY(wb_cuda_check(error, "mem_alloc"));
+    *device_out = memory;
+    return WB_OK;
+}
+
+static void cuda_mem_free(wb_device *dev, void *device) {
+    if (!device) return;
+    WB_IGNORE(wb_cuda_use(dev, "mem_free"));
+    WB_IGNORE(wb_cuda_check(cudaStreamSynchronize(stream_of(dev)), "mem_free, or an op before it"));
+    WB_IGNORE(wb_cuda_check(cudaFree(device), "mem_free"));
+}
+
+/* Ordinary host memory has been read when cudaMemcpyAsync returns; pinned memory, as trainers like it, has
+ * not, so that its copy is waited for: the caller may write it again on return. */
+static wb_status cuda_to_device(wb_device *dev, void *device, const void *host, size_t bytes) {
+    if (bytes == 0) return WB_OK;
+    WB_TRY(wb_cuda_use(dev, "to_device"));
+    struct cudaPointerAttributes where;
+    WB_TRY(wb_cuda_check(cudaPointerGetAttributes(&where, host), "to_device: host"));
+    WB_TRY(wb_cuda_check(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, stream_of(dev)),
+                         "to_device"));
+    if (where.type == cudaMemoryTypeUnregistered) return WB_OK;
+    return wb_cuda_check(cudaStreamSynchronize(stream_of(dev)), "to_device, or an op before it");
+}
+
+static wb_status cuda_to_host(wb_device *dev, void *host, const void *device, size_t bytes) {
+    WB_TRY(wb_cuda_use(dev, "to_host"));
+    if (bytes > 0)
+        WB_TRY(wb_cuda_check(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, stream_of(dev)),
+                             "to_host"));
+    return wb_cuda_check(cudaStreamSynchronize(stream_of(dev)), "to_host, or an op before it");
+}
+
+static wb_status cuda_copy(wb_device *dev, void *to, const void *from, size_t bytes) {
+    if (bytes == 0) return WB_OK;
+    WB_TRY(wb_cuda_use(dev, "copy"));
+    return wb_cuda_check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream_of(dev)), "copy");
+}
+
+static wb_status cuda_zero(wb_device *dev, void *device, size_t bytes) {
+    if (bytes == 0) return WB_OK;
+    WB_TRY(wb_cuda_use(dev, "zero"));
+    return wb_cuda_check(cudaMemsetAsync(device, 0, bytes, stream_of(dev)), "zero");
+}
+
+/* ---- opening and closing ------------------------------------------------------------------------- */
+
+static void cuda_close(wb_device *dev) {
+    wb_cuda_device *cuda = (wb_cuda_device *)dev;
+    WB_IGNORE(wb_cuda_use(dev, "close"));
+    WB_IGNORE(wb_cuda_check(cudaStreamSynchronize(stream_of(dev)), "close, or an op before it"));
+    if (cuda->owns_stream) WB_IGNORE(wb_cuda_check(cudaStreamDestroy(stream_of(dev)), "close"));
+    free(cuda);
+}
+
+/* UNSUPPORTED unless device `index` exists and runs what the kernels need (__reduce_max_sync: 8.0). */
+static wb_status check_device(int index) {
+    int count = 0, major = 0, minor = 0;
+    cudaError_t error = cudaGetDeviceCount(&count);
+    if (error != cudaSuccess) {
+        (void)cudaGetLastError();
+        return wb_fail(WB_UNSUPPORTED, "CUDA device %d: %s", index, cudaGetErrorString(error));
+    }
+    if (index < 0 || index >= count)
+        return wb_fail(WB_UNSUPPORTED, "CUDA device %d: this machine has %d", index, count);
+    WB_TRY(wb_cuda_check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index), "open"));
+    WB_TRY(wb_cuda_check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, index), "open"));
+    if (major < 8)
+        return wb_fail(WB_UNSUPPORTED,
+                       "CUDA device %d: compute capability: expected 8.0 or more, found %d.%d", index, major,
+                       minor);
+    return WB_OK;
+}
+
+/* A caller's stream has to be one of device `index`, the current one. CUDA tells by the record of an event:
+ * an event of the current device cannot be recorded on a stream of another. */
+static wb_status check_stream(int index, cudaStream_t stream) {
+    cudaEvent_t event;
+    WB_TRY(wb_cuda_check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "open"));
+    cudaError_t error = cudaEventRecord(event, stream);
+    wb_status destroyed = wb_cuda_check(cudaEventDestroy(event), "open");
+    if (error == cudaErrorInvalidResourceHandle) {
+        (void)cudaGetLastError();
+        return wb_fail(WB_INVALID_ARGUMENT,
+                       "stream: expected a stream of CUDA device %d, found one of another", index);
+    }
+    WB_TRY(wb_cuda_check(error, "open: stream"));
+    return destroyed;
+}
+
+static void set_ops(wb_device *dev) {
+    dev->close = cuda_close;
+#define SET(op) dev->op = cuda_##op;
+    WB_MEMORY_OPS(SET)
+#undef SET
+#define SET(op) dev->op = wb_cuda_##op;
+    WB_CUDA_OPS(SET)
+#undef SET
+}
+
+wb_status wb_device_open_cuda(int index, void *stream, wb_device **device_out) {
+    WB_TRY(check_device(index));
+    WB_TRY(wb_cuda_check(cudaSetDevice(index), "open"));
+    if (stream) WB_TRY(check_stream(index, (cudaStream_t)stream));
+    wb_cuda_device *cuda = (wb_cuda_device *)wb_alloc(1, sizeof *cuda, "CUDA device");
+    if (!cuda) return WB_OUT_OF_MEMORY;
+    cudaStream_t own = NULL;
+    if (!stream) {
+        wb_status status = wb_cuda_check(cudaStreamCreateWithFlags(&own, cudaStreamNonBlocking), "open");
+        if (status != WB_OK) {
+            free(cuda);
+            return status;
+        }
+    }
+    wb_device *dev = &cuda->base;
+    cuda->index = index;
+    cuda->owns_stream = !stream;
+    dev->backend = WB_BACKEND_CUDA;
+    dev->name = "cuda";
+    dev->threads = 1;
+    dev->stream = stream ? stream : own;
+    set_ops(dev);
+    *device_out = dev;
+    return WB_OK;
+}
+}

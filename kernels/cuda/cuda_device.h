@@ -1,0 +1,32 @@
+/* cuda_device.h - the CUDA device behind wb_device, and what each of its calls begins and ends with.
+ *
+ * Refuses: CUDA types; a stream crosses as void *, an error code as int.
+ */
+#ifndef WB_CUDA_DEVICE_H
+#define WB_CUDA_DEVICE_H
+
+#include "wb_device.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* base comes first: a wb_device * of this backend points to a wb_cuda_device. */
+typedef struct wb_cuda_device {
+    wb_device base;
+    int index;
+    /* the stream ends with the device; false where the caller owns it */
+    bool owns_stream;
+} wb_cuda_device;
+
+/* Makes `dev` this thread's current CUDA device; every call begins with it. `op` names the call in the
+ * message. */
+wb_status wb_cuda_use(wb_device *dev, const char *op);
+
+/* code: a cudaError_t. WB_OK for cudaSuccess, else DEVICE with CUDA's words for it after `what`. */
+wb_status wb_cuda_check(int code, const char *what);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,36 @@
+/* cuda_grid.h - the shape of a launch: blocks of a fixed size, rows shared out among their threads. For .cu
+ * files.
+ */
+#ifndef WB_CUDA_GRID_H
+#define WB_CUDA_GRID_H
+
+#include "wb_base.h"
+#include "wb_check.h"
+
+#include <inttypes.h>
+
+namespace {
+
+enum { WARP = 32, BLOCK = 256 };
+const unsigned ALL_LANES = 0xffffffffu;
+
+/* The blocks of BLOCK threads for T rows. */
+inline wb_status count_blocks(const char *op, int64_t T, int32_t threads_per_row, unsigned *blocks_out) {
+    /* A grid's first dimension. */
+    const int64_t max_blocks = INT32_MAX;
+    if (T < 0 || T > max_blocks * BLOCK / threads_per_row)
+        return wb_fail(WB_INVALID_ARGUMENT, "%s: T: expected 0..%" PRId64 ", found %" PRId64, op,
+                       max_blocks * BLOCK / threads_per_row, T);
+    *blocks_out = static_cast<unsigned>((T * threads_per_row + BLOCK - 1) / BLOCK);
+    return WB_OK;
+}
+
+inline int power_of_2_from(int min) {
+    int power = 1;
+    while (power < min) power *= 2;
+    return power;
+}
+
+} // namespace
+
+#endif

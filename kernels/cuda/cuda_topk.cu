@@ -1,0 +1,280 @@
+/* cuda_topk.cu - the selection of experts on CUDA.
+ *
+ * Owns: the kernels of topk and their launches. Refuses: rules. Order, ties and keys are those of
+ * router_rules.h, so that the ids are the CPU's; shapes are the caller's promise.
+ *
+ * The shape of the work: a warp to each row, a run of adjacent experts to each lane.
+ */
+#include "cuda/cuda_device.h"
+#include "cuda/cuda_grid.h"
+#include "cuda/cuda_ids.h"
+#include "cuda/cuda_ops.h"
+#include "router_rules.h"
+
+#include <cuda_runtime.h>
+
+namespace {
+
+/* ---- selection: a row in registers, E <= 1024 ------------------------------------------------ */
+
+/* Reads the logits of experts lane * V .. lane * V + V - 1. `wide`: rows allow 16-byte (V = 2: 8-byte)
+ * loads, and then a load lies in the row as a whole or not at all. Experts beyond E are left as they are. */
+template <int V>
+__device__ __forceinline__ void load_logits(const float *row, int32_t E, int lane, bool wide, float *z) {
+    int32_t first = lane * V;
+    if (V >= 4 && wide) {
+#pragma unroll
+        for (int i = 0; i < V; i += 4)
+            if (first + i < E) {
+                float4 four = *reinterpret_cast<const float4 *>(row + first + i);
+                z[i] = four.x, z[i + 1] = four.y, z[i + 2] = four.z, z[i + 3] = four.w;
+            }
+    } else if (V == 2 && wide) {
+        if (first < E) {
+            float2 two = *reinterpret_cast<const float2 *>(row + first);
+            z[0] = two.x, z[1] = two.y;
+        }
+    } else {
+#pragma unroll
+        for (int i = 0; i < V; i++)
+            if (first + i < E) z[i] = row[first + i];
+    }
+}
+
+/* Batcher's odd-even merge sort, largest first: the steps from (RUN, GAP) on. A template for each step,
+ * since a loop over steps is not unrolled for large V, and then the ranks leave the registers. */
+template <int V, int RUN = 1, int GAP = 1> __device__ __forceinline__ void sort_ranks(uint64_t *rank) {
+    if constexpr (RUN < V) {
+#pragma unroll
+        for (int i = GAP % RUN; i + GAP < V; i++)
+            if ((i - GAP % RUN) / GAP % 2 == 0 && i / (2 * RUN) == (i + GAP) / (2 * RUN)) {
+                uint64_t a = rank[i], b = rank[i + GAP];
+                rank[i] = a > b ? a : b;
+                rank[i + GAP] = a > b ? b : a;
+            }
+        if constexpr (GAP > 1)
+            sort_ranks<V, RUN, GAP / 2>(rank);
+        else
+            sort_ranks<V, 2 * RUN, 2 * RUN>(rank);
+    }
+}
+
+/* Sets the ranks outside the row's topk_group best groups to 0. Needs groups that fill a power of two of
+ * lanes. */
+template <int V>
+__device__ __forceinline__ void keep_best_groups(const wb_router &router, int lane, uint64_t *rank) {
+    int32_t group_size = router.n_experts / router.n_group;
+    int lanes = group_size / V;
+    uint32_t first = 0, second = 0;
+#pragma unroll
+    for (int i = 0; i < V; i++) {
+        uint32_t order = static_cast<uint32_t>(rank[i] >> 32);
+        second = max(second, min(first, order));
+        first = max(first, order);
+    }
+    for (int step = 1; step < lanes; step *= 2) {
+        uint32_t other_first = __shfl_xor_sync(ALL_LANES, first, step);
+        uint32_t other_second = __shfl_xor_sync(ALL_LANES, second, step);
+        second = max(min(first, other_first), max(second, other_second));
+        first = max(first, other_first);
+    }
+    uint32_t order = wb_key_order(wb_router_group_score(router.type, first, second, group_size));
+    uint32_t group = static_cast<uint32_t>(lane / lanes);
+    uint64_t mine = wb_rank(order, group);
+    int32_t better = 0;
+    for (int32_t g = 0; g < router.n_group; g++) {
+        uint32_t other = __shfl_sync(ALL_LANES, order, g * lanes);
+        better += wb_rank(other, static_cast<uint32_t>(g)) > mine;
+    }
+#pragma unroll
+    for (int i = 0; i < V; i++)
+        if (better >= router.topk_group) rank[i] = 0;
+}
+
+/* One warp a row, V = experts a lane. A rank of 0 is no expert: an expert's rank ends in 32 bits that are
+ * not 0. */
+template <int V, bool SOFTMAX> __global__ void __launch_bounds__(BLOCK) topk_rows(wb_topk args, bool wide) {
+    const wb_router &router = args.router;
+    int32_t E = router.n_experts, K = router.top_k;
+    int lane = threadIdx.x % WARP;
+    int64_t t = static_cast<int64_t>(blockIdx.x) * (BLOCK / WARP) + threadIdx.x / WARP;
+    if (t >= args.T) return;
+    bool forced = args.forced && args.forced[t];
+    if (forced && !args.native.data) return;
+
+    float z[V];
+    uint64_t rank[V];
+    load_logits<V>(args.logits + t * E, E, lane, wide, z);
+#pragma unroll
+    for (int i = 0; i < V; i++) {
+        int32_t e = lane * V + i;
+        rank[i] = 0;
+        if (e < E) {
+            float bias = !SOFTMAX && args.bias ? args.bias[e] : 0.0f;
+            float key = SOFTMAX ? z[i] : wb_router_key(router.type, z[i], bias);
+            rank[i] = wb_rank(wb_key_order(key), static_cast<uint32_t>(e));
+        }
+    }
+    if (router.n_group > 1) keep_best_groups<V>(router, lane, rank);
+    sort_ranks<V>(rank);
+
+    /* The lane with the largest first rank gives it away, K times. Lanes are in the order of their ids, so
+     * that the lowest lane wins a tie of keys. */
+    uint32_t chosen_low = 0, chosen_high = 0; /* lane k: choices k and 32 + k */
+    for (int32_t k = 0; k < K; k++) {
+        uint32_t order = static_cast<uint32_t>(rank[0] >> 32);
+        uint32_t largest = __reduce_max_sync(ALL_LANES, order);
+        int winner = __ffs(__ballot_sync(ALL_LANES, order == largest && rank[0] != 0)) - 1;
+        uint32_t id = __shfl_sync(ALL_LANES, wb_rank_id(rank[0]), winner);
+        if (k == lane) chosen_low = id;
+        if (k == lane + WARP) chosen_high = id;
+        if (lane == winner) {
+#pragma unroll
+            for (int i = 0; i + 1 < V; i++) rank[i] = rank[i + 1];
+            rank[V - 1] = 0;
+        }
+    }
+    for (int32_t k = lane; k < K; k += WARP) {
+        uint32_t id = k < WARP ? chosen_low : chosen_high;
+        if (!forced) store_id(args.ids, t, k, id);
+        if (args.native.data) store_id(args.native, t, k, id);
+    }
+}
+
+/* ---- selection: any E, any groups ------------------------------------------------------------ */
+
+__device__ __forceinline__ uint64_t warp_max(uint64_t rank) {
+    for (int step = WARP / 2; step > 0; step /= 2) {
+        uint64_t other = __shfl_xor_sync(ALL_LANES, rank, step);
+        rank = other > rank ? other : rank;
+    }
+    return rank;
+}
+
+__device__ __forceinline__ uint64_t expert_rank(const wb_topk &args, const float *row, int32_t e) {
+    float key = wb_router_key(args.router.type, row[e], args.bias ? args.bias[e] : 0.0f);
+    return wb_rank(wb_key_order(key), static_cast<uint32_t>(e));
+}
+
+__device__ uint64_t group_rank(const wb_topk &args, const float *row, int32_t g, int32_t group_size) {
+    uint32_t first = 0, second = 0;
+    for (int32_t e = g * group_size; e < (g + 1) * group_size; e++) {
+        uint32_t order = static_cast<uint32_t>(expert_rank(args, row, e) >> 32);
+        second = max(second, min(first, order));
+        first = max(first, order);
+    }
+    float score = wb_router_group_score(args.router.type, first, second, group_size);
+    return wb_rank(wb_key_order(score), static_cast<uint32_t>(g));
+}
+
+/* One warp a row, which reads the row again for every choice: the largest rank below the last one. Lanes
+ * take groups in turn; without groups, every expert is one. */
+__global__ void __launch_bounds__(BLOCK) topk_any(wb_topk args) {
+    const wb_router &router = args.router;
+    int lane = threadIdx.x % WARP;
+    int64_t t = static_cast<int64_t>(blockIdx.x) * (BLOCK / WARP) + threadIdx.x / WARP;
+    if (t >= args.T) return;
+    bool forced = args.forced && args.forced[t];
+    if (forced && !args.native.data) return;
+    const float *row = args.logits + t * router.n_experts;
+    bool grouped = router.n_group > 1;
+    int32_t groups = grouped ? router.n_group : router.n_experts;
+    int32_t group_size = router.n_experts / groups;
+
+    uint64_t last_group = UINT64_MAX; /* the rank of the worst group that is kept */
+    for (int32_t i = 0; grouped && i < router.topk_group; i++) {
+        uint64_t best = 0;
+        for (int32_t g = lane; g < groups; g += WARP) {
+            uint64_t rank = group_rank(args, row, g, group_size);
+            if (rank < last_group && rank > best) best = rank;
+        }
+        last_group = warp_max(best);
+    }
+    uint64_t last = UINT64_MAX;
+    for (int32_t k = 0; k < router.top_k; k++) {
+        uint64_t best = 0;
+        for (int32_t g = lane; g < groups; g += WARP) {
+            if (grouped && group_rank(args, row, g, group_size) < last_group) continue;
+            for (int32_t e = g * group_size; e < (g + 1) * group_size; e++) {
+                uint64_t rank = expert_rank(args, row, e);
+                if (rank < last && rank > best) best = rank;
+            }
+        }
+        last = warp_max(best);
+        if (lane > 0) continue;
+        if (!forced) store_id(args.ids, t, k, wb_rank_id(last));
+        if (args.native.data) store_id(args.native, t, k, wb_rank_id(last));
+    }
+}
+
+/* HASH: one thread a choice. */
+__global__ void __launch_bounds__(BLOCK) topk_table(wb_topk args) {
+    int32_t K = args.router.top_k;
+    int64_t at = static_cast<int64_t>(blockIdx.x) * BLOCK + threadIdx.x;
+    if (at >= args.T * K) return;
+    int64_t t = at / K;
+    int32_t k = static_cast<int32_t>(at % K);
+    uint32_t id = static_cast<uint32_t>(args.table[static_cast<int64_t>(args.tokens[t]) * K + k]);
+    if (!(args.forced && args.forced[t])) store_id(args.ids, t, k, id);
+    if (args.native.data) store_id(args.native, t, k, id);
+}
+
+/* ---- launches --------------------------------------------------------------------------------- */
+
+/* Whether topk_rows serves this router with V experts a lane: see keep_best_groups. */
+bool fits_rows(const wb_router &router, int V) {
+    if (V * WARP > 1024) return false;
+    if (router.n_group <= 1) return true;
+    int32_t group_size = router.n_experts / router.n_group;
+    return group_size % V == 0 && power_of_2_from(group_size / V) == group_size / V && group_size / V <= WARP;
+}
+
+template <int V> void launch_rows(const wb_topk &args, unsigned blocks, cudaStream_t stream) {
+    int unit = V < 4 ? V : 4;
+    bool wide = args.router.n_experts % unit == 0 &&
+                reinterpret_cast<uintptr_t>(args.logits) % (static_cast<unsigned>(unit) * sizeof(float)) == 0;
+    if (wb_router_is_softmax(args.router.type))
+        topk_rows<V, true><<<blocks, BLOCK, 0, stream>>>(args, wide);
+    else
+        topk_rows<V, false><<<blocks, BLOCK, 0, stream>>>(args, wide);
+}
+
+void launch_topk(const wb_topk &args, unsigned blocks, cudaStream_t stream) {
+    int V = power_of_2_from((args.router.n_experts + WARP - 1) / WARP);
+    if (args.router.type == WB_ROUTER_HASH)
+        topk_table<<<blocks, BLOCK, 0, stream>>>(args);
+    else if (!fits_rows(args.router, V))
+        topk_any<<<blocks, BLOCK, 0, stream>>>(args);
+    else if (V == 1)
+        launch_rows<1>(args, blocks, stream);
+    else if (V == 2)
+        launch_rows<2>(args, blocks, stream);
+    else if (V == 4)
+        launch_rows<4>(args, blocks, stream);
+    else if (V == 8)
+        launch_rows<8>(args, blocks, stream);
+    else if (V == 16)
+        launch_rows<16>(args, blocks, stream);
+    else
+        launch_rows<32>(args, blocks, stream);
+}
+
+} // namespace
+
+extern "C" {
+
+wb_status wb_cuda_topk(wb_device *dev, const wb_topk *args) {
+    const wb_router *router = &args->router;
+    WB_TRY(wb_router_check(router));
+    WB_TRY(check_ids("topk", "ids", args->ids, router));
+    if (args->native.data) WB_TRY(check_ids("topk", "native", args->native, router));
+    if (router->type == WB_ROUTER_HASH && (!args->table || !args->tokens))
+        return wb_fail(WB_INVALID_ARGUMENT, "topk: a hash router needs table and tokens");
+    unsigned blocks = 0;
+    WB_TRY(count_blocks("topk", args->T, router->type == WB_ROUTER_HASH ? router->top_k : WARP, &blocks));
+    if (args->T == 0) return WB_OK;
+    WB_TRY(wb_cuda_use(dev, "topk"));
+    launch_topk(*args, blocks, static_cast<cudaStream_t>(dev->stream));
+    return wb_cuda_check(cudaGetLastError(), "topk");
+}
+}

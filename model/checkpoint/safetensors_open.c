@@ -1,0 +1,154 @@
+/* safetensors_open.c - opening a .safetensors file, or a directory of one, or of shards listed by an index.
+ * Refuses: an index that does not say where each tensor lies. */
+#include "safetensors_table.h"
+#include "wb_check.h"
+#include "wb_file.h"
+#include "wb_json.h"
+#include "wb_memory.h"
+#include "wb_text.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define INDEX_MAX_BYTES ((size_t)256 * 1024 * 1024)
+
+/* ---- shards ---------------------------------------------------------------------------------- */
+
+static int by_text(const void *a, const void *b) {
+    return strcmp(*(const char *const *)a, *(const char *const *)b);
+}
+
+/* The distinct file names of weight_map, sorted. Strings stay the map's. */
+static wb_status shard_names(json_t *map, const char *path, const char ***names_out, size_t *n_out) {
+    const char **names = NULL, *key;
+    json_t *value;
+    size_t n = 0, unique = 0;
+    WB_TRY(WB_NEW(names, json_object_size(map), path));
+    json_object_foreach(map, key, value) {
+        const char *name = json_string_value(value);
+        if (!name || name[0] == '\0' || strchr(name, '/') || strcmp(name, "..") == 0) {
+            free(names);
+            return wb_fail(WB_CORRUPT,
+                           "%s: weight_map: %s: expected the name of a file in the same directory", path,
+                           key);
+        }
+        names[n++] = name;
+    }
+    if (n > 0) qsort(names, n, sizeof *names, by_text);
+    for (size_t i = 0; i < n; i++)
+        if (i == 0 || strcmp(names[i], names[unique - 1]) != 0) names[unique++] = names[i];
+    *names_out = names;
+    *n_out = unique;
+    return WB_OK;
+}
+
+static wb_status open_shards(wb_safetensors *st, const char *dir, const char *index_path, const char **names,
+                             size_t n) {
+    WB_TRY(WB_NEW(st->files, n, index_path));
+    for (size_t i = 0; i < n; i++) {
+        char *path = NULL;
+        WB_TRY(wb_text_format(&path, "%s/%s", dir, names[i]));
+        wb_status status = wb_tensor_file_add(st, path);
+        free(path);
+        if (status == WB_NOT_FOUND) return wb_fail_context(status, "%s: shard", index_path);
+        WB_TRY(status);
+    }
+    return WB_OK;
+}
+
+static const char *base_name(const char *path) {
+    const char *slash = strrchr(path, '/');
+    return slash ? slash + 1 : path;
+}
+
+/* Every tensor that the index lists is in the shard that it names. */
+static wb_status check_index(const wb_safetensors *st, json_t *map, const char *index_path) {
+    const char *key;
+    json_t *value;
+    json_object_foreach(map, key, value) {
+        size_t i = wb_safetensors_lookup(st, key);
+        const char *shard = json_string_value(value);
+        if (i == SIZE_MAX)
+            return wb_fail(WB_CORRUPT, "%s: weight_map: tensor %s is not in %s", index_path, key, shard);
+        const char *found = base_name(st->files[st->entries[i].file].path);
+        if (strcmp(found, shard) != 0)
+            return wb_fail(WB_CORRUPT, "%s: weight_map: tensor %s: expected in %s, found in %s", index_path,
+                           key, shard, found);
+    }
+    return WB_OK;
+}
+
+static wb_status open_weight_map(wb_safetensors *st, const char *dir, const char *index_path, json_t *map) {
+    const char **names = NULL;
+    size_t n = 0;
+    if (!json_is_object(map)) return wb_fail(WB_CORRUPT, "%s: weight_map: expected an object", index_path);
+    WB_TRY(shard_names(map, index_path, &names, &n));
+    wb_status status = open_shards(st, dir, index_path, names, n);
+    free(names);
+    WB_TRY(status);
+    WB_TRY(wb_safetensors_sort(st));
+    return check_index(st, map, index_path);
+}
+
+static wb_status open_index(wb_safetensors *st, const char *dir, const char *index_path) {
+    char *text = NULL;
+    size_t bytes;
+    json_t *index = NULL;
+    WB_TRY(wb_file_read(index_path, INDEX_MAX_BYTES, &text, &bytes));
+    wb_status status = wb_json_parse(text, bytes, index_path, &index);
+    free(text);
+    WB_TRY(status);
+    status = open_weight_map(st, dir, index_path, json_object_get(index, "weight_map"));
+    json_decref(index);
+    return status;
+}
+
+/* ---- open ------------------------------------------------------------------------------------ */
+
+static wb_status open_single(wb_safetensors *st, const char *path) {
+    WB_TRY(WB_NEW(st->files, 1, path));
+    WB_TRY(wb_tensor_file_add(st, path));
+    return wb_safetensors_sort(st);
+}
+
+/* <stem>.safetensors where it is there, else the index: the order of the other loaders. */
+static wb_status open_dir(wb_safetensors *st, const char *dir, const char *stem) {
+    char *single = NULL, *index = NULL;
+    wb_status status = wb_text_format(&single, "%s/%s.safetensors", dir, stem);
+    if (status == WB_OK) status = wb_text_format(&index, "%s/%s.safetensors.index.json", dir, stem);
+    if (status != WB_OK) {
+        free(single);
+        return status;
+    }
+    if (access(single, F_OK) == 0)
+        status = open_single(st, single);
+    else if (access(index, F_OK) == 0)
+        status = open_index(st, dir, index);
+    else
+        status = wb_fail(WB_NOT_FOUND, "%s: neither %s.safetensors nor %s.safetensors.index.json", dir, stem,
+                         stem);
+    free(single);
+    free(index);
+    return status;
+}
+
+wb_status wb_safetensors_open(const char *path, const char *stem, wb_safetensors **tensors_out) {
+    struct stat info;
+    wb_safetensors *st = NULL;
+    if (!path) return wb_fail(WB_INVALID_ARGUMENT, "safetensors: path is NULL");
+    if (stat(path, &info) != 0)
+        return wb_fail(errno == ENOENT ? WB_NOT_FOUND : WB_IO, "%s: %s", path, strerror(errno));
+    WB_TRY(WB_NEW(st, 1, path));
+    wb_status status = wb_text_format(&st->path, "%s", path);
+    if (status == WB_OK)
+        status = S_ISDIR(info.st_mode) ? open_dir(st, path, stem ? stem : "model") : open_single(st, path);
+    if (status != WB_OK) {
+        wb_safetensors_close(st);
+        return status;
+    }
+    *tensors_out = st;
+    return WB_OK;
+}

@@ -1,0 +1,92 @@
+/* config_check.c - whether a configuration can be a model: sizes that fit and divide, values that the forward
+ * implements. Refuses: anything else, by key, with what was expected. */
+#include "config.h"
+#include "wb_check.h"
+
+static wb_status check_sizes(const wb_config *c) {
+    WB_TRY(wb_config_in_range("hidden_size", c->hidden_size, 1, INT32_MAX));
+    WB_TRY(wb_config_in_range("num_hidden_layers", c->n_layers, 1, WB_MAX_LAYERS));
+    WB_TRY(wb_config_in_range("num_attention_heads", c->n_heads, 1, INT32_MAX));
+    WB_TRY(wb_config_in_range("num_key_value_heads", c->n_kv_heads, 1, c->n_heads));
+    if (c->n_heads % c->n_kv_heads != 0)
+        return wb_fail(WB_INVALID_ARGUMENT,
+                       "num_attention_heads: expected a multiple of num_key_value_heads %d, found %d",
+                       c->n_kv_heads, c->n_heads);
+    WB_TRY(wb_config_in_range("head_dim", c->head_dim, 2, INT32_MAX / c->n_heads));
+    if (c->head_dim % 2 != 0)
+        return wb_fail(WB_INVALID_ARGUMENT, "head_dim: expected an even number, found %d", c->head_dim);
+    WB_TRY(wb_config_in_range("expert width", c->expert_width, 1, INT32_MAX / 2));
+    WB_TRY(wb_config_in_range("vocab_size", c->vocab_size, 1, INT32_MAX));
+    return wb_config_in_range("max_position_embeddings", c->max_positions, 1, INT32_MAX);
+}
+
+static wb_status check_layers(const wb_config *c, const wb_family_rules *rules) {
+    for (int32_t l = c->n_layers; l < WB_MAX_LAYERS; l++)
+        if (wb_config_is_moe(c, l))
+            return wb_fail(WB_INVALID_ARGUMENT, "moe layers: expected < %d, found layer %d", c->n_layers, l);
+    const int32_t n_moe = wb_config_n_moe(c);
+    if (n_moe == 0) return wb_fail(WB_INVALID_ARGUMENT, "moe layers: expected at least one, found none");
+    if (rules->check) WB_TRY(rules->check(c));
+    const int32_t min = n_moe < c->n_layers ? 1 : 0; /* a dense layer has a width */
+    return wb_config_in_range("intermediate_size", c->dense_width, min, INT32_MAX / 2);
+}
+
+static wb_status check_router(const wb_config *c, const wb_family_rules *rules) {
+    const wb_router *r = &c->router;
+    WB_TRY(wb_config_in_range("num_experts", r->n_experts, 1, 65536));
+    WB_TRY(wb_config_in_range("num_experts_per_tok", r->top_k, 1, r->n_experts < 64 ? r->n_experts : 64));
+    const wb_router_type *types = rules->router_types;
+    if (r->type != types[0] && r->type != types[1])
+        return wb_fail(WB_UNSUPPORTED, "router: expected %s or %s, found type %d", wb_router_name(types[0]),
+                       wb_router_name(types[1]), (int)r->type);
+    if (r->n_group > 1 || r->scale != 1.0f)
+        return wb_fail(WB_UNSUPPORTED, "router: expected no groups and scale 1, found %d groups and scale %g",
+                       r->n_group, (double)r->scale);
+    return wb_router_check(r);
+}
+
+/* Element counts are products of up to four 31-bit factors: exact enough as doubles to keep them below 2^60,
+ * so that no product of sizes overflows anywhere else. */
+static wb_status check_total(const wb_config *c) {
+    double H = c->hidden_size, q = (double)c->n_heads * c->head_dim, kv = (double)c->n_kv_heads * c->head_dim;
+    double moe = (double)c->router.n_experts * (H + 3 * H * c->expert_width);
+    double layer = 2 * H * q + 2 * H * kv + 4 * (H + q + kv) + moe + 3 * H * c->dense_width;
+    double all = layer * c->n_layers + 2 * H * c->vocab_size + H + (double)c->max_positions * c->head_dim;
+    if (all < 0x1p60) return WB_OK;
+    return wb_fail(WB_INVALID_ARGUMENT, "sizes: expected fewer than 2^60 elements in all, found %g", all);
+}
+
+static wb_status check_heads_by(const wb_config *c, const wb_family_rules *rules) {
+    if (c->qk_norm != rules->qk_norm)
+        return wb_fail(WB_INVALID_ARGUMENT, "qk_norm: expected %d for %s, found %d", (int)rules->qk_norm,
+                       rules->model_type, (int)c->qk_norm);
+    /* A norm over all heads is hidden_size wide in every checkpoint of this kind. */
+    if (c->qk_norm == WB_QK_NORM_WHOLE && (int64_t)c->n_heads * c->head_dim != c->hidden_size)
+        return wb_fail(WB_INVALID_ARGUMENT,
+                       "head_dim: expected hidden_size %d / num_attention_heads %d for %s, found %d",
+                       c->hidden_size, c->n_heads, rules->model_type, c->head_dim);
+    if (c->clip_qkv == 0.0f) return WB_OK;
+    WB_TRY(wb_config_positive("clip_qkv", (double)c->clip_qkv));
+    if (!rules->clips)
+        return wb_fail(WB_INVALID_ARGUMENT, "clip_qkv: expected none for %s, found %g", rules->model_type,
+                       (double)c->clip_qkv);
+    return WB_OK;
+}
+
+wb_status wb_config_check_by(const wb_config *c, const wb_family_rules *rules) {
+    WB_TRY(check_sizes(c));
+    WB_TRY(wb_config_positive("rms_norm_eps", (double)c->norm_eps));
+    WB_TRY(wb_config_positive("rope_theta", c->rope_theta));
+    WB_TRY(check_heads_by(c, rules));
+    WB_TRY(check_layers(c, rules));
+    WB_TRY(check_router(c, rules));
+    return check_total(c);
+}
+
+wb_status wb_config_check(const wb_config *config) {
+    const wb_family_rules *rules = wb_family_rules_of(config->family);
+    if (!rules)
+        return wb_fail(WB_INVALID_ARGUMENT, "family: expected 0..%d, found %d", WB_N_FAMILIES - 1,
+                       (int)config->family);
+    return wb_config_check_by(config, rules);
+}

@@ -1,0 +1,157 @@
+/* config_read.c - config.json to wb_config, in both spellings of Hugging Face transformers (4 and 5).
+ * Refuses: any key whose value asks for something that the forward does not do. */
+#include "config.h"
+#include "wb_check.h"
+#include "wb_file.h"
+#include "wb_json.h"
+#include "wb_text.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define CONFIG_MAX_BYTES ((size_t)16 * 1024 * 1024)
+
+/* Keys that change the function when they have another value than this. */
+static wb_status read_unsupported(const json_t *root) {
+    bool sliding = false;
+    const json_t *value = wb_json_value(root, "hidden_act");
+    if (value && !(json_is_string(value) && strcmp(json_string_value(value), "silu") == 0))
+        return wb_json_unsupported("hidden_act", value, "\"silu\"");
+    WB_TRY(wb_json_bool(root, "use_sliding_window", &sliding));
+    if (sliding)
+        return wb_json_unsupported("use_sliding_window", wb_json_value(root, "use_sliding_window"), "false");
+    value = wb_json_value(root, "quantization_config");
+    if (value) return wb_json_unsupported("quantization_config", value, "none");
+    value = wb_json_value(root, "layer_types");
+    if (value && !json_is_array(value)) return wb_json_wrong_type("layer_types", value, "a list");
+    for (size_t i = 0; i < json_array_size(value); i++) {
+        const char *type = json_string_value(json_array_get(value, i));
+        if (!type || strcmp(type, "full_attention") != 0)
+            return wb_json_unsupported("layer_types", json_array_get(value, i), "\"full_attention\"");
+    }
+    return WB_OK;
+}
+
+/* One of the objects that may hold rope's parameters; it overrides *theta. */
+static wb_status read_rope_object(const json_t *root, const char *key, double *theta) {
+    static const char *const type_keys[] = {"rope_type", "type"};
+    const json_t *object = wb_json_value(root, key);
+    if (!object) return WB_OK;
+    if (!json_is_object(object)) return wb_json_wrong_type(key, object, "an object");
+    for (size_t i = 0; i < 2; i++) {
+        const json_t *type = wb_json_value(object, type_keys[i]);
+        if (type && !(json_is_string(type) && strcmp(json_string_value(type), "default") == 0))
+            return wb_fail_context(wb_json_unsupported(type_keys[i], type, "\"default\""), "%s", key);
+    }
+    wb_status status = wb_json_number(object, "rope_theta", *theta, theta);
+    return status == WB_OK ? WB_OK : wb_fail_context(status, "%s", key);
+}
+
+static wb_status read_rope(const json_t *root, const wb_family_rules *rules, wb_config *c) {
+    static const char *const owners[] = {NULL, "rope_parameters", "rope_scaling"};
+    WB_TRY(wb_json_number(root, "rope_theta", rules->rope_theta, &c->rope_theta));
+    WB_TRY(read_rope_object(root, "rope_scaling", &c->rope_theta));
+    WB_TRY(read_rope_object(root, "rope_parameters", &c->rope_theta));
+    for (size_t i = 0; i < 3; i++) {
+        double partial = 1.0;
+        const json_t *owner = owners[i] ? wb_json_value(root, owners[i]) : root;
+        if (!owner) continue;
+        WB_TRY(wb_json_number(owner, "partial_rotary_factor", 1.0, &partial));
+        if (partial != 1.0)
+            return wb_json_unsupported("partial_rotary_factor", wb_json_value(owner, "partial_rotary_factor"),
+                                       "1");
+    }
+    return WB_OK;
+}
+
+static wb_status read_heads(const json_t *root, const wb_family_rules *rules, wb_config *c) {
+    WB_TRY(wb_json_int(root, "num_attention_heads", WB_JSON_REQUIRED, &c->n_heads));
+    WB_TRY(wb_config_in_range("num_attention_heads", c->n_heads, 1, INT32_MAX));
+    int32_t kv_heads = rules->n_kv_heads > 0 ? rules->n_kv_heads : c->n_heads;
+    WB_TRY(wb_json_int(root, "num_key_value_heads", kv_heads, &c->n_kv_heads));
+    if (!wb_json_value(root, "head_dim") && c->hidden_size % c->n_heads != 0)
+        return wb_fail(WB_INVALID_ARGUMENT,
+                       "hidden_size: expected a multiple of num_attention_heads %d (no head_dim), found %d",
+                       c->n_heads, c->hidden_size);
+    return wb_json_int(root, "head_dim", c->hidden_size / c->n_heads, &c->head_dim);
+}
+
+static wb_status read_router(const json_t *root, const wb_family_rules *rules, wb_config *c) {
+    bool normalize = false;
+    int32_t experts = 0, local = 0;
+    WB_TRY(wb_json_int(root, "num_experts", 0, &experts));
+    WB_TRY(wb_json_int(root, "num_local_experts", 0, &local));
+    if (experts > 0 && local > 0 && experts != local)
+        return wb_fail(WB_INVALID_ARGUMENT, "num_experts: expected num_local_experts %d, found %d", local,
+                       experts);
+    if (!wb_json_value(root, "num_experts") && !wb_json_value(root, "num_local_experts"))
+        return wb_fail(WB_CORRUPT, "num_experts: expected an integer, found none");
+    WB_TRY(wb_json_bool(root, "norm_topk_prob", &normalize));
+    c->router = (wb_router){
+        .type = rules->router_types[normalize], .n_experts = experts > 0 ? experts : local, .scale = 1.0f};
+    return wb_json_int(root, "num_experts_per_tok", WB_JSON_REQUIRED, &c->router.top_k);
+}
+
+static wb_status read_sizes(const json_t *root, const wb_family_rules *rules, wb_config *c) {
+    WB_TRY(wb_json_int(root, "hidden_size", WB_JSON_REQUIRED, &c->hidden_size));
+    WB_TRY(wb_json_int(root, "num_hidden_layers", WB_JSON_REQUIRED, &c->n_layers));
+    WB_TRY(wb_config_in_range("num_hidden_layers", c->n_layers, 1, WB_MAX_LAYERS));
+    WB_TRY(rules->read(root, c));
+    WB_TRY(read_heads(root, rules, c));
+    WB_TRY(wb_json_int(root, rules->expert_width_key, WB_JSON_REQUIRED, &c->expert_width));
+    WB_TRY(wb_config_in_range(rules->expert_width_key, c->expert_width, 1, INT32_MAX / 2));
+    WB_TRY(wb_json_int(root, "vocab_size", WB_JSON_REQUIRED, &c->vocab_size));
+    return wb_json_int(root, "max_position_embeddings", rules->max_positions, &c->max_positions);
+}
+
+wb_status wb_config_parse(const json_t *root, const wb_family_rules *rules, wb_config *c) {
+    WB_TRY(read_unsupported(root));
+    WB_TRY(read_sizes(root, rules, c));
+    WB_TRY(wb_config_float(root, "rms_norm_eps", rules->norm_eps, &c->norm_eps));
+    WB_TRY(read_rope(root, rules, c));
+    WB_TRY(wb_json_bool(root, "tie_word_embeddings", &c->tie_word_embeddings));
+    WB_TRY(wb_json_bool(root, "attention_bias", &c->attention_bias));
+    c->qk_norm = rules->qk_norm;
+    if (rules->clips && wb_json_value(root, "clip_qkv"))
+        WB_TRY(wb_config_float(root, "clip_qkv", 1.0, &c->clip_qkv));
+    WB_TRY(read_router(root, rules, c));
+    return wb_config_check_by(c, rules);
+}
+
+static wb_status read_root(const json_t *root, wb_config *c) {
+    const json_t *value = wb_json_value(root, "model_type");
+    if (!value) return wb_fail(WB_CORRUPT, "model_type: expected a string, found none");
+    if (!json_is_string(value)) return wb_json_wrong_type("model_type", value, "a string");
+    WB_TRY(wb_family_find(value, &c->family));
+    return wb_config_parse(root, wb_family_rules_of(c->family), c);
+}
+
+wb_status wb_config_read(const char *dir, wb_config *config_out, char **text_out) {
+    char *path = NULL, *text = NULL;
+    size_t bytes = 0;
+    json_t *root = NULL;
+    wb_config config = {0};
+    WB_TRY(wb_text_format(&path, "%s/config.json", dir));
+    wb_status status = wb_file_read(path, CONFIG_MAX_BYTES, &text, &bytes);
+    if (status == WB_OK) status = wb_json_parse(text, bytes, path, &root);
+    if (status == WB_OK) {
+        status = read_root(root, &config);
+        if (status != WB_OK) status = wb_fail_context(status, "%s", path);
+    }
+    json_decref(root);
+    free(path);
+    if (status != WB_OK) {
+        free(text);
+        return status;
+    }
+    *config_out = config;
+    *text_out = text;
+    return WB_OK;
+}
+
+wb_status wb_config_load(const char *dir, wb_config *config_out) {
+    char *text = NULL;
+    WB_TRY(wb_config_read(dir, config_out, &text));
+    free(text);
+    return WB_OK;
+}

@@ -1,0 +1,74 @@
+/* config_write.c - wb_config to the text of a config.json. Refuses: files. */
+#include "config.h"
+#include "wb_check.h"
+#include "wb_json.h"
+#include "wb_text.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* The released spelling, which transformers 4 and 5 both read. NULL: no memory. */
+static json_t *make_root(const wb_config *c, const wb_family_rules *rules, const char *dtype) {
+    json_t *root = json_pack(
+        "{s:[s], s:s, s:s, s:s, s:b, s:f, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:b, s:o, s:f, s:n, "
+        "s:b, s:b, s:n, s:n, s:n}",
+        "architectures", rules->architecture, "model_type", rules->model_type, "torch_dtype", dtype,
+        "hidden_act", "silu", "attention_bias", c->attention_bias, "attention_dropout", 0.0, "hidden_size",
+        c->hidden_size, "num_hidden_layers", c->n_layers, "num_attention_heads", c->n_heads,
+        "num_key_value_heads", c->n_kv_heads, "head_dim", c->head_dim, "vocab_size", c->vocab_size,
+        "max_position_embeddings", c->max_positions, "num_experts", c->router.n_experts,
+        "num_experts_per_tok", c->router.top_k, "norm_topk_prob", c->router.type == rules->router_types[1],
+        "rms_norm_eps", wb_json_real(c->norm_eps), "rope_theta", c->rope_theta, "rope_scaling",
+        "tie_word_embeddings", c->tie_word_embeddings, "use_cache", 1, "bos_token_id", "eos_token_id",
+        "pad_token_id"); /* not this model's to know */
+    int failed = !root || json_object_set_new(root, rules->expert_width_key, json_integer(c->expert_width));
+    if (!failed && rules->write) failed = rules->write(c, root);
+    if (!failed && rules->clips)
+        failed =
+            json_object_set_new(root, "clip_qkv", c->clip_qkv > 0 ? wb_json_real(c->clip_qkv) : json_null());
+    if (failed) {
+        json_decref(root);
+        return NULL;
+    }
+    return root;
+}
+
+/* Sets the dtype under the names that are there; *changed_out tells whether any differed. */
+static int set_dtype(json_t *root, const char *dtype, bool *changed_out) {
+    static const char *const keys[] = {"dtype", "torch_dtype"};
+    int failed = 0, found = 0;
+    *changed_out = false;
+    for (size_t i = 0; i < 2; i++) {
+        const json_t *value = json_object_get(root, keys[i]);
+        if (!value) continue;
+        found = 1;
+        if (json_is_string(value) && strcmp(json_string_value(value), dtype) == 0) continue;
+        *changed_out = true;
+        failed |= json_object_set_new(root, keys[i], json_string(dtype));
+    }
+    if (found) return failed;
+    *changed_out = true;
+    return json_object_set_new(root, "torch_dtype", json_string(dtype));
+}
+
+wb_status wb_config_text(const wb_config *config, const wb_family_rules *rules, const char *source,
+                         wb_dtype dtype, char **text_out) {
+    const char *name = dtype == WB_BF16 ? "bfloat16" : "float32";
+    json_t *root = NULL;
+    bool changed = true;
+    if (source) {
+        WB_TRY(wb_json_parse(source, strlen(source), "config.json", &root));
+        if (set_dtype(root, name, &changed) == 0 && !changed) {
+            json_decref(root);
+            return wb_text_format(text_out, "%s", source);
+        }
+    } else {
+        root = make_root(config, rules, name);
+    }
+    char *text = root ? json_dumps(root, JSON_INDENT(2) | JSON_PRESERVE_ORDER) : NULL;
+    json_decref(root);
+    if (!text) return wb_fail(WB_OUT_OF_MEMORY, "config.json: no memory to write it");
+    wb_status status = wb_text_format(text_out, "%s\n", text);
+    free(text);
+    return status;
+}

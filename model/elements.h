@@ -1,0 +1,11 @@
+/* elements.h - floating-point elements of a checkpoint to those of a model. */
+#ifndef WB_ELEMENTS_H
+#define WB_ELEMENTS_H
+
+#include "wb_base.h"
+
+/* to[n] = from[n], host, any alignment, f32, bf16 and f16 in, f32 and bf16 out, to nearest even; NaN stays
+ * NaN. */
+void wb_convert(int64_t n, const void *from, wb_dtype from_dtype, void *to, wb_dtype to_dtype);
+
+#endif

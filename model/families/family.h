@@ -1,0 +1,63 @@
+/* family.h - what model families differ in, a table a family.
+ *
+ * To add a family: write families/<name>.c with its wb_family_<name>, and name it in WB_FAMILY_LIST
+ * (wb_model.h). Reading, checking and writing configurations, the registry and the forward ask these tables
+ * and nothing else: no other file compares families. */
+#ifndef WB_FAMILY_H
+#define WB_FAMILY_H
+
+#include "wb_model.h"
+
+#include <jansson.h>
+
+/* What layer l is made of: a mixer over positions, then a feed-forward part (layers/layer.h). */
+typedef struct wb_layer_kind wb_layer_kind;
+typedef struct wb_layer_parts {
+    const wb_layer_kind *mixer, *feed_forward;
+} wb_layer_parts;
+
+/* A tensor's usual name (registry.h), or a part of one, and this family's. */
+typedef struct wb_rename {
+    const char *usual, *own;
+} wb_rename;
+
+typedef struct wb_family_rules {
+    const char *model_type, *architecture; /* of config.json */
+
+    /* ---- keys that families spell differently, and what is meant where a key is absent ---- */
+    const char *expert_width_key; /* of F */
+    wb_qk_norm qk_norm;
+    double norm_eps, rope_theta;
+    int32_t max_positions;
+    int32_t n_kv_heads;             /* 0: as many as heads */
+    wb_router_type router_types[2]; /* where norm_topk_prob is false, and true */
+    bool clips;                     /* has the key clip_qkv */
+
+    /* ---- keys that only this family has; check and write may be NULL ---- */
+
+    /* Into *config, in which hidden_size and n_layers are set already: at least moe_layer_mask. */
+    wb_status (*read)(const json_t *root, wb_config *config);
+    wb_status (*check)(const wb_config *config);
+    /* Adds them to a new config.json; non-zero: no memory. */
+    int (*write)(const wb_config *config, json_t *root);
+
+    /* ---- layers and tensors ---- */
+    wb_layer_parts (*layer)(const wb_config *config, int32_t l);
+    const wb_rename *renames; /* up to {NULL, NULL}; NULL: all names are the usual ones */
+} wb_family_rules;
+
+/* wb_family_<name> of each family of the list, and how many there are. */
+#define X(NAME, name) extern const wb_family_rules wb_family_##name;
+WB_FAMILY_LIST(X)
+#undef X
+#define X(NAME, name) +1
+enum { WB_N_FAMILIES = 0 WB_FAMILY_LIST(X) };
+#undef X
+
+/* The rules of a family; NULL for a value that is none. */
+const wb_family_rules *wb_family_rules_of(wb_family family);
+
+/* The family of a model_type; UNSUPPORTED names the known ones. `value` is a string. */
+wb_status wb_family_find(const json_t *value, wb_family *family_out);
+
+#endif

@@ -1,0 +1,117 @@
+/* block.c - one layer: mixer, then feed-forward part, each on the residual stream.
+ *
+ * Owns: the order of steps inside a layer, forward and backward, the same for inference and training.
+ * Refuses: what a part computes.
+ *
+ *   mid = x + mixer(norm(x))
+ *   y = mid + feed_forward(norm(mid)) */
+#include "layers/block.h"
+
+#include <string.h>
+
+/* ---- workers --------------------------------------------------------------------------------- */
+
+static void *worker_of(const wb_block *block, const wb_layer_kind *kind) {
+    for (int32_t i = 0; i < block->n_kinds; i++)
+        if (block->kinds[i] == kind) return block->workers[i];
+    return NULL;
+}
+
+static wb_status open_worker(wb_block *block, const wb_layer_kind *kind) {
+    void *worker = NULL;
+    if (worker_of(block, kind)) return WB_OK;
+    if (block->n_kinds == WB_MAX_KINDS)
+        return wb_fail(WB_CAPACITY, "layers: expected at most %d kinds, found more", WB_MAX_KINDS);
+    WB_TRY(WB_OWN_ALLOC(&block->memory->host, worker, 1, kind->worker_size, "layer workspace"));
+    block->kinds[block->n_kinds] = kind;
+    block->workers[block->n_kinds++] = worker;
+    return kind->open(block->model, block->memory, worker);
+}
+
+wb_status wb_block_open(wb_model *model, wb_workspace *memory, wb_block *block) {
+    memset(block, 0, sizeof *block);
+    block->model = model;
+    block->memory = memory;
+    for (int32_t l = 0; l < model->config.n_layers; l++) {
+        WB_TRY(open_worker(block, model->layers[l].mixer.kind));
+        WB_TRY(open_worker(block, model->layers[l].feed_forward.kind));
+    }
+    return WB_OK;
+}
+
+/* ---- parts ----------------------------------------------------------------------------------- */
+
+static wb_status part_forward(wb_block *block, const wb_part *part, const wb_pass *pass,
+                              const wb_state *state, const float *x, float *y) {
+    return part->kind->forward(worker_of(block, part->kind), part->weights, pass, state, x, y);
+}
+
+static wb_status part_backward(wb_block *block, const wb_part *part, const wb_pass *pass, const float *x,
+                               const float *dy, float *const *grads, float *dx) {
+    return part->kind->backward(worker_of(block, part->kind), part->weights, pass, x, dy, grads, dx);
+}
+
+static wb_status norm_forward(wb_block *block, int32_t norm, int64_t T, const float *x, float *y) {
+    const wb_model *model = block->model;
+    return model->device->rmsnorm_forward(model->device, T, model->config.hidden_size, x,
+                                          wb_param_data(model, norm), model->config.norm_eps, y);
+}
+
+/* dx (=) the gradient of x: of the norm, from dy, and of the residual stream past it. */
+static wb_status norm_backward(wb_block *block, int32_t norm, int64_t T, const float *x, const float *dy,
+                               const float *dresidual, float *const *grads, float *dx) {
+    const wb_model *model = block->model;
+    wb_device *dev = model->device;
+    const int64_t H = model->config.hidden_size;
+    WB_TRY(dev->rmsnorm_backward(dev, T, H, x, wb_param_data(model, norm), model->config.norm_eps, dy, dx,
+                                 grads[norm]));
+    return dev->add(dev, T * H, dresidual, dx);
+}
+
+/* ---- the layer ------------------------------------------------------------------------------- */
+
+static wb_status layer_forward(wb_block *block, const wb_layer *layer, const wb_pass *pass,
+                               const wb_state *state, const float *x, float *y) {
+    wb_device *dev = block->model->device;
+    const int64_t T = pass->T, H = block->model->config.hidden_size;
+    WB_TRY(wb_reserve(block->memory, &block->mixer_norm, T, H, sizeof(float)));
+    WB_TRY(wb_reserve(block->memory, &block->mid, T, H, sizeof(float)));
+    WB_TRY(wb_reserve(block->memory, &block->feed_forward_norm, T, H, sizeof(float)));
+
+    float *h = block->mixer_norm.data, *mid = block->mid.data;
+    WB_TRY(norm_forward(block, layer->mixer_norm, T, x, h));
+    WB_TRY(part_forward(block, &layer->mixer, pass, state, h, mid));
+    WB_TRY(dev->add(dev, T * H, x, mid));
+
+    h = block->feed_forward_norm.data;
+    WB_TRY(norm_forward(block, layer->feed_forward_norm, T, mid, h));
+    WB_TRY(part_forward(block, &layer->feed_forward, pass, NULL, h, y));
+    return dev->add(dev, T * H, mid, y);
+}
+
+static wb_status layer_backward(wb_block *block, const wb_layer *layer, const wb_pass *pass, const float *x,
+                                float *const *grads, float *dx) {
+    const int64_t T = pass->T, H = block->model->config.hidden_size;
+    WB_TRY(wb_reserve(block->memory, &block->dmid, T, H, sizeof(float)));
+    WB_TRY(wb_reserve(block->memory, &block->dnorm, T, H, sizeof(float)));
+    const float *h = block->feed_forward_norm.data, *mid = block->mid.data;
+    float *dh = block->dnorm.data, *dmid = block->dmid.data;
+    WB_TRY(part_backward(block, &layer->feed_forward, pass, h, dx, grads, dh));
+    WB_TRY(norm_backward(block, layer->feed_forward_norm, T, mid, dh, dx, grads, dmid));
+
+    h = block->mixer_norm.data;
+    WB_TRY(part_backward(block, &layer->mixer, pass, h, dmid, grads, dh));
+    return norm_backward(block, layer->mixer_norm, T, x, dh, dmid, grads, dx);
+}
+
+wb_status wb_block_forward(wb_block *block, int32_t l, const wb_pass *pass, const wb_state *state,
+                           const float *x, float *y) {
+    const wb_status status = layer_forward(block, &block->model->layers[l], pass, state, x, y);
+    return status == WB_OK ? WB_OK : wb_fail_context(status, "layer %d", l);
+}
+
+wb_status wb_block_backward(wb_block *block, int32_t l, const wb_pass *pass, const float *x,
+                            float *const *grads, float *dx) {
+    const wb_status status = layer_backward(block, &block->model->layers[l], pass, x, grads, dx);
+    return status == WB_OK ? WB_OK : wb_fail_context(status, "backward of layer %d", l);
+}

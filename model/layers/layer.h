@@ -1,0 +1,79 @@
+/* layer.h - what a kind of layer is to the rest of the room.
+ *
+ * A layer is two parts on the residual stream (block.h): a mixer, which lets positions see each other, and a
+ * feed-forward part, which works on each token alone. To add a kind: write layers/<kind>.c with its
+ * wb_layer_kind, declare it at the end of this file, and let a family name it in its layer list.
+ *
+ * Pointers are device memory unless marked host. */
+#ifndef WB_LAYER_H
+#define WB_LAYER_H
+
+#include "model_weights.h"
+
+/* ---- a pass over a batch --------------------------------------------------------------------- */
+
+/* What the layers of one forward or backward have in common. */
+typedef struct wb_pass {
+    int64_t T;
+    const int32_t *pos, *seq; /* [T] absolute position; row of `blocks` */
+    const int32_t *blocks;    /* [n_seqs, max_blocks] blocks of each sequence, as wb_attention */
+    int32_t max_blocks, block_size;
+    const int64_t *state_rows;    /* [T] row of each token in the tables of states; NULL in training */
+    const wb_routing *routing;    /* who chooses the experts of each row */
+    bool recompute;               /* all rows take routing->ids as an earlier forward left them */
+    const wb_router_probe *probe; /* or NULL */
+} wb_pass;
+
+/* ---- state of a sequence --------------------------------------------------------------------- */
+
+#define WB_MAX_STATE_TABLES 2
+
+/* What a layer keeps of a sequence from step to step: in each of n_tables tables one row a position, of
+ * width[i] elements of the model's dtype. Which row belongs to which position is decided above (wb_pass);
+ * what stands in it is the layer's alone. */
+typedef struct wb_state_shape {
+    int32_t n_tables;
+    int64_t width[WB_MAX_STATE_TABLES];
+} wb_state_shape;
+
+/* The memory of such tables. */
+typedef struct wb_state {
+    void *tables[WB_MAX_STATE_TABLES];
+    wb_dtype dtype;
+} wb_state;
+
+/* ---- a kind ---------------------------------------------------------------------------------- */
+
+typedef struct wb_registry wb_registry;
+
+/* `weights` is a struct of weights_size bytes, one a layer, with the parameters that declare() got from the
+ * registry. `worker` is a struct of worker_size bytes, one for all layers of the kind, zeroed before open():
+ * the buffers that a forward needs and that it leaves for the backward of the same layer. */
+struct wb_layer_kind {
+    size_t weights_size, worker_size;
+
+    /* Declares the tensors of layer l in the order of the checkpoint. Called twice, with the same effect. */
+    void (*declare)(wb_registry *registry, int32_t l, void *weights);
+
+    /* NULL: the kind keeps nothing of a sequence. */
+    void (*state)(const wb_config *config, wb_state_shape *shape_out);
+
+    /* Memory that the worker takes belongs to the workspace. */
+    wb_status (*open)(wb_model *model, wb_workspace *memory, void *worker);
+
+    /* y[T,H] (=) from x[T,H], the normalised residual stream. `state` NULL: the batch is whole sequences,
+     * and row t of what would be state is token t. Collective. */
+    wb_status (*forward)(void *worker, const void *weights, const wb_pass *pass, const wb_state *state,
+                         const float *x, float *y);
+
+    /* Of the worker's latest forward, without state, with its pass and x: dx[T,H] (=) from dy[T,H];
+     * grads[param] (+=). Once a forward. Collective. */
+    wb_status (*backward)(void *worker, const void *weights, const wb_pass *pass, const float *x,
+                          const float *dy, float *const *grads, float *dx);
+};
+
+extern const wb_layer_kind wb_layer_attention_gqa; /* mixer: grouped-query attention */
+extern const wb_layer_kind wb_layer_mlp;           /* feed-forward: dense SwiGLU */
+extern const wb_layer_kind wb_layer_moe;           /* feed-forward: a choice of experts */
+
+#endif

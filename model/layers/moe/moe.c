@@ -1,0 +1,130 @@
+/* moe.c - the MoE feed-forward part: its tensors, and its steps in order, forward and backward.
+ * Refuses: what the steps do (moe.h). */
+#include "layers/moe/moe.h"
+#include "registry.h"
+
+typedef struct moe {
+    wb_model *model;
+    wb_workspace *memory; /* borrowed */
+    wb_moe_choice choice;
+    wb_moe_plan plan;
+    wb_moe_exchange exchange;
+    wb_moe_experts experts;
+
+    /* Kept by a forward for its backward. */
+    wb_buffer sent;  /* [T * K, H] input of each row */
+    wb_buffer rows;  /* [T * K, H] its expert's output */
+    wb_buffer input; /* [n, H]; R > 1 (one rank works on `sent` itself) */
+
+    wb_buffer output; /* [n, H] */
+} moe;
+
+static void declare(wb_registry *registry, int32_t l, void *weights) {
+    const wb_model *m = registry->model;
+    const int64_t H = m->config.hidden_size, F = m->config.expert_width, local = m->n_local_experts;
+    wb_moe_weights *w = weights;
+    w->moe_index = registry->n_moe++;
+    w->router = wb_registry_matrix(registry, l, "mlp.gate.weight", m->config.router.n_experts, H);
+    w->gate_up = wb_registry_storage(registry, m->dtype, local * 2 * F * H, true);
+    w->down = wb_registry_storage(registry, m->dtype, local * H * F, true);
+    for (int32_t e = 0; e < m->config.router.n_experts; e++) {
+        const int64_t slot = m->expert_rank[e] == wb_comm_rank(m->comm) ? m->expert_slot[e] : 0;
+        wb_registry_tensor(registry, l, e, "gate_proj.weight", F, H, w->gate_up, slot * 2 * F * H);
+        wb_registry_tensor(registry, l, e, "up_proj.weight", F, H, w->gate_up, slot * 2 * F * H + F * H);
+        wb_registry_tensor(registry, l, e, "down_proj.weight", H, F, w->down, slot * H * F);
+    }
+}
+
+static wb_status open(wb_model *model, wb_workspace *memory, void *worker) {
+    moe *m = worker;
+    m->model = m->choice.model = model;
+    m->memory = m->choice.memory = memory;
+    WB_TRY(wb_moe_plan_open(model, memory, &m->plan));
+    WB_TRY(wb_moe_exchange_open(model, memory, &m->exchange));
+    return wb_moe_experts_open(model, memory, &m->experts);
+}
+
+static bool has_peers(const moe *m) {
+    return wb_comm_size(m->model->comm) > 1;
+}
+
+static wb_status reserve_rows(moe *m, int64_t T) {
+    const wb_config *config = &m->model->config;
+    const int64_t n_pairs = T * config->router.top_k, H = config->hidden_size;
+    WB_TRY(wb_reserve(m->memory, &m->sent, n_pairs, H, sizeof(float)));
+    WB_TRY(wb_reserve(m->memory, &m->rows, n_pairs, H, sizeof(float)));
+    if (!has_peers(m)) return WB_OK;
+    WB_TRY(wb_reserve(m->memory, &m->input, m->plan.n, H, sizeof(float)));
+    return wb_reserve(m->memory, &m->output, m->plan.n, H, sizeof(float));
+}
+
+/* rows (=) the outputs of the experts for `sent`. */
+static wb_status run_experts(moe *m, const wb_moe_weights *w) {
+    if (!has_peers(m)) return wb_moe_experts_forward(&m->experts, &m->plan, w, m->sent.data, m->rows.data);
+    WB_TRY(wb_moe_send_to_experts(&m->exchange, &m->plan, m->sent.data, m->input.data));
+    WB_TRY(wb_moe_experts_forward(&m->experts, &m->plan, w, m->input.data, m->output.data));
+    return wb_moe_return_to_tokens(&m->exchange, &m->plan, m->output.data, m->rows.data);
+}
+
+static wb_status forward(void *worker, const void *weights, const wb_pass *pass, const wb_state *state,
+                         const float *x, float *y) {
+    moe *m = worker;
+    const wb_moe_weights *w = weights;
+    wb_device *dev = m->model->device;
+    const int32_t K = m->model->config.router.top_k;
+    const int64_t T = pass->T, H = m->model->config.hidden_size;
+    (void)state;
+    WB_TRY(wb_moe_choose(&m->choice, w, pass, x));
+    WB_TRY(
+        wb_moe_plan_make(&m->plan, &m->exchange, T, wb_moe_ids(m->model, pass->routing->ids, w->moe_index)));
+    WB_TRY(reserve_rows(m, T));
+    WB_TRY(dev->gather_rows(dev, T * K, H, m->plan.row_token.data, x, m->sent.data));
+    WB_TRY(run_experts(m, w));
+    return dev->moe_combine(dev, T, K, H, m->rows.data, m->plan.choice_row.data, m->choice.weights.data,
+                            false, y);
+}
+
+/* Gradients of the experts' inputs from those of their outputs, which come in `sent` or, with one rank, in
+ * `output`; *drows_out: where they lie, row by row. */
+static wb_status run_experts_backward(moe *m, const wb_moe_weights *w, float *const *grads,
+                                      const float **drows_out) {
+    float *output = m->output.data;
+    if (!has_peers(m)) {
+        *drows_out = output;
+        return wb_moe_experts_backward(&m->experts, &m->plan, w, m->sent.data, grads, output);
+    }
+    *drows_out = m->rows.data;
+    WB_TRY(wb_moe_send_to_experts(&m->exchange, &m->plan, m->sent.data, output));
+    WB_TRY(wb_moe_experts_backward(&m->experts, &m->plan, w, m->input.data, grads, output));
+    return wb_moe_return_to_tokens(&m->exchange, &m->plan, output, m->rows.data);
+}
+
+static wb_status backward(void *worker, const void *weights, const wb_pass *pass, const float *x,
+                          const float *dy, float *const *grads, float *dx) {
+    moe *m = worker;
+    const wb_moe_weights *w = weights;
+    wb_device *dev = m->model->device;
+    const int32_t K = m->model->config.router.top_k;
+    const int64_t T = pass->T, H = m->model->config.hidden_size;
+    WB_TRY(wb_reserve(m->memory, &m->output, m->plan.n, H, sizeof(float)));
+    WB_TRY(wb_reserve(m->memory, &m->choice.dweights, T, K, sizeof(float)));
+
+    /* With several ranks the experts hold `input`, so that `sent` is free once its content has gone, and so
+     * are `rows` after the combine's backward. */
+    float *const doutputs = has_peers(m) ? m->sent.data : m->output.data;
+    const float *drows;
+    WB_TRY(dev->moe_combine_backward(dev, T, K, H, m->rows.data, m->plan.choice_row.data,
+                                     m->choice.weights.data, dy, doutputs, m->choice.dweights.data));
+    WB_TRY(run_experts_backward(m, w, grads, &drows));
+    WB_TRY(dev->moe_combine(dev, T, K, H, drows, m->plan.choice_row.data, NULL, false, dx));
+    return wb_moe_choose_backward(&m->choice, w, pass, x, grads, dx);
+}
+
+const wb_layer_kind wb_layer_moe = {
+    .weights_size = sizeof(wb_moe_weights),
+    .worker_size = sizeof(moe),
+    .declare = declare,
+    .open = open,
+    .forward = forward,
+    .backward = backward,
+};

@@ -1,0 +1,63 @@
+/* moe_choice.c - the one place where experts are chosen: recorded, forced and native rows alike, so that
+ * capture and replay cannot disagree. Refuses: where routes come from, who holds the experts. */
+#include "layers/moe/moe.h"
+
+wb_ids wb_moe_ids(const wb_model *model, void *routes, int32_t moe_index) {
+    const int64_t L = model->route_model.n_moe_layers, K = model->config.router.top_k;
+    wb_ids ids = {.dtype = wb_route_dtype(model->route_model.num_experts), .stride = L * K};
+    if (routes) ids.data = (uint8_t *)routes + (size_t)(moe_index * K) * wb_dtype_size(ids.dtype);
+    return ids;
+}
+
+static wb_status call_probe(wb_moe_choice *choice, const wb_moe_weights *w, const wb_pass *pass) {
+    const wb_router *router = &choice->model->config.router;
+    wb_device *dev = choice->model->device;
+    const int64_t n_logits = pass->T * router->n_experts, n_weights = pass->T * router->top_k;
+    WB_TRY(wb_reserve_host(choice->memory, &choice->probed, n_logits + n_weights, sizeof(float),
+                           "router probe"));
+    float *logits = choice->probed.data, *weights = logits + n_logits;
+    WB_TRY(dev->to_host(dev, logits, choice->logits.data, (size_t)n_logits * sizeof(float)));
+    WB_TRY(dev->to_host(dev, weights, choice->weights.data, (size_t)n_weights * sizeof(float)));
+    pass->probe->call(pass->probe->ctx, w->moe_index, pass->T, logits, weights);
+    return WB_OK;
+}
+
+wb_status wb_moe_choose(wb_moe_choice *choice, const wb_moe_weights *w, const wb_pass *pass, const float *x) {
+    const wb_model *model = choice->model;
+    wb_device *dev = model->device;
+    const wb_router *router = &model->config.router;
+    const int64_t T = pass->T, H = model->config.hidden_size;
+    WB_TRY(wb_reserve(choice->memory, &choice->logits, T, router->n_experts, sizeof(float)));
+    WB_TRY(wb_reserve(choice->memory, &choice->weights, T, router->top_k, sizeof(float)));
+    float *logits = choice->logits.data;
+
+    const wb_matmul product = wb_param_forward(model, w->router, T, H, router->n_experts, x, logits);
+    WB_TRY(dev->matmul(dev, 1, &product));
+    const wb_ids ids = wb_moe_ids(model, pass->routing->ids, w->moe_index);
+    if (!pass->recompute) {
+        const wb_topk args = {.router = *router,
+                              .T = T,
+                              .logits = logits,
+                              .forced = pass->routing->forced,
+                              .ids = ids,
+                              .native = wb_moe_ids(model, pass->routing->native, w->moe_index)};
+        WB_TRY(dev->topk(dev, &args));
+    }
+    WB_TRY(dev->gate_forward(dev, router, T, logits, ids, choice->weights.data));
+    return pass->probe ? call_probe(choice, w, pass) : WB_OK;
+}
+
+wb_status wb_moe_choose_backward(wb_moe_choice *choice, const wb_moe_weights *w, const wb_pass *pass,
+                                 const float *x, float *const *grads, float *dx) {
+    const wb_model *model = choice->model;
+    wb_device *dev = model->device;
+    const wb_router *router = &model->config.router;
+    const int64_t T = pass->T, H = model->config.hidden_size, E = router->n_experts;
+    WB_TRY(wb_reserve(choice->memory, &choice->dlogits, T, E, sizeof(float)));
+    float *dlogits = choice->dlogits.data;
+    const wb_ids ids = wb_moe_ids(model, pass->routing->ids, w->moe_index);
+    WB_TRY(dev->gate_backward(dev, router, T, choice->logits.data, ids, choice->dweights.data, dlogits));
+    const wb_matmul list[] = {wb_matmul_wgrad(T, H, E, dlogits, x, grads[w->router]),
+                              wb_param_dgrad(model, w->router, T, H, E, dlogits, dx, true)};
+    return dev->matmul(dev, 2, list);
+}

@@ -1,0 +1,171 @@
+/* model_save.c - a model's weights as a Hugging Face checkpoint directory. Each rank writes its own
+ * experts, rank 0 also what all ranks hold, the index, the configuration and the small files. Refuses:
+ * leaving a directory in which a loader finds weights of two saves. */
+#include "config.h"
+#include "model_weights.h"
+#include "wb_checkpoint_dir.h"
+#include "wb_json.h"
+#include "wb_tensor_io.h"
+#include "wb_text.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define CHUNK_BYTES ((size_t)4 << 20)
+
+/* The rank that writes tensor i. */
+static int writer_of(const wb_model *m, int32_t i) {
+    int32_t expert = m->tensors[i].expert;
+    return expert < 0 ? 0 : m->expert_rank[expert];
+}
+
+/* Rank 0, and every rank that has experts. */
+static bool writes_shard(const wb_model *m, int rank) {
+    if (rank == 0) return true;
+    for (int32_t e = 0; e < m->config.router.n_experts; e++)
+        if (m->expert_rank[e] == rank) return true;
+    return false;
+}
+
+/* ---- this rank's shard ----------------------------------------------------------------------- */
+
+typedef struct shard {
+    const wb_model *model;
+    wb_tensor_view *views; /* [n] */
+    int32_t *tensors;      /* [n] indices into the registry */
+    size_t n;
+    uint8_t *chunk; /* host [CHUNK_BYTES] */
+    wb_owner memory;
+} shard;
+
+static wb_status emit(void *ctx, size_t i, wb_new_file *file) {
+    const shard *s = ctx;
+    wb_device *dev = s->model->device;
+    wb_tensor t = wb_model_tensor(s->model, s->tensors[i]);
+    size_t bytes = s->views[i].bytes;
+    for (size_t done = 0; done < bytes; done += CHUNK_BYTES) {
+        size_t part = bytes - done < CHUNK_BYTES ? bytes - done : CHUNK_BYTES;
+        WB_TRY(dev->to_host(dev, s->chunk, (const char *)t.data + done, part));
+        WB_TRY(wb_new_file_write(file, s->chunk, part));
+    }
+    return WB_OK;
+}
+
+static void list_tensors(shard *s) {
+    const wb_model *m = s->model;
+    for (int32_t i = 0; i < m->n_tensors; i++) {
+        if (writer_of(m, i) != wb_comm_rank(m->comm)) continue;
+        const wb_tensor *t = &m->tensors[i];
+        s->tensors[s->n] = i;
+        s->views[s->n++] = (wb_tensor_view){.name = t->name,
+                                            .dtype = t->dtype,
+                                            .n_dims = t->n_dims,
+                                            .shape = {t->shape[0], t->shape[1]},
+                                            .bytes = (size_t)t->n * wb_dtype_size(t->dtype)};
+    }
+}
+
+static wb_status write_shard(const wb_model *m, wb_new_file *file) {
+    shard s = {.model = m};
+    const size_t max = (size_t)m->n_tensors;
+    wb_status status = WB_OWN(&s.memory, s.views, max, "shard");
+    if (status == WB_OK) status = WB_OWN(&s.memory, s.tensors, max, "shard");
+    if (status == WB_OK) status = WB_OWN(&s.memory, s.chunk, CHUNK_BYTES, "shard");
+    if (status == WB_OK) {
+        list_tensors(&s);
+        status = wb_safetensors_write_to(file, s.n, s.views, "{\"format\": \"pt\"}", emit, &s);
+    }
+    if (status == WB_OK) status = wb_new_file_sync(file);
+    wb_owner_close(&s.memory);
+    return status;
+}
+
+/* Writes and syncs the shard under its temporary name; a rank without tensors has none. */
+static wb_status prepare_shard(const wb_model *m, const char *dir, wb_new_file *file) {
+    char *path = NULL;
+    if (!writes_shard(m, wb_comm_rank(m->comm))) return WB_OK;
+    WB_TRY(wb_dir_create(dir));
+    WB_TRY(wb_text_format(&path, "%s/%s", dir,
+                          wb_shard_name_of(wb_comm_rank(m->comm), wb_comm_size(m->comm)).text));
+    wb_status status = wb_new_file_open(path, file);
+    free(path);
+    WB_TRY(status);
+    return write_shard(m, file);
+}
+
+/* ---- index ----------------------------------------------------------------------------------- */
+
+static json_t *make_index(const wb_model *m) {
+    json_t *map = json_object();
+    int64_t total = 0;
+    for (int32_t i = 0; map && i < m->n_tensors; i++) {
+        const wb_tensor *t = &m->tensors[i];
+        total += t->n * (int64_t)wb_dtype_size(t->dtype);
+        const wb_shard_name name = wb_shard_name_of(writer_of(m, i), wb_comm_size(m->comm));
+        if (json_object_set_new(map, t->name, json_string(name.text)) != 0) {
+            json_decref(map);
+            return NULL;
+        }
+    }
+    return json_pack("{s:{s:I}, s:o}", "metadata", "total_size", (json_int_t)total, "weight_map", map);
+}
+
+static wb_status write_index(const wb_model *m, const char *dir) {
+    json_t *index = make_index(m);
+    char *text = index ? json_dumps(index, JSON_INDENT(2) | JSON_SORT_KEYS) : NULL;
+    json_decref(index);
+    if (!text) return wb_fail(WB_OUT_OF_MEMORY, "%s/%s: no memory to write it", dir, WB_INDEX_NAME);
+    wb_status status = wb_checkpoint_write_text(dir, WB_INDEX_NAME, text);
+    free(text);
+    return status;
+}
+
+static wb_status write_config(const wb_model *m, const char *dir) {
+    char *text = NULL;
+    WB_TRY(wb_config_text(&m->config, m->family, m->source_config, m->dtype, &text));
+    wb_status status = wb_checkpoint_write_text(dir, "config.json", text);
+    free(text);
+    return status;
+}
+
+/* Whether a rank of this save writes the shard. */
+static bool is_ours(const void *model, const char *name) {
+    const wb_model *m = model;
+    for (int rank = 0; rank < wb_comm_size(m->comm); rank++)
+        if (writes_shard(m, rank) && strcmp(name, wb_shard_name_of(rank, wb_comm_size(m->comm)).text) == 0)
+            return true;
+    return false;
+}
+
+/* ---- the save -------------------------------------------------------------------------------- */
+
+/* Rank 0, when all shards are in place. The source may be gone by now: its small files come last, when the
+ * weights are safe already. */
+static wb_status finish(const wb_model *m, const char *dir) {
+    WB_TRY(write_config(m, dir));
+    if (wb_comm_size(m->comm) > 1)
+        WB_TRY(write_index(m, dir));
+    else
+        WB_TRY(wb_checkpoint_remove(dir, WB_INDEX_NAME));
+    WB_TRY(wb_checkpoint_remove_stale(dir, is_ours, m));
+    return m->source_dir ? wb_checkpoint_copy_companions(m->source_dir, dir) : WB_OK;
+}
+
+/* An interrupted save of several ranks leaves shards without an index, or the whole earlier
+ * model.safetensors: never an index over shards of two saves. */
+wb_status wb_model_save(wb_model *model, const char *dir) {
+    wb_comm *comm = model->comm;
+    wb_new_file file = {.fd = -1};
+    wb_status status =
+        dir ? prepare_shard(model, dir, &file) : wb_fail(WB_INVALID_ARGUMENT, "directory: NULL");
+    WB_GOTO(wb_comm_agree(comm, status), discard);
+    if (wb_comm_rank(comm) == 0 && wb_comm_size(comm) > 1) status = wb_checkpoint_remove(dir, WB_INDEX_NAME);
+    WB_GOTO(wb_comm_agree(comm, status), discard);
+    if (file.temp) status = wb_new_file_commit(&file);
+    WB_GOTO(wb_comm_agree(comm, status), discard);
+    if (wb_comm_rank(comm) == 0) status = finish(model, dir);
+    return wb_comm_agree(comm, status);
+discard:
+    wb_new_file_discard(&file);
+    return status;
+}

@@ -1,0 +1,104 @@
+/* model_weights.h - a model as its own room sees it: the storages of its weights, and which layer has
+ * which. */
+#ifndef WB_MODEL_WEIGHTS_H
+#define WB_MODEL_WEIGHTS_H
+
+#include "families/family.h"
+#include "wb_check.h"
+#include "wb_model.h"
+#include "wb_workspace.h"
+
+/* One storage: a weight matrix or vector, or a layer's experts side by side. Expert storages hold this
+ * rank's experts in slot order: gate_up [n_local][2F][H] (rows gate 0..F-1, up F..2F-1), down
+ * [n_local][H][F]. */
+typedef struct wb_param {
+    wb_buffer memory;
+    wb_dtype dtype;
+    int64_t n;    /* elements held here */
+    bool sharded; /* experts: different on each rank; else replicated */
+} wb_param;
+
+/* A part of a layer: its kind, and the indices into wb_model.params that the kind's struct of weights
+ * holds. */
+typedef struct wb_part {
+    const wb_layer_kind *kind;
+    void *weights;
+} wb_part;
+
+typedef struct wb_layer {
+    int32_t mixer_norm, feed_forward_norm; /* [H] */
+    wb_part mixer, feed_forward;
+} wb_layer;
+
+struct wb_model {
+    wb_config config;
+    const wb_family_rules *family;
+    wb_device *device;
+    wb_comm *comm;
+    wb_dtype dtype;
+    wb_workspace memory; /* of everything below, but for the two texts of the source */
+
+    wb_param *params; /* [n_params] */
+    int32_t n_params;
+    wb_layer *layers;                   /* [n_layers] */
+    int32_t embed, final_norm, lm_head; /* lm_head = embed when tied */
+
+    /* Where each logical expert lives: rank, and slot among that rank's. The same in every layer. */
+    int32_t *expert_rank, *expert_slot; /* [E] */
+    int32_t n_local_experts;
+
+    wb_buffer cos_table, sin_table; /* f32 [max_positions, head_dim / 2] */
+
+    wb_tensor *tensors; /* [n_tensors]; data filled at use by wb_model_tensor */
+    int32_t n_tensors;
+
+    wb_route_model route_model;
+    char *source_dir;    /* directory that the model was opened from, or NULL */
+    char *source_config; /* text of its config.json, or NULL */
+};
+
+/* ---- a weight at work ------------------------------------------------------------------------ */
+
+static inline void *wb_param_data(const wb_model *model, int32_t param) {
+    return model->params[param].memory.data;
+}
+
+/* y[T,out] = x[T,in] w^T, w the matrix `param`. */
+static inline wb_matmul wb_param_forward(const wb_model *model, int32_t param, int64_t T, int64_t in,
+                                         int64_t out, const float *x, float *y) {
+    return wb_matmul_forward(T, in, out, x, wb_param_data(model, param), model->params[param].dtype, y);
+}
+
+/* dx[T,in] (=, or += with `accumulate`) from dy[T,out]. */
+static inline wb_matmul wb_param_dgrad(const wb_model *model, int32_t param, int64_t T, int64_t in,
+                                       int64_t out, const float *dy, float *dx, bool accumulate) {
+    return wb_matmul_dgrad(T, in, out, dy, wb_param_data(model, param), model->params[param].dtype, dx,
+                           accumulate);
+}
+
+/* ---- making a model (model.c, registry of its tensors: registry.h) --------------------------- */
+
+/* A model of the family's layers without values in its weights. */
+wb_status wb_model_new(const wb_config *config, const wb_family_rules *family,
+                       const wb_model_options *options, wb_model **model_out);
+
+/* A caller's options laid over the defaults. INVALID_ARGUMENT unless they have a device and a communicator,
+ * without which nothing can be agreed. */
+wb_status wb_model_read_options(const wb_model_options *options, wb_model_options *own_out);
+
+/* That all ranks have the same model. `source` tells checkpoints or seeds apart. Collective. */
+wb_status wb_model_check_peers(const wb_model *model, const void *source, size_t bytes);
+
+/* Fills route_model from config and family (route_model.c). */
+wb_status wb_model_describe_routes(wb_model *model);
+
+/* Fills cos_table and sin_table (rope_tables.c). */
+wb_status wb_model_fill_rope(wb_model *model);
+
+/* Random values in all weights held here, as wb_model_create promises (model_create.c). Not collective. */
+wb_status wb_model_fill_random(wb_model *model, uint64_t seed, float std);
+
+/* Reads this rank's part of a checkpoint into the weights (model_load.c). Not collective. */
+wb_status wb_model_load(wb_model *model, const wb_safetensors *files, const char *dir);
+
+#endif

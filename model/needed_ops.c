@@ -1,0 +1,37 @@
+/* needed_ops.c - see needed_ops.h. A layer that begins to call another op adds it here. */
+#include "needed_ops.h"
+#include "wb_check.h"
+
+/* A layer forward, and what lies before and after the layers. */
+static const wb_op forward_ops[] = {
+    WB_MEMORY_OPS(WB_OP_NUMBER) WB_OP_matmul,
+    WB_OP_embed_forward,
+    WB_OP_rmsnorm_forward,
+    WB_OP_rope,
+    WB_OP_gather_rows,
+    WB_OP_swiglu_forward,
+    WB_OP_add,
+    WB_OP_bias_forward,
+    WB_OP_clamp,
+    WB_OP_attention_forward,
+    WB_OP_kv_write,
+    WB_OP_topk,
+    WB_OP_gate_forward,
+    WB_OP_moe_sort,
+    WB_OP_moe_combine,
+};
+
+static const wb_op backward_ops[] = {
+    WB_OP_embed_backward,  WB_OP_rmsnorm_backward,   WB_OP_swiglu_backward, WB_OP_bias_backward,
+    WB_OP_clamp_backward,  WB_OP_attention_backward, WB_OP_gate_backward,   WB_OP_moe_combine_backward,
+    WB_OP_logprob_forward, WB_OP_logprob_backward,
+};
+
+wb_status wb_infer_check_device(const wb_device *device) {
+    return wb_device_require(device, "inference", forward_ops, sizeof forward_ops / sizeof forward_ops[0]);
+}
+
+wb_status wb_train_check_device(const wb_device *device) {
+    WB_TRY(wb_device_require(device, "training", forward_ops, sizeof forward_ops / sizeof forward_ops[0]));
+    return wb_device_require(device, "training", backward_ops, sizeof backward_ops / sizeof backward_ops[0]);
+}

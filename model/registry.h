@@ -1,0 +1,44 @@
+/* registry.h - how layers declare their tensors: what a checkpoint calls them, and where they are stored.
+ *
+ * Names are those that most families of Hugging Face use, "self_attn.q_proj.weight"; a family that spells one
+ * differently lists it in wb_family_rules.renames. */
+#ifndef WB_REGISTRY_H
+#define WB_REGISTRY_H
+
+#include "model_weights.h"
+
+#define WB_TENSOR_NAME_BYTES 128
+
+/* Declarations in checkpoint order. The same walk is made twice: it counts, then it fills. */
+typedef struct wb_registry {
+    wb_model *model;
+    bool fill;
+    char *names; /* where filled: [n_tensors][WB_TENSOR_NAME_BYTES] */
+    int32_t n_params, n_tensors;
+    int32_t n_moe; /* MoE layers so far */
+} wb_registry;
+
+/* A storage of n elements, without tensors yet; its index in wb_model.params. */
+int32_t wb_registry_storage(wb_registry *registry, wb_dtype dtype, int64_t n, bool sharded);
+
+/* A tensor [rows, cols] of `param` from element `offset` on; cols 0: a vector [rows]. layer -1: of none;
+ * expert -1: of none. */
+void wb_registry_tensor(wb_registry *registry, int32_t layer, int32_t expert, const char *name, int64_t rows,
+                        int64_t cols, int32_t param, int64_t offset);
+
+/* A storage with one tensor: a replicated matrix of the model's dtype, or a vector of f32. */
+int32_t wb_registry_matrix(wb_registry *registry, int32_t layer, const char *name, int64_t rows,
+                           int64_t cols);
+int32_t wb_registry_vector(wb_registry *registry, int32_t layer, const char *name, int64_t n);
+
+/* What the family calls a tensor, or a part of its name. */
+const char *wb_registry_name(const wb_model *model, const char *name);
+
+/* The full name of `name` of an expert, or of a layer (expert -1), or of the model (layer -1). */
+void wb_registry_full_name(const wb_model *model, int32_t layer, int32_t expert, const char *name,
+                           char full_out[WB_TENSOR_NAME_BYTES]);
+
+/* Places the experts and fills layers, params with their memory, and tensors (architecture.c). */
+wb_status wb_architecture_build(wb_model *model);
+
+#endif

@@ -1,0 +1,43 @@
+/* routes_of_model.c - what the records of a model say about it: its MoE layers, E, K and the fingerprint. */
+#include "model_weights.h"
+#include "wb_hash.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+
+/* Everything that changes the function or the meaning of a route; nothing that a training step or a
+ * machine changes (weights, dtype, max_positions). */
+static void set_fingerprint(const wb_config *c, wb_route_model *routes) {
+    char text[2048];
+    const wb_router *r = &c->router;
+    bool dense = routes->n_moe_layers < routes->num_hidden_layers;
+    int used = snprintf(text, sizeof text,
+                        "waybill model 1\nfamily %s\nhidden %d\nlayers %d\nheads %d %d %d\nexpert_width %d\n"
+                        "dense_width %d\nvocab %d\neps %.9g\nrope_theta %.17g\ntied %d\nbias %d\nqk_norm %d\n"
+                        "clip %.9g\nrouter %s\nexperts %d\ntop_k %d\nscale %.9g\nmoe_layers",
+                        routes->name, c->hidden_size, c->n_layers, c->n_heads, c->n_kv_heads, c->head_dim,
+                        c->expert_width, dense ? c->dense_width : 0, c->vocab_size, (double)c->norm_eps,
+                        c->rope_theta, c->tie_word_embeddings, c->attention_bias, (int)c->qk_norm,
+                        (double)c->clip_qkv, routes->router, r->n_experts, r->top_k, (double)r->scale);
+    for (size_t i = 0; i < 16; i++)
+        used += snprintf(text + used, sizeof text - (size_t)used, " %016" PRIx64, c->moe_layer_mask[i]);
+    wb_hash128_hex(text, (size_t)used, routes->fingerprint);
+}
+
+wb_status wb_model_describe_routes(wb_model *m) {
+    const wb_config *c = &m->config;
+    wb_route_model *routes = &m->route_model;
+    uint32_t *moe_layers = NULL, n = 0;
+    WB_TRY(WB_OWN(&m->memory.host, moe_layers, (size_t)c->n_layers, "moe layers"));
+    for (int32_t l = 0; l < c->n_layers; l++)
+        if (wb_config_is_moe(c, l)) moe_layers[n++] = (uint32_t)l;
+    snprintf(routes->name, sizeof routes->name, "%s", m->family->model_type);
+    snprintf(routes->router, sizeof routes->router, "%s", wb_router_name(c->router.type));
+    routes->num_hidden_layers = (uint32_t)c->n_layers;
+    routes->n_moe_layers = n;
+    routes->moe_layers = moe_layers;
+    routes->num_experts = (uint32_t)c->router.n_experts;
+    routes->top_k = (uint32_t)c->router.top_k;
+    set_fingerprint(c, routes);
+    return wb_route_model_check(routes);
+}

@@ -1,0 +1,84 @@
+/* train_head.c - the head of a trainer: log-probabilities of the targets, and their backward, over the rows
+ * that have a target. Logits exist for a chunk of rows at a time: they would be the largest buffer of all. */
+#include "layers/head.h"
+#include "train_state.h"
+
+#define LOGITS_BYTES ((int64_t)64 << 20)
+#define LOGITS_ROWS 1024
+
+/* Rows of a chunk; the i-th starts at i * chunk_rows. */
+static int64_t chunk_rows(const wb_train *train) {
+    const int64_t fit = LOGITS_BYTES / ((int64_t)sizeof(float) * train->model->config.vocab_size);
+    return fit < 1 ? 1 : fit > LOGITS_ROWS ? LOGITS_ROWS : fit;
+}
+
+static int64_t rows_from(const wb_train *train, int64_t start, int64_t total) {
+    const int64_t rows = chunk_rows(train);
+    return total - start < rows ? total - start : rows;
+}
+
+wb_status wb_train_reserve_head(wb_train *train) {
+    const wb_config *config = &train->model->config;
+    const int64_t H = config->hidden_size, n = train->n_head;
+    WB_TRY(wb_reserve(&train->memory, &train->head_x, n, H, sizeof(float)));
+    WB_TRY(wb_reserve(&train->memory, &train->head_norm, n, H, sizeof(float)));
+    WB_TRY(wb_reserve(&train->memory, &train->logits, chunk_rows(train), config->vocab_size, sizeof(float)));
+    WB_TRY(wb_reserve(&train->memory, &train->logprobs, n, 1, sizeof(float)));
+    return wb_reserve_host(&train->memory, &train->host_floats, n, sizeof(float), "log-probabilities");
+}
+
+wb_status wb_train_head_forward(wb_train *train, const float *x) {
+    const wb_model *model = train->model;
+    wb_device *dev = model->device;
+    const int64_t n = train->n_head, H = model->config.hidden_size, V = model->config.vocab_size;
+    const int32_t *targets = train->head_targets.data;
+    float *rows_x = train->head_x.data, *normed = train->head_norm.data, *logprobs = train->logprobs.data;
+    WB_TRY(dev->gather_rows(dev, n, H, train->head_rows.data, x, rows_x));
+    for (int64_t start = 0; start < n; start += chunk_rows(train)) {
+        const int64_t rows = rows_from(train, start, n), at = start * H;
+        WB_TRY(wb_head_forward(model, rows, rows_x + at, normed + at, train->logits.data));
+        WB_TRY(dev->logprob_forward(dev, rows, V, train->logits.data, targets + start, logprobs + start));
+    }
+    train->logits_kept = n <= chunk_rows(train);
+    return WB_OK;
+}
+
+wb_status wb_train_logits(wb_train *train, float *logits_out) {
+    const wb_model *model = train->model;
+    wb_device *dev = model->device;
+    if (!train->forward_done)
+        return wb_fail(WB_INVALID_ARGUMENT, "logits: expected a forward before, found none");
+    const int64_t H = model->config.hidden_size, V = model->config.vocab_size;
+    const float *x = (const float *)train->residual.data + model->config.n_layers * train->T * H;
+    /* The norm's rows go to dhead: head_norm belongs to the backward that may be due. */
+    WB_TRY(wb_reserve(&train->memory, &train->dhead, chunk_rows(train), H, sizeof(float)));
+    train->logits_kept = false;
+    for (int64_t start = 0; start < train->T; start += chunk_rows(train)) {
+        const int64_t rows = rows_from(train, start, train->T);
+        WB_TRY(wb_head_forward(model, rows, x + start * H, train->dhead.data, train->logits.data));
+        WB_TRY(dev->to_host(dev, logits_out + start * V, train->logits.data,
+                            (size_t)(rows * V) * sizeof(float)));
+    }
+    return WB_OK;
+}
+
+wb_status wb_train_head_backward(wb_train *train, float *dx) {
+    const wb_model *model = train->model;
+    wb_device *dev = model->device;
+    const int64_t n = train->n_head, H = model->config.hidden_size, V = model->config.vocab_size;
+    const int32_t *targets = train->head_targets.data;
+    const float *dlogprobs = train->dlogprobs.data;
+    float *x = train->head_x.data, *normed = train->head_norm.data, *dhead = train->dhead.data;
+    float *logits = train->logits.data;
+    for (int64_t start = 0; start < n; start += chunk_rows(train)) {
+        const int64_t rows = rows_from(train, start, n), at = start * H;
+        if (!train->logits_kept) WB_TRY(wb_head_forward(model, rows, x + at, normed + at, logits));
+        train->logits_kept = false; /* their gradient takes their place */
+        WB_TRY(dev->logprob_backward(dev, rows, V, logits, targets + start, dlogprobs + start, logits));
+        WB_TRY(wb_head_logits_backward(model, rows, normed + at, logits, train->grads, dhead + at));
+    }
+    WB_TRY(wb_head_norm_backward(model, n, x, dhead, train->grads, dhead));
+    /* Scatter: each row of the head is one row of dx, as a token's gradient is one row of a table. */
+    WB_TRY(dev->zero(dev, dx, (size_t)(train->T * H) * sizeof(float)));
+    return dev->embed_backward(dev, n, H, train->head_rows.data, dhead, dx);
+}

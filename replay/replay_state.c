@@ -1,0 +1,79 @@
+/* replay_state.c - what the other files of this room ask of the handle: sums, micro-batches and slices of
+ * their rows. Refuses: an index, layer or row outside of the plan. */
+#include "replay_state.h"
+
+#include <inttypes.h>
+#include <string.h>
+
+size_t wb_replay_sums_count(const wb_replay *r) {
+    return SUMS_FIXED + (size_t)r->model.n_moe_layers * SUMS_PER_LAYER;
+}
+
+void wb_replay_clear_sums(wb_replay *r) {
+    memset(r->sums, 0, wb_replay_sums_count(r) * sizeof *r->sums);
+}
+
+void wb_replay_drop_plan(wb_replay *r) {
+    for (int32_t i = 0; i < r->n_micro_batches; i++) r->micro_batches[i].planned = false;
+    r->n_micro_batches = 0;
+}
+
+bool wb_replay_planned(const wb_replay *r, int32_t micro_batch_index) {
+    return r && micro_batch_index >= 0 && micro_batch_index < r->n_micro_batches &&
+           r->micro_batches[micro_batch_index].planned;
+}
+
+wb_status wb_replay_check_index(const wb_replay *r, int32_t index) {
+    if (!r) return wb_fail(WB_INVALID_ARGUMENT, "replay: handle is NULL");
+    if (index < 0 || index >= r->n_micro_batches)
+        return wb_fail(WB_INVALID_ARGUMENT,
+                       "replay: micro-batch %" PRId32 ": the plan was begun with %" PRId32, index,
+                       r->n_micro_batches);
+    return WB_OK;
+}
+
+/* ---- slices ---------------------------------------------------------------------------------- */
+
+static wb_status check_rows(const wb_replay *r, int32_t index, int32_t layer, uint32_t row, uint32_t rows) {
+    const micro_batch *b = &r->micro_batches[index];
+    int32_t first = r->options.first_layer, n = r->options.n_layers;
+    if (!b->planned)
+        return wb_fail(WB_INVALID_ARGUMENT, "replay: micro-batch %" PRId32 " was not planned", index);
+    if (layer != WB_ALL_LAYERS && (layer < first || layer >= first + n))
+        return wb_fail(WB_INVALID_ARGUMENT,
+                       "replay: MoE layer %" PRId32 " is outside this stage's [%" PRId32 ", %" PRId32 ")",
+                       layer, first, first + n);
+    if (row > b->T || rows > b->T - row)
+        return wb_fail(WB_INVALID_ARGUMENT,
+                       "replay: micro-batch %" PRId32 ": %" PRIu32 " rows from row %" PRIu32
+                       " go beyond its %" PRIu32,
+                       index, rows, row, b->T);
+    return WB_OK;
+}
+
+wb_status wb_replay_find_rows(const wb_replay *r, int32_t index, int32_t layer, uint32_t row, uint32_t rows,
+                              layer_rows *first_out, uint32_t *n_layers_out) {
+    WB_TRY(wb_replay_check_index(r, index));
+    WB_TRY(check_rows(r, index, layer, row, rows));
+    micro_batch *b = &r->micro_batches[index];
+    bool all = layer == WB_ALL_LAYERS;
+    uint32_t stage_layer = all ? 0 : (uint32_t)(layer - r->options.first_layer);
+    uint32_t model_layer = (uint32_t)r->options.first_layer + stage_layer;
+    *first_out = (layer_rows){.batch = b,
+                              .index = index,
+                              .layer = model_layer,
+                              .stage_layer = stage_layer,
+                              .row = row,
+                              .rows = rows,
+                              .direction = b->by_layer + (size_t)stage_layer * b->T + row,
+                              .ids = b->ids + row * r->row_bytes + model_layer * r->layer_bytes};
+    *n_layers_out = all ? (uint32_t)r->options.n_layers : 1;
+    return WB_OK;
+}
+
+void wb_replay_next_layer(const wb_replay *r, layer_rows *rows) {
+    rows->layer++;
+    rows->stage_layer++;
+    rows->direction += rows->batch->T;
+    rows->ids += r->layer_bytes;
+}

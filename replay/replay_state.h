@@ -1,0 +1,135 @@
+/* replay_state.h - the handle and the rows of a micro-batch, shared by the files of this room (internal).
+ *
+ * Owns: how the plan lies in memory, and what every file needs of it: finding a micro-batch, a slice of its
+ * rows, a record. A row's direction is kept per layer, because the layers of a row that chooses natively
+ * arrive one by one; `direction` is the summary over the stage's layers. */
+#ifndef WB_REPLAY_STATE_H
+#define WB_REPLAY_STATE_H
+
+#include "wb_check.h"
+#include "wb_memory.h"
+#include "wb_replay.h"
+#include "wb_string_table.h"
+
+/* Where a row comes from and what has been counted of it. */
+enum {
+    ROW_REPLAYED = 1, /* `ids` hold what a record says of it */
+    ROW_RECORDED = 2, /* of a RECORD segment: `ids` hold its choice once that has been stored */
+    ROW_MEASURED = 4, /* counted in SUM_MEASURED */
+    ROW_DIFFERS = 8   /* counted in SUM_DIFFER */
+};
+
+typedef struct segment_plan {
+    wb_segment_kind kind;
+    uint32_t start;          /* position in the record; REPLAY */
+    uint32_t rows;           /* of the micro-batch */
+    uint32_t missing;        /* rows that the record should have and has not */
+    const wb_record *record; /* REPLAY; valid while planning only: the table of records may move */
+} segment_plan;
+
+typedef struct micro_batch {
+    bool planned;
+    uint32_t T;
+    int32_t n_segments;
+    wb_host_buffer segments; /* segment_plan [n_segments] */
+    wb_host_buffer block;    /* holds the arrays below */
+    uint32_t *pending;       /* [T] layers of the stage in which the row has no ids yet */
+    uint8_t *ids;            /* [T][L][K] of the handle's dtype; 0 where there are none yet */
+    uint8_t *direction;      /* [T] WB_ROW_*; NATIVE while pending */
+    uint8_t *by_layer;       /* [n_layers][T] WB_ROW_* of each layer */
+    uint8_t *measured;       /* [n_layers][T] 1: in the layer's metrics */
+    uint8_t *flags;          /* [T] ROW_* */
+    uint8_t *used;           /* [n_layers] */
+} micro_batch;
+
+/* The doubles of wb_replay_metric_sums; then SUMS_PER_LAYER for each of the L layers. */
+enum {
+    SUM_ROWS,
+    SUM_FORCED,
+    SUM_FALLBACK,
+    SUM_PADDING,
+    SUM_MEASURED,
+    SUM_DIFFER,
+    SUM_LOGPROBS,
+    SUM_K1,
+    SUM_K3,
+    SUM_OUTSIDE,
+    SUMS_FIXED
+};
+enum { LAYER_TOKENS, LAYER_OVERLAP, LAYER_DIFFER, SUMS_PER_LAYER };
+
+struct wb_replay {
+    wb_owner memory; /* all arrays but `records` and `micro_batches` */
+    wb_route_model model;
+    uint32_t *moe_layers; /* [L], what model.moe_layers points to */
+    wb_dtype dtype;
+    size_t layer_bytes, row_bytes; /* K ids; L * K ids */
+    wb_replay_options options;     /* n_layers resolved */
+
+    wb_string_table rids; /* rid -> index of its record */
+    wb_record *records;   /* [n_records] */
+    size_t n_records, record_capacity;
+
+    wb_replay_mode mode;        /* of the step */
+    micro_batch *micro_batches; /* [micro_batch_capacity]; the plan has the first n_micro_batches */
+    int32_t n_micro_batches;
+    size_t micro_batch_capacity;
+    uint32_t *padding_order; /* [E] experts such that neighbours are on different ranks */
+
+    double *sums;    /* [SUMS_FIXED + L * SUMS_PER_LAYER] */
+    uint64_t *marks; /* [E] the value of `mark` when an expert was last seen: a set that empties by ++mark */
+    uint64_t mark;
+};
+
+/* ---- replay_state.c --------------------------------------------------------------------------- */
+
+size_t wb_replay_sums_count(const wb_replay *replay);
+void wb_replay_clear_sums(wb_replay *replay);
+void wb_replay_drop_plan(wb_replay *replay); /* the micro-batches keep their memory */
+
+wb_status wb_replay_check_index(const wb_replay *replay, int32_t micro_batch);
+
+/* Rows of one layer of a micro-batch, checked. */
+typedef struct layer_rows {
+    micro_batch *batch;
+    int32_t index;        /* of the micro-batch */
+    uint32_t layer;       /* of the model's MoE layers */
+    uint32_t stage_layer; /* the same from the stage's first */
+    uint32_t row, rows;
+    uint8_t *direction; /* [rows] of the layer */
+    uint8_t *ids;       /* first id; rows are row_bytes apart */
+} layer_rows;
+
+/* The first layer of `layer`, one layer or WB_ALL_LAYERS; *n_layers_out says how many there are. */
+wb_status wb_replay_find_rows(const wb_replay *replay, int32_t micro_batch, int32_t layer, uint32_t row,
+                              uint32_t rows, layer_rows *first_out, uint32_t *n_layers_out);
+/* Moves on to the next layer. */
+void wb_replay_next_layer(const wb_replay *replay, layer_rows *rows);
+
+/* ---- replay_records.c ------------------------------------------------------------------------- */
+
+const wb_record *wb_replay_find_record(const wb_replay *replay, const char *rid); /* NULL: unknown */
+
+/* The longest stretch [position, returned) before `end` that lies together in the record, *ids_out its
+ * first row, or that the record does not have, *ids_out NULL. */
+uint32_t wb_replay_stretch(const wb_replay *replay, const wb_record *record, uint32_t position, uint32_t end,
+                           const uint8_t **ids_out);
+
+/* ---- replay_fill.c ---------------------------------------------------------------------------- */
+
+/* Memory for the segments, and for the arrays of T rows, whose pointers are then set. */
+wb_status wb_replay_reserve_segments(wb_replay *replay, micro_batch *batch, int32_t n_segments);
+wb_status wb_replay_reserve_rows(wb_replay *replay, micro_batch *batch, uint32_t T);
+/* Ids, directions and flags of all rows, from the segments; nothing is used or measured yet. */
+void wb_replay_fill(const wb_replay *replay, micro_batch *batch, int32_t index);
+
+/* ---- metrics.c -------------------------------------------------------------------------------- */
+
+void wb_replay_count_segment(wb_replay *replay, const segment_plan *segment);
+/* Whether native ids of one of the rows would still feed the metrics. */
+bool wb_replay_unmeasured(const layer_rows *rows);
+/* Compares the native choice of rows with the ids in the plan. Ids must be in range. */
+void wb_replay_measure_rows(wb_replay *replay, const layer_rows *rows, const uint8_t *native,
+                            size_t native_stride_bytes);
+
+#endif

@@ -1,0 +1,30 @@
+/* engine.h - the engine object; for the files of this folder only. */
+#ifndef WB_ENGINE_H
+#define WB_ENGINE_H
+
+#include "request.h"
+#include "results.h"
+#include "sampling.h"
+#include "scheduler.h"
+#include "sequence.h"
+#include "wb_string_table.h"
+
+struct wb_engine {
+    wb_model *model;
+    wb_comm *comm; /* the model's */
+    wb_workspace workspace;
+    wb_infer *infer;
+    wb_request_limits limits;
+    uint64_t weight_version;
+    wb_scheduler scheduler;
+    wb_string_table rids; /* rid -> wb_sequence *, of unfinished and of finished, not yet polled requests */
+    wb_sequence *first_finished, *last_finished;
+    wb_sampler sampler;
+    wb_step_results results;
+    uint64_t steps, prefill_tokens, decode_tokens; /* since open */
+};
+
+/* From the unfinished requests to the finished ones. */
+void wb_engine_finish(wb_engine *engine, wb_sequence *sequence, wb_finish reason);
+
+#endif

@@ -1,0 +1,19 @@
+/* request.h - what a good request is. Refuses: a request's growth (sequence.c). */
+#ifndef WB_REQUEST_H
+#define WB_REQUEST_H
+
+#include "wb_rollout.h"
+
+typedef struct wb_request_limits {
+    const wb_route_model *route_model;
+    int32_t vocab_size, max_positions; /* of the model */
+    int32_t n_blocks, block_size;      /* of the KV pool */
+} wb_request_limits;
+
+/* The caller's request over the defaults. */
+wb_status wb_request_read(const wb_request *given, wb_request *request_out);
+
+/* What wb_engine_submit refuses, but for a rid that is in use. */
+wb_status wb_request_check(const wb_request *request, const wb_request_limits *limits);
+
+#endif

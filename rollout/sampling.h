@@ -1,0 +1,31 @@
+/* sampling.h - from logits to tokens: each request's random numbers, and the device's ops in their order.
+ *
+ * The random stream is counter-based: no state advances, so that neither preemption nor the batch around a
+ * token can shift it. */
+#ifndef WB_SAMPLING_H
+#define WB_SAMPLING_H
+
+#include "results.h"
+#include "step_batch.h"
+#include "wb_kernels.h"
+
+typedef struct wb_sampler {
+    wb_device *device;
+    int64_t vocab_size;
+    wb_sample_params *params; /* [max_sampled], of the rows of the present step */
+} wb_sampler;
+
+/* UNSUPPORTED when the device lacks an op. The memory belongs to `workspace`. */
+wb_status wb_sampler_open(wb_workspace *workspace, int64_t vocab_size, size_t max_sampled,
+                          wb_sampler *sampler);
+
+/* The random number in [0, 1) for the token at `position` of a request with `seed`: a function of both and
+ * of nothing else. */
+float wb_sampling_uniform(uint64_t seed, uint32_t position);
+
+/* Samples a token after each of batch->sampled from logits [n_sampled, V], in device memory, into
+ * `results`. A failure names the request and the position. */
+wb_status wb_sample_step(wb_sampler *sampler, const wb_step_batch *batch, const float *logits,
+                         const wb_step_results *results);
+
+#endif

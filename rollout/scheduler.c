@@ -1,0 +1,183 @@
+/* scheduler.c - see scheduler.h: decodes first, then prefill chunks in order of arrival, then admission.
+ *
+ * Every request ends, because of four rules.
+ * 1. Blocks are taken from the youngest running request only. So the oldest request is never preempted, and
+ *    since the pool holds any request alone, it always finds the block that it needs.
+ * 2. Decodes that do not all fit a step take turns, and prefills get what is left in order of arrival. Only
+ *    an older request decodes while a younger one still prefills, so the oldest waits for nobody's prefill
+ *    and gets its token within one round of turns.
+ * 3. Sampled tokens are kept over a preemption. So each token brings a request nearer to its end for good;
+ *    when the oldest has ended, the next one is the oldest.
+ * 4. A request is admitted only with blocks for all the tokens that it has. So no prefill stops half way to
+ *    wait for a block.
+ * Without the first or the third rule, two requests could take each other's blocks for ever. */
+#include "scheduler.h"
+#include "wb_check.h"
+
+/* ---- open and close ------------------------------------------------------------------------------ */
+
+static int32_t min(int32_t a, int32_t b) {
+    return a < b ? a : b;
+}
+
+wb_status wb_scheduler_open(wb_scheduler *scheduler, int32_t n_blocks, int32_t block_size,
+                            int32_t max_batch_tokens, int32_t max_running, int32_t max_positions) {
+    scheduler->max_batch_tokens = max_batch_tokens;
+    scheduler->max_running = max_running;
+    /* Each entry of a step holds a block at least and feeds a token at least. */
+    scheduler->max_entries = min(min(max_running, n_blocks), max_batch_tokens);
+    const int64_t max_blocks = wb_kv_blocks_for(block_size, (uint64_t)max_positions);
+    WB_TRY(wb_kv_blocks_open(&scheduler->memory, n_blocks, block_size, &scheduler->pool));
+    return wb_step_batch_open(&scheduler->memory, (size_t)max_batch_tokens, (size_t)scheduler->max_entries,
+                              (size_t)min(n_blocks, (int32_t)max_blocks), &scheduler->batch);
+}
+
+void wb_scheduler_close(wb_scheduler *scheduler) {
+    wb_owner_close(&scheduler->memory);
+    *scheduler = (wb_scheduler){0};
+}
+
+/* ---- the line ------------------------------------------------------------------------------------ */
+
+static wb_sched_entry *first_running(const wb_scheduler *scheduler) {
+    return scheduler->first && scheduler->first->running ? scheduler->first : NULL;
+}
+
+static wb_sched_entry *next_running(const wb_sched_entry *entry) {
+    return entry->next && entry->next->running ? entry->next : NULL;
+}
+
+/* The youngest of those that hold blocks: the one before the first waiting one. */
+static wb_sched_entry *last_running(const wb_scheduler *scheduler) {
+    wb_sched_entry *last = scheduler->first_waiting ? scheduler->first_waiting->previous : scheduler->last;
+    return last && last->running ? last : NULL;
+}
+
+void wb_scheduler_add(wb_scheduler *scheduler, wb_sched_entry *entry) {
+    entry->previous = scheduler->last;
+    *(scheduler->last ? &scheduler->last->next : &scheduler->first) = entry;
+    scheduler->last = entry;
+    if (!scheduler->first_waiting) scheduler->first_waiting = entry;
+    scheduler->waiting++;
+}
+
+/* Takes a running entry's blocks. It keeps its place in the line, so it must be the last running one, or
+ * leave the line. */
+static void release(wb_scheduler *scheduler, wb_sched_entry *entry) {
+    wb_kv_blocks_give(&scheduler->pool, entry->n_blocks, entry->blocks);
+    if (scheduler->next_decode == entry) scheduler->next_decode = next_running(entry);
+    entry->n_blocks = 0;
+    entry->n_in_pool = 0;
+    entry->n_planned = 0;
+    entry->running = false;
+    scheduler->running--;
+}
+
+void wb_scheduler_remove(wb_scheduler *scheduler, wb_sched_entry *entry) {
+    if (entry->running)
+        release(scheduler, entry);
+    else
+        scheduler->waiting--;
+    if (scheduler->first_waiting == entry) scheduler->first_waiting = entry->next;
+    *(entry->previous ? &entry->previous->next : &scheduler->first) = entry->next;
+    *(entry->next ? &entry->next->previous : &scheduler->last) = entry->previous;
+    entry->previous = entry->next = NULL;
+}
+
+/* ---- preemption and admission -------------------------------------------------------------------- */
+
+static void preempt(wb_scheduler *scheduler, wb_sched_entry *entry) {
+    release(scheduler, entry);
+    scheduler->first_waiting = entry;
+    scheduler->waiting++;
+    scheduler->preemptions++;
+}
+
+static bool admit(wb_scheduler *scheduler) {
+    wb_sched_entry *entry = scheduler->first_waiting;
+    if (!entry || scheduler->running >= scheduler->max_running) return false;
+    const int32_t needed = (int32_t)wb_kv_blocks_for(scheduler->pool.block_size, entry->record->n_tokens);
+    if (!wb_kv_blocks_take(&scheduler->pool, needed, entry->blocks)) return false;
+    entry->n_blocks = needed;
+    entry->running = true;
+    scheduler->first_waiting = entry->next;
+    scheduler->running++;
+    scheduler->waiting--;
+    return true;
+}
+
+/* ---- decodes ------------------------------------------------------------------------------------- */
+
+/* True when all but the last token have keys in the pool. */
+static bool decodes(const wb_sched_entry *entry) {
+    return entry->n_in_pool + 1 == entry->record->n_tokens;
+}
+
+/* Plans a token for each entry that lacks nothing but it, at most `budget` of them, in turn. */
+static void choose_decodes(wb_scheduler *scheduler, int32_t budget) {
+    wb_sched_entry *entry = scheduler->next_decode ? scheduler->next_decode : first_running(scheduler);
+    for (int32_t i = scheduler->running; i > 0 && budget > 0; i--) {
+        entry->n_planned = decodes(entry);
+        budget -= (int32_t)entry->n_planned;
+        entry = next_running(entry);
+        if (!entry) entry = first_running(scheduler);
+    }
+    scheduler->next_decode = entry;
+}
+
+/* Gives `entry` a block for its next token, from the youngest if need be; false when it is the youngest
+ * itself and must wait. */
+static bool extend_blocks(wb_scheduler *scheduler, wb_sched_entry *entry) {
+    wb_kv_blocks *pool = &scheduler->pool;
+    if (wb_kv_blocks_for(pool->block_size, entry->n_in_pool + 1) <= entry->n_blocks) return true;
+    while (!wb_kv_blocks_take(pool, 1, &entry->blocks[entry->n_blocks])) {
+        wb_sched_entry *youngest = last_running(scheduler);
+        if (youngest == entry) return false;
+        preempt(scheduler, youngest);
+    }
+    entry->n_blocks++;
+    return true;
+}
+
+/* In order of arrival: whoever is preempted is younger than the entry at hand and has taken no block for
+ * this step yet. Returns the tokens planned. */
+static int32_t plan_decodes(wb_scheduler *scheduler) {
+    int32_t n = 0;
+    choose_decodes(scheduler, scheduler->max_batch_tokens);
+    for (wb_sched_entry *entry = first_running(scheduler); entry; entry = next_running(entry)) {
+        if (entry->n_planned > 0 && !extend_blocks(scheduler, entry)) entry->n_planned = 0;
+        n += (int32_t)entry->n_planned;
+    }
+    return n;
+}
+
+/* ---- prefills ------------------------------------------------------------------------------------ */
+
+/* Plans the next chunk of an entry that has blocks for all its tokens. Returns its tokens. */
+static int32_t plan_chunk(wb_sched_entry *entry, int32_t budget) {
+    const uint32_t left = entry->record->n_tokens - entry->n_in_pool;
+    entry->n_planned = left < (uint32_t)budget ? left : (uint32_t)budget;
+    return (int32_t)entry->n_planned;
+}
+
+static void plan_prefills(wb_scheduler *scheduler, int32_t budget) {
+    for (wb_sched_entry *entry = first_running(scheduler); entry && budget > 0; entry = next_running(entry))
+        if (!decodes(entry)) budget -= plan_chunk(entry, budget);
+    while (budget > 0 && admit(scheduler)) budget -= plan_chunk(last_running(scheduler), budget);
+}
+
+/* ---- a step -------------------------------------------------------------------------------------- */
+
+void wb_scheduler_drop_plan(wb_scheduler *scheduler) {
+    wb_step_batch_clear(&scheduler->batch);
+    for (wb_sched_entry *entry = first_running(scheduler); entry; entry = next_running(entry))
+        entry->n_planned = 0;
+}
+
+void wb_scheduler_plan(wb_scheduler *scheduler) {
+    wb_scheduler_drop_plan(scheduler);
+    plan_prefills(scheduler, scheduler->max_batch_tokens - plan_decodes(scheduler));
+    for (wb_sched_entry *entry = first_running(scheduler); entry; entry = next_running(entry))
+        if (entry->n_planned > 0) wb_step_batch_add(&scheduler->batch, entry);
+    wb_step_batch_fill_blocks(&scheduler->batch);
+}

@@ -1,0 +1,52 @@
+/* scheduler.h - who is fed in a step, and whose keys are in the KV pool.
+ *
+ * Owns: the line of unfinished requests, the blocks of the KV pool, the batch of the present step.
+ * Refuses: the model, the device, and what a request's tokens are.
+ *
+ * All unfinished requests stand in one line in order of arrival. Those that hold KV blocks ("running") are
+ * a prefix of it: the first waiting request is admitted, the last running one is preempted, so that
+ * nothing is ever overtaken. */
+#ifndef WB_SCHEDULER_H
+#define WB_SCHEDULER_H
+
+#include "kv_blocks.h"
+#include "step_batch.h"
+
+typedef struct wb_scheduler {
+    int32_t max_batch_tokens, max_running;
+    wb_kv_blocks pool;
+    wb_sched_entry *first, *last, *first_waiting; /* in order of arrival */
+    wb_sched_entry *next_decode; /* whose turn it is when a step cannot hold all decodes; NULL: the first's */
+    int32_t running, waiting;    /* requests */
+    uint64_t preemptions;        /* since open */
+    wb_step_batch batch;
+    int32_t max_entries; /* of a step */
+    wb_owner memory;
+} wb_scheduler;
+
+/* Makes the pool and the batch in a zeroed struct. max_positions: tokens of the longest request. All
+ * numbers are at least 1. On failure too the struct is to be closed. */
+wb_status wb_scheduler_open(wb_scheduler *scheduler, int32_t n_blocks, int32_t block_size,
+                            int32_t max_batch_tokens, int32_t max_running, int32_t max_positions);
+void wb_scheduler_close(wb_scheduler *scheduler); /* the entries are their owners' */
+
+/* Puts a zeroed entry with `record` and `blocks` at the end of the line. The caller has checked that the
+ * pool holds the request at its longest. */
+void wb_scheduler_add(wb_scheduler *scheduler, wb_sched_entry *entry);
+
+/* Takes an entry out of the line, wherever it stands; its blocks become free. */
+void wb_scheduler_remove(wb_scheduler *scheduler, wb_sched_entry *entry);
+
+/* Puts the next step's tokens into scheduler->batch, which may be empty; preempts and admits. */
+void wb_scheduler_plan(wb_scheduler *scheduler);
+
+/* The step was not made: an empty batch. The next plan feeds the same tokens. */
+void wb_scheduler_drop_plan(wb_scheduler *scheduler);
+
+/* The entry's planned tokens have been fed: their keys are in the pool. */
+static inline void wb_scheduler_fed(wb_sched_entry *entry) {
+    entry->n_in_pool += entry->n_planned;
+    entry->n_planned = 0;
+}
+
+#endif

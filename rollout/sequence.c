@@ -1,0 +1,140 @@
+/* sequence.c - see sequence.h.
+ *
+ * A sequence is one block of memory, made at submit for the longest that the request can become, and its
+ * spans. */
+#include "sequence.h"
+#include "wb_check.h"
+#include "wb_memory.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- memory -------------------------------------------------------------------------------------- */
+
+/* Reserves count * size bytes at *bytes, 8-byte aligned. Tokens are below 2^31 and a row is at most 2^30
+ * bytes: no overflow. */
+static size_t place(size_t *bytes, uint64_t count, size_t size) {
+    const size_t at = *bytes;
+    *bytes += ((size_t)count * size + 7) & ~(size_t)7;
+    return at;
+}
+
+/* Where a sequence's arrays lie in its block of memory. */
+typedef struct sequence_layout {
+    size_t rid, tokens, stop_tokens, logprobs, sampling_logprobs, blocks, rows, bytes;
+} sequence_layout;
+
+static sequence_layout layout_of(const wb_request *request, size_t row_bytes, int64_t max_blocks) {
+    const uint64_t max_len = (uint64_t)request->n_tokens + request->max_tokens;
+    sequence_layout at = {0};
+    place(&at.bytes, 1, sizeof(wb_sequence));
+    at.rid = place(&at.bytes, strlen(request->rid) + 1, 1);
+    at.tokens = place(&at.bytes, max_len, sizeof(uint32_t));
+    at.stop_tokens = place(&at.bytes, request->n_stop, sizeof(uint32_t));
+    at.logprobs = place(&at.bytes, request->max_tokens, sizeof(float));
+    at.sampling_logprobs = place(&at.bytes, request->max_tokens, sizeof(float));
+    at.blocks = place(&at.bytes, (uint64_t)max_blocks, sizeof(int32_t));
+    at.rows = place(&at.bytes, request->return_routes ? max_len - 1 - request->routes_start : 0, row_bytes);
+    return at;
+}
+
+wb_status wb_sequence_create(const wb_request *request, size_t row_bytes, int64_t max_blocks,
+                             wb_sequence **sequence_out) {
+    const sequence_layout at = layout_of(request, row_bytes, max_blocks);
+    uint8_t *base = NULL;
+    WB_TRY(WB_NEW(base, at.bytes, "request"));
+    wb_sequence *s = (wb_sequence *)(void *)base;
+    const wb_status status = WB_GROW(s->spans, 1, &s->spans_capacity, "request spans");
+    if (status != WB_OK) {
+        free(base);
+        return status;
+    }
+    s->tokens = (uint32_t *)(void *)(base + at.tokens);
+    s->stop_tokens = (uint32_t *)(void *)(base + at.stop_tokens);
+    s->logprobs = (float *)(void *)(base + at.logprobs);
+    s->sampling_logprobs = (float *)(void *)(base + at.sampling_logprobs);
+    s->entry.blocks = (int32_t *)(void *)(base + at.blocks);
+    s->rows = request->return_routes ? base + at.rows : NULL;
+    s->row_bytes = row_bytes;
+    s->max_len = request->n_tokens + request->max_tokens;
+    s->routes_start = request->routes_start;
+    s->params = (wb_sample_params){request->temperature, request->top_k, request->top_p, 0};
+    s->seed = request->seed;
+    s->n_stop = request->n_stop;
+    memcpy(base + at.rid, request->rid, strlen(request->rid) + 1);
+    memcpy(s->tokens, request->tokens, request->n_tokens * sizeof(uint32_t));
+    if (request->n_stop > 0) memcpy(s->stop_tokens, request->stop_tokens, request->n_stop * sizeof(uint32_t));
+    s->completion.record = (wb_record){.rid = (const char *)(base + at.rid),
+                                       .group = request->group,
+                                       .sample = request->sample,
+                                       .prompt_len = request->n_tokens,
+                                       .n_tokens = request->n_tokens,
+                                       .tokens = s->tokens,
+                                       .finish = WB_FINISH_NONE};
+    s->entry.record = &s->completion.record;
+    *sequence_out = s;
+    return WB_OK;
+}
+
+void wb_sequence_free(wb_sequence *s) {
+    if (!s) return;
+    free(s->spans);
+    free(s);
+}
+
+/* ---- growth -------------------------------------------------------------------------------------- */
+
+static bool span_continues(const wb_sequence *s, uint64_t weight_version) {
+    const uint32_t n = s->completion.record.n_spans;
+    return n > 0 && s->spans[n - 1].weight_version == weight_version;
+}
+
+wb_status wb_sequence_reserve_span(wb_sequence *s, uint64_t weight_version) {
+    const size_t n = s->completion.record.n_spans;
+    return span_continues(s, weight_version) ? WB_OK
+                                             : WB_GROW(s->spans, n + 1, &s->spans_capacity, "request spans");
+}
+
+static void extend_spans(wb_sequence *s, uint32_t end, uint64_t weight_version) {
+    if (span_continues(s, weight_version))
+        s->spans[s->completion.record.n_spans - 1].end = end;
+    else
+        s->spans[s->completion.record.n_spans++] = (wb_span){s->n_fed, end, weight_version};
+}
+
+void wb_sequence_feed(wb_sequence *s, uint32_t start, uint32_t end, uint64_t weight_version,
+                      const uint8_t *rows) {
+    /* A prefill after a preemption: logprobs that have been returned were computed with the old rows. */
+    if (end <= s->n_fed) return;
+    const uint32_t first_row = s->n_fed > s->routes_start ? s->n_fed : s->routes_start;
+    if (s->rows && end > first_row)
+        memcpy(s->rows + (size_t)(first_row - s->routes_start) * s->row_bytes,
+               rows + (size_t)(first_row - start) * s->row_bytes, (size_t)(end - first_row) * s->row_bytes);
+    extend_spans(s, end, weight_version);
+    s->n_fed = end;
+}
+
+wb_finish wb_sequence_append(wb_sequence *s, uint32_t token, float logprob, float sampling_logprob) {
+    wb_record *record = &s->completion.record;
+    const uint32_t i = record->n_tokens - record->prompt_len;
+    s->tokens[record->n_tokens++] = token;
+    s->logprobs[i] = logprob;
+    s->sampling_logprobs[i] = sampling_logprob;
+    for (uint32_t k = 0; k < s->n_stop; k++)
+        if (s->stop_tokens[k] == token) return WB_FINISH_STOP;
+    return record->n_tokens == s->max_len ? WB_FINISH_LENGTH : WB_FINISH_NONE;
+}
+
+void wb_sequence_finish(wb_sequence *s, wb_finish finish) {
+    wb_record *record = &s->completion.record;
+    record->finish = finish;
+    if (record->n_tokens > record->prompt_len) {
+        record->logprobs = s->logprobs;
+        s->completion.sampling_logprobs = s->sampling_logprobs;
+    }
+    if (record->n_spans > 0) record->spans = s->spans;
+    if (!s->rows || s->n_fed <= s->routes_start) return;
+    s->routes = (wb_route_rows){s->routes_start, s->n_fed - s->routes_start, s->rows, NULL};
+    record->n_routes = 1;
+    record->routes = &s->routes;
+}

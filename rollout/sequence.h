@@ -1,0 +1,60 @@
+/* sequence.h - one request while the engine holds it: its growing record.
+ *
+ * Owns: tokens, logprobs, rows, spans; rows and spans are append-only. Refuses: when to feed (scheduler.c),
+ * what a good request is (request.c). */
+#ifndef WB_SEQUENCE_H
+#define WB_SEQUENCE_H
+
+#include "step_batch.h"
+#include "wb_rollout.h"
+
+/* The tokens [0, n_fed) have been fed at least once. The mark only grows, and rows and spans grow with it,
+ * whereas entry.n_in_pool falls back to 0 at a preemption. */
+typedef struct wb_sequence {
+    wb_completion completion; /* first: the completion that poll hands out is the sequence itself */
+    wb_sched_entry entry;     /* of the scheduler's line */
+    wb_route_rows routes;
+    wb_span *spans; /* [spans_capacity] */
+    size_t spans_capacity;
+    uint32_t *tokens;                    /* [max_len]; completion.record.n_tokens of them exist */
+    float *logprobs, *sampling_logprobs; /* [max_len - prompt_len] */
+    uint8_t *rows;                       /* [max_len - 1 - routes_start] rows; NULL: not asked for */
+    size_t row_bytes;
+    uint32_t max_len, routes_start;
+    wb_sample_params params; /* its uniform is set at each token */
+    uint64_t seed;
+    uint32_t n_stop;
+    uint32_t *stop_tokens; /* [n_stop] */
+    uint32_t n_fed;
+    struct wb_sequence *next_finished;
+} wb_sequence;
+
+static inline wb_sequence *wb_sequence_of(wb_sched_entry *entry) {
+    return (wb_sequence *)(void *)((char *)entry - offsetof(wb_sequence, entry));
+}
+
+/* Copies `request`, which has been checked, with room for everything that it can grow to. max_blocks: KV
+ * blocks that it can hold. */
+wb_status wb_sequence_create(const wb_request *request, size_t row_bytes, int64_t max_blocks,
+                             wb_sequence **sequence_out);
+void wb_sequence_free(wb_sequence *sequence); /* NULL is a no-op */
+
+/* Makes room for one more span, so that the feed which follows cannot fail. */
+wb_status wb_sequence_reserve_span(wb_sequence *sequence, uint64_t weight_version);
+
+/* The tokens [start, end) have been fed under weight_version; rows: theirs, [end - start]. What exists
+ * already stays. */
+void wb_sequence_feed(wb_sequence *sequence, uint32_t start, uint32_t end, uint64_t weight_version,
+                      const uint8_t *rows);
+
+/* Appends the token sampled after the last one; WB_FINISH_NONE unless it is the end. */
+wb_finish wb_sequence_append(wb_sequence *sequence, uint32_t token, float logprob, float sampling_logprob);
+
+/* The record as it stands becomes the completion's. */
+void wb_sequence_finish(wb_sequence *sequence, wb_finish finish);
+
+static inline uint32_t wb_sequence_length(const wb_sequence *sequence) {
+    return sequence->completion.record.n_tokens;
+}
+
+#endif

@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# The manual pages hold what --help says: every option of every command, in its section, and no other; troff finds no fault
+# in them. usage: check_man.sh BUILD_DIR SOURCE_DIR
+. "$(dirname "$0")/command_checks.sh"
+[ -z "${WB_SANITIZE:-}" ] || { echo "skip: the ordinary build makes the pages"; exit 77; }
+
+# page_options PAGE [COMMAND] : the options of the page, or of the section of a command
+page_options() {
+    awk -v wanted="${2:-}" '
+        /^\.SS / { section = $2 }
+        /^\\fB\\-\\-/ && section == wanted { sub(/^\\fB/, ""); sub(/\\fR.*/, ""); gsub(/\\-/, "-"); print }' "$1" | sort
+}
+help_options() { sed -nE 's/^  (--[a-z-]+).*/\1/p' | sort; }
+
+# compare WHAT PAGE COMMAND HELP_COMMAND... : the same options in both
+compare() {
+    local what=$1 page=$2 command=$3
+    shift 3
+    expect 0 "$@"
+    help_options <"$scratch/out" >"$scratch/wanted"
+    page_options "$page" "$command" >"$scratch/found"
+    [ -s "$scratch/wanted" ] || [ "$command" = verify ] || fault "$what: its help has no options"
+    diff "$scratch/wanted" "$scratch/found" >"$scratch/out" || fault "$what: < of its help, > of its page"
+}
+
+# parse PAGE : troff warns of nothing
+parse() {
+    [ -s "$1" ] || fault "$1: expected a manual page"
+    command -v groff >/dev/null || { echo "no groff here: pages are not parsed"; return; }
+    expect 0 groff -man -Tascii -ww -z "$1"
+    err_is_empty
+}
+
+page=$build/man/waybill.1
+parse "$page"
+for command in inspect verify cat stats eplb; do compare "waybill $command" "$page" $command "$waybill" help $command; done
+sections=$(grep -c '^\.SS ' "$page")
+[ "$sections" -eq "$("$waybill" --help | grep -cE '^  [a-z]')" ] || fault "$page has $sections sections"
+
+if [ -x "$build/bin/waybill-grpo" ]; then
+    parse "$build/man/waybill-grpo.1"
+    export OMPI_MCA_ess_singleton_isolated=1
+    compare waybill-grpo "$build/man/waybill-grpo.1" "" "$build/bin/waybill-grpo" --help
+fi
+
+# ---- what troff would take for its own comes through as text
+cat >"$scratch/odd" <<'END'
+#!/bin/sh
+printf 'usage: odd\n\n.hidden line\n'"'"'another\nback\\slash-dash\n\n  --a-b X  .text\n'
+END
+chmod +x "$scratch/odd"
+expect 0 sh "$source/cli/make_man.sh" "$scratch/odd" "an odd program" "$scratch/odd.1"
+for line in '\&.hidden line' "\\&'another" 'back\eslash\-dash' '\fB\-\-a\-b\fR \fIX\fR' '\&.text'; do
+    grep -qxF -- "$line" "$scratch/odd.1" || fault "make_man.sh: expected the line $line"
+done
+parse "$scratch/odd.1"
+finish "the manual pages hold what --help says"

@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# `waybill stats` as tables and as JSON. usage: check_stats.sh BUILD_DIR SOURCE_DIR
+. "$(dirname "$0")/../command_checks.sh"
+check_dump_command stats
+expect 1 "$waybill" stats "$golden/bad_id_out_of_range.wbr"
+err_has "expert 8"
+out_is_empty
+
+# good_u8 has 32 rows of 2 choices a layer
+expect 0 "$waybill" stats "$golden/good_u8.wbr"
+out_has "records 3, tokens 39, valid rows 32"
+expect 0 "$waybill" stats --json "$golden/good_u8.wbr"
+out_has '"choices":64'
+for file in "$golden"/good_*.wbr; do
+    expect 0 "$waybill" stats --json "$file"
+    python 'import json, sys
+s = json.load(open(sys.argv[1]))
+for layer in s["layers"]: assert sum(layer["counts"]) == layer["choices"], layer
+assert s["valid_rows"] > 0' "$scratch/out" || fault "stats --json $file"
+done
+finish "stats counts valid rows"

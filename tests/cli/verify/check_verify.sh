@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# `waybill verify`: the exit code is the verdict. usage: check_verify.sh BUILD_DIR SOURCE_DIR
+. "$(dirname "$0")/../command_checks.sh"
+check_dump_command verify
+
+for file in "$golden"/good_*.wbr; do
+    expect 0 "$waybill" verify "$file"
+    out_has "OK: 3 records"
+    err_is_empty
+done
+for file in "$golden"/bad_*.wbr; do
+    expect 1 "$waybill" verify "$file"
+    out_has "FAILED"
+done
+
+size=$(stat -c %s "$golden/good_no_index.wbr")
+head -c $((size - 1)) "$golden/good_no_index.wbr" >"$scratch/cut.wbr"
+expect 1 "$waybill" verify "$scratch/cut.wbr"
+out_has "CUT"
+out_has "The 2 records before are whole"
+
+mkdir "$scratch/directory"
+cp "$golden/good_u8.wbr" "$scratch/directory/part-0.wbr"
+expect 0 "$waybill" verify "$scratch/directory"
+cp "$golden/good_u8.wbr" "$scratch/directory/part-1.wbr"
+expect 1 "$waybill" verify "$scratch/directory"
+err_has "part-0.wbr"
+err_has "part-1.wbr"
+cp "$golden/good_u16.wbr" "$scratch/directory/part-1.wbr"
+expect 1 "$waybill" verify "$scratch/directory"
+err_has "num_experts: expected 8, found 300"
+finish "verify tells good dumps from bad ones"

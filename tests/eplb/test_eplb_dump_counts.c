@@ -1,0 +1,185 @@
+/* test_eplb_dump_counts.c - the counts of a step of a dump, against a walk over positions that adds up one id
+ * after the other; what is refused; the same counts from any number of threads. */
+#include "formats/dump_fixture.h"
+#include "support/temp_files.h"
+#include "wb_eplb.h"
+#include "wb_random.h"
+
+#include <inttypes.h>
+#include <time.h>
+
+/* OpenMP's, where the library has it; tests are not compiled with it. */
+void omp_set_num_threads(int n) __attribute__((weak));
+
+enum { L = 3, E = 300, K = 4, N_RECORDS = 37, MAX_TOKENS = 400, N_RANKS = 5 };
+
+static uint64_t seed;
+static temp_path dir;
+static fixture_model model;
+static fixture_record records[N_RECORDS];
+static wb_dump *dump;
+
+/* Records with 0 to 3 runs of up to MAX_TOKENS tokens, some with bitmaps. `spoil`: the last but one of
+ * them has an id that is no expert. */
+static void make_dump(bool rows, bool spoil) {
+    fixture_rng rng = {seed};
+    wb_dump_writer *writer = NULL;
+    wb_dump_options options = wb_dump_options_default();
+    options.trust_ids = true;
+    fixture_directory(dir.text);
+    temp_path path = temp_in(dir.text, "part-0.wbr");
+    fixture_model_init(&model, L, E, K);
+    assert_int_equal(wb_dump_create(path.text, &model.model, &options, &writer), WB_OK);
+    for (uint32_t i = 0; i < N_RECORDS; i++) {
+        char rid[16];
+        snprintf(rid, sizeof rid, "r%" PRIu32, i);
+        fixture_record_init(&records[i], &model.model, &rng, rid, 9, 40 + fixture_below(&rng, MAX_TOKENS), 0,
+                            rows ? 1 + i % 3 : 0, i % 2 == 1);
+        if (spoil && i == N_RECORDS - 3) wb_route_id_set(records[i].ids, wb_route_dtype(E), 5 * L * K + 1, E);
+        if (spoil && i == N_RECORDS - 3) records[i].bits[0] = 0xff;
+        assert_int_equal(wb_dump_append(writer, &records[i].record), WB_OK);
+    }
+    assert_int_equal(wb_dump_finish(writer), WB_OK);
+    assert_int_equal(wb_dump_open(path.text, &dump), WB_OK);
+}
+
+static int remove_dump(void **unused) {
+    (void)unused;
+    wb_dump_close(dump);
+    for (uint32_t i = 0; i < N_RECORDS; i++) fixture_record_free(&records[i]);
+    temp_remove(dir);
+    return 0;
+}
+
+/* ---- the naive counts ---------------------------------------------------------------------------- */
+
+static uint32_t rows_of(uint64_t record) {
+    uint32_t n = 0;
+    for (uint32_t t = 0; t < records[record].record.n_tokens; t++)
+        if (wb_record_row(&model.model, &records[record].record, t)) n++;
+    return n;
+}
+
+/* expected [M][N_RANKS][L][E] */
+static uint64_t naive(uint64_t first, uint64_t n, uint32_t M, const uint8_t *dead, uint32_t *expected) {
+    uint64_t total = 0, before = 0, in_batch[64] = {0};
+    uint32_t live[N_RANKS], n_live = 0;
+    for (uint32_t r = 0; r < N_RANKS; r++)
+        if (!dead[r]) live[n_live++] = r;
+    for (uint64_t i = first; i < first + n; i++) total += rows_of(i);
+    for (uint64_t i = first; i < first + n; i++) {
+        uint32_t rows = rows_of(i), b = 0;
+        while (b + 1 < M && (2 * before + rows) * M >= 2 * total * (b + 1)) b++;
+        uint32_t *counts = expected + ((size_t)b * N_RANKS + live[in_batch[b]++ % n_live]) * L * E;
+        for (uint32_t t = 0; t < records[i].record.n_tokens; t++) {
+            const void *row = wb_record_row(&model.model, &records[i].record, t);
+            for (uint32_t k = 0; row && k < L * K; k++) counts[k / K * E + wb_route_id(row, WB_U16, k)]++;
+        }
+        before += rows;
+    }
+    return total;
+}
+
+static void check_counts(uint64_t first, uint64_t n, uint32_t M, const wb_topology *topology) {
+    uint32_t *expected = calloc((size_t)M * N_RANKS * L * E, sizeof *expected),
+             *found = malloc(N_RANKS * E * 4);
+    uint64_t rows = naive(first, n, M, topology->dead, expected);
+    wb_dump_counts *counts = NULL;
+    assert_int_equal(wb_dump_counts_open(dump, first, n, M, topology, &counts), WB_OK);
+    assert_int_equal(wb_dump_counts_rows(counts), rows);
+    for (uint32_t b = 0; b < M; b++)
+        for (uint32_t l = 0; l < L; l++) {
+            const double *loads = wb_dump_counts_loads(counts) + ((size_t)b * L + l) * E;
+            memset(found, 0xa5, N_RANKS * E * 4);
+            assert_int_equal(wb_dump_counts_fill(counts, b, l, found), WB_OK);
+            for (uint32_t e = 0; e < E; e++) {
+                double sum = 0;
+                for (uint32_t r = 0; r < N_RANKS; r++) {
+                    uint32_t tokens = expected[(((size_t)b * N_RANKS + r) * L + l) * E + e];
+                    assert_int_equal(found[r * E + e], tokens);
+                    sum += tokens;
+                }
+                assert_true(loads[e] == sum);
+            }
+        }
+    wb_dump_counts_close(counts);
+    free(found);
+    free(expected);
+}
+
+/* ---- tests --------------------------------------------------------------------------------------- */
+
+static void test_as_a_walk(void **unused) {
+    (void)unused;
+    uint64_t random = seed;
+    make_dump(true, false);
+    for (int round = 0; round < 40; round++) {
+        uint8_t dead[N_RANKS] = {0};
+        for (uint32_t r = 0; r < N_RANKS; r++) dead[r] = wb_random_below(&random, 4) == 0;
+        dead[wb_random_below(&random, N_RANKS)] = 0;
+        const wb_topology t = {.n_ranks = N_RANKS, .n_nodes = 1, .n_slots = N_RANKS * E, .dead = dead};
+        uint64_t first = wb_random_below(&random, N_RECORDS);
+        uint64_t n = 1 + wb_random_below(&random, (uint32_t)(N_RECORDS - first));
+        check_counts(first, n, 1 + wb_random_below(&random, 50), &t);
+    }
+    const uint8_t none[N_RANKS] = {0};
+    const wb_topology t = {.n_ranks = N_RANKS, .n_nodes = 1, .n_slots = N_RANKS * E, .dead = none};
+    check_counts(0, N_RECORDS, 4, &t);
+    for (int threads = 1; threads <= 3 && omp_set_num_threads; threads++) {
+        omp_set_num_threads(threads);
+        check_counts(0, N_RECORDS, 4, &t);
+    }
+}
+
+static void refused(uint64_t first, uint64_t n, uint32_t M, uint32_t n_slots, const char *part) {
+    const wb_topology t = {.n_ranks = N_RANKS, .n_nodes = 1, .n_slots = n_slots};
+    wb_dump_counts *counts = (wb_dump_counts *)&seed;
+    assert_int_equal(wb_dump_counts_open(dump, first, n, M, &t, &counts), WB_INVALID_ARGUMENT);
+    assert_ptr_equal(counts, &seed);
+    assert_message_has(part);
+}
+
+static void test_refuses(void **unused) {
+    (void)unused;
+    make_dump(true, false);
+    refused(0, N_RECORDS + 1, 2, N_RANKS * E, "expected 1 or more of the 37, found 38 from 0");
+    refused(N_RECORDS, 1, 2, N_RANKS * E, "found 1 from 37");
+    refused(1, UINT64_MAX, 2, N_RANKS * E, "from 1 on");
+    refused(0, 0, 2, N_RANKS * E, "found 0");
+    refused(0, 1, 0, N_RANKS * E, "micro-batches");
+    refused(0, 1, 1, E - 1, "slots");
+}
+
+/* A step without rows is counted: it has none. */
+static void test_no_rows(void **unused) {
+    (void)unused;
+    const uint8_t none[N_RANKS] = {0};
+    const wb_topology t = {.n_ranks = N_RANKS, .n_nodes = 1, .n_slots = N_RANKS * E, .dead = none};
+    make_dump(false, false);
+    check_counts(0, N_RECORDS, 3, &t);
+}
+
+/* The first record at fault is named, and the dump can be read on. */
+static void test_a_bad_id(void **unused) {
+    (void)unused;
+    const uint8_t none[N_RANKS] = {0};
+    const wb_topology t = {.n_ranks = N_RANKS, .n_nodes = 1, .n_slots = N_RANKS * E, .dead = none};
+    wb_dump_counts *counts = (wb_dump_counts *)&seed;
+    make_dump(true, true);
+    assert_int_not_equal(wb_dump_counts_open(dump, 0, N_RECORDS, 2, &t, &counts), WB_OK);
+    assert_message_has("r34");
+    assert_ptr_equal(counts, &seed);
+    check_counts(0, N_RECORDS - 3, 2, &t);
+}
+
+int main(void) {
+    seed = (uint64_t)time(NULL);
+    printf("test_eplb_dump_counts: seed %" PRIu64 "\n", seed);
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_teardown(test_as_a_walk, remove_dump),
+        cmocka_unit_test_teardown(test_refuses, remove_dump),
+        cmocka_unit_test_teardown(test_no_rows, remove_dump),
+        cmocka_unit_test_teardown(test_a_bad_id, remove_dump),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

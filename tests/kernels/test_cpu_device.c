@@ -1,0 +1,87 @@
+/* test_cpu_device.c - memory of a CPU device, and ops with nothing to do. */
+#include "ops_test.h"
+
+static void test_device(void **state) {
+    (void)state;
+    wb_device *dev = open_cpu(0);
+    assert_int_equal(dev->backend, WB_BACKEND_CPU);
+    assert_true(dev->threads >= 1);
+    void *memory = NULL;
+    char host[100], back[100];
+    memset(host, 0x5a, sizeof host);
+    assert_ok(dev->mem_alloc(dev, 0, &memory));
+    assert_non_null(memory);
+    dev->mem_free(dev, memory);
+    assert_ok(dev->mem_alloc(dev, 100, &memory));
+    assert_int_equal((uintptr_t)memory % 64, 0);
+    assert_ok(dev->to_device(dev, memory, host, 100));
+    assert_ok(dev->zero(dev, (char *)memory + 10, 5));
+    assert_ok(dev->copy(dev, memory, (char *)memory + 10, 2));
+    assert_ok(dev->to_host(dev, back, memory, 100));
+    memset(host + 10, 0, 5), memset(host, 0, 2);
+    assert_memory_equal(host, back, 100);
+    dev->mem_free(dev, memory);
+    dev->mem_free(dev, NULL);
+    memory = host;
+    assert_int_equal(dev->mem_alloc(dev, SIZE_MAX, &memory), WB_OUT_OF_MEMORY);
+    assert_ptr_equal(memory, host);
+    wb_device_close(dev);
+    wb_device_close(NULL);
+    dev = NULL;
+    assert_int_equal(wb_device_open_cpu(-1, &dev), WB_INVALID_ARGUMENT);
+    assert_null(dev);
+}
+
+/* T = 0 is valid everywhere and touches nothing. */
+static void test_nothing_to_do(void **state) {
+    (void)state;
+    wb_device *dev = open_cpu(2);
+    float x[4] = {1, 2, 3, 4};
+    int32_t index[4] = {0};
+    uint8_t ids[4] = {0};
+    int64_t counts[2] = {5, 5};
+    double sum = 9.0;
+    wb_router router = {WB_ROUTER_SOFTMAX_NORM, 2, 1, 0, 0, true, 1.0f};
+    wb_ids view = {ids, WB_U8, 1};
+    wb_topk topk = {.router = router, .logits = x, .ids = view};
+    wb_attention attention = {0, 1, 1, 4, 1.0f, x, x, x, WB_F32, index, index, index, 1, 1};
+    wb_adamw hyper = {.step = 1};
+    assert_ok(dev->embed_forward(dev, 0, 4, index, x, WB_F32, x));
+    assert_ok(dev->embed_backward(dev, 0, 4, index, x, x));
+    assert_ok(dev->rmsnorm_forward(dev, 0, 4, x, x, 1e-6f, x));
+    assert_ok(dev->rmsnorm_backward(dev, 0, 4, x, x, 1e-6f, x, x, x));
+    assert_ok(dev->rope(dev, 0, 1, 4, 4, index, x, x, false, x));
+    assert_ok(dev->kv_write(dev, 0, 4, x, counts, x, WB_F32));
+    assert_ok(dev->attention_forward(dev, &attention, x));
+    assert_ok(dev->attention_backward(dev, &attention, x, x, x, x));
+    assert_ok(dev->topk(dev, &topk));
+    assert_ok(dev->gate_forward(dev, &router, 0, x, view, x));
+    assert_ok(dev->gate_backward(dev, &router, 0, x, view, x, x));
+    assert_ok(dev->moe_sort(dev, 0, 1, 2, view, index, index, counts));
+    assert_ok(dev->gather_rows(dev, 0, 4, index, x, x));
+    assert_ok(dev->moe_combine(dev, 0, 1, 4, x, index, x, false, x));
+    assert_ok(dev->moe_combine_backward(dev, 0, 1, 4, x, index, x, x, x, x));
+    assert_ok(dev->swiglu_forward(dev, 0, 2, x, x));
+    assert_ok(dev->swiglu_backward(dev, 0, 2, x, x, x));
+    assert_ok(dev->add(dev, 0, x, x));
+    assert_ok(dev->clamp(dev, 0, 0.5f, x));
+    assert_ok(dev->clamp_backward(dev, 0, 0.5f, x, x));
+    assert_ok(dev->logprob_forward(dev, 0, 4, x, index, x));
+    assert_ok(dev->logprob_backward(dev, 0, 4, x, index, x, x));
+    assert_ok(dev->sample(dev, 0, 4, x, NULL, index, x));
+    assert_ok(dev->sum_squares(dev, 0, x, &sum));
+    assert_ok(dev->adamw(dev, 0, &hyper, x, x, x, x));
+    assert_ok(dev->cast(dev, 0, x, WB_F32, x, WB_BF16));
+    for (int i = 0; i < 4; i++) assert_true(x[i] == (float)(i + 1));
+    assert_true(counts[0] == 0 && counts[1] == 0 && sum == 0.0);
+    wb_device_close(dev);
+}
+
+int main(int argc, char **argv) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_device),
+        cmocka_unit_test(test_nothing_to_do),
+    };
+    rng_open(argc, argv);
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

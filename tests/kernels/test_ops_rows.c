@@ -1,0 +1,239 @@
+/* test_ops_rows.c - ops on rows and elements against a naive reference in double precision; every backward
+ * against central differences of it. */
+#include "gradient_check.h"
+
+/* A float's unit roundoff: tolerances are multiples of it, times the size of what is summed. */
+static const double u = 0x1p-24;
+
+/* ---- embedding, cast, cache writes, gathers: exact ------------------------------------------- */
+
+static void test_embed(void **state) {
+    (void)state;
+    wb_device *dev = open_cpu(2);
+    const int64_t T = 41, H = 70, V = 9;
+    float *table = random_floats(V * H, -1, 1), *y = floats(T * H), *dy = random_floats(T * H, -1, 1);
+    uint16_t *half = xalloc(V * H, sizeof *half);
+    int32_t *tokens = xalloc(T, sizeof *tokens);
+    for (int64_t t = 0; t < T; t++) tokens[t] = (int32_t)rng_range(0, V - 1);
+    assert_ok(dev->cast(dev, V * H, table, WB_F32, half, WB_BF16));
+    assert_ok(dev->embed_forward(dev, T, H, tokens, table, WB_F32, y));
+    for (int64_t t = 0; t < T; t++) assert_same_bits(y + t * H, table + tokens[t] * H, H, "embed f32");
+    assert_ok(dev->embed_forward(dev, T, H, tokens, half, WB_BF16, y));
+    for (int64_t i = 0; i < T * H; i++) assert_true(y[i] == wb_bf16_to_f32(half[tokens[i / H] * H + i % H]));
+    float *dtable = random_floats(V * H, -1, 1), *expected = copied(dtable, V * H);
+    for (int64_t i = 0; i < T * H; i++) expected[tokens[i / H] * H + i % H] += dy[i];
+    assert_ok(dev->embed_backward(dev, T, H, tokens, dy, dtable));
+    assert_same_bits(dtable, expected, V * H, "dtable");
+    assert_int_equal(dev->embed_forward(dev, T, H, tokens, table, WB_F16, y), WB_INVALID_ARGUMENT);
+    free(table), free(y), free(dy), free(half), free(tokens), free(dtable), free(expected);
+    wb_device_close(dev);
+}
+
+static void test_cast_kv_write_gather(void **state) {
+    (void)state;
+    wb_device *dev = open_cpu(2);
+    const int64_t T = 23, width = 37, pool = 40;
+    float *x = random_floats(T * width, -3, 3), *cache = floats(pool * width), *back = floats(T * width);
+    uint16_t *half_cache = xalloc(pool * width, sizeof *half_cache), *half = xalloc(T * width, sizeof *half);
+    int64_t rows[23];
+    int32_t index[23];
+    for (int64_t t = 0; t < T; t++)
+        rows[t] = index[t] = (int32_t)(t * 17 % pool); /* 17 and 40 have no common factor */
+    assert_ok(dev->kv_write(dev, T, width, x, rows, cache, WB_F32));
+    assert_ok(dev->kv_write(dev, T, width, x, rows, half_cache, WB_BF16));
+    assert_ok(dev->gather_rows(dev, T, width, index, cache, back));
+    assert_same_bits(back, x, T * width, "kv_write and gather");
+    assert_ok(dev->cast(dev, T * width, x, WB_F32, half, WB_BF16));
+    assert_ok(dev->cast(dev, T * width, half, WB_BF16, back, WB_F32));
+    for (int64_t i = 0; i < T * width; i++) {
+        assert_int_equal(half[i], wb_f32_to_bf16(x[i]));
+        assert_true(back[i] == wb_bf16_to_f32(half[i]));
+        assert_int_equal(half_cache[rows[i / width] * width + i % width], half[i]);
+    }
+    assert_int_equal(dev->cast(dev, 1, x, WB_F32, half, WB_I32), WB_INVALID_ARGUMENT);
+    assert_int_equal(dev->kv_write(dev, T, width, x, rows, cache, WB_U8), WB_INVALID_ARGUMENT);
+    free(x), free(cache), free(back), free(half_cache), free(half);
+    wb_device_close(dev);
+}
+
+/* ---- RMSNorm --------------------------------------------------------------------------------- */
+
+typedef struct norm_case {
+    int64_t n, width;
+    double eps;
+    const float *x, *w, *dy;
+} norm_case;
+
+static double norm_element(const norm_case *c, const double *x, const double *w, int64_t i) {
+    int64_t row = i / c->width * c->width;
+    double sum = 0.0;
+    for (int64_t j = 0; j < c->width; j++) sum += x[row + j] * x[row + j];
+    return x[i] / sqrt(sum / (double)c->width + c->eps) * w[i % c->width];
+}
+
+/* x is followed by w. */
+static double norm_loss(const double *x, const void *context) {
+    const norm_case *c = context;
+    double loss = 0.0;
+    for (int64_t i = 0; i < c->n * c->width; i++)
+        loss += (double)c->dy[i] * norm_element(c, x, x + c->n * c->width, i);
+    return loss;
+}
+
+static void test_rmsnorm(void **state) {
+    (void)state;
+    wb_device *dev = open_cpu(2);
+    const int64_t widths[] = {1, 5, 16, 37, 64};
+    for (int round = 0; round < 5; round++) {
+        int64_t n = rng_range(1, 5), width = widths[round], count = n * width;
+        float *xw = random_floats(count + width, -2, 2), *w = xw + count, *y = floats(count);
+        float *dy = random_floats(count, -1, 1), *grad = floats(count + width), *dw = grad + count;
+        for (int64_t i = 0; i < count; i++)
+            xw[i] += xw[i] < 0.0f ? -0.5f : 0.5f; /* a row of about 0 has no slope */
+        norm_case c = {n, width, 1e-6, xw, w, dy};
+        double *x2 = doubles(xw, count + width);
+        assert_ok(dev->rmsnorm_forward(dev, n, width, xw, w, 1e-6f, y));
+        for (int64_t i = 0; i < count; i++)
+            assert_close(y[i], norm_element(&c, x2, x2 + count, i),
+                         ((double)width + 8) * u * fabs((double)y[i]) + 1e-30, "rmsnorm", i);
+        float *base = floats(count + width);
+        for (int64_t i = 0; i < width; i++) base[count + i] = dw[i] = rng_uniform(-1, 1);
+        assert_ok(dev->rmsnorm_backward(dev, n, width, xw, w, 1e-6f, dy, grad, dw));
+        check_gradient(norm_loss, &c, xw, count + width, grad, base, 4e-6, "rmsnorm_backward");
+        float *in_place = copied(dy, count); /* dx may be dy, dw may be NULL */
+        assert_ok(dev->rmsnorm_backward(dev, n, width, xw, w, 1e-6f, in_place, in_place, NULL));
+        assert_same_bits(in_place, grad, count, "rmsnorm_backward in place");
+        assert_ok(dev->rmsnorm_forward(dev, n, width, xw, w, 1e-6f, xw));
+        assert_same_bits(xw, y, count, "rmsnorm in place");
+        free(xw), free(y), free(dy), free(grad), free(x2), free(base), free(in_place);
+    }
+    wb_device_close(dev);
+}
+
+/* ---- rotary embedding ------------------------------------------------------------------------ */
+
+static void test_rope(void **state) {
+    (void)state;
+    wb_device *dev = open_cpu(2);
+    const int64_t T = 6, heads = 3, hd = 10, rot = 6, half = 3, positions = 20;
+    float *c = floats(positions * half), *s = floats(positions * half);
+    for (int64_t p = 0; p < positions; p++)
+        for (int64_t i = 0; i < half; i++) {
+            double angle = (double)p * pow(100.0, -2.0 * (double)i / (double)rot);
+            c[p * half + i] = (float)cos(angle), s[p * half + i] = (float)sin(angle);
+        }
+    int32_t pos[6] = {0, 5, 19, 7, 7, 1};
+    float *x = random_floats(T * heads * hd, -1, 1), *y = copied(x, T * heads * hd);
+    assert_ok(dev->rope(dev, T, (int32_t)heads, (int32_t)hd, (int32_t)rot, pos, c, s, false, y));
+    for (int64_t i = 0; i < T * heads * hd; i++) {
+        int64_t d = i % hd, at = pos[i / (heads * hd)] * half + d % half;
+        double cosine = (double)c[at], sine = (double)s[at], expected = (double)x[i];
+        if (d < half)
+            expected = (double)x[i] * cosine - (double)x[i + half] * sine;
+        else if (d < rot)
+            expected = (double)x[i] * cosine + (double)x[i - half] * sine;
+        assert_close(y[i], expected, 4 * u, "rope", i);
+    }
+    /* The backward is the transpose: <rope(x), d> = <x, rope'(d)>; a rotation's transpose is its inverse. */
+    float *d = random_floats(T * heads * hd, -1, 1), *dx = copied(d, T * heads * hd);
+    assert_ok(dev->rope(dev, T, (int32_t)heads, (int32_t)hd, (int32_t)rot, pos, c, s, true, dx));
+    double left = 0.0, right = 0.0;
+    for (int64_t i = 0; i < T * heads * hd; i++)
+        left += (double)y[i] * (double)d[i], right += (double)x[i] * (double)dx[i];
+    assert_close(left, right, 1e-5, "rope transpose", 0);
+    assert_ok(dev->rope(dev, T, (int32_t)heads, (int32_t)hd, (int32_t)rot, pos, c, s, true, y));
+    for (int64_t i = 0; i < T * heads * hd; i++) assert_close(y[i], x[i], 1e-6, "rope inverse", i);
+    assert_int_equal(dev->rope(dev, T, 3, 10, 12, pos, c, s, true, y), WB_INVALID_ARGUMENT);
+    free(c), free(s), free(x), free(y), free(d), free(dx);
+    wb_device_close(dev);
+}
+
+/* ---- SwiGLU, add, clamp ---------------------------------------------------------------------- */
+
+typedef struct row_case {
+    int64_t n, width;
+    const float *d;
+} row_case;
+
+static double swiglu_element(const double *gate_up, int64_t F, int64_t i) {
+    double gate = gate_up[i / F * 2 * F + i % F], up = gate_up[i / F * 2 * F + F + i % F];
+    return gate / (1.0 + exp(-gate)) * up;
+}
+
+static double swiglu_loss(const double *x, const void *context) {
+    const row_case *c = context;
+    double loss = 0.0;
+    for (int64_t i = 0; i < c->n * c->width; i++) loss += (double)c->d[i] * swiglu_element(x, c->width, i);
+    return loss;
+}
+
+static void test_swiglu(void **state) {
+    (void)state;
+    wb_device *dev = open_cpu(2);
+    const int64_t n = 4, F = 21;
+    float *x = random_floats(n * 2 * F, -6, 6), *y = floats(n * F), *d = random_floats(n * F, -1, 1);
+    float *dx = floats(n * 2 * F);
+    double *x2 = doubles(x, n * 2 * F);
+    row_case c = {n, F, d};
+    assert_ok(dev->swiglu_forward(dev, n, F, x, y));
+    for (int64_t i = 0; i < n * F; i++)
+        assert_close(y[i], swiglu_element(x2, F, i), 10 * u * fabs((double)y[i]) + 1e-30, "swiglu", i);
+    assert_ok(dev->swiglu_backward(dev, n, F, x, d, dx));
+    check_gradient(swiglu_loss, &c, x, n * 2 * F, dx, NULL, 2e-6, "swiglu_backward");
+    assert_ok(dev->swiglu_backward(dev, n, F, x, d, x));
+    assert_same_bits(x, dx, n * 2 * F, "swiglu_backward in place");
+    free(x), free(y), free(d), free(dx), free(x2);
+    wb_device_close(dev);
+}
+
+static void test_add_clamp(void **state) {
+    (void)state;
+    wb_device *dev = open_cpu(3);
+    const int64_t n = 70001;
+    float *x = random_floats(n, -2, 2), *y = random_floats(n, -2, 2), *sum = copied(y, n),
+          *clamped = copied(x, n);
+    float *dx = copied(y, n);
+    x[3] = clamped[3] = 1.5f; /* exactly the limit: not cut */
+    assert_ok(dev->add(dev, n, x, sum));
+    assert_ok(dev->clamp(dev, n, 1.5f, clamped));
+    assert_ok(dev->clamp_backward(dev, n, 1.5f, x, dx));
+    for (int64_t i = 0; i < n; i++) {
+        assert_true(sum[i] == x[i] + y[i]);
+        assert_true(clamped[i] == fminf(fmaxf(x[i], -1.5f), 1.5f));
+        assert_true(dx[i] == (fabsf(x[i]) > 1.5f ? 0.0f : y[i]));
+    }
+    float nan = NAN;
+    assert_ok(dev->clamp(dev, 1, 1.0f, &nan));
+    assert_true(isnan(nan));
+    free(x), free(y), free(sum), free(clamped), free(dx);
+    wb_device_close(dev);
+}
+
+static void test_bias(void **state) {
+    (void)state;
+    wb_device *dev = open_cpu(3);
+    const int64_t n = 301, width = 131;
+    float *b = random_floats(width, -1, 1), *y = random_floats(n * width, -2, 2), *sum = copied(y, n * width);
+    float *db = copied(b, width), *expected = copied(b, width);
+    assert_ok(dev->bias_forward(dev, n, width, b, sum));
+    assert_ok(dev->bias_backward(dev, n, width, y, db));
+    for (int64_t row = 0; row < n; row++)
+        for (int64_t i = 0; i < width; i++) {
+            assert_true(sum[row * width + i] == y[row * width + i] + b[i]);
+            expected[i] += y[row * width + i]; /* ascending rows: the same bits */
+        }
+    assert_memory_equal(db, expected, (size_t)width * sizeof(float));
+    free(b), free(y), free(sum), free(db), free(expected);
+    wb_device_close(dev);
+}
+
+int main(int argc, char **argv) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_embed),   cmocka_unit_test(test_cast_kv_write_gather),
+        cmocka_unit_test(test_rmsnorm), cmocka_unit_test(test_rope),
+        cmocka_unit_test(test_swiglu),  cmocka_unit_test(test_add_clamp),
+        cmocka_unit_test(test_bias),
+    };
+    rng_open(argc, argv);
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,145 @@
+/* made_up_family.h - a family and a layer kind that Waybill does not have, as somebody would add them:
+ * nothing outside of this file knows them. The family spells keys and tensors in its own way; every second
+ * layer mixes positions by a kind whose state is not keys and values. */
+#ifndef MADE_UP_FAMILY_H
+#define MADE_UP_FAMILY_H
+
+#include "config.h"
+#include "layers/layer.h"
+#include "registry.h"
+#include "wb_json.h"
+
+/* ---- the kind ------------------------------------------------------------------------------------- */
+
+/* y[t] = gain * (x[t] + x[t - 1]), the token before being one of the same sequence. On the CPU only. */
+
+typedef struct shift_weights {
+    int32_t gain; /* [H] */
+} shift_weights;
+
+typedef struct shift {
+    wb_model *model;
+    wb_workspace *memory;
+    wb_buffer sums; /* [T, H] x[t] + x[t - 1] */
+} shift;
+
+static void shift_declare(wb_registry *registry, int32_t l, void *weights) {
+    ((shift_weights *)weights)->gain =
+        wb_registry_vector(registry, l, "shift.gain", registry->model->config.hidden_size);
+}
+
+/* One table: the x of each position. */
+static void shift_state(const wb_config *config, wb_state_shape *shape_out) {
+    *shape_out = (wb_state_shape){.n_tables = 1, .width = {config->hidden_size}};
+}
+
+static wb_status shift_open(wb_model *model, wb_workspace *memory, void *worker) {
+    shift *s = worker;
+    s->model = model;
+    s->memory = memory;
+    return WB_OK;
+}
+
+/* The x of the token before t, or NULL at a sequence's start. */
+static const float *previous(const wb_pass *pass, const wb_state *state, const float *x, int64_t H,
+                             int64_t t) {
+    const int32_t pos = pass->pos[t] - 1;
+    if (pos < 0) return NULL;
+    const float *rows = state ? state->tables[0] : x;
+    const int32_t block = pass->blocks[(int64_t)pass->seq[t] * pass->max_blocks + pos / pass->block_size];
+    return rows + ((int64_t)block * pass->block_size + pos % pass->block_size) * H;
+}
+
+static wb_status shift_forward(void *worker, const void *weights, const wb_pass *pass, const wb_state *state,
+                               const float *x, float *y) {
+    shift *s = worker;
+    wb_device *dev = s->model->device;
+    const int64_t T = pass->T, H = s->model->config.hidden_size;
+    const float *gain = wb_param_data(s->model, ((const shift_weights *)weights)->gain);
+    WB_TRY(wb_reserve(s->memory, &s->sums, T, H, sizeof(float)));
+    if (state) WB_TRY(dev->kv_write(dev, T, H, x, pass->state_rows, state->tables[0], state->dtype));
+    float *sums = s->sums.data;
+    for (int64_t t = 0; t < T; t++) {
+        const float *before = previous(pass, state, x, H, t);
+        for (int64_t i = 0; i < H; i++) {
+            sums[t * H + i] = x[t * H + i] + (before ? before[i] : 0);
+            y[t * H + i] = gain[i] * sums[t * H + i];
+        }
+    }
+    return WB_OK;
+}
+
+static wb_status shift_backward(void *worker, const void *weights, const wb_pass *pass, const float *x,
+                                const float *dy, float *const *grads, float *dx) {
+    const shift *s = worker;
+    const int64_t T = pass->T, H = s->model->config.hidden_size;
+    const int32_t param = ((const shift_weights *)weights)->gain;
+    const float *gain = wb_param_data(s->model, param), *sums = s->sums.data;
+    (void)x;
+    for (int64_t t = 0; t < T; t++) {
+        const bool followed = t + 1 < T && pass->pos[t + 1] > 0;
+        for (int64_t i = 0; i < H; i++) {
+            const float next = followed ? dy[(t + 1) * H + i] : 0;
+            dx[t * H + i] = gain[i] * (dy[t * H + i] + next);
+            grads[param][i] += dy[t * H + i] * sums[t * H + i];
+        }
+    }
+    return WB_OK;
+}
+
+static const wb_layer_kind layer_shift = {
+    .weights_size = sizeof(shift_weights),
+    .worker_size = sizeof(shift),
+    .declare = shift_declare,
+    .state = shift_state,
+    .open = shift_open,
+    .forward = shift_forward,
+    .backward = shift_backward,
+};
+
+/* ---- the family ----------------------------------------------------------------------------------- */
+
+/* Layers from "first_sparse" on are MoE. */
+static wb_status made_up_read(const json_t *root, wb_config *config) {
+    int32_t first = 0;
+    WB_TRY(wb_json_int(root, "first_sparse", WB_JSON_REQUIRED, &first));
+    for (int32_t l = first; l < config->n_layers; l++)
+        config->moe_layer_mask[l / 64] |= UINT64_C(1) << (l % 64);
+    return wb_json_int(root, "dense_size", 0, &config->dense_width);
+}
+
+static int made_up_write(const wb_config *config, json_t *root) {
+    return json_object_set_new(root, "first_sparse",
+                               json_integer(config->n_layers - wb_config_n_moe(config))) ||
+           json_object_set_new(root, "dense_size", json_integer(config->dense_width));
+}
+
+static wb_layer_parts made_up_layer(const wb_config *config, int32_t l) {
+    return (wb_layer_parts){l % 2 == 0 ? &layer_shift : &wb_layer_attention_gqa,
+                            wb_config_is_moe(config, l) ? &wb_layer_moe : &wb_layer_mlp};
+}
+
+static const wb_rename made_up_renames[] = {
+    {"model.layers", "transformer.h"},        {"model.embed_tokens.weight", "wte.weight"},
+    {"mlp.gate.weight", "moe.router.weight"}, {"mlp.experts", "moe.experts"},
+    {"gate_proj.weight", "w1.weight"},        {"up_proj.weight", "w3.weight"},
+    {"down_proj.weight", "w2.weight"},        {NULL, NULL},
+};
+
+static const wb_family_rules made_up_family = {
+    .model_type = "made_up",
+    .architecture = "MadeUpForCausalLM",
+    .expert_width_key = "expert_size",
+    .qk_norm = WB_QK_NORM_NONE,
+    .norm_eps = 1e-5,
+    .rope_theta = 5000.0,
+    .max_positions = 64,
+    .n_kv_heads = 2,
+    .router_types = {WB_ROUTER_SOFTMAX_NORM, WB_ROUTER_SOFTMAX_NORM},
+    .read = made_up_read,
+    .write = made_up_write,
+    .layer = made_up_layer,
+    .renames = made_up_renames,
+};
+
+#endif

@@ -1,0 +1,290 @@
+/* test_replay_step.c - a step under each mode: what is handed out, taken back, and found unused at the end.
+ * Each test is named after the rule it holds, or the bug it keeps out. */
+#include "replay_expect.h"
+
+#include <math.h>
+#include <time.h>
+
+static uint64_t seed;
+
+/* ---- store ----------------------------------------------------------------------------------- */
+
+static void test_rule_19_record_segments_follow_the_first_pass(void **unused) {
+    (void)unused;
+    wb_route_model m = fixture_model(300, 3, 2); /* u16 */
+    wb_replay *r = open_replay(&m, WB_MISSING_STRICT);
+    wb_segment s = {WB_SEGMENT_RECORD, NULL, 0, 3};
+    OK(wb_replay_begin(r, WB_REPLAY_RECORD, 1));
+    OK(wb_replay_plan(r, 0, 1, &s));
+    uint16_t chosen[3][5] = {{299, 1, 2, 0, 0}, {5, 4, 3, 0, 0}, {256, 0, 17, 0, 0}}; /* stride 5 */
+    for (int32_t l = 0; l < 2; l++) {
+        OK(wb_replay_store(r, 0, l, 0, 2, chosen, 5, chosen, 5)); /* in two slices */
+        assert_int_equal(layer_direction(r, 0, l, 2), WB_ROW_NATIVE);
+        OK(wb_replay_store(r, 0, l, 2, 1, chosen[2], 5, NULL, 0));
+    }
+    wb_replay_metrics metrics;
+    wb_replay_layer_metrics layers[2];
+    wb_replay_get_metrics(r, &metrics, layers);
+    assert_true(layers[0].tokens == 0); /* the first pass is not measured against itself */
+    uint16_t native[3][3] = {{299, 1, 2}, {5, 4, 9}, {17, 256, 0}};
+    OK(wb_replay_store(r, 0, 0, 0, 3, chosen, 5, native, 3));
+    wb_replay_get_metrics(r, &metrics, layers);
+    assert_true(layers[0].tokens == 3 && layers[1].tokens == 0);
+    assert_true(fabs(layers[0].overlap - (1 + 2.0 / 3 + 1) / 3) <= 1e-15);
+    assert_true(fabs(layers[0].differ - 1.0 / 3) <= 1e-15); /* slot order is no difference */
+    wb_replay_slice rows;
+    OK(wb_replay_rows(r, 0, WB_ALL_LAYERS, 0, 3, &rows));
+    for (uint32_t t = 0; t < 3; t++) {
+        assert_int_equal(rows.direction[t], WB_ROW_FORCED);
+        for (uint32_t l = 0; l < 2; l++)
+            assert_memory_equal((const uint16_t *)rows.ids + (t * 2 + l) * 3, chosen[t], 6);
+    }
+    wb_replay_close(r);
+}
+
+/* What a whole-model forward tells in one call is what a trainer tells layer by layer. */
+static void test_rule_19_all_layers_at_once_are_the_layers_one_by_one(void **unused) {
+    (void)unused;
+    enum { L = 3, WIDTH = 2, T = 4 };
+    wb_route_model m = fixture_model(300, WIDTH, L); /* u16 */
+    fixture_record f;
+    fixture_complete(&f, &m, 9, 3); /* two rows; the last token chooses */
+    wb_replay *bulk = open_replay(&m, WB_MISSING_STRICT), *each = open_replay(&m, WB_MISSING_STRICT);
+    wb_segment s[] = {fixture_segment(&f, 0, 3), {WB_SEGMENT_PADDING, NULL, 0, 1}};
+    for (int mode = WB_REPLAY_OFF; mode <= WB_REPLAY_ROLLOUT; mode += 2) {
+        wb_replay *const both[2] = {bulk, each};
+        for (int i = 0; i < 2; i++) {
+            wb_replay_clear(both[i]);
+            OK(wb_replay_add(both[i], &m, &f.record));
+            OK(wb_replay_begin(both[i], (wb_replay_mode)mode, 1));
+            OK(wb_replay_plan(both[i], 0, 2, s));
+        }
+        wb_replay_slice slice;
+        OK(wb_replay_rows(bulk, 0, WB_ALL_LAYERS, 0, T, &slice));
+        assert_true(slice.any_native && slice.any_forced); /* the last token; padding at least */
+        assert_int_equal(slice.undecided, mode != WB_REPLAY_OFF);
+        uint16_t used[T][L][WIDTH], native[T][L][WIDTH];
+        for (uint32_t t = 0; t < T; t++)
+            for (uint16_t l = 0; l < L; l++) {
+                native[t][l][0] = (uint16_t)(t + l);
+                native[t][l][1] = (uint16_t)(299 - l);
+                bool chose = slice.direction[t] == WB_ROW_NATIVE;
+                memcpy(used[t][l],
+                       chose ? native[t][l]
+                             : (const uint16_t *)slice.ids + t * (size_t)slice.stride + l * WIDTH,
+                       sizeof used[t][l]);
+            }
+        OK(wb_replay_store(bulk, 0, WB_ALL_LAYERS, 0, T, used, L * WIDTH, native, L * WIDTH));
+        for (int32_t l = 0; l < L; l++)
+            OK(wb_replay_store(each, 0, l, 0, T, used[0][l], L * WIDTH, native[0][l], L * WIDTH));
+        OK(wb_replay_end(bulk));
+        size_t n = 0;
+        double *sums = wb_replay_metric_sums(bulk, &n);
+        assert_memory_equal(sums, wb_replay_metric_sums(each, &n), n * sizeof *sums);
+        assert_true(sums[SUMS_FIXED + LAYER_TOKENS] == 2);
+        wb_replay_slice rows, other;
+        OK(wb_replay_rows(bulk, 0, WB_ALL_LAYERS, 0, T, &rows));
+        OK(wb_replay_rows(each, 0, WB_ALL_LAYERS, 0, T, &other));
+        assert_memory_equal(rows.ids, other.ids, sizeof used);
+        assert_memory_equal(rows.direction, other.direction, T);
+        assert_int_equal(rows.any_native, mode == WB_REPLAY_OFF);
+        if (mode == WB_REPLAY_ROLLOUT) assert_memory_equal(rows.ids, used, sizeof used);
+        /* A fault in the last layer leaves the first ones unchanged too. */
+        OK(wb_replay_begin(bulk, (wb_replay_mode)mode, 1));
+        OK(wb_replay_plan(bulk, 0, 2, s));
+        native[0][L - 1][1] = native[0][L - 1][0];
+        assert_int_equal(wb_replay_store(bulk, 0, WB_ALL_LAYERS, 0, T, used, L * WIDTH, native, L * WIDTH),
+                         WB_INVALID_ARGUMENT);
+        HAS_MESSAGE("MoE layer 2, row 0: native expert 2 is chosen twice");
+        assert_int_equal(wb_replay_store(bulk, 0, WB_ALL_LAYERS, 0, T, used, WIDTH, NULL, 0),
+                         WB_INVALID_ARGUMENT);
+        HAS_MESSAGE("stride of 6");
+        assert_true(wb_replay_metric_sums(bulk, &n)[SUMS_FIXED + LAYER_TOKENS] == 0);
+        assert_int_equal(row_direction(bulk, 0, 2), WB_ROW_NATIVE);
+    }
+    wb_replay_close(bulk);
+    wb_replay_close(each);
+    fixture_close(&f);
+}
+
+static void test_rule_19_record_mode_refuses_replay_segments(void **unused) {
+    (void)unused;
+    wb_route_model m = fixture_model(16, 2, 1);
+    fixture_record f;
+    fixture_complete(&f, &m, 1, 4);
+    wb_replay *r = open_replay(&m, WB_MISSING_STRICT);
+    OK(wb_replay_add(r, &m, &f.record));
+    OK(wb_replay_begin(r, WB_REPLAY_RECORD, 1));
+    wb_segment s = fixture_segment(&f, 0, 3);
+    assert_int_equal(wb_replay_plan(r, 0, 1, &s), WB_MISMATCH);
+    HAS_MESSAGE("mode record");
+    assert_false(wb_replay_planned(r, 0));
+    s = wb_replay_segment(r, f.rid, 0, 3);
+    assert_int_equal(s.kind, WB_SEGMENT_RECORD);
+    OK(wb_replay_plan(r, 0, 1, &s));
+    OK(wb_replay_begin(r, WB_REPLAY_OFF, 1));
+    s = wb_replay_segment(r, f.rid, 1, 2);
+    assert_true(s.kind == WB_SEGMENT_REPLAY && s.rid == f.rid && s.start == 1 && s.rows == 2);
+    assert_int_equal(wb_replay_begin(r, (wb_replay_mode)3, 1), WB_INVALID_ARGUMENT);
+    assert_string_equal(wb_replay_mode_name((wb_replay_mode)3), "unknown");
+    wb_replay_close(r);
+    fixture_close(&f);
+}
+
+/* Off forces and keeps nothing, plan or no plan; padding is no token and goes where it is told. */
+static void test_rule_19_off_forces_nothing(void **unused) {
+    (void)unused;
+    wb_route_model m = fixture_model(16, 2, 2);
+    fixture_record f;
+    fixture_complete(&f, &m, 1, 4);
+    wb_replay *r = open_replay(&m, WB_MISSING_STRICT);
+    OK(wb_replay_add(r, &m, &f.record));
+    OK(wb_replay_begin(r, WB_REPLAY_OFF, 2));
+    wb_segment s[] = {fixture_segment(&f, 0, 3), {WB_SEGMENT_PADDING, NULL, 0, 1}};
+    OK(wb_replay_plan(r, 0, 2, s));
+    uint8_t used[4][2] = {{0, 1}, {0, 1}, {0, 1}, {9, 8}};
+    wb_replay_slice slice;
+    for (int pass = 0; pass < 2; pass++) {
+        for (uint32_t t = 0; t < 3; t++) assert_int_equal(layer_direction(r, 0, 0, t), WB_ROW_NATIVE);
+        assert_int_equal(layer_direction(r, 0, 0, 3), WB_ROW_PADDING);
+        OK(wb_replay_rows(r, 0, 0, 0, 4, &slice));
+        assert_true(slice.want_used == (pass == 0) && !slice.want_native && !slice.undecided);
+        OK(wb_replay_store(r, 0, 0, 0, 3, used, 2, NULL, 0));
+    }
+    assert_int_equal(wb_replay_store(r, 0, 0, 0, 4, used, 2, NULL, 0), WB_MISMATCH); /* padding went astray */
+    int64_t counts[16], total = 0;
+    OK(wb_replay_counts(r, 0, 0, 0, 4, counts));
+    for (int e = 0; e < 16; e++) total += counts[e];
+    assert_int_equal(total, 2);                /* of padding */
+    OK(wb_replay_rows(r, 1, 0, 0, 7, &slice)); /* never planned */
+    assert_true(slice.rows == 7 && slice.any_native && !slice.any_forced && !slice.direction &&
+                !slice.want_used);
+    OK(wb_replay_store(r, 1, 0, 0, 7, NULL, 0, NULL, 0));
+    OK(wb_replay_end(r));
+    wb_replay_layer_metrics layers[2];
+    wb_replay_metrics metrics;
+    wb_replay_get_metrics(r, &metrics, layers);
+    assert_true(layers[0].tokens == 3 && layers[1].tokens == 0);
+    wb_replay_close(r);
+    fixture_close(&f);
+}
+
+static void test_store_checks_before_it_changes_anything(void **unused) {
+    (void)unused;
+    wb_route_model m = fixture_model(16, 2, 1);
+    wb_replay *r = open_replay(&m, WB_MISSING_STRICT);
+    wb_segment s = {WB_SEGMENT_RECORD, NULL, 0, 3};
+    plan_one(r, 1, &s);
+    uint8_t twice[] = {1, 2, 3, 4, 5, 5}, outside[] = {1, 2, 3, 4, 5, 16}, good[] = {1, 2, 3, 4, 5, 6};
+    assert_int_equal(wb_replay_store(r, 0, 0, 0, 3, twice, 2, NULL, 0), WB_INVALID_ARGUMENT);
+    HAS_MESSAGE("row 2: used expert 5 is chosen twice");
+    assert_int_equal(wb_replay_store(r, 0, 0, 0, 3, outside, 2, NULL, 0), WB_INVALID_ARGUMENT);
+    HAS_MESSAGE("out of range");
+    assert_int_equal(wb_replay_store(r, 0, 0, 0, 3, NULL, 0, NULL, 0), WB_INVALID_ARGUMENT);
+    HAS_MESSAGE("row 0 chose natively");
+    assert_int_equal(wb_replay_store(r, 0, 0, 0, 3, good, 1, NULL, 0), WB_INVALID_ARGUMENT);
+    HAS_MESSAGE("stride");
+    assert_int_equal(wb_replay_store(r, 0, 1, 0, 3, good, 2, NULL, 0), WB_INVALID_ARGUMENT);
+    for (uint32_t t = 0; t < 3; t++) assert_int_equal(row_direction(r, 0, t), WB_ROW_NATIVE);
+    assert_int_equal(wb_replay_end(r), WB_MISMATCH); /* none of these was a use */
+    OK(wb_replay_store(r, 0, 0, 0, 3, good, 2, NULL, 0));
+    OK(wb_replay_end(r));
+    assert_int_equal(wb_replay_store(r, 0, 0, 0, 3, good, 2, outside, 2), WB_INVALID_ARGUMENT);
+    HAS_MESSAGE("native expert 16");
+    wb_replay_layer_metrics layer;
+    wb_replay_metrics metrics;
+    wb_replay_get_metrics(r, &metrics, &layer);
+    assert_true(layer.tokens == 0);
+    wb_replay_close(r);
+}
+
+/* ---- use ------------------------------------------------------------------------------------- */
+
+static void test_rule_15_any_order_any_number_of_times(void **unused) {
+    (void)unused;
+    enum { MBS = 4, L = 3 };
+    wb_route_model m = fixture_model(64, 4, L);
+    fixture_record f[MBS];
+    wb_replay *r = open_replay(&m, WB_MISSING_STRICT);
+    OK(wb_replay_begin(r, WB_REPLAY_ROLLOUT, MBS));
+    for (int i = 0; i < MBS; i++) {
+        fixture_complete(&f[i], &m, 10 + (uint64_t)i, 5);
+        OK(wb_replay_add(r, &m, &f[i].record));
+        wb_segment s = fixture_segment(&f[i], 0, 4);
+        OK(wb_replay_plan(r, i, 1, &s));
+    }
+    uint64_t state = seed;
+    for (int n = 0; n < 500; n++) {
+        int32_t mb = (int32_t)wb_random_below(&state, MBS);
+        int32_t l = (int32_t)wb_random_below(&state, L);
+        uint32_t t = wb_random_below(&state, 4);
+        wb_replay_slice slice;
+        OK(wb_replay_rows(r, mb, l, t, 1, &slice));
+        for (uint32_t k = 0; k < 4; k++)
+            assert_int_equal(((const uint8_t *)slice.ids)[k], fixture_id(&m, f[mb].seed, t, (uint32_t)l, k));
+    }
+    OK(wb_replay_end(r));
+    wb_replay_close(r);
+    for (int i = 0; i < MBS; i++) fixture_close(&f[i]);
+}
+
+static void test_rule_15_an_unused_pair_is_named(void **unused) {
+    (void)unused;
+    wb_route_model m = fixture_model(16, 2, 2);
+    wb_replay *r = open_replay(&m, WB_MISSING_STRICT);
+    OK(wb_replay_begin(r, WB_REPLAY_ROLLOUT, 3));
+    wb_segment s = {WB_SEGMENT_PADDING, NULL, 0, 2};
+    OK(wb_replay_plan(r, 0, 1, &s));
+    OK(wb_replay_plan(r, 1, 1, &s));
+    for (int pair = 0; pair < 3; pair++) layer_direction(r, pair / 2, pair % 2, 0);
+    assert_int_equal(wb_replay_end(r), WB_MISMATCH);
+    HAS_MESSAGE("micro-batch 1, MoE layer 1 (model layer 3)");
+    layer_direction(r, 1, 1, 0);
+    assert_int_equal(wb_replay_end(r), WB_MISMATCH);
+    HAS_MESSAGE("micro-batch 2 was not planned");
+    wb_replay_slice slice;
+    assert_int_equal(wb_replay_rows(r, 2, 0, 0, 0, &slice), WB_INVALID_ARGUMENT);
+    OK(wb_replay_plan(r, 2, 0, NULL)); /* no rows: nothing to use */
+    OK(wb_replay_end(r));
+    wb_replay_close(r);
+}
+
+static void test_bug_43_handles_share_nothing(void **unused) {
+    (void)unused;
+    wb_route_model m = fixture_model(16, 2, 2);
+    fixture_record f;
+    fixture_complete(&f, &m, 1, 4);
+    wb_replay *policy = open_replay(&m, WB_MISSING_STRICT), *reference = open_replay(&m, WB_MISSING_STRICT);
+    OK(wb_replay_add(policy, &m, &f.record));
+    wb_segment s = fixture_segment(&f, 0, 4);
+    plan_one(policy, 1, &s);
+    OK(wb_replay_begin(reference, WB_REPLAY_ROLLOUT, 1));
+    assert_int_equal(wb_replay_plan(reference, 0, 1, &s), WB_NOT_FOUND);
+    wb_replay_clear(reference);
+    wb_replay_close(reference);
+    expect_forced(policy, 0, 2, &f, 2);
+    wb_replay_clear(policy);
+    assert_false(wb_replay_planned(policy, 0));
+    OK(wb_replay_begin(policy, WB_REPLAY_ROLLOUT, 1));
+    assert_int_equal(wb_replay_plan(policy, 0, 1, &s), WB_NOT_FOUND);
+    OK(wb_replay_add(policy, &m, &f.record));
+    OK(wb_replay_plan(policy, 0, 1, &s));
+    wb_replay_close(policy);
+    fixture_close(&f);
+}
+
+int main(int argc, char **argv) {
+    seed = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)time(NULL);
+    print_message("seed %" PRIu64 "\n", seed);
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_rule_19_record_segments_follow_the_first_pass),
+        cmocka_unit_test(test_rule_19_all_layers_at_once_are_the_layers_one_by_one),
+        cmocka_unit_test(test_rule_19_record_mode_refuses_replay_segments),
+        cmocka_unit_test(test_rule_19_off_forces_nothing),
+        cmocka_unit_test(test_store_checks_before_it_changes_anything),
+        cmocka_unit_test(test_rule_15_any_order_any_number_of_times),
+        cmocka_unit_test(test_rule_15_an_unused_pair_is_named),
+        cmocka_unit_test(test_bug_43_handles_share_nothing),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

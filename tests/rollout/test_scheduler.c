@@ -1,0 +1,242 @@
+/* test_scheduler.c - the scheduler alone, without a model: random arrivals, lengths, pools and aborts.
+ * Nothing overtakes, blocks are conserved, the batch is what was planned, and every request ends.
+ *
+ * Each round is made from its seed; `test_scheduler --seed N` runs one of them. */
+#include "scheduler.h"
+#include "wb_check.h"
+#include "wb_random.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define N_ROUNDS 2000
+#define FIRST_SEED 4100
+#define MAX_REQUESTS 12
+#define MAX_TOKENS 40 /* prompt and new ones of a request */
+#define MAX_STEPS 5000
+
+typedef struct request {
+    wb_record record; /* tokens: those below */
+    wb_sched_entry entry;
+    uint32_t tokens[MAX_TOKENS];
+    int32_t blocks[MAX_TOKENS];
+    uint32_t max_len;
+    uint64_t arrival, end; /* step; end UINT64_MAX: ends at max_len, else it is aborted */
+    bool arrived, ended;
+} request;
+
+typedef struct round_state {
+    uint64_t seed, state;
+    wb_scheduler scheduler;
+    int32_t n_blocks, block_size, max_batch_tokens, max_running;
+    uint32_t n, n_ended;
+    request requests[MAX_REQUESTS]; /* in order of arrival */
+    uint64_t step;
+    int failures;
+} round_state;
+
+#define EXPECT(condition)                                \
+    do {                                                 \
+        if (!(condition)) fail(r, __LINE__, #condition); \
+    } while (0)
+
+static void fail(round_state *r, int line, const char *condition) {
+    fprintf(stderr, "seed %" PRIu64 ", step %" PRIu64 ", line %d: expected %s\n", r->seed, r->step, line,
+            condition);
+    r->failures++;
+}
+
+/* min .. max, both included. */
+static uint32_t pick(round_state *r, uint32_t min, uint32_t max) {
+    return min + wb_random_below(&r->state, max - min + 1);
+}
+
+/* ---- making a round ------------------------------------------------------------------------------ */
+
+static void make_request(round_state *r, request *q, uint64_t arrival) {
+    q->arrival = arrival;
+    q->end = pick(r, 0, 7) == 0 ? arrival + pick(r, 0, 30) : UINT64_MAX;
+    q->record.prompt_len = q->record.n_tokens = pick(r, 1, MAX_TOKENS / 2);
+    q->record.tokens = q->tokens;
+    q->max_len = q->record.n_tokens + pick(r, 1, MAX_TOKENS / 2);
+    for (uint32_t i = 0; i < MAX_TOKENS; i++) q->tokens[i] = pick(r, 0, 1 << 20);
+    q->entry.record = &q->record;
+    q->entry.blocks = q->blocks;
+}
+
+static wb_status make_round(round_state *r, uint64_t seed) {
+    memset(r, 0, sizeof *r);
+    r->seed = seed;
+    r->state = wb_mix64(seed);
+    r->n = pick(r, 1, MAX_REQUESTS);
+    uint32_t longest = 1;
+    uint64_t arrival = 0;
+    for (uint32_t i = 0; i < r->n; i++) {
+        make_request(r, &r->requests[i], arrival += pick(r, 0, 6));
+        const uint32_t fed = r->requests[i].max_len - 1;
+        longest = fed > longest ? fed : longest;
+    }
+    r->block_size = (int32_t)pick(r, 1, 9);
+    const int32_t min_blocks = (int32_t)wb_kv_blocks_for(r->block_size, longest);
+    r->n_blocks = min_blocks + (pick(r, 0, 1) == 0 ? 0 : (int32_t)pick(r, 0, 2 * (uint32_t)min_blocks));
+    r->max_batch_tokens = (int32_t)(pick(r, 0, 2) == 0 ? pick(r, 1, 4) : pick(r, 1, 64));
+    r->max_running = (int32_t)pick(r, 1, MAX_REQUESTS);
+    return wb_scheduler_open(&r->scheduler, r->n_blocks, r->block_size, r->max_batch_tokens, r->max_running,
+                             MAX_TOKENS);
+}
+
+/* ---- what must hold after each plan -------------------------------------------------------------- */
+
+/* The line is in order of arrival, those that run are its head, and the counts are theirs. */
+static void check_line(round_state *r) {
+    const wb_scheduler *s = &r->scheduler;
+    const wb_sched_entry *entry = s->first, *previous = NULL;
+    int32_t running = 0, waiting = 0;
+    for (uint32_t i = 0; i < r->n; i++) {
+        const request *q = &r->requests[i];
+        if (!q->arrived || q->ended) continue;
+        EXPECT(entry == &q->entry);
+        if (entry != &q->entry) return;
+        EXPECT(entry->previous == previous);
+        EXPECT(!entry->running || waiting == 0);
+        if (!entry->running && waiting == 0) EXPECT(s->first_waiting == entry);
+        *(entry->running ? &running : &waiting) += 1;
+        previous = entry;
+        entry = entry->next;
+    }
+    EXPECT(!entry && s->last == previous);
+    EXPECT(running == s->running && waiting == s->waiting && running <= r->max_running);
+    EXPECT((waiting == 0) == !s->first_waiting);
+}
+
+/* Each block of the pool is free or held by one request, once. */
+static void check_blocks(round_state *r) {
+    const wb_kv_blocks *pool = &r->scheduler.pool;
+    uint8_t *seen = calloc((size_t)r->n_blocks, 1);
+    if (!seen) abort();
+    int32_t n = 0;
+    for (int32_t i = 0; i < pool->n_free; i++, n++) seen[pool->free[i]]++;
+    for (uint32_t i = 0; i < r->n; i++) {
+        const wb_sched_entry *entry = &r->requests[i].entry;
+        EXPECT(entry->running || (entry->n_blocks == 0 && entry->n_in_pool == 0));
+        EXPECT(entry->n_in_pool + entry->n_planned <= (uint32_t)(entry->n_blocks * r->block_size));
+        for (int32_t k = 0; k < entry->n_blocks; k++, n++) seen[entry->blocks[k]]++;
+    }
+    EXPECT(n == r->n_blocks);
+    for (int32_t i = 0; i < r->n_blocks; i++) EXPECT(seen[i] == 1);
+    free(seen);
+}
+
+static void check_entry(round_state *r, int32_t i, int64_t *t, int64_t *n_sampled) {
+    const wb_step_batch *batch = &r->scheduler.batch;
+    const wb_sched_entry *entry = batch->entries[i];
+    EXPECT(entry->running && entry->n_planned > 0);
+    for (uint32_t k = 0; k < entry->n_planned; k++, ++*t) {
+        EXPECT(batch->pos[*t] == (int32_t)(entry->n_in_pool + k));
+        EXPECT(batch->tokens[*t] == (int32_t)entry->record->tokens[entry->n_in_pool + k]);
+        EXPECT(batch->seq[*t] == i);
+    }
+    for (int32_t k = 0; k < batch->max_blocks; k++)
+        EXPECT(batch->blocks[i * batch->max_blocks + k] == (k < entry->n_blocks ? entry->blocks[k] : 0));
+    if (!wb_sched_samples(entry)) return;
+    EXPECT(*n_sampled < batch->n_sampled && batch->sampled[*n_sampled] == entry);
+    EXPECT(batch->logit_rows[*n_sampled] == *t - 1);
+    ++*n_sampled;
+}
+
+/* The batch is the planned tokens in order of arrival, and no prefill is passed by a younger one. */
+static void check_batch(round_state *r) {
+    const wb_step_batch *batch = &r->scheduler.batch;
+    int64_t t = 0, n_sampled = 0;
+    int32_t n_planned = 0;
+    bool a_prefill_waits = false;
+    for (const wb_sched_entry *entry = r->scheduler.first; entry; entry = entry->next) {
+        const uint32_t lacks = entry->record->n_tokens - entry->n_in_pool;
+        const bool prefills = lacks > 1;
+        if (prefills && a_prefill_waits) EXPECT(entry->n_planned == 0);
+        if (prefills && entry->n_planned < lacks) a_prefill_waits = true;
+        n_planned += entry->n_planned > 0;
+    }
+    EXPECT(batch->n_entries == n_planned && n_planned <= r->scheduler.max_entries);
+    for (int32_t i = 0; i < batch->n_entries; i++) {
+        if (i > 0) EXPECT(batch->entries[i - 1] < batch->entries[i]); /* requests lie in order of arrival */
+        check_entry(r, i, &t, &n_sampled);
+    }
+    EXPECT(batch->n_tokens == t && t <= r->max_batch_tokens);
+    EXPECT(batch->n_sampled == n_sampled);
+    EXPECT(t > 0 || !r->scheduler.first); /* a step with work does some */
+}
+
+/* ---- a step as the engine makes it --------------------------------------------------------------- */
+
+static void arrive_and_abort(round_state *r) {
+    for (uint32_t i = 0; i < r->n; i++) {
+        request *q = &r->requests[i];
+        if (!q->arrived && q->arrival <= r->step) {
+            wb_scheduler_add(&r->scheduler, &q->entry);
+            q->arrived = true;
+        }
+        if (!q->arrived || q->ended || q->end > r->step) continue;
+        wb_scheduler_remove(&r->scheduler, &q->entry);
+        q->ended = true;
+        r->n_ended++;
+    }
+}
+
+static request *request_of(wb_sched_entry *entry) {
+    return (request *)(void *)((char *)entry - offsetof(request, entry));
+}
+
+static void commit(round_state *r) {
+    const wb_step_batch *batch = &r->scheduler.batch;
+    for (int32_t i = 0; i < batch->n_entries; i++) {
+        request *q = request_of(batch->entries[i]);
+        const bool samples = wb_sched_samples(&q->entry);
+        wb_scheduler_fed(&q->entry);
+        if (!samples || ++q->record.n_tokens < q->max_len) continue;
+        wb_scheduler_remove(&r->scheduler, &q->entry);
+        q->ended = true;
+        r->n_ended++;
+    }
+}
+
+/* Now and then a step is not made after its plan: the next plan must do as well. */
+static int run_round(uint64_t seed, uint64_t *preemptions) {
+    static round_state state;
+    round_state *r = &state;
+    if (make_round(r, seed) != WB_OK) abort();
+    for (r->step = 0; r->n_ended < r->n && r->failures == 0; r->step++) {
+        EXPECT(r->step < MAX_STEPS);
+        arrive_and_abort(r);
+        wb_scheduler_plan(&r->scheduler);
+        check_line(r);
+        check_blocks(r);
+        check_batch(r);
+        if (pick(r, 0, 15) == 0)
+            wb_scheduler_drop_plan(&r->scheduler);
+        else
+            commit(r);
+    }
+    EXPECT(r->scheduler.pool.n_free == r->n_blocks || r->failures > 0);
+    *preemptions += r->scheduler.preemptions;
+    wb_scheduler_close(&r->scheduler);
+    return r->failures > 0;
+}
+
+int main(int argc, char **argv) {
+    const bool one = argc == 3 && strcmp(argv[1], "--seed") == 0;
+    const uint64_t first = one ? strtoull(argv[2], NULL, 10) : FIRST_SEED, n = one ? 1 : N_ROUNDS;
+    uint64_t preemptions = 0;
+    int failures = 0;
+    for (uint64_t seed = first; seed < first + n; seed++) failures += run_round(seed, &preemptions);
+    printf("test_scheduler: seeds %" PRIu64 "..%" PRIu64 ", %" PRIu64 " preemptions, %d of %" PRIu64
+           " rounds failed\n",
+           first, first + n - 1, preemptions, failures, n);
+    if (!one && preemptions < n / 10) {
+        printf("expected more preemptions: the rounds are too easy to show anything\n");
+        return 1;
+    }
+    return failures > 0;
+}

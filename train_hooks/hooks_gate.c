@@ -1,0 +1,93 @@
+/* hooks_gate.c - the router's gate of a foreign trainer, forward and backward, of rows of one layer. Owns:
+ * zero weights and gradients of padding rows. Refuses: a backward without its forward. */
+#include "hooks_internal.h"
+
+#include <inttypes.h>
+
+/* Buffers only grow: in the steady state a call allocates nothing. */
+static wb_status reserve(wb_hooks *h, int64_t T) {
+    wb_workspace *w = &h->workspace;
+    int64_t layer_bytes = (int64_t)h->layer_bytes;
+    WB_TRY(wb_reserve(w, &h->ids, T, layer_bytes, 1));
+    WB_TRY(wb_reserve(w, &h->native, T, layer_bytes, 1));
+    WB_TRY(wb_reserve(w, &h->direction, T, 1, 1));
+    WB_TRY(wb_reserve_host(w, &h->ids_host, T, h->layer_bytes, "hooks: ids"));
+    WB_TRY(wb_reserve_host(w, &h->native_host, T, h->layer_bytes, "hooks: native ids"));
+    return wb_reserve_host(w, &h->wide_host, T, (size_t)h->options.router.top_k * sizeof(uint16_t),
+                           "hooks: the trainer's ids");
+}
+
+static wb_status start_call(wb_hooks *h, int32_t micro_batch, int32_t layer, uint32_t row, int64_t T,
+                            const float *logits, gate_call *out) {
+    if (!h || !h->in_step) return wb_fail(WB_INVALID_ARGUMENT, "hooks: a gate was called outside of a step");
+    if (T < 0 || T > UINT32_MAX || layer < 0 || layer >= h->n_layers || (T > 0 && !logits))
+        return wb_fail(WB_INVALID_ARGUMENT,
+                       "hooks: expected a MoE layer below %" PRId32 " and logits of 0..2^32 rows, found "
+                       "layer %" PRId32 ", %" PRId64 " rows%s",
+                       h->n_layers, layer, T, logits ? "" : ", NULL");
+    gate_call c = {
+        .micro_batch = micro_batch, .layer = layer, .row = row, .T = (uint32_t)T, .logits = logits};
+    if (h->options.replay)
+        WB_TRY(wb_replay_rows(h->options.replay, micro_batch, layer, row, c.T, &c.slice));
+    else
+        c.slice = (wb_replay_slice){.rows = c.T, .any_native = true};
+    WB_TRY(reserve(h, T));
+    *out = c;
+    return WB_OK;
+}
+
+/* `data`'s rows of padding, `width` floats each, to zero. */
+static wb_status zero_padding(wb_hooks *h, const gate_call *c, float *data, size_t width) {
+    wb_device *dev = h->options.device;
+    const uint8_t *direction = c->slice.direction;
+    for (size_t t = 0, end; c->slice.any_forced && t < c->T; t = end) {
+        end = t + 1;
+        if (direction[t] != WB_ROW_PADDING) continue;
+        while (end < c->T && direction[end] == WB_ROW_PADDING) end++;
+        WB_TRY(dev->zero(dev, data + t * width, (end - t) * width * sizeof *data));
+    }
+    return WB_OK;
+}
+
+/* The replay learns what the rows used and what they would have chosen. */
+static wb_status store(wb_hooks *h, const gate_call *c) {
+    if (!h->options.replay) return WB_OK;
+    const void *used = c->slice.want_used ? h->ids_host.data : NULL;
+    const void *native = c->slice.want_native ? h->native_host.data : NULL;
+    int64_t K = h->options.router.top_k;
+    return wb_replay_store(h->options.replay, c->micro_batch, c->layer, c->row, c->T, used, K, native, K);
+}
+
+wb_status wb_hooks_gate_forward(wb_hooks *h, int32_t micro_batch, int32_t layer, uint32_t row, int64_t T,
+                                const float *logits, wb_ids ids_out, float *weights_out) {
+    gate_call c = {0};
+    WB_TRY(start_call(h, micro_batch, layer, row, T, logits, &c));
+    WB_TRY(wb_hooks_check_ids(h, T, ids_out));
+    wb_device *dev = h->options.device;
+    WB_TRY(wb_hooks_choose(h, &c, ids_out));
+    /* The store changes the slice's directions in place, from native to forced; padding stays padding. */
+    WB_TRY(store(h, &c));
+    WB_TRY(dev->gate_forward(dev, &h->options.router, T, logits, hooks_ids(h, &h->ids), weights_out));
+    WB_TRY(zero_padding(h, &c, weights_out, (size_t)h->options.router.top_k));
+    return wb_hooks_write_ids(h, &c, ids_out);
+}
+
+wb_status wb_hooks_gate_backward(wb_hooks *h, int32_t micro_batch, int32_t layer, uint32_t row, int64_t T,
+                                 const float *logits, const float *dweights, float *dlogits_out) {
+    gate_call c = {0};
+    WB_TRY(start_call(h, micro_batch, layer, row, T, logits, &c));
+    wb_device *dev = h->options.device;
+    if (c.slice.undecided)
+        return wb_fail(WB_INVALID_ARGUMENT,
+                       "hooks: micro-batch %" PRId32 ", MoE layer %" PRId32
+                       ": backward of rows that no forward has routed",
+                       micro_batch, layer);
+    if (c.slice.any_native && h->options.router.type == WB_ROUTER_HASH)
+        return wb_fail(WB_UNSUPPORTED, "hooks: backward of a hash router in mode off: the ids are the "
+                                       "trainer's own, call the device's gate_backward");
+    c.slice.want_used = c.slice.want_native = false;
+    WB_TRY(wb_hooks_choose(h, &c, (wb_ids){0}));
+    WB_TRY(
+        dev->gate_backward(dev, &h->options.router, T, logits, hooks_ids(h, &h->ids), dweights, dlogits_out));
+    return zero_padding(h, &c, dlogits_out, (size_t)h->options.router.n_experts);
+}
