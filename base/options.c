@@ -10,20 +10,20 @@ void wb_options_init(void *options_out, size_t size, const void *defaults, size_
     memcpy(options_out, &size, sizeof size);
 }
 
-wb_status wb_options_read(void *own, size_t own_size, const void *given, const char *what) {
-    if (!given) return WB_OK;
+wb_status wb_options_read(void *own, size_t own_size, const void *options, const char *what) {
+    if (!options) return WB_OK;
     size_t size;
-    memcpy(&size, given, sizeof size);
+    memcpy(&size, options, sizeof size);
     if (size < sizeof size)
         return wb_fail(WB_INVALID_ARGUMENT,
                        "%s: options of %zu bytes: expected them to come from the initialiser", what, size);
     for (size_t i = own_size; i < size; i++)
-        if (((const unsigned char *)given)[i] != 0)
+        if (((const unsigned char *)options)[i] != 0)
             return wb_fail(
                 WB_INVALID_ARGUMENT,
                 "%s: byte %zu of the options is set, this version knows %zu bytes: expected a later library",
                 what, i, own_size);
-    memcpy(own, given, size < own_size ? size : own_size);
+    memcpy(own, options, size < own_size ? size : own_size);
     memcpy(own, &own_size, sizeof own_size);
     return WB_OK;
 }

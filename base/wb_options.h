@@ -16,6 +16,6 @@ void wb_options_init(void *options_out, size_t size, const void *defaults, size_
 /* Lays a caller's options over `own`, which holds the defaults and is own_size bytes. NULL leaves the
  * defaults. `what` begins the message of INVALID_ARGUMENT: the struct was not initialised (size 0), or a
  * later version's has a field set that this version does not know. */
-wb_status wb_options_read(void *own, size_t own_size, const void *given, const char *what);
+wb_status wb_options_read(void *own, size_t own_size, const void *options, const char *what);
 
 #endif

@@ -14,10 +14,10 @@ void wb_request_init(wb_request *request_out, size_t size) {
     wb_options_init(request_out, size, &defaults, sizeof defaults);
 }
 
-wb_status wb_request_read(const wb_request *given, wb_request *request_out) {
-    wb_request request = defaults;
-    WB_TRY(wb_options_read(&request, sizeof request, given, "request"));
-    *request_out = request;
+wb_status wb_request_read(const wb_request *request, wb_request *request_out) {
+    wb_request own = defaults;
+    WB_TRY(wb_options_read(&own, sizeof own, request, "request"));
+    *request_out = own;
     return WB_OK;
 }
 

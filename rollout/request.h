@@ -11,7 +11,7 @@ typedef struct wb_request_limits {
 } wb_request_limits;
 
 /* The caller's request over the defaults. */
-wb_status wb_request_read(const wb_request *given, wb_request *request_out);
+wb_status wb_request_read(const wb_request *request, wb_request *request_out);
 
 /* What wb_engine_submit refuses, but for a rid that is in use. */
 wb_status wb_request_check(const wb_request *request, const wb_request_limits *limits);

@@ -77,7 +77,7 @@ uint32_t wb_search_hottest(const wb_search *search); /* the lowest of the most l
  * no trials are left. */
 void wb_search_descend(wb_search *search, double goal);
 
-/* Tries n exchanges of random ranks that leave no rank above `most`: other contents, no worse. */
+/* Tries n exchanges of random ranks that leave no rank above `max`: other contents, no worse. */
 void wb_search_shake(wb_search *search, double max, uint32_t n);
 
 #endif

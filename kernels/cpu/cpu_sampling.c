@@ -176,9 +176,9 @@ static void sample_row(int64_t V, const float *z, const wb_sample_params *params
     draw d = make_draw(V, z, max, params, scratch);
     double kept = d.total;
     bool all = (params->top_k == 0 || params->top_k >= V) && params->top_p >= 1.0f;
-    int64_t drawn = all ? draw_in_id_order(&d) : draw_from_top(&d, &kept);
-    *token = (int32_t)drawn;
-    *logprob = z[drawn] / params->temperature - d.top - wb_logf((float)kept);
+    int64_t id = all ? draw_in_id_order(&d) : draw_from_top(&d, &kept);
+    *token = (int32_t)id;
+    *logprob = z[id] / params->temperature - d.top - wb_logf((float)kept);
 }
 
 static wb_status check_params(int64_t row, const wb_sample_params *params) {

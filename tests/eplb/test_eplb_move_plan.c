@@ -2,6 +2,7 @@
  * checksum. Checked group by group: what may run at the same time, bounds, kinds, sources, entries into
  * nodes; at the end the map, the bytes and the seconds. */
 #include "wb_eplb.h"
+#include "wb_random.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -16,15 +17,9 @@
 
 enum { MAX_P = 32, MAX_R = 1024, MAX_E = 1024, MAX_L = 4, MAX_CELLS = MAX_R + 2 * MAX_P };
 
-static uint64_t mix(uint64_t x) {
-    x += 0x9e3779b97f4a7c15u;
-    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
-    x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
-    return x ^ (x >> 31);
-}
 static uint64_t random_state;
 static uint32_t below(uint32_t n) {
-    return (uint32_t)((mix(random_state++) >> 32) % n);
+    return (uint32_t)((wb_mix64(random_state++) >> 32) % n);
 }
 
 /* ---- the interpreter ------------------------------------------------------------------------- */
@@ -36,7 +31,7 @@ typedef struct cell {
 
 static cell cell_of(uint32_t layer, int32_t expert) {
     if (expert < 0) return (cell){-1, -1, 0};
-    return (cell){(int32_t)layer, expert, mix((uint64_t)layer << 32 | (uint32_t)expert)};
+    return (cell){(int32_t)layer, expert, wb_mix64((uint64_t)layer << 32 | (uint32_t)expert)};
 }
 
 typedef struct traffic {

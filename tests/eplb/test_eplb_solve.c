@@ -1,6 +1,7 @@
 /* test_eplb_solve.c - what all placement solvers share (checks, threads, any shape), and the solvers that
  * start from a placement or from several micro-batches. Random cases print their seed. */
 #include "wb_eplb.h"
+#include "wb_random.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -19,8 +20,7 @@ enum { L = 2, MAX_RANKS = 16 };
 static uint64_t seed;
 
 static uint32_t below(uint32_t n) {
-    seed = seed * 6364136223846793005u + 1442695040888963407u;
-    return (uint32_t)(((seed >> 33) * n) >> 31);
+    return wb_random_below(&seed, n);
 }
 
 #define assert_message_has(part)                                            \

@@ -9,6 +9,7 @@
  * the seed.
  */
 #include "wb_device.h"
+#include "wb_random.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -72,10 +73,7 @@ typedef struct answer {
 static uint64_t rng_state;
 
 static uint64_t rng_next(void) {
-    uint64_t z = (rng_state += 0x9e3779b97f4a7c15u);
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return z ^ (z >> 31);
+    return wb_random(&rng_state);
 }
 
 static uint32_t rng_below(uint32_t n) {

@@ -6,6 +6,7 @@
 #define MODEL_FIXTURE_H
 
 #include "layers/moe/moe.h"
+#include "wb_random.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -24,10 +25,9 @@
 /* ---- random numbers ------------------------------------------------------------------------------ */
 
 static inline uint64_t random_bits(uint64_t *state) {
-    uint64_t x = *state += 0x9e3779b97f4a7c15U;
-    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9U;
-    x = (x ^ (x >> 27)) * 0x94d049bb133111ebU;
-    return x ^ (x >> 31);
+    const uint64_t bits = wb_mix64(*state);
+    *state += WB_RANDOM_STEP;
+    return bits;
 }
 
 /* 0 <= result < n */
