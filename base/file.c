@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -86,7 +87,7 @@ static void free_names(wb_new_file *file) {
     file->path = file->temp = NULL;
 }
 
-enum { MOST_LINKS = 40 }; /* as many as Linux follows */
+enum { MAX_LINKS = 40 }; /* as many as Linux follows */
 
 /* The path that a symbolic link at `path` points to; NULL when `path` is no link or is not there. */
 static wb_status read_link(const char *path, char **target_out) {
@@ -101,13 +102,27 @@ static wb_status read_link(const char *path, char **target_out) {
     return wb_text_format(target_out, "%.*s%.*s", parent, path, (int)length, target);
 }
 
-/* The end of the links at `path`, which need not exist. */
+/* The open file that a name like /dev/fd/3 stands for, or -1. Such a name is a link, but what it points to
+ * need not have a path, and where it has one the owner of the descriptor is writing there. */
+static int descriptor_of(const char *path) {
+    static const char *const folders[] = {"/proc/self/fd/", "/dev/fd/"};
+    for (size_t i = 0; i < sizeof folders / sizeof folders[0]; i++) {
+        const size_t length = strlen(folders[i]);
+        if (strncmp(path, folders[i], length) != 0 || path[length] < '0' || path[length] > '9') continue;
+        char *end = NULL;
+        const long fd = strtol(path + length, &end, 10);
+        if (*end == '\0' && fd <= INT_MAX) return (int)fd;
+    }
+    return -1;
+}
+
+/* The end of the links at `path`, which need not exist, or the name of a descriptor on the way. */
 static wb_status follow_links(const char *path, char **end_out) {
     char *here = NULL;
     WB_TRY(wb_text_format(&here, "%s", path));
-    for (int i = 0; i < MOST_LINKS; i++) {
+    for (int i = 0; i < MAX_LINKS; i++) {
         char *next = NULL;
-        wb_status status = read_link(here, &next);
+        wb_status status = descriptor_of(here) < 0 ? read_link(here, &next) : WB_OK;
         if (status == WB_OK && !next) {
             *end_out = here;
             return WB_OK;
@@ -120,31 +135,41 @@ static wb_status follow_links(const char *path, char **end_out) {
     return wb_fail(WB_IO, "%s: too many symbolic links", path);
 }
 
-/* Whether what stands at `path` is to be written directly, or replaced by a rename; neither is an error. */
-static wb_status look_at(const char *path, bool *direct_out) {
+/* What stands at `path` decides: a device or a pipe is written directly, a file is replaced by one of the
+ * same permissions, and where nothing stands a new file comes. */
+static wb_status look_at(const char *path, bool *direct_out, mode_t *mode_out) {
     struct stat info;
     *direct_out = false;
+    *mode_out = 0; /* of a new file */
     if (stat(path, &info) != 0)
         return errno == ENOENT ? WB_OK : wb_fail(WB_IO, "%s: cannot be written: %s", path, strerror(errno));
     *direct_out = S_ISCHR(info.st_mode) || S_ISFIFO(info.st_mode);
+    *mode_out = info.st_mode & 07777;
     if (*direct_out || S_ISREG(info.st_mode)) return WB_OK;
     return wb_fail(WB_IO, "%s: cannot be written: expected a file, a device or a pipe, found %s", path,
                    S_ISDIR(info.st_mode) ? "a directory" : "something else");
 }
 
+static wb_status open_temp(wb_new_file *file, mode_t mode) {
+    WB_TRY(wb_text_format(&file->temp, "%s.%ld.tmp", file->path, (long)getpid()));
+    file->fd = open(file->temp, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    if (file->fd >= 0 && mode != 0) WB_IGNORE(fchmod(file->fd, mode)); /* another's file keeps what it can */
+    return WB_OK;
+}
+
 static wb_status open_new(const char *path, wb_new_file *file) {
     bool direct = false;
-    WB_TRY(look_at(path, &direct));
-    if (direct) { /* under its own name: what /dev/stdout points to may have no path */
-        WB_TRY(wb_text_format(&file->path, "%s", path));
-        file->fd = open(path, O_WRONLY | O_CLOEXEC);
-    } else {
-        WB_TRY(follow_links(path, &file->path));
-        WB_TRY(wb_text_format(&file->temp, "%s.%ld.tmp", file->path, (long)getpid()));
-        file->fd = open(file->temp, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-    }
-    if (file->fd >= 0) return WB_OK;
-    return wb_fail(WB_IO, "%s: cannot be written: %s", direct ? path : file->temp, strerror(errno));
+    mode_t mode = 0;
+    WB_TRY(follow_links(path, &file->path));
+    const int descriptor = descriptor_of(file->path);
+    if (descriptor < 0) WB_TRY(look_at(file->path, &direct, &mode));
+    if (descriptor >= 0)
+        file->fd = fcntl(descriptor, F_DUPFD_CLOEXEC, 0); /* so it goes on where its owner is */
+    else if (direct)
+        file->fd = open(file->path, O_WRONLY | O_CLOEXEC);
+    else
+        WB_TRY(open_temp(file, mode));
+    return file->fd >= 0 ? WB_OK : wb_fail(WB_IO, "%s: cannot be written: %s", path, strerror(errno));
 }
 
 wb_status wb_new_file_open(const char *path, wb_new_file *file) {
@@ -167,8 +192,8 @@ wb_status wb_new_file_write(wb_new_file *file, const void *data, size_t bytes) {
 }
 
 wb_status wb_new_file_sync(wb_new_file *file) {
-    int failed = file->temp ? fsync(file->fd) : 0,
-        reason = errno; /* a device or a pipe has no disk behind it */
+    int failed = file->temp ? fsync(file->fd) : 0; /* what is written directly is not ours to sync */
+    int reason = errno;
     if (close(file->fd) != 0 && !failed) {
         failed = 1;
         reason = errno;

@@ -4,6 +4,9 @@
 
 #include <string.h>
 
+/* A later version's struct is longer, but not by this much: a size beyond it was never set. */
+enum { MAX_LATER_BYTES = 4096 };
+
 void wb_options_init(void *options_out, size_t size, const void *defaults, size_t own_size) {
     memset(options_out, 0, size);
     memcpy(options_out, defaults, size < own_size ? size : own_size);
@@ -14,7 +17,7 @@ wb_status wb_options_read(void *own, size_t own_size, const void *options, const
     if (!options) return WB_OK;
     size_t size;
     memcpy(&size, options, sizeof size);
-    if (size < sizeof size)
+    if (size < sizeof size || size > own_size + MAX_LATER_BYTES)
         return wb_fail(WB_INVALID_ARGUMENT,
                        "%s: options of %zu bytes: expected them to come from the initialiser", what, size);
     for (size_t i = own_size; i < size; i++)

@@ -17,13 +17,13 @@ wb_status wb_dir_create(const char *dir);
 /* A new file under construction: written to "<path>.<process id>.tmp", synced, renamed over `path`, the
  * directory synced. A crash leaves the old file or the new one, never a mixture.
  *
- * A symbolic link is followed, and what it points to is replaced. A device or a pipe (/dev/stdout, a named
- * pipe) is written directly, since a rename would put a file in its place. A directory or a socket is
- * refused. */
+ * A symbolic link is followed, and what it points to is replaced by a file of the same permissions. A
+ * device or a named pipe is written directly, since a rename would put a file in its place; so is an open
+ * descriptor (/dev/stdout, /dev/fd/3), where its owner is. A directory or a socket is refused. */
 typedef struct wb_new_file {
     int fd;
     char *path;       /* what is replaced: the end of the links */
-    char *temp;       /* NULL for a device or pipe */
+    char *temp;       /* NULL where it is written directly */
     uint64_t written; /* bytes */
 } wb_new_file;
 wb_status wb_new_file_open(const char *path, wb_new_file *file);

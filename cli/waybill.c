@@ -60,8 +60,9 @@ static int no_command(const char *name) {
 
 /* `waybill help [COMMAND]` */
 static int help(const char *name) {
-    const cli_command *command = name ? find_command(name) : NULL;
-    if (name && !command) return no_command(name);
+    const bool overview = !name || is_help(name) || strcmp(name, "help") == 0;
+    const cli_command *command = overview ? NULL : find_command(name);
+    if (!overview && !command) return no_command(name);
     if (command)
         cli_print_help(command);
     else
@@ -75,7 +76,13 @@ int main(int argc, char **argv) {
     signal(SIGPIPE, SIG_IGN);
     const char *name = argc > 1 ? argv[1] : NULL;
     if (!name) return no_command(NULL);
-    if (strcmp(name, "help") == 0) return cli_end(help(argc > 2 ? argv[2] : NULL));
+    const int max_words = strcmp(name, "help") == 0 ? 3 : 2;
+    const bool alone = max_words == 3 || is_help(name) || strcmp(name, "--version") == 0;
+    if (alone && argc > max_words) {
+        fprintf(stderr, "waybill %s: expected nothing after it, found %s\n", name, argv[max_words]);
+        return CLI_USAGE;
+    }
+    if (max_words == 3) return cli_end(help(argc > 2 ? argv[2] : NULL));
     if (is_help(name)) return cli_end(help(NULL));
     if (strcmp(name, "--version") == 0) {
         printf("waybill %s\n", wb_version());

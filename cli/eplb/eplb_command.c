@@ -274,9 +274,10 @@ static void set_defaults(void *options) {
 
 static wb_status write_files(eplb_run *run, eplb_source *source) {
     const eplb_settings *s = run->settings;
+    fflush(stdout); /* the report comes before what --save /dev/stdout writes; cli_end sees a failure */
     if (s->save_path) {
         const wb_status status = wb_placement_save(eplb_result_row(run)->placement, s->save_path);
-        if (status != WB_OK) return status;
+        if (status != WB_OK) return wb_fail_context(status, "--save %s", s->save_path);
     }
     return s->chart_path ? eplb_draw(run, source) : WB_OK;
 }

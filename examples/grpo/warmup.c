@@ -2,6 +2,7 @@
  * arithmetic task, enough to be right now and then, which is what reinforcement learning needs to start
  * from. */
 #include "grpo.h"
+#include "wb_file.h"
 #include "wb_memory.h"
 
 #include <inttypes.h>
@@ -95,12 +96,18 @@ static wb_status run_warmup(const options *o, wb_model *model, wb_train *train, 
     return status;
 }
 
+/* The folder is made before the minutes of training, so that a path that cannot be one is said at once. */
+static wb_status make_folder(const options *o, wb_comm *comm) {
+    return wb_comm_agree(comm, wb_comm_rank(comm) == 0 ? wb_dir_create(o->make_base) : WB_OK);
+}
+
 wb_status warmup_make_base(const options *o, wb_device *device, wb_comm *comm, report *r) {
     wb_config config = tiny_config(o->family);
     wb_model_options model_options = wb_model_options_default();
     model_options.device = device;
     model_options.comm = comm;
     wb_model *model;
+    WB_TRY(make_folder(o, comm));
     WB_TRY(wb_model_create(&config, o->seed, 0.08f, &model_options, &model));
     wb_train *train = NULL;
     optimizer opt = {0};

@@ -90,12 +90,54 @@ static void test_pipes_are_written_directly(void **state) {
     temp_remove(dir);
 }
 
+/* A descriptor goes on where its owner is, whatever it is open on: a log that is appended to keeps its
+ * lines. */
+static void test_descriptors_are_written_where_they_are(void **state) {
+    (void)state;
+    temp_path dir = temp_dir(), log = temp_in(dir.text, "log"), link = temp_in(dir.text, "link");
+    int fd = open(log.text, O_WRONLY | O_CREAT | O_APPEND, 0600);
+    assert_true(fd >= 0);
+    assert_int_equal(write(fd, "before ", 7), 7);
+    static const char *const folders[] = {"/dev/fd", "/proc/self/fd"};
+    for (size_t i = 0; i < 2; i++) {
+        char name[64];
+        snprintf(name, sizeof name, "%s/%d", folders[i], fd);
+        assert_int_equal(replace(name, "through "), WB_OK);
+    }
+    char name[64];
+    snprintf(name, sizeof name, "/proc/self/fd/%d", fd);
+    assert_int_equal(symlink(name, link.text), 0);
+    assert_int_equal(replace(link.text, "linked "), WB_OK);
+    assert_int_equal(write(fd, "after", 5), 5);
+    expect_content(log.text, "before through through linked after");
+    assert_int_equal(unlink(log.text), 0);
+    assert_int_equal(replace(name, "gone"), WB_OK); /* a file without a name gets none */
+    assert_int_equal(close(fd), 0);
+    assert_int_equal(replace(name, "x"), WB_IO);
+    assert_int_equal(unlink(link.text), 0);
+    assert_int_equal(rmdir(dir.text), 0);
+}
+
+static void test_permissions_stay(void **state) {
+    (void)state;
+    temp_path dir = temp_dir(), path = temp_in(dir.text, "file");
+    struct stat info;
+    assert_int_equal(replace(path.text, "one"), WB_OK);
+    assert_int_equal(chmod(path.text, 0600), 0);
+    assert_int_equal(replace(path.text, "two"), WB_OK);
+    assert_int_equal(stat(path.text, &info), 0);
+    assert_int_equal(info.st_mode & 07777, 0600);
+    temp_remove(dir);
+}
+
 static void test_refusals(void **state) {
     (void)state;
     temp_path dir = temp_dir(), missing = temp_in(dir.text, "no/such/file");
     assert_int_equal(replace(dir.text, "x"), WB_IO);
     assert_non_null(strstr(wb_error_message(), "a directory"));
     assert_int_equal(replace(missing.text, "x"), WB_IO);
+    assert_non_null(
+        strstr(wb_error_message(), "no/such/file: cannot be written")); /* the name that was asked for */
     char *text = NULL;
     size_t bytes = 0;
     assert_int_equal(wb_file_read(missing.text, 10, &text, &bytes), WB_NOT_FOUND);
@@ -132,6 +174,8 @@ int main(void) {
         cmocka_unit_test(test_links_are_followed),
         cmocka_unit_test(test_devices_stay_devices),
         cmocka_unit_test(test_pipes_are_written_directly),
+        cmocka_unit_test(test_descriptors_are_written_where_they_are),
+        cmocka_unit_test(test_permissions_stay),
         cmocka_unit_test(test_refusals),
         cmocka_unit_test(test_names_of_temporaries),
     };

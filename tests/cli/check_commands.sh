@@ -11,10 +11,14 @@ out_is_empty
 expect 0 "$waybill" --version
 out_has "waybill "
 out_has_lines 1
-for arguments in --help -h help; do
+for arguments in --help -h help "help --help" "help help"; do
     expect 0 "$waybill" $arguments
     err_is_empty
     for command in inspect verify cat stats eplb; do out_has "  $command "; done
+done
+for arguments in "--version extra" "--help extra" "help eplb extra"; do
+    expect 2 "$waybill" $arguments
+    err_has extra
 done
 expect 2 "$waybill" help frobnicate
 err_has "no command frobnicate"

@@ -221,6 +221,13 @@ if [ -w /dev/full ]; then
     [ -L "$scratch/full.json" ] && [ -c "$scratch/full.json" ] || fault "--save to a device has replaced it"
 fi
 
+# ---- standard output as a file: what the log held and the report stay, the placement comes after them
+echo precious >"$scratch/log"
+"$waybill" eplb "${small[@]}" --algorithm balanced --save /dev/stdout >>"$scratch/log" 2>"$scratch/err" || fault "--save /dev/stdout: exit code $?"
+[ "$(head -n 1 "$scratch/log")" = precious ] || fault "--save /dev/stdout has replaced the log"
+grep -q balanced "$scratch/log" || fault "--save /dev/stdout has lost the report"
+grep -qa physical_to_logical_map "$scratch/log" || fault "--save /dev/stdout: expected the placement in the log"
+
 # ---- a placement goes to where a link points, and the link stays
 echo old >"$scratch/target.json"
 ln -s target.json "$scratch/link.json"
