@@ -47,7 +47,7 @@ with() {
 }
 
 mkdir "$tree"
-(cd "$source" && find . -type d \( -name 'build*' -o -name '.?*' \) -prune -o -type f -print0 |
+(cd "$source" && find . -type d \( -name 'build*' -o -name '.?*' \) -prune -o \( -type f -o -type l \) -print0 |
     tar -c --null --no-recursion -T - -f -) | tar -x -C "$tree" -f -
 configure
 
