@@ -798,6 +798,39 @@ static void test_fingerprint_is_a_function_of_the_architecture(void **state) {
     assert_string_equal(seen[1], seen[0]);
 }
 
+/* What no family of today has: the fields are set behind the check of a configuration. */
+static void test_fingerprint_names_groups_and_normalization(void **state) {
+    (void)state;
+    static const wb_router fields[] = {
+        {.type = WB_ROUTER_SOFTMAX_NORM},
+        {.type = WB_ROUTER_SOFTMAX_NORM, .n_group = 4, .topk_group = 2},
+        {.type = WB_ROUTER_SOFTMAX_NORM, .n_group = 4, .topk_group = 3},
+        {.type = WB_ROUTER_SOFTMAX_NORM, .n_group = 8, .topk_group = 2},
+        {.type = WB_ROUTER_SIGMOID},
+        {.type = WB_ROUTER_SIGMOID, .normalize = true},
+        /* as the first: no limit, and a type that does not look at it */
+        {.type = WB_ROUTER_SOFTMAX_NORM, .n_group = 1, .topk_group = 1, .normalize = true},
+    };
+    enum { N = sizeof fields / sizeof fields[0] };
+    wb_device *device;
+    wb_comm *comm;
+    char seen[N][33];
+    wb_model *model = open_one(golden("qwen3_moe").text, WB_F32, &device, &comm);
+    const wb_router router = model->config.router;
+    for (int i = 0; i < N; i++) {
+        model->config.router = fields[i];
+        model->config.router.n_experts = router.n_experts;
+        model->config.router.top_k = router.top_k;
+        model->config.router.scale = router.scale;
+        assert_int_equal(wb_model_describe_routes(model), WB_OK);
+        memcpy(seen[i], model->route_model.fingerprint, sizeof seen[i]);
+        for (int k = 0; k < i && i < N - 1; k++) assert_string_not_equal(seen[i], seen[k]);
+    }
+    assert_string_equal(seen[0], "016f76ce122bebcf4a28480bbf32819f");
+    assert_string_equal(seen[N - 1], seen[0]);
+    close_one(model, device, comm);
+}
+
 /* ---- checkpoints that do not fit ------------------------------------------------------------- */
 
 static void test_missing_tensor(void **state) {
@@ -977,6 +1010,7 @@ int main(void) {
         cmocka_unit_test(test_created_weights_are_normal_and_differ_by_seed_and_name),
         cmocka_unit_test(test_copy_weights_needs_the_same_model),
         cmocka_unit_test(test_fingerprint_is_a_function_of_the_architecture),
+        cmocka_unit_test(test_fingerprint_names_groups_and_normalization),
         cmocka_unit_test(test_missing_tensor),
         cmocka_unit_test(test_missing_tensor_of_another_rank),
         cmocka_unit_test(test_surplus_tensor),
