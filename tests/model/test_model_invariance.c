@@ -394,7 +394,7 @@ static void test_bad_training_batches_are_refused(void **unused) {
     assert_refused(WB_INVALID_ARGUMENT, wb_train_forward(train, &batch, NULL, NULL, logprobs), "routing");
     forced[1] = 1;
     ids[1 * 6 + 1 * 3 + 2] = 13;
-    routing.forced = forced;
+    routing.direction = forced;
     assert_refused(WB_INVALID_ARGUMENT, wb_train_forward(train, &batch, &routing, NULL, logprobs),
                    "token 1, MoE layer 1, choice 2");
     forced[1] = 0; /* a row that chooses: what lies there does not matter */
