@@ -64,7 +64,7 @@ static wb_status state_shape_of(const wb_model *model, int32_t l, wb_state_shape
     if (shape.n_tables < 0 || shape.n_tables > WB_MAX_STATE_TABLES)
         return wb_fail(WB_CAPACITY, "expected state in 0..%d tables, found %d", WB_MAX_STATE_TABLES,
                        shape.n_tables);
-    if (shape.sequence_bytes > 0)
+    if (shape.sequence_bytes != 0)
         return wb_fail(WB_UNSUPPORTED, "expected state by position only, found %" PRId64 " bytes a sequence",
                        shape.sequence_bytes);
     *shape_out = shape;

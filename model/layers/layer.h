@@ -68,8 +68,8 @@ struct wb_layer_kind {
     /* Memory that the worker takes belongs to the workspace. */
     wb_status (*open)(wb_model *model, wb_workspace *memory, void *worker);
 
-    /* y[T,H] (=) from x[T,H], the normalised residual stream. `state` NULL: the batch is whole sequences,
-     * and row t of what would be state is token t; so it always is for a feed-forward part. Collective. */
+    /* y[T,H] (=) from x[T,H], the normalised residual stream. A mixer without `state`: the batch is whole
+     * sequences, and row t of what would be state is token t. A feed-forward part gets NULL. Collective. */
     wb_status (*forward)(void *worker, const void *weights, const wb_pass *pass, const wb_state *state,
                          const float *x, float *y);
 

@@ -10,7 +10,8 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$work" || exit 1
 
-export OMP_NUM_THREADS=1
+# Session folders of mpirun here, and not where every job of the machine has its own come and go.
+export OMPI_MCA_orte_tmpdir_base=$work OMP_NUM_THREADS=1
 run() { mpirun --allow-run-as-root --oversubscribe --mca mpi_yield_when_idle 1 -n "$1" "$grpo" "${@:2}"; }
 fail() { echo "FAILED: $*"; exit 1; }
 # refused "what the message must say" arguments...

@@ -918,7 +918,7 @@ static void test_missing_files(void **state) {
     (void)state;
     temp_path empty = temp_in(dir.text, "nothing");
     assert_int_equal(mkdir(empty.text, 0777), 0);
-    expect_open_fails("/nonexistent", WB_NOT_FOUND, "/nonexistent/config.json");
+    expect_open_fails(temp_in(dir.text, "no_such_folder").text, WB_NOT_FOUND, "/no_such_folder/config.json");
     expect_open_fails(empty.text, WB_NOT_FOUND, "nothing/config.json");
     temp_copy(temp_in(golden("olmoe").text, "config.json").text, temp_in(empty.text, "config.json").text);
     expect_open_fails(empty.text, WB_NOT_FOUND, "model.safetensors");
@@ -979,11 +979,12 @@ static void test_ranks_that_open_different_models(void **state) {
 static void test_a_failure_on_one_rank_ends_all(void **state) {
     (void)state;
     job j = open_job(golden("qwen3_moe").text, WB_F32);
-    j.open[2] = "/nonexistent";
+    const temp_path missing = temp_in(dir.text, "no_such_folder");
+    j.open[2] = missing.text;
     run_job(&j, 4);
     for (int r = 0; r < 4; r++) {
         assert_int_equal(j.status[r], r == 2 ? WB_NOT_FOUND : WB_PEER);
-        assert_non_null(strstr(j.message[r], r == 2 ? "/nonexistent" : "rank 2"));
+        assert_non_null(strstr(j.message[r], r == 2 ? missing.text : "rank 2"));
     }
 }
 

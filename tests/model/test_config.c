@@ -313,8 +313,9 @@ static void test_files_that_are_no_config(void **state) {
     (void)state;
     wb_config c;
     temp_path sub = temp_in(dir.text, "sub"), path = temp_in(sub.text, "config.json");
-    assert_int_equal(wb_config_load("/nonexistent", &c), WB_NOT_FOUND);
-    assert_message_has("/nonexistent/config.json");
+    const temp_path missing = temp_in(dir.text, "no_such_folder");
+    assert_int_equal(wb_config_load(missing.text, &c), WB_NOT_FOUND);
+    assert_message_has("/no_such_folder/config.json");
     assert_int_equal(mkdir(sub.text, 0777), 0);
     assert_int_equal(mkdir(path.text, 0777), 0);
     assert_int_equal(wb_config_load(sub.text, &c), WB_IO);
