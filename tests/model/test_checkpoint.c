@@ -738,6 +738,12 @@ static void test_copy_weights_needs_the_same_model(void **state) {
     int32_t differing = 0, owned = 0;
     assert_int_equal(compare(fresh, golden("qwen3_moe").text, &differing, &owned), WB_OK);
     assert_int_equal(differing, 0);
+    /* Two experts changed places: a copy storage by storage would give each the other's weights. */
+    const int32_t first = fresh->local_index[0];
+    fresh->local_index[0] = fresh->local_index[1];
+    fresh->local_index[1] = first;
+    assert_int_equal(wb_model_copy_weights(fresh, qwen), WB_MISMATCH);
+    assert_message_has("experts are placed differently");
     wb_model_close(fresh);
     wb_model_close(olmoe);
     close_one(qwen, device, comm);
