@@ -1,8 +1,8 @@
 /* wb_base.h - what every public header of Waybill begins with: status codes, the thread's message, element
  * types, directions of rows.
  *
- * Owns: WB_API, wb_status, messages, wb_dtype, wb_row_direction, the version. Refuses: any state that is not the thread's
- * own.
+ * Owns: WB_API, wb_status, messages, wb_dtype, wb_row_direction, the version. Refuses: any state that is not
+ * the thread's own.
  *
  * Letters for dimensions, everywhere in Waybill: T tokens, E experts, K choices of a token (top-k), L MoE
  * layers, R ranks, N nodes, S physical slots, M micro-batches, H hidden width, F expert width.

@@ -28,7 +28,8 @@ static void set_fingerprint(const wb_config *c, wb_route_model *routes) {
         used += snprintf(text + used, sizeof text - (size_t)used, " %016" PRIx64, c->moe_layer_mask[i]);
     /* Named only where they change a choice or a weight: models without them keep their fingerprints. */
     if (r->n_group > 1)
-        used += snprintf(text + used, sizeof text - (size_t)used, "\ngroups %d %d", r->n_group, r->topk_group);
+        used +=
+            snprintf(text + used, sizeof text - (size_t)used, "\ngroups %d %d", r->n_group, r->topk_group);
     if (r->normalize && looks_at_normalize(r->type))
         used += snprintf(text + used, sizeof text - (size_t)used, "\nnormalized");
     wb_hash128_hex(text, (size_t)used, routes->fingerprint);

@@ -1,4 +1,5 @@
-/* sampling.c - see sampling.h. Refuses: the choice of the token from the logits, which is an op of the device. */
+/* sampling.c - see sampling.h. Refuses: the choice of the token from the logits, which is an op of the
+ * device. */
 #include "sampling.h"
 #include "sequence.h"
 #include "wb_check.h"

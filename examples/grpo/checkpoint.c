@@ -2,8 +2,8 @@
  * resume needs: optimizer-<rank>.safetensors (exp_avg and exp_avg_sq of each tensor, by its name) and
  * state.json. A checkpoint is written beside the old one, as checkpoint.new, and changes places with it,
  * so a complete one is always there: OUT/checkpoint or, on a file system that cannot exchange names, for a
- * moment OUT/checkpoint.old. Where OUT/checkpoint is a symbolic link, all this happens at the end of it, which
- * may be another disk. */
+ * moment OUT/checkpoint.old. Where OUT/checkpoint is a symbolic link, all this happens at the end of it,
+ * which may be another disk. */
 #include "grpo.h"
 #include "wb_file.h"
 #include "wb_memory.h"

@@ -61,8 +61,8 @@ struct wb_layer_kind {
     /* Declares the tensors of layer l in the order of the checkpoint. Called twice, with the same effect. */
     void (*declare)(wb_registry *registry, int32_t l, void *weights);
 
-    /* Mixers only; a feed-forward part with one is refused by inference. Fills a zeroed struct. NULL: the kind
-     * keeps nothing of a sequence. */
+    /* Mixers only; a feed-forward part with one is refused by inference. Fills a zeroed struct. NULL: the
+     * kind keeps nothing of a sequence. */
     void (*state)(const wb_config *config, wb_state_shape *shape_out);
 
     /* Memory that the worker takes belongs to the workspace. */

@@ -1,5 +1,5 @@
-/* test_grpo_optimizer.c - waybill-grpo's optimizer refuses a device that lacks an op when it is opened, by the
- * op's name, and takes a step on a device with no other op. */
+/* test_grpo_optimizer.c - waybill-grpo's optimizer refuses a device that lacks an op when it is opened, by
+ * the op's name, and takes a step on a device with no other op. */
 #include "model/model_fixture.h"
 #include "support/missing_op.h"
 
