@@ -97,6 +97,7 @@ static wb_status read_link(const char *path, char **target_out) {
     if (length < 0 && (errno == EINVAL || errno == ENOENT)) return WB_OK;
     if (length < 0) return wb_fail(WB_IO, "%s: %s", path, strerror(errno));
     if ((size_t)length == sizeof target) return wb_fail(WB_IO, "%s: the link is too long", path);
+    while (length > 1 && target[length - 1] == '/') length--; /* a name at its end could be a link too */
     const char *slash = strrchr(path, '/');
     int parent = target[0] == '/' || !slash ? 0 : (int)(slash - path) + 1;
     return wb_text_format(target_out, "%.*s%.*s", parent, path, (int)length, target);
@@ -116,8 +117,7 @@ static int descriptor_of(const char *path) {
     return -1;
 }
 
-/* The end of the links at `path`, which need not exist, or the name of a descriptor on the way. */
-static wb_status follow_links(const char *path, char **end_out) {
+wb_status wb_follow_links(const char *path, char **end_out) {
     char *here = NULL;
     WB_TRY(wb_text_format(&here, "%s", path));
     for (int i = 0; i < MAX_LINKS; i++) {
@@ -160,7 +160,7 @@ static wb_status open_temp(wb_new_file *file, mode_t mode) {
 static wb_status open_new(const char *path, wb_new_file *file) {
     bool direct = false;
     mode_t mode = 0;
-    WB_TRY(follow_links(path, &file->path));
+    WB_TRY(wb_follow_links(path, &file->path));
     const int descriptor = descriptor_of(file->path);
     if (descriptor < 0) WB_TRY(look_at(file->path, &direct, &mode));
     if (descriptor >= 0)

@@ -1,8 +1,8 @@
 /* wb_base.h - what every public header of Waybill begins with: status codes, the thread's message, element
- * types.
+ * types, directions of rows.
  *
- * Owns: WB_API, wb_status, messages, wb_dtype, the version. Refuses: any state that is not the thread's
- * own.
+ * Owns: WB_API, wb_status, messages, wb_dtype, wb_row_direction, the version. Refuses: any state that is not
+ * the thread's own.
  *
  * Letters for dimensions, everywhere in Waybill: T tokens, E experts, K choices of a token (top-k), L MoE
  * layers, R ranks, N nodes, S physical slots, M micro-batches, H hidden width, F expert width.
@@ -75,6 +75,16 @@ typedef enum wb_dtype { WB_U8, WB_U16, WB_I32, WB_I64, WB_F32, WB_BF16, WB_F16 }
 
 WB_API size_t wb_dtype_size(wb_dtype dtype);      /* bytes of one element */
 WB_API const char *wb_dtype_name(wb_dtype dtype); /* "u8", "bf16", ... */
+
+/* ---- rows -------------------------------------------------------------------------------------- */
+
+/* Where the ids of a row of a batch come from, a byte a row in arrays called `direction`, from the plan of a
+ * step to the kernels, which keep the ids of every row that is not native. */
+typedef enum wb_row_direction {
+    WB_ROW_NATIVE = 0, /* chooses by its own logits */
+    WB_ROW_FORCED = 1, /* goes to the ids that it is given */
+    WB_ROW_PADDING = 2 /* goes to the ids that it is given with weight zero; it is no token */
+} wb_row_direction;
 
 #ifdef __cplusplus
 }

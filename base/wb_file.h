@@ -14,6 +14,10 @@ wb_status wb_file_read(const char *path, size_t max_bytes, char **text_out, size
 /* Creates `dir` and what is missing above it. */
 wb_status wb_dir_create(const char *dir);
 
+/* The end of the symbolic links at `path`, which is `path` itself where that is none and need not exist, or
+ * the name of a descriptor on the way; freed with free(). */
+wb_status wb_follow_links(const char *path, char **end_out);
+
 /* A new file under construction: written to "<path>.<process id>.tmp", synced, renamed over `path`, the
  * directory synced. A crash leaves the old file or the new one, never a mixture.
  *

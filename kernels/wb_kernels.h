@@ -288,11 +288,11 @@ typedef struct wb_topk {
     /* device [vocabulary, K] and [T]; HASH only */
     const int32_t *table;
     const int32_t *tokens;
-    /* device [T]: non-zero keeps the ids of that row; NULL: select all rows */
-    const uint8_t *forced;
-    /* in for forced rows, out for the others */
+    /* device [T] wb_row_direction: a row that is not native keeps its ids; NULL: all rows are native */
+    const uint8_t *direction;
+    /* in for rows that keep theirs, out for native ones */
     wb_ids ids;
-    /* out, optional: what every row, forced or not, would select */
+    /* out, optional: what every row, native or not, would select */
     wb_ids native;
 } wb_topk;
 

@@ -31,12 +31,12 @@ static void declare_all(wb_registry *registry) {
 static wb_status place_experts(wb_model *m) {
     const int64_t E = m->config.router.n_experts, R = wb_comm_size(m->comm);
     WB_TRY(WB_OWN(&m->memory.host, m->expert_rank, (size_t)E, "expert ranks"));
-    WB_TRY(WB_OWN(&m->memory.host, m->expert_slot, (size_t)E, "expert slots"));
+    WB_TRY(WB_OWN(&m->memory.host, m->local_index, (size_t)E, "expert indices"));
     for (int64_t r = 0; r < R; r++) {
         const int64_t first = E * r / R, end = E * (r + 1) / R;
         for (int64_t e = first; e < end; e++) {
             m->expert_rank[e] = (int32_t)r;
-            m->expert_slot[e] = (int32_t)(e - first);
+            m->local_index[e] = (int32_t)(e - first);
         }
         if (r == wb_comm_rank(m->comm)) m->n_local_experts = (int32_t)(end - first);
     }

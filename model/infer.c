@@ -53,12 +53,29 @@ static wb_status read_options(const wb_infer_options *options, wb_infer_options 
     return WB_OK;
 }
 
+/* What layer l keeps of a sequence, if there is a pool for it. */
+static wb_status state_shape_of(const wb_model *model, int32_t l, wb_state_shape *shape_out) {
+    const wb_layer *layer = &model->layers[l];
+    wb_state_shape shape = {0};
+    if (layer->feed_forward.kind->state)
+        return wb_fail(WB_UNSUPPORTED,
+                       "expected state of the mixer only, found a feed-forward part with state");
+    if (layer->mixer.kind->state) layer->mixer.kind->state(&model->config, &shape);
+    if (shape.n_tables < 0 || shape.n_tables > WB_MAX_STATE_TABLES)
+        return wb_fail(WB_CAPACITY, "expected state in 0..%d tables, found %d", WB_MAX_STATE_TABLES,
+                       shape.n_tables);
+    if (shape.sequence_bytes != 0)
+        return wb_fail(WB_UNSUPPORTED, "expected state by position only, found %" PRId64 " bytes a sequence",
+                       shape.sequence_bytes);
+    *shape_out = shape;
+    return WB_OK;
+}
+
 static wb_status open_layer_pool(wb_infer *infer, int32_t l) {
     const wb_model *model = infer->model;
-    const wb_layer_kind *kind = model->layers[l].mixer.kind;
     const int64_t rows = (int64_t)infer->options.n_blocks * infer->options.block_size;
     wb_state_shape shape = {0};
-    if (kind->state) kind->state(&model->config, &shape);
+    WB_TRY(state_shape_of(model, l, &shape));
     for (int32_t i = 0; i < shape.n_tables; i++)
         WB_TRY(wb_reserve(&infer->memory, &infer->pools[l].tables[i], rows, shape.width[i],
                           wb_dtype_size(model->dtype)));

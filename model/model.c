@@ -102,7 +102,7 @@ static wb_status check_copy(const wb_model *to, const wb_model *from) {
                        to->device->name);
     size_t bytes = (size_t)to->config.router.n_experts * sizeof *to->expert_rank;
     if (memcmp(to->expert_rank, from->expert_rank, bytes) != 0 ||
-        memcmp(to->expert_slot, from->expert_slot, bytes) != 0)
+        memcmp(to->local_index, from->local_index, bytes) != 0)
         return wb_fail(WB_MISMATCH, "copy weights: the models' experts are placed differently");
     return WB_OK;
 }

@@ -9,7 +9,7 @@
 #include "wb_workspace.h"
 
 /* One storage: a weight matrix or vector, or a layer's experts side by side. Expert storages hold this
- * rank's experts in slot order: gate_up [n_local][2F][H] (rows gate 0..F-1, up F..2F-1), down
+ * rank's experts by local index: gate_up [n_local][2F][H] (rows gate 0..F-1, up F..2F-1), down
  * [n_local][H][F]. */
 typedef struct wb_param {
     wb_buffer memory;
@@ -43,8 +43,8 @@ struct wb_model {
     wb_layer *layers;                   /* [n_layers] */
     int32_t embed, final_norm, lm_head; /* lm_head = embed when tied */
 
-    /* Where each logical expert lives: rank, and slot among that rank's. The same in every layer. */
-    int32_t *expert_rank, *expert_slot; /* [E] */
+    /* Where each logical expert lives: rank, and index among that rank's. The same in every layer. */
+    int32_t *expert_rank, *local_index; /* [E] */
     int32_t n_local_experts;
 
     wb_buffer cos_table, sin_table; /* f32 [max_positions, head_dim / 2] */
@@ -89,7 +89,7 @@ wb_status wb_model_read_options(const wb_model_options *options, wb_model_option
 /* That all ranks have the same model. `source` tells checkpoints or seeds apart. Collective. */
 wb_status wb_model_check_peers(const wb_model *model, const void *source, size_t bytes);
 
-/* Fills route_model from config and family (route_model.c). */
+/* Fills route_model from config and family (routes_of_model.c). */
 wb_status wb_model_describe_routes(wb_model *model);
 
 /* Fills cos_table and sin_table (rope_tables.c). */

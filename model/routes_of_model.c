@@ -5,6 +5,11 @@
 #include <inttypes.h>
 #include <stdio.h>
 
+/* Whether the router type looks at wb_router.normalize. */
+static bool looks_at_normalize(wb_router_type type) {
+    return type == WB_ROUTER_SIGMOID || type == WB_ROUTER_SQRTSOFTPLUS || type == WB_ROUTER_HASH;
+}
+
 /* Everything that changes the function or the meaning of a route; nothing that a training step or a
  * machine changes (weights, dtype, max_positions). */
 static void set_fingerprint(const wb_config *c, wb_route_model *routes) {
@@ -21,6 +26,12 @@ static void set_fingerprint(const wb_config *c, wb_route_model *routes) {
                         (double)c->clip_qkv, routes->router, r->n_experts, r->top_k, (double)r->scale);
     for (size_t i = 0; i < 16; i++)
         used += snprintf(text + used, sizeof text - (size_t)used, " %016" PRIx64, c->moe_layer_mask[i]);
+    /* Named only where they change a choice or a weight: models without them keep their fingerprints. */
+    if (r->n_group > 1)
+        used +=
+            snprintf(text + used, sizeof text - (size_t)used, "\ngroups %d %d", r->n_group, r->topk_group);
+    if (r->normalize && looks_at_normalize(r->type))
+        used += snprintf(text + used, sizeof text - (size_t)used, "\nnormalized");
     wb_hash128_hex(text, (size_t)used, routes->fingerprint);
 }
 

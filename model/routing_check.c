@@ -4,7 +4,7 @@
 
 #include <inttypes.h>
 
-/* The forced rows' ids [L][K] of one token. */
+/* The ids [L][K] of a row that is not native. */
 static wb_status check_row(const wb_route_model *routes, int64_t t, const void *ids, wb_dtype dtype) {
     const int64_t L = routes->n_moe_layers, K = routes->top_k;
     for (int64_t i = 0; i < L * K; i++) {
@@ -28,13 +28,13 @@ wb_status wb_routing_check(const wb_model *model, wb_workspace *memory, wb_routi
         return wb_fail(WB_INVALID_ARGUMENT,
                        "routing: expected ids [%" PRId64 "][%" PRId64 "][%" PRId64 "], found NULL", T, L, K);
     /* Where every value of the dtype is an expert, no id can be wrong. */
-    if (T == 0 || !routing->forced || routes->num_experts == (dtype == WB_U8 ? 256 : 65536)) return WB_OK;
+    if (T == 0 || !routing->direction || routes->num_experts == (dtype == WB_U8 ? 256 : 65536)) return WB_OK;
 
-    const void *forced, *ids;
-    WB_TRY(wb_host_view_read(memory, &stage->forced, routing->forced, (size_t)T, &forced));
+    const void *direction, *ids;
+    WB_TRY(wb_host_view_read(memory, &stage->direction, routing->direction, (size_t)T, &direction));
     WB_TRY(wb_host_view_read(memory, &stage->ids, routing->ids, (size_t)(T * L * K) * wb_dtype_size(dtype),
                              &ids));
     for (int64_t t = 0; t < T; t++)
-        if (((const uint8_t *)forced)[t] != 0) WB_TRY(check_row(routes, t, ids, dtype));
+        if (((const uint8_t *)direction)[t] != WB_ROW_NATIVE) WB_TRY(check_row(routes, t, ids, dtype));
     return WB_OK;
 }

@@ -6,7 +6,7 @@
 
 /* A zeroed struct is empty. */
 typedef struct wb_routing_stage {
-    wb_host_buffer forced, ids; /* where device memory is not host memory */
+    wb_host_buffer direction, ids; /* where device memory is not host memory */
 } wb_routing_stage;
 
 /* INVALID_ARGUMENT unless routing has ids and every forced id is below E; names token, layer, choice and

@@ -142,14 +142,15 @@ WB_API wb_status wb_model_copy_weights(wb_model *to, const wb_model *from);
 
 /* ---- routing: the one place where experts are chosen ----------------------------------------- */
 
-/* Goes into every forward. Direction by row: a non-zero forced[t] sends token t to ids[t] in all MoE
- * layers (weights are recomputed from the current logits, gradients flow through them); 0 lets it choose
- * and writes the choice into ids[t]. So forced NULL records, all ones replays, and a mixture leaves in
- * `ids` what was really used, which is what the backward and its recompute follow. */
+/* Goes into every forward. A row whose direction[t] is not native sends token t to ids[t] in all MoE layers
+ * (weights are recomputed from the current logits, gradients flow through them; that padding rows weigh
+ * nothing is the caller's); a native row chooses, and its choice is written into ids[t]. So direction NULL
+ * records, all rows forced replays, and a mixture leaves in `ids` what was really used, which is what the
+ * backward and its recompute follow. */
 typedef struct wb_routing {
-    void *ids;             /* device [T][L][K] of wb_route_dtype(E); required */
-    const uint8_t *forced; /* device [T], or NULL: none */
-    void *native;          /* device [T][L][K], out: what each row would choose by itself; or NULL */
+    void *ids;                /* device [T][L][K] of wb_route_dtype(E); required */
+    const uint8_t *direction; /* device [T] wb_row_direction, or NULL: all native */
+    void *native;             /* device [T][L][K], out: what each row would choose by itself; or NULL */
 } wb_routing;
 
 /* ---- inference ----------------------------------------------------------------------------------- */

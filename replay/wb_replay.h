@@ -115,13 +115,6 @@ WB_API bool wb_replay_dropped(const wb_replay *replay, int32_t micro_batch, int3
 
 /* ---- use ------------------------------------------------------------------------------------- */
 
-/* A row's direction, a byte a row from here to the kernels, which keep the ids of any row that is not 0. */
-enum {
-    WB_ROW_NATIVE = 0, /* chooses by its own logits */
-    WB_ROW_FORCED = 1, /* goes to the ids of the plan */
-    WB_ROW_PADDING = 2 /* goes to the ids of the plan with weight zero; it is no token */
-};
-
 /* As `layer` of wb_replay_rows, _store and _counts: all MoE layers of the stage at once. */
 #define WB_ALL_LAYERS (-1)
 
@@ -134,7 +127,7 @@ typedef struct wb_replay_slice {
      * begin at r * stride. Undefined, but in range, where a row chooses. NULL without a plan. */
     const void *ids;
     int64_t stride;           /* in ids: L * K */
-    const uint8_t *direction; /* [rows] WB_ROW_*; NULL without a plan: all rows choose */
+    const uint8_t *direction; /* [rows] wb_row_direction; NULL without a plan: all rows choose */
     bool any_forced;          /* some row is forced or padding */
     bool any_native;          /* some row chooses */
     /* Some row chooses now and is forced to that choice afterwards, so that a backward has to wait for the

@@ -63,7 +63,7 @@ static void commit(wb_engine *engine) {
         const uint32_t start = entry->n_in_pool, end = start + entry->n_planned;
         count_fed(engine, entry);
         wb_sequence_feed(s, start, end, engine->weight_version, rows);
-        wb_scheduler_fed(entry);
+        wb_sched_fed(entry);
         rows += (end - start) * engine->results.row_bytes;
         if (!samples) continue;
         const int64_t j = n_sampled++;

@@ -7,9 +7,9 @@ wb_status wb_step_results_open(wb_workspace *workspace, size_t max_tokens, size_
     results->row_bytes = row_bytes;
     results->logprobs_offset = max_sampled * sizeof(int32_t);
     results->sampling_logprobs_offset = results->logprobs_offset + max_sampled * sizeof(float);
-    results->ids_offset =
+    results->rows_offset =
         (results->sampling_logprobs_offset + max_sampled * sizeof(float) + 63) & ~(size_t)63;
-    const size_t bytes = results->ids_offset + max_tokens * row_bytes;
+    const size_t bytes = results->rows_offset + max_tokens * row_bytes;
     WB_TRY(WB_OWN(&workspace->host, results->host, bytes, "engine results"));
     return wb_reserve(workspace, &results->device, (int64_t)bytes, 1, 1);
 }
@@ -19,7 +19,7 @@ static wb_results_view view_of(const wb_step_results *results, uint8_t *base) {
         .tokens = (int32_t *)(void *)base,
         .logprobs = (float *)(void *)(base + results->logprobs_offset),
         .sampling_logprobs = (float *)(void *)(base + results->sampling_logprobs_offset),
-        .rows = base + results->ids_offset,
+        .rows = base + results->rows_offset,
     };
 }
 
@@ -33,5 +33,5 @@ wb_results_view wb_step_results_on_host(const wb_step_results *results) {
 
 wb_status wb_step_results_fetch(const wb_step_results *results, wb_device *device, size_t n_rows) {
     return device->to_host(device, results->host, results->device.data,
-                           results->ids_offset + n_rows * results->row_bytes);
+                           results->rows_offset + n_rows * results->row_bytes);
 }

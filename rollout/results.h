@@ -4,13 +4,13 @@
 
 #include "wb_workspace.h"
 
-/* Sampled tokens, their two logprobs, then from ids_offset on the rows of all fed tokens: in one piece, so
+/* Sampled tokens, their two logprobs, then from rows_offset on the rows of all fed tokens: in one piece, so
  * that one copy brings a step's results to the host. */
 typedef struct wb_step_results {
     wb_buffer device;
     uint8_t *host;
     size_t row_bytes;
-    size_t logprobs_offset, sampling_logprobs_offset, ids_offset; /* bytes */
+    size_t logprobs_offset, sampling_logprobs_offset, rows_offset; /* bytes */
 } wb_step_results;
 
 /* The same arrays on the device or on the host. */

@@ -15,7 +15,7 @@ typedef struct wb_sampler {
     wb_sample_params *params; /* [max_sampled], of the rows of the present step */
 } wb_sampler;
 
-/* UNSUPPORTED when the device lacks an op. The memory belongs to `workspace`. */
+/* The device has the ops of sampling (wb_engine_open); the memory belongs to `workspace`. */
 wb_status wb_sampler_open(wb_workspace *workspace, int64_t vocab_size, size_t max_sampled,
                           wb_sampler *sampler);
 

@@ -43,10 +43,4 @@ void wb_scheduler_plan(wb_scheduler *scheduler);
 /* The step was not made: an empty batch. The next plan feeds the same tokens. */
 void wb_scheduler_drop_plan(wb_scheduler *scheduler);
 
-/* The entry's planned tokens have been fed: their keys are in the pool. */
-static inline void wb_scheduler_fed(wb_sched_entry *entry) {
-    entry->n_in_pool += entry->n_planned;
-    entry->n_planned = 0;
-}
-
 #endif

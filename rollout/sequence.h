@@ -5,7 +5,7 @@
 #ifndef WB_SEQUENCE_H
 #define WB_SEQUENCE_H
 
-#include "step_batch.h"
+#include "sched_entry.h"
 #include "wb_rollout.h"
 
 /* The tokens [0, n_fed) have been fed at least once. The mark only grows, and rows and spans grow with it,

@@ -1,27 +1,9 @@
-/* step_batch.h - what the scheduler knows of a request, and what one step feeds. Refuses: which requests
- * are fed (scheduler.c). */
+/* step_batch.h - what one step feeds. Refuses: which requests are fed (scheduler.c). */
 #ifndef WB_STEP_BATCH_H
 #define WB_STEP_BATCH_H
 
-#include "wb_formats.h"
+#include "sched_entry.h"
 #include "wb_memory.h"
-
-/* A request as the scheduler sees it: a growing list of tokens, of which [0, n_in_pool) have keys in the KV
- * pool. The request's owner embeds it, and appends the tokens that are sampled. */
-typedef struct wb_sched_entry {
-    const wb_record *record; /* its tokens so far, [record->n_tokens] */
-    int32_t *blocks;         /* [n_blocks] held; room for all that the request can come to need */
-    int32_t n_blocks;
-    bool running;                           /* holds blocks */
-    uint32_t n_in_pool;                     /* 0 unless running */
-    uint32_t n_planned;                     /* tokens from n_in_pool on that this step feeds */
-    struct wb_sched_entry *previous, *next; /* in order of arrival */
-} wb_sched_entry;
-
-/* True when the planned tokens end with the last one that exists: a token is sampled after it. */
-static inline bool wb_sched_samples(const wb_sched_entry *entry) {
-    return entry->n_in_pool + entry->n_planned == entry->record->n_tokens;
-}
 
 /* The planned tokens of the entries of one step. Host arrays, made at open for the largest step. */
 typedef struct wb_step_batch {

@@ -30,7 +30,7 @@ static wb_status select_ids(wb_hooks *h, const gate_call *c) {
                     .T = c->T,
                     .logits = c->logits,
                     .bias = h->options.bias ? h->options.bias[c->layer] : NULL,
-                    .forced = c->slice.any_forced ? h->direction.data : NULL,
+                    .direction = c->slice.any_forced ? h->direction.data : NULL,
                     .ids = hooks_ids(h, &h->ids)};
     if (c->slice.want_native) args.native = hooks_ids(h, &h->native);
     return dev->topk(dev, &args);

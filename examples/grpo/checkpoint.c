@@ -2,7 +2,8 @@
  * resume needs: optimizer-<rank>.safetensors (exp_avg and exp_avg_sq of each tensor, by its name) and
  * state.json. A checkpoint is written beside the old one, as checkpoint.new, and changes places with it,
  * so a complete one is always there: OUT/checkpoint or, on a file system that cannot exchange names, for a
- * moment OUT/checkpoint.old. */
+ * moment OUT/checkpoint.old. Where OUT/checkpoint is a symbolic link, all this happens at the end of it,
+ * which may be another disk. */
 #include "grpo.h"
 #include "wb_file.h"
 #include "wb_memory.h"
@@ -15,6 +16,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 enum { PATH_BYTES = 4096, NAME_BYTES = 512 };
@@ -22,6 +24,17 @@ enum { PATH_BYTES = 4096, NAME_BYTES = 512 };
 static wb_status path_join(char *path, const char *dir, const char *name) {
     int n = snprintf(path, PATH_BYTES, "%s/%s", dir, name);
     return n > 0 && n < PATH_BYTES ? WB_OK : wb_fail(WB_INVALID_ARGUMENT, "%s/%s: path too long", dir, name);
+}
+
+/* OUT/checkpoint, or the end of the links that it is, with `suffix`. */
+static wb_status place_of(const options *o, const char *suffix, char *path) {
+    char *end = NULL;
+    WB_TRY(path_join(path, o->out_dir, "checkpoint"));
+    WB_TRY(wb_follow_links(path, &end));
+    int n = snprintf(path, PATH_BYTES, "%s%s", end, suffix);
+    free(end);
+    return n > 0 && n < PATH_BYTES ? WB_OK
+                                   : wb_fail(WB_INVALID_ARGUMENT, "%s/checkpoint: path too long", o->out_dir);
 }
 
 /* A link is removed, never followed: what it points to is not ours. */
@@ -37,6 +50,33 @@ static void remove_tree(const char *path) {
     }
     closedir(dir);
     rmdir(path);
+}
+
+/* ---- the place -------------------------------------------------------------------------------- */
+
+static bool has_state(const char *dir) {
+    char state[PATH_BYTES];
+    return path_join(state, dir, "trainer/state.json") == WB_OK && access(state, R_OK) == 0;
+}
+
+static bool is_empty(const char *path) {
+    DIR *dir = opendir(path);
+    if (!dir) return false;
+    bool empty = true;
+    for (struct dirent *entry; empty && (entry = readdir(dir));)
+        empty = strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0;
+    closedir(dir);
+    return empty;
+}
+
+wb_status checkpoint_check_place(const options *o) {
+    char current[PATH_BYTES];
+    struct stat info;
+    WB_TRY(place_of(o, "", current));
+    if (stat(current, &info) != 0 || has_state(current) || is_empty(current)) return WB_OK;
+    return wb_fail(WB_INVALID_ARGUMENT,
+                   "%s: expected a checkpoint of waybill-grpo or an empty folder, found %s", current,
+                   S_ISDIR(info.st_mode) ? "other files in it" : "no folder");
 }
 
 /* ---- saving ---------------------------------------------------------------------------------- */
@@ -126,12 +166,11 @@ static wb_status change_places(const char *fresh, const char *current, const cha
 
 wb_status checkpoint_save(const trainer *t) {
     char current[PATH_BYTES], fresh[PATH_BYTES], old[PATH_BYTES], inner[PATH_BYTES];
-    WB_TRY(path_join(current, t->o->out_dir, "checkpoint"));
-    WB_TRY(path_join(fresh, t->o->out_dir, "checkpoint.new"));
-    WB_TRY(path_join(old, t->o->out_dir, "checkpoint.old"));
-    WB_TRY(path_join(inner, fresh, "trainer"));
-    wb_status status = WB_OK;
-    if (wb_comm_rank(t->comm) == 0) {
+    wb_status status = place_of(t->o, "", current);
+    if (status == WB_OK) status = place_of(t->o, ".new", fresh);
+    if (status == WB_OK) status = place_of(t->o, ".old", old);
+    if (status == WB_OK) status = path_join(inner, fresh, "trainer");
+    if (status == WB_OK && wb_comm_rank(t->comm) == 0) {
         remove_tree(fresh);
         status = wb_dir_create(fresh);
         if (status == WB_OK) status = wb_dir_create(inner);
@@ -148,12 +187,11 @@ wb_status checkpoint_save(const trainer *t) {
 /* ---- loading --------------------------------------------------------------------------------- */
 
 wb_status checkpoint_find(const options *o, char **dir_out) {
-    static const char *const places[] = {"checkpoint", "checkpoint.old"};
+    static const char *const suffixes[] = {"", ".old"};
     for (int i = 0; i < 2; i++) {
-        char path[PATH_BYTES], state[PATH_BYTES];
-        WB_TRY(path_join(path, o->out_dir, places[i]));
-        WB_TRY(path_join(state, path, "trainer/state.json"));
-        if (access(state, R_OK) != 0) continue;
+        char path[PATH_BYTES];
+        WB_TRY(place_of(o, suffixes[i], path));
+        if (!has_state(path)) continue;
         char *dir = strdup(path);
         if (!dir) return wb_fail(WB_OUT_OF_MEMORY, "path");
         *dir_out = dir;

@@ -174,6 +174,8 @@ wb_status train_step(trainer *t, const batch *b, struct report *report, step_met
 /* OUT/checkpoint (Hugging Face layout, trainer/ beside it), replaced as a whole: there is always one
  * complete. Collective. */
 wb_status checkpoint_save(const trainer *t);
+/* INVALID_ARGUMENT where OUT/checkpoint, or what it is a link to, is something that a save would destroy. */
+wb_status checkpoint_check_place(const options *o);
 /* Path of the checkpoint to resume from, malloc'ed; NOT_FOUND where OUT has none. */
 wb_status checkpoint_find(const options *o, char **dir_out);
 /* Optimizer and counters of `dir` into `t`, whose model was opened from it. Collective. */

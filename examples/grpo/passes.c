@@ -32,10 +32,10 @@ wb_status plan_batch(const trainer *t, wb_replay *replay, wb_replay_mode mode, c
 
 /* ---- a forward ------------------------------------------------------------------------------- */
 
-static wb_status run_forward(wb_train *train, packed_batch *p, const micro_batch *mb, const uint8_t *forced,
-                             void *native, float *logprobs_out) {
+static wb_status run_forward(wb_train *train, packed_batch *p, const micro_batch *mb,
+                             const uint8_t *direction, void *native, float *logprobs_out) {
     wb_train_batch fed = {mb->T, mb->tokens, mb->targets, (int32_t)mb->n_seqs, mb->seq_start};
-    wb_routing routing = {p->ids.data, forced, native};
+    wb_routing routing = {p->ids.data, direction, native};
     return wb_train_forward(train, &fed, &routing, NULL, logprobs_out);
 }
 

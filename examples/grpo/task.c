@@ -195,9 +195,9 @@ wb_status task_prompt(const task *t, uint64_t step, uint64_t group, uint32_t **t
     if (t->arithmetic) {
         task_arithmetic_example(wb_mix64(t->seed) ^ step, group, example, &n);
     } else {
-        const item *drawn = &t->items[item_index(t, step, group)];
-        prompt = drawn->prompt;
-        n = drawn->prompt_len;
+        const item *chosen = &t->items[item_index(t, step, group)];
+        prompt = chosen->prompt;
+        n = chosen->prompt_len;
     }
     uint32_t *copy;
     WB_TRY(WB_NEW(copy, n, "prompt"));

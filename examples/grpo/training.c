@@ -102,6 +102,7 @@ static wb_status make_out(const options *o, wb_comm *comm) {
     if (status != WB_OK) wb_fail_context(status, "--out %s", o->out_dir);
     WB_TRY(wb_comm_agree(comm, status));
     if (access(o->out_dir, W_OK) != 0) status = wb_fail(WB_IO, "%s: cannot be written to: %m", o->out_dir);
+    if (status == WB_OK) status = checkpoint_check_place(o);
     return wb_comm_agree(comm, status);
 }
 

@@ -144,7 +144,7 @@ wb_status WB_CPU(topk)(wb_device *dev, const wb_topk *args) {
     WB_TRY(wb_cpu_scratch_reserve(dev, selection_bytes(router)));
 #pragma omp parallel for schedule(static) num_threads(wb_cpu_threads(dev, args->T * router->n_experts))
     for (int64_t t = 0; t < args->T; t++) {
-        bool forced = args->forced && args->forced[t];
+        bool forced = args->direction && args->direction[t];
         if (forced && !args->native.data) continue;
         uint32_t ids[MAX_K];
         select_row(args, t, selection_place(router, wb_cpu_scratch(dev)), ids);

@@ -99,7 +99,7 @@ template <int V, bool SOFTMAX> __global__ void __launch_bounds__(BLOCK) topk_row
     int lane = threadIdx.x % WARP;
     int64_t t = static_cast<int64_t>(blockIdx.x) * (BLOCK / WARP) + threadIdx.x / WARP;
     if (t >= args.T) return;
-    bool forced = args.forced && args.forced[t];
+    bool forced = args.direction && args.direction[t];
     if (forced && !args.native.data) return;
 
     float z[V];
@@ -174,7 +174,7 @@ __global__ void __launch_bounds__(BLOCK) topk_any(wb_topk args) {
     int lane = threadIdx.x % WARP;
     int64_t t = static_cast<int64_t>(blockIdx.x) * (BLOCK / WARP) + threadIdx.x / WARP;
     if (t >= args.T) return;
-    bool forced = args.forced && args.forced[t];
+    bool forced = args.direction && args.direction[t];
     if (forced && !args.native.data) return;
     const float *row = args.logits + t * router.n_experts;
     bool grouped = router.n_group > 1;
@@ -215,7 +215,7 @@ __global__ void __launch_bounds__(BLOCK) topk_table(wb_topk args) {
     int64_t t = at / K;
     int32_t k = static_cast<int32_t>(at % K);
     uint32_t id = static_cast<uint32_t>(args.table[static_cast<int64_t>(args.tokens[t]) * K + k]);
-    if (!(args.forced && args.forced[t])) store_id(args.ids, t, k, id);
+    if (!(args.direction && args.direction[t])) store_id(args.ids, t, k, id);
     if (args.native.data) store_id(args.native, t, k, id);
 }
 

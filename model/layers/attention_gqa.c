@@ -63,7 +63,7 @@ static void declare(wb_registry *registry, int32_t l, void *weights) {
 
 static void state_shape(const wb_config *config, wb_state_shape *shape_out) {
     const int64_t width = (int64_t)config->n_kv_heads * config->head_dim;
-    *shape_out = (wb_state_shape){N_TABLES, {[KEYS] = width, [VALUES] = width}};
+    *shape_out = (wb_state_shape){.n_tables = N_TABLES, .width = {[KEYS] = width, [VALUES] = width}};
 }
 
 static wb_status open(wb_model *model, wb_workspace *memory, void *worker) {

@@ -2,7 +2,8 @@
  *
  * A layer is two parts on the residual stream (block.h): a mixer, which lets positions see each other, and a
  * feed-forward part, which works on each token alone. To add a kind: write layers/<kind>.c with its
- * wb_layer_kind, declare it at the end of this file, and let a family name it in its layer list.
+ * wb_layer_kind, declare it at the end of this file, let a family name it in its layer list, and list the ops
+ * that it calls in needed_ops.c, so that a device without one is refused at open.
  *
  * Pointers are device memory unless marked host. */
 #ifndef WB_LAYER_H
@@ -28,12 +29,17 @@ typedef struct wb_pass {
 
 #define WB_MAX_STATE_TABLES 2
 
-/* What a layer keeps of a sequence from step to step: in each of n_tables tables one row a position, of
- * width[i] elements of the model's dtype. Which row belongs to which position is decided above (wb_pass);
- * what stands in it is the layer's alone. */
+/* What a mixer keeps of a sequence from step to step; what stands in it is the layer's alone.
+ *
+ * By position: in each of n_tables tables one row a position, of width[i] elements of the model's dtype. Keys
+ * and values are two tables, a latent is one. Which row belongs to which position is decided above (wb_pass).
+ *
+ * By sequence: sequence_bytes of a fixed size whatever the length, as recurrent layers have. Declared here so
+ * that such a layer can say so; there is no pool for it yet, and inference refuses more than 0 at open. */
 typedef struct wb_state_shape {
-    int32_t n_tables;
+    int32_t n_tables; /* 0..WB_MAX_STATE_TABLES */
     int64_t width[WB_MAX_STATE_TABLES];
+    int64_t sequence_bytes;
 } wb_state_shape;
 
 /* The memory of such tables. */
@@ -55,14 +61,15 @@ struct wb_layer_kind {
     /* Declares the tensors of layer l in the order of the checkpoint. Called twice, with the same effect. */
     void (*declare)(wb_registry *registry, int32_t l, void *weights);
 
-    /* NULL: the kind keeps nothing of a sequence. */
+    /* Mixers only; a feed-forward part with one is refused by inference. Fills a zeroed struct. NULL: the
+     * kind keeps nothing of a sequence. */
     void (*state)(const wb_config *config, wb_state_shape *shape_out);
 
     /* Memory that the worker takes belongs to the workspace. */
     wb_status (*open)(wb_model *model, wb_workspace *memory, void *worker);
 
-    /* y[T,H] (=) from x[T,H], the normalised residual stream. `state` NULL: the batch is whole sequences,
-     * and row t of what would be state is token t. Collective. */
+    /* y[T,H] (=) from x[T,H], the normalised residual stream. A mixer without `state`: the batch is whole
+     * sequences, and row t of what would be state is token t. A feed-forward part gets NULL. Collective. */
     wb_status (*forward)(void *worker, const void *weights, const wb_pass *pass, const wb_state *state,
                          const float *x, float *y);
 

@@ -39,7 +39,7 @@ sections=$(grep -c '^\.SS ' "$page")
 
 if [ -x "$build/bin/waybill-grpo" ]; then
     parse "$build/man/waybill-grpo.1"
-    export OMPI_MCA_ess_singleton_isolated=1
+    export OMPI_MCA_ess_singleton_isolated=1 OMPI_MCA_orte_tmpdir_base=$scratch # one process, no shared folder
     compare waybill-grpo "$build/man/waybill-grpo.1" "" "$build/bin/waybill-grpo" --help
 fi
 

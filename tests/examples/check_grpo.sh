@@ -10,7 +10,8 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$work" || exit 1
 
-export OMP_NUM_THREADS=1
+# Session folders of mpirun here, and not where every job of the machine has its own come and go.
+export OMPI_MCA_orte_tmpdir_base=$work OMP_NUM_THREADS=1
 run() { mpirun --allow-run-as-root --oversubscribe --mca mpi_yield_when_idle 1 -n "$1" "$grpo" "${@:2}"; }
 fail() { echo "FAILED: $*"; exit 1; }
 # refused "what the message must say" arguments...
@@ -37,6 +38,23 @@ for file in whole/dump/*.wbr; do
 done
 [ "$(wc -l <halves/metrics.jsonl)" = 4 ] || fail "a resumed run's metrics"
 run 1 --model base --out halves "${small[@]}" --steps 5 --resume >/dev/null || fail "resume on another number of ranks"
+
+echo "== a checkpoint may lie elsewhere; what is no checkpoint is left alone"
+mkdir -p linked disk && ln -s ../disk/there/ linked/checkpoint && ln -s kept disk/there # a link to a link to what is not there yet
+run 2 --model base --out linked "${small[@]}" --steps 1 >/dev/null || fail "a linked checkpoint"
+run 2 --model base --out linked "${small[@]}" --resume >/dev/null || fail "a linked checkpoint: second part"
+[ -L linked/checkpoint ] && [ -L disk/there ] || fail "a link was replaced"
+[ "$(ls linked disk | grep -c checkpoint)" = 1 ] && [ "$(ls disk)" = "kept
+there" ] || fail "left beside a linked checkpoint: $(ls linked disk)"
+diff -r whole/checkpoint disk/kept || fail "a linked checkpoint differs"
+mv disk/kept disk/kept.old # as a killed run leaves it where names cannot be exchanged
+run 1 --model base --out linked "${small[@]}" --steps 5 --resume >/dev/null || fail "resume beside a link"
+mkdir -p foreign/elsewhere && echo mine >foreign/elsewhere/notes && ln -s elsewhere foreign/checkpoint
+refused "found other files in it" --model base --out foreign "${small[@]}"
+rm foreign/checkpoint && echo mine >foreign/checkpoint
+refused "found no folder" --model base --out foreign "${small[@]}"
+[ "$(cat foreign/checkpoint foreign/elsewhere/notes)" = "mine
+mine" ] || fail "another's files are gone"
 
 echo "== any number of ranks learns the same"
 curve() { sed 's/"seconds_rollout.*"fidelity"/"fidelity"/' "$1/metrics.jsonl" | grep -o '"\(reward\|samples\|response_tokens\)":[0-9.]*'; }

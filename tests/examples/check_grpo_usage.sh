@@ -6,8 +6,9 @@ grpo=$1/bin/waybill-grpo
 [ -x "$grpo" ] || { echo "skip: built without MPI"; exit 77; }
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
-# One process that looks for no mpirun.
-export OMPI_MCA_ess_singleton_isolated=1 OMP_NUM_THREADS=1
+# One process that looks for no mpirun. Its session folder is its own: in /tmp all such processes share one, and the first to
+# end takes it away from the one that is just starting.
+export OMPI_MCA_ess_singleton_isolated=1 OMPI_MCA_orte_tmpdir_base=$scratch OMP_NUM_THREADS=1
 faults=0
 fault() {
     echo "FAULT: $*"

@@ -108,7 +108,7 @@ static void check_selection(wb_device *dev, wb_router router, int64_t T, bool wi
         for (int64_t k = K; k < ids.stride; k++) /* the layers beside are not ours */
             assert_int_equal(id_at(ids, t, k), id_at((wb_ids){untouched, ids.dtype, ids.stride}, t, k));
     }
-    args.forced = NULL, args.native.data = NULL;
+    args.direction = NULL, args.native.data = NULL;
     assert_ok(dev->topk(dev, &args));
     for (int64_t t = 0; t < T; t++)
         for (int32_t k = 0; k < K; k++) assert_int_equal(id_at(ids, t, k), id_at(native, t, k));

@@ -204,7 +204,7 @@ static void run_topk(wb_device *dev, const problem *p, float *logits, answer *a)
     void *native = upload(dev, NULL, 0, a->native_bytes);
     wb_topk args = {.router = p->router, .T = p->T, .logits = logits, .table = table, .tokens = tokens};
     args.bias = p->with_bias ? bias : NULL;
-    args.forced = forced;
+    args.direction = forced;
     args.ids = layer_view(p, ids);
     if (p->native) args.native = (wb_ids){native, WB_U16, p->router.top_k};
     must(dev->topk(dev, &args), "topk");

@@ -738,6 +738,12 @@ static void test_copy_weights_needs_the_same_model(void **state) {
     int32_t differing = 0, owned = 0;
     assert_int_equal(compare(fresh, golden("qwen3_moe").text, &differing, &owned), WB_OK);
     assert_int_equal(differing, 0);
+    /* Two experts changed places: a copy storage by storage would give each the other's weights. */
+    const int32_t first = fresh->local_index[0];
+    fresh->local_index[0] = fresh->local_index[1];
+    fresh->local_index[1] = first;
+    assert_int_equal(wb_model_copy_weights(fresh, qwen), WB_MISMATCH);
+    assert_message_has("experts are placed differently");
     wb_model_close(fresh);
     wb_model_close(olmoe);
     close_one(qwen, device, comm);
@@ -796,6 +802,39 @@ static void test_fingerprint_is_a_function_of_the_architecture(void **state) {
     config.dense_width = 999; /* no layer is dense */
     fingerprint_of(&config, seen[1]);
     assert_string_equal(seen[1], seen[0]);
+}
+
+/* What no family of today has: the fields are set behind the check of a configuration. */
+static void test_fingerprint_names_groups_and_normalization(void **state) {
+    (void)state;
+    static const wb_router fields[] = {
+        {.type = WB_ROUTER_SOFTMAX_NORM},
+        {.type = WB_ROUTER_SOFTMAX_NORM, .n_group = 4, .topk_group = 2},
+        {.type = WB_ROUTER_SOFTMAX_NORM, .n_group = 4, .topk_group = 3},
+        {.type = WB_ROUTER_SOFTMAX_NORM, .n_group = 8, .topk_group = 2},
+        {.type = WB_ROUTER_SIGMOID},
+        {.type = WB_ROUTER_SIGMOID, .normalize = true},
+        /* as the first: no limit, and a type that does not look at it */
+        {.type = WB_ROUTER_SOFTMAX_NORM, .n_group = 1, .topk_group = 1, .normalize = true},
+    };
+    enum { N = sizeof fields / sizeof fields[0] };
+    wb_device *device;
+    wb_comm *comm;
+    char seen[N][33];
+    wb_model *model = open_one(golden("qwen3_moe").text, WB_F32, &device, &comm);
+    const wb_router router = model->config.router;
+    for (int i = 0; i < N; i++) {
+        model->config.router = fields[i];
+        model->config.router.n_experts = router.n_experts;
+        model->config.router.top_k = router.top_k;
+        model->config.router.scale = router.scale;
+        assert_int_equal(wb_model_describe_routes(model), WB_OK);
+        memcpy(seen[i], model->route_model.fingerprint, sizeof seen[i]);
+        for (int k = 0; k < i && i < N - 1; k++) assert_string_not_equal(seen[i], seen[k]);
+    }
+    assert_string_equal(seen[0], "016f76ce122bebcf4a28480bbf32819f");
+    assert_string_equal(seen[N - 1], seen[0]);
+    close_one(model, device, comm);
 }
 
 /* ---- checkpoints that do not fit ------------------------------------------------------------- */
@@ -885,7 +924,7 @@ static void test_missing_files(void **state) {
     (void)state;
     temp_path empty = temp_in(dir.text, "nothing");
     assert_int_equal(mkdir(empty.text, 0777), 0);
-    expect_open_fails("/nonexistent", WB_NOT_FOUND, "/nonexistent/config.json");
+    expect_open_fails(temp_in(dir.text, "no_such_folder").text, WB_NOT_FOUND, "/no_such_folder/config.json");
     expect_open_fails(empty.text, WB_NOT_FOUND, "nothing/config.json");
     temp_copy(temp_in(golden("olmoe").text, "config.json").text, temp_in(empty.text, "config.json").text);
     expect_open_fails(empty.text, WB_NOT_FOUND, "model.safetensors");
@@ -946,11 +985,12 @@ static void test_ranks_that_open_different_models(void **state) {
 static void test_a_failure_on_one_rank_ends_all(void **state) {
     (void)state;
     job j = open_job(golden("qwen3_moe").text, WB_F32);
-    j.open[2] = "/nonexistent";
+    const temp_path missing = temp_in(dir.text, "no_such_folder");
+    j.open[2] = missing.text;
     run_job(&j, 4);
     for (int r = 0; r < 4; r++) {
         assert_int_equal(j.status[r], r == 2 ? WB_NOT_FOUND : WB_PEER);
-        assert_non_null(strstr(j.message[r], r == 2 ? "/nonexistent" : "rank 2"));
+        assert_non_null(strstr(j.message[r], r == 2 ? missing.text : "rank 2"));
     }
 }
 
@@ -977,6 +1017,7 @@ int main(void) {
         cmocka_unit_test(test_created_weights_are_normal_and_differ_by_seed_and_name),
         cmocka_unit_test(test_copy_weights_needs_the_same_model),
         cmocka_unit_test(test_fingerprint_is_a_function_of_the_architecture),
+        cmocka_unit_test(test_fingerprint_names_groups_and_normalization),
         cmocka_unit_test(test_missing_tensor),
         cmocka_unit_test(test_missing_tensor_of_another_rank),
         cmocka_unit_test(test_surplus_tensor),

@@ -63,6 +63,20 @@ static wb_config expect_ok(const char *family, const char *key, const char *valu
     return config;
 }
 
+/* A file with 8 heads and without the key, so that 4 and "as many as heads" are not the same. */
+static void expect_default_kv_heads(const char *family, int32_t expected) {
+    temp_path path = temp_in(dir.text, "config.json");
+    wb_config config;
+    json_t *root = golden_root(family);
+    json_object_set_new(root, "num_attention_heads", json_integer(8));
+    json_object_del(root, "num_key_value_heads");
+    assert_int_equal(json_dump_file(root, path.text, 0), 0);
+    json_decref(root);
+    if (wb_config_load(dir.text, &config) != WB_OK) fail_msg("%s: %s", family, wb_error_message());
+    assert_int_equal(config.n_heads, 8);
+    assert_int_equal(config.n_kv_heads, expected);
+}
+
 /* ---- good files ------------------------------------------------------------------------------ */
 
 static void test_golden_qwen3_moe(void **state) {
@@ -138,8 +152,8 @@ static void test_released_spelling_and_defaults(void **state) {
     assert_int_equal(expect_ok("qwen3_moe", "head_dim", "null").head_dim, 8);
     assert_int_equal(expect_ok("qwen3_moe", "norm_topk_prob", NULL).router.type, WB_ROUTER_SOFTMAX);
     assert_int_equal(expect_ok("olmoe", "norm_topk_prob", "true").router.type, WB_ROUTER_SOFTMAX_NORM);
-    assert_int_equal(expect_ok("qwen3_moe", "num_key_value_heads", NULL).n_kv_heads, 4);
-    assert_int_equal(expect_ok("olmoe", "num_key_value_heads", NULL).n_kv_heads, 4);
+    expect_default_kv_heads("qwen3_moe", 4);
+    expect_default_kv_heads("olmoe", 8);
     assert_int_equal(expect_ok("qwen3_moe", "max_position_embeddings", NULL).max_positions, 32768);
     assert_int_equal(expect_ok("olmoe", "max_position_embeddings", NULL).max_positions, 4096);
     assert_true(expect_ok("olmoe", "clip_qkv", "0.5").clip_qkv == 0.5f);
@@ -239,7 +253,7 @@ static void test_bad_values_are_refused(void **state) {
     expect_refused("olmoe", "hidden_size", "30", WB_INVALID_ARGUMENT, "multiple of num_attention_heads 4");
 }
 
-/* More than 64 slots a token are refused although there are experts enough. */
+/* More than 64 choices a token are refused although there are experts enough. */
 static void test_top_k_above_64_is_refused(void **state) {
     (void)state;
     wb_config c = expect_ok("qwen3_moe", "num_local_experts", "128");
@@ -299,8 +313,9 @@ static void test_files_that_are_no_config(void **state) {
     (void)state;
     wb_config c;
     temp_path sub = temp_in(dir.text, "sub"), path = temp_in(sub.text, "config.json");
-    assert_int_equal(wb_config_load("/nonexistent", &c), WB_NOT_FOUND);
-    assert_message_has("/nonexistent/config.json");
+    const temp_path missing = temp_in(dir.text, "no_such_folder");
+    assert_int_equal(wb_config_load(missing.text, &c), WB_NOT_FOUND);
+    assert_message_has("/no_such_folder/config.json");
     assert_int_equal(mkdir(sub.text, 0777), 0);
     assert_int_equal(mkdir(path.text, 0777), 0);
     assert_int_equal(wb_config_load(sub.text, &c), WB_IO);

@@ -20,12 +20,18 @@ static wb_config made_up_config(void) {
     return config;
 }
 
-/* A fixture over a model of the made-up family; its weights come from `seed`, or from a file. */
-static fixture made_up_fixture(wb_comm *comm, const wb_config *config, uint64_t seed, const char *file) {
+/* The device and a model of `family` without values in its weights. */
+static fixture empty_fixture(wb_comm *comm, const wb_config *config, const wb_family_rules *family) {
     fixture f = {.comm = comm};
     MUST(wb_device_open_cpu(1, &f.device));
     const wb_model_options options = {sizeof options, f.device, comm, WB_F32};
-    MUST(wb_model_new(config, &made_up_family, &options, &f.model));
+    MUST(wb_model_new(config, family, &options, &f.model));
+    return f;
+}
+
+/* A fixture over a model of the made-up family; its weights come from `seed`, or from a file. */
+static fixture made_up_fixture(wb_comm *comm, const wb_config *config, uint64_t seed, const char *file) {
+    fixture f = empty_fixture(comm, config, &made_up_family);
     if (file) {
         wb_safetensors *files;
         MUST(wb_safetensors_open(file, NULL, &files));
@@ -178,6 +184,60 @@ static void test_inference_keeps_its_state(void **unused) {
     rig_close(&g);
 }
 
+/* The parts of layer 0, whose state a case sets; the other layers are the made-up family's. */
+static wb_layer_kind odd_mixer, odd_feed_forward;
+
+static wb_layer_parts odd_layer(const wb_config *config, int32_t l) {
+    if (l == 0) return (wb_layer_parts){&odd_mixer, &odd_feed_forward};
+    return made_up_layer(config, l);
+}
+
+static void three_tables(const wb_config *config, wb_state_shape *shape_out) {
+    shift_state(config, shape_out);
+    shape_out->n_tables = 3;
+}
+
+static void fixed_size(const wb_config *config, wb_state_shape *shape_out) {
+    shift_state(config, shape_out);
+    shape_out->sequence_bytes = 4096;
+}
+
+static void test_state_without_a_place_is_refused(void **unused) {
+    (void)unused;
+    static const struct {
+        void (*mixer)(const wb_config *, wb_state_shape *),
+            (*feed_forward)(const wb_config *, wb_state_shape *);
+        wb_status status;
+        const char *message;
+    } cases[] = {
+        {shift_state, NULL, WB_OK, ""},
+        {three_tables, NULL, WB_CAPACITY, "layer 0: expected state in 0..2 tables, found 3"},
+        {fixed_size, NULL, WB_UNSUPPORTED,
+         "layer 0: expected state by position only, found 4096 bytes a sequence"},
+        {shift_state, shift_state, WB_UNSUPPORTED, "layer 0: expected state of the mixer only"},
+    };
+    wb_comm *comm;
+    MUST(wb_comm_open_self(&comm));
+    wb_family_rules family = made_up_family;
+    family.layer = odd_layer;
+    const wb_config config = made_up_config();
+    wb_infer_options options = wb_infer_options_default();
+    options.n_blocks = 1;
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        odd_mixer = layer_shift;
+        odd_mixer.state = cases[i].mixer;
+        odd_feed_forward = wb_layer_mlp;
+        odd_feed_forward.state = cases[i].feed_forward;
+        fixture f = empty_fixture(comm, &config, &family);
+        wb_infer *infer = NULL;
+        assert_int_equal(wb_infer_open(f.model, &options, &infer), cases[i].status);
+        if (cases[i].status != WB_OK) assert_message_has(cases[i].message);
+        wb_infer_close(infer);
+        fixture_close(&f);
+    }
+    wb_comm_close(comm);
+}
+
 static double sum_of(const rig *g, const float *logprobs) {
     double sum = 0;
     for (int32_t t = 0; t < g->c.T; t++) sum += (double)logprobs[t];
@@ -228,6 +288,7 @@ int main(void) {
         cmocka_unit_test(test_its_tensors_have_its_names),
         cmocka_unit_test(test_a_checkpoint_by_its_names_loads),
         cmocka_unit_test(test_inference_keeps_its_state),
+        cmocka_unit_test(test_state_without_a_place_is_refused),
         cmocka_unit_test(test_its_gradients_are_right),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

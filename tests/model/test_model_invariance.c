@@ -269,15 +269,15 @@ static void place_at_random(ranks_test *test) {
         (size_t)(2 * model->config.expert_width * model->config.hidden_size) * sizeof(float);
     uint64_t state = test->seed + 5; /* the same on every rank */
     int32_t *experts = take(E, sizeof(int32_t)), *rank = take(E, sizeof(int32_t)),
-            *slot = take(E, sizeof(int32_t));
+            *local_index = take(E, sizeof(int32_t));
     for (int32_t e = 0; e < E; e++) experts[e] = e;
     shuffle(&state, E, experts);
     for (int32_t e = 0; e < E; e++) {
         rank[experts[e]] = model->expert_rank[e];
-        slot[experts[e]] = model->expert_slot[e];
+        local_index[experts[e]] = model->local_index[e];
     }
     memcpy(model->expert_rank, rank, (size_t)E * sizeof(int32_t));
-    memcpy(model->expert_slot, slot, (size_t)E * sizeof(int32_t));
+    memcpy(model->local_index, local_index, (size_t)E * sizeof(int32_t));
     for (int32_t l = 0; l < model->config.n_layers; l++) {
         if (!wb_config_is_moe(&model->config, l)) continue;
         const wb_moe_weights *w = model->layers[l].feed_forward.weights;
@@ -286,12 +286,12 @@ static void place_at_random(ranks_test *test) {
             const int32_t params[] = {w->gate_up, w->down};
             for (int i = 0; i < 2; i++) {
                 const size_t bytes = i == 0 ? gate_up : gate_up / 2;
-                memcpy((uint8_t *)wb_param_data(model, params[i]) + (size_t)slot[e] * bytes,
+                memcpy((uint8_t *)wb_param_data(model, params[i]) + (size_t)local_index[e] * bytes,
                        (const uint8_t *)wb_param_data(whole, params[i]) + (size_t)e * bytes, bytes);
             }
         }
     }
-    void *const arrays[] = {experts, rank, slot};
+    void *const arrays[] = {experts, rank, local_index};
     for (size_t i = 0; i < sizeof arrays / sizeof arrays[0]; i++) free(arrays[i]);
 }
 
@@ -305,7 +305,7 @@ static void expect_same_expert_gradients(ranks_test *test) {
         if (here.expert >= 0) {
             const wb_moe_weights *w = model->layers[here.layer].feed_forward.weights;
             const int64_t size = here.n * (here.param == w->gate_up ? 2 : 1);
-            here.offset = model->expert_slot[here.expert] * size + whole.offset % size;
+            here.offset = model->local_index[here.expert] * size + whole.offset % size;
         }
         const double error = relative_difference(here.n, wb_train_grad(test->spread.train, &here),
                                                  wb_train_grad(test->whole.train, &whole));
@@ -394,7 +394,7 @@ static void test_bad_training_batches_are_refused(void **unused) {
     assert_refused(WB_INVALID_ARGUMENT, wb_train_forward(train, &batch, NULL, NULL, logprobs), "routing");
     forced[1] = 1;
     ids[1 * 6 + 1 * 3 + 2] = 13;
-    routing.forced = forced;
+    routing.direction = forced;
     assert_refused(WB_INVALID_ARGUMENT, wb_train_forward(train, &batch, &routing, NULL, logprobs),
                    "token 1, MoE layer 1, choice 2");
     forced[1] = 0; /* a row that chooses: what lies there does not matter */

@@ -469,6 +469,22 @@ static void test_rule_17_padding_starts_elsewhere_in_each_layer(void **unused) {
     wb_replay_close(r);
 }
 
+static void test_rule_17_padding_starts_elsewhere_in_each_micro_batch(void **unused) {
+    (void)unused;
+    wb_route_model m = fixture_model(64, 4, 2);
+    wb_replay *r = open_replay(&m, WB_MISSING_STRICT);
+    wb_segment s = {WB_SEGMENT_PADDING, NULL, 0, 1};
+    OK(wb_replay_begin(r, WB_REPLAY_ROLLOUT, 16));
+    int64_t total[64] = {0}, counts[64];
+    for (int32_t mb = 0; mb < 16; mb++) {
+        OK(wb_replay_plan(r, mb, 1, &s));
+        OK(wb_replay_counts(r, mb, 1, 0, 1, counts));
+        for (int e = 0; e < 64; e++) total[e] += counts[e];
+    }
+    for (int e = 0; e < 64; e++) assert_int_equal(total[e], 1);
+    wb_replay_close(r);
+}
+
 /* ---- against a naive model ------------------------------------------------------------------- */
 
 enum { WORLD_RECORDS = 4, WORLD_ROWS = 256 };
@@ -581,6 +597,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_rule_16_drop_reports_the_segment),
         cmocka_unit_test(test_bug_38_padding_not_all_to_expert_0),
         cmocka_unit_test(test_rule_17_padding_starts_elsewhere_in_each_layer),
+        cmocka_unit_test(test_rule_17_padding_starts_elsewhere_in_each_micro_batch),
         cmocka_unit_test(test_random_plans_against_a_naive_model),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

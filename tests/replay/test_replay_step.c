@@ -31,7 +31,7 @@ static void test_rule_19_record_segments_follow_the_first_pass(void **unused) {
     wb_replay_get_metrics(r, &metrics, layers);
     assert_true(layers[0].tokens == 3 && layers[1].tokens == 0);
     assert_true(fabs(layers[0].overlap - (1 + 2.0 / 3 + 1) / 3) <= 1e-15);
-    assert_true(fabs(layers[0].differ - 1.0 / 3) <= 1e-15); /* slot order is no difference */
+    assert_true(fabs(layers[0].differ - 1.0 / 3) <= 1e-15); /* the order of choices is no difference */
     wb_replay_slice rows;
     OK(wb_replay_rows(r, 0, WB_ALL_LAYERS, 0, 3, &rows));
     for (uint32_t t = 0; t < 3; t++) {
@@ -42,69 +42,121 @@ static void test_rule_19_record_segments_follow_the_first_pass(void **unused) {
     wb_replay_close(r);
 }
 
-/* What a whole-model forward tells in one call is what a trainer tells layer by layer. */
-static void test_rule_19_all_layers_at_once_are_the_layers_one_by_one(void **unused) {
-    (void)unused;
-    enum { L = 3, WIDTH = 2, T = 4 };
-    wb_route_model m = fixture_model(300, WIDTH, L); /* u16 */
+/* What a forward of all layers of a stage tells in one call is what a trainer tells layer by layer. */
+enum { BULK_L = 4, BULK_K = 2, BULK_T = 4, BULK_STRIDE = BULK_L * BULK_K };
+typedef uint16_t bulk_ids[BULK_T][BULK_L][BULK_K];
+
+typedef struct bulk_case {
+    wb_route_model m;
     fixture_record f;
-    fixture_complete(&f, &m, 9, 3); /* two rows; the last token chooses */
-    wb_replay *bulk = open_replay(&m, WB_MISSING_STRICT), *each = open_replay(&m, WB_MISSING_STRICT);
-    wb_segment s[] = {fixture_segment(&f, 0, 3), {WB_SEGMENT_PADDING, NULL, 0, 1}};
-    for (int mode = WB_REPLAY_OFF; mode <= WB_REPLAY_ROLLOUT; mode += 2) {
-        wb_replay *const both[2] = {bulk, each};
-        for (int i = 0; i < 2; i++) {
-            wb_replay_clear(both[i]);
-            OK(wb_replay_add(both[i], &m, &f.record));
-            OK(wb_replay_begin(both[i], (wb_replay_mode)mode, 1));
-            OK(wb_replay_plan(both[i], 0, 2, s));
+    int32_t first, end;     /* layers of the stage */
+    wb_replay *bulk, *each; /* told at once, told layer by layer */
+    wb_segment segments[2];
+    bulk_ids used, native;
+} bulk_case;
+
+static wb_replay *open_stage(const wb_route_model *m, int32_t first, int32_t end) {
+    wb_replay_options o = wb_replay_options_default();
+    o.first_layer = first;
+    o.n_layers = end - first;
+    wb_replay *r = NULL;
+    OK(wb_replay_open(m, &o, &r));
+    return r;
+}
+
+static void plan_bulk(const bulk_case *c, wb_replay *r, wb_replay_mode mode) {
+    wb_replay_clear(r);
+    OK(wb_replay_add(r, &c->m, &c->f.record));
+    OK(wb_replay_begin(r, mode, 1));
+    OK(wb_replay_plan(r, 0, 2, c->segments));
+}
+
+/* Ids of a forward of the stage's layers; those of other layers are out of range. */
+static void forward_bulk(bulk_case *c, const wb_replay_slice *slice) {
+    memset(c->used, 0xff, sizeof c->used);
+    memset(c->native, 0xff, sizeof c->native);
+    for (uint32_t t = 0; t < BULK_T; t++)
+        for (int32_t l = c->first; l < c->end; l++) {
+            c->native[t][l][0] = (uint16_t)(t + (uint32_t)l);
+            c->native[t][l][1] = (uint16_t)(299 - l);
+            const uint16_t *planned = (const uint16_t *)slice->ids + t * (size_t)slice->stride + l * BULK_K;
+            const bool chose = slice->direction[t] == WB_ROW_NATIVE;
+            memcpy(c->used[t][l], chose ? c->native[t][l] : planned, sizeof c->used[t][l]);
         }
+}
+
+static void expect_bulk_is_each(const bulk_case *c, wb_replay_mode mode) {
+    size_t n = 0;
+    double *sums = wb_replay_metric_sums(c->bulk, &n);
+    assert_memory_equal(sums, wb_replay_metric_sums(c->each, &n), n * sizeof *sums);
+    assert_true(sums[SUMS_FIXED + c->first * SUMS_PER_LAYER + LAYER_TOKENS] == 2);
+    wb_replay_slice rows, other;
+    OK(wb_replay_rows(c->bulk, 0, WB_ALL_LAYERS, 0, BULK_T, &rows));
+    OK(wb_replay_rows(c->each, 0, WB_ALL_LAYERS, 0, BULK_T, &other));
+    assert_memory_equal(rows.ids, other.ids, sizeof c->used);
+    assert_memory_equal(rows.direction, other.direction, BULK_T);
+    assert_int_equal(rows.any_native, mode == WB_REPLAY_OFF);
+    const uint16_t(*ids)[BULK_L][BULK_K] = rows.ids;
+    for (uint32_t t = 0; t < BULK_T && mode == WB_REPLAY_ROLLOUT; t++)
+        for (int32_t l = c->first; l < c->end; l++)
+            assert_memory_equal(ids[t][l], c->used[t][l], sizeof c->used[t][l]);
+}
+
+/* A fault in the last layer leaves the first ones unchanged too. */
+static void expect_bulk_all_or_nothing(bulk_case *c, wb_replay_mode mode) {
+    char message[96];
+    size_t n = 0;
+    wb_replay *r = c->bulk;
+    OK(wb_replay_begin(r, mode, 1));
+    OK(wb_replay_plan(r, 0, 2, c->segments));
+    uint16_t *last = c->native[0][c->end - 1];
+    last[1] = last[0];
+    assert_int_equal(
+        wb_replay_store(r, 0, WB_ALL_LAYERS, 0, BULK_T, c->used, BULK_STRIDE, c->native, BULK_STRIDE),
+        WB_INVALID_ARGUMENT);
+    snprintf(message, sizeof message, "MoE layer %d, row 0: native expert %d is chosen twice", c->end - 1,
+             last[0]);
+    HAS_MESSAGE(message);
+    assert_int_equal(wb_replay_store(r, 0, WB_ALL_LAYERS, 0, BULK_T, c->used, BULK_K, NULL, 0),
+                     WB_INVALID_ARGUMENT);
+    HAS_MESSAGE("stride of 8");
+    const double *sums = wb_replay_metric_sums(r, &n) + SUMS_FIXED;
+    for (int32_t l = 0; l < BULK_L; l++) assert_true(sums[l * SUMS_PER_LAYER + LAYER_TOKENS] == 0);
+    assert_int_equal(row_direction(r, 0, 2), WB_ROW_NATIVE);
+}
+
+static void all_layers_at_once(int32_t first, int32_t end) {
+    bulk_case c = {.m = fixture_model(300, BULK_K, BULK_L), .first = first, .end = end}; /* u16 */
+    fixture_complete(&c.f, &c.m, 9, 3); /* two rows; the last token chooses */
+    c.bulk = open_stage(&c.m, first, end);
+    c.each = open_stage(&c.m, first, end);
+    c.segments[0] = fixture_segment(&c.f, 0, 3);
+    c.segments[1] = (wb_segment){WB_SEGMENT_PADDING, NULL, 0, 1};
+    for (int mode = WB_REPLAY_OFF; mode <= WB_REPLAY_ROLLOUT; mode += 2) {
+        plan_bulk(&c, c.bulk, (wb_replay_mode)mode);
+        plan_bulk(&c, c.each, (wb_replay_mode)mode);
         wb_replay_slice slice;
-        OK(wb_replay_rows(bulk, 0, WB_ALL_LAYERS, 0, T, &slice));
+        OK(wb_replay_rows(c.bulk, 0, WB_ALL_LAYERS, 0, BULK_T, &slice));
         assert_true(slice.any_native && slice.any_forced); /* the last token; padding at least */
         assert_int_equal(slice.undecided, mode != WB_REPLAY_OFF);
-        uint16_t used[T][L][WIDTH], native[T][L][WIDTH];
-        for (uint32_t t = 0; t < T; t++)
-            for (uint16_t l = 0; l < L; l++) {
-                native[t][l][0] = (uint16_t)(t + l);
-                native[t][l][1] = (uint16_t)(299 - l);
-                bool chose = slice.direction[t] == WB_ROW_NATIVE;
-                memcpy(used[t][l],
-                       chose ? native[t][l]
-                             : (const uint16_t *)slice.ids + t * (size_t)slice.stride + l * WIDTH,
-                       sizeof used[t][l]);
-            }
-        OK(wb_replay_store(bulk, 0, WB_ALL_LAYERS, 0, T, used, L * WIDTH, native, L * WIDTH));
-        for (int32_t l = 0; l < L; l++)
-            OK(wb_replay_store(each, 0, l, 0, T, used[0][l], L * WIDTH, native[0][l], L * WIDTH));
-        OK(wb_replay_end(bulk));
-        size_t n = 0;
-        double *sums = wb_replay_metric_sums(bulk, &n);
-        assert_memory_equal(sums, wb_replay_metric_sums(each, &n), n * sizeof *sums);
-        assert_true(sums[SUMS_FIXED + LAYER_TOKENS] == 2);
-        wb_replay_slice rows, other;
-        OK(wb_replay_rows(bulk, 0, WB_ALL_LAYERS, 0, T, &rows));
-        OK(wb_replay_rows(each, 0, WB_ALL_LAYERS, 0, T, &other));
-        assert_memory_equal(rows.ids, other.ids, sizeof used);
-        assert_memory_equal(rows.direction, other.direction, T);
-        assert_int_equal(rows.any_native, mode == WB_REPLAY_OFF);
-        if (mode == WB_REPLAY_ROLLOUT) assert_memory_equal(rows.ids, used, sizeof used);
-        /* A fault in the last layer leaves the first ones unchanged too. */
-        OK(wb_replay_begin(bulk, (wb_replay_mode)mode, 1));
-        OK(wb_replay_plan(bulk, 0, 2, s));
-        native[0][L - 1][1] = native[0][L - 1][0];
-        assert_int_equal(wb_replay_store(bulk, 0, WB_ALL_LAYERS, 0, T, used, L * WIDTH, native, L * WIDTH),
-                         WB_INVALID_ARGUMENT);
-        HAS_MESSAGE("MoE layer 2, row 0: native expert 2 is chosen twice");
-        assert_int_equal(wb_replay_store(bulk, 0, WB_ALL_LAYERS, 0, T, used, WIDTH, NULL, 0),
-                         WB_INVALID_ARGUMENT);
-        HAS_MESSAGE("stride of 6");
-        assert_true(wb_replay_metric_sums(bulk, &n)[SUMS_FIXED + LAYER_TOKENS] == 0);
-        assert_int_equal(row_direction(bulk, 0, 2), WB_ROW_NATIVE);
+        forward_bulk(&c, &slice);
+        OK(wb_replay_store(c.bulk, 0, WB_ALL_LAYERS, 0, BULK_T, c.used, BULK_STRIDE, c.native, BULK_STRIDE));
+        for (int32_t l = first; l < end; l++)
+            OK(wb_replay_store(c.each, 0, l, 0, BULK_T, c.used[0][l], BULK_STRIDE, c.native[0][l],
+                               BULK_STRIDE));
+        OK(wb_replay_end(c.bulk));
+        expect_bulk_is_each(&c, (wb_replay_mode)mode);
+        expect_bulk_all_or_nothing(&c, (wb_replay_mode)mode);
     }
-    wb_replay_close(bulk);
-    wb_replay_close(each);
-    fixture_close(&f);
+    wb_replay_close(c.bulk);
+    wb_replay_close(c.each);
+    fixture_close(&c.f);
+}
+
+static void test_rule_19_all_layers_at_once_are_the_layers_one_by_one(void **unused) {
+    (void)unused;
+    all_layers_at_once(0, BULK_L);
+    all_layers_at_once(1, 3); /* a pipeline stage */
 }
 
 static void test_rule_19_record_mode_refuses_replay_segments(void **unused) {
@@ -263,7 +315,12 @@ static void test_bug_43_handles_share_nothing(void **unused) {
     wb_replay_clear(reference);
     wb_replay_close(reference);
     expect_forced(policy, 0, 2, &f, 2);
+    wb_replay_metrics metrics;
+    wb_replay_get_metrics(policy, &metrics, NULL);
+    assert_true(metrics.rows == 4);
     wb_replay_clear(policy);
+    wb_replay_get_metrics(policy, &metrics, NULL);
+    assert_true(metrics.rows == 0 && metrics.forced_rows == 0);
     assert_false(wb_replay_planned(policy, 0));
     OK(wb_replay_begin(policy, WB_REPLAY_ROLLOUT, 1));
     assert_int_equal(wb_replay_plan(policy, 0, 1, &s), WB_NOT_FOUND);

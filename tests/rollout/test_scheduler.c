@@ -194,7 +194,7 @@ static void commit(round_state *r) {
     for (int32_t i = 0; i < batch->n_entries; i++) {
         request *q = request_of(batch->entries[i]);
         const bool samples = wb_sched_samples(&q->entry);
-        wb_scheduler_fed(&q->entry);
+        wb_sched_fed(&q->entry);
         if (!samples || ++q->record.n_tokens < q->max_len) continue;
         wb_scheduler_remove(&r->scheduler, &q->entry);
         q->ended = true;

@@ -408,7 +408,7 @@ static void probe_forced(void *ctx, int32_t layer, int64_t T, const float *logit
 
 static wb_status forced_forward(rank_run *run, packed *p, routes *r, const uint8_t *forced) {
     const reference *ref = run->ref;
-    const wb_routing routing = {.ids = r->device_ids, .forced = forced};
+    const wb_routing routing = {.ids = r->device_ids, .direction = forced};
     const wb_router_probe probe = {probe_forced, run};
     wb_status status = wb_train_forward(run->train, &p->batch, &routing, &probe, p->logprobs);
     if (status == WB_OK) status = wb_train_logits(run->train, p->logits);

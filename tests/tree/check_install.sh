@@ -107,6 +107,7 @@ if [ -e "$prefix/include/waybill/wb_comm_mpi.h" ]; then
     try "find_package(waybill COMPONENTS mpi)" configure mpi &&
         try "an MPI consumer's build" cmake --build "$scratch/mpi/build" &&
         says "an MPI consumer" ", mpi, 7" env OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 \
+            OMPI_MCA_orte_tmpdir_base="$scratch" \
             "$scratch/mpi/build/consumer"
     # The adapter finds the library beside it by itself.
     try "libwaybill_mpi's own libraries" bash -c '! ldd "$1"/*/libwaybill_mpi.so | grep "not found"' - "$prefix"

@@ -28,10 +28,11 @@ static void declare(wb_registry *registry, int32_t l, void *weights) {
     w->gate_up = wb_registry_storage(registry, m->dtype, local * 2 * F * H, true);
     w->down = wb_registry_storage(registry, m->dtype, local * H * F, true);
     for (int32_t e = 0; e < m->config.router.n_experts; e++) {
-        const int64_t slot = m->expert_rank[e] == wb_comm_rank(m->comm) ? m->expert_slot[e] : 0;
-        wb_registry_tensor(registry, l, e, "gate_proj.weight", F, H, w->gate_up, slot * 2 * F * H);
-        wb_registry_tensor(registry, l, e, "up_proj.weight", F, H, w->gate_up, slot * 2 * F * H + F * H);
-        wb_registry_tensor(registry, l, e, "down_proj.weight", H, F, w->down, slot * H * F);
+        const int64_t local_index = m->expert_rank[e] == wb_comm_rank(m->comm) ? m->local_index[e] : 0;
+        wb_registry_tensor(registry, l, e, "gate_proj.weight", F, H, w->gate_up, local_index * 2 * F * H);
+        wb_registry_tensor(registry, l, e, "up_proj.weight", F, H, w->gate_up,
+                           local_index * 2 * F * H + F * H);
+        wb_registry_tensor(registry, l, e, "down_proj.weight", H, F, w->down, local_index * H * F);
     }
 }
 

@@ -1,14 +1,15 @@
 /* moe.h - the steps of an MoE layer, each with its buffers, in the order in which they run:
  *
  *   choice    logits, ids, weights of a token's choices   (moe_choice.c)
- *   plan      which row goes to which rank and slot       (moe_plan.c)
+ *   plan      which row goes to which slot                (moe_plan.c)
  *   exchange  rows to the ranks that hold their experts   (moe_exchange.c)
- *   experts   one product a slot over its rows            (moe_experts.c)
+ *   experts   one product an expert over its rows         (moe_experts.c)
  *   combine   a token's rows, in the order of its choices (moe.c)
  *
- * Rows: each of the T * K (token, choice) pairs has one, in the order of its expert's rank, then the expert's
- * slot on that rank, then (t, k). n rows are those of this rank's experts from all ranks: by slot, then
- * source rank, then the source's order. Rows move, never sums: a token's result does not depend on the plan.
+ * Slots number the experts by (rank, local index). Rows: each of the T * K (token, choice) pairs has one, in
+ * the order of its expert's slot, then (t, k). n rows are those of this rank's experts from all ranks: by
+ * local index, then source rank, then the source's order. Rows move, never sums: a token's result does not
+ * depend on the plan.
  *
  * A struct's buffers are kept by a forward for its backward where nothing else is said. Pointers are device
  * memory unless marked host. */
@@ -50,7 +51,6 @@ wb_status wb_moe_choose_backward(wb_moe_choice *choice, const wb_moe_weights *w,
 
 typedef struct wb_moe_exchange wb_moe_exchange;
 
-/* Positions number the experts by (rank, slot). */
 typedef struct wb_moe_plan {
     wb_model *model;
     wb_workspace *memory;
@@ -59,13 +59,13 @@ typedef struct wb_moe_plan {
     wb_buffer to_received, to_grouped; /* int32 [n]: where a grouped row was received, and back; R > 1 */
 
     /* Host. */
-    int32_t *rank_first;               /* [R + 1] position of each rank's first expert */
-    int32_t *order;                    /* [E] expert at a position */
+    int32_t *rank_first;               /* [R + 1] slot of each rank's first expert */
+    int32_t *order;                    /* [E] expert in a slot */
     int64_t *counts;                   /* [E] rows by expert ... */
-    int64_t *position_counts;          /* [E] ... and by position */
-    int64_t *slot_start;               /* [E + 1] first of the n rows of each of this rank's slots */
+    int64_t *slot_counts;              /* [E] ... and by slot */
+    int64_t *local_start;              /* [E + 1] first of the n rows of each of this rank's experts */
     int64_t *send_rows, *receive_rows; /* [R]; R > 1 */
-    wb_host_buffer received_counts;    /* int64 [R][n_slots] rows for each slot by source; R > 1 */
+    wb_host_buffer received_counts;    /* int64 [R][n_local] rows for each expert by source; R > 1 */
     wb_host_buffer index;              /* int32, scratch */
 } wb_moe_plan;
 
@@ -74,8 +74,8 @@ wb_status wb_moe_plan_open(wb_model *model, wb_workspace *memory, wb_moe_plan *p
 /* Where every row of the ids of T tokens goes. Collective. */
 wb_status wb_moe_plan_make(wb_moe_plan *plan, wb_moe_exchange *exchange, int64_t T, wb_ids ids);
 
-/* Slots of this rank. */
-int32_t wb_moe_plan_n_slots(const wb_moe_plan *plan);
+/* Experts of this rank. */
+int32_t wb_moe_plan_n_local(const wb_moe_plan *plan);
 
 /* ---- exchange -------------------------------------------------------------------------------- */
 
@@ -91,10 +91,10 @@ struct wb_moe_exchange {
 
 wb_status wb_moe_exchange_open(wb_model *model, wb_workspace *memory, wb_moe_exchange *exchange);
 
-/* Tells every rank how many rows its slots get from here: received_counts[n_sources][n_slots] from
- * position_counts. Collective. */
-wb_status wb_moe_exchange_counts(wb_moe_exchange *exchange, const int32_t *rank_first, int32_t n_slots,
-                                 const int64_t *position_counts, int64_t *received_counts);
+/* Tells every rank how many rows its experts get from here: received_counts[n_sources][n_local] from
+ * slot_counts. Collective. */
+wb_status wb_moe_exchange_counts(wb_moe_exchange *exchange, const int32_t *rank_first, int32_t n_local,
+                                 const int64_t *slot_counts, int64_t *received_counts);
 
 /* rows[T * K, H] of this rank's tokens -> grouped[n, H] at their experts. Collective. */
 wb_status wb_moe_send_to_experts(wb_moe_exchange *exchange, const wb_moe_plan *plan, const float *rows,

@@ -38,7 +38,7 @@ wb_status wb_moe_choose(wb_moe_choice *choice, const wb_moe_weights *w, const wb
         const wb_topk args = {.router = *router,
                               .T = T,
                               .logits = logits,
-                              .forced = pass->routing->forced,
+                              .direction = pass->routing->direction,
                               .ids = ids,
                               .native = wb_moe_ids(model, pass->routing->native, w->moe_index)};
         WB_TRY(dev->topk(dev, &args));

@@ -18,15 +18,15 @@ static wb_status all_to_all(wb_moe_exchange *exchange, const void *send, void *r
                                 receive, exchange->receive_bytes, exchange->receive_offsets);
 }
 
-wb_status wb_moe_exchange_counts(wb_moe_exchange *exchange, const int32_t *rank_first, int32_t n_slots,
-                                 const int64_t *position_counts, int64_t *received_counts) {
+wb_status wb_moe_exchange_counts(wb_moe_exchange *exchange, const int32_t *rank_first, int32_t n_local,
+                                 const int64_t *slot_counts, int64_t *received_counts) {
     for (int32_t r = 0; r < wb_comm_size(exchange->model->comm); r++) {
         exchange->send_offsets[r] = (size_t)rank_first[r] * sizeof(int64_t);
         exchange->send_bytes[r] = (size_t)(rank_first[r + 1] - rank_first[r]) * sizeof(int64_t);
-        exchange->receive_offsets[r] = (size_t)r * (size_t)n_slots * sizeof(int64_t);
-        exchange->receive_bytes[r] = (size_t)n_slots * sizeof(int64_t);
+        exchange->receive_offsets[r] = (size_t)r * (size_t)n_local * sizeof(int64_t);
+        exchange->receive_bytes[r] = (size_t)n_local * sizeof(int64_t);
     }
-    return all_to_all(exchange, position_counts, received_counts);
+    return all_to_all(exchange, slot_counts, received_counts);
 }
 
 /* Bytes and offsets of rows that lie by rank; returns all bytes. */

@@ -1,4 +1,4 @@
-/* moe_experts.c - the experts of this rank: one product a slot that has rows, in the order of the slots.
+/* moe_experts.c - the experts of this rank: one product an expert that has rows, in their order.
  * Refuses: where rows come from. */
 #include "layers/moe/moe.h"
 
@@ -8,15 +8,15 @@ wb_status wb_moe_experts_open(wb_model *model, wb_workspace *memory, wb_moe_expe
     return WB_OWN(&memory->host, experts->list, 2 * (size_t)model->config.router.n_experts, "MoE experts");
 }
 
-/* A matrix [out, in] of each expert, slot by slot in the storage `param`. */
+/* A matrix [out, in] of each expert of this rank, one after the other in the storage `param`. */
 typedef struct expert_linear {
     int32_t param;
     int64_t in, out;
 } expert_linear;
 
-static const void *expert_weight(const wb_model *model, expert_linear linear, int32_t slot) {
+static const void *expert_weight(const wb_model *model, expert_linear linear, int32_t local_index) {
     return (const uint8_t *)wb_param_data(model, linear.param) +
-           (size_t)(slot * linear.out * linear.in) * wb_dtype_size(model->params[linear.param].dtype);
+           (size_t)(local_index * linear.out * linear.in) * wb_dtype_size(model->params[linear.param].dtype);
 }
 
 /* y[n,out] = x[n,in] w^T, each row with its expert's w. */
@@ -24,8 +24,8 @@ static wb_status linear_forward(wb_moe_experts *experts, const wb_moe_plan *plan
                                 const float *x, float *y) {
     const wb_model *model = experts->model;
     int64_t count = 0;
-    for (int32_t i = 0; i < wb_moe_plan_n_slots(plan); i++) {
-        const int64_t start = plan->slot_start[i], n = plan->slot_start[i + 1] - start;
+    for (int32_t i = 0; i < wb_moe_plan_n_local(plan); i++) {
+        const int64_t start = plan->local_start[i], n = plan->local_start[i + 1] - start;
         if (n == 0) continue;
         experts->list[count++] = wb_matmul_forward(n, linear.in, linear.out, x + start * linear.in,
                                                    expert_weight(model, linear, i),
@@ -39,8 +39,8 @@ static wb_status linear_backward(wb_moe_experts *experts, const wb_moe_plan *pla
                                  const float *x, const float *dy, float *dw, float *dx) {
     const wb_model *model = experts->model;
     int64_t count = 0;
-    for (int32_t i = 0; i < wb_moe_plan_n_slots(plan); i++) {
-        const int64_t start = plan->slot_start[i], n = plan->slot_start[i + 1] - start;
+    for (int32_t i = 0; i < wb_moe_plan_n_local(plan); i++) {
+        const int64_t start = plan->local_start[i], n = plan->local_start[i + 1] - start;
         if (n == 0) continue;
         const float *dy_rows = dy + start * linear.out;
         experts->list[count++] = wb_matmul_wgrad(n, linear.in, linear.out, dy_rows, x + start * linear.in,

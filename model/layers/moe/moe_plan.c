@@ -1,6 +1,6 @@
 /* moe_plan.c - who sends which rows where, for the ids of a batch and the placement of the experts.
  *
- * Reads expert_rank and expert_slot at each forward and asks nothing of them but that each rank's slots are
+ * Reads expert_rank and local_index at each forward and asks nothing of them but that each rank's indices are
  * 0 .. n-1, each used once. Refuses: moving rows. */
 #include "layers/moe/moe.h"
 
@@ -14,13 +14,13 @@ wb_status wb_moe_plan_open(wb_model *model, wb_workspace *memory, wb_moe_plan *p
     WB_TRY(WB_OWN(&memory->host, plan->rank_first, R + 1, "MoE plan"));
     WB_TRY(WB_OWN(&memory->host, plan->order, E, "MoE plan"));
     WB_TRY(WB_OWN(&memory->host, plan->counts, E, "MoE plan"));
-    WB_TRY(WB_OWN(&memory->host, plan->position_counts, E, "MoE plan"));
-    WB_TRY(WB_OWN(&memory->host, plan->slot_start, E + 1, "MoE plan"));
+    WB_TRY(WB_OWN(&memory->host, plan->slot_counts, E, "MoE plan"));
+    WB_TRY(WB_OWN(&memory->host, plan->local_start, E + 1, "MoE plan"));
     WB_TRY(WB_OWN(&memory->host, plan->send_rows, R, "MoE plan"));
     return WB_OWN(&memory->host, plan->receive_rows, R, "MoE plan");
 }
 
-int32_t wb_moe_plan_n_slots(const wb_moe_plan *plan) {
+int32_t wb_moe_plan_n_local(const wb_moe_plan *plan) {
     const int rank = wb_comm_rank(plan->model->comm);
     return plan->rank_first[rank + 1] - plan->rank_first[rank];
 }
@@ -28,20 +28,20 @@ int32_t wb_moe_plan_n_slots(const wb_moe_plan *plan) {
 /* ---- rows of this rank's tokens ------------------------------------------------------------------- */
 
 /* Fills rank_first and order from the placement. */
-static void number_positions(wb_moe_plan *plan) {
+static void number_slots(wb_moe_plan *plan) {
     const wb_model *model = plan->model;
     const int32_t E = model->config.router.n_experts, R = wb_comm_size(model->comm);
     memset(plan->rank_first, 0, ((size_t)R + 1) * sizeof(int32_t));
     for (int32_t e = 0; e < E; e++) plan->rank_first[model->expert_rank[e] + 1]++;
     for (int32_t r = 0; r < R; r++) plan->rank_first[r + 1] += plan->rank_first[r];
     for (int32_t e = 0; e < E; e++)
-        plan->order[plan->rank_first[model->expert_rank[e]] + model->expert_slot[e]] = e;
+        plan->order[plan->rank_first[model->expert_rank[e]] + model->local_index[e]] = e;
 }
 
 /* The row by expert id at which each expert's rows start: host [E], in memory that is filled with its own
  * content later. */
 static const int64_t *first_rows(wb_moe_plan *plan) {
-    int64_t *first = plan->slot_start, row = 0;
+    int64_t *first = plan->local_start, row = 0;
     for (int32_t e = 0; e < plan->model->config.router.n_experts; e++) {
         first[e] = row;
         row += plan->counts[e];
@@ -49,31 +49,31 @@ static const int64_t *first_rows(wb_moe_plan *plan) {
     return first;
 }
 
-/* Renumbers choice_row and row_token from order by expert id to order by position. */
-static wb_status sort_by_position(wb_moe_plan *plan, int64_t n_pairs) {
+/* Renumbers choice_row and row_token from order by expert id to order by slot. */
+static wb_status sort_by_slot(wb_moe_plan *plan, int64_t n_pairs) {
     wb_device *dev = plan->model->device;
     const size_t bytes = (size_t)n_pairs * sizeof(int32_t);
     WB_TRY(wb_reserve_host(plan->memory, &plan->index, 3 * n_pairs, sizeof(int32_t), "row order"));
-    int32_t *by_id = plan->index.data, *by_position = by_id + n_pairs, *moved = by_position + n_pairs;
+    int32_t *by_id = plan->index.data, *by_slot = by_id + n_pairs, *moved = by_slot + n_pairs;
 
-    /* moved[row by id] = row by position; row_token follows it. */
+    /* moved[row by id] = row by slot; row_token follows it. */
     WB_TRY(dev->to_host(dev, by_id, plan->row_token.data, bytes));
     const int64_t *first = first_rows(plan);
     int32_t to = 0;
-    for (int32_t p = 0; p < plan->model->config.router.n_experts; p++)
-        for (int64_t i = 0; i < plan->counts[plan->order[p]]; i++) {
-            const int64_t from = first[plan->order[p]] + i;
-            by_position[to] = by_id[from];
+    for (int32_t s = 0; s < plan->model->config.router.n_experts; s++)
+        for (int64_t i = 0; i < plan->counts[plan->order[s]]; i++) {
+            const int64_t from = first[plan->order[s]] + i;
+            by_slot[to] = by_id[from];
             moved[from] = to++;
         }
-    WB_TRY(dev->to_device(dev, plan->row_token.data, by_position, bytes));
+    WB_TRY(dev->to_device(dev, plan->row_token.data, by_slot, bytes));
 
     WB_TRY(dev->to_host(dev, by_id, plan->choice_row.data, bytes));
     for (int64_t i = 0; i < n_pairs; i++) by_id[i] = moved[by_id[i]];
     return dev->to_device(dev, plan->choice_row.data, by_id, bytes);
 }
 
-/* choice_row, row_token, position_counts. */
+/* choice_row, row_token, slot_counts. */
 static wb_status sort_rows(wb_moe_plan *plan, int64_t T, wb_ids ids) {
     const wb_model *model = plan->model;
     wb_device *dev = model->device;
@@ -82,13 +82,13 @@ static wb_status sort_rows(wb_moe_plan *plan, int64_t T, wb_ids ids) {
     WB_TRY(wb_reserve(plan->memory, &plan->row_token, T * K, 1, sizeof(int32_t)));
     WB_TRY(dev->moe_sort(dev, T, K, E, ids, plan->choice_row.data, plan->row_token.data, plan->counts));
 
-    number_positions(plan);
+    number_slots(plan);
     bool by_id = true;
-    for (int32_t p = 0; p < E; p++) {
-        plan->position_counts[p] = plan->counts[plan->order[p]];
-        by_id = by_id && plan->order[p] == p;
+    for (int32_t s = 0; s < E; s++) {
+        plan->slot_counts[s] = plan->counts[plan->order[s]];
+        by_id = by_id && plan->order[s] == s;
     }
-    return by_id ? WB_OK : sort_by_position(plan, T * K);
+    return by_id ? WB_OK : sort_by_slot(plan, T * K);
 }
 
 /* ---- rows of this rank's experts ------------------------------------------------------------------ */
@@ -96,14 +96,14 @@ static wb_status sort_rows(wb_moe_plan *plan, int64_t T, wb_ids ids) {
 /* send_rows and receive_rows from the counts of both sides, and n. */
 static wb_status count_rows(wb_moe_plan *plan) {
     wb_comm *comm = plan->model->comm;
-    const int32_t R = wb_comm_size(comm), n_slots = wb_moe_plan_n_slots(plan);
+    const int32_t R = wb_comm_size(comm), n_local = wb_moe_plan_n_local(plan);
     const int64_t *received = plan->received_counts.data;
     int64_t n = 0;
     for (int32_t r = 0; r < R; r++) {
         plan->send_rows[r] = plan->receive_rows[r] = 0;
-        for (int32_t p = plan->rank_first[r]; p < plan->rank_first[r + 1]; p++)
-            plan->send_rows[r] += plan->position_counts[p];
-        for (int32_t i = 0; i < n_slots; i++) plan->receive_rows[r] += received[(int64_t)r * n_slots + i];
+        for (int32_t s = plan->rank_first[r]; s < plan->rank_first[r + 1]; s++)
+            plan->send_rows[r] += plan->slot_counts[s];
+        for (int32_t i = 0; i < n_local; i++) plan->receive_rows[r] += received[(int64_t)r * n_local + i];
         n += plan->receive_rows[r];
     }
     if (n > INT32_MAX)
@@ -113,25 +113,25 @@ static wb_status count_rows(wb_moe_plan *plan) {
     return WB_OK;
 }
 
-/* Rows arrive by source rank, then slot; experts want them by slot, then source rank: slot_start and both
- * maps. */
+/* Rows arrive by source rank, then local index; experts want them by local index, then source rank:
+ * local_start and both maps. */
 static wb_status group_rows(wb_moe_plan *plan) {
-    const int32_t R = wb_comm_size(plan->model->comm), n_slots = wb_moe_plan_n_slots(plan);
+    const int32_t R = wb_comm_size(plan->model->comm), n_local = wb_moe_plan_n_local(plan);
     const int64_t *received = plan->received_counts.data, n = plan->n;
     WB_TRY(wb_reserve_host(plan->memory, &plan->index, 2 * n, sizeof(int32_t), "row order"));
     int32_t *to_received = plan->index.data, *to_grouped = to_received + n;
 
-    plan->slot_start[0] = 0;
-    for (int32_t i = 0; i < n_slots; i++) {
-        plan->slot_start[i + 1] = plan->slot_start[i];
-        for (int32_t r = 0; r < R; r++) plan->slot_start[i + 1] += received[(int64_t)r * n_slots + i];
+    plan->local_start[0] = 0;
+    for (int32_t i = 0; i < n_local; i++) {
+        plan->local_start[i + 1] = plan->local_start[i];
+        for (int32_t r = 0; r < R; r++) plan->local_start[i + 1] += received[(int64_t)r * n_local + i];
     }
     int32_t arrived = 0;
     for (int32_t r = 0; r < R; r++)
-        for (int32_t i = 0; i < n_slots; i++) {
-            int64_t grouped = plan->slot_start[i]; /* after the rows of the ranks before r */
-            for (int32_t before = 0; before < r; before++) grouped += received[(int64_t)before * n_slots + i];
-            for (int64_t j = 0; j < received[(int64_t)r * n_slots + i]; j++) {
+        for (int32_t i = 0; i < n_local; i++) {
+            int64_t grouped = plan->local_start[i]; /* after the rows of the ranks before r */
+            for (int32_t before = 0; before < r; before++) grouped += received[(int64_t)before * n_local + i];
+            for (int64_t j = 0; j < received[(int64_t)r * n_local + i]; j++) {
                 to_received[grouped] = arrived;
                 to_grouped[arrived++] = (int32_t)grouped++;
             }
@@ -141,10 +141,10 @@ static wb_status group_rows(wb_moe_plan *plan) {
 }
 
 static wb_status plan_among_ranks(wb_moe_plan *plan, wb_moe_exchange *exchange) {
-    const int32_t R = wb_comm_size(plan->model->comm), n_slots = wb_moe_plan_n_slots(plan);
-    WB_TRY(wb_reserve_host(plan->memory, &plan->received_counts, (int64_t)R * n_slots, sizeof(int64_t),
+    const int32_t R = wb_comm_size(plan->model->comm), n_local = wb_moe_plan_n_local(plan);
+    WB_TRY(wb_reserve_host(plan->memory, &plan->received_counts, (int64_t)R * n_local, sizeof(int64_t),
                            "row counts"));
-    WB_TRY(wb_moe_exchange_counts(exchange, plan->rank_first, n_slots, plan->position_counts,
+    WB_TRY(wb_moe_exchange_counts(exchange, plan->rank_first, n_local, plan->slot_counts,
                                   plan->received_counts.data));
     WB_TRY(count_rows(plan));
     return group_rows(plan);
@@ -154,8 +154,8 @@ wb_status wb_moe_plan_make(wb_moe_plan *plan, wb_moe_exchange *exchange, int64_t
     WB_TRY(sort_rows(plan, T, ids));
     if (wb_comm_size(plan->model->comm) > 1) return plan_among_ranks(plan, exchange);
     const int32_t E = plan->model->config.router.n_experts;
-    plan->slot_start[0] = 0;
-    for (int32_t i = 0; i < E; i++) plan->slot_start[i + 1] = plan->slot_start[i] + plan->position_counts[i];
-    plan->n = plan->slot_start[E];
+    plan->local_start[0] = 0;
+    for (int32_t i = 0; i < E; i++) plan->local_start[i + 1] = plan->local_start[i] + plan->slot_counts[i];
+    plan->n = plan->local_start[E];
     return WB_OK;
 }
