@@ -1,6 +1,7 @@
 /* test_dump.c - what is written is read back: every shape of record, every codec, by number and by rid,
  * from one file and from a directory. Golden files must keep decoding to the same records. */
 #include "dump_fixture.h"
+#include "dump_state.h"
 
 #include <inttypes.h>
 #include <setjmp.h>
@@ -230,6 +231,34 @@ static void share_prompts(const char *path, wb_codec codec, size_t chunk_bytes, 
     unlink(path);
 }
 
+/* A record is held as often as it was given: a release of one holder takes nothing from the others, and
+ * after the last one the rows are gone from memory, as is seen by their being decoded anew. */
+static void test_held_twice(void **state) {
+    (void)state;
+    static const char *const names[] = {"good_zstd.wbr", "good_chunks.wbr"};
+    for (int n = 0; n < 2; n++) {
+        char path[512];
+        snprintf(path, sizeof path, "%s/dump/%s", WB_TEST_DATA, names[n]);
+        wb_dump *d = NULL;
+        wb_record first, second;
+        OK(wb_dump_open(path, &d));
+        OK(wb_dump_record(d, 1, &first));
+        OK(wb_dump_find(d, first.rid, &second));
+        assert_ptr_equal(first.routes, second.routes);
+        wb_dump_release(d, 1);
+        assert_non_null(d->records[1].loaded->joined);
+        assert_null(fixture_difference(wb_dump_model(d), &first, &second));
+        OK(wb_record_check(wb_dump_model(d), &first, true));
+        wb_dump_release(d, 1);
+        assert_null(d->records[1].loaded->joined);
+        wb_dump_release(d, 1); /* not held: nothing to give back */
+        OK(wb_dump_record(d, 1, &first));
+        assert_int_equal(d->records[1].held, 1);
+        OK(wb_record_check(wb_dump_model(d), &first, true));
+        wb_dump_close(d);
+    }
+}
+
 static void test_prefix_sharing(void **state) {
     place *p = *state;
     for (int i = 0; i < 8; i++)
@@ -342,6 +371,7 @@ int main(void) {
         cmocka_unit_test_setup_teardown(test_property, setup, teardown),
         cmocka_unit_test_setup_teardown(test_empty_dump, setup, teardown),
         cmocka_unit_test_setup_teardown(test_expert_255, setup, teardown),
+        cmocka_unit_test(test_held_twice),
         cmocka_unit_test_setup_teardown(test_prefix_sharing, setup, teardown),
         cmocka_unit_test_setup_teardown(test_prefix_corners, setup, teardown),
         cmocka_unit_test_setup_teardown(test_directory, setup, teardown),
