@@ -190,6 +190,7 @@ typedef struct wb_dump_options {
     size_t chunk_bytes;   /* a run of more bytes is stored as several bins; 1 .. 1 GiB, the default */
     const char *producer; /* free text for the header, UTF-8, read by wb_dump_create only; default NULL: "" */
     bool trust_ids;       /* default false; true: append does not look at ids, for rows that a router made */
+    uint8_t reserved[7];  /* zero */
 } wb_dump_options;
 
 /* Writes the defaults into *options_out, a struct of `size` bytes: sizeof(wb_dump_options). */

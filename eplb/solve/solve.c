@@ -38,6 +38,7 @@ wb_status wb_eplb_algorithm_parse(const char *name, wb_eplb_algorithm *algorithm
                    "algorithm: expected deepseek, balanced, incremental or microbatch, found %s", name);
 }
 
+WB_OPTIONS_END(wb_eplb_options, progress_ctx);
 void wb_eplb_options_init(wb_eplb_options *options_out, size_t size) {
     const wb_eplb_options defaults = {.algorithm = WB_EPLB_BALANCED,
                                       .n_groups = 1,

@@ -354,6 +354,10 @@ static void test_create_refuses(void **state) {
     o.codec = WB_CODEC_ZSTD;
     o.zstd_level = 20;
     assert_int_equal(wb_dump_create(path, m, &o, &w), WB_INVALID_ARGUMENT);
+    o = wb_dump_options_default();
+    o.reserved[6] = 2;
+    assert_int_equal(wb_dump_create(path, m, &o, &w), WB_INVALID_ARGUMENT);
+    assert_non_null(strstr(wb_error_message(), "dump options: reserved[6]: expected 0, found 2"));
     assert_ptr_equal(w, p); /* written only on success */
     assert_int_equal(access(path, F_OK), -1);
 }
