@@ -10,6 +10,7 @@
 #include <signal.h>
 #include <stdarg.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
 // clang-format off
 #include <cmocka.h>
 // clang-format on
@@ -433,7 +434,8 @@ static void test_append_refuses(void **state) {
     OK(wb_dump_finish(NULL));
 }
 
-/* A disk that fills up: every append that fails leaves whole records only, and the writer lives on. */
+/* A disk that fills up: every append that fails leaves whole records only, and the writer lives on; once there
+ * is room, a record that failed can be appended. */
 static void test_disk_full(void **state) {
     place *p = *state;
     signal(SIGXFSZ, SIG_IGN);
@@ -447,8 +449,8 @@ static void test_disk_full(void **state) {
         low.rlim_cur = limit;
         setrlimit(RLIMIT_FSIZE, &low);
         wb_status status = wb_dump_create(path, &p->f.model, NULL, &w);
-        uint32_t written = 0;
-        uint32_t order[N];
+        uint32_t written = 0, failed = 0;
+        uint32_t order[N], again[N];
         for (uint32_t i = 0; i < N && status == WB_OK; i++) {
             wb_status appended = wb_dump_append(w, &p->records[i].record);
             if (appended == WB_OK) {
@@ -457,6 +459,12 @@ static void test_disk_full(void **state) {
             }
             assert_int_equal(appended, WB_IO);
             assert_non_null(strstr(wb_error_message(), strerror(EFBIG)));
+            again[failed++] = i;
+        }
+        if (limit % 2) setrlimit(RLIMIT_FSIZE, &old);
+        for (uint32_t i = 0; limit % 2 && i < failed; i++) {
+            OK(wb_dump_append(w, &p->records[again[i]].record));
+            order[written++] = again[i];
         }
         if (status != WB_OK) assert_int_equal(access(path, F_OK), -1);
         /* The index may find room or not: the records are there either way. */
@@ -475,6 +483,57 @@ static void test_disk_full(void **state) {
         wb_dump_close(d);
         unlink(path);
     }
+}
+
+/* The C library's, which a test makes fail. */
+static bool cutting_fails;
+int ftruncate(int fd, off_t size) {
+    if (cutting_fails) {
+        errno = EIO;
+        return -1;
+    }
+    return (int)syscall(SYS_ftruncate, fd, size);
+}
+
+/* A record that is written in part and cannot be cut off: the writer says so and writes nothing behind it, or
+ * what follows could not be read. The records before it are there. */
+static void test_cannot_be_cut_back(void **state) {
+    place *p = *state;
+    signal(SIGXFSZ, SIG_IGN);
+    struct rlimit old, low;
+    assert_int_equal(getrlimit(RLIMIT_FSIZE, &old), 0);
+    char path[96];
+    snprintf(path, sizeof path, "%s/part.wbr", p->directory);
+    wb_dump_writer *w = NULL;
+    size_t before = 0, after = 0;
+    OK(wb_dump_create(path, &p->f.model, NULL, &w));
+    OK(wb_dump_append(w, &p->records[0].record));
+    free(fixture_read_file(path, &before));
+    low = old;
+    low.rlim_cur = before + 20;
+    setrlimit(RLIMIT_FSIZE, &low);
+    cutting_fails = true;
+    wb_status status = wb_dump_append(w, &p->records[1].record);
+    cutting_fails = false;
+    setrlimit(RLIMIT_FSIZE, &old);
+    assert_int_equal(status, WB_IO);
+    assert_non_null(strstr(wb_error_message(), "cannot be cut back"));
+    for (uint32_t i = 1; i < 3; i++) {
+        assert_int_equal(wb_dump_append(w, &p->records[i].record), WB_IO);
+        assert_non_null(strstr(wb_error_message(), "holds part of an object"));
+    }
+    assert_int_equal(wb_dump_finish(w), WB_IO);
+    free(fixture_read_file(path, &after));
+    assert_int_equal(after, before + 20);
+    wb_dump *d = NULL;
+    wb_record r;
+    OK(wb_dump_open(path, &d));
+    assert_int_equal(wb_dump_get_info(d).records, 1);
+    assert_int_equal(wb_dump_get_info(d).lost_bytes, 20);
+    OK(wb_dump_record(d, 0, &r));
+    assert_null(fixture_difference(&p->f.model, &p->records[0].record, &r));
+    wb_dump_close(d);
+    unlink(path);
 }
 
 static void test_between_files(void **state) {
@@ -518,6 +577,7 @@ int main(void) {
         WITH_DUMP(test_options_of_other_versions),
         WITH_DUMP(test_append_refuses),
         WITH_DUMP(test_disk_full),
+        WITH_DUMP(test_cannot_be_cut_back),
         WITH_DUMP(test_between_files),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
