@@ -133,11 +133,12 @@ typedef struct wb_dump_counts wb_dump_counts;
 /* Counts the valid rows of records first..first + n_records - 1 of the dump, in n_batches (M, 1..)
  * micro-batches. Micro-batch b takes the records whose middle row lies in the b-th part of the step's rows;
  * its records are dealt to the live ranks of the topology in turn, the first record to the first live rank.
- * The result does not depend on the number of threads.
+ * Ids are counted by as many threads as OpenMP gives the caller (omp_set_num_threads, OMP_NUM_THREADS), those
+ * of a small step by one; the result does not depend on it.
  *
  * All records of the step are held meanwhile and released at the end; afterwards memory is 4 x L x E bytes
  * for each pair of micro-batch and rank that has a record, and 8 x M x L x E. Records are checked, ids too,
- * and the first faulty one is reported (with the status of wb_dump_record or wb_record_check).
+ * and the first that is at fault is reported (with the status of wb_dump_record or wb_record_check).
  * INVALID_ARGUMENT for records that the dump does not have, no records, no micro-batches, and a topology that
  * does not hold the model's experts; CAPACITY when a rank has 2^32 or more rows in a micro-batch. */
 WB_API wb_status wb_dump_counts_open(wb_dump *dump, uint64_t first, uint64_t n_records, uint32_t n_batches,

@@ -37,8 +37,9 @@ typedef struct wb_simulation {
     double node_bytes, network_bytes; /* of dispatch and combine */
 } wb_simulation;
 
-/* Sends a step's tokens through a placement and a dispatch policy. rank_tokens_out [R]: tokens of each
- * rank summed over batches and layers, or NULL. Errors of wb_dispatch_loads and of `fill`;
+/* Sends a step's tokens through a placement and a dispatch policy, in as many threads as OpenMP gives the caller
+ * (omp_set_num_threads, OMP_NUM_THREADS), one where passes are small; the result does not depend on it.
+ * rank_tokens_out [R]: tokens of each rank summed over batches and layers, or NULL. Errors of wb_dispatch_loads and of `fill`;
  * INVALID_ARGUMENT for a cost model that is not finite, negative or has a rate of 0. */
 WB_API wb_status wb_simulate(const wb_placement *placement, wb_dispatch_policy policy,
                              const wb_traffic *traffic, const wb_cost_model *cost, double *rank_tokens_out,
