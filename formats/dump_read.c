@@ -1,8 +1,8 @@
 /* dump_read.c - the calls that give records of an open dump and take them back.
  *
  * Owns: whose rows are needed. Rows of codec raw in one chunk are used where they are mapped. Others are
- * decoded into one block a record, which the record's last release frees unless a record that shares its first
- * rows is still held. Refuses: a prefix of a record that has a prefix itself. */
+ * decoded into one block a record, which the record's last release frees unless a record that shares its
+ * first rows is still held. Refuses: a prefix of a record that has a prefix itself. */
 #include "dump_rows_decode.h"
 #include "dump_state.h"
 

@@ -1,4 +1,5 @@
-/* replay_records.c - the records that a step may replay: made known, found by request id. Refuses: records of another model, malformed records, a rid twice. */
+/* replay_records.c - the records that a step may replay: made known, found by request id. Refuses: records
+ * of another model, malformed records, a rid twice. */
 #include "replay_state.h"
 
 #include <string.h>

@@ -1,7 +1,7 @@
 /* wb_load.h - how many tokens each expert gets: counted online in a ring of passes, offline from a dump.
  *
- * Online: the handle, what it counts and what it says under a placement. Offline: the file of a window, the
- * spread of a record's tokens, and the counts of a dump. Letters and common rules: as in wb_eplb.h.
+ * Online: the handle, what it counts and what it says under a placement. Offline: the file of a window and
+ * the counts of a dump. Letters and common rules: as in wb_eplb.h.
  */
 #ifndef WB_LOAD_H
 #define WB_LOAD_H
@@ -116,15 +116,7 @@ WB_API wb_status wb_load_save(const wb_load *load, const char *path);
  * written. */
 WB_API wb_status wb_load_read(const char *path, wb_load **load_out);
 
-/* ---- offline: records ---------------------------------------------------------------------------- */
-
-/* Per token: of a captured record's valid rows, how many distinct ranks and nodes hold the K chosen
- * experts, when `policy` picks for tokens of rank `rank` (static or dynamic). ranks_out, nodes_out: [rows
- * of all runs][L], or NULL; 0 for rows that are not valid, 255 for 255 and more. Under dynamic a token's
- * key is wb_token_key. MISMATCH on a placement of other L or E; the record is checked, ids too. */
-WB_API wb_status wb_load_token_spread(const wb_placement *placement, wb_dispatch_policy policy, uint32_t rank,
-                                      const wb_route_model *model, const wb_record *record,
-                                      uint8_t *ranks_out, uint8_t *nodes_out);
+/* ---- offline: a step of a dump ---------------------------------------------------------------------- */
 
 /* The routes of one step of a dump, counted once by micro-batch, source rank, layer and expert: what solvers
  * and as many simulations as one likes read afterwards without touching the dump. Opaque. */

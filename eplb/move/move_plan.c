@@ -1,7 +1,7 @@
 /* move_plan.c - opening a move plan: checks, the index of each layer's change, the sums. Refuses: the
  * order of the moves and their sources (move_schedule.c), carrying a plan out. */
+#include "cost/cost_model.h"
 #include "move/move_internal.h"
-#include "placement/cost_model.h"
 #include "wb_options.h"
 
 #include <inttypes.h>

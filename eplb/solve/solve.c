@@ -1,7 +1,7 @@
 /* solve.c - what all solvers have in common: options, the check of loads, one call of a solver for each
  * layer, in threads. Refuses: any choice of a place (solve_deepseek.c, solve_balanced.c,
  * solve_incremental.c, solve_microbatch.c). */
-#include "placement/cost_model.h"
+#include "cost/cost_model.h"
 #include "solve/solver.h"
 #include "wb_options.h"
 

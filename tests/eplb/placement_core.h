@@ -1,5 +1,5 @@
-/* placement_core.h - what broadcast and comparison of placements must do, and what dispatch makes of it: one test core for self, threads
- * and MPI.
+/* placement_core.h - what broadcast and comparison of placements must do, and what dispatch makes of it:
+ * one test core for self, threads and MPI.
  *
  * placement_core_run is called by each rank with the same seed and returns its number of failed checks. It
  * never leaves early, so that ranks stay in step. What a rank should hold is computed, not communicated. */

@@ -333,8 +333,7 @@ static wb_status load_save(place *p) {
 
 static wb_status load_spread(place *p) {
     uint8_t ranks[12 * L], nodes[12 * L];
-    return wb_load_token_spread(p->to, WB_DISPATCH_STATIC, 0, &p->model.model, &p->record.record, ranks,
-                                nodes);
+    return wb_token_spread(p->to, WB_DISPATCH_STATIC, 0, &p->model.model, &p->record.record, ranks, nodes);
 }
 
 static void test_load(void **state) {

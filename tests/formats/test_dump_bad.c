@@ -434,8 +434,8 @@ static void test_append_refuses(void **state) {
     OK(wb_dump_finish(NULL));
 }
 
-/* A disk that fills up: every append that fails leaves whole records only, and the writer lives on; once there
- * is room, a record that failed can be appended. */
+/* A disk that fills up: every append that fails leaves whole records only, and the writer lives on; once
+ * there is room, a record that failed can be appended. */
 static void test_disk_full(void **state) {
     place *p = *state;
     signal(SIGXFSZ, SIG_IGN);

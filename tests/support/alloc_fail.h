@@ -41,8 +41,8 @@ static struct {
 
 static _Thread_local bool alloc_fail_here;
 
-/* Besides arming, and in any number of threads: from alloc_fail_this_thread(true) on, this thread's allocations
- * fail, and no other thread's. */
+/* Besides arming, and in any number of threads: from alloc_fail_this_thread(true) on, this thread's
+ * allocations fail, and no other thread's. */
 static inline void alloc_fail_this_thread(bool fails) {
     alloc_fail_here = fails;
 }
