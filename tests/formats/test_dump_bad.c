@@ -115,7 +115,7 @@ static const struct {
     {"bad_spans_overlap", WB_CORRUPT, "span 1"},
     {"bad_codec_packed", WB_UNSUPPORTED, "\"packed\""},
     {"bad_rows_beyond_tokens", WB_CORRUPT, "run 0 of 6 rows"},
-    {"bad_rows_more_than_data", WB_CORRUPT, "data"},
+    {"bad_rows_more_than_data", WB_CORRUPT, "choices), found"},
     {"bad_runs_overlap", WB_CORRUPT, "run 1"},
     {"bad_valid_length", WB_CORRUPT, "valid"},
     {"bad_id_out_of_range", WB_CORRUPT, "record b: position 0, MoE layer 0 (model layer 1): expert 8 is out"},
