@@ -12,6 +12,7 @@
 /* ---- the table of options -------------------------------------------------------------------- */
 
 #define FIELD(field) offsetof(eplb_arguments, field)
+#define SOLVER_NAME(VALUE, name) " " #name ","
 
 static const cli_option table[] = {
     {.name = "ranks",
@@ -133,7 +134,7 @@ static const cli_option table[] = {
      .type = CLI_TEXT,
      .offset = FIELD(algorithm),
      .heading = "Placement and dispatch",
-     .help = "of deepseek, balanced, incremental, microbatch; all, or none"},
+     .help = "any of" WB_EPLB_ALGORITHM_LIST(SOLVER_NAME) " or all, or none"},
     {.name = "dispatch",
      .argument = "POLICY",
      .type = CLI_TEXT,
