@@ -30,3 +30,12 @@ wb_status wb_options_read(void *own, size_t own_size, const void *options, const
     memcpy(own, &own_size, sizeof own_size);
     return WB_OK;
 }
+
+wb_status wb_options_check_reserved(const void *reserved, size_t bytes, const char *what) {
+    for (size_t i = 0; i < bytes; i++)
+        if (((const unsigned char *)reserved)[i] != 0)
+            return wb_fail(WB_INVALID_ARGUMENT,
+                           "%s: reserved[%zu]: expected 0, found %d (set for a later library?)", what, i,
+                           ((const unsigned char *)reserved)[i]);
+    return WB_OK;
+}

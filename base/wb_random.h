@@ -1,5 +1,6 @@
-/* wb_random.h - the one random generator: splitmix64 (Steele, Lea, Flood 2014), the same numbers on every
- * machine (not installed).
+/* wb_random.h - the one random generator: the mix of splitmix64 (Steele, Lea, Flood 2014) over a counter,
+ * the same numbers on every machine (not installed). It is not the sequence of splitmix64 itself, whose state
+ * goes on by WB_RANDOM_STEP where this one's goes on by 1.
  *
  * Two ways to use it. A stream with a state, for a search that draws as it goes. A stream by counter, for
  * what must not depend on the order of drawing: element i of a seed's stream is a function of both and of

@@ -41,7 +41,7 @@ typedef struct cli_option {
 typedef struct cli_arguments {
     const char *dump;    /* NULL only where it is optional */
     const void *options; /* the subcommand's options struct, defaults filled in */
-    uint64_t given;      /* bit i: option i of the table was given */
+    uint64_t is_set;     /* bit i: option i of the table is on the command line */
 } cli_arguments;
 
 typedef struct cli_command {
@@ -65,8 +65,8 @@ extern const cli_command cli_inspect, cli_verify, cli_cat, cli_stats, cli_eplb;
  * *arguments_out. Returns CLI_OK, or CLI_USAGE when the line is wrong, which has been said. */
 int cli_parse(const cli_command *self, int argc, char **argv, void *options, cli_arguments *arguments_out);
 
-/* Whether the option whose value lies at `offset` was given. */
-bool cli_given(const cli_command *self, const cli_arguments *arguments, size_t offset);
+/* Whether the option whose value lies at `offset` is on the command line. */
+bool cli_is_set(const cli_command *self, const cli_arguments *arguments, size_t offset);
 
 /* ---- help (command_help.c) ------------------------------------------------------------------- */
 

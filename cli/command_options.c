@@ -68,7 +68,7 @@ static int set_value(const cli_command *self, const cli_option *o, const char *t
 
 /* Takes one option with its argument; *i is the last word used. CLI_OK or the exit code. */
 static int take_option(const cli_command *self, int argc, char **argv, int *i, void *options,
-                       uint64_t *given) {
+                       uint64_t *is_set) {
     const char *value = NULL, *word = argv[*i];
     const cli_option *o = find_option(self, word, &value);
     if (!o) return cli_usage_error(self, "no option %s", word);
@@ -77,14 +77,14 @@ static int take_option(const cli_command *self, int argc, char **argv, int *i, v
         if (*i + 1 == argc) return cli_usage_error(self, "--%s needs an argument", o->name);
         value = argv[++*i];
     }
-    *given |= (uint64_t)1 << (o - self->options);
+    *is_set |= (uint64_t)1 << (o - self->options);
     return set_value(self, o, value, options);
 }
 
 static int check_complete(const cli_command *self, const cli_arguments *arguments) {
     if (!arguments->dump && !self->dump_optional) return cli_usage_error(self, "a DUMP is needed");
     for (size_t i = 0; i < self->n_options; i++)
-        if (self->options[i].required && !(arguments->given >> i & 1))
+        if (self->options[i].required && !(arguments->is_set >> i & 1))
             return cli_usage_error(self, "--%s is needed", self->options[i].name);
     return CLI_OK;
 }
@@ -96,7 +96,7 @@ int cli_parse(const cli_command *self, int argc, char **argv, void *options, cli
         if (!only_arguments && strcmp(argv[i], "--") == 0) {
             only_arguments = true;
         } else if (!only_arguments && argv[i][0] == '-') {
-            const int code = take_option(self, argc, argv, &i, options, &found.given);
+            const int code = take_option(self, argc, argv, &i, options, &found.is_set);
             if (code != CLI_OK) return code;
         } else if (found.dump) {
             return cli_usage_error(self, "one DUMP at a time, found %s and %s", found.dump, argv[i]);
@@ -108,8 +108,8 @@ int cli_parse(const cli_command *self, int argc, char **argv, void *options, cli
     return check_complete(self, &found);
 }
 
-bool cli_given(const cli_command *self, const cli_arguments *arguments, size_t offset) {
+bool cli_is_set(const cli_command *self, const cli_arguments *arguments, size_t offset) {
     for (size_t i = 0; i < self->n_options; i++)
-        if (self->options[i].offset == offset) return (arguments->given >> i & 1) != 0;
+        if (self->options[i].offset == offset) return (arguments->is_set >> i & 1) != 0;
     return false;
 }

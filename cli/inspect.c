@@ -106,13 +106,7 @@ static int inspect_dump(const wb_dump *dump, const char *path) {
     return CLI_OK;
 }
 
-static uint64_t valid_rows(const wb_route_model *m, const wb_record *r) {
-    uint64_t n = 0;
-    for (wb_row_walk walk = wb_rows_of(m, r); wb_row_next(&walk);) n++;
-    return n;
-}
-
-static void print_record(const wb_route_model *m, const wb_record *r, const wb_dump_entry *e) {
+static void print_record(const wb_record *r, const wb_dump_entry *e) {
     printf("rid          %s\n", r->rid);
     printf("group        %" PRIu64 ", sample %" PRIu32 "\n", r->group, r->sample);
     printf("tokens       %" PRIu32 ": prompt %" PRIu32 ", sampled %" PRIu32 " (%s logprobs), finish %s\n",
@@ -124,7 +118,7 @@ static void print_record(const wb_route_model *m, const wb_record *r, const wb_d
     for (uint32_t i = 0; i < r->n_routes; i++)
         printf("rows         %" PRIu32 " from position %" PRIu32 "%s\n", r->routes[i].rows,
                r->routes[i].start, i == 0 && e->prefix_rid ? " (shared)" : "");
-    printf("valid        %" PRIu64 " rows of %" PRIu32 " that a whole record has\n", valid_rows(m, r),
+    printf("valid        %" PRIu64 " rows of %" PRIu32 " that a whole record has\n", wb_record_count_rows(r),
            r->n_tokens ? r->n_tokens - 1 : 0);
     printf("stored       %s, byte %" PRIu64 ", %" PRIu64 " bytes; %" PRIu64 " rows in %" PRIu64
            " bytes, %s\n",
@@ -140,7 +134,7 @@ static int inspect_record(wb_dump *dump, const char *rid) {
     if (wb_dump_index(dump, rid, &i) != WB_OK || wb_dump_record(dump, i, &r) != WB_OK ||
         wb_dump_get_entry(dump, i, &e) != WB_OK)
         return cli_fail();
-    print_record(wb_dump_model(dump), &r, &e);
+    print_record(&r, &e);
     return CLI_OK;
 }
 

@@ -53,8 +53,10 @@ troff() {
         printf '.SH DESCRIPTION\n%s is one program of several commands.\n.SH COMMANDS\n' "$name"
         for command in $commands; do
             printf '.SS %s\n' "$command"
-            "$program" "$command" --help | troff usage
-            "$program" "$command" --help | troff body
+            # Taken whole before it is used: a --help that fails ends this script, as it would not at the head of a pipe.
+            help_of_command=$("$program" "$command" --help)
+            printf '%s\n' "$help_of_command" | troff usage
+            printf '%s\n' "$help_of_command" | troff body
         done
     else
         printf '.SH DESCRIPTION\n'

@@ -58,7 +58,7 @@ static layer_load load_of(const stats *s, uint32_t l) {
 /* Ids index the counts, so they are checked first. */
 static wb_status count_rows(stats *s, const wb_record *r) {
     WB_TRY(wb_record_check(s->model, r, true));
-    for (wb_row_walk walk = wb_rows_of(s->model, r); wb_row_next(&walk);) s->rows++;
+    s->rows += wb_record_count_rows(r);
     wb_record_count(s->model, r, 0, r->n_tokens, s->counts);
     return WB_OK;
 }

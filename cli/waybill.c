@@ -9,12 +9,17 @@
 static const cli_command *const commands[] = {&cli_inspect, &cli_verify, &cli_cat, &cli_stats, &cli_eplb};
 enum { N_COMMANDS = sizeof commands / sizeof commands[0] };
 
+/* Two spaces stand between a name and its summary, however long: make_man.sh finds the commands by them. */
 static void print_overview(FILE *out) {
+    size_t width = 8;
+    for (int i = 0; i < N_COMMANDS; i++)
+        if (strlen(commands[i]->name) > width) width = strlen(commands[i]->name);
     fprintf(out,
             "waybill %s - dumps of expert routes of Mixture-of-Experts models\n\n"
             "usage: waybill COMMAND [OPTIONS] DUMP\n\n",
             wb_version());
-    for (int i = 0; i < N_COMMANDS; i++) fprintf(out, "  %-9s %s\n", commands[i]->name, commands[i]->summary);
+    for (int i = 0; i < N_COMMANDS; i++)
+        fprintf(out, "  %-*s  %s\n", (int)width, commands[i]->name, commands[i]->summary);
     fprintf(out, "\nwaybill help COMMAND, or waybill COMMAND --help, says more. waybill --version prints the "
                  "version.\n\n"
                  "Exit status: 0 done, 1 the data or the system is at fault, 2 the command line is.\n");

@@ -2,11 +2,13 @@
  * arguments it checks before the adapter sees them. Refuses: threads, MPI. */
 #include "comm_state.h"
 #include "wb_check.h"
+#include "wb_options.h"
 
 #include <stdlib.h>
 
 /* ---- the object ---------------------------------------------------------------------------------- */
 
+WB_OPTIONS_END(wb_comm_ops, close);
 static wb_status check_ops(const wb_comm_ops *ops) {
     if (ops->size != sizeof *ops)
         return wb_fail(WB_INVALID_ARGUMENT, "transport: expected ops of %zu bytes, found %zu", sizeof *ops,

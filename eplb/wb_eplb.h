@@ -1,6 +1,6 @@
 /* wb_eplb.h - where experts live: load statistics, placements with redundant experts, dispatch, move plans.
- * The umbrella: it includes the six headers of this room and says what they have in common. Refuses: models,
- * weights (a plan names what moves; it moves nothing).
+ * The umbrella: it includes the seven headers of this room, one a folder, and says what they have in common.
+ * Refuses: models, weights (a plan names what moves; it moves nothing).
  *
  *     captured routes --wb_load_*--> loads [M][L][E] --wb_eplb_solve--> placement --broadcast--> all ranks
  *                                                                       |  |

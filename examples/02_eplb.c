@@ -104,7 +104,7 @@ static void dispatch_rows(const step *s, const wb_placement *placement, uint32_t
     wb_dispatch *dispatch = NULL;
     check(counts && slots, "memory");
     for (uint32_t i = 0; i < n; i++)
-        if (!run->valid || run->valid[i / K / 8] >> (i / K % 8) & 1)
+        if (wb_row_valid(run->valid, i / K))
             counts[wb_route_id((const char *)rows.ids + i / K * rows.row_stride, dtype, i % K)]++;
     CHECK(wb_dispatch_open(placement, WB_DISPATCH_QUOTA, 0, &dispatch));
     CHECK(wb_dispatch_set_counts(dispatch, layer, counts));

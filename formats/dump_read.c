@@ -1,8 +1,8 @@
 /* dump_read.c - the calls that give records of an open dump and take them back.
  *
  * Owns: whose rows are needed. Rows of codec raw in one chunk are used where they are mapped. Others are
- * decoded into one block a record, which the record's release frees unless a record that shares its first
- * rows is still held. Refuses: a prefix of a record that has a prefix itself. */
+ * decoded into one block a record, which the record's last release frees unless a record that shares its
+ * first rows is still held. Refuses: a prefix of a record that has a prefix itself. */
 #include "dump_rows_decode.h"
 #include "dump_state.h"
 
@@ -36,7 +36,7 @@ static wb_status get_rows(const wb_dump *d, uint64_t i) {
 }
 
 static void drop_rows(wb_dump_record_place *place) {
-    if (place->held || place->users > 0 || !place->loaded) return;
+    if (place->held > 0 || place->users > 0 || !place->loaded) return;
     free(place->loaded->joined);
     place->loaded->joined = NULL;
 }
@@ -106,7 +106,7 @@ wb_status wb_dump_record(wb_dump *d, uint64_t i, wb_record *record_out) {
     if (!d || !record_out) return wb_fail(WB_INVALID_ARGUMENT, "wb_dump_record: NULL");
     WB_TRY(check_number(d, i));
     wb_dump_record_place *place = &d->records[i];
-    if (!place->held) {
+    if (place->held == 0) {
         WB_TRY(wb_dump_load(d, i));
         wb_status status = get_rows(d, i);
         if (status == WB_OK && place->loaded->stored.prefix_rows > 0) status = attach_prefix(d, i);
@@ -114,8 +114,8 @@ wb_status wb_dump_record(wb_dump *d, uint64_t i, wb_record *record_out) {
             drop_rows(place);
             return status;
         }
-        place->held = true;
     }
+    place->held++;
     *record_out = wb_dump_as_record(d, i);
     return WB_OK;
 }
@@ -133,8 +133,8 @@ wb_status wb_dump_find(wb_dump *d, const char *rid, wb_record *record_out) {
 }
 
 void wb_dump_release(wb_dump *d, uint64_t i) {
-    if (!d || i >= d->n_records || !d->records[i].held) return;
-    d->records[i].held = false;
+    if (!d || i >= d->n_records || d->records[i].held == 0) return;
+    if (--d->records[i].held > 0) return;
     detach_prefix(d, i);
     drop_rows(&d->records[i]);
 }

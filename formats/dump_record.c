@@ -7,6 +7,7 @@
 #include "wb_route_limits.h"
 #include "wb_text.h"
 
+#include <inttypes.h>
 #include <string.h>
 
 typedef struct record_parser {
@@ -54,8 +55,13 @@ static void run_shape(record_parser *p, const wb_stored_run *run, size_t valid_b
     uint64_t decoded = (uint64_t)run->rows * wb_route_row_bytes(p->model);
     if (run->valid && valid_bytes != ((size_t)run->rows + 7) / 8)
         wb_scan_refuse(&p->scan, begin, "valid does not have a bit a row");
-    if (run->codec == WB_CODEC_RAW && run->stored_bytes != decoded)
-        wb_scan_refuse(&p->scan, begin, "data does not have rows x layers x slots ids");
+    if (run->codec == WB_CODEC_RAW && run->stored_bytes != decoded && p->scan.error == WB_SCAN_OK &&
+        p->status == WB_OK)
+        p->status = wb_fail(WB_CORRUPT,
+                            "%s: byte %zu: data: expected %" PRIu64 " bytes (%" PRIu32 " rows x %" PRIu32
+                            " layers x %" PRIu32 " choices), found %" PRIu64,
+                            p->file->name, begin, decoded, run->rows, p->model->n_moe_layers, p->model->top_k,
+                            run->stored_bytes);
     if (run->codec == WB_CODEC_ZSTD && !wb_zstd_plausible(decoded, run->stored_bytes))
         wb_scan_refuse(&p->scan, begin, "data is too small to hold that many rows");
 }

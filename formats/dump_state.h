@@ -29,8 +29,8 @@ typedef struct wb_dump_record_place {
     uint64_t offset, bytes; /* in its file */
     wb_loaded *loaded;      /* owned; NULL before the first access */
     uint32_t file;
-    uint32_t users; /* records held by the caller whose first rows are this one's */
-    bool held;      /* by the caller: between wb_dump_record and wb_dump_release */
+    uint32_t users; /* records that are held and whose first rows are this one's */
+    uint64_t held;  /* how often it was given by wb_dump_record and not yet released */
 } wb_dump_record_place;
 
 struct wb_dump {

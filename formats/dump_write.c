@@ -39,6 +39,7 @@ struct wb_dump_writer {
 
 /* ---- options ------------------------------------------------------------------------------------ */
 
+WB_OPTIONS_END(wb_dump_options, reserved);
 static const wb_dump_options default_options = {.size = sizeof(wb_dump_options),
                                                 .codec = WB_CODEC_RAW,
                                                 .zstd_level = 3,
@@ -49,6 +50,7 @@ void wb_dump_options_init(wb_dump_options *options_out, size_t size) {
 }
 
 static wb_status options_check(const wb_dump_options *o) {
+    WB_TRY(wb_options_check_reserved(o->reserved, sizeof o->reserved, "dump options"));
     if (!wb_codec_name(o->codec))
         return wb_fail(WB_INVALID_ARGUMENT, "dump options: codec %d is none of wb_codec", (int)o->codec);
     if (o->codec == WB_CODEC_ZSTD && (o->zstd_level < 1 || o->zstd_level > 19))

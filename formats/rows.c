@@ -141,14 +141,14 @@ static void count_u16(tile t, const uint8_t *ids, uint64_t *counts) {
 /* Counts `rows` valid rows that lie together. */
 static void count_rows(const wb_route_model *model, const uint8_t *ids, size_t rows, uint64_t *counts) {
     size_t L = model->n_moe_layers, E = model->num_experts, row_bytes = wb_route_row_bytes(model);
-    size_t most_layers = TILE_COUNTER_BYTES / (E * sizeof *counts);
-    if (most_layers == 0) most_layers = 1;
+    size_t max_layers = TILE_COUNTER_BYTES / (E * sizeof *counts);
+    if (max_layers == 0) max_layers = 1;
     bool narrow = wb_route_dtype(model->num_experts) == WB_U8;
     for (size_t r = 0; r < rows; r += TILE_ROWS)
-        for (size_t l = 0; l < L; l += most_layers) {
+        for (size_t l = 0; l < L; l += max_layers) {
             tile t = {.row_bytes = row_bytes, .K = model->top_k, .E = E};
             t.rows = rows - r < TILE_ROWS ? rows - r : TILE_ROWS;
-            t.layers = L - l < most_layers ? L - l : most_layers;
+            t.layers = L - l < max_layers ? L - l : max_layers;
             (narrow ? count_u8 : count_u16)(t, ids + r * row_bytes + l * (row_bytes / L), counts + l * E);
         }
 }

@@ -190,6 +190,7 @@ typedef struct wb_dump_options {
     size_t chunk_bytes;   /* a run of more bytes is stored as several bins; 1 .. 1 GiB, the default */
     const char *producer; /* free text for the header, UTF-8, read by wb_dump_create only; default NULL: "" */
     bool trust_ids;       /* default false; true: append does not look at ids, for rows that a router made */
+    uint8_t reserved[7];  /* zero */
 } wb_dump_options;
 
 /* Writes the defaults into *options_out, a struct of `size` bytes: sizeof(wb_dump_options). */
@@ -251,9 +252,11 @@ WB_API void wb_dump_close(wb_dump *dump);
 WB_API const wb_route_model *wb_dump_model(const wb_dump *dump);
 WB_API wb_dump_info wb_dump_get_info(const wb_dump *dump);
 
-/* Record i in file order, i < info.records. What it points to belongs to the dump: rows stay until
- * wb_dump_release of this record and of every other that shares its first rows with it, everything else, and
- * rows that are stored raw in one piece, until wb_dump_close. tokens and logprobs are aligned to 4 bytes.
+/* Record i in file order, i < info.records. Each success holds the record once more, and a wb_dump_release
+ * gives back one of these: a function that reads a record which its caller holds too, and releases it, takes
+ * nothing from the caller. What a record points to belongs to the dump: rows stay while it, or another whose
+ * first rows they are, is held; everything else, and rows that are stored raw in one piece, until
+ * wb_dump_close. wb_dump_close needs no releases before it. tokens and logprobs are aligned to 4 bytes.
  * The first access verifies the rows' checksum (CORRUPT otherwise), but ids are verified by wb_dump_verify
  * and wb_record_check alone: whoever uses ids as indices calls one of them first. */
 WB_API wb_status wb_dump_record(wb_dump *dump, uint64_t i, wb_record *record_out);
@@ -264,7 +267,8 @@ WB_API wb_status wb_dump_index(const wb_dump *dump, const char *rid, uint64_t *i
 /* wb_dump_index and wb_dump_record in one. */
 WB_API wb_status wb_dump_find(wb_dump *dump, const char *rid, wb_record *record_out);
 
-/* Gives record i's decoded rows back; wb_dump_record makes them again. A record not held is a no-op. */
+/* Gives back one wb_dump_record or wb_dump_find of record i. The last one frees its decoded rows, and
+ * wb_dump_record makes them again. A record that is not held is a no-op. */
 WB_API void wb_dump_release(wb_dump *dump, uint64_t i);
 
 /* What the file says about record i beyond the record itself, for tools. Strings belong to the dump. */

@@ -27,12 +27,12 @@ static WB_HD float wb_key_of_order(uint32_t order) {
 
 /* The order of choices as one number, no two alike in a row: the larger comes first. Key descending, then id
  * ascending, NaN last. */
-static WB_HD uint64_t wb_rank(uint32_t key_order, uint32_t id) {
+static WB_HD uint64_t wb_choice_order(uint32_t key_order, uint32_t id) {
     return (uint64_t)key_order << 32 | (uint64_t)(0xffffffffu - id);
 }
 
-static WB_HD uint32_t wb_rank_id(uint64_t rank) {
-    return 0xffffffffu - (uint32_t)rank;
+static WB_HD uint32_t wb_choice_order_id(uint64_t choice_order) {
+    return 0xffffffffu - (uint32_t)choice_order;
 }
 
 /* ---- selection ------------------------------------------------------------------------------- */
@@ -54,7 +54,7 @@ static WB_HD float wb_router_key(wb_router_type type, float z, float bias) {
 
 /* The score of a group of experts from the two largest of its keys (as wb_key_order; `second` is ignored
  * in a group of one): their sum, or for the softmax types the largest. Groups are ordered as experts are:
- * wb_rank of the wb_key_order of this. */
+ * wb_choice_order of the wb_key_order of this. */
 static WB_HD float wb_router_group_score(wb_router_type type, uint32_t first, uint32_t second,
                                          int32_t group_size) {
     float largest = wb_key_of_order(first);

@@ -245,6 +245,9 @@ typedef enum wb_router_type {
     WB_ROUTER_HASH
 } wb_router_type;
 
+/* A description, not an options struct: callers fill every field, and fields are never added, since structs
+ * of callers (wb_hooks_options) have it by value. A later setting of routers is a field of whoever has one.
+ */
 typedef struct wb_router {
     wb_router_type type;
     /* E, 1..65536 */

@@ -36,6 +36,7 @@ struct wb_infer {
 
 /* ---- open and close -------------------------------------------------------------------------- */
 
+WB_OPTIONS_END(wb_infer_options, block_size);
 static const wb_infer_options default_options = {.size = sizeof default_options, .block_size = 16};
 
 void wb_infer_options_init(wb_infer_options *options_out, size_t size) {

@@ -10,6 +10,7 @@
 
 /* ---- options --------------------------------------------------------------------------------- */
 
+WB_OPTIONS_END(wb_model_options, reserved);
 static const wb_model_options default_options = {.size = sizeof default_options, .dtype = WB_F32};
 
 void wb_model_options_init(wb_model_options *options_out, size_t size) {
@@ -19,6 +20,7 @@ void wb_model_options_init(wb_model_options *options_out, size_t size) {
 wb_status wb_model_read_options(const wb_model_options *options, wb_model_options *own_out) {
     wb_model_options own = default_options;
     WB_TRY(wb_options_read(&own, sizeof own, options, "model options"));
+    WB_TRY(wb_options_check_reserved(own.reserved, sizeof own.reserved, "model options"));
     if (!own.device || !own.comm)
         return wb_fail(WB_INVALID_ARGUMENT,
                        "model options: expected a device and a communicator, found NULL");

@@ -84,6 +84,7 @@ typedef struct wb_model_options {
     wb_device *device; /* stays the caller's; outlives the model */
     wb_comm *comm;     /* likewise */
     wb_dtype dtype;    /* of matrices: WB_F32 (default) or WB_BF16. Vectors (norms, biases) are always f32 */
+    uint8_t reserved[4]; /* zero */
 } wb_model_options;
 
 /* The defaults; `size` is the caller's sizeof. */

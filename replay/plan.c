@@ -66,8 +66,8 @@ static wb_status resolve_replay(const wb_replay *r, const wb_segment *s, segment
     /* The last token was never fed: it has no row by nature. */
     if (end == record->n_tokens && s->rows > 0) end--;
     for (uint32_t p = s->start, next; p < end; p = next) {
-        const uint8_t *ids;
-        next = wb_replay_stretch(r, record, p, end, &ids);
+        const void *ids;
+        next = p + wb_record_stretch(&r->model, record, p, end, &ids);
         if (ids) continue;
         if (missing == 0) first = p;
         missing += next - p;

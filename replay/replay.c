@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+WB_OPTIONS_END(wb_replay_options, n_layers);
 static const wb_replay_options defaults = {sizeof defaults, WB_MISSING_STRICT, 1, 0, 0};
 
 void wb_replay_options_init(wb_replay_options *options_out, size_t size) {

@@ -57,8 +57,8 @@ static void fill_replay(const wb_replay *r, micro_batch *b, uint32_t row, const 
     uint32_t end = s->start + s->rows;
     int recorded = r->mode == WB_REPLAY_OFF ? WB_ROW_NATIVE : WB_ROW_FORCED;
     for (uint32_t p = s->start, next; p < end; p = next) {
-        const uint8_t *ids;
-        next = wb_replay_stretch(r, s->record, p, end, &ids);
+        const void *ids;
+        next = p + wb_record_stretch(&r->model, s->record, p, end, &ids);
         uint32_t t = row + (p - s->start);
         set_rows(r, b, t, next - p, ids ? recorded : WB_ROW_NATIVE, ids ? ROW_REPLAYED : 0);
         if (ids)

@@ -1,5 +1,5 @@
-/* replay_records.c - the records that a step may replay: made known, found by request id, read in
- * stretches. Refuses: records of another model, malformed records, a rid twice. */
+/* replay_records.c - the records that a step may replay: made known, found by request id. Refuses: records
+ * of another model, malformed records, a rid twice. */
 #include "replay_state.h"
 
 #include <string.h>
@@ -31,31 +31,4 @@ void wb_replay_clear(wb_replay *r) {
 const wb_record *wb_replay_find_record(const wb_replay *r, const char *rid) {
     uint64_t i;
     return wb_string_table_find(&r->rids, rid, strlen(rid), &i) ? &r->records[i] : NULL;
-}
-
-/* The first run that ends after `position`, n_routes if there is none. */
-static uint32_t find_run(const wb_record *record, uint32_t position) {
-    uint32_t low = 0, high = record->n_routes;
-    while (low < high) {
-        uint32_t middle = low + (high - low) / 2;
-        const wb_route_rows *run = &record->routes[middle];
-        if (position - run->start < run->rows || position < run->start)
-            high = middle;
-        else
-            low = middle + 1;
-    }
-    return low;
-}
-
-uint32_t wb_replay_stretch(const wb_replay *r, const wb_record *record, uint32_t position, uint32_t end,
-                           const uint8_t **ids_out) {
-    uint32_t i = find_run(record, position);
-    *ids_out = NULL;
-    if (i == record->n_routes) return end;
-    const wb_route_rows *run = &record->routes[i];
-    if (position < run->start) return run->start < end ? run->start : end;
-    uint32_t n = position - run->start;
-    uint32_t limit = end - run->start < run->rows ? end - run->start : run->rows;
-    if (wb_row_valid(run->valid, n)) *ids_out = (const uint8_t *)run->ids + n * r->row_bytes;
-    return position + wb_row_stretch(run->valid, n, limit);
 }

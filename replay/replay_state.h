@@ -110,11 +110,6 @@ void wb_replay_next_layer(const wb_replay *replay, layer_rows *rows);
 
 const wb_record *wb_replay_find_record(const wb_replay *replay, const char *rid); /* NULL: unknown */
 
-/* The longest stretch [position, returned) before `end` that lies together in the record, *ids_out its
- * first row, or that the record does not have, *ids_out NULL. */
-uint32_t wb_replay_stretch(const wb_replay *replay, const wb_record *record, uint32_t position, uint32_t end,
-                           const uint8_t **ids_out);
-
 /* ---- replay_fill.c ---------------------------------------------------------------------------- */
 
 /* Memory for the segments, and for the arrays of T rows, whose pointers are then set. */

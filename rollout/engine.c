@@ -11,6 +11,7 @@
 
 /* ---- open and close ------------------------------------------------------------------------------ */
 
+WB_OPTIONS_END(wb_engine_options, max_running);
 static const wb_engine_options defaults = {.size = sizeof(wb_engine_options),
                                            .n_blocks = 1024,
                                            .block_size = 16,

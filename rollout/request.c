@@ -7,6 +7,7 @@
 #include <inttypes.h>
 #include <math.h>
 
+WB_OPTIONS_END(wb_request, reserved);
 static const wb_request defaults = {
     .size = sizeof(wb_request), .temperature = 1, .top_p = 1, .return_routes = true};
 
@@ -17,6 +18,7 @@ void wb_request_init(wb_request *request_out, size_t size) {
 wb_status wb_request_read(const wb_request *request, wb_request *request_out) {
     wb_request own = defaults;
     WB_TRY(wb_options_read(&own, sizeof own, request, "request"));
+    WB_TRY(wb_options_check_reserved(own.reserved, sizeof own.reserved, "request"));
     *request_out = own;
     return WB_OK;
 }

@@ -59,6 +59,7 @@ typedef struct wb_request {
     uint32_t max_tokens;         /* new tokens at most, at least one */
     bool return_routes;          /* default true */
     uint32_t routes_start;       /* rows before this position are not returned (the caller has them) */
+    uint8_t reserved[4];         /* zero */
 } wb_request;
 
 /* Fills the caller's struct of `size` bytes with the defaults; rid, tokens and max_tokens are to be set. */

@@ -5,6 +5,7 @@
 #include <inttypes.h>
 #include <stdlib.h>
 
+WB_OPTIONS_END(wb_hooks_options, bias);
 static const wb_hooks_options defaults = {.size = sizeof defaults};
 
 void wb_hooks_options_init(wb_hooks_options *options_out, size_t size) {

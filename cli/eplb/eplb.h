@@ -8,7 +8,7 @@
 
 /* ---- the command line (eplb_settings.c) ------------------------------------------------------ */
 
-enum { EPLB_MAX_SOLVERS = 4 };
+enum { EPLB_MAX_SOLVERS = WB_EPLB_N_ALGORITHMS };
 
 typedef struct eplb_settings {
     const char *dump; /* NULL: synthetic */

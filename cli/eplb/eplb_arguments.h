@@ -8,7 +8,7 @@
 /* Which source of tokens an option is of. */
 enum { ANY_SOURCE, DUMP_ONLY, SYNTHETIC_ONLY };
 
-/* In the units that --help names; texts NULL: not given. */
+/* In the units that --help names; texts NULL: absent. */
 typedef struct eplb_arguments {
     const char *synthetic, *algorithm, *dispatch, *dead, *init, *chart, *save;
     uint64_t ranks, slots, nodes, batches, step_records;

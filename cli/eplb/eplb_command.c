@@ -5,10 +5,14 @@
 #include "report/eplb_report.h"
 
 #include <stddef.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
 
 /* ---- the table of options -------------------------------------------------------------------- */
 
 #define FIELD(field) offsetof(eplb_arguments, field)
+#define SOLVER_NAME(VALUE, name) " " #name ","
 
 static const cli_option table[] = {
     {.name = "ranks",
@@ -130,7 +134,7 @@ static const cli_option table[] = {
      .type = CLI_TEXT,
      .offset = FIELD(algorithm),
      .heading = "Placement and dispatch",
-     .help = "of deepseek, balanced, incremental, microbatch; all, or none"},
+     .help = "any of" WB_EPLB_ALGORITHM_LIST(SOLVER_NAME) " or all, or none"},
     {.name = "dispatch",
      .argument = "POLICY",
      .type = CLI_TEXT,
@@ -181,7 +185,7 @@ static const cli_option table[] = {
      .type = CLI_NUMBER,
      .offset = FIELD(threads),
      .max = 65536,
-     .help = "0: as many as there are"},
+     .help = "of the whole command at a time; 0: as many as there are"},
     {.name = "token-us",
      .argument = "X",
      .type = CLI_DECIMAL,
@@ -297,11 +301,21 @@ static int run_source(const cli_command *self, const eplb_settings *settings, ep
     return code;
 }
 
+/* For all that the command calls: counting a dump, placements to start from, solvers, simulations. */
+static void limit_threads(uint32_t threads) {
+#ifdef _OPENMP
+    if (threads > 0) omp_set_num_threads((int)threads);
+#else
+    (void)threads;
+#endif
+}
+
 static int run(const cli_command *self, const cli_arguments *arguments) {
     eplb_settings settings;
     eplb_source *source = NULL;
     int code = eplb_settings_read(self, arguments, &settings);
     if (code != CLI_OK) return code;
+    limit_threads(settings.options.threads);
     code = eplb_source_open(&settings, &source) == WB_OK ? run_source(self, &settings, source) : cli_fail();
     eplb_source_close(source);
     eplb_settings_free(&settings);

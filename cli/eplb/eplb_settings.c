@@ -11,11 +11,11 @@
 
 /* ---- where tokens come from ------------------------------------------------------------------ */
 
-/* Options of the other source than the one that was given. */
+/* Options of the other source than the one that is on the command line. */
 static int check_use(const cli_command *self, const cli_arguments *arguments) {
     for (size_t i = 0; i < self->n_options; i++) {
         const cli_option *o = &self->options[i];
-        if (!(arguments->given >> i & 1)) continue;
+        if (!(arguments->is_set >> i & 1)) continue;
         if (o->belongs_to == DUMP_ONLY && !arguments->dump)
             return cli_usage_error(self, "--%s is of a DUMP, and --synthetic has none", o->name);
         if (o->belongs_to == SYNTHETIC_ONLY && arguments->dump)
@@ -127,12 +127,12 @@ static int set_dead(const cli_command *self, const eplb_arguments *a, eplb_setti
 
 /* ---- all of it ------------------------------------------------------------------------------- */
 
-/* `value` becomes that of the option at `offset` where it was given: what is left to the library keeps its
+/* `value` becomes that of the option at `offset` where it is present: what is left to the library keeps its
  * bits, whatever the unit on the command line. */
-static void set_if_given(const cli_command *self, const cli_arguments *arguments, size_t offset, double unit,
-                         double *value) {
-    const double *given = (const double *)(const void *)((const char *)arguments->options + offset);
-    if (cli_given(self, arguments, offset)) *value = *given * unit;
+static void set_if_present(const cli_command *self, const cli_arguments *arguments, size_t offset,
+                           double unit, double *value) {
+    const double *found = (const double *)(const void *)((const char *)arguments->options + offset);
+    if (cli_is_set(self, arguments, offset)) *value = *found * unit;
 }
 
 static void set_solving(const cli_command *self, const cli_arguments *arguments, const eplb_arguments *a,
@@ -146,13 +146,13 @@ static void set_solving(const cli_command *self, const cli_arguments *arguments,
     o->threads = (uint32_t)a->threads;
     o->target = a->target;
     o->horizon_steps = a->horizon;
-    set_if_given(self, arguments, offsetof(eplb_arguments, token_us), 1e-6, &cost->seconds_per_token);
-    set_if_given(self, arguments, offsetof(eplb_arguments, expert_us), 1e-6, &cost->seconds_per_expert);
-    set_if_given(self, arguments, offsetof(eplb_arguments, token_bytes), 1, &cost->bytes_per_token);
-    set_if_given(self, arguments, offsetof(eplb_arguments, expert_bytes), 1, &cost->expert_bytes);
-    set_if_given(self, arguments, offsetof(eplb_arguments, node_gbps), 1e9, &cost->node_bytes_per_second);
-    set_if_given(self, arguments, offsetof(eplb_arguments, network_gbps), 1e9,
-                 &cost->network_bytes_per_second);
+    set_if_present(self, arguments, offsetof(eplb_arguments, token_us), 1e-6, &cost->seconds_per_token);
+    set_if_present(self, arguments, offsetof(eplb_arguments, expert_us), 1e-6, &cost->seconds_per_expert);
+    set_if_present(self, arguments, offsetof(eplb_arguments, token_bytes), 1, &cost->bytes_per_token);
+    set_if_present(self, arguments, offsetof(eplb_arguments, expert_bytes), 1, &cost->expert_bytes);
+    set_if_present(self, arguments, offsetof(eplb_arguments, node_gbps), 1e9, &cost->node_bytes_per_second);
+    set_if_present(self, arguments, offsetof(eplb_arguments, network_gbps), 1e9,
+                   &cost->network_bytes_per_second);
 }
 
 static int set_paths(const cli_command *self, const eplb_arguments *a, eplb_settings *s) {

@@ -12,6 +12,7 @@
 
 /* ---- open and close ------------------------------------------------------------------------------- */
 
+WB_OPTIONS_END(wb_load_options, decay);
 void wb_load_options_init(wb_load_options *options_out, size_t size) {
     const wb_load_options defaults = {.window = 100, .decay = 1};
     wb_options_init(options_out, size, &defaults, sizeof defaults);

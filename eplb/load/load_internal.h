@@ -57,9 +57,6 @@ wb_status wb_load_check_region(const wb_load *load, uint32_t region);
 /* And the phases are a set that has one at least. */
 wb_status wb_load_check_query(const wb_load *load, uint32_t region, uint32_t phases);
 
-/* MISMATCH unless the placement has L layers of E experts; `what` has them. */
-wb_status wb_load_check_placement(const wb_placement *placement, uint32_t L, uint32_t E, const char *what);
-
 const char *wb_phase_name(wb_phase phase); /* "prefill", ... */
 
 /* out [E] = counts of one layer of the pass at `place`, summed over a set of phases. */

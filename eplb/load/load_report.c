@@ -1,16 +1,10 @@
 /* load_report.c - balancedness of the ranks under a placement, from the window. */
 #include "load/load_internal.h"
+#include "placement/placement_internal.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
-
-wb_status wb_load_check_placement(const wb_placement *placement, uint32_t L, uint32_t E, const char *what) {
-    if (wb_placement_layers(placement) == L && wb_placement_experts(placement) == E) return WB_OK;
-    return wb_fail(WB_MISMATCH,
-                   "%s has L %" PRIu32 " and E %" PRIu32 ", the placement L %" PRIu32 " and E %" PRIu32, what,
-                   L, E, wb_placement_layers(placement), wb_placement_experts(placement));
-}
 
 /* The ratios mean / max of one layer's ranks, over passes with tokens, and what they are ratios of. */
 typedef struct balance {
@@ -55,7 +49,7 @@ wb_status wb_load_balancedness(const wb_load *load, uint32_t region, uint32_t ph
     WB_TRY(wb_load_check_query(load, region, phases));
     const wb_load_table *table = &load->regions[region];
     uint32_t L = table->shape.n_layers, E = table->shape.n_experts, with_tokens = 0;
-    WB_TRY(wb_load_check_placement(placement, L, E, "the load region"));
+    WB_TRY(wb_placement_check_size(placement, L, E, "the load region"));
     if (passes == 0 || passes > load->passes) passes = load->passes;
 
     double *by_layer, *scratch, sum = 0, means = 0, maxima = 0;

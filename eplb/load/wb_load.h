@@ -1,7 +1,7 @@
 /* wb_load.h - how many tokens each expert gets: counted online in a ring of passes, offline from a dump.
  *
- * Online: the handle, what it counts and what it says under a placement. Offline: the file of a window, the
- * spread of a record's tokens, and the counts of a dump. Letters and common rules: as in wb_eplb.h.
+ * Online: the handle, what it counts and what it says under a placement. Offline: the file of a window and
+ * the counts of a dump. Letters and common rules: as in wb_eplb.h.
  */
 #ifndef WB_LOAD_H
 #define WB_LOAD_H
@@ -116,15 +116,7 @@ WB_API wb_status wb_load_save(const wb_load *load, const char *path);
  * written. */
 WB_API wb_status wb_load_read(const char *path, wb_load **load_out);
 
-/* ---- offline: records ---------------------------------------------------------------------------- */
-
-/* Per token: of a captured record's valid rows, how many distinct ranks and nodes hold the K chosen
- * experts, when `policy` picks for tokens of rank `rank` (static or dynamic). ranks_out, nodes_out: [rows
- * of all runs][L], or NULL; 0 for rows that are not valid, 255 for 255 and more. Under dynamic a token's
- * key is wb_token_key. MISMATCH on a placement of other L or E; the record is checked, ids too. */
-WB_API wb_status wb_load_token_spread(const wb_placement *placement, wb_dispatch_policy policy, uint32_t rank,
-                                      const wb_route_model *model, const wb_record *record,
-                                      uint8_t *ranks_out, uint8_t *nodes_out);
+/* ---- offline: a step of a dump ---------------------------------------------------------------------- */
 
 /* The routes of one step of a dump, counted once by micro-batch, source rank, layer and expert: what solvers
  * and as many simulations as one likes read afterwards without touching the dump. Opaque. */
@@ -133,11 +125,12 @@ typedef struct wb_dump_counts wb_dump_counts;
 /* Counts the valid rows of records first..first + n_records - 1 of the dump, in n_batches (M, 1..)
  * micro-batches. Micro-batch b takes the records whose middle row lies in the b-th part of the step's rows;
  * its records are dealt to the live ranks of the topology in turn, the first record to the first live rank.
- * The result does not depend on the number of threads.
+ * Ids are counted by as many threads as OpenMP gives the caller (omp_set_num_threads, OMP_NUM_THREADS), those
+ * of a small step by one; the result does not depend on it.
  *
  * All records of the step are held meanwhile and released at the end; afterwards memory is 4 x L x E bytes
  * for each pair of micro-batch and rank that has a record, and 8 x M x L x E. Records are checked, ids too,
- * and the first faulty one is reported (with the status of wb_dump_record or wb_record_check).
+ * and the first that is at fault is reported (with the status of wb_dump_record or wb_record_check).
  * INVALID_ARGUMENT for records that the dump does not have, no records, no micro-batches, and a topology that
  * does not hold the model's experts; CAPACITY when a rank has 2^32 or more rows in a micro-batch. */
 WB_API wb_status wb_dump_counts_open(wb_dump *dump, uint64_t first, uint64_t n_records, uint32_t n_batches,

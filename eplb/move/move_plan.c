@@ -1,7 +1,7 @@
 /* move_plan.c - opening a move plan: checks, the index of each layer's change, the sums. Refuses: the
  * order of the moves and their sources (move_schedule.c), carrying a plan out. */
+#include "cost/cost_model.h"
 #include "move/move_internal.h"
-#include "placement/cost_model.h"
 #include "wb_options.h"
 
 #include <inttypes.h>
@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+WB_OPTIONS_END(wb_move_options, cost);
 void wb_move_options_init(wb_move_options *options_out, size_t size) {
     const wb_move_options defaults = {.n_shadow = 1, .group_moves = 32, .cost = wb_cost_model_default()};
     wb_options_init(options_out, size, &defaults, sizeof defaults);

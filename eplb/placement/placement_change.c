@@ -86,6 +86,13 @@ wb_status wb_placement_set_layer(wb_placement *p, uint32_t layer, const int32_t 
     return WB_OK;
 }
 
+wb_status wb_placement_check_size(const wb_placement *placement, uint32_t L, uint32_t E, const char *what) {
+    if (wb_placement_layers(placement) == L && wb_placement_experts(placement) == E) return WB_OK;
+    return wb_fail(WB_MISMATCH,
+                   "%s has L %" PRIu32 " and E %" PRIu32 ", the placement L %" PRIu32 " and E %" PRIu32, what,
+                   L, E, wb_placement_layers(placement), wb_placement_experts(placement));
+}
+
 wb_status wb_placement_check_shape(const wb_placement *expected, const wb_placement *found) {
     const wb_topology *a = &expected->topology, *b = &found->topology;
     if (expected->n_layers != found->n_layers || expected->n_experts != found->n_experts ||

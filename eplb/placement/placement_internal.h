@@ -38,6 +38,9 @@ void wb_placement_copy_layer(wb_placement *to, const wb_placement *from, uint32_
 wb_status wb_placement_check_map(const wb_placement *placement, const char *what, uint32_t layer,
                                  const int32_t *expert_of_slot, const uint32_t *replica_of_slot);
 
+/* MISMATCH unless the placement has L layers of E experts; `what` has them. */
+wb_status wb_placement_check_size(const wb_placement *placement, uint32_t L, uint32_t E, const char *what);
+
 /* MISMATCH unless both have the same L, E, R, S and slots of each rank (nodes and dead ranks may differ). */
 wb_status wb_placement_check_shape(const wb_placement *expected, const wb_placement *found);
 

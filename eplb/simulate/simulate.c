@@ -2,7 +2,7 @@
  * seconds, bytes, and the lower bound that no placement goes below. Owns: the arithmetic of a pass under
  * the cost model. Refuses: choosing replicas (dispatch does) and keeping the counts of all layers: a few
  * [R][E] at a time, one a thread, are large enough. */
-#include "placement/cost_model.h"
+#include "cost/cost_model.h"
 #include "wb_check.h"
 #include "wb_memory.h"
 #include "wb_simulate.h"

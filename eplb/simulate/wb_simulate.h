@@ -1,14 +1,15 @@
 /* wb_simulate.h - what a placement and a dispatch policy make of a step's tokens: balancedness, predicted
- * seconds and bytes, and the lower bound that no placement goes below; and loads made up from a seed.
+ * seconds and bytes, and the lower bound that no placement goes below; over how many ranks a record's
+ * tokens are spread; and loads made up from a seed.
  *
- * Offline. Letters and common rules: as in wb_eplb.h.
- */
+ * Offline. Letters and common rules: as in wb_eplb.h. */
 #ifndef WB_SIMULATE_H
 #define WB_SIMULATE_H
 
 #include "wb_base.h"
 #include "wb_cost_model.h"
 #include "wb_dispatch.h"
+#include "wb_formats.h"
 #include "wb_placement.h"
 
 #ifdef __cplusplus
@@ -37,12 +38,24 @@ typedef struct wb_simulation {
     double node_bytes, network_bytes; /* of dispatch and combine */
 } wb_simulation;
 
-/* Sends a step's tokens through a placement and a dispatch policy. rank_tokens_out [R]: tokens of each
- * rank summed over batches and layers, or NULL. Errors of wb_dispatch_loads and of `fill`;
- * INVALID_ARGUMENT for a cost model that is not finite, negative or has a rate of 0. */
+/* Sends a step's tokens through a placement and a dispatch policy, in as many threads as OpenMP gives the
+ * caller (omp_set_num_threads, OMP_NUM_THREADS), one where passes are small; the result does not depend on
+ * it. rank_tokens_out [R]: tokens of each rank summed over batches and layers, or NULL. Errors of
+ * wb_dispatch_loads and of `fill`; INVALID_ARGUMENT for a cost model that is not finite, negative or has a
+ * rate of 0. */
 WB_API wb_status wb_simulate(const wb_placement *placement, wb_dispatch_policy policy,
                              const wb_traffic *traffic, const wb_cost_model *cost, double *rank_tokens_out,
                              wb_simulation *simulation_out);
+
+/* ---- the spread of tokens ------------------------------------------------------------------------ */
+
+/* Per token: of a captured record's valid rows, how many distinct ranks and nodes hold the K chosen
+ * experts, when `policy` picks for tokens of rank `rank` (static or dynamic). ranks_out, nodes_out: [rows
+ * of all runs][L], or NULL; 0 for rows that are not valid, 255 for 255 and more. Under dynamic a token's
+ * key is wb_token_key. MISMATCH on a placement of other L or E; the record is checked, ids too. */
+WB_API wb_status wb_token_spread(const wb_placement *placement, wb_dispatch_policy policy, uint32_t rank,
+                                 const wb_route_model *model, const wb_record *record, uint8_t *ranks_out,
+                                 uint8_t *nodes_out);
 
 /* ---- synthetic loads ----------------------------------------------------------------------------- */
 

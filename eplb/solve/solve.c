@@ -1,7 +1,7 @@
 /* solve.c - what all solvers have in common: options, the check of loads, one call of a solver for each
  * layer, in threads. Refuses: any choice of a place (solve_deepseek.c, solve_balanced.c,
  * solve_incremental.c, solve_microbatch.c). */
-#include "placement/cost_model.h"
+#include "cost/cost_model.h"
 #include "solve/solver.h"
 #include "wb_options.h"
 
@@ -17,27 +17,28 @@ static const struct {
     const char *name;
     wb_layer_solver *solve;
 } algorithms[] = {
-    [WB_EPLB_DEEPSEEK] = {"deepseek", wb_solve_deepseek},
-    [WB_EPLB_BALANCED] = {"balanced", wb_solve_balanced},
-    [WB_EPLB_INCREMENTAL] = {"incremental", wb_solve_incremental},
-    [WB_EPLB_MICROBATCH] = {"microbatch", wb_solve_microbatch},
+#define X(VALUE, name) [WB_EPLB_##VALUE] = {#name, wb_solve_##name},
+    WB_EPLB_ALGORITHM_LIST(X)
+#undef X
 };
-enum { N_ALGORITHMS = sizeof algorithms / sizeof algorithms[0] };
 
 const char *wb_eplb_algorithm_name(wb_eplb_algorithm algorithm) {
-    return (unsigned)algorithm < N_ALGORITHMS ? algorithms[algorithm].name : "unknown algorithm";
+    return (unsigned)algorithm < WB_EPLB_N_ALGORITHMS ? algorithms[algorithm].name : "unknown algorithm";
 }
 
 wb_status wb_eplb_algorithm_parse(const char *name, wb_eplb_algorithm *algorithm_out) {
-    for (int i = 0; i < N_ALGORITHMS; i++)
+    for (int i = 0; i < WB_EPLB_N_ALGORITHMS; i++)
         if (strcmp(name, algorithms[i].name) == 0) {
             *algorithm_out = (wb_eplb_algorithm)i;
             return WB_OK;
         }
-    return wb_fail(WB_INVALID_ARGUMENT,
-                   "algorithm: expected deepseek, balanced, incremental or microbatch, found %s", name);
+#define X(VALUE, name) " " #name ","
+    return wb_fail(WB_INVALID_ARGUMENT, "algorithm: expected one of" WB_EPLB_ALGORITHM_LIST(X) " found %s",
+                   name);
+#undef X
 }
 
+WB_OPTIONS_END(wb_eplb_options, progress_ctx);
 void wb_eplb_options_init(wb_eplb_options *options_out, size_t size) {
     const wb_eplb_options defaults = {.algorithm = WB_EPLB_BALANCED,
                                       .n_groups = 1,
@@ -50,9 +51,9 @@ void wb_eplb_options_init(wb_eplb_options *options_out, size_t size) {
 /* ---- checks ---------------------------------------------------------------------------------- */
 
 static wb_status check_options(const wb_eplb_options *o) {
-    if ((unsigned)o->algorithm >= N_ALGORITHMS)
-        return wb_fail(WB_INVALID_ARGUMENT, "solve: algorithm: expected 0..%d, found %d", N_ALGORITHMS - 1,
-                       (int)o->algorithm);
+    if ((unsigned)o->algorithm >= WB_EPLB_N_ALGORITHMS)
+        return wb_fail(WB_INVALID_ARGUMENT, "solve: algorithm: expected 0..%d, found %d",
+                       WB_EPLB_N_ALGORITHMS - 1, (int)o->algorithm);
     if (o->algorithm != WB_EPLB_INCREMENTAL) return WB_OK;
     if (!o->current) return wb_fail(WB_INVALID_ARGUMENT, "solve: incremental needs the current placement");
     if (!(o->target > 0 && o->target <= 1))

@@ -1,5 +1,5 @@
 /* solver.h - one layer's problem as a solver sees it, and the solvers that there are. A new solver is
- * one file that fills a layer's maps, and one line in solve.c. */
+ * one file that fills a layer's maps, and one line in WB_EPLB_ALGORITHM_LIST. */
 #ifndef WB_SOLVER_H
 #define WB_SOLVER_H
 
@@ -19,7 +19,9 @@ typedef struct wb_layer_problem {
  * replicas in slot order); what they may rely on was checked by wb_eplb_solve. */
 typedef wb_status wb_layer_solver(const wb_layer_problem *problem, int32_t *expert_of_slot_out,
                                   uint32_t *replica_of_slot_out);
-wb_layer_solver wb_solve_deepseek, wb_solve_balanced, wb_solve_incremental, wb_solve_microbatch;
+#define X(VALUE, name) wb_layer_solver wb_solve_##name;
+WB_EPLB_ALGORITHM_LIST(X)
+#undef X
 
 /* deepseek's demands on the shape, checked once for all layers. */
 wb_status wb_solve_deepseek_check(const wb_topology *topology, uint32_t n_experts, uint32_t n_groups);

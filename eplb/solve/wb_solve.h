@@ -17,24 +17,37 @@ extern "C" {
 
 /* ---- online: solvers ----------------------------------------------------------------------------- */
 
+/* The solvers, X(VALUE, name): WB_EPLB_<VALUE>, and the name on command lines.
+ *
+ * DEEPSEEK: the bytes of DeepSeek's eplb.py (float32, ties to the lower index; its torch run with a stable
+ * sort), replica order included, for whatever it accepts but NaN and N > R. What it refuses is refused: E % G
+ * or S % R not 0, and R % N where hierarchical, which is when G % N == 0; else global. Two replicas of an
+ * expert may share a rank. No dead ranks, no uneven slots.
+ *
+ * BALANCED, the default: minimises the maximum rank load: capped replication, never two replicas of an expert
+ * on one rank (slots that nothing could fill without stay empty), packing, swaps, joint search over replica
+ * counts and places.
+ *
+ * INCREMENTAL: from options.current by few changes of slots: at most max_changes a layer, stopping at target
+ * balancedness; a layer stays as it is unless the seconds gained over horizon_steps exceed those of the move
+ * (cost).
+ *
+ * MICROBATCH: for routes known beforehand (replay): one placement for M micro-batches that minimises the sum
+ * over them of the maximum rank load. */
+#define WB_EPLB_ALGORITHM_LIST(X) \
+    X(DEEPSEEK, deepseek)         \
+    X(BALANCED, balanced)         \
+    X(INCREMENTAL, incremental)   \
+    X(MICROBATCH, microbatch)
+
 typedef enum wb_eplb_algorithm {
-    /* The bytes of DeepSeek's eplb.py (float32, ties to the lower index; its torch run with a stable
-     * sort), replica order included, for whatever it accepts but NaN and N > R. What it refuses is
-     * refused: E % G or S % R not 0, and R % N where hierarchical, which is when G % N == 0; else global.
-     * Two replicas of an expert may share a rank. No dead ranks, no uneven slots. */
-    WB_EPLB_DEEPSEEK,
-    /* The default. Minimises the maximum rank load: capped replication, never two replicas of an expert on
-     * one rank (slots that nothing could fill without stay empty), packing, swaps, joint search over replica
-     * counts and places. */
-    WB_EPLB_BALANCED,
-    /* From options.current by few changes of slots: at most max_changes a layer, stopping at target
-     * balancedness; a layer stays as it is unless the seconds gained over horizon_steps exceed those of
-     * the move (cost). */
-    WB_EPLB_INCREMENTAL,
-    /* For routes known beforehand (replay): one placement for M micro-batches that minimises the sum over
-     * them of the maximum rank load. */
-    WB_EPLB_MICROBATCH
+#define X(VALUE, name) WB_EPLB_##VALUE,
+    WB_EPLB_ALGORITHM_LIST(X)
+#undef X
 } wb_eplb_algorithm;
+#define X(VALUE, name) +1
+enum { WB_EPLB_N_ALGORITHMS = 0 WB_EPLB_ALGORITHM_LIST(X) };
+#undef X
 WB_API const char *wb_eplb_algorithm_name(wb_eplb_algorithm algorithm); /* "deepseek", ... */
 WB_API wb_status wb_eplb_algorithm_parse(const char *name, wb_eplb_algorithm *algorithm_out);
 

@@ -44,15 +44,15 @@ wb_status WB_CPU(logprob_backward)(wb_device *dev, int64_t T, int64_t V, const f
 
 /* ---- drawing --------------------------------------------------------------------------------- */
 
-/* A binary heap of ranks, the largest at 0. */
+/* A binary heap of orders of choices, the largest at 0. */
 static void sift_down(uint64_t *heap, int64_t count, int64_t at) {
-    uint64_t rank = heap[at];
+    uint64_t order = heap[at];
     for (int64_t child; (child = 2 * at + 1) < count; at = child) {
         if (child + 1 < count && heap[child + 1] > heap[child]) child++;
-        if (heap[child] <= rank) break;
+        if (heap[child] <= order) break;
         heap[at] = heap[child];
     }
-    heap[at] = rank;
+    heap[at] = order;
 }
 
 static void heap_make(uint64_t *heap, int64_t count) {
@@ -122,12 +122,12 @@ static int64_t fill_heap(const draw *d, int64_t limit) {
     double sum = 0.0;
     for (int64_t i = 0; i < d->V; i++)
         if (d->z[i] >= min) {
-            d->heap[count++] = wb_rank(wb_key_order(d->z[i]), (uint32_t)i);
+            d->heap[count++] = wb_choice_order(wb_key_order(d->z[i]), (uint32_t)i);
             sum += (double)d->p[i];
         }
     bool enough = limit < d->V ? count >= limit : sum > (double)d->params->top_p * d->total * (1.0 + 1e-9);
     if (enough) return count;
-    for (int64_t i = 0; i < d->V; i++) d->heap[i] = wb_rank(wb_key_order(d->z[i]), (uint32_t)i);
+    for (int64_t i = 0; i < d->V; i++) d->heap[i] = wb_choice_order(wb_key_order(d->z[i]), (uint32_t)i);
     return d->V;
 }
 
@@ -143,18 +143,18 @@ static int64_t draw_from_top(const draw *d, double *kept_out) {
     if (limit < d->V) {
         for (total = 0.0; popped < limit; popped++) {
             heap_pop(heap, size - popped);
-            total += (double)d->p[wb_rank_id(sorted_end[-popped])];
+            total += (double)d->p[wb_choice_order_id(sorted_end[-popped])];
         }
         size = limit;
     }
     for (; n < size && (n == 0 || kept < (double)params->top_p * total); n++) {
         if (n == popped) heap_pop(heap, size - popped++);
-        kept += (double)d->p[wb_rank_id(sorted_end[-n])];
+        kept += (double)d->p[wb_choice_order_id(sorted_end[-n])];
     }
     double target = (double)params->uniform * kept;
-    int64_t last = wb_rank_id(*sorted_end);
+    int64_t last = wb_choice_order_id(*sorted_end);
     for (int64_t i = 0; i < n; i++) {
-        int64_t id = wb_rank_id(sorted_end[-i]);
+        int64_t id = wb_choice_order_id(sorted_end[-i]);
         sum += (double)d->p[id];
         if (d->p[id] > 0.0f) last = id;
         if (sum > target) break;

@@ -48,31 +48,32 @@ static float group_score(const wb_router *router, const uint32_t *orders, int32_
     return wb_router_group_score(router->type, first, second, size);
 }
 
-/* Makes no candidates of the experts outside the best topk_group groups. ranks: [n_group]. */
-static void drop_groups(const wb_router *router, uint32_t *orders, uint64_t *ranks) {
+/* Makes no candidates of the experts outside the best topk_group groups. group_orders: [n_group]. */
+static void drop_groups(const wb_router *router, uint32_t *orders, uint64_t *group_orders) {
     int32_t size = router->n_experts / router->n_group;
     for (int32_t g = 0; g < router->n_group; g++) {
         float score = group_score(router, orders, g * size, size);
-        ranks[g] = wb_rank(wb_key_order(score), (uint32_t)g);
+        group_orders[g] = wb_choice_order(wb_key_order(score), (uint32_t)g);
     }
     for (int32_t g = 0; g < router->n_group; g++) {
         int32_t better = 0;
-        for (int32_t other = 0; other < router->n_group; other++) better += ranks[other] > ranks[g];
+        for (int32_t other = 0; other < router->n_group; other++)
+            better += group_orders[other] > group_orders[g];
         if (better >= router->topk_group) memset(orders + g * size, 0, (size_t)size * sizeof *orders);
     }
 }
 
 /* What one thread needs to select a row. */
 typedef struct selection {
-    uint32_t *orders; /* [blocks * BLOCK] */
-    uint32_t *maxima; /* [blocks] */
-    uint64_t *ranks;  /* [n_group] */
+    uint32_t *orders;       /* [blocks * BLOCK] */
+    uint32_t *maxima;       /* [blocks] */
+    uint64_t *group_orders; /* [n_group] */
     int32_t blocks;
 } selection;
 
 static selection selection_place(const wb_router *router, void *scratch) {
-    selection s = {.ranks = scratch, .blocks = (router->n_experts + BLOCK - 1) / BLOCK};
-    s.orders = (uint32_t *)(s.ranks + (router->n_group > 1 ? router->n_group : 0));
+    selection s = {.group_orders = scratch, .blocks = (router->n_experts + BLOCK - 1) / BLOCK};
+    s.orders = (uint32_t *)(s.group_orders + (router->n_group > 1 ? router->n_group : 0));
     s.maxima = s.orders + s.blocks * BLOCK;
     return s;
 }
@@ -117,7 +118,7 @@ static void select_row(const wb_topk *args, int64_t t, selection s, uint32_t *id
     }
     key_orders(router, args->logits + t * E, args->bias, s.orders);
     memset(s.orders + E, 0, (size_t)(s.blocks * BLOCK - E) * sizeof(uint32_t));
-    if (router->n_group > 1) drop_groups(router, s.orders, s.ranks);
+    if (router->n_group > 1) drop_groups(router, s.orders, s.group_orders);
     take_best(s.orders, s.maxima, s.blocks, K, ids);
 }
 

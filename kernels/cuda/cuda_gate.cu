@@ -103,7 +103,7 @@ wb_status prepare_gate(const char *op, const wb_router *router, int64_t T, const
     WB_TRY(check_ids(op, "ids", ids, router));
     int lanes = MAX_GATE_LANES;
     if (router->type != WB_ROUTER_SOFTMAX && router->top_k < lanes) lanes = power_of_2_from(router->top_k);
-    WB_TRY(count_blocks(op, T, lanes, blocks_out));
+    WB_TRY(count_blocks(op, "T", T, lanes, blocks_out));
     gate_args args = {*router, T, logits, ids, lanes};
     *args_out = args;
     return WB_OK;

@@ -14,14 +14,15 @@ namespace {
 enum { WARP = 32, BLOCK = 256 };
 const unsigned ALL_LANES = 0xffffffffu;
 
-/* The blocks of BLOCK threads for T rows. */
-inline wb_status count_blocks(const char *op, int64_t T, int32_t threads_per_row, unsigned *blocks_out) {
+/* The blocks of BLOCK threads for `n` rows or elements; `name` is what the op calls their number. */
+inline wb_status count_blocks(const char *op, const char *name, int64_t n, int32_t threads_each,
+                              unsigned *blocks_out) {
     /* A grid's first dimension. */
     const int64_t max_blocks = INT32_MAX;
-    if (T < 0 || T > max_blocks * BLOCK / threads_per_row)
-        return wb_fail(WB_INVALID_ARGUMENT, "%s: T: expected 0..%" PRId64 ", found %" PRId64, op,
-                       max_blocks * BLOCK / threads_per_row, T);
-    *blocks_out = static_cast<unsigned>((T * threads_per_row + BLOCK - 1) / BLOCK);
+    if (n < 0 || n > max_blocks * BLOCK / threads_each)
+        return wb_fail(WB_INVALID_ARGUMENT, "%s: %s: expected 0..%" PRId64 ", found %" PRId64, op, name,
+                       max_blocks * BLOCK / threads_each, n);
+    *blocks_out = static_cast<unsigned>((n * threads_each + BLOCK - 1) / BLOCK);
     return WB_OK;
 }
 

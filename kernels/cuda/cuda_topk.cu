@@ -42,33 +42,33 @@ __device__ __forceinline__ void load_logits(const float *row, int32_t E, int lan
 }
 
 /* Batcher's odd-even merge sort, largest first: the steps from (RUN, GAP) on. A template for each step,
- * since a loop over steps is not unrolled for large V, and then the ranks leave the registers. */
-template <int V, int RUN = 1, int GAP = 1> __device__ __forceinline__ void sort_ranks(uint64_t *rank) {
+ * since a loop over steps is not unrolled for large V, and then the orders leave the registers. */
+template <int V, int RUN = 1, int GAP = 1> __device__ __forceinline__ void sort_choices(uint64_t *choice) {
     if constexpr (RUN < V) {
 #pragma unroll
         for (int i = GAP % RUN; i + GAP < V; i++)
             if ((i - GAP % RUN) / GAP % 2 == 0 && i / (2 * RUN) == (i + GAP) / (2 * RUN)) {
-                uint64_t a = rank[i], b = rank[i + GAP];
-                rank[i] = a > b ? a : b;
-                rank[i + GAP] = a > b ? b : a;
+                uint64_t a = choice[i], b = choice[i + GAP];
+                choice[i] = a > b ? a : b;
+                choice[i + GAP] = a > b ? b : a;
             }
         if constexpr (GAP > 1)
-            sort_ranks<V, RUN, GAP / 2>(rank);
+            sort_choices<V, RUN, GAP / 2>(choice);
         else
-            sort_ranks<V, 2 * RUN, 2 * RUN>(rank);
+            sort_choices<V, 2 * RUN, 2 * RUN>(choice);
     }
 }
 
-/* Sets the ranks outside the row's topk_group best groups to 0. Needs groups that fill a power of two of
+/* Sets the orders outside the row's topk_group best groups to 0. Needs groups that fill a power of two of
  * lanes. */
 template <int V>
-__device__ __forceinline__ void keep_best_groups(const wb_router &router, int lane, uint64_t *rank) {
+__device__ __forceinline__ void keep_best_groups(const wb_router &router, int lane, uint64_t *choice) {
     int32_t group_size = router.n_experts / router.n_group;
     int lanes = group_size / V;
     uint32_t first = 0, second = 0;
 #pragma unroll
     for (int i = 0; i < V; i++) {
-        uint32_t order = static_cast<uint32_t>(rank[i] >> 32);
+        uint32_t order = static_cast<uint32_t>(choice[i] >> 32);
         second = max(second, min(first, order));
         first = max(first, order);
     }
@@ -80,18 +80,18 @@ __device__ __forceinline__ void keep_best_groups(const wb_router &router, int la
     }
     uint32_t order = wb_key_order(wb_router_group_score(router.type, first, second, group_size));
     uint32_t group = static_cast<uint32_t>(lane / lanes);
-    uint64_t mine = wb_rank(order, group);
+    uint64_t mine = wb_choice_order(order, group);
     int32_t better = 0;
     for (int32_t g = 0; g < router.n_group; g++) {
         uint32_t other = __shfl_sync(ALL_LANES, order, g * lanes);
-        better += wb_rank(other, static_cast<uint32_t>(g)) > mine;
+        better += wb_choice_order(other, static_cast<uint32_t>(g)) > mine;
     }
 #pragma unroll
     for (int i = 0; i < V; i++)
-        if (better >= router.topk_group) rank[i] = 0;
+        if (better >= router.topk_group) choice[i] = 0;
 }
 
-/* One warp a row, V = experts a lane. A rank of 0 is no expert: an expert's rank ends in 32 bits that are
+/* One warp a row, V = experts a lane. An order of 0 is no expert: an expert's ends in 32 bits that are
  * not 0. */
 template <int V, bool SOFTMAX> __global__ void __launch_bounds__(BLOCK) topk_rows(wb_topk args, bool wide) {
     const wb_router &router = args.router;
@@ -103,35 +103,35 @@ template <int V, bool SOFTMAX> __global__ void __launch_bounds__(BLOCK) topk_row
     if (forced && !args.native.data) return;
 
     float z[V];
-    uint64_t rank[V];
+    uint64_t choice[V];
     load_logits<V>(args.logits + t * E, E, lane, wide, z);
 #pragma unroll
     for (int i = 0; i < V; i++) {
         int32_t e = lane * V + i;
-        rank[i] = 0;
+        choice[i] = 0;
         if (e < E) {
             float bias = !SOFTMAX && args.bias ? args.bias[e] : 0.0f;
             float key = SOFTMAX ? z[i] : wb_router_key(router.type, z[i], bias);
-            rank[i] = wb_rank(wb_key_order(key), static_cast<uint32_t>(e));
+            choice[i] = wb_choice_order(wb_key_order(key), static_cast<uint32_t>(e));
         }
     }
-    if (router.n_group > 1) keep_best_groups<V>(router, lane, rank);
-    sort_ranks<V>(rank);
+    if (router.n_group > 1) keep_best_groups<V>(router, lane, choice);
+    sort_choices<V>(choice);
 
-    /* The lane with the largest first rank gives it away, K times. Lanes are in the order of their ids, so
+    /* The lane with the largest first order gives it away, K times. Lanes are in the order of their ids, so
      * that the lowest lane wins a tie of keys. */
     uint32_t chosen_low = 0, chosen_high = 0; /* lane k: choices k and 32 + k */
     for (int32_t k = 0; k < K; k++) {
-        uint32_t order = static_cast<uint32_t>(rank[0] >> 32);
+        uint32_t order = static_cast<uint32_t>(choice[0] >> 32);
         uint32_t largest = __reduce_max_sync(ALL_LANES, order);
-        int winner = __ffs(__ballot_sync(ALL_LANES, order == largest && rank[0] != 0)) - 1;
-        uint32_t id = __shfl_sync(ALL_LANES, wb_rank_id(rank[0]), winner);
+        int winner = __ffs(__ballot_sync(ALL_LANES, order == largest && choice[0] != 0)) - 1;
+        uint32_t id = __shfl_sync(ALL_LANES, wb_choice_order_id(choice[0]), winner);
         if (k == lane) chosen_low = id;
         if (k == lane + WARP) chosen_high = id;
         if (lane == winner) {
 #pragma unroll
-            for (int i = 0; i + 1 < V; i++) rank[i] = rank[i + 1];
-            rank[V - 1] = 0;
+            for (int i = 0; i + 1 < V; i++) choice[i] = choice[i + 1];
+            choice[V - 1] = 0;
         }
     }
     for (int32_t k = lane; k < K; k += WARP) {
@@ -143,31 +143,31 @@ template <int V, bool SOFTMAX> __global__ void __launch_bounds__(BLOCK) topk_row
 
 /* ---- selection: any E, any groups ------------------------------------------------------------ */
 
-__device__ __forceinline__ uint64_t warp_max(uint64_t rank) {
+__device__ __forceinline__ uint64_t warp_max(uint64_t choice) {
     for (int step = WARP / 2; step > 0; step /= 2) {
-        uint64_t other = __shfl_xor_sync(ALL_LANES, rank, step);
-        rank = other > rank ? other : rank;
+        uint64_t other = __shfl_xor_sync(ALL_LANES, choice, step);
+        choice = other > choice ? other : choice;
     }
-    return rank;
+    return choice;
 }
 
-__device__ __forceinline__ uint64_t expert_rank(const wb_topk &args, const float *row, int32_t e) {
+__device__ __forceinline__ uint64_t expert_choice(const wb_topk &args, const float *row, int32_t e) {
     float key = wb_router_key(args.router.type, row[e], args.bias ? args.bias[e] : 0.0f);
-    return wb_rank(wb_key_order(key), static_cast<uint32_t>(e));
+    return wb_choice_order(wb_key_order(key), static_cast<uint32_t>(e));
 }
 
-__device__ uint64_t group_rank(const wb_topk &args, const float *row, int32_t g, int32_t group_size) {
+__device__ uint64_t group_choice(const wb_topk &args, const float *row, int32_t g, int32_t group_size) {
     uint32_t first = 0, second = 0;
     for (int32_t e = g * group_size; e < (g + 1) * group_size; e++) {
-        uint32_t order = static_cast<uint32_t>(expert_rank(args, row, e) >> 32);
+        uint32_t order = static_cast<uint32_t>(expert_choice(args, row, e) >> 32);
         second = max(second, min(first, order));
         first = max(first, order);
     }
     float score = wb_router_group_score(args.router.type, first, second, group_size);
-    return wb_rank(wb_key_order(score), static_cast<uint32_t>(g));
+    return wb_choice_order(wb_key_order(score), static_cast<uint32_t>(g));
 }
 
-/* One warp a row, which reads the row again for every choice: the largest rank below the last one. Lanes
+/* One warp a row, which reads the row again for every choice: the largest order below the last one. Lanes
  * take groups in turn; without groups, every expert is one. */
 __global__ void __launch_bounds__(BLOCK) topk_any(wb_topk args) {
     const wb_router &router = args.router;
@@ -181,12 +181,12 @@ __global__ void __launch_bounds__(BLOCK) topk_any(wb_topk args) {
     int32_t groups = grouped ? router.n_group : router.n_experts;
     int32_t group_size = router.n_experts / groups;
 
-    uint64_t last_group = UINT64_MAX; /* the rank of the worst group that is kept */
+    uint64_t last_group = UINT64_MAX; /* the order of the worst group that is kept */
     for (int32_t i = 0; grouped && i < router.topk_group; i++) {
         uint64_t best = 0;
         for (int32_t g = lane; g < groups; g += WARP) {
-            uint64_t rank = group_rank(args, row, g, group_size);
-            if (rank < last_group && rank > best) best = rank;
+            uint64_t choice = group_choice(args, row, g, group_size);
+            if (choice < last_group && choice > best) best = choice;
         }
         last_group = warp_max(best);
     }
@@ -194,16 +194,16 @@ __global__ void __launch_bounds__(BLOCK) topk_any(wb_topk args) {
     for (int32_t k = 0; k < router.top_k; k++) {
         uint64_t best = 0;
         for (int32_t g = lane; g < groups; g += WARP) {
-            if (grouped && group_rank(args, row, g, group_size) < last_group) continue;
+            if (grouped && group_choice(args, row, g, group_size) < last_group) continue;
             for (int32_t e = g * group_size; e < (g + 1) * group_size; e++) {
-                uint64_t rank = expert_rank(args, row, e);
-                if (rank < last && rank > best) best = rank;
+                uint64_t choice = expert_choice(args, row, e);
+                if (choice < last && choice > best) best = choice;
             }
         }
         last = warp_max(best);
         if (lane > 0) continue;
-        if (!forced) store_id(args.ids, t, k, wb_rank_id(last));
-        if (args.native.data) store_id(args.native, t, k, wb_rank_id(last));
+        if (!forced) store_id(args.ids, t, k, wb_choice_order_id(last));
+        if (args.native.data) store_id(args.native, t, k, wb_choice_order_id(last));
     }
 }
 
@@ -271,7 +271,8 @@ wb_status wb_cuda_topk(wb_device *dev, const wb_topk *args) {
     if (router->type == WB_ROUTER_HASH && (!args->table || !args->tokens))
         return wb_fail(WB_INVALID_ARGUMENT, "topk: a hash router needs table and tokens");
     unsigned blocks = 0;
-    WB_TRY(count_blocks("topk", args->T, router->type == WB_ROUTER_HASH ? router->top_k : WARP, &blocks));
+    WB_TRY(
+        count_blocks("topk", "T", args->T, router->type == WB_ROUTER_HASH ? router->top_k : WARP, &blocks));
     if (args->T == 0) return WB_OK;
     WB_TRY(wb_cuda_use(dev, "topk"));
     launch_topk(*args, blocks, static_cast<cudaStream_t>(dev->stream));

@@ -156,6 +156,22 @@ static void test_random(void **state) {
     assert_int_not_equal(wb_random_at(3, 4), wb_random_at(4, 3));
 }
 
+/* Sampled tokens and searches are made of these numbers: they never change. Computed apart from the
+ * library, by the rule in wb_random.h. */
+static void test_random_known_values(void **state) {
+    (void)state;
+    uint64_t stream = 77;
+    assert_int_equal(wb_random(&stream), UINT64_C(0x6258cbe07c1ff081));
+    assert_int_equal(wb_random(&stream), UINT64_C(0x5709ba31dfe2649c));
+    assert_int_equal(wb_random(&stream), UINT64_C(0x8795cc503eda4f23));
+    assert_int_equal(stream, 80);
+    stream = 77;
+    static const uint32_t below[] = {384, 339, 529, 740};
+    for (int i = 0; i < 4; i++) assert_int_equal(wb_random_below(&stream, 1000), below[i]);
+    assert_int_equal(wb_random_at(3, 4), UINT64_C(0xcbee8b904eceac0c));
+    assert_int_equal(wb_random_at(0, 0), UINT64_C(0xa706dd2f4d197e6f));
+}
+
 /* What two versions of a library know: the later one has a field more. */
 typedef struct early_options {
     size_t size;
@@ -194,6 +210,12 @@ static void test_options_of_other_versions(void **state) {
     assert_int_equal(wb_options_read(&own, sizeof own, &late, "x"), WB_INVALID_ARGUMENT);
     assert_int_equal(wb_options_read(&own, sizeof own, NULL, "x"), WB_OK);
     assert_int_equal(own.b, 20);
+
+    uint8_t reserved[3] = {0};
+    assert_int_equal(wb_options_check_reserved(reserved, sizeof reserved, "x"), WB_OK);
+    reserved[2] = 7;
+    assert_int_equal(wb_options_check_reserved(reserved, sizeof reserved, "x"), WB_INVALID_ARGUMENT);
+    assert_string_equal(wb_error_message(), "x: reserved[2]: expected 0, found 7 (set for a later library?)");
 }
 
 static void test_text(void **state) {
@@ -211,11 +233,17 @@ static void test_text(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_status),         cmocka_unit_test(test_dtype),
-        cmocka_unit_test(test_alloc),          cmocka_unit_test(test_grow_keeps_what_is_there),
-        cmocka_unit_test(test_owner),          cmocka_unit_test(test_known_values),
-        cmocka_unit_test(test_hash_in_pieces), cmocka_unit_test(test_random),
-        cmocka_unit_test(test_text),           cmocka_unit_test(test_options_of_other_versions),
+        cmocka_unit_test(test_status),
+        cmocka_unit_test(test_dtype),
+        cmocka_unit_test(test_alloc),
+        cmocka_unit_test(test_grow_keeps_what_is_there),
+        cmocka_unit_test(test_owner),
+        cmocka_unit_test(test_known_values),
+        cmocka_unit_test(test_hash_in_pieces),
+        cmocka_unit_test(test_random),
+        cmocka_unit_test(test_text),
+        cmocka_unit_test(test_options_of_other_versions),
+        cmocka_unit_test(test_random_known_values),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

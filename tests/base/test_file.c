@@ -152,6 +152,23 @@ static void test_refusals(void **state) {
     temp_remove(dir);
 }
 
+/* A directory has come where the file was to be: the temporary goes, and what is there stays. */
+static void test_a_failed_rename_leaves_nothing(void **state) {
+    (void)state;
+    temp_path dir = temp_dir(), path = temp_in(dir.text, "file"), inside = temp_in(dir.text, "file/inside");
+    wb_new_file file;
+    assert_int_equal(wb_new_file_open(path.text, &file), WB_OK);
+    assert_int_equal(wb_new_file_write(&file, "x", 1), WB_OK);
+    assert_int_equal(wb_new_file_sync(&file), WB_OK);
+    assert_int_equal(wb_dir_create(inside.text), WB_OK);
+    assert_int_equal(wb_new_file_commit(&file), WB_IO);
+    assert_non_null(strstr(wb_error_message(), "cannot be renamed"));
+    wb_new_file_discard(&file); /* a no-op after commit */
+    assert_int_equal(rmdir(inside.text), 0);
+    assert_int_equal(rmdir(path.text), 0);
+    assert_int_equal(rmdir(dir.text), 0); /* no temporary is left */
+}
+
 static void test_names_of_temporaries(void **state) {
     (void)state;
     static const struct {
@@ -177,6 +194,7 @@ int main(void) {
         cmocka_unit_test(test_descriptors_are_written_where_they_are),
         cmocka_unit_test(test_permissions_stay),
         cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_a_failed_rename_leaves_nothing),
         cmocka_unit_test(test_names_of_temporaries),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,6 +1,7 @@
 /* test_comm.c - the transports of one process: self, and threads at several rank counts. What only threads
  * can do, a rank that gives up, is tested here; a hang is a failure by alarm. */
 #include "comm_core.h"
+#include "support/alloc_fail.h"
 
 #include <pthread.h>
 #include <setjmp.h>
@@ -163,6 +164,41 @@ static void test_own_transport_refused(void **unused) {
     expect_new_refused(NULL, 0, 1, "wb_comm_new");
 }
 
+/* ---- a rank without memory ----------------------------------------------------------------------- */
+
+/* The rank that gets no memory for the scratch of a large sum. */
+static int poor_rank;
+
+/* All ranks leave the sum together, and the next one finds them together. */
+static void *reduce_without_memory(void *argument) {
+    worker *me = argument;
+    const bool poor = wb_comm_rank(me->comm) == poor_rank;
+    const size_t n = (size_t)1 << 18;
+    char name[16];
+    snprintf(name, sizeof name, "rank %d", poor_rank);
+    float *values = take(n * sizeof *values);
+    for (size_t i = 0; i < n; i++) values[i] = 1;
+    alloc_fail_this_thread(poor);
+    wb_status status = wb_comm_all_reduce_f32(me->comm, values, n);
+    alloc_fail_this_thread(false);
+    me->failures += status != (poor ? WB_OUT_OF_MEMORY : WB_PEER);
+    me->failures += !poor && !strstr(wb_error_message(), name);
+    for (size_t i = 0; i < n; i++) me->failures += values[i] != 1;
+    me->failures += wb_comm_all_reduce_f32(me->comm, values, n) != WB_OK;
+    for (size_t i = 0; i < n; i++) me->failures += values[i] != (float)wb_comm_size(me->comm);
+    free(values);
+    wb_comm_close(me->comm);
+    return NULL;
+}
+
+static void test_a_rank_without_memory(void **unused) {
+    (void)unused;
+    if (!ALLOC_FAIL_WORKS) skip();
+    for (int ranks = 2; ranks <= 4; ranks++)
+        for (poor_rank = 0; poor_rank < ranks; poor_rank++)
+            assert_int_equal(on_threads(ranks, reduce_without_memory), 0);
+}
+
 /* ---- a rank gives up ----------------------------------------------------------------------------- */
 
 /* Collectives with buffers that die with each call: a peer that reads one after its owner was sent home is
@@ -293,6 +329,7 @@ int main(void) {
         cmocka_unit_test(test_open_refuses),
         cmocka_unit_test(test_own_transport),
         cmocka_unit_test(test_own_transport_refused),
+        cmocka_unit_test(test_a_rank_without_memory),
         cmocka_unit_test(test_abort),
         cmocka_unit_test(test_abort_wakes),
         cmocka_unit_test(test_abort_from_outside),

@@ -33,8 +33,8 @@ static inline void *take(size_t count, size_t size) {
     return block;
 }
 
-static inline uint32_t pick(uint64_t *random, uint32_t least, uint32_t most) {
-    return least + wb_random_below(random, most - least + 1);
+static inline uint32_t pick(uint64_t *random, uint32_t min, uint32_t max) {
+    return min + wb_random_below(random, max - min + 1);
 }
 
 /* Fills a layer: every expert once, then any expert or none in the slots left over, replicas in any order. */
@@ -93,12 +93,12 @@ static inline wb_placement *random_placement(uint64_t *random, uint32_t ranks, u
     return p;
 }
 
-/* counts [R][E], 0..most tokens of each live rank for each expert, many of them 0. */
-static inline uint32_t *random_counts(const wb_placement *p, uint32_t most, uint64_t *random) {
+/* counts [R][E], 0..max tokens of each live rank for each expert, many of them 0. */
+static inline uint32_t *random_counts(const wb_placement *p, uint32_t max, uint64_t *random) {
     uint32_t R = p->topology.n_ranks, E = p->n_experts;
     uint32_t *counts = take((size_t)R * E, sizeof *counts);
     for (uint32_t i = 0; i < R * E; i++)
-        if (!p->topology.dead[i / E] && pick(random, 0, 2) > 0) counts[i] = pick(random, 0, most);
+        if (!p->topology.dead[i / E] && pick(random, 0, 2) > 0) counts[i] = pick(random, 0, max);
     return counts;
 }
 

@@ -1,5 +1,5 @@
-/* placement_core.h - what broadcast and comparison of placements must do: one test core for self, threads
- * and MPI.
+/* placement_core.h - what broadcast and comparison of placements must do, and what dispatch makes of it:
+ * one test core for self, threads and MPI.
  *
  * placement_core_run is called by each rank with the same seed and returns its number of failed checks. It
  * never leaves early, so that ranks stay in step. What a rank should hold is computed, not communicated. */
@@ -197,6 +197,66 @@ static inline void core_broadcast_large(core *c) {
     wb_placement_close(expected);
 }
 
+/* ---- what is in use while it changes ----------------------------------------------------------- */
+
+/* A token of each expert, on rank 0 of the topology. */
+static inline wb_status core_dispatch(wb_dispatch *d, uint32_t layer, wb_physical_id out[CORE_E]) {
+    uint8_t ids[CORE_E];
+    for (uint8_t e = 0; e < CORE_E; e++) ids[e] = e;
+    const wb_routed_rows rows = {.ids = ids, .dtype = WB_U8, .T = 1, .K = CORE_E};
+    return wb_dispatch_rows(d, layer, &rows, NULL, out);
+}
+
+static inline wb_dispatch *core_dispatch_open(const wb_placement *p, wb_dispatch_policy policy) {
+    wb_dispatch *d = NULL;
+    if (wb_dispatch_open(p, policy, 0, &d) != WB_OK) abort();
+    return d;
+}
+
+static inline void core_set_counts(core *c, wb_dispatch *quota, uint32_t layer) {
+    uint32_t counts[CORE_P * CORE_E];
+    for (uint32_t i = 0; i < CORE_P * CORE_E; i++) counts[i] = core_dead[i / CORE_E] ? 0 : 1;
+    CHECK(c, wb_dispatch_set_counts(quota, layer, counts) == WB_OK);
+}
+
+/* Layer `layer` of what is in use, after a change: static goes by the new map, as a handle opened now does;
+ * quota refuses to split by shares of the map before, and goes by the new one after new counts. */
+static inline void core_check_dispatch(core *c, const wb_placement *p, wb_dispatch *fixed, wb_dispatch *quota,
+                                       uint32_t layer) {
+    wb_physical_id found[CORE_E], expected[CORE_E];
+    wb_dispatch *fresh = core_dispatch_open(p, WB_DISPATCH_STATIC);
+    CHECK(c, core_dispatch(fresh, layer, expected) == WB_OK);
+    CHECK(c, core_dispatch(fixed, layer, found) == WB_OK);
+    CHECK(c, memcmp(found, expected, sizeof found) == 0);
+    CHECK(c, core_dispatch(quota, layer, found) == WB_MISMATCH);
+    core_set_counts(c, quota, layer);
+    CHECK(c, core_dispatch(quota, layer, found) == WB_OK);
+    for (int32_t e = 0; e < CORE_E; e++)
+        CHECK(c, wb_placement_layer(p, layer).expert_of_slot[found[e].slot] == e);
+    wb_dispatch_close(fresh);
+}
+
+/* A broadcast, or a copy of layers, under open dispatch handles. */
+static inline void core_change_in_use(core *c, bool broadcast) {
+    wb_placement *mine = core_mine(c, c->rank), *other = core_mine(c, c->ranks);
+    wb_dispatch *fixed = core_dispatch_open(mine, WB_DISPATCH_STATIC);
+    wb_dispatch *quota = core_dispatch_open(mine, WB_DISPATCH_QUOTA);
+    wb_physical_id out[CORE_E];
+    for (uint32_t l = 0; l < CORE_L; l++) {
+        CHECK(c, core_dispatch(fixed, l, out) == WB_OK);
+        core_set_counts(c, quota, l);
+    }
+    if (broadcast)
+        CHECK(c, wb_placement_broadcast(mine, c->comm, c->ranks - 1) == WB_OK);
+    else
+        CHECK(c, wb_placement_copy_layers(mine, other, CORE_L, NULL, 1000) == WB_OK);
+    for (uint32_t l = 0; l < CORE_L; l++) core_check_dispatch(c, mine, fixed, quota, l);
+    wb_dispatch_close(quota);
+    wb_dispatch_close(fixed);
+    wb_placement_close(other);
+    wb_placement_close(mine);
+}
+
 /* ---- one rank differs ------------------------------------------------------------------------ */
 
 /* Rank `odd` swaps two slots of one layer, or is an epoch ahead. */
@@ -346,6 +406,8 @@ static inline int placement_core_run(wb_comm *comm, uint64_t seed) {
     core *c = &state;
     core_broadcast(c);
     core_broadcast_large(c);
+    core_change_in_use(c, true);
+    core_change_in_use(c, false);
     core_check_equal(c);
     core_shapes(c);
     core_roots(c);

@@ -37,10 +37,10 @@ static uint32_t below(uint32_t n) {
 /* Even or uneven slots, at times many, with room for E experts on the live ranks; nodes that do not divide
  * the ranks. */
 static void make_topology(test_case *c) {
-    uint32_t live = 0, most = below(4) == 0 ? 13 : 1 + below(4), R = 1 + below(MAX_P), S = 0;
+    uint32_t live = 0, max = below(4) == 0 ? 13 : 1 + below(4), R = 1 + below(MAX_P), S = 0;
     bool even = below(3) == 0;
     for (uint32_t r = 0; r < R; r++) {
-        c->slots_of_rank[r] = even ? most : below(most + 1);
+        c->slots_of_rank[r] = even ? max : below(max + 1);
         c->dead[r] = R > 1 && below(6) == 0;
         c->node_of_rank[r] = r / 3;
         S += c->slots_of_rank[r];
@@ -137,7 +137,7 @@ static void check_map(const test_case *c, const int32_t *slots) {
 }
 
 /* The least the largest share can be: a replica at a time to the expert that carries most per replica. */
-static double least_share(const test_case *c, const double *loads, uint32_t live_slots, uint32_t cap) {
+static double min_share(const test_case *c, const double *loads, uint32_t live_slots, uint32_t cap) {
     uint32_t count[MAX_E];
     for (uint32_t e = 0; e < c->E; e++) count[e] = 1;
     for (uint32_t n = c->E;; n++) {
@@ -169,7 +169,7 @@ static void check_bound(const test_case *c, const wb_placement *p, uint32_t laye
         cap += c->slots_of_rank[r] > 0;
     }
     for (uint32_t e = 0; e < c->E; e++) sum += loads[e];
-    double found = maximum(p, layer, loads), share = least_share(c, loads, live_slots, cap);
+    double found = maximum(p, layer, loads), share = min_share(c, loads, live_slots, cap);
     assert_true(found >= share * (1 - 1e-12));
     assert_true(found >= sum / live_ranks * (1 - 1e-12));
     if (sum == 0) assert_true(found == 0);

@@ -133,7 +133,7 @@ static bool load_fits(const wb_placement *p, const uint32_t *counts, uint32_t lo
     return fits;
 }
 
-static void test_quota_load_is_least_against_another_flow(void **unused) {
+static void test_quota_load_is_the_minimum_of_another_flow(void **unused) {
     (void)unused;
     uint64_t random = seed + 1;
     for (uint32_t round = 0; round < 150; round++) {
@@ -330,7 +330,7 @@ int main(void) {
     printf("seed %" PRIu64 "\n", seed);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_quota_is_optimal_against_enumeration),
-        cmocka_unit_test(test_quota_load_is_least_against_another_flow),
+        cmocka_unit_test(test_quota_load_is_the_minimum_of_another_flow),
         cmocka_unit_test(test_sglang_13423_locality_does_not_break_balance),
         cmocka_unit_test(test_all_ranks_rows_are_the_shares),
         cmocka_unit_test(test_quota_loads_are_the_optimum),

@@ -172,6 +172,111 @@ static void test_a_bad_id(void **unused) {
     check_counts(0, N_RECORDS - 3, 2, &t);
 }
 
+/* ---- faults ------------------------------------------------------------------------------------- */
+
+/* What the library takes for the rows of each record; 0: its own count. */
+static uint64_t claimed_rows;
+uint64_t __real_wb_record_count_rows(const wb_record *record);
+uint64_t __wrap_wb_record_count_rows(const wb_record *record);
+uint64_t __wrap_wb_record_count_rows(const wb_record *record) {
+    return claimed_rows ? claimed_rows : __real_wb_record_count_rows(record);
+}
+
+/* Counts of a rank in a micro-batch are 32 bits wide. */
+static void test_too_many_rows(void **unused) {
+    (void)unused;
+    const wb_topology t = {.n_ranks = 2, .n_nodes = 1, .n_slots = 2 * E};
+    static const struct {
+        uint64_t n, claimed;
+        uint32_t batches;
+        wb_status expected;
+    } cases[] = {{2, UINT32_MAX, 1, WB_OK}, /* a record for each rank */
+                 {2, UINT64_C(1) << 32, 1, WB_CAPACITY},
+                 {4, UINT64_C(1) << 31, 1, WB_CAPACITY}, /* two records a rank, 2^32 rows together */
+                 {4, (UINT64_C(1) << 31) - 1, 1, WB_OK},
+                 {4, UINT64_C(1) << 31, 2, WB_OK}};
+    make_dump(true, false);
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        wb_dump_counts *counts = NULL;
+        claimed_rows = cases[i].claimed;
+        wb_status status = wb_dump_counts_open(dump, 0, cases[i].n, cases[i].batches, &t, &counts);
+        claimed_rows = 0;
+        assert_int_equal(status, cases[i].expected);
+        if (status != WB_OK) assert_message_has("4294967296 rows");
+        if (status != WB_OK) assert_null(counts);
+        wb_dump_counts_close(counts);
+    }
+}
+
+/* Damages a byte of record i's rows in the file, and opens the dump anew. */
+static void damage_rows(uint64_t i) {
+    temp_path path = temp_in(dir.text, "part-0.wbr");
+    size_t bytes = 0;
+    char *text = temp_read(path.text, &bytes);
+    wb_record record;
+    assert_int_equal(wb_dump_record(dump, i, &record), WB_OK);
+    size_t row_bytes = wb_route_row_bytes(&model.model);
+    const char *at = memmem(text, bytes, record.routes[0].ids, record.routes[0].rows * row_bytes);
+    assert_non_null(at);
+    text[at - text] ^= 1;
+    wb_dump_close(dump);
+    temp_write(path.text, text, bytes);
+    free(text);
+    assert_int_equal(wb_dump_open(path.text, &dump), WB_OK);
+}
+
+/* Of two records at fault the first is named, whatever each suffers from: record 34 has an id that is none,
+ * and rows of one record are damaged. */
+static void test_two_bad_records(void **unused) {
+    (void)unused;
+    const wb_topology t = {.n_ranks = N_RANKS, .n_nodes = 1, .n_slots = N_RANKS * E};
+    static const struct {
+        uint64_t damaged;
+        wb_status expected;
+        const char *named;
+    } cases[] = {{N_RECORDS - 2, WB_INVALID_ARGUMENT, "r34"}, {4, WB_CORRUPT, "r4"}};
+    for (int i = 0; i < 2; i++) {
+        wb_dump_counts *counts = (wb_dump_counts *)&seed;
+        if (i > 0) remove_dump(NULL);
+        make_dump(true, true);
+        damage_rows(cases[i].damaged);
+        assert_int_equal(wb_dump_counts_open(dump, 0, N_RECORDS, 2, &t, &counts), cases[i].expected);
+        assert_message_has(cases[i].named);
+        assert_ptr_equal(counts, &seed);
+    }
+}
+
+/* A caller may hold a record while a step that has it is counted and a placement is made of it: rows that
+ * were decoded for the caller stay. (That what the calls hold is freed: test_alloc_fail_eplb.) */
+static void test_the_caller_holds_a_record(void **unused) {
+    (void)unused;
+    static const char *const names[] = {"good_zstd.wbr", "good_chunks.wbr"};
+    const wb_topology t = {.n_ranks = 2, .n_nodes = 1, .n_slots = 8};
+    for (int n = 0; n < 2; n++) {
+        temp_path path;
+        snprintf(path.text, sizeof path.text, "%s/dump/%s", WB_TEST_DATA, names[n]);
+        wb_dump *d = NULL;
+        wb_record held;
+        wb_dump_counts *counts = NULL;
+        wb_placement *placement = NULL;
+        assert_int_equal(wb_dump_open(path.text, &d), WB_OK);
+        assert_int_equal(wb_dump_record(d, 1, &held), WB_OK);
+        size_t bytes = held.routes[0].rows * wb_route_row_bytes(wb_dump_model(d));
+        uint8_t *before = malloc(bytes);
+        assert_non_null(before);
+        memcpy(before, held.routes[0].ids, bytes);
+        assert_int_equal(wb_dump_counts_open(d, 0, 3, 1, &t, &counts), WB_OK);
+        assert_memory_equal(before, held.routes[0].ids, bytes);
+        assert_int_equal(wb_placement_from_dump(d, &t, &placement), WB_OK);
+        assert_memory_equal(before, held.routes[0].ids, bytes);
+        wb_placement_close(placement);
+        wb_dump_counts_close(counts);
+        wb_dump_release(d, 1);
+        wb_dump_close(d);
+        free(before);
+    }
+}
+
 int main(void) {
     seed = (uint64_t)time(NULL);
     printf("test_eplb_dump_counts: seed %" PRIu64 "\n", seed);
@@ -180,6 +285,9 @@ int main(void) {
         cmocka_unit_test_teardown(test_refuses, remove_dump),
         cmocka_unit_test_teardown(test_no_rows, remove_dump),
         cmocka_unit_test_teardown(test_a_bad_id, remove_dump),
+        cmocka_unit_test_teardown(test_too_many_rows, remove_dump),
+        cmocka_unit_test_teardown(test_two_bad_records, remove_dump),
+        cmocka_unit_test(test_the_caller_holds_a_record),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

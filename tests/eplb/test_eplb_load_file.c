@@ -287,8 +287,7 @@ static wb_status report_body(void) {
     if (status == WB_OK) status = wb_load_balancedness(alloc_load, 0, ALL, 0, placement, NULL, &mean, NULL);
     for (int policy = 0; policy < 2 && status == WB_OK; policy++) {
         ranks[0] = nodes[0] = 77;
-        status =
-            wb_load_token_spread(placement, (wb_dispatch_policy)policy, 0, &model, &record, ranks, nodes);
+        status = wb_token_spread(placement, (wb_dispatch_policy)policy, 0, &model, &record, ranks, nodes);
         if (status != WB_OK) assert_true(ranks[0] == 77 && nodes[0] == 77);
     }
     wb_placement_close(placement);

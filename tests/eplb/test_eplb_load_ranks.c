@@ -110,6 +110,16 @@ static void other_regions(rank_job *job) {
     wb_load_close(load);
 }
 
+/* One rank keeps more passes than the others: sums over their windows would be of different passes. */
+static void other_window(rank_job *job) {
+    wb_load *load = open_window(job, wb_comm_rank(job->comm) == 2 ? 3 : 2, E);
+    record_one(job, load, 0, 1);
+    CHECK(job, wb_load_end_pass(load, job->comm) == WB_PEER);
+    CHECK(job, strstr(wb_error_message(), "rank 2"));
+    CHECK(job, wb_load_passes(load) == 0);
+    wb_load_close(load);
+}
+
 /* Three ranks with more than a third of 2^32 tokens of an expert each. */
 static void too_many(rank_job *job) {
     wb_load *load = open_window(job, 2, E);
@@ -134,6 +144,10 @@ static void test_other_regions_name_the_rank(void **state) {
     (void)state;
     on_ranks(other_regions);
 }
+static void test_another_window_names_the_rank(void **state) {
+    (void)state;
+    on_ranks(other_window);
+}
 static void test_a_sum_beyond_32_bits_is_refused_whole(void **state) {
     (void)state;
     on_ranks(too_many);
@@ -144,6 +158,7 @@ int main(void) {
         cmocka_unit_test(test_windows_of_ranks_stay_in_step),
         cmocka_unit_test(test_balancedness_is_of_all_ranks_tokens),
         cmocka_unit_test(test_other_regions_name_the_rank),
+        cmocka_unit_test(test_another_window_names_the_rank),
         cmocka_unit_test(test_a_sum_beyond_32_bits_is_refused_whole),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

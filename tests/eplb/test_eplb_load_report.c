@@ -80,25 +80,25 @@ static void test_sglang_13206_spread_counts_distinct_ranks_and_nodes(void **stat
     wb_record record = record_of(2, 8, 2, runs);
     for (wb_dispatch_policy policy = WB_DISPATCH_STATIC; policy <= WB_DISPATCH_DYNAMIC; policy++) {
         uint8_t ranks[8], nodes[8];
-        assert_int_equal(wb_load_token_spread(placement, policy, 1, &model, &record, ranks, nodes), WB_OK);
+        assert_int_equal(wb_token_spread(placement, policy, 1, &model, &record, ranks, nodes), WB_OK);
         assert_memory_equal(ranks, ((uint8_t[]){2, 3, 0, 0, 2, 3, 2, 2}), 8);
         assert_memory_equal(nodes, ((uint8_t[]){1, 2, 0, 0, 1, 2, 1, 1}), 8);
-        assert_int_equal(wb_load_token_spread(placement, policy, 1, &model, &record, NULL, NULL), WB_OK);
+        assert_int_equal(wb_token_spread(placement, policy, 1, &model, &record, NULL, NULL), WB_OK);
     }
     uint8_t ranks[8] = {77};
-    assert_int_equal(wb_load_token_spread(placement, WB_DISPATCH_QUOTA, 1, &model, &record, ranks, NULL),
+    assert_int_equal(wb_token_spread(placement, WB_DISPATCH_QUOTA, 1, &model, &record, ranks, NULL),
                      WB_INVALID_ARGUMENT);
     assert_message_has("expected static or dynamic, found quota");
-    assert_int_equal(wb_load_token_spread(placement, WB_DISPATCH_FAKE, 1, &model, &record, ranks, NULL),
+    assert_int_equal(wb_token_spread(placement, WB_DISPATCH_FAKE, 1, &model, &record, ranks, NULL),
                      WB_INVALID_ARGUMENT);
-    assert_int_equal(wb_load_token_spread(placement, WB_DISPATCH_STATIC, 4, &model, &record, ranks, NULL),
+    assert_int_equal(wb_token_spread(placement, WB_DISPATCH_STATIC, 4, &model, &record, ranks, NULL),
                      WB_INVALID_ARGUMENT);
     wb_route_model other = model_of(2, 9, 3);
-    assert_int_equal(wb_load_token_spread(placement, WB_DISPATCH_STATIC, 1, &other, &record, ranks, NULL),
+    assert_int_equal(wb_token_spread(placement, WB_DISPATCH_STATIC, 1, &other, &record, ranks, NULL),
                      WB_MISMATCH);
     const wb_route_rows bad = {0, 1, (uint8_t[]){0, 1, 2, 7, 5, 8}, NULL};
     record = record_of(2, 8, 1, &bad);
-    assert_int_equal(wb_load_token_spread(placement, WB_DISPATCH_STATIC, 1, &model, &record, ranks, NULL),
+    assert_int_equal(wb_token_spread(placement, WB_DISPATCH_STATIC, 1, &model, &record, ranks, NULL),
                      WB_INVALID_ARGUMENT);
     assert_int_equal(ranks[0], 77);
     wb_placement_close(placement);
@@ -125,8 +125,7 @@ static void test_spread_is_what_dispatch_does_to_each_token(void **state) {
     for (wb_dispatch_policy policy = WB_DISPATCH_STATIC; policy <= WB_DISPATCH_DYNAMIC; policy++) {
         wb_dispatch *dispatch = NULL;
         assert_int_equal(wb_dispatch_open(placement, policy, 2, &dispatch), WB_OK);
-        assert_int_equal(wb_load_token_spread(placement, policy, 2, &model, &record, ranks[0], nodes[0]),
-                         WB_OK);
+        assert_int_equal(wb_token_spread(placement, policy, 2, &model, &record, ranks[0], nodes[0]), WB_OK);
         for (uint32_t i = 0; i < ROWS * L; i++) {
             uint32_t r = i / L, l = i % L;
             wb_physical_id slots[K];
@@ -159,8 +158,7 @@ static void test_spread_saturates_at_255(void **state) {
     const wb_route_rows run = {0, 2, ids, NULL};
     wb_record record = record_of(1, 3, 1, &run);
     uint8_t ranks[2], nodes[2];
-    assert_int_equal(wb_load_token_spread(placement, WB_DISPATCH_STATIC, 0, &model, &record, ranks, nodes),
-                     WB_OK);
+    assert_int_equal(wb_token_spread(placement, WB_DISPATCH_STATIC, 0, &model, &record, ranks, nodes), WB_OK);
     assert_memory_equal(ranks, ((uint8_t[]){255, 255}), 2);
     assert_memory_equal(nodes, ((uint8_t[]){255, 255}), 2);
     wb_placement_close(placement);

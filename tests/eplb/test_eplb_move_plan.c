@@ -671,12 +671,12 @@ static void test_a_full_shuffle_takes_at_most_twice_the_bound(void **state) {
         random_map(&s, s.dead_before, 0, old);
         random_map(&s, s.dead_after, 0, new);
         wb_move_plan *plan = plan_between(&s.before, E, old, new, &options);
-        uint32_t most_moves = 0;
+        uint32_t max_moves = 0;
         for (uint32_t r = 0; r < R; r++) {
-            if (the_machine->network_in[r] > most_moves) most_moves = the_machine->network_in[r];
-            if (the_machine->network_out[r] > most_moves) most_moves = the_machine->network_out[r];
+            if (the_machine->network_in[r] > max_moves) max_moves = the_machine->network_in[r];
+            if (the_machine->network_out[r] > max_moves) max_moves = the_machine->network_out[r];
         }
-        double bound = most_moves * options.cost.expert_bytes / options.cost.network_bytes_per_second;
+        double bound = max_moves * options.cost.expert_bytes / options.cost.network_bytes_per_second;
         assert_true(plan->seconds >= bound && plan->seconds <= 2 * bound);
         wb_move_plan_close(plan);
     }

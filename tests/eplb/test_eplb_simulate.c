@@ -158,12 +158,12 @@ static void random_placement(random_case *c, uint64_t *rng) {
 static void random_counts(random_case *c, uint64_t *rng) {
     uint32_t R = c->topology.n_ranks;
     size_t n = (size_t)c->M * c->L * R * c->E;
-    uint32_t most = 1 + wb_random_below(rng, 200), some = 1 + wb_random_below(rng, 4);
+    uint32_t max = 1 + wb_random_below(rng, 200), some = 1 + wb_random_below(rng, 4);
     c->counts = calloc(n, sizeof *c->counts);
     assert_non_null(c->counts);
     for (size_t i = 0; i < n; i++) {
         if (c->dead[i / c->E % R] || wb_random_below(rng, 4) >= some) continue;
-        c->counts[i] = wb_random_below(rng, most) / (1 + wb_random_below(rng, 20));
+        c->counts[i] = wb_random_below(rng, max) / (1 + wb_random_below(rng, 20));
         c->tokens += c->counts[i];
     }
 }

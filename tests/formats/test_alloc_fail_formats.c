@@ -161,6 +161,27 @@ static void test_again(void **state) {
     wb_dump_close(d);
 }
 
+/* A record that could not be written for want of memory can be appended later, under its rid. */
+static void test_append_again(void **state) {
+    place *p = *state;
+    wb_dump_writer *w = NULL;
+    assert_int_equal(wb_dump_create(p->path, &p->f.model, &p->options, &w), WB_OK);
+    for (uint32_t i = 0; i < N; i++)
+        for (long n = 0;; n++) {
+            long live = 0;
+            alloc_fail_arm(n, false);
+            wb_status status = wb_dump_append(w, &p->records[i].record);
+            if (!alloc_fail_disarm(&live)) {
+                assert_int_equal(status, WB_OK);
+                break;
+            }
+            if (status == WB_OK) break; /* it did without */
+            assert_int_equal(status, WB_OUT_OF_MEMORY);
+        }
+    assert_int_equal(wb_dump_finish(w), WB_OK);
+    check_written(p);
+}
+
 int main(void) {
     if (!ALLOC_FAIL_WORKS) {
         printf("skipped: a sanitizer has malloc\n");
@@ -171,6 +192,7 @@ int main(void) {
         cmocka_unit_test_setup_teardown(test_read, setup, teardown),
         cmocka_unit_test_setup_teardown(test_walk, setup, teardown),
         cmocka_unit_test_setup_teardown(test_again, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_append_again, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

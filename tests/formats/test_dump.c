@@ -1,6 +1,8 @@
 /* test_dump.c - what is written is read back: every shape of record, every codec, by number and by rid,
  * from one file and from a directory. Golden files must keep decoding to the same records. */
 #include "dump_fixture.h"
+#include "dump_share.h"
+#include "dump_state.h"
 
 #include <inttypes.h>
 #include <setjmp.h>
@@ -230,6 +232,34 @@ static void share_prompts(const char *path, wb_codec codec, size_t chunk_bytes, 
     unlink(path);
 }
 
+/* A record is held as often as it was given: a release of one holder takes nothing from the others, and
+ * after the last one the rows are gone from memory, as is seen by their being decoded anew. */
+static void test_held_twice(void **state) {
+    (void)state;
+    static const char *const names[] = {"good_zstd.wbr", "good_chunks.wbr"};
+    for (int n = 0; n < 2; n++) {
+        char path[512];
+        snprintf(path, sizeof path, "%s/dump/%s", WB_TEST_DATA, names[n]);
+        wb_dump *d = NULL;
+        wb_record first, second;
+        OK(wb_dump_open(path, &d));
+        OK(wb_dump_record(d, 1, &first));
+        OK(wb_dump_find(d, first.rid, &second));
+        assert_ptr_equal(first.routes, second.routes);
+        wb_dump_release(d, 1);
+        assert_non_null(d->records[1].loaded->joined);
+        assert_null(fixture_difference(wb_dump_model(d), &first, &second));
+        OK(wb_record_check(wb_dump_model(d), &first, true));
+        wb_dump_release(d, 1);
+        assert_null(d->records[1].loaded->joined);
+        wb_dump_release(d, 1); /* not held: nothing to give back */
+        OK(wb_dump_record(d, 1, &first));
+        assert_int_equal(d->records[1].held, 1);
+        OK(wb_record_check(wb_dump_model(d), &first, true));
+        wb_dump_close(d);
+    }
+}
+
 static void test_prefix_sharing(void **state) {
     place *p = *state;
     for (int i = 0; i < 8; i++)
@@ -275,6 +305,45 @@ static void test_prefix_corners(void **state) {
     for (uint32_t i = 0; i < N; i++) fixture_record_free(&records[i]);
     fixture_record_free(&first);
     free(records);
+}
+
+/* A record whose first `rows` rows are of a prompt of group `group`; `run` is its run. */
+static wb_record prompt_of(uint64_t group, uint32_t rows, wb_route_rows *run, const uint8_t *ids) {
+    *run = (wb_route_rows){0, rows, ids, NULL};
+    return (wb_record){.rid = "r", .group = group, .prompt_len = rows, .n_routes = 1, .routes = run};
+}
+
+/* What the writer remembers stays below WB_SHARE_BYTES: the groups used longest ago are forgotten. Sizes are
+ * claimed by the width of a row; nothing reads the rows of a base that is larger than its block. */
+static void test_shared_rows_are_bounded(void **state) {
+    (void)state;
+    const size_t third = WB_SHARE_BYTES / 3 + 1, row_bytes = 64;
+    uint8_t ids[64] = {0};
+    wb_share share = {0};
+    wb_route_rows run;
+    uint64_t base = 0;
+    for (uint64_t group = 0; group < 3; group++) {
+        wb_share_base offer = {.group = group, .record = group, .rows = (uint32_t)(third / row_bytes) + 1};
+        offer.ids = calloc(1, row_bytes);
+        assert_non_null(offer.ids);
+        wb_share_keep(&share, row_bytes, offer);
+        assert_true(share.bytes > 0 && share.bytes <= WB_SHARE_BYTES);
+        if (group != 1) continue;
+        wb_record record = prompt_of(0, 1, &run, ids); /* group 0 is used: group 1 is the oldest now */
+        assert_int_equal(wb_share_find(&share, row_bytes, &record, &base), 1);
+    }
+    for (uint64_t group = 0; group < 3; group++) {
+        wb_record record = prompt_of(group, 1, &run, ids);
+        assert_int_equal(wb_share_find(&share, row_bytes, &record, &base), group == 1 ? 0 : 1);
+    }
+    wb_share_free(&share);
+    assert_int_equal(share.bytes, 0);
+
+    /* One prompt that is larger than all of it is not remembered. */
+    wb_share_base offer;
+    wb_record record = prompt_of(0, 3, &run, ids);
+    OK(wb_share_prepare(WB_SHARE_BYTES / 2, &record, 0, &offer));
+    assert_null(offer.ids);
 }
 
 static void test_directory(void **state) {
@@ -342,8 +411,10 @@ int main(void) {
         cmocka_unit_test_setup_teardown(test_property, setup, teardown),
         cmocka_unit_test_setup_teardown(test_empty_dump, setup, teardown),
         cmocka_unit_test_setup_teardown(test_expert_255, setup, teardown),
+        cmocka_unit_test(test_held_twice),
         cmocka_unit_test_setup_teardown(test_prefix_sharing, setup, teardown),
         cmocka_unit_test_setup_teardown(test_prefix_corners, setup, teardown),
+        cmocka_unit_test(test_shared_rows_are_bounded),
         cmocka_unit_test_setup_teardown(test_directory, setup, teardown),
         cmocka_unit_test(test_golden),
     };

@@ -10,6 +10,7 @@
 #include <signal.h>
 #include <stdarg.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
 // clang-format off
 #include <cmocka.h>
 // clang-format on
@@ -114,7 +115,7 @@ static const struct {
     {"bad_spans_overlap", WB_CORRUPT, "span 1"},
     {"bad_codec_packed", WB_UNSUPPORTED, "\"packed\""},
     {"bad_rows_beyond_tokens", WB_CORRUPT, "run 0 of 6 rows"},
-    {"bad_rows_more_than_data", WB_CORRUPT, "data"},
+    {"bad_rows_more_than_data", WB_CORRUPT, "choices), found"},
     {"bad_runs_overlap", WB_CORRUPT, "run 1"},
     {"bad_valid_length", WB_CORRUPT, "valid"},
     {"bad_id_out_of_range", WB_CORRUPT, "record b: position 0, MoE layer 0 (model layer 1): expert 8 is out"},
@@ -355,6 +356,10 @@ static void test_create_refuses(void **state) {
     o.codec = WB_CODEC_ZSTD;
     o.zstd_level = 20;
     assert_int_equal(wb_dump_create(path, m, &o, &w), WB_INVALID_ARGUMENT);
+    o = wb_dump_options_default();
+    o.reserved[6] = 2;
+    assert_int_equal(wb_dump_create(path, m, &o, &w), WB_INVALID_ARGUMENT);
+    assert_non_null(strstr(wb_error_message(), "dump options: reserved[6]: expected 0, found 2"));
     assert_ptr_equal(w, p); /* written only on success */
     assert_int_equal(access(path, F_OK), -1);
 }
@@ -430,7 +435,8 @@ static void test_append_refuses(void **state) {
     OK(wb_dump_finish(NULL));
 }
 
-/* A disk that fills up: every append that fails leaves whole records only, and the writer lives on. */
+/* A disk that fills up: every append that fails leaves whole records only, and the writer lives on; once
+ * there is room, a record that failed can be appended. */
 static void test_disk_full(void **state) {
     place *p = *state;
     signal(SIGXFSZ, SIG_IGN);
@@ -444,8 +450,8 @@ static void test_disk_full(void **state) {
         low.rlim_cur = limit;
         setrlimit(RLIMIT_FSIZE, &low);
         wb_status status = wb_dump_create(path, &p->f.model, NULL, &w);
-        uint32_t written = 0;
-        uint32_t order[N];
+        uint32_t written = 0, failed = 0;
+        uint32_t order[N], again[N];
         for (uint32_t i = 0; i < N && status == WB_OK; i++) {
             wb_status appended = wb_dump_append(w, &p->records[i].record);
             if (appended == WB_OK) {
@@ -454,6 +460,12 @@ static void test_disk_full(void **state) {
             }
             assert_int_equal(appended, WB_IO);
             assert_non_null(strstr(wb_error_message(), strerror(EFBIG)));
+            again[failed++] = i;
+        }
+        if (limit % 2) setrlimit(RLIMIT_FSIZE, &old);
+        for (uint32_t i = 0; limit % 2 && i < failed; i++) {
+            OK(wb_dump_append(w, &p->records[again[i]].record));
+            order[written++] = again[i];
         }
         if (status != WB_OK) assert_int_equal(access(path, F_OK), -1);
         /* The index may find room or not: the records are there either way. */
@@ -472,6 +484,57 @@ static void test_disk_full(void **state) {
         wb_dump_close(d);
         unlink(path);
     }
+}
+
+/* The C library's, which a test makes fail. */
+static bool cutting_fails;
+int ftruncate(int fd, off_t size) {
+    if (cutting_fails) {
+        errno = EIO;
+        return -1;
+    }
+    return (int)syscall(SYS_ftruncate, fd, size);
+}
+
+/* A record that is written in part and cannot be cut off: the writer says so and writes nothing behind it, or
+ * what follows could not be read. The records before it are there. */
+static void test_cannot_be_cut_back(void **state) {
+    place *p = *state;
+    signal(SIGXFSZ, SIG_IGN);
+    struct rlimit old, low;
+    assert_int_equal(getrlimit(RLIMIT_FSIZE, &old), 0);
+    char path[96];
+    snprintf(path, sizeof path, "%s/part.wbr", p->directory);
+    wb_dump_writer *w = NULL;
+    size_t before = 0, after = 0;
+    OK(wb_dump_create(path, &p->f.model, NULL, &w));
+    OK(wb_dump_append(w, &p->records[0].record));
+    free(fixture_read_file(path, &before));
+    low = old;
+    low.rlim_cur = before + 20;
+    setrlimit(RLIMIT_FSIZE, &low);
+    cutting_fails = true;
+    wb_status status = wb_dump_append(w, &p->records[1].record);
+    cutting_fails = false;
+    setrlimit(RLIMIT_FSIZE, &old);
+    assert_int_equal(status, WB_IO);
+    assert_non_null(strstr(wb_error_message(), "cannot be cut back"));
+    for (uint32_t i = 1; i < 3; i++) {
+        assert_int_equal(wb_dump_append(w, &p->records[i].record), WB_IO);
+        assert_non_null(strstr(wb_error_message(), "holds part of an object"));
+    }
+    assert_int_equal(wb_dump_finish(w), WB_IO);
+    free(fixture_read_file(path, &after));
+    assert_int_equal(after, before + 20);
+    wb_dump *d = NULL;
+    wb_record r;
+    OK(wb_dump_open(path, &d));
+    assert_int_equal(wb_dump_get_info(d).records, 1);
+    assert_int_equal(wb_dump_get_info(d).lost_bytes, 20);
+    OK(wb_dump_record(d, 0, &r));
+    assert_null(fixture_difference(&p->f.model, &p->records[0].record, &r));
+    wb_dump_close(d);
+    unlink(path);
 }
 
 static void test_between_files(void **state) {
@@ -515,6 +578,7 @@ int main(void) {
         WITH_DUMP(test_options_of_other_versions),
         WITH_DUMP(test_append_refuses),
         WITH_DUMP(test_disk_full),
+        WITH_DUMP(test_cannot_be_cut_back),
         WITH_DUMP(test_between_files),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

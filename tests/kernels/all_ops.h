@@ -5,15 +5,18 @@
 
 #include "ops_test.h"
 
+enum { MAX_PIECES = 64 };
+
 typedef struct outputs {
     uint8_t *bytes;
     size_t count, room;
-    const char *names[64]; /* of the pieces */
-    size_t ends[64];
+    const char *names[MAX_PIECES]; /* of the pieces */
+    size_t ends[MAX_PIECES];
     int pieces;
 } outputs;
 
 static inline void keep(outputs *o, const void *data, size_t bytes, const char *name) {
+    assert_true(o->pieces < MAX_PIECES);
     if (o->count + bytes > o->room) {
         o->room = 2 * (o->count + bytes);
         o->bytes = realloc(o->bytes, o->room);

@@ -79,7 +79,7 @@ static void check_list(wb_device *dev, int64_t count, const product *products) {
     }
 }
 
-static void run_lists(const char *isa, int rounds, int64_t most_m, int64_t most_n, int64_t most_k) {
+static void run_lists(const char *isa, int rounds, int64_t max_m, int64_t max_n, int64_t max_k) {
     const int threads[] = {1, 2, 3, 5};
     wb_device *dev[4];
     for (int i = 0; i < 4; i++)
@@ -88,7 +88,7 @@ static void run_lists(const char *isa, int rounds, int64_t most_m, int64_t most_
         product products[5];
         int64_t count = rng_range(1, 5);
         for (int64_t i = 0; i < count; i++)
-            products[i] = random_product(rng_range(0, most_m), rng_range(0, most_n), rng_range(0, most_k));
+            products[i] = random_product(rng_range(0, max_m), rng_range(0, max_n), rng_range(0, max_k));
         for (int i = 0; i < 4; i++) check_list(dev[i], count, products);
         for (int64_t i = 0; i < count; i++)
             free(products[i].a), free(products[i].b), free(products[i].c), free(products[i].expected);

@@ -5,7 +5,7 @@
 #include "ops_test.h"
 #include "wb_formats.h"
 
-enum { TYPES = 6, MAX_SLOTS = 64 };
+enum { TYPES = 6, MAX_CHOICES = 64 };
 
 static wb_router router_of(wb_router_type type, int32_t E, int32_t K) {
     return (wb_router){type, E, K, 0, 0, true, 1.0f};
@@ -98,7 +98,7 @@ static void check_selection(wb_device *dev, wb_router router, int64_t T, bool wi
     wb_topk args = {router, T, z, with_bias ? bias : NULL, NULL, NULL, forced, ids, native};
     assert_ok(dev->topk(dev, &args));
     for (int64_t t = 0; t < T; t++) {
-        int32_t expected[MAX_SLOTS];
+        int32_t expected[MAX_CHOICES];
         select_naively(&router, z + t * E, args.bias, expected);
         for (int32_t k = 0; k < K; k++) {
             assert_int_equal(id_at(native, t, k), expected[k]);
@@ -123,10 +123,10 @@ static void test_selection(void **state) {
     wb_device *dev = open_cpu(2);
     for (int type = 0; type < 5; type++)
         for (int i = 0; i < 8; i++) {
-            int32_t E = experts[i], most = E < MAX_SLOTS ? E : MAX_SLOTS;
-            check_selection(dev, router_of(types[type], E, (int32_t)rng_range(1, most < 8 ? most : 8)), 17,
+            int32_t E = experts[i], max_k = E < MAX_CHOICES ? E : MAX_CHOICES;
+            check_selection(dev, router_of(types[type], E, (int32_t)rng_range(1, max_k < 8 ? max_k : 8)), 17,
                             true, false);
-            check_selection(dev, router_of(types[type], E, most), 7, false, true); /* K = E where E <= 64 */
+            check_selection(dev, router_of(types[type], E, max_k), 7, false, true); /* K = E where E <= 64 */
         }
     check_selection(dev, router_of(WB_ROUTER_SOFTMAX_NORM, 128, 8), 700, false,
                     true); /* enough for two threads */

@@ -945,6 +945,9 @@ static void test_bad_options(void **state) {
         (wb_model_options){.size = sizeof(wb_model_options), .device = device, .comm = comm, .dtype = WB_F32};
     assert_int_equal(wb_model_open(NULL, &options, &out), WB_INVALID_ARGUMENT);
     assert_int_equal(wb_model_create(NULL, 1, 1, &options, &out), WB_INVALID_ARGUMENT);
+    options.reserved[0] = 1;
+    assert_int_equal(wb_model_open(golden("olmoe").text, &options, &out), WB_INVALID_ARGUMENT);
+    assert_message_has("model options: reserved[0]: expected 0, found 1");
     options.size = 0; /* not from the initialiser */
     assert_int_equal(wb_model_open(golden("olmoe").text, &options, &out), WB_INVALID_ARGUMENT);
     assert_message_has("model options");

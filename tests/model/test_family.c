@@ -24,7 +24,8 @@ static wb_config made_up_config(void) {
 static fixture empty_fixture(wb_comm *comm, const wb_config *config, const wb_family_rules *family) {
     fixture f = {.comm = comm};
     MUST(wb_device_open_cpu(1, &f.device));
-    const wb_model_options options = {sizeof options, f.device, comm, WB_F32};
+    const wb_model_options options = {
+        .size = sizeof options, .device = f.device, .comm = comm, .dtype = WB_F32};
     MUST(wb_model_new(config, family, &options, &f.model));
     return f;
 }

@@ -39,6 +39,14 @@ static struct {
     long live;      /* allocated less freed since arming */
 } alloc_fail;
 
+static _Thread_local bool alloc_fail_here;
+
+/* Besides arming, and in any number of threads: from alloc_fail_this_thread(true) on, this thread's
+ * allocations fail, and no other thread's. */
+static inline void alloc_fail_this_thread(bool fails) {
+    alloc_fail_here = fails;
+}
+
 /* Lets `n` allocations succeed and the next one fail, or all from there on. */
 static inline void alloc_fail_arm(long n, bool ever_after) {
     alloc_fail.countdown = n;
@@ -64,6 +72,10 @@ extern void *__libc_memalign(size_t alignment, size_t size);
 extern void __libc_free(void *block);
 
 static inline bool alloc_fail_refuses(void) {
+    if (alloc_fail_here) {
+        errno = ENOMEM;
+        return true;
+    }
     if (!alloc_fail.armed) return false;
     if (alloc_fail.countdown-- > 0) return false;
     if (alloc_fail.failed && !alloc_fail.ever_after) return false;

@@ -48,25 +48,24 @@ typedef struct counting {
 
 /* ---- reading --------------------------------------------------------------------------------- */
 
-static uint64_t valid_rows(const wb_record *record) {
-    uint64_t n = 0;
-    for (uint32_t i = 0; i < record->n_routes; i++) {
-        const wb_route_rows *run = &record->routes[i];
-        for (uint32_t row = 0, alike; row < run->rows; row += alike) {
-            alike = wb_row_stretch(run->valid, row, run->rows);
-            if (wb_row_valid(run->valid, row)) n += alike;
-        }
-    }
-    return n;
+/* Record n_held could not be read. Records before it may be at fault too, in ids that reading does not look
+ * at: then the first of these is what is reported. */
+static wb_status first_fault(const counting *c, wb_status status) {
+    char message[sizeof c->message];
+    snprintf(message, sizeof message, "%s", wb_error_message());
+    for (uint64_t i = 0; i < c->n_held; i++)
+        WB_TRY(wb_record_check(wb_dump_model(c->dump), &c->records[i], true));
+    return wb_fail(status, "%s", message);
 }
 
 static wb_status read_records(counting *c) {
     WB_TRY(WB_OWN(&c->memory, c->records, c->n_records, "records of a step"));
     WB_TRY(WB_OWN(&c->memory, c->rows, c->n_records, "records of a step"));
     for (uint64_t i = 0; i < c->n_records; i++) {
-        WB_TRY(wb_dump_record(c->dump, c->first + i, &c->records[i]));
+        wb_status status = wb_dump_record(c->dump, c->first + i, &c->records[i]);
+        if (status != WB_OK) return first_fault(c, status);
         c->n_held = i + 1;
-        c->rows[i] = valid_rows(&c->records[i]);
+        c->rows[i] = wb_record_count_rows(&c->records[i]);
         c->out->rows += c->rows[i];
     }
     return WB_OK;

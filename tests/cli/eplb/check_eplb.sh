@@ -136,6 +136,18 @@ expect 0 waybill_eplb "${small[@]}" --synthetic drift --dispatch fake --json --t
 judge 'other = json.load(open("'"$scratch/first"'"))
 def facts(r): return [(k, v) for k, v in r.items() if k not in ("solve_seconds", "steps")]
 for a, b in zip(run["rows"], other["rows"]): assert facts(a) == facts(b), (a, b)'
+# --threads limits all that the command does, solving and simulating. OpenMP says of each thread that it starts; 0 is ours.
+many=(--synthetic zipf --ranks 64 --slots 640 --experts 600 --layers 3 --tokens 4096 --algorithm balanced --trials 10)
+threads_of() {
+    expect 0 env OMP_NUM_THREADS=3 OMP_DISPLAY_AFFINITY=TRUE OMP_AFFINITY_FORMAT='thread %n' "$waybill" eplb "${many[@]}" "$@"
+    started=$(cat "$scratch/out" "$scratch/err" | grep -c '^thread [1-9]')
+}
+if ldd "$waybill" | grep -q libgomp; then
+    threads_of
+    [ "$started" -gt 0 ] || fault "expected threads beside the first, found none: this checks nothing"
+    threads_of --threads 1
+    [ "$started" -eq 0 ] || fault "--threads 1: $started threads were started beside the first"
+fi
 expect 0 waybill_eplb "${small[@]}" --token-us 1 --expert-us 2 --token-bytes 3 --expert-bytes 4 --node-gbps 5 --network-gbps .5 \
     --algorithm balanced --json
 judge 'c = run["cost"]

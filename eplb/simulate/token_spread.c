@@ -1,6 +1,9 @@
 /* token_spread.c - over how many ranks and nodes the experts of each token of a record are spread. Refuses:
  * choosing replicas (dispatch/). */
-#include "load/load_internal.h"
+#include "placement/placement_internal.h"
+#include "wb_check.h"
+#include "wb_memory.h"
+#include "wb_simulate.h"
 
 #include <string.h>
 
@@ -94,14 +97,14 @@ static wb_status spread_record(spread *s, size_t *rows_out) {
     return WB_OK;
 }
 
-wb_status wb_load_token_spread(const wb_placement *placement, wb_dispatch_policy policy, uint32_t rank,
-                               const wb_route_model *model, const wb_record *record, uint8_t *ranks_out,
-                               uint8_t *nodes_out) {
+wb_status wb_token_spread(const wb_placement *placement, wb_dispatch_policy policy, uint32_t rank,
+                          const wb_route_model *model, const wb_record *record, uint8_t *ranks_out,
+                          uint8_t *nodes_out) {
     if (policy != WB_DISPATCH_STATIC && policy != WB_DISPATCH_DYNAMIC)
         return wb_fail(WB_INVALID_ARGUMENT, "token spread: policy: expected static or dynamic, found %s",
                        wb_dispatch_policy_name(policy));
     WB_TRY(wb_route_model_check(model));
-    WB_TRY(wb_load_check_placement(placement, model->n_moe_layers, model->num_experts, "the record's model"));
+    WB_TRY(wb_placement_check_size(placement, model->n_moe_layers, model->num_experts, "the record's model"));
     WB_TRY(wb_record_check(model, record, true));
     spread s = {.placement = placement,
                 .topology = wb_placement_topology(placement),

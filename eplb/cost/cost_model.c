@@ -1,6 +1,6 @@
 /* cost_model.c - the figures that predictions are made with: the default ones and the check of others.
  * Refuses: the predictions (simulate.c, move_schedule.c, solve_incremental.c). */
-#include "placement/cost_model.h"
+#include "cost/cost_model.h"
 #include "wb_check.h"
 
 #include <math.h>
