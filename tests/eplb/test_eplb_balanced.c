@@ -141,20 +141,20 @@ static double min_share(const test_case *c, const double *loads, uint32_t live_s
     uint32_t count[MAX_E];
     for (uint32_t e = 0; e < c->E; e++) count[e] = 1;
     for (uint32_t n = c->E;; n++) {
-        uint32_t most = 0;
+        uint32_t max = 0;
         for (uint32_t e = 1; e < c->E; e++)
-            if (loads[e] / count[e] > loads[most] / count[most]) most = e;
-        if (n >= live_slots || count[most] >= cap) return loads[most] / count[most];
-        count[most]++;
+            if (loads[e] / count[e] > loads[max] / count[max]) max = e;
+        if (n >= live_slots || count[max] >= cap) return loads[max] / count[max];
+        count[max]++;
     }
 }
 
 static double maximum(const wb_placement *p, uint32_t layer, const double *loads) {
-    double rank_loads[MAX_P], most = 0;
+    double rank_loads[MAX_P], max = 0;
     wb_placement_rank_loads(p, layer, loads, rank_loads);
     for (uint32_t r = 0; r < wb_placement_topology(p)->n_ranks; r++)
-        if (rank_loads[r] > most) most = rank_loads[r];
-    return most;
+        if (rank_loads[r] > max) max = rank_loads[r];
+    return max;
 }
 
 /* Neither the mean nor the largest share can be beaten; if it can, the figures are wrong. */

@@ -38,7 +38,7 @@ static void nearest(const wb_placement *p, uint32_t layer, uint32_t expert, uint
 static void check_even(const wb_placement *p, const near_class *nearby, uint32_t layer, uint32_t expert,
                        uint32_t rank, const uint32_t *chosen /* [R] */) {
     const uint32_t *node_of = p->topology.node_of_rank;
-    uint32_t least = UINT32_MAX, most = 0;
+    uint32_t min = UINT32_MAX, max = 0;
     for (uint32_t i = 0; i < nearby->n; i++) {
         uint32_t n = 0;
         for (uint32_t other = 0; other < p->topology.n_ranks; other++) {
@@ -48,10 +48,10 @@ static void check_even(const wb_placement *p, const near_class *nearby, uint32_t
             n +=
                 theirs.own == nearby->own && theirs.node == nearby->node && chosen[other] == nearby->slots[i];
         }
-        if (n < least) least = n;
-        if (n > most) most = n;
+        if (n < min) min = n;
+        if (n > max) max = n;
     }
-    assert_in_range(most - least, 0, 1);
+    assert_in_range(max - min, 0, 1);
 }
 
 static void test_static_is_near_and_even(void **unused) {
@@ -226,7 +226,7 @@ static void test_fake_is_even_across_calls(void **unused) {
     for (uint32_t round = 0; round < 30; round++) {
         wb_placement *p = random_placement(&random, 8, 12, 20, 2);
         const int32_t *map = wb_placement_experts_of(p, 1);
-        uint32_t rank = 0, *counts = take(p->topology.n_slots, sizeof *counts), least = UINT32_MAX, most = 0;
+        uint32_t rank = 0, *counts = take(p->topology.n_slots, sizeof *counts), min = UINT32_MAX, max = 0;
         wb_dispatch *d = NULL;
         while (p->topology.dead[rank]) rank++;
         assert_ok(wb_dispatch_open(p, WB_DISPATCH_FAKE, rank, &d));
@@ -254,10 +254,10 @@ static void test_fake_is_even_across_calls(void **unused) {
             for (uint32_t slot = p->first_slot[r]; slot < p->first_slot[r + 1]; slot++)
                 if (map[slot] != WB_NO_EXPERT)
                     assert_in_range(counts[slot], on_rank / filled, (on_rank + filled - 1) / filled);
-            if (on_rank < least) least = on_rank;
-            if (on_rank > most) most = on_rank;
+            if (on_rank < min) min = on_rank;
+            if (on_rank > max) max = on_rank;
         }
-        assert_in_range(most - least, 0, 1);
+        assert_in_range(max - min, 0, 1);
         wb_dispatch_close(d);
         free(counts);
         wb_placement_close(p);
@@ -471,7 +471,7 @@ static void test_loads_are_sums_over_tokens(void **unused) {
         wb_dispatch_policy policy = policies[round % 3];
         wb_placement *p = random_placement(&random, 14, 40, 30, 1);
         uint32_t *counts = random_counts(p, 50, &random);
-        double *tokens = take(p->topology.n_slots, sizeof *tokens), total[2] = {0}, most[2] = {0};
+        double *tokens = take(p->topology.n_slots, sizeof *tokens), total[2] = {0}, max[2] = {0};
         wb_dispatch_traffic traffic;
         sums s = {0};
         assert_in_range(p->topology.n_slots, 1, 1024);
@@ -482,13 +482,13 @@ static void test_loads_are_sums_over_tokens(void **unused) {
         for (int way = 0; way < 2; way++)
             for (uint32_t rank = 0; rank < p->topology.n_ranks; rank++) {
                 total[way] += s.sent[way][rank];
-                if (s.sent[way][rank] > most[way]) most[way] = s.sent[way][rank];
-                if (s.got[way][rank] > most[way]) most[way] = s.got[way][rank];
+                if (s.sent[way][rank] > max[way]) max[way] = s.sent[way][rank];
+                if (s.got[way][rank] > max[way]) max[way] = s.got[way][rank];
             }
         assert_close(traffic.node_tokens, total[0]);
         assert_close(traffic.network_tokens, total[1]);
-        assert_close(traffic.max_rank_node, most[0]);
-        assert_close(traffic.max_rank_network, most[1]);
+        assert_close(traffic.max_rank_node, max[0]);
+        assert_close(traffic.max_rank_network, max[1]);
         free(counts);
         free(tokens);
         wb_placement_close(p);

@@ -18,7 +18,7 @@ static bool better(score a, score b) {
     return a.on_node > b.on_node;
 }
 
-static uint32_t least(uint32_t a, uint32_t b) {
+static uint32_t min(uint32_t a, uint32_t b) {
     return a < b ? a : b;
 }
 
@@ -33,11 +33,11 @@ static score score_of(const wb_placement *p, const uint32_t *counts, const uint3
             uint32_t share = 0;
             for (uint32_t slot = p->first_slot[r]; slot < p->first_slot[r + 1]; slot++)
                 if (map[slot] == (int32_t)e) share += shares[slot];
-            s.on_rank += least(share, counts[r * E + e]);
+            s.on_rank += min(share, counts[r * E + e]);
             here[p->topology.node_of_rank[r]] += share;
             tokens[p->topology.node_of_rank[r]] += counts[r * E + e];
         }
-        for (uint32_t node = 0; node < N; node++) s.on_node += least(here[node], tokens[node]);
+        for (uint32_t node = 0; node < N; node++) s.on_node += min(here[node], tokens[node]);
     }
     for (uint32_t r = 0; r < R; r++) {
         uint32_t load = 0;
@@ -314,12 +314,12 @@ static void test_bad_counts(void **unused) {
     const uint32_t of_dead[] = {1, 1, 1, 1, 0, 1};
     assert_fails(wb_dispatch_quota(p, 0, of_dead, shares), WB_INVALID_ARGUMENT, "rank 2 is dead");
     assert_fails(wb_dispatch_set_counts(d, 0, of_dead), WB_INVALID_ARGUMENT, "rank 2 is dead");
-    const uint32_t most[] = {1u << 31, 0, 0, 0, 0, 0};
+    const uint32_t max[] = {1u << 31, 0, 0, 0, 0, 0};
     const uint32_t too_many[] = {1u << 31, 0, 1, 0, 0, 0};
     assert_fails(wb_dispatch_quota(p, 0, too_many, shares), WB_CAPACITY, "expert 0");
-    assert_fails(wb_dispatch_quota(p, 1, most, shares), WB_INVALID_ARGUMENT, "layer");
+    assert_fails(wb_dispatch_quota(p, 1, max, shares), WB_INVALID_ARGUMENT, "layer");
     for (int i = 0; i < 6; i++) assert_int_equal(shares[i], 77);
-    assert_ok(wb_dispatch_quota(p, 0, most, shares));
+    assert_ok(wb_dispatch_quota(p, 0, max, shares));
     assert_int_equal(shares[0], 1u << 30);
     assert_int_equal(shares[2], 1u << 30);
     wb_dispatch_close(d);

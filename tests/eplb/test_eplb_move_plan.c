@@ -185,7 +185,7 @@ static void check_target(machine *m, const wb_move *move) {
     m->done[to] = true;
 }
 
-static double most(double a, double b) {
+static double max(double a, double b) {
     return a > b ? a : b;
 }
 
@@ -200,10 +200,10 @@ static void end_group(machine *m, const wb_move *moves, uint64_t n) {
         assert_true(t->network_in + t->reload_in <= lane_of(m, WB_MOVE_NETWORK));
         assert_true(t->network_out <= lane_of(m, WB_MOVE_NETWORK));
         double x = cost->expert_bytes;
-        slowest = most(slowest, t->local * x / cost->local_bytes_per_second);
-        slowest = most(slowest, most(t->node_in, t->node_out) * x / cost->node_bytes_per_second);
-        slowest = most(slowest, most(t->network_in + t->reload_in, t->network_out) * x /
-                                    cost->network_bytes_per_second);
+        slowest = max(slowest, t->local * x / cost->local_bytes_per_second);
+        slowest = max(slowest, max(t->node_in, t->node_out) * x / cost->node_bytes_per_second);
+        slowest = max(slowest,
+                      max(t->network_in + t->reload_in, t->network_out) * x / cost->network_bytes_per_second);
     }
     m->seconds += slowest + cost->seconds_per_group;
     cell *gets = malloc((size_t)n * sizeof *gets);

@@ -329,7 +329,7 @@ static void test_keep_slots(void **unused) {
         assert_int_equal(wb_placement_keep_slots(p, current), WB_OK);
         check_consistent(p);
         for (uint32_t l = 0; l < CORE_L; l++) {
-            uint32_t here[CORE_P][CORE_E], there[CORE_P][CORE_E], same = 0, most = 0;
+            uint32_t here[CORE_P][CORE_E], there[CORE_P][CORE_E], same = 0, max = 0;
             wb_layer_map now = wb_placement_layer(p, l), old = wb_placement_layer(before, l);
             assert_memory_equal(now.replica_begin, old.replica_begin, (CORE_E + 1) * 4);
             for (uint32_t i = 0; i < now.replica_begin[CORE_E]; i++)
@@ -339,11 +339,11 @@ static void test_keep_slots(void **unused) {
             count_on_ranks(current, l, there);
             for (uint32_t r = 0; r < CORE_P; r++)
                 for (uint32_t e = 0; e < CORE_E; e++)
-                    most += here[r][e] < there[r][e] ? here[r][e] : there[r][e];
+                    max += here[r][e] < there[r][e] ? here[r][e] : there[r][e];
             for (uint32_t s = 0; s < CORE_R; s++)
                 same += now.expert_of_slot[s] >= 0 &&
                         now.expert_of_slot[s] == wb_placement_layer(current, l).expert_of_slot[s];
-            assert_int_equal(same, most);
+            assert_int_equal(same, max);
         }
         wb_placement_close(before);
         wb_placement_close(current);
@@ -378,7 +378,7 @@ static void test_export(void **unused) {
     wb_placement_export(p, log2phy, NULL);
     wb_placement_export(p, NULL, again[0]);
     assert_memory_equal(logcnt, again, sizeof logcnt);
-    uint32_t most = 0;
+    uint32_t max = 0;
     for (uint32_t l = 0; l < CORE_L; l++)
         for (uint32_t e = 0; e < CORE_E; e++) {
             wb_layer_map map = wb_placement_layer(p, l);
@@ -390,9 +390,9 @@ static void test_export(void **unused) {
             }
             assert_int_equal(logcnt[l][e], n);
             for (uint32_t i = n; i < X; i++) assert_int_equal(log2phy[(l * CORE_E + e) * X + i], -1);
-            if (n > most) most = n;
+            if (n > max) max = n;
         }
-    assert_int_equal(X, most);
+    assert_int_equal(X, max);
     free(log2phy);
     wb_placement_close(p);
 }

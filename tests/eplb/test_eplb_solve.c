@@ -62,10 +62,10 @@ static double sum_of_maxima(const wb_placement *p, uint32_t layer, uint32_t M, c
     uint32_t E = wb_placement_experts(p);
     for (uint32_t m = 0; m < M; m++) {
         wb_placement_rank_loads(p, layer, loads + ((size_t)m * L + layer) * E, rank);
-        double most = 0;
+        double max = 0;
         for (uint32_t r = 0; r < wb_placement_topology(p)->n_ranks; r++)
-            if (rank[r] > most) most = rank[r];
-        sum += most;
+            if (rank[r] > max) max = rank[r];
+        sum += max;
     }
     free(rank);
     return sum;

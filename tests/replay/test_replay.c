@@ -410,21 +410,21 @@ static void check_padding(uint32_t E, uint32_t K, uint32_t R, uint32_t rows, uin
     for (int32_t l = 0; l < L; l++) {
         OK(wb_replay_counts(r, 1, l, 0, rows, counts));
         memset(ranks, 0, R * sizeof *ranks);
-        int64_t least = INT64_MAX, most = 0;
+        int64_t min = INT64_MAX, max = 0;
         for (uint32_t e = 0; e < E; e++) {
-            least = counts[e] < least ? counts[e] : least;
-            most = counts[e] > most ? counts[e] : most;
+            min = counts[e] < min ? counts[e] : min;
+            max = counts[e] > max ? counts[e] : max;
             for (uint32_t rank = 0; rank < R; rank++)
                 if (e >= (uint64_t)E * rank / R && e < (uint64_t)E * (rank + 1) / R) ranks[rank] += counts[e];
         }
-        assert_true(most - least <= 1); /* over experts */
-        least = INT64_MAX, most = 0;
+        assert_true(max - min <= 1); /* over experts */
+        min = INT64_MAX, max = 0;
         for (uint32_t rank = 0; rank < R; rank++) {
-            least = ranks[rank] < least ? ranks[rank] : least;
-            most = ranks[rank] > most ? ranks[rank] : most;
+            min = ranks[rank] < min ? ranks[rank] : min;
+            max = ranks[rank] > max ? ranks[rank] : max;
         }
-        if (E % R == 0) assert_true(most - least <= 1); /* over ranks */
-        for (uint32_t t = 0; t < rows; t++) {           /* distinct, and on as many ranks as there can be */
+        if (E % R == 0) assert_true(max - min <= 1); /* over ranks */
+        for (uint32_t t = 0; t < rows; t++) {        /* distinct, and on as many ranks as there can be */
             wb_replay_slice slice;
             OK(wb_replay_rows(r, 1, l, t, 1, &slice));
             assert_int_equal(slice.direction[0], WB_ROW_PADDING);
