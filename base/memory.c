@@ -21,7 +21,7 @@ void *wb_alloc(size_t count, size_t size, const char *what) {
 enum { FIRST_CAPACITY = 64 };
 
 void *wb_grow(void *block, size_t size, size_t needed, size_t *capacity, const char *what) {
-    if (needed <= *capacity) return block;
+    if (block && needed <= *capacity) return block;
     size_t doubled = *capacity > SIZE_MAX / 2 ? SIZE_MAX : *capacity * 2;
     size_t wanted = doubled > FIRST_CAPACITY ? doubled : FIRST_CAPACITY;
     if (wanted < needed) wanted = needed;

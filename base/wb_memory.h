@@ -35,14 +35,14 @@ void *wb_alloc(size_t count, size_t size, const char *what);
 
 /* The array at `block` (from malloc, or NULL with *capacity 0), moved to have room for at least `needed`
  * elements of `size` bytes: the content is kept, what is new is not initialised, and growth at least
- * doubles. On failure `block` itself is returned with *capacity unchanged and a message set: nothing is
- * lost. */
+ * doubles. Room for no elements is a valid pointer too. On failure `block` itself is returned with *capacity
+ * unchanged and a message set: nothing is lost. */
 void *wb_grow(void *block, size_t size, size_t needed, size_t *capacity, const char *what);
 
 /* wb_grow of the array at `pointer`, as a status; `capacity` is a size_t *. */
 #define WB_GROW(pointer, needed, capacity, what)                                        \
     (((pointer) = wb_grow((pointer), sizeof *(pointer), (needed), (capacity), (what))), \
-     *(capacity) >= (needed) ? WB_OK : WB_OUT_OF_MEMORY)
+     (pointer) && *(capacity) >= (needed) ? WB_OK : WB_OUT_OF_MEMORY)
 
 /* ---- owners ---------------------------------------------------------------------------------- */
 

@@ -59,7 +59,9 @@ static void test_alloc(void **state) {
 static void test_grow_keeps_what_is_there(void **state) {
     (void)state;
     uint32_t *array = NULL;
-    size_t capacity = 0, moves = 0;
+    size_t capacity = 0, moves = 0, none = 0;
+    assert_int_equal(WB_GROW(array, none, &capacity, "array"), WB_OK);
+    assert_non_null(array);
     for (uint32_t n = 0; n < 5000; n++) {
         size_t before = capacity;
         assert_int_equal(WB_GROW(array, n + 1u, &capacity, "array"), WB_OK);
