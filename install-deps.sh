@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Installs what Waybill builds with, from the distribution's packages (Debian 12, Ubuntu 24.04); needs root or sudo only
-# when something is missing. usage: install-deps.sh [--tests] [--sanitizers]
+# when something is missing. usage: install-deps.sh [--tests] [--clang]
 set -euo pipefail
 
 packages=(gcc libc6-dev cmake make pkg-config libopenmpi-dev openmpi-bin libzstd-dev libxxhash-dev libjansson-dev)
 for option in "$@"; do
     case "$option" in
     --tests) packages+=(libcmocka-dev python3 python3-msgpack python3-numpy clang-format g++) ;;
-    --sanitizers) packages+=(clang libclang-rt-dev libomp-dev) ;;
+    --clang) packages+=(clang libclang-rt-dev libomp-dev) ;; # with its sanitizers and its OpenMP
     *) sed -n '2,3s/^# //p' "$0"; [ "$option" = --help ] && exit 0 || exit 2 ;;
     esac
 done

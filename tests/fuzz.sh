@@ -4,7 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 seconds=${1:-60}
 
-./install-deps.sh --tests --sanitizers
+./install-deps.sh --tests --clang
 CC=clang cmake -S . -B build-fuzz -DCMAKE_BUILD_TYPE=RelWithDebInfo -DWB_SANITIZE=address,undefined -DWB_FUZZ=ON \
     -DWB_CUDA=OFF -DWB_MPI=OFF -DBUILD_TESTING=ON
 for source in tests/fuzz/fuzz_*.c; do

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Every test under AddressSanitizer + UndefinedBehaviorSanitizer, then under ThreadSanitizer, which Archer, a tool of clang's
-# OpenMP runtime, tells where threads fork and join. usage: tests/sanitize.sh [address|thread]
+# OpenMP runtime, tells where threads fork and join. usage:
+# tests/sanitize.sh [address|thread [ctest arguments]]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-./install-deps.sh --tests --sanitizers
+./install-deps.sh --tests --clang
 export CC=clang
 export LSAN_OPTIONS=suppressions=$PWD/tests/support/lsan.supp:print_suppressions=0
 export UBSAN_OPTIONS=print_stacktrace=1
@@ -50,18 +51,19 @@ tests() {
 
 run() {
     local name=$1 flags=$2
+    shift 2
     cmake -S . -B "build-$name" -DCMAKE_BUILD_TYPE=RelWithDebInfo -DWB_SANITIZE="$flags" -DWB_CUDA=OFF -DBUILD_TESTING=ON
     if [ "$name" = thread ]; then check_openmp_is_seen; fi
     cmake --build "build-$name" -j "$(nproc)"
     # Both are run, whatever the first says.
     local verdict=0
-    tests fast_unwind_on_malloc=1 --test-dir "build-$name" -E "$with_mpi" || verdict=1
-    tests fast_unwind_on_malloc=0 --test-dir "build-$name" -R "$with_mpi" || verdict=1
+    tests fast_unwind_on_malloc=1 --test-dir "build-$name" -E "$with_mpi" "$@" || verdict=1
+    tests fast_unwind_on_malloc=0 --test-dir "build-$name" -R "$with_mpi" "$@" || verdict=1
     return $verdict
 }
 case "${1:-all}" in
-address) run address address,undefined ;;
-thread) run thread thread ;;
+address) run address address,undefined "${@:2}" ;;
+thread) run thread thread "${@:2}" ;;
 all) run address address,undefined; run thread thread ;;
-*) sed -n '2,3s/^# //p' "$0"; exit 2 ;;
+*) sed -n '2,4s/^# //p' "$0"; [ "$1" = --help ] && exit 0 || exit 2 ;;
 esac
