@@ -131,12 +131,12 @@ WB_API bool wb_replay_dropped(const wb_replay *replay, int32_t micro_batch, int3
 
 /* ---- use ------------------------------------------------------------------------------------- */
 
-/* As `layer` of wb_replay_rows, _store and _counts: all MoE layers of the stage at once. */
+/* As `layer` of wb_replay_rows, _choose, _store and _counts: all MoE layers of the stage at once. */
 #define WB_ALL_LAYERS (-1)
 
 /* Rows of a micro-batch, of one layer or of all: how a forward is to route them, and what it must tell
- * wb_replay_store. What is pointed to belongs to the replay and stays until the next begin, clear or close;
- * wb_replay_store changes it in place. */
+ * wb_replay_store. What is pointed to belongs to the replay and stays until the next begin, abort, clear or
+ * close; wb_replay_choose and wb_replay_store change it in place. */
 typedef struct wb_replay_slice {
     uint32_t rows;
     /* First id of wb_route_dtype(E), not necessarily aligned; row r's ids, [K] or for all layers [L][K],
@@ -154,18 +154,18 @@ typedef struct wb_replay_slice {
     bool want_native; /* native ids would feed the metrics; a recompute need not select again */
 } wb_replay_slice;
 
-/* Rows [row, row + rows) of MoE layer `layer`: a sequence-parallel slice, or the whole when row = 0,
- * rows = T. With WB_ALL_LAYERS a row is native until its choice is known in all layers (a pass asks for all
- * at once or for one after the other, not for both). Nothing is marked: who asks has not followed yet.
- * INVALID_ARGUMENT outside of the plan, except in mode OFF. */
+/* Rows [row, row + rows) of MoE layer `layer`: a slice, or the whole when row = 0, rows = T. With
+ * WB_ALL_LAYERS a row is native until its choice is known in all layers (a pass asks for all at once or for
+ * one after the other, not for both). Nothing is marked: who asks has not followed yet. INVALID_ARGUMENT
+ * outside of the plan, except in mode OFF. */
 WB_API wb_status wb_replay_rows(wb_replay *replay, int32_t micro_batch, int32_t layer, uint32_t row,
                                 uint32_t rows, wb_replay_slice *slice_out);
 
 /* Tells what a forward did with rows [row, row + rows) of one layer or all: `used`, the ids that they were
- * sent to (padding rows too; NULL: not known, which only rows that are known to follow may be), and `native`,
- * what each would have chosen (NULL: not known). Strides in ids; a row has K ids or, for all layers, L * K.
- * Rows that chose are kept: every later pass of this plan is forced to them. Native ids feed the metrics of
- * the first pass that brings them. In mode OFF nothing is kept, and `used` alone feeds the metrics.
+ * sent to, forced and padding rows too (NULL: not told; rows that chose need it), and `native`, what each
+ * would have chosen (NULL: not known). Strides in ids; a row has K ids or, for all layers, L * K. Rows that
+ * chose are kept: every later pass of this plan is forced to them. Native ids feed the metrics of the first
+ * pass that brings them. In mode OFF nothing is kept, and `used` alone feeds the metrics.
  * The rows of which `used` was told follow the plan from here on, which wb_replay_end asks of every row.
  * MISMATCH when a row was not routed as planned, choices in another order included; INVALID_ARGUMENT for
  * ids out of range or repeated; then nothing is changed. */
