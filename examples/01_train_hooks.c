@@ -1,10 +1,11 @@
-/* 01_train_hooks.c - routing replay in a trainer that is not Waybill's: four calls around its own router.
+/* 01_train_hooks.c - routing replay in a trainer that is not Waybill's: five calls around its own router.
  *
  *   example_01_train_hooks [dump.wbr]
  *
  * Takes a record (made by hand, or the first of a dump), packs it with padding into two micro-batches and
- * runs one step as a pipeline would: both forwards, then for each micro-batch recompute and backward. Exit
- * code 0: every row went down the experts of the rollout, in the recompute too. */
+ * runs one step as a pipeline would: both forwards, then for each micro-batch recompute and backward. The
+ * trainer's dispatcher works with a routing map, and what that map says is compared with the plan. Exit code
+ * 0: every row went down the experts of the rollout, in the recompute too. */
 #include "wb_train_hooks.h"
 
 #include <math.h>
@@ -60,6 +61,25 @@ static void gate_alloc(gate *g, size_t T, size_t E, size_t K) {
     g->ids = calloc(T * K, sizeof(uint16_t));
     check(g->logits && g->weights && g->dweights && g->dlogits && g->ids, "out of memory");
     for (size_t i = 0; i < T * K; i++) g->dweights[i] = 1 + (float)(i % 3);
+}
+
+/* A dispatcher of the Megatron kind: map[t][e] is 1 where row t goes to expert e, and no order is left. Gives
+ * the ids that the map sends each row to, as routing_map.nonzero() would. */
+static void ids_of_map(const uint8_t *map, size_t T, size_t E, uint16_t *ids) {
+    for (size_t i = 0; i < T * E; i++)
+        if (map[i]) *ids++ = (uint16_t)(i % E);
+}
+
+static void dispatch(wb_hooks *hooks, int32_t mb, int32_t l, const gate *g, size_t T, size_t E, size_t K) {
+    uint8_t *map = calloc(T * E, sizeof *map);
+    uint16_t *sent = calloc(T * K, sizeof *sent);
+    check(map && sent, "out of memory");
+    for (size_t i = 0; i < T * K; i++) map[i / K * E + g->ids[i]] = 1;
+    /* Here the trainer would send its tokens, with g->weights, to the experts of the map. */
+    ids_of_map(map, T, E, sent);
+    CHECK(wb_hooks_dispatched(hooks, mb, l, 0, (int64_t)T, (wb_ids){sent, WB_U16, (int64_t)K}));
+    free(map);
+    free(sent);
 }
 
 static void gate_free(gate *g) {
@@ -128,8 +148,10 @@ static gate *gate_of(const trainer *t, int32_t mb, int32_t l) {
 static void begin_step(const trainer *t) {
     CHECK(wb_hooks_step_begin(t->hooks, WB_REPLAY_ROLLOUT, MICRO_BATCHES));
     for (int32_t mb = 0; mb < MICRO_BATCHES; mb++) {
-        wb_segment segments[2] = {wb_replay_segment(t->replay, t->record.rid, t->start[mb], t->rows[mb]),
-                                  {WB_SEGMENT_PADDING, NULL, 0, PADDING}};
+        /* The tokens are those of the trainer's own batch; this trainer has only the record's. */
+        const uint32_t *fed = t->record.tokens + t->start[mb];
+        wb_segment segments[2] = {wb_replay_segment(t->replay, t->record.rid, t->start[mb], t->rows[mb], fed),
+                                  {WB_SEGMENT_PADDING, NULL, 0, PADDING, NULL}};
         CHECK(wb_replay_plan(t->replay, mb, 2, segments));
     }
 }
@@ -142,6 +164,7 @@ static void forward(const trainer *t, int32_t mb, int32_t l) {
     router_logits(mb, l, T * t->model->num_experts, g->logits);
     CHECK(wb_hooks_gate_forward(t->hooks, mb, l, 0, T, g->logits, (wb_ids){g->ids, WB_U16, (int64_t)K},
                                 g->weights));
+    dispatch(t->hooks, mb, l, g, T, E, K);
 }
 
 static void recompute_and_backward(const trainer *t, int32_t mb, int32_t l) {
@@ -151,6 +174,7 @@ static void recompute_and_backward(const trainer *t, int32_t mb, int32_t l) {
     gate_alloc(&again, T, E, K);
     CHECK(wb_hooks_gate_forward(t->hooks, mb, l, 0, T, g->logits, (wb_ids){again.ids, WB_U16, (int64_t)K},
                                 again.weights));
+    dispatch(t->hooks, mb, l, &again, T, E, K);
     check(memcmp(again.ids, g->ids, T * K * sizeof *g->ids) == 0, "the recompute went elsewhere");
     check(memcmp(again.weights, g->weights, T * K * sizeof(float)) == 0, "other weights in recompute");
     CHECK(wb_hooks_gate_backward(t->hooks, mb, l, 0, T, g->logits, g->dweights, g->dlogits));

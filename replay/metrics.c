@@ -47,8 +47,7 @@ static bool unmeasured(const layer_rows *s, uint32_t i) {
     const micro_batch *b = s->batch;
     uint8_t flags = b->flags[s->row + i];
     bool stored = (flags & ROW_RECORDED) != 0 && s->direction[i] == WB_ROW_FORCED;
-    return ((flags & ROW_REPLAYED) != 0 || stored) &&
-           !b->measured[(size_t)s->stage_layer * b->T + s->row + i];
+    return ((flags & ROW_REPLAYED) != 0 || stored) && (s->noted[i] & NOTED_MEASURED) == 0;
 }
 
 bool wb_replay_unmeasured(const layer_rows *s) {
@@ -66,7 +65,7 @@ void wb_replay_measure_rows(wb_replay *r, const layer_rows *s, const uint8_t *na
         if (!unmeasured(s, i)) continue;
         uint32_t t = s->row + i;
         uint32_t common = count_common(r, s->ids + i * r->row_bytes, native + i * native_stride_bytes);
-        b->measured[(size_t)s->stage_layer * b->T + t] = 1;
+        s->noted[i] |= NOTED_MEASURED;
         sums[LAYER_TOKENS] += 1;
         sums[LAYER_OVERLAP] += (double)common / K;
         sums[LAYER_DIFFER] += common < K;

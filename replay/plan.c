@@ -19,17 +19,23 @@ wb_status wb_replay_begin(wb_replay *r, wb_replay_mode mode, int32_t n_micro_bat
                        n_micro_batches);
     if ((unsigned)mode > WB_REPLAY_ROLLOUT)
         return wb_fail(WB_INVALID_ARGUMENT, "replay: begin: %d is none of wb_replay_mode", (int)mode);
+    if (r->in_step)
+        return wb_fail(WB_INVALID_ARGUMENT,
+                       "replay: begin: a step in mode %s with %" PRId32
+                       " micro-batches is open, and its plan would be lost: end or abort it first",
+                       wb_replay_mode_name(r->mode), r->n_micro_batches);
     WB_TRY(reserve_micro_batches(r, n_micro_batches));
-    wb_replay_drop_plan(r);
-    wb_replay_clear_sums(r);
+    wb_replay_abort(r);
     r->mode = mode;
     r->n_micro_batches = n_micro_batches;
+    r->in_step = true;
     return WB_OK;
 }
 
-wb_segment wb_replay_segment(const wb_replay *r, const char *rid, uint32_t start, uint32_t rows) {
-    if (r->mode == WB_REPLAY_RECORD) return (wb_segment){WB_SEGMENT_RECORD, NULL, 0, rows};
-    return (wb_segment){WB_SEGMENT_REPLAY, rid, start, rows};
+wb_segment wb_replay_segment(const wb_replay *r, const char *rid, uint32_t start, uint32_t rows,
+                             const uint32_t *tokens) {
+    if (r->mode == WB_REPLAY_RECORD) return (wb_segment){WB_SEGMENT_RECORD, NULL, 0, rows, NULL};
+    return (wb_segment){WB_SEGMENT_REPLAY, rid, start, rows, tokens};
 }
 
 /* ---- segments -------------------------------------------------------------------------------- */
@@ -43,6 +49,24 @@ static wb_status missing_routes(const wb_replay *r, const wb_segment *s, uint32_
                    s->rid, first, layer, r->model.moe_layers[layer], missing, s->rows);
 }
 
+/* What will be fed is what the record was made of, the last token included. */
+static wb_status check_tokens(const wb_segment *s, const wb_record *record) {
+    if (s->rows == 0) return WB_OK;
+    if (!s->tokens)
+        return wb_fail(WB_INVALID_ARGUMENT,
+                       "replay: request %s: a REPLAY segment needs the tokens that its %" PRIu32
+                       " rows will be fed, found NULL",
+                       s->rid, s->rows);
+    const uint32_t *recorded = record->tokens + s->start;
+    if (memcmp(recorded, s->tokens, s->rows * sizeof *recorded) == 0) return WB_OK;
+    uint32_t i = 0;
+    while (recorded[i] == s->tokens[i]) i++;
+    return wb_fail(WB_MISMATCH,
+                   "replay: request %s, position %" PRIu32 ": expected the record's token %" PRIu32
+                   ", found that the trainer feeds %" PRIu32,
+                   s->rid, s->start + i, recorded[i], s->tokens[i]);
+}
+
 static wb_status check_replay(const wb_replay *r, const wb_segment *s, const wb_record *record) {
     if (r->mode == WB_REPLAY_RECORD)
         return wb_fail(WB_MISMATCH,
@@ -54,7 +78,7 @@ static wb_status check_replay(const wb_replay *r, const wb_segment *s, const wb_
                        "replay: request %s: %" PRIu32 " rows from position %" PRIu32 " go beyond its %" PRIu32
                        " tokens",
                        s->rid, s->rows, s->start, record->n_tokens);
-    return WB_OK;
+    return check_tokens(s, record);
 }
 
 /* Finds the record and counts the rows it should have and has not. In record mode REPLAY segments are

@@ -6,8 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-WB_OPTIONS_END(wb_replay_options, n_layers);
-static const wb_replay_options defaults = {sizeof defaults, WB_MISSING_STRICT, 1, 0, 0};
+WB_OPTIONS_END(wb_replay_options, expert_rank);
+static const wb_replay_options defaults = {.size = sizeof defaults, .n_ranks = 1};
 
 void wb_replay_options_init(wb_replay_options *options_out, size_t size) {
     wb_options_init(options_out, size, &defaults, sizeof defaults);
@@ -35,30 +35,14 @@ static wb_status options_check(const wb_route_model *model, const wb_replay_opti
     return WB_OK;
 }
 
-/* Rank r owns experts [E*r/R, E*(r+1)/R). Takes one expert of each rank in turn, so that any run of choices
- * spreads over the ranks; where R does not divide E, the ranks with one expert more have the last turn to
- * themselves. */
-static void order_padding(uint32_t *order, uint64_t E, uint64_t R) {
-    size_t n = 0;
-    for (uint64_t turn = 0; n < E; turn++)
-        for (uint64_t r = 0; r < R; r++) {
-            uint64_t expert = E * r / R + turn;
-            if (expert < E * (r + 1) / R) order[n++] = (uint32_t)expert;
-        }
-}
-
 static wb_status open_arrays(wb_replay *r, const wb_route_model *model) {
     uint32_t E = model->num_experts, L = model->n_moe_layers;
     WB_TRY(WB_OWN(&r->memory, r->moe_layers, L, "replay: layers"));
-    WB_TRY(WB_OWN(&r->memory, r->padding_order, E, "replay: experts"));
     WB_TRY(WB_OWN(&r->memory, r->marks, E, "replay: experts"));
     WB_TRY(WB_OWN(&r->memory, r->sums, wb_replay_sums_count(r), "replay: metrics"));
     memcpy(r->moe_layers, model->moe_layers, L * sizeof *r->moe_layers);
     r->model.moe_layers = r->moe_layers;
-    /* More ranks than experts: those without an expert take no part, the others have one each. */
-    uint32_t R = (uint32_t)r->options.n_ranks;
-    order_padding(r->padding_order, E, R < E ? R : E);
-    return WB_OK;
+    return wb_replay_open_padding(r);
 }
 
 wb_status wb_replay_open(const wb_route_model *model, const wb_replay_options *options,

@@ -9,18 +9,18 @@
 /* Bytes of the arrays of T rows; with `b`, places them in its block. */
 static size_t lay_out(const wb_replay *r, size_t T, micro_batch *b) {
     size_t layers = (size_t)r->options.n_layers;
-    size_t pending = 0, ids = pending + T * sizeof(uint32_t), direction = ids + T * r->row_bytes;
-    size_t by_layer = direction + T, measured = by_layer + layers * T, flags = measured + layers * T;
-    size_t used = flags + T, bytes = used + layers;
+    size_t pending = 0, followed = pending + T * sizeof(uint32_t), ids = followed + layers * sizeof(uint32_t);
+    size_t direction = ids + T * r->row_bytes, by_layer = direction + T, noted = by_layer + layers * T;
+    size_t flags = noted + layers * T, bytes = flags + T;
     if (!b) return bytes;
     uint8_t *base = b->block.data;
     b->pending = b->block.data;
+    b->followed = b->pending + T;
     b->ids = base + ids;
     b->direction = base + direction;
     b->by_layer = base + by_layer;
-    b->measured = base + measured;
+    b->noted = base + noted;
     b->flags = base + flags;
-    b->used = base + used;
     return bytes;
 }
 
@@ -68,20 +68,16 @@ static void fill_replay(const wb_replay *r, micro_batch *b, uint32_t row, const 
     }
 }
 
-/* Padding row `p` of the micro-batch takes the next K experts of the order in each layer. Layers and
- * micro-batches start at different places of the order: a few padding rows would otherwise send their
- * tokens to the same few experts in all of them. */
+/* Padding row `p` of the micro-batch has the next turn in each layer. Layers and micro-batches start at
+ * different turns: a few padding rows would otherwise send their tokens to the same few experts in all of
+ * them. */
 static void fill_padding(const wb_replay *r, micro_batch *b, int32_t index, uint32_t row, uint32_t rows,
                          uint32_t p) {
-    uint32_t L = r->model.n_moe_layers, K = r->model.top_k, E = r->model.num_experts;
     set_rows(r, b, row, rows, WB_ROW_PADDING, 0);
     for (uint32_t i = 0; i < rows; i++) {
         uint8_t *ids = b->ids + (row + i) * r->row_bytes;
-        for (uint32_t l = 0; l < L; l++) {
-            size_t next = (size_t)(((uint64_t)p + i + l + (uint32_t)index) * K % E);
-            for (uint32_t k = 0; k < K; k++, next = next + 1 < E ? next + 1 : 0)
-                wb_route_id_set(ids, r->dtype, (size_t)l * K + k, r->padding_order[next]);
-        }
+        for (uint32_t l = 0; l < r->model.n_moe_layers; l++)
+            wb_replay_padding_row(r, l, (uint64_t)p + i + l + (uint32_t)index, ids + l * r->layer_bytes);
     }
 }
 
@@ -89,8 +85,8 @@ void wb_replay_fill(const wb_replay *r, micro_batch *b, int32_t index) {
     const segment_plan *segments = b->segments.data;
     size_t layers = (size_t)r->options.n_layers;
     uint32_t row = 0, padding = 0;
-    memset(b->measured, 0, layers * b->T);
-    memset(b->used, 0, layers);
+    memset(b->noted, 0, layers * b->T);
+    memset(b->followed, 0, layers * sizeof *b->followed);
     for (int32_t i = 0; i < b->n_segments; i++) {
         const segment_plan *s = &segments[i];
         if (s->kind == WB_SEGMENT_REPLAY) {

@@ -24,8 +24,7 @@ wb_status wb_replay_add(wb_replay *r, const wb_route_model *from, const wb_recor
 void wb_replay_clear(wb_replay *r) {
     wb_string_table_free(&r->rids);
     r->n_records = 0;
-    wb_replay_drop_plan(r);
-    wb_replay_clear_sums(r);
+    wb_replay_abort(r);
 }
 
 const wb_record *wb_replay_find_record(const wb_replay *r, const char *rid) {

@@ -1,5 +1,5 @@
 /* replay_rows.c - handing out the plan: how a forward is to route the rows of a slice, what it must bring
- * back, the counts known before it runs, and whether every pair has been asked for. Refuses: a cursor; any
+ * back, the counts known before it runs, and at the end whether every row followed it. Refuses: a cursor; any
  * order of use is fine. */
 #include "replay_state.h"
 
@@ -18,6 +18,14 @@ static void look_at_directions(wb_replay_slice *slice) {
     }
 }
 
+/* Whether some row of the layer is not known to follow the plan. */
+static bool unfollowed(const layer_rows *s) {
+    if (s->batch->followed[s->stage_layer] == s->batch->T) return false;
+    for (uint32_t i = 0; i < s->rows; i++)
+        if ((s->noted[i] & NOTED_FOLLOWED) == 0) return true;
+    return false;
+}
+
 wb_status wb_replay_rows(wb_replay *r, int32_t index, int32_t layer, uint32_t row, uint32_t rows,
                          wb_replay_slice *slice_out) {
     if (r && r->mode == WB_REPLAY_OFF && !wb_replay_planned(r, index)) {
@@ -33,13 +41,15 @@ wb_status wb_replay_rows(wb_replay *r, int32_t index, int32_t layer, uint32_t ro
                              .stride = (int64_t)r->model.n_moe_layers * r->model.top_k,
                              .direction = all ? s.batch->direction + row : s.direction};
     look_at_directions(&slice);
-    if (!all) s.batch->used[s.stage_layer] = 1;
-    bool measurable = false;
-    for (uint32_t l = 0; !measurable && l < n_layers; l++, wb_replay_next_layer(r, &s))
-        measurable = wb_replay_unmeasured(&s);
+    bool measurable = false, unknown = false;
+    for (uint32_t l = 0; !(measurable && unknown) && l < n_layers; l++, wb_replay_next_layer(r, &s)) {
+        measurable = measurable || wb_replay_unmeasured(&s);
+        unknown = unknown || unfollowed(&s);
+    }
     bool off = r->mode == WB_REPLAY_OFF;
     slice.undecided = !off && slice.any_native;
-    slice.want_used = off ? measurable : slice.any_native;
+    slice.want_chosen = off ? measurable : slice.any_native;
+    slice.want_used = off ? measurable : unknown;
     slice.want_native = !off && measurable;
     *slice_out = slice;
     return WB_OK;
@@ -53,29 +63,35 @@ wb_status wb_replay_counts(const wb_replay *r, int32_t index, int32_t layer, uin
     memset(counts_out, 0, r->model.num_experts * sizeof *counts_out);
     for (uint32_t l = 0; l < n_layers; l++, wb_replay_next_layer(r, &s))
         for (uint32_t i = 0; i < rows; i++) {
-            if (s.direction[i] == WB_ROW_NATIVE) continue;
+            if (s.direction[i] != WB_ROW_FORCED) continue;
             for (uint32_t k = 0; k < r->model.top_k; k++)
                 counts_out[wb_route_id(s.ids + i * r->row_bytes, r->dtype, k)]++;
         }
     return WB_OK;
 }
 
-static wb_status check_used(const wb_replay *r, int32_t index) {
+static wb_status check_followed(const wb_replay *r, int32_t index) {
     const micro_batch *b = &r->micro_batches[index];
     if (!b->planned) return wb_fail(WB_MISMATCH, "replay: micro-batch %" PRId32 " was not planned", index);
-    for (int32_t l = 0; b->T > 0 && l < r->options.n_layers; l++) {
+    for (int32_t l = 0; l < r->options.n_layers; l++) {
+        if (b->followed[l] == b->T) continue;
         int32_t layer = r->options.first_layer + l;
-        if (!b->used[l])
-            return wb_fail(WB_MISMATCH,
-                           "replay: micro-batch %" PRId32 ", MoE layer %" PRId32 " (model layer %" PRIu32
-                           "): planned, but no pass used it",
-                           index, layer, r->model.moe_layers[layer]);
+        const uint8_t *noted = b->noted + (size_t)l * b->T;
+        uint32_t first = 0;
+        while ((noted[first] & NOTED_FOLLOWED) != 0) first++;
+        return wb_fail(WB_MISMATCH,
+                       "replay: micro-batch %" PRId32 ", MoE layer %" PRId32 " (model layer %" PRIu32
+                       "): expected to be told where all %" PRIu32 " rows went, found %" PRIu32
+                       " untold, the first is row %" PRIu32,
+                       index, layer, r->model.moe_layers[layer], b->T, b->T - b->followed[l], first);
     }
     return WB_OK;
 }
 
 wb_status wb_replay_end(wb_replay *r) {
-    if (!r) return wb_fail(WB_INVALID_ARGUMENT, "replay: handle is NULL");
-    for (int32_t i = 0; r->mode != WB_REPLAY_OFF && i < r->n_micro_batches; i++) WB_TRY(check_used(r, i));
+    if (!r || !r->in_step)
+        return wb_fail(WB_INVALID_ARGUMENT, "replay: end: %s", r ? "no step is open" : "handle is NULL");
+    for (int32_t i = 0; r->mode != WB_REPLAY_OFF && i < r->n_micro_batches; i++) WB_TRY(check_followed(r, i));
+    r->in_step = false;
     return WB_OK;
 }

@@ -1,5 +1,5 @@
 /* replay_state.c - what the other files of this room ask of the handle: sums, micro-batches and slices of
- * their rows. Refuses: an index, layer or row outside of the plan. */
+ * their rows; and dropping a plan. Refuses: an index, layer or row outside of the plan. */
 #include "replay_state.h"
 
 #include <inttypes.h>
@@ -9,13 +9,12 @@ size_t wb_replay_sums_count(const wb_replay *r) {
     return SUMS_FIXED + (size_t)r->model.n_moe_layers * SUMS_PER_LAYER;
 }
 
-void wb_replay_clear_sums(wb_replay *r) {
-    memset(r->sums, 0, wb_replay_sums_count(r) * sizeof *r->sums);
-}
-
-void wb_replay_drop_plan(wb_replay *r) {
+/* The micro-batches keep their memory. */
+void wb_replay_abort(wb_replay *r) {
     for (int32_t i = 0; i < r->n_micro_batches; i++) r->micro_batches[i].planned = false;
     r->n_micro_batches = 0;
+    r->in_step = false;
+    memset(r->sums, 0, wb_replay_sums_count(r) * sizeof *r->sums);
 }
 
 bool wb_replay_planned(const wb_replay *r, int32_t micro_batch_index) {
@@ -66,6 +65,7 @@ wb_status wb_replay_find_rows(const wb_replay *r, int32_t index, int32_t layer, 
                               .row = row,
                               .rows = rows,
                               .direction = b->by_layer + (size_t)stage_layer * b->T + row,
+                              .noted = b->noted + (size_t)stage_layer * b->T + row,
                               .ids = b->ids + row * r->row_bytes + model_layer * r->layer_bytes};
     *n_layers_out = all ? (uint32_t)r->options.n_layers : 1;
     return WB_OK;
@@ -75,5 +75,6 @@ void wb_replay_next_layer(const wb_replay *r, layer_rows *rows) {
     rows->layer++;
     rows->stage_layer++;
     rows->direction += rows->batch->T;
+    rows->noted += rows->batch->T;
     rows->ids += r->layer_bytes;
 }

@@ -19,6 +19,12 @@ enum {
     ROW_DIFFERS = 8   /* counted in SUM_DIFFER */
 };
 
+/* What is known of a row in one layer. */
+enum {
+    NOTED_MEASURED = 1, /* it is in the layer's metrics */
+    NOTED_FOLLOWED = 2  /* it was told to have gone where the plan says */
+};
+
 typedef struct segment_plan {
     wb_segment_kind kind;
     uint32_t start;          /* position in the record; REPLAY */
@@ -37,9 +43,9 @@ typedef struct micro_batch {
     uint8_t *ids;            /* [T][L][K] of the handle's dtype; 0 where there are none yet */
     uint8_t *direction;      /* [T] WB_ROW_*; NATIVE while pending */
     uint8_t *by_layer;       /* [n_layers][T] WB_ROW_* of each layer */
-    uint8_t *measured;       /* [n_layers][T] 1: in the layer's metrics */
+    uint8_t *noted;          /* [n_layers][T] NOTED_* */
     uint8_t *flags;          /* [T] ROW_* */
-    uint8_t *used;           /* [n_layers] */
+    uint32_t *followed;      /* [n_layers] rows with NOTED_FOLLOWED */
 } micro_batch;
 
 /* The doubles of wb_replay_metric_sums; then SUMS_PER_LAYER for each of the L layers. */
@@ -58,6 +64,14 @@ enum {
 };
 enum { LAYER_TOKENS, LAYER_OVERLAP, LAYER_DIFFER, SUMS_PER_LAYER };
 
+/* Where padding rows of one layer go: to each of the first `n_always` experts in every row, and for the
+ * other choices in turn to each of `n_turns` ranks, whose experts begin at starts[] of `experts`. */
+typedef struct padding_order {
+    uint32_t *experts; /* [E] */
+    uint32_t *starts;  /* [n_turns + 1] */
+    uint32_t n_always, n_turns;
+} padding_order;
+
 struct wb_replay {
     wb_owner memory; /* all arrays but `records` and `micro_batches` */
     wb_route_model model;
@@ -71,10 +85,12 @@ struct wb_replay {
     size_t n_records, record_capacity;
 
     wb_replay_mode mode;        /* of the step */
+    bool in_step;               /* begun, and neither ended nor dropped */
     micro_batch *micro_batches; /* [micro_batch_capacity]; the plan has the first n_micro_batches */
     int32_t n_micro_batches;
     size_t micro_batch_capacity;
-    uint32_t *padding_order; /* [E] experts such that neighbours are on different ranks */
+    padding_order *padding; /* [L], or one for all layers where padding_stride is 0 */
+    uint32_t padding_stride;
 
     double *sums;    /* [SUMS_FIXED + L * SUMS_PER_LAYER] */
     uint64_t *marks; /* [E] the value of `mark` when an expert was last seen: a set that empties by ++mark */
@@ -84,8 +100,6 @@ struct wb_replay {
 /* ---- replay_state.c --------------------------------------------------------------------------- */
 
 size_t wb_replay_sums_count(const wb_replay *replay);
-void wb_replay_clear_sums(wb_replay *replay);
-void wb_replay_drop_plan(wb_replay *replay); /* the micro-batches keep their memory */
 
 wb_status wb_replay_check_index(const wb_replay *replay, int32_t micro_batch);
 
@@ -97,6 +111,7 @@ typedef struct layer_rows {
     uint32_t stage_layer; /* the same from the stage's first */
     uint32_t row, rows;
     uint8_t *direction; /* [rows] of the layer */
+    uint8_t *noted;     /* [rows] of the layer */
     uint8_t *ids;       /* first id; rows are row_bytes apart */
 } layer_rows;
 
@@ -115,8 +130,15 @@ const wb_record *wb_replay_find_record(const wb_replay *replay, const char *rid)
 /* Memory for the segments, and for the arrays of T rows, whose pointers are then set. */
 wb_status wb_replay_reserve_segments(wb_replay *replay, micro_batch *batch, int32_t n_segments);
 wb_status wb_replay_reserve_rows(wb_replay *replay, micro_batch *batch, uint32_t T);
-/* Ids, directions and flags of all rows, from the segments; nothing is used or measured yet. */
+/* Ids, directions and flags of all rows, from the segments; none is followed or measured yet. */
 void wb_replay_fill(const wb_replay *replay, micro_batch *batch, int32_t index);
+
+/* ---- replay_padding.c ------------------------------------------------------------------------- */
+
+/* Reads options.expert_rank; the handle's model and options are set. */
+wb_status wb_replay_open_padding(wb_replay *replay);
+/* The ids [K] in `layer` of the padding row that comes `turn`-th; ids of neighbouring turns are spread. */
+void wb_replay_padding_row(const wb_replay *replay, uint32_t layer, uint64_t turn, uint8_t *ids_out);
 
 /* ---- metrics.c -------------------------------------------------------------------------------- */
 

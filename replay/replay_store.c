@@ -97,15 +97,26 @@ static void keep_used(const wb_replay *r, const layer_rows *s, const caller_ids 
     }
 }
 
+static void note_followed(const layer_rows *s) {
+    uint32_t more = 0;
+    if (s->batch->followed[s->stage_layer] == s->batch->T) return;
+    for (uint32_t i = 0; i < s->rows; i++) {
+        more += (s->noted[i] & NOTED_FOLLOWED) == 0;
+        s->noted[i] |= NOTED_FOLLOWED;
+    }
+    s->batch->followed[s->stage_layer] += more;
+}
+
 /* Measures before it keeps: a row is compared with what it was forced to, not with its own choice. */
 static void take(wb_replay *r, const layer_rows *s, const caller_ids *used, const caller_ids *native) {
     if (native->data) wb_replay_measure_rows(r, s, native->data, native->stride);
     if (r->mode != WB_REPLAY_OFF) keep_used(r, s, used);
-    s->batch->used[s->stage_layer] = 1;
 }
 
-wb_status wb_replay_store(wb_replay *r, int32_t index, int32_t layer, uint32_t row, uint32_t rows,
-                          const void *used, int64_t used_stride, const void *native, int64_t native_stride) {
+/* `sent`: the ids used are those that the rows were sent to, not only what a gate has chosen. */
+static wb_status tell(wb_replay *r, int32_t index, int32_t layer, uint32_t row, uint32_t rows,
+                      const void *used, int64_t used_stride, const void *native, int64_t native_stride,
+                      bool sent) {
     if (r && r->mode == WB_REPLAY_OFF && !wb_replay_planned(r, index)) return WB_OK;
     layer_rows first = {0}, s;
     caller_ids u = {0}, n = {0}, u_layer, n_layer;
@@ -125,9 +136,21 @@ wb_status wb_replay_store(wb_replay *r, int32_t index, int32_t layer, uint32_t r
     }
     for (l = 0, s = first; l < n_layers; l++) {
         take(r, &s, &u, &n);
+        if (sent && u.data) note_followed(&s);
         u = next_layer(r, u);
         n = next_layer(r, n);
         wb_replay_next_layer(r, &s);
     }
     return WB_OK;
+}
+
+wb_status wb_replay_store(wb_replay *r, int32_t index, int32_t layer, uint32_t row, uint32_t rows,
+                          const void *used, int64_t used_stride, const void *native, int64_t native_stride) {
+    return tell(r, index, layer, row, rows, used, used_stride, native, native_stride, true);
+}
+
+wb_status wb_replay_choose(wb_replay *r, int32_t index, int32_t layer, uint32_t row, uint32_t rows,
+                           const void *chosen, int64_t chosen_stride, const void *native,
+                           int64_t native_stride) {
+    return tell(r, index, layer, row, rows, chosen, chosen_stride, native, native_stride, false);
 }

@@ -8,10 +8,11 @@
  * Life of a step:
  *   wb_replay_add(record) ...                  what the rollout or a dump holds
  *   wb_replay_begin(mode, n micro-batches)     a new plan
- *   wb_replay_plan(micro-batch, segments) ...
+ *   wb_replay_plan(micro-batch, segments) ...  with the tokens that will be fed, which are compared
  *   for each pass over each micro-batch, layer by layer or all layers at once:
  *     wb_replay_rows -> forward -> wb_replay_store
- *   wb_replay_end                              checks that every (micro-batch, layer) of the plan was used
+ *   wb_replay_end                              checks that every row of every (micro-batch, layer) was
+ *                                              told to have gone where the plan says
  * There is no cursor: any (micro-batch, layer) may be asked for in any order, any number of times
  * (activation recompute, 1F1B, interleaved stages). Nothing is process-global. All pointers are to host
  * memory; no call is collective; one handle from one thread at a time.
@@ -43,8 +44,11 @@ typedef struct wb_replay_options {
     /* This trainer stage's MoE layers [first_layer, first_layer + n_layers) of the model (pipeline
      * stages); n_layers 0: all. Layer arguments below stay indices 0..L-1 of the whole model. */
     int32_t first_layer, n_layers;
+    /* [L][E] the rank 0..n_ranks-1 that holds expert e in MoE layer l of the whole model, to spread padding
+     * rows over; copied. NULL: rank r holds the block [E * r / R, E * (r + 1) / R) in every layer. */
+    const int32_t *expert_rank;
 } wb_replay_options;
-/* Strict, 1 rank, all layers. `size`: sizeof the caller's struct. */
+/* Strict, 1 rank, all layers, blocks. `size`: sizeof the caller's struct. */
 WB_API void wb_replay_options_init(wb_replay_options *options_out, size_t size);
 static inline wb_replay_options wb_replay_options_default(void) {
     wb_replay_options options;
@@ -64,7 +68,8 @@ WB_API const wb_route_model *wb_replay_model(const wb_replay *replay);
  * trained one (fingerprint). Ids out of range or repeated within a layer, and a rid added twice, are
  * refused. The record is borrowed: what it points to must stay until wb_replay_clear or close. */
 WB_API wb_status wb_replay_add(wb_replay *replay, const wb_route_model *from, const wb_record *record);
-WB_API void wb_replay_clear(wb_replay *replay); /* forgets records, plan and metrics */
+/* Forgets records, plan and metrics; an open step is dropped. */
+WB_API void wb_replay_clear(wb_replay *replay);
 
 /* ---- the plan -------------------------------------------------------------------------------- */
 
@@ -82,28 +87,39 @@ WB_API const char *wb_replay_mode_name(wb_replay_mode mode); /* "off", "record",
 typedef enum wb_segment_kind {
     WB_SEGMENT_REPLAY, /* rows [start, start + rows) of record rid; refused in mode RECORD */
     WB_SEGMENT_RECORD, /* rows without a record: the first pass chooses, later passes are forced to it */
-    WB_SEGMENT_PADDING /* forced to distinct ids spread evenly over ranks and experts; combine weight zero */
+    /* Forced to distinct ids with combine weight zero. In each layer the rows are spread evenly over the
+     * ranks that hold experts, and over each rank's experts; a rank with too few experts for its share of
+     * every row's K has all of them in each row, and the others share the rest. */
+    WB_SEGMENT_PADDING
 } wb_segment_kind;
 
-/* A run of rows of a packed micro-batch. A trainer's context-parallel zigzag is two segments of one rid. */
+/* A run of rows of a packed micro-batch. A trainer's context-parallel zigzag is two segments of one rid. A
+ * rank that feeds a part of the positions only (context or sequence parallelism) plans that part. */
 typedef struct wb_segment {
     wb_segment_kind kind;
     const char *rid; /* REPLAY; else NULL */
     uint32_t start;  /* absolute position of the first row; REPLAY */
     uint32_t rows;
+    const uint32_t *tokens; /* [rows] ids that the trainer feeds in these rows; REPLAY; else NULL; borrowed */
 } wb_segment;
 
-/* Starts a plan of `n_micro_batches` for a step in `mode`, dropping the previous plan and its metrics. */
+/* Opens a step in `mode` with a plan of `n_micro_batches`; the plan of the last step, which has ended, and
+ * its metrics are dropped. INVALID_ARGUMENT while a step is open, whose plan would be lost: wb_replay_end,
+ * wb_replay_abort or wb_replay_clear come first. */
 WB_API wb_status wb_replay_begin(wb_replay *replay, wb_replay_mode mode, int32_t n_micro_batches);
 
 /* The segment for rows [start, start + rows) of request `rid` in this step's mode: RECORD in mode RECORD,
- * REPLAY in the others. `rid` is borrowed. */
-WB_API wb_segment wb_replay_segment(const wb_replay *replay, const char *rid, uint32_t start, uint32_t rows);
+ * REPLAY in the others. `rid` and `tokens`, [rows] of what the trainer will feed, are borrowed. */
+WB_API wb_segment wb_replay_segment(const wb_replay *replay, const char *rid, uint32_t start, uint32_t rows,
+                                    const uint32_t *tokens);
 
 /* Defines micro-batch `micro_batch` as the concatenation of `segments`, T = the sum of their rows.
  * NOT_FOUND for an unknown rid, MISSING_ROUTES under strict, MISMATCH for a REPLAY segment in mode RECORD
- * (it would silently turn R2 into R3), INVALID_ARGUMENT for rows beyond the record's tokens; then nothing
- * is changed. A micro-batch is defined once in a plan. The segments' rids are not kept. */
+ * (it would silently turn R2 into R3) and for a token that is not the record's, with request id, position and
+ * both tokens, INVALID_ARGUMENT for rows beyond the record's tokens and for REPLAY without tokens; then
+ * nothing is changed. Tokens are compared in mode OFF too, and for the last token, which has no row: a
+ * prompt rendered otherwise would shift all rows behind it. A micro-batch is defined once in a plan. Neither
+ * rids nor tokens are kept. */
 WB_API wb_status wb_replay_plan(wb_replay *replay, int32_t micro_batch, int32_t n_segments,
                                 const wb_segment *segments);
 
@@ -115,12 +131,12 @@ WB_API bool wb_replay_dropped(const wb_replay *replay, int32_t micro_batch, int3
 
 /* ---- use ------------------------------------------------------------------------------------- */
 
-/* As `layer` of wb_replay_rows, _store and _counts: all MoE layers of the stage at once. */
+/* As `layer` of wb_replay_rows, _choose, _store and _counts: all MoE layers of the stage at once. */
 #define WB_ALL_LAYERS (-1)
 
 /* Rows of a micro-batch, of one layer or of all: how a forward is to route them, and what it must tell
- * wb_replay_store. What is pointed to belongs to the replay and stays until the next begin, clear or close;
- * wb_replay_store changes it in place. */
+ * wb_replay_store. What is pointed to belongs to the replay and stays until the next begin, abort, clear or
+ * close; wb_replay_choose and wb_replay_store change it in place. */
 typedef struct wb_replay_slice {
     uint32_t rows;
     /* First id of wb_route_dtype(E), not necessarily aligned; row r's ids, [K] or for all layers [L][K],
@@ -133,39 +149,50 @@ typedef struct wb_replay_slice {
     /* Some row chooses now and is forced to that choice afterwards, so that a backward has to wait for the
      * store. Not in mode OFF, where nothing is kept. */
     bool undecided;
-    bool want_used;   /* wb_replay_store needs the ids that the rows used */
+    bool want_chosen; /* wb_replay_choose needs the ids that the rows chose */
+    bool want_used;   /* wb_replay_store needs the ids that the rows used: some row is not known to follow */
     bool want_native; /* native ids would feed the metrics; a recompute need not select again */
 } wb_replay_slice;
 
-/* Rows [row, row + rows) of MoE layer `layer`: a sequence-parallel slice, or the whole when row = 0,
- * rows = T. Marks (micro_batch, layer) as used. With WB_ALL_LAYERS a row is native until its choice is known
- * in all layers (a pass asks for all at once or for one after the other, not for both), and only
- * wb_replay_store marks them: the rows may be looked at without a forward. INVALID_ARGUMENT outside of the
- * plan, except in mode OFF. */
+/* Rows [row, row + rows) of MoE layer `layer`: a slice, or the whole when row = 0, rows = T. With
+ * WB_ALL_LAYERS a row is native until its choice is known in all layers (a pass asks for all at once or for
+ * one after the other, not for both). Nothing is marked: who asks has not followed yet. INVALID_ARGUMENT
+ * outside of the plan, except in mode OFF. */
 WB_API wb_status wb_replay_rows(wb_replay *replay, int32_t micro_batch, int32_t layer, uint32_t row,
                                 uint32_t rows, wb_replay_slice *slice_out);
 
-/* Tells what a forward did with rows [row, row + rows) of one layer or all: `used`, the ids that they went
- * to (NULL when no row chose), and `native`, what each would have chosen (NULL: not known). Strides in ids;
- * a row has K ids or, for all layers, L * K. Rows that chose are kept: every later pass of this plan is
- * forced to them. Native ids feed the metrics of the first pass that brings them. In mode OFF nothing is
- * kept, and `used` alone feeds the metrics.
- * Marks what was told as used. MISMATCH when a forced row was not routed as planned; INVALID_ARGUMENT for
+/* Tells what a forward did with rows [row, row + rows) of one layer or all: `used`, the ids that they were
+ * sent to, forced and padding rows too (NULL: not told; rows that chose need it), and `native`, what each
+ * would have chosen (NULL: not known). Strides in ids; a row has K ids or, for all layers, L * K. Rows that
+ * chose are kept: every later pass of this plan is forced to them. Native ids feed the metrics of the first
+ * pass that brings them. In mode OFF nothing is kept, and `used` alone feeds the metrics.
+ * The rows of which `used` was told follow the plan from here on, which wb_replay_end asks of every row.
+ * MISMATCH when a row was not routed as planned, choices in another order included; INVALID_ARGUMENT for
  * ids out of range or repeated; then nothing is changed. */
 WB_API wb_status wb_replay_store(wb_replay *replay, int32_t micro_batch, int32_t layer, uint32_t row,
                                  uint32_t rows, const void *used, int64_t used_stride, const void *native,
                                  int64_t native_stride);
 
-/* counts_out[E]: (token, choice) pairs that the rows will send to each logical expert, known before the step
- * runs; rows that choose are not in it. Padding rows are, since they are sent too; load statistics should
- * leave them out. */
+/* wb_replay_store for a gate that hands ids to a dispatcher which is not its own: what the rows chose is kept
+ * and measured, but nobody knows yet where they go, so that none follows. wb_replay_store, told by who
+ * dispatched them, comes after it. `chosen`: NULL when no row chose. */
+WB_API wb_status wb_replay_choose(wb_replay *replay, int32_t micro_batch, int32_t layer, uint32_t row,
+                                  uint32_t rows, const void *chosen, int64_t chosen_stride,
+                                  const void *native, int64_t native_stride);
+
+/* counts_out[E]: (token, choice) pairs of the rows for each logical expert, known before the step runs: the
+ * load of the forced rows. Rows that choose are not in it, and padding, which is no token, never is. */
 WB_API wb_status wb_replay_counts(const wb_replay *replay, int32_t micro_batch, int32_t layer, uint32_t row,
                                   uint32_t rows, int64_t *counts_out);
 
-/* Ends the step: MISMATCH naming the first (micro-batch, layer) of this stage that no pass used, or a
- * micro-batch that was never planned; one of no rows counts as used. Mode OFF forces nothing and checks
- * nothing. The plan and the metrics stay until the next begin. */
+/* Ends the step: MISMATCH naming the first (micro-batch, layer) of this stage of which not every row is known
+ * to follow, with the first such row and their number, or a micro-batch that was never planned; the step then
+ * stays open. Mode OFF forces nothing and checks nothing. The plan and the metrics stay until the next
+ * begin. INVALID_ARGUMENT when no step is open. */
 WB_API wb_status wb_replay_end(wb_replay *replay);
+
+/* Drops the open step on purpose, with its plan and metrics; records stay. Without one it does nothing. */
+WB_API void wb_replay_abort(wb_replay *replay);
 
 /* ---- fidelity -------------------------------------------------------------------------------- */
 

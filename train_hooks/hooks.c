@@ -4,6 +4,7 @@
 
 #include <inttypes.h>
 #include <stdlib.h>
+#include <string.h>
 
 WB_OPTIONS_END(wb_hooks_options, bias);
 static const wb_hooks_options defaults = {.size = sizeof defaults};
@@ -18,7 +19,21 @@ static wb_status check_model(const wb_route_model *model, const wb_router *route
                        "hooks: router: expected %" PRIu32 " experts and top %" PRIu32
                        " as the replay's model, found %" PRId32 " and %" PRId32,
                        model->num_experts, model->top_k, router->n_experts, router->top_k);
+    if (strcmp(model->router, wb_router_name(router->type)) != 0)
+        return wb_fail(WB_MISMATCH,
+                       "hooks: router: expected type %s as the replay's model (%s), found %s: weights at the "
+                       "forced ids would be those of another model",
+                       model->router, model->name, wb_router_name(router->type));
     return WB_OK;
+}
+
+/* wb_router_check takes any finite scale. */
+static wb_status check_router(const wb_router *router) {
+    WB_TRY(wb_router_check(router));
+    if (router->scale > 0) return WB_OK;
+    return wb_fail(WB_INVALID_ARGUMENT,
+                   "hooks: router.scale: expected more than 0 (1 where the model has none), found %g",
+                   (double)router->scale);
 }
 
 static wb_status check_device(const wb_device *device) {
@@ -32,7 +47,7 @@ wb_status wb_hooks_open(const wb_hooks_options *options, wb_hooks **hooks_out) {
     WB_TRY(wb_options_read(&o, sizeof o, options, "hooks"));
     if (!o.device || !hooks_out)
         return wb_fail(WB_INVALID_ARGUMENT, "hooks: options, device or hooks_out is NULL");
-    WB_TRY(wb_router_check(&o.router));
+    WB_TRY(check_router(&o.router));
     WB_TRY(check_device(o.device));
     const wb_route_model *model = o.replay ? wb_replay_model(o.replay) : NULL;
     if (model) WB_TRY(check_model(model, &o.router));
@@ -57,19 +72,30 @@ wb_status wb_hooks_step_begin(wb_hooks *h, wb_replay_mode mode, int32_t n_micro_
     if (!h) return wb_fail(WB_INVALID_ARGUMENT, "hooks: handle is NULL");
     if (!h->options.replay && mode != WB_REPLAY_OFF)
         return wb_fail(WB_INVALID_ARGUMENT, "hooks: mode %s needs a replay", wb_replay_mode_name(mode));
-    if (h->options.replay) WB_TRY(wb_replay_begin(h->options.replay, mode, n_micro_batches));
+    /* With a replay, its step is what is open: two hooks of one replay have one plan. */
+    if (h->options.replay)
+        WB_TRY(wb_replay_begin(h->options.replay, mode, n_micro_batches));
+    else if (h->in_step)
+        return wb_fail(WB_INVALID_ARGUMENT, "hooks: step_begin: a step is open: end or abort it first");
     h->in_step = true;
+    h->mode = mode;
     return WB_OK;
+}
+
+void wb_hooks_step_abort(wb_hooks *h) {
+    if (!h || !h->in_step) return;
+    h->in_step = false;
+    if (h->options.replay) wb_replay_abort(h->options.replay);
 }
 
 wb_status wb_hooks_step_end(wb_hooks *h, wb_replay_metrics *metrics_out) {
     if (!h || !h->in_step) return wb_fail(WB_INVALID_ARGUMENT, "hooks: step_end without step_begin");
-    h->in_step = false;
     wb_replay_metrics metrics = {0};
     if (h->options.replay) {
         WB_TRY(wb_replay_end(h->options.replay));
         wb_replay_get_metrics(h->options.replay, &metrics, NULL);
     }
+    h->in_step = false;
     if (metrics_out) *metrics_out = metrics;
     return WB_OK;
 }

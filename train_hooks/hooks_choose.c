@@ -40,7 +40,7 @@ static wb_status select_ids(wb_hooks *h, const gate_call *c) {
 static wb_status bring_back(wb_hooks *h, const gate_call *c) {
     wb_device *dev = h->options.device;
     size_t bytes = c->T * h->layer_bytes;
-    if (c->slice.want_used) WB_TRY(dev->to_host(dev, h->ids_host.data, h->ids.data, bytes));
+    if (c->slice.want_chosen) WB_TRY(dev->to_host(dev, h->ids_host.data, h->ids.data, bytes));
     if (c->slice.want_native) WB_TRY(dev->to_host(dev, h->native_host.data, h->native.data, bytes));
     return WB_OK;
 }
@@ -51,7 +51,7 @@ wb_status wb_hooks_choose(wb_hooks *h, const gate_call *c, wb_ids table) {
     bool choosing = c->slice.any_native || c->slice.want_native;
     if (c->slice.any_forced) gather_plan(h, c);
     if (hash && choosing) {
-        WB_TRY(wb_hooks_read_ids(h, c, table));
+        WB_TRY(wb_hooks_read_ids(h, c, table, "the hash table"));
         take_table_ids(h, c);
     }
     if (hash || c->slice.any_forced)

@@ -1,8 +1,10 @@
 /* hooks_gate.c - the router's gate of a foreign trainer, forward and backward, of rows of one layer. Owns:
- * zero weights and gradients of padding rows. Refuses: a backward without its forward. */
+ * zero weights and gradients of padding rows. Refuses: a backward without its forward, weights that are no
+ * finite numbers. */
 #include "hooks_internal.h"
 
 #include <inttypes.h>
+#include <math.h>
 
 /* Buffers only grow: in the steady state a call allocates nothing. */
 static wb_status reserve(wb_hooks *h, int64_t T) {
@@ -17,22 +19,57 @@ static wb_status reserve(wb_hooks *h, int64_t T) {
                            "hooks: the trainer's ids");
 }
 
-static wb_status start_call(wb_hooks *h, int32_t micro_batch, int32_t layer, uint32_t row, int64_t T,
-                            const float *logits, gate_call *out) {
-    if (!h || !h->in_step) return wb_fail(WB_INVALID_ARGUMENT, "hooks: a gate was called outside of a step");
-    if (T < 0 || T > UINT32_MAX || layer < 0 || layer >= h->n_layers || (T > 0 && !logits))
+wb_status wb_hooks_start_call(wb_hooks *h, int32_t micro_batch, int32_t layer, uint32_t row, int64_t T,
+                              const char *what, gate_call *out) {
+    if (!h || !h->in_step) return wb_fail(WB_INVALID_ARGUMENT, "hooks: %s outside of a step", what);
+    if (T < 0 || T > UINT32_MAX || layer < 0 || layer >= h->n_layers)
         return wb_fail(WB_INVALID_ARGUMENT,
-                       "hooks: expected a MoE layer below %" PRId32 " and logits of 0..2^32 rows, found "
-                       "layer %" PRId32 ", %" PRId64 " rows%s",
-                       h->n_layers, layer, T, logits ? "" : ", NULL");
-    gate_call c = {
-        .micro_batch = micro_batch, .layer = layer, .row = row, .T = (uint32_t)T, .logits = logits};
+                       "hooks: %s: expected a MoE layer below %" PRId32
+                       " and 0..2^32 rows, found layer %" PRId32 " and %" PRId64 " rows",
+                       what, h->n_layers, layer, T);
+    gate_call c = {.micro_batch = micro_batch, .layer = layer, .row = row, .T = (uint32_t)T};
     if (h->options.replay)
         WB_TRY(wb_replay_rows(h->options.replay, micro_batch, layer, row, c.T, &c.slice));
     else
         c.slice = (wb_replay_slice){.rows = c.T, .any_native = true};
     WB_TRY(reserve(h, T));
     *out = c;
+    return WB_OK;
+}
+
+static wb_status start_gate(wb_hooks *h, int32_t micro_batch, int32_t layer, uint32_t row, int64_t T,
+                            const float *logits, gate_call *out) {
+    if (T > 0 && !logits) return wb_fail(WB_INVALID_ARGUMENT, "hooks: a gate: logits are NULL");
+    WB_TRY(wb_hooks_start_call(h, micro_batch, layer, row, T, "a gate", out));
+    out->logits = logits;
+    return WB_OK;
+}
+
+/* The weights on the host; NULL where that would make a call wait that otherwise need not. */
+static wb_status read_weights(wb_hooks *h, const gate_call *c, const float *weights, const float **out) {
+    wb_device *dev = h->options.device;
+    size_t K = (size_t)h->options.router.top_k;
+    *out = dev->backend == WB_BACKEND_CPU ? weights : NULL;
+    if (*out || (!c->slice.want_chosen && !c->slice.want_native)) return WB_OK;
+    WB_TRY(wb_reserve_host(&h->workspace, &h->weights_host, c->T, K * sizeof *weights, "hooks: weights"));
+    WB_TRY(dev->to_host(dev, h->weights_host.data, weights, c->T * K * sizeof *weights));
+    *out = h->weights_host.data;
+    return WB_OK;
+}
+
+/* A NaN among the logits would train on: the loss of one token takes the whole step with it. */
+static wb_status check_weights(wb_hooks *h, const gate_call *c, const float *weights) {
+    const float *host;
+    size_t K = (size_t)h->options.router.top_k;
+    WB_TRY(read_weights(h, c, weights, &host));
+    for (size_t i = 0; host && i < c->T * K; i++) {
+        size_t t = i / K;
+        if (isfinite(host[i]) || (c->slice.direction && c->slice.direction[t] == WB_ROW_PADDING)) continue;
+        return wb_fail(WB_INVALID_ARGUMENT,
+                       "hooks: micro-batch %" PRId32 ", MoE layer %" PRId32
+                       ", row %zu: expected finite logits, found a weight of %g at choice %zu",
+                       c->micro_batch, c->layer, c->row + t, (double)host[i], i % K);
+    }
     return WB_OK;
 }
 
@@ -49,25 +86,26 @@ static wb_status zero_padding(wb_hooks *h, const gate_call *c, float *data, size
     return WB_OK;
 }
 
-/* The replay learns what the rows used and what they would have chosen. */
-static wb_status store(wb_hooks *h, const gate_call *c) {
+/* The replay learns what rows chose and what they would have chosen; where they go is the dispatcher's. */
+static wb_status keep_choices(wb_hooks *h, const gate_call *c) {
     if (!h->options.replay) return WB_OK;
-    const void *used = c->slice.want_used ? h->ids_host.data : NULL;
+    const void *chosen = c->slice.want_chosen ? h->ids_host.data : NULL;
     const void *native = c->slice.want_native ? h->native_host.data : NULL;
     int64_t K = h->options.router.top_k;
-    return wb_replay_store(h->options.replay, c->micro_batch, c->layer, c->row, c->T, used, K, native, K);
+    return wb_replay_choose(h->options.replay, c->micro_batch, c->layer, c->row, c->T, chosen, K, native, K);
 }
 
 wb_status wb_hooks_gate_forward(wb_hooks *h, int32_t micro_batch, int32_t layer, uint32_t row, int64_t T,
                                 const float *logits, wb_ids ids_out, float *weights_out) {
     gate_call c = {0};
-    WB_TRY(start_call(h, micro_batch, layer, row, T, logits, &c));
-    WB_TRY(wb_hooks_check_ids(h, T, ids_out));
+    WB_TRY(start_gate(h, micro_batch, layer, row, T, logits, &c));
+    WB_TRY(wb_hooks_check_ids(h, T, ids_out, "ids_out"));
     wb_device *dev = h->options.device;
     WB_TRY(wb_hooks_choose(h, &c, ids_out));
-    /* The store changes the slice's directions in place, from native to forced; padding stays padding. */
-    WB_TRY(store(h, &c));
     WB_TRY(dev->gate_forward(dev, &h->options.router, T, logits, hooks_ids(h, &h->ids), weights_out));
+    WB_TRY(check_weights(h, &c, weights_out));
+    /* This changes the slice's directions in place, from native to forced; padding stays padding. */
+    WB_TRY(keep_choices(h, &c));
     WB_TRY(zero_padding(h, &c, weights_out, (size_t)h->options.router.top_k));
     return wb_hooks_write_ids(h, &c, ids_out);
 }
@@ -75,7 +113,7 @@ wb_status wb_hooks_gate_forward(wb_hooks *h, int32_t micro_batch, int32_t layer,
 wb_status wb_hooks_gate_backward(wb_hooks *h, int32_t micro_batch, int32_t layer, uint32_t row, int64_t T,
                                  const float *logits, const float *dweights, float *dlogits_out) {
     gate_call c = {0};
-    WB_TRY(start_call(h, micro_batch, layer, row, T, logits, &c));
+    WB_TRY(start_gate(h, micro_batch, layer, row, T, logits, &c));
     wb_device *dev = h->options.device;
     if (c.slice.undecided)
         return wb_fail(WB_INVALID_ARGUMENT,
@@ -85,7 +123,7 @@ wb_status wb_hooks_gate_backward(wb_hooks *h, int32_t micro_batch, int32_t layer
     if (c.slice.any_native && h->options.router.type == WB_ROUTER_HASH)
         return wb_fail(WB_UNSUPPORTED, "hooks: backward of a hash router in mode off: the ids are the "
                                        "trainer's own, call the device's gate_backward");
-    c.slice.want_used = c.slice.want_native = false;
+    c.slice.want_chosen = c.slice.want_native = false;
     WB_TRY(wb_hooks_choose(h, &c, (wb_ids){0}));
     WB_TRY(
         dev->gate_backward(dev, &h->options.router, T, logits, hooks_ids(h, &h->ids), dweights, dlogits_out));

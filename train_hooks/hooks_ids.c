@@ -1,14 +1,14 @@
-/* hooks_ids.c - the trainer's own tensor of ids: read where a hash router's table fills it, and written with
- * what the gate chose, in its dtype and stride. */
+/* hooks_ids.c - the trainer's own tensor of ids: read where a hash router's table or a dispatcher filled it,
+ * and written with what the gate chose, in its dtype and stride. */
 #include "hooks_internal.h"
 
 #include <inttypes.h>
 
-wb_status wb_hooks_check_ids(const wb_hooks *h, int64_t T, wb_ids ids) {
+wb_status wb_hooks_check_ids(const wb_hooks *h, int64_t T, wb_ids ids, const char *name) {
     bool fits = ids.dtype == WB_U16 || (ids.dtype == WB_U8 && h->dtype == WB_U8);
     if (fits && ids.stride >= h->options.router.top_k && (T == 0 || ids.data)) return WB_OK;
     return wb_fail(WB_INVALID_ARGUMENT,
-                   "hooks: ids_out: expected %s of stride %" PRId32 " or more, found %s of %" PRId64 "%s",
+                   "hooks: %s: expected %s of stride %" PRId32 " or more, found %s of %" PRId64 "%s", name,
                    h->dtype == WB_U8 ? "u8 or u16" : "u16", h->options.router.top_k, wb_dtype_name(ids.dtype),
                    ids.stride, ids.data ? "" : ", NULL");
 }
@@ -18,7 +18,7 @@ static size_t rows_at_once(const gate_call *c, wb_ids ids, size_t K) {
     return ids.stride == (int64_t)K ? c->T : 1;
 }
 
-wb_status wb_hooks_read_ids(wb_hooks *h, const gate_call *c, wb_ids from) {
+wb_status wb_hooks_read_ids(wb_hooks *h, const gate_call *c, wb_ids from, const char *name) {
     wb_device *dev = h->options.device;
     size_t K = (size_t)h->options.router.top_k, id_bytes = wb_dtype_size(from.dtype);
     uint8_t *wide = h->wide_host.data;
@@ -32,8 +32,8 @@ wb_status wb_hooks_read_ids(wb_hooks *h, const gate_call *c, wb_ids from) {
         if (id >= (uint32_t)h->options.router.n_experts)
             return wb_fail(WB_INVALID_ARGUMENT,
                            "hooks: micro-batch %" PRId32 ", MoE layer %" PRId32 ", row %zu: expert %" PRIu32
-                           " of the hash table is out of range",
-                           c->micro_batch, c->layer, c->row + i / K, id);
+                           " of %s is out of range",
+                           c->micro_batch, c->layer, c->row + i / K, id, name);
         wb_route_id_set(h->native_host.data, h->dtype, i, id);
     }
     return WB_OK;

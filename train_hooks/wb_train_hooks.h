@@ -1,7 +1,8 @@
-/* wb_train_hooks.h - what a foreign trainer calls: four calls around its own forward and backward.
+/* wb_train_hooks.h - what a foreign trainer calls: five calls around its own forward and backward.
  *
  *   wb_hooks_step_begin(hooks, mode, micro-batches)     and wb_replay_plan for each micro-batch
  *     router forward:   wb_hooks_gate_forward(hooks, micro-batch, layer, ..., logits -> ids, weights)
+ *     dispatch:         wb_hooks_dispatched(hooks, micro-batch, layer, ..., ids that tokens were sent to)
  *     router backward:  wb_hooks_gate_backward(hooks, micro-batch, layer, ..., dweights -> dlogits)
  *   wb_hooks_step_end(hooks, metrics)
  *
@@ -9,8 +10,14 @@
  * rows, and the device's gate ops. Refuses: the model, the rollout engine, what a mode does (wb_replay). The
  * trainer computes the router logits and dispatches to the ids it gets back. No call is collective.
  *
+ * A gate that hands out ids cannot know that a dispatcher follows them: a trainer whose dispatcher still has
+ * the routing map of its own top-k would train the wrong experts, with nothing to show for it. So step_end
+ * wants wb_hooks_dispatched for every row, told where the ids are taken to send tokens, from what is taken:
+ * after the gate, from its own output, it would prove nothing.
+ *
  * The load that an auxiliary loss or a selection-bias update should see is that of the ids returned here,
- * which for forced rows is the rollout's; a bias only selects, so it has no effect on forced rows.
+ * without padding rows, which for forced rows is the rollout's; a bias only selects, so it has no effect on
+ * forced rows.
  */
 #ifndef WB_TRAIN_HOOKS_H
 #define WB_TRAIN_HOOKS_H
@@ -41,24 +48,42 @@ static inline wb_hooks_options wb_hooks_options_default(void) {
     return options;
 }
 
-/* INVALID_ARGUMENT names what is off; MISMATCH when the router is not the replay's model's; UNSUPPORTED names
- * the op that the device lacks: memory, topk, gate_forward and gate_backward are needed. */
+/* INVALID_ARGUMENT names what is off, a scale of 0 or below, with which all weights would be zero or turn
+ * round, included; MISMATCH when the router's type, E or K is not the replay's model's; UNSUPPORTED names the
+ * op that the device lacks: memory, topk, gate_forward and gate_backward are needed. */
 WB_API wb_status wb_hooks_open(const wb_hooks_options *options, wb_hooks **hooks_out);
 WB_API void wb_hooks_close(wb_hooks *hooks);
 
 /* Begins a step in `mode` (wb_replay_begin, which says what the modes do); the caller then plans each
  * micro-batch with wb_replay_plan, of segments that wb_replay_segment makes and of padding. Without a replay
- * the mode is OFF. */
+ * the mode is OFF. INVALID_ARGUMENT while a step is open, here or of the replay: its plan would be lost. */
 WB_API wb_status wb_hooks_step_begin(wb_hooks *hooks, wb_replay_mode mode, int32_t n_micro_batches);
+
+/* Drops the open step on purpose (wb_replay_abort). Without one it does nothing. */
+WB_API void wb_hooks_step_abort(wb_hooks *hooks);
 
 /* Rows [row, row + T) of the micro-batch in MoE layer `layer`. logits: device [T, E] of this forward.
  * ids_out: device, [T] rows of K ids, dtype and stride as given; weights_out: device [T, K], zero for
  * padding rows. Forward and every recompute of it call this alike. ids_out may be u16 where u8 would do.
  * HASH: ids_out holds on entry what the trainer's table says of each row: the native choice. Under OFF
  * every row but padding goes where its logits say. INVALID_ARGUMENT outside of a step or plan; then no
- * output is written. */
+ * output is written.
+ * INVALID_ARGUMENT names the first row, padding apart, that has a weight which is no finite number: NaN or
+ * infinite logits, on a forced row as well. Nothing is kept then, ids_out is not written, and weights_out is
+ * not to be used. The CPU looks in every call; a CUDA device in those that wait for it anyway, which is the
+ * first pass over each row under a replay, and elsewhere such weights go on as NaN. */
 WB_API wb_status wb_hooks_gate_forward(wb_hooks *hooks, int32_t micro_batch, int32_t layer, uint32_t row,
                                        int64_t T, const float *logits, wb_ids ids_out, float *weights_out);
+
+/* Tells where the trainer's dispatcher sent rows [row, row + T): ids: device [T] rows of K ids, u8 or u16,
+ * what the dispatcher took. Their order within a row does not matter here, since a routing map has none:
+ * routing_map.nonzero()[:, 1].view(T, K) will do. Padding rows are told like the others. Each row needs it
+ * once a step, after its forward; more often, as in a recompute, it is compared again. MISMATCH names the
+ * first row that was sent elsewhere than the plan says, INVALID_ARGUMENT for ids out of range and before the
+ * forward of these rows; then none of them counts as told. On the device's stream, and done on return: the
+ * ids are copied to the host. Mode OFF, or no replay: nothing to compare with, nothing is looked at. */
+WB_API wb_status wb_hooks_dispatched(wb_hooks *hooks, int32_t micro_batch, int32_t layer, uint32_t row,
+                                     int64_t T, wb_ids ids);
 
 /* dlogits_out: device [T, E] (=) from dweights: device [T, K], at the ids that the forward used: the
  * plan's, which has kept the native choices too; under OFF they are chosen again from `logits`, which are
@@ -69,7 +94,8 @@ WB_API wb_status wb_hooks_gate_backward(wb_hooks *hooks, int32_t micro_batch, in
                                         float *dlogits_out);
 
 /* Ends the step (wb_replay_end) and gives its metrics, zeros without a replay; metrics_out may be NULL.
- * MISMATCH names a (micro-batch, layer) that was planned and never used. */
+ * MISMATCH names the first (micro-batch, layer) with a row that wb_hooks_dispatched was not told of, the row
+ * and how many there are; the step then stays open, to be completed or aborted. */
 WB_API wb_status wb_hooks_step_end(wb_hooks *hooks, wb_replay_metrics *metrics_out);
 
 #ifdef __cplusplus

@@ -13,8 +13,9 @@ static wb_status plan_micro_batch(wb_replay *replay, int32_t m, const micro_batc
     wb_segment *segments;
     WB_TRY(WB_NEW(segments, (size_t)mb->n_seqs, "segments"));
     for (int64_t i = 0; i < mb->n_seqs; i++)
-        segments[i] = wb_replay_segment(replay, record_of(mb->samples[i])->rid, 0,
-                                        (uint32_t)fed_tokens(mb->samples[i]));
+        segments[i] =
+            wb_replay_segment(replay, record_of(mb->samples[i])->rid, 0, (uint32_t)fed_tokens(mb->samples[i]),
+                              (const uint32_t *)mb->tokens + mb->seq_start[i]);
     wb_status status = wb_replay_plan(replay, m, (int32_t)mb->n_seqs, segments);
     free(segments);
     return status;

@@ -14,7 +14,9 @@ static inline wb_replay *open_replay(const wb_route_model *m, wb_missing_policy 
     return r;
 }
 
+/* A step of one micro-batch; an open one is dropped. */
 static inline void plan_one(wb_replay *r, int32_t n, const wb_segment *segments) {
+    wb_replay_abort(r);
     OK(wb_replay_begin(r, WB_REPLAY_ROLLOUT, 1));
     OK(wb_replay_plan(r, 0, n, segments));
 }
@@ -30,6 +32,25 @@ static inline void expect_forced(wb_replay *r, int32_t mb, uint32_t t, const fix
         for (uint32_t k = 0; k < m->top_k; k++)
             assert_int_equal(wb_route_id(slice.ids, r->dtype, k), fixture_id(m, f->seed, position, l, k));
     }
+}
+
+/* What a forward tells that sent rows [row, row + rows) of a layer where the plan says. Rows that choose do
+ * so by choice k = expert k. */
+static inline wb_status follow(wb_replay *r, int32_t mb, int32_t layer, uint32_t row, uint32_t rows) {
+    enum { IDS_MAX = 4096 };
+    const uint32_t K = wb_replay_model(r)->top_k;
+    uint8_t used[IDS_MAX];
+    wb_replay_slice slice;
+    wb_status status = wb_replay_rows(r, mb, layer, row, rows, &slice);
+    if (status != WB_OK) return status;
+    assert_true((size_t)rows * r->layer_bytes <= sizeof used);
+    for (size_t i = 0; i < (size_t)rows * K; i++) {
+        bool chooses = slice.direction[i / K] == WB_ROW_NATIVE;
+        size_t planned = i / K * (size_t)slice.stride + i % K;
+        wb_route_id_set(used, r->dtype, i,
+                        chooses ? (uint32_t)(i % K) : wb_route_id(slice.ids, r->dtype, planned));
+    }
+    return wb_replay_store(r, mb, layer, row, rows, used, K, NULL, 0);
 }
 
 static inline int layer_direction(wb_replay *r, int32_t mb, int32_t layer, uint32_t t) {

@@ -48,12 +48,18 @@ typedef struct fixture_record {
     uint32_t *tokens;
 } fixture_record;
 
+/* No two positions of one record have the same token, nor two records at one position. */
+static inline uint32_t fixture_token(uint64_t seed, uint32_t position) {
+    return (uint32_t)seed * 1000 + position;
+}
+
 /* A record of n_tokens without rows. */
 static inline void fixture_open(fixture_record *f, uint64_t seed, uint32_t n_tokens) {
     memset(f, 0, sizeof *f);
     f->seed = seed;
     snprintf(f->rid, sizeof f->rid, "r-%" PRIu64, seed);
     f->tokens = calloc(n_tokens + 1, sizeof *f->tokens);
+    for (uint32_t i = 0; i < n_tokens; i++) f->tokens[i] = fixture_token(seed, i);
     f->record = (wb_record){.rid = f->rid, .n_tokens = n_tokens, .tokens = f->tokens, .routes = f->runs};
 }
 
@@ -112,8 +118,9 @@ static inline void fixture_close(fixture_record *f) {
         if (!strstr(wb_error_message(), text)) fail_msg("no \"%s\" in: %s", text, wb_error_message()); \
     } while (0)
 
+/* Rows of the record, fed as they were recorded. */
 static inline wb_segment fixture_segment(const fixture_record *f, uint32_t start, uint32_t rows) {
-    return (wb_segment){WB_SEGMENT_REPLAY, f->rid, start, rows};
+    return (wb_segment){WB_SEGMENT_REPLAY, f->rid, start, rows, f->tokens + start};
 }
 
 #endif

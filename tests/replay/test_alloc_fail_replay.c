@@ -22,22 +22,37 @@ static wb_route_model model;
 static fixture_record records[RECORDS]; /* more than the tables hold at first */
 static float logits[T * E];
 
+/* All rows of a layer go where the plan says; those that choose, to experts 1 and 2. */
+static wb_status follow_all(wb_replay *r, int32_t mb, int32_t l, uint32_t rows) {
+    uint8_t used[T + TOKENS][K];
+    wb_replay_slice slice;
+    wb_status status = wb_replay_rows(r, mb, l, 0, rows, &slice);
+    for (uint32_t t = 0; t < rows && status == WB_OK; t++) {
+        const uint8_t *planned = (const uint8_t *)slice.ids + t * (size_t)slice.stride;
+        memcpy(used[t], slice.direction[t] == WB_ROW_NATIVE ? (const uint8_t[K]){1, 2} : planned, K);
+    }
+    return status == WB_OK ? wb_replay_store(r, mb, l, 0, rows, used, K, NULL, 0) : status;
+}
+
 /* open .. begin .. plan .. store; close in any case. */
 static wb_status replay_step(void) {
+    static const int32_t expert_rank[L * E] = {1, 0, 1};
+    wb_replay_options options = wb_replay_options_default();
+    options.n_ranks = 2;
+    options.expert_rank = expert_rank;
     wb_replay *r = NULL;
-    wb_status status = wb_replay_open(&model, NULL, &r);
+    wb_status status = wb_replay_open(&model, &options, &r);
     for (int i = 0; i < RECORDS && status == WB_OK; i++)
         status = wb_replay_add(r, &model, &records[i].record);
     for (int32_t step = 1; step < 4 && status == WB_OK; step++) {
         status = wb_replay_begin(r, WB_REPLAY_ROLLOUT, step);
         for (int32_t mb = 0; mb < step && status == WB_OK; mb++) {
             wb_segment s[3] = {fixture_segment(&records[mb], 0, TOKENS),
-                               {WB_SEGMENT_PADDING, NULL, 0, PADDING}};
+                               {WB_SEGMENT_PADDING, NULL, 0, PADDING, NULL}};
             s[2] = s[0];
-            uint8_t used[K] = {1, 2};
             status = wb_replay_plan(r, mb, step == 3 ? 3 : 2, s);
             for (int32_t l = 0; l < L && status == WB_OK; l++)
-                status = wb_replay_store(r, mb, l, TOKENS - 1, 1, used, K, NULL, 0);
+                status = follow_all(r, mb, l, step == 3 ? T + TOKENS : T);
         }
         if (status == WB_OK) status = wb_replay_end(r);
     }
@@ -53,12 +68,13 @@ static wb_status hooked_step(wb_device *dev, wb_replay *r) {
     options.router = (wb_router){WB_ROUTER_SOFTMAX_NORM, E, K, 1, 1, true, 1};
     uint16_t ids[T * K];
     float weights[T * K], dlogits[T * E];
-    wb_segment s[2] = {fixture_segment(&records[0], 0, TOKENS), {WB_SEGMENT_PADDING, NULL, 0, PADDING}};
+    wb_segment s[2] = {fixture_segment(&records[0], 0, TOKENS), {WB_SEGMENT_PADDING, NULL, 0, PADDING, NULL}};
     wb_status status = wb_hooks_open(&options, &h);
     if (status == WB_OK) status = wb_hooks_step_begin(h, WB_REPLAY_ROLLOUT, 1);
     if (status == WB_OK) status = wb_replay_plan(r, 0, 2, s);
     for (int32_t l = 0; l < L && status == WB_OK; l++) {
         status = wb_hooks_gate_forward(h, 0, l, 0, T, logits, (wb_ids){ids, WB_U16, K}, weights);
+        if (status == WB_OK) status = wb_hooks_dispatched(h, 0, l, 0, T, (wb_ids){ids, WB_U16, K});
         if (status == WB_OK) status = wb_hooks_gate_backward(h, 0, l, 0, T, logits, weights, dlogits);
     }
     if (status == WB_OK) status = wb_hooks_step_end(h, NULL);
@@ -154,14 +170,17 @@ static void test_a_failed_plan_changes_nothing(void **unused) {
         assert_int_equal(status, WB_OUT_OF_MEMORY);
         assert_false(wb_replay_planned(r, 0));
     }
+    OK(wb_replay_plan(r, 0, 1, &s));
+    for (int32_t l = 0; l < L; l++) OK(follow_all(r, 0, l, TOKENS));
+    OK(wb_replay_end(r));
     alloc_fail_arm(0, false);
-    wb_status status = wb_replay_begin(r, WB_REPLAY_ROLLOUT, MANY);
+    wb_status status = wb_replay_begin(r, WB_REPLAY_ROLLOUT, MANY); /* the plan of the last step is there */
     assert_true(alloc_fail_disarm(&live));
     assert_int_equal(status, WB_OUT_OF_MEMORY);
-    OK(wb_replay_plan(r, 0, 1, &s));
     wb_replay_metrics metrics;
     wb_replay_get_metrics(r, &metrics, NULL);
     assert_true(metrics.rows == TOKENS);
+    wb_replay_abort(r);
 
     alloc_fail_arm(0, false); /* the next step of the same shape needs no memory */
     OK(wb_replay_begin(r, WB_REPLAY_ROLLOUT, 1));

@@ -21,7 +21,7 @@ static void test_counts_are_known_before_the_step(void **unused) {
     assert_memory_equal(counts, expected, sizeof counts);
     assert_int_equal(wb_replay_counts(r, 0, 1, 1, 5, counts), WB_INVALID_ARGUMENT);
     assert_memory_equal(counts, expected, sizeof counts);
-    assert_int_equal(wb_replay_end(r), WB_MISMATCH); /* counting is not using */
+    assert_int_equal(wb_replay_end(r), WB_MISMATCH); /* counting is not following */
     wb_replay_close(r);
     fixture_close(&f);
 }
@@ -55,7 +55,7 @@ static void fidelity_by_hand(wb_replay_mode mode) {
     for (int i = 0; i < 6; i++) memcpy(ids + 4 * i, (uint8_t[]){3, 1, 7, 5}, 4);
     wb_replay *r = open_replay(&m, WB_MISSING_STRICT);
     OK(wb_replay_add(r, &m, &f.record));
-    wb_segment s[] = {fixture_segment(&f, 0, 4), {WB_SEGMENT_PADDING, NULL, 0, 1}};
+    wb_segment s[] = {fixture_segment(&f, 0, 4), {WB_SEGMENT_PADDING, NULL, 0, 1, NULL}};
     OK(wb_replay_begin(r, mode, 1));
     OK(wb_replay_plan(r, 0, 2, s));
     /* rows: same set in another order | one differs | all differ | last token | padding */
@@ -106,7 +106,7 @@ static void fidelity_by_hand(wb_replay_mode mode) {
     OK(wb_replay_plan(r, 0, 2, s)); /* a step of the same shape: nothing is used or measured yet */
     assert_int_equal(wb_replay_end(r), WB_MISMATCH);
     HAS_MESSAGE("micro-batch 0, MoE layer 0");
-    assert_true(wb_replay_rows(r, 0, 0, 0, 5, &slice) == WB_OK && slice.want_native);
+    assert_true(wb_replay_rows(r, 0, 0, 0, 5, &slice) == WB_OK && slice.want_native && slice.want_used);
     wb_replay_close(r);
     fixture_close(&f);
 }

@@ -13,7 +13,7 @@ static void test_rule_19_record_segments_follow_the_first_pass(void **unused) {
     (void)unused;
     wb_route_model m = fixture_model(300, 3, 2); /* u16 */
     wb_replay *r = open_replay(&m, WB_MISSING_STRICT);
-    wb_segment s = {WB_SEGMENT_RECORD, NULL, 0, 3};
+    wb_segment s = {WB_SEGMENT_RECORD, NULL, 0, 3, NULL};
     OK(wb_replay_begin(r, WB_REPLAY_RECORD, 1));
     OK(wb_replay_plan(r, 0, 1, &s));
     uint16_t chosen[3][5] = {{299, 1, 2, 0, 0}, {5, 4, 3, 0, 0}, {256, 0, 17, 0, 0}}; /* stride 5 */
@@ -107,6 +107,7 @@ static void expect_bulk_all_or_nothing(bulk_case *c, wb_replay_mode mode) {
     char message[96];
     size_t n = 0;
     wb_replay *r = c->bulk;
+    wb_replay_abort(r);
     OK(wb_replay_begin(r, mode, 1));
     OK(wb_replay_plan(r, 0, 2, c->segments));
     uint16_t *last = c->native[0][c->end - 1];
@@ -131,7 +132,7 @@ static void all_layers_at_once(int32_t first, int32_t end) {
     c.bulk = open_stage(&c.m, first, end);
     c.each = open_stage(&c.m, first, end);
     c.segments[0] = fixture_segment(&c.f, 0, 3);
-    c.segments[1] = (wb_segment){WB_SEGMENT_PADDING, NULL, 0, 1};
+    c.segments[1] = (wb_segment){WB_SEGMENT_PADDING, NULL, 0, 1, NULL};
     for (int mode = WB_REPLAY_OFF; mode <= WB_REPLAY_ROLLOUT; mode += 2) {
         plan_bulk(&c, c.bulk, (wb_replay_mode)mode);
         plan_bulk(&c, c.each, (wb_replay_mode)mode);
@@ -171,12 +172,15 @@ static void test_rule_19_record_mode_refuses_replay_segments(void **unused) {
     assert_int_equal(wb_replay_plan(r, 0, 1, &s), WB_MISMATCH);
     HAS_MESSAGE("mode record");
     assert_false(wb_replay_planned(r, 0));
-    s = wb_replay_segment(r, f.rid, 0, 3);
+    s = wb_replay_segment(r, f.rid, 0, 3, f.tokens);
     assert_int_equal(s.kind, WB_SEGMENT_RECORD);
     OK(wb_replay_plan(r, 0, 1, &s));
+    wb_replay_abort(r);
     OK(wb_replay_begin(r, WB_REPLAY_OFF, 1));
-    s = wb_replay_segment(r, f.rid, 1, 2);
+    s = wb_replay_segment(r, f.rid, 1, 2, f.tokens + 1);
     assert_true(s.kind == WB_SEGMENT_REPLAY && s.rid == f.rid && s.start == 1 && s.rows == 2);
+    assert_ptr_equal(s.tokens, f.tokens + 1);
+    wb_replay_abort(r);
     assert_int_equal(wb_replay_begin(r, (wb_replay_mode)3, 1), WB_INVALID_ARGUMENT);
     assert_string_equal(wb_replay_mode_name((wb_replay_mode)3), "unknown");
     wb_replay_close(r);
@@ -192,7 +196,7 @@ static void test_rule_19_off_forces_nothing(void **unused) {
     wb_replay *r = open_replay(&m, WB_MISSING_STRICT);
     OK(wb_replay_add(r, &m, &f.record));
     OK(wb_replay_begin(r, WB_REPLAY_OFF, 2));
-    wb_segment s[] = {fixture_segment(&f, 0, 3), {WB_SEGMENT_PADDING, NULL, 0, 1}};
+    wb_segment s[] = {fixture_segment(&f, 0, 3), {WB_SEGMENT_PADDING, NULL, 0, 1, NULL}};
     OK(wb_replay_plan(r, 0, 2, s));
     uint8_t used[4][2] = {{0, 1}, {0, 1}, {0, 1}, {9, 8}};
     wb_replay_slice slice;
@@ -207,7 +211,7 @@ static void test_rule_19_off_forces_nothing(void **unused) {
     int64_t counts[16], total = 0;
     OK(wb_replay_counts(r, 0, 0, 0, 4, counts));
     for (int e = 0; e < 16; e++) total += counts[e];
-    assert_int_equal(total, 2);                /* of padding */
+    assert_int_equal(total, 0);
     OK(wb_replay_rows(r, 1, 0, 0, 7, &slice)); /* never planned */
     assert_true(slice.rows == 7 && slice.any_native && !slice.any_forced && !slice.direction &&
                 !slice.want_used);
@@ -225,7 +229,7 @@ static void test_store_checks_before_it_changes_anything(void **unused) {
     (void)unused;
     wb_route_model m = fixture_model(16, 2, 1);
     wb_replay *r = open_replay(&m, WB_MISSING_STRICT);
-    wb_segment s = {WB_SEGMENT_RECORD, NULL, 0, 3};
+    wb_segment s = {WB_SEGMENT_RECORD, NULL, 0, 3, NULL};
     plan_one(r, 1, &s);
     uint8_t twice[] = {1, 2, 3, 4, 5, 5}, outside[] = {1, 2, 3, 4, 5, 16}, good[] = {1, 2, 3, 4, 5, 6};
     assert_int_equal(wb_replay_store(r, 0, 0, 0, 3, twice, 2, NULL, 0), WB_INVALID_ARGUMENT);
@@ -241,6 +245,8 @@ static void test_store_checks_before_it_changes_anything(void **unused) {
     assert_int_equal(wb_replay_end(r), WB_MISMATCH); /* none of these was a use */
     OK(wb_replay_store(r, 0, 0, 0, 3, good, 2, NULL, 0));
     OK(wb_replay_end(r));
+    assert_int_equal(wb_replay_end(r), WB_INVALID_ARGUMENT);
+    HAS_MESSAGE("no step is open");
     assert_int_equal(wb_replay_store(r, 0, 0, 0, 3, good, 2, outside, 2), WB_INVALID_ARGUMENT);
     HAS_MESSAGE("native expert 16");
     wb_replay_layer_metrics layer;
@@ -274,6 +280,7 @@ static void test_rule_15_any_order_any_number_of_times(void **unused) {
         OK(wb_replay_rows(r, mb, l, t, 1, &slice));
         for (uint32_t k = 0; k < 4; k++)
             assert_int_equal(((const uint8_t *)slice.ids)[k], fixture_id(&m, f[mb].seed, t, (uint32_t)l, k));
+        OK(follow(r, mb, l, t, 1));
     }
     OK(wb_replay_end(r));
     wb_replay_close(r);
@@ -285,13 +292,13 @@ static void test_rule_15_an_unused_pair_is_named(void **unused) {
     wb_route_model m = fixture_model(16, 2, 2);
     wb_replay *r = open_replay(&m, WB_MISSING_STRICT);
     OK(wb_replay_begin(r, WB_REPLAY_ROLLOUT, 3));
-    wb_segment s = {WB_SEGMENT_PADDING, NULL, 0, 2};
+    wb_segment s = {WB_SEGMENT_PADDING, NULL, 0, 2, NULL};
     OK(wb_replay_plan(r, 0, 1, &s));
     OK(wb_replay_plan(r, 1, 1, &s));
-    for (int pair = 0; pair < 3; pair++) layer_direction(r, pair / 2, pair % 2, 0);
+    for (int pair = 0; pair < 3; pair++) OK(follow(r, pair / 2, pair % 2, 0, 2));
     assert_int_equal(wb_replay_end(r), WB_MISMATCH);
     HAS_MESSAGE("micro-batch 1, MoE layer 1 (model layer 3)");
-    layer_direction(r, 1, 1, 0);
+    OK(follow(r, 1, 1, 0, 2));
     assert_int_equal(wb_replay_end(r), WB_MISMATCH);
     HAS_MESSAGE("micro-batch 2 was not planned");
     wb_replay_slice slice;
@@ -299,6 +306,92 @@ static void test_rule_15_an_unused_pair_is_named(void **unused) {
     OK(wb_replay_plan(r, 2, 0, NULL)); /* no rows: nothing to use */
     OK(wb_replay_end(r));
     wb_replay_close(r);
+}
+
+/* Asking for rows is not following them, and choosing neither; each row counts, and counts once. */
+static void test_rule_15_each_row_is_followed_or_named(void **unused) {
+    (void)unused;
+    wb_route_model m = fixture_model(16, 2, 2);
+    fixture_record f;
+    fixture_complete(&f, &m, 1, 7);
+    wb_replay *r = open_replay(&m, WB_MISSING_STRICT);
+    OK(wb_replay_add(r, &m, &f.record));
+    wb_segment s[] = {fixture_segment(&f, 0, 7), {WB_SEGMENT_PADDING, NULL, 0, 2, NULL}};
+    plan_one(r, 2, s);
+    uint8_t chosen[9][2];
+    for (int32_t l = 0; l < 2; l++) {
+        wb_replay_slice slice;
+        OK(wb_replay_rows(r, 0, l, 0, 9, &slice));
+        assert_true(slice.want_chosen && slice.want_used);
+        for (int t = 0; t < 9; t++) memcpy(chosen[t], (const uint8_t *)slice.ids + t * slice.stride, 2);
+        memcpy(chosen[6], (uint8_t[]){5, 4}, 2); /* the last token chooses */
+        OK(wb_replay_choose(r, 0, l, 0, 9, chosen, 2, NULL, 0));
+        assert_int_equal(layer_direction(r, 0, l, 6), WB_ROW_FORCED);
+        OK(wb_replay_rows(r, 0, l, 0, 9, &slice));
+        assert_true(!slice.want_chosen && slice.want_used);
+    }
+    OK(wb_replay_store(r, 0, 0, 0, 9, NULL, 0, chosen, 2)); /* what they would choose is not where they go */
+    assert_int_equal(wb_replay_end(r), WB_MISMATCH);
+    HAS_MESSAGE("micro-batch 0, MoE layer 0 (model layer 2): expected to be told where all 9 rows went, "
+                "found 9 untold, the first is row 0");
+    OK(follow(r, 0, 0, 0, 1)); /* 1 of 9 */
+    assert_int_equal(wb_replay_end(r), WB_MISMATCH);
+    HAS_MESSAGE("found 8 untold, the first is row 1");
+    OK(follow(r, 0, 0, 0, 5)); /* slices that overlap, as recomputes do */
+    OK(follow(r, 0, 0, 3, 4));
+    OK(follow(r, 0, 0, 3, 4));
+    assert_int_equal(wb_replay_end(r), WB_MISMATCH);
+    HAS_MESSAGE("found 2 untold, the first is row 7");
+    OK(follow(r, 0, 0, 7, 2));
+    OK(follow(r, 0, 1, 1, 8));
+    assert_int_equal(wb_replay_end(r), WB_MISMATCH);
+    HAS_MESSAGE("MoE layer 1 (model layer 3): expected to be told where all 9 rows went, found 1");
+    memcpy(chosen[0], (uint8_t[]){9, 8}, 2); /* a row that goes elsewhere does not follow */
+    assert_int_equal(wb_replay_store(r, 0, 1, 0, 1, chosen, 2, NULL, 0), WB_MISMATCH);
+    assert_int_equal(wb_replay_end(r), WB_MISMATCH);
+    OK(follow(r, 0, 1, 0, 1));
+    wb_replay_slice slice;
+    OK(wb_replay_rows(r, 0, WB_ALL_LAYERS, 0, 9, &slice));
+    assert_false(slice.want_used);
+    OK(wb_replay_end(r));
+    plan_one(r, 2, s); /* the next step of the same shape begins anew */
+    assert_int_equal(wb_replay_end(r), WB_MISMATCH);
+    HAS_MESSAGE("found 9");
+    wb_replay_close(r);
+    fixture_close(&f);
+}
+
+static void test_rule_15_an_open_step_is_not_dropped(void **unused) {
+    (void)unused;
+    wb_route_model m = fixture_model(16, 2, 1);
+    fixture_record f;
+    fixture_complete(&f, &m, 1, 4);
+    wb_replay *r = open_replay(&m, WB_MISSING_STRICT);
+    OK(wb_replay_add(r, &m, &f.record));
+    wb_segment s = fixture_segment(&f, 0, 4);
+    plan_one(r, 1, &s);
+    for (int mode = WB_REPLAY_OFF; mode <= WB_REPLAY_ROLLOUT; mode++) {
+        assert_int_equal(wb_replay_begin(r, (wb_replay_mode)mode, 2), WB_INVALID_ARGUMENT);
+        HAS_MESSAGE("a step in mode rollout with 1 micro-batches is open");
+        expect_forced(r, 0, 1, &f, 1); /* the plan is there */
+    }
+    assert_int_equal(wb_replay_end(r), WB_MISMATCH); /* a step that did not end well stays open */
+    assert_int_equal(wb_replay_begin(r, WB_REPLAY_ROLLOUT, 1), WB_INVALID_ARGUMENT);
+    wb_replay_abort(r);
+    wb_replay_metrics metrics;
+    wb_replay_get_metrics(r, &metrics, NULL);
+    assert_true(metrics.rows == 0);
+    assert_int_equal(wb_replay_end(r), WB_INVALID_ARGUMENT);
+    OK(wb_replay_begin(r, WB_REPLAY_ROLLOUT, 1)); /* with the records of before */
+    OK(wb_replay_plan(r, 0, 1, &s));
+    OK(follow(r, 0, 0, 0, 4));
+    OK(wb_replay_end(r));
+    OK(wb_replay_begin(r, WB_REPLAY_OFF, 1));
+    assert_int_equal(wb_replay_begin(r, WB_REPLAY_OFF, 1), WB_INVALID_ARGUMENT);
+    wb_replay_clear(r);
+    OK(wb_replay_begin(r, WB_REPLAY_OFF, 1));
+    wb_replay_close(r);
+    fixture_close(&f);
 }
 
 static void test_bug_43_handles_share_nothing(void **unused) {
@@ -341,6 +434,8 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_store_checks_before_it_changes_anything),
         cmocka_unit_test(test_rule_15_any_order_any_number_of_times),
         cmocka_unit_test(test_rule_15_an_unused_pair_is_named),
+        cmocka_unit_test(test_rule_15_each_row_is_followed_or_named),
+        cmocka_unit_test(test_rule_15_an_open_step_is_not_dropped),
         cmocka_unit_test(test_bug_43_handles_share_nothing),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

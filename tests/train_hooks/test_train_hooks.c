@@ -48,6 +48,7 @@ static void open_trainer(trainer *f, wb_router_type type, uint32_t E, wb_missing
     uint64_t state = seed + (uint64_t)type;
     memset(f, 0, sizeof *f);
     f->model = fixture_model(E, K, L);
+    strcpy(f->model.router, wb_router_name(type));
     f->router = (wb_router){type, (int32_t)E, K, 1, 1, true, 1.5f};
     fixture_complete(&f->record, &f->model, 5, REPLAYED);
     wb_replay_options o = wb_replay_options_default();
@@ -81,8 +82,9 @@ static void close_trainer(trainer *f) {
 }
 
 static void begin(trainer *f, wb_replay_mode mode) {
-    wb_segment s[2] = {fixture_segment(&f->record, 0, REPLAYED), {WB_SEGMENT_PADDING, NULL, 0, PADDED}};
-    if (mode == WB_REPLAY_RECORD) s[0] = (wb_segment){WB_SEGMENT_RECORD, NULL, 0, REPLAYED};
+    wb_hooks_step_abort(f->hooks);
+    wb_segment s[2] = {fixture_segment(&f->record, 0, REPLAYED), {WB_SEGMENT_PADDING, NULL, 0, PADDED, NULL}};
+    if (mode == WB_REPLAY_RECORD) s[0] = (wb_segment){WB_SEGMENT_RECORD, NULL, 0, REPLAYED, NULL};
     OK(wb_hooks_step_begin(f->hooks, mode, 1));
     OK(wb_replay_plan(f->replay, 0, 2, s));
 }
@@ -92,12 +94,18 @@ typedef struct gate_out {
     float weights[T][K];
 } gate_out;
 
+static wb_status dispatch(trainer *f, int32_t l, uint32_t row, uint32_t rows, gate_out *out) {
+    return wb_hooks_dispatched(f->hooks, 0, l, row, rows, (wb_ids){out->ids[row], WB_U16, K});
+}
+
+/* The gate, and a dispatcher that follows it. */
 static gate_out forward(trainer *f, int32_t l) {
     gate_out out;
     memcpy(out.ids, f->table, sizeof out.ids); /* in for HASH, overwritten by the others */
     memset(out.weights, 0x7f, sizeof out.weights);
     OK(wb_hooks_gate_forward(f->hooks, 0, l, 0, T, f->logits[l], (wb_ids){out.ids, WB_U16, K},
                              &out.weights[0][0]));
+    OK(dispatch(f, l, 0, T, &out));
     return out;
 }
 
@@ -463,6 +471,7 @@ static void test_rule_19_modes_and_what_they_need(void **unused) {
     HAS_MESSAGE("MoE layer 1");
 
     wb_segment s = fixture_segment(&f.record, 0, REPLAYED);
+    wb_hooks_step_abort(f.hooks);
     OK(wb_hooks_step_begin(f.hooks, WB_REPLAY_RECORD, 1));
     assert_int_equal(wb_replay_plan(f.replay, 0, 1, &s), WB_MISMATCH);
     HAS_MESSAGE("mode record");
@@ -521,6 +530,17 @@ static void test_open_checks_the_router_against_the_model(void **unused) {
     wb_hooks_options options = hook_options(&f);
     options.router.n_experts = 64;
     assert_int_equal(wb_hooks_open(&options, &h), WB_MISMATCH);
+    options = hook_options(&f);
+    options.router.type = WB_ROUTER_SOFTMAX_NORM;
+    assert_int_equal(wb_hooks_open(&options, &h), WB_MISMATCH);
+    HAS_MESSAGE("expected type sigmoid as the replay's model (test_moe), found softmax_norm");
+    const float scales[] = {0, -0.0f, -1.5f, NAN, INFINITY, -INFINITY};
+    for (size_t i = 0; i < sizeof scales / sizeof scales[0]; i++) {
+        options = hook_options(&f);
+        options.router.scale = scales[i];
+        assert_int_equal(wb_hooks_open(&options, &h), WB_INVALID_ARGUMENT);
+        HAS_MESSAGE("router.scale");
+    }
     options.router.n_experts = 0;
     assert_int_equal(wb_hooks_open(&options, &h), WB_INVALID_ARGUMENT);
     options = hook_options(&f);

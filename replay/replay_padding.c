@@ -1,0 +1,112 @@
+/* replay_padding.c - which experts padding rows go to: distinct in a row, and in turn over the ranks that
+ * hold experts, so that no rank is hotter for it. Owns: where experts are. Refuses: an expert on a rank that
+ * is none. */
+#include "replay_state.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+
+/* An expert's key: how many experts its rank has less 1, the rank, the expert; 16, 32 and 16 bits. Experts of
+ * one rank are neighbours in ascending order. */
+enum { EXPERT_BITS = 16, SIZE_SHIFT = 48 };
+
+static int ascending(const void *a, const void *b) {
+    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+    return (x > y) - (x < y);
+}
+
+/* One past the last expert of the rank whose first is keys[first]. */
+static uint32_t end_of_rank(const uint64_t *keys, uint32_t first, uint32_t E) {
+    uint32_t end = first + 1;
+    while (end < E && keys[end] >> EXPERT_BITS == keys[first] >> EXPERT_BITS) end++;
+    return end;
+}
+
+/* Sorts experts by rank, ranks with few experts first; keys [E] hold rank and expert. Returns the number of
+ * ranks that hold any. */
+static uint32_t sort_by_rank(uint64_t *keys, uint32_t E) {
+    uint32_t n_ranks = 0;
+    qsort(keys, E, sizeof *keys, ascending);
+    for (uint32_t first = 0, end; first < E; first = end, n_ranks++) {
+        end = end_of_rank(keys, first, E);
+        for (uint32_t i = first; i < end; i++) keys[i] |= (uint64_t)(end - first - 1) << SIZE_SHIFT;
+    }
+    qsort(keys, E, sizeof *keys, ascending);
+    return n_ranks;
+}
+
+/* A rank of n experts cannot have more than n of a row's choices. Where that is not more than its even share
+ * of the choices that are left, all of its experts are in every row. Ranks ascend by n and shares only grow,
+ * so that the first rank with enough experts is followed by such ranks only. */
+static void order_layer(uint64_t *keys, uint32_t E, uint32_t K, padding_order *p) {
+    uint32_t ranks = sort_by_rank(keys, E), first = 0;
+    for (uint32_t i = 0; i < E; i++) p->experts[i] = (uint32_t)keys[i] & ((1u << EXPERT_BITS) - 1);
+    while (ranks > 0) {
+        uint32_t end = end_of_rank(keys, first, E);
+        if ((uint64_t)(end - first) * ranks > K - first) break;
+        first = end;
+        ranks--;
+    }
+    p->n_always = first;
+    p->n_turns = ranks;
+    for (uint32_t i = 0; i < ranks; i++, first = end_of_rank(keys, first, E)) p->starts[i] = first;
+    p->starts[ranks] = E;
+}
+
+/* The rank r of [E * r / R, E * (r + 1) / R) that e is in. */
+static uint64_t rank_of_block(uint64_t e, uint64_t E, uint64_t R) {
+    return ((e + 1) * R - 1) / E;
+}
+
+static wb_status check_ranks(const wb_replay *r, const int32_t *expert_rank) {
+    const size_t E = r->model.num_experts, n = r->model.n_moe_layers * E;
+    for (size_t i = 0; i < n; i++)
+        if (expert_rank[i] < 0 || expert_rank[i] >= r->options.n_ranks)
+            return wb_fail(WB_INVALID_ARGUMENT,
+                           "replay: expert_rank: MoE layer %zu, expert %zu: expected a rank below %" PRId32
+                           ", found %" PRId32,
+                           i / E, i % E, r->options.n_ranks, expert_rank[i]);
+    return WB_OK;
+}
+
+wb_status wb_replay_open_padding(wb_replay *r) {
+    const int32_t *expert_rank = r->options.expert_rank;
+    const uint32_t E = r->model.num_experts, R = (uint32_t)r->options.n_ranks;
+    const uint32_t n = expert_rank ? r->model.n_moe_layers : 1, ranks_max = R < E ? R : E;
+    uint32_t *experts, *starts;
+    uint64_t *keys;
+    if (expert_rank) WB_TRY(check_ranks(r, expert_rank));
+    WB_TRY(WB_OWN(&r->memory, r->padding, n, "replay: padding"));
+    WB_TRY(WB_OWN(&r->memory, experts, (size_t)n * E, "replay: padding"));
+    WB_TRY(WB_OWN(&r->memory, starts, (size_t)n * (ranks_max + 1), "replay: padding"));
+    WB_TRY(WB_NEW(keys, E, "replay: padding"));
+    for (uint32_t l = 0; l < n; l++) {
+        r->padding[l].experts = experts + (size_t)l * E;
+        r->padding[l].starts = starts + (size_t)l * (ranks_max + 1);
+        for (uint32_t e = 0; e < E; e++) {
+            uint64_t rank = expert_rank ? (uint64_t)expert_rank[(size_t)l * E + e] : rank_of_block(e, E, R);
+            keys[e] = rank << EXPERT_BITS | e;
+        }
+        order_layer(keys, E, r->model.top_k, &r->padding[l]);
+    }
+    free(keys);
+    r->padding_stride = expert_rank ? 1 : 0;
+    /* The caller's array may go now; what it says is in r->padding. */
+    r->options.expert_rank = NULL;
+    return WB_OK;
+}
+
+void wb_replay_padding_row(const wb_replay *r, uint32_t layer, uint64_t turn, uint8_t *ids_out) {
+    const padding_order *p = &r->padding[layer * r->padding_stride];
+    uint32_t K = r->model.top_k, k = 0;
+    for (; k < p->n_always; k++) wb_route_id_set(ids_out, r->dtype, k, p->experts[k]);
+    if (k == K) return;
+    /* Each rank has its next expert each time that its turn comes round. */
+    uint64_t drawn = turn * (K - k), round = drawn / p->n_turns;
+    uint32_t rank = (uint32_t)(drawn % p->n_turns);
+    for (; k < K; k++) {
+        uint32_t first = p->starts[rank], size = p->starts[rank + 1] - first;
+        wb_route_id_set(ids_out, r->dtype, k, p->experts[first + (uint32_t)(round % size)]);
+        if (++rank == p->n_turns) rank = 0, round++;
+    }
+}
