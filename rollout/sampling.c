@@ -32,8 +32,8 @@ static wb_status name_failure(wb_sampler *sampler, const wb_step_batch *batch, c
     wb_device *dev = sampler->device;
     const int64_t V = sampler->vocab_size;
     for (int64_t i = 0; i < batch->n_sampled; i++) {
-        const wb_status status =
-            dev->sample(dev, 1, V, logits + i * V, &sampler->params[i], to.tokens, to.sampling_logprobs);
+        const wb_status status = dev->sample(dev, 1, V, logits + i * V, &sampler->params[i], NULL, to.tokens,
+                                             to.sampling_logprobs);
         const wb_sequence *s = wb_sequence_of(batch->sampled[i]);
         if (status != WB_OK)
             return wb_fail_context(status, "request %s: token at position %" PRIu32, s->completion.record.rid,
@@ -48,8 +48,9 @@ wb_status wb_sample_step(wb_sampler *sampler, const wb_step_batch *batch, const 
     const int64_t V = sampler->vocab_size, n = batch->n_sampled;
     const wb_results_view to = wb_step_results_on_device(results);
     set_params(sampler, batch);
-    const wb_status status = dev->sample(dev, n, V, logits, sampler->params, to.tokens, to.sampling_logprobs);
+    const wb_status status =
+        dev->sample(dev, n, V, logits, sampler->params, NULL, to.tokens, to.sampling_logprobs);
     if (status != WB_OK) return name_failure(sampler, batch, logits, to, status);
     /* Log-probabilities at temperature 1 come from the op that training uses: the same bits. */
-    return dev->logprob_forward(dev, n, V, logits, to.tokens, to.logprobs);
+    return dev->logprob_forward(dev, n, V, logits, to.tokens, NULL, to.logprobs);
 }

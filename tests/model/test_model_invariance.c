@@ -177,7 +177,7 @@ static void assert_logprobs(const reference *ref, int64_t n, const float *logits
     int32_t targets[N_SEQS * 14];
     float logprobs[N_SEQS * 14];
     for (int64_t i = 0; i < n; i++) targets[i] = ref->c.targets[corpus_rows[i]];
-    MUST(ref->f.device->logprob_forward(ref->f.device, n, ref->V, logits, targets, logprobs));
+    MUST(ref->f.device->logprob_forward(ref->f.device, n, ref->V, logits, targets, NULL, logprobs));
     for (int64_t i = 0; i < n; i++)
         assert_memory_equal(&logprobs[i], &ref->r.logprobs[corpus_rows[i]], sizeof(float));
 }
