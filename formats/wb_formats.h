@@ -193,8 +193,9 @@ WB_API void wb_record_count(const wb_route_model *model, const wb_record *record
                             uint32_t end, uint64_t *counts);
 
 /* Checks a record against its model: strings and counts, spans ascending, runs ascending and inside
- * [0, n_tokens - 1), the numbers of its sampling, its mask as wb_record has it, and with `deep` that the ids of every valid row are below E and no two of a layer are
- * the same. INVALID_ARGUMENT with a message that names rid, position and MoE layer otherwise. */
+ * [0, n_tokens - 1), the numbers of its sampling, its mask as wb_record has it, and with `deep` that the ids
+ * of every valid row are below E and no two of a layer are the same. INVALID_ARGUMENT with a message that
+ * names rid, position and MoE layer otherwise. */
 WB_API wb_status wb_record_check(const wb_route_model *model, const wb_record *record, bool deep);
 
 /* ---- the dump: writing -------------------------------------------------------------------------- */

@@ -336,8 +336,8 @@ typedef wb_status wb_moe_combine_backward_fn(wb_device *dev, int64_t T, int32_t 
 
 /* ---- sampling and optimizer ---------------------------------------------------------------------- */
 
-/* What the tokens of T rows were, or would have been, drawn from: the softmax of logits / temperature over the
- * kept tokens of each row. */
+/* What the tokens of T rows were, or would have been, drawn from: the softmax of logits / temperature over
+ * the kept tokens of each row. */
 typedef struct wb_distribution {
     /* device [T], finite and above 0; NULL: 1 */
     const float *temperature;

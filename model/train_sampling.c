@@ -1,5 +1,5 @@
-/* train_sampling.c - what the targets of a batch were sampled from: temperatures and kept tokens, checked, and
- * on the device for the rows that have a target. Refuses: the log-softmax over them, which is an op. */
+/* train_sampling.c - what the targets of a batch were sampled from: temperatures and kept tokens, checked,
+ * and on the device for the rows that have a target. Refuses: the log-softmax over them, which is an op. */
 #include "train_state.h"
 
 #include <inttypes.h>

@@ -1,8 +1,8 @@
 /* engine_step.c - the order of a step: schedule, forward, sample, fetch, commit, exchange.
  *
  * A step that fails before its commit changes no record: the same tokens are fed again by the next one.
- * Once open, a step allocates nothing but a request's next span, when weights have changed, its sampling mask,
- * and what workspaces grow. */
+ * Once open, a step allocates nothing but a request's next span, when weights have changed, its sampling
+ * mask, and what workspaces grow. */
 #include "engine.h"
 #include "wb_check.h"
 

@@ -4,8 +4,8 @@
 
 #include "wb_workspace.h"
 
-/* Sampled tokens, their two logprobs, how many tokens were kept for each, then from rows_offset on the rows of all fed tokens: in one piece, so
- * that one copy brings a step's results to the host. */
+/* Sampled tokens, their two logprobs, how many tokens were kept for each, then from rows_offset on the rows
+ * of all fed tokens: in one piece, so that one copy brings a step's results to the host. */
 typedef struct wb_step_results {
     wb_buffer device;
     uint8_t *host;

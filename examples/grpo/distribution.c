@@ -1,7 +1,7 @@
-/* distribution.c - what a batch's tokens were sampled from, for the trainer: every log-probability of a ratio,
- * of the KL to the rollout and of the KL to the reference is of this distribution, logits / temperature over
- * the tokens that top-k and top-p kept. Refuses: records that were sampled otherwise than the run samples, or
- * from fewer tokens than they tell; their ratios would be of two distributions. */
+/* distribution.c - what a batch's tokens were sampled from, for the trainer: every log-probability of a
+ * ratio, of the KL to the rollout and of the KL to the reference is of this distribution, logits /
+ * temperature over the tokens that top-k and top-p kept. Refuses: records that were sampled otherwise than
+ * the run samples, or from fewer tokens than they tell; their ratios would be of two distributions. */
 #include "train_step.h"
 #include "wb_memory.h"
 

@@ -111,8 +111,8 @@ wb_status policy_forward(trainer *t, packed_batch *p, int32_t m, row_count *coun
     return WB_OK;
 }
 
-/* Log-probabilities at rollout beside those in p->logprobs, over the response tokens: both of the distribution
- * that was sampled from. */
+/* Log-probabilities at rollout beside those in p->logprobs, over the response tokens: both of the
+ * distribution that was sampled from. */
 static wb_status observe_logprobs(wb_replay *replay, const packed_batch *p, const micro_batch *mb) {
     for (int64_t s = 0; s < mb->n_seqs; s++) {
         const wb_record *record = record_of(mb->samples[s]);

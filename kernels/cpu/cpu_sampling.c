@@ -233,8 +233,8 @@ static int64_t draw_from_top(draw *d) {
 }
 
 /* The bits of row_logprob for the kept tokens: the largest logit is always kept, so that p has the
- * exponentials that are summed there. Gathers those of the kept tokens at the beginning of p, in place because
- * the i-th kept id is at least i. */
+ * exponentials that are summed there. Gathers those of the kept tokens at the beginning of p, in place
+ * because the i-th kept id is at least i. */
 static float drawn_logprob(draw *d, int64_t id) {
     for (int64_t i = 0; i < d->n_kept; i++) d->p[i] = d->p[d->kept[i]];
     const float sum = row_sum(d->p, d->n_kept > 0 ? d->n_kept : d->V);

@@ -1,5 +1,7 @@
 /* test_grpo_distribution.c - what waybill-grpo trains on is of the distribution that was sampled from, or is
  * refused with both values. */
+#include "../../examples/grpo/distribution.c"
+
 #include <inttypes.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -7,8 +9,6 @@
 #include <stdint.h>
 
 #include <cmocka.h>
-
-#include "../../examples/grpo/distribution.c"
 
 enum { VOCABULARY = 16, PROMPT = 2, TOKENS = 5, NEW = TOKENS - PROMPT };
 

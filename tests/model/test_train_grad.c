@@ -156,7 +156,7 @@ static void close_problem(problem *p) {
     wb_comm_close(p->comm);
 }
 
-/* Rows of three temperatures; every other row with a target keeps a third of the vocabulary, and the target. */
+/* Three temperatures; every other row with a target keeps a third of the vocabulary and the target. */
 static void test_rule_31_gradients_of_a_distribution(void **state) {
     (void)state;
     problem p;

@@ -53,7 +53,7 @@ static void good(const char *path, uint32_t L, uint32_t E, uint32_t K, uint64_t 
 
 enum { L = 2, TOKENS = 6, ROWS = 5, BIG = 1 << 20 };
 
-/* Which of the keys about sampling record "b" has, and what is wrong with them. Its 4 sampled tokens are 0. */
+/* Which of the keys about sampling record "b" has, and what is wrong with it. Its 4 sampled tokens are 0. */
 typedef enum sampling_fault {
     NO_SAMPLING,
     SAMPLING_HOT,
