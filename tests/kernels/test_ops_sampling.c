@@ -231,6 +231,24 @@ static void test_sample(void **state) {
     wb_device_close(dev);
 }
 
+/* More tokens than a block of the draw: its sums are in another order than the log-softmax's. */
+static void test_sample_has_the_bits_of_training(void **state) {
+    (void)state;
+    wb_device *dev = open_cpu(2);
+    enum { B = 12, V = 1000 };
+    float *z = random_floats(B * V, -3, 3), logprobs[B];
+    uint32_t *ids = xalloc(B * V, sizeof *ids);
+    int32_t tokens[B], counts[B];
+    int64_t start[B + 1];
+    wb_sample_params params[B];
+    for (int b = 0; b < B; b++)
+        params[b] = (wb_sample_params){b % 3 == 0 ? 1.0f : rng_uniform(0.3f, 2.0f), b % 2 == 0 ? 0 : 300,
+                                       b % 4 < 2 ? 1.0f : 0.9f, rng_uniform(0.0f, 1.0f)};
+    sample_with_kept(dev, B, V, z, params, tokens, logprobs, ids, start, counts);
+    free(z), free(ids);
+    wb_device_close(dev);
+}
+
 /* A greedy row that is told about, one that does not want to be, and one with too little room. */
 static void test_sample_room_for_kept(void **state) {
     (void)state;
@@ -277,6 +295,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_logprob),
         cmocka_unit_test(test_logprob_of_a_distribution),
         cmocka_unit_test(test_sample),
+        cmocka_unit_test(test_sample_has_the_bits_of_training),
         cmocka_unit_test(test_sample_room_for_kept),
         cmocka_unit_test(test_sample_frequencies),
     };
