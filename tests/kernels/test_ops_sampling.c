@@ -235,7 +235,7 @@ static void test_sample(void **state) {
 static void test_sample_has_the_bits_of_training(void **state) {
     (void)state;
     wb_device *dev = open_cpu(2);
-    enum { B = 12, V = 1000 };
+    enum { B = 48, V = 20000 };
     float *z = random_floats(B * V, -3, 3), logprobs[B];
     uint32_t *ids = xalloc(B * V, sizeof *ids);
     int32_t tokens[B], counts[B];
