@@ -20,7 +20,7 @@ static const cli_option table[] = {
     {.name = "tokens",
      .type = CLI_FLAG,
      .offset = offsetof(cat_options, tokens),
-     .help = "tokens and logprobs too"},
+     .help = "tokens, logprobs and the tokens kept by top-k and top-p too"},
     {.name = "routes",
      .type = CLI_FLAG,
      .offset = offsetof(cat_options, routes),
@@ -46,20 +46,52 @@ static void print_spans(const wb_record *r) {
     printf("]");
 }
 
-static void print_tokens(const wb_record *r) {
-    printf(",\"tokens\":[");
-    for (uint32_t i = 0; i < r->n_tokens; i++) printf("%s%" PRIu32, i ? "," : "", r->tokens[i]);
-    printf("],\"logprobs\":");
-    if (!r->logprobs) {
-        printf("null");
-        return;
-    }
-    printf("[");
-    for (uint32_t i = 0; i < r->n_tokens - r->prompt_len; i++) {
+static void print_sampling(const wb_sampling *sampling) {
+    printf(",\"sampling\":{\"temperature\":");
+    json_number((double)sampling->temperature);
+    printf(",\"top_k\":%" PRIu32 ",\"top_p\":", sampling->top_k);
+    json_number((double)sampling->top_p);
+    printf("}");
+}
+
+static void print_ids(const uint32_t *ids, uint32_t n) {
+    putchar('[');
+    for (uint32_t i = 0; i < n; i++) printf("%s%" PRIu32, i ? "," : "", ids[i]);
+    putchar(']');
+}
+
+static void print_numbers(const float *numbers, uint32_t n) {
+    putchar('[');
+    for (uint32_t i = 0; i < n; i++) {
         if (i) putchar(',');
-        json_number((double)r->logprobs[i]);
+        json_number((double)numbers[i]);
     }
-    printf("]");
+    putchar(']');
+}
+
+static void print_mask(const wb_record *r) {
+    printf(",\"sampling_mask\":[");
+    for (uint32_t i = 0, from = 0; i < r->n_tokens - r->prompt_len; from = r->mask_ends[i++]) {
+        if (i) putchar(',');
+        print_ids(r->mask_ids + from, r->mask_ends[i] - from);
+    }
+    putchar(']');
+}
+
+static void print_tokens(const wb_record *r) {
+    const uint32_t n = r->n_tokens - r->prompt_len;
+    printf(",\"tokens\":");
+    print_ids(r->tokens, r->n_tokens);
+    printf(",\"logprobs\":");
+    if (r->logprobs)
+        print_numbers(r->logprobs, n);
+    else
+        printf("null");
+    if (r->sampling_logprobs) {
+        printf(",\"sampling_logprobs\":");
+        print_numbers(r->sampling_logprobs, n);
+    }
+    if (r->mask_ends) print_mask(r);
 }
 
 static void print_row(const wb_route_model *m, const void *row) {
@@ -98,6 +130,7 @@ static void print_record(const wb_route_model *m, const wb_record *r, const cat_
            ",\"finish\":\"%s\"",
            r->group, r->sample, r->prompt_len, r->n_tokens, wb_finish_name(r->finish));
     print_spans(r);
+    if (r->sampling) print_sampling(r->sampling);
     if (o->tokens) print_tokens(r);
     if (o->routes) print_routes(m, r);
     printf("}\n");
@@ -134,7 +167,7 @@ const cli_command cli_cat = {
     .name = "cat",
     .summary = "records as JSON lines",
     .description = "Prints a JSON object a line for each record: rid, group, sample, prompt_len, n_tokens, "
-                   "finish, spans.",
+                   "finish, spans; sampling where it is known.",
     .options = table,
     .n_options = sizeof table / sizeof table[0],
     .options_size = sizeof(cat_options),

@@ -30,6 +30,9 @@ typedef struct stats {
     uint64_t finish[N_FINISH];
     uint32_t *prompt, *sampled; /* [records] lengths */
     uint64_t prompt_sum, sampled_sum;
+    uint64_t with_sampling,
+        with_mask;                /* records that say how they were sampled, and with which kept tokens */
+    uint64_t kept, masked_tokens; /* kept tokens, of so many sampled ones */
     wb_owner memory;
 } stats;
 
@@ -63,12 +66,22 @@ static wb_status count_rows(stats *s, const wb_record *r) {
     return WB_OK;
 }
 
+static void count_sampling(stats *s, const wb_record *r) {
+    const uint32_t n = r->n_tokens - r->prompt_len;
+    s->with_sampling += r->sampling != NULL;
+    if (!r->mask_ends || n == 0) return;
+    s->with_mask++;
+    s->kept += r->mask_ends[n - 1];
+    s->masked_tokens += n;
+}
+
 static wb_status count_record(stats *s, const wb_record *r) {
     s->prompt[s->records] = r->prompt_len;
     s->sampled[s->records] = r->n_tokens - r->prompt_len;
     s->prompt_sum += r->prompt_len;
     s->sampled_sum += r->n_tokens - r->prompt_len;
     s->finish[r->finish]++;
+    count_sampling(s, r);
     s->records++;
     return count_rows(s, r);
 }
@@ -96,6 +109,11 @@ static uint32_t quantile(const stats *s, const uint32_t *sorted, int percent) {
     return sorted[(s->records - 1) * (uint64_t)percent / 100];
 }
 
+/* Tokens that top-k and top-p kept at a sampled one; 0 where no record has a mask. */
+static double mean_kept(const stats *s) {
+    return s->masked_tokens ? (double)s->kept / (double)s->masked_tokens : 0;
+}
+
 static double mean(const stats *s, uint64_t sum) {
     return s->records ? (double)sum / (double)s->records : 0;
 }
@@ -116,6 +134,9 @@ static void print_tables(const stats *s) {
     printf("\n\n%-10s %8s %8s %8s %8s %8s %10s\n", "tokens", "min", "p50", "p90", "p99", "max", "mean");
     print_lengths(s, "prompt", s->prompt, s->prompt_sum);
     print_lengths(s, "sampled", s->sampled, s->sampled_sum);
+    if (s->with_sampling > 0)
+        printf("\nsampling of %" PRIu64 " records, kept tokens of %" PRIu64 " (mean %.1f a sampled token)\n",
+               s->with_sampling, s->with_mask, mean_kept(s));
     printf("\n%6s %12s %10s %9s %8s %10s %8s\n", "layer", "choices", "max/mean", "entropy", "top",
            "top share", "unused");
     for (uint32_t l = 0; l < s->model->n_moe_layers; l++) {
@@ -161,7 +182,9 @@ static void print_json(const stats *s) {
     printf("}");
     json_lengths(s, "prompt", s->prompt, s->prompt_sum);
     json_lengths(s, "sampled", s->sampled, s->sampled_sum);
-    printf(",\"layers\":[");
+    printf(",\"sampling\":{\"records\":%" PRIu64 ",\"masks\":%" PRIu64, s->with_sampling, s->with_mask);
+    json_pair("mean_kept", mean_kept(s));
+    printf("},\"layers\":[");
     for (uint32_t l = 0; l < s->model->n_moe_layers; l++) json_layer(s, l);
     printf("]}\n");
 }

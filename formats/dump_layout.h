@@ -8,7 +8,9 @@
  *            producer, xxh3}
  *   record  {rid, group, sample, prompt_len, tokens (bin, u32), logprobs (bin, f32; absent: none), finish,
  *            spans [[start, end, weight_version] ..] (absent: none), prefix {rid, rows} (absent: none),
- *            routes, xxh3}
+ *            digest (XXH3-64 of tokens), sampling {temperature, top_k, top_p} (f32, uint, f32),
+ *            sampling_logprobs (bin, f32), sampling_mask {ids (bin, u32), ends (bin, u32)} (each absent:
+ *            not known), routes, xxh3}
  *   routes  {start, rows, codec "raw" | "zstd", valid (bin; bit r % 8 of byte r / 8; absent: all
  *            valid), xxh3, data}; a list of such maps when the rows are in several runs; absent when there
  *            are none

@@ -28,10 +28,22 @@ wb_route_rows *wb_loaded_own_runs(const wb_loaded *l) {
 static wb_status aligned_words(wb_owner *memory, const uint8_t *mapped, uint32_t n, const void **words_out) {
     void *copy = NULL;
     if (mapped && (uintptr_t)mapped % 4 != 0) {
-        WB_TRY(WB_OWN_ALLOC(memory, copy, n, 4, "tokens or logprobs"));
+        WB_TRY(WB_OWN_ALLOC(memory, copy, n, 4, "tokens, logprobs or masks"));
         memcpy(copy, mapped, (size_t)n * 4);
     }
     *words_out = copy ? copy : mapped;
+    return WB_OK;
+}
+
+static wb_status make_sampling(wb_loaded *l) {
+    const wb_stored_sampling *s = &l->stored.sampling;
+    const void *logprobs = NULL, *ids = NULL, *ends = NULL;
+    WB_TRY(aligned_words(&l->memory, s->logprobs, s->n_logprobs, &logprobs));
+    WB_TRY(aligned_words(&l->memory, s->mask_ids, s->n_ids, &ids));
+    WB_TRY(aligned_words(&l->memory, s->mask_ends, s->n_ends, &ends));
+    l->sampling_logprobs = logprobs;
+    l->mask_ids = ids;
+    l->mask_ends = ends;
     return WB_OK;
 }
 
@@ -42,7 +54,7 @@ static wb_status make_arrays(wb_loaded *l) {
     WB_TRY(aligned_words(&l->memory, s->logprobs, s->n_tokens - s->prompt_len, &logprobs));
     l->tokens = tokens;
     l->logprobs = logprobs;
-    return WB_OK;
+    return make_sampling(l);
 }
 
 static wb_status make_routes(wb_loaded *l) {
@@ -79,6 +91,10 @@ wb_record wb_dump_as_record(const wb_dump *d, uint64_t i) {
         .spans = s->n_spans > 0 ? s->spans : NULL,
         .n_routes = l->n_routes,
         .routes = l->n_routes > 0 ? l->routes : NULL,
+        .sampling = s->sampling.known ? &s->sampling.values : NULL,
+        .sampling_logprobs = l->sampling_logprobs,
+        .mask_ids = l->mask_ids,
+        .mask_ends = l->mask_ends,
     };
 }
 

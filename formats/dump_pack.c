@@ -76,6 +76,10 @@ void wb_pack_uint(wb_pack *p, uint64_t value) {
     msgpack_pack_uint64(&p->packer, value);
 }
 
+void wb_pack_float(wb_pack *p, float value) {
+    msgpack_pack_float(&p->packer, value);
+}
+
 void wb_pack_uint64(wb_pack *p, uint64_t value) {
     msgpack_pack_fix_uint64(&p->packer, value);
 }

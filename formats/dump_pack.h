@@ -36,6 +36,7 @@ void wb_pack_str(wb_pack *pack, const char *text, size_t length);
 /* A NUL-terminated string: keys too. */
 void wb_pack_text(wb_pack *pack, const char *text);
 void wb_pack_uint(wb_pack *pack, uint64_t value);
+void wb_pack_float(wb_pack *pack, float value);
 /* A number that takes 9 bytes whatever its value: checksums. */
 void wb_pack_uint64(wb_pack *pack, uint64_t value);
 /* A bin of `size` < 4 GiB bytes at `data`, which stay the caller's and are read by seal and write. */

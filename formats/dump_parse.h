@@ -8,6 +8,7 @@
 #define WB_DUMP_PARSE_H
 
 #include "codec.h"
+#include "dump_sampling.h"
 #include "wb_hash.h"
 #include "wb_memory.h"
 #include "wb_msgpack_scan.h"
@@ -42,6 +43,7 @@ typedef struct wb_stored_record {
     wb_stored_run *runs; /* [n_runs] */
     const char *prefix_rid;
     size_t prefix_rid_length;
+    wb_stored_sampling sampling;
 } wb_stored_record;
 
 /* WB_CORRUPT with the cursor's error and its place. */

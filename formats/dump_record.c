@@ -185,16 +185,6 @@ static void parse_prefix(record_parser *p) {
         wb_scan_refuse(s, begin, "prefix lacks a rid or rows");
 }
 
-/* An array of 4-byte elements; its length goes to *count. */
-static const uint8_t *parse_words(record_parser *p, uint32_t *count) {
-    size_t size = 0, at = p->scan.pos;
-    const uint8_t *bytes = wb_scan_bin(&p->scan, &size);
-    if (size % 4 != 0 || size / 4 >= WB_MAX_TOKENS)
-        wb_scan_refuse(&p->scan, at, "a bin is not of 4-byte elements, or of too many");
-    *count = (uint32_t)(size / 4);
-    return bytes;
-}
-
 static void parse_finish(record_parser *p) {
     size_t length = 0, at = p->scan.pos;
     const char *name = wb_scan_str(&p->scan, &length);
@@ -219,22 +209,58 @@ typedef enum record_key {
     KEY_SPANS,
     KEY_PREFIX,
     KEY_ROUTES,
+    KEY_DIGEST,
+    KEY_SAMPLING,
+    KEY_SAMPLING_LOGPROBS,
+    KEY_SAMPLING_MASK,
     N_KEYS
 } record_key;
 
 static const char *const key_names[N_KEYS] = {
-    [KEY_RID] = "rid",       [KEY_GROUP] = "group",
-    [KEY_SAMPLE] = "sample", [KEY_PROMPT_LEN] = "prompt_len",
-    [KEY_TOKENS] = "tokens", [KEY_FINISH] = "finish",
-    [KEY_XXH3] = "xxh3",     [KEY_LOGPROBS] = "logprobs",
-    [KEY_SPANS] = "spans",   [KEY_PREFIX] = "prefix",
+    [KEY_RID] = "rid",
+    [KEY_GROUP] = "group",
+    [KEY_SAMPLE] = "sample",
+    [KEY_PROMPT_LEN] = "prompt_len",
+    [KEY_TOKENS] = "tokens",
+    [KEY_FINISH] = "finish",
+    [KEY_XXH3] = "xxh3",
+    [KEY_LOGPROBS] = "logprobs",
+    [KEY_SPANS] = "spans",
+    [KEY_PREFIX] = "prefix",
     [KEY_ROUTES] = "routes",
+    [KEY_DIGEST] = "digest",
+    [KEY_SAMPLING] = "sampling",
+    [KEY_SAMPLING_LOGPROBS] = "sampling_logprobs",
+    [KEY_SAMPLING_MASK] = "sampling_mask",
 };
 
 static record_key key_of(const char *key, size_t length) {
     int k = 0;
     while (k < N_KEYS && !wb_key_is(key, length, key_names[k])) k++;
     return (record_key)k;
+}
+
+/* The keys that parse_value leaves: those about sampling, and unknown ones. */
+static void parse_later_value(record_parser *p, record_key key) {
+    wb_stored_sampling *sampling = &p->out->sampling;
+    wb_scan *s = &p->scan;
+    switch (key) {
+    case KEY_DIGEST:
+        sampling->digest = wb_scan_uint(s, UINT64_MAX);
+        sampling->has_digest = true;
+        break;
+    case KEY_SAMPLING:
+        wb_sampling_parse(s, sampling);
+        break;
+    case KEY_SAMPLING_LOGPROBS:
+        sampling->logprobs = wb_scan_words(s, &sampling->n_logprobs);
+        break;
+    case KEY_SAMPLING_MASK:
+        wb_sampling_mask_parse(s, sampling);
+        break;
+    default:
+        wb_scan_skip(s);
+    }
 }
 
 static void parse_value(record_parser *p, record_key key, uint32_t *n_logprobs) {
@@ -254,13 +280,13 @@ static void parse_value(record_parser *p, record_key key, uint32_t *n_logprobs) 
         r->prompt_len = (uint32_t)wb_scan_uint(s, UINT32_MAX);
         break;
     case KEY_TOKENS:
-        r->tokens = parse_words(p, &r->n_tokens);
+        r->tokens = wb_scan_words(s, &r->n_tokens);
         break;
     case KEY_FINISH:
         parse_finish(p);
         break;
     case KEY_LOGPROBS:
-        r->logprobs = parse_words(p, n_logprobs);
+        r->logprobs = wb_scan_words(s, n_logprobs);
         break;
     case KEY_SPANS:
         parse_spans(p);
@@ -272,8 +298,19 @@ static void parse_value(record_parser *p, record_key key, uint32_t *n_logprobs) 
         parse_routes(p);
         break;
     default:
-        wb_scan_skip(s);
+        parse_later_value(p, key);
     }
+}
+
+static void digest_check(record_parser *p, uint64_t begin) {
+    const wb_stored_sampling *sampling = &p->out->sampling;
+    if (!sampling->has_digest || p->scan.error != WB_SCAN_OK) return;
+    const uint64_t found = wb_hash64(p->out->tokens, (size_t)p->out->n_tokens * 4);
+    if (wb_checksum_ok(sampling->digest, found)) return;
+    p->status =
+        wb_fail(WB_CORRUPT,
+                "%s: byte %" PRIu64 ": the digest of the tokens: expected %016" PRIx64 ", found %016" PRIx64,
+                p->file->name, begin, sampling->digest, found);
 }
 
 /* What the keys say about each other. */
@@ -286,6 +323,10 @@ static void record_shape(record_parser *p, uint64_t begin, uint32_t n_logprobs) 
         wb_scan_refuse(&p->scan, begin, "rid is not 1..1024 bytes of UTF-8");
     if (r->prefix_rows > 0 && (r->n_runs == 0 || r->runs[0].start < r->prefix_rows))
         wb_scan_refuse(&p->scan, begin, "prefix has more rows than there are positions before routes.start");
+    if (p->scan.error != WB_SCAN_OK) return;
+    const char *fault = wb_sampling_fault(&r->sampling, r->n_tokens - r->prompt_len);
+    if (fault) wb_scan_refuse(&p->scan, begin, fault);
+    digest_check(p, begin);
 }
 
 static void parse_pairs(record_parser *p, uint64_t begin) {

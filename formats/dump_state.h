@@ -17,8 +17,10 @@ typedef struct wb_loaded {
     wb_owner memory; /* of the arrays below and of those in `stored`, but not of `joined` */
     wb_stored_record stored;
     const uint32_t *tokens; /* where they are mapped, or a copy when that is not aligned; NULL: none */
-    const float *logprobs;  /* the same */
-    wb_route_rows *routes;  /* [n_routes]; the shared run first when there is a prefix */
+    const float *logprobs;  /* the same; as are sampling_logprobs and the mask */
+    const float *sampling_logprobs;
+    const uint32_t *mask_ids, *mask_ends;
+    wb_route_rows *routes; /* [n_routes]; the shared run first when there is a prefix */
     uint32_t n_routes;
     bool in_place;   /* own rows are used where they are mapped */
     uint8_t *joined; /* else, while they are needed: all own rows, decoded, from malloc */

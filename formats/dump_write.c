@@ -3,6 +3,7 @@
 #include "codec.h"
 #include "dump_layout.h"
 #include "dump_rows_encode.h"
+#include "dump_sampling.h"
 #include "dump_share.h"
 #include "wb_options.h"
 #include "wb_string_table.h"
@@ -182,6 +183,7 @@ static void pack_spans(wb_pack *p, const wb_record *r) {
 static void pack_record(wb_pack *p, const wb_record *r, const wb_encoded_run *runs, uint32_t shared,
                         const char *base_rid) {
     size_t pairs = 7;
+    pairs += wb_sampling_pairs(r);
     pairs += (r->logprobs ? 1u : 0u) + (r->n_spans > 0) + (shared > 0) + (r->n_routes > 0);
     wb_pack_map(p, pairs);
     wb_pack_text(p, "rid");
@@ -200,6 +202,7 @@ static void pack_record(wb_pack *p, const wb_record *r, const wb_encoded_run *ru
     }
     wb_pack_text(p, "finish");
     wb_pack_text(p, wb_finish_name(r->finish));
+    wb_sampling_pack(p, r);
     if (r->n_spans > 0) pack_spans(p, r);
     if (shared > 0) {
         wb_pack_text(p, "prefix");

@@ -2,11 +2,24 @@
  * str, bin and ext a payload; read_head is the only place that knows msgpack's encoding. */
 #include "wb_msgpack_scan.h"
 
-typedef enum head_kind { HEAD_UINT, HEAD_STR, HEAD_BIN, HEAD_ARRAY, HEAD_MAP, HEAD_OTHER } head_kind;
+#include <float.h>
+#include <math.h>
+#include <string.h>
+
+typedef enum head_kind {
+    HEAD_UINT,
+    HEAD_FLOAT_32,
+    HEAD_FLOAT_64,
+    HEAD_STR,
+    HEAD_BIN,
+    HEAD_ARRAY,
+    HEAD_MAP,
+    HEAD_OTHER
+} head_kind;
 
 typedef struct head {
     head_kind kind;
-    uint64_t value; /* of a uint; bytes of a payload; objects or pairs that follow */
+    uint64_t value; /* of a uint; bits of a float; bytes of a payload; objects or pairs that follow */
     const uint8_t *payload;
 } head;
 
@@ -40,16 +53,20 @@ static const shape shapes[32] = {
     {HEAD_OTHER, 0, 0, false}, /* c1 is never used; refused before */
     {HEAD_OTHER, 0, 0, false}, /* c2 false */
     {HEAD_OTHER, 0, 0, false}, /* c3 true */
-    {HEAD_BIN, 1, 0, true},    {HEAD_BIN, 2, 0, true},     {HEAD_BIN, 4, 0, true},
-    {HEAD_OTHER, 1, 1, true},  {HEAD_OTHER, 2, 1, true},   {HEAD_OTHER, 4, 1, true}, /* ext 8 16 32 */
-    {HEAD_OTHER, 0, 4, false}, {HEAD_OTHER, 0, 8, false},                            /* float 32 64 */
-    {HEAD_UINT, 1, 0, false},  {HEAD_UINT, 2, 0, false},   {HEAD_UINT, 4, 0, false},
-    {HEAD_UINT, 8, 0, false},  {HEAD_OTHER, 0, 1, false},  {HEAD_OTHER, 0, 2, false}, /* int 8 16 .. */
-    {HEAD_OTHER, 0, 4, false}, {HEAD_OTHER, 0, 8, false},                             /* .. 32 64 */
-    {HEAD_OTHER, 0, 2, false}, {HEAD_OTHER, 0, 3, false},  {HEAD_OTHER, 0, 5, false}, /* fixext 1 2 4 .. */
-    {HEAD_OTHER, 0, 9, false}, {HEAD_OTHER, 0, 17, false},                            /* .. 8 16 */
-    {HEAD_STR, 1, 0, true},    {HEAD_STR, 2, 0, true},     {HEAD_STR, 4, 0, true},
-    {HEAD_ARRAY, 2, 0, false}, {HEAD_ARRAY, 4, 0, false},  {HEAD_MAP, 2, 0, false},
+    {HEAD_BIN, 1, 0, true},       {HEAD_BIN, 2, 0, true},
+    {HEAD_BIN, 4, 0, true},       {HEAD_OTHER, 1, 1, true},
+    {HEAD_OTHER, 2, 1, true},     {HEAD_OTHER, 4, 1, true},     /* ext 8 16 32 */
+    {HEAD_FLOAT_32, 4, 0, false}, {HEAD_FLOAT_64, 8, 0, false}, /* float 32 64 */
+    {HEAD_UINT, 1, 0, false},     {HEAD_UINT, 2, 0, false},
+    {HEAD_UINT, 4, 0, false},     {HEAD_UINT, 8, 0, false},
+    {HEAD_OTHER, 0, 1, false},    {HEAD_OTHER, 0, 2, false}, /* int 8 16 .. */
+    {HEAD_OTHER, 0, 4, false},    {HEAD_OTHER, 0, 8, false}, /* .. 32 64 */
+    {HEAD_OTHER, 0, 2, false},    {HEAD_OTHER, 0, 3, false},
+    {HEAD_OTHER, 0, 5, false},                                /* fixext 1 2 4 .. */
+    {HEAD_OTHER, 0, 9, false},    {HEAD_OTHER, 0, 17, false}, /* .. 8 16 */
+    {HEAD_STR, 1, 0, true},       {HEAD_STR, 2, 0, true},
+    {HEAD_STR, 4, 0, true},       {HEAD_ARRAY, 2, 0, false},
+    {HEAD_ARRAY, 4, 0, false},    {HEAD_MAP, 2, 0, false},
     {HEAD_MAP, 4, 0, false},
 };
 
@@ -148,6 +165,25 @@ uint64_t wb_scan_uint(wb_scan *s, uint64_t max) {
     if (!expect(s, HEAD_UINT, "expected an unsigned integer", &h)) return 0;
     if (h.value <= max) return h.value;
     stop(s, WB_SCAN_INVALID, begin, "a number is out of range");
+    return 0;
+}
+
+float wb_scan_float(wb_scan *s) {
+    const size_t begin = s->pos;
+    head h;
+    float f;
+    double d;
+    if (!read_head(s, &h)) return 0;
+    if (h.kind == HEAD_UINT) return (float)h.value;
+    if (h.kind == HEAD_FLOAT_32) {
+        const uint32_t bits = (uint32_t)h.value;
+        memcpy(&f, &bits, sizeof f);
+        return f;
+    }
+    memcpy(&d, &h.value, sizeof d);
+    if (h.kind == HEAD_FLOAT_64 && fabs(d) <= (double)FLT_MAX) return (float)d;
+    s->pos = begin;
+    stop(s, WB_SCAN_INVALID, begin, "expected a number that an f32 holds");
     return 0;
 }
 

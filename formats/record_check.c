@@ -1,11 +1,13 @@
-/* record_check.c - what makes a record well formed: its counts, spans and runs, and the ids of its valid
- * rows. Refuses: files, allocation, walking rows (rows.c). */
+/* record_check.c - what makes a record well formed: its counts, spans and runs, how it was sampled, and the
+ * ids of its valid rows. Refuses: files, allocation, walking rows (rows.c). */
 #include "wb_check.h"
 #include "wb_formats.h"
+#include "wb_hash.h"
 #include "wb_route_limits.h"
 #include "wb_text.h"
 
 #include <inttypes.h>
+#include <math.h>
 #include <string.h>
 
 #define ID_WORDS (WB_MAX_EXPERTS / 64)
@@ -165,10 +167,66 @@ static wb_status runs_check(const wb_record *r) {
     return WB_OK;
 }
 
+uint64_t wb_tokens_digest(const uint32_t *tokens, uint32_t n) {
+    return wb_hash64(tokens, (size_t)n * sizeof *tokens);
+}
+
+static wb_status sampling_check(const wb_record *r) {
+    const wb_sampling *s = r->sampling;
+    if (!s) return WB_OK;
+    if (!(s->temperature >= 0 && isfinite(s->temperature)))
+        return wb_fail(WB_INVALID_ARGUMENT,
+                       "record %s: sampling temperature: expected 0 or more, finite, found %g", r->rid,
+                       (double)s->temperature);
+    if (!(s->top_p > 0 && s->top_p <= 1))
+        return wb_fail(WB_INVALID_ARGUMENT, "record %s: sampling top_p: expected 0 < top_p <= 1, found %g",
+                       r->rid, (double)s->top_p);
+    return WB_OK;
+}
+
+/* All ends are checked before any id is read: an end that goes back shows that one before it is too large. */
+static wb_status mask_ends_check(const wb_record *r) {
+    const uint32_t n = r->n_tokens - r->prompt_len;
+    uint32_t from = 0;
+    if (!r->mask_ids != !r->mask_ends)
+        return wb_fail(WB_INVALID_ARGUMENT, "record %s: mask: expected ids and ends, found one of them",
+                       r->rid);
+    for (uint32_t i = 0; r->mask_ends && i < n; from = r->mask_ends[i++])
+        if (r->mask_ends[i] <= from || r->mask_ends[i] >= WB_MAX_TOKENS)
+            return wb_fail(WB_INVALID_ARGUMENT,
+                           "record %s: mask of position %" PRIu32 ": expected an end above %" PRIu32
+                           " and below %u, found %" PRIu32,
+                           r->rid, r->prompt_len + i, from, WB_MAX_TOKENS, r->mask_ends[i]);
+    return WB_OK;
+}
+
+static wb_status mask_ids_check(const wb_record *r, uint32_t i) {
+    const uint32_t position = r->prompt_len + i, token = r->tokens[position];
+    const uint32_t from = i > 0 ? r->mask_ends[i - 1] : 0;
+    bool has_token = false;
+    for (uint32_t k = from; k < r->mask_ends[i]; k++) {
+        const uint32_t id = r->mask_ids[k];
+        if (id > INT32_MAX || (k > from && id <= r->mask_ids[k - 1]))
+            return wb_fail(WB_INVALID_ARGUMENT,
+                           "record %s: mask of position %" PRIu32
+                           ": expected ascending ids below 2^31, found %" PRIu32,
+                           r->rid, position, id);
+        has_token = has_token || id == token;
+    }
+    if (has_token) return WB_OK;
+    return wb_fail(WB_INVALID_ARGUMENT,
+                   "record %s: mask of position %" PRIu32 ": the sampled token %" PRIu32 " is not in it",
+                   r->rid, position, token);
+}
+
 wb_status wb_record_check(const wb_route_model *model, const wb_record *record, bool deep) {
     WB_TRY(head_check(record));
     WB_TRY(spans_check(record));
     WB_TRY(runs_check(record));
+    WB_TRY(sampling_check(record));
+    WB_TRY(mask_ends_check(record));
+    for (uint32_t i = 0; record->mask_ends && i < record->n_tokens - record->prompt_len; i++)
+        WB_TRY(mask_ids_check(record, i));
     for (uint32_t i = 0; deep && i < record->n_routes; i++)
         WB_TRY(ids_check(model, record, &record->routes[i]));
     return WB_OK;

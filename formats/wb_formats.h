@@ -76,6 +76,14 @@ typedef enum wb_finish {
 /* "none", "stop", "length" or "abort", a static string; "unknown" for any other value. */
 WB_API const char *wb_finish_name(wb_finish finish);
 
+/* How tokens were sampled: from the softmax of logits / temperature over the top_k likeliest tokens, and of
+ * these the smallest set, by probability descending, that reaches top_p. */
+typedef struct wb_sampling {
+    float temperature; /* 0: greedy, a point mass */
+    uint32_t top_k;    /* 0: no limit */
+    float top_p;       /* in (0, 1]; 1: no limit */
+} wb_sampling;
+
 /* One request with what it generated: the only thing that passes from rollout to trainer. A request of N
  * tokens has at most N - 1 rows, because the last sampled token was never fed. An array that is absent is
  * NULL and its count 0. The record owns nothing: who made it says how long its arrays live. */
@@ -93,7 +101,19 @@ typedef struct wb_record {
     const wb_span *spans;        /* ascending, disjoint */
     uint32_t n_routes;           /* runs of rows, ascending and disjoint; 0: routes were not asked for */
     const wb_route_rows *routes; /* [n_routes] */
+    const wb_sampling *sampling; /* NULL: not known */
+    /* [n_tokens - prompt_len] log of the probability under the distribution that was sampled from:
+     * temperature, top-k and top-p applied; or NULL */
+    const float *sampling_logprobs;
+    /* The tokens that top-k and top-p kept when sampled token i was drawn, itself among them: mask_ids
+     * [mask_ends[i - 1], mask_ends[i]) (from 0 for i = 0), strictly ascending ids below 2^31. mask_ends:
+     * [n_tokens - prompt_len]. Both NULL: not recorded, or nothing was cut off. */
+    const uint32_t *mask_ids, *mask_ends;
 } wb_record;
+
+/* XXH3-64 of tokens [n] as u32, little endian: what a dump calls `digest`. Two records, or a record and what
+ * a trainer is to feed, have the same tokens when they have the same digest. */
+WB_API uint64_t wb_tokens_digest(const uint32_t *tokens, uint32_t n);
 
 /* ---- rows of a record --------------------------------------------------------------------------- */
 
@@ -173,8 +193,9 @@ WB_API void wb_record_count(const wb_route_model *model, const wb_record *record
                             uint32_t end, uint64_t *counts);
 
 /* Checks a record against its model: strings and counts, spans ascending, runs ascending and inside
- * [0, n_tokens - 1), and with `deep` that the ids of every valid row are below E and no two of a layer are
- * the same. INVALID_ARGUMENT with a message that names rid, position and MoE layer otherwise. */
+ * [0, n_tokens - 1), the numbers of its sampling, its mask as wb_record has it, and with `deep` that the ids
+ * of every valid row are below E and no two of a layer are the same. INVALID_ARGUMENT with a message that
+ * names rid, position and MoE layer otherwise. */
 WB_API wb_status wb_record_check(const wb_route_model *model, const wb_record *record, bool deep);
 
 /* ---- the dump: writing -------------------------------------------------------------------------- */

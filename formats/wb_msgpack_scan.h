@@ -36,6 +36,9 @@ uint32_t wb_scan_map(wb_scan *scan);   /* pairs that follow */
 uint32_t wb_scan_array(wb_scan *scan); /* objects that follow */
 bool wb_scan_is_array(const wb_scan *scan);
 uint64_t wb_scan_uint(wb_scan *scan, uint64_t max);
+/* A float 32, a float 64 rounded to f32 that does not overflow it, or an unsigned integer: writers in other
+ * languages know one kind of number. */
+float wb_scan_float(wb_scan *scan);
 const char *wb_scan_str(wb_scan *scan, size_t *length_out); /* not NUL-terminated */
 const uint8_t *wb_scan_bin(wb_scan *scan, size_t *length_out);
 

@@ -336,12 +336,28 @@ typedef wb_status wb_moe_combine_backward_fn(wb_device *dev, int64_t T, int32_t 
 
 /* ---- sampling and optimizer ---------------------------------------------------------------------- */
 
-/* logprobs[t] = log_softmax(logits[t])[targets[t]]; 0 where targets[t] < 0. targets: device [T].
- * Backward: dlogits[t,:] = dlogprobs[t] * (onehot - softmax), zeros where targets[t] < 0; may be logits. */
+/* What the tokens of T rows were, or would have been, drawn from: the softmax of logits / temperature over
+ * the kept tokens of each row. */
+typedef struct wb_distribution {
+    /* device [T], finite and above 0; NULL: 1 */
+    const float *temperature;
+    /* device: row t keeps kept_ids[kept_start[t] .. kept_start[t + 1]), ascending and below V, or the whole
+     * vocabulary where there are none; kept_start: device [T + 1]; both NULL: no row is limited */
+    const uint32_t *kept_ids;
+    const int64_t *kept_start;
+} wb_distribution;
+
+/* logprobs[t] = log of the probability of targets[t] in row t of `of`; 0 where targets[t] < 0. `of` NULL:
+ * temperature 1 over the whole vocabulary. targets: device [T]; a target is one of its row's kept tokens.
+ * The kept tokens are summed in the order of their ids, so that a row that keeps every token, one by one, and
+ * a row that is not limited have the same bits, and so have temperature 1 and none.
+ * Backward: dlogits[t,:] = dlogprobs[t] / temperature * (onehot - softmax), zeros outside of the kept tokens
+ * and where targets[t] < 0; may be logits. */
 typedef wb_status wb_logprob_forward_fn(wb_device *dev, int64_t T, int64_t V, const float *logits,
-                                        const int32_t *targets, float *logprobs);
+                                        const int32_t *targets, const wb_distribution *of, float *logprobs);
 typedef wb_status wb_logprob_backward_fn(wb_device *dev, int64_t T, int64_t V, const float *logits,
-                                         const int32_t *targets, const float *dlogprobs, float *dlogits);
+                                         const int32_t *targets, const wb_distribution *of,
+                                         const float *dlogprobs, float *dlogits);
 
 /* How one row is sampled. */
 typedef struct wb_sample_params {
@@ -355,11 +371,31 @@ typedef struct wb_sample_params {
     float uniform;
 } wb_sample_params;
 
-/* One token a row from logits[B,V]. params: host [B]. tokens, logprobs (under the distribution sampled from:
- * after temperature, top-k and top-p; greedy gives 0): device [B]. INVALID_ARGUMENT names the first row whose
- * logits hold a NaN or +inf, or are all -inf. */
+/* How many tokens a row that is sampled so can keep; 0: the whole vocabulary, by no limit at all. */
+static inline int64_t wb_sample_max_kept(const wb_sample_params *params, int64_t V) {
+    if (params->temperature == 0) return 1;
+    if (params->top_k > 0 && params->top_k < V) return params->top_k;
+    return params->top_p < 1 ? V : 0;
+}
+
+/* Where the tokens that top-k and top-p keep are to be told. */
+typedef struct wb_sample_kept {
+    /* host [B + 1]: row b has room for the ids from start[b] to start[b + 1]: wb_sample_max_kept at least, or
+     * none where they are not wanted */
+    const int64_t *start;
+    /* device, out: from start[b] on, ascending */
+    uint32_t *ids;
+    /* device [B], out: how many; 0 where there is no room */
+    int32_t *counts;
+} wb_sample_kept;
+
+/* One token a row from logits[B,V]. params: host [B]. kept: or NULL. tokens, logprobs: device [B]; logprobs
+ * are of the distribution sampled from, the same bits as wb_logprob_forward_fn gives for the temperature and
+ * the kept tokens. Greedy is a point mass: its token alone is kept, with log-probability 0. INVALID_ARGUMENT
+ * names the first row whose logits hold a NaN or +inf, or are all -inf. */
 typedef wb_status wb_sample_fn(wb_device *dev, int64_t B, int64_t V, const float *logits,
-                               const wb_sample_params *params, int32_t *tokens, float *logprobs);
+                               const wb_sample_params *params, const wb_sample_kept *kept, int32_t *tokens,
+                               float *logprobs);
 
 /* *sum_out (host, done on return) = the sum of x[n]^2 in f64, in an order that depends on n alone. */
 typedef wb_status wb_sum_squares_fn(wb_device *dev, int64_t n, const float *x, double *sum_out);

@@ -35,6 +35,7 @@ static wb_status check_batch(wb_train *train, const wb_train_batch *batch, const
             return wb_fail(WB_INVALID_ARGUMENT, "target %" PRId64 ": expected an id in 0..%d or -1, found %d",
                            t, V - 1, batch->targets[t]);
     }
+    WB_TRY(wb_train_check_sampling(train, batch));
     return wb_routing_check(train->model, &train->memory, &train->routing_stage, batch->T, routing);
 }
 
@@ -92,6 +93,7 @@ wb_status wb_train_take_batch(wb_train *train, const wb_train_batch *batch, cons
     WB_TRY(check_batch(train, batch, routing));
     WB_TRY(upload_sequences(train, batch));
     WB_TRY(upload_targets(train, batch));
+    WB_TRY(wb_train_upload_sampling(train, batch));
     train->T = batch->T;
     train->routing = routing ? *routing : (wb_routing){0};
     return WB_OK;

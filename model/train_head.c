@@ -36,8 +36,11 @@ wb_status wb_train_head_forward(wb_train *train, const float *x) {
     WB_TRY(dev->gather_rows(dev, n, H, train->head_rows.data, x, rows_x));
     for (int64_t start = 0; start < n; start += chunk_rows(train)) {
         const int64_t rows = rows_from(train, start, n), at = start * H;
+        wb_distribution of;
+        const bool limited = wb_train_distribution(train, start, &of);
         WB_TRY(wb_head_forward(model, rows, rows_x + at, normed + at, train->logits.data));
-        WB_TRY(dev->logprob_forward(dev, rows, V, train->logits.data, targets + start, logprobs + start));
+        WB_TRY(dev->logprob_forward(dev, rows, V, train->logits.data, targets + start, limited ? &of : NULL,
+                                    logprobs + start));
     }
     train->logits_kept = n <= chunk_rows(train);
     return WB_OK;
@@ -72,9 +75,12 @@ wb_status wb_train_head_backward(wb_train *train, float *dx) {
     float *logits = train->logits.data;
     for (int64_t start = 0; start < n; start += chunk_rows(train)) {
         const int64_t rows = rows_from(train, start, n), at = start * H;
+        wb_distribution of;
+        const bool limited = wb_train_distribution(train, start, &of);
         if (!train->logits_kept) WB_TRY(wb_head_forward(model, rows, x + at, normed + at, logits));
         train->logits_kept = false; /* their gradient takes their place */
-        WB_TRY(dev->logprob_backward(dev, rows, V, logits, targets + start, dlogprobs + start, logits));
+        WB_TRY(dev->logprob_backward(dev, rows, V, logits, targets + start, limited ? &of : NULL,
+                                     dlogprobs + start, logits));
         WB_TRY(wb_head_logits_backward(model, rows, normed + at, logits, train->grads, dhead + at));
     }
     WB_TRY(wb_head_norm_backward(model, n, x, dhead, train->grads, dhead));

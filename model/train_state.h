@@ -24,6 +24,10 @@ struct wb_train {
     wb_buffer residual;                 /* [n_layers + 1][T, H] input of each layer, output of the last */
     wb_buffer head_rows, head_targets;  /* int32 [n_head] */
     wb_host_buffer host_rows;           /* int32 [n_head] */
+    bool has_temperature, has_kept; /* the batch has them; else the targets' distribution is the plain one */
+    wb_buffer temperature;          /* f32 [n_head] */
+    wb_buffer kept_ids, kept_start; /* uint32 of all rows of the head; int64 [n_head + 1] */
+    wb_host_buffer host_temperature, host_kept_start;
 
     wb_buffer head_x, head_norm, dhead; /* [n, H] */
     wb_buffer logits;                   /* [chunk, V] */
@@ -40,8 +44,19 @@ wb_status wb_train_open_grads(wb_train *train);
 
 /* ---- a batch (train_batch.c) ---------------------------------------------------------------------- */
 
-/* Checks the batch and puts it on the device: pass, tokens, head_rows, head_targets. */
+/* Checks the batch and puts it on the device: pass, tokens, head_rows, head_targets, and what the targets
+ * were sampled from. */
 wb_status wb_train_take_batch(wb_train *train, const wb_train_batch *batch, const wb_routing *routing);
+
+/* ---- what targets were sampled from (train_sampling.c) -------------------------------------------- */
+
+wb_status wb_train_check_sampling(const wb_train *train, const wb_train_batch *batch);
+
+/* Puts it on the device for the rows of the head, host_rows. */
+wb_status wb_train_upload_sampling(wb_train *train, const wb_train_batch *batch);
+
+/* That of the rows of the head from `start` on; false: all are plain. */
+bool wb_train_distribution(const wb_train *train, int64_t start, wb_distribution *distribution_out);
 
 /* ---- the head, in chunks of rows (train_head.c) --------------------------------------------------- */
 

@@ -212,6 +212,16 @@ typedef struct wb_train_batch {
     const int32_t *targets; /* [T] token whose log-probability is wanted after t; -1: none */
     int32_t n_seqs;
     const int32_t *seq_start; /* [n_seqs + 1], seq_start[n_seqs] = T */
+    /* What the targets were sampled from: logits / temperature over the tokens that top-k and top-p kept, as
+     * records have them (wb_sampling, mask_ids). Log-probabilities and gradients are of this distribution.
+     *
+     * [T], at least 1e-6 where there is a target; NULL: 1 */
+    const float *temperature;
+    /* [T + 1] from 0 on: row t keeps kept_ids[kept_start[t] .. kept_start[t + 1]), strictly ascending, its
+     * target among them; none: the whole vocabulary, and in rows without a target. Both NULL: no row is
+     * limited. */
+    const uint32_t *kept_ids;
+    const int64_t *kept_start;
 } wb_train_batch;
 
 /* What a forward's routers saw, for tests and tools: called once a MoE layer l of the list, 0 <= l < L,
@@ -221,7 +231,8 @@ typedef struct wb_router_probe {
     void *ctx;
 } wb_router_probe;
 
-/* logprobs_out: host [T], 0 where targets[t] < 0. `probe` may be NULL. `batch`'s arrays may go on return;
+/* logprobs_out: host [T], 0 where targets[t] < 0. INVALID_ARGUMENT names a row whose target is not among its
+ * kept tokens. `probe` may be NULL. `batch`'s arrays may go on return;
  * `routing`'s must stay until the backward of this forward or the next forward. Collective. */
 WB_API wb_status wb_train_forward(wb_train *train, const wb_train_batch *batch, const wb_routing *routing,
                                   const wb_router_probe *probe, float *logprobs_out);

@@ -125,7 +125,8 @@ wb_status wb_engine_submit(wb_engine *engine, const wb_request *request) {
     const int64_t max_blocks =
         wb_kv_blocks_for(engine->limits.block_size, (uint64_t)own.n_tokens + own.max_tokens - 1);
     wb_sequence *s = NULL;
-    WB_TRY(wb_sequence_create(&own, wb_route_row_bytes(engine->limits.route_model), max_blocks, &s));
+    WB_TRY(wb_sequence_create(&own, engine->limits.vocab_size, wb_route_row_bytes(engine->limits.route_model),
+                              max_blocks, &s));
     const wb_status status =
         wb_string_table_add(&engine->rids, own.rid, strlen(own.rid), (uint64_t)(uintptr_t)s, NULL);
     if (status != WB_OK) {

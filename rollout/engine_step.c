@@ -1,8 +1,8 @@
 /* engine_step.c - the order of a step: schedule, forward, sample, fetch, commit, exchange.
  *
  * A step that fails before its commit changes no record: the same tokens are fed again by the next one.
- * Once open, a step allocates nothing but a request's next span, when weights have changed, and what the
- * model's workspace grows. */
+ * Once open, a step allocates nothing but a request's next span, when weights have changed, its sampling
+ * mask, and what workspaces grow. */
 #include "engine.h"
 #include "wb_check.h"
 
@@ -67,8 +67,9 @@ static void commit(wb_engine *engine) {
         rows += (end - start) * engine->results.row_bytes;
         if (!samples) continue;
         const int64_t j = n_sampled++;
-        const wb_finish reason =
-            wb_sequence_append(s, (uint32_t)found.tokens[j], found.logprobs[j], found.sampling_logprobs[j]);
+        const wb_sampled_token sampled = {(uint32_t)found.tokens[j], found.logprobs[j],
+                                          found.sampling_logprobs[j], (uint32_t)found.kept_counts[j]};
+        const wb_finish reason = wb_sequence_append(s, &sampled);
         if (reason != WB_FINISH_NONE) wb_engine_finish(engine, s, reason);
     }
 }
@@ -99,6 +100,7 @@ wb_status wb_engine_step(wb_engine *engine, bool *busy_out) {
     if (status == WB_OK && batch->n_sampled > 0)
         status = wb_sample_step(&engine->sampler, batch, logits, &engine->results);
     if (status == WB_OK && batch->n_tokens > 0) status = fetch(engine);
+    if (status == WB_OK) status = wb_sample_take_kept(&engine->sampler, batch, &engine->results);
     if (status == WB_OK) commit(engine);
     engine->steps++;
     return exchange(engine, status, busy_out);

@@ -7,8 +7,8 @@ wb_status wb_step_results_open(wb_workspace *workspace, size_t max_tokens, size_
     results->row_bytes = row_bytes;
     results->logprobs_offset = max_sampled * sizeof(int32_t);
     results->sampling_logprobs_offset = results->logprobs_offset + max_sampled * sizeof(float);
-    results->rows_offset =
-        (results->sampling_logprobs_offset + max_sampled * sizeof(float) + 63) & ~(size_t)63;
+    results->kept_counts_offset = results->sampling_logprobs_offset + max_sampled * sizeof(float);
+    results->rows_offset = (results->kept_counts_offset + max_sampled * sizeof(int32_t) + 63) & ~(size_t)63;
     const size_t bytes = results->rows_offset + max_tokens * row_bytes;
     WB_TRY(WB_OWN(&workspace->host, results->host, bytes, "engine results"));
     return wb_reserve(workspace, &results->device, (int64_t)bytes, 1, 1);
@@ -19,6 +19,7 @@ static wb_results_view view_of(const wb_step_results *results, uint8_t *base) {
         .tokens = (int32_t *)(void *)base,
         .logprobs = (float *)(void *)(base + results->logprobs_offset),
         .sampling_logprobs = (float *)(void *)(base + results->sampling_logprobs_offset),
+        .kept_counts = (int32_t *)(void *)(base + results->kept_counts_offset),
         .rows = base + results->rows_offset,
     };
 }

@@ -4,19 +4,20 @@
 
 #include "wb_workspace.h"
 
-/* Sampled tokens, their two logprobs, then from rows_offset on the rows of all fed tokens: in one piece, so
- * that one copy brings a step's results to the host. */
+/* Sampled tokens, their two logprobs, how many tokens were kept for each, then from rows_offset on the rows
+ * of all fed tokens: in one piece, so that one copy brings a step's results to the host. */
 typedef struct wb_step_results {
     wb_buffer device;
     uint8_t *host;
     size_t row_bytes;
-    size_t logprobs_offset, sampling_logprobs_offset, rows_offset; /* bytes */
+    size_t logprobs_offset, sampling_logprobs_offset, kept_counts_offset, rows_offset; /* bytes */
 } wb_step_results;
 
 /* The same arrays on the device or on the host. */
 typedef struct wb_results_view {
     int32_t *tokens;                     /* [max_sampled] */
     float *logprobs, *sampling_logprobs; /* [max_sampled] */
+    int32_t *kept_counts;                /* [max_sampled] */
     uint8_t *rows;                       /* [max_tokens] of row_bytes */
 } wb_results_view;
 
@@ -27,7 +28,7 @@ wb_status wb_step_results_open(wb_workspace *workspace, size_t max_tokens, size_
 wb_results_view wb_step_results_on_device(const wb_step_results *results);
 wb_results_view wb_step_results_on_host(const wb_step_results *results);
 
-/* Brings tokens, logprobs and the first n_rows rows to the host; done on return. */
+/* Brings tokens, logprobs, counts and the first n_rows rows to the host; done on return. */
 wb_status wb_step_results_fetch(const wb_step_results *results, wb_device *device, size_t n_rows);
 
 #endif

@@ -11,7 +11,9 @@ wb_status wb_sampler_open(wb_workspace *workspace, int64_t vocab_size, size_t ma
                           wb_sampler *sampler) {
     sampler->device = workspace->device;
     sampler->vocab_size = vocab_size;
-    return WB_OWN(&workspace->host, sampler->params, max_sampled, "engine sampling");
+    sampler->workspace = workspace;
+    WB_TRY(WB_OWN(&workspace->host, sampler->params, max_sampled, "engine sampling"));
+    return WB_OWN(&workspace->host, sampler->kept_start, max_sampled + 1, "engine sampling");
 }
 
 float wb_sampling_uniform(uint64_t seed, uint32_t position) {
@@ -23,6 +25,8 @@ static void set_params(wb_sampler *sampler, const wb_step_batch *batch) {
         const wb_sequence *s = wb_sequence_of(batch->sampled[i]);
         sampler->params[i] = s->params;
         sampler->params[i].uniform = wb_sampling_uniform(s->seed, wb_sequence_length(s));
+        const int64_t room = s->mask_ends ? wb_sample_max_kept(&sampler->params[i], sampler->vocab_size) : 0;
+        sampler->kept_start[i + 1] = sampler->kept_start[i] + room;
     }
 }
 
@@ -32,8 +36,8 @@ static wb_status name_failure(wb_sampler *sampler, const wb_step_batch *batch, c
     wb_device *dev = sampler->device;
     const int64_t V = sampler->vocab_size;
     for (int64_t i = 0; i < batch->n_sampled; i++) {
-        const wb_status status =
-            dev->sample(dev, 1, V, logits + i * V, &sampler->params[i], to.tokens, to.sampling_logprobs);
+        const wb_status status = dev->sample(dev, 1, V, logits + i * V, &sampler->params[i], NULL, to.tokens,
+                                             to.sampling_logprobs);
         const wb_sequence *s = wb_sequence_of(batch->sampled[i]);
         if (status != WB_OK)
             return wb_fail_context(status, "request %s: token at position %" PRIu32, s->completion.record.rid,
@@ -48,8 +52,26 @@ wb_status wb_sample_step(wb_sampler *sampler, const wb_step_batch *batch, const 
     const int64_t V = sampler->vocab_size, n = batch->n_sampled;
     const wb_results_view to = wb_step_results_on_device(results);
     set_params(sampler, batch);
-    const wb_status status = dev->sample(dev, n, V, logits, sampler->params, to.tokens, to.sampling_logprobs);
+    WB_TRY(wb_reserve(sampler->workspace, &sampler->kept_ids, sampler->kept_start[n], 1, sizeof(uint32_t)));
+    const wb_sample_kept kept = {sampler->kept_start, sampler->kept_ids.data, to.kept_counts};
+    const wb_status status =
+        dev->sample(dev, n, V, logits, sampler->params, &kept, to.tokens, to.sampling_logprobs);
     if (status != WB_OK) return name_failure(sampler, batch, logits, to, status);
     /* Log-probabilities at temperature 1 come from the op that training uses: the same bits. */
-    return dev->logprob_forward(dev, n, V, logits, to.tokens, to.logprobs);
+    return dev->logprob_forward(dev, n, V, logits, to.tokens, NULL, to.logprobs);
+}
+
+wb_status wb_sample_take_kept(const wb_sampler *sampler, const wb_step_batch *batch,
+                              const wb_step_results *results) {
+    wb_device *dev = sampler->device;
+    const int32_t *counts = wb_step_results_on_host(results).kept_counts;
+    const uint32_t *kept = sampler->kept_ids.data;
+    for (int64_t i = 0; i < batch->n_sampled; i++) {
+        wb_sequence *s = wb_sequence_of(batch->sampled[i]);
+        uint32_t *ids;
+        if (!s->mask_ends) continue;
+        WB_TRY(wb_sequence_reserve_mask(s, (uint32_t)counts[i], &ids));
+        WB_TRY(dev->to_host(dev, ids, kept + sampler->kept_start[i], (size_t)counts[i] * sizeof *ids));
+    }
+    return WB_OK;
 }

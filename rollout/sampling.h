@@ -12,7 +12,11 @@
 typedef struct wb_sampler {
     wb_device *device;
     int64_t vocab_size;
-    wb_sample_params *params; /* [max_sampled], of the rows of the present step */
+    wb_workspace *workspace;
+    /* Of the rows of the present step: */
+    wb_sample_params *params; /* [max_sampled] */
+    int64_t *kept_start;      /* [max_sampled + 1] where the tokens kept for a row are in `kept_ids` */
+    wb_buffer kept_ids;       /* device u32 */
 } wb_sampler;
 
 /* The device has the ops of sampling (wb_engine_open); the memory belongs to `workspace`. */
@@ -27,5 +31,10 @@ float wb_sampling_uniform(uint64_t seed, uint32_t position);
  * `results`. A failure names the request and the position. */
 wb_status wb_sample_step(wb_sampler *sampler, const wb_step_batch *batch, const float *logits,
                          const wb_step_results *results);
+
+/* Once the counts of `results` are on the host: the kept tokens of each row that wants them go to its
+ * sequence, which has not been appended to yet. */
+wb_status wb_sample_take_kept(const wb_sampler *sampler, const wb_step_batch *batch,
+                              const wb_step_results *results);
 
 #endif

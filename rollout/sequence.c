@@ -5,7 +5,9 @@
 #include "sequence.h"
 #include "wb_check.h"
 #include "wb_memory.h"
+#include "wb_route_limits.h"
 
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -21,10 +23,11 @@ static size_t place(size_t *bytes, uint64_t count, size_t size) {
 
 /* Where a sequence's arrays lie in its block of memory. */
 typedef struct sequence_layout {
-    size_t rid, tokens, stop_tokens, logprobs, sampling_logprobs, blocks, rows, bytes;
+    size_t rid, tokens, stop_tokens, logprobs, sampling_logprobs, mask_ends, blocks, rows, bytes;
 } sequence_layout;
 
-static sequence_layout layout_of(const wb_request *request, size_t row_bytes, int64_t max_blocks) {
+static sequence_layout layout_of(const wb_request *request, bool has_mask, size_t row_bytes,
+                                 int64_t max_blocks) {
     const uint64_t max_len = (uint64_t)request->n_tokens + request->max_tokens;
     sequence_layout at = {0};
     place(&at.bytes, 1, sizeof(wb_sequence));
@@ -33,14 +36,17 @@ static sequence_layout layout_of(const wb_request *request, size_t row_bytes, in
     at.stop_tokens = place(&at.bytes, request->n_stop, sizeof(uint32_t));
     at.logprobs = place(&at.bytes, request->max_tokens, sizeof(float));
     at.sampling_logprobs = place(&at.bytes, request->max_tokens, sizeof(float));
+    at.mask_ends = place(&at.bytes, has_mask ? request->max_tokens : 0, sizeof(uint32_t));
     at.blocks = place(&at.bytes, (uint64_t)max_blocks, sizeof(int32_t));
     at.rows = place(&at.bytes, request->return_routes ? max_len - 1 - request->routes_start : 0, row_bytes);
     return at;
 }
 
-wb_status wb_sequence_create(const wb_request *request, size_t row_bytes, int64_t max_blocks,
-                             wb_sequence **sequence_out) {
-    const sequence_layout at = layout_of(request, row_bytes, max_blocks);
+wb_status wb_sequence_create(const wb_request *request, int64_t vocab_size, size_t row_bytes,
+                             int64_t max_blocks, wb_sequence **sequence_out) {
+    const wb_sample_params params = {request->temperature, request->top_k, request->top_p, 0};
+    const bool has_mask = request->return_sampling_mask && wb_sample_max_kept(&params, vocab_size) > 0;
+    const sequence_layout at = layout_of(request, has_mask, row_bytes, max_blocks);
     uint8_t *base = NULL;
     WB_TRY(WB_NEW(base, at.bytes, "request"));
     wb_sequence *s = (wb_sequence *)(void *)base;
@@ -58,7 +64,9 @@ wb_status wb_sequence_create(const wb_request *request, size_t row_bytes, int64_
     s->row_bytes = row_bytes;
     s->max_len = request->n_tokens + request->max_tokens;
     s->routes_start = request->routes_start;
-    s->params = (wb_sample_params){request->temperature, request->top_k, request->top_p, 0};
+    s->mask_ends = has_mask ? (uint32_t *)(void *)(base + at.mask_ends) : NULL;
+    s->sampling = (wb_sampling){request->temperature, (uint32_t)request->top_k, request->top_p};
+    s->params = params;
     s->seed = request->seed;
     s->n_stop = request->n_stop;
     memcpy(base + at.rid, request->rid, strlen(request->rid) + 1);
@@ -79,6 +87,7 @@ wb_status wb_sequence_create(const wb_request *request, size_t row_bytes, int64_
 void wb_sequence_free(wb_sequence *s) {
     if (!s) return;
     free(s->spans);
+    free(s->mask_ids);
     free(s);
 }
 
@@ -114,23 +123,44 @@ void wb_sequence_feed(wb_sequence *s, uint32_t start, uint32_t end, uint64_t wei
     s->n_fed = end;
 }
 
-wb_finish wb_sequence_append(wb_sequence *s, uint32_t token, float logprob, float sampling_logprob) {
+/* Kept tokens of all sampled ones. */
+static uint32_t mask_size(const wb_sequence *s) {
+    const uint32_t n = s->completion.record.n_tokens - s->completion.record.prompt_len;
+    return n > 0 ? s->mask_ends[n - 1] : 0;
+}
+
+wb_status wb_sequence_reserve_mask(wb_sequence *s, uint32_t n_kept, uint32_t **ids_out) {
+    const uint32_t size = mask_size(s);
+    if (n_kept >= WB_MAX_TOKENS - size)
+        return wb_fail(WB_CAPACITY,
+                       "request %s: its sampling mask: expected fewer than %u kept tokens, found %" PRIu64,
+                       s->completion.record.rid, WB_MAX_TOKENS, (uint64_t)size + n_kept);
+    WB_TRY(WB_GROW(s->mask_ids, (size_t)size + n_kept, &s->mask_capacity, "request sampling mask"));
+    *ids_out = s->mask_ids + size;
+    return WB_OK;
+}
+
+wb_finish wb_sequence_append(wb_sequence *s, const wb_sampled_token *sampled) {
     wb_record *record = &s->completion.record;
     const uint32_t i = record->n_tokens - record->prompt_len;
-    s->tokens[record->n_tokens++] = token;
-    s->logprobs[i] = logprob;
-    s->sampling_logprobs[i] = sampling_logprob;
+    if (s->mask_ends) s->mask_ends[i] = mask_size(s) + sampled->n_kept;
+    s->tokens[record->n_tokens++] = sampled->token;
+    s->logprobs[i] = sampled->logprob;
+    s->sampling_logprobs[i] = sampled->sampling_logprob;
     for (uint32_t k = 0; k < s->n_stop; k++)
-        if (s->stop_tokens[k] == token) return WB_FINISH_STOP;
+        if (s->stop_tokens[k] == sampled->token) return WB_FINISH_STOP;
     return record->n_tokens == s->max_len ? WB_FINISH_LENGTH : WB_FINISH_NONE;
 }
 
 void wb_sequence_finish(wb_sequence *s, wb_finish finish) {
     wb_record *record = &s->completion.record;
     record->finish = finish;
+    record->sampling = &s->sampling;
     if (record->n_tokens > record->prompt_len) {
         record->logprobs = s->logprobs;
-        s->completion.sampling_logprobs = s->sampling_logprobs;
+        record->sampling_logprobs = s->sampling_logprobs;
+        record->mask_ends = s->mask_ends;
+        record->mask_ids = s->mask_ids;
     }
     if (record->n_spans > 0) record->spans = s->spans;
     if (!s->rows || s->n_fed <= s->routes_start) return;

@@ -18,7 +18,11 @@ typedef struct wb_sequence {
     size_t spans_capacity;
     uint32_t *tokens;                    /* [max_len]; completion.record.n_tokens of them exist */
     float *logprobs, *sampling_logprobs; /* [max_len - prompt_len] */
-    uint8_t *rows;                       /* [max_len - 1 - routes_start] rows; NULL: not asked for */
+    wb_sampling sampling;
+    uint32_t *mask_ends; /* [max_len - prompt_len] of the record; NULL: not asked for, or no limit */
+    uint32_t *mask_ids;  /* [mask_capacity] */
+    size_t mask_capacity;
+    uint8_t *rows; /* [max_len - 1 - routes_start] rows; NULL: not asked for */
     size_t row_bytes;
     uint32_t max_len, routes_start;
     wb_sample_params params; /* its uniform is set at each token */
@@ -35,8 +39,8 @@ static inline wb_sequence *wb_sequence_of(wb_sched_entry *entry) {
 
 /* Copies `request`, which has been checked, with room for everything that it can grow to. max_blocks: KV
  * blocks that it can hold. */
-wb_status wb_sequence_create(const wb_request *request, size_t row_bytes, int64_t max_blocks,
-                             wb_sequence **sequence_out);
+wb_status wb_sequence_create(const wb_request *request, int64_t vocab_size, size_t row_bytes,
+                             int64_t max_blocks, wb_sequence **sequence_out);
 void wb_sequence_free(wb_sequence *sequence); /* NULL is a no-op */
 
 /* Makes room for one more span, so that the feed which follows cannot fail. */
@@ -47,8 +51,19 @@ wb_status wb_sequence_reserve_span(wb_sequence *sequence, uint64_t weight_versio
 void wb_sequence_feed(wb_sequence *sequence, uint32_t start, uint32_t end, uint64_t weight_version,
                       const uint8_t *rows);
 
+/* Room for the n_kept tokens kept at the token that is appended next, so that this cannot fail: *ids_out
+ * [n_kept], to be filled before. CAPACITY where a record holds no more. */
+wb_status wb_sequence_reserve_mask(wb_sequence *sequence, uint32_t n_kept, uint32_t **ids_out);
+
+/* A token that was sampled. */
+typedef struct wb_sampled_token {
+    uint32_t token;
+    float logprob, sampling_logprob;
+    uint32_t n_kept; /* ids that wb_sequence_reserve_mask gave room for; 0 without a mask */
+} wb_sampled_token;
+
 /* Appends the token sampled after the last one; WB_FINISH_NONE unless it is the end. */
-wb_finish wb_sequence_append(wb_sequence *sequence, uint32_t token, float logprob, float sampling_logprob);
+wb_finish wb_sequence_append(wb_sequence *sequence, const wb_sampled_token *sampled);
 
 /* The record as it stands becomes the completion's. */
 void wb_sequence_finish(wb_sequence *sequence, wb_finish finish);

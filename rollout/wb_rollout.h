@@ -59,7 +59,10 @@ typedef struct wb_request {
     uint32_t max_tokens;         /* new tokens at most, at least one */
     bool return_routes;          /* default true */
     uint32_t routes_start;       /* rows before this position are not returned (the caller has them) */
-    uint8_t reserved[4];         /* zero */
+    /* Default false. True: the record has the tokens that top-k and top-p kept at each sampled one, for a
+     * trainer that is to take the same distribution; without a limit there is nothing to record. */
+    bool return_sampling_mask;
+    uint8_t reserved[3]; /* zero */
 } wb_request;
 
 /* Fills the caller's struct of `size` bytes with the defaults; rid, tokens and max_tokens are to be set. */
@@ -82,12 +85,11 @@ WB_API wb_status wb_engine_submit(wb_engine *engine, const wb_request *request);
  * leaves them out of step, and the caller gives up (wb_comm_abort). Collective. */
 WB_API wb_status wb_engine_step(wb_engine *engine, bool *busy_out);
 
-/* A finished request. `record` (tokens, logprobs at temperature 1, spans, rows, finish reason) is
- * complete: N - 1 rows from routes_start on. Owner: the completion. */
+/* A finished request. `record` (tokens, logprobs at temperature 1, sampling with sampling_logprobs, spans,
+ * rows, finish reason) is complete: N - 1 rows from routes_start on. Greedy requests (temperature 0) sample
+ * from a point mass: sampling_logprobs are 0 and each mask is the token alone. Owner: the completion. */
 typedef struct wb_completion {
     wb_record record;
-    /* Host memory, [n_tokens - prompt_len] under the distribution sampled from: temperature, top-k, top-p. */
-    const float *sampling_logprobs;
 } wb_completion;
 
 /* The next finished request in order of completion, or NULL when there is none; freed by the caller. Its

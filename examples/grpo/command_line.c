@@ -23,6 +23,8 @@ typedef struct option_row {
 
 #define FIELD(field) offsetof(options, field)
 #define MANY 1e9
+/* Of a request, too (wb_rollout.h). Not a bound of the table, so that the message can say why. */
+#define MIN_TEMPERATURE 1e-6
 
 static const option_row rows[] = {
     {"--model", TEXT, FIELD(model_dir), 0, 0, NULL, "DIR", "checkpoint to train, Hugging Face layout"},
@@ -45,7 +47,8 @@ static const option_row rows[] = {
     {"--max-tokens", INTEGER, FIELD(max_tokens), 1, MANY, NULL, "N", "new tokens a sample at most"},
     {"--stop-token", INTEGER, FIELD(stop_token), 0, MANY, NULL, "N",
      "token that ends a sample; without it jsonl samples have --max-tokens tokens, arithmetic knows its own"},
-    {"--temperature", NUMBER, FIELD(temperature), 0, 100, NULL, "X", "sampling temperature"},
+    {"--temperature", NUMBER, FIELD(temperature), 0, 100, NULL, "X",
+     "sampling temperature, above 0; training takes the same"},
     {"--top-k", INTEGER, FIELD(top_k), 0, MANY, NULL, "N", "sample from the N likeliest tokens; 0: all"},
     {"--top-p", NUMBER, FIELD(top_p), 1e-6, 1, NULL, "X", "sample from the likeliest tokens that reach X"},
     {"--updates", INTEGER, FIELD(updates), 1, MANY, NULL, "N", "minibatch updates a rollout batch"},
@@ -212,6 +215,12 @@ static wb_status check_together(const options *o) {
         return wb_fail(WB_INVALID_ARGUMENT, "--model and --out are needed (or --make-base DIR)");
     if (strcmp(o->task, "arithmetic") != 0 && !o->reward_cmd)
         return wb_fail(WB_INVALID_ARGUMENT, "--task %s needs --reward-cmd", o->task);
+    if (o->temperature < MIN_TEMPERATURE)
+        return wb_fail(
+            WB_INVALID_ARGUMENT,
+            "--temperature %g: expected at least %g: a greedy sample is a point mass, all samples of a "
+            "prompt are the same and their gradient is zero",
+            o->temperature, MIN_TEMPERATURE);
     if (o->prompts % o->updates != 0)
         return wb_fail(WB_INVALID_ARGUMENT, "--prompts %" PRId64 " is not a multiple of --updates %" PRId64,
                        o->prompts, o->updates);

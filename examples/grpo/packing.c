@@ -1,6 +1,6 @@
 /* packing.c - a rollout batch as micro-batches: which samples each holds, their tokens and targets, and the
  * memory that the passes over them work in. Every rank has the same number of micro-batches, the last ones
- * empty where it has fewer samples. */
+ * empty where it has fewer samples. Refuses: what the tokens were sampled from (distribution.c). */
 #include "train_step.h"
 #include "wb_memory.h"
 
@@ -32,7 +32,7 @@ static wb_status fill(wb_owner *owner, micro_batch *mb, const sample *samples, i
         }
     }
     mb->seq_start[n] = (int32_t)row;
-    return WB_OK;
+    return distribution_fill(owner, mb);
 }
 
 /* First of this rank's samples in minibatch u. Minibatches are equal runs of the batch's groups over all
@@ -62,9 +62,17 @@ static wb_status fill_update(const trainer *t, const batch *b, int64_t u, packed
     return WB_OK;
 }
 
+/* What one rank can fail alone before the first exchange of pack. */
+static wb_status prepare(const trainer *t, const batch *b, packed_batch *p) {
+    const int64_t vocab_size = wb_model_config(t->model)->vocab_size;
+    for (int64_t i = 0; i < b->n_samples; i++)
+        WB_TRY(distribution_check(t->o, vocab_size, record_of(&b->samples[i])));
+    return WB_OWN(&p->workspace.host, p->update_start, (size_t)t->o->updates + 1, "micro-batches");
+}
+
 static wb_status pack(const trainer *t, const batch *b, packed_batch *p) {
     wb_owner *owner = &p->workspace.host;
-    WB_TRY(WB_OWN(owner, p->update_start, (size_t)t->o->updates + 1, "micro-batches"));
+    WB_TRY(wb_comm_agree(t->comm, prepare(t, b, p)));
     for (int64_t u = 0; u < t->o->updates; u++) {
         uint64_t n;
         WB_TRY(count_micro_batches(t, b, u, &n));

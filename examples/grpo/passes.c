@@ -35,7 +35,14 @@ wb_status plan_batch(const trainer *t, wb_replay *replay, wb_replay_mode mode, c
 
 static wb_status run_forward(wb_train *train, packed_batch *p, const micro_batch *mb,
                              const uint8_t *direction, void *native, float *logprobs_out) {
-    wb_train_batch fed = {mb->T, mb->tokens, mb->targets, (int32_t)mb->n_seqs, mb->seq_start};
+    const wb_train_batch fed = {.T = mb->T,
+                                .tokens = mb->tokens,
+                                .targets = mb->targets,
+                                .n_seqs = (int32_t)mb->n_seqs,
+                                .seq_start = mb->seq_start,
+                                .temperature = mb->temperature,
+                                .kept_ids = mb->kept_ids,
+                                .kept_start = mb->kept_start};
     wb_routing routing = {p->ids.data, direction, native};
     return wb_train_forward(train, &fed, &routing, NULL, logprobs_out);
 }
@@ -105,13 +112,14 @@ wb_status policy_forward(trainer *t, packed_batch *p, int32_t m, row_count *coun
     return WB_OK;
 }
 
-/* Log-probabilities at rollout beside those in p->logprobs, over the response tokens. */
+/* Log-probabilities at rollout beside those in p->logprobs, over the response tokens: both of the
+ * distribution that was sampled from. */
 static wb_status observe_logprobs(wb_replay *replay, const packed_batch *p, const micro_batch *mb) {
     for (int64_t s = 0; s < mb->n_seqs; s++) {
         const wb_record *record = record_of(mb->samples[s]);
         const float *now = p->logprobs + mb->seq_start[s] + record->prompt_len - 1;
-        WB_TRY(wb_replay_observe_logprobs(replay, record->n_tokens - record->prompt_len, record->logprobs,
-                                          now, NULL));
+        WB_TRY(wb_replay_observe_logprobs(replay, record->n_tokens - record->prompt_len,
+                                          record->sampling_logprobs, now, NULL));
     }
     return WB_OK;
 }

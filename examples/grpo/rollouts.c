@@ -22,6 +22,7 @@ static wb_status submit_group(wb_engine *engine, const options *o, const task *t
     request.temperature = (float)o->temperature;
     request.top_k = (int32_t)o->top_k;
     request.top_p = (float)o->top_p;
+    request.return_sampling_mask = true; /* the trainer takes the same distribution */
     request.max_tokens = (uint32_t)o->max_tokens;
     request.stop_tokens = &stop;
     request.n_stop = stop != UINT32_MAX;

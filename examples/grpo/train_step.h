@@ -13,6 +13,10 @@ typedef struct micro_batch {
     int32_t *seq_start;     /* [n_seqs + 1] first row of each */
     int32_t *tokens;        /* [T] */
     int32_t *targets;       /* [T] -1 in the prompt */
+    /* What targets were sampled from, as in wb_train_batch; kept_* NULL: from the whole vocabulary. */
+    float *temperature;
+    uint32_t *kept_ids;
+    int64_t *kept_start;
     float *old, *reference; /* [T] log-probabilities of the first forward and of the reference model */
 } micro_batch;
 
@@ -45,6 +49,14 @@ static inline int64_t fed_tokens(const sample *s) {
 /* A zeroed `p` is needed; packed_close also after a failure. Collective. */
 wb_status packed_open(const trainer *t, const batch *b, packed_batch *p);
 void packed_close(packed_batch *p);
+
+/* ---- distribution.c -------------------------------------------------------------------------- */
+
+/* MISMATCH, with rid and both values, where the record was not sampled as the options say, or lacks what its
+ * distribution needs: the kept tokens of a top-k or top-p below `vocab_size`. */
+wb_status distribution_check(const options *o, int64_t vocab_size, const wb_record *record);
+/* temperature and kept_* of a micro-batch whose samples, checked, are there. */
+wb_status distribution_fill(wb_owner *owner, micro_batch *mb);
 
 /* ---- passes.c -------------------------------------------------------------------------------- */
 

@@ -62,7 +62,11 @@ static void make_examples(examples *x, const options *o, int64_t step, const wb_
 static wb_status warmup_step(const options *o, wb_train *train, optimizer *opt, wb_comm *comm, void *ids,
                              examples *x, int64_t step, double *loss_out) {
     make_examples(x, o, step, comm);
-    wb_train_batch fed = {x->T, x->tokens, x->targets, x->n_seqs, x->seq_start};
+    wb_train_batch fed = {.T = x->T,
+                          .tokens = x->tokens,
+                          .targets = x->targets,
+                          .n_seqs = x->n_seqs,
+                          .seq_start = x->seq_start};
     wb_routing routing = {ids, NULL, NULL};
     WB_TRY(wb_train_forward(train, &fed, &routing, NULL, x->logprobs));
     double sums[2] = {0, (double)x->answers};

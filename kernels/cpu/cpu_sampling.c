@@ -1,7 +1,8 @@
 /* cpu_sampling.c - log-probabilities of given tokens, and drawing tokens.
  *
- * Owns: log_softmax at a target and its gradient; temperature, top-k, top-p and the inverse of the cumulative
- * distribution. Refuses: random numbers (the caller brings one for each row).
+ * Owns: log_softmax at a target, of logits / temperature over the kept tokens, and its gradient; temperature,
+ * top-k, top-p and the inverse of the cumulative distribution. Refuses: random numbers (the caller brings one
+ * for each row).
  */
 #include "cpu/cpu_lanes.h"
 
@@ -9,35 +10,90 @@
 
 /* ---- log-probabilities ----------------------------------------------------------------------- */
 
+/* One row's distribution. */
+typedef struct softmax_row {
+    const float *z; /* [V] logits */
+    int64_t V;
+    float temperature;
+    const uint32_t *kept; /* [n_kept] ids; n_kept 0: the whole vocabulary */
+    int64_t n_kept;
+} softmax_row;
+
+static softmax_row row_of(const wb_distribution *of, const float *logits, int64_t V, int64_t t) {
+    softmax_row row = {.z = logits + t * V, .V = V, .temperature = 1.0f};
+    if (of && of->temperature) row.temperature = of->temperature[t];
+    if (!of || !of->kept_start) return row;
+    row.kept = of->kept_ids + of->kept_start[t];
+    row.n_kept = of->kept_start[t + 1] - of->kept_start[t];
+    return row;
+}
+
+/* The kept logits / temperature in the order of their ids, [*n_out]: in `scratch` [V], or where they are. */
+static const float *scaled_logits(const softmax_row *row, float *scratch, int64_t *n_out) {
+    const float *z = row->z;
+    const float temperature = row->temperature;
+    *n_out = row->n_kept > 0 ? row->n_kept : row->V;
+    if (row->n_kept > 0) {
+        for (int64_t i = 0; i < row->n_kept; i++) scratch[i] = z[row->kept[i]] / temperature;
+        return scratch;
+    }
+    if (temperature == 1.0f) return z;
+    for (int64_t i = 0; i < row->V; i++) scratch[i] = z[i] / temperature;
+    return scratch;
+}
+
+static float row_logprob(const softmax_row *row, int32_t target, float *scratch) {
+    int64_t n;
+    const float *y = scaled_logits(row, scratch, &n);
+    float max = row_max(y, n);
+    return row->z[target] / row->temperature - max - wb_logf(row_exp_sum(y, n, max));
+}
+
+/* dz[V] (=), may be the row's logits. */
+static void row_logprob_backward(const softmax_row *row, int32_t target, float dlogprob, float *scratch,
+                                 float *dz) {
+    int64_t n;
+    const float *y = scaled_logits(row, scratch, &n);
+    float *p = row->n_kept > 0 ? scratch : dz;
+    float sum = row_exp(y, n, row_max(y, n), p);
+    float d = dlogprob / row->temperature, factor = -d / sum;
+    if (row->n_kept > 0) {
+        memset(dz, 0, (size_t)row->V * sizeof(float));
+        for (int64_t i = 0; i < n; i++) dz[row->kept[i]] = p[i] * factor;
+    } else {
+        for (int64_t i = 0; i < n; i++) dz[i] *= factor;
+    }
+    dz[target] += d;
+}
+
+/* Each thread has room for a row of logits / temperature, where there can be one. */
+static wb_status reserve_row(wb_device *dev, int64_t V, const wb_distribution *of) {
+    return of ? wb_cpu_scratch_reserve(dev, (size_t)V * sizeof(float)) : WB_OK;
+}
+
 wb_status WB_CPU(logprob_forward)(wb_device *dev, int64_t T, int64_t V, const float *logits,
-                                  const int32_t *targets, float *logprobs) {
+                                  const int32_t *targets, const wb_distribution *of, float *logprobs) {
+    WB_TRY(reserve_row(dev, V, of));
 #pragma omp parallel for schedule(static) num_threads(wb_cpu_threads(dev, T *V * 8))
     for (int64_t t = 0; t < T; t++) {
-        const float *z = logits + t * V;
-        if (targets[t] < 0) {
-            logprobs[t] = 0.0f;
-            continue;
-        }
-        float max = row_max(z, V);
-        logprobs[t] = z[targets[t]] - max - wb_logf(row_exp_sum(z, V, max));
+        const softmax_row row = row_of(of, logits, V, t);
+        logprobs[t] = targets[t] < 0 ? 0.0f : row_logprob(&row, targets[t], of ? wb_cpu_scratch(dev) : NULL);
     }
     return WB_OK;
 }
 
 wb_status WB_CPU(logprob_backward)(wb_device *dev, int64_t T, int64_t V, const float *logits,
-                                   const int32_t *targets, const float *dlogprobs, float *dlogits) {
+                                   const int32_t *targets, const wb_distribution *of, const float *dlogprobs,
+                                   float *dlogits) {
+    WB_TRY(reserve_row(dev, V, of));
 #pragma omp parallel for schedule(static) num_threads(wb_cpu_threads(dev, T *V * 8))
     for (int64_t t = 0; t < T; t++) {
+        const softmax_row row = row_of(of, logits, V, t);
         float *dz = dlogits + t * V;
-        if (targets[t] < 0) {
+        if (targets[t] < 0)
             memset(dz, 0, (size_t)V * sizeof(float));
-            continue;
-        }
-        const float *z = logits + t * V;
-        float sum = row_exp(z, V, row_max(z, V), dz);
-        float d = dlogprobs[t], factor = -d / sum;
-        for (int64_t i = 0; i < V; i++) dz[i] *= factor;
-        dz[targets[t]] += d;
+        else
+            row_logprob_backward(&row, targets[t], dlogprobs[t], of ? wb_cpu_scratch(dev) : NULL, dz);
     }
     return WB_OK;
 }
@@ -77,18 +133,22 @@ typedef struct draw {
     double *sums;   /* of p over blocks of DRAW_BLOCK */
     double total;   /* of the sums, ascending */
     uint64_t *heap; /* [V] */
+    uint32_t *kept; /* [V] ids that top-k and top-p keep, ascending */
+    int64_t n_kept; /* 0: all */
 } draw;
 
 enum { DRAW_BLOCK = 128 };
 
 static size_t draw_bytes(int64_t V) {
-    return (size_t)V * (sizeof(uint64_t) + sizeof(float)) + (size_t)(V / DRAW_BLOCK + 1) * sizeof(double);
+    return (size_t)V * (sizeof(uint64_t) + sizeof(float) + sizeof(uint32_t)) +
+           (size_t)(V / DRAW_BLOCK + 1) * sizeof(double);
 }
 
 static draw make_draw(int64_t V, const float *z, float max, const wb_sample_params *params, void *scratch) {
     draw d = {.z = z, .params = params, .V = V, .top = max / params->temperature, .heap = scratch};
     d.sums = (double *)(void *)(d.heap + V);
     d.p = (float *)(d.sums + V / DRAW_BLOCK + 1);
+    d.kept = (uint32_t *)(d.p + V);
     float *restrict p = d.p, temperature = params->temperature, top = d.top;
     for (int64_t i = 0; i < V; i++) p[i] = wb_expf(z[i] / temperature - top);
     for (int64_t b = 0; b * DRAW_BLOCK < V; b++) {
@@ -131,9 +191,18 @@ static int64_t fill_heap(const draw *d, int64_t limit) {
     return d->V;
 }
 
+/* The ids of `n` orders of choices, ascending, become the kept ones. */
+static void keep(draw *d, uint64_t *orders, int64_t n) {
+    for (int64_t i = 0; i < n; i++) orders[i] = (uint64_t)wb_choice_order_id(orders[i]);
+    heap_make(orders, n);
+    for (int64_t count = n; count > 1; count--) heap_pop(orders, count);
+    for (int64_t i = 0; i < n; i++) d->kept[i] = (uint32_t)orders[i];
+    d->n_kept = n;
+}
+
 /* Keeps the top_k largest (all when 0) and of these the smallest set that reaches top_p of their sum;
- * draws from it by probability descending, id ascending. kept_out: the sum over the set. */
-static int64_t draw_from_top(const draw *d, double *kept_out) {
+ * draws from it by probability descending, id ascending. */
+static int64_t draw_from_top(draw *d) {
     const wb_sample_params *params = d->params;
     int64_t limit = params->top_k > 0 && params->top_k < d->V ? params->top_k : d->V;
     int64_t size = fill_heap(d, limit), popped = 0, n = 0;
@@ -159,26 +228,53 @@ static int64_t draw_from_top(const draw *d, double *kept_out) {
         if (d->p[id] > 0.0f) last = id;
         if (sum > target) break;
     }
-    *kept_out = kept;
+    keep(d, sorted_end - (n - 1), n);
     return last;
 }
 
+/* The bits of row_logprob for the kept tokens: the largest logit is always kept, so that p has the
+ * exponentials that are summed there. Gathers those of the kept tokens at the beginning of p, in place
+ * because the i-th kept id is at least i. */
+static float drawn_logprob(draw *d, int64_t id) {
+    for (int64_t i = 0; i < d->n_kept; i++) d->p[i] = d->p[d->kept[i]];
+    const float sum = row_sum(d->p, d->n_kept > 0 ? d->n_kept : d->V);
+    return d->z[id] / d->params->temperature - d->top - wb_logf(sum);
+}
+
+/* What one row is sampled to. */
+typedef struct sampled {
+    int32_t *token;
+    float *logprob;
+    uint32_t *kept_ids;  /* NULL: not wanted */
+    int32_t *kept_count; /* NULL: of no row */
+} sampled;
+
+static void sample_greedily(int64_t V, const float *z, const sampled *to) {
+    const float max = row_max(z, V);
+    int32_t best = 0;
+    while (z[best] != max) best++;
+    *to->token = best;
+    *to->logprob = 0.0f;
+    if (!to->kept_ids) return;
+    to->kept_ids[0] = (uint32_t)best;
+    *to->kept_count = 1;
+}
+
 static void sample_row(int64_t V, const float *z, const wb_sample_params *params, void *scratch,
-                       int32_t *token, float *logprob) {
-    float max = row_max(z, V);
+                       const sampled *to) {
+    if (to->kept_count) *to->kept_count = 0;
     if (params->temperature == 0.0f) {
-        int32_t best = 0;
-        while (z[best] != max) best++;
-        *token = best;
-        *logprob = 0.0f;
+        sample_greedily(V, z, to);
         return;
     }
-    draw d = make_draw(V, z, max, params, scratch);
-    double kept = d.total;
-    bool all = (params->top_k == 0 || params->top_k >= V) && params->top_p >= 1.0f;
-    int64_t id = all ? draw_in_id_order(&d) : draw_from_top(&d, &kept);
-    *token = (int32_t)id;
-    *logprob = z[id] / params->temperature - d.top - wb_logf((float)kept);
+    draw d = make_draw(V, z, row_max(z, V), params, scratch);
+    const bool all = wb_sample_max_kept(params, V) == 0;
+    const int64_t id = all ? draw_in_id_order(&d) : draw_from_top(&d);
+    *to->token = (int32_t)id;
+    *to->logprob = drawn_logprob(&d, id);
+    if (!to->kept_ids || all) return;
+    memcpy(to->kept_ids, d.kept, (size_t)d.n_kept * sizeof *d.kept);
+    *to->kept_count = (int32_t)d.n_kept;
 }
 
 static wb_status check_params(int64_t row, const wb_sample_params *params) {
@@ -207,11 +303,32 @@ static bool row_is_usable(int64_t V, const float *z) {
     return !bad && row_max(z, V) > -INFINITY;
 }
 
+static wb_status check_room(int64_t row, int64_t room, int64_t needed) {
+    if (room == 0 || room >= needed) return WB_OK;
+    return wb_fail(WB_INVALID_ARGUMENT,
+                   "sample: row %" PRId64 ": expected room for %" PRId64 " kept tokens, found %" PRId64, row,
+                   needed, room);
+}
+
+/* Where row b of the call goes. */
+static sampled output_of(int64_t b, const wb_sample_kept *kept, int32_t *tokens, float *logprobs) {
+    sampled to = {.token = tokens + b, .logprob = logprobs + b};
+    if (!kept) return to;
+    to.kept_count = kept->counts + b;
+    if (kept->start[b + 1] > kept->start[b]) to.kept_ids = kept->ids + kept->start[b];
+    return to;
+}
+
 wb_status WB_CPU(sample)(wb_device *dev, int64_t B, int64_t V, const float *logits,
-                         const wb_sample_params *params, int32_t *tokens, float *logprobs) {
+                         const wb_sample_params *params, const wb_sample_kept *kept, int32_t *tokens,
+                         float *logprobs) {
     if (V < 1 || V > INT32_MAX)
         return wb_fail(WB_INVALID_ARGUMENT, "sample: vocabulary: expected 1..2^31-1, found %" PRId64, V);
-    for (int64_t b = 0; b < B; b++) WB_TRY(check_params(b, params + b));
+    for (int64_t b = 0; b < B; b++) {
+        WB_TRY(check_params(b, params + b));
+        if (kept)
+            WB_TRY(check_room(b, kept->start[b + 1] - kept->start[b], wb_sample_max_kept(params + b, V)));
+    }
     WB_TRY(wb_cpu_scratch_reserve(dev, draw_bytes(V)));
     int threads = wb_cpu_threads(dev, B * V * 8);
     int64_t bad = B;
@@ -222,7 +339,9 @@ wb_status WB_CPU(sample)(wb_device *dev, int64_t B, int64_t V, const float *logi
         return wb_fail(WB_INVALID_ARGUMENT,
                        "sample: row %" PRId64 ": a logit is NaN or +inf, or all are -inf", bad);
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
-    for (int64_t b = 0; b < B; b++)
-        sample_row(V, logits + b * V, params + b, wb_cpu_scratch(dev), tokens + b, logprobs + b);
+    for (int64_t b = 0; b < B; b++) {
+        const sampled to = output_of(b, kept, tokens, logprobs);
+        sample_row(V, logits + b * V, params + b, wb_cpu_scratch(dev), &to);
+    }
     return WB_OK;
 }

@@ -148,7 +148,8 @@ static double run_train(bench *b, const bench_case *c, double *check_out) {
         dlogprobs[t] = -1.0F / T;
     }
     for (int32_t s = 0; s <= SEQS; s++) start[s] = s * SEQ_LEN;
-    const wb_train_batch batch = {T, tokens, targets, SEQS, start};
+    const wb_train_batch batch = {
+        .T = T, .tokens = tokens, .targets = targets, .n_seqs = SEQS, .seq_start = start};
     const wb_routing routing = {.ids = b->ids};
     const double begin = now();
     must(wb_train_zero_grads(b->train));

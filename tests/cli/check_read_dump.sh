@@ -8,7 +8,7 @@ for python in python3 /usr/bin/python3 ''; do
     "$python" -c 'import msgpack, numpy' 2>/dev/null && break
 done
 golden=$2/tests/golden/dump
-"$python" "$2/tests/tools/read_dump.py" "$1/bin/waybill" "$golden"/good_{u8,u8_valid,u16,no_index}.wbr
+"$python" "$2/tests/tools/read_dump.py" "$1/bin/waybill" "$golden"/good_{u8,u8_valid,u16,no_index,sampling}.wbr
 
 # The README's own lines, on a golden file.
 lines=$(sed -n '/^```python$/,/^```$/p' "$2/README.md" | sed '1d;$d' | sed "s|dump.wbr|$golden/good_u8.wbr|")

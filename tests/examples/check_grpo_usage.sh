@@ -77,6 +77,7 @@ refused "--steps 1.5" --steps 1.5
 refused "--steps 0" --steps 0
 refused "--samples 1" --samples 1
 refused "--top-p 0" --top-p 0
+refused "--temperature 0: expected at least 1e-06: a greedy sample is a point mass" --temperature 0
 refused "--seed 18446744073709551616" --seed 18446744073709551616
 refused "--frobnicate" --frobnicate
 refused "--lr=1" --lr=1

@@ -57,6 +57,9 @@ typedef struct fixture_record {
     wb_route_rows routes[4];
     uint8_t *ids;
     uint8_t *bits;
+    wb_sampling sampling;
+    float *sampling_logprobs;
+    uint32_t *mask_ids, *mask_ends;
 } fixture_record;
 
 /* `rows` rows of K distinct ids a layer, from a random first one on. An odd step meets every expert once when
@@ -115,11 +118,58 @@ static inline void fixture_record_init(fixture_record *f, const wb_route_model *
                             .routes = f->routes};
 }
 
+/* Says of a record how it was sampled: temperature 0.7, of the 4 likeliest tokens; with_mask: and which they
+ * were, 1 to 4 of them at each sampled token. Its tokens become ones that an i32 holds. */
+static inline void fixture_record_sample(fixture_record *f, fixture_rng *rng, bool with_mask) {
+    wb_record *r = &f->record;
+    const uint32_t n = r->n_tokens - r->prompt_len;
+    f->sampling = (wb_sampling){0.7f, 4, 0.5f};
+    f->sampling_logprobs = calloc(n + 1u, sizeof *f->sampling_logprobs);
+    f->mask_ids = calloc(4 * n + 1u, sizeof *f->mask_ids);
+    f->mask_ends = calloc(n + 1u, sizeof *f->mask_ends);
+    if (!f->sampling_logprobs || !f->mask_ids || !f->mask_ends) abort();
+    uint32_t at = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t *token = &f->tokens[r->prompt_len + i], before = fixture_below(rng, 4), kept = 1 + before;
+        *token = 8 + *token % 1000;
+        f->sampling_logprobs[i] = -(float)fixture_below(rng, 1000) / 128.0f;
+        if (before > 0) kept = before + fixture_below(rng, 2); /* the token is the last, or the one before */
+        for (uint32_t k = 0; k < kept; k++) f->mask_ids[at++] = *token - before + k;
+        if (kept == before) f->mask_ids[at - 1] = *token;
+        f->mask_ends[i] = at;
+    }
+    r->sampling = &f->sampling;
+    r->sampling_logprobs = f->sampling_logprobs;
+    r->mask_ids = with_mask ? f->mask_ids : NULL;
+    r->mask_ends = with_mask ? f->mask_ends : NULL;
+}
+
 static inline void fixture_record_free(fixture_record *f) {
+    free(f->sampling_logprobs);
+    free(f->mask_ids);
+    free(f->mask_ends);
     free(f->tokens);
     free(f->logprobs);
     free(f->ids);
     free(f->bits);
+}
+
+static inline const char *fixture_sampling_difference(const wb_record *a, const wb_record *b) {
+    const size_t n = a->n_tokens - a->prompt_len;
+    if (!a->sampling != !b->sampling) return "presence of sampling";
+    if (a->sampling && (memcmp(&a->sampling->temperature, &b->sampling->temperature, sizeof(float)) != 0 ||
+                        memcmp(&a->sampling->top_p, &b->sampling->top_p, sizeof(float)) != 0 ||
+                        a->sampling->top_k != b->sampling->top_k))
+        return "sampling";
+    if (!a->sampling_logprobs != !b->sampling_logprobs) return "presence of sampling_logprobs";
+    if (n > 0 && a->sampling_logprobs &&
+        memcmp(a->sampling_logprobs, b->sampling_logprobs, n * sizeof(float)) != 0)
+        return "sampling_logprobs";
+    if (!a->mask_ends != !b->mask_ends || !a->mask_ids != !b->mask_ids) return "presence of a mask";
+    if (n == 0 || !a->mask_ends) return NULL;
+    if (memcmp(a->mask_ends, b->mask_ends, n * sizeof(uint32_t)) != 0) return "ends of a mask";
+    if (memcmp(a->mask_ids, b->mask_ids, a->mask_ends[n - 1] * sizeof(uint32_t)) != 0) return "ids of a mask";
+    return NULL;
 }
 
 /* NULL when the records say the same, else what differs. */
@@ -145,7 +195,7 @@ static inline const char *fixture_difference(const wb_route_model *m, const wb_r
         if (!x != !y) return "validity of a row";
         if (x && memcmp(x, y, wb_route_row_bytes(m)) != 0) return "ids of a row";
     }
-    return NULL;
+    return fixture_sampling_difference(a, b);
 }
 
 /* ---- files -------------------------------------------------------------------------------------- */

@@ -34,6 +34,7 @@ static int setup(void **state) {
         snprintf(rid, sizeof rid, "r%u", i);
         fixture_record_init(&p->records[i], &p->f.model, &rng, rid, 9, 40, 0, 1 + i % 2, i == 1);
         p->records[i].record.group = i / 3;
+        if (i % 2 == 1) fixture_record_sample(&p->records[i], &rng, i > 1);
         if (i == 4) memcpy(p->records[i].ids, p->records[3].ids, 9 * wb_route_row_bytes(&p->f.model));
     }
     *state = p;

@@ -72,6 +72,9 @@ static void expect_records(const char *path, const wb_route_model *m, fixture_re
         assert_string_equal(difference ? difference : "", "");
         assert_int_equal((uintptr_t)found.tokens % 4, 0);
         assert_int_equal((uintptr_t)found.logprobs % 4, 0);
+        assert_int_equal((uintptr_t)found.sampling_logprobs % 4, 0);
+        assert_int_equal((uintptr_t)found.mask_ids % 4, 0);
+        assert_int_equal((uintptr_t)found.mask_ends % 4, 0);
     }
     wb_dump_close(d);
     wb_dump_info info;
@@ -92,6 +95,7 @@ static void round_trip(const char *path, const wb_route_model *m, const wb_dump_
         fixture_record_init(&records[i], m, &rng, rid, prompt, n_tokens, fixture_below(&rng, 9), i % 4,
                             i % 3 == 0);
         if (i % 5 == 4) records[i].record.logprobs = NULL;
+        if (i % 2 == 1) fixture_record_sample(&records[i], &rng, i % 4 == 3);
     }
     write_records(path, m, options, records, N, seed % 2 == 0);
     expect_records(path, m, records, N);
@@ -377,7 +381,7 @@ static void test_directory(void **state) {
 /* A dump made by version 1 once: file, and what is in it. Written by make_golden_dumps.c, whose records come
  * from the same fixture with the same seeds. */
 static void golden(const char *name, uint32_t L, uint32_t E, uint32_t K, uint64_t seed, uint32_t n_tokens,
-                   bool valid) {
+                   bool valid, bool sampled) {
     char path[512];
     snprintf(path, sizeof path, "%s/dump/%s", WB_TEST_DATA, name);
     fixture_model f;
@@ -390,6 +394,7 @@ static void golden(const char *name, uint32_t L, uint32_t E, uint32_t K, uint64_
         fixture_record_init(&records[i], &f.model, &rng, rid, 5, n_tokens + i, i, 1 + i % 2, valid);
         records[i].record.group = 1;
         if (i > 0 && !valid) memcpy(records[i].ids, records[0].ids, 5 * wb_route_row_bytes(&f.model));
+        if (sampled) fixture_record_sample(&records[i], &rng, i > 0);
     }
     expect_records(path, &f.model, records, 3);
     for (uint32_t i = 0; i < 3; i++) fixture_record_free(&records[i]);
@@ -397,12 +402,13 @@ static void golden(const char *name, uint32_t L, uint32_t E, uint32_t K, uint64_
 
 static void test_golden(void **state) {
     (void)state;
-    golden("good_u8.wbr", 2, 8, 2, 11, 12, false);
-    golden("good_u8_valid.wbr", 2, 256, 4, 12, 12, true);
-    golden("good_u16.wbr", 2, 300, 2, 13, 12, false);
-    golden("good_zstd.wbr", 2, 8, 2, 14, 100, false);
-    golden("good_chunks.wbr", 2, 8, 2, 15, 12, true);
-    golden("good_no_index.wbr", 2, 8, 2, 16, 12, false);
+    golden("good_u8.wbr", 2, 8, 2, 11, 12, false, false);
+    golden("good_u8_valid.wbr", 2, 256, 4, 12, 12, true, false);
+    golden("good_u16.wbr", 2, 300, 2, 13, 12, false, false);
+    golden("good_zstd.wbr", 2, 8, 2, 14, 100, false, false);
+    golden("good_chunks.wbr", 2, 8, 2, 15, 12, true, false);
+    golden("good_no_index.wbr", 2, 8, 2, 16, 12, false, false);
+    golden("good_sampling.wbr", 2, 8, 2, 17, 12, false, true);
 }
 
 int main(void) {

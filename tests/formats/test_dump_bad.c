@@ -47,6 +47,7 @@ static int setup(void **state) {
         fixture_record_init(r, &p->f.model, &rng, rid, 4, i == 3 ? 40 : 9, 0, i == 2 ? 2 : 1, i == 2);
         r->record.group = i / 2;
         if (i == 1) memcpy(r->ids, p->records[0].ids, 4 * wb_route_row_bytes(&p->f.model));
+        if (i > 1) fixture_record_sample(r, &rng, i == 2);
         if (i == 3) /* rows that zstd makes smaller */
             for (uint32_t t = 1; t < 39; t++) memcpy(r->ids + t * 8, r->ids, 8);
         OK(wb_dump_append(w, &r->record));
@@ -130,6 +131,18 @@ static const struct {
     {"bad_prefix_of_prefix", WB_CORRUPT, "a record with a prefix"},
     {"bad_prefix_too_long", WB_CORRUPT, "prefix"},
     {"bad_prefix_not_valid", WB_CORRUPT, "does not hold the rows"},
+    {"bad_sampling_temperature", WB_CORRUPT, "sampling temperature: expected 0 or more, finite, found inf"},
+    {"bad_sampling_key_missing", WB_CORRUPT, "sampling lacks one of temperature, top_k, top_p"},
+    {"bad_sampling_logprobs_length", WB_CORRUPT, "sampling_logprobs does not have"},
+    {"bad_mask_without_ends", WB_CORRUPT, "sampling_mask lacks ids or ends"},
+    {"bad_mask_ends_length", WB_CORRUPT, "sampling_mask.ends does not have"},
+    {"bad_mask_ends_beyond_ids", WB_CORRUPT, "sampling_mask.ends does not end with the number of ids"},
+    {"bad_mask_ends_back", WB_CORRUPT, "mask of position 3: expected an end above 4"},
+    {"bad_mask_empty_set", WB_CORRUPT, "mask of position 2: expected an end above 0"},
+    {"bad_mask_without_token", WB_CORRUPT, "mask of position 4: the sampled token 0 is not in it"},
+    {"bad_mask_ids_twice", WB_CORRUPT, "mask of position 5: expected ascending ids below 2^31, found 0"},
+    {"bad_mask_id_too_large", WB_CORRUPT, "expected ascending ids below 2^31, found 2147483648"},
+    {"bad_digest", WB_CORRUPT, "the digest of the tokens: expected"},
     {"bad_index_offset", WB_CORRUPT, "byte"},
     {"bad_index_overlap", WB_CORRUPT, "overlap"},
     {"bad_index_rid", WB_CORRUPT, "another rid"},

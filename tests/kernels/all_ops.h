@@ -42,6 +42,24 @@ static inline void assert_same_outputs(const outputs *a, const outputs *b, const
             fail_msg("%s: bits of %s and %s differ", a->names[i], a_name, b_name);
 }
 
+/* Log-probabilities at temperatures, of rows that keep every other token from the target's parity on. */
+static inline void all_distributions(wb_device *dev, int64_t T, int64_t V, const float *x,
+                                     const int32_t *tokens, outputs *o) {
+    float *temperature = random_floats(T, 0.3f, 2.0f), *logprobs = floats(T), *dx = floats(T * V);
+    uint32_t *ids = xalloc(T * V, sizeof *ids);
+    int64_t *start = xalloc(T + 1, sizeof *start), n = start[0] = 0;
+    for (int64_t t = 0; t < T; t++) {
+        for (int64_t id = tokens[t] % 2; id < V && t % 3 != 0; id += 2) ids[n++] = (uint32_t)id;
+        start[t + 1] = n;
+    }
+    const wb_distribution of = {temperature, ids, start};
+    assert_ok(dev->logprob_forward(dev, T, V, x, tokens, &of, logprobs));
+    assert_ok(dev->logprob_backward(dev, T, V, x, tokens, &of, logprobs, dx));
+    keep_floats(o, logprobs, T, "logprob_forward of a distribution");
+    keep_floats(o, dx, T * V, "logprob_backward of a distribution");
+    free(temperature), free(ids), free(start);
+}
+
 static inline void all_rows(wb_device *dev, int64_t T, int64_t H, outputs *o) {
     const int64_t V = 11;
     float *x = random_floats(T * H, -9, 9), *w = random_floats(H, -1, 1), *d = random_floats(T * H, -1, 1);
@@ -67,16 +85,17 @@ static inline void all_rows(wb_device *dev, int64_t T, int64_t H, outputs *o) {
     keep_floats(o, y, T * H / 2, "swiglu_forward");
     keep_floats(o, dx, T * H, "swiglu_backward");
     float *logprobs = floats(T);
-    assert_ok(dev->logprob_forward(dev, T, H, x, tokens, logprobs));
+    assert_ok(dev->logprob_forward(dev, T, H, x, tokens, NULL, logprobs));
     keep(o, logprobs, (size_t)T * sizeof(float), "logprob_forward");
     dx = floats(T * H);
-    assert_ok(dev->logprob_backward(dev, T, H, x, tokens, logprobs, dx));
+    assert_ok(dev->logprob_backward(dev, T, H, x, tokens, NULL, logprobs, dx));
     keep_floats(o, dx, T * H, "logprob_backward");
+    all_distributions(dev, T, H, x, tokens, o);
     wb_sample_params *params = xalloc(T, sizeof *params);
     for (int64_t t = 0; t < T; t++)
         params[t] = (wb_sample_params){rng_uniform(0.0f, 2.0f), (int32_t)rng_range(0, H),
                                        rng_uniform(0.3f, 1.0f), rng_uniform(0.0f, 1.0f)};
-    assert_ok(dev->sample(dev, T, H, x, params, tokens, logprobs));
+    assert_ok(dev->sample(dev, T, H, x, params, NULL, tokens, logprobs));
     keep(o, tokens, (size_t)T * sizeof *tokens, "sample");
     keep_floats(o, logprobs, T, "sample logprobs");
     double sum = 0.0;

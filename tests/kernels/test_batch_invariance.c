@@ -65,18 +65,49 @@ static void swiglu_backward_rows(wb_device *dev, int64_t begin, int64_t n, float
 }
 
 static void logprob_rows(wb_device *dev, int64_t begin, int64_t n, float *out) {
-    assert_ok(dev->logprob_forward(dev, n, W, x + begin * W, targets + begin, out + begin));
+    assert_ok(dev->logprob_forward(dev, n, W, x + begin * W, targets + begin, NULL, out + begin));
 }
 
 static void logprob_backward_rows(wb_device *dev, int64_t begin, int64_t n, float *out) {
-    assert_ok(dev->logprob_backward(dev, n, W, x + begin * W, targets + begin, d + begin, out + begin * W));
+    assert_ok(
+        dev->logprob_backward(dev, n, W, x + begin * W, targets + begin, NULL, d + begin, out + begin * W));
+}
+
+/* Rows begin .. begin + n of a distribution in which every third row keeps all tokens, and the others the
+ * target, token 1 and token W - 2. */
+static void distributed_rows(wb_device *dev, int64_t begin, int64_t n, float *out, bool backward) {
+    float temperature[T];
+    uint32_t ids[3 * T];
+    int64_t start[T + 1] = {0};
+    for (int64_t i = 0; i < n; i++) {
+        const uint32_t target = targets[begin + i] < 0 ? 0 : (uint32_t)targets[begin + i];
+        temperature[i] = 0.5f + (float)((begin + i) % 4) * 0.25f;
+        int64_t at = start[i];
+        for (uint32_t id = 0; id < W && (begin + i) % 3 != 0; id++)
+            if (id == target || id == 1 || id == W - 2) ids[at++] = id;
+        start[i + 1] = at;
+    }
+    const wb_distribution of = {temperature, ids, start};
+    const float *rows = x + begin * W;
+    if (backward)
+        assert_ok(dev->logprob_backward(dev, n, W, rows, targets + begin, &of, d + begin, out + begin * W));
+    else
+        assert_ok(dev->logprob_forward(dev, n, W, rows, targets + begin, &of, out + begin));
+}
+
+static void distributed_logprob_rows(wb_device *dev, int64_t begin, int64_t n, float *out) {
+    distributed_rows(dev, begin, n, out, false);
+}
+
+static void distributed_logprob_backward_rows(wb_device *dev, int64_t begin, int64_t n, float *out) {
+    distributed_rows(dev, begin, n, out, true);
 }
 
 static void sample_rows(wb_device *dev, int64_t begin, int64_t n, float *out) {
     wb_sample_params params[T];
     int32_t tokens[T];
     for (int i = 0; i < T; i++) params[i] = (wb_sample_params){0.7f, i % 3 * 10, 0.9f, (float)i / (float)T};
-    assert_ok(dev->sample(dev, n, W, x + begin * W, params + begin, tokens, out + begin * 2));
+    assert_ok(dev->sample(dev, n, W, x + begin * W, params + begin, NULL, tokens, out + begin * 2));
     for (int64_t i = n - 1; i >= 0; i--) {
         out[(begin + i) * 2] = out[begin * 2 + i];
         out[(begin + i) * 2 + 1] = (float)tokens[i];
@@ -119,6 +150,8 @@ static void test_a_row_alone_or_in_any_batch(void **state) {
         {"swiglu_backward", swiglu_backward_rows},
         {"logprob_forward", logprob_rows},
         {"logprob_backward", logprob_backward_rows},
+        {"logprob_forward of a distribution", distributed_logprob_rows},
+        {"logprob_backward of a distribution", distributed_logprob_backward_rows},
         {"sample", sample_rows},
         {"router softmax", softmax_router_rows},
         {"router sigmoid", sigmoid_router_rows},

@@ -66,9 +66,9 @@ static void test_nothing_to_do(void **state) {
     assert_ok(dev->add(dev, 0, x, x));
     assert_ok(dev->clamp(dev, 0, 0.5f, x));
     assert_ok(dev->clamp_backward(dev, 0, 0.5f, x, x));
-    assert_ok(dev->logprob_forward(dev, 0, 4, x, index, x));
-    assert_ok(dev->logprob_backward(dev, 0, 4, x, index, x, x));
-    assert_ok(dev->sample(dev, 0, 4, x, NULL, index, x));
+    assert_ok(dev->logprob_forward(dev, 0, 4, x, index, NULL, x));
+    assert_ok(dev->logprob_backward(dev, 0, 4, x, index, NULL, x, x));
+    assert_ok(dev->sample(dev, 0, 4, x, NULL, NULL, index, x));
     assert_ok(dev->sum_squares(dev, 0, x, &sum));
     assert_ok(dev->adamw(dev, 0, &hyper, x, x, x, x));
     assert_ok(dev->cast(dev, 0, x, WB_F32, x, WB_BF16));

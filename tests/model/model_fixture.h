@@ -165,6 +165,10 @@ typedef struct corpus {
     int32_t *start;   /* [n_seqs + 1] */
     int32_t *tokens;  /* [T] */
     int32_t *targets; /* [T] the next token, or -1: at the end, and here and there */
+    /* What targets were sampled from, as in wb_train_batch, for the sequences in this order; or NULL. */
+    const float *temperature;
+    const uint32_t *kept_ids;
+    const int64_t *kept_start;
 } corpus;
 
 static inline corpus corpus_random(const wb_config *config, int32_t n_seqs, int32_t longest,
@@ -273,7 +277,14 @@ static inline void train_pass(fixture *f, const corpus *c, int32_t n, const int3
         MUST(dev->to_device(dev, device_forced, forced, (size_t)T));
     }
 
-    const wb_train_batch batch = {T, tokens, targets, n, start};
+    const wb_train_batch batch = {.T = T,
+                                  .tokens = tokens,
+                                  .targets = targets,
+                                  .n_seqs = n,
+                                  .seq_start = start,
+                                  .temperature = c->temperature,
+                                  .kept_ids = c->kept_ids,
+                                  .kept_start = c->kept_start};
     const wb_routing routing = {ids, d.ids ? device_forced : NULL, native};
     MUST(wb_train_forward(f->train, &batch, &routing, NULL, values));
     move_rows(c, n, seqs, sizeof(float), false, values, r->logprobs);

@@ -77,7 +77,8 @@ static void train_pass_of(const rig *r) {
     const float dlogprobs[T] = {1, 1, 0};
     uint8_t ids[ROUTE_BYTES];
     float logprobs[T];
-    const wb_train_batch batch = {T, tokens, targets, 1, start};
+    const wb_train_batch batch = {
+        .T = T, .tokens = tokens, .targets = targets, .n_seqs = 1, .seq_start = start};
     const wb_routing routing = {.ids = ids};
     wb_train *train = NULL;
     MUST(wb_train_open(r->model, &train));

@@ -51,7 +51,8 @@ static wb_status infer_forward(rank_case *c) {
 /* `ids` stay for the backward. */
 static wb_status train_forward(rank_case *c, void *ids) {
     const int32_t targets[T] = {1, 2, 3, -1}, start[] = {0, T};
-    const wb_train_batch batch = {T, c->tokens, targets, 1, start};
+    const wb_train_batch batch = {
+        .T = T, .tokens = c->tokens, .targets = targets, .n_seqs = 1, .seq_start = start};
     float logprobs[T];
     return wb_train_forward(c->f.train, &batch, &(wb_routing){.ids = ids}, NULL, logprobs);
 }

@@ -177,7 +177,7 @@ static void assert_logprobs(const reference *ref, int64_t n, const float *logits
     int32_t targets[N_SEQS * 14];
     float logprobs[N_SEQS * 14];
     for (int64_t i = 0; i < n; i++) targets[i] = ref->c.targets[corpus_rows[i]];
-    MUST(ref->f.device->logprob_forward(ref->f.device, n, ref->V, logits, targets, logprobs));
+    MUST(ref->f.device->logprob_forward(ref->f.device, n, ref->V, logits, targets, NULL, logprobs));
     for (int64_t i = 0; i < n; i++)
         assert_memory_equal(&logprobs[i], &ref->r.logprobs[corpus_rows[i]], sizeof(float));
 }
@@ -371,7 +371,8 @@ static void test_bad_training_batches_are_refused(void **unused) {
     uint8_t ids[41 * 2 * 3] = {0}, forced[41] = {0};
     wb_routing routing = {.ids = ids};
     for (int t = 0; t < 41; t++) targets[t] = -1;
-    const wb_train_batch batch = {3, tokens, targets, 1, start};
+    const wb_train_batch batch = {
+        .T = 3, .tokens = tokens, .targets = targets, .n_seqs = 1, .seq_start = start};
 
     MUST(wb_train_forward(train, &batch, &routing, NULL, logprobs));
     MUST(wb_train_backward(train, logprobs));
@@ -401,8 +402,59 @@ static void test_bad_training_batches_are_refused(void **unused) {
     MUST(wb_train_forward(train, &batch, &routing, NULL, logprobs));
 
     const int32_t long_start[] = {0, 41};
-    const wb_train_batch too_long = {41, tokens, targets, 1, long_start};
+    const wb_train_batch too_long = {
+        .T = 41, .tokens = tokens, .targets = targets, .n_seqs = 1, .seq_start = long_start};
     assert_refused(WB_CAPACITY, wb_train_forward(train, &too_long, &routing, NULL, logprobs), "position 40");
+    reference_close(&ref);
+}
+
+static void test_rule_31_a_distribution_that_cannot_be_is_refused(void **unused) {
+    (void)unused;
+    reference ref = reference_open(VARIANT_QWEN3, base_seed);
+    int32_t tokens[3] = {1, 2, 3}, targets[3] = {2, 3, -1};
+    const int32_t seq_start[] = {0, 3};
+    float logprobs[3], temperature[3] = {0.7f, 1.0f, 0.0f}; /* without a target: never looked at */
+    uint32_t kept[4] = {0, 2, 3, 9};
+    int64_t start[4] = {0, 2, 4, 4};
+    uint8_t ids[3 * 2 * 3] = {0};
+    const wb_routing routing = {.ids = ids};
+    const wb_train_batch batch = {.T = 3,
+                                  .tokens = tokens,
+                                  .targets = targets,
+                                  .n_seqs = 1,
+                                  .seq_start = seq_start,
+                                  .temperature = temperature,
+                                  .kept_ids = kept,
+                                  .kept_start = start};
+#define REFUSED(text) \
+    assert_refused(WB_INVALID_ARGUMENT, wb_train_forward(ref.f.train, &batch, &routing, NULL, logprobs), text)
+    MUST(wb_train_forward(ref.f.train, &batch, &routing, NULL, logprobs));
+    temperature[1] = 0;
+    REFUSED("temperature of row 1: expected at least 1e-6 (a greedy sample has no gradient), found 0");
+    temperature[1] = NAN;
+    REFUSED("temperature of row 1");
+    temperature[1] = 1;
+    kept[2] = 4;
+    REFUSED("kept tokens of row 1: expected the target 3 among the 2");
+    kept[2] = 3;
+    kept[1] = 0;
+    REFUSED("kept tokens of row 0: expected ascending ids below 53, found 0");
+    kept[1] = 53;
+    REFUSED("kept tokens of row 0: expected ascending ids below 53, found 53");
+    kept[1] = 2;
+    start[2] = 3;
+    REFUSED("kept tokens of row 2: expected none without a target, found 1");
+    start[2] = 1;
+    REFUSED("kept_start[2]: expected at least 2, found 1");
+    start[2] = 4;
+    start[0] = 1;
+    REFUSED("kept_start[0]: expected 0, found 1");
+    start[0] = 0;
+    wb_train_batch half = batch;
+    half.kept_ids = NULL;
+    assert_refused(WB_INVALID_ARGUMENT, wb_train_forward(ref.f.train, &half, &routing, NULL, logprobs),
+                   "expected kept_ids and kept_start, found one of them");
+#undef REFUSED
     reference_close(&ref);
 }
 
@@ -477,7 +529,11 @@ static void count_allocations(wb_device *dev) {
 /* Open, forward, backward, and a step of inference, with caller's memory. */
 static wb_status whole_cycle(const reference *ref, void *ids, float *logprobs, wb_train *train,
                              wb_infer *infer) {
-    const wb_train_batch batch = {ref->c.T, ref->c.tokens, ref->c.targets, N_SEQS, ref->c.start};
+    const wb_train_batch batch = {.T = ref->c.T,
+                                  .tokens = ref->c.tokens,
+                                  .targets = ref->c.targets,
+                                  .n_seqs = N_SEQS,
+                                  .seq_start = ref->c.start};
     const wb_routing routing = {.ids = ids};
     int32_t pos[] = {0}, seq[] = {0}, blocks[] = {0}, rows[] = {0};
     const wb_infer_batch step = {1, ref->c.tokens, pos, seq, 1, 1, blocks, 1, rows};
@@ -537,6 +593,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_thread_ranks_equal_one_rank),
         cmocka_unit_test(test_placement_changes_nothing),
         cmocka_unit_test(test_bad_training_batches_are_refused),
+        cmocka_unit_test(test_rule_31_a_distribution_that_cannot_be_is_refused),
         cmocka_unit_test(test_inference_options_of_another_version),
         cmocka_unit_test(test_bad_inference_batches_are_refused),
         cmocka_unit_test(test_steady_state_allocates_nothing_and_any_allocation_may_fail),

@@ -156,6 +156,39 @@ static void close_problem(problem *p) {
     wb_comm_close(p->comm);
 }
 
+/* Three temperatures; every other row with a target keeps a third of the vocabulary and the target. */
+static void test_rule_31_gradients_of_a_distribution(void **state) {
+    (void)state;
+    problem p;
+    open_problem(&p, VARIANT_QWEN3, 31);
+    const int32_t T = p.c.T, V = wb_model_config(p.f.model)->vocab_size;
+    float *temperature = take(T, sizeof(float));
+    uint32_t *ids = take((int64_t)T * V, sizeof(uint32_t));
+    int64_t *start = take(T + 1, sizeof(int64_t)), n = 0;
+    for (int32_t t = 0; t < T; t++) {
+        temperature[t] = 0.6f + 0.3f * (float)(t % 3);
+        for (int32_t id = 0; id < V && t % 2 == 0 && p.c.targets[t] >= 0; id++)
+            if (id % 3 == 0 || id == p.c.targets[t]) ids[n++] = (uint32_t)id;
+        start[t + 1] = n;
+    }
+    assert_true(n > 0);
+    p.c.temperature = temperature;
+    p.c.kept_ids = ids;
+    p.c.kept_start = start;
+    MUST(wb_train_zero_grads(p.f.train));
+    train_pass(&p.f, &p.c, N_SEQS, p.seqs, (direction){p.r.ids, p.forced}, p.dlogprobs, &p.r);
+    uint64_t dice = 32;
+    for (int32_t i = 0; i < wb_model_n_tensors(p.f.model);) {
+        const group g = group_from(&p, i);
+        check_group(&p, g, &dice, 1);
+        i = g.last;
+    }
+    free(temperature);
+    free(ids);
+    free(start);
+    close_problem(&p);
+}
+
 static void check_variant(variant v, int attempts) {
     const uint64_t seed = 20 + (uint64_t)v;
     problem p;
@@ -249,6 +282,7 @@ int main(void) {
         cmocka_unit_test(test_gradients_with_bias_and_dense_layer),
         cmocka_unit_test(test_gradients_with_tied_embeddings),
         cmocka_unit_test(test_gradients_with_clamp),
+        cmocka_unit_test(test_rule_31_gradients_of_a_distribution),
         cmocka_unit_test(test_gradients_with_kept_logits),
         cmocka_unit_test(test_gradients_accumulate_over_micro_batches),
     };

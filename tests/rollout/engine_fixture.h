@@ -136,6 +136,7 @@ static inline ask ask_random(dice *d, uint32_t number, uint32_t vocab_size, uint
     a.request.temperature = pick(d, 0, 3) == 0 ? 0.0f : 0.5f + (float)pick(d, 0, 10) * 0.1f;
     a.request.top_k = pick(d, 0, 1) == 0 ? 0 : (int32_t)pick(d, 1, 20);
     a.request.top_p = pick(d, 0, 1) == 0 ? 1.0f : 0.3f + (float)pick(d, 0, 6) * 0.1f;
+    a.request.return_sampling_mask = number % 2 == 0;
     a.request.n_stop = pick(d, 0, 2);
     for (uint32_t i = 0; i < a.request.n_stop; i++) a.stop[i] = pick(d, 0, vocab_size - 1);
     return a;
@@ -182,6 +183,15 @@ static inline bool same_bytes(const void *a, const void *b, size_t bytes) {
     return bytes == 0 || (a && b && memcmp(a, b, bytes) == 0);
 }
 
+static inline const char *mask_difference(const wb_record *x, const wb_record *y) {
+    const uint32_t n = x->n_tokens - x->prompt_len;
+    if (!x->mask_ends != !y->mask_ends) return "presence of a mask";
+    if (n == 0 || !x->mask_ends) return NULL;
+    if (!same_bytes(x->mask_ends, y->mask_ends, n * sizeof *x->mask_ends)) return "ends of the mask";
+    if (!same_bytes(x->mask_ids, y->mask_ids, x->mask_ends[n - 1] * sizeof *x->mask_ids)) return "mask";
+    return NULL;
+}
+
 /* NULL, or the first thing in which the two completions of one request differ. Exact: bits, ids, spans. */
 static inline const char *difference(const wb_route_model *model, const wb_completion *a,
                                      const wb_completion *b) {
@@ -191,7 +201,9 @@ static inline const char *difference(const wb_route_model *model, const wb_compl
     if (!same_bytes(x->tokens, y->tokens, x->n_tokens * sizeof *x->tokens)) return "tokens";
     const size_t new_bytes = (x->n_tokens - x->prompt_len) * sizeof(float);
     if (!same_bytes(x->logprobs, y->logprobs, new_bytes)) return "logprobs";
-    if (!same_bytes(a->sampling_logprobs, b->sampling_logprobs, new_bytes)) return "sampling logprobs";
+    if (!same_bytes(x->sampling_logprobs, y->sampling_logprobs, new_bytes)) return "sampling logprobs";
+    const char *mask = mask_difference(x, y);
+    if (mask) return mask;
     if (x->finish != y->finish) return "finish reason";
     if (x->n_spans != y->n_spans || !same_bytes(x->spans, y->spans, x->n_spans * sizeof *x->spans))
         return "spans";

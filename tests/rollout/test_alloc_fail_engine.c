@@ -18,6 +18,8 @@ static wb_status life(wb_model *model, const wb_model *next) {
     options.max_batch_tokens = 8;
     options.max_running = 4;
     ask asks[2] = {ask_fixed("a", 9, 6), ask_fixed("b", 3, 12)};
+    asks[1].request.top_k = 3;
+    asks[1].request.return_sampling_mask = true;
     wb_engine *engine = NULL;
     wb_status status = wb_engine_open(model, &options, &engine);
     if (status != WB_OK) return status;
@@ -81,6 +83,36 @@ static void test_a_failed_step_is_repeated(void **state) {
     rig_close(&r);
 }
 
+/* Nor does one that had no memory for the tokens that top-k kept, which is found out after the sampling. */
+static void test_a_step_without_room_for_a_mask_is_repeated(void **state) {
+    (void)state;
+    const wb_config config = tiny_config(WB_FAMILY_OLMOE, 6, 2, 2, 0);
+    rig r = rig_open(&config, 1, 1, NULL);
+    ask a = ask_fixed("again", 5, 9);
+    a.request.top_k = 4;
+    a.request.return_sampling_mask = true;
+    wb_completion *alone = run_alone(r.model, &a);
+    bool failed = true;
+    for (long n = 0; failed; n++) {
+        wb_engine *engine = engine_of(r.model, 12, 4, 8, 4);
+        bool busy = true;
+        long live;
+        must(wb_engine_submit(engine, ask_request(&a)), "submit");
+        alloc_fail_arm(n, false);
+        const wb_status status = wb_engine_step(engine, &busy);
+        failed = alloc_fail_disarm(&live);
+        assert_int_equal(failed ? WB_OUT_OF_MEMORY : WB_OK, status);
+        run_dry(engine, 100);
+        wb_completion *c = wb_engine_poll(engine);
+        const char *what = difference(wb_model_routes(r.model), alone, c);
+        if (what) fail_msg("allocation %ld failed: %s differ", n, what);
+        wb_completion_free(c);
+        wb_engine_close(engine);
+    }
+    wb_completion_free(alone);
+    rig_close(&r);
+}
+
 static void test_steady_state_allocates_nothing(void **state) {
     (void)state;
     const wb_config config = tiny_config(WB_FAMILY_QWEN3_MOE, 6, 2, 2, 0);
@@ -117,6 +149,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_the_nth_allocation_fails),
         cmocka_unit_test(test_a_failed_step_is_repeated),
+        cmocka_unit_test(test_a_step_without_room_for_a_mask_is_repeated),
         cmocka_unit_test(test_steady_state_allocates_nothing),
     };
     return cmocka_run_group_tests_name("alloc_fail_engine", tests, NULL, NULL);

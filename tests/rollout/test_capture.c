@@ -122,7 +122,8 @@ static void pack(const schedule *s, packed *p, uint32_t n) {
         }
     }
     p->seq_start[n] = T;
-    p->batch = (wb_train_batch){T, p->tokens, p->targets, (int32_t)n, p->seq_start};
+    p->batch = (wb_train_batch){
+        .T = T, .tokens = p->tokens, .targets = p->targets, .n_seqs = (int32_t)n, .seq_start = p->seq_start};
 }
 
 static void compare_sequence(schedule *s, const wb_route_model *model, const packed *p, uint32_t i,

@@ -347,7 +347,11 @@ static packed pack(const rank_run *run, const int64_t *ids, int64_t length) {
         p.targets[t] = t % length == length - 1 ? -1 : (int32_t)ids[row + 1];
     }
     for (int64_t s = 0; s <= run->n_seqs; s++) p.seq_start[s] = (int32_t)(s * length);
-    p.batch = (wb_train_batch){T, p.tokens, p.targets, (int32_t)run->n_seqs, p.seq_start};
+    p.batch = (wb_train_batch){.T = T,
+                               .tokens = p.tokens,
+                               .targets = p.targets,
+                               .n_seqs = (int32_t)run->n_seqs,
+                               .seq_start = p.seq_start};
     return p;
 }
 

@@ -13,6 +13,7 @@
 #include "wb_hash.h"
 
 #include <fcntl.h>
+#include <math.h>
 
 static void require(wb_status status) {
     if (status == WB_OK) return;
@@ -24,7 +25,7 @@ static void require(wb_status status) {
 
 /* The records of golden() in test_dump.c. */
 static void good(const char *path, uint32_t L, uint32_t E, uint32_t K, uint64_t seed, uint32_t n_tokens,
-                 bool valid, const wb_dump_options *options) {
+                 bool valid, bool sampled, const wb_dump_options *options) {
     fixture_model f;
     fixture_model_init(&f, L, E, K);
     fixture_rng rng = {seed};
@@ -37,6 +38,7 @@ static void good(const char *path, uint32_t L, uint32_t E, uint32_t K, uint64_t 
         fixture_record_init(&records[i], &f.model, &rng, rid, 5, n_tokens + i, i, 1 + i % 2, valid);
         records[i].record.group = 1;
         if (i > 0 && !valid) memcpy(records[i].ids, records[0].ids, 5 * wb_route_row_bytes(&f.model));
+        if (sampled) fixture_record_sample(&records[i], &rng, i > 0);
         require(wb_dump_append(w, &records[i].record));
     }
     size_t size = 0;
@@ -51,6 +53,23 @@ static void good(const char *path, uint32_t L, uint32_t E, uint32_t K, uint64_t 
 
 enum { L = 2, TOKENS = 6, ROWS = 5, BIG = 1 << 20 };
 
+/* Which of the keys about sampling record "b" has, and what is wrong with it. Its 4 sampled tokens are 0. */
+typedef enum sampling_fault {
+    NO_SAMPLING,
+    SAMPLING_HOT,
+    SAMPLING_WITHOUT_TOP_P,
+    SAMPLING_LOGPROBS_SHORT,
+    MASK_WITHOUT_ENDS,
+    MASK_ENDS_SHORT,
+    MASK_ENDS_BEYOND_IDS,
+    MASK_ENDS_BACK,
+    MASK_EMPTY_SET,
+    MASK_WITHOUT_TOKEN,
+    MASK_IDS_TWICE,
+    MASK_ID_TOO_LARGE,
+    DIGEST_OF_OTHER_TOKENS
+} sampling_fault;
+
 /* What is wrong. Zero everywhere is a good file of two records, "a" and "b", of 6 tokens and 5 rows. */
 typedef struct fault {
     const char *name;
@@ -63,6 +82,7 @@ typedef struct fault {
     uint32_t prompt_len, logprobs, prefix_rows, start, rows, data_bytes, valid_bytes, run_2_start,
         span_2_start;
     uint8_t id_0, id_1; /* of the first layer of the first row, in place of 1 and 2 */
+    sampling_fault sampling;
     bool ids_set, rows_damaged, record_damaged, base_has_prefix, base_invalid, spans_twice;
     const char *data;   /* instead of ids, data_bytes of it */
     uint32_t zstd_rows; /* instead of ids, so many rows of them compressed */
@@ -175,10 +195,60 @@ static void spans(wb_pack *p, const fault *x) {
     }
 }
 
+/* Kept tokens {0}, {0, 3}, {0}, {0, 5}. The pack borrows them until it is written. */
+static void mask(wb_pack *p, sampling_fault x) {
+    static uint32_t kept[6], ends[4];
+    memcpy(kept, (const uint32_t[]){0, 0, 3, 0, 0, 5}, sizeof kept);
+    memcpy(ends, (const uint32_t[]){1, 3, 4, 6}, sizeof ends);
+    if (x == MASK_ENDS_BEYOND_IDS) ends[3] = 7;
+    if (x == MASK_ENDS_BACK) ends[0] = 4;
+    if (x == MASK_EMPTY_SET) ends[0] = 0;
+    if (x == MASK_WITHOUT_TOKEN) kept[3] = 2;
+    if (x == MASK_IDS_TWICE) kept[5] = 0;
+    if (x == MASK_ID_TOO_LARGE) kept[5] = UINT32_C(1) << 31;
+    wb_pack_text(p, "sampling_mask");
+    wb_pack_map(p, x == MASK_WITHOUT_ENDS ? 1 : 2);
+    wb_pack_text(p, "ids");
+    wb_pack_bin(p, kept, sizeof kept, true);
+    if (x == MASK_WITHOUT_ENDS) return;
+    wb_pack_text(p, "ends");
+    wb_pack_bin(p, ends, x == MASK_ENDS_SHORT ? 12 : 16, true);
+}
+
+/* One pair, unless there is no fault. */
+static void sampling(wb_pack *p, sampling_fault x) {
+    switch (x) {
+    case NO_SAMPLING:
+        break;
+    case SAMPLING_HOT:
+    case SAMPLING_WITHOUT_TOP_P:
+        wb_pack_text(p, "sampling");
+        wb_pack_map(p, x == SAMPLING_HOT ? 3 : 2);
+        wb_pack_text(p, "temperature");
+        wb_pack_float(p, x == SAMPLING_HOT ? INFINITY : 1);
+        wb_pack_text(p, "top_k");
+        wb_pack_uint(p, 0);
+        if (x == SAMPLING_WITHOUT_TOP_P) break;
+        wb_pack_text(p, "top_p");
+        wb_pack_float(p, 1);
+        break;
+    case SAMPLING_LOGPROBS_SHORT:
+        wb_pack_text(p, "sampling_logprobs");
+        wb_pack_bin(p, zeros, 12, true);
+        break;
+    case DIGEST_OF_OTHER_TOKENS:
+        wb_pack_text(p, "digest");
+        wb_pack_uint64(p, wb_hash64(zeros, TOKENS * 4 - 4));
+        break;
+    default:
+        mask(p, x);
+    }
+}
+
 static void record(wb_pack *p, const fault *x, const char *rid) {
     uint32_t prompt = x->prompt_len ? x->prompt_len : 2;
     wb_pack_map(p, 10u - (x->drop_key ? 1 : 0) + (x->twice_key ? 1 : 0) + (x->prefix_rid ? 1 : 0) +
-                       x->spans_twice);
+                       x->spans_twice + (x->sampling != NO_SAMPLING ? 1 : 0));
     if (!dropped(x, "rid")) {
         wb_pack_text(p, "rid");
         wb_pack_text(p, or_text(x->rid, rid));
@@ -198,6 +268,7 @@ static void record(wb_pack *p, const fault *x, const char *rid) {
         wb_pack_text(p, or_text(x->finish, "stop"));
     }
     for (int times = 0; times <= x->spans_twice; times++) spans(p, x);
+    sampling(p, x->sampling);
     if (x->prefix_rid) {
         wb_pack_text(p, "prefix");
         wb_pack_map(p, 2);
@@ -334,6 +405,18 @@ static const fault faults[] = {
      .base_has_prefix = true},
     {.name = "bad_prefix_too_long", .prefix_rid = "a", .prefix_rows = 3, .start = 2},
     {.name = "bad_prefix_not_valid", .prefix_rid = "a", .prefix_rows = 2, .start = 2, .base_invalid = true},
+    {.name = "bad_sampling_temperature", .sampling = SAMPLING_HOT},
+    {.name = "bad_sampling_key_missing", .sampling = SAMPLING_WITHOUT_TOP_P},
+    {.name = "bad_sampling_logprobs_length", .sampling = SAMPLING_LOGPROBS_SHORT},
+    {.name = "bad_mask_without_ends", .sampling = MASK_WITHOUT_ENDS},
+    {.name = "bad_mask_ends_length", .sampling = MASK_ENDS_SHORT},
+    {.name = "bad_mask_ends_beyond_ids", .sampling = MASK_ENDS_BEYOND_IDS},
+    {.name = "bad_mask_ends_back", .sampling = MASK_ENDS_BACK},
+    {.name = "bad_mask_empty_set", .sampling = MASK_EMPTY_SET},
+    {.name = "bad_mask_without_token", .sampling = MASK_WITHOUT_TOKEN},
+    {.name = "bad_mask_ids_twice", .sampling = MASK_IDS_TWICE},
+    {.name = "bad_mask_id_too_large", .sampling = MASK_ID_TOO_LARGE},
+    {.name = "bad_digest", .sampling = DIGEST_OF_OTHER_TOKENS},
     {.name = "bad_index_offset", .index_shift = 1},
     {.name = "bad_index_overlap", .index_shift = -200},
     {.name = "bad_index_rid", .index_rid = "x"},
@@ -355,12 +438,13 @@ int main(int argc, char **argv) {
     zstd.codec = WB_CODEC_ZSTD;
     chunks.chunk_bytes = 10;
 #define GOOD(name, ...) (snprintf(path, sizeof path, "%s/%s", argv[1], name), good(path, __VA_ARGS__))
-    GOOD("good_u8.wbr", 2, 8, 2, 11, 12, false, NULL);
-    GOOD("good_u8_valid.wbr", 2, 256, 4, 12, 12, true, NULL);
-    GOOD("good_u16.wbr", 2, 300, 2, 13, 12, false, NULL);
-    GOOD("good_zstd.wbr", 2, 8, 2, 14, 100, false, &zstd);
-    GOOD("good_chunks.wbr", 2, 8, 2, 15, 12, true, &chunks);
-    GOOD("good_no_index.wbr", 2, 8, 2, 16, 12, false, NULL);
+    GOOD("good_u8.wbr", 2, 8, 2, 11, 12, false, false, NULL);
+    GOOD("good_u8_valid.wbr", 2, 256, 4, 12, 12, true, false, NULL);
+    GOOD("good_u16.wbr", 2, 300, 2, 13, 12, false, false, NULL);
+    GOOD("good_zstd.wbr", 2, 8, 2, 14, 100, false, false, &zstd);
+    GOOD("good_chunks.wbr", 2, 8, 2, 15, 12, true, false, &chunks);
+    GOOD("good_no_index.wbr", 2, 8, 2, 16, 12, false, false, NULL);
+    GOOD("good_sampling.wbr", 2, 8, 2, 17, 12, false, true, NULL);
     for (size_t i = 0; i < sizeof faults / sizeof faults[0]; i++) bad(argv[1], &faults[i]);
     return 0;
 }

@@ -49,6 +49,11 @@ def positions(path):
     return found
 
 
+def as_printed(number):
+    """An f32 with the digits that it has, as `waybill cat` prints it."""
+    return float("%.9g" % number)
+
+
 def compare(waybill, path):
     mine = positions(path)
     lines = subprocess.run([waybill, "cat", "--tokens", "--routes", path], check=True, capture_output=True).stdout
@@ -61,6 +66,13 @@ def compare(waybill, path):
         assert record["tokens"] == tokens.tolist(), record["rid"]
         logprobs = np.array(record["logprobs"], "<f4")
         assert logprobs.tobytes() == obj["logprobs"], record["rid"]
+        assert record.get("sampling", {}) == {k: as_printed(v) for k, v in obj.get("sampling", {}).items()}, record["rid"]
+        if "sampling_logprobs" in obj:
+            assert np.array(record["sampling_logprobs"], "<f4").tobytes() == obj["sampling_logprobs"], record["rid"]
+        if "sampling_mask" in obj:
+            ids, ends = (np.frombuffer(obj["sampling_mask"][key], "<u4") for key in ("ids", "ends"))
+            assert record["sampling_mask"] == [kept.tolist() for kept in np.split(ids, ends[:-1])], record["rid"]
+        assert ("sampling_mask" in record) == ("sampling_mask" in obj), record["rid"]
         shown = {run["start"] + i: row for run in record["routes"] for i, row in enumerate(run["rows"]) if row}
         assert shown == rows and rows, record["rid"]
     assert theirs

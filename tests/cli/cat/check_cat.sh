@@ -19,6 +19,11 @@ out_is_empty
 expect 0 "$waybill" cat --rid=golden-2 --tokens --routes "$golden/good_u8_valid.wbr"
 out_has '"routes":[{"start":2,"rows":[['
 out_has 'null'
+expect 0 "$waybill" cat --rid golden-1 "$golden/good_sampling.wbr"
+out_has '"sampling":{"temperature":0.699999988,"top_k":4,"top_p":0.5}'
+expect 0 "$waybill" cat --rid golden-1 --tokens "$golden/good_sampling.wbr"
+out_has '"sampling_logprobs":[-'
+out_has '"sampling_mask":[['
 expect 1 "$waybill" cat --rid golden-9 "$golden/good_u8.wbr"
 out_is_empty
 

@@ -11,6 +11,10 @@ expect 0 "$waybill" stats "$golden/good_u8.wbr"
 out_has "records 3, tokens 39, valid rows 32"
 expect 0 "$waybill" stats --json "$golden/good_u8.wbr"
 out_has '"choices":64'
+expect 0 "$waybill" stats "$golden/good_sampling.wbr"
+out_has "sampling of 3 records, kept tokens of 2 (mean 2."
+expect 0 "$waybill" stats --json "$golden/good_sampling.wbr"
+out_has '"sampling":{"records":3,"masks":2,"mean_kept":2.'
 for file in "$golden"/good_*.wbr; do
     expect 0 "$waybill" stats --json "$file"
     python 'import json, sys

@@ -1,0 +1,107 @@
+/* train_sampling.c - what the targets of a batch were sampled from: temperatures and kept tokens, checked,
+ * and on the device for the rows that have a target. Refuses: the log-softmax over them, which is an op. */
+#include "train_state.h"
+
+#include <inttypes.h>
+#include <math.h>
+
+/* ---- checks -------------------------------------------------------------------------------------- */
+
+static wb_status check_temperature(const wb_train_batch *batch, int64_t t) {
+    if (!batch->temperature || batch->targets[t] < 0) return WB_OK;
+    const float temperature = batch->temperature[t];
+    if (temperature >= 1e-6f && isfinite(temperature)) return WB_OK;
+    return wb_fail(WB_INVALID_ARGUMENT,
+                   "temperature of row %" PRId64
+                   ": expected at least 1e-6 (a greedy sample has no gradient), found %g",
+                   t, (double)temperature);
+}
+
+/* The kept tokens of row t are ascending, below V, and the target is one of them. */
+static wb_status check_kept_ids(const wb_train_batch *batch, int64_t t, uint32_t V) {
+    const int64_t from = batch->kept_start[t], to = batch->kept_start[t + 1];
+    const int32_t target = batch->targets[t];
+    bool has_target = from == to;
+    for (int64_t i = from; i < to; i++) {
+        const uint32_t id = batch->kept_ids[i];
+        if (id >= V || (i > from && id <= batch->kept_ids[i - 1]))
+            return wb_fail(WB_INVALID_ARGUMENT,
+                           "kept tokens of row %" PRId64 ": expected ascending ids below %" PRIu32
+                           ", found %" PRIu32,
+                           t, V, id);
+        has_target = has_target || (int64_t)id == target;
+    }
+    if (has_target) return WB_OK;
+    if (target < 0)
+        return wb_fail(WB_INVALID_ARGUMENT,
+                       "kept tokens of row %" PRId64 ": expected none without a target, found %" PRId64, t,
+                       to - from);
+    return wb_fail(WB_INVALID_ARGUMENT,
+                   "kept tokens of row %" PRId64 ": expected the target %d among the %" PRId64
+                   ", found it not",
+                   t, target, to - from);
+}
+
+static wb_status check_kept(const wb_train_batch *batch, uint32_t V) {
+    if (!batch->kept_start != !batch->kept_ids)
+        return wb_fail(WB_INVALID_ARGUMENT,
+                       "kept tokens: expected kept_ids and kept_start, found one of them");
+    if (!batch->kept_start) return WB_OK;
+    if (batch->kept_start[0] != 0)
+        return wb_fail(WB_INVALID_ARGUMENT, "kept_start[0]: expected 0, found %" PRId64,
+                       batch->kept_start[0]);
+    for (int64_t t = 0; t < batch->T; t++) {
+        if (batch->kept_start[t + 1] < batch->kept_start[t])
+            return wb_fail(WB_INVALID_ARGUMENT,
+                           "kept_start[%" PRId64 "]: expected at least %" PRId64 ", found %" PRId64, t + 1,
+                           batch->kept_start[t], batch->kept_start[t + 1]);
+        WB_TRY(check_kept_ids(batch, t, V));
+    }
+    return WB_OK;
+}
+
+wb_status wb_train_check_sampling(const wb_train *train, const wb_train_batch *batch) {
+    for (int64_t t = 0; t < batch->T; t++) WB_TRY(check_temperature(batch, t));
+    return check_kept(batch, (uint32_t)train->model->config.vocab_size);
+}
+
+/* ---- on the device ------------------------------------------------------------------------------- */
+
+static wb_status upload_temperature(wb_train *train, const wb_train_batch *batch) {
+    const int64_t n = train->n_head;
+    const int32_t *rows = train->host_rows.data;
+    WB_TRY(wb_reserve_host(&train->memory, &train->host_temperature, n, sizeof(float), "temperatures"));
+    float *temperature = train->host_temperature.data;
+    for (int64_t i = 0; i < n; i++) temperature[i] = batch->temperature[rows[i]];
+    return wb_upload(&train->memory, &train->temperature, temperature, n, sizeof(float));
+}
+
+/* Rows without a target keep nothing, so that the ids of the head's rows are those of all rows. */
+static wb_status upload_kept(wb_train *train, const wb_train_batch *batch) {
+    const int64_t n = train->n_head;
+    const int32_t *rows = train->host_rows.data;
+    WB_TRY(wb_reserve_host(&train->memory, &train->host_kept_start, n + 1, sizeof(int64_t), "kept tokens"));
+    int64_t *start = train->host_kept_start.data;
+    for (int64_t i = 0; i < n; i++) start[i] = batch->kept_start[rows[i]];
+    start[n] = batch->kept_start[batch->T];
+    WB_TRY(wb_upload(&train->memory, &train->kept_start, start, n + 1, sizeof(int64_t)));
+    return wb_upload(&train->memory, &train->kept_ids, batch->kept_ids, start[n], sizeof(uint32_t));
+}
+
+wb_status wb_train_upload_sampling(wb_train *train, const wb_train_batch *batch) {
+    train->has_temperature = batch->temperature;
+    train->has_kept = batch->kept_start;
+    if (train->has_temperature) WB_TRY(upload_temperature(train, batch));
+    return train->has_kept ? upload_kept(train, batch) : WB_OK;
+}
+
+bool wb_train_distribution(const wb_train *train, int64_t start, wb_distribution *distribution_out) {
+    wb_distribution of = {0};
+    if (train->has_temperature) of.temperature = (const float *)train->temperature.data + start;
+    if (train->has_kept) {
+        of.kept_ids = train->kept_ids.data;
+        of.kept_start = (const int64_t *)train->kept_start.data + start;
+    }
+    *distribution_out = of;
+    return train->has_temperature || train->has_kept;
+}

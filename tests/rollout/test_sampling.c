@@ -1,0 +1,147 @@
+/* test_sampling.c - one distribution (rule 31): what the engine records of how a token was sampled is what a
+ * trainer computes from the record, bit for bit. */
+#include "engine_rig.h"
+
+enum { PROMPT = 5, NEW = 24, T = PROMPT + NEW - 1, ROW_BYTES = 2 * 3, V = 61 };
+
+/* The record as a batch of one sequence. */
+typedef struct fed {
+    int32_t tokens[T], targets[T];
+    float temperature[T];
+    int64_t kept_start[T + 1];
+    wb_train_batch batch;
+} fed;
+
+static const int32_t seq_start[] = {0, T};
+
+static void feed(const wb_record *record, fed *f) {
+    f->kept_start[0] = 0;
+    for (uint32_t t = 0; t < T; t++) {
+        const bool sampled = t + 1 >= PROMPT;
+        f->tokens[t] = (int32_t)record->tokens[t];
+        f->targets[t] = sampled ? (int32_t)record->tokens[t + 1] : -1;
+        f->temperature[t] = record->sampling->temperature;
+        f->kept_start[t + 1] = sampled && record->mask_ends ? record->mask_ends[t + 1 - PROMPT] : 0;
+    }
+    f->batch = (wb_train_batch){.T = T,
+                                .tokens = f->tokens,
+                                .targets = f->targets,
+                                .n_seqs = 1,
+                                .seq_start = seq_start,
+                                .temperature = f->temperature,
+                                .kept_ids = record->mask_ids,
+                                .kept_start = record->mask_ids ? f->kept_start : NULL};
+}
+
+/* Log-probabilities of the sampled tokens under replay, and how many of them differ in bits. */
+static int trainer_differs(wb_model *model, const wb_record *record, const wb_train_batch *batch,
+                           const float *expected) {
+    uint8_t ids[T * ROW_BYTES], forced[T];
+    float logprobs[T];
+    wb_train *train = NULL;
+    assert_int_equal(1, record->n_routes);
+    assert_int_equal(T, record->routes[0].rows);
+    memcpy(ids, record->routes[0].ids, sizeof ids);
+    memset(forced, WB_ROW_FORCED, sizeof forced);
+    assert_ok(wb_train_open(model, &train));
+    assert_ok(wb_train_forward(train, batch, &(wb_routing){.ids = ids, .direction = forced}, NULL, logprobs));
+    wb_train_close(train);
+    int differing = 0;
+    for (int i = 0; i < NEW; i++)
+        differing += memcmp(&logprobs[PROMPT - 1 + i], &expected[i], sizeof(float)) != 0;
+    return differing;
+}
+
+static const struct {
+    float temperature;
+    int32_t top_k;
+    float top_p;
+} samplings[] = {{1, 0, 1},        {0.7f, 0, 1},     {1, 5, 1},        {1, 0, 0.9f},
+                 {0.7f, 5, 1},     {0.7f, 0, 0.9f},  {1, 5, 0.9f},     {0.7f, 5, 0.9f},
+                 {1.3f, 30, 0.8f}, {2.0f, V, 0.99f}, {0.3f, V + 5, 1}, {0.9f, 1, 1}};
+
+static wb_completion *sample_with(wb_model *model, size_t i, bool with_mask) {
+    ask a = ask_fixed("sampled", PROMPT, NEW);
+    a.request.seed = 9 + i;
+    a.request.temperature = samplings[i].temperature;
+    a.request.top_k = samplings[i].top_k;
+    a.request.top_p = samplings[i].top_p;
+    a.request.return_sampling_mask = with_mask;
+    return run_alone(model, &a);
+}
+
+static void test_rule_31_the_trainer_has_the_bits_of_the_rollout(void **state) {
+    (void)state;
+    rig r = open_rig();
+    for (size_t i = 0; i < sizeof samplings / sizeof samplings[0]; i++) {
+        wb_completion *c = sample_with(r.model, i, true);
+        const wb_record *record = &c->record;
+        const bool limited = (samplings[i].top_k > 0 && samplings[i].top_k < V) || samplings[i].top_p < 1;
+        fed f;
+        assert_record_good(r.model, c);
+        assert_true(record->sampling->temperature == samplings[i].temperature);
+        assert_int_equal(record->sampling->top_k, samplings[i].top_k);
+        assert_true(record->sampling->top_p == samplings[i].top_p);
+        assert_int_equal(limited, record->mask_ends != NULL);
+        for (int t = 0; limited && samplings[i].top_k > 0 && t < NEW; t++)
+            assert_true(record->mask_ends[t] - (t > 0 ? record->mask_ends[t - 1] : 0) <=
+                        (uint32_t)samplings[i].top_k);
+        feed(record, &f);
+        if (trainer_differs(r.model, record, &f.batch, record->sampling_logprobs) > 0)
+            fail_msg(
+                "temperature %g, top-k %d, top-p %g: the trainer's log-probabilities are not the rollout's",
+                (double)samplings[i].temperature, samplings[i].top_k, (double)samplings[i].top_p);
+        /* logprobs stay those of temperature 1 over the whole vocabulary. */
+        const wb_train_batch plain = {
+            .T = T, .tokens = f.tokens, .targets = f.targets, .n_seqs = 1, .seq_start = seq_start};
+        assert_int_equal(0, trainer_differs(r.model, record, &plain, record->logprobs));
+        if (limited || samplings[i].temperature != 1)
+            assert_true(trainer_differs(r.model, record, &plain, record->sampling_logprobs) > 0);
+        wb_completion_free(c);
+    }
+    rig_close(&r);
+}
+
+static void test_rule_31_a_mask_is_recorded_on_request(void **state) {
+    (void)state;
+    rig r = open_rig();
+    for (size_t i = 0; i < sizeof samplings / sizeof samplings[0]; i++) {
+        wb_completion *with = sample_with(r.model, i, true), *without = sample_with(r.model, i, false);
+        assert_null(without->record.mask_ids);
+        assert_null(without->record.mask_ends);
+        assert_memory_equal(with->record.tokens, without->record.tokens, (PROMPT + NEW) * sizeof(uint32_t));
+        assert_memory_equal(with->record.sampling_logprobs, without->record.sampling_logprobs,
+                            NEW * sizeof(float));
+        wb_completion_free(with);
+        wb_completion_free(without);
+    }
+    rig_close(&r);
+}
+
+/* A point mass: the token alone, with probability 1. */
+static void test_rule_31_greedy_is_a_point_mass(void **state) {
+    (void)state;
+    rig r = open_rig();
+    ask a = ask_fixed("greedy", PROMPT, NEW);
+    a.request.temperature = 0;
+    a.request.return_sampling_mask = true;
+    wb_completion *c = run_alone(r.model, &a);
+    assert_record_good(r.model, c);
+    for (uint32_t i = 0; i < NEW; i++) {
+        assert_true(c->record.sampling_logprobs[i] == 0.0f);
+        assert_true(c->record.logprobs[i] < 0.0f);
+        assert_int_equal(i + 1, c->record.mask_ends[i]);
+        assert_int_equal(c->record.tokens[PROMPT + i], c->record.mask_ids[i]);
+    }
+    wb_completion_free(c);
+    rig_close(&r);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_rule_31_the_trainer_has_the_bits_of_the_rollout),
+        cmocka_unit_test(test_rule_31_a_mask_is_recorded_on_request),
+        cmocka_unit_test(test_rule_31_greedy_is_a_point_mass),
+    };
+    return cmocka_run_group_tests_name("sampling", tests, NULL, NULL);
+}
