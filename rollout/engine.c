@@ -4,6 +4,7 @@
 #include "wb_check.h"
 #include "wb_memory.h"
 #include "wb_options.h"
+#include "weights_digest.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
@@ -52,6 +53,10 @@ static wb_status open_parts(wb_engine *engine, const wb_engine_options *options)
     WB_TRY(wb_sampler_open(&engine->workspace, config->vocab_size, max_sampled, &engine->sampler));
     WB_TRY(wb_step_results_open(&engine->workspace, (size_t)options->max_batch_tokens, max_sampled,
                                 wb_route_row_bytes(route_model), &engine->results));
+    WB_TRY(wb_step_forcing_open(&engine->workspace, (size_t)options->max_batch_tokens, &engine->forcing));
+    WB_TRY(WB_OWN(&engine->workspace.host, engine->words, (size_t)wb_comm_size(engine->comm),
+                  "engine step words"));
+    WB_TRY(wb_weights_digest(engine->model, &engine->weights_digest));
     wb_infer_options infer = wb_infer_options_default();
     infer.n_blocks = options->n_blocks;
     infer.block_size = options->block_size;
@@ -170,6 +175,7 @@ void wb_completion_free(wb_completion *completion) {
 
 wb_status wb_engine_set_weights(wb_engine *engine, const wb_model *from, uint64_t version) {
     WB_TRY(wb_model_copy_weights(engine->model, from));
+    WB_TRY(wb_weights_digest(engine->model, &engine->weights_digest));
     engine->weight_version = version;
     return WB_OK;
 }

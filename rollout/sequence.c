@@ -34,7 +34,7 @@ static sequence_layout layout_of(const wb_request *request, size_t row_bytes, in
     at.logprobs = place(&at.bytes, request->max_tokens, sizeof(float));
     at.sampling_logprobs = place(&at.bytes, request->max_tokens, sizeof(float));
     at.blocks = place(&at.bytes, (uint64_t)max_blocks, sizeof(int32_t));
-    at.rows = place(&at.bytes, request->return_routes ? max_len - 1 - request->routes_start : 0, row_bytes);
+    at.rows = place(&at.bytes, max_len - 1, row_bytes);
     return at;
 }
 
@@ -54,8 +54,9 @@ wb_status wb_sequence_create(const wb_request *request, size_t row_bytes, int64_
     s->logprobs = (float *)(void *)(base + at.logprobs);
     s->sampling_logprobs = (float *)(void *)(base + at.sampling_logprobs);
     s->entry.blocks = (int32_t *)(void *)(base + at.blocks);
-    s->rows = request->return_routes ? base + at.rows : NULL;
+    s->rows = base + at.rows;
     s->row_bytes = row_bytes;
+    s->return_routes = request->return_routes;
     s->max_len = request->n_tokens + request->max_tokens;
     s->routes_start = request->routes_start;
     s->params = (wb_sample_params){request->temperature, request->top_k, request->top_p, 0};
@@ -104,25 +105,27 @@ static void extend_spans(wb_sequence *s, uint32_t end, uint64_t weight_version) 
 
 void wb_sequence_feed(wb_sequence *s, uint32_t start, uint32_t end, uint64_t weight_version,
                       const uint8_t *rows) {
-    /* A prefill after a preemption: logprobs that have been returned were computed with the old rows. */
     if (end <= s->n_fed) return;
-    const uint32_t first_row = s->n_fed > s->routes_start ? s->n_fed : s->routes_start;
-    if (s->rows && end > first_row)
-        memcpy(s->rows + (size_t)(first_row - s->routes_start) * s->row_bytes,
-               rows + (size_t)(first_row - start) * s->row_bytes, (size_t)(end - first_row) * s->row_bytes);
+    memcpy(s->rows + s->n_fed * s->row_bytes, rows + (s->n_fed - start) * s->row_bytes,
+           (end - s->n_fed) * s->row_bytes);
     extend_spans(s, end, weight_version);
     s->n_fed = end;
+}
+
+wb_finish wb_sequence_finish_with(const wb_sequence *s, uint32_t token) {
+    for (uint32_t k = 0; k < s->n_stop; k++)
+        if (s->stop_tokens[k] == token) return WB_FINISH_STOP;
+    return wb_sequence_length(s) + 1 == s->max_len ? WB_FINISH_LENGTH : WB_FINISH_NONE;
 }
 
 wb_finish wb_sequence_append(wb_sequence *s, uint32_t token, float logprob, float sampling_logprob) {
     wb_record *record = &s->completion.record;
     const uint32_t i = record->n_tokens - record->prompt_len;
+    const wb_finish finish = wb_sequence_finish_with(s, token);
     s->tokens[record->n_tokens++] = token;
     s->logprobs[i] = logprob;
     s->sampling_logprobs[i] = sampling_logprob;
-    for (uint32_t k = 0; k < s->n_stop; k++)
-        if (s->stop_tokens[k] == token) return WB_FINISH_STOP;
-    return record->n_tokens == s->max_len ? WB_FINISH_LENGTH : WB_FINISH_NONE;
+    return finish;
 }
 
 void wb_sequence_finish(wb_sequence *s, wb_finish finish) {
@@ -133,8 +136,9 @@ void wb_sequence_finish(wb_sequence *s, wb_finish finish) {
         s->completion.sampling_logprobs = s->sampling_logprobs;
     }
     if (record->n_spans > 0) record->spans = s->spans;
-    if (!s->rows || s->n_fed <= s->routes_start) return;
-    s->routes = (wb_route_rows){s->routes_start, s->n_fed - s->routes_start, s->rows, NULL};
+    if (!s->return_routes || s->n_fed <= s->routes_start) return;
+    s->routes = (wb_route_rows){s->routes_start, s->n_fed - s->routes_start,
+                                s->rows + s->routes_start * s->row_bytes, NULL};
     record->n_routes = 1;
     record->routes = &s->routes;
 }

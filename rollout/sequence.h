@@ -18,8 +18,11 @@ typedef struct wb_sequence {
     size_t spans_capacity;
     uint32_t *tokens;                    /* [max_len]; completion.record.n_tokens of them exist */
     float *logprobs, *sampling_logprobs; /* [max_len - prompt_len] */
-    uint8_t *rows;                       /* [max_len - 1 - routes_start] rows; NULL: not asked for */
+    /* [max_len - 1], the first n_fed exist. All are kept, whatever the caller asked for: a request that is
+     * fed again follows them. */
+    uint8_t *rows;
     size_t row_bytes;
+    bool return_routes;
     uint32_t max_len, routes_start;
     wb_sample_params params; /* its uniform is set at each token */
     uint64_t seed;
@@ -42,12 +45,22 @@ void wb_sequence_free(wb_sequence *sequence); /* NULL is a no-op */
 /* Makes room for one more span, so that the feed which follows cannot fail. */
 wb_status wb_sequence_reserve_span(wb_sequence *sequence, uint64_t weight_version);
 
+/* Of the tokens from `start` on, `n` of them, how many have been fed before: they come first, and their rows
+ * exist. */
+static inline uint32_t wb_sequence_n_refed(const wb_sequence *sequence, uint32_t start, uint32_t n) {
+    const uint32_t known = sequence->n_fed > start ? sequence->n_fed - start : 0;
+    return known < n ? known : n;
+}
+
 /* The tokens [start, end) have been fed under weight_version; rows: theirs, [end - start]. What exists
  * already stays. */
 void wb_sequence_feed(wb_sequence *sequence, uint32_t start, uint32_t end, uint64_t weight_version,
                       const uint8_t *rows);
 
-/* Appends the token sampled after the last one; WB_FINISH_NONE unless it is the end. */
+/* How the request would end with `token` after its last one: WB_FINISH_NONE when it goes on. */
+wb_finish wb_sequence_finish_with(const wb_sequence *sequence, uint32_t token);
+
+/* Appends the token sampled after the last one; returns wb_sequence_finish_with. */
 wb_finish wb_sequence_append(wb_sequence *sequence, uint32_t token, float logprob, float sampling_logprob);
 
 /* The record as it stands becomes the completion's. */
