@@ -44,7 +44,15 @@ static inline void log_finished(const wb_engine *engine, feed_log *logs, const w
     log_feed(&logs[number_of(record)], record->n_tokens - 1, engine->weight_version);
 }
 
-/* A model on one rank whose weights become those of versions[v] (of the same seed and shape on all ranks). */
+/* Feeds of tokens that were fed before, by other weights than then. */
+static inline uint64_t fed_again_by_other_weights(const feed_log *log) {
+    uint64_t n = 0;
+    for (uint32_t i = 1; i < log->n; i++)
+        n += log->feeds[i].start == 0 && log->feeds[i].version != log->feeds[0].version;
+    return n;
+}
+
+/* A model on one rank whose weights become those of versions[v]. */
 typedef struct repeater {
     wb_model *model;
     const wb_model *const *versions;
