@@ -1,5 +1,5 @@
-/* changing_weights.h - random schedules in which the weights change on the way, in f32 and bf16, on any number
- * of ranks: one test core for one rank, threads and MPI.
+/* changing_weights.h - random schedules in which the weights change on the way, in f32 and bf16, on any
+ * number of ranks: one test core for one rank, threads and MPI.
  *
  * Every row and logprob of every record is what feed_log.h's independent forward gives, on one rank with the
  * whole model. Records of one version are in f32 what the trainer chooses by itself. */
