@@ -18,6 +18,7 @@ struct wb_engine {
     wb_infer *infer;
     wb_request_limits limits;
     uint64_t weight_version, weights_digest; /* compared with the other ranks' in each step */
+    uint64_t source_digest; /* of the model that the weights were copied from, or of the engine's at open */
     wb_scheduler scheduler;
     wb_string_table rids; /* rid -> wb_sequence *, of unfinished and of finished, not yet polled requests */
     wb_sequence *first_finished, *last_finished;
