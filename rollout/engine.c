@@ -4,6 +4,7 @@
 #include "wb_check.h"
 #include "wb_memory.h"
 #include "wb_options.h"
+#include "weights_digest.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
@@ -52,6 +53,11 @@ static wb_status open_parts(wb_engine *engine, const wb_engine_options *options)
     WB_TRY(wb_sampler_open(&engine->workspace, config->vocab_size, max_sampled, &engine->sampler));
     WB_TRY(wb_step_results_open(&engine->workspace, (size_t)options->max_batch_tokens, max_sampled,
                                 wb_route_row_bytes(route_model), &engine->results));
+    WB_TRY(wb_step_forcing_open(&engine->workspace, (size_t)options->max_batch_tokens, &engine->forcing));
+    WB_TRY(WB_OWN(&engine->workspace.host, engine->words, (size_t)wb_comm_size(engine->comm),
+                  "engine step words"));
+    WB_TRY(wb_weights_digest(engine->model, &engine->weights_digest));
+    engine->source_digest = engine->weights_digest;
     wb_infer_options infer = wb_infer_options_default();
     infer.n_blocks = options->n_blocks;
     infer.block_size = options->block_size;
@@ -169,8 +175,30 @@ void wb_completion_free(wb_completion *completion) {
 
 /* ---- weights and numbers ------------------------------------------------------------------------- */
 
+/* A record tells weights apart by their versions: other weights by the name that a request is being answered
+ * under would hide the change from it. */
+static wb_status check_version(const wb_engine *engine, uint64_t source_digest, uint64_t version) {
+    if (version != engine->weight_version || source_digest == engine->source_digest) return WB_OK;
+    for (wb_sched_entry *entry = engine->scheduler.first; entry; entry = entry->next) {
+        const wb_record *record = entry->record;
+        const wb_sequence *s = wb_sequence_of(entry);
+        if (record->n_spans > 0 && s->spans[record->n_spans - 1].weight_version == version)
+            return wb_fail(WB_INVALID_ARGUMENT,
+                           "set weights: expected a new version, found %" PRIu64
+                           " for other weights: request %s has been fed under it",
+                           version, record->rid);
+    }
+    return WB_OK;
+}
+
 wb_status wb_engine_set_weights(wb_engine *engine, const wb_model *from, uint64_t version) {
+    uint64_t source_digest, digest;
+    WB_TRY(wb_weights_digest(from, &source_digest));
+    WB_TRY(check_version(engine, source_digest, version));
     WB_TRY(wb_model_copy_weights(engine->model, from));
+    WB_TRY(wb_weights_digest(engine->model, &digest));
+    engine->source_digest = source_digest;
+    engine->weights_digest = digest;
     engine->weight_version = version;
     return WB_OK;
 }

@@ -7,6 +7,8 @@
 #include "sampling.h"
 #include "scheduler.h"
 #include "sequence.h"
+#include "step_forcing.h"
+#include "step_verdict.h"
 #include "wb_string_table.h"
 
 struct wb_engine {
@@ -15,12 +17,15 @@ struct wb_engine {
     wb_workspace workspace;
     wb_infer *infer;
     wb_request_limits limits;
-    uint64_t weight_version;
+    uint64_t weight_version, weights_digest; /* compared with the other ranks' in each step */
+    uint64_t source_digest; /* of the model that the weights were copied from, or of the engine's at open */
     wb_scheduler scheduler;
     wb_string_table rids; /* rid -> wb_sequence *, of unfinished and of finished, not yet polled requests */
     wb_sequence *first_finished, *last_finished;
     wb_sampler sampler;
     wb_step_results results;
+    wb_step_forcing forcing;
+    wb_step_word *words;                           /* [R] of the latest step; owner: the workspace */
     uint64_t steps, prefill_tokens, decode_tokens; /* since open */
 };
 

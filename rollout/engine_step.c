@@ -1,26 +1,27 @@
-/* engine_step.c - the order of a step: schedule, forward, sample, fetch, commit, exchange.
+/* engine_step.c - the order of a step: schedule, forward, sample, fetch, agree, commit.
  *
- * A step that fails before its commit changes no record: the same tokens are fed again by the next one.
+ * A step that fails on any rank changes no record on any: the same tokens are fed again by the next one.
  * Once open, a step allocates nothing but a request's next span, when weights have changed, its sampling
  * mask, and what workspaces grow. */
 #include "engine.h"
 #include "wb_check.h"
 
-/* Chooses what to feed, and makes sure that the commit cannot fail. On failure the batch is empty. */
-static wb_status schedule(wb_engine *engine) {
+/* Chooses what to feed and prepares it, so that nothing that is this rank's alone can fail from here to the
+ * commit but the device. On failure the batch is empty. */
+static wb_status schedule(wb_engine *engine, const uint8_t **direction_out) {
     const wb_step_batch *batch = &engine->scheduler.batch;
     wb_scheduler_plan(&engine->scheduler);
-    for (int32_t i = 0; i < batch->n_entries; i++) {
-        const wb_status status =
-            wb_sequence_reserve_span(wb_sequence_of(batch->entries[i]), engine->weight_version);
-        if (status == WB_OK) continue;
-        wb_scheduler_drop_plan(&engine->scheduler);
-        return status;
-    }
-    return WB_OK;
+    wb_status status = WB_OK;
+    for (int32_t i = 0; status == WB_OK && i < batch->n_entries; i++)
+        status = wb_sequence_reserve_span(wb_sequence_of(batch->entries[i]), engine->weight_version);
+    if (status == WB_OK)
+        status =
+            wb_step_force(&engine->forcing, engine->workspace.device, batch, &engine->results, direction_out);
+    if (status != WB_OK) wb_scheduler_drop_plan(&engine->scheduler);
+    return status;
 }
 
-static wb_status forward(wb_engine *engine, const float **logits_out) {
+static wb_status forward(wb_engine *engine, const uint8_t *direction, const float **logits_out) {
     const wb_step_batch *batch = &engine->scheduler.batch;
     const wb_infer_batch infer = {.T = batch->n_tokens,
                                   .tokens = batch->tokens,
@@ -31,18 +32,39 @@ static wb_status forward(wb_engine *engine, const float **logits_out) {
                                   .blocks = batch->blocks,
                                   .n_logits = batch->n_sampled,
                                   .logit_rows = batch->logit_rows};
-    const wb_routing routing = {.ids = wb_step_results_on_device(&engine->results).rows};
+    const wb_routing routing = {.ids = wb_step_results_on_device(&engine->results).rows,
+                                .direction = direction};
     return wb_infer_forward(engine->infer, &infer, &routing, logits_out);
 }
 
-/* Rows cross to the host only where a fed request wants them. */
-static wb_status fetch(wb_engine *engine) {
+/* Samples, and brings tokens, logprobs, masks and all rows to the host. */
+static wb_status sample_and_fetch(wb_engine *engine, const float *logits) {
     const wb_step_batch *batch = &engine->scheduler.batch;
-    bool with_rows = false;
-    for (int32_t i = 0; i < batch->n_entries; i++)
-        with_rows = with_rows || wb_sequence_of(batch->entries[i])->rows;
-    return wb_step_results_fetch(&engine->results, engine->workspace.device,
-                                 with_rows ? (size_t)batch->n_tokens : 0);
+    if (batch->n_sampled > 0) WB_TRY(wb_sample_step(&engine->sampler, batch, logits, &engine->results));
+    if (batch->n_tokens == 0) return WB_OK;
+    WB_TRY(wb_step_results_fetch(&engine->results, engine->workspace.device, (size_t)batch->n_tokens));
+    return wb_sample_take_kept(&engine->sampler, batch, &engine->results);
+}
+
+/* Requests that the commit will leave unfinished. */
+static uint64_t work_left(const wb_engine *engine) {
+    const wb_scheduler *scheduler = &engine->scheduler;
+    const int32_t *tokens = wb_step_results_on_host(&engine->results).tokens;
+    int64_t n = (int64_t)scheduler->running + scheduler->waiting;
+    for (int64_t j = 0; j < scheduler->batch.n_sampled; j++) {
+        const wb_sequence *s = wb_sequence_of(scheduler->batch.sampled[j]);
+        n -= wb_sequence_finish_with(s, (uint32_t)tokens[j]) != WB_FINISH_NONE;
+    }
+    return (uint64_t)n;
+}
+
+/* Before any rank commits: a step is made on all ranks or on none. */
+static wb_status agree(wb_engine *engine, wb_status status, bool *busy_out) {
+    const wb_step_word own = {.status = (uint64_t)status,
+                              .weight_version = engine->weight_version,
+                              .weights_digest = engine->weights_digest,
+                              .work_left = status == WB_OK ? work_left(engine) : 0};
+    return wb_step_agree(engine->comm, &own, engine->words, busy_out);
 }
 
 static void count_fed(wb_engine *engine, const wb_sched_entry *entry) {
@@ -72,36 +94,19 @@ static void commit(wb_engine *engine) {
         const wb_finish reason = wb_sequence_append(s, &sampled);
         if (reason != WB_FINISH_NONE) wb_engine_finish(engine, s, reason);
     }
-}
-
-/* All ranks learn in one exchange whether some rank has work left and whether some rank failed. The largest
- * word wins: the top bit says that a rank failed, then come its number and its status; 1 is work, 0 none. */
-static wb_status exchange(wb_engine *engine, wb_status status, bool *busy_out) {
-    const uint64_t failed = (uint64_t)1 << 63;
-    uint64_t word = engine->scheduler.first != NULL;
-    if (status != WB_OK) word = failed | (uint64_t)wb_comm_rank(engine->comm) << 32 | (uint64_t)status;
-    const wb_status reduced = wb_comm_all_reduce_max_u64(engine->comm, &word);
-    if (status != WB_OK) return status;
-    WB_TRY(reduced);
-    if ((word & failed) != 0)
-        return wb_fail(WB_PEER, "engine step: rank %d failed: %s", (int)(word >> 32 & INT32_MAX),
-                       wb_status_string((wb_status)(word & UINT32_MAX)));
-    *busy_out = word != 0;
-    return WB_OK;
+    engine->steps++;
 }
 
 wb_status wb_engine_step(wb_engine *engine, bool *busy_out) {
-    const wb_step_batch *batch = &engine->scheduler.batch;
-    const float *logits;
-    /* Where scheduling fails the forward is made with no token: it is collective, and the peers wait for
-     * this rank in it. */
-    wb_status status = schedule(engine);
-    WB_TRY(forward(engine, &logits));
-    if (status == WB_OK && batch->n_sampled > 0)
-        status = wb_sample_step(&engine->sampler, batch, logits, &engine->results);
-    if (status == WB_OK && batch->n_tokens > 0) status = fetch(engine);
-    if (status == WB_OK) status = wb_sample_take_kept(&engine->sampler, batch, &engine->results);
-    if (status == WB_OK) commit(engine);
-    engine->steps++;
-    return exchange(engine, status, busy_out);
+    const uint8_t *direction = NULL;
+    const float *logits = NULL;
+    /* Whatever fails, this rank goes on to the exchanges in which its peers wait for it: with no token where
+     * scheduling failed, and to the verdict where the forward did. */
+    wb_status status = schedule(engine, &direction);
+    const wb_status fed = forward(engine, direction, &logits);
+    if (fed != WB_OK) status = fed;
+    if (status == WB_OK) status = sample_and_fetch(engine, logits);
+    WB_TRY(agree(engine, status, busy_out));
+    commit(engine);
+    return WB_OK;
 }

@@ -38,7 +38,7 @@ static sequence_layout layout_of(const wb_request *request, bool has_mask, size_
     at.sampling_logprobs = place(&at.bytes, request->max_tokens, sizeof(float));
     at.mask_ends = place(&at.bytes, has_mask ? request->max_tokens : 0, sizeof(uint32_t));
     at.blocks = place(&at.bytes, (uint64_t)max_blocks, sizeof(int32_t));
-    at.rows = place(&at.bytes, request->return_routes ? max_len - 1 - request->routes_start : 0, row_bytes);
+    at.rows = place(&at.bytes, max_len - 1, row_bytes);
     return at;
 }
 
@@ -60,8 +60,9 @@ wb_status wb_sequence_create(const wb_request *request, int64_t vocab_size, size
     s->logprobs = (float *)(void *)(base + at.logprobs);
     s->sampling_logprobs = (float *)(void *)(base + at.sampling_logprobs);
     s->entry.blocks = (int32_t *)(void *)(base + at.blocks);
-    s->rows = request->return_routes ? base + at.rows : NULL;
+    s->rows = base + at.rows;
     s->row_bytes = row_bytes;
+    s->return_routes = request->return_routes;
     s->max_len = request->n_tokens + request->max_tokens;
     s->routes_start = request->routes_start;
     s->mask_ends = has_mask ? (uint32_t *)(void *)(base + at.mask_ends) : NULL;
@@ -113,12 +114,9 @@ static void extend_spans(wb_sequence *s, uint32_t end, uint64_t weight_version) 
 
 void wb_sequence_feed(wb_sequence *s, uint32_t start, uint32_t end, uint64_t weight_version,
                       const uint8_t *rows) {
-    /* A prefill after a preemption: logprobs that have been returned were computed with the old rows. */
     if (end <= s->n_fed) return;
-    const uint32_t first_row = s->n_fed > s->routes_start ? s->n_fed : s->routes_start;
-    if (s->rows && end > first_row)
-        memcpy(s->rows + (size_t)(first_row - s->routes_start) * s->row_bytes,
-               rows + (size_t)(first_row - start) * s->row_bytes, (size_t)(end - first_row) * s->row_bytes);
+    memcpy(s->rows + s->n_fed * s->row_bytes, rows + (s->n_fed - start) * s->row_bytes,
+           (end - s->n_fed) * s->row_bytes);
     extend_spans(s, end, weight_version);
     s->n_fed = end;
 }
@@ -140,16 +138,21 @@ wb_status wb_sequence_reserve_mask(wb_sequence *s, uint32_t n_kept, uint32_t **i
     return WB_OK;
 }
 
+wb_finish wb_sequence_finish_with(const wb_sequence *s, uint32_t token) {
+    for (uint32_t k = 0; k < s->n_stop; k++)
+        if (s->stop_tokens[k] == token) return WB_FINISH_STOP;
+    return wb_sequence_length(s) + 1 == s->max_len ? WB_FINISH_LENGTH : WB_FINISH_NONE;
+}
+
 wb_finish wb_sequence_append(wb_sequence *s, const wb_sampled_token *sampled) {
     wb_record *record = &s->completion.record;
     const uint32_t i = record->n_tokens - record->prompt_len;
+    const wb_finish finish = wb_sequence_finish_with(s, sampled->token);
     if (s->mask_ends) s->mask_ends[i] = mask_size(s) + sampled->n_kept;
     s->tokens[record->n_tokens++] = sampled->token;
     s->logprobs[i] = sampled->logprob;
     s->sampling_logprobs[i] = sampled->sampling_logprob;
-    for (uint32_t k = 0; k < s->n_stop; k++)
-        if (s->stop_tokens[k] == sampled->token) return WB_FINISH_STOP;
-    return record->n_tokens == s->max_len ? WB_FINISH_LENGTH : WB_FINISH_NONE;
+    return finish;
 }
 
 void wb_sequence_finish(wb_sequence *s, wb_finish finish) {
@@ -163,8 +166,9 @@ void wb_sequence_finish(wb_sequence *s, wb_finish finish) {
         record->mask_ids = s->mask_ids;
     }
     if (record->n_spans > 0) record->spans = s->spans;
-    if (!s->rows || s->n_fed <= s->routes_start) return;
-    s->routes = (wb_route_rows){s->routes_start, s->n_fed - s->routes_start, s->rows, NULL};
+    if (!s->return_routes || s->n_fed <= s->routes_start) return;
+    s->routes = (wb_route_rows){s->routes_start, s->n_fed - s->routes_start,
+                                s->rows + s->routes_start * s->row_bytes, NULL};
     record->n_routes = 1;
     record->routes = &s->routes;
 }

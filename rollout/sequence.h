@@ -22,8 +22,11 @@ typedef struct wb_sequence {
     uint32_t *mask_ends; /* [max_len - prompt_len] of the record; NULL: not asked for, or no limit */
     uint32_t *mask_ids;  /* [mask_capacity] */
     size_t mask_capacity;
-    uint8_t *rows; /* [max_len - 1 - routes_start] rows; NULL: not asked for */
+    /* [max_len - 1], the first n_fed exist. All are kept, whatever the caller asked for: a request that is
+     * fed again follows them. */
+    uint8_t *rows;
     size_t row_bytes;
+    bool return_routes;
     uint32_t max_len, routes_start;
     wb_sample_params params; /* its uniform is set at each token */
     uint64_t seed;
@@ -46,6 +49,13 @@ void wb_sequence_free(wb_sequence *sequence); /* NULL is a no-op */
 /* Makes room for one more span, so that the feed which follows cannot fail. */
 wb_status wb_sequence_reserve_span(wb_sequence *sequence, uint64_t weight_version);
 
+/* Of the tokens from `start` on, `n` of them, how many have been fed before: they come first, and their rows
+ * exist. */
+static inline uint32_t wb_sequence_n_refed(const wb_sequence *sequence, uint32_t start, uint32_t n) {
+    const uint32_t known = sequence->n_fed > start ? sequence->n_fed - start : 0;
+    return known < n ? known : n;
+}
+
 /* The tokens [start, end) have been fed under weight_version; rows: theirs, [end - start]. What exists
  * already stays. */
 void wb_sequence_feed(wb_sequence *sequence, uint32_t start, uint32_t end, uint64_t weight_version,
@@ -55,6 +65,9 @@ void wb_sequence_feed(wb_sequence *sequence, uint32_t start, uint32_t end, uint6
  * [n_kept], to be filled before. CAPACITY where a record holds no more. */
 wb_status wb_sequence_reserve_mask(wb_sequence *sequence, uint32_t n_kept, uint32_t **ids_out);
 
+/* How the request would end with `token` after its last one: WB_FINISH_NONE when it goes on. */
+wb_finish wb_sequence_finish_with(const wb_sequence *sequence, uint32_t token);
+
 /* A token that was sampled. */
 typedef struct wb_sampled_token {
     uint32_t token;
@@ -62,7 +75,7 @@ typedef struct wb_sampled_token {
     uint32_t n_kept; /* ids that wb_sequence_reserve_mask gave room for; 0 without a mask */
 } wb_sampled_token;
 
-/* Appends the token sampled after the last one; WB_FINISH_NONE unless it is the end. */
+/* Appends the token sampled after the last one; returns wb_sequence_finish_with. */
 wb_finish wb_sequence_append(wb_sequence *sequence, const wb_sampled_token *sampled);
 
 /* The record as it stands becomes the completion's. */

@@ -5,9 +5,11 @@
  * replay, files.
  *
  * Rows belong to (request id, absolute position) from the moment they are computed; preemption and
- * re-prefill never change one that exists. A request's tokens depend on its prompt, its sampling
- * parameters and seed and on the weights, never on its neighbours, on arrival order, on how its prompt was
- * chunked, or on the number of ranks or threads.
+ * re-prefill never change one that exists. A re-prefill is forced down the rows that exist, so that keys and
+ * values are those of the experts that the record names, under changed weights too. A request's tokens depend
+ * on its prompt, its sampling parameters and seed and on the weights, never on its neighbours, on arrival
+ * order, on how its prompt was chunked, or on the number of ranks or threads. Where weights change in
+ * mid-request, on when they did.
  */
 #ifndef WB_ROLLOUT_H
 #define WB_ROLLOUT_H
@@ -57,8 +59,10 @@ typedef struct wb_request {
     uint32_t n_stop;
     const uint32_t *stop_tokens; /* [n_stop]; sampling one ends the request; it is the last token */
     uint32_t max_tokens;         /* new tokens at most, at least one */
-    bool return_routes;          /* default true */
-    uint32_t routes_start;       /* rows before this position are not returned (the caller has them) */
+    /* Default true. The engine keeps all rows either way, for the case that it feeds the request again:
+     * [n_tokens + max_tokens - 1] rows of L * K ids. */
+    bool return_routes;
+    uint32_t routes_start; /* rows before this position are not returned (the caller has them) */
     /* Default false. True: the record has the tokens that top-k and top-p kept at each sampled one, for a
      * trainer that is to take the same distribution; without a limit there is nothing to record. */
     bool return_sampling_mask;
@@ -79,10 +83,15 @@ static inline wb_request wb_request_default(void) {
 WB_API wb_status wb_engine_submit(wb_engine *engine, const wb_request *request);
 
 /* Runs one step: prefill chunks and decodes up to max_batch_tokens. *busy_out: some rank still has work;
- * all ranks step until it is false. A rank that fails returns its own failure (NaN logits: request and
- * position), the others WB_PEER naming it. Its records are then as before the step, which may be tried
- * again, or the request that the message names aborted; only a failure inside a forward over several ranks
- * leaves them out of step, and the caller gives up (wb_comm_abort). Collective. */
+ * all ranks step until it is false.
+ *
+ * A step is made on all ranks or on none. A rank that fails returns its own failure (NaN logits: request and
+ * position), the others WB_PEER naming it. PEER on all ranks, naming the first that differs from rank 0 and
+ * both versions, when ranks have weights of different versions, or different weights by the name of one
+ * version (compared by a digest of samples of what all ranks hold alike). All records are then as before the
+ * step, which may be tried again: when the request that the message names has been aborted, or the weights
+ * set on the rank that lags. Only a failure inside a forward over several ranks can leave them out of step,
+ * and the caller gives up (wb_comm_abort). Collective. */
 WB_API wb_status wb_engine_step(wb_engine *engine, bool *busy_out);
 
 /* A finished request. `record` (tokens, logprobs at temperature 1, sampling with sampling_logprobs, spans,
@@ -103,7 +112,10 @@ WB_API wb_status wb_engine_abort(wb_engine *engine, const char *rid);
 
 /* Between steps: replaces the model's weights by those of `from` (rounded to the engine's dtype) and names
  * them `version`. Running requests go on; their spans show where the version changed, and their old rows
- * stay. Each rank copies its own shard; not collective. */
+ * stay. Each rank copies its own shard and names the same version: the next step compares. INVALID_ARGUMENT,
+ * and nothing is changed, for other weights by the present version's name while an unfinished request has
+ * been fed under it; after a DEVICE failure the weights are neither and are to be set again. Not
+ * collective. */
 WB_API wb_status wb_engine_set_weights(wb_engine *engine, const wb_model *from, uint64_t version);
 
 typedef struct wb_engine_stats {

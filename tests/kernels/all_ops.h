@@ -107,12 +107,15 @@ static inline void all_rows(wb_device *dev, int64_t T, int64_t H, outputs *o) {
     assert_ok(dev->adamw(dev, T * H, &hyper, x, m, v, d));
     keep_floats(o, m, T * H, "adamw m");
     keep_floats(o, v, T * H, "adamw v");
+    assert_ok(dev->bias_forward(dev, T, H, w, d));
+    assert_ok(dev->bias_backward(dev, T, H, x, w));
     assert_ok(dev->add(dev, T * H, x, d));
     assert_ok(dev->clamp_backward(dev, T * H, 2.0f, x, d));
     assert_ok(dev->clamp(dev, T * H, 2.0f, x));
-    keep_floats(o, d, T * H, "adamw w, add, clamp_backward");
+    keep_floats(o, d, T * H, "adamw w, bias_forward, add, clamp_backward");
     keep_floats(o, x, T * H, "clamp");
-    free(w), free(half), free(tokens), free(params);
+    keep_floats(o, w, H, "bias_backward");
+    free(half), free(tokens), free(params);
 }
 
 static inline void all_attention(wb_device *dev, int64_t T, int64_t hd, outputs *o) {
@@ -205,7 +208,7 @@ static inline outputs run_all_ops(wb_device *dev, uint64_t seed, bool large) {
     rng_state = seed;
     all_matmuls(dev, large ? 90 : 13, large ? 300 : 37, large ? 200 : 21, &o);
     all_rows(dev, large ? 120 : 7, large ? 500 : 38, &o);
-    all_attention(dev, large ? 150 : 19, large ? 32 : 10, &o);
+    all_attention(dev, large ? 700 : 19, large ? 32 : 10, &o);
     all_routing(dev, large ? 1000 : 9, large ? 64 : 20, 5, large ? 90 : 21, &o);
     return o;
 }

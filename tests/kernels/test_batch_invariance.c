@@ -1,17 +1,48 @@
 /* test_batch_invariance.c - the bits of a row do not depend on the rows beside it, on how a prompt is cut
  * into calls, on where its keys lie in the pool, or on the number of threads. */
 #include "all_ops.h"
+#include "support/cpu_split.h"
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+/* Threads that a team of `n` really gets here; without OpenMP there is nothing to see. */
+static int team_of(int n) {
+    int found = n;
+#ifdef _OPENMP
+#pragma omp parallel num_threads(n)
+#pragma omp single
+    found = omp_get_num_threads();
+#endif
+    return found;
+}
+
+/* Every loop since cpu_split_count_from_here was split over the threads of its device. */
+static void assert_all_split(int64_t min_loops) {
+    if (cpu_split.whole > 0)
+        fail_msg("an op of %" PRId64 " operations ran on one thread: the shapes are too small",
+                 (int64_t)cpu_split.whole_work);
+    assert_true(cpu_split.split >= min_loops);
+}
 
 static void test_thread_count_changes_no_bit(void **state) {
     (void)state;
     const int threads[] = {2, 3, 5};
+#define COUNT(op) +1
+    const int64_t n_ops = 0 WB_COMPUTE_OPS(COUNT);
+#undef COUNT
     uint64_t seed = rng_next();
     wb_device *one = open_cpu(1);
     for (int large = 0; large < 2; large++) {
         outputs expected = run_all_ops(one, seed, large == 1);
         for (int i = 0; i < 3; i++) {
             wb_device *dev = open_cpu(threads[i]);
+            cpu_split_count_from_here();
             outputs found = run_all_ops(dev, seed, large == 1);
+            /* All but moe_sort, which counts on one thread. */
+            if (large == 1) assert_all_split(n_ops - 1);
+            assert_int_equal(dev->threads, team_of(dev->threads));
             assert_same_outputs(&expected, &found, "1 thread", "more threads");
             free(found.bytes);
             wb_device_close(dev);
@@ -157,6 +188,8 @@ static void test_a_row_alone_or_in_any_batch(void **state) {
         {"router sigmoid", sigmoid_router_rows},
     };
     wb_device *one = open_cpu(1), *three = open_cpu(3);
+    cpu_split.always = true;
+    cpu_split_count_from_here();
     x = random_floats(T * W, -4, 4), d = random_floats(T * W, -1, 1), w = random_floats(W * W, -1, 1);
     w_half = xalloc(W * W, 2);
     for (int i = 0; i < W * W; i++) w_half[i] = wb_f32_to_bf16(w[i]);
@@ -174,6 +207,8 @@ static void test_a_row_alone_or_in_any_batch(void **state) {
         }
         assert_same_bits(together, apart, T * W, ops[i].name);
     }
+    assert_all_split(sizeof ops / sizeof ops[0]);
+    cpu_split.always = false;
     free(x), free(d), free(w), free(w_half), free(together), free(apart);
     wb_device_close(one), wb_device_close(three);
 }
@@ -265,6 +300,7 @@ static void test_attention_backward_of_one_sequence(void **state) {
     (void)state;
     enum { N = 90, ROW = HEADS * DIM };
     wb_device *one = open_cpu(1), *three = open_cpu(3);
+    cpu_split.always = true;
     float *k = random_floats(N * KV_WIDTH, -1, 1), *v = random_floats(N * KV_WIDTH, -1, 1);
     float *q = random_floats(N * ROW, -1, 1), *dout = random_floats(N * ROW, -1, 1);
     float *grad[2];
@@ -285,6 +321,7 @@ static void test_attention_backward_of_one_sequence(void **state) {
                                               g + N * (ROW + KV_WIDTH)));
         }
     }
+    cpu_split.always = false;
     assert_same_bits(grad[0], grad[1], N * (ROW + 2 * KV_WIDTH), "attention_backward");
     free(k), free(v), free(q), free(dout), free(grad[0]), free(grad[1]);
     wb_device_close(one), wb_device_close(three);

@@ -6,6 +6,7 @@
  * bit. Also: bad batches are refused with a name, a steady state allocates nothing, and every allocation
  * may fail. Seeds are printed; argument 1 sets one. */
 #include "model_ranks.h"
+#include "support/cpu_split.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -16,7 +17,10 @@
 #include <pthread.h>
 #include <time.h>
 
-enum { THREADS = 3, RANKS = 3 };
+enum { RANKS = 3 };
+
+/* By variant. */
+static const int threads_of[N_VARIANTS] = {2, 3, 5, 2, 3};
 
 static uint64_t base_seed;
 
@@ -37,7 +41,7 @@ static reference reference_open(variant v, uint64_t seed) {
     reference ref = {.V = config.vocab_size};
     MUST(wb_comm_open_self(&ref.comm));
     ref.f = fixture_create(&config, seed, ref.comm, 1);
-    ref.threaded = fixture_create(&config, seed, ref.comm, THREADS);
+    ref.threaded = fixture_create(&config, seed, ref.comm, threads_of[v]);
     ref.c = corpus_random(&config, N_SEQS, 14, &state);
     ref.r = results_new(&ref.f, &ref.c);
     for (int32_t s = 0; s < N_SEQS; s++) ref.order[s] = s;
@@ -79,6 +83,36 @@ static void test_training_does_not_depend_on_neighbours_or_threads(void **unused
             assert_same(&ref, n, order, &found);
             assert_int_equal(0, rows_differing(&ref.c, n, order, ref.f.row_bytes, found.native, ref.r.ids));
         }
+        results_free(&found);
+        reference_close(&ref);
+    }
+}
+
+static void test_gradients_do_not_depend_on_threads(void **unused) {
+    (void)unused;
+    const int threads[] = {1, 2, 3, 5};
+    for (int v = 0; v < N_VARIANTS; v++) {
+        uint64_t state = base_seed + 50 + (uint64_t)v;
+        reference ref = reference_open((variant)v, state);
+        const wb_config config = variant_config((variant)v);
+        results found = results_new(&ref.f, &ref.c);
+        float *dlogprobs = take(ref.c.T, sizeof(float)), *expected = NULL;
+        for (int32_t t = 0; t < ref.c.T; t++) dlogprobs[t] = random_unit(&state);
+        for (int i = 0; i < 4; i++) {
+            fixture f = fixture_create(&config, base_seed + 50 + (uint64_t)v, ref.comm, threads[i]);
+            train_pass(&f, &ref.c, N_SEQS, ref.order, (direction){0}, dlogprobs, &found);
+            assert_same(&ref, N_SEQS, ref.order, &found);
+            float *gradients = gradients_copy(&f);
+            if (i == 0)
+                expected = gradients;
+            else {
+                assert_memory_equal(expected, gradients, (size_t)gradient_elements(&f) * sizeof(float));
+                free(gradients);
+            }
+            fixture_close(&f);
+        }
+        free(expected);
+        free(dlogprobs);
         results_free(&found);
         reference_close(&ref);
     }
@@ -585,8 +619,10 @@ static void test_steady_state_allocates_nothing_and_any_allocation_may_fail(void
 int main(int argc, char **argv) {
     base_seed = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)time(NULL);
     printf("seed %" PRIu64 "\n", base_seed);
+    cpu_split.always = true; /* small models, whose ops would take one thread */
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_training_does_not_depend_on_neighbours_or_threads),
+        cmocka_unit_test(test_gradients_do_not_depend_on_threads),
         cmocka_unit_test(test_replay_of_own_choice_is_bit_exact),
         cmocka_unit_test(test_forced_rows_keep_their_ids),
         cmocka_unit_test(test_inference_captures_what_training_chooses),
@@ -598,5 +634,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_bad_inference_batches_are_refused),
         cmocka_unit_test(test_steady_state_allocates_nothing_and_any_allocation_may_fail),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    const int failed = cmocka_run_group_tests(tests, NULL, NULL);
+    if (cpu_split.split == 0) fprintf(stderr, "no op was split over threads\n");
+    return cpu_split.split == 0 ? 1 : failed;
 }

@@ -71,22 +71,29 @@ static inline wb_config tiny_config(wb_family family, int32_t n_experts, int32_t
     return c;
 }
 
-/* A model with the device that it needs; comm NULL: a communicator of its own with one rank. */
+/* A model with the device that it needs. */
 typedef struct rig {
     wb_device *device;
     wb_comm *own_comm;
     wb_model *model;
 } rig;
 
-static inline rig rig_open(const wb_config *config, uint64_t seed, int threads, wb_comm *comm) {
+/* comm NULL: a communicator of its own with one rank. */
+static inline rig rig_open_as(const wb_config *config, uint64_t seed, int threads, wb_comm *comm,
+                              wb_dtype dtype) {
     rig r = {NULL, NULL, NULL};
     must(wb_device_open_cpu(threads, &r.device), "device");
     if (!comm) must(wb_comm_open_self(&r.own_comm), "comm");
     wb_model_options options = wb_model_options_default();
     options.device = r.device;
     options.comm = comm ? comm : r.own_comm;
+    options.dtype = dtype;
     must(wb_model_create(config, seed, 0.4f, &options, &r.model), "model");
     return r;
+}
+
+static inline rig rig_open(const wb_config *config, uint64_t seed, int threads, wb_comm *comm) {
+    return rig_open_as(config, seed, threads, comm, WB_F32);
 }
 
 static inline void rig_close(rig *r) {

@@ -1,8 +1,8 @@
 /* mpi_engine.c - the engine under mpirun: each rank submits its share of one set of requests and holds its
  * share of the experts; tokens, logprobs and rows equal those of each request alone in an engine of one
- * rank with the whole model, bit for bit. Some rounds leave ranks without any request. `mpi_engine SEED`
- * reruns a seed. */
-#include "engine_fixture.h"
+ * rank with the whole model, bit for bit. Some rounds leave ranks without any request. Then rounds in f32 and
+ * bf16 in which the weights change on the way. `mpi_engine SEED` reruns a seed of either. */
+#include "changing_weights.h"
 #include "wb_comm_mpi.h"
 
 #include <unistd.h>
@@ -92,7 +92,11 @@ int main(int argc, char **argv) {
     const uint64_t first = argc == 2 ? strtoull(argv[1], NULL, 10) : FIRST_SEED;
     const uint64_t n = argc == 2 ? 1 : N_ROUNDS;
     int failures = 0, any = 0;
-    for (uint64_t seed = first; seed < first + n; seed++) failures += run_round(seed, comm);
+    changing_totals totals = {0};
+    for (uint64_t seed = first; seed < first + n; seed++) {
+        failures += run_round(seed, comm);
+        failures += changing_weights(seed, comm, &totals);
+    }
     if (wb_comm_rank(comm) == 0)
         printf("mpi_engine: %d ranks, seeds %" PRIu64 "..%" PRIu64 "\n", wb_comm_size(comm), first,
                first + n - 1);

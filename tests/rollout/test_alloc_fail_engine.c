@@ -8,6 +8,8 @@
 #include <stddef.h>
 
 #include <cmocka.h>
+#include <pthread.h>
+#include <unistd.h>
 
 /* Open, two requests with a change of weights between, all steps, poll, close. `next` may be NULL: no
  * change. */
@@ -141,6 +143,80 @@ static void test_steady_state_allocates_nothing(void **state) {
     rig_close(&r);
 }
 
+/* ---- on one rank of two -------------------------------------------------------------------------- */
+
+typedef struct rank_job {
+    wb_comm *comm;
+    wb_completion *done;
+    int failed_steps;
+} rank_job;
+
+static void expect(bool held, const char *what) {
+    if (held) return;
+    fprintf(stderr, "expected %s; latest failure: %s\n", what, wb_error_message());
+    abort(); /* an assert would leave the other rank waiting */
+}
+
+/* A step in which rank 1 has no memory: it says so, rank 0 names it, and neither is left waiting. */
+static void step_without_memory(rank_job *job, wb_engine *engine) {
+    bool busy = true;
+    const bool poor = wb_comm_rank(job->comm) == 1;
+    alloc_fail_this_thread(poor);
+    const wb_status status = wb_engine_step(engine, &busy);
+    alloc_fail_this_thread(false);
+    expect(status == (poor ? WB_OUT_OF_MEMORY : WB_PEER), "out of memory on rank 1, named on rank 0");
+    expect(poor || strstr(wb_error_message(), "rank 1 failed"), "rank 1 named");
+    job->failed_steps++;
+}
+
+/* Its first step, in which the model's workspace grows; and one in which spans begin. */
+static void *short_of_memory(void *arg) {
+    rank_job *job = arg;
+    const wb_config config = tiny_config(WB_FAMILY_QWEN3_MOE, 6, 2, 2, 0);
+    rig r = rig_open(&config, 1, 1, job->comm);
+    wb_engine *engine = engine_of(r.model, 12, 4, 8, 4);
+    ask a = ask_fixed(wb_comm_rank(job->comm) == 0 ? "zero" : "one", 5, 9);
+    bool busy = true;
+    must(wb_engine_submit(engine, ask_request(&a)), "submit");
+    step_without_memory(job, engine);
+    for (int i = 0; i < 4; i++) must(wb_engine_step(engine, &busy), "step");
+    must(wb_engine_set_weights(engine, r.model, 1), "weights");
+    step_without_memory(job, engine);
+    run_dry(engine, 100);
+    job->done = wb_engine_poll(engine);
+    wb_engine_close(engine);
+    rig_close(&r);
+    return NULL;
+}
+
+static void test_rule_30_memory_that_one_rank_lacks_leaves_nobody_waiting(void **state) {
+    (void)state;
+    const wb_config config = tiny_config(WB_FAMILY_QWEN3_MOE, 6, 2, 2, 0);
+    wb_comm *comms[2];
+    must(wb_comm_open_threads(2, comms), "comms");
+    rank_job jobs[2] = {{.comm = comms[0]}, {.comm = comms[1]}};
+    pthread_t thread;
+    alarm(60); /* a hang is a failure */
+    assert_int_equal(0, pthread_create(&thread, NULL, short_of_memory, &jobs[1]));
+    short_of_memory(&jobs[0]);
+    pthread_join(thread, NULL);
+    alarm(0);
+    rig whole = rig_open(&config, 1, 1, NULL);
+    ask a = ask_fixed("alone", 5, 9);
+    wb_completion *alone = run_alone(whole.model, &a);
+    for (int i = 0; i < 2; i++) {
+        assert_int_equal(2, jobs[i].failed_steps);
+        assert_non_null(jobs[i].done);
+        assert_int_equal(2, jobs[i].done->record.n_spans);
+        assert_memory_equal(alone->record.tokens, jobs[i].done->record.tokens, 14 * sizeof(uint32_t));
+        assert_memory_equal(alone->record.logprobs, jobs[i].done->record.logprobs, 9 * sizeof(float));
+        wb_completion_free(jobs[i].done);
+        wb_comm_close(comms[i]);
+    }
+    wb_completion_free(alone);
+    rig_close(&whole);
+}
+
 int main(void) {
     if (!ALLOC_FAIL_WORKS) {
         printf("skipped: the sanitizer has its own allocator\n");
@@ -151,6 +227,7 @@ int main(void) {
         cmocka_unit_test(test_a_failed_step_is_repeated),
         cmocka_unit_test(test_a_step_without_room_for_a_mask_is_repeated),
         cmocka_unit_test(test_steady_state_allocates_nothing),
+        cmocka_unit_test(test_rule_30_memory_that_one_rank_lacks_leaves_nobody_waiting),
     };
     return cmocka_run_group_tests_name("alloc_fail_engine", tests, NULL, NULL);
 }

@@ -161,6 +161,18 @@ static void test_uniform_numbers(void **state) {
     assert_true(wb_sampling_uniform(1, 2) != wb_sampling_uniform(2, 1));
 }
 
+/* A token that is not among tokens[n]. */
+static uint32_t token_without(uint32_t n, const uint32_t *tokens) {
+    uint32_t other = 0;
+    for (uint32_t i = 0; i < n; i++)
+        if (tokens[i] == other) {
+            other++;
+            i = UINT32_MAX; /* from the start again */
+        }
+    return other;
+}
+
+/* Any of several stop tokens, whichever is sampled first. */
 static void test_stop_token_is_the_last(void **state) {
     (void)state;
     rig r = open_rig();
@@ -171,16 +183,19 @@ static void test_stop_token_is_the_last(void **state) {
     for (uint32_t t = 5; t < end; t++)
         if (tokens[t] == tokens[end]) end = t;
     a.request.n_stop = 2;
-    a.stop[0] = a.stop[1] = tokens[end];
-    wb_completion *c = run_alone(r.model, &a);
-    assert_int_equal(WB_FINISH_STOP, c->record.finish);
-    assert_int_equal(end + 1, c->record.n_tokens);
-    assert_memory_equal(tokens, c->record.tokens, (end + 1) * sizeof(uint32_t));
-    assert_int_equal(end, c->record.routes[0].rows);
-    assert_record_good(r.model, c);
-    wb_completion_free(c);
+    for (int place = 0; place < 2; place++) {
+        a.stop[place] = tokens[end];
+        a.stop[1 - place] = token_without(end + 1, tokens);
+        wb_completion *c = run_alone(r.model, &a);
+        assert_int_equal(WB_FINISH_STOP, c->record.finish);
+        assert_int_equal(end + 1, c->record.n_tokens);
+        assert_memory_equal(tokens, c->record.tokens, (end + 1) * sizeof(uint32_t));
+        assert_int_equal(end, c->record.routes[0].rows);
+        assert_record_good(r.model, c);
+        wb_completion_free(c);
+    }
     a.request.max_tokens = end + 1 - 5; /* both at once: the stop token wins */
-    c = run_alone(r.model, &a);
+    wb_completion *c = run_alone(r.model, &a);
     assert_int_equal(WB_FINISH_STOP, c->record.finish);
     wb_completion_free(c);
     wb_completion_free(free_run);

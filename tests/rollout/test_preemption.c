@@ -177,6 +177,34 @@ static void test_rule_6_spans_show_where_weights_changed(void **state) {
     rig_close(&r);
 }
 
+/* Other weights by the name under which a request is answered: its spans could not show the change. */
+static void test_rule_6_one_version_names_one_set_of_weights(void **state) {
+    (void)state;
+    rig r = open_rig(), same = open_rig();
+    const wb_config c = config();
+    rig next = rig_open(&c, 6, 1, NULL);
+    ask a = ask_fixed("named", 7, 20);
+    wb_completion *alone = run_alone(same.model, &a);
+    wb_engine *engine = engine_of(r.model, 32, 4, 16, 2);
+    assert_ok(wb_engine_submit(engine, ask_request(&a)));
+    assert_ok(wb_engine_set_weights(engine, next.model, 0)); /* nothing was fed yet */
+    assert_ok(wb_engine_set_weights(engine, same.model, 0));
+    for (int i = 0; i < 3; i++) assert_true(step(engine));
+    assert_int_equal(WB_INVALID_ARGUMENT, wb_engine_set_weights(engine, next.model, 0));
+    assert_message("expected a new version, found 0 for other weights: request named has been fed under it");
+    assert_ok(wb_engine_set_weights(engine, same.model, 0));
+    run_dry(engine, 100);
+    wb_completion *done = wb_engine_poll(engine);
+    assert_same(same.model, alone, done);                    /* what was refused changed nothing */
+    assert_ok(wb_engine_set_weights(engine, next.model, 0)); /* nobody is being answered */
+    wb_completion_free(done);
+    wb_completion_free(alone);
+    wb_engine_close(engine);
+    rig_close(&next);
+    rig_close(&same);
+    rig_close(&r);
+}
+
 static void test_rule_7_chunked_or_not_the_same_routes(void **state) {
     (void)state;
     rig r = open_rig();
@@ -232,6 +260,7 @@ int main(void) {
         cmocka_unit_test(test_rule_5_preemption_never_changes_rows),
         cmocka_unit_test(test_rule_5_prefill_again_under_new_weights_changes_nothing),
         cmocka_unit_test(test_rule_6_spans_show_where_weights_changed),
+        cmocka_unit_test(test_rule_6_one_version_names_one_set_of_weights),
         cmocka_unit_test(test_rule_7_chunked_or_not_the_same_routes),
         cmocka_unit_test(test_decodes_take_turns),
     };

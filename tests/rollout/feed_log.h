@@ -1,0 +1,143 @@
+/* feed_log.h - by which weights each key of a request was computed, and an independent forward that repeats
+ * it: the requests one by one, as one chunk of one sequence a feed, through wb_infer.
+ *
+ * What it checks holds through preemption, changed weights and any dtype: every row and every logprob of a
+ * record is what the weights of its span give over keys and values that went where the record's rows say. */
+#ifndef WB_FEED_LOG_H
+#define WB_FEED_LOG_H
+
+#include "engine.h"
+#include "engine_fixture.h"
+
+#define MAX_FEEDS 512
+
+typedef struct feed {
+    uint32_t start, end;
+    uint64_t version;
+} feed;
+
+typedef struct feed_log {
+    uint32_t n_in_pool, n;
+    feed feeds[MAX_FEEDS];
+} feed_log;
+
+static inline uint32_t number_of(const wb_record *record) {
+    return (uint32_t)strtoul(record->rid + 1, NULL, 10);
+}
+
+static inline void log_feed(feed_log *log, uint32_t n_in_pool, uint64_t version) {
+    if (n_in_pool > log->n_in_pool) {
+        if (log->n == MAX_FEEDS) abort();
+        log->feeds[log->n++] = (feed){log->n_in_pool, n_in_pool, version};
+    }
+    log->n_in_pool = n_in_pool; /* 0 after a preemption */
+}
+
+/* After a step: what it fed of unfinished requests; log_finished then tells of a polled one. logs: by the
+ * number in a rid. */
+static inline void log_step(const wb_engine *engine, feed_log *logs) {
+    for (const wb_sched_entry *entry = engine->scheduler.first; entry; entry = entry->next)
+        log_feed(&logs[number_of(entry->record)], entry->n_in_pool, engine->weight_version);
+}
+
+static inline void log_finished(const wb_engine *engine, feed_log *logs, const wb_record *record) {
+    log_feed(&logs[number_of(record)], record->n_tokens - 1, engine->weight_version);
+}
+
+/* Feeds of tokens that were fed before, by other weights than then. */
+static inline uint64_t fed_again_by_other_weights(const feed_log *log) {
+    uint64_t n = 0;
+    for (uint32_t i = 1; i < log->n; i++)
+        n += log->feeds[i].start == 0 && log->feeds[i].version != log->feeds[0].version;
+    return n;
+}
+
+/* A model on one rank whose weights become those of versions[v]. */
+typedef struct repeater {
+    wb_model *model;
+    const wb_model *const *versions;
+    wb_infer *infer;
+    uint8_t *rows, *direction; /* [max_positions] */
+    int32_t *tokens, *pos, *seq, *block;
+} repeater;
+
+static inline repeater repeater_open(wb_model *model, const wb_model *const *versions) {
+    const size_t n = (size_t)wb_model_config(model)->max_positions;
+    repeater r = {.model = model, .versions = versions};
+    wb_infer_options options = wb_infer_options_default();
+    options.n_blocks = (int32_t)n;
+    options.block_size = 1;
+    must(wb_infer_open(model, &options, &r.infer), "inference");
+    r.rows = take(n, wb_route_row_bytes(wb_model_routes(model)));
+    r.direction = take(n, 1);
+    r.tokens = take(n, sizeof *r.tokens);
+    r.pos = take(n, sizeof *r.pos);
+    r.seq = take(n, sizeof *r.seq);
+    r.block = take(n, sizeof *r.block);
+    for (size_t i = 0; i < n; i++) r.block[i] = (int32_t)i;
+    return r;
+}
+
+static inline void repeater_close(repeater *r) {
+    wb_infer_close(r->infer);
+    void *const arrays[] = {r->rows, r->direction, r->tokens, r->pos, r->seq, r->block};
+    for (size_t i = 0; i < sizeof arrays / sizeof arrays[0]; i++) free(arrays[i]);
+}
+
+/* Feeds `f`; tokens below n_known follow the rows that are in r->rows, the others write theirs there. Returns
+ * the logprob of the token after the last one at temperature 1. */
+static inline float repeat_feed(repeater *r, const wb_record *record, const feed *f, uint32_t n_known) {
+    const size_t row_bytes = wb_route_row_bytes(wb_model_routes(r->model));
+    const int32_t last = (int32_t)(f->end - f->start) - 1, target = (int32_t)record->tokens[f->end];
+    for (uint32_t i = f->start; i < f->end; i++) {
+        r->tokens[i - f->start] = (int32_t)record->tokens[i];
+        r->pos[i - f->start] = (int32_t)i;
+        r->direction[i - f->start] = i < n_known ? WB_ROW_FORCED : WB_ROW_NATIVE;
+    }
+    must(wb_model_copy_weights(r->model, r->versions[f->version]), "weights");
+    const wb_infer_batch batch = {.T = last + 1,
+                                  .tokens = r->tokens,
+                                  .pos = r->pos,
+                                  .seq = r->seq,
+                                  .n_seqs = 1,
+                                  .max_blocks = wb_model_config(r->model)->max_positions,
+                                  .blocks = r->block,
+                                  .n_logits = 1,
+                                  .logit_rows = &last};
+    /* CPU: device memory is host memory. */
+    const wb_routing routing = {.ids = r->rows + f->start * row_bytes, .direction = r->direction};
+    const float *logits;
+    float logprob;
+    wb_device *device = wb_model_device(r->model);
+    must(wb_infer_forward(r->infer, &batch, &routing, &logits), "forward");
+    must(device->logprob_forward(device, 1, wb_model_config(r->model)->vocab_size, logits, &target, NULL,
+                                 &logprob),
+         "logprob");
+    return logprob;
+}
+
+/* NULL, or the first thing in which the record is not what its feeds give. */
+static inline const char *repeat_record(repeater *r, const feed_log *log, const wb_record *record) {
+    const wb_route_model *routes = wb_model_routes(r->model);
+    const size_t row_bytes = wb_route_row_bytes(routes);
+    uint32_t n_known = 0;
+    for (uint32_t i = 0; i < log->n; i++) {
+        const feed *f = &log->feeds[i];
+        const float logprob = repeat_feed(r, record, f, n_known);
+        const uint32_t first = n_known > f->start ? n_known : f->start;
+        for (uint32_t t = first; record->n_routes > 0 && t < f->end; t++) {
+            const void *row = wb_record_row(routes, record, t);
+            if (t < record->routes[0].start) continue;
+            if (!row) return "a row is missing";
+            if (memcmp(row, r->rows + t * row_bytes, row_bytes) != 0)
+                return "a row is not its weights' choice";
+        }
+        if (f->end > n_known && f->end >= record->prompt_len &&
+            memcmp(&logprob, &record->logprobs[f->end - record->prompt_len], sizeof logprob) != 0)
+            return "a logprob is not its weights'";
+        if (f->end > n_known) n_known = f->end;
+    }
+    return n_known == record->n_tokens - 1 ? NULL : "tokens were not fed";
+}
+
+#endif
