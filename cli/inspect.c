@@ -50,7 +50,7 @@ static void print_file(const char *name, const totals *t) {
            t->tokens, t->bytes);
 }
 
-static int print_records(const wb_dump *dump, totals *all) {
+static int print_records(wb_dump *dump, totals *all) {
     totals file = {0};
     const char *name = NULL;
     uint64_t n = wb_dump_get_info(dump).records;
@@ -92,7 +92,7 @@ static void print_integrity(const wb_dump_info *info) {
                info->lost_where);
 }
 
-static int inspect_dump(const wb_dump *dump, const char *path) {
+static int inspect_dump(wb_dump *dump, const char *path) {
     wb_dump_info info = wb_dump_get_info(dump);
     const wb_route_model *m = wb_dump_model(dump);
     totals all = {0};
