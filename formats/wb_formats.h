@@ -242,8 +242,8 @@ typedef struct wb_dump_info {
  * lost.
  * Each file's name is looked up again when its records are asked for, and up to 16,384 files are mapped at a
  * time: those of which records are held stay, and when there are more of them their bytes are read into
- * memory. Files may grow meanwhile, but not shrink, move or be replaced: what is appended after opening is not
- * seen, and the rest is IO where it is noticed.
+ * memory. Files may grow meanwhile, but not shrink, move or be replaced: what is appended after opening is
+ * not seen, and the rest is IO where it is noticed.
  * CORRUPT: bytes are damaged rather than cut (checksum, structure), a rid is there twice, or no file has a
  * whole header, so that no model is known (as when every rank died before it had written anything).
  * UNSUPPORTED: another format, another version, an unknown codec. MISMATCH: a file of another model than the
@@ -261,8 +261,8 @@ WB_API wb_dump_info wb_dump_get_info(const wb_dump *dump);
 
 /* Record i in file order, i < info.records. Each success holds the record once more, and a wb_dump_release
  * gives back one of these: a function that reads a record which its caller holds too, and releases it, takes
- * nothing from the caller. What a record points to belongs to the dump and stays while the record is held, rid
- * until wb_dump_close. wb_dump_close needs no releases before it. tokens and logprobs are aligned to 4 bytes.
+ * nothing from the caller. What a record points to belongs to the dump and stays while the record is held;
+ * rid stays until wb_dump_close, which needs no releases before it. tokens and logprobs are aligned to 4 bytes.
  * The first access verifies the rows' checksum (CORRUPT otherwise), but ids are verified by wb_dump_verify
  * and wb_record_check alone: whoever uses ids as indices calls one of them first. */
 WB_API wb_status wb_dump_record(wb_dump *dump, uint64_t i, wb_record *record_out);
@@ -273,8 +273,8 @@ WB_API wb_status wb_dump_index(const wb_dump *dump, const char *rid, uint64_t *i
 /* wb_dump_index and wb_dump_record in one. */
 WB_API wb_status wb_dump_find(wb_dump *dump, const char *rid, wb_record *record_out);
 
-/* Gives back one wb_dump_record or wb_dump_find of record i. The last one frees what the record points to, and
- * wb_dump_record makes it again. A record that is not held is a no-op. */
+/* Gives back one wb_dump_record or wb_dump_find of record i. The last one frees what the record points to,
+ * and wb_dump_record makes it again. A record that is not held is a no-op. */
 WB_API void wb_dump_release(wb_dump *dump, uint64_t i);
 
 /* What the file says about record i beyond the record itself, for tools. Strings belong to the dump. */

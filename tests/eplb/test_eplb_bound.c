@@ -34,8 +34,8 @@ static uint32_t count_ranks(const small_case *c, uint32_t set) {
     return n;
 }
 
-/* Of the best dispatch: by Hall's theorem the fullest rank has the tokens of a set of experts divided by the ranks
- * that hold them, for the worst set. */
+/* Of the best dispatch: by Hall's theorem the fullest rank has the tokens of a set of experts divided by the
+ * ranks that hold them, for the worst set. */
 static double fullest_rank(const small_case *c) {
     double worst = 0;
     for (uint32_t set = 1; set < 1u << c->E; set++) {

@@ -68,7 +68,7 @@ static int count_maps(const place *p) {
     int n = 0;
     FILE *maps = fopen("/proc/self/maps", "r");
     if (!maps) skip();
-    while (fgets(line, sizeof line, maps)) n += strstr(line, p->directory) != NULL;
+    while (fgets(line, sizeof line, maps)) n += strstr(line, p->directory) ? 1 : 0;
     fclose(maps);
     return n;
 }

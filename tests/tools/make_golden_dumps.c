@@ -63,8 +63,8 @@ static void step_record(fixture_record *r, const wb_route_model *m, fixture_rng 
     r->record.n_spans = versions;
 }
 
-/* Two steps of two ranks, one file a rank, and in the last a record that has neither routes nor logprobs. With
- * versions, the records of step s have weight version 5 + 4 s; else none is known. */
+/* Two steps of two ranks, one file a rank, and in the last a record that has neither routes nor logprobs.
+ * With versions, the records of step s have weight version 5 + 4 s; else none is known. */
 static void steps(const char *directory, bool versions) {
     fixture_model f;
     fixture_rng rng = {17};
