@@ -72,8 +72,8 @@ bool cli_is_set(const cli_command *self, const cli_arguments *arguments, size_t 
 
 /* ---- paths (command_paths.c) ------------------------------------------------------------------ */
 
-/* No file that is written, standard output included, may be one that is read or another that is written. Called
- * by cli_parse. Returns CLI_OK, or CLI_USAGE, which has been said. */
+/* No file that is written, standard output included, may be one that is read or another that is written.
+ * Called by cli_parse. Returns CLI_OK, or CLI_USAGE, which has been said. */
 int cli_check_paths(const cli_command *self, const cli_arguments *arguments);
 
 /* ---- help (command_help.c) ------------------------------------------------------------------- */

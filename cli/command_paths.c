@@ -1,6 +1,6 @@
 /* command_paths.c - what a subcommand writes is none of what it reads, and no two outputs are one file; see
- * command.h. Files are compared by what they are, not by name: links are followed. Refuses: whether a file can
- * be read or written (whoever opens it says that). */
+ * command.h. Files are compared by what they are, not by name: links are followed. Refuses: whether a file
+ * can be read or written (whoever opens it says that). */
 #include "command.h"
 #include "wb_file.h"
 

@@ -1,5 +1,5 @@
-/* command_progress.c - how far a long command is; see command.h. Also takes the line off the terminal when the
- * command is interrupted: what is printed next, the shell's prompt, then begins at the left. */
+/* command_progress.c - how far a long command is; see command.h. Also takes the line off the terminal when
+ * the command is interrupted: what is printed next, the shell's prompt, then begins at the left. */
 #include "command.h"
 
 #include <inttypes.h>

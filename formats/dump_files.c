@@ -1,6 +1,6 @@
-/* dump_files.c - the files of an open dump: named, and in memory while somebody needs them. Owns: how many are
- * mapped at a time. A file that has no user stays mapped until its place is needed; when all places have users,
- * or a file system cannot map, its bytes are read into memory. Refuses: what is in them. */
+/* dump_files.c - the files of an open dump: named, and in memory while somebody needs them. Owns: how many
+ * are mapped at a time. A file that has no user stays mapped until its place is needed; when all places have
+ * users, or a file system cannot map, its bytes are read into memory. Refuses: what is in them. */
 #include "dump_layout.h"
 #include "dump_state.h"
 #include "wb_text.h"

@@ -20,7 +20,8 @@ typedef struct wb_dump_file {
     bool copied;    /* bytes are from malloc, not mapped */
 } wb_dump_file;
 
-/* A record as the caller sees it, made when it is given and kept while it is held. It is a user of its file. */
+/* A record as the caller sees it, made when it is given and kept while it is held. It is a user of its
+ * file. */
 typedef struct wb_loaded {
     wb_owner memory; /* of the arrays below and of those in `stored`, but not of `joined` */
     wb_stored_record stored;

@@ -262,9 +262,9 @@ WB_API wb_dump_info wb_dump_get_info(const wb_dump *dump);
 /* Record i in file order, i < info.records. Each success holds the record once more, and a wb_dump_release
  * gives back one of these: a function that reads a record which its caller holds too, and releases it, takes
  * nothing from the caller. What a record points to belongs to the dump and stays while the record is held;
- * rid stays until wb_dump_close, which needs no releases before it. tokens and logprobs are aligned to 4 bytes.
- * The first access verifies the rows' checksum (CORRUPT otherwise), but ids are verified by wb_dump_verify
- * and wb_record_check alone: whoever uses ids as indices calls one of them first. */
+ * rid stays until wb_dump_close, which needs no releases before it. tokens and logprobs are aligned to 4
+ * bytes. The first access verifies the rows' checksum (CORRUPT otherwise), but ids are verified by
+ * wb_dump_verify and wb_record_check alone: whoever uses ids as indices calls one of them first. */
 WB_API wb_status wb_dump_record(wb_dump *dump, uint64_t i, wb_record *record_out);
 
 /* The number of the record with this rid; NOT_FOUND, with the rid in the message, when there is none. */

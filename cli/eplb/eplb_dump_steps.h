@@ -11,9 +11,9 @@ typedef struct eplb_steps {
     uint64_t *starts;  /* [n_steps + 1] */
 } eplb_steps;
 
-/* Cuts a dump that has records: with step_records above 0, so many to a step in file order; else those that were
- * finished under one weight version, in the order of versions, or where not every record has one, those of one
- * file. What was done goes to by_out [by_bytes]. On failure too the steps are to be closed. */
+/* Cuts a dump that has records: with step_records above 0, so many to a step in file order; else those that
+ * were finished under one weight version, in the order of versions, or where not every record has one, those
+ * of one file. What was done goes to by_out [by_bytes]. On failure too the steps are to be closed. */
 wb_status eplb_steps_open(wb_dump *dump, uint64_t step_records, eplb_steps *steps, char *by_out,
                           size_t by_bytes);
 void eplb_steps_close(eplb_steps *steps);
