@@ -194,8 +194,7 @@ static const cli_option table[] = {
      .offset = FIELD(hidden),
      .min = 1,
      .max = 1 << 20,
-     .heading = "The cost model; the numbers used are printed. A dump does not say how large its model's "
-                "experts are",
+     .heading = "The cost model, of which a dump says nothing; the numbers used are printed",
      .help =
          "the model's hidden size; with --expert-width it gives the four numbers below, for bf16 on an H200"},
     {.name = "expert-width",
