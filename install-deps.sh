@@ -6,7 +6,7 @@ set -euo pipefail
 packages=(gcc libc6-dev cmake make pkg-config libopenmpi-dev openmpi-bin libzstd-dev libxxhash-dev libjansson-dev)
 for option in "$@"; do
     case "$option" in
-    --tests) packages+=(libcmocka-dev python3 python3-msgpack python3-numpy clang-format g++) ;;
+    --tests) packages+=(libcmocka-dev python3 python3-msgpack python3-numpy python3-zstandard clang-format g++) ;;
     --clang) packages+=(clang libclang-rt-dev libomp-dev) ;; # with its sanitizers and its OpenMP
     *) sed -n '2,3s/^# //p' "$0"; [ "$option" = --help ] && exit 0 || exit 2 ;;
     esac

@@ -135,6 +135,61 @@ wb_status wb_follow_links(const char *path, char **end_out) {
     return wb_fail(WB_IO, "%s: too many symbolic links", path);
 }
 
+wb_status wb_is_descriptor(const char *path, bool *is_out) {
+    char *end = NULL;
+    WB_TRY(wb_follow_links(path, &end));
+    *is_out = descriptor_of(end) >= 0;
+    free(end);
+    return WB_OK;
+}
+
+static bool same_inode(const struct stat *a, const struct stat *b) {
+    return a->st_dev == b->st_dev && a->st_ino == b->st_ino;
+}
+
+/* The directory of `path`, with a slash at its end, or "./"; freed with free(). */
+static wb_status parent_of(const char *path, char **parent_out) {
+    const char *slash = strrchr(path, '/');
+    return slash ? wb_text_format(parent_out, "%.*s", (int)(slash - path) + 1, path)
+                 : wb_text_format(parent_out, "./");
+}
+
+static const char *last_part(const char *path) {
+    const char *slash = strrchr(path, '/');
+    return slash ? slash + 1 : path;
+}
+
+/* Of two ends of links that are not there: the same name in the same directory. */
+static wb_status same_place(const char *a, const char *b, bool *same_out) {
+    char *parent_a = NULL, *parent_b = NULL;
+    struct stat at_a, at_b;
+    WB_TRY(parent_of(a, &parent_a));
+    wb_status status = parent_of(b, &parent_b);
+    if (status == WB_OK)
+        *same_out = strcmp(last_part(a), last_part(b)) == 0 && stat(parent_a, &at_a) == 0 &&
+                    stat(parent_b, &at_b) == 0 && same_inode(&at_a, &at_b);
+    free(parent_a);
+    free(parent_b);
+    return status;
+}
+
+wb_status wb_same_file(const char *a, const char *b, bool *same_out) {
+    struct stat at_a, at_b;
+    const bool a_exists = stat(a, &at_a) == 0, b_exists = stat(b, &at_b) == 0;
+    if (a_exists || b_exists) {
+        *same_out = a_exists && b_exists && same_inode(&at_a, &at_b) &&
+                    (S_ISREG(at_a.st_mode) || S_ISDIR(at_a.st_mode));
+        return WB_OK;
+    }
+    char *end_a = NULL, *end_b = NULL;
+    WB_TRY(wb_follow_links(a, &end_a));
+    wb_status status = wb_follow_links(b, &end_b);
+    if (status == WB_OK) status = same_place(end_a, end_b, same_out);
+    free(end_a);
+    free(end_b);
+    return status;
+}
+
 /* What stands at `path` decides: a device or a pipe is written directly, a file is replaced by one of the
  * same permissions, and where nothing stands a new file comes. */
 static wb_status look_at(const char *path, bool *direct_out, mode_t *mode_out) {
@@ -205,11 +260,7 @@ wb_status wb_new_file_sync(wb_new_file *file) {
 /* The rename itself is durable once the directory is synced. */
 static wb_status sync_parent(const char *path) {
     char *parent = NULL;
-    const char *slash = strrchr(path, '/');
-    if (!slash)
-        WB_TRY(wb_text_format(&parent, "."));
-    else
-        WB_TRY(wb_text_format(&parent, "%.*s", (int)(slash - path) + 1, path));
+    WB_TRY(parent_of(path, &parent));
     wb_status status = WB_OK;
     int fd = open(parent, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd < 0 || fsync(fd) != 0)

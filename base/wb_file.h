@@ -18,6 +18,14 @@ wb_status wb_dir_create(const char *dir);
  * the name of a descriptor on the way; freed with free(). */
 wb_status wb_follow_links(const char *path, char **end_out);
 
+/* Whether both paths name one file or directory, through links; also one that is not there yet. False for a
+ * device or a pipe, which several may write. */
+wb_status wb_same_file(const char *a, const char *b, bool *same_out);
+
+/* Whether `path` is, or is a link to, the name of an open descriptor (/dev/stdout, /dev/fd/3), which is
+ * written where its owner is. */
+wb_status wb_is_descriptor(const char *path, bool *is_out);
+
 /* A new file under construction: written to "<path>.<process id>.tmp", synced, renamed over `path`, the
  * directory synced. A crash leaves the old file or the new one, never a mixture.
  *

@@ -136,30 +136,38 @@ static void print_record(const wb_route_model *m, const wb_record *r, const cat_
     printf("}\n");
 }
 
-static int print_all(wb_dump *dump, const cat_options *o) {
-    uint64_t n = wb_dump_get_info(dump).records;
-    wb_record r;
-    if (o->rid) {
-        if (wb_dump_find(dump, o->rid, &r) != WB_OK) return cli_fail();
+static wb_status print_records(wb_dump *dump, uint64_t n, const cat_options *o) {
+    cli_progress progress = cli_progress_start();
+    wb_status status = WB_OK;
+    uint64_t tokens = 0;
+    for (uint64_t i = 0; i < n && status == WB_OK && !ferror(stdout); i++) {
+        wb_record r;
+        status = wb_dump_record(dump, i, &r);
+        if (status != WB_OK) break;
         print_record(wb_dump_model(dump), &r, o);
-        return CLI_OK;
-    }
-    for (uint64_t i = 0; i < n && i < o->limit && !ferror(stdout); i++) {
-        if (wb_dump_record(dump, i, &r) != WB_OK) return cli_fail();
-        print_record(wb_dump_model(dump), &r, o);
+        tokens += r.n_tokens;
         wb_dump_release(dump, i);
+        cli_progress_records(&progress, i + 1, n, tokens);
     }
-    const wb_dump_info info = wb_dump_get_info(dump);
-    cli_warn_of_loss(&info);
+    cli_progress_end(&progress);
+    return status;
+}
+
+static int print_all(wb_dump *dump, const cat_options *o) {
+    const uint64_t n = wb_dump_get_info(dump).records;
+    wb_record r;
+    if (!o->rid) return print_records(dump, n < o->limit ? n : o->limit, o) == WB_OK ? CLI_OK : cli_fail();
+    if (wb_dump_find(dump, o->rid, &r) != WB_OK) return cli_fail();
+    print_record(wb_dump_model(dump), &r, o);
     return CLI_OK;
 }
 
 static int run(const cli_command *self, const cli_arguments *arguments) {
     (void)self;
     wb_dump *dump = NULL;
-    if (wb_dump_open(arguments->dump, &dump) != WB_OK) return cli_fail();
-    const int code = print_all(dump, arguments->options);
-    wb_dump_close(dump);
+    int code = cli_open_dump(arguments->dump, &dump);
+    if (code == CLI_OK) code = print_all(dump, arguments->options);
+    cli_close_dump(dump);
     return code;
 }
 

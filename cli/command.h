@@ -14,7 +14,9 @@
 enum { CLI_OK = 0, CLI_DATA = 1, CLI_USAGE = 2 };
 
 typedef enum cli_type {
-    CLI_TEXT,    /* const char *, a word of the command line */
+    CLI_TEXT,    /* const char *, a word of the command line, not empty */
+    CLI_INPUT,   /* const char *, the path of a file that is read */
+    CLI_OUTPUT,  /* const char *, the path of a file that is written */
     CLI_NUMBER,  /* uint64_t */
     CLI_DECIMAL, /* double, finite and at least 0 */
     CLI_FLAG     /* bool, no argument */
@@ -68,6 +70,12 @@ int cli_parse(const cli_command *self, int argc, char **argv, void *options, cli
 /* Whether the option whose value lies at `offset` is on the command line. */
 bool cli_is_set(const cli_command *self, const cli_arguments *arguments, size_t offset);
 
+/* ---- paths (command_paths.c) ------------------------------------------------------------------ */
+
+/* No file that is written, standard output included, may be one that is read or another that is written.
+ * Called by cli_parse. Returns CLI_OK, or CLI_USAGE, which has been said. */
+int cli_check_paths(const cli_command *self, const cli_arguments *arguments);
+
 /* ---- help (command_help.c) ------------------------------------------------------------------- */
 
 void cli_print_usage(FILE *out, const cli_command *self); /* one line */
@@ -76,12 +84,42 @@ void cli_print_help(const cli_command *self);             /* to stdout */
 /* Says what is wrong with the command line, and the line of usage. Returns CLI_USAGE. */
 int cli_usage_error(const cli_command *self, const char *format, ...) WB_PRINTF(2, 3);
 
+/* ---- progress (command_progress.c) ------------------------------------------------------------ */
+
+/* What a long command says on standard error: on a terminal one line of at most 60 columns that is written
+ * anew, elsewhere a line every ten seconds; of a short command nothing. */
+typedef struct cli_progress {
+    double start, next; /* seconds: when the command began, when something is to be said next */
+    bool terminal;
+} cli_progress;
+
+cli_progress cli_progress_start(void);
+
+/* Whether it is time to say something. */
+bool cli_progress_due(const cli_progress *progress);
+
+/* Says it: the text, and from `done` of `total` the time left; a total of 0: it is not known. */
+void cli_progress_show(cli_progress *progress, double done, double total, const char *format, ...)
+    WB_PRINTF(4, 5);
+
+/* The two above for records: "12 of 40 records, 1.2M tokens". No tokens: they are not known. */
+void cli_progress_records(cli_progress *progress, uint64_t done, uint64_t total, uint64_t tokens);
+
+/* Takes the line off the terminal. */
+void cli_progress_end(const cli_progress *progress);
+
 /* ---- what is said at the end (command_end.c) ------------------------------------------------- */
 
 /* Says the thread's error message and returns CLI_DATA. */
 int cli_fail(void);
 
-/* Says what a dump has lost, if it has. */
+/* Opens a dump. Returns CLI_OK, or the exit code of a failure, which has been said. */
+int cli_open_dump(const char *path, wb_dump **dump_out);
+
+/* Says what the dump has lost, if it has, and closes it. NULL is a no-op. */
+void cli_close_dump(wb_dump *dump);
+
+/* Says what a dump has lost, if it has: the same words for every command. */
 void cli_warn_of_loss(const wb_dump_info *info);
 
 /* `code`, or CLI_DATA when stdout could not be written (full disk), which it then says. */

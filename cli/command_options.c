@@ -28,9 +28,9 @@ static int read_number(const cli_command *self, const cli_option *o, const char 
     char *end = NULL;
     errno = 0;
     const unsigned long long value = strtoull(text, &end, 10);
-    if (errno != 0 || end == text || *end != '\0' || text[0] < '0' || text[0] > '9')
-        return not_a_number(self, o, text);
-    if (value < o->min || value > o->max)
+    const bool too_large = errno == ERANGE;
+    if (end == text || *end != '\0' || text[0] < '0' || text[0] > '9') return not_a_number(self, o, text);
+    if (too_large || value < o->min || value > o->max)
         return cli_usage_error(self, "--%s: expected %" PRIu64 "..%" PRIu64 ", found %s", o->name, o->min,
                                o->max, text);
     *value_out = value;
@@ -49,6 +49,14 @@ static int read_decimal(const cli_command *self, const cli_option *o, const char
     return CLI_OK;
 }
 
+static int read_text(const cli_command *self, const cli_option *o, const char *text, const char **value_out) {
+    if (*text == '\0')
+        return cli_usage_error(self, "--%s: expected %s, found none", o->name,
+                               o->type == CLI_TEXT ? "text" : "a path");
+    *value_out = text;
+    return CLI_OK;
+}
+
 /* Reads `text` as the option's value, into the options struct. CLI_OK or the exit code. */
 static int set_value(const cli_command *self, const cli_option *o, const char *text, void *options) {
     void *at = (char *)options + o->offset;
@@ -57,8 +65,9 @@ static int set_value(const cli_command *self, const cli_option *o, const char *t
         *(bool *)at = true;
         return CLI_OK;
     case CLI_TEXT:
-        *(const char **)at = text;
-        return CLI_OK;
+    case CLI_INPUT:
+    case CLI_OUTPUT:
+        return read_text(self, o, text, at);
     case CLI_NUMBER:
         return read_number(self, o, text, at);
     default:
@@ -83,10 +92,12 @@ static int take_option(const cli_command *self, int argc, char **argv, int *i, v
 
 static int check_complete(const cli_command *self, const cli_arguments *arguments) {
     if (!arguments->dump && !self->dump_optional) return cli_usage_error(self, "a DUMP is needed");
+    if (arguments->dump && *arguments->dump == '\0')
+        return cli_usage_error(self, "DUMP: expected a path, found none");
     for (size_t i = 0; i < self->n_options; i++)
         if (self->options[i].required && !(arguments->is_set >> i & 1))
             return cli_usage_error(self, "--%s is needed", self->options[i].name);
-    return CLI_OK;
+    return cli_check_paths(self, arguments);
 }
 
 int cli_parse(const cli_command *self, int argc, char **argv, void *options, cli_arguments *arguments_out) {

@@ -50,7 +50,7 @@ static void print_file(const char *name, const totals *t) {
            t->tokens, t->bytes);
 }
 
-static int print_records(const wb_dump *dump, totals *all) {
+static int print_records(wb_dump *dump, totals *all) {
     totals file = {0};
     const char *name = NULL;
     uint64_t n = wb_dump_get_info(dump).records;
@@ -87,12 +87,13 @@ static void print_integrity(const wb_dump_info *info) {
     else
         printf("%" PRIu64 " of %" PRIu64 " files have no whole index and were read from their begin\n",
                info->files_without_index, info->files);
-    if (info->lost_bytes > 0)
-        printf("lost         %" PRIu64 " bytes after the last whole record, first in %s\n", info->lost_bytes,
-               info->lost_where);
+    if (info->files_cut > 0)
+        printf("lost         %" PRIu64 " bytes after the last whole record of %" PRIu64
+               " files, first in %s\n",
+               info->lost_bytes, info->files_cut, info->lost_where);
 }
 
-static int inspect_dump(const wb_dump *dump, const char *path) {
+static int inspect_dump(wb_dump *dump, const char *path) {
     wb_dump_info info = wb_dump_get_info(dump);
     const wb_route_model *m = wb_dump_model(dump);
     totals all = {0};
@@ -142,9 +143,9 @@ static int run(const cli_command *self, const cli_arguments *arguments) {
     (void)self;
     const inspect_options *o = arguments->options;
     wb_dump *dump = NULL;
-    if (wb_dump_open(arguments->dump, &dump) != WB_OK) return cli_fail();
-    const int code = o->rid ? inspect_record(dump, o->rid) : inspect_dump(dump, arguments->dump);
-    wb_dump_close(dump);
+    int code = cli_open_dump(arguments->dump, &dump);
+    if (code == CLI_OK) code = o->rid ? inspect_record(dump, o->rid) : inspect_dump(dump, arguments->dump);
+    cli_close_dump(dump);
     return code;
 }
 

@@ -92,12 +92,18 @@ static int by_value(const void *a, const void *b) {
 }
 
 static int collect(wb_dump *dump, stats *s) {
+    cli_progress progress = cli_progress_start();
     uint64_t n = wb_dump_get_info(dump).records;
-    for (uint64_t i = 0; i < n; i++) {
+    wb_status status = WB_OK;
+    for (uint64_t i = 0; i < n && status == WB_OK; i++) {
         wb_record r;
-        if (wb_dump_record(dump, i, &r) != WB_OK || count_record(s, &r) != WB_OK) return cli_fail();
+        status = wb_dump_record(dump, i, &r);
+        if (status == WB_OK) status = count_record(s, &r);
         wb_dump_release(dump, i);
+        cli_progress_records(&progress, i + 1, n, s->prompt_sum + s->sampled_sum);
     }
+    cli_progress_end(&progress);
+    if (status != WB_OK) return cli_fail();
     qsort(s->prompt, s->records, sizeof *s->prompt, by_value);
     qsort(s->sampled, s->records, sizeof *s->sampled, by_value);
     return CLI_OK;
@@ -199,13 +205,9 @@ static wb_status open_memory(stats *s, uint64_t n_records) {
 }
 
 static int print_stats(wb_dump *dump, bool json) {
-    const wb_dump_info info = wb_dump_get_info(dump);
     stats s = {.model = wb_dump_model(dump)};
-    int code = open_memory(&s, info.records) == WB_OK ? collect(dump, &s) : cli_fail();
-    if (code == CLI_OK) {
-        json ? print_json(&s) : print_tables(&s);
-        cli_warn_of_loss(&info);
-    }
+    int code = open_memory(&s, wb_dump_get_info(dump).records) == WB_OK ? collect(dump, &s) : cli_fail();
+    if (code == CLI_OK) json ? print_json(&s) : print_tables(&s);
     wb_owner_close(&s.memory);
     return code;
 }
@@ -214,9 +216,9 @@ static int run(const cli_command *self, const cli_arguments *arguments) {
     (void)self;
     const stats_options *o = arguments->options;
     wb_dump *dump = NULL;
-    if (wb_dump_open(arguments->dump, &dump) != WB_OK) return cli_fail();
-    const int code = print_stats(dump, o->json);
-    wb_dump_close(dump);
+    int code = cli_open_dump(arguments->dump, &dump);
+    if (code == CLI_OK) code = print_stats(dump, o->json);
+    cli_close_dump(dump);
     return code;
 }
 

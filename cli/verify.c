@@ -2,32 +2,25 @@
 #include "command.h"
 
 #include <inttypes.h>
-#include <unistd.h>
 
-/* Rewrites one line of a terminal, now and then. */
-static void show_progress(void *ctx, uint64_t done, uint64_t total) {
-    int *shown = ctx; /* percent */
-    int percent = (int)((double)done / (double)total * 100);
-    if (percent == *shown) return;
-    *shown = percent;
-    fprintf(stderr, "\r%3d%% of %" PRIu64 " records", percent, total);
+static void show(void *ctx, uint64_t done, uint64_t total) {
+    cli_progress_records(ctx, done, total, 0);
 }
 
 static int run(const cli_command *self, const cli_arguments *arguments) {
     (void)self;
-    int shown = -1;
+    cli_progress progress = cli_progress_start();
     wb_dump_info info;
-    wb_status status =
-        wb_dump_verify(arguments->dump, isatty(STDERR_FILENO) ? show_progress : NULL, &shown, &info);
-    if (shown >= 0) fprintf(stderr, "\r%40s\r", "");
+    wb_status status = wb_dump_verify(arguments->dump, show, &progress, &info);
+    cli_progress_end(&progress);
     if (status != WB_OK) {
         printf("FAILED: %s\n", wb_status_string(status));
         return cli_fail();
     }
-    if (info.lost_bytes > 0) {
-        printf("CUT: %" PRIu64 " bytes after the last whole record are lost, first in %s\n", info.lost_bytes,
-               info.lost_where);
-        printf("The %" PRIu64 " records before are whole and can be read as they are.\n", info.records);
+    if (info.files_cut > 0) {
+        printf("CUT: the %" PRIu64 " records before the cuts are whole and can be read as they are.\n",
+               info.records);
+        cli_warn_of_loss(&info);
         return CLI_DATA;
     }
     printf("OK: %" PRIu64 " records in %" PRIu64 " files, %" PRIu64 " bytes", info.records, info.files,

@@ -20,9 +20,13 @@ static void print_overview(FILE *out) {
             wb_version());
     for (int i = 0; i < N_COMMANDS; i++)
         fprintf(out, "  %-*s  %s\n", (int)width, commands[i]->name, commands[i]->summary);
-    fprintf(out, "\nwaybill help COMMAND, or waybill COMMAND --help, says more. waybill --version prints the "
-                 "version.\n\n"
-                 "Exit status: 0 done, 1 the data or the system is at fault, 2 the command line is.\n");
+    fprintf(
+        out,
+        "\nwaybill help COMMAND, or waybill COMMAND --help, says more. waybill --version prints the "
+        "version.\n\n"
+        "Exit status: 0 done, 1 the data or the system is at fault, 2 the command line is. A dump that was\n"
+        "cut is read up to the cuts, and standard error says what is lost: that is no fault but for "
+        "verify.\n");
 }
 
 static const cli_command *find_command(const char *name) {

@@ -1,5 +1,5 @@
-/* dump_load.c - a record of an open dump, parsed and checked once and kept until close; see dump_state.h.
- * Refuses: decoding rows, other records. */
+/* dump_load.c - a record of an open dump, parsed and checked when it is needed and kept as long as it is; see
+ * dump_state.h. Refuses: decoding rows, other records. */
 #include "dump_rows_decode.h"
 #include "dump_state.h"
 
@@ -7,15 +7,22 @@
 #include <stdlib.h>
 #include <string.h>
 
-void wb_loaded_free(wb_loaded *l) {
-    if (!l) return;
+static void free_loaded(wb_loaded *l) {
     wb_owner_close(&l->memory);
     free(l->joined);
     free(l);
 }
 
+void wb_dump_unload(wb_dump *d, uint64_t i) {
+    wb_dump_record_place *place = &d->records[i];
+    if (!place->loaded) return;
+    free_loaded(place->loaded);
+    place->loaded = NULL;
+    wb_dump_file_drop(d, place->file);
+}
+
 wb_status wb_dump_record_fail(const wb_dump *d, uint64_t i, const char *why) {
-    return wb_fail(WB_CORRUPT, "%s: byte %" PRIu64 ": record %s: %s", d->files[d->records[i].file].name,
+    return wb_fail(WB_CORRUPT, "%s: byte %" PRIu64 ": record %s: %s", d->files[d->records[i].file].path,
                    d->records[i].offset, d->records[i].rid, why);
 }
 
@@ -108,25 +115,34 @@ static wb_status fill_loaded(wb_dump *d, uint64_t i) {
     WB_TRY(make_routes(l));
     wb_record record = wb_dump_as_record(d, i);
     if (wb_record_check(&d->model, &record, false) != WB_OK)
-        return wb_fail_context(WB_CORRUPT, "%s: byte %" PRIu64, d->files[d->records[i].file].name,
+        return wb_fail_context(WB_CORRUPT, "%s: byte %" PRIu64, d->files[d->records[i].file].path,
                                d->records[i].offset);
     wb_file_bytes file = wb_dump_bytes(d, d->records[i].file);
-    for (uint32_t r = 0; r < s->n_runs; r++)
+    for (uint32_t r = 0; r < s->n_runs && !d->records[i].intact; r++)
         if (!wb_rows_intact(&file, &s->runs[r]))
             return wb_dump_record_fail(d, i, "the checksum of its rows does not match");
+    d->records[i].intact = true;
     return WB_OK;
+}
+
+static wb_status parse_loaded(wb_dump *d, uint64_t i) {
+    const wb_dump_record_place *place = &d->records[i];
+    wb_file_bytes file = wb_dump_bytes(d, place->file);
+    WB_TRY(wb_parse_record(&file, place->offset, place->offset + place->bytes, &d->model,
+                           &place->loaded->memory, &place->loaded->stored));
+    return fill_loaded(d, i);
 }
 
 wb_status wb_dump_load(wb_dump *d, uint64_t i) {
     wb_dump_record_place *place = &d->records[i];
     if (place->loaded) return WB_OK;
-    wb_file_bytes file = wb_dump_bytes(d, place->file);
-    WB_TRY(WB_NEW(place->loaded, 1, "a record"));
-    wb_status status = wb_parse_record(&file, place->offset, place->offset + place->bytes, &d->model,
-                                       &place->loaded->memory, &place->loaded->stored);
-    if (status == WB_OK) status = fill_loaded(d, i);
-    if (status == WB_OK) return WB_OK;
-    wb_loaded_free(place->loaded);
-    place->loaded = NULL;
+    WB_TRY(wb_dump_file_use(d, place->file));
+    wb_status status = WB_NEW(place->loaded, 1, "a record");
+    if (status != WB_OK) {
+        wb_dump_file_drop(d, place->file);
+        return status;
+    }
+    status = parse_loaded(d, i);
+    if (status != WB_OK) wb_dump_unload(d, i);
     return status;
 }

@@ -17,7 +17,7 @@ static wb_status add_record(wb_dump *d, uint32_t file, const char *rid, size_t l
     uint64_t other;
     if (wb_string_table_find(&d->rids, rid, length, &other))
         return wb_fail(WB_CORRUPT, "%s: byte %" PRIu64 ": rid %.*s is in %s already, at byte %" PRIu64,
-                       d->files[file].name, begin, (int)length, rid, d->files[d->records[other].file].name,
+                       d->files[file].path, begin, (int)length, rid, d->files[d->records[other].file].path,
                        d->records[other].offset);
     wb_dump_record_place place = {.offset = begin, .bytes = end - begin, .file = file};
     WB_TRY(WB_GROW(d->records, d->n_records + 1, &d->records_capacity, "records of a dump"));
@@ -83,12 +83,16 @@ static wb_status read_index(wb_dump *d, uint32_t file, uint64_t first, uint64_t 
 
 /* ---- without one -------------------------------------------------------------------------------- */
 
+enum { SHOWN_PATH = 768 }; /* bytes of a path in lost_where; of a longer one its end */
+
 static void report_lost(wb_dump *d, uint32_t file, uint64_t last_whole, const char *what) {
     const wb_dump_file *f = &d->files[file];
+    d->info.files_cut++;
     d->info.lost_bytes += f->size - last_whole;
-    if (d->info.lost_where[0] == '\0')
-        snprintf(d->info.lost_where, sizeof d->info.lost_where, "%.128s: byte %" PRIu64 ": %s", f->name,
-                 last_whole, what);
+    if (d->info.lost_where[0] != '\0') return;
+    size_t length = strlen(f->path), skipped = length > SHOWN_PATH ? length - SHOWN_PATH : 0;
+    snprintf(d->info.lost_where, sizeof d->info.lost_where, "%s%s: byte %" PRIu64 ": %s",
+             skipped ? "..." : "", f->path + skipped, last_whole, what);
 }
 
 /* An index that is whole in a file without a whole trailer: what follows must be the beginning of its
@@ -177,31 +181,44 @@ static wb_status read_file(wb_dump *d, uint32_t file) {
     return walk_records(d, file, header_end);
 }
 
-wb_status wb_dump_open(const char *path, wb_dump **dump_out) {
-    if (!path || !dump_out) return wb_fail(WB_INVALID_ARGUMENT, "wb_dump_open: NULL");
-    wb_dump *d = NULL;
-    wb_status status;
-    WB_TRY(WB_NEW(d, 1, "dump"));
-    WB_GOTO(wb_dump_map_files(d, path), fail);
-    for (uint32_t i = 0; i < d->n_files; i++) WB_GOTO(read_file(d, i), fail);
-    if (!d->has_model) {
-        status = wb_fail(WB_CORRUPT, "%s: no model is known: %s", path, d->info.lost_where);
-        goto fail;
+static wb_status read_files(wb_dump *d, const char *path) {
+    WB_TRY(wb_dump_list_files(d, path));
+    for (uint32_t i = 0; i < d->n_files; i++) {
+        WB_TRY(wb_dump_file_use(d, i));
+        wb_status status = read_file(d, i);
+        wb_dump_file_drop(d, i);
+        WB_TRY(status);
     }
     d->info.records = d->n_records;
-    *dump_out = d;
-    return WB_OK;
-fail:
-    wb_dump_close(d);
+    if (d->has_model) return WB_OK;
+    return wb_fail(WB_CORRUPT, "%s: no file with a whole header, and so neither a model nor a record: %s",
+                   path, d->info.lost_where);
+}
+
+wb_status wb_dump_open_mapping(const char *path, size_t max_maps, wb_dump **dump_out) {
+    if (!path || !dump_out) return wb_fail(WB_INVALID_ARGUMENT, "wb_dump_open: NULL");
+    wb_dump *d = NULL;
+    WB_TRY(WB_NEW(d, 1, "dump"));
+    d->directory = -1;
+    d->max_maps = max_maps;
+    wb_status status = read_files(d, path);
+    if (status == WB_OK)
+        *dump_out = d;
+    else
+        wb_dump_close(d);
     return status;
+}
+
+wb_status wb_dump_open(const char *path, wb_dump **dump_out) {
+    return wb_dump_open_mapping(path, WB_DUMP_MAX_MAPS, dump_out);
 }
 
 void wb_dump_close(wb_dump *d) {
     if (!d) return;
-    for (size_t i = 0; i < d->n_records; i++) wb_loaded_free(d->records[i].loaded);
+    for (size_t i = 0; i < d->n_records; i++) wb_dump_unload(d, i);
     free(d->records);
     wb_string_table_free(&d->rids);
-    wb_dump_unmap_files(d);
+    wb_dump_free_files(d);
     wb_owner_close(&d->memory);
     free(d);
 }

@@ -1,8 +1,8 @@
 /* dump_read.c - the calls that give records of an open dump and take them back.
  *
- * Owns: whose rows are needed. Rows of codec raw in one chunk are used where they are mapped. Others are
- * decoded into one block a record, which the record's last release frees unless a record that shares its
- * first rows is still held. Refuses: a prefix of a record that has a prefix itself. */
+ * Owns: who is needed. Rows of codec raw in one chunk are used where they are mapped, others are decoded into
+ * one block a record. The record's last release frees it, and lets its file go, unless a record that shares
+ * its first rows is still held. Refuses: a prefix of a record that has a prefix itself. */
 #include "dump_rows_decode.h"
 #include "dump_state.h"
 
@@ -35,10 +35,9 @@ static wb_status get_rows(const wb_dump *d, uint64_t i) {
     return WB_OK;
 }
 
-static void drop_rows(wb_dump_record_place *place) {
-    if (place->held > 0 || place->users > 0 || !place->loaded) return;
-    free(place->loaded->joined);
-    place->loaded->joined = NULL;
+/* Frees the record unless somebody needs it. */
+static void drop(wb_dump *d, uint64_t i) {
+    if (d->records[i].held == 0 && d->records[i].users == 0) wb_dump_unload(d, i);
 }
 
 /* ---- shared rows -------------------------------------------------------------------------------- */
@@ -65,25 +64,30 @@ static const wb_route_rows *covering(const wb_loaded *base, uint32_t start, uint
     return NULL;
 }
 
-/* Points record i's first run into the rows of its base, which is then in use. */
-static wb_status attach_prefix(wb_dump *d, uint64_t i) {
-    wb_loaded *l = d->records[i].loaded;
-    uint64_t base = 0;
-    WB_TRY(base_index(d, i, &l->stored, &base));
-    WB_TRY(wb_dump_load(d, base));
-    wb_loaded *from = d->records[base].loaded;
+/* Points record i's first run into the rows of its base, which is loaded. */
+static wb_status point_into(wb_dump *d, uint64_t i, uint64_t base) {
+    const wb_loaded *from = d->records[base].loaded;
     if (from->stored.prefix_rows > 0)
         return wb_dump_record_fail(d, i, "its prefix is a record with a prefix");
     WB_TRY(get_rows(d, base));
-    wb_route_rows *run = &l->routes[0];
+    wb_route_rows *run = &d->records[i].loaded->routes[0];
     const wb_route_rows *source = covering(from, run->start, run->rows);
-    if (!source) {
-        drop_rows(&d->records[base]);
-        return wb_dump_record_fail(d, i, "its prefix does not hold the rows it is to share");
-    }
+    if (!source) return wb_dump_record_fail(d, i, "its prefix does not hold the rows it is to share");
     run->ids = (const uint8_t *)source->ids + (run->start - source->start) * wb_route_row_bytes(&d->model);
-    d->records[base].users++;
     return WB_OK;
+}
+
+/* Gives record i the rows of its base, which is then in use. */
+static wb_status attach_prefix(wb_dump *d, uint64_t i) {
+    uint64_t base = 0;
+    WB_TRY(base_index(d, i, &d->records[i].loaded->stored, &base));
+    WB_TRY(wb_dump_load(d, base));
+    wb_status status = point_into(d, i, base);
+    if (status == WB_OK)
+        d->records[base].users++;
+    else
+        drop(d, base);
+    return status;
 }
 
 static void detach_prefix(wb_dump *d, uint64_t i) {
@@ -92,7 +96,7 @@ static void detach_prefix(wb_dump *d, uint64_t i) {
     if (s->prefix_rows == 0 || !wb_string_table_find(&d->rids, s->prefix_rid, s->prefix_rid_length, &base))
         return;
     d->records[base].users--;
-    drop_rows(&d->records[base]);
+    drop(d, base);
 }
 
 /* ---- the calls ---------------------------------------------------------------------------------- */
@@ -111,7 +115,7 @@ wb_status wb_dump_record(wb_dump *d, uint64_t i, wb_record *record_out) {
         wb_status status = get_rows(d, i);
         if (status == WB_OK && place->loaded->stored.prefix_rows > 0) status = attach_prefix(d, i);
         if (status != WB_OK) {
-            drop_rows(place);
+            drop(d, i);
             return status;
         }
     }
@@ -136,7 +140,7 @@ void wb_dump_release(wb_dump *d, uint64_t i) {
     if (!d || i >= d->n_records || d->records[i].held == 0) return;
     if (--d->records[i].held > 0) return;
     detach_prefix(d, i);
-    drop_rows(&d->records[i]);
+    drop(d, i);
 }
 
 static wb_status fill_entry(const wb_dump *d, uint64_t i, const wb_stored_record *s, wb_dump_entry *entry) {
@@ -146,6 +150,8 @@ static wb_status fill_entry(const wb_dump *d, uint64_t i, const wb_stored_record
         entry->stored_row_bytes += s->runs[r].stored_bytes;
     }
     if (s->n_runs > 0) entry->codec = s->runs[0].codec;
+    entry->n_spans = s->n_spans;
+    if (s->n_spans > 0) entry->weight_version = s->spans[s->n_spans - 1].weight_version;
     if (s->prefix_rows == 0) return WB_OK;
     uint64_t base = 0;
     WB_TRY(base_index(d, i, s, &base));
@@ -154,18 +160,29 @@ static wb_status fill_entry(const wb_dump *d, uint64_t i, const wb_stored_record
     return WB_OK;
 }
 
-wb_status wb_dump_get_entry(const wb_dump *d, uint64_t i, wb_dump_entry *entry_out) {
-    if (!d || !entry_out) return wb_fail(WB_INVALID_ARGUMENT, "wb_dump_get_entry: NULL");
-    WB_TRY(check_number(d, i));
+static wb_status parse_entry(const wb_dump *d, uint64_t i, wb_dump_entry *entry) {
     const wb_dump_record_place *place = &d->records[i];
     wb_file_bytes file = wb_dump_bytes(d, place->file);
-    wb_dump_entry entry = {.file = file.name, .offset = place->offset, .bytes = place->bytes};
     wb_owner memory = {0};
     wb_stored_record s;
     wb_status status =
         wb_parse_record(&file, place->offset, place->offset + place->bytes, &d->model, &memory, &s);
-    if (status == WB_OK) status = fill_entry(d, i, &s, &entry);
+    if (status == WB_OK) status = fill_entry(d, i, &s, entry);
     wb_owner_close(&memory);
+    return status;
+}
+
+wb_status wb_dump_get_entry(wb_dump *d, uint64_t i, wb_dump_entry *entry_out) {
+    if (!d || !entry_out) return wb_fail(WB_INVALID_ARGUMENT, "wb_dump_get_entry: NULL");
+    WB_TRY(check_number(d, i));
+    const wb_dump_record_place *place = &d->records[i];
+    wb_dump_entry entry = {.file = d->files[place->file].name,
+                           .path = d->files[place->file].path,
+                           .offset = place->offset,
+                           .bytes = place->bytes};
+    WB_TRY(wb_dump_file_use(d, place->file));
+    wb_status status = parse_entry(d, i, &entry);
+    wb_dump_file_drop(d, place->file);
     if (status == WB_OK) *entry_out = entry;
     return status;
 }

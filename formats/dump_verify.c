@@ -13,7 +13,7 @@ static wb_status verify_record(wb_dump *dump, uint64_t i) {
     if (status == WB_OK) return WB_OK;
     wb_dump_entry entry;
     WB_TRY(wb_dump_get_entry(dump, i, &entry));
-    return wb_fail_context(WB_CORRUPT, "%s: byte %" PRIu64, entry.file, entry.offset);
+    return wb_fail_context(WB_CORRUPT, "%s: byte %" PRIu64, entry.path, entry.offset);
 }
 
 wb_status wb_dump_verify(const char *path, void (*progress)(void *ctx, uint64_t done, uint64_t total),

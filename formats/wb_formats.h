@@ -254,16 +254,23 @@ typedef struct wb_dump_info {
     uint64_t bytes;               /* of all files */
     uint64_t files_without_index; /* cut, or still being written: their records were found by walking */
     uint64_t lost_bytes;          /* bytes after the last whole object of such files */
-    char lost_where[256];         /* the first such place: "part-0.wbr: byte 1234: ...", or "" */
+    char lost_where[1024];        /* the first such place: "run/part-0.wbr: byte 1234: ...", or "" */
+    uint64_t files_cut; /* files that end inside an object; those cut before their header have 0 bytes */
 } wb_dump_info;
 
-/* Opens a dump file, or all *.wbr files of a directory in the order of their names. Files are mapped and may
- * grow meanwhile, but not shrink: what is appended after opening is not seen. A file that was cut yields
- * every whole record before the cut, and info says what was lost.
- * CORRUPT: bytes are damaged rather than cut (checksum, structure), or a rid is there twice. UNSUPPORTED:
- * another format, another version, an unknown codec. MISMATCH: a file of another model than the first
- * one's. NOT_FOUND: a directory without such files. IO: a file cannot be read. Each names the file and where
- * it can the byte. Memory stays below a small multiple of the files' size whatever their bytes say. */
+/* Opens a dump file, or all *.wbr files of a directory in the order of their names. A file that was cut
+ * yields every whole record before the cut, one cut inside its header (or empty) none, and info says what was
+ * lost.
+ * Each file's name is looked up again when its records are asked for, and up to 16,384 files are mapped at a
+ * time: those of which records are held stay, and when there are more of them their bytes are read into
+ * memory. Files may grow meanwhile, but not shrink, move or be replaced: what is appended after opening is
+ * not seen, and the rest is IO where it is noticed.
+ * CORRUPT: bytes are damaged rather than cut (checksum, structure), a rid is there twice, or no file has a
+ * whole header, so that no model is known (as when every rank died before it had written anything).
+ * UNSUPPORTED: another format, another version, an unknown codec. MISMATCH: a file of another model than the
+ * first one's. NOT_FOUND: a directory without such files. IO: a file cannot be read. Each names the file with
+ * its directory and where it can the byte. Memory stays below a small multiple of the files' size whatever
+ * their bytes say. */
 WB_API wb_status wb_dump_open(const char *path, wb_dump **dump_out);
 
 /* Frees the dump and all that its records point to. NULL is a no-op. */
@@ -275,11 +282,10 @@ WB_API wb_dump_info wb_dump_get_info(const wb_dump *dump);
 
 /* Record i in file order, i < info.records. Each success holds the record once more, and a wb_dump_release
  * gives back one of these: a function that reads a record which its caller holds too, and releases it, takes
- * nothing from the caller. What a record points to belongs to the dump: rows stay while it, or another whose
- * first rows they are, is held; everything else, and rows that are stored raw in one piece, until
- * wb_dump_close. wb_dump_close needs no releases before it. tokens and logprobs are aligned to 4 bytes.
- * The first access verifies the rows' checksum (CORRUPT otherwise), but ids are verified by wb_dump_verify
- * and wb_record_check alone: whoever uses ids as indices calls one of them first. */
+ * nothing from the caller. What a record points to belongs to the dump and stays while the record is held;
+ * rid stays until wb_dump_close, which needs no releases before it. tokens and logprobs are aligned to 4
+ * bytes. The first access verifies the rows' checksum (CORRUPT otherwise), but ids are verified by
+ * wb_dump_verify and wb_record_check alone: whoever uses ids as indices calls one of them first. */
 WB_API wb_status wb_dump_record(wb_dump *dump, uint64_t i, wb_record *record_out);
 
 /* The number of the record with this rid; NOT_FOUND, with the rid in the message, when there is none. */
@@ -288,8 +294,8 @@ WB_API wb_status wb_dump_index(const wb_dump *dump, const char *rid, uint64_t *i
 /* wb_dump_index and wb_dump_record in one. */
 WB_API wb_status wb_dump_find(wb_dump *dump, const char *rid, wb_record *record_out);
 
-/* Gives back one wb_dump_record or wb_dump_find of record i. The last one frees its decoded rows, and
- * wb_dump_record makes them again. A record that is not held is a no-op. */
+/* Gives back one wb_dump_record or wb_dump_find of record i. The last one frees what the record points to,
+ * and wb_dump_record makes it again. A record that is not held is a no-op. */
 WB_API void wb_dump_release(wb_dump *dump, uint64_t i);
 
 /* What the file says about record i beyond the record itself, for tools. Strings belong to the dump. */
@@ -303,8 +309,11 @@ typedef struct wb_dump_entry {
     wb_codec codec;            /* of the first run; raw when there is none */
     const char *prefix_rid;    /* the record whose rows its first prefix_rows rows are, or NULL */
     uint32_t prefix_rows;      /* 0 without a prefix */
+    const char *path;          /* the file's name with the directory, as messages say it */
+    uint32_t n_spans;
+    uint64_t weight_version; /* of the last span, under which the record was finished; 0 without spans */
 } wb_dump_entry;
-WB_API wb_status wb_dump_get_entry(const wb_dump *dump, uint64_t i, wb_dump_entry *entry_out);
+WB_API wb_status wb_dump_get_entry(wb_dump *dump, uint64_t i, wb_dump_entry *entry_out);
 
 /* Checks all that wb_dump_open checks, and of every record checksum, shapes, ids in range and distinct.
  * `progress` (may be NULL) is called with `ctx` after each record: `done` of `total` have been checked. The

@@ -16,7 +16,9 @@ typedef struct eplb_settings {
     uint32_t n_experts, n_layers, top_k; /* of synthetic loads */
     uint32_t n_steps;                    /* of synthetic loads */
     uint32_t n_batches;                  /* M micro-batches of a step */
-    uint64_t step_records;               /* records of a step; 0: all */
+    uint64_t step_records;               /* records of a step; 0: the dump's own steps */
+    uint32_t hidden, expert_width;       /* of the cost model's expert */
+    bool sizes_given;                    /* else they are assumed */
     wb_topology topology;                /* its `dead` is the array below, or NULL */
     uint8_t *dead;                       /* [R] or NULL */
     wb_dispatch_policy dispatch;
@@ -40,13 +42,17 @@ typedef struct eplb_source_info {
     const char *name; /* of the model, or the kind of synthetic loads; owner: the source */
     uint32_t n_layers, n_experts, top_k, n_steps, n_batches;
     uint64_t records, rows; /* of a dump, taken so far */
+    char steps_by[64]; /* of a dump, what makes a step: "weight version 3..7", "file", "--step-records 64" */
 } eplb_source_info;
 
 wb_status eplb_source_open(const eplb_settings *settings, eplb_source **source_out);
 void eplb_source_close(eplb_source *source); /* NULL is a no-op */
 eplb_source_info eplb_source_get_info(const eplb_source *source);
-/* Steps are taken in order, each once. The topology holds the experts: the caller has checked. */
-wb_status eplb_source_take_step(eplb_source *source, uint32_t step);
+/* Steps are taken in order, each once. The topology holds the experts: the caller has checked. `progress` as
+ * in wb_dump_counts_open. */
+wb_status eplb_source_take_step(eplb_source *source, uint32_t step,
+                                void (*progress)(void *ctx, uint64_t done, uint64_t total),
+                                void *progress_ctx);
 /* [M][L][E] of the step taken; owner: the source, until the next step. */
 const double *eplb_source_loads(const eplb_source *source);
 /* Of the step taken; its ctx is the source. */

@@ -14,6 +14,7 @@ typedef struct eplb_arguments {
     uint64_t ranks, slots, nodes, batches, step_records;
     uint64_t experts, layers, top_k, tokens, steps, seed;
     uint64_t groups, trials, max_changes, threads;
+    uint64_t hidden, expert_width;
     double skew, noise, target, horizon;
     double token_us, expert_us, token_bytes, expert_bytes, node_gbps, network_gbps;
     bool json;

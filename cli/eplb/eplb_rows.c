@@ -28,7 +28,7 @@ static wb_status open_from_dump(const char *path, const wb_topology *topology, c
                     "%s: %" PRIu32 " MoE layers of %" PRIu32 " experts, expected %" PRIu32 " of %" PRIu32,
                     path, m->n_moe_layers, m->num_experts, info->n_layers, info->n_experts);
     if (status == WB_OK) status = wb_placement_from_dump(dump, topology, first_out);
-    wb_dump_close(dump);
+    cli_close_dump(dump);
     return status;
 }
 

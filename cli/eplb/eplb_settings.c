@@ -140,6 +140,7 @@ static void set_solving(const cli_command *self, const cli_arguments *arguments,
     wb_eplb_options *o = &s->options;
     wb_cost_model *cost = &o->cost;
     *o = wb_eplb_options_default();
+    *cost = wb_cost_model_of((uint32_t)a->hidden, (uint32_t)a->expert_width);
     o->n_groups = (uint32_t)a->groups;
     o->trials = (uint32_t)a->trials;
     o->max_changes = (uint32_t)a->max_changes;
@@ -156,10 +157,6 @@ static void set_solving(const cli_command *self, const cli_arguments *arguments,
 }
 
 static int set_paths(const cli_command *self, const eplb_arguments *a, eplb_settings *s) {
-    const char *const paths[][2] = {{"init", a->init}, {"save", a->save}, {"chart", a->chart}};
-    for (int i = 0; i < 3; i++)
-        if (paths[i][1] && !*paths[i][1])
-            return cli_usage_error(self, "--%s: expected a path, found none", paths[i][0]);
     if (a->save && s->n_solvers > 1)
         return cli_usage_error(self, "--save: expected one algorithm, found %" PRIu32, s->n_solvers);
     s->init_path = a->init;
@@ -176,6 +173,9 @@ static int set_all(const cli_command *self, const cli_arguments *arguments, eplb
     if (code == CLI_OK) code = set_algorithms(self, a, s);
     if (code == CLI_OK) code = set_dead(self, a, s);
     if (code == CLI_OK) code = set_paths(self, a, s);
+    if (code == CLI_OK && cli_is_set(self, arguments, offsetof(eplb_arguments, hidden)) !=
+                              cli_is_set(self, arguments, offsetof(eplb_arguments, expert_width)))
+        code = cli_usage_error(self, "--hidden and --expert-width: expected both or neither");
     if (code != CLI_OK) return code;
     if (wb_dispatch_policy_parse(a->dispatch, &s->dispatch) != WB_OK)
         return cli_usage_error(self, "--dispatch: %s", wb_error_message());
@@ -185,6 +185,9 @@ static int set_all(const cli_command *self, const cli_arguments *arguments, eplb
     s->n_batches = (uint32_t)a->batches;
     s->step_records = a->step_records;
     s->json = a->json;
+    s->hidden = (uint32_t)a->hidden;
+    s->expert_width = (uint32_t)a->expert_width;
+    s->sizes_given = cli_is_set(self, arguments, offsetof(eplb_arguments, hidden));
     set_solving(self, arguments, a, s);
     return CLI_OK;
 }

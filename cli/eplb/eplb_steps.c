@@ -6,16 +6,14 @@
 #include <inttypes.h>
 #include <math.h>
 #include <time.h>
-#include <unistd.h>
 
-/* ---- progress: one line on a terminal, when the work is long --------------------------------- */
+/* ---- progress -------------------------------------------------------------------------------- */
 
-typedef struct progress_line {
-    bool on, shown;
-    double start;
+typedef struct run_progress {
+    cli_progress line;
     uint32_t step, n_steps;
     const char *what;
-} progress_line;
+} run_progress;
 
 static double seconds_now(void) {
     struct timespec t;
@@ -23,28 +21,34 @@ static double seconds_now(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-static void progress_show(void *ctx, uint32_t layers_done, uint32_t n_layers) {
-    progress_line *p = ctx;
-    if (!p->on || seconds_now() - p->start < 1) return;
-    fprintf(stderr, "\rstep %" PRIu32 " of %" PRIu32 ", %s: layer %" PRIu32 " of %" PRIu32 "   ", p->step + 1,
-            p->n_steps, p->what, layers_done, n_layers);
-    p->shown = true;
+/* Time left is told from the steps that are done: the rows of a step differ too much. */
+static void show(void *ctx, uint32_t layers_done, uint32_t n_layers) {
+    run_progress *p = ctx;
+    if (!cli_progress_due(&p->line)) return;
+    cli_progress_show(&p->line, p->step, p->n_steps,
+                      "step %" PRIu32 " of %" PRIu32 ", %s, layer %" PRIu32 " of %" PRIu32, p->step + 1,
+                      p->n_steps, p->what, layers_done, n_layers);
 }
 
-static void progress_end(const progress_line *p) {
-    if (p->shown) fprintf(stderr, "\r%70s\r", "");
+static void show_records(void *ctx, uint64_t done, uint64_t total) {
+    run_progress *p = ctx;
+    if (!cli_progress_due(&p->line)) return;
+    /* After the last record of a step there is no telling how long its rows take. */
+    cli_progress_show(&p->line, p->step + (double)done / (double)total, done < total ? p->n_steps : 0,
+                      "step %" PRIu32 " of %" PRIu32 ", %" PRIu64 " of %" PRIu64 " records", p->step + 1,
+                      p->n_steps, done, total);
 }
 
 /* Traffic that says which layer is being simulated. */
 typedef struct watched_traffic {
     wb_traffic traffic;
-    progress_line *progress;
+    run_progress *progress;
     uint32_t n_layers;
 } watched_traffic;
 
 static wb_status fill_watched(void *ctx, uint32_t batch, uint32_t layer, uint32_t *counts_out) {
     const watched_traffic *w = ctx;
-    if (layer % 8 == 0) progress_show(w->progress, layer, w->n_layers);
+    if (layer % 8 == 0) show(w->progress, layer, w->n_layers);
     return w->traffic.fill(w->traffic.ctx, batch, layer, counts_out);
 }
 
@@ -62,7 +66,7 @@ static void add_simulation(eplb_figures *f, const wb_simulation *s) {
 
 /* What the step before left becomes what these loads ask for; figures of the solve and of the move. */
 static wb_status replace_placement(const eplb_run *run, eplb_row *row, const double *loads,
-                                   progress_line *progress, eplb_figures *f) {
+                                   run_progress *progress, eplb_figures *f) {
     const eplb_source_info *info = &run->source;
     wb_eplb_options options = run->settings->options;
     wb_move_options moving = wb_move_options_default();
@@ -70,7 +74,7 @@ static wb_status replace_placement(const eplb_run *run, eplb_row *row, const dou
     wb_move_plan *plan = NULL;
     options.algorithm = row->algorithm;
     options.current = row->placement;
-    options.progress = progress_show;
+    options.progress = show;
     options.progress_ctx = progress;
     moving.cost = options.cost;
     double start = seconds_now();
@@ -103,7 +107,7 @@ static wb_status refuse(const eplb_run *run, eplb_row *row, wb_status status) {
 }
 
 static wb_status run_row(const eplb_run *run, eplb_row *row, uint32_t step, eplb_source *source,
-                         progress_line *progress) {
+                         run_progress *progress) {
     watched_traffic watched = {eplb_source_traffic(source), progress, run->source.n_layers};
     wb_traffic traffic = {watched.traffic.n_batches, fill_watched, &watched};
     const wb_cost_model *cost = &run->settings->options.cost;
@@ -129,14 +133,14 @@ static wb_status run_row(const eplb_run *run, eplb_row *row, uint32_t step, eplb
 }
 
 wb_status eplb_run_steps(eplb_run *run, eplb_source *source) {
-    progress_line p = {.on = isatty(STDERR_FILENO), .start = seconds_now(), .n_steps = run->source.n_steps};
+    run_progress p = {.line = cli_progress_start(), .n_steps = run->source.n_steps};
     wb_status status = WB_OK;
     for (p.step = 0; status == WB_OK && p.step < p.n_steps; p.step++) {
-        status = eplb_source_take_step(source, p.step);
+        status = eplb_source_take_step(source, p.step, show_records, &p);
         for (uint32_t i = 0; status == WB_OK && i < run->n_rows; i++)
             status = run_row(run, &run->rows[i], p.step, source, &p);
     }
-    progress_end(&p);
+    cli_progress_end(&p.line);
     run->source = eplb_source_get_info(source); /* with the records and rows that were taken */
     return status;
 }

@@ -1,7 +1,8 @@
 /* eplb_traffic.c - steps of micro-batches for `waybill eplb`: a dump's records in file order, or synthetic
  * loads. Owns: how synthetic tokens are dealt to source ranks. Refuses: walking records (wb_dump_counts does,
  * once a step), counts of more than one step in memory. */
-#include "eplb.h"
+#include "eplb/eplb.h"
+#include "eplb/eplb_dump_steps.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
@@ -19,11 +20,11 @@ struct eplb_source {
     uint32_t *live; /* [n_live] ranks that have tokens */
     double *loads;  /* [M][L][E] synthetic: of the present step */
     wb_synthetic synthetic;
-    deal *deals;                  /* [E] synthetic: of the counts being made */
-    wb_dump *dump;                /* NULL: synthetic */
-    uint64_t step_records, n_all; /* of a step, of the dump */
-    wb_topology topology;         /* the settings' */
-    wb_dump_counts *counts;       /* of the present step */
+    deal *deals;            /* [E] synthetic: of the counts being made */
+    wb_dump *dump;          /* NULL: synthetic */
+    eplb_steps steps;       /* of the dump */
+    wb_topology topology;   /* the settings' */
+    wb_dump_counts *counts; /* of the present step */
 };
 
 static wb_status no_memory(void) {
@@ -32,19 +33,21 @@ static wb_status no_memory(void) {
 
 /* ---- a dump ---------------------------------------------------------------------------------- */
 
-static wb_status take_dump_step(eplb_source *s, uint32_t step) {
-    uint64_t first = (uint64_t)step * s->step_records, n = s->n_all - first;
-    if (n > s->step_records) n = s->step_records;
+static wb_status take_dump_step(eplb_source *s, uint32_t step,
+                                void (*progress)(void *ctx, uint64_t done, uint64_t total),
+                                void *progress_ctx) {
+    const uint64_t first = s->steps.starts[step], n = s->steps.starts[step + 1] - first;
     wb_dump_counts_close(s->counts);
     s->counts = NULL;
-    wb_status status = wb_dump_counts_open(s->dump, first, n, s->info.n_batches, &s->topology, &s->counts);
+    wb_status status = wb_dump_counts_open(s->dump, s->steps.records + first, n, s->info.n_batches,
+                                           &s->topology, progress, progress_ctx, &s->counts);
     if (status != WB_OK) return status;
     uint64_t rows = wb_dump_counts_rows(s->counts);
     if (rows == 0)
         return wb_fail(WB_MISSING_ROUTES,
-                       "eplb: step %" PRIu32 ": expected rows in its %" PRIu64
+                       "eplb: step %" PRIu32 " (by %s): expected rows in its %" PRIu64
                        " records, found none that is valid",
-                       step, n);
+                       step, s->info.steps_by, n);
     s->info.records += n;
     s->info.rows += rows;
     return WB_OK;
@@ -82,20 +85,15 @@ static wb_status open_dump(const eplb_settings *settings, eplb_source *s) {
     wb_status status = wb_dump_open(settings->dump, &s->dump);
     if (status != WB_OK) return status;
     const wb_route_model *m = wb_dump_model(s->dump);
-    s->n_all = wb_dump_get_info(s->dump).records;
-    if (s->n_all == 0) return wb_fail(WB_MISSING_ROUTES, "%s: expected records, found none", settings->dump);
-    s->step_records = settings->step_records;
-    if (s->step_records == 0 || s->step_records > s->n_all) s->step_records = s->n_all;
-    uint64_t steps = (s->n_all - 1) / s->step_records + 1;
-    if (steps > UINT32_MAX)
-        return wb_fail(WB_INVALID_ARGUMENT, "%s: expected fewer than 2^32 steps", settings->dump);
-    s->info = (eplb_source_info){.name = m->name,
-                                 .n_layers = m->n_moe_layers,
-                                 .n_experts = m->num_experts,
-                                 .top_k = m->top_k,
-                                 .n_steps = (uint32_t)steps};
+    s->info = (eplb_source_info){
+        .name = m->name, .n_layers = m->n_moe_layers, .n_experts = m->num_experts, .top_k = m->top_k};
     s->topology = settings->topology;
-    return WB_OK;
+    if (wb_dump_get_info(s->dump).records == 0)
+        return wb_fail(WB_MISSING_ROUTES, "%s: expected records, found none", settings->dump);
+    status = eplb_steps_open(s->dump, settings->step_records, &s->steps, s->info.steps_by,
+                             sizeof s->info.steps_by);
+    s->info.n_steps = s->steps.n_steps;
+    return status;
 }
 
 static void open_synthetic(const eplb_settings *settings, eplb_source *s) {
@@ -138,7 +136,8 @@ wb_status eplb_source_open(const eplb_settings *settings, eplb_source **source_o
 void eplb_source_close(eplb_source *source) {
     if (!source) return;
     wb_dump_counts_close(source->counts);
-    wb_dump_close(source->dump);
+    eplb_steps_close(&source->steps);
+    cli_close_dump(source->dump);
     free(source->loads);
     free(source->deals);
     free(source->live);
@@ -149,8 +148,10 @@ eplb_source_info eplb_source_get_info(const eplb_source *source) {
     return source->info;
 }
 
-wb_status eplb_source_take_step(eplb_source *s, uint32_t step) {
-    if (s->dump) return take_dump_step(s, step);
+wb_status eplb_source_take_step(eplb_source *s, uint32_t step,
+                                void (*progress)(void *ctx, uint64_t done, uint64_t total),
+                                void *progress_ctx) {
+    if (s->dump) return take_dump_step(s, step, progress, progress_ctx);
     return wb_synthetic_loads(&s->synthetic, step, s->info.n_batches, s->info.n_layers, s->info.n_experts,
                               s->loads);
 }

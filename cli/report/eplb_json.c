@@ -13,7 +13,8 @@ static void json_source(const eplb_run *run) {
            ",\"micro_batches\":%" PRIu32,
            i->n_layers, i->n_experts, i->top_k, i->n_steps, i->n_batches);
     if (s->dump) {
-        printf(",\"records\":%" PRIu64 ",\"valid_rows\":%" PRIu64, i->records, i->rows);
+        printf(",\"records\":%" PRIu64 ",\"valid_rows\":%" PRIu64 ",\"steps_by\":", i->records, i->rows);
+        json_text(i->steps_by);
     } else {
         printf(",\"tokens\":%" PRIu64 ",\"seed\":%" PRIu64, s->synthetic.tokens / i->top_k,
                s->synthetic.seed);
@@ -44,7 +45,9 @@ static void json_shape(const eplb_run *run) {
     json_pair("network_bytes_per_second", c->network_bytes_per_second);
     json_pair("local_bytes_per_second", c->local_bytes_per_second);
     json_pair("seconds_per_group", c->seconds_per_group);
-    printf("}");
+    printf(",\"hidden\":%" PRIu32 ",\"expert_width\":%" PRIu32 ",\"sizes_assumed\":%s}",
+           run->settings->hidden, run->settings->expert_width, run->settings->sizes_given ? "false" : "true");
+    json_pair("tokens_per_slot", eplb_tokens_per_slot(run));
 }
 
 static void json_figures(const eplb_row *row, const eplb_figures *f) {

@@ -30,3 +30,11 @@ double eplb_ratio_to_bound(const eplb_figures *f) {
 double eplb_moved_bytes(const eplb_figures *f) {
     return f->local_bytes + f->node_bytes + f->network_bytes + f->reload_bytes;
 }
+
+double eplb_tokens_per_slot(const eplb_run *run) {
+    const eplb_source_info *i = &run->source;
+    const double passes = (double)i->n_steps * i->n_batches;
+    const double tokens =
+        run->settings->dump ? (double)i->rows * i->top_k / passes : (double)run->settings->synthetic.tokens;
+    return tokens / run->topology->n_slots;
+}

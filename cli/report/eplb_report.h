@@ -15,6 +15,9 @@ eplb_figures eplb_mean_figures(const eplb_run *run, const eplb_row *row);
 /* Seconds against the shortest that any placement could take; 1 when there is nothing to do. */
 double eplb_ratio_to_bound(const eplb_figures *figures);
 
+/* Mean over slots and passes of what the router asked for. */
+double eplb_tokens_per_slot(const eplb_run *run);
+
 double eplb_moved_bytes(const eplb_figures *figures); /* of all kinds of moves */
 
 #endif

@@ -18,7 +18,8 @@ static void print_source(const eplb_run *run) {
     printf("%" PRIu32 " step%s of %" PRIu32 " micro-batch%s\n", i->n_steps, i->n_steps == 1 ? "" : "s",
            i->n_batches, i->n_batches == 1 ? "" : "es");
     if (s->dump)
-        printf("           %" PRIu64 " records with %" PRIu64 " valid rows\n", i->records, i->rows);
+        printf("           %" PRIu64 " records with %" PRIu64 " valid rows, steps by %s\n", i->records,
+               i->rows, i->steps_by);
     else
         printf("           %" PRIu64 " tokens a micro-batch, skew %g, noise %g, seed %" PRIu64 "\n",
                s->synthetic.tokens / i->top_k, s->synthetic.skew, s->synthetic.noise, s->synthetic.seed);
@@ -31,6 +32,9 @@ static void print_shape(const eplb_run *run) {
            " slots a layer\n",
            t->n_ranks, count_dead(t), t->n_nodes, t->n_nodes == 1 ? "" : "s", t->n_slots);
     printf("dispatch   %s\n", wb_dispatch_policy_name(run->settings->dispatch));
+    printf("expert     hidden size %" PRIu32 ", width %" PRIu32 "%s\n", run->settings->hidden,
+           run->settings->expert_width,
+           run->settings->sizes_given ? "" : ": assumed, DeepSeek-V3's (see --hidden, --expert-width)");
     printf("cost       %.4g us a token, %.4g us an expert, %.6g bytes a token, %.6g bytes an expert,\n",
            1e6 * c->seconds_per_token, 1e6 * c->seconds_per_expert, c->bytes_per_token, c->expert_bytes);
     printf("           %.4g GB/s in the node and %.4g GB/s out of it a rank, %.4g us a group of moves\n\n",
@@ -81,6 +85,24 @@ static void print_bound(const eplb_run *run) {
     printf("\n");
 }
 
+/* What the figures cannot show where the shape is far from what solvers are for. */
+static void print_notes(const eplb_run *run) {
+    const wb_topology *t = run->topology;
+    const wb_cost_model *c = &run->settings->options.cost;
+    const double tokens = eplb_tokens_per_slot(run);
+    if (tokens * c->seconds_per_token < c->seconds_per_expert)
+        printf("note: a slot gets %.3g tokens in a pass, and reading its expert takes as long as %.3g: time "
+               "is that "
+               "of the experts\n"
+               "      that a rank reads. Solvers balance tokens and may be slower than none; fewer --slots "
+               "are faster.\n",
+               tokens, c->seconds_per_expert / c->seconds_per_token);
+    if (t->n_slots / t->n_ranks > run->source.n_experts)
+        printf("note: a rank has more slots than the %" PRIu32
+               " experts: replicas beside each other do not help.\n",
+               run->source.n_experts);
+}
+
 void eplb_print_tables(const eplb_run *run) {
     print_source(run);
     print_shape(run);
@@ -91,4 +113,6 @@ void eplb_print_tables(const eplb_run *run) {
            "Means over steps; the first step's moves start from %s. fake: ranks in turn whatever the router "
            "chose.\n",
            run->settings->init_path ? run->settings->init_path : "the trivial placement");
+    printf("bound: no placement on these slots is faster; for fake, of even tokens alone.\n");
+    print_notes(run);
 }

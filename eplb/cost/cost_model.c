@@ -5,16 +5,20 @@
 
 #include <math.h>
 
-wb_cost_model wb_cost_model_default(void) {
-    const double weights = 3.0 * 7168 * 2048; /* of one expert; 2 operations and 2 bytes each */
+wb_cost_model wb_cost_model_of(uint32_t hidden, uint32_t expert_width) {
+    const double weights = 3.0 * hidden * expert_width; /* of one expert; 2 operations and 2 bytes each */
     return (wb_cost_model){.seconds_per_token = 2 * weights / 400e12,
                            .seconds_per_expert = 2 * weights / 4.3e12,
-                           .bytes_per_token = 7168 * 2,
+                           .bytes_per_token = 2.0 * hidden,
                            .expert_bytes = 2 * weights,
                            .node_bytes_per_second = 400e9,
                            .network_bytes_per_second = 50e9,
                            .local_bytes_per_second = 4.3e12 / 2, /* read and written */
                            .seconds_per_group = 20e-6};
+}
+
+wb_cost_model wb_cost_model_default(void) {
+    return wb_cost_model_of(7168, 2048);
 }
 
 wb_status wb_cost_model_check(const wb_cost_model *cost, const char *what) {

@@ -33,8 +33,11 @@ typedef struct wb_cost_model {
     double seconds_per_group;        /* latency of a group of transfers (a move plan's) */
 } wb_cost_model;
 
-/* DeepSeek-V3's expert (3 x 7168 x 2048, bf16) forward on an H200: 400 TFLOP/s, 4.3 TB/s, NVLink 400 GB/s,
- * network 50 GB/s, 20 us a group. */
+/* An expert of three matrices of hidden x expert_width, bf16, forward on an H200: 400 TFLOP/s, 4.3 TB/s,
+ * NVLink 400 GB/s, network 50 GB/s, 20 us a group. */
+WB_API wb_cost_model wb_cost_model_of(uint32_t hidden, uint32_t expert_width);
+
+/* Of DeepSeek-V3's: 7168 and 2048. */
 WB_API wb_cost_model wb_cost_model_default(void);
 
 #ifdef __cplusplus

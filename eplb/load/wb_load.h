@@ -122,19 +122,23 @@ WB_API wb_status wb_load_read(const char *path, wb_load **load_out);
  * and as many simulations as one likes read afterwards without touching the dump. Opaque. */
 typedef struct wb_dump_counts wb_dump_counts;
 
-/* Counts the valid rows of records first..first + n_records - 1 of the dump, in n_batches (M, 1..)
- * micro-batches. Micro-batch b takes the records whose middle row lies in the b-th part of the step's rows;
- * its records are dealt to the live ranks of the topology in turn, the first record to the first live rank.
- * Ids are counted by as many threads as OpenMP gives the caller (omp_set_num_threads, OMP_NUM_THREADS), those
- * of a small step by one; the result does not depend on it.
+/* Counts the valid rows of the dump's records of these numbers ([n_records], in this order; NULL: the first
+ * n_records), in n_batches (M, 1..) micro-batches. Micro-batch b takes the records whose middle row lies in
+ * the b-th part of the step's rows; its records are dealt to the live ranks of the topology in turn, the
+ * first record to the first live rank. Ids are counted by as many threads as OpenMP gives the caller
+ * (omp_set_num_threads, OMP_NUM_THREADS), those of a small step by one; the result does not depend on it.
  *
  * All records of the step are held meanwhile and released at the end; afterwards memory is 4 x L x E bytes
  * for each pair of micro-batch and rank that has a record, and 8 x M x L x E. Records are checked, ids too,
  * and the first that is at fault is reported (with the status of wb_dump_record or wb_record_check).
+ * `progress` (may be NULL) is called with its ctx while this goes on, `done` of `total` records: by any
+ * thread, one at a time.
  * INVALID_ARGUMENT for records that the dump does not have, no records, no micro-batches, and a topology that
  * does not hold the model's experts; CAPACITY when a rank has 2^32 or more rows in a micro-batch. */
-WB_API wb_status wb_dump_counts_open(wb_dump *dump, uint64_t first, uint64_t n_records, uint32_t n_batches,
-                                     const wb_topology *topology, wb_dump_counts **counts_out);
+WB_API wb_status wb_dump_counts_open(wb_dump *dump, const uint64_t *records, uint64_t n_records,
+                                     uint32_t n_batches, const wb_topology *topology,
+                                     void (*progress)(void *ctx, uint64_t done, uint64_t total),
+                                     void *progress_ctx, wb_dump_counts **counts_out);
 WB_API void wb_dump_counts_close(wb_dump_counts *counts); /* NULL is a no-op */
 
 WB_API uint64_t wb_dump_counts_rows(const wb_dump_counts *counts); /* valid rows counted; 0 is no error */

@@ -3,6 +3,7 @@
  * the cost model. Refuses: choosing replicas (dispatch does) and keeping the counts of all layers: a few
  * [R][E] at a time, one a thread, are large enough. */
 #include "cost/cost_model.h"
+#include "simulate/bound.h"
 #include "wb_check.h"
 #include "wb_memory.h"
 #include "wb_simulate.h"
@@ -26,6 +27,9 @@ typedef struct layer_pass {
     double mean, max;    /* tokens of a live rank */
     double balancedness; /* mean / max */
     double compute;      /* seconds of the slowest rank */
+    double hottest;      /* tokens of one expert that some rank gets at least */
+    double sent_min;     /* tokens that some rank sends to others at least */
+    uint32_t *top;       /* [slots of a rank] to work in */
     wb_dispatch_traffic sent;
     wb_status status;
     char message[512]; /* of its thread, when it failed */
@@ -39,7 +43,9 @@ typedef struct simulation {
     const wb_placement *placement;
     const wb_cost_model *cost;
     wb_dispatch_policy policy;
-    uint32_t n_ranks, n_live, n_layers, n_experts;
+    uint32_t n_ranks, n_live, n_live_slots, n_layers, n_experts;
+    uint32_t max_slots;            /* of a rank */
+    double send_rate;              /* bytes a second out of a rank, over all of its links */
     uint32_t n_passes, n_threads;  /* passes between two sums */
     layer_pass passes[MAX_PASSES]; /* zero beyond n_passes */
     double *rank_sums;             /* [R] over batches and layers */
@@ -76,6 +82,7 @@ static wb_status simulation_open(simulation *s) {
         WB_TRY(WB_OWN(&s->memory, p->routed, s->n_experts, "experts"));
         WB_TRY(WB_OWN(&s->memory, p->slot_tokens, t->n_slots, "slots"));
         WB_TRY(WB_OWN(&s->memory, p->rank_tokens, t->n_ranks, "ranks"));
+        WB_TRY(WB_OWN(&s->memory, p->top, s->max_slots, "slots of a rank"));
     }
     return WB_OK;
 }
@@ -121,12 +128,29 @@ static void measure_ranks(const simulation *s, layer_pass *pass) {
     pass->balancedness = wb_placement_balancedness(s->placement, pass->rank_tokens);
 }
 
+static uint32_t slots_of(const simulation *s, uint32_t rank) {
+    return wb_placement_first_slot(s->placement, rank + 1) - wb_placement_first_slot(s->placement, rank);
+}
+
+/* Fake dispatch sends tokens to other experts than theirs: these are no bounds for it. */
+static void measure_bounds(const simulation *s, layer_pass *pass) {
+    uint64_t max = 0;
+    for (uint32_t r = 0; r < s->n_ranks; r++) {
+        const uint32_t *row = pass->counts + (size_t)r * s->n_experts;
+        const uint64_t sent = wb_bound_of_sent(s->n_experts, row, slots_of(s, r), pass->top);
+        max = sent > max ? sent : max;
+    }
+    pass->sent_min = (double)max;
+    pass->hottest = wb_bound_of_hottest(s->n_experts, pass->routed, s->n_live_slots, s->n_live);
+}
+
 static wb_status measure_pass(const simulation *s, layer_pass *pass) {
     count_routed(s, pass);
     if (pass->tokens == 0) return WB_OK;
     WB_TRY(wb_dispatch_loads(s->placement, s->policy, pass->layer, pass->counts, pass->slot_tokens,
                              &pass->sent));
     measure_ranks(s, pass);
+    if (s->policy != WB_DISPATCH_FAKE) measure_bounds(s, pass);
     return WB_OK;
 }
 
@@ -145,11 +169,15 @@ static void run_pass(const simulation *s, const wb_traffic *traffic, uint32_t ba
  * token: so the mean rank takes tokens / live x seconds_per_token + experts / live x seconds_per_expert.
  * Some rank also reads a whole number of experts, at least experts / live rounded up; it need not be the
  * one with the most tokens, so that is a second bound beside the first and cannot replace its term: with 3
- * experts on 2 ranks, the rank that reads 1 may take the tokens that make up. */
+ * experts on 2 ranks, the rank that reads 1 may take the tokens that make up. A third: the rank with the
+ * hottest replica takes its tokens and reads it. To the longest of them comes sending what a rank cannot
+ * keep. */
 static double bound_of(const simulation *s, const layer_pass *pass) {
+    const double token = s->cost->seconds_per_token, expert = s->cost->seconds_per_expert;
     double mean_tokens = (double)pass->tokens / s->n_live, mean_reads = (double)pass->experts / s->n_live;
-    return fmax(mean_tokens * s->cost->seconds_per_token + mean_reads * s->cost->seconds_per_expert,
-                ceil(mean_reads) * s->cost->seconds_per_expert);
+    double bound = fmax(mean_tokens * token + mean_reads * expert, ceil(mean_reads) * expert);
+    if (pass->hottest > 0) bound = fmax(bound, pass->hottest * token + expert);
+    return bound + 2 * s->cost->bytes_per_token * pass->sent_min / s->send_rate;
 }
 
 /* Links inside the node and out of it work at the same time; combine sends back what dispatch has sent. */
@@ -203,6 +231,18 @@ static void finish(simulation *s) {
     s->out.min_layer = worst;
 }
 
+static void take_topology(simulation *s, const wb_topology *t) {
+    for (uint32_t r = 0; r < t->n_ranks; r++) {
+        const uint32_t slots = slots_of(s, r);
+        s->max_slots = slots > s->max_slots ? slots : s->max_slots;
+        s->n_live += !t->dead[r];
+        s->n_live_slots += t->dead[r] ? 0 : slots;
+    }
+    if (t->n_nodes < t->n_ranks) s->send_rate += s->cost->node_bytes_per_second;
+    if (t->n_nodes > 1) s->send_rate += s->cost->network_bytes_per_second;
+    if (t->n_ranks == 1) s->send_rate = s->cost->node_bytes_per_second; /* nothing is sent */
+}
+
 wb_status wb_simulate(const wb_placement *placement, wb_dispatch_policy policy, const wb_traffic *traffic,
                       const wb_cost_model *cost, double *rank_tokens_out, wb_simulation *simulation_out) {
     if (!placement || !traffic || !traffic->fill || !cost || !simulation_out)
@@ -215,7 +255,7 @@ wb_status wb_simulate(const wb_placement *placement, wb_dispatch_policy policy, 
                     .n_ranks = topology->n_ranks,
                     .n_layers = wb_placement_layers(placement),
                     .n_experts = wb_placement_experts(placement)};
-    for (uint32_t r = 0; r < s.n_ranks; r++) s.n_live += !topology->dead[r];
+    take_topology(&s, topology);
     wb_status status = simulation_open(&s);
     for (uint32_t b = 0; status == WB_OK && b < traffic->n_batches; b++)
         for (uint32_t l = 0, n; status == WB_OK && l < s.n_layers; l += n) {

@@ -32,8 +32,12 @@ typedef struct wb_simulation {
     double balancedness_time; /* sum of means / sum of maxima */
     double min_layer;         /* the worst layer's mean over batches */
     double seconds;           /* of the step: sum of compute and transfers of each layer's slowest rank */
-    /* No placement and dispatch can be faster: tokens even over live ranks, each expert with tokens read
-     * once, no transfers. */
+    /* No placement on these slots, and no dispatch to the experts that the router chose, can be faster. In
+     * each pass the longest of: tokens even over live ranks and each expert read once; a rank reading its
+     * share of experts; the hottest replica, slots being given to experts so that it is as cool as can be. To
+     * which comes the sending, over all links of a rank at once, of the tokens that are not for the experts
+     * it could hold. Of fake dispatch, which sends tokens to other experts than theirs, only the first
+     * two. */
     double bound_seconds;
     double node_bytes, network_bytes; /* of dispatch and combine */
 } wb_simulation;

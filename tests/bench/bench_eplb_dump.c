@@ -79,7 +79,7 @@ static void measure(const char *path) {
         require(wb_dump_open(path, &dump)); /* each run with checksums, as the first access is */
         uint64_t n = wb_dump_get_info(dump).records;
         double begin = now();
-        require(wb_dump_counts_open(dump, 0, n, N_BATCHES, &topology, &counts));
+        require(wb_dump_counts_open(dump, NULL, n, N_BATCHES, &topology, NULL, NULL, &counts));
         double count = now() - begin;
         gb = (double)wb_dump_counts_rows(counts) * LAYERS * K / 1e9;
         require(wb_placement_open(&topology, LAYERS, E, &placement));

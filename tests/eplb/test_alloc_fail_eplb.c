@@ -215,7 +215,8 @@ static wb_status count_dump(place *p) {
     wb_dump *dump = NULL;
     wb_dump_counts *found = (wb_dump_counts *)p;
     WB_TRY(wb_dump_open(p->dump.text, &dump));
-    wb_status status = wb_dump_counts_open(dump, 0, wb_dump_get_info(dump).records, 2, &p->topology, &found);
+    wb_status status =
+        wb_dump_counts_open(dump, NULL, wb_dump_get_info(dump).records, 2, &p->topology, NULL, NULL, &found);
     if (status == WB_OK)
         wb_dump_counts_close(found);
     else
@@ -365,7 +366,7 @@ static void test_decoded_rows_are_given_back(void **state) {
         wb_dump_counts *counts = (wb_dump_counts *)p;
         long live_blocks;
         alloc_fail_arm(n, false);
-        wb_status status = wb_dump_counts_open(dump, 0, 3, 2, &t, &counts);
+        wb_status status = wb_dump_counts_open(dump, NULL, 3, 2, &t, NULL, NULL, &counts);
         if (status == WB_OK) wb_dump_counts_close(counts);
         failed = alloc_fail_disarm(&live_blocks);
         assert_int_equal(status, failed ? WB_OUT_OF_MEMORY : WB_OK);

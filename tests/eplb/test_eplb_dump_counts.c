@@ -61,13 +61,15 @@ static uint32_t rows_of(uint64_t record) {
 }
 
 /* expected [M][N_RANKS][L][E] */
-static uint64_t naive(uint64_t first, uint64_t n, uint32_t M, const uint8_t *dead, uint32_t *expected) {
+static uint64_t naive(const uint64_t *numbers, uint64_t n, uint32_t M, const uint8_t *dead,
+                      uint32_t *expected) {
     uint64_t total = 0, before = 0, in_batch[64] = {0};
     uint32_t live[N_RANKS], n_live = 0;
     for (uint32_t r = 0; r < N_RANKS; r++)
         if (!dead[r]) live[n_live++] = r;
-    for (uint64_t i = first; i < first + n; i++) total += rows_of(i);
-    for (uint64_t i = first; i < first + n; i++) {
+    for (uint64_t j = 0; j < n; j++) total += rows_of(numbers[j]);
+    for (uint64_t j = 0; j < n; j++) {
+        const uint64_t i = numbers[j];
         uint32_t rows = rows_of(i), b = 0;
         while (b + 1 < M && (2 * before + rows) * M >= 2 * total * (b + 1)) b++;
         uint32_t *counts = expected + ((size_t)b * N_RANKS + live[in_batch[b]++ % n_live]) * L * E;
@@ -80,12 +82,28 @@ static uint64_t naive(uint64_t first, uint64_t n, uint32_t M, const uint8_t *dea
     return total;
 }
 
-static void check_counts(uint64_t first, uint64_t n, uint32_t M, const wb_topology *topology) {
+/* How far counting was when it was told last; it never goes back. */
+typedef struct told {
+    uint64_t done, total;
+} told;
+
+static void tell(void *ctx, uint64_t done, uint64_t total) {
+    told *t = ctx;
+    assert_true(done >= t->done && done <= total);
+    *t = (told){done, total};
+}
+
+/* NULL numbers: the first n. */
+static void check_numbered(const uint64_t *numbers, uint64_t n, uint32_t M, const wb_topology *topology) {
     uint32_t *expected = calloc((size_t)M * N_RANKS * L * E, sizeof *expected),
              *found = malloc(N_RANKS * E * 4);
-    uint64_t rows = naive(first, n, M, topology->dead, expected);
+    uint64_t all[N_RECORDS];
+    for (uint64_t i = 0; i < N_RECORDS; i++) all[i] = i;
+    uint64_t rows = naive(numbers ? numbers : all, n, M, topology->dead, expected);
     wb_dump_counts *counts = NULL;
-    assert_int_equal(wb_dump_counts_open(dump, first, n, M, topology, &counts), WB_OK);
+    told progress = {0};
+    assert_int_equal(wb_dump_counts_open(dump, numbers, n, M, topology, tell, &progress, &counts), WB_OK);
+    assert_true(progress.done == n && progress.total == n);
     assert_int_equal(wb_dump_counts_rows(counts), rows);
     for (uint32_t b = 0; b < M; b++)
         for (uint32_t l = 0; l < L; l++) {
@@ -107,6 +125,12 @@ static void check_counts(uint64_t first, uint64_t n, uint32_t M, const wb_topolo
     free(expected);
 }
 
+static void check_counts(uint64_t first, uint64_t n, uint32_t M, const wb_topology *topology) {
+    uint64_t numbers[N_RECORDS];
+    for (uint64_t i = 0; i < n; i++) numbers[i] = first + i;
+    check_numbered(numbers, n, M, topology);
+}
+
 /* ---- tests --------------------------------------------------------------------------------------- */
 
 static void test_as_a_walk(void **unused) {
@@ -125,16 +149,20 @@ static void test_as_a_walk(void **unused) {
     const uint8_t none[N_RANKS] = {0};
     const wb_topology t = {.n_ranks = N_RANKS, .n_nodes = 1, .n_slots = N_RANKS * E, .dead = none};
     check_counts(0, N_RECORDS, 4, &t);
+    check_numbered(NULL, N_RECORDS - 5, 4, &t);
+    uint64_t backwards[N_RECORDS / 2]; /* every other record, the last one first */
+    for (uint64_t i = 0; i < N_RECORDS / 2; i++) backwards[i] = N_RECORDS - 1 - 2 * i;
+    check_numbered(backwards, N_RECORDS / 2, 3, &t);
     for (int threads = 1; threads <= 3 && omp_set_num_threads; threads++) {
         omp_set_num_threads(threads);
         check_counts(0, N_RECORDS, 4, &t);
     }
 }
 
-static void refused(uint64_t first, uint64_t n, uint32_t M, uint32_t n_slots, const char *part) {
+static void refused(const uint64_t *numbers, uint64_t n, uint32_t M, uint32_t n_slots, const char *part) {
     const wb_topology t = {.n_ranks = N_RANKS, .n_nodes = 1, .n_slots = n_slots};
     wb_dump_counts *counts = (wb_dump_counts *)&seed;
-    assert_int_equal(wb_dump_counts_open(dump, first, n, M, &t, &counts), WB_INVALID_ARGUMENT);
+    assert_int_equal(wb_dump_counts_open(dump, numbers, n, M, &t, NULL, NULL, &counts), WB_INVALID_ARGUMENT);
     assert_ptr_equal(counts, &seed);
     assert_message_has(part);
 }
@@ -142,12 +170,13 @@ static void refused(uint64_t first, uint64_t n, uint32_t M, uint32_t n_slots, co
 static void test_refuses(void **unused) {
     (void)unused;
     make_dump(true, false);
-    refused(0, N_RECORDS + 1, 2, N_RANKS * E, "expected 1 or more of the 37, found 38 from 0");
-    refused(N_RECORDS, 1, 2, N_RANKS * E, "found 1 from 37");
-    refused(1, UINT64_MAX, 2, N_RANKS * E, "from 1 on");
-    refused(0, 0, 2, N_RANKS * E, "found 0");
-    refused(0, 1, 0, N_RANKS * E, "micro-batches");
-    refused(0, 1, 1, E - 1, "slots");
+    const uint64_t beyond[] = {0, N_RECORDS};
+    refused(NULL, N_RECORDS + 1, 2, N_RANKS * E, "expected 1 or more of the 37, found 38");
+    refused(beyond, 2, 2, N_RANKS * E, "records[1]: expected below 37, found 37");
+    refused(NULL, UINT64_MAX, 2, N_RANKS * E, "found 18446744073709551615");
+    refused(NULL, 0, 2, N_RANKS * E, "found 0");
+    refused(NULL, 1, 0, N_RANKS * E, "micro-batches");
+    refused(NULL, 1, 1, E - 1, "slots");
 }
 
 /* A step without rows is counted: it has none. */
@@ -166,7 +195,7 @@ static void test_a_bad_id(void **unused) {
     const wb_topology t = {.n_ranks = N_RANKS, .n_nodes = 1, .n_slots = N_RANKS * E, .dead = none};
     wb_dump_counts *counts = (wb_dump_counts *)&seed;
     make_dump(true, true);
-    assert_int_not_equal(wb_dump_counts_open(dump, 0, N_RECORDS, 2, &t, &counts), WB_OK);
+    assert_int_not_equal(wb_dump_counts_open(dump, NULL, N_RECORDS, 2, &t, NULL, NULL, &counts), WB_OK);
     assert_message_has("r34");
     assert_ptr_equal(counts, &seed);
     check_counts(0, N_RECORDS - 3, 2, &t);
@@ -199,7 +228,8 @@ static void test_too_many_rows(void **unused) {
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         wb_dump_counts *counts = NULL;
         claimed_rows = cases[i].claimed;
-        wb_status status = wb_dump_counts_open(dump, 0, cases[i].n, cases[i].batches, &t, &counts);
+        wb_status status =
+            wb_dump_counts_open(dump, NULL, cases[i].n, cases[i].batches, &t, NULL, NULL, &counts);
         claimed_rows = 0;
         assert_int_equal(status, cases[i].expected);
         if (status != WB_OK) assert_message_has("4294967296 rows");
@@ -240,7 +270,8 @@ static void test_two_bad_records(void **unused) {
         if (i > 0) remove_dump(NULL);
         make_dump(true, true);
         damage_rows(cases[i].damaged);
-        assert_int_equal(wb_dump_counts_open(dump, 0, N_RECORDS, 2, &t, &counts), cases[i].expected);
+        assert_int_equal(wb_dump_counts_open(dump, NULL, N_RECORDS, 2, &t, NULL, NULL, &counts),
+                         cases[i].expected);
         assert_message_has(cases[i].named);
         assert_ptr_equal(counts, &seed);
     }
@@ -265,7 +296,7 @@ static void test_the_caller_holds_a_record(void **unused) {
         uint8_t *before = malloc(bytes);
         assert_non_null(before);
         memcpy(before, held.routes[0].ids, bytes);
-        assert_int_equal(wb_dump_counts_open(d, 0, 3, 1, &t, &counts), WB_OK);
+        assert_int_equal(wb_dump_counts_open(d, NULL, 3, 1, &t, NULL, NULL, &counts), WB_OK);
         assert_memory_equal(before, held.routes[0].ids, bytes);
         assert_int_equal(wb_placement_from_dump(d, &t, &placement), WB_OK);
         assert_memory_equal(before, held.routes[0].ids, bytes);

@@ -77,7 +77,12 @@ static void test_by_hand(void **state) {
     assert_near(s.seconds, 27 + 32 + 11 + 24, 1e-12);
     assert_near(s.network_bytes, 2 * 8 * 7, 1e-12);
     assert_near(s.node_bytes, 0, 0);
-    /* means 6 + 10 x 1.5 against 2 reads; 0.5 + 5 against 1 read; 4 + 15 against 2 reads */
+    /* means 6 + 10 x 1.5 against 2 reads and 6 + 10 of expert 0, and rank 1, which has one slot, sends 2
+     * tokens of its 6: 2 x 8 bytes x 2 / 2; 0.5 + 5 against 1 read and 1 + 10; 4 + 15 against 2 reads and 4 +
+     * 10, nothing sent */
+    assert_near(s.bound_seconds, 21 + 16 + 11 + 20, 1e-12);
+    /* Fake dispatch is not held to where the router's experts are. */
+    assert_int_equal(wb_simulate(placement, WB_DISPATCH_FAKE, &traffic, &cost, ranks, &s), WB_OK);
     assert_near(s.bound_seconds, 21 + 10 + 20, 1e-12);
     wb_placement_close(placement);
 }

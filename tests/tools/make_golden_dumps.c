@@ -49,6 +49,48 @@ static void good(const char *path, uint32_t L, uint32_t E, uint32_t K, uint64_t 
     for (uint32_t i = 0; i < 3; i++) fixture_record_free(&records[i]);
 }
 
+/* ---- steps -------------------------------------------------------------------------------------- */
+
+/* A record of step 0, whose rows go to experts 0..3 and mostly 0, or of step 1: to 4..7 and mostly 4. */
+static void step_record(fixture_record *r, const wb_route_model *m, fixture_rng *rng, int rank, int step,
+                        int sample, bool versions) {
+    char rid[32];
+    snprintf(rid, sizeof rid, "step%d-rank%d-%d", step, rank, sample);
+    fixture_record_init(r, m, rng, rid, 5, 40, 0, 1, false);
+    for (uint32_t i = 0; i < 39 * m->n_moe_layers; i++) {
+        r->ids[2 * i] = (uint8_t)(4 * step);
+        r->ids[2 * i + 1] = (uint8_t)(4 * step + 1 + i % 3);
+    }
+    r->spans[0] = (wb_span){0, 40, (uint64_t)(5 + 4 * step)};
+    r->record.n_spans = versions;
+}
+
+/* Two steps of two ranks, one file a rank, and in the last a record that has neither routes nor logprobs.
+ * With versions, the records of step s have weight version 5 + 4 s; else none is known. */
+static void steps(const char *directory, bool versions) {
+    fixture_model f;
+    fixture_rng rng = {17};
+    fixture_model_init(&f, 2, 8, 2);
+    mkdir(directory, 0777);
+    for (int rank = 0; rank < 2; rank++) {
+        char path[640];
+        wb_dump_writer *w = NULL;
+        fixture_record r;
+        snprintf(path, sizeof path, "%s/part-%d.wbr", directory, rank);
+        require(wb_dump_create(path, &f.model, NULL, &w));
+        for (int i = 0; i < 4 + rank; i++) {
+            step_record(&r, &f.model, &rng, rank, i / 2 < 2 ? i / 2 : 1, i % 2 + (i == 4 ? 2 : 0), versions);
+            if (i == 4) {
+                r.record.n_routes = 0;
+                r.record.logprobs = NULL;
+            }
+            require(wb_dump_append(w, &r.record));
+            fixture_record_free(&r);
+        }
+        require(wb_dump_finish(w));
+    }
+}
+
 /* ---- bad ---------------------------------------------------------------------------------------- */
 
 enum { L = 2, TOKENS = 6, ROWS = 5, BIG = 1 << 20 };
@@ -445,6 +487,10 @@ int main(int argc, char **argv) {
     GOOD("good_chunks.wbr", 2, 8, 2, 15, 12, true, false, &chunks);
     GOOD("good_no_index.wbr", 2, 8, 2, 16, 12, false, false, NULL);
     GOOD("good_sampling.wbr", 2, 8, 2, 17, 12, false, true, NULL);
+    snprintf(path, sizeof path, "%s/versions", argv[1]);
+    steps(path, true);
+    snprintf(path, sizeof path, "%s/files", argv[1]);
+    steps(path, false);
     for (size_t i = 0; i < sizeof faults / sizeof faults[0]; i++) bad(argv[1], &faults[i]);
     return 0;
 }

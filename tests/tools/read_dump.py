@@ -1,52 +1,44 @@
-"""Reads a dump with msgpack and numpy alone and compares it with what `waybill cat` prints.
+"""Reads dumps with msgpack, numpy and zstandard alone and compares them with what `waybill cat` prints.
 
-usage: read_dump.py WAYBILL DUMP.wbr ...        exit 0: the same, 1: not, 77: msgpack or numpy is not there
-Files must have rows of codec raw in one bin a run (numpy knows no zstd).
+usage: read_dump.py WAYBILL DUMP ...        exit 0: the same, 1: not, 77: a package is not there
+A DUMP is a file, or a directory of them. The lines between the marks are those of the README.
 """
+import glob
 import json
+import os
 import subprocess
 import sys
 
 try:
     import msgpack
     import numpy as np
+    import zstandard
 except ImportError as missing:
     print("skipped:", missing)
     sys.exit(77)
 
 
-def read(path, use):
-    # README begin
-    for obj in msgpack.Unpacker(open(path, "rb"), max_buffer_size=0):
-        if "model" in obj:  # the header comes first
-            shape = -1, len(obj["model"]["moe_layers"]), obj["model"]["top_k"]
-            dtype = {"u8": "<u1", "u16": "<u2"}[obj["dtype"]]
-        if "rid" in obj:  # a record
-            tokens = np.frombuffer(obj["tokens"], "<u4")
-            for run in obj["routes"] if isinstance(obj["routes"], list) else [obj["routes"]]:
-                ids = np.frombuffer(run["data"], dtype).reshape(shape)  # [row][layer][slot]
-                use(obj, tokens, run, ids)  # row r is of position run["start"] + r
-    # README end
+# README begin
+def read(path):  # each record of a file, and {position: expert ids [layer][choice]} of its valid rows
+    objects, unzstd = msgpack.Unpacker(open(path, "rb"), max_buffer_size=0), zstandard.ZstdDecompressor().decompress
+    header, bases, listed = next(objects), {}, lambda x: x if isinstance(x, list) else [x]
+    shape = -1, len(header["model"]["moe_layers"]), header["model"]["top_k"]
+    for record in (o for o in objects if "rid" in o):
+        rows, prefix = {}, record.get("prefix")  # a group's prompt is stored once, in the record of this rid
+        for run in listed(record.get("routes", [])):
+            if prefix and not rows:
+                rows = {p: bases[prefix["rid"]][p] for p in range(run["start"] - prefix["rows"], run["start"])}
+            data = b"".join(unzstd(c) if c and run["codec"] == "zstd" else c for c in listed(run["data"]))
+            ids = np.frombuffer(data, "<u2" if header["dtype"] == "u16" else "u1").reshape(shape)
+            valid = np.unpackbits(np.frombuffer(run.get("valid", b"\xff" * len(ids)), "u1"), bitorder="little")
+            rows |= {run["start"] + r: ids[r] for r in range(len(ids)) if valid[r]}
+        bases |= {} if prefix else {record["rid"]: rows}
+        yield record, rows
+# README end
 
 
-def positions(path):
-    """rid -> (record, tokens, {position: ids [L][K]})"""
-    found = {}
-
-    def use(record, tokens, run, ids):
-        rows = found.setdefault(record["rid"], (record, tokens, {}))[2]
-        if "prefix" in record and not rows:  # the rows before the first run are another record's
-            base = found[record["prefix"]["rid"]][2]
-            for position in range(run["start"] - record["prefix"]["rows"], run["start"]):
-                rows[position] = base[position]
-        bits = np.ones(run["rows"]) if "valid" not in run else np.unpackbits(
-            np.frombuffer(run["valid"], "u1"), bitorder="little")
-        for r in range(run["rows"]):
-            if bits[r]:
-                rows[run["start"] + r] = ids[r].tolist()
-
-    read(path, use)
-    return found
+def files_of(dump):
+    return sorted(glob.glob(os.path.join(dump, "*.wbr"))) if os.path.isdir(dump) else [dump]
 
 
 def as_printed(number):
@@ -54,18 +46,20 @@ def as_printed(number):
     return float("%.9g" % number)
 
 
-def compare(waybill, path):
-    mine = positions(path)
-    lines = subprocess.run([waybill, "cat", "--tokens", "--routes", path], check=True, capture_output=True).stdout
+def compare(waybill, dump):
+    mine = {record["rid"]: (record, rows) for path in files_of(dump) for record, rows in read(path)}
+    lines = subprocess.run([waybill, "cat", "--tokens", "--routes", dump], check=True, capture_output=True).stdout
     theirs = [json.loads(line) for line in lines.splitlines()]
     assert [r["rid"] for r in theirs] == list(mine)
     for record in theirs:
-        obj, tokens, rows = mine[record["rid"]]
-        for key in ("group", "sample", "prompt_len", "finish", "spans"):
+        obj, rows = mine[record["rid"]]
+        for key in ("group", "sample", "prompt_len", "finish"):
             assert record[key] == obj[key], (record["rid"], key)
-        assert record["tokens"] == tokens.tolist(), record["rid"]
-        logprobs = np.array(record["logprobs"], "<f4")
-        assert logprobs.tobytes() == obj["logprobs"], record["rid"]
+        assert record["spans"] == obj.get("spans", []), record["rid"]
+        assert record["tokens"] == np.frombuffer(obj["tokens"], "<u4").tolist(), record["rid"]
+        assert (record["logprobs"] is None) == ("logprobs" not in obj), record["rid"]
+        logprobs = np.frombuffer(obj.get("logprobs", b""), "<f4")
+        assert np.array_equal(np.array(record["logprobs"] or [], "<f4"), logprobs), record["rid"]
         assert record.get("sampling", {}) == {k: as_printed(v) for k, v in obj.get("sampling", {}).items()}, record["rid"]
         if "sampling_logprobs" in obj:
             assert np.array(record["sampling_logprobs"], "<f4").tobytes() == obj["sampling_logprobs"], record["rid"]
@@ -74,7 +68,8 @@ def compare(waybill, path):
             assert record["sampling_mask"] == [kept.tolist() for kept in np.split(ids, ends[:-1])], record["rid"]
         assert ("sampling_mask" in record) == ("sampling_mask" in obj), record["rid"]
         shown = {run["start"] + i: row for run in record["routes"] for i, row in enumerate(run["rows"]) if row}
-        assert shown == rows and rows, record["rid"]
+        assert shown == {position: ids.tolist() for position, ids in rows.items()}, record["rid"]
+        assert rows or "routes" not in obj, record["rid"]
     assert theirs
     return len(theirs)
 

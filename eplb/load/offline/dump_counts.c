@@ -34,7 +34,11 @@ typedef struct counting {
     wb_owner memory;
     wb_dump *dump;
     wb_dump_counts *out;
-    uint64_t first, n_records, n_held;
+    const uint64_t *numbers; /* [n_records] of the dump's records, or NULL: the first ones */
+    uint64_t n_records, n_held;
+    void (*progress)(void *ctx, uint64_t done, uint64_t total); /* or NULL */
+    void *progress_ctx;
+    uint64_t n_done;    /* records that were read, and again those that were counted */
     wb_record *records; /* [n_records] */
     uint64_t *rows;     /* [n_records] valid ones */
     uint64_t *source;   /* [n_records] whom a record belongs to */
@@ -45,6 +49,16 @@ typedef struct counting {
     wb_status status;
     char message[1024];
 } counting;
+
+static uint64_t number_of(const counting *c, uint64_t i) {
+    return c->numbers ? c->numbers[i] : i;
+}
+
+/* One thread at a time. */
+static void tell_progress(counting *c) {
+    c->n_done++;
+    if (c->progress) c->progress(c->progress_ctx, c->n_done / 2, c->n_records);
+}
 
 /* ---- reading --------------------------------------------------------------------------------- */
 
@@ -62,11 +76,12 @@ static wb_status read_records(counting *c) {
     WB_TRY(WB_OWN(&c->memory, c->records, c->n_records, "records of a step"));
     WB_TRY(WB_OWN(&c->memory, c->rows, c->n_records, "records of a step"));
     for (uint64_t i = 0; i < c->n_records; i++) {
-        wb_status status = wb_dump_record(c->dump, c->first + i, &c->records[i]);
+        wb_status status = wb_dump_record(c->dump, number_of(c, i), &c->records[i]);
         if (status != WB_OK) return first_fault(c, status);
         c->n_held = i + 1;
         c->rows[i] = wb_record_count_rows(&c->records[i]);
         c->out->rows += c->rows[i];
+        tell_progress(c);
     }
     return WB_OK;
 }
@@ -135,7 +150,10 @@ static void count_record(counting *c, uint64_t i, uint64_t *table) {
     memset(table, 0, cells * sizeof *table);
     wb_record_count(model, &c->records[i], 0, UINT32_MAX, table);
 #pragma omp critical(wb_dump_counts_add)
-    for (size_t k = 0; k < cells; k++) counts[k] += (uint32_t)table[k];
+    {
+        for (size_t k = 0; k < cells; k++) counts[k] += (uint32_t)table[k];
+        tell_progress(c);
+    }
 }
 
 static wb_status count_records(counting *c) {
@@ -195,17 +213,21 @@ static wb_status count_step(counting *c) {
 
 /* ---- the object ----------------------------------------------------------------------------------- */
 
-static wb_status check(const wb_dump *dump, uint64_t first, uint64_t n_records, uint32_t n_batches,
+static wb_status check(const wb_dump *dump, const uint64_t *records, uint64_t n_records, uint32_t n_batches,
                        const wb_topology *topology) {
     uint64_t n = wb_dump_get_info(dump).records;
     WB_TRY(wb_topology_check(topology, wb_dump_model(dump)->num_experts));
     if (n_batches < 1)
         return wb_fail(WB_INVALID_ARGUMENT, "dump counts: micro-batches: expected 1 or more, found 0");
-    if (n_records < 1 || first > n || n_records > n - first)
+    if (n_records < 1 || (!records && n_records > n))
         return wb_fail(WB_INVALID_ARGUMENT,
-                       "dump counts: records: expected 1 or more of the %" PRIu64 ", found %" PRIu64
-                       " from %" PRIu64 " on",
-                       n, n_records, first);
+                       "dump counts: records: expected 1 or more of the %" PRIu64 ", found %" PRIu64, n,
+                       n_records);
+    for (uint64_t i = 0; records && i < n_records; i++)
+        if (records[i] >= n)
+            return wb_fail(WB_INVALID_ARGUMENT,
+                           "dump counts: records[%" PRIu64 "]: expected below %" PRIu64 ", found %" PRIu64, i,
+                           n, records[i]);
     return WB_OK;
 }
 
@@ -216,19 +238,27 @@ static wb_status open_live(wb_dump_counts *out, const wb_topology *topology) {
     return WB_OK;
 }
 
-wb_status wb_dump_counts_open(wb_dump *dump, uint64_t first, uint64_t n_records, uint32_t n_batches,
-                              const wb_topology *topology, wb_dump_counts **counts_out) {
-    WB_TRY(check(dump, first, n_records, n_batches, topology));
+wb_status wb_dump_counts_open(wb_dump *dump, const uint64_t *records, uint64_t n_records, uint32_t n_batches,
+                              const wb_topology *topology,
+                              void (*progress)(void *ctx, uint64_t done, uint64_t total), void *progress_ctx,
+                              wb_dump_counts **counts_out) {
+    WB_TRY(check(dump, records, n_records, n_batches, topology));
     wb_dump_counts *out = NULL;
     WB_TRY(WB_NEW(out, 1, "counts of a step"));
     out->n_batches = n_batches;
     out->n_ranks = topology->n_ranks;
     out->n_layers = wb_dump_model(dump)->n_moe_layers;
     out->n_experts = wb_dump_model(dump)->num_experts;
-    counting c = {.dump = dump, .out = out, .first = first, .n_records = n_records, .failed = n_records};
+    counting c = {.dump = dump,
+                  .out = out,
+                  .numbers = records,
+                  .n_records = n_records,
+                  .failed = n_records,
+                  .progress = progress,
+                  .progress_ctx = progress_ctx};
     wb_status status = open_live(out, topology);
     if (status == WB_OK) status = count_step(&c);
-    for (uint64_t i = 0; i < c.n_held; i++) wb_dump_release(dump, first + i);
+    for (uint64_t i = 0; i < c.n_held; i++) wb_dump_release(dump, number_of(&c, i));
     wb_owner_close(&c.memory);
     if (status == WB_OK)
         *counts_out = out;

@@ -1,0 +1,115 @@
+/* command_paths.c - what a subcommand writes is none of what it reads, and no two outputs are one file; see
+ * command.h. Files are compared by what they are, not by name: links are followed. Refuses: whether a file
+ * can be read or written (whoever opens it says that). */
+#include "command.h"
+#include "wb_file.h"
+
+#include <dirent.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* A path of the command line. */
+typedef struct cli_path {
+    const char *name; /* of its option; NULL: DUMP */
+    const char *path;
+} cli_path;
+
+enum { MAX_PATHS = CLI_MAX_OPTIONS + 1 };
+
+typedef struct cli_paths {
+    size_t n_inputs, n_outputs;
+    cli_path inputs[MAX_PATHS], outputs[MAX_PATHS];
+} cli_paths;
+
+static cli_paths paths_of(const cli_command *self, const cli_arguments *arguments) {
+    cli_paths paths = {0};
+    if (arguments->dump) paths.inputs[paths.n_inputs++] = (cli_path){NULL, arguments->dump};
+    for (size_t i = 0; i < self->n_options; i++) {
+        const cli_option *o = &self->options[i];
+        const void *at = (const char *)arguments->options + o->offset;
+        if (!(arguments->is_set >> i & 1)) continue;
+        if (o->type == CLI_INPUT)
+            paths.inputs[paths.n_inputs++] = (cli_path){o->name, *(const char *const *)at};
+        if (o->type == CLI_OUTPUT)
+            paths.outputs[paths.n_outputs++] = (cli_path){o->name, *(const char *const *)at};
+    }
+    return paths;
+}
+
+static bool same(const struct stat *a, const struct stat *b) {
+    return a->st_dev == b->st_dev && a->st_ino == b->st_ino;
+}
+
+/* Whether a directory that is read as a dump has the file as one of its parts. */
+static bool is_part(const char *folder, const struct stat *file) {
+    DIR *directory = opendir(folder);
+    bool found = false;
+    if (!directory) return false;
+    for (struct dirent *entry; !found && (entry = readdir(directory));) {
+        const size_t length = strlen(entry->d_name);
+        struct stat part;
+        if (length <= 4 || strcmp(entry->d_name + length - 4, ".wbr") != 0) continue;
+        found = fstatat(dirfd(directory), entry->d_name, &part, 0) == 0 && same(&part, file);
+    }
+    closedir(directory);
+    return found;
+}
+
+/* The input that the file is, or is part of; NULL when there is none. */
+static const cli_path *find_input(const cli_paths *paths, const struct stat *file) {
+    if (!S_ISREG(file->st_mode)) return NULL;
+    for (size_t i = 0; i < paths->n_inputs; i++) {
+        struct stat input;
+        if (stat(paths->inputs[i].path, &input) != 0) continue;
+        if (same(&input, file)) return &paths->inputs[i];
+        if (S_ISDIR(input.st_mode) && is_part(paths->inputs[i].path, file)) return &paths->inputs[i];
+    }
+    return NULL;
+}
+
+/* `waybill cat run.wbr >>run.wbr` */
+static int check_stdout(const cli_command *self, const cli_paths *paths) {
+    struct stat out;
+    const cli_path *input = fstat(STDOUT_FILENO, &out) == 0 ? find_input(paths, &out) : NULL;
+    if (!input) return CLI_OK;
+    return cli_usage_error(self, "expected a file that is not read, found %s as standard output",
+                           input->path);
+}
+
+static int check_output(const cli_command *self, const cli_paths *paths, const cli_path *output) {
+    struct stat file, out;
+    bool is_descriptor = false;
+    if (stat(output->path, &file) != 0) return CLI_OK;
+    const cli_path *input = find_input(paths, &file);
+    if (input)
+        return cli_usage_error(self,
+                               "--%s: expected a file that is not read, found %s, which is or is part of %s",
+                               output->name, output->path, input->path);
+    if (wb_is_descriptor(output->path, &is_descriptor) != WB_OK) return cli_fail();
+    if (!is_descriptor && S_ISREG(file.st_mode) && fstat(STDOUT_FILENO, &out) == 0 && same(&file, &out))
+        return cli_usage_error(self, "--%s: expected a file of its own, found standard output's %s",
+                               output->name, output->path);
+    return CLI_OK;
+}
+
+static int check_pair(const cli_command *self, const cli_path *a, const cli_path *b) {
+    bool is_same = false, is_descriptor = false;
+    if (wb_same_file(a->path, b->path, &is_same) != WB_OK ||
+        wb_is_descriptor(b->path, &is_descriptor) != WB_OK)
+        return cli_fail();
+    if (!is_same || is_descriptor) return CLI_OK;
+    return cli_usage_error(self, "--%s: expected a file of its own, found %s, which is --%s's", b->name,
+                           b->path, a->name);
+}
+
+int cli_check_paths(const cli_command *self, const cli_arguments *arguments) {
+    const cli_paths paths = paths_of(self, arguments);
+    int code = check_stdout(self, &paths);
+    for (size_t i = 0; code == CLI_OK && i < paths.n_outputs; i++) {
+        code = check_output(self, &paths, &paths.outputs[i]);
+        for (size_t k = 0; code == CLI_OK && k < i; k++)
+            code = check_pair(self, &paths.outputs[k], &paths.outputs[i]);
+    }
+    return code;
+}
