@@ -96,10 +96,37 @@ static void test_rule_10_padding_rows_weigh_nothing(void **unused) {
     }
 }
 
+/* Padding that later rows of its sequence attend to has gradients in its attention; its experts, whichever
+ * they are, and the router have none from it. */
+static void test_rule_10_experts_of_padding_do_not_matter(void **unused) {
+    (void)unused;
+    for (int v = 0; v < N_VARIANTS; v++) {
+        const wb_config config = variant_config((variant)v);
+        wb_comm *self;
+        MUST(wb_comm_open_self(&self));
+        fixture f = fixture_create(&config, base_seed, self, 1);
+        uint64_t state = base_seed + 4;
+        padded p = padded_new(&f, PADDING_ROWS, base_seed + 1, base_seed + 2);
+        p.start[1] = p.start[2] = p.T; /* one sequence, padding in its middle */
+        float *logprobs = take(p.T, sizeof(float)), *expected = run_padded(&f, &p);
+        memcpy(logprobs, p.logprobs, (size_t)p.T * sizeof(float));
+        uint8_t *ids = routes_random(&f, PADDING_ROWS, &state);
+        memcpy(p.ids + (size_t)p.first * f.row_bytes, ids, PADDING_ROWS * f.row_bytes);
+        float *found = run_padded(&f, &p);
+        assert_memory_equal(found, expected, (size_t)gradient_elements(&f) * sizeof(float));
+        assert_memory_equal(p.logprobs, logprobs, (size_t)p.T * sizeof(float));
+        void *const arrays[] = {logprobs, expected, ids, found};
+        for (size_t i = 0; i < sizeof arrays / sizeof arrays[0]; i++) free(arrays[i]);
+        padded_free(&p);
+        fixture_close(&f);
+        wb_comm_close(self);
+    }
+}
+
 typedef struct seen {
     const padded *p;
     int32_t K;
-    int64_t zero, other; /* weights of padding rows, and zeros elsewhere */
+    int64_t zero, other; /* weights of padding rows that are 0, and of others that are not */
 } seen;
 
 static void look_at_weights(void *ctx, int32_t moe_layer, int64_t T, const float *logits,
@@ -194,6 +221,7 @@ int main(int argc, char **argv) {
     printf("seed %" PRIu64 "\n", base_seed);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_rule_10_padding_rows_weigh_nothing),
+        cmocka_unit_test(test_rule_10_experts_of_padding_do_not_matter),
         cmocka_unit_test(test_rule_10_gate_weights_of_padding_are_zero),
         cmocka_unit_test(test_memory_grows_with_tokens_not_with_the_longest_sequence),
     };
