@@ -5,7 +5,8 @@
 #ifndef MODEL_FIXTURE_H
 #define MODEL_FIXTURE_H
 
-#include "layers/moe/moe.h"
+#include "wb_device.h"
+#include "wb_model.h"
 #include "wb_random.h"
 
 #include <inttypes.h>
