@@ -1,6 +1,6 @@
 /* mpi_comm.c - the MPI transport, under mpirun: the common core with ordinary messages, and with messages so
- * short that every larger buffer takes several; then ranks that are late, give up, or are elsewhere. All ranks
- * exit with the same verdict. */
+ * short that every larger buffer takes several; then ranks that are late, give up, or are elsewhere. All
+ * ranks exit with the same verdict. */
 #include "comm_core.h"
 #include "mpi/comm_mpi.h"
 

@@ -4,6 +4,7 @@
  * failures the communicator lives. A hang is a failure by alarm. */
 #include "model_ranks.h"
 #include "support/alloc_fail.h"
+#include "wb_check.h"
 
 #include <setjmp.h>
 #include <stdarg.h>

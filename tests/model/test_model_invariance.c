@@ -5,8 +5,8 @@
  * uses; neither neighbours, chunks, block tables, threads, ranks nor the placement of experts change a
  * bit. Also: bad batches are refused with a name, a steady state allocates nothing, and every allocation
  * may fail. Seeds are printed; argument 1 sets one. */
+#include "expert_placement.h"
 #include "model_ranks.h"
-#include "placement.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -270,7 +270,7 @@ static void place_at_random(ranks_test *test) {
     int32_t *experts = take(E, sizeof(int32_t));
     for (int32_t e = 0; e < E; e++) experts[e] = e;
     shuffle(&state, E, experts);
-    MUST(wb_placement_set(model, experts));
+    MUST(wb_expert_placement_set(model, experts));
     free(experts);
     for (int32_t i = 0; i < wb_model_n_tensors(model); i++) {
         const wb_tensor here = wb_model_tensor(model, i), whole = wb_model_tensor(test->whole.model, i);
@@ -316,7 +316,7 @@ static void test_bad_placements_are_refused(void **unused) {
     reference ref = reference_open(VARIANT_FEW, base_seed);
     const int32_t bad[][3] = {{0, 1, 1}, {0, 3, 1}, {-1, 1, 2}};
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++)
-        assert_int_equal(wb_placement_set(ref.f.model, bad[i]), WB_INVALID_ARGUMENT);
+        assert_int_equal(wb_expert_placement_set(ref.f.model, bad[i]), WB_INVALID_ARGUMENT);
     results again = results_new(&ref.f, &ref.c);
     train_pass(&ref.f, &ref.c, N_SEQS, ref.order, (direction){0}, NULL, &again);
     assert_same(&ref, N_SEQS, ref.order, &again);

@@ -1,5 +1,5 @@
-/* placement.c - see placement.h. */
-#include "placement.h"
+/* expert_placement.c - see expert_placement.h. */
+#include "expert_placement.h"
 
 #include <stdlib.h>
 
@@ -16,7 +16,7 @@ static void fill_tables(wb_model *m, const int32_t *expert_of_slot) {
     }
 }
 
-wb_status wb_placement_open(wb_model *model) {
+wb_status wb_expert_placement_open(wb_model *model) {
     const size_t E = (size_t)model->config.router.n_experts;
     WB_TRY(WB_OWN(&model->memory.host, model->expert_rank, E, "expert ranks"));
     WB_TRY(WB_OWN(&model->memory.host, model->local_index, E, "expert indices"));
@@ -43,7 +43,7 @@ static wb_status check_permutation(const wb_model *m, const int32_t *expert_of_s
     return status;
 }
 
-wb_status wb_placement_set(wb_model *model, const int32_t *expert_of_slot) {
+wb_status wb_expert_placement_set(wb_model *model, const int32_t *expert_of_slot) {
     WB_TRY(check_permutation(model, expert_of_slot));
     fill_tables(model, expert_of_slot);
     if (model->n_local_experts == 0) return WB_OK;
