@@ -16,7 +16,7 @@
 
 #define WB_MESSAGE_BYTES (1 << 30)
 #define WB_MESSAGE_TAG 0
-#define DROP_SECONDS 3.0
+#define DROP_SECONDS 1.0
 
 /* A message on its way between this rank and `peer`. */
 typedef struct message {
@@ -103,14 +103,14 @@ static wb_status finish_messages(wb_comm *comm) {
     return status;
 }
 
-/* Receives are taken back, since their memory is the caller's. One that is arriving at this moment is waited
- * for, but not for ever. Sends stay MPI's: nobody receives them any more. */
+/* The memory of messages is the caller's again: receives are taken back, and what is under way at this moment
+ * is waited for, but not for ever. A long message that nobody receives stays MPI's. */
 static void drop_messages(mpi_state *state) {
     const double end = MPI_Wtime() + DROP_SECONDS;
-    for (int i = 0; i < state->n_receives; i++) {
+    for (int i = 0; i < state->n_messages; i++) {
         MPI_Request *request = &state->messages[i].request;
         int done = *request == MPI_REQUEST_NULL;
-        if (!done) MPI_Cancel(request);
+        if (!done && i < state->n_receives) MPI_Cancel(request);
         while (!done && MPI_Wtime() < end)
             if (MPI_Test(request, &done, MPI_STATUS_IGNORE) != MPI_SUCCESS) done = 1;
     }
