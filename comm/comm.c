@@ -6,6 +6,9 @@
 
 #include <stdlib.h>
 
+#define DEFAULT_TIMEOUT 1800.0
+#define MAX_TIMEOUT 1e9
+
 /* ---- the object ---------------------------------------------------------------------------------- */
 
 WB_OPTIONS_END(wb_comm_ops, close);
@@ -51,6 +54,7 @@ wb_status wb_comm_new(const wb_comm_ops *ops, int rank, int size, void *state, w
     comm->rank = rank;
     comm->size = size;
     comm->state = state;
+    comm->timeout = DEFAULT_TIMEOUT;
     const wb_status status = open_memory(comm);
     if (status == WB_OK)
         *comm_out = comm;
@@ -88,6 +92,18 @@ void wb_comm_close(wb_comm *comm) {
 
 void wb_comm_abort(wb_comm *comm) {
     if (comm) comm->ops.abort(comm);
+}
+
+wb_status wb_comm_set_timeout(wb_comm *comm, double seconds) {
+    if (!(seconds > 0 && seconds <= MAX_TIMEOUT))
+        return wb_fail(WB_INVALID_ARGUMENT, "timeout: expected above 0 and at most %g seconds, found %g",
+                       MAX_TIMEOUT, seconds);
+    comm->timeout = seconds;
+    return WB_OK;
+}
+
+double wb_comm_timeout(const wb_comm *comm) {
+    return comm->timeout;
 }
 
 /* ---- moving bytes -------------------------------------------------------------------------------- */

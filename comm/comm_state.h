@@ -16,7 +16,8 @@
 struct wb_comm {
     wb_comm_ops ops;
     int rank, size;
-    void *state; /* the adapter's */
+    void *state;    /* the adapter's */
+    double timeout; /* seconds */
     wb_owner memory;
     size_t *part_bytes, *part_offsets; /* [size] each, for all_to_all_v; owner: memory */
     /* From malloc, since a larger one replaces it: WB_GATHER_BYTES and a u64 a rank, or more. */

@@ -3,17 +3,21 @@
  * Owns: the team the ranks share. A call posts its arguments, meets the others, copies from their buffers and
  * leaves with the others. Refuses: processes, spinning.
  *
- * How a rank gives up (wb_comm_abort): meeting fails for all ranks or for none, so that either every rank
- * reads its peers' buffers or no rank does. Leaving cannot fail: a rank that has met does nothing but copy
- * before it leaves, and until all have left a posted buffer may still be read. To the others a rank that
- * closes has given up too. */
+ * How the wait ends (wb_comm_abort, the timeout): meeting fails for all ranks or for none, so that either
+ * every rank reads its peers' buffers or no rank does; the first failure is the one that all are told.
+ * Leaving cannot fail and has no deadline: a rank that has met does nothing but copy before it leaves, and
+ * until all have left a posted buffer may still be read. To the others a rank that closes has given up
+ * too. */
 #include "wb_check.h"
 #include "wb_comm.h"
 #include "wb_memory.h"
 
+#include <errno.h>
 #include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 typedef enum call_kind { CALL_BROADCAST, CALL_ALL_GATHER, CALL_ALL_TO_ALL_V, CALL_BARRIER } call_kind;
 
@@ -29,31 +33,68 @@ typedef struct posting {
 } posting;
 
 typedef struct team {
-    wb_owner memory;       /* of `postings` */
+    wb_owner memory;       /* of the arrays */
     pthread_mutex_t mutex; /* guards all below but `postings` */
     pthread_cond_t changed;
     int size;
-    int arrived;     /* ranks in the barrier now */
-    uint64_t passed; /* barriers completed */
-    int gone;        /* the first rank that gave up, or -1 */
-    int open;        /* communicators not yet closed */
+    int arrived;       /* ranks in the barrier now */
+    bool *here;        /* [size] which ones; owner: memory */
+    uint64_t passed;   /* barriers completed */
+    bool failed;       /* no meeting succeeds any more, because of ... */
+    char failure[512]; /* ... the first failure */
+    int open;          /* communicators not yet closed */
     /* [size]; entry r is written by rank r before the team meets and read until it leaves */
     posting *postings;
 } team;
 
 /* ---- meeting and leaving ------------------------------------------------------------------------- */
 
-/* Under the mutex; true when all ranks arrived, false when one gave up first and `may_fail`. */
-static bool team_wait(team *shared, bool may_fail) {
-    if (may_fail && shared->gone >= 0) return false;
-    const uint64_t before = shared->passed;
-    if (++shared->arrived == shared->size) {
-        shared->arrived = 0;
-        shared->passed++;
-        pthread_cond_broadcast(&shared->changed);
+/* Under the mutex: the last one to arrive sends all on. */
+static void team_arrive(team *shared, int rank) {
+    shared->here[rank] = true;
+    if (++shared->arrived < shared->size) return;
+    shared->arrived = 0;
+    memset(shared->here, 0, (size_t)shared->size * sizeof *shared->here);
+    shared->passed++;
+    pthread_cond_broadcast(&shared->changed);
+}
+
+/* Under the mutex: no rank meets any more. */
+static void team_fail(team *shared, const char *failure) {
+    if (shared->failed) return;
+    shared->failed = true;
+    snprintf(shared->failure, sizeof shared->failure, "%s", failure);
+    pthread_cond_broadcast(&shared->changed);
+}
+
+/* Under the mutex: this rank has waited for as long as it may. */
+static void team_fail_late(team *shared, double seconds) {
+    char text[sizeof shared->failure];
+    size_t used = (size_t)snprintf(text, sizeof text, "waited %g s: ", seconds);
+    const char *comma = "";
+    for (int r = 0; r < shared->size && used < sizeof text; r++) {
+        if (shared->here[r]) continue;
+        used += (size_t)snprintf(text + used, sizeof text - used, "%srank %d did not come", comma, r);
+        comma = ", ";
     }
-    while (shared->passed == before && !(may_fail && shared->gone >= 0))
-        pthread_cond_wait(&shared->changed, &shared->mutex);
+    team_fail(shared, text);
+}
+
+/* Under the mutex; false when the team failed first. */
+static bool team_wait(team *shared, int rank, double seconds) {
+    struct timespec deadline;
+    clock_gettime(CLOCK_MONOTONIC, &deadline);
+    const time_t whole = (time_t)seconds;
+    deadline.tv_sec += whole;
+    deadline.tv_nsec += (long)((seconds - (double)whole) * 1e9);
+    if (deadline.tv_nsec >= 1000000000L) deadline.tv_sec++, deadline.tv_nsec -= 1000000000L;
+
+    const uint64_t before = shared->passed;
+    if (!shared->failed) team_arrive(shared, rank);
+    while (shared->passed == before && !shared->failed) {
+        const int code = pthread_cond_timedwait(&shared->changed, &shared->mutex, &deadline);
+        if (code == ETIMEDOUT && shared->passed == before) team_fail_late(shared, seconds);
+    }
     return shared->passed != before;
 }
 
@@ -72,9 +113,12 @@ static wb_status check_same_call(const team *shared) {
     return WB_OK;
 }
 
-static void team_leave(team *shared) {
+static void team_leave(wb_comm *comm) {
+    team *shared = wb_comm_state(comm);
     pthread_mutex_lock(&shared->mutex);
-    team_wait(shared, false);
+    const uint64_t before = shared->passed;
+    team_arrive(shared, wb_comm_rank(comm));
+    while (shared->passed == before) pthread_cond_wait(&shared->changed, &shared->mutex);
     pthread_mutex_unlock(&shared->mutex);
 }
 
@@ -82,19 +126,24 @@ static void team_leave(team *shared) {
 static wb_status team_meet(wb_comm *comm, posting mine) {
     team *shared = wb_comm_state(comm);
     shared->postings[wb_comm_rank(comm)] = mine;
+    wb_status status = WB_OK;
     pthread_mutex_lock(&shared->mutex);
-    const bool met = team_wait(shared, true);
-    const int gone = shared->gone;
+    if (!team_wait(shared, wb_comm_rank(comm), wb_comm_timeout(comm)))
+        status = wb_fail(WB_PEER, "%s: %s", call_names[mine.call], shared->failure);
     pthread_mutex_unlock(&shared->mutex);
-    if (!met) return wb_fail(WB_PEER, "%s: rank %d gave up", call_names[mine.call], gone);
-    const wb_status status = check_same_call(shared);
-    if (status != WB_OK) team_leave(shared);
+    if (status != WB_OK) return status;
+    status = check_same_call(shared);
+    if (status != WB_OK) team_leave(comm);
     return status;
 }
 
-static void team_give_up(team *shared, int rank) {
-    if (shared->gone < 0) shared->gone = rank;
-    pthread_cond_broadcast(&shared->changed);
+static void team_give_up(wb_comm *comm, const char *reason) {
+    team *shared = wb_comm_state(comm);
+    char text[sizeof shared->failure];
+    snprintf(text, sizeof text, "rank %d gave up%s%s", wb_comm_rank(comm), reason[0] ? ": " : "", reason);
+    pthread_mutex_lock(&shared->mutex);
+    team_fail(shared, text);
+    pthread_mutex_unlock(&shared->mutex);
 }
 
 /* ---- operations ---------------------------------------------------------------------------------- */
@@ -103,7 +152,7 @@ static wb_status threads_broadcast(wb_comm *comm, void *buffer, size_t bytes, in
     team *shared = wb_comm_state(comm);
     WB_TRY(team_meet(comm, (posting){CALL_BROADCAST, bytes, root, buffer, NULL, NULL, NULL}));
     if (bytes > 0 && wb_comm_rank(comm) != root) memcpy(buffer, shared->postings[root].send, bytes);
-    team_leave(shared);
+    team_leave(comm);
     return WB_OK;
 }
 
@@ -112,7 +161,7 @@ static wb_status threads_all_gather(wb_comm *comm, const void *send, size_t byte
     WB_TRY(team_meet(comm, (posting){CALL_ALL_GATHER, bytes, 0, send, NULL, NULL, NULL}));
     for (size_t r = 0; bytes > 0 && r < (size_t)wb_comm_size(comm); r++)
         memcpy((char *)recv + r * bytes, shared->postings[r].send, bytes);
-    team_leave(shared);
+    team_leave(comm);
     return WB_OK;
 }
 
@@ -140,21 +189,18 @@ static wb_status threads_all_to_all_v(wb_comm *comm, const void *send, const siz
         memcpy((char *)recv + recv_offsets[r],
                (const char *)peer->send + peer->send_offsets[wb_comm_rank(comm)], recv_bytes[r]);
     }
-    team_leave(shared);
+    team_leave(comm);
     return status;
 }
 
 static wb_status threads_barrier(wb_comm *comm) {
     WB_TRY(team_meet(comm, (posting){CALL_BARRIER, 0, 0, NULL, NULL, NULL, NULL}));
-    team_leave(wb_comm_state(comm));
+    team_leave(comm);
     return WB_OK;
 }
 
 static void threads_abort(wb_comm *comm) {
-    team *shared = wb_comm_state(comm);
-    pthread_mutex_lock(&shared->mutex);
-    team_give_up(shared, wb_comm_rank(comm));
-    pthread_mutex_unlock(&shared->mutex);
+    team_give_up(comm, wb_error_message());
 }
 
 /* ---- opening and closing ------------------------------------------------------------------------- */
@@ -168,8 +214,8 @@ static void team_free(team *shared) {
 
 static void threads_close(wb_comm *comm) {
     team *shared = wb_comm_state(comm);
+    team_give_up(comm, "it closed its communicator");
     pthread_mutex_lock(&shared->mutex);
-    team_give_up(shared, wb_comm_rank(comm));
     const bool last = --shared->open == 0;
     pthread_mutex_unlock(&shared->mutex);
     if (last) team_free(shared);
@@ -185,18 +231,28 @@ static const wb_comm_ops threads_ops = {.size = sizeof(wb_comm_ops),
                                         .abort = threads_abort,
                                         .close = threads_close};
 
+/* Its deadlines are of the clock that nobody sets. */
+static bool init_condition(pthread_cond_t *condition) {
+    pthread_condattr_t monotonic;
+    if (pthread_condattr_init(&monotonic) != 0) return false;
+    const bool made = pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC) == 0 &&
+                      pthread_cond_init(condition, &monotonic) == 0;
+    pthread_condattr_destroy(&monotonic);
+    return made;
+}
+
 static wb_status team_new(int size, team **team_out) {
     wb_status status;
     team *shared = NULL;
     WB_TRY(WB_NEW(shared, 1, "thread team"));
     shared->size = size;
-    shared->gone = -1;
     WB_GOTO(WB_OWN(&shared->memory, shared->postings, (size_t)size, "thread team postings"), free_team);
+    WB_GOTO(WB_OWN(&shared->memory, shared->here, (size_t)size, "thread team ranks"), free_team);
     if (pthread_mutex_init(&shared->mutex, NULL) != 0) {
         status = wb_fail(WB_OUT_OF_MEMORY, "thread team: mutex");
         goto free_team;
     }
-    if (pthread_cond_init(&shared->changed, NULL) != 0) {
+    if (!init_condition(&shared->changed)) {
         status = wb_fail(WB_OUT_OF_MEMORY, "thread team: condition variable");
         goto destroy_mutex;
     }

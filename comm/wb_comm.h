@@ -19,11 +19,15 @@
  * Buffers are host memory, belong to the caller and are not kept. Sums are taken in rank order 0, 1, ...
  * R-1, so that every rank gets the same bits, the same on every run and with every adapter.
  *
+ * The wait is bounded: a call in which another rank is waited for ends with PEER at once when a rank gave up
+ * (wb_comm_abort), and when the wait has lasted as long as wb_comm_set_timeout allows; the message names the
+ * ranks that gave up, did not come or made another call. From then on the communicator is dead: every later
+ * call returns PEER at once, on all ranks, and what is left is to close it.
+ *
  * Errors: INVALID_ARGUMENT is found before anything is sent, on the rank that passed the argument. PEER: a
- * rank gave up or is gone, or MPI failed; it comes in bounded time where the adapter can tell (threads:
- * wb_comm_abort and wb_comm_close; MPI: mpirun ends the job). MISMATCH: the ranks' calls do not fit together,
- * where the adapter can tell. OUT_OF_MEMORY: an all-reduce has no memory for its scratch; all ranks return
- * then, the others with PEER. After a failure outputs hold anything.
+ * rank gave up, is late or is gone, or MPI failed. MISMATCH: the ranks' calls do not fit together, where the
+ * adapter can tell. OUT_OF_MEMORY: an all-reduce has no memory for its scratch; all ranks return then, the
+ * others with PEER, and the communicator lives. After a failure outputs hold anything.
  */
 #ifndef WB_COMM_H
 #define WB_COMM_H
@@ -47,14 +51,23 @@ WB_API wb_status wb_comm_open_self(wb_comm **comm_out);
  * them. INVALID_ARGUMENT: size below 1. Not collective. */
 WB_API wb_status wb_comm_open_threads(int size, wb_comm **comms_out);
 
-/* Frees this rank's communicator. Ranks that wait for it, or will, get PEER (threads). NULL is a no-op. Not
- * collective. */
+/* Frees this rank's communicator and never waits. Ranks that wait for it, or will, get PEER: at once with
+ * threads, at the end of their timeout with MPI. NULL is a no-op. Not collective. */
 WB_API void wb_comm_close(wb_comm *comm);
 
-/* Tells the others that this rank gives up: their pending and later calls return PEER (threads), or the job
- * ends with a non-zero exit (MPI). With threads any thread may call it, a watchdog for example. NULL is a
- * no-op. Not collective. */
+/* Tells the others that this rank gives up, and why: their pending and later calls return PEER, and so do
+ * this rank's. The reason that they are told is the message of the calling thread's latest failure
+ * (wb_error_message). Whoever has failed alone where the others go on to a collective call, and cannot agree
+ * on it (wb_comm_agree), calls this. The process goes on: to end a whole MPI job is the program's own
+ * decision (MPI_Abort). With threads any thread may call it, a watchdog for example; with MPI the thread that
+ * uses the communicator. NULL is a no-op. Not collective. */
 WB_API void wb_comm_abort(wb_comm *comm);
+
+/* How long a call of this rank waits for the others, in seconds: above 0, at most 1e9; 1800 unless set.
+ * INVALID_ARGUMENT otherwise. Longer than the longest work that one rank does between two collective calls.
+ * Not collective, but ranks should have the same: the shortest decides for all. */
+WB_API wb_status wb_comm_set_timeout(wb_comm *comm, double seconds);
+WB_API double wb_comm_timeout(const wb_comm *comm);
 
 /* This rank, 0..R-1; how many there are, R; the adapter's name: "self", "threads", "mpi", a static string.
  * Not collective. */
@@ -106,8 +119,9 @@ WB_API wb_status wb_comm_agree(wb_comm *comm, wb_status status);
 /* ---- for a transport of one's own ---------------------------------------------------------------- */
 
 /* What an adapter does: the collective calls above, from which all others are built. Arguments have been
- * checked: root is a rank, pointers are set where there are bytes, sizes and offsets do not overflow. None
- * may be NULL. */
+ * checked: root is a rank, pointers are set where there are bytes, sizes and offsets do not overflow. A call
+ * waits no longer than wb_comm_timeout, and returns PEER after a failure of the transport. None may be
+ * NULL. */
 typedef struct wb_comm_ops {
     size_t size;      /* sizeof(wb_comm_ops), as the adapter was compiled */
     const char *name; /* static */

@@ -1,5 +1,6 @@
 /* architecture.c - what a model is built of: embedding, the family's layers, head; which rank holds which
  * expert; and the memory of all weights. Refuses: values, files. */
+#include "expert_placement.h"
 #include "layers/layer.h"
 #include "registry.h"
 
@@ -27,22 +28,6 @@ static void declare_all(wb_registry *registry) {
 
 /* ---- memory ---------------------------------------------------------------------------------- */
 
-/* Contiguous blocks: rank r has the experts [E r / R, E (r + 1) / R). */
-static wb_status place_experts(wb_model *m) {
-    const int64_t E = m->config.router.n_experts, R = wb_comm_size(m->comm);
-    WB_TRY(WB_OWN(&m->memory.host, m->expert_rank, (size_t)E, "expert ranks"));
-    WB_TRY(WB_OWN(&m->memory.host, m->local_index, (size_t)E, "expert indices"));
-    for (int64_t r = 0; r < R; r++) {
-        const int64_t first = E * r / R, end = E * (r + 1) / R;
-        for (int64_t e = first; e < end; e++) {
-            m->expert_rank[e] = (int32_t)r;
-            m->local_index[e] = (int32_t)(e - first);
-        }
-        if (r == wb_comm_rank(m->comm)) m->n_local_experts = (int32_t)(end - first);
-    }
-    return WB_OK;
-}
-
 static wb_status make_part(wb_model *m, const wb_layer_kind *kind, wb_part *part) {
     part->kind = kind;
     return WB_OWN_ALLOC(&m->memory.host, part->weights, 1, kind->weights_size, "layers");
@@ -59,7 +44,7 @@ static wb_status make_layers(wb_model *m) {
 }
 
 wb_status wb_architecture_build(wb_model *m) {
-    WB_TRY(place_experts(m));
+    WB_TRY(wb_expert_placement_open(m));
     WB_TRY(make_layers(m));
     wb_registry count = {.model = m, .fill = false};
     declare_all(&count);

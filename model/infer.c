@@ -3,6 +3,7 @@
  *
  * Owns: the pool, the check of a batch, the logits of the wanted rows. Refuses: scheduling, sampling, which
  * block belongs to whom, what a layer keeps. */
+#include "collective.h"
 #include "layers/block.h"
 #include "layers/head.h"
 #include "needed_ops.h"
@@ -155,7 +156,7 @@ static wb_status check_token(const wb_infer *infer, const wb_infer_batch *batch,
     return WB_OK;
 }
 
-static wb_status check_batch(wb_infer *infer, const wb_infer_batch *batch, const wb_routing *routing) {
+static wb_status check_batch(const wb_infer *infer, const wb_infer_batch *batch) {
     const int32_t K = infer->model->config.router.top_k;
     if (batch->T < 0 || batch->T > INT32_MAX / K || batch->n_seqs < 0 || batch->max_blocks < 0 ||
         batch->n_logits < 0)
@@ -168,7 +169,7 @@ static wb_status check_batch(wb_infer *infer, const wb_infer_batch *batch, const
             return wb_fail(WB_INVALID_ARGUMENT,
                            "logit row %" PRId64 ": expected a token below %" PRId64 ", found %d", i, batch->T,
                            batch->logit_rows[i]);
-    return wb_routing_check(infer->model, &infer->memory, &infer->routing_stage, batch->T, routing);
+    return WB_OK;
 }
 
 static wb_status upload_batch(wb_infer *infer, const wb_infer_batch *batch) {
@@ -192,16 +193,26 @@ static wb_status upload_batch(wb_infer *infer, const wb_infer_batch *batch) {
 /* ---- forward ------------------------------------------------------------------------------------- */
 
 /* All that can fail on one rank alone, before the first exchange of rows. */
-static wb_status prepare(wb_infer *infer, const wb_infer_batch *batch, const wb_routing *routing) {
+static wb_status prepare(wb_infer *infer, const wb_infer_batch *batch, const wb_routing *routing,
+                         wb_pass *pass) {
     const wb_config *config = &infer->model->config;
     const int64_t H = config->hidden_size;
-    WB_TRY(check_batch(infer, batch, routing));
+    WB_TRY(check_batch(infer, batch));
     WB_TRY(upload_batch(infer, batch));
     WB_TRY(wb_reserve(&infer->memory, &infer->x, batch->T, H, sizeof(float)));
     WB_TRY(wb_reserve(&infer->memory, &infer->y, batch->T, H, sizeof(float)));
     WB_TRY(wb_reserve(&infer->memory, &infer->last, batch->n_logits, H, sizeof(float)));
     WB_TRY(wb_reserve(&infer->memory, &infer->normed, batch->n_logits, H, sizeof(float)));
-    return wb_reserve(&infer->memory, &infer->logits, batch->n_logits, config->vocab_size, sizeof(float));
+    WB_TRY(wb_reserve(&infer->memory, &infer->logits, batch->n_logits, config->vocab_size, sizeof(float)));
+    WB_TRY(wb_block_reserve(&infer->block, batch->T, false));
+    *pass = (wb_pass){.T = batch->T,
+                      .pos = infer->pos.data,
+                      .seq = infer->seq.data,
+                      .blocks = infer->blocks.data,
+                      .max_blocks = batch->max_blocks,
+                      .block_size = infer->options.block_size,
+                      .state_rows = infer->pool_rows.data};
+    return wb_routing_take(infer->model, &infer->memory, &infer->routing_stage, batch->T, routing, pass);
 }
 
 /* logits of the wanted rows of x. */
@@ -218,29 +229,26 @@ static wb_state state_of(const wb_infer *infer, int32_t l) {
     return state;
 }
 
-wb_status wb_infer_forward(wb_infer *infer, const wb_infer_batch *batch, const wb_routing *routing,
-                           const float **logits_out) {
+static wb_status layers_forward(wb_infer *infer, const wb_infer_batch *batch, const wb_pass *pass) {
     const wb_model *model = infer->model;
-    WB_TRY(wb_comm_agree(model->comm, prepare(infer, batch, routing)));
-
-    const wb_pass pass = {.T = batch->T,
-                          .pos = infer->pos.data,
-                          .seq = infer->seq.data,
-                          .blocks = infer->blocks.data,
-                          .max_blocks = batch->max_blocks,
-                          .block_size = infer->options.block_size,
-                          .state_rows = infer->pool_rows.data,
-                          .routing = routing};
     float *x = infer->x.data, *y = infer->y.data;
     WB_TRY(wb_embed_forward(model, batch->T, infer->tokens.data, x));
     for (int32_t l = 0; l < model->config.n_layers; l++) {
         const wb_state state = state_of(infer, l);
-        WB_TRY(wb_block_forward(&infer->block, l, &pass, &state, x, y));
+        WB_TRY(wb_block_forward(&infer->block, l, pass, &state, x, y));
         float *const swap = x;
         x = y;
         y = swap;
     }
     WB_TRY(head_forward(infer, batch->n_logits, x));
+    return wb_routing_give(model, &infer->memory, pass);
+}
+
+wb_status wb_infer_forward(wb_infer *infer, const wb_infer_batch *batch, const wb_routing *routing,
+                           const float **logits_out) {
+    wb_pass pass;
+    WB_TRY(wb_comm_agree(infer->model->comm, prepare(infer, batch, routing, &pass)));
+    WB_TRY(wb_collective_end(infer->model, layers_forward(infer, batch, &pass)));
     *logits_out = infer->logits.data;
     return WB_OK;
 }

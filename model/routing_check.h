@@ -1,17 +1,22 @@
-/* routing_check.h - a caller's routing, checked once, where it comes in. */
+/* routing_check.h - a caller's routing on its way in and out: checked once, where it comes in; what it asks
+ * for is there when the forward is done. */
 #ifndef WB_ROUTING_CHECK_H
 #define WB_ROUTING_CHECK_H
 
-#include "model_weights.h"
+#include "layers/layer.h"
 
 /* A zeroed struct is empty. */
 typedef struct wb_routing_stage {
-    wb_host_buffer direction, ids; /* where device memory is not host memory */
+    wb_host_buffer direction, ids, used; /* where device memory is not host memory */
+    wb_host_buffer padding;              /* wb_row_run [pass.n_padding] */
 } wb_routing_stage;
 
-/* INVALID_ARGUMENT unless routing has ids and every forced id is below E; names token, layer, choice and
- * id. */
-wb_status wb_routing_check(const wb_model *model, wb_workspace *memory, wb_routing_stage *stage, int64_t T,
-                           const wb_routing *routing);
+/* INVALID_ARGUMENT unless routing has ids, every direction is known and every forced id is below E; names
+ * token, layer, choice and id. Then routing, padding and used of `pass`. */
+wb_status wb_routing_take(const wb_model *model, wb_workspace *memory, wb_routing_stage *stage, int64_t T,
+                          const wb_routing *routing, wb_pass *pass);
+
+/* Hands pass.used of a whole forward to the caller. */
+wb_status wb_routing_give(const wb_model *model, wb_workspace *memory, const wb_pass *pass);
 
 #endif

@@ -2,6 +2,7 @@
  *
  * Owns: the passes, and the residual stream between layers (all else is recomputed). Refuses: losses, the
  * optimizer, how a batch is cut into micro-batches. */
+#include "collective.h"
 #include "layers/head.h"
 #include "needed_ops.h"
 #include "train_state.h"
@@ -49,6 +50,7 @@ static wb_status prepare_forward(wb_train *train, const wb_train_batch *batch, c
     WB_TRY(wb_train_take_batch(train, batch, routing));
     WB_TRY(wb_reserve(&train->memory, &train->residual, batch->T * (config->n_layers + 1),
                       config->hidden_size, sizeof(float)));
+    WB_TRY(wb_block_reserve(&train->block, batch->T, true));
     return wb_train_reserve_head(train);
 }
 
@@ -59,15 +61,15 @@ static wb_status layers_forward(wb_train *train, const wb_router_probe *probe) {
     for (int32_t l = 0; l < train->model->config.n_layers; l++)
         WB_TRY(wb_block_forward(&train->block, l, &pass, NULL, residual_of(train, l),
                                 residual_of(train, l + 1)));
-    return WB_OK;
+    WB_TRY(wb_routing_give(train->model, &train->memory, &pass));
+    return wb_train_head_forward(train, residual_of(train, train->model->config.n_layers));
 }
 
 wb_status wb_train_forward(wb_train *train, const wb_train_batch *batch, const wb_routing *routing,
                            const wb_router_probe *probe, float *logprobs_out) {
     wb_device *dev = train->model->device;
     WB_TRY(wb_comm_agree(train->model->comm, prepare_forward(train, batch, routing)));
-    WB_TRY(layers_forward(train, probe));
-    WB_TRY(wb_train_head_forward(train, residual_of(train, train->model->config.n_layers)));
+    WB_TRY(wb_collective_end(train->model, layers_forward(train, probe)));
 
     float *logprobs = train->host_floats.data;
     const int32_t *rows = train->host_rows.data;
@@ -94,10 +96,8 @@ static wb_status prepare_backward(wb_train *train, const float *dlogprobs) {
     return wb_reserve(&train->memory, &train->dx, train->T, H, sizeof(float));
 }
 
-wb_status wb_train_backward(wb_train *train, const float *dlogprobs) {
+static wb_status layers_backward(wb_train *train) {
     const wb_model *model = train->model;
-    WB_TRY(wb_comm_agree(model->comm, prepare_backward(train, dlogprobs)));
-    train->backward_due = false;
     WB_TRY(wb_train_head_backward(train, train->dx.data));
     wb_pass pass = train->pass;
     pass.recompute = true;
@@ -111,4 +111,10 @@ wb_status wb_train_backward(wb_train *train, const float *dlogprobs) {
             wb_block_backward(&train->block, l, &pass, residual_of(train, l), train->grads, train->dx.data));
     }
     return wb_embed_backward(model, train->T, train->tokens.data, train->dx.data, train->grads);
+}
+
+wb_status wb_train_backward(wb_train *train, const float *dlogprobs) {
+    WB_TRY(wb_comm_agree(train->model->comm, prepare_backward(train, dlogprobs)));
+    train->backward_due = false;
+    return wb_collective_end(train->model, layers_backward(train));
 }

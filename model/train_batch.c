@@ -24,7 +24,7 @@ static wb_status check_sequences(const wb_model *model, const wb_train_batch *ba
     return WB_OK;
 }
 
-static wb_status check_batch(wb_train *train, const wb_train_batch *batch, const wb_routing *routing) {
+static wb_status check_batch(const wb_train *train, const wb_train_batch *batch) {
     const int32_t V = train->model->config.vocab_size;
     WB_TRY(check_sequences(train->model, batch));
     for (int64_t t = 0; t < batch->T; t++) {
@@ -35,52 +35,46 @@ static wb_status check_batch(wb_train *train, const wb_train_batch *batch, const
             return wb_fail(WB_INVALID_ARGUMENT, "target %" PRId64 ": expected an id in 0..%d or -1, found %d",
                            t, V - 1, batch->targets[t]);
     }
-    WB_TRY(wb_train_check_sampling(train, batch));
-    return wb_routing_check(train->model, &train->memory, &train->routing_stage, batch->T, routing);
+    return wb_train_check_sampling(train, batch);
 }
 
-/* Positions, sequences and the rows of their keys: row t of k and v is token t. */
+/* Positions, and of each token its sequence's first row of `blocks`, the rows of keys: row t of k and v is
+ * token t. One row a token, whatever the lengths. */
 static wb_status upload_sequences(wb_train *train, const wb_train_batch *batch) {
-    int32_t longest = 0;
-    for (int32_t s = 0; s < batch->n_seqs; s++) {
-        const int32_t length = batch->seq_start[s + 1] - batch->seq_start[s];
-        longest = length > longest ? length : longest;
-    }
-    const int64_t T = batch->T, n_blocks = (int64_t)batch->n_seqs * longest;
-    WB_TRY(wb_reserve_host(&train->memory, &train->host_ints, 2 * T + n_blocks, sizeof(int32_t), "batch"));
+    const int64_t T = batch->T;
+    WB_TRY(wb_reserve_host(&train->memory, &train->host_ints, 3 * T, sizeof(int32_t), "batch"));
     int32_t *pos = train->host_ints.data, *seq = pos + T, *blocks = seq + T;
     for (int32_t s = 0; s < batch->n_seqs; s++) {
         const int32_t start = batch->seq_start[s], end = batch->seq_start[s + 1];
         for (int32_t t = start; t < end; t++) {
             pos[t] = t - start;
-            seq[t] = s;
+            seq[t] = start;
+            blocks[t] = t;
         }
-        /* Entries after the end are never read; the last row keeps them inside. */
-        for (int32_t j = 0; j < longest; j++)
-            blocks[(int64_t)s * longest + j] = start + j < T ? start + j : (int32_t)T - 1;
     }
     WB_TRY(wb_upload(&train->memory, &train->pos, pos, T, sizeof(int32_t)));
     WB_TRY(wb_upload(&train->memory, &train->seq, seq, T, sizeof(int32_t)));
-    WB_TRY(wb_upload(&train->memory, &train->blocks, blocks, n_blocks, sizeof(int32_t)));
+    WB_TRY(wb_upload(&train->memory, &train->blocks, blocks, T, sizeof(int32_t)));
     WB_TRY(wb_upload(&train->memory, &train->tokens, batch->tokens, T, sizeof(int32_t)));
-    train->pass = (wb_pass){.T = T,
-                            .pos = train->pos.data,
-                            .seq = train->seq.data,
-                            .blocks = train->blocks.data,
-                            .max_blocks = longest,
-                            .block_size = 1,
-                            .routing = &train->routing};
+    train->pass.T = T;
+    train->pass.pos = train->pos.data;
+    train->pass.seq = train->seq.data;
+    train->pass.blocks = train->blocks.data;
+    train->pass.max_blocks = train->pass.block_size = 1;
     return WB_OK;
 }
 
-/* The rows that have a target: the head works on these alone. */
+/* The rows that have a target: the head works on these alone. No loss looks at padding. */
 static wb_status upload_targets(wb_train *train, const wb_train_batch *batch) {
     WB_TRY(wb_reserve_host(&train->memory, &train->host_rows, batch->T, sizeof(int32_t), "batch"));
     WB_TRY(wb_reserve_host(&train->memory, &train->host_ints, batch->T, sizeof(int32_t), "batch"));
     int32_t *rows = train->host_rows.data, *targets = train->host_ints.data;
-    int64_t n = 0;
+    const wb_row_run *padding = train->pass.padding;
+    int64_t n = 0, runs = train->pass.n_padding;
     for (int64_t t = 0; t < batch->T; t++) {
-        if (batch->targets[t] < 0) continue;
+        if (runs > 0 && t == padding->start + padding->n) padding++, runs--;
+        const bool is_padding = runs > 0 && t >= padding->start;
+        if (batch->targets[t] < 0 || is_padding) continue;
         rows[n] = (int32_t)t;
         targets[n++] = batch->targets[t];
     }
@@ -90,11 +84,14 @@ static wb_status upload_targets(wb_train *train, const wb_train_batch *batch) {
 }
 
 wb_status wb_train_take_batch(wb_train *train, const wb_train_batch *batch, const wb_routing *routing) {
-    WB_TRY(check_batch(train, batch, routing));
+    WB_TRY(check_batch(train, batch));
+    train->pass = (wb_pass){0};
+    train->routing = routing ? *routing : (wb_routing){0};
+    WB_TRY(wb_routing_take(train->model, &train->memory, &train->routing_stage, batch->T,
+                           routing ? &train->routing : NULL, &train->pass));
     WB_TRY(upload_sequences(train, batch));
     WB_TRY(upload_targets(train, batch));
     WB_TRY(wb_train_upload_sampling(train, batch));
     train->T = batch->T;
-    train->routing = routing ? *routing : (wb_routing){0};
     return WB_OK;
 }

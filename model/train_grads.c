@@ -1,5 +1,6 @@
 /* train_grads.c - the gradients of a trainer: memory, zeroing, and their sum over ranks. Refuses: computing
  * them, the optimizer. */
+#include "collective.h"
 #include "train_state.h"
 
 /* Gradients travel in pieces of this many elements. */
@@ -60,18 +61,22 @@ static wb_status move_piece(wb_train *train, reduce_piece *at, float *piece, int
     return WB_OK;
 }
 
-wb_status wb_train_reduce_grads(wb_train *train) {
-    wb_comm *comm = train->model->comm;
-    if (wb_comm_size(comm) == 1) return WB_OK;
-    WB_TRY(wb_comm_agree(comm, wb_reserve_host(&train->memory, &train->host_floats, REDUCE_ELEMENTS,
-                                               sizeof(float), "gradients in transit")));
-    float *piece = train->host_floats.data;
+/* Piece after piece through `piece`, [REDUCE_ELEMENTS]. */
+static wb_status reduce_pieces(wb_train *train, float *piece) {
     reduce_piece start = {0, 0}, end = {0, 0};
     for (;;) {
         int64_t n;
         WB_TRY(move_piece(train, &end, piece, REDUCE_ELEMENTS, true, &n));
         if (n == 0) return WB_OK;
-        WB_TRY(wb_comm_all_reduce_f32(comm, piece, (size_t)n));
+        WB_TRY(wb_comm_all_reduce_f32(train->model->comm, piece, (size_t)n));
         WB_TRY(move_piece(train, &start, piece, REDUCE_ELEMENTS, false, &n));
     }
+}
+
+wb_status wb_train_reduce_grads(wb_train *train) {
+    wb_comm *comm = train->model->comm;
+    if (wb_comm_size(comm) == 1) return WB_OK;
+    WB_TRY(wb_comm_agree(comm, wb_reserve_host(&train->memory, &train->host_floats, REDUCE_ELEMENTS,
+                                               sizeof(float), "gradients in transit")));
+    return wb_collective_end(train->model, reduce_pieces(train, train->host_floats.data));
 }

@@ -20,7 +20,7 @@ struct wb_train {
     int64_t T, n_head; /* tokens; those with a target */
     wb_routing routing;
     wb_pass pass;                       /* of its layers */
-    wb_buffer tokens, pos, seq, blocks; /* int32; blocks [n_seqs, longest], block_size 1 */
+    wb_buffer tokens, pos, seq, blocks; /* int32 [T] */
     wb_buffer residual;                 /* [n_layers + 1][T, H] input of each layer, output of the last */
     wb_buffer head_rows, head_targets;  /* int32 [n_head] */
     wb_host_buffer host_rows;           /* int32 [n_head] */

@@ -15,7 +15,10 @@
  * formulas and tensor names follow Hugging Face transformers.
  *
  * Errors, besides those named at a call: INVALID_ARGUMENT for arguments out of range, OUT_OF_MEMORY,
- * DEVICE from the device, PEER from a collective call when another rank failed or disagrees.
+ * DEVICE from the device, PEER from a collective call when another rank failed or disagrees. A rank that
+ * fails in the middle of a forward, backward or reduction gives up (wb_comm_abort): no rank waits for it, and
+ * the communicator is dead. After a failure that could be known before, in arguments or in memory for the
+ * rank's own tokens, it lives.
  */
 #ifndef WB_MODEL_H
 #define WB_MODEL_H
@@ -144,14 +147,18 @@ WB_API wb_status wb_model_copy_weights(wb_model *to, const wb_model *from);
 /* ---- routing: the one place where experts are chosen ----------------------------------------- */
 
 /* Goes into every forward. A row whose direction[t] is not native sends token t to ids[t] in all MoE layers
- * (weights are recomputed from the current logits, gradients flow through them; that padding rows weigh
- * nothing is the caller's); a native row chooses, and its choice is written into ids[t]. So direction NULL
- * records, all rows forced replays, and a mixture leaves in `ids` what was really used, which is what the
- * backward and its recompute follow. */
+ * (weights are recomputed from the current logits, and gradients flow through them); a padding row's
+ * weights are zero, it has no gradient from its experts and no target, and its ids only say where its empty
+ * work goes; a native row chooses, and its choice is written into ids[t]. So direction NULL records, all rows
+ * forced replays, and a mixture leaves in `ids` what each row is to use, which is what the backward and its
+ * recompute follow. */
 typedef struct wb_routing {
     void *ids;                /* device [T][L][K] of wb_route_dtype(E); required */
     const uint8_t *direction; /* device [T] wb_row_direction, or NULL: all native */
     void *native;             /* device [T][L][K], out: what each row would choose by itself; or NULL */
+    /* device [T][L][K], out: the experts that each row was sent to, in the order of its choices; or NULL.
+     * Read back from the rows that were laid out for the experts: evidence beside `ids`, not a copy. */
+    void *used;
 } wb_routing;
 
 /* ---- inference ----------------------------------------------------------------------------------- */
@@ -231,9 +238,9 @@ typedef struct wb_router_probe {
     void *ctx;
 } wb_router_probe;
 
-/* logprobs_out: host [T], 0 where targets[t] < 0. INVALID_ARGUMENT names a row whose target is not among its
- * kept tokens. `probe` may be NULL. `batch`'s arrays may go on return;
- * `routing`'s must stay until the backward of this forward or the next forward. Collective. */
+/* logprobs_out: host [T], 0 where targets[t] < 0 and in padding rows. INVALID_ARGUMENT names a row whose
+ * target is not among its kept tokens. `probe` may be NULL. `batch`'s arrays may go on return; `routing`'s
+ * must stay until the backward of this forward or the next forward. Collective. */
 WB_API wb_status wb_train_forward(wb_train *train, const wb_train_batch *batch, const wb_routing *routing,
                                   const wb_router_probe *probe, float *logprobs_out);
 

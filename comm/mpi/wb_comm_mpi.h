@@ -10,9 +10,13 @@
 extern "C" {
 #endif
 
-/* A communicator over a duplicate of `mpi_comm`; the caller has called MPI_Init (or MPI_Init_thread) and
- * calls MPI_Finalize after wb_comm_close. Collective over mpi_comm. MPI's errors come back as WB_PEER.
- * wb_comm_abort calls MPI_Abort. */
+/* A communicator over two duplicates of `mpi_comm`; the caller has called MPI_Init (or MPI_Init_thread) and
+ * calls MPI_Finalize after wb_comm_close. Collective over mpi_comm, and the one call here whose wait is
+ * MPI's own and has no bound. MPI's errors come back as WB_PEER.
+ *
+ * After a failure wb_comm_close leaves the duplicates to MPI, which may have messages for ranks that are
+ * gone; MPI_Finalize may wait for such ranks. A program that does not go on without them ends the job with
+ * MPI_Abort, which wb_comm_abort does not call. */
 WB_API wb_status wb_comm_open_mpi(MPI_Comm mpi_comm, wb_comm **comm_out);
 
 #ifdef __cplusplus

@@ -36,7 +36,7 @@ typedef struct options {
     wb_dtype rollout_dtype;
     int64_t steps, prompts, samples, max_tokens, updates, micro_batch_tokens;
     int64_t stop_token; /* -1: the task's */
-    int64_t warmup_steps, checkpoint_every, compare_every, threads, top_k, kv_blocks;
+    int64_t warmup_steps, checkpoint_every, compare_every, peer_timeout, threads, top_k, kv_blocks;
     uint64_t seed;
     double temperature, top_p;
     double lr, weight_decay, grad_clip, clip_low, clip_high, kl_coef;

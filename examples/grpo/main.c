@@ -37,7 +37,9 @@ static wb_status run(const options *o) {
     wb_comm *comm;
     WB_TRY(wb_comm_open_mpi(MPI_COMM_WORLD, &comm));
     wb_device *device = NULL;
-    wb_status status = wb_device_open_cpu(o->threads > 0 ? (int)o->threads : default_threads(), &device);
+    wb_status status = wb_comm_set_timeout(comm, (double)o->peer_timeout);
+    if (status == WB_OK)
+        status = wb_device_open_cpu(o->threads > 0 ? (int)o->threads : default_threads(), &device);
     /* Another instruction set would still give the same bits; another program would not. */
     if (status == WB_OK)
         status = wb_comm_check_equal(comm, wb_version(), strlen(wb_version()), "Waybill's version");

@@ -94,6 +94,7 @@ wb_status packed_open(const trainer *t, const batch *b, packed_batch *p) {
     size_t T = (size_t)p->largest;
     WB_TRY(wb_reserve(w, &p->ids, p->largest, (int64_t)p->row_bytes, 1));
     WB_TRY(wb_reserve(w, &p->native, p->largest, (int64_t)p->row_bytes, 1));
+    WB_TRY(wb_reserve(w, &p->used, p->largest, (int64_t)p->row_bytes, 1));
     WB_TRY(wb_reserve(w, &p->direction, p->largest, 1, 1));
     WB_TRY(WB_OWN_ALLOC(&w->host, p->host_ids, T, p->row_bytes, "routes"));
     WB_TRY(WB_OWN_ALLOC(&w->host, p->host_native, T, p->row_bytes, "routes"));

@@ -34,7 +34,7 @@ wb_status plan_batch(const trainer *t, wb_replay *replay, wb_replay_mode mode, c
 /* ---- a forward ------------------------------------------------------------------------------- */
 
 static wb_status run_forward(wb_train *train, packed_batch *p, const micro_batch *mb,
-                             const uint8_t *direction, void *native, float *logprobs_out) {
+                             const uint8_t *direction, void *native, void *used, float *logprobs_out) {
     const wb_train_batch fed = {.T = mb->T,
                                 .tokens = mb->tokens,
                                 .targets = mb->targets,
@@ -43,12 +43,12 @@ static wb_status run_forward(wb_train *train, packed_batch *p, const micro_batch
                                 .temperature = mb->temperature,
                                 .kept_ids = mb->kept_ids,
                                 .kept_start = mb->kept_start};
-    wb_routing routing = {p->ids.data, direction, native};
+    wb_routing routing = {.ids = p->ids.data, .direction = direction, .native = native, .used = used};
     return wb_train_forward(train, &fed, &routing, NULL, logprobs_out);
 }
 
-/* A forward of the policy routed as `replay` says, which is told what the rows used. Leaves the ids used in
- * p->host_ids and the log-probabilities in p->logprobs. */
+/* A forward of the policy routed as `replay` says, which is told where the rows really went. Leaves those
+ * experts in p->host_ids and the log-probabilities in p->logprobs. */
 static wb_status routed_forward(trainer *t, wb_replay *replay, packed_batch *p, int32_t m) {
     const micro_batch *mb = &p->list[m];
     wb_device *dev = t->device;
@@ -61,8 +61,8 @@ static wb_status routed_forward(trainer *t, wb_replay *replay, packed_batch *p, 
         WB_TRY(dev->to_device(dev, p->direction.data, rows.direction, T));
     }
     WB_TRY(run_forward(t->train, p, mb, rows.any_forced ? p->direction.data : NULL,
-                       rows.want_native ? p->native.data : NULL, p->logprobs));
-    WB_TRY(dev->to_host(dev, p->host_ids, p->ids.data, bytes));
+                       rows.want_native ? p->native.data : NULL, p->used.data, p->logprobs));
+    WB_TRY(dev->to_host(dev, p->host_ids, p->used.data, bytes));
     if (rows.want_native) WB_TRY(dev->to_host(dev, p->host_native, p->native.data, bytes));
     return wb_replay_store(replay, m, WB_ALL_LAYERS, 0, T, p->host_ids, p->stride,
                            rows.want_native ? p->host_native : NULL, p->stride);
@@ -90,7 +90,7 @@ static bool same_routes(const wb_route_model *model, const char *used, const cha
 }
 
 /* Counts the rows that training sent to other experts than the rollout did, in any layer: straight from
- * the ids used and the records, whatever the replay module says. */
+ * the rows that the experts got and the records, whatever the replay module and the ids say. */
 static void count_routed_differently(const trainer *t, const packed_batch *p, const micro_batch *mb,
                                      row_count *count) {
     const wb_route_model *model = wb_model_routes(t->model);
@@ -145,6 +145,6 @@ wb_status compare_forward(trainer *t, packed_batch *p, report *r) {
 
 wb_status reference_forward(trainer *t, packed_batch *p) {
     for (int32_t m = 0; m < p->n; m++)
-        WB_TRY(run_forward(t->reference_train, p, &p->list[m], NULL, NULL, p->list[m].reference));
+        WB_TRY(run_forward(t->reference_train, p, &p->list[m], NULL, NULL, NULL, p->list[m].reference));
     return WB_OK;
 }

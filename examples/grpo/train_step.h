@@ -28,9 +28,9 @@ typedef struct packed_batch {
     int64_t largest;        /* T */
     int64_t stride;         /* ids of a row: L * K */
     size_t row_bytes;
-    /* Of the micro-batch at hand, device: ids and native [T][L][K], direction [T]. */
-    wb_buffer ids, native, direction;
-    /* The same on the host, and [T] each. */
+    /* Of the micro-batch at hand, device: ids, native and used [T][L][K], direction [T]. */
+    wb_buffer ids, native, used, direction;
+    /* used and native on the host, and [T] each. */
     void *host_ids, *host_native;
     float *logprobs, *gradients;
 } packed_batch;

@@ -67,7 +67,7 @@ static wb_status warmup_step(const options *o, wb_train *train, optimizer *opt, 
                           .targets = x->targets,
                           .n_seqs = x->n_seqs,
                           .seq_start = x->seq_start};
-    wb_routing routing = {ids, NULL, NULL};
+    wb_routing routing = {.ids = ids};
     WB_TRY(wb_train_forward(train, &fed, &routing, NULL, x->logprobs));
     double sums[2] = {0, (double)x->answers};
     for (int64_t t = 0; t < x->T; t++) sums[0] -= x->logprobs[t];

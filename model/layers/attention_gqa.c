@@ -116,6 +116,22 @@ static wb_status heads_reserve(gqa *g, heads_spec spec, int64_t T, heads *h) {
     return WB_OK;
 }
 
+static wb_status reserve(void *worker, const void *weights, int64_t T, bool backward) {
+    gqa *g = worker;
+    const heads_spec q = q_spec(g->model, weights), k = k_spec(g->model, weights),
+                     v = v_spec(g->model, weights);
+    const int64_t q_width = width_of(g->model, q), kv_width = width_of(g->model, k);
+    WB_TRY(heads_reserve(g, q, T, &g->q));
+    WB_TRY(heads_reserve(g, k, T, &g->k));
+    WB_TRY(heads_reserve(g, v, T, &g->v));
+    WB_TRY(wb_reserve(g->memory, &g->attn, T, q_width, sizeof(float)));
+    if (!backward) return WB_OK;
+    WB_TRY(wb_reserve(g->memory, &g->dattn, T, q_width, sizeof(float)));
+    WB_TRY(wb_reserve(g->memory, &g->dq, T, q_width, sizeof(float)));
+    WB_TRY(wb_reserve(g->memory, &g->dk, T, kv_width, sizeof(float)));
+    return wb_reserve(g->memory, &g->dv, T, kv_width, sizeof(float));
+}
+
 static wb_matmul heads_projection(const wb_model *model, heads_spec spec, int64_t T, const float *x,
                                   const heads *h) {
     return wb_param_forward(model, spec.weight, T, model->config.hidden_size, width_of(model, spec), x,
@@ -198,9 +214,6 @@ static wb_status project(gqa *g, const gqa_weights *w, const wb_pass *pass, cons
     const wb_model *model = g->model;
     const int64_t T = pass->T;
     const heads_spec q = q_spec(model, w), k = k_spec(model, w), v = v_spec(model, w);
-    WB_TRY(heads_reserve(g, q, T, &g->q));
-    WB_TRY(heads_reserve(g, k, T, &g->k));
-    WB_TRY(heads_reserve(g, v, T, &g->v));
     const wb_matmul list[] = {heads_projection(model, q, T, x, &g->q),
                               heads_projection(model, k, T, x, &g->k),
                               heads_projection(model, v, T, x, &g->v)};
@@ -226,7 +239,6 @@ static wb_status forward(void *worker, const void *weights, const wb_pass *pass,
     const wb_model *model = g->model;
     wb_device *dev = model->device;
     const int64_t T = pass->T, H = model->config.hidden_size, width = width_of(model, q_spec(model, w));
-    WB_TRY(wb_reserve(g->memory, &g->attn, T, width, sizeof(float)));
     WB_TRY(project(g, w, pass, x));
     if (state) WB_TRY(remember(g, pass, state));
     const wb_attention args = attention_args(g, pass, state);
@@ -246,10 +258,6 @@ static wb_status attention_backward(gqa *g, const gqa_weights *w, const wb_pass 
     const int64_t T = pass->T, H = model->config.hidden_size, q_width = width_of(model, q_spec(model, w)),
                   kv_width = width_of(model, k_spec(model, w));
     const size_t kv_bytes = (size_t)(T * kv_width) * sizeof(float);
-    WB_TRY(wb_reserve(g->memory, &g->dattn, T, q_width, sizeof(float)));
-    WB_TRY(wb_reserve(g->memory, &g->dq, T, q_width, sizeof(float)));
-    WB_TRY(wb_reserve(g->memory, &g->dk, T, kv_width, sizeof(float)));
-    WB_TRY(wb_reserve(g->memory, &g->dv, T, kv_width, sizeof(float)));
 
     if (w->o_bias >= 0) WB_TRY(dev->bias_backward(dev, T, H, dy, grads[w->o_bias]));
     const wb_matmul o[] = {wb_matmul_wgrad(T, q_width, H, dy, g->attn.data, grads[w->o]),
@@ -278,6 +286,7 @@ const wb_layer_kind wb_layer_attention_gqa = {
     .declare = declare,
     .state = state_shape,
     .open = open,
+    .reserve = reserve,
     .forward = forward,
     .backward = backward,
 };

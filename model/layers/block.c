@@ -39,6 +39,28 @@ wb_status wb_block_open(wb_model *model, wb_workspace *memory, wb_block *block) 
     return WB_OK;
 }
 
+static wb_status reserve_part(wb_block *block, const wb_part *part, int64_t T, bool backward) {
+    if (!part->kind->reserve) return WB_OK;
+    return part->kind->reserve(worker_of(block, part->kind), part->weights, T, backward);
+}
+
+wb_status wb_block_reserve(wb_block *block, int64_t T, bool backward) {
+    const wb_model *model = block->model;
+    const int64_t H = model->config.hidden_size;
+    WB_TRY(wb_reserve(block->memory, &block->mixer_norm, T, H, sizeof(float)));
+    WB_TRY(wb_reserve(block->memory, &block->mid, T, H, sizeof(float)));
+    WB_TRY(wb_reserve(block->memory, &block->feed_forward_norm, T, H, sizeof(float)));
+    if (backward) {
+        WB_TRY(wb_reserve(block->memory, &block->dmid, T, H, sizeof(float)));
+        WB_TRY(wb_reserve(block->memory, &block->dnorm, T, H, sizeof(float)));
+    }
+    for (int32_t l = 0; l < model->config.n_layers; l++) {
+        WB_TRY(reserve_part(block, &model->layers[l].mixer, T, backward));
+        WB_TRY(reserve_part(block, &model->layers[l].feed_forward, T, backward));
+    }
+    return WB_OK;
+}
+
 /* ---- parts ----------------------------------------------------------------------------------- */
 
 static wb_status part_forward(wb_block *block, const wb_part *part, const wb_pass *pass,
@@ -74,10 +96,6 @@ static wb_status layer_forward(wb_block *block, const wb_layer *layer, const wb_
                                const wb_state *state, const float *x, float *y) {
     wb_device *dev = block->model->device;
     const int64_t T = pass->T, H = block->model->config.hidden_size;
-    WB_TRY(wb_reserve(block->memory, &block->mixer_norm, T, H, sizeof(float)));
-    WB_TRY(wb_reserve(block->memory, &block->mid, T, H, sizeof(float)));
-    WB_TRY(wb_reserve(block->memory, &block->feed_forward_norm, T, H, sizeof(float)));
-
     float *h = block->mixer_norm.data, *mid = block->mid.data;
     WB_TRY(norm_forward(block, layer->mixer_norm, T, x, h));
     WB_TRY(part_forward(block, &layer->mixer, pass, state, h, mid));
@@ -91,9 +109,7 @@ static wb_status layer_forward(wb_block *block, const wb_layer *layer, const wb_
 
 static wb_status layer_backward(wb_block *block, const wb_layer *layer, const wb_pass *pass, const float *x,
                                 float *const *grads, float *dx) {
-    const int64_t T = pass->T, H = block->model->config.hidden_size;
-    WB_TRY(wb_reserve(block->memory, &block->dmid, T, H, sizeof(float)));
-    WB_TRY(wb_reserve(block->memory, &block->dnorm, T, H, sizeof(float)));
+    const int64_t T = pass->T;
     const float *h = block->feed_forward_norm.data, *mid = block->mid.data;
     float *dh = block->dnorm.data, *dmid = block->dmid.data;
     WB_TRY(part_backward(block, &layer->feed_forward, pass, h, dx, grads, dh));

@@ -24,6 +24,9 @@ typedef struct wb_block {
 /* Its memory is the workspace's: closing that is all that is needed. */
 wb_status wb_block_open(wb_model *model, wb_workspace *memory, wb_block *block);
 
+/* Memory for a forward of T tokens through all layers, and with `backward` for its backward. */
+wb_status wb_block_reserve(wb_block *block, int64_t T, bool backward);
+
 /* y[T,H] (=) layer l of x[T,H], y not x. Collective. */
 wb_status wb_block_forward(wb_block *block, int32_t l, const wb_pass *pass, const wb_state *state,
                            const float *x, float *y);

@@ -13,14 +13,24 @@
 
 /* ---- a pass over a batch --------------------------------------------------------------------- */
 
+/* Adjacent rows [start, start + n). */
+typedef struct wb_row_run {
+    int64_t start, n;
+} wb_row_run;
+
 /* What the layers of one forward or backward have in common. */
 typedef struct wb_pass {
     int64_t T;
     const int32_t *pos, *seq; /* [T] absolute position; row of `blocks` */
-    const int32_t *blocks;    /* [n_seqs, max_blocks] blocks of each sequence, as wb_attention */
+    const int32_t *blocks;    /* [n_seqs, max_blocks] blocks of each sequence, as wb_attention. In training
+                               * [T], block_size 1: `seq` is the sequence's first token and max_blocks is 1,
+                               * so that a sequence's row begins at its first token and is as long as it is */
     int32_t max_blocks, block_size;
-    const int64_t *state_rows;    /* [T] row of each token in the tables of states; NULL in training */
-    const wb_routing *routing;    /* who chooses the experts of each row */
+    const int64_t *state_rows; /* [T] row of each token in the tables of states; NULL in training */
+    const wb_routing *routing; /* who chooses the experts of each row */
+    const wb_row_run *padding; /* host [n_padding] rows that are no tokens: their choices weigh nothing */
+    int64_t n_padding;
+    void *used;                   /* host [T][L][K] out, as routing->used; or NULL */
     bool recompute;               /* all rows take routing->ids as an earlier forward left them */
     const wb_router_probe *probe; /* or NULL */
 } wb_pass;
@@ -67,6 +77,10 @@ struct wb_layer_kind {
 
     /* Memory that the worker takes belongs to the workspace. */
     wb_status (*open)(wb_model *model, wb_workspace *memory, void *worker);
+
+    /* Memory for a forward of T tokens, and with `backward` for its backward: all that depends on this rank's
+     * tokens alone. Before the first exchange of a pass. NULL: the kind needs none. */
+    wb_status (*reserve)(void *worker, const void *weights, int64_t T, bool backward);
 
     /* y[T,H] (=) from x[T,H], the normalised residual stream. A mixer without `state`: the batch is whole
      * sequences, and row t of what would be state is token t. A feed-forward part gets NULL. Collective. */

@@ -30,6 +30,15 @@ static wb_status open(wb_model *model, wb_workspace *memory, void *worker) {
     return WB_OK;
 }
 
+static wb_status reserve(void *worker, const void *weights, int64_t T, bool backward) {
+    mlp *m = worker;
+    const int64_t I = m->model->config.dense_width;
+    (void)weights;
+    WB_TRY(wb_reserve(m->memory, &m->gate_up, T, 2 * I, sizeof(float)));
+    WB_TRY(wb_reserve(m->memory, &m->act, T, I, sizeof(float)));
+    return backward ? wb_reserve(m->memory, &m->dact, T, I, sizeof(float)) : WB_OK;
+}
+
 static wb_status forward(void *worker, const void *weights, const wb_pass *pass, const wb_state *state,
                          const float *x, float *y) {
     mlp *m = worker;
@@ -37,8 +46,6 @@ static wb_status forward(void *worker, const void *weights, const wb_pass *pass,
     wb_device *dev = m->model->device;
     const int64_t T = pass->T, H = m->model->config.hidden_size, I = m->model->config.dense_width;
     (void)state;
-    WB_TRY(wb_reserve(m->memory, &m->gate_up, T, 2 * I, sizeof(float)));
-    WB_TRY(wb_reserve(m->memory, &m->act, T, I, sizeof(float)));
     const wb_matmul gate_up = wb_param_forward(m->model, w->gate_up, T, H, 2 * I, x, m->gate_up.data);
     WB_TRY(dev->matmul(dev, 1, &gate_up));
     WB_TRY(dev->swiglu_forward(dev, T, I, m->gate_up.data, m->act.data));
@@ -52,7 +59,6 @@ static wb_status backward(void *worker, const void *weights, const wb_pass *pass
     const mlp_weights *w = weights;
     wb_device *dev = m->model->device;
     const int64_t T = pass->T, H = m->model->config.hidden_size, I = m->model->config.dense_width;
-    WB_TRY(wb_reserve(m->memory, &m->dact, T, I, sizeof(float)));
     const wb_matmul down[] = {wb_matmul_wgrad(T, I, H, dy, m->act.data, grads[w->down]),
                               wb_param_dgrad(m->model, w->down, T, I, H, dy, m->dact.data, false)};
     WB_TRY(dev->matmul(dev, 2, down));
@@ -68,6 +74,7 @@ const wb_layer_kind wb_layer_mlp = {
     .worker_size = sizeof(mlp),
     .declare = declare,
     .open = open,
+    .reserve = reserve,
     .forward = forward,
     .backward = backward,
 };

@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #define POISON 0xa5
 
@@ -325,11 +326,112 @@ static void core_agree(core *c) {
     CHECK_STATUS(c, WB_OK, wb_comm_agree(c->comm, WB_OK));
 }
 
+/* ---- how a wait ends ----------------------------------------------------------------------------- */
+
+static double core_now(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+static void core_sleep(double seconds) {
+    const struct timespec pause = {(time_t)seconds, (long)((seconds - (double)(time_t)seconds) * 1e9)};
+    nanosleep(&pause, NULL);
+}
+
+/* PEER, and `what` of rank `rank` in the message. */
+static void core_check_says(core *c, wb_status found, size_t rank, const char *what) {
+    char text[128];
+    snprintf(text, sizeof text, "rank %zu %s", rank, what);
+    CHECK_STATUS(c, WB_PEER, found);
+    CHECK(c, strstr(wb_error_message(), text) != NULL);
+}
+
+/* After a failure every call of every rank fails, and none waits. */
+static void core_check_dead(core *c) {
+    const double begin = core_now();
+    size_t *none = take(c->ranks * sizeof *none);
+    memset(none, 0, c->ranks * sizeof *none);
+    float value = 1;
+    CHECK_STATUS(c, WB_PEER, wb_comm_barrier(c->comm));
+    CHECK_STATUS(c, WB_PEER, wb_comm_broadcast(c->comm, &value, sizeof value, (int)c->rank));
+    CHECK_STATUS(c, WB_PEER, wb_comm_all_to_all_v(c->comm, NULL, none, none, NULL, none, none));
+    CHECK_STATUS(c, WB_PEER, wb_comm_all_reduce_f32(c->comm, &value, 1));
+    CHECK_STATUS(c, WB_PEER, wb_comm_agree(c->comm, WB_OK));
+    CHECK(c, core_now() - begin < 1);
+    free(none);
+}
+
+/* What a rank that waits may be in; `memory` is freed as soon as the call has failed. */
+static wb_status core_wait_in(core *c, size_t call) {
+    const size_t n = (size_t)1 << 20;
+    const int last = (int)c->ranks - 1;
+    unsigned char *send = take(n), *recv = take(n * c->ranks);
+    memset(send, 0, n);
+    wb_status status = WB_OK;
+    if (call == 0) status = wb_comm_barrier(c->comm);
+    if (call == 1) status = wb_comm_broadcast(c->comm, recv, n, last);
+    if (call == 2) status = wb_comm_all_gather(c->comm, send, n, recv);
+    if (call == 3) status = wb_comm_agree(c->comm, WB_OK);
+    free(send);
+    free(recv);
+    return status;
+}
+#define CORE_WAITS 4
+
+/* Each of these takes a communicator of its own, which is dead at the end, and the call that is waited in. */
+
+/* The last rank comes when the others have left. */
+static int comm_core_late(wb_comm *comm, size_t call) {
+    core state = {comm, (size_t)wb_comm_rank(comm), (size_t)wb_comm_size(comm), 0, 0};
+    core *c = &state;
+    CHECK_STATUS(c, WB_OK, wb_comm_set_timeout(comm, 0.4));
+    CHECK_STATUS(c, WB_OK, wb_comm_barrier(comm));
+    const double begin = core_now();
+    if (c->rank + 1 == c->ranks) {
+        core_sleep(2);
+    } else {
+        core_check_says(c, core_wait_in(c, call), c->ranks - 1, "did not come");
+        CHECK(c, core_now() - begin >= 0.3 && core_now() - begin < 20);
+    }
+    core_check_dead(c);
+    return c->failures;
+}
+
+/* The last rank gives up before its call; the others wait or will. */
+static int comm_core_gives_up(wb_comm *comm, size_t call) {
+    core state = {comm, (size_t)wb_comm_rank(comm), (size_t)wb_comm_size(comm), 0, 0};
+    core *c = &state;
+    CHECK_STATUS(c, WB_OK, wb_comm_barrier(comm));
+    const double begin = core_now();
+    if (c->rank + 1 == c->ranks) {
+        core_sleep(0.2);
+        wb_fail(WB_IO, "the disk is full");
+        wb_comm_abort(comm);
+        core_check_says(c, wb_comm_barrier(comm), c->rank, "gave up: the disk is full");
+    } else {
+        core_check_says(c, core_wait_in(c, call), c->ranks - 1, "gave up: the disk is full");
+    }
+    CHECK(c, core_now() - begin < 20);
+    core_check_dead(c);
+    return c->failures;
+}
+
+static void core_timeout(core *c) {
+    const double bad[] = {0, -1, NAN, INFINITY, 1e10};
+    CHECK(c, wb_comm_timeout(c->comm) == 1800);
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++)
+        CHECK_STATUS(c, WB_INVALID_ARGUMENT, wb_comm_set_timeout(c->comm, bad[i]));
+    CHECK_STATUS(c, WB_OK, wb_comm_set_timeout(c->comm, 60));
+    CHECK(c, wb_comm_timeout(c->comm) == 60);
+}
+
 /* ---- all ----------------------------------------------------------------------------------------- */
 
 static int comm_core_run(wb_comm *comm, uint64_t seed) {
     core state = {comm, (size_t)wb_comm_rank(comm), (size_t)wb_comm_size(comm), seed, 0};
     core *c = &state;
+    core_timeout(c);
     CHECK_STATUS(c, WB_OK, wb_comm_barrier(comm));
     core_broadcast(c);
     core_all_gather(c);

@@ -301,6 +301,59 @@ static void test_close_is_giving_up(void **unused) {
     assert_int_equal(on_threads(4, close_early), 0);
 }
 
+/* The common core of failures, in each call. */
+static int (*failing)(wb_comm *, size_t);
+static size_t waiting_call;
+
+static void *run_failing(void *argument) {
+    worker *me = argument;
+    me->failures += failing(me->comm, waiting_call);
+    wb_comm_close(me->comm);
+    return NULL;
+}
+
+static void every_wait(int (*body)(wb_comm *, size_t)) {
+    failing = body;
+    for (waiting_call = 0; waiting_call < CORE_WAITS; waiting_call++)
+        assert_int_equal(on_threads(2 + (int)waiting_call % 3, run_failing), 0);
+}
+
+static void test_rule_30_a_late_rank_is_named(void **unused) {
+    (void)unused;
+    every_wait(comm_core_late);
+}
+
+static void test_rule_30_a_rank_gives_up_with_its_reason(void **unused) {
+    (void)unused;
+    every_wait(comm_core_gives_up);
+}
+
+/* Rank 1 ends without a word, and without closing: its communicator is closed when the others have left. */
+static void *vanish(void *argument) {
+    worker *me = argument;
+    if (wb_comm_rank(me->comm) == 1) return NULL;
+    me->failures += wb_comm_set_timeout(me->comm, 0.3) != WB_OK;
+    me->failures += wb_comm_barrier(me->comm) != WB_PEER;
+    me->failures += !strstr(wb_error_message(), "rank 1 did not come");
+    return NULL;
+}
+
+static void test_rule_30_a_vanished_rank_is_named(void **unused) {
+    (void)unused;
+    wb_comm *comms[3];
+    worker workers[3];
+    assert_int_equal(wb_comm_open_threads(3, comms), WB_OK);
+    for (int r = 0; r < 3; r++) {
+        workers[r] = (worker){.comm = comms[r]};
+        assert_int_equal(pthread_create(&workers[r].thread, NULL, vanish, &workers[r]), 0);
+    }
+    for (int r = 0; r < 3; r++) {
+        assert_int_equal(pthread_join(workers[r].thread, NULL), 0);
+        assert_int_equal(workers[r].failures, 0);
+    }
+    for (int r = 0; r < 3; r++) wb_comm_close(comms[r]);
+}
+
 /* Ranks that make different calls all learn it. */
 static void *different_calls(void *argument) {
     worker *me = argument;
@@ -334,6 +387,9 @@ int main(void) {
         cmocka_unit_test(test_abort_wakes),
         cmocka_unit_test(test_abort_from_outside),
         cmocka_unit_test(test_close_is_giving_up),
+        cmocka_unit_test(test_rule_30_a_late_rank_is_named),
+        cmocka_unit_test(test_rule_30_a_rank_gives_up_with_its_reason),
+        cmocka_unit_test(test_rule_30_a_vanished_rank_is_named),
         cmocka_unit_test(test_different_calls),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

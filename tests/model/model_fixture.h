@@ -5,7 +5,8 @@
 #ifndef MODEL_FIXTURE_H
 #define MODEL_FIXTURE_H
 
-#include "layers/moe/moe.h"
+#include "wb_device.h"
+#include "wb_model.h"
 #include "wb_random.h"
 
 #include <inttypes.h>
@@ -252,6 +253,19 @@ typedef struct direction {
     const uint8_t *ids, *forced;
 } direction;
 
+/* No row went to other experts than `ids` [T] says, by what the plan says of its rows. */
+static inline void must_have_gone(const fixture *f, int64_t T, const uint8_t *ids, const void *used) {
+    uint8_t *found = take(T, f->row_bytes);
+    MUST(f->device->to_host(f->device, found, used, (size_t)T * f->row_bytes));
+    for (size_t i = 0; i < (size_t)T * f->row_bytes; i++)
+        if (found[i] != ids[i]) {
+            fprintf(stderr, "row %zu: expected expert %d, found that it went to %d\n", i / f->row_bytes,
+                    ids[i], found[i]);
+            exit(1);
+        }
+    free(found);
+}
+
 /* Forward of the sequences `seqs` in that order, and with dlogprobs (by token of the corpus) the backward,
  * without reduction. */
 static inline void train_pass(fixture *f, const corpus *c, int32_t n, const int32_t *seqs, direction d,
@@ -264,9 +278,10 @@ static inline void train_pass(fixture *f, const corpus *c, int32_t n, const int3
     int32_t *tokens = take(T, sizeof(int32_t)), *targets = take(T, sizeof(int32_t));
     uint8_t *rows = take(T, f->row_bytes), *forced = take(T, 1);
     float *values = take(T * V, sizeof(float));
-    void *ids, *native, *device_forced;
+    void *ids, *native, *used, *device_forced;
     MUST(dev->mem_alloc(dev, (size_t)T * f->row_bytes, &ids));
     MUST(dev->mem_alloc(dev, (size_t)T * f->row_bytes, &native));
+    MUST(dev->mem_alloc(dev, (size_t)T * f->row_bytes, &used));
     MUST(dev->mem_alloc(dev, (size_t)T, &device_forced));
     move_rows(c, n, seqs, sizeof(int32_t), true, tokens, c->tokens);
     move_rows(c, n, seqs, sizeof(int32_t), true, targets, c->targets);
@@ -285,7 +300,8 @@ static inline void train_pass(fixture *f, const corpus *c, int32_t n, const int3
                                   .temperature = c->temperature,
                                   .kept_ids = c->kept_ids,
                                   .kept_start = c->kept_start};
-    const wb_routing routing = {ids, d.ids ? device_forced : NULL, native};
+    const wb_routing routing = {
+        .ids = ids, .direction = d.ids ? device_forced : NULL, .native = native, .used = used};
     MUST(wb_train_forward(f->train, &batch, &routing, NULL, values));
     move_rows(c, n, seqs, sizeof(float), false, values, r->logprobs);
     if (r->logits) { /* optional: asking for them makes the backward compute them again */
@@ -294,6 +310,7 @@ static inline void train_pass(fixture *f, const corpus *c, int32_t n, const int3
     }
     MUST(dev->to_host(dev, rows, ids, (size_t)T * f->row_bytes));
     move_rows(c, n, seqs, f->row_bytes, false, rows, r->ids);
+    must_have_gone(f, T, rows, used);
     MUST(dev->to_host(dev, rows, native, (size_t)T * f->row_bytes));
     move_rows(c, n, seqs, f->row_bytes, false, rows, r->native);
     if (dlogprobs) {
@@ -302,6 +319,7 @@ static inline void train_pass(fixture *f, const corpus *c, int32_t n, const int3
     }
     dev->mem_free(dev, ids);
     dev->mem_free(dev, native);
+    dev->mem_free(dev, used);
     dev->mem_free(dev, device_forced);
     void *const arrays[] = {start, tokens, targets, rows, forced, values};
     for (size_t i = 0; i < sizeof arrays / sizeof arrays[0]; i++) free(arrays[i]);

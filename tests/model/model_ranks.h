@@ -82,7 +82,10 @@ static inline void expect_same_gradients(ranks_test *test) {
 
 static inline int64_t gradient_elements(const fixture *f) {
     int64_t n = 0;
-    for (int32_t i = 0; i < f->model->n_params; i++) n += f->model->params[i].n;
+    for (int32_t i = 0; i < wb_model_n_tensors(f->model); i++) {
+        const wb_tensor tensor = wb_model_tensor(f->model, i);
+        if (wb_train_grad(f->train, &tensor)) n += tensor.n;
+    }
     return n;
 }
 

@@ -3,6 +3,7 @@
  * with every optional step. */
 #include "model/model_fixture.h"
 #include "support/missing_op.h"
+#include "wb_check.h"
 
 #include <setjmp.h>
 #include <stdarg.h>

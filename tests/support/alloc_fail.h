@@ -40,11 +40,24 @@ static struct {
 } alloc_fail;
 
 static _Thread_local bool alloc_fail_here;
+static _Thread_local long alloc_fail_countdown_here; /* 0: not armed; 1: the next one fails, once */
 
 /* Besides arming, and in any number of threads: from alloc_fail_this_thread(true) on, this thread's
  * allocations fail, and no other thread's. */
 static inline void alloc_fail_this_thread(bool fails) {
     alloc_fail_here = fails;
+}
+
+/* Likewise: lets `n` allocations of this thread succeed and the next one fail. */
+static inline void alloc_fail_this_thread_at(long n) {
+    alloc_fail_countdown_here = n + 1;
+}
+
+/* Whether it was refused; disarms. */
+static inline bool alloc_fail_this_thread_failed(void) {
+    const bool failed = alloc_fail_countdown_here == 0;
+    alloc_fail_countdown_here = 0;
+    return failed;
 }
 
 /* Lets `n` allocations succeed and the next one fail, or all from there on. */
@@ -72,7 +85,7 @@ extern void *__libc_memalign(size_t alignment, size_t size);
 extern void __libc_free(void *block);
 
 static inline bool alloc_fail_refuses(void) {
-    if (alloc_fail_here) {
+    if (alloc_fail_here || (alloc_fail_countdown_here > 0 && --alloc_fail_countdown_here == 0)) {
         errno = ENOMEM;
         return true;
     }

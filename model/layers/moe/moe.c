@@ -49,11 +49,20 @@ static bool has_peers(const moe *m) {
     return wb_comm_size(m->model->comm) > 1;
 }
 
-static wb_status reserve_rows(moe *m, int64_t T) {
+static wb_status reserve(void *worker, const void *weights, int64_t T, bool backward) {
+    moe *m = worker;
     const wb_config *config = &m->model->config;
     const int64_t n_pairs = T * config->router.top_k, H = config->hidden_size;
+    (void)weights;
+    WB_TRY(wb_moe_choice_reserve(&m->choice, T, backward));
+    WB_TRY(wb_moe_plan_reserve(&m->plan, T));
     WB_TRY(wb_reserve(m->memory, &m->sent, n_pairs, H, sizeof(float)));
-    WB_TRY(wb_reserve(m->memory, &m->rows, n_pairs, H, sizeof(float)));
+    return wb_reserve(m->memory, &m->rows, n_pairs, H, sizeof(float));
+}
+
+/* For the rows that come from all ranks. */
+static wb_status reserve_received(moe *m) {
+    const int64_t H = m->model->config.hidden_size;
     if (!has_peers(m)) return WB_OK;
     WB_TRY(wb_reserve(m->memory, &m->input, m->plan.n, H, sizeof(float)));
     return wb_reserve(m->memory, &m->output, m->plan.n, H, sizeof(float));
@@ -78,7 +87,9 @@ static wb_status forward(void *worker, const void *weights, const wb_pass *pass,
     WB_TRY(wb_moe_choose(&m->choice, w, pass, x));
     WB_TRY(
         wb_moe_plan_make(&m->plan, &m->exchange, T, wb_moe_ids(m->model, pass->routing->ids, w->moe_index)));
-    WB_TRY(reserve_rows(m, T));
+    if (pass->used && !pass->recompute)
+        WB_TRY(wb_moe_plan_used(&m->plan, T, wb_moe_ids(m->model, pass->used, w->moe_index)));
+    WB_TRY(reserve_received(m));
     WB_TRY(dev->gather_rows(dev, T * K, H, m->plan.row_token.data, x, m->sent.data));
     WB_TRY(run_experts(m, w));
     return dev->moe_combine(dev, T, K, H, m->rows.data, m->plan.choice_row.data, m->choice.weights.data,
@@ -108,7 +119,6 @@ static wb_status backward(void *worker, const void *weights, const wb_pass *pass
     const int32_t K = m->model->config.router.top_k;
     const int64_t T = pass->T, H = m->model->config.hidden_size;
     WB_TRY(wb_reserve(m->memory, &m->output, m->plan.n, H, sizeof(float)));
-    WB_TRY(wb_reserve(m->memory, &m->choice.dweights, T, K, sizeof(float)));
 
     /* With several ranks the experts hold `input`, so that `sent` is free once its content has gone, and so
      * are `rows` after the combine's backward. */
@@ -126,6 +136,7 @@ const wb_layer_kind wb_layer_moe = {
     .worker_size = sizeof(moe),
     .declare = declare,
     .open = open,
+    .reserve = reserve,
     .forward = forward,
     .backward = backward,
 };

@@ -36,7 +36,10 @@ typedef struct wb_moe_choice {
     wb_host_buffer probed;       /* logits, then weights, for a probe */
 } wb_moe_choice;
 
-/* The ids of MoE layer `moe_index` in a route tensor [T][L][K], which may be NULL. */
+/* Memory for T tokens. */
+wb_status wb_moe_choice_reserve(wb_moe_choice *choice, int64_t T, bool backward);
+
+/* The ids of MoE layer `moe_index` in a route tensor [T][L][K], of device or host, which may be NULL. */
 wb_ids wb_moe_ids(const wb_model *model, void *routes, int32_t moe_index);
 
 /* Logits of x[T,H], then ids by the direction of each row, then the weights of those ids: the one place where
@@ -61,6 +64,7 @@ typedef struct wb_moe_plan {
     /* Host. */
     int32_t *rank_first;               /* [R + 1] slot of each rank's first expert */
     int32_t *order;                    /* [E] expert in a slot */
+    int64_t *next_row;                 /* [E] scratch */
     int64_t *counts;                   /* [E] rows by expert ... */
     int64_t *slot_counts;              /* [E] ... and by slot */
     int64_t *local_start;              /* [E + 1] first of the n rows of each of this rank's experts */
@@ -71,8 +75,15 @@ typedef struct wb_moe_plan {
 
 wb_status wb_moe_plan_open(wb_model *model, wb_workspace *memory, wb_moe_plan *plan);
 
+/* Memory for what this rank's T tokens need; how many rows come from other ranks is not known yet. */
+wb_status wb_moe_plan_reserve(wb_moe_plan *plan, int64_t T);
+
 /* Where every row of the ids of T tokens goes. Collective. */
 wb_status wb_moe_plan_make(wb_moe_plan *plan, wb_moe_exchange *exchange, int64_t T, wb_ids ids);
+
+/* used (=) the expert whose rows each choice of the T tokens is among, read from the rows themselves and not
+ * from the ids that they were made of; host memory. CORRUPT when a choice's row is not its token's. */
+wb_status wb_moe_plan_used(wb_moe_plan *plan, int64_t T, wb_ids used);
 
 /* Experts of this rank. */
 int32_t wb_moe_plan_n_local(const wb_moe_plan *plan);

@@ -13,11 +13,30 @@ wb_status wb_moe_plan_open(wb_model *model, wb_workspace *memory, wb_moe_plan *p
     plan->memory = memory;
     WB_TRY(WB_OWN(&memory->host, plan->rank_first, R + 1, "MoE plan"));
     WB_TRY(WB_OWN(&memory->host, plan->order, E, "MoE plan"));
+    WB_TRY(WB_OWN(&memory->host, plan->next_row, E, "MoE plan"));
     WB_TRY(WB_OWN(&memory->host, plan->counts, E, "MoE plan"));
     WB_TRY(WB_OWN(&memory->host, plan->slot_counts, E, "MoE plan"));
     WB_TRY(WB_OWN(&memory->host, plan->local_start, E + 1, "MoE plan"));
     WB_TRY(WB_OWN(&memory->host, plan->send_rows, R, "MoE plan"));
     return WB_OWN(&memory->host, plan->receive_rows, R, "MoE plan");
+}
+
+/* Experts of this rank by the present placement. */
+static int32_t count_local(const wb_model *model) {
+    int32_t n = 0;
+    for (int32_t e = 0; e < model->config.router.n_experts; e++)
+        n += model->expert_rank[e] == wb_comm_rank(model->comm);
+    return n;
+}
+
+wb_status wb_moe_plan_reserve(wb_moe_plan *plan, int64_t T) {
+    const wb_model *model = plan->model;
+    const int64_t n_pairs = T * model->config.router.top_k;
+    WB_TRY(wb_reserve(plan->memory, &plan->choice_row, n_pairs, 1, sizeof(int32_t)));
+    WB_TRY(wb_reserve(plan->memory, &plan->row_token, n_pairs, 1, sizeof(int32_t)));
+    WB_TRY(wb_reserve_host(plan->memory, &plan->index, 3 * n_pairs, sizeof(int32_t), "row order"));
+    const int64_t n_counts = (int64_t)wb_comm_size(model->comm) * count_local(model);
+    return wb_reserve_host(plan->memory, &plan->received_counts, n_counts, sizeof(int64_t), "row counts");
 }
 
 int32_t wb_moe_plan_n_local(const wb_moe_plan *plan) {
@@ -53,7 +72,6 @@ static const int64_t *first_rows(wb_moe_plan *plan) {
 static wb_status sort_by_slot(wb_moe_plan *plan, int64_t n_pairs) {
     wb_device *dev = plan->model->device;
     const size_t bytes = (size_t)n_pairs * sizeof(int32_t);
-    WB_TRY(wb_reserve_host(plan->memory, &plan->index, 3 * n_pairs, sizeof(int32_t), "row order"));
     int32_t *by_id = plan->index.data, *by_slot = by_id + n_pairs, *moved = by_slot + n_pairs;
 
     /* moved[row by id] = row by slot; row_token follows it. */
@@ -78,8 +96,6 @@ static wb_status sort_rows(wb_moe_plan *plan, int64_t T, wb_ids ids) {
     const wb_model *model = plan->model;
     wb_device *dev = model->device;
     const int32_t E = model->config.router.n_experts, K = model->config.router.top_k;
-    WB_TRY(wb_reserve(plan->memory, &plan->choice_row, T * K, 1, sizeof(int32_t)));
-    WB_TRY(wb_reserve(plan->memory, &plan->row_token, T * K, 1, sizeof(int32_t)));
     WB_TRY(dev->moe_sort(dev, T, K, E, ids, plan->choice_row.data, plan->row_token.data, plan->counts));
 
     number_slots(plan);
@@ -123,27 +139,23 @@ static wb_status group_rows(wb_moe_plan *plan) {
 
     plan->local_start[0] = 0;
     for (int32_t i = 0; i < n_local; i++) {
+        plan->next_row[i] = plan->local_start[i];
         plan->local_start[i + 1] = plan->local_start[i];
         for (int32_t r = 0; r < R; r++) plan->local_start[i + 1] += received[(int64_t)r * n_local + i];
     }
     int32_t arrived = 0;
     for (int32_t r = 0; r < R; r++)
-        for (int32_t i = 0; i < n_local; i++) {
-            int64_t grouped = plan->local_start[i]; /* after the rows of the ranks before r */
-            for (int32_t before = 0; before < r; before++) grouped += received[(int64_t)before * n_local + i];
+        for (int32_t i = 0; i < n_local; i++) /* after the rows of the ranks before r */
             for (int64_t j = 0; j < received[(int64_t)r * n_local + i]; j++) {
-                to_received[grouped] = arrived;
-                to_grouped[arrived++] = (int32_t)grouped++;
+                to_received[plan->next_row[i]] = arrived;
+                to_grouped[arrived++] = (int32_t)plan->next_row[i]++;
             }
-        }
     WB_TRY(wb_upload(plan->memory, &plan->to_received, to_received, n, sizeof(int32_t)));
     return wb_upload(plan->memory, &plan->to_grouped, to_grouped, n, sizeof(int32_t));
 }
 
 static wb_status plan_among_ranks(wb_moe_plan *plan, wb_moe_exchange *exchange) {
-    const int32_t R = wb_comm_size(plan->model->comm), n_local = wb_moe_plan_n_local(plan);
-    WB_TRY(wb_reserve_host(plan->memory, &plan->received_counts, (int64_t)R * n_local, sizeof(int64_t),
-                           "row counts"));
+    const int32_t n_local = wb_moe_plan_n_local(plan);
     WB_TRY(wb_moe_exchange_counts(exchange, plan->rank_first, n_local, plan->slot_counts,
                                   plan->received_counts.data));
     WB_TRY(count_rows(plan));
@@ -157,5 +169,51 @@ wb_status wb_moe_plan_make(wb_moe_plan *plan, wb_moe_exchange *exchange, int64_t
     plan->local_start[0] = 0;
     for (int32_t i = 0; i < E; i++) plan->local_start[i + 1] = plan->local_start[i] + plan->slot_counts[i];
     plan->n = plan->local_start[E];
+    return WB_OK;
+}
+
+/* ---- rows read back ------------------------------------------------------------------------------- */
+
+/* expert_of_row[n_pairs] from where the rows of each slot begin, and from the placement. */
+static void name_rows(wb_moe_plan *plan, int32_t *expert_of_row) {
+    const wb_model *model = plan->model;
+    const int32_t E = model->config.router.n_experts;
+    int64_t row = 0;
+    for (int32_t s = 0; s < E; s++) {
+        plan->next_row[s] = row;
+        row += plan->slot_counts[s];
+    }
+    for (int32_t e = 0; e < E; e++) {
+        const int32_t s = plan->rank_first[model->expert_rank[e]] + model->local_index[e];
+        for (int64_t i = 0; i < plan->slot_counts[s]; i++) expert_of_row[plan->next_row[s] + i] = e;
+    }
+}
+
+static void set_id(wb_ids ids, int64_t at, int32_t expert) {
+    if (ids.dtype == WB_U8)
+        ((uint8_t *)ids.data)[at] = (uint8_t)expert;
+    else
+        ((uint16_t *)ids.data)[at] = (uint16_t)expert;
+}
+
+wb_status wb_moe_plan_used(wb_moe_plan *plan, int64_t T, wb_ids used) {
+    wb_device *dev = plan->model->device;
+    const int32_t K = plan->model->config.router.top_k;
+    const int64_t n_pairs = T * K;
+    const size_t bytes = (size_t)n_pairs * sizeof(int32_t);
+    int32_t *row_of = plan->index.data, *token_of_row = row_of + n_pairs,
+            *expert_of_row = token_of_row + n_pairs;
+    WB_TRY(dev->to_host(dev, row_of, plan->choice_row.data, bytes));
+    WB_TRY(dev->to_host(dev, token_of_row, plan->row_token.data, bytes));
+    name_rows(plan, expert_of_row);
+    for (int64_t i = 0; i < n_pairs; i++) {
+        const int32_t row = row_of[i];
+        if (row < 0 || row >= n_pairs || token_of_row[row] != i / K)
+            return wb_fail(WB_CORRUPT,
+                           "MoE plan: token %" PRId64 ", choice %" PRId64
+                           ": expected a row of this token, found row %d",
+                           i / K, i % K, row);
+        set_id(used, i / K * used.stride + i % K, expert_of_row[row]);
+    }
     return WB_OK;
 }

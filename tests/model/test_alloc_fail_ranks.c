@@ -1,0 +1,152 @@
+/* test_alloc_fail_ranks.c - every allocation of a training step and of a step of inference is made to fail in
+ * turn on one rank of two: that rank says so, and the other comes back with the name of the rank and not
+ * after a timeout. What a rank knows beforehand it allocates before the first exchange, so that after most
+ * failures the communicator lives. A hang is a failure by alarm. */
+#include "model_ranks.h"
+#include "support/alloc_fail.h"
+#include "wb_check.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+#include <pthread.h>
+#include <unistd.h>
+
+enum { RANKS = 2, POOR = 1, T = 6 };
+
+static wb_config small_config(void) {
+    wb_config config = variant_config(VARIANT_QWEN3);
+    config.hidden_size = 8;
+    config.n_heads = 2;
+    config.n_kv_heads = 1;
+    config.head_dim = 4;
+    config.expert_width = 4;
+    config.dense_width = 4;
+    config.router.n_experts = 4;
+    config.router.top_k = 2;
+    config.vocab_size = 11;
+    return config;
+}
+
+typedef enum step { TRAIN, INFER, N_STEPS } step;
+
+/* Of both ranks; n and which step are set before the threads start. */
+static long refused_at;
+static step which;
+
+typedef struct rank_result {
+    wb_comm *comm;
+    pthread_t thread;
+    wb_status status, after; /* of the step; of a barrier behind it */
+    bool refused;
+    char message[512];
+} rank_result;
+
+static wb_status train_step(fixture *f) {
+    const int32_t tokens[T] = {1, 2, 3, 4, 5, 6}, targets[T] = {2, 3, -1, 5, 6, -1}, start[] = {0, 3, T};
+    const float ones[T] = {1, 1, 1, 1, 1, 1};
+    uint8_t ids[T * 4], used[T * 4], directions[T] = {WB_ROW_NATIVE, WB_ROW_FORCED, WB_ROW_PADDING};
+    float logprobs[T];
+    for (int i = 0; i < T * 4; i++) ids[i] = (uint8_t)(i % 4);
+    const wb_train_batch batch = {
+        .T = T, .tokens = tokens, .targets = targets, .n_seqs = 2, .seq_start = start};
+    const wb_routing routing = {.ids = ids, .direction = directions, .used = used};
+    WB_TRY(wb_train_forward(f->train, &batch, &routing, NULL, logprobs));
+    WB_TRY(wb_train_backward(f->train, ones));
+    return wb_train_reduce_grads(f->train);
+}
+
+static wb_status infer_step(wb_infer *infer) {
+    const int32_t tokens[T] = {1, 2, 3, 4, 5, 6}, pos[T] = {0, 1, 2, 3, 4, 5}, seq[T] = {0}, block = 0,
+                  row = T - 1;
+    const wb_infer_batch batch = {.T = T,
+                                  .tokens = tokens,
+                                  .pos = pos,
+                                  .seq = seq,
+                                  .n_seqs = 1,
+                                  .max_blocks = 1,
+                                  .blocks = &block,
+                                  .n_logits = 1,
+                                  .logit_rows = &row};
+    uint8_t ids[T * 4];
+    const float *logits;
+    return wb_infer_forward(infer, &batch, &(wb_routing){.ids = ids}, &logits);
+}
+
+static void *run_rank(void *argument) {
+    rank_result *me = argument;
+    const wb_config config = small_config();
+    fixture f = fixture_create(&config, 11, me->comm, 1);
+    wb_infer_options options = wb_infer_options_default();
+    wb_infer *infer;
+    options.n_blocks = 1;
+    MUST(wb_infer_open(f.model, &options, &infer));
+    const bool poor = wb_comm_rank(me->comm) == POOR;
+    if (poor) alloc_fail_this_thread_at(refused_at);
+    me->status = which == TRAIN ? train_step(&f) : infer_step(infer);
+    me->refused = poor && alloc_fail_this_thread_failed();
+    snprintf(me->message, sizeof me->message, "%s", me->status == WB_OK ? "" : wb_error_message());
+    me->after = wb_comm_barrier(me->comm);
+    wb_infer_close(infer);
+    fixture_close(&f);
+    return NULL;
+}
+
+/* Both ranks' step with allocation `n` of the poor one refused; false when it has fewer. */
+static bool step_without(long n, bool *lives_out) {
+    wb_comm *comms[RANKS];
+    rank_result ranks[RANKS];
+    refused_at = n;
+    MUST(wb_comm_open_threads(RANKS, comms));
+    for (int r = 0; r < RANKS; r++) {
+        ranks[r] = (rank_result){.comm = comms[r]};
+        assert_int_equal(0, pthread_create(&ranks[r].thread, NULL, run_rank, &ranks[r]));
+    }
+    for (int r = 0; r < RANKS; r++) pthread_join(ranks[r].thread, NULL);
+    for (int r = 0; r < RANKS; r++) wb_comm_close(comms[r]);
+    const rank_result *poor = &ranks[POOR], *other = &ranks[1 - POOR];
+    const wb_status expected = poor->refused ? WB_OUT_OF_MEMORY : WB_OK;
+    if (poor->status != expected || (poor->refused && other->status != WB_PEER) ||
+        (poor->refused && !strstr(other->message, "rank 1")) || poor->after != other->after)
+        fail_msg("allocation %ld: rank 1: %s (%s), rank 0: %s (%s); then %d and %d", n,
+                 wb_status_string(poor->status), poor->message, wb_status_string(other->status),
+                 other->message, (int)poor->after, (int)other->after);
+    *lives_out = poor->after == WB_OK;
+    return poor->refused;
+}
+
+static void every_allocation_of(step s) {
+    long n = 0, lives = 0;
+    bool alive = false;
+    which = s;
+    for (; step_without(n, &alive); n++) lives += alive;
+    print_message("%ld allocations; after %ld of them the communicator lives\n", n, lives);
+    assert_true(n > 20);
+    assert_true(lives > n / 2);
+}
+
+static void test_rule_30_training_without_memory_on_one_rank(void **unused) {
+    (void)unused;
+    every_allocation_of(TRAIN);
+}
+
+static void test_rule_30_inference_without_memory_on_one_rank(void **unused) {
+    (void)unused;
+    every_allocation_of(INFER);
+}
+
+int main(void) {
+    if (!ALLOC_FAIL_WORKS) {
+        fprintf(stderr, "skipped: a sanitizer replaces malloc\n");
+        return 77;
+    }
+    alarm(120);
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_rule_30_training_without_memory_on_one_rank),
+        cmocka_unit_test(test_rule_30_inference_without_memory_on_one_rank),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
