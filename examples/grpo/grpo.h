@@ -20,6 +20,8 @@
 #include "wb_rollout.h"
 #include "wb_workspace.h"
 
+#include <jansson.h>
+
 /* ---- command_line.c -------------------------------------------------------------------------- */
 
 typedef enum ratio_kind { RATIO_TOKEN, RATIO_SEQUENCE } ratio_kind;
@@ -36,18 +38,29 @@ typedef struct options {
     wb_dtype rollout_dtype;
     int64_t steps, prompts, samples, max_tokens, updates, micro_batch_tokens;
     int64_t stop_token; /* -1: the task's */
-    int64_t warmup_steps, checkpoint_every, compare_every, threads, top_k, kv_blocks;
+    int64_t warmup_steps, checkpoint_every, compare_every, threads, top_k;
+    int64_t kv_blocks, block_size, max_batch_tokens, max_running; /* of the engine */
     uint64_t seed;
     double temperature, top_p;
     double lr, weight_decay, grad_clip, clip_low, clip_high, kl_coef;
     ratio_kind ratio;
     wb_codec codec;
     bool resume, no_dump, quiet;
+    uint64_t given; /* bit i: option i of the table was on the command line */
 } options;
 
-/* Fills `o` from the command line. *action_out: 0 go on, 1 --help was printed. INVALID_ARGUMENT says what
- * is off. `loud`: this rank prints. */
+/* Fills `o` from the command line. *action_out: 0 go on, 1 --help or --version was printed. INVALID_ARGUMENT
+ * says what is off. `loud`: this rank prints. */
 wb_status options_parse(int argc, char **argv, bool loud, options *o, int *action_out);
+/* Whether the options fit together; called by options_parse, but for a run that resumes, whose options are
+ * known when options_resume has been called. */
+wb_status options_check(const options *o);
+/* What a checkpoint keeps of the options; the caller's reference, NULL without memory. */
+json_t *options_to_json(const options *o);
+/* Takes from `saved`, an object of options_to_json, what the command line does not give. What it gives
+ * otherwise is said where `loud`, or refused (MISMATCH) where the run would no longer be the same; `where`
+ * names the checkpoint. Texts stay `saved`'s. */
+wb_status options_resume(options *o, const json_t *saved, const char *where, bool loud);
 
 /* ---- task.c ---------------------------------------------------------------------------------- */
 
@@ -96,10 +109,15 @@ wb_status rollouts_generate(wb_engine *engine, wb_comm *comm, const options *o, 
                             struct report *report, batch *batch_out);
 /* Rewards, then advantages normalised within each group. Collective verdict. */
 wb_status rollouts_reward(wb_comm *comm, const options *o, const task *t, uint64_t step, batch *b);
-/* Writes the samples' records to OUT/dump/step<step>-rank<rank>.wbr. */
-wb_status rollouts_dump(const options *o, const wb_route_model *model, int rank, uint64_t step,
-                        const batch *b);
 void batch_free(batch *b);
+
+/* ---- dumps.c --------------------------------------------------------------------------------- */
+
+/* Before the first step of a run, on one rank: a run that resumes removes the files of its steps from
+ * first_step on, which an interrupted run left; any other refuses to find such files. */
+wb_status dumps_start(const options *o, uint64_t first_step);
+/* Writes the samples' records to OUT/dump/step<step>-rank<rank>.wbr. */
+wb_status dumps_write(const options *o, const wb_route_model *model, int rank, uint64_t step, const batch *b);
 
 /* ---- loss.c ---------------------------------------------------------------------------------- */
 
@@ -178,6 +196,9 @@ wb_status checkpoint_save(const trainer *t);
 wb_status checkpoint_check_place(const options *o);
 /* Path of the checkpoint to resume from, malloc'ed; NOT_FOUND where OUT has none. */
 wb_status checkpoint_find(const options *o, char **dir_out);
+/* Into `o`, what the run that wrote the checkpoint `dir` was given and this command line leaves open
+ * (options_resume). *saved_out owns the texts among them, to be released by the caller. Not collective. */
+wb_status checkpoint_options(const char *dir, bool loud, options *o, json_t **saved_out);
 /* Optimizer and counters of `dir` into `t`, whose model was opened from it. Collective. */
 wb_status checkpoint_load(trainer *t, const char *dir);
 

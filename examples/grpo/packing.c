@@ -51,6 +51,17 @@ static wb_status count_micro_batches(const trainer *t, const batch *b, int64_t u
     return wb_comm_all_reduce_max_u64(t->comm, n_out);
 }
 
+/* Collective, and with no failure of this rank's own in between. */
+static wb_status number_micro_batches(const trainer *t, const batch *b, packed_batch *p) {
+    for (int64_t u = 0; u < t->o->updates; u++) {
+        uint64_t n;
+        WB_TRY(count_micro_batches(t, b, u, &n));
+        p->update_start[u + 1] = p->update_start[u] + (int32_t)n;
+    }
+    p->n = p->update_start[t->o->updates];
+    return WB_OK;
+}
+
 static wb_status fill_update(const trainer *t, const batch *b, int64_t u, packed_batch *p) {
     int64_t i = update_first(t, u), last = update_first(t, u + 1), T;
     for (int32_t m = p->update_start[u]; m < p->update_start[u + 1]; m++) {
@@ -62,27 +73,10 @@ static wb_status fill_update(const trainer *t, const batch *b, int64_t u, packed
     return WB_OK;
 }
 
-static wb_status pack(const trainer *t, const batch *b, packed_batch *p) {
-    wb_owner *owner = &p->workspace.host;
-    WB_TRY(WB_OWN(owner, p->update_start, (size_t)t->o->updates + 1, "micro-batches"));
-    for (int64_t u = 0; u < t->o->updates; u++) {
-        uint64_t n;
-        WB_TRY(count_micro_batches(t, b, u, &n));
-        p->update_start[u + 1] = p->update_start[u] + (int32_t)n;
-    }
-    p->n = p->update_start[t->o->updates];
-    WB_TRY(WB_OWN(owner, p->list, (size_t)p->n, "micro-batches"));
+static wb_status fill_all(const trainer *t, const batch *b, packed_batch *p) {
+    WB_TRY(WB_OWN(&p->workspace.host, p->list, (size_t)p->n, "micro-batches"));
     for (int64_t u = 0; u < t->o->updates; u++) WB_TRY(fill_update(t, b, u, p));
-    return WB_OK;
-}
-
-wb_status packed_open(const trainer *t, const batch *b, packed_batch *p) {
-    const wb_route_model *model = wb_model_routes(t->model);
     wb_workspace *w = &p->workspace;
-    w->device = t->device;
-    p->row_bytes = wb_route_row_bytes(model);
-    p->stride = (int64_t)model->n_moe_layers * model->top_k;
-    WB_TRY(pack(t, b, p));
     size_t T = (size_t)p->largest;
     WB_TRY(wb_reserve(w, &p->ids, p->largest, (int64_t)p->row_bytes, 1));
     WB_TRY(wb_reserve(w, &p->native, p->largest, (int64_t)p->row_bytes, 1));
@@ -90,7 +84,19 @@ wb_status packed_open(const trainer *t, const batch *b, packed_batch *p) {
     WB_TRY(WB_OWN_ALLOC(&w->host, p->host_ids, T, p->row_bytes, "routes"));
     WB_TRY(WB_OWN_ALLOC(&w->host, p->host_native, T, p->row_bytes, "routes"));
     WB_TRY(WB_OWN(&w->host, p->logprobs, T, "log-probabilities"));
+    WB_TRY(WB_OWN(&w->host, p->trained, (size_t)(t->o->prompts * t->o->samples), "samples of the step"));
     return WB_OWN(&w->host, p->gradients, T, "gradients");
+}
+
+wb_status packed_open(const trainer *t, const batch *b, packed_batch *p) {
+    const wb_route_model *model = wb_model_routes(t->model);
+    p->workspace.device = t->device;
+    p->row_bytes = wb_route_row_bytes(model);
+    p->stride = (int64_t)model->n_moe_layers * model->top_k;
+    size_t n = (size_t)t->o->updates + 1;
+    WB_TRY(wb_comm_agree(t->comm, WB_OWN(&p->workspace.host, p->update_start, n, "micro-batches")));
+    WB_TRY(number_micro_batches(t, b, p));
+    return wb_comm_agree(t->comm, fill_all(t, b, p));
 }
 
 void packed_close(packed_batch *p) {

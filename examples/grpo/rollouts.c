@@ -1,15 +1,12 @@
-/* rollouts.c - one batch of samples: generated, rewarded, dumped. Group g of a step is generated on rank g
+/* rollouts.c - one batch of samples: generated and rewarded. Group g of a step is generated on rank g
  * mod R; a sample's random stream depends on (seed, step, group, sample) alone. */
 #include "grpo.h"
-#include "wb_file.h"
 #include "wb_memory.h"
 
-#include <errno.h>
 #include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <unistd.h>
 
 static wb_status submit_group(wb_engine *engine, const options *o, const task *t, uint64_t step,
                               uint64_t group) {
@@ -105,36 +102,6 @@ wb_status rollouts_reward(wb_comm *comm, const options *o, const task *t, uint64
     WB_TRY(wb_comm_agree(comm, status));
     for (int64_t g = 0; g < b->n_groups; g++) group_advantages(b->samples + g * o->samples, o->samples);
     return WB_OK;
-}
-
-/* A file of the same step is what an interrupted run left: it is set aside, not overwritten. */
-static wb_status set_aside(const char *path) {
-    char old[4096 + 16];
-    snprintf(old, sizeof old, "%s.interrupted", path);
-    if (rename(path, old) != 0 && errno != ENOENT) return wb_fail(WB_IO, "%s: cannot be set aside: %m", path);
-    return WB_OK;
-}
-
-wb_status rollouts_dump(const options *o, const wb_route_model *model, int rank, uint64_t step,
-                        const batch *b) {
-    char path[4096];
-    int length = snprintf(path, sizeof path, "%s/dump", o->out_dir);
-    if (length < 0 || length > (int)sizeof path - 64)
-        return wb_fail(WB_INVALID_ARGUMENT, "--out: path too long");
-    WB_TRY(wb_dir_create(path));
-    snprintf(path + length, sizeof path - (size_t)length, "/step%06" PRIu64 "-rank%d.wbr", step, rank);
-    WB_TRY(set_aside(path));
-    wb_dump_options dump = wb_dump_options_default();
-    dump.codec = o->codec;
-    dump.producer = "waybill-grpo";
-    dump.trust_ids = true; /* the engine's own */
-    wb_dump_writer *writer;
-    WB_TRY(wb_dump_create(path, model, &dump, &writer));
-    wb_status status = WB_OK;
-    for (int64_t i = 0; status == WB_OK && i < b->n_samples; i++)
-        status = wb_dump_append(writer, &b->samples[i].completion->record);
-    wb_status finished = wb_dump_finish(writer);
-    return status != WB_OK ? status : finished;
 }
 
 void batch_free(batch *b) {

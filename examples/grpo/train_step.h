@@ -29,6 +29,7 @@ typedef struct packed_batch {
     /* The same on the host, and [T] each. */
     void *host_ids, *host_native;
     float *logprobs, *gradients;
+    double *trained; /* [prompts * samples] how often a sample of the step has been in an update */
 } packed_batch;
 
 static inline const wb_record *record_of(const sample *s) {

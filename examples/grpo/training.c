@@ -6,6 +6,7 @@
 
 #include <inttypes.h>
 #include <stdlib.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 /* The rollout engine's own copy of the weights, in --rollout-dtype. */
@@ -27,6 +28,9 @@ static wb_status open_rollout(const trainer *t, const char *dir, rollout_side *s
     WB_TRY(wb_model_open(dir, &rollout, &side->model));
     wb_engine_options engine = wb_engine_options_default();
     engine.n_blocks = (int32_t)t->o->kv_blocks;
+    engine.block_size = (int32_t)t->o->block_size;
+    engine.max_batch_tokens = (int32_t)t->o->max_batch_tokens;
+    engine.max_running = (int32_t)t->o->max_running;
     WB_TRY(wb_comm_agree(t->comm, wb_engine_open(side->model, &engine, &side->engine)));
     return wb_engine_set_weights(side->engine, t->model, t->weight_version);
 }
@@ -76,7 +80,7 @@ static wb_status one_step(trainer *t, const rollout_side *side, const task *task
     wb_status status = rollouts_reward(t->comm, t->o, task_, t->step, &b);
     if (status == WB_OK && !t->o->no_dump)
         status = wb_comm_agree(
-            t->comm, rollouts_dump(t->o, wb_model_routes(t->model), wb_comm_rank(t->comm), t->step, &b));
+            t->comm, dumps_write(t->o, wb_model_routes(t->model), wb_comm_rank(t->comm), t->step, &b));
     start = now_seconds();
     if (status == WB_OK) status = train_step(t, &b, r, &m);
     m.seconds_train = now_seconds() - start;
@@ -96,6 +100,25 @@ static wb_status train_loop(trainer *t, const rollout_side *side, const task *ta
     return WB_OK;
 }
 
+/* Whether both are there and the same directory, by whatever links. */
+static bool same_place(const char *a, const char *b) {
+    struct stat of_a, of_b;
+    return stat(a, &of_a) == 0 && stat(b, &of_b) == 0 && of_a.st_dev == of_b.st_dev &&
+           of_a.st_ino == of_b.st_ino;
+}
+
+/* A run writes into OUT, and replaces OUT/checkpoint: neither may be what it reads. */
+static wb_status check_model_apart(const options *o, const char *checkpoint) {
+    if (o->model_dir && same_place(o->model_dir, o->out_dir))
+        return wb_fail(WB_INVALID_ARGUMENT, "--out %s is --model: expected a folder of its own", o->out_dir);
+    if (o->model_dir && checkpoint && same_place(o->model_dir, checkpoint))
+        return wb_fail(WB_INVALID_ARGUMENT,
+                       "--model %s is the checkpoint in --out %s, which the run replaces: expected the model "
+                       "that it started from",
+                       o->model_dir, o->out_dir);
+    return WB_OK;
+}
+
 /* Rank 0 makes OUT; the others see it or say so. */
 static wb_status make_out(const options *o, wb_comm *comm) {
     wb_status status = wb_comm_rank(comm) == 0 ? wb_dir_create(o->out_dir) : WB_OK;
@@ -103,6 +126,7 @@ static wb_status make_out(const options *o, wb_comm *comm) {
     WB_TRY(wb_comm_agree(comm, status));
     if (access(o->out_dir, W_OK) != 0) status = wb_fail(WB_IO, "%s: cannot be written to: %m", o->out_dir);
     if (status == WB_OK) status = checkpoint_check_place(o);
+    if (status == WB_OK) status = check_model_apart(o, NULL);
     return wb_comm_agree(comm, status);
 }
 
@@ -116,22 +140,40 @@ static wb_status find_start(const options *o, wb_comm *comm, char **dir_out) {
                    "%s is there already: --resume goes on from it, another --out starts anew", *dir_out);
 }
 
-wb_status training_run(const options *o, wb_device *device, wb_comm *comm) {
-    trainer t = {.o = o, .device = device, .comm = comm};
+/* The options of the run: those of the command line, and of the checkpoint where there is one. */
+static wb_status settle_options(options *o, wb_comm *comm, const char *checkpoint, json_t **saved_out) {
+    wb_status status =
+        checkpoint ? checkpoint_options(checkpoint, wb_comm_rank(comm) == 0, o, saved_out) : options_check(o);
+    if (status == WB_OK) status = check_model_apart(o, checkpoint);
+    return wb_comm_agree(comm, status);
+}
+
+/* What an interrupted run left of the steps that will be done again goes, on one rank, before any is done. */
+static wb_status start_dumps(const trainer *t) {
+    bool alone = wb_comm_rank(t->comm) == 0;
+    return wb_comm_agree(t->comm, alone ? dumps_start(t->o, t->step) : WB_OK);
+}
+
+wb_status training_run(const options *given, wb_device *device, wb_comm *comm) {
+    options o = *given;
+    trainer t = {.o = &o, .device = device, .comm = comm};
     rollout_side side = {0};
     task *task_ = NULL;
     report *r = NULL;
     char *resume_dir = NULL;
+    json_t *saved = NULL;
     wb_status status;
-    WB_TRY(make_out(o, comm));
-    WB_GOTO(find_start(o, comm, &resume_dir), close_all);
-    const char *start_dir = resume_dir ? resume_dir : o->model_dir;
+    WB_TRY(make_out(&o, comm));
+    WB_GOTO(find_start(&o, comm, &resume_dir), close_all);
+    WB_GOTO(settle_options(&o, comm, resume_dir, &saved), close_all);
+    const char *start_dir = resume_dir ? resume_dir : o.model_dir;
     WB_GOTO(open_trainer(&t, start_dir), close_all);
     if (resume_dir) WB_GOTO(checkpoint_load(&t, resume_dir), close_all);
-    WB_GOTO(wb_comm_agree(comm, task_open(o->task, o->seed, wb_model_config(t.model)->vocab_size, &task_)),
+    WB_GOTO(wb_comm_agree(comm, task_open(o.task, o.seed, wb_model_config(t.model)->vocab_size, &task_)),
             close_all);
     WB_GOTO(open_rollout(&t, start_dir, &side), close_all);
-    WB_GOTO(wb_comm_agree(comm, report_open(o, wb_comm_rank(comm) == 0, t.step, &r)), close_all);
+    WB_GOTO(start_dumps(&t), close_all);
+    WB_GOTO(wb_comm_agree(comm, report_open(&o, wb_comm_rank(comm) == 0, t.step, &r)), close_all);
     if (resume_dir) report_line(r, "resuming after step %" PRIu64 " from %s", t.step, resume_dir);
     WB_GOTO(train_loop(&t, &side, task_, r), close_all);
     report_summary(r);
@@ -141,6 +183,7 @@ close_all:
     wb_model_close(side.model);
     task_close(task_);
     close_trainer(&t);
+    json_decref(saved);
     free(resume_dir);
     return status;
 }

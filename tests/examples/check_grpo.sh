@@ -23,7 +23,7 @@ refused() {
 }
 field() { sed -n "s/.*\"$2\":\([-0-9.e+]*\).*/\1/p" "$1"; } # the last one of that name in each line
 
-small=(--steps 4 --prompts 8 --samples 4 --updates 4 --lr 3e-4 --quiet --seed 5)
+small=(--steps 4 --prompts 8 --samples 4 --updates 4 --lr 3e-4 --compare-every 1 --quiet --seed 5)
 run 2 --make-base base --warmup-steps 40 --quiet || fail "make-base"
 run 1 --make-base base_olmoe --family olmoe --warmup-steps 10 --quiet || fail "make-base olmoe"
 
