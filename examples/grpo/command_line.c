@@ -32,7 +32,15 @@ static void print_help(void) {
     }
     printf("  %-26s %s\n", "--version", "the version");
     printf(
-        "\nExit status: 0 done, 1 a failure (its message names what and where), 2 a wrong command line.\n");
+        "\nExit status: 0 done, 1 a failure (its message names what and where), 2 a wrong command line, "
+        "128 + N "
+        "stopped by signal N:\n"
+        "SIGINT, SIGTERM or SIGUSR1 on any rank drop a rollout or finish the step that trains, save a "
+        "checkpoint "
+        "and end the run;\n"
+        "the second one ends it at once. mpirun passes on SIGUSR1 as it comes, and turns Ctrl-C into SIGTERM "
+        "after a second and SIGKILL\n"
+        "after another, or N seconds with --mca odls_base_sigkill_timeout N.\n");
 }
 
 static const option_row *find_row(const char *name) {

@@ -25,6 +25,7 @@
 /* ---- command_line.c -------------------------------------------------------------------------- */
 
 typedef enum ratio_kind { RATIO_TOKEN, RATIO_SEQUENCE } ratio_kind;
+typedef enum long_prompts { LONG_PROMPTS_ERROR, LONG_PROMPTS_SKIP, LONG_PROMPTS_CUT } long_prompts;
 
 typedef struct options {
     const char *model_dir; /* base checkpoint */
@@ -37,7 +38,8 @@ typedef struct options {
     wb_missing_policy missing;
     wb_dtype rollout_dtype;
     int64_t steps, prompts, samples, max_tokens, updates, micro_batch_tokens;
-    int64_t stop_token; /* -1: the task's */
+    const char *stop_token; /* NULL: the task's */
+    long_prompts long_prompts;
     int64_t warmup_steps, checkpoint_every, compare_every, threads, top_k;
     int64_t kv_blocks, block_size, max_batch_tokens, max_running; /* of the engine */
     uint64_t seed;
@@ -80,7 +82,14 @@ const char *task_item(const task *t, uint64_t step, uint64_t group);
 /* A supervised example: prompt and answer (arithmetic only); *prompt_len_out tokens are the prompt. */
 uint32_t task_arithmetic_example(uint64_t seed, uint64_t index, uint32_t *tokens, uint32_t *prompt_len_out);
 enum { TASK_VOCABULARY = 16, TASK_STOP = 15, TASK_MAX_TOKENS = 16 };
-uint32_t task_stop_token(const task *t); /* UINT32_MAX: none */
+/* What happens to prompts of more than `max` tokens, before anything is generated: an error that names the
+ * line, or they are left out, or their beginning is. *n_long_out: how many there were. */
+wb_status task_fit_prompts(task *t, long_prompts policy, int64_t max, int64_t *n_long_out);
+/* The tokens that end a sample: of `option` ("none", or ids with commas) where it is not NULL; else the
+ * task's own, or eos_token_id of generation_config.json or config.json in `dir`. *where_out: whence, static. */
+wb_status task_find_stops(task *t, const char *option, const char *dir, int32_t vocab_size,
+                          const char **where_out);
+const uint32_t *task_stop_tokens(const task *t, uint32_t *n_out); /* owner: task */
 
 /* ---- reward.c -------------------------------------------------------------------------------- */
 
@@ -89,6 +98,21 @@ uint32_t task_stop_token(const task *t); /* UINT32_MAX: none */
  * is not a finite number. */
 wb_status reward_command(const char *command, const task *t, uint64_t step, int64_t n,
                          const wb_record *const *records, double *rewards_out);
+
+/* ---- group_queue.c --------------------------------------------------------------------------- */
+
+/* How many groups of `samples` a rank could run at once beside its unfinished requests. */
+int64_t group_queue_room(int64_t max_running, int64_t unfinished, int64_t samples);
+/* The rank that gets the next group, the first of those with most room, which becomes one less; -1: none has
+ * room. room: in/out, [n_ranks]. */
+int group_queue_next(int n_ranks, int64_t *room);
+
+/* ---- interrupt.c ----------------------------------------------------------------------------- */
+
+/* From here on SIGINT, SIGTERM and SIGUSR1 ask the run to stop; the second one ends the process at once. */
+void interrupt_watch(void);
+/* The signal that this rank was asked to stop by, or 0. */
+int interrupt_signal(void);
 
 /* ---- rollouts.c ------------------------------------------------------------------------------ */
 
@@ -99,14 +123,18 @@ typedef struct sample {
 
 typedef struct batch {
     int64_t n_groups;  /* prompt groups of this rank */
+    int64_t *groups;   /* [n_groups] their numbers in the step, ascending */
     int64_t n_samples; /* n_groups * G, group-major */
     sample *samples;
 } batch;
 
 struct report;
-/* Generates this rank's samples of `step`. Collective. */
+/* Generates this rank's samples of `step`. Where some rank was told to stop, *signal_out is by which signal
+ * and there is no batch; else it is 0. Collective. */
 wb_status rollouts_generate(wb_engine *engine, wb_comm *comm, const options *o, const task *t, uint64_t step,
-                            struct report *report, batch *batch_out);
+                            struct report *report, int *signal_out, batch *batch_out);
+/* How many groups of the batch have a number below `group`: where it is when this rank has it. */
+int64_t batch_first_group(const batch *b, int64_t group);
 /* Rewards, then advantages normalised within each group. Collective verdict. */
 wb_status rollouts_reward(wb_comm *comm, const options *o, const task *t, uint64_t step, batch *b);
 void batch_free(batch *b);
@@ -209,6 +237,8 @@ typedef struct report report;
  * steps >= first_step (an earlier, interrupted run) are dropped. */
 wb_status report_open(const options *o, bool loud, uint64_t first_step, report **report_out);
 void report_close(report *r);
+/* How far this rank is in a phase of a step, in tokens, with speed and time left: on a terminal a line that
+ * changes, elsewhere one every ten seconds. phase: a static string. */
 void report_progress(report *r, uint64_t step, const char *phase, int64_t done, int64_t total);
 wb_status report_step(report *r, uint64_t step, const step_metrics *m);
 void report_line(report *r, const char *format, ...) WB_PRINTF(2, 3);
@@ -217,8 +247,9 @@ double now_seconds(void);             /* of a clock that only goes forward */
 
 /* ---- training.c ------------------------------------------------------------------------------ */
 
-/* Trains as the options say, from --model or, resuming, from OUT's checkpoint. Collective. */
-wb_status training_run(const options *o, wb_device *device, wb_comm *comm);
+/* Trains as the options say, from --model or, resuming, from OUT's checkpoint. *signal_out: 0, or the signal
+ * that ended the run early, its checkpoint saved. Collective. */
+wb_status training_run(const options *o, wb_device *device, wb_comm *comm, int *signal_out);
 
 /* ---- warmup.c -------------------------------------------------------------------------------- */
 

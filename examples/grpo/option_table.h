@@ -1,5 +1,5 @@
-/* option_table.h - the options of waybill-grpo as one table: what command_line.c, which reads and explains them,
- * and option_resume.c, which keeps them in a checkpoint, know of each. */
+/* option_table.h - the options of waybill-grpo as one table: what command_line.c, which reads and explains
+ * them, and option_resume.c, which keeps them in a checkpoint, know of each. */
 #ifndef GRPO_OPTION_TABLE_H
 #define GRPO_OPTION_TABLE_H
 
@@ -24,7 +24,7 @@ typedef struct option_row {
     const char *value, *help;
 } option_row;
 
-enum { N_OPTIONS = 39, OPTION_TEXT_BYTES = 64 };
+enum { N_OPTIONS = 40, OPTION_TEXT_BYTES = 64 };
 extern const option_row option_rows[N_OPTIONS];
 extern const options option_defaults;
 

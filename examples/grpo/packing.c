@@ -35,18 +35,17 @@ static wb_status fill(wb_owner *owner, micro_batch *mb, const sample *samples, i
     return WB_OK;
 }
 
-/* First of this rank's samples in minibatch u. Minibatches are equal runs of the batch's groups over all
- * ranks, so that they hold the same samples on any number of ranks, and none is empty. */
-static int64_t update_first(const trainer *t, int64_t u) {
-    int64_t group = t->o->prompts / t->o->updates * u, ranks = wb_comm_size(t->comm);
-    return (group - wb_comm_rank(t->comm) + ranks - 1) / ranks * t->o->samples;
+/* First of this rank's samples in minibatch u. Minibatches are equal runs of the batch's groups, whichever
+ * ranks these are on, so that they hold the same samples on any number of ranks. */
+static int64_t update_first(const trainer *t, const batch *b, int64_t u) {
+    return batch_first_group(b, t->o->prompts / t->o->updates * u) * t->o->samples;
 }
 
 /* Micro-batches of minibatch u, those of the rank that has the most. */
 static wb_status count_micro_batches(const trainer *t, const batch *b, int64_t u, uint64_t *n_out) {
-    int64_t last = update_first(t, u + 1), T;
+    int64_t last = update_first(t, b, u + 1), T;
     *n_out = 0;
-    for (int64_t i = update_first(t, u); i < last; ++*n_out)
+    for (int64_t i = update_first(t, b, u); i < last; ++*n_out)
         i += take(b->samples + i, last - i, t->o->micro_batch_tokens, &T);
     return wb_comm_all_reduce_max_u64(t->comm, n_out);
 }
@@ -63,7 +62,7 @@ static wb_status number_micro_batches(const trainer *t, const batch *b, packed_b
 }
 
 static wb_status fill_update(const trainer *t, const batch *b, int64_t u, packed_batch *p) {
-    int64_t i = update_first(t, u), last = update_first(t, u + 1), T;
+    int64_t i = update_first(t, b, u), last = update_first(t, b, u + 1), T;
     for (int32_t m = p->update_start[u]; m < p->update_start[u + 1]; m++) {
         int64_t n = take(b->samples + i, last - i, t->o->micro_batch_tokens, &T);
         WB_TRY(fill(&p->workspace.host, &p->list[m], b->samples + i, n, T));

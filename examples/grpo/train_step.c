@@ -67,7 +67,7 @@ static wb_status minibatch_size(const trainer *t, const packed_batch *p, int64_t
     return WB_OK;
 }
 
-static wb_status update(trainer *t, packed_batch *p, int64_t u, loss_sums *sums, row_count *count,
+static wb_status update(trainer *t, packed_batch *p, int64_t u, report *r, loss_sums *sums, row_count *count,
                         double *norm_out) {
     double tokens, sequences;
     WB_TRY(minibatch_size(t, p, u, &tokens, &sequences));
@@ -84,6 +84,7 @@ static wb_status update(trainer *t, packed_batch *p, int64_t u, loss_sums *sums,
         micro_batch_loss(t, p, m, &loss, sums);
         count_trained(t, &p->list[m], p->trained);
         WB_TRY(wb_train_backward(t->train, p->gradients));
+        report_progress(r, t->step, "update", tokens_until(p, m + 1), tokens_until(p, p->n));
     }
     WB_TRY(wb_train_reduce_grads(t->train));
     return optimizer_step(&t->opt, t->o, t->o->lr, norm_out);
@@ -152,13 +153,10 @@ static wb_status run_step(trainer *t, const batch *b, packed_batch *p, report *r
         WB_TRY(compare_forward(t, p, r));
         WB_TRY(replay_metrics(t, t->compare, &m->off));
     }
-    if (t->reference) WB_TRY(reference_forward(t, p));
+    if (t->reference) WB_TRY(reference_forward(t, p, r));
 
     loss_sums sums = {0, 0, 0, 0};
-    for (int64_t u = 0; u < t->o->updates; u++) {
-        WB_TRY(update(t, p, u, &sums, &updates, &m->grad_norm));
-        report_progress(r, t->step, "update", u + 1, t->o->updates);
-    }
+    for (int64_t u = 0; u < t->o->updates; u++) WB_TRY(update(t, p, u, r, &sums, &updates, &m->grad_norm));
     WB_TRY(wb_comm_agree(t->comm, wb_replay_end(t->replay)));
     WB_TRY(check_trained_once(t, p->trained));
     WB_TRY(share(t, updates, &m->routed_differently_updates));

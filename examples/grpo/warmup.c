@@ -88,7 +88,7 @@ static wb_status run_warmup(const options *o, wb_model *model, wb_train *train, 
     for (int64_t step = 0; status == WB_OK && step < o->warmup_steps; step++) {
         double loss = 0;
         status = warmup_step(o, train, opt, comm, ids.data, x, step, &loss);
-        report_progress(r, (uint64_t)step, "warm-up", step + 1, o->warmup_steps);
+        report_progress(r, 0, "warm-up", (step + 1) * x->T, o->warmup_steps * x->T);
         if (status == WB_OK && (step + 1) % 100 == 0)
             report_line(r, "warm-up %4" PRId64 "/%" PRId64 "  loss %.3f", step + 1, o->warmup_steps, loss);
     }

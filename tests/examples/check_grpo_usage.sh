@@ -54,7 +54,7 @@ options=0
 while read -r name value rest; do
     options=$((options + 1))
     case "$value" in
-    DIR | CMD | TASK) refused "$name" "$name" ;; # a value is missing
+    DIR | CMD | TASK | LIST) refused "$name" "$name" ;; # a value is missing
     N | G | X)
         refused "$name" "$name"
         refused "$name 7x" "$name" 7x
