@@ -86,7 +86,7 @@ enum { TASK_VOCABULARY = 16, TASK_STOP = 15, TASK_MAX_TOKENS = 16 };
  * line, or they are left out, or their beginning is. *n_long_out: how many there were. */
 wb_status task_fit_prompts(task *t, long_prompts policy, int64_t max, int64_t *n_long_out);
 /* The tokens that end a sample: of `option` ("none", or ids with commas) where it is not NULL; else the
- * task's own, or eos_token_id of generation_config.json or config.json in `dir`. *where_out: whence, static. */
+ * task's own, or eos_token_id of generation_config.json or config.json in `dir`. *where_out: whence. */
 wb_status task_find_stops(task *t, const char *option, const char *dir, int32_t vocab_size,
                           const char **where_out);
 const uint32_t *task_stop_tokens(const task *t, uint32_t *n_out); /* owner: task */
