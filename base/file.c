@@ -4,6 +4,7 @@
 #include "wb_memory.h"
 #include "wb_text.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -79,6 +80,16 @@ wb_status wb_dir_create(const char *dir) {
     if (status == WB_OK) status = make_dir(path);
     free(path);
     return status;
+}
+
+bool wb_dir_is_empty(const char *path) {
+    DIR *dir = opendir(path);
+    if (!dir) return false;
+    bool empty = true;
+    for (const struct dirent *entry; empty && (entry = readdir(dir));)
+        empty = strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0;
+    closedir(dir);
+    return empty;
 }
 
 static void free_names(wb_new_file *file) {

@@ -14,6 +14,9 @@ wb_status wb_file_read(const char *path, size_t max_bytes, char **text_out, size
 /* Creates `dir` and what is missing above it. */
 wb_status wb_dir_create(const char *dir);
 
+/* Whether `path` is a directory, or a link to one, with nothing in it. */
+bool wb_dir_is_empty(const char *path);
+
 /* The end of the symbolic links at `path`, which is `path` itself where that is none and need not exist, or
  * the name of a descriptor on the way; freed with free(). */
 wb_status wb_follow_links(const char *path, char **end_out);

@@ -16,7 +16,8 @@ echo "== packages and build"
 ./install-deps.sh
 # A build folder that tests/run.sh made keeps its tests; a fresh one needs none here.
 [ -e build/CMakeCache.txt ] || cmake -S . -B build -DCMAKE_BUILD_TYPE=Release -DBUILD_TESTING=OFF >/dev/null
-cmake --build build -j "$(nproc)" --target waybill-grpo waybill_cli | grep -E "error|Built target" || true
+# Everything, so that it can be installed.
+cmake --build build -j "$(nproc)" | grep -E "error|Built target" || true
 [ -x build/bin/waybill-grpo ] || { echo "quickstart: waybill-grpo was not built (is Open MPI there?)" >&2; exit 1; }
 
 rm -rf "$out" && mkdir -p "$out"
@@ -25,7 +26,7 @@ echo "== a base checkpoint: qwen3_moe, 4 layers, 16 experts, top-4, warmed up on
 
 echo "== GRPO under routing replay, rollout in bf16, training in f32"
 "${rank[@]}" build/bin/waybill-grpo --model "$out/base" --out "$out" --task arithmetic --replay rollout \
-    --steps 80 --lr 6e-4
+    --steps 80 --lr 6e-4 --compare-every 1
 
 echo
 build/bin/waybill verify "$out/dump"
@@ -35,6 +36,6 @@ Next:
   build/bin/waybill stats $out/dump              expert load by layer
   build/bin/waybill eplb $out/dump --ranks 4 --slots 20 --nodes 2     where experts should live
   build/bin/waybill cat $out/dump --limit 1 --routes
-  ${rank[*]} build/bin/waybill-grpo --model $out/base --out $out-off --replay off     the same without replay
+  ${rank[*]} build/bin/waybill-grpo --model $out/base --out $out-off --steps 80 --lr 6e-4 --replay off     the same without replay
   build/bin/waybill-grpo --help
 TXT

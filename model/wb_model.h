@@ -199,7 +199,8 @@ typedef struct wb_infer_batch {
     const int32_t *logit_rows; /* [n_logits] indices t whose logits are wanted */
 } wb_infer_batch;
 
-/* Feeds the batch; *logits_out: device [n_logits, V], valid until the next call. Collective. */
+/* Feeds the batch; *logits_out: device [n_logits, V], valid until the next call. A failure after the last
+ * exchange, in the head, is this rank's alone: the caller agrees on it with the others. Collective. */
 WB_API wb_status wb_infer_forward(wb_infer *infer, const wb_infer_batch *batch, const wb_routing *routing,
                                   const float **logits_out);
 

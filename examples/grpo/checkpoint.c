@@ -1,12 +1,14 @@
 /* checkpoint.c - OUT/checkpoint: the model in Hugging Face layout and, under trainer/, what a bit-for-bit
  * resume needs: optimizer-<rank>.safetensors (exp_avg and exp_avg_sq of each tensor, by its name) and
- * state.json. A checkpoint is written beside the old one, as checkpoint.new, and changes places with it,
+ * state.json, which has the options of the run too. Saving copies CHUNK_BYTES at a time to the host. A
+ * checkpoint is written beside the old one, as checkpoint.new, and changes places with it,
  * so a complete one is always there: OUT/checkpoint or, on a file system that cannot exchange names, for a
  * moment OUT/checkpoint.old. Where OUT/checkpoint is a symbolic link, all this happens at the end of it,
  * which may be another disk. */
 #include "grpo.h"
 #include "wb_file.h"
 #include "wb_memory.h"
+#include "wb_tensor_io.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -19,7 +21,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { PATH_BYTES = 4096, NAME_BYTES = 512 };
+enum { PATH_BYTES = 4096, NAME_BYTES = 512, CHUNK_BYTES = 4 << 20 };
 
 static wb_status path_join(char *path, const char *dir, const char *name) {
     int n = snprintf(path, PATH_BYTES, "%s/%s", dir, name);
@@ -59,21 +61,11 @@ static bool has_state(const char *dir) {
     return path_join(state, dir, "trainer/state.json") == WB_OK && access(state, R_OK) == 0;
 }
 
-static bool is_empty(const char *path) {
-    DIR *dir = opendir(path);
-    if (!dir) return false;
-    bool empty = true;
-    for (struct dirent *entry; empty && (entry = readdir(dir));)
-        empty = strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0;
-    closedir(dir);
-    return empty;
-}
-
 wb_status checkpoint_check_place(const options *o) {
     char current[PATH_BYTES];
     struct stat info;
     WB_TRY(place_of(o, "", current));
-    if (stat(current, &info) != 0 || has_state(current) || is_empty(current)) return WB_OK;
+    if (stat(current, &info) != 0 || has_state(current) || wb_dir_is_empty(current)) return WB_OK;
     return wb_fail(WB_INVALID_ARGUMENT,
                    "%s: expected a checkpoint of waybill-grpo or an empty folder, found %s", current,
                    S_ISDIR(info.st_mode) ? "other files in it" : "no folder");
@@ -82,22 +74,31 @@ wb_status checkpoint_check_place(const options *o) {
 /* ---- saving ---------------------------------------------------------------------------------- */
 
 typedef struct moments_file {
-    wb_owner memory; /* owns the arrays, and the host copies that the views show */
+    wb_device *device;
+    wb_owner memory; /* owns the arrays */
     size_t n;
-    wb_tensor_view *views; /* [n] */
+    wb_tensor_view *views; /* [n] `data` is on the device */
     char (*names)[NAME_BYTES];
+    uint8_t *chunk; /* host [CHUNK_BYTES] */
 } moments_file;
 
-static wb_status add_moment(moments_file *f, const trainer *t, const wb_tensor *tensor, const char *suffix,
-                            const wb_buffer *moment) {
-    size_t i = f->n, bytes = (size_t)tensor->n * sizeof(float);
-    float *copy;
+static void add_moment(moments_file *f, const wb_tensor *tensor, const char *suffix,
+                       const wb_buffer *moment) {
+    size_t i = f->n++, bytes = (size_t)tensor->n * sizeof(float);
     snprintf(f->names[i], NAME_BYTES, "%s.%s", tensor->name, suffix);
-    WB_TRY(WB_OWN(&f->memory, copy, (size_t)tensor->n, "optimizer state"));
-    WB_TRY(t->device->to_host(t->device, copy, moment->data, bytes));
-    f->views[i] = (wb_tensor_view){f->names[i], WB_F32, tensor->n_dims, {0}, copy, bytes, NULL};
+    f->views[i] = (wb_tensor_view){f->names[i], WB_F32, tensor->n_dims, {0}, moment->data, bytes, NULL};
     for (int32_t d = 0; d < tensor->n_dims; d++) f->views[i].shape[d] = tensor->shape[d];
-    f->n++;
+}
+
+/* The moments of a large model do not fit the host beside it: they cross in chunks. */
+static wb_status emit_moment(void *ctx, size_t i, wb_new_file *file) {
+    const moments_file *f = ctx;
+    const char *data = f->views[i].data;
+    for (size_t done = 0, part; done < f->views[i].bytes; done += part) {
+        part = f->views[i].bytes - done < CHUNK_BYTES ? f->views[i].bytes - done : CHUNK_BYTES;
+        WB_TRY(f->device->to_host(f->device, f->chunk, data + done, part));
+        WB_TRY(wb_new_file_write(file, f->chunk, part));
+    }
     return WB_OK;
 }
 
@@ -106,11 +107,13 @@ static wb_status collect_moments(const trainer *t, moments_file *f) {
     int32_t n = wb_model_n_tensors(t->model);
     WB_TRY(WB_OWN(&f->memory, f->views, 2 * (size_t)n, "optimizer state"));
     WB_TRY(WB_OWN(&f->memory, f->names, 2 * (size_t)n, "optimizer state"));
+    WB_TRY(WB_OWN(&f->memory, f->chunk, CHUNK_BYTES, "optimizer state"));
+    f->device = t->device;
     for (int32_t i = 0; i < n; i++) {
         wb_tensor tensor = wb_model_tensor(t->model, i);
         if (!tensor.data || (tensor.expert < 0 && wb_comm_rank(t->comm) != 0)) continue;
-        WB_TRY(add_moment(f, t, &tensor, "exp_avg", &t->opt.m[i]));
-        WB_TRY(add_moment(f, t, &tensor, "exp_avg_sq", &t->opt.v[i]));
+        add_moment(f, &tensor, "exp_avg", &t->opt.m[i]);
+        add_moment(f, &tensor, "exp_avg_sq", &t->opt.v[i]);
     }
     return WB_OK;
 }
@@ -120,8 +123,15 @@ static wb_status save_moments(const trainer *t, const char *dir) {
     snprintf(name, sizeof name, "optimizer-%d.safetensors", wb_comm_rank(t->comm));
     WB_TRY(path_join(path, dir, name));
     moments_file f = {0};
-    wb_status status = collect_moments(t, &f);
-    if (status == WB_OK) status = wb_safetensors_write(path, f.n, f.views, NULL);
+    wb_new_file file;
+    wb_status status;
+    WB_GOTO(collect_moments(t, &f), close_moments);
+    WB_GOTO(wb_new_file_open(path, &file), close_moments);
+    status = wb_safetensors_write_to(&file, f.n, f.views, NULL, emit_moment, &f);
+    if (status == WB_OK) status = wb_new_file_sync(&file);
+    if (status == WB_OK) status = wb_new_file_commit(&file);
+    if (status != WB_OK) wb_new_file_discard(&file);
+close_moments:
     wb_owner_close(&f.memory);
     return status;
 }
@@ -129,10 +139,10 @@ static wb_status save_moments(const trainer *t, const char *dir) {
 static wb_status save_state(const trainer *t, const char *dir) {
     char path[PATH_BYTES];
     WB_TRY(path_join(path, dir, "state.json"));
-    json_t *state =
-        json_pack("{s:I, s:I, s:I, s:i, s:s}", "step", (json_int_t)t->step, "weight_version",
-                  (json_int_t)t->weight_version, "optimizer_step", (json_int_t)t->opt.step, "ranks",
-                  wb_comm_size(t->comm), "fingerprint", wb_model_routes(t->model)->fingerprint);
+    json_t *state = json_pack("{s:I, s:I, s:I, s:i, s:s, s:o}", "step", (json_int_t)t->step, "weight_version",
+                              (json_int_t)t->weight_version, "optimizer_step", (json_int_t)t->opt.step,
+                              "ranks", wb_comm_size(t->comm), "fingerprint",
+                              wb_model_routes(t->model)->fingerprint, "options", options_to_json(t->o));
     char *text = state ? json_dumps(state, JSON_INDENT(1)) : NULL;
     json_decref(state);
     if (!text) return wb_fail(WB_OUT_OF_MEMORY, "%s: the trainer's state", path);
@@ -200,12 +210,33 @@ wb_status checkpoint_find(const options *o, char **dir_out) {
     return wb_fail(WB_NOT_FOUND, "%s: no checkpoint to resume from", o->out_dir);
 }
 
+static wb_status read_state(const char *dir, char *path, json_t **state_out) {
+    json_error_t error;
+    WB_TRY(path_join(path, dir, "trainer/state.json"));
+    *state_out = json_load_file(path, 0, &error);
+    return *state_out ? WB_OK : wb_fail(WB_CORRUPT, "%s: %s", path, error.text);
+}
+
+wb_status checkpoint_options(const char *dir, bool loud, options *o, json_t **saved_out) {
+    char path[PATH_BYTES];
+    json_t *state = NULL;
+    WB_TRY(read_state(dir, path, &state));
+    json_t *saved = json_object_get(state, "options");
+    wb_status status = WB_OK;
+    if (json_is_object(saved))
+        status = options_resume(o, saved, dir, loud);
+    else if (loud)
+        fprintf(stderr, "%s: has no options, as those before 0.3: taken from the command line alone\n", path);
+    if (status == WB_OK) status = options_check(o);
+    if (status == WB_OK) *saved_out = json_incref(saved);
+    json_decref(state);
+    return status;
+}
+
 static wb_status load_state(trainer *t, const char *dir, int *ranks_out) {
     char path[PATH_BYTES];
-    WB_TRY(path_join(path, dir, "trainer/state.json"));
-    json_error_t error;
-    json_t *state = json_load_file(path, 0, &error);
-    if (!state) return wb_fail(WB_CORRUPT, "%s: %s", path, error.text);
+    json_t *state = NULL;
+    WB_TRY(read_state(dir, path, &state));
     json_int_t step, version, optimizer_step;
     const char *fingerprint, *expected = wb_model_routes(t->model)->fingerprint;
     wb_status status = WB_OK;

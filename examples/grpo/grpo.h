@@ -20,9 +20,12 @@
 #include "wb_rollout.h"
 #include "wb_workspace.h"
 
+#include <jansson.h>
+
 /* ---- command_line.c -------------------------------------------------------------------------- */
 
 typedef enum ratio_kind { RATIO_TOKEN, RATIO_SEQUENCE } ratio_kind;
+typedef enum long_prompts { LONG_PROMPTS_ERROR, LONG_PROMPTS_SKIP, LONG_PROMPTS_CUT } long_prompts;
 
 typedef struct options {
     const char *model_dir; /* base checkpoint */
@@ -35,19 +38,31 @@ typedef struct options {
     wb_missing_policy missing;
     wb_dtype rollout_dtype;
     int64_t steps, prompts, samples, max_tokens, updates, micro_batch_tokens;
-    int64_t stop_token; /* -1: the task's */
-    int64_t warmup_steps, checkpoint_every, compare_every, peer_timeout, threads, top_k, kv_blocks;
+    const char *stop_token; /* NULL: the task's */
+    long_prompts long_prompts;
+    int64_t warmup_steps, checkpoint_every, compare_every, peer_timeout, threads, top_k;
+    int64_t kv_blocks, block_size, max_batch_tokens, max_running; /* of the engine */
     uint64_t seed;
     double temperature, top_p;
     double lr, weight_decay, grad_clip, clip_low, clip_high, kl_coef;
     ratio_kind ratio;
     wb_codec codec;
     bool resume, no_dump, quiet;
+    uint64_t given; /* bit i: option i of the table was on the command line */
 } options;
 
-/* Fills `o` from the command line. *action_out: 0 go on, 1 --help was printed. INVALID_ARGUMENT says what
- * is off. `loud`: this rank prints. */
+/* Fills `o` from the command line. *action_out: 0 go on, 1 --help or --version was printed. INVALID_ARGUMENT
+ * says what is off. `loud`: this rank prints. */
 wb_status options_parse(int argc, char **argv, bool loud, options *o, int *action_out);
+/* Whether the options fit together; called by options_parse, but for a run that resumes, whose options are
+ * known when options_resume has been called. */
+wb_status options_check(const options *o);
+/* What a checkpoint keeps of the options; the caller's reference, NULL without memory. */
+json_t *options_to_json(const options *o);
+/* Takes from `saved`, an object of options_to_json, what the command line does not give. What it gives
+ * otherwise is said where `loud`, or refused (MISMATCH) where the run would no longer be the same; `where`
+ * names the checkpoint. Texts stay `saved`'s. */
+wb_status options_resume(options *o, const json_t *saved, const char *where, bool loud);
 
 /* ---- task.c ---------------------------------------------------------------------------------- */
 
@@ -67,7 +82,14 @@ const char *task_item(const task *t, uint64_t step, uint64_t group);
 /* A supervised example: prompt and answer (arithmetic only); *prompt_len_out tokens are the prompt. */
 uint32_t task_arithmetic_example(uint64_t seed, uint64_t index, uint32_t *tokens, uint32_t *prompt_len_out);
 enum { TASK_VOCABULARY = 16, TASK_STOP = 15, TASK_MAX_TOKENS = 16 };
-uint32_t task_stop_token(const task *t); /* UINT32_MAX: none */
+/* What happens to prompts of more than `max` tokens, before anything is generated: an error that names the
+ * line, or they are left out, or their beginning is. *n_long_out: how many there were. */
+wb_status task_fit_prompts(task *t, long_prompts policy, int64_t max, int64_t *n_long_out);
+/* The tokens that end a sample: of `option` ("none", or ids with commas) where it is not NULL; else the
+ * task's own, or eos_token_id of generation_config.json or config.json in `dir`. *where_out: whence. */
+wb_status task_find_stops(task *t, const char *option, const char *dir, int32_t vocab_size,
+                          const char **where_out);
+const uint32_t *task_stop_tokens(const task *t, uint32_t *n_out); /* owner: task */
 
 /* ---- reward.c -------------------------------------------------------------------------------- */
 
@@ -76,6 +98,21 @@ uint32_t task_stop_token(const task *t); /* UINT32_MAX: none */
  * is not a finite number. */
 wb_status reward_command(const char *command, const task *t, uint64_t step, int64_t n,
                          const wb_record *const *records, double *rewards_out);
+
+/* ---- group_queue.c --------------------------------------------------------------------------- */
+
+/* How many groups of `samples` a rank could run at once beside its unfinished requests. */
+int64_t group_queue_room(int64_t max_running, int64_t unfinished, int64_t samples);
+/* The rank that gets the next group, the first of those with most room, which becomes one less; -1: none has
+ * room. room: in/out, [n_ranks]. */
+int group_queue_next(int n_ranks, int64_t *room);
+
+/* ---- interrupt.c ----------------------------------------------------------------------------- */
+
+/* From here on SIGINT, SIGTERM and SIGUSR1 ask the run to stop; the second one ends the process at once. */
+void interrupt_watch(void);
+/* The signal that this rank was asked to stop by, or 0. */
+int interrupt_signal(void);
 
 /* ---- rollouts.c ------------------------------------------------------------------------------ */
 
@@ -86,20 +123,29 @@ typedef struct sample {
 
 typedef struct batch {
     int64_t n_groups;  /* prompt groups of this rank */
+    int64_t *groups;   /* [n_groups] their numbers in the step, ascending */
     int64_t n_samples; /* n_groups * G, group-major */
     sample *samples;
 } batch;
 
 struct report;
-/* Generates this rank's samples of `step`. Collective. */
+/* Generates this rank's samples of `step`. Where some rank was told to stop, *signal_out is by which signal
+ * and there is no batch; else it is 0. Collective. */
 wb_status rollouts_generate(wb_engine *engine, wb_comm *comm, const options *o, const task *t, uint64_t step,
-                            struct report *report, batch *batch_out);
+                            struct report *report, int *signal_out, batch *batch_out);
+/* How many groups of the batch have a number below `group`: where it is when this rank has it. */
+int64_t batch_first_group(const batch *b, int64_t group);
 /* Rewards, then advantages normalised within each group. Collective verdict. */
 wb_status rollouts_reward(wb_comm *comm, const options *o, const task *t, uint64_t step, batch *b);
-/* Writes the samples' records to OUT/dump/step<step>-rank<rank>.wbr. */
-wb_status rollouts_dump(const options *o, const wb_route_model *model, int rank, uint64_t step,
-                        const batch *b);
 void batch_free(batch *b);
+
+/* ---- dumps.c --------------------------------------------------------------------------------- */
+
+/* Before the first step of a run, on one rank: a run that resumes removes the files of its steps from
+ * first_step on, which an interrupted run left; any other refuses to find such files. */
+wb_status dumps_start(const options *o, uint64_t first_step);
+/* Writes the samples' records to OUT/dump/step<step>-rank<rank>.wbr. */
+wb_status dumps_write(const options *o, const wb_route_model *model, int rank, uint64_t step, const batch *b);
 
 /* ---- loss.c ---------------------------------------------------------------------------------- */
 
@@ -178,6 +224,9 @@ wb_status checkpoint_save(const trainer *t);
 wb_status checkpoint_check_place(const options *o);
 /* Path of the checkpoint to resume from, malloc'ed; NOT_FOUND where OUT has none. */
 wb_status checkpoint_find(const options *o, char **dir_out);
+/* Into `o`, what the run that wrote the checkpoint `dir` was given and this command line leaves open
+ * (options_resume). *saved_out owns the texts among them, to be released by the caller. Not collective. */
+wb_status checkpoint_options(const char *dir, bool loud, options *o, json_t **saved_out);
 /* Optimizer and counters of `dir` into `t`, whose model was opened from it. Collective. */
 wb_status checkpoint_load(trainer *t, const char *dir);
 
@@ -188,6 +237,8 @@ typedef struct report report;
  * steps >= first_step (an earlier, interrupted run) are dropped. */
 wb_status report_open(const options *o, bool loud, uint64_t first_step, report **report_out);
 void report_close(report *r);
+/* How far this rank is in a phase of a step, in tokens, with speed and time left: on a terminal a line that
+ * changes, elsewhere one every ten seconds. phase: a static string. */
 void report_progress(report *r, uint64_t step, const char *phase, int64_t done, int64_t total);
 wb_status report_step(report *r, uint64_t step, const step_metrics *m);
 void report_line(report *r, const char *format, ...) WB_PRINTF(2, 3);
@@ -196,8 +247,9 @@ double now_seconds(void);             /* of a clock that only goes forward */
 
 /* ---- training.c ------------------------------------------------------------------------------ */
 
-/* Trains as the options say, from --model or, resuming, from OUT's checkpoint. Collective. */
-wb_status training_run(const options *o, wb_device *device, wb_comm *comm);
+/* Trains as the options say, from --model or, resuming, from OUT's checkpoint. *signal_out: 0, or the signal
+ * that ended the run early, its checkpoint saved. Collective. */
+wb_status training_run(const options *o, wb_device *device, wb_comm *comm, int *signal_out);
 
 /* ---- warmup.c -------------------------------------------------------------------------------- */
 

@@ -33,7 +33,7 @@ static int default_threads(void) {
     return share;
 }
 
-static wb_status run(const options *o) {
+static wb_status run(const options *o, int *signal_out) {
     wb_comm *comm;
     WB_TRY(wb_comm_open_mpi(MPI_COMM_WORLD, &comm));
     wb_device *device = NULL;
@@ -43,14 +43,15 @@ static wb_status run(const options *o) {
     /* Another instruction set would still give the same bits; another program would not. */
     if (status == WB_OK)
         status = wb_comm_check_equal(comm, wb_version(), strlen(wb_version()), "Waybill's version");
-    if (status == WB_OK) status = o->make_base ? make_base(o, device, comm) : training_run(o, device, comm);
+    if (status == WB_OK)
+        status = o->make_base ? make_base(o, device, comm) : training_run(o, device, comm, signal_out);
     wb_device_close(device);
     if (status == WB_OK) wb_comm_close(comm);
     return status;
 }
 
 int main(int argc, char **argv) {
-    int rank = 0, action = 0;
+    int rank = 0, action = 0, stopped = 0;
     options o;
     signal(SIGPIPE, SIG_IGN); /* a reward program that stops reading is judged by its answer */
     MPI_Init(&argc, &argv);
@@ -58,7 +59,8 @@ int main(int argc, char **argv) {
     wb_status status = options_parse(argc, argv, rank == 0, &o, &action);
     if (status != WB_OK && rank == 0) fprintf(stderr, "waybill-grpo: %s\n", wb_error_message());
     if (status == WB_OK && action == 0) {
-        status = run(&o);
+        if (!o.make_base) interrupt_watch();
+        status = run(&o, &stopped);
         if (status != WB_OK) {
             fprintf(stderr, "waybill-grpo: rank %d: %s: %s\n", rank, wb_status_string(status),
                     wb_error_message());
@@ -68,5 +70,6 @@ int main(int argc, char **argv) {
         }
     }
     MPI_Finalize();
+    if (stopped != 0) return 128 + stopped; /* as a shell says it */
     return status == WB_OK ? 0 : 2;
 }

@@ -35,24 +35,34 @@ static wb_status fill(wb_owner *owner, micro_batch *mb, const sample *samples, i
     return distribution_fill(owner, mb);
 }
 
-/* First of this rank's samples in minibatch u. Minibatches are equal runs of the batch's groups over all
- * ranks, so that they hold the same samples on any number of ranks, and none is empty. */
-static int64_t update_first(const trainer *t, int64_t u) {
-    int64_t group = t->o->prompts / t->o->updates * u, ranks = wb_comm_size(t->comm);
-    return (group - wb_comm_rank(t->comm) + ranks - 1) / ranks * t->o->samples;
+/* First of this rank's samples in minibatch u. Minibatches are equal runs of the batch's groups, whichever
+ * ranks these are on, so that they hold the same samples on any number of ranks. */
+static int64_t update_first(const trainer *t, const batch *b, int64_t u) {
+    return batch_first_group(b, t->o->prompts / t->o->updates * u) * t->o->samples;
 }
 
 /* Micro-batches of minibatch u, those of the rank that has the most. */
 static wb_status count_micro_batches(const trainer *t, const batch *b, int64_t u, uint64_t *n_out) {
-    int64_t last = update_first(t, u + 1), T;
+    int64_t last = update_first(t, b, u + 1), T;
     *n_out = 0;
-    for (int64_t i = update_first(t, u); i < last; ++*n_out)
+    for (int64_t i = update_first(t, b, u); i < last; ++*n_out)
         i += take(b->samples + i, last - i, t->o->micro_batch_tokens, &T);
     return wb_comm_all_reduce_max_u64(t->comm, n_out);
 }
 
+/* Collective, and with no failure of this rank's own in between. */
+static wb_status number_micro_batches(const trainer *t, const batch *b, packed_batch *p) {
+    for (int64_t u = 0; u < t->o->updates; u++) {
+        uint64_t n;
+        WB_TRY(count_micro_batches(t, b, u, &n));
+        p->update_start[u + 1] = p->update_start[u] + (int32_t)n;
+    }
+    p->n = p->update_start[t->o->updates];
+    return WB_OK;
+}
+
 static wb_status fill_update(const trainer *t, const batch *b, int64_t u, packed_batch *p) {
-    int64_t i = update_first(t, u), last = update_first(t, u + 1), T;
+    int64_t i = update_first(t, b, u), last = update_first(t, b, u + 1), T;
     for (int32_t m = p->update_start[u]; m < p->update_start[u + 1]; m++) {
         int64_t n = take(b->samples + i, last - i, t->o->micro_batch_tokens, &T);
         WB_TRY(fill(&p->workspace.host, &p->list[m], b->samples + i, n, T));
@@ -62,7 +72,7 @@ static wb_status fill_update(const trainer *t, const batch *b, int64_t u, packed
     return WB_OK;
 }
 
-/* What one rank can fail alone before the first exchange of pack. */
+/* What one rank can fail alone before the first exchange. */
 static wb_status prepare(const trainer *t, const batch *b, packed_batch *p) {
     const int64_t vocab_size = wb_model_config(t->model)->vocab_size;
     for (int64_t i = 0; i < b->n_samples; i++)
@@ -70,27 +80,10 @@ static wb_status prepare(const trainer *t, const batch *b, packed_batch *p) {
     return WB_OWN(&p->workspace.host, p->update_start, (size_t)t->o->updates + 1, "micro-batches");
 }
 
-static wb_status pack(const trainer *t, const batch *b, packed_batch *p) {
-    wb_owner *owner = &p->workspace.host;
-    WB_TRY(wb_comm_agree(t->comm, prepare(t, b, p)));
-    for (int64_t u = 0; u < t->o->updates; u++) {
-        uint64_t n;
-        WB_TRY(count_micro_batches(t, b, u, &n));
-        p->update_start[u + 1] = p->update_start[u] + (int32_t)n;
-    }
-    p->n = p->update_start[t->o->updates];
-    WB_TRY(WB_OWN(owner, p->list, (size_t)p->n, "micro-batches"));
+static wb_status fill_all(const trainer *t, const batch *b, packed_batch *p) {
+    WB_TRY(WB_OWN(&p->workspace.host, p->list, (size_t)p->n, "micro-batches"));
     for (int64_t u = 0; u < t->o->updates; u++) WB_TRY(fill_update(t, b, u, p));
-    return WB_OK;
-}
-
-wb_status packed_open(const trainer *t, const batch *b, packed_batch *p) {
-    const wb_route_model *model = wb_model_routes(t->model);
     wb_workspace *w = &p->workspace;
-    w->device = t->device;
-    p->row_bytes = wb_route_row_bytes(model);
-    p->stride = (int64_t)model->n_moe_layers * model->top_k;
-    WB_TRY(pack(t, b, p));
     size_t T = (size_t)p->largest;
     WB_TRY(wb_reserve(w, &p->ids, p->largest, (int64_t)p->row_bytes, 1));
     WB_TRY(wb_reserve(w, &p->native, p->largest, (int64_t)p->row_bytes, 1));
@@ -99,7 +92,18 @@ wb_status packed_open(const trainer *t, const batch *b, packed_batch *p) {
     WB_TRY(WB_OWN_ALLOC(&w->host, p->host_ids, T, p->row_bytes, "routes"));
     WB_TRY(WB_OWN_ALLOC(&w->host, p->host_native, T, p->row_bytes, "routes"));
     WB_TRY(WB_OWN(&w->host, p->logprobs, T, "log-probabilities"));
+    WB_TRY(WB_OWN(&w->host, p->trained, (size_t)(t->o->prompts * t->o->samples), "samples of the step"));
     return WB_OWN(&w->host, p->gradients, T, "gradients");
+}
+
+wb_status packed_open(const trainer *t, const batch *b, packed_batch *p) {
+    const wb_route_model *model = wb_model_routes(t->model);
+    p->workspace.device = t->device;
+    p->row_bytes = wb_route_row_bytes(model);
+    p->stride = (int64_t)model->n_moe_layers * model->top_k;
+    WB_TRY(wb_comm_agree(t->comm, prepare(t, b, p)));
+    WB_TRY(number_micro_batches(t, b, p));
+    return wb_comm_agree(t->comm, fill_all(t, b, p));
 }
 
 void packed_close(packed_batch *p) {

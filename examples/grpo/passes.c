@@ -129,7 +129,7 @@ wb_status first_forward(trainer *t, packed_batch *p, report *r, row_count *count
         WB_TRY(policy_forward(t, p, m, count));
         WB_TRY(observe_logprobs(t->replay, p, &p->list[m]));
         memcpy(p->list[m].old, p->logprobs, (size_t)p->list[m].T * sizeof(float));
-        report_progress(r, t->step, "first forward", m + 1, p->n);
+        report_progress(r, t->step, "first forward", tokens_until(p, m + 1), tokens_until(p, p->n));
     }
     return WB_OK;
 }
@@ -138,13 +138,15 @@ wb_status compare_forward(trainer *t, packed_batch *p, report *r) {
     for (int32_t m = 0; m < p->n; m++) {
         WB_TRY(routed_forward(t, t->compare, p, m));
         WB_TRY(observe_logprobs(t->compare, p, &p->list[m]));
-        report_progress(r, t->step, "comparison", m + 1, p->n);
+        report_progress(r, t->step, "comparison", tokens_until(p, m + 1), tokens_until(p, p->n));
     }
     return WB_OK;
 }
 
-wb_status reference_forward(trainer *t, packed_batch *p) {
-    for (int32_t m = 0; m < p->n; m++)
+wb_status reference_forward(trainer *t, packed_batch *p, report *r) {
+    for (int32_t m = 0; m < p->n; m++) {
         WB_TRY(run_forward(t->reference_train, p, &p->list[m], NULL, NULL, NULL, p->list[m].reference));
+        report_progress(r, t->step, "reference", tokens_until(p, m + 1), tokens_until(p, p->n));
+    }
     return WB_OK;
 }

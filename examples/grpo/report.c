@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <jansson.h>
+#include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,15 +18,22 @@ struct report {
     const options *o;
     FILE *metrics; /* NULL: silent rank, or --make-base */
     bool loud, terminal;
-    double last_progress;
-    step_metrics first, last; /* means over the first and last few steps */
+    /* Progress: when something was last said, the present phase and its start, the start of the run. */
+    double last_said, phase_start, run_start;
+    const char *phase;
+    uint64_t phase_step, first_step;
+    double window; /* steps whose rewards are averaged at either end of the table */
+    step_metrics first, last;
     double n_first, n_last;
     step_metrics compared; /* sums over the steps that were compared */
     double n_compared;
 };
 
-/* Steps whose rewards are averaged at either end of the table. */
-enum { END_STEPS = 3 };
+/* The two ends of the table do not overlap where there are steps enough. */
+static double end_window(const options *o, uint64_t first_step) {
+    double half = (double)((uint64_t)o->steps - first_step) / 2;
+    return fmin(fmax(floor(half), 1), 3);
+}
 
 double now_seconds(void) {
     struct timespec t;
@@ -79,6 +87,9 @@ wb_status report_open(const options *o, bool loud, uint64_t first_step, report *
     r->o = o;
     r->loud = loud;
     r->terminal = isatty(STDERR_FILENO);
+    r->first_step = first_step;
+    r->window = end_window(o, first_step);
+    r->run_start = r->last_said = now_seconds();
     wb_status status = loud && !o->make_base ? open_metrics(r, first_step) : WB_OK;
     if (status != WB_OK) {
         report_close(r);
@@ -94,12 +105,64 @@ void report_close(report *r) {
     free(r);
 }
 
+/* ---- progress -------------------------------------------------------------------------------- */
+
+/* A line of at most this many columns fits narrow terminals. Elsewhere, under mpirun always, lines go to a
+ * log: fewer of them. */
+enum { PROGRESS_COLUMNS = 60 };
+static const double terminal_seconds = 0.1, log_seconds = 10;
+
+/* "1:02:03" or "4:05". */
+static void put_time(char *text, size_t bytes, double seconds) {
+    int64_t s = (int64_t)fmin(fmax(seconds, 0), 1e9);
+    if (s >= 3600)
+        snprintf(text, bytes, "%" PRId64 ":%02d:%02d", s / 3600, (int)(s / 60 % 60), (int)(s % 60));
+    else
+        snprintf(text, bytes, "%d:%02d", (int)(s / 60), (int)(s % 60));
+}
+
+static void put_rate(char *text, size_t bytes, double rate) {
+    if (rate >= 1e6)
+        snprintf(text, bytes, "%.1fM", rate / 1e6);
+    else if (rate >= 1e4)
+        snprintf(text, bytes, "%.1fk", rate / 1e3);
+    else
+        snprintf(text, bytes, "%.0f", rate);
+}
+
+/* Time left of the run, from the steps that are done; in the first step nothing is known. */
+static void put_run_left(const report *r, uint64_t step, double now, char *text, size_t bytes) {
+    char left[32];
+    double done = (double)(step - r->first_step);
+    text[0] = '\0';
+    if (done < 1 || r->o->make_base) return;
+    double all = (double)((uint64_t)r->o->steps - r->first_step), elapsed = now - r->run_start;
+    put_time(left, sizeof left, elapsed / done * all - elapsed);
+    snprintf(text, bytes, ", run %s", left);
+}
+
 void report_progress(report *r, uint64_t step, const char *phase, int64_t done, int64_t total) {
-    if (!r->loud || !r->terminal || r->o->quiet) return;
+    if (!r->loud || r->o->quiet) return;
     double now = now_seconds();
-    if (now - r->last_progress < 0.1) return;
-    r->last_progress = now;
-    fprintf(stderr, "\r\033[Kstep %" PRIu64 "  %s %" PRId64 "/%" PRId64, step + 1, phase, done, total);
+    if (r->phase != phase || r->phase_step != step) {
+        r->phase = phase;
+        r->phase_step = step;
+        r->phase_start = now;
+    }
+    if (now - r->last_said < (r->terminal ? terminal_seconds : log_seconds)) return;
+    r->last_said = now;
+    double seconds = now - r->phase_start, rate = seconds > 0 ? (double)done / seconds : 0;
+    char line[160], speed[32], left[32], run[64];
+    int at = 0;
+    put_rate(speed, sizeof speed, rate);
+    put_time(left, sizeof left, rate > 0 ? (double)(total - done) / rate : 0);
+    put_run_left(r, step, now, run, sizeof run);
+    if (!r->o->make_base)
+        at = snprintf(line, sizeof line, "step %" PRIu64 "/%" PRId64 " ", step + 1, r->o->steps);
+    snprintf(line + at, sizeof line - (size_t)at, "%s %.0f%% %s tok/s %s left%s", phase,
+             total > 0 ? 100 * (double)done / (double)total : 100, speed, left, run);
+    line[PROGRESS_COLUMNS] = '\0';
+    fprintf(stderr, r->terminal ? "\r\033[K%s" : "%s\n", line);
 }
 
 void report_line(report *r, const char *format, ...) {
@@ -110,6 +173,7 @@ void report_line(report *r, const char *format, ...) {
     vfprintf(stderr, format, arguments);
     va_end(arguments);
     fputc('\n', stderr);
+    r->last_said = now_seconds();
 }
 
 /* ---- a step ---------------------------------------------------------------------------------- */
@@ -141,11 +205,11 @@ static wb_status write_metrics(report *r, uint64_t step, const step_metrics *m) 
 }
 
 static void remember(report *r, const step_metrics *m) {
-    if (r->n_first < END_STEPS) {
+    if (r->n_first < r->window) {
         r->first.reward_mean += m->reward_mean;
         r->n_first++;
     }
-    double keep = r->n_last < END_STEPS ? r->n_last : END_STEPS - 1;
+    double keep = r->n_last < r->window ? r->n_last : r->window - 1;
     r->last.reward_mean = (r->last.reward_mean * keep + m->reward_mean) / (keep + 1);
     r->n_last++;
     if (!m->compared) return;
@@ -177,8 +241,9 @@ wb_status report_step(report *r, uint64_t step, const step_metrics *m) {
 void report_summary(const report *r) {
     if (!r->loud || r->n_last == 0) return;
     printf("\n%-46s %12s %12s\n", "", "start", "end");
-    printf("%-46s %12.3f %12.3f\n", "reward (mean of 3 steps)", r->first.reward_mean / r->n_first,
-           r->last.reward_mean);
+    char reward[64];
+    snprintf(reward, sizeof reward, "reward (mean of %.0f step%s)", r->window, r->window > 1 ? "s" : "");
+    printf("%-46s %12.3f %12.3f\n", reward, r->first.reward_mean / r->n_first, r->last.reward_mean);
     if (r->n_compared > 0) {
         double n = r->n_compared;
         printf("\n%-46s %12s %12s\n", "first forward of a batch, before any update", "replay off",

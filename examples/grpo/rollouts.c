@@ -1,19 +1,18 @@
-/* rollouts.c - one batch of samples: generated, rewarded, dumped. Group g of a step is generated on rank g
- * mod R; a sample's random stream depends on (seed, step, group, sample) alone. */
+/* rollouts.c - one batch of samples: generated and rewarded. Groups come from a queue that all ranks share
+ * (group_queue.c); a sample's random stream depends on (seed, step, group, sample) alone. */
 #include "grpo.h"
-#include "wb_file.h"
 #include "wb_memory.h"
 
-#include <errno.h>
 #include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <unistd.h>
+
+/* ---- generating ------------------------------------------------------------------------------ */
 
 static wb_status submit_group(wb_engine *engine, const options *o, const task *t, uint64_t step,
                               uint64_t group) {
-    uint32_t *prompt, n, stop = o->stop_token >= 0 ? (uint32_t)o->stop_token : task_stop_token(t);
+    uint32_t *prompt, n;
     WB_TRY(task_prompt(t, step, group, &prompt, &n));
     wb_request request = wb_request_default();
     request.group = group;
@@ -24,8 +23,7 @@ static wb_status submit_group(wb_engine *engine, const options *o, const task *t
     request.top_p = (float)o->top_p;
     request.return_sampling_mask = true; /* the trainer takes the same distribution */
     request.max_tokens = (uint32_t)o->max_tokens;
-    request.stop_tokens = &stop;
-    request.n_stop = stop != UINT32_MAX;
+    request.stop_tokens = task_stop_tokens(t, &request.n_stop);
     wb_status status = WB_OK;
     for (uint32_t i = 0; status == WB_OK && i < o->samples; i++) {
         char rid[64];
@@ -39,36 +37,124 @@ static wb_status submit_group(wb_engine *engine, const options *o, const task *t
     return status;
 }
 
+/* What a rank tells the others between two steps of the engine. */
+typedef struct rank_word {
+    int64_t room;     /* groups that it could run now */
+    int64_t signal;   /* that it was told to stop by; 0: none */
+    int64_t finished; /* samples */
+    int64_t tokens;   /* generated */
+} rank_word;
+
+typedef struct generation {
+    wb_engine *engine;
+    wb_comm *comm;
+    const options *o;
+    const task *task;
+    uint64_t step;
+    batch *b;
+    uint64_t decoded_before; /* the engine's count at the start */
+    int64_t next_group, finished;
+    wb_owner memory;
+    rank_word *words; /* [R] */
+    int64_t *room;    /* [R] */
+} generation;
+
+static wb_status generation_open(generation *g) {
+    size_t n_ranks = (size_t)wb_comm_size(g->comm);
+    size_t n_groups = (size_t)g->o->prompts, n_samples = n_groups * (size_t)g->o->samples;
+    WB_TRY(WB_NEW(g->b->groups, n_groups, "groups"));
+    WB_TRY(WB_NEW(g->b->samples, n_samples, "samples"));
+    WB_TRY(WB_OWN(&g->memory, g->words, n_ranks, "ranks"));
+    WB_TRY(WB_OWN(&g->memory, g->room, n_ranks, "ranks"));
+    g->decoded_before = wb_engine_get_stats(g->engine).decode_tokens;
+    return WB_OK;
+}
+
 /* Completions come in the order in which they end; samples are kept group-major. */
-static int64_t collect(wb_engine *engine, const options *o, int n_ranks, batch *b) {
-    int64_t n = 0;
-    for (wb_completion *c; (c = wb_engine_poll(engine)); n++) {
-        int64_t local_group = (int64_t)c->record.group / n_ranks;
-        b->samples[local_group * o->samples + c->record.sample].completion = c;
+static void collect(generation *g) {
+    for (wb_completion *c; (c = wb_engine_poll(g->engine)); g->finished++) {
+        int64_t at = batch_first_group(g->b, (int64_t)c->record.group);
+        g->b->samples[at * g->o->samples + c->record.sample].completion = c;
     }
-    return n;
+}
+
+static wb_status exchange_words(generation *g, rank_word *sum_out) {
+    wb_engine_stats stats = wb_engine_get_stats(g->engine);
+    rank_word own = {.signal = interrupt_signal(), .finished = g->finished};
+    own.room = group_queue_room(g->o->max_running, stats.waiting + stats.running, g->o->samples);
+    own.tokens = (int64_t)(stats.decode_tokens - g->decoded_before);
+    WB_TRY(wb_comm_all_gather(g->comm, &own, sizeof own, g->words));
+    *sum_out = (rank_word){0};
+    for (int r = 0; r < wb_comm_size(g->comm); r++) {
+        g->room[r] = g->words[r].room;
+        if (sum_out->signal == 0) sum_out->signal = g->words[r].signal;
+        sum_out->finished += g->words[r].finished;
+        sum_out->tokens += g->words[r].tokens;
+    }
+    return WB_OK;
+}
+
+/* The groups that fit now, in the same order on all ranks; this rank submits its own. */
+static wb_status hand_out(generation *g) {
+    wb_status status = WB_OK;
+    bool any = false;
+    for (int to;
+         g->next_group < g->o->prompts && (to = group_queue_next(wb_comm_size(g->comm), g->room)) >= 0;
+         g->next_group++) {
+        any = true;
+        if (to != wb_comm_rank(g->comm) || status != WB_OK) continue;
+        g->b->groups[g->b->n_groups++] = g->next_group;
+        status = submit_group(g->engine, g->o, g->task, g->step, (uint64_t)g->next_group);
+    }
+    g->b->n_samples = g->b->n_groups * g->o->samples;
+    return any ? wb_comm_agree(g->comm, status) : WB_OK;
+}
+
+static wb_status generate(generation *g, report *r, int *signal_out) {
+    int64_t total = g->o->prompts * g->o->samples;
+    rank_word sum = {0};
+    for (bool busy = true; busy || g->next_group < g->o->prompts;) {
+        WB_TRY(exchange_words(g, &sum));
+        *signal_out = (int)sum.signal;
+        if (sum.signal != 0) return WB_OK;
+        WB_TRY(hand_out(g));
+        WB_TRY(wb_engine_step(g->engine, &busy));
+        collect(g);
+        /* What is left is taken to be as long as what has ended. */
+        double mean = sum.finished > 0 ? (double)sum.tokens / (double)sum.finished : (double)g->o->max_tokens;
+        double left = mean * (double)total - (double)sum.tokens;
+        report_progress(r, g->step, "rollout", sum.tokens, sum.tokens + (int64_t)fmax(left, 0));
+    }
+    return WB_OK;
 }
 
 wb_status rollouts_generate(wb_engine *engine, wb_comm *comm, const options *o, const task *t, uint64_t step,
-                            report *r, batch *batch_out) {
-    batch b = {.n_groups = (o->prompts - wb_comm_rank(comm) + wb_comm_size(comm) - 1) / wb_comm_size(comm)};
-    b.n_samples = b.n_groups * o->samples;
-    wb_status status = WB_NEW(b.samples, (size_t)b.n_samples, "samples");
-    for (int64_t g = 0; status == WB_OK && g < b.n_groups; g++)
-        status = submit_group(engine, o, t, step, (uint64_t)(g * wb_comm_size(comm) + wb_comm_rank(comm)));
-    WB_GOTO(wb_comm_agree(comm, status), drop_batch);
-    int64_t done = 0;
-    for (bool busy = true; busy;) {
-        WB_GOTO(wb_engine_step(engine, &busy), drop_batch);
-        done += collect(engine, o, wb_comm_size(comm), &b);
-        report_progress(r, step, "rollout", done, b.n_samples);
-    }
-    *batch_out = b;
-    return WB_OK;
-drop_batch:
-    batch_free(&b);
+                            report *r, int *signal_out, batch *batch_out) {
+    batch b = {0};
+    generation g = {.engine = engine, .comm = comm, .o = o, .task = t, .step = step, .b = &b};
+    wb_status status = wb_comm_agree(comm, generation_open(&g));
+    if (status == WB_OK) status = generate(&g, r, signal_out);
+    wb_owner_close(&g.memory);
+    if (status == WB_OK && *signal_out == 0)
+        *batch_out = b;
+    else
+        batch_free(&b);
     return status;
 }
+
+int64_t batch_first_group(const batch *b, int64_t group) {
+    int64_t low = 0, high = b->n_groups;
+    while (low < high) {
+        int64_t middle = low + (high - low) / 2;
+        if (b->groups[middle] < group)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+/* ---- rewarding ------------------------------------------------------------------------------- */
 
 static wb_status builtin_rewards(const task *t, batch *b) {
     for (int64_t i = 0; i < b->n_samples; i++)
@@ -108,38 +194,9 @@ wb_status rollouts_reward(wb_comm *comm, const options *o, const task *t, uint64
     return WB_OK;
 }
 
-/* A file of the same step is what an interrupted run left: it is set aside, not overwritten. */
-static wb_status set_aside(const char *path) {
-    char old[4096 + 16];
-    snprintf(old, sizeof old, "%s.interrupted", path);
-    if (rename(path, old) != 0 && errno != ENOENT) return wb_fail(WB_IO, "%s: cannot be set aside: %m", path);
-    return WB_OK;
-}
-
-wb_status rollouts_dump(const options *o, const wb_route_model *model, int rank, uint64_t step,
-                        const batch *b) {
-    char path[4096];
-    int length = snprintf(path, sizeof path, "%s/dump", o->out_dir);
-    if (length < 0 || length > (int)sizeof path - 64)
-        return wb_fail(WB_INVALID_ARGUMENT, "--out: path too long");
-    WB_TRY(wb_dir_create(path));
-    snprintf(path + length, sizeof path - (size_t)length, "/step%06" PRIu64 "-rank%d.wbr", step, rank);
-    WB_TRY(set_aside(path));
-    wb_dump_options dump = wb_dump_options_default();
-    dump.codec = o->codec;
-    dump.producer = "waybill-grpo";
-    dump.trust_ids = true; /* the engine's own */
-    wb_dump_writer *writer;
-    WB_TRY(wb_dump_create(path, model, &dump, &writer));
-    wb_status status = WB_OK;
-    for (int64_t i = 0; status == WB_OK && i < b->n_samples; i++)
-        status = wb_dump_append(writer, &b->samples[i].completion->record);
-    wb_status finished = wb_dump_finish(writer);
-    return status != WB_OK ? status : finished;
-}
-
 void batch_free(batch *b) {
     for (int64_t i = 0; b->samples && i < b->n_samples; i++) wb_completion_free(b->samples[i].completion);
     free(b->samples);
+    free(b->groups);
     *b = (batch){0};
 }

@@ -1,18 +1,22 @@
 /* task.c - where prompts come from and how the built-in task is judged. Owns: the addition of numbers
- * below 20 over a 16-character vocabulary, and token-id prompts from a JSON-lines file. Everything is a
+ * below 20 over a 16-character vocabulary, token-id prompts from a JSON-lines file, and where an answer ends.
+ * Everything is a
  * function of (seed, step, group), so that ranks agree and a resumed run sees the same prompts. */
 #include "grpo.h"
 #include "wb_memory.h"
 #include "wb_random.h"
 
+#include <errno.h>
 #include <inttypes.h>
 #include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 /* A line of the jsonl file. */
 typedef struct item {
+    size_t number;    /* of the line, from 1 */
     char *line;       /* without its end; from getline */
     uint32_t *prompt; /* [prompt_len] */
     uint32_t prompt_len;
@@ -23,12 +27,21 @@ struct task {
     uint64_t seed;
     item *items; /* [n_items] jsonl */
     size_t n_items, capacity;
+    uint32_t *stop_tokens; /* [n_stop] */
+    uint32_t n_stop;
 };
+
+static void free_item(item *i) {
+    free(i->line);
+    free(i->prompt);
+}
 
 /* token ids: '0'..'9' are 0..9, then these; the rest of the vocabulary is unused */
 enum { PLUS = 10, EQUALS = 11 };
 
 enum { OPERANDS = 20 }; /* a and b are below this */
+
+enum { MAX_STOP_TOKENS = 64 };
 
 /* ---- arithmetic ------------------------------------------------------------------------------ */
 
@@ -127,7 +140,7 @@ static wb_status read_jsonl(task *t, const char *path, int32_t vocab_size) {
         if (got == 0) continue;
         WB_GOTO(WB_GROW(t->items, t->n_items + 1, &t->capacity, path), close_file);
         item *to = &t->items[t->n_items++];
-        *to = (item){.line = line};
+        *to = (item){.number = number, .line = line};
         line = NULL; /* it is the task's now */
         line_bytes = 0;
         WB_GOTO(parse_item(path, number, vocab_size, to), close_file);
@@ -168,13 +181,86 @@ wb_status task_open(const char *spec, uint64_t seed, int32_t vocab_size, task **
 
 void task_close(task *t) {
     if (!t) return;
-    for (size_t i = 0; i < t->n_items; i++) {
-        free(t->items[i].line);
-        free(t->items[i].prompt);
-    }
+    for (size_t i = 0; i < t->n_items; i++) free_item(&t->items[i]);
     free(t->items);
+    free(t->stop_tokens);
     free(t);
 }
+
+/* ---- where a sample ends --------------------------------------------------------------------- */
+
+static wb_status add_stop(task *t, int64_t id, int32_t vocab_size, const char *where) {
+    if (id < 0 || id >= vocab_size)
+        return wb_fail(WB_INVALID_ARGUMENT,
+                       "%s: expected token ids below the vocabulary of %" PRId32 ", found %" PRId64, where,
+                       vocab_size, id);
+    t->stop_tokens[t->n_stop++] = (uint32_t)id;
+    return WB_OK;
+}
+
+/* "15", or "15,3". */
+static wb_status stops_of_option(task *t, const char *list, int32_t vocab_size) {
+    for (const char *at = list;; at++) {
+        char *end;
+        errno = 0;
+        long id = strtol(at, &end, 10);
+        if (end == at || errno != 0 || (*end != ',' && *end != '\0') || t->n_stop == MAX_STOP_TOKENS)
+            return wb_fail(WB_INVALID_ARGUMENT,
+                           "--stop-token %s: expected none, or at most %d token ids with commas between them",
+                           list, MAX_STOP_TOKENS);
+        WB_TRY(add_stop(t, id, vocab_size, "--stop-token"));
+        if (*end == '\0') return WB_OK;
+        at = end;
+    }
+}
+
+/* "eos_token_id" of DIR/name: a number or a list of them. *found_out: the file has it. */
+static wb_status stops_of_file(task *t, const char *dir, const char *name, int32_t vocab_size,
+                               bool *found_out) {
+    char path[4096];
+    json_error_t error;
+    snprintf(path, sizeof path, "%s/%s", dir, name);
+    *found_out = false;
+    if (access(path, F_OK) != 0) return WB_OK;
+    json_t *object = json_load_file(path, 0, &error);
+    if (!object) return wb_fail(WB_CORRUPT, "%s: line %d: %s", path, error.line, error.text);
+    const json_t *ids = json_object_get(object, "eos_token_id");
+    size_t n = json_is_array(ids) ? json_array_size(ids) : json_is_integer(ids);
+    wb_status status = WB_OK;
+    if (n > MAX_STOP_TOKENS)
+        status = wb_fail(WB_CAPACITY, "%s: eos_token_id: expected at most %d ids, found %zu", path,
+                         MAX_STOP_TOKENS, n);
+    for (size_t i = 0; status == WB_OK && i < n; i++) {
+        const json_t *id = json_is_array(ids) ? json_array_get(ids, i) : ids;
+        status = add_stop(t, json_is_integer(id) ? json_integer_value(id) : -1, vocab_size, path);
+    }
+    *found_out = n > 0;
+    json_decref(object);
+    return status;
+}
+
+wb_status task_find_stops(task *t, const char *option, const char *dir, int32_t vocab_size,
+                          const char **where_out) {
+    bool found = false;
+    WB_TRY(WB_NEW(t->stop_tokens, MAX_STOP_TOKENS, "stop tokens"));
+    *where_out = "--stop-token";
+    if (option) return strcmp(option, "none") == 0 ? WB_OK : stops_of_option(t, option, vocab_size);
+    *where_out = "the task";
+    if (t->arithmetic) return add_stop(t, TASK_STOP, vocab_size, "arithmetic");
+    static const char *const names[] = {"generation_config.json", "config.json"};
+    for (size_t i = 0; !found && i < sizeof names / sizeof names[0]; i++) {
+        *where_out = names[i];
+        WB_TRY(stops_of_file(t, dir, names[i], vocab_size, &found));
+    }
+    return WB_OK;
+}
+
+const uint32_t *task_stop_tokens(const task *t, uint32_t *n_out) {
+    *n_out = t->n_stop;
+    return t->stop_tokens;
+}
+
+/* ---- groups ---------------------------------------------------------------------------------- */
 
 /* Lines are drawn at random, with replacement. */
 static size_t item_index(const task *t, uint64_t step, uint64_t group) {
@@ -185,8 +271,39 @@ const char *task_item(const task *t, uint64_t step, uint64_t group) {
     return t->arithmetic ? NULL : t->items[item_index(t, step, group)].line;
 }
 
-uint32_t task_stop_token(const task *t) {
-    return t->arithmetic ? TASK_STOP : UINT32_MAX;
+/* ---- prompts that fit ------------------------------------------------------------------------ */
+
+/* The beginning goes: what is asked stands at the end. */
+static void cut_prompt(item *i, uint32_t max) {
+    memmove(i->prompt, i->prompt + i->prompt_len - max, max * sizeof *i->prompt);
+    i->prompt_len = max;
+}
+
+wb_status task_fit_prompts(task *t, long_prompts policy, int64_t max, int64_t *n_long_out) {
+    size_t kept = 0, n = t->n_items;
+    int64_t n_long = 0;
+    for (size_t i = 0; i < n; i++) {
+        item *at = &t->items[i];
+        bool is_long = at->prompt_len > max;
+        /* Nothing has been taken out of the list under this policy. */
+        if (is_long && policy == LONG_PROMPTS_ERROR)
+            return wb_fail(WB_CAPACITY,
+                           "--task: line %zu: a prompt of %" PRIu32 " tokens: with --max-tokens and the KV "
+                           "cache at most %" PRId64 " fit; --long-prompts skip or cut go on without",
+                           at->number, at->prompt_len, max);
+        n_long += is_long;
+        if (is_long && policy == LONG_PROMPTS_SKIP) {
+            free_item(at);
+            continue;
+        }
+        if (is_long) cut_prompt(at, (uint32_t)max);
+        t->items[kept++] = *at;
+    }
+    t->n_items = kept;
+    if (!t->arithmetic && kept == 0)
+        return wb_fail(WB_CAPACITY, "--task: none of its %zu prompts has at most %" PRId64 " tokens", n, max);
+    *n_long_out = n_long;
+    return WB_OK;
 }
 
 wb_status task_prompt(const task *t, uint64_t step, uint64_t group, uint32_t **tokens_out, uint32_t *n_out) {

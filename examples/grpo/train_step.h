@@ -33,6 +33,7 @@ typedef struct packed_batch {
     /* used and native on the host, and [T] each. */
     void *host_ids, *host_native;
     float *logprobs, *gradients;
+    double *trained; /* [prompts * samples] how often a sample of the step has been in an update */
 } packed_batch;
 
 static inline const wb_record *record_of(const sample *s) {
@@ -42,6 +43,13 @@ static inline const wb_record *record_of(const sample *s) {
 /* Rows of the sample: its last token is never fed. */
 static inline int64_t fed_tokens(const sample *s) {
     return (int64_t)record_of(s)->n_tokens - 1;
+}
+
+/* Tokens of the first n micro-batches. */
+static inline int64_t tokens_until(const packed_batch *p, int32_t n) {
+    int64_t tokens = 0;
+    for (int32_t m = 0; m < n; m++) tokens += p->list[m].T;
+    return tokens;
 }
 
 /* ---- packing.c ------------------------------------------------------------------------------- */
@@ -75,6 +83,6 @@ wb_status first_forward(trainer *t, packed_batch *p, report *r, row_count *count
 /* The same batch and weights routed as t->compare says: free. Collective. */
 wb_status compare_forward(trainer *t, packed_batch *p, report *r);
 /* The reference model, which never follows the policy's routes. Collective. */
-wb_status reference_forward(trainer *t, packed_batch *p);
+wb_status reference_forward(trainer *t, packed_batch *p, report *r);
 
 #endif

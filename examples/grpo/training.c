@@ -6,6 +6,8 @@
 
 #include <inttypes.h>
 #include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 /* The rollout engine's own copy of the weights, in --rollout-dtype. */
@@ -27,6 +29,9 @@ static wb_status open_rollout(const trainer *t, const char *dir, rollout_side *s
     WB_TRY(wb_model_open(dir, &rollout, &side->model));
     wb_engine_options engine = wb_engine_options_default();
     engine.n_blocks = (int32_t)t->o->kv_blocks;
+    engine.block_size = (int32_t)t->o->block_size;
+    engine.max_batch_tokens = (int32_t)t->o->max_batch_tokens;
+    engine.max_running = (int32_t)t->o->max_running;
     WB_TRY(wb_comm_agree(t->comm, wb_engine_open(side->model, &engine, &side->engine)));
     return wb_engine_set_weights(side->engine, t->model, t->weight_version);
 }
@@ -67,16 +72,21 @@ static void close_trainer(trainer *t) {
     wb_model_close(t->model);
 }
 
-static wb_status one_step(trainer *t, const rollout_side *side, const task *task_, report *r) {
+/* *signal_out: not 0 when the step was dropped, because some rank was told to stop before it trained. The
+ * dump comes before the rewards: what was generated is not lost with a reward program that fails. */
+static wb_status one_step(trainer *t, const rollout_side *side, const task *task_, report *r,
+                          int *signal_out) {
     batch b = {0};
     step_metrics m = {0};
     double start = now_seconds();
-    WB_TRY(rollouts_generate(side->engine, t->comm, t->o, task_, t->step, r, &b));
+    WB_TRY(rollouts_generate(side->engine, t->comm, t->o, task_, t->step, r, signal_out, &b));
+    if (*signal_out != 0) return WB_OK;
     m.seconds_rollout = now_seconds() - start;
-    wb_status status = rollouts_reward(t->comm, t->o, task_, t->step, &b);
-    if (status == WB_OK && !t->o->no_dump)
+    wb_status status = WB_OK;
+    if (!t->o->no_dump)
         status = wb_comm_agree(
-            t->comm, rollouts_dump(t->o, wb_model_routes(t->model), wb_comm_rank(t->comm), t->step, &b));
+            t->comm, dumps_write(t->o, wb_model_routes(t->model), wb_comm_rank(t->comm), t->step, &b));
+    if (status == WB_OK) status = rollouts_reward(t->comm, t->o, task_, t->step, &b);
     start = now_seconds();
     if (status == WB_OK) status = train_step(t, &b, r, &m);
     m.seconds_train = now_seconds() - start;
@@ -86,13 +96,106 @@ static wb_status one_step(trainer *t, const rollout_side *side, const task *task
     return wb_comm_agree(t->comm, report_step(r, t->step, &m));
 }
 
-static wb_status train_loop(trainer *t, const rollout_side *side, const task *task_, report *r) {
-    uint64_t steps = (uint64_t)t->o->steps, every = (uint64_t)t->o->checkpoint_every;
-    while (t->step < steps) {
-        WB_TRY(one_step(t, side, task_, r));
-        t->step++;
-        if (t->step == steps || (every > 0 && t->step % every == 0)) WB_TRY(checkpoint_save(t));
+/* Signals come to single ranks, or to all at different moments. */
+static wb_status agree_on_signal(const trainer *t, int *signal_out) {
+    uint64_t number = (uint64_t)interrupt_signal();
+    WB_TRY(wb_comm_all_reduce_max_u64(t->comm, &number));
+    *signal_out = (int)number;
+    return WB_OK;
+}
+
+static void say_stopped(const trainer *t, report *r, int number, bool dropped, bool saved) {
+    char what[64] = "";
+    if (dropped) snprintf(what, sizeof what, "step %" PRIu64 " dropped, ", t->step + 1);
+    if (saved)
+        report_line(r,
+                    "stopped by signal %d (%s): %scheckpoint after step %" PRIu64
+                    " in %s/checkpoint, --resume goes on",
+                    number, strsignal(number), what, t->step, t->o->out_dir);
+    else
+        report_line(r, "stopped by signal %d (%s): %sno step is done, so there is no checkpoint", number,
+                    strsignal(number), what);
+}
+
+static wb_status train_loop(trainer *t, const rollout_side *side, const task *task_, report *r,
+                            int *signal_out) {
+    uint64_t steps = (uint64_t)t->o->steps, every = (uint64_t)t->o->checkpoint_every, saved = t->step;
+    while (t->step < steps && *signal_out == 0) {
+        WB_TRY(one_step(t, side, task_, r, signal_out));
+        bool dropped = *signal_out != 0;
+        if (!dropped) {
+            t->step++;
+            WB_TRY(agree_on_signal(t, signal_out));
+        }
+        bool due = t->step == steps || (every > 0 && t->step % every == 0) || *signal_out != 0;
+        if (due && t->step > saved) {
+            WB_TRY(checkpoint_save(t));
+            saved = t->step;
+        }
+        if (*signal_out != 0) say_stopped(t, r, *signal_out, dropped, saved > 0);
     }
+    return WB_OK;
+}
+
+/* What a run says of its task at the start. */
+typedef struct task_notes {
+    int64_t max_prompt, n_long;
+    const char *stops_from;
+} task_notes;
+
+/* The task, its prompts looked at before anything is generated, and what ends a sample: as `dir`, the model's
+ * checkpoint, has it. */
+static wb_status open_task(const trainer *t, const char *dir, task_notes *notes, task **task_out) {
+    const wb_config *config = wb_model_config(t->model);
+    const options *o = t->o;
+    /* The last token is never fed. */
+    int64_t pool = o->kv_blocks * o->block_size + 1;
+    notes->max_prompt = (pool < config->max_positions ? pool : config->max_positions) - o->max_tokens;
+    if (notes->max_prompt < 1)
+        return wb_fail(WB_CAPACITY,
+                       "--max-tokens %" PRId64 ": expected less than the model's %" PRId32
+                       " positions and the %" PRId64 " that --kv-blocks of --block-size tokens hold",
+                       o->max_tokens, config->max_positions, pool);
+    WB_TRY(task_open(o->task, o->seed, config->vocab_size, task_out));
+    wb_status status = task_find_stops(*task_out, o->stop_token, dir, config->vocab_size, &notes->stops_from);
+    if (status == WB_OK)
+        status = task_fit_prompts(*task_out, o->long_prompts, notes->max_prompt, &notes->n_long);
+    if (status == WB_OK) return WB_OK;
+    task_close(*task_out);
+    *task_out = NULL;
+    return status;
+}
+
+static void say_task(report *r, const options *o, const task *task_, const task_notes *notes) {
+    uint32_t n;
+    const uint32_t *stops = task_stop_tokens(task_, &n);
+    if (n == 0)
+        report_line(r, "no token ends a sample: each has --max-tokens %" PRId64, o->max_tokens);
+    else
+        report_line(r, "samples end at token %" PRIu32 "%s (%s)", stops[0], n > 1 ? ", and others" : "",
+                    notes->stops_from);
+    if (notes->n_long > 0)
+        report_line(r, "%" PRId64 " prompts of more than %" PRId64 " tokens: %s", notes->n_long,
+                    notes->max_prompt,
+                    o->long_prompts == LONG_PROMPTS_SKIP ? "left out" : "their beginning is left out");
+}
+
+/* Whether both are there and the same directory, by whatever links. */
+static bool same_place(const char *a, const char *b) {
+    struct stat of_a, of_b;
+    return stat(a, &of_a) == 0 && stat(b, &of_b) == 0 && of_a.st_dev == of_b.st_dev &&
+           of_a.st_ino == of_b.st_ino;
+}
+
+/* A run writes into OUT, and replaces OUT/checkpoint: neither may be what it reads. */
+static wb_status check_model_apart(const options *o, const char *checkpoint) {
+    if (o->model_dir && same_place(o->model_dir, o->out_dir))
+        return wb_fail(WB_INVALID_ARGUMENT, "--out %s is --model: expected a folder of its own", o->out_dir);
+    if (o->model_dir && checkpoint && same_place(o->model_dir, checkpoint))
+        return wb_fail(WB_INVALID_ARGUMENT,
+                       "--model %s is the checkpoint in --out %s, which the run replaces: expected the model "
+                       "that it started from",
+                       o->model_dir, o->out_dir);
     return WB_OK;
 }
 
@@ -103,6 +206,7 @@ static wb_status make_out(const options *o, wb_comm *comm) {
     WB_TRY(wb_comm_agree(comm, status));
     if (access(o->out_dir, W_OK) != 0) status = wb_fail(WB_IO, "%s: cannot be written to: %m", o->out_dir);
     if (status == WB_OK) status = checkpoint_check_place(o);
+    if (status == WB_OK) status = check_model_apart(o, NULL);
     return wb_comm_agree(comm, status);
 }
 
@@ -116,24 +220,43 @@ static wb_status find_start(const options *o, wb_comm *comm, char **dir_out) {
                    "%s is there already: --resume goes on from it, another --out starts anew", *dir_out);
 }
 
-wb_status training_run(const options *o, wb_device *device, wb_comm *comm) {
-    trainer t = {.o = o, .device = device, .comm = comm};
+/* The options of the run: those of the command line, and of the checkpoint where there is one. */
+static wb_status settle_options(options *o, wb_comm *comm, const char *checkpoint, json_t **saved_out) {
+    wb_status status =
+        checkpoint ? checkpoint_options(checkpoint, wb_comm_rank(comm) == 0, o, saved_out) : options_check(o);
+    if (status == WB_OK) status = check_model_apart(o, checkpoint);
+    return wb_comm_agree(comm, status);
+}
+
+/* What an interrupted run left of the steps that will be done again goes, on one rank, before any is done. */
+static wb_status start_dumps(const trainer *t) {
+    bool alone = wb_comm_rank(t->comm) == 0;
+    return wb_comm_agree(t->comm, alone ? dumps_start(t->o, t->step) : WB_OK);
+}
+
+wb_status training_run(const options *given, wb_device *device, wb_comm *comm, int *signal_out) {
+    options o = *given;
+    trainer t = {.o = &o, .device = device, .comm = comm};
     rollout_side side = {0};
     task *task_ = NULL;
+    task_notes notes = {0};
     report *r = NULL;
     char *resume_dir = NULL;
+    json_t *saved = NULL;
     wb_status status;
-    WB_TRY(make_out(o, comm));
-    WB_GOTO(find_start(o, comm, &resume_dir), close_all);
-    const char *start_dir = resume_dir ? resume_dir : o->model_dir;
+    WB_TRY(make_out(&o, comm));
+    WB_GOTO(find_start(&o, comm, &resume_dir), close_all);
+    WB_GOTO(settle_options(&o, comm, resume_dir, &saved), close_all);
+    const char *start_dir = resume_dir ? resume_dir : o.model_dir;
     WB_GOTO(open_trainer(&t, start_dir), close_all);
     if (resume_dir) WB_GOTO(checkpoint_load(&t, resume_dir), close_all);
-    WB_GOTO(wb_comm_agree(comm, task_open(o->task, o->seed, wb_model_config(t.model)->vocab_size, &task_)),
-            close_all);
+    WB_GOTO(wb_comm_agree(comm, open_task(&t, start_dir, &notes, &task_)), close_all);
     WB_GOTO(open_rollout(&t, start_dir, &side), close_all);
-    WB_GOTO(wb_comm_agree(comm, report_open(o, wb_comm_rank(comm) == 0, t.step, &r)), close_all);
+    WB_GOTO(start_dumps(&t), close_all);
+    WB_GOTO(wb_comm_agree(comm, report_open(&o, wb_comm_rank(comm) == 0, t.step, &r)), close_all);
     if (resume_dir) report_line(r, "resuming after step %" PRIu64 " from %s", t.step, resume_dir);
-    WB_GOTO(train_loop(&t, &side, task_, r), close_all);
+    say_task(r, &o, task_, &notes);
+    WB_GOTO(train_loop(&t, &side, task_, r, signal_out), close_all);
     report_summary(r);
 close_all:
     report_close(r);
@@ -141,6 +264,7 @@ close_all:
     wb_model_close(side.model);
     task_close(task_);
     close_trainer(&t);
+    json_decref(saved);
     free(resume_dir);
     return status;
 }

@@ -92,7 +92,7 @@ static wb_status run_warmup(const options *o, wb_model *model, wb_train *train, 
     for (int64_t step = 0; status == WB_OK && step < o->warmup_steps; step++) {
         double loss = 0;
         status = warmup_step(o, train, opt, comm, ids.data, x, step, &loss);
-        report_progress(r, (uint64_t)step, "warm-up", step + 1, o->warmup_steps);
+        report_progress(r, 0, "warm-up", (step + 1) * x->T, o->warmup_steps * x->T);
         if (status == WB_OK && (step + 1) % 100 == 0)
             report_line(r, "warm-up %4" PRId64 "/%" PRId64 "  loss %.3f", step + 1, o->warmup_steps, loss);
     }
@@ -100,9 +100,16 @@ static wb_status run_warmup(const options *o, wb_model *model, wb_train *train, 
     return status;
 }
 
-/* The folder is made before the minutes of training, so that a path that cannot be one is said at once. */
+/* The folder is made before the minutes of training, so that a path that cannot be one, or that has
+ * somebody's files, is said at once. */
 static wb_status make_folder(const options *o, wb_comm *comm) {
-    return wb_comm_agree(comm, wb_comm_rank(comm) == 0 ? wb_dir_create(o->make_base) : WB_OK);
+    wb_status status = WB_OK;
+    if (wb_comm_rank(comm) == 0) status = wb_dir_create(o->make_base);
+    if (wb_comm_rank(comm) == 0 && status == WB_OK && !wb_dir_is_empty(o->make_base))
+        status = wb_fail(WB_INVALID_ARGUMENT, "%s: expected a new or an empty folder, found files in it",
+                         o->make_base);
+    if (status != WB_OK) wb_fail_context(status, "--make-base");
+    return wb_comm_agree(comm, status);
 }
 
 wb_status warmup_make_base(const options *o, wb_device *device, wb_comm *comm, report *r) {

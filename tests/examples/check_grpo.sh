@@ -23,7 +23,7 @@ refused() {
 }
 field() { sed -n "s/.*\"$2\":\([-0-9.e+]*\).*/\1/p" "$1"; } # the last one of that name in each line
 
-small=(--steps 4 --prompts 8 --samples 4 --updates 4 --lr 3e-4 --quiet --seed 5)
+small=(--steps 4 --prompts 8 --samples 4 --updates 4 --lr 3e-4 --compare-every 1 --quiet --seed 5)
 run 2 --make-base base --warmup-steps 40 --quiet || fail "make-base"
 run 1 --make-base base_olmoe --family olmoe --warmup-steps 10 --quiet || fail "make-base olmoe"
 
@@ -91,7 +91,7 @@ run 2 --model base --out stops "${small[@]}" --steps 1 --task jsonl:task.jsonl -
 field stops/metrics.jsonl reward | grep -q '^0\.0$' && fail "no sample ended at the stop token"
 
 echo "== bad input"
-user=(--model base --out bad "${small[@]}" --task jsonl:task.jsonl)
+user=(--model base --out bad --no-dump "${small[@]}" --task jsonl:task.jsonl)
 refused "ended with exit status 3" "${user[@]}" --reward-cmd 'exit 3'
 refused "was killed by signal 9" "${user[@]}" --reward-cmd 'kill -9 $$'
 refused "expected 16 lines, found 1" "${user[@]}" --reward-cmd 'cat >/dev/null; echo 1'
@@ -105,7 +105,7 @@ refused "far.jsonl: line 1: prompt[1]" --model base --out bad --task jsonl:far.j
 refused "/dev/null/out" --model base --out /dev/null/out
 refused "--resume goes on from it" --model base --out whole "${small[@]}"
 refused "config.json" --model nowhere --out bad
-refused "1 block" --model base --out bad "${small[@]}" --kv-blocks 1 --max-tokens 40
+refused "expected less than the model" --model base --out bad "${small[@]}" --kv-blocks 1 --max-tokens 40
 cp -r base cut && truncate -s -1000 cut/model-00002-of-00002.safetensors
 refused "model-00002-of-00002.safetensors" --model cut --out bad
 mkdir -p sealed && touch sealed/dump

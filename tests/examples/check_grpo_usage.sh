@@ -46,12 +46,15 @@ done
 cp "$scratch/out" "$scratch/help"
 expect 0 "$grpo" -h
 
+expect 0 "$grpo" --version
+grep -qE '^waybill-grpo [0-9]+\.[0-9]+\.[0-9]+$' "$scratch/out" || fault "--version: expected its name and the version"
+
 # ---- every option of the help
 options=0
 while read -r name value rest; do
     options=$((options + 1))
     case "$value" in
-    DIR | CMD | TASK) refused "$name" "$name" ;; # a value is missing
+    DIR | CMD | TASK | LIST) refused "$name" "$name" ;; # a value is missing
     N | G | X)
         refused "$name" "$name"
         refused "$name 7x" "$name" 7x
@@ -68,7 +71,7 @@ while read -r name value rest; do
         fi
         ;;
     esac
-done < <(grep -E '^  --' "$scratch/help")
+done < <(grep -E '^  --' "$scratch/help" | grep -v -e '--version')
 [ $options -gt 20 ] || fault "expected more than 20 options in the help, found $options"
 
 # ---- particular values
@@ -82,6 +85,7 @@ refused "--seed 18446744073709551616" --seed 18446744073709551616
 refused "--frobnicate" --frobnicate
 refused "--lr=1" --lr=1
 refused "stray" stray
+refused "--threads 4000: expected at most" --threads 4000
 
 # ---- options together
 expect 2 "$grpo"

@@ -1,0 +1,45 @@
+/* option_resume.c - options in a checkpoint: what a run keeps of them, and what a run that resumes takes. */
+#include "option_table.h"
+
+#include <stdio.h>
+#include <string.h>
+
+json_t *options_to_json(const options *o) {
+    json_t *object = json_object();
+    for (int i = 0; object && i < N_OPTIONS; i++) {
+        char buffer[OPTION_TEXT_BYTES];
+        const char *text = option_text(&option_rows[i], o, buffer);
+        if (option_rows[i].on_resume == FREE || !text) continue;
+        if (json_object_set_new(object, option_rows[i].name, json_string(text)) != 0) {
+            json_decref(object);
+            return NULL;
+        }
+    }
+    return object;
+}
+
+/* One option of the checkpoint against the command line's. */
+static wb_status resume_option(const option_row *row, const char *saved, const char *where, options *o,
+                               bool loud) {
+    char buffer[OPTION_TEXT_BYTES];
+    const char *now = option_text(row, o, buffer);
+    bool same = saved && now ? strcmp(saved, now) == 0 : saved == now;
+    if (same) return WB_OK;
+    if (!(o->given >> (row - option_rows) & 1)) return saved ? option_set(row, o, saved) : WB_OK;
+    if (row->on_resume == FIXED)
+        return wb_fail(WB_MISMATCH, "%s %s: the run in %s has %s, which a resumed run cannot change",
+                       row->name, now ? now : "(none)", where, saved ? saved : "none");
+    if (loud && !o->quiet)
+        fprintf(stderr, "%s: %s in the checkpoint, now %s\n", row->name, saved ? saved : "none",
+                now ? now : "none");
+    return WB_OK;
+}
+
+wb_status options_resume(options *o, const json_t *saved, const char *where, bool loud) {
+    for (int i = 0; i < N_OPTIONS; i++) {
+        if (option_rows[i].on_resume == FREE) continue;
+        const char *value = json_string_value(json_object_get(saved, option_rows[i].name));
+        WB_TRY(resume_option(&option_rows[i], value, where, o, loud));
+    }
+    return WB_OK;
+}

@@ -1,0 +1,219 @@
+/* option_table.c - each option's name, kind, bounds, help and default, and its value as text. Refuses: where
+ * values come from, what they mean together. */
+#include "option_table.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <math.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define FIELD(field) offsetof(options, field)
+#define MANY 1e9
+
+const option_row option_rows[] = {
+    {"--model", TEXT, KEPT, FIELD(model_dir), 0, 0, NULL, "DIR", "checkpoint to train, Hugging Face layout"},
+    {"--out", TEXT, FREE, FIELD(out_dir), 0, 0, NULL, "DIR", "gets checkpoint/, dump/ and metrics.jsonl"},
+    {"--resume", FLAG, FREE, FIELD(resume), 0, 0, NULL, "",
+     "go on from OUT/checkpoint where there is one, with its options where the command line gives none"},
+    {"--task", TEXT, FIXED, FIELD(task), 0, 0, NULL, "TASK",
+     "arithmetic, or jsonl:FILE with {\"prompt\": [token ids]} a line"},
+    {"--reward-cmd", TEXT, KEPT, FIELD(reward_cmd), 0, 0, NULL, "CMD",
+     "reads completions as JSON lines, answers a number a line"},
+    {"--replay", CHOICE, KEPT, FIELD(replay), 0, 0, "off|record|rollout", "MODE",
+     "routes of training: free (off), of the first training forward (record, R2), of the rollout (rollout, "
+     "R3)"},
+    {"--missing", CHOICE, KEPT, FIELD(missing), 0, 0, "strict|native|drop", "POLICY",
+     "a position without routes: fail, choose freely, drop the sample"},
+    {"--rollout-dtype", CHOICE, KEPT, FIELD(rollout_dtype), 0, 0, "f32|bf16", "DTYPE",
+     "weights and KV cache of the rollout engine; training is f32"},
+    {"--steps", INTEGER, FREE, FIELD(steps), 1, MANY, NULL, "N", "rollout batches"},
+    {"--prompts", INTEGER, FIXED, FIELD(prompts), 1, MANY, NULL, "N", "prompts a batch, over all ranks"},
+    {"--samples", INTEGER, FIXED, FIELD(samples), 2, MANY, NULL, "G", "samples a prompt (the GRPO group)"},
+    {"--max-tokens", INTEGER, KEPT, FIELD(max_tokens), 1, MANY, NULL, "N", "new tokens a sample at most"},
+    {"--stop-token", TEXT, KEPT, FIELD(stop_token), 0, 0, NULL, "LIST",
+     "tokens that end a sample, with commas, or none; without it eos_token_id of the checkpoint's "
+     "generation_config.json, arithmetic knows its own"},
+    {"--long-prompts", CHOICE, FIXED, FIELD(long_prompts), 0, 0, "error|skip|cut", "POLICY",
+     "prompts that do not fit with --max-tokens: an error at the start, left out, without their beginning"},
+    {"--temperature", NUMBER, KEPT, FIELD(temperature), 0, 100, NULL, "X",
+     "sampling temperature, above 0; training takes the same"},
+    {"--top-k", INTEGER, KEPT, FIELD(top_k), 0, MANY, NULL, "N",
+     "sample from the N likeliest tokens; 0: all"},
+    {"--top-p", NUMBER, KEPT, FIELD(top_p), 1e-6, 1, NULL, "X",
+     "sample from the likeliest tokens that reach X"},
+    {"--updates", INTEGER, KEPT, FIELD(updates), 1, MANY, NULL, "N", "minibatch updates a rollout batch"},
+    {"--micro-batch-tokens", INTEGER, KEPT, FIELD(micro_batch_tokens), 1, MANY, NULL, "N",
+     "tokens packed into one forward"},
+    {"--lr", NUMBER, KEPT, FIELD(lr), 0, 10, NULL, "X", "AdamW learning rate"},
+    {"--weight-decay", NUMBER, KEPT, FIELD(weight_decay), 0, 10, NULL, "X",
+     "AdamW decoupled weight decay of matrices"},
+    {"--grad-clip", NUMBER, KEPT, FIELD(grad_clip), 0, MANY, NULL, "X", "largest gradient norm; 0: no limit"},
+    {"--clip-low", NUMBER, KEPT, FIELD(clip_low), 0, 1, NULL, "X", "ratio clipped at 1 - X"},
+    {"--clip-high", NUMBER, KEPT, FIELD(clip_high), 0, MANY, NULL, "X", "ratio clipped at 1 + X"},
+    {"--kl-coef", NUMBER, KEPT, FIELD(kl_coef), 0, MANY, NULL, "X",
+     "weight of KL(policy || --model), estimator k3; 0: no reference"},
+    {"--ratio", CHOICE, KEPT, FIELD(ratio), 0, 0, "token|sequence", "LEVEL",
+     "importance ratio by token (GRPO) or by sequence (GSPO)"},
+    {"--compare-every", INTEGER, FREE, FIELD(compare_every), 0, MANY, NULL, "N",
+     "every N steps run the batch with free routing too, one more forward, and report what replay changed; "
+     "0: never"},
+    {"--checkpoint-every", INTEGER, FREE, FIELD(checkpoint_every), 0, MANY, NULL, "N",
+     "steps between checkpoints; 0: at the end only"},
+    {"--dump-codec", CHOICE, FREE, FIELD(codec), 0, 0, "raw|zstd", "CODEC", "of the routes in OUT/dump"},
+    {"--no-dump", FLAG, FREE, FIELD(no_dump), 0, 0, NULL, "", "write no dump"},
+    {"--kv-blocks", INTEGER, FREE, FIELD(kv_blocks), 1, MANY, NULL, "N",
+     "KV cache blocks of the engine on each rank"},
+    {"--block-size", INTEGER, FREE, FIELD(block_size), 1, 65536, NULL, "N", "tokens of a KV cache block"},
+    {"--max-batch-tokens", INTEGER, FREE, FIELD(max_batch_tokens), 1, MANY, NULL, "N",
+     "tokens that the engine feeds in one step; longer prompts are prefilled in chunks"},
+    {"--max-running", INTEGER, FREE, FIELD(max_running), 1, MANY, NULL, "N",
+     "requests that hold KV cache blocks at a time"},
+    {"--threads", INTEGER, FREE, FIELD(threads), 0, 4096, NULL, "N",
+     "threads of each rank; 0: the host's cores over its ranks, but no more than mpirun binds a rank to"},
+    {"--peer-timeout", INTEGER, FREE, FIELD(peer_timeout), 1, MANY, NULL, "SECONDS",
+     "how long a rank waits for another one before it is taken for dead"},
+    {"--seed", SEED, FIXED, FIELD(seed), 0, 0, NULL, "N", "of prompts and sampling"},
+    {"--make-base", TEXT, FREE, FIELD(make_base), 0, 0, NULL, "DIR",
+     "instead of training: make a tiny model, warm it up on arithmetic, save it in DIR"},
+    {"--family", CHOICE, FREE, FIELD(family), 0, 0, "qwen3_moe|olmoe", "NAME", "of --make-base"},
+    {"--warmup-steps", INTEGER, FREE, FIELD(warmup_steps), 0, MANY, NULL, "N",
+     "supervised steps of --make-base"},
+    {"--quiet", FLAG, FREE, FIELD(quiet), 0, 0, NULL, "", "no progress display"},
+};
+_Static_assert(sizeof option_rows / sizeof option_rows[0] == N_OPTIONS, "the number in option_table.h");
+_Static_assert(N_OPTIONS <= 64, "options.given has a bit a row");
+
+const options option_defaults = {
+    .task = "arithmetic",
+    .replay = WB_REPLAY_ROLLOUT,
+    .missing = WB_MISSING_STRICT,
+    .rollout_dtype = WB_BF16,
+    .steps = 20,
+    .prompts = 64,
+    .samples = 8,
+    .max_tokens = 8,
+    .updates = 4,
+    .micro_batch_tokens = 2048,
+    .warmup_steps = 40,
+    .checkpoint_every = 10,
+    .kv_blocks = 2048,
+    .block_size = 16,
+    .max_batch_tokens = 512,
+    .max_running = 64,
+    .peer_timeout = 1800,
+    .seed = 1,
+    .temperature = 1,
+    .top_p = 1,
+    .lr = 1e-5,
+    .grad_clip = 1,
+    .clip_low = 0.2,
+    .clip_high = 0.28,
+};
+
+/* The dtype field is an enum whose values are not the index of the choice. */
+static int choice_value(const option_row *row, int index) {
+    if (row->offset == FIELD(rollout_dtype)) return index == 0 ? WB_F32 : WB_BF16;
+    return index;
+}
+
+const char *option_choice(const option_row *row, int value, size_t *length_out) {
+    int index = 0;
+    for (const char *name = row->choices; name; index++) {
+        *length_out = strcspn(name, "|");
+        if (choice_value(row, index) == value) return name;
+        name = name[*length_out] == '|' ? name + *length_out + 1 : NULL;
+    }
+    *length_out = 0;
+    return "";
+}
+
+static wb_status set_choice(const option_row *row, options *o, const char *value) {
+    int index = 0;
+    for (const char *name = row->choices; name; index++) {
+        const char *bar = strchr(name, '|');
+        size_t length = bar ? (size_t)(bar - name) : strlen(name);
+        if (strlen(value) == length && strncmp(name, value, length) == 0) {
+            *(int *)((char *)o + row->offset) = choice_value(row, index);
+            return WB_OK;
+        }
+        name = bar ? bar + 1 : NULL;
+    }
+    return wb_fail(WB_INVALID_ARGUMENT, "%s %s: expected one of %s", row->name, value, row->choices);
+}
+
+static wb_status set_number(const option_row *row, options *o, const char *value) {
+    char *end;
+    errno = 0;
+    double number = strtod(value, &end);
+    bool integral = row->kind != INTEGER || number == floor(number);
+    if (end == value || *end != '\0' || errno != 0 || !integral ||
+        !(number >= row->low && number <= row->high))
+        return wb_fail(WB_INVALID_ARGUMENT, "%s %s: expected %s from %g to %g", row->name, value,
+                       row->kind == INTEGER ? "an integer" : "a number", row->low, row->high);
+    if (row->kind == INTEGER)
+        *(int64_t *)((char *)o + row->offset) = (int64_t)number;
+    else
+        *(double *)((char *)o + row->offset) = number;
+    return WB_OK;
+}
+
+static wb_status set_seed(const option_row *row, options *o, const char *value) {
+    char *end;
+    errno = 0;
+    unsigned long long number = strtoull(value, &end, 0);
+    if (end == value || *end != '\0' || errno != 0 || value[0] == '-')
+        return wb_fail(WB_INVALID_ARGUMENT, "%s %s: expected a whole number of at most 64 bits", row->name,
+                       value);
+    *(uint64_t *)((char *)o + row->offset) = number;
+    return WB_OK;
+}
+
+wb_status option_set(const option_row *row, options *o, const char *value) {
+    switch (row->kind) {
+    case FLAG:
+        *(bool *)((char *)o + row->offset) = true;
+        return WB_OK;
+    case TEXT:
+        *(const char **)((char *)o + row->offset) = value;
+        return WB_OK;
+    case CHOICE:
+        return set_choice(row, o, value);
+    case SEED:
+        return set_seed(row, o, value);
+    default:
+        return set_number(row, o, value);
+    }
+}
+
+const char *option_text(const option_row *row, const options *o, char *text) {
+    const char *field = (const char *)o + row->offset;
+    size_t length;
+    switch (row->kind) {
+    case TEXT:
+        return *(const char *const *)field;
+    case CHOICE: {
+        const char *name = option_choice(row, *(const int *)field, &length);
+        snprintf(text, OPTION_TEXT_BYTES, "%.*s", (int)length, name);
+        return text;
+    }
+    case SEED:
+        snprintf(text, OPTION_TEXT_BYTES, "%" PRIu64, *(const uint64_t *)field);
+        return text;
+    case INTEGER:
+        snprintf(text, OPTION_TEXT_BYTES, "%" PRId64, *(const int64_t *)field);
+        return text;
+    case NUMBER: {
+        /* 15 digits where they are the number, so that 6e-4 stays readable. */
+        double value = *(const double *)field;
+        snprintf(text, OPTION_TEXT_BYTES, "%.15g", value);
+        if (strtod(text, NULL) != value) snprintf(text, OPTION_TEXT_BYTES, "%.17g", value);
+        return text;
+    }
+    case FLAG:
+        break;
+    }
+    return *(const bool *)field ? "yes" : NULL;
+}

@@ -1,0 +1,102 @@
+#!/usr/bin/env bash
+# check_resume.sh - a run of waybill-grpo that is killed at any moment and resumed on other numbers of ranks: every sample of every
+# step is in the dump once and was trained on once, nothing is left over, and the run stays the run that it was.
+# usage: check_resume.sh BUILD_DIR SOURCE_DIR [SEED]
+set -uo pipefail
+build=$1
+grpo=$build/bin/waybill-grpo
+waybill=$build/bin/waybill
+[ -x "$grpo" ] || { echo "skipped: waybill-grpo was not built (no MPI)"; exit 77; }
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+cd "$work" || exit 1
+RANDOM=${3:-$$}
+echo "seed ${3:-$$}"
+export OMPI_MCA_orte_tmpdir_base=$work OMP_NUM_THREADS=1
+run() { mpirun --allow-run-as-root --oversubscribe --mca mpi_yield_when_idle 1 -n "$1" "$grpo" "${@:2}"; }
+fail() { echo "FAILED: $*"; exit 1; }
+# refused "what the message must say" arguments...
+refused() {
+    local part=$1
+    shift
+    if run 2 "$@" >log 2>&1; then fail "accepted: $*"; fi
+    grep -qF -- "$part" log || { cat log; fail "no '$part' in the message of: $*"; }
+}
+# sampled OUT STEPS PROMPTS SAMPLES: each (step, group, sample) is in the dump once, and each step in the metrics
+sampled() {
+    "$waybill" verify "$1/dump" >log 2>&1 || { cat log; fail "$1/dump"; }
+    "$waybill" cat "$1/dump" | sed 's/.*"rid":"\([^"]*\)".*/\1/' | sort >found
+    for step in $(seq 0 $(($2 - 1))); do for group in $(seq 0 $(($3 - 1))); do for sample in $(seq 0 $(($4 - 1))); do
+        echo "s$step-g$group-$sample"
+    done; done; done | sort >expected
+    diff expected found >log || { head log; fail "$1/dump: samples are missing or there twice"; }
+    sed 's/.*"step":\([0-9]*\).*/\1/' "$1/metrics.jsonl" | cmp -s - <(seq 0 $(($2 - 1))) || fail "$1/metrics.jsonl: $(cat "$1/metrics.jsonl")"
+    [ -z "$(find "$1" -name '*.interrupted' -o -name '*.tmp')" ] || fail "left over: $(find "$1" -name '*.interrupted' -o -name '*.tmp')"
+}
+
+run 2 --make-base base --warmup-steps 5 --quiet || fail "make-base"
+common=(--prompts 6 --samples 2 --updates 3 --lr 3e-4 --max-tokens 6 --checkpoint-every 2 --quiet)
+
+echo "== killed at any moment, resumed on 1 to 4 ranks"
+# The ranks are below the shell that waits for mpirun; other runs on this machine are none of ours.
+ranks_below() {
+    for child in $(pgrep -P "$1"); do
+        [ "$(cat "/proc/$child/comm" 2>/dev/null)" = waybill-grpo ] && echo "$child"
+        ranks_below "$child"
+    done
+}
+for kill in 1 2 3 4 5 6; do
+    run $((1 + RANDOM % 4)) --model base --out killed "${common[@]}" --steps 1000000 --resume >log 2>&1 &
+    job=$!
+    sleep "$((RANDOM % 3)).$((RANDOM % 10))"
+    victims=$(ranks_below $job | shuf -n 1 --random-source=<(yes "$RANDOM"))
+    # shellcheck disable=SC2086
+    [ -z "$victims" ] || kill -9 $victims 2>/dev/null
+    [ -n "$victims" ] || kill -9 "$(pgrep -P $job | head -n 1)" 2>/dev/null
+    wait $job && fail "kill $kill: the job ended well"
+    [ ! -d killed/dump ] || [ -z "$(ls killed/dump)" ] || "$waybill" inspect killed/dump >log 2>&1 || { cat log; fail "kill $kill: the dump cannot be read"; }
+done
+steps=0
+[ ! -e killed/checkpoint ] || steps=$(sed -n 's/.*"step": \([0-9]*\).*/\1/p' killed/checkpoint/trainer/state.json)
+for ranks in 3 1 2; do
+    steps=$((steps + 1))
+    run $ranks --model base --out killed "${common[@]}" --steps $steps --resume >log 2>&1 || { cat log; fail "resume on $ranks ranks"; }
+    sampled killed $steps 6 2
+done
+echo "$steps steps"
+
+echo "== a file of a rank that is gone is of no step that is done again"
+run 3 --model base --out gone "${common[@]}" --steps 2 >/dev/null || fail "3 ranks"
+cp gone/dump/step000001-rank2.wbr kept
+run 3 --model base --out gone "${common[@]}" --steps 3 --checkpoint-every 0 --resume >/dev/null || fail "3 ranks, one step more"
+cp gone/dump/step000002-rank2.wbr gone/dump/step000005-rank2.wbr && echo mine >gone/dump/step000005-rank2.wbr.note
+run 1 --model base --out gone --steps 4 --quiet --resume >/dev/null || fail "resume on fewer ranks, without options"
+cmp -s kept gone/dump/step000001-rank2.wbr || fail "a file of a step that is done was touched"
+[ "$(cat gone/dump/step000005-rank2.wbr.note)" = mine ] || fail "another's file is gone"
+sampled gone 4 6 2
+
+echo "== a resumed run is the same run"
+run 2 --model base --out twice "${common[@]}" --steps 4 --temperature 0.9 --seed 7 >/dev/null || fail "4 steps"
+run 2 --model base --out halves "${common[@]}" --steps 2 --temperature 0.9 --seed 7 >/dev/null || fail "2 steps"
+run 2 --out halves --quiet --steps 4 --checkpoint-every 2 --resume >/dev/null || fail "2 more, with the options of the checkpoint"
+diff -r twice/checkpoint halves/checkpoint || fail "options of the checkpoint were not taken"
+for option in "--seed 8" "--prompts 12" "--samples 4" "--task jsonl:other.jsonl --reward-cmd true"; do
+    # shellcheck disable=SC2086
+    refused "which a resumed run cannot change" --out halves --steps 6 --resume $option
+    grep -qF -- "${option%% *} " log || fail "the message does not name $option"
+done
+run 2 --out halves --steps 5 --lr 1e-4 --resume >log 2>&1 || fail "another learning rate"
+grep -qF -- "--lr: 0.0003 in the checkpoint, now 0.0001" log || { cat log; fail "another learning rate is not said"; }
+
+echo "== nothing that is there is written over"
+cp -r base kept_base
+refused "--make-base: base: expected a new or an empty folder, found files in it" --make-base base
+diff -r base kept_base || fail "--make-base changed what was there"
+refused "is --model: expected a folder of its own" --model base --out base "${common[@]}" --steps 1
+ln -s base linked
+refused "is --model: expected a folder of its own" --model base --out linked "${common[@]}" --steps 1
+refused "which the run replaces" --model halves/checkpoint --out halves --steps 9 --resume
+rm -rf halves/checkpoint
+refused "is there already, but no checkpoint" --model base --out halves "${common[@]}" --steps 1
+refused "no checkpoint to resume from" --out nowhere --steps 1 --resume
+echo "all well"

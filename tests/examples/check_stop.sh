@@ -1,0 +1,114 @@
+#!/usr/bin/env bash
+# check_stop.sh - waybill-grpo is asked to stop, at any moment and by a signal to one rank or to all: it says what it dropped, leaves a
+# checkpoint, and the run that resumes comes to the same bits; prompts that do not fit and stop tokens are known before it starts.
+# usage: check_stop.sh BUILD_DIR SOURCE_DIR [SEED]
+set -uo pipefail
+build=$1
+grpo=$build/bin/waybill-grpo
+waybill=$build/bin/waybill
+[ -x "$grpo" ] || { echo "skipped: waybill-grpo was not built (no MPI)"; exit 77; }
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+cd "$work" || exit 1
+RANDOM=${3:-$$}
+echo "seed ${3:-$$}"
+export OMPI_MCA_orte_tmpdir_base=$work OMP_NUM_THREADS=1
+mpi=(mpirun --allow-run-as-root --oversubscribe --mca mpi_yield_when_idle 1)
+run() { "${mpi[@]}" -n "$1" "$grpo" "${@:2}"; }
+fail() { echo "FAILED: $*"; exit 1; }
+refused() {
+    local part=$1
+    shift
+    if run 2 "$@" >log 2>&1; then fail "accepted: $*"; fi
+    grep -qF -- "$part" log || { cat log; fail "no '$part' in the message of: $*"; }
+}
+# The ranks are below the shell that waits for mpirun.
+ranks_below() {
+    for child in $(pgrep -P "$1"); do
+        [ "$(cat "/proc/$child/comm" 2>/dev/null)" = waybill-grpo ] && echo "$child"
+        ranks_below "$child"
+    done
+}
+run 2 --make-base base --warmup-steps 10 --quiet || fail "make-base"
+common=(--prompts 32 --samples 4 --updates 4 --lr 3e-4 --max-running 12 --seed 5)
+
+echo "== stopped at any moment, resumed, the same bits"
+steps=0
+for round in 1 2 3 4 5; do
+    "${mpi[@]}" -n 2 "$grpo" --model base --out stopped "${common[@]}" --steps 100000 --checkpoint-every 0 --resume >log 2>&1 &
+    job=$!
+    for _ in $(seq 100); do [ -n "$(ranks_below $job)" ] && [ -s log ] && break; sleep 0.1; done
+    sleep "1.$((RANDOM % 10))"
+    if [ $((round % 2)) = 0 ]; then
+        kill -USR1 $job
+        expected=138
+    else
+        kill -TERM "$(ranks_below $job | shuf -n 1 --random-source=<(yes "$RANDOM"))"
+        expected=143
+    fi
+    wait $job
+    found=$?
+    [ $found = $expected ] || { cat log; fail "exit status: expected $expected, found $found"; }
+    grep "stopped by signal" log || { cat log; fail "nothing is said of the stop"; }
+    ! grep -q "no step is done" log || continue
+    steps=$(sed -n 's/.*"step": \([0-9]*\).*/\1/p' stopped/checkpoint/trainer/state.json)
+    grep -q "checkpoint after step $steps in" log || { cat log; fail "the checkpoint is of step $steps"; }
+done
+[ "$steps" -gt 0 ] || fail "no round came to a checkpoint"
+run 2 --model base --out whole "${common[@]}" --steps "$steps" --quiet >/dev/null || fail "the uninterrupted run"
+diff -r whole/checkpoint stopped/checkpoint || fail "stopping changed the bits, $steps steps"
+run 2 --model base --out stopped "${common[@]}" --steps $((steps + 1)) --resume --quiet >/dev/null || fail "one step more"
+"$waybill" verify stopped/dump >log 2>&1 || { cat log; fail "the dump"; }
+
+echo "== the second signal ends at once"
+"${mpi[@]}" -n 1 "$grpo" --model base --out twice --steps 100000 --samples 512 --max-tokens 64 --stop-token none --max-running 1000000 \
+    --max-batch-tokens 1000000 --kv-blocks 300000 >log 2>&1 &
+job=$!
+for _ in $(seq 100); do [ -s log ] && break; sleep 0.1; done
+rank=$(ranks_below $job)
+sleep 1
+kill -TERM "$rank" && sleep 0.05 && kill -TERM "$rank"
+start=$SECONDS
+wait $job
+[ $((SECONDS - start)) -le 5 ] || fail "it took $((SECONDS - start)) s"
+
+echo "== the queue of groups: any number of ranks generates the same samples"
+for ranks in 1 2 4; do
+    run $ranks --model base --out "queue_$ranks" "${common[@]}" --steps 1 --quiet >/dev/null || fail "$ranks ranks"
+    "$waybill" cat "queue_$ranks/dump" --tokens --routes | sort >"samples_$ranks"
+    cmp samples_1 "samples_$ranks" || fail "$ranks ranks generate other samples"
+done
+[ "$(wc -l <samples_1)" = 128 ] || fail "expected 128 samples"
+
+echo "== progress in 60 columns, in a log too"
+"${mpi[@]}" -n 2 "$grpo" --model base --out slow --steps 1 --prompts 64 --samples 256 --max-tokens 60 --stop-token none --updates 1 >log 2>&1 &
+job=$!
+for _ in $(seq 300); do grep -q 'left' log && break; kill -0 $job 2>/dev/null || break; sleep 0.1; done
+kill -USR1 $job
+wait $job
+grep -qE '^step 1/1 [a-z ]+ [0-9]+% [0-9.kM]+ tok/s [0-9:]+ left' log || { cat log; fail "no line of progress"; }
+[ "$(grep ' left' log | awk '{ print length }' | sort -n | tail -n 1)" -le 60 ] || fail "progress is wider than 60 columns"
+
+echo "== prompts and stop tokens are looked at before the start"
+printf '%s\n' '{"prompt":[1,10,2,11]}' '{"prompt":[4,10,4,11,1,1,1,1,1,1,1,1,1,1,1,1]}' '{"prompt":[7,10,2,11]}' >task.jsonl
+own=(--model base "${common[@]}" --steps 1 --task jsonl:task.jsonl --reward-cmd 'while read -r line; do echo 0.5; done' --kv-blocks 1 --max-tokens 6)
+refused "line 2: a prompt of 16 tokens" --out bad "${own[@]}"
+[ ! -e bad/dump ] || fail "something was generated before the prompts were looked at"
+run 2 --out skip "${own[@]}" --long-prompts skip >/dev/null 2>log || { cat log; fail "skip"; }
+grep -q "1 prompts of more than 11 tokens: left out" log || { cat log; fail "skip is not said"; }
+"$waybill" cat skip/dump --tokens | grep -q '"tokens":\[4,10' && fail "skip: a long prompt was generated from"
+run 2 --out cut "${own[@]}" --long-prompts cut >/dev/null 2>log || { cat log; fail "cut"; }
+grep -q "their beginning is left out" log || { cat log; fail "cut is not said"; }
+"$waybill" cat cut/dump --tokens | grep -q '"prompt_len":11' || fail "cut: expected prompts of 11 tokens"
+refused "expected less than the model's" --out bad "${own[@]}" --max-tokens 100000
+# The end of a sample: what the checkpoint says, several tokens, or none.
+cp -r base eos && echo '{"eos_token_id": [3, 7]}' >eos/generation_config.json
+run 2 --out eos_run "${own[@]}" --model eos --long-prompts skip >/dev/null 2>log || { cat log; fail "eos"; }
+grep -q "samples end at token 3, and others (generation_config.json)" log || { cat log; fail "eos is not said"; }
+run 2 --out none "${own[@]}" --stop-token none --long-prompts skip >/dev/null 2>log || { cat log; fail "none"; }
+grep -q "no token ends a sample" log || { cat log; fail "none is not said"; }
+"$waybill" cat none/dump | grep -q '"finish":"stop"' && fail "a sample stopped at no token"
+run 2 --out several "${own[@]}" --stop-token 1,2,4,5 --long-prompts skip >/dev/null 2>log || { cat log; fail "several"; }
+"$waybill" cat several/dump | grep -q '"finish":"stop"' || fail "no sample stopped"
+for list in x 1,,2 99 -1 1,; do refused "--stop-token" --out bad "${own[@]}" --long-prompts skip --stop-token "$list"; done
+echo "all well"
