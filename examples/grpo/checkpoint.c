@@ -39,36 +39,63 @@ static wb_status place_of(const options *o, const char *suffix, char *path) {
                                    : wb_fail(WB_INVALID_ARGUMENT, "%s/checkpoint: path too long", o->out_dir);
 }
 
-/* A link is removed, never followed: what it points to is not ours. */
+/* A link is removed, never followed: what it points to is not ours. trainer/, by which a checkpoint is known
+ * as ours, goes last, so that a removal that was cut short is gone on with. */
 static void remove_tree(const char *path) {
+    char inner[PATH_BYTES];
     if (unlink(path) == 0 || errno != EISDIR) return;
     DIR *dir = opendir(path);
     if (!dir) return;
-    for (struct dirent *entry; (entry = readdir(dir));) {
-        char inner[PATH_BYTES];
+    for (struct dirent *entry; (entry = readdir(dir));)
         if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0 &&
-            path_join(inner, path, entry->d_name) == WB_OK)
+            strcmp(entry->d_name, "trainer") != 0 && path_join(inner, path, entry->d_name) == WB_OK)
             remove_tree(inner);
-    }
     closedir(dir);
+    if (path_join(inner, path, "trainer") == WB_OK) remove_tree(inner);
     rmdir(path);
 }
 
 /* ---- the place -------------------------------------------------------------------------------- */
 
-static bool has_state(const char *dir) {
-    char state[PATH_BYTES];
-    return path_join(state, dir, "trainer/state.json") == WB_OK && access(state, R_OK) == 0;
+static bool has(const char *dir, const char *name) {
+    char path[PATH_BYTES];
+    return path_join(path, dir, name) == WB_OK && access(path, R_OK) == 0;
+}
+
+/* It is written last: a checkpoint that has it is complete. */
+static const char state_name[] = "trainer/state.json";
+
+/* Whether `path` is `dir` or below it, by whatever links. */
+static bool is_inside(const char *path, const char *dir) {
+    char *real_path = realpath(path, NULL), *real_dir = realpath(dir, NULL);
+    size_t n = real_dir ? strlen(real_dir) : 0;
+    bool inside = real_path && real_dir && strncmp(real_path, real_dir, n) == 0 &&
+                  (real_path[n] == '\0' || real_path[n] == '/');
+    free(real_path);
+    free(real_dir);
+    return inside;
 }
 
 wb_status checkpoint_check_place(const options *o) {
-    char current[PATH_BYTES];
-    struct stat info;
-    WB_TRY(place_of(o, "", current));
-    if (stat(current, &info) != 0 || has_state(current) || wb_dir_is_empty(current)) return WB_OK;
-    return wb_fail(WB_INVALID_ARGUMENT,
-                   "%s: expected a checkpoint of waybill-grpo or an empty folder, found %s", current,
-                   S_ISDIR(info.st_mode) ? "other files in it" : "no folder");
+    /* What makes each ours: a save that was killed may have left a part of it beside the checkpoint. */
+    static const struct {
+        const char *suffix, *mark;
+    } places[] = {{"", state_name}, {".new", "trainer"}, {".old", "trainer"}};
+    for (int i = 0; i < 3; i++) {
+        char path[PATH_BYTES];
+        struct stat info;
+        WB_TRY(place_of(o, places[i].suffix, path));
+        if (is_inside(o->model_dir, path))
+            return wb_fail(WB_INVALID_ARGUMENT,
+                           "--model %s is in %s, which the run replaces: expected the model that it started "
+                           "from, elsewhere",
+                           o->model_dir, path);
+        if (stat(path, &info) != 0 || has(path, places[i].mark) || wb_dir_is_empty(path)) continue;
+        return wb_fail(WB_INVALID_ARGUMENT,
+                       "%s: expected a checkpoint of waybill-grpo or an empty folder, found %s", path,
+                       S_ISDIR(info.st_mode) ? "other files in it" : "no folder");
+    }
+    return WB_OK;
 }
 
 /* ---- saving ---------------------------------------------------------------------------------- */
@@ -136,13 +163,23 @@ close_moments:
     return status;
 }
 
+enum { DIGEST_BYTES = 17 };
+
+static const char *digest_text(uint64_t digest, char *text) {
+    snprintf(text, DIGEST_BYTES, "%016" PRIx64, digest);
+    return text;
+}
+
 static wb_status save_state(const trainer *t, const char *dir) {
     char path[PATH_BYTES];
     WB_TRY(path_join(path, dir, "state.json"));
-    json_t *state = json_pack("{s:I, s:I, s:I, s:i, s:s, s:o}", "step", (json_int_t)t->step, "weight_version",
-                              (json_int_t)t->weight_version, "optimizer_step", (json_int_t)t->opt.step,
-                              "ranks", wb_comm_size(t->comm), "fingerprint",
-                              wb_model_routes(t->model)->fingerprint, "options", options_to_json(t->o));
+    char prompts[DIGEST_BYTES], reference[DIGEST_BYTES];
+    json_t *state = json_pack(
+        "{s:I, s:I, s:I, s:i, s:s, s:s, s:s*, s:o}", "step", (json_int_t)t->step, "weight_version",
+        (json_int_t)t->weight_version, "optimizer_step", (json_int_t)t->opt.step, "ranks",
+        wb_comm_size(t->comm), "fingerprint", wb_model_routes(t->model)->fingerprint, "prompts",
+        digest_text(t->task_digest, prompts), "reference",
+        t->reference ? digest_text(t->reference_digest, reference) : NULL, "options", options_to_json(t->o));
     char *text = state ? json_dumps(state, JSON_INDENT(1)) : NULL;
     json_decref(state);
     if (!text) return wb_fail(WB_OUT_OF_MEMORY, "%s: the trainer's state", path);
@@ -201,7 +238,7 @@ wb_status checkpoint_find(const options *o, char **dir_out) {
     for (int i = 0; i < 2; i++) {
         char path[PATH_BYTES];
         WB_TRY(place_of(o, suffixes[i], path));
-        if (!has_state(path)) continue;
+        if (!has(path, state_name)) continue;
         char *dir = strdup(path);
         if (!dir) return wb_fail(WB_OUT_OF_MEMORY, "path");
         *dir_out = dir;
@@ -212,7 +249,7 @@ wb_status checkpoint_find(const options *o, char **dir_out) {
 
 static wb_status read_state(const char *dir, char *path, json_t **state_out) {
     json_error_t error;
-    WB_TRY(path_join(path, dir, "trainer/state.json"));
+    WB_TRY(path_join(path, dir, state_name));
     *state_out = json_load_file(path, 0, &error);
     return *state_out ? WB_OK : wb_fail(WB_CORRUPT, "%s: %s", path, error.text);
 }
@@ -231,6 +268,24 @@ wb_status checkpoint_options(const char *dir, bool loud, options *o, json_t **sa
     if (status == WB_OK) *saved_out = json_incref(saved);
     json_decref(state);
     return status;
+}
+
+/* What the options do not name by its content: a file of prompts and a folder of weights may have changed. A
+ * checkpoint that has no digest is one of before they were kept, or of a run without reference. */
+static wb_status check_digests(const trainer *t, const char *dir, const json_t *state) {
+    char now[DIGEST_BYTES];
+    const char *prompts = json_string_value(json_object_get(state, "prompts"));
+    const char *reference = json_string_value(json_object_get(state, "reference"));
+    if (prompts && strcmp(prompts, digest_text(t->task_digest, now)) != 0)
+        return wb_fail(WB_MISMATCH,
+                       "--task %s: other prompts than those of the run in %s: expected digest %s, found %s",
+                       t->o->task, dir, prompts, now);
+    if (t->reference && reference && strcmp(reference, digest_text(t->reference_digest, now)) != 0)
+        return wb_fail(
+            WB_MISMATCH,
+            "--model %s: other weights than the reference of the run in %s: expected digest %s, found %s",
+            t->o->model_dir, dir, reference, now);
+    return WB_OK;
 }
 
 static wb_status load_state(trainer *t, const char *dir, int *ranks_out) {
@@ -253,6 +308,7 @@ static wb_status load_state(trainer *t, const char *dir, int *ranks_out) {
         t->step = (uint64_t)step;
         t->weight_version = (uint64_t)version;
         t->opt.step = (uint64_t)optimizer_step;
+        status = check_digests(t, dir, state);
     }
     json_decref(state);
     return status;

@@ -81,6 +81,8 @@ const char *task_item(const task *t, uint64_t step, uint64_t group);
 uint32_t task_arithmetic_example(uint64_t seed, uint64_t index, uint32_t *tokens, uint32_t *prompt_len_out);
 enum { TASK_VOCABULARY = 16, TASK_STOP = 15, TASK_MAX_TOKENS = 16 };
 uint32_t task_stop_token(const task *t); /* UINT32_MAX: none */
+/* A number of all lines that groups can come from. */
+uint64_t task_digest(const task *t);
 
 /* ---- reward.c -------------------------------------------------------------------------------- */
 
@@ -170,6 +172,7 @@ typedef struct trainer {
     wb_replay *compare; /* the same records, measured against free routing */
     optimizer opt;
     uint64_t step, weight_version;
+    uint64_t task_digest, reference_digest; /* the latter where there is a reference */
 } trainer;
 
 typedef struct step_metrics {
@@ -192,21 +195,30 @@ wb_status train_step(trainer *t, const batch *b, struct report *report, step_met
 /* OUT/checkpoint (Hugging Face layout, trainer/ beside it), replaced as a whole: there is always one
  * complete. Collective. */
 wb_status checkpoint_save(const trainer *t);
-/* INVALID_ARGUMENT where OUT/checkpoint, or what it is a link to, is something that a save would destroy. */
+/* INVALID_ARGUMENT where OUT/checkpoint, or what it is a link to, or checkpoint.new or .old beside it, is or
+ * has something that a save would destroy: other files, or --model. */
 wb_status checkpoint_check_place(const options *o);
 /* Path of the checkpoint to resume from, malloc'ed; NOT_FOUND where OUT has none. */
 wb_status checkpoint_find(const options *o, char **dir_out);
 /* Into `o`, what the run that wrote the checkpoint `dir` was given and this command line leaves open
  * (options_resume). *saved_out owns the texts among them, to be released by the caller. Not collective. */
 wb_status checkpoint_options(const char *dir, bool loud, options *o, json_t **saved_out);
-/* Optimizer and counters of `dir` into `t`, whose model was opened from it. Collective. */
+/* Optimizer and counters of `dir` into `t`, whose model was opened from it. MISMATCH: the prompts or the
+ * reference are not those of the run that wrote it. Collective. */
 wb_status checkpoint_load(trainer *t, const char *dir);
+
+/* ---- weights_digest.c ------------------------------------------------------------------------ */
+
+/* A number of all weights, the same on every rank and on any number of ranks. Collective. */
+wb_status weights_digest(wb_model *model, uint64_t *digest_out);
 
 /* ---- report.c -------------------------------------------------------------------------------- */
 
 typedef struct report report;
 /* `loud`: this rank writes OUT/metrics.jsonl and the progress display; the others are silent. Lines of
  * steps >= first_step (an earlier, interrupted run) are dropped. */
+/* INVALID_ARGUMENT where OUT has the metrics of a run, which a new one would write over. */
+wb_status report_check_place(const options *o);
 wb_status report_open(const options *o, bool loud, uint64_t first_step, report **report_out);
 void report_close(report *r);
 void report_progress(report *r, uint64_t step, const char *phase, int64_t done, int64_t total);

@@ -2,6 +2,7 @@
  * below 20 over a 16-character vocabulary, and token-id prompts from a JSON-lines file. Everything is a
  * function of (seed, step, group), so that ranks agree and a resumed run sees the same prompts. */
 #include "grpo.h"
+#include "wb_hash.h"
 #include "wb_memory.h"
 #include "wb_random.h"
 
@@ -183,6 +184,14 @@ static size_t item_index(const task *t, uint64_t step, uint64_t group) {
 
 const char *task_item(const task *t, uint64_t step, uint64_t group) {
     return t->arithmetic ? NULL : t->items[item_index(t, step, group)].line;
+}
+
+uint64_t task_digest(const task *t) {
+    wb_hash hash;
+    wb_hash_start(&hash);
+    for (size_t i = 0; i < t->n_items; i++)
+        wb_hash_add(&hash, t->items[i].line, strlen(t->items[i].line) + 1);
+    return wb_hash_value(&hash);
 }
 
 uint32_t task_stop_token(const task *t) {
