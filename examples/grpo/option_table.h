@@ -1,5 +1,5 @@
-/* option_table.h - the options of waybill-grpo as one table: what command_line.c, which reads and explains them,
- * and option_resume.c, which keeps them in a checkpoint, know of each. */
+/* option_table.h - the options of waybill-grpo as one table: what command_line.c, which reads and explains
+ * them, and option_resume.c, which keeps them in a checkpoint, know of each. */
 #ifndef GRPO_OPTION_TABLE_H
 #define GRPO_OPTION_TABLE_H
 
