@@ -270,24 +270,6 @@ wb_status checkpoint_options(const char *dir, bool loud, options *o, json_t **sa
     return status;
 }
 
-/* What the options do not name by its content: a file of prompts and a folder of weights may have changed. A
- * checkpoint that has no digest is one of before they were kept, or of a run without reference. */
-static wb_status check_digests(const trainer *t, const char *dir, const json_t *state) {
-    char now[DIGEST_BYTES];
-    const char *prompts = json_string_value(json_object_get(state, "prompts"));
-    const char *reference = json_string_value(json_object_get(state, "reference"));
-    if (prompts && strcmp(prompts, digest_text(t->task_digest, now)) != 0)
-        return wb_fail(WB_MISMATCH,
-                       "--task %s: other prompts than those of the run in %s: expected digest %s, found %s",
-                       t->o->task, dir, prompts, now);
-    if (t->reference && reference && strcmp(reference, digest_text(t->reference_digest, now)) != 0)
-        return wb_fail(
-            WB_MISMATCH,
-            "--model %s: other weights than the reference of the run in %s: expected digest %s, found %s",
-            t->o->model_dir, dir, reference, now);
-    return WB_OK;
-}
-
 static wb_status load_state(trainer *t, const char *dir, int *ranks_out) {
     char path[PATH_BYTES];
     json_t *state = NULL;
@@ -308,7 +290,6 @@ static wb_status load_state(trainer *t, const char *dir, int *ranks_out) {
         t->step = (uint64_t)step;
         t->weight_version = (uint64_t)version;
         t->opt.step = (uint64_t)optimizer_step;
-        status = check_digests(t, dir, state);
     }
     json_decref(state);
     return status;
@@ -361,4 +342,31 @@ static wb_status load_local(trainer *t, const char *dir) {
 
 wb_status checkpoint_load(trainer *t, const char *dir) {
     return wb_comm_agree(t->comm, load_local(t, dir));
+}
+
+/* What the options do not name by its content: a file of prompts and a folder of weights may have changed. A
+ * checkpoint that has no digest is one of before they were kept, or of a run without reference. */
+static wb_status check_digests(const trainer *t, const char *dir, const json_t *state) {
+    char now[DIGEST_BYTES];
+    const char *prompts = json_string_value(json_object_get(state, "prompts"));
+    const char *reference = json_string_value(json_object_get(state, "reference"));
+    if (prompts && strcmp(prompts, digest_text(t->task_digest, now)) != 0)
+        return wb_fail(WB_MISMATCH,
+                       "--task %s: other prompts than those of the run in %s: expected digest %s, found %s",
+                       t->o->task, dir, prompts, now);
+    if (t->reference && reference && strcmp(reference, digest_text(t->reference_digest, now)) != 0)
+        return wb_fail(
+            WB_MISMATCH,
+            "--model %s: other weights than the reference of the run in %s: expected digest %s, found %s",
+            t->o->model_dir, dir, reference, now);
+    return WB_OK;
+}
+
+wb_status checkpoint_check_same_run(const trainer *t, const char *dir) {
+    char path[PATH_BYTES];
+    json_t *state = NULL;
+    wb_status status = read_state(dir, path, &state);
+    if (status == WB_OK) status = check_digests(t, dir, state);
+    json_decref(state);
+    return wb_comm_agree(t->comm, status);
 }

@@ -81,7 +81,7 @@ const char *task_item(const task *t, uint64_t step, uint64_t group);
 uint32_t task_arithmetic_example(uint64_t seed, uint64_t index, uint32_t *tokens, uint32_t *prompt_len_out);
 enum { TASK_VOCABULARY = 16, TASK_STOP = 15, TASK_MAX_TOKENS = 16 };
 uint32_t task_stop_token(const task *t); /* UINT32_MAX: none */
-/* A number of all lines that groups can come from. */
+/* A number of all prompts that groups can come from, and of their lines. */
 uint64_t task_digest(const task *t);
 
 /* ---- reward.c -------------------------------------------------------------------------------- */
@@ -203,9 +203,10 @@ wb_status checkpoint_find(const options *o, char **dir_out);
 /* Into `o`, what the run that wrote the checkpoint `dir` was given and this command line leaves open
  * (options_resume). *saved_out owns the texts among them, to be released by the caller. Not collective. */
 wb_status checkpoint_options(const char *dir, bool loud, options *o, json_t **saved_out);
-/* Optimizer and counters of `dir` into `t`, whose model was opened from it. MISMATCH: the prompts or the
- * reference are not those of the run that wrote it. Collective. */
+/* Optimizer and counters of `dir` into `t`, whose model was opened from it. Collective. */
 wb_status checkpoint_load(trainer *t, const char *dir);
+/* MISMATCH where the digests of `t` are not those of the run that wrote `dir`. Collective. */
+wb_status checkpoint_check_same_run(const trainer *t, const char *dir);
 
 /* ---- weights_digest.c ------------------------------------------------------------------------ */
 

@@ -189,8 +189,11 @@ const char *task_item(const task *t, uint64_t step, uint64_t group) {
 uint64_t task_digest(const task *t) {
     wb_hash hash;
     wb_hash_start(&hash);
-    for (size_t i = 0; i < t->n_items; i++)
-        wb_hash_add(&hash, t->items[i].line, strlen(t->items[i].line) + 1);
+    for (size_t i = 0; i < t->n_items; i++) {
+        const item *at = &t->items[i];
+        wb_hash_add(&hash, at->line, strlen(at->line) + 1);
+        wb_hash_add(&hash, at->prompt, at->prompt_len * sizeof *at->prompt);
+    }
     return wb_hash_value(&hash);
 }
 

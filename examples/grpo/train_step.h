@@ -47,6 +47,14 @@ static inline int64_t fed_tokens(const sample *s) {
 wb_status packed_open(const trainer *t, const batch *b, packed_batch *p);
 void packed_close(packed_batch *p);
 
+/* ---- trained_once.c -------------------------------------------------------------------------- */
+
+/* Adds the samples of a micro-batch that was in an update to trained, [prompts * samples]. */
+void trained_count(const trainer *t, const micro_batch *mb, double *trained);
+/* MISMATCH names the first sample of the step that was not trained on once. `trained` becomes the sum over
+ * all ranks. Collective. */
+wb_status trained_check(const trainer *t, double *trained);
+
 /* ---- passes.c -------------------------------------------------------------------------------- */
 
 /* Rows that a record has, and how many of them went to other experts than in the rollout. */

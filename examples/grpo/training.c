@@ -147,12 +147,11 @@ static wb_status start_dumps(const trainer *t) {
     return wb_comm_agree(t->comm, alone ? dumps_start(t->o, t->step) : WB_OK);
 }
 
-/* Before the checkpoint is read, which names the prompts that it is of. */
-static wb_status open_task(trainer *t, task **task_out) {
-    int32_t vocab_size = wb_model_config(t->model)->vocab_size;
-    WB_TRY(wb_comm_agree(t->comm, task_open(t->o->task, t->o->seed, vocab_size, task_out)));
-    t->task_digest = task_digest(*task_out);
-    return wb_comm_check_equal(t->comm, &t->task_digest, sizeof t->task_digest, "the prompts of --task");
+/* That the prompts are the same on all ranks, and prompts and reference those of the run that goes on. */
+static wb_status check_same_run(trainer *t, const task *task_, const char *checkpoint) {
+    t->task_digest = task_digest(task_);
+    WB_TRY(wb_comm_check_equal(t->comm, &t->task_digest, sizeof t->task_digest, "the prompts of --task"));
+    return checkpoint ? checkpoint_check_same_run(t, checkpoint) : WB_OK;
 }
 
 /* Whether there is nothing to do; then nothing is removed either, of whatever step. */
@@ -178,8 +177,10 @@ wb_status training_run(const options *given, wb_device *device, wb_comm *comm) {
     WB_GOTO(settle_options(&o, comm, resume_dir, &saved), close_all);
     const char *start_dir = resume_dir ? resume_dir : o.model_dir;
     WB_GOTO(open_trainer(&t, start_dir), close_all);
-    WB_GOTO(open_task(&t, &task_), close_all);
     if (resume_dir) WB_GOTO(checkpoint_load(&t, resume_dir), close_all);
+    WB_GOTO(wb_comm_agree(comm, task_open(o.task, o.seed, wb_model_config(t.model)->vocab_size, &task_)),
+            close_all);
+    WB_GOTO(check_same_run(&t, task_, resume_dir), close_all);
     if (is_done(&t, resume_dir)) goto close_all;
     WB_GOTO(open_rollout(&t, start_dir, &side), close_all);
     WB_GOTO(start_dumps(&t), close_all);

@@ -4,20 +4,11 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include <cmocka.h>
 
-#include "../../examples/grpo/loss.c"
-#include "../../examples/grpo/optimizer.c"
-#include "../../examples/grpo/packing.c"
-#include "../../examples/grpo/passes.c"
-#include "../../examples/grpo/train_step.c"
-
-void report_progress(report *r, uint64_t step, const char *phase, int64_t done, int64_t total) {
-    (void)r, (void)step, (void)phase, (void)done, (void)total;
-}
+#include "../../examples/grpo/trained_once.c"
 
 enum { GROUPS = 3, SAMPLES = 2, N = GROUPS * SAMPLES };
 
@@ -37,8 +28,8 @@ static wb_status verdict(const int *list, int64_t n) {
     trainer t = {.o = &o, .step = 5};
     assert_int_equal(wb_comm_open_self(&t.comm), WB_OK);
     const micro_batch mb = {.n_seqs = n, .samples = pointers};
-    count_trained(&t, &mb, trained);
-    wb_status status = check_trained_once(&t, trained);
+    trained_count(&t, &mb, trained);
+    wb_status status = trained_check(&t, trained);
     wb_comm_close(t.comm);
     return status;
 }
