@@ -198,6 +198,11 @@ wb_status checkpoint_save(const trainer *t);
 /* INVALID_ARGUMENT where OUT/checkpoint, or what it is a link to, or checkpoint.new or .old beside it, is or
  * has something that a save would destroy: other files, or --model. */
 wb_status checkpoint_check_place(const options *o);
+/* Whether OUT/checkpoint is a link that leads nowhere. */
+bool checkpoint_is_gone(const options *o);
+/* Makes the folder that such a link is to, before the first step and on one rank: from then on a link that
+ * leads nowhere is a disk that is gone, and not a run that has no checkpoint yet. */
+wb_status checkpoint_make_place(const options *o);
 /* Path of the checkpoint to resume from, malloc'ed; NOT_FOUND where OUT has none. */
 wb_status checkpoint_find(const options *o, char **dir_out);
 /* Into `o`, what the run that wrote the checkpoint `dir` was given and this command line leaves open

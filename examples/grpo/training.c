@@ -118,13 +118,25 @@ static wb_status make_out(const options *o, wb_comm *comm) {
     return wb_comm_agree(comm, status);
 }
 
+/* Whether a run may begin with its first step: what is in OUT would be lost. One that resumes asks for that
+ * where it was killed before its first checkpoint, and not where the disk of its checkpoints is gone. */
+static wb_status check_anew(const options *o) {
+    wb_status status = report_check_place(o);
+    if (status == WB_OK || !o->resume) return status;
+    if (!checkpoint_is_gone(o)) return WB_OK;
+    return wb_fail(WB_NOT_FOUND,
+                   "%s/checkpoint is a link to what is not there, but metrics.jsonl beside it is of a run: "
+                   "expected its checkpoint, or another --out",
+                   o->out_dir);
+}
+
 /* Where training starts: *dir_out is the checkpoint to resume from, malloc'ed, or NULL for --model. A run
  * that is there is gone on with or left alone, never overwritten. */
 static wb_status find_start(const options *o, wb_comm *comm, char **dir_out) {
     uint64_t found = checkpoint_find(o, dir_out) == WB_OK;
     WB_TRY(wb_comm_check_equal(comm, &found, sizeof found, "whether there is a checkpoint to resume"));
+    if (!found) return wb_comm_agree(comm, check_anew(o));
     if (o->resume) return WB_OK;
-    if (!found) return wb_comm_agree(comm, report_check_place(o));
     return wb_fail(WB_INVALID_ARGUMENT,
                    "%s is there already: --resume goes on from it, another --out starts anew", *dir_out);
 }
@@ -141,10 +153,12 @@ static wb_status settle_options(options *o, wb_comm *comm, const char *checkpoin
     return wb_comm_agree(comm, status);
 }
 
-/* What an interrupted run left of the steps that will be done again goes, on one rank, before any is done. */
-static wb_status start_dumps(const trainer *t) {
-    bool alone = wb_comm_rank(t->comm) == 0;
-    return wb_comm_agree(t->comm, alone ? dumps_start(t->o, t->step) : WB_OK);
+/* Before any step, on one rank: what an interrupted run left of the steps that will be done again goes. */
+static wb_status start_outputs(const trainer *t) {
+    wb_status status = WB_OK;
+    if (wb_comm_rank(t->comm) == 0) status = dumps_start(t->o, t->step);
+    if (wb_comm_rank(t->comm) == 0 && status == WB_OK) status = checkpoint_make_place(t->o);
+    return wb_comm_agree(t->comm, status);
 }
 
 /* That the prompts are the same on all ranks, and prompts and reference those of the run that goes on. */
@@ -183,7 +197,7 @@ wb_status training_run(const options *given, wb_device *device, wb_comm *comm) {
     WB_GOTO(check_same_run(&t, task_, resume_dir), close_all);
     if (is_done(&t, resume_dir)) goto close_all;
     WB_GOTO(open_rollout(&t, start_dir, &side), close_all);
-    WB_GOTO(start_dumps(&t), close_all);
+    WB_GOTO(start_outputs(&t), close_all);
     WB_GOTO(wb_comm_agree(comm, report_open(&o, wb_comm_rank(comm) == 0, t.step, &r)), close_all);
     if (resume_dir) report_line(r, "resuming after step %" PRIu64 " from %s", t.step, resume_dir);
     WB_GOTO(train_loop(&t, &side, task_, r), close_all);

@@ -51,6 +51,20 @@ for left in "" /trainer /trainer/optimizer-0.safetensors.1.tmp; do # nothing yet
     [ ! -e run/metrics.jsonl.1.tmp ] || fault "metrics.jsonl.1.tmp stayed"
 done
 
+echo "== a disk that is gone is not a run without a checkpoint"
+mkdir -p gone disk && ln -s ../disk/there gone/checkpoint
+run 2 --model base --out gone --steps 2 --checkpoint-every 1 "${tiny[@]}" || { cat log; fault "a link"; }
+mv disk unmounted && cp -r gone kept_gone
+refused "gone/checkpoint is a link to what is not there" 2 --model base --out gone --steps 3 "${tiny[@]}" --resume
+diff -r kept_gone/dump gone/dump && cmp kept_gone/metrics.jsonl gone/metrics.jsonl || fault "a run was lost with its disk"
+mv unmounted disk
+run 1 --out gone --steps 3 --resume || { cat log; fault "the disk is back"; }
+mkdir -p early && ln -s ../disk/early early/checkpoint # killed before its first checkpoint
+echo '{"prompt":[1,10,2,11]}' >task1.jsonl
+if run 1 --model base --out early --steps 1 "${tiny[@]}" --task jsonl:task1.jsonl --reward-cmd 'exit 3'; then fault "no reward"; fi
+echo '{"step":0}' >>early/metrics.jsonl
+run 1 --model base --out early --steps 1 "${tiny[@]}" --resume || { cat log; fault "resume before the first checkpoint"; }
+
 echo "== steps that are done are not undone"
 cp run/dump/step000003-rank0.wbr run/dump/step000005-rank0.wbr # of a run that was killed before its next checkpoint
 cp run/metrics.jsonl kept
