@@ -1,6 +1,6 @@
 /* trained_once.c - the proof that a step trained on each of its samples once: however groups came to the
- * ranks and were packed, over all ranks each has been in one update. Refuses: a step that is otherwise, before its
- * weights are handed on or saved. */
+ * ranks and were packed, over all ranks each has been in one update. Refuses: a step that is otherwise,
+ * before its weights are handed on or saved. */
 #include "train_step.h"
 
 #include <inttypes.h>
