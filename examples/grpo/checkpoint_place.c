@@ -1,8 +1,8 @@
-/* checkpoint_place.c - where a run's checkpoint lies and what else may lie there. A checkpoint is written beside
- * the old one, as checkpoint.new, and changes places with it, so a complete one is always there: OUT/checkpoint
- * or, on a file system that cannot exchange names, for a moment OUT/checkpoint.old. Where OUT/checkpoint is a
- * symbolic link, all this happens at the end of it, which may be another disk. Refuses: places with files that
- * are not ours, or with --model. */
+/* checkpoint_place.c - where a run's checkpoint lies and what else may lie there. A checkpoint is written
+ * beside the old one, as checkpoint.new, and changes places with it, so a complete one is always there:
+ * OUT/checkpoint or, on a file system that cannot exchange names, for a moment OUT/checkpoint.old. Where
+ * OUT/checkpoint is a symbolic link, all this happens at the end of it, which may be another disk. Refuses:
+ * places with files that are not ours, or with --model. */
 #include "checkpoint_place.h"
 #include "wb_file.h"
 

@@ -18,8 +18,8 @@ wb_status checkpoint_place(const options *o, const char *suffix, char *path);
  * to is not ours. The state goes first, so that no part looks like a whole, and trainer/, by which a
  * checkpoint is known as ours, last, so that a removal that was cut short is gone on with. */
 void checkpoint_remove(const char *path);
-/* `fresh` becomes `current`; what was there is removed afterwards. NFS and Lustre cannot exchange names: there
- * it is `old` meanwhile. */
+/* `fresh` becomes `current`; what was there is removed afterwards. NFS and Lustre cannot exchange names:
+ * there it is `old` meanwhile. */
 wb_status checkpoint_change_places(const char *fresh, const char *current, const char *old);
 
 #endif

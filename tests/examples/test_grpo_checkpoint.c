@@ -3,13 +3,13 @@
 #include "model/model_fixture.h"
 #include "support/temp_files.h"
 
-#include <malloc.h>
-
 #include "../../examples/grpo/checkpoint.c" /* last: their types have names that are local above */
 #include "../../examples/grpo/checkpoint_place.c"
 #include "../../examples/grpo/optimizer.c"
 #include "../../examples/grpo/option_resume.c"
 #include "../../examples/grpo/option_table.c"
+
+#include <malloc.h>
 
 wb_status options_check(const options *o) {
     (void)o;

@@ -1,5 +1,7 @@
 /* test_grpo_once.c - a step of waybill-grpo whose ranks between them skip a sample, or train on one twice,
  * fails and names the first: however groups came to the ranks. */
+#include "../../examples/grpo/trained_once.c"
+
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -7,8 +9,6 @@
 #include <string.h>
 
 #include <cmocka.h>
-
-#include "../../examples/grpo/trained_once.c"
 
 enum { GROUPS = 3, SAMPLES = 2, N = GROUPS * SAMPLES };
 
