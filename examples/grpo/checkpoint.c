@@ -1,75 +1,19 @@
-/* checkpoint.c - OUT/checkpoint: the model in Hugging Face layout and, under trainer/, what a bit-for-bit
- * resume needs: optimizer-<rank>.safetensors (exp_avg and exp_avg_sq of each tensor, by its name) and
- * state.json, which has the options of the run too. Saving copies CHUNK_BYTES at a time to the host. A
- * checkpoint is written beside the old one, as checkpoint.new, and changes places with it,
- * so a complete one is always there: OUT/checkpoint or, on a file system that cannot exchange names, for a
- * moment OUT/checkpoint.old. Where OUT/checkpoint is a symbolic link, all this happens at the end of it,
- * which may be another disk. */
-#include "grpo.h"
+/* checkpoint.c - what is in a checkpoint: the model in Hugging Face layout and, under trainer/, what a
+ * bit-for-bit resume needs: optimizer-<rank>.safetensors (exp_avg and exp_avg_sq of each tensor, by its name)
+ * and state.json, which has the options of the run too, and digests of its prompts and its reference. Saving
+ * copies CHUNK_BYTES at a time to the host. Refuses: where it lies (checkpoint_place.c). */
+#include "checkpoint_place.h"
 #include "wb_file.h"
 #include "wb_memory.h"
 #include "wb_tensor_io.h"
 
-#include <dirent.h>
-#include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
 #include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
-enum { PATH_BYTES = 4096, NAME_BYTES = 512, CHUNK_BYTES = 4 << 20 };
-
-static wb_status path_join(char *path, const char *dir, const char *name) {
-    int n = snprintf(path, PATH_BYTES, "%s/%s", dir, name);
-    return n > 0 && n < PATH_BYTES ? WB_OK : wb_fail(WB_INVALID_ARGUMENT, "%s/%s: path too long", dir, name);
-}
-
-/* OUT/checkpoint, or the end of the links that it is, with `suffix`. */
-static wb_status place_of(const options *o, const char *suffix, char *path) {
-    char *end = NULL;
-    WB_TRY(path_join(path, o->out_dir, "checkpoint"));
-    WB_TRY(wb_follow_links(path, &end));
-    int n = snprintf(path, PATH_BYTES, "%s%s", end, suffix);
-    free(end);
-    return n > 0 && n < PATH_BYTES ? WB_OK
-                                   : wb_fail(WB_INVALID_ARGUMENT, "%s/checkpoint: path too long", o->out_dir);
-}
-
-/* A link is removed, never followed: what it points to is not ours. */
-static void remove_tree(const char *path) {
-    if (unlink(path) == 0 || errno != EISDIR) return;
-    DIR *dir = opendir(path);
-    if (!dir) return;
-    for (struct dirent *entry; (entry = readdir(dir));) {
-        char inner[PATH_BYTES];
-        if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0 &&
-            path_join(inner, path, entry->d_name) == WB_OK)
-            remove_tree(inner);
-    }
-    closedir(dir);
-    rmdir(path);
-}
-
-/* ---- the place -------------------------------------------------------------------------------- */
-
-static bool has_state(const char *dir) {
-    char state[PATH_BYTES];
-    return path_join(state, dir, "trainer/state.json") == WB_OK && access(state, R_OK) == 0;
-}
-
-wb_status checkpoint_check_place(const options *o) {
-    char current[PATH_BYTES];
-    struct stat info;
-    WB_TRY(place_of(o, "", current));
-    if (stat(current, &info) != 0 || has_state(current) || wb_dir_is_empty(current)) return WB_OK;
-    return wb_fail(WB_INVALID_ARGUMENT,
-                   "%s: expected a checkpoint of waybill-grpo or an empty folder, found %s", current,
-                   S_ISDIR(info.st_mode) ? "other files in it" : "no folder");
-}
+enum { NAME_BYTES = 512, CHUNK_BYTES = 4 << 20 };
 
 /* ---- saving ---------------------------------------------------------------------------------- */
 
@@ -121,7 +65,7 @@ static wb_status collect_moments(const trainer *t, moments_file *f) {
 static wb_status save_moments(const trainer *t, const char *dir) {
     char path[PATH_BYTES], name[64];
     snprintf(name, sizeof name, "optimizer-%d.safetensors", wb_comm_rank(t->comm));
-    WB_TRY(path_join(path, dir, name));
+    WB_TRY(checkpoint_path(path, dir, name));
     moments_file f = {0};
     wb_new_file file;
     wb_status status;
@@ -136,13 +80,23 @@ close_moments:
     return status;
 }
 
+enum { DIGEST_BYTES = 17 };
+
+static const char *digest_text(uint64_t digest, char *text) {
+    snprintf(text, DIGEST_BYTES, "%016" PRIx64, digest);
+    return text;
+}
+
 static wb_status save_state(const trainer *t, const char *dir) {
     char path[PATH_BYTES];
-    WB_TRY(path_join(path, dir, "state.json"));
-    json_t *state = json_pack("{s:I, s:I, s:I, s:i, s:s, s:o}", "step", (json_int_t)t->step, "weight_version",
-                              (json_int_t)t->weight_version, "optimizer_step", (json_int_t)t->opt.step,
-                              "ranks", wb_comm_size(t->comm), "fingerprint",
-                              wb_model_routes(t->model)->fingerprint, "options", options_to_json(t->o));
+    WB_TRY(checkpoint_path(path, dir, "state.json"));
+    char prompts[DIGEST_BYTES], reference[DIGEST_BYTES];
+    json_t *state = json_pack(
+        "{s:I, s:I, s:I, s:i, s:s, s:s, s:s*, s:o}", "step", (json_int_t)t->step, "weight_version",
+        (json_int_t)t->weight_version, "optimizer_step", (json_int_t)t->opt.step, "ranks",
+        wb_comm_size(t->comm), "fingerprint", wb_model_routes(t->model)->fingerprint, "prompts",
+        digest_text(t->task_digest, prompts), "reference",
+        t->reference ? digest_text(t->reference_digest, reference) : NULL, "options", options_to_json(t->o));
     char *text = state ? json_dumps(state, JSON_INDENT(1)) : NULL;
     json_decref(state);
     if (!text) return wb_fail(WB_OUT_OF_MEMORY, "%s: the trainer's state", path);
@@ -151,37 +105,14 @@ static wb_status save_state(const trainer *t, const char *dir) {
     return status;
 }
 
-/* `fresh` becomes `current`; what was there is removed afterwards. NFS and Lustre cannot exchange names:
- * there it is `old` meanwhile. */
-static wb_status change_places(const char *fresh, const char *current, const char *old) {
-    int dir = open(fresh, O_RDONLY | O_DIRECTORY);
-    if (dir >= 0) {
-        syncfs(dir);
-        close(dir);
-    }
-    if (renameat2(AT_FDCWD, fresh, AT_FDCWD, current, RENAME_EXCHANGE) == 0) {
-        remove_tree(fresh);
-    } else {
-        if (access(current, F_OK) == 0) {
-            remove_tree(old);
-            if (rename(current, old) != 0)
-                return wb_fail(WB_IO, "%s: cannot be renamed to %s: %m", current, old);
-        }
-        if (rename(fresh, current) != 0)
-            return wb_fail(WB_IO, "%s: cannot be renamed to %s: %m", fresh, current);
-    }
-    remove_tree(old);
-    return WB_OK;
-}
-
 wb_status checkpoint_save(const trainer *t) {
     char current[PATH_BYTES], fresh[PATH_BYTES], old[PATH_BYTES], inner[PATH_BYTES];
-    wb_status status = place_of(t->o, "", current);
-    if (status == WB_OK) status = place_of(t->o, ".new", fresh);
-    if (status == WB_OK) status = place_of(t->o, ".old", old);
-    if (status == WB_OK) status = path_join(inner, fresh, "trainer");
+    wb_status status = checkpoint_place(t->o, "", current);
+    if (status == WB_OK) status = checkpoint_place(t->o, ".new", fresh);
+    if (status == WB_OK) status = checkpoint_place(t->o, ".old", old);
+    if (status == WB_OK) status = checkpoint_path(inner, fresh, "trainer");
     if (status == WB_OK && wb_comm_rank(t->comm) == 0) {
-        remove_tree(fresh);
+        checkpoint_remove(fresh);
         status = wb_dir_create(fresh);
         if (status == WB_OK) status = wb_dir_create(inner);
     }
@@ -190,29 +121,15 @@ wb_status checkpoint_save(const trainer *t) {
     status = save_moments(t, inner);
     if (status == WB_OK && wb_comm_rank(t->comm) == 0) status = save_state(t, inner);
     WB_TRY(wb_comm_agree(t->comm, status));
-    if (wb_comm_rank(t->comm) == 0) status = change_places(fresh, current, old);
+    if (wb_comm_rank(t->comm) == 0) status = checkpoint_change_places(fresh, current, old);
     return wb_comm_agree(t->comm, status);
 }
 
 /* ---- loading --------------------------------------------------------------------------------- */
 
-wb_status checkpoint_find(const options *o, char **dir_out) {
-    static const char *const suffixes[] = {"", ".old"};
-    for (int i = 0; i < 2; i++) {
-        char path[PATH_BYTES];
-        WB_TRY(place_of(o, suffixes[i], path));
-        if (!has_state(path)) continue;
-        char *dir = strdup(path);
-        if (!dir) return wb_fail(WB_OUT_OF_MEMORY, "path");
-        *dir_out = dir;
-        return WB_OK;
-    }
-    return wb_fail(WB_NOT_FOUND, "%s: no checkpoint to resume from", o->out_dir);
-}
-
 static wb_status read_state(const char *dir, char *path, json_t **state_out) {
     json_error_t error;
-    WB_TRY(path_join(path, dir, "trainer/state.json"));
+    WB_TRY(checkpoint_path(path, dir, CHECKPOINT_STATE));
     *state_out = json_load_file(path, 0, &error);
     return *state_out ? WB_OK : wb_fail(WB_CORRUPT, "%s: %s", path, error.text);
 }
@@ -294,7 +211,7 @@ static wb_status load_local(trainer *t, const char *dir) {
     for (; status == WB_OK && open_files < ranks; open_files += status == WB_OK) {
         char path[PATH_BYTES], name[64];
         snprintf(name, sizeof name, "trainer/optimizer-%d.safetensors", open_files);
-        status = path_join(path, dir, name);
+        status = checkpoint_path(path, dir, name);
         if (status == WB_OK) status = wb_safetensors_open(path, NULL, &files[open_files]);
     }
     if (status == WB_OK) status = load_moments(t, files, ranks);
@@ -305,4 +222,31 @@ static wb_status load_local(trainer *t, const char *dir) {
 
 wb_status checkpoint_load(trainer *t, const char *dir) {
     return wb_comm_agree(t->comm, load_local(t, dir));
+}
+
+/* What the options do not name by its content: a file of prompts and a folder of weights may have changed. A
+ * checkpoint that has no digest is one of before they were kept, or of a run without reference. */
+static wb_status check_digests(const trainer *t, const char *dir, const json_t *state) {
+    char now[DIGEST_BYTES];
+    const char *prompts = json_string_value(json_object_get(state, "prompts"));
+    const char *reference = json_string_value(json_object_get(state, "reference"));
+    if (prompts && strcmp(prompts, digest_text(t->task_digest, now)) != 0)
+        return wb_fail(WB_MISMATCH,
+                       "--task %s: other prompts than those of the run in %s: expected digest %s, found %s",
+                       t->o->task, dir, prompts, now);
+    if (t->reference && reference && strcmp(reference, digest_text(t->reference_digest, now)) != 0)
+        return wb_fail(
+            WB_MISMATCH,
+            "--model %s: other weights than the reference of the run in %s: expected digest %s, found %s",
+            t->o->model_dir, dir, reference, now);
+    return WB_OK;
+}
+
+wb_status checkpoint_check_same_run(const trainer *t, const char *dir) {
+    char path[PATH_BYTES];
+    json_t *state = NULL;
+    wb_status status = read_state(dir, path, &state);
+    if (status == WB_OK) status = check_digests(t, dir, state);
+    json_decref(state);
+    return wb_comm_agree(t->comm, status);
 }

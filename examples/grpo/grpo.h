@@ -90,6 +90,8 @@ wb_status task_fit_prompts(task *t, long_prompts policy, int64_t max, int64_t *n
 wb_status task_find_stops(task *t, const char *option, const char *dir, int32_t vocab_size,
                           const char **where_out);
 const uint32_t *task_stop_tokens(const task *t, uint32_t *n_out); /* owner: task */
+/* A number of all prompts that groups can come from, and of their lines. */
+uint64_t task_digest(const task *t);
 
 /* ---- reward.c -------------------------------------------------------------------------------- */
 
@@ -198,6 +200,7 @@ typedef struct trainer {
     wb_replay *compare; /* the same records, measured against free routing */
     optimizer opt;
     uint64_t step, weight_version;
+    uint64_t task_digest, reference_digest; /* the latter where there is a reference */
 } trainer;
 
 typedef struct step_metrics {
@@ -220,8 +223,14 @@ wb_status train_step(trainer *t, const batch *b, struct report *report, step_met
 /* OUT/checkpoint (Hugging Face layout, trainer/ beside it), replaced as a whole: there is always one
  * complete. Collective. */
 wb_status checkpoint_save(const trainer *t);
-/* INVALID_ARGUMENT where OUT/checkpoint, or what it is a link to, is something that a save would destroy. */
+/* INVALID_ARGUMENT where OUT/checkpoint, or what it is a link to, or checkpoint.new or .old beside it, is or
+ * has something that a save would destroy: other files, or --model. */
 wb_status checkpoint_check_place(const options *o);
+/* Whether OUT/checkpoint is a link that leads nowhere. */
+bool checkpoint_is_gone(const options *o);
+/* Makes the folder that such a link is to, before the first step and on one rank: from then on a link that
+ * leads nowhere is a disk that is gone, and not a run that has no checkpoint yet. */
+wb_status checkpoint_make_place(const options *o);
 /* Path of the checkpoint to resume from, malloc'ed; NOT_FOUND where OUT has none. */
 wb_status checkpoint_find(const options *o, char **dir_out);
 /* Into `o`, what the run that wrote the checkpoint `dir` was given and this command line leaves open
@@ -229,12 +238,21 @@ wb_status checkpoint_find(const options *o, char **dir_out);
 wb_status checkpoint_options(const char *dir, bool loud, options *o, json_t **saved_out);
 /* Optimizer and counters of `dir` into `t`, whose model was opened from it. Collective. */
 wb_status checkpoint_load(trainer *t, const char *dir);
+/* MISMATCH where the digests of `t` are not those of the run that wrote `dir`. Collective. */
+wb_status checkpoint_check_same_run(const trainer *t, const char *dir);
+
+/* ---- weights_digest.c ------------------------------------------------------------------------ */
+
+/* A number of all weights, the same on every rank and on any number of ranks. Collective. */
+wb_status weights_digest(wb_model *model, uint64_t *digest_out);
 
 /* ---- report.c -------------------------------------------------------------------------------- */
 
 typedef struct report report;
 /* `loud`: this rank writes OUT/metrics.jsonl and the progress display; the others are silent. Lines of
  * steps >= first_step (an earlier, interrupted run) are dropped. */
+/* INVALID_ARGUMENT where OUT has the metrics of a run, which a new one would write over. */
+wb_status report_check_place(const options *o);
 wb_status report_open(const options *o, bool loud, uint64_t first_step, report **report_out);
 void report_close(report *r);
 /* How far this rank is in a phase of a step, in tokens, with speed and time left: on a terminal a line that

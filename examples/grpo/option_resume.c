@@ -1,4 +1,4 @@
-/* option_resume.c - options in a checkpoint: what a run keeps of them, and what a run that resumes takes. */
+/* option_resume.c - the options in a checkpoint: what a run keeps of them, what one that resumes takes. */
 #include "option_table.h"
 
 #include <stdio.h>

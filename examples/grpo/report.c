@@ -4,6 +4,7 @@
 #include "wb_file.h"
 #include "wb_memory.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <jansson.h>
@@ -11,6 +12,8 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -34,6 +37,8 @@ static double end_window(const options *o, uint64_t first_step) {
     double half = (double)((uint64_t)o->steps - first_step) / 2;
     return fmin(fmax(floor(half), 1), 3);
 }
+
+enum { PATH_BYTES = 4096 };
 
 double now_seconds(void) {
     struct timespec t;
@@ -70,12 +75,42 @@ static wb_status start_metrics(const char *path, uint64_t first_step) {
     return status;
 }
 
+static const char metrics_name[] = "metrics.jsonl";
+
+/* What runs that were killed in the middle of start_metrics left: the temporary has the process id in its
+ * name, so that no later run writes over it. */
+static void remove_temporaries(const char *out) {
+    DIR *dir = opendir(out);
+    if (!dir) return;
+    for (const struct dirent *entry; (entry = readdir(dir));)
+        if (wb_new_file_stem(entry->d_name) == strlen(metrics_name) &&
+            strncmp(entry->d_name, metrics_name, strlen(metrics_name)) == 0)
+            unlinkat(dirfd(dir), entry->d_name, 0);
+    closedir(dir);
+}
+
+static wb_status metrics_path(const options *o, char *path) {
+    int n = snprintf(path, PATH_BYTES, "%s/%s", o->out_dir, metrics_name);
+    return n > 0 && n < PATH_BYTES ? WB_OK : wb_fail(WB_INVALID_ARGUMENT, "--out: path too long");
+}
+
+wb_status report_check_place(const options *o) {
+    char path[PATH_BYTES];
+    struct stat info;
+    WB_TRY(metrics_path(o, path));
+    if (stat(path, &info) != 0 || info.st_size == 0) return WB_OK;
+    return wb_fail(WB_INVALID_ARGUMENT,
+                   "%s is there already, but no checkpoint: --resume starts that run again and removes it, "
+                   "another --out starts anew",
+                   path);
+}
+
 /* The file begins as a whole, with the lines that are kept, and is appended to from there on: a run is
  * watched while it goes, so a step's line has to be in the file when the step is done. */
 static wb_status open_metrics(report *r, uint64_t first_step) {
-    char path[4096];
-    int n = snprintf(path, sizeof path, "%s/metrics.jsonl", r->o->out_dir);
-    if (n < 0 || n >= (int)sizeof path) return wb_fail(WB_INVALID_ARGUMENT, "--out: path too long");
+    char path[PATH_BYTES];
+    WB_TRY(metrics_path(r->o, path));
+    remove_temporaries(r->o->out_dir);
     WB_TRY(start_metrics(path, first_step));
     r->metrics = fopen(path, "a");
     return r->metrics ? WB_OK : wb_fail(WB_IO, "%s: cannot be written: %m", path);

@@ -1,8 +1,8 @@
 /* task.c - where prompts come from and how the built-in task is judged. Owns: the addition of numbers
  * below 20 over a 16-character vocabulary, token-id prompts from a JSON-lines file, and where an answer ends.
- * Everything is a
- * function of (seed, step, group), so that ranks agree and a resumed run sees the same prompts. */
+ * Everything is a function of (seed, step, group): ranks agree, and a resumed run sees the same prompts. */
 #include "grpo.h"
+#include "wb_hash.h"
 #include "wb_memory.h"
 #include "wb_random.h"
 
@@ -269,6 +269,17 @@ static size_t item_index(const task *t, uint64_t step, uint64_t group) {
 
 const char *task_item(const task *t, uint64_t step, uint64_t group) {
     return t->arithmetic ? NULL : t->items[item_index(t, step, group)].line;
+}
+
+uint64_t task_digest(const task *t) {
+    wb_hash hash;
+    wb_hash_start(&hash);
+    for (size_t i = 0; i < t->n_items; i++) {
+        const item *at = &t->items[i];
+        wb_hash_add(&hash, at->line, strlen(at->line) + 1);
+        wb_hash_add(&hash, at->prompt, at->prompt_len * sizeof *at->prompt);
+    }
+    return wb_hash_value(&hash);
 }
 
 /* ---- prompts that fit ------------------------------------------------------------------------ */

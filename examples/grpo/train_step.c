@@ -5,32 +5,8 @@
  * same micro-batches, so a (micro-batch, layer) always means the same tokens. */
 #include "train_step.h"
 
-#include <inttypes.h>
 #include <math.h>
 #include <string.h>
-
-/* ---- each sample once ------------------------------------------------------------------------ */
-
-static void count_trained(const trainer *t, const micro_batch *mb, double *trained) {
-    for (int64_t s = 0; s < mb->n_seqs; s++) {
-        const wb_record *record = record_of(mb->samples[s]);
-        trained[(int64_t)record->group * t->o->samples + record->sample]++;
-    }
-}
-
-/* However groups came to the ranks and were packed, over all ranks each sample of the step has been in one
- * update; otherwise the step fails before its weights are handed on or saved. */
-static wb_status check_trained_once(const trainer *t, double *trained) {
-    int64_t n = t->o->prompts * t->o->samples;
-    WB_TRY(wb_comm_all_reduce_f64(t->comm, trained, (size_t)n));
-    for (int64_t i = 0; i < n; i++)
-        if (trained[i] != 1)
-            return wb_fail(WB_MISMATCH,
-                           "step %" PRIu64 ": group %" PRId64 ", sample %" PRId64
-                           ": expected to be trained on once, was %.0f times",
-                           t->step, i / t->o->samples, i % t->o->samples, trained[i]);
-    return WB_OK;
-}
 
 /* ---- updates --------------------------------------------------------------------------------- */
 
@@ -82,7 +58,7 @@ static wb_status update(trainer *t, packed_batch *p, int64_t u, report *r, loss_
     for (int32_t m = p->update_start[u]; m < p->update_start[u + 1]; m++) {
         WB_TRY(policy_forward(t, p, m, count));
         micro_batch_loss(t, p, m, &loss, sums);
-        count_trained(t, &p->list[m], p->trained);
+        trained_count(t, &p->list[m], p->trained);
         WB_TRY(wb_train_backward(t->train, p->gradients));
         report_progress(r, t->step, "update", tokens_until(p, m + 1), tokens_until(p, p->n));
     }
@@ -158,7 +134,7 @@ static wb_status run_step(trainer *t, const batch *b, packed_batch *p, report *r
     loss_sums sums = {0, 0, 0, 0};
     for (int64_t u = 0; u < t->o->updates; u++) WB_TRY(update(t, p, u, r, &sums, &updates, &m->grad_norm));
     WB_TRY(wb_comm_agree(t->comm, wb_replay_end(t->replay)));
-    WB_TRY(check_trained_once(t, p->trained));
+    WB_TRY(trained_check(t, p->trained));
     WB_TRY(share(t, updates, &m->routed_differently_updates));
     WB_TRY(loss_metrics(t, sums, m));
     WB_TRY(replay_metrics(t, t->replay, &m->replay));

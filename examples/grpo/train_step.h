@@ -65,6 +65,13 @@ void packed_close(packed_batch *p);
 wb_status distribution_check(const options *o, int64_t vocab_size, const wb_record *record);
 /* temperature and kept_* of a micro-batch whose samples, checked, are there. */
 wb_status distribution_fill(wb_owner *owner, micro_batch *mb);
+/* ---- trained_once.c -------------------------------------------------------------------------- */
+
+/* Adds the samples of a micro-batch that was in an update to trained, [prompts * samples]. */
+void trained_count(const trainer *t, const micro_batch *mb, double *trained);
+/* MISMATCH names the first sample of the step that was not trained on once. `trained` becomes the sum over
+ * all ranks. Collective. */
+wb_status trained_check(const trainer *t, double *trained);
 
 /* ---- passes.c -------------------------------------------------------------------------------- */
 

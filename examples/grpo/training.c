@@ -5,6 +5,7 @@
 #include "wb_file.h"
 
 #include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -40,6 +41,7 @@ static wb_status open_reference(trainer *t) {
     if (t->o->kl_coef <= 0) return WB_OK;
     wb_model_options reference = model_options(t, WB_F32);
     WB_TRY(wb_model_open(t->o->model_dir, &reference, &t->reference));
+    WB_TRY(weights_digest(t->reference, &t->reference_digest));
     return wb_comm_agree(t->comm, wb_train_open(t->reference, &t->reference_train));
 }
 
@@ -187,27 +189,25 @@ static bool same_place(const char *a, const char *b) {
            of_a.st_ino == of_b.st_ino;
 }
 
-/* A run writes into OUT, and replaces OUT/checkpoint: neither may be what it reads. */
-static wb_status check_model_apart(const options *o, const char *checkpoint) {
-    if (o->model_dir && same_place(o->model_dir, o->out_dir))
-        return wb_fail(WB_INVALID_ARGUMENT, "--out %s is --model: expected a folder of its own", o->out_dir);
-    if (o->model_dir && checkpoint && same_place(o->model_dir, checkpoint))
-        return wb_fail(WB_INVALID_ARGUMENT,
-                       "--model %s is the checkpoint in --out %s, which the run replaces: expected the model "
-                       "that it started from",
-                       o->model_dir, o->out_dir);
-    return WB_OK;
-}
-
 /* Rank 0 makes OUT; the others see it or say so. */
 static wb_status make_out(const options *o, wb_comm *comm) {
     wb_status status = wb_comm_rank(comm) == 0 ? wb_dir_create(o->out_dir) : WB_OK;
     if (status != WB_OK) wb_fail_context(status, "--out %s", o->out_dir);
     WB_TRY(wb_comm_agree(comm, status));
     if (access(o->out_dir, W_OK) != 0) status = wb_fail(WB_IO, "%s: cannot be written to: %m", o->out_dir);
-    if (status == WB_OK) status = checkpoint_check_place(o);
-    if (status == WB_OK) status = check_model_apart(o, NULL);
     return wb_comm_agree(comm, status);
+}
+
+/* Whether a run may begin with its first step: what is in OUT would be lost. One that resumes asks for that
+ * where it was killed before its first checkpoint, and not where the disk of its checkpoints is gone. */
+static wb_status check_anew(const options *o) {
+    wb_status status = report_check_place(o);
+    if (status == WB_OK || !o->resume) return status;
+    if (!checkpoint_is_gone(o)) return WB_OK;
+    return wb_fail(WB_NOT_FOUND,
+                   "%s/checkpoint is a link to what is not there, but metrics.jsonl beside it is of a run: "
+                   "expected its checkpoint, or another --out",
+                   o->out_dir);
 }
 
 /* Where training starts: *dir_out is the checkpoint to resume from, malloc'ed, or NULL for --model. A run
@@ -215,23 +215,46 @@ static wb_status make_out(const options *o, wb_comm *comm) {
 static wb_status find_start(const options *o, wb_comm *comm, char **dir_out) {
     uint64_t found = checkpoint_find(o, dir_out) == WB_OK;
     WB_TRY(wb_comm_check_equal(comm, &found, sizeof found, "whether there is a checkpoint to resume"));
-    if (!found || o->resume) return WB_OK;
+    if (!found) return wb_comm_agree(comm, check_anew(o));
+    if (o->resume) return WB_OK;
     return wb_fail(WB_INVALID_ARGUMENT,
                    "%s is there already: --resume goes on from it, another --out starts anew", *dir_out);
 }
 
-/* The options of the run: those of the command line, and of the checkpoint where there is one. */
+/* The options of the run: those of the command line, and of the checkpoint where there is one. A run writes
+ * into OUT, which may not be what it reads. */
 static wb_status settle_options(options *o, wb_comm *comm, const char *checkpoint, json_t **saved_out) {
     wb_status status =
         checkpoint ? checkpoint_options(checkpoint, wb_comm_rank(comm) == 0, o, saved_out) : options_check(o);
-    if (status == WB_OK) status = check_model_apart(o, checkpoint);
+    if (status == WB_OK && same_place(o->model_dir, o->out_dir))
+        status =
+            wb_fail(WB_INVALID_ARGUMENT, "--out %s is --model: expected a folder of its own", o->out_dir);
+    if (status == WB_OK) status = checkpoint_check_place(o);
     return wb_comm_agree(comm, status);
 }
 
-/* What an interrupted run left of the steps that will be done again goes, on one rank, before any is done. */
-static wb_status start_dumps(const trainer *t) {
-    bool alone = wb_comm_rank(t->comm) == 0;
-    return wb_comm_agree(t->comm, alone ? dumps_start(t->o, t->step) : WB_OK);
+/* Before any step, on one rank: what an interrupted run left of the steps that will be done again goes. */
+static wb_status start_outputs(const trainer *t) {
+    wb_status status = WB_OK;
+    if (wb_comm_rank(t->comm) == 0) status = dumps_start(t->o, t->step);
+    if (wb_comm_rank(t->comm) == 0 && status == WB_OK) status = checkpoint_make_place(t->o);
+    return wb_comm_agree(t->comm, status);
+}
+
+/* That the prompts are the same on all ranks, and prompts and reference those of the run that goes on. */
+static wb_status check_same_run(trainer *t, const task *task_, const char *checkpoint) {
+    t->task_digest = task_digest(task_);
+    WB_TRY(wb_comm_check_equal(t->comm, &t->task_digest, sizeof t->task_digest, "the prompts of --task"));
+    return checkpoint ? checkpoint_check_same_run(t, checkpoint) : WB_OK;
+}
+
+/* Whether there is nothing to do; then nothing is removed either, of whatever step. */
+static bool is_done(const trainer *t, const char *checkpoint) {
+    if (t->step < (uint64_t)t->o->steps) return false;
+    if (wb_comm_rank(t->comm) == 0)
+        fprintf(stderr, "%s has %" PRIu64 " of %" PRId64 " steps: nothing to do\n", checkpoint, t->step,
+                t->o->steps);
+    return true;
 }
 
 wb_status training_run(const options *given, wb_device *device, wb_comm *comm, int *signal_out) {
@@ -251,8 +274,10 @@ wb_status training_run(const options *given, wb_device *device, wb_comm *comm, i
     WB_GOTO(open_trainer(&t, start_dir), close_all);
     if (resume_dir) WB_GOTO(checkpoint_load(&t, resume_dir), close_all);
     WB_GOTO(wb_comm_agree(comm, open_task(&t, start_dir, &notes, &task_)), close_all);
+    WB_GOTO(check_same_run(&t, task_, resume_dir), close_all);
+    if (is_done(&t, resume_dir)) goto close_all;
     WB_GOTO(open_rollout(&t, start_dir, &side), close_all);
-    WB_GOTO(start_dumps(&t), close_all);
+    WB_GOTO(start_outputs(&t), close_all);
     WB_GOTO(wb_comm_agree(comm, report_open(&o, wb_comm_rank(comm) == 0, t.step, &r)), close_all);
     if (resume_dir) report_line(r, "resuming after step %" PRIu64 " from %s", t.step, resume_dir);
     say_task(r, &o, task_, &notes);

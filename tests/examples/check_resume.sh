@@ -25,6 +25,7 @@ refused() {
 # sampled OUT STEPS PROMPTS SAMPLES: each (step, group, sample) is in the dump once, and each step in the metrics
 sampled() {
     "$waybill" verify "$1/dump" >log 2>&1 || { cat log; fail "$1/dump"; }
+    "$waybill" stats "$1/dump" >log 2>&1 || { cat log; fail "stats $1/dump"; }
     "$waybill" cat "$1/dump" | sed 's/.*"rid":"\([^"]*\)".*/\1/' | sort >found
     for step in $(seq 0 $(($2 - 1))); do for group in $(seq 0 $(($3 - 1))); do for sample in $(seq 0 $(($4 - 1))); do
         echo "s$step-g$group-$sample"

@@ -1,0 +1,98 @@
+#!/usr/bin/env bash
+# check_grpo_outputs.sh - what waybill-grpo finds in its way is left alone and named, and a run that resumes has the prompts and the
+# reference that it began with. usage: check_grpo_outputs.sh BUILD_DIR SOURCE_DIR
+set -uo pipefail
+grpo=$1/bin/waybill-grpo
+[ -x "$grpo" ] || { echo "skipped: waybill-grpo was not built (no MPI)"; exit 77; }
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+cd "$work" || exit 1
+export OMPI_MCA_orte_tmpdir_base=$work OMP_NUM_THREADS=1
+faults=0
+fault() { echo "FAULT: $*"; faults=$((faults + 1)); }
+mpi() { mpirun --allow-run-as-root --oversubscribe --mca mpi_yield_when_idle 1 "$@"; }
+run() { mpi -n "$1" "$grpo" "${@:2}" >log 2>&1; }
+says() { grep -qF -- "$1" log || { cat log; fault "no '$1' in the message of: ${*:2}"; }; }
+# refused "what the message must say" RANKS arguments...
+refused() {
+    local part=$1
+    shift
+    if run "$@"; then fault "accepted: $*"; fi
+    says "$part" "$*"
+}
+tiny=(--prompts 4 --samples 2 --updates 2 --max-tokens 4)
+run 1 --make-base base --warmup-steps 1 --quiet || { cat log; fault "make-base"; }
+run 1 --make-base other --warmup-steps 1 --seed 2 --quiet || { cat log; fault "make-base other"; }
+
+echo "== a new run leaves another's metrics and folders alone"
+run 1 --model base --out first --steps 2 --no-dump "${tiny[@]}" || { cat log; fault "first"; }
+rm -rf first/checkpoint
+cp first/metrics.jsonl kept
+refused "first/metrics.jsonl is there already" 1 --model base --out first --steps 1 --no-dump "${tiny[@]}"
+cmp kept first/metrics.jsonl || fault "metrics were written over"
+for suffix in new old; do
+    mkdir -p "out_$suffix/checkpoint.$suffix/trainer_notes" && echo mine >"out_$suffix/checkpoint.$suffix/trainer_notes/a"
+    refused "checkpoint.$suffix: expected" 2 --model base --out "out_$suffix" --steps 1 "${tiny[@]}"
+    [ "$(cat "out_$suffix/checkpoint.$suffix/trainer_notes/a")" = mine ] || fault "another's checkpoint.$suffix is gone"
+done
+cp -r base inside && mkdir -p holds && ln -s ../inside holds/checkpoint.old && mkdir inside/trainer # by a link, and with our mark
+refused "holds/checkpoint.old, which the run replaces" 2 --model inside --out holds --steps 1 "${tiny[@]}"
+[ -e inside/config.json ] || fault "the model is gone"
+
+echo "== what a killed save leaves is no obstacle"
+run 2 --model base --out run --steps 1 "${tiny[@]}" || { cat log; fault "run"; }
+for left in "" /trainer /trainer/optimizer-0.safetensors.1.tmp; do # nothing yet; shards are being written; the moments are
+    rm -rf run/checkpoint.new && mkdir -p "run/checkpoint.new$left"
+    [ -z "$left" ] || touch run/checkpoint.new/model-00001-of-00002.safetensors.1.tmp
+    touch run/metrics.jsonl.1.tmp
+    run 1 --model base --out run --steps $((${steps:=1} + 1)) "${tiny[@]}" --resume || { cat log; fault "beside checkpoint.new$left"; }
+    steps=$((steps + 1))
+    [ ! -e run/checkpoint.new ] || fault "checkpoint.new stayed"
+    [ ! -e run/metrics.jsonl.1.tmp ] || fault "metrics.jsonl.1.tmp stayed"
+done
+
+echo "== a disk that is gone is not a run without a checkpoint"
+mkdir -p gone disk && ln -s ../disk/there gone/checkpoint
+run 2 --model base --out gone --steps 2 --checkpoint-every 1 "${tiny[@]}" || { cat log; fault "a link"; }
+mv disk unmounted && cp -r gone kept_gone
+refused "gone/checkpoint is a link to what is not there" 2 --model base --out gone --steps 3 "${tiny[@]}" --resume
+diff -r kept_gone/dump gone/dump && cmp kept_gone/metrics.jsonl gone/metrics.jsonl || fault "a run was lost with its disk"
+mv unmounted disk
+run 1 --out gone --steps 3 --resume || { cat log; fault "the disk is back"; }
+mkdir -p early && ln -s ../disk/early early/checkpoint # killed before its first checkpoint
+echo '{"prompt":[1,10,2,11]}' >task1.jsonl
+if run 1 --model base --out early --steps 1 "${tiny[@]}" --task jsonl:task1.jsonl --reward-cmd 'exit 3'; then fault "no reward"; fi
+echo '{"step":0}' >>early/metrics.jsonl
+run 1 --model base --out early --steps 1 "${tiny[@]}" --resume || { cat log; fault "resume before the first checkpoint"; }
+
+echo "== steps that are done are not undone"
+cp run/dump/step000003-rank0.wbr run/dump/step000005-rank0.wbr # of a run that was killed before its next checkpoint
+cp run/metrics.jsonl kept
+run 2 --model base --out run --steps 4 "${tiny[@]}" --resume || { cat log; fault "nothing to do"; }
+says "has 4 of 4 steps" "a run that is done"
+[ -e run/dump/step000005-rank0.wbr ] && cmp -s kept run/metrics.jsonl || fault "steps were removed that are not done again"
+
+echo "== the prompts are those of the run's beginning, and of all ranks"
+printf '%s\n' '{"prompt":[1,10,2,11]}' '{"prompt":[4,10,4,11]}' >task.jsonl
+user=(--model base "${tiny[@]}" --task jsonl:task.jsonl --reward-cmd 'while read -r line; do echo 1; done')
+run 2 --out user --steps 1 "${user[@]}" || { cat log; fault "jsonl"; }
+cp task.jsonl longer.jsonl && echo '{"prompt":[5,10,5,11]}' >>longer.jsonl
+cp longer.jsonl task.jsonl
+refused "task.jsonl: other prompts than" 2 --out user --steps 2 "${user[@]}" --resume
+head -n 2 longer.jsonl >task.jsonl
+run 1 --out user --steps 2 "${user[@]}" --resume || { cat log; fault "the same prompts again"; }
+if mpi -n 1 "$grpo" --out ranks --steps 1 "${user[@]}" : -n 1 "$grpo" --out ranks --steps 1 "${user[@]}" --task jsonl:longer.jsonl >log 2>&1; then
+    fault "accepted: another task on rank 1"
+fi
+says "rank 1" "another task on rank 1"
+
+echo "== the reference is that of the run's beginning"
+run 2 --model base --out kl --steps 1 --kl-coef 0.1 "${tiny[@]}" || { cat log; fault "KL"; }
+run 1 --model base --out kl --steps 2 --kl-coef 0.1 "${tiny[@]}" --resume || { cat log; fault "KL on another number of ranks"; }
+refused "other weights than the reference" 2 --model other --out kl --steps 3 --kl-coef 0.1 "${tiny[@]}" --resume
+mv base base_kept && cp -r other base
+refused "other weights than the reference" 1 --model base --out kl --steps 3 --kl-coef 0.1 "${tiny[@]}" --resume
+run 1 --model base --out kl --steps 3 --kl-coef 0 "${tiny[@]}" --resume || { cat log; fault "no reference any more"; }
+
+[ $faults -eq 0 ] && echo "all well"
+exit $((faults > 0))
