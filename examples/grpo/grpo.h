@@ -40,7 +40,7 @@ typedef struct options {
     int64_t steps, prompts, samples, max_tokens, updates, micro_batch_tokens;
     const char *stop_token; /* NULL: the task's */
     long_prompts long_prompts;
-    int64_t warmup_steps, checkpoint_every, compare_every, peer_timeout, threads, top_k;
+    int64_t warmup_steps, checkpoint_every, compare_every, peer_timeout, reward_timeout, threads, top_k;
     int64_t kv_blocks, block_size, max_batch_tokens, max_running; /* of the engine */
     uint64_t seed;
     double temperature, top_p;
@@ -95,11 +95,18 @@ uint64_t task_digest(const task *t);
 
 /* ---- reward.c -------------------------------------------------------------------------------- */
 
-/* Runs `command` (by sh -c) once, writes a JSON line a record to its standard input and reads a number a
- * line from its standard output. Fails when it dies, answers too few or too many lines, or something that
- * is not a finite number. */
-wb_status reward_command(const char *command, const task *t, uint64_t step, int64_t n,
-                         const wb_record *const *records, double *rewards_out);
+/* --reward-cmd: a program that reads a JSON line a record from its standard input and writes a number a line
+ * to its standard output, each as soon as it is known. A process a rank, from the first batch to the end. */
+typedef struct reward_program reward_program;
+wb_status reward_open(const options *o, reward_program **program_out);
+/* Ends the program: its input is closed, and it has ten seconds. The status is how it ended. NULL is OK. */
+wb_status reward_end(reward_program *program);
+void reward_close(reward_program *program); /* kills what is still there */
+/* The rewards of n records of a step, [n]. Fails when the program ends, takes longer than --reward-timeout for
+ * the next line, answers too much, or something that is not a finite number; the message names the request and
+ * where the batch's dump is. */
+wb_status reward_batch(reward_program *program, const task *t, uint64_t step, int64_t n,
+                       const wb_record *const *records, double *rewards_out);
 
 /* ---- group_queue.c --------------------------------------------------------------------------- */
 
@@ -138,7 +145,8 @@ wb_status rollouts_generate(wb_engine *engine, wb_comm *comm, const options *o, 
 /* How many groups of the batch have a number below `group`: where it is when this rank has it. */
 int64_t batch_first_group(const batch *b, int64_t group);
 /* Rewards, then advantages normalised within each group. Collective verdict. */
-wb_status rollouts_reward(wb_comm *comm, const options *o, const task *t, uint64_t step, batch *b);
+wb_status rollouts_reward(wb_comm *comm, const options *o, const task *t, reward_program *program,
+                          uint64_t step, batch *b);
 void batch_free(batch *b);
 
 /* ---- dumps.c --------------------------------------------------------------------------------- */

@@ -21,7 +21,9 @@ const option_row option_rows[] = {
     {"--task", TEXT, FIXED, FIELD(task), 0, 0, NULL, "TASK",
      "arithmetic, or jsonl:FILE with {\"prompt\": [token ids]} a line"},
     {"--reward-cmd", TEXT, KEPT, FIELD(reward_cmd), 0, 0, NULL, "CMD",
-     "reads completions as JSON lines, answers a number a line"},
+     "started once a rank: reads completions as JSON lines, answers each with a number in a line, flushed"},
+    {"--reward-timeout", INTEGER, FREE, FIELD(reward_timeout), 1, MANY, NULL, "SECONDS",
+     "how long --reward-cmd may take for the next answer"},
     {"--replay", CHOICE, KEPT, FIELD(replay), 0, 0, "off|record|rollout", "MODE",
      "routes of training: free (off), of the first training forward (record, R2), of the rollout (rollout, "
      "R3)"},
@@ -104,6 +106,7 @@ const options option_defaults = {
     .max_batch_tokens = 512,
     .max_running = 64,
     .peer_timeout = 1800,
+    .reward_timeout = 600,
     .seed = 1,
     .temperature = 1,
     .top_p = 1,

@@ -1,20 +1,16 @@
-/* reward.c - asks a program of the user's for rewards: completions as JSON lines in, a number a line out.
- * Owns: the child process of one batch, its pipes, and saying clearly what it did wrong. */
+/* reward.c - asks a program of the user's for rewards: completions as JSON lines in, a number a line out, over
+ * all steps of a run. Owns: what is sent, what an answer is, and saying clearly what the program did wrong and
+ * at which request. */
 #include "grpo.h"
+#include "reward_child.h"
 #include "wb_memory.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
 #include <jansson.h>
 #include <math.h>
-#include <poll.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 typedef struct text {
     char *data;
@@ -60,148 +56,141 @@ static wb_status add_line(text *t, const task *tasks, uint64_t step, const wb_re
     return status;
 }
 
-/* A line of the answer may have this many bytes; a program that writes more a line is not answering
- * rewards. */
+/* ---- the answers ----------------------------------------------------------------------------- */
+
+/* A line of the answer may have this many bytes; a program that writes more is not answering rewards. */
 enum { ANSWER_BYTES = 4096 };
 
-/* ---- the child ------------------------------------------------------------------------------- */
+struct reward_program {
+    const options *o;
+    reward_child child;
+    char answer[ANSWER_BYTES]; /* what has come of the next line */
+    size_t n_answer;
+};
 
-typedef struct child {
-    pid_t pid;
-    int to, from; /* its standard input and output; -1: closed */
-} child;
+/* A batch of n records on its way. */
+typedef struct asked {
+    const wb_record *const *records; /* [n] */
+    int64_t n, answered;
+    double *rewards;
+} asked;
 
-static void close_end(int *fd) {
-    if (*fd >= 0) close(*fd);
-    *fd = -1;
-}
-
-static wb_status child_start(const char *command, child *c) {
-    int in[2], out[2];
-    if (pipe2(in, O_CLOEXEC) != 0) return wb_fail(WB_IO, "--reward-cmd: pipe: %m");
-    if (pipe2(out, O_CLOEXEC) != 0) {
-        close(in[0]);
-        close(in[1]);
-        return wb_fail(WB_IO, "--reward-cmd: pipe: %m");
-    }
-    c->pid = fork();
-    if (c->pid == 0) {
-        dup2(in[0], STDIN_FILENO);
-        dup2(out[1], STDOUT_FILENO);
-        signal(SIGPIPE, SIG_DFL);
-        execl("/bin/sh", "sh", "-c", command, (char *)NULL);
-        _exit(127);
-    }
-    close(in[0]);
-    close(out[1]);
-    c->to = in[1];
-    c->from = out[0];
-    if (c->pid > 0) return WB_OK;
-    close_end(&c->to);
-    close_end(&c->from);
-    return wb_fail(WB_IO, "--reward-cmd: fork: %m");
-}
-
-/* Feeds `in` and collects `out`, of at most `limit` bytes, at the same time, so that neither side waits
- * for the other with full pipes. A program that stops reading is judged by its answer and its exit status. */
-static wb_status child_talk(child *c, const text *in, size_t limit, text *out) {
-    size_t sent = 0;
-    fcntl(c->to, F_SETFL, O_NONBLOCK);
-    while (c->from >= 0) {
-        struct pollfd ends[2] = {{c->from, POLLIN, 0}, {c->to, POLLOUT, 0}};
-        if (poll(ends, c->to >= 0 ? 2 : 1, -1) < 0) {
-            if (errno == EINTR) continue;
-            return wb_fail(WB_IO, "--reward-cmd: poll: %m");
-        }
-        if (c->to >= 0 && ends[1].revents != 0) {
-            ssize_t n = write(c->to, in->data + sent, in->n - sent);
-            if (n > 0) sent += (size_t)n;
-            if (sent == in->n || (n < 0 && errno != EAGAIN && errno != EINTR)) close_end(&c->to);
-        }
-        if (ends[0].revents != 0) {
-            if (out->n > limit)
-                return wb_fail(WB_MISMATCH,
-                               "--reward-cmd: expected a number a line, found more than %zu bytes of answer",
-                               limit);
-            WB_TRY(text_reserve(out, 4096));
-            ssize_t n = read(c->from, out->data + out->n, out->capacity - out->n - 1);
-            if (n > 0)
-                out->n += (size_t)n;
-            else if (n == 0)
-                close_end(&c->from);
-            else if (errno != EINTR)
-                return wb_fail(WB_IO, "--reward-cmd: read: %m");
-        }
-    }
-    out->data[out->n] = '\0';
+wb_status reward_open(const options *o, reward_program **program_out) {
+    WB_TRY(WB_NEW(*program_out, 1, "reward program"));
+    (*program_out)->o = o;
     return WB_OK;
 }
 
-/* Closes its pipes and waits for its end. */
-static wb_status child_wait(child *c, int *how_out) {
-    close_end(&c->to);
-    close_end(&c->from);
-    while (waitpid(c->pid, how_out, 0) < 0)
-        if (errno != EINTR) return WB_IO;
+wb_status reward_end(reward_program *program) {
+    return program ? child_end(&program->child, 10) : WB_OK;
+}
+
+void reward_close(reward_program *program) {
+    if (program) child_kill(&program->child);
+    free(program);
+}
+
+/* A complete line of the answer, NUL-terminated. */
+static wb_status take_answer(const reward_program *p, const char *line, asked *a) {
+    const char *command = p->o->reward_cmd;
+    if (a->answered == a->n)
+        return wb_fail(WB_MISMATCH, "--reward-cmd '%s': expected %" PRId64 " lines, found more: '%.40s'",
+                       command, a->n, line);
+    char *end;
+    double value = strtod(line, &end);
+    if (end == line || end[strspn(end, " \t\r")] != '\0' || !isfinite(value))
+        return wb_fail(WB_MISMATCH,
+                       "--reward-cmd '%s': line %" PRId64
+                       " (request %s): expected a finite number, found '%.40s'",
+                       command, a->answered + 1, a->records[a->answered]->rid, line);
+    a->rewards[a->answered++] = value;
     return WB_OK;
 }
 
-static void child_kill(child *c) {
-    int how;
-    kill(c->pid, SIGKILL);
-    child_wait(c, &how);
-}
-
-static wb_status child_finish(child *c, const char *command) {
-    int how;
-    if (child_wait(c, &how) != WB_OK) return wb_fail(WB_IO, "--reward-cmd '%s': wait: %m", command);
-    if (WIFSIGNALED(how))
-        return wb_fail(WB_IO, "--reward-cmd '%s' was killed by signal %d", command, WTERMSIG(how));
-    if (WEXITSTATUS(how) != 0)
-        return wb_fail(WB_IO, "--reward-cmd '%s' ended with exit status %d", command, WEXITSTATUS(how));
-    return WB_OK;
-}
-
-/* ---- the answer ------------------------------------------------------------------------------ */
-
-static wb_status parse_rewards(const char *command, char *answer, int64_t n, double *rewards_out) {
-    int64_t found = 0;
-    char *rest = answer;
-    for (char *line; (line = strsep(&rest, "\n"));) {
-        if (*line == '\0' && !rest) break;
-        if (found == n)
-            return wb_fail(WB_MISMATCH, "--reward-cmd '%s': expected %" PRId64 " lines, found more: '%.40s'",
-                           command, n, line);
-        char *end;
-        double value = strtod(line, &end);
-        if (end == line || end[strspn(end, " \t\r")] != '\0' || !isfinite(value))
-            return wb_fail(WB_MISMATCH,
-                           "--reward-cmd '%s': line %" PRId64 ": expected a finite number, found '%.40s'",
-                           command, found + 1, line);
-        rewards_out[found++] = value;
+/* The lines that are complete by now. */
+static wb_status take_answers(reward_program *p, asked *a) {
+    char *line = p->answer;
+    for (char *end; (end = memchr(line, '\n', p->n_answer - (size_t)(line - p->answer))); line = end + 1) {
+        *end = '\0';
+        WB_TRY(take_answer(p, line, a));
     }
-    if (found < n)
-        return wb_fail(WB_MISMATCH, "--reward-cmd '%s': expected %" PRId64 " lines, found %" PRId64, command,
-                       n, found);
+    p->n_answer -= (size_t)(line - p->answer);
+    memmove(p->answer, line, p->n_answer);
+    if (p->n_answer == ANSWER_BYTES)
+        return wb_fail(WB_MISMATCH, "--reward-cmd '%s': expected a number a line, found a line of %d bytes",
+                       p->o->reward_cmd, ANSWER_BYTES);
     return WB_OK;
 }
 
-wb_status reward_command(const char *command, const task *t, uint64_t step, int64_t n,
-                         const wb_record *const *records, double *rewards_out) {
-    text in = {0}, out = {0};
-    child c = {-1, -1, -1};
+/* Why no more answers come: how the program ended, or that it only closed its output. */
+static wb_status closed(reward_program *p, const asked *a) {
+    wb_status status = child_end(&p->child, 1);
+    if (status == WB_OK) status = wb_fail(WB_MISMATCH, "--reward-cmd '%s' ended", p->o->reward_cmd);
+    return wb_fail(status, "%s; expected %" PRId64 " lines, found %" PRId64, wb_error_message(), a->n,
+                   a->answered);
+}
+
+static wb_status silent(const reward_program *p, const asked *a) {
+    return wb_fail(
+        WB_IO,
+        "--reward-cmd '%s': no answer to line %" PRId64 " of %" PRId64 " (request %s) within %" PRId64
+        " s (--reward-timeout): expected a number for each line as it comes, flushed; a program that "
+        "first reads to the end of its input waits for ever",
+        p->o->reward_cmd, a->answered + 1, a->n, a->records[a->answered]->rid, p->o->reward_timeout);
+}
+
+/* Sends the lines and takes the answers; the limit is of the time to the next answer. */
+static wb_status talk(reward_program *p, const text *lines, asked *a) {
+    size_t sent = 0, got;
+    double limit = (double)p->o->reward_timeout, last = now_seconds();
+    /* Once all are answered, a last look: what has come too is one too many. */
+    for (bool done = false; !done;) {
+        child_event event;
+        int64_t before = a->answered;
+        done = a->answered == a->n;
+        double left = done ? 0 : limit - (now_seconds() - last);
+        WB_TRY(child_talk(&p->child, lines->data, lines->n, &sent, p->answer + p->n_answer,
+                          ANSWER_BYTES - p->n_answer, left, &got, &event));
+        p->n_answer += got;
+        WB_TRY(take_answers(p, a));
+        if (event == CHILD_CLOSED && !done) return closed(p, a);
+        if (a->answered > before) last = now_seconds();
+        if (!done && a->answered < a->n && now_seconds() - last >= limit) return silent(p, a);
+    }
+    return WB_OK;
+}
+
+/* A program that answers before it is asked has answered something else. */
+static wb_status check_quiet(reward_program *p) {
+    size_t sent = 0, got;
+    child_event event;
+    WB_TRY(child_talk(&p->child, NULL, 0, &sent, p->answer, ANSWER_BYTES, 0, &got, &event));
+    p->n_answer += got;
+    if (p->n_answer == 0) return WB_OK;
+    p->answer[p->n_answer < ANSWER_BYTES ? p->n_answer : ANSWER_BYTES - 1] = '\0';
+    size_t line = strcspn(p->answer, "\n");
+    return wb_fail(WB_MISMATCH,
+                   "--reward-cmd '%s': expected no line before the next batch, found more: '%.*s'",
+                   p->o->reward_cmd, (int)(line < 40 ? line : 40), p->answer);
+}
+
+static wb_status ask(reward_program *p, const task *t, uint64_t step, asked *a) {
+    text lines = {0};
     wb_status status = WB_OK;
-    if (n == 0) return WB_OK;
-    for (int64_t i = 0; i < n; i++) WB_GOTO(add_line(&in, t, step, records[i]), free_text);
-    WB_GOTO(child_start(command, &c), free_text);
-    status = child_talk(&c, &in, (size_t)n * ANSWER_BYTES, &out);
-    if (status == WB_OK)
-        status = child_finish(&c, command);
-    else
-        child_kill(&c);
-    if (status == WB_OK) status = parse_rewards(command, out.data, n, rewards_out);
-free_text:
-    free(in.data);
-    free(out.data);
+    for (int64_t i = 0; status == WB_OK && i < a->n; i++) status = add_line(&lines, t, step, a->records[i]);
+    if (status == WB_OK && p->child.pid == 0) status = child_start(p->o->reward_cmd, &p->child);
+    if (status == WB_OK) status = check_quiet(p);
+    if (status == WB_OK) status = talk(p, &lines, a);
+    free(lines.data);
     return status;
+}
+
+wb_status reward_batch(reward_program *program, const task *t, uint64_t step, int64_t n,
+                       const wb_record *const *records, double *rewards_out) {
+    asked a = {.records = records, .n = n, .rewards = rewards_out};
+    if (n == 0) return WB_OK;
+    wb_status status = ask(program, t, step, &a);
+    if (status == WB_OK || program->o->no_dump) return status;
+    return wb_fail(status, "%s (the batch's records are in %s/dump)", wb_error_message(),
+                   program->o->out_dir);
 }

@@ -162,7 +162,7 @@ static wb_status builtin_rewards(const task *t, batch *b) {
     return WB_OK;
 }
 
-static wb_status command_rewards(const options *o, const task *t, uint64_t step, batch *b) {
+static wb_status command_rewards(reward_program *program, const task *t, uint64_t step, batch *b) {
     wb_owner owner = {0};
     double *rewards;
     const wb_record **records;
@@ -170,7 +170,7 @@ static wb_status command_rewards(const options *o, const task *t, uint64_t step,
     WB_GOTO(WB_OWN(&owner, rewards, (size_t)b->n_samples, "rewards"), close_owner);
     WB_GOTO(WB_OWN(&owner, records, (size_t)b->n_samples, "rewards"), close_owner);
     for (int64_t i = 0; i < b->n_samples; i++) records[i] = &b->samples[i].completion->record;
-    WB_GOTO(reward_command(o->reward_cmd, t, step, b->n_samples, records, rewards), close_owner);
+    WB_GOTO(reward_batch(program, t, step, b->n_samples, records, rewards), close_owner);
     for (int64_t i = 0; i < b->n_samples; i++) b->samples[i].reward = rewards[i];
 close_owner:
     wb_owner_close(&owner);
@@ -187,8 +187,9 @@ static void group_advantages(sample *samples, int64_t n) {
         samples[i].advantage = (samples[i].reward - mean) / (sqrt(variance) + 1e-6);
 }
 
-wb_status rollouts_reward(wb_comm *comm, const options *o, const task *t, uint64_t step, batch *b) {
-    wb_status status = o->reward_cmd ? command_rewards(o, t, step, b) : builtin_rewards(t, b);
+wb_status rollouts_reward(wb_comm *comm, const options *o, const task *t, reward_program *program,
+                          uint64_t step, batch *b) {
+    wb_status status = o->reward_cmd ? command_rewards(program, t, step, b) : builtin_rewards(t, b);
     WB_TRY(wb_comm_agree(comm, status));
     for (int64_t g = 0; g < b->n_groups; g++) group_advantages(b->samples + g * o->samples, o->samples);
     return WB_OK;

@@ -11,10 +11,12 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-/* The rollout engine's own copy of the weights, in --rollout-dtype. */
+/* What generates samples and judges them. */
 typedef struct rollout_side {
-    wb_model *model;
+    wb_model *model; /* the engine's own copy of the weights, in --rollout-dtype */
     wb_engine *engine;
+    task *task;
+    reward_program *rewards; /* NULL: the task has its own */
 } rollout_side;
 
 static wb_model_options model_options(const trainer *t, wb_dtype dtype) {
@@ -76,19 +78,18 @@ static void close_trainer(trainer *t) {
 
 /* *signal_out: not 0 when the step was dropped, because some rank was told to stop before it trained. The
  * dump comes before the rewards: what was generated is not lost with a reward program that fails. */
-static wb_status one_step(trainer *t, const rollout_side *side, const task *task_, report *r,
-                          int *signal_out) {
+static wb_status one_step(trainer *t, const rollout_side *side, report *r, int *signal_out) {
     batch b = {0};
     step_metrics m = {0};
     double start = now_seconds();
-    WB_TRY(rollouts_generate(side->engine, t->comm, t->o, task_, t->step, r, signal_out, &b));
+    WB_TRY(rollouts_generate(side->engine, t->comm, t->o, side->task, t->step, r, signal_out, &b));
     if (*signal_out != 0) return WB_OK;
     m.seconds_rollout = now_seconds() - start;
     wb_status status = WB_OK;
     if (!t->o->no_dump)
         status = wb_comm_agree(
             t->comm, dumps_write(t->o, wb_model_routes(t->model), wb_comm_rank(t->comm), t->step, &b));
-    if (status == WB_OK) status = rollouts_reward(t->comm, t->o, task_, t->step, &b);
+    if (status == WB_OK) status = rollouts_reward(t->comm, t->o, side->task, side->rewards, t->step, &b);
     start = now_seconds();
     if (status == WB_OK) status = train_step(t, &b, r, &m);
     m.seconds_train = now_seconds() - start;
@@ -119,11 +120,10 @@ static void say_stopped(const trainer *t, report *r, int number, bool dropped, b
                     strsignal(number), what);
 }
 
-static wb_status train_loop(trainer *t, const rollout_side *side, const task *task_, report *r,
-                            int *signal_out) {
+static wb_status train_loop(trainer *t, const rollout_side *side, report *r, int *signal_out) {
     uint64_t steps = (uint64_t)t->o->steps, every = (uint64_t)t->o->checkpoint_every, saved = t->step;
     while (t->step < steps && *signal_out == 0) {
-        WB_TRY(one_step(t, side, task_, r, signal_out));
+        WB_TRY(one_step(t, side, r, signal_out));
         bool dropped = *signal_out != 0;
         if (!dropped) {
             t->step++;
@@ -137,6 +137,11 @@ static wb_status train_loop(trainer *t, const rollout_side *side, const task *ta
         if (*signal_out != 0) say_stopped(t, r, *signal_out, dropped, saved > 0);
     }
     return WB_OK;
+}
+
+/* The run is over and saved, so that a program which ends badly now is no failure of it. */
+static void end_rewards(const rollout_side *side, report *r) {
+    if (reward_end(side->rewards) != WB_OK) report_line(r, "after the last step: %s", wb_error_message());
 }
 
 /* What a run says of its task at the start. */
@@ -261,7 +266,6 @@ wb_status training_run(const options *given, wb_device *device, wb_comm *comm, i
     options o = *given;
     trainer t = {.o = &o, .device = device, .comm = comm};
     rollout_side side = {0};
-    task *task_ = NULL;
     task_notes notes = {0};
     report *r = NULL;
     char *resume_dir = NULL;
@@ -273,21 +277,24 @@ wb_status training_run(const options *given, wb_device *device, wb_comm *comm, i
     const char *start_dir = resume_dir ? resume_dir : o.model_dir;
     WB_GOTO(open_trainer(&t, start_dir), close_all);
     if (resume_dir) WB_GOTO(checkpoint_load(&t, resume_dir), close_all);
-    WB_GOTO(wb_comm_agree(comm, open_task(&t, start_dir, &notes, &task_)), close_all);
-    WB_GOTO(check_same_run(&t, task_, resume_dir), close_all);
+    WB_GOTO(wb_comm_agree(comm, open_task(&t, start_dir, &notes, &side.task)), close_all);
+    WB_GOTO(check_same_run(&t, side.task, resume_dir), close_all);
     if (is_done(&t, resume_dir)) goto close_all;
     WB_GOTO(open_rollout(&t, start_dir, &side), close_all);
     WB_GOTO(start_outputs(&t), close_all);
     WB_GOTO(wb_comm_agree(comm, report_open(&o, wb_comm_rank(comm) == 0, t.step, &r)), close_all);
     if (resume_dir) report_line(r, "resuming after step %" PRIu64 " from %s", t.step, resume_dir);
-    say_task(r, &o, task_, &notes);
-    WB_GOTO(train_loop(&t, &side, task_, r, signal_out), close_all);
+    if (o.reward_cmd) WB_GOTO(wb_comm_agree(comm, reward_open(&o, &side.rewards)), close_all);
+    say_task(r, &o, side.task, &notes);
+    WB_GOTO(train_loop(&t, &side, r, signal_out), close_all);
     report_summary(r);
+    end_rewards(&side, r);
 close_all:
+    reward_close(side.rewards);
     report_close(r);
     wb_engine_close(side.engine);
     wb_model_close(side.model);
-    task_close(task_);
+    task_close(side.task);
     close_trainer(&t);
     json_decref(saved);
     free(resume_dir);

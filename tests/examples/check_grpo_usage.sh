@@ -55,7 +55,7 @@ while read -r name value rest; do
     options=$((options + 1))
     case "$value" in
     DIR | CMD | TASK | LIST) refused "$name" "$name" ;; # a value is missing
-    N | G | X)
+    N | G | X | SECONDS)
         refused "$name" "$name"
         refused "$name 7x" "$name" 7x
         [ "$name" = --seed ] || refused "$name 1e300" "$name" 1e300

@@ -1,0 +1,75 @@
+#!/usr/bin/env bash
+# check_reward.sh - reward programs of the user's: started once and kept, bounded in time, and whatever one does wrong is said with the
+# request where it happened, when the batch is in the dump already. usage: check_reward.sh BUILD_DIR SOURCE_DIR
+set -uo pipefail
+build=$1
+source=$2
+grpo=$build/bin/waybill-grpo
+waybill=$build/bin/waybill
+[ -x "$grpo" ] || { echo "skipped: waybill-grpo was not built (no MPI)"; exit 77; }
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+cd "$work" || exit 1
+export OMPI_MCA_orte_tmpdir_base=$work OMP_NUM_THREADS=1
+run() { mpirun --allow-run-as-root --oversubscribe --mca mpi_yield_when_idle 1 -n "$1" "$grpo" "${@:2}"; }
+fail() { echo "FAILED: $*"; exit 1; }
+field() { sed -n "s/.*\"$2\":\([-0-9.e+]*\).*/\1/p" "$1"; }
+run 2 --make-base base --warmup-steps 10 --quiet || fail "make-base"
+printf '%s\n' '{"prompt":[1,10,2,11],"answer":3}' '{"prompt":[4,10,4,11],"answer":8}' >task.jsonl
+common=(--model base --steps 3 --prompts 4 --samples 4 --updates 2 --lr 3e-4 --seed 5 --task jsonl:task.jsonl)
+n=0
+# refused SECONDS "what the message must say" COMMAND arguments... : on two ranks, each of 8 samples
+refused() {
+    local limit=$1 part=$2 command=$3 start=$SECONDS
+    n=$((n + 1))
+    if run 2 --out "bad$n" "${common[@]}" --quiet --reward-cmd "$command" "${@:4}" >log 2>&1; then fail "accepted: $command"; fi
+    grep -F -- "--reward-cmd '" log | grep -qF -- "$part" || { cat log; fail "no '$part' in the message of: $command"; }
+    [ $((SECONDS - start)) -le "$limit" ] || fail "it took $((SECONDS - start)) s: $command"
+    grep -qF "(the batch's records are in bad$n/dump)" log || { cat log; fail "where the batch is, is not said: $command"; }
+    [ "$("$waybill" cat "bad$n/dump" | wc -l)" -ge 16 ] || fail "the batch is not in the dump: $command"
+}
+
+echo "== started once on each rank, asked in every step, ended"
+cat >count.sh <<'END'
+echo started >>starts
+while read -r line; do
+    case "$line" in *'"item":'*) echo 0.5 ;; *) echo none ;; esac
+    echo line >>lines
+done
+echo ended >>ends
+echo "said to stderr" >&2
+END
+run 2 --out kept "${common[@]}" --reward-cmd 'sh ./count.sh' >/dev/null 2>log || { cat log; fail "a program that is kept"; }
+[ "$(wc -l <starts) $(wc -l <ends) $(wc -l <lines)" = "2 2 48" ] || fail "expected 2 starts, 2 ends, 48 lines, found $(wc -l <starts) $(wc -l <ends) $(wc -l <lines)"
+[ "$(field kept/metrics.jsonl reward | sort -u)" = 0.5 ] || fail "rewards of the program"
+grep -q "said to stderr" log || fail "its standard error is gone"
+! pgrep -f count.sh >/dev/null || fail "a program outlived the run"
+run 2 --out python "${common[@]}" --task "jsonl:$source/examples/prompts.jsonl" --reward-cmd "$source/examples/reward.py" >/dev/null 2>log ||
+    { cat log; fail "examples/reward.py"; }
+run 2 --out late "${common[@]}" --reward-cmd 'while read -r line; do echo 1; done; exit 7' >/dev/null 2>log || { cat log; fail "a bad end after the last step"; }
+grep -q "after the last step: --reward-cmd .* ended with exit status 7" log || { cat log; fail "a bad end is not said"; }
+
+echo "== large lines both ways block nobody"
+awk 'BEGIN { printf "{\"prompt\":[1,10,2,11],\"note\":\""; for (i = 0; i < 300000; i++) printf "x"; print "\"}" }' >large.jsonl
+run 2 --out large "${common[@]}" --task jsonl:large.jsonl \
+    --reward-cmd 'while read -r line; do printf "%4000s\n" 1; done' >/dev/null 2>log || { cat log; fail "large lines"; }
+
+echo "== whatever it does wrong"
+refused 20 "ended with exit status 3; expected 8 lines, found 0" 'exit 3'
+refused 20 "was killed by signal 9" 'kill -9 $$'
+refused 20 "expected 8 lines, found 2" 'read -r a; echo 1; read -r a; echo 1'
+refused 20 "did not end within 1 s" 'exec >&-; sleep 100'
+refused 20 "found more" 'while read -r line; do echo 1; echo 2; done'
+refused 20 "found more" 'yes 1'
+refused 20 "found a line of 4096 bytes" 'tr "\n" " " </dev/zero'
+refused 20 "line 1 (request s0-g" 'while read -r line; do echo nan; done'
+refused 20 "expected a finite number, found 'none'" 'while read -r line; do echo none; done'
+refused 20 "expected 8 lines, found 7" 'for i in 1 2 3 4 5 6 7; do read -r line; echo 1; done; printf 1'
+refused 20 "no answer to line 1 of 8 (request s0-g" 'cat >/dev/null; echo 1' --reward-timeout 1
+refused 20 "no answer to line 3 of 8 (request s0-g" 'read -r l; echo 1; read -r l; echo 1; sleep 1000' --reward-timeout 1
+grep -q "a program that first reads to the end of its input waits for ever" log || fail "what is expected is not said"
+! pgrep -f 'sleep 1000' >/dev/null || fail "what the program started outlived the run"
+# The limit is of the next answer, not of the batch.
+run 2 --out slow "${common[@]}" --steps 1 --reward-timeout 2 --reward-cmd 'while read -r line; do sleep 0.4; echo 1; done' >/dev/null 2>log ||
+    { cat log; fail "eight answers of 0.4 s each in a limit of 2 s"; }
+echo "all well"
