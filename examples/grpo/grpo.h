@@ -257,10 +257,10 @@ wb_status weights_digest(wb_model *model, uint64_t *digest_out);
 /* ---- report.c -------------------------------------------------------------------------------- */
 
 typedef struct report report;
-/* `loud`: this rank writes OUT/metrics.jsonl and the progress display; the others are silent. Lines of
- * steps >= first_step (an earlier, interrupted run) are dropped. */
 /* INVALID_ARGUMENT where OUT has the metrics of a run, which a new one would write over. */
 wb_status report_check_place(const options *o);
+/* `loud`: this rank writes OUT/metrics.jsonl and the progress display; the others are silent. Lines of
+ * steps >= first_step (an earlier, interrupted run) are dropped. */
 wb_status report_open(const options *o, bool loud, uint64_t first_step, report **report_out);
 void report_close(report *r);
 /* How far this rank is in a phase of a step, in tokens, with speed and time left: on a terminal a line that
