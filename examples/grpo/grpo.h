@@ -83,8 +83,9 @@ const char *task_item(const task *t, uint64_t step, uint64_t group);
 uint32_t task_arithmetic_example(uint64_t seed, uint64_t index, uint32_t *tokens, uint32_t *prompt_len_out);
 enum { TASK_VOCABULARY = 16, TASK_STOP = 15, TASK_MAX_TOKENS = 16 };
 /* What happens to prompts of more than `max` tokens, before anything is generated: an error that names the
- * line, or they are left out, or their beginning is. *n_long_out: how many there were. */
-wb_status task_fit_prompts(task *t, long_prompts policy, int64_t max, int64_t *n_long_out);
+ * line, or they are left out, or their beginning is. */
+wb_status task_fit_prompts(task *t, long_prompts policy, int64_t max);
+int64_t task_n_long(const task *t); /* how many such prompts there were */
 /* The tokens that end a sample: of `option` ("none", or ids with commas) where it is not NULL; else the
  * task's own, or eos_token_id of generation_config.json or config.json in `dir`. *where_out: whence. */
 wb_status task_find_stops(task *t, const char *option, const char *dir, int32_t vocab_size,
@@ -213,6 +214,7 @@ typedef struct trainer {
 
 typedef struct step_metrics {
     double reward_mean, reward_std, response_tokens, samples;
+    int64_t long_prompts;     /* of the task, that did not fit (--long-prompts) */
     wb_replay_metrics replay; /* of the first forward of the batch, as trained */
     /* Share of rows whose experts in training are not the rollout's: in the first forward, and over all
      * forwards of the updates. */

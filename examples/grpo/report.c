@@ -17,6 +17,9 @@
 #include <time.h>
 #include <unistd.h>
 
+/* Steps whose rewards are averaged at either end of the table, at most. */
+enum { END_STEPS = 3 };
+
 struct report {
     const options *o;
     FILE *metrics; /* NULL: silent rank, or --make-base */
@@ -25,18 +28,11 @@ struct report {
     double last_said, phase_start, run_start;
     const char *phase;
     uint64_t phase_step, first_step;
-    double window; /* steps whose rewards are averaged at either end of the table */
-    step_metrics first, last;
-    double n_first, n_last;
+    double first_rewards[END_STEPS], last_rewards[END_STEPS]; /* last_rewards: of step i at i % END_STEPS */
+    int64_t n_steps;
     step_metrics compared; /* sums over the steps that were compared */
     double n_compared;
 };
-
-/* The two ends of the table do not overlap where there are steps enough. */
-static double end_window(const options *o, uint64_t first_step) {
-    double half = (double)((uint64_t)o->steps - first_step) / 2;
-    return fmin(fmax(floor(half), 1), 3);
-}
 
 enum { PATH_BYTES = 4096 };
 
@@ -123,7 +119,6 @@ wb_status report_open(const options *o, bool loud, uint64_t first_step, report *
     r->loud = loud;
     r->terminal = isatty(STDERR_FILENO);
     r->first_step = first_step;
-    r->window = end_window(o, first_step);
     r->run_start = r->last_said = now_seconds();
     wb_status status = loud && !o->make_base ? open_metrics(r, first_step) : WB_OK;
     if (status != WB_OK) {
@@ -194,9 +189,10 @@ void report_progress(report *r, uint64_t step, const char *phase, int64_t done, 
     put_run_left(r, step, now, run, sizeof run);
     if (!r->o->make_base)
         at = snprintf(line, sizeof line, "step %" PRIu64 "/%" PRId64 " ", step + 1, r->o->steps);
-    snprintf(line + at, sizeof line - (size_t)at, "%s %.0f%% %s tok/s %s left%s", phase,
-             total > 0 ? 100 * (double)done / (double)total : 100, speed, left, run);
-    line[PROGRESS_COLUMNS] = '\0';
+    at += snprintf(line + at, sizeof line - (size_t)at, "%s %.0f%% %s tok/s %s left", phase,
+                   total > 0 ? 100 * (double)done / (double)total : 100, speed, left);
+    /* Rather none than half a number. */
+    if (at + (int)strlen(run) <= PROGRESS_COLUMNS) strcpy(line + at, run);
     fprintf(stderr, r->terminal ? "\r\033[K%s" : "%s\n", line);
 }
 
@@ -221,13 +217,13 @@ static json_t *fidelity_json(const wb_replay_metrics *m, double routed_different
 }
 
 static wb_status write_metrics(report *r, uint64_t step, const step_metrics *m) {
-    json_t *line =
-        json_pack("{s:I, s:s, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "step",
-                  (json_int_t)step, "replay", wb_replay_mode_name(r->o->replay), "reward", m->reward_mean,
-                  "reward_std", m->reward_std, "samples", m->samples, "response_tokens", m->response_tokens,
-                  "loss", m->loss, "clip_share", m->clip_share, "kl_reference", m->kl_reference, "grad_norm",
-                  m->grad_norm, "routed_differently_updates", m->routed_differently_updates,
-                  "seconds_rollout", m->seconds_rollout, "seconds_train", m->seconds_train);
+    json_t *line = json_pack(
+        "{s:I, s:s, s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "step", (json_int_t)step,
+        "replay", wb_replay_mode_name(r->o->replay), "long_prompts", (json_int_t)m->long_prompts, "reward",
+        m->reward_mean, "reward_std", m->reward_std, "samples", m->samples, "response_tokens",
+        m->response_tokens, "loss", m->loss, "clip_share", m->clip_share, "kl_reference", m->kl_reference,
+        "grad_norm", m->grad_norm, "routed_differently_updates", m->routed_differently_updates,
+        "seconds_rollout", m->seconds_rollout, "seconds_train", m->seconds_train);
     if (line) json_object_set_new(line, "fidelity", fidelity_json(&m->replay, m->routed_differently));
     if (line && m->compared)
         json_object_set_new(line, "fidelity_replay_off", fidelity_json(&m->off, m->off.token_differ));
@@ -240,13 +236,8 @@ static wb_status write_metrics(report *r, uint64_t step, const step_metrics *m) 
 }
 
 static void remember(report *r, const step_metrics *m) {
-    if (r->n_first < r->window) {
-        r->first.reward_mean += m->reward_mean;
-        r->n_first++;
-    }
-    double keep = r->n_last < r->window ? r->n_last : r->window - 1;
-    r->last.reward_mean = (r->last.reward_mean * keep + m->reward_mean) / (keep + 1);
-    r->n_last++;
+    if (r->n_steps < END_STEPS) r->first_rewards[r->n_steps] = m->reward_mean;
+    r->last_rewards[r->n_steps++ % END_STEPS] = m->reward_mean;
     if (!m->compared) return;
     r->n_compared++;
     r->compared.replay.kl_k3 += m->replay.kl_k3;
@@ -273,12 +264,23 @@ wb_status report_step(report *r, uint64_t step, const step_metrics *m) {
 
 /* ---- the end --------------------------------------------------------------------------------- */
 
+/* Of as many steps at either end as do not overlap. */
+static void print_rewards(const report *r) {
+    int64_t half = r->n_steps / 2, n = half < 1 ? 1 : half > END_STEPS ? END_STEPS : half;
+    double start = 0, end = 0;
+    char what[64];
+    for (int64_t i = 0; i < n; i++) {
+        start += r->first_rewards[i];
+        end += r->last_rewards[(r->n_steps - 1 - i) % END_STEPS];
+    }
+    snprintf(what, sizeof what, "reward (mean of %" PRId64 " step%s)", n, n > 1 ? "s" : "");
+    printf("%-46s %12.3f %12.3f\n", what, start / (double)n, end / (double)n);
+}
+
 void report_summary(const report *r) {
-    if (!r->loud || r->n_last == 0) return;
+    if (!r->loud || r->n_steps == 0) return;
     printf("\n%-46s %12s %12s\n", "", "start", "end");
-    char reward[64];
-    snprintf(reward, sizeof reward, "reward (mean of %.0f step%s)", r->window, r->window > 1 ? "s" : "");
-    printf("%-46s %12.3f %12.3f\n", reward, r->first.reward_mean / r->n_first, r->last.reward_mean);
+    print_rewards(r);
     if (r->n_compared > 0) {
         double n = r->n_compared;
         printf("\n%-46s %12s %12s\n", "first forward of a batch, before any update", "replay off",

@@ -27,6 +27,7 @@ struct task {
     uint64_t seed;
     item *items; /* [n_items] jsonl */
     size_t n_items, capacity;
+    int64_t n_long;        /* prompts that did not fit */
     uint32_t *stop_tokens; /* [n_stop] */
     uint32_t n_stop;
 };
@@ -290,9 +291,8 @@ static void cut_prompt(item *i, uint32_t max) {
     i->prompt_len = max;
 }
 
-wb_status task_fit_prompts(task *t, long_prompts policy, int64_t max, int64_t *n_long_out) {
+wb_status task_fit_prompts(task *t, long_prompts policy, int64_t max) {
     size_t kept = 0, n = t->n_items;
-    int64_t n_long = 0;
     for (size_t i = 0; i < n; i++) {
         item *at = &t->items[i];
         bool is_long = at->prompt_len > max;
@@ -302,7 +302,7 @@ wb_status task_fit_prompts(task *t, long_prompts policy, int64_t max, int64_t *n
                            "--task: line %zu: a prompt of %" PRIu32 " tokens: with --max-tokens and the KV "
                            "cache at most %" PRId64 " fit; --long-prompts skip or cut go on without",
                            at->number, at->prompt_len, max);
-        n_long += is_long;
+        t->n_long += is_long;
         if (is_long && policy == LONG_PROMPTS_SKIP) {
             free_item(at);
             continue;
@@ -313,8 +313,11 @@ wb_status task_fit_prompts(task *t, long_prompts policy, int64_t max, int64_t *n
     t->n_items = kept;
     if (!t->arithmetic && kept == 0)
         return wb_fail(WB_CAPACITY, "--task: none of its %zu prompts has at most %" PRId64 " tokens", n, max);
-    *n_long_out = n_long;
     return WB_OK;
+}
+
+int64_t task_n_long(const task *t) {
+    return t->n_long;
 }
 
 wb_status task_prompt(const task *t, uint64_t step, uint64_t group, uint32_t **tokens_out, uint32_t *n_out) {

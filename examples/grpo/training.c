@@ -80,7 +80,7 @@ static void close_trainer(trainer *t) {
  * dump comes before the rewards: what was generated is not lost with a reward program that fails. */
 static wb_status one_step(trainer *t, const rollout_side *side, report *r, int *signal_out) {
     batch b = {0};
-    step_metrics m = {0};
+    step_metrics m = {.long_prompts = task_n_long(side->task)};
     double start = now_seconds();
     WB_TRY(rollouts_generate(side->engine, t->comm, t->o, side->task, t->step, r, signal_out, &b));
     if (*signal_out != 0) return WB_OK;
@@ -146,7 +146,7 @@ static void end_rewards(const rollout_side *side, report *r) {
 
 /* What a run says of its task at the start. */
 typedef struct task_notes {
-    int64_t max_prompt, n_long;
+    int64_t max_prompt;
     const char *stops_from;
 } task_notes;
 
@@ -165,8 +165,7 @@ static wb_status open_task(const trainer *t, const char *dir, task_notes *notes,
                        o->max_tokens, config->max_positions, pool);
     WB_TRY(task_open(o->task, o->seed, config->vocab_size, task_out));
     wb_status status = task_find_stops(*task_out, o->stop_token, dir, config->vocab_size, &notes->stops_from);
-    if (status == WB_OK)
-        status = task_fit_prompts(*task_out, o->long_prompts, notes->max_prompt, &notes->n_long);
+    if (status == WB_OK) status = task_fit_prompts(*task_out, o->long_prompts, notes->max_prompt);
     if (status == WB_OK) return WB_OK;
     task_close(*task_out);
     *task_out = NULL;
@@ -181,8 +180,8 @@ static void say_task(report *r, const options *o, const task *task_, const task_
     else
         report_line(r, "samples end at token %" PRIu32 "%s (%s)", stops[0], n > 1 ? ", and others" : "",
                     notes->stops_from);
-    if (notes->n_long > 0)
-        report_line(r, "%" PRId64 " prompts of more than %" PRId64 " tokens: %s", notes->n_long,
+    if (task_n_long(task_) > 0)
+        report_line(r, "%" PRId64 " prompts of more than %" PRId64 " tokens: %s", task_n_long(task_),
                     notes->max_prompt,
                     o->long_prompts == LONG_PROMPTS_SKIP ? "left out" : "their beginning is left out");
 }

@@ -34,14 +34,17 @@ common=(--prompts 32 --samples 4 --updates 4 --lr 3e-4 --max-running 12 --seed 5
 
 echo "== stopped at any moment, resumed, the same bits"
 steps=0
-for round in 1 2 3 4 5; do
+for round in 1 2 3 4 5 6; do
     "${mpi[@]}" -n 2 "$grpo" --model base --out stopped "${common[@]}" --steps 100000 --checkpoint-every 0 --resume >log 2>&1 &
     job=$!
     for _ in $(seq 100); do [ -n "$(ranks_below $job)" ] && [ -s log ] && break; sleep 0.1; done
     sleep "1.$((RANDOM % 10))"
-    if [ $((round % 2)) = 0 ]; then
+    if [ $((round % 3)) = 1 ]; then
         kill -USR1 $job
         expected=138
+    elif [ $((round % 3)) = 0 ]; then
+        kill -INT "$(ranks_below $job | head -n 1)"
+        expected=130
     else
         kill -TERM "$(ranks_below $job | shuf -n 1 --random-source=<(yes "$RANDOM"))"
         expected=143
@@ -69,7 +72,8 @@ rank=$(ranks_below $job)
 sleep 1
 kill -TERM "$rank" && sleep 0.05 && kill -TERM "$rank"
 start=$SECONDS
-wait $job
+wait $job && fail "it ended well"
+! grep -q "stopped by signal" log || { cat log; fail "the first signal was enough"; }
 [ $((SECONDS - start)) -le 5 ] || fail "it took $((SECONDS - start)) s"
 
 echo "== the queue of groups: any number of ranks generates the same samples"
@@ -79,6 +83,12 @@ for ranks in 1 2 4; do
     cmp samples_1 "samples_$ranks" || fail "$ranks ranks generate other samples"
 done
 [ "$(wc -l <samples_1)" = 128 ] || fail "expected 128 samples"
+
+echo "== the ends of the table do not overlap"
+for steps in 1 3 5; do
+    run 2 --model base --out "table_$steps" "${common[@]}" --steps $steps --quiet >log 2>&1 || { cat log; fail "$steps steps"; }
+    grep -q "reward (mean of $((steps / 2 > 0 ? steps / 2 : 1)) step" log || { cat log; fail "the table of $steps steps"; }
+done
 
 echo "== progress in 60 columns, in a log too"
 "${mpi[@]}" -n 2 "$grpo" --model base --out slow --steps 1 --prompts 64 --samples 256 --max-tokens 60 --stop-token none --updates 1 >log 2>&1 &
@@ -96,6 +106,7 @@ refused "line 2: a prompt of 16 tokens" --out bad "${own[@]}"
 [ ! -e bad/dump ] || fail "something was generated before the prompts were looked at"
 run 2 --out skip "${own[@]}" --long-prompts skip >/dev/null 2>log || { cat log; fail "skip"; }
 grep -q "1 prompts of more than 11 tokens: left out" log || { cat log; fail "skip is not said"; }
+grep -q '"long_prompts":1,' skip/metrics.jsonl || fail "skip is not counted"
 "$waybill" cat skip/dump --tokens | grep -q '"tokens":\[4,10' && fail "skip: a long prompt was generated from"
 run 2 --out cut "${own[@]}" --long-prompts cut >/dev/null 2>log || { cat log; fail "cut"; }
 grep -q "their beginning is left out" log || { cat log; fail "cut is not said"; }
