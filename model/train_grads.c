@@ -21,10 +21,17 @@ wb_status wb_train_open_grads(wb_train *train) {
 }
 
 float *wb_train_grad(const wb_train *train, const wb_tensor *tensor) {
-    return tensor->data ? train->grads[tensor->param] + tensor->offset : NULL;
+    return tensor->data && !train->forward_only ? train->grads[tensor->param] + tensor->offset : NULL;
+}
+
+static wb_status check_has_grads(const wb_train *train) {
+    if (!train->forward_only) return WB_OK;
+    return wb_fail(WB_INVALID_ARGUMENT,
+                   "gradients: expected a trainer that has them, found one for forwards only");
 }
 
 wb_status wb_train_zero_grads(wb_train *train) {
+    WB_TRY(check_has_grads(train));
     wb_device *dev = train->model->device;
     for (int32_t i = 0; i < train->model->n_params; i++)
         WB_TRY(dev->zero(dev, train->grads[i], (size_t)train->model->params[i].n * sizeof(float)));
@@ -74,6 +81,7 @@ static wb_status reduce_pieces(wb_train *train, float *piece) {
 }
 
 wb_status wb_train_reduce_grads(wb_train *train) {
+    WB_TRY(check_has_grads(train));
     wb_comm *comm = train->model->comm;
     if (wb_comm_size(comm) == 1) return WB_OK;
     WB_TRY(wb_comm_agree(comm, wb_reserve_host(&train->memory, &train->host_floats, REDUCE_ELEMENTS,

@@ -52,7 +52,7 @@ wb_status wb_train_logits(wb_train *train, float *logits_out) {
     if (!train->forward_done)
         return wb_fail(WB_INVALID_ARGUMENT, "logits: expected a forward before, found none");
     const int64_t H = model->config.hidden_size, V = model->config.vocab_size;
-    const float *x = (const float *)train->residual.data + model->config.n_layers * train->T * H;
+    const float *x = wb_train_residual(train, model->config.n_layers);
     /* The norm's rows go to dhead: head_norm belongs to the backward that may be due. */
     WB_TRY(wb_reserve(&train->memory, &train->dhead, chunk_rows(train), H, sizeof(float)));
     train->logits_kept = false;

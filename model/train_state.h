@@ -14,6 +14,7 @@ struct wb_train {
     float **grads;          /* [n_params] device, as long as the parameter's part held here */
 
     /* The latest forward. */
+    bool forward_only; /* no gradients; the residual stream of two layers is kept, not of all */
     bool forward_done; /* residual and batch below are those of a whole forward */
     bool backward_due; /* and its backward has not been */
     bool logits_kept;  /* logits holds all n_head rows of it: they fitted one chunk */
@@ -21,7 +22,7 @@ struct wb_train {
     wb_routing routing;
     wb_pass pass;                       /* of its layers */
     wb_buffer tokens, pos, seq, blocks; /* int32 [T] */
-    wb_buffer residual;                 /* [n_layers + 1][T, H] input of each layer, output of the last */
+    wb_buffer residual;                 /* of each wb_train_residual */
     wb_buffer head_rows, head_targets;  /* int32 [n_head] */
     wb_host_buffer host_rows;           /* int32 [n_head] */
     bool has_temperature, has_kept; /* the batch has them; else the targets' distribution is the plain one */
@@ -36,6 +37,9 @@ struct wb_train {
     wb_host_buffer host_ints, host_floats;
     wb_routing_stage routing_stage;
 };
+
+/* Input of layer l, [T, H]; of n_layers: the output of the last. */
+float *wb_train_residual(const wb_train *train, int32_t l);
 
 /* ---- gradients (train_grads.c) -------------------------------------------------------------------- */
 

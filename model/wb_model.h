@@ -109,6 +109,11 @@ WB_API wb_status wb_model_open(const char *dir, const wb_model_options *options,
  * number of ranks. Collective. */
 WB_API wb_status wb_model_create(const wb_config *config, uint64_t seed, float std,
                                  const wb_model_options *options, wb_model **model_out);
+
+/* A model like `from`, in memory and with storages of its own: its configuration and its weights, rounded to
+ * the dtype of `options`, whose device is of the same backend and whose ranks are the same. No file is read.
+ * Collective. */
+WB_API wb_status wb_model_clone(const wb_model *from, const wb_model_options *options, wb_model **model_out);
 WB_API void wb_model_close(wb_model *model); /* NULL is a no-op; not collective */
 
 /* Writes the checkpoint in Hugging Face layout (per-expert tensors, dtype of the model) into `dir`, which
@@ -208,9 +213,25 @@ WB_API wb_status wb_infer_forward(wb_infer *infer, const wb_infer_batch *batch, 
 
 typedef struct wb_train wb_train;
 
-/* Gradients (f32, zero) and workspace over an f32 `model`, which it borrows. UNSUPPORTED names the op that
- * the model's device lacks. */
-WB_API wb_status wb_train_open(wb_model *model, wb_train **train_out);
+/* From wb_train_options_init. */
+typedef struct wb_train_options {
+    size_t size;         /* bytes of this struct */
+    bool forward_only;   /* default false; true: no gradients and nothing kept for a backward, which is refused */
+    uint8_t reserved[7]; /* zero */
+} wb_train_options;
+
+/* The defaults; `size` is the caller's sizeof. */
+WB_API void wb_train_options_init(wb_train_options *options_out, size_t size);
+
+static inline wb_train_options wb_train_options_default(void) {
+    wb_train_options options;
+    wb_train_options_init(&options, sizeof options);
+    return options;
+}
+
+/* Workspace and, unless forward_only, gradients (f32, zero) over an f32 `model`, which it borrows. options
+ * NULL: the defaults. UNSUPPORTED names the op that the model's device lacks. */
+WB_API wb_status wb_train_open(wb_model *model, const wb_train_options *options, wb_train **train_out);
 WB_API void wb_train_close(wb_train *train);
 
 /* Packed sequences, each from its position 0. Host arrays. */
@@ -258,7 +279,8 @@ WB_API wb_status wb_train_backward(wb_train *train, const float *dlogprobs);
 WB_API wb_status wb_train_reduce_grads(wb_train *train);
 WB_API wb_status wb_train_zero_grads(wb_train *train);
 
-/* Gradient of a tensor of the registry that lives here: device f32 [tensor->n]; owner: train. */
+/* Gradient of a tensor of the registry that lives here: device f32 [tensor->n]; owner: train. NULL when the
+ * tensor does not live here, or the trainer is for forwards only. */
 WB_API float *wb_train_grad(const wb_train *train, const wb_tensor *tensor);
 
 #ifdef __cplusplus

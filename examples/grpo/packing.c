@@ -88,6 +88,10 @@ static wb_status fill_all(const trainer *t, const batch *b, packed_batch *p) {
     WB_TRY(wb_reserve(w, &p->ids, p->largest, (int64_t)p->row_bytes, 1));
     WB_TRY(wb_reserve(w, &p->native, p->largest, (int64_t)p->row_bytes, 1));
     WB_TRY(wb_reserve(w, &p->used, p->largest, (int64_t)p->row_bytes, 1));
+    if (t->reference) {
+        int64_t width = (int64_t)wb_route_row_bytes(wb_model_routes(t->reference));
+        WB_TRY(wb_reserve(w, &p->reference_ids, p->largest, width, 1));
+    }
     WB_TRY(wb_reserve(w, &p->direction, p->largest, 1, 1));
     WB_TRY(WB_OWN_ALLOC(&w->host, p->host_ids, T, p->row_bytes, "routes"));
     WB_TRY(WB_OWN_ALLOC(&w->host, p->host_native, T, p->row_bytes, "routes"));

@@ -33,8 +33,8 @@ wb_status plan_batch(const trainer *t, wb_replay *replay, wb_replay_mode mode, c
 
 /* ---- a forward ------------------------------------------------------------------------------- */
 
-static wb_status run_forward(wb_train *train, packed_batch *p, const micro_batch *mb,
-                             const uint8_t *direction, void *native, void *used, float *logprobs_out) {
+static wb_status run_forward(wb_train *train, const micro_batch *mb, const wb_routing *routing,
+                             float *logprobs_out) {
     const wb_train_batch fed = {.T = mb->T,
                                 .tokens = mb->tokens,
                                 .targets = mb->targets,
@@ -43,8 +43,7 @@ static wb_status run_forward(wb_train *train, packed_batch *p, const micro_batch
                                 .temperature = mb->temperature,
                                 .kept_ids = mb->kept_ids,
                                 .kept_start = mb->kept_start};
-    wb_routing routing = {.ids = p->ids.data, .direction = direction, .native = native, .used = used};
-    return wb_train_forward(train, &fed, &routing, NULL, logprobs_out);
+    return wb_train_forward(train, &fed, routing, NULL, logprobs_out);
 }
 
 /* A forward of the policy routed as `replay` says, which is told where the rows really went. Leaves those
@@ -60,8 +59,11 @@ static wb_status routed_forward(trainer *t, wb_replay *replay, packed_batch *p, 
         WB_TRY(dev->to_device(dev, p->ids.data, rows.ids, bytes));
         WB_TRY(dev->to_device(dev, p->direction.data, rows.direction, T));
     }
-    WB_TRY(run_forward(t->train, p, mb, rows.any_forced ? p->direction.data : NULL,
-                       rows.want_native ? p->native.data : NULL, p->used.data, p->logprobs));
+    const wb_routing routing = {.ids = p->ids.data,
+                                .direction = rows.any_forced ? p->direction.data : NULL,
+                                .native = rows.want_native ? p->native.data : NULL,
+                                .used = p->used.data};
+    WB_TRY(run_forward(t->train, mb, &routing, p->logprobs));
     WB_TRY(dev->to_host(dev, p->host_ids, p->used.data, bytes));
     if (rows.want_native) WB_TRY(dev->to_host(dev, p->host_native, p->native.data, bytes));
     return wb_replay_store(replay, m, WB_ALL_LAYERS, 0, T, p->host_ids, p->stride,
@@ -145,7 +147,8 @@ wb_status compare_forward(trainer *t, packed_batch *p, report *r) {
 
 wb_status reference_forward(trainer *t, packed_batch *p, report *r) {
     for (int32_t m = 0; m < p->n; m++) {
-        WB_TRY(run_forward(t->reference_train, p, &p->list[m], NULL, NULL, NULL, p->list[m].reference));
+        const wb_routing free_routing = {.ids = p->reference_ids.data};
+        WB_TRY(run_forward(t->reference_train, &p->list[m], &free_routing, p->list[m].reference));
         report_progress(r, t->step, "reference", tokens_until(p, m + 1), tokens_until(p, p->n));
     }
     return WB_OK;

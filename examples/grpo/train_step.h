@@ -28,8 +28,9 @@ typedef struct packed_batch {
     int64_t largest;        /* T */
     int64_t stride;         /* ids of a row: L * K */
     size_t row_bytes;
-    /* Of the micro-batch at hand, device: ids, native and used [T][L][K], direction [T]. */
-    wb_buffer ids, native, used, direction;
+    /* Of the micro-batch at hand, device: ids, native and used [T][L][K], direction [T]; and the ids of the
+     * reference, which are [T] of its own L and K. */
+    wb_buffer ids, native, used, direction, reference_ids;
     /* used and native on the host, and [T] each. */
     void *host_ids, *host_native;
     float *logprobs, *gradients;

@@ -27,9 +27,9 @@ static wb_model_options model_options(const trainer *t, wb_dtype dtype) {
     return model;
 }
 
-static wb_status open_rollout(const trainer *t, const char *dir, rollout_side *side) {
+static wb_status open_rollout(const trainer *t, rollout_side *side) {
     wb_model_options rollout = model_options(t, t->o->rollout_dtype);
-    WB_TRY(wb_model_open(dir, &rollout, &side->model));
+    WB_TRY(wb_model_clone(t->model, &rollout, &side->model));
     wb_engine_options engine = wb_engine_options_default();
     engine.n_blocks = (int32_t)t->o->kv_blocks;
     engine.block_size = (int32_t)t->o->block_size;
@@ -39,12 +39,29 @@ static wb_status open_rollout(const trainer *t, const char *dir, rollout_side *s
     return wb_engine_set_weights(side->engine, t->model, t->weight_version);
 }
 
-static wb_status open_reference(trainer *t) {
+/* A model of another shape may be the reference: the two only have to speak of the same tokens. */
+static wb_status check_reference(const trainer *t) {
+    int32_t expected = wb_model_config(t->model)->vocab_size,
+            found = wb_model_config(t->reference)->vocab_size;
+    if (found == expected) return WB_OK;
+    return wb_fail(WB_MISMATCH,
+                   "--model %s as reference: expected the policy's vocabulary of %" PRId32 ", found %" PRId32,
+                   t->o->model_dir, expected, found);
+}
+
+/* At the start of a run the reference is the policy as it was loaded; later its files are read again. */
+static wb_status open_reference(trainer *t, bool resumed) {
     if (t->o->kl_coef <= 0) return WB_OK;
     wb_model_options reference = model_options(t, WB_F32);
-    WB_TRY(wb_model_open(t->o->model_dir, &reference, &t->reference));
+    wb_train_options forward_only = wb_train_options_default();
+    forward_only.forward_only = true;
+    if (resumed)
+        WB_TRY(wb_model_open(t->o->model_dir, &reference, &t->reference));
+    else
+        WB_TRY(wb_model_clone(t->model, &reference, &t->reference));
+    WB_TRY(check_reference(t));
     WB_TRY(weights_digest(t->reference, &t->reference_digest));
-    return wb_comm_agree(t->comm, wb_train_open(t->reference, &t->reference_train));
+    return wb_comm_agree(t->comm, wb_train_open(t->reference, &forward_only, &t->reference_train));
 }
 
 static wb_status open_replay(const trainer *t, wb_missing_policy missing, wb_replay **out) {
@@ -55,15 +72,15 @@ static wb_status open_replay(const trainer *t, wb_missing_policy missing, wb_rep
 }
 
 /* Everything but the report, from `dir`: the base checkpoint or the one to resume. */
-static wb_status open_trainer(trainer *t, const char *dir) {
+static wb_status open_trainer(trainer *t, const char *dir, bool resumed) {
     wb_model_options model = model_options(t, WB_F32);
     WB_TRY(wb_model_open(dir, &model, &t->model));
-    wb_status status = wb_train_open(t->model, &t->train);
+    wb_status status = wb_train_open(t->model, NULL, &t->train);
     if (status == WB_OK) status = optimizer_open(t->model, t->train, t->device, t->comm, &t->opt);
     if (status == WB_OK) status = open_replay(t, t->o->missing, &t->replay);
     if (status == WB_OK) status = open_replay(t, WB_MISSING_NATIVE, &t->compare);
     WB_TRY(wb_comm_agree(t->comm, status));
-    return open_reference(t);
+    return open_reference(t, resumed);
 }
 
 static void close_trainer(trainer *t) {
@@ -155,14 +172,17 @@ typedef struct task_notes {
 static wb_status open_task(const trainer *t, const char *dir, task_notes *notes, task **task_out) {
     const wb_config *config = wb_model_config(t->model);
     const options *o = t->o;
+    int32_t positions = config->max_positions;
+    if (t->reference && wb_model_config(t->reference)->max_positions < positions)
+        positions = wb_model_config(t->reference)->max_positions;
     /* The last token is never fed. */
     int64_t pool = o->kv_blocks * o->block_size + 1;
-    notes->max_prompt = (pool < config->max_positions ? pool : config->max_positions) - o->max_tokens;
+    notes->max_prompt = (pool < positions ? pool : positions) - o->max_tokens;
     if (notes->max_prompt < 1)
         return wb_fail(WB_CAPACITY,
                        "--max-tokens %" PRId64 ": expected less than the model's %" PRId32
                        " positions and the %" PRId64 " that --kv-blocks of --block-size tokens hold",
-                       o->max_tokens, config->max_positions, pool);
+                       o->max_tokens, positions, pool);
     WB_TRY(task_open(o->task, o->seed, config->vocab_size, task_out));
     wb_status status = task_find_stops(*task_out, o->stop_token, dir, config->vocab_size, &notes->stops_from);
     if (status == WB_OK) status = task_fit_prompts(*task_out, o->long_prompts, notes->max_prompt);
@@ -274,12 +294,12 @@ wb_status training_run(const options *given, wb_device *device, wb_comm *comm, i
     WB_GOTO(find_start(&o, comm, &resume_dir), close_all);
     WB_GOTO(settle_options(&o, comm, resume_dir, &saved), close_all);
     const char *start_dir = resume_dir ? resume_dir : o.model_dir;
-    WB_GOTO(open_trainer(&t, start_dir), close_all);
+    WB_GOTO(open_trainer(&t, start_dir, resume_dir != NULL), close_all);
     if (resume_dir) WB_GOTO(checkpoint_load(&t, resume_dir), close_all);
     WB_GOTO(wb_comm_agree(comm, open_task(&t, start_dir, &notes, &side.task)), close_all);
     WB_GOTO(check_same_run(&t, side.task, resume_dir), close_all);
     if (is_done(&t, resume_dir)) goto close_all;
-    WB_GOTO(open_rollout(&t, start_dir, &side), close_all);
+    WB_GOTO(open_rollout(&t, &side), close_all);
     WB_GOTO(start_outputs(&t), close_all);
     WB_GOTO(wb_comm_agree(comm, report_open(&o, wb_comm_rank(comm) == 0, t.step, &r)), close_all);
     if (resume_dir) report_line(r, "resuming after step %" PRIu64 " from %s", t.step, resume_dir);

@@ -123,7 +123,7 @@ wb_status warmup_make_base(const options *o, wb_device *device, wb_comm *comm, r
     wb_train *train = NULL;
     optimizer opt = {0};
     wb_status status;
-    WB_GOTO(wb_train_open(model, &train), close_model);
+    WB_GOTO(wb_train_open(model, NULL, &train), close_model);
     WB_GOTO(optimizer_open(model, train, device, comm, &opt), close_train);
     WB_GOTO(run_warmup(o, model, train, &opt, r), close_optimizer);
     status = wb_model_save(model, o->make_base);

@@ -198,7 +198,7 @@ static bench open_bench(int threads) {
     }
     const wb_engine_options options = wb_engine_options_default();
     must(wb_engine_open(b.models[0], &options, &b.engine));
-    must(wb_train_open(b.models[0], &b.train));
+    must(wb_train_open(b.models[0], NULL, &b.train));
     must(b.device->mem_alloc(b.device, PREFILL * wb_route_row_bytes(wb_model_routes(b.models[0])), &b.ids));
     return b;
 }

@@ -124,7 +124,7 @@ static inline void fixture_finish(fixture *f) {
     f->K = routes->top_k;
     f->ids_dtype = wb_route_dtype(routes->num_experts);
     f->row_bytes = wb_route_row_bytes(routes);
-    MUST(wb_train_open(f->model, &f->train));
+    MUST(wb_train_open(f->model, NULL, &f->train));
 }
 
 /* Norms and biases start as 1 and 0; nothing would notice if they were left out. */

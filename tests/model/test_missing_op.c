@@ -56,7 +56,7 @@ static wb_status open_infer(void *model) {
 
 static wb_status open_train(void *model) {
     wb_train *train = NULL;
-    WB_TRY(wb_train_open(model, &train));
+    WB_TRY(wb_train_open(model, NULL, &train));
     wb_train_close(train);
     return WB_OK;
 }
@@ -82,7 +82,7 @@ static void train_pass_of(const rig *r) {
         .T = T, .tokens = tokens, .targets = targets, .n_seqs = 1, .seq_start = start};
     const wb_routing routing = {.ids = ids};
     wb_train *train = NULL;
-    MUST(wb_train_open(r->model, &train));
+    MUST(wb_train_open(r->model, NULL, &train));
     MUST(wb_train_zero_grads(train));
     MUST(wb_train_forward(train, &batch, &routing, NULL, logprobs));
     MUST(wb_train_backward(train, dlogprobs));

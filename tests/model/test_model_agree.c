@@ -69,7 +69,7 @@ static void bad_token(rank_case *c, void *ids) {
 static void missing_forward(rank_case *c) {
     const float ones[T] = {1, 1, 1, 1};
     wb_train *fresh;
-    MUST(wb_train_open(c->f.model, &fresh));
+    MUST(wb_train_open(c->f.model, NULL, &fresh));
     expect_refused(c, "backward", wb_train_backward(faulty(c) ? fresh : c->f.train, ones),
                    "expected a forward");
     wb_train_close(fresh);

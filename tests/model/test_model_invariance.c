@@ -560,7 +560,7 @@ static wb_status opened_cycle(const reference *ref, void *ids, float *logprobs, 
     const wb_infer_options options = pool_of(4, 4);
     wb_train *train = NULL;
     wb_infer *infer = NULL;
-    wb_status status = wb_train_open(ref->f.model, &train);
+    wb_status status = wb_train_open(ref->f.model, NULL, &train);
     if (status == WB_OK) status = wb_infer_open(ref->f.model, &options, &infer);
     for (int i = 0; i < repeats && status == WB_OK; i++) {
         const int64_t before = allocations;

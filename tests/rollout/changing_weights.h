@@ -110,7 +110,7 @@ static inline const char *changing_train(wb_model *model, const wb_record *recor
         .T = T, .tokens = tokens, .targets = targets, .n_seqs = 1, .seq_start = seq_start};
     const wb_routing routing = {.ids = ids};
     wb_train *train = NULL;
-    must(wb_train_open(model, &train), "train");
+    must(wb_train_open(model, NULL, &train), "train");
     must(wb_train_forward(train, &batch, &routing, NULL, logprobs), "training forward");
     wb_train_close(train);
     const char *what = NULL;

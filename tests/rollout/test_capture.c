@@ -152,7 +152,7 @@ static void check_against_training(schedule *s, wb_model *model) {
     const wb_route_model *routes = wb_model_routes(model);
     const size_t row_bytes = wb_route_row_bytes(routes);
     wb_train *train = NULL;
-    must(wb_train_open(model, &train), "train");
+    must(wb_train_open(model, NULL, &train), "train");
     uint32_t order[MAX_REQUESTS];
     for (uint32_t i = 0; i < s->n; i++) {
         const uint32_t at = pick(&s->d, 0, i);

@@ -89,7 +89,7 @@ static void test_greedy_is_the_argmax_of_the_training_logits(void **state) {
     uint8_t ids[16 * 6];
     float logprobs[16], logits[16 * 61];
     wb_train *train = NULL;
-    assert_ok(wb_train_open(r.model, &train));
+    assert_ok(wb_train_open(r.model, NULL, &train));
     const wb_train_batch batch = {
         .T = 16, .tokens = tokens, .targets = targets, .n_seqs = 1, .seq_start = seq_start};
     assert_ok(wb_train_forward(train, &batch, &(wb_routing){.ids = ids}, NULL, logprobs));

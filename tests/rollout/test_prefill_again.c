@@ -83,7 +83,7 @@ static void train_along(wb_model *model, const wb_record *record, uint32_t n_for
         .T = seq_start[1], .tokens = tokens, .targets = targets, .n_seqs = 1, .seq_start = seq_start};
     const wb_routing routing = {.ids = ids_out, .direction = direction};
     wb_train *train = NULL;
-    assert_ok(wb_train_open(model, &train));
+    assert_ok(wb_train_open(model, NULL, &train));
     assert_ok(wb_train_forward(train, &batch, &routing, NULL, logprobs_out));
     wb_train_close(train);
 }

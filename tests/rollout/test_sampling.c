@@ -43,7 +43,7 @@ static int trainer_differs(wb_model *model, const wb_record *record, const wb_tr
     assert_int_equal(T, record->routes[0].rows);
     memcpy(ids, record->routes[0].ids, sizeof ids);
     memset(forced, WB_ROW_FORCED, sizeof forced);
-    assert_ok(wb_train_open(model, &train));
+    assert_ok(wb_train_open(model, NULL, &train));
     assert_ok(wb_train_forward(train, batch, &(wb_routing){.ids = ids, .direction = forced}, NULL, logprobs));
     wb_train_close(train);
     int differing = 0;

@@ -641,7 +641,7 @@ static void *run_rank(void *ctx) {
     options.device = run->device;
     options.comm = run->comm;
     if (status == WB_OK) status = wb_model_open(run->ref->dir, &options, &run->model);
-    if (status == WB_OK) status = wb_train_open(run->model, &run->train);
+    if (status == WB_OK) status = wb_train_open(run->model, NULL, &run->train);
     if (status == WB_OK) {
         run->verdict = EXIT_DIFFERENT;
         status = run_checks(run);
