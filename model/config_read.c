@@ -32,6 +32,24 @@ static wb_status read_unsupported(const json_t *root) {
     return WB_OK;
 }
 
+/* A layout by layer type ({"full_attention": {...}}) or a key that plain rope does not have would change the
+ * function, and must not be passed over. */
+static wb_status check_rope_keys(const json_t *object, const char *owner) {
+    static const char *const known[] = {"rope_type", "type", "rope_theta", "partial_rotary_factor"};
+    const char *key;
+    json_t *value;
+    json_object_foreach((json_t *)(uintptr_t)object, key, value) {
+        bool found = json_is_null(value);
+        for (size_t i = 0; !found && i < sizeof known / sizeof known[0]; i++)
+            found = strcmp(key, known[i]) == 0;
+        if (!found)
+            return wb_fail(WB_UNSUPPORTED,
+                           "%s: supported are rope_type, rope_theta and partial_rotary_factor, found %s",
+                           owner, key);
+    }
+    return WB_OK;
+}
+
 /* One of the objects that may hold rope's parameters; it overrides *theta. */
 static wb_status read_rope_object(const json_t *root, const char *key, double *theta) {
     static const char *const type_keys[] = {"rope_type", "type"};
@@ -43,6 +61,7 @@ static wb_status read_rope_object(const json_t *root, const char *key, double *t
         if (type && !(json_is_string(type) && strcmp(json_string_value(type), "default") == 0))
             return wb_fail_context(wb_json_unsupported(type_keys[i], type, "\"default\""), "%s", key);
     }
+    WB_TRY(check_rope_keys(object, key));
     wb_status status = wb_json_number(object, "rope_theta", *theta, theta);
     return status == WB_OK ? WB_OK : wb_fail_context(status, "%s", key);
 }
@@ -76,20 +95,31 @@ static wb_status read_heads(const json_t *root, const wb_family_rules *rules, wb
     return wb_json_int(root, "head_dim", c->hidden_size / c->n_heads, &c->head_dim);
 }
 
+static wb_status read_flag(const json_t *root, const char *key, bool absent, bool *value_out) {
+    *value_out = absent;
+    return wb_json_value(root, key) ? wb_json_bool(root, key, value_out) : WB_OK;
+}
+
+/* Two keys of one number, of which at least one is there; two that differ are refused. */
+static wb_status read_either(const json_t *root, const char *key, const char *other, int32_t *value_out) {
+    int32_t value = 0, second = 0;
+    if (!wb_json_value(root, key) && !wb_json_value(root, other))
+        return wb_fail(WB_CORRUPT, "%s: expected an integer, found none", key);
+    WB_TRY(wb_json_int(root, key, 0, &value));
+    WB_TRY(wb_json_int(root, other, value, &second));
+    if (wb_json_value(root, key) && value != second)
+        return wb_fail(WB_INVALID_ARGUMENT, "%s: expected %s %d, found %d", key, other, second, value);
+    *value_out = second;
+    return WB_OK;
+}
+
 static wb_status read_router(const json_t *root, const wb_family_rules *rules, wb_config *c) {
-    bool normalize = false;
-    int32_t experts = 0, local = 0;
-    WB_TRY(wb_json_int(root, "num_experts", 0, &experts));
-    WB_TRY(wb_json_int(root, "num_local_experts", 0, &local));
-    if (experts > 0 && local > 0 && experts != local)
-        return wb_fail(WB_INVALID_ARGUMENT, "num_experts: expected num_local_experts %d, found %d", local,
-                       experts);
-    if (!wb_json_value(root, "num_experts") && !wb_json_value(root, "num_local_experts"))
-        return wb_fail(WB_CORRUPT, "num_experts: expected an integer, found none");
-    WB_TRY(wb_json_bool(root, "norm_topk_prob", &normalize));
-    c->router = (wb_router){
-        .type = rules->router_types[normalize], .n_experts = experts > 0 ? experts : local, .scale = 1.0f};
-    return wb_json_int(root, "num_experts_per_tok", WB_JSON_REQUIRED, &c->router.top_k);
+    bool normalize;
+    int32_t experts;
+    WB_TRY(read_either(root, "num_experts", "num_local_experts", &experts));
+    WB_TRY(read_flag(root, "norm_topk_prob", rules->norm_topk_prob, &normalize));
+    c->router = (wb_router){.type = rules->router_types[normalize], .n_experts = experts, .scale = 1.0f};
+    return read_either(root, "num_experts_per_tok", "num_experts_per_token", &c->router.top_k);
 }
 
 static wb_status read_sizes(const json_t *root, const wb_family_rules *rules, wb_config *c) {
@@ -109,8 +139,8 @@ wb_status wb_config_parse(const json_t *root, const wb_family_rules *rules, wb_c
     WB_TRY(read_sizes(root, rules, c));
     WB_TRY(wb_config_float(root, "rms_norm_eps", rules->norm_eps, &c->norm_eps));
     WB_TRY(read_rope(root, rules, c));
-    WB_TRY(wb_json_bool(root, "tie_word_embeddings", &c->tie_word_embeddings));
-    WB_TRY(wb_json_bool(root, "attention_bias", &c->attention_bias));
+    WB_TRY(read_flag(root, "tie_word_embeddings", rules->tie_word_embeddings, &c->tie_word_embeddings));
+    WB_TRY(read_flag(root, "attention_bias", rules->attention_bias, &c->attention_bias));
     c->qk_norm = rules->qk_norm;
     if (rules->clips && wb_json_value(root, "clip_qkv"))
         WB_TRY(wb_config_float(root, "clip_qkv", 1.0, &c->clip_qkv));

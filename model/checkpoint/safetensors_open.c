@@ -64,19 +64,34 @@ static const char *base_name(const char *path) {
     return slash ? slash + 1 : path;
 }
 
+/* The index decides: a tensor is taken from the shard that it is listed in, and neither a copy of it in
+ * another shard nor a tensor that is not listed is the model's. Releases have both. */
+static wb_status keep_listed(wb_safetensors *st, json_t *map) {
+    size_t kept = 0, n = st->n;
+    st_entry first = {0};
+    for (size_t i = 0; i < n; i++) {
+        st_entry entry = st->entries[i];
+        const char *shard = json_string_value(json_object_get(map, entry.name));
+        if (shard && strcmp(base_name(st->files[entry.file].path), shard) == 0)
+            st->entries[kept++] = entry;
+        else if (!first.name)
+            first = entry;
+    }
+    st->n = kept;
+    if (!first.name) return WB_OK;
+    return wb_text_format(&st->note,
+                          "%s: tensor %s: the index does not list it there, ignored (%zu such tensors)",
+                          st->files[first.file].path, first.name, n - kept);
+}
+
 /* Every tensor that the index lists is in the shard that it names. */
 static wb_status check_index(const wb_safetensors *st, json_t *map, const char *index_path) {
     const char *key;
     json_t *value;
     json_object_foreach(map, key, value) {
-        size_t i = wb_safetensors_lookup(st, key);
-        const char *shard = json_string_value(value);
-        if (i == SIZE_MAX)
-            return wb_fail(WB_CORRUPT, "%s: weight_map: tensor %s is not in %s", index_path, key, shard);
-        const char *found = base_name(st->files[st->entries[i].file].path);
-        if (strcmp(found, shard) != 0)
-            return wb_fail(WB_CORRUPT, "%s: weight_map: tensor %s: expected in %s, found in %s", index_path,
-                           key, shard, found);
+        if (wb_safetensors_lookup(st, key) == SIZE_MAX)
+            return wb_fail(WB_CORRUPT, "%s: weight_map: tensor %s is not in %s", index_path, key,
+                           json_string_value(value));
     }
     return WB_OK;
 }
@@ -89,6 +104,7 @@ static wb_status open_weight_map(wb_safetensors *st, const char *dir, const char
     wb_status status = open_shards(st, dir, index_path, names, n);
     free(names);
     WB_TRY(status);
+    WB_TRY(keep_listed(st, map));
     WB_TRY(wb_safetensors_sort(st));
     return check_index(st, map, index_path);
 }
@@ -114,7 +130,8 @@ static wb_status open_single(wb_safetensors *st, const char *path) {
     return wb_safetensors_sort(st);
 }
 
-/* <stem>.safetensors where it is there, else the index: the order of the other loaders. */
+/* <stem>.safetensors, or the index. Where both are there nothing says which of them is the model: other
+ * loaders differ in it. */
 static wb_status open_dir(wb_safetensors *st, const char *dir, const char *stem) {
     char *single = NULL, *index = NULL;
     wb_status status = wb_text_format(&single, "%s/%s.safetensors", dir, stem);
@@ -123,7 +140,12 @@ static wb_status open_dir(wb_safetensors *st, const char *dir, const char *stem)
         free(single);
         return status;
     }
-    if (access(single, F_OK) == 0)
+    if (access(single, F_OK) == 0 && access(index, F_OK) == 0)
+        status = wb_fail(WB_INVALID_ARGUMENT,
+                         "%s: expected one of %s.safetensors and %s.safetensors.index.json, "
+                         "found both",
+                         dir, stem, stem);
+    else if (access(single, F_OK) == 0)
         status = open_single(st, single);
     else if (access(index, F_OK) == 0)
         status = open_index(st, dir, index);

@@ -1,6 +1,7 @@
 /* safetensors_table.c - the tensors of opened files by name, and their end. Refuses: reading a header. */
 #include "safetensors_table.h"
 #include "wb_check.h"
+#include "wb_hash.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -29,6 +30,7 @@ void wb_safetensors_close(wb_safetensors *st) {
     free(st->files);
     free(st->entries);
     free(st->path);
+    free(st->note);
     free(st);
 }
 
@@ -42,8 +44,25 @@ const char *wb_safetensors_name(const wb_safetensors *tensors, size_t i) {
     return tensors->entries[i].name;
 }
 
+const char *wb_safetensors_note(const wb_safetensors *tensors) {
+    return tensors->note;
+}
+
 uint64_t wb_safetensors_digest(const wb_safetensors *tensors) {
     return tensors->digest;
+}
+
+uint64_t wb_safetensors_sample(const wb_safetensors *st) {
+    enum { SAMPLE_BYTES = 64 };
+    wb_hash hash;
+    wb_hash_start(&hash);
+    for (size_t i = 0; i < st->n; i++) {
+        const st_entry *entry = &st->entries[i];
+        const size_t bytes = entry->end - entry->begin, n = bytes < SAMPLE_BYTES ? bytes : SAMPLE_BYTES;
+        const st_file *file = &st->files[entry->file];
+        wb_hash_add(&hash, file->map + file->data_start + entry->begin + (bytes - n) / 2, n);
+    }
+    return wb_hash_value(&hash);
 }
 
 size_t wb_safetensors_lookup(const wb_safetensors *st, const char *name) {

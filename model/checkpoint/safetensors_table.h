@@ -30,6 +30,7 @@ struct wb_safetensors {
     st_entry *entries; /* by name, once sorted */
     size_t n, capacity;
     uint64_t digest;
+    char *note; /* wb_safetensors_note; NULL: nothing */
 };
 
 /* Opens `path` as the next file, for which `files` has room, and appends its tensors. What a failure leaves

@@ -166,6 +166,29 @@ static void test_released_spelling_and_defaults(void **state) {
     expect_ok("qwen3_moe", "layer_types", "[\"full_attention\"]");
 }
 
+/* What is meant where a key is absent is the family's, as in its class in transformers 5.24; a number may come
+ * under either of two keys. */
+static void test_rule_34_defaults_are_the_familys(void **state) {
+    (void)state;
+    static const struct {
+        const char *family;
+        double theta;
+        float eps;
+        int32_t positions;
+    } rows[] = {{"qwen3_moe", 10000.0, 1e-6f, 32768}, {"olmoe", 10000.0, 1e-5f, 4096}};
+    for (size_t i = 0; i < 2; i++) {
+        const char *family = rows[i].family;
+        assert_int_equal(expect_ok(family, "norm_topk_prob", NULL).router.type, WB_ROUTER_SOFTMAX);
+        assert_int_equal(expect_ok(family, "norm_topk_prob", "null").router.type, WB_ROUTER_SOFTMAX);
+        assert_false(expect_ok(family, "tie_word_embeddings", NULL).tie_word_embeddings);
+        assert_false(expect_ok(family, "attention_bias", NULL).attention_bias);
+        assert_true(expect_ok(family, "rope_parameters", NULL).rope_theta == rows[i].theta);
+        assert_true(expect_ok(family, "rms_norm_eps", NULL).norm_eps == rows[i].eps);
+        assert_int_equal(expect_ok(family, "max_position_embeddings", NULL).max_positions, rows[i].positions);
+    }
+    assert_int_equal(expect_ok("qwen3_moe", "num_experts_per_token", "4").router.top_k, 4);
+}
+
 static void test_dense_layers(void **state) {
     (void)state;
     wb_config c = expect_ok("qwen3_moe", "mlp_only_layers", "[1]");
@@ -231,6 +254,14 @@ static void test_bad_values_are_refused(void **state) {
         {"rope_parameters", "3", WB_CORRUPT, "rope_parameters: expected an object"},
         {"rope_parameters", "{\"rope_type\":\"yarn\",\"factor\":4}", WB_UNSUPPORTED,
          "rope_parameters: rope_type"},
+        {"rope_parameters", "{\"full_attention\":{\"rope_theta\":5e6,\"rope_type\":\"default\"}}",
+         WB_UNSUPPORTED,
+         "rope_parameters: supported are rope_type, rope_theta and partial_rotary_factor, found "
+         "full_attention"},
+        {"rope_parameters", "{\"rope_theta\":5e6,\"mrope_section\":[16,24,24]}", WB_UNSUPPORTED,
+         "found mrope_section"},
+        {"num_experts_per_token", "3", WB_INVALID_ARGUMENT,
+         "num_experts_per_tok: expected num_experts_per_token 3, found"},
         {"rope_parameters", "{\"partial_rotary_factor\":0.5}", WB_UNSUPPORTED, "partial_rotary_factor"},
         {"rope_scaling", "{\"type\":\"linear\",\"factor\":2}", WB_UNSUPPORTED, "rope_scaling: type"},
         {"rope_scaling", "{\"rope_type\":\"yarn\"}", WB_UNSUPPORTED, "found \"yarn\""},
@@ -413,6 +444,7 @@ int main(void) {
         cmocka_unit_test(test_golden_qwen3_moe),
         cmocka_unit_test(test_golden_olmoe),
         cmocka_unit_test(test_released_spelling_and_defaults),
+        cmocka_unit_test(test_rule_34_defaults_are_the_familys),
         cmocka_unit_test(test_dense_layers),
         cmocka_unit_test(test_bad_values_are_refused),
         cmocka_unit_test(test_top_k_above_64_is_refused),

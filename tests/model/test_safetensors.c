@@ -410,14 +410,53 @@ static void test_shards_and_their_index(void **state) {
     expect_index(dir_text, "{\"weight_map\":{\"a\":\"one.safetensors\",\"c\":\"two.safetensors\"}}",
                  WB_CORRUPT, "tensor c is not in two.safetensors");
     expect_index(dir_text, "{\"weight_map\":{\"a\":\"two.safetensors\",\"b\":\"one.safetensors\"}}",
-                 WB_CORRUPT, "expected in two.safetensors, found in one.safetensors");
+                 WB_CORRUPT, "tensor a is not in two.safetensors");
     write_one(shards.text, "twice.safetensors", "a", 3);
     expect_index(dir_text, "{\"weight_map\":{\"a\":\"one.safetensors\",\"b\":\"twice.safetensors\"}}",
-                 WB_CORRUPT, "tensor a: in both");
+                 WB_CORRUPT, "tensor b is not in twice.safetensors");
     /* A shard that is cut, named by its own path. */
     temp_path two = temp_in(shards.text, "two.safetensors");
     assert_int_equal(truncate(two.text, 20), 0);
     expect_index(dir_text, good, WB_CORRUPT, "two.safetensors: byte 0");
+}
+
+/* A shard with a stale copy of another shard's tensor and one that nobody lists: the index decides. */
+static void test_rule_34_the_index_decides(void **state) {
+    (void)state;
+    temp_path shards = temp_in(dir.text, "stale"), stale = temp_in(shards.text, "two.safetensors"),
+              index = temp_in(shards.text, "model.safetensors.index.json");
+    const float values[] = {7, 2, 9};
+    const wb_tensor_view views[] = {
+        {.name = "a", .dtype = WB_F32, .n_dims = 1, .shape = {1}, .data = &values[0], .bytes = 4},
+        {.name = "b", .dtype = WB_F32, .n_dims = 1, .shape = {1}, .data = &values[1], .bytes = 4},
+        {.name = "extra", .dtype = WB_F32, .n_dims = 1, .shape = {1}, .data = &values[2], .bytes = 4}};
+    const char *text = "{\"weight_map\":{\"a\":\"one.safetensors\",\"b\":\"two.safetensors\"}}";
+    wb_safetensors *st = NULL;
+    wb_tensor_view view;
+    float value;
+    assert_int_equal(mkdir(shards.text, 0777), 0);
+    write_one(shards.text, "one.safetensors", "a", 1);
+    assert_int_equal(wb_safetensors_write(stale.text, 3, views, NULL), WB_OK);
+    temp_write(index.text, text, strlen(text));
+    assert_int_equal(wb_safetensors_open(shards.text, NULL, &st), WB_OK);
+    assert_int_equal(wb_safetensors_count(st), 2);
+    assert_int_equal(wb_safetensors_find(st, "a", &view), WB_OK);
+    memcpy(&value, view.data, 4);
+    assert_true(value == 1);
+    assert_non_null(strstr(view.file, "one.safetensors"));
+    assert_int_equal(wb_safetensors_find(st, "extra", &view), WB_NOT_FOUND);
+    assert_non_null(wb_safetensors_note(st));
+    assert_non_null(strstr(wb_safetensors_note(st), "two.safetensors: tensor "));
+    assert_non_null(strstr(wb_safetensors_note(st), "(2 such tensors)"));
+    wb_safetensors_close(st);
+
+    /* A single file beside the index: nothing says which of the two is the model. */
+    write_one(shards.text, "model.safetensors", "a", 5);
+    st = NULL;
+    assert_int_equal(wb_safetensors_open(shards.text, NULL, &st), WB_INVALID_ARGUMENT);
+    assert_message_has("found both");
+    assert_message_has("model.safetensors.index.json");
+    assert_null(st);
 }
 
 int main(void) {
@@ -435,6 +474,7 @@ int main(void) {
         cmocka_unit_test(test_every_bit_flip_is_refused_or_in_bounds),
         cmocka_unit_test(test_missing_files_and_directories),
         cmocka_unit_test(test_shards_and_their_index),
+        cmocka_unit_test(test_rule_34_the_index_decides),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }
