@@ -6,6 +6,9 @@ Needs torch, transformers 5 and safetensors; the tests themselves only read what
 
     make_oracle.py OUT --family qwen3_moe --set num_experts=300 --set num_experts_per_tok=10
     hf_oracle --ranks 3 OUT
+    make_oracle.py tests/golden/oracles/qwen3_moe_tied --family qwen3_moe --small --set tie_word_embeddings=true
+
+A directory under tests/golden/oracles is a test of its own after the next cmake, and its meta.json has the options that made it.
 
 Keys of --set are those of config.json, values JSON. Seeds are tried from --seed on until no choice is so close that float32
 rounding may decide it (--min-margin). Writes into OUT, which must not exist:
@@ -16,7 +19,8 @@ ref.safetensors: input_ids [B, S], logits [B, S, V]; of the i-th router router.i
   forced.logprobs [B, S-1], forced.loss [1] = mean of -logprob; greedy_ids [B, 7+12], a greedy continuation of each row's first
   7 tokens, and greedy.i.topk_ids of all its positions.
 grads.safetensors: gradient of forced.loss for every parameter, experts one by one.
-meta.json: router names and classes, smallest margins (null: one expert, no choice), parameters without gradient.
+meta.json: the options that made it, router names and classes, smallest margins (null: one expert, no choice), parameters
+  without gradient.
 """
 import argparse
 import json
@@ -35,6 +39,12 @@ TINY = dict(vocab_size=128, hidden_size=32, num_hidden_layers=3, num_attention_h
 TINY_OF = {
     "qwen3_moe": dict(head_dim=16, intermediate_size=48, moe_intermediate_size=16, norm_topk_prob=True),
     "olmoe": dict(intermediate_size=16),
+}
+# --small, in place of some of these: less than 100 kB, so that there is room for one of every shape.
+SMALL = dict(vocab_size=32, hidden_size=16, num_hidden_layers=2, num_experts=8, num_experts_per_tok=2)
+SMALL_OF = {
+    "qwen3_moe": dict(head_dim=6, intermediate_size=12, moe_intermediate_size=3),
+    "olmoe": dict(intermediate_size=3),
 }
 
 
@@ -149,7 +159,7 @@ def compute(args, config, seed):
     greedy, greedy_margin = greedy_data(model, routers, input_ids)
     margin = min(margin, routers.margin())
     ref |= forced_data(model, routers, input_ids, forced) | greedy
-    meta = dict(family=args.family, transformers=transformers.__version__, torch=torch.__version__, dtype=args.dtype, seed=seed,
+    meta = dict(options=args.options, family=args.family, transformers=transformers.__version__, torch=torch.__version__, dtype=args.dtype, seed=seed,
                 routers=routers.names, router_classes=[type(module).__name__ for module in routers.modules],
                 min_topk_logit_margin=margin, min_greedy_logit_margin=greedy_margin,
                 params_without_grad=[name for name, param in model.named_parameters() if param.grad is None], layout=LAYOUT)
@@ -210,6 +220,7 @@ def read_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out")
     parser.add_argument("--family", choices=sorted(TINY_OF), required=True)
+    parser.add_argument("--small", action="store_true", help="smaller sizes, for a directory of less than 100 kB")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=JSON", help="a key of config.json")
     parser.add_argument("--batch", type=int, default=2, help="sequences (2)")
     parser.add_argument("--length", type=int, default=24, help="tokens of each (24)")
@@ -224,16 +235,23 @@ def read_args():
     args = parser.parse_args()
     if args.length < PROMPT:
         parser.error(f"--length: expected at least {PROMPT}")
+    args.options = [option for option in sys.argv[1:] if option != args.out]
     return args
+
+
+def settings_of(args):
+    settings = TINY | TINY_OF[args.family]
+    if args.small:
+        settings |= SMALL | SMALL_OF[args.family]
+    return settings | {key: json.loads(value) for key, value in (s.split("=", 1) for s in args.set)}
 
 
 def main():
     args = read_args()
     if os.path.exists(args.out):
         sys.exit(f"{args.out}: exists")
-    settings = TINY | TINY_OF[args.family] | {key: json.loads(value) for key, value in (s.split("=", 1) for s in args.set)}
     for seed in range(args.seed, args.seed + args.tries):
-        config = transformers.AutoConfig.for_model(args.family, **settings)
+        config = transformers.AutoConfig.for_model(args.family, **settings_of(args))
         model, ref, meta = compute(args, config, seed)
         margin = min(meta["min_topk_logit_margin"], meta["min_greedy_logit_margin"])
         if margin >= args.min_margin:
