@@ -251,10 +251,10 @@ wb_status checkpoint_load(trainer *t, const char *dir);
 /* MISMATCH where the digests of `t` are not those of the run that wrote `dir`. Collective. */
 wb_status checkpoint_check_same_run(const trainer *t, const char *dir);
 
-/* ---- weights_digest.c ------------------------------------------------------------------------ */
+/* ---- reference_digest.c ---------------------------------------------------------------------- */
 
 /* A number of all weights, the same on every rank and on any number of ranks. Collective. */
-wb_status weights_digest(wb_model *model, uint64_t *digest_out);
+wb_status reference_digest(wb_model *model, uint64_t *digest_out);
 
 /* ---- report.c -------------------------------------------------------------------------------- */
 

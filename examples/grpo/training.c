@@ -43,7 +43,7 @@ static wb_status open_reference(trainer *t) {
     if (t->o->kl_coef <= 0) return WB_OK;
     wb_model_options reference = model_options(t, WB_F32);
     WB_TRY(wb_model_open(t->o->model_dir, &reference, &t->reference));
-    WB_TRY(weights_digest(t->reference, &t->reference_digest));
+    WB_TRY(reference_digest(t->reference, &t->reference_digest));
     return wb_comm_agree(t->comm, wb_train_open(t->reference, &t->reference_train));
 }
 

@@ -1,4 +1,4 @@
-/* weights_digest.c - a number of a model's weights, by which a run that resumes knows its reference again.
+/* reference_digest.c - a number of a model's weights, by which a run that resumes knows its reference again.
  * Each tensor's name and bytes make a number, and those of all tensors are combined whatever their order, so
  * that it is the same on any number of ranks. Refuses: more than CHUNK_BYTES of host memory. */
 #include "grpo.h"
@@ -37,7 +37,7 @@ static wb_status digest_local(wb_model *model, void *chunk, uint64_t *digest_out
     return WB_OK;
 }
 
-wb_status weights_digest(wb_model *model, uint64_t *digest_out) {
+wb_status reference_digest(wb_model *model, uint64_t *digest_out) {
     wb_comm *comm = wb_model_comm(model);
     wb_owner owner = {0};
     char *chunk;
