@@ -254,7 +254,7 @@ wb_status checkpoint_check_same_run(const trainer *t, const char *dir);
 /* ---- reference_digest.c ---------------------------------------------------------------------- */
 
 /* A number of all weights, the same on every rank and on any number of ranks. Collective. */
-wb_status weights_digest(wb_model *model, uint64_t *digest_out);
+wb_status reference_digest(wb_model *model, uint64_t *digest_out);
 
 /* ---- report.c -------------------------------------------------------------------------------- */
 

@@ -25,7 +25,10 @@ static wb_status resume_option(const option_row *row, const char *saved, const c
     const char *now = option_text(row, o, buffer);
     bool same = saved && now ? strcmp(saved, now) == 0 : saved == now;
     if (same) return WB_OK;
-    if (!(o->given >> (row - option_rows) & 1)) return saved ? option_set(row, o, saved) : WB_OK;
+    if (!(o->given >> (row - option_rows) & 1)) {
+        if (!saved || option_set(row, o, saved) == WB_OK) return WB_OK;
+        return wb_fail_context(WB_CORRUPT, "%s: options", where);
+    }
     if (row->on_resume == FIXED)
         return wb_fail(WB_MISMATCH, "%s %s: the run in %s has %s, which a resumed run cannot change",
                        row->name, now ? now : "(none)", where, saved ? saved : "none");
@@ -38,8 +41,10 @@ static wb_status resume_option(const option_row *row, const char *saved, const c
 wb_status options_resume(options *o, const json_t *saved, const char *where, bool loud) {
     for (int i = 0; i < N_OPTIONS; i++) {
         if (option_rows[i].on_resume == FREE) continue;
-        const char *value = json_string_value(json_object_get(saved, option_rows[i].name));
-        WB_TRY(resume_option(&option_rows[i], value, where, o, loud));
+        const json_t *value = json_object_get(saved, option_rows[i].name);
+        if (value && !json_is_string(value))
+            return wb_fail(WB_CORRUPT, "%s: options: %s: expected a string", where, option_rows[i].name);
+        WB_TRY(resume_option(&option_rows[i], json_string_value(value), where, o, loud));
     }
     return WB_OK;
 }

@@ -37,7 +37,7 @@ static wb_status digest_local(wb_model *model, void *chunk, uint64_t *digest_out
     return WB_OK;
 }
 
-wb_status weights_digest(wb_model *model, uint64_t *digest_out) {
+wb_status reference_digest(wb_model *model, uint64_t *digest_out) {
     wb_comm *comm = wb_model_comm(model);
     wb_owner owner = {0};
     char *chunk;

@@ -60,7 +60,7 @@ static wb_status open_reference(trainer *t, bool resumed) {
     else
         WB_TRY(wb_model_clone(t->model, &reference, &t->reference));
     WB_TRY(check_reference(t));
-    WB_TRY(weights_digest(t->reference, &t->reference_digest));
+    WB_TRY(reference_digest(t->reference, &t->reference_digest));
     return wb_comm_agree(t->comm, wb_train_open(t->reference, &forward_only, &t->reference_train));
 }
 

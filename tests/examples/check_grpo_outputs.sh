@@ -72,6 +72,15 @@ run 2 --model base --out run --steps 4 "${tiny[@]}" --resume || { cat log; fault
 says "has 4 of 4 steps" "a run that is done"
 [ -e run/dump/step000005-rank0.wbr ] && cmp -s kept run/metrics.jsonl || fault "steps were removed that are not done again"
 
+echo "== options of the checkpoint that cannot be"
+state=run/checkpoint/trainer/state.json
+cp $state whole
+sed -i 's/"--lr": "[^"]*"/"--lr": "fast"/' $state
+refused "run/checkpoint: options: --lr fast: expected a number" 1 --out run --steps 5 --resume
+sed 's/"--seed": "1"/"--seed": 2/' whole >$state # silently the default, were it not refused
+refused "run/checkpoint: options: --seed: expected a string" 2 --out run --steps 5 --resume
+cp whole $state
+
 echo "== the prompts are those of the run's beginning, and of all ranks"
 printf '%s\n' '{"prompt":[1,10,2,11]}' '{"prompt":[4,10,4,11]}' >task.jsonl
 user=(--model base "${tiny[@]}" --task jsonl:task.jsonl --reward-cmd 'while read -r line; do echo 1; done')
