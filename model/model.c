@@ -61,8 +61,9 @@ wb_status wb_model_new(const wb_config *config, const wb_family_rules *family,
 void wb_model_close(wb_model *m) {
     if (!m) return;
     wb_workspace_close(&m->memory);
-    free(m->source_dir);
     free(m->source_config);
+    wb_companions_close(m->companions);
+    free(m->note);
     free(m);
 }
 
@@ -86,6 +87,10 @@ const wb_route_model *wb_model_routes(const wb_model *model) {
 
 wb_device *wb_model_device(const wb_model *model) {
     return model->device;
+}
+
+const char *wb_model_note(const wb_model *model) {
+    return model->note;
 }
 
 wb_comm *wb_model_comm(const wb_model *model) {

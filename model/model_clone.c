@@ -6,7 +6,7 @@ static wb_status clone_local(const wb_model *from, const wb_model_options *optio
     if (!from) return wb_fail(WB_INVALID_ARGUMENT, "model to clone: NULL");
     WB_TRY(wb_model_new(&from->config, from->family, options, model));
     if (from->source_config) WB_TRY(wb_text_format(&(*model)->source_config, "%s", from->source_config));
-    if (from->source_dir) WB_TRY(wb_text_format(&(*model)->source_dir, "%s", from->source_dir));
+    (*model)->companions = wb_companions_share(from->companions);
     return wb_model_copy_weights(*model, from);
 }
 

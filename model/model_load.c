@@ -4,6 +4,7 @@
 #include "elements.h"
 #include "layers/moe/moe.h"
 #include "registry.h"
+#include "wb_hash.h"
 #include "wb_tensor_io.h"
 
 #include <inttypes.h>
@@ -27,6 +28,7 @@ typedef struct loader {
     const char *dir;
     bool *used;     /* [wb_safetensors_count(files)] */
     float *scratch; /* [CHUNK_ELEMENTS] of the widest dtype */
+    wb_hash hash;   /* of what all ranks hold alike */
     wb_owner memory;
 } loader;
 
@@ -114,7 +116,7 @@ static wb_status upload(const loader *ld, const wb_tensor *t, const unsigned cha
     return WB_OK;
 }
 
-static wb_status load_tensor(const loader *ld, const wb_tensor *t) {
+static wb_status load_tensor(loader *ld, const wb_tensor *t) {
     source from = {0};
     wb_tensor_view view = {0};
     WB_TRY(find_source(ld, t, &from));
@@ -123,6 +125,7 @@ static wb_status load_tensor(const loader *ld, const wb_tensor *t) {
     ld->used[from.index] = true;
     if (!t->data) return WB_OK;
     const unsigned char *data = view.data;
+    if (t->expert < 0) wb_hash_add(&ld->hash, view.data, view.bytes);
     return upload(ld, t, data + (size_t)from.offset * wb_dtype_size(view.dtype), view.dtype);
 }
 
@@ -154,8 +157,9 @@ static wb_status check_surplus(const loader *ld) {
                    surplus);
 }
 
-wb_status wb_model_load(wb_model *model, const wb_safetensors *files, const char *dir) {
+wb_status wb_model_load(wb_model *model, const wb_safetensors *files, const char *dir, uint64_t *digest_out) {
     loader ld = {.model = model, .files = files, .dir = dir};
+    wb_hash_start(&ld.hash);
     wb_status status = WB_OWN(&ld.memory, ld.used, wb_safetensors_count(files), dir);
     if (status == WB_OK) status = WB_OWN(&ld.memory, ld.scratch, (size_t)CHUNK_ELEMENTS, dir);
     for (int32_t i = 0; status == WB_OK && i < model->n_tensors; i++) {
@@ -163,6 +167,7 @@ wb_status wb_model_load(wb_model *model, const wb_safetensors *files, const char
         status = load_tensor(&ld, &t);
     }
     if (status == WB_OK) status = check_surplus(&ld);
+    if (status == WB_OK) *digest_out = wb_hash_value(&ld.hash);
     wb_owner_close(&ld.memory);
     return status;
 }

@@ -19,7 +19,9 @@ static wb_status open_local(const char *dir, const wb_model_options *options, wb
         return status;
     }
     (*model)->source_config = text;
-    return wb_text_format(&(*model)->source_dir, "%s", dir);
+    if (wb_safetensors_note(*files))
+        WB_TRY(wb_text_format(&(*model)->note, "%s", wb_safetensors_note(*files)));
+    return wb_comm_rank(options->comm) == 0 ? wb_companions_read(dir, &(*model)->companions) : WB_OK;
 }
 
 wb_status wb_model_open(const char *dir, const wb_model_options *options, wb_model **model_out) {
@@ -29,9 +31,10 @@ wb_status wb_model_open(const char *dir, const wb_model_options *options, wb_mod
     wb_status status;
     WB_TRY(wb_model_read_options(options, &own));
     WB_GOTO(wb_comm_agree(own.comm, open_local(dir, &own, &files, &m)), close);
-    uint64_t digest = wb_safetensors_digest(files);
-    WB_GOTO(wb_model_check_peers(m, &digest, sizeof digest), close);
-    WB_GOTO(wb_comm_agree(own.comm, wb_model_load(m, files, dir)), close);
+    uint64_t digest[2] = {wb_safetensors_digest(files), wb_safetensors_sample(files)};
+    WB_GOTO(wb_model_check_peers(m, digest, sizeof digest), close);
+    WB_GOTO(wb_comm_agree(own.comm, wb_model_load(m, files, dir, &digest[0])), close);
+    WB_GOTO(wb_comm_check_equal(own.comm, digest, sizeof digest[0], "weights that all ranks hold"), close);
     wb_safetensors_close(files);
     *model_out = m;
     return WB_OK;

@@ -5,6 +5,7 @@
 
 #include "families/family.h"
 #include "wb_check.h"
+#include "wb_checkpoint_dir.h"
 #include "wb_model.h"
 #include "wb_workspace.h"
 
@@ -36,7 +37,7 @@ struct wb_model {
     wb_device *device;
     wb_comm *comm;
     wb_dtype dtype;
-    wb_workspace memory; /* of everything below, but for the two texts of the source */
+    wb_workspace memory; /* of everything below, but for what is of the source */
 
     wb_param *params; /* [n_params] */
     int32_t n_params;
@@ -53,8 +54,11 @@ struct wb_model {
     int32_t n_tensors;
 
     wb_route_model route_model;
-    char *source_dir;    /* directory that the model was opened from, or NULL */
-    char *source_config; /* text of its config.json, or NULL */
+    /* Of the checkpoint that the model was opened from, or NULL: the text of its config.json, its small files
+     * on rank 0, and what was ignored in it. */
+    char *source_config;
+    wb_companions *companions;
+    char *note;
 };
 
 /* ---- a weight at work ------------------------------------------------------------------------ */
@@ -99,6 +103,6 @@ wb_status wb_model_fill_rope(wb_model *model);
 wb_status wb_model_fill_random(wb_model *model, uint64_t seed, float std);
 
 /* Reads this rank's part of a checkpoint into the weights (model_load.c). Not collective. */
-wb_status wb_model_load(wb_model *model, const wb_safetensors *files, const char *dir);
+wb_status wb_model_load(wb_model *model, const wb_safetensors *files, const char *dir, uint64_t *digest_out);
 
 #endif

@@ -102,7 +102,8 @@ static inline wb_model_options wb_model_options_default(void) {
 /* Loads a checkpoint directory; every rank reads its own part. f32, bf16 and f16 files; expert tensors one
  * by one or fused. NOT_FOUND (a file or tensor is missing), MISMATCH (a tensor is surplus or has another
  * shape) and UNSUPPORTED (another dtype) name tensor, shape and file. Collective: ranks check that they
- * opened the same model. */
+ * opened the same model with the same weights: PEER names the rank that differs, be it in what all ranks hold,
+ * which is compared whole, or in the middle of some other tensor, of which a few bytes are. */
 WB_API wb_status wb_model_open(const char *dir, const wb_model_options *options, wb_model **model_out);
 
 /* A new model with random weights: N(0, std) matrices, norms 1, biases 0; the same bits for a seed on any
@@ -118,7 +119,8 @@ WB_API void wb_model_close(wb_model *model); /* NULL is a no-op; not collective 
 
 /* Writes the checkpoint in Hugging Face layout (per-expert tensors, dtype of the model) into `dir`, which
  * is created: model.safetensors on one rank, a shard a rank and an index on several. Other small files of
- * the directory that the model came from (tokenizer, generation_config) are copied along. Collective. */
+ * the directory that the model came from (tokenizer, generation_config; up to 64 MiB each) are written along,
+ * from memory: that directory may be gone. Collective. */
 WB_API wb_status wb_model_save(wb_model *model, const char *dir);
 
 WB_API const wb_config *wb_model_config(const wb_model *model);
@@ -127,6 +129,8 @@ WB_API const wb_route_model *wb_model_routes(const wb_model *model);
 /* Those of its options, still the caller's. */
 WB_API wb_device *wb_model_device(const wb_model *model);
 WB_API wb_comm *wb_model_comm(const wb_model *model);
+/* What was ignored in the files that the model was opened from, for a person; NULL: nothing. Owner: model. */
+WB_API const char *wb_model_note(const wb_model *model);
 
 /* The registry: every tensor of the checkpoint by name, in an order that is the same on every rank. Ask at
  * use: pointers are those of now and may change when experts move. */
@@ -215,8 +219,9 @@ typedef struct wb_train wb_train;
 
 /* From wb_train_options_init. */
 typedef struct wb_train_options {
-    size_t size;         /* bytes of this struct */
-    bool forward_only;   /* default false; true: no gradients and nothing kept for a backward, which is refused */
+    size_t size; /* bytes of this struct */
+    bool
+        forward_only; /* default false; true: no gradients and nothing kept for a backward, which is refused */
     uint8_t reserved[7]; /* zero */
 } wb_train_options;
 

@@ -304,6 +304,7 @@ wb_status training_run(const options *given, wb_device *device, wb_comm *comm, i
     WB_GOTO(wb_comm_agree(comm, report_open(&o, wb_comm_rank(comm) == 0, t.step, &r)), close_all);
     if (resume_dir) report_line(r, "resuming after step %" PRIu64 " from %s", t.step, resume_dir);
     if (o.reward_cmd) WB_GOTO(wb_comm_agree(comm, reward_open(&o, &side.rewards)), close_all);
+    if (wb_model_note(t.model)) report_line(r, "%s", wb_model_note(t.model));
     say_task(r, &o, side.task, &notes);
     WB_GOTO(train_loop(&t, &side, r, signal_out), close_all);
     report_summary(r);

@@ -13,8 +13,6 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define SMALL_FILE_BYTES ((size_t)64 << 20)
-
 /* ---- names ----------------------------------------------------------------------------------- */
 
 wb_shard_name wb_shard_name_of(int shard, int n_shards) {
@@ -65,55 +63,6 @@ wb_status wb_checkpoint_remove_stale(const char *dir, wb_keep_shard keep, const 
     for (const struct dirent *entry; status == WB_OK && (entry = readdir(list));)
         if (is_weights(entry->d_name) && !keep(ctx, entry->d_name))
             status = wb_checkpoint_remove(dir, entry->d_name);
-    closedir(list);
-    return status;
-}
-
-/* ---- small files of the source --------------------------------------------------------------- */
-
-static bool ends_with(const char *name, const char *ending) {
-    size_t n = strlen(name), m = strlen(ending);
-    return n >= m && strcmp(name + n - m, ending) == 0;
-}
-
-static bool is_companion(const char *name) {
-    if (strcmp(name, "config.json") == 0 || ends_with(name, ".index.json")) return false;
-    return strncmp(name, "tokenizer", 9) == 0 || ends_with(name, ".json") || ends_with(name, ".txt") ||
-           ends_with(name, ".model") || ends_with(name, ".jinja");
-}
-
-static wb_status copy_file(const char *from, const char *to) {
-    struct stat info;
-    char *text = NULL;
-    size_t bytes = 0;
-    if (stat(from, &info) != 0) return wb_fail(WB_IO, "%s: %s", from, strerror(errno));
-    if (!S_ISREG(info.st_mode) || (uint64_t)info.st_size > SMALL_FILE_BYTES) return WB_OK;
-    WB_TRY(wb_file_read(from, SMALL_FILE_BYTES, &text, &bytes));
-    wb_status status = wb_file_replace(to, text, bytes);
-    free(text);
-    return status;
-}
-
-static wb_status copy_companion(const char *from_dir, const char *to_dir, const char *name) {
-    char *from = NULL, *to = NULL;
-    wb_status status = wb_text_format(&from, "%s/%s", from_dir, name);
-    if (status == WB_OK) status = wb_text_format(&to, "%s/%s", to_dir, name);
-    if (status == WB_OK) status = copy_file(from, to);
-    free(from);
-    free(to);
-    return status;
-}
-
-wb_status wb_checkpoint_copy_companions(const char *from_dir, const char *to_dir) {
-    struct stat from, to;
-    if (stat(from_dir, &from) != 0) return wb_fail(WB_IO, "%s: %s", from_dir, strerror(errno));
-    if (stat(to_dir, &to) != 0) return wb_fail(WB_IO, "%s: %s", to_dir, strerror(errno));
-    if (from.st_dev == to.st_dev && from.st_ino == to.st_ino) return WB_OK;
-    DIR *list = opendir(from_dir);
-    if (!list) return wb_fail(WB_IO, "%s: %s", from_dir, strerror(errno));
-    wb_status status = WB_OK;
-    for (const struct dirent *entry; status == WB_OK && (entry = readdir(list));)
-        if (is_companion(entry->d_name)) status = copy_companion(from_dir, to_dir, entry->d_name);
     closedir(list);
     return status;
 }

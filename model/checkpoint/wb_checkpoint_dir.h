@@ -23,8 +23,15 @@ wb_status wb_checkpoint_remove(const char *dir, const char *name);
 typedef bool (*wb_keep_shard)(const void *ctx, const char *name);
 wb_status wb_checkpoint_remove_stale(const char *dir, wb_keep_shard keep, const void *ctx);
 
-/* Copies the small files beside the weights of one directory (tokenizer, generation_config) into another,
- * which may be the same one; not config.json and no index. */
-wb_status wb_checkpoint_copy_companions(const char *from_dir, const char *to_dir);
+/* The small files beside the weights of a directory (tokenizer, generation_config; not config.json and no
+ * index), in memory: a model is saved with them when the directory is long gone. Files above 64 MiB stay
+ * behind. */
+typedef struct wb_companions wb_companions;
+wb_status wb_companions_read(const char *dir, wb_companions **companions_out);
+/* One more owner, and one less: the last one's close frees. NULL is a no-op. */
+wb_companions *wb_companions_share(wb_companions *companions);
+void wb_companions_close(wb_companions *companions);
+/* Writes them into `dir`, unless that is where they are from. */
+wb_status wb_companions_write(const wb_companions *companions, const char *dir);
 
 #endif

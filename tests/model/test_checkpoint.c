@@ -969,14 +969,73 @@ static void test_bad_options(void **state) {
 
 /* ---- ranks that disagree --------------------------------------------------------------------- */
 
-static void expect_disagreement(const char *second, const char *what) {
-    job j = open_job(golden("qwen3_moe").text, WB_F32);
+static void expect_two_disagree(const char *first, const char *second, const char *what) {
+    job j = open_job(first, WB_F32);
     j.open[1] = second;
     run_job(&j, 2);
     for (int r = 0; r < 2; r++) {
         assert_int_equal(j.status[r], WB_PEER);
         if (!strstr(j.message[r], what)) fail_msg("rank %d: '%s' has no '%s'", r, j.message[r], what);
     }
+}
+
+static void expect_disagreement(const char *second, const char *what) {
+    expect_two_disagree(golden("qwen3_moe").text, second, what);
+}
+
+/* qwen3_moe with element `at` of tensor `name` changed by a bit; name NULL: with none. */
+static temp_path with_other_bit(const char *folder, const char *name, size_t at) {
+    edit *e = edit_begin("qwen3_moe", folder);
+    if (!name) return edit_end(e, NULL);
+    wb_tensor_view *view = edit_find(e, name);
+    uint32_t *copy = malloc(view->bytes);
+    assert_non_null(copy);
+    memcpy(copy, view->data, view->bytes);
+    copy[at < view->bytes / 4 ? at : view->bytes / 8] ^= 1;
+    view->data = copy;
+    temp_path out = edit_end(e, NULL);
+    free(copy);
+    return out;
+}
+
+/* Of what all ranks hold, every bit is compared; of experts, some bytes in the middle. */
+static void test_ranks_with_other_weights_of_the_same_shape(void **state) {
+    (void)state;
+    temp_path same = with_other_bit("bits_same", NULL, 0);
+    temp_path attention = with_other_bit("bits_attention", "model.layers.1.self_attn.q_proj.weight", 5);
+    temp_path expert = with_other_bit("bits_expert", "model.layers.0.mlp.experts.3.up_proj.weight", SIZE_MAX);
+    expect_two_disagree(same.text, attention.text, "weights that all ranks hold");
+    expect_two_disagree(same.text, expert.text, "source of the weights");
+    expect_two_disagree(expert.text, same.text, "rank 1");
+    job j = open_job(same.text, WB_F32);
+    run_job(&j, 2);
+    expect_all_ok(&j, 2);
+}
+
+/* The directory that a model came from is not needed any more. */
+static void test_a_base_that_is_gone_takes_nothing_along(void **state) {
+    (void)state;
+    temp_path base = temp_in(dir.text, "base_gone"), out = temp_in(dir.text, "base_gone_saved");
+    wb_device *device;
+    wb_comm *comm;
+    wb_model *model;
+    open_expect_save(golden("olmoe").text, WB_F32, 1, NULL, base.text);
+    temp_write(temp_in(base.text, "tokenizer.json").text, "words", 5);
+    assert_int_equal(wb_device_open_cpu(1, &device), WB_OK);
+    assert_int_equal(wb_comm_open_self(&comm), WB_OK);
+    wb_model_options options = wb_model_options_default();
+    options.device = device;
+    options.comm = comm;
+    assert_int_equal(wb_model_open(base.text, &options, &model), WB_OK);
+    assert_int_equal(rename(base.text, temp_in(dir.text, "base_elsewhere").text), 0);
+    if (wb_model_save(model, out.text) != WB_OK) fail_msg("%s", wb_error_message());
+    char *text = temp_read(temp_in(out.text, "tokenizer.json").text, NULL);
+    assert_string_equal(text, "words");
+    free(text);
+    wb_model_close(model);
+    wb_comm_close(comm);
+    wb_device_close(device);
+    open_expect_save(out.text, WB_F32, 1, golden("olmoe").text, NULL);
 }
 
 static void test_ranks_that_open_different_models(void **state) {
@@ -1032,6 +1091,8 @@ int main(void) {
         cmocka_unit_test(test_missing_files),
         cmocka_unit_test(test_bad_options),
         cmocka_unit_test(test_ranks_that_open_different_models),
+        cmocka_unit_test(test_ranks_with_other_weights_of_the_same_shape),
+        cmocka_unit_test(test_a_base_that_is_gone_takes_nothing_along),
         cmocka_unit_test(test_a_failure_on_one_rank_ends_all),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
