@@ -103,10 +103,10 @@ wb_status reward_open(const options *o, reward_program **program_out);
  * answered too much. NULL is OK. */
 wb_status reward_end(reward_program *program);
 void reward_close(reward_program *program); /* kills what is still there */
-/* The rewards of n records of a step, [n]. Fails when the program ends, takes longer than --reward-timeout for
- * the next line, answers too much, or something that is not a finite number; the message names the request and
- * where the batch's dump is. Where this rank was told to stop (interrupt_signal) the program is killed and
- * rewards may be missing. */
+/* The rewards of n records of a step, [n]. Fails when the program ends, takes longer than --reward-timeout
+ * for the next line, answers too much, or something that is not a finite number; the message names the
+ * request and where the batch's dump is. Where this rank was told to stop (interrupt_signal) the program is
+ * killed and rewards may be missing. */
 wb_status reward_batch(reward_program *program, const task *t, uint64_t step, int64_t n,
                        const wb_record *const *records, double *rewards_out);
 /* Fails where it has answered more than it was asked by now. NULL is OK. */

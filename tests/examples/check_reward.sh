@@ -67,7 +67,7 @@ refused 20 "ended with exit status 0 (it is started once and kept over all steps
 refused 20 "closed its output; expected 8 lines, found 0" 'exec >&-; sleep 100'
 refused 20 "ended with exit status 3; expected 8 lines, found 0" "sleep 1000.$$ & exit 3" # which holds its output open
 # A line too many is the first here: each reward is of the line before. The surplus comes after the batch, before a checkpoint.
-refused 20 "the rewards before it may be of other lines" 'echo 0; while read -r line; do sleep 0.02; echo 1; done' --checkpoint-every 1
+refused 20 "found more: '1'" 'echo 0; while read -r line; do sleep 0.005; echo 1; done' --checkpoint-every 1
 [ ! -e "bad$n/checkpoint" ] || fail "there is a checkpoint of rewards of other lines"
 refused 20 "found more" 'while read -r line; do echo 1; echo 2; done'
 refused 20 "found more" 'yes 1'
