@@ -1,5 +1,5 @@
 /* reward.c - asks a program of the user's for rewards: completions as JSON lines in, a number a line out,
- * over all steps of a run. Owns: what is sent, what an answer is, and saying clearly what the program did wrong
+ * over all steps of a run. Owns: what is sent, what an answer is, saying clearly what the program did wrong
  * and at which request. */
 #include "grpo.h"
 #include "reward_child.h"

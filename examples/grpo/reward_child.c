@@ -16,7 +16,7 @@ static void close_end(int *fd) {
 }
 
 /* The kernel signals a dead process's children, not theirs, and a shell runs what it is given as a child of
- * its own: this one kills its whole group when the trainer is gone. It holds no end of the command's pipes. */
+ * its own: this one kills its whole group when the trainer is gone. It holds no end of its pipes. */
 static const char keeper[] = "trap 'kill -9 0' TERM; exec 3<&0 </dev/null; sh -c \"$1\" <&3 3<&- & "
                              "exec >&- 3<&-; wait $!";
 
