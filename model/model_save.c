@@ -147,8 +147,8 @@ static wb_status finish(const wb_model *m, const char *dir) {
     return m->companions ? wb_companions_write(m->companions, dir) : WB_OK;
 }
 
-/* An interrupted save over another one leaves shards without an index, or one whole model.safetensors: never an
- * index over shards of two saves, nor one beside a single file. */
+/* An interrupted save over another one leaves shards without an index, or one whole model.safetensors: never
+ * an index over shards of two saves, nor one beside a single file. */
 wb_status wb_model_save(wb_model *model, const char *dir) {
     wb_comm *comm = model->comm;
     wb_new_file file = {.fd = -1};

@@ -102,8 +102,8 @@ static inline wb_model_options wb_model_options_default(void) {
 /* Loads a checkpoint directory; every rank reads its own part. f32, bf16 and f16 files; expert tensors one
  * by one or fused. NOT_FOUND (a file or tensor is missing), MISMATCH (a tensor is surplus or has another
  * shape) and UNSUPPORTED (another dtype) name tensor, shape and file. Collective: ranks check that they
- * opened the same model with the same weights: PEER names the rank that differs, be it in what all ranks hold,
- * which is compared whole, or in the middle of some other tensor, of which a few bytes are. */
+ * opened the same model with the same weights. PEER names the rank that differs, be it in what all ranks
+ * hold, which is compared whole, or in the middle of some other tensor, of which a few bytes are. */
 WB_API wb_status wb_model_open(const char *dir, const wb_model_options *options, wb_model **model_out);
 
 /* A new model with random weights: N(0, std) matrices, norms 1, biases 0; the same bits for a seed on any
@@ -220,8 +220,8 @@ typedef struct wb_train wb_train;
 /* From wb_train_options_init. */
 typedef struct wb_train_options {
     size_t size; /* bytes of this struct */
-    bool
-        forward_only; /* default false; true: no gradients and nothing kept for a backward, which is refused */
+    /* Default false. True: no gradients, and nothing is kept for a backward, which is refused. */
+    bool forward_only;
     uint8_t reserved[7]; /* zero */
 } wb_train_options;
 
