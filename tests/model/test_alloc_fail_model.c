@@ -67,6 +67,8 @@ static int setup(void **state) {
     wb_model_close(created);
     temp_write(temp_in(p->single.text, "tokenizer.json").text, "{}", 2);
     make_shards(p);
+    temp_write(temp_in(p->shards.text, "tokenizer.json").text, "{}", 2);
+    assert_int_equal(symlink("nowhere", temp_in(p->shards.text, "vocab.txt").text), 0);
     assert_int_equal(wb_model_open(p->single.text, &options, &p->model), WB_OK);
     assert_int_equal(wb_model_save(p->model, p->saved.text), WB_OK);
     *state = p;
