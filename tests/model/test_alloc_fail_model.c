@@ -164,6 +164,14 @@ static wb_status create_model(const place *p) {
     return status;
 }
 
+static wb_status clone_model(const place *p) {
+    wb_model_options options = options_of(p);
+    wb_model *clone = NULL;
+    wb_status status = wb_model_clone(p->model, &options, &clone);
+    wb_model_close(clone);
+    return status;
+}
+
 static wb_status save_model(const place *p) {
     return wb_model_save(p->model, p->saved.text);
 }
@@ -198,6 +206,10 @@ static void test_model_create(void **state) {
     every_allocation(*state, create_model);
 }
 
+static void test_model_clone(void **state) {
+    every_allocation(*state, clone_model);
+}
+
 static void test_model_save(void **state) {
     place *p = *state;
     every_allocation(p, save_model);
@@ -212,6 +224,7 @@ int main(void) {
         cmocka_unit_test(test_config_load),      cmocka_unit_test(test_config_text),
         cmocka_unit_test(test_safetensors_open), cmocka_unit_test(test_model_open),
         cmocka_unit_test(test_model_create),     cmocka_unit_test(test_model_save),
+        cmocka_unit_test(test_model_clone),
     };
     if (!ALLOC_FAIL_WORKS) {
         fprintf(stderr, "skipped: a sanitizer replaces malloc\n");
