@@ -13,11 +13,14 @@ static wb_status clone_local(const wb_model *from, const wb_model_options *optio
 wb_status wb_model_clone(const wb_model *from, const wb_model_options *options, wb_model **model_out) {
     wb_model_options own;
     wb_model *m = NULL;
+    wb_status status;
     WB_TRY(wb_model_read_options(options, &own));
-    const wb_status status = wb_comm_agree(own.comm, clone_local(from, &own, &m));
-    if (status == WB_OK)
-        *model_out = m;
-    else
-        wb_model_close(m);
+    WB_GOTO(wb_comm_agree(own.comm, clone_local(from, &own, &m)), close);
+    const int32_t source = (int32_t)from->dtype;
+    WB_GOTO(wb_model_check_peers(m, &source, sizeof source), close);
+    *model_out = m;
+    return WB_OK;
+close:
+    wb_model_close(m);
     return status;
 }

@@ -1,10 +1,18 @@
 /* model_open.c - a model from a checkpoint directory. Refuses: what is in the files (model_load.c). */
 #include "config.h"
 #include "model_weights.h"
+#include "wb_memory.h"
 #include "wb_tensor_io.h"
 #include "wb_text.h"
 
 #include <stdlib.h>
+
+/* `files` and `companions`: what was passed over in either, or NULL. */
+static wb_status make_note(wb_model *m, const char *files, const char *companions) {
+    if (files && companions) return wb_text_format(&m->note, "%s; %s", files, companions);
+    if (!files && !companions) return WB_OK;
+    return wb_text_format(&m->note, "%s", files ? files : companions);
+}
 
 static wb_status open_local(const char *dir, const wb_model_options *options, wb_safetensors **files,
                             wb_model **model) {
@@ -19,26 +27,41 @@ static wb_status open_local(const char *dir, const wb_model_options *options, wb
         return status;
     }
     (*model)->source_config = text;
-    if (wb_safetensors_note(*files))
-        WB_TRY(wb_text_format(&(*model)->note, "%s", wb_safetensors_note(*files)));
-    return wb_comm_rank(options->comm) == 0 ? wb_companions_read(dir, &(*model)->companions) : WB_OK;
+    if (wb_comm_rank(options->comm) == 0) WB_TRY(wb_companions_read(dir, &(*model)->companions));
+    return make_note(*model, wb_safetensors_note(*files), wb_companions_note((*model)->companions));
+}
+
+static wb_status load_local(wb_model *m, const wb_safetensors *files, const char *dir, uint64_t **digests) {
+    WB_TRY(WB_NEW(*digests, (size_t)m->n_tensors, dir));
+    return wb_model_load(m, files, dir, *digests);
+}
+
+/* All at once, and where they differ one by one, so that the error names the tensor. Collective. */
+static wb_status check_weights(const wb_model *m, const uint64_t *digests) {
+    const size_t bytes = (size_t)m->n_tensors * sizeof *digests;
+    const wb_status status = wb_comm_check_equal(m->comm, digests, bytes, "weights");
+    if (status != WB_PEER) return status;
+    for (int32_t i = 0; i < m->n_tensors; i++)
+        WB_TRY(wb_comm_check_equal(m->comm, &digests[i], sizeof digests[i], m->tensors[i].name));
+    return status;
 }
 
 wb_status wb_model_open(const char *dir, const wb_model_options *options, wb_model **model_out) {
     wb_model_options own;
     wb_model *m = NULL;
     wb_safetensors *files = NULL;
+    uint64_t *digests = NULL;
     wb_status status;
     WB_TRY(wb_model_read_options(options, &own));
     WB_GOTO(wb_comm_agree(own.comm, open_local(dir, &own, &files, &m)), close);
-    uint64_t digest[2] = {wb_safetensors_digest(files), wb_safetensors_sample(files)};
-    WB_GOTO(wb_model_check_peers(m, digest, sizeof digest), close);
-    WB_GOTO(wb_comm_agree(own.comm, wb_model_load(m, files, dir, &digest[0])), close);
-    WB_GOTO(wb_comm_check_equal(own.comm, digest, sizeof digest[0], "weights that all ranks hold"), close);
-    wb_safetensors_close(files);
+    const uint64_t headers = wb_safetensors_digest(files);
+    WB_GOTO(wb_model_check_peers(m, &headers, sizeof headers), close);
+    WB_GOTO(wb_comm_agree(own.comm, load_local(m, files, dir, &digests)), close);
+    WB_GOTO(check_weights(m, digests), close);
     *model_out = m;
-    return WB_OK;
+    m = NULL;
 close:
+    free(digests);
     wb_safetensors_close(files);
     wb_model_close(m);
     return status;

@@ -139,23 +139,28 @@ static bool is_ours(const void *model, const char *name) {
 
 /* ---- the save -------------------------------------------------------------------------------- */
 
-/* Rank 0, when all shards are in place. The index comes when no file of another save is there any more. */
+/* Rank 0, when all shards are in place. What is left of an earlier save in the other layout, one file or an
+ * index, goes when ours is whole: a failure before leaves one save that can be opened, or both, which are
+ * refused by name. The small files come last, when the weights are safe. */
 static wb_status finish(const wb_model *m, const char *dir) {
     WB_TRY(write_config(m, dir));
+    if (wb_comm_size(m->comm) > 1)
+        WB_TRY(write_index(m, dir));
+    else
+        WB_TRY(wb_checkpoint_remove(dir, WB_INDEX_NAME));
     WB_TRY(wb_checkpoint_remove_stale(dir, is_ours, m));
-    if (wb_comm_size(m->comm) > 1) WB_TRY(write_index(m, dir));
     return m->companions ? wb_companions_write(m->companions, dir) : WB_OK;
 }
 
-/* An interrupted save over another one leaves shards without an index, or one whole model.safetensors: never
- * an index over shards of two saves, nor one beside a single file. */
+/* An interrupted save of several ranks leaves shards without an index, or the whole earlier
+ * model.safetensors: never an index over shards of two saves. */
 wb_status wb_model_save(wb_model *model, const char *dir) {
     wb_comm *comm = model->comm;
     wb_new_file file = {.fd = -1};
     wb_status status =
         dir ? prepare_shard(model, dir, &file) : wb_fail(WB_INVALID_ARGUMENT, "directory: NULL");
     WB_GOTO(wb_comm_agree(comm, status), discard);
-    if (wb_comm_rank(comm) == 0) status = wb_checkpoint_remove(dir, WB_INDEX_NAME);
+    if (wb_comm_rank(comm) == 0 && wb_comm_size(comm) > 1) status = wb_checkpoint_remove(dir, WB_INDEX_NAME);
     WB_GOTO(wb_comm_agree(comm, status), discard);
     if (file.temp) status = wb_new_file_commit(&file);
     WB_GOTO(wb_comm_agree(comm, status), discard);

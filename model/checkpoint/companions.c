@@ -11,8 +11,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #define SMALL_FILE_BYTES ((size_t)64 << 20)
+#define ALL_FILES_BYTES ((size_t)256 << 20)
+#define LEFT_NAMED 8 /* files that the note names */
 
 typedef struct companion {
     char *name, *text;
@@ -25,6 +28,9 @@ struct wb_companions {
     ino_t inode;
     companion *files; /* [n] */
     size_t n, capacity;
+    size_t bytes;  /* of all files */
+    size_t n_left; /* files that are not kept */
+    char *note;    /* wb_companions_note; NULL: all are kept */
 };
 
 static bool ends_with(const char *name, const char *ending) {
@@ -38,15 +44,34 @@ static bool is_companion(const char *name) {
            ends_with(name, ".model") || ends_with(name, ".jinja");
 }
 
+/* The latest error is why a file is not kept. It has nothing to do with the weights, so the model is opened
+ * without it, and a person is told. */
+static wb_status leave_file(wb_companions *companions) {
+    const char *before = companions->note ? companions->note : "small files that a save will not have: ";
+    char *note = NULL;
+    if (companions->n_left++ >= LEFT_NAMED) return WB_OK;
+    WB_TRY(wb_text_format(&note, "%s%s%s", before, companions->note ? "; " : "", wb_error_message()));
+    free(companions->note);
+    companions->note = note;
+    return WB_OK;
+}
+
 static wb_status read_file(wb_companions *companions, const char *path, const char *name) {
-    struct stat info;
-    if (stat(path, &info) != 0) return wb_fail(WB_IO, "%s: %s", path, strerror(errno));
-    if (!S_ISREG(info.st_mode) || (uint64_t)info.st_size > SMALL_FILE_BYTES) return WB_OK;
+    const size_t room = ALL_FILES_BYTES - companions->bytes;
+    companion file = {0};
     WB_TRY(WB_GROW(companions->files, companions->n + 1, &companions->capacity, path));
-    companion *file = &companions->files[companions->n++];
-    *file = (companion){0};
-    WB_TRY(wb_text_format(&file->name, "%s", name));
-    return wb_file_read(path, SMALL_FILE_BYTES, &file->text, &file->bytes);
+    wb_status status =
+        wb_file_read(path, room < SMALL_FILE_BYTES ? room : SMALL_FILE_BYTES, &file.text, &file.bytes);
+    if (status == WB_OUT_OF_MEMORY) return status;
+    if (status != WB_OK) return leave_file(companions);
+    status = wb_text_format(&file.name, "%s", name);
+    if (status != WB_OK) {
+        free(file.text);
+        return status;
+    }
+    companions->files[companions->n++] = file;
+    companions->bytes += file.bytes;
+    return WB_OK;
 }
 
 static wb_status read_dir(wb_companions *companions, const char *dir) {
@@ -95,19 +120,29 @@ void wb_companions_close(wb_companions *companions) {
         free(companions->files[i].text);
     }
     free(companions->files);
+    free(companions->note);
     free(companions);
 }
 
+const char *wb_companions_note(const wb_companions *companions) {
+    return companions ? companions->note : NULL;
+}
+
+static wb_status write_file(const companion *file, const char *dir, bool keep) {
+    char *path = NULL;
+    WB_TRY(wb_text_format(&path, "%s/%s", dir, file->name));
+    wb_status status = WB_OK;
+    if (!keep || access(path, F_OK) != 0) status = wb_file_replace(path, file->text, file->bytes);
+    free(path);
+    return status;
+}
+
+/* Where they are from, what is there stays: somebody may have changed it since. The directory is known by its
+ * number, which a new one may have been given since: so that says nothing about what is in it. */
 wb_status wb_companions_write(const wb_companions *companions, const char *dir) {
     struct stat info;
     if (stat(dir, &info) != 0) return wb_fail(WB_IO, "%s: %s", dir, strerror(errno));
-    if (info.st_dev == companions->device && info.st_ino == companions->inode) return WB_OK;
-    for (size_t i = 0; i < companions->n; i++) {
-        char *path = NULL;
-        WB_TRY(wb_text_format(&path, "%s/%s", dir, companions->files[i].name));
-        const wb_status status = wb_file_replace(path, companions->files[i].text, companions->files[i].bytes);
-        free(path);
-        WB_TRY(status);
-    }
+    const bool source = info.st_dev == companions->device && info.st_ino == companions->inode;
+    for (size_t i = 0; i < companions->n; i++) WB_TRY(write_file(&companions->files[i], dir, source));
     return WB_OK;
 }

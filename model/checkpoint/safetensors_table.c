@@ -1,7 +1,6 @@
 /* safetensors_table.c - the tensors of opened files by name, and their end. Refuses: reading a header. */
 #include "safetensors_table.h"
 #include "wb_check.h"
-#include "wb_hash.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -50,19 +49,6 @@ const char *wb_safetensors_note(const wb_safetensors *tensors) {
 
 uint64_t wb_safetensors_digest(const wb_safetensors *tensors) {
     return tensors->digest;
-}
-
-uint64_t wb_safetensors_sample(const wb_safetensors *st) {
-    enum { SAMPLE_BYTES = 64 };
-    wb_hash hash;
-    wb_hash_start(&hash);
-    for (size_t i = 0; i < st->n; i++) {
-        const st_entry *entry = &st->entries[i];
-        const size_t bytes = entry->end - entry->begin, n = bytes < SAMPLE_BYTES ? bytes : SAMPLE_BYTES;
-        const st_file *file = &st->files[entry->file];
-        wb_hash_add(&hash, file->map + file->data_start + entry->begin + (bytes - n) / 2, n);
-    }
-    return wb_hash_value(&hash);
 }
 
 size_t wb_safetensors_lookup(const wb_safetensors *st, const char *name) {

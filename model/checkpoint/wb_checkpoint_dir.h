@@ -24,14 +24,16 @@ typedef bool (*wb_keep_shard)(const void *ctx, const char *name);
 wb_status wb_checkpoint_remove_stale(const char *dir, wb_keep_shard keep, const void *ctx);
 
 /* The small files beside the weights of a directory (tokenizer, generation_config; not config.json and no
- * index), in memory: a model is saved with them when the directory is long gone. Files above 64 MiB stay
- * behind. */
+ * index), in memory: a model is saved with them when the directory is long gone. Files above 64 MiB, those
+ * beyond 256 MiB together and those that cannot be read stay behind, and the note says so. */
 typedef struct wb_companions wb_companions;
 wb_status wb_companions_read(const char *dir, wb_companions **companions_out);
 /* One more owner, and one less: the last one's close frees. NULL is a no-op. */
 wb_companions *wb_companions_share(wb_companions *companions);
 void wb_companions_close(wb_companions *companions);
-/* Writes them into `dir`, unless that is where they are from. */
+/* Why some are not kept, for a person; NULL: all are. Owner: `companions`, which may be NULL. */
+const char *wb_companions_note(const wb_companions *companions);
+/* Writes them into `dir`; where they are from, only those that are missing. */
 wb_status wb_companions_write(const wb_companions *companions, const char *dir);
 
 #endif

@@ -18,10 +18,6 @@ const char *wb_safetensors_name(const wb_safetensors *tensors, size_t i);
 /* A number from all headers and file sizes: the same files give the same number on every rank. */
 uint64_t wb_safetensors_digest(const wb_safetensors *tensors);
 
-/* A number from a few bytes in the middle of every tensor: other weights of the same shape almost surely give
- * another one, for a page of each. */
-uint64_t wb_safetensors_sample(const wb_safetensors *tensors);
-
 /* Writes header and tensors to an open file. `emit` writes tensor i's bytes with wb_new_file_write; NULL:
  * they are views[i].data. */
 typedef wb_status (*wb_tensor_emit)(void *ctx, size_t i, wb_new_file *file);

@@ -67,6 +67,8 @@ static int setup(void **state) {
     wb_model_close(created);
     temp_write(temp_in(p->single.text, "tokenizer.json").text, "{}", 2);
     make_shards(p);
+    temp_write(temp_in(p->shards.text, "tokenizer.json").text, "{}", 2);
+    assert_int_equal(symlink("nowhere", temp_in(p->shards.text, "vocab.txt").text), 0);
     assert_int_equal(wb_model_open(p->single.text, &options, &p->model), WB_OK);
     assert_int_equal(wb_model_save(p->model, p->saved.text), WB_OK);
     *state = p;
@@ -162,6 +164,14 @@ static wb_status create_model(const place *p) {
     return status;
 }
 
+static wb_status clone_model(const place *p) {
+    wb_model_options options = options_of(p);
+    wb_model *clone = NULL;
+    wb_status status = wb_model_clone(p->model, &options, &clone);
+    wb_model_close(clone);
+    return status;
+}
+
 static wb_status save_model(const place *p) {
     return wb_model_save(p->model, p->saved.text);
 }
@@ -196,6 +206,10 @@ static void test_model_create(void **state) {
     every_allocation(*state, create_model);
 }
 
+static void test_model_clone(void **state) {
+    every_allocation(*state, clone_model);
+}
+
 static void test_model_save(void **state) {
     place *p = *state;
     every_allocation(p, save_model);
@@ -210,6 +224,7 @@ int main(void) {
         cmocka_unit_test(test_config_load),      cmocka_unit_test(test_config_text),
         cmocka_unit_test(test_safetensors_open), cmocka_unit_test(test_model_open),
         cmocka_unit_test(test_model_create),     cmocka_unit_test(test_model_save),
+        cmocka_unit_test(test_model_clone),
     };
     if (!ALLOC_FAIL_WORKS) {
         fprintf(stderr, "skipped: a sanitizer replaces malloc\n");

@@ -549,6 +549,12 @@ static void test_save_over_the_source(void **state) {
     assert_true(temp_exists(temp_in(out.text, "tokenizer.json").text));
 }
 
+static void expect_text(temp_path folder, const char *name, const char *expected) {
+    char *text = temp_read(temp_in(folder.text, name).text, NULL);
+    assert_string_equal(text, expected);
+    free(text);
+}
+
 static void test_small_files_come_along(void **state) {
     (void)state;
     static const char *const copied[] = {"tokenizer.json", "tokenizer.bin", "vocab.txt", "spiece.model",
@@ -560,11 +566,7 @@ static void test_small_files_come_along(void **state) {
         temp_write(temp_in(from.text, copied[i]).text, copied[i], strlen(copied[i]));
     for (size_t i = 0; i < 3; i++) temp_write(temp_in(from.text, left[i]).text, "x", 1);
     open_expect_save(from.text, WB_BF16, 1, NULL, out.text);
-    for (size_t i = 0; i < 5; i++) {
-        char *text = temp_read(temp_in(out.text, copied[i]).text, NULL);
-        assert_string_equal(text, copied[i]);
-        free(text);
-    }
+    for (size_t i = 0; i < 5; i++) expect_text(out, copied[i], copied[i]);
     for (size_t i = 0; i < 3; i++) assert_false(temp_exists(temp_in(out.text, left[i]).text));
     json_t *config = json_load_file(temp_in(out.text, "config.json").text, 0, NULL);
     assert_string_equal(json_string_value(json_object_get(config, "dtype")), "bfloat16");
@@ -635,6 +637,24 @@ static void test_half_done_save_has_no_index(void **state) {
     expect_open_fails(out.text, WB_NOT_FOUND, "neither model.safetensors nor model.safetensors.index.json");
     open_expect_save(golden("qwen3_moe").text, WB_F32, 2, NULL, out.text);
     expect_same_tensors(golden("qwen3_moe").text, out.text);
+}
+
+/* An index or a single file that cannot be put in place leaves the earlier save, which can be opened. */
+static void test_failed_change_of_layout_keeps_the_earlier_one(void **state) {
+    (void)state;
+    for (int ranks = 1; ranks <= 2; ranks++) {
+        temp_path out = temp_in(dir.text, ranks == 1 ? "to_one" : "to_shards");
+        temp_path last = temp_in(out.text, ranks == 1 ? "model.safetensors" : "model.safetensors.index.json");
+        open_expect_save(golden("qwen3_moe").text, WB_F32, 3 - ranks, NULL, out.text);
+        wb_config config;
+        assert_int_equal(wb_config_load(golden("qwen3_moe").text, &config), WB_OK);
+        job j = {.config = &config, .seed = 5, .dtype = WB_F32, .save = out.text};
+        refused_rename = last.text;
+        run_job(&j, ranks);
+        refused_rename = NULL;
+        assert_int_equal(j.status[0], WB_IO);
+        open_expect_save(out.text, WB_F32, 1, golden("qwen3_moe").text, NULL);
+    }
 }
 
 /* ---- creating -------------------------------------------------------------------------------- */
@@ -998,14 +1018,14 @@ static temp_path with_other_bit(const char *folder, const char *name, size_t at)
     return out;
 }
 
-/* Of what all ranks hold, every bit is compared; of experts, some bytes in the middle. */
+/* Of what all ranks hold, every bit is compared; of a large expert, the middle. */
 static void test_ranks_with_other_weights_of_the_same_shape(void **state) {
     (void)state;
     temp_path same = with_other_bit("bits_same", NULL, 0);
     temp_path attention = with_other_bit("bits_attention", "model.layers.1.self_attn.q_proj.weight", 5);
     temp_path expert = with_other_bit("bits_expert", "model.layers.0.mlp.experts.3.up_proj.weight", SIZE_MAX);
-    expect_two_disagree(same.text, attention.text, "weights that all ranks hold");
-    expect_two_disagree(same.text, expert.text, "source of the weights");
+    expect_two_disagree(same.text, attention.text, "model.layers.1.self_attn.q_proj.weight");
+    expect_two_disagree(same.text, expert.text, "model.layers.0.mlp.experts.3.up_proj.weight");
     expect_two_disagree(expert.text, same.text, "rank 1");
     job j = open_job(same.text, WB_F32);
     run_job(&j, 2);
@@ -1018,24 +1038,76 @@ static void test_a_base_that_is_gone_takes_nothing_along(void **state) {
     temp_path base = temp_in(dir.text, "base_gone"), out = temp_in(dir.text, "base_gone_saved");
     wb_device *device;
     wb_comm *comm;
-    wb_model *model;
     open_expect_save(golden("olmoe").text, WB_F32, 1, NULL, base.text);
     temp_write(temp_in(base.text, "tokenizer.json").text, "words", 5);
-    assert_int_equal(wb_device_open_cpu(1, &device), WB_OK);
-    assert_int_equal(wb_comm_open_self(&comm), WB_OK);
-    wb_model_options options = wb_model_options_default();
-    options.device = device;
-    options.comm = comm;
-    assert_int_equal(wb_model_open(base.text, &options, &model), WB_OK);
+    wb_model *model = open_one(base.text, WB_F32, &device, &comm);
     assert_int_equal(rename(base.text, temp_in(dir.text, "base_elsewhere").text), 0);
     if (wb_model_save(model, out.text) != WB_OK) fail_msg("%s", wb_error_message());
-    char *text = temp_read(temp_in(out.text, "tokenizer.json").text, NULL);
-    assert_string_equal(text, "words");
-    free(text);
-    wb_model_close(model);
-    wb_comm_close(comm);
-    wb_device_close(device);
+    expect_text(out, "tokenizer.json", "words");
+    close_one(model, device, comm);
     open_expect_save(out.text, WB_F32, 1, golden("olmoe").text, NULL);
+}
+
+/* A run that resumes from its checkpoint saves into a new directory, which takes the place of the one that it
+ * came from. File systems give the new one the number of one that is gone. */
+static void test_a_base_that_is_replaced_again_and_again(void **state) {
+    (void)state;
+    temp_path base = temp_in(dir.text, "replaced"), fresh = temp_in(dir.text, "replaced_new");
+    wb_device *device;
+    wb_comm *comm;
+    open_expect_save(golden("olmoe").text, WB_F32, 1, NULL, base.text);
+    temp_write(temp_in(base.text, "tokenizer.json").text, "words", 5);
+    wb_model *model = open_one(base.text, WB_F32, &device, &comm);
+    for (int i = 0; i < 4; i++) {
+        if (wb_model_save(model, fresh.text) != WB_OK) fail_msg("%s", wb_error_message());
+        temp_remove(base);
+        assert_int_equal(rename(fresh.text, base.text), 0);
+        expect_text(base, "tokenizer.json", "words");
+    }
+    close_one(model, device, comm);
+}
+
+/* Saved where it is from: what is there is somebody's, and newer; what is missing comes back. */
+static void test_small_files_where_the_model_is_from(void **state) {
+    (void)state;
+    temp_path base = temp_in(dir.text, "from_here"), vocab = temp_in(base.text, "vocab.txt");
+    wb_device *device;
+    wb_comm *comm;
+    open_expect_save(golden("olmoe").text, WB_F32, 1, NULL, base.text);
+    temp_write(temp_in(base.text, "tokenizer.json").text, "words", 5);
+    temp_write(vocab.text, "a b c", 5);
+    wb_model *model = open_one(base.text, WB_F32, &device, &comm);
+    temp_write(temp_in(base.text, "tokenizer.json").text, "newer", 5);
+    assert_int_equal(unlink(vocab.text), 0);
+    if (wb_model_save(model, base.text) != WB_OK) fail_msg("%s", wb_error_message());
+    expect_text(base, "tokenizer.json", "newer");
+    expect_text(base, "vocab.txt", "a b c");
+    close_one(model, device, comm);
+}
+
+/* What cannot be kept does not stop a model from being opened, and is said. */
+static void test_small_files_that_stay_behind(void **state) {
+    (void)state;
+    temp_path base = temp_in(dir.text, "too_large"), out = temp_in(dir.text, "too_large_saved");
+    temp_path large = temp_in(base.text, "large.json");
+    wb_device *device;
+    wb_comm *comm;
+    open_expect_save(golden("olmoe").text, WB_F32, 1, NULL, base.text);
+    temp_write(temp_in(base.text, "tokenizer.json").text, "words", 5);
+    temp_write(large.text, "x", 1);
+    assert_int_equal(truncate(large.text, ((off_t)64 << 20) + 1), 0);
+    assert_int_equal(symlink("nowhere", temp_in(base.text, "vocab.txt").text), 0);
+    wb_model *model = open_one(base.text, WB_F32, &device, &comm);
+    assert_non_null(wb_model_note(model));
+    assert_non_null(strstr(wb_model_note(model), "too_large"));
+    assert_non_null(
+        strstr(wb_model_note(model), "large.json: expected at most 67108864 bytes, found 67108865"));
+    assert_non_null(strstr(wb_model_note(model), "vocab.txt"));
+    assert_null(strstr(wb_model_note(model), "tokenizer.json"));
+    if (wb_model_save(model, out.text) != WB_OK) fail_msg("%s", wb_error_message());
+    expect_text(out, "tokenizer.json", "words");
+    assert_false(temp_exists(temp_in(out.text, "large.json").text));
+    close_one(model, device, comm);
 }
 
 static void test_ranks_that_open_different_models(void **state) {
@@ -1076,6 +1148,7 @@ int main(void) {
         cmocka_unit_test(test_unwritable_directory),
         cmocka_unit_test(test_failed_save_keeps_the_earlier_one),
         cmocka_unit_test(test_half_done_save_has_no_index),
+        cmocka_unit_test(test_failed_change_of_layout_keeps_the_earlier_one),
         cmocka_unit_test(test_a_seed_gives_the_same_model_at_any_rank_count),
         cmocka_unit_test(test_created_models_read_back),
         cmocka_unit_test(test_created_weights_are_normal_and_differ_by_seed_and_name),
@@ -1093,6 +1166,9 @@ int main(void) {
         cmocka_unit_test(test_ranks_that_open_different_models),
         cmocka_unit_test(test_ranks_with_other_weights_of_the_same_shape),
         cmocka_unit_test(test_a_base_that_is_gone_takes_nothing_along),
+        cmocka_unit_test(test_a_base_that_is_replaced_again_and_again),
+        cmocka_unit_test(test_small_files_where_the_model_is_from),
+        cmocka_unit_test(test_small_files_that_stay_behind),
         cmocka_unit_test(test_a_failure_on_one_rank_ends_all),
     };
     return cmocka_run_group_tests(tests, setup, teardown);

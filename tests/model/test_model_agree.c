@@ -120,6 +120,23 @@ static void *run_disagreement(void *comm) {
     return (void *)(intptr_t)failures;
 }
 
+/* The last rank asks for a clone of another dtype. */
+static void *run_clones(void *comm) {
+    const wb_config config = variant_config(VARIANT_QWEN3);
+    fixture f = fixture_create(&config, 11, comm, 1);
+    wb_model *clone = NULL;
+    wb_model_options options = wb_model_options_default();
+    options.device = f.device;
+    options.comm = comm;
+    if (wb_comm_rank(comm) == RANKS - 1) options.dtype = WB_BF16;
+    const wb_status status = wb_model_clone(f.model, &options, &clone);
+    const bool refused = status == WB_PEER && strstr(wb_error_message(), "model dtype and max_positions");
+    if (!refused) fprintf(stderr, "clone, rank %d: expected a peer that disagrees\n", wb_comm_rank(comm));
+    wb_model_close(clone);
+    fixture_close(&f);
+    return (void *)(intptr_t)!refused;
+}
+
 static void run_ranks(void *(*rank)(void *comm)) {
     wb_comm *comms[RANKS];
     pthread_t threads[RANKS];
@@ -141,6 +158,7 @@ static void test_one_rank_fails_before_the_first_exchange(void **unused) {
 static void test_ranks_with_different_models_get_none(void **unused) {
     (void)unused;
     run_ranks(run_disagreement);
+    run_ranks(run_clones);
 }
 
 int main(void) {
