@@ -252,7 +252,7 @@ wb_status wb_infer_forward(wb_infer *infer, const wb_infer_batch *batch, const w
     const float *x = NULL;
     WB_TRY(wb_comm_agree(infer->model->comm, prepare(infer, batch, routing, &pass)));
     WB_TRY(wb_collective_end(infer->model, layers_forward(infer, batch, &pass, &x)));
-    /* After the last exchange nobody waits for this rank: a failure is its own, and the communicator lives. */
+    /* After the last exchange nobody waits for this rank: a failure is its own, the communicator lives. */
     WB_TRY(head_forward(infer, batch->n_logits, x));
     WB_TRY(wb_routing_give(infer->model, &infer->memory, &pass));
     *logits_out = infer->logits.data;

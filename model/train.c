@@ -50,11 +50,6 @@ void wb_train_close(wb_train *train) {
 
 /* ---- forward --------------------------------------------------------------------------------- */
 
-float *wb_train_residual(const wb_train *train, int32_t l) {
-    const int64_t place = train->forward_only ? l % 2 : l;
-    return (float *)train->residual.data + place * train->T * train->model->config.hidden_size;
-}
-
 /* All that can fail on one rank alone, before the first exchange of rows. */
 static wb_status prepare_forward(wb_train *train, const wb_train_batch *batch, const wb_routing *routing) {
     const wb_config *config = &train->model->config;

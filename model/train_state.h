@@ -39,7 +39,10 @@ struct wb_train {
 };
 
 /* Input of layer l, [T, H]; of n_layers: the output of the last. */
-float *wb_train_residual(const wb_train *train, int32_t l);
+static inline float *wb_train_residual(const wb_train *train, int32_t l) {
+    const int64_t place = train->forward_only ? l % 2 : l;
+    return (float *)train->residual.data + place * train->T * train->model->config.hidden_size;
+}
 
 /* ---- gradients (train_grads.c) -------------------------------------------------------------------- */
 

@@ -222,7 +222,7 @@ typedef struct wb_train wb_train;
 /* From wb_train_options_init. */
 typedef struct wb_train_options {
     size_t size; /* bytes of this struct */
-    /* Default false; true: no gradients and nothing kept for a backward, which is refused. */
+    /* Default false. True: no gradients, and nothing is kept for a backward, which is refused. */
     bool forward_only;
     uint8_t reserved[7]; /* zero */
 } wb_train_options;

@@ -100,14 +100,18 @@ uint64_t task_digest(const task *t);
  * to its standard output, each as soon as it is known. A process a rank, from the first batch to the end. */
 typedef struct reward_program reward_program;
 wb_status reward_open(const options *o, reward_program **program_out);
-/* Ends the program: its input is closed, and it has ten seconds. The status is how it ended. NULL is OK. */
+/* Ends the program: its input is closed, and it has ten seconds. The status is how it ended, or that it
+ * answered too much. NULL is OK. */
 wb_status reward_end(reward_program *program);
 void reward_close(reward_program *program); /* kills what is still there */
-/* The rewards of n records of a step, [n]. Fails when the program ends, takes longer than --reward-timeout for
- * the next line, answers too much, or something that is not a finite number; the message names the request and
- * where the batch's dump is. */
+/* The rewards of n records of a step, [n]. Fails when the program ends, takes longer than --reward-timeout
+ * for the next line, answers too much, or something that is not a finite number; the message names the
+ * request and where the batch's dump is. Where this rank was told to stop (interrupt_signal) the program is
+ * killed and rewards may be missing. */
 wb_status reward_batch(reward_program *program, const task *t, uint64_t step, int64_t n,
                        const wb_record *const *records, double *rewards_out);
+/* Fails where it has answered more than it was asked by now. NULL is OK. */
+wb_status reward_check(reward_program *program);
 
 /* ---- group_queue.c --------------------------------------------------------------------------- */
 

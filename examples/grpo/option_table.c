@@ -23,7 +23,8 @@ const option_row option_rows[] = {
     {"--reward-cmd", TEXT, KEPT, FIELD(reward_cmd), 0, 0, NULL, "CMD",
      "started once a rank: reads completions as JSON lines, answers each with a number in a line, flushed"},
     {"--reward-timeout", INTEGER, FREE, FIELD(reward_timeout), 1, MANY, NULL, "SECONDS",
-     "how long --reward-cmd may take for the next answer"},
+     "how long --reward-cmd may take for the next answer; for a rank's whole batch the others wait "
+     "--peer-timeout"},
     {"--replay", CHOICE, KEPT, FIELD(replay), 0, 0, "off|record|rollout", "MODE",
      "routes of training: free (off), of the first training forward (record, R2), of the rollout (rollout, "
      "R3)"},

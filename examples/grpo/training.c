@@ -93,6 +93,14 @@ static void close_trainer(trainer *t) {
     wb_model_close(t->model);
 }
 
+/* Signals come to single ranks, or to all at different moments. */
+static wb_status agree_on_signal(const trainer *t, int *signal_out) {
+    uint64_t number = (uint64_t)interrupt_signal();
+    WB_TRY(wb_comm_all_reduce_max_u64(t->comm, &number));
+    *signal_out = (int)number;
+    return WB_OK;
+}
+
 /* *signal_out: not 0 when the step was dropped, because some rank was told to stop before it trained. The
  * dump comes before the rewards: what was generated is not lost with a reward program that fails. */
 static wb_status one_step(trainer *t, const rollout_side *side, report *r, int *signal_out) {
@@ -107,21 +115,17 @@ static wb_status one_step(trainer *t, const rollout_side *side, report *r, int *
         status = wb_comm_agree(
             t->comm, dumps_write(t->o, wb_model_routes(t->model), wb_comm_rank(t->comm), t->step, &b));
     if (status == WB_OK) status = rollouts_reward(t->comm, t->o, side->task, side->rewards, t->step, &b);
+    if (status == WB_OK) status = agree_on_signal(t, signal_out);
+    bool dropped = *signal_out != 0;
     start = now_seconds();
-    if (status == WB_OK) status = train_step(t, &b, r, &m);
+    if (status == WB_OK && !dropped) status = train_step(t, &b, r, &m);
     m.seconds_train = now_seconds() - start;
     batch_free(&b);
-    WB_TRY(status);
+    if (status != WB_OK || dropped) return status;
+    /* Before a checkpoint keeps what the rewards have led to. */
+    WB_TRY(wb_comm_agree(t->comm, reward_check(side->rewards)));
     WB_TRY(wb_engine_set_weights(side->engine, t->model, ++t->weight_version));
     return wb_comm_agree(t->comm, report_step(r, t->step, &m));
-}
-
-/* Signals come to single ranks, or to all at different moments. */
-static wb_status agree_on_signal(const trainer *t, int *signal_out) {
-    uint64_t number = (uint64_t)interrupt_signal();
-    WB_TRY(wb_comm_all_reduce_max_u64(t->comm, &number));
-    *signal_out = (int)number;
-    return WB_OK;
 }
 
 static void say_stopped(const trainer *t, report *r, int number, bool dropped, bool saved) {
@@ -156,9 +160,12 @@ static wb_status train_loop(trainer *t, const rollout_side *side, report *r, int
     return WB_OK;
 }
 
-/* The run is over and saved, so that a program which ends badly now is no failure of it. */
-static void end_rewards(const rollout_side *side, report *r) {
-    if (reward_end(side->rewards) != WB_OK) report_line(r, "after the last step: %s", wb_error_message());
+/* The run is over and saved, so that a program which ends badly now is no failure of it; each rank says its
+ * own, also a quiet one. */
+static void end_rewards(const trainer *t, const rollout_side *side) {
+    if (reward_end(side->rewards) != WB_OK)
+        fprintf(stderr, "waybill-grpo: rank %d: after the last step: %s\n", wb_comm_rank(t->comm),
+                wb_error_message());
 }
 
 /* What a run says of its task at the start. */
@@ -308,7 +315,7 @@ wb_status training_run(const options *given, wb_device *device, wb_comm *comm, i
     say_task(r, &o, side.task, &notes);
     WB_GOTO(train_loop(&t, &side, r, signal_out), close_all);
     report_summary(r);
-    end_rewards(&side, r);
+    end_rewards(&t, &side);
 close_all:
     reward_close(side.rewards);
     report_close(r);

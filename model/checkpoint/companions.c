@@ -1,5 +1,5 @@
-/* companions.c - the small files that a checkpoint has beside its weights, kept in memory (wb_checkpoint_dir.h).
- * Refuses: what is in them. */
+/* companions.c - the small files that a checkpoint has beside its weights, kept in memory: see
+ * wb_checkpoint_dir.h. Refuses: what is in them. */
 #include "wb_check.h"
 #include "wb_checkpoint_dir.h"
 #include "wb_file.h"

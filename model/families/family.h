@@ -32,7 +32,7 @@ typedef struct wb_family_rules {
     int32_t n_kv_heads;             /* 0: as many as heads */
     wb_router_type router_types[2]; /* where norm_topk_prob is false, and true */
     bool norm_topk_prob, tie_word_embeddings, attention_bias;
-    bool clips;                     /* has the key clip_qkv */
+    bool clips; /* has the key clip_qkv */
 
     /* ---- keys that only this family has; check and write may be NULL ---- */
 

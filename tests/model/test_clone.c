@@ -1,5 +1,5 @@
-/* test_clone.c - a model made from another one's weights, and a trainer for forwards only: the same bits as what
- * they stand for, no file, no memory for a backward. Argument 1 sets the seed. */
+/* test_clone.c - a model made from another one's weights, and a trainer for forwards only: the same bits as
+ * what they stand for, no file, no memory for a backward. Argument 1 sets the seed. */
 #include "model_fixture.h"
 #include "wb_comm.h"
 

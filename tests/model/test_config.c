@@ -166,8 +166,8 @@ static void test_released_spelling_and_defaults(void **state) {
     expect_ok("qwen3_moe", "layer_types", "[\"full_attention\"]");
 }
 
-/* What is meant where a key is absent is the family's, as in its class in transformers 5.24; a number may come
- * under either of two keys. */
+/* What is meant where a key is absent is the family's, as in its class in transformers 5.24; a number may
+ * come under either of two keys. */
 static void test_rule_34_defaults_are_the_familys(void **state) {
     (void)state;
     static const struct {
