@@ -137,6 +137,35 @@ static void *run_clones(void *comm) {
     return (void *)(intptr_t)!refused;
 }
 
+/* What makes a model, in each of the three ways. */
+static wb_status make_model(int way, const fixture *f, const wb_model_options *options, wb_model **out) {
+    if (way == 0) return wb_model_open(WB_TEST_DATA "/qwen3_moe", options, out);
+    if (way == 1) return wb_model_create(wb_model_config(f->model), 1, 0.25F, options, out);
+    return wb_model_clone(f->model, options, out);
+}
+
+/* The faulty rank's options are wrong in what does not keep it from telling the others. */
+static void *run_bad_options(void *comm) {
+    static const char *const texts[] = {"expected a device", "reserved[0]: expected 0, found 1",
+                                        "dtype: expected f32 or bf16"};
+    const wb_config config = variant_config(VARIANT_QWEN3);
+    rank_case c = {.f = fixture_create(&config, 11, comm, 1)};
+    for (int fault = 0; fault < 3; fault++) {
+        for (int way = 0; way < 3; way++) {
+            wb_model *model = NULL;
+            wb_model_options options = wb_model_options_default();
+            options.device = faulty(&c) && fault == 0 ? NULL : c.f.device;
+            options.comm = comm;
+            if (faulty(&c) && fault == 1) options.reserved[0] = 1;
+            if (faulty(&c) && fault == 2) options.dtype = WB_F16;
+            expect_refused(&c, "options", make_model(way, &c.f, &options, &model), texts[fault]);
+            wb_model_close(model);
+        }
+    }
+    fixture_close(&c.f);
+    return (void *)(intptr_t)c.failures;
+}
+
 static void run_ranks(void *(*rank)(void *comm)) {
     wb_comm *comms[RANKS];
     pthread_t threads[RANKS];
@@ -155,6 +184,11 @@ static void test_one_rank_fails_before_the_first_exchange(void **unused) {
     run_ranks(run_rank);
 }
 
+static void test_one_rank_has_bad_options(void **unused) {
+    (void)unused;
+    run_ranks(run_bad_options);
+}
+
 static void test_ranks_with_different_models_get_none(void **unused) {
     (void)unused;
     run_ranks(run_disagreement);
@@ -165,6 +199,7 @@ int main(void) {
     alarm(60);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_one_rank_fails_before_the_first_exchange),
+        cmocka_unit_test(test_one_rank_has_bad_options),
         cmocka_unit_test(test_ranks_with_different_models_get_none),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
