@@ -76,6 +76,19 @@ static void missing_forward(rank_case *c) {
     MUST(wb_train_backward(c->f.train, ones)); /* still due on all ranks */
 }
 
+/* The faulty rank asks a trainer that has no gradients. */
+static void forwards_only(rank_case *c) {
+    const float ones[T] = {1, 1, 1, 1};
+    wb_train_options options = wb_train_options_default();
+    options.forward_only = true;
+    wb_train *only;
+    MUST(wb_train_open(c->f.model, &options, &only));
+    wb_train *train = faulty(c) ? only : c->f.train;
+    expect_refused(c, "backward without gradients", wb_train_backward(train, ones), "for forwards only");
+    expect_refused(c, "reduction without gradients", wb_train_reduce_grads(train), "for forwards only");
+    wb_train_close(only);
+}
+
 static void *run_rank(void *comm) {
     const wb_config config = variant_config(VARIANT_QWEN3);
     rank_case c = {.f = fixture_create(&config, 11, comm, 1), .tokens = {1, 2, 3, 4}};
@@ -87,6 +100,7 @@ static void *run_rank(void *comm) {
     bad_token(&c, ids);
     MUST(infer_forward(&c)); /* the ranks are still in step */
     MUST(train_forward(&c, ids));
+    forwards_only(&c);
     missing_forward(&c);
     free(ids);
     wb_infer_close(c.infer);
