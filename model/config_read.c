@@ -50,8 +50,8 @@ static wb_status check_rope_keys(const json_t *object, const char *owner) {
     return WB_OK;
 }
 
-/* One of the objects that may hold rope's parameters; it overrides *theta. */
-static wb_status read_rope_object(const json_t *root, const char *key, double *theta) {
+/* An object that may hold rope's parameters asks for plain rope. */
+static wb_status check_rope_object(const json_t *root, const char *key) {
     static const char *const type_keys[] = {"rope_type", "type"};
     const json_t *object = wb_json_value(root, key);
     if (!object) return WB_OK;
@@ -61,23 +61,48 @@ static wb_status read_rope_object(const json_t *root, const char *key, double *t
         if (type && !(json_is_string(type) && strcmp(json_string_value(type), "default") == 0))
             return wb_fail_context(wb_json_unsupported(type_keys[i], type, "\"default\""), "%s", key);
     }
-    WB_TRY(check_rope_keys(object, key));
-    wb_status status = wb_json_number(object, "rope_theta", *theta, theta);
-    return status == WB_OK ? WB_OK : wb_fail_context(status, "%s", key);
+    return check_rope_keys(object, key);
+}
+
+/* The places that may hold rope's parameters; NULL: the top. */
+static const char *const rope_places[] = {NULL, "rope_scaling", "rope_parameters"};
+enum { N_ROPE_PLACES = sizeof rope_places / sizeof rope_places[0] };
+
+static const json_t *rope_place(const json_t *root, size_t i) {
+    return rope_places[i] ? wb_json_value(root, rope_places[i]) : root;
+}
+
+/* One number: where places differ in it, loaders differ in which of them they take. */
+static wb_status read_rope_theta(const json_t *root, double absent, double *theta_out) {
+    size_t first = N_ROPE_PLACES;
+    *theta_out = absent;
+    for (size_t i = 0; i < N_ROPE_PLACES; i++) {
+        const json_t *place = rope_place(root, i);
+        double theta = 0;
+        if (!wb_json_value(place, "rope_theta")) continue;
+        const wb_status status = wb_json_number(place, "rope_theta", 0, &theta);
+        if (status != WB_OK) return rope_places[i] ? wb_fail_context(status, "%s", rope_places[i]) : status;
+        if (first < N_ROPE_PLACES && theta != *theta_out)
+            return wb_fail(WB_INVALID_ARGUMENT,
+                           "rope_theta: expected one number, found %.9g %s%s and %.9g in %s", *theta_out,
+                           rope_places[first] ? "in " : "at the top",
+                           rope_places[first] ? rope_places[first] : "", theta, rope_places[i]);
+        *theta_out = theta;
+        first = i;
+    }
+    return WB_OK;
 }
 
 static wb_status read_rope(const json_t *root, const wb_family_rules *rules, wb_config *c) {
-    static const char *const owners[] = {NULL, "rope_parameters", "rope_scaling"};
-    WB_TRY(wb_json_number(root, "rope_theta", rules->rope_theta, &c->rope_theta));
-    WB_TRY(read_rope_object(root, "rope_scaling", &c->rope_theta));
-    WB_TRY(read_rope_object(root, "rope_parameters", &c->rope_theta));
-    for (size_t i = 0; i < 3; i++) {
+    WB_TRY(check_rope_object(root, "rope_scaling"));
+    WB_TRY(check_rope_object(root, "rope_parameters"));
+    WB_TRY(read_rope_theta(root, rules->rope_theta, &c->rope_theta));
+    for (size_t i = 0; i < N_ROPE_PLACES; i++) {
         double partial = 1.0;
-        const json_t *owner = owners[i] ? wb_json_value(root, owners[i]) : root;
-        if (!owner) continue;
-        WB_TRY(wb_json_number(owner, "partial_rotary_factor", 1.0, &partial));
+        const json_t *place = rope_place(root, i);
+        WB_TRY(wb_json_number(place, "partial_rotary_factor", 1.0, &partial));
         if (partial != 1.0)
-            return wb_json_unsupported("partial_rotary_factor", wb_json_value(owner, "partial_rotary_factor"),
+            return wb_json_unsupported("partial_rotary_factor", wb_json_value(place, "partial_rotary_factor"),
                                        "1");
     }
     return WB_OK;

@@ -7,6 +7,7 @@
 #include "wb_memory.h"
 #include "wb_text.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -122,6 +123,58 @@ static wb_status open_index(wb_safetensors *st, const char *dir, const char *ind
     return status;
 }
 
+/* ---- files that are not the model's ----------------------------------------------------------- */
+
+static bool is_opened(const wb_safetensors *st, const char *name) {
+    for (size_t i = 0; i < st->n_files; i++)
+        if (strcmp(base_name(st->files[i].path), name) == 0) return true;
+    return false;
+}
+
+static bool is_tensor_file(const char *name) {
+    static const char ending[] = ".safetensors";
+    const size_t n = strlen(name), m = sizeof ending - 1;
+    return n > m && strcmp(name + n - m, ending) == 0;
+}
+
+/* *first_out: the first by name of the tensor files in `dir` that were not opened, freed with free(); NULL:
+ * there are none. */
+static wb_status find_unopened(const wb_safetensors *st, const char *dir, char **first_out, size_t *n_out) {
+    DIR *list = opendir(dir);
+    if (!list) return wb_fail(WB_IO, "%s: %s", dir, strerror(errno));
+    wb_status status = WB_OK;
+    char *first = NULL;
+    size_t n = 0;
+    for (const struct dirent *entry; status == WB_OK && (entry = readdir(list));) {
+        if (!is_tensor_file(entry->d_name) || is_opened(st, entry->d_name)) continue;
+        n++;
+        if (first && strcmp(entry->d_name, first) > 0) continue;
+        free(first);
+        first = NULL;
+        status = wb_text_format(&first, "%s", entry->d_name);
+    }
+    closedir(list);
+    WB_TRY(status);
+    *first_out = first;
+    *n_out = n;
+    return WB_OK;
+}
+
+/* Weights of another save, or an adapter: whoever put them there may expect that they count. */
+static wb_status note_unopened(wb_safetensors *st, const char *dir) {
+    char *first = NULL, *note = NULL;
+    size_t n = 0;
+    WB_TRY(find_unopened(st, dir, &first, &n));
+    if (!first) return WB_OK;
+    const wb_status status = wb_text_format(&note, "%s%s%s/%s: not of this model, ignored (%zu such files)",
+                                            st->note ? st->note : "", st->note ? "; " : "", dir, first, n);
+    free(first);
+    WB_TRY(status);
+    free(st->note);
+    st->note = note;
+    return WB_OK;
+}
+
 /* ---- open ------------------------------------------------------------------------------------ */
 
 static wb_status open_single(wb_safetensors *st, const char *path) {
@@ -154,7 +207,7 @@ static wb_status open_dir(wb_safetensors *st, const char *dir, const char *stem)
                          stem);
     free(single);
     free(index);
-    return status;
+    return status == WB_OK ? note_unopened(st, dir) : status;
 }
 
 wb_status wb_safetensors_open(const char *path, const char *stem, wb_safetensors **tensors_out) {

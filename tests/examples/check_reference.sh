@@ -6,7 +6,8 @@ for python in python3 /usr/bin/python3 ''; do
     [ -n "$python" ] || { echo "skipped: no python3"; exit 77; }
     "$python" -c 'import json' 2>/dev/null && break
 done
-common=(--prompts 8 --samples 4 --updates 2 --lr 3e-4 --seed 5 --quiet)
+loud=(--prompts 8 --samples 4 --updates 2 --lr 3e-4 --seed 5)
+common=("${loud[@]}" --quiet)
 run 1 --make-base base --warmup-steps 10 --quiet || fail "make-base"
 
 # deepen FROM TO TIMES: every layer TIMES times, so that rows of routes are as much wider
@@ -44,9 +45,11 @@ if command -v strace >/dev/null; then
     [ "$(grep -c 'base/model.safetensors' trace)" -le 1 ] || fail "the weights were opened $(grep -c 'base/model.safetensors' trace) times"
 fi
 
-echo "== a run without one, resumed with one of another shape"
+echo "== a run without one, resumed with one of another shape, in whose directory there is a file that is not the model's"
+cp base/model.safetensors deep/old.safetensors
 run 2 --model base --out other "${common[@]}" --steps 1 >log 2>&1 || { cat log; fail "first part"; }
-run 2 --model deep --out other "${common[@]}" --steps 3 --resume --kl-coef 0.1 >log 2>&1 || { cat log; fail "a reference of 5 times the layers"; }
+run 2 --model deep --out other "${loud[@]}" --steps 3 --resume --kl-coef 0.1 >log 2>&1 || { cat log; fail "a reference of 5 times the layers"; }
+[ "$(grep -c 'deep/old.safetensors: not of this model, ignored' log)" = 1 ] || { cat log; fail "nothing is said of the file that does not count"; }
 field other/metrics.jsonl kl_reference | tail -n 1 | awk '{ exit !($1 > 0) }' || fail "a deeper reference: expected a KL above 0"
 
 echo "== another vocabulary"

@@ -187,6 +187,7 @@ static void test_rule_34_defaults_are_the_familys(void **state) {
         assert_int_equal(expect_ok(family, "max_position_embeddings", NULL).max_positions, rows[i].positions);
     }
     assert_int_equal(expect_ok("qwen3_moe", "num_experts_per_token", "4").router.top_k, 4);
+    assert_true(expect_ok("qwen3_moe", "rope_theta", "1e4").rope_theta == 10000.0);
 }
 
 static void test_dense_layers(void **state) {
@@ -260,6 +261,11 @@ static void test_bad_values_are_refused(void **state) {
          "full_attention"},
         {"rope_parameters", "{\"rope_theta\":5e6,\"mrope_section\":[16,24,24]}", WB_UNSUPPORTED,
          "found mrope_section"},
+        /* One of the three places that may hold it, or all the same: loaders differ in which they take. */
+        {"rope_theta", "5e6", WB_INVALID_ARGUMENT,
+         "rope_theta: expected one number, found 5000000 at the top and 10000 in rope_parameters"},
+        {"rope_scaling", "{\"rope_type\":\"default\",\"rope_theta\":5e6}", WB_INVALID_ARGUMENT,
+         "rope_theta: expected one number, found 5000000 in rope_scaling and 10000 in rope_parameters"},
         {"num_experts_per_token", "3", WB_INVALID_ARGUMENT,
          "num_experts_per_tok: expected num_experts_per_token 3, found"},
         {"rope_parameters", "{\"partial_rotary_factor\":0.5}", WB_UNSUPPORTED, "partial_rotary_factor"},
