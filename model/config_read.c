@@ -32,17 +32,20 @@ static wb_status read_unsupported(const json_t *root) {
     return WB_OK;
 }
 
+static bool is_one_of(const char *key, size_t n, const char *const *known) {
+    for (size_t i = 0; i < n; i++)
+        if (strcmp(key, known[i]) == 0) return true;
+    return false;
+}
+
 /* A layout by layer type ({"full_attention": {...}}) or a key that plain rope does not have would change the
  * function, and must not be passed over. */
-static wb_status check_rope_keys(const json_t *object, const char *owner) {
+static wb_status check_rope_object(const json_t *object, const char *owner) {
     static const char *const known[] = {"rope_type", "type", "rope_theta", "partial_rotary_factor"};
     const char *key;
     json_t *value;
     json_object_foreach((json_t *)(uintptr_t)object, key, value) {
-        bool found = json_is_null(value);
-        for (size_t i = 0; !found && i < sizeof known / sizeof known[0]; i++)
-            found = strcmp(key, known[i]) == 0;
-        if (!found)
+        if (!json_is_null(value) && !is_one_of(key, sizeof known / sizeof known[0], known))
             return wb_fail(WB_UNSUPPORTED,
                            "%s: supported are rope_type, rope_theta and partial_rotary_factor, found %s",
                            owner, key);
@@ -50,36 +53,80 @@ static wb_status check_rope_keys(const json_t *object, const char *owner) {
     return WB_OK;
 }
 
-/* One of the objects that may hold rope's parameters; it overrides *theta. */
-static wb_status read_rope_object(const json_t *root, const char *key, double *theta) {
+/* Whether "rope" is one of the words of a key, which "_" parts. */
+static bool is_about_rope(const char *key) {
+    for (const char *at = strstr(key, "rope"); at; at = strstr(at + 4, "rope"))
+        if ((at == key || at[-1] == '_') && (at[4] == '\0' || at[4] == '_')) return true;
+    return false;
+}
+
+/* Other keys about rope, beside the objects (rope_local_base_freq, no_rope_layers), are another layout too. */
+static wb_status check_rope_keys(const json_t *root) {
+    static const char *const known[] = {"rope_theta", "rope_scaling", "rope_parameters"};
+    const char *key;
+    json_t *value;
+    json_object_foreach((json_t *)(uintptr_t)root, key, value) {
+        const bool off = json_is_null(value) || json_is_false(value);
+        if (!off && is_about_rope(key) && !is_one_of(key, sizeof known / sizeof known[0], known))
+            return wb_json_unsupported(key, value, "none");
+    }
+    return WB_OK;
+}
+
+/* Where rope_theta was found; `place` NULL: nowhere yet. */
+typedef struct rope_base {
+    double theta;
+    const char *place;
+} rope_base;
+
+/* Loaders differ in which place they take it from where there are several, so that all must have one number. */
+static wb_status read_theta(const json_t *object, const char *place, rope_base *base) {
+    double theta = 0;
+    if (!wb_json_value(object, "rope_theta")) return WB_OK;
+    WB_TRY(wb_json_number(object, "rope_theta", 0, &theta));
+    if (base->place && theta != base->theta)
+        return wb_fail(WB_INVALID_ARGUMENT, "rope_theta: expected %.9g as %s, found %.9g", base->theta,
+                       base->place, theta);
+    *base = (rope_base){theta, place};
+    return WB_OK;
+}
+
+static wb_status read_partial(const json_t *owner) {
+    double partial = 1.0;
+    WB_TRY(wb_json_number(owner, "partial_rotary_factor", 1.0, &partial));
+    if (partial == 1.0) return WB_OK;
+    return wb_json_unsupported("partial_rotary_factor", wb_json_value(owner, "partial_rotary_factor"), "1");
+}
+
+static wb_status read_rope_values(const json_t *object, const char *place, rope_base *base) {
     static const char *const type_keys[] = {"rope_type", "type"};
-    const json_t *object = wb_json_value(root, key);
-    if (!object) return WB_OK;
-    if (!json_is_object(object)) return wb_json_wrong_type(key, object, "an object");
     for (size_t i = 0; i < 2; i++) {
         const json_t *type = wb_json_value(object, type_keys[i]);
         if (type && !(json_is_string(type) && strcmp(json_string_value(type), "default") == 0))
-            return wb_fail_context(wb_json_unsupported(type_keys[i], type, "\"default\""), "%s", key);
+            return wb_json_unsupported(type_keys[i], type, "\"default\"");
     }
-    WB_TRY(check_rope_keys(object, key));
-    wb_status status = wb_json_number(object, "rope_theta", *theta, theta);
-    return status == WB_OK ? WB_OK : wb_fail_context(status, "%s", key);
+    WB_TRY(read_theta(object, place, base));
+    return read_partial(object);
+}
+
+/* One of the objects that may hold rope's parameters. */
+static wb_status read_rope_object(const json_t *root, const char *key, const char *place, rope_base *base) {
+    const json_t *object = wb_json_value(root, key);
+    if (!object) return WB_OK;
+    if (!json_is_object(object)) return wb_json_wrong_type(key, object, "an object");
+    const wb_status status = read_rope_values(object, place, base);
+    if (status != WB_OK) return wb_fail_context(status, "%s", key);
+    return check_rope_object(object, key);
 }
 
 static wb_status read_rope(const json_t *root, const wb_family_rules *rules, wb_config *c) {
-    static const char *const owners[] = {NULL, "rope_parameters", "rope_scaling"};
-    WB_TRY(wb_json_number(root, "rope_theta", rules->rope_theta, &c->rope_theta));
-    WB_TRY(read_rope_object(root, "rope_scaling", &c->rope_theta));
-    WB_TRY(read_rope_object(root, "rope_parameters", &c->rope_theta));
-    for (size_t i = 0; i < 3; i++) {
-        double partial = 1.0;
-        const json_t *owner = owners[i] ? wb_json_value(root, owners[i]) : root;
-        if (!owner) continue;
-        WB_TRY(wb_json_number(owner, "partial_rotary_factor", 1.0, &partial));
-        if (partial != 1.0)
-            return wb_json_unsupported("partial_rotary_factor", wb_json_value(owner, "partial_rotary_factor"),
-                                       "1");
-    }
+    rope_base base = {0};
+    WB_TRY(check_rope_keys(root));
+    WB_TRY(read_theta(root, "beside the objects of rope", &base));
+    WB_TRY(read_partial(root));
+    WB_TRY(read_rope_object(root, "rope_scaling", "in rope_scaling", &base));
+    WB_TRY(read_rope_object(root, "rope_parameters", "in rope_parameters", &base));
+    c->rope_theta = base.place ? base.theta : rules->rope_theta;
     return WB_OK;
 }
 

@@ -68,7 +68,8 @@ typedef struct wb_config {
 /* Reads DIR/config.json. UNSUPPORTED names an unknown model_type or a key whose value this engine does not
  * implement (rope scaling, sliding window, an activation other than silu); CORRUPT / INVALID_ARGUMENT name
  * key, value and what was expected (K > E, E > 65536, head counts that do not divide, ...). Accepts
- * num_experts or num_local_experts, rope_theta at the top or in rope_parameters. */
+ * num_experts or num_local_experts, rope_theta at the top, in rope_scaling or in rope_parameters (where
+ * several have it, one number). */
 WB_API wb_status wb_config_load(const char *dir, wb_config *config_out);
 
 /* Whether a model of this configuration can be opened; the errors of wb_config_load. */

@@ -163,6 +163,10 @@ static void test_released_spelling_and_defaults(void **state) {
     assert_int_equal(expect_ok("qwen3_moe", "num_experts", "16").router.n_experts, 16);
     expect_ok("qwen3_moe", "sliding_window", "4096"); /* not used unless use_sliding_window */
     expect_ok("qwen3_moe", "unknown_key", "[1,2]");
+    expect_ok("qwen3_moe", "properties", "[1,2]"); /* no word of it is rope */
+    expect_ok("qwen3_moe", "rope_local_base_freq", "null");
+    expect_ok("qwen3_moe", "rope_interleave", "false");
+    assert_true(expect_ok("qwen3_moe", "rope_theta", "10000").rope_theta == 10000.0);
     expect_ok("qwen3_moe", "layer_types", "[\"full_attention\"]");
 }
 
@@ -260,6 +264,14 @@ static void test_bad_values_are_refused(void **state) {
          "full_attention"},
         {"rope_parameters", "{\"rope_theta\":5e6,\"mrope_section\":[16,24,24]}", WB_UNSUPPORTED,
          "found mrope_section"},
+        {"rope_theta", "5e6", WB_INVALID_ARGUMENT,
+         "rope_parameters: rope_theta: expected 5000000 as beside the objects of rope, found 10000"},
+        {"rope_scaling", "{\"rope_theta\":5e6}", WB_INVALID_ARGUMENT,
+         "rope_parameters: rope_theta: expected 5000000 as in rope_scaling, found 10000"},
+        {"rope_local_base_freq", "10000", WB_UNSUPPORTED,
+         "rope_local_base_freq: supported is none, found 10000"},
+        {"swa_rope_theta", "10000", WB_UNSUPPORTED, "swa_rope_theta: supported is none, found"},
+        {"no_rope_layers", "[1,0,1]", WB_UNSUPPORTED, "no_rope_layers: supported is none, found"},
         {"num_experts_per_token", "3", WB_INVALID_ARGUMENT,
          "num_experts_per_tok: expected num_experts_per_token 3, found"},
         {"rope_parameters", "{\"partial_rotary_factor\":0.5}", WB_UNSUPPORTED, "partial_rotary_factor"},

@@ -450,6 +450,18 @@ static void test_rule_34_the_index_decides(void **state) {
     assert_non_null(strstr(wb_safetensors_note(st), "(2 such tensors)"));
     wb_safetensors_close(st);
 
+    /* Whole files that no tensor is taken from, of this index's stem; those of another are not its business. */
+    write_one(shards.text, "model-00002-of-00002.safetensors", "c", 5);
+    write_one(shards.text, "model-00003-of-00003.safetensors", "c", 5);
+    write_one(shards.text, "grads-00001-of-00001.safetensors", "c", 5);
+    assert_int_equal(wb_safetensors_open(shards.text, NULL, &st), WB_OK);
+    assert_int_equal(wb_safetensors_find(st, "c", &view), WB_NOT_FOUND);
+    assert_non_null(strstr(wb_safetensors_note(st), "two.safetensors: tensor "));
+    assert_non_null(strstr(wb_safetensors_note(st), "model-00002-of-00002.safetensors: "));
+    assert_non_null(strstr(wb_safetensors_note(st), "(2 such files)"));
+    assert_null(strstr(wb_safetensors_note(st), "grads"));
+    wb_safetensors_close(st);
+
     /* A single file beside the index: nothing says which of the two is the model. */
     write_one(shards.text, "model.safetensors", "a", 5);
     st = NULL;
