@@ -60,7 +60,7 @@ static bool is_about_rope(const char *key) {
     return false;
 }
 
-/* Other keys about rope, beside the objects (rope_local_base_freq, no_rope_layers), are another layout too. */
+/* Other keys about rope beside the objects (rope_local_base_freq, no_rope_layers) are another layout too. */
 static wb_status check_rope_keys(const json_t *root) {
     static const char *const known[] = {"rope_theta", "rope_scaling", "rope_parameters"};
     const char *key;
@@ -79,7 +79,7 @@ typedef struct rope_base {
     const char *place;
 } rope_base;
 
-/* Loaders differ in which place they take it from where there are several, so that all must have one number. */
+/* Where there are several places, loaders differ in which one they take: all must have one number. */
 static wb_status read_theta(const json_t *object, const char *place, rope_base *base) {
     double theta = 0;
     if (!wb_json_value(object, "rope_theta")) return WB_OK;
