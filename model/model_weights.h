@@ -102,8 +102,9 @@ wb_status wb_model_fill_rope(wb_model *model);
 /* Random values in all weights held here, as wb_model_create promises (model_create.c). Not collective. */
 wb_status wb_model_fill_random(wb_model *model, uint64_t seed, float std);
 
-/* Reads this rank's part of a checkpoint into the weights (model_load.c). digests_out: [n_tensors], of what the
- * files say of each tensor, whole or of an expert's middle: equal where ranks read the same. Not collective. */
+/* Reads this rank's part of a checkpoint into the weights (model_load.c). digests_out: [n_tensors], of what
+ * the files say of each tensor, whole or of an expert's middle: equal where ranks read the same. Not
+ * collective. */
 wb_status wb_model_load(wb_model *model, const wb_safetensors *files, const char *dir, uint64_t *digests_out);
 
 #endif

@@ -103,8 +103,9 @@ static inline wb_model_options wb_model_options_default(void) {
 /* Loads a checkpoint directory; every rank reads its own part. f32, bf16 and f16 files; expert tensors one
  * by one or fused. NOT_FOUND (a file or tensor is missing), MISMATCH (a tensor is surplus or has another
  * shape) and UNSUPPORTED (another dtype) name tensor, shape and file. Collective: ranks check that they
- * opened the same model with the same weights: PEER names tensor and rank where they differ. What all ranks hold
- * is compared whole, of an expert the 4 KiB in its middle: a change elsewhere in an expert is not seen. */
+ * opened the same model with the same weights: PEER names tensor and rank where they differ. What all ranks
+ * hold is compared whole, of an expert's tensor the 4 KiB in its middle: a change elsewhere in it is not
+ * seen. */
 WB_API wb_status wb_model_open(const char *dir, const wb_model_options *options, wb_model **model_out);
 
 /* A new model with random weights: N(0, std) matrices, norms 1, biases 0; the same bits for a seed on any
@@ -131,8 +132,8 @@ WB_API const wb_route_model *wb_model_routes(const wb_model *model);
 /* Those of its options, still the caller's. */
 WB_API wb_device *wb_model_device(const wb_model *model);
 WB_API wb_comm *wb_model_comm(const wb_model *model);
-/* What was ignored in the files that the model was opened from, and on rank 0 which small files a save will not
- * have, for a person; NULL: nothing. Owner: model. */
+/* What was ignored in the files that the model was opened from, and on rank 0 which small files a save will
+ * not have, for a person; NULL: nothing. Owner: model. */
 WB_API const char *wb_model_note(const wb_model *model);
 
 /* The registry: every tensor of the checkpoint by name, in an order that is the same on every rank. Ask at

@@ -645,7 +645,7 @@ static void test_half_done_save_has_no_index(void **state) {
     expect_same_tensors(golden("qwen3_moe").text, out.text);
 }
 
-/* An index or a single file that cannot be put in place leaves the save that was there before to be opened. */
+/* An index or a single file that cannot be put in place leaves the earlier save to be opened. */
 static void test_failed_change_of_layout_keeps_the_earlier_one(void **state) {
     (void)state;
     for (int ranks = 1; ranks <= 2; ranks++) {

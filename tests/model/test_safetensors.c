@@ -450,7 +450,7 @@ static void test_rule_34_the_index_decides(void **state) {
     assert_non_null(strstr(wb_safetensors_note(st), "(2 such tensors)"));
     wb_safetensors_close(st);
 
-    /* Whole files that no tensor is taken from, of this index's stem; those of another stem are not told of. */
+    /* Whole files that no tensor is taken from, of this index's stem; not those of another. */
     write_one(shards.text, "model-00002-of-00002.safetensors", "c", 5);
     write_one(shards.text, "model-00003-of-00003.safetensors", "c", 5);
     write_one(shards.text, "grads-00001-of-00001.safetensors", "c", 5);
