@@ -32,25 +32,36 @@ static wb_status read_unsupported(const json_t *root) {
     return WB_OK;
 }
 
-static bool is_one_of(const char *key, size_t n, const char *const *known) {
-    for (size_t i = 0; i < n; i++)
-        if (strcmp(key, known[i]) == 0) return true;
-    return false;
-}
-
 /* A layout by layer type ({"full_attention": {...}}) or a key that plain rope does not have would change the
  * function, and must not be passed over. */
-static wb_status check_rope_object(const json_t *object, const char *owner) {
+static wb_status check_rope_keys(const json_t *object, const char *owner) {
     static const char *const known[] = {"rope_type", "type", "rope_theta", "partial_rotary_factor"};
     const char *key;
     json_t *value;
     json_object_foreach((json_t *)(uintptr_t)object, key, value) {
-        if (!json_is_null(value) && !is_one_of(key, sizeof known / sizeof known[0], known))
+        bool found = json_is_null(value);
+        for (size_t i = 0; !found && i < sizeof known / sizeof known[0]; i++)
+            found = strcmp(key, known[i]) == 0;
+        if (!found)
             return wb_fail(WB_UNSUPPORTED,
                            "%s: supported are rope_type, rope_theta and partial_rotary_factor, found %s",
                            owner, key);
     }
     return WB_OK;
+}
+
+/* An object that may hold rope's parameters asks for plain rope. */
+static wb_status check_rope_object(const json_t *root, const char *key) {
+    static const char *const type_keys[] = {"rope_type", "type"};
+    const json_t *object = wb_json_value(root, key);
+    if (!object) return WB_OK;
+    if (!json_is_object(object)) return wb_json_wrong_type(key, object, "an object");
+    for (size_t i = 0; i < 2; i++) {
+        const json_t *type = wb_json_value(object, type_keys[i]);
+        if (type && !(json_is_string(type) && strcmp(json_string_value(type), "default") == 0))
+            return wb_fail_context(wb_json_unsupported(type_keys[i], type, "\"default\""), "%s", key);
+    }
+    return check_rope_keys(object, key);
 }
 
 /* Whether "rope" is one of the words of a key, which "_" parts. */
@@ -60,73 +71,62 @@ static bool is_about_rope(const char *key) {
     return false;
 }
 
-/* Other keys about rope beside the objects (rope_local_base_freq, no_rope_layers) are another layout too. */
-static wb_status check_rope_keys(const json_t *root) {
+/* Another key about rope at the top (rope_local_base_freq, no_rope_layers) is of another layout. */
+static wb_status check_top_rope_keys(const json_t *root) {
     static const char *const known[] = {"rope_theta", "rope_scaling", "rope_parameters"};
     const char *key;
     json_t *value;
     json_object_foreach((json_t *)(uintptr_t)root, key, value) {
-        const bool off = json_is_null(value) || json_is_false(value);
-        if (!off && is_about_rope(key) && !is_one_of(key, sizeof known / sizeof known[0], known))
-            return wb_json_unsupported(key, value, "none");
+        bool passed = json_is_null(value) || json_is_false(value) || !is_about_rope(key);
+        for (size_t i = 0; !passed && i < sizeof known / sizeof known[0]; i++)
+            passed = strcmp(key, known[i]) == 0;
+        if (!passed) return wb_json_unsupported(key, value, "none");
     }
     return WB_OK;
 }
 
-/* Where rope_theta was found; `place` NULL: nowhere yet. */
-typedef struct rope_base {
-    double theta;
-    const char *place;
-} rope_base;
+/* The places that may hold rope's parameters; NULL: the top. */
+static const char *const rope_places[] = {NULL, "rope_scaling", "rope_parameters"};
+enum { N_ROPE_PLACES = sizeof rope_places / sizeof rope_places[0] };
 
-/* Where there are several places, loaders differ in which one they take: all must have one number. */
-static wb_status read_theta(const json_t *object, const char *place, rope_base *base) {
-    double theta = 0;
-    if (!wb_json_value(object, "rope_theta")) return WB_OK;
-    WB_TRY(wb_json_number(object, "rope_theta", 0, &theta));
-    if (base->place && theta != base->theta)
-        return wb_fail(WB_INVALID_ARGUMENT, "rope_theta: expected %.9g as %s, found %.9g", base->theta,
-                       base->place, theta);
-    *base = (rope_base){theta, place};
-    return WB_OK;
+static const json_t *rope_place(const json_t *root, size_t i) {
+    return rope_places[i] ? wb_json_value(root, rope_places[i]) : root;
 }
 
-static wb_status read_partial(const json_t *owner) {
-    double partial = 1.0;
-    WB_TRY(wb_json_number(owner, "partial_rotary_factor", 1.0, &partial));
-    if (partial == 1.0) return WB_OK;
-    return wb_json_unsupported("partial_rotary_factor", wb_json_value(owner, "partial_rotary_factor"), "1");
-}
-
-static wb_status read_rope_values(const json_t *object, const char *place, rope_base *base) {
-    static const char *const type_keys[] = {"rope_type", "type"};
-    for (size_t i = 0; i < 2; i++) {
-        const json_t *type = wb_json_value(object, type_keys[i]);
-        if (type && !(json_is_string(type) && strcmp(json_string_value(type), "default") == 0))
-            return wb_json_unsupported(type_keys[i], type, "\"default\"");
+/* One number: where places differ in it, loaders differ in which of them they take. */
+static wb_status read_rope_theta(const json_t *root, double absent, double *theta_out) {
+    size_t first = N_ROPE_PLACES;
+    *theta_out = absent;
+    for (size_t i = 0; i < N_ROPE_PLACES; i++) {
+        const json_t *place = rope_place(root, i);
+        double theta = 0;
+        if (!wb_json_value(place, "rope_theta")) continue;
+        const wb_status status = wb_json_number(place, "rope_theta", 0, &theta);
+        if (status != WB_OK) return rope_places[i] ? wb_fail_context(status, "%s", rope_places[i]) : status;
+        if (first < N_ROPE_PLACES && theta != *theta_out)
+            return wb_fail(WB_INVALID_ARGUMENT,
+                           "rope_theta: expected one number, found %.9g %s%s and %.9g in %s", *theta_out,
+                           rope_places[first] ? "in " : "at the top",
+                           rope_places[first] ? rope_places[first] : "", theta, rope_places[i]);
+        *theta_out = theta;
+        first = i;
     }
-    WB_TRY(read_theta(object, place, base));
-    return read_partial(object);
-}
-
-/* One of the objects that may hold rope's parameters. */
-static wb_status read_rope_object(const json_t *root, const char *key, const char *place, rope_base *base) {
-    const json_t *object = wb_json_value(root, key);
-    if (!object) return WB_OK;
-    if (!json_is_object(object)) return wb_json_wrong_type(key, object, "an object");
-    const wb_status status = read_rope_values(object, place, base);
-    if (status != WB_OK) return wb_fail_context(status, "%s", key);
-    return check_rope_object(object, key);
+    return WB_OK;
 }
 
 static wb_status read_rope(const json_t *root, const wb_family_rules *rules, wb_config *c) {
-    rope_base base = {0};
-    WB_TRY(check_rope_keys(root));
-    WB_TRY(read_theta(root, "beside the objects of rope", &base));
-    WB_TRY(read_partial(root));
-    WB_TRY(read_rope_object(root, "rope_scaling", "in rope_scaling", &base));
-    WB_TRY(read_rope_object(root, "rope_parameters", "in rope_parameters", &base));
-    c->rope_theta = base.place ? base.theta : rules->rope_theta;
+    WB_TRY(check_top_rope_keys(root));
+    WB_TRY(check_rope_object(root, "rope_scaling"));
+    WB_TRY(check_rope_object(root, "rope_parameters"));
+    WB_TRY(read_rope_theta(root, rules->rope_theta, &c->rope_theta));
+    for (size_t i = 0; i < N_ROPE_PLACES; i++) {
+        double partial = 1.0;
+        const json_t *place = rope_place(root, i);
+        WB_TRY(wb_json_number(place, "partial_rotary_factor", 1.0, &partial));
+        if (partial != 1.0)
+            return wb_json_unsupported("partial_rotary_factor", wb_json_value(place, "partial_rotary_factor"),
+                                       "1");
+    }
     return WB_OK;
 }
 

@@ -20,10 +20,7 @@ void wb_model_options_init(wb_model_options *options_out, size_t size) {
 wb_status wb_model_read_options(const wb_model_options *options, wb_model_options *own_out) {
     wb_model_options own = default_options;
     WB_TRY(wb_options_read(&own, sizeof own, options, "model options"));
-    WB_TRY(wb_options_check_reserved(own.reserved, sizeof own.reserved, "model options"));
-    if (!own.device || !own.comm)
-        return wb_fail(WB_INVALID_ARGUMENT,
-                       "model options: expected a device and a communicator, found NULL");
+    if (!own.comm) return wb_fail(WB_INVALID_ARGUMENT, "model options: expected a communicator, found NULL");
     *own_out = own;
     return WB_OK;
 }
@@ -36,13 +33,19 @@ static wb_status fill_model(wb_model *m) {
     return wb_model_fill_rope(m);
 }
 
+static wb_status check_options(const wb_model_options *options) {
+    WB_TRY(wb_options_check_reserved(options->reserved, sizeof options->reserved, "model options"));
+    if (!options->device) return wb_fail(WB_INVALID_ARGUMENT, "model options: expected a device, found NULL");
+    if (options->dtype == WB_F32 || options->dtype == WB_BF16) return WB_OK;
+    return wb_fail(WB_INVALID_ARGUMENT, "dtype: expected f32 or bf16, found %s",
+                   wb_dtype_name(options->dtype));
+}
+
 wb_status wb_model_new(const wb_config *config, const wb_family_rules *family,
                        const wb_model_options *options, wb_model **model_out) {
     wb_model *m = NULL;
+    WB_TRY(check_options(options));
     WB_TRY(wb_config_check_by(config, family));
-    if (options->dtype != WB_F32 && options->dtype != WB_BF16)
-        return wb_fail(WB_INVALID_ARGUMENT, "dtype: expected f32 or bf16, found %s",
-                       wb_dtype_name(options->dtype));
     WB_TRY(WB_NEW(m, 1, "model"));
     m->config = *config;
     m->family = family;

@@ -116,7 +116,8 @@ static wb_status upload(const loader *ld, const wb_tensor *t, const unsigned cha
     return WB_OK;
 }
 
-/* What ranks compare: all of what each of them reads, and the middle of an expert, which its owner reads. */
+/* What ranks compare: all of what each of them reads, and of an expert, which its owner alone does, the
+ * middle. */
 static uint64_t digest_of(const wb_tensor *t, const unsigned char *data, size_t bytes) {
     if (t->expert < 0 || bytes <= SAMPLE_BYTES) return wb_hash64(data, bytes);
     return wb_hash64(data + (bytes - SAMPLE_BYTES) / 2, SAMPLE_BYTES);

@@ -86,8 +86,8 @@ static inline wb_matmul wb_param_dgrad(const wb_model *model, int32_t param, int
 wb_status wb_model_new(const wb_config *config, const wb_family_rules *family,
                        const wb_model_options *options, wb_model **model_out);
 
-/* A caller's options laid over the defaults. INVALID_ARGUMENT unless they have a device and a communicator,
- * without which nothing can be agreed. */
+/* A caller's options laid over the defaults. INVALID_ARGUMENT unless they have a communicator: without one
+ * nothing can be agreed. What else may be wrong in them is wb_model_new's to refuse, which ranks agree on. */
 wb_status wb_model_read_options(const wb_model_options *options, wb_model_options *own_out);
 
 /* That all ranks have the same model. `source` tells checkpoints or seeds apart. Collective. */

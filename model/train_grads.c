@@ -80,11 +80,17 @@ static wb_status reduce_pieces(wb_train *train, float *piece) {
     }
 }
 
-wb_status wb_train_reduce_grads(wb_train *train) {
+/* All that can fail on one rank alone. */
+static wb_status prepare_reduce(wb_train *train) {
     WB_TRY(check_has_grads(train));
+    if (wb_comm_size(train->model->comm) == 1) return WB_OK;
+    return wb_reserve_host(&train->memory, &train->host_floats, REDUCE_ELEMENTS, sizeof(float),
+                           "gradients in transit");
+}
+
+wb_status wb_train_reduce_grads(wb_train *train) {
     wb_comm *comm = train->model->comm;
+    WB_TRY(wb_comm_agree(comm, prepare_reduce(train)));
     if (wb_comm_size(comm) == 1) return WB_OK;
-    WB_TRY(wb_comm_agree(comm, wb_reserve_host(&train->memory, &train->host_floats, REDUCE_ELEMENTS,
-                                               sizeof(float), "gradients in transit")));
     return wb_collective_end(train->model, reduce_pieces(train, train->host_floats.data));
 }

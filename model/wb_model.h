@@ -68,8 +68,8 @@ typedef struct wb_config {
 /* Reads DIR/config.json. UNSUPPORTED names an unknown model_type or a key whose value this engine does not
  * implement (rope scaling, sliding window, an activation other than silu); CORRUPT / INVALID_ARGUMENT name
  * key, value and what was expected (K > E, E > 65536, head counts that do not divide, ...). Accepts
- * num_experts or num_local_experts, rope_theta at the top, in rope_scaling or in rope_parameters (where
- * several have it, one number). */
+ * num_experts or num_local_experts, num_experts_per_tok or num_experts_per_token, and rope_theta at the top,
+ * in rope_parameters or in rope_scaling; a number that is given twice must be the same. */
 WB_API wb_status wb_config_load(const char *dir, wb_config *config_out);
 
 /* Whether a model of this configuration can be opened; the errors of wb_config_load. */
@@ -104,8 +104,7 @@ static inline wb_model_options wb_model_options_default(void) {
  * by one or fused. NOT_FOUND (a file or tensor is missing), MISMATCH (a tensor is surplus or has another
  * shape) and UNSUPPORTED (another dtype) name tensor, shape and file. Collective: ranks check that they
  * opened the same model with the same weights: PEER names tensor and rank where they differ. What all ranks
- * hold is compared whole, of an expert's tensor the 4 KiB in its middle: a change elsewhere in it is not
- * seen. */
+ * hold is compared whole, of an expert the 4 KiB in its middle: a change elsewhere in it is not seen. */
 WB_API wb_status wb_model_open(const char *dir, const wb_model_options *options, wb_model **model_out);
 
 /* A new model with random weights: N(0, std) matrices, norms 1, biases 0; the same bits for a seed on any

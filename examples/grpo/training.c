@@ -199,6 +199,11 @@ static wb_status open_task(const trainer *t, const char *dir, task_notes *notes,
     return status;
 }
 
+/* What of the files of `model` does not count; NULL: there is no such model. */
+static void say_ignored(report *r, const wb_model *model) {
+    if (model && wb_model_note(model)) report_line(r, "%s", wb_model_note(model));
+}
+
 static void say_task(report *r, const options *o, const task *task_, const task_notes *notes) {
     uint32_t n;
     const uint32_t *stops = task_stop_tokens(task_, &n);
@@ -311,7 +316,8 @@ wb_status training_run(const options *given, wb_device *device, wb_comm *comm, i
     WB_GOTO(wb_comm_agree(comm, report_open(&o, wb_comm_rank(comm) == 0, t.step, &r)), close_all);
     if (resume_dir) report_line(r, "resuming after step %" PRIu64 " from %s", t.step, resume_dir);
     if (o.reward_cmd) WB_GOTO(wb_comm_agree(comm, reward_open(&o, &side.rewards)), close_all);
-    if (wb_model_note(t.model)) report_line(r, "%s", wb_model_note(t.model));
+    say_ignored(r, t.model);
+    say_ignored(r, t.reference);
     say_task(r, &o, side.task, &notes);
     WB_GOTO(train_loop(&t, &side, r, signal_out), close_all);
     report_summary(r);

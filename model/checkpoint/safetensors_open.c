@@ -85,46 +85,6 @@ static wb_status keep_listed(wb_safetensors *st, json_t *map) {
                           st->files[first.file].path, first.name, n - kept);
 }
 
-/* "<stem>-....safetensors", which is a shard of this stem, and is none that was opened. */
-static bool is_unlisted(const wb_safetensors *st, const char *stem, const char *name) {
-    static const char ending[] = ".safetensors";
-    const size_t length = strlen(name), head = strlen(stem);
-    if (length < head + sizeof ending || strncmp(name, stem, head) != 0 || name[head] != '-') return false;
-    if (strcmp(name + length - (sizeof ending - 1), ending) != 0) return false;
-    for (size_t i = 0; i < st->n_files; i++)
-        if (strcmp(base_name(st->files[i].path), name) == 0) return false;
-    return true;
-}
-
-static wb_status add_to_note(wb_safetensors *st, const char *dir, const char *name, size_t n) {
-    char *note = NULL;
-    WB_TRY(wb_text_format(&note, "%s%s%s/%s: the index lists no tensor in it, ignored (%zu such files)",
-                          st->note ? st->note : "", st->note ? "; " : "", dir, name, n));
-    free(st->note);
-    st->note = note;
-    return WB_OK;
-}
-
-/* Shards of another save that lie there still. A directory that may be searched but not listed has none to
- * tell of. */
-static wb_status note_unlisted(wb_safetensors *st, const char *dir, const char *stem) {
-    char *first = NULL;
-    size_t n = 0;
-    wb_status status = WB_OK;
-    DIR *list = opendir(dir);
-    if (!list) return WB_OK;
-    for (const struct dirent *entry; status == WB_OK && (entry = readdir(list));) {
-        if (!is_unlisted(st, stem, entry->d_name) || (n++ > 0 && strcmp(entry->d_name, first) > 0)) continue;
-        free(first);
-        first = NULL;
-        status = wb_text_format(&first, "%s", entry->d_name);
-    }
-    closedir(list);
-    if (status == WB_OK && first) status = add_to_note(st, dir, first, n);
-    free(first);
-    return status;
-}
-
 /* Every tensor that the index lists is in the shard that it names. */
 static wb_status check_index(const wb_safetensors *st, json_t *map, const char *index_path) {
     const char *key;
@@ -150,7 +110,7 @@ static wb_status open_weight_map(wb_safetensors *st, const char *dir, const char
     return check_index(st, map, index_path);
 }
 
-static wb_status open_index(wb_safetensors *st, const char *dir, const char *stem, const char *index_path) {
+static wb_status open_index(wb_safetensors *st, const char *dir, const char *index_path) {
     char *text = NULL;
     size_t bytes;
     json_t *index = NULL;
@@ -160,7 +120,59 @@ static wb_status open_index(wb_safetensors *st, const char *dir, const char *ste
     WB_TRY(status);
     status = open_weight_map(st, dir, index_path, json_object_get(index, "weight_map"));
     json_decref(index);
-    return status == WB_OK ? note_unlisted(st, dir, stem) : status;
+    return status;
+}
+
+/* ---- files that are not the model's ----------------------------------------------------------- */
+
+static bool is_opened(const wb_safetensors *st, const char *name) {
+    for (size_t i = 0; i < st->n_files; i++)
+        if (strcmp(base_name(st->files[i].path), name) == 0) return true;
+    return false;
+}
+
+static bool is_tensor_file(const char *name) {
+    static const char ending[] = ".safetensors";
+    const size_t n = strlen(name), m = sizeof ending - 1;
+    return n > m && strcmp(name + n - m, ending) == 0;
+}
+
+/* *first_out: the first by name of the tensor files in `dir` that were not opened, freed with free(); NULL:
+ * there are none. */
+static wb_status find_unopened(const wb_safetensors *st, const char *dir, char **first_out, size_t *n_out) {
+    DIR *list = opendir(dir);
+    if (!list) return wb_fail(WB_IO, "%s: %s", dir, strerror(errno));
+    wb_status status = WB_OK;
+    char *first = NULL;
+    size_t n = 0;
+    for (const struct dirent *entry; status == WB_OK && (entry = readdir(list));) {
+        if (!is_tensor_file(entry->d_name) || is_opened(st, entry->d_name)) continue;
+        n++;
+        if (first && strcmp(entry->d_name, first) > 0) continue;
+        free(first);
+        first = NULL;
+        status = wb_text_format(&first, "%s", entry->d_name);
+    }
+    closedir(list);
+    WB_TRY(status);
+    *first_out = first;
+    *n_out = n;
+    return WB_OK;
+}
+
+/* Weights of another save, or an adapter: whoever put them there may expect that they count. */
+static wb_status note_unopened(wb_safetensors *st, const char *dir) {
+    char *first = NULL, *note = NULL;
+    size_t n = 0;
+    WB_TRY(find_unopened(st, dir, &first, &n));
+    if (!first) return WB_OK;
+    const wb_status status = wb_text_format(&note, "%s%s%s/%s: not of this model, ignored (%zu such files)",
+                                            st->note ? st->note : "", st->note ? "; " : "", dir, first, n);
+    free(first);
+    WB_TRY(status);
+    free(st->note);
+    st->note = note;
+    return WB_OK;
 }
 
 /* ---- open ------------------------------------------------------------------------------------ */
@@ -189,13 +201,13 @@ static wb_status open_dir(wb_safetensors *st, const char *dir, const char *stem)
     else if (access(single, F_OK) == 0)
         status = open_single(st, single);
     else if (access(index, F_OK) == 0)
-        status = open_index(st, dir, stem, index);
+        status = open_index(st, dir, index);
     else
         status = wb_fail(WB_NOT_FOUND, "%s: neither %s.safetensors nor %s.safetensors.index.json", dir, stem,
                          stem);
     free(single);
     free(index);
-    return status;
+    return status == WB_OK ? note_unopened(st, dir) : status;
 }
 
 wb_status wb_safetensors_open(const char *path, const char *stem, wb_safetensors **tensors_out) {

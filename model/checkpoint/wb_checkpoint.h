@@ -28,9 +28,10 @@ typedef struct wb_safetensors wb_safetensors;
 
 /* Opens one .safetensors file, or a directory holding <stem>.safetensors, or its shards listed by
  * <stem>.safetensors.index.json (stem NULL: "model"); INVALID_ARGUMENT where both are there. The index
- * decides: copies of a tensor elsewhere, tensors that it does not list and shards without any are ignored
- * (wb_safetensors_note). Every header is checked before use: offsets inside the file, not overlapping, dtype
- * and shape equal to the bytes. Errors name file, tensor and byte. */
+ * decides: copies of a tensor elsewhere and tensors that it does not list are ignored, as are other
+ * .safetensors files of a directory (wb_safetensors_note).
+ * Every header is checked before use: offsets inside the file, not overlapping, dtype and shape equal to the
+ * bytes. Errors name file, tensor and byte. */
 WB_API wb_status wb_safetensors_open(const char *path, const char *stem, wb_safetensors **tensors_out);
 WB_API void wb_safetensors_close(wb_safetensors *tensors); /* NULL is a no-op */
 WB_API size_t wb_safetensors_count(const wb_safetensors *tensors);

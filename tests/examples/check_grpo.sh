@@ -1,27 +1,7 @@
 #!/usr/bin/env bash
 # check_grpo.sh - waybill-grpo as a user runs it: resume bit for bit, the three replay modes, a reward program, every bad input, and
 # a rank killed in mid-run. usage: check_grpo.sh BUILD_DIR SOURCE_DIR
-set -uo pipefail
-build=$1
-grpo=$build/bin/waybill-grpo
-waybill=$build/bin/waybill
-[ -x "$grpo" ] || { echo "skipped: waybill-grpo was not built (no MPI)"; exit 77; }
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-cd "$work" || exit 1
-
-# Session folders of mpirun here, and not where every job of the machine has its own come and go.
-export OMPI_MCA_orte_tmpdir_base=$work OMP_NUM_THREADS=1
-run() { mpirun --allow-run-as-root --oversubscribe --mca mpi_yield_when_idle 1 -n "$1" "$grpo" "${@:2}"; }
-fail() { echo "FAILED: $*"; exit 1; }
-# refused "what the message must say" arguments...
-refused() {
-    local part=$1
-    shift
-    if run 2 --quiet "$@" >log 2>&1; then fail "accepted: $*"; fi
-    grep -qF -- "$part" log || { cat log; fail "no '$part' in the message of: $*"; }
-}
-field() { sed -n "s/.*\"$2\":\([-0-9.e+]*\).*/\1/p" "$1"; } # the last one of that name in each line
+. "$(dirname "$0")/grpo_checks.sh"
 
 small=(--steps 4 --prompts 8 --samples 4 --updates 4 --lr 3e-4 --compare-every 1 --quiet --seed 5)
 run 2 --make-base base --warmup-steps 40 --quiet || fail "make-base"
@@ -108,13 +88,6 @@ echo "== a rank is killed"
 run 2 --model base --out killed "${small[@]}" --steps 100000 --checkpoint-every 1 >log 2>&1 &
 job=$!
 for _ in $(seq 300); do [ -e killed/checkpoint/trainer/state.json ] && [ -e killed/dump/step000002-rank1.wbr ] && break; sleep 0.1; done
-# The ranks are below the shell that waits for mpirun; other runs on this machine are none of ours.
-ranks_below() {
-    for child in $(pgrep -P "$1"); do
-        [ "$(cat "/proc/$child/comm")" = waybill-grpo ] && echo "$child"
-        ranks_below "$child"
-    done
-}
 kill -9 "$(ranks_below $job | tail -n 1)" || fail "no rank to kill"
 start=$SECONDS
 wait $job && fail "the job ended well"

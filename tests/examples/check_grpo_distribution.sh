@@ -2,17 +2,7 @@
 # check_grpo_distribution.sh - one distribution, as a user runs it: with an f32 rollout the first forward has the rollout's
 # log-probabilities bit for bit, whatever temperature, top-k and top-p; the dump says how it was sampled.
 # usage: check_grpo_distribution.sh BUILD_DIR SOURCE_DIR
-set -uo pipefail
-build=$1
-grpo=$build/bin/waybill-grpo
-waybill=$build/bin/waybill
-[ -x "$grpo" ] || { echo "skipped: waybill-grpo was not built (no MPI)"; exit 77; }
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-cd "$work" || exit 1
-export OMPI_MCA_orte_tmpdir_base=$work OMP_NUM_THREADS=1
-run() { mpirun --allow-run-as-root --oversubscribe --mca mpi_yield_when_idle 1 -n "$1" "$grpo" "${@:2}"; }
-fail() { echo "FAILED: $*"; exit 1; }
+. "$(dirname "$0")/grpo_checks.sh"
 
 run 1 --make-base base --warmup-steps 20 --quiet || fail "make-base"
 number=0

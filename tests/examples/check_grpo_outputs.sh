@@ -1,17 +1,10 @@
 #!/usr/bin/env bash
 # check_grpo_outputs.sh - what waybill-grpo finds in its way is left alone and named, and a run that resumes has the prompts and the
 # reference that it began with. usage: check_grpo_outputs.sh BUILD_DIR SOURCE_DIR
-set -uo pipefail
-grpo=$1/bin/waybill-grpo
-[ -x "$grpo" ] || { echo "skipped: waybill-grpo was not built (no MPI)"; exit 77; }
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-cd "$work" || exit 1
-export OMPI_MCA_orte_tmpdir_base=$work OMP_NUM_THREADS=1
+. "$(dirname "$0")/grpo_checks.sh"
 faults=0
 fault() { echo "FAULT: $*"; faults=$((faults + 1)); }
-mpi() { mpirun --allow-run-as-root --oversubscribe --mca mpi_yield_when_idle 1 "$@"; }
-run() { mpi -n "$1" "$grpo" "${@:2}" >log 2>&1; }
+run() { "${mpi[@]}" -n "$1" "$grpo" "${@:2}" >log 2>&1; }
 says() { grep -qF -- "$1" log || { cat log; fault "no '$1' in the message of: ${*:2}"; }; }
 # refused "what the message must say" RANKS arguments...
 refused() {
@@ -90,7 +83,7 @@ cp longer.jsonl task.jsonl
 refused "task.jsonl: other prompts than" 2 --out user --steps 2 "${user[@]}" --resume
 head -n 2 longer.jsonl >task.jsonl
 run 1 --out user --steps 2 "${user[@]}" --resume || { cat log; fault "the same prompts again"; }
-if mpi -n 1 "$grpo" --out ranks --steps 1 "${user[@]}" : -n 1 "$grpo" --out ranks --steps 1 "${user[@]}" --task jsonl:longer.jsonl >log 2>&1; then
+if "${mpi[@]}" -n 1 "$grpo" --out ranks --steps 1 "${user[@]}" : -n 1 "$grpo" --out ranks --steps 1 "${user[@]}" --task jsonl:longer.jsonl >log 2>&1; then
     fault "accepted: another task on rank 1"
 fi
 says "rank 1" "another task on rank 1"

@@ -2,18 +2,9 @@
 # check_learning.sh - training learns: the reward of a short run rises, and a run with the sign of its advantages turned is caught by
 # the same check; the table that the quickstart ends with says what the quickstart is there to show.
 # usage: check_learning.sh BUILD_DIR SOURCE_DIR
-set -uo pipefail
-build=$(realpath "$1")
-source=$(realpath "$2")
-grpo=$build/bin/waybill-grpo
+. "$(dirname "$0")/grpo_checks.sh"
 negated=$build/tests/waybill-grpo-negated
-[ -x "$grpo" ] || { echo "skipped: waybill-grpo was not built (no MPI)"; exit 77; }
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-cd "$work" || exit 1
-export OMPI_MCA_orte_tmpdir_base=$work OMP_NUM_THREADS=1
-rank=(mpirun --allow-run-as-root --oversubscribe --mca mpi_yield_when_idle 1 -n 2)
-fail() { echo "FAILED: $*"; exit 1; }
+rank=("${mpi[@]}" -n 2)
 above() { awk -v a="$1" -v b="$2" 'BEGIN { exit !(a != "" && a + 0 > b + 0) }'; }
 # row "words at its beginning": the last two columns of a line of the table on standard input, without %
 row() { awk -v words="$1" 'index($0, words) == 1 { print $(NF - 1), $NF }' | tr -d %; }

@@ -1,22 +1,13 @@
 #!/usr/bin/env bash
 # check_reference.sh - the KL reference of waybill-grpo: at the start the policy itself, later its files; of another shape than the
 # policy's it works, of another vocabulary it is refused. usage: check_reference.sh BUILD_DIR SOURCE_DIR
-set -uo pipefail
-build=$1
-grpo=$build/bin/waybill-grpo
-[ -x "$grpo" ] || { echo "skipped: waybill-grpo was not built (no MPI)"; exit 77; }
+. "$(dirname "$0")/grpo_checks.sh"
 for python in python3 /usr/bin/python3 ''; do
     [ -n "$python" ] || { echo "skipped: no python3"; exit 77; }
     "$python" -c 'import json' 2>/dev/null && break
 done
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-cd "$work" || exit 1
-export OMPI_MCA_orte_tmpdir_base=$work OMP_NUM_THREADS=1
-run() { mpirun --allow-run-as-root --oversubscribe --mca mpi_yield_when_idle 1 -n "$1" "$grpo" "${@:2}"; }
-fail() { echo "FAILED: $*"; exit 1; }
-field() { sed -n "s/.*\"$2\":\([-0-9.e+]*\).*/\1/p" "$1"; }
-common=(--prompts 8 --samples 4 --updates 2 --lr 3e-4 --seed 5 --quiet)
+loud=(--prompts 8 --samples 4 --updates 2 --lr 3e-4 --seed 5)
+common=("${loud[@]}" --quiet)
 run 1 --make-base base --warmup-steps 10 --quiet || fail "make-base"
 
 # deepen FROM TO TIMES: every layer TIMES times, so that rows of routes are as much wider
@@ -54,13 +45,15 @@ if command -v strace >/dev/null; then
     [ "$(grep -c 'base/model.safetensors' trace)" -le 1 ] || fail "the weights were opened $(grep -c 'base/model.safetensors' trace) times"
 fi
 
-echo "== a run without one, resumed with one of another shape"
+echo "== a run without one, resumed with one of another shape, in whose directory there is a file that is not the model's"
+cp base/model.safetensors deep/old.safetensors
 run 2 --model base --out other "${common[@]}" --steps 1 >log 2>&1 || { cat log; fail "first part"; }
-run 2 --model deep --out other "${common[@]}" --steps 3 --resume --kl-coef 0.1 >log 2>&1 || { cat log; fail "a reference of 5 times the layers"; }
+run 2 --model deep --out other "${loud[@]}" --steps 3 --resume --kl-coef 0.1 >log 2>&1 || { cat log; fail "a reference of 5 times the layers"; }
+[ "$(grep -c 'deep/old.safetensors: not of this model, ignored' log)" = 1 ] || { cat log; fail "nothing is said of the file that does not count"; }
 field other/metrics.jsonl kl_reference | tail -n 1 | awk '{ exit !($1 > 0) }' || fail "a deeper reference: expected a KL above 0"
 
 echo "== another vocabulary"
 run 2 --model base --out words "${common[@]}" --steps 1 >log 2>&1 || { cat log; fail "first part"; }
-if run 2 --model "$2/tests/golden/qwen3_moe" --out words "${common[@]}" --steps 3 --resume --kl-coef 0.1 >log 2>&1; then fail "another vocabulary was accepted"; fi
+if run 2 --model "$source/tests/golden/qwen3_moe" --out words "${common[@]}" --steps 3 --resume --kl-coef 0.1 >log 2>&1; then fail "another vocabulary was accepted"; fi
 grep -q "as reference: expected the policy's vocabulary of 16, found" log || { cat log; fail "the two vocabularies are not named"; }
 echo "all well"

@@ -2,26 +2,9 @@
 # check_resume.sh - a run of waybill-grpo that is killed at any moment and resumed on other numbers of ranks: every sample of every
 # step is in the dump once and was trained on once, nothing is left over, and the run stays the run that it was.
 # usage: check_resume.sh BUILD_DIR SOURCE_DIR [SEED]
-set -uo pipefail
-build=$1
-grpo=$build/bin/waybill-grpo
-waybill=$build/bin/waybill
-[ -x "$grpo" ] || { echo "skipped: waybill-grpo was not built (no MPI)"; exit 77; }
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-cd "$work" || exit 1
-RANDOM=${3:-$$}
-echo "seed ${3:-$$}"
-export OMPI_MCA_orte_tmpdir_base=$work OMP_NUM_THREADS=1
-run() { mpirun --allow-run-as-root --oversubscribe --mca mpi_yield_when_idle 1 -n "$1" "$grpo" "${@:2}"; }
-fail() { echo "FAILED: $*"; exit 1; }
-# refused "what the message must say" arguments...
-refused() {
-    local part=$1
-    shift
-    if run 2 "$@" >log 2>&1; then fail "accepted: $*"; fi
-    grep -qF -- "$part" log || { cat log; fail "no '$part' in the message of: $*"; }
-}
+. "$(dirname "$0")/grpo_checks.sh"
+seeded "${3:-}"
+
 # sampled OUT STEPS PROMPTS SAMPLES: each (step, group, sample) is in the dump once, and each step in the metrics
 sampled() {
     "$waybill" verify "$1/dump" >log 2>&1 || { cat log; fail "$1/dump"; }
@@ -39,13 +22,6 @@ run 2 --make-base base --warmup-steps 5 --quiet || fail "make-base"
 common=(--prompts 6 --samples 2 --updates 3 --lr 3e-4 --max-tokens 6 --checkpoint-every 2 --quiet)
 
 echo "== killed at any moment, resumed on 1 to 4 ranks"
-# The ranks are below the shell that waits for mpirun; other runs on this machine are none of ours.
-ranks_below() {
-    for child in $(pgrep -P "$1"); do
-        [ "$(cat "/proc/$child/comm" 2>/dev/null)" = waybill-grpo ] && echo "$child"
-        ranks_below "$child"
-    done
-}
 for kill in 1 2 3 4 5 6; do
     run $((1 + RANDOM % 4)) --model base --out killed "${common[@]}" --steps 1000000 --resume >log 2>&1 &
     job=$!

@@ -1,25 +1,14 @@
 #!/usr/bin/env bash
 # check_reward.sh - reward programs of the user's: started once and kept, bounded in time, and whatever one does wrong is said with the
 # request where it happened, when the batch is in the dump already. usage: check_reward.sh BUILD_DIR SOURCE_DIR
-set -uo pipefail
-build=$1
-source=$2
-grpo=$build/bin/waybill-grpo
-waybill=$build/bin/waybill
-[ -x "$grpo" ] || { echo "skipped: waybill-grpo was not built (no MPI)"; exit 77; }
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-cd "$work" || exit 1
-export OMPI_MCA_orte_tmpdir_base=$work OMP_NUM_THREADS=1
-run() { mpirun --allow-run-as-root --oversubscribe --mca mpi_yield_when_idle 1 -n "$1" "$grpo" "${@:2}"; }
-fail() { echo "FAILED: $*"; exit 1; }
-field() { sed -n "s/.*\"$2\":\([-0-9.e+]*\).*/\1/p" "$1"; }
+. "$(dirname "$0")/grpo_checks.sh"
+
 run 2 --make-base base --warmup-steps 10 --quiet || fail "make-base"
 printf '%s\n' '{"prompt":[1,10,2,11],"answer":3}' '{"prompt":[4,10,4,11],"answer":8}' >task.jsonl
 common=(--model base --steps 3 --prompts 4 --samples 4 --updates 2 --lr 3e-4 --seed 5 --task jsonl:task.jsonl)
 n=0
-# refused SECONDS "what the message must say" COMMAND arguments... : on two ranks, each of 8 samples
-refused() {
+# faulty SECONDS "what the message must say" COMMAND arguments... : on two ranks, each of 8 samples
+faulty() {
     local limit=$1 part=$2 command=$3 start=$SECONDS
     n=$((n + 1))
     if run 2 --out "bad$n" "${common[@]}" --quiet --reward-cmd "$command" "${@:4}" >log 2>&1; then fail "accepted: $command"; fi
@@ -60,26 +49,26 @@ run 2 --out large "${common[@]}" --task jsonl:large.jsonl \
     --reward-cmd 'while read -r line; do printf "%4000s\n" 1; done' >/dev/null 2>log || { cat log; fail "large lines"; }
 
 echo "== whatever it does wrong"
-refused 20 "ended with exit status 3; expected 8 lines, found 0" 'exit 3'
-refused 20 "was killed by signal 9" 'kill -9 $$'
-refused 20 "ended with exit status 0 (it is started once and kept over all steps); expected 8 lines, found 2: none for line 3 (request s0-g" \
+faulty 20 "ended with exit status 3; expected 8 lines, found 0" 'exit 3'
+faulty 20 "was killed by signal 9" 'kill -9 $$'
+faulty 20 "ended with exit status 0 (it is started once and kept over all steps); expected 8 lines, found 2: none for line 3 (request s0-g" \
     'read -r a; echo 1; read -r a; echo 1'
-refused 20 "closed its output; expected 8 lines, found 0" 'exec >&-; sleep 100'
-refused 20 "ended with exit status 3; expected 8 lines, found 0" "sleep 1000.$$ & exit 3" # which holds its output open
+faulty 20 "closed its output; expected 8 lines, found 0" 'exec >&-; sleep 100'
+faulty 20 "ended with exit status 3; expected 8 lines, found 0" "sleep 1000.$$ & exit 3" # which holds its output open
 # A line too many is the first here: each reward is of the line before. The surplus comes after the batch, before a checkpoint.
-refused 20 "found more: '1'" 'echo 0; while read -r line; do sleep 0.005; echo 1; done' --checkpoint-every 1
+faulty 20 "found more: '1'" 'echo 0; while read -r line; do sleep 0.005; echo 1; done' --checkpoint-every 1
 [ ! -e "bad$n/checkpoint" ] || fail "there is a checkpoint of rewards of other lines"
-refused 20 "found more" 'while read -r line; do echo 1; echo 2; done'
-refused 20 "found more" 'yes 1'
-refused 20 "found a line of 4096 bytes" 'tr "\n" " " </dev/zero'
-refused 20 "line 1 of 8 (request s0-g" 'while read -r line; do echo nan; done'
-refused 20 "expected a finite number, found 'none'" 'while read -r line; do echo none; done'
-refused 20 "line 1 of 8 (request s0-g" 'while read -r line; do printf "1\0002\n"; done'
-refused 20 "expected 8 lines, found 7" 'for i in 1 2 3 4 5 6 7; do read -r line; echo 1; done; printf 1'
-refused 20 "no answer to line 1 of 8 (request s0-g" 'cat >/dev/null; echo 1' --reward-timeout 1
-refused 20 "no answer to line 3 of 8 (request s0-g" 'read -r l; echo 1; read -r l; echo 1; '"sleep 1000.$$" --reward-timeout 1
+faulty 20 "found more" 'while read -r line; do echo 1; echo 2; done'
+faulty 20 "found more" 'yes 1'
+faulty 20 "found a line of 4096 bytes" 'tr "\n" " " </dev/zero'
+faulty 20 "line 1 of 8 (request s0-g" 'while read -r line; do echo nan; done'
+faulty 20 "expected a finite number, found 'none'" 'while read -r line; do echo none; done'
+faulty 20 "line 1 of 8 (request s0-g" 'while read -r line; do printf "1\0002\n"; done'
+faulty 20 "expected 8 lines, found 7" 'for i in 1 2 3 4 5 6 7; do read -r line; echo 1; done; printf 1'
+faulty 20 "no answer to line 1 of 8 (request s0-g" 'cat >/dev/null; echo 1' --reward-timeout 1
+faulty 20 "no answer to line 3 of 8 (request s0-g" 'read -r l; echo 1; read -r l; echo 1; '"sleep 1000.$$" --reward-timeout 1
 grep -q "a program that first reads to the end of its input waits for ever" log || fail "what is expected is not said"
-refused 20 "request s0-g" ": $(printf 'x%.0s' {1..2000}); sleep 1000.$$" --reward-timeout 1 # a long command leaves room for what is wrong
+faulty 20 "request s0-g" ": $(printf 'x%.0s' {1..2000}); sleep 1000.$$" --reward-timeout 1 # a long command leaves room for what is wrong
 ! pgrep -f "sleep 1000.$$" >/dev/null || fail "what the program started outlived the run"
 # The limit is of the next answer, not of the batch.
 run 2 --out slow "${common[@]}" --steps 1 --reward-timeout 2 --reward-cmd 'while read -r line; do sleep 0.4; echo 1; done' >/dev/null 2>log ||

@@ -2,33 +2,9 @@
 # check_stop.sh - waybill-grpo is asked to stop, at any moment and by a signal to one rank or to all: it says what it dropped, leaves a
 # checkpoint, and the run that resumes comes to the same bits; prompts that do not fit and stop tokens are known before it starts.
 # usage: check_stop.sh BUILD_DIR SOURCE_DIR [SEED]
-set -uo pipefail
-build=$1
-grpo=$build/bin/waybill-grpo
-waybill=$build/bin/waybill
-[ -x "$grpo" ] || { echo "skipped: waybill-grpo was not built (no MPI)"; exit 77; }
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-cd "$work" || exit 1
-RANDOM=${3:-$$}
-echo "seed ${3:-$$}"
-export OMPI_MCA_orte_tmpdir_base=$work OMP_NUM_THREADS=1
-mpi=(mpirun --allow-run-as-root --oversubscribe --mca mpi_yield_when_idle 1)
-run() { "${mpi[@]}" -n "$1" "$grpo" "${@:2}"; }
-fail() { echo "FAILED: $*"; exit 1; }
-refused() {
-    local part=$1
-    shift
-    if run 2 "$@" >log 2>&1; then fail "accepted: $*"; fi
-    grep -qF -- "$part" log || { cat log; fail "no '$part' in the message of: $*"; }
-}
-# The ranks are below the shell that waits for mpirun.
-ranks_below() {
-    for child in $(pgrep -P "$1"); do
-        [ "$(cat "/proc/$child/comm" 2>/dev/null)" = waybill-grpo ] && echo "$child"
-        ranks_below "$child"
-    done
-}
+. "$(dirname "$0")/grpo_checks.sh"
+seeded "${3:-}"
+
 run 2 --make-base base --warmup-steps 10 --quiet || fail "make-base"
 common=(--prompts 32 --samples 4 --updates 4 --lr 3e-4 --max-running 12 --seed 5)
 

@@ -645,7 +645,7 @@ static void test_half_done_save_has_no_index(void **state) {
     expect_same_tensors(golden("qwen3_moe").text, out.text);
 }
 
-/* An index or a single file that cannot be put in place leaves the earlier save to be opened. */
+/* An index or a single file that cannot be put in place leaves the earlier save, which can be opened. */
 static void test_failed_change_of_layout_keeps_the_earlier_one(void **state) {
     (void)state;
     for (int ranks = 1; ranks <= 2; ranks++) {
@@ -1144,6 +1144,42 @@ static void test_small_files_that_stay_behind(void **state) {
     close_one(model, device, comm);
 }
 
+static void expect_same_text(temp_path a, temp_path b, const char *name) {
+    char *expected = temp_read(temp_in(a.text, name).text, NULL);
+    char *found = temp_read(temp_in(b.text, name).text, NULL);
+    assert_string_equal(expected, found);
+    free(expected);
+    free(found);
+}
+
+/* A clone outlives what it was made from, and its checkpoint has all that the other one's would have. */
+static void test_a_clone_saves_what_the_original_would(void **state) {
+    (void)state;
+    temp_path base = temp_in(dir.text, "cloned"),
+              out[2] = {temp_in(dir.text, "cloned_original"), temp_in(dir.text, "cloned_clone")};
+    wb_model *model, *clone;
+    wb_model_options options = wb_model_options_default();
+    open_expect_save(golden("olmoe").text, WB_F32, 1, NULL, base.text);
+    temp_write(temp_in(base.text, "tokenizer.json").text, "words", 5);
+    char *config = temp_read(temp_in(base.text, "config.json").text, NULL), longer[8192];
+    const int n = snprintf(longer, sizeof longer, "{\"unknown_to_us\": 7, %s", strchr(config, '{') + 1);
+    free(config);
+    temp_write(temp_in(base.text, "config.json").text, longer, (size_t)n);
+    assert_int_equal(wb_device_open_cpu(1, &options.device), WB_OK);
+    assert_int_equal(wb_comm_open_self(&options.comm), WB_OK);
+    assert_int_equal(wb_model_open(base.text, &options, &model), WB_OK);
+    assert_int_equal(wb_model_clone(model, &options, &clone), WB_OK);
+    assert_int_equal(wb_model_save(model, out[0].text), WB_OK);
+    wb_model_close(model);
+    assert_int_equal(wb_model_save(clone, out[1].text), WB_OK);
+    wb_model_close(clone);
+    wb_comm_close(options.comm);
+    wb_device_close(options.device);
+    expect_same_tensors(out[0].text, out[1].text);
+    expect_same_text(out[0], out[1], "config.json");
+    expect_same_text(base, out[1], "tokenizer.json");
+}
+
 static void test_ranks_that_open_different_models(void **state) {
     (void)state;
     edit *e = edit_begin("qwen3_moe", "other_header");
@@ -1197,6 +1233,7 @@ int main(void) {
         cmocka_unit_test(test_wrong_dtype),
         cmocka_unit_test(test_missing_files),
         cmocka_unit_test(test_bad_options),
+        cmocka_unit_test(test_a_clone_saves_what_the_original_would),
         cmocka_unit_test(test_ranks_that_open_different_models),
         cmocka_unit_test(test_ranks_with_other_weights_of_the_same_shape),
         cmocka_unit_test(test_ranks_with_other_large_experts),

@@ -125,12 +125,56 @@ static void test_forwards_only_are_the_same_bits_and_take_no_memory_for_a_backwa
     wb_comm_close(comm);
 }
 
+/* What a trainer and one forward of it take of the device, without the ids that are the caller's. */
+static size_t bytes_of_forward(const fixture *f, const corpus *c, bool forward_only) {
+    wb_train_options options = wb_train_options_default();
+    options.forward_only = forward_only;
+    float *logprobs = take(c->T, sizeof(float));
+    wb_train *train;
+    count_bytes(f->device);
+    MUST(wb_train_open(f->model, &options, &train));
+    forward(train, f, c, logprobs);
+    f->device->mem_alloc = real_alloc;
+    wb_train_close(train);
+    free(logprobs);
+    return bytes_taken - (size_t)c->T * f->row_bytes;
+}
+
+static void test_forwards_only_take_no_more_memory_for_more_layers_and_none_of_a_backward(void **state) {
+    (void)state;
+    wb_comm *comm;
+    MUST(wb_comm_open_self(&comm));
+    for (int v = 0; v < N_VARIANTS; v++) {
+        const wb_config config = variant_config((variant)v);
+        wb_config deep_config = config;
+        deep_config.n_layers *= 2;
+        deep_config.moe_layer_mask[0] |= config.moe_layer_mask[0] << config.n_layers;
+        fixture f = fixture_create(&config, base_seed, comm, 1);
+        fixture deep = fixture_create(&deep_config, base_seed, comm, 1);
+        corpus c = corpus_random(&config, 3, 12, &(uint64_t){base_seed});
+        const size_t only = bytes_of_forward(&f, &c, true), full = bytes_of_forward(&f, &c, false);
+        assert_int_equal(only, bytes_of_forward(&deep, &c, true));
+
+        size_t spared = 0;
+        for (int32_t i = 0; i < wb_model_n_tensors(f.model); i++)
+            spared += (size_t)wb_model_tensor(f.model, i).n * sizeof(float);
+        /* Two of n_layers + 1 residual streams stay; a block's backward needs two more of the same size. */
+        spared += (size_t)(config.n_layers + 1) * (size_t)c.T * (size_t)config.hidden_size * sizeof(float);
+        assert_true(only + spared <= full);
+        corpus_free(&c);
+        fixture_close(&deep);
+        fixture_close(&f);
+    }
+    wb_comm_close(comm);
+}
+
 int main(int argc, char **argv) {
     base_seed = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)time(NULL);
     printf("seed %" PRIu64 "\n", base_seed);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_a_clone_has_the_weights_and_storages_of_its_own),
         cmocka_unit_test(test_forwards_only_are_the_same_bits_and_take_no_memory_for_a_backward),
+        cmocka_unit_test(test_forwards_only_take_no_more_memory_for_more_layers_and_none_of_a_backward),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -76,6 +76,19 @@ static void missing_forward(rank_case *c) {
     MUST(wb_train_backward(c->f.train, ones)); /* still due on all ranks */
 }
 
+/* The faulty rank asks a trainer that has no gradients. */
+static void forwards_only(rank_case *c) {
+    const float ones[T] = {1, 1, 1, 1};
+    wb_train_options options = wb_train_options_default();
+    options.forward_only = true;
+    wb_train *only;
+    MUST(wb_train_open(c->f.model, &options, &only));
+    wb_train *train = faulty(c) ? only : c->f.train;
+    expect_refused(c, "backward without gradients", wb_train_backward(train, ones), "for forwards only");
+    expect_refused(c, "reduction without gradients", wb_train_reduce_grads(train), "for forwards only");
+    wb_train_close(only);
+}
+
 static void *run_rank(void *comm) {
     const wb_config config = variant_config(VARIANT_QWEN3);
     rank_case c = {.f = fixture_create(&config, 11, comm, 1), .tokens = {1, 2, 3, 4}};
@@ -87,6 +100,7 @@ static void *run_rank(void *comm) {
     bad_token(&c, ids);
     MUST(infer_forward(&c)); /* the ranks are still in step */
     MUST(train_forward(&c, ids));
+    forwards_only(&c);
     missing_forward(&c);
     free(ids);
     wb_infer_close(c.infer);
@@ -137,6 +151,35 @@ static void *run_clones(void *comm) {
     return (void *)(intptr_t)!refused;
 }
 
+/* What makes a model, in each of the three ways. */
+static wb_status make_model(int way, const fixture *f, const wb_model_options *options, wb_model **out) {
+    if (way == 0) return wb_model_open(WB_TEST_DATA "/qwen3_moe", options, out);
+    if (way == 1) return wb_model_create(wb_model_config(f->model), 1, 0.25F, options, out);
+    return wb_model_clone(f->model, options, out);
+}
+
+/* The faulty rank's options are wrong in what does not keep it from telling the others. */
+static void *run_bad_options(void *comm) {
+    static const char *const texts[] = {"expected a device", "reserved[0]: expected 0, found 1",
+                                        "dtype: expected f32 or bf16"};
+    const wb_config config = variant_config(VARIANT_QWEN3);
+    rank_case c = {.f = fixture_create(&config, 11, comm, 1)};
+    for (int fault = 0; fault < 3; fault++) {
+        for (int way = 0; way < 3; way++) {
+            wb_model *model = NULL;
+            wb_model_options options = wb_model_options_default();
+            options.device = faulty(&c) && fault == 0 ? NULL : c.f.device;
+            options.comm = comm;
+            if (faulty(&c) && fault == 1) options.reserved[0] = 1;
+            if (faulty(&c) && fault == 2) options.dtype = WB_F16;
+            expect_refused(&c, "options", make_model(way, &c.f, &options, &model), texts[fault]);
+            wb_model_close(model);
+        }
+    }
+    fixture_close(&c.f);
+    return (void *)(intptr_t)c.failures;
+}
+
 static void run_ranks(void *(*rank)(void *comm)) {
     wb_comm *comms[RANKS];
     pthread_t threads[RANKS];
@@ -155,6 +198,11 @@ static void test_one_rank_fails_before_the_first_exchange(void **unused) {
     run_ranks(run_rank);
 }
 
+static void test_one_rank_has_bad_options(void **unused) {
+    (void)unused;
+    run_ranks(run_bad_options);
+}
+
 static void test_ranks_with_different_models_get_none(void **unused) {
     (void)unused;
     run_ranks(run_disagreement);
@@ -165,6 +213,7 @@ int main(void) {
     alarm(60);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_one_rank_fails_before_the_first_exchange),
+        cmocka_unit_test(test_one_rank_has_bad_options),
         cmocka_unit_test(test_ranks_with_different_models_get_none),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

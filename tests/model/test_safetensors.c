@@ -448,18 +448,17 @@ static void test_rule_34_the_index_decides(void **state) {
     assert_non_null(wb_safetensors_note(st));
     assert_non_null(strstr(wb_safetensors_note(st), "two.safetensors: tensor "));
     assert_non_null(strstr(wb_safetensors_note(st), "(2 such tensors)"));
+    assert_null(strstr(wb_safetensors_note(st), "such files"));
     wb_safetensors_close(st);
 
-    /* Whole files that no tensor is taken from, of this index's stem; not those of another. */
-    write_one(shards.text, "model-00002-of-00002.safetensors", "c", 5);
-    write_one(shards.text, "model-00003-of-00003.safetensors", "c", 5);
-    write_one(shards.text, "grads-00001-of-00001.safetensors", "c", 5);
+    /* Files that no tensor is listed in are not read, and that is said too. */
+    write_one(shards.text, "zero.safetensors", "a", 3);
+    write_one(shards.text, "other.safetensors", "b", 4);
+    temp_write(temp_in(shards.text, "readme.txt").text, "x", 1);
     assert_int_equal(wb_safetensors_open(shards.text, NULL, &st), WB_OK);
-    assert_int_equal(wb_safetensors_find(st, "c", &view), WB_NOT_FOUND);
-    assert_non_null(strstr(wb_safetensors_note(st), "two.safetensors: tensor "));
-    assert_non_null(strstr(wb_safetensors_note(st), "model-00002-of-00002.safetensors: "));
-    assert_non_null(strstr(wb_safetensors_note(st), "(2 such files)"));
-    assert_null(strstr(wb_safetensors_note(st), "grads"));
+    assert_non_null(strstr(wb_safetensors_note(st), "(2 such tensors); "));
+    assert_non_null(
+        strstr(wb_safetensors_note(st), "/other.safetensors: not of this model, ignored (2 such files)"));
     wb_safetensors_close(st);
 
     /* A single file beside the index: nothing says which of the two is the model. */
@@ -469,6 +468,16 @@ static void test_rule_34_the_index_decides(void **state) {
     assert_message_has("found both");
     assert_message_has("model.safetensors.index.json");
     assert_null(st);
+
+    /* Without the index the single file is, and the shards are said to be left. */
+    assert_int_equal(unlink(index.text), 0);
+    assert_int_equal(wb_safetensors_open(shards.text, NULL, &st), WB_OK);
+    assert_int_equal(wb_safetensors_find(st, "a", &view), WB_OK);
+    memcpy(&value, view.data, 4);
+    assert_true(value == 5);
+    assert_non_null(
+        strstr(wb_safetensors_note(st), "one.safetensors: not of this model, ignored (4 such files)"));
+    wb_safetensors_close(st);
 }
 
 int main(void) {
