@@ -64,6 +64,27 @@ static wb_status check_rope_object(const json_t *root, const char *key) {
     return check_rope_keys(object, key);
 }
 
+/* Whether "rope" is one of the words of a key, which "_" parts. */
+static bool is_about_rope(const char *key) {
+    for (const char *at = strstr(key, "rope"); at; at = strstr(at + 4, "rope"))
+        if ((at == key || at[-1] == '_') && (at[4] == '\0' || at[4] == '_')) return true;
+    return false;
+}
+
+/* Another key about rope at the top (rope_local_base_freq, no_rope_layers) is of another layout. */
+static wb_status check_top_rope_keys(const json_t *root) {
+    static const char *const known[] = {"rope_theta", "rope_scaling", "rope_parameters"};
+    const char *key;
+    json_t *value;
+    json_object_foreach((json_t *)(uintptr_t)root, key, value) {
+        bool passed = json_is_null(value) || json_is_false(value) || !is_about_rope(key);
+        for (size_t i = 0; !passed && i < sizeof known / sizeof known[0]; i++)
+            passed = strcmp(key, known[i]) == 0;
+        if (!passed) return wb_json_unsupported(key, value, "none");
+    }
+    return WB_OK;
+}
+
 /* The places that may hold rope's parameters; NULL: the top. */
 static const char *const rope_places[] = {NULL, "rope_scaling", "rope_parameters"};
 enum { N_ROPE_PLACES = sizeof rope_places / sizeof rope_places[0] };
@@ -94,6 +115,7 @@ static wb_status read_rope_theta(const json_t *root, double absent, double *thet
 }
 
 static wb_status read_rope(const json_t *root, const wb_family_rules *rules, wb_config *c) {
+    WB_TRY(check_top_rope_keys(root));
     WB_TRY(check_rope_object(root, "rope_scaling"));
     WB_TRY(check_rope_object(root, "rope_parameters"));
     WB_TRY(read_rope_theta(root, rules->rope_theta, &c->rope_theta));

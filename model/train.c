@@ -70,18 +70,19 @@ static wb_status layers_forward(wb_train *train, const wb_router_probe *probe) {
         WB_TRY(wb_block_forward(&train->block, l, &pass, NULL, wb_train_residual(train, l),
                                 wb_train_residual(train, l + 1)));
     WB_TRY(wb_routing_give(train->model, &train->memory, &pass));
-    return wb_train_head_forward(train, wb_train_residual(train, train->model->config.n_layers));
+    WB_TRY(wb_train_head_forward(train, wb_train_residual(train, train->model->config.n_layers)));
+    wb_device *dev = train->model->device;
+    return dev->to_host(dev, train->host_floats.data, train->logprobs.data,
+                        (size_t)train->n_head * sizeof(float));
 }
 
 wb_status wb_train_forward(wb_train *train, const wb_train_batch *batch, const wb_routing *routing,
                            const wb_router_probe *probe, float *logprobs_out) {
-    wb_device *dev = train->model->device;
     WB_TRY(wb_comm_agree(train->model->comm, prepare_forward(train, batch, routing)));
     WB_TRY(wb_collective_end(train->model, layers_forward(train, probe)));
 
-    float *logprobs = train->host_floats.data;
+    const float *logprobs = train->host_floats.data;
     const int32_t *rows = train->host_rows.data;
-    WB_TRY(dev->to_host(dev, logprobs, train->logprobs.data, (size_t)train->n_head * sizeof(float)));
     for (int64_t t = 0; t < train->T; t++) logprobs_out[t] = 0;
     for (int64_t i = 0; i < train->n_head; i++) logprobs_out[rows[i]] = logprobs[i];
     train->forward_done = true;

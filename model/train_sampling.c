@@ -4,6 +4,7 @@
 
 #include <inttypes.h>
 #include <math.h>
+#include <string.h>
 
 /* ---- checks -------------------------------------------------------------------------------------- */
 
@@ -76,16 +77,22 @@ static wb_status upload_temperature(wb_train *train, const wb_train_batch *batch
     return wb_upload(&train->memory, &train->temperature, temperature, n, sizeof(float));
 }
 
-/* Rows without a target keep nothing, so that the ids of the head's rows are those of all rows. */
+/* Only those of the head's rows: rows of padding may have some too, which count for nothing. */
 static wb_status upload_kept(wb_train *train, const wb_train_batch *batch) {
-    const int64_t n = train->n_head;
+    const int64_t n = train->n_head, max_ids = batch->kept_start[batch->T];
     const int32_t *rows = train->host_rows.data;
     WB_TRY(wb_reserve_host(&train->memory, &train->host_kept_start, n + 1, sizeof(int64_t), "kept tokens"));
+    WB_TRY(wb_reserve_host(&train->memory, &train->host_kept_ids, max_ids, sizeof(uint32_t), "kept tokens"));
     int64_t *start = train->host_kept_start.data;
-    for (int64_t i = 0; i < n; i++) start[i] = batch->kept_start[rows[i]];
-    start[n] = batch->kept_start[batch->T];
+    uint32_t *ids = train->host_kept_ids.data;
+    start[0] = 0;
+    for (int64_t i = 0; i < n; i++) {
+        const int64_t from = batch->kept_start[rows[i]], count = batch->kept_start[rows[i] + 1] - from;
+        if (count > 0) memcpy(ids + start[i], batch->kept_ids + from, (size_t)count * sizeof *ids);
+        start[i + 1] = start[i] + count;
+    }
     WB_TRY(wb_upload(&train->memory, &train->kept_start, start, n + 1, sizeof(int64_t)));
-    return wb_upload(&train->memory, &train->kept_ids, batch->kept_ids, start[n], sizeof(uint32_t));
+    return wb_upload(&train->memory, &train->kept_ids, ids, start[n], sizeof(uint32_t));
 }
 
 wb_status wb_train_upload_sampling(wb_train *train, const wb_train_batch *batch) {

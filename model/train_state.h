@@ -28,7 +28,7 @@ struct wb_train {
     bool has_temperature, has_kept; /* the batch has them; else the targets' distribution is the plain one */
     wb_buffer temperature;          /* f32 [n_head] */
     wb_buffer kept_ids, kept_start; /* uint32 of all rows of the head; int64 [n_head + 1] */
-    wb_host_buffer host_temperature, host_kept_start;
+    wb_host_buffer host_temperature, host_kept_start, host_kept_ids;
 
     wb_buffer head_x, head_norm, dhead; /* [n, H] */
     wb_buffer logits;                   /* [chunk, V] */

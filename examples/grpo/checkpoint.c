@@ -92,10 +92,10 @@ static wb_status save_state(const trainer *t, const char *dir) {
     WB_TRY(checkpoint_path(path, dir, "state.json"));
     char prompts[DIGEST_BYTES], reference[DIGEST_BYTES];
     json_t *state = json_pack(
-        "{s:I, s:I, s:I, s:i, s:s, s:s, s:s*, s:o}", "step", (json_int_t)t->step, "weight_version",
+        "{s:I, s:I, s:I, s:i, s:s, s:s, s:I, s:s*, s:o}", "step", (json_int_t)t->step, "weight_version",
         (json_int_t)t->weight_version, "optimizer_step", (json_int_t)t->opt.step, "ranks",
         wb_comm_size(t->comm), "fingerprint", wb_model_routes(t->model)->fingerprint, "prompts",
-        digest_text(t->task_digest, prompts), "reference",
+        digest_text(t->task_digest, prompts), "max_prompt", (json_int_t)t->max_prompt, "reference",
         t->reference ? digest_text(t->reference_digest, reference) : NULL, "options", options_to_json(t->o));
     char *text = state ? json_dumps(state, JSON_INDENT(1)) : NULL;
     json_decref(state);
@@ -230,7 +230,14 @@ static wb_status check_digests(const trainer *t, const char *dir, const json_t *
     char now[DIGEST_BYTES];
     const char *prompts = json_string_value(json_object_get(state, "prompts"));
     const char *reference = json_string_value(json_object_get(state, "reference"));
-    if (prompts && strcmp(prompts, digest_text(t->task_digest, now)) != 0)
+    bool same_prompts = !prompts || strcmp(prompts, digest_text(t->task_digest, now)) == 0;
+    json_int_t max_prompt = json_integer_value(json_object_get(state, "max_prompt"));
+    if (!same_prompts && t->o->long_prompts != LONG_PROMPTS_ERROR && max_prompt != t->max_prompt)
+        return wb_fail(WB_MISMATCH,
+                       "--task %s: the run in %s had prompts of at most %" PRId64 " tokens, now %" PRId64
+                       ": expected --max-tokens, --kv-blocks and --block-size as they were",
+                       t->o->task, dir, (int64_t)max_prompt, t->max_prompt);
+    if (!same_prompts)
         return wb_fail(WB_MISMATCH,
                        "--task %s: other prompts than those of the run in %s: expected digest %s, found %s",
                        t->o->task, dir, prompts, now);

@@ -213,6 +213,7 @@ typedef struct trainer {
     wb_replay *compare; /* the same records, measured against free routing */
     optimizer opt;
     uint64_t step, weight_version;
+    int64_t max_prompt;                     /* tokens of a prompt that fits */
     uint64_t task_digest, reference_digest; /* the latter where there is a reference */
 } trainer;
 

@@ -168,15 +168,9 @@ static void end_rewards(const trainer *t, const rollout_side *side) {
                 wb_error_message());
 }
 
-/* What a run says of its task at the start. */
-typedef struct task_notes {
-    int64_t max_prompt;
-    const char *stops_from;
-} task_notes;
-
 /* The task, its prompts looked at before anything is generated, and what ends a sample: as `dir`, the model's
  * checkpoint, has it. */
-static wb_status open_task(const trainer *t, const char *dir, task_notes *notes, task **task_out) {
+static wb_status open_task(trainer *t, const char *dir, const char **stops_from_out, task **task_out) {
     const wb_config *config = wb_model_config(t->model);
     const options *o = t->o;
     int32_t positions = config->max_positions;
@@ -184,15 +178,15 @@ static wb_status open_task(const trainer *t, const char *dir, task_notes *notes,
         positions = wb_model_config(t->reference)->max_positions;
     /* The last token is never fed. */
     int64_t pool = o->kv_blocks * o->block_size + 1;
-    notes->max_prompt = (pool < positions ? pool : positions) - o->max_tokens;
-    if (notes->max_prompt < 1)
+    t->max_prompt = (pool < positions ? pool : positions) - o->max_tokens;
+    if (t->max_prompt < 1)
         return wb_fail(WB_CAPACITY,
                        "--max-tokens %" PRId64 ": expected less than the model's %" PRId32
                        " positions and the %" PRId64 " that --kv-blocks of --block-size tokens hold",
                        o->max_tokens, positions, pool);
     WB_TRY(task_open(o->task, o->seed, config->vocab_size, task_out));
-    wb_status status = task_find_stops(*task_out, o->stop_token, dir, config->vocab_size, &notes->stops_from);
-    if (status == WB_OK) status = task_fit_prompts(*task_out, o->long_prompts, notes->max_prompt);
+    wb_status status = task_find_stops(*task_out, o->stop_token, dir, config->vocab_size, stops_from_out);
+    if (status == WB_OK) status = task_fit_prompts(*task_out, o->long_prompts, t->max_prompt);
     if (status == WB_OK) return WB_OK;
     task_close(*task_out);
     *task_out = NULL;
@@ -204,17 +198,18 @@ static void say_ignored(report *r, const wb_model *model) {
     if (model && wb_model_note(model)) report_line(r, "%s", wb_model_note(model));
 }
 
-static void say_task(report *r, const options *o, const task *task_, const task_notes *notes) {
+static void say_task(report *r, const trainer *t, const task *task_, const char *stops_from) {
+    const options *o = t->o;
     uint32_t n;
     const uint32_t *stops = task_stop_tokens(task_, &n);
     if (n == 0)
         report_line(r, "no token ends a sample: each has --max-tokens %" PRId64, o->max_tokens);
     else
         report_line(r, "samples end at token %" PRIu32 "%s (%s)", stops[0], n > 1 ? ", and others" : "",
-                    notes->stops_from);
+                    stops_from);
     if (task_n_long(task_) > 0)
         report_line(r, "%" PRId64 " prompts of more than %" PRId64 " tokens: %s", task_n_long(task_),
-                    notes->max_prompt,
+                    t->max_prompt,
                     o->long_prompts == LONG_PROMPTS_SKIP ? "left out" : "their beginning is left out");
 }
 
@@ -297,7 +292,7 @@ wb_status training_run(const options *given, wb_device *device, wb_comm *comm, i
     options o = *given;
     trainer t = {.o = &o, .device = device, .comm = comm};
     rollout_side side = {0};
-    task_notes notes = {0};
+    const char *stops_from = NULL;
     report *r = NULL;
     char *resume_dir = NULL;
     json_t *saved = NULL;
@@ -308,7 +303,7 @@ wb_status training_run(const options *given, wb_device *device, wb_comm *comm, i
     const char *start_dir = resume_dir ? resume_dir : o.model_dir;
     WB_GOTO(open_trainer(&t, start_dir, resume_dir != NULL), close_all);
     if (resume_dir) WB_GOTO(checkpoint_load(&t, resume_dir), close_all);
-    WB_GOTO(wb_comm_agree(comm, open_task(&t, start_dir, &notes, &side.task)), close_all);
+    WB_GOTO(wb_comm_agree(comm, open_task(&t, start_dir, &stops_from, &side.task)), close_all);
     WB_GOTO(check_same_run(&t, side.task, resume_dir), close_all);
     if (is_done(&t, resume_dir)) goto close_all;
     WB_GOTO(open_rollout(&t, &side), close_all);
@@ -318,7 +313,7 @@ wb_status training_run(const options *given, wb_device *device, wb_comm *comm, i
     if (o.reward_cmd) WB_GOTO(wb_comm_agree(comm, reward_open(&o, &side.rewards)), close_all);
     say_ignored(r, t.model);
     say_ignored(r, t.reference);
-    say_task(r, &o, side.task, &notes);
+    say_task(r, &t, side.task, stops_from);
     WB_GOTO(train_loop(&t, &side, r, signal_out), close_all);
     report_summary(r);
     end_rewards(&t, &side);

@@ -52,6 +52,10 @@ cmp -s kept gone/dump/step000001-rank2.wbr || fail "a file of a step that is don
 [ "$(cat gone/dump/step000005-rank2.wbr.note)" = mine ] || fail "another's file is gone"
 sampled gone 4 6 2
 
+echo "== a step that does not train on every sample once fails"
+if "${mpi[@]}" -n 2 "$build/tests/waybill-grpo-skips" --model base --out skips "${common[@]}" --steps 1 >log 2>&1; then fail "a sample was skipped, and nobody saw it"; fi
+grep -q "sample 0: expected to be trained on once, was 0 times" log || { cat log; fail "the skipped sample is not named"; }
+
 echo "== a resumed run is the same run"
 run 2 --model base --out twice "${common[@]}" --steps 4 --temperature 0.9 --seed 7 >/dev/null || fail "4 steps"
 run 2 --model base --out halves "${common[@]}" --steps 2 --temperature 0.9 --seed 7 >/dev/null || fail "2 steps"

@@ -162,19 +162,22 @@ typedef struct edit {
     temp_path out;
 } edit;
 
-/* A directory `name` with golden config.json, and all golden tensors as views to change. */
-static edit *edit_begin(const char *family, const char *name) {
+/* A directory `name` with the config.json of `from`, and all of its tensors as views to change. */
+static edit *edit_begin_from(const char *from, const char *name) {
     edit *e = calloc(1, sizeof *e);
     assert_non_null(e);
-    temp_path from = golden(family);
-    assert_int_equal(wb_safetensors_open(from.text, NULL, &e->st), WB_OK);
+    assert_int_equal(wb_safetensors_open(from, NULL, &e->st), WB_OK);
     e->n = wb_safetensors_count(e->st);
     assert_true(e->n < 500);
     for (size_t i = 0; i < e->n; i++) assert_int_equal(wb_safetensors_get(e->st, i, &e->views[i]), WB_OK);
     e->out = temp_in(dir.text, name);
     assert_int_equal(mkdir(e->out.text, 0777), 0);
-    temp_copy(temp_in(from.text, "config.json").text, temp_in(e->out.text, "config.json").text);
+    temp_copy(temp_in(from, "config.json").text, temp_in(e->out.text, "config.json").text);
     return e;
+}
+
+static edit *edit_begin(const char *family, const char *name) {
+    return edit_begin_from(golden(family).text, name);
 }
 
 static wb_tensor_view *edit_find(edit *e, const char *name) {
@@ -295,46 +298,49 @@ static void test_rope_tables(void **state) {
     close_one(m, device, comm);
 }
 
-/* transformers 5 keeps a layer's experts in one tensor; with and without ".weight". */
+/* olmoe with a layer's experts in one tensor, as transformers 5 keeps them; with and without ".weight". */
+static temp_path with_fused_experts(const char *folder, const char *suffix) {
+    edit *e = edit_begin("olmoe", folder);
+    float *gate_up = malloc(3 * 16 * 2 * 16 * 32 * sizeof *gate_up),
+          *down = malloc(3 * 16 * 32 * 16 * sizeof *down);
+    char names[6][96];
+    for (int l = 0; l < 3; l++) {
+        float *gu = gate_up + l * 16 * 2 * 512, *d = down + l * 16 * 512;
+        for (int x = 0; x < 16; x++) {
+            static const char *const parts[] = {"gate_proj", "up_proj", "down_proj"};
+            float *targets[] = {gu + x * 1024, gu + x * 1024 + 512, d + x * 512};
+            for (int k = 0; k < 3; k++) {
+                char name[96];
+                snprintf(name, sizeof name, "model.layers.%d.mlp.experts.%d.%s.weight", l, x, parts[k]);
+                memcpy(targets[k], edit_find(e, name)->data, 512 * 4);
+                edit_remove(e, name);
+            }
+        }
+        snprintf(names[2 * l], 96, "model.layers.%d.mlp.experts.gate_up_proj%s", l, suffix);
+        snprintf(names[2 * l + 1], 96, "model.layers.%d.mlp.experts.down_proj%s", l, suffix);
+        e->views[e->n++] = (wb_tensor_view){.name = names[2 * l],
+                                            .dtype = WB_F32,
+                                            .n_dims = 3,
+                                            .shape = {16, 32, 32},
+                                            .data = gu,
+                                            .bytes = 16 * 1024 * 4};
+        e->views[e->n++] = (wb_tensor_view){.name = names[2 * l + 1],
+                                            .dtype = WB_F32,
+                                            .n_dims = 3,
+                                            .shape = {16, 32, 16},
+                                            .data = d,
+                                            .bytes = 16 * 512 * 4};
+    }
+    temp_path fused = edit_end(e, NULL);
+    free(gate_up);
+    free(down);
+    return fused;
+}
+
 static void test_fused_experts_give_the_same_model(void **state) {
     (void)state;
     for (int suffix = 0; suffix < 2; suffix++) {
-        edit *e = edit_begin("olmoe", suffix ? "fused_weight" : "fused");
-        float *gate_up = malloc(3 * 16 * 2 * 16 * 32 * sizeof *gate_up),
-              *down = malloc(3 * 16 * 32 * 16 * sizeof *down);
-        char names[6][96];
-        for (int l = 0; l < 3; l++) {
-            float *gu = gate_up + l * 16 * 2 * 512, *d = down + l * 16 * 512;
-            for (int x = 0; x < 16; x++) {
-                static const char *const parts[] = {"gate_proj", "up_proj", "down_proj"};
-                float *targets[] = {gu + x * 1024, gu + x * 1024 + 512, d + x * 512};
-                for (int k = 0; k < 3; k++) {
-                    char name[96];
-                    snprintf(name, sizeof name, "model.layers.%d.mlp.experts.%d.%s.weight", l, x, parts[k]);
-                    memcpy(targets[k], edit_find(e, name)->data, 512 * 4);
-                    edit_remove(e, name);
-                }
-            }
-            snprintf(names[2 * l], 96, "model.layers.%d.mlp.experts.gate_up_proj%s", l,
-                     suffix ? ".weight" : "");
-            snprintf(names[2 * l + 1], 96, "model.layers.%d.mlp.experts.down_proj%s", l,
-                     suffix ? ".weight" : "");
-            e->views[e->n++] = (wb_tensor_view){.name = names[2 * l],
-                                                .dtype = WB_F32,
-                                                .n_dims = 3,
-                                                .shape = {16, 32, 32},
-                                                .data = gu,
-                                                .bytes = 16 * 1024 * 4};
-            e->views[e->n++] = (wb_tensor_view){.name = names[2 * l + 1],
-                                                .dtype = WB_F32,
-                                                .n_dims = 3,
-                                                .shape = {16, 32, 16},
-                                                .data = d,
-                                                .bytes = 16 * 512 * 4};
-        }
-        temp_path fused = edit_end(e, NULL);
-        free(gate_up);
-        free(down);
+        temp_path fused = with_fused_experts(suffix ? "fused_weight" : "fused", suffix ? ".weight" : "");
         open_expect_save(fused.text, WB_F32, 1, golden("olmoe").text, NULL);
         open_expect_save(fused.text, WB_F32, 3, golden("olmoe").text, NULL);
     }
@@ -1003,33 +1009,61 @@ static void expect_disagreement(const char *second, const char *what) {
     expect_two_disagree(golden("qwen3_moe").text, second, what);
 }
 
-/* qwen3_moe with element `at` of tensor `name` changed by a bit; name NULL: with none. */
-static temp_path with_other_bit(const char *folder, const char *name, size_t at) {
-    edit *e = edit_begin("qwen3_moe", folder);
+/* The model of `from` with element `at` of tensor `name` changed by a bit; name NULL: with none. */
+static temp_path with_other_bit(const char *from, const char *folder, const char *name, size_t at) {
+    edit *e = edit_begin_from(from, folder);
     if (!name) return edit_end(e, NULL);
     wb_tensor_view *view = edit_find(e, name);
     uint32_t *copy = malloc(view->bytes);
     assert_non_null(copy);
+    assert_true(at < view->bytes / 4);
     memcpy(copy, view->data, view->bytes);
-    copy[at < view->bytes / 4 ? at : view->bytes / 8] ^= 1;
+    copy[at] ^= 1;
     view->data = copy;
     temp_path out = edit_end(e, NULL);
     free(copy);
     return out;
 }
 
-/* Of what all ranks hold, every bit is compared; of a large expert, the middle. */
+/* Of what all ranks hold, every bit is compared, and so is every bit of an expert of 4 KiB. */
 static void test_ranks_with_other_weights_of_the_same_shape(void **state) {
     (void)state;
-    temp_path same = with_other_bit("bits_same", NULL, 0);
-    temp_path attention = with_other_bit("bits_attention", "model.layers.1.self_attn.q_proj.weight", 5);
-    temp_path expert = with_other_bit("bits_expert", "model.layers.0.mlp.experts.3.up_proj.weight", SIZE_MAX);
-    expect_two_disagree(same.text, attention.text, "model.layers.1.self_attn.q_proj.weight");
-    expect_two_disagree(same.text, expert.text, "model.layers.0.mlp.experts.3.up_proj.weight");
-    expect_two_disagree(expert.text, same.text, "rank 1");
+    static const char *const names[] = {"model.layers.1.self_attn.q_proj.weight",
+                                        "model.layers.0.mlp.experts.3.up_proj.weight"};
+    temp_path same = with_other_bit(golden("qwen3_moe").text, "bits_same", NULL, 0);
+    for (size_t i = 0; i < 2; i++) {
+        temp_path other = with_other_bit(same.text, i ? "bits_expert" : "bits_attention", names[i], 5);
+        expect_two_disagree(same.text, other.text, names[i]);
+        expect_two_disagree(other.text, same.text, "rank 1");
+    }
     job j = open_job(same.text, WB_F32);
     run_job(&j, 2);
     expect_all_ok(&j, 2);
+}
+
+/* Of an expert above 4 KiB the middle is compared: whoever trained it has changed that as well. */
+static void test_ranks_with_other_large_experts(void **state) {
+    (void)state;
+    static const char name[] = "model.layers.2.mlp.experts.15.down_proj.weight";
+    const size_t n = 32 * 96;
+    temp_path made = temp_in(dir.text, "large_made");
+    wb_config config;
+    assert_int_equal(wb_config_load(golden("qwen3_moe").text, &config), WB_OK);
+    config.expert_width = 96;
+    create_save(&config, 3, WB_F32, 1, made.text);
+    temp_path same = with_other_bit(made.text, "large_same", NULL, 0);
+    expect_two_disagree(same.text, with_other_bit(same.text, "large_middle", name, n / 2).text, name);
+}
+
+/* Every expert of a fused tensor is compared, not the tensor's middle alone. */
+static void test_ranks_with_other_fused_experts(void **state) {
+    (void)state;
+    temp_path same = with_other_bit(with_fused_experts("fused_made", "").text, "fused_same", NULL, 0);
+    temp_path first = with_other_bit(same.text, "fused_first", "model.layers.0.mlp.experts.gate_up_proj", 7);
+    temp_path last =
+        with_other_bit(same.text, "fused_last", "model.layers.2.mlp.experts.down_proj", 15 * 512 + 256);
+    expect_two_disagree(same.text, first.text, "model.layers.0.mlp.experts.0.gate_proj.weight");
+    expect_two_disagree(same.text, last.text, "model.layers.2.mlp.experts.15.down_proj.weight");
 }
 
 /* The directory that a model came from is not needed any more. */
@@ -1202,6 +1236,8 @@ int main(void) {
         cmocka_unit_test(test_a_clone_saves_what_the_original_would),
         cmocka_unit_test(test_ranks_that_open_different_models),
         cmocka_unit_test(test_ranks_with_other_weights_of_the_same_shape),
+        cmocka_unit_test(test_ranks_with_other_large_experts),
+        cmocka_unit_test(test_ranks_with_other_fused_experts),
         cmocka_unit_test(test_a_base_that_is_gone_takes_nothing_along),
         cmocka_unit_test(test_a_base_that_is_replaced_again_and_again),
         cmocka_unit_test(test_small_files_where_the_model_is_from),

@@ -163,6 +163,9 @@ static void test_released_spelling_and_defaults(void **state) {
     assert_int_equal(expect_ok("qwen3_moe", "num_experts", "16").router.n_experts, 16);
     expect_ok("qwen3_moe", "sliding_window", "4096"); /* not used unless use_sliding_window */
     expect_ok("qwen3_moe", "unknown_key", "[1,2]");
+    expect_ok("qwen3_moe", "properties", "[1,2]"); /* no word of it is rope */
+    expect_ok("qwen3_moe", "rope_local_base_freq", "null");
+    expect_ok("qwen3_moe", "rope_interleave", "false");
     expect_ok("qwen3_moe", "layer_types", "[\"full_attention\"]");
 }
 
@@ -266,6 +269,10 @@ static void test_bad_values_are_refused(void **state) {
          "rope_theta: expected one number, found 5000000 at the top and 10000 in rope_parameters"},
         {"rope_scaling", "{\"rope_type\":\"default\",\"rope_theta\":5e6}", WB_INVALID_ARGUMENT,
          "rope_theta: expected one number, found 5000000 in rope_scaling and 10000 in rope_parameters"},
+        {"rope_local_base_freq", "10000", WB_UNSUPPORTED,
+         "rope_local_base_freq: supported is none, found 10000"},
+        {"swa_rope_theta", "10000", WB_UNSUPPORTED, "swa_rope_theta: supported is none, found"},
+        {"no_rope_layers", "[1,0,1]", WB_UNSUPPORTED, "no_rope_layers: supported is none, found"},
         {"num_experts_per_token", "3", WB_INVALID_ARGUMENT,
          "num_experts_per_tok: expected num_experts_per_token 3, found"},
         {"rope_parameters", "{\"partial_rotary_factor\":0.5}", WB_UNSUPPORTED, "partial_rotary_factor"},

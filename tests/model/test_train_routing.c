@@ -24,6 +24,10 @@ typedef struct padded {
     int32_t *tokens, *targets;
     uint8_t *ids, *direction;
     float *dlogprobs, *logprobs;
+    /* What targets were sampled from, of padding rows too: the target and another token. */
+    float *temperature;
+    uint32_t *kept_ids;
+    int64_t *kept_start;
 } padded;
 
 /* The same for a seed but for what the padding rows hold, which is of `filler`. */
@@ -37,12 +41,21 @@ static padded padded_new(const fixture *f, int32_t n_padding, uint64_t seed, uin
     p.dlogprobs = take(T, sizeof(float));
     p.logprobs = take(T, sizeof(float));
     p.ids = take(T, f->row_bytes);
+    p.temperature = take(T, sizeof(float));
+    p.kept_ids = take(2 * (int64_t)T, sizeof(uint32_t));
+    p.kept_start = take(T + 1, sizeof(int64_t));
     for (int32_t t = 0; t < T; t++) {
         const bool padding = t >= p.first && t < p.end;
         uint64_t *state = padding ? &filler : &seed;
         p.tokens[t] = random_below(state, config->vocab_size);
         p.targets[t] = random_below(state, config->vocab_size);
         p.dlogprobs[t] = random_unit(state);
+        const int32_t target = p.targets[t], V = config->vocab_size;
+        const int32_t other = (target + 1 + random_below(state, V - 1)) % V;
+        p.kept_ids[2 * t] = (uint32_t)(target < other ? target : other);
+        p.kept_ids[2 * t + 1] = (uint32_t)(target < other ? other : target);
+        p.kept_start[t + 1] = 2 * (t + 1);
+        p.temperature[t] = 0.5F + 0.25F * (float)random_below(state, 4);
         p.direction[t] = padding ? WB_ROW_PADDING : (uint8_t)random_below(state, 2);
         uint8_t *row = routes_random(f, 1, state);
         memcpy(p.ids + (size_t)t * f->row_bytes, row, f->row_bytes);
@@ -52,14 +65,21 @@ static padded padded_new(const fixture *f, int32_t n_padding, uint64_t seed, uin
 }
 
 static void padded_free(padded *p) {
-    void *const arrays[] = {p->tokens, p->targets, p->ids, p->direction, p->dlogprobs, p->logprobs};
+    void *const arrays[] = {p->tokens,   p->targets,     p->ids,      p->direction, p->dlogprobs,
+                            p->logprobs, p->temperature, p->kept_ids, p->kept_start};
     for (size_t i = 0; i < sizeof arrays / sizeof arrays[0]; i++) free(arrays[i]);
 }
 
 /* Forward and backward; gradients of all tensors, freed by the caller. */
 static float *run_padded(fixture *f, padded *p) {
-    const wb_train_batch batch = {
-        .T = p->T, .tokens = p->tokens, .targets = p->targets, .n_seqs = SEQS, .seq_start = p->start};
+    const wb_train_batch batch = {.T = p->T,
+                                  .tokens = p->tokens,
+                                  .targets = p->targets,
+                                  .n_seqs = SEQS,
+                                  .seq_start = p->start,
+                                  .temperature = p->temperature,
+                                  .kept_ids = p->kept_ids,
+                                  .kept_start = p->kept_start};
     const wb_routing routing = {.ids = p->ids, .direction = p->direction};
     MUST(wb_train_zero_grads(f->train));
     MUST(wb_train_forward(f->train, &batch, &routing, NULL, p->logprobs));
