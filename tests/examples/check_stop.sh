@@ -40,17 +40,22 @@ run 2 --model base --out stopped "${common[@]}" --steps $((steps + 1)) --resume 
 "$waybill" verify stopped/dump >log 2>&1 || { cat log; fail "the dump"; }
 
 echo "== the second signal ends at once"
-"${mpi[@]}" -n 1 "$grpo" --model base --out twice --steps 100000 --samples 512 --max-tokens 64 --stop-token none --max-running 1000000 \
-    --max-batch-tokens 1000000 --kv-blocks 300000 >log 2>&1 &
-job=$!
-for _ in $(seq 100); do [ -s log ] && break; sleep 0.1; done
-rank=$(ranks_below $job)
-sleep 1
-kill -TERM "$rank" && sleep 0.05 && kill -TERM "$rank"
-start=$SECONDS
-wait $job && fail "it ended well"
-! grep -q "stopped by signal" log || { cat log; fail "the first signal was enough"; }
-[ $((SECONDS - start)) -le 5 ] || fail "it took $((SECONDS - start)) s"
+# A step of seconds; where the first signal comes between two steps, the run may end before the second.
+ended_by=first
+for try in 1 2 3 4 5; do
+    "${mpi[@]}" -n 1 "$grpo" --model base --out "twice_$try" --steps 100000 --samples 512 --max-tokens 64 --stop-token none \
+        --max-running 1000000 --max-batch-tokens 1000000 --kv-blocks 300000 >log 2>&1 &
+    job=$!
+    for _ in $(seq 100); do [ -s log ] && break; sleep 0.1; done
+    rank=$(ranks_below $job)
+    sleep "1.$try"
+    kill -TERM "$rank" && sleep 0.05 && kill -TERM "$rank"
+    start=$SECONDS
+    wait $job && fail "it ended well"
+    [ $((SECONDS - start)) -le 5 ] || fail "it took $((SECONDS - start)) s"
+    grep -q "stopped by signal" log || { ended_by=second; break; }
+done
+[ $ended_by = second ] || { cat log; fail "the first signal was enough, five times"; }
 
 echo "== the queue of groups: any number of ranks generates the same samples"
 for ranks in 1 2 4; do
