@@ -178,15 +178,16 @@ void wb_completion_free(wb_completion *completion) {
 /* A record tells weights apart by their versions: other weights by the name that a request is being answered
  * under would hide the change from it. */
 static wb_status check_version(const wb_engine *engine, uint64_t source_digest, uint64_t version) {
-    if (version != engine->weight_version || source_digest == engine->source_digest) return WB_OK;
+    if (version == engine->weight_version && source_digest == engine->source_digest) return WB_OK;
     for (wb_sched_entry *entry = engine->scheduler.first; entry; entry = entry->next) {
         const wb_record *record = entry->record;
         const wb_sequence *s = wb_sequence_of(entry);
-        if (record->n_spans > 0 && s->spans[record->n_spans - 1].weight_version == version)
-            return wb_fail(WB_INVALID_ARGUMENT,
-                           "set weights: expected a new version, found %" PRIu64
-                           " for other weights: request %s has been fed under it",
-                           version, record->rid);
+        for (uint32_t i = 0; i < record->n_spans; i++)
+            if (s->spans[i].weight_version == version)
+                return wb_fail(WB_INVALID_ARGUMENT,
+                               "set weights: expected a new version, found %" PRIu64
+                               " for other weights: request %s has been fed under it",
+                               version, record->rid);
     }
     return WB_OK;
 }

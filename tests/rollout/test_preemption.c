@@ -198,6 +198,14 @@ static void test_rule_6_one_version_names_one_set_of_weights(void **state) {
     assert_same(same.model, alone, done);                    /* what was refused changed nothing */
     assert_ok(wb_engine_set_weights(engine, next.model, 0)); /* nobody is being answered */
     wb_completion_free(done);
+
+    /* Nor by the name of an earlier version, with another one in between. */
+    ask b = ask_fixed("again", 7, 20);
+    assert_ok(wb_engine_submit(engine, ask_request(&b)));
+    for (int i = 0; i < 3; i++) assert_true(step(engine));
+    assert_ok(wb_engine_set_weights(engine, same.model, 1));
+    assert_int_equal(WB_INVALID_ARGUMENT, wb_engine_set_weights(engine, same.model, 0));
+    assert_message("expected a new version, found 0 for other weights: request again has been fed under it");
     wb_completion_free(alone);
     wb_engine_close(engine);
     rig_close(&next);
