@@ -22,6 +22,16 @@
 
 #include <jansson.h>
 
+/* ---- paths.c --------------------------------------------------------------------------------- */
+
+enum { PATH_BYTES = 4096 };
+#define METRICS_FILE "metrics.jsonl" /* in OUT */
+
+/* DIR/name into path [PATH_BYTES]. */
+wb_status path_join(char *path, const char *dir, const char *name);
+/* Whether DIR has a file of that name that can be read. */
+bool path_has(const char *dir, const char *name);
+
 /* ---- command_line.c -------------------------------------------------------------------------- */
 
 typedef enum ratio_kind { RATIO_TOKEN, RATIO_SEQUENCE } ratio_kind;
@@ -156,9 +166,10 @@ void batch_free(batch *b);
 
 /* ---- dumps.c --------------------------------------------------------------------------------- */
 
-/* Before the first step of a run, on one rank: a run that resumes removes the files of its steps from
- * first_step on, which an interrupted run left; any other refuses to find such files. */
-wb_status dumps_start(const options *o, uint64_t first_step);
+/* The path of a file of dumps_write in OUT/dump, into path_out [PATH_BYTES]; "" where there is none. */
+wb_status dumps_find(const options *o, char *path_out);
+/* Removes those of steps from first_step on, which an interrupted run left. */
+wb_status dumps_remove(const options *o, uint64_t first_step);
 /* Writes the samples' records to OUT/dump/step<step>-rank<rank>.wbr. */
 wb_status dumps_write(const options *o, const wb_route_model *model, int rank, uint64_t step, const batch *b);
 
@@ -238,16 +249,6 @@ wb_status train_step(trainer *t, const batch *b, struct report *report, step_met
 /* OUT/checkpoint (Hugging Face layout, trainer/ beside it), replaced as a whole: there is always one
  * complete. Collective. */
 wb_status checkpoint_save(const trainer *t);
-/* INVALID_ARGUMENT where OUT/checkpoint, or what it is a link to, or checkpoint.new or .old beside it, is or
- * has something that a save would destroy: other files, or --model. */
-wb_status checkpoint_check_place(const options *o);
-/* Whether OUT/checkpoint is a link that leads nowhere. */
-bool checkpoint_is_gone(const options *o);
-/* Makes the folder that such a link is to, before the first step and on one rank: from then on a link that
- * leads nowhere is a disk that is gone, and not a run that has no checkpoint yet. */
-wb_status checkpoint_make_place(const options *o);
-/* Path of the checkpoint to resume from, malloc'ed; NOT_FOUND where OUT has none. */
-wb_status checkpoint_find(const options *o, char **dir_out);
 /* Into `o`, what the run that wrote the checkpoint `dir` was given and this command line leaves open
  * (options_resume). *saved_out owns the texts among them, to be released by the caller. Not collective. */
 wb_status checkpoint_options(const char *dir, bool loud, options *o, json_t **saved_out);
@@ -264,8 +265,6 @@ wb_status reference_digest(wb_model *model, uint64_t *digest_out);
 /* ---- report.c -------------------------------------------------------------------------------- */
 
 typedef struct report report;
-/* INVALID_ARGUMENT where OUT has the metrics of a run, which a new one would write over. */
-wb_status report_check_place(const options *o);
 /* `loud`: this rank writes OUT/metrics.jsonl and the progress display; the others are silent. Lines of
  * steps >= first_step (an earlier, interrupted run) are dropped. */
 wb_status report_open(const options *o, bool loud, uint64_t first_step, report **report_out);

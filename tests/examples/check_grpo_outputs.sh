@@ -17,6 +17,34 @@ tiny=(--prompts 4 --samples 2 --updates 2 --max-tokens 4)
 run 1 --make-base base --warmup-steps 1 --quiet || { cat log; fault "make-base"; }
 run 1 --make-base other --warmup-steps 1 --seed 2 --quiet || { cat log; fault "make-base other"; }
 
+echo "== whether OUT may be used is said before a model is opened, and a run that cannot start leaves no OUT"
+# none OUT : nothing is there
+none() { [ ! -e "$1" ] || fault "an OUT was left behind: $(find "$1")"; }
+for model in base nope; do
+    mkdir -p left/dump && touch left/dump/step000002-rank1.wbr
+    refused "left/dump/step000002-rank1.wbr is there already, but no checkpoint" 2 --model $model --out left --steps 1 "${tiny[@]}"
+    [ "$(find left)" = "left
+left/dump
+left/dump/step000002-rank1.wbr" ] || fault "another run's dump was touched: $(find left)"
+    touch file && mkdir -p held/dump && echo '{"step":0}' >held/metrics.jsonl
+    refused "held/metrics.jsonl is there already, but no checkpoint" 1 --model $model --out held "${tiny[@]}"
+    refused "--out file/out: expected a folder, or a name for one, but file is not a folder" 2 --model $model --out file/out
+    refused "--out file: expected a folder" 1 --model $model --out file
+done
+rm -r left held
+refused "nope" 2 --model nope --out r5/deep --steps 1 "${tiny[@]}"
+none r5
+refused "there is no checkpoint to resume from" 2 --out r6 --resume
+none r6
+refused "missing.jsonl" 2 --model base --out r7 "${tiny[@]}" --task jsonl:missing.jsonl --reward-cmd true
+none r7
+mkdir -p kept_left/dump && touch kept_left/dump/step000000-rank0.wbr.note # not of our names: no run's
+run 1 --model base --out kept_left --steps 1 "${tiny[@]}" || { cat log; fault "a file of another name was taken for a dump"; }
+cp -r base base_kept
+refused "--out new/../base is --model" 1 --model base --out new/../base --steps 1 "${tiny[@]}"
+diff -r base base_kept || fault "--model was written into"
+rm -r base_kept
+
 echo "== a new run leaves another's metrics and folders alone"
 run 1 --model base --out first --steps 2 --no-dump "${tiny[@]}" || { cat log; fault "first"; }
 rm -rf first/checkpoint
