@@ -275,7 +275,10 @@ void report_progress(report *r, uint64_t step, const char *phase, int64_t done, 
 wb_status report_step(report *r, uint64_t step, const step_metrics *m);
 void report_line(report *r, const char *format, ...) WB_PRINTF(2, 3);
 void report_summary(const report *r); /* the table at the end, on standard output */
-double now_seconds(void);             /* of a clock that only goes forward */
+/* Says this rank's failure and its message on standard error, if no failure was said yet: where one rank
+ * fails while the others are at work for long, it is said at once, and not again when the run ends of it. */
+void report_failure(int rank, wb_status status);
+double now_seconds(void); /* of a clock that only goes forward */
 
 /* ---- training.c ------------------------------------------------------------------------------ */
 

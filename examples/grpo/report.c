@@ -1,5 +1,5 @@
 /* report.c - what a run says: OUT/metrics.jsonl (one object a step), a progress display on standard error,
- * and the table at the end. Only one rank's report is loud; the others' calls do nothing. */
+ * the table at the end, and a failure. Only one rank's report is loud: the others say failures alone. */
 #include "grpo.h"
 #include "wb_file.h"
 #include "wb_memory.h"
@@ -114,6 +114,15 @@ void report_close(report *r) {
     if (!r) return;
     if (r->metrics) fclose(r->metrics);
     free(r);
+}
+
+void report_failure(int rank, wb_status status) {
+    static bool said;
+    if (!said)
+        fprintf(stderr, "waybill-grpo: rank %d: %s: %s\n", rank, wb_status_string(status),
+                wb_error_message());
+    said = true;
+    fflush(stderr);
 }
 
 /* ---- progress -------------------------------------------------------------------------------- */
