@@ -228,6 +228,7 @@ typedef struct trainer {
     uint64_t task_digest, reference_digest; /* the latter where there is a reference */
 } trainer;
 
+/* What OUT/metrics.jsonl has of a step; keys, units and meanings: docs/metrics.md. */
 typedef struct step_metrics {
     double reward_mean, reward_std, response_tokens, samples;
     int64_t long_prompts;     /* of the task, that did not fit (--long-prompts) */

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# check_grpo_outputs.sh - what waybill-grpo finds in its way is left alone and named, and a run that resumes has the prompts and the
-# reference that it began with. usage: check_grpo_outputs.sh BUILD_DIR SOURCE_DIR
+# check_grpo_outputs.sh - what waybill-grpo finds in its way is left alone and named, a run that resumes has the prompts and the
+# reference that it began with, and docs/metrics.md has the keys that are written. usage: check_grpo_outputs.sh BUILD_DIR SOURCE_DIR
 . "$(dirname "$0")/grpo_checks.sh"
 faults=0
 fault() { echo "FAULT: $*"; faults=$((faults + 1)); }
@@ -59,6 +59,18 @@ done
 cp -r base inside && mkdir -p holds && ln -s ../inside holds/checkpoint.old && mkdir inside/trainer # by a link, and with our mark
 refused "holds/checkpoint.old, which the run replaces" 2 --model inside --out holds --steps 1 "${tiny[@]}"
 [ -e inside/config.json ] || fault "the model is gone"
+
+echo "== docs/metrics.md lists the keys of metrics.jsonl, each once"
+run 2 --model base --out keys --steps 2 --no-dump --compare-every 2 --kl-coef 0.1 "${tiny[@]}" || { cat log; fault "keys"; }
+keys() { grep -oE '"[a-z0-9_]+":' | tr -d '":' | sort; }
+listed() { awk -v heading="## $1" '/^## / { on = $0 == heading } on && /^\| `/ { gsub("`", "", $2); print $2 }' "$source/docs/metrics.md" | sort; }
+top() { sed -n "$1p" keys/metrics.jsonl | sed 's/:{[^}]*}/:0/g' | keys; }
+diff <(listed "A line") <(top 1) || fault "listed (<) and written (>) keys of a line differ"
+diff <(listed "A line" | grep -vx fidelity_replay_off) <(top 2) || fault "listed (<) and written (>) keys without a comparison differ"
+for object in fidelity fidelity_replay_off; do
+    diff <(listed fidelity) <(head -n 1 keys/metrics.jsonl | grep -oE "\"$object\":\{[^}]*\}" | sed "s/\"$object\"://" | keys) ||
+        fault "listed (<) and written (>) keys of $object differ"
+done
 
 echo "== what a killed save leaves is no obstacle"
 run 2 --model base --out run --steps 1 "${tiny[@]}" || { cat log; fault "run"; }
