@@ -5,8 +5,8 @@
  *
  * A sample is a completion of the engine with its record, its reward and its advantage.
  *
- * Parallel layout: each rank generates and trains its own prompt groups; experts are sharded over all
- * ranks.
+ * Parallel layout: a step's prompt groups wait in one queue, from which each rank takes what it has room for,
+ * and a rank trains on the groups that it generated; experts are sharded over all ranks.
  */
 #ifndef GRPO_H
 #define GRPO_H
