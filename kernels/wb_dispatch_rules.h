@@ -39,7 +39,7 @@ static WB_HD int32_t wb_dispatch_slot(const wb_dispatch_rule *rule, uint32_t exp
     if (rule->slot_of_expert) return rule->slot_of_expert[expert];
     int32_t begin = rule->replica_begin[expert];
     uint32_t n = (uint32_t)(rule->replica_begin[expert + 1] - begin);
-    return rule->replica_slots[begin + (int32_t)wb_dispatch_replica(key, rule->layer, expert, n)];
+    return rule->replica_slots[begin + (int64_t)wb_dispatch_replica(key, rule->layer, expert, n)];
 }
 
 #endif
