@@ -334,6 +334,21 @@ typedef wb_status wb_moe_combine_backward_fn(wb_device *dev, int64_t T, int32_t 
                                              const float *weights, const float *dy, float *drows,
                                              float *dweights);
 
+/* ---- dispatch ------------------------------------------------------------------------------------ */
+
+/* Where the tokens of one source rank go in one layer: what wb_dispatch_slot (wb_dispatch_rules.h) reads.
+ * wb_dispatch_fill_table (wb_dispatch.h) makes the arrays; they belong to whoever had them made, as device
+ * memory for an op and as host memory for what runs on the host. Slots are those of all ranks, 0..S-1. */
+typedef struct wb_dispatch_rule {
+    /* policy static: [E] the slot of each expert for this rank; NULL under dynamic */
+    const int32_t *slot_of_expert;
+    /* policy dynamic: expert e has the slots replica_slots[replica_begin[e] .. replica_begin[e + 1] - 1], in
+     * replica order; replica_begin is [E + 1]; both NULL under static */
+    const int32_t *replica_begin, *replica_slots;
+    /* dynamic: the MoE layer, which enters the hash; static: not read */
+    uint32_t layer;
+} wb_dispatch_rule;
+
 /* ---- sampling and optimizer ---------------------------------------------------------------------- */
 
 /* What the tokens of T rows were, or would have been, drawn from: the softmax of logits / temperature over

@@ -21,7 +21,7 @@ comm/mpi     base comm comm/mpi
 kernels      base kernels
 kernels/cpu  base kernels
 kernels/cuda base kernels
-eplb         base formats comm eplb
+eplb         base formats comm kernels eplb
 model        base formats comm kernels model/checkpoint model
 model/checkpoint base model/checkpoint
 replay       base formats replay
