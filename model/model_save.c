@@ -1,6 +1,6 @@
-/* model_save.c - a model's weights as a Hugging Face checkpoint directory. Each rank writes its own
- * experts, rank 0 also what all ranks hold, the index, the configuration and the small files. Refuses:
- * leaving a directory in which a loader finds weights of two saves. */
+/* model_save.c - a model's weights as a Hugging Face checkpoint directory. Each rank writes the
+ * experts whose replica 0 it has, rank 0 also what all ranks hold, the index, the configuration and the small
+ * files. Refuses: leaving a directory in which a loader finds weights of two saves. */
 #include "config.h"
 #include "model_weights.h"
 #include "wb_checkpoint_dir.h"
@@ -13,17 +13,17 @@
 
 #define CHUNK_BYTES ((size_t)4 << 20)
 
-/* The rank that writes tensor i. */
+/* The rank that writes tensor i: of an expert, that of its replica 0. */
 static int writer_of(const wb_model *m, int32_t i) {
-    int32_t expert = m->tensors[i].expert;
-    return expert < 0 ? 0 : m->expert_rank[expert];
+    const int32_t rank = wb_model_replica(m, i, 0).rank;
+    return rank < 0 ? 0 : rank;
 }
 
-/* Rank 0, and every rank that has experts. */
+/* Rank 0, and every rank that has some expert's replica 0. */
 static bool writes_shard(const wb_model *m, int rank) {
     if (rank == 0) return true;
-    for (int32_t e = 0; e < m->config.router.n_experts; e++)
-        if (m->expert_rank[e] == rank) return true;
+    for (int32_t i = 0; i < m->n_tensors; i++)
+        if (writer_of(m, i) == rank) return true;
     return false;
 }
 
@@ -41,7 +41,7 @@ typedef struct shard {
 static wb_status emit(void *ctx, size_t i, wb_new_file *file) {
     const shard *s = ctx;
     wb_device *dev = s->model->device;
-    wb_tensor t = wb_model_tensor(s->model, s->tensors[i]);
+    const wb_tensor t = wb_model_replica(s->model, s->tensors[i], 0);
     size_t bytes = s->views[i].bytes;
     for (size_t done = 0; done < bytes; done += CHUNK_BYTES) {
         size_t part = bytes - done < CHUNK_BYTES ? bytes - done : CHUNK_BYTES;

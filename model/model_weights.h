@@ -9,14 +9,15 @@
 #include "wb_model.h"
 #include "wb_workspace.h"
 
-/* One storage: a weight matrix or vector, or a layer's experts side by side. Expert storages hold this
- * rank's experts by local index: gate_up [n_local][2F][H] (rows gate 0..F-1, up F..2F-1), down
- * [n_local][H][F]. */
+/* One storage: a weight matrix or vector, which is the same on every rank, or the slots of a MoE layer that
+ * are this rank's, in slot order: gate_up [n_slots][2F][H] (rows gate 0..F-1, up F..2F-1), down
+ * [n_slots][H][F]. */
 typedef struct wb_param {
     wb_buffer memory;
     wb_dtype dtype;
-    int64_t n;    /* elements held here */
-    bool sharded; /* experts: different on each rank; else replicated */
+    int64_t n;             /* elements held here */
+    int32_t moe_layer;     /* 0..L-1: whose slots these are; -1: no slots */
+    int64_t slot_elements; /* of one slot */
 } wb_param;
 
 /* A part of a layer: its kind, and the indices into wb_model.params that the kind's struct of weights
@@ -44,9 +45,7 @@ struct wb_model {
     wb_layer *layers;                   /* [n_layers] */
     int32_t embed, final_norm, lm_head; /* lm_head = embed when tied */
 
-    /* Where each logical expert lives: rank, and index among that rank's. The same in every layer. */
-    int32_t *expert_rank, *local_index; /* [E] */
-    int32_t n_local_experts;
+    wb_placement *placement; /* where experts live */
 
     wb_buffer cos_table, sin_table; /* f32 [max_positions, head_dim / 2] */
 
@@ -60,6 +59,17 @@ struct wb_model {
     wb_companions *companions;
     char *note;
 };
+
+/* ---- slots of this rank ---------------------------------------------------------------------- */
+
+static inline int64_t wb_model_first_slot(const wb_model *model) {
+    return wb_placement_first_slot(model->placement, (uint32_t)wb_comm_rank(model->comm));
+}
+
+/* The same number in every layer. */
+static inline int64_t wb_model_local_slots(const wb_model *model) {
+    return wb_placement_topology(model->placement)->slots_of_rank[wb_comm_rank(model->comm)];
+}
 
 /* ---- a weight at work ------------------------------------------------------------------------ */
 

@@ -53,7 +53,7 @@ static wb_status move_piece(wb_train *train, reduce_piece *at, float *piece, int
     int64_t filled = 0;
     while (at->param < model->n_params && filled < room) {
         const wb_param *param = &model->params[at->param];
-        const int64_t left = param->sharded ? 0 : param->n - at->offset;
+        const int64_t left = param->moe_layer >= 0 ? 0 : param->n - at->offset;
         const int64_t n = left < room - filled ? left : room - filled;
         float *grad = train->grads[at->param] + at->offset;
         const size_t bytes = (size_t)n * sizeof(float);

@@ -46,7 +46,7 @@ static wb_status emit_moment(void *ctx, size_t i, wb_new_file *file) {
     return WB_OK;
 }
 
-/* Experts are saved by the rank that has them, replicated tensors by rank 0. */
+/* Experts are saved by the rank that has their replica 0, replicated tensors by rank 0. */
 static wb_status collect_moments(const trainer *t, moments_file *f) {
     int32_t n = wb_model_n_tensors(t->model);
     WB_TRY(WB_OWN(&f->memory, f->views, 2 * (size_t)n, "optimizer state"));
@@ -54,7 +54,7 @@ static wb_status collect_moments(const trainer *t, moments_file *f) {
     WB_TRY(WB_OWN(&f->memory, f->chunk, CHUNK_BYTES, "optimizer state"));
     f->device = t->device;
     for (int32_t i = 0; i < n; i++) {
-        wb_tensor tensor = wb_model_tensor(t->model, i);
+        wb_tensor tensor = wb_model_replica(t->model, i, 0);
         if (!tensor.data || (tensor.expert < 0 && wb_comm_rank(t->comm) != 0)) continue;
         add_moment(f, &tensor, "exp_avg", &t->opt.m[i]);
         add_moment(f, &tensor, "exp_avg_sq", &t->opt.v[i]);

@@ -194,20 +194,27 @@ void loss_sequence(const loss_options *o, size_t n, const float *logprobs, const
 
 /* ---- optimizer.c ----------------------------------------------------------------------------- */
 
-/* AdamW over the registry's local tensors, f32 master weights being the trained model's own. */
+/* AdamW over the registry's local tensors, f32 master weights being the trained model's own. Moments belong to
+ * a tensor, an expert's too, and not to the slot or the address that it has at the time: each rank that has a
+ * replica of the expert keeps them once. */
 typedef struct optimizer {
     wb_model *model;
     wb_train *train;
     wb_device *device;
     wb_comm *comm;
     wb_workspace workspace; /* owns the moments */
-    wb_buffer *m, *v;       /* [n_tensors] f32 of the tensor's size; data NULL for experts of other ranks */
+    wb_buffer *m, *v;       /* [n_tensors] f32 of the tensor's size, where it is held */
+    bool *held;             /* [n_tensors] whether m and v are those of the present step */
     uint64_t step;
 } optimizer;
 wb_status optimizer_open(wb_model *model, wb_train *train, wb_device *device, wb_comm *comm,
                          optimizer *opt_out);
 void optimizer_close(optimizer *opt);
-/* Clips the global gradient norm to o->grad_clip (0: no limit) and updates. Collective. */
+/* After wb_model_set_placement: zeros for the moments of tensors that came to this rank, which the caller then
+ * brings from a rank that held them. The memory of those that went stays for when they come back. */
+wb_status optimizer_take_moments(optimizer *opt);
+/* Clips the global gradient norm to o->grad_clip (0: no limit) and updates. MISMATCH names a tensor whose
+ * moments were not taken. Collective. */
 wb_status optimizer_step(optimizer *opt, const options *o, double lr, double *grad_norm_out);
 
 /* ---- train_step.c ---------------------------------------------------------------------------- */

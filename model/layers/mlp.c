@@ -17,7 +17,7 @@ static void declare(wb_registry *registry, int32_t l, void *weights) {
     mlp_weights *w = weights;
     const wb_model *model = registry->model;
     const int64_t H = model->config.hidden_size, I = model->config.dense_width;
-    w->gate_up = wb_registry_storage(registry, model->dtype, 2 * I * H, false);
+    w->gate_up = wb_registry_storage(registry, model->dtype, 2 * I * H);
     wb_registry_tensor(registry, l, -1, "mlp.gate_proj.weight", I, H, w->gate_up, 0);
     wb_registry_tensor(registry, l, -1, "mlp.up_proj.weight", I, H, w->gate_up, I * H);
     w->down = wb_registry_matrix(registry, l, "mlp.down_proj.weight", H, I);

@@ -21,18 +21,16 @@ typedef struct moe {
 
 static void declare(wb_registry *registry, int32_t l, void *weights) {
     const wb_model *m = registry->model;
-    const int64_t H = m->config.hidden_size, F = m->config.expert_width, local = m->n_local_experts;
+    const int64_t H = m->config.hidden_size, F = m->config.expert_width;
     wb_moe_weights *w = weights;
     w->moe_index = registry->n_moe++;
     w->router = wb_registry_matrix(registry, l, "mlp.gate.weight", m->config.router.n_experts, H);
-    w->gate_up = wb_registry_storage(registry, m->dtype, local * 2 * F * H, true);
-    w->down = wb_registry_storage(registry, m->dtype, local * H * F, true);
+    w->gate_up = wb_registry_slots(registry, w->moe_index, 2 * F * H);
+    w->down = wb_registry_slots(registry, w->moe_index, H * F);
     for (int32_t e = 0; e < m->config.router.n_experts; e++) {
-        const int64_t local_index = m->expert_rank[e] == wb_comm_rank(m->comm) ? m->local_index[e] : 0;
-        wb_registry_tensor(registry, l, e, "gate_proj.weight", F, H, w->gate_up, local_index * 2 * F * H);
-        wb_registry_tensor(registry, l, e, "up_proj.weight", F, H, w->gate_up,
-                           local_index * 2 * F * H + F * H);
-        wb_registry_tensor(registry, l, e, "down_proj.weight", H, F, w->down, local_index * H * F);
+        wb_registry_tensor(registry, l, e, "gate_proj.weight", F, H, w->gate_up, 0);
+        wb_registry_tensor(registry, l, e, "up_proj.weight", F, H, w->gate_up, F * H);
+        wb_registry_tensor(registry, l, e, "down_proj.weight", H, F, w->down, 0);
     }
 }
 
@@ -84,6 +82,7 @@ static wb_status forward(void *worker, const void *weights, const wb_pass *pass,
     const int32_t K = m->model->config.router.top_k;
     const int64_t T = pass->T, H = m->model->config.hidden_size;
     (void)state;
+    m->plan.moe_index = w->moe_index;
     WB_TRY(wb_moe_choose(&m->choice, w, pass, x));
     WB_TRY(
         wb_moe_plan_make(&m->plan, &m->exchange, T, wb_moe_ids(m->model, pass->routing->ids, w->moe_index)));

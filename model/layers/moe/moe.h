@@ -6,7 +6,7 @@
  *   experts   one product an expert over its rows         (moe_experts.c)
  *   combine   a token's rows, in the order of its choices (moe.c)
  *
- * Slots number the experts by (rank, local index). Rows: each of the T * K (token, choice) pairs has one, in
+ * Slots are the placement's; of an expert's replicas, replica 0 gets the rows. Rows: each of the T * K (token, choice) pairs has one, in
  * the order of its expert's slot, then (t, k). n rows are those of this rank's experts from all ranks: by
  * local index, then source rank, then the source's order. Rows move, never sums: a token's result does not
  * depend on the plan.
@@ -57,17 +57,18 @@ typedef struct wb_moe_exchange wb_moe_exchange;
 typedef struct wb_moe_plan {
     wb_model *model;
     wb_workspace *memory;
+    int32_t moe_index;               /* of the layer that it is made for; set by its user */
     wb_buffer choice_row, row_token; /* int32 [T * K]: row of a (token, choice); token of a row */
     int64_t n;
     wb_buffer to_received, to_grouped; /* int32 [n]: where a grouped row was received, and back; R > 1 */
 
     /* Host. */
-    int32_t *rank_first;               /* [R + 1] slot of each rank's first expert */
-    int32_t *order;                    /* [E] expert in a slot */
-    int64_t *next_row;                 /* [E] scratch */
+    int32_t *rank_first;               /* [R + 1] first slot of each rank */
+    int32_t *order;                    /* [S] expert whose rows a slot gets; WB_NO_EXPERT: none */
+    int64_t *next_row;                 /* [S] scratch */
     int64_t *counts;                   /* [E] rows by expert ... */
-    int64_t *slot_counts;              /* [E] ... and by slot */
-    int64_t *local_start;              /* [E + 1] first of the n rows of each of this rank's experts */
+    int64_t *slot_counts;              /* [S] ... and by slot */
+    int64_t *local_start;              /* [S + 1] first of the n rows of each of this rank's slots */
     int64_t *send_rows, *receive_rows; /* [R]; R > 1 */
     wb_host_buffer received_counts;    /* int64 [R][n_local] rows for each expert by source; R > 1 */
     wb_host_buffer index;              /* int32, scratch */
@@ -85,7 +86,7 @@ wb_status wb_moe_plan_make(wb_moe_plan *plan, wb_moe_exchange *exchange, int64_t
  * from the ids that they were made of; host memory. CORRUPT when a choice's row is not its token's. */
 wb_status wb_moe_plan_used(wb_moe_plan *plan, int64_t T, wb_ids used);
 
-/* Experts of this rank. */
+/* Slots of this rank. */
 int32_t wb_moe_plan_n_local(const wb_moe_plan *plan);
 
 /* ---- exchange -------------------------------------------------------------------------------- */
@@ -121,7 +122,7 @@ typedef struct wb_moe_experts {
     wb_workspace *memory;
     wb_buffer gate_up, act; /* [n, 2F], [n, F] */
     wb_buffer dact;         /* [n, F] */
-    wb_matmul *list;        /* host [2 * E] products of a call */
+    wb_matmul *list;        /* host [2 * slots of this rank] products of a call */
 } wb_moe_experts;
 
 wb_status wb_moe_experts_open(wb_model *model, wb_workspace *memory, wb_moe_experts *experts);

@@ -5,7 +5,7 @@
 wb_status wb_moe_experts_open(wb_model *model, wb_workspace *memory, wb_moe_experts *experts) {
     experts->model = model;
     experts->memory = memory;
-    return WB_OWN(&memory->host, experts->list, 2 * (size_t)model->config.router.n_experts, "MoE experts");
+    return WB_OWN(&memory->host, experts->list, 2 * (size_t)wb_model_local_slots(model), "MoE experts");
 }
 
 /* A matrix [out, in] of each expert of this rank, one after the other in the storage `param`. */

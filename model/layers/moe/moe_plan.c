@@ -1,32 +1,23 @@
 /* moe_plan.c - who sends which rows where, for the ids of a batch and the placement of the experts.
  *
- * Reads expert_rank and local_index at each forward and asks nothing of them but that each rank's indices are
- * 0 .. n-1, each used once. Refuses: moving rows. */
+ * Reads the placement at each forward. Refuses: moving rows. */
 #include "layers/moe/moe.h"
 
 #include <inttypes.h>
-#include <string.h>
 
 wb_status wb_moe_plan_open(wb_model *model, wb_workspace *memory, wb_moe_plan *plan) {
     const size_t E = (size_t)model->config.router.n_experts, R = (size_t)wb_comm_size(model->comm);
+    const size_t S = wb_placement_topology(model->placement)->n_slots;
     plan->model = model;
     plan->memory = memory;
     WB_TRY(WB_OWN(&memory->host, plan->rank_first, R + 1, "MoE plan"));
-    WB_TRY(WB_OWN(&memory->host, plan->order, E, "MoE plan"));
-    WB_TRY(WB_OWN(&memory->host, plan->next_row, E, "MoE plan"));
+    WB_TRY(WB_OWN(&memory->host, plan->order, S, "MoE plan"));
+    WB_TRY(WB_OWN(&memory->host, plan->next_row, S, "MoE plan"));
     WB_TRY(WB_OWN(&memory->host, plan->counts, E, "MoE plan"));
-    WB_TRY(WB_OWN(&memory->host, plan->slot_counts, E, "MoE plan"));
-    WB_TRY(WB_OWN(&memory->host, plan->local_start, E + 1, "MoE plan"));
+    WB_TRY(WB_OWN(&memory->host, plan->slot_counts, S, "MoE plan"));
+    WB_TRY(WB_OWN(&memory->host, plan->local_start, S + 1, "MoE plan"));
     WB_TRY(WB_OWN(&memory->host, plan->send_rows, R, "MoE plan"));
     return WB_OWN(&memory->host, plan->receive_rows, R, "MoE plan");
-}
-
-/* Experts of this rank by the present placement. */
-static int32_t count_local(const wb_model *model) {
-    int32_t n = 0;
-    for (int32_t e = 0; e < model->config.router.n_experts; e++)
-        n += model->expert_rank[e] == wb_comm_rank(model->comm);
-    return n;
 }
 
 wb_status wb_moe_plan_reserve(wb_moe_plan *plan, int64_t T) {
@@ -35,7 +26,7 @@ wb_status wb_moe_plan_reserve(wb_moe_plan *plan, int64_t T) {
     WB_TRY(wb_reserve(plan->memory, &plan->choice_row, n_pairs, 1, sizeof(int32_t)));
     WB_TRY(wb_reserve(plan->memory, &plan->row_token, n_pairs, 1, sizeof(int32_t)));
     WB_TRY(wb_reserve_host(plan->memory, &plan->index, 3 * n_pairs, sizeof(int32_t), "row order"));
-    const int64_t n_counts = (int64_t)wb_comm_size(model->comm) * count_local(model);
+    const int64_t n_counts = (int64_t)wb_comm_size(model->comm) * wb_model_local_slots(model);
     return wb_reserve_host(plan->memory, &plan->received_counts, n_counts, sizeof(int64_t), "row counts");
 }
 
@@ -46,15 +37,19 @@ int32_t wb_moe_plan_n_local(const wb_moe_plan *plan) {
 
 /* ---- rows of this rank's tokens ------------------------------------------------------------------- */
 
+/* S. */
+static int32_t n_slots(const wb_moe_plan *plan) {
+    return (int32_t)wb_placement_topology(plan->model->placement)->n_slots;
+}
+
 /* Fills rank_first and order from the placement. */
 static void number_slots(wb_moe_plan *plan) {
-    const wb_model *model = plan->model;
-    const int32_t E = model->config.router.n_experts, R = wb_comm_size(model->comm);
-    memset(plan->rank_first, 0, ((size_t)R + 1) * sizeof(int32_t));
-    for (int32_t e = 0; e < E; e++) plan->rank_first[model->expert_rank[e] + 1]++;
-    for (int32_t r = 0; r < R; r++) plan->rank_first[r + 1] += plan->rank_first[r];
-    for (int32_t e = 0; e < E; e++)
-        plan->order[plan->rank_first[model->expert_rank[e]] + model->local_index[e]] = e;
+    const wb_placement *placement = plan->model->placement;
+    const wb_layer_map map = wb_placement_layer(placement, (uint32_t)plan->moe_index);
+    for (int32_t r = 0; r <= wb_comm_size(plan->model->comm); r++)
+        plan->rank_first[r] = (int32_t)wb_placement_first_slot(placement, (uint32_t)r);
+    for (int32_t s = 0; s < n_slots(plan); s++)
+        plan->order[s] = map.replica_of_slot[s] == 0 ? map.expert_of_slot[s] : WB_NO_EXPERT;
 }
 
 /* The row by expert id at which each expert's rows start: host [E], in memory that is filled with its own
@@ -78,8 +73,8 @@ static wb_status sort_by_slot(wb_moe_plan *plan, int64_t n_pairs) {
     WB_TRY(dev->to_host(dev, by_id, plan->row_token.data, bytes));
     const int64_t *first = first_rows(plan);
     int32_t to = 0;
-    for (int32_t s = 0; s < plan->model->config.router.n_experts; s++)
-        for (int64_t i = 0; i < plan->counts[plan->order[s]]; i++) {
+    for (int32_t s = 0; s < n_slots(plan); s++)
+        for (int64_t i = 0; i < plan->slot_counts[s]; i++) {
             const int64_t from = first[plan->order[s]] + i;
             by_slot[to] = by_id[from];
             moved[from] = to++;
@@ -100,9 +95,11 @@ static wb_status sort_rows(wb_moe_plan *plan, int64_t T, wb_ids ids) {
 
     number_slots(plan);
     bool by_id = true;
-    for (int32_t s = 0; s < E; s++) {
-        plan->slot_counts[s] = plan->counts[plan->order[s]];
-        by_id = by_id && plan->order[s] == s;
+    for (int32_t s = 0, last = 0; s < n_slots(plan); s++) {
+        const int32_t e = plan->order[s];
+        plan->slot_counts[s] = e >= 0 ? plan->counts[e] : 0;
+        by_id = by_id && (e < 0 || e >= last);
+        if (e >= 0) last = e;
     }
     return by_id ? WB_OK : sort_by_slot(plan, T * K);
 }
@@ -165,10 +162,10 @@ static wb_status plan_among_ranks(wb_moe_plan *plan, wb_moe_exchange *exchange) 
 wb_status wb_moe_plan_make(wb_moe_plan *plan, wb_moe_exchange *exchange, int64_t T, wb_ids ids) {
     WB_TRY(sort_rows(plan, T, ids));
     if (wb_comm_size(plan->model->comm) > 1) return plan_among_ranks(plan, exchange);
-    const int32_t E = plan->model->config.router.n_experts;
+    const int32_t S = n_slots(plan);
     plan->local_start[0] = 0;
-    for (int32_t i = 0; i < E; i++) plan->local_start[i + 1] = plan->local_start[i] + plan->slot_counts[i];
-    plan->n = plan->local_start[E];
+    for (int32_t s = 0; s < S; s++) plan->local_start[s + 1] = plan->local_start[s] + plan->slot_counts[s];
+    plan->n = plan->local_start[S];
     return WB_OK;
 }
 
@@ -176,17 +173,9 @@ wb_status wb_moe_plan_make(wb_moe_plan *plan, wb_moe_exchange *exchange, int64_t
 
 /* expert_of_row[n_pairs] from where the rows of each slot begin, and from the placement. */
 static void name_rows(wb_moe_plan *plan, int32_t *expert_of_row) {
-    const wb_model *model = plan->model;
-    const int32_t E = model->config.router.n_experts;
     int64_t row = 0;
-    for (int32_t s = 0; s < E; s++) {
-        plan->next_row[s] = row;
-        row += plan->slot_counts[s];
-    }
-    for (int32_t e = 0; e < E; e++) {
-        const int32_t s = plan->rank_first[model->expert_rank[e]] + model->local_index[e];
-        for (int64_t i = 0; i < plan->slot_counts[s]; i++) expert_of_row[plan->next_row[s] + i] = e;
-    }
+    for (int32_t s = 0; s < n_slots(plan); s++)
+        for (int64_t i = 0; i < plan->slot_counts[s]; i++) expert_of_row[row++] = plan->order[s];
 }
 
 static void set_id(wb_ids ids, int64_t at, int32_t expert) {
