@@ -20,35 +20,38 @@ extern "C" {
 #define WB_MEMORY_OPS(X) X(mem_alloc) X(mem_free) X(to_device) X(to_host) X(copy) X(zero)
 
 // clang-format off: an op a line
-#define WB_COMPUTE_OPS(X)   \
-    X(matmul)               \
-    X(embed_forward)        \
-    X(embed_backward)       \
-    X(rmsnorm_forward)      \
-    X(rmsnorm_backward)     \
-    X(rope)                 \
-    X(gather_rows)          \
-    X(swiglu_forward)       \
-    X(swiglu_backward)      \
-    X(add)                  \
-    X(bias_forward)         \
-    X(bias_backward)        \
-    X(clamp)                \
-    X(clamp_backward)       \
-    X(cast)                 \
-    X(attention_forward)    \
-    X(attention_backward)   \
-    X(kv_write)             \
-    X(topk)                 \
-    X(gate_forward)         \
-    X(gate_backward)        \
-    X(moe_sort)             \
-    X(moe_combine)          \
-    X(moe_combine_backward) \
-    X(logprob_forward)      \
-    X(logprob_backward)     \
-    X(sample)               \
-    X(sum_squares)          \
+#define WB_COMPUTE_OPS(X)      \
+    X(matmul)                  \
+    X(embed_forward)           \
+    X(embed_backward)          \
+    X(rmsnorm_forward)         \
+    X(rmsnorm_backward)        \
+    X(rope)                    \
+    X(gather_rows)             \
+    X(swiglu_forward)          \
+    X(swiglu_backward)         \
+    X(add)                     \
+    X(bias_forward)            \
+    X(bias_backward)           \
+    X(clamp)                   \
+    X(clamp_backward)          \
+    X(cast)                    \
+    X(attention_forward)       \
+    X(attention_backward)      \
+    X(kv_write)                \
+    X(topk)                    \
+    X(gate_forward)            \
+    X(gate_backward)           \
+    X(moe_plan)                \
+    X(moe_group)               \
+    X(grouped_matmul)          \
+    X(grouped_matmul_backward) \
+    X(moe_combine)             \
+    X(moe_combine_backward)    \
+    X(logprob_forward)         \
+    X(logprob_backward)        \
+    X(sample)                  \
+    X(sum_squares)             \
     X(adamw)
 // clang-format on
 

@@ -4,7 +4,7 @@
  * Owns: the rule that eplb, which makes the tables, the plan of a replayed step and the ops of both backends
  * must agree on by a bit: if two of them differed, a rank would send a token to a slot whose rank does not
  * expect it. Refuses: making tables (eplb/dispatch/), policies for which a token's slot hangs on the tokens
- * before it (quota, fake), keys, checks of ids, floats, memory.
+ * before it (quota, fake), checks of ids, floats, memory.
  */
 #ifndef WB_DISPATCH_RULES_H
 #define WB_DISPATCH_RULES_H
@@ -23,6 +23,12 @@ static WB_HD wb_dispatch_rule wb_dispatch_dynamic_rule(const int32_t *table, uin
                                                        uint32_t layer) {
     wb_dispatch_rule rule = {NULL, table, table + n_experts + 1, layer};
     return rule;
+}
+
+/* The key of a token that a model goes by: token id and absolute position, which every rank that plans for
+ * the token knows, before a step as in it. */
+static WB_HD uint64_t wb_dispatch_key(int32_t token, int32_t pos) {
+    return (uint64_t)(uint32_t)token << 32 | (uint32_t)pos;
 }
 
 /* dynamic: which of n >= 1 replicas, 0..n-1: a hash of key, layer and expert, scaled to n. The key goes

@@ -80,6 +80,27 @@ WB_API wb_status wb_device_upload(wb_device *device, void *memory, const void *h
  * too, for a fault of any op before it. */
 WB_API wb_status wb_device_download(wb_device *device, void *host, const void *memory, size_t bytes);
 
+/* ---- operands ------------------------------------------------------------------------------------ */
+
+/* Activations, device, rows contiguous, f32 or bf16: in, out or both, as the op says. */
+typedef struct wb_rows {
+    void *data;
+    wb_dtype dtype;
+} wb_rows;
+
+/* Memory of f32 as an operand; const goes, as an op's contract says what it writes. */
+static inline wb_rows wb_f32_rows(const float *data) {
+    wb_rows rows = {(void *)data, WB_F32};
+    return rows;
+}
+
+/* A weight matrix [rows, cols] = [out, in], or a vector with cols 1; device, f32 or bf16. */
+typedef struct wb_weight {
+    void *data;
+    wb_dtype dtype;
+    int64_t rows, cols;
+} wb_weight;
+
 /* ---- ops ------------------------------------------------------------------------------------------
  *
  * wb_<op>_fn is the type of the function of op <op>: what a backend implements and what the rooms above
@@ -303,38 +324,24 @@ typedef struct wb_topk {
  * CUDA, where the host would have to wait to see one, the table is the caller's promise. */
 typedef wb_status wb_topk_fn(wb_device *dev, const wb_topk *args);
 
-/* weights[T,K] of the ids as they stand, from the current logits[T,E]; ids forced or selected alike. An id of
- * E or more: the CPU returns INVALID_ARGUMENT; CUDA, which would have to wait to see it, gives that choice a
- * NaN weight and no gradient.
- * Backward: dlogits[T,E] (=) from dweights[T,K]. With g = dweights and q, s, p as in wb_router_type:
+/* weights[T,K] of the ids as they stand, from the current logits[T,E]; ids forced or selected alike. direction:
+ * device [T] wb_row_direction, or NULL: a padding row's weights are zero, whatever its logits, so that nothing
+ * that its experts make of it is ever added to anything. An id of E or more: the CPU returns
+ * INVALID_ARGUMENT; CUDA, which would have to wait to see it, gives that choice a NaN weight and no gradient.
+ * Backward: dlogits[T,E] (=) from dweights[T,K], zeros in padding rows. With g = dweights and q, s, p as in
+ * wb_router_type:
  *   SOFTMAX        dz_e = [e in C] c g_e p_e - p_e sum_j c g_j p_j         for every e: dense
  *   SOFTMAX_NORM, TOPK_SOFTMAX   dz_j = c q_j (g_j - sum_l g_l q_l)        the chosen only, others 0
  *   SIGMOID        ds_j = (c/Q)(g_j - sum_l g_l s_l / Q), dz_j = ds_j s_j (1 - s_j);  Q = sum s + 1e-20
  *   SQRTSOFTPLUS, HASH           the same ds_j, dz_j = ds_j sigmoid(z_j) / (2 s_j), 0 where s_j = 0
  *   not normalised: ds_j = c g_j.   A repeated id accumulates. */
 typedef wb_status wb_gate_forward_fn(wb_device *dev, const wb_router *router, int64_t T, const float *logits,
-                                     wb_ids ids, float *weights);
+                                     const uint8_t *direction, wb_ids ids, float *weights);
 typedef wb_status wb_gate_backward_fn(wb_device *dev, const wb_router *router, int64_t T, const float *logits,
-                                      wb_ids ids, const float *dweights, float *dlogits);
+                                      const uint8_t *direction, wb_ids ids, const float *dweights,
+                                      float *dlogits);
 
-/* Sorts the T * K (token, choice) pairs by expert, stable in (t, k): choice_row[t * K + k] is the pair's row
- * in that order, row_token[row] its token. Both device [T * K]. counts: host [E], done on return: the one
- * place where a routing decision crosses to the host during a forward. */
-typedef wb_status wb_moe_sort_fn(wb_device *dev, int64_t T, int32_t K, int32_t E, wb_ids ids,
-                                 int32_t *choice_row, int32_t *row_token, int64_t *counts);
-
-/* y[t] (+)= sum over ascending choices k of weights[t,k] * rows[choice_row[t,k]]; weights NULL: all 1.
- * Backward: drows[choice_row[t,k]] = weights[t,k] * dy[t]; dweights[t,k] = <dy[t], rows[choice_row[t,k]]>,
- * NULL where not wanted; drows may be rows. */
-typedef wb_status wb_moe_combine_fn(wb_device *dev, int64_t T, int32_t K, int64_t H, const float *rows,
-                                    const int32_t *choice_row, const float *weights, bool accumulate,
-                                    float *y);
-typedef wb_status wb_moe_combine_backward_fn(wb_device *dev, int64_t T, int32_t K, int64_t H,
-                                             const float *rows, const int32_t *choice_row,
-                                             const float *weights, const float *dy, float *drows,
-                                             float *dweights);
-
-/* ---- dispatch ------------------------------------------------------------------------------------ */
+/* ---- the MoE layer ------------------------------------------------------------------------------- */
 
 /* Where the tokens of one source rank go in one layer: what wb_dispatch_slot (wb_dispatch_rules.h) reads.
  * wb_dispatch_fill_table (wb_dispatch.h) makes the arrays; they belong to whoever had them made, as device
@@ -348,6 +355,83 @@ typedef struct wb_dispatch_rule {
     /* dynamic: the MoE layer, which enters the hash; static: not read */
     uint32_t layer;
 } wb_dispatch_rule;
+
+/* Which slot each pair, a (token, choice), goes to, and in which row. Rows lie by slot, then token, then
+ * choice, without gaps; padding tokens have no pairs. Everything is device memory: nothing waits for the
+ * host. */
+typedef struct wb_moe_plan {
+    int64_t T;
+    /* K and E */
+    int32_t top_k, n_experts;
+    /* S, those of all ranks */
+    int32_t n_slots;
+    /* where this rank's tokens go in this layer */
+    wb_dispatch_rule rule;
+    /* [T] what a DYNAMIC rule goes by; NULL under STATIC */
+    const int32_t *tokens, *pos;
+    /* [T] wb_row_direction, or NULL: no padding */
+    const uint8_t *direction;
+    wb_ids ids;
+    /* out [T * K]: the row of each pair, -1 for those of padding */
+    int32_t *pair_row;
+    /* out [T * K]: the token of each row; from the last row on undefined */
+    int32_t *row_token;
+    /* out [S + 1]: slot s has the rows [offsets[s], offsets[s + 1]) */
+    int32_t *offsets;
+} wb_moe_plan;
+
+/* INVALID_ARGUMENT when T * K does not fit an i32; on the CPU also for an id of E or more. */
+typedef wb_status wb_moe_plan_fn(wb_device *dev, const wb_moe_plan *plan);
+
+/* Rows of all ranks arrive by source rank, then slot; experts want them by slot, then source, each source's
+ * in its order. All device memory. */
+typedef struct wb_moe_group {
+    /* R, and the slots of this rank */
+    int32_t n_sources, n_slots;
+    /* [n_sources][n_slots] rows that arrive */
+    const int32_t *counts;
+    /* out [n_slots + 1]: slot s has the grouped rows [offsets[s], offsets[s + 1]) */
+    int32_t *offsets;
+    /* out [offsets[n_slots]]: where a grouped row was received, and the grouped row of a received one */
+    int32_t *to_received, *to_grouped;
+} wb_moe_group;
+typedef wb_status wb_moe_group_fn(wb_device *dev, const wb_moe_group *group);
+
+/* A matrix for each of n_groups groups of adjacent rows: the experts of a rank, one after the other. */
+typedef struct wb_grouped {
+    int32_t n_groups;
+    /* device [n_groups + 1]: group g has the rows [offsets[g], offsets[g + 1]), some or none */
+    const int32_t *offsets;
+    /* how many rows there may be, for whoever cannot look at offsets */
+    int64_t max_rows;
+    /* [out, in] of group g, g * out * in elements from w.data on */
+    wb_weight w;
+    /* device [rows], or NULL. Row i of the input is x[gather[i]], not x[i]. `gathered`, [max_rows, in], is
+     * where a backend that does not gather on its way puts the rows, and finds them in the backward. */
+    const int32_t *gather;
+    wb_rows gathered;
+} wb_grouped;
+
+/* y[rows, out] (=) each row of x with its group's matrix, x w^T. act: NULL data, or [rows, out / 2] (=)
+ * silu(gate) * up of y = [gate | up], as wb_swiglu_forward_fn. */
+typedef wb_status wb_grouped_matmul_fn(wb_device *dev, const wb_grouped *grouped, wb_rows x, wb_rows y,
+                                       wb_rows act);
+
+/* dw[n_groups][out][in] (+=) the rows of each group in ascending order, dx[rows, in] (=), from dy[rows, out]
+ * and the x of the forward. gate_up: NULL data; or x is the act of [rows, 2 in] = gate_up, which becomes its
+ * own gradient: then dx is scratch. */
+typedef wb_status wb_grouped_matmul_backward_fn(wb_device *dev, const wb_grouped *grouped, wb_rows x,
+                                                wb_rows dy, float *dw, wb_rows dx, wb_rows gate_up);
+
+/* y[T,H] (=) the sum over ascending choices k of weights[t,k] * rows[pair_row[t,k]]; weights NULL: all 1. A
+ * pair whose row is -1 is not there.
+ * Backward: drows[pair_row[t,k]] = weights[t,k] * dy[t]; dweights[t,k] = <dy[t], rows[pair_row[t,k]]>, 0 for
+ * a pair that is not there, NULL where not wanted; drows may be rows. */
+typedef wb_status wb_moe_combine_fn(wb_device *dev, int64_t T, int32_t K, int64_t H, wb_rows rows,
+                                    const int32_t *pair_row, const float *weights, wb_rows y);
+typedef wb_status wb_moe_combine_backward_fn(wb_device *dev, int64_t T, int32_t K, int64_t H, wb_rows rows,
+                                             const int32_t *pair_row, const float *weights, wb_rows dy,
+                                             wb_rows drows, float *dweights);
 
 /* ---- sampling and optimizer ---------------------------------------------------------------------- */
 

@@ -1,5 +1,6 @@
 /* expert_placement.c - see expert_placement.h; and the placement of a model for its users. */
 #include "expert_placement.h"
+#include "dispatch_tables.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
@@ -81,12 +82,15 @@ static wb_status check_change(const wb_model *m, const wb_placement *placement) 
     return WB_OK;
 }
 
+static wb_status take_layer(wb_model *m, const wb_placement *placement, uint32_t l) {
+    WB_TRY(wb_placement_copy_layers(m->placement, placement, 1, &l, wb_placement_layer(placement, l).epoch));
+    return wb_dispatch_tables_fill(m, l);
+}
+
 wb_status wb_model_set_placement(wb_model *model, const wb_placement *placement) {
     WB_TRY(wb_comm_agree(model->comm, check_change(model, placement)));
     WB_TRY(wb_placement_check_equal(placement, model->comm));
     for (uint32_t l = 0; l < wb_placement_layers(placement); l++)
-        if (is_later(model, placement, l))
-            WB_TRY(wb_placement_copy_layers(model->placement, placement, 1, &l,
-                                            wb_placement_layer(placement, l).epoch));
+        if (is_later(model, placement, l)) WB_TRY(take_layer(model, placement, l));
     return WB_OK;
 }

@@ -206,6 +206,7 @@ static wb_status prepare(wb_infer *infer, const wb_infer_batch *batch, const wb_
     WB_TRY(wb_reserve(&infer->memory, &infer->logits, batch->n_logits, config->vocab_size, sizeof(float)));
     WB_TRY(wb_block_reserve(&infer->block, batch->T, false));
     *pass = (wb_pass){.T = batch->T,
+                      .tokens = infer->tokens.data,
                       .pos = infer->pos.data,
                       .seq = infer->seq.data,
                       .blocks = infer->blocks.data,

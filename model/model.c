@@ -2,6 +2,7 @@
  * Refuses: where values come from (model_open.c, model_create.c, model_copy.c), which tensors there are
  * (architecture.c), where experts are (expert_placement.c). */
 #include "config.h"
+#include "dispatch_tables.h"
 #include "expert_placement.h"
 #include "registry.h"
 #include "wb_options.h"
@@ -11,7 +12,7 @@
 
 /* ---- options --------------------------------------------------------------------------------- */
 
-WB_OPTIONS_END(wb_model_options, placement);
+WB_OPTIONS_END(wb_model_options, reserved2);
 static const wb_model_options default_options = {.size = sizeof default_options, .dtype = WB_F32};
 
 void wb_model_options_init(wb_model_options *options_out, size_t size) {
@@ -28,9 +29,10 @@ wb_status wb_model_read_options(const wb_model_options *options, wb_model_option
 
 /* ---- open and close -------------------------------------------------------------------------- */
 
-static wb_status fill_model(wb_model *m, const wb_placement *placement) {
+static wb_status fill_model(wb_model *m, const wb_model_options *options) {
     WB_TRY(wb_model_describe_routes(m));
-    WB_TRY(wb_expert_placement_open(m, placement));
+    WB_TRY(wb_expert_placement_open(m, options->placement));
+    WB_TRY(wb_dispatch_tables_open(m, options->dispatch));
     WB_TRY(wb_architecture_build(m));
     return wb_model_fill_rope(m);
 }
@@ -54,7 +56,7 @@ wb_status wb_model_new(const wb_config *config, const wb_family_rules *family,
     m->device = m->memory.device = options->device;
     m->comm = options->comm;
     m->dtype = options->dtype;
-    const wb_status status = fill_model(m, options->placement);
+    const wb_status status = fill_model(m, options);
     if (status != WB_OK) {
         wb_model_close(m);
         return status;

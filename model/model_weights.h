@@ -6,6 +6,7 @@
 #include "families/family.h"
 #include "wb_check.h"
 #include "wb_checkpoint_dir.h"
+#include "wb_dispatch.h"
 #include "wb_model.h"
 #include "wb_workspace.h"
 
@@ -46,6 +47,10 @@ struct wb_model {
     int32_t embed, final_norm, lm_head; /* lm_head = embed when tied */
 
     wb_placement *placement; /* where experts live */
+    wb_dispatch_policy dispatch;
+    wb_buffer dispatch_tables; /* int32 [L][dispatch_length]: which replica this rank's tokens go to */
+    size_t dispatch_length;
+    wb_host_buffer dispatch_host; /* one table on its way */
 
     wb_buffer cos_table, sin_table; /* f32 [max_positions, head_dim / 2] */
 

@@ -83,6 +83,7 @@ static wb_status reduce_pieces(wb_train *train, float *piece) {
 /* All that can fail on one rank alone. */
 static wb_status prepare_reduce(wb_train *train) {
     WB_TRY(check_has_grads(train));
+    WB_TRY(wb_train_prepare_replicas(train));
     if (wb_comm_size(train->model->comm) == 1) return WB_OK;
     return wb_reserve_host(&train->memory, &train->host_floats, REDUCE_ELEMENTS, sizeof(float),
                            "gradients in transit");
@@ -91,6 +92,7 @@ static wb_status prepare_reduce(wb_train *train) {
 wb_status wb_train_reduce_grads(wb_train *train) {
     wb_comm *comm = train->model->comm;
     WB_TRY(wb_comm_agree(comm, prepare_reduce(train)));
-    if (wb_comm_size(comm) == 1) return WB_OK;
-    return wb_collective_end(train->model, reduce_pieces(train, train->host_floats.data));
+    wb_status status = wb_train_sum_replicas(train);
+    if (status == WB_OK && wb_comm_size(comm) > 1) status = reduce_pieces(train, train->host_floats.data);
+    return wb_collective_end(train->model, status);
 }

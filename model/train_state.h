@@ -35,6 +35,8 @@ struct wb_train {
     wb_buffer logprobs, dlogprobs;      /* [n_head] */
     wb_buffer dx;                       /* [T, H] */
     wb_host_buffer host_ints, host_floats;
+    wb_host_buffer replica_sizes, replica_sent, replica_received; /* of wb_train_sum_replicas */
+    wb_buffer replica_scratch;                                    /* one slot of a storage */
     wb_routing_stage routing_stage;
 };
 
@@ -48,6 +50,14 @@ static inline float *wb_train_residual(const wb_train *train, int32_t l) {
 
 /* A zero gradient for every parameter. */
 wb_status wb_train_open_grads(wb_train *train);
+
+/* ---- gradients of replicas (train_replicas.c) ------------------------------------------------------ */
+
+/* Memory for the next; all that one rank can fail alone. */
+wb_status wb_train_prepare_replicas(wb_train *train);
+
+/* The gradient of every replica of an expert becomes the sum over its replicas. Collective. */
+wb_status wb_train_sum_replicas(wb_train *train);
 
 /* ---- a batch (train_batch.c) ---------------------------------------------------------------------- */
 

@@ -25,6 +25,7 @@
 
 #include "wb_checkpoint.h"
 #include "wb_comm.h"
+#include "wb_dispatch.h"
 #include "wb_formats.h"
 #include "wb_kernels.h"
 #include "wb_placement.h"
@@ -94,6 +95,10 @@ typedef struct wb_model_options {
      * kept. MISMATCH unless L, E and R are the model's and no rank is dead. NULL: one slot an expert, rank r
      * having the experts from E r / R to E (r + 1) / R in every layer. */
     const wb_placement *placement;
+    /* Which replica of an expert a token goes to: WB_DISPATCH_STATIC (default) by rank, or WB_DISPATCH_DYNAMIC by
+     * token, whose key is its id and position. No result depends on it. The same on every rank. */
+    wb_dispatch_policy dispatch;
+    uint8_t reserved2[4]; /* zero */
 } wb_model_options;
 
 /* The defaults; `size` is the caller's sizeof. */

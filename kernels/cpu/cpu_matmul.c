@@ -127,8 +127,11 @@ static void run_task(int64_t count, const wb_matmul *list, int64_t n_block, cons
     run_block(p, at, scratch);
 }
 
-static wb_status check(int64_t count, const wb_matmul *list, int64_t *work_out) {
-    int64_t work = 0;
+int64_t WB_CPU(product_work)(const wb_matmul *p) {
+    return (p->M + PACKING_ROWS) * p->N * (p->K + 1);
+}
+
+static wb_status check(int64_t count, const wb_matmul *list) {
     for (int64_t i = 0; i < count; i++) {
         const wb_matmul *p = list + i;
         if (p->b_dtype != WB_F32 && p->b_dtype != WB_BF16)
@@ -139,26 +142,18 @@ static wb_status check(int64_t count, const wb_matmul *list, int64_t *work_out) 
                            "matmul %" PRId64 ": strides: expected one of 1, found a %" PRId64 ", %" PRId64
                            " and b %" PRId64 ", %" PRId64,
                            i, p->a_row, p->a_col, p->b_row, p->b_col);
-        work += (p->M + PACKING_ROWS) * p->N * (p->K + 1);
     }
-    *work_out = work;
     return WB_OK;
 }
 
-wb_status WB_CPU(matmul)(wb_device *dev, int64_t count, const wb_matmul *list) {
-    int64_t work = 0;
-    void *shared = NULL;
-    WB_TRY(check(count, list, &work));
-    if (work == 0) return WB_OK;
-    WB_TRY(wb_cpu_shared_reserve(dev, (size_t)(count + 1) * sizeof(int64_t), &shared));
-    WB_TRY(wb_cpu_scratch_reserve(dev, PRODUCT_FLOATS * sizeof(float)));
-    int64_t *first = shared;
+void WB_CPU(run_products)(wb_device *dev, int64_t count, const wb_matmul *list, int64_t work,
+                          int64_t *first) {
     int threads = wb_cpu_threads(dev, work / FMA_PER_OPERATION);
     if (threads == 1) {
         count_tasks(count, list, INT32_MAX, first);
         for (int64_t task = 0; task < first[count]; task++)
             run_task(count, list, INT32_MAX, first, task, wb_cpu_serial_scratch(dev));
-        return WB_OK;
+        return;
     }
     int64_t n_block = N_BLOCK;
     count_tasks(count, list, n_block, first);
@@ -167,5 +162,16 @@ wb_status WB_CPU(matmul)(wb_device *dev, int64_t count, const wb_matmul *list) {
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
     for (int64_t task = 0; task < first[count]; task++)
         run_task(count, list, n_block, first, task, wb_cpu_scratch(dev));
+}
+
+wb_status WB_CPU(matmul)(wb_device *dev, int64_t count, const wb_matmul *list) {
+    int64_t work = 0;
+    void *shared = NULL;
+    WB_TRY(check(count, list));
+    for (int64_t i = 0; i < count; i++) work += WB_CPU(product_work)(list + i);
+    if (work == 0) return WB_OK;
+    WB_TRY(wb_cpu_shared_reserve(dev, (size_t)(count + 1) * sizeof(int64_t), &shared));
+    WB_TRY(wb_cpu_scratch_reserve(dev, PRODUCT_FLOATS * sizeof(float)));
+    WB_CPU(run_products)(dev, count, list, work, shared);
     return WB_OK;
 }

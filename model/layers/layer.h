@@ -21,6 +21,7 @@ typedef struct wb_row_run {
 /* What the layers of one forward or backward have in common. */
 typedef struct wb_pass {
     int64_t T;
+    const int32_t *tokens;    /* [T] */
     const int32_t *pos, *seq; /* [T] absolute position; row of `blocks` */
     const int32_t *blocks;    /* [n_seqs, max_blocks] blocks of each sequence, as wb_attention. In training
                                * [T], block_size 1: `seq` is the sequence's first token and max_blocks is 1,

@@ -156,12 +156,38 @@ static inline void all_attention(wb_device *dev, int64_t T, int64_t hd, outputs 
         free(k_half), free(d);
 }
 
+/* The experts' products of a plan with one matrix a slot: [gate | up] with its SwiGLU, then down. */
+static inline void all_grouped(wb_device *dev, const wb_moe_plan *plan, int64_t H, outputs *o) {
+    const int64_t S = plan->n_slots, n = plan->T * plan->top_k, F = 24;
+    float *x = random_floats(plan->T * H, -1, 1), *up = random_floats(S * 2 * F * H, -1, 1);
+    float *down = random_floats(S * H * F, -1, 1), *gathered = floats(n * H), *gate_up = floats(n * 2 * F);
+    float *act = floats(n * F), *y = floats(n * H), *dy = random_floats(n * H, -1, 1), *dact = floats(n * F);
+    float *dup = random_floats(S * 2 * F * H, -1, 1), *ddown = random_floats(S * H * F, -1, 1),
+          *dx = floats(n * H);
+    const wb_rows none = {NULL, WB_F32};
+    wb_grouped first = {(int32_t)S,      plan->offsets,        n, {up, WB_F32, 2 * F, H},
+                        plan->row_token, wb_f32_rows(gathered)};
+    wb_grouped second = {(int32_t)S, plan->offsets, n, {down, WB_F32, H, F}, NULL, none};
+    assert_ok(dev->grouped_matmul(dev, &first, wb_f32_rows(x), wb_f32_rows(gate_up), wb_f32_rows(act)));
+    assert_ok(dev->grouped_matmul(dev, &second, wb_f32_rows(act), wb_f32_rows(y), none));
+    keep(o, gate_up, (size_t)(n * 2 * F) * sizeof(float), "grouped_matmul gate_up");
+    keep(o, act, (size_t)(n * F) * sizeof(float), "grouped_matmul act");
+    keep_floats(o, y, n * H, "grouped_matmul down");
+    assert_ok(dev->grouped_matmul_backward(dev, &second, wb_f32_rows(act), wb_f32_rows(dy), ddown,
+                                           wb_f32_rows(dact), wb_f32_rows(gate_up)));
+    assert_ok(dev->grouped_matmul_backward(dev, &first, wb_f32_rows(x), wb_f32_rows(gate_up), dup,
+                                           wb_f32_rows(dx), none));
+    keep_floats(o, ddown, S * H * F, "grouped_matmul_backward down");
+    keep_floats(o, dup, S * 2 * F * H, "grouped_matmul_backward gate_up");
+    keep_floats(o, dx, n * H, "grouped_matmul_backward dx");
+    free(act), free(gate_up), free(x), free(up), free(down), free(gathered), free(dy), free(dact);
+}
+
 static inline void all_routing(wb_device *dev, int64_t T, int32_t E, int32_t K, int64_t H, outputs *o) {
     float *z = random_floats(T * E, -4, 4), *bias = random_floats(E, -1, 1), *g = random_floats(T * K, -1, 1);
     uint16_t *ids = xalloc(T * K, 2);
     float *rows = random_floats(T * K * H, -1, 1), *dy = random_floats(T * H, -1, 1);
-    int32_t *choice_row = xalloc(T * K, 4), *row_token = xalloc(T * K, 4), tokens[1] = {0};
-    int64_t *counts = xalloc(E, sizeof *counts);
+    int32_t *pair_row = xalloc(T * K, 4), *row_token = xalloc(T * K, 4), tokens[1] = {0};
     for (int type = 0; type < WB_ROUTER_HASH; type++) {
         wb_router r = {(wb_router_type)type, E, K, 0, 0, true, 1.5f};
         wb_ids view = {ids, WB_U16, K};
@@ -169,23 +195,31 @@ static inline void all_routing(wb_device *dev, int64_t T, int32_t E, int32_t K, 
         float *w = floats(T * K), *dz = floats(T * E);
         assert_ok(dev->topk(dev, &topk));
         keep(o, ids, (size_t)(T * K) * 2, "topk");
-        assert_ok(dev->gate_forward(dev, &r, T, z, view, w));
-        assert_ok(dev->gate_backward(dev, &r, T, z, view, g, dz));
+        assert_ok(dev->gate_forward(dev, &r, T, z, NULL, view, w));
+        assert_ok(dev->gate_backward(dev, &r, T, z, NULL, view, g, dz));
         keep_floats(o, w, T * K, "gate_forward");
         keep_floats(o, dz, T * E, "gate_backward");
     }
-    assert_ok(dev->moe_sort(dev, T, K, E, (wb_ids){ids, WB_U16, K}, choice_row, row_token, counts));
-    keep(o, choice_row, (size_t)(T * K) * 4, "moe_sort choice_row");
-    keep(o, row_token, (size_t)(T * K) * 4, "moe_sort row_token");
+    int32_t *slots = xalloc(E, 4), *offsets = xalloc(E + 1, 4);
+    for (int32_t e = 0; e < E; e++) slots[e] = E - 1 - e;
+    wb_moe_plan plan = {
+        T,        K,         E,      E, {.slot_of_expert = slots}, NULL, NULL, NULL, {ids, WB_U16, K},
+        pair_row, row_token, offsets};
+    assert_ok(dev->moe_plan(dev, &plan));
+    keep(o, pair_row, (size_t)(T * K) * 4, "moe_plan pair_row");
+    keep(o, row_token, (size_t)(T * K) * 4, "moe_plan row_token");
     float *gathered = floats(T * K * H), *y = floats(T * H), *dg = floats(T * K);
+    const wb_rows of_rows = wb_f32_rows(rows), of_y = wb_f32_rows(y), of_dy = wb_f32_rows(dy);
     assert_ok(dev->gather_rows(dev, T * K, H, row_token, dy, gathered));
-    assert_ok(dev->moe_combine(dev, T, K, H, rows, choice_row, g, false, y));
+    assert_ok(dev->moe_combine(dev, T, K, H, of_rows, pair_row, g, of_y));
     keep_floats(o, gathered, T * K * H, "gather_rows");
     keep_floats(o, y, T * H, "moe_combine");
-    assert_ok(dev->moe_combine_backward(dev, T, K, H, rows, choice_row, g, dy, rows, dg));
+    assert_ok(dev->moe_combine_backward(dev, T, K, H, of_rows, pair_row, g, of_dy, of_rows, dg));
     keep_floats(o, rows, T * K * H, "moe_combine_backward rows");
     keep_floats(o, dg, T * K, "moe_combine_backward weights");
-    free(z), free(bias), free(g), free(ids), free(dy), free(choice_row), free(row_token), free(counts);
+    all_grouped(dev, &plan, H, o);
+    free(z), free(bias), free(g), free(ids), free(dy), free(pair_row), free(row_token), free(slots),
+        free(offsets);
 }
 
 static inline void all_matmuls(wb_device *dev, int64_t T, int64_t in, int64_t out, outputs *o) {

@@ -152,8 +152,8 @@ static void router_rows(wb_device *dev, int64_t begin, int64_t n, float *out, wb
     wb_topk topk = {.router = r, .T = n, .logits = x + begin * W, .ids = {ids, WB_U8, K}};
     float weights[T * K];
     assert_ok(dev->topk(dev, &topk));
-    assert_ok(dev->gate_forward(dev, &r, n, x + begin * W, topk.ids, weights));
-    assert_ok(dev->gate_backward(dev, &r, n, x + begin * W, topk.ids, weights, out + begin * W));
+    assert_ok(dev->gate_forward(dev, &r, n, x + begin * W, NULL, topk.ids, weights));
+    assert_ok(dev->gate_backward(dev, &r, n, x + begin * W, NULL, topk.ids, weights, out + begin * W));
     for (int64_t i = 0; i < n * K; i++) /* dz says little about large weights: mix them in */
         out[(begin + i / K) * W + i % K] += weights[i] + (float)ids[i];
 }

@@ -1,5 +1,6 @@
 /* moe_exchange.c - rows from the ranks of their tokens to the ranks of their experts, and back.
  * Refuses: which rows (the plan). */
+#include "dispatch_tables.h"
 #include "host_view.h"
 #include "layers/moe/moe.h"
 
@@ -18,15 +19,18 @@ static wb_status all_to_all(wb_moe_exchange *exchange, const void *send, void *r
                                 receive, exchange->receive_bytes, exchange->receive_offsets);
 }
 
-wb_status wb_moe_exchange_counts(wb_moe_exchange *exchange, const int32_t *rank_first, int32_t n_local,
-                                 const int64_t *slot_counts, int64_t *received_counts) {
-    for (int32_t r = 0; r < wb_comm_size(exchange->model->comm); r++) {
-        exchange->send_offsets[r] = (size_t)rank_first[r] * sizeof(int64_t);
-        exchange->send_bytes[r] = (size_t)(rank_first[r + 1] - rank_first[r]) * sizeof(int64_t);
-        exchange->receive_offsets[r] = (size_t)r * (size_t)n_local * sizeof(int64_t);
-        exchange->receive_bytes[r] = (size_t)n_local * sizeof(int64_t);
+wb_status wb_moe_exchange_counts(wb_moe_exchange *exchange, const int32_t *counts, int32_t *received) {
+    const wb_model *model = exchange->model;
+    const size_t here = (size_t)wb_model_local_slots(model);
+    for (uint32_t r = 0; r < (uint32_t)wb_comm_size(model->comm); r++) {
+        const size_t first = wb_placement_first_slot(model->placement, r);
+        const size_t end = wb_placement_first_slot(model->placement, r + 1);
+        exchange->send_offsets[r] = first * sizeof *counts;
+        exchange->send_bytes[r] = (end - first) * sizeof *counts;
+        exchange->receive_offsets[r] = r * here * sizeof *received;
+        exchange->receive_bytes[r] = here * sizeof *received;
     }
-    return all_to_all(exchange, slot_counts, received_counts);
+    return all_to_all(exchange, counts, received);
 }
 
 /* Bytes and offsets of rows that lie by rank; returns all bytes. */
@@ -57,16 +61,13 @@ static wb_status exchange_rows(wb_moe_exchange *exchange, const int64_t *send_ro
     return wb_host_view_commit(memory, receive, to, received);
 }
 
-wb_status wb_moe_send_to_experts(wb_moe_exchange *exchange, const wb_moe_plan *plan, const float *rows,
-                                 float *grouped) {
-    wb_device *dev = exchange->model->device;
+wb_status wb_moe_send_to_experts(wb_moe_exchange *exchange, const wb_layer_plan *plan, const float *rows) {
     const int64_t H = exchange->model->config.hidden_size;
     WB_TRY(wb_reserve(exchange->memory, &exchange->received, plan->n, H, sizeof(float)));
-    WB_TRY(exchange_rows(exchange, plan->send_rows, rows, plan->receive_rows, exchange->received.data));
-    return dev->gather_rows(dev, plan->n, H, plan->to_received.data, exchange->received.data, grouped);
+    return exchange_rows(exchange, plan->send_rows, rows, plan->receive_rows, exchange->received.data);
 }
 
-wb_status wb_moe_return_to_tokens(wb_moe_exchange *exchange, const wb_moe_plan *plan, const float *grouped,
+wb_status wb_moe_return_to_tokens(wb_moe_exchange *exchange, const wb_layer_plan *plan, const float *grouped,
                                   float *rows) {
     wb_device *dev = exchange->model->device;
     const int64_t H = exchange->model->config.hidden_size;

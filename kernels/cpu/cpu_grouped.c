@@ -1,0 +1,82 @@
+/* cpu_grouped.c - the experts' products: a matrix for each group of adjacent rows, forward and backward.
+ *
+ * All groups are one list of products, so that threads share what is uneven. The rows of a group are summed
+ * into dw in ascending order. Refuses: which rows a group has (cpu_moe.c).
+ */
+#include "cpu/cpu_panel.h"
+
+/* The list of a call's products and its scratch, in the memory that an op's threads share. */
+typedef struct product_list {
+    wb_matmul *products;
+    int64_t *first;
+    int64_t count, work;
+} product_list;
+
+static wb_status list_open(wb_device *dev, const wb_grouped *g, product_list *out) {
+    const size_t most = 2 * (size_t)g->n_groups, bytes = most * sizeof(wb_matmul);
+    void *shared = NULL;
+    WB_TRY(wb_cpu_shared_reserve(dev, bytes + (most + 1) * sizeof(int64_t), &shared));
+    WB_TRY(wb_cpu_scratch_reserve(dev, PRODUCT_FLOATS * sizeof(float)));
+    *out = (product_list){.products = shared, .first = (int64_t *)(void *)((char *)shared + bytes)};
+    return WB_OK;
+}
+
+static void list_add(product_list *list, wb_matmul product) {
+    list->products[list->count++] = product;
+    list->work += WB_CPU(product_work)(&product);
+}
+
+static wb_status list_run(wb_device *dev, const product_list *list) {
+    if (list->work > 0) WB_CPU(run_products)(dev, list->count, list->products, list->work, list->first);
+    return WB_OK;
+}
+
+static const void *group_weight(const wb_grouped *g, int32_t i) {
+    return (const char *)g->w.data + (size_t)(i * g->w.rows * g->w.cols) * wb_dtype_size(g->w.dtype);
+}
+
+static int64_t n_rows(const wb_grouped *g) {
+    return g->offsets[g->n_groups];
+}
+
+/* The rows of x in the order of the groups. */
+static const float *input(const wb_grouped *g, wb_rows x) {
+    return g->gather ? g->gathered.data : x.data;
+}
+
+wb_status WB_CPU(grouped_matmul)(wb_device *dev, const wb_grouped *g, wb_rows x, wb_rows y, wb_rows act) {
+    const int64_t out = g->w.rows, in = g->w.cols;
+    product_list list;
+    if (g->gather) WB_TRY(WB_CPU(gather_rows)(dev, n_rows(g), in, g->gather, x.data, g->gathered.data));
+    WB_TRY(list_open(dev, g, &list));
+    const float *from = input(g, x);
+    float *to = y.data;
+    for (int32_t i = 0; i < g->n_groups; i++) {
+        const int64_t start = g->offsets[i], n = g->offsets[i + 1] - start;
+        if (n == 0) continue;
+        list_add(&list, wb_matmul_forward(n, in, out, from + start * in, group_weight(g, i), g->w.dtype,
+                                          to + start * out));
+    }
+    WB_TRY(list_run(dev, &list));
+    return act.data ? WB_CPU(swiglu_forward)(dev, n_rows(g), out / 2, to, act.data) : WB_OK;
+}
+
+wb_status WB_CPU(grouped_matmul_backward)(wb_device *dev, const wb_grouped *g, wb_rows x, wb_rows dy,
+                                          float *dw, wb_rows dx, wb_rows gate_up) {
+    const int64_t out = g->w.rows, in = g->w.cols;
+    product_list list;
+    WB_TRY(list_open(dev, g, &list));
+    const float *from = input(g, x), *gradient = dy.data;
+    float *to = dx.data;
+    for (int32_t i = 0; i < g->n_groups; i++) {
+        const int64_t start = g->offsets[i], n = g->offsets[i + 1] - start;
+        const float *rows = gradient + start * out;
+        if (n == 0) continue;
+        list_add(&list, wb_matmul_wgrad(n, in, out, rows, from + start * in, dw + i * out * in));
+        list_add(&list,
+                 wb_matmul_dgrad(n, in, out, rows, group_weight(g, i), g->w.dtype, to + start * in, false));
+    }
+    WB_TRY(list_run(dev, &list));
+    if (!gate_up.data) return WB_OK;
+    return WB_CPU(swiglu_backward)(dev, n_rows(g), in, gate_up.data, to, gate_up.data);
+}
