@@ -59,8 +59,8 @@ static void pad_row(wb_physical_id *out, uint32_t K) {
     for (uint32_t k = 0; k < K; k++) out[k].slot = WB_NO_SLOT;
 }
 
-/* static, dynamic: the rule that kernels go by, over all rows. Inlined for each kind of table and width of id,
- * so that what is the same for all choices is done once. */
+/* static, dynamic: the rule that kernels go by, over all rows. Inlined for each kind of table and width of
+ * id, so that what is the same for all choices is done once. */
 static inline void rows_by(wb_dispatch_rule rule, const reader *in, wb_dtype dtype, const uint64_t *keys,
                            wb_physical_id *out) {
     const uint32_t K = in->K;

@@ -1,6 +1,6 @@
 /* dispatch_tables.c - what one rank dispatches by, made from a layer's map: its table, for kernels too
- * (static, dynamic), the slots that it takes in turn (fake), or its parts of the shares (quota). Refuses: rows
- * (dispatch_rows.c), how shares are found (dispatch_quota.c). */
+ * (static, dynamic), the slots that it takes in turn (fake), or its parts of the shares (quota). Refuses:
+ * rows (dispatch_rows.c), how shares are found (dispatch_quota.c). */
 #include "dispatch/dispatch_handle.h"
 
 #include <inttypes.h>

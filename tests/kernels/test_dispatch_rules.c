@@ -1,6 +1,6 @@
 /* test_dispatch_rules.c - the rule of wb_dispatch_rules.h by itself, over tables made here: fixed numbers,
- * against the hash written down the long way, and how evenly replicas are used. That the tables of placements
- * follow the policies is test_eplb_dispatch_table's; that a GPU gives the same is test_dispatch_rules_cuda's. */
+ * against the hash written down the long way, and how evenly replicas are used. Refuses: whether the tables
+ * of placements follow the policies (test_eplb_dispatch_table.c). */
 #include "ops_test.h"
 #include "wb_dispatch_rules.h"
 
@@ -48,7 +48,8 @@ static uint32_t replica_naively(uint64_t key, uint32_t layer, uint32_t expert, u
 }
 
 /* Random tables of both kinds, with 1..8 replicas an expert. Slots are a permutation, so that one that is
- * taken from elsewhere in the table shows. Arrays end where the table does: a sanitizer sees a read beyond. */
+ * taken from elsewhere in the table shows. Arrays end where the table does: a sanitizer sees a read beyond
+ * it. */
 static void test_slots_of_random_tables(void **unused) {
     (void)unused;
     for (int round = 0; round < 300; round++) {
