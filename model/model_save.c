@@ -41,7 +41,7 @@ typedef struct shard {
 static wb_status emit(void *ctx, size_t i, wb_new_file *file) {
     const shard *s = ctx;
     wb_device *dev = s->model->device;
-    const wb_tensor t = wb_model_replica(s->model, s->tensors[i], 0);
+    wb_tensor t = wb_model_tensor(s->model, s->tensors[i]);
     size_t bytes = s->views[i].bytes;
     for (size_t done = 0; done < bytes; done += CHUNK_BYTES) {
         size_t part = bytes - done < CHUNK_BYTES ? bytes - done : CHUNK_BYTES;
