@@ -1,6 +1,6 @@
-/* test_grpo_moments.c - waybill-grpo's optimizer under placements with replicas: the weights of every replica and
- * the norm are those of one rank, also after experts changed places, when their moments were brought; without
- * them a step is refused by the tensor's name. Argument 1 sets the seed. */
+/* test_grpo_moments.c - waybill-grpo's optimizer under placements with replicas: the weights of every replica
+ * and the norm are those of one rank, also after experts changed places, when their moments were brought;
+ * without them a step is refused by the tensor's name. Argument 1 sets the seed. */
 #include "model/placed_model.h"
 
 #include "../../examples/grpo/optimizer.c" /* last: its types have names that are local above */

@@ -1,7 +1,7 @@
 /* test_model_placement.c - a model's experts under random placements: uneven slots, ranks without any, up to
  * four replicas, empty slots, another map in each layer, on 1 to 4 ranks. Every replica holds the expert's
- * weights, from wherever they came; nothing writes into an empty slot; what is saved is the same bytes. Argument 1
- * sets the seed. */
+ * weights, from wherever they came; nothing writes into an empty slot; what is saved is the same bytes.
+ * Argument 1 sets the seed. */
 #include "placed_model.h"
 #include "wb_checkpoint_dir.h"
 
