@@ -3,6 +3,7 @@
  * files. Refuses: leaving a directory in which a loader finds weights of two saves. */
 #include "config.h"
 #include "model_weights.h"
+#include "replica_check.h"
 #include "wb_checkpoint_dir.h"
 #include "wb_json.h"
 #include "wb_tensor_io.h"
@@ -157,6 +158,7 @@ static wb_status finish(const wb_model *m, const char *dir) {
 wb_status wb_model_save(wb_model *model, const char *dir) {
     wb_comm *comm = model->comm;
     wb_new_file file = {.fd = -1};
+    WB_TRY(wb_replicas_check(model));
     wb_status status =
         dir ? prepare_shard(model, dir, &file) : wb_fail(WB_INVALID_ARGUMENT, "directory: NULL");
     WB_GOTO(wb_comm_agree(comm, status), discard);

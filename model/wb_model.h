@@ -126,7 +126,8 @@ WB_API void wb_model_close(wb_model *model); /* NULL is a no-op; not collective 
 
 /* Writes the checkpoint in Hugging Face layout (per-expert tensors, dtype of the model) into `dir`, which
  * is created: model.safetensors on one rank, a shard a rank and an index on several. An expert is written
- * once, by the rank that has its replica 0. Other small files of
+ * once, by the rank that has its replica 0; MISMATCH names replicas that differ in the 4 KiB in their middle.
+ * Other small files of
  * the directory that the model came from (tokenizer, generation_config; up to 64 MiB each, 256 MiB in
  * all) are written along, from memory: that directory may be gone. In that directory itself those that are
  * there stay. Collective. */
