@@ -6,10 +6,10 @@
  *   experts   one product an expert over its rows         (moe_experts.c)
  *   combine   a token's rows, in the order of its choices (moe.c)
  *
- * Slots are the placement's; of an expert's replicas, replica 0 gets the rows. Rows: each of the T * K (token,
- * choice) pairs has one, in the order of its slot, then (t, k). n rows are those of this rank's slots from all
- * ranks: by slot, then source rank, then the source's order. Rows move, never sums: a token's result does not
- * depend on the plan.
+ * Slots are the placement's; of an expert's replicas, replica 0 gets the rows. Rows: each of the T * K
+ * (token, choice) pairs has one, in the order of its slot, then (t, k). n rows are those of this rank's slots
+ * from all ranks: by slot, then source rank, then the source's order. Rows move, never sums: a token's result
+ * does not depend on the plan.
  *
  * A struct's buffers are kept by a forward for its backward where nothing else is said. Pointers are device
  * memory unless marked host. */
