@@ -324,9 +324,9 @@ typedef struct wb_topk {
  * CUDA, where the host would have to wait to see one, the table is the caller's promise. */
 typedef wb_status wb_topk_fn(wb_device *dev, const wb_topk *args);
 
-/* weights[T,K] of the ids as they stand, from the current logits[T,E]; ids forced or selected alike. direction:
- * device [T] wb_row_direction, or NULL: a padding row's weights are zero, whatever its logits, so that nothing
- * that its experts make of it is ever added to anything. An id of E or more: the CPU returns
+/* weights[T,K] of the ids as they stand, from the current logits[T,E]; ids forced or selected alike.
+ * direction: device [T] wb_row_direction, or NULL: a padding row's weights are zero, whatever its logits, so
+ * that nothing that its experts make of it is ever added to anything. An id of E or more: the CPU returns
  * INVALID_ARGUMENT; CUDA, which would have to wait to see it, gives that choice a NaN weight and no gradient.
  * Backward: dlogits[T,E] (=) from dweights[T,K], zeros in padding rows. With g = dweights and q, s, p as in
  * wb_router_type:

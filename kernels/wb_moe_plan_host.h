@@ -1,5 +1,5 @@
-/* wb_moe_plan_host.h - the op moe_plan in host memory (not installed): the CPU's op, and what plans a replayed
- * step before it runs, which must be the same bytes. */
+/* wb_moe_plan_host.h - the op moe_plan in host memory (not installed): the CPU's op, and what plans a
+ * replayed step before it runs, which must be the same bytes. */
 #ifndef WB_MOE_PLAN_HOST_H
 #define WB_MOE_PLAN_HOST_H
 

@@ -1,6 +1,6 @@
 /* expert_placement.c - see expert_placement.h; and the placement of a model for its users. */
 #include "expert_placement.h"
-#include "dispatch_tables.h"
+#include "model_dispatch.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
@@ -84,7 +84,7 @@ static wb_status check_change(const wb_model *m, const wb_placement *placement) 
 
 static wb_status take_layer(wb_model *m, const wb_placement *placement, uint32_t l) {
     WB_TRY(wb_placement_copy_layers(m->placement, placement, 1, &l, wb_placement_layer(placement, l).epoch));
-    return wb_dispatch_tables_fill(m, l);
+    return wb_model_dispatch_fill(m, l);
 }
 
 wb_status wb_model_set_placement(wb_model *model, const wb_placement *placement) {

@@ -2,7 +2,7 @@
  * Refuses: where values come from (model_open.c, model_create.c, model_copy.c), which tensors there are
  * (architecture.c), where experts are (expert_placement.c). */
 #include "config.h"
-#include "dispatch_tables.h"
+#include "model_dispatch.h"
 #include "expert_placement.h"
 #include "registry.h"
 #include "wb_options.h"
@@ -32,7 +32,7 @@ wb_status wb_model_read_options(const wb_model_options *options, wb_model_option
 static wb_status fill_model(wb_model *m, const wb_model_options *options) {
     WB_TRY(wb_model_describe_routes(m));
     WB_TRY(wb_expert_placement_open(m, options->placement));
-    WB_TRY(wb_dispatch_tables_open(m, options->dispatch));
+    WB_TRY(wb_model_dispatch_open(m, options->dispatch));
     WB_TRY(wb_architecture_build(m));
     return wb_model_fill_rope(m);
 }

@@ -3,6 +3,7 @@
  * files. Refuses: leaving a directory in which a loader finds weights of two saves. */
 #include "config.h"
 #include "model_weights.h"
+#include "replica_check.h"
 #include "wb_checkpoint_dir.h"
 #include "wb_json.h"
 #include "wb_tensor_io.h"
@@ -41,7 +42,7 @@ typedef struct shard {
 static wb_status emit(void *ctx, size_t i, wb_new_file *file) {
     const shard *s = ctx;
     wb_device *dev = s->model->device;
-    const wb_tensor t = wb_model_replica(s->model, s->tensors[i], 0);
+    wb_tensor t = wb_model_tensor(s->model, s->tensors[i]);
     size_t bytes = s->views[i].bytes;
     for (size_t done = 0; done < bytes; done += CHUNK_BYTES) {
         size_t part = bytes - done < CHUNK_BYTES ? bytes - done : CHUNK_BYTES;
@@ -157,6 +158,7 @@ static wb_status finish(const wb_model *m, const char *dir) {
 wb_status wb_model_save(wb_model *model, const char *dir) {
     wb_comm *comm = model->comm;
     wb_new_file file = {.fd = -1};
+    WB_TRY(wb_replicas_check(model));
     wb_status status =
         dir ? prepare_shard(model, dir, &file) : wb_fail(WB_INVALID_ARGUMENT, "directory: NULL");
     WB_GOTO(wb_comm_agree(comm, status), discard);

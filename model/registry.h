@@ -21,11 +21,11 @@ typedef struct wb_registry {
 /* A storage of n elements, without tensors yet; its index in wb_model.params. */
 int32_t wb_registry_storage(wb_registry *registry, wb_dtype dtype, int64_t n);
 
-/* The same for the slots of MoE layer `moe_layer` on this rank, of slot_elements of the model's dtype each. */
+/* The same for this rank's slots of MoE layer `moe_layer`, each of slot_elements of the model's dtype. */
 int32_t wb_registry_slots(wb_registry *registry, int32_t moe_layer, int64_t slot_elements);
 
-/* A tensor [rows, cols] of `param` from element `offset` on, which for an expert is counted from the beginning
- * of its slot; cols 0: a vector [rows]. layer -1: of none; expert -1: of none. */
+/* A tensor [rows, cols] of `param` from element `offset` on, which for an expert counts from where its slot
+ * begins; cols 0: a vector [rows]. layer -1: of none; expert -1: of none. */
 void wb_registry_tensor(wb_registry *registry, int32_t layer, int32_t expert, const char *name, int64_t rows,
                         int64_t cols, int32_t param, int64_t offset);
 

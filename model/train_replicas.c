@@ -1,5 +1,5 @@
-/* train_replicas.c - an expert in several slots has a gradient in each, of the rows that went there: all become
- * their sum, added in replica order, so that every replica is updated by the same bits.
+/* train_replicas.c - an expert in several slots has a gradient in each, of the rows that went there: all
+ * become their sum, added in replica order, so that every replica is updated by the same bits.
  *
  * Replica 0's rank is the expert's owner: the others send it what they have, it adds, and sends the sum back.
  * Refuses: replicated weights of other kinds (train_grads.c). */

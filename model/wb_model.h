@@ -95,8 +95,9 @@ typedef struct wb_model_options {
      * kept. MISMATCH unless L, E and R are the model's and no rank is dead. NULL: one slot an expert, rank r
      * having the experts from E r / R to E (r + 1) / R in every layer. */
     const wb_placement *placement;
-    /* Which replica of an expert a token goes to: WB_DISPATCH_STATIC (default) by rank, or WB_DISPATCH_DYNAMIC by
-     * token, whose key is its id and position. No result depends on it. The same on every rank. */
+    /* Which replica of an expert a token goes to: WB_DISPATCH_STATIC (default) by rank, or
+     * WB_DISPATCH_DYNAMIC by token, whose key is its id and position. No result depends on it. The same on
+     * every rank. */
     wb_dispatch_policy dispatch;
     uint8_t reserved2[4]; /* zero */
 } wb_model_options;
@@ -131,7 +132,8 @@ WB_API void wb_model_close(wb_model *model); /* NULL is a no-op; not collective 
 
 /* Writes the checkpoint in Hugging Face layout (per-expert tensors, dtype of the model) into `dir`, which
  * is created: model.safetensors on one rank, a shard a rank and an index on several. An expert is written
- * once, by the rank that has its replica 0. Other small files of
+ * once, by the rank that has its replica 0; MISMATCH names replicas that differ in the 4 KiB in their middle.
+ * Other small files of
  * the directory that the model came from (tokenizer, generation_config; up to 64 MiB each, 256 MiB in
  * all) are written along, from memory: that directory may be gone. In that directory itself those that are
  * there stay. Collective. */
@@ -173,21 +175,21 @@ WB_API wb_tensor wb_model_tensor(const wb_model *model, int32_t i);
  * itself where it is not of an expert. */
 WB_API int32_t wb_model_n_replicas(const wb_model *model, int32_t i);
 WB_API wb_tensor wb_model_replica(const wb_model *model, int32_t i, int32_t k);
-/* Copies wb_model_tensor(model, i) to the other replicas of it on this rank: for who has written the first. Not
- * collective. */
+/* Copies wb_model_tensor(model, i) to the other replicas of it on this rank: for who has written the first.
+ * Not collective. */
 WB_API wb_status wb_model_fill_replicas(wb_model *model, int32_t i);
 
 /* Where its experts are; owner: the model, changed in place by wb_model_set_placement. */
 WB_API const wb_placement *wb_model_placement(const wb_model *model);
 /* Takes over the layers of `placement` that are at a later epoch than the model's: all or, after an error,
- * none. Nothing moves: what the slots are to hold, weights, gradients and optimizer's moments, is the caller's
- * to bring before the next pass (wb_model_replica). MISMATCH unless L, E, R and the slots of each rank are the
+ * none. Nothing moves: what the slots are to hold, weights, gradients and optimizer's moments, the caller
+ * brings before the next pass (wb_model_replica). MISMATCH unless L, E, R and the slots of each rank are the
  * model's and no rank is dead; INVALID_ARGUMENT for a layer at an earlier epoch, or at the same one with
  * another map; PEER where ranks disagree. Not between a forward and its backward. Collective. */
 WB_API wb_status wb_model_set_placement(wb_model *model, const wb_placement *placement);
 
-/* to's weights := from's, all replicas, rounded to to's dtype. MISMATCH unless configuration and ranks are the
- * same and each expert that `to` has on this rank, `from` has on it too: layer and expert are named, and
+/* to's weights := from's, all replicas, rounded to to's dtype. MISMATCH unless configuration and ranks are
+ * the same and each expert that `to` has on this rank, `from` has on it too: layer and expert are named, and
  * nothing has changed. Not collective. */
 WB_API wb_status wb_model_copy_weights(wb_model *to, const wb_model *from);
 
@@ -323,8 +325,8 @@ WB_API wb_status wb_train_reduce_grads(wb_train *train);
 WB_API wb_status wb_train_zero_grads(wb_train *train);
 
 /* Gradient of a tensor of the registry, or of one replica of it, that lives here: device f32 [tensor->n];
- * owner: train. NULL when it does not live here, or the trainer is for forwards only. It goes with the slot: a
- * changed placement moves no gradients. */
+ * owner: train. NULL when it does not live here, or the trainer is for forwards only. It goes with the slot:
+ * a changed placement moves no gradients. */
 WB_API float *wb_train_grad(const wb_train *train, const wb_tensor *tensor);
 
 #ifdef __cplusplus

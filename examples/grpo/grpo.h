@@ -194,9 +194,9 @@ void loss_sequence(const loss_options *o, size_t n, const float *logprobs, const
 
 /* ---- optimizer.c ----------------------------------------------------------------------------- */
 
-/* AdamW over the registry's local tensors, f32 master weights being the trained model's own. Moments belong to
- * a tensor, an expert's too, and not to the slot or the address that it has at the time: each rank that has a
- * replica of the expert keeps them once. */
+/* AdamW over the registry's local tensors, f32 master weights being the trained model's own. Moments belong
+ * to a tensor, an expert's too, and not to the slot or the address that it has at the time: each rank that
+ * has a replica of the expert keeps them once. */
 typedef struct optimizer {
     wb_model *model;
     wb_train *train;
@@ -210,8 +210,8 @@ typedef struct optimizer {
 wb_status optimizer_open(wb_model *model, wb_train *train, wb_device *device, wb_comm *comm,
                          optimizer *opt_out);
 void optimizer_close(optimizer *opt);
-/* After wb_model_set_placement: zeros for the moments of tensors that came to this rank, which the caller then
- * brings from a rank that held them. The memory of those that went stays for when they come back. */
+/* After wb_model_set_placement: zeros for the moments of tensors that came to this rank, which the caller
+ * then brings from a rank that held them. The memory of those that went stays for when they come back. */
 wb_status optimizer_take_moments(optimizer *opt);
 /* Clips the global gradient norm to o->grad_clip (0: no limit) and updates. MISMATCH names a tensor whose
  * moments were not taken. Collective. */

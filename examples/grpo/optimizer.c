@@ -1,5 +1,5 @@
-/* optimizer.c - AdamW over the tensors that live on this rank; the f32 weights of the trained model are
- * the master weights. Replicated weights, and the replicas of an expert, have the same gradients on every rank
+/* optimizer.c - AdamW over the tensors that live on this rank; the f32 weights of the trained model are the
+ * master weights. Replicated weights, and the replicas of an expert, have the same gradients on every rank
  * after wb_train_reduce_grads, so they stay the same. */
 #include "grpo.h"
 #include "wb_memory.h"
@@ -70,8 +70,8 @@ static wb_status update_tensor(optimizer *opt, const wb_adamw *hyper, int32_t i,
     return wb_model_fill_replicas(opt->model, i);
 }
 
-/* Without its moments an expert that came to this rank would be trained on as if it were new. Those of one that
- * went miss this step. */
+/* Without its moments an expert that came to this rank would be trained on as if it were new. Those of one
+ * that went miss this step. */
 static wb_status check_moments(optimizer *opt) {
     for (int32_t i = 0; i < wb_model_n_tensors(opt->model); i++) {
         const wb_tensor t = wb_model_tensor(opt->model, i);

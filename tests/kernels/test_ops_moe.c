@@ -34,7 +34,8 @@ static double combine_loss(const double *x, const void *context) {
 
 enum { TOKENS = 37, CHOICES = 3, EXPERTS = 11, SLOTS = 19 };
 
-/* A layer whose experts have one to a few replicas among SLOTS slots, and tokens of which some are padding. */
+/* A layer whose experts have one to a few replicas among SLOTS slots, and tokens of which some are
+ * padding. */
 typedef struct layer {
     uint16_t ids[TOKENS * CHOICES];
     uint8_t direction[TOKENS];

@@ -1,5 +1,5 @@
-/* placed_model.h - ranks as threads, each with a device whose memory is poisoned, and what a model holds under
- * a placement against a model of one rank. A failure ends the process: the test is then red. */
+/* placed_model.h - ranks as threads, each with a device whose memory is poisoned, and what a model holds
+ * under a placement against a model of one rank. A failure ends the process: the test is then red. */
 #ifndef PLACED_MODEL_H
 #define PLACED_MODEL_H
 

@@ -6,8 +6,8 @@
 
 enum { MAX_REPLICAS = 4 };
 
-/* Which expert each slot holds: every expert once, then, with `replicas`, up to MAX_REPLICAS of it, on one rank
- * too; the other slots stay empty. */
+/* Which expert each slot holds: every expert once, then, with `replicas`, up to MAX_REPLICAS of it, on one
+ * rank too; the other slots stay empty. */
 static inline void deal_experts(uint64_t *state, int32_t S, int32_t E, bool replicas, int32_t *experts) {
     int32_t *slots = take(S, sizeof(int32_t)), *count = take(E, sizeof(int32_t));
     for (int32_t s = 0; s < S; s++) slots[s] = s;

@@ -296,8 +296,8 @@ static void test_thread_ranks_equal_one_rank(void **unused) {
     run_ranks(run_random_models);
 }
 
-/* Gives every rank as many experts as before, but others, and other ones in each layer; takes their weights from
- * `whole`. */
+/* Gives every rank as many experts as before, but others, and other ones in each layer; takes their weights
+ * from `whole`. */
 static void place_at_random(ranks_test *test) {
     wb_model *model = test->spread.model;
     wb_device *dev = test->spread.device;

@@ -1,7 +1,7 @@
 /* test_model_placement.c - a model's experts under random placements: uneven slots, ranks without any, up to
  * four replicas, empty slots, another map in each layer, on 1 to 4 ranks. Every replica holds the expert's
- * weights, from wherever they came; nothing writes into an empty slot; what is saved is the same bytes. Argument 1
- * sets the seed. */
+ * weights, from wherever they came; nothing writes into an empty slot; what is saved is the same bytes.
+ * Argument 1 sets the seed. */
 #include "placed_model.h"
 #include "wb_checkpoint_dir.h"
 
@@ -37,6 +37,39 @@ static void save_by_default(rank *r) {
     MUST(wb_model_open(r->dir, &alone, &whole));
     MUST(wb_model_save(whole, r->save));
     wb_model_close(whole);
+}
+
+/* An element of the middle of one tensor of one replica is another one: the save names it, and nothing is
+ * written. */
+static void save_differing(rank *r) {
+    const wb_model_options options = options_of(r, NULL);
+    wb_model *model;
+    MUST(wb_model_open(r->dir, &options, &model));
+    wb_placement *placement = random_for(r, model);
+    wb_model_close(model);
+    const wb_model_options placed = options_of(r, placement);
+    MUST(wb_model_open(r->dir, &placed, &model));
+    int32_t i = random_below(&r->state, wb_model_n_tensors(model)), tries = 0;
+    while (wb_model_n_replicas(model, i) == 1 && tries++ < wb_model_n_tensors(model))
+        i = (i + 1) % wb_model_n_tensors(model);
+    const int32_t n = wb_model_n_replicas(model, i);
+    const wb_tensor t = wb_model_replica(model, i, random_below(&r->state, n));
+    if (t.data) ((float *)t.data)[t.n / 2] += 1;
+    EXPECT(wb_model_save(model, r->save) == (n > 1 ? WB_MISMATCH : WB_OK));
+    if (n > 1) EXPECT_MESSAGE(t.name);
+    if (n > 1) EXPECT(!temp_exists(r->save));
+    wb_model_close(model);
+    wb_placement_close(placement);
+}
+
+static void test_replicas_that_differ_are_not_saved(void **unused) {
+    (void)unused;
+    for (int i = 0; i < ROUNDS; i++) {
+        const temp_path dir = temp_dir(), out = temp_in(dir.text, "out");
+        on_ranks(1 + i % MAX_RANKS, base_seed + 400 + (uint64_t)i, save_differing,
+                 temp_in(WB_TEST_DATA, "olmoe").text, out.text);
+        temp_remove(dir);
+    }
 }
 
 /* The shards of a save together have each tensor of `expected` once, with its bytes. */
@@ -208,6 +241,7 @@ int main(int argc, char **argv) {
     placed_model_begin(argc, argv);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_a_checkpoint_is_the_same_under_any_placement),
+        cmocka_unit_test(test_replicas_that_differ_are_not_saved),
         cmocka_unit_test(test_new_models_and_clones_are_the_same_under_any_placement),
         cmocka_unit_test(test_weights_are_copied_between_placements),
     };

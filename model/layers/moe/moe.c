@@ -93,8 +93,8 @@ static wb_status forward(void *worker, const void *weights, const wb_pass *pass,
                             m->choice.weights.data, wb_f32_rows(y));
 }
 
-/* Gradients of the experts' inputs from those of their outputs, which come in `output` or, with several ranks,
- * in `sent`; *drows_out: where they lie, row by row. */
+/* Gradients of the experts' inputs from those of their outputs, which come in `output` or, with several
+ * ranks, in `sent`; *drows_out: where they lie, row by row. */
 static wb_status run_experts_backward(moe *m, const wb_moe_weights *w, const float *x, float *const *grads,
                                       const float **drows_out) {
     wb_device *dev = m->model->device;

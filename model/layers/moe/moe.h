@@ -6,10 +6,10 @@
  *   experts   each row times its expert's matrices        (moe_experts.c)
  *   combine   a token's rows, in the order of its choices (moe.c)
  *
- * Rows: each of the T * K pairs, a (token, choice), has one, in the order of its slot, then (t, k); padding has
- * none. n rows are those of this rank's slots from all ranks: by slot, then source rank, then the source's
- * order. Rows move, never sums: a token's result does not depend on placement or plan. With one rank nothing
- * here waits for the host.
+ * Rows: each of the T * K pairs, a (token, choice), has one, in the order of its slot, then (t, k); padding
+ * has none. n rows are those of this rank's slots from all ranks: by slot, then source rank, then the
+ * source's order. Rows move, never sums: a token's result does not depend on placement or plan. With one rank
+ * nothing here waits for the host.
  *
  * A struct's buffers are kept by a forward for its backward where nothing else is said. Pointers are device
  * memory unless marked host. */
@@ -83,9 +83,9 @@ wb_status wb_layer_plan_reserve(wb_layer_plan *plan, int64_t T);
 wb_status wb_layer_plan_make(wb_layer_plan *plan, wb_moe_exchange *exchange, const wb_pass *pass,
                              int32_t moe_index);
 
-/* used (=) the expert whose rows each choice of a pass's tokens is among, read from the rows themselves and not
- * from the ids that they were made of; a padding token, which has no rows, has its ids. Host memory. CORRUPT
- * when a choice's row is not its token's. */
+/* used (=) the expert whose rows each choice of a pass's tokens is among, read from the rows themselves and
+ * not from the ids that they were made of; a padding token, which has no rows, has its ids. Host memory.
+ * CORRUPT when a choice's row is not its token's. */
 wb_status wb_layer_plan_used(wb_layer_plan *plan, const wb_pass *pass, int32_t moe_index);
 
 /* ---- exchange -------------------------------------------------------------------------------- */
@@ -102,8 +102,8 @@ struct wb_moe_exchange {
 
 wb_status wb_moe_exchange_open(wb_model *model, wb_workspace *memory, wb_moe_exchange *exchange);
 
-/* Tells every rank how many rows its slots get from here: received[R][slots of this rank] from counts[S], both
- * host. Collective. */
+/* Tells every rank how many rows its slots get from here: received[R][slots of this rank] from counts[S],
+ * both host. Collective. */
 wb_status wb_moe_exchange_counts(wb_moe_exchange *exchange, const int32_t *counts, int32_t *received);
 
 /* rows[n_sent, H] of this rank's tokens -> exchange->received[n, H]. Collective. */
@@ -125,8 +125,8 @@ typedef struct wb_moe_experts {
 /* Memory for n rows. */
 wb_status wb_moe_experts_reserve(wb_moe_experts *experts, int64_t n, bool backward);
 
-/* output[n,H] (=) of each row's expert for the rows that `plan` takes from x: the tokens' [T, H], or with R > 1
- * what was received. */
+/* output[n,H] (=) of each row's expert for the rows that `plan` takes from x: the tokens' [T, H], or with R >
+ * 1 what was received. */
 wb_status wb_moe_experts_forward(wb_moe_experts *experts, const wb_layer_plan *plan, const wb_moe_weights *w,
                                  const float *x, float *output);
 

@@ -1,6 +1,6 @@
 /* moe_exchange.c - rows from the ranks of their tokens to the ranks of their experts, and back.
  * Refuses: which rows (the plan). */
-#include "dispatch_tables.h"
+#include "model_dispatch.h"
 #include "host_view.h"
 #include "layers/moe/moe.h"
 

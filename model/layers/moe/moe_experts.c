@@ -1,6 +1,6 @@
 /* moe_experts.c - the experts of this rank's slots: each row times its slot's matrices.
  * Refuses: where rows come from. */
-#include "dispatch_tables.h"
+#include "model_dispatch.h"
 #include "layers/moe/moe.h"
 
 wb_status wb_moe_experts_reserve(wb_moe_experts *experts, int64_t n, bool backward) {

@@ -1,7 +1,8 @@
 /* moe_plan.c - who sends which rows where, for the ids of a batch and the placement of the layer.
  *
- * Reads the placement's maps at each forward. Refuses: moving rows; choosing replicas (wb_dispatch_rules.h). */
-#include "dispatch_tables.h"
+ * Reads the placement's maps at each forward. Refuses: moving rows; choosing replicas
+ * (wb_dispatch_rules.h). */
+#include "model_dispatch.h"
 #include "layers/moe/moe.h"
 
 #include <inttypes.h>
@@ -39,7 +40,7 @@ wb_status wb_layer_plan_reserve(wb_layer_plan *plan, int64_t T) {
 
 static wb_status plan_pairs(wb_layer_plan *plan, const wb_pass *pass, int32_t moe_index) {
     const wb_model *model = plan->model;
-    const wb_dispatch_rule rule = wb_dispatch_tables_rule(model, moe_index);
+    const wb_dispatch_rule rule = wb_model_dispatch_rule(model, moe_index);
     const bool by_token = !rule.slot_of_expert;
     const wb_moe_plan args = {.T = pass->T,
                               .top_k = model->config.router.top_k,

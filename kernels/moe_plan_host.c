@@ -1,4 +1,4 @@
-/* moe_plan.c - see wb_moe_plan_host.h. Refuses: choosing replicas (wb_dispatch_rules.h). */
+/* moe_plan_host.c - see wb_moe_plan_host.h. Refuses: choosing replicas (wb_dispatch_rules.h). */
 #include "wb_check.h"
 #include "wb_dispatch_rules.h"
 #include "wb_moe_plan_host.h"
