@@ -107,7 +107,7 @@ typedef struct wb_record {
     const float *sampling_logprobs;
     /* The tokens that top-k and top-p kept when sampled token i was drawn, itself among them: mask_ids
      * [mask_ends[i - 1], mask_ends[i]) (from 0 for i = 0), strictly ascending ids below 2^31. mask_ends:
-     * [n_tokens - prompt_len]. Both NULL: not recorded, or nothing was cut off. */
+     * [n_tokens - prompt_len]. Both NULL: not recorded, or sampled without a limit. */
     const uint32_t *mask_ids, *mask_ends;
 } wb_record;
 
