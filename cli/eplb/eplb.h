@@ -42,7 +42,8 @@ typedef struct eplb_source_info {
     const char *name; /* of the model, or the kind of synthetic loads; owner: the source */
     uint32_t n_layers, n_experts, top_k, n_steps, n_batches;
     uint64_t records, rows; /* of a dump, taken so far */
-    char steps_by[64]; /* of a dump, what makes a step: "weight version 3..7", "file", "--step-records 64" */
+    uint64_t skipped;       /* records of a dump that are in no step, because they have no valid row */
+    const char *steps_by;   /* of a dump, what makes a step (eplb_dump_steps.h); owner: the source */
 } eplb_source_info;
 
 wb_status eplb_source_open(const eplb_settings *settings, eplb_source **source_out);

@@ -91,6 +91,29 @@ static void steps(const char *directory, bool versions) {
     }
 }
 
+/* Two requests of the same model that were ended early: one was never fed, of one every row is missing.
+ * Neither has a version. */
+static void unfed(const char *directory) {
+    fixture_model f;
+    fixture_rng rng = {18};
+    char path[640];
+    wb_dump_writer *w = NULL;
+    fixture_model_init(&f, 2, 8, 2);
+    mkdir(directory, 0777);
+    snprintf(path, sizeof path, "%s/part-2.wbr", directory);
+    require(wb_dump_create(path, &f.model, NULL, &w));
+    for (uint32_t n_runs = 0; n_runs < 2; n_runs++) {
+        fixture_record r;
+        fixture_record_init(&r, &f.model, &rng, n_runs ? "rows-missing" : "never-fed", 5, 12, 0, n_runs,
+                            true);
+        memset(r.bits, 0, 2);
+        r.record.n_spans = 0;
+        require(wb_dump_append(w, &r.record));
+        fixture_record_free(&r);
+    }
+    require(wb_dump_finish(w));
+}
+
 /* ---- bad ---------------------------------------------------------------------------------------- */
 
 enum { L = 2, TOKENS = 6, ROWS = 5, BIG = 1 << 20 };
@@ -491,6 +514,8 @@ int main(int argc, char **argv) {
     steps(path, true);
     snprintf(path, sizeof path, "%s/files", argv[1]);
     steps(path, false);
+    snprintf(path, sizeof path, "%s/unfed", argv[1]);
+    unfed(path);
     for (size_t i = 0; i < sizeof faults / sizeof faults[0]; i++) bad(argv[1], &faults[i]);
     return 0;
 }
