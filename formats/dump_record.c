@@ -66,21 +66,9 @@ static void run_shape(record_parser *p, const wb_stored_run *run, size_t valid_b
         wb_scan_refuse(&p->scan, begin, "data is too small to hold that many rows");
 }
 
-enum { RUN_START = 1, RUN_ROWS = 2, RUN_CODEC = 4, RUN_XXH3 = 8, RUN_DATA = 16, RUN_VALID = 32 };
-#define RUN_REQUIRED (RUN_START | RUN_ROWS | RUN_CODEC | RUN_XXH3 | RUN_DATA)
+enum { RUN_START, RUN_ROWS, RUN_CODEC, RUN_XXH3, RUN_DATA, RUN_REQUIRED, RUN_VALID = RUN_REQUIRED, RUN_KEYS };
 
-static unsigned run_key(const char *key, size_t length) {
-    static const struct {
-        const char *name;
-        unsigned bit;
-    } keys[] = {{"start", RUN_START}, {"rows", RUN_ROWS}, {"codec", RUN_CODEC},
-                {"xxh3", RUN_XXH3},   {"data", RUN_DATA}, {"valid", RUN_VALID}};
-    for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++)
-        if (wb_key_is(key, length, keys[i].name)) return keys[i].bit;
-    return 0;
-}
-
-static void parse_run_value(record_parser *p, unsigned key, wb_stored_run *run, size_t *valid_bytes) {
+static void parse_run_value(record_parser *p, uint32_t key, wb_stored_run *run, size_t *valid_bytes) {
     wb_scan *s = &p->scan;
     switch (key) {
     case RUN_START:
@@ -107,22 +95,14 @@ static void parse_run_value(record_parser *p, unsigned key, wb_stored_run *run, 
 }
 
 static void parse_run(record_parser *p, wb_stored_run *run) {
+    static const char *const names[RUN_KEYS] = {"start", "rows", "codec", "xxh3", "data", "valid"};
     wb_scan *s = &p->scan;
+    const uint32_t required = (1u << RUN_REQUIRED) - 1;
     size_t begin = s->pos, valid_bytes = 0;
-    unsigned seen = 0;
-    uint32_t pairs = wb_scan_map(s);
-    for (; pairs > 0 && s->error == WB_SCAN_OK && p->status == WB_OK; pairs--) {
-        size_t length = 0, at = s->pos;
-        const char *key = wb_scan_str(s, &length);
-        unsigned bit = run_key(key, length);
-        if (seen & bit) {
-            wb_scan_refuse(s, at, "a key is there twice");
-            break;
-        }
-        seen |= bit;
-        parse_run_value(p, bit, run, &valid_bytes);
-    }
-    if ((seen & RUN_REQUIRED) != RUN_REQUIRED)
+    uint32_t seen = 0, pairs = wb_scan_map(s);
+    for (; pairs > 0 && s->error == WB_SCAN_OK && p->status == WB_OK; pairs--)
+        parse_run_value(p, wb_scan_key(s, names, RUN_KEYS, &seen), run, &valid_bytes);
+    if ((seen & required) != required)
         wb_scan_refuse(s, begin, "routes lacks one of start, rows, codec, xxh3, data");
     run_shape(p, run, valid_bytes, begin);
 }
@@ -166,22 +146,20 @@ static void parse_spans(record_parser *p) {
 }
 
 static void parse_prefix(record_parser *p) {
+    static const char *const names[] = {"rid", "rows"};
     wb_scan *s = &p->scan;
-    size_t begin = s->pos;
-    bool rows = false;
+    const size_t begin = s->pos;
+    uint32_t seen = 0;
     for (uint32_t pairs = wb_scan_map(s); pairs > 0 && s->error == WB_SCAN_OK; pairs--) {
-        size_t length = 0;
-        const char *key = wb_scan_str(s, &length);
-        if (wb_key_is(key, length, "rid")) {
+        const uint32_t key = wb_scan_key(s, names, 2, &seen);
+        if (key == 0)
             p->out->prefix_rid = wb_scan_str(s, &p->out->prefix_rid_length);
-        } else if (wb_key_is(key, length, "rows")) {
+        else if (key == 1)
             p->out->prefix_rows = (uint32_t)wb_scan_uint(s, UINT32_MAX);
-            rows = true;
-        } else {
+        else
             wb_scan_skip(s);
-        }
     }
-    if (!rows || !p->out->prefix_rid || p->out->prefix_rows == 0)
+    if (!p->out->prefix_rid || p->out->prefix_rows == 0)
         wb_scan_refuse(s, begin, "prefix lacks a rid or rows");
 }
 
@@ -233,12 +211,6 @@ static const char *const key_names[N_KEYS] = {
     [KEY_SAMPLING_LOGPROBS] = "sampling_logprobs",
     [KEY_SAMPLING_MASK] = "sampling_mask",
 };
-
-static record_key key_of(const char *key, size_t length) {
-    int k = 0;
-    while (k < N_KEYS && !wb_key_is(key, length, key_names[k])) k++;
-    return (record_key)k;
-}
 
 /* The keys that parse_value leaves: those about sampling, and unknown ones. */
 static void parse_later_value(record_parser *p, record_key key) {
@@ -331,21 +303,10 @@ static void record_shape(record_parser *p, uint64_t begin, uint32_t n_logprobs) 
 
 static void parse_pairs(record_parser *p, uint64_t begin) {
     wb_scan *s = &p->scan;
-    unsigned seen = 0;
-    uint32_t n_logprobs = 0;
-    for (uint32_t pairs = wb_scan_map(s); pairs > 0 && s->error == WB_SCAN_OK && p->status == WB_OK;
-         pairs--) {
-        size_t length = 0, at = s->pos;
-        const char *key = wb_scan_str(s, &length);
-        record_key k = key_of(key, length);
-        if (k != N_KEYS && (seen >> k & 1)) {
-            wb_scan_refuse(s, at, "a key is there twice");
-            break;
-        }
-        seen |= k != N_KEYS ? 1u << k : 0;
-        parse_value(p, k, &n_logprobs);
-    }
-    unsigned required = (1u << N_REQUIRED) - 1;
+    uint32_t seen = 0, n_logprobs = 0, pairs = wb_scan_map(s);
+    for (; pairs > 0 && s->error == WB_SCAN_OK && p->status == WB_OK; pairs--)
+        parse_value(p, (record_key)wb_scan_key(s, key_names, N_KEYS, &seen), &n_logprobs);
+    const uint32_t required = (1u << N_REQUIRED) - 1;
     if ((seen & required) != required)
         wb_scan_refuse(s, begin,
                        "the record lacks one of rid, group, sample, prompt_len, tokens, finish, xxh3");
