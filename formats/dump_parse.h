@@ -1,5 +1,5 @@
 /* dump_parse.h - from a file's bytes to what they say (internal): header (dump_header.c), records
- * (dump_record.c), index (dump_parse.c), as in dump_layout.h.
+ * (dump_record.c, dump_runs.c), index (dump_parse.c), as in dump_layout.h.
  *
  * Owns: every check of one object against itself. Refuses: other objects, decoding, I/O. Results point
  * into the file's bytes, and to arrays that belong to the owner given. Messages begin
