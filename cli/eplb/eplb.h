@@ -33,6 +33,11 @@ typedef struct eplb_settings {
 int eplb_settings_read(const cli_command *self, const cli_arguments *arguments, eplb_settings *settings_out);
 void eplb_settings_free(eplb_settings *settings);
 
+/* ---- the run (eplb_run.c) -------------------------------------------------------------------- */
+
+/* Reads the settings, runs all rows in all steps, and prints and writes what was asked for. */
+int eplb_run_command(const cli_command *self, const cli_arguments *arguments);
+
 /* ---- traffic (eplb_traffic.c) ---------------------------------------------------------------- */
 
 /* Steps of micro-batches, from a dump's records or from a seed; one step at a time is in memory. */
