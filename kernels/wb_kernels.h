@@ -470,11 +470,13 @@ typedef struct wb_sample_params {
     float uniform;
 } wb_sample_params;
 
-/* How many tokens a row that is sampled so can keep; 0: the whole vocabulary, by no limit at all. */
+/* How many tokens a row that is sampled so can keep; 0: no limit is named. A top_k that the vocabulary does
+ * not reach is a limit too, which keeps all V tokens by name: who has the params and not V cannot tell it
+ * from one that was not told. */
 static inline int64_t wb_sample_max_kept(const wb_sample_params *params, int64_t V) {
     if (params->temperature == 0) return 1;
     if (params->top_k > 0 && params->top_k < V) return params->top_k;
-    return params->top_p < 1 ? V : 0;
+    return params->top_k > 0 || params->top_p < 1 ? V : 0;
 }
 
 /* Where the tokens that top-k and top-p keep are to be told. */
