@@ -2,8 +2,8 @@
  * Refuses: where values come from (model_open.c, model_create.c, model_copy.c), which tensors there are
  * (architecture.c), where experts are (expert_placement.c). */
 #include "config.h"
-#include "model_dispatch.h"
 #include "expert_placement.h"
+#include "model_dispatch.h"
 #include "registry.h"
 #include "wb_options.h"
 

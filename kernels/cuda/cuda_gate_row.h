@@ -19,7 +19,7 @@ namespace {
 struct gate_args {
     wb_router router;
     int64_t T;
-    const float *logits; /* [T, E] */
+    const float *logits;      /* [T, E] */
     const uint8_t *direction; /* [T], or NULL: no padding */
     wb_ids ids;
     /* Of a row: the power of two >= K, at most 16; SOFTMAX: 16, which its sum over experts needs. */

@@ -1,8 +1,8 @@
 /* moe_exchange.c - rows from the ranks of their tokens to the ranks of their experts, and back.
  * Refuses: which rows (the plan). */
-#include "model_dispatch.h"
 #include "host_view.h"
 #include "layers/moe/moe.h"
+#include "model_dispatch.h"
 
 wb_status wb_moe_exchange_open(wb_model *model, wb_workspace *memory, wb_moe_exchange *exchange) {
     const size_t R = (size_t)wb_comm_size(model->comm);

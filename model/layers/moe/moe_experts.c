@@ -1,7 +1,7 @@
 /* moe_experts.c - the experts of this rank's slots: each row times its slot's matrices.
  * Refuses: where rows come from. */
-#include "model_dispatch.h"
 #include "layers/moe/moe.h"
+#include "model_dispatch.h"
 
 wb_status wb_moe_experts_reserve(wb_moe_experts *experts, int64_t n, bool backward) {
     const int64_t H = experts->model->config.hidden_size, F = experts->model->config.expert_width;

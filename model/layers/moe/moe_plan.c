@@ -2,8 +2,8 @@
  *
  * Reads the placement's maps at each forward. Refuses: moving rows; choosing replicas
  * (wb_dispatch_rules.h). */
-#include "model_dispatch.h"
 #include "layers/moe/moe.h"
+#include "model_dispatch.h"
 
 #include <inttypes.h>
 #include <string.h>
