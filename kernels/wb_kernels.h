@@ -7,7 +7,8 @@
  * Memory: pointers marked "device" belong to the backend (on the CPU they are ordinary memory); callers never
  * dereference them, they call ops, upload and download. Pointers marked "host" are ordinary memory. An op
  * keeps no pointer of its caller. Layout: row-major, rows contiguous unless a stride is given. Compute is
- * f32; matrices of weights are f32 or bf16 (widened exactly when read).
+ * f32; activations and their gradients are f32 (wb_rows); matrices of weights are f32 or bf16 (wb_weight),
+ * widened exactly when read.
  *
  * Batch invariance: the result for one row (token) is the same bits whatever other rows are in the call,
  * however a prompt is cut into calls, and for any thread count. Reductions run in a fixed order that depends
@@ -86,6 +87,36 @@ WB_API wb_status wb_device_download(wb_device *device, void *host, const void *m
  * call. The first argument is the device; `w` are weights, `d...` gradients; "+=" accumulates, "=" writes.
  * All return INVALID_ARGUMENT or DEVICE as above. */
 
+/* ---- operands ------------------------------------------------------------------------------------ */
+
+/* Activations or their gradients: an op reads them, writes them or both, as it says. */
+typedef struct wb_rows {
+    /* device; of the shape that the op names */
+    void *data;
+    /* f32 or bf16 */
+    wb_dtype dtype;
+} wb_rows;
+
+static inline wb_rows wb_f32_rows(const float *data) {
+    wb_rows rows = {(void *)data, WB_F32};
+    return rows;
+}
+
+/* The rows that begin at element `first` of `rows`. */
+static inline wb_rows wb_rows_from(wb_rows rows, int64_t first) {
+    rows.data = (char *)rows.data + first * (int64_t)wb_dtype_size(rows.dtype);
+    return rows;
+}
+
+/* A matrix of weights, [rows, cols] = [out, in] of a Linear layer; a vector has one column. */
+typedef struct wb_weight {
+    /* device */
+    void *data;
+    /* f32 or bf16; of a vector f32 */
+    wb_dtype dtype;
+    int64_t rows, cols;
+} wb_weight;
+
 /* ---- memory -------------------------------------------------------------------------------------- */
 
 /* The contracts are those of wb_device_alloc, _free, _upload and _download. */
@@ -107,15 +138,12 @@ typedef wb_status wb_zero_fn(wb_device *dev, void *device, size_t bytes);
  * one is 1. C rows are ldc apart. M, N or K may be 0 (K = 0 writes zeros, or nothing when accumulating). */
 typedef struct wb_matmul {
     int64_t M, N, K;
-    /* device, f32 */
-    const float *a;
+    wb_rows a;
     int64_t a_row, a_col;
-    /* device, f32 or bf16 */
-    const void *b;
-    wb_dtype b_dtype;
+    /* activations or weights */
+    wb_rows b;
     int64_t b_row, b_col;
-    /* device, f32 */
-    float *c;
+    wb_rows c;
     int64_t ldc;
     bool accumulate;
 } wb_matmul;
@@ -125,73 +153,71 @@ typedef struct wb_matmul {
 typedef wb_status wb_matmul_fn(wb_device *dev, int64_t count, const wb_matmul *list);
 
 /* y[T,out] = x[T,in] w[out,in]^T : a Linear layer's forward. */
-static inline wb_matmul wb_matmul_forward(int64_t T, int64_t in, int64_t out, const float *x, const void *w,
-                                          wb_dtype w_dtype, float *y) {
-    wb_matmul m = {T, out, in, x, in, 1, w, w_dtype, 1, in, y, out, false};
+static inline wb_matmul wb_matmul_forward(int64_t T, wb_rows x, wb_weight w, wb_rows y) {
+    wb_rows b = {w.data, w.dtype};
+    wb_matmul m = {T, w.rows, w.cols, x, w.cols, 1, b, 1, w.cols, y, w.rows, false};
     return m;
 }
 
 /* dx[T,in] (+)= dy[T,out] w[out,in] : the gradient of its input. */
-static inline wb_matmul wb_matmul_dgrad(int64_t T, int64_t in, int64_t out, const float *dy, const void *w,
-                                        wb_dtype w_dtype, float *dx, bool accumulate) {
-    wb_matmul m = {T, in, out, dy, out, 1, w, w_dtype, in, 1, dx, in, accumulate};
+static inline wb_matmul wb_matmul_dgrad(int64_t T, wb_rows dy, wb_weight w, wb_rows dx, bool accumulate) {
+    wb_rows b = {w.data, w.dtype};
+    wb_matmul m = {T, w.cols, w.rows, dy, w.rows, 1, b, w.cols, 1, dx, w.cols, accumulate};
     return m;
 }
 
 /* dw[out,in] += dy[T,out]^T x[T,in] : the gradient of its weight. */
-static inline wb_matmul wb_matmul_wgrad(int64_t T, int64_t in, int64_t out, const float *dy, const float *x,
+static inline wb_matmul wb_matmul_wgrad(int64_t T, int64_t in, int64_t out, wb_rows dy, wb_rows x,
                                         float *dw) {
-    wb_matmul m = {out, in, T, dy, 1, out, x, WB_F32, in, 1, dw, in, true};
+    wb_matmul m = {out, in, T, dy, 1, out, x, in, 1, wb_f32_rows(dw), in, true};
     return m;
 }
 
 /* ---- rows and elements --------------------------------------------------------------------------- */
 
-/* y[T,H] = table[tokens[t],:], widened. Backward: dtable[V,H] += scattered dy[T,H], ascending t. tokens:
- * device [T]. */
-typedef wb_status wb_embed_forward_fn(wb_device *dev, int64_t T, int64_t H, const int32_t *tokens,
-                                      const void *table, wb_dtype table_dtype, float *y);
+/* y[T,H] = table[tokens[t],:], H = table.cols. Backward: dtable[V,H] += scattered dy[T,H], ascending t.
+ * tokens: device [T]. */
+typedef wb_status wb_embed_forward_fn(wb_device *dev, int64_t T, const int32_t *tokens, wb_weight table,
+                                      wb_rows y);
 typedef wb_status wb_embed_backward_fn(wb_device *dev, int64_t T, int64_t H, const int32_t *tokens,
-                                       const float *dy, float *dtable);
+                                       wb_rows dy, float *dtable);
 
 /* y[n,width] = x * rsqrt(mean(x^2) + eps) * w[width]; y may be x. Backward: dx (=), may be dy; dw (+=), may
  * be NULL. Also the per-head query/key norm, with n = T * heads and width = head_dim. */
-typedef wb_status wb_rmsnorm_forward_fn(wb_device *dev, int64_t n, int64_t width, const float *x,
-                                        const float *w, float eps, float *y);
-typedef wb_status wb_rmsnorm_backward_fn(wb_device *dev, int64_t n, int64_t width, const float *x,
-                                         const float *w, float eps, const float *dy, float *dx, float *dw);
+typedef wb_status wb_rmsnorm_forward_fn(wb_device *dev, int64_t n, int64_t width, wb_rows x, const float *w,
+                                        float eps, wb_rows y);
+typedef wb_status wb_rmsnorm_backward_fn(wb_device *dev, int64_t n, int64_t width, wb_rows x, const float *w,
+                                         float eps, wb_rows dy, wb_rows dx, float *dw);
 
 /* Rotary embedding of x[T, n_heads, head_dim] in place, pairs (i, i + rot_dim/2) of the first rot_dim
  * dimensions. cos_table, sin_table: device [positions, rot_dim / 2]; pos: device [T]. `inverse` rotates back:
  * the backward. */
 typedef wb_status wb_rope_fn(wb_device *dev, int64_t T, int32_t n_heads, int32_t head_dim, int32_t rot_dim,
                              const int32_t *pos, const float *cos_table, const float *sin_table, bool inverse,
-                             float *x);
+                             wb_rows x);
 
 /* out[i, :] = in[index[i], :], i < n. index: device [n]. */
 typedef wb_status wb_gather_rows_fn(wb_device *dev, int64_t n, int64_t width, const int32_t *index,
-                                    const float *in, float *out);
+                                    wb_rows in, wb_rows out);
 
 /* gate_up[n, 2F] = [gate | up]: out[n,F] = silu(gate) * up. Backward: dgate_up (=), may be gate_up. */
-typedef wb_status wb_swiglu_forward_fn(wb_device *dev, int64_t n, int64_t F, const float *gate_up,
-                                       float *out);
-typedef wb_status wb_swiglu_backward_fn(wb_device *dev, int64_t n, int64_t F, const float *gate_up,
-                                        const float *dout, float *dgate_up);
+typedef wb_status wb_swiglu_forward_fn(wb_device *dev, int64_t n, int64_t F, wb_rows gate_up, wb_rows out);
+typedef wb_status wb_swiglu_backward_fn(wb_device *dev, int64_t n, int64_t F, wb_rows gate_up, wb_rows dout,
+                                        wb_rows dgate_up);
 
 /* y[n] += x[n] */
-typedef wb_status wb_add_fn(wb_device *dev, int64_t n, const float *x, float *y);
+typedef wb_status wb_add_fn(wb_device *dev, int64_t n, wb_rows x, wb_rows y);
 
 /* y[n,width] += b[width] on every row. Backward: db[width] += sum of dy over ascending rows. */
-typedef wb_status wb_bias_forward_fn(wb_device *dev, int64_t n, int64_t width, const float *b, float *y);
-typedef wb_status wb_bias_backward_fn(wb_device *dev, int64_t n, int64_t width, const float *dy, float *db);
+typedef wb_status wb_bias_forward_fn(wb_device *dev, int64_t n, int64_t width, const float *b, wb_rows y);
+typedef wb_status wb_bias_backward_fn(wb_device *dev, int64_t n, int64_t width, wb_rows dy, float *db);
 
 /* x[n] to [-limit, limit], in place. Backward, in place on dx[n]: 0 where |x| > limit, x before the clamp. */
-typedef wb_status wb_clamp_fn(wb_device *dev, int64_t n, float limit, float *x);
-typedef wb_status wb_clamp_backward_fn(wb_device *dev, int64_t n, float limit, const float *x, float *dx);
+typedef wb_status wb_clamp_fn(wb_device *dev, int64_t n, float limit, wb_rows x);
+typedef wb_status wb_clamp_backward_fn(wb_device *dev, int64_t n, float limit, wb_rows x, wb_rows dx);
 
 /* to[n] = from[n], f32 or bf16 either way, to nearest even. */
-typedef wb_status wb_cast_fn(wb_device *dev, int64_t n, const void *from, wb_dtype from_dtype, void *to,
-                             wb_dtype to_dtype);
+typedef wb_status wb_cast_fn(wb_device *dev, int64_t n, wb_rows from, wb_rows to);
 
 /* ---- attention ----------------------------------------------------------------------------------- */
 
@@ -203,11 +229,10 @@ typedef struct wb_attention {
     int64_t T;
     int32_t n_heads, n_kv_heads, head_dim;
     float scale;
-    /* device [T, n_heads * head_dim] */
-    const float *q;
-    /* device [pool rows, n_kv_heads * head_dim], f32 or bf16 */
-    const void *k, *v;
-    wb_dtype kv_dtype;
+    /* [T, n_heads * head_dim] */
+    wb_rows q;
+    /* [pool rows, n_kv_heads * head_dim], both of one dtype */
+    wb_rows k, v;
     /* device [T], ascending runs: tokens of one sequence are adjacent */
     const int32_t *seq;
     /* device [T], ascending within a run */
@@ -217,14 +242,15 @@ typedef struct wb_attention {
     int32_t max_blocks, block_size;
 } wb_attention;
 
-/* out[T, n_heads * head_dim] (=). Backward (kv_dtype f32): dq (=) like q, dk and dv (+=) like k and v. */
-typedef wb_status wb_attention_forward_fn(wb_device *dev, const wb_attention *args, float *out);
-typedef wb_status wb_attention_backward_fn(wb_device *dev, const wb_attention *args, const float *dout,
-                                           float *dq, float *dk, float *dv);
+/* out[T, n_heads * head_dim] (=). Backward (k and v of q's dtype): dq (=) like q, dk and dv (+=) like k and
+ * v. */
+typedef wb_status wb_attention_forward_fn(wb_device *dev, const wb_attention *args, wb_rows out);
+typedef wb_status wb_attention_backward_fn(wb_device *dev, const wb_attention *args, wb_rows dout, wb_rows dq,
+                                           wb_rows dk, wb_rows dv);
 
-/* cache[rows[t], :] = x[t, :width], rounded to nearest even when cache_dtype is bf16. rows: device [T]. */
-typedef wb_status wb_kv_write_fn(wb_device *dev, int64_t T, int64_t width, const float *x,
-                                 const int64_t *rows, void *cache, wb_dtype cache_dtype);
+/* cache[rows[t], :] = x[t, :width], rounded to nearest even where the cache is bf16. rows: device [T]. */
+typedef wb_status wb_kv_write_fn(wb_device *dev, int64_t T, int64_t width, wb_rows x, const int64_t *rows,
+                                 wb_rows cache);
 
 /* ---- routing ------------------------------------------------------------------------------------- */
 

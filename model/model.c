@@ -52,6 +52,7 @@ wb_status wb_model_new(const wb_config *config, const wb_family_rules *family,
     m->device = m->memory.device = options->device;
     m->comm = options->comm;
     m->dtype = options->dtype;
+    m->activations = WB_F32;
     const wb_status status = fill_model(m);
     if (status != WB_OK) {
         wb_model_close(m);
@@ -125,7 +126,8 @@ wb_status wb_model_copy_weights(wb_model *to, const wb_model *from) {
         if (t->dtype == f->dtype)
             WB_TRY(dev->copy(dev, t->memory.data, f->memory.data, (size_t)t->n * wb_dtype_size(t->dtype)));
         else if (dev->cast)
-            WB_TRY(dev->cast(dev, t->n, f->memory.data, f->dtype, t->memory.data, t->dtype));
+            WB_TRY(dev->cast(dev, t->n, (wb_rows){f->memory.data, f->dtype},
+                             (wb_rows){t->memory.data, t->dtype}));
         else
             return wb_fail(WB_UNSUPPORTED, "copy weights: device %s cannot cast %s to %s", dev->name,
                            wb_dtype_name(f->dtype), wb_dtype_name(t->dtype));

@@ -29,9 +29,10 @@ void wb_registry_full_name(const wb_model *model, int32_t layer, int32_t expert,
 
 /* ---- declarations ---------------------------------------------------------------------------- */
 
-int32_t wb_registry_storage(wb_registry *registry, wb_dtype dtype, int64_t n, bool sharded) {
+int32_t wb_registry_storage(wb_registry *registry, wb_dtype dtype, int64_t rows, int64_t cols, bool sharded) {
     if (registry->fill)
-        registry->model->params[registry->n_params] = (wb_param){.dtype = dtype, .n = n, .sharded = sharded};
+        registry->model->params[registry->n_params] =
+            (wb_param){.dtype = dtype, .rows = rows, .cols = cols, .n = rows * cols, .sharded = sharded};
     return registry->n_params++;
 }
 
@@ -56,13 +57,13 @@ void wb_registry_tensor(wb_registry *registry, int32_t layer, int32_t expert, co
 
 int32_t wb_registry_matrix(wb_registry *registry, int32_t layer, const char *name, int64_t rows,
                            int64_t cols) {
-    const int32_t param = wb_registry_storage(registry, registry->model->dtype, rows * cols, false);
+    const int32_t param = wb_registry_storage(registry, registry->model->dtype, rows, cols, false);
     wb_registry_tensor(registry, layer, -1, name, rows, cols, param, 0);
     return param;
 }
 
 int32_t wb_registry_vector(wb_registry *registry, int32_t layer, const char *name, int64_t n) {
-    const int32_t param = wb_registry_storage(registry, WB_F32, n, false);
+    const int32_t param = wb_registry_storage(registry, WB_F32, n, 1, false);
     wb_registry_tensor(registry, layer, -1, name, n, 0, param, 0);
     return param;
 }
@@ -77,7 +78,7 @@ wb_tensor wb_model_tensor(const wb_model *model, int32_t i) {
     wb_tensor tensor = model->tensors[i];
     const bool here = tensor.expert < 0 || model->expert_rank[tensor.expert] == wb_comm_rank(model->comm);
     if (here)
-        tensor.data = (uint8_t *)wb_param_data(model, tensor.param) +
+        tensor.data = (uint8_t *)model->params[tensor.param].memory.data +
                       (size_t)tensor.offset * wb_dtype_size(tensor.dtype);
     return tensor;
 }

@@ -18,8 +18,8 @@ typedef struct wb_registry {
     int32_t n_moe; /* MoE layers so far */
 } wb_registry;
 
-/* A storage of n elements, without tensors yet; its index in wb_model.params. */
-int32_t wb_registry_storage(wb_registry *registry, wb_dtype dtype, int64_t n, bool sharded);
+/* A storage [rows, cols], without tensors yet; its index in wb_model.params. */
+int32_t wb_registry_storage(wb_registry *registry, wb_dtype dtype, int64_t rows, int64_t cols, bool sharded);
 
 /* A tensor [rows, cols] of `param` from element `offset` on; cols 0: a vector [rows]. layer -1: of none;
  * expert -1: of none. */

@@ -1,5 +1,5 @@
 /* cpu_moe.c - moving token rows to their experts and back: the sort of (token, choice) pairs by expert,
- * gather, weighted combine and its backward.
+ * weighted combine and its backward.
  *
  * A token's choices are summed in their order, whatever the placement of the rows. Refuses: choosing experts.
  */
@@ -37,14 +37,6 @@ wb_status WB_CPU(moe_sort)(wb_device *dev, int64_t T, int32_t K, int32_t E, wb_i
 }
 
 /* ---- rows ---------------------------------------------------------------------------------------- */
-
-wb_status WB_CPU(gather_rows)(wb_device *dev, int64_t n, int64_t width, const int32_t *index, const float *in,
-                              float *out) {
-#pragma omp parallel for schedule(static) num_threads(wb_cpu_threads(dev, n *width))
-    for (int64_t i = 0; i < n; i++)
-        memcpy(out + i * width, in + index[i] * width, (size_t)width * sizeof(float));
-    return WB_OK;
-}
 
 static void combine_row(int32_t K, int64_t H, const float *rows, const int32_t *choice_row,
                         const float *weights, bool accumulate, float *restrict y) {

@@ -25,8 +25,8 @@ static void declare(wb_registry *registry, int32_t l, void *weights) {
     wb_moe_weights *w = weights;
     w->moe_index = registry->n_moe++;
     w->router = wb_registry_matrix(registry, l, "mlp.gate.weight", m->config.router.n_experts, H);
-    w->gate_up = wb_registry_storage(registry, m->dtype, local * 2 * F * H, true);
-    w->down = wb_registry_storage(registry, m->dtype, local * H * F, true);
+    w->gate_up = wb_registry_storage(registry, m->dtype, local * 2 * F, H, true);
+    w->down = wb_registry_storage(registry, m->dtype, local * H, F, true);
     for (int32_t e = 0; e < m->config.router.n_experts; e++) {
         const int64_t local_index = m->expert_rank[e] == wb_comm_rank(m->comm) ? m->local_index[e] : 0;
         wb_registry_tensor(registry, l, e, "gate_proj.weight", F, H, w->gate_up, local_index * 2 * F * H);
@@ -77,23 +77,23 @@ static wb_status run_experts(moe *m, const wb_moe_weights *w) {
 }
 
 static wb_status forward(void *worker, const void *weights, const wb_pass *pass, const wb_state *state,
-                         const float *x, float *y) {
+                         wb_rows x, wb_rows y) {
     moe *m = worker;
     const wb_moe_weights *w = weights;
     wb_device *dev = m->model->device;
     const int32_t K = m->model->config.router.top_k;
     const int64_t T = pass->T, H = m->model->config.hidden_size;
     (void)state;
-    WB_TRY(wb_moe_choose(&m->choice, w, pass, x));
+    WB_TRY(wb_moe_choose(&m->choice, w, pass, x.data));
     WB_TRY(
         wb_moe_plan_make(&m->plan, &m->exchange, T, wb_moe_ids(m->model, pass->routing->ids, w->moe_index)));
     if (pass->used && !pass->recompute)
         WB_TRY(wb_moe_plan_used(&m->plan, T, wb_moe_ids(m->model, pass->used, w->moe_index)));
     WB_TRY(reserve_received(m));
-    WB_TRY(dev->gather_rows(dev, T * K, H, m->plan.row_token.data, x, m->sent.data));
+    WB_TRY(dev->gather_rows(dev, T * K, H, m->plan.row_token.data, x, wb_f32_rows(m->sent.data)));
     WB_TRY(run_experts(m, w));
     return dev->moe_combine(dev, T, K, H, m->rows.data, m->plan.choice_row.data, m->choice.weights.data,
-                            false, y);
+                            false, y.data);
 }
 
 /* Gradients of the experts' inputs from those of their outputs, which come in `sent` or, with one rank, in
@@ -111,8 +111,8 @@ static wb_status run_experts_backward(moe *m, const wb_moe_weights *w, float *co
     return wb_moe_return_to_tokens(&m->exchange, &m->plan, output, m->rows.data);
 }
 
-static wb_status backward(void *worker, const void *weights, const wb_pass *pass, const float *x,
-                          const float *dy, float *const *grads, float *dx) {
+static wb_status backward(void *worker, const void *weights, const wb_pass *pass, wb_rows x, wb_rows dy,
+                          float *const *grads, wb_rows dx) {
     moe *m = worker;
     const wb_moe_weights *w = weights;
     wb_device *dev = m->model->device;
@@ -125,10 +125,10 @@ static wb_status backward(void *worker, const void *weights, const wb_pass *pass
     float *const doutputs = has_peers(m) ? m->sent.data : m->output.data;
     const float *drows;
     WB_TRY(dev->moe_combine_backward(dev, T, K, H, m->rows.data, m->plan.choice_row.data,
-                                     m->choice.weights.data, dy, doutputs, m->choice.dweights.data));
+                                     m->choice.weights.data, dy.data, doutputs, m->choice.dweights.data));
     WB_TRY(run_experts_backward(m, w, grads, &drows));
-    WB_TRY(dev->moe_combine(dev, T, K, H, drows, m->plan.choice_row.data, NULL, false, dx));
-    return wb_moe_choose_backward(&m->choice, w, pass, x, grads, dx);
+    WB_TRY(dev->moe_combine(dev, T, K, H, drows, m->plan.choice_row.data, NULL, false, dx.data));
+    return wb_moe_choose_backward(&m->choice, w, pass, x.data, grads, dx.data);
 }
 
 const wb_layer_kind wb_layer_moe = {

@@ -63,13 +63,15 @@ wb_status wb_moe_send_to_experts(wb_moe_exchange *exchange, const wb_moe_plan *p
     const int64_t H = exchange->model->config.hidden_size;
     WB_TRY(wb_reserve(exchange->memory, &exchange->received, plan->n, H, sizeof(float)));
     WB_TRY(exchange_rows(exchange, plan->send_rows, rows, plan->receive_rows, exchange->received.data));
-    return dev->gather_rows(dev, plan->n, H, plan->to_received.data, exchange->received.data, grouped);
+    return dev->gather_rows(dev, plan->n, H, plan->to_received.data, wb_f32_rows(exchange->received.data),
+                            wb_f32_rows(grouped));
 }
 
 wb_status wb_moe_return_to_tokens(wb_moe_exchange *exchange, const wb_moe_plan *plan, const float *grouped,
                                   float *rows) {
     wb_device *dev = exchange->model->device;
     const int64_t H = exchange->model->config.hidden_size;
-    WB_TRY(dev->gather_rows(dev, plan->n, H, plan->to_grouped.data, grouped, exchange->received.data));
+    WB_TRY(dev->gather_rows(dev, plan->n, H, plan->to_grouped.data, wb_f32_rows(grouped),
+                            wb_f32_rows(exchange->received.data)));
     return exchange_rows(exchange, plan->receive_rows, exchange->received.data, plan->send_rows, rows);
 }

@@ -14,9 +14,11 @@ typedef struct expert_linear {
     int64_t in, out;
 } expert_linear;
 
-static const void *expert_weight(const wb_model *model, expert_linear linear, int32_t local_index) {
-    return (const uint8_t *)wb_param_data(model, linear.param) +
-           (size_t)(local_index * linear.out * linear.in) * wb_dtype_size(model->params[linear.param].dtype);
+static wb_weight expert_weight(const wb_model *model, expert_linear linear, int32_t local_index) {
+    wb_weight w = wb_model_weight(model, linear.param);
+    w.data = (uint8_t *)w.data + (size_t)(local_index * linear.out * linear.in) * wb_dtype_size(w.dtype);
+    w.rows = linear.out;
+    return w;
 }
 
 /* y[n,out] = x[n,in] w^T, each row with its expert's w. */
@@ -27,9 +29,9 @@ static wb_status linear_forward(wb_moe_experts *experts, const wb_moe_plan *plan
     for (int32_t i = 0; i < wb_moe_plan_n_local(plan); i++) {
         const int64_t start = plan->local_start[i], n = plan->local_start[i + 1] - start;
         if (n == 0) continue;
-        experts->list[count++] = wb_matmul_forward(n, linear.in, linear.out, x + start * linear.in,
-                                                   expert_weight(model, linear, i),
-                                                   model->params[linear.param].dtype, y + start * linear.out);
+        experts->list[count++] =
+            wb_matmul_forward(n, wb_f32_rows(x + start * linear.in), expert_weight(model, linear, i),
+                              wb_f32_rows(y + start * linear.out));
     }
     return model->device->matmul(model->device, count, experts->list);
 }
@@ -42,12 +44,12 @@ static wb_status linear_backward(wb_moe_experts *experts, const wb_moe_plan *pla
     for (int32_t i = 0; i < wb_moe_plan_n_local(plan); i++) {
         const int64_t start = plan->local_start[i], n = plan->local_start[i + 1] - start;
         if (n == 0) continue;
-        const float *dy_rows = dy + start * linear.out;
-        experts->list[count++] = wb_matmul_wgrad(n, linear.in, linear.out, dy_rows, x + start * linear.in,
-                                                 dw + i * linear.out * linear.in);
+        const wb_rows dy_rows = wb_f32_rows(dy + start * linear.out);
         experts->list[count++] =
-            wb_matmul_dgrad(n, linear.in, linear.out, dy_rows, expert_weight(model, linear, i),
-                            model->params[linear.param].dtype, dx + start * linear.in, false);
+            wb_matmul_wgrad(n, linear.in, linear.out, dy_rows, wb_f32_rows(x + start * linear.in),
+                            dw + i * linear.out * linear.in);
+        experts->list[count++] = wb_matmul_dgrad(n, dy_rows, expert_weight(model, linear, i),
+                                                 wb_f32_rows(dx + start * linear.in), false);
     }
     return model->device->matmul(model->device, count, experts->list);
 }
@@ -60,7 +62,8 @@ wb_status wb_moe_experts_forward(wb_moe_experts *experts, const wb_moe_plan *pla
     WB_TRY(wb_reserve(experts->memory, &experts->act, plan->n, F, sizeof(float)));
     WB_TRY(
         linear_forward(experts, plan, (expert_linear){w->gate_up, H, 2 * F}, input, experts->gate_up.data));
-    WB_TRY(dev->swiglu_forward(dev, plan->n, F, experts->gate_up.data, experts->act.data));
+    WB_TRY(dev->swiglu_forward(dev, plan->n, F, wb_f32_rows(experts->gate_up.data),
+                               wb_f32_rows(experts->act.data)));
     return linear_forward(experts, plan, (expert_linear){w->down, F, H}, experts->act.data, output);
 }
 
@@ -72,7 +75,8 @@ wb_status wb_moe_experts_backward(wb_moe_experts *experts, const wb_moe_plan *pl
     WB_TRY(wb_reserve(experts->memory, &experts->dact, plan->n, F, sizeof(float)));
     WB_TRY(linear_backward(experts, plan, (expert_linear){w->down, F, H}, experts->act.data, grad,
                            grads[w->down], experts->dact.data));
-    WB_TRY(dev->swiglu_backward(dev, plan->n, F, gate_up, experts->dact.data, gate_up));
+    WB_TRY(dev->swiglu_backward(dev, plan->n, F, wb_f32_rows(gate_up), wb_f32_rows(experts->dact.data),
+                                wb_f32_rows(gate_up)));
     return linear_backward(experts, plan, (expert_linear){w->gate_up, H, 2 * F}, input, gate_up,
                            grads[w->gate_up], grad);
 }
