@@ -6,9 +6,21 @@
  *
  * Memory: pointers marked "device" belong to the backend (on the CPU they are ordinary memory); callers never
  * dereference them, they call ops, upload and download. Pointers marked "host" are ordinary memory. An op
- * keeps no pointer of its caller. Layout: row-major, rows contiguous unless a stride is given. Compute is
- * f32; activations and their gradients are f32 (wb_rows); matrices of weights are f32 or bf16 (wb_weight),
- * widened exactly when read.
+ * keeps no pointer of its caller. Layout: row-major, rows contiguous unless a stride is given.
+ *
+ * Numbers: activations and their gradients (wb_rows) and matrices of weights (wb_weight) are f32 or bf16. All
+ * else is f32: logits, gate weights, vectors of weights, statistics of norms, softmax, log-probabilities,
+ * losses, gradients of weights, moments. Compute is f32. An op widens a bf16 operand, which is exact,
+ * computes on it what it computes on f32, in the same order, and rounds each element that it writes to a bf16
+ * operand once, at the end, to nearest even. Nothing in between is rounded. So
+ *   - matmul rounds c after the last k; when it accumulates, the widened c begins the chain
+ *   - rmsnorm rounds y and dx, not the mean of the squares; swiglu its product, not silu(gate)
+ *   - rope, add, bias and clamp round the new element; embed rounds y where the table is f32
+ *   - attention rounds out after the division by the softmax's sum, no score and no probability; dq; and dk
+ *     and dv after the sum over all queries of the call, which the widened dk and dv begin
+ *   - gather, scatter, and kv_write between like dtypes, move bits.
+ * The rows of one call have one dtype unless the op says otherwise; any other mixture is INVALID_ARGUMENT,
+ * with op, operand, expected and found.
  *
  * Batch invariance: the result for one row (token) is the same bits whatever other rows are in the call,
  * however a prompt is cut into calls, and for any thread count. Reductions run in a fixed order that depends
@@ -134,8 +146,9 @@ typedef wb_status wb_zero_fn(wb_device *dev, void *device, size_t bytes);
 /* ---- matmul -------------------------------------------------------------------------------------- */
 
 /* C[m,n] = (accumulate ? C[m,n] : 0) + sum over ascending k of A(m,k) * B(k,n), one fma chain for each
- * element. A(m,k) = a[m * a_row + k * a_col], B(k,n) = b[k * b_row + n * b_col]; of each pair of strides
- * one is 1. C rows are ldc apart. M, N or K may be 0 (K = 0 writes zeros, or nothing when accumulating). */
+ * element. a, b and c may each be f32 or bf16, whatever the others are. A(m,k) = a[m * a_row + k * a_col],
+ * B(k,n) = b[k * b_row + n * b_col]; of each pair of strides one is 1. C rows are ldc apart. M, N or K may be
+ * 0 (K = 0 writes zeros, or nothing when accumulating). */
 typedef struct wb_matmul {
     int64_t M, N, K;
     wb_rows a;
@@ -200,6 +213,11 @@ typedef wb_status wb_rope_fn(wb_device *dev, int64_t T, int32_t n_heads, int32_t
 typedef wb_status wb_gather_rows_fn(wb_device *dev, int64_t n, int64_t width, const int32_t *index,
                                     wb_rows in, wb_rows out);
 
+/* out[index[i], :] = in[i, :], i < n, the other rows of out staying as they are: the way back from a gather.
+ * index: device [n], no row twice. */
+typedef wb_status wb_scatter_rows_fn(wb_device *dev, int64_t n, int64_t width, const int32_t *index,
+                                     wb_rows in, wb_rows out);
+
 /* gate_up[n, 2F] = [gate | up]: out[n,F] = silu(gate) * up. Backward: dgate_up (=), may be gate_up. */
 typedef wb_status wb_swiglu_forward_fn(wb_device *dev, int64_t n, int64_t F, wb_rows gate_up, wb_rows out);
 typedef wb_status wb_swiglu_backward_fn(wb_device *dev, int64_t n, int64_t F, wb_rows gate_up, wb_rows dout,
@@ -216,7 +234,7 @@ typedef wb_status wb_bias_backward_fn(wb_device *dev, int64_t n, int64_t width, 
 typedef wb_status wb_clamp_fn(wb_device *dev, int64_t n, float limit, wb_rows x);
 typedef wb_status wb_clamp_backward_fn(wb_device *dev, int64_t n, float limit, wb_rows x, wb_rows dx);
 
-/* to[n] = from[n], f32 or bf16 either way, to nearest even. */
+/* to[n] = from[n], from either dtype to either. */
 typedef wb_status wb_cast_fn(wb_device *dev, int64_t n, wb_rows from, wb_rows to);
 
 /* ---- attention ----------------------------------------------------------------------------------- */
@@ -231,7 +249,7 @@ typedef struct wb_attention {
     float scale;
     /* [T, n_heads * head_dim] */
     wb_rows q;
-    /* [pool rows, n_kv_heads * head_dim], both of one dtype */
+    /* [pool rows, n_kv_heads * head_dim], both of one dtype: q's, or bf16 */
     wb_rows k, v;
     /* device [T], ascending runs: tokens of one sequence are adjacent */
     const int32_t *seq;
@@ -248,7 +266,7 @@ typedef wb_status wb_attention_forward_fn(wb_device *dev, const wb_attention *ar
 typedef wb_status wb_attention_backward_fn(wb_device *dev, const wb_attention *args, wb_rows dout, wb_rows dq,
                                            wb_rows dk, wb_rows dv);
 
-/* cache[rows[t], :] = x[t, :width], rounded to nearest even where the cache is bf16. rows: device [T]. */
+/* cache[rows[t], :] = x[t, :width]; the cache is of x's dtype, or bf16. rows: device [T]. */
 typedef wb_status wb_kv_write_fn(wb_device *dev, int64_t T, int64_t width, wb_rows x, const int64_t *rows,
                                  wb_rows cache);
 

@@ -92,7 +92,6 @@ wb_status wb_train_head_backward(wb_train *train, wb_rows dx) {
                                        wb_rows_from(dhead, at)));
     }
     WB_TRY(wb_head_norm_backward(model, n, x, dhead, train->grads, dhead));
-    /* Scatter: each row of the head is one row of dx, as a token's gradient is one row of a table. */
-    WB_TRY(dev->zero(dev, dx.data, (size_t)(train->T * H) * sizeof(float)));
-    return dev->embed_backward(dev, n, H, train->head_rows.data, dhead, dx.data);
+    WB_TRY(dev->zero(dev, dx.data, (size_t)(train->T * H) * wb_dtype_size(dx.dtype)));
+    return dev->scatter_rows(dev, n, H, train->head_rows.data, dhead, dx);
 }

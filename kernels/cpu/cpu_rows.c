@@ -1,4 +1,4 @@
-/* cpu_rows.c - ops on rows: embedding, RMSNorm, rotary embedding, gathers and cache writes.
+/* cpu_rows.c - ops on rows: embedding, RMSNorm, rotary embedding, and moving rows.
  *
  * Each row is computed alone; gradients of shared weights sum over rows ascending, the columns being shared
  * out among the threads. Refuses: products of matrices, routing, ops on elements (cpu_elements.c).
@@ -165,6 +165,17 @@ wb_status WB_CPU(gather_rows)(wb_device *dev, int64_t n, int64_t width, const in
 #pragma omp parallel for schedule(static) num_threads(wb_cpu_threads(dev, n *width))
     for (int64_t i = 0; i < n; i++)
         memcpy((char *)out.data + i * bytes, (const char *)in.data + index[i] * bytes, (size_t)bytes);
+    return WB_OK;
+}
+
+wb_status WB_CPU(scatter_rows)(wb_device *dev, int64_t n, int64_t width, const int32_t *index, wb_rows in,
+                               wb_rows out) {
+    WB_TRY(operand_check("scatter_rows", "in", in.dtype));
+    WB_TRY(operand_check_like("scatter_rows", "out", out.dtype, "in", in.dtype));
+    int64_t bytes = width * (int64_t)wb_dtype_size(in.dtype);
+#pragma omp parallel for schedule(static) num_threads(wb_cpu_threads(dev, n *width))
+    for (int64_t i = 0; i < n; i++)
+        memcpy((char *)out.data + index[i] * bytes, (const char *)in.data + i * bytes, (size_t)bytes);
     return WB_OK;
 }
 

@@ -184,7 +184,10 @@ static inline void all_routing(wb_device *dev, int64_t T, int32_t E, int32_t K, 
     float *gathered = floats(T * K * H), *y = floats(T * H), *dg = floats(T * K);
     assert_ok(dev->gather_rows(dev, T * K, H, row_token, wb_f32_rows(dy), wb_f32_rows(gathered)));
     assert_ok(dev->moe_combine(dev, T, K, H, rows, choice_row, g, false, y));
-    keep_floats(o, gathered, T * K * H, "gather_rows");
+    keep(o, gathered, (size_t)(T * K * H) * sizeof(float), "gather_rows");
+    for (int64_t i = 0; i < T * K; i++) row_token[i] = choice_row[i]; /* a permutation */
+    assert_ok(dev->scatter_rows(dev, T * K, H, row_token, wb_f32_rows(rows), wb_f32_rows(gathered)));
+    keep_floats(o, gathered, T * K * H, "scatter_rows");
     keep_floats(o, y, T * H, "moe_combine");
     assert_ok(dev->moe_combine_backward(dev, T, K, H, rows, choice_row, g, dy, rows, dg));
     keep_floats(o, rows, T * K * H, "moe_combine_backward rows");

@@ -63,6 +63,7 @@ static void test_nothing_to_do(void **state) {
     assert_ok(dev->gather_rows(dev, 0, 4, index, wb_f32_rows(x), wb_f32_rows(x)));
     assert_ok(dev->moe_combine(dev, 0, 1, 4, x, index, x, false, x));
     assert_ok(dev->moe_combine_backward(dev, 0, 1, 4, x, index, x, x, x, x));
+    assert_ok(dev->scatter_rows(dev, 0, 4, index, wb_f32_rows(x), wb_f32_rows(x)));
     assert_ok(dev->swiglu_forward(dev, 0, 2, wb_f32_rows(x), wb_f32_rows(x)));
     assert_ok(dev->swiglu_backward(dev, 0, 2, wb_f32_rows(x), wb_f32_rows(x), wb_f32_rows(x)));
     assert_ok(dev->add(dev, 0, wb_f32_rows(x), wb_f32_rows(x)));

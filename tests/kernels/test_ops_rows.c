@@ -30,7 +30,7 @@ static void test_embed(void **state) {
     wb_device_close(dev);
 }
 
-static void test_cast_kv_write_gather(void **state) {
+static void test_cast_kv_write_gather_scatter(void **state) {
     (void)state;
     wb_device *dev = open_cpu(2);
     const int64_t T = 23, width = 37, pool = 40;
@@ -44,6 +44,12 @@ static void test_cast_kv_write_gather(void **state) {
     assert_ok(dev->kv_write(dev, T, width, wb_f32_rows(x), rows, (wb_rows){half_cache, WB_BF16}));
     assert_ok(dev->gather_rows(dev, T, width, index, wb_f32_rows(cache), wb_f32_rows(back)));
     assert_same_bits(back, x, T * width, "kv_write and gather");
+    float *scattered = random_floats(pool * width, -3, 3), *expected = copied(scattered, pool * width);
+    for (int64_t t = 0; t < T; t++)
+        memcpy(expected + index[t] * width, x + t * width, (size_t)width * sizeof(float));
+    assert_ok(dev->scatter_rows(dev, T, width, index, wb_f32_rows(x), wb_f32_rows(scattered)));
+    assert_same_bits(scattered, expected, pool * width, "scatter");
+    free(scattered), free(expected);
     assert_ok(dev->cast(dev, T * width, (wb_rows){x, WB_F32}, (wb_rows){half, WB_BF16}));
     assert_ok(dev->cast(dev, T * width, (wb_rows){half, WB_BF16}, (wb_rows){back, WB_F32}));
     for (int64_t i = 0; i < T * width; i++) {
@@ -233,7 +239,7 @@ static void test_bias(void **state) {
 
 int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_embed),   cmocka_unit_test(test_cast_kv_write_gather),
+        cmocka_unit_test(test_embed),   cmocka_unit_test(test_cast_kv_write_gather_scatter),
         cmocka_unit_test(test_rmsnorm), cmocka_unit_test(test_rope),
         cmocka_unit_test(test_swiglu),  cmocka_unit_test(test_add_clamp),
         cmocka_unit_test(test_bias),
