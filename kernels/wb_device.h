@@ -28,6 +28,7 @@ extern "C" {
     X(rmsnorm_backward)        \
     X(rope)                    \
     X(gather_rows)             \
+    X(scatter_rows)            \
     X(swiglu_forward)          \
     X(swiglu_backward)         \
     X(add)                     \

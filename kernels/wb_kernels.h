@@ -6,8 +6,22 @@
  *
  * Memory: pointers marked "device" belong to the backend (on the CPU they are ordinary memory); callers never
  * dereference them, they call ops, upload and download. Pointers marked "host" are ordinary memory. An op
- * keeps no pointer of its caller. Layout: row-major, rows contiguous unless a stride is given. Compute is
- * f32; matrices of weights are f32 or bf16 (widened exactly when read).
+ * keeps no pointer of its caller. Layout: row-major, rows contiguous unless a stride is given.
+ *
+ * Numbers: activations and their gradients (wb_rows) and matrices of weights (wb_weight) are f32 or bf16. All
+ * else is f32: logits, gate weights, vectors of weights, statistics of norms, softmax, log-probabilities,
+ * losses, gradients of weights, moments. Compute is f32. An op widens a bf16 operand, which is exact,
+ * computes on it what it computes on f32, in the same order, and rounds each element that it writes to a bf16
+ * operand once, at the end, to nearest even. Nothing in between is rounded. So
+ *   - matmul rounds c after the last k; when it accumulates, the widened c begins the chain
+ *   - rmsnorm rounds y and dx, not the mean of the squares; swiglu its product, not silu(gate)
+ *   - rope, add, bias and clamp round the new element; embed rounds y where the table is f32
+ *   - attention rounds out after the division by the softmax's sum, no score and no probability; dq; and dk
+ *     and dv after the sum over all queries of the call, which the widened dk and dv begin
+ *   - moe_combine rounds y after the last choice, its backward each element of drows
+ *   - gather, scatter, and kv_write between like dtypes, move bits.
+ * The rows of one call have one dtype unless the op says otherwise; any other mixture is INVALID_ARGUMENT,
+ * with op, operand, expected and found.
  *
  * Batch invariance: the result for one row (token) is the same bits whatever other rows are in the call,
  * however a prompt is cut into calls, and for any thread count. Reductions run in a fixed order that depends
@@ -80,32 +94,41 @@ WB_API wb_status wb_device_upload(wb_device *device, void *memory, const void *h
  * too, for a fault of any op before it. */
 WB_API wb_status wb_device_download(wb_device *device, void *host, const void *memory, size_t bytes);
 
-/* ---- operands ------------------------------------------------------------------------------------ */
-
-/* Activations, device, rows contiguous, f32 or bf16: in, out or both, as the op says. */
-typedef struct wb_rows {
-    void *data;
-    wb_dtype dtype;
-} wb_rows;
-
-/* Memory of f32 as an operand; const goes, as an op's contract says what it writes. */
-static inline wb_rows wb_f32_rows(const float *data) {
-    wb_rows rows = {(void *)data, WB_F32};
-    return rows;
-}
-
-/* A weight matrix [rows, cols] = [out, in], or a vector with cols 1; device, f32 or bf16. */
-typedef struct wb_weight {
-    void *data;
-    wb_dtype dtype;
-    int64_t rows, cols;
-} wb_weight;
-
 /* ---- ops ------------------------------------------------------------------------------------------
  *
  * wb_<op>_fn is the type of the function of op <op>: what a backend implements and what the rooms above
  * call. The first argument is the device; `w` are weights, `d...` gradients; "+=" accumulates, "=" writes.
  * All return INVALID_ARGUMENT or DEVICE as above. */
+
+/* ---- operands ------------------------------------------------------------------------------------ */
+
+/* Activations or their gradients: an op reads them, writes them or both, as it says. */
+typedef struct wb_rows {
+    /* device; of the shape that the op names */
+    void *data;
+    /* f32 or bf16 */
+    wb_dtype dtype;
+} wb_rows;
+
+static inline wb_rows wb_f32_rows(const float *data) {
+    wb_rows rows = {(void *)data, WB_F32};
+    return rows;
+}
+
+/* The rows that begin at element `first` of `rows`. */
+static inline wb_rows wb_rows_from(wb_rows rows, int64_t first) {
+    rows.data = (char *)rows.data + first * (int64_t)wb_dtype_size(rows.dtype);
+    return rows;
+}
+
+/* A matrix of weights, [rows, cols] = [out, in] of a Linear layer; a vector has one column. */
+typedef struct wb_weight {
+    /* device */
+    void *data;
+    /* f32 or bf16; of a vector f32 */
+    wb_dtype dtype;
+    int64_t rows, cols;
+} wb_weight;
 
 /* ---- memory -------------------------------------------------------------------------------------- */
 
@@ -124,19 +147,17 @@ typedef wb_status wb_zero_fn(wb_device *dev, void *device, size_t bytes);
 /* ---- matmul -------------------------------------------------------------------------------------- */
 
 /* C[m,n] = (accumulate ? C[m,n] : 0) + sum over ascending k of A(m,k) * B(k,n), one fma chain for each
- * element. A(m,k) = a[m * a_row + k * a_col], B(k,n) = b[k * b_row + n * b_col]; of each pair of strides
- * one is 1. C rows are ldc apart. M, N or K may be 0 (K = 0 writes zeros, or nothing when accumulating). */
+ * element. a, b and c may each be f32 or bf16, whatever the others are. A(m,k) = a[m * a_row + k * a_col],
+ * B(k,n) = b[k * b_row + n * b_col]; of each pair of strides one is 1. C rows are ldc apart. M, N or K may be
+ * 0 (K = 0 writes zeros, or nothing when accumulating). */
 typedef struct wb_matmul {
     int64_t M, N, K;
-    /* device, f32 */
-    const float *a;
+    wb_rows a;
     int64_t a_row, a_col;
-    /* device, f32 or bf16 */
-    const void *b;
-    wb_dtype b_dtype;
+    /* activations or weights */
+    wb_rows b;
     int64_t b_row, b_col;
-    /* device, f32 */
-    float *c;
+    wb_rows c;
     int64_t ldc;
     bool accumulate;
 } wb_matmul;
@@ -146,73 +167,76 @@ typedef struct wb_matmul {
 typedef wb_status wb_matmul_fn(wb_device *dev, int64_t count, const wb_matmul *list);
 
 /* y[T,out] = x[T,in] w[out,in]^T : a Linear layer's forward. */
-static inline wb_matmul wb_matmul_forward(int64_t T, int64_t in, int64_t out, const float *x, const void *w,
-                                          wb_dtype w_dtype, float *y) {
-    wb_matmul m = {T, out, in, x, in, 1, w, w_dtype, 1, in, y, out, false};
+static inline wb_matmul wb_matmul_forward(int64_t T, wb_rows x, wb_weight w, wb_rows y) {
+    wb_rows b = {w.data, w.dtype};
+    wb_matmul m = {T, w.rows, w.cols, x, w.cols, 1, b, 1, w.cols, y, w.rows, false};
     return m;
 }
 
 /* dx[T,in] (+)= dy[T,out] w[out,in] : the gradient of its input. */
-static inline wb_matmul wb_matmul_dgrad(int64_t T, int64_t in, int64_t out, const float *dy, const void *w,
-                                        wb_dtype w_dtype, float *dx, bool accumulate) {
-    wb_matmul m = {T, in, out, dy, out, 1, w, w_dtype, in, 1, dx, in, accumulate};
+static inline wb_matmul wb_matmul_dgrad(int64_t T, wb_rows dy, wb_weight w, wb_rows dx, bool accumulate) {
+    wb_rows b = {w.data, w.dtype};
+    wb_matmul m = {T, w.cols, w.rows, dy, w.rows, 1, b, w.cols, 1, dx, w.cols, accumulate};
     return m;
 }
 
 /* dw[out,in] += dy[T,out]^T x[T,in] : the gradient of its weight. */
-static inline wb_matmul wb_matmul_wgrad(int64_t T, int64_t in, int64_t out, const float *dy, const float *x,
+static inline wb_matmul wb_matmul_wgrad(int64_t T, int64_t in, int64_t out, wb_rows dy, wb_rows x,
                                         float *dw) {
-    wb_matmul m = {out, in, T, dy, 1, out, x, WB_F32, in, 1, dw, in, true};
+    wb_matmul m = {out, in, T, dy, 1, out, x, in, 1, wb_f32_rows(dw), in, true};
     return m;
 }
 
 /* ---- rows and elements --------------------------------------------------------------------------- */
 
-/* y[T,H] = table[tokens[t],:], widened. Backward: dtable[V,H] += scattered dy[T,H], ascending t. tokens:
- * device [T]. */
-typedef wb_status wb_embed_forward_fn(wb_device *dev, int64_t T, int64_t H, const int32_t *tokens,
-                                      const void *table, wb_dtype table_dtype, float *y);
+/* y[T,H] = table[tokens[t],:], H = table.cols. Backward: dtable[V,H] += scattered dy[T,H], ascending t.
+ * tokens: device [T]. */
+typedef wb_status wb_embed_forward_fn(wb_device *dev, int64_t T, const int32_t *tokens, wb_weight table,
+                                      wb_rows y);
 typedef wb_status wb_embed_backward_fn(wb_device *dev, int64_t T, int64_t H, const int32_t *tokens,
-                                       const float *dy, float *dtable);
+                                       wb_rows dy, float *dtable);
 
 /* y[n,width] = x * rsqrt(mean(x^2) + eps) * w[width]; y may be x. Backward: dx (=), may be dy; dw (+=), may
  * be NULL. Also the per-head query/key norm, with n = T * heads and width = head_dim. */
-typedef wb_status wb_rmsnorm_forward_fn(wb_device *dev, int64_t n, int64_t width, const float *x,
-                                        const float *w, float eps, float *y);
-typedef wb_status wb_rmsnorm_backward_fn(wb_device *dev, int64_t n, int64_t width, const float *x,
-                                         const float *w, float eps, const float *dy, float *dx, float *dw);
+typedef wb_status wb_rmsnorm_forward_fn(wb_device *dev, int64_t n, int64_t width, wb_rows x, const float *w,
+                                        float eps, wb_rows y);
+typedef wb_status wb_rmsnorm_backward_fn(wb_device *dev, int64_t n, int64_t width, wb_rows x, const float *w,
+                                         float eps, wb_rows dy, wb_rows dx, float *dw);
 
 /* Rotary embedding of x[T, n_heads, head_dim] in place, pairs (i, i + rot_dim/2) of the first rot_dim
  * dimensions. cos_table, sin_table: device [positions, rot_dim / 2]; pos: device [T]. `inverse` rotates back:
  * the backward. */
 typedef wb_status wb_rope_fn(wb_device *dev, int64_t T, int32_t n_heads, int32_t head_dim, int32_t rot_dim,
                              const int32_t *pos, const float *cos_table, const float *sin_table, bool inverse,
-                             float *x);
+                             wb_rows x);
 
 /* out[i, :] = in[index[i], :], i < n. index: device [n]. */
 typedef wb_status wb_gather_rows_fn(wb_device *dev, int64_t n, int64_t width, const int32_t *index,
-                                    const float *in, float *out);
+                                    wb_rows in, wb_rows out);
+
+/* out[index[i], :] = in[i, :], i < n, the other rows of out staying as they are: the way back from a gather.
+ * index: device [n], no row twice. */
+typedef wb_status wb_scatter_rows_fn(wb_device *dev, int64_t n, int64_t width, const int32_t *index,
+                                     wb_rows in, wb_rows out);
 
 /* gate_up[n, 2F] = [gate | up]: out[n,F] = silu(gate) * up. Backward: dgate_up (=), may be gate_up. */
-typedef wb_status wb_swiglu_forward_fn(wb_device *dev, int64_t n, int64_t F, const float *gate_up,
-                                       float *out);
-typedef wb_status wb_swiglu_backward_fn(wb_device *dev, int64_t n, int64_t F, const float *gate_up,
-                                        const float *dout, float *dgate_up);
+typedef wb_status wb_swiglu_forward_fn(wb_device *dev, int64_t n, int64_t F, wb_rows gate_up, wb_rows out);
+typedef wb_status wb_swiglu_backward_fn(wb_device *dev, int64_t n, int64_t F, wb_rows gate_up, wb_rows dout,
+                                        wb_rows dgate_up);
 
 /* y[n] += x[n] */
-typedef wb_status wb_add_fn(wb_device *dev, int64_t n, const float *x, float *y);
+typedef wb_status wb_add_fn(wb_device *dev, int64_t n, wb_rows x, wb_rows y);
 
 /* y[n,width] += b[width] on every row. Backward: db[width] += sum of dy over ascending rows. */
-typedef wb_status wb_bias_forward_fn(wb_device *dev, int64_t n, int64_t width, const float *b, float *y);
-typedef wb_status wb_bias_backward_fn(wb_device *dev, int64_t n, int64_t width, const float *dy, float *db);
+typedef wb_status wb_bias_forward_fn(wb_device *dev, int64_t n, int64_t width, const float *b, wb_rows y);
+typedef wb_status wb_bias_backward_fn(wb_device *dev, int64_t n, int64_t width, wb_rows dy, float *db);
 
 /* x[n] to [-limit, limit], in place. Backward, in place on dx[n]: 0 where |x| > limit, x before the clamp. */
-typedef wb_status wb_clamp_fn(wb_device *dev, int64_t n, float limit, float *x);
-typedef wb_status wb_clamp_backward_fn(wb_device *dev, int64_t n, float limit, const float *x, float *dx);
+typedef wb_status wb_clamp_fn(wb_device *dev, int64_t n, float limit, wb_rows x);
+typedef wb_status wb_clamp_backward_fn(wb_device *dev, int64_t n, float limit, wb_rows x, wb_rows dx);
 
-/* to[n] = from[n], f32 or bf16 either way, to nearest even. */
-typedef wb_status wb_cast_fn(wb_device *dev, int64_t n, const void *from, wb_dtype from_dtype, void *to,
-                             wb_dtype to_dtype);
+/* to[n] = from[n], from either dtype to either. */
+typedef wb_status wb_cast_fn(wb_device *dev, int64_t n, wb_rows from, wb_rows to);
 
 /* ---- attention ----------------------------------------------------------------------------------- */
 
@@ -224,11 +248,10 @@ typedef struct wb_attention {
     int64_t T;
     int32_t n_heads, n_kv_heads, head_dim;
     float scale;
-    /* device [T, n_heads * head_dim] */
-    const float *q;
-    /* device [pool rows, n_kv_heads * head_dim], f32 or bf16 */
-    const void *k, *v;
-    wb_dtype kv_dtype;
+    /* [T, n_heads * head_dim] */
+    wb_rows q;
+    /* [pool rows, n_kv_heads * head_dim], both of one dtype: q's, or bf16 */
+    wb_rows k, v;
     /* device [T], ascending runs: tokens of one sequence are adjacent */
     const int32_t *seq;
     /* device [T], ascending within a run */
@@ -238,14 +261,15 @@ typedef struct wb_attention {
     int32_t max_blocks, block_size;
 } wb_attention;
 
-/* out[T, n_heads * head_dim] (=). Backward (kv_dtype f32): dq (=) like q, dk and dv (+=) like k and v. */
-typedef wb_status wb_attention_forward_fn(wb_device *dev, const wb_attention *args, float *out);
-typedef wb_status wb_attention_backward_fn(wb_device *dev, const wb_attention *args, const float *dout,
-                                           float *dq, float *dk, float *dv);
+/* out[T, n_heads * head_dim] (=). Backward (k and v of q's dtype): dq (=) like q, dk and dv (+=) like k and
+ * v. */
+typedef wb_status wb_attention_forward_fn(wb_device *dev, const wb_attention *args, wb_rows out);
+typedef wb_status wb_attention_backward_fn(wb_device *dev, const wb_attention *args, wb_rows dout, wb_rows dq,
+                                           wb_rows dk, wb_rows dv);
 
-/* cache[rows[t], :] = x[t, :width], rounded to nearest even when cache_dtype is bf16. rows: device [T]. */
-typedef wb_status wb_kv_write_fn(wb_device *dev, int64_t T, int64_t width, const float *x,
-                                 const int64_t *rows, void *cache, wb_dtype cache_dtype);
+/* cache[rows[t], :] = x[t, :width]; the cache is of x's dtype, or bf16. rows: device [T]. */
+typedef wb_status wb_kv_write_fn(wb_device *dev, int64_t T, int64_t width, wb_rows x, const int64_t *rows,
+                                 wb_rows cache);
 
 /* ---- routing ------------------------------------------------------------------------------------- */
 
@@ -413,7 +437,7 @@ typedef struct wb_grouped {
 } wb_grouped;
 
 /* y[rows, out] (=) each row of x with its group's matrix, x w^T. act: NULL data, or [rows, out / 2] (=)
- * silu(gate) * up of y = [gate | up], as wb_swiglu_forward_fn. */
+ * silu(gate) * up of y = [gate | up] as it was written, as wb_swiglu_forward_fn. */
 typedef wb_status wb_grouped_matmul_fn(wb_device *dev, const wb_grouped *grouped, wb_rows x, wb_rows y,
                                        wb_rows act);
 

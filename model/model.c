@@ -56,6 +56,7 @@ wb_status wb_model_new(const wb_config *config, const wb_family_rules *family,
     m->device = m->memory.device = options->device;
     m->comm = options->comm;
     m->dtype = options->dtype;
+    m->activations = WB_F32;
     const wb_status status = fill_model(m, options);
     if (status != WB_OK) {
         wb_model_close(m);

@@ -62,7 +62,7 @@ static wb_status copy_elements(wb_device *dev, const wb_param *to, int64_t to_fi
                                int64_t from_first, int64_t n) {
     void *write = element(to, to_first), *read = element(from, from_first);
     if (to->dtype == from->dtype) return dev->copy(dev, write, read, (size_t)n * wb_dtype_size(to->dtype));
-    if (dev->cast) return dev->cast(dev, n, read, from->dtype, write, to->dtype);
+    if (dev->cast) return dev->cast(dev, n, (wb_rows){read, from->dtype}, (wb_rows){write, to->dtype});
     return wb_fail(WB_UNSUPPORTED, "copy weights: device %s cannot cast %s to %s", dev->name,
                    wb_dtype_name(from->dtype), wb_dtype_name(to->dtype));
 }

@@ -16,7 +16,8 @@
 typedef struct wb_param {
     wb_buffer memory;
     wb_dtype dtype;
-    int64_t n;             /* elements held here */
+    int64_t rows, cols;    /* a matrix, those of the slots one below the other; a vector: cols 1 */
+    int64_t n;             /* elements held here: rows * cols */
     int32_t moe_layer;     /* 0..L-1: whose slots these are; -1: no slots */
     int64_t slot_elements; /* of one slot */
 } wb_param;
@@ -38,8 +39,9 @@ struct wb_model {
     const wb_family_rules *family;
     wb_device *device;
     wb_comm *comm;
-    wb_dtype dtype;
-    wb_workspace memory; /* of everything below, but for what is of the source */
+    wb_dtype dtype;       /* of matrices of weights */
+    wb_dtype activations; /* of activations and their gradients */
+    wb_workspace memory;  /* of everything below, but for what is of the source */
 
     wb_param *params; /* [n_params] */
     int32_t n_params;
@@ -78,21 +80,26 @@ static inline int64_t wb_model_local_slots(const wb_model *model) {
 
 /* ---- a weight at work ------------------------------------------------------------------------ */
 
-static inline void *wb_param_data(const wb_model *model, int32_t param) {
+static inline wb_weight wb_model_weight(const wb_model *model, int32_t param) {
+    const wb_param *p = &model->params[param];
+    return (wb_weight){p->memory.data, p->dtype, p->rows, p->cols};
+}
+
+/* A vector, which is always f32. */
+static inline const float *wb_model_vector(const wb_model *model, int32_t param) {
     return model->params[param].memory.data;
 }
 
-/* y[T,out] = x[T,in] w^T, w the matrix `param`. */
-static inline wb_matmul wb_param_forward(const wb_model *model, int32_t param, int64_t T, int64_t in,
-                                         int64_t out, const float *x, float *y) {
-    return wb_matmul_forward(T, in, out, x, wb_param_data(model, param), model->params[param].dtype, y);
+/* ---- activations ----------------------------------------------------------------------------- */
+
+static inline wb_status wb_reserve_activations(const wb_model *model, wb_workspace *workspace,
+                                               wb_buffer *buffer, int64_t rows, int64_t width) {
+    return wb_reserve(workspace, buffer, rows, width, wb_dtype_size(model->activations));
 }
 
-/* dx[T,in] (=, or += with `accumulate`) from dy[T,out]. */
-static inline wb_matmul wb_param_dgrad(const wb_model *model, int32_t param, int64_t T, int64_t in,
-                                       int64_t out, const float *dy, float *dx, bool accumulate) {
-    return wb_matmul_dgrad(T, in, out, dy, wb_param_data(model, param), model->params[param].dtype, dx,
-                           accumulate);
+/* What lies in a buffer that was reserved so. */
+static inline wb_rows wb_activations(const wb_model *model, const wb_buffer *buffer) {
+    return (wb_rows){buffer->data, model->activations};
 }
 
 /* ---- making a model (model.c, registry of its tensors: registry.h) --------------------------- */

@@ -29,19 +29,23 @@ void wb_registry_full_name(const wb_model *model, int32_t layer, int32_t expert,
 
 /* ---- declarations ---------------------------------------------------------------------------- */
 
-int32_t wb_registry_storage(wb_registry *registry, wb_dtype dtype, int64_t n) {
+int32_t wb_registry_storage(wb_registry *registry, wb_dtype dtype, int64_t rows, int64_t cols) {
     if (registry->fill)
-        registry->model->params[registry->n_params] = (wb_param){.dtype = dtype, .n = n, .moe_layer = -1};
+        registry->model->params[registry->n_params] =
+            (wb_param){.dtype = dtype, .rows = rows, .cols = cols, .n = rows * cols, .moe_layer = -1};
     return registry->n_params++;
 }
 
-int32_t wb_registry_slots(wb_registry *registry, int32_t moe_layer, int64_t slot_elements) {
+int32_t wb_registry_slots(wb_registry *registry, int32_t moe_layer, int64_t rows, int64_t cols) {
     const wb_model *model = registry->model;
+    const int64_t all_rows = wb_model_local_slots(model) * rows;
     if (registry->fill)
         model->params[registry->n_params] = (wb_param){.dtype = model->dtype,
-                                                       .n = wb_model_local_slots(model) * slot_elements,
+                                                       .rows = all_rows,
+                                                       .cols = cols,
+                                                       .n = all_rows * cols,
                                                        .moe_layer = moe_layer,
-                                                       .slot_elements = slot_elements};
+                                                       .slot_elements = rows * cols};
     return registry->n_params++;
 }
 
@@ -68,13 +72,13 @@ void wb_registry_tensor(wb_registry *registry, int32_t layer, int32_t expert, co
 
 int32_t wb_registry_matrix(wb_registry *registry, int32_t layer, const char *name, int64_t rows,
                            int64_t cols) {
-    const int32_t param = wb_registry_storage(registry, registry->model->dtype, rows * cols);
+    const int32_t param = wb_registry_storage(registry, registry->model->dtype, rows, cols);
     wb_registry_tensor(registry, layer, -1, name, rows, cols, param, 0);
     return param;
 }
 
 int32_t wb_registry_vector(wb_registry *registry, int32_t layer, const char *name, int64_t n) {
-    const int32_t param = wb_registry_storage(registry, WB_F32, n);
+    const int32_t param = wb_registry_storage(registry, WB_F32, n, 1);
     wb_registry_tensor(registry, layer, -1, name, n, 0, param, 0);
     return param;
 }
@@ -106,7 +110,7 @@ wb_tensor wb_model_replica(const wb_model *model, int32_t i, int32_t k) {
     wb_tensor tensor = model->tensors[i];
     if (tensor.expert >= 0) put_in_slot(model, k, &tensor);
     if (tensor.rank < 0 || tensor.rank == wb_comm_rank(model->comm))
-        tensor.data = (uint8_t *)wb_param_data(model, tensor.param) +
+        tensor.data = (uint8_t *)model->params[tensor.param].memory.data +
                       (size_t)tensor.offset * wb_dtype_size(tensor.dtype);
     return tensor;
 }

@@ -18,11 +18,11 @@ typedef struct wb_registry {
     int32_t n_moe; /* MoE layers so far */
 } wb_registry;
 
-/* A storage of n elements, without tensors yet; its index in wb_model.params. */
-int32_t wb_registry_storage(wb_registry *registry, wb_dtype dtype, int64_t n);
+/* A storage [rows, cols], without tensors yet; its index in wb_model.params. */
+int32_t wb_registry_storage(wb_registry *registry, wb_dtype dtype, int64_t rows, int64_t cols);
 
-/* The same for this rank's slots of MoE layer `moe_layer`, each of slot_elements of the model's dtype. */
-int32_t wb_registry_slots(wb_registry *registry, int32_t moe_layer, int64_t slot_elements);
+/* The same for this rank's slots of MoE layer `moe_layer`, each [rows, cols] of the model's dtype. */
+int32_t wb_registry_slots(wb_registry *registry, int32_t moe_layer, int64_t rows, int64_t cols);
 
 /* A tensor [rows, cols] of `param` from element `offset` on, which for an expert counts from where its slot
  * begins; cols 0: a vector [rows]. layer -1: of none; expert -1: of none. */

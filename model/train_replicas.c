@@ -123,12 +123,14 @@ static wb_status send_replica(replica_sum *s, uint32_t first, uint32_t replica, 
 
 static wb_status add_replica(replica_sum *s, uint32_t first, uint32_t replica, size_t rank, size_t owner) {
     wb_device *dev = s->train->model->device;
+    const int64_t n = s->param->slot_elements;
     if (owner != own_rank(s)) return WB_OK;
-    if (rank == owner) return dev->add(dev, s->param->slot_elements, grad_of(s, replica), grad_of(s, first));
+    const wb_rows sum = wb_f32_rows(grad_of(s, first));
+    if (rank == owner) return dev->add(dev, n, wb_f32_rows(grad_of(s, replica)), sum);
     float *arrived = s->train->replica_scratch.data;
     WB_TRY(dev->to_device(dev, arrived, s->receive + s->cursor[rank], s->slot_bytes));
     s->cursor[rank] += s->slot_bytes;
-    return dev->add(dev, s->param->slot_elements, arrived, grad_of(s, first));
+    return dev->add(dev, n, wb_f32_rows(arrived), sum);
 }
 
 /* ---- and back ----------------------------------------------------------------------------------- */

@@ -3,6 +3,7 @@
  * All groups are one list of products, so that threads share what is uneven. The rows of a group are summed
  * into dw in ascending order. Refuses: which rows a group has (cpu_moe.c).
  */
+#include "cpu/cpu_operands.h"
 #include "cpu/cpu_panel.h"
 
 /* The list of a call's products and its scratch, in the memory that an op's threads share. */
@@ -27,12 +28,18 @@ static void list_add(product_list *list, wb_matmul product) {
 }
 
 static wb_status list_run(wb_device *dev, const product_list *list) {
-    if (list->work > 0) WB_CPU(run_products)(dev, list->count, list->products, list->work, list->first);
+    const wb_matmul *opened = NULL;
+    if (list->work == 0) return WB_OK;
+    WB_TRY(WB_CPU(products_open)(dev, list->count, list->products, &opened));
+    WB_CPU(run_products)(dev, list->count, opened, list->work, list->first);
+    WB_CPU(products_close)(dev, list->count, list->products, opened);
     return WB_OK;
 }
 
-static const void *group_weight(const wb_grouped *g, int32_t i) {
-    return (const char *)g->w.data + (size_t)(i * g->w.rows * g->w.cols) * wb_dtype_size(g->w.dtype);
+static wb_weight group_weight(const wb_grouped *g, int32_t i) {
+    wb_weight w = g->w;
+    w.data = (char *)w.data + (size_t)(i * w.rows * w.cols) * wb_dtype_size(w.dtype);
+    return w;
 }
 
 static int64_t n_rows(const wb_grouped *g) {
@@ -40,43 +47,46 @@ static int64_t n_rows(const wb_grouped *g) {
 }
 
 /* The rows of x in the order of the groups. */
-static const float *input(const wb_grouped *g, wb_rows x) {
-    return g->gather ? g->gathered.data : x.data;
+static wb_rows input(const wb_grouped *g, wb_rows x) {
+    return g->gather ? g->gathered : x;
+}
+
+static wb_status check(const char *op, wb_dtype x, wb_dtype y, wb_dtype w) {
+    WB_TRY(operand_check_like(op, "y", y, "x", x));
+    return operand_check(op, "w", w);
 }
 
 wb_status WB_CPU(grouped_matmul)(wb_device *dev, const wb_grouped *g, wb_rows x, wb_rows y, wb_rows act) {
     const int64_t out = g->w.rows, in = g->w.cols;
     product_list list;
-    if (g->gather) WB_TRY(WB_CPU(gather_rows)(dev, n_rows(g), in, g->gather, x.data, g->gathered.data));
+    WB_TRY(check("grouped_matmul", x.dtype, y.dtype, g->w.dtype));
+    if (g->gather) WB_TRY(WB_CPU(gather_rows)(dev, n_rows(g), in, g->gather, x, g->gathered));
     WB_TRY(list_open(dev, g, &list));
-    const float *from = input(g, x);
-    float *to = y.data;
+    const wb_rows from = input(g, x);
     for (int32_t i = 0; i < g->n_groups; i++) {
         const int64_t start = g->offsets[i], n = g->offsets[i + 1] - start;
         if (n == 0) continue;
-        list_add(&list, wb_matmul_forward(n, in, out, from + start * in, group_weight(g, i), g->w.dtype,
-                                          to + start * out));
+        list_add(&list, wb_matmul_forward(n, wb_rows_from(from, start * in), group_weight(g, i),
+                                          wb_rows_from(y, start * out)));
     }
     WB_TRY(list_run(dev, &list));
-    return act.data ? WB_CPU(swiglu_forward)(dev, n_rows(g), out / 2, to, act.data) : WB_OK;
+    return act.data ? WB_CPU(swiglu_forward)(dev, n_rows(g), out / 2, y, act) : WB_OK;
 }
 
 wb_status WB_CPU(grouped_matmul_backward)(wb_device *dev, const wb_grouped *g, wb_rows x, wb_rows dy,
                                           float *dw, wb_rows dx, wb_rows gate_up) {
     const int64_t out = g->w.rows, in = g->w.cols;
     product_list list;
+    WB_TRY(check("grouped_matmul_backward", x.dtype, dy.dtype, g->w.dtype));
     WB_TRY(list_open(dev, g, &list));
-    const float *from = input(g, x), *gradient = dy.data;
-    float *to = dx.data;
+    const wb_rows from = input(g, x);
     for (int32_t i = 0; i < g->n_groups; i++) {
         const int64_t start = g->offsets[i], n = g->offsets[i + 1] - start;
-        const float *rows = gradient + start * out;
+        const wb_rows rows = wb_rows_from(dy, start * out);
         if (n == 0) continue;
-        list_add(&list, wb_matmul_wgrad(n, in, out, rows, from + start * in, dw + i * out * in));
-        list_add(&list,
-                 wb_matmul_dgrad(n, in, out, rows, group_weight(g, i), g->w.dtype, to + start * in, false));
+        list_add(&list, wb_matmul_wgrad(n, in, out, rows, wb_rows_from(from, start * in), dw + i * out * in));
+        list_add(&list, wb_matmul_dgrad(n, rows, group_weight(g, i), wb_rows_from(dx, start * in), false));
     }
     WB_TRY(list_run(dev, &list));
-    if (!gate_up.data) return WB_OK;
-    return WB_CPU(swiglu_backward)(dev, n_rows(g), in, gate_up.data, to, gate_up.data);
+    return gate_up.data ? WB_CPU(swiglu_backward)(dev, n_rows(g), in, gate_up, dx, gate_up) : WB_OK;
 }

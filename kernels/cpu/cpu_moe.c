@@ -1,11 +1,10 @@
-/* cpu_moe.c - moving token rows to their experts and back: where each pair's row lies, gather, weighted
- * combine and its backward.
+/* cpu_moe.c - moving token rows to their experts and back: where each pair's row lies, the weighted combine
+ * and its backward.
  *
  * A token's choices are summed in their order, whatever the placement of the rows. Refuses: choosing experts,
- * what experts compute (cpu_grouped.c).
- */
+ * what experts compute (cpu_grouped.c). */
 #include "cpu/cpu_ids.h"
-#include "cpu/cpu_lanes.h"
+#include "cpu/cpu_operands.h"
 #include "wb_moe_plan_host.h"
 
 #include <inttypes.h>
@@ -42,14 +41,6 @@ wb_status WB_CPU(moe_group)(wb_device *dev, const wb_moe_group *group) {
 
 /* ---- rows ---------------------------------------------------------------------------------------- */
 
-wb_status WB_CPU(gather_rows)(wb_device *dev, int64_t n, int64_t width, const int32_t *index, const float *in,
-                              float *out) {
-#pragma omp parallel for schedule(static) num_threads(wb_cpu_threads(dev, n *width))
-    for (int64_t i = 0; i < n; i++)
-        memcpy(out + i * width, in + index[i] * width, (size_t)width * sizeof(float));
-    return WB_OK;
-}
-
 static void combine_row(int32_t K, int64_t H, const float *rows, const int32_t *pair_row,
                         const float *weights, float *restrict y) {
     memset(y, 0, (size_t)H * sizeof(float));
@@ -61,33 +52,55 @@ static void combine_row(int32_t K, int64_t H, const float *rows, const int32_t *
     }
 }
 
+/* How many pairs have a row: they are the rows 0 .. n - 1. */
+static int64_t count_rows(int64_t n_pairs, const int32_t *pair_row) {
+    int64_t n = 0;
+    for (int64_t i = 0; i < n_pairs; i++) n += pair_row[i] >= 0;
+    return n;
+}
+
 wb_status WB_CPU(moe_combine)(wb_device *dev, int64_t T, int32_t K, int64_t H, wb_rows rows,
                               const int32_t *pair_row, const float *weights, wb_rows y) {
-    const float *from = rows.data;
-    float *to = y.data;
+    operand list[] = {{"rows", rows, count_rows(T * K, pair_row) * H, READ, NULL},
+                      {"y", y, T * H, WRITE, NULL}};
+    WB_TRY(WB_CPU(operands_open)(dev, "moe_combine", list, 2));
+    const float *from = list[0].f32;
+    float *to = list[1].f32;
 #pragma omp parallel for schedule(static) num_threads(wb_cpu_threads(dev, T *K *H))
     for (int64_t t = 0; t < T; t++)
         combine_row(K, H, from, pair_row + t * K, weights ? weights + t * K : NULL, to + t * H);
+    WB_CPU(operands_close)(dev, list, 2);
     return WB_OK;
+}
+
+static void combine_row_backward(int32_t K, int64_t H, const float *rows, const int32_t *pair_row,
+                                 const float *weights, const float *restrict dy, float *drows,
+                                 float *dweights) {
+    for (int32_t k = 0; k < K; k++) {
+        const float w = weights ? weights[k] : 1.0f;
+        const int64_t row = pair_row[k];
+        /* before drows, which may be rows */
+        if (dweights) dweights[k] = row < 0 ? 0.0f : row_dot(dy, rows + row * H, H);
+        if (row < 0) continue;
+        float *to = drows + row * H;
+        WB_INDEPENDENT
+        for (int64_t i = 0; i < H; i++) to[i] = w * dy[i];
+    }
 }
 
 wb_status WB_CPU(moe_combine_backward)(wb_device *dev, int64_t T, int32_t K, int64_t H, wb_rows rows,
                                        const int32_t *pair_row, const float *weights, wb_rows dy,
                                        wb_rows drows, float *dweights) {
-    const float *from = rows.data, *gradient = dy.data;
-    float *to = drows.data;
+    const int64_t n = count_rows(T * K, pair_row) * H;
+    operand list[] = {
+        {"rows", rows, n, READ, NULL}, {"dy", dy, T * H, READ, NULL}, {"drows", drows, n, WRITE, NULL}};
+    WB_TRY(WB_CPU(operands_open)(dev, "moe_combine_backward", list, 3));
+    const float *from = list[0].f32, *d = list[1].f32;
+    float *to = list[2].f32;
 #pragma omp parallel for schedule(static) num_threads(wb_cpu_threads(dev, T *K *H))
     for (int64_t t = 0; t < T; t++)
-        for (int32_t k = 0; k < K; k++) {
-            const float *restrict d = gradient + t * H;
-            const float w = weights ? weights[t * K + k] : 1.0f;
-            const int64_t row = pair_row[t * K + k];
-            /* before drows, which may be rows */
-            if (dweights) dweights[t * K + k] = row < 0 ? 0.0f : row_dot(d, from + row * H, H);
-            if (row < 0) continue;
-            float *drow = to + row * H;
-            WB_INDEPENDENT
-            for (int64_t i = 0; i < H; i++) drow[i] = w * d[i];
-        }
+        combine_row_backward(K, H, from, pair_row + t * K, weights ? weights + t * K : NULL, d + t * H, to,
+                             dweights ? dweights + t * K : NULL);
+    WB_CPU(operands_close)(dev, list, 3);
     return WB_OK;
 }

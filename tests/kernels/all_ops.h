@@ -67,21 +67,22 @@ static inline void all_rows(wb_device *dev, int64_t T, int64_t H, outputs *o) {
     uint16_t *half = xalloc(T * H, sizeof *half);
     int32_t *tokens = xalloc(T, sizeof *tokens);
     for (int64_t t = 0; t < T; t++) tokens[t] = (int32_t)rng_range(0, V - 1);
-    assert_ok(dev->cast(dev, T * H, x, WB_F32, half, WB_BF16));
+    assert_ok(dev->cast(dev, T * H, (wb_rows){x, WB_F32}, (wb_rows){half, WB_BF16}));
     keep(o, half, (size_t)(T * H) * 2, "cast");
-    assert_ok(dev->embed_forward(dev, T, H, tokens, table, WB_F32, y));
-    assert_ok(dev->embed_backward(dev, T, H, tokens, d, table));
+    assert_ok(dev->embed_forward(dev, T, tokens, matrix(table, WB_F32, V, H), wb_f32_rows(y)));
+    assert_ok(dev->embed_backward(dev, T, H, tokens, wb_f32_rows(d), table));
     keep_floats(o, table, V * H, "embed_backward");
     keep_floats(o, y, T * H, "embed_forward");
     y = floats(T * H);
-    assert_ok(dev->rmsnorm_forward(dev, T, H, x, w, 1e-6f, y));
-    assert_ok(dev->rmsnorm_backward(dev, T, H, x, w, 1e-6f, d, dx, dw));
+    assert_ok(dev->rmsnorm_forward(dev, T, H, wb_f32_rows(x), w, 1e-6f, wb_f32_rows(y)));
+    assert_ok(
+        dev->rmsnorm_backward(dev, T, H, wb_f32_rows(x), w, 1e-6f, wb_f32_rows(d), wb_f32_rows(dx), dw));
     keep_floats(o, y, T * H, "rmsnorm_forward");
     keep_floats(o, dx, T * H, "rmsnorm_backward dx");
     keep_floats(o, dw, H, "rmsnorm_backward dw");
     y = floats(T * H / 2), dx = floats(T * H);
-    assert_ok(dev->swiglu_forward(dev, T, H / 2, x, y));
-    assert_ok(dev->swiglu_backward(dev, T, H / 2, x, d, dx));
+    assert_ok(dev->swiglu_forward(dev, T, H / 2, wb_f32_rows(x), wb_f32_rows(y)));
+    assert_ok(dev->swiglu_backward(dev, T, H / 2, wb_f32_rows(x), wb_f32_rows(d), wb_f32_rows(dx)));
     keep_floats(o, y, T * H / 2, "swiglu_forward");
     keep_floats(o, dx, T * H, "swiglu_backward");
     float *logprobs = floats(T);
@@ -107,11 +108,11 @@ static inline void all_rows(wb_device *dev, int64_t T, int64_t H, outputs *o) {
     assert_ok(dev->adamw(dev, T * H, &hyper, x, m, v, d));
     keep_floats(o, m, T * H, "adamw m");
     keep_floats(o, v, T * H, "adamw v");
-    assert_ok(dev->bias_forward(dev, T, H, w, d));
-    assert_ok(dev->bias_backward(dev, T, H, x, w));
-    assert_ok(dev->add(dev, T * H, x, d));
-    assert_ok(dev->clamp_backward(dev, T * H, 2.0f, x, d));
-    assert_ok(dev->clamp(dev, T * H, 2.0f, x));
+    assert_ok(dev->bias_forward(dev, T, H, w, wb_f32_rows(d)));
+    assert_ok(dev->bias_backward(dev, T, H, wb_f32_rows(x), w));
+    assert_ok(dev->add(dev, T * H, wb_f32_rows(x), wb_f32_rows(d)));
+    assert_ok(dev->clamp_backward(dev, T * H, 2.0f, wb_f32_rows(x), wb_f32_rows(d)));
+    assert_ok(dev->clamp(dev, T * H, 2.0f, wb_f32_rows(x)));
     keep_floats(o, d, T * H, "adamw w, bias_forward, add, clamp_backward");
     keep_floats(o, x, T * H, "clamp");
     keep_floats(o, w, H, "bias_backward");
@@ -129,24 +130,27 @@ static inline void all_attention(wb_device *dev, int64_t T, int64_t hd, outputs 
     }
     float *x = random_floats(T * nh * hd, -1, 1), *c = random_floats(T * half, -1, 1),
           *s = random_floats(T * half, -1, 1);
-    assert_ok(dev->rope(dev, T, (int32_t)nh, (int32_t)hd, (int32_t)half * 2, pos, c, s, false, x));
+    assert_ok(
+        dev->rope(dev, T, (int32_t)nh, (int32_t)hd, (int32_t)half * 2, pos, c, s, false, wb_f32_rows(x)));
     float *fresh = random_floats(T * nkv * hd, -1, 1), *k = floats(3 * T * nkv * hd),
           *v = floats(3 * T * nkv * hd);
     uint16_t *k_half = xalloc(3 * T * nkv * hd, 2);
-    assert_ok(dev->kv_write(dev, T, nkv * hd, fresh, rows, k, WB_F32));
-    assert_ok(dev->kv_write(dev, T, nkv * hd, fresh, rows, k_half, WB_BF16));
+    assert_ok(dev->kv_write(dev, T, nkv * hd, wb_f32_rows(fresh), rows, (wb_rows){k, WB_F32}));
+    assert_ok(dev->kv_write(dev, T, nkv * hd, wb_f32_rows(fresh), rows, (wb_rows){k_half, WB_BF16}));
     keep_floats(o, fresh, 0, "");
     fresh = random_floats(T * nkv * hd, -1, 1);
-    assert_ok(dev->kv_write(dev, T, nkv * hd, fresh, rows, v, WB_F32));
+    assert_ok(dev->kv_write(dev, T, nkv * hd, wb_f32_rows(fresh), rows, (wb_rows){v, WB_F32}));
     float *out = floats(T * nh * hd), *dq = floats(T * nh * hd), *dk = copied(v, 3 * T * nkv * hd);
     float *dv = copied(k, 3 * T * nkv * hd), *d = random_floats(T * nh * hd, -1, 1);
-    wb_attention a = {T, (int32_t)nh, (int32_t)nkv, (int32_t)hd, 0.3f,   x,          k,
-                      v, WB_F32,      seq,          pos,         blocks, (int32_t)T, 1};
-    assert_ok(dev->attention_forward(dev, &a, out));
-    assert_ok(dev->attention_backward(dev, &a, d, dq, dk, dv));
+    wb_attention a = {
+        T,   (int32_t)nh, (int32_t)nkv, (int32_t)hd, 0.3f, wb_f32_rows(x), wb_f32_rows(k), wb_f32_rows(v),
+        seq, pos,         blocks,       (int32_t)T,  1};
+    assert_ok(dev->attention_forward(dev, &a, wb_f32_rows(out)));
+    assert_ok(
+        dev->attention_backward(dev, &a, wb_f32_rows(d), wb_f32_rows(dq), wb_f32_rows(dk), wb_f32_rows(dv)));
     keep(o, out, (size_t)(T * nh * hd) * 4, "attention_forward");
-    a.k = a.v = k_half, a.kv_dtype = WB_BF16;
-    assert_ok(dev->attention_forward(dev, &a, out));
+    a.k = a.v = (wb_rows){k_half, WB_BF16};
+    assert_ok(dev->attention_forward(dev, &a, wb_f32_rows(out)));
     keep_floats(o, out, T * nh * hd, "attention_forward bf16");
     keep_floats(o, dq, T * nh * hd, "attention_backward dq");
     keep_floats(o, dk, 3 * T * nkv * hd, "attention_backward dk");
@@ -210,9 +214,12 @@ static inline void all_routing(wb_device *dev, int64_t T, int32_t E, int32_t K, 
     keep(o, row_token, (size_t)(T * K) * 4, "moe_plan row_token");
     float *gathered = floats(T * K * H), *y = floats(T * H), *dg = floats(T * K);
     const wb_rows of_rows = wb_f32_rows(rows), of_y = wb_f32_rows(y), of_dy = wb_f32_rows(dy);
-    assert_ok(dev->gather_rows(dev, T * K, H, row_token, dy, gathered));
+    assert_ok(dev->gather_rows(dev, T * K, H, row_token, of_dy, wb_f32_rows(gathered)));
     assert_ok(dev->moe_combine(dev, T, K, H, of_rows, pair_row, g, of_y));
-    keep_floats(o, gathered, T * K * H, "gather_rows");
+    keep(o, gathered, (size_t)(T * K * H) * sizeof(float), "gather_rows");
+    /* A permutation. */
+    assert_ok(dev->scatter_rows(dev, T * K, H, pair_row, of_rows, wb_f32_rows(gathered)));
+    keep_floats(o, gathered, T * K * H, "scatter_rows");
     keep_floats(o, y, T * H, "moe_combine");
     assert_ok(dev->moe_combine_backward(dev, T, K, H, of_rows, pair_row, g, of_dy, of_rows, dg));
     keep_floats(o, rows, T * K * H, "moe_combine_backward rows");
@@ -226,9 +233,10 @@ static inline void all_matmuls(wb_device *dev, int64_t T, int64_t in, int64_t ou
     float *x = random_floats(T * in, -1, 1), *w = random_floats(out * in, -1, 1),
           *dy = random_floats(T * out, -1, 1);
     float *y = floats(T * out), *dx = floats(T * in), *dw = random_floats(out * in, -1, 1);
-    wb_matmul list[3] = {wb_matmul_forward(T, in, out, x, w, WB_F32, y),
-                         wb_matmul_dgrad(T, in, out, dy, w, WB_F32, dx, false),
-                         wb_matmul_wgrad(T, in, out, dy, x, dw)};
+    wb_matmul list[3] = {
+        wb_matmul_forward(T, wb_f32_rows(x), matrix(w, WB_F32, out, in), wb_f32_rows(y)),
+        wb_matmul_dgrad(T, wb_f32_rows(dy), matrix(w, WB_F32, out, in), wb_f32_rows(dx), false),
+        wb_matmul_wgrad(T, in, out, wb_f32_rows(dy), wb_f32_rows(x), dw)};
     assert_ok(dev->matmul(dev, 3, list));
     keep_floats(o, y, T * out, "matmul forward");
     keep_floats(o, dx, T * in, "matmul dgrad");

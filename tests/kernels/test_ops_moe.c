@@ -173,6 +173,10 @@ static void assert_same_floats(const float *a, const float *b, int64_t n, const 
     if (memcmp(a, b, (size_t)n * sizeof *a) != 0) fail_msg("%s: bits differ", what);
 }
 
+static wb_weight slot_weight(const wb_weight *all, int32_t s) {
+    return (wb_weight){(float *)all->data + s * all->rows * all->cols, all->dtype, all->rows, all->cols};
+}
+
 /* [gate | up] and down of each slot of a plan against one product a slot. */
 static void test_grouped_matmul(void **state) {
     (void)state;
@@ -197,16 +201,16 @@ static void test_grouped_matmul(void **state) {
 
     float *rows = floats(N * H), *gate_up2 = floats(N * 2 * F), *act2 = floats(N * F), *y2 = floats(N * H);
     float *dact2 = floats(N * F), *dx2 = floats(N * H);
-    assert_ok(dev->gather_rows(dev, n, H, l.row_token, x, rows));
+    assert_ok(dev->gather_rows(dev, n, H, l.row_token, wb_f32_rows(x), wb_f32_rows(rows)));
     for (int32_t s = 0; s < SLOTS; s++) {
         const int64_t at = l.offsets[s], m = l.offsets[s + 1] - at;
-        const wb_matmul product =
-            wb_matmul_forward(m, H, 2 * F, rows + at * H, up + s * 2 * F * H, WB_F32, gate_up2 + at * 2 * F);
+        const wb_rows in = wb_f32_rows(rows + at * H), both = wb_f32_rows(gate_up2 + at * 2 * F);
+        const wb_rows middle = wb_f32_rows(act2 + at * F), last = wb_f32_rows(y2 + at * H);
+        const wb_matmul product = wb_matmul_forward(m, in, slot_weight(&first.w, s), both);
         assert_ok(dev->matmul(dev, 1, &product));
-        assert_ok(dev->swiglu_forward(dev, m, F, gate_up2 + at * 2 * F, act2 + at * F));
-        const wb_matmul last =
-            wb_matmul_forward(m, F, H, act2 + at * F, down + s * H * F, WB_F32, y2 + at * H);
-        assert_ok(dev->matmul(dev, 1, &last));
+        assert_ok(dev->swiglu_forward(dev, m, F, both, middle));
+        const wb_matmul second_product = wb_matmul_forward(m, middle, slot_weight(&second.w, s), last);
+        assert_ok(dev->matmul(dev, 1, &second_product));
     }
     assert_same_floats(gate_up, gate_up2, N * 2 * F, "gate_up");
     assert_same_floats(act, act2, N * F, "act");
@@ -218,16 +222,16 @@ static void test_grouped_matmul(void **state) {
                                            wb_f32_rows(dx), none));
     for (int32_t s = 0; s < SLOTS; s++) {
         const int64_t at = l.offsets[s], m = l.offsets[s + 1] - at;
-        const wb_matmul of_down[2] = {
-            wb_matmul_wgrad(m, F, H, dy + at * H, act2 + at * F, ddown2 + s * H * F),
-            wb_matmul_dgrad(m, F, H, dy + at * H, down + s * H * F, WB_F32, dact2 + at * F, false)};
+        const wb_rows in = wb_f32_rows(rows + at * H), both = wb_f32_rows(gate_up2 + at * 2 * F);
+        const wb_rows middle = wb_f32_rows(act2 + at * F), dmiddle = wb_f32_rows(dact2 + at * F);
+        const wb_rows dlast = wb_f32_rows(dy + at * H);
+        const wb_matmul of_down[2] = {wb_matmul_wgrad(m, F, H, dlast, middle, ddown2 + s * H * F),
+                                      wb_matmul_dgrad(m, dlast, slot_weight(&second.w, s), dmiddle, false)};
         assert_ok(dev->matmul(dev, 2, of_down));
-        assert_ok(
-            dev->swiglu_backward(dev, m, F, gate_up2 + at * 2 * F, dact2 + at * F, gate_up2 + at * 2 * F));
-        const wb_matmul of_up[2] = {
-            wb_matmul_wgrad(m, H, 2 * F, gate_up2 + at * 2 * F, rows + at * H, dup2 + s * 2 * F * H),
-            wb_matmul_dgrad(m, H, 2 * F, gate_up2 + at * 2 * F, up + s * 2 * F * H, WB_F32, dx2 + at * H,
-                            false)};
+        assert_ok(dev->swiglu_backward(dev, m, F, both, dmiddle, both));
+        const wb_rows din = wb_f32_rows(dx2 + at * H);
+        const wb_matmul of_up[2] = {wb_matmul_wgrad(m, H, 2 * F, both, in, dup2 + s * 2 * F * H),
+                                    wb_matmul_dgrad(m, both, slot_weight(&first.w, s), din, false)};
         assert_ok(dev->matmul(dev, 2, of_up));
     }
     assert_same_floats(ddown, ddown2, SLOTS * H * F, "gradient of down");

@@ -452,8 +452,8 @@ static void test_narrow_files_are_widened(void **state) {
         wb_comm *comm;
         wb_model *m = open_one(out.text, WB_F32, &device, &comm);
         float *host = malloc(4096 * sizeof *host), *expected = malloc(4096 * sizeof *expected);
-        assert_int_equal(device->to_host(device, host, wb_param_data(m, m->embed), 4096 * sizeof *host),
-                         WB_OK);
+        assert_int_equal(
+            device->to_host(device, host, wb_model_weight(m, m->embed).data, 4096 * sizeof *host), WB_OK);
         wb_convert(4096, expected_storage, dtypes[d], expected, WB_F32);
         assert_memory_equal(host, expected, 4096 * sizeof *host);
         free(host);

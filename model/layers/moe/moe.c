@@ -25,8 +25,8 @@ static void declare(wb_registry *registry, int32_t l, void *weights) {
     wb_moe_weights *w = weights;
     w->moe_index = registry->n_moe++;
     w->router = wb_registry_matrix(registry, l, "mlp.gate.weight", m->config.router.n_experts, H);
-    w->gate_up = wb_registry_slots(registry, w->moe_index, 2 * F * H);
-    w->down = wb_registry_slots(registry, w->moe_index, H * F);
+    w->gate_up = wb_registry_slots(registry, w->moe_index, 2 * F, H);
+    w->down = wb_registry_slots(registry, w->moe_index, H, F);
     for (int32_t e = 0; e < m->config.router.n_experts; e++) {
         wb_registry_tensor(registry, l, e, "gate_proj.weight", F, H, w->gate_up, 0);
         wb_registry_tensor(registry, l, e, "up_proj.weight", F, H, w->gate_up, F * H);
@@ -42,6 +42,10 @@ static wb_status open(wb_model *model, wb_workspace *memory, void *worker) {
     return wb_moe_exchange_open(model, memory, &m->exchange);
 }
 
+static wb_rows rows_of(const moe *m, const wb_buffer *buffer) {
+    return wb_activations(m->model, buffer);
+}
+
 static bool has_peers(const moe *m) {
     return wb_comm_size(m->model->comm) > 1;
 }
@@ -49,7 +53,7 @@ static bool has_peers(const moe *m) {
 /* For the n rows of this rank's slots. */
 static wb_status reserve_slots(moe *m, int64_t n, bool backward) {
     WB_TRY(wb_moe_experts_reserve(&m->experts, n, backward));
-    return wb_reserve(m->memory, &m->output, n, m->model->config.hidden_size, sizeof(float));
+    return wb_reserve_activations(m->model, m->memory, &m->output, n, m->model->config.hidden_size);
 }
 
 static wb_status reserve(void *worker, const void *weights, int64_t T, bool backward) {
@@ -60,25 +64,26 @@ static wb_status reserve(void *worker, const void *weights, int64_t T, bool back
     m->backward = backward;
     WB_TRY(wb_moe_choice_reserve(&m->choice, T, backward));
     WB_TRY(wb_layer_plan_reserve(&m->plan, T));
-    WB_TRY(wb_reserve(m->memory, &m->rows, n_pairs, H, sizeof(float)));
+    WB_TRY(wb_reserve_activations(m->model, m->memory, &m->rows, n_pairs, H));
     if (!has_peers(m)) return reserve_slots(m, n_pairs, backward);
-    return wb_reserve(m->memory, &m->sent, n_pairs, H, sizeof(float));
+    return wb_reserve_activations(m->model, m->memory, &m->sent, n_pairs, H);
 }
 
 /* rows (=) the outputs of the experts for x[T,H]. */
-static wb_status run_experts(moe *m, const wb_moe_weights *w, const float *x) {
+static wb_status run_experts(moe *m, const wb_moe_weights *w, wb_rows x) {
     wb_device *dev = m->model->device;
-    if (!has_peers(m)) return wb_moe_experts_forward(&m->experts, &m->plan, w, x, m->rows.data);
+    if (!has_peers(m)) return wb_moe_experts_forward(&m->experts, &m->plan, w, x, rows_of(m, &m->rows));
     WB_TRY(dev->gather_rows(dev, m->plan.n_sent, m->model->config.hidden_size, m->plan.row_token.data, x,
-                            m->sent.data));
+                            rows_of(m, &m->sent)));
     WB_TRY(reserve_slots(m, m->plan.n, m->backward));
-    WB_TRY(wb_moe_send_to_experts(&m->exchange, &m->plan, m->sent.data));
-    WB_TRY(wb_moe_experts_forward(&m->experts, &m->plan, w, m->exchange.received.data, m->output.data));
-    return wb_moe_return_to_tokens(&m->exchange, &m->plan, m->output.data, m->rows.data);
+    WB_TRY(wb_moe_send_to_experts(&m->exchange, &m->plan, rows_of(m, &m->sent)));
+    WB_TRY(wb_moe_experts_forward(&m->experts, &m->plan, w, rows_of(m, &m->exchange.received),
+                                  rows_of(m, &m->output)));
+    return wb_moe_return_to_tokens(&m->exchange, &m->plan, rows_of(m, &m->output), rows_of(m, &m->rows));
 }
 
 static wb_status forward(void *worker, const void *weights, const wb_pass *pass, const wb_state *state,
-                         const float *x, float *y) {
+                         wb_rows x, wb_rows y) {
     moe *m = worker;
     const wb_moe_weights *w = weights;
     wb_device *dev = m->model->device;
@@ -89,31 +94,31 @@ static wb_status forward(void *worker, const void *weights, const wb_pass *pass,
     WB_TRY(wb_layer_plan_make(&m->plan, &m->exchange, pass, w->moe_index));
     if (pass->used && !pass->recompute) WB_TRY(wb_layer_plan_used(&m->plan, pass, w->moe_index));
     WB_TRY(run_experts(m, w, x));
-    return dev->moe_combine(dev, T, K, H, wb_f32_rows(m->rows.data), m->plan.pair_row.data,
-                            m->choice.weights.data, wb_f32_rows(y));
+    return dev->moe_combine(dev, T, K, H, rows_of(m, &m->rows), m->plan.pair_row.data, m->choice.weights.data,
+                            y);
 }
 
 /* Gradients of the experts' inputs from those of their outputs, which come in `output` or, with several
  * ranks, in `sent`; *drows_out: where they lie, row by row. */
-static wb_status run_experts_backward(moe *m, const wb_moe_weights *w, const float *x, float *const *grads,
-                                      const float **drows_out) {
+static wb_status run_experts_backward(moe *m, const wb_moe_weights *w, wb_rows x, float *const *grads,
+                                      wb_rows *drows_out) {
     wb_device *dev = m->model->device;
-    float *output = m->output.data;
+    const wb_rows output = rows_of(m, &m->output);
     if (!has_peers(m)) {
         *drows_out = output;
         return wb_moe_experts_backward(&m->experts, &m->plan, w, x, grads, output);
     }
-    *drows_out = m->rows.data;
-    WB_TRY(wb_moe_send_to_experts(&m->exchange, &m->plan, m->sent.data));
-    const float *received = m->exchange.received.data;
+    *drows_out = rows_of(m, &m->rows);
+    WB_TRY(wb_moe_send_to_experts(&m->exchange, &m->plan, rows_of(m, &m->sent)));
+    const wb_rows received = rows_of(m, &m->exchange.received);
     WB_TRY(dev->gather_rows(dev, m->plan.n, m->model->config.hidden_size, m->plan.to_received.data, received,
                             output));
     WB_TRY(wb_moe_experts_backward(&m->experts, &m->plan, w, received, grads, output));
-    return wb_moe_return_to_tokens(&m->exchange, &m->plan, output, m->rows.data);
+    return wb_moe_return_to_tokens(&m->exchange, &m->plan, output, rows_of(m, &m->rows));
 }
 
-static wb_status backward(void *worker, const void *weights, const wb_pass *pass, const float *x,
-                          const float *dy, float *const *grads, float *dx) {
+static wb_status backward(void *worker, const void *weights, const wb_pass *pass, wb_rows x, wb_rows dy,
+                          float *const *grads, wb_rows dx) {
     moe *m = worker;
     const wb_moe_weights *w = weights;
     wb_device *dev = m->model->device;
@@ -122,14 +127,13 @@ static wb_status backward(void *worker, const void *weights, const wb_pass *pass
 
     /* With several ranks `sent` is free once its content has gone, and so are `rows` after the combine's
      * backward. */
-    float *const doutputs = has_peers(m) ? m->sent.data : m->output.data;
+    const wb_rows doutputs = rows_of(m, has_peers(m) ? &m->sent : &m->output);
     const int32_t *pair_row = m->plan.pair_row.data;
-    const float *drows;
-    WB_TRY(dev->moe_combine_backward(dev, T, K, H, wb_f32_rows(m->rows.data), pair_row,
-                                     m->choice.weights.data, wb_f32_rows(dy), wb_f32_rows(doutputs),
-                                     m->choice.dweights.data));
+    wb_rows drows;
+    WB_TRY(dev->moe_combine_backward(dev, T, K, H, rows_of(m, &m->rows), pair_row, m->choice.weights.data, dy,
+                                     doutputs, m->choice.dweights.data));
     WB_TRY(run_experts_backward(m, w, x, grads, &drows));
-    WB_TRY(dev->moe_combine(dev, T, K, H, wb_f32_rows(drows), pair_row, NULL, wb_f32_rows(dx)));
+    WB_TRY(dev->moe_combine(dev, T, K, H, drows, pair_row, NULL, dx));
     return wb_moe_choose_backward(&m->choice, w, pass, x, grads, dx);
 }
 

@@ -44,11 +44,11 @@ wb_ids wb_moe_ids(const wb_model *model, void *routes, int32_t moe_index);
 
 /* Logits of x[T,H], then ids by the direction of each row, then the weights of those ids: the one place where
  * experts are chosen. */
-wb_status wb_moe_choose(wb_moe_choice *choice, const wb_moe_weights *w, const wb_pass *pass, const float *x);
+wb_status wb_moe_choose(wb_moe_choice *choice, const wb_moe_weights *w, const wb_pass *pass, wb_rows x);
 
 /* dx[T,H] (+=) and the router's gradient (+=) from dweights. */
 wb_status wb_moe_choose_backward(wb_moe_choice *choice, const wb_moe_weights *w, const wb_pass *pass,
-                                 const float *x, float *const *grads, float *dx);
+                                 wb_rows x, float *const *grads, wb_rows dx);
 
 /* ---- plan ------------------------------------------------------------------------------------ */
 
@@ -107,10 +107,10 @@ wb_status wb_moe_exchange_open(wb_model *model, wb_workspace *memory, wb_moe_exc
 wb_status wb_moe_exchange_counts(wb_moe_exchange *exchange, const int32_t *counts, int32_t *received);
 
 /* rows[n_sent, H] of this rank's tokens -> exchange->received[n, H]. Collective. */
-wb_status wb_moe_send_to_experts(wb_moe_exchange *exchange, const wb_layer_plan *plan, const float *rows);
+wb_status wb_moe_send_to_experts(wb_moe_exchange *exchange, const wb_layer_plan *plan, wb_rows rows);
 /* grouped[n, H] of this rank's slots -> rows[n_sent, H] of its tokens. Collective. */
-wb_status wb_moe_return_to_tokens(wb_moe_exchange *exchange, const wb_layer_plan *plan, const float *grouped,
-                                  float *rows);
+wb_status wb_moe_return_to_tokens(wb_moe_exchange *exchange, const wb_layer_plan *plan, wb_rows grouped,
+                                  wb_rows rows);
 
 /* ---- experts --------------------------------------------------------------------------------- */
 
@@ -128,10 +128,10 @@ wb_status wb_moe_experts_reserve(wb_moe_experts *experts, int64_t n, bool backwa
 /* output[n,H] (=) of each row's expert for the rows that `plan` takes from x: the tokens' [T, H], or with R >
  * 1 what was received. */
 wb_status wb_moe_experts_forward(wb_moe_experts *experts, const wb_layer_plan *plan, const wb_moe_weights *w,
-                                 const float *x, float *output);
+                                 wb_rows x, wb_rows output);
 
 /* `grad` [n, H]: in, of the outputs; out, of the inputs. x as in the forward. Uses up gate_up. */
 wb_status wb_moe_experts_backward(wb_moe_experts *experts, const wb_layer_plan *plan, const wb_moe_weights *w,
-                                  const float *x, float *const *grads, float *grad);
+                                  wb_rows x, float *const *grads, wb_rows grad);
 
 #endif

@@ -45,32 +45,36 @@ static size_t lay_out(int32_t R, const int64_t *rows, size_t row_bytes, size_t *
 }
 
 /* All-to-all of rows [*, H] that lie by rank on both sides. */
-static wb_status exchange_rows(wb_moe_exchange *exchange, const int64_t *send_rows, const float *send,
-                               const int64_t *receive_rows, float *receive) {
+static wb_status exchange_rows(wb_moe_exchange *exchange, const int64_t *send_rows, wb_rows send,
+                               const int64_t *receive_rows, wb_rows receive) {
     wb_workspace *memory = exchange->memory;
     const int32_t R = wb_comm_size(exchange->model->comm);
-    const size_t row_bytes = (size_t)exchange->model->config.hidden_size * sizeof(float);
+    const size_t row_bytes = (size_t)exchange->model->config.hidden_size * wb_dtype_size(send.dtype);
     const size_t sent = lay_out(R, send_rows, row_bytes, exchange->send_bytes, exchange->send_offsets);
     const size_t received =
         lay_out(R, receive_rows, row_bytes, exchange->receive_bytes, exchange->receive_offsets);
     const void *from;
     void *to;
-    WB_TRY(wb_host_view_read(memory, &exchange->stage_send, send, sent, &from));
-    WB_TRY(wb_host_view_write(memory, &exchange->stage_receive, receive, received, &to));
+    WB_TRY(wb_host_view_read(memory, &exchange->stage_send, send.data, sent, &from));
+    WB_TRY(wb_host_view_write(memory, &exchange->stage_receive, receive.data, received, &to));
     WB_TRY(all_to_all(exchange, from, to));
-    return wb_host_view_commit(memory, receive, to, received);
+    return wb_host_view_commit(memory, receive.data, to, received);
 }
 
-wb_status wb_moe_send_to_experts(wb_moe_exchange *exchange, const wb_layer_plan *plan, const float *rows) {
-    const int64_t H = exchange->model->config.hidden_size;
-    WB_TRY(wb_reserve(exchange->memory, &exchange->received, plan->n, H, sizeof(float)));
-    return exchange_rows(exchange, plan->send_rows, rows, plan->receive_rows, exchange->received.data);
+wb_status wb_moe_send_to_experts(wb_moe_exchange *exchange, const wb_layer_plan *plan, wb_rows rows) {
+    const wb_model *model = exchange->model;
+    WB_TRY(wb_reserve_activations(model, exchange->memory, &exchange->received, plan->n,
+                                  model->config.hidden_size));
+    return exchange_rows(exchange, plan->send_rows, rows, plan->receive_rows,
+                         wb_activations(model, &exchange->received));
 }
 
-wb_status wb_moe_return_to_tokens(wb_moe_exchange *exchange, const wb_layer_plan *plan, const float *grouped,
-                                  float *rows) {
-    wb_device *dev = exchange->model->device;
-    const int64_t H = exchange->model->config.hidden_size;
-    WB_TRY(dev->gather_rows(dev, plan->n, H, plan->to_grouped.data, grouped, exchange->received.data));
-    return exchange_rows(exchange, plan->receive_rows, exchange->received.data, plan->send_rows, rows);
+wb_status wb_moe_return_to_tokens(wb_moe_exchange *exchange, const wb_layer_plan *plan, wb_rows grouped,
+                                  wb_rows rows) {
+    const wb_model *model = exchange->model;
+    wb_device *dev = model->device;
+    const wb_rows leaving = wb_activations(model, &exchange->received);
+    WB_TRY(
+        dev->gather_rows(dev, plan->n, model->config.hidden_size, plan->to_grouped.data, grouped, leaving));
+    return exchange_rows(exchange, plan->receive_rows, leaving, plan->send_rows, rows);
 }

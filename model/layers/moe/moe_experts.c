@@ -4,57 +4,59 @@
 #include "model_dispatch.h"
 
 wb_status wb_moe_experts_reserve(wb_moe_experts *experts, int64_t n, bool backward) {
-    const int64_t H = experts->model->config.hidden_size, F = experts->model->config.expert_width;
-    WB_TRY(wb_reserve(experts->memory, &experts->input, n, H, sizeof(float)));
-    WB_TRY(wb_reserve(experts->memory, &experts->gate_up, n, 2 * F, sizeof(float)));
-    WB_TRY(wb_reserve(experts->memory, &experts->act, n, F, sizeof(float)));
-    return backward ? wb_reserve(experts->memory, &experts->dact, n, F, sizeof(float)) : WB_OK;
+    const wb_model *model = experts->model;
+    wb_workspace *memory = experts->memory;
+    const int64_t H = model->config.hidden_size, F = model->config.expert_width;
+    WB_TRY(wb_reserve_activations(model, memory, &experts->input, n, H));
+    WB_TRY(wb_reserve_activations(model, memory, &experts->gate_up, n, 2 * F));
+    WB_TRY(wb_reserve_activations(model, memory, &experts->act, n, F));
+    return backward ? wb_reserve_activations(model, memory, &experts->dact, n, F) : WB_OK;
 }
 
 /* The matrices [out, in] of a storage, a slot each, over the rows of the slots. */
-static wb_grouped group(const wb_moe_experts *experts, const wb_layer_plan *plan, int32_t param, int64_t out,
-                        int64_t in) {
+static wb_grouped group(const wb_moe_experts *experts, const wb_layer_plan *plan, int32_t param,
+                        int64_t out) {
     const wb_model *model = experts->model;
     const bool alone = wb_comm_size(model->comm) == 1;
     wb_grouped g = {.n_groups = (int32_t)wb_model_local_slots(model),
                     .offsets = alone ? plan->offsets.data : plan->grouped_offsets.data,
                     .max_rows = alone ? plan->T * model->config.router.top_k : plan->n,
-                    .w = {wb_param_data(model, param), model->params[param].dtype, out, in}};
+                    .w = wb_model_weight(model, param)};
+    g.w.rows = out;
     return g;
 }
 
 static wb_grouped group_gate_up(const wb_moe_experts *experts, const wb_layer_plan *plan,
                                 const wb_moe_weights *w) {
-    const wb_config *config = &experts->model->config;
     const bool alone = wb_comm_size(experts->model->comm) == 1;
-    wb_grouped g = group(experts, plan, w->gate_up, 2 * config->expert_width, config->hidden_size);
+    wb_grouped g = group(experts, plan, w->gate_up, 2 * experts->model->config.expert_width);
     g.gather = alone ? plan->row_token.data : plan->to_received.data;
-    g.gathered = wb_f32_rows(experts->input.data);
+    g.gathered = wb_activations(experts->model, &experts->input);
     return g;
 }
 
 static wb_grouped group_down(const wb_moe_experts *experts, const wb_layer_plan *plan,
                              const wb_moe_weights *w) {
-    const wb_config *config = &experts->model->config;
-    return group(experts, plan, w->down, config->hidden_size, config->expert_width);
+    return group(experts, plan, w->down, experts->model->config.hidden_size);
 }
 
 wb_status wb_moe_experts_forward(wb_moe_experts *experts, const wb_layer_plan *plan, const wb_moe_weights *w,
-                                 const float *x, float *output) {
-    wb_device *dev = experts->model->device;
+                                 wb_rows x, wb_rows output) {
+    const wb_model *model = experts->model;
+    wb_device *dev = model->device;
     const wb_grouped gate_up = group_gate_up(experts, plan, w), down = group_down(experts, plan, w);
-    const wb_rows act = wb_f32_rows(experts->act.data), none = wb_f32_rows(NULL);
-    WB_TRY(dev->grouped_matmul(dev, &gate_up, wb_f32_rows(x), wb_f32_rows(experts->gate_up.data), act));
-    return dev->grouped_matmul(dev, &down, act, wb_f32_rows(output), none);
+    const wb_rows act = wb_activations(model, &experts->act), none = {0};
+    WB_TRY(dev->grouped_matmul(dev, &gate_up, x, wb_activations(model, &experts->gate_up), act));
+    return dev->grouped_matmul(dev, &down, act, output, none);
 }
 
 wb_status wb_moe_experts_backward(wb_moe_experts *experts, const wb_layer_plan *plan, const wb_moe_weights *w,
-                                  const float *x, float *const *grads, float *grad) {
-    wb_device *dev = experts->model->device;
+                                  wb_rows x, float *const *grads, wb_rows grad) {
+    const wb_model *model = experts->model;
+    wb_device *dev = model->device;
     const wb_grouped gate_up = group_gate_up(experts, plan, w), down = group_down(experts, plan, w);
-    const wb_rows dgate_up = wb_f32_rows(experts->gate_up.data), none = wb_f32_rows(NULL);
-    WB_TRY(dev->grouped_matmul_backward(dev, &down, wb_f32_rows(experts->act.data), wb_f32_rows(grad),
-                                        grads[w->down], wb_f32_rows(experts->dact.data), dgate_up));
-    return dev->grouped_matmul_backward(dev, &gate_up, wb_f32_rows(x), dgate_up, grads[w->gate_up],
-                                        wb_f32_rows(grad), none);
+    const wb_rows dgate_up = wb_activations(model, &experts->gate_up), none = {0};
+    WB_TRY(dev->grouped_matmul_backward(dev, &down, wb_activations(model, &experts->act), grad,
+                                        grads[w->down], wb_activations(model, &experts->dact), dgate_up));
+    return dev->grouped_matmul_backward(dev, &gate_up, x, dgate_up, grads[w->gate_up], grad, none);
 }
