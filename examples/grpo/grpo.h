@@ -199,8 +199,8 @@ typedef struct optimizer {
 wb_status optimizer_open(wb_model *model, wb_train *train, wb_device *device, wb_comm *comm,
                          optimizer *opt_out);
 void optimizer_close(optimizer *opt);
-/* After wb_model_set_placement: zeros for the moments of tensors that came to this rank, which the caller then
- * brings from a rank that held them. The memory of those that went stays for when they come back. */
+/* After wb_model_set_placement: zeros for the moments of tensors that came to this rank, which the caller
+ * then brings from a rank that held them. The memory of those that went stays for when they come back. */
 wb_status optimizer_take_moments(optimizer *opt);
 /* Clips the global gradient norm to o->grad_clip (0: no limit) and updates. MISMATCH names a tensor whose
  * moments were not taken. Collective. */
