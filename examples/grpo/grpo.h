@@ -184,8 +184,8 @@ void loss_sequence(const loss_options *o, size_t n, const float *logprobs, const
 /* ---- optimizer.c ----------------------------------------------------------------------------- */
 
 /* AdamW over the registry's local tensors, f32 master weights being the trained model's own. Moments belong
- * to a tensor, an expert's too, and not to the slot or the address that it has at the time: each rank that has
- * a replica of the expert keeps them once. */
+ * to a tensor, an expert's too, and not to the slot or the address that it has at the time: each rank that
+ * has a replica of the expert keeps them once. */
 typedef struct optimizer {
     wb_model *model;
     wb_train *train;
