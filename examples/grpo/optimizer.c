@@ -1,6 +1,6 @@
-/* optimizer.c - AdamW over the tensors that live on this rank; the f32 weights of the trained model are the
- * master weights. Replicated weights, and the replicas of an expert, have the same gradients on every rank
- * after wb_train_reduce_grads, so they stay the same. */
+/* optimizer.c - AdamW over the tensors that live on this rank; the f32 weights of the trained model are
+ * the master weights. Replicated weights, and the replicas of an expert, have the same gradients on every
+ * rank after wb_train_reduce_grads, so they stay the same. */
 #include "grpo.h"
 #include "wb_memory.h"
 
