@@ -1,7 +1,7 @@
 /* mpi_comm.c - the MPI transport, under mpirun: the common core with ordinary messages, and with messages so
  * short that every larger buffer takes several; then ranks that are late, give up, or are elsewhere. All
  * ranks exit with the same verdict. */
-#include "comm_core.h"
+#include "comm_core_sizes.h"
 #include "mpi/comm_mpi.h"
 
 #include <time.h>
@@ -18,15 +18,15 @@ static int run(uint64_t seed, int message_bytes) {
         fprintf(stderr, "open: %s\n", wb_error_message());
         return 1;
     }
-    const int failures = comm_core_run(comm, seed);
+    const int failures = comm_core_run(comm, seed) + comm_core_sizes(comm, seed);
     wb_comm_close(comm);
     return failures;
 }
 
 /* The communicator of each is dead at the end; a job of one rank waits for nobody. */
-static int run_failures(int (*body)(wb_comm *, size_t)) {
+static int run_failures(int (*body)(wb_comm *, size_t), size_t n) {
     int failures = 0;
-    for (size_t call = 0; call < CORE_WAITS; call++) {
+    for (size_t call = 0; call < n; call++) {
         wb_comm *comm = NULL;
         if (wb_comm_open_mpi(MPI_COMM_WORLD, &comm) != WB_OK) return failures + 1;
         if (wb_comm_size(comm) > 1) failures += body(comm, call);
@@ -71,9 +71,10 @@ int main(int argc, char **argv) {
     failures += wb_comm_open_mpi(MPI_COMM_NULL, &comm) != WB_INVALID_ARGUMENT;
     failures += run(seed, 0);
     failures += run(seed + 1, SHORT_MESSAGE_BYTES);
-    failures += run_failures(comm_core_late);
-    failures += run_failures(comm_core_gives_up);
-    failures += run_failures(elsewhere);
+    failures += run_failures(comm_core_late, CORE_WAITS);
+    failures += run_failures(comm_core_gives_up, CORE_WAITS);
+    failures += run_failures(comm_core_broadcast_sizes, CORE_ODD_SIZES);
+    failures += run_failures(elsewhere, CORE_WAITS);
     MPI_Allreduce(&failures, &any, 1, MPI_INT, MPI_MAX, MPI_COMM_WORLD);
     MPI_Finalize();
     return any == 0 ? 0 : 1;
