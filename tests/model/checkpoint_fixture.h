@@ -3,6 +3,7 @@
 #ifndef WB_CHECKPOINT_FIXTURE_H
 #define WB_CHECKPOINT_FIXTURE_H
 
+#include "model_weights.h"
 #include "support/temp_files.h"
 #include "wb_json.h"
 
