@@ -86,6 +86,10 @@ void *wb_comm_state(const wb_comm *comm) {
     return comm->state;
 }
 
+wb_comm_count wb_comm_stats(const wb_comm *comm) {
+    return comm->count;
+}
+
 void wb_comm_close(wb_comm *comm) {
     if (comm) comm->ops.close(comm);
 }
@@ -119,6 +123,7 @@ wb_status wb_comm_broadcast(wb_comm *comm, void *buffer, size_t bytes, int root)
         return wb_fail(WB_INVALID_ARGUMENT, "broadcast: root: expected 0..%d, found %d", comm->size - 1,
                        root);
     WB_TRY(wb_comm_check_buffer("broadcast", "buffer", buffer, bytes));
+    comm->count.broadcasts++;
     return comm->ops.broadcast(comm, buffer, bytes, root);
 }
 
@@ -128,6 +133,7 @@ wb_status wb_comm_all_gather(wb_comm *comm, const void *send, size_t bytes, void
                        comm->size);
     WB_TRY(wb_comm_check_buffer("all_gather", "send", send, bytes));
     WB_TRY(wb_comm_check_buffer("all_gather", "recv", recv, bytes));
+    comm->count.all_gathers++;
     return comm->ops.all_gather(comm, send, bytes, recv);
 }
 
@@ -149,9 +155,11 @@ wb_status wb_comm_all_to_all_v(wb_comm *comm, const void *send, const size_t *se
                                const size_t *recv_offsets) {
     WB_TRY(wb_comm_check_parts(comm->size, "send", send, send_bytes, send_offsets));
     WB_TRY(wb_comm_check_parts(comm->size, "recv", recv, recv_bytes, recv_offsets));
+    comm->count.all_to_alls++;
     return comm->ops.all_to_all_v(comm, send, send_bytes, send_offsets, recv, recv_bytes, recv_offsets);
 }
 
 wb_status wb_comm_barrier(wb_comm *comm) {
+    comm->count.barriers++;
     return comm->ops.barrier(comm);
 }

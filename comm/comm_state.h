@@ -23,6 +23,7 @@ struct wb_comm {
     /* From malloc, since a larger one replaces it: WB_GATHER_BYTES and a u64 a rank, or more. */
     unsigned char *scratch;
     size_t scratch_bytes;
+    wb_comm_count count;
 };
 
 /* INVALID_ARGUMENT for a pointer that is NULL although there are bytes to be read or written. */

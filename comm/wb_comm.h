@@ -77,6 +77,14 @@ WB_API int wb_comm_rank(const wb_comm *comm);
 WB_API int wb_comm_size(const wb_comm *comm);
 WB_API const char *wb_comm_name(const wb_comm *comm);
 
+/* Calls of this rank since it was opened, by what the adapter did: other calls are made of these. */
+typedef struct wb_comm_count {
+    uint64_t broadcasts, all_gathers, all_to_alls, barriers;
+} wb_comm_count;
+
+/* Not collective. */
+WB_API wb_comm_count wb_comm_stats(const wb_comm *comm);
+
 /* ---- moving bytes -------------------------------------------------------------------------------- */
 
 /* buffer, `bytes` bytes: read on rank `root`, written on all others. */

@@ -15,8 +15,9 @@
  *     wb_exchange_close(exchange);                  before wb_comm_close
  *
  * Collective: starts come in the same order on all ranks, and so do waits, which need not be in the order of
- * the starts. Up to WB_EXCHANGE_IN_FLIGHT may be started and not yet waited for. Sizes are known to both
- * sides, so that nothing but the data travels. In the steady state nothing is allocated.
+ * the starts; calls of the communicator have the same place among them. Up to WB_EXCHANGE_IN_FLIGHT may be
+ * started and not yet waited for. Sizes are known to both sides, so that nothing but the data travels. In the
+ * steady state nothing is allocated.
  *
  * Memory: `data` and buffers are memory of the device, the caller's, and left alone from the start on (what
  * is read may be read by others meanwhile) until wait has returned, well or not, or the exchange is closed.

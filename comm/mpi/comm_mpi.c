@@ -8,6 +8,7 @@
  * given up (mpi_control.h), and a receive that was posted can be taken back, so that MPI does not write into
  * the caller's memory after the call has failed. */
 #include "comm_mpi.h"
+#include "exchange_mpi.h"
 #include "mpi_control.h"
 #include "wb_check.h"
 
@@ -292,7 +293,13 @@ static const wb_comm_ops mpi_ops = {.size = sizeof(wb_comm_ops),
                                     .all_to_all_v = mpi_all_to_all_v,
                                     .barrier = mpi_barrier,
                                     .abort = mpi_abort,
-                                    .close = mpi_close};
+                                    .close = mpi_close,
+                                    .open_exchange = wb_mpi_open_exchange};
+
+wb_mpi_link wb_comm_mpi_link(wb_comm *comm) {
+    mpi_state *state = wb_comm_state(comm);
+    return (wb_mpi_link){state->comm, &state->control, state->message_bytes};
+}
 
 /* Everything that is local to this rank; without a communicator yet. This adapter is a library of its own
  * that links what users link, so that base's owners are not there for it. */
