@@ -11,6 +11,7 @@ static const wb_op forward_ops[] = {
     WB_OP_gather_rows,
     WB_OP_swiglu_forward,
     WB_OP_add,
+    WB_OP_cast,
     WB_OP_bias_forward,
     WB_OP_clamp,
     WB_OP_attention_forward,

@@ -140,6 +140,9 @@ static inline void perturb_vectors(fixture *f, uint64_t seed) {
     }
 }
 
+/* Of the models that fixture_create makes. */
+static wb_dtype fixture_activations = WB_F32;
+
 /* A random model of `config`: the same one for a seed on any number of ranks and threads. */
 static inline fixture fixture_create(const wb_config *config, uint64_t seed, wb_comm *comm, int threads) {
     fixture f = {.comm = comm};
@@ -147,6 +150,7 @@ static inline fixture fixture_create(const wb_config *config, uint64_t seed, wb_
     wb_model_options options = wb_model_options_default();
     options.device = f.device;
     options.comm = comm;
+    options.activations = fixture_activations;
     MUST(wb_model_create(config, seed, 0.25F, &options, &f.model));
     perturb_vectors(&f, seed);
     fixture_finish(&f);

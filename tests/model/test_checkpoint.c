@@ -79,8 +79,11 @@ static wb_status compare(const wb_model *model, const char *expect, int32_t *dif
 }
 
 static wb_status rank_work(job *j, wb_comm *comm, wb_device *device) {
-    wb_model_options options = {
-        .size = sizeof(wb_model_options), .device = device, .comm = comm, .dtype = j->dtype};
+    wb_model_options options = {.size = sizeof(wb_model_options),
+                                .device = device,
+                                .comm = comm,
+                                .dtype = j->dtype,
+                                .activations = WB_F32};
     wb_model *model = NULL;
     int r = wb_comm_rank(comm);
     wb_status status = j->open[r] ? wb_model_open(j->open[r], &options, &model)
@@ -226,8 +229,11 @@ static wb_model *open_one(const char *path, wb_dtype dtype, wb_device **device, 
     wb_model *model = NULL;
     assert_int_equal(wb_device_open_cpu(1, device), WB_OK);
     assert_int_equal(wb_comm_open_self(comm), WB_OK);
-    wb_model_options options = {
-        .size = sizeof(wb_model_options), .device = *device, .comm = *comm, .dtype = dtype};
+    wb_model_options options = {.size = sizeof(wb_model_options),
+                                .device = *device,
+                                .comm = *comm,
+                                .dtype = dtype,
+                                .activations = WB_F32};
     if (wb_model_open(path, &options, &model) != WB_OK) fail_msg("%s", wb_error_message());
     return model;
 }
@@ -369,8 +375,11 @@ static void test_wide_weights_are_rounded_to_nearest_even(void **state) {
     wb_device *device;
     wb_comm *comm;
     wb_model *wide = open_one(golden("qwen3_moe").text, WB_F32, &device, &comm);
-    wb_model_options options = {
-        .size = sizeof(wb_model_options), .device = device, .comm = comm, .dtype = WB_BF16};
+    wb_model_options options = {.size = sizeof(wb_model_options),
+                                .device = device,
+                                .comm = comm,
+                                .dtype = WB_BF16,
+                                .activations = WB_F32};
     wb_model *narrow = NULL, *copy = NULL;
     assert_int_equal(wb_model_open(golden("qwen3_moe").text, &options, &narrow), WB_OK);
     assert_int_equal(wb_model_create(wb_model_config(wide), 1, 0.5f, &options, &copy), WB_OK);
@@ -723,8 +732,11 @@ static void test_created_weights_are_normal_and_differ_by_seed_and_name(void **s
     wb_comm *comm;
     wb_model *golden_model = open_one(golden("olmoe").text, WB_F32, &device, &comm), *a = NULL, *b = NULL;
     wb_config config = *wb_model_config(golden_model);
-    wb_model_options options = {
-        .size = sizeof(wb_model_options), .device = device, .comm = comm, .dtype = WB_F32};
+    wb_model_options options = {.size = sizeof(wb_model_options),
+                                .device = device,
+                                .comm = comm,
+                                .dtype = WB_F32,
+                                .activations = WB_F32};
     assert_int_equal(wb_model_create(&config, 1, 0.5f, &options, &a), WB_OK);
     assert_int_equal(wb_model_create(&config, 2, 0.5f, &options, &b), WB_OK);
     double sum = 0, squares = 0, beyond = 0, n = 0;
@@ -756,8 +768,11 @@ static void test_copy_weights_needs_the_same_model(void **state) {
     wb_device *device;
     wb_comm *comm;
     wb_model *qwen = open_one(golden("qwen3_moe").text, WB_F32, &device, &comm), *olmoe = NULL, *fresh = NULL;
-    wb_model_options options = {
-        .size = sizeof(wb_model_options), .device = device, .comm = comm, .dtype = WB_F32};
+    wb_model_options options = {.size = sizeof(wb_model_options),
+                                .device = device,
+                                .comm = comm,
+                                .dtype = WB_F32,
+                                .activations = WB_F32};
     assert_int_equal(wb_model_open(golden("olmoe").text, &options, &olmoe), WB_OK);
     assert_int_equal(wb_model_copy_weights(olmoe, qwen), WB_MISMATCH);
     assert_int_equal(wb_model_create(wb_model_config(qwen), 3, 0.1f, &options, &fresh), WB_OK);
@@ -785,8 +800,11 @@ static void fingerprint_of(const wb_config *config, char out[33]) {
     wb_model *model = NULL;
     assert_int_equal(wb_device_open_cpu(1, &device), WB_OK);
     assert_int_equal(wb_comm_open_self(&comm), WB_OK);
-    wb_model_options options = {
-        .size = sizeof(wb_model_options), .device = device, .comm = comm, .dtype = WB_F32};
+    wb_model_options options = {.size = sizeof(wb_model_options),
+                                .device = device,
+                                .comm = comm,
+                                .dtype = WB_F32,
+                                .activations = WB_F32};
     if (wb_model_create(config, 1, 0.1f, &options, &model) != WB_OK) fail_msg("%s", wb_error_message());
     memcpy(out, wb_model_routes(model)->fingerprint, 33);
     close_one(model, device, comm);
@@ -963,26 +981,37 @@ static void test_bad_options(void **state) {
     wb_device *device;
     wb_comm *comm;
     wb_model *model = open_one(golden("olmoe").text, WB_F32, &device, &comm), *out = NULL;
-    wb_model_options options = {
-        .size = sizeof(wb_model_options), .device = device, .comm = comm, .dtype = WB_F16};
+    wb_model_options options = {.size = sizeof(wb_model_options),
+                                .device = device,
+                                .comm = comm,
+                                .dtype = WB_F16,
+                                .activations = WB_F32};
     assert_int_equal(wb_model_open(golden("olmoe").text, &options, &out), WB_INVALID_ARGUMENT);
     assert_int_equal(wb_model_open(golden("olmoe").text, NULL, &out), WB_INVALID_ARGUMENT);
     options.comm = NULL;
     assert_int_equal(wb_model_create(wb_model_config(model), 1, 1, &options, &out), WB_INVALID_ARGUMENT);
-    options =
-        (wb_model_options){.size = sizeof(wb_model_options), .device = device, .comm = comm, .dtype = WB_F32};
+    options = (wb_model_options){.size = sizeof(wb_model_options),
+                                 .device = device,
+                                 .comm = comm,
+                                 .dtype = WB_F32,
+                                 .activations = WB_F32};
     assert_int_equal(wb_model_open(NULL, &options, &out), WB_INVALID_ARGUMENT);
     assert_int_equal(wb_model_create(NULL, 1, 1, &options, &out), WB_INVALID_ARGUMENT);
-    options.reserved[0] = 1;
+    options.activations = WB_F16;
     assert_int_equal(wb_model_open(golden("olmoe").text, &options, &out), WB_INVALID_ARGUMENT);
-    assert_message_has("model options: reserved[0]: expected 0, found 1");
+    assert_message_has("activations: expected f32 or bf16, found f16");
+    options.activations = WB_F32;
     options.size = 0; /* not from the initialiser */
     assert_int_equal(wb_model_open(golden("olmoe").text, &options, &out), WB_INVALID_ARGUMENT);
     assert_message_has("model options");
     struct {
         wb_model_options known;
         int64_t later;
-    } longer = {.known = {.size = sizeof longer, .device = device, .comm = comm, .dtype = WB_F32},
+    } longer = {.known = {.size = sizeof longer,
+                          .device = device,
+                          .comm = comm,
+                          .dtype = WB_F32,
+                          .activations = WB_F32},
                 .later = 1};
     assert_int_equal(wb_model_open(golden("olmoe").text, &longer.known, &out), WB_INVALID_ARGUMENT);
     assert_message_has("model options");

@@ -17,6 +17,8 @@ typedef struct moe {
     wb_buffer input; /* [n, H]; R > 1 (one rank works on `sent` itself) */
 
     wb_buffer output; /* [n, H] */
+
+    wb_buffer wide_in, wide_out; /* f32 [T, H]: rows of bf16 activations, widened and not yet rounded */
 } moe;
 
 static void declare(wb_registry *registry, int32_t l, void *weights) {
@@ -57,7 +59,30 @@ static wb_status reserve(void *worker, const void *weights, int64_t T, bool back
     WB_TRY(wb_moe_choice_reserve(&m->choice, T, backward));
     WB_TRY(wb_moe_plan_reserve(&m->plan, T));
     WB_TRY(wb_reserve(m->memory, &m->sent, n_pairs, H, sizeof(float)));
+    if (m->model->activations != WB_F32) {
+        WB_TRY(wb_reserve(m->memory, &m->wide_in, T, H, sizeof(float)));
+        WB_TRY(wb_reserve(m->memory, &m->wide_out, T, H, sizeof(float)));
+    }
     return wb_reserve(m->memory, &m->rows, n_pairs, H, sizeof(float));
+}
+
+/* The part computes in f32: *wide_out are `rows`, or a copy of them in `copy`. */
+static wb_status widen(const moe *m, int64_t T, wb_rows rows, const wb_buffer *copy, const float **wide_out) {
+    wb_device *dev = m->model->device;
+    *wide_out = rows.dtype == WB_F32 ? rows.data : copy->data;
+    if (rows.dtype == WB_F32) return WB_OK;
+    return dev->cast(dev, T * m->model->config.hidden_size, rows, wb_f32_rows(copy->data));
+}
+
+/* Where to compute what `rows` are to be, and their rounding from there. */
+static float *wide_rows(const moe *m, wb_rows rows) {
+    return rows.dtype == WB_F32 ? rows.data : m->wide_out.data;
+}
+
+static wb_status round_rows(const moe *m, int64_t T, wb_rows rows) {
+    wb_device *dev = m->model->device;
+    if (rows.dtype == WB_F32) return WB_OK;
+    return dev->cast(dev, T * m->model->config.hidden_size, wb_f32_rows(m->wide_out.data), rows);
 }
 
 /* For the rows that come from all ranks. */
@@ -77,23 +102,27 @@ static wb_status run_experts(moe *m, const wb_moe_weights *w) {
 }
 
 static wb_status forward(void *worker, const void *weights, const wb_pass *pass, const wb_state *state,
-                         wb_rows x, wb_rows y) {
+                         wb_rows x_rows, wb_rows y) {
     moe *m = worker;
     const wb_moe_weights *w = weights;
     wb_device *dev = m->model->device;
     const int32_t K = m->model->config.router.top_k;
     const int64_t T = pass->T, H = m->model->config.hidden_size;
+    const float *x;
     (void)state;
-    WB_TRY(wb_moe_choose(&m->choice, w, pass, x.data));
+    WB_TRY(widen(m, T, x_rows, &m->wide_in, &x));
+    WB_TRY(wb_moe_choose(&m->choice, w, pass, x));
     WB_TRY(
         wb_moe_plan_make(&m->plan, &m->exchange, T, wb_moe_ids(m->model, pass->routing->ids, w->moe_index)));
     if (pass->used && !pass->recompute)
         WB_TRY(wb_moe_plan_used(&m->plan, T, wb_moe_ids(m->model, pass->used, w->moe_index)));
     WB_TRY(reserve_received(m));
-    WB_TRY(dev->gather_rows(dev, T * K, H, m->plan.row_token.data, x, wb_f32_rows(m->sent.data)));
+    WB_TRY(
+        dev->gather_rows(dev, T * K, H, m->plan.row_token.data, wb_f32_rows(x), wb_f32_rows(m->sent.data)));
     WB_TRY(run_experts(m, w));
-    return dev->moe_combine(dev, T, K, H, m->rows.data, m->plan.choice_row.data, m->choice.weights.data,
-                            false, y.data);
+    WB_TRY(dev->moe_combine(dev, T, K, H, m->rows.data, m->plan.choice_row.data, m->choice.weights.data,
+                            false, wide_rows(m, y)));
+    return round_rows(m, T, y);
 }
 
 /* Gradients of the experts' inputs from those of their outputs, which come in `sent` or, with one rank, in
@@ -111,8 +140,8 @@ static wb_status run_experts_backward(moe *m, const wb_moe_weights *w, float *co
     return wb_moe_return_to_tokens(&m->exchange, &m->plan, output, m->rows.data);
 }
 
-static wb_status backward(void *worker, const void *weights, const wb_pass *pass, wb_rows x, wb_rows dy,
-                          float *const *grads, wb_rows dx) {
+static wb_status backward(void *worker, const void *weights, const wb_pass *pass, wb_rows x_rows,
+                          wb_rows dy_rows, float *const *grads, wb_rows dx_rows) {
     moe *m = worker;
     const wb_moe_weights *w = weights;
     wb_device *dev = m->model->device;
@@ -123,12 +152,17 @@ static wb_status backward(void *worker, const void *weights, const wb_pass *pass
     /* With several ranks the experts hold `input`, so that `sent` is free once its content has gone, and so
      * are `rows` after the combine's backward. */
     float *const doutputs = has_peers(m) ? m->sent.data : m->output.data;
-    const float *drows;
+    const float *drows, *x, *dy;
+    float *dx = wide_rows(m, dx_rows);
+    /* dy takes the place of x until dx is there, and x that of dy after it. */
+    WB_TRY(widen(m, T, dy_rows, &m->wide_in, &dy));
     WB_TRY(dev->moe_combine_backward(dev, T, K, H, m->rows.data, m->plan.choice_row.data,
-                                     m->choice.weights.data, dy.data, doutputs, m->choice.dweights.data));
+                                     m->choice.weights.data, dy, doutputs, m->choice.dweights.data));
     WB_TRY(run_experts_backward(m, w, grads, &drows));
-    WB_TRY(dev->moe_combine(dev, T, K, H, drows, m->plan.choice_row.data, NULL, false, dx.data));
-    return wb_moe_choose_backward(&m->choice, w, pass, x.data, grads, dx.data);
+    WB_TRY(dev->moe_combine(dev, T, K, H, drows, m->plan.choice_row.data, NULL, false, dx));
+    WB_TRY(widen(m, T, x_rows, &m->wide_in, &x));
+    WB_TRY(wb_moe_choose_backward(&m->choice, w, pass, x, grads, dx));
+    return round_rows(m, T, dx_rows);
 }
 
 const wb_layer_kind wb_layer_moe = {
