@@ -1,5 +1,6 @@
 /* exchange.c - the data plane over any adapter: made, closed, its works in flight, their groups and their
- * end, and how it dies. Refuses: what a group is made of (exchange_ops.c), how its items travel (adapters). */
+ * end, and how it dies. Refuses: what a group is made of (exchange_ops.c), how its items travel
+ * (adapters). */
 #include "comm_state.h"
 #include "exchange_state.h"
 #include "wb_check.h"

@@ -1,4 +1,5 @@
-/* exchange_mpi.h - the data plane between MPI processes, as the communicator's adapter offers it (internal). */
+/* exchange_mpi.h - the data plane between MPI processes, as the communicator's adapter offers it
+ * (internal). */
 #ifndef WB_EXCHANGE_MPI_H
 #define WB_EXCHANGE_MPI_H
 
