@@ -143,8 +143,8 @@ typedef struct wb_comm_ops {
     wb_status (*barrier)(wb_comm *comm);
     void (*abort)(wb_comm *comm);
     void (*close)(wb_comm *comm); /* frees the adapter's state, then calls wb_comm_delete */
-    /* wb_exchange_open of this transport (wb_exchange.h), collective; NULL: it has no data plane, and who needs
-     * one gets UNSUPPORTED */
+    /* wb_exchange_open of this transport (wb_exchange.h), collective; NULL: it has no data plane, and who
+     * needs one gets UNSUPPORTED */
     wb_status (*open_exchange)(wb_comm *comm, const struct wb_exchange_memory *memory,
                                struct wb_exchange **exchange_out);
 } wb_comm_ops;

@@ -286,6 +286,13 @@ static void mpi_close(wb_comm *comm) {
     wb_comm_delete(comm);
 }
 
+static wb_status mpi_open_exchange(wb_comm *comm, const wb_exchange_memory *memory,
+                                   wb_exchange **exchange_out) {
+    mpi_state *state = wb_comm_state(comm);
+    const wb_mpi_link link = {state->comm, &state->control, state->message_bytes};
+    return wb_mpi_open_exchange(comm, &link, memory, exchange_out);
+}
+
 static const wb_comm_ops mpi_ops = {.size = sizeof(wb_comm_ops),
                                     .name = "mpi",
                                     .broadcast = mpi_broadcast,
@@ -294,12 +301,7 @@ static const wb_comm_ops mpi_ops = {.size = sizeof(wb_comm_ops),
                                     .barrier = mpi_barrier,
                                     .abort = mpi_abort,
                                     .close = mpi_close,
-                                    .open_exchange = wb_mpi_open_exchange};
-
-wb_mpi_link wb_comm_mpi_link(wb_comm *comm) {
-    mpi_state *state = wb_comm_state(comm);
-    return (wb_mpi_link){state->comm, &state->control, state->message_bytes};
-}
+                                    .open_exchange = mpi_open_exchange};
 
 /* Everything that is local to this rank; without a communicator yet. This adapter is a library of its own
  * that links what users link, so that base's owners are not there for it. */

@@ -299,12 +299,13 @@ static wb_status open_together(mpi_exchange *x, wb_status local) {
     return check_mpi(MPI_Comm_set_errhandler(x->mpi, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler");
 }
 
-wb_status wb_mpi_open_exchange(wb_comm *comm, const wb_exchange_memory *memory, wb_exchange **exchange_out) {
+wb_status wb_mpi_open_exchange(wb_comm *comm, const wb_mpi_link *link, const wb_exchange_memory *memory,
+                               wb_exchange **exchange_out) {
     mpi_exchange *x = calloc(1, sizeof *x), none = {.comm = comm, .memory = *memory};
     wb_exchange *exchange = NULL;
     if (!x) return open_together(&none, wb_fail(WB_OUT_OF_MEMORY, "exchange over MPI"));
     *x = (mpi_exchange){.comm = comm,
-                        .link = wb_comm_mpi_link(comm),
+                        .link = *link,
                         .memory = *memory,
                         .mpi = MPI_COMM_NULL,
                         .rank = wb_comm_rank(comm),

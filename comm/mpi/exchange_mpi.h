@@ -1,4 +1,5 @@
-/* exchange_mpi.h - the data plane between MPI processes, as the communicator's adapter offers it (internal). */
+/* exchange_mpi.h - the data plane between MPI processes, as the communicator's adapter offers it
+ * (internal). */
 #ifndef WB_EXCHANGE_MPI_H
 #define WB_EXCHANGE_MPI_H
 
@@ -12,10 +13,8 @@ typedef struct wb_mpi_link {
     size_t message_bytes; /* the longest message */
 } wb_mpi_link;
 
-/* In comm_mpi.c. */
-wb_mpi_link wb_comm_mpi_link(wb_comm *comm);
-
-/* wb_comm_ops.open_exchange of MPI. */
-wb_status wb_mpi_open_exchange(wb_comm *comm, const wb_exchange_memory *memory, wb_exchange **exchange_out);
+/* wb_comm_ops.open_exchange of MPI; `link` is copied. */
+wb_status wb_mpi_open_exchange(wb_comm *comm, const wb_mpi_link *link, const wb_exchange_memory *memory,
+                               wb_exchange **exchange_out);
 
 #endif

@@ -1,8 +1,8 @@
 /* exchange_failures.h - how a data plane ends: sizes that disagree, ranks that are late, give up, close early
  * or have a broken device, and calls that are refused. One core for threads and MPI.
  *
- * Each body takes a communicator of its own, of at least two ranks, and whether the host may touch the memory;
- * but for the refused calls it is dead at the end. */
+ * Each body takes a communicator of its own, of at least two ranks, and whether the host may touch the
+ * memory; but for the refused calls it is dead at the end. */
 #ifndef EXCHANGE_FAILURES_H
 #define EXCHANGE_FAILURES_H
 

@@ -1,6 +1,6 @@
-/* mpi_exchange.c - the data plane between MPI processes, under mpirun: the common core, with ordinary messages
- * and with messages so short that every larger transfer takes several; then how it
- * ends. All ranks exit with the same verdict. */
+/* mpi_exchange.c - the data plane between MPI processes, under mpirun: the common core, with ordinary
+ * messages and with messages so short that every larger transfer takes several; then how it ends. All ranks
+ * exit with the same verdict. */
 #include "comm/exchange_failures.h"
 #include "mpi/comm_mpi.h"
 
@@ -19,7 +19,7 @@ static int run(uint64_t seed, int message_bytes, bool host_access) {
     return failures;
 }
 
-/* The communicator of each is dead at the end, but for the last of them; a job of one rank waits for nobody. */
+/* The communicator of each is dead at the end, but for the first; a job of one rank waits for nobody. */
 static int run_failures(size_t failing) {
     int failures = 0;
     for (size_t way = 0; way < exchange_failures[failing].ways; way++)
