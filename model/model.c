@@ -2,6 +2,7 @@
  * Refuses: where values come from (model_open.c, model_create.c), which tensors there are
  * (architecture.c). */
 #include "config.h"
+#include "exchange_memory.h"
 #include "registry.h"
 #include "wb_options.h"
 
@@ -61,8 +62,14 @@ wb_status wb_model_new(const wb_config *config, const wb_family_rules *family,
     return WB_OK;
 }
 
+wb_status wb_model_open_exchange(wb_model *m) {
+    const wb_exchange_memory memory = wb_device_exchange_memory(m->device);
+    return wb_exchange_open(m->comm, &memory, &m->exchange);
+}
+
 void wb_model_close(wb_model *m) {
     if (!m) return;
+    wb_exchange_close(m->exchange);
     wb_workspace_close(&m->memory);
     free(m->source_config);
     wb_companions_close(m->companions);

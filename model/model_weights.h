@@ -6,6 +6,7 @@
 #include "families/family.h"
 #include "wb_check.h"
 #include "wb_checkpoint_dir.h"
+#include "wb_exchange.h"
 #include "wb_model.h"
 #include "wb_workspace.h"
 
@@ -36,6 +37,7 @@ struct wb_model {
     const wb_family_rules *family;
     wb_device *device;
     wb_comm *comm;
+    wb_exchange *exchange; /* over comm, for the device's memory; NULL until the ranks have met */
     wb_dtype dtype;
     wb_workspace memory; /* of everything below, but for what is of the source */
 
@@ -92,6 +94,9 @@ wb_status wb_model_read_options(const wb_model_options *options, wb_model_option
 
 /* That all ranks have the same model. `source` tells checkpoints or seeds apart. Collective. */
 wb_status wb_model_check_peers(const wb_model *model, const void *source, size_t bytes);
+
+/* Opens the model's exchange. Collective. */
+wb_status wb_model_open_exchange(wb_model *model);
 
 /* Fills route_model from config and family (routes_of_model.c). */
 wb_status wb_model_describe_routes(wb_model *model);
