@@ -8,12 +8,14 @@
 #ifndef WB_RANDOM_H
 #define WB_RANDOM_H
 
+#include "wb_host_device.h"
+
 #include <stdint.h>
 
 #define WB_RANDOM_STEP UINT64_C(0x9e3779b97f4a7c15)
 
 /* A 64-bit number that looks unrelated to x; different x give different numbers. */
-static inline uint64_t wb_mix64(uint64_t x) {
+static WB_HD uint64_t wb_mix64(uint64_t x) {
     x += WB_RANDOM_STEP;
     x = (x ^ (x >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
     x = (x ^ (x >> 27)) * UINT64_C(0x94d049bb133111eb);

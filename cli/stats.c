@@ -115,9 +115,9 @@ static uint32_t quantile(const stats *s, const uint32_t *sorted, int percent) {
     return sorted[(s->records - 1) * (uint64_t)percent / 100];
 }
 
-/* Tokens that top-k and top-p kept at a sampled one; 0 where no record has a mask. */
+/* Tokens that top-k and top-p kept at a sampled one; there are masked tokens. */
 static double mean_kept(const stats *s) {
-    return s->masked_tokens ? (double)s->kept / (double)s->masked_tokens : 0;
+    return (double)s->kept / (double)s->masked_tokens;
 }
 
 static double mean(const stats *s, uint64_t sum) {
@@ -132,6 +132,13 @@ static void print_lengths(const stats *s, const char *name, const uint32_t *sort
     printf(" %10.1f\n", mean(s, sum));
 }
 
+static void print_sampling(const stats *s) {
+    if (s->with_sampling == 0) return;
+    printf("\nsampling of %" PRIu64 " records, kept tokens of %" PRIu64, s->with_sampling, s->with_mask);
+    if (s->masked_tokens > 0) printf(" (mean %.1f a sampled token)", mean_kept(s));
+    printf("\n");
+}
+
 static void print_tables(const stats *s) {
     printf("records %" PRIu64 ", tokens %" PRIu64 ", valid rows %" PRIu64 "\n", s->records,
            s->prompt_sum + s->sampled_sum, s->rows);
@@ -140,9 +147,7 @@ static void print_tables(const stats *s) {
     printf("\n\n%-10s %8s %8s %8s %8s %8s %10s\n", "tokens", "min", "p50", "p90", "p99", "max", "mean");
     print_lengths(s, "prompt", s->prompt, s->prompt_sum);
     print_lengths(s, "sampled", s->sampled, s->sampled_sum);
-    if (s->with_sampling > 0)
-        printf("\nsampling of %" PRIu64 " records, kept tokens of %" PRIu64 " (mean %.1f a sampled token)\n",
-               s->with_sampling, s->with_mask, mean_kept(s));
+    print_sampling(s);
     printf("\n%6s %12s %10s %9s %8s %10s %8s\n", "layer", "choices", "max/mean", "entropy", "top",
            "top share", "unused");
     for (uint32_t l = 0; l < s->model->n_moe_layers; l++) {
@@ -189,7 +194,7 @@ static void print_json(const stats *s) {
     json_lengths(s, "prompt", s->prompt, s->prompt_sum);
     json_lengths(s, "sampled", s->sampled, s->sampled_sum);
     printf(",\"sampling\":{\"records\":%" PRIu64 ",\"masks\":%" PRIu64, s->with_sampling, s->with_mask);
-    json_pair("mean_kept", mean_kept(s));
+    if (s->masked_tokens > 0) json_pair("mean_kept", mean_kept(s));
     printf("},\"layers\":[");
     for (uint32_t l = 0; l < s->model->n_moe_layers; l++) json_layer(s, l);
     printf("]}\n");

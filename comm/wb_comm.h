@@ -25,9 +25,10 @@
  * call returns PEER at once, on all ranks, and what is left is to close it.
  *
  * Errors: INVALID_ARGUMENT is found before anything is sent, on the rank that passed the argument. PEER: a
- * rank gave up, is late or is gone, or MPI failed. MISMATCH: the ranks' calls do not fit together, where the
- * adapter can tell. OUT_OF_MEMORY: an all-reduce has no memory for its scratch; all ranks return then, the
- * others with PEER, and the communicator lives. After a failure outputs hold anything.
+ * rank gave up, is late or is gone, or MPI failed. MISMATCH: the ranks' calls or sizes do not fit together;
+ * nothing is written outside of what this rank expects, and no message is left for the next call.
+ * OUT_OF_MEMORY: an all-reduce has no memory for its scratch; all ranks return then, the others with PEER,
+ * and the communicator lives. After a failure outputs hold anything.
  */
 #ifndef WB_COMM_H
 #define WB_COMM_H
@@ -96,7 +97,7 @@ WB_API wb_status wb_comm_all_gather(wb_comm *comm, const void *send, size_t byte
 
 /* Each rank sends a part to each rank, itself included. The send_bytes[s] bytes at send + send_offsets[s] go
  * to rank s; the part from rank r arrives at recv + recv_offsets[r]. The four arrays are [R], in bytes.
- * recv_bytes[r] on rank s must be send_bytes[s] on rank r: MISMATCH otherwise where the adapter can tell.
+ * recv_bytes[r] on rank s must be send_bytes[s] on rank r: MISMATCH on both otherwise.
  * send and recv do not overlap. */
 WB_API wb_status wb_comm_all_to_all_v(wb_comm *comm, const void *send, const size_t *send_bytes,
                                       const size_t *send_offsets, void *recv, const size_t *recv_bytes,

@@ -26,6 +26,18 @@ bool wb_key_is(const char *key, size_t length, const char *name) {
     return key && strlen(name) == length && memcmp(key, name, length) == 0;
 }
 
+uint32_t wb_scan_key(wb_scan *s, const char *const *names, uint32_t n, uint32_t *seen) {
+    const size_t at = s->pos;
+    size_t length = 0;
+    const char *key = wb_scan_str(s, &length);
+    uint32_t k = 0;
+    while (k < n && !wb_key_is(key, length, names[k])) k++;
+    if (k == n) return n;
+    if (*seen >> k & 1) wb_scan_refuse(s, at, "a key is there twice");
+    *seen |= UINT32_C(1) << k;
+    return k;
+}
+
 bool wb_is_index(const wb_file_bytes *file, uint64_t begin, uint64_t end) {
     wb_scan scan = wb_scan_range(file->bytes, begin, end);
     size_t length = 0;

@@ -1,5 +1,5 @@
 /* dump_parse.h - from a file's bytes to what they say (internal): header (dump_header.c), records
- * (dump_record.c), index (dump_parse.c), as in dump_layout.h.
+ * (dump_record.c, dump_runs.c), index (dump_parse.c), as in dump_layout.h.
  *
  * Owns: every check of one object against itself. Refuses: other objects, decoding, I/O. Results point
  * into the file's bytes, and to arrays that belong to the owner given. Messages begin
@@ -51,6 +51,10 @@ wb_status wb_parse_fail(const wb_file_bytes *file, const wb_scan *scan);
 
 /* Whether a key, which may be NULL, is `name`. */
 bool wb_key_is(const char *key, size_t length, const char *name);
+
+/* Reads the next key of a map: its number among `names` [n], n up to 32, or n for any other. The bits of
+ * *seen are the named ones read before, of which none may come again. */
+uint32_t wb_scan_key(wb_scan *scan, const char *const *names, uint32_t n, uint32_t *seen);
 
 /* Where the object at `begin` ends. When the file ends first, *cut_out is true and *end_out the file's
  * size. */

@@ -1,159 +1,19 @@
 /* dump_record.c - parses a record of a dump with the bounded cursor; see dump_parse.h.
  *
  * Each key's value is read as it comes; the checks of keys against each other follow at the end, when all
- * are there. The payloads of `data` are left out of the record's checksum on the way. */
+ * are there. Refuses: runs of rows (dump_runs.c), how tokens were sampled (dump_sampling.c). */
+#include "dump_record.h"
 #include "dump_layout.h"
-#include "dump_parse.h"
 #include "wb_route_limits.h"
 #include "wb_text.h"
 
 #include <inttypes.h>
 #include <string.h>
 
-typedef struct record_parser {
-    const wb_file_bytes *file;
-    const wb_route_model *model;
-    wb_scan scan;
-    wb_hash hash;
-    uint64_t hashed;  /* file position up to which the hash has seen the record */
-    wb_owner *memory; /* of the record's arrays */
-    wb_stored_record *out;
-    wb_status status; /* of what the cursor cannot say; its message is set */
-} record_parser;
-
-/* Keeps the payload of a data bin out of the record's checksum. */
-static void leave_out(record_parser *p, const uint8_t *payload, size_t size) {
-    wb_hash_add(&p->hash, p->file->bytes + p->hashed, (size_t)(payload - (p->file->bytes + p->hashed)));
-    p->hashed = (uint64_t)(payload - p->file->bytes) + size;
-}
-
-static void parse_data(record_parser *p, wb_stored_run *run) {
-    wb_scan *s = &p->scan;
-    run->data_at = s->pos;
-    run->n_chunks = wb_scan_is_array(s) ? wb_scan_array(s) : 1;
-    for (uint32_t c = 0; c < run->n_chunks && s->error == WB_SCAN_OK; c++) {
-        size_t size = 0;
-        const uint8_t *payload = wb_scan_bin(s, &size);
-        if (!payload) return;
-        leave_out(p, payload, size);
-        run->chunk = payload;
-        run->stored_bytes += size;
-    }
-}
-
-static void parse_codec(record_parser *p, wb_stored_run *run) {
-    size_t length = 0, at = p->scan.pos;
-    const char *name = wb_scan_str(&p->scan, &length);
-    if (!name || wb_codec_from_name(name, length, &run->codec)) return;
-    int shown = length < 64 ? (int)length : 64;
-    p->status =
-        wb_fail(WB_UNSUPPORTED, "%s: byte %zu: unknown codec \"%.*s\"", p->file->name, at, shown, name);
-}
-
-/* A run's parts against each other and the model. `begin` is the run's first byte. */
-static void run_shape(record_parser *p, const wb_stored_run *run, size_t valid_bytes, size_t begin) {
-    uint64_t decoded = (uint64_t)run->rows * wb_route_row_bytes(p->model);
-    if (run->valid && valid_bytes != ((size_t)run->rows + 7) / 8)
-        wb_scan_refuse(&p->scan, begin, "valid does not have a bit a row");
-    if (run->codec == WB_CODEC_RAW && run->stored_bytes != decoded && p->scan.error == WB_SCAN_OK &&
-        p->status == WB_OK)
-        p->status = wb_fail(WB_CORRUPT,
-                            "%s: byte %zu: data: expected %" PRIu64 " bytes (%" PRIu32 " rows x %" PRIu32
-                            " layers x %" PRIu32 " choices), found %" PRIu64,
-                            p->file->name, begin, decoded, run->rows, p->model->n_moe_layers, p->model->top_k,
-                            run->stored_bytes);
-    if (run->codec == WB_CODEC_ZSTD && !wb_zstd_plausible(decoded, run->stored_bytes))
-        wb_scan_refuse(&p->scan, begin, "data is too small to hold that many rows");
-}
-
-enum { RUN_START = 1, RUN_ROWS = 2, RUN_CODEC = 4, RUN_XXH3 = 8, RUN_DATA = 16, RUN_VALID = 32 };
-#define RUN_REQUIRED (RUN_START | RUN_ROWS | RUN_CODEC | RUN_XXH3 | RUN_DATA)
-
-static unsigned run_key(const char *key, size_t length) {
-    static const struct {
-        const char *name;
-        unsigned bit;
-    } keys[] = {{"start", RUN_START}, {"rows", RUN_ROWS}, {"codec", RUN_CODEC},
-                {"xxh3", RUN_XXH3},   {"data", RUN_DATA}, {"valid", RUN_VALID}};
-    for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++)
-        if (wb_key_is(key, length, keys[i].name)) return keys[i].bit;
-    return 0;
-}
-
-static void parse_run_value(record_parser *p, unsigned key, wb_stored_run *run, size_t *valid_bytes) {
-    wb_scan *s = &p->scan;
-    switch (key) {
-    case RUN_START:
-        run->start = (uint32_t)wb_scan_uint(s, UINT32_MAX);
-        break;
-    case RUN_ROWS:
-        run->rows = (uint32_t)wb_scan_uint(s, UINT32_MAX);
-        break;
-    case RUN_CODEC:
-        parse_codec(p, run);
-        break;
-    case RUN_XXH3:
-        run->xxh3 = wb_scan_uint(s, UINT64_MAX);
-        break;
-    case RUN_DATA:
-        parse_data(p, run);
-        break;
-    case RUN_VALID:
-        run->valid = wb_scan_bin(s, valid_bytes);
-        break;
-    default:
-        wb_scan_skip(s);
-    }
-}
-
-static void parse_run(record_parser *p, wb_stored_run *run) {
-    wb_scan *s = &p->scan;
-    size_t begin = s->pos, valid_bytes = 0;
-    unsigned seen = 0;
-    uint32_t pairs = wb_scan_map(s);
-    for (; pairs > 0 && s->error == WB_SCAN_OK && p->status == WB_OK; pairs--) {
-        size_t length = 0, at = s->pos;
-        const char *key = wb_scan_str(s, &length);
-        unsigned bit = run_key(key, length);
-        if (seen & bit) {
-            wb_scan_refuse(s, at, "a key is there twice");
-            break;
-        }
-        seen |= bit;
-        parse_run_value(p, bit, run, &valid_bytes);
-    }
-    if ((seen & RUN_REQUIRED) != RUN_REQUIRED)
-        wb_scan_refuse(s, begin, "routes lacks one of start, rows, codec, xxh3, data");
-    run_shape(p, run, valid_bytes, begin);
-}
-
-/* An array for `count` members of `size` bytes, each of which takes at least `min_bytes` of the file. */
-static void *members(record_parser *p, uint32_t count, size_t min_bytes, size_t size) {
-    void *block = NULL;
-    if (p->scan.error != WB_SCAN_OK) return NULL;
-    if (count > (p->scan.end - p->scan.pos) / min_bytes) {
-        wb_scan_refuse(&p->scan, p->scan.pos, "a count is larger than the bytes left");
-        return NULL;
-    }
-    p->status = WB_OWN_ALLOC(p->memory, block, count, size, "parts of a record");
-    return block;
-}
-
-static void parse_routes(record_parser *p) {
-    wb_scan *s = &p->scan;
-    bool list = wb_scan_is_array(s);
-    uint32_t n = list ? wb_scan_array(s) : 1;
-    p->out->runs = members(p, n, 40, sizeof *p->out->runs);
-    if (!p->out->runs) return;
-    p->out->n_runs = n;
-    for (uint32_t i = 0; i < n && s->error == WB_SCAN_OK && p->status == WB_OK; i++)
-        parse_run(p, &p->out->runs[i]);
-}
-
-static void parse_spans(record_parser *p) {
+static void parse_spans(wb_record_parser *p) {
     wb_scan *s = &p->scan;
     uint32_t n = wb_scan_array(s);
-    p->out->spans = members(p, n, 4, sizeof *p->out->spans);
+    p->out->spans = wb_record_members(p, n, 4, sizeof *p->out->spans);
     if (!p->out->spans) return;
     p->out->n_spans = n;
     for (uint32_t i = 0; i < n && s->error == WB_SCAN_OK; i++) {
@@ -165,27 +25,25 @@ static void parse_spans(record_parser *p) {
     }
 }
 
-static void parse_prefix(record_parser *p) {
+static void parse_prefix(wb_record_parser *p) {
+    static const char *const names[] = {"rid", "rows"};
     wb_scan *s = &p->scan;
-    size_t begin = s->pos;
-    bool rows = false;
+    const size_t begin = s->pos;
+    uint32_t seen = 0;
     for (uint32_t pairs = wb_scan_map(s); pairs > 0 && s->error == WB_SCAN_OK; pairs--) {
-        size_t length = 0;
-        const char *key = wb_scan_str(s, &length);
-        if (wb_key_is(key, length, "rid")) {
+        const uint32_t key = wb_scan_key(s, names, 2, &seen);
+        if (key == 0)
             p->out->prefix_rid = wb_scan_str(s, &p->out->prefix_rid_length);
-        } else if (wb_key_is(key, length, "rows")) {
+        else if (key == 1)
             p->out->prefix_rows = (uint32_t)wb_scan_uint(s, UINT32_MAX);
-            rows = true;
-        } else {
+        else
             wb_scan_skip(s);
-        }
     }
-    if (!rows || !p->out->prefix_rid || p->out->prefix_rows == 0)
+    if (!p->out->prefix_rid || p->out->prefix_rows == 0)
         wb_scan_refuse(s, begin, "prefix lacks a rid or rows");
 }
 
-static void parse_finish(record_parser *p) {
+static void parse_finish(wb_record_parser *p) {
     size_t length = 0, at = p->scan.pos;
     const char *name = wb_scan_str(&p->scan, &length);
     for (int f = WB_FINISH_NONE; f <= WB_FINISH_ABORT; f++) {
@@ -234,14 +92,8 @@ static const char *const key_names[N_KEYS] = {
     [KEY_SAMPLING_MASK] = "sampling_mask",
 };
 
-static record_key key_of(const char *key, size_t length) {
-    int k = 0;
-    while (k < N_KEYS && !wb_key_is(key, length, key_names[k])) k++;
-    return (record_key)k;
-}
-
 /* The keys that parse_value leaves: those about sampling, and unknown ones. */
-static void parse_later_value(record_parser *p, record_key key) {
+static void parse_later_value(wb_record_parser *p, record_key key) {
     wb_stored_sampling *sampling = &p->out->sampling;
     wb_scan *s = &p->scan;
     switch (key) {
@@ -263,7 +115,7 @@ static void parse_later_value(record_parser *p, record_key key) {
     }
 }
 
-static void parse_value(record_parser *p, record_key key, uint32_t *n_logprobs) {
+static void parse_value(wb_record_parser *p, record_key key, uint32_t *n_logprobs) {
     wb_stored_record *r = p->out;
     wb_scan *s = &p->scan;
     switch (key) {
@@ -295,14 +147,14 @@ static void parse_value(record_parser *p, record_key key, uint32_t *n_logprobs) 
         parse_prefix(p);
         break;
     case KEY_ROUTES:
-        parse_routes(p);
+        wb_parse_routes(p);
         break;
     default:
         parse_later_value(p, key);
     }
 }
 
-static void digest_check(record_parser *p, uint64_t begin) {
+static void digest_check(wb_record_parser *p, uint64_t begin) {
     const wb_stored_sampling *sampling = &p->out->sampling;
     if (!sampling->has_digest || p->scan.error != WB_SCAN_OK) return;
     const uint64_t found = wb_hash64(p->out->tokens, (size_t)p->out->n_tokens * 4);
@@ -314,7 +166,7 @@ static void digest_check(record_parser *p, uint64_t begin) {
 }
 
 /* What the keys say about each other. */
-static void record_shape(record_parser *p, uint64_t begin, uint32_t n_logprobs) {
+static void record_shape(wb_record_parser *p, uint64_t begin, uint32_t n_logprobs) {
     const wb_stored_record *r = p->out;
     if (p->scan.pos != p->scan.end) wb_scan_refuse(&p->scan, p->scan.pos, "expected the record's end");
     if (r->prompt_len > r->n_tokens || (r->logprobs && n_logprobs != r->n_tokens - r->prompt_len))
@@ -329,23 +181,12 @@ static void record_shape(record_parser *p, uint64_t begin, uint32_t n_logprobs) 
     digest_check(p, begin);
 }
 
-static void parse_pairs(record_parser *p, uint64_t begin) {
+static void parse_pairs(wb_record_parser *p, uint64_t begin) {
     wb_scan *s = &p->scan;
-    unsigned seen = 0;
-    uint32_t n_logprobs = 0;
-    for (uint32_t pairs = wb_scan_map(s); pairs > 0 && s->error == WB_SCAN_OK && p->status == WB_OK;
-         pairs--) {
-        size_t length = 0, at = s->pos;
-        const char *key = wb_scan_str(s, &length);
-        record_key k = key_of(key, length);
-        if (k != N_KEYS && (seen >> k & 1)) {
-            wb_scan_refuse(s, at, "a key is there twice");
-            break;
-        }
-        seen |= k != N_KEYS ? 1u << k : 0;
-        parse_value(p, k, &n_logprobs);
-    }
-    unsigned required = (1u << N_REQUIRED) - 1;
+    uint32_t seen = 0, n_logprobs = 0, pairs = wb_scan_map(s);
+    for (; pairs > 0 && s->error == WB_SCAN_OK && p->status == WB_OK; pairs--)
+        parse_value(p, (record_key)wb_scan_key(s, key_names, N_KEYS, &seen), &n_logprobs);
+    const uint32_t required = (1u << N_REQUIRED) - 1;
     if ((seen & required) != required)
         wb_scan_refuse(s, begin,
                        "the record lacks one of rid, group, sample, prompt_len, tokens, finish, xxh3");
@@ -355,7 +196,7 @@ static void parse_pairs(record_parser *p, uint64_t begin) {
 wb_status wb_parse_record(const wb_file_bytes *file, uint64_t begin, uint64_t end,
                           const wb_route_model *model, wb_owner *memory, wb_stored_record *record_out) {
     wb_stored_record record = {0};
-    record_parser p = {.file = file, .model = model, .scan = wb_scan_range(file->bytes, begin, end)};
+    wb_record_parser p = {.file = file, .model = model, .scan = wb_scan_range(file->bytes, begin, end)};
     p.hashed = begin;
     p.memory = memory;
     p.out = &record;

@@ -50,38 +50,35 @@ const uint8_t *wb_scan_words(wb_scan *s, uint32_t *count_out) {
 }
 
 void wb_sampling_parse(wb_scan *s, wb_stored_sampling *sampling) {
-    enum { TEMPERATURE = 1, TOP_K = 2, TOP_P = 4 };
+    enum { TEMPERATURE, TOP_K, TOP_P, N_KEYS };
+    static const char *const names[N_KEYS] = {"temperature", "top_k", "top_p"};
     const size_t begin = s->pos;
-    unsigned seen = 0;
+    uint32_t seen = 0;
     for (uint32_t pairs = wb_scan_map(s); pairs > 0 && s->error == WB_SCAN_OK; pairs--) {
-        size_t length = 0;
-        const char *key = wb_scan_str(s, &length);
-        if (wb_key_is(key, length, "temperature")) {
+        const uint32_t key = wb_scan_key(s, names, N_KEYS, &seen);
+        if (key == TEMPERATURE)
             sampling->values.temperature = wb_scan_float(s);
-            seen |= TEMPERATURE;
-        } else if (wb_key_is(key, length, "top_k")) {
+        else if (key == TOP_K)
             sampling->values.top_k = (uint32_t)wb_scan_uint(s, UINT32_MAX);
-            seen |= TOP_K;
-        } else if (wb_key_is(key, length, "top_p")) {
+        else if (key == TOP_P)
             sampling->values.top_p = wb_scan_float(s);
-            seen |= TOP_P;
-        } else {
+        else
             wb_scan_skip(s);
-        }
     }
-    if (seen != (TEMPERATURE | TOP_K | TOP_P))
+    if (seen != (1u << N_KEYS) - 1)
         wb_scan_refuse(s, begin, "sampling lacks one of temperature, top_k, top_p");
     sampling->known = true;
 }
 
 void wb_sampling_mask_parse(wb_scan *s, wb_stored_sampling *sampling) {
+    static const char *const names[] = {"ids", "ends"};
     const size_t begin = s->pos;
+    uint32_t seen = 0;
     for (uint32_t pairs = wb_scan_map(s); pairs > 0 && s->error == WB_SCAN_OK; pairs--) {
-        size_t length = 0;
-        const char *key = wb_scan_str(s, &length);
-        if (wb_key_is(key, length, "ids"))
+        const uint32_t key = wb_scan_key(s, names, 2, &seen);
+        if (key == 0)
             sampling->mask_ids = wb_scan_words(s, &sampling->n_ids);
-        else if (wb_key_is(key, length, "ends"))
+        else if (key == 1)
             sampling->mask_ends = wb_scan_words(s, &sampling->n_ends);
         else
             wb_scan_skip(s);

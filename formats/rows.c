@@ -40,15 +40,19 @@ void wb_row_copy_valid(const uint8_t *valid, uint32_t first, uint32_t rows, uint
         if (wb_row_valid(valid, (size_t)first + r)) wb_row_set_valid(valid_out, r, true);
 }
 
+uint32_t wb_row_count(const uint8_t *valid, uint32_t rows) {
+    uint32_t n = 0;
+    for (uint32_t r = 0, alike; r < rows; r += alike) {
+        alike = wb_row_stretch(valid, r, rows);
+        if (wb_row_valid(valid, r)) n += alike;
+    }
+    return n;
+}
+
 uint64_t wb_record_count_rows(const wb_record *record) {
     uint64_t n = 0;
-    for (uint32_t i = 0; i < record->n_routes; i++) {
-        const wb_route_rows *run = &record->routes[i];
-        for (uint32_t r = 0, alike; r < run->rows; r += alike) {
-            alike = wb_row_stretch(run->valid, r, run->rows);
-            if (wb_row_valid(run->valid, r)) n += alike;
-        }
-    }
+    for (uint32_t i = 0; i < record->n_routes; i++)
+        n += wb_row_count(record->routes[i].valid, record->routes[i].rows);
     return n;
 }
 

@@ -107,7 +107,7 @@ typedef struct wb_record {
     const float *sampling_logprobs;
     /* The tokens that top-k and top-p kept when sampled token i was drawn, itself among them: mask_ids
      * [mask_ends[i - 1], mask_ends[i]) (from 0 for i = 0), strictly ascending ids below 2^31. mask_ends:
-     * [n_tokens - prompt_len]. Both NULL: not recorded, or nothing was cut off. */
+     * [n_tokens - prompt_len]. Both NULL: not recorded, or sampled without a limit. */
     const uint32_t *mask_ids, *mask_ends;
 } wb_record;
 
@@ -150,6 +150,9 @@ static inline void wb_row_set_valid(uint8_t *valid, size_t row, bool is_valid) {
 
 /* How many rows, from `row` on and below `rows`, are alike: all valid, or all not. At least 1; row < rows. */
 WB_API uint32_t wb_row_stretch(const uint8_t *valid, uint32_t row, uint32_t rows);
+
+/* The number of valid rows of a run of `rows`. */
+WB_API uint32_t wb_row_count(const uint8_t *valid, uint32_t rows);
 
 /* Copies the bits of rows [first, first + rows) to the beginning of valid_out, [(rows + 7) / 8] bytes that do
  * not overlap `valid`; bits after the last row become 0. `valid` NULL gives ones. */
@@ -312,6 +315,7 @@ typedef struct wb_dump_entry {
     const char *path;          /* the file's name with the directory, as messages say it */
     uint32_t n_spans;
     uint64_t weight_version; /* of the last span, under which the record was finished; 0 without spans */
+    uint64_t valid_rows;     /* of the stored ones, and all of the prefix */
 } wb_dump_entry;
 WB_API wb_status wb_dump_get_entry(wb_dump *dump, uint64_t i, wb_dump_entry *entry_out);
 

@@ -13,15 +13,10 @@
 #define WB_EXACT_MATH_H
 
 #include "wb_base.h"
+#include "wb_host_device.h"
 
 #include <math.h>
 #include <string.h>
-
-#ifdef __CUDACC__
-#define WB_HD __host__ __device__ __forceinline__
-#else
-#define WB_HD inline
-#endif
 
 /* ---- arithmetic that no compiler contracts -------------------------------------------------------- */
 

@@ -6,8 +6,22 @@
  *
  * Memory: pointers marked "device" belong to the backend (on the CPU they are ordinary memory); callers never
  * dereference them, they call ops, upload and download. Pointers marked "host" are ordinary memory. An op
- * keeps no pointer of its caller. Layout: row-major, rows contiguous unless a stride is given. Compute is
- * f32; matrices of weights are f32 or bf16 (widened exactly when read).
+ * keeps no pointer of its caller. Layout: row-major, rows contiguous unless a stride is given.
+ *
+ * Numbers: activations and their gradients (wb_rows) and matrices of weights (wb_weight) are f32 or bf16. All
+ * else is f32: logits, gate weights, vectors of weights, statistics of norms, softmax, log-probabilities,
+ * losses, gradients of weights, moments. Compute is f32. An op widens a bf16 operand, which is exact,
+ * computes on it what it computes on f32, in the same order, and rounds each element that it writes to a bf16
+ * operand once, at the end, to nearest even. Nothing in between is rounded. So
+ *   - matmul rounds c after the last k; when it accumulates, the widened c begins the chain
+ *   - rmsnorm rounds y and dx, not the mean of the squares; swiglu its product, not silu(gate)
+ *   - rope, add, bias and clamp round the new element; embed rounds y where the table is f32
+ *   - attention rounds out after the division by the softmax's sum, no score and no probability; dq; and dk
+ *     and dv after the sum over all queries of the call, which the widened dk and dv begin
+ *   - moe_combine rounds y after the last choice, its backward each element of drows
+ *   - gather, scatter, and kv_write between like dtypes, move bits.
+ * The rows of one call have one dtype unless the op says otherwise; any other mixture is INVALID_ARGUMENT,
+ * with op, operand, expected and found.
  *
  * Batch invariance: the result for one row (token) is the same bits whatever other rows are in the call,
  * however a prompt is cut into calls, and for any thread count. Reductions run in a fixed order that depends
@@ -86,6 +100,36 @@ WB_API wb_status wb_device_download(wb_device *device, void *host, const void *m
  * call. The first argument is the device; `w` are weights, `d...` gradients; "+=" accumulates, "=" writes.
  * All return INVALID_ARGUMENT or DEVICE as above. */
 
+/* ---- operands ------------------------------------------------------------------------------------ */
+
+/* Activations or their gradients: an op reads them, writes them or both, as it says. */
+typedef struct wb_rows {
+    /* device; of the shape that the op names */
+    void *data;
+    /* f32 or bf16 */
+    wb_dtype dtype;
+} wb_rows;
+
+static inline wb_rows wb_f32_rows(const float *data) {
+    wb_rows rows = {(void *)data, WB_F32};
+    return rows;
+}
+
+/* The rows that begin at element `first` of `rows`. */
+static inline wb_rows wb_rows_from(wb_rows rows, int64_t first) {
+    rows.data = (char *)rows.data + first * (int64_t)wb_dtype_size(rows.dtype);
+    return rows;
+}
+
+/* A matrix of weights, [rows, cols] = [out, in] of a Linear layer; a vector has one column. */
+typedef struct wb_weight {
+    /* device */
+    void *data;
+    /* f32 or bf16; of a vector f32 */
+    wb_dtype dtype;
+    int64_t rows, cols;
+} wb_weight;
+
 /* ---- memory -------------------------------------------------------------------------------------- */
 
 /* The contracts are those of wb_device_alloc, _free, _upload and _download. */
@@ -103,19 +147,17 @@ typedef wb_status wb_zero_fn(wb_device *dev, void *device, size_t bytes);
 /* ---- matmul -------------------------------------------------------------------------------------- */
 
 /* C[m,n] = (accumulate ? C[m,n] : 0) + sum over ascending k of A(m,k) * B(k,n), one fma chain for each
- * element. A(m,k) = a[m * a_row + k * a_col], B(k,n) = b[k * b_row + n * b_col]; of each pair of strides
- * one is 1. C rows are ldc apart. M, N or K may be 0 (K = 0 writes zeros, or nothing when accumulating). */
+ * element. a, b and c may each be f32 or bf16, whatever the others are. A(m,k) = a[m * a_row + k * a_col],
+ * B(k,n) = b[k * b_row + n * b_col]; of each pair of strides one is 1. C rows are ldc apart. M, N or K may be
+ * 0 (K = 0 writes zeros, or nothing when accumulating). */
 typedef struct wb_matmul {
     int64_t M, N, K;
-    /* device, f32 */
-    const float *a;
+    wb_rows a;
     int64_t a_row, a_col;
-    /* device, f32 or bf16 */
-    const void *b;
-    wb_dtype b_dtype;
+    /* activations or weights */
+    wb_rows b;
     int64_t b_row, b_col;
-    /* device, f32 */
-    float *c;
+    wb_rows c;
     int64_t ldc;
     bool accumulate;
 } wb_matmul;
@@ -125,73 +167,76 @@ typedef struct wb_matmul {
 typedef wb_status wb_matmul_fn(wb_device *dev, int64_t count, const wb_matmul *list);
 
 /* y[T,out] = x[T,in] w[out,in]^T : a Linear layer's forward. */
-static inline wb_matmul wb_matmul_forward(int64_t T, int64_t in, int64_t out, const float *x, const void *w,
-                                          wb_dtype w_dtype, float *y) {
-    wb_matmul m = {T, out, in, x, in, 1, w, w_dtype, 1, in, y, out, false};
+static inline wb_matmul wb_matmul_forward(int64_t T, wb_rows x, wb_weight w, wb_rows y) {
+    wb_rows b = {w.data, w.dtype};
+    wb_matmul m = {T, w.rows, w.cols, x, w.cols, 1, b, 1, w.cols, y, w.rows, false};
     return m;
 }
 
 /* dx[T,in] (+)= dy[T,out] w[out,in] : the gradient of its input. */
-static inline wb_matmul wb_matmul_dgrad(int64_t T, int64_t in, int64_t out, const float *dy, const void *w,
-                                        wb_dtype w_dtype, float *dx, bool accumulate) {
-    wb_matmul m = {T, in, out, dy, out, 1, w, w_dtype, in, 1, dx, in, accumulate};
+static inline wb_matmul wb_matmul_dgrad(int64_t T, wb_rows dy, wb_weight w, wb_rows dx, bool accumulate) {
+    wb_rows b = {w.data, w.dtype};
+    wb_matmul m = {T, w.cols, w.rows, dy, w.rows, 1, b, w.cols, 1, dx, w.cols, accumulate};
     return m;
 }
 
 /* dw[out,in] += dy[T,out]^T x[T,in] : the gradient of its weight. */
-static inline wb_matmul wb_matmul_wgrad(int64_t T, int64_t in, int64_t out, const float *dy, const float *x,
+static inline wb_matmul wb_matmul_wgrad(int64_t T, int64_t in, int64_t out, wb_rows dy, wb_rows x,
                                         float *dw) {
-    wb_matmul m = {out, in, T, dy, 1, out, x, WB_F32, in, 1, dw, in, true};
+    wb_matmul m = {out, in, T, dy, 1, out, x, in, 1, wb_f32_rows(dw), in, true};
     return m;
 }
 
 /* ---- rows and elements --------------------------------------------------------------------------- */
 
-/* y[T,H] = table[tokens[t],:], widened. Backward: dtable[V,H] += scattered dy[T,H], ascending t. tokens:
- * device [T]. */
-typedef wb_status wb_embed_forward_fn(wb_device *dev, int64_t T, int64_t H, const int32_t *tokens,
-                                      const void *table, wb_dtype table_dtype, float *y);
+/* y[T,H] = table[tokens[t],:], H = table.cols. Backward: dtable[V,H] += scattered dy[T,H], ascending t.
+ * tokens: device [T]. */
+typedef wb_status wb_embed_forward_fn(wb_device *dev, int64_t T, const int32_t *tokens, wb_weight table,
+                                      wb_rows y);
 typedef wb_status wb_embed_backward_fn(wb_device *dev, int64_t T, int64_t H, const int32_t *tokens,
-                                       const float *dy, float *dtable);
+                                       wb_rows dy, float *dtable);
 
 /* y[n,width] = x * rsqrt(mean(x^2) + eps) * w[width]; y may be x. Backward: dx (=), may be dy; dw (+=), may
  * be NULL. Also the per-head query/key norm, with n = T * heads and width = head_dim. */
-typedef wb_status wb_rmsnorm_forward_fn(wb_device *dev, int64_t n, int64_t width, const float *x,
-                                        const float *w, float eps, float *y);
-typedef wb_status wb_rmsnorm_backward_fn(wb_device *dev, int64_t n, int64_t width, const float *x,
-                                         const float *w, float eps, const float *dy, float *dx, float *dw);
+typedef wb_status wb_rmsnorm_forward_fn(wb_device *dev, int64_t n, int64_t width, wb_rows x, const float *w,
+                                        float eps, wb_rows y);
+typedef wb_status wb_rmsnorm_backward_fn(wb_device *dev, int64_t n, int64_t width, wb_rows x, const float *w,
+                                         float eps, wb_rows dy, wb_rows dx, float *dw);
 
 /* Rotary embedding of x[T, n_heads, head_dim] in place, pairs (i, i + rot_dim/2) of the first rot_dim
  * dimensions. cos_table, sin_table: device [positions, rot_dim / 2]; pos: device [T]. `inverse` rotates back:
  * the backward. */
 typedef wb_status wb_rope_fn(wb_device *dev, int64_t T, int32_t n_heads, int32_t head_dim, int32_t rot_dim,
                              const int32_t *pos, const float *cos_table, const float *sin_table, bool inverse,
-                             float *x);
+                             wb_rows x);
 
 /* out[i, :] = in[index[i], :], i < n. index: device [n]. */
 typedef wb_status wb_gather_rows_fn(wb_device *dev, int64_t n, int64_t width, const int32_t *index,
-                                    const float *in, float *out);
+                                    wb_rows in, wb_rows out);
+
+/* out[index[i], :] = in[i, :], i < n, the other rows of out staying as they are: the way back from a gather.
+ * index: device [n], no row twice. */
+typedef wb_status wb_scatter_rows_fn(wb_device *dev, int64_t n, int64_t width, const int32_t *index,
+                                     wb_rows in, wb_rows out);
 
 /* gate_up[n, 2F] = [gate | up]: out[n,F] = silu(gate) * up. Backward: dgate_up (=), may be gate_up. */
-typedef wb_status wb_swiglu_forward_fn(wb_device *dev, int64_t n, int64_t F, const float *gate_up,
-                                       float *out);
-typedef wb_status wb_swiglu_backward_fn(wb_device *dev, int64_t n, int64_t F, const float *gate_up,
-                                        const float *dout, float *dgate_up);
+typedef wb_status wb_swiglu_forward_fn(wb_device *dev, int64_t n, int64_t F, wb_rows gate_up, wb_rows out);
+typedef wb_status wb_swiglu_backward_fn(wb_device *dev, int64_t n, int64_t F, wb_rows gate_up, wb_rows dout,
+                                        wb_rows dgate_up);
 
 /* y[n] += x[n] */
-typedef wb_status wb_add_fn(wb_device *dev, int64_t n, const float *x, float *y);
+typedef wb_status wb_add_fn(wb_device *dev, int64_t n, wb_rows x, wb_rows y);
 
 /* y[n,width] += b[width] on every row. Backward: db[width] += sum of dy over ascending rows. */
-typedef wb_status wb_bias_forward_fn(wb_device *dev, int64_t n, int64_t width, const float *b, float *y);
-typedef wb_status wb_bias_backward_fn(wb_device *dev, int64_t n, int64_t width, const float *dy, float *db);
+typedef wb_status wb_bias_forward_fn(wb_device *dev, int64_t n, int64_t width, const float *b, wb_rows y);
+typedef wb_status wb_bias_backward_fn(wb_device *dev, int64_t n, int64_t width, wb_rows dy, float *db);
 
 /* x[n] to [-limit, limit], in place. Backward, in place on dx[n]: 0 where |x| > limit, x before the clamp. */
-typedef wb_status wb_clamp_fn(wb_device *dev, int64_t n, float limit, float *x);
-typedef wb_status wb_clamp_backward_fn(wb_device *dev, int64_t n, float limit, const float *x, float *dx);
+typedef wb_status wb_clamp_fn(wb_device *dev, int64_t n, float limit, wb_rows x);
+typedef wb_status wb_clamp_backward_fn(wb_device *dev, int64_t n, float limit, wb_rows x, wb_rows dx);
 
-/* to[n] = from[n], f32 or bf16 either way, to nearest even. */
-typedef wb_status wb_cast_fn(wb_device *dev, int64_t n, const void *from, wb_dtype from_dtype, void *to,
-                             wb_dtype to_dtype);
+/* to[n] = from[n], from either dtype to either. */
+typedef wb_status wb_cast_fn(wb_device *dev, int64_t n, wb_rows from, wb_rows to);
 
 /* ---- attention ----------------------------------------------------------------------------------- */
 
@@ -203,11 +248,10 @@ typedef struct wb_attention {
     int64_t T;
     int32_t n_heads, n_kv_heads, head_dim;
     float scale;
-    /* device [T, n_heads * head_dim] */
-    const float *q;
-    /* device [pool rows, n_kv_heads * head_dim], f32 or bf16 */
-    const void *k, *v;
-    wb_dtype kv_dtype;
+    /* [T, n_heads * head_dim] */
+    wb_rows q;
+    /* [pool rows, n_kv_heads * head_dim], both of one dtype: q's, or bf16 */
+    wb_rows k, v;
     /* device [T], ascending runs: tokens of one sequence are adjacent */
     const int32_t *seq;
     /* device [T], ascending within a run */
@@ -217,14 +261,15 @@ typedef struct wb_attention {
     int32_t max_blocks, block_size;
 } wb_attention;
 
-/* out[T, n_heads * head_dim] (=). Backward (kv_dtype f32): dq (=) like q, dk and dv (+=) like k and v. */
-typedef wb_status wb_attention_forward_fn(wb_device *dev, const wb_attention *args, float *out);
-typedef wb_status wb_attention_backward_fn(wb_device *dev, const wb_attention *args, const float *dout,
-                                           float *dq, float *dk, float *dv);
+/* out[T, n_heads * head_dim] (=). Backward (k and v of q's dtype): dq (=) like q, dk and dv (+=) like k and
+ * v. */
+typedef wb_status wb_attention_forward_fn(wb_device *dev, const wb_attention *args, wb_rows out);
+typedef wb_status wb_attention_backward_fn(wb_device *dev, const wb_attention *args, wb_rows dout, wb_rows dq,
+                                           wb_rows dk, wb_rows dv);
 
-/* cache[rows[t], :] = x[t, :width], rounded to nearest even when cache_dtype is bf16. rows: device [T]. */
-typedef wb_status wb_kv_write_fn(wb_device *dev, int64_t T, int64_t width, const float *x,
-                                 const int64_t *rows, void *cache, wb_dtype cache_dtype);
+/* cache[rows[t], :] = x[t, :width]; the cache is of x's dtype, or bf16. rows: device [T]. */
+typedef wb_status wb_kv_write_fn(wb_device *dev, int64_t T, int64_t width, wb_rows x, const int64_t *rows,
+                                 wb_rows cache);
 
 /* ---- routing ------------------------------------------------------------------------------------- */
 
@@ -303,36 +348,114 @@ typedef struct wb_topk {
  * CUDA, where the host would have to wait to see one, the table is the caller's promise. */
 typedef wb_status wb_topk_fn(wb_device *dev, const wb_topk *args);
 
-/* weights[T,K] of the ids as they stand, from the current logits[T,E]; ids forced or selected alike. An id of
- * E or more: the CPU returns INVALID_ARGUMENT; CUDA, which would have to wait to see it, gives that choice a
- * NaN weight and no gradient.
- * Backward: dlogits[T,E] (=) from dweights[T,K]. With g = dweights and q, s, p as in wb_router_type:
+/* weights[T,K] of the ids as they stand, from the current logits[T,E]; ids forced or selected alike.
+ * direction: device [T] wb_row_direction, or NULL: a padding row's weights are zero, whatever its logits, so
+ * that nothing that its experts make of it is ever added to anything. An id of E or more: the CPU returns
+ * INVALID_ARGUMENT; CUDA, which would have to wait to see it, gives that choice a NaN weight and no gradient.
+ * Backward: dlogits[T,E] (=) from dweights[T,K], zeros in padding rows. With g = dweights and q, s, p as in
+ * wb_router_type:
  *   SOFTMAX        dz_e = [e in C] c g_e p_e - p_e sum_j c g_j p_j         for every e: dense
  *   SOFTMAX_NORM, TOPK_SOFTMAX   dz_j = c q_j (g_j - sum_l g_l q_l)        the chosen only, others 0
  *   SIGMOID        ds_j = (c/Q)(g_j - sum_l g_l s_l / Q), dz_j = ds_j s_j (1 - s_j);  Q = sum s + 1e-20
  *   SQRTSOFTPLUS, HASH           the same ds_j, dz_j = ds_j sigmoid(z_j) / (2 s_j), 0 where s_j = 0
  *   not normalised: ds_j = c g_j.   A repeated id accumulates. */
 typedef wb_status wb_gate_forward_fn(wb_device *dev, const wb_router *router, int64_t T, const float *logits,
-                                     wb_ids ids, float *weights);
+                                     const uint8_t *direction, wb_ids ids, float *weights);
 typedef wb_status wb_gate_backward_fn(wb_device *dev, const wb_router *router, int64_t T, const float *logits,
-                                      wb_ids ids, const float *dweights, float *dlogits);
+                                      const uint8_t *direction, wb_ids ids, const float *dweights,
+                                      float *dlogits);
 
-/* Sorts the T * K (token, choice) pairs by expert, stable in (t, k): choice_row[t * K + k] is the pair's row
- * in that order, row_token[row] its token. Both device [T * K]. counts: host [E], done on return: the one
- * place where a routing decision crosses to the host during a forward. */
-typedef wb_status wb_moe_sort_fn(wb_device *dev, int64_t T, int32_t K, int32_t E, wb_ids ids,
-                                 int32_t *choice_row, int32_t *row_token, int64_t *counts);
+/* ---- the MoE layer ------------------------------------------------------------------------------- */
 
-/* y[t] (+)= sum over ascending choices k of weights[t,k] * rows[choice_row[t,k]]; weights NULL: all 1.
- * Backward: drows[choice_row[t,k]] = weights[t,k] * dy[t]; dweights[t,k] = <dy[t], rows[choice_row[t,k]]>,
- * NULL where not wanted; drows may be rows. */
-typedef wb_status wb_moe_combine_fn(wb_device *dev, int64_t T, int32_t K, int64_t H, const float *rows,
-                                    const int32_t *choice_row, const float *weights, bool accumulate,
-                                    float *y);
-typedef wb_status wb_moe_combine_backward_fn(wb_device *dev, int64_t T, int32_t K, int64_t H,
-                                             const float *rows, const int32_t *choice_row,
-                                             const float *weights, const float *dy, float *drows,
-                                             float *dweights);
+/* Where the tokens of one source rank go in one layer: what wb_dispatch_slot (wb_dispatch_rules.h) reads.
+ * wb_dispatch_fill_table (wb_dispatch.h) makes the arrays; they belong to whoever had them made, as device
+ * memory for an op and as host memory for what runs on the host. Slots are those of all ranks, 0..S-1. */
+typedef struct wb_dispatch_rule {
+    /* policy static: [E] the slot of each expert for this rank; NULL under dynamic */
+    const int32_t *slot_of_expert;
+    /* policy dynamic: expert e has the slots replica_slots[replica_begin[e] .. replica_begin[e + 1] - 1], in
+     * replica order; replica_begin is [E + 1]; both NULL under static */
+    const int32_t *replica_begin, *replica_slots;
+    /* dynamic: the MoE layer, which enters the hash; static: not read */
+    uint32_t layer;
+} wb_dispatch_rule;
+
+/* Which slot each pair, a (token, choice), goes to, and in which row. Rows lie by slot, then token, then
+ * choice, without gaps; padding tokens have no pairs. Everything is device memory: nothing waits for the
+ * host. */
+typedef struct wb_moe_plan {
+    int64_t T;
+    /* K and E */
+    int32_t top_k, n_experts;
+    /* S, those of all ranks */
+    int32_t n_slots;
+    /* where this rank's tokens go in this layer */
+    wb_dispatch_rule rule;
+    /* [T] what a DYNAMIC rule goes by; NULL under STATIC */
+    const int32_t *tokens, *pos;
+    /* [T] wb_row_direction, or NULL: no padding */
+    const uint8_t *direction;
+    wb_ids ids;
+    /* out [T * K]: the row of each pair, -1 for those of padding */
+    int32_t *pair_row;
+    /* out [T * K]: the token of each row; from the last row on undefined */
+    int32_t *row_token;
+    /* out [S + 1]: slot s has the rows [offsets[s], offsets[s + 1]) */
+    int32_t *offsets;
+} wb_moe_plan;
+
+/* INVALID_ARGUMENT when T * K does not fit an i32; on the CPU also for an id of E or more. */
+typedef wb_status wb_moe_plan_fn(wb_device *dev, const wb_moe_plan *plan);
+
+/* Rows of all ranks arrive by source rank, then slot; experts want them by slot, then source, each source's
+ * in its order. All device memory. */
+typedef struct wb_moe_group {
+    /* R, and the slots of this rank */
+    int32_t n_sources, n_slots;
+    /* [n_sources][n_slots] rows that arrive */
+    const int32_t *counts;
+    /* out [n_slots + 1]: slot s has the grouped rows [offsets[s], offsets[s + 1]) */
+    int32_t *offsets;
+    /* out [offsets[n_slots]]: where a grouped row was received, and the grouped row of a received one */
+    int32_t *to_received, *to_grouped;
+} wb_moe_group;
+typedef wb_status wb_moe_group_fn(wb_device *dev, const wb_moe_group *group);
+
+/* A matrix for each of n_groups groups of adjacent rows: the experts of a rank, one after the other. */
+typedef struct wb_grouped {
+    int32_t n_groups;
+    /* device [n_groups + 1]: group g has the rows [offsets[g], offsets[g + 1]), some or none */
+    const int32_t *offsets;
+    /* how many rows there may be, for whoever cannot look at offsets */
+    int64_t max_rows;
+    /* [out, in] of group g, g * out * in elements from w.data on */
+    wb_weight w;
+    /* device [rows], or NULL. Row i of the input is x[gather[i]], not x[i]. `gathered`, [max_rows, in], is
+     * where a backend that does not gather on its way puts the rows, and finds them in the backward. */
+    const int32_t *gather;
+    wb_rows gathered;
+} wb_grouped;
+
+/* y[rows, out] (=) each row of x with its group's matrix, x w^T. act: NULL data, or [rows, out / 2] (=)
+ * silu(gate) * up of y = [gate | up] as it was written, as wb_swiglu_forward_fn. */
+typedef wb_status wb_grouped_matmul_fn(wb_device *dev, const wb_grouped *grouped, wb_rows x, wb_rows y,
+                                       wb_rows act);
+
+/* dw[n_groups][out][in] (+=) the rows of each group in ascending order, dx[rows, in] (=), from dy[rows, out]
+ * and the x of the forward. gate_up: NULL data; or x is the act of [rows, 2 in] = gate_up, which becomes its
+ * own gradient: then dx is scratch. */
+typedef wb_status wb_grouped_matmul_backward_fn(wb_device *dev, const wb_grouped *grouped, wb_rows x,
+                                                wb_rows dy, float *dw, wb_rows dx, wb_rows gate_up);
+
+/* y[T,H] (=) the sum over ascending choices k of weights[t,k] * rows[pair_row[t,k]]; weights NULL: all 1. A
+ * pair whose row is -1 is not there.
+ * Backward: drows[pair_row[t,k]] = weights[t,k] * dy[t]; dweights[t,k] = <dy[t], rows[pair_row[t,k]]>, 0 for
+ * a pair that is not there, NULL where not wanted; drows may be rows. */
+typedef wb_status wb_moe_combine_fn(wb_device *dev, int64_t T, int32_t K, int64_t H, wb_rows rows,
+                                    const int32_t *pair_row, const float *weights, wb_rows y);
+typedef wb_status wb_moe_combine_backward_fn(wb_device *dev, int64_t T, int32_t K, int64_t H, wb_rows rows,
+                                             const int32_t *pair_row, const float *weights, wb_rows dy,
+                                             wb_rows drows, float *dweights);
 
 /* ---- sampling and optimizer ---------------------------------------------------------------------- */
 
@@ -371,11 +494,13 @@ typedef struct wb_sample_params {
     float uniform;
 } wb_sample_params;
 
-/* How many tokens a row that is sampled so can keep; 0: the whole vocabulary, by no limit at all. */
+/* How many tokens a row that is sampled so can keep; 0: no limit is named. A top_k that the vocabulary does
+ * not reach is a limit too, which keeps all V tokens by name: who has the params and not V cannot tell it
+ * from one that was not told. */
 static inline int64_t wb_sample_max_kept(const wb_sample_params *params, int64_t V) {
     if (params->temperature == 0) return 1;
     if (params->top_k > 0 && params->top_k < V) return params->top_k;
-    return params->top_p < 1 ? V : 0;
+    return params->top_k > 0 || params->top_p < 1 ? V : 0;
 }
 
 /* Where the tokens that top-k and top-p keep are to be told. */

@@ -1,6 +1,5 @@
-/* architecture.c - what a model is built of: embedding, the family's layers, head; which rank holds which
- * expert; and the memory of all weights. Refuses: values, files. */
-#include "expert_placement.h"
+/* architecture.c - what a model is built of: embedding, the family's layers, head; and the memory of all
+ * weights. Refuses: values, files, where experts are (expert_placement.c). */
 #include "layers/layer.h"
 #include "registry.h"
 
@@ -44,7 +43,6 @@ static wb_status make_layers(wb_model *m) {
 }
 
 wb_status wb_architecture_build(wb_model *m) {
-    WB_TRY(wb_expert_placement_open(m));
     WB_TRY(make_layers(m));
     wb_registry count = {.model = m, .fill = false};
     declare_all(&count);

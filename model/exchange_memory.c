@@ -18,7 +18,7 @@ static wb_status copy(void *context, void *to, const void *from, size_t bytes) {
 
 static wb_status add(void *context, size_t n, const float *x, float *y) {
     wb_device *dev = context;
-    return dev->add(dev, (int64_t)n, x, y);
+    return dev->add(dev, (int64_t)n, wb_f32_rows(x), wb_f32_rows(y));
 }
 
 wb_exchange_memory wb_device_exchange_memory(wb_device *device) {

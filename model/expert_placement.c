@@ -1,60 +1,96 @@
-/* expert_placement.c - see expert_placement.h. */
+/* expert_placement.c - see expert_placement.h; and the placement of a model for its users. */
 #include "expert_placement.h"
+#include "model_dispatch.h"
 
+#include <inttypes.h>
 #include <stdlib.h>
+#include <string.h>
 
-static void fill_tables(wb_model *m, const int32_t *expert_of_slot) {
-    const int64_t E = m->config.router.n_experts, R = wb_comm_size(m->comm);
-    for (int64_t r = 0; r < R; r++) {
-        const int64_t first = E * r / R, end = E * (r + 1) / R;
-        for (int64_t s = first; s < end; s++) {
-            const int64_t e = expert_of_slot ? expert_of_slot[s] : s;
-            m->expert_rank[e] = (int32_t)r;
-            m->local_index[e] = (int32_t)(s - first);
-        }
-        if (r == wb_comm_rank(m->comm)) m->n_local_experts = (int32_t)(end - first);
-    }
+/* ---- opening --------------------------------------------------------------------------------- */
+
+static wb_status check_number(const char *what, uint32_t expected, uint32_t found) {
+    if (expected == found) return WB_OK;
+    return wb_fail(WB_MISMATCH, "placement: %s: expected %" PRIu32 ", as in the model, found %" PRIu32, what,
+                   expected, found);
 }
 
-wb_status wb_expert_placement_open(wb_model *model) {
-    const size_t E = (size_t)model->config.router.n_experts;
-    WB_TRY(WB_OWN(&model->memory.host, model->expert_rank, E, "expert ranks"));
-    WB_TRY(WB_OWN(&model->memory.host, model->local_index, E, "expert indices"));
-    fill_tables(model, NULL);
+/* That the model can have its experts there, whatever the numbers of slots. */
+static wb_status check_fits(const wb_model *m, const wb_placement *placement) {
+    const wb_topology *topology = wb_placement_topology(placement);
+    WB_TRY(check_number("MoE layers", m->route_model.n_moe_layers, wb_placement_layers(placement)));
+    WB_TRY(check_number("experts", m->route_model.num_experts, wb_placement_experts(placement)));
+    WB_TRY(check_number("ranks", (uint32_t)wb_comm_size(m->comm), topology->n_ranks));
+    for (uint32_t r = 0; r < topology->n_ranks; r++)
+        if (topology->dead[r])
+            return wb_fail(WB_MISMATCH, "placement: rank %" PRIu32 ": expected a live rank, found a dead one",
+                           r);
     return WB_OK;
 }
 
-static wb_status check_permutation(const wb_model *m, const int32_t *expert_of_slot) {
-    const int32_t E = m->config.router.n_experts;
-    bool *seen = NULL;
-    WB_TRY(WB_NEW(seen, (size_t)E, "placement"));
-    wb_status status = WB_OK;
-    for (int32_t s = 0; s < E && status == WB_OK; s++) {
-        const int32_t e = expert_of_slot[s];
-        if (e < 0 || e >= E || seen[e])
-            status =
-                wb_fail(WB_INVALID_ARGUMENT,
-                        "placement: slot %d: expected an expert of 0..%d that no slot before has, found %d",
-                        s, E - 1, e);
-        else
-            seen[e] = true;
-    }
-    free(seen);
+/* A slot an expert, in blocks that differ by one at the most. */
+static wb_status open_default(wb_model *m) {
+    const uint64_t E = m->route_model.num_experts, R = (uint64_t)wb_comm_size(m->comm);
+    uint32_t *slots_of_rank = NULL;
+    WB_TRY(WB_NEW(slots_of_rank, R, "placement"));
+    for (uint64_t r = 0; r < R; r++) slots_of_rank[r] = (uint32_t)(E * (r + 1) / R - E * r / R);
+    const wb_topology topology = {
+        .n_ranks = (uint32_t)R, .n_nodes = 1, .n_slots = (uint32_t)E, .slots_of_rank = slots_of_rank};
+    const wb_status status =
+        wb_placement_open(&topology, m->route_model.n_moe_layers, (uint32_t)E, &m->placement);
+    free(slots_of_rank);
     return status;
 }
 
-wb_status wb_expert_placement_set(wb_model *model, const int32_t *expert_of_slot) {
-    WB_TRY(check_permutation(model, expert_of_slot));
-    fill_tables(model, expert_of_slot);
-    if (model->n_local_experts == 0) return WB_OK;
-    for (int32_t i = 0; i < model->n_tensors; i++) {
-        wb_tensor *tensor = &model->tensors[i];
-        if (tensor->expert < 0) continue;
-        /* The experts of a storage lie one after the other, each with its matrices in the same places. */
-        const int64_t expert_elements = model->params[tensor->param].n / model->n_local_experts;
-        const bool here = model->expert_rank[tensor->expert] == wb_comm_rank(model->comm);
-        tensor->offset %= expert_elements;
-        if (here) tensor->offset += model->local_index[tensor->expert] * expert_elements;
+wb_status wb_expert_placement_open(wb_model *m, const wb_placement *placement) {
+    if (!placement) return open_default(m);
+    WB_TRY(check_fits(m, placement));
+    return wb_placement_clone(placement, &m->placement);
+}
+
+/* ---- use ------------------------------------------------------------------------------------- */
+
+const wb_placement *wb_model_placement(const wb_model *model) {
+    return model->placement;
+}
+
+static bool same_map(const wb_placement *a, const wb_placement *b, uint32_t l) {
+    const size_t S = wb_placement_topology(a)->n_slots;
+    const wb_layer_map x = wb_placement_layer(a, l), y = wb_placement_layer(b, l);
+    return memcmp(x.expert_of_slot, y.expert_of_slot, S * sizeof *x.expert_of_slot) == 0 &&
+           memcmp(x.replica_of_slot, y.replica_of_slot, S * sizeof *x.replica_of_slot) == 0;
+}
+
+static bool is_later(const wb_model *m, const wb_placement *placement, uint32_t l) {
+    return wb_placement_layer(placement, l).epoch > wb_placement_layer(m->placement, l).epoch;
+}
+
+/* All that one rank can find wrong alone. */
+static wb_status check_change(const wb_model *m, const wb_placement *placement) {
+    if (!placement) return wb_fail(WB_INVALID_ARGUMENT, "placement: NULL");
+    WB_TRY(check_fits(m, placement));
+    /* Of no layers: that the slots of each rank are the same. */
+    WB_TRY(wb_placement_copy_layers(m->placement, placement, 0, NULL, 0));
+    for (uint32_t l = 0; l < wb_placement_layers(placement); l++) {
+        const uint64_t present = wb_placement_layer(m->placement, l).epoch,
+                       found = wb_placement_layer(placement, l).epoch;
+        if (found > present || (found == present && same_map(m->placement, placement, l))) continue;
+        return wb_fail(WB_INVALID_ARGUMENT,
+                       "placement: MoE layer %" PRIu32 " is at epoch %" PRIu64
+                       ": expected another map to be of a later one, found %" PRIu64,
+                       l, present, found);
     }
+    return WB_OK;
+}
+
+static wb_status take_layer(wb_model *m, const wb_placement *placement, uint32_t l) {
+    WB_TRY(wb_placement_copy_layers(m->placement, placement, 1, &l, wb_placement_layer(placement, l).epoch));
+    return wb_model_dispatch_fill(m, l);
+}
+
+wb_status wb_model_set_placement(wb_model *model, const wb_placement *placement) {
+    WB_TRY(wb_comm_agree(model->comm, check_change(model, placement)));
+    WB_TRY(wb_placement_check_equal(placement, model->comm));
+    for (uint32_t l = 0; l < wb_placement_layers(placement); l++)
+        if (is_later(model, placement, l)) WB_TRY(take_layer(model, placement, l));
     return WB_OK;
 }

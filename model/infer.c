@@ -195,17 +195,19 @@ static wb_status upload_batch(wb_infer *infer, const wb_infer_batch *batch) {
 /* All that can fail on one rank alone, before the first exchange of rows. */
 static wb_status prepare(wb_infer *infer, const wb_infer_batch *batch, const wb_routing *routing,
                          wb_pass *pass) {
-    const wb_config *config = &infer->model->config;
-    const int64_t H = config->hidden_size;
+    const wb_model *model = infer->model;
+    const int64_t H = model->config.hidden_size;
     WB_TRY(check_batch(infer, batch));
     WB_TRY(upload_batch(infer, batch));
-    WB_TRY(wb_reserve(&infer->memory, &infer->x, batch->T, H, sizeof(float)));
-    WB_TRY(wb_reserve(&infer->memory, &infer->y, batch->T, H, sizeof(float)));
-    WB_TRY(wb_reserve(&infer->memory, &infer->last, batch->n_logits, H, sizeof(float)));
-    WB_TRY(wb_reserve(&infer->memory, &infer->normed, batch->n_logits, H, sizeof(float)));
-    WB_TRY(wb_reserve(&infer->memory, &infer->logits, batch->n_logits, config->vocab_size, sizeof(float)));
+    WB_TRY(wb_reserve_activations(model, &infer->memory, &infer->x, batch->T, H));
+    WB_TRY(wb_reserve_activations(model, &infer->memory, &infer->y, batch->T, H));
+    WB_TRY(wb_reserve_activations(model, &infer->memory, &infer->last, batch->n_logits, H));
+    WB_TRY(wb_reserve_activations(model, &infer->memory, &infer->normed, batch->n_logits, H));
+    WB_TRY(
+        wb_reserve(&infer->memory, &infer->logits, batch->n_logits, model->config.vocab_size, sizeof(float)));
     WB_TRY(wb_block_reserve(&infer->block, batch->T, false));
     *pass = (wb_pass){.T = batch->T,
+                      .tokens = infer->tokens.data,
                       .pos = infer->pos.data,
                       .seq = infer->seq.data,
                       .blocks = infer->blocks.data,
@@ -216,11 +218,12 @@ static wb_status prepare(wb_infer *infer, const wb_infer_batch *batch, const wb_
 }
 
 /* logits of the wanted rows of x. */
-static wb_status head_forward(wb_infer *infer, int64_t n, const float *x) {
+static wb_status head_forward(wb_infer *infer, int64_t n, wb_rows x) {
     const wb_model *model = infer->model;
     wb_device *dev = model->device;
-    WB_TRY(dev->gather_rows(dev, n, model->config.hidden_size, infer->logit_rows.data, x, infer->last.data));
-    return wb_head_forward(model, n, infer->last.data, infer->normed.data, infer->logits.data);
+    const wb_rows last = wb_activations(model, &infer->last);
+    WB_TRY(dev->gather_rows(dev, n, model->config.hidden_size, infer->logit_rows.data, x, last));
+    return wb_head_forward(model, n, last, wb_activations(model, &infer->normed), infer->logits.data);
 }
 
 static wb_state state_of(const wb_infer *infer, int32_t l) {
@@ -231,14 +234,14 @@ static wb_state state_of(const wb_infer *infer, int32_t l) {
 
 /* *x_out: the last layer's output, [T, H]. */
 static wb_status layers_forward(wb_infer *infer, const wb_infer_batch *batch, const wb_pass *pass,
-                                const float **x_out) {
+                                wb_rows *x_out) {
     const wb_model *model = infer->model;
-    float *x = infer->x.data, *y = infer->y.data;
+    wb_rows x = wb_activations(model, &infer->x), y = wb_activations(model, &infer->y);
     WB_TRY(wb_embed_forward(model, batch->T, infer->tokens.data, x));
     for (int32_t l = 0; l < model->config.n_layers; l++) {
         const wb_state state = state_of(infer, l);
         WB_TRY(wb_block_forward(&infer->block, l, pass, &state, x, y));
-        float *const swap = x;
+        const wb_rows swap = x;
         x = y;
         y = swap;
     }
@@ -249,7 +252,7 @@ static wb_status layers_forward(wb_infer *infer, const wb_infer_batch *batch, co
 wb_status wb_infer_forward(wb_infer *infer, const wb_infer_batch *batch, const wb_routing *routing,
                            const float **logits_out) {
     wb_pass pass;
-    const float *x = NULL;
+    wb_rows x = {0};
     WB_TRY(wb_comm_agree(infer->model->comm, prepare(infer, batch, routing, &pass)));
     WB_TRY(wb_collective_end(infer->model, layers_forward(infer, batch, &pass, &x)));
     /* After the last exchange nobody waits for this rank: a failure is its own, the communicator lives. */

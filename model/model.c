@@ -1,8 +1,10 @@
 /* model.c - a model without values in its weights, its end, and what its users may ask.
- * Refuses: where values come from (model_open.c, model_create.c), which tensors there are
- * (architecture.c). */
+ * Refuses: where values come from (model_open.c, model_create.c, model_copy.c), which tensors there are
+ * (architecture.c), where experts are (expert_placement.c). */
 #include "config.h"
 #include "exchange_memory.h"
+#include "expert_placement.h"
+#include "model_dispatch.h"
 #include "registry.h"
 #include "wb_options.h"
 
@@ -11,7 +13,7 @@
 
 /* ---- options --------------------------------------------------------------------------------- */
 
-WB_OPTIONS_END(wb_model_options, reserved);
+WB_OPTIONS_END(wb_model_options, reserved2);
 static const wb_model_options default_options = {.size = sizeof default_options, .dtype = WB_F32};
 
 void wb_model_options_init(wb_model_options *options_out, size_t size) {
@@ -28,9 +30,11 @@ wb_status wb_model_read_options(const wb_model_options *options, wb_model_option
 
 /* ---- open and close -------------------------------------------------------------------------- */
 
-static wb_status fill_model(wb_model *m) {
-    WB_TRY(wb_architecture_build(m));
+static wb_status fill_model(wb_model *m, const wb_model_options *options) {
     WB_TRY(wb_model_describe_routes(m));
+    WB_TRY(wb_expert_placement_open(m, options->placement));
+    WB_TRY(wb_model_dispatch_open(m, options->dispatch));
+    WB_TRY(wb_architecture_build(m));
     return wb_model_fill_rope(m);
 }
 
@@ -53,7 +57,8 @@ wb_status wb_model_new(const wb_config *config, const wb_family_rules *family,
     m->device = m->memory.device = options->device;
     m->comm = options->comm;
     m->dtype = options->dtype;
-    const wb_status status = fill_model(m);
+    m->activations = WB_F32;
+    const wb_status status = fill_model(m, options);
     if (status != WB_OK) {
         wb_model_close(m);
         return status;
@@ -71,6 +76,7 @@ void wb_model_close(wb_model *m) {
     if (!m) return;
     wb_exchange_close(m->exchange);
     wb_workspace_close(&m->memory);
+    wb_placement_close(m->placement);
     free(m->source_config);
     wb_companions_close(m->companions);
     free(m->note);
@@ -82,7 +88,8 @@ wb_status wb_model_check_peers(const wb_model *m, const void *source, size_t byt
     WB_TRY(wb_comm_check_equal(m->comm, m->route_model.fingerprint, sizeof m->route_model.fingerprint,
                                "model fingerprint"));
     WB_TRY(wb_comm_check_equal(m->comm, sizes, sizeof sizes, "model dtype and max_positions"));
-    return wb_comm_check_equal(m->comm, source, bytes, "source of the weights");
+    WB_TRY(wb_comm_check_equal(m->comm, source, bytes, "source of the weights"));
+    return wb_placement_check_equal(m->placement, m->comm);
 }
 
 /* ---- use ------------------------------------------------------------------------------------- */
@@ -105,37 +112,4 @@ const char *wb_model_note(const wb_model *model) {
 
 wb_comm *wb_model_comm(const wb_model *model) {
     return model->comm;
-}
-
-static wb_status check_copy(const wb_model *to, const wb_model *from) {
-    WB_TRY(wb_route_model_match(&from->route_model, &to->route_model));
-    if (wb_comm_rank(to->comm) != wb_comm_rank(from->comm) ||
-        wb_comm_size(to->comm) != wb_comm_size(from->comm))
-        return wb_fail(WB_MISMATCH, "copy weights: expected rank %d of %d, found rank %d of %d",
-                       wb_comm_rank(from->comm), wb_comm_size(from->comm), wb_comm_rank(to->comm),
-                       wb_comm_size(to->comm));
-    if (to->device->backend != from->device->backend)
-        return wb_fail(WB_MISMATCH, "copy weights: expected device %s, found %s", from->device->name,
-                       to->device->name);
-    size_t bytes = (size_t)to->config.router.n_experts * sizeof *to->expert_rank;
-    if (memcmp(to->expert_rank, from->expert_rank, bytes) != 0 ||
-        memcmp(to->local_index, from->local_index, bytes) != 0)
-        return wb_fail(WB_MISMATCH, "copy weights: the models' experts are placed differently");
-    return WB_OK;
-}
-
-wb_status wb_model_copy_weights(wb_model *to, const wb_model *from) {
-    wb_device *dev = to->device;
-    WB_TRY(check_copy(to, from));
-    for (int32_t i = 0; i < to->n_params; i++) {
-        const wb_param *t = &to->params[i], *f = &from->params[i];
-        if (t->dtype == f->dtype)
-            WB_TRY(dev->copy(dev, t->memory.data, f->memory.data, (size_t)t->n * wb_dtype_size(t->dtype)));
-        else if (dev->cast)
-            WB_TRY(dev->cast(dev, t->n, f->memory.data, f->dtype, t->memory.data, t->dtype));
-        else
-            return wb_fail(WB_UNSUPPORTED, "copy weights: device %s cannot cast %s to %s", dev->name,
-                           wb_dtype_name(f->dtype), wb_dtype_name(t->dtype));
-    }
-    return WB_OK;
 }

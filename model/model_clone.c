@@ -4,7 +4,9 @@
 
 static wb_status clone_local(const wb_model *from, const wb_model_options *options, wb_model **model) {
     if (!from) return wb_fail(WB_INVALID_ARGUMENT, "model to clone: NULL");
-    WB_TRY(wb_model_new(&from->config, from->family, options, model));
+    wb_model_options own = *options;
+    if (!own.placement) own.placement = from->placement;
+    WB_TRY(wb_model_new(&from->config, from->family, &own, model));
     if (from->source_config) WB_TRY(wb_text_format(&(*model)->source_config, "%s", from->source_config));
     (*model)->companions = wb_companions_share(from->companions);
     return wb_model_copy_weights(*model, from);

@@ -54,6 +54,7 @@ wb_status wb_model_fill_random(wb_model *m, uint64_t seed, float std) {
     for (int32_t i = 0; status == WB_OK && i < m->n_tensors; i++) {
         wb_tensor t = wb_model_tensor(m, i);
         if (t.data) status = init_tensor(m, &t, seed, std, values, values + CHUNK_ELEMENTS);
+        if (status == WB_OK) status = wb_model_fill_replicas(m, i);
     }
     free(values);
     return status;

@@ -1,5 +1,6 @@
 /* model_load.c - a checkpoint's tensors into this rank's storages.
  * Every tensor of the registry is looked up and checked on every rank; only what lives here is read.
+ * An expert with several replicas here is read once.
  * Refuses: tensors that are missing, surplus, of another shape or of no floating-point dtype. */
 #include "elements.h"
 #include "layers/moe/moe.h"
@@ -172,6 +173,7 @@ wb_status wb_model_load(wb_model *model, const wb_safetensors *files, const char
     for (int32_t i = 0; status == WB_OK && i < model->n_tensors; i++) {
         wb_tensor t = wb_model_tensor(model, i);
         status = load_tensor(&ld, &t, &digests_out[i]);
+        if (status == WB_OK) status = wb_model_fill_replicas(model, i);
     }
     if (status == WB_OK) status = check_surplus(&ld);
     wb_owner_close(&ld.memory);

@@ -1,8 +1,9 @@
-/* model_save.c - a model's weights as a Hugging Face checkpoint directory. Each rank writes its own
- * experts, rank 0 also what all ranks hold, the index, the configuration and the small files. Refuses:
- * leaving a directory in which a loader finds weights of two saves. */
+/* model_save.c - a model's weights as a Hugging Face checkpoint directory. Each rank writes the
+ * experts whose replica 0 it has, rank 0 also what all ranks hold, the index, the configuration and the small
+ * files. Refuses: leaving a directory in which a loader finds weights of two saves. */
 #include "config.h"
 #include "model_weights.h"
+#include "replica_check.h"
 #include "wb_checkpoint_dir.h"
 #include "wb_json.h"
 #include "wb_tensor_io.h"
@@ -13,17 +14,17 @@
 
 #define CHUNK_BYTES ((size_t)4 << 20)
 
-/* The rank that writes tensor i. */
+/* The rank that writes tensor i: of an expert, that of its replica 0. */
 static int writer_of(const wb_model *m, int32_t i) {
-    int32_t expert = m->tensors[i].expert;
-    return expert < 0 ? 0 : m->expert_rank[expert];
+    const int32_t rank = wb_model_replica(m, i, 0).rank;
+    return rank < 0 ? 0 : rank;
 }
 
-/* Rank 0, and every rank that has experts. */
+/* Rank 0, and every rank that has some expert's replica 0. */
 static bool writes_shard(const wb_model *m, int rank) {
     if (rank == 0) return true;
-    for (int32_t e = 0; e < m->config.router.n_experts; e++)
-        if (m->expert_rank[e] == rank) return true;
+    for (int32_t i = 0; i < m->n_tensors; i++)
+        if (writer_of(m, i) == rank) return true;
     return false;
 }
 
@@ -157,6 +158,7 @@ static wb_status finish(const wb_model *m, const char *dir) {
 wb_status wb_model_save(wb_model *model, const char *dir) {
     wb_comm *comm = model->comm;
     wb_new_file file = {.fd = -1};
+    WB_TRY(wb_replicas_check(model));
     wb_status status =
         dir ? prepare_shard(model, dir, &file) : wb_fail(WB_INVALID_ARGUMENT, "directory: NULL");
     WB_GOTO(wb_comm_agree(comm, status), discard);

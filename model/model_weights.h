@@ -6,18 +6,21 @@
 #include "families/family.h"
 #include "wb_check.h"
 #include "wb_checkpoint_dir.h"
+#include "wb_dispatch.h"
 #include "wb_exchange.h"
 #include "wb_model.h"
 #include "wb_workspace.h"
 
-/* One storage: a weight matrix or vector, or a layer's experts side by side. Expert storages hold this
- * rank's experts by local index: gate_up [n_local][2F][H] (rows gate 0..F-1, up F..2F-1), down
- * [n_local][H][F]. */
+/* One storage: a weight matrix or vector, which is the same on every rank, or the slots of a MoE layer that
+ * are this rank's, in slot order: gate_up [n_slots][2F][H] (rows gate 0..F-1, up F..2F-1), down
+ * [n_slots][H][F]. */
 typedef struct wb_param {
     wb_buffer memory;
     wb_dtype dtype;
-    int64_t n;    /* elements held here */
-    bool sharded; /* experts: different on each rank; else replicated */
+    int64_t rows, cols;    /* a matrix, those of the slots one below the other; a vector: cols 1 */
+    int64_t n;             /* elements held here: rows * cols */
+    int32_t moe_layer;     /* 0..L-1: whose slots these are; -1: no slots */
+    int64_t slot_elements; /* of one slot */
 } wb_param;
 
 /* A part of a layer: its kind, and the indices into wb_model.params that the kind's struct of weights
@@ -38,17 +41,20 @@ struct wb_model {
     wb_device *device;
     wb_comm *comm;
     wb_exchange *exchange; /* over comm, for the device's memory; NULL until the ranks have met */
-    wb_dtype dtype;
-    wb_workspace memory; /* of everything below, but for what is of the source */
+    wb_dtype dtype;        /* of matrices of weights */
+    wb_dtype activations;  /* of activations and their gradients */
+    wb_workspace memory;   /* of everything below, but for what is of the source */
 
     wb_param *params; /* [n_params] */
     int32_t n_params;
     wb_layer *layers;                   /* [n_layers] */
     int32_t embed, final_norm, lm_head; /* lm_head = embed when tied */
 
-    /* Where each logical expert lives: rank, and index among that rank's. The same in every layer. */
-    int32_t *expert_rank, *local_index; /* [E] */
-    int32_t n_local_experts;
+    wb_placement *placement; /* where experts live */
+    wb_dispatch_policy dispatch;
+    wb_buffer dispatch_tables; /* int32 [L][dispatch_length]: which replica this rank's tokens go to */
+    size_t dispatch_length;
+    wb_host_buffer dispatch_host; /* one table on its way */
 
     wb_buffer cos_table, sin_table; /* f32 [max_positions, head_dim / 2] */
 
@@ -63,23 +69,39 @@ struct wb_model {
     char *note;
 };
 
+/* ---- slots of this rank ---------------------------------------------------------------------- */
+
+static inline int64_t wb_model_first_slot(const wb_model *model) {
+    return wb_placement_first_slot(model->placement, (uint32_t)wb_comm_rank(model->comm));
+}
+
+/* The same number in every layer. */
+static inline int64_t wb_model_local_slots(const wb_model *model) {
+    return wb_placement_topology(model->placement)->slots_of_rank[wb_comm_rank(model->comm)];
+}
+
 /* ---- a weight at work ------------------------------------------------------------------------ */
 
-static inline void *wb_param_data(const wb_model *model, int32_t param) {
+static inline wb_weight wb_model_weight(const wb_model *model, int32_t param) {
+    const wb_param *p = &model->params[param];
+    return (wb_weight){p->memory.data, p->dtype, p->rows, p->cols};
+}
+
+/* A vector, which is always f32. */
+static inline const float *wb_model_vector(const wb_model *model, int32_t param) {
     return model->params[param].memory.data;
 }
 
-/* y[T,out] = x[T,in] w^T, w the matrix `param`. */
-static inline wb_matmul wb_param_forward(const wb_model *model, int32_t param, int64_t T, int64_t in,
-                                         int64_t out, const float *x, float *y) {
-    return wb_matmul_forward(T, in, out, x, wb_param_data(model, param), model->params[param].dtype, y);
+/* ---- activations ----------------------------------------------------------------------------- */
+
+static inline wb_status wb_reserve_activations(const wb_model *model, wb_workspace *workspace,
+                                               wb_buffer *buffer, int64_t rows, int64_t width) {
+    return wb_reserve(workspace, buffer, rows, width, wb_dtype_size(model->activations));
 }
 
-/* dx[T,in] (=, or += with `accumulate`) from dy[T,out]. */
-static inline wb_matmul wb_param_dgrad(const wb_model *model, int32_t param, int64_t T, int64_t in,
-                                       int64_t out, const float *dy, float *dx, bool accumulate) {
-    return wb_matmul_dgrad(T, in, out, dy, wb_param_data(model, param), model->params[param].dtype, dx,
-                           accumulate);
+/* What lies in a buffer that was reserved so. */
+static inline wb_rows wb_activations(const wb_model *model, const wb_buffer *buffer) {
+    return (wb_rows){buffer->data, model->activations};
 }
 
 /* ---- making a model (model.c, registry of its tensors: registry.h) --------------------------- */

@@ -29,9 +29,23 @@ void wb_registry_full_name(const wb_model *model, int32_t layer, int32_t expert,
 
 /* ---- declarations ---------------------------------------------------------------------------- */
 
-int32_t wb_registry_storage(wb_registry *registry, wb_dtype dtype, int64_t n, bool sharded) {
+int32_t wb_registry_storage(wb_registry *registry, wb_dtype dtype, int64_t rows, int64_t cols) {
     if (registry->fill)
-        registry->model->params[registry->n_params] = (wb_param){.dtype = dtype, .n = n, .sharded = sharded};
+        registry->model->params[registry->n_params] =
+            (wb_param){.dtype = dtype, .rows = rows, .cols = cols, .n = rows * cols, .moe_layer = -1};
+    return registry->n_params++;
+}
+
+int32_t wb_registry_slots(wb_registry *registry, int32_t moe_layer, int64_t rows, int64_t cols) {
+    const wb_model *model = registry->model;
+    const int64_t all_rows = wb_model_local_slots(model) * rows;
+    if (registry->fill)
+        model->params[registry->n_params] = (wb_param){.dtype = model->dtype,
+                                                       .rows = all_rows,
+                                                       .cols = cols,
+                                                       .n = all_rows * cols,
+                                                       .moe_layer = moe_layer,
+                                                       .slot_elements = rows * cols};
     return registry->n_params++;
 }
 
@@ -51,18 +65,20 @@ void wb_registry_tensor(wb_registry *registry, int32_t layer, int32_t expert, co
                                     .dtype = model->params[param].dtype,
                                     .data = NULL,
                                     .param = param,
-                                    .offset = offset};
+                                    .offset = offset,
+                                    .rank = -1,
+                                    .slot = {WB_NO_SLOT}};
 }
 
 int32_t wb_registry_matrix(wb_registry *registry, int32_t layer, const char *name, int64_t rows,
                            int64_t cols) {
-    const int32_t param = wb_registry_storage(registry, registry->model->dtype, rows * cols, false);
+    const int32_t param = wb_registry_storage(registry, registry->model->dtype, rows, cols);
     wb_registry_tensor(registry, layer, -1, name, rows, cols, param, 0);
     return param;
 }
 
 int32_t wb_registry_vector(wb_registry *registry, int32_t layer, const char *name, int64_t n) {
-    const int32_t param = wb_registry_storage(registry, WB_F32, n, false);
+    const int32_t param = wb_registry_storage(registry, WB_F32, n, 1);
     wb_registry_tensor(registry, layer, -1, name, n, 0, param, 0);
     return param;
 }
@@ -73,11 +89,49 @@ int32_t wb_model_n_tensors(const wb_model *model) {
     return model->n_tensors;
 }
 
-wb_tensor wb_model_tensor(const wb_model *model, int32_t i) {
+int32_t wb_model_n_replicas(const wb_model *model, int32_t i) {
+    const wb_tensor *tensor = &model->tensors[i];
+    if (tensor->expert < 0) return 1;
+    const int32_t layer = model->params[tensor->param].moe_layer;
+    const uint32_t *begin = wb_placement_layer(model->placement, (uint32_t)layer).replica_begin;
+    return (int32_t)(begin[tensor->expert + 1] - begin[tensor->expert]);
+}
+
+/* `tensor` of an expert, in the slot of its replica k. */
+static void put_in_slot(const wb_model *model, int32_t k, wb_tensor *tensor) {
+    const wb_param *param = &model->params[tensor->param];
+    const wb_layer_map map = wb_placement_layer(model->placement, (uint32_t)param->moe_layer);
+    tensor->slot = map.replicas[map.replica_begin[tensor->expert] + (uint32_t)k];
+    tensor->rank = (int32_t)wb_placement_rank_of(model->placement, tensor->slot);
+    tensor->offset += ((int64_t)tensor->slot.slot - wb_model_first_slot(model)) * param->slot_elements;
+}
+
+wb_tensor wb_model_replica(const wb_model *model, int32_t i, int32_t k) {
     wb_tensor tensor = model->tensors[i];
-    const bool here = tensor.expert < 0 || model->expert_rank[tensor.expert] == wb_comm_rank(model->comm);
-    if (here)
-        tensor.data = (uint8_t *)wb_param_data(model, tensor.param) +
+    if (tensor.expert >= 0) put_in_slot(model, k, &tensor);
+    if (tensor.rank < 0 || tensor.rank == wb_comm_rank(model->comm))
+        tensor.data = (uint8_t *)model->params[tensor.param].memory.data +
                       (size_t)tensor.offset * wb_dtype_size(tensor.dtype);
     return tensor;
+}
+
+wb_tensor wb_model_tensor(const wb_model *model, int32_t i) {
+    const int32_t n = wb_model_n_replicas(model, i);
+    for (int32_t k = 0; k < n; k++) {
+        const wb_tensor tensor = wb_model_replica(model, i, k);
+        if (tensor.data) return tensor;
+    }
+    return wb_model_replica(model, i, 0);
+}
+
+wb_status wb_model_fill_replicas(wb_model *model, int32_t i) {
+    const wb_tensor first = wb_model_tensor(model, i);
+    const size_t bytes = (size_t)first.n * wb_dtype_size(first.dtype);
+    const int32_t n = wb_model_n_replicas(model, i);
+    for (int32_t k = 0; k < n; k++) {
+        const wb_tensor other = wb_model_replica(model, i, k);
+        if (other.data && other.data != first.data)
+            WB_TRY(model->device->copy(model->device, other.data, first.data, bytes));
+    }
+    return WB_OK;
 }

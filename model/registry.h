@@ -18,11 +18,14 @@ typedef struct wb_registry {
     int32_t n_moe; /* MoE layers so far */
 } wb_registry;
 
-/* A storage of n elements, without tensors yet; its index in wb_model.params. */
-int32_t wb_registry_storage(wb_registry *registry, wb_dtype dtype, int64_t n, bool sharded);
+/* A storage [rows, cols], without tensors yet; its index in wb_model.params. */
+int32_t wb_registry_storage(wb_registry *registry, wb_dtype dtype, int64_t rows, int64_t cols);
 
-/* A tensor [rows, cols] of `param` from element `offset` on; cols 0: a vector [rows]. layer -1: of none;
- * expert -1: of none. */
+/* The same for this rank's slots of MoE layer `moe_layer`, each [rows, cols] of the model's dtype. */
+int32_t wb_registry_slots(wb_registry *registry, int32_t moe_layer, int64_t rows, int64_t cols);
+
+/* A tensor [rows, cols] of `param` from element `offset` on, which for an expert counts from where its slot
+ * begins; cols 0: a vector [rows]. layer -1: of none; expert -1: of none. */
 void wb_registry_tensor(wb_registry *registry, int32_t layer, int32_t expert, const char *name, int64_t rows,
                         int64_t cols, int32_t param, int64_t offset);
 
@@ -38,7 +41,7 @@ const char *wb_registry_name(const wb_model *model, const char *name);
 void wb_registry_full_name(const wb_model *model, int32_t layer, int32_t expert, const char *name,
                            char full_out[WB_TENSOR_NAME_BYTES]);
 
-/* Places the experts and fills layers, params with their memory, and tensors (architecture.c). */
+/* Fills layers, params with their memory, and tensors, by the placement (architecture.c). */
 wb_status wb_architecture_build(wb_model *model);
 
 #endif

@@ -56,8 +56,8 @@ static wb_status prepare_forward(wb_train *train, const wb_train_batch *batch, c
     train->forward_done = train->backward_due = train->logits_kept = false;
     WB_TRY(wb_train_take_batch(train, batch, routing));
     const int64_t n_residuals = train->forward_only ? 2 : config->n_layers + 1;
-    WB_TRY(wb_reserve(&train->memory, &train->residual, batch->T * n_residuals, config->hidden_size,
-                      sizeof(float)));
+    WB_TRY(wb_reserve_activations(train->model, &train->memory, &train->residual, batch->T * n_residuals,
+                                  config->hidden_size));
     WB_TRY(wb_block_reserve(&train->block, batch->T, !train->forward_only));
     return wb_train_reserve_head(train);
 }
@@ -105,13 +105,14 @@ static wb_status prepare_backward(wb_train *train, const float *dlogprobs) {
     float *wanted = train->host_floats.data;
     for (int64_t i = 0; i < n; i++) wanted[i] = dlogprobs[rows[i]];
     WB_TRY(wb_upload(&train->memory, &train->dlogprobs, wanted, n, sizeof(float)));
-    WB_TRY(wb_reserve(&train->memory, &train->dhead, n, H, sizeof(float)));
-    return wb_reserve(&train->memory, &train->dx, train->T, H, sizeof(float));
+    WB_TRY(wb_reserve_activations(train->model, &train->memory, &train->dhead, n, H));
+    return wb_reserve_activations(train->model, &train->memory, &train->dx, train->T, H);
 }
 
 static wb_status layers_backward(wb_train *train) {
     const wb_model *model = train->model;
-    WB_TRY(wb_train_head_backward(train, train->dx.data));
+    const wb_rows dx = wb_activations(model, &train->dx);
+    WB_TRY(wb_train_head_backward(train, dx));
     wb_pass pass = train->pass;
     pass.recompute = true;
     for (int32_t l = model->config.n_layers - 1; l >= 0; l--) {
@@ -120,10 +121,9 @@ static wb_status layers_backward(wb_train *train) {
         if (l + 1 < model->config.n_layers)
             WB_TRY(wb_block_forward(&train->block, l, &pass, NULL, wb_train_residual(train, l),
                                     wb_train_residual(train, l + 1)));
-        WB_TRY(wb_block_backward(&train->block, l, &pass, wb_train_residual(train, l), train->grads,
-                                 train->dx.data));
+        WB_TRY(wb_block_backward(&train->block, l, &pass, wb_train_residual(train, l), train->grads, dx));
     }
-    return wb_embed_backward(model, train->T, train->tokens.data, train->dx.data, train->grads);
+    return wb_embed_backward(model, train->T, train->tokens.data, dx, train->grads);
 }
 
 wb_status wb_train_backward(wb_train *train, const float *dlogprobs) {

@@ -57,6 +57,7 @@ static wb_status upload_sequences(wb_train *train, const wb_train_batch *batch) 
     WB_TRY(wb_upload(&train->memory, &train->blocks, blocks, T, sizeof(int32_t)));
     WB_TRY(wb_upload(&train->memory, &train->tokens, batch->tokens, T, sizeof(int32_t)));
     train->pass.T = T;
+    train->pass.tokens = train->tokens.data;
     train->pass.pos = train->pos.data;
     train->pass.seq = train->seq.data;
     train->pass.blocks = train->blocks.data;

@@ -60,7 +60,7 @@ static wb_status move_bucket(wb_train *train, grad_place *at, float *floats, boo
     int64_t filled = 0;
     while (at->param < model->n_params && filled < BUCKET_ELEMENTS) {
         const wb_param *param = &model->params[at->param];
-        const int64_t left = param->sharded ? 0 : param->n - at->offset;
+        const int64_t left = param->moe_layer >= 0 ? 0 : param->n - at->offset;
         const int64_t n = left < BUCKET_ELEMENTS - filled ? left : BUCKET_ELEMENTS - filled;
         float *grad = train->grads[at->param] + at->offset;
         float *const to = to_bucket ? floats + filled : grad;
@@ -105,6 +105,7 @@ static wb_status reduce_buckets(wb_train *train) {
 /* All that can fail on one rank alone. */
 static wb_status prepare_reduce(wb_train *train) {
     WB_TRY(check_has_grads(train));
+    WB_TRY(wb_train_prepare_replicas(train));
     if (wb_comm_size(train->model->comm) == 1) return WB_OK;
     return wb_reserve(&train->memory, &train->buckets, 4, BUCKET_ELEMENTS, sizeof(float));
 }
@@ -112,6 +113,7 @@ static wb_status prepare_reduce(wb_train *train) {
 wb_status wb_train_reduce_grads(wb_train *train) {
     wb_comm *comm = train->model->comm;
     WB_TRY(wb_comm_agree(comm, prepare_reduce(train)));
-    if (wb_comm_size(comm) == 1) return WB_OK;
-    return wb_collective_end(train->model, reduce_buckets(train));
+    wb_status status = wb_train_sum_replicas(train);
+    if (status == WB_OK && wb_comm_size(comm) > 1) status = reduce_buckets(train);
+    return wb_collective_end(train->model, status);
 }

@@ -18,27 +18,30 @@ static int64_t rows_from(const wb_train *train, int64_t start, int64_t total) {
 }
 
 wb_status wb_train_reserve_head(wb_train *train) {
-    const wb_config *config = &train->model->config;
-    const int64_t H = config->hidden_size, n = train->n_head;
-    WB_TRY(wb_reserve(&train->memory, &train->head_x, n, H, sizeof(float)));
-    WB_TRY(wb_reserve(&train->memory, &train->head_norm, n, H, sizeof(float)));
-    WB_TRY(wb_reserve(&train->memory, &train->logits, chunk_rows(train), config->vocab_size, sizeof(float)));
+    const wb_model *model = train->model;
+    const int64_t H = model->config.hidden_size, V = model->config.vocab_size, n = train->n_head;
+    WB_TRY(wb_reserve_activations(model, &train->memory, &train->head_x, n, H));
+    WB_TRY(wb_reserve_activations(model, &train->memory, &train->head_norm, n, H));
+    WB_TRY(wb_reserve(&train->memory, &train->logits, chunk_rows(train), V, sizeof(float)));
     WB_TRY(wb_reserve(&train->memory, &train->logprobs, n, 1, sizeof(float)));
     return wb_reserve_host(&train->memory, &train->host_floats, n, sizeof(float), "log-probabilities");
 }
 
-wb_status wb_train_head_forward(wb_train *train, const float *x) {
+wb_status wb_train_head_forward(wb_train *train, wb_rows x) {
     const wb_model *model = train->model;
     wb_device *dev = model->device;
     const int64_t n = train->n_head, H = model->config.hidden_size, V = model->config.vocab_size;
     const int32_t *targets = train->head_targets.data;
-    float *rows_x = train->head_x.data, *normed = train->head_norm.data, *logprobs = train->logprobs.data;
+    const wb_rows rows_x = wb_activations(model, &train->head_x),
+                  normed = wb_activations(model, &train->head_norm);
+    float *logprobs = train->logprobs.data;
     WB_TRY(dev->gather_rows(dev, n, H, train->head_rows.data, x, rows_x));
     for (int64_t start = 0; start < n; start += chunk_rows(train)) {
         const int64_t rows = rows_from(train, start, n), at = start * H;
         wb_distribution of;
         const bool limited = wb_train_distribution(train, start, &of);
-        WB_TRY(wb_head_forward(model, rows, rows_x + at, normed + at, train->logits.data));
+        WB_TRY(wb_head_forward(model, rows, wb_rows_from(rows_x, at), wb_rows_from(normed, at),
+                               train->logits.data));
         WB_TRY(dev->logprob_forward(dev, rows, V, train->logits.data, targets + start, limited ? &of : NULL,
                                     logprobs + start));
     }
@@ -52,39 +55,43 @@ wb_status wb_train_logits(wb_train *train, float *logits_out) {
     if (!train->forward_done)
         return wb_fail(WB_INVALID_ARGUMENT, "logits: expected a forward before, found none");
     const int64_t H = model->config.hidden_size, V = model->config.vocab_size;
-    const float *x = wb_train_residual(train, model->config.n_layers);
+    const wb_rows x = wb_train_residual(train, model->config.n_layers);
     /* The norm's rows go to dhead: head_norm belongs to the backward that may be due. */
-    WB_TRY(wb_reserve(&train->memory, &train->dhead, chunk_rows(train), H, sizeof(float)));
+    WB_TRY(wb_reserve_activations(model, &train->memory, &train->dhead, chunk_rows(train), H));
     train->logits_kept = false;
     for (int64_t start = 0; start < train->T; start += chunk_rows(train)) {
         const int64_t rows = rows_from(train, start, train->T);
-        WB_TRY(wb_head_forward(model, rows, x + start * H, train->dhead.data, train->logits.data));
+        WB_TRY(wb_head_forward(model, rows, wb_rows_from(x, start * H), wb_activations(model, &train->dhead),
+                               train->logits.data));
         WB_TRY(dev->to_host(dev, logits_out + start * V, train->logits.data,
                             (size_t)(rows * V) * sizeof(float)));
     }
     return WB_OK;
 }
 
-wb_status wb_train_head_backward(wb_train *train, float *dx) {
+wb_status wb_train_head_backward(wb_train *train, wb_rows dx) {
     const wb_model *model = train->model;
     wb_device *dev = model->device;
     const int64_t n = train->n_head, H = model->config.hidden_size, V = model->config.vocab_size;
     const int32_t *targets = train->head_targets.data;
     const float *dlogprobs = train->dlogprobs.data;
-    float *x = train->head_x.data, *normed = train->head_norm.data, *dhead = train->dhead.data;
+    const wb_rows x = wb_activations(model, &train->head_x),
+                  normed = wb_activations(model, &train->head_norm),
+                  dhead = wb_activations(model, &train->dhead);
     float *logits = train->logits.data;
     for (int64_t start = 0; start < n; start += chunk_rows(train)) {
         const int64_t rows = rows_from(train, start, n), at = start * H;
         wb_distribution of;
         const bool limited = wb_train_distribution(train, start, &of);
-        if (!train->logits_kept) WB_TRY(wb_head_forward(model, rows, x + at, normed + at, logits));
+        if (!train->logits_kept)
+            WB_TRY(wb_head_forward(model, rows, wb_rows_from(x, at), wb_rows_from(normed, at), logits));
         train->logits_kept = false; /* their gradient takes their place */
         WB_TRY(dev->logprob_backward(dev, rows, V, logits, targets + start, limited ? &of : NULL,
                                      dlogprobs + start, logits));
-        WB_TRY(wb_head_logits_backward(model, rows, normed + at, logits, train->grads, dhead + at));
+        WB_TRY(wb_head_logits_backward(model, rows, wb_rows_from(normed, at), logits, train->grads,
+                                       wb_rows_from(dhead, at)));
     }
     WB_TRY(wb_head_norm_backward(model, n, x, dhead, train->grads, dhead));
-    /* Scatter: each row of the head is one row of dx, as a token's gradient is one row of a table. */
-    WB_TRY(dev->zero(dev, dx, (size_t)(train->T * H) * sizeof(float)));
-    return dev->embed_backward(dev, n, H, train->head_rows.data, dhead, dx);
+    WB_TRY(dev->zero(dev, dx.data, (size_t)(train->T * H) * wb_dtype_size(dx.dtype)));
+    return dev->scatter_rows(dev, n, H, train->head_rows.data, dhead, dx);
 }

@@ -36,19 +36,30 @@ struct wb_train {
     wb_buffer dx;                       /* [T, H] */
     wb_buffer buckets;                  /* gradients in transit and scratch for their sums */
     wb_host_buffer host_ints, host_floats;
+    wb_host_buffer replica_sizes, replica_sent, replica_received; /* of wb_train_sum_replicas */
+    wb_buffer replica_scratch;                                    /* one slot of a storage */
     wb_routing_stage routing_stage;
 };
 
 /* Input of layer l, [T, H]; of n_layers: the output of the last. */
-static inline float *wb_train_residual(const wb_train *train, int32_t l) {
+static inline wb_rows wb_train_residual(const wb_train *train, int32_t l) {
     const int64_t place = train->forward_only ? l % 2 : l;
-    return (float *)train->residual.data + place * train->T * train->model->config.hidden_size;
+    return wb_rows_from(wb_activations(train->model, &train->residual),
+                        place * train->T * train->model->config.hidden_size);
 }
 
 /* ---- gradients (train_grads.c) -------------------------------------------------------------------- */
 
 /* A zero gradient for every parameter. */
 wb_status wb_train_open_grads(wb_train *train);
+
+/* ---- gradients of replicas (train_replicas.c) ------------------------------------------------------ */
+
+/* Memory for the next; all that one rank can fail alone. */
+wb_status wb_train_prepare_replicas(wb_train *train);
+
+/* The gradient of every replica of an expert becomes the sum over its replicas. Collective. */
+wb_status wb_train_sum_replicas(wb_train *train);
 
 /* ---- a batch (train_batch.c) ---------------------------------------------------------------------- */
 
@@ -72,9 +83,9 @@ bool wb_train_distribution(const wb_train *train, int64_t start, wb_distribution
 wb_status wb_train_reserve_head(wb_train *train);
 
 /* logprobs[n_head] (=) from the last layer's output x[T,H]. */
-wb_status wb_train_head_forward(wb_train *train, const float *x);
+wb_status wb_train_head_forward(wb_train *train, wb_rows x);
 
 /* dx[T,H] (=) the gradient of that x, from dlogprobs[n_head]. */
-wb_status wb_train_head_backward(wb_train *train, float *dx);
+wb_status wb_train_head_backward(wb_train *train, wb_rows dx);
 
 #endif

@@ -25,8 +25,10 @@
 
 #include "wb_checkpoint.h"
 #include "wb_comm.h"
+#include "wb_dispatch.h"
 #include "wb_formats.h"
 #include "wb_kernels.h"
+#include "wb_placement.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -89,6 +91,15 @@ typedef struct wb_model_options {
     wb_comm *comm;     /* likewise */
     wb_dtype dtype;    /* of matrices: WB_F32 (default) or WB_BF16. Vectors (norms, biases) are always f32 */
     uint8_t reserved[4]; /* zero */
+    /* Which expert each slot holds, layer by MoE layer; the same on every rank, read during the call and not
+     * kept. MISMATCH unless L, E and R are the model's and no rank is dead. NULL: one slot an expert, rank r
+     * having the experts from E r / R to E (r + 1) / R in every layer. */
+    const wb_placement *placement;
+    /* Which replica of an expert a token goes to: WB_DISPATCH_STATIC (default) by rank, or
+     * WB_DISPATCH_DYNAMIC by token, whose key is its id and position. No result depends on it. The same on
+     * every rank. */
+    wb_dispatch_policy dispatch;
+    uint8_t reserved2[4]; /* zero */
 } wb_model_options;
 
 /* The defaults; `size` is the caller's sizeof. */
@@ -113,13 +124,16 @@ WB_API wb_status wb_model_create(const wb_config *config, uint64_t seed, float s
                                  const wb_model_options *options, wb_model **model_out);
 
 /* A model like `from`, in memory and with storages of its own: its configuration and its weights, rounded to
- * the dtype of `options`, whose device is of the same backend and whose ranks are the same. No file is read.
- * Collective. */
+ * the dtype of `options`, whose device is of the same backend and whose ranks are the same. options.placement
+ * NULL: that of `from`; for another one what a rank needs is on that rank, as in wb_model_copy_weights. No
+ * file is read. Collective. */
 WB_API wb_status wb_model_clone(const wb_model *from, const wb_model_options *options, wb_model **model_out);
 WB_API void wb_model_close(wb_model *model); /* NULL is a no-op; not collective */
 
 /* Writes the checkpoint in Hugging Face layout (per-expert tensors, dtype of the model) into `dir`, which
- * is created: model.safetensors on one rank, a shard a rank and an index on several. Other small files of
+ * is created: model.safetensors on one rank, a shard a rank and an index on several. An expert is written
+ * once, by the rank that has its replica 0; MISMATCH names replicas that differ in the 4 KiB in their middle.
+ * Other small files of
  * the directory that the model came from (tokenizer, generation_config; up to 64 MiB each, 256 MiB in
  * all) are written along, from memory: that directory may be gone. In that directory itself those that are
  * there stay. Collective. */
@@ -136,7 +150,10 @@ WB_API wb_comm *wb_model_comm(const wb_model *model);
 WB_API const char *wb_model_note(const wb_model *model);
 
 /* The registry: every tensor of the checkpoint by name, in an order that is the same on every rank. Ask at
- * use: pointers are those of now and may change when experts move. */
+ * use: pointers are those of now and may change when experts move.
+ *
+ * Experts lie in slots: a MoE layer's storages on rank r are [slots of r][...], in slot order, and what an
+ * empty slot holds is nobody's. A tensor of an expert is in each slot that the placement gives the expert. */
 typedef struct wb_tensor {
     const char *name; /* owner: model */
     int32_t layer;    /* -1: not of a layer */
@@ -145,15 +162,35 @@ typedef struct wb_tensor {
     int64_t shape[2];
     int64_t n; /* elements */
     wb_dtype dtype;
-    void *data;     /* device; NULL: an expert that lives on another rank */
-    int32_t param;  /* storage that it is part of, and ... */
-    int64_t offset; /* ... its first element there (wb_train_grad) */
+    void *data;          /* device; NULL: in a slot of another rank */
+    int32_t param;       /* storage that it is part of, and ... */
+    int64_t offset;      /* ... where data is not NULL, its first element there (wb_train_grad) */
+    int32_t rank;        /* that has it; -1: all have */
+    wb_physical_id slot; /* that it is in; WB_NO_SLOT: not of an expert */
 } wb_tensor;
 WB_API int32_t wb_model_n_tensors(const wb_model *model);
-WB_API wb_tensor wb_model_tensor(const wb_model *model, int32_t i); /* 0 <= i < n */
+/* 0 <= i < n. Of an expert: its first replica on this rank; where none is, its replica 0. */
+WB_API wb_tensor wb_model_tensor(const wb_model *model, int32_t i);
+/* How often tensor i is there, over all ranks, and tensor i as its replica k: 0 <= k < n. 1 and the tensor
+ * itself where it is not of an expert. */
+WB_API int32_t wb_model_n_replicas(const wb_model *model, int32_t i);
+WB_API wb_tensor wb_model_replica(const wb_model *model, int32_t i, int32_t k);
+/* Copies wb_model_tensor(model, i) to the other replicas of it on this rank: for who has written the first.
+ * Not collective. */
+WB_API wb_status wb_model_fill_replicas(wb_model *model, int32_t i);
 
-/* to's weights := from's, rounded to to's dtype. Same configuration and ranks, else MISMATCH. Not
- * collective. */
+/* Where its experts are; owner: the model, changed in place by wb_model_set_placement. */
+WB_API const wb_placement *wb_model_placement(const wb_model *model);
+/* Takes over the layers of `placement` that are at a later epoch than the model's: all or, after an error,
+ * none. Nothing moves: what the slots are to hold, weights, gradients and optimizer's moments, the caller
+ * brings before the next pass (wb_model_replica). MISMATCH unless L, E, R and the slots of each rank are the
+ * model's and no rank is dead; INVALID_ARGUMENT for a layer at an earlier epoch, or at the same one with
+ * another map; PEER where ranks disagree. Not between a forward and its backward. Collective. */
+WB_API wb_status wb_model_set_placement(wb_model *model, const wb_placement *placement);
+
+/* to's weights := from's, all replicas, rounded to to's dtype. MISMATCH unless configuration and ranks are
+ * the same and each expert that `to` has on this rank, `from` has on it too: layer and expert are named, and
+ * nothing has changed. Not collective. */
 WB_API wb_status wb_model_copy_weights(wb_model *to, const wb_model *from);
 
 /* ---- routing: the one place where experts are chosen ----------------------------------------- */
@@ -287,8 +324,9 @@ WB_API wb_status wb_train_backward(wb_train *train, const float *dlogprobs);
 WB_API wb_status wb_train_reduce_grads(wb_train *train);
 WB_API wb_status wb_train_zero_grads(wb_train *train);
 
-/* Gradient of a tensor of the registry that lives here: device f32 [tensor->n]; owner: train. NULL when the
- * tensor does not live here, or the trainer is for forwards only. */
+/* Gradient of a tensor of the registry, or of one replica of it, that lives here: device f32 [tensor->n];
+ * owner: train. NULL when it does not live here, or the trainer is for forwards only. It goes with the slot:
+ * a changed placement moves no gradients. */
 WB_API float *wb_train_grad(const wb_train *train, const wb_tensor *tensor);
 
 #ifdef __cplusplus

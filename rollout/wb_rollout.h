@@ -64,7 +64,8 @@ typedef struct wb_request {
     bool return_routes;
     uint32_t routes_start; /* rows before this position are not returned (the caller has them) */
     /* Default false. True: the record has the tokens that top-k and top-p kept at each sampled one, for a
-     * trainer that is to take the same distribution; without a limit there is nothing to record. */
+     * trainer that is to take the same distribution. Without a limit there is nothing to record; a top_k that
+     * the vocabulary does not reach is one, whose mask is 4 bytes for each token of the vocabulary. */
     bool return_sampling_mask;
     uint8_t reserved[3]; /* zero */
 } wb_request;

@@ -25,7 +25,6 @@ static void take_table_ids(wb_hooks *h, const gate_call *c) {
 /* The device's ids of the native rows, and what every row would choose where that is wanted. */
 static wb_status select_ids(wb_hooks *h, const gate_call *c) {
     wb_device *dev = h->options.device;
-    if (c->slice.any_forced) WB_TRY(wb_upload(&h->workspace, &h->direction, c->slice.direction, c->T, 1));
     wb_topk args = {.router = h->options.router,
                     .T = c->T,
                     .logits = c->logits,
@@ -49,7 +48,10 @@ wb_status wb_hooks_choose(wb_hooks *h, const gate_call *c, wb_ids table) {
     wb_device *dev = h->options.device;
     bool hash = h->options.router.type == WB_ROUTER_HASH;
     bool choosing = c->slice.any_native || c->slice.want_native;
-    if (c->slice.any_forced) gather_plan(h, c);
+    if (c->slice.any_forced) {
+        gather_plan(h, c);
+        WB_TRY(wb_upload(&h->workspace, &h->direction, c->slice.direction, c->T, 1));
+    }
     if (hash && choosing) {
         WB_TRY(wb_hooks_read_ids(h, c, table, "the hash table"));
         take_table_ids(h, c);

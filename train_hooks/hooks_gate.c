@@ -73,19 +73,6 @@ static wb_status check_weights(wb_hooks *h, const gate_call *c, const float *wei
     return WB_OK;
 }
 
-/* `data`'s rows of padding, `width` floats each, to zero. */
-static wb_status zero_padding(wb_hooks *h, const gate_call *c, float *data, size_t width) {
-    wb_device *dev = h->options.device;
-    const uint8_t *direction = c->slice.direction;
-    for (size_t t = 0, end; c->slice.any_forced && t < c->T; t = end) {
-        end = t + 1;
-        if (direction[t] != WB_ROW_PADDING) continue;
-        while (end < c->T && direction[end] == WB_ROW_PADDING) end++;
-        WB_TRY(dev->zero(dev, data + t * width, (end - t) * width * sizeof *data));
-    }
-    return WB_OK;
-}
-
 /* The replay learns what rows chose and what they would have chosen; where they go is the dispatcher's. */
 static wb_status keep_choices(wb_hooks *h, const gate_call *c) {
     if (!h->options.replay) return WB_OK;
@@ -102,11 +89,12 @@ wb_status wb_hooks_gate_forward(wb_hooks *h, int32_t micro_batch, int32_t layer,
     WB_TRY(wb_hooks_check_ids(h, T, ids_out, "ids_out"));
     wb_device *dev = h->options.device;
     WB_TRY(wb_hooks_choose(h, &c, ids_out));
-    WB_TRY(dev->gate_forward(dev, &h->options.router, T, logits, hooks_ids(h, &h->ids), weights_out));
+    const uint8_t *direction = c.slice.any_forced ? h->direction.data : NULL;
+    WB_TRY(
+        dev->gate_forward(dev, &h->options.router, T, logits, direction, hooks_ids(h, &h->ids), weights_out));
     WB_TRY(check_weights(h, &c, weights_out));
     /* This changes the slice's directions in place, from native to forced; padding stays padding. */
     WB_TRY(keep_choices(h, &c));
-    WB_TRY(zero_padding(h, &c, weights_out, (size_t)h->options.router.top_k));
     return wb_hooks_write_ids(h, &c, ids_out);
 }
 
@@ -125,7 +113,7 @@ wb_status wb_hooks_gate_backward(wb_hooks *h, int32_t micro_batch, int32_t layer
                                        "trainer's own, call the device's gate_backward");
     c.slice.want_chosen = c.slice.want_native = false;
     WB_TRY(wb_hooks_choose(h, &c, (wb_ids){0}));
-    WB_TRY(
-        dev->gate_backward(dev, &h->options.router, T, logits, hooks_ids(h, &h->ids), dweights, dlogits_out));
-    return zero_padding(h, &c, dlogits_out, (size_t)h->options.router.n_experts);
+    return dev->gate_backward(dev, &h->options.router, T, logits,
+                              c.slice.any_forced ? h->direction.data : NULL, hooks_ids(h, &h->ids), dweights,
+                              dlogits_out);
 }

@@ -33,6 +33,11 @@ typedef struct eplb_settings {
 int eplb_settings_read(const cli_command *self, const cli_arguments *arguments, eplb_settings *settings_out);
 void eplb_settings_free(eplb_settings *settings);
 
+/* ---- the run (eplb_run.c) -------------------------------------------------------------------- */
+
+/* Reads the settings, runs all rows in all steps, and prints and writes what was asked for. */
+int eplb_run_command(const cli_command *self, const cli_arguments *arguments);
+
 /* ---- traffic (eplb_traffic.c) ---------------------------------------------------------------- */
 
 /* Steps of micro-batches, from a dump's records or from a seed; one step at a time is in memory. */
@@ -42,7 +47,8 @@ typedef struct eplb_source_info {
     const char *name; /* of the model, or the kind of synthetic loads; owner: the source */
     uint32_t n_layers, n_experts, top_k, n_steps, n_batches;
     uint64_t records, rows; /* of a dump, taken so far */
-    char steps_by[64]; /* of a dump, what makes a step: "weight version 3..7", "file", "--step-records 64" */
+    uint64_t skipped;       /* records of a dump that are in no step, because they have no valid row */
+    const char *steps_by;   /* of a dump, what makes a step (eplb_dump_steps.h); owner: the source */
 } eplb_source_info;
 
 wb_status eplb_source_open(const eplb_settings *settings, eplb_source **source_out);

@@ -42,14 +42,8 @@ static wb_status take_dump_step(eplb_source *s, uint32_t step,
     wb_status status = wb_dump_counts_open(s->dump, s->steps.records + first, n, s->info.n_batches,
                                            &s->topology, progress, progress_ctx, &s->counts);
     if (status != WB_OK) return status;
-    uint64_t rows = wb_dump_counts_rows(s->counts);
-    if (rows == 0)
-        return wb_fail(WB_MISSING_ROUTES,
-                       "eplb: step %" PRIu32 " (by %s): expected rows in its %" PRIu64
-                       " records, found none that is valid",
-                       step, s->info.steps_by, n);
     s->info.records += n;
-    s->info.rows += rows;
+    s->info.rows += wb_dump_counts_rows(s->counts);
     return WB_OK;
 }
 
@@ -88,11 +82,11 @@ static wb_status open_dump(const eplb_settings *settings, eplb_source *s) {
     s->info = (eplb_source_info){
         .name = m->name, .n_layers = m->n_moe_layers, .n_experts = m->num_experts, .top_k = m->top_k};
     s->topology = settings->topology;
-    if (wb_dump_get_info(s->dump).records == 0)
-        return wb_fail(WB_MISSING_ROUTES, "%s: expected records, found none", settings->dump);
-    status = eplb_steps_open(s->dump, settings->step_records, &s->steps, s->info.steps_by,
-                             sizeof s->info.steps_by);
+    status = eplb_steps_open(s->dump, settings->step_records, &s->steps);
+    if (status == WB_MISSING_ROUTES) return wb_fail_context(status, "%s", settings->dump);
     s->info.n_steps = s->steps.n_steps;
+    s->info.skipped = s->steps.skipped;
+    s->info.steps_by = s->steps.by;
     return status;
 }
 

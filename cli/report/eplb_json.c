@@ -13,7 +13,9 @@ static void json_source(const eplb_run *run) {
            ",\"micro_batches\":%" PRIu32,
            i->n_layers, i->n_experts, i->top_k, i->n_steps, i->n_batches);
     if (s->dump) {
-        printf(",\"records\":%" PRIu64 ",\"valid_rows\":%" PRIu64 ",\"steps_by\":", i->records, i->rows);
+        printf(",\"records\":%" PRIu64 ",\"records_skipped\":%" PRIu64 ",\"valid_rows\":%" PRIu64
+               ",\"steps_by\":",
+               i->records, i->skipped, i->rows);
         json_text(i->steps_by);
     } else {
         printf(",\"tokens\":%" PRIu64 ",\"seed\":%" PRIu64, s->synthetic.tokens / i->top_k,

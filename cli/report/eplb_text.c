@@ -10,6 +10,14 @@ static uint32_t count_dead(const wb_topology *t) {
     return n;
 }
 
+static void print_records(const eplb_source_info *i) {
+    printf("           %" PRIu64 " records with %" PRIu64 " valid rows, steps by %s\n", i->records, i->rows,
+           i->steps_by);
+    if (i->skipped > 0)
+        printf("           skipped: %" PRIu64 " record%s without valid rows\n", i->skipped,
+               i->skipped == 1 ? "" : "s");
+}
+
 static void print_source(const eplb_run *run) {
     const eplb_source_info *i = &run->source;
     const eplb_settings *s = run->settings;
@@ -18,8 +26,7 @@ static void print_source(const eplb_run *run) {
     printf("%" PRIu32 " step%s of %" PRIu32 " micro-batch%s\n", i->n_steps, i->n_steps == 1 ? "" : "s",
            i->n_batches, i->n_batches == 1 ? "" : "es");
     if (s->dump)
-        printf("           %" PRIu64 " records with %" PRIu64 " valid rows, steps by %s\n", i->records,
-               i->rows, i->steps_by);
+        print_records(i);
     else
         printf("           %" PRIu64 " tokens a micro-batch, skew %g, noise %g, seed %" PRIu64 "\n",
                s->synthetic.tokens / i->top_k, s->synthetic.skew, s->synthetic.noise, s->synthetic.seed);

@@ -14,9 +14,10 @@ extern "C" {
  * calls MPI_Finalize after wb_comm_close. Collective over mpi_comm, and the one call here whose wait is
  * MPI's own and has no bound. MPI's errors come back as WB_PEER.
  *
- * Sizes that disagree between two ranks are an error of the caller. It is found (MISMATCH) where MPI says
- * that a message was cut, but Open MPI 4.1 writes one above its eager limit (some KiB) whole, beyond the part
- * that was given for it; and of parts above 1 GiB what is left of the longer side goes to the next call.
+ * Sizes that two ranks do not share are found before a byte of the part is written. In all_gather and
+ * all_to_all_v both ranks get MISMATCH and the communicator lives. In broadcast the rank that finds it gets
+ * MISMATCH and gives up, since the root may have left: the others get PEER with its message, at the latest in
+ * their next call. Each communicator keeps 8 KiB a rank for the first message of each pair.
  *
  * After a failure wb_comm_close leaves the duplicates to MPI, which may have messages for ranks that are
  * gone; MPI_Finalize may wait for such ranks. A program that does not go on without them ends the job with

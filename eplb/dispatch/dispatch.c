@@ -1,8 +1,8 @@
-/* dispatch.c - the names of the policies, and the handle that dispatches one rank's tokens. Refuses: tables
- * (dispatch_tables.c), rows (dispatch_rows.c), how shares are found (dispatch_quota.c). */
+/* dispatch.c - the names of the policies, the size of their tables, and the handle that dispatches one rank's
+ * tokens. Refuses: what is in the tables (dispatch_tables.c), rows (dispatch_rows.c), how shares are found
+ * (dispatch_quota.c). */
 #include "dispatch/dispatch_handle.h"
 
-#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -23,13 +23,34 @@ wb_status wb_dispatch_policy_parse(const char *name, wb_dispatch_policy *policy_
                    "dispatch policy: expected static, dynamic, quota or fake, found '%s'", name);
 }
 
+/* ---- tables ---------------------------------------------------------------------------------- */
+
+/* Of one layer. fake: room for the slots that hold an expert; quota goes by counts. */
+static size_t table_length(const wb_placement *placement, wb_dispatch_policy policy) {
+    size_t E = placement->n_experts, S = placement->topology.n_slots;
+    const size_t lengths[N_POLICIES] = {
+        [WB_DISPATCH_STATIC] = E, [WB_DISPATCH_DYNAMIC] = E + 1 + S, [WB_DISPATCH_FAKE] = S};
+    return lengths[policy];
+}
+
+wb_status wb_dispatch_table_length(const wb_placement *placement, wb_dispatch_policy policy,
+                                   size_t *length_out) {
+    if (policy != WB_DISPATCH_STATIC && policy != WB_DISPATCH_DYNAMIC)
+        return wb_fail(WB_INVALID_ARGUMENT,
+                       "dispatch table for kernels: policy: expected static or dynamic, found %s",
+                       wb_dispatch_policy_name(policy));
+    *length_out = table_length(placement, policy);
+    return WB_OK;
+}
+
 /* ---- the handle ------------------------------------------------------------------------------ */
 
 static wb_status allocate(wb_dispatch *d) {
     size_t L = d->placement->n_layers, E = d->placement->n_experts, S = d->placement->topology.n_slots;
     bool fixed = d->policy == WB_DISPATCH_STATIC, quota = d->policy == WB_DISPATCH_QUOTA;
     bool fake = d->policy == WB_DISPATCH_FAKE;
-    size_t table = fixed ? E : fake ? S : 0, ranks = fake ? (size_t)d->placement->topology.n_ranks + 1 : 0;
+    size_t table = table_length(d->placement, d->policy);
+    size_t ranks = fake ? (size_t)d->placement->topology.n_ranks + 1 : 0;
     WB_TRY(WB_OWN(&d->memory, d->layers, L, "dispatch layers"));
     WB_TRY(WB_OWN(&d->memory, d->tables, L * table, "dispatch tables"));
     WB_TRY(WB_OWN(&d->memory, d->rank_begins, L * ranks, "dispatch tables"));
@@ -48,15 +69,10 @@ static wb_status allocate(wb_dispatch *d) {
 
 wb_status wb_dispatch_open(const wb_placement *placement, wb_dispatch_policy policy, uint32_t rank,
                            wb_dispatch **dispatch_out) {
-    const wb_topology *topology = &placement->topology;
     if ((size_t)policy >= N_POLICIES)
         return wb_fail(WB_INVALID_ARGUMENT, "dispatch: policy: expected 0..%zu, found %d", N_POLICIES - 1,
                        (int)policy);
-    if (rank >= topology->n_ranks)
-        return wb_fail(WB_INVALID_ARGUMENT, "dispatch: rank: expected 0..%" PRIu32 ", found %" PRIu32,
-                       topology->n_ranks - 1, rank);
-    if (topology->dead[rank])
-        return wb_fail(WB_INVALID_ARGUMENT, "dispatch: rank %" PRIu32 " is dead: it has no tokens", rank);
+    WB_TRY(wb_dispatch_check_rank(placement, rank));
     wb_dispatch *d = NULL;
     WB_TRY(WB_NEW(d, 1, "dispatch"));
     d->placement = placement;

@@ -21,8 +21,9 @@ typedef struct wb_quota_progress {
 typedef struct wb_dispatch_layer {
     bool made;
     uint64_t version;
-    wb_physical_id *table; /* static: [E]. fake: the slots that hold an expert, by rank */
-    uint32_t *rank_begin;  /* fake: [n_ranks + 1] where the slots of each rank that has any begin in table */
+    /* static, dynamic: as wb_dispatch_fill_table makes it. fake: the slots that hold an expert, by rank */
+    int32_t *table;
+    uint32_t *rank_begin; /* fake: [n_ranks + 1] where the slots of each rank that has any begin in table */
     uint32_t n_ranks;
     uint64_t turn;        /* fake: tokens sent so far, from this rank's number on: ranks do not start alike */
     wb_quota_part *parts; /* quota: [S] */
@@ -35,7 +36,7 @@ struct wb_dispatch {
     wb_dispatch_policy policy;
     uint32_t rank;
     wb_dispatch_layer *layers;   /* [L] */
-    wb_physical_id *tables;      /* static: [L][E]. fake: [L][S] */
+    int32_t *tables;             /* static: [L][E]. dynamic: [L][E + 1 + S]. fake: [L][S] */
     uint32_t *rank_begins;       /* fake: [L][R + 1] */
     wb_quota_part *parts;        /* quota: [L][S] */
     wb_quota_progress *progress; /* quota: [L][E] */
@@ -43,7 +44,7 @@ struct wb_dispatch {
     wb_dispatch_frame frame;     /* static, quota: scratch */
 };
 
-/* static, fake: the layer's table, by the map as it is now. */
+/* static, dynamic, fake: the layer's table, by the map as it is now. */
 const wb_dispatch_layer *wb_dispatch_layer_table(wb_dispatch *dispatch, uint32_t layer);
 
 #endif

@@ -39,6 +39,16 @@ wb_status wb_dispatch_check_layer(const wb_placement *placement, uint32_t layer)
                    placement->n_layers - 1, layer);
 }
 
+wb_status wb_dispatch_check_rank(const wb_placement *placement, uint32_t rank) {
+    const wb_topology *topology = &placement->topology;
+    if (rank >= topology->n_ranks)
+        return wb_fail(WB_INVALID_ARGUMENT, "dispatch: rank: expected 0..%" PRIu32 ", found %" PRIu32,
+                       topology->n_ranks - 1, rank);
+    if (topology->dead[rank])
+        return wb_fail(WB_INVALID_ARGUMENT, "dispatch: rank %" PRIu32 " is dead: it has no tokens", rank);
+    return WB_OK;
+}
+
 wb_status wb_dispatch_sum_counts(const wb_placement *placement, uint32_t layer, const uint32_t *counts,
                                  uint64_t *tokens_out) {
     uint32_t E = placement->n_experts;

@@ -2,9 +2,9 @@
  * (dispatch_tables.c), loads of all ranks (dispatch_traffic.c). */
 #include "dispatch/dispatch_handle.h"
 #include "dispatch/routed_rows.h"
+#include "wb_dispatch_rules.h"
 #include "wb_formats.h"
 #include "wb_hash.h"
-#include "wb_random.h"
 
 #include <inttypes.h>
 #include <string.h>
@@ -59,47 +59,67 @@ static void pad_row(wb_physical_id *out, uint32_t K) {
     for (uint32_t k = 0; k < K; k++) out[k].slot = WB_NO_SLOT;
 }
 
-static inline void look_up(const wb_physical_id *table, const uint8_t *row, wb_dtype dtype, uint32_t K,
+/* static, dynamic: the rule that kernels go by, over all rows. Inlined for each kind of table and width of
+ * id, so that what is the same for all choices is done once. */
+static inline void rows_by(wb_dispatch_rule rule, const reader *in, wb_dtype dtype, const uint64_t *keys,
                            wb_physical_id *out) {
-    for (uint32_t k = 0; k < K; k++) out[k] = table[wb_route_id(row, dtype, k)];
-}
-
-static void static_row(const wb_dispatch_layer *state, const uint8_t *row, wb_dtype dtype, uint32_t K,
-                       wb_physical_id *out) {
-    if (dtype == WB_U16)
-        look_up(state->table, row, WB_U16, K, out);
-    else
-        look_up(state->table, row, WB_U8, K, out);
-}
-
-/* A hash of key, layer and expert, scaled to the replicas: keys in steps of 2 or 8 are as good as any. */
-static void dynamic_row(const wb_layer_map *map, uint64_t token_hash, const uint8_t *row, wb_dtype dtype,
-                        uint32_t K, wb_physical_id *out) {
-    for (uint32_t k = 0; k < K; k++) {
-        uint32_t expert = wb_route_id(row, dtype, k), begin = map->replica_begin[expert];
-        uint64_t n = map->replica_begin[expert + 1] - begin;
-        out[k] = map->replicas[begin + ((wb_mix64(token_hash ^ expert) >> 32) * n >> 32)];
+    const uint32_t K = in->K;
+    for (uint32_t t = 0; t < in->T; t++, out += K) {
+        const uint8_t *row = in->bytes + t * in->stride;
+        if (!wb_row_valid(in->valid, t)) {
+            pad_row(out, K);
+            continue;
+        }
+        const uint64_t key = keys ? keys[t] : 0;
+        for (uint32_t k = 0; k < K; k++)
+            out[k].slot = (uint32_t)wb_dispatch_slot(&rule, wb_route_id(row, dtype, k), key);
     }
 }
 
-static void quota_row(const wb_dispatch_layer *state, const uint8_t *row, wb_dtype dtype, uint32_t K,
-                      wb_physical_id *out) {
-    for (uint32_t k = 0; k < K; k++) {
-        wb_quota_progress *p = &state->progress[wb_route_id(row, dtype, k)];
-        while (p->left == 0) p->left = state->parts[++p->at].tokens;
-        p->left--;
-        p->remaining--;
-        out[k].slot = state->parts[p->at].slot;
+static void static_rows(const int32_t *table, const reader *in, wb_physical_id *out) {
+    if (in->dtype == WB_U16)
+        rows_by(wb_dispatch_static_rule(table), in, WB_U16, NULL, out);
+    else
+        rows_by(wb_dispatch_static_rule(table), in, WB_U8, NULL, out);
+}
+
+static void dynamic_rows(const int32_t *table, uint32_t E, uint32_t layer, const reader *in,
+                         const uint64_t *keys, wb_physical_id *out) {
+    if (in->dtype == WB_U16)
+        rows_by(wb_dispatch_dynamic_rule(table, E, layer), in, WB_U16, keys, out);
+    else
+        rows_by(wb_dispatch_dynamic_rule(table, E, layer), in, WB_U8, keys, out);
+}
+
+static void quota_rows(wb_dispatch_layer *state, const reader *in, wb_physical_id *out) {
+    for (uint32_t t = 0; t < in->T; t++, out += in->K) {
+        const uint8_t *row = in->bytes + t * in->stride;
+        if (!wb_row_valid(in->valid, t)) {
+            pad_row(out, in->K);
+            continue;
+        }
+        for (uint32_t k = 0; k < in->K; k++) {
+            wb_quota_progress *p = &state->progress[wb_route_id(row, in->dtype, k)];
+            while (p->left == 0) p->left = state->parts[++p->at].tokens;
+            p->left--;
+            p->remaining--;
+            out[k].slot = state->parts[p->at].slot;
+        }
     }
 }
 
 /* Ranks in turn, and the slots of each in turn: as even over ranks as can be, whatever slots they have. */
-static void fake_row(wb_dispatch_layer *state, uint32_t K, wb_physical_id *out) {
-    for (uint32_t k = 0; k < K; k++) {
-        uint64_t rank = state->turn % state->n_ranks, round = state->turn / state->n_ranks;
-        uint32_t begin = state->rank_begin[rank], filled = state->rank_begin[rank + 1] - begin;
-        out[k] = state->table[begin + round % filled];
-        state->turn++;
+static void fake_rows(wb_dispatch_layer *state, const reader *in, wb_physical_id *out) {
+    for (uint32_t t = 0; t < in->T; t++, out += in->K) {
+        if (!wb_row_valid(in->valid, t)) {
+            pad_row(out, in->K);
+            continue;
+        }
+        for (uint32_t k = 0; k < in->K; k++, state->turn++) {
+            uint64_t rank = state->turn % state->n_ranks, round = state->turn / state->n_ranks;
+            uint32_t begin = state->rank_begin[rank], filled = state->rank_begin[rank + 1] - begin;
+            out[k].slot = (uint32_t)state->table[begin + round % filled];
+        }
     }
 }
 
@@ -143,33 +163,22 @@ wb_status wb_dispatch_rows(wb_dispatch *dispatch, uint32_t layer, const wb_route
                        "dispatch: layer %" PRIu32 ": keys: expected one a token, found NULL", layer);
     WB_TRY(check_ids(&in, layer, dispatch->placement->n_experts));
     if (policy == WB_DISPATCH_QUOTA) WB_TRY(check_quota(dispatch, layer, &in));
-    if (policy == WB_DISPATCH_STATIC || policy == WB_DISPATCH_FAKE)
-        (void)wb_dispatch_layer_table(dispatch, layer);
 
     wb_dispatch_layer *state = &dispatch->layers[layer];
-    wb_layer_map map = wb_placement_layer(dispatch->placement, layer);
-    uint64_t layer_hash = wb_mix64(layer);
-    for (uint32_t t = 0; t < in.T; t++) {
-        const uint8_t *row = in.bytes + t * in.stride;
-        wb_physical_id *slots = out + (size_t)t * in.K;
-        if (!wb_row_valid(in.valid, t)) {
-            pad_row(slots, in.K);
-            continue;
-        }
-        switch (policy) {
-        case WB_DISPATCH_STATIC:
-            static_row(state, row, in.dtype, in.K, slots);
-            break;
-        case WB_DISPATCH_DYNAMIC:
-            dynamic_row(&map, wb_mix64(keys[t] ^ layer_hash), row, in.dtype, in.K, slots);
-            break;
-        case WB_DISPATCH_QUOTA:
-            quota_row(state, row, in.dtype, in.K, slots);
-            break;
-        case WB_DISPATCH_FAKE:
-            fake_row(state, in.K, slots);
-            break;
-        }
+    if (policy != WB_DISPATCH_QUOTA) (void)wb_dispatch_layer_table(dispatch, layer);
+    switch (policy) {
+    case WB_DISPATCH_STATIC:
+        static_rows(state->table, &in, out);
+        break;
+    case WB_DISPATCH_DYNAMIC:
+        dynamic_rows(state->table, dispatch->placement->n_experts, layer, &in, keys, out);
+        break;
+    case WB_DISPATCH_QUOTA:
+        quota_rows(state, &in, out);
+        break;
+    case WB_DISPATCH_FAKE:
+        fake_rows(state, &in, out);
+        break;
     }
     return WB_OK;
 }

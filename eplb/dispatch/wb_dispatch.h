@@ -74,6 +74,25 @@ WB_API wb_status wb_dispatch_rows(wb_dispatch *dispatch, uint32_t layer, const w
  * seed. */
 WB_API uint64_t wb_token_key(const char *rid, uint32_t position);
 
+/* ---- tables for kernels --------------------------------------------------------------------------- */
+
+/* How many numbers (int32) the table of one layer has: static E, dynamic E + 1 + S. INVALID_ARGUMENT for
+ * quota, fake and unknown policies: there a token's slot hangs on the tokens before it, which no table
+ * tells. */
+WB_API wb_status wb_dispatch_table_length(const wb_placement *placement, wb_dispatch_policy policy,
+                                          size_t *length_out);
+
+/* table_out [wb_dispatch_table_length], host: what tokens of `rank` go by in one layer, from its map as it is
+ * now. It is the caller's, to be uploaded, and to be made again when the layer's map has changed. Tokens go
+ * where wb_dispatch_rows sends them.
+ *   static   [E] the slot for each expert
+ *   dynamic  [E + 1] where each expert's slots begin in what follows, then [S] the slots, each expert's in
+ *            replica order, -1 from the last expert's on; the same for every rank
+ * Errors as in wb_dispatch_open and wb_dispatch_table_length, and INVALID_ARGUMENT for a layer that is not
+ * there. */
+WB_API wb_status wb_dispatch_fill_table(const wb_placement *placement, wb_dispatch_policy policy,
+                                        uint32_t rank, uint32_t layer, int32_t *table_out);
+
 /* ---- counts of all ranks ------------------------------------------------------------------------- */
 
 /* Tokens between ranks in one pass of one layer, dispatch only (combine sends as many back). */

@@ -46,7 +46,7 @@ static wb_status emit_moment(void *ctx, size_t i, wb_new_file *file) {
     return WB_OK;
 }
 
-/* Experts are saved by the rank that has them, replicated tensors by rank 0. */
+/* Experts are saved by the rank that has their replica 0, replicated tensors by rank 0. */
 static wb_status collect_moments(const trainer *t, moments_file *f) {
     int32_t n = wb_model_n_tensors(t->model);
     WB_TRY(WB_OWN(&f->memory, f->views, 2 * (size_t)n, "optimizer state"));
@@ -54,7 +54,7 @@ static wb_status collect_moments(const trainer *t, moments_file *f) {
     WB_TRY(WB_OWN(&f->memory, f->chunk, CHUNK_BYTES, "optimizer state"));
     f->device = t->device;
     for (int32_t i = 0; i < n; i++) {
-        wb_tensor tensor = wb_model_tensor(t->model, i);
+        wb_tensor tensor = wb_model_replica(t->model, i, 0);
         if (!tensor.data || (tensor.expert < 0 && wb_comm_rank(t->comm) != 0)) continue;
         add_moment(f, &tensor, "exp_avg", &t->opt.m[i]);
         add_moment(f, &tensor, "exp_avg_sq", &t->opt.v[i]);
@@ -65,7 +65,7 @@ static wb_status collect_moments(const trainer *t, moments_file *f) {
 static wb_status save_moments(const trainer *t, const char *dir) {
     char path[PATH_BYTES], name[64];
     snprintf(name, sizeof name, "optimizer-%d.safetensors", wb_comm_rank(t->comm));
-    WB_TRY(checkpoint_path(path, dir, name));
+    WB_TRY(path_join(path, dir, name));
     moments_file f = {0};
     wb_new_file file;
     wb_status status;
@@ -89,7 +89,7 @@ static const char *digest_text(uint64_t digest, char *text) {
 
 static wb_status save_state(const trainer *t, const char *dir) {
     char path[PATH_BYTES];
-    WB_TRY(checkpoint_path(path, dir, "state.json"));
+    WB_TRY(path_join(path, dir, "state.json"));
     char prompts[DIGEST_BYTES], reference[DIGEST_BYTES];
     json_t *state = json_pack(
         "{s:I, s:I, s:I, s:i, s:s, s:s, s:I, s:s*, s:o}", "step", (json_int_t)t->step, "weight_version",
@@ -110,7 +110,7 @@ wb_status checkpoint_save(const trainer *t) {
     wb_status status = checkpoint_place(t->o, "", current);
     if (status == WB_OK) status = checkpoint_place(t->o, ".new", fresh);
     if (status == WB_OK) status = checkpoint_place(t->o, ".old", old);
-    if (status == WB_OK) status = checkpoint_path(inner, fresh, "trainer");
+    if (status == WB_OK) status = path_join(inner, fresh, "trainer");
     if (status == WB_OK && wb_comm_rank(t->comm) == 0) {
         checkpoint_remove(fresh);
         status = wb_dir_create(fresh);
@@ -129,7 +129,7 @@ wb_status checkpoint_save(const trainer *t) {
 
 static wb_status read_state(const char *dir, char *path, json_t **state_out) {
     json_error_t error;
-    WB_TRY(checkpoint_path(path, dir, CHECKPOINT_STATE));
+    WB_TRY(path_join(path, dir, CHECKPOINT_STATE));
     *state_out = json_load_file(path, 0, &error);
     return *state_out ? WB_OK : wb_fail(WB_CORRUPT, "%s: %s", path, error.text);
 }
@@ -211,7 +211,7 @@ static wb_status load_local(trainer *t, const char *dir) {
     for (; status == WB_OK && open_files < ranks; open_files += status == WB_OK) {
         char path[PATH_BYTES], name[64];
         snprintf(name, sizeof name, "trainer/optimizer-%d.safetensors", open_files);
-        status = checkpoint_path(path, dir, name);
+        status = path_join(path, dir, name);
         if (status == WB_OK) status = wb_safetensors_open(path, NULL, &files[open_files]);
     }
     if (status == WB_OK) status = load_moments(t, files, ranks);

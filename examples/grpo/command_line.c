@@ -17,7 +17,8 @@ static void print_help(void) {
            "       mpirun -n RANKS waybill-grpo --make-base DIR [options]\n\n"
            "GRPO training of a Mixture-of-Experts model under routing replay: every token's experts are "
            "recorded during\n"
-           "rollout and forced in the training forward. Experts are sharded over the ranks.\n\n");
+           "rollout and forced in the training forward. Experts are sharded over the ranks.\n"
+           "A value is the next word or stands behind '=': --lr 1e-4, --lr=1e-4.\n\n");
     for (int i = 0; i < N_OPTIONS; i++) {
         char left[64];
         snprintf(left, sizeof left, "%s %s", option_rows[i].name, option_rows[i].value);
@@ -43,10 +44,31 @@ static void print_help(void) {
         "after another, or N seconds with --mca odls_base_sigkill_timeout N.\n");
 }
 
-static const option_row *find_row(const char *name) {
+/* The row that "--name" or "--name=value" names; *value_out is the text after "=", or NULL. */
+static const option_row *find_row(const char *word, const char **value_out) {
+    const char *equals = strchr(word, '=');
+    size_t length = equals ? (size_t)(equals - word) : strlen(word);
+    *value_out = equals ? equals + 1 : NULL;
     for (int i = 0; i < N_OPTIONS; i++)
-        if (strcmp(option_rows[i].name, name) == 0) return &option_rows[i];
+        if (length == strlen(option_rows[i].name) && memcmp(word, option_rows[i].name, length) == 0)
+            return &option_rows[i];
     return NULL;
+}
+
+/* Takes one option with its value; *i is the last word used. */
+static wb_status take_option(int argc, char **argv, int *i, options *o) {
+    const char *value;
+    const option_row *row = find_row(argv[*i], &value);
+    if (!row) return wb_fail(WB_INVALID_ARGUMENT, "unknown option %s (see --help)", argv[*i]);
+    if (row->kind == FLAG && value)
+        return wb_fail(WB_INVALID_ARGUMENT, "%s: expected no value, found '%s'", row->name, value);
+    if (row->kind != FLAG && !value) {
+        if (*i + 1 == argc) return wb_fail(WB_INVALID_ARGUMENT, "%s needs a value (see --help)", row->name);
+        value = argv[++*i];
+    }
+    WB_TRY(option_set(row, o, value));
+    o->given |= (uint64_t)1 << (row - option_rows);
+    return WB_OK;
 }
 
 wb_status options_check(const options *o) {
@@ -98,12 +120,7 @@ wb_status options_parse(int argc, char **argv, bool loud, options *o, int *actio
             *action_out = 1;
             return WB_OK;
         }
-        const option_row *row = find_row(argv[i]);
-        if (!row) return wb_fail(WB_INVALID_ARGUMENT, "unknown option %s (see --help)", argv[i]);
-        if (row->kind != FLAG && i + 1 == argc)
-            return wb_fail(WB_INVALID_ARGUMENT, "%s needs a value (see --help)", argv[i]);
-        WB_TRY(option_set(row, o, row->kind == FLAG ? NULL : argv[++i]));
-        o->given |= (uint64_t)1 << (row - option_rows);
+        WB_TRY(take_option(argc, argv, &i, o));
     }
     WB_TRY(check_threads(o));
     return check_together(o);

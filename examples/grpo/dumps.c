@@ -13,7 +13,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { PATH_BYTES = 4096, NAME_BYTES = 64 };
+enum { NAME_BYTES = 64 };
 
 static void file_name(char *name, uint64_t step, int rank) {
     snprintf(name, NAME_BYTES, "step%06" PRIu64 "-rank%d.wbr", step, rank);
@@ -35,37 +35,43 @@ static wb_status dump_dir(const options *o, char *path) {
     return WB_OK;
 }
 
-/* Calls `visit` with each file of a step from first_step on, until it fails. */
-static wb_status for_each(const char *path, uint64_t first_step,
-                          wb_status (*visit)(const char *path, const char *name)) {
+/* The next file of `dir`, of a step from first_step on; NULL at the end. */
+static const char *next_file(DIR *dir, uint64_t first_step) {
     uint64_t step;
-    DIR *dir = opendir(path);
-    if (!dir) return errno == ENOENT ? WB_OK : wb_fail(WB_IO, "%s: cannot be read: %m", path);
-    wb_status status = WB_OK;
-    for (const struct dirent *entry; status == WB_OK && (entry = readdir(dir));)
-        if (is_ours(entry->d_name, &step) && step >= first_step) status = visit(path, entry->d_name);
-    closedir(dir);
+    for (const struct dirent *entry; (entry = readdir(dir));)
+        if (is_ours(entry->d_name, &step) && step >= first_step) return entry->d_name;
+    return NULL;
+}
+
+/* *dir_out: OUT/dump, NULL where there is none. */
+static wb_status open_dump(const options *o, char *path, DIR **dir_out) {
+    WB_TRY(dump_dir(o, path));
+    *dir_out = opendir(path);
+    return *dir_out || errno == ENOENT ? WB_OK : wb_fail(WB_IO, "%s: cannot be read: %m", path);
+}
+
+wb_status dumps_find(const options *o, char *path_out) {
+    char path[PATH_BYTES];
+    DIR *dir;
+    WB_TRY(open_dump(o, path, &dir));
+    const char *name = dir ? next_file(dir, 0) : NULL;
+    path_out[0] = '\0';
+    wb_status status = name ? path_join(path_out, path, name) : WB_OK;
+    if (dir) closedir(dir);
     return status;
 }
 
-static wb_status remove_file(const char *path, const char *name) {
-    char file[PATH_BYTES + NAME_BYTES];
-    snprintf(file, sizeof file, "%s/%s", path, name);
-    return unlink(file) == 0 ? WB_OK : wb_fail(WB_IO, "%s: cannot be removed: %m", file);
-}
-
-static wb_status refuse_file(const char *path, const char *name) {
-    return wb_fail(
-        WB_INVALID_ARGUMENT,
-        "%s/%s is there already, but no checkpoint: --resume starts that run again and removes it, "
-        "another --out starts anew",
-        path, name);
-}
-
-wb_status dumps_start(const options *o, uint64_t first_step) {
+wb_status dumps_remove(const options *o, uint64_t first_step) {
     char path[PATH_BYTES];
-    WB_TRY(dump_dir(o, path));
-    return for_each(path, first_step, o->resume ? remove_file : refuse_file);
+    DIR *dir;
+    WB_TRY(open_dump(o, path, &dir));
+    if (!dir) return WB_OK;
+    wb_status status = WB_OK;
+    for (const char *name; status == WB_OK && (name = next_file(dir, first_step));)
+        if (unlinkat(dirfd(dir), name, 0) != 0)
+            status = wb_fail(WB_IO, "%s/%s: cannot be removed: %m", path, name);
+    closedir(dir);
+    return status;
 }
 
 wb_status dumps_write(const options *o, const wb_route_model *model, int rank, uint64_t step,

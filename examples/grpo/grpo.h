@@ -5,8 +5,8 @@
  *
  * A sample is a completion of the engine with its record, its reward and its advantage.
  *
- * Parallel layout: each rank generates and trains its own prompt groups; experts are sharded over all
- * ranks.
+ * Parallel layout: a step's prompt groups wait in one queue, from which each rank takes what it has room for,
+ * and a rank trains on the groups that it generated; experts are sharded over all ranks.
  */
 #ifndef GRPO_H
 #define GRPO_H
@@ -21,6 +21,16 @@
 #include "wb_workspace.h"
 
 #include <jansson.h>
+
+/* ---- paths.c --------------------------------------------------------------------------------- */
+
+enum { PATH_BYTES = 4096 };
+#define METRICS_FILE "metrics.jsonl" /* in OUT */
+
+/* DIR/name into path [PATH_BYTES]. */
+wb_status path_join(char *path, const char *dir, const char *name);
+/* Whether DIR has a file of that name that can be read. */
+bool path_has(const char *dir, const char *name);
 
 /* ---- command_line.c -------------------------------------------------------------------------- */
 
@@ -156,9 +166,10 @@ void batch_free(batch *b);
 
 /* ---- dumps.c --------------------------------------------------------------------------------- */
 
-/* Before the first step of a run, on one rank: a run that resumes removes the files of its steps from
- * first_step on, which an interrupted run left; any other refuses to find such files. */
-wb_status dumps_start(const options *o, uint64_t first_step);
+/* The path of a file of dumps_write in OUT/dump, into path_out [PATH_BYTES]; "" where there is none. */
+wb_status dumps_find(const options *o, char *path_out);
+/* Removes those of steps from first_step on, which an interrupted run left. */
+wb_status dumps_remove(const options *o, uint64_t first_step);
 /* Writes the samples' records to OUT/dump/step<step>-rank<rank>.wbr. */
 wb_status dumps_write(const options *o, const wb_route_model *model, int rank, uint64_t step, const batch *b);
 
@@ -183,20 +194,27 @@ void loss_sequence(const loss_options *o, size_t n, const float *logprobs, const
 
 /* ---- optimizer.c ----------------------------------------------------------------------------- */
 
-/* AdamW over the registry's local tensors, f32 master weights being the trained model's own. */
+/* AdamW over the registry's local tensors, f32 master weights being the trained model's own. Moments belong
+ * to a tensor, an expert's too, and not to the slot or the address that it has at the time: each rank that
+ * has a replica of the expert keeps them once. */
 typedef struct optimizer {
     wb_model *model;
     wb_train *train;
     wb_device *device;
     wb_comm *comm;
     wb_workspace workspace; /* owns the moments */
-    wb_buffer *m, *v;       /* [n_tensors] f32 of the tensor's size; data NULL for experts of other ranks */
+    wb_buffer *m, *v;       /* [n_tensors] f32 of the tensor's size, where it is held */
+    bool *held;             /* [n_tensors] whether m and v are those of the present step */
     uint64_t step;
 } optimizer;
 wb_status optimizer_open(wb_model *model, wb_train *train, wb_device *device, wb_comm *comm,
                          optimizer *opt_out);
 void optimizer_close(optimizer *opt);
-/* Clips the global gradient norm to o->grad_clip (0: no limit) and updates. Collective. */
+/* After wb_model_set_placement: zeros for the moments of tensors that came to this rank, which the caller
+ * then brings from a rank that held them. The memory of those that went stays for when they come back. */
+wb_status optimizer_take_moments(optimizer *opt);
+/* Clips the global gradient norm to o->grad_clip (0: no limit) and updates. MISMATCH names a tensor whose
+ * moments were not taken. Collective. */
 wb_status optimizer_step(optimizer *opt, const options *o, double lr, double *grad_norm_out);
 
 /* ---- train_step.c ---------------------------------------------------------------------------- */
@@ -217,6 +235,7 @@ typedef struct trainer {
     uint64_t task_digest, reference_digest; /* the latter where there is a reference */
 } trainer;
 
+/* What OUT/metrics.jsonl has of a step; keys, units and meanings: docs/metrics.md. */
 typedef struct step_metrics {
     double reward_mean, reward_std, response_tokens, samples;
     int64_t long_prompts;     /* of the task, that did not fit (--long-prompts) */
@@ -238,16 +257,6 @@ wb_status train_step(trainer *t, const batch *b, struct report *report, step_met
 /* OUT/checkpoint (Hugging Face layout, trainer/ beside it), replaced as a whole: there is always one
  * complete. Collective. */
 wb_status checkpoint_save(const trainer *t);
-/* INVALID_ARGUMENT where OUT/checkpoint, or what it is a link to, or checkpoint.new or .old beside it, is or
- * has something that a save would destroy: other files, or --model. */
-wb_status checkpoint_check_place(const options *o);
-/* Whether OUT/checkpoint is a link that leads nowhere. */
-bool checkpoint_is_gone(const options *o);
-/* Makes the folder that such a link is to, before the first step and on one rank: from then on a link that
- * leads nowhere is a disk that is gone, and not a run that has no checkpoint yet. */
-wb_status checkpoint_make_place(const options *o);
-/* Path of the checkpoint to resume from, malloc'ed; NOT_FOUND where OUT has none. */
-wb_status checkpoint_find(const options *o, char **dir_out);
 /* Into `o`, what the run that wrote the checkpoint `dir` was given and this command line leaves open
  * (options_resume). *saved_out owns the texts among them, to be released by the caller. Not collective. */
 wb_status checkpoint_options(const char *dir, bool loud, options *o, json_t **saved_out);
@@ -264,8 +273,6 @@ wb_status reference_digest(wb_model *model, uint64_t *digest_out);
 /* ---- report.c -------------------------------------------------------------------------------- */
 
 typedef struct report report;
-/* INVALID_ARGUMENT where OUT has the metrics of a run, which a new one would write over. */
-wb_status report_check_place(const options *o);
 /* `loud`: this rank writes OUT/metrics.jsonl and the progress display; the others are silent. Lines of
  * steps >= first_step (an earlier, interrupted run) are dropped. */
 wb_status report_open(const options *o, bool loud, uint64_t first_step, report **report_out);
@@ -276,7 +283,10 @@ void report_progress(report *r, uint64_t step, const char *phase, int64_t done, 
 wb_status report_step(report *r, uint64_t step, const step_metrics *m);
 void report_line(report *r, const char *format, ...) WB_PRINTF(2, 3);
 void report_summary(const report *r); /* the table at the end, on standard output */
-double now_seconds(void);             /* of a clock that only goes forward */
+/* Says this rank's failure and its message on standard error, if no failure was said yet: where one rank
+ * fails while the others are at work for long, it is said at once, and not again when the run ends of it. */
+void report_failure(int rank, wb_status status);
+double now_seconds(void); /* of a clock that only goes forward */
 
 /* ---- training.c ------------------------------------------------------------------------------ */
 

@@ -62,9 +62,7 @@ int main(int argc, char **argv) {
         if (!o.make_base) interrupt_watch();
         status = run(&o, &stopped);
         if (status != WB_OK) {
-            fprintf(stderr, "waybill-grpo: rank %d: %s: %s\n", rank, wb_status_string(status),
-                    wb_error_message());
-            fflush(stderr);
+            report_failure(rank, status);
             if (status == WB_PEER) sleep(1); /* the rank that knows more speaks first */
             MPI_Abort(MPI_COMM_WORLD, 1);
         }

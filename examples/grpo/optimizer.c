@@ -1,22 +1,34 @@
 /* optimizer.c - AdamW over the tensors that live on this rank; the f32 weights of the trained model are
- * the master weights. Replicated weights have the same gradients on every rank after
- * wb_train_reduce_grads, so they stay the same. */
+ * the master weights. Replicated weights, and the replicas of an expert, have the same gradients on every
+ * rank after wb_train_reduce_grads, so they stay the same. */
 #include "grpo.h"
 #include "wb_memory.h"
 
 #include <inttypes.h>
 #include <math.h>
 
-static wb_status open_moments(optimizer *opt, wb_buffer **out) {
-    int32_t n = wb_model_n_tensors(opt->model);
-    WB_TRY(WB_OWN(&opt->workspace.host, *out, (size_t)n, "optimizer"));
-    for (int32_t i = 0; i < n; i++) {
-        wb_tensor t = wb_model_tensor(opt->model, i);
-        if (!t.data) continue;
-        WB_TRY(wb_reserve(&opt->workspace, &(*out)[i], t.n, 1, sizeof(float)));
-        WB_TRY(opt->device->zero(opt->device, (*out)[i].data, (size_t)t.n * sizeof(float)));
+static wb_status take_moment(optimizer *opt, const wb_tensor *tensor, wb_buffer *moment) {
+    WB_TRY(wb_reserve(&opt->workspace, moment, tensor->n, 1, sizeof(float)));
+    return opt->device->zero(opt->device, moment->data, (size_t)tensor->n * sizeof(float));
+}
+
+wb_status optimizer_take_moments(optimizer *opt) {
+    for (int32_t i = 0; i < wb_model_n_tensors(opt->model); i++) {
+        const wb_tensor t = wb_model_tensor(opt->model, i);
+        if (!t.data || opt->held[i]) continue;
+        WB_TRY(take_moment(opt, &t, &opt->m[i]));
+        WB_TRY(take_moment(opt, &t, &opt->v[i]));
+        opt->held[i] = true;
     }
     return WB_OK;
+}
+
+static wb_status open_moments(optimizer *opt) {
+    const size_t n = (size_t)wb_model_n_tensors(opt->model);
+    WB_TRY(WB_OWN(&opt->workspace.host, opt->m, n, "optimizer"));
+    WB_TRY(WB_OWN(&opt->workspace.host, opt->v, n, "optimizer"));
+    WB_TRY(WB_OWN(&opt->workspace.host, opt->held, n, "optimizer"));
+    return optimizer_take_moments(opt);
 }
 
 wb_status optimizer_open(wb_model *model, wb_train *train, wb_device *device, wb_comm *comm, optimizer *opt) {
@@ -24,8 +36,7 @@ wb_status optimizer_open(wb_model *model, wb_train *train, wb_device *device, wb
     WB_TRY(wb_device_require(device, "optimizer", needed, sizeof needed / sizeof needed[0]));
     *opt = (optimizer){
         .model = model, .train = train, .device = device, .comm = comm, .workspace = {.device = device}};
-    wb_status status = open_moments(opt, &opt->m);
-    if (status == WB_OK) status = open_moments(opt, &opt->v);
+    const wb_status status = open_moments(opt);
     if (status != WB_OK) optimizer_close(opt);
     return status;
 }
@@ -33,13 +44,15 @@ wb_status optimizer_open(wb_model *model, wb_train *train, wb_device *device, wb
 void optimizer_close(optimizer *opt) {
     wb_workspace_close(&opt->workspace);
     opt->m = opt->v = NULL;
+    opt->held = NULL;
 }
 
-/* Norm over the whole model: experts summed over ranks in rank order, replicated tensors counted once. */
+/* Norm over the whole model: experts summed over ranks in rank order, each where its replica 0 is; replicated
+ * tensors counted once. */
 static wb_status gradient_norm(optimizer *opt, double *norm_out) {
     double experts = 0, replicated = 0;
     for (int32_t i = 0; i < wb_model_n_tensors(opt->model); i++) {
-        wb_tensor t = wb_model_tensor(opt->model, i);
+        const wb_tensor t = wb_model_replica(opt->model, i, 0);
         if (!t.data) continue;
         double squares;
         WB_TRY(opt->device->sum_squares(opt->device, t.n, wb_train_grad(opt->train, &t), &squares));
@@ -50,8 +63,29 @@ static wb_status gradient_norm(optimizer *opt, double *norm_out) {
     return WB_OK;
 }
 
+/* The first replica here is updated and copied to the others: their gradients and moments are the same. */
+static wb_status update_tensor(optimizer *opt, const wb_adamw *hyper, int32_t i, const wb_tensor *t) {
+    WB_TRY(opt->device->adamw(opt->device, t->n, hyper, wb_train_grad(opt->train, t), opt->m[i].data,
+                              opt->v[i].data, t->data));
+    return wb_model_fill_replicas(opt->model, i);
+}
+
+/* Without its moments an expert that came to this rank would be trained on as if it were new. Those of one
+ * that went miss this step. */
+static wb_status check_moments(optimizer *opt) {
+    for (int32_t i = 0; i < wb_model_n_tensors(opt->model); i++) {
+        const wb_tensor t = wb_model_tensor(opt->model, i);
+        if (!t.data) opt->held[i] = false;
+        if (t.data && !opt->held[i])
+            return wb_fail(WB_MISMATCH, "optimizer: %s came to rank %d without its moments", t.name,
+                           wb_comm_rank(opt->comm));
+    }
+    return WB_OK;
+}
+
 wb_status optimizer_step(optimizer *opt, const options *o, double lr, double *grad_norm_out) {
     double norm;
+    WB_TRY(wb_comm_agree(opt->comm, check_moments(opt)));
     WB_TRY(gradient_norm(opt, &norm));
     if (!isfinite(norm))
         return wb_fail(WB_MISMATCH, "update %" PRIu64 ": the gradient's norm is %g", opt->step + 1, norm);
@@ -66,8 +100,7 @@ wb_status optimizer_step(optimizer *opt, const options *o, double lr, double *gr
         wb_tensor t = wb_model_tensor(opt->model, i);
         if (!t.data) continue;
         hyper.weight_decay = t.n_dims > 1 ? (float)o->weight_decay : 0;
-        WB_TRY(opt->device->adamw(opt->device, t.n, &hyper, wb_train_grad(opt->train, &t), opt->m[i].data,
-                                  opt->v[i].data, t.data));
+        WB_TRY(update_tensor(opt, &hyper, i, &t));
     }
     *grad_norm_out = norm;
     return WB_OK;

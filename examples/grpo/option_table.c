@@ -176,6 +176,9 @@ static wb_status set_seed(const option_row *row, options *o, const char *value) 
 }
 
 wb_status option_set(const option_row *row, options *o, const char *value) {
+    if (row->kind != FLAG && *value == '\0')
+        return wb_fail(WB_INVALID_ARGUMENT, "%s: expected %s (see --help), found an empty value", row->name,
+                       row->value);
     switch (row->kind) {
     case FLAG:
         *(bool *)((char *)o + row->offset) = true;

@@ -29,7 +29,7 @@ extern const option_row option_rows[N_OPTIONS];
 extern const options option_defaults;
 
 /* Sets the row's field of `o` from text; FLAG: to true. INVALID_ARGUMENT names option, text and what was
- * expected. */
+ * expected; a text that is empty is no value of any option. */
 wb_status option_set(const option_row *row, options *o, const char *text);
 /* The field as the command line would give it, in text [OPTION_TEXT_BYTES] or where it lies; NULL: text that
  * is not set, or a flag that is false. */

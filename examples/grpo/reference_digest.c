@@ -23,11 +23,11 @@ static wb_status digest_tensor(wb_device *device, const wb_tensor *tensor, void 
     return WB_OK;
 }
 
-/* Experts count on the rank that has them, replicated tensors on rank 0. */
+/* Experts count on the rank that has their replica 0, replicated tensors on rank 0. */
 static wb_status digest_local(wb_model *model, void *chunk, uint64_t *digest_out) {
     uint64_t sum = 0;
     for (int32_t i = 0; i < wb_model_n_tensors(model); i++) {
-        wb_tensor tensor = wb_model_tensor(model, i);
+        wb_tensor tensor = wb_model_replica(model, i, 0);
         uint64_t digest;
         if (!tensor.data || (tensor.expert < 0 && wb_comm_rank(wb_model_comm(model)) != 0)) continue;
         WB_TRY(digest_tensor(wb_model_device(model), &tensor, chunk, &digest));

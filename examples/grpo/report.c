@@ -1,5 +1,5 @@
 /* report.c - what a run says: OUT/metrics.jsonl (one object a step), a progress display on standard error,
- * and the table at the end. Only one rank's report is loud; the others' calls do nothing. */
+ * the table at the end, and a failure. Only one rank's report is loud: the others say failures alone. */
 #include "grpo.h"
 #include "wb_file.h"
 #include "wb_memory.h"
@@ -13,7 +13,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -33,8 +32,6 @@ struct report {
     step_metrics compared; /* sums over the steps that were compared */
     double n_compared;
 };
-
-enum { PATH_BYTES = 4096 };
 
 double now_seconds(void) {
     struct timespec t;
@@ -71,7 +68,7 @@ static wb_status start_metrics(const char *path, uint64_t first_step) {
     return status;
 }
 
-static const char metrics_name[] = "metrics.jsonl";
+static const char metrics_name[] = METRICS_FILE;
 
 /* What runs that were killed in the middle of start_metrics left: the temporary has the process id in its
  * name, so that no later run writes over it. */
@@ -85,27 +82,11 @@ static void remove_temporaries(const char *out) {
     closedir(dir);
 }
 
-static wb_status metrics_path(const options *o, char *path) {
-    int n = snprintf(path, PATH_BYTES, "%s/%s", o->out_dir, metrics_name);
-    return n > 0 && n < PATH_BYTES ? WB_OK : wb_fail(WB_INVALID_ARGUMENT, "--out: path too long");
-}
-
-wb_status report_check_place(const options *o) {
-    char path[PATH_BYTES];
-    struct stat info;
-    WB_TRY(metrics_path(o, path));
-    if (stat(path, &info) != 0 || info.st_size == 0) return WB_OK;
-    return wb_fail(WB_INVALID_ARGUMENT,
-                   "%s is there already, but no checkpoint: --resume starts that run again and removes it, "
-                   "another --out starts anew",
-                   path);
-}
-
 /* The file begins as a whole, with the lines that are kept, and is appended to from there on: a run is
  * watched while it goes, so a step's line has to be in the file when the step is done. */
 static wb_status open_metrics(report *r, uint64_t first_step) {
     char path[PATH_BYTES];
-    WB_TRY(metrics_path(r->o, path));
+    WB_TRY(path_join(path, r->o->out_dir, METRICS_FILE));
     remove_temporaries(r->o->out_dir);
     WB_TRY(start_metrics(path, first_step));
     r->metrics = fopen(path, "a");
@@ -133,6 +114,15 @@ void report_close(report *r) {
     if (!r) return;
     if (r->metrics) fclose(r->metrics);
     free(r);
+}
+
+void report_failure(int rank, wb_status status) {
+    static bool said;
+    if (!said)
+        fprintf(stderr, "waybill-grpo: rank %d: %s: %s\n", rank, wb_status_string(status),
+                wb_error_message());
+    said = true;
+    fflush(stderr);
 }
 
 /* ---- progress -------------------------------------------------------------------------------- */

@@ -191,8 +191,7 @@ wb_status rollouts_reward(wb_comm *comm, const options *o, const task *t, reward
                           uint64_t step, batch *b) {
     wb_status status = o->reward_cmd ? command_rewards(program, t, step, b) : builtin_rewards(t, b);
     /* The others may be asking for a long time yet. */
-    if (status != WB_OK && o->reward_cmd)
-        fprintf(stderr, "waybill-grpo: rank %d: %s\n", wb_comm_rank(comm), wb_error_message());
+    if (status != WB_OK) report_failure(wb_comm_rank(comm), status);
     WB_TRY(wb_comm_agree(comm, status));
     for (int64_t g = 0; g < b->n_groups; g++) group_advantages(b->samples + g * o->samples, o->samples);
     return WB_OK;

@@ -34,7 +34,7 @@ typedef struct packed_batch {
     /* used and native on the host, and [T] each. */
     void *host_ids, *host_native;
     float *logprobs, *gradients;
-    double *trained; /* [prompts * samples] how often a sample of the step has been in an update */
+    double *trained; /* [prompts * samples] how often each sample of the step was trained on */
 } packed_batch;
 
 static inline const wb_record *record_of(const sample *s) {
@@ -66,9 +66,10 @@ void packed_close(packed_batch *p);
 wb_status distribution_check(const options *o, int64_t vocab_size, const wb_record *record);
 /* temperature and kept_* of a micro-batch whose samples, checked, are there. */
 wb_status distribution_fill(wb_owner *owner, micro_batch *mb);
+
 /* ---- trained_once.c -------------------------------------------------------------------------- */
 
-/* Adds the samples of a micro-batch that was in an update to trained, [prompts * samples]. */
+/* Counts the samples of a micro-batch, which is trained on now, in trained [prompts * samples]. */
 void trained_count(const trainer *t, const micro_batch *mb, double *trained);
 /* MISMATCH names the first sample of the step that was not trained on once. `trained` becomes the sum over
  * all ranks. Collective. */

@@ -1,6 +1,6 @@
 /* trained_once.c - the proof that a step trained on each of its samples once: however groups came to the
- * ranks and were packed, over all ranks each has been in one update. Refuses: a step that is otherwise,
- * before its weights are handed on or saved. */
+ * ranks and were packed, all ranks together have trained on each once. Refuses: a step that skipped a sample
+ * or took it twice, before its weights are handed on or saved. */
 #include "train_step.h"
 
 #include <inttypes.h>
@@ -19,7 +19,7 @@ wb_status trained_check(const trainer *t, double *trained) {
         if (trained[i] != 1)
             return wb_fail(WB_MISMATCH,
                            "step %" PRIu64 ": group %" PRId64 ", sample %" PRId64
-                           ": expected to be trained on once, was %.0f times",
+                           ": expected to be trained on once, found %.0f times",
                            t->step, i / t->o->samples, i % t->o->samples, trained[i]);
     return WB_OK;
 }

@@ -1,15 +1,12 @@
 /* training.c - a run from its start, which may be the checkpoint of an interrupted one, to its last step:
  * opens what it needs, then generates, rewards, trains and hands the new weights to the engine, step by
  * step. */
-#include "grpo.h"
-#include "wb_file.h"
+#include "out_place.h"
 
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 /* What generates samples and judges them. */
 typedef struct rollout_side {
@@ -213,63 +210,11 @@ static void say_task(report *r, const trainer *t, const task *task_, const char 
                     o->long_prompts == LONG_PROMPTS_SKIP ? "left out" : "their beginning is left out");
 }
 
-/* Whether both are there and the same directory, by whatever links. */
-static bool same_place(const char *a, const char *b) {
-    struct stat of_a, of_b;
-    return stat(a, &of_a) == 0 && stat(b, &of_b) == 0 && of_a.st_dev == of_b.st_dev &&
-           of_a.st_ino == of_b.st_ino;
-}
-
-/* Rank 0 makes OUT; the others see it or say so. */
-static wb_status make_out(const options *o, wb_comm *comm) {
-    wb_status status = wb_comm_rank(comm) == 0 ? wb_dir_create(o->out_dir) : WB_OK;
-    if (status != WB_OK) wb_fail_context(status, "--out %s", o->out_dir);
-    WB_TRY(wb_comm_agree(comm, status));
-    if (access(o->out_dir, W_OK) != 0) status = wb_fail(WB_IO, "%s: cannot be written to: %m", o->out_dir);
-    return wb_comm_agree(comm, status);
-}
-
-/* Whether a run may begin with its first step: what is in OUT would be lost. One that resumes asks for that
- * where it was killed before its first checkpoint, and not where the disk of its checkpoints is gone. */
-static wb_status check_anew(const options *o) {
-    wb_status status = report_check_place(o);
-    if (status == WB_OK || !o->resume) return status;
-    if (!checkpoint_is_gone(o)) return WB_OK;
-    return wb_fail(WB_NOT_FOUND,
-                   "%s/checkpoint is a link to what is not there, but metrics.jsonl beside it is of a run: "
-                   "expected its checkpoint, or another --out",
-                   o->out_dir);
-}
-
-/* Where training starts: *dir_out is the checkpoint to resume from, malloc'ed, or NULL for --model. A run
- * that is there is gone on with or left alone, never overwritten. */
-static wb_status find_start(const options *o, wb_comm *comm, char **dir_out) {
-    uint64_t found = checkpoint_find(o, dir_out) == WB_OK;
-    WB_TRY(wb_comm_check_equal(comm, &found, sizeof found, "whether there is a checkpoint to resume"));
-    if (!found) return wb_comm_agree(comm, check_anew(o));
-    if (o->resume) return WB_OK;
-    return wb_fail(WB_INVALID_ARGUMENT,
-                   "%s is there already: --resume goes on from it, another --out starts anew", *dir_out);
-}
-
-/* The options of the run: those of the command line, and of the checkpoint where there is one. A run writes
- * into OUT, which may not be what it reads. */
+/* The options of the run: those of the command line, and of the checkpoint where there is one. */
 static wb_status settle_options(options *o, wb_comm *comm, const char *checkpoint, json_t **saved_out) {
     wb_status status =
         checkpoint ? checkpoint_options(checkpoint, wb_comm_rank(comm) == 0, o, saved_out) : options_check(o);
-    if (status == WB_OK && same_place(o->model_dir, o->out_dir))
-        status =
-            wb_fail(WB_INVALID_ARGUMENT, "--out %s is --model: expected a folder of its own", o->out_dir);
-    if (status == WB_OK) status = checkpoint_check_place(o);
     return wb_comm_agree(comm, status);
-}
-
-/* Before any step, on one rank: what an interrupted run left of the steps that will be done again goes. */
-static wb_status start_outputs(const trainer *t) {
-    wb_status status = WB_OK;
-    if (wb_comm_rank(t->comm) == 0) status = dumps_start(t->o, t->step);
-    if (wb_comm_rank(t->comm) == 0 && status == WB_OK) status = checkpoint_make_place(t->o);
-    return wb_comm_agree(t->comm, status);
 }
 
 /* That the prompts are the same on all ranks, and prompts and reference those of the run that goes on. */
@@ -297,9 +242,9 @@ wb_status training_run(const options *given, wb_device *device, wb_comm *comm, i
     char *resume_dir = NULL;
     json_t *saved = NULL;
     wb_status status;
-    WB_TRY(make_out(&o, comm));
-    WB_GOTO(find_start(&o, comm, &resume_dir), close_all);
+    WB_GOTO(out_find_start(&o, comm, &resume_dir), close_all);
     WB_GOTO(settle_options(&o, comm, resume_dir, &saved), close_all);
+    WB_GOTO(out_check_model(&o, comm), close_all);
     const char *start_dir = resume_dir ? resume_dir : o.model_dir;
     WB_GOTO(open_trainer(&t, start_dir, resume_dir != NULL), close_all);
     if (resume_dir) WB_GOTO(checkpoint_load(&t, resume_dir), close_all);
@@ -307,7 +252,7 @@ wb_status training_run(const options *given, wb_device *device, wb_comm *comm, i
     WB_GOTO(check_same_run(&t, side.task, resume_dir), close_all);
     if (is_done(&t, resume_dir)) goto close_all;
     WB_GOTO(open_rollout(&t, &side), close_all);
-    WB_GOTO(start_outputs(&t), close_all);
+    WB_GOTO(out_make(&o, comm, t.step), close_all);
     WB_GOTO(wb_comm_agree(comm, report_open(&o, wb_comm_rank(comm) == 0, t.step, &r)), close_all);
     if (resume_dir) report_line(r, "resuming after step %" PRIu64 " from %s", t.step, resume_dir);
     if (o.reward_cmd) WB_GOTO(wb_comm_agree(comm, reward_open(&o, &side.rewards)), close_all);

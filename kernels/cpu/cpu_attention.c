@@ -6,6 +6,7 @@
  * keys, which are exactly those that the query sees, times 1 / sum. So a query's bits do not depend on the
  * queries beside it. Refuses: writing the cache (kv_write).
  */
+#include "cpu/cpu_operands.h"
 #include "cpu/cpu_panel.h"
 
 /* Rows of a block: its scores are computed together and share the packed keys and values. */
@@ -35,16 +36,16 @@ static int64_t queries_of(const wb_attention *args, int64_t rows) {
     return group < rows ? rows / group : 1;
 }
 
-static wb_status check(const wb_attention *args) {
-    if (args->kv_dtype != WB_F32 && args->kv_dtype != WB_BF16)
-        return wb_fail(WB_INVALID_ARGUMENT, "attention: kv: expected f32 or bf16, found %s",
-                       wb_dtype_name(args->kv_dtype));
+static wb_status check(const char *op, const wb_attention *args) {
+    WB_TRY(operand_check(op, "q", args->q.dtype));
+    WB_TRY(operand_check(op, "k", args->k.dtype));
+    WB_TRY(operand_check_like(op, "v", args->v.dtype, "k", args->k.dtype));
+    if (args->q.dtype == WB_BF16) WB_TRY(operand_check_like(op, "k", args->k.dtype, "q", args->q.dtype));
     if (args->n_kv_heads < 1 || args->n_heads < 1 || args->n_heads % args->n_kv_heads != 0)
-        return wb_fail(WB_INVALID_ARGUMENT,
-                       "attention: n_heads: expected a multiple of %d kv heads, found %d", args->n_kv_heads,
-                       args->n_heads);
+        return wb_fail(WB_INVALID_ARGUMENT, "%s: n_heads: expected a multiple of %d kv heads, found %d", op,
+                       args->n_kv_heads, args->n_heads);
     if (args->head_dim < 1 || args->block_size < 1)
-        return wb_fail(WB_INVALID_ARGUMENT, "attention: head_dim %d and block_size %d: expected 1 or more",
+        return wb_fail(WB_INVALID_ARGUMENT, "%s: head_dim %d and block_size %d: expected 1 or more", op,
                        args->head_dim, args->block_size);
     return WB_OK;
 }
@@ -52,7 +53,6 @@ static wb_status check(const wb_attention *args) {
 /* Cuts the tokens into pieces of at most `queries` of one sequence. */
 static wb_status make_plan(wb_device *dev, const wb_attention *args, int64_t queries, plan *plan_out) {
     void *shared = NULL;
-    WB_TRY(check(args));
     WB_TRY(wb_cpu_shared_reserve(dev, (size_t)args->T * sizeof(piece), &shared));
     plan p = {.pieces = shared};
     for (int64_t t = 0; t < args->T; t++) {
@@ -81,11 +81,9 @@ static void find_keys(const wb_attention *args, int64_t t, int64_t keys, int64_t
 }
 
 /* K or V of one kv head: row index[j] of the pool. */
-static matrix_rows pool_rows(const wb_attention *args, const void *pool, int64_t kv, const int64_t *index) {
-    int64_t offset = kv * args->head_dim;
-    const void *data = args->kv_dtype == WB_F32 ? (const void *)((const float *)pool + offset)
-                                                : (const void *)((const uint16_t *)pool + offset);
-    return (matrix_rows){data, args->kv_dtype, (int64_t)args->n_kv_heads * args->head_dim, index};
+static matrix_rows pool_rows(const wb_attention *args, wb_rows pool, int64_t kv, const int64_t *index) {
+    wb_rows head = wb_rows_from(pool, kv * args->head_dim);
+    return (matrix_rows){head.data, head.dtype, (int64_t)args->n_kv_heads * args->head_dim, index};
 }
 
 /* Where row r of a piece is in q, out and their gradients. */
@@ -101,11 +99,22 @@ static int64_t row_keys(const wb_attention *args, piece p, int64_t r) {
 
 /* to[rows, head_dim] = from * factor */
 static void gather_queries(const wb_attention *args, piece p, int64_t kv, int64_t rows, float factor,
-                           const float *from, float *restrict to) {
+                           wb_rows from, float *restrict to) {
     int64_t hd = args->head_dim;
     for (int64_t r = 0; r < rows; r++, to += hd) {
-        const float *restrict row = from + row_at(args, p, kv, r);
-        for (int64_t d = 0; d < hd; d++) to[d] = row[d] * factor;
+        rows_load(from, row_at(args, p, kv, r), hd, to);
+        for (int64_t d = 0; d < hd; d++) to[d] *= factor;
+    }
+}
+
+/* The way back: `to` = from[rows, head_dim], whose row r is multiplied by factors[r * each] first. */
+static void scatter_queries(const wb_attention *args, piece p, int64_t kv, int64_t rows, const float *factors,
+                            int64_t each, float *restrict from, wb_rows to) {
+    int64_t hd = args->head_dim;
+    for (int64_t r = 0; r < rows; r++, from += hd) {
+        const float factor = factors[r * each];
+        for (int64_t d = 0; d < hd; d++) from[d] *= factor;
+        rows_store(hd, from, to, row_at(args, p, kv, r));
     }
 }
 
@@ -153,8 +162,8 @@ static bool compute_thin_scores(const wb_attention *args, forward_block b) {
     int64_t row_bytes = stride * (int64_t)wb_dtype_size(k.dtype);
     for (int64_t j = 0; j < b.keys; j += size) {
         int64_t columns = (min64(size, b.keys - j) + 15) / 16 * 16;
-        wb_matmul m =
-            wb_matmul_forward(b.rows, hd, columns, b.q, data + b.index[j] * row_bytes, k.dtype, b.scores + j);
+        wb_weight keys = {(void *)(data + b.index[j] * row_bytes), k.dtype, columns, hd};
+        wb_matmul m = wb_matmul_forward(b.rows, wb_f32_rows(b.q), keys, wb_f32_rows(b.scores + j));
         m.b_col = stride, m.ldc = b.ld;
         const char *after = j + size < b.keys ? data + b.index[j + size] * row_bytes : NULL;
         if (WB_CPU(thin_transposed)(&m, 0, b.rows, 0, columns, after) == 0) return false;
@@ -216,8 +225,7 @@ static void compute_output(const wb_attention *args, forward_block b) {
         }
 }
 
-static void forward_task(const wb_attention *args, forward_block b, float *out) {
-    int64_t hd = args->head_dim;
+static void forward_task(const wb_attention *args, forward_block b, wb_rows out) {
     find_keys(args, b.p.t, b.keys, b.index);
     gather_queries(args, b.p, b.kv, b.rows, args->scale, args->q, b.q);
     if (!compute_thin_scores(args, b)) compute_scores(args, b);
@@ -227,15 +235,13 @@ static void forward_task(const wb_attention *args, forward_block b, float *out) 
         b.q[r] = 1.0f / row_exp(p, keys, row_max(p, keys), p); /* the queries are not needed any more */
     }
     compute_output(args, b);
-    for (int64_t r = 0; r < b.rows; r++) {
-        float *restrict to = out + row_at(args, b.p, b.kv, r), inverse = b.q[r];
-        const float *restrict from = b.out + r * hd;
-        for (int64_t d = 0; d < hd; d++) to[d] = from[d] * inverse;
-    }
+    scatter_queries(args, b.p, b.kv, b.rows, b.q, 1, b.out, out);
 }
 
-wb_status WB_CPU(attention_forward)(wb_device *dev, const wb_attention *args, float *out) {
+wb_status WB_CPU(attention_forward)(wb_device *dev, const wb_attention *args, wb_rows out) {
     plan p = {0};
+    WB_TRY(check("attention_forward", args));
+    WB_TRY(operand_check_like("attention_forward", "out", out.dtype, "q", args->q.dtype));
     WB_TRY(make_plan(dev, args, queries_of(args, FORWARD_ROWS), &p));
     WB_TRY(wb_cpu_scratch_reserve(dev, forward_bytes(args, p.keys)));
     int64_t tasks = p.count * args->n_kv_heads;
@@ -288,17 +294,19 @@ static backward_run place_backward(const wb_attention *args, piece p, int64_t kv
     return b;
 }
 
-static void gather_keys(const wb_attention *args, backward_run b, const float *pool, float *to) {
-    matrix_rows m = pool_rows(args, pool, b.kv, b.index);
-    for (int64_t j = 0; j < b.keys; j++)
-        memcpy(to + j * args->head_dim, (const float *)m.data + b.index[j] * m.stride,
-               (size_t)args->head_dim * sizeof(float));
+/* Where key j of a run is in k, v and their gradients. */
+static int64_t key_at(const wb_attention *args, backward_run b, int64_t j) {
+    return (b.index[j] * args->n_kv_heads + b.kv) * args->head_dim;
 }
 
-static void scatter_keys(const wb_attention *args, backward_run b, const float *from, float *pool) {
-    int64_t hd = args->head_dim, stride = args->n_kv_heads * hd;
-    for (int64_t j = 0; j < b.keys; j++)
-        memcpy(pool + b.index[j] * stride + b.kv * hd, from + j * hd, (size_t)hd * sizeof(float));
+static void gather_keys(const wb_attention *args, backward_run b, wb_rows pool, float *to) {
+    int64_t hd = args->head_dim;
+    for (int64_t j = 0; j < b.keys; j++) rows_load(pool, key_at(args, b, j), hd, to + j * hd);
+}
+
+static void scatter_keys(const wb_attention *args, backward_run b, const float *from, wb_rows pool) {
+    int64_t hd = args->head_dim;
+    for (int64_t j = 0; j < b.keys; j++) rows_store(hd, from + j * hd, pool, key_at(args, b, j));
 }
 
 /* Probabilities of one row from its scores, then ds = p (dp - sum p dp) from dp; zeros for the keys it
@@ -313,31 +321,31 @@ static void backward_row(int64_t seen, int64_t keys, float *restrict p, float *r
 }
 
 /* One block of queries: dq (=), dk and dv of the run (+=). */
-static void backward_queries(const wb_attention *args, backward_run b, piece block, const float *dout,
-                             float *dq) {
+static void backward_queries(const wb_attention *args, backward_run b, piece block, wb_rows dout,
+                             wb_rows dq) {
     int64_t hd = args->head_dim, rows = block.count * group_of(args), keys = row_keys(args, block, rows - 1);
     gather_queries(args, block, b.kv, rows, args->scale, args->q, b.q);
     gather_queries(args, block, b.kv, rows, 1.0f, dout, b.dout);
-    wb_matmul scores = wb_matmul_forward(rows, hd, keys, b.q, b.k, WB_F32, b.p_rows);
-    wb_matmul dp = wb_matmul_forward(rows, hd, keys, b.dout, b.v, WB_F32, b.ds);
+    wb_rows q = wb_f32_rows(b.q), dout_rows = wb_f32_rows(b.dout);
+    wb_rows probabilities = wb_f32_rows(b.p_rows), ds = wb_f32_rows(b.ds);
+    wb_weight k = {b.k, WB_F32, keys, hd}, v = {b.v, WB_F32, keys, hd};
+    wb_matmul scores = wb_matmul_forward(rows, q, k, probabilities);
+    wb_matmul dp = wb_matmul_forward(rows, dout_rows, v, ds);
     WB_CPU(product)(&scores, b.product);
     WB_CPU(product)(&dp, b.product);
     for (int64_t r = 0; r < rows; r++)
         backward_row(row_keys(args, block, r), keys, b.p_rows + r * keys, b.ds + r * keys);
-    wb_matmul to_q = wb_matmul_dgrad(rows, hd, keys, b.ds, b.k, WB_F32, b.dq, false);
-    wb_matmul to_k = wb_matmul_wgrad(rows, hd, keys, b.ds, b.q, b.dk);
-    wb_matmul to_v = wb_matmul_wgrad(rows, hd, keys, b.p_rows, b.dout, b.dv);
+    wb_matmul to_q = wb_matmul_dgrad(rows, ds, k, wb_f32_rows(b.dq), false);
+    wb_matmul to_k = wb_matmul_wgrad(rows, hd, keys, ds, q, b.dk);
+    wb_matmul to_v = wb_matmul_wgrad(rows, hd, keys, probabilities, dout_rows, b.dv);
     WB_CPU(product)(&to_q, b.product);
     WB_CPU(product)(&to_k, b.product);
     WB_CPU(product)(&to_v, b.product);
-    for (int64_t r = 0; r < rows; r++) {
-        float *restrict to = dq + row_at(args, block, b.kv, r);
-        for (int64_t d = 0; d < hd; d++) to[d] = b.dq[r * hd + d] * args->scale;
-    }
+    scatter_queries(args, block, b.kv, rows, &args->scale, 0, b.dq, dq);
 }
 
-static void backward_task(const wb_attention *args, backward_run b, const float *dout, float *dq, float *dk,
-                          float *dv) {
+static void backward_task(const wb_attention *args, backward_run b, wb_rows dout, wb_rows dq, wb_rows dk,
+                          wb_rows dv) {
     int64_t queries = queries_of(args, BACKWARD_ROWS);
     find_keys(args, b.p.t, b.keys, b.index);
     gather_keys(args, b, args->k, b.k);
@@ -350,12 +358,21 @@ static void backward_task(const wb_attention *args, backward_run b, const float 
     scatter_keys(args, b, b.dv, dv);
 }
 
-wb_status WB_CPU(attention_backward)(wb_device *dev, const wb_attention *args, const float *dout, float *dq,
-                                     float *dk, float *dv) {
-    if (args->kv_dtype != WB_F32)
-        return wb_fail(WB_INVALID_ARGUMENT, "attention_backward: kv: expected f32, found %s",
-                       wb_dtype_name(args->kv_dtype));
+/* All operands of one dtype. */
+static wb_status check_backward(const wb_attention *args, wb_rows dout, wb_rows dq, wb_rows dk, wb_rows dv) {
+    const wb_dtype dtype = args->q.dtype;
+    WB_TRY(check("attention_backward", args));
+    WB_TRY(operand_check_like("attention_backward", "k", args->k.dtype, "q", dtype));
+    WB_TRY(operand_check_like("attention_backward", "dout", dout.dtype, "q", dtype));
+    WB_TRY(operand_check_like("attention_backward", "dq", dq.dtype, "q", dtype));
+    WB_TRY(operand_check_like("attention_backward", "dk", dk.dtype, "q", dtype));
+    return operand_check_like("attention_backward", "dv", dv.dtype, "q", dtype);
+}
+
+wb_status WB_CPU(attention_backward)(wb_device *dev, const wb_attention *args, wb_rows dout, wb_rows dq,
+                                     wb_rows dk, wb_rows dv) {
     plan p = {0};
+    WB_TRY(check_backward(args, dout, dq, dk, dv));
     WB_TRY(make_plan(dev, args, args->T, &p));
     WB_TRY(wb_cpu_scratch_reserve(dev, backward_bytes(args, p.keys)));
 #pragma omp parallel for schedule(dynamic) num_threads(wb_cpu_threads(dev, p.work / 2))

@@ -86,6 +86,7 @@ static void cpu_close(wb_device *dev) {
     wb_cpu_device *cpu = (wb_cpu_device *)dev;
     free(cpu->scratch);
     free(cpu->shared);
+    free(cpu->operands);
     free(cpu);
 }
 

@@ -18,6 +18,9 @@ typedef struct wb_cpu_device {
     /* one more buffer, for the op as a whole; owner: this */
     void *shared;
     size_t shared_bytes;
+    /* and one for copies of its operands; owner: this */
+    void *operands;
+    size_t operands_bytes;
 } wb_cpu_device;
 
 /* wb_device_open_cpu for one instruction set: "generic", "v3", "v4". UNSUPPORTED when it was not built or

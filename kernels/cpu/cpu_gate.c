@@ -45,14 +45,22 @@ static void gate_row_backward(const wb_router *router, const float *z, const uin
     for (int32_t k = 0; k < K; k++) dz[ids[k]] += dchosen[k];
 }
 
+static bool is_padding(const uint8_t *direction, int64_t t) {
+    return direction && direction[t] == WB_ROW_PADDING;
+}
+
 wb_status WB_CPU(gate_forward)(wb_device *dev, const wb_router *router, int64_t T, const float *logits,
-                               wb_ids ids, float *weights) {
+                               const uint8_t *direction, wb_ids ids, float *weights) {
     int32_t E = router->n_experts, K = router->top_k;
     WB_TRY(wb_router_check(router));
     WB_TRY(check_ids("gate_forward: ids", ids, T, K, E));
 #pragma omp parallel for schedule(static) num_threads(wb_cpu_threads(dev, T *E))
     for (int64_t t = 0; t < T; t++) {
         uint32_t row[MAX_K];
+        if (is_padding(direction, t)) {
+            memset(weights + t * K, 0, (size_t)K * sizeof *weights);
+            continue;
+        }
         for (int32_t k = 0; k < K; k++) row[k] = id_get(ids, t, k);
         gate_row(router, logits + t * E, row, weights + t * K);
     }
@@ -60,13 +68,17 @@ wb_status WB_CPU(gate_forward)(wb_device *dev, const wb_router *router, int64_t 
 }
 
 wb_status WB_CPU(gate_backward)(wb_device *dev, const wb_router *router, int64_t T, const float *logits,
-                                wb_ids ids, const float *dweights, float *dlogits) {
+                                const uint8_t *direction, wb_ids ids, const float *dweights, float *dlogits) {
     int32_t E = router->n_experts, K = router->top_k;
     WB_TRY(wb_router_check(router));
     WB_TRY(check_ids("gate_backward: ids", ids, T, K, E));
 #pragma omp parallel for schedule(static) num_threads(wb_cpu_threads(dev, T *E))
     for (int64_t t = 0; t < T; t++) {
         uint32_t row[MAX_K];
+        if (is_padding(direction, t)) {
+            memset(dlogits + t * E, 0, (size_t)E * sizeof *dlogits);
+            continue;
+        }
         for (int32_t k = 0; k < K; k++) row[k] = id_get(ids, t, k);
         gate_row_backward(router, logits + t * E, row, dweights + t * K, dlogits + t * E);
     }

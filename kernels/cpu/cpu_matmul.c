@@ -4,6 +4,7 @@
  * while the rows of A pass. Each element of C is one fma chain over ascending k; where the cuts fall
  * changes no bit.
  */
+#include "cpu/cpu_operands.h"
 #include "cpu/cpu_panel.h"
 
 #include <inttypes.h>
@@ -17,7 +18,7 @@ _Static_assert(M_BLOCK % TILE_ROWS == 0, "a block is whole tiles");
 /* Tiles of rows [m, m_end) of A, columns [k0, k0 + k): each [k][TILE_ROWS]. */
 static void pack_a(const wb_matmul *p, int64_t m, int64_t m_end, int64_t k0, int64_t k, float *to) {
     for (; m < m_end; m += TILE_ROWS, to += K_BLOCK * TILE_ROWS) {
-        const float *a = p->a + m * p->a_row + k0 * p->a_col;
+        const float *a = (const float *)p->a.data + m * p->a_row + k0 * p->a_col;
         int64_t rows = m_end - m < TILE_ROWS ? m_end - m : TILE_ROWS;
         for (int64_t i = 0; i < k; i++)
             for (int64_t r = 0; r < rows; r++) to[i * TILE_ROWS + r] = a[r * p->a_row + i * p->a_col];
@@ -26,7 +27,7 @@ static void pack_a(const wb_matmul *p, int64_t m, int64_t m_end, int64_t k0, int
 
 /* The rows of B's longer lines: columns of a transposed B, rows of a straight one. */
 static matrix_rows b_rows(const wb_matmul *p) {
-    return (matrix_rows){p->b, p->b_dtype, p->b_row == 1 ? p->b_col : p->b_row, NULL};
+    return (matrix_rows){p->b.data, p->b.dtype, p->b_row == 1 ? p->b_col : p->b_row, NULL};
 }
 
 static void pack_b(const wb_matmul *p, int64_t n, int64_t n_end, int64_t k0, int64_t k, float *to) {
@@ -43,7 +44,7 @@ typedef struct block {
 static void run_k_block(const wb_matmul *p, block at, int64_t k0, int64_t k, float *a_packed,
                         float *b_packed) {
     int64_t rows = at.m_end - at.m, width = (int64_t)panels_of(rows) * PANEL;
-    tile_rows a = {p->a + at.m * p->a_row + k0, p->a_col != 1, p->a_row};
+    tile_rows a = {(const float *)p->a.data + at.m * p->a_row + k0, p->a_col != 1, p->a_row};
     if (a.packed) {
         pack_a(p, at.m, at.m_end, k0, k, a_packed);
         a.a = a_packed;
@@ -53,7 +54,8 @@ static void run_k_block(const wb_matmul *p, block at, int64_t k0, int64_t k, flo
         for (int64_t done = 0; done < columns; done += PANEL)
             pack_b(p, n + done, at.n_end, k0, k, b_packed + done * K_BLOCK);
         WB_CPU(tiles)
-        (rows, columns, k, a, b_packed, p->accumulate || k0 > 0, p->c + at.m * p->ldc + n, p->ldc);
+        (rows, columns, k, a, b_packed, p->accumulate || k0 > 0, (float *)p->c.data + at.m * p->ldc + n,
+         p->ldc);
     }
 }
 
@@ -62,8 +64,9 @@ static void run_block(const wb_matmul *p, block at, float *scratch) {
     if (p->b_row == 1)
         at.n += WB_CPU(thin_transposed)(p, at.m, rows, at.n, at.n_end, NULL);
     else if (p->a_col == 1)
-        at.n += WB_CPU(thin_straight)(rows, b_rows(p), p->K, at.n, at.n_end, p->a + at.m * p->a_row, p->a_row,
-                                      p->accumulate, p->c + at.m * p->ldc + at.n, p->ldc);
+        at.n += WB_CPU(thin_straight)(rows, b_rows(p), p->K, at.n, at.n_end,
+                                      (const float *)p->a.data + at.m * p->a_row, p->a_row, p->accumulate,
+                                      (float *)p->c.data + at.m * p->ldc + at.n, p->ldc);
     if (at.n == at.n_end) return;
     if (p->K == 0) run_k_block(p, at, 0, 0, scratch, scratch + M_BLOCK * K_BLOCK);
     for (int64_t k0 = 0; k0 < p->K; k0 += K_BLOCK) {
@@ -127,38 +130,34 @@ static void run_task(int64_t count, const wb_matmul *list, int64_t n_block, cons
     run_block(p, at, scratch);
 }
 
-static wb_status check(int64_t count, const wb_matmul *list, int64_t *work_out) {
-    int64_t work = 0;
+int64_t WB_CPU(product_work)(const wb_matmul *p) {
+    return (p->M + PACKING_ROWS) * p->N * (p->K + 1);
+}
+
+static wb_status check(int64_t count, const wb_matmul *list) {
     for (int64_t i = 0; i < count; i++) {
         const wb_matmul *p = list + i;
-        if (p->b_dtype != WB_F32 && p->b_dtype != WB_BF16)
-            return wb_fail(WB_INVALID_ARGUMENT, "matmul %" PRId64 ": b: expected f32 or bf16, found %s", i,
-                           wb_dtype_name(p->b_dtype));
+        wb_status status = operand_check("matmul", "a", p->a.dtype);
+        if (status == WB_OK) status = operand_check("matmul", "b", p->b.dtype);
+        if (status == WB_OK) status = operand_check("matmul", "c", p->c.dtype);
+        if (status != WB_OK) return wb_fail_context(status, "product %" PRId64, i);
         if ((p->a_row != 1 && p->a_col != 1) || (p->b_row != 1 && p->b_col != 1))
             return wb_fail(WB_INVALID_ARGUMENT,
                            "matmul %" PRId64 ": strides: expected one of 1, found a %" PRId64 ", %" PRId64
                            " and b %" PRId64 ", %" PRId64,
                            i, p->a_row, p->a_col, p->b_row, p->b_col);
-        work += (p->M + PACKING_ROWS) * p->N * (p->K + 1);
     }
-    *work_out = work;
     return WB_OK;
 }
 
-wb_status WB_CPU(matmul)(wb_device *dev, int64_t count, const wb_matmul *list) {
-    int64_t work = 0;
-    void *shared = NULL;
-    WB_TRY(check(count, list, &work));
-    if (work == 0) return WB_OK;
-    WB_TRY(wb_cpu_shared_reserve(dev, (size_t)(count + 1) * sizeof(int64_t), &shared));
-    WB_TRY(wb_cpu_scratch_reserve(dev, PRODUCT_FLOATS * sizeof(float)));
-    int64_t *first = shared;
+void WB_CPU(run_products)(wb_device *dev, int64_t count, const wb_matmul *list, int64_t work,
+                          int64_t *first) {
     int threads = wb_cpu_threads(dev, work / FMA_PER_OPERATION);
     if (threads == 1) {
         count_tasks(count, list, INT32_MAX, first);
         for (int64_t task = 0; task < first[count]; task++)
             run_task(count, list, INT32_MAX, first, task, wb_cpu_serial_scratch(dev));
-        return WB_OK;
+        return;
     }
     int64_t n_block = N_BLOCK;
     count_tasks(count, list, n_block, first);
@@ -167,5 +166,19 @@ wb_status WB_CPU(matmul)(wb_device *dev, int64_t count, const wb_matmul *list) {
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
     for (int64_t task = 0; task < first[count]; task++)
         run_task(count, list, n_block, first, task, wb_cpu_scratch(dev));
+}
+
+wb_status WB_CPU(matmul)(wb_device *dev, int64_t count, const wb_matmul *list) {
+    int64_t work = 0;
+    void *shared = NULL;
+    const wb_matmul *opened = NULL;
+    WB_TRY(check(count, list));
+    for (int64_t i = 0; i < count; i++) work += WB_CPU(product_work)(list + i);
+    if (work == 0) return WB_OK;
+    WB_TRY(wb_cpu_shared_reserve(dev, (size_t)(count + 1) * sizeof(int64_t), &shared));
+    WB_TRY(wb_cpu_scratch_reserve(dev, PRODUCT_FLOATS * sizeof(float)));
+    WB_TRY(WB_CPU(products_open)(dev, count, list, &opened));
+    WB_CPU(run_products)(dev, count, opened, work, shared);
+    WB_CPU(products_close)(dev, count, list, opened);
     return WB_OK;
 }

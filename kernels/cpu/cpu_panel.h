@@ -75,4 +75,10 @@ int64_t WB_CPU(thin_straight)(int64_t rows, matrix_rows b, int64_t k, int64_t be
 enum { M_BLOCK = 240, PRODUCT_FLOATS = M_BLOCK * K_BLOCK + MAX_PANELS * PANEL_FLOATS };
 void WB_CPU(product)(const wb_matmul *p, float *scratch);
 
+/* Elementary operations of a product, 0 only where it writes nothing; and a list of checked products of
+ * `work` in all, whose A and C are f32. first: [count + 1] scratch. Each thread has PRODUCT_FLOATS of
+ * scratch. (cpu_matmul.c) */
+int64_t WB_CPU(product_work)(const wb_matmul *p);
+void WB_CPU(run_products)(wb_device *dev, int64_t count, const wb_matmul *list, int64_t work, int64_t *first);
+
 #endif

@@ -260,6 +260,13 @@ static void sample_greedily(int64_t V, const float *z, const sampled *to) {
     *to->kept_count = 1;
 }
 
+/* All V tokens, if the row has a limit: one that keeps all is told like any other. */
+static void tell_all(int64_t V, const wb_sample_params *params, const sampled *to) {
+    if (!to->kept_ids || wb_sample_max_kept(params, V) == 0) return;
+    for (int64_t i = 0; i < V; i++) to->kept_ids[i] = (uint32_t)i;
+    *to->kept_count = (int32_t)V;
+}
+
 static void sample_row(int64_t V, const float *z, const wb_sample_params *params, void *scratch,
                        const sampled *to) {
     if (to->kept_count) *to->kept_count = 0;
@@ -268,11 +275,15 @@ static void sample_row(int64_t V, const float *z, const wb_sample_params *params
         return;
     }
     draw d = make_draw(V, z, row_max(z, V), params, scratch);
-    const bool all = wb_sample_max_kept(params, V) == 0;
+    const bool all = (params->top_k == 0 || params->top_k >= V) && params->top_p >= 1;
     const int64_t id = all ? draw_in_id_order(&d) : draw_from_top(&d);
     *to->token = (int32_t)id;
     *to->logprob = drawn_logprob(&d, id);
-    if (!to->kept_ids || all) return;
+    if (all) {
+        tell_all(V, params, to);
+        return;
+    }
+    if (!to->kept_ids) return;
     memcpy(to->kept_ids, d.kept, (size_t)d.n_kept * sizeof *d.kept);
     *to->kept_count = (int32_t)d.n_kept;
 }

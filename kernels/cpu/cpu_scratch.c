@@ -52,15 +52,24 @@ void *wb_cpu_serial_scratch(wb_device *dev) {
     return ((wb_cpu_device *)dev)->scratch;
 }
 
+static wb_status reserve(size_t bytes, void **memory, size_t *memory_bytes, void **out) {
+    if (bytes > *memory_bytes || !*memory) {
+        void *larger = NULL;
+        WB_TRY(wb_cpu_memory(bytes, &larger));
+        free(*memory);
+        *memory = larger;
+        *memory_bytes = bytes;
+    }
+    *out = *memory;
+    return WB_OK;
+}
+
 wb_status wb_cpu_shared_reserve(wb_device *dev, size_t bytes, void **out) {
     wb_cpu_device *cpu = (wb_cpu_device *)dev;
-    if (bytes > cpu->shared_bytes || !cpu->shared) {
-        void *memory = NULL;
-        WB_TRY(wb_cpu_memory(bytes, &memory));
-        free(cpu->shared);
-        cpu->shared = memory;
-        cpu->shared_bytes = bytes;
-    }
-    *out = cpu->shared;
-    return WB_OK;
+    return reserve(bytes, &cpu->shared, &cpu->shared_bytes, out);
+}
+
+wb_status wb_cpu_operands_reserve(wb_device *dev, size_t bytes, void **out) {
+    wb_cpu_device *cpu = (wb_cpu_device *)dev;
+    return reserve(bytes, &cpu->operands, &cpu->operands_bytes, out);
 }

@@ -28,6 +28,9 @@ void *wb_cpu_serial_scratch(wb_device *dev);
 /* `bytes` of memory shared by the threads of one op, valid until the next op. 64-byte aligned. */
 wb_status wb_cpu_shared_reserve(wb_device *dev, size_t bytes, void **out);
 
+/* The same, another memory: copies of an op's operands (cpu_operands.h). */
+wb_status wb_cpu_operands_reserve(wb_device *dev, size_t bytes, void **out);
+
 /* `bytes` of 64-byte aligned, uninitialised memory, freed with free(); at least one byte. */
 wb_status wb_cpu_memory(size_t bytes, void **out);
 

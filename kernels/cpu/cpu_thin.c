@@ -74,7 +74,7 @@ WB_INLINE void thin_rows(const int rows, const bool is_f32, const char *b, int64
 
 #define THIN_TRANSPOSED_CASE(R)                                                                   \
     case R:                                                                                       \
-        if (p->b_dtype == WB_F32)                                                                 \
+        if (p->b.dtype == WB_F32)                                                                 \
             thin_rows(R, true, b, stride, next, n, p->K, a, p->a_row, p->accumulate, c, p->ldc);  \
         else                                                                                      \
             thin_rows(R, false, b, stride, next, n, p->K, a, p->a_row, p->accumulate, c, p->ldc); \
@@ -83,10 +83,10 @@ WB_INLINE void thin_rows(const int rows, const bool is_f32, const char *b, int64
 int64_t WB_CPU(thin_transposed)(const wb_matmul *p, int64_t m, int64_t rows, int64_t begin, int64_t end,
                                 const void *after) {
     if (rows > THIN_ROWS || p->b_row != 1 || p->a_col != 1) return 0;
-    int64_t n = (end - begin) / 16 * 16, stride = p->b_col * (int64_t)wb_dtype_size(p->b_dtype);
-    const char *b = (const char *)p->b + begin * stride, *next = after ? after : b;
-    const float *a = p->a + m * p->a_row;
-    float *c = p->c + m * p->ldc + begin;
+    int64_t n = (end - begin) / 16 * 16, stride = p->b_col * (int64_t)wb_dtype_size(p->b.dtype);
+    const char *b = (const char *)p->b.data + begin * stride, *next = after ? after : b;
+    const float *a = (const float *)p->a.data + m * p->a_row;
+    float *c = (float *)p->c.data + m * p->ldc + begin;
     switch (rows) {
         THIN_TRANSPOSED_CASE(1);
         THIN_TRANSPOSED_CASE(2);

@@ -88,7 +88,9 @@ __global__ void __launch_bounds__(BLOCK)
     float dot = dot_choices<N>(args.router.top_k, args.lanes, g, p);
 #pragma unroll
     for (int n = 0; n < N; n++) total[n] = wb_gate_dense_dz(p[n], c, dot);
-    if (place.live) row.store_unchosen(c, dot, dlogits + place.t * args.router.n_experts);
+    float *dz_row = dlogits + place.t * args.router.n_experts;
+    if (place.live && place.padding) row.store_zeros(dz_row);
+    if (place.live && !place.padding) row.store_unchosen(c, dot, dz_row);
     store_choices<N>(args, place, id, g, total, dlogits, [&](float dz, float g_choice, int n) {
         return wb_gate_dense_dz_chosen(dz, p[n], c, g_choice);
     });
@@ -97,14 +99,14 @@ __global__ void __launch_bounds__(BLOCK)
 /* ---- launches --------------------------------------------------------------------------------- */
 
 /* Fills `args_out` and the grid, or says what is wrong. */
-wb_status prepare_gate(const char *op, const wb_router *router, int64_t T, const float *logits, wb_ids ids,
-                       gate_args *args_out, unsigned *blocks_out) {
+wb_status prepare_gate(const char *op, const wb_router *router, int64_t T, const float *logits,
+                       const uint8_t *direction, wb_ids ids, gate_args *args_out, unsigned *blocks_out) {
     WB_TRY(wb_router_check(router));
     WB_TRY(check_ids(op, "ids", ids, router));
     int lanes = MAX_GATE_LANES;
     if (router->type != WB_ROUTER_SOFTMAX && router->top_k < lanes) lanes = power_of_2_from(router->top_k);
     WB_TRY(count_blocks(op, "T", T, lanes, blocks_out));
-    gate_args args = {*router, T, logits, ids, lanes};
+    gate_args args = {*router, T, logits, direction, ids, lanes};
     *args_out = args;
     return WB_OK;
 }
@@ -141,10 +143,10 @@ void launch_backward(const gate_args &args, const float *dweights, float *dlogit
 extern "C" {
 
 wb_status wb_cuda_gate_forward(wb_device *dev, const wb_router *router, int64_t T, const float *logits,
-                               wb_ids ids, float *weights) {
+                               const uint8_t *direction, wb_ids ids, float *weights) {
     gate_args args;
     unsigned blocks = 0;
-    WB_TRY(prepare_gate("gate_forward", router, T, logits, ids, &args, &blocks));
+    WB_TRY(prepare_gate("gate_forward", router, T, logits, direction, ids, &args, &blocks));
     if (T == 0) return WB_OK;
     WB_TRY(wb_cuda_use(dev, "gate_forward"));
     cudaStream_t stream = static_cast<cudaStream_t>(dev->stream);
@@ -156,10 +158,10 @@ wb_status wb_cuda_gate_forward(wb_device *dev, const wb_router *router, int64_t 
 }
 
 wb_status wb_cuda_gate_backward(wb_device *dev, const wb_router *router, int64_t T, const float *logits,
-                                wb_ids ids, const float *dweights, float *dlogits) {
+                                const uint8_t *direction, wb_ids ids, const float *dweights, float *dlogits) {
     gate_args args;
     unsigned blocks = 0;
-    WB_TRY(prepare_gate("gate_backward", router, T, logits, ids, &args, &blocks));
+    WB_TRY(prepare_gate("gate_backward", router, T, logits, direction, ids, &args, &blocks));
     if (T == 0) return WB_OK;
     WB_TRY(wb_cuda_use(dev, "gate_backward"));
     cudaStream_t stream = static_cast<cudaStream_t>(dev->stream);

@@ -19,7 +19,8 @@ namespace {
 struct gate_args {
     wb_router router;
     int64_t T;
-    const float *logits; /* [T, E] */
+    const float *logits;      /* [T, E] */
+    const uint8_t *direction; /* [T], or NULL: no padding */
     wb_ids ids;
     /* Of a row: the power of two >= K, at most 16; SOFTMAX: 16, which its sum over experts needs. */
     int lanes;
@@ -31,12 +32,15 @@ struct gate_place {
     int64_t t;
     int choice; /* and choice + lanes, choice + 2 lanes, ... */
     bool live;
+    bool padding; /* all that is written for it is zero, whatever its logits are */
 };
 
 __device__ __forceinline__ gate_place find_place(const gate_args &args) {
     int64_t thread = static_cast<int64_t>(blockIdx.x) * BLOCK + threadIdx.x;
     int64_t t = thread / args.lanes;
-    gate_place place = {t < args.T ? t : args.T - 1, static_cast<int>(threadIdx.x % args.lanes), t < args.T};
+    gate_place place = {t < args.T ? t : args.T - 1, static_cast<int>(threadIdx.x % args.lanes), t < args.T,
+                        false};
+    place.padding = args.direction && args.direction[place.t] == WB_ROW_PADDING;
     return place;
 }
 
@@ -163,7 +167,7 @@ __device__ __forceinline__ void store_weights(const gate_args &args, const gate_
 #pragma unroll
     for (int n = 0; n < N; n++) {
         int choice = place.choice + n * args.lanes;
-        if (place.live && choice < K) weights[place.t * K + choice] = w[n];
+        if (place.live && choice < K) weights[place.t * K + choice] = place.padding ? 0.0f : w[n];
     }
 }
 
@@ -186,7 +190,7 @@ __device__ __forceinline__ void store_choices(const gate_args &args, const gate_
 #pragma unroll
     for (int n = 0; n < N; n++)
         if (place.live && place.choice + n * args.lanes < K && id[n] < static_cast<uint32_t>(E))
-            row[id[n]] = total[n];
+            row[id[n]] = place.padding ? 0.0f : total[n];
 }
 
 /* ---- SOFTMAX, whose sum and whose gradient run over all experts -------------------- */
@@ -234,6 +238,10 @@ template <int M> struct dense_row {
         }
         for (int step = WB_LANES / 2; step > 0; step /= 2) /* wb_lanes_sum: the same pairs at each step */
             sum = wb_add(sum, __shfl_xor_sync(ALL_LANES, sum, step));
+    }
+
+    __device__ __forceinline__ void store_zeros(float *dz) const {
+        for (int i = 0; expert(i) < E; i++) dz[expert(i)] = 0.0f;
     }
 
     /* dz of every expert as if none were chosen. */

@@ -93,14 +93,14 @@ static heads_spec v_spec(const wb_model *model, const gqa_weights *w) {
 
 /* Where each step's result lies. */
 typedef struct stages {
-    float *projected, *normed, *out;
+    wb_rows projected, normed, out;
 } stages;
 
 static stages stages_of(const wb_model *model, heads_spec spec, const heads *h) {
     stages s;
-    s.out = h->out.data;
-    s.normed = model->config.clip_qkv > 0 ? h->normed.data : s.out;
-    s.projected = spec.norm >= 0 ? h->projected.data : s.normed;
+    s.out = wb_activations(model, &h->out);
+    s.normed = model->config.clip_qkv > 0 ? wb_activations(model, &h->normed) : s.out;
+    s.projected = spec.norm >= 0 ? wb_activations(model, &h->projected) : s.normed;
     return s;
 }
 
@@ -110,9 +110,10 @@ static int64_t width_of(const wb_model *model, heads_spec spec) {
 
 static wb_status heads_reserve(gqa *g, heads_spec spec, int64_t T, heads *h) {
     const int64_t width = width_of(g->model, spec);
-    WB_TRY(wb_reserve(g->memory, &h->out, T, width, sizeof(float)));
-    if (g->model->config.clip_qkv > 0) WB_TRY(wb_reserve(g->memory, &h->normed, T, width, sizeof(float)));
-    if (spec.norm >= 0) WB_TRY(wb_reserve(g->memory, &h->projected, T, width, sizeof(float)));
+    WB_TRY(wb_reserve_activations(g->model, g->memory, &h->out, T, width));
+    if (g->model->config.clip_qkv > 0)
+        WB_TRY(wb_reserve_activations(g->model, g->memory, &h->normed, T, width));
+    if (spec.norm >= 0) WB_TRY(wb_reserve_activations(g->model, g->memory, &h->projected, T, width));
     return WB_OK;
 }
 
@@ -124,18 +125,17 @@ static wb_status reserve(void *worker, const void *weights, int64_t T, bool back
     WB_TRY(heads_reserve(g, q, T, &g->q));
     WB_TRY(heads_reserve(g, k, T, &g->k));
     WB_TRY(heads_reserve(g, v, T, &g->v));
-    WB_TRY(wb_reserve(g->memory, &g->attn, T, q_width, sizeof(float)));
+    WB_TRY(wb_reserve_activations(g->model, g->memory, &g->attn, T, q_width));
     if (!backward) return WB_OK;
-    WB_TRY(wb_reserve(g->memory, &g->dattn, T, q_width, sizeof(float)));
-    WB_TRY(wb_reserve(g->memory, &g->dq, T, q_width, sizeof(float)));
-    WB_TRY(wb_reserve(g->memory, &g->dk, T, kv_width, sizeof(float)));
-    return wb_reserve(g->memory, &g->dv, T, kv_width, sizeof(float));
+    WB_TRY(wb_reserve_activations(g->model, g->memory, &g->dattn, T, q_width));
+    WB_TRY(wb_reserve_activations(g->model, g->memory, &g->dq, T, q_width));
+    WB_TRY(wb_reserve_activations(g->model, g->memory, &g->dk, T, kv_width));
+    return wb_reserve_activations(g->model, g->memory, &g->dv, T, kv_width);
 }
 
-static wb_matmul heads_projection(const wb_model *model, heads_spec spec, int64_t T, const float *x,
+static wb_matmul heads_projection(const wb_model *model, heads_spec spec, int64_t T, wb_rows x,
                                   const heads *h) {
-    return wb_param_forward(model, spec.weight, T, model->config.hidden_size, width_of(model, spec), x,
-                            stages_of(model, spec, h).projected);
+    return wb_matmul_forward(T, x, wb_model_weight(model, spec.weight), stages_of(model, spec, h).projected);
 }
 
 /* The rows that the query/key norm works on: a head each, or a token each. */
@@ -143,7 +143,8 @@ static int64_t norm_width(const wb_model *model, heads_spec spec) {
     return model->config.qk_norm == WB_QK_NORM_PER_HEAD ? model->config.head_dim : width_of(model, spec);
 }
 
-static wb_status rotate(const wb_model *model, heads_spec spec, const wb_pass *pass, bool inverse, float *x) {
+static wb_status rotate(const wb_model *model, heads_spec spec, const wb_pass *pass, bool inverse,
+                        wb_rows x) {
     wb_device *dev = model->device;
     const int32_t head_dim = model->config.head_dim;
     return dev->rope(dev, pass->T, spec.n_heads, head_dim, head_dim, pass->pos, model->cos_table.data,
@@ -156,14 +157,14 @@ static wb_status heads_forward(const wb_model *model, heads_spec spec, const wb_
     const stages s = stages_of(model, spec, h);
     const int64_t width = width_of(model, spec), n = pass->T * width;
     if (spec.bias >= 0)
-        WB_TRY(dev->bias_forward(dev, pass->T, width, wb_param_data(model, spec.bias), s.projected));
+        WB_TRY(dev->bias_forward(dev, pass->T, width, wb_model_vector(model, spec.bias), s.projected));
     if (spec.norm >= 0) {
         const int64_t norm = norm_width(model, spec);
-        WB_TRY(dev->rmsnorm_forward(dev, n / norm, norm, s.projected, wb_param_data(model, spec.norm),
+        WB_TRY(dev->rmsnorm_forward(dev, n / norm, norm, s.projected, wb_model_vector(model, spec.norm),
                                     config->norm_eps, s.normed));
     }
     if (config->clip_qkv > 0) {
-        WB_TRY(dev->copy(dev, s.out, s.normed, (size_t)n * sizeof(float)));
+        WB_TRY(dev->copy(dev, s.out.data, s.normed.data, (size_t)n * wb_dtype_size(s.out.dtype)));
         WB_TRY(dev->clamp(dev, n, config->clip_qkv, s.out));
     }
     return spec.rotate ? rotate(model, spec, pass, false, s.out) : WB_OK;
@@ -171,8 +172,7 @@ static wb_status heads_forward(const wb_model *model, heads_spec spec, const wb_
 
 /* dout: in, of the result; out, of the projection. Then dx[T,H] (=, or += with `accumulate`). */
 static wb_status heads_backward(const wb_model *model, heads_spec spec, const wb_pass *pass, const heads *h,
-                                const float *x, float *const *grads, float *dout, bool accumulate,
-                                float *dx) {
+                                wb_rows x, float *const *grads, wb_rows dout, bool accumulate, wb_rows dx) {
     wb_device *dev = model->device;
     const wb_config *config = &model->config;
     const stages s = stages_of(model, spec, h);
@@ -181,28 +181,28 @@ static wb_status heads_backward(const wb_model *model, heads_spec spec, const wb
     if (config->clip_qkv > 0) WB_TRY(dev->clamp_backward(dev, n, config->clip_qkv, s.normed, dout));
     if (spec.norm >= 0) {
         const int64_t norm = norm_width(model, spec);
-        WB_TRY(dev->rmsnorm_backward(dev, n / norm, norm, s.projected, wb_param_data(model, spec.norm),
+        WB_TRY(dev->rmsnorm_backward(dev, n / norm, norm, s.projected, wb_model_vector(model, spec.norm),
                                      config->norm_eps, dout, dout, grads[spec.norm]));
     }
     if (spec.bias >= 0) WB_TRY(dev->bias_backward(dev, T, width, dout, grads[spec.bias]));
     const wb_matmul list[] = {wb_matmul_wgrad(T, H, width, dout, x, grads[spec.weight]),
-                              wb_param_dgrad(model, spec.weight, T, H, width, dout, dx, accumulate)};
+                              wb_matmul_dgrad(T, dout, wb_model_weight(model, spec.weight), dx, accumulate)};
     return dev->matmul(dev, 2, list);
 }
 
 /* ---- forward --------------------------------------------------------------------------------- */
 
 static wb_attention attention_args(const gqa *g, const wb_pass *pass, const wb_state *state) {
-    const wb_config *config = &g->model->config;
+    const wb_model *model = g->model;
+    const wb_config *config = &model->config;
     return (wb_attention){.T = pass->T,
                           .n_heads = config->n_heads,
                           .n_kv_heads = config->n_kv_heads,
                           .head_dim = config->head_dim,
                           .scale = (float)(1.0 / sqrt((double)config->head_dim)),
-                          .q = g->q.out.data,
-                          .k = state ? state->tables[KEYS] : g->k.out.data,
-                          .v = state ? state->tables[VALUES] : g->v.out.data,
-                          .kv_dtype = state ? state->dtype : WB_F32,
+                          .q = wb_activations(model, &g->q.out),
+                          .k = state ? wb_state_rows(state, KEYS) : wb_activations(model, &g->k.out),
+                          .v = state ? wb_state_rows(state, VALUES) : wb_activations(model, &g->v.out),
                           .seq = pass->seq,
                           .pos = pass->pos,
                           .blocks = pass->blocks,
@@ -210,7 +210,7 @@ static wb_attention attention_args(const gqa *g, const wb_pass *pass, const wb_s
                           .block_size = pass->block_size};
 }
 
-static wb_status project(gqa *g, const gqa_weights *w, const wb_pass *pass, const float *x) {
+static wb_status project(gqa *g, const gqa_weights *w, const wb_pass *pass, wb_rows x) {
     const wb_model *model = g->model;
     const int64_t T = pass->T;
     const heads_spec q = q_spec(model, w), k = k_spec(model, w), v = v_spec(model, w);
@@ -224,60 +224,66 @@ static wb_status project(gqa *g, const gqa_weights *w, const wb_pass *pass, cons
 }
 
 static wb_status remember(const gqa *g, const wb_pass *pass, const wb_state *state) {
-    wb_device *dev = g->model->device;
-    const int64_t width = (int64_t)g->model->config.n_kv_heads * g->model->config.head_dim;
-    WB_TRY(dev->kv_write(dev, pass->T, width, g->k.out.data, pass->state_rows, state->tables[KEYS],
-                         state->dtype));
-    return dev->kv_write(dev, pass->T, width, g->v.out.data, pass->state_rows, state->tables[VALUES],
-                         state->dtype);
+    const wb_model *model = g->model;
+    wb_device *dev = model->device;
+    const int64_t width = (int64_t)model->config.n_kv_heads * model->config.head_dim;
+    WB_TRY(dev->kv_write(dev, pass->T, width, wb_activations(model, &g->k.out), pass->state_rows,
+                         wb_state_rows(state, KEYS)));
+    return dev->kv_write(dev, pass->T, width, wb_activations(model, &g->v.out), pass->state_rows,
+                         wb_state_rows(state, VALUES));
 }
 
 static wb_status forward(void *worker, const void *weights, const wb_pass *pass, const wb_state *state,
-                         const float *x, float *y) {
+                         wb_rows x, wb_rows y) {
     gqa *g = worker;
     const gqa_weights *w = weights;
     const wb_model *model = g->model;
     wb_device *dev = model->device;
-    const int64_t T = pass->T, H = model->config.hidden_size, width = width_of(model, q_spec(model, w));
+    const int64_t T = pass->T, H = model->config.hidden_size;
+    const wb_rows attn = wb_activations(model, &g->attn);
     WB_TRY(project(g, w, pass, x));
     if (state) WB_TRY(remember(g, pass, state));
     const wb_attention args = attention_args(g, pass, state);
-    WB_TRY(dev->attention_forward(dev, &args, g->attn.data));
-    const wb_matmul o = wb_param_forward(model, w->o, T, width, H, g->attn.data, y);
+    WB_TRY(dev->attention_forward(dev, &args, attn));
+    const wb_matmul o = wb_matmul_forward(T, attn, wb_model_weight(model, w->o), y);
     WB_TRY(dev->matmul(dev, 1, &o));
-    return w->o_bias >= 0 ? dev->bias_forward(dev, T, H, wb_param_data(model, w->o_bias), y) : WB_OK;
+    return w->o_bias >= 0 ? dev->bias_forward(dev, T, H, wb_model_vector(model, w->o_bias), y) : WB_OK;
 }
 
 /* ---- backward -------------------------------------------------------------------------------- */
 
 /* dattn from dy, then dq, dk and dv from it. */
-static wb_status attention_backward(gqa *g, const gqa_weights *w, const wb_pass *pass, const float *dy,
+static wb_status attention_backward(gqa *g, const gqa_weights *w, const wb_pass *pass, wb_rows dy,
                                     float *const *grads) {
     const wb_model *model = g->model;
     wb_device *dev = model->device;
     const int64_t T = pass->T, H = model->config.hidden_size, q_width = width_of(model, q_spec(model, w)),
                   kv_width = width_of(model, k_spec(model, w));
-    const size_t kv_bytes = (size_t)(T * kv_width) * sizeof(float);
+    const size_t kv_bytes = (size_t)(T * kv_width) * wb_dtype_size(model->activations);
+    const wb_rows dattn = wb_activations(model, &g->dattn);
 
     if (w->o_bias >= 0) WB_TRY(dev->bias_backward(dev, T, H, dy, grads[w->o_bias]));
-    const wb_matmul o[] = {wb_matmul_wgrad(T, q_width, H, dy, g->attn.data, grads[w->o]),
-                           wb_param_dgrad(model, w->o, T, q_width, H, dy, g->dattn.data, false)};
+    const wb_matmul o[] = {wb_matmul_wgrad(T, q_width, H, dy, wb_activations(model, &g->attn), grads[w->o]),
+                           wb_matmul_dgrad(T, dy, wb_model_weight(model, w->o), dattn, false)};
     WB_TRY(dev->matmul(dev, 2, o));
     const wb_attention args = attention_args(g, pass, NULL);
     WB_TRY(dev->zero(dev, g->dk.data, kv_bytes));
     WB_TRY(dev->zero(dev, g->dv.data, kv_bytes));
-    return dev->attention_backward(dev, &args, g->dattn.data, g->dq.data, g->dk.data, g->dv.data);
+    return dev->attention_backward(dev, &args, dattn, wb_activations(model, &g->dq),
+                                   wb_activations(model, &g->dk), wb_activations(model, &g->dv));
 }
 
-static wb_status backward(void *worker, const void *weights, const wb_pass *pass, const float *x,
-                          const float *dy, float *const *grads, float *dx) {
+static wb_status backward(void *worker, const void *weights, const wb_pass *pass, wb_rows x, wb_rows dy,
+                          float *const *grads, wb_rows dx) {
     gqa *g = worker;
     const gqa_weights *w = weights;
     const wb_model *model = g->model;
     WB_TRY(attention_backward(g, w, pass, dy, grads));
-    WB_TRY(heads_backward(model, q_spec(model, w), pass, &g->q, x, grads, g->dq.data, false, dx));
-    WB_TRY(heads_backward(model, k_spec(model, w), pass, &g->k, x, grads, g->dk.data, true, dx));
-    return heads_backward(model, v_spec(model, w), pass, &g->v, x, grads, g->dv.data, true, dx);
+    const wb_rows dq = wb_activations(model, &g->dq), dk = wb_activations(model, &g->dk),
+                  dv = wb_activations(model, &g->dv);
+    WB_TRY(heads_backward(model, q_spec(model, w), pass, &g->q, x, grads, dq, false, dx));
+    WB_TRY(heads_backward(model, k_spec(model, w), pass, &g->k, x, grads, dk, true, dx));
+    return heads_backward(model, v_spec(model, w), pass, &g->v, x, grads, dv, true, dx);
 }
 
 const wb_layer_kind wb_layer_attention_gqa = {

@@ -28,12 +28,12 @@ wb_status wb_block_open(wb_model *model, wb_workspace *memory, wb_block *block);
 wb_status wb_block_reserve(wb_block *block, int64_t T, bool backward);
 
 /* y[T,H] (=) layer l of x[T,H], y not x. Collective. */
-wb_status wb_block_forward(wb_block *block, int32_t l, const wb_pass *pass, const wb_state *state,
-                           const float *x, float *y);
+wb_status wb_block_forward(wb_block *block, int32_t l, const wb_pass *pass, const wb_state *state, wb_rows x,
+                           wb_rows y);
 
 /* Of the latest forward, which had no state: dx[T,H] := gradient of x, from gradient of y, in place;
  * grads[param] (+=). Collective. */
-wb_status wb_block_backward(wb_block *block, int32_t l, const wb_pass *pass, const float *x,
-                            float *const *grads, float *dx);
+wb_status wb_block_backward(wb_block *block, int32_t l, const wb_pass *pass, wb_rows x, float *const *grads,
+                            wb_rows dx);
 
 #endif

@@ -21,6 +21,7 @@ typedef struct wb_row_run {
 /* What the layers of one forward or backward have in common. */
 typedef struct wb_pass {
     int64_t T;
+    const int32_t *tokens;    /* [T] */
     const int32_t *pos, *seq; /* [T] absolute position; row of `blocks` */
     const int32_t *blocks;    /* [n_seqs, max_blocks] blocks of each sequence, as wb_attention. In training
                                * [T], block_size 1: `seq` is the sequence's first token and max_blocks is 1,
@@ -58,6 +59,10 @@ typedef struct wb_state {
     wb_dtype dtype;
 } wb_state;
 
+static inline wb_rows wb_state_rows(const wb_state *state, int table) {
+    return (wb_rows){state->tables[table], state->dtype};
+}
+
 /* ---- a kind ---------------------------------------------------------------------------------- */
 
 typedef struct wb_registry wb_registry;
@@ -85,12 +90,12 @@ struct wb_layer_kind {
     /* y[T,H] (=) from x[T,H], the normalised residual stream. A mixer without `state`: the batch is whole
      * sequences, and row t of what would be state is token t. A feed-forward part gets NULL. Collective. */
     wb_status (*forward)(void *worker, const void *weights, const wb_pass *pass, const wb_state *state,
-                         const float *x, float *y);
+                         wb_rows x, wb_rows y);
 
     /* Of the worker's latest forward, without state, with its pass and x: dx[T,H] (=) from dy[T,H];
      * grads[param] (+=). Once a forward. Collective. */
-    wb_status (*backward)(void *worker, const void *weights, const wb_pass *pass, const float *x,
-                          const float *dy, float *const *grads, float *dx);
+    wb_status (*backward)(void *worker, const void *weights, const wb_pass *pass, wb_rows x, wb_rows dy,
+                          float *const *grads, wb_rows dx);
 };
 
 extern const wb_layer_kind wb_layer_attention_gqa; /* mixer: grouped-query attention */

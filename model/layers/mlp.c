@@ -17,7 +17,7 @@ static void declare(wb_registry *registry, int32_t l, void *weights) {
     mlp_weights *w = weights;
     const wb_model *model = registry->model;
     const int64_t H = model->config.hidden_size, I = model->config.dense_width;
-    w->gate_up = wb_registry_storage(registry, model->dtype, 2 * I * H, false);
+    w->gate_up = wb_registry_storage(registry, model->dtype, 2 * I, H);
     wb_registry_tensor(registry, l, -1, "mlp.gate_proj.weight", I, H, w->gate_up, 0);
     wb_registry_tensor(registry, l, -1, "mlp.up_proj.weight", I, H, w->gate_up, I * H);
     w->down = wb_registry_matrix(registry, l, "mlp.down_proj.weight", H, I);
@@ -34,39 +34,44 @@ static wb_status reserve(void *worker, const void *weights, int64_t T, bool back
     mlp *m = worker;
     const int64_t I = m->model->config.dense_width;
     (void)weights;
-    WB_TRY(wb_reserve(m->memory, &m->gate_up, T, 2 * I, sizeof(float)));
-    WB_TRY(wb_reserve(m->memory, &m->act, T, I, sizeof(float)));
-    return backward ? wb_reserve(m->memory, &m->dact, T, I, sizeof(float)) : WB_OK;
+    WB_TRY(wb_reserve_activations(m->model, m->memory, &m->gate_up, T, 2 * I));
+    WB_TRY(wb_reserve_activations(m->model, m->memory, &m->act, T, I));
+    return backward ? wb_reserve_activations(m->model, m->memory, &m->dact, T, I) : WB_OK;
 }
 
 static wb_status forward(void *worker, const void *weights, const wb_pass *pass, const wb_state *state,
-                         const float *x, float *y) {
+                         wb_rows x, wb_rows y) {
     mlp *m = worker;
     const mlp_weights *w = weights;
-    wb_device *dev = m->model->device;
-    const int64_t T = pass->T, H = m->model->config.hidden_size, I = m->model->config.dense_width;
+    const wb_model *model = m->model;
+    wb_device *dev = model->device;
+    const int64_t T = pass->T;
+    const wb_rows gate_up = wb_activations(model, &m->gate_up), act = wb_activations(model, &m->act);
     (void)state;
-    const wb_matmul gate_up = wb_param_forward(m->model, w->gate_up, T, H, 2 * I, x, m->gate_up.data);
-    WB_TRY(dev->matmul(dev, 1, &gate_up));
-    WB_TRY(dev->swiglu_forward(dev, T, I, m->gate_up.data, m->act.data));
-    const wb_matmul down = wb_param_forward(m->model, w->down, T, I, H, m->act.data, y);
-    return dev->matmul(dev, 1, &down);
+    const wb_matmul first = wb_matmul_forward(T, x, wb_model_weight(model, w->gate_up), gate_up);
+    WB_TRY(dev->matmul(dev, 1, &first));
+    WB_TRY(dev->swiglu_forward(dev, T, model->config.dense_width, gate_up, act));
+    const wb_matmul second = wb_matmul_forward(T, act, wb_model_weight(model, w->down), y);
+    return dev->matmul(dev, 1, &second);
 }
 
-static wb_status backward(void *worker, const void *weights, const wb_pass *pass, const float *x,
-                          const float *dy, float *const *grads, float *dx) {
+static wb_status backward(void *worker, const void *weights, const wb_pass *pass, wb_rows x, wb_rows dy,
+                          float *const *grads, wb_rows dx) {
     mlp *m = worker;
     const mlp_weights *w = weights;
-    wb_device *dev = m->model->device;
-    const int64_t T = pass->T, H = m->model->config.hidden_size, I = m->model->config.dense_width;
-    const wb_matmul down[] = {wb_matmul_wgrad(T, I, H, dy, m->act.data, grads[w->down]),
-                              wb_param_dgrad(m->model, w->down, T, I, H, dy, m->dact.data, false)};
+    const wb_model *model = m->model;
+    wb_device *dev = model->device;
+    const int64_t T = pass->T, H = model->config.hidden_size, I = model->config.dense_width;
+    const wb_rows gate_up = wb_activations(model, &m->gate_up), act = wb_activations(model, &m->act),
+                  dact = wb_activations(model, &m->dact);
+    const wb_matmul down[] = {wb_matmul_wgrad(T, I, H, dy, act, grads[w->down]),
+                              wb_matmul_dgrad(T, dy, wb_model_weight(model, w->down), dact, false)};
     WB_TRY(dev->matmul(dev, 2, down));
-    float *dgate_up = m->gate_up.data;
-    WB_TRY(dev->swiglu_backward(dev, T, I, m->gate_up.data, m->dact.data, dgate_up));
-    const wb_matmul gate_up[] = {wb_matmul_wgrad(T, H, 2 * I, dgate_up, x, grads[w->gate_up]),
-                                 wb_param_dgrad(m->model, w->gate_up, T, H, 2 * I, dgate_up, dx, false)};
-    return dev->matmul(dev, 2, gate_up);
+    const wb_rows dgate_up = gate_up;
+    WB_TRY(dev->swiglu_backward(dev, T, I, gate_up, dact, dgate_up));
+    const wb_matmul up[] = {wb_matmul_wgrad(T, H, 2 * I, dgate_up, x, grads[w->gate_up]),
+                            wb_matmul_dgrad(T, dgate_up, wb_model_weight(model, w->gate_up), dx, false)};
+    return dev->matmul(dev, 2, up);
 }
 
 const wb_layer_kind wb_layer_mlp = {

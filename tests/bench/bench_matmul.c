@@ -64,25 +64,35 @@ static void *filled(size_t count, size_t size) {
 
 /* The op's definition, as a plain loop. */
 static void naive(const wb_matmul *p) {
+    const float *a = p->a.data;
+    float *c = p->c.data;
     for (int64_t m = 0; m < p->M; m++)
         for (int64_t n = 0; n < p->N; n++) {
-            float acc = p->accumulate ? p->c[m * p->ldc + n] : 0.0f;
+            float acc = p->accumulate ? c[m * p->ldc + n] : 0.0f;
             for (int64_t k = 0; k < p->K; k++) {
                 int64_t at = k * p->b_row + n * p->b_col;
-                float b = p->b_dtype == WB_F32 ? ((const float *)p->b)[at]
-                                               : wb_bf16_to_f32(((const uint16_t *)p->b)[at]);
-                acc = wb_fma(p->a[m * p->a_row + k * p->a_col], b, acc);
+                float b = p->b.dtype == WB_F32 ? ((const float *)p->b.data)[at]
+                                               : wb_bf16_to_f32(((const uint16_t *)p->b.data)[at]);
+                acc = wb_fma(a[m * p->a_row + k * p->a_col], b, acc);
             }
-            p->c[m * p->ldc + n] = acc;
+            c[m * p->ldc + n] = acc;
         }
+}
+
+static wb_weight matrix(void *data, wb_dtype dtype, int64_t rows, int64_t cols) {
+    return (wb_weight){data, dtype, rows, cols};
 }
 
 static wb_matmul product(const shape *s, float *x, char *w, float *y, int64_t i) {
     char *wi = w + (size_t)(i * s->in * s->out) * wb_dtype_size(s->w_dtype);
     float *xi = x + i * s->T * s->in, *yi = y + i * s->T * s->out;
-    if (s->kind == FORWARD) return wb_matmul_forward(s->T, s->in, s->out, xi, wi, s->w_dtype, yi);
-    if (s->kind == DGRAD) return wb_matmul_dgrad(s->T, s->in, s->out, yi, wi, s->w_dtype, xi, false);
-    return wb_matmul_wgrad(s->T, s->in, s->out, yi, xi, (float *)(void *)wi);
+    if (s->kind == FORWARD)
+        return wb_matmul_forward(s->T, wb_f32_rows(xi), matrix(wi, s->w_dtype, s->out, s->in),
+                                 wb_f32_rows(yi));
+    if (s->kind == DGRAD)
+        return wb_matmul_dgrad(s->T, wb_f32_rows(yi), matrix(wi, s->w_dtype, s->out, s->in), wb_f32_rows(xi),
+                               false);
+    return wb_matmul_wgrad(s->T, s->in, s->out, wb_f32_rows(yi), wb_f32_rows(xi), (float *)(void *)wi);
 }
 
 static int bench(wb_device *dev, const shape *s, double budget_s) {

@@ -127,11 +127,12 @@ void run_topk(wb_device *dev, const workload &work, const buffers &set) {
 }
 
 void run_forward(wb_device *dev, const workload &work, const buffers &set) {
-    must(dev->gate_forward(dev, &work.router, work.T, set.logits, set.ids, set.weights), "gate_forward");
+    must(dev->gate_forward(dev, &work.router, work.T, set.logits, NULL, set.ids, set.weights),
+         "gate_forward");
 }
 
 void run_backward(wb_device *dev, const workload &work, const buffers &set) {
-    must(dev->gate_backward(dev, &work.router, work.T, set.logits, set.ids, set.dweights, set.dlogits),
+    must(dev->gate_backward(dev, &work.router, work.T, set.logits, NULL, set.ids, set.dweights, set.dlogits),
          "gate_backward");
 }
 

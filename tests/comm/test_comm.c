@@ -1,6 +1,6 @@
 /* test_comm.c - the transports of one process: self, and threads at several rank counts. What only threads
  * can do, a rank that gives up, is tested here; a hang is a failure by alarm. */
-#include "comm_core.h"
+#include "comm_core_sizes.h"
 #include "support/alloc_fail.h"
 
 #include <pthread.h>
@@ -46,6 +46,7 @@ static void test_self(void **unused) {
     assert_int_equal(wb_comm_rank(comm), 0);
     assert_int_equal(wb_comm_size(comm), 1);
     assert_int_equal(comm_core_run(comm, seed), 0);
+    assert_int_equal(comm_core_sizes(comm, seed), 0);
     wb_comm_abort(comm);
     wb_comm_close(comm);
     wb_comm_close(NULL);
@@ -53,7 +54,7 @@ static void test_self(void **unused) {
 
 static void *run_core(void *argument) {
     worker *me = argument;
-    me->failures = comm_core_run(me->comm, seed);
+    me->failures = comm_core_run(me->comm, seed) + comm_core_sizes(me->comm, seed);
     wb_comm_close(me->comm);
     return NULL;
 }
@@ -312,20 +313,25 @@ static void *run_failing(void *argument) {
     return NULL;
 }
 
-static void every_wait(int (*body)(wb_comm *, size_t)) {
+static void every_case(int (*body)(wb_comm *, size_t), size_t n) {
     failing = body;
-    for (waiting_call = 0; waiting_call < CORE_WAITS; waiting_call++)
+    for (waiting_call = 0; waiting_call < n; waiting_call++)
         assert_int_equal(on_threads(2 + (int)waiting_call % 3, run_failing), 0);
 }
 
 static void test_rule_30_a_late_rank_is_named(void **unused) {
     (void)unused;
-    every_wait(comm_core_late);
+    every_case(comm_core_late, CORE_WAITS);
 }
 
 static void test_rule_30_a_rank_gives_up_with_its_reason(void **unused) {
     (void)unused;
-    every_wait(comm_core_gives_up);
+    every_case(comm_core_gives_up, CORE_WAITS);
+}
+
+static void test_broadcast_sizes(void **unused) {
+    (void)unused;
+    every_case(comm_core_broadcast_sizes, CORE_ODD_SIZES);
 }
 
 /* Rank 1 ends without a word, and without closing: its communicator is closed when the others have left. */
@@ -390,6 +396,7 @@ int main(void) {
         cmocka_unit_test(test_rule_30_a_late_rank_is_named),
         cmocka_unit_test(test_rule_30_a_rank_gives_up_with_its_reason),
         cmocka_unit_test(test_rule_30_a_vanished_rank_is_named),
+        cmocka_unit_test(test_broadcast_sizes),
         cmocka_unit_test(test_different_calls),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -281,6 +281,14 @@ static wb_status dispatch(place *p) {
     return status;
 }
 
+static wb_status dispatch_table(place *p) {
+    int32_t table[E + 1 + S];
+    memset(table, 0xa5, sizeof table);
+    wb_status status = wb_dispatch_fill_table(p->to, p->policy, 1, 1, table);
+    for (uint32_t i = 0; i < E + 1 + S && status != WB_OK; i++) p->touched |= table[i] != (int32_t)0xa5a5a5a5;
+    return status;
+}
+
 static wb_status dispatch_loads(place *p) {
     double tokens[S];
     wb_dispatch_traffic traffic;
@@ -298,6 +306,8 @@ static void test_dispatch(void **state) {
         p->policy = (wb_dispatch_policy)policy;
         every_allocation(p, dispatch);
     }
+    p->policy = WB_DISPATCH_STATIC;
+    every_allocation(p, dispatch_table);
     p->policy = WB_DISPATCH_QUOTA;
     every_allocation(p, dispatch_loads);
     every_allocation(p, dispatch_quota);

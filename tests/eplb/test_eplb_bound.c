@@ -1,5 +1,6 @@
 /* test_eplb_bound.c - the bounds that no placement can better, against all placements of small cases. */
 #include "simulate/bound.h"
+#include "wb_eplb.h"
 #include "wb_random.h"
 
 #include <inttypes.h>
@@ -7,6 +8,7 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
+#include <string.h>
 
 #include <cmocka.h>
 
@@ -107,8 +109,40 @@ static void test_by_hand(void **state) {
     assert_true(wb_bound_of_hottest(2, none, 4, 2) == 0);
 }
 
+/* Tokens of rank 0: 60 of expert 0, 10 of expert 1. */
+static wb_status fill_rank_0(void *ctx, uint32_t batch, uint32_t layer, uint32_t *counts_out) {
+    (void)ctx, (void)batch, (void)layer;
+    memset(counts_out, 0, 4 * 2 * sizeof *counts_out);
+    counts_out[0] = 60;
+    counts_out[1] = 10;
+    return WB_OK;
+}
+
+/* 4 ranks of one slot, the last one dead: the 3 slots that live hold expert 0 twice, 30 tokens each, and not
+ * three times, 20 each. Rank 0 sends the 10 tokens that its one slot cannot keep, and combine sends them
+ * back. */
+static void test_slots_of_dead_ranks_hold_nothing(void **state) {
+    (void)state;
+    const uint8_t dead[] = {0, 0, 0, 1};
+    const wb_topology topology = {.n_ranks = 4, .n_nodes = 1, .n_slots = 4, .dead = dead};
+    const wb_traffic traffic = {1, fill_rank_0, NULL};
+    wb_cost_model cost = wb_cost_model_default();
+    cost.seconds_per_token = 1;
+    cost.seconds_per_expert = 10;
+    cost.bytes_per_token = 8;
+    cost.node_bytes_per_second = 4;
+    wb_placement *placement = NULL;
+    double ranks[4];
+    wb_simulation s;
+    assert_int_equal(wb_placement_open(&topology, 1, 2, &placement), WB_OK);
+    assert_int_equal(wb_simulate(placement, WB_DISPATCH_STATIC, &traffic, &cost, ranks, &s), WB_OK);
+    assert_true(s.bound_seconds == 30 * 1 + 10 + 2 * 8 * 10 / 4);
+    wb_placement_close(placement);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_against_enumeration),
-                                       cmocka_unit_test(test_by_hand)};
+                                       cmocka_unit_test(test_by_hand),
+                                       cmocka_unit_test(test_slots_of_dead_ranks_hold_nothing)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

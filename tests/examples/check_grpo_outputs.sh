@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# check_grpo_outputs.sh - what waybill-grpo finds in its way is left alone and named, and a run that resumes has the prompts and the
-# reference that it began with. usage: check_grpo_outputs.sh BUILD_DIR SOURCE_DIR
+# check_grpo_outputs.sh - what waybill-grpo finds in its way is left alone and named, a run that resumes has the prompts and the
+# reference that it began with, and docs/metrics.md has the keys that are written. usage: check_grpo_outputs.sh BUILD_DIR SOURCE_DIR
 . "$(dirname "$0")/grpo_checks.sh"
 faults=0
 fault() { echo "FAULT: $*"; faults=$((faults + 1)); }
@@ -17,6 +17,34 @@ tiny=(--prompts 4 --samples 2 --updates 2 --max-tokens 4)
 run 1 --make-base base --warmup-steps 1 --quiet || { cat log; fault "make-base"; }
 run 1 --make-base other --warmup-steps 1 --seed 2 --quiet || { cat log; fault "make-base other"; }
 
+echo "== whether OUT may be used is said before a model is opened, and a run that cannot start leaves no OUT"
+# none OUT : nothing is there
+none() { [ ! -e "$1" ] || fault "an OUT was left behind: $(find "$1")"; }
+for model in base nope; do
+    mkdir -p left/dump && touch left/dump/step000002-rank1.wbr
+    refused "left/dump/step000002-rank1.wbr is there already, but no checkpoint" 2 --model $model --out left --steps 1 "${tiny[@]}"
+    [ "$(find left)" = "left
+left/dump
+left/dump/step000002-rank1.wbr" ] || fault "another run's dump was touched: $(find left)"
+    touch file && mkdir -p held/dump && echo '{"step":0}' >held/metrics.jsonl
+    refused "held/metrics.jsonl is there already, but no checkpoint" 1 --model $model --out held "${tiny[@]}"
+    refused "--out file/out: expected a folder, or a name for one, but file is not a folder" 2 --model $model --out file/out
+    refused "--out file: expected a folder" 1 --model $model --out file
+done
+rm -r left held
+refused "nope" 2 --model nope --out r5/deep --steps 1 "${tiny[@]}"
+none r5
+refused "there is no checkpoint to resume from" 2 --out r6 --resume
+none r6
+refused "missing.jsonl" 2 --model base --out r7 "${tiny[@]}" --task jsonl:missing.jsonl --reward-cmd true
+none r7
+mkdir -p kept_left/dump && touch kept_left/dump/step000000-rank0.wbr.note # not of our names: no run's
+run 1 --model base --out kept_left --steps 1 "${tiny[@]}" || { cat log; fault "a file of another name was taken for a dump"; }
+cp -r base base_kept
+refused "--out new/../base is --model" 1 --model base --out new/../base --steps 1 "${tiny[@]}"
+diff -r base base_kept || fault "--model was written into"
+rm -r base_kept
+
 echo "== a new run leaves another's metrics and folders alone"
 run 1 --model base --out first --steps 2 --no-dump "${tiny[@]}" || { cat log; fault "first"; }
 rm -rf first/checkpoint
@@ -31,6 +59,18 @@ done
 cp -r base inside && mkdir -p holds && ln -s ../inside holds/checkpoint.old && mkdir inside/trainer # by a link, and with our mark
 refused "holds/checkpoint.old, which the run replaces" 2 --model inside --out holds --steps 1 "${tiny[@]}"
 [ -e inside/config.json ] || fault "the model is gone"
+
+echo "== docs/metrics.md lists the keys of metrics.jsonl, each once"
+run 2 --model base --out keys --steps 2 --no-dump --compare-every 2 --kl-coef 0.1 "${tiny[@]}" || { cat log; fault "keys"; }
+keys() { grep -oE '"[a-z0-9_]+":' | tr -d '":' | sort; }
+listed() { awk -v heading="## $1" '/^## / { on = $0 == heading } on && /^\| `/ { gsub("`", "", $2); print $2 }' "$source/docs/metrics.md" | sort; }
+top() { sed -n "$1p" keys/metrics.jsonl | sed 's/:{[^}]*}/:0/g' | keys; }
+diff <(listed "A line") <(top 1) || fault "listed (<) and written (>) keys of a line differ"
+diff <(listed "A line" | grep -vx fidelity_replay_off) <(top 2) || fault "listed (<) and written (>) keys without a comparison differ"
+for object in fidelity fidelity_replay_off; do
+    diff <(listed fidelity) <(head -n 1 keys/metrics.jsonl | grep -oE "\"$object\":\{[^}]*\}" | sed "s/\"$object\"://" | keys) ||
+        fault "listed (<) and written (>) keys of $object differ"
+done
 
 echo "== what a killed save leaves is no obstacle"
 run 2 --model base --out run --steps 1 "${tiny[@]}" || { cat log; fault "run"; }

@@ -38,6 +38,9 @@ refused() {
     [ "$(grep -c "^waybill-grpo: " "$scratch/err")" -eq 1 ] || fault "$*: expected one line of its own on stderr" # Open MPI may add its own
 }
 
+# empty NAME WHAT : an empty value
+empty() { refused "$1: expected $2 (see --help), found an empty value" "$1="; }
+
 expect 0 "$grpo" --help
 for text in "usage: mpirun" "--model DIR" "--replay MODE" "Exit status"; do
     grep -qF -- "$text" "$scratch/out" || fault "--help lacks: $text"
@@ -54,9 +57,13 @@ options=0
 while read -r name value rest; do
     options=$((options + 1))
     case "$value" in
-    DIR | CMD | TASK | LIST) refused "$name" "$name" ;; # a value is missing
+    DIR | CMD | TASK | LIST)
+        refused "$name" "$name" # a value is missing
+        empty "$name" "$value"
+        ;;
     N | G | X | SECONDS)
         refused "$name" "$name"
+        empty "$name" "$value"
         refused "$name 7x" "$name" 7x
         [ "$name" = --seed ] || refused "$name 1e300" "$name" 1e300
         refused "$name -1" "$name" -1
@@ -64,10 +71,12 @@ while read -r name value rest; do
     *)
         if [[ "$rest" =~ \[([a-z0-9_|]+)\]$ ]]; then
             refused "$name" "$name"
+            empty "$name" "$value"
             refused "${BASH_REMATCH[1]}" "$name" no_such_choice
             refused "${BASH_REMATCH[1]}" "$name" "${BASH_REMATCH[1]%%|*}x"
         else
             refused "no_such_argument" "$name" no_such_argument # a flag takes no value
+            refused "$name: expected no value, found 'yes'" "$name=yes"
         fi
         ;;
     esac
@@ -75,7 +84,7 @@ done < <(grep -E '^  --' "$scratch/help" | grep -v -e '--version')
 [ $options -gt 20 ] || fault "expected more than 20 options in the help, found $options"
 
 # ---- particular values
-for number in nan inf '' ' ' 0x; do refused "--lr $number" --lr "$number"; done
+for number in nan inf ' ' 0x; do refused "--lr $number" --lr "$number"; done
 refused "--steps 1.5" --steps 1.5
 refused "--steps 0" --steps 0
 refused "--samples 1" --samples 1
@@ -83,7 +92,15 @@ refused "--top-p 0" --top-p 0
 refused "--temperature 0: expected at least 1e-06: a greedy sample is a point mass" --temperature 0
 refused "--seed 18446744073709551616" --seed 18446744073709551616
 refused "--frobnicate" --frobnicate
-refused "--lr=1" --lr=1
+refused "--reward-cmd: expected CMD" --reward-cmd ''
+refused "--model: expected DIR" --model ''
+refused "--lr 7x" --lr=7x
+refused "--replay no_such_choice" --replay=no_such_choice
+refused "--resume: expected no value, found ''" --resume=
+refused "unknown option --frobnicate=1" --frobnicate=1
+refused "unknown option --l=1" --l=1
+refused "unknown option --help=1" --help=1
+refused "unknown option =1" =1
 refused "stray" stray
 refused "--threads 4000: expected at most" --threads 4000
 
@@ -99,6 +116,8 @@ refused "--updates 3" --prompts 16 --updates 3
 # ---- a good command line, a bad model: 1, and the message names the path
 expect 1 "$grpo" --model "$scratch/none" --out "$scratch/out_dir" --quiet
 err_has "$scratch/none"
+expect 1 "$grpo" --model="$scratch/a=b" --out="$scratch/out_dir" --steps=2 --lr=1e-3 --replay=record --seed=7 --quiet
+err_has "$scratch/a=b" # the value is all that is behind the first '='
 
 # ---- several ranks say it once
 if command -v mpirun >/dev/null; then

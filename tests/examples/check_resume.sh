@@ -54,7 +54,7 @@ sampled gone 4 6 2
 
 echo "== a step that does not train on every sample once fails"
 if "${mpi[@]}" -n 2 "$build/tests/waybill-grpo-skips" --model base --out skips "${common[@]}" --steps 1 >log 2>&1; then fail "a sample was skipped, and nobody saw it"; fi
-grep -q "sample 0: expected to be trained on once, was 0 times" log || { cat log; fail "the skipped sample is not named"; }
+grep -q "sample 0: expected to be trained on once, found 0 times" log || { cat log; fail "the skipped sample is not named"; }
 
 echo "== a resumed run is the same run"
 run 2 --model base --out twice "${common[@]}" --steps 4 --temperature 0.9 --seed 7 >/dev/null || fail "4 steps"

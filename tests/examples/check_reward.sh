@@ -13,6 +13,9 @@ faulty() {
     n=$((n + 1))
     if run 2 --out "bad$n" "${common[@]}" --quiet --reward-cmd "$command" "${@:4}" >log 2>&1; then fail "accepted: $command"; fi
     grep -F -- "--reward-cmd '" log | grep -qF -- "$part" || { cat log; fail "no '$part' in the message of: $command"; }
+    for rank in 0 1; do # a rank that only hears of it may be ended before it says so
+        [ "$(grep -c "^waybill-grpo: rank $rank: " log)" -le 1 ] || { cat log; fail "rank $rank said it more than once: $command"; }
+    done
     [ $((SECONDS - start)) -le "$limit" ] || fail "it took $((SECONDS - start)) s: $command"
     grep -qF "(the batch's records are in bad$n/dump)" log || { cat log; fail "where the batch is, is not said: $command"; }
     [ "$("$waybill" cat "bad$n/dump" | wc -l)" -ge 16 ] || fail "the batch is not in the dump: $command"

@@ -8,6 +8,7 @@
 #include "../../examples/grpo/optimizer.c"
 #include "../../examples/grpo/option_resume.c"
 #include "../../examples/grpo/option_table.c"
+#include "../../examples/grpo/paths.c"
 
 #include <malloc.h>
 

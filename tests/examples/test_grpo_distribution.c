@@ -46,13 +46,18 @@ static void test_rule_31_another_distribution_is_refused(void **state) {
     record.sampling = NULL;
     refuse(&o, &record, "record r: expected how it was sampled, found nothing recorded");
 
-    /* A limit that the vocabulary does not reach keeps everything, and nothing is recorded. */
+    /* A limit that the vocabulary does not reach keeps everything, and that is recorded. */
     const options wide = {.temperature = 0.7, .top_k = VOCABULARY, .top_p = 1};
     sampling = (wb_sampling){0.7f, VOCABULARY, 1};
     record.sampling = &sampling;
-    assert_int_equal(WB_OK, distribution_check(&wide, VOCABULARY, &record));
+    refuse(&wide, &record,
+           "record r: top-k 16, top-p 1: expected the kept tokens (sampling_mask), found none recorded");
+
+    const options unlimited = {.temperature = 0.7, .top_k = 0, .top_p = 1};
+    sampling.top_k = 0;
+    assert_int_equal(WB_OK, distribution_check(&unlimited, VOCABULARY, &record));
     record.sampling_logprobs = NULL;
-    refuse(&wide, &record, "record r: expected sampling_logprobs, found none recorded");
+    refuse(&unlimited, &record, "record r: expected sampling_logprobs, found none recorded");
 }
 
 /* Three records: with a mask, without, with one again. */

@@ -46,10 +46,10 @@ static void test_rule_38_a_skipped_or_repeated_sample_is_named(void **unused) {
     static const int exchanged[] = {0, 1, 2, 3, 5, 5}; /* as many as there should be */
     assert_int_equal(verdict(skipped, N - 1), WB_MISMATCH);
     assert_non_null(strstr(wb_error_message(), "step 5: group 1, sample 1"));
-    assert_non_null(strstr(wb_error_message(), "was 0 times"));
+    assert_non_null(strstr(wb_error_message(), "found 0 times"));
     assert_int_equal(verdict(repeated, N + 1), WB_MISMATCH);
     assert_non_null(strstr(wb_error_message(), "step 5: group 2, sample 0"));
-    assert_non_null(strstr(wb_error_message(), "was 2 times"));
+    assert_non_null(strstr(wb_error_message(), "found 2 times"));
     assert_int_equal(verdict(exchanged, N), WB_MISMATCH);
 }
 

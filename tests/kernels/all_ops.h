@@ -67,21 +67,22 @@ static inline void all_rows(wb_device *dev, int64_t T, int64_t H, outputs *o) {
     uint16_t *half = xalloc(T * H, sizeof *half);
     int32_t *tokens = xalloc(T, sizeof *tokens);
     for (int64_t t = 0; t < T; t++) tokens[t] = (int32_t)rng_range(0, V - 1);
-    assert_ok(dev->cast(dev, T * H, x, WB_F32, half, WB_BF16));
+    assert_ok(dev->cast(dev, T * H, (wb_rows){x, WB_F32}, (wb_rows){half, WB_BF16}));
     keep(o, half, (size_t)(T * H) * 2, "cast");
-    assert_ok(dev->embed_forward(dev, T, H, tokens, table, WB_F32, y));
-    assert_ok(dev->embed_backward(dev, T, H, tokens, d, table));
+    assert_ok(dev->embed_forward(dev, T, tokens, matrix(table, WB_F32, V, H), wb_f32_rows(y)));
+    assert_ok(dev->embed_backward(dev, T, H, tokens, wb_f32_rows(d), table));
     keep_floats(o, table, V * H, "embed_backward");
     keep_floats(o, y, T * H, "embed_forward");
     y = floats(T * H);
-    assert_ok(dev->rmsnorm_forward(dev, T, H, x, w, 1e-6f, y));
-    assert_ok(dev->rmsnorm_backward(dev, T, H, x, w, 1e-6f, d, dx, dw));
+    assert_ok(dev->rmsnorm_forward(dev, T, H, wb_f32_rows(x), w, 1e-6f, wb_f32_rows(y)));
+    assert_ok(
+        dev->rmsnorm_backward(dev, T, H, wb_f32_rows(x), w, 1e-6f, wb_f32_rows(d), wb_f32_rows(dx), dw));
     keep_floats(o, y, T * H, "rmsnorm_forward");
     keep_floats(o, dx, T * H, "rmsnorm_backward dx");
     keep_floats(o, dw, H, "rmsnorm_backward dw");
     y = floats(T * H / 2), dx = floats(T * H);
-    assert_ok(dev->swiglu_forward(dev, T, H / 2, x, y));
-    assert_ok(dev->swiglu_backward(dev, T, H / 2, x, d, dx));
+    assert_ok(dev->swiglu_forward(dev, T, H / 2, wb_f32_rows(x), wb_f32_rows(y)));
+    assert_ok(dev->swiglu_backward(dev, T, H / 2, wb_f32_rows(x), wb_f32_rows(d), wb_f32_rows(dx)));
     keep_floats(o, y, T * H / 2, "swiglu_forward");
     keep_floats(o, dx, T * H, "swiglu_backward");
     float *logprobs = floats(T);
@@ -107,11 +108,11 @@ static inline void all_rows(wb_device *dev, int64_t T, int64_t H, outputs *o) {
     assert_ok(dev->adamw(dev, T * H, &hyper, x, m, v, d));
     keep_floats(o, m, T * H, "adamw m");
     keep_floats(o, v, T * H, "adamw v");
-    assert_ok(dev->bias_forward(dev, T, H, w, d));
-    assert_ok(dev->bias_backward(dev, T, H, x, w));
-    assert_ok(dev->add(dev, T * H, x, d));
-    assert_ok(dev->clamp_backward(dev, T * H, 2.0f, x, d));
-    assert_ok(dev->clamp(dev, T * H, 2.0f, x));
+    assert_ok(dev->bias_forward(dev, T, H, w, wb_f32_rows(d)));
+    assert_ok(dev->bias_backward(dev, T, H, wb_f32_rows(x), w));
+    assert_ok(dev->add(dev, T * H, wb_f32_rows(x), wb_f32_rows(d)));
+    assert_ok(dev->clamp_backward(dev, T * H, 2.0f, wb_f32_rows(x), wb_f32_rows(d)));
+    assert_ok(dev->clamp(dev, T * H, 2.0f, wb_f32_rows(x)));
     keep_floats(o, d, T * H, "adamw w, bias_forward, add, clamp_backward");
     keep_floats(o, x, T * H, "clamp");
     keep_floats(o, w, H, "bias_backward");
@@ -129,24 +130,27 @@ static inline void all_attention(wb_device *dev, int64_t T, int64_t hd, outputs 
     }
     float *x = random_floats(T * nh * hd, -1, 1), *c = random_floats(T * half, -1, 1),
           *s = random_floats(T * half, -1, 1);
-    assert_ok(dev->rope(dev, T, (int32_t)nh, (int32_t)hd, (int32_t)half * 2, pos, c, s, false, x));
+    assert_ok(
+        dev->rope(dev, T, (int32_t)nh, (int32_t)hd, (int32_t)half * 2, pos, c, s, false, wb_f32_rows(x)));
     float *fresh = random_floats(T * nkv * hd, -1, 1), *k = floats(3 * T * nkv * hd),
           *v = floats(3 * T * nkv * hd);
     uint16_t *k_half = xalloc(3 * T * nkv * hd, 2);
-    assert_ok(dev->kv_write(dev, T, nkv * hd, fresh, rows, k, WB_F32));
-    assert_ok(dev->kv_write(dev, T, nkv * hd, fresh, rows, k_half, WB_BF16));
+    assert_ok(dev->kv_write(dev, T, nkv * hd, wb_f32_rows(fresh), rows, (wb_rows){k, WB_F32}));
+    assert_ok(dev->kv_write(dev, T, nkv * hd, wb_f32_rows(fresh), rows, (wb_rows){k_half, WB_BF16}));
     keep_floats(o, fresh, 0, "");
     fresh = random_floats(T * nkv * hd, -1, 1);
-    assert_ok(dev->kv_write(dev, T, nkv * hd, fresh, rows, v, WB_F32));
+    assert_ok(dev->kv_write(dev, T, nkv * hd, wb_f32_rows(fresh), rows, (wb_rows){v, WB_F32}));
     float *out = floats(T * nh * hd), *dq = floats(T * nh * hd), *dk = copied(v, 3 * T * nkv * hd);
     float *dv = copied(k, 3 * T * nkv * hd), *d = random_floats(T * nh * hd, -1, 1);
-    wb_attention a = {T, (int32_t)nh, (int32_t)nkv, (int32_t)hd, 0.3f,   x,          k,
-                      v, WB_F32,      seq,          pos,         blocks, (int32_t)T, 1};
-    assert_ok(dev->attention_forward(dev, &a, out));
-    assert_ok(dev->attention_backward(dev, &a, d, dq, dk, dv));
+    wb_attention a = {
+        T,   (int32_t)nh, (int32_t)nkv, (int32_t)hd, 0.3f, wb_f32_rows(x), wb_f32_rows(k), wb_f32_rows(v),
+        seq, pos,         blocks,       (int32_t)T,  1};
+    assert_ok(dev->attention_forward(dev, &a, wb_f32_rows(out)));
+    assert_ok(
+        dev->attention_backward(dev, &a, wb_f32_rows(d), wb_f32_rows(dq), wb_f32_rows(dk), wb_f32_rows(dv)));
     keep(o, out, (size_t)(T * nh * hd) * 4, "attention_forward");
-    a.k = a.v = k_half, a.kv_dtype = WB_BF16;
-    assert_ok(dev->attention_forward(dev, &a, out));
+    a.k = a.v = (wb_rows){k_half, WB_BF16};
+    assert_ok(dev->attention_forward(dev, &a, wb_f32_rows(out)));
     keep_floats(o, out, T * nh * hd, "attention_forward bf16");
     keep_floats(o, dq, T * nh * hd, "attention_backward dq");
     keep_floats(o, dk, 3 * T * nkv * hd, "attention_backward dk");
@@ -156,12 +160,38 @@ static inline void all_attention(wb_device *dev, int64_t T, int64_t hd, outputs 
         free(k_half), free(d);
 }
 
+/* The experts' products of a plan with one matrix a slot: [gate | up] with its SwiGLU, then down. */
+static inline void all_grouped(wb_device *dev, const wb_moe_plan *plan, int64_t H, outputs *o) {
+    const int64_t S = plan->n_slots, n = plan->T * plan->top_k, F = 24;
+    float *x = random_floats(plan->T * H, -1, 1), *up = random_floats(S * 2 * F * H, -1, 1);
+    float *down = random_floats(S * H * F, -1, 1), *gathered = floats(n * H), *gate_up = floats(n * 2 * F);
+    float *act = floats(n * F), *y = floats(n * H), *dy = random_floats(n * H, -1, 1), *dact = floats(n * F);
+    float *dup = random_floats(S * 2 * F * H, -1, 1), *ddown = random_floats(S * H * F, -1, 1),
+          *dx = floats(n * H);
+    const wb_rows none = {NULL, WB_F32};
+    wb_grouped first = {(int32_t)S,      plan->offsets,        n, {up, WB_F32, 2 * F, H},
+                        plan->row_token, wb_f32_rows(gathered)};
+    wb_grouped second = {(int32_t)S, plan->offsets, n, {down, WB_F32, H, F}, NULL, none};
+    assert_ok(dev->grouped_matmul(dev, &first, wb_f32_rows(x), wb_f32_rows(gate_up), wb_f32_rows(act)));
+    assert_ok(dev->grouped_matmul(dev, &second, wb_f32_rows(act), wb_f32_rows(y), none));
+    keep(o, gate_up, (size_t)(n * 2 * F) * sizeof(float), "grouped_matmul gate_up");
+    keep(o, act, (size_t)(n * F) * sizeof(float), "grouped_matmul act");
+    keep_floats(o, y, n * H, "grouped_matmul down");
+    assert_ok(dev->grouped_matmul_backward(dev, &second, wb_f32_rows(act), wb_f32_rows(dy), ddown,
+                                           wb_f32_rows(dact), wb_f32_rows(gate_up)));
+    assert_ok(dev->grouped_matmul_backward(dev, &first, wb_f32_rows(x), wb_f32_rows(gate_up), dup,
+                                           wb_f32_rows(dx), none));
+    keep_floats(o, ddown, S * H * F, "grouped_matmul_backward down");
+    keep_floats(o, dup, S * 2 * F * H, "grouped_matmul_backward gate_up");
+    keep_floats(o, dx, n * H, "grouped_matmul_backward dx");
+    free(act), free(gate_up), free(x), free(up), free(down), free(gathered), free(dy), free(dact);
+}
+
 static inline void all_routing(wb_device *dev, int64_t T, int32_t E, int32_t K, int64_t H, outputs *o) {
     float *z = random_floats(T * E, -4, 4), *bias = random_floats(E, -1, 1), *g = random_floats(T * K, -1, 1);
     uint16_t *ids = xalloc(T * K, 2);
     float *rows = random_floats(T * K * H, -1, 1), *dy = random_floats(T * H, -1, 1);
-    int32_t *choice_row = xalloc(T * K, 4), *row_token = xalloc(T * K, 4), tokens[1] = {0};
-    int64_t *counts = xalloc(E, sizeof *counts);
+    int32_t *pair_row = xalloc(T * K, 4), *row_token = xalloc(T * K, 4), tokens[1] = {0};
     for (int type = 0; type < WB_ROUTER_HASH; type++) {
         wb_router r = {(wb_router_type)type, E, K, 0, 0, true, 1.5f};
         wb_ids view = {ids, WB_U16, K};
@@ -169,32 +199,44 @@ static inline void all_routing(wb_device *dev, int64_t T, int32_t E, int32_t K, 
         float *w = floats(T * K), *dz = floats(T * E);
         assert_ok(dev->topk(dev, &topk));
         keep(o, ids, (size_t)(T * K) * 2, "topk");
-        assert_ok(dev->gate_forward(dev, &r, T, z, view, w));
-        assert_ok(dev->gate_backward(dev, &r, T, z, view, g, dz));
+        assert_ok(dev->gate_forward(dev, &r, T, z, NULL, view, w));
+        assert_ok(dev->gate_backward(dev, &r, T, z, NULL, view, g, dz));
         keep_floats(o, w, T * K, "gate_forward");
         keep_floats(o, dz, T * E, "gate_backward");
     }
-    assert_ok(dev->moe_sort(dev, T, K, E, (wb_ids){ids, WB_U16, K}, choice_row, row_token, counts));
-    keep(o, choice_row, (size_t)(T * K) * 4, "moe_sort choice_row");
-    keep(o, row_token, (size_t)(T * K) * 4, "moe_sort row_token");
+    int32_t *slots = xalloc(E, 4), *offsets = xalloc(E + 1, 4);
+    for (int32_t e = 0; e < E; e++) slots[e] = E - 1 - e;
+    wb_moe_plan plan = {
+        T,        K,         E,      E, {.slot_of_expert = slots}, NULL, NULL, NULL, {ids, WB_U16, K},
+        pair_row, row_token, offsets};
+    assert_ok(dev->moe_plan(dev, &plan));
+    keep(o, pair_row, (size_t)(T * K) * 4, "moe_plan pair_row");
+    keep(o, row_token, (size_t)(T * K) * 4, "moe_plan row_token");
     float *gathered = floats(T * K * H), *y = floats(T * H), *dg = floats(T * K);
-    assert_ok(dev->gather_rows(dev, T * K, H, row_token, dy, gathered));
-    assert_ok(dev->moe_combine(dev, T, K, H, rows, choice_row, g, false, y));
-    keep_floats(o, gathered, T * K * H, "gather_rows");
+    const wb_rows of_rows = wb_f32_rows(rows), of_y = wb_f32_rows(y), of_dy = wb_f32_rows(dy);
+    assert_ok(dev->gather_rows(dev, T * K, H, row_token, of_dy, wb_f32_rows(gathered)));
+    assert_ok(dev->moe_combine(dev, T, K, H, of_rows, pair_row, g, of_y));
+    keep(o, gathered, (size_t)(T * K * H) * sizeof(float), "gather_rows");
+    /* A permutation. */
+    assert_ok(dev->scatter_rows(dev, T * K, H, pair_row, of_rows, wb_f32_rows(gathered)));
+    keep_floats(o, gathered, T * K * H, "scatter_rows");
     keep_floats(o, y, T * H, "moe_combine");
-    assert_ok(dev->moe_combine_backward(dev, T, K, H, rows, choice_row, g, dy, rows, dg));
+    assert_ok(dev->moe_combine_backward(dev, T, K, H, of_rows, pair_row, g, of_dy, of_rows, dg));
     keep_floats(o, rows, T * K * H, "moe_combine_backward rows");
     keep_floats(o, dg, T * K, "moe_combine_backward weights");
-    free(z), free(bias), free(g), free(ids), free(dy), free(choice_row), free(row_token), free(counts);
+    all_grouped(dev, &plan, H, o);
+    free(z), free(bias), free(g), free(ids), free(dy), free(pair_row), free(row_token), free(slots),
+        free(offsets);
 }
 
 static inline void all_matmuls(wb_device *dev, int64_t T, int64_t in, int64_t out, outputs *o) {
     float *x = random_floats(T * in, -1, 1), *w = random_floats(out * in, -1, 1),
           *dy = random_floats(T * out, -1, 1);
     float *y = floats(T * out), *dx = floats(T * in), *dw = random_floats(out * in, -1, 1);
-    wb_matmul list[3] = {wb_matmul_forward(T, in, out, x, w, WB_F32, y),
-                         wb_matmul_dgrad(T, in, out, dy, w, WB_F32, dx, false),
-                         wb_matmul_wgrad(T, in, out, dy, x, dw)};
+    wb_matmul list[3] = {
+        wb_matmul_forward(T, wb_f32_rows(x), matrix(w, WB_F32, out, in), wb_f32_rows(y)),
+        wb_matmul_dgrad(T, wb_f32_rows(dy), matrix(w, WB_F32, out, in), wb_f32_rows(dx), false),
+        wb_matmul_wgrad(T, in, out, wb_f32_rows(dy), wb_f32_rows(x), dw)};
     assert_ok(dev->matmul(dev, 3, list));
     keep_floats(o, y, T * out, "matmul forward");
     keep_floats(o, dx, T * in, "matmul dgrad");

@@ -66,6 +66,10 @@ static inline float *copied(const float *x, int64_t count) {
     return y;
 }
 
+static inline wb_weight matrix(const void *data, wb_dtype dtype, int64_t rows, int64_t cols) {
+    return (wb_weight){(void *)data, dtype, rows, cols};
+}
+
 /* ---- devices --------------------------------------------------------------------------------- */
 
 static inline wb_device *open_cpu(int threads) {

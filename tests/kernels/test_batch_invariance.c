@@ -64,35 +64,41 @@ static uint16_t *w_half; /* [W, W] */
 static int32_t targets[T];
 
 static void matmul_rows(wb_device *dev, int64_t begin, int64_t n, float *out) {
-    wb_matmul m = wb_matmul_forward(n, W, W, x + begin * W, w, WB_F32, out + begin * W);
+    wb_matmul m = wb_matmul_forward(n, wb_f32_rows(x + begin * W), matrix(w, WB_F32, W, W),
+                                    wb_f32_rows(out + begin * W));
     assert_ok(dev->matmul(dev, 1, &m));
 }
 
 static void matmul_bf16_rows(wb_device *dev, int64_t begin, int64_t n, float *out) {
-    wb_matmul m = wb_matmul_forward(n, W, W, x + begin * W, w_half, WB_BF16, out + begin * W);
+    wb_matmul m = wb_matmul_forward(n, wb_f32_rows(x + begin * W), matrix(w_half, WB_BF16, W, W),
+                                    wb_f32_rows(out + begin * W));
     assert_ok(dev->matmul(dev, 1, &m));
 }
 
 static void dgrad_rows(wb_device *dev, int64_t begin, int64_t n, float *out) {
-    wb_matmul m = wb_matmul_dgrad(n, W, W, d + begin * W, w, WB_F32, out + begin * W, false);
+    wb_matmul m = wb_matmul_dgrad(n, wb_f32_rows(d + begin * W), matrix(w, WB_F32, W, W),
+                                  wb_f32_rows(out + begin * W), false);
     assert_ok(dev->matmul(dev, 1, &m));
 }
 
 static void norm_rows(wb_device *dev, int64_t begin, int64_t n, float *out) {
-    assert_ok(dev->rmsnorm_forward(dev, n, W, x + begin * W, w, 1e-6f, out + begin * W));
+    assert_ok(
+        dev->rmsnorm_forward(dev, n, W, wb_f32_rows(x + begin * W), w, 1e-6f, wb_f32_rows(out + begin * W)));
 }
 
 static void norm_backward_rows(wb_device *dev, int64_t begin, int64_t n, float *out) {
-    assert_ok(
-        dev->rmsnorm_backward(dev, n, W, x + begin * W, w, 1e-6f, d + begin * W, out + begin * W, NULL));
+    assert_ok(dev->rmsnorm_backward(dev, n, W, wb_f32_rows(x + begin * W), w, 1e-6f,
+                                    wb_f32_rows(d + begin * W), wb_f32_rows(out + begin * W), NULL));
 }
 
 static void swiglu_rows(wb_device *dev, int64_t begin, int64_t n, float *out) {
-    assert_ok(dev->swiglu_forward(dev, n, W / 2, x + begin * W, out + begin * W / 2));
+    assert_ok(
+        dev->swiglu_forward(dev, n, W / 2, wb_f32_rows(x + begin * W), wb_f32_rows(out + begin * W / 2)));
 }
 
 static void swiglu_backward_rows(wb_device *dev, int64_t begin, int64_t n, float *out) {
-    assert_ok(dev->swiglu_backward(dev, n, W / 2, x + begin * W, d + begin * W / 2, out + begin * W));
+    assert_ok(dev->swiglu_backward(dev, n, W / 2, wb_f32_rows(x + begin * W), wb_f32_rows(d + begin * W / 2),
+                                   wb_f32_rows(out + begin * W)));
 }
 
 static void logprob_rows(wb_device *dev, int64_t begin, int64_t n, float *out) {
@@ -152,8 +158,8 @@ static void router_rows(wb_device *dev, int64_t begin, int64_t n, float *out, wb
     wb_topk topk = {.router = r, .T = n, .logits = x + begin * W, .ids = {ids, WB_U8, K}};
     float weights[T * K];
     assert_ok(dev->topk(dev, &topk));
-    assert_ok(dev->gate_forward(dev, &r, n, x + begin * W, topk.ids, weights));
-    assert_ok(dev->gate_backward(dev, &r, n, x + begin * W, topk.ids, weights, out + begin * W));
+    assert_ok(dev->gate_forward(dev, &r, n, x + begin * W, NULL, topk.ids, weights));
+    assert_ok(dev->gate_backward(dev, &r, n, x + begin * W, NULL, topk.ids, weights, out + begin * W));
     for (int64_t i = 0; i < n * K; i++) /* dz says little about large weights: mix them in */
         out[(begin + i / K) * W + i % K] += weights[i] + (float)ids[i];
 }
@@ -244,9 +250,20 @@ static paged new_paged(const float *k, const float *v, int seqs, int32_t block_s
 
 static void attend(wb_device *dev, const paged *p, int64_t count, const float *q, const int32_t *seq,
                    const int32_t *pos, float *out) {
-    wb_attention a = {count, HEADS, KV_HEADS,  DIM,           0.4f,         q, p->k, p->v, WB_F32,
-                      seq,   pos,   p->blocks, p->max_blocks, p->block_size};
-    assert_ok(dev->attention_forward(dev, &a, out));
+    wb_attention a = {count,
+                      HEADS,
+                      KV_HEADS,
+                      DIM,
+                      0.4f,
+                      wb_f32_rows(q),
+                      wb_f32_rows(p->k),
+                      wb_f32_rows(p->v),
+                      seq,
+                      pos,
+                      p->blocks,
+                      p->max_blocks,
+                      p->block_size};
+    assert_ok(dev->attention_forward(dev, &a, wb_f32_rows(out)));
 }
 
 static void test_attention_however_it_is_cut(void **state) {
@@ -309,16 +326,20 @@ static void test_attention_backward_of_one_sequence(void **state) {
         seq[i] = i >= 37, pos[i] = i < 37 ? i : i - 37, blocks[seq[i] * N + pos[i]] = i;
     for (int run = 0; run < 2; run++) {
         float *g = grad[run] = floats(N * (ROW + 2 * KV_WIDTH));
-        wb_attention a = {N, HEADS, KV_HEADS, DIM, 0.4f, q, k, v, WB_F32, seq, pos, blocks, N, 1};
+        wb_attention a = {N,   HEADS, KV_HEADS, DIM, 0.4f, wb_f32_rows(q), wb_f32_rows(k), wb_f32_rows(v),
+                          seq, pos,   blocks,   N,   1};
         if (run == 0) {
-            assert_ok(three->attention_backward(three, &a, dout, g, g + N * ROW, g + N * (ROW + KV_WIDTH)));
+            assert_ok(three->attention_backward(three, &a, wb_f32_rows(dout), wb_f32_rows(g),
+                                                wb_f32_rows(g + N * ROW),
+                                                wb_f32_rows(g + N * (ROW + KV_WIDTH))));
             continue;
         }
         for (int begin = 0; begin < N; begin += begin == 0 ? 37 : N) {
             a.T = begin == 0 ? 37 : N - 37;
-            a.q = q + begin * ROW, a.seq = seq + begin, a.pos = pos + begin;
-            assert_ok(one->attention_backward(one, &a, dout + begin * ROW, g + begin * ROW, g + N * ROW,
-                                              g + N * (ROW + KV_WIDTH)));
+            a.q = wb_f32_rows(q + begin * ROW), a.seq = seq + begin, a.pos = pos + begin;
+            assert_ok(one->attention_backward(one, &a, wb_f32_rows(dout + begin * ROW),
+                                              wb_f32_rows(g + begin * ROW), wb_f32_rows(g + N * ROW),
+                                              wb_f32_rows(g + N * (ROW + KV_WIDTH))));
         }
     }
     cpu_split.always = false;

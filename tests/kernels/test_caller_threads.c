@@ -23,7 +23,7 @@ static void free_product(product *p) {
 }
 
 static wb_status multiply(wb_device *dev, product p) {
-    wb_matmul m = wb_matmul_forward(M, K, N, p.x, p.w, WB_F32, p.y);
+    wb_matmul m = wb_matmul_forward(M, wb_f32_rows(p.x), matrix(p.w, WB_F32, N, K), wb_f32_rows(p.y));
     return dev->matmul(dev, 1, &m);
 }
 

@@ -9,9 +9,13 @@ typedef struct product {
     int64_t c_count;
 } product;
 
+static float element(wb_rows rows, int64_t i) {
+    return rows.dtype == WB_F32 ? ((const float *)rows.data)[i]
+                                : wb_bf16_to_f32(((const uint16_t *)rows.data)[i]);
+}
+
 static float b_value(const wb_matmul *p, int64_t k, int64_t n) {
-    int64_t at = k * p->b_row + n * p->b_col;
-    return p->b_dtype == WB_F32 ? ((const float *)p->b)[at] : wb_bf16_to_f32(((const uint16_t *)p->b)[at]);
+    return element(p->b, k * p->b_row + n * p->b_col);
 }
 
 static void chain(const wb_matmul *p, float *c) {
@@ -19,7 +23,7 @@ static void chain(const wb_matmul *p, float *c) {
         for (int64_t n = 0; n < p->N; n++) {
             float acc = p->accumulate ? c[m * p->ldc + n] : 0.0f;
             for (int64_t k = 0; k < p->K; k++)
-                acc = fmaf(p->a[m * p->a_row + k * p->a_col], b_value(p, k, n), acc);
+                acc = fmaf(element(p->a, m * p->a_row + k * p->a_col), b_value(p, k, n), acc);
             c[m * p->ldc + n] = acc;
         }
 }
@@ -38,21 +42,23 @@ static product random_product(int64_t M, int64_t N, int64_t K) {
     wb_matmul *p = &r.p;
     int64_t a_count = random_strides(M, K, &p->a_row, &p->a_col);
     int64_t b_count = random_strides(K, N, &p->b_row, &p->b_col);
-    p->a = r.a = random_floats(a_count, -1.0f, 1.0f);
-    p->b_dtype = rng_range(0, 2) == 0 ? WB_BF16 : WB_F32;
+    r.a = random_floats(a_count, -1.0f, 1.0f);
+    p->a = wb_f32_rows(r.a);
+    p->b.dtype = rng_range(0, 2) == 0 ? WB_BF16 : WB_F32;
     r.b = xalloc(b_count, sizeof(float));
     for (int64_t i = 0; i < b_count; i++) {
         float x = rng_uniform(-1.0f, 1.0f);
-        if (p->b_dtype == WB_F32)
+        if (p->b.dtype == WB_F32)
             ((float *)r.b)[i] = x;
         else
             ((uint16_t *)r.b)[i] = wb_f32_to_bf16(x);
     }
-    p->b = r.b;
+    p->b.data = r.b;
     p->ldc = N + rng_range(0, 3);
     p->accumulate = rng_range(0, 1) == 1;
     r.c_count = M * p->ldc;
-    p->c = r.c = random_floats(r.c_count, -1.0f, 1.0f);
+    r.c = random_floats(r.c_count, -1.0f, 1.0f);
+    p->c = wb_f32_rows(r.c);
     r.expected = copied(r.c, r.c_count);
     chain(p, r.expected);
     return r;
@@ -65,7 +71,7 @@ static void check_list(wb_device *dev, int64_t count, const product *products) {
     for (int64_t i = 0; i < count; i++) {
         c[i] = copied(products[i].c, products[i].c_count);
         list[i] = products[i].p;
-        list[i].c = c[i];
+        list[i].c = wb_f32_rows(c[i]);
     }
     assert_ok(dev->matmul(dev, count, list));
     for (int64_t i = 0; i < count; i++) {
@@ -74,7 +80,7 @@ static void check_list(wb_device *dev, int64_t count, const product *products) {
             fail_msg("%s, %d threads: %" PRId64 " x %" PRId64 " x %" PRId64 ", a %" PRId64 ",%" PRId64
                      " b %" PRId64 ",%" PRId64 " %s accumulate %d: bits differ",
                      dev->name, dev->threads, p->M, p->N, p->K, p->a_row, p->a_col, p->b_row, p->b_col,
-                     wb_dtype_name(p->b_dtype), p->accumulate);
+                     wb_dtype_name(p->b.dtype), p->accumulate);
         free(c[i]);
     }
 }
@@ -127,9 +133,10 @@ static void test_forward_dgrad_wgrad_are_what_they_say(void **state) {
           *dy = random_floats(T * out, -1, 1);
     float *y = floats(T * out), *dx = floats(T * in), *dw = random_floats(out * in, -1, 1);
     float *dw_expected = copied(dw, out * in);
-    wb_matmul list[3] = {wb_matmul_forward(T, in, out, x, w, WB_F32, y),
-                         wb_matmul_dgrad(T, in, out, dy, w, WB_F32, dx, false),
-                         wb_matmul_wgrad(T, in, out, dy, x, dw)};
+    wb_matmul list[3] = {
+        wb_matmul_forward(T, wb_f32_rows(x), matrix(w, WB_F32, out, in), wb_f32_rows(y)),
+        wb_matmul_dgrad(T, wb_f32_rows(dy), matrix(w, WB_F32, out, in), wb_f32_rows(dx), false),
+        wb_matmul_wgrad(T, in, out, wb_f32_rows(dy), wb_f32_rows(x), dw)};
     assert_ok(dev->matmul(dev, 3, list));
     for (int64_t t = 0; t < T; t++) {
         for (int64_t o = 0; o < out; o++) {
@@ -157,9 +164,9 @@ static void test_refusals(void **state) {
     (void)state;
     wb_device *dev = open_cpu(1);
     float a[4] = {0}, c[4] = {7.0f, 7.0f, 7.0f, 7.0f};
-    wb_matmul m = wb_matmul_forward(2, 2, 2, a, a, WB_F16, c);
+    wb_matmul m = wb_matmul_forward(2, wb_f32_rows(a), matrix(a, WB_F16, 2, 2), wb_f32_rows(c));
     assert_int_equal(dev->matmul(dev, 1, &m), WB_INVALID_ARGUMENT);
-    m = wb_matmul_forward(2, 2, 2, a, a, WB_F32, c);
+    m = wb_matmul_forward(2, wb_f32_rows(a), matrix(a, WB_F32, 2, 2), wb_f32_rows(c));
     m.a_col = 2;
     assert_int_equal(dev->matmul(dev, 1, &m), WB_INVALID_ARGUMENT);
     for (int i = 0; i < 4; i++) assert_true(c[i] == 7.0f);

@@ -68,29 +68,32 @@ static void check_attention(wb_device *dev, int32_t n_heads, int32_t n_kv, int32
         half[i] = wb_f32_to_bf16(x[q_count + i]);
         x[q_count + i] = wb_bf16_to_f32(half[i]); /* the same values in both types */
     }
-    attention_case c = {{T, n_heads, n_kv, hd, 1.0f / sqrtf((float)hd) * 3.0f, x, x + q_count,
-                         x + q_count + kv_count, WB_F32, seq, pos, blocks, max_blocks, block_size},
+    attention_case c = {{T, n_heads, n_kv, hd, 1.0f / sqrtf((float)hd) * 3.0f, wb_f32_rows(x),
+                         wb_f32_rows(x + q_count), wb_f32_rows(x + q_count + kv_count), seq, pos, blocks,
+                         max_blocks, block_size},
                         pool,
                         dout};
     double *x2 = doubles(x, n);
-    assert_ok(dev->attention_forward(dev, &c.args, out));
+    assert_ok(dev->attention_forward(dev, &c.args, wb_f32_rows(out)));
     for (int64_t i = 0; i < q_count; i++) {
         double expected = attention_element(&c.args, pool, x2, i / (n_heads * hd), i / hd % n_heads, i % hd);
         assert_close(out[i], expected, ((double)(longest + hd) + 20) * 4 * u, "attention", i);
     }
     wb_attention half_args = c.args;
-    half_args.k = half, half_args.v = half + kv_count, half_args.kv_dtype = WB_BF16;
+    half_args.k = (wb_rows){half, WB_BF16}, half_args.v = (wb_rows){half + kv_count, WB_BF16};
     float *half_out = floats(q_count);
-    assert_ok(dev->attention_forward(dev, &half_args, half_out));
+    assert_ok(dev->attention_forward(dev, &half_args, wb_f32_rows(half_out)));
     assert_same_bits(half_out, out, q_count, "attention over bf16");
     if (backward) {
         float *grad = random_floats(n, -1, 1), *base = copied(grad, n);
         memset(base, 0, (size_t)q_count * sizeof(float)); /* dq is written, dk and dv added to */
-        assert_ok(
-            dev->attention_backward(dev, &c.args, dout, grad, grad + q_count, grad + q_count + kv_count));
+        assert_ok(dev->attention_backward(dev, &c.args, wb_f32_rows(dout), wb_f32_rows(grad),
+                                          wb_f32_rows(grad + q_count),
+                                          wb_f32_rows(grad + q_count + kv_count)));
         check_gradient(attention_loss, &c, x, n, grad, base, 1e-5, "attention_backward");
         free(grad), free(base);
-        assert_int_equal(dev->attention_backward(dev, &half_args, dout, half_out, half_out, half_out),
+        assert_int_equal(dev->attention_backward(dev, &half_args, wb_f32_rows(dout), wb_f32_rows(half_out),
+                                                 wb_f32_rows(half_out), wb_f32_rows(half_out)),
                          WB_INVALID_ARGUMENT);
     }
     free(seq), free(pos), free(x), free(out), free(dout), free(half), free(x2), free(half_out);

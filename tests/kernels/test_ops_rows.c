@@ -15,21 +15,22 @@ static void test_embed(void **state) {
     uint16_t *half = xalloc(V * H, sizeof *half);
     int32_t *tokens = xalloc(T, sizeof *tokens);
     for (int64_t t = 0; t < T; t++) tokens[t] = (int32_t)rng_range(0, V - 1);
-    assert_ok(dev->cast(dev, V * H, table, WB_F32, half, WB_BF16));
-    assert_ok(dev->embed_forward(dev, T, H, tokens, table, WB_F32, y));
+    assert_ok(dev->cast(dev, V * H, (wb_rows){table, WB_F32}, (wb_rows){half, WB_BF16}));
+    assert_ok(dev->embed_forward(dev, T, tokens, matrix(table, WB_F32, V, H), wb_f32_rows(y)));
     for (int64_t t = 0; t < T; t++) assert_same_bits(y + t * H, table + tokens[t] * H, H, "embed f32");
-    assert_ok(dev->embed_forward(dev, T, H, tokens, half, WB_BF16, y));
+    assert_ok(dev->embed_forward(dev, T, tokens, matrix(half, WB_BF16, V, H), wb_f32_rows(y)));
     for (int64_t i = 0; i < T * H; i++) assert_true(y[i] == wb_bf16_to_f32(half[tokens[i / H] * H + i % H]));
     float *dtable = random_floats(V * H, -1, 1), *expected = copied(dtable, V * H);
     for (int64_t i = 0; i < T * H; i++) expected[tokens[i / H] * H + i % H] += dy[i];
-    assert_ok(dev->embed_backward(dev, T, H, tokens, dy, dtable));
+    assert_ok(dev->embed_backward(dev, T, H, tokens, wb_f32_rows(dy), dtable));
     assert_same_bits(dtable, expected, V * H, "dtable");
-    assert_int_equal(dev->embed_forward(dev, T, H, tokens, table, WB_F16, y), WB_INVALID_ARGUMENT);
+    assert_int_equal(dev->embed_forward(dev, T, tokens, matrix(table, WB_F16, V, H), wb_f32_rows(y)),
+                     WB_INVALID_ARGUMENT);
     free(table), free(y), free(dy), free(half), free(tokens), free(dtable), free(expected);
     wb_device_close(dev);
 }
 
-static void test_cast_kv_write_gather(void **state) {
+static void test_cast_kv_write_gather_scatter(void **state) {
     (void)state;
     wb_device *dev = open_cpu(2);
     const int64_t T = 23, width = 37, pool = 40;
@@ -39,19 +40,26 @@ static void test_cast_kv_write_gather(void **state) {
     int32_t index[23];
     for (int64_t t = 0; t < T; t++)
         rows[t] = index[t] = (int32_t)(t * 17 % pool); /* 17 and 40 have no common factor */
-    assert_ok(dev->kv_write(dev, T, width, x, rows, cache, WB_F32));
-    assert_ok(dev->kv_write(dev, T, width, x, rows, half_cache, WB_BF16));
-    assert_ok(dev->gather_rows(dev, T, width, index, cache, back));
+    assert_ok(dev->kv_write(dev, T, width, wb_f32_rows(x), rows, (wb_rows){cache, WB_F32}));
+    assert_ok(dev->kv_write(dev, T, width, wb_f32_rows(x), rows, (wb_rows){half_cache, WB_BF16}));
+    assert_ok(dev->gather_rows(dev, T, width, index, wb_f32_rows(cache), wb_f32_rows(back)));
     assert_same_bits(back, x, T * width, "kv_write and gather");
-    assert_ok(dev->cast(dev, T * width, x, WB_F32, half, WB_BF16));
-    assert_ok(dev->cast(dev, T * width, half, WB_BF16, back, WB_F32));
+    float *scattered = random_floats(pool * width, -3, 3), *expected = copied(scattered, pool * width);
+    for (int64_t t = 0; t < T; t++)
+        memcpy(expected + index[t] * width, x + t * width, (size_t)width * sizeof(float));
+    assert_ok(dev->scatter_rows(dev, T, width, index, wb_f32_rows(x), wb_f32_rows(scattered)));
+    assert_same_bits(scattered, expected, pool * width, "scatter");
+    free(scattered), free(expected);
+    assert_ok(dev->cast(dev, T * width, (wb_rows){x, WB_F32}, (wb_rows){half, WB_BF16}));
+    assert_ok(dev->cast(dev, T * width, (wb_rows){half, WB_BF16}, (wb_rows){back, WB_F32}));
     for (int64_t i = 0; i < T * width; i++) {
         assert_int_equal(half[i], wb_f32_to_bf16(x[i]));
         assert_true(back[i] == wb_bf16_to_f32(half[i]));
         assert_int_equal(half_cache[rows[i / width] * width + i % width], half[i]);
     }
-    assert_int_equal(dev->cast(dev, 1, x, WB_F32, half, WB_I32), WB_INVALID_ARGUMENT);
-    assert_int_equal(dev->kv_write(dev, T, width, x, rows, cache, WB_U8), WB_INVALID_ARGUMENT);
+    assert_int_equal(dev->cast(dev, 1, (wb_rows){x, WB_F32}, (wb_rows){half, WB_I32}), WB_INVALID_ARGUMENT);
+    assert_int_equal(dev->kv_write(dev, T, width, wb_f32_rows(x), rows, (wb_rows){cache, WB_U8}),
+                     WB_INVALID_ARGUMENT);
     free(x), free(cache), free(back), free(half_cache), free(half);
     wb_device_close(dev);
 }
@@ -92,18 +100,20 @@ static void test_rmsnorm(void **state) {
             xw[i] += xw[i] < 0.0f ? -0.5f : 0.5f; /* a row of about 0 has no slope */
         norm_case c = {n, width, 1e-6, xw, w, dy};
         double *x2 = doubles(xw, count + width);
-        assert_ok(dev->rmsnorm_forward(dev, n, width, xw, w, 1e-6f, y));
+        assert_ok(dev->rmsnorm_forward(dev, n, width, wb_f32_rows(xw), w, 1e-6f, wb_f32_rows(y)));
         for (int64_t i = 0; i < count; i++)
             assert_close(y[i], norm_element(&c, x2, x2 + count, i),
                          ((double)width + 8) * u * fabs((double)y[i]) + 1e-30, "rmsnorm", i);
         float *base = floats(count + width);
         for (int64_t i = 0; i < width; i++) base[count + i] = dw[i] = rng_uniform(-1, 1);
-        assert_ok(dev->rmsnorm_backward(dev, n, width, xw, w, 1e-6f, dy, grad, dw));
+        assert_ok(dev->rmsnorm_backward(dev, n, width, wb_f32_rows(xw), w, 1e-6f, wb_f32_rows(dy),
+                                        wb_f32_rows(grad), dw));
         check_gradient(norm_loss, &c, xw, count + width, grad, base, 4e-6, "rmsnorm_backward");
         float *in_place = copied(dy, count); /* dx may be dy, dw may be NULL */
-        assert_ok(dev->rmsnorm_backward(dev, n, width, xw, w, 1e-6f, in_place, in_place, NULL));
+        assert_ok(dev->rmsnorm_backward(dev, n, width, wb_f32_rows(xw), w, 1e-6f, wb_f32_rows(in_place),
+                                        wb_f32_rows(in_place), NULL));
         assert_same_bits(in_place, grad, count, "rmsnorm_backward in place");
-        assert_ok(dev->rmsnorm_forward(dev, n, width, xw, w, 1e-6f, xw));
+        assert_ok(dev->rmsnorm_forward(dev, n, width, wb_f32_rows(xw), w, 1e-6f, wb_f32_rows(xw)));
         assert_same_bits(xw, y, count, "rmsnorm in place");
         free(xw), free(y), free(dy), free(grad), free(x2), free(base), free(in_place);
     }
@@ -124,7 +134,7 @@ static void test_rope(void **state) {
         }
     int32_t pos[6] = {0, 5, 19, 7, 7, 1};
     float *x = random_floats(T * heads * hd, -1, 1), *y = copied(x, T * heads * hd);
-    assert_ok(dev->rope(dev, T, (int32_t)heads, (int32_t)hd, (int32_t)rot, pos, c, s, false, y));
+    assert_ok(dev->rope(dev, T, (int32_t)heads, (int32_t)hd, (int32_t)rot, pos, c, s, false, wb_f32_rows(y)));
     for (int64_t i = 0; i < T * heads * hd; i++) {
         int64_t d = i % hd, at = pos[i / (heads * hd)] * half + d % half;
         double cosine = (double)c[at], sine = (double)s[at], expected = (double)x[i];
@@ -136,14 +146,14 @@ static void test_rope(void **state) {
     }
     /* The backward is the transpose: <rope(x), d> = <x, rope'(d)>; a rotation's transpose is its inverse. */
     float *d = random_floats(T * heads * hd, -1, 1), *dx = copied(d, T * heads * hd);
-    assert_ok(dev->rope(dev, T, (int32_t)heads, (int32_t)hd, (int32_t)rot, pos, c, s, true, dx));
+    assert_ok(dev->rope(dev, T, (int32_t)heads, (int32_t)hd, (int32_t)rot, pos, c, s, true, wb_f32_rows(dx)));
     double left = 0.0, right = 0.0;
     for (int64_t i = 0; i < T * heads * hd; i++)
         left += (double)y[i] * (double)d[i], right += (double)x[i] * (double)dx[i];
     assert_close(left, right, 1e-5, "rope transpose", 0);
-    assert_ok(dev->rope(dev, T, (int32_t)heads, (int32_t)hd, (int32_t)rot, pos, c, s, true, y));
+    assert_ok(dev->rope(dev, T, (int32_t)heads, (int32_t)hd, (int32_t)rot, pos, c, s, true, wb_f32_rows(y)));
     for (int64_t i = 0; i < T * heads * hd; i++) assert_close(y[i], x[i], 1e-6, "rope inverse", i);
-    assert_int_equal(dev->rope(dev, T, 3, 10, 12, pos, c, s, true, y), WB_INVALID_ARGUMENT);
+    assert_int_equal(dev->rope(dev, T, 3, 10, 12, pos, c, s, true, wb_f32_rows(y)), WB_INVALID_ARGUMENT);
     free(c), free(s), free(x), free(y), free(d), free(dx);
     wb_device_close(dev);
 }
@@ -175,12 +185,12 @@ static void test_swiglu(void **state) {
     float *dx = floats(n * 2 * F);
     double *x2 = doubles(x, n * 2 * F);
     row_case c = {n, F, d};
-    assert_ok(dev->swiglu_forward(dev, n, F, x, y));
+    assert_ok(dev->swiglu_forward(dev, n, F, wb_f32_rows(x), wb_f32_rows(y)));
     for (int64_t i = 0; i < n * F; i++)
         assert_close(y[i], swiglu_element(x2, F, i), 10 * u * fabs((double)y[i]) + 1e-30, "swiglu", i);
-    assert_ok(dev->swiglu_backward(dev, n, F, x, d, dx));
+    assert_ok(dev->swiglu_backward(dev, n, F, wb_f32_rows(x), wb_f32_rows(d), wb_f32_rows(dx)));
     check_gradient(swiglu_loss, &c, x, n * 2 * F, dx, NULL, 2e-6, "swiglu_backward");
-    assert_ok(dev->swiglu_backward(dev, n, F, x, d, x));
+    assert_ok(dev->swiglu_backward(dev, n, F, wb_f32_rows(x), wb_f32_rows(d), wb_f32_rows(x)));
     assert_same_bits(x, dx, n * 2 * F, "swiglu_backward in place");
     free(x), free(y), free(d), free(dx), free(x2);
     wb_device_close(dev);
@@ -194,16 +204,16 @@ static void test_add_clamp(void **state) {
           *clamped = copied(x, n);
     float *dx = copied(y, n);
     x[3] = clamped[3] = 1.5f; /* exactly the limit: not cut */
-    assert_ok(dev->add(dev, n, x, sum));
-    assert_ok(dev->clamp(dev, n, 1.5f, clamped));
-    assert_ok(dev->clamp_backward(dev, n, 1.5f, x, dx));
+    assert_ok(dev->add(dev, n, wb_f32_rows(x), wb_f32_rows(sum)));
+    assert_ok(dev->clamp(dev, n, 1.5f, wb_f32_rows(clamped)));
+    assert_ok(dev->clamp_backward(dev, n, 1.5f, wb_f32_rows(x), wb_f32_rows(dx)));
     for (int64_t i = 0; i < n; i++) {
         assert_true(sum[i] == x[i] + y[i]);
         assert_true(clamped[i] == fminf(fmaxf(x[i], -1.5f), 1.5f));
         assert_true(dx[i] == (fabsf(x[i]) > 1.5f ? 0.0f : y[i]));
     }
     float nan = NAN;
-    assert_ok(dev->clamp(dev, 1, 1.0f, &nan));
+    assert_ok(dev->clamp(dev, 1, 1.0f, wb_f32_rows(&nan)));
     assert_true(isnan(nan));
     free(x), free(y), free(sum), free(clamped), free(dx);
     wb_device_close(dev);
@@ -215,8 +225,8 @@ static void test_bias(void **state) {
     const int64_t n = 301, width = 131;
     float *b = random_floats(width, -1, 1), *y = random_floats(n * width, -2, 2), *sum = copied(y, n * width);
     float *db = copied(b, width), *expected = copied(b, width);
-    assert_ok(dev->bias_forward(dev, n, width, b, sum));
-    assert_ok(dev->bias_backward(dev, n, width, y, db));
+    assert_ok(dev->bias_forward(dev, n, width, b, wb_f32_rows(sum)));
+    assert_ok(dev->bias_backward(dev, n, width, wb_f32_rows(y), db));
     for (int64_t row = 0; row < n; row++)
         for (int64_t i = 0; i < width; i++) {
             assert_true(sum[row * width + i] == y[row * width + i] + b[i]);
@@ -229,7 +239,7 @@ static void test_bias(void **state) {
 
 int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_embed),   cmocka_unit_test(test_cast_kv_write_gather),
+        cmocka_unit_test(test_embed),   cmocka_unit_test(test_cast_kv_write_gather_scatter),
         cmocka_unit_test(test_rmsnorm), cmocka_unit_test(test_rope),
         cmocka_unit_test(test_swiglu),  cmocka_unit_test(test_add_clamp),
         cmocka_unit_test(test_bias),

@@ -249,27 +249,6 @@ static void test_sample_has_the_bits_of_training(void **state) {
     wb_device_close(dev);
 }
 
-/* A greedy row that is told about, one that does not want to be, and one with too little room. */
-static void test_sample_room_for_kept(void **state) {
-    (void)state;
-    wb_device *dev = open_cpu(1);
-    const float z[12] = {0, 3, 1, 2, 0, 3, 1, 2, 0, 3, 1, 2};
-    const wb_sample_params params[3] = {{0, 0, 1, 0}, {1, 2, 1, 0.5f}, {1, 3, 1, 0.5f}};
-    int64_t start[4] = {0, 1, 1, 4};
-    uint32_t ids[4];
-    int32_t counts[3], tokens[3];
-    float logprobs[3];
-    const wb_sample_kept kept = {start, ids, counts};
-    assert_ok(dev->sample(dev, 3, 4, z, params, &kept, tokens, logprobs));
-    assert_true(counts[0] == 1 && counts[1] == 0 && counts[2] == 3);
-    const uint32_t expected[4] = {1, 1, 2, 3};
-    assert_memory_equal(ids, expected, sizeof ids);
-    start[3] = 3;
-    assert_int_equal(dev->sample(dev, 3, 4, z, params, &kept, tokens, logprobs), WB_INVALID_ARGUMENT);
-    assert_non_null(strstr(wb_error_message(), "row 2: expected room for 3 kept tokens, found 2"));
-    wb_device_close(dev);
-}
-
 static void test_sample_frequencies(void **state) {
     (void)state;
     wb_device *dev = open_cpu(1);
@@ -296,7 +275,6 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_logprob_of_a_distribution),
         cmocka_unit_test(test_sample),
         cmocka_unit_test(test_sample_has_the_bits_of_training),
-        cmocka_unit_test(test_sample_room_for_kept),
         cmocka_unit_test(test_sample_frequencies),
     };
     rng_open(argc, argv);

@@ -243,8 +243,8 @@ static void check_gate(wb_device *dev, wb_router router, int64_t T, float reach,
             else
                 ((uint16_t *)c.ids.data)[at] = (uint16_t)id;
         }
-    assert_ok(dev->gate_forward(dev, &router, T, z, c.ids, w));
-    assert_ok(dev->gate_backward(dev, &router, T, z, c.ids, g, dz));
+    assert_ok(dev->gate_forward(dev, &router, T, z, NULL, c.ids, w));
+    assert_ok(dev->gate_backward(dev, &router, T, z, NULL, c.ids, g, dz));
     double *point = xalloc(T * E, sizeof(double));
     for (int64_t i = 0; i < T * E; i++) point[i] = (double)z[i];
     for (int64_t i = 0; i < T * K; i++) {
@@ -304,8 +304,8 @@ static void test_gate_stays_finite(void **state) {
                 uint8_t ids[2] = {(uint8_t)a, (uint8_t)b};
                 float w[2], dz[4];
                 wb_router r = router_of((wb_router_type)type, 4, 2);
-                assert_ok(dev->gate_forward(dev, &r, 1, z, (wb_ids){ids, WB_U8, 2}, w));
-                assert_ok(dev->gate_backward(dev, &r, 1, z, (wb_ids){ids, WB_U8, 2}, g, dz));
+                assert_ok(dev->gate_forward(dev, &r, 1, z, NULL, (wb_ids){ids, WB_U8, 2}, w));
+                assert_ok(dev->gate_backward(dev, &r, 1, z, NULL, (wb_ids){ids, WB_U8, 2}, g, dz));
                 for (int i = 0; i < 2; i++) assert_true(w[i] >= 0.0f && w[i] <= 1.0f);
                 for (int i = 0; i < 4; i++) assert_true(fabsf(dz[i]) < 1e3f);
             }
@@ -354,12 +354,12 @@ static void test_bad_ids_are_refused(void **state) {
     float z[8] = {0}, w[4] = {7, 7, 7, 7}, dz[8] = {7};
     uint8_t ids[4] = {0, 1, 2, 4};
     wb_ids view = {ids, WB_U8, 2};
-    assert_int_equal(dev->gate_forward(dev, &r, 2, z, view, w), WB_INVALID_ARGUMENT);
+    assert_int_equal(dev->gate_forward(dev, &r, 2, z, NULL, view, w), WB_INVALID_ARGUMENT);
     assert_non_null(strstr(wb_error_message(), "row 1, choice 1"));
-    assert_int_equal(dev->gate_backward(dev, &r, 2, z, view, w, dz), WB_INVALID_ARGUMENT);
+    assert_int_equal(dev->gate_backward(dev, &r, 2, z, NULL, view, w, dz), WB_INVALID_ARGUMENT);
     assert_true(w[0] == 7.0f && dz[0] == 7.0f);
     view.dtype = WB_I32;
-    assert_int_equal(dev->gate_forward(dev, &r, 2, z, view, w), WB_INVALID_ARGUMENT);
+    assert_int_equal(dev->gate_forward(dev, &r, 2, z, NULL, view, w), WB_INVALID_ARGUMENT);
     wb_topk args = {
         .router = router_of(WB_ROUTER_SIGMOID, 257, 2), .T = 0, .logits = z, .ids = {ids, WB_U8, 2}};
     assert_int_equal(dev->topk(dev, &args), WB_INVALID_ARGUMENT);

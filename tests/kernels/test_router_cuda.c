@@ -225,8 +225,8 @@ static void run_gate(wb_device *dev, const problem *p, float *logits, answer *a)
     void *dlogits = upload(dev, NULL, shift, a->dlogit_bytes);
     uint8_t *dlogits_at = (uint8_t *)dlogits + shift;
     wb_ids view = layer_view(p, ids);
-    must(dev->gate_forward(dev, &p->router, p->T, logits, view, weights), "gate_forward");
-    must(dev->gate_backward(dev, &p->router, p->T, logits, view, dweights, (float *)(void *)dlogits_at),
+    must(dev->gate_forward(dev, &p->router, p->T, logits, NULL, view, weights), "gate_forward");
+    must(dev->gate_backward(dev, &p->router, p->T, logits, NULL, view, dweights, (float *)(void *)dlogits_at),
          "gate_backward");
     a->weights = download(dev, weights, a->weight_bytes);
     a->dlogits = download(dev, dlogits_at, a->dlogit_bytes);
@@ -347,13 +347,13 @@ static void test_refusals(wb_device *cuda) {
     topk.router.type = WB_ROUTER_HASH;
     expect_invalid(cuda->topk(cuda, &topk), "topk takes a hash router without a table");
     bad.top_k = 301;
-    expect_invalid(cuda->gate_forward(cuda, &bad, 0, NULL, u16, NULL), "gate_forward takes K > E");
-    expect_invalid(cuda->gate_forward(cuda, &router, 0, NULL, u8, NULL),
+    expect_invalid(cuda->gate_forward(cuda, &bad, 0, NULL, NULL, u16, NULL), "gate_forward takes K > E");
+    expect_invalid(cuda->gate_forward(cuda, &router, 0, NULL, NULL, u8, NULL),
                    "gate_forward takes u8 for 300 experts");
-    expect_invalid(cuda->gate_backward(cuda, &router, -1, NULL, u16, NULL, NULL),
+    expect_invalid(cuda->gate_backward(cuda, &router, -1, NULL, NULL, u16, NULL, NULL),
                    "gate_backward takes T < 0");
-    must(cuda->gate_forward(cuda, &router, 0, NULL, u16, NULL), "gate_forward of no rows");
-    must(cuda->gate_backward(cuda, &router, 0, NULL, u16, NULL, NULL), "gate_backward of no rows");
+    must(cuda->gate_forward(cuda, &router, 0, NULL, NULL, u16, NULL), "gate_forward of no rows");
+    must(cuda->gate_backward(cuda, &router, 0, NULL, NULL, u16, NULL, NULL), "gate_backward of no rows");
     wb_device *none = cuda;
     if (wb_device_open_cuda(4096, NULL, &none) != WB_UNSUPPORTED || none != cuda)
         fail("device 4096: expected unsupported, output untouched");

@@ -89,8 +89,8 @@ static void enqueue_routing(wb_device *dev, routing r) {
     wb_ids ids = {r.ids, WB_U16, K};
     wb_topk topk = {.router = router, .T = T, .logits = r.logits, .ids = ids};
     must(dev->topk(dev, &topk), "topk");
-    must(dev->gate_forward(dev, &router, T, r.logits, ids, r.weights), "gate_forward");
-    must(dev->gate_backward(dev, &router, T, r.logits, ids, r.weights, r.dlogits), "gate_backward");
+    must(dev->gate_forward(dev, &router, T, r.logits, NULL, ids, r.weights), "gate_forward");
+    must(dev->gate_backward(dev, &router, T, r.logits, NULL, ids, r.weights, r.dlogits), "gate_backward");
 }
 
 static const size_t logit_bytes = T * E * sizeof(float), id_bytes = T * K * sizeof(uint16_t),

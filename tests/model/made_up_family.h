@@ -51,13 +51,15 @@ static const float *previous(const wb_pass *pass, const wb_state *state, const f
 }
 
 static wb_status shift_forward(void *worker, const void *weights, const wb_pass *pass, const wb_state *state,
-                               const float *x, float *y) {
+                               wb_rows x_rows, wb_rows y_rows) {
     shift *s = worker;
+    const float *x = x_rows.data;
+    float *y = y_rows.data;
     wb_device *dev = s->model->device;
     const int64_t T = pass->T, H = s->model->config.hidden_size;
-    const float *gain = wb_param_data(s->model, ((const shift_weights *)weights)->gain);
+    const float *gain = wb_model_vector(s->model, ((const shift_weights *)weights)->gain);
     WB_TRY(wb_reserve(s->memory, &s->sums, T, H, sizeof(float)));
-    if (state) WB_TRY(dev->kv_write(dev, T, H, x, pass->state_rows, state->tables[0], state->dtype));
+    if (state) WB_TRY(dev->kv_write(dev, T, H, x_rows, pass->state_rows, wb_state_rows(state, 0)));
     float *sums = s->sums.data;
     for (int64_t t = 0; t < T; t++) {
         const float *before = previous(pass, state, x, H, t);
@@ -69,12 +71,14 @@ static wb_status shift_forward(void *worker, const void *weights, const wb_pass 
     return WB_OK;
 }
 
-static wb_status shift_backward(void *worker, const void *weights, const wb_pass *pass, const float *x,
-                                const float *dy, float *const *grads, float *dx) {
+static wb_status shift_backward(void *worker, const void *weights, const wb_pass *pass, wb_rows x,
+                                wb_rows dy_rows, float *const *grads, wb_rows dx_rows) {
     const shift *s = worker;
+    const float *dy = dy_rows.data;
+    float *dx = dx_rows.data;
     const int64_t T = pass->T, H = s->model->config.hidden_size;
     const int32_t param = ((const shift_weights *)weights)->gain;
-    const float *gain = wb_param_data(s->model, param), *sums = s->sums.data;
+    const float *gain = wb_model_vector(s->model, param), *sums = s->sums.data;
     (void)x;
     for (int64_t t = 0; t < T; t++) {
         const bool followed = t + 1 < T && pass->pos[t + 1] > 0;

@@ -141,16 +141,24 @@ static inline void perturb_vectors(fixture *f, uint64_t seed) {
 }
 
 /* A random model of `config`: the same one for a seed on any number of ranks and threads. */
-static inline fixture fixture_create(const wb_config *config, uint64_t seed, wb_comm *comm, int threads) {
+static inline fixture fixture_create_placed(const wb_config *config, uint64_t seed, wb_comm *comm,
+                                            int threads, const wb_placement *placement,
+                                            wb_dispatch_policy dispatch) {
     fixture f = {.comm = comm};
     MUST(wb_device_open_cpu(threads, &f.device));
     wb_model_options options = wb_model_options_default();
     options.device = f.device;
     options.comm = comm;
+    options.placement = placement;
+    options.dispatch = dispatch;
     MUST(wb_model_create(config, seed, 0.25F, &options, &f.model));
     perturb_vectors(&f, seed);
     fixture_finish(&f);
     return f;
+}
+
+static inline fixture fixture_create(const wb_config *config, uint64_t seed, wb_comm *comm, int threads) {
+    return fixture_create_placed(config, seed, comm, threads, NULL, WB_DISPATCH_STATIC);
 }
 
 static inline void fixture_close(fixture *f) {

@@ -80,6 +80,22 @@ static inline void expect_same_gradients(ranks_test *test) {
     }
 }
 
+/* Every replica of an expert is updated by the same bits: those of the sum over its replicas. */
+static inline void expect_one_gradient_of_replicas(ranks_test *test) {
+    const fixture *f = &test->spread;
+    for (int32_t i = 0; i < wb_model_n_tensors(f->model); i++) {
+        const wb_tensor first = wb_model_tensor(f->model, i);
+        const float *expected = wb_train_grad(f->train, &first);
+        for (int32_t k = 0; expected && k < wb_model_n_replicas(f->model, i); k++) {
+            const wb_tensor replica = wb_model_replica(f->model, i, k);
+            const float *found = wb_train_grad(f->train, &replica);
+            if (!found) continue;
+            expect(test, memcmp(found, expected, (size_t)first.n * sizeof(float)) == 0,
+                   "replicas have different gradients");
+        }
+    }
+}
+
 static inline int64_t gradient_elements(const fixture *f) {
     int64_t n = 0;
     for (int32_t i = 0; i < wb_model_n_tensors(f->model); i++) {
@@ -137,6 +153,7 @@ static inline void round_of(ranks_test *test, int round) {
     both_passes(test, mixed, dlogprobs, &spread, &whole);
     expect_same_forward(test, &spread, &whole);
     expect_same_gradients(test);
+    expect_one_gradient_of_replicas(test);
 
     float *first = gradients_copy(&test->spread);
     both_passes(test, mixed, dlogprobs, &spread, &whole);

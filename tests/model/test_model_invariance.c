@@ -5,9 +5,10 @@
  * uses; neither neighbours, chunks, block tables, threads, ranks nor the placement of experts change a
  * bit. Also: bad batches are refused with a name, a steady state allocates nothing, and every allocation
  * may fail. Seeds are printed; argument 1 sets one. */
-#include "expert_placement.h"
 #include "model_ranks.h"
+#include "placement_fixture.h"
 #include "support/cpu_split.h"
+#include "wb_check.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -295,17 +296,15 @@ static void test_thread_ranks_equal_one_rank(void **unused) {
     run_ranks(run_random_models);
 }
 
-/* Gives every rank as many experts as before, but others, and takes their weights from `whole`. */
+/* Gives every rank as many experts as before, but others, and other ones in each layer; takes their weights
+ * from `whole`. */
 static void place_at_random(ranks_test *test) {
     wb_model *model = test->spread.model;
     wb_device *dev = test->spread.device;
-    const int32_t E = wb_model_config(model)->router.n_experts;
     uint64_t state = test->seed + 5; /* the same on every rank */
-    int32_t *experts = take(E, sizeof(int32_t));
-    for (int32_t e = 0; e < E; e++) experts[e] = e;
-    shuffle(&state, E, experts);
-    MUST(wb_expert_placement_set(model, experts));
-    free(experts);
+    wb_placement *next = placement_next(model, &state, false);
+    MUST(wb_model_set_placement(model, next));
+    wb_placement_close(next);
     for (int32_t i = 0; i < wb_model_n_tensors(model); i++) {
         const wb_tensor here = wb_model_tensor(model, i), whole = wb_model_tensor(test->whole.model, i);
         if (here.expert >= 0 && here.data)
@@ -345,12 +344,18 @@ static void *run_placements(void *comm) {
     return (void *)(intptr_t)failures;
 }
 
-static void test_bad_placements_are_refused(void **unused) {
+static void test_a_refused_placement_changes_nothing(void **unused) {
     (void)unused;
     reference ref = reference_open(VARIANT_FEW, base_seed);
-    const int32_t bad[][3] = {{0, 1, 1}, {0, 3, 1}, {-1, 1, 2}};
-    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++)
-        assert_int_equal(wb_expert_placement_set(ref.f.model, bad[i]), WB_INVALID_ARGUMENT);
+    const int32_t turned[] = {1, 2, 0};
+    wb_placement *other;
+    MUST(wb_placement_clone(wb_model_placement(ref.f.model), &other));
+    /* Layer 0 could change, layer 1 is another map at the present epoch. */
+    MUST(wb_placement_set_layer(other, 0, turned, NULL, 1));
+    MUST(wb_placement_set_layer(other, 1, turned, NULL, 0));
+    assert_int_equal(wb_model_set_placement(ref.f.model, other), WB_INVALID_ARGUMENT);
+    assert_non_null(strstr(wb_error_message(), "MoE layer 1 is at epoch 0"));
+    wb_placement_close(other);
     results again = results_new(&ref.f, &ref.c);
     train_pass(&ref.f, &ref.c, N_SEQS, ref.order, (direction){0}, NULL, &again);
     assert_same(&ref, N_SEQS, ref.order, &again);
@@ -607,7 +612,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_inference_captures_what_training_chooses),
         cmocka_unit_test(test_thread_ranks_equal_one_rank),
         cmocka_unit_test(test_placement_changes_nothing),
-        cmocka_unit_test(test_bad_placements_are_refused),
+        cmocka_unit_test(test_a_refused_placement_changes_nothing),
         cmocka_unit_test(test_bad_training_batches_are_refused),
         cmocka_unit_test(test_rule_31_a_distribution_that_cannot_be_is_refused),
         cmocka_unit_test(test_inference_options_of_another_version),

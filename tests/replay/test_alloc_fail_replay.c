@@ -95,19 +95,20 @@ static wb_status paused_topk(wb_device *dev, const wb_topk *args) {
 }
 
 static wb_status paused_gate_forward(wb_device *dev, const wb_router *router, int64_t n, const float *z,
-                                     wb_ids ids, float *weights) {
+                                     const uint8_t *direction, wb_ids ids, float *weights) {
     bool armed = alloc_fail.armed;
     alloc_fail.armed = false;
-    wb_status status = real.gate_forward(dev, router, n, z, ids, weights);
+    wb_status status = real.gate_forward(dev, router, n, z, direction, ids, weights);
     alloc_fail.armed = armed;
     return status;
 }
 
 static wb_status paused_gate_backward(wb_device *dev, const wb_router *router, int64_t n, const float *z,
-                                      wb_ids ids, const float *dweights, float *dlogits) {
+                                      const uint8_t *direction, wb_ids ids, const float *dweights,
+                                      float *dlogits) {
     bool armed = alloc_fail.armed;
     alloc_fail.armed = false;
-    wb_status status = real.gate_backward(dev, router, n, z, ids, dweights, dlogits);
+    wb_status status = real.gate_backward(dev, router, n, z, direction, ids, dweights, dlogits);
     alloc_fail.armed = armed;
     return status;
 }

@@ -163,8 +163,8 @@ static wb_status fail_here(void) {
     return wb_fail(WB_DEVICE, "planted");
 }
 
-static wb_status counted_rmsnorm(wb_device *dev, int64_t T, int64_t H, const float *x, const float *w,
-                                 float eps, float *y) {
+static wb_status counted_rmsnorm(wb_device *dev, int64_t T, int64_t H, wb_rows x, const float *w, float eps,
+                                 wb_rows y) {
     return calls++ == failing_call ? fail_here() : real_rmsnorm(dev, T, H, x, w, eps, y);
 }
 

@@ -1,6 +1,7 @@
 /* test_sampling.c - one distribution (rule 31): what the engine records of how a token was sampled is what a
  * trainer computes from the record, bit for bit. */
 #include "engine_rig.h"
+#include "support/temp_files.h"
 
 enum { PROMPT = 5, NEW = 24, T = PROMPT + NEW - 1, ROW_BYTES = 2 * 3, V = 61 };
 
@@ -76,7 +77,8 @@ static void test_rule_31_the_trainer_has_the_bits_of_the_rollout(void **state) {
     for (size_t i = 0; i < sizeof samplings / sizeof samplings[0]; i++) {
         wb_completion *c = sample_with(r.model, i, true);
         const wb_record *record = &c->record;
-        const bool limited = (samplings[i].top_k > 0 && samplings[i].top_k < V) || samplings[i].top_p < 1;
+        const bool cut = (samplings[i].top_k > 0 && samplings[i].top_k < V) || samplings[i].top_p < 1;
+        const bool limited = cut || samplings[i].top_k > 0;
         fed f;
         assert_record_good(r.model, c);
         assert_true(record->sampling->temperature == samplings[i].temperature);
@@ -95,7 +97,7 @@ static void test_rule_31_the_trainer_has_the_bits_of_the_rollout(void **state) {
         const wb_train_batch plain = {
             .T = T, .tokens = f.tokens, .targets = f.targets, .n_seqs = 1, .seq_start = seq_start};
         assert_int_equal(0, trainer_differs(r.model, record, &plain, record->logprobs));
-        if (limited || samplings[i].temperature != 1)
+        if (cut || samplings[i].temperature != 1)
             assert_true(trainer_differs(r.model, record, &plain, record->sampling_logprobs) > 0);
         wb_completion_free(c);
     }
@@ -115,6 +117,47 @@ static void test_rule_31_a_mask_is_recorded_on_request(void **state) {
         wb_completion_free(with);
         wb_completion_free(without);
     }
+    rig_close(&r);
+}
+
+/* The record as it comes back from a dump at `path`. */
+static wb_dump *through_a_dump(const char *path, const wb_model *model, const wb_record *record,
+                               wb_record *read) {
+    wb_dump_writer *writer = NULL;
+    wb_dump *dump = NULL;
+    assert_ok(wb_dump_create(path, wb_model_routes(model), NULL, &writer));
+    assert_ok(wb_dump_append(writer, record));
+    assert_ok(wb_dump_finish(writer));
+    assert_ok(wb_dump_open(path, &dump));
+    assert_ok(wb_dump_record(dump, 0, read));
+    return dump;
+}
+
+/* A limit that the vocabulary does not reach: who reads the dump does not know the vocabulary, so that
+ * nothing recorded would look like a mask that was not asked for. */
+static void test_rule_31_a_limit_that_keeps_all_is_recorded(void **state) {
+    (void)state;
+    rig r = open_rig();
+    const temp_path dir = temp_dir();
+    for (int32_t top_k = V; top_k <= V + 1; top_k++) {
+        ask a = ask_fixed("wide", PROMPT, NEW);
+        wb_record read;
+        a.request.temperature = 1;
+        a.request.top_k = top_k;
+        a.request.return_sampling_mask = true;
+        wb_completion *c = run_alone(r.model, &a);
+        const temp_path path = temp_in(dir.text, top_k == V ? "as_wide.wbr" : "wider.wbr");
+        wb_dump *dump = through_a_dump(path.text, r.model, &c->record, &read);
+        assert_int_equal(top_k, read.sampling->top_k);
+        assert_non_null(read.mask_ends);
+        for (uint32_t i = 0; i < NEW; i++) assert_int_equal((i + 1) * V, read.mask_ends[i]);
+        for (uint32_t i = 0; i < NEW * V; i++) assert_int_equal(i % V, read.mask_ids[i]);
+        /* Every token by name is no other distribution than every token. */
+        assert_memory_equal(read.logprobs, read.sampling_logprobs, NEW * sizeof(float));
+        wb_dump_close(dump);
+        wb_completion_free(c);
+    }
+    temp_remove(dir);
     rig_close(&r);
 }
 
@@ -141,6 +184,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_rule_31_the_trainer_has_the_bits_of_the_rollout),
         cmocka_unit_test(test_rule_31_a_mask_is_recorded_on_request),
+        cmocka_unit_test(test_rule_31_a_limit_that_keeps_all_is_recorded),
         cmocka_unit_test(test_rule_31_greedy_is_a_point_mass),
     };
     return cmocka_run_group_tests_name("sampling", tests, NULL, NULL);

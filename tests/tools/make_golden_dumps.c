@@ -91,6 +91,29 @@ static void steps(const char *directory, bool versions) {
     }
 }
 
+/* Two requests of the same model that were ended early: one was never fed, of one every row is missing.
+ * Neither has a version. */
+static void unfed(const char *directory) {
+    fixture_model f;
+    fixture_rng rng = {18};
+    char path[640];
+    wb_dump_writer *w = NULL;
+    fixture_model_init(&f, 2, 8, 2);
+    mkdir(directory, 0777);
+    snprintf(path, sizeof path, "%s/part-2.wbr", directory);
+    require(wb_dump_create(path, &f.model, NULL, &w));
+    for (uint32_t n_runs = 0; n_runs < 2; n_runs++) {
+        fixture_record r;
+        fixture_record_init(&r, &f.model, &rng, n_runs ? "rows-missing" : "never-fed", 5, 12, 0, n_runs,
+                            true);
+        memset(r.bits, 0, 2);
+        r.record.n_spans = 0;
+        require(wb_dump_append(w, &r.record));
+        fixture_record_free(&r);
+    }
+    require(wb_dump_finish(w));
+}
+
 /* ---- bad ---------------------------------------------------------------------------------------- */
 
 enum { L = 2, TOKENS = 6, ROWS = 5, BIG = 1 << 20 };
@@ -100,15 +123,18 @@ typedef enum sampling_fault {
     NO_SAMPLING,
     SAMPLING_HOT,
     SAMPLING_WITHOUT_TOP_P,
+    SAMPLING_TEMPERATURE_TWICE,
     SAMPLING_LOGPROBS_SHORT,
     MASK_WITHOUT_ENDS,
     MASK_ENDS_SHORT,
     MASK_ENDS_BEYOND_IDS,
+    MASK_ENDS_BEFORE_IDS_END,
     MASK_ENDS_BACK,
     MASK_EMPTY_SET,
     MASK_WITHOUT_TOKEN,
     MASK_IDS_TWICE,
     MASK_ID_TOO_LARGE,
+    MASK_KEY_TWICE,
     DIGEST_OF_OTHER_TOKENS
 } sampling_fault;
 
@@ -125,6 +151,7 @@ typedef struct fault {
         span_2_start;
     uint8_t id_0, id_1; /* of the first layer of the first row, in place of 1 and 2 */
     sampling_fault sampling;
+    bool prefix_rows_twice;
     bool ids_set, rows_damaged, record_damaged, base_has_prefix, base_invalid, spans_twice;
     const char *data;   /* instead of ids, data_bytes of it */
     uint32_t zstd_rows; /* instead of ids, so many rows of them compressed */
@@ -243,15 +270,18 @@ static void mask(wb_pack *p, sampling_fault x) {
     memcpy(kept, (const uint32_t[]){0, 0, 3, 0, 0, 5}, sizeof kept);
     memcpy(ends, (const uint32_t[]){1, 3, 4, 6}, sizeof ends);
     if (x == MASK_ENDS_BEYOND_IDS) ends[3] = 7;
+    if (x == MASK_ENDS_BEFORE_IDS_END) ends[3] = 5;
     if (x == MASK_ENDS_BACK) ends[0] = 4;
     if (x == MASK_EMPTY_SET) ends[0] = 0;
     if (x == MASK_WITHOUT_TOKEN) kept[3] = 2;
     if (x == MASK_IDS_TWICE) kept[5] = 0;
     if (x == MASK_ID_TOO_LARGE) kept[5] = UINT32_C(1) << 31;
     wb_pack_text(p, "sampling_mask");
-    wb_pack_map(p, x == MASK_WITHOUT_ENDS ? 1 : 2);
-    wb_pack_text(p, "ids");
-    wb_pack_bin(p, kept, sizeof kept, true);
+    wb_pack_map(p, x == MASK_WITHOUT_ENDS ? 1 : x == MASK_KEY_TWICE ? 3 : 2);
+    for (int times = 0; times <= (x == MASK_KEY_TWICE); times++) {
+        wb_pack_text(p, "ids");
+        wb_pack_bin(p, kept, sizeof kept, true);
+    }
     if (x == MASK_WITHOUT_ENDS) return;
     wb_pack_text(p, "ends");
     wb_pack_bin(p, ends, x == MASK_ENDS_SHORT ? 12 : 16, true);
@@ -264,10 +294,13 @@ static void sampling(wb_pack *p, sampling_fault x) {
         break;
     case SAMPLING_HOT:
     case SAMPLING_WITHOUT_TOP_P:
+    case SAMPLING_TEMPERATURE_TWICE:
         wb_pack_text(p, "sampling");
-        wb_pack_map(p, x == SAMPLING_HOT ? 3 : 2);
-        wb_pack_text(p, "temperature");
-        wb_pack_float(p, x == SAMPLING_HOT ? INFINITY : 1);
+        wb_pack_map(p, x == SAMPLING_HOT ? 3 : x == SAMPLING_WITHOUT_TOP_P ? 2 : 4);
+        for (int times = 0; times <= (x == SAMPLING_TEMPERATURE_TWICE); times++) {
+            wb_pack_text(p, "temperature");
+            wb_pack_float(p, x == SAMPLING_HOT ? INFINITY : 1);
+        }
         wb_pack_text(p, "top_k");
         wb_pack_uint(p, 0);
         if (x == SAMPLING_WITHOUT_TOP_P) break;
@@ -313,11 +346,13 @@ static void record(wb_pack *p, const fault *x, const char *rid) {
     sampling(p, x->sampling);
     if (x->prefix_rid) {
         wb_pack_text(p, "prefix");
-        wb_pack_map(p, 2);
+        wb_pack_map(p, 2u + x->prefix_rows_twice);
         wb_pack_text(p, "rid");
         wb_pack_text(p, x->prefix_rid);
-        wb_pack_text(p, "rows");
-        wb_pack_uint(p, x->prefix_rows);
+        for (int times = 0; times <= x->prefix_rows_twice; times++) {
+            wb_pack_text(p, "rows");
+            wb_pack_uint(p, x->prefix_rows);
+        }
     }
     routes(p, x, x->start);
     if (dropped(x, "xxh3")) return;
@@ -453,11 +488,19 @@ static const fault faults[] = {
     {.name = "bad_mask_without_ends", .sampling = MASK_WITHOUT_ENDS},
     {.name = "bad_mask_ends_length", .sampling = MASK_ENDS_SHORT},
     {.name = "bad_mask_ends_beyond_ids", .sampling = MASK_ENDS_BEYOND_IDS},
+    {.name = "bad_mask_ends_before_ids_end", .sampling = MASK_ENDS_BEFORE_IDS_END},
     {.name = "bad_mask_ends_back", .sampling = MASK_ENDS_BACK},
     {.name = "bad_mask_empty_set", .sampling = MASK_EMPTY_SET},
     {.name = "bad_mask_without_token", .sampling = MASK_WITHOUT_TOKEN},
     {.name = "bad_mask_ids_twice", .sampling = MASK_IDS_TWICE},
     {.name = "bad_mask_id_too_large", .sampling = MASK_ID_TOO_LARGE},
+    {.name = "bad_sampling_key_twice", .sampling = SAMPLING_TEMPERATURE_TWICE},
+    {.name = "bad_mask_key_twice", .sampling = MASK_KEY_TWICE},
+    {.name = "bad_prefix_key_twice",
+     .prefix_rid = "a",
+     .prefix_rows = 2,
+     .start = 2,
+     .prefix_rows_twice = true},
     {.name = "bad_digest", .sampling = DIGEST_OF_OTHER_TOKENS},
     {.name = "bad_index_offset", .index_shift = 1},
     {.name = "bad_index_overlap", .index_shift = -200},
@@ -491,6 +534,8 @@ int main(int argc, char **argv) {
     steps(path, true);
     snprintf(path, sizeof path, "%s/files", argv[1]);
     steps(path, false);
+    snprintf(path, sizeof path, "%s/unfed", argv[1]);
+    unfed(path);
     for (size_t i = 0; i < sizeof faults / sizeof faults[0]; i++) bad(argv[1], &faults[i]);
     return 0;
 }

@@ -21,12 +21,12 @@ comm/mpi     base comm comm/mpi
 kernels      base kernels
 kernels/cpu  base kernels
 kernels/cuda base kernels
-eplb         base formats comm eplb
-model        base formats comm kernels model/checkpoint model
+eplb         base formats comm kernels eplb
+model        base formats comm kernels eplb model/checkpoint model
 model/checkpoint base model/checkpoint
 replay       base formats replay
 train_hooks  base formats kernels replay train_hooks
-rollout      base formats comm kernels model/checkpoint model rollout
+rollout      base formats comm kernels eplb model/checkpoint model rollout
 cli          base formats comm eplb
 '
 folders=$(awk 'NF { print $1 }' <<<"$rooms")

@@ -7,46 +7,53 @@ typedef struct moe {
     wb_model *model;
     wb_workspace *memory; /* borrowed */
     wb_moe_choice choice;
-    wb_moe_plan plan;
+    wb_layer_plan plan;
     wb_moe_exchange exchange;
     wb_moe_experts experts;
+    bool backward; /* one will follow */
 
     /* Kept by a forward for its backward. */
-    wb_buffer sent;  /* [T * K, H] input of each row */
-    wb_buffer rows;  /* [T * K, H] its expert's output */
-    wb_buffer input; /* [n, H]; R > 1 (one rank works on `sent` itself) */
+    wb_buffer rows; /* [T * K, H] its expert's output */
 
-    wb_buffer output; /* [n, H] */
+    wb_buffer sent;   /* [T * K, H] rows on their way; R > 1 */
+    wb_buffer output; /* [n, H] of the slots' rows */
 } moe;
 
 static void declare(wb_registry *registry, int32_t l, void *weights) {
     const wb_model *m = registry->model;
-    const int64_t H = m->config.hidden_size, F = m->config.expert_width, local = m->n_local_experts;
+    const int64_t H = m->config.hidden_size, F = m->config.expert_width;
     wb_moe_weights *w = weights;
     w->moe_index = registry->n_moe++;
     w->router = wb_registry_matrix(registry, l, "mlp.gate.weight", m->config.router.n_experts, H);
-    w->gate_up = wb_registry_storage(registry, m->dtype, local * 2 * F * H, true);
-    w->down = wb_registry_storage(registry, m->dtype, local * H * F, true);
+    w->gate_up = wb_registry_slots(registry, w->moe_index, 2 * F, H);
+    w->down = wb_registry_slots(registry, w->moe_index, H, F);
     for (int32_t e = 0; e < m->config.router.n_experts; e++) {
-        const int64_t local_index = m->expert_rank[e] == wb_comm_rank(m->comm) ? m->local_index[e] : 0;
-        wb_registry_tensor(registry, l, e, "gate_proj.weight", F, H, w->gate_up, local_index * 2 * F * H);
-        wb_registry_tensor(registry, l, e, "up_proj.weight", F, H, w->gate_up,
-                           local_index * 2 * F * H + F * H);
-        wb_registry_tensor(registry, l, e, "down_proj.weight", H, F, w->down, local_index * H * F);
+        wb_registry_tensor(registry, l, e, "gate_proj.weight", F, H, w->gate_up, 0);
+        wb_registry_tensor(registry, l, e, "up_proj.weight", F, H, w->gate_up, F * H);
+        wb_registry_tensor(registry, l, e, "down_proj.weight", H, F, w->down, 0);
     }
 }
 
 static wb_status open(wb_model *model, wb_workspace *memory, void *worker) {
     moe *m = worker;
-    m->model = m->choice.model = model;
-    m->memory = m->choice.memory = memory;
-    WB_TRY(wb_moe_plan_open(model, memory, &m->plan));
-    WB_TRY(wb_moe_exchange_open(model, memory, &m->exchange));
-    return wb_moe_experts_open(model, memory, &m->experts);
+    m->model = m->choice.model = m->experts.model = model;
+    m->memory = m->choice.memory = m->experts.memory = memory;
+    WB_TRY(wb_layer_plan_open(model, memory, &m->plan));
+    return wb_moe_exchange_open(model, memory, &m->exchange);
+}
+
+static wb_rows rows_of(const moe *m, const wb_buffer *buffer) {
+    return wb_activations(m->model, buffer);
 }
 
 static bool has_peers(const moe *m) {
     return wb_comm_size(m->model->comm) > 1;
+}
+
+/* For the n rows of this rank's slots. */
+static wb_status reserve_slots(moe *m, int64_t n, bool backward) {
+    WB_TRY(wb_moe_experts_reserve(&m->experts, n, backward));
+    return wb_reserve_activations(m->model, m->memory, &m->output, n, m->model->config.hidden_size);
 }
 
 static wb_status reserve(void *worker, const void *weights, int64_t T, bool backward) {
@@ -54,30 +61,29 @@ static wb_status reserve(void *worker, const void *weights, int64_t T, bool back
     const wb_config *config = &m->model->config;
     const int64_t n_pairs = T * config->router.top_k, H = config->hidden_size;
     (void)weights;
+    m->backward = backward;
     WB_TRY(wb_moe_choice_reserve(&m->choice, T, backward));
-    WB_TRY(wb_moe_plan_reserve(&m->plan, T));
-    WB_TRY(wb_reserve(m->memory, &m->sent, n_pairs, H, sizeof(float)));
-    return wb_reserve(m->memory, &m->rows, n_pairs, H, sizeof(float));
+    WB_TRY(wb_layer_plan_reserve(&m->plan, T));
+    WB_TRY(wb_reserve_activations(m->model, m->memory, &m->rows, n_pairs, H));
+    if (!has_peers(m)) return reserve_slots(m, n_pairs, backward);
+    return wb_reserve_activations(m->model, m->memory, &m->sent, n_pairs, H);
 }
 
-/* For the rows that come from all ranks. */
-static wb_status reserve_received(moe *m) {
-    const int64_t H = m->model->config.hidden_size;
-    if (!has_peers(m)) return WB_OK;
-    WB_TRY(wb_reserve(m->memory, &m->input, m->plan.n, H, sizeof(float)));
-    return wb_reserve(m->memory, &m->output, m->plan.n, H, sizeof(float));
-}
-
-/* rows (=) the outputs of the experts for `sent`. */
-static wb_status run_experts(moe *m, const wb_moe_weights *w) {
-    if (!has_peers(m)) return wb_moe_experts_forward(&m->experts, &m->plan, w, m->sent.data, m->rows.data);
-    WB_TRY(wb_moe_send_to_experts(&m->exchange, &m->plan, m->sent.data, m->input.data));
-    WB_TRY(wb_moe_experts_forward(&m->experts, &m->plan, w, m->input.data, m->output.data));
-    return wb_moe_return_to_tokens(&m->exchange, &m->plan, m->output.data, m->rows.data);
+/* rows (=) the outputs of the experts for x[T,H]. */
+static wb_status run_experts(moe *m, const wb_moe_weights *w, wb_rows x) {
+    wb_device *dev = m->model->device;
+    if (!has_peers(m)) return wb_moe_experts_forward(&m->experts, &m->plan, w, x, rows_of(m, &m->rows));
+    WB_TRY(dev->gather_rows(dev, m->plan.n_sent, m->model->config.hidden_size, m->plan.row_token.data, x,
+                            rows_of(m, &m->sent)));
+    WB_TRY(reserve_slots(m, m->plan.n, m->backward));
+    WB_TRY(wb_moe_send_to_experts(&m->exchange, &m->plan, rows_of(m, &m->sent)));
+    WB_TRY(wb_moe_experts_forward(&m->experts, &m->plan, w, rows_of(m, &m->exchange.received),
+                                  rows_of(m, &m->output)));
+    return wb_moe_return_to_tokens(&m->exchange, &m->plan, rows_of(m, &m->output), rows_of(m, &m->rows));
 }
 
 static wb_status forward(void *worker, const void *weights, const wb_pass *pass, const wb_state *state,
-                         const float *x, float *y) {
+                         wb_rows x, wb_rows y) {
     moe *m = worker;
     const wb_moe_weights *w = weights;
     wb_device *dev = m->model->device;
@@ -85,49 +91,49 @@ static wb_status forward(void *worker, const void *weights, const wb_pass *pass,
     const int64_t T = pass->T, H = m->model->config.hidden_size;
     (void)state;
     WB_TRY(wb_moe_choose(&m->choice, w, pass, x));
-    WB_TRY(
-        wb_moe_plan_make(&m->plan, &m->exchange, T, wb_moe_ids(m->model, pass->routing->ids, w->moe_index)));
-    if (pass->used && !pass->recompute)
-        WB_TRY(wb_moe_plan_used(&m->plan, T, wb_moe_ids(m->model, pass->used, w->moe_index)));
-    WB_TRY(reserve_received(m));
-    WB_TRY(dev->gather_rows(dev, T * K, H, m->plan.row_token.data, x, m->sent.data));
-    WB_TRY(run_experts(m, w));
-    return dev->moe_combine(dev, T, K, H, m->rows.data, m->plan.choice_row.data, m->choice.weights.data,
-                            false, y);
+    WB_TRY(wb_layer_plan_make(&m->plan, &m->exchange, pass, w->moe_index));
+    if (pass->used && !pass->recompute) WB_TRY(wb_layer_plan_used(&m->plan, pass, w->moe_index));
+    WB_TRY(run_experts(m, w, x));
+    return dev->moe_combine(dev, T, K, H, rows_of(m, &m->rows), m->plan.pair_row.data, m->choice.weights.data,
+                            y);
 }
 
-/* Gradients of the experts' inputs from those of their outputs, which come in `sent` or, with one rank, in
- * `output`; *drows_out: where they lie, row by row. */
-static wb_status run_experts_backward(moe *m, const wb_moe_weights *w, float *const *grads,
-                                      const float **drows_out) {
-    float *output = m->output.data;
+/* Gradients of the experts' inputs from those of their outputs, which come in `output` or, with several
+ * ranks, in `sent`; *drows_out: where they lie, row by row. */
+static wb_status run_experts_backward(moe *m, const wb_moe_weights *w, wb_rows x, float *const *grads,
+                                      wb_rows *drows_out) {
+    wb_device *dev = m->model->device;
+    const wb_rows output = rows_of(m, &m->output);
     if (!has_peers(m)) {
         *drows_out = output;
-        return wb_moe_experts_backward(&m->experts, &m->plan, w, m->sent.data, grads, output);
+        return wb_moe_experts_backward(&m->experts, &m->plan, w, x, grads, output);
     }
-    *drows_out = m->rows.data;
-    WB_TRY(wb_moe_send_to_experts(&m->exchange, &m->plan, m->sent.data, output));
-    WB_TRY(wb_moe_experts_backward(&m->experts, &m->plan, w, m->input.data, grads, output));
-    return wb_moe_return_to_tokens(&m->exchange, &m->plan, output, m->rows.data);
+    *drows_out = rows_of(m, &m->rows);
+    WB_TRY(wb_moe_send_to_experts(&m->exchange, &m->plan, rows_of(m, &m->sent)));
+    const wb_rows received = rows_of(m, &m->exchange.received);
+    WB_TRY(dev->gather_rows(dev, m->plan.n, m->model->config.hidden_size, m->plan.to_received.data, received,
+                            output));
+    WB_TRY(wb_moe_experts_backward(&m->experts, &m->plan, w, received, grads, output));
+    return wb_moe_return_to_tokens(&m->exchange, &m->plan, output, rows_of(m, &m->rows));
 }
 
-static wb_status backward(void *worker, const void *weights, const wb_pass *pass, const float *x,
-                          const float *dy, float *const *grads, float *dx) {
+static wb_status backward(void *worker, const void *weights, const wb_pass *pass, wb_rows x, wb_rows dy,
+                          float *const *grads, wb_rows dx) {
     moe *m = worker;
     const wb_moe_weights *w = weights;
     wb_device *dev = m->model->device;
     const int32_t K = m->model->config.router.top_k;
     const int64_t T = pass->T, H = m->model->config.hidden_size;
-    WB_TRY(wb_reserve(m->memory, &m->output, m->plan.n, H, sizeof(float)));
 
-    /* With several ranks the experts hold `input`, so that `sent` is free once its content has gone, and so
-     * are `rows` after the combine's backward. */
-    float *const doutputs = has_peers(m) ? m->sent.data : m->output.data;
-    const float *drows;
-    WB_TRY(dev->moe_combine_backward(dev, T, K, H, m->rows.data, m->plan.choice_row.data,
-                                     m->choice.weights.data, dy, doutputs, m->choice.dweights.data));
-    WB_TRY(run_experts_backward(m, w, grads, &drows));
-    WB_TRY(dev->moe_combine(dev, T, K, H, drows, m->plan.choice_row.data, NULL, false, dx));
+    /* With several ranks `sent` is free once its content has gone, and so are `rows` after the combine's
+     * backward. */
+    const wb_rows doutputs = rows_of(m, has_peers(m) ? &m->sent : &m->output);
+    const int32_t *pair_row = m->plan.pair_row.data;
+    wb_rows drows;
+    WB_TRY(dev->moe_combine_backward(dev, T, K, H, rows_of(m, &m->rows), pair_row, m->choice.weights.data, dy,
+                                     doutputs, m->choice.dweights.data));
+    WB_TRY(run_experts_backward(m, w, x, grads, &drows));
+    WB_TRY(dev->moe_combine(dev, T, K, H, drows, pair_row, NULL, dx));
     return wb_moe_choose_backward(&m->choice, w, pass, x, grads, dx);
 }
 

@@ -2,14 +2,14 @@
  *
  *   choice    logits, ids, weights of a token's choices   (moe_choice.c)
  *   plan      which row goes to which slot                (moe_plan.c)
- *   exchange  rows to the ranks that hold their experts   (moe_exchange.c)
- *   experts   one product an expert over its rows         (moe_experts.c)
+ *   exchange  rows to the ranks of their slots            (moe_exchange.c)
+ *   experts   each row times its expert's matrices        (moe_experts.c)
  *   combine   a token's rows, in the order of its choices (moe.c)
  *
- * Slots number the experts by (rank, local index). Rows: each of the T * K (token, choice) pairs has one, in
- * the order of its expert's slot, then (t, k). n rows are those of this rank's experts from all ranks: by
- * local index, then source rank, then the source's order. Rows move, never sums: a token's result does not
- * depend on the plan.
+ * Rows: each of the T * K pairs, a (token, choice), has one, in the order of its slot, then (t, k); padding
+ * has none. n rows are those of this rank's slots from all ranks: by slot, then source rank, then the
+ * source's order. Rows move, never sums: a token's result does not depend on placement or plan. With one rank
+ * nothing here waits for the host.
  *
  * A struct's buffers are kept by a forward for its backward where nothing else is said. Pointers are device
  * memory unless marked host. */
@@ -22,7 +22,7 @@
 typedef struct wb_moe_weights {
     int32_t moe_index;     /* 0..L-1 */
     int32_t router;        /* [E, H] */
-    int32_t gate_up, down; /* this rank's experts, as wb_param */
+    int32_t gate_up, down; /* [slots of this rank][2F, H] and [H, F], as wb_param */
 } wb_moe_weights;
 
 /* ---- choice ---------------------------------------------------------------------------------- */
@@ -44,49 +44,49 @@ wb_ids wb_moe_ids(const wb_model *model, void *routes, int32_t moe_index);
 
 /* Logits of x[T,H], then ids by the direction of each row, then the weights of those ids: the one place where
  * experts are chosen. */
-wb_status wb_moe_choose(wb_moe_choice *choice, const wb_moe_weights *w, const wb_pass *pass, const float *x);
+wb_status wb_moe_choose(wb_moe_choice *choice, const wb_moe_weights *w, const wb_pass *pass, wb_rows x);
 
 /* dx[T,H] (+=) and the router's gradient (+=) from dweights. */
 wb_status wb_moe_choose_backward(wb_moe_choice *choice, const wb_moe_weights *w, const wb_pass *pass,
-                                 const float *x, float *const *grads, float *dx);
+                                 wb_rows x, float *const *grads, wb_rows dx);
 
 /* ---- plan ------------------------------------------------------------------------------------ */
 
 typedef struct wb_moe_exchange wb_moe_exchange;
 
-typedef struct wb_moe_plan {
+typedef struct wb_layer_plan {
     wb_model *model;
     wb_workspace *memory;
-    wb_buffer choice_row, row_token; /* int32 [T * K]: row of a (token, choice); token of a row */
-    int64_t n;
-    wb_buffer to_received, to_grouped; /* int32 [n]: where a grouped row was received, and back; R > 1 */
+    int64_t T;
+    wb_buffer pair_row, row_token; /* int32 [T * K]: row of a pair, -1 for padding; token of a row */
+    wb_buffer offsets;             /* int32 [S + 1] first row of each slot, those of all ranks */
 
-    /* Host. */
-    int32_t *rank_first;               /* [R + 1] slot of each rank's first expert */
-    int32_t *order;                    /* [E] expert in a slot */
-    int64_t *next_row;                 /* [E] scratch */
-    int64_t *counts;                   /* [E] rows by expert ... */
-    int64_t *slot_counts;              /* [E] ... and by slot */
-    int64_t *local_start;              /* [E + 1] first of the n rows of each of this rank's experts */
-    int64_t *send_rows, *receive_rows; /* [R]; R > 1 */
-    wb_host_buffer received_counts;    /* int64 [R][n_local] rows for each expert by source; R > 1 */
-    wb_host_buffer index;              /* int32, scratch */
-} wb_moe_plan;
+    /* R > 1; with one rank the rows of the tokens are those of the slots. */
+    int64_t n_sent, n;                 /* host: rows of this rank's tokens; rows of this rank's slots */
+    int64_t *send_rows, *receive_rows; /* host [R] */
+    int32_t *host_offsets;             /* host [S + 1] */
+    int32_t *sent;                     /* host [S] rows by slot */
+    int32_t *received;                 /* host [R][slots of this rank] rows by source */
+    wb_buffer counts,
+        grouped_offsets; /* int32: `received`; [slots of this rank + 1] first of the n rows of each */
+    wb_buffer to_received, to_grouped; /* int32 [n]: where a grouped row was received, and back */
 
-wb_status wb_moe_plan_open(wb_model *model, wb_workspace *memory, wb_moe_plan *plan);
+    wb_host_buffer used_rows; /* int32 [2 * T * K + S + 1] scratch of wb_layer_plan_used */
+} wb_layer_plan;
+
+wb_status wb_layer_plan_open(wb_model *model, wb_workspace *memory, wb_layer_plan *plan);
 
 /* Memory for what this rank's T tokens need; how many rows come from other ranks is not known yet. */
-wb_status wb_moe_plan_reserve(wb_moe_plan *plan, int64_t T);
+wb_status wb_layer_plan_reserve(wb_layer_plan *plan, int64_t T);
 
-/* Where every row of the ids of T tokens goes. Collective. */
-wb_status wb_moe_plan_make(wb_moe_plan *plan, wb_moe_exchange *exchange, int64_t T, wb_ids ids);
+/* Where every row of a pass goes in MoE layer `moe_index`. Collective. */
+wb_status wb_layer_plan_make(wb_layer_plan *plan, wb_moe_exchange *exchange, const wb_pass *pass,
+                             int32_t moe_index);
 
-/* used (=) the expert whose rows each choice of the T tokens is among, read from the rows themselves and not
- * from the ids that they were made of; host memory. CORRUPT when a choice's row is not its token's. */
-wb_status wb_moe_plan_used(wb_moe_plan *plan, int64_t T, wb_ids used);
-
-/* Experts of this rank. */
-int32_t wb_moe_plan_n_local(const wb_moe_plan *plan);
+/* used (=) the expert whose rows each choice of a pass's tokens is among, read from the rows themselves and
+ * not from the ids that they were made of; a padding token, which has no rows, has its ids. Host memory.
+ * CORRUPT when a choice's row is not its token's. */
+wb_status wb_layer_plan_used(wb_layer_plan *plan, const wb_pass *pass, int32_t moe_index);
 
 /* ---- exchange -------------------------------------------------------------------------------- */
 
@@ -94,7 +94,7 @@ int32_t wb_moe_plan_n_local(const wb_moe_plan *plan);
 struct wb_moe_exchange {
     wb_model *model;
     wb_workspace *memory;
-    wb_buffer received;                       /* [n, H] scratch */
+    wb_buffer received;                       /* [n, H] rows as they arrive, or leave for the way back */
     wb_host_buffer stage_send, stage_receive; /* where device memory is not host memory */
     size_t *send_bytes, *send_offsets;        /* host [R]: the arguments of an all-to-all */
     size_t *receive_bytes, *receive_offsets;
@@ -102,36 +102,36 @@ struct wb_moe_exchange {
 
 wb_status wb_moe_exchange_open(wb_model *model, wb_workspace *memory, wb_moe_exchange *exchange);
 
-/* Tells every rank how many rows its experts get from here: received_counts[n_sources][n_local] from
- * slot_counts. Collective. */
-wb_status wb_moe_exchange_counts(wb_moe_exchange *exchange, const int32_t *rank_first, int32_t n_local,
-                                 const int64_t *slot_counts, int64_t *received_counts);
+/* Tells every rank how many rows its slots get from here: received[R][slots of this rank] from counts[S],
+ * both host. Collective. */
+wb_status wb_moe_exchange_counts(wb_moe_exchange *exchange, const int32_t *counts, int32_t *received);
 
-/* rows[T * K, H] of this rank's tokens -> grouped[n, H] at their experts. Collective. */
-wb_status wb_moe_send_to_experts(wb_moe_exchange *exchange, const wb_moe_plan *plan, const float *rows,
-                                 float *grouped);
-/* The way back. Collective. */
-wb_status wb_moe_return_to_tokens(wb_moe_exchange *exchange, const wb_moe_plan *plan, const float *grouped,
-                                  float *rows);
+/* rows[n_sent, H] of this rank's tokens -> exchange->received[n, H]. Collective. */
+wb_status wb_moe_send_to_experts(wb_moe_exchange *exchange, const wb_layer_plan *plan, wb_rows rows);
+/* grouped[n, H] of this rank's slots -> rows[n_sent, H] of its tokens. Collective. */
+wb_status wb_moe_return_to_tokens(wb_moe_exchange *exchange, const wb_layer_plan *plan, wb_rows grouped,
+                                  wb_rows rows);
 
 /* ---- experts --------------------------------------------------------------------------------- */
 
 typedef struct wb_moe_experts {
     wb_model *model;
     wb_workspace *memory;
+    wb_buffer input;        /* [n, H] the rows that the experts got */
     wb_buffer gate_up, act; /* [n, 2F], [n, F] */
     wb_buffer dact;         /* [n, F] */
-    wb_matmul *list;        /* host [2 * E] products of a call */
 } wb_moe_experts;
 
-wb_status wb_moe_experts_open(wb_model *model, wb_workspace *memory, wb_moe_experts *experts);
+/* Memory for n rows. */
+wb_status wb_moe_experts_reserve(wb_moe_experts *experts, int64_t n, bool backward);
 
-/* output[n,H] (=) of each row's expert for input[n,H]. */
-wb_status wb_moe_experts_forward(wb_moe_experts *experts, const wb_moe_plan *plan, const wb_moe_weights *w,
-                                 const float *input, float *output);
+/* output[n,H] (=) of each row's expert for the rows that `plan` takes from x: the tokens' [T, H], or with R >
+ * 1 what was received. */
+wb_status wb_moe_experts_forward(wb_moe_experts *experts, const wb_layer_plan *plan, const wb_moe_weights *w,
+                                 wb_rows x, wb_rows output);
 
-/* `grad` [n, H]: in, of the outputs; out, of the inputs. Uses up gate_up. */
-wb_status wb_moe_experts_backward(wb_moe_experts *experts, const wb_moe_plan *plan, const wb_moe_weights *w,
-                                  const float *input, float *const *grads, float *grad);
+/* `grad` [n, H]: in, of the outputs; out, of the inputs. x as in the forward. Uses up gate_up. */
+wb_status wb_moe_experts_backward(wb_moe_experts *experts, const wb_layer_plan *plan, const wb_moe_weights *w,
+                                  wb_rows x, float *const *grads, wb_rows grad);
 
 #endif

@@ -18,15 +18,6 @@ wb_status wb_moe_choice_reserve(wb_moe_choice *choice, int64_t T, bool backward)
     return wb_reserve(choice->memory, &choice->dweights, T, K, sizeof(float));
 }
 
-/* rows[T, width]: zero where there is no token. */
-static wb_status zero_padding(const wb_moe_choice *choice, const wb_pass *pass, int64_t width, float *rows) {
-    wb_device *dev = choice->model->device;
-    for (int64_t i = 0; i < pass->n_padding; i++)
-        WB_TRY(dev->zero(dev, rows + pass->padding[i].start * width,
-                         (size_t)(pass->padding[i].n * width) * sizeof(float)));
-    return WB_OK;
-}
-
 static wb_status call_probe(wb_moe_choice *choice, const wb_moe_weights *w, const wb_pass *pass) {
     const wb_router *router = &choice->model->config.router;
     wb_device *dev = choice->model->device;
@@ -40,14 +31,14 @@ static wb_status call_probe(wb_moe_choice *choice, const wb_moe_weights *w, cons
     return WB_OK;
 }
 
-wb_status wb_moe_choose(wb_moe_choice *choice, const wb_moe_weights *w, const wb_pass *pass, const float *x) {
+wb_status wb_moe_choose(wb_moe_choice *choice, const wb_moe_weights *w, const wb_pass *pass, wb_rows x) {
     const wb_model *model = choice->model;
     wb_device *dev = model->device;
     const wb_router *router = &model->config.router;
-    const int64_t T = pass->T, H = model->config.hidden_size;
+    const int64_t T = pass->T;
     float *logits = choice->logits.data;
 
-    const wb_matmul product = wb_param_forward(model, w->router, T, H, router->n_experts, x, logits);
+    const wb_matmul product = wb_matmul_forward(T, x, wb_model_weight(model, w->router), wb_f32_rows(logits));
     WB_TRY(dev->matmul(dev, 1, &product));
     const wb_ids ids = wb_moe_ids(model, pass->routing->ids, w->moe_index);
     if (!pass->recompute) {
@@ -59,23 +50,22 @@ wb_status wb_moe_choose(wb_moe_choice *choice, const wb_moe_weights *w, const wb
                               .native = wb_moe_ids(model, pass->routing->native, w->moe_index)};
         WB_TRY(dev->topk(dev, &args));
     }
-    WB_TRY(dev->gate_forward(dev, router, T, logits, ids, choice->weights.data));
-    WB_TRY(zero_padding(choice, pass, router->top_k, choice->weights.data));
+    WB_TRY(dev->gate_forward(dev, router, T, logits, pass->routing->direction, ids, choice->weights.data));
     return pass->probe ? call_probe(choice, w, pass) : WB_OK;
 }
 
 wb_status wb_moe_choose_backward(wb_moe_choice *choice, const wb_moe_weights *w, const wb_pass *pass,
-                                 const float *x, float *const *grads, float *dx) {
+                                 wb_rows x, float *const *grads, wb_rows dx) {
     const wb_model *model = choice->model;
     wb_device *dev = model->device;
     const wb_router *router = &model->config.router;
     const int64_t T = pass->T, H = model->config.hidden_size, E = router->n_experts;
     float *dlogits = choice->dlogits.data;
+    const wb_rows d = wb_f32_rows(dlogits);
     const wb_ids ids = wb_moe_ids(model, pass->routing->ids, w->moe_index);
-    /* Weights that are always zero have no gradient, whatever comes from above. */
-    WB_TRY(zero_padding(choice, pass, router->top_k, choice->dweights.data));
-    WB_TRY(dev->gate_backward(dev, router, T, choice->logits.data, ids, choice->dweights.data, dlogits));
-    const wb_matmul list[] = {wb_matmul_wgrad(T, H, E, dlogits, x, grads[w->router]),
-                              wb_param_dgrad(model, w->router, T, H, E, dlogits, dx, true)};
+    WB_TRY(dev->gate_backward(dev, router, T, choice->logits.data, pass->routing->direction, ids,
+                              choice->dweights.data, dlogits));
+    const wb_matmul list[] = {wb_matmul_wgrad(T, H, E, d, x, grads[w->router]),
+                              wb_matmul_dgrad(T, d, wb_model_weight(model, w->router), dx, true)};
     return dev->matmul(dev, 2, list);
 }

@@ -2,6 +2,7 @@
  * Refuses: which rows (the plan). */
 #include "host_view.h"
 #include "layers/moe/moe.h"
+#include "model_dispatch.h"
 
 wb_status wb_moe_exchange_open(wb_model *model, wb_workspace *memory, wb_moe_exchange *exchange) {
     const size_t R = (size_t)wb_comm_size(model->comm);
@@ -18,15 +19,18 @@ static wb_status all_to_all(wb_moe_exchange *exchange, const void *send, void *r
                                 receive, exchange->receive_bytes, exchange->receive_offsets);
 }
 
-wb_status wb_moe_exchange_counts(wb_moe_exchange *exchange, const int32_t *rank_first, int32_t n_local,
-                                 const int64_t *slot_counts, int64_t *received_counts) {
-    for (int32_t r = 0; r < wb_comm_size(exchange->model->comm); r++) {
-        exchange->send_offsets[r] = (size_t)rank_first[r] * sizeof(int64_t);
-        exchange->send_bytes[r] = (size_t)(rank_first[r + 1] - rank_first[r]) * sizeof(int64_t);
-        exchange->receive_offsets[r] = (size_t)r * (size_t)n_local * sizeof(int64_t);
-        exchange->receive_bytes[r] = (size_t)n_local * sizeof(int64_t);
+wb_status wb_moe_exchange_counts(wb_moe_exchange *exchange, const int32_t *counts, int32_t *received) {
+    const wb_model *model = exchange->model;
+    const size_t here = (size_t)wb_model_local_slots(model);
+    for (uint32_t r = 0; r < (uint32_t)wb_comm_size(model->comm); r++) {
+        const size_t first = wb_placement_first_slot(model->placement, r);
+        const size_t end = wb_placement_first_slot(model->placement, r + 1);
+        exchange->send_offsets[r] = first * sizeof *counts;
+        exchange->send_bytes[r] = (end - first) * sizeof *counts;
+        exchange->receive_offsets[r] = r * here * sizeof *received;
+        exchange->receive_bytes[r] = here * sizeof *received;
     }
-    return all_to_all(exchange, slot_counts, received_counts);
+    return all_to_all(exchange, counts, received);
 }
 
 /* Bytes and offsets of rows that lie by rank; returns all bytes. */
@@ -41,35 +45,36 @@ static size_t lay_out(int32_t R, const int64_t *rows, size_t row_bytes, size_t *
 }
 
 /* All-to-all of rows [*, H] that lie by rank on both sides. */
-static wb_status exchange_rows(wb_moe_exchange *exchange, const int64_t *send_rows, const float *send,
-                               const int64_t *receive_rows, float *receive) {
+static wb_status exchange_rows(wb_moe_exchange *exchange, const int64_t *send_rows, wb_rows send,
+                               const int64_t *receive_rows, wb_rows receive) {
     wb_workspace *memory = exchange->memory;
     const int32_t R = wb_comm_size(exchange->model->comm);
-    const size_t row_bytes = (size_t)exchange->model->config.hidden_size * sizeof(float);
+    const size_t row_bytes = (size_t)exchange->model->config.hidden_size * wb_dtype_size(send.dtype);
     const size_t sent = lay_out(R, send_rows, row_bytes, exchange->send_bytes, exchange->send_offsets);
     const size_t received =
         lay_out(R, receive_rows, row_bytes, exchange->receive_bytes, exchange->receive_offsets);
     const void *from;
     void *to;
-    WB_TRY(wb_host_view_read(memory, &exchange->stage_send, send, sent, &from));
-    WB_TRY(wb_host_view_write(memory, &exchange->stage_receive, receive, received, &to));
+    WB_TRY(wb_host_view_read(memory, &exchange->stage_send, send.data, sent, &from));
+    WB_TRY(wb_host_view_write(memory, &exchange->stage_receive, receive.data, received, &to));
     WB_TRY(all_to_all(exchange, from, to));
-    return wb_host_view_commit(memory, receive, to, received);
+    return wb_host_view_commit(memory, receive.data, to, received);
 }
 
-wb_status wb_moe_send_to_experts(wb_moe_exchange *exchange, const wb_moe_plan *plan, const float *rows,
-                                 float *grouped) {
-    wb_device *dev = exchange->model->device;
-    const int64_t H = exchange->model->config.hidden_size;
-    WB_TRY(wb_reserve(exchange->memory, &exchange->received, plan->n, H, sizeof(float)));
-    WB_TRY(exchange_rows(exchange, plan->send_rows, rows, plan->receive_rows, exchange->received.data));
-    return dev->gather_rows(dev, plan->n, H, plan->to_received.data, exchange->received.data, grouped);
+wb_status wb_moe_send_to_experts(wb_moe_exchange *exchange, const wb_layer_plan *plan, wb_rows rows) {
+    const wb_model *model = exchange->model;
+    WB_TRY(wb_reserve_activations(model, exchange->memory, &exchange->received, plan->n,
+                                  model->config.hidden_size));
+    return exchange_rows(exchange, plan->send_rows, rows, plan->receive_rows,
+                         wb_activations(model, &exchange->received));
 }
 
-wb_status wb_moe_return_to_tokens(wb_moe_exchange *exchange, const wb_moe_plan *plan, const float *grouped,
-                                  float *rows) {
-    wb_device *dev = exchange->model->device;
-    const int64_t H = exchange->model->config.hidden_size;
-    WB_TRY(dev->gather_rows(dev, plan->n, H, plan->to_grouped.data, grouped, exchange->received.data));
-    return exchange_rows(exchange, plan->receive_rows, exchange->received.data, plan->send_rows, rows);
+wb_status wb_moe_return_to_tokens(wb_moe_exchange *exchange, const wb_layer_plan *plan, wb_rows grouped,
+                                  wb_rows rows) {
+    const wb_model *model = exchange->model;
+    wb_device *dev = model->device;
+    const wb_rows leaving = wb_activations(model, &exchange->received);
+    WB_TRY(
+        dev->gather_rows(dev, plan->n, model->config.hidden_size, plan->to_grouped.data, grouped, leaving));
+    return exchange_rows(exchange, plan->receive_rows, leaving, plan->send_rows, rows);
 }

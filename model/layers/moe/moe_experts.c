@@ -1,78 +1,62 @@
-/* moe_experts.c - the experts of this rank: one product an expert that has rows, in their order.
+/* moe_experts.c - the experts of this rank's slots: each row times its slot's matrices.
  * Refuses: where rows come from. */
 #include "layers/moe/moe.h"
+#include "model_dispatch.h"
 
-wb_status wb_moe_experts_open(wb_model *model, wb_workspace *memory, wb_moe_experts *experts) {
-    experts->model = model;
-    experts->memory = memory;
-    return WB_OWN(&memory->host, experts->list, 2 * (size_t)model->config.router.n_experts, "MoE experts");
-}
-
-/* A matrix [out, in] of each expert of this rank, one after the other in the storage `param`. */
-typedef struct expert_linear {
-    int32_t param;
-    int64_t in, out;
-} expert_linear;
-
-static const void *expert_weight(const wb_model *model, expert_linear linear, int32_t local_index) {
-    return (const uint8_t *)wb_param_data(model, linear.param) +
-           (size_t)(local_index * linear.out * linear.in) * wb_dtype_size(model->params[linear.param].dtype);
-}
-
-/* y[n,out] = x[n,in] w^T, each row with its expert's w. */
-static wb_status linear_forward(wb_moe_experts *experts, const wb_moe_plan *plan, expert_linear linear,
-                                const float *x, float *y) {
+wb_status wb_moe_experts_reserve(wb_moe_experts *experts, int64_t n, bool backward) {
     const wb_model *model = experts->model;
-    int64_t count = 0;
-    for (int32_t i = 0; i < wb_moe_plan_n_local(plan); i++) {
-        const int64_t start = plan->local_start[i], n = plan->local_start[i + 1] - start;
-        if (n == 0) continue;
-        experts->list[count++] = wb_matmul_forward(n, linear.in, linear.out, x + start * linear.in,
-                                                   expert_weight(model, linear, i),
-                                                   model->params[linear.param].dtype, y + start * linear.out);
-    }
-    return model->device->matmul(model->device, count, experts->list);
+    wb_workspace *memory = experts->memory;
+    const int64_t H = model->config.hidden_size, F = model->config.expert_width;
+    WB_TRY(wb_reserve_activations(model, memory, &experts->input, n, H));
+    WB_TRY(wb_reserve_activations(model, memory, &experts->gate_up, n, 2 * F));
+    WB_TRY(wb_reserve_activations(model, memory, &experts->act, n, F));
+    return backward ? wb_reserve_activations(model, memory, &experts->dact, n, F) : WB_OK;
 }
 
-/* dx[n,in] (=) and dw (+=) from dy[n,out] and x[n,in]; the rows of an expert are summed in their order. */
-static wb_status linear_backward(wb_moe_experts *experts, const wb_moe_plan *plan, expert_linear linear,
-                                 const float *x, const float *dy, float *dw, float *dx) {
+/* The matrices [out, in] of a storage, a slot each, over the rows of the slots. */
+static wb_grouped group(const wb_moe_experts *experts, const wb_layer_plan *plan, int32_t param,
+                        int64_t out) {
     const wb_model *model = experts->model;
-    int64_t count = 0;
-    for (int32_t i = 0; i < wb_moe_plan_n_local(plan); i++) {
-        const int64_t start = plan->local_start[i], n = plan->local_start[i + 1] - start;
-        if (n == 0) continue;
-        const float *dy_rows = dy + start * linear.out;
-        experts->list[count++] = wb_matmul_wgrad(n, linear.in, linear.out, dy_rows, x + start * linear.in,
-                                                 dw + i * linear.out * linear.in);
-        experts->list[count++] =
-            wb_matmul_dgrad(n, linear.in, linear.out, dy_rows, expert_weight(model, linear, i),
-                            model->params[linear.param].dtype, dx + start * linear.in, false);
-    }
-    return model->device->matmul(model->device, count, experts->list);
+    const bool alone = wb_comm_size(model->comm) == 1;
+    wb_grouped g = {.n_groups = (int32_t)wb_model_local_slots(model),
+                    .offsets = alone ? plan->offsets.data : plan->grouped_offsets.data,
+                    .max_rows = alone ? plan->T * model->config.router.top_k : plan->n,
+                    .w = wb_model_weight(model, param)};
+    g.w.rows = out;
+    return g;
 }
 
-wb_status wb_moe_experts_forward(wb_moe_experts *experts, const wb_moe_plan *plan, const wb_moe_weights *w,
-                                 const float *input, float *output) {
-    wb_device *dev = experts->model->device;
-    const int64_t H = experts->model->config.hidden_size, F = experts->model->config.expert_width;
-    WB_TRY(wb_reserve(experts->memory, &experts->gate_up, plan->n, 2 * F, sizeof(float)));
-    WB_TRY(wb_reserve(experts->memory, &experts->act, plan->n, F, sizeof(float)));
-    WB_TRY(
-        linear_forward(experts, plan, (expert_linear){w->gate_up, H, 2 * F}, input, experts->gate_up.data));
-    WB_TRY(dev->swiglu_forward(dev, plan->n, F, experts->gate_up.data, experts->act.data));
-    return linear_forward(experts, plan, (expert_linear){w->down, F, H}, experts->act.data, output);
+static wb_grouped group_gate_up(const wb_moe_experts *experts, const wb_layer_plan *plan,
+                                const wb_moe_weights *w) {
+    const bool alone = wb_comm_size(experts->model->comm) == 1;
+    wb_grouped g = group(experts, plan, w->gate_up, 2 * experts->model->config.expert_width);
+    g.gather = alone ? plan->row_token.data : plan->to_received.data;
+    g.gathered = wb_activations(experts->model, &experts->input);
+    return g;
 }
 
-wb_status wb_moe_experts_backward(wb_moe_experts *experts, const wb_moe_plan *plan, const wb_moe_weights *w,
-                                  const float *input, float *const *grads, float *grad) {
-    wb_device *dev = experts->model->device;
-    const int64_t H = experts->model->config.hidden_size, F = experts->model->config.expert_width;
-    float *gate_up = experts->gate_up.data;
-    WB_TRY(wb_reserve(experts->memory, &experts->dact, plan->n, F, sizeof(float)));
-    WB_TRY(linear_backward(experts, plan, (expert_linear){w->down, F, H}, experts->act.data, grad,
-                           grads[w->down], experts->dact.data));
-    WB_TRY(dev->swiglu_backward(dev, plan->n, F, gate_up, experts->dact.data, gate_up));
-    return linear_backward(experts, plan, (expert_linear){w->gate_up, H, 2 * F}, input, gate_up,
-                           grads[w->gate_up], grad);
+static wb_grouped group_down(const wb_moe_experts *experts, const wb_layer_plan *plan,
+                             const wb_moe_weights *w) {
+    return group(experts, plan, w->down, experts->model->config.hidden_size);
+}
+
+wb_status wb_moe_experts_forward(wb_moe_experts *experts, const wb_layer_plan *plan, const wb_moe_weights *w,
+                                 wb_rows x, wb_rows output) {
+    const wb_model *model = experts->model;
+    wb_device *dev = model->device;
+    const wb_grouped gate_up = group_gate_up(experts, plan, w), down = group_down(experts, plan, w);
+    const wb_rows act = wb_activations(model, &experts->act), none = {0};
+    WB_TRY(dev->grouped_matmul(dev, &gate_up, x, wb_activations(model, &experts->gate_up), act));
+    return dev->grouped_matmul(dev, &down, act, output, none);
+}
+
+wb_status wb_moe_experts_backward(wb_moe_experts *experts, const wb_layer_plan *plan, const wb_moe_weights *w,
+                                  wb_rows x, float *const *grads, wb_rows grad) {
+    const wb_model *model = experts->model;
+    wb_device *dev = model->device;
+    const wb_grouped gate_up = group_gate_up(experts, plan, w), down = group_down(experts, plan, w);
+    const wb_rows dgate_up = wb_activations(model, &experts->gate_up), none = {0};
+    WB_TRY(dev->grouped_matmul_backward(dev, &down, wb_activations(model, &experts->act), grad,
+                                        grads[w->down], wb_activations(model, &experts->dact), dgate_up));
+    return dev->grouped_matmul_backward(dev, &gate_up, x, dgate_up, grads[w->gate_up], grad, none);
 }

@@ -1,192 +1,136 @@
-/* moe_plan.c - who sends which rows where, for the ids of a batch and the placement of the experts.
+/* moe_plan.c - who sends which rows where, for the ids of a batch and the placement of the layer.
  *
- * Reads expert_rank and local_index at each forward and asks nothing of them but that each rank's indices are
- * 0 .. n-1, each used once. Refuses: moving rows. */
+ * Reads the placement's maps at each forward. Refuses: moving rows; choosing replicas
+ * (wb_dispatch_rules.h). */
 #include "layers/moe/moe.h"
+#include "model_dispatch.h"
 
 #include <inttypes.h>
 #include <string.h>
 
-wb_status wb_moe_plan_open(wb_model *model, wb_workspace *memory, wb_moe_plan *plan) {
-    const size_t E = (size_t)model->config.router.n_experts, R = (size_t)wb_comm_size(model->comm);
+static bool has_peers(const wb_layer_plan *plan) {
+    return wb_comm_size(plan->model->comm) > 1;
+}
+
+wb_status wb_layer_plan_open(wb_model *model, wb_workspace *memory, wb_layer_plan *plan) {
+    const size_t R = (size_t)wb_comm_size(model->comm), S = (size_t)wb_model_n_slots(model);
+    const size_t here = (size_t)wb_model_local_slots(model);
     plan->model = model;
     plan->memory = memory;
-    WB_TRY(WB_OWN(&memory->host, plan->rank_first, R + 1, "MoE plan"));
-    WB_TRY(WB_OWN(&memory->host, plan->order, E, "MoE plan"));
-    WB_TRY(WB_OWN(&memory->host, plan->next_row, E, "MoE plan"));
-    WB_TRY(WB_OWN(&memory->host, plan->counts, E, "MoE plan"));
-    WB_TRY(WB_OWN(&memory->host, plan->slot_counts, E, "MoE plan"));
-    WB_TRY(WB_OWN(&memory->host, plan->local_start, E + 1, "MoE plan"));
+    if (!has_peers(plan)) return WB_OK;
     WB_TRY(WB_OWN(&memory->host, plan->send_rows, R, "MoE plan"));
-    return WB_OWN(&memory->host, plan->receive_rows, R, "MoE plan");
+    WB_TRY(WB_OWN(&memory->host, plan->receive_rows, R, "MoE plan"));
+    WB_TRY(WB_OWN(&memory->host, plan->host_offsets, S + 1, "MoE plan"));
+    WB_TRY(WB_OWN(&memory->host, plan->sent, S, "MoE plan"));
+    return WB_OWN(&memory->host, plan->received, R * here, "MoE plan");
 }
 
-/* Experts of this rank by the present placement. */
-static int32_t count_local(const wb_model *model) {
-    int32_t n = 0;
-    for (int32_t e = 0; e < model->config.router.n_experts; e++)
-        n += model->expert_rank[e] == wb_comm_rank(model->comm);
-    return n;
-}
-
-wb_status wb_moe_plan_reserve(wb_moe_plan *plan, int64_t T) {
+wb_status wb_layer_plan_reserve(wb_layer_plan *plan, int64_t T) {
     const wb_model *model = plan->model;
-    const int64_t n_pairs = T * model->config.router.top_k;
-    WB_TRY(wb_reserve(plan->memory, &plan->choice_row, n_pairs, 1, sizeof(int32_t)));
+    const int64_t n_pairs = T * model->config.router.top_k, here = wb_model_local_slots(model);
+    WB_TRY(wb_reserve(plan->memory, &plan->pair_row, n_pairs, 1, sizeof(int32_t)));
     WB_TRY(wb_reserve(plan->memory, &plan->row_token, n_pairs, 1, sizeof(int32_t)));
-    WB_TRY(wb_reserve_host(plan->memory, &plan->index, 3 * n_pairs, sizeof(int32_t), "row order"));
-    const int64_t n_counts = (int64_t)wb_comm_size(model->comm) * count_local(model);
-    return wb_reserve_host(plan->memory, &plan->received_counts, n_counts, sizeof(int64_t), "row counts");
-}
-
-int32_t wb_moe_plan_n_local(const wb_moe_plan *plan) {
-    const int rank = wb_comm_rank(plan->model->comm);
-    return plan->rank_first[rank + 1] - plan->rank_first[rank];
+    WB_TRY(wb_reserve(plan->memory, &plan->offsets, wb_model_n_slots(model) + 1, 1, sizeof(int32_t)));
+    if (!has_peers(plan)) return WB_OK;
+    WB_TRY(wb_reserve(plan->memory, &plan->counts, wb_comm_size(model->comm), here, sizeof(int32_t)));
+    return wb_reserve(plan->memory, &plan->grouped_offsets, here + 1, 1, sizeof(int32_t));
 }
 
 /* ---- rows of this rank's tokens ------------------------------------------------------------------- */
 
-/* Fills rank_first and order from the placement. */
-static void number_slots(wb_moe_plan *plan) {
+static wb_status plan_pairs(wb_layer_plan *plan, const wb_pass *pass, int32_t moe_index) {
     const wb_model *model = plan->model;
-    const int32_t E = model->config.router.n_experts, R = wb_comm_size(model->comm);
-    memset(plan->rank_first, 0, ((size_t)R + 1) * sizeof(int32_t));
-    for (int32_t e = 0; e < E; e++) plan->rank_first[model->expert_rank[e] + 1]++;
-    for (int32_t r = 0; r < R; r++) plan->rank_first[r + 1] += plan->rank_first[r];
-    for (int32_t e = 0; e < E; e++)
-        plan->order[plan->rank_first[model->expert_rank[e]] + model->local_index[e]] = e;
+    const wb_dispatch_rule rule = wb_model_dispatch_rule(model, moe_index);
+    const bool by_token = !rule.slot_of_expert;
+    const wb_moe_plan args = {.T = pass->T,
+                              .top_k = model->config.router.top_k,
+                              .n_experts = model->config.router.n_experts,
+                              .n_slots = wb_model_n_slots(model),
+                              .rule = rule,
+                              .tokens = by_token ? pass->tokens : NULL,
+                              .pos = by_token ? pass->pos : NULL,
+                              .direction = pass->routing->direction,
+                              .ids = wb_moe_ids(model, pass->routing->ids, moe_index),
+                              .pair_row = plan->pair_row.data,
+                              .row_token = plan->row_token.data,
+                              .offsets = plan->offsets.data};
+    plan->T = pass->T;
+    return model->device->moe_plan(model->device, &args);
 }
 
-/* The row by expert id at which each expert's rows start: host [E], in memory that is filled with its own
- * content later. */
-static const int64_t *first_rows(wb_moe_plan *plan) {
-    int64_t *first = plan->local_start, row = 0;
-    for (int32_t e = 0; e < plan->model->config.router.n_experts; e++) {
-        first[e] = row;
-        row += plan->counts[e];
-    }
-    return first;
-}
+/* ---- rows of this rank's slots -------------------------------------------------------------------- */
 
-/* Renumbers choice_row and row_token from order by expert id to order by slot. */
-static wb_status sort_by_slot(wb_moe_plan *plan, int64_t n_pairs) {
-    wb_device *dev = plan->model->device;
-    const size_t bytes = (size_t)n_pairs * sizeof(int32_t);
-    int32_t *by_id = plan->index.data, *by_slot = by_id + n_pairs, *moved = by_slot + n_pairs;
-
-    /* moved[row by id] = row by slot; row_token follows it. */
-    WB_TRY(dev->to_host(dev, by_id, plan->row_token.data, bytes));
-    const int64_t *first = first_rows(plan);
-    int32_t to = 0;
-    for (int32_t s = 0; s < plan->model->config.router.n_experts; s++)
-        for (int64_t i = 0; i < plan->counts[plan->order[s]]; i++) {
-            const int64_t from = first[plan->order[s]] + i;
-            by_slot[to] = by_id[from];
-            moved[from] = to++;
-        }
-    WB_TRY(dev->to_device(dev, plan->row_token.data, by_slot, bytes));
-
-    WB_TRY(dev->to_host(dev, by_id, plan->choice_row.data, bytes));
-    for (int64_t i = 0; i < n_pairs; i++) by_id[i] = moved[by_id[i]];
-    return dev->to_device(dev, plan->choice_row.data, by_id, bytes);
-}
-
-/* choice_row, row_token, slot_counts. */
-static wb_status sort_rows(wb_moe_plan *plan, int64_t T, wb_ids ids) {
+/* send_rows, n_sent and `sent` from the offsets, which the host must learn to call an all-to-all. */
+static wb_status count_sent(wb_layer_plan *plan) {
     const wb_model *model = plan->model;
     wb_device *dev = model->device;
-    const int32_t E = model->config.router.n_experts, K = model->config.router.top_k;
-    WB_TRY(dev->moe_sort(dev, T, K, E, ids, plan->choice_row.data, plan->row_token.data, plan->counts));
-
-    number_slots(plan);
-    bool by_id = true;
-    for (int32_t s = 0; s < E; s++) {
-        plan->slot_counts[s] = plan->counts[plan->order[s]];
-        by_id = by_id && plan->order[s] == s;
-    }
-    return by_id ? WB_OK : sort_by_slot(plan, T * K);
+    const int32_t *offsets = plan->host_offsets;
+    const int32_t S = wb_model_n_slots(model);
+    WB_TRY(dev->to_host(dev, plan->host_offsets, plan->offsets.data, ((size_t)S + 1) * sizeof *offsets));
+    for (int32_t s = 0; s < S; s++) plan->sent[s] = offsets[s + 1] - offsets[s];
+    for (uint32_t r = 0; r < (uint32_t)wb_comm_size(model->comm); r++)
+        plan->send_rows[r] = offsets[wb_placement_first_slot(model->placement, r + 1)] -
+                             offsets[wb_placement_first_slot(model->placement, r)];
+    plan->n_sent = offsets[S];
+    return WB_OK;
 }
 
-/* ---- rows of this rank's experts ------------------------------------------------------------------ */
-
-/* send_rows and receive_rows from the counts of both sides, and n. */
-static wb_status count_rows(wb_moe_plan *plan) {
-    wb_comm *comm = plan->model->comm;
-    const int32_t R = wb_comm_size(comm), n_local = wb_moe_plan_n_local(plan);
-    const int64_t *received = plan->received_counts.data;
+/* receive_rows and n from the counts of all sources. */
+static wb_status count_received(wb_layer_plan *plan) {
+    const wb_model *model = plan->model;
+    const int32_t here = (int32_t)wb_model_local_slots(model);
     int64_t n = 0;
-    for (int32_t r = 0; r < R; r++) {
-        plan->send_rows[r] = plan->receive_rows[r] = 0;
-        for (int32_t s = plan->rank_first[r]; s < plan->rank_first[r + 1]; s++)
-            plan->send_rows[r] += plan->slot_counts[s];
-        for (int32_t i = 0; i < n_local; i++) plan->receive_rows[r] += received[(int64_t)r * n_local + i];
+    for (int32_t r = 0; r < wb_comm_size(model->comm); r++) {
+        plan->receive_rows[r] = 0;
+        for (int32_t i = 0; i < here; i++) plan->receive_rows[r] += plan->received[(int64_t)r * here + i];
         n += plan->receive_rows[r];
     }
     if (n > INT32_MAX)
         return wb_fail(WB_CAPACITY, "rows for the experts of rank %d: expected at most %d, found %" PRId64,
-                       wb_comm_rank(comm), INT32_MAX, n);
+                       wb_comm_rank(model->comm), INT32_MAX, n);
     plan->n = n;
     return WB_OK;
 }
 
-/* Rows arrive by source rank, then local index; experts want them by local index, then source rank:
- * local_start and both maps. */
-static wb_status group_rows(wb_moe_plan *plan) {
-    const int32_t R = wb_comm_size(plan->model->comm), n_local = wb_moe_plan_n_local(plan);
-    const int64_t *received = plan->received_counts.data, n = plan->n;
-    WB_TRY(wb_reserve_host(plan->memory, &plan->index, 2 * n, sizeof(int32_t), "row order"));
-    int32_t *to_received = plan->index.data, *to_grouped = to_received + n;
-
-    plan->local_start[0] = 0;
-    for (int32_t i = 0; i < n_local; i++) {
-        plan->next_row[i] = plan->local_start[i];
-        plan->local_start[i + 1] = plan->local_start[i];
-        for (int32_t r = 0; r < R; r++) plan->local_start[i + 1] += received[(int64_t)r * n_local + i];
-    }
-    int32_t arrived = 0;
-    for (int32_t r = 0; r < R; r++)
-        for (int32_t i = 0; i < n_local; i++) /* after the rows of the ranks before r */
-            for (int64_t j = 0; j < received[(int64_t)r * n_local + i]; j++) {
-                to_received[plan->next_row[i]] = arrived;
-                to_grouped[arrived++] = (int32_t)plan->next_row[i]++;
-            }
-    WB_TRY(wb_upload(plan->memory, &plan->to_received, to_received, n, sizeof(int32_t)));
-    return wb_upload(plan->memory, &plan->to_grouped, to_grouped, n, sizeof(int32_t));
+/* Rows arrive by source rank, then slot; experts want them by slot, then source rank. */
+static wb_status group_rows(wb_layer_plan *plan) {
+    const wb_model *model = plan->model;
+    wb_device *dev = model->device;
+    const int32_t R = wb_comm_size(model->comm), here = (int32_t)wb_model_local_slots(model);
+    WB_TRY(wb_reserve(plan->memory, &plan->to_received, plan->n, 1, sizeof(int32_t)));
+    WB_TRY(wb_reserve(plan->memory, &plan->to_grouped, plan->n, 1, sizeof(int32_t)));
+    WB_TRY(dev->to_device(dev, plan->counts.data, plan->received, (size_t)(R * here) * sizeof(int32_t)));
+    const wb_moe_group group = {.n_sources = R,
+                                .n_slots = here,
+                                .counts = plan->counts.data,
+                                .offsets = plan->grouped_offsets.data,
+                                .to_received = plan->to_received.data,
+                                .to_grouped = plan->to_grouped.data};
+    return dev->moe_group(dev, &group);
 }
 
-static wb_status plan_among_ranks(wb_moe_plan *plan, wb_moe_exchange *exchange) {
-    const int32_t n_local = wb_moe_plan_n_local(plan);
-    WB_TRY(wb_moe_exchange_counts(exchange, plan->rank_first, n_local, plan->slot_counts,
-                                  plan->received_counts.data));
-    WB_TRY(count_rows(plan));
+wb_status wb_layer_plan_make(wb_layer_plan *plan, wb_moe_exchange *exchange, const wb_pass *pass,
+                             int32_t moe_index) {
+    WB_TRY(plan_pairs(plan, pass, moe_index));
+    if (!has_peers(plan)) return WB_OK;
+    WB_TRY(count_sent(plan));
+    WB_TRY(wb_moe_exchange_counts(exchange, plan->sent, plan->received));
+    WB_TRY(count_received(plan));
     return group_rows(plan);
-}
-
-wb_status wb_moe_plan_make(wb_moe_plan *plan, wb_moe_exchange *exchange, int64_t T, wb_ids ids) {
-    WB_TRY(sort_rows(plan, T, ids));
-    if (wb_comm_size(plan->model->comm) > 1) return plan_among_ranks(plan, exchange);
-    const int32_t E = plan->model->config.router.n_experts;
-    plan->local_start[0] = 0;
-    for (int32_t i = 0; i < E; i++) plan->local_start[i + 1] = plan->local_start[i] + plan->slot_counts[i];
-    plan->n = plan->local_start[E];
-    return WB_OK;
 }
 
 /* ---- rows read back ------------------------------------------------------------------------------- */
 
-/* expert_of_row[n_pairs] from where the rows of each slot begin, and from the placement. */
-static void name_rows(wb_moe_plan *plan, int32_t *expert_of_row) {
-    const wb_model *model = plan->model;
-    const int32_t E = model->config.router.n_experts;
-    int64_t row = 0;
-    for (int32_t s = 0; s < E; s++) {
-        plan->next_row[s] = row;
-        row += plan->slot_counts[s];
+static int32_t slot_of_row(const int32_t *offsets, int32_t n_slots, int32_t row) {
+    int32_t low = 0, high = n_slots;
+    while (high - low > 1) {
+        const int32_t middle = low + (high - low) / 2;
+        if (offsets[middle] <= row)
+            low = middle;
+        else
+            high = middle;
     }
-    for (int32_t e = 0; e < E; e++) {
-        const int32_t s = plan->rank_first[model->expert_rank[e]] + model->local_index[e];
-        for (int64_t i = 0; i < plan->slot_counts[s]; i++) expert_of_row[plan->next_row[s] + i] = e;
-    }
+    return low;
 }
 
 static void set_id(wb_ids ids, int64_t at, int32_t expert) {
@@ -196,24 +140,59 @@ static void set_id(wb_ids ids, int64_t at, int32_t expert) {
         ((uint16_t *)ids.data)[at] = (uint16_t)expert;
 }
 
-wb_status wb_moe_plan_used(wb_moe_plan *plan, int64_t T, wb_ids used) {
-    wb_device *dev = plan->model->device;
-    const int32_t K = plan->model->config.router.top_k;
-    const int64_t n_pairs = T * K;
-    const size_t bytes = (size_t)n_pairs * sizeof(int32_t);
-    int32_t *row_of = plan->index.data, *token_of_row = row_of + n_pairs,
-            *expert_of_row = token_of_row + n_pairs;
-    WB_TRY(dev->to_host(dev, row_of, plan->choice_row.data, bytes));
-    WB_TRY(dev->to_host(dev, token_of_row, plan->row_token.data, bytes));
-    name_rows(plan, expert_of_row);
-    for (int64_t i = 0; i < n_pairs; i++) {
-        const int32_t row = row_of[i];
-        if (row < 0 || row >= n_pairs || token_of_row[row] != i / K)
+/* What is read back of a pass. */
+typedef struct evidence {
+    const int32_t *pair_row, *row_token, *offsets;
+    int32_t n_slots;
+    wb_layer_map map;
+    wb_ids used;
+} evidence;
+
+/* The choices of a token that has rows. */
+static wb_status read_token(const evidence *e, int32_t K, int64_t t) {
+    for (int32_t k = 0; k < K; k++) {
+        const int32_t row = e->pair_row[t * K + k];
+        if (row < 0 || row >= e->offsets[e->n_slots] || e->row_token[row] != t)
             return wb_fail(WB_CORRUPT,
-                           "MoE plan: token %" PRId64 ", choice %" PRId64
-                           ": expected a row of this token, found row %d",
-                           i / K, i % K, row);
-        set_id(used, i / K * used.stride + i % K, expert_of_row[row]);
+                           "MoE plan: token %" PRId64
+                           ", choice %d: expected a row of this token, found row %d",
+                           t, k, row);
+        const int32_t slot = slot_of_row(e->offsets, e->n_slots, row);
+        set_id(e->used, t * e->used.stride + k, e->map.expert_of_slot[slot]);
+    }
+    return WB_OK;
+}
+
+/* A padding token's ids as they stand. */
+static wb_status copy_ids(const wb_model *model, wb_ids from, wb_ids to, int32_t K, int64_t t) {
+    const size_t size = wb_dtype_size(from.dtype), at = (size_t)(t * from.stride) * size;
+    return model->device->to_host(model->device, (uint8_t *)to.data + at, (const uint8_t *)from.data + at,
+                                  (size_t)K * size);
+}
+
+wb_status wb_layer_plan_used(wb_layer_plan *plan, const wb_pass *pass, int32_t moe_index) {
+    const wb_model *model = plan->model;
+    wb_device *dev = model->device;
+    const int32_t K = model->config.router.top_k, S = wb_model_n_slots(model);
+    const int64_t n_pairs = pass->T * K;
+    WB_TRY(
+        wb_reserve_host(plan->memory, &plan->used_rows, 2 * n_pairs + S + 1, sizeof(int32_t), "routes used"));
+    int32_t *pair_row = plan->used_rows.data, *row_token = pair_row + n_pairs, *offsets = row_token + n_pairs;
+    WB_TRY(dev->to_host(dev, pair_row, plan->pair_row.data, (size_t)n_pairs * sizeof(int32_t)));
+    WB_TRY(dev->to_host(dev, row_token, plan->row_token.data, (size_t)n_pairs * sizeof(int32_t)));
+    WB_TRY(dev->to_host(dev, offsets, plan->offsets.data, ((size_t)S + 1) * sizeof(int32_t)));
+    const evidence e = {.pair_row = pair_row,
+                        .row_token = row_token,
+                        .offsets = offsets,
+                        .n_slots = S,
+                        .map = wb_placement_layer(model->placement, (uint32_t)moe_index),
+                        .used = wb_moe_ids(model, pass->used, moe_index)};
+    const wb_ids ids = wb_moe_ids(model, pass->routing->ids, moe_index);
+    int64_t t = 0;
+    for (int64_t i = 0; i <= pass->n_padding; i++) {
+        const wb_row_run end = {pass->T, 0}, run = i < pass->n_padding ? pass->padding[i] : end;
+        for (; t < run.start; t++) WB_TRY(read_token(&e, K, t));
+        for (; t < run.start + run.n; t++) WB_TRY(copy_ids(model, ids, e.used, K, t));
     }
     return WB_OK;
 }

@@ -120,16 +120,17 @@ out_is_empty
 eplb_steps=(--ranks 2 --slots 10 --micro-batches 1 --algorithm balanced)
 expect 0 waybill_eplb "$golden/versions" "${eplb_steps[@]}" --json
 judge 't, f = run["traffic"], rows["balanced"]
-assert t["steps_by"] == "weight version 5..9" and t["steps"] == 2 and t["records"] == 9, t
-assert t["valid_rows"] == 8 * 39, t
+assert t["steps_by"] == "weight version 5..9" and t["steps"] == 2 and t["records"] == 8, t
+assert t["valid_rows"] == 8 * 39 and t["records_skipped"] == 1, t
 # Each step goes to other experts than the one before, so that its placement is of no use for the next.
 assert f["steps"][1]["balancedness"] > 0.95 and f["steps"][1]["balancedness_stale"] < 0.8, f'
 expect 0 waybill_eplb "$golden/versions" "${eplb_steps[@]}"
 out_has "2 steps of 1 micro-batch"
-out_has "9 records with 312 valid rows, steps by weight version 5..9"
+out_has "8 records with 312 valid rows, steps by weight version 5..9"
+out_has "skipped: 1 record without valid rows"
 expect 0 waybill_eplb "$golden/files" "${eplb_steps[@]}" --json
 judge 't, f = run["traffic"], rows["balanced"]
-assert t["steps_by"] == "file" and t["steps"] == 2 and t["records"] == 9, t
+assert t["steps_by"] == "file" and t["steps"] == 2 and t["records"] == 8, t
 assert f["steps"][1]["balancedness_stale"] > 0.95, f'
 expect 0 waybill_eplb "$golden/files" "${eplb_steps[@]}" --step-records 3 --json
 judge 't = run["traffic"]
@@ -138,6 +139,26 @@ expect 0 waybill_eplb "$golden/versions/part-0.wbr" "${eplb_steps[@]}" --json
 judge 'assert run["traffic"]["steps"] == 2, run["traffic"]'
 expect 0 waybill_eplb "$golden/files/part-0.wbr" "${eplb_steps[@]}" --json
 judge 'assert run["traffic"]["steps"] == 1, run["traffic"]'
+
+# ---- records without rows have no tokens: they are counted, and decide neither what makes a step nor fail one
+for kind in versions files; do
+    mkdir "$scratch/$kind"
+    cp "$golden/$kind"/*.wbr "$golden/unfed/part-2.wbr" "$scratch/$kind"
+done
+expect 0 waybill_eplb "$scratch/versions" "${eplb_steps[@]}" --json
+judge 't = run["traffic"]
+assert t["steps_by"] == "weight version 5..9" and t["steps"] == 2, t
+assert t["records"] == 8 and t["valid_rows"] == 8 * 39 and t["records_skipped"] == 3, t'
+expect 0 waybill_eplb "$scratch/files" "${eplb_steps[@]}" --json
+judge 't = run["traffic"]
+assert t["steps_by"] == "file" and t["steps"] == 2 and t["records"] == 8 and t["records_skipped"] == 3, t'
+expect 0 waybill_eplb "$scratch/files" "${eplb_steps[@]}" --step-records 3 --json
+judge 'assert run["traffic"]["steps"] == 3 and run["traffic"]["records"] == 8, run["traffic"]'
+expect 0 waybill_eplb "$scratch/versions" "${eplb_steps[@]}"
+out_has "skipped: 3 records without valid rows"
+expect 0 waybill_eplb "$dump" "${eplb_steps[@]}"
+out_lacks "skipped:"
+broken "unfed: expected valid rows, found none in 2 records" "$golden/unfed" "${eplb_steps[@]}"
 
 # ---- sizes of the experts: a dump does not say them
 expect 0 waybill_eplb "$dump" --ranks 4 --slots 12

@@ -15,6 +15,12 @@ expect 0 "$waybill" stats "$golden/good_sampling.wbr"
 out_has "sampling of 3 records, kept tokens of 2 (mean 2."
 expect 0 "$waybill" stats --json "$golden/good_sampling.wbr"
 out_has '"sampling":{"records":3,"masks":2,"mean_kept":2.'
+# Its first record alone, which has sampling without a mask: there is no mean of nothing.
+head -c "$(grep -abo golden-1 "$golden/good_sampling.wbr" | head -n 1 | cut -d : -f 1)" "$golden/good_sampling.wbr" >"$scratch/no_mask.wbr"
+expect 0 "$waybill" stats "$scratch/no_mask.wbr"
+grep -qx "sampling of 1 records, kept tokens of 0" "$scratch/out" || fault "expected no mean without masked tokens"
+expect 0 "$waybill" stats --json "$scratch/no_mask.wbr"
+out_has '"sampling":{"records":1,"masks":0},'
 for file in "$golden"/good_*.wbr; do
     expect 0 "$waybill" stats --json "$file"
     python 'import json, sys

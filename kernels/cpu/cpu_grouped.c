@@ -1,0 +1,92 @@
+/* cpu_grouped.c - the experts' products: a matrix for each group of adjacent rows, forward and backward.
+ *
+ * All groups are one list of products, so that threads share what is uneven. The rows of a group are summed
+ * into dw in ascending order. Refuses: which rows a group has (cpu_moe.c).
+ */
+#include "cpu/cpu_operands.h"
+#include "cpu/cpu_panel.h"
+
+/* The list of a call's products and its scratch, in the memory that an op's threads share. */
+typedef struct product_list {
+    wb_matmul *products;
+    int64_t *first;
+    int64_t count, work;
+} product_list;
+
+static wb_status list_open(wb_device *dev, const wb_grouped *g, product_list *out) {
+    const size_t most = 2 * (size_t)g->n_groups, bytes = most * sizeof(wb_matmul);
+    void *shared = NULL;
+    WB_TRY(wb_cpu_shared_reserve(dev, bytes + (most + 1) * sizeof(int64_t), &shared));
+    WB_TRY(wb_cpu_scratch_reserve(dev, PRODUCT_FLOATS * sizeof(float)));
+    *out = (product_list){.products = shared, .first = (int64_t *)(void *)((char *)shared + bytes)};
+    return WB_OK;
+}
+
+static void list_add(product_list *list, wb_matmul product) {
+    list->products[list->count++] = product;
+    list->work += WB_CPU(product_work)(&product);
+}
+
+static wb_status list_run(wb_device *dev, const product_list *list) {
+    const wb_matmul *opened = NULL;
+    if (list->work == 0) return WB_OK;
+    WB_TRY(WB_CPU(products_open)(dev, list->count, list->products, &opened));
+    WB_CPU(run_products)(dev, list->count, opened, list->work, list->first);
+    WB_CPU(products_close)(dev, list->count, list->products, opened);
+    return WB_OK;
+}
+
+static wb_weight group_weight(const wb_grouped *g, int32_t i) {
+    wb_weight w = g->w;
+    w.data = (char *)w.data + (size_t)(i * w.rows * w.cols) * wb_dtype_size(w.dtype);
+    return w;
+}
+
+static int64_t n_rows(const wb_grouped *g) {
+    return g->offsets[g->n_groups];
+}
+
+/* The rows of x in the order of the groups. */
+static wb_rows input(const wb_grouped *g, wb_rows x) {
+    return g->gather ? g->gathered : x;
+}
+
+static wb_status check(const char *op, wb_dtype x, wb_dtype y, wb_dtype w) {
+    WB_TRY(operand_check_like(op, "y", y, "x", x));
+    return operand_check(op, "w", w);
+}
+
+wb_status WB_CPU(grouped_matmul)(wb_device *dev, const wb_grouped *g, wb_rows x, wb_rows y, wb_rows act) {
+    const int64_t out = g->w.rows, in = g->w.cols;
+    product_list list;
+    WB_TRY(check("grouped_matmul", x.dtype, y.dtype, g->w.dtype));
+    if (g->gather) WB_TRY(WB_CPU(gather_rows)(dev, n_rows(g), in, g->gather, x, g->gathered));
+    WB_TRY(list_open(dev, g, &list));
+    const wb_rows from = input(g, x);
+    for (int32_t i = 0; i < g->n_groups; i++) {
+        const int64_t start = g->offsets[i], n = g->offsets[i + 1] - start;
+        if (n == 0) continue;
+        list_add(&list, wb_matmul_forward(n, wb_rows_from(from, start * in), group_weight(g, i),
+                                          wb_rows_from(y, start * out)));
+    }
+    WB_TRY(list_run(dev, &list));
+    return act.data ? WB_CPU(swiglu_forward)(dev, n_rows(g), out / 2, y, act) : WB_OK;
+}
+
+wb_status WB_CPU(grouped_matmul_backward)(wb_device *dev, const wb_grouped *g, wb_rows x, wb_rows dy,
+                                          float *dw, wb_rows dx, wb_rows gate_up) {
+    const int64_t out = g->w.rows, in = g->w.cols;
+    product_list list;
+    WB_TRY(check("grouped_matmul_backward", x.dtype, dy.dtype, g->w.dtype));
+    WB_TRY(list_open(dev, g, &list));
+    const wb_rows from = input(g, x);
+    for (int32_t i = 0; i < g->n_groups; i++) {
+        const int64_t start = g->offsets[i], n = g->offsets[i + 1] - start;
+        const wb_rows rows = wb_rows_from(dy, start * out);
+        if (n == 0) continue;
+        list_add(&list, wb_matmul_wgrad(n, in, out, rows, wb_rows_from(from, start * in), dw + i * out * in));
+        list_add(&list, wb_matmul_dgrad(n, rows, group_weight(g, i), wb_rows_from(dx, start * in), false));
+    }
+    WB_TRY(list_run(dev, &list));
+    return gate_up.data ? WB_CPU(swiglu_backward)(dev, n_rows(g), in, gate_up, dx, gate_up) : WB_OK;
+}

@@ -1,0 +1,64 @@
+/* moe_plan_host.c - see wb_moe_plan_host.h. Refuses: choosing replicas (wb_dispatch_rules.h). */
+#include "wb_check.h"
+#include "wb_dispatch_rules.h"
+#include "wb_moe_plan_host.h"
+
+#include <inttypes.h>
+#include <string.h>
+
+static uint32_t id_of(wb_ids ids, int64_t t, int32_t k) {
+    const int64_t at = t * ids.stride + k;
+    return ids.dtype == WB_U8 ? ((const uint8_t *)ids.data)[at] : ((const uint16_t *)ids.data)[at];
+}
+
+static bool is_padding(const wb_moe_plan *plan, int64_t t) {
+    return plan->direction && plan->direction[t] == WB_ROW_PADDING;
+}
+
+static wb_status check(const wb_moe_plan *plan) {
+    const int32_t K = plan->top_k;
+    if (K < 0 || plan->T > INT32_MAX / (K > 0 ? K : 1))
+        return wb_fail(WB_INVALID_ARGUMENT,
+                       "moe_plan: %" PRId64 " tokens of %d choices: more pairs than an i32 can number",
+                       plan->T, K);
+    for (int64_t t = 0; t < plan->T; t++)
+        for (int32_t k = 0; k < K; k++)
+            if (id_of(plan->ids, t, k) >= (uint32_t)plan->n_experts)
+                return wb_fail(WB_INVALID_ARGUMENT,
+                               "moe_plan: ids: row %" PRId64 ", choice %d: expected an id below %d, found %u",
+                               t, k, plan->n_experts, id_of(plan->ids, t, k));
+    return WB_OK;
+}
+
+/* pair_row (=) the slot of each pair, -1 for padding; offsets[s + 1] (=) how many there are of slot s. */
+static void choose_slots(const wb_moe_plan *plan) {
+    memset(plan->offsets, 0, ((size_t)plan->n_slots + 1) * sizeof *plan->offsets);
+    for (int64_t t = 0; t < plan->T; t++) {
+        int32_t *slots = plan->pair_row + t * plan->top_k;
+        if (is_padding(plan, t)) {
+            for (int32_t k = 0; k < plan->top_k; k++) slots[k] = -1;
+            continue;
+        }
+        const uint64_t key = plan->tokens ? wb_dispatch_key(plan->tokens[t], plan->pos[t]) : 0;
+        for (int32_t k = 0; k < plan->top_k; k++) {
+            slots[k] = wb_dispatch_slot(&plan->rule, id_of(plan->ids, t, k), key);
+            plan->offsets[slots[k] + 1]++;
+        }
+    }
+}
+
+wb_status wb_moe_plan_host(const wb_moe_plan *plan, int32_t *next) {
+    WB_TRY(check(plan));
+    choose_slots(plan);
+    for (int32_t s = 0; s < plan->n_slots; s++) {
+        plan->offsets[s + 1] += plan->offsets[s];
+        next[s] = plan->offsets[s];
+    }
+    for (int64_t i = 0; i < plan->T * plan->top_k; i++) {
+        const int32_t slot = plan->pair_row[i];
+        if (slot < 0) continue;
+        plan->row_token[next[slot]] = (int32_t)(i / plan->top_k);
+        plan->pair_row[i] = next[slot]++;
+    }
+    return WB_OK;
+}

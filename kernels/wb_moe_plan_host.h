@@ -1,0 +1,12 @@
+/* wb_moe_plan_host.h - the op moe_plan in host memory (not installed): the CPU's op, and what plans a
+ * replayed step before it runs, which must be the same bytes. */
+#ifndef WB_MOE_PLAN_HOST_H
+#define WB_MOE_PLAN_HOST_H
+
+#include "wb_kernels.h"
+
+/* As wb_moe_plan_fn, all arrays host memory. next: [S] scratch. INVALID_ARGUMENT, with nothing written, when
+ * T * K does not fit an i32 and for an id of E or more. */
+wb_status wb_moe_plan_host(const wb_moe_plan *plan, int32_t *next);
+
+#endif

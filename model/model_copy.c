@@ -1,0 +1,97 @@
+/* model_copy.c - the weights of one model into another, of this rank's storages only. Refuses: weights that
+ * are on other ranks. */
+#include "model_weights.h"
+
+#include <inttypes.h>
+
+/* ---- where an expert of this rank is --------------------------------------------------------- */
+
+/* [local slots] what a MoE layer's slots of this rank hold. */
+static const int32_t *local_experts(const wb_model *m, int32_t moe_layer) {
+    return wb_placement_layer(m->placement, (uint32_t)moe_layer).expert_of_slot + wb_model_first_slot(m);
+}
+
+/* The local slot that holds the expert: slot `near` where it does, so that neighbours stay neighbours, else
+ * the first; -1: none. */
+static int64_t slot_of(const wb_model *m, int32_t moe_layer, int32_t expert, int64_t near) {
+    const int64_t n = wb_model_local_slots(m), first = wb_model_first_slot(m);
+    if (near < n && local_experts(m, moe_layer)[near] == expert) return near;
+    const wb_layer_map map = wb_placement_layer(m->placement, (uint32_t)moe_layer);
+    for (uint32_t i = map.replica_begin[expert]; i < map.replica_begin[expert + 1]; i++) {
+        const int64_t slot = (int64_t)map.replicas[i].slot - first;
+        if (slot >= 0 && slot < n) return slot;
+    }
+    return -1;
+}
+
+/* ---- checks ---------------------------------------------------------------------------------- */
+
+static wb_status check_experts(const wb_model *to, const wb_model *from, int32_t moe_layer) {
+    const int32_t *experts = local_experts(to, moe_layer);
+    for (int64_t s = 0; s < wb_model_local_slots(to); s++)
+        if (experts[s] >= 0 && slot_of(from, moe_layer, experts[s], s) < 0)
+            return wb_fail(WB_MISMATCH,
+                           "copy weights: layer %" PRIu32 ", expert %" PRId32
+                           ": expected it on rank %d in both models, found it on other ranks in the source",
+                           to->route_model.moe_layers[moe_layer], experts[s], wb_comm_rank(to->comm));
+    return WB_OK;
+}
+
+static wb_status check_copy(const wb_model *to, const wb_model *from) {
+    WB_TRY(wb_route_model_match(&from->route_model, &to->route_model));
+    if (wb_comm_rank(to->comm) != wb_comm_rank(from->comm) ||
+        wb_comm_size(to->comm) != wb_comm_size(from->comm))
+        return wb_fail(WB_MISMATCH, "copy weights: expected rank %d of %d, found rank %d of %d",
+                       wb_comm_rank(from->comm), wb_comm_size(from->comm), wb_comm_rank(to->comm),
+                       wb_comm_size(to->comm));
+    if (to->device->backend != from->device->backend)
+        return wb_fail(WB_MISMATCH, "copy weights: expected device %s, found %s", from->device->name,
+                       to->device->name);
+    for (int32_t l = 0; l < (int32_t)to->route_model.n_moe_layers; l++) WB_TRY(check_experts(to, from, l));
+    return WB_OK;
+}
+
+/* ---- the copy -------------------------------------------------------------------------------- */
+
+static void *element(const wb_param *param, int64_t i) {
+    return (uint8_t *)param->memory.data + (size_t)i * wb_dtype_size(param->dtype);
+}
+
+/* n elements from to_first and from_first on. */
+static wb_status copy_elements(wb_device *dev, const wb_param *to, int64_t to_first, const wb_param *from,
+                               int64_t from_first, int64_t n) {
+    void *write = element(to, to_first), *read = element(from, from_first);
+    if (to->dtype == from->dtype) return dev->copy(dev, write, read, (size_t)n * wb_dtype_size(to->dtype));
+    if (dev->cast) return dev->cast(dev, n, (wb_rows){read, from->dtype}, (wb_rows){write, to->dtype});
+    return wb_fail(WB_UNSUPPORTED, "copy weights: device %s cannot cast %s to %s", dev->name,
+                   wb_dtype_name(from->dtype), wb_dtype_name(to->dtype));
+}
+
+/* Slots that are neighbours on both sides are copied together: between models of one placement the whole
+ * storage is, where no slot is empty. */
+static wb_status copy_slots(const wb_model *to, const wb_model *from, int32_t i) {
+    const wb_param *t = &to->params[i], *f = &from->params[i];
+    const int32_t *experts = local_experts(to, t->moe_layer);
+    const int64_t n_slots = wb_model_local_slots(to);
+    for (int64_t s = 0, n; s < n_slots; s += n) {
+        n = 1;
+        if (experts[s] < 0) continue;
+        const int64_t source = slot_of(from, t->moe_layer, experts[s], s);
+        while (s + n < n_slots && experts[s + n] >= 0 &&
+               slot_of(from, t->moe_layer, experts[s + n], s + n) == source + n)
+            n++;
+        WB_TRY(copy_elements(to->device, t, s * t->slot_elements, f, source * t->slot_elements,
+                             n * t->slot_elements));
+    }
+    return WB_OK;
+}
+
+wb_status wb_model_copy_weights(wb_model *to, const wb_model *from) {
+    WB_TRY(check_copy(to, from));
+    for (int32_t i = 0; i < to->n_params; i++) {
+        const wb_param *t = &to->params[i];
+        WB_TRY(t->moe_layer >= 0 ? copy_slots(to, from, i)
+                                 : copy_elements(to->device, t, 0, &from->params[i], 0, t->n));
+    }
+    return WB_OK;
+}

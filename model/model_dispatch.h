@@ -1,0 +1,22 @@
+/* model_dispatch.h - where this rank's tokens go in each MoE layer, on the device, for the ops that plan
+ * rows. Refuses: the rule (wb_dispatch_rules.h), the maps (eplb/). */
+#ifndef WB_MODEL_DISPATCH_H
+#define WB_MODEL_DISPATCH_H
+
+#include "model_weights.h"
+
+/* S: slots of all ranks. */
+static inline int32_t wb_model_n_slots(const wb_model *model) {
+    return (int32_t)wb_placement_topology(model->placement)->n_slots;
+}
+
+/* Memory for the tables, and the tables of the present placement. Of a model with MoE layers. */
+wb_status wb_model_dispatch_open(wb_model *model, wb_dispatch_policy policy);
+
+/* Those of MoE layer l again, whose map has changed. */
+wb_status wb_model_dispatch_fill(wb_model *model, uint32_t l);
+
+/* For tokens of this rank. */
+wb_dispatch_rule wb_model_dispatch_rule(const wb_model *model, int32_t moe_index);
+
+#endif

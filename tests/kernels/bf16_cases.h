@@ -1,0 +1,235 @@
+/* bf16_cases.h - every op that takes rows, as a case that test_ops_bf16 can run on operands of either dtype:
+ * which operands it has, how it uses them, and what it takes beside them. Included by that test alone. */
+#ifndef WB_BF16_CASES_H
+#define WB_BF16_CASES_H
+
+#include "ops_test.h"
+
+enum { T = 23, W = 38, DEEP = 300, V = 9, POOL = 32, GUARD = 5, MAX_OPERANDS = 7 };
+enum { FIRST_LENGTH = 14, HEADS = 2, HEAD_DIM = W / HEADS, ROT = 14 };
+
+/* ---- what ops take beside rows --------------------------------------------------------------- */
+
+static float *weights, *vector;          /* [W, DEEP], [DEEP] */
+static uint16_t *half_weights;           /* [W, DEEP] */
+static float *sums;                      /* [W * DEEP] out: gradients of weights, which begin at random */
+static float *cosines, *sines;           /* [T, ROT / 2] */
+static int32_t tokens[T], index_of[T];   /* below V; each of 0..T - 1 once */
+static int32_t seq[T], pos[T];           /* two sequences */
+static int32_t single[2 * T], blocks[2]; /* their rows in a pool of blocks of 1, and of 16 */
+static int64_t rows_of[T];               /* their rows in the pool of blocks of 1 */
+
+static void open_sides(void) {
+    weights = random_floats(W * DEEP, -1, 1), vector = random_floats(DEEP, -1, 1);
+    half_weights = xalloc(W * DEEP, sizeof *half_weights);
+    for (int i = 0; i < W * DEEP; i++) half_weights[i] = wb_f32_to_bf16(weights[i]);
+    cosines = random_floats(T * ROT / 2, -1, 1), sines = random_floats(T * ROT / 2, -1, 1);
+    blocks[0] = 1, blocks[1] = 0;
+    for (int t = 0; t < T; t++) {
+        tokens[t] = (int32_t)rng_range(0, V - 1);
+        index_of[t] = t * 9 % T; /* 9 and 23 have no common factor */
+        seq[t] = t >= FIRST_LENGTH, pos[t] = t - seq[t] * FIRST_LENGTH;
+        rows_of[t] = single[seq[t] * T + pos[t]] = index_of[t];
+    }
+}
+
+static void close_sides(void) {
+    free(weights), free(vector), free(half_weights), free(cosines), free(sines);
+}
+
+/* ---- the ops --------------------------------------------------------------------------------- */
+
+/* n rows of the T, from row `begin` on, of which operands r begin. */
+typedef wb_status run_fn(wb_device *dev, int64_t n, const wb_rows *r);
+
+static int64_t begin;
+
+static wb_weight float_matrix(void) {
+    return matrix(weights, WB_F32, W, DEEP);
+}
+
+static wb_status one_product(wb_device *dev, wb_matmul m) {
+    return dev->matmul(dev, 1, &m);
+}
+
+#define OP(name) static wb_status run_##name(wb_device *dev, int64_t n, const wb_rows *r)
+
+OP(product) {
+    return one_product(dev, wb_matmul_forward(n, r[0], float_matrix(), r[1]));
+}
+OP(half_product) {
+
+    return one_product(dev, wb_matmul_forward(n, r[0], matrix(half_weights, WB_BF16, W, DEEP), r[1]));
+}
+OP(dgrad) {
+    return one_product(dev, wb_matmul_dgrad(n, r[0], float_matrix(), r[1], false));
+}
+OP(dgrad_on_top) {
+    return one_product(dev, wb_matmul_dgrad(n, r[0], float_matrix(), r[1], true));
+}
+OP(wgrad) {
+    return one_product(dev, wb_matmul_wgrad(n, DEEP, W, r[0], r[1], sums));
+}
+OP(embed) {
+    return dev->embed_forward(dev, n, tokens + begin, matrix(weights, WB_F32, V, W), r[0]);
+}
+OP(embed_backward) {
+    return dev->embed_backward(dev, n, W, tokens + begin, r[0], sums);
+}
+OP(norm) {
+    return dev->rmsnorm_forward(dev, n, W, r[0], vector, 1e-6f, r[1]);
+}
+OP(norm_in_place) {
+    return dev->rmsnorm_forward(dev, n, W, r[0], vector, 1e-6f, r[0]);
+}
+OP(norm_backward) {
+
+    return dev->rmsnorm_backward(dev, n, W, r[0], vector, 1e-6f, r[1], r[2], n == T ? sums : NULL);
+}
+OP(norm_backward_in_place) {
+
+    return dev->rmsnorm_backward(dev, n, W, r[0], vector, 1e-6f, r[1], r[1], n == T ? sums : NULL);
+}
+OP(rope) {
+    return dev->rope(dev, n, HEADS, HEAD_DIM, ROT, pos + begin, cosines, sines, false, r[0]);
+}
+OP(rope_back) {
+    return dev->rope(dev, n, HEADS, HEAD_DIM, ROT, pos + begin, cosines, sines, true, r[0]);
+}
+OP(gather) {
+    return dev->gather_rows(dev, n, W, index_of + begin, r[0], r[1]);
+}
+OP(scatter) {
+    return dev->scatter_rows(dev, n, W, index_of + begin, r[0], r[1]);
+}
+OP(kv_write) {
+    return dev->kv_write(dev, n, W, r[0], rows_of + begin, r[1]);
+}
+OP(swiglu) {
+    return dev->swiglu_forward(dev, n, W, r[0], r[1]);
+}
+OP(swiglu_backward) {
+    return dev->swiglu_backward(dev, n, W, r[0], r[1], r[2]);
+}
+OP(swiglu_backward_in_place) {
+    return dev->swiglu_backward(dev, n, W, r[0], r[1], r[0]);
+}
+OP(add) {
+    return dev->add(dev, n * W, r[0], r[1]);
+}
+OP(bias) {
+    return dev->bias_forward(dev, n, W, vector, r[0]);
+}
+OP(bias_backward) {
+    return dev->bias_backward(dev, n, W, r[0], sums);
+}
+OP(clamp) {
+    return dev->clamp(dev, n * W, 1.3f, r[0]);
+}
+OP(clamp_backward) {
+    return dev->clamp_backward(dev, n * W, 1.3f, r[0], r[1]);
+}
+
+static wb_attention attention_of(int64_t n, const wb_rows *r, bool blocked) {
+    return (wb_attention){.T = n,
+                          .n_heads = HEADS,
+                          .n_kv_heads = 1,
+                          .head_dim = HEAD_DIM,
+                          .scale = 0.37f,
+                          .q = r[0],
+                          .k = r[1],
+                          .v = r[2],
+                          .seq = seq + begin,
+                          .pos = pos + begin,
+                          .blocks = blocked ? blocks : single,
+                          .max_blocks = blocked ? 1 : T,
+                          .block_size = blocked ? 16 : 1};
+}
+
+OP(attention) {
+    const wb_attention a = attention_of(n, r, false);
+    return dev->attention_forward(dev, &a, r[3]);
+}
+OP(attention_in_blocks) {
+    const wb_attention a = attention_of(n, r, true);
+    return dev->attention_forward(dev, &a, r[3]);
+}
+OP(attention_backward) {
+    const wb_attention a = attention_of(n, r, false);
+    return dev->attention_backward(dev, &a, r[3], r[4], r[5], r[6]);
+}
+
+/* IN is read, OUT written, SUM both. WHOLE: POOL rows, not one of T; FLOAT: f32 whatever the others are. */
+enum { IN = 1, OUT = 2, SUM = IN | OUT, WHOLE = 4, FLOAT = 8 };
+
+typedef struct operand_spec {
+    const char *name;
+    int64_t width;
+    int use;
+} operand_spec;
+
+typedef struct op_case {
+    const char *name;
+    run_fn *run;
+    bool by_row, any_dtypes; /* rows may come in several calls; operands may be of unlike dtypes */
+    operand_spec operands[MAX_OPERANDS + 1]; /* up to width 0 */
+} op_case;
+
+#define KV                         \
+    {"k", HEAD_DIM, IN | WHOLE}, { \
+        "v", HEAD_DIM, IN | WHOLE  \
+    }
+// clang-format off: an op a line
+static const op_case cases[] = {
+    {"matmul", run_product, true, true, {{"a", DEEP, IN}, {"c", W, OUT}}},
+    {"matmul", run_product, true, true, {{"a", DEEP, IN}, {"c", W, OUT | FLOAT}}},
+    {"matmul", run_half_product, true, true, {{"a", DEEP, IN}, {"c", W, OUT}}},
+    {"matmul", run_dgrad, true, true, {{"a", W, IN}, {"c", DEEP, OUT}}},
+    {"matmul", run_dgrad, true, true, {{"a", W, IN | FLOAT}, {"c", DEEP, OUT}}},
+    {"matmul", run_dgrad_on_top, true, true, {{"a", W, IN}, {"c", DEEP, SUM}}},
+    {"matmul", run_wgrad, false, true, {{"a", W, IN}, {"b", DEEP, IN}}},
+    {"matmul", run_wgrad, false, true, {{"a", W, IN | FLOAT}, {"b", DEEP, IN}}},
+    {"embed_forward", run_embed, true, false, {{"y", W, OUT}}},
+    {"embed_backward", run_embed_backward, false, false, {{"dy", W, IN}}},
+    {"rmsnorm_forward", run_norm, true, false, {{"x", W, IN}, {"y", W, OUT}}},
+    {"rmsnorm_forward", run_norm_in_place, true, false, {{"x", W, SUM}}},
+    {"rmsnorm_backward", run_norm_backward, true, false, {{"x", W, IN}, {"dy", W, IN}, {"dx", W, OUT}}},
+    {"rmsnorm_backward", run_norm_backward_in_place, true, false, {{"x", W, IN}, {"dy", W, SUM}}},
+    {"rope", run_rope, true, false, {{"x", W, SUM}}},
+    {"rope", run_rope_back, true, false, {{"x", W, SUM}}},
+    {"gather_rows", run_gather, true, false, {{"in", W, IN | WHOLE}, {"out", W, OUT}}},
+    {"scatter_rows", run_scatter, true, false, {{"in", W, IN}, {"out", W, SUM | WHOLE}}},
+    {"kv_write", run_kv_write, true, true, {{"x", W, IN}, {"cache", W, SUM | WHOLE}}},
+    {"swiglu_forward", run_swiglu, true, false, {{"gate_up", 2 * W, IN}, {"out", W, OUT}}},
+    {"swiglu_backward",
+     run_swiglu_backward,
+     true,
+     false,
+     {{"gate_up", 2 * W, IN}, {"dout", W, IN}, {"dgate_up", 2 * W, OUT}}},
+    {"swiglu_backward",
+     run_swiglu_backward_in_place,
+     true,
+     false,
+     {{"gate_up", 2 * W, SUM}, {"dout", W, IN}}},
+    {"add", run_add, true, false, {{"x", W, IN}, {"y", W, SUM}}},
+    {"bias_forward", run_bias, true, false, {{"y", W, SUM}}},
+    {"bias_backward", run_bias_backward, false, false, {{"dy", W, IN}}},
+    {"clamp", run_clamp, true, false, {{"x", W, SUM}}},
+    {"clamp_backward", run_clamp_backward, true, false, {{"x", W, IN}, {"dx", W, SUM}}},
+    {"attention_forward", run_attention, true, false, {{"q", W, IN}, KV, {"out", W, OUT}}},
+    {"attention_forward", run_attention_in_blocks, true, false, {{"q", W, IN}, KV, {"out", W, OUT}}},
+    {"attention_backward",
+     run_attention_backward,
+     false,
+     false,
+     {{"q", W, IN},
+      KV,
+      {"dout", W, IN},
+      {"dq", W, OUT},
+      {"dk", HEAD_DIM, SUM | WHOLE},
+      {"dv", HEAD_DIM, SUM | WHOLE}}},
+};
+// clang-format on
+enum { N_CASES = sizeof cases / sizeof cases[0] };
+
+#endif

@@ -1,0 +1,177 @@
+/* test_ops_bf16.c - the contract of bf16 operands (wb_kernels.h, Numbers): every op on bf16 gives what it
+ * gives on the widened operands in f32, rounded; for every instruction set and thread count, and for rows
+ * alone. */
+#include "bf16_cases.h"
+#include "support/cpu_split.h"
+
+#include <math.h>
+
+/* ---- one run of a case ----------------------------------------------------------------------- */
+
+/* Operands in memory of their own, each with GUARD elements after it that are nobody's, and `sums`. */
+typedef struct run {
+    wb_rows rows[MAX_OPERANDS];
+    float *sums; /* [W * DEEP] */
+} run;
+
+static int64_t count_of(const operand_spec *o) {
+    return (o->use & WHOLE ? POOL : T) * o->width + GUARD;
+}
+
+/* bf16, and f32 where it has to be, of random values; what is only written begins as NaN. */
+static run random_run(const op_case *c) {
+    run r = {.sums = random_floats(W * DEEP, -1, 1)};
+    for (int i = 0; c->operands[i].width > 0; i++) {
+        const operand_spec *o = &c->operands[i];
+        const wb_dtype dtype = o->use & FLOAT ? WB_F32 : WB_BF16;
+        r.rows[i] = (wb_rows){xalloc(count_of(o), wb_dtype_size(dtype)), dtype};
+        for (int64_t j = 0; j < count_of(o); j++) {
+            const bool poisoned = !(o->use & IN) && j < count_of(o) - GUARD;
+            const float x = poisoned ? NAN : rng_uniform(-4, 4);
+            if (o->use & FLOAT)
+                ((float *)r.rows[i].data)[j] = x;
+            else
+                ((uint16_t *)r.rows[i].data)[j] = wb_f32_to_bf16(x);
+        }
+    }
+    return r;
+}
+
+static float element(wb_rows rows, int64_t i) {
+    return rows.dtype == WB_F32 ? ((const float *)rows.data)[i]
+                                : wb_bf16_to_f32(((const uint16_t *)rows.data)[i]);
+}
+
+/* A copy of `from`, whose bf16 operands are widened where `wide`. */
+static run copy_of(const op_case *c, const run *from, bool wide) {
+    run r = {.sums = copied(from->sums, W * DEEP)};
+    for (int i = 0; c->operands[i].width > 0; i++) {
+        const wb_dtype dtype = wide ? WB_F32 : from->rows[i].dtype;
+        const int64_t n = count_of(&c->operands[i]);
+        r.rows[i] = (wb_rows){xalloc(n, wb_dtype_size(dtype)), dtype};
+        for (int64_t j = 0; j < n; j++) {
+            if (dtype == WB_F32)
+                ((float *)r.rows[i].data)[j] = element(from->rows[i], j);
+            else
+                ((uint16_t *)r.rows[i].data)[j] = ((const uint16_t *)from->rows[i].data)[j];
+        }
+    }
+    return r;
+}
+
+static void free_run(run *r) {
+    for (int i = 0; i < MAX_OPERANDS; i++) free(r->rows[i].data);
+    free(r->sums);
+}
+
+/* The case over all T rows, up to `step` of them in a call. */
+static void compute(const op_case *c, wb_device *dev, int64_t step, run *r) {
+    sums = r->sums;
+    for (begin = 0; begin < T; begin += step) {
+        wb_rows rows[MAX_OPERANDS] = {{0}};
+        for (int i = 0; c->operands[i].width > 0; i++)
+            rows[i] = c->operands[i].use & WHOLE ? r->rows[i]
+                                                 : wb_rows_from(r->rows[i], begin * c->operands[i].width);
+        assert_ok(c->run(dev, T - begin < step ? T - begin : step, rows));
+    }
+}
+
+/* Every operand, what was only read and what lies behind it too: `wide` rounded, bit for bit. */
+static void compare(const op_case *c, const wb_device *dev, int64_t step, const run *wide, const run *found) {
+    for (int i = 0; c->operands[i].width > 0; i++) {
+        const operand_spec *o = &c->operands[i];
+        for (int64_t j = 0; j < count_of(o); j++) {
+            const float x = element(wide->rows[i], j), y = element(found->rows[i], j);
+            const float expected = o->use & FLOAT ? x : wb_bf16_to_f32(wb_f32_to_bf16(x));
+            if (!(y == expected) || signbit(y) != signbit(expected))
+                fail_msg("%s (case %d), %s, %d threads, %" PRId64 " rows a call: %s[%" PRId64
+                         "]: expected %.9g, found %.9g",
+                         c->name, (int)(c - cases), dev->name, dev->threads, step, o->name, j,
+                         (double)expected, (double)y);
+        }
+    }
+    if (step == T) assert_same_bits(found->sums, wide->sums, W * DEEP, c->name);
+}
+
+static void check_case(const op_case *c, wb_device *generic, wb_device *dev) {
+    run start = random_run(c), wide = copy_of(c, &start, true);
+    compute(c, generic, T, &wide);
+    const int64_t steps[] = {T, 1, rng_range(2, 9)};
+    for (int i = 0; i < (c->by_row ? 3 : 1); i++) {
+        run found = copy_of(c, &start, false);
+        compute(c, dev, steps[i], &found);
+        compare(c, dev, steps[i], &wide, &found);
+        free_run(&found);
+    }
+    free_run(&start), free_run(&wide);
+}
+
+static void test_bf16_is_f32_rounded(void **state) {
+    (void)state;
+    const char *isas[] = {"generic", "v3", "v4"};
+    wb_device *generic = NULL;
+    assert_ok(wb_cpu_open_isa("generic", 1, &generic));
+    open_sides();
+    cpu_split.always = true;
+    for (int i = 0; i < 3; i++)
+        for (int threads = 1; threads <= 3; threads += 2) {
+            wb_device *dev = NULL;
+            if (wb_cpu_open_isa(isas[i], threads, &dev) != WB_OK) continue;
+            for (int round = 0; round < 3; round++)
+                for (int c = 0; c < N_CASES; c++) check_case(&cases[c], generic, dev);
+            wb_device_close(dev);
+        }
+    cpu_split.always = false;
+    close_sides();
+    wb_device_close(generic);
+}
+
+/* ---- refusals -------------------------------------------------------------------------------- */
+
+/* The case with operand i said to be of `dtype`: refused by its name, nothing written. */
+static void check_refusal(const op_case *c, wb_device *dev, int i, wb_dtype dtype) {
+    run start = random_run(c), r = copy_of(c, &start, false);
+    wb_rows rows[MAX_OPERANDS];
+    memcpy(rows, r.rows, sizeof rows);
+    rows[i].dtype = dtype;
+    sums = r.sums, begin = 0;
+    assert_int_equal(c->run(dev, T, rows), WB_INVALID_ARGUMENT);
+    const char *message = wb_error_message();
+    const bool named = strstr(message, c->operands[i].name) || i == 0;
+    if (!strstr(message, c->name) || !named || !strstr(message, "expected") || !strstr(message, "found"))
+        fail_msg("%s, %s: found the message: %s", c->name, c->operands[i].name, message);
+    for (int k = 0; c->operands[k].width > 0; k++)
+        assert_memory_equal(r.rows[k].data, start.rows[k].data,
+                            (size_t)count_of(&c->operands[k]) * wb_dtype_size(r.rows[k].dtype));
+    assert_same_bits(r.sums, start.sums, W * DEEP, c->name);
+    free_run(&start), free_run(&r);
+}
+
+static void test_other_dtypes_are_refused(void **state) {
+    (void)state;
+    wb_device *dev = open_cpu(1);
+    open_sides();
+    for (int c = 0; c < N_CASES; c++)
+        for (int i = 0; cases[c].operands[i].width > 0; i++) {
+            check_refusal(&cases[c], dev, i, WB_F16);
+            const bool others = cases[c].operands[0].width > 0 && cases[c].operands[1].width > 0;
+            if (others && !cases[c].any_dtypes) check_refusal(&cases[c], dev, i, WB_F32);
+        }
+    uint16_t x[1] = {0};
+    float cache[1] = {7};
+    const wb_rows half = {x, WB_BF16};
+    assert_int_equal(dev->kv_write(dev, 1, 1, half, rows_of, wb_f32_rows(cache)), WB_INVALID_ARGUMENT);
+    assert_string_equal(wb_error_message(), "kv_write: cache: expected bf16 like x, found f32");
+    assert_true(cache[0] == 7);
+    close_sides();
+    wb_device_close(dev);
+}
+
+int main(int argc, char **argv) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_bf16_is_f32_rounded),
+        cmocka_unit_test(test_other_dtypes_are_refused),
+    };
+    rng_open(argc, argv);
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
