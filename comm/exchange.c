@@ -1,6 +1,6 @@
 /* exchange.c - the data plane over any adapter: made, closed, its works in flight, their groups and their
- * end, and how it dies. Refuses: what a group is made of (exchange_ops.c), how its items travel
- * (adapters). */
+ * end, and how it dies. Refuses: what a group is made of (exchange_ops.c, exchange_parts.c), how its items
+ * travel (adapters). */
 #include "comm_state.h"
 #include "exchange_state.h"
 #include "wb_check.h"
@@ -140,11 +140,6 @@ wb_status wb_exchange_begin(wb_exchange *exchange, wb_exchange_kind kind, size_t
     work->group.n = 0;
     *work_out = work;
     return WB_OK;
-}
-
-void wb_exchange_put(wb_exchange_work *work, wb_transfer transfer) {
-    wb_exchange_group *group = &work->group;
-    group->items[group->n++] = (wb_exchange_item){.transfer = transfer, .group = group};
 }
 
 static wb_status start_group(wb_exchange *exchange, wb_exchange_work *work) {

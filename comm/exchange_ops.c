@@ -1,34 +1,14 @@
 /* exchange_ops.c - the calls of the data plane, each as a group of sends and receives: all-to-all-v,
- * all-gather, and sums in rank order, whatever way their parts travel. What a rank has for itself is copied
- * at the start. Refuses: the sums of an adapter, whose order is not fixed. */
+ * all-gather, sums whose parts travel to their owner, groups. What a rank has for itself is copied at the
+ * start. Refuses: adding up (exchange_parts.c). */
 #include "comm_state.h"
 #include "exchange_state.h"
 #include "wb_check.h"
 
 #include <string.h>
 
-/* The i-th rank that this one sends to and the i-th that it receives from, i = 1 .. R-1: in every round each
- * rank has one of either. */
-static int send_peer(const wb_exchange *exchange, int i) {
-    return (exchange->rank + i) % exchange->ranks;
-}
-
-static int receive_peer(const wb_exchange *exchange, int i) {
-    return (exchange->rank - i + exchange->ranks) % exchange->ranks;
-}
-
-/* NULL stays NULL: a part without bytes may have no buffer. */
-static void *offset_by(const void *buffer, size_t bytes) {
-    return buffer ? (void *)((uintptr_t)buffer + bytes) : NULL;
-}
-
 static size_t room_of_all(const wb_exchange *exchange) {
     return 2 * (size_t)exchange->ranks;
-}
-
-wb_status wb_exchange_copy(wb_exchange *exchange, void *to, const void *from, size_t bytes) {
-    if (bytes == 0) return WB_OK;
-    return exchange->memory.copy(exchange->memory.context, to, from, bytes);
 }
 
 /* ---- all-to-all-v -------------------------------------------------------------------------------- */
@@ -45,13 +25,14 @@ wb_status wb_exchange_start_all_to_all_v(wb_exchange *exchange, const void *send
     wb_exchange_work *work;
     WB_TRY(wb_exchange_begin(exchange, WB_EXCHANGE_ALL_TO_ALL_V, room_of_all(exchange), &work));
     for (int i = 1; i < exchange->ranks; i++) {
-        const int from = receive_peer(exchange, i), to = send_peer(exchange, i);
+        const int from = wb_exchange_receive_peer(exchange, i), to = wb_exchange_send_peer(exchange, i);
+        wb_exchange_put(
+            work, (wb_transfer){from, true, wb_exchange_offset(recv, recv_offsets[from]), recv_bytes[from]});
         wb_exchange_put(work,
-                        (wb_transfer){from, true, offset_by(recv, recv_offsets[from]), recv_bytes[from]});
-        wb_exchange_put(work, (wb_transfer){to, false, offset_by(send, send_offsets[to]), send_bytes[to]});
+                        (wb_transfer){to, false, wb_exchange_offset(send, send_offsets[to]), send_bytes[to]});
     }
-    const wb_status copied = wb_exchange_copy(exchange, offset_by(recv, recv_offsets[me]),
-                                              offset_by(send, send_offsets[me]), send_bytes[me]);
+    const wb_status copied = wb_exchange_copy(exchange, wb_exchange_offset(recv, recv_offsets[me]),
+                                              wb_exchange_offset(send, send_offsets[me]), send_bytes[me]);
     WB_TRY(wb_exchange_end(exchange, copied));
     return wb_exchange_launch(exchange, work, work_out);
 }
@@ -72,25 +53,12 @@ static wb_status check_bounds(const wb_exchange *exchange, const char *call, con
     return wb_comm_check_buffer(call, "buffer", buffer, (end - bounds[0]) * unit);
 }
 
-/* The transfers of a gather of parts of `unit` bytes an element. */
-static void put_gather(const wb_exchange *exchange, wb_exchange_work *work, void *buffer,
-                       const size_t *bounds, size_t unit) {
-    const size_t *const own = bounds + exchange->rank;
-    for (int i = 1; i < exchange->ranks; i++) {
-        const int from = receive_peer(exchange, i), to = send_peer(exchange, i);
-        wb_exchange_put(work, (wb_transfer){from, true, offset_by(buffer, bounds[from] * unit),
-                                            (bounds[from + 1] - bounds[from]) * unit});
-        wb_exchange_put(work,
-                        (wb_transfer){to, false, offset_by(buffer, own[0] * unit), (own[1] - own[0]) * unit});
-    }
-}
-
 wb_status wb_exchange_start_all_gather(wb_exchange *exchange, void *buffer, const size_t *bounds,
                                        uint64_t *work_out) {
     WB_TRY(check_bounds(exchange, "all_gather", buffer, bounds, 1));
     wb_exchange_work *work;
     WB_TRY(wb_exchange_begin(exchange, WB_EXCHANGE_ALL_GATHER, room_of_all(exchange), &work));
-    put_gather(exchange, work, buffer, bounds, 1);
+    wb_exchange_put_gather(exchange, work, buffer, bounds, 1);
     return wb_exchange_launch(exchange, work, work_out);
 }
 
@@ -100,14 +68,8 @@ size_t wb_exchange_reduce_scratch(const wb_exchange *exchange, size_t n) {
     return n * (size_t)(exchange->ranks - 1);
 }
 
-/* Elements of an all-reduce's parts; the last ones may be shorter. */
-static size_t even_part(const wb_exchange *exchange, size_t n) {
-    const size_t ranks = (size_t)exchange->ranks;
-    return n / ranks + (n % ranks > 0);
-}
-
 size_t wb_exchange_all_reduce_scratch(const wb_exchange *exchange, size_t n) {
-    return wb_exchange_reduce_scratch(exchange, even_part(exchange, n));
+    return wb_exchange_reduce_scratch(exchange, wb_exchange_even_part(exchange, n));
 }
 
 /* Each part travels to its owner, which has a row of scratch for each other rank. */
@@ -120,11 +82,11 @@ static wb_status start_sums(wb_exchange *exchange, wb_exchange_kind kind, float 
     wb_exchange_work *work;
     WB_TRY(wb_exchange_begin(exchange, kind, room_of_all(exchange), &work));
     for (int i = 1; i < exchange->ranks; i++) {
-        const int from = receive_peer(exchange, i), to = send_peer(exchange, i);
+        const int from = wb_exchange_receive_peer(exchange, i), to = wb_exchange_send_peer(exchange, i);
         const size_t row = (size_t)(from < exchange->rank ? from : from - 1);
-        wb_exchange_put(
-            work, (wb_transfer){from, true, offset_by(scratch, row * n * sizeof(float)), n * sizeof(float)});
-        wb_exchange_put(work, (wb_transfer){to, false, offset_by(buffer, bounds[to] * sizeof(float)),
+        wb_exchange_put(work, (wb_transfer){from, true, wb_exchange_offset(scratch, row * n * sizeof(float)),
+                                            n * sizeof(float)});
+        wb_exchange_put(work, (wb_transfer){to, false, wb_exchange_offset(buffer, bounds[to] * sizeof(float)),
                                             (bounds[to + 1] - bounds[to]) * sizeof(float)});
     }
     work->sums = (wb_exchange_sums){.own = n > 0 ? buffer + own[0] : NULL, .scratch = scratch, .n = n};
@@ -140,48 +102,15 @@ wb_status wb_exchange_start_reduce_scatter(wb_exchange *exchange, float *buffer,
     return wb_exchange_launch(exchange, work, work_out);
 }
 
-static void fill_even_bounds(wb_exchange *exchange, size_t n) {
-    const size_t part = even_part(exchange, n);
-    exchange->bounds[0] = 0;
-    for (int r = 0; r < exchange->ranks; r++) {
-        const size_t start = exchange->bounds[r];
-        exchange->bounds[r + 1] = n - start < part ? n : start + part;
-    }
-}
-
 wb_status wb_exchange_start_all_reduce(wb_exchange *exchange, float *buffer, size_t n, float *scratch,
                                        uint64_t *work_out) {
-    fill_even_bounds(exchange, n);
+    wb_exchange_even_bounds(exchange, n);
     WB_TRY(check_bounds(exchange, "all_reduce", buffer, exchange->bounds, sizeof(float)));
     wb_exchange_work *work;
     WB_TRY(start_sums(exchange, WB_EXCHANGE_ALL_REDUCE, buffer, exchange->bounds, scratch, &work));
     work->sums.buffer = buffer;
     work->sums.n_total = n;
     return wb_exchange_launch(exchange, work, work_out);
-}
-
-/* own = rank 0's + rank 1's + ... in that order, this rank's in its place: the first rows of scratch are the
- * lower ranks', of which row 0 takes the sum. */
-static wb_status add_parts(wb_exchange *exchange, const wb_exchange_sums *sums) {
-    const wb_exchange_memory *memory = &exchange->memory;
-    float *const into = exchange->rank == 0 ? sums->own : sums->scratch;
-    for (int r = 1; r < exchange->ranks; r++) {
-        const float *const from = r == exchange->rank  ? sums->own
-                                  : r < exchange->rank ? sums->scratch + (size_t)r * sums->n
-                                                       : sums->scratch + (size_t)(r - 1) * sums->n;
-        WB_TRY(memory->add(memory->context, sums->n, from, into));
-    }
-    return into == sums->own ? WB_OK : wb_exchange_copy(exchange, sums->own, into, sums->n * sizeof(float));
-}
-
-wb_status wb_exchange_add_up(wb_exchange *exchange, wb_exchange_work *work, bool *more_out) {
-    if (work->sums.own) WB_TRY(add_parts(exchange, &work->sums));
-    *more_out = work->sums.n_total > 0;
-    if (!*more_out) return WB_OK;
-    work->group.n = 0;
-    fill_even_bounds(exchange, work->sums.n_total);
-    put_gather(exchange, work, work->sums.buffer, exchange->bounds, sizeof(float));
-    return WB_OK;
 }
 
 /* ---- groups -------------------------------------------------------------------------------------- */

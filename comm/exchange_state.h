@@ -1,5 +1,6 @@
 /* exchange_state.h - what an exchange holds (internal): exchange.c makes it, runs groups and ends works,
- * exchange_ops.c makes groups of collective calls. */
+ * exchange_ops.c makes groups of
+ * collective calls, and exchange_parts.c has what both need. */
 #ifndef WB_EXCHANGE_STATE_H
 #define WB_EXCHANGE_STATE_H
 
@@ -44,17 +45,42 @@ struct wb_exchange {
 wb_status wb_exchange_begin(wb_exchange *exchange, wb_exchange_kind kind, size_t n,
                             wb_exchange_work **work_out);
 
-/* One transfer more for the work's group. */
-void wb_exchange_put(wb_exchange_work *work, wb_transfer transfer);
-
 /* Starts the group and puts the work in flight. */
 wb_status wb_exchange_launch(wb_exchange *exchange, wb_exchange_work *work, uint64_t *work_out);
 
 /* The end of the exchange on all ranks, unless `status` is OK, which it returns. */
 wb_status wb_exchange_end(wb_exchange *exchange, wb_status status);
 
+/* ---- what groups are made of (exchange_parts.c) --------------------------------------------------- */
+
+/* The i-th rank that this one sends to and the i-th that it receives from, i = 1 .. R-1: in every round each
+ * rank has one of either. */
+static inline int wb_exchange_send_peer(const wb_exchange *exchange, int i) {
+    return (exchange->rank + i) % exchange->ranks;
+}
+
+static inline int wb_exchange_receive_peer(const wb_exchange *exchange, int i) {
+    return (exchange->rank - i + exchange->ranks) % exchange->ranks;
+}
+
+/* NULL stays NULL: a part without bytes may have no buffer. */
+static inline void *wb_exchange_offset(const void *buffer, size_t bytes) {
+    return buffer ? (void *)((uintptr_t)buffer + bytes) : NULL;
+}
+
+/* One transfer more for the work's group. */
+void wb_exchange_put(wb_exchange_work *work, wb_transfer transfer);
+
 /* to[bytes] = from[bytes], nothing where bytes is 0. */
 wb_status wb_exchange_copy(wb_exchange *exchange, void *to, const void *from, size_t bytes);
+
+/* The transfers of a gather of the parts of buffer, of `unit` bytes an element. */
+void wb_exchange_put_gather(const wb_exchange *exchange, wb_exchange_work *work, void *buffer,
+                            const size_t *bounds, size_t unit);
+
+/* Elements of a part of an all-reduce, of which the last ones may be shorter; all of them, in bounds. */
+size_t wb_exchange_even_part(const wb_exchange *exchange, size_t n);
+void wb_exchange_even_bounds(wb_exchange *exchange, size_t n);
 
 /* Adds up the parts that have come; an all-reduce's second half is put into the work's group, to be started
  * and waited for: *more_out. */

@@ -96,18 +96,28 @@ static wb_status copy_first(threads_state *state, crossing *c) {
     return status;
 }
 
-/* Under the mutex: all that can be received now. */
+/* Under the mutex: all that can be received now from `from`; *moved_out is set when there was something. */
+static wb_status receive_from(threads_state *state, int from, bool *moved_out) {
+    crossing *c = crossing_of(state, from, state->rank);
+    while (!state->team->failed && c->sends.first && c->receives.first) {
+        WB_TRY(check_match(c->sends.first, c->receives.first, from, state->rank));
+        WB_TRY(copy_first(state, c));
+        if (state->team->failed) break;
+        queue_pop(&c->sends);
+        queue_pop(&c->receives);
+        *moved_out = true;
+    }
+    return WB_OK;
+}
+
+/* Under the mutex: all that can be received now, from all ranks. During a copy others may have sent, and have
+ * said so to nobody who waits: ranks are looked at until a whole round finds nothing. */
 static wb_status receive_all(threads_state *state) {
-    for (int i = 1; i < state->ranks; i++) {
-        const int from = (state->rank + i) % state->ranks;
-        crossing *c = crossing_of(state, from, state->rank);
-        while (!state->team->failed && c->sends.first && c->receives.first) {
-            WB_TRY(check_match(c->sends.first, c->receives.first, from, state->rank));
-            WB_TRY(copy_first(state, c));
-            if (state->team->failed) break;
-            queue_pop(&c->sends);
-            queue_pop(&c->receives);
-        }
+    bool moved = true;
+    while (moved) {
+        moved = false;
+        for (int i = 1; i < state->ranks; i++)
+            WB_TRY(receive_from(state, (state->rank + i) % state->ranks, &moved));
     }
     return WB_OK;
 }

@@ -1,5 +1,5 @@
 /* threads_team.h - what the ranks of a process share (internal): comm_threads.c makes it and meets in it,
- * exchange_threads.c waits in it for its own data. */
+ * exchange_threads.c waits in it for its own data, threads_team.c ends it. */
 #ifndef WB_THREADS_TEAM_H
 #define WB_THREADS_TEAM_H
 

@@ -61,8 +61,8 @@ typedef struct wb_exchange_memory {
     /* The host may read and write this memory itself once the stream has been waited for: then MPI sends from
      * it and receives into it. Where not, data pass through one buffer of host memory. */
     bool host_access;
-    /* Return when the copy is done, and all that lay on the stream before it; to_host of 0 bytes, with NULL,
-     * waits for the stream. */
+    /* to_host returns when the copy is done, and with it all that lay on the stream before; of 0 bytes, with
+     * NULL, it waits for the stream. to_device returns when `host` has been read. */
     wb_status (*to_host)(void *context, void *host, const void *device, size_t bytes);
     wb_status (*to_device)(void *context, void *device, const void *host, size_t bytes);
     /* to[bytes] = from[bytes]; they do not overlap. Between threads `from` is memory of another rank. */

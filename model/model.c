@@ -2,6 +2,7 @@
  * Refuses: where values come from (model_open.c, model_create.c, model_copy.c), which tensors there are
  * (architecture.c), where experts are (expert_placement.c). */
 #include "config.h"
+#include "exchange_memory.h"
 #include "expert_placement.h"
 #include "model_dispatch.h"
 #include "registry.h"
@@ -71,8 +72,14 @@ wb_status wb_model_new(const wb_config *config, const wb_family_rules *family,
     return WB_OK;
 }
 
+wb_status wb_model_open_exchange(wb_model *m) {
+    const wb_exchange_memory memory = wb_device_exchange_memory(m->device);
+    return wb_exchange_open(m->comm, &memory, &m->exchange);
+}
+
 void wb_model_close(wb_model *m) {
     if (!m) return;
+    wb_exchange_close(m->exchange);
     wb_workspace_close(&m->memory);
     wb_placement_close(m->placement);
     free(m->source_config);
@@ -106,6 +113,10 @@ wb_device *wb_model_device(const wb_model *model) {
 
 const char *wb_model_note(const wb_model *model) {
     return model->note;
+}
+
+wb_exchange *wb_model_exchange(const wb_model *model) {
+    return model->exchange;
 }
 
 wb_comm *wb_model_comm(const wb_model *model) {

@@ -7,6 +7,7 @@
 #include "wb_check.h"
 #include "wb_checkpoint_dir.h"
 #include "wb_dispatch.h"
+#include "wb_exchange.h"
 #include "wb_model.h"
 #include "wb_workspace.h"
 
@@ -39,9 +40,10 @@ struct wb_model {
     const wb_family_rules *family;
     wb_device *device;
     wb_comm *comm;
-    wb_dtype dtype;       /* of matrices of weights */
-    wb_dtype activations; /* of activations and their gradients */
-    wb_workspace memory;  /* of everything below, but for what is of the source */
+    wb_exchange *exchange; /* over comm, for the device's memory; NULL until the ranks have met */
+    wb_dtype dtype;        /* of matrices of weights */
+    wb_dtype activations;  /* of activations and their gradients */
+    wb_workspace memory;   /* of everything below, but for what is of the source */
 
     wb_param *params; /* [n_params] */
     int32_t n_params;
@@ -119,6 +121,9 @@ wb_status wb_model_read_options(const wb_model_options *options, wb_model_option
 
 /* That all ranks have the same model. `source` tells checkpoints or seeds apart. Collective. */
 wb_status wb_model_check_peers(const wb_model *model, const void *source, size_t bytes);
+
+/* Opens the model's exchange. Collective. */
+wb_status wb_model_open_exchange(wb_model *model);
 
 /* Fills route_model from config and family (routes_of_model.c). */
 wb_status wb_model_describe_routes(wb_model *model);

@@ -34,6 +34,7 @@ struct wb_train {
     wb_buffer logits;                   /* [chunk, V] */
     wb_buffer logprobs, dlogprobs;      /* [n_head] */
     wb_buffer dx;                       /* [T, H] */
+    wb_buffer buckets;                  /* gradients in transit and scratch for their sums */
     wb_host_buffer host_ints, host_floats;
     wb_host_buffer replica_sizes, replica_sent, replica_received; /* of wb_train_sum_replicas */
     wb_buffer replica_scratch;                                    /* one slot of a storage */

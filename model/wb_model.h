@@ -26,6 +26,7 @@
 #include "wb_checkpoint.h"
 #include "wb_comm.h"
 #include "wb_dispatch.h"
+#include "wb_exchange.h"
 #include "wb_formats.h"
 #include "wb_kernels.h"
 #include "wb_placement.h"
@@ -148,6 +149,8 @@ WB_API const wb_route_model *wb_model_routes(const wb_model *model);
 /* Those of its options, still the caller's. */
 WB_API wb_device *wb_model_device(const wb_model *model);
 WB_API wb_comm *wb_model_comm(const wb_model *model);
+/* The data plane over its communicator, for the memory of its device; owner: the model. */
+WB_API wb_exchange *wb_model_exchange(const wb_model *model);
 /* What was ignored in the files that the model was opened from, and on rank 0 which small files a save will
  * not have, for a person; NULL: nothing. Owner: model. */
 WB_API const char *wb_model_note(const wb_model *model);

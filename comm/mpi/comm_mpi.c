@@ -47,11 +47,6 @@ static const wb_comm_ops mpi_ops = {.size = sizeof(wb_comm_ops),
                                     .close = mpi_close,
                                     .open_exchange = wb_mpi_open_exchange};
 
-wb_mpi_link wb_comm_mpi_link(wb_comm *comm) {
-    wb_mpi_state *state = wb_comm_state(comm);
-    return (wb_mpi_link){state->comm, &state->control, state->message_bytes};
-}
-
 /* Everything that is local to this rank; without a communicator yet. This adapter is a library of its own
  * that links what users link, so that base's owners are not there for it. */
 static wb_status open_local(int rank, int size, int message_bytes, wb_comm **comm_out) {

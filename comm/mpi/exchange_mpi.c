@@ -9,6 +9,7 @@
  * A receiver looks at a message's size and group before MPI may write it anywhere (MPI_Improbe), so that a
  * size that the two sides disagree on is found and writes nothing. */
 #include "exchange_mpi.h"
+#include "mpi_messages.h"
 #include "wb_check.h"
 
 #include <inttypes.h>
@@ -37,7 +38,7 @@ typedef struct lane {
 
 typedef struct mpi_exchange {
     wb_comm *comm;
-    wb_mpi_link link;
+    wb_mpi_state *plane; /* the communicator's own: its control, which a wait looks at */
     wb_exchange_memory memory;
     MPI_Comm mpi; /* MPI_COMM_NULL until duplicated */
     int rank, ranks;
@@ -45,14 +46,6 @@ typedef struct mpi_exchange {
     unsigned char *staging; /* NULL: MPI reads and writes the memory itself */
     lane *sends, *receives; /* [ranks] */
 } mpi_exchange;
-
-static wb_status check_mpi(int code, const char *call) {
-    char text[MPI_MAX_ERROR_STRING];
-    int length = 0;
-    if (code == MPI_SUCCESS) return WB_OK;
-    if (MPI_Error_string(code, text, &length) != MPI_SUCCESS) length = 0;
-    return wb_fail(WB_PEER, "exchange: %s: MPI error %d: %.*s", call, code, length, text);
-}
 
 /* ---- lanes --------------------------------------------------------------------------------------- */
 
@@ -97,7 +90,7 @@ static void *place_of(const wb_exchange_item *item) {
 static wb_status lane_test(lane *l, bool *free_out) {
     int done = 1;
     if (l->request != MPI_REQUEST_NULL)
-        WB_TRY(check_mpi(MPI_Test(&l->request, &done, MPI_STATUS_IGNORE), "MPI_Test"));
+        WB_TRY(wb_mpi_check(MPI_Test(&l->request, &done, MPI_STATUS_IGNORE), "MPI_Test"));
     *free_out = done;
     return WB_OK;
 }
@@ -110,9 +103,9 @@ static wb_status send_next(mpi_exchange *x, int peer) {
     if (is_long(x, item) && l->announced == 0) {
         l->announced = item->transfer.bytes;
         l->length = 0;
-        return check_mpi(MPI_Isend(&l->announced, (int)sizeof l->announced, MPI_BYTE, peer,
-                                   tag_of(item, true), x->mpi, &l->request),
-                         "MPI_Isend");
+        return wb_mpi_check(MPI_Isend(&l->announced, (int)sizeof l->announced, MPI_BYTE, peer,
+                                      tag_of(item, true), x->mpi, &l->request),
+                            "MPI_Isend");
     }
     void *at = place_of(item);
     l->length = next_length(x, item);
@@ -120,8 +113,8 @@ static wb_status send_next(mpi_exchange *x, int peer) {
         WB_TRY(x->memory.to_host(x->memory.context, l->piece, at, l->length));
         at = l->piece;
     }
-    return check_mpi(MPI_Isend(at, (int)l->length, MPI_BYTE, peer, tag_of(item, false), x->mpi, &l->request),
-                     "MPI_Isend");
+    return wb_mpi_check(
+        MPI_Isend(at, (int)l->length, MPI_BYTE, peer, tag_of(item, false), x->mpi, &l->request), "MPI_Isend");
 }
 
 static wb_status push_sends(mpi_exchange *x, int peer) {
@@ -150,7 +143,7 @@ static wb_status receive_next(mpi_exchange *x, int peer, MPI_Message *message, c
     lane *l = &x->receives[peer];
     wb_exchange_item *item = l->first;
     int length = 0;
-    WB_TRY(check_mpi(MPI_Get_count(found, MPI_BYTE, &length), "MPI_Get_count"));
+    WB_TRY(wb_mpi_check(MPI_Get_count(found, MPI_BYTE, &length), "MPI_Get_count"));
     if (found->MPI_TAG / 2 != tag_of(item, false) / 2)
         return wb_fail(WB_MISMATCH,
                        "exchange: group %" PRIu64 ": rank %d to rank %d: expected %zu bytes, found a message "
@@ -161,7 +154,7 @@ static wb_status receive_next(mpi_exchange *x, int peer, MPI_Message *message, c
     if (!announces && ((size_t)length != l->length || (is_long(x, item) && l->announced == 0)))
         return size_fail(x, peer, item, (uint64_t)length);
     void *at = announces ? (void *)&l->announced : x->staging ? l->piece : place_of(item);
-    return check_mpi(MPI_Imrecv(at, length, MPI_BYTE, message, &l->request), "MPI_Imrecv");
+    return wb_mpi_check(MPI_Imrecv(at, length, MPI_BYTE, message, &l->request), "MPI_Imrecv");
 }
 
 /* The message that was on its way is there. */
@@ -188,7 +181,8 @@ static wb_status pull_receives(mpi_exchange *x, int peer) {
         int is_there = 0;
         MPI_Message message;
         MPI_Status found;
-        WB_TRY(check_mpi(MPI_Improbe(peer, MPI_ANY_TAG, x->mpi, &is_there, &message, &found), "MPI_Improbe"));
+        WB_TRY(
+            wb_mpi_check(MPI_Improbe(peer, MPI_ANY_TAG, x->mpi, &is_there, &message, &found), "MPI_Improbe"));
         if (!is_there) return WB_OK;
         WB_TRY(receive_next(x, peer, &message, &found));
     }
@@ -207,7 +201,7 @@ static wb_status move(mpi_exchange *x) {
 
 static wb_status exchange_start(void *opaque, wb_exchange_group *group) {
     mpi_exchange *x = opaque;
-    WB_TRY(wb_mpi_control_enter(x->comm, x->link.control, WB_MPI_EXCHANGE));
+    WB_TRY(wb_mpi_control_enter(x->comm, &x->plane->control, WB_MPI_EXCHANGE));
     /* MPI knows nothing of the stream; staged data are fetched in its order. */
     if (group->n > 0 && !x->staging) WB_TRY(x->memory.to_host(x->memory.context, NULL, NULL, 0));
     for (size_t i = 0; i < group->n; i++) {
@@ -219,14 +213,14 @@ static wb_status exchange_start(void *opaque, wb_exchange_group *group) {
 
 static wb_status exchange_wait(void *opaque, wb_exchange_group *group) {
     mpi_exchange *x = opaque;
-    WB_TRY(wb_mpi_control_enter(x->comm, x->link.control, WB_MPI_EXCHANGE));
+    WB_TRY(wb_mpi_control_enter(x->comm, &x->plane->control, WB_MPI_EXCHANGE));
     for (unsigned rounds = 1;; rounds++) {
         WB_TRY(move(x));
         if (group->left == 0) return WB_OK;
         if (rounds % ROUNDS_A_LOOK != 0) continue;
         /* Another rank may need this core to come. */
         sched_yield();
-        WB_TRY(wb_mpi_control_look(x->comm, x->link.control));
+        WB_TRY(wb_mpi_control_look(x->comm, &x->plane->control));
     }
 }
 
@@ -248,7 +242,7 @@ static void exchange_drop(void *opaque) {
  * left to MPI_Finalize and the end of the process. */
 static void exchange_close(void *opaque) {
     mpi_exchange *x = opaque;
-    if (x->link.control->dead) return;
+    if (x->plane->control.dead) return;
     if (x->mpi != MPI_COMM_NULL) MPI_Comm_free(&x->mpi);
     free(x->staging);
     free(x->sends);
@@ -269,7 +263,7 @@ static size_t staged_piece(const mpi_exchange *x) {
     size_t piece = STAGING_BYTES / 2 / (size_t)x->ranks;
     if (piece > MOST_PIECE_BYTES) piece = MOST_PIECE_BYTES;
     if (piece < LEAST_PIECE_BYTES) piece = LEAST_PIECE_BYTES;
-    return piece < x->link.message_bytes ? piece : x->link.message_bytes;
+    return piece < x->plane->message_bytes ? piece : x->plane->message_bytes;
 }
 
 /* What this rank can fail at alone. */
@@ -294,9 +288,9 @@ static wb_status open_together(mpi_exchange *x, wb_status local) {
     uint64_t staged = !x->memory.host_access;
     WB_TRY(wb_comm_agree(x->comm, local));
     WB_TRY(wb_comm_all_reduce_max_u64(x->comm, &staged));
-    x->piece_bytes = staged ? staged_piece(x) : x->link.message_bytes;
-    WB_TRY(check_mpi(MPI_Comm_dup(x->link.comm, &x->mpi), "MPI_Comm_dup"));
-    return check_mpi(MPI_Comm_set_errhandler(x->mpi, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler");
+    x->piece_bytes = staged ? staged_piece(x) : x->plane->message_bytes;
+    WB_TRY(wb_mpi_check(MPI_Comm_dup(x->plane->comm, &x->mpi), "MPI_Comm_dup"));
+    return wb_mpi_check(MPI_Comm_set_errhandler(x->mpi, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler");
 }
 
 wb_status wb_mpi_open_exchange(wb_comm *comm, const wb_exchange_memory *memory, wb_exchange **exchange_out) {
@@ -304,7 +298,7 @@ wb_status wb_mpi_open_exchange(wb_comm *comm, const wb_exchange_memory *memory, 
     wb_exchange *exchange = NULL;
     if (!x) return open_together(&none, wb_fail(WB_OUT_OF_MEMORY, "exchange over MPI"));
     *x = (mpi_exchange){.comm = comm,
-                        .link = wb_comm_mpi_link(comm),
+                        .plane = wb_comm_state(comm),
                         .memory = *memory,
                         .mpi = MPI_COMM_NULL,
                         .rank = wb_comm_rank(comm),

@@ -17,7 +17,7 @@ typedef enum wb_mpi_call {
     WB_MPI_ALL_TO_ALL_V,
     WB_MPI_BARRIER,
     WB_MPI_EXCHANGE, /* a start or a wait of an exchange */
-    WB_MPI_CALLS /* how many there are */
+    WB_MPI_CALLS     /* how many there are */
 } wb_mpi_call;
 
 typedef struct wb_mpi_letter {

@@ -19,8 +19,7 @@ static int run(uint64_t seed, int message_bytes, bool host_access) {
     return failures;
 }
 
-/* The communicator of each is dead at the end, but for the last of them; a job of one rank waits for
- * nobody. */
+/* The communicator of each is dead at the end, but for the first; a job of one rank waits for nobody. */
 static int run_failures(size_t failing) {
     int failures = 0;
     for (size_t way = 0; way < exchange_failures[failing].ways; way++)

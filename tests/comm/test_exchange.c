@@ -6,6 +6,7 @@
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <time.h>
 // clang-format off
 #include <cmocka.h>
@@ -149,6 +150,51 @@ static void test_open_refuses(void **unused) {
     wb_comm_close(comm);
 }
 
+/* A transport of one's own, which is asked for nothing but its name. */
+static wb_status own_bytes(wb_comm *comm, void *buffer, size_t bytes, int root) {
+    (void)comm, (void)buffer, (void)bytes, (void)root;
+    return WB_OK;
+}
+
+static wb_status own_gather(wb_comm *comm, const void *send, size_t bytes, void *recv) {
+    (void)comm, (void)send, (void)bytes, (void)recv;
+    return WB_OK;
+}
+
+static wb_status own_all_to_all_v(wb_comm *comm, const void *send, const size_t *send_bytes,
+                                  const size_t *send_offsets, void *recv, const size_t *recv_bytes,
+                                  const size_t *recv_offsets) {
+    (void)comm, (void)send, (void)send_bytes, (void)send_offsets;
+    (void)recv, (void)recv_bytes, (void)recv_offsets;
+    return WB_OK;
+}
+
+static wb_status own_barrier(wb_comm *comm) {
+    (void)comm;
+    return WB_OK;
+}
+
+static void own_abort(wb_comm *comm) {
+    (void)comm;
+}
+
+static void test_own_transport_without_a_data_plane(void **unused) {
+    (void)unused;
+    const wb_comm_ops ops = {.size = sizeof ops,
+                             .name = "own",
+                             .broadcast = own_bytes,
+                             .all_gather = own_gather,
+                             .all_to_all_v = own_all_to_all_v,
+                             .barrier = own_barrier,
+                             .abort = own_abort,
+                             .close = wb_comm_delete};
+    device d = device_of(0, true);
+    wb_comm *comm = NULL;
+    assert_int_equal(wb_comm_new(&ops, 0, 1, NULL, &comm), WB_OK);
+    expect_open_refused(comm, device_memory(&d), WB_UNSUPPORTED, "transport own has no data plane");
+    wb_comm_close(comm);
+}
+
 /* ---- how it ends --------------------------------------------------------------------------------- */
 
 static size_t failing, way;
@@ -189,6 +235,108 @@ static void test_rule_30_a_rank_gives_up_in_an_exchange(void **unused) {
     every_way(exchange_gives_up);
 }
 
+/* ---- memory that is taken back ------------------------------------------------------------------- */
+
+/* Whether a rank's exchange has ended, and with it the time in which others may read its memory. */
+static atomic_bool gone[DEVICE_RANKS];
+static atomic_int read_after;
+
+static wb_status slow_copy(void *context, void *to, const void *from, size_t bytes) {
+    const size_t owner = (size_t)((const char *)from - device_arena.shadow) / DEVICE_BYTES;
+    nanosleep(&(struct timespec){.tv_nsec = 2000000}, NULL);
+    const wb_status status = device_copy(context, to, from, bytes);
+    if (gone[owner]) read_after++;
+    return status;
+}
+
+static void *until_told(void *argument) {
+    worker *me = argument;
+    const int rank = wb_comm_rank(me->comm);
+    device memory = device_of(rank, true);
+    wb_exchange_memory functions = device_memory(&memory);
+    functions.copy = slow_copy;
+    exchange_core state = {
+        .comm = me->comm, .memory = &memory, .rank = (size_t)rank, .ranks = (size_t)wb_comm_size(me->comm)};
+    exchange_core *c = &state;
+    wb_status status = wb_exchange_open(me->comm, &functions, &c->exchange);
+    while (status == WB_OK) {
+        uint64_t works[2];
+        memory.used = 0;
+        status = start_two(c, 4000, works);
+        if (status == WB_OK) status = wait_two(c, works);
+    }
+    gone[rank] = true;
+    me->failures += status != WB_PEER;
+    wb_exchange_close(c->exchange);
+    return NULL;
+}
+
+/* Some copies take long: a rank that copies misses what others send meanwhile, unless it looks again. */
+static wb_status uneven_copy(void *context, void *to, const void *from, size_t bytes) {
+    static _Thread_local uint64_t copies;
+    const uint64_t h = wb_mix64(seed + (uint64_t)(uintptr_t)to + copies++);
+    if (h % 3 == 0) core_sleep(3e-3);
+    return device_copy(context, to, from, bytes);
+}
+
+static void *exchange_unevenly(void *argument) {
+    worker *me = argument;
+    const int rank = wb_comm_rank(me->comm);
+    device memory = device_of(rank, true);
+    wb_exchange_memory functions = device_memory(&memory);
+    functions.copy = uneven_copy;
+    exchange_core state = {
+        .comm = me->comm, .memory = &memory, .rank = (size_t)rank, .ranks = (size_t)wb_comm_size(me->comm)};
+    exchange_core *c = &state;
+    CHECK_STATUS(c, WB_OK, wb_comm_set_timeout(me->comm, 5));
+    wb_status status = wb_exchange_open(me->comm, &functions, &c->exchange);
+    for (int round = 0; round < 60 && status == WB_OK; round++) {
+        uint64_t works[2];
+        memory.used = 0;
+        core_sleep((double)(wb_mix64(seed + (uint64_t)(round * 8 + rank)) % 4) * 1e-3);
+        status = start_two(c, 64, works);
+        if (status == WB_OK) status = wait_two(c, works);
+        /* The next start would wake who waits. */
+        if (status == WB_OK) status = wb_comm_barrier(me->comm);
+    }
+    CHECK_STATUS(c, WB_OK, status);
+    wb_exchange_close(c->exchange);
+    me->failures += c->failures;
+    wb_comm_barrier(me->comm);
+    wb_comm_close(me->comm);
+    return NULL;
+}
+
+static void test_what_comes_during_a_copy_is_seen(void **unused) {
+    (void)unused;
+    assert_int_equal(on_threads(3, true, exchange_unevenly), 0);
+    assert_int_equal(on_threads(4, true, exchange_unevenly), 0);
+}
+
+/* A watchdog ends it at any point of a copy: nobody goes home while its memory is read. */
+static void test_memory_is_not_read_after_the_end(void **unused) {
+    (void)unused;
+    wb_comm *comms[3];
+    worker workers[3];
+    for (int trial = 0; trial < 20; trial++) {
+        memset(gone, 0, sizeof gone);
+        assert_int_equal(wb_comm_open_threads(3, comms), WB_OK);
+        for (int r = 0; r < 3; r++) {
+            workers[r] = (worker){.comm = comms[r]};
+            assert_int_equal(pthread_create(&workers[r].thread, NULL, until_told, &workers[r]), 0);
+        }
+        const long pause = 10000000 + (long)(wb_mix64(seed + (uint64_t)trial) % 10000000);
+        nanosleep(&(struct timespec){.tv_nsec = pause}, NULL);
+        wb_comm_abort(comms[trial % 3]);
+        for (int r = 0; r < 3; r++) {
+            assert_int_equal(pthread_join(workers[r].thread, NULL), 0);
+            assert_int_equal(workers[r].failures, 0);
+        }
+        for (int r = 0; r < 3; r++) wb_comm_close(comms[r]);
+    }
+    assert_int_equal(read_after, 0);
+}
+
 int main(int argc, char **argv) {
     seed = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)time(NULL);
     printf("test_exchange: seed %" PRIu64 "\n", seed);
@@ -200,10 +348,13 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_open_without_memory),
         cmocka_unit_test(test_every_allocation),
         cmocka_unit_test(test_open_refuses),
+        cmocka_unit_test(test_own_transport_without_a_data_plane),
         cmocka_unit_test(test_refuses),
         cmocka_unit_test(test_mismatch),
         cmocka_unit_test(test_rule_30_a_late_rank_of_an_exchange_is_named),
         cmocka_unit_test(test_rule_30_a_rank_gives_up_in_an_exchange),
+        cmocka_unit_test(test_what_comes_during_a_copy_is_seen),
+        cmocka_unit_test(test_memory_is_not_read_after_the_end),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
