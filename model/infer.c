@@ -80,7 +80,7 @@ static wb_status open_layer_pool(wb_infer *infer, int32_t l) {
     WB_TRY(state_shape_of(model, l, &shape));
     for (int32_t i = 0; i < shape.n_tables; i++)
         WB_TRY(wb_reserve(&infer->memory, &infer->pools[l].tables[i], rows, shape.width[i],
-                          wb_dtype_size(model->dtype)));
+                          wb_dtype_size(wb_state_dtype(model))));
     return WB_OK;
 }
 
@@ -227,7 +227,7 @@ static wb_status head_forward(wb_infer *infer, int64_t n, wb_rows x) {
 }
 
 static wb_state state_of(const wb_infer *infer, int32_t l) {
-    wb_state state = {.dtype = infer->model->dtype};
+    wb_state state = {.dtype = wb_state_dtype(infer->model)};
     for (int i = 0; i < WB_MAX_STATE_TABLES; i++) state.tables[i] = infer->pools[l].tables[i].data;
     return state;
 }

@@ -13,8 +13,9 @@
 
 /* ---- options --------------------------------------------------------------------------------- */
 
-WB_OPTIONS_END(wb_model_options, reserved2);
-static const wb_model_options default_options = {.size = sizeof default_options, .dtype = WB_F32};
+WB_OPTIONS_END(wb_model_options, reserved);
+static const wb_model_options default_options = {
+    .size = sizeof default_options, .dtype = WB_F32, .activations = WB_F32};
 
 void wb_model_options_init(wb_model_options *options_out, size_t size) {
     wb_options_init(options_out, size, &default_options, sizeof default_options);
@@ -38,12 +39,16 @@ static wb_status fill_model(wb_model *m, const wb_model_options *options) {
     return wb_model_fill_rope(m);
 }
 
+static wb_status check_dtype(const char *field, wb_dtype dtype) {
+    if (dtype == WB_F32 || dtype == WB_BF16) return WB_OK;
+    return wb_fail(WB_INVALID_ARGUMENT, "%s: expected f32 or bf16, found %s", field, wb_dtype_name(dtype));
+}
+
 static wb_status check_options(const wb_model_options *options) {
     WB_TRY(wb_options_check_reserved(options->reserved, sizeof options->reserved, "model options"));
     if (!options->device) return wb_fail(WB_INVALID_ARGUMENT, "model options: expected a device, found NULL");
-    if (options->dtype == WB_F32 || options->dtype == WB_BF16) return WB_OK;
-    return wb_fail(WB_INVALID_ARGUMENT, "dtype: expected f32 or bf16, found %s",
-                   wb_dtype_name(options->dtype));
+    WB_TRY(check_dtype("dtype", options->dtype));
+    return check_dtype("activations", options->activations);
 }
 
 wb_status wb_model_new(const wb_config *config, const wb_family_rules *family,
@@ -57,7 +62,7 @@ wb_status wb_model_new(const wb_config *config, const wb_family_rules *family,
     m->device = m->memory.device = options->device;
     m->comm = options->comm;
     m->dtype = options->dtype;
-    m->activations = WB_F32;
+    m->activations = options->activations;
     const wb_status status = fill_model(m, options);
     if (status != WB_OK) {
         wb_model_close(m);
@@ -84,10 +89,10 @@ void wb_model_close(wb_model *m) {
 }
 
 wb_status wb_model_check_peers(const wb_model *m, const void *source, size_t bytes) {
-    const int32_t sizes[2] = {(int32_t)m->dtype, m->config.max_positions};
+    const int32_t sizes[3] = {(int32_t)m->dtype, (int32_t)m->activations, m->config.max_positions};
     WB_TRY(wb_comm_check_equal(m->comm, m->route_model.fingerprint, sizeof m->route_model.fingerprint,
                                "model fingerprint"));
-    WB_TRY(wb_comm_check_equal(m->comm, sizes, sizeof sizes, "model dtype and max_positions"));
+    WB_TRY(wb_comm_check_equal(m->comm, sizes, sizeof sizes, "model dtype, activations and max_positions"));
     WB_TRY(wb_comm_check_equal(m->comm, source, bytes, "source of the weights"));
     return wb_placement_check_equal(m->placement, m->comm);
 }

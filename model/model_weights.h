@@ -104,6 +104,11 @@ static inline wb_rows wb_activations(const wb_model *model, const wb_buffer *buf
     return (wb_rows){buffer->data, model->activations};
 }
 
+/* Of what layers keep of a sequence. */
+static inline wb_dtype wb_state_dtype(const wb_model *model) {
+    return model->dtype == WB_BF16 ? WB_BF16 : model->activations;
+}
+
 /* ---- making a model (model.c, registry of its tensors: registry.h) --------------------------- */
 
 /* A model of the family's layers without values in its weights. */

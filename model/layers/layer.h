@@ -42,8 +42,9 @@ typedef struct wb_pass {
 
 /* What a mixer keeps of a sequence from step to step; what stands in it is the layer's alone.
  *
- * By position: in each of n_tables tables one row a position, of width[i] elements of the model's dtype. Keys
- * and values are two tables, a latent is one. Which row belongs to which position is decided above (wb_pass).
+ * By position: in each of n_tables tables one row a position, of width[i] elements of
+ * wb_state_dtype. Keys and values are two tables, a latent is one. Which row belongs to which position is
+ * decided above (wb_pass).
  *
  * By sequence: sequence_bytes of a fixed size whatever the length, as recurrent layers have. Declared here so
  * that such a layer can say so; there is no pool for it yet, and inference refuses more than 0 at open. */
