@@ -138,6 +138,16 @@ void interrupt_watch(void);
 /* The signal that this rank was asked to stop by, or 0. */
 int interrupt_signal(void);
 
+/* ---- out_lock.c ------------------------------------------------------------------------------ */
+
+typedef struct out_lock out_lock;
+#define LOCK_FILE "waybill-grpo.lock" /* in the folder that is locked */
+/* The only run in `dir`, which is there, from here to the release, or to the end of this process however it
+ * ends. INVALID_ARGUMENT names the process that is in it. On one rank. */
+wb_status out_lock_take(const char *dir, out_lock **lock_out);
+void out_lock_release(out_lock *lock);   /* removes the file; NULL is a no-op */
+bool out_lock_is_alone(const char *dir); /* whether there is no other file in it */
+
 /* ---- rollouts.c ------------------------------------------------------------------------------ */
 
 typedef struct sample {

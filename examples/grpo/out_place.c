@@ -1,6 +1,7 @@
 /* out_place.c - whether a run may use OUT: decided before anything is opened or made, so that a mistake costs
  * no time and leaves nothing behind; and OUT made ready, once the run is sure to start. Refuses: folders that
- * cannot be written, a run that is there and not gone on with, files that are not ours, --model. */
+ * cannot be written, a run that is there and not gone on with or still runs, files that are not ours,
+ * --model. */
 #include "out_place.h"
 #include "checkpoint_place.h"
 #include "wb_file.h"
@@ -73,8 +74,16 @@ static wb_status check_anew(const options *o) {
                    o->out_dir, path);
 }
 
-wb_status out_find_start(const options *o, wb_comm *comm, char **checkpoint_out) {
-    WB_TRY(wb_comm_agree(comm, check_folder(o)));
+/* On one rank, before anything in OUT is read. One that is not there has nothing to lose until it is made. */
+static wb_status lock_out(const options *o, out_lock **lock) {
+    struct stat info;
+    return stat(o->out_dir, &info) == 0 ? out_lock_take(o->out_dir, lock) : WB_OK;
+}
+
+wb_status out_find_start(const options *o, wb_comm *comm, out_lock **lock, char **checkpoint_out) {
+    wb_status status = check_folder(o);
+    if (status == WB_OK && wb_comm_rank(comm) == 0) status = lock_out(o, lock);
+    WB_TRY(wb_comm_agree(comm, status));
     uint64_t found = checkpoint_find(o, checkpoint_out) == WB_OK;
     WB_TRY(wb_comm_check_equal(comm, &found, sizeof found, "whether there is a checkpoint to resume"));
     if (!found) return wb_comm_agree(comm, check_anew(o));
@@ -135,13 +144,26 @@ wb_status out_check_model(const options *o, wb_comm *comm) {
 
 /* ---- made ready ------------------------------------------------------------------------------ */
 
+/* On one rank. Of two runs that found no OUT, one makes it; the other finds it locked or, where that one has
+ * ended since, with its files. */
+static wb_status make_locked(const options *o, out_lock **lock) {
+    wb_status status = wb_dir_create(o->out_dir);
+    char *checkpoint = NULL;
+    if (status != WB_OK) return wb_fail_context(status, "--out %s", o->out_dir);
+    if (*lock) return WB_OK;
+    WB_TRY(out_lock_take(o->out_dir, lock));
+    if (checkpoint_find(o, &checkpoint) != WB_OK) return check_anew(o);
+    status = wb_fail(WB_INVALID_ARGUMENT, "%s is there now, of a run that began after this one", checkpoint);
+    free(checkpoint);
+    return status;
+}
+
 /* On one rank. A path such as new/../model is --model only when it is there, so that is asked again. From
  * the first step on, a link at OUT/checkpoint that leads nowhere is a disk that is gone, and not a run that
  * has no checkpoint yet: the folder that it is to is made here. */
-static wb_status make_ready(const options *o, uint64_t first_step) {
+static wb_status make_ready(const options *o, uint64_t first_step, out_lock **lock) {
     char path[PATH_BYTES];
-    wb_status status = wb_dir_create(o->out_dir);
-    if (status != WB_OK) return wb_fail_context(status, "--out %s", o->out_dir);
+    WB_TRY(make_locked(o, lock));
     WB_TRY(check_model(o));
     WB_TRY(dumps_remove(o, first_step));
     if (!checkpoint_is_gone(o)) return WB_OK;
@@ -149,8 +171,8 @@ static wb_status make_ready(const options *o, uint64_t first_step) {
     return wb_dir_create(path);
 }
 
-wb_status out_make(const options *o, wb_comm *comm, uint64_t first_step) {
-    WB_TRY(wb_comm_agree(comm, wb_comm_rank(comm) == 0 ? make_ready(o, first_step) : WB_OK));
+wb_status out_make(const options *o, wb_comm *comm, uint64_t first_step, out_lock **lock) {
+    WB_TRY(wb_comm_agree(comm, wb_comm_rank(comm) == 0 ? make_ready(o, first_step, lock) : WB_OK));
     /* The others see what rank 0 made, or say so. */
     bool written = access(o->out_dir, W_OK) == 0;
     return wb_comm_agree(comm, written ? WB_OK : wb_fail(WB_IO, "%s: cannot be written to: %m", o->out_dir));

@@ -240,9 +240,10 @@ wb_status training_run(const options *given, wb_device *device, wb_comm *comm, i
     const char *stops_from = NULL;
     report *r = NULL;
     char *resume_dir = NULL;
+    out_lock *lock = NULL;
     json_t *saved = NULL;
     wb_status status;
-    WB_GOTO(out_find_start(&o, comm, &resume_dir), close_all);
+    WB_GOTO(out_find_start(&o, comm, &lock, &resume_dir), close_all);
     WB_GOTO(settle_options(&o, comm, resume_dir, &saved), close_all);
     WB_GOTO(out_check_model(&o, comm), close_all);
     const char *start_dir = resume_dir ? resume_dir : o.model_dir;
@@ -252,7 +253,7 @@ wb_status training_run(const options *given, wb_device *device, wb_comm *comm, i
     WB_GOTO(check_same_run(&t, side.task, resume_dir), close_all);
     if (is_done(&t, resume_dir)) goto close_all;
     WB_GOTO(open_rollout(&t, &side), close_all);
-    WB_GOTO(out_make(&o, comm, t.step), close_all);
+    WB_GOTO(out_make(&o, comm, t.step, &lock), close_all);
     WB_GOTO(wb_comm_agree(comm, report_open(&o, wb_comm_rank(comm) == 0, t.step, &r)), close_all);
     if (resume_dir) report_line(r, "resuming after step %" PRIu64 " from %s", t.step, resume_dir);
     if (o.reward_cmd) WB_GOTO(wb_comm_agree(comm, reward_open(&o, &side.rewards)), close_all);
@@ -271,5 +272,6 @@ close_all:
     close_trainer(&t);
     json_decref(saved);
     free(resume_dir);
+    out_lock_release(lock);
     return status;
 }

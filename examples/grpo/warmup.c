@@ -102,23 +102,20 @@ static wb_status run_warmup(const options *o, wb_model *model, wb_train *train, 
 
 /* The folder is made before the minutes of training, so that a path that cannot be one, or that has
  * somebody's files, is said at once. */
-static wb_status make_folder(const options *o, wb_comm *comm) {
-    wb_status status = WB_OK;
-    if (wb_comm_rank(comm) == 0) status = wb_dir_create(o->make_base);
-    if (wb_comm_rank(comm) == 0 && status == WB_OK && !wb_dir_is_empty(o->make_base))
-        status = wb_fail(WB_INVALID_ARGUMENT, "%s: expected a new or an empty folder, found files in it",
-                         o->make_base);
-    if (status != WB_OK) wb_fail_context(status, "--make-base");
-    return wb_comm_agree(comm, status);
+static wb_status make_folder(const options *o, out_lock **lock) {
+    WB_TRY(wb_dir_create(o->make_base));
+    WB_TRY(out_lock_take(o->make_base, lock));
+    if (out_lock_is_alone(o->make_base)) return WB_OK;
+    return wb_fail(WB_INVALID_ARGUMENT, "%s: expected a new or an empty folder, found files in it",
+                   o->make_base);
 }
 
-wb_status warmup_make_base(const options *o, wb_device *device, wb_comm *comm, report *r) {
+static wb_status make_base(const options *o, wb_device *device, wb_comm *comm, report *r) {
     wb_config config = tiny_config(o->family);
     wb_model_options model_options = wb_model_options_default();
     model_options.device = device;
     model_options.comm = comm;
     wb_model *model;
-    WB_TRY(make_folder(o, comm));
     WB_TRY(wb_model_create(&config, o->seed, 0.08f, &model_options, &model));
     wb_train *train = NULL;
     optimizer opt = {0};
@@ -134,5 +131,15 @@ close_train:
     wb_train_close(train);
 close_model:
     wb_model_close(model);
+    return status;
+}
+
+wb_status warmup_make_base(const options *o, wb_device *device, wb_comm *comm, report *r) {
+    out_lock *lock = NULL;
+    wb_status status = wb_comm_rank(comm) == 0 ? make_folder(o, &lock) : WB_OK;
+    if (status != WB_OK) wb_fail_context(status, "--make-base");
+    status = wb_comm_agree(comm, status);
+    if (status == WB_OK) status = make_base(o, device, comm, r);
+    out_lock_release(lock);
     return status;
 }
