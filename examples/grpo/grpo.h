@@ -137,6 +137,8 @@ int group_queue_next(int n_ranks, int64_t *room);
 void interrupt_watch(void);
 /* The signal that this rank was asked to stop by, or 0. */
 int interrupt_signal(void);
+/* The same of any rank: signals come to single ranks, or to all at different moments. Collective. */
+wb_status interrupt_agree(wb_comm *comm, int *signal_out);
 
 /* ---- out_lock.c ------------------------------------------------------------------------------ */
 
@@ -299,8 +301,9 @@ wb_status training_run(const options *o, wb_device *device, wb_comm *comm, int *
 
 /* ---- warmup.c -------------------------------------------------------------------------------- */
 
-/* A tiny model trained on the arithmetic task until it is right now and then, saved to o->make_base.
+/* A tiny model trained on the arithmetic task until it is right now and then, saved to o->make_base, which is
+ * left as it was found where this fails or is stopped. *signal_out: 0, or the signal that ended it early.
  * Collective. */
-wb_status warmup_make_base(const options *o, wb_device *device, wb_comm *comm, report *r);
+wb_status warmup_make_base(const options *o, wb_device *device, wb_comm *comm, report *r, int *signal_out);
 
 #endif

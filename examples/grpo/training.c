@@ -90,14 +90,6 @@ static void close_trainer(trainer *t) {
     wb_model_close(t->model);
 }
 
-/* Signals come to single ranks, or to all at different moments. */
-static wb_status agree_on_signal(const trainer *t, int *signal_out) {
-    uint64_t number = (uint64_t)interrupt_signal();
-    WB_TRY(wb_comm_all_reduce_max_u64(t->comm, &number));
-    *signal_out = (int)number;
-    return WB_OK;
-}
-
 /* *signal_out: not 0 when the step was dropped, because some rank was told to stop before it trained. The
  * dump comes before the rewards: what was generated is not lost with a reward program that fails. */
 static wb_status one_step(trainer *t, const rollout_side *side, report *r, int *signal_out) {
@@ -112,7 +104,7 @@ static wb_status one_step(trainer *t, const rollout_side *side, report *r, int *
         status = wb_comm_agree(
             t->comm, dumps_write(t->o, wb_model_routes(t->model), wb_comm_rank(t->comm), t->step, &b));
     if (status == WB_OK) status = rollouts_reward(t->comm, t->o, side->task, side->rewards, t->step, &b);
-    if (status == WB_OK) status = agree_on_signal(t, signal_out);
+    if (status == WB_OK) status = interrupt_agree(t->comm, signal_out);
     bool dropped = *signal_out != 0;
     start = now_seconds();
     if (status == WB_OK && !dropped) status = train_step(t, &b, r, &m);
@@ -145,7 +137,7 @@ static wb_status train_loop(trainer *t, const rollout_side *side, report *r, int
         bool dropped = *signal_out != 0;
         if (!dropped) {
             t->step++;
-            WB_TRY(agree_on_signal(t, signal_out));
+            WB_TRY(interrupt_agree(t->comm, signal_out));
         }
         bool due = t->step == steps || (every > 0 && t->step % every == 0) || *signal_out != 0;
         if (due && t->step > saved) {

@@ -39,6 +39,23 @@ diff -r whole/checkpoint stopped/checkpoint || fail "stopping changed the bits, 
 run 2 --model base --out stopped "${common[@]}" --steps $((steps + 1)) --resume --quiet >/dev/null || fail "one step more"
 "$waybill" verify stopped/dump >log 2>&1 || { cat log; fail "the dump"; }
 
+echo "== --make-base: nothing is left behind, and what was there stays"
+mkdir there
+for round in "INT 130 new" "TERM 143 there" "USR1 138 new"; do
+    read -r name expected folder <<<"$round"
+    "${mpi[@]}" -n 2 "$grpo" --make-base "$folder" --warmup-steps 1000000 >log 2>&1 &
+    job=$!
+    for _ in $(seq 300); do [ -e "$folder/waybill-grpo.lock" ] && break; sleep 0.1; done
+    sleep "0.$((RANDOM % 10))"
+    kill "-$name" "$(ranks_below $job | shuf -n 1 --random-source=<(yes "$RANDOM"))"
+    wait $job
+    found=$?
+    [ $found = "$expected" ] || { cat log; fail "--make-base: exit status: expected $expected, found $found"; }
+    grep "stopped by signal" log || { cat log; fail "--make-base: nothing is said of the stop"; }
+    [ ! -e new ] || fail "left behind: $(find new)"
+    [ -d there ] && [ -z "$(ls -A there)" ] || fail "a folder that was there: expected it, and nothing in it"
+done
+
 echo "== the second signal ends at once"
 # A step of seconds; where the first signal comes between two steps, the run may end before the second.
 ended_by=first
