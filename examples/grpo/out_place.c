@@ -165,6 +165,7 @@ static wb_status make_ready(const options *o, uint64_t first_step, out_lock **lo
     char path[PATH_BYTES];
     WB_TRY(make_locked(o, lock));
     WB_TRY(check_model(o));
+    if (!o->no_dump) WB_TRY(dumps_check(o, first_step));
     WB_TRY(dumps_remove(o, first_step));
     if (!checkpoint_is_gone(o)) return WB_OK;
     WB_TRY(checkpoint_place(o, "", path));
