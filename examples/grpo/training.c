@@ -216,6 +216,28 @@ static wb_status check_same_run(trainer *t, const task *task_, const char *check
     return checkpoint ? checkpoint_check_same_run(t, checkpoint) : WB_OK;
 }
 
+/* A run that resumes without a reference needs nothing of --model but hands its name on, to a later run that
+ * may want one: another model than before must be of the checkpoint's kind. A reference may be of another
+ * shape (check_reference). Collective. */
+static wb_status check_given_model(const trainer *t, const json_t *saved) {
+    const char *before = json_string_value(json_object_get(saved, "--model"));
+    if (t->reference || !before || strcmp(before, t->o->model_dir) == 0) return WB_OK;
+    wb_model_options model = model_options(t, WB_F32);
+    wb_model *given;
+    WB_TRY(wb_model_open(t->o->model_dir, &model, &given));
+    const char *expected = wb_model_routes(t->model)->fingerprint,
+               *found = wb_model_routes(given)->fingerprint;
+    wb_status status = WB_OK;
+    if (strcmp(expected, found) != 0)
+        status =
+            wb_fail(WB_MISMATCH,
+                    "--model %s: another kind of model than that of the run, which began from %s: expected "
+                    "the fingerprint %s, found %s",
+                    t->o->model_dir, before, expected, found);
+    wb_model_close(given);
+    return wb_comm_agree(t->comm, status);
+}
+
 /* Whether there is nothing to do; then nothing is removed either, of whatever step. */
 static bool is_done(const trainer *t, const char *checkpoint) {
     if (t->step < (uint64_t)t->o->steps) return false;
@@ -241,6 +263,7 @@ wb_status training_run(const options *given, wb_device *device, wb_comm *comm, i
     const char *start_dir = resume_dir ? resume_dir : o.model_dir;
     WB_GOTO(open_trainer(&t, start_dir, resume_dir != NULL), close_all);
     if (resume_dir) WB_GOTO(checkpoint_load(&t, resume_dir), close_all);
+    WB_GOTO(check_given_model(&t, saved), close_all);
     WB_GOTO(wb_comm_agree(comm, open_task(&t, start_dir, &stops_from, &side.task)), close_all);
     WB_GOTO(check_same_run(&t, side.task, resume_dir), close_all);
     if (is_done(&t, resume_dir)) goto close_all;

@@ -136,5 +136,17 @@ mv base base_kept && cp -r other base
 refused "other weights than the reference" 1 --model base --out kl --steps 3 --kl-coef 0.1 "${tiny[@]}" --resume
 run 1 --model base --out kl --steps 3 --kl-coef 0 "${tiny[@]}" --resume || { cat log; fault "no reference any more"; }
 
+echo "== --model of a run that resumes is of the checkpoint's kind, and stays what it was"
+run 1 --make-base olmoe --family olmoe --warmup-steps 0 --quiet || { cat log; fault "make-base olmoe"; }
+run 2 --model base --out kind --steps 1 "${tiny[@]}" || { cat log; fault "kind"; }
+for model in olmoe "$source/tests/golden/qwen3_moe"; do
+    refused "--model $model: another kind of model than that of the run, which began from base" 2 --model "$model" --out kind --steps 2 --resume
+    grep -q '"--model": "base"' kind/checkpoint/trainer/state.json || fault "another model is on record"
+done
+refused "nope" 1 --model nope --out kind --steps 2 --resume
+run 1 --model ./base --out kind --steps 2 --resume || { cat log; fault "the same model, by another name"; }
+mv base gone_base
+run 1 --out kind --steps 3 --resume || { cat log; fault "a model that is gone, and not needed"; }
+
 [ $faults -eq 0 ] && echo "all well"
 exit $((faults > 0))
