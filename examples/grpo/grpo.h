@@ -21,6 +21,7 @@
 #include "wb_workspace.h"
 
 #include <jansson.h>
+#include <stdio.h>
 
 /* ---- paths.c --------------------------------------------------------------------------------- */
 
@@ -31,6 +32,18 @@ enum { PATH_BYTES = 4096 };
 wb_status path_join(char *path, const char *dir, const char *name);
 /* Whether DIR has a file of that name that can be read. */
 bool path_has(const char *dir, const char *name);
+
+/* ---- text_files.c ---------------------------------------------------------------------------- */
+
+/* For text_line; the caller's, closed with fclose. NOT_FOUND; INVALID_ARGUMENT where it is no regular file
+ * and no pipe. */
+wb_status text_open(const char *path, FILE **file_out);
+/* The next line, `number` in messages, with its end into *line, grown as WB_GROW does. *length_out: -1 after
+ * the last one. CAPACITY for a line of more than 64 MiB. */
+wb_status text_line(FILE *file, const char *path, size_t number, char **line, size_t *capacity,
+                    int64_t *length_out);
+/* A regular file of JSON of at most 64 MiB; the caller's reference. NOT_FOUND, CORRUPT. */
+wb_status text_json(const char *path, json_t **object_out);
 
 /* ---- command_line.c -------------------------------------------------------------------------- */
 

@@ -5,7 +5,6 @@
 #include "wb_memory.h"
 
 #include <dirent.h>
-#include <errno.h>
 #include <inttypes.h>
 #include <jansson.h>
 #include <math.h>
@@ -46,14 +45,16 @@ static wb_status keep_lines(FILE *old, const char *path, wb_new_file *kept, uint
     wb_status status = WB_OK;
     char *line = NULL;
     size_t bytes = 0;
-    for (ssize_t length; status == WB_OK && (length = getline(&line, &bytes, old)) >= 0;) {
+    int64_t length = 0;
+    for (size_t number = 1; status == WB_OK; number++) {
+        status = text_line(old, path, number, &line, &bytes, &length);
+        if (status != WB_OK || length < 0) break;
         json_t *object = json_loads(line, 0, NULL);
         uint64_t step = (uint64_t)json_integer_value(json_object_get(object, "step"));
         if (object && step < first_step) status = wb_new_file_write(kept, line, (size_t)length);
         if (object && step == *n_out) ++*n_out;
         json_decref(object);
     }
-    if (status == WB_OK && ferror(old)) status = wb_fail(WB_IO, "%s: cannot be read: %m", path);
     free(line);
     return status;
 }
@@ -62,13 +63,13 @@ static wb_status keep_lines(FILE *old, const char *path, wb_new_file *kept, uint
  * the file no longer has each step. */
 static wb_status keep_metrics(const char *path, wb_new_file *kept, uint64_t first_step) {
     uint64_t n = 0;
-    FILE *old = fopen(path, "r");
-    if (!old && errno != ENOENT) return wb_fail(WB_IO, "%s: cannot be read: %m", path);
-    if (old) {
-        wb_status status = keep_lines(old, path, kept, first_step, &n);
+    FILE *old;
+    wb_status status = text_open(path, &old);
+    if (status == WB_OK) {
+        status = keep_lines(old, path, kept, first_step, &n);
         fclose(old);
-        WB_TRY(status);
     }
+    if (status != WB_OK && status != WB_NOT_FOUND) return status;
     if (n < first_step)
         fprintf(stderr,
                 "%s: expected a line of each of the %" PRIu64

@@ -17,7 +17,7 @@
 /* A line of the jsonl file. */
 typedef struct item {
     size_t number;    /* of the line, from 1 */
-    char *line;       /* without its end; from getline */
+    char *line;       /* without its end */
     uint32_t *prompt; /* [prompt_len] */
     uint32_t prompt_len;
 } item;
@@ -129,14 +129,15 @@ static wb_status parse_item(const char *path, size_t line_number, int32_t vocab_
 }
 
 static wb_status read_jsonl(task *t, const char *path, int32_t vocab_size) {
-    FILE *file = fopen(path, "r");
-    if (!file) return wb_fail(WB_IO, "%s: cannot be opened: %m", path);
-    wb_status status = WB_OK;
+    FILE *file;
+    WB_TRY(text_open(path, &file));
+    wb_status status;
     char *line = NULL;
-    size_t line_bytes = 0, number = 0;
-    ssize_t got;
-    while ((got = getline(&line, &line_bytes, file)) >= 0) {
-        number++;
+    size_t line_bytes = 0;
+    int64_t got;
+    for (size_t number = 1;; number++) {
+        WB_GOTO(text_line(file, path, number, &line, &line_bytes, &got), close_file);
+        if (got < 0) break;
         while (got > 0 && (line[got - 1] == '\n' || line[got - 1] == '\r')) line[--got] = '\0';
         if (got == 0) continue;
         WB_GOTO(WB_GROW(t->items, t->n_items + 1, &t->capacity, path), close_file);
@@ -146,10 +147,7 @@ static wb_status read_jsonl(task *t, const char *path, int32_t vocab_size) {
         line_bytes = 0;
         WB_GOTO(parse_item(path, number, vocab_size, to), close_file);
     }
-    if (ferror(file))
-        status = wb_fail(WB_IO, "%s: cannot be read: %m", path);
-    else if (t->n_items == 0)
-        status = wb_fail(WB_CORRUPT, "%s: has no prompts", path);
+    if (t->n_items == 0) status = wb_fail(WB_CORRUPT, "%s: has no prompts", path);
 close_file:
     free(line);
     fclose(file);
@@ -219,12 +217,11 @@ static wb_status stops_of_option(task *t, const char *list, int32_t vocab_size) 
 static wb_status stops_of_file(task *t, const char *dir, const char *name, int32_t vocab_size,
                                bool *found_out) {
     char path[4096];
-    json_error_t error;
+    json_t *object;
     snprintf(path, sizeof path, "%s/%s", dir, name);
     *found_out = false;
     if (access(path, F_OK) != 0) return WB_OK;
-    json_t *object = json_load_file(path, 0, &error);
-    if (!object) return wb_fail(WB_CORRUPT, "%s: line %d: %s", path, error.line, error.text);
+    WB_TRY(text_json(path, &object));
     const json_t *ids = json_object_get(object, "eos_token_id");
     size_t n = json_is_array(ids) ? json_array_size(ids) : json_is_integer(ids);
     wb_status status = WB_OK;

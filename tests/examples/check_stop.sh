@@ -109,6 +109,13 @@ grep -q '"long_prompts":1,' skip/metrics.jsonl || fail "skip is not counted"
 run 2 --out cut "${own[@]}" --long-prompts cut >/dev/null 2>log || { cat log; fail "cut"; }
 grep -q "their beginning is left out" log || { cat log; fail "cut is not said"; }
 "$waybill" cat cut/dump --tokens | grep -q '"prompt_len":11' || fail "cut: expected prompts of 11 tokens"
+refused "/dev/zero: expected a regular file or a pipe" --out bad "${own[@]}" --task jsonl:/dev/zero
+refused ".: expected a regular file or a pipe" --out bad "${own[@]}" --task jsonl:.
+truncate -s 100M endless.jsonl
+refused "endless.jsonl: line 1: expected at most 67108864 bytes" --out bad "${own[@]}" --task jsonl:endless.jsonl
+cp -r base large && truncate -s 100M large/generation_config.json
+refused "large/generation_config.json: " --out bad "${own[@]}" --model large --long-prompts skip
+run 1 --out piped "${own[@]}" --task jsonl:/dev/stdin --long-prompts skip <task.jsonl >/dev/null 2>log || { cat log; fail "prompts from a pipe"; }
 refused "expected less than the model's" --out bad "${own[@]}" --max-tokens 100000
 # The end of a sample: what the checkpoint says, several tokens, or none.
 cp -r base eos && echo '{"eos_token_id": [3, 7]}' >eos/generation_config.json
