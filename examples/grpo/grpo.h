@@ -91,10 +91,12 @@ wb_status options_resume(options *o, const json_t *saved, const char *where, boo
 
 typedef struct task task;
 
-/* "arithmetic", or "jsonl:FILE" with an object a line: {"prompt": [token ids], ...}. vocab_size: prompts
- * are checked. */
+/* spec: of task_check_options; "arithmetic", or "jsonl:FILE" with an object a line:
+ * {"prompt": [token ids], ...}. vocab_size: prompts are checked. */
 wb_status task_open(const char *spec, uint64_t seed, int32_t vocab_size, task **task_out);
 void task_close(task *t);
+/* The form of --task and of --stop-token (NULL: none is given), of which no model is known yet. */
+wb_status task_check_options(const char *spec, const char *stops);
 /* Prompt of group `group` of step `step`: *tokens_out [n] malloc'ed. The same on every rank and on every
  * resume. */
 wb_status task_prompt(const task *t, uint64_t step, uint64_t group, uint32_t **tokens_out, uint32_t *n_out);

@@ -8,7 +8,6 @@
 
 #include <errno.h>
 #include <inttypes.h>
-#include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -39,9 +38,7 @@ static void free_item(item *i) {
 
 /* token ids: '0'..'9' are 0..9, then these; the rest of the vocabulary is unused */
 enum { PLUS = 10, EQUALS = 11 };
-
 enum { OPERANDS = 20 }; /* a and b are below this */
-
 enum { MAX_STOP_TOKENS = 64 };
 
 /* ---- arithmetic ------------------------------------------------------------------------------ */
@@ -166,10 +163,8 @@ wb_status task_open(const char *spec, uint64_t seed, int32_t vocab_size, task **
         status = wb_fail(WB_INVALID_ARGUMENT,
                          "the arithmetic task needs a vocabulary of %d tokens, the model has %d",
                          TASK_VOCABULARY, vocab_size);
-    else if (strncmp(spec, "jsonl:", 6) == 0)
-        status = read_jsonl(t, spec + 6, vocab_size);
     else if (!t->arithmetic)
-        status = wb_fail(WB_INVALID_ARGUMENT, "--task %s: expected arithmetic or jsonl:FILE", spec);
+        status = read_jsonl(t, spec + strlen("jsonl:"), vocab_size);
     if (status != WB_OK) {
         task_close(t);
         return status;
@@ -197,20 +192,39 @@ static wb_status add_stop(task *t, int64_t id, int32_t vocab_size, const char *w
     return WB_OK;
 }
 
-/* "15", or "15,3". */
-static wb_status stops_of_option(task *t, const char *list, int32_t vocab_size) {
-    for (const char *at = list;; at++) {
-        char *end;
+/* "15", or "15,3" into ids [MAX_STOP_TOKENS]. */
+static wb_status read_stops(const char *list, int64_t *ids, uint32_t *n_out) {
+    uint32_t n = 0;
+    const char *at = list;
+    char *end;
+    do {
         errno = 0;
         long id = strtol(at, &end, 10);
-        if (end == at || errno != 0 || (*end != ',' && *end != '\0') || t->n_stop == MAX_STOP_TOKENS)
+        if (end == at || errno != 0 || (*end != ',' && *end != '\0') || id < 0 || n == MAX_STOP_TOKENS)
             return wb_fail(WB_INVALID_ARGUMENT,
                            "--stop-token %s: expected none, or at most %d token ids with commas between them",
                            list, MAX_STOP_TOKENS);
-        WB_TRY(add_stop(t, id, vocab_size, "--stop-token"));
-        if (*end == '\0') return WB_OK;
-        at = end;
-    }
+        ids[n++] = id;
+        at = end + 1;
+    } while (*end == ',');
+    *n_out = n;
+    return WB_OK;
+}
+
+static wb_status stops_of_option(task *t, const char *list, int32_t vocab_size) {
+    int64_t ids[MAX_STOP_TOKENS];
+    uint32_t n;
+    WB_TRY(read_stops(list, ids, &n));
+    for (uint32_t i = 0; i < n; i++) WB_TRY(add_stop(t, ids[i], vocab_size, "--stop-token"));
+    return WB_OK;
+}
+
+wb_status task_check_options(const char *spec, const char *stops) {
+    int64_t ids[MAX_STOP_TOKENS];
+    uint32_t n;
+    if (strcmp(spec, "arithmetic") != 0 && strncmp(spec, "jsonl:", 6) != 0)
+        return wb_fail(WB_INVALID_ARGUMENT, "--task %s: expected arithmetic or jsonl:FILE", spec);
+    return !stops || strcmp(stops, "none") == 0 ? WB_OK : read_stops(stops, ids, &n);
 }
 
 /* "eos_token_id" of DIR/name: a number or a list of them. *found_out: the file has it. */
