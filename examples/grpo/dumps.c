@@ -51,11 +51,11 @@ static wb_status open_dump(const options *o, char *path, DIR **dir_out) {
     return *dir_out || errno == ENOENT ? WB_OK : wb_fail(WB_IO, "%s: cannot be read: %m", path);
 }
 
-wb_status dumps_find(const options *o, char *path_out) {
+wb_status dumps_find(const options *o, uint64_t first_step, char *path_out) {
     char path[PATH_BYTES];
     DIR *dir;
     WB_TRY(open_dump(o, path, &dir));
-    const char *name = dir ? next_file(dir, 0) : NULL;
+    const char *name = dir ? next_file(dir, first_step) : NULL;
     path_out[0] = '\0';
     wb_status status = name ? path_join(path_out, path, name) : WB_OK;
     if (dir) closedir(dir);

@@ -193,8 +193,9 @@ void batch_free(batch *b);
 
 /* ---- dumps.c --------------------------------------------------------------------------------- */
 
-/* The path of a file of dumps_write in OUT/dump, into path_out [PATH_BYTES]; "" where there is none. */
-wb_status dumps_find(const options *o, char *path_out);
+/* The path of a file of dumps_write in OUT/dump, of a step from first_step on, into path_out [PATH_BYTES]; ""
+ * where there is none. */
+wb_status dumps_find(const options *o, uint64_t first_step, char *path_out);
 /* NOT_FOUND names the first of the n_steps steps that does not have all its samples there. */
 wb_status dumps_check(const options *o, uint64_t n_steps);
 /* Removes those of steps from first_step on, which an interrupted run left. */

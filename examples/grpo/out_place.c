@@ -23,13 +23,20 @@ static void cut_name(char *path) {
         slash[slash == path] = '\0';
 }
 
+/* OUT or, where it is not there yet, the folder in which it would be made. */
+static wb_status nearest_place(const options *o, char *path) {
+    struct stat info;
+    if (snprintf(path, PATH_BYTES, "%s", o->out_dir) >= PATH_BYTES)
+        return wb_fail(WB_INVALID_ARGUMENT, "--out: path too long");
+    while (lstat(path, &info) != 0 && strcmp(path, ".") != 0 && strcmp(path, "/") != 0) cut_name(path);
+    return WB_OK;
+}
+
 /* Whether OUT is a folder that can be written to or, where it is not there yet, can be made in one. */
 static wb_status check_folder(const options *o) {
     char path[PATH_BYTES];
     struct stat info;
-    if ((size_t)snprintf(path, sizeof path, "%s", o->out_dir) >= sizeof path)
-        return wb_fail(WB_INVALID_ARGUMENT, "--out: path too long");
-    while (lstat(path, &info) != 0 && strcmp(path, ".") != 0 && strcmp(path, "/") != 0) cut_name(path);
+    WB_TRY(nearest_place(o, path));
     if (stat(path, &info) != 0 || !S_ISDIR(info.st_mode))
         return wb_fail(WB_INVALID_ARGUMENT,
                        "--out %s: expected a folder, or a name for one, but %s is not a folder", o->out_dir,
@@ -53,7 +60,7 @@ static wb_status find_remains(const options *o, char *path_out) {
     struct stat info;
     WB_TRY(path_join(path_out, o->out_dir, METRICS_FILE));
     if (stat(path_out, &info) == 0 && info.st_size > 0) return WB_OK;
-    return dumps_find(o, path_out);
+    return dumps_find(o, 0, path_out);
 }
 
 /* Whether a run may begin with its first step. One that resumes asks for that where it was killed before its
@@ -135,6 +142,11 @@ static wb_status check_model(const options *o) {
     if (stat(o->model_dir, &model) == 0 && stat(o->out_dir, &out) == 0 && model.st_dev == out.st_dev &&
         model.st_ino == out.st_ino)
         return wb_fail(WB_INVALID_ARGUMENT, "--out %s is --model: expected a folder of its own", o->out_dir);
+    char path[PATH_BYTES];
+    WB_TRY(nearest_place(o, path));
+    if (is_inside(path, o->model_dir))
+        return wb_fail(WB_INVALID_ARGUMENT, "--out %s is in --model %s: expected a folder elsewhere",
+                       o->out_dir, o->model_dir);
     return check_checkpoints(o);
 }
 

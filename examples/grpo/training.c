@@ -241,9 +241,12 @@ static wb_status check_given_model(const trainer *t, const json_t *saved) {
 /* Whether there is nothing to do; then nothing is removed either, of whatever step. */
 static bool is_done(const trainer *t, const char *checkpoint) {
     if (t->step < (uint64_t)t->o->steps) return false;
-    if (wb_comm_rank(t->comm) == 0)
-        fprintf(stderr, "%s has %" PRIu64 " of %" PRId64 " steps: nothing to do\n", checkpoint, t->step,
-                t->o->steps);
+    char path[PATH_BYTES];
+    if (wb_comm_rank(t->comm) != 0) return true;
+    fprintf(stderr, "%s has %" PRIu64 " of %" PRId64 " steps: nothing to do\n", checkpoint, t->step,
+            t->o->steps);
+    if (dumps_find(t->o, t->step, path) == WB_OK && path[0] != '\0')
+        fprintf(stderr, "%s is of a step that was not trained on: more --steps do it again\n", path);
     return true;
 }
 

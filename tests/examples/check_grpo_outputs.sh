@@ -42,6 +42,7 @@ mkdir -p kept_left/dump && touch kept_left/dump/step000000-rank0.wbr.note # not 
 run 1 --model base --out kept_left --steps 1 "${tiny[@]}" || { cat log; fault "a file of another name was taken for a dump"; }
 cp -r base base_kept
 refused "--out new/../base is --model" 1 --model base --out new/../base --steps 1 "${tiny[@]}"
+refused "--out base/deep/out is in --model base" 2 --model base --out base/deep/out --steps 1 "${tiny[@]}"
 diff -r base base_kept || fault "--model was written into"
 rm -r base_kept
 
@@ -103,6 +104,7 @@ cp run/dump/step000003-rank0.wbr run/dump/step000005-rank0.wbr # of a run that w
 cp run/metrics.jsonl kept
 run 2 --model base --out run --steps 4 "${tiny[@]}" --resume || { cat log; fault "nothing to do"; }
 says "has 4 of 4 steps" "a run that is done"
+says "run/dump/step000005-rank0.wbr is of a step that was not trained on" "a run that is done, with a step more in its dump"
 [ -e run/dump/step000005-rank0.wbr ] && cmp -s kept run/metrics.jsonl || fault "steps were removed that are not done again"
 
 echo "== options of the checkpoint that cannot be"
