@@ -128,10 +128,8 @@ wb_status checkpoint_save(const trainer *t) {
 /* ---- loading --------------------------------------------------------------------------------- */
 
 static wb_status read_state(const char *dir, char *path, json_t **state_out) {
-    json_error_t error;
     WB_TRY(path_join(path, dir, CHECKPOINT_STATE));
-    *state_out = json_load_file(path, 0, &error);
-    return *state_out ? WB_OK : wb_fail(WB_CORRUPT, "%s: %s", path, error.text);
+    return text_json(path, state_out);
 }
 
 wb_status checkpoint_options(const char *dir, bool loud, options *o, json_t **saved_out) {
