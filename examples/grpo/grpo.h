@@ -226,17 +226,28 @@ void loss_sequence(const loss_options *o, size_t n, const float *logprobs, const
 
 /* AdamW over the registry's local tensors, f32 master weights being the trained model's own. Moments belong
  * to a tensor, an expert's too, and not to the slot or the address that it has at the time: each rank that
- * has a replica of the expert keeps them once. */
+ * has a replica of the expert keeps them once. Those of a replicated tensor are cut over the ranks. */
 typedef struct optimizer {
     wb_model *model;
     wb_train *train;
     wb_device *device;
     wb_comm *comm;
     wb_workspace workspace; /* owns the moments */
-    wb_buffer *m, *v;       /* [n_tensors] f32 of the tensor's size, where it is held */
+    wb_buffer *m, *v;       /* [n_tensors] f32 of this rank's part of the tensor, where it is held */
     bool *held;             /* [n_tensors] whether m and v are those of the present step */
     uint64_t step;
+    /* The gathers of updated weights: those started, those waited for, and the numbers of those on their way. */
+    uint64_t n_started, n_done, works[WB_EXCHANGE_IN_FLIGHT];
+    size_t *bounds; /* [R + 1] of one */
 } optimizer;
+
+/* The elements of a tensor whose moments a rank has: of an expert all, of a replicated tensor one of n_ranks parts
+ * that differ by one element at most. */
+typedef struct optimizer_part {
+    int64_t first, n;
+} optimizer_part;
+optimizer_part optimizer_part_of(const wb_tensor *tensor, int of_rank, int n_ranks);
+
 wb_status optimizer_open(wb_model *model, wb_train *train, wb_device *device, wb_comm *comm,
                          optimizer *opt_out);
 void optimizer_close(optimizer *opt);
