@@ -61,6 +61,9 @@ static wb_status open_parts(wb_engine *engine, const wb_engine_options *options)
     wb_infer_options infer = wb_infer_options_default();
     infer.n_blocks = options->n_blocks;
     infer.block_size = options->block_size;
+    infer.max_tokens = options->max_batch_tokens;
+    infer.max_sequences = scheduler->max_entries;
+    infer.max_logits = scheduler->max_entries;
     return wb_infer_open(engine->model, &infer, &engine->infer);
 }
 

@@ -7,6 +7,7 @@
  *   y = mid + feed_forward(norm(mid)) */
 #include "layers/block.h"
 
+#include <inttypes.h>
 #include <string.h>
 
 /* ---- workers --------------------------------------------------------------------------------- */
@@ -17,48 +18,57 @@ static void *worker_of(const wb_block *block, const wb_layer_kind *kind) {
     return NULL;
 }
 
-static wb_status open_worker(wb_block *block, const wb_layer_kind *kind) {
+static wb_status open_worker(wb_block *block, wb_owner *owner, const wb_layer_kind *kind) {
     void *worker = NULL;
     if (worker_of(block, kind)) return WB_OK;
     if (block->n_kinds == WB_MAX_KINDS)
         return wb_fail(WB_CAPACITY, "layers: expected at most %d kinds, found more", WB_MAX_KINDS);
-    WB_TRY(WB_OWN_ALLOC(&block->memory->host, worker, 1, kind->worker_size, "layer workspace"));
+    WB_TRY(WB_OWN_ALLOC(owner, worker, 1, kind->worker_size, "layer workspace"));
     block->kinds[block->n_kinds] = kind;
     block->workers[block->n_kinds++] = worker;
-    return kind->open(block->model, block->memory, worker);
+    return WB_OK;
 }
 
-wb_status wb_block_open(wb_model *model, wb_workspace *memory, wb_block *block) {
+wb_status wb_block_open(wb_model *model, wb_owner *owner, wb_block *block) {
     memset(block, 0, sizeof *block);
     block->model = model;
-    block->memory = memory;
     for (int32_t l = 0; l < model->config.n_layers; l++) {
-        WB_TRY(open_worker(block, model->layers[l].mixer.kind));
-        WB_TRY(open_worker(block, model->layers[l].feed_forward.kind));
+        WB_TRY(open_worker(block, owner, model->layers[l].mixer.kind));
+        WB_TRY(open_worker(block, owner, model->layers[l].feed_forward.kind));
     }
     return WB_OK;
 }
 
-static wb_status reserve_part(wb_block *block, const wb_part *part, int64_t T, bool backward) {
-    if (!part->kind->reserve) return WB_OK;
-    return part->kind->reserve(worker_of(block, part->kind), part->weights, T, backward);
+/* ---- memory ---------------------------------------------------------------------------------- */
+
+wb_status wb_block_sizes(const wb_model *model, int64_t max_tokens, int64_t max_expert_rows, bool backward,
+                         wb_sizes *sizes_out) {
+    const int64_t K = model->config.router.top_k, here = wb_model_local_slots(model), R = model->n_ranks;
+    if (max_tokens < 1 || max_tokens > INT32_MAX / K)
+        return wb_fail(WB_INVALID_ARGUMENT, "max_tokens: expected 1..%" PRId64 ", found %" PRId64,
+                       INT32_MAX / K, max_tokens);
+    if (max_expert_rows < 0 || max_expert_rows > INT32_MAX)
+        return wb_fail(WB_INVALID_ARGUMENT, "max_expert_rows: expected 0..%d, found %" PRId64, INT32_MAX,
+                       max_expert_rows);
+    int64_t rows = R > 1 ? R * max_tokens * (K < here ? K : here) : max_tokens * K;
+    if (rows > INT32_MAX) rows = INT32_MAX;
+    if (R > 1 && max_expert_rows > 0) rows = max_expert_rows;
+    *sizes_out = (wb_sizes){.tokens = max_tokens, .expert_rows = rows, .backward = backward};
+    return WB_OK;
 }
 
-wb_status wb_block_reserve(wb_block *block, int64_t T, bool backward) {
-    const wb_model *model = block->model;
-    const int64_t H = model->config.hidden_size;
-    WB_TRY(wb_reserve_activations(model, block->memory, &block->mixer_norm, T, H));
-    WB_TRY(wb_reserve_activations(model, block->memory, &block->mid, T, H));
-    WB_TRY(wb_reserve_activations(model, block->memory, &block->feed_forward_norm, T, H));
-    if (backward) {
-        WB_TRY(wb_reserve_activations(model, block->memory, &block->dmid, T, H));
-        WB_TRY(wb_reserve_activations(model, block->memory, &block->dnorm, T, H));
+void wb_block_layout(wb_block *block, const wb_sizes *sizes, wb_arena *arena) {
+    wb_model *model = block->model;
+    const int64_t T = sizes->tokens, H = model->config.hidden_size;
+    wb_place_activations(arena, model, &block->mixer_norm, T, H);
+    wb_place_activations(arena, model, &block->mid, T, H);
+    wb_place_activations(arena, model, &block->feed_forward_norm, T, H);
+    if (sizes->backward) {
+        wb_place_activations(arena, model, &block->dmid, T, H);
+        wb_place_activations(arena, model, &block->dnorm, T, H);
     }
-    for (int32_t l = 0; l < model->config.n_layers; l++) {
-        WB_TRY(reserve_part(block, &model->layers[l].mixer, T, backward));
-        WB_TRY(reserve_part(block, &model->layers[l].feed_forward, T, backward));
-    }
-    return WB_OK;
+    for (int32_t i = 0; i < block->n_kinds; i++)
+        block->kinds[i]->layout(block->workers[i], model, sizes, arena);
 }
 
 /* ---- parts ----------------------------------------------------------------------------------- */

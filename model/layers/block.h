@@ -8,7 +8,6 @@
 
 typedef struct wb_block {
     wb_model *model;
-    wb_workspace *memory; /* borrowed */
     const wb_layer_kind *kinds[WB_MAX_KINDS];
     void *workers[WB_MAX_KINDS]; /* of each kind */
     int32_t n_kinds;
@@ -21,11 +20,17 @@ typedef struct wb_block {
     wb_buffer dmid, dnorm; /* [T, H] */
 } wb_block;
 
-/* Its memory is the workspace's: closing that is all that is needed. */
-wb_status wb_block_open(wb_model *model, wb_workspace *memory, wb_block *block);
+/* Sizes for passes of max_tokens tokens a rank. max_expert_rows, of several ranks only; 0: as many rows as
+ * the tokens of all ranks could send to the slots of this one, R * max_tokens * min(K, slots of this rank).
+ * INVALID_ARGUMENT unless both are in their range. */
+wb_status wb_block_sizes(const wb_model *model, int64_t max_tokens, int64_t max_expert_rows, bool backward,
+                         wb_sizes *sizes_out);
 
-/* Memory for a forward of T tokens through all layers, and with `backward` for its backward. */
-wb_status wb_block_reserve(wb_block *block, int64_t T, bool backward);
+/* Its workers, which are the owner's: closing that is all that is needed. */
+wb_status wb_block_open(wb_model *model, wb_owner *owner, wb_block *block);
+
+/* Places the memory for passes through all layers (wb_arena.h). */
+void wb_block_layout(wb_block *block, const wb_sizes *sizes, wb_arena *arena);
 
 /* y[T,H] (=) layer l of x[T,H], y not x. Collective. */
 wb_status wb_block_forward(wb_block *block, int32_t l, const wb_pass *pass, const wb_state *state, wb_rows x,

@@ -194,11 +194,14 @@ static bench open_bench(int threads) {
         must(wb_model_create(&config, 1, 0.02F, &options, &b.models[i]));
         wb_infer_options infer = wb_infer_options_default();
         infer.n_blocks = PREFILL / infer.block_size;
+        infer.max_tokens = PREFILL;
         must(wb_infer_open(b.models[i], &infer, &b.infers[i]));
     }
     const wb_engine_options options = wb_engine_options_default();
     must(wb_engine_open(b.models[0], &options, &b.engine));
-    must(wb_train_open(b.models[0], NULL, &b.train));
+    wb_train_options train = wb_train_options_default();
+    train.max_tokens = SEQS * SEQ_LEN;
+    must(wb_train_open(b.models[0], &train, &b.train));
     must(b.device->mem_alloc(b.device, PREFILL * wb_route_row_bytes(wb_model_routes(b.models[0])), &b.ids));
     return b;
 }
