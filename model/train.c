@@ -13,7 +13,7 @@
 
 /* ---- open and close -------------------------------------------------------------------------- */
 
-WB_OPTIONS_END(wb_train_options, max_expert_rows);
+WB_OPTIONS_END(wb_train_options, keep_bytes);
 static const wb_train_options default_options = {.size = sizeof default_options, .max_tokens = 4096};
 
 void wb_train_options_init(wb_train_options *options_out, size_t size) {
@@ -50,7 +50,10 @@ static wb_status open_parts(wb_train *train) {
     const wb_train_options *o = &train->options;
     WB_TRY(wb_block_sizes(train->model, o->max_tokens, o->max_expert_rows, !o->forward_only, &train->sizes));
     WB_TRY(wb_block_open(train->model, &train->memory.host, &train->block));
-    if (!o->forward_only) WB_TRY(wb_train_open_grads(train));
+    if (!o->forward_only) {
+        WB_TRY(wb_block_keep(&train->block, &train->memory.host, &train->sizes, o->keep_bytes));
+        WB_TRY(wb_train_open_grads(train));
+    }
     WB_TRY(wb_arena_open(&train->memory, layout, train));
     return o->forward_only ? WB_OK : wb_train_zero_grads(train);
 }
@@ -66,6 +69,7 @@ wb_status wb_train_open(wb_model *model, const wb_train_options *options, wb_tra
     WB_TRY(WB_NEW(train, 1, "training"));
     train->model = model;
     train->options = own;
+    train->n_whole = -1;
     train->forward_only = own.forward_only;
     train->memory.device = model->device;
     const wb_status status = open_parts(train);
@@ -106,9 +110,20 @@ static wb_status layers_forward(wb_train *train, const wb_router_probe *probe) {
                         (size_t)train->n_head * sizeof(float));
 }
 
+/* How many layers every rank keeps whole, once. Collective, and with no failure of this rank's own before. */
+static wb_status agree_on_kept(wb_train *train) {
+    if (train->n_whole >= 0) return WB_OK;
+    const uint64_t n_layers = (uint64_t)train->model->config.n_layers;
+    uint64_t most_again = n_layers - (uint64_t)train->block.n_whole;
+    WB_TRY(wb_comm_all_reduce_max_u64(train->model->comm, &most_again));
+    train->n_whole = (int32_t)(n_layers - most_again);
+    return WB_OK;
+}
+
 wb_status wb_train_forward(wb_train *train, const wb_train_batch *batch, const wb_routing *routing,
                            const wb_router_probe *probe, float *logprobs_out) {
     WB_TRY(wb_comm_agree(train->model->comm, prepare_forward(train, batch, routing)));
+    WB_TRY(agree_on_kept(train));
     WB_TRY(wb_collective_end(train->model, layers_forward(train, probe)));
 
     const int32_t *rows = train->inputs.head_rows.host;
@@ -141,11 +156,8 @@ static wb_status layers_backward(wb_train *train) {
     wb_pass pass = train->pass;
     pass.recompute = true;
     for (int32_t l = model->config.n_layers - 1; l >= 0; l--) {
-        /* The recompute writes the same bits over the layer's output. The last layer's workspace is still
-         * the forward's. */
-        if (l + 1 < model->config.n_layers)
-            WB_TRY(wb_block_forward(&train->block, l, &pass, NULL, wb_train_residual(train, l),
-                                    wb_train_residual(train, l + 1)));
+        WB_TRY(wb_block_recompute(&train->block, l, train->n_whole, &pass, wb_train_residual(train, l),
+                                  wb_train_residual(train, l + 1)));
         WB_TRY(wb_block_backward(&train->block, l, &pass, wb_train_residual(train, l), train->grads, dx));
     }
     return wb_embed_backward(model, train->T, train->inputs.tokens.device, dx, train->grads);

@@ -279,6 +279,10 @@ typedef struct wb_train_options {
     int64_t max_tokens;      /* T; default 4096 */
     int64_t max_kept_ids;    /* of all rows with a target together; 0 (default): 64 * max_tokens */
     int64_t max_expert_rows; /* as in wb_infer_options; default 0 */
+    /* Device bytes to keep what a forward leaves for its backward, beyond what one layer needs. The backward
+     * then computes fewer layers again, the last ones first whole, then without the mixer; the bits are the
+     * same. 0 (default): all but the last layer are computed again. */
+    uint64_t keep_bytes;
 } wb_train_options;
 
 /* The defaults; `size` is the caller's sizeof. */

@@ -109,6 +109,7 @@ static void heads_layout(const wb_model *model, int64_t T, int64_t width, bool h
 
 static void layout(void *worker, wb_model *model, const wb_sizes *sizes, wb_arena *arena) {
     gqa *g = worker;
+    const gqa *other = sizes->scratch_of;
     const wb_config *c = &model->config;
     const int64_t T = sizes->tokens, q = (int64_t)c->n_heads * c->head_dim,
                   kv = (int64_t)c->n_kv_heads * c->head_dim;
@@ -119,10 +120,10 @@ static void layout(void *worker, wb_model *model, const wb_sizes *sizes, wb_aren
     heads_layout(model, T, kv, false, &g->v, arena);
     wb_place_activations(arena, model, &g->attn, T, q);
     if (!sizes->backward) return;
-    wb_place_activations(arena, model, &g->dattn, T, q);
-    wb_place_activations(arena, model, &g->dq, T, q);
-    wb_place_activations(arena, model, &g->dk, T, kv);
-    wb_place_activations(arena, model, &g->dv, T, kv);
+    wb_place_scratch(arena, model, &g->dattn, other ? &other->dattn : NULL, T, q);
+    wb_place_scratch(arena, model, &g->dq, other ? &other->dq : NULL, T, q);
+    wb_place_scratch(arena, model, &g->dk, other ? &other->dk : NULL, T, kv);
+    wb_place_scratch(arena, model, &g->dv, other ? &other->dv : NULL, T, kv);
 }
 
 static wb_matmul heads_projection(const wb_model *model, heads_spec spec, int64_t T, wb_rows x,

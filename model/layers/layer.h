@@ -71,6 +71,9 @@ typedef struct wb_sizes {
     int64_t tokens;      /* T of a pass */
     int64_t expert_rows; /* rows for the slots of this rank in one MoE layer, from all ranks */
     bool backward;       /* forwards are followed by backwards */
+    /* Another worker of the same kind, laid out before, whose scratch this one works in too: only what a forward
+     * keeps for its backward is its own. NULL: none. */
+    const void *scratch_of;
 } wb_sizes;
 
 /* Device memory for activations of the model. */
@@ -79,13 +82,23 @@ static inline void wb_place_activations(wb_arena *arena, const wb_model *model, 
     wb_place(arena, buffer, rows, width, wb_dtype_size(model->activations));
 }
 
+/* Likewise for what is of no use after a forward or a backward; other: that of wb_sizes.scratch_of, or NULL. */
+static inline void wb_place_scratch(wb_arena *arena, const wb_model *model, wb_buffer *buffer,
+                                    const wb_buffer *other, int64_t rows, int64_t width) {
+    if (other)
+        *buffer = *other;
+    else
+        wb_place_activations(arena, model, buffer, rows, width);
+}
+
 /* ---- a kind ---------------------------------------------------------------------------------- */
 
 typedef struct wb_registry wb_registry;
 
 /* `weights` is a struct of weights_size bytes, one a layer, with the parameters that declare() got from the
- * registry. `worker` is a struct of worker_size bytes, one for all layers of the kind, zeroed before layout():
- * the buffers that a forward needs and that it leaves for the backward of the same layer. */
+ * registry. `worker` is a struct of worker_size bytes, zeroed before layout(): the buffers that a forward needs
+ * and that it leaves for the backward of the same layer. One serves all layers of the kind, unless some have
+ * workers of their own so that they need not be computed again. */
 struct wb_layer_kind {
     size_t weights_size, worker_size;
 

@@ -24,11 +24,12 @@ static void declare(wb_registry *registry, int32_t l, void *weights) {
 
 static void layout(void *worker, wb_model *model, const wb_sizes *sizes, wb_arena *arena) {
     mlp *m = worker;
+    const mlp *other = sizes->scratch_of;
     const int64_t T = sizes->tokens, I = model->config.dense_width;
     m->model = model;
     wb_place_activations(arena, model, &m->gate_up, T, 2 * I);
     wb_place_activations(arena, model, &m->act, T, I);
-    if (sizes->backward) wb_place_activations(arena, model, &m->dact, T, I);
+    if (sizes->backward) wb_place_scratch(arena, model, &m->dact, other ? &other->dact : NULL, T, I);
 }
 
 static wb_status forward(void *worker, const void *weights, const wb_pass *pass, const wb_state *state,

@@ -227,6 +227,7 @@ static void test_memory_grows_with_tokens_not_with_the_longest_sequence(void **u
     wb_train_options options = wb_train_options_default();
     wb_train *train;
     options.max_tokens = T;
+    options.max_kept_ids = 1;
     const size_t before = bytes_in_use();
     MUST(wb_train_open(f.model, &options, &train));
     MUST(wb_train_forward(train, &batch, &(wb_routing){.ids = ids}, NULL, logprobs));

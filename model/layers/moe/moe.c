@@ -13,6 +13,7 @@ typedef struct moe {
     /* Kept by a forward for its backward. */
     wb_buffer rows; /* [T * K, H] its expert's output */
 
+    /* Scratch. */
     wb_buffer sent;   /* [T * K, H] rows on their way; R > 1 */
     wb_buffer output; /* [n, H] of the slots' rows */
 } moe;
@@ -42,17 +43,21 @@ static bool has_peers(const moe *m) {
 
 static void layout(void *worker, wb_model *model, const wb_sizes *sizes, wb_arena *arena) {
     moe *m = worker;
+    const moe *other = sizes->scratch_of;
     const int64_t n_pairs = sizes->tokens * model->config.router.top_k, H = model->config.hidden_size;
     m->model = model;
-    wb_moe_choice_layout(&m->choice, model, sizes, arena);
-    wb_layer_plan_layout(&m->plan, model, sizes, arena);
-    wb_moe_experts_layout(&m->experts, model, sizes, arena);
+    wb_moe_choice_layout(&m->choice, other ? &other->choice : NULL, model, sizes, arena);
+    wb_layer_plan_layout(&m->plan, other ? &other->plan : NULL, model, sizes, arena);
+    wb_moe_experts_layout(&m->experts, other ? &other->experts : NULL, model, sizes, arena);
     wb_place_activations(arena, model, &m->rows, n_pairs, H);
     if (has_peers(m) || sizes->backward)
-        wb_place_activations(arena, model, &m->output, sizes->expert_rows, H);
+        wb_place_scratch(arena, model, &m->output, other ? &other->output : NULL, sizes->expert_rows, H);
     if (!has_peers(m)) return;
-    wb_moe_exchange_layout(&m->exchange, model, sizes, arena);
-    wb_place_activations(arena, model, &m->sent, n_pairs, H);
+    wb_place_scratch(arena, model, &m->sent, other ? &other->sent : NULL, n_pairs, H);
+    if (other)
+        m->exchange = other->exchange;
+    else
+        wb_moe_exchange_layout(&m->exchange, model, sizes, arena);
 }
 
 /* rows (=) the outputs of the experts for x[T,H]. */

@@ -11,7 +11,8 @@
  * source's order. Rows move, never sums: a token's result does not depend on placement or plan. With one rank
  * nothing here waits for the host.
  *
- * A struct's buffers are kept by a forward for its backward where nothing else is said. Pointers are device
+ * A struct's buffers are kept by a forward for its backward where nothing else is said; scratch may be that of
+ * another worker (wb_sizes.scratch_of), whose struct is then `other`. Pointers are device
  * memory unless marked host. */
 #ifndef WB_MOE_H
 #define WB_MOE_H
@@ -31,11 +32,12 @@ typedef struct wb_moe_choice {
     wb_model *model;
     wb_buffer logits;                 /* [T, E] */
     wb_buffer weights;                /* [T, K] */
-    wb_buffer dweights, dlogits;      /* [T, K], [T, E] */
+    wb_buffer dweights, dlogits;      /* [T, K], [T, E]; scratch */
     void *host_logits, *host_weights; /* host view of both, for a probe */
 } wb_moe_choice;
 
-void wb_moe_choice_layout(wb_moe_choice *choice, wb_model *model, const wb_sizes *sizes, wb_arena *arena);
+void wb_moe_choice_layout(wb_moe_choice *choice, const wb_moe_choice *other, wb_model *model,
+                          const wb_sizes *sizes, wb_arena *arena);
 
 /* The ids of MoE layer `moe_index` in a route tensor [T][L][K], of device or host, which may be NULL. */
 wb_ids wb_moe_ids(const wb_model *model, void *routes, int32_t moe_index);
@@ -73,7 +75,8 @@ typedef struct wb_layer_plan {
     void *host_pair_row, *host_row_token, *host_used_offsets;
 } wb_layer_plan;
 
-void wb_layer_plan_layout(wb_layer_plan *plan, wb_model *model, const wb_sizes *sizes, wb_arena *arena);
+void wb_layer_plan_layout(wb_layer_plan *plan, const wb_layer_plan *other, wb_model *model,
+                          const wb_sizes *sizes, wb_arena *arena);
 
 /* Where every row of a pass goes in MoE layer `moe_index`. CAPACITY when this rank's slots get more rows than
  * the workspace is for. Collective. */
@@ -87,7 +90,7 @@ wb_status wb_layer_plan_used(wb_layer_plan *plan, const wb_pass *pass, int32_t m
 
 /* ---- exchange -------------------------------------------------------------------------------- */
 
-/* With R > 1 only. */
+/* With R > 1 only; all of it is scratch. */
 struct wb_moe_exchange {
     wb_model *model;
     wb_buffer received;                /* [n, H] rows as they arrive, or leave for the way back */
@@ -115,10 +118,11 @@ typedef struct wb_moe_experts {
     wb_model *model;
     wb_buffer input;        /* [n, H] the rows that the experts got */
     wb_buffer gate_up, act; /* [n, 2F], [n, F] */
-    wb_buffer dact;         /* [n, F] */
+    wb_buffer dact;         /* [n, F] scratch */
 } wb_moe_experts;
 
-void wb_moe_experts_layout(wb_moe_experts *experts, wb_model *model, const wb_sizes *sizes, wb_arena *arena);
+void wb_moe_experts_layout(wb_moe_experts *experts, const wb_moe_experts *other, wb_model *model,
+                           const wb_sizes *sizes, wb_arena *arena);
 
 /* output[n,H] (=) of each row's expert for the rows that `plan` takes from x: the tokens' [T, H], or with R >
  * 1 what was received. */

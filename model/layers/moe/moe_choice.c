@@ -10,11 +10,14 @@ wb_ids wb_moe_ids(const wb_model *model, void *routes, int32_t moe_index) {
     return ids;
 }
 
-void wb_moe_choice_layout(wb_moe_choice *choice, wb_model *model, const wb_sizes *sizes, wb_arena *arena) {
+void wb_moe_choice_layout(wb_moe_choice *choice, const wb_moe_choice *other, wb_model *model,
+                          const wb_sizes *sizes, wb_arena *arena) {
     const int64_t T = sizes->tokens, E = model->config.router.n_experts, K = model->config.router.top_k;
+    if (other) *choice = *other;
     choice->model = model;
     wb_place(arena, &choice->logits, T, E, sizeof(float));
     wb_place(arena, &choice->weights, T, K, sizeof(float));
+    if (other) return;
     wb_host_view_place(arena, &choice->host_logits, T * E, sizeof(float));
     wb_host_view_place(arena, &choice->host_weights, T * K, sizeof(float));
     if (!sizes->backward) return;

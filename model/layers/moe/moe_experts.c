@@ -3,13 +3,14 @@
 #include "layers/moe/moe.h"
 #include "model_dispatch.h"
 
-void wb_moe_experts_layout(wb_moe_experts *experts, wb_model *model, const wb_sizes *sizes, wb_arena *arena) {
+void wb_moe_experts_layout(wb_moe_experts *experts, const wb_moe_experts *other, wb_model *model,
+                           const wb_sizes *sizes, wb_arena *arena) {
     const int64_t n = sizes->expert_rows, H = model->config.hidden_size, F = model->config.expert_width;
     experts->model = model;
     wb_place_activations(arena, model, &experts->input, n, H);
     wb_place_activations(arena, model, &experts->gate_up, n, 2 * F);
     wb_place_activations(arena, model, &experts->act, n, F);
-    if (sizes->backward) wb_place_activations(arena, model, &experts->dact, n, F);
+    if (sizes->backward) wb_place_scratch(arena, model, &experts->dact, other ? &other->dact : NULL, n, F);
 }
 
 /* The matrices [out, in] of a storage, a slot each, over the rows of the slots. */

@@ -28,17 +28,20 @@ static void layout_slots(wb_layer_plan *plan, wb_arena *arena) {
     wb_place(arena, &plan->to_grouped, plan->max_rows, 1, sizeof(int32_t));
 }
 
-void wb_layer_plan_layout(wb_layer_plan *plan, wb_model *model, const wb_sizes *sizes, wb_arena *arena) {
+void wb_layer_plan_layout(wb_layer_plan *plan, const wb_layer_plan *other, wb_model *model,
+                          const wb_sizes *sizes, wb_arena *arena) {
     const int64_t n_pairs = sizes->tokens * model->config.router.top_k, S = wb_model_n_slots(model);
+    if (other) *plan = *other;
     plan->model = model;
     plan->max_rows = sizes->expert_rows;
     wb_place(arena, &plan->pair_row, n_pairs, 1, sizeof(int32_t));
     wb_place(arena, &plan->row_token, n_pairs, 1, sizeof(int32_t));
     wb_place(arena, &plan->offsets, S + 1, 1, sizeof(int32_t));
+    if (has_peers(plan)) layout_slots(plan, arena);
+    if (other) return;
     wb_host_view_place(arena, &plan->host_pair_row, n_pairs, sizeof(int32_t));
     wb_host_view_place(arena, &plan->host_row_token, n_pairs, sizeof(int32_t));
     wb_host_view_place(arena, &plan->host_used_offsets, S + 1, sizeof(int32_t));
-    if (has_peers(plan)) layout_slots(plan, arena);
 }
 
 /* ---- rows of this rank's tokens ------------------------------------------------------------------- */
