@@ -5,7 +5,8 @@
  * closing the workspace frees all that it knows. Buffers only grow, so that a steady state allocates
  * nothing. Growing loses the content.
  *
- * Fixed host arrays belong to a workspace as well: WB_OWN(&workspace->host, ...). */
+ * Fixed host arrays belong to a workspace as well: WB_OWN(&workspace->host, ...). Buffers whose sizes are
+ * known at open are placed in one arena (wb_arena.h), which does not grow. */
 #ifndef WB_WORKSPACE_H
 #define WB_WORKSPACE_H
 
@@ -24,7 +25,11 @@ typedef struct wb_workspace {
     wb_device *device;
     wb_buffer *first;
     wb_owner host;
+    wb_buffer arena; /* of wb_arena_open */
 } wb_workspace;
+
+/* rows * width * size; CAPACITY for a negative number and where the product overflows. */
+wb_status wb_workspace_bytes(int64_t rows, int64_t width, size_t size, size_t *bytes_out);
 
 /* Device memory for [rows, width] elements of `size` bytes, at least one; CAPACITY where the product
  * overflows. */

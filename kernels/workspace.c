@@ -4,7 +4,7 @@
 
 #include <inttypes.h>
 
-static wb_status size_of(int64_t rows, int64_t width, size_t size, size_t *bytes_out) {
+wb_status wb_workspace_bytes(int64_t rows, int64_t width, size_t size, size_t *bytes_out) {
     const size_t limit = (size_t)PTRDIFF_MAX / size;
     if (rows < 0 || width < 0 || (width > 0 && (size_t)rows > limit / (size_t)width))
         return wb_fail(WB_CAPACITY,
@@ -17,7 +17,7 @@ static wb_status size_of(int64_t rows, int64_t width, size_t size, size_t *bytes
 wb_status wb_reserve(wb_workspace *workspace, wb_buffer *buffer, int64_t rows, int64_t width, size_t size) {
     wb_device *dev = workspace->device;
     size_t bytes = 0;
-    WB_TRY(size_of(rows, width, size, &bytes));
+    WB_TRY(wb_workspace_bytes(rows, width, size, &bytes));
     if (bytes < size) bytes = size;
     if (buffer->data && bytes <= buffer->bytes) return WB_OK;
     void *data = NULL;
@@ -43,7 +43,7 @@ wb_status wb_upload(wb_workspace *workspace, wb_buffer *buffer, const void *host
 wb_status wb_reserve_host(wb_workspace *workspace, wb_host_buffer *buffer, int64_t count, size_t size,
                           const char *what) {
     size_t bytes = 0;
-    WB_TRY(size_of(count, 1, size, &bytes));
+    WB_TRY(wb_workspace_bytes(count, 1, size, &bytes));
     return wb_host_reserve(&workspace->host, buffer, bytes, 1, what);
 }
 

@@ -61,6 +61,8 @@ wb_status wb_model_new(const wb_config *config, const wb_family_rules *family,
     m->family = family;
     m->device = m->memory.device = options->device;
     m->comm = options->comm;
+    m->n_ranks = wb_comm_size(m->comm);
+    m->rank = wb_comm_rank(m->comm);
     m->dtype = options->dtype;
     m->activations = options->activations;
     const wb_status status = fill_model(m, options);

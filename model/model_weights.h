@@ -41,6 +41,7 @@ struct wb_model {
     wb_device *device;
     wb_comm *comm;
     wb_exchange *exchange; /* over comm, for the device's memory; NULL until the ranks have met */
+    int32_t n_ranks, rank; /* of comm */
     wb_dtype dtype;        /* of matrices of weights */
     wb_dtype activations;  /* of activations and their gradients */
     wb_workspace memory;   /* of everything below, but for what is of the source */
@@ -72,12 +73,12 @@ struct wb_model {
 /* ---- slots of this rank ---------------------------------------------------------------------- */
 
 static inline int64_t wb_model_first_slot(const wb_model *model) {
-    return wb_placement_first_slot(model->placement, (uint32_t)wb_comm_rank(model->comm));
+    return wb_placement_first_slot(model->placement, (uint32_t)model->rank);
 }
 
 /* The same number in every layer. */
 static inline int64_t wb_model_local_slots(const wb_model *model) {
-    return wb_placement_topology(model->placement)->slots_of_rank[wb_comm_rank(model->comm)];
+    return wb_placement_topology(model->placement)->slots_of_rank[model->rank];
 }
 
 /* ---- a weight at work ------------------------------------------------------------------------ */
@@ -94,12 +95,7 @@ static inline const float *wb_model_vector(const wb_model *model, int32_t param)
 
 /* ---- activations ----------------------------------------------------------------------------- */
 
-static inline wb_status wb_reserve_activations(const wb_model *model, wb_workspace *workspace,
-                                               wb_buffer *buffer, int64_t rows, int64_t width) {
-    return wb_reserve(workspace, buffer, rows, width, wb_dtype_size(model->activations));
-}
-
-/* What lies in a buffer that was reserved so. */
+/* What lies in a buffer that was placed by wb_place_activations (layer.h). */
 static inline wb_rows wb_activations(const wb_model *model, const wb_buffer *buffer) {
     return (wb_rows){buffer->data, model->activations};
 }

@@ -27,14 +27,8 @@ static wb_status check_directions(int64_t T, const uint8_t *direction) {
     return WB_OK;
 }
 
-static wb_status find_padding(wb_workspace *memory, wb_routing_stage *stage, int64_t T,
-                              const uint8_t *direction, wb_pass *pass) {
+static void find_padding(wb_row_run *runs, int64_t T, const uint8_t *direction, wb_pass *pass) {
     int64_t n = 0;
-    for (int64_t t = 0; t < T; t++)
-        n += direction[t] == WB_ROW_PADDING && (t == 0 || direction[t - 1] != WB_ROW_PADDING);
-    WB_TRY(wb_reserve_host(memory, &stage->padding, n, sizeof(wb_row_run), "padding rows"));
-    wb_row_run *runs = stage->padding.data;
-    n = 0;
     for (int64_t t = 0; t < T; t++) {
         if (direction[t] != WB_ROW_PADDING) continue;
         if (t == 0 || direction[t - 1] != WB_ROW_PADDING) runs[n++] = (wb_row_run){t, 0};
@@ -42,31 +36,39 @@ static wb_status find_padding(wb_workspace *memory, wb_routing_stage *stage, int
     }
     pass->padding = runs;
     pass->n_padding = n;
-    return WB_OK;
 }
 
 static size_t routes_bytes(const wb_route_model *routes, int64_t T) {
     return (size_t)T * wb_route_row_bytes(routes);
 }
 
-static wb_status take_directions(const wb_model *model, wb_workspace *memory, wb_routing_stage *stage,
-                                 int64_t T, const wb_routing *routing, wb_pass *pass) {
+void wb_routing_layout(const wb_model *model, int64_t max_tokens, wb_routing_stage *stage, wb_arena *arena) {
+    const int64_t row_bytes = (int64_t)wb_route_row_bytes(&model->route_model);
+    wb_host_view_place(arena, &stage->direction, max_tokens, 1);
+    wb_host_view_place(arena, &stage->ids, max_tokens * row_bytes, 1);
+    wb_host_view_place(arena, &stage->used, max_tokens * row_bytes, 1);
+    WB_PLACE_HOST(arena, stage->padding, (max_tokens + 1) / 2);
+}
+
+static wb_status take_directions(const wb_model *model, const wb_routing_stage *stage, int64_t T,
+                                 const wb_routing *routing, wb_pass *pass) {
+    wb_device *dev = model->device;
     const wb_route_model *routes = &model->route_model;
     const wb_dtype dtype = wb_route_dtype(routes->num_experts);
     const void *host, *ids;
-    WB_TRY(wb_host_view_read(memory, &stage->direction, routing->direction, (size_t)T, &host));
+    WB_TRY(wb_host_view_read(dev, stage->direction, routing->direction, (size_t)T, &host));
     const uint8_t *direction = host;
     WB_TRY(check_directions(T, direction));
-    WB_TRY(find_padding(memory, stage, T, direction, pass));
+    find_padding(stage->padding, T, direction, pass);
     /* Where every value of the dtype is an expert, no id can be wrong. */
     if (routes->num_experts == (dtype == WB_U8 ? 256 : 65536)) return WB_OK;
-    WB_TRY(wb_host_view_read(memory, &stage->ids, routing->ids, routes_bytes(routes, T), &ids));
+    WB_TRY(wb_host_view_read(dev, stage->ids, routing->ids, routes_bytes(routes, T), &ids));
     for (int64_t t = 0; t < T; t++)
         if (direction[t] != WB_ROW_NATIVE) WB_TRY(check_row(routes, t, ids, dtype));
     return WB_OK;
 }
 
-wb_status wb_routing_take(const wb_model *model, wb_workspace *memory, wb_routing_stage *stage, int64_t T,
+wb_status wb_routing_take(const wb_model *model, const wb_routing_stage *stage, int64_t T,
                           const wb_routing *routing, wb_pass *pass) {
     const wb_route_model *routes = &model->route_model;
     pass->routing = routing;
@@ -75,13 +77,12 @@ wb_status wb_routing_take(const wb_model *model, wb_workspace *memory, wb_routin
         return wb_fail(WB_INVALID_ARGUMENT,
                        "routing: expected ids [%" PRId64 "][%" PRIu32 "][%" PRIu32 "], found NULL", T,
                        routes->n_moe_layers, routes->top_k);
-    if (T > 0 && routing->used)
-        WB_TRY(wb_host_view_write(memory, &stage->used, routing->used, routes_bytes(routes, T), &pass->used));
-    return T > 0 && routing->direction ? take_directions(model, memory, stage, T, routing, pass) : WB_OK;
+    if (T > 0 && routing->used) pass->used = wb_host_view_write(model->device, stage->used, routing->used);
+    return T > 0 && routing->direction ? take_directions(model, stage, T, routing, pass) : WB_OK;
 }
 
-wb_status wb_routing_give(const wb_model *model, wb_workspace *memory, const wb_pass *pass) {
+wb_status wb_routing_give(const wb_model *model, const wb_pass *pass) {
     if (!pass->used) return WB_OK;
-    return wb_host_view_commit(memory, pass->routing->used, pass->used,
+    return wb_host_view_commit(model->device, pass->routing->used, pass->used,
                                routes_bytes(&model->route_model, pass->T));
 }

@@ -5,18 +5,19 @@
 
 #include "layers/layer.h"
 
-/* A zeroed struct is empty. */
 typedef struct wb_routing_stage {
-    wb_host_buffer direction, ids, used; /* where device memory is not host memory */
-    wb_host_buffer padding;              /* wb_row_run [pass.n_padding] */
+    void *direction, *ids, *used; /* host views */
+    wb_row_run *padding;          /* host [pass.n_padding] */
 } wb_routing_stage;
+
+void wb_routing_layout(const wb_model *model, int64_t max_tokens, wb_routing_stage *stage, wb_arena *arena);
 
 /* INVALID_ARGUMENT unless routing has ids, every direction is known and every forced id is below E; names
  * token, layer, choice and id. Then routing, padding and used of `pass`. */
-wb_status wb_routing_take(const wb_model *model, wb_workspace *memory, wb_routing_stage *stage, int64_t T,
+wb_status wb_routing_take(const wb_model *model, const wb_routing_stage *stage, int64_t T,
                           const wb_routing *routing, wb_pass *pass);
 
 /* Hands pass.used of a whole forward to the caller. */
-wb_status wb_routing_give(const wb_model *model, wb_workspace *memory, const wb_pass *pass);
+wb_status wb_routing_give(const wb_model *model, const wb_pass *pass);
 
 #endif

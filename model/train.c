@@ -8,21 +8,59 @@
 #include "train_state.h"
 #include "wb_options.h"
 
+#include <inttypes.h>
 #include <stdlib.h>
 
 /* ---- open and close -------------------------------------------------------------------------- */
 
-WB_OPTIONS_END(wb_train_options, reserved);
-static const wb_train_options default_options = {.size = sizeof default_options};
+WB_OPTIONS_END(wb_train_options, keep_bytes);
+static const wb_train_options default_options = {.size = sizeof default_options, .max_tokens = 4096};
 
 void wb_train_options_init(wb_train_options *options_out, size_t size) {
     wb_options_init(options_out, size, &default_options, sizeof default_options);
 }
 
-wb_status wb_train_open(wb_model *model, const wb_train_options *options, wb_train **train_out) {
+static wb_status read_options(const wb_train_options *options, wb_train_options *own_out) {
     wb_train_options own = default_options;
     if (options) WB_TRY(wb_options_read(&own, sizeof own, options, "training options"));
     WB_TRY(wb_options_check_reserved(own.reserved, sizeof own.reserved, "training options"));
+    if (own.max_kept_ids < 0)
+        return wb_fail(WB_INVALID_ARGUMENT, "max_kept_ids: expected at least 0, found %" PRId64,
+                       own.max_kept_ids);
+    if (own.max_kept_ids == 0) own.max_kept_ids = 64 * own.max_tokens;
+    *own_out = own;
+    return WB_OK;
+}
+
+static void layout(void *user, wb_arena *arena) {
+    wb_train *train = user;
+    const wb_model *model = train->model;
+    const int64_t T = train->sizes.tokens, H = model->config.hidden_size;
+    const int64_t n_residuals = train->forward_only ? 2 : model->config.n_layers + 1;
+    wb_train_layout_batch(train, arena);
+    wb_place_activations(arena, model, &train->residual, T * n_residuals, H);
+    wb_block_layout(&train->block, &train->sizes, arena);
+    wb_train_layout_head(train, arena);
+    if (train->forward_only) return;
+    wb_place_activations(arena, model, &train->dx, T, H);
+    wb_train_layout_grads(train, arena);
+}
+
+static wb_status open_parts(wb_train *train) {
+    const wb_train_options *o = &train->options;
+    WB_TRY(wb_block_sizes(train->model, o->max_tokens, o->max_expert_rows, !o->forward_only, &train->sizes));
+    WB_TRY(wb_block_open(train->model, &train->memory.host, &train->block));
+    if (!o->forward_only) {
+        WB_TRY(wb_block_keep(&train->block, &train->memory.host, &train->sizes, o->keep_bytes));
+        WB_TRY(wb_train_open_grads(train));
+    }
+    WB_TRY(wb_arena_open(&train->memory, layout, train));
+    return o->forward_only ? WB_OK : wb_train_zero_grads(train);
+}
+
+wb_status wb_train_open(wb_model *model, const wb_train_options *options, wb_train **train_out) {
+    wb_train_options own;
+    WB_TRY(read_options(options, &own));
     if (model->dtype != WB_F32)
         return wb_fail(WB_INVALID_ARGUMENT, "training: expected a model of f32 weights, found %s",
                        wb_dtype_name(model->dtype));
@@ -30,10 +68,11 @@ wb_status wb_train_open(wb_model *model, const wb_train_options *options, wb_tra
     wb_train *train = NULL;
     WB_TRY(WB_NEW(train, 1, "training"));
     train->model = model;
+    train->options = own;
+    train->n_whole = -1;
     train->forward_only = own.forward_only;
     train->memory.device = model->device;
-    wb_status status = wb_block_open(model, &train->memory, &train->block);
-    if (status == WB_OK && !train->forward_only) status = wb_train_open_grads(train);
+    const wb_status status = open_parts(train);
     if (status != WB_OK) {
         wb_train_close(train);
         return status;
@@ -52,39 +91,44 @@ void wb_train_close(wb_train *train) {
 
 /* All that can fail on one rank alone, before the first exchange of rows. */
 static wb_status prepare_forward(wb_train *train, const wb_train_batch *batch, const wb_routing *routing) {
-    const wb_config *config = &train->model->config;
     train->forward_done = train->backward_due = train->logits_kept = false;
-    WB_TRY(wb_train_take_batch(train, batch, routing));
-    const int64_t n_residuals = train->forward_only ? 2 : config->n_layers + 1;
-    WB_TRY(wb_reserve_activations(train->model, &train->memory, &train->residual, batch->T * n_residuals,
-                                  config->hidden_size));
-    WB_TRY(wb_block_reserve(&train->block, batch->T, !train->forward_only));
-    return wb_train_reserve_head(train);
+    return wb_train_take_batch(train, batch, routing);
 }
 
 static wb_status layers_forward(wb_train *train, const wb_router_probe *probe) {
     wb_pass pass = train->pass;
     pass.probe = probe;
-    WB_TRY(wb_embed_forward(train->model, train->T, train->tokens.data, wb_train_residual(train, 0)));
+    WB_TRY(
+        wb_embed_forward(train->model, train->T, train->inputs.tokens.device, wb_train_residual(train, 0)));
     for (int32_t l = 0; l < train->model->config.n_layers; l++)
         WB_TRY(wb_block_forward(&train->block, l, &pass, NULL, wb_train_residual(train, l),
                                 wb_train_residual(train, l + 1)));
-    WB_TRY(wb_routing_give(train->model, &train->memory, &pass));
+    WB_TRY(wb_routing_give(train->model, &pass));
     WB_TRY(wb_train_head_forward(train, wb_train_residual(train, train->model->config.n_layers)));
     wb_device *dev = train->model->device;
-    return dev->to_host(dev, train->host_floats.data, train->logprobs.data,
+    return dev->to_host(dev, train->host_logprobs, train->logprobs.data,
                         (size_t)train->n_head * sizeof(float));
+}
+
+/* How many layers every rank keeps whole, once. Collective, and with no failure of this rank's own before. */
+static wb_status agree_on_kept(wb_train *train) {
+    if (train->n_whole >= 0) return WB_OK;
+    const uint64_t n_layers = (uint64_t)train->model->config.n_layers;
+    uint64_t most_again = n_layers - (uint64_t)train->block.n_whole;
+    WB_TRY(wb_comm_all_reduce_max_u64(train->model->comm, &most_again));
+    train->n_whole = (int32_t)(n_layers - most_again);
+    return WB_OK;
 }
 
 wb_status wb_train_forward(wb_train *train, const wb_train_batch *batch, const wb_routing *routing,
                            const wb_router_probe *probe, float *logprobs_out) {
     WB_TRY(wb_comm_agree(train->model->comm, prepare_forward(train, batch, routing)));
+    WB_TRY(agree_on_kept(train));
     WB_TRY(wb_collective_end(train->model, layers_forward(train, probe)));
 
-    const float *logprobs = train->host_floats.data;
-    const int32_t *rows = train->host_rows.data;
+    const int32_t *rows = train->inputs.head_rows.host;
     for (int64_t t = 0; t < train->T; t++) logprobs_out[t] = 0;
-    for (int64_t i = 0; i < train->n_head; i++) logprobs_out[rows[i]] = logprobs[i];
+    for (int64_t i = 0; i < train->n_head; i++) logprobs_out[rows[i]] = train->host_logprobs[i];
     train->forward_done = true;
     train->backward_due = !train->forward_only;
     return WB_OK;
@@ -93,20 +137,16 @@ wb_status wb_train_forward(wb_train *train, const wb_train_batch *batch, const w
 /* ---- backward -------------------------------------------------------------------------------- */
 
 static wb_status prepare_backward(wb_train *train, const float *dlogprobs) {
-    const int64_t n = train->n_head, H = train->model->config.hidden_size;
+    wb_device *dev = train->model->device;
+    const int64_t n = train->n_head;
     if (train->forward_only)
         return wb_fail(WB_INVALID_ARGUMENT,
                        "backward: expected gradients, found a trainer for forwards only");
     if (!train->backward_due)
         return wb_fail(WB_INVALID_ARGUMENT, "backward: expected a forward whose backward is due, found none");
-    const int32_t *rows = train->host_rows.data;
-    WB_TRY(wb_reserve_host(&train->memory, &train->host_floats, n, sizeof(float),
-                           "gradient of log-probabilities"));
-    float *wanted = train->host_floats.data;
-    for (int64_t i = 0; i < n; i++) wanted[i] = dlogprobs[rows[i]];
-    WB_TRY(wb_upload(&train->memory, &train->dlogprobs, wanted, n, sizeof(float)));
-    WB_TRY(wb_reserve_activations(train->model, &train->memory, &train->dhead, n, H));
-    return wb_reserve_activations(train->model, &train->memory, &train->dx, train->T, H);
+    const int32_t *rows = train->inputs.head_rows.host;
+    for (int64_t i = 0; i < n; i++) train->host_logprobs[i] = dlogprobs[rows[i]];
+    return dev->to_device(dev, train->dlogprobs.data, train->host_logprobs, (size_t)n * sizeof(float));
 }
 
 static wb_status layers_backward(wb_train *train) {
@@ -116,14 +156,11 @@ static wb_status layers_backward(wb_train *train) {
     wb_pass pass = train->pass;
     pass.recompute = true;
     for (int32_t l = model->config.n_layers - 1; l >= 0; l--) {
-        /* The recompute writes the same bits over the layer's output. The last layer's workspace is still
-         * the forward's. */
-        if (l + 1 < model->config.n_layers)
-            WB_TRY(wb_block_forward(&train->block, l, &pass, NULL, wb_train_residual(train, l),
-                                    wb_train_residual(train, l + 1)));
+        WB_TRY(wb_block_recompute(&train->block, l, train->n_whole, &pass, wb_train_residual(train, l),
+                                  wb_train_residual(train, l + 1)));
         WB_TRY(wb_block_backward(&train->block, l, &pass, wb_train_residual(train, l), train->grads, dx));
     }
-    return wb_embed_backward(model, train->T, train->tokens.data, dx, train->grads);
+    return wb_embed_backward(model, train->T, train->inputs.tokens.device, dx, train->grads);
 }
 
 wb_status wb_train_backward(wb_train *train, const float *dlogprobs) {

@@ -2,12 +2,18 @@
 #include "train_state.h"
 
 #include <inttypes.h>
+#include <string.h>
 
-static wb_status check_sequences(const wb_model *model, const wb_train_batch *batch) {
-    const int32_t K = model->config.router.top_k, limit = model->config.max_positions;
-    if (batch->T < 0 || batch->T > INT32_MAX / K || batch->n_seqs < 0)
-        return wb_fail(WB_INVALID_ARGUMENT, "batch: expected 0..%d tokens, found %" PRId64 " in %d sequences",
-                       INT32_MAX / K, batch->T, batch->n_seqs);
+/* ---- checks -------------------------------------------------------------------------------------- */
+
+static wb_status check_sequences(const wb_train *train, const wb_train_batch *batch) {
+    const int32_t limit = train->model->config.max_positions;
+    const int64_t most = train->options.max_tokens;
+    if (batch->T < 0 || batch->n_seqs < 0 || batch->T > most)
+        return wb_fail(batch->T > most ? WB_CAPACITY : WB_INVALID_ARGUMENT,
+                       "batch: expected 0..%" PRId64 " tokens (max_tokens), found %" PRId64
+                       " in %d sequences",
+                       most, batch->T, batch->n_seqs);
     if (batch->seq_start[0] != 0 || batch->seq_start[batch->n_seqs] != batch->T)
         return wb_fail(WB_INVALID_ARGUMENT, "seq_start: expected to go from 0 to %" PRId64 ", found %d to %d",
                        batch->T, batch->seq_start[0], batch->seq_start[batch->n_seqs]);
@@ -26,7 +32,7 @@ static wb_status check_sequences(const wb_model *model, const wb_train_batch *ba
 
 static wb_status check_batch(const wb_train *train, const wb_train_batch *batch) {
     const int32_t V = train->model->config.vocab_size;
-    WB_TRY(check_sequences(train->model, batch));
+    WB_TRY(check_sequences(train, batch));
     for (int64_t t = 0; t < batch->T; t++) {
         if (batch->tokens[t] < 0 || batch->tokens[t] >= V)
             return wb_fail(WB_INVALID_ARGUMENT, "token %" PRId64 ": expected an id in 0..%d, found %d", t,
@@ -38,12 +44,38 @@ static wb_status check_batch(const wb_train *train, const wb_train_batch *batch)
     return wb_train_check_sampling(train, batch);
 }
 
+/* ---- on the device ------------------------------------------------------------------------------- */
+
+static void walk_inputs(void *user, wb_arena *step) {
+    wb_train_inputs *in = user;
+    wb_place_input(step, &in->tokens, in->T, sizeof(int32_t));
+    wb_place_input(step, &in->pos, in->T, sizeof(int32_t));
+    wb_place_input(step, &in->seq, in->T, sizeof(int32_t));
+    wb_place_input(step, &in->blocks, in->T, sizeof(int32_t));
+    wb_place_input(step, &in->head_rows, in->n_head, sizeof(int32_t));
+    wb_place_input(step, &in->head_targets, in->n_head, sizeof(int32_t));
+    wb_place_input(step, &in->temperature, in->n_temperature, sizeof(float));
+    wb_place_input(step, &in->kept_start, in->n_kept_start, sizeof(int64_t));
+    wb_place_input(step, &in->kept_ids, in->n_kept_ids, sizeof(uint32_t));
+}
+
+void wb_train_layout_batch(wb_train *train, wb_arena *arena) {
+    const int64_t T = train->sizes.tokens;
+    wb_train_inputs most = {.T = T,
+                            .n_head = T,
+                            .n_temperature = T,
+                            .n_kept_start = T + 1,
+                            .n_kept_ids = train->options.max_kept_ids};
+    wb_place_ring(arena, &train->ring, walk_inputs, &most);
+    WB_PLACE_HOST(arena, train->is_head, T);
+    wb_routing_layout(train->model, T, &train->routing_stage, arena);
+}
+
 /* Positions, and of each token its sequence's first row of `blocks`, the rows of keys: row t of k and v is
  * token t. One row a token, whatever the lengths. */
-static wb_status upload_sequences(wb_train *train, const wb_train_batch *batch) {
-    const int64_t T = batch->T;
-    WB_TRY(wb_reserve_host(&train->memory, &train->host_ints, 3 * T, sizeof(int32_t), "batch"));
-    int32_t *pos = train->host_ints.data, *seq = pos + T, *blocks = seq + T;
+static void put_sequences(const wb_train_inputs *in, const wb_train_batch *batch) {
+    int32_t *pos = in->pos.host, *seq = in->seq.host, *blocks = in->blocks.host;
+    if (batch->T > 0) memcpy(in->tokens.host, batch->tokens, (size_t)batch->T * sizeof *batch->tokens);
     for (int32_t s = 0; s < batch->n_seqs; s++) {
         const int32_t start = batch->seq_start[s], end = batch->seq_start[s + 1];
         for (int32_t t = start; t < end; t++) {
@@ -52,47 +84,57 @@ static wb_status upload_sequences(wb_train *train, const wb_train_batch *batch) 
             blocks[t] = t;
         }
     }
-    WB_TRY(wb_upload(&train->memory, &train->pos, pos, T, sizeof(int32_t)));
-    WB_TRY(wb_upload(&train->memory, &train->seq, seq, T, sizeof(int32_t)));
-    WB_TRY(wb_upload(&train->memory, &train->blocks, blocks, T, sizeof(int32_t)));
-    WB_TRY(wb_upload(&train->memory, &train->tokens, batch->tokens, T, sizeof(int32_t)));
-    train->pass.T = T;
-    train->pass.tokens = train->tokens.data;
-    train->pass.pos = train->pos.data;
-    train->pass.seq = train->seq.data;
-    train->pass.blocks = train->blocks.data;
-    train->pass.max_blocks = train->pass.block_size = 1;
-    return WB_OK;
 }
 
 /* The rows that have a target: the head works on these alone. No loss looks at padding. */
-static wb_status upload_targets(wb_train *train, const wb_train_batch *batch) {
-    WB_TRY(wb_reserve_host(&train->memory, &train->host_rows, batch->T, sizeof(int32_t), "batch"));
-    WB_TRY(wb_reserve_host(&train->memory, &train->host_ints, batch->T, sizeof(int32_t), "batch"));
-    int32_t *rows = train->host_rows.data, *targets = train->host_ints.data;
+static int64_t find_head(const wb_train *train, const wb_train_batch *batch) {
     const wb_row_run *padding = train->pass.padding;
     int64_t n = 0, runs = train->pass.n_padding;
     for (int64_t t = 0; t < batch->T; t++) {
         if (runs > 0 && t == padding->start + padding->n) padding++, runs--;
         const bool is_padding = runs > 0 && t >= padding->start;
-        if (batch->targets[t] < 0 || is_padding) continue;
-        rows[n] = (int32_t)t;
-        targets[n++] = batch->targets[t];
+        train->is_head[t] = batch->targets[t] >= 0 && !is_padding;
+        n += train->is_head[t];
     }
-    train->n_head = n;
-    WB_TRY(wb_upload(&train->memory, &train->head_rows, rows, n, sizeof(int32_t)));
-    return wb_upload(&train->memory, &train->head_targets, targets, n, sizeof(int32_t));
+    return n;
+}
+
+static void put_targets(const wb_train *train, const wb_train_batch *batch) {
+    int32_t *rows = train->inputs.head_rows.host, *targets = train->inputs.head_targets.host;
+    for (int64_t t = 0; t < batch->T; t++) {
+        if (!train->is_head[t]) continue;
+        *rows++ = (int32_t)t;
+        *targets++ = batch->targets[t];
+    }
+}
+
+static wb_status upload(wb_train *train, const wb_train_batch *batch) {
+    wb_train_inputs *in = &train->inputs;
+    in->T = batch->T;
+    in->n_head = find_head(train, batch);
+    WB_TRY(wb_train_count_sampling(train, batch));
+    WB_TRY(wb_upload_begin(&train->ring, walk_inputs, in));
+    put_sequences(in, batch);
+    put_targets(train, batch);
+    wb_train_put_sampling(train, batch);
+    WB_TRY(wb_upload_send(&train->ring, train->model->device));
+    train->pass.T = in->T;
+    train->pass.tokens = in->tokens.device;
+    train->pass.pos = in->pos.device;
+    train->pass.seq = in->seq.device;
+    train->pass.blocks = in->blocks.device;
+    train->pass.max_blocks = train->pass.block_size = 1;
+    return WB_OK;
 }
 
 wb_status wb_train_take_batch(wb_train *train, const wb_train_batch *batch, const wb_routing *routing) {
     WB_TRY(check_batch(train, batch));
     train->pass = (wb_pass){0};
     train->routing = routing ? *routing : (wb_routing){0};
-    WB_TRY(wb_routing_take(train->model, &train->memory, &train->routing_stage, batch->T,
-                           routing ? &train->routing : NULL, &train->pass));
-    WB_TRY(upload_sequences(train, batch));
-    WB_TRY(upload_targets(train, batch));
-    WB_TRY(wb_train_upload_sampling(train, batch));
+    WB_TRY(wb_routing_take(train->model, &train->routing_stage, batch->T, routing ? &train->routing : NULL,
+                           &train->pass));
+    WB_TRY(upload(train, batch));
     train->T = batch->T;
+    train->n_head = train->inputs.n_head;
     return WB_OK;
 }

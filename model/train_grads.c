@@ -10,14 +10,18 @@ wb_status wb_train_open_grads(wb_train *train) {
     const wb_model *model = train->model;
     const size_t n = (size_t)model->n_params;
     WB_TRY(WB_OWN(&train->memory.host, train->grads, n, "gradients"));
-    WB_TRY(WB_OWN(&train->memory.host, train->grad_memory, n, "gradients"));
-    for (size_t i = 0; i < n; i++) {
-        wb_buffer *gradient = &train->grad_memory[i];
-        wb_status status = wb_reserve(&train->memory, gradient, model->params[i].n, 1, sizeof(float));
-        if (status != WB_OK) return wb_fail_context(status, "gradient of parameter %zu", i);
-        train->grads[i] = gradient->data;
+    return WB_OK;
+}
+
+void wb_train_layout_grads(wb_train *train, wb_arena *arena) {
+    const wb_model *model = train->model;
+    for (int32_t i = 0; i < model->n_params; i++) {
+        wb_buffer gradient;
+        wb_place(arena, &gradient, model->params[i].n, 1, sizeof(float));
+        train->grads[i] = gradient.data;
     }
-    return wb_train_zero_grads(train);
+    wb_train_layout_replicas(train, arena);
+    if (model->n_ranks > 1) wb_place(arena, &train->buckets, 4, BUCKET_ELEMENTS, sizeof(float));
 }
 
 float *wb_train_grad(const wb_train *train, const wb_tensor *tensor) {
@@ -102,17 +106,9 @@ static wb_status reduce_buckets(wb_train *train) {
     return WB_OK;
 }
 
-/* All that can fail on one rank alone. */
-static wb_status prepare_reduce(wb_train *train) {
-    WB_TRY(check_has_grads(train));
-    WB_TRY(wb_train_prepare_replicas(train));
-    if (wb_comm_size(train->model->comm) == 1) return WB_OK;
-    return wb_reserve(&train->memory, &train->buckets, 4, BUCKET_ELEMENTS, sizeof(float));
-}
-
 wb_status wb_train_reduce_grads(wb_train *train) {
     wb_comm *comm = train->model->comm;
-    WB_TRY(wb_comm_agree(comm, prepare_reduce(train)));
+    WB_TRY(wb_comm_agree(comm, check_has_grads(train)));
     wb_status status = wb_train_sum_replicas(train);
     if (status == WB_OK && wb_comm_size(comm) > 1) status = reduce_buckets(train);
     return wb_collective_end(train->model, status);

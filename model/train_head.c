@@ -17,25 +17,28 @@ static int64_t rows_from(const wb_train *train, int64_t start, int64_t total) {
     return total - start < rows ? total - start : rows;
 }
 
-wb_status wb_train_reserve_head(wb_train *train) {
+void wb_train_layout_head(wb_train *train, wb_arena *arena) {
     const wb_model *model = train->model;
-    const int64_t H = model->config.hidden_size, V = model->config.vocab_size, n = train->n_head;
-    WB_TRY(wb_reserve_activations(model, &train->memory, &train->head_x, n, H));
-    WB_TRY(wb_reserve_activations(model, &train->memory, &train->head_norm, n, H));
-    WB_TRY(wb_reserve(&train->memory, &train->logits, chunk_rows(train), V, sizeof(float)));
-    WB_TRY(wb_reserve(&train->memory, &train->logprobs, n, 1, sizeof(float)));
-    return wb_reserve_host(&train->memory, &train->host_floats, n, sizeof(float), "log-probabilities");
+    const int64_t H = model->config.hidden_size, V = model->config.vocab_size, n = train->sizes.tokens;
+    const int64_t chunk = rows_from(train, 0, n);
+    wb_place_activations(arena, model, &train->head_x, n, H);
+    wb_place_activations(arena, model, &train->head_norm, n, H);
+    wb_place_activations(arena, model, &train->dhead, train->sizes.backward ? n : chunk, H);
+    wb_place(arena, &train->logits, chunk, V, sizeof(float));
+    wb_place(arena, &train->logprobs, n, 1, sizeof(float));
+    WB_PLACE_HOST(arena, train->host_logprobs, n);
+    if (train->sizes.backward) wb_place(arena, &train->dlogprobs, n, 1, sizeof(float));
 }
 
 wb_status wb_train_head_forward(wb_train *train, wb_rows x) {
     const wb_model *model = train->model;
     wb_device *dev = model->device;
     const int64_t n = train->n_head, H = model->config.hidden_size, V = model->config.vocab_size;
-    const int32_t *targets = train->head_targets.data;
+    const int32_t *targets = train->inputs.head_targets.device;
     const wb_rows rows_x = wb_activations(model, &train->head_x),
                   normed = wb_activations(model, &train->head_norm);
     float *logprobs = train->logprobs.data;
-    WB_TRY(dev->gather_rows(dev, n, H, train->head_rows.data, x, rows_x));
+    WB_TRY(dev->gather_rows(dev, n, H, train->inputs.head_rows.device, x, rows_x));
     for (int64_t start = 0; start < n; start += chunk_rows(train)) {
         const int64_t rows = rows_from(train, start, n), at = start * H;
         wb_distribution of;
@@ -57,7 +60,6 @@ wb_status wb_train_logits(wb_train *train, float *logits_out) {
     const int64_t H = model->config.hidden_size, V = model->config.vocab_size;
     const wb_rows x = wb_train_residual(train, model->config.n_layers);
     /* The norm's rows go to dhead: head_norm belongs to the backward that may be due. */
-    WB_TRY(wb_reserve_activations(model, &train->memory, &train->dhead, chunk_rows(train), H));
     train->logits_kept = false;
     for (int64_t start = 0; start < train->T; start += chunk_rows(train)) {
         const int64_t rows = rows_from(train, start, train->T);
@@ -73,7 +75,7 @@ wb_status wb_train_head_backward(wb_train *train, wb_rows dx) {
     const wb_model *model = train->model;
     wb_device *dev = model->device;
     const int64_t n = train->n_head, H = model->config.hidden_size, V = model->config.vocab_size;
-    const int32_t *targets = train->head_targets.data;
+    const int32_t *targets = train->inputs.head_targets.device;
     const float *dlogprobs = train->dlogprobs.data;
     const wb_rows x = wb_activations(model, &train->head_x),
                   normed = wb_activations(model, &train->head_norm),
@@ -93,5 +95,5 @@ wb_status wb_train_head_backward(wb_train *train, wb_rows dx) {
     }
     WB_TRY(wb_head_norm_backward(model, n, x, dhead, train->grads, dhead));
     WB_TRY(dev->zero(dev, dx.data, (size_t)(train->T * H) * wb_dtype_size(dx.dtype)));
-    return dev->scatter_rows(dev, n, H, train->head_rows.data, dhead, dx);
+    return dev->scatter_rows(dev, n, H, train->inputs.head_rows.device, dhead, dx);
 }

@@ -3,6 +3,7 @@
  *
  * Replica 0's rank is the expert's owner: the others send it what they have, it adds, and sends the sum back.
  * Refuses: replicated weights of other kinds (train_grads.c). */
+#include "model_dispatch.h"
 #include "train_state.h"
 
 #include <string.h>
@@ -69,7 +70,7 @@ static wb_status start(replica_sum *s, int32_t param) {
     wb_train *train = s->train;
     const wb_model *model = train->model;
     const size_t R = (size_t)wb_comm_size(model->comm);
-    size_t *sizes = train->replica_sizes.data;
+    size_t *sizes = train->replica_sizes;
     s->param = &model->params[param];
     s->grad = train->grads[param];
     s->map = wb_placement_layer(model->placement, (uint32_t)s->param->moe_layer);
@@ -81,33 +82,21 @@ static wb_status start(replica_sum *s, int32_t param) {
     return visit_replicas(s, count_replica);
 }
 
-/* The larger of what this rank sends and receives of any storage, and the largest slot. */
-static wb_status measure(wb_train *train, size_t *bytes_out, int64_t *slot_elements_out) {
-    const size_t R = (size_t)wb_comm_size(train->model->comm);
-    replica_sum s = {.train = train};
-    for (int32_t i = 0; i < train->model->n_params; i++) {
-        if (train->model->params[i].moe_layer < 0) continue;
-        WB_TRY(start(&s, i));
-        const size_t to = lay_out(R, s.to_bytes, s.to_offsets),
-                     from = lay_out(R, s.from_bytes, s.from_offsets);
-        const size_t larger = to > from ? to : from;
-        if (larger > *bytes_out) *bytes_out = larger;
-        if (s.param->slot_elements > *slot_elements_out) *slot_elements_out = s.param->slot_elements;
-    }
-    return WB_OK;
-}
-
-wb_status wb_train_prepare_replicas(wb_train *train) {
-    size_t bytes = 0;
+/* As many replicas as there are beyond the first of each expert may be elsewhere than their owner, or
+ * here. */
+void wb_train_layout_replicas(wb_train *train, wb_arena *arena) {
+    const wb_model *model = train->model;
+    const int64_t n = (int64_t)wb_model_n_slots(model) - model->config.router.n_experts;
     int64_t slot_elements = 0;
-    WB_TRY(wb_reserve_host(&train->memory, &train->replica_sizes,
-                           5 * (int64_t)wb_comm_size(train->model->comm), sizeof(size_t),
-                           "gradients of replicas"));
-    WB_TRY(measure(train, &bytes, &slot_elements));
-    WB_TRY(wb_reserve_host(&train->memory, &train->replica_sent, (int64_t)bytes, 1, "gradients of replicas"));
-    WB_TRY(wb_reserve_host(&train->memory, &train->replica_received, (int64_t)bytes, 1,
-                           "gradients of replicas"));
-    return wb_reserve(&train->memory, &train->replica_scratch, slot_elements, 1, sizeof(float));
+    if (n <= 0) return;
+    for (int32_t i = 0; i < model->n_params; i++)
+        if (model->params[i].moe_layer >= 0 && model->params[i].slot_elements > slot_elements)
+            slot_elements = model->params[i].slot_elements;
+    wb_place(arena, &train->replica_scratch, slot_elements, 1, sizeof(float));
+    WB_PLACE_HOST(arena, train->replica_sizes, 5 * (int64_t)model->n_ranks);
+    const int64_t bytes = model->n_ranks == 1 ? 0 : n * slot_elements * (int64_t)sizeof(float);
+    WB_PLACE_HOST(arena, train->replica_sent, bytes);
+    WB_PLACE_HOST(arena, train->replica_received, bytes);
 }
 
 /* ---- to the owner ------------------------------------------------------------------------------- */
@@ -184,8 +173,7 @@ static bool has_replicas(const wb_model *model, int32_t param) {
 }
 
 wb_status wb_train_sum_replicas(wb_train *train) {
-    replica_sum s = {
-        .train = train, .send = train->replica_sent.data, .receive = train->replica_received.data};
+    replica_sum s = {.train = train, .send = train->replica_sent, .receive = train->replica_received};
     for (int32_t i = 0; i < train->model->n_params; i++)
         if (has_replicas(train->model, i)) WB_TRY(sum_storage(&s, i));
     return WB_OK;

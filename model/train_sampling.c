@@ -66,49 +66,51 @@ wb_status wb_train_check_sampling(const wb_train *train, const wb_train_batch *b
     return check_kept(batch, (uint32_t)train->model->config.vocab_size);
 }
 
-/* ---- on the device ------------------------------------------------------------------------------- */
-
-static wb_status upload_temperature(wb_train *train, const wb_train_batch *batch) {
-    const int64_t n = train->n_head;
-    const int32_t *rows = train->host_rows.data;
-    WB_TRY(wb_reserve_host(&train->memory, &train->host_temperature, n, sizeof(float), "temperatures"));
-    float *temperature = train->host_temperature.data;
-    for (int64_t i = 0; i < n; i++) temperature[i] = batch->temperature[rows[i]];
-    return wb_upload(&train->memory, &train->temperature, temperature, n, sizeof(float));
-}
+/* ---- for the rows of the head -------------------------------------------------------------------- */
 
 /* Only those of the head's rows: rows of padding may have some too, which count for nothing. */
-static wb_status upload_kept(wb_train *train, const wb_train_batch *batch) {
-    const int64_t n = train->n_head, max_ids = batch->kept_start[batch->T];
-    const int32_t *rows = train->host_rows.data;
-    WB_TRY(wb_reserve_host(&train->memory, &train->host_kept_start, n + 1, sizeof(int64_t), "kept tokens"));
-    WB_TRY(wb_reserve_host(&train->memory, &train->host_kept_ids, max_ids, sizeof(uint32_t), "kept tokens"));
-    int64_t *start = train->host_kept_start.data;
-    uint32_t *ids = train->host_kept_ids.data;
+wb_status wb_train_count_sampling(wb_train *train, const wb_train_batch *batch) {
+    wb_train_inputs *in = &train->inputs;
+    in->n_temperature = batch->temperature ? in->n_head : 0;
+    in->n_kept_start = batch->kept_start ? in->n_head + 1 : 0;
+    in->n_kept_ids = 0;
+    if (!batch->kept_start) return WB_OK;
+    for (int64_t t = 0; t < batch->T; t++)
+        if (train->is_head[t]) in->n_kept_ids += batch->kept_start[t + 1] - batch->kept_start[t];
+    if (in->n_kept_ids <= train->options.max_kept_ids) return WB_OK;
+    return wb_fail(WB_CAPACITY, "batch: kept tokens (max_kept_ids): expected 0..%" PRId64 ", found %" PRId64,
+                   train->options.max_kept_ids, in->n_kept_ids);
+}
+
+static void put_kept(const wb_train_inputs *in, const wb_train_batch *batch) {
+    const int32_t *rows = in->head_rows.host;
+    int64_t *start = in->kept_start.host;
+    uint32_t *ids = in->kept_ids.host;
     start[0] = 0;
-    for (int64_t i = 0; i < n; i++) {
+    for (int64_t i = 0; i < in->n_head; i++) {
         const int64_t from = batch->kept_start[rows[i]], count = batch->kept_start[rows[i] + 1] - from;
         if (count > 0) memcpy(ids + start[i], batch->kept_ids + from, (size_t)count * sizeof *ids);
         start[i + 1] = start[i] + count;
     }
-    WB_TRY(wb_upload(&train->memory, &train->kept_start, start, n + 1, sizeof(int64_t)));
-    return wb_upload(&train->memory, &train->kept_ids, ids, start[n], sizeof(uint32_t));
 }
 
-wb_status wb_train_upload_sampling(wb_train *train, const wb_train_batch *batch) {
-    train->has_temperature = batch->temperature;
-    train->has_kept = batch->kept_start;
-    if (train->has_temperature) WB_TRY(upload_temperature(train, batch));
-    return train->has_kept ? upload_kept(train, batch) : WB_OK;
+void wb_train_put_sampling(wb_train *train, const wb_train_batch *batch) {
+    const wb_train_inputs *in = &train->inputs;
+    const int32_t *rows = in->head_rows.host;
+    float *temperature = in->temperature.host;
+    for (int64_t i = 0; i < in->n_temperature; i++) temperature[i] = batch->temperature[rows[i]];
+    if (in->n_kept_start > 0) put_kept(in, batch);
 }
 
 bool wb_train_distribution(const wb_train *train, int64_t start, wb_distribution *distribution_out) {
+    const wb_train_inputs *in = &train->inputs;
+    const bool has_kept = in->n_kept_start > 0, has_temperature = in->n_temperature > 0;
     wb_distribution of = {0};
-    if (train->has_temperature) of.temperature = (const float *)train->temperature.data + start;
-    if (train->has_kept) {
-        of.kept_ids = train->kept_ids.data;
-        of.kept_start = (const int64_t *)train->kept_start.data + start;
+    if (has_temperature) of.temperature = (const float *)in->temperature.device + start;
+    if (has_kept) {
+        of.kept_ids = in->kept_ids.device;
+        of.kept_start = (const int64_t *)in->kept_start.device + start;
     }
     *distribution_out = of;
-    return train->has_temperature || train->has_kept;
+    return has_temperature || has_kept;
 }

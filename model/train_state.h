@@ -5,13 +5,25 @@
 
 #include "layers/block.h"
 #include "routing_check.h"
+#include "wb_upload_ring.h"
+
+/* What a forward puts on the device; n_head rows have a target. */
+typedef struct wb_train_inputs {
+    int64_t T, n_head, n_temperature, n_kept_start, n_kept_ids; /* entries; n_kept_start is n_head + 1 or 0 */
+    wb_input tokens, pos, seq, blocks;                          /* int32 [T] */
+    wb_input head_rows, head_targets;                           /* int32 [n_head] */
+    wb_input temperature;                                       /* f32 [n_head] */
+    wb_input kept_start, kept_ids; /* int64 [n_head + 1]; uint32 of all rows of the head */
+} wb_train_inputs;
 
 struct wb_train {
     wb_model *model;
+    wb_train_options options;
+    wb_sizes sizes;
     wb_workspace memory;
     wb_block block;
-    wb_buffer *grad_memory; /* [n_params] */
-    float **grads;          /* [n_params] device, as long as the parameter's part held here */
+    int32_t n_whole; /* layers that every rank keeps whole; -1: the first forward finds out */
+    float **grads;   /* [n_params] device, as long as the parameter's part held here */
 
     /* The latest forward. */
     bool forward_only; /* no gradients; the residual stream of two layers is kept, not of all */
@@ -20,24 +32,21 @@ struct wb_train {
     bool logits_kept;  /* logits holds all n_head rows of it: they fitted one chunk */
     int64_t T, n_head; /* tokens; those with a target */
     wb_routing routing;
-    wb_pass pass;                       /* of its layers */
-    wb_buffer tokens, pos, seq, blocks; /* int32 [T] */
-    wb_buffer residual;                 /* of each wb_train_residual */
-    wb_buffer head_rows, head_targets;  /* int32 [n_head] */
-    wb_host_buffer host_rows;           /* int32 [n_head] */
-    bool has_temperature, has_kept; /* the batch has them; else the targets' distribution is the plain one */
-    wb_buffer temperature;          /* f32 [n_head] */
-    wb_buffer kept_ids, kept_start; /* uint32 of all rows of the head; int64 [n_head + 1] */
-    wb_host_buffer host_temperature, host_kept_start, host_kept_ids;
+    wb_pass pass; /* of its layers */
+    wb_upload_ring ring;
+    wb_train_inputs inputs;
+    bool *is_head;      /* host [T] the row has a target and is not padding */
+    wb_buffer residual; /* of each wb_train_residual */
 
     wb_buffer head_x, head_norm, dhead; /* [n, H] */
     wb_buffer logits;                   /* [chunk, V] */
     wb_buffer logprobs, dlogprobs;      /* [n_head] */
+    float *host_logprobs;               /* host [n_head] both of them */
     wb_buffer dx;                       /* [T, H] */
     wb_buffer buckets;                  /* gradients in transit and scratch for their sums */
-    wb_host_buffer host_ints, host_floats;
-    wb_host_buffer replica_sizes, replica_sent, replica_received; /* of wb_train_sum_replicas */
-    wb_buffer replica_scratch;                                    /* one slot of a storage */
+    size_t *replica_sizes;              /* host, of wb_train_sum_replicas */
+    char *replica_sent, *replica_received;
+    wb_buffer replica_scratch; /* one slot of a storage */
     wb_routing_stage routing_stage;
 };
 
@@ -50,37 +59,46 @@ static inline wb_rows wb_train_residual(const wb_train *train, int32_t l) {
 
 /* ---- gradients (train_grads.c) -------------------------------------------------------------------- */
 
-/* A zero gradient for every parameter. */
+/* The list of the gradients; their memory is laid out by the next. */
 wb_status wb_train_open_grads(wb_train *train);
+
+/* A gradient for every parameter, and what their sum over ranks needs. */
+void wb_train_layout_grads(wb_train *train, wb_arena *arena);
 
 /* ---- gradients of replicas (train_replicas.c) ------------------------------------------------------ */
 
-/* Memory for the next; all that one rank can fail alone. */
-wb_status wb_train_prepare_replicas(wb_train *train);
+/* Memory for the next, whatever the placement. */
+void wb_train_layout_replicas(wb_train *train, wb_arena *arena);
 
 /* The gradient of every replica of an expert becomes the sum over its replicas. Collective. */
 wb_status wb_train_sum_replicas(wb_train *train);
 
 /* ---- a batch (train_batch.c) ---------------------------------------------------------------------- */
 
-/* Checks the batch and puts it on the device: pass, tokens, head_rows, head_targets, and what the targets
- * were sampled from. */
+/* The ring for batches of the sizes that the options have. */
+void wb_train_layout_batch(wb_train *train, wb_arena *arena);
+
+/* Checks the batch and puts it on the device: pass and inputs. */
 wb_status wb_train_take_batch(wb_train *train, const wb_train_batch *batch, const wb_routing *routing);
 
 /* ---- what targets were sampled from (train_sampling.c) -------------------------------------------- */
 
 wb_status wb_train_check_sampling(const wb_train *train, const wb_train_batch *batch);
 
-/* Puts it on the device for the rows of the head, host_rows. */
-wb_status wb_train_upload_sampling(wb_train *train, const wb_train_batch *batch);
+/* How many entries of inputs.temperature, kept_start and kept_ids the rows of the head have. CAPACITY for
+ * more kept tokens than the trainer is for. */
+wb_status wb_train_count_sampling(wb_train *train, const wb_train_batch *batch);
+
+/* Writes these for the rows of the head, in host memory. */
+void wb_train_put_sampling(wb_train *train, const wb_train_batch *batch);
 
 /* That of the rows of the head from `start` on; false: all are plain. */
 bool wb_train_distribution(const wb_train *train, int64_t start, wb_distribution *distribution_out);
 
 /* ---- the head, in chunks of rows (train_head.c) --------------------------------------------------- */
 
-/* Memory for a forward of n_head rows. */
-wb_status wb_train_reserve_head(wb_train *train);
+/* Memory for all rows. */
+void wb_train_layout_head(wb_train *train, wb_arena *arena);
 
 /* logprobs[n_head] (=) from the last layer's output x[T,H]. */
 wb_status wb_train_head_forward(wb_train *train, wb_rows x);

@@ -225,6 +225,17 @@ typedef struct wb_infer_options {
     size_t size;        /* bytes of this struct */
     int32_t n_blocks;   /* of the pool, at least 1 */
     int32_t block_size; /* tokens a block, at least 1; default 16 */
+    /* What a batch may have at most. All memory is taken at open and no step allocates or moves any; a batch
+     * beyond is refused with CAPACITY. */
+    int64_t max_tokens;    /* T; default 4096 */
+    int32_t max_sequences; /* default 256 */
+    int32_t max_blocks;    /* of a sequence; 0 (default): those of the model's positions */
+    int64_t max_logits;    /* rows; default 256 */
+    /* With several ranks: rows, each a (token, choice), that the slots of this rank may get in one MoE layer
+     * from all ranks; a batch beyond is CAPACITY here and PEER on the others, and the communicator is dead.
+     * 0 (default): as many as could come from ranks of the same max_tokens, R * max_tokens * min(K, slots of
+     * this rank). */
+    int64_t max_expert_rows;
 } wb_infer_options;
 
 /* The defaults; `size` is the caller's sizeof. */
@@ -269,6 +280,15 @@ typedef struct wb_train_options {
     /* Default false. True: no gradients, and nothing is kept for a backward, which is refused. */
     bool forward_only;
     uint8_t reserved[7]; /* zero */
+    /* What a batch may have at most. All memory is taken at open and no pass allocates or moves any; a batch
+     * beyond is refused with CAPACITY. */
+    int64_t max_tokens;      /* T; default 4096 */
+    int64_t max_kept_ids;    /* of all rows with a target together; 0 (default): 64 * max_tokens */
+    int64_t max_expert_rows; /* as in wb_infer_options; default 0 */
+    /* Device bytes to keep what a forward leaves for its backward, beyond what one layer needs. The backward
+     * then computes fewer layers again, the last ones first whole, then without the mixer; the bits are the
+     * same. 0 (default): all but the last layer are computed again. */
+    uint64_t keep_bytes;
 } wb_train_options;
 
 /* The defaults; `size` is the caller's sizeof. */

@@ -61,6 +61,9 @@ static wb_status open_parts(wb_engine *engine, const wb_engine_options *options)
     wb_infer_options infer = wb_infer_options_default();
     infer.n_blocks = options->n_blocks;
     infer.block_size = options->block_size;
+    infer.max_tokens = options->max_batch_tokens;
+    infer.max_sequences = scheduler->max_entries;
+    infer.max_logits = scheduler->max_entries;
     return wb_infer_open(engine->model, &infer, &engine->infer);
 }
 
@@ -133,8 +136,9 @@ wb_status wb_engine_submit(wb_engine *engine, const wb_request *request) {
     wb_sequence *s = NULL;
     WB_TRY(wb_sequence_create(&own, engine->limits.vocab_size, wb_route_row_bytes(engine->limits.route_model),
                               max_blocks, &s));
-    const wb_status status =
-        wb_string_table_add(&engine->rids, own.rid, strlen(own.rid), (uint64_t)(uintptr_t)s, NULL);
+    wb_status status = wb_sampler_make_room(&engine->sampler, s);
+    if (status == WB_OK)
+        status = wb_string_table_add(&engine->rids, own.rid, strlen(own.rid), (uint64_t)(uintptr_t)s, NULL);
     if (status != WB_OK) {
         wb_sequence_free(s);
         return status;
@@ -192,10 +196,18 @@ static wb_status check_version(const wb_engine *engine, uint64_t source_digest, 
     return WB_OK;
 }
 
+/* Every request that is fed under `version` starts a span. */
+static wb_status reserve_spans(wb_engine *engine, uint64_t version) {
+    for (wb_sched_entry *entry = engine->scheduler.first; entry; entry = entry->next)
+        WB_TRY(wb_sequence_reserve_span(wb_sequence_of(entry), version));
+    return WB_OK;
+}
+
 wb_status wb_engine_set_weights(wb_engine *engine, const wb_model *from, uint64_t version) {
     uint64_t source_digest, digest;
     WB_TRY(wb_weights_digest(from, &source_digest));
     WB_TRY(check_version(engine, source_digest, version));
+    WB_TRY(reserve_spans(engine, version));
     WB_TRY(wb_model_copy_weights(engine->model, from));
     WB_TRY(wb_weights_digest(engine->model, &digest));
     engine->source_digest = source_digest;

@@ -1,8 +1,9 @@
 /* engine_step.c - the order of a step: schedule, forward, sample, fetch, agree, commit.
  *
  * A step that fails on any rank changes no record on any: the same tokens are fed again by the next one.
- * Once open, a step allocates nothing but a request's next span, when weights have changed, its sampling
- * mask, and what workspaces grow. */
+ * A step allocates nothing: memory is made at open for the largest step, at submit for the longest that a
+ * request can become, and in wb_engine_set_weights for the spans to come. Two exceptions: the model's
+ * workspace grows to the largest step so far, and a sampling mask may outgrow WB_MASK_ROOM. */
 #include "engine.h"
 #include "wb_check.h"
 
@@ -11,12 +12,8 @@
 static wb_status schedule(wb_engine *engine, const uint8_t **direction_out) {
     const wb_step_batch *batch = &engine->scheduler.batch;
     wb_scheduler_plan(&engine->scheduler);
-    wb_status status = WB_OK;
-    for (int32_t i = 0; status == WB_OK && i < batch->n_entries; i++)
-        status = wb_sequence_reserve_span(wb_sequence_of(batch->entries[i]), engine->weight_version);
-    if (status == WB_OK)
-        status =
-            wb_step_force(&engine->forcing, engine->workspace.device, batch, &engine->results, direction_out);
+    const wb_status status =
+        wb_step_force(&engine->forcing, engine->workspace.device, batch, &engine->results, direction_out);
     if (status != WB_OK) wb_scheduler_drop_plan(&engine->scheduler);
     return status;
 }

@@ -1,19 +1,35 @@
 /* sampling.c - see sampling.h. Refuses: the choice of the token from the logits, which is an op of the
  * device. */
 #include "sampling.h"
-#include "sequence.h"
 #include "wb_check.h"
 #include "wb_random.h"
 
 #include <inttypes.h>
+
+/* Tokens that a row of `s` can keep; 0: not wanted. */
+static int64_t max_kept(const wb_sampler *sampler, const wb_sequence *s) {
+    return s->mask_ends ? wb_sample_max_kept(&s->params, sampler->vocab_size) : 0;
+}
+
+/* For a batch of rows that each keep so many. */
+static wb_status reserve_kept(wb_sampler *sampler, int64_t n) {
+    return wb_reserve(sampler->workspace, &sampler->kept_ids, (int64_t)sampler->max_sampled, n,
+                      sizeof(uint32_t));
+}
 
 wb_status wb_sampler_open(wb_workspace *workspace, int64_t vocab_size, size_t max_sampled,
                           wb_sampler *sampler) {
     sampler->device = workspace->device;
     sampler->vocab_size = vocab_size;
     sampler->workspace = workspace;
+    sampler->max_sampled = max_sampled;
     WB_TRY(WB_OWN(&workspace->host, sampler->params, max_sampled, "engine sampling"));
-    return WB_OWN(&workspace->host, sampler->kept_start, max_sampled + 1, "engine sampling");
+    WB_TRY(WB_OWN(&workspace->host, sampler->kept_start, max_sampled + 1, "engine sampling"));
+    return reserve_kept(sampler, 0);
+}
+
+wb_status wb_sampler_make_room(wb_sampler *sampler, const wb_sequence *s) {
+    return reserve_kept(sampler, max_kept(sampler, s));
 }
 
 float wb_sampling_uniform(uint64_t seed, uint32_t position) {
@@ -25,8 +41,7 @@ static void set_params(wb_sampler *sampler, const wb_step_batch *batch) {
         const wb_sequence *s = wb_sequence_of(batch->sampled[i]);
         sampler->params[i] = s->params;
         sampler->params[i].uniform = wb_sampling_uniform(s->seed, wb_sequence_length(s));
-        const int64_t room = s->mask_ends ? wb_sample_max_kept(&sampler->params[i], sampler->vocab_size) : 0;
-        sampler->kept_start[i + 1] = sampler->kept_start[i] + room;
+        sampler->kept_start[i + 1] = sampler->kept_start[i] + max_kept(sampler, s);
     }
 }
 
@@ -52,7 +67,6 @@ wb_status wb_sample_step(wb_sampler *sampler, const wb_step_batch *batch, const 
     const int64_t V = sampler->vocab_size, n = batch->n_sampled;
     const wb_results_view to = wb_step_results_on_device(results);
     set_params(sampler, batch);
-    WB_TRY(wb_reserve(sampler->workspace, &sampler->kept_ids, sampler->kept_start[n], 1, sizeof(uint32_t)));
     const wb_sample_kept kept = {sampler->kept_start, sampler->kept_ids.data, to.kept_counts};
     const wb_status status =
         dev->sample(dev, n, V, logits, sampler->params, &kept, to.tokens, to.sampling_logprobs);

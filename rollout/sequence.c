@@ -1,7 +1,7 @@
 /* sequence.c - see sequence.h.
  *
- * A sequence is one block of memory, made at submit for the longest that the request can become, and its
- * spans. */
+ * A sequence is one block of memory, made at submit for the longest that the request can become, and two
+ * arrays that may grow: its spans, when weights are set, and its sampling mask, beyond WB_MASK_ROOM. */
 #include "sequence.h"
 #include "wb_check.h"
 #include "wb_memory.h"
@@ -42,17 +42,25 @@ static sequence_layout layout_of(const wb_request *request, bool has_mask, size_
     return at;
 }
 
+/* The arrays that may grow later. */
+static wb_status grow_from_nothing(wb_sequence *s, int64_t max_kept, uint32_t max_tokens) {
+    const size_t room = (size_t)(max_kept < WB_MASK_ROOM ? max_kept : WB_MASK_ROOM) * max_tokens;
+    WB_TRY(WB_GROW(s->spans, 1, &s->spans_capacity, "request spans"));
+    return room == 0 ? WB_OK : WB_GROW(s->mask_ids, room, &s->mask_capacity, "request sampling mask");
+}
+
 wb_status wb_sequence_create(const wb_request *request, int64_t vocab_size, size_t row_bytes,
                              int64_t max_blocks, wb_sequence **sequence_out) {
     const wb_sample_params params = {request->temperature, request->top_k, request->top_p, 0};
-    const bool has_mask = request->return_sampling_mask && wb_sample_max_kept(&params, vocab_size) > 0;
+    const int64_t max_kept = request->return_sampling_mask ? wb_sample_max_kept(&params, vocab_size) : 0;
+    const bool has_mask = max_kept > 0;
     const sequence_layout at = layout_of(request, has_mask, row_bytes, max_blocks);
     uint8_t *base = NULL;
     WB_TRY(WB_NEW(base, at.bytes, "request"));
     wb_sequence *s = (wb_sequence *)(void *)base;
-    const wb_status status = WB_GROW(s->spans, 1, &s->spans_capacity, "request spans");
+    const wb_status status = grow_from_nothing(s, max_kept, request->max_tokens);
     if (status != WB_OK) {
-        free(base);
+        wb_sequence_free(s);
         return status;
     }
     s->tokens = (uint32_t *)(void *)(base + at.tokens);

@@ -8,6 +8,11 @@
 #include "sched_entry.h"
 #include "wb_rollout.h"
 
+/* Kept tokens for each new one, at most, that a request has room for from the start: what a sampling mask
+ * usually needs. One that keeps more on average, as a nucleus of a flat distribution does, grows in a step:
+ * the whole vocabulary for each token would be gigabytes. */
+enum { WB_MASK_ROOM = 128 };
+
 /* The tokens [0, n_fed) have been fed at least once. The mark only grows, and rows and spans grow with it,
  * whereas entry.n_in_pool falls back to 0 at a preemption. */
 typedef struct wb_sequence {
@@ -20,7 +25,7 @@ typedef struct wb_sequence {
     float *logprobs, *sampling_logprobs; /* [max_len - prompt_len] */
     wb_sampling sampling;
     uint32_t *mask_ends; /* [max_len - prompt_len] of the record; NULL: not asked for, or no limit */
-    uint32_t *mask_ids;  /* [mask_capacity] */
+    uint32_t *mask_ids;  /* [mask_capacity], at first WB_MASK_ROOM a new token or what its limits allow */
     size_t mask_capacity;
     /* [max_len - 1], the first n_fed exist. All are kept, whatever the caller asked for: a request that is
      * fed again follows them. */
@@ -46,7 +51,8 @@ wb_status wb_sequence_create(const wb_request *request, int64_t vocab_size, size
                              int64_t max_blocks, wb_sequence **sequence_out);
 void wb_sequence_free(wb_sequence *sequence); /* NULL is a no-op */
 
-/* Makes room for one more span, so that the feed which follows cannot fail. */
+/* Makes room for a span of weight_version, so that feeds under it cannot fail. The first version needs no
+ * call. */
 wb_status wb_sequence_reserve_span(wb_sequence *sequence, uint64_t weight_version);
 
 /* Of the tokens from `start` on, `n` of them, how many have been fed before: they come first, and their rows

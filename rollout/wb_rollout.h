@@ -26,7 +26,8 @@ typedef struct wb_engine_options {
     size_t size;              /* bytes of this struct, set by the initialiser */
     int32_t n_blocks;         /* KV blocks of the pool; 1024 */
     int32_t block_size;       /* tokens a block; 16 */
-    int32_t max_batch_tokens; /* tokens fed in one step; longer prompts are prefilled in chunks; 512 */
+    /* tokens fed in one step, the same on all ranks; longer prompts are prefilled in chunks; 512 */
+    int32_t max_batch_tokens;
     int32_t max_running;      /* requests that hold KV blocks at a time; 64 */
 } wb_engine_options;
 
@@ -65,7 +66,8 @@ typedef struct wb_request {
     uint32_t routes_start; /* rows before this position are not returned (the caller has them) */
     /* Default false. True: the record has the tokens that top-k and top-p kept at each sampled one, for a
      * trainer that is to take the same distribution. Without a limit there is nothing to record; a top_k that
-     * the vocabulary does not reach is one, whose mask is 4 bytes for each token of the vocabulary. */
+     * the vocabulary does not reach is one, whose mask is 4 bytes for each token of the vocabulary. Room for
+     * 128 kept tokens a new one is made at submit; a mask that needs more on average grows in steps. */
     bool return_sampling_mask;
     uint8_t reserved[3]; /* zero */
 } wb_request;
@@ -84,7 +86,8 @@ static inline wb_request wb_request_default(void) {
 WB_API wb_status wb_engine_submit(wb_engine *engine, const wb_request *request);
 
 /* Runs one step: prefill chunks and decodes up to max_batch_tokens. *busy_out: some rank still has work;
- * all ranks step until it is false.
+ * all ranks step until it is false. A step allocates nothing, once the model has run its largest, but for
+ * sampling masks that outgrow their room.
  *
  * A step is made on all ranks or on none. A rank that fails returns its own failure (NaN logits: request and
  * position), the others WB_PEER naming it. PEER on all ranks, naming the first that differs from rank 0 and
@@ -115,8 +118,8 @@ WB_API wb_status wb_engine_abort(wb_engine *engine, const char *rid);
  * them `version`. Running requests go on; their spans show where the version changed, and their old rows
  * stay. Each rank copies its own shard and names the same version: the next step compares. INVALID_ARGUMENT,
  * and nothing is changed, for other weights by the present version's name while an unfinished request has
- * been fed under it; after a DEVICE failure the weights are neither and are to be set again. Not
- * collective. */
+ * been fed under it; OUT_OF_MEMORY, and nothing is changed, for the spans to come; after a DEVICE failure the
+ * weights are neither and are to be set again. Not collective. */
 WB_API wb_status wb_engine_set_weights(wb_engine *engine, const wb_model *from, uint64_t version);
 
 typedef struct wb_engine_stats {

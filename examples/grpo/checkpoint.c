@@ -184,8 +184,8 @@ typedef struct saved_moments {
     int n;
 } saved_moments;
 
-/* The elements of one moment that a file has, which is this rank's part, or all (as before 0.4, and of experts).
- * NOT_FOUND where it has none. */
+/* The elements of one moment that a file has, which is this rank's part, or all (as before 0.4, and of
+ * experts). NOT_FOUND where it has none. */
 static wb_status find_part(const saved_moments *saved, int file, const wb_tensor *tensor, const char *suffix,
                            wb_tensor_view *view_out, optimizer_part *part_out) {
     char name[NAME_BYTES];
@@ -213,8 +213,8 @@ static wb_status copy_overlap(wb_device *device, const wb_tensor_view *view, opt
                              (size_t)(end - first) * sizeof(float));
 }
 
-/* This rank's part of a moment, from the files that have it: as many ranks may have saved it as there are now or
- * not. */
+/* This rank's part of a moment, from the files that have it: as many ranks may have saved it as there are now
+ * or not. */
 static wb_status load_moment(const trainer *t, const saved_moments *saved, const wb_tensor *tensor,
                              const char *suffix, float *moment) {
     const optimizer_part wanted = optimizer_part_of(tensor, wb_comm_rank(t->comm), wb_comm_size(t->comm));

@@ -236,13 +236,14 @@ typedef struct optimizer {
     wb_buffer *m, *v;       /* [n_tensors] f32 of this rank's part of the tensor, where it is held */
     bool *held;             /* [n_tensors] whether m and v are those of the present step */
     uint64_t step;
-    /* The gathers of updated weights: those started, those waited for, and the numbers of those on their way. */
+    /* The gathers of updated weights: those started, those waited for, and the numbers of those on their
+     * way. */
     uint64_t n_started, n_done, works[WB_EXCHANGE_IN_FLIGHT];
     size_t *bounds; /* [R + 1] of one */
 } optimizer;
 
-/* The elements of a tensor whose moments a rank has: of an expert all, of a replicated tensor one of n_ranks parts
- * that differ by one element at most. */
+/* The elements of a tensor whose moments a rank has: of an expert all, of a replicated tensor one of n_ranks
+ * parts that differ by one element at most. */
 typedef struct optimizer_part {
     int64_t first, n;
 } optimizer_part;

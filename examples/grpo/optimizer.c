@@ -1,7 +1,7 @@
-/* optimizer.c - AdamW over the tensors that live on this rank; the f32 weights of the trained model are
- * the master weights. The replicas of an expert have the same gradients on every rank after
- * wb_train_reduce_grads, so they stay the same; a replicated tensor is cut into a part for each rank, which alone
- * has the part's moments and updates it, and then the parts go to all. */
+/* optimizer.c - AdamW over the tensors that live on this rank; the f32 weights of the trained model are the
+ * master weights. The replicas of an expert have the same gradients on every rank after
+ * wb_train_reduce_grads, so they stay the same; a replicated tensor is cut into a part for each rank, which
+ * alone has the part's moments and updates it, and then the parts go to all. */
 #include "grpo.h"
 #include "wb_exchange.h"
 #include "wb_memory.h"
@@ -100,8 +100,8 @@ static wb_status finish_gathers(optimizer *opt, uint64_t end) {
     return WB_OK;
 }
 
-/* The parts of a replicated tensor go to all ranks. As many as an exchange has in flight travel while the next
- * ones are updated. */
+/* The parts of a replicated tensor go to all ranks. As many as an exchange has in flight travel while the
+ * next ones are updated. */
 static wb_status start_gather(optimizer *opt, const wb_tensor *t) {
     const int R = wb_comm_size(opt->comm);
     if (R == 1) return WB_OK;
@@ -114,8 +114,8 @@ static wb_status start_gather(optimizer *opt, const wb_tensor *t) {
     return WB_OK;
 }
 
-/* Of an expert the first replica here is updated and copied to the others: their gradients and moments are the
- * same. */
+/* Of an expert the first replica here is updated and copied to the others: their gradients and moments are
+ * the same. */
 static wb_status update_tensor(optimizer *opt, const wb_adamw *hyper, int32_t i, const wb_tensor *t) {
     WB_TRY(update_part(opt, hyper, i, t));
     return t->expert >= 0 ? wb_model_fill_replicas(opt->model, i) : start_gather(opt, t);

@@ -46,18 +46,32 @@ static wb_status check_reference(const trainer *t) {
                    t->o->model_dir, expected, found);
 }
 
+/* The largest micro-batch: one sample alone may be longer than --micro-batch-tokens, but not than what the
+ * model has positions for and the engine blocks. */
+static wb_train_options train_options(const trainer *t, const wb_model *model) {
+    const options *o = t->o;
+    const wb_config *config = wb_model_config(model);
+    const wb_sample_params params = {(float)o->temperature, (int32_t)o->top_k, (float)o->top_p, 0};
+    int64_t longest = o->kv_blocks * o->block_size;
+    if (longest > config->max_positions) longest = config->max_positions;
+    wb_train_options train = wb_train_options_default();
+    train.max_tokens = o->micro_batch_tokens > longest ? o->micro_batch_tokens : longest;
+    train.max_kept_ids = train.max_tokens * wb_sample_max_kept(&params, config->vocab_size);
+    return train;
+}
+
 /* At the start of a run the reference is the policy as it was loaded; later its files are read again. */
 static wb_status open_reference(trainer *t, bool resumed) {
     if (t->o->kl_coef <= 0) return WB_OK;
     wb_model_options reference = model_options(t, WB_F32);
-    wb_train_options forward_only = wb_train_options_default();
-    forward_only.forward_only = true;
     if (resumed)
         WB_TRY(wb_model_open(t->o->model_dir, &reference, &t->reference));
     else
         WB_TRY(wb_model_clone(t->model, &reference, &t->reference));
     WB_TRY(check_reference(t));
     WB_TRY(reference_digest(t->reference, &t->reference_digest));
+    wb_train_options forward_only = train_options(t, t->reference);
+    forward_only.forward_only = true;
     return wb_comm_agree(t->comm, wb_train_open(t->reference, &forward_only, &t->reference_train));
 }
 
@@ -72,7 +86,8 @@ static wb_status open_replay(const trainer *t, wb_missing_policy missing, wb_rep
 static wb_status open_trainer(trainer *t, const char *dir, bool resumed) {
     wb_model_options model = model_options(t, WB_F32);
     WB_TRY(wb_model_open(dir, &model, &t->model));
-    wb_status status = wb_train_open(t->model, NULL, &t->train);
+    const wb_train_options train = train_options(t, t->model);
+    wb_status status = wb_train_open(t->model, &train, &t->train);
     if (status == WB_OK) status = optimizer_open(t->model, t->train, t->device, t->comm, &t->opt);
     if (status == WB_OK) status = open_replay(t, t->o->missing, &t->replay);
     if (status == WB_OK) status = open_replay(t, WB_MISSING_NATIVE, &t->compare);

@@ -122,10 +122,12 @@ static wb_status make_base(const options *o, wb_device *device, wb_comm *comm, r
     model_options.comm = comm;
     wb_model *model;
     WB_TRY(wb_model_create(&config, o->seed, 0.08f, &model_options, &model));
+    wb_train_options train_options = wb_train_options_default();
+    train_options.max_tokens = EXAMPLES * TASK_MAX_TOKENS;
     wb_train *train = NULL;
     optimizer opt = {0};
     wb_status status;
-    WB_GOTO(wb_train_open(model, NULL, &train), close_model);
+    WB_GOTO(wb_train_open(model, &train_options, &train), close_model);
     WB_GOTO(optimizer_open(model, train, device, comm, &opt), close_train);
     WB_GOTO(run_warmup(o, model, train, &opt, r, signal_out), close_optimizer);
     if (*signal_out != 0) goto close_optimizer;

@@ -23,7 +23,6 @@ typedef struct heads {
 
 typedef struct gqa {
     wb_model *model;
-    wb_workspace *memory; /* borrowed */
 
     /* Kept by a forward for its backward. */
     heads q, k, v;
@@ -66,13 +65,6 @@ static void state_shape(const wb_config *config, wb_state_shape *shape_out) {
     *shape_out = (wb_state_shape){.n_tables = N_TABLES, .width = {[KEYS] = width, [VALUES] = width}};
 }
 
-static wb_status open(wb_model *model, wb_workspace *memory, void *worker) {
-    gqa *g = worker;
-    g->model = model;
-    g->memory = memory;
-    return WB_OK;
-}
-
 /* ---- q, k and v ------------------------------------------------------------------------------ */
 
 /* What one of q, k, v goes through; parameters, -1: none. */
@@ -108,29 +100,30 @@ static int64_t width_of(const wb_model *model, heads_spec spec) {
     return (int64_t)spec.n_heads * model->config.head_dim;
 }
 
-static wb_status heads_reserve(gqa *g, heads_spec spec, int64_t T, heads *h) {
-    const int64_t width = width_of(g->model, spec);
-    WB_TRY(wb_reserve_activations(g->model, g->memory, &h->out, T, width));
-    if (g->model->config.clip_qkv > 0)
-        WB_TRY(wb_reserve_activations(g->model, g->memory, &h->normed, T, width));
-    if (spec.norm >= 0) WB_TRY(wb_reserve_activations(g->model, g->memory, &h->projected, T, width));
-    return WB_OK;
+static void heads_layout(const wb_model *model, int64_t T, int64_t width, bool has_norm, heads *h,
+                         wb_arena *arena) {
+    wb_place_activations(arena, model, &h->out, T, width);
+    if (model->config.clip_qkv > 0) wb_place_activations(arena, model, &h->normed, T, width);
+    if (has_norm) wb_place_activations(arena, model, &h->projected, T, width);
 }
 
-static wb_status reserve(void *worker, const void *weights, int64_t T, bool backward) {
+static void layout(void *worker, wb_model *model, const wb_sizes *sizes, wb_arena *arena) {
     gqa *g = worker;
-    const heads_spec q = q_spec(g->model, weights), k = k_spec(g->model, weights),
-                     v = v_spec(g->model, weights);
-    const int64_t q_width = width_of(g->model, q), kv_width = width_of(g->model, k);
-    WB_TRY(heads_reserve(g, q, T, &g->q));
-    WB_TRY(heads_reserve(g, k, T, &g->k));
-    WB_TRY(heads_reserve(g, v, T, &g->v));
-    WB_TRY(wb_reserve_activations(g->model, g->memory, &g->attn, T, q_width));
-    if (!backward) return WB_OK;
-    WB_TRY(wb_reserve_activations(g->model, g->memory, &g->dattn, T, q_width));
-    WB_TRY(wb_reserve_activations(g->model, g->memory, &g->dq, T, q_width));
-    WB_TRY(wb_reserve_activations(g->model, g->memory, &g->dk, T, kv_width));
-    return wb_reserve_activations(g->model, g->memory, &g->dv, T, kv_width);
+    const gqa *other = sizes->scratch_of;
+    const wb_config *c = &model->config;
+    const int64_t T = sizes->tokens, q = (int64_t)c->n_heads * c->head_dim,
+                  kv = (int64_t)c->n_kv_heads * c->head_dim;
+    const bool has_norm = c->qk_norm != WB_QK_NORM_NONE;
+    g->model = model;
+    heads_layout(model, T, q, has_norm, &g->q, arena);
+    heads_layout(model, T, kv, has_norm, &g->k, arena);
+    heads_layout(model, T, kv, false, &g->v, arena);
+    wb_place_activations(arena, model, &g->attn, T, q);
+    if (!sizes->backward) return;
+    wb_place_scratch(arena, model, &g->dattn, other ? &other->dattn : NULL, T, q);
+    wb_place_scratch(arena, model, &g->dq, other ? &other->dq : NULL, T, q);
+    wb_place_scratch(arena, model, &g->dk, other ? &other->dk : NULL, T, kv);
+    wb_place_scratch(arena, model, &g->dv, other ? &other->dv : NULL, T, kv);
 }
 
 static wb_matmul heads_projection(const wb_model *model, heads_spec spec, int64_t T, wb_rows x,
@@ -291,8 +284,7 @@ const wb_layer_kind wb_layer_attention_gqa = {
     .worker_size = sizeof(gqa),
     .declare = declare,
     .state = state_shape,
-    .open = open,
-    .reserve = reserve,
+    .layout = layout,
     .forward = forward,
     .backward = backward,
 };

@@ -7,71 +7,139 @@
  *   y = mid + feed_forward(norm(mid)) */
 #include "layers/block.h"
 
+#include <inttypes.h>
 #include <string.h>
 
 /* ---- workers --------------------------------------------------------------------------------- */
 
-static void *worker_of(const wb_block *block, const wb_layer_kind *kind) {
+static void *shared_worker(const wb_block *block, const wb_layer_kind *kind) {
     for (int32_t i = 0; i < block->n_kinds; i++)
         if (block->kinds[i] == kind) return block->workers[i];
     return NULL;
 }
 
-static wb_status open_worker(wb_block *block, const wb_layer_kind *kind) {
+static const wb_part *part_of(const wb_block *block, int32_t l, int which) {
+    const wb_layer *layer = &block->model->layers[l];
+    return which == WB_MIXER ? &layer->mixer : &layer->feed_forward;
+}
+
+static wb_kept *kept_of(wb_block *block, int32_t l, int which) {
+    wb_kept *own = &block->own[which][l];
+    return own->worker ? own : &block->shared[which];
+}
+
+static void *worker_of(wb_block *block, int32_t l, int which) {
+    void *own = block->own[which][l].worker;
+    return own ? own : shared_worker(block, part_of(block, l, which)->kind);
+}
+
+static wb_status open_worker(wb_block *block, wb_owner *owner, const wb_layer_kind *kind) {
     void *worker = NULL;
-    if (worker_of(block, kind)) return WB_OK;
+    if (shared_worker(block, kind)) return WB_OK;
     if (block->n_kinds == WB_MAX_KINDS)
         return wb_fail(WB_CAPACITY, "layers: expected at most %d kinds, found more", WB_MAX_KINDS);
-    WB_TRY(WB_OWN_ALLOC(&block->memory->host, worker, 1, kind->worker_size, "layer workspace"));
+    WB_TRY(WB_OWN_ALLOC(owner, worker, 1, kind->worker_size, "layer workspace"));
     block->kinds[block->n_kinds] = kind;
     block->workers[block->n_kinds++] = worker;
-    return kind->open(block->model, block->memory, worker);
+    return WB_OK;
 }
 
-wb_status wb_block_open(wb_model *model, wb_workspace *memory, wb_block *block) {
+wb_status wb_block_open(wb_model *model, wb_owner *owner, wb_block *block) {
     memset(block, 0, sizeof *block);
     block->model = model;
-    block->memory = memory;
     for (int32_t l = 0; l < model->config.n_layers; l++) {
-        WB_TRY(open_worker(block, model->layers[l].mixer.kind));
-        WB_TRY(open_worker(block, model->layers[l].feed_forward.kind));
+        WB_TRY(open_worker(block, owner, model->layers[l].mixer.kind));
+        WB_TRY(open_worker(block, owner, model->layers[l].feed_forward.kind));
+    }
+    for (int i = 0; i < WB_N_PARTS; i++)
+        WB_TRY(WB_OWN(owner, block->own[i], (size_t)model->config.n_layers, "layers kept"));
+    return WB_OK;
+}
+
+/* ---- memory ---------------------------------------------------------------------------------- */
+
+wb_status wb_block_sizes(const wb_model *model, int64_t max_tokens, int64_t max_expert_rows, bool backward,
+                         wb_sizes *sizes_out) {
+    const int64_t K = model->config.router.top_k, here = wb_model_local_slots(model), R = model->n_ranks;
+    if (max_tokens < 1 || max_tokens > INT32_MAX / K)
+        return wb_fail(WB_INVALID_ARGUMENT, "max_tokens: expected 1..%" PRId64 ", found %" PRId64,
+                       INT32_MAX / K, max_tokens);
+    if (max_expert_rows < 0 || max_expert_rows > INT32_MAX)
+        return wb_fail(WB_INVALID_ARGUMENT, "max_expert_rows: expected 0..%d, found %" PRId64, INT32_MAX,
+                       max_expert_rows);
+    int64_t rows = R > 1 ? R * max_tokens * (K < here ? K : here) : max_tokens * K;
+    if (rows > INT32_MAX) rows = INT32_MAX;
+    if (R > 1 && max_expert_rows > 0) rows = max_expert_rows;
+    *sizes_out = (wb_sizes){.tokens = max_tokens, .expert_rows = rows, .backward = backward};
+    return WB_OK;
+}
+
+/* What a part keeps, in `kept` and its `worker`. */
+static void layout_kept(wb_block *block, int32_t l, int which, const wb_sizes *sizes, wb_kept *kept,
+                        void *worker, wb_arena *arena) {
+    const wb_layer_kind *kind = part_of(block, l, which)->kind;
+    const int64_t T = sizes->tokens, H = block->model->config.hidden_size;
+    wb_sizes own = *sizes;
+    own.scratch_of = shared_worker(block, kind);
+    wb_place_activations(arena, block->model, &kept->input, T, H);
+    if (which == WB_MIXER) wb_place_activations(arena, block->model, &kept->mid, T, H);
+    kind->layout(worker, block->model, &own, arena);
+}
+
+/* Device bytes of that, or 0 after an overflow. The shared worker stands in for one of the layer's own. */
+static size_t bytes_to_keep(wb_block *block, int32_t l, int which, const wb_sizes *sizes) {
+    wb_arena measured = {.device = block->model->device};
+    wb_kept kept;
+    layout_kept(block, l, which, sizes, &kept, shared_worker(block, part_of(block, l, which)->kind),
+                &measured);
+    return measured.status == WB_OK ? measured.device_bytes : SIZE_MAX / WB_N_PARTS;
+}
+
+static wb_status keep_part(wb_block *block, wb_owner *owner, int32_t l, int which) {
+    return WB_OWN_ALLOC(owner, block->own[which][l].worker, 1, part_of(block, l, which)->kind->worker_size,
+                        "layer kept");
+}
+
+wb_status wb_block_keep(wb_block *block, wb_owner *owner, const wb_sizes *sizes, size_t bytes) {
+    int32_t l = block->model->config.n_layers - 1;
+    for (; l >= 0; l--) {
+        const size_t mixer = bytes_to_keep(block, l, WB_MIXER, sizes),
+                     needed = mixer + bytes_to_keep(block, l, WB_FEED_FORWARD, sizes);
+        if (needed > bytes) break;
+        bytes -= needed;
+        block->n_whole++;
+        for (int which = 0; which < WB_N_PARTS; which++) WB_TRY(keep_part(block, owner, l, which));
+    }
+    for (; l >= 0; l--) {
+        const size_t needed = bytes_to_keep(block, l, WB_MIXER, sizes);
+        if (needed > bytes) break;
+        bytes -= needed;
+        WB_TRY(keep_part(block, owner, l, WB_MIXER));
     }
     return WB_OK;
 }
 
-static wb_status reserve_part(wb_block *block, const wb_part *part, int64_t T, bool backward) {
-    if (!part->kind->reserve) return WB_OK;
-    return part->kind->reserve(worker_of(block, part->kind), part->weights, T, backward);
-}
-
-wb_status wb_block_reserve(wb_block *block, int64_t T, bool backward) {
-    const wb_model *model = block->model;
-    const int64_t H = model->config.hidden_size;
-    WB_TRY(wb_reserve_activations(model, block->memory, &block->mixer_norm, T, H));
-    WB_TRY(wb_reserve_activations(model, block->memory, &block->mid, T, H));
-    WB_TRY(wb_reserve_activations(model, block->memory, &block->feed_forward_norm, T, H));
-    if (backward) {
-        WB_TRY(wb_reserve_activations(model, block->memory, &block->dmid, T, H));
-        WB_TRY(wb_reserve_activations(model, block->memory, &block->dnorm, T, H));
+void wb_block_layout(wb_block *block, const wb_sizes *sizes, wb_arena *arena) {
+    wb_model *model = block->model;
+    wb_kept *mixer = &block->shared[WB_MIXER], *feed_forward = &block->shared[WB_FEED_FORWARD];
+    const int64_t T = sizes->tokens, H = model->config.hidden_size;
+    wb_place_activations(arena, model, &mixer->input, T, H);
+    wb_place_activations(arena, model, &mixer->mid, T, H);
+    wb_place_activations(arena, model, &feed_forward->input, T, H);
+    if (sizes->backward) {
+        wb_place_activations(arena, model, &block->dmid, T, H);
+        wb_place_activations(arena, model, &block->dnorm, T, H);
     }
-    for (int32_t l = 0; l < model->config.n_layers; l++) {
-        WB_TRY(reserve_part(block, &model->layers[l].mixer, T, backward));
-        WB_TRY(reserve_part(block, &model->layers[l].feed_forward, T, backward));
-    }
-    return WB_OK;
+    for (int32_t i = 0; i < block->n_kinds; i++)
+        block->kinds[i]->layout(block->workers[i], model, sizes, arena);
+    for (int32_t l = 0; l < model->config.n_layers; l++)
+        for (int which = 0; which < WB_N_PARTS; which++) {
+            wb_kept *own = &block->own[which][l];
+            if (own->worker) layout_kept(block, l, which, sizes, own, own->worker, arena);
+        }
 }
 
 /* ---- parts ----------------------------------------------------------------------------------- */
-
-static wb_status part_forward(wb_block *block, const wb_part *part, const wb_pass *pass,
-                              const wb_state *state, wb_rows x, wb_rows y) {
-    return part->kind->forward(worker_of(block, part->kind), part->weights, pass, state, x, y);
-}
-
-static wb_status part_backward(wb_block *block, const wb_part *part, const wb_pass *pass, wb_rows x,
-                               wb_rows dy, float *const *grads, wb_rows dx) {
-    return part->kind->backward(worker_of(block, part->kind), part->weights, pass, x, dy, grads, dx);
-}
 
 static wb_status norm_forward(wb_block *block, int32_t norm, int64_t T, wb_rows x, wb_rows y) {
     const wb_model *model = block->model;
@@ -79,59 +147,86 @@ static wb_status norm_forward(wb_block *block, int32_t norm, int64_t T, wb_rows 
                                           wb_model_vector(model, norm), model->config.norm_eps, y);
 }
 
-/* dx (=) the gradient of x: of the norm, from dy, and of the residual stream past it. */
-static wb_status norm_backward(wb_block *block, int32_t norm, int64_t T, wb_rows x, wb_rows dy,
-                               wb_rows dresidual, float *const *grads, wb_rows dx) {
+/* y (=) x + part(norm(x)) */
+static wb_status part_forward(wb_block *block, int32_t l, int which, const wb_pass *pass,
+                              const wb_state *state, wb_rows x, wb_rows y) {
     const wb_model *model = block->model;
     wb_device *dev = model->device;
-    const int64_t H = model->config.hidden_size;
-    WB_TRY(dev->rmsnorm_backward(dev, T, H, x, wb_model_vector(model, norm), model->config.norm_eps, dy, dx,
+    const wb_layer *layer = &model->layers[l];
+    const wb_part *part = part_of(block, l, which);
+    wb_kept *kept = kept_of(block, l, which);
+    const wb_rows input = wb_activations(model, &kept->input);
+    const int32_t norm = which == WB_MIXER ? layer->mixer_norm : layer->feed_forward_norm;
+    kept->layer = -1;
+    WB_TRY(norm_forward(block, norm, pass->T, x, input));
+    WB_TRY(part->kind->forward(worker_of(block, l, which), part->weights, pass, state, input, y));
+    kept->layer = l;
+    return dev->add(dev, pass->T * model->config.hidden_size, x, y);
+}
+
+/* dx (=) the gradient of x, from that of y = x + part(norm(x)). */
+static wb_status part_backward(wb_block *block, int32_t l, int which, const wb_pass *pass, wb_rows x,
+                               wb_rows dy, float *const *grads, wb_rows dx) {
+    const wb_model *model = block->model;
+    wb_device *dev = model->device;
+    const wb_layer *layer = &model->layers[l];
+    const wb_part *part = part_of(block, l, which);
+    wb_kept *kept = kept_of(block, l, which);
+    const wb_rows input = wb_activations(model, &kept->input), dh = wb_activations(model, &block->dnorm);
+    const int32_t norm = which == WB_MIXER ? layer->mixer_norm : layer->feed_forward_norm;
+    const int64_t T = pass->T, H = model->config.hidden_size;
+    kept->layer = -1;
+    WB_TRY(part->kind->backward(worker_of(block, l, which), part->weights, pass, input, dy, grads, dh));
+    WB_TRY(dev->rmsnorm_backward(dev, T, H, x, wb_model_vector(model, norm), model->config.norm_eps, dh, dx,
                                  grads[norm]));
-    return dev->add(dev, T * H, dresidual, dx);
+    return dev->add(dev, T * H, dy, dx);
 }
 
 /* ---- the layer ------------------------------------------------------------------------------- */
 
-static wb_status layer_forward(wb_block *block, const wb_layer *layer, const wb_pass *pass,
-                               const wb_state *state, wb_rows x, wb_rows y) {
-    const wb_model *model = block->model;
-    wb_device *dev = model->device;
-    const int64_t T = pass->T, H = model->config.hidden_size;
-    const wb_rows mid = wb_activations(model, &block->mid);
-    wb_rows h = wb_activations(model, &block->mixer_norm);
-    WB_TRY(norm_forward(block, layer->mixer_norm, T, x, h));
-    WB_TRY(part_forward(block, &layer->mixer, pass, state, h, mid));
-    WB_TRY(dev->add(dev, T * H, x, mid));
-
-    h = wb_activations(model, &block->feed_forward_norm);
-    WB_TRY(norm_forward(block, layer->feed_forward_norm, T, mid, h));
-    WB_TRY(part_forward(block, &layer->feed_forward, pass, NULL, h, y));
-    return dev->add(dev, T * H, mid, y);
+/* The residual stream between the parts. */
+static wb_rows mid_of(wb_block *block, int32_t l) {
+    return wb_activations(block->model, &kept_of(block, l, WB_MIXER)->mid);
 }
 
-static wb_status layer_backward(wb_block *block, const wb_layer *layer, const wb_pass *pass, wb_rows x,
-                                float *const *grads, wb_rows dx) {
-    const wb_model *model = block->model;
-    const int64_t T = pass->T;
-    const wb_rows mid = wb_activations(model, &block->mid), dmid = wb_activations(model, &block->dmid),
-                  dh = wb_activations(model, &block->dnorm);
-    wb_rows h = wb_activations(model, &block->feed_forward_norm);
-    WB_TRY(part_backward(block, &layer->feed_forward, pass, h, dx, grads, dh));
-    WB_TRY(norm_backward(block, layer->feed_forward_norm, T, mid, dh, dx, grads, dmid));
+static wb_status layer_forward(wb_block *block, int32_t l, const wb_pass *pass, const wb_state *state,
+                               wb_rows x, wb_rows y) {
+    const wb_rows mid = mid_of(block, l);
+    WB_TRY(part_forward(block, l, WB_MIXER, pass, state, x, mid));
+    return part_forward(block, l, WB_FEED_FORWARD, pass, NULL, mid, y);
+}
 
-    h = wb_activations(model, &block->mixer_norm);
-    WB_TRY(part_backward(block, &layer->mixer, pass, h, dmid, grads, dh));
-    return norm_backward(block, layer->mixer_norm, T, x, dh, dmid, grads, dx);
+static wb_status layer_recompute(wb_block *block, int32_t l, int32_t n_whole, const wb_pass *pass, wb_rows x,
+                                 wb_rows y) {
+    const wb_rows mid = mid_of(block, l);
+    if (kept_of(block, l, WB_MIXER)->layer != l) WB_TRY(part_forward(block, l, WB_MIXER, pass, NULL, x, mid));
+    /* Ranks with more memory keep more; a part that exchanges rows is computed again by all or none. */
+    if (l + n_whole + 1 >= block->model->config.n_layers) return WB_OK;
+    return part_forward(block, l, WB_FEED_FORWARD, pass, NULL, mid, y);
+}
+
+static wb_status layer_backward(wb_block *block, int32_t l, const wb_pass *pass, wb_rows x,
+                                float *const *grads, wb_rows dx) {
+    const wb_rows dmid = wb_activations(block->model, &block->dmid);
+    WB_TRY(part_backward(block, l, WB_FEED_FORWARD, pass, mid_of(block, l), dx, grads, dmid));
+    return part_backward(block, l, WB_MIXER, pass, x, dmid, grads, dx);
+}
+
+static wb_status in_layer(wb_status status, const char *what, int32_t l) {
+    return status == WB_OK ? WB_OK : wb_fail_context(status, "%slayer %d", what, l);
 }
 
 wb_status wb_block_forward(wb_block *block, int32_t l, const wb_pass *pass, const wb_state *state, wb_rows x,
                            wb_rows y) {
-    const wb_status status = layer_forward(block, &block->model->layers[l], pass, state, x, y);
-    return status == WB_OK ? WB_OK : wb_fail_context(status, "layer %d", l);
+    return in_layer(layer_forward(block, l, pass, state, x, y), "", l);
+}
+
+wb_status wb_block_recompute(wb_block *block, int32_t l, int32_t n_whole, const wb_pass *pass, wb_rows x,
+                             wb_rows y) {
+    return in_layer(layer_recompute(block, l, n_whole, pass, x, y), "recompute of ", l);
 }
 
 wb_status wb_block_backward(wb_block *block, int32_t l, const wb_pass *pass, wb_rows x, float *const *grads,
                             wb_rows dx) {
-    const wb_status status = layer_backward(block, &block->model->layers[l], pass, x, grads, dx);
-    return status == WB_OK ? WB_OK : wb_fail_context(status, "backward of layer %d", l);
+    return in_layer(layer_backward(block, l, pass, x, grads, dx), "backward of ", l);
 }

@@ -6,33 +6,58 @@
 
 #define WB_MAX_KINDS 8
 
+/* The parts of a layer. */
+enum { WB_MIXER, WB_FEED_FORWARD, WB_N_PARTS };
+
+/* What the forward of one part of a layer leaves for its backward. */
+typedef struct wb_kept {
+    void *worker;
+    wb_buffer input; /* [T, H] of the part, normalised */
+    wb_buffer mid;   /* [T, H] mixers: the residual stream behind the part */
+    int32_t layer;   /* whose forward it is of, if its worker is of that layer's kind; -1: none */
+} wb_kept;
+
 typedef struct wb_block {
     wb_model *model;
-    wb_workspace *memory; /* borrowed */
     const wb_layer_kind *kinds[WB_MAX_KINDS];
-    void *workers[WB_MAX_KINDS]; /* of each kind */
+    void *workers[WB_MAX_KINDS]; /* of each kind, for the layers without one of their own */
     int32_t n_kinds;
 
-    /* Kept by a forward for its backward. */
-    wb_buffer mixer_norm;        /* [T, H] */
-    wb_buffer mid;               /* [T, H] residual stream between the parts */
-    wb_buffer feed_forward_norm; /* [T, H] */
+    wb_kept shared[WB_N_PARTS]; /* by all parts that are not kept; the workers are those of the kinds */
+    wb_kept *own[WB_N_PARTS];   /* [n_layers]; worker NULL: the layer's part is not kept */
+    int32_t n_whole;            /* the last n_whole layers keep both parts */
 
     wb_buffer dmid, dnorm; /* [T, H] */
 } wb_block;
 
-/* Its memory is the workspace's: closing that is all that is needed. */
-wb_status wb_block_open(wb_model *model, wb_workspace *memory, wb_block *block);
+/* Sizes for passes of max_tokens tokens a rank. max_expert_rows, of several ranks only; 0: as many rows as
+ * the tokens of all ranks could send to the slots of this one, R * max_tokens * min(K, slots of this rank).
+ * INVALID_ARGUMENT unless both are in their range. */
+wb_status wb_block_sizes(const wb_model *model, int64_t max_tokens, int64_t max_expert_rows, bool backward,
+                         wb_sizes *sizes_out);
 
-/* Memory for a forward of T tokens through all layers, and with `backward` for its backward. */
-wb_status wb_block_reserve(wb_block *block, int64_t T, bool backward);
+/* Its workers, which are the owner's: closing that is all that is needed. */
+wb_status wb_block_open(wb_model *model, wb_owner *owner, wb_block *block);
+
+/* Which layers keep what their forward leaves, so that the backward need not compute it again: from the last
+ * layer on down both parts while there are bytes left, then the mixers alone. Before the layout. */
+wb_status wb_block_keep(wb_block *block, wb_owner *owner, const wb_sizes *sizes, size_t bytes);
+
+/* Places the memory for passes through all layers (wb_arena.h). */
+void wb_block_layout(wb_block *block, const wb_sizes *sizes, wb_arena *arena);
 
 /* y[T,H] (=) layer l of x[T,H], y not x. Collective. */
 wb_status wb_block_forward(wb_block *block, int32_t l, const wb_pass *pass, const wb_state *state, wb_rows x,
                            wb_rows y);
 
-/* Of the latest forward, which had no state: dx[T,H] := gradient of x, from gradient of y, in place;
- * grads[param] (+=). Collective. */
+/* What the backward of layer l needs from x[T,H] and is not there any more; y[T,H] may be written again, by
+ * the same bits. The last n_whole + 1 layers, a number that is the same on all ranks, are still there, of the
+ * others a mixer may be. Collective. */
+wb_status wb_block_recompute(wb_block *block, int32_t l, int32_t n_whole, const wb_pass *pass, wb_rows x,
+                             wb_rows y);
+
+/* Of the latest forward or recompute of layer l, which had no state: dx[T,H] := gradient of x, from gradient
+ * of y, in place; grads[param] (+=). Collective. */
 wb_status wb_block_backward(wb_block *block, int32_t l, const wb_pass *pass, wb_rows x, float *const *grads,
                             wb_rows dx);
 

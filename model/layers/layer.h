@@ -10,6 +10,7 @@
 #define WB_LAYER_H
 
 #include "model_weights.h"
+#include "wb_arena.h"
 
 /* ---- a pass over a batch --------------------------------------------------------------------- */
 
@@ -64,13 +65,42 @@ static inline wb_rows wb_state_rows(const wb_state *state, int table) {
     return (wb_rows){state->tables[table], state->dtype};
 }
 
+/* ---- sizes ----------------------------------------------------------------------------------- */
+
+/* What the passes over a workspace need at most; fixed when it is opened. */
+typedef struct wb_sizes {
+    int64_t tokens;      /* T of a pass */
+    int64_t expert_rows; /* rows for the slots of this rank in one MoE layer, from all ranks */
+    bool backward;       /* forwards are followed by backwards */
+    /* Another worker of the same kind, laid out before, whose scratch this one works in too: only what a
+     * forward keeps for its backward is its own. NULL: none. */
+    const void *scratch_of;
+} wb_sizes;
+
+/* Device memory for activations of the model. */
+static inline void wb_place_activations(wb_arena *arena, const wb_model *model, wb_buffer *buffer,
+                                        int64_t rows, int64_t width) {
+    wb_place(arena, buffer, rows, width, wb_dtype_size(model->activations));
+}
+
+/* Likewise for what is of no use after a forward or a backward; other: that of wb_sizes.scratch_of, or
+ * NULL. */
+static inline void wb_place_scratch(wb_arena *arena, const wb_model *model, wb_buffer *buffer,
+                                    const wb_buffer *other, int64_t rows, int64_t width) {
+    if (other)
+        *buffer = *other;
+    else
+        wb_place_activations(arena, model, buffer, rows, width);
+}
+
 /* ---- a kind ---------------------------------------------------------------------------------- */
 
 typedef struct wb_registry wb_registry;
 
 /* `weights` is a struct of weights_size bytes, one a layer, with the parameters that declare() got from the
- * registry. `worker` is a struct of worker_size bytes, one for all layers of the kind, zeroed before open():
- * the buffers that a forward needs and that it leaves for the backward of the same layer. */
+ * registry. `worker` is a struct of worker_size bytes, zeroed before layout(): the buffers that a forward
+ * needs and that it leaves for the backward of the same layer. One serves all layers of the kind, unless some
+ * have workers of their own so that they need not be computed again. */
 struct wb_layer_kind {
     size_t weights_size, worker_size;
 
@@ -81,12 +111,9 @@ struct wb_layer_kind {
      * kind keeps nothing of a sequence. */
     void (*state)(const wb_config *config, wb_state_shape *shape_out);
 
-    /* Memory that the worker takes belongs to the workspace. */
-    wb_status (*open)(wb_model *model, wb_workspace *memory, void *worker);
-
-    /* Memory for a forward of T tokens, and with `backward` for its backward: all that depends on this rank's
-     * tokens alone. Before the first exchange of a pass. NULL: the kind needs none. */
-    wb_status (*reserve)(void *worker, const void *weights, int64_t T, bool backward);
+    /* Places all memory that the passes of the kind's layers need, which is then never moved: a pass
+     * allocates nothing. Called twice, with the same effect (wb_arena.h). */
+    void (*layout)(void *worker, wb_model *model, const wb_sizes *sizes, wb_arena *arena);
 
     /* y[T,H] (=) from x[T,H], the normalised residual stream. A mixer without `state`: the batch is whole
      * sequences, and row t of what would be state is token t. A feed-forward part gets NULL. Collective. */

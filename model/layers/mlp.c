@@ -8,7 +8,6 @@ typedef struct mlp_weights {
 
 typedef struct mlp {
     wb_model *model;
-    wb_workspace *memory;   /* borrowed */
     wb_buffer gate_up, act; /* [T, 2I], [T, I]; kept by a forward for its backward */
     wb_buffer dact;         /* [T, I] */
 } mlp;
@@ -23,20 +22,14 @@ static void declare(wb_registry *registry, int32_t l, void *weights) {
     w->down = wb_registry_matrix(registry, l, "mlp.down_proj.weight", H, I);
 }
 
-static wb_status open(wb_model *model, wb_workspace *memory, void *worker) {
+static void layout(void *worker, wb_model *model, const wb_sizes *sizes, wb_arena *arena) {
     mlp *m = worker;
+    const mlp *other = sizes->scratch_of;
+    const int64_t T = sizes->tokens, I = model->config.dense_width;
     m->model = model;
-    m->memory = memory;
-    return WB_OK;
-}
-
-static wb_status reserve(void *worker, const void *weights, int64_t T, bool backward) {
-    mlp *m = worker;
-    const int64_t I = m->model->config.dense_width;
-    (void)weights;
-    WB_TRY(wb_reserve_activations(m->model, m->memory, &m->gate_up, T, 2 * I));
-    WB_TRY(wb_reserve_activations(m->model, m->memory, &m->act, T, I));
-    return backward ? wb_reserve_activations(m->model, m->memory, &m->dact, T, I) : WB_OK;
+    wb_place_activations(arena, model, &m->gate_up, T, 2 * I);
+    wb_place_activations(arena, model, &m->act, T, I);
+    if (sizes->backward) wb_place_scratch(arena, model, &m->dact, other ? &other->dact : NULL, T, I);
 }
 
 static wb_status forward(void *worker, const void *weights, const wb_pass *pass, const wb_state *state,
@@ -78,8 +71,7 @@ const wb_layer_kind wb_layer_mlp = {
     .weights_size = sizeof(mlp_weights),
     .worker_size = sizeof(mlp),
     .declare = declare,
-    .open = open,
-    .reserve = reserve,
+    .layout = layout,
     .forward = forward,
     .backward = backward,
 };

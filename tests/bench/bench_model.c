@@ -51,16 +51,16 @@ typedef struct bench {
     wb_comm *comm;
     wb_model *models[2]; /* f32, bf16 */
     wb_infer *infers[2];
-    wb_engine *engine; /* over the f32 model */
-    wb_train *train;
-    void *ids; /* [PREFILL or SEQS * SEQ_LEN] rows of routes */
+    wb_engine *engine;   /* over the f32 model */
+    wb_train *trains[2]; /* with all layers but one computed again; with all kept */
+    void *ids;           /* [PREFILL or SEQS * SEQ_LEN] rows of routes */
 } bench;
 
 typedef struct bench_case {
     const char *name;
     double (*run)(bench *b, const struct bench_case *c, double *check_out); /* tokens/s */
     int32_t bf16, batch;
-    bool routes;
+    bool routes, kept;
 } bench_case;
 
 static void must(wb_status status) {
@@ -138,7 +138,7 @@ static double run_decode(bench *b, const bench_case *c, double *check_out) {
 
 /* Forward, backward and zeroing of the gradients; no optimizer. */
 static double run_train(bench *b, const bench_case *c, double *check_out) {
-    (void)c;
+    wb_train *train = b->trains[c->kept];
     enum { T = SEQS * SEQ_LEN };
     static int32_t tokens[T], targets[T], start[SEQS + 1];
     static float logprobs[T], dlogprobs[T];
@@ -152,9 +152,9 @@ static double run_train(bench *b, const bench_case *c, double *check_out) {
         .T = T, .tokens = tokens, .targets = targets, .n_seqs = SEQS, .seq_start = start};
     const wb_routing routing = {.ids = b->ids};
     const double begin = now();
-    must(wb_train_zero_grads(b->train));
-    must(wb_train_forward(b->train, &batch, &routing, NULL, logprobs));
-    must(wb_train_backward(b->train, dlogprobs));
+    must(wb_train_zero_grads(train));
+    must(wb_train_forward(train, &batch, &routing, NULL, logprobs));
+    must(wb_train_backward(train, dlogprobs));
     const double rate = T / (now() - begin);
     double sum = 0;
     for (int32_t t = 0; t < T; t++) sum += (double)logprobs[t];
@@ -163,11 +163,11 @@ static double run_train(bench *b, const bench_case *c, double *check_out) {
 }
 
 static const bench_case cases[] = {
-    {"prefill", run_prefill, 0, 1, true},   {"prefill_bf16", run_prefill, 1, 1, true},
-    {"decode_1", run_decode, 0, 1, true},   {"decode_1_no_routes", run_decode, 0, 1, false},
-    {"decode_16", run_decode, 0, 16, true}, {"decode_16_no_routes", run_decode, 0, 16, false},
-    {"decode_64", run_decode, 0, 64, true}, {"decode_64_no_routes", run_decode, 0, 64, false},
-    {"train", run_train, 0, 0, true},
+    {"prefill", run_prefill, 0, 1, true, false},   {"prefill_bf16", run_prefill, 1, 1, true, false},
+    {"decode_1", run_decode, 0, 1, true, false},   {"decode_1_no_routes", run_decode, 0, 1, false, false},
+    {"decode_16", run_decode, 0, 16, true, false}, {"decode_16_no_routes", run_decode, 0, 16, false, false},
+    {"decode_64", run_decode, 0, 64, true, false}, {"decode_64_no_routes", run_decode, 0, 64, false, false},
+    {"train", run_train, 0, 0, true, false},       {"train_kept", run_train, 0, 0, true, true},
 };
 enum { N_CASES = sizeof cases / sizeof cases[0] };
 
@@ -194,18 +194,23 @@ static bench open_bench(int threads) {
         must(wb_model_create(&config, 1, 0.02F, &options, &b.models[i]));
         wb_infer_options infer = wb_infer_options_default();
         infer.n_blocks = PREFILL / infer.block_size;
+        infer.max_tokens = PREFILL;
         must(wb_infer_open(b.models[i], &infer, &b.infers[i]));
     }
     const wb_engine_options options = wb_engine_options_default();
     must(wb_engine_open(b.models[0], &options, &b.engine));
-    must(wb_train_open(b.models[0], NULL, &b.train));
+    wb_train_options train = wb_train_options_default();
+    train.max_tokens = SEQS * SEQ_LEN;
+    must(wb_train_open(b.models[0], &train, &b.trains[0]));
+    train.keep_bytes = UINT64_MAX;
+    must(wb_train_open(b.models[0], &train, &b.trains[1]));
     must(b.device->mem_alloc(b.device, PREFILL * wb_route_row_bytes(wb_model_routes(b.models[0])), &b.ids));
     return b;
 }
 
 static void close_bench(bench *b) {
     b->device->mem_free(b->device, b->ids);
-    wb_train_close(b->train);
+    for (int i = 0; i < 2; i++) wb_train_close(b->trains[i]);
     wb_engine_close(b->engine);
     for (int i = 0; i < 2; i++) {
         wb_infer_close(b->infers[i]);

@@ -19,7 +19,6 @@ typedef struct shift_weights {
 
 typedef struct shift {
     wb_model *model;
-    wb_workspace *memory;
     wb_buffer sums; /* [T, H] x[t] + x[t - 1] */
 } shift;
 
@@ -33,11 +32,10 @@ static void shift_state(const wb_config *config, wb_state_shape *shape_out) {
     *shape_out = (wb_state_shape){.n_tables = 1, .width = {config->hidden_size}};
 }
 
-static wb_status shift_open(wb_model *model, wb_workspace *memory, void *worker) {
+static void shift_layout(void *worker, wb_model *model, const wb_sizes *sizes, wb_arena *arena) {
     shift *s = worker;
     s->model = model;
-    s->memory = memory;
-    return WB_OK;
+    wb_place_activations(arena, model, &s->sums, sizes->tokens, model->config.hidden_size);
 }
 
 /* The x of the token before t, or NULL at a sequence's start. */
@@ -58,7 +56,6 @@ static wb_status shift_forward(void *worker, const void *weights, const wb_pass 
     wb_device *dev = s->model->device;
     const int64_t T = pass->T, H = s->model->config.hidden_size;
     const float *gain = wb_model_vector(s->model, ((const shift_weights *)weights)->gain);
-    WB_TRY(wb_reserve(s->memory, &s->sums, T, H, sizeof(float)));
     if (state) WB_TRY(dev->kv_write(dev, T, H, x_rows, pass->state_rows, wb_state_rows(state, 0)));
     float *sums = s->sums.data;
     for (int64_t t = 0; t < T; t++) {
@@ -96,7 +93,7 @@ static const wb_layer_kind layer_shift = {
     .worker_size = sizeof(shift),
     .declare = shift_declare,
     .state = shift_state,
-    .open = shift_open,
+    .layout = shift_layout,
     .forward = shift_forward,
     .backward = shift_backward,
 };

@@ -1,7 +1,7 @@
-/* test_alloc_fail_ranks.c - every allocation of a training step and of a step of inference is made to fail in
- * turn on one rank of two: that rank says so, and the other comes back with the name of the rank and not
- * after a timeout. What a rank knows beforehand it allocates before the first exchange, so that after most
- * failures the communicator lives. A hang is a failure by alarm. */
+/* test_alloc_fail_ranks.c - every allocation of a workspace's open and of its first step, in training and in
+ * inference, is made to fail in turn on one rank of two: that rank says so, and the other comes back with the
+ * name of the rank and not after a timeout. A workspace takes its memory at open, which ranks agree on, so
+ * that after most failures the communicator lives. A hang is a failure by alarm. */
 #include "model_ranks.h"
 #include "support/alloc_fail.h"
 #include "wb_check.h"
@@ -45,7 +45,7 @@ typedef struct rank_result {
     char message[512];
 } rank_result;
 
-static wb_status train_step(fixture *f) {
+static wb_status train_step(wb_train *train) {
     const int32_t tokens[T] = {1, 2, 3, 4, 5, 6}, targets[T] = {2, 3, -1, 5, 6, -1}, start[] = {0, 3, T};
     const float ones[T] = {1, 1, 1, 1, 1, 1};
     uint8_t ids[T * 4], used[T * 4], directions[T] = {WB_ROW_NATIVE, WB_ROW_FORCED, WB_ROW_PADDING};
@@ -54,9 +54,9 @@ static wb_status train_step(fixture *f) {
     const wb_train_batch batch = {
         .T = T, .tokens = tokens, .targets = targets, .n_seqs = 2, .seq_start = start};
     const wb_routing routing = {.ids = ids, .direction = directions, .used = used};
-    WB_TRY(wb_train_forward(f->train, &batch, &routing, NULL, logprobs));
-    WB_TRY(wb_train_backward(f->train, ones));
-    return wb_train_reduce_grads(f->train);
+    WB_TRY(wb_train_forward(train, &batch, &routing, NULL, logprobs));
+    WB_TRY(wb_train_backward(train, ones));
+    return wb_train_reduce_grads(train);
 }
 
 static wb_status infer_step(wb_infer *infer) {
@@ -76,21 +76,34 @@ static wb_status infer_step(wb_infer *infer) {
     return wb_infer_forward(infer, &batch, &(wb_routing){.ids = ids}, &logits);
 }
 
+static wb_status open_and_train(fixture *f) {
+    wb_train *train = NULL;
+    wb_status status = wb_comm_agree(f->comm, wb_train_open(f->model, NULL, &train));
+    if (status == WB_OK) status = train_step(train);
+    wb_train_close(train);
+    return status;
+}
+
+static wb_status open_and_infer(fixture *f) {
+    wb_infer_options options = wb_infer_options_default();
+    wb_infer *infer = NULL;
+    options.n_blocks = 1;
+    wb_status status = wb_comm_agree(f->comm, wb_infer_open(f->model, &options, &infer));
+    if (status == WB_OK) status = infer_step(infer);
+    wb_infer_close(infer);
+    return status;
+}
+
 static void *run_rank(void *argument) {
     rank_result *me = argument;
     const wb_config config = small_config();
     fixture f = fixture_create(&config, 11, me->comm, 1);
-    wb_infer_options options = wb_infer_options_default();
-    wb_infer *infer;
-    options.n_blocks = 1;
-    MUST(wb_infer_open(f.model, &options, &infer));
     const bool poor = wb_comm_rank(me->comm) == POOR;
     if (poor) alloc_fail_this_thread_at(refused_at);
-    me->status = which == TRAIN ? train_step(&f) : infer_step(infer);
+    me->status = which == TRAIN ? open_and_train(&f) : open_and_infer(&f);
     me->refused = poor && alloc_fail_this_thread_failed();
     snprintf(me->message, sizeof me->message, "%s", me->status == WB_OK ? "" : wb_error_message());
     me->after = wb_comm_barrier(me->comm);
-    wb_infer_close(infer);
     fixture_close(&f);
     return NULL;
 }
@@ -124,7 +137,7 @@ static void every_allocation_of(step s) {
     which = s;
     for (; step_without(n, &alive); n++) lives += alive;
     print_message("%ld allocations; after %ld of them the communicator lives\n", n, lives);
-    assert_true(n > 20);
+    assert_true(n > 8);
     assert_true(lives > n / 2);
 }
 

@@ -224,12 +224,18 @@ static void test_memory_grows_with_tokens_not_with_the_longest_sequence(void **u
     for (int32_t s = 0; s < n_seqs; s++) start[s + 1] = s == 0 ? LONG : start[s] + SHORT;
     const wb_train_batch batch = {
         .T = T, .tokens = tokens, .targets = targets, .n_seqs = n_seqs, .seq_start = start};
+    wb_train_options options = wb_train_options_default();
+    wb_train *train;
+    options.max_tokens = T;
+    options.max_kept_ids = 1;
     const size_t before = bytes_in_use();
-    MUST(wb_train_forward(f.train, &batch, &(wb_routing){.ids = ids}, NULL, logprobs));
-    MUST(wb_train_backward(f.train, logprobs));
+    MUST(wb_train_open(f.model, &options, &train));
+    MUST(wb_train_forward(train, &batch, &(wb_routing){.ids = ids}, NULL, logprobs));
+    MUST(wb_train_backward(train, logprobs));
     const size_t taken = bytes_in_use() - before;
     print_message("%d tokens: %zu bytes, %zu a token\n", T, taken, taken / (size_t)T);
     assert_true(taken < (size_t)T * 1000);
+    wb_train_close(train);
     void *const arrays[] = {tokens, targets, start, ids, logprobs};
     for (size_t i = 0; i < sizeof arrays / sizeof arrays[0]; i++) free(arrays[i]);
     fixture_close(&f);

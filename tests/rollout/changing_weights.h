@@ -57,10 +57,10 @@ static inline void changing_make(changing *c, uint64_t seed, wb_comm *comm) {
         c->step[i] = pick(&d, 0, LAST_ARRIVAL);
     }
     for (int v = 1; v < N_VERSIONS; v++) c->change[v] = c->change[v - 1] + pick(&d, 1, 10);
+    c->options.max_batch_tokens = (int32_t)pick(&d, 4, 24); /* the same on all ranks */
     d.state += (uint64_t)wb_comm_rank(comm);
     c->options.block_size = (int32_t)pick(&d, 1, 4);
     c->options.n_blocks = 31 / c->options.block_size + 1 + (int32_t)pick(&d, 0, 4);
-    c->options.max_batch_tokens = (int32_t)pick(&d, 4, 24);
     c->options.max_running = (int32_t)pick(&d, 2, 6);
     static const int threads[] = {1, 2, 3, 5};
     c->threads = threads[pick(&d, 0, 3)];

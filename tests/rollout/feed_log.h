@@ -67,6 +67,7 @@ static inline repeater repeater_open(wb_model *model, const wb_model *const *ver
     wb_infer_options options = wb_infer_options_default();
     options.n_blocks = (int32_t)n;
     options.block_size = 1;
+    options.max_tokens = (int64_t)n;
     must(wb_infer_open(model, &options, &r.infer), "inference");
     r.rows = take(n, wb_route_row_bytes(wb_model_routes(model)));
     r.direction = take(n, 1);

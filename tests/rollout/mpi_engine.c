@@ -33,10 +33,10 @@ static void make_round(round_plan *p, uint64_t seed, const wb_comm *comm) {
         p->rank[i] = pick(&d, 0, busy_ranks - 1);
         p->step[i] = pick(&d, 0, 12);
     }
+    p->options.max_batch_tokens = (int32_t)pick(&d, 1, 24); /* the same on all ranks */
     d.state += (uint64_t)wb_comm_rank(comm);
     p->options.block_size = (int32_t)pick(&d, 1, 6);
     p->options.n_blocks = (31 + p->options.block_size - 1) / p->options.block_size + (int32_t)pick(&d, 0, 6);
-    p->options.max_batch_tokens = (int32_t)pick(&d, 1, 24);
     p->options.max_running = (int32_t)pick(&d, 1, 6);
 }
 

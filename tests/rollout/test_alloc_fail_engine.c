@@ -1,7 +1,9 @@
 /* test_alloc_fail_engine.c - every allocation of an engine's life is made to fail in turn: the call says
- * so, nothing leaks, the engine goes on afterwards; and a step in steady state makes none. */
+ * so, nothing leaks, the engine goes on afterwards. */
+#include "engine.h"
 #include "engine_fixture.h"
 #include "support/alloc_fail.h"
+#include "weights_digest.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -55,91 +57,89 @@ static void test_the_nth_allocation_fails(void **state) {
     rig_close(&r);
 }
 
-/* A step that had no memory for a span changes nothing: the next one feeds the same tokens. */
+/* The case in which a step allocates for sure: a mask that outgrows WB_MASK_ROOM. */
+enum { MASK_PROMPT = 5, MASK_NEW = 9 };
+
+static wb_config wide_config(void) {
+    wb_config config = tiny_config(WB_FAMILY_OLMOE, 6, 2, 2, 0);
+    /* It grows once, to twice the room. */
+    config.vocab_size = 2 * WB_MASK_ROOM;
+    return config;
+}
+
+static ask ask_wide(const char *rid) {
+    ask a = ask_fixed(rid, MASK_PROMPT, MASK_NEW);
+    a.request.temperature = 20; /* close to uniform: nearly all tokens are kept */
+    a.request.top_p = 0.999f;
+    a.request.return_sampling_mask = true;
+    return a;
+}
+
+/* A step that had no memory, for the model or for the tokens that top-p kept, which is found out after the
+ * sampling, changes nothing: the next one feeds the same tokens. */
 static void test_a_failed_step_is_repeated(void **state) {
     (void)state;
-    const wb_config config = tiny_config(WB_FAMILY_OLMOE, 6, 2, 2, 0);
+    const wb_config config = wide_config();
     rig r = rig_open(&config, 1, 1, NULL);
-    ask a = ask_fixed("again", 5, 9);
+    ask a = ask_wide("again");
     wb_completion *alone = run_alone(r.model, &a);
+    assert_true(alone->record.mask_ends[MASK_NEW - 1] > WB_MASK_ROOM * MASK_NEW);
     wb_engine *engine = engine_of(r.model, 12, 4, 8, 4);
-    bool busy = true;
     must(wb_engine_submit(engine, ask_request(&a)), "submit");
-    for (int i = 0; i < 4; i++) must(wb_engine_step(engine, &busy), "step");
-    must(wb_engine_set_weights(engine, r.model, 1),
-         "weights"); /* the same weights by another name: a second span */
-    long live;
-    alloc_fail_arm(0, false);
-    const wb_status status = wb_engine_step(engine, &busy);
-    assert_true(alloc_fail_disarm(&live));
-    assert_int_equal(WB_OUT_OF_MEMORY, status);
-    run_dry(engine, 100);
+    int without_mask = 0;
+    bool busy = true;
+    for (long n = 0, live; busy;) {
+        alloc_fail_arm(n, false);
+        const wb_status status = wb_engine_step(engine, &busy);
+        const bool failed = alloc_fail_disarm(&live);
+        assert_int_equal(failed ? WB_OUT_OF_MEMORY : WB_OK, status);
+        without_mask += failed && strstr(wb_error_message(), "request sampling mask");
+        n = failed ? n + 1 : 0;
+    }
+    assert_int_equal(1, without_mask);
     wb_completion *c = wb_engine_poll(engine);
-    assert_int_equal(2, c->record.n_spans);
-    assert_int_equal(14, c->record.n_tokens);
-    assert_memory_equal(alone->record.tokens, c->record.tokens, 14 * sizeof(uint32_t));
-    assert_memory_equal(alone->record.logprobs, c->record.logprobs, 9 * sizeof(float));
+    const char *what = difference(wb_model_routes(r.model), alone, c);
+    if (what) fail_msg("%s differ", what);
     wb_completion_free(c);
     wb_completion_free(alone);
     wb_engine_close(engine);
     rig_close(&r);
 }
 
-/* Nor does one that had no memory for the tokens that top-k kept, which is found out after the sampling. */
-static void test_a_step_without_room_for_a_mask_is_repeated(void **state) {
-    (void)state;
-    const wb_config config = tiny_config(WB_FAMILY_OLMOE, 6, 2, 2, 0);
-    rig r = rig_open(&config, 1, 1, NULL);
-    ask a = ask_fixed("again", 5, 9);
-    a.request.top_k = 4;
-    a.request.return_sampling_mask = true;
-    wb_completion *alone = run_alone(r.model, &a);
-    bool failed = true;
-    for (long n = 0; failed; n++) {
-        wb_engine *engine = engine_of(r.model, 12, 4, 8, 4);
-        bool busy = true;
-        long live;
-        must(wb_engine_submit(engine, ask_request(&a)), "submit");
-        alloc_fail_arm(n, false);
-        const wb_status status = wb_engine_step(engine, &busy);
-        failed = alloc_fail_disarm(&live);
-        assert_int_equal(failed ? WB_OUT_OF_MEMORY : WB_OK, status);
-        run_dry(engine, 100);
-        wb_completion *c = wb_engine_poll(engine);
-        const char *what = difference(wb_model_routes(r.model), alone, c);
-        if (what) fail_msg("allocation %ld failed: %s differ", n, what);
-        wb_completion_free(c);
-        wb_engine_close(engine);
-    }
-    wb_completion_free(alone);
-    rig_close(&r);
-}
-
-static void test_steady_state_allocates_nothing(void **state) {
+/* Weights whose spans have no room are not set. */
+static void test_weights_without_room_for_spans_change_nothing(void **state) {
     (void)state;
     const wb_config config = tiny_config(WB_FAMILY_QWEN3_MOE, 6, 2, 2, 0);
     rig r = rig_open(&config, 1, 1, NULL);
-    wb_engine *engine = engine_of(r.model, 32, 4, 16, 4);
-    ask crowd[3];
+    rig next[2] = {rig_open(&config, 2, 1, NULL), rig_open(&config, 3, 1, NULL)};
+    wb_engine *engine = engine_of(r.model, 20, 4, 8, 4);
+    ask a = ask_fixed("long", 4, 70);
+    must(wb_engine_submit(engine, ask_request(&a)), "submit");
     bool busy = true;
-    for (uint32_t i = 0; i < 3; i++) { /* the same lengths first, to grow the model's workspace */
-        char rid[8];
-        snprintf(rid, sizeof rid, "w%u", i);
-        crowd[i] = ask_fixed(rid, 9, 15);
-        must(wb_engine_submit(engine, ask_request(&crowd[i])), "submit");
+    int refused = 0;
+    for (uint64_t version = 1; busy; version++) {
+        must(wb_engine_step(engine, &busy), "step");
+        const uint64_t digest = engine->weights_digest;
+        const wb_model *from = next[version % 2].model;
+        long live;
+        alloc_fail_arm(0, false);
+        const wb_status status = wb_engine_set_weights(engine, from, version);
+        if (!alloc_fail_disarm(&live)) continue;
+        uint64_t found;
+        must(wb_weights_digest(engine->model, &found), "digest");
+        assert_int_equal(WB_OUT_OF_MEMORY, status);
+        assert_non_null(strstr(wb_error_message(), "request spans"));
+        assert_int_equal(version - 1, engine->weight_version);
+        assert_int_equal(digest, found);
+        must(wb_engine_set_weights(engine, from, version), "weights");
+        refused++;
     }
-    run_dry(engine, 100);
-    for (uint32_t i = 0; i < 3; i++) wb_completion_free(wb_engine_poll(engine));
-    for (uint32_t i = 0; i < 3; i++) must(wb_engine_submit(engine, ask_request(&crowd[i])), "submit");
-    long live;
-    alloc_fail_arm(0, true);
-    wb_status status = WB_OK;
-    while (busy && status == WB_OK) status = wb_engine_step(engine, &busy);
-    assert_false(alloc_fail_disarm(&live));
-    assert_int_equal(WB_OK, status);
-    assert_int_equal(0, live);
-    assert_int_equal(2 * 3 * 14, wb_engine_get_stats(engine).decode_tokens);
+    assert_int_equal(1, refused);
+    wb_completion *c = wb_engine_poll(engine);
+    assert_int_equal(70, c->record.n_spans);
+    wb_completion_free(c);
     wb_engine_close(engine);
+    for (int i = 0; i < 2; i++) rig_close(&next[i]);
     rig_close(&r);
 }
 
@@ -148,7 +148,7 @@ static void test_steady_state_allocates_nothing(void **state) {
 typedef struct rank_job {
     wb_comm *comm;
     wb_completion *done;
-    int failed_steps;
+    int failed_steps, failed_in_mask;
 } rank_job;
 
 static void expect(bool held, const char *what) {
@@ -157,32 +157,36 @@ static void expect(bool held, const char *what) {
     abort(); /* an assert would leave the other rank waiting */
 }
 
-/* A step in which rank 1 has no memory: it says so, rank 0 names it, and neither is left waiting. */
-static void step_without_memory(rank_job *job, wb_engine *engine) {
-    bool busy = true;
+/* A step in which rank 1 has no memory: if it needed some, it says so, rank 0 names it, neither is left
+ * waiting, and the step is repeated. */
+static void step_without_memory(rank_job *job, wb_engine *engine, bool *busy_out) {
     const bool poor = wb_comm_rank(job->comm) == 1;
     alloc_fail_this_thread(poor);
-    const wb_status status = wb_engine_step(engine, &busy);
+    const wb_status status = wb_engine_step(engine, busy_out);
     alloc_fail_this_thread(false);
+    if (status == WB_OK) return;
     expect(status == (poor ? WB_OUT_OF_MEMORY : WB_PEER), "out of memory on rank 1, named on rank 0");
     expect(poor || strstr(wb_error_message(), "rank 1 failed"), "rank 1 named");
     job->failed_steps++;
+    job->failed_in_mask += poor && strstr(wb_error_message(), "request sampling mask");
+    must(wb_engine_step(engine, busy_out), "step");
 }
 
-/* Its first step, in which the model's workspace grows; and one in which spans begin. */
+/* A request with memory, in which the scratch of the CPU's ops grows; then the same one with a mask. */
 static void *short_of_memory(void *arg) {
     rank_job *job = arg;
-    const wb_config config = tiny_config(WB_FAMILY_QWEN3_MOE, 6, 2, 2, 0);
+    const wb_config config = wide_config();
     rig r = rig_open(&config, 1, 1, job->comm);
     wb_engine *engine = engine_of(r.model, 12, 4, 8, 4);
-    ask a = ask_fixed(wb_comm_rank(job->comm) == 0 ? "zero" : "one", 5, 9);
+    ask a = ask_wide(wb_comm_rank(job->comm) == 0 ? "zero" : "one");
     bool busy = true;
+    a.request.return_sampling_mask = false;
     must(wb_engine_submit(engine, ask_request(&a)), "submit");
-    step_without_memory(job, engine);
-    for (int i = 0; i < 4; i++) must(wb_engine_step(engine, &busy), "step");
-    must(wb_engine_set_weights(engine, r.model, 1), "weights");
-    step_without_memory(job, engine);
     run_dry(engine, 100);
+    wb_completion_free(wb_engine_poll(engine));
+    a.request.return_sampling_mask = true;
+    must(wb_engine_submit(engine, ask_request(&a)), "submit");
+    for (busy = true; busy;) step_without_memory(job, engine, &busy);
     job->done = wb_engine_poll(engine);
     wb_engine_close(engine);
     rig_close(&r);
@@ -191,7 +195,7 @@ static void *short_of_memory(void *arg) {
 
 static void test_rule_30_memory_that_one_rank_lacks_leaves_nobody_waiting(void **state) {
     (void)state;
-    const wb_config config = tiny_config(WB_FAMILY_QWEN3_MOE, 6, 2, 2, 0);
+    const wb_config config = wide_config();
     wb_comm *comms[2];
     must(wb_comm_open_threads(2, comms), "comms");
     rank_job jobs[2] = {{.comm = comms[0]}, {.comm = comms[1]}};
@@ -202,17 +206,19 @@ static void test_rule_30_memory_that_one_rank_lacks_leaves_nobody_waiting(void *
     pthread_join(thread, NULL);
     alarm(0);
     rig whole = rig_open(&config, 1, 1, NULL);
-    ask a = ask_fixed("alone", 5, 9);
+    ask a = ask_wide("alone");
     wb_completion *alone = run_alone(whole.model, &a);
     for (int i = 0; i < 2; i++) {
-        assert_int_equal(2, jobs[i].failed_steps);
+        assert_int_equal(jobs[1].failed_steps, jobs[i].failed_steps);
         assert_non_null(jobs[i].done);
-        assert_int_equal(2, jobs[i].done->record.n_spans);
-        assert_memory_equal(alone->record.tokens, jobs[i].done->record.tokens, 14 * sizeof(uint32_t));
-        assert_memory_equal(alone->record.logprobs, jobs[i].done->record.logprobs, 9 * sizeof(float));
+        assert_memory_equal(alone->record.tokens, jobs[i].done->record.tokens,
+                            (MASK_PROMPT + MASK_NEW) * sizeof(uint32_t));
+        assert_memory_equal(alone->record.logprobs, jobs[i].done->record.logprobs, MASK_NEW * sizeof(float));
+        assert_null(mask_difference(&alone->record, &jobs[i].done->record));
         wb_completion_free(jobs[i].done);
         wb_comm_close(comms[i]);
     }
+    assert_int_equal(1, jobs[1].failed_in_mask);
     wb_completion_free(alone);
     rig_close(&whole);
 }
@@ -225,8 +231,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_the_nth_allocation_fails),
         cmocka_unit_test(test_a_failed_step_is_repeated),
-        cmocka_unit_test(test_a_step_without_room_for_a_mask_is_repeated),
-        cmocka_unit_test(test_steady_state_allocates_nothing),
+        cmocka_unit_test(test_weights_without_room_for_spans_change_nothing),
         cmocka_unit_test(test_rule_30_memory_that_one_rank_lacks_leaves_nobody_waiting),
     };
     return cmocka_run_group_tests_name("alloc_fail_engine", tests, NULL, NULL);

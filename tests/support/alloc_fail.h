@@ -1,8 +1,11 @@
-/* alloc_fail.h - makes the N-th allocation of a test program fail, and sees what is not freed.
+/* alloc_fail.h - makes the N-th allocation of a test program fail, sees what is not freed, and counts the
+ * allocations of a steady state.
  *
  * Included by exactly one file of a test program: it defines malloc, calloc, realloc, free and the aligned
- * ones for the whole process, shared libraries too, on top of glibc's own. Under a sanitizer, which does
- * the same, or without glibc, ALLOC_FAIL_WORKS is 0 and the test is to skip (exit 77).
+ * ones for all that is linked into it, the library's rooms among them, on top of glibc's own. Shared
+ * libraries keep glibc's, since symbols are hidden: OpenMP's runtime would end the process where an
+ * allocation fails, and makes one at each loop. Under a sanitizer, which has its own, or without glibc,
+ * ALLOC_FAIL_WORKS is 0 and the test is to skip (exit 77).
  *
  *     for (long n = 0;; n++) {
  *         alloc_fail_arm(n, false);
@@ -12,12 +15,20 @@
  *         ... status must say so, live_blocks must be 0
  *     }
  *
- * Between arm and disarm, one thread, and body frees all that it allocates. */
+ * Between arm and disarm, one thread, and body frees all that it allocates.
+ *
+ *     alloc_count_start();                          // in all threads
+ *     step(); ...
+ *     alloc_count_pause(true);                      // this thread does what may allocate
+ *     submit(); ...
+ *     alloc_count_pause(false);
+ *     n = alloc_count_stop(&bytes);                 // must be 0 */
 #ifndef ALLOC_FAIL_H
 #define ALLOC_FAIL_H
 
 #include <errno.h>
 #include <malloc.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdlib.h>
@@ -76,6 +87,44 @@ static inline bool alloc_fail_disarm(long *live_blocks_out) {
     return alloc_fail.failed;
 }
 
+/* ---- counting ------------------------------------------------------------------------------------ */
+
+static struct {
+    atomic_bool on;
+    atomic_long n;
+    atomic_size_t latest_bytes;
+} alloc_count;
+
+static _Thread_local bool alloc_count_paused;
+
+/* Counts the allocations of all threads from here on, even those that fail. */
+static inline void alloc_count_start(void) {
+    alloc_count.n = 0;
+    alloc_count.latest_bytes = 0;
+    alloc_count.on = true;
+}
+
+/* From pause(true) to pause(false), allocations of this thread are not counted. */
+static inline void alloc_count_pause(bool paused) {
+    alloc_count_paused = paused;
+}
+
+/* How many were counted; *latest_bytes_out: the size of the latest, which tells where to look. */
+static inline long alloc_count_stop(size_t *latest_bytes_out) {
+    alloc_count.on = false;
+    *latest_bytes_out = alloc_count.latest_bytes;
+    return alloc_count.n;
+}
+
+/* An allocation of `bytes`, of the host or of a device. */
+static inline void alloc_count_see(size_t bytes) {
+    if (!alloc_count.on || alloc_count_paused) return;
+    alloc_count.n++;
+    alloc_count.latest_bytes = bytes;
+}
+
+/* ---- instead of glibc's -------------------------------------------------------------------------- */
+
 #if ALLOC_FAIL_WORKS
 
 extern void *__libc_malloc(size_t size);
@@ -84,7 +133,8 @@ extern void *__libc_realloc(void *block, size_t size);
 extern void *__libc_memalign(size_t alignment, size_t size);
 extern void __libc_free(void *block);
 
-static inline bool alloc_fail_refuses(void) {
+static inline bool alloc_fail_refuses(size_t bytes) {
+    alloc_count_see(bytes);
     if (alloc_fail_here || (alloc_fail_countdown_here > 0 && --alloc_fail_countdown_here == 0)) {
         errno = ENOMEM;
         return true;
@@ -103,15 +153,15 @@ static inline void *alloc_fail_count(void *block) {
 }
 
 void *malloc(size_t size) {
-    return alloc_fail_refuses() ? NULL : alloc_fail_count(__libc_malloc(size));
+    return alloc_fail_refuses(size) ? NULL : alloc_fail_count(__libc_malloc(size));
 }
 
 void *calloc(size_t count, size_t size) {
-    return alloc_fail_refuses() ? NULL : alloc_fail_count(__libc_calloc(count, size));
+    return alloc_fail_refuses(count * size) ? NULL : alloc_fail_count(__libc_calloc(count, size));
 }
 
 void *realloc(void *block, size_t size) {
-    if (alloc_fail_refuses()) return NULL;
+    if (alloc_fail_refuses(size)) return NULL;
     void *moved = __libc_realloc(block, size);
     if (alloc_fail.armed && !block && moved) alloc_fail.live++;
     if (alloc_fail.armed && block && !moved && size == 0) alloc_fail.live--;
@@ -119,7 +169,7 @@ void *realloc(void *block, size_t size) {
 }
 
 void *memalign(size_t alignment, size_t size) {
-    return alloc_fail_refuses() ? NULL : alloc_fail_count(__libc_memalign(alignment, size));
+    return alloc_fail_refuses(size) ? NULL : alloc_fail_count(__libc_memalign(alignment, size));
 }
 
 void *aligned_alloc(size_t alignment, size_t size) {

@@ -5,16 +5,15 @@
 
 typedef struct moe {
     wb_model *model;
-    wb_workspace *memory; /* borrowed */
     wb_moe_choice choice;
     wb_layer_plan plan;
     wb_moe_exchange exchange;
     wb_moe_experts experts;
-    bool backward; /* one will follow */
 
     /* Kept by a forward for its backward. */
     wb_buffer rows; /* [T * K, H] its expert's output */
 
+    /* Scratch. */
     wb_buffer sent;   /* [T * K, H] rows on their way; R > 1 */
     wb_buffer output; /* [n, H] of the slots' rows */
 } moe;
@@ -34,39 +33,31 @@ static void declare(wb_registry *registry, int32_t l, void *weights) {
     }
 }
 
-static wb_status open(wb_model *model, wb_workspace *memory, void *worker) {
-    moe *m = worker;
-    m->model = m->choice.model = m->experts.model = model;
-    m->memory = m->choice.memory = m->experts.memory = memory;
-    WB_TRY(wb_layer_plan_open(model, memory, &m->plan));
-    return wb_moe_exchange_open(model, memory, &m->exchange);
-}
-
 static wb_rows rows_of(const moe *m, const wb_buffer *buffer) {
     return wb_activations(m->model, buffer);
 }
 
 static bool has_peers(const moe *m) {
-    return wb_comm_size(m->model->comm) > 1;
+    return m->model->n_ranks > 1;
 }
 
-/* For the n rows of this rank's slots. */
-static wb_status reserve_slots(moe *m, int64_t n, bool backward) {
-    WB_TRY(wb_moe_experts_reserve(&m->experts, n, backward));
-    return wb_reserve_activations(m->model, m->memory, &m->output, n, m->model->config.hidden_size);
-}
-
-static wb_status reserve(void *worker, const void *weights, int64_t T, bool backward) {
+static void layout(void *worker, wb_model *model, const wb_sizes *sizes, wb_arena *arena) {
     moe *m = worker;
-    const wb_config *config = &m->model->config;
-    const int64_t n_pairs = T * config->router.top_k, H = config->hidden_size;
-    (void)weights;
-    m->backward = backward;
-    WB_TRY(wb_moe_choice_reserve(&m->choice, T, backward));
-    WB_TRY(wb_layer_plan_reserve(&m->plan, T));
-    WB_TRY(wb_reserve_activations(m->model, m->memory, &m->rows, n_pairs, H));
-    if (!has_peers(m)) return reserve_slots(m, n_pairs, backward);
-    return wb_reserve_activations(m->model, m->memory, &m->sent, n_pairs, H);
+    const moe *other = sizes->scratch_of;
+    const int64_t n_pairs = sizes->tokens * model->config.router.top_k, H = model->config.hidden_size;
+    m->model = model;
+    wb_moe_choice_layout(&m->choice, other ? &other->choice : NULL, model, sizes, arena);
+    wb_layer_plan_layout(&m->plan, other ? &other->plan : NULL, model, sizes, arena);
+    wb_moe_experts_layout(&m->experts, other ? &other->experts : NULL, model, sizes, arena);
+    wb_place_activations(arena, model, &m->rows, n_pairs, H);
+    if (has_peers(m) || sizes->backward)
+        wb_place_scratch(arena, model, &m->output, other ? &other->output : NULL, sizes->expert_rows, H);
+    if (!has_peers(m)) return;
+    wb_place_scratch(arena, model, &m->sent, other ? &other->sent : NULL, n_pairs, H);
+    if (other)
+        m->exchange = other->exchange;
+    else
+        wb_moe_exchange_layout(&m->exchange, model, sizes, arena);
 }
 
 /* rows (=) the outputs of the experts for x[T,H]. */
@@ -75,7 +66,6 @@ static wb_status run_experts(moe *m, const wb_moe_weights *w, wb_rows x) {
     if (!has_peers(m)) return wb_moe_experts_forward(&m->experts, &m->plan, w, x, rows_of(m, &m->rows));
     WB_TRY(dev->gather_rows(dev, m->plan.n_sent, m->model->config.hidden_size, m->plan.row_token.data, x,
                             rows_of(m, &m->sent)));
-    WB_TRY(reserve_slots(m, m->plan.n, m->backward));
     WB_TRY(wb_moe_send_to_experts(&m->exchange, &m->plan, rows_of(m, &m->sent)));
     WB_TRY(wb_moe_experts_forward(&m->experts, &m->plan, w, rows_of(m, &m->exchange.received),
                                   rows_of(m, &m->output)));
@@ -141,8 +131,7 @@ const wb_layer_kind wb_layer_moe = {
     .weights_size = sizeof(wb_moe_weights),
     .worker_size = sizeof(moe),
     .declare = declare,
-    .open = open,
-    .reserve = reserve,
+    .layout = layout,
     .forward = forward,
     .backward = backward,
 };

@@ -11,8 +11,9 @@
  * source's order. Rows move, never sums: a token's result does not depend on placement or plan. With one rank
  * nothing here waits for the host.
  *
- * A struct's buffers are kept by a forward for its backward where nothing else is said. Pointers are device
- * memory unless marked host. */
+ * A struct's buffers are kept by a forward for its backward where nothing else is said; scratch may be that
+ * of another worker (wb_sizes.scratch_of), whose struct is then `other`. Pointers are device memory unless
+ * marked host. */
 #ifndef WB_MOE_H
 #define WB_MOE_H
 
@@ -29,15 +30,14 @@ typedef struct wb_moe_weights {
 
 typedef struct wb_moe_choice {
     wb_model *model;
-    wb_workspace *memory;
-    wb_buffer logits;            /* [T, E] */
-    wb_buffer weights;           /* [T, K] */
-    wb_buffer dweights, dlogits; /* [T, K], [T, E] */
-    wb_host_buffer probed;       /* logits, then weights, for a probe */
+    wb_buffer logits;                 /* [T, E] */
+    wb_buffer weights;                /* [T, K] */
+    wb_buffer dweights, dlogits;      /* [T, K], [T, E]; scratch */
+    void *host_logits, *host_weights; /* host view of both, for a probe */
 } wb_moe_choice;
 
-/* Memory for T tokens. */
-wb_status wb_moe_choice_reserve(wb_moe_choice *choice, int64_t T, bool backward);
+void wb_moe_choice_layout(wb_moe_choice *choice, const wb_moe_choice *other, wb_model *model,
+                          const wb_sizes *sizes, wb_arena *arena);
 
 /* The ids of MoE layer `moe_index` in a route tensor [T][L][K], of device or host, which may be NULL. */
 wb_ids wb_moe_ids(const wb_model *model, void *routes, int32_t moe_index);
@@ -56,8 +56,8 @@ typedef struct wb_moe_exchange wb_moe_exchange;
 
 typedef struct wb_layer_plan {
     wb_model *model;
-    wb_workspace *memory;
     int64_t T;
+    int64_t max_rows;              /* for this rank's slots; more are CAPACITY */
     wb_buffer pair_row, row_token; /* int32 [T * K]: row of a pair, -1 for padding; token of a row */
     wb_buffer offsets;             /* int32 [S + 1] first row of each slot, those of all ranks */
 
@@ -71,15 +71,15 @@ typedef struct wb_layer_plan {
         grouped_offsets; /* int32: `received`; [slots of this rank + 1] first of the n rows of each */
     wb_buffer to_received, to_grouped; /* int32 [n]: where a grouped row was received, and back */
 
-    wb_host_buffer used_rows; /* int32 [2 * T * K + S + 1] scratch of wb_layer_plan_used */
+    /* Host views of pair_row, row_token and offsets. */
+    void *host_pair_row, *host_row_token, *host_used_offsets;
 } wb_layer_plan;
 
-wb_status wb_layer_plan_open(wb_model *model, wb_workspace *memory, wb_layer_plan *plan);
+void wb_layer_plan_layout(wb_layer_plan *plan, const wb_layer_plan *other, wb_model *model,
+                          const wb_sizes *sizes, wb_arena *arena);
 
-/* Memory for what this rank's T tokens need; how many rows come from other ranks is not known yet. */
-wb_status wb_layer_plan_reserve(wb_layer_plan *plan, int64_t T);
-
-/* Where every row of a pass goes in MoE layer `moe_index`. Collective. */
+/* Where every row of a pass goes in MoE layer `moe_index`. CAPACITY when this rank's slots get more rows than
+ * the workspace is for. Collective. */
 wb_status wb_layer_plan_make(wb_layer_plan *plan, wb_moe_exchange *exchange, const wb_pass *pass,
                              int32_t moe_index);
 
@@ -90,17 +90,17 @@ wb_status wb_layer_plan_used(wb_layer_plan *plan, const wb_pass *pass, int32_t m
 
 /* ---- exchange -------------------------------------------------------------------------------- */
 
-/* With R > 1 only. */
+/* With R > 1 only; all of it is scratch. */
 struct wb_moe_exchange {
     wb_model *model;
-    wb_workspace *memory;
-    wb_buffer received;                       /* [n, H] rows as they arrive, or leave for the way back */
-    wb_host_buffer stage_send, stage_receive; /* where device memory is not host memory */
-    size_t *send_bytes, *send_offsets;        /* host [R]: the arguments of an all-to-all */
+    wb_buffer received;                /* [n, H] rows as they arrive, or leave for the way back */
+    void *host_tokens, *host_slots;    /* host views of rows of this rank's tokens and slots */
+    size_t *send_bytes, *send_offsets; /* host [R]: the arguments of an all-to-all */
     size_t *receive_bytes, *receive_offsets;
 };
 
-wb_status wb_moe_exchange_open(wb_model *model, wb_workspace *memory, wb_moe_exchange *exchange);
+void wb_moe_exchange_layout(wb_moe_exchange *exchange, wb_model *model, const wb_sizes *sizes,
+                            wb_arena *arena);
 
 /* Tells every rank how many rows its slots get from here: received[R][slots of this rank] from counts[S],
  * both host. Collective. */
@@ -116,14 +116,13 @@ wb_status wb_moe_return_to_tokens(wb_moe_exchange *exchange, const wb_layer_plan
 
 typedef struct wb_moe_experts {
     wb_model *model;
-    wb_workspace *memory;
     wb_buffer input;        /* [n, H] the rows that the experts got */
     wb_buffer gate_up, act; /* [n, 2F], [n, F] */
-    wb_buffer dact;         /* [n, F] */
+    wb_buffer dact;         /* [n, F] scratch */
 } wb_moe_experts;
 
-/* Memory for n rows. */
-wb_status wb_moe_experts_reserve(wb_moe_experts *experts, int64_t n, bool backward);
+void wb_moe_experts_layout(wb_moe_experts *experts, const wb_moe_experts *other, wb_model *model,
+                           const wb_sizes *sizes, wb_arena *arena);
 
 /* output[n,H] (=) of each row's expert for the rows that `plan` takes from x: the tokens' [T, H], or with R >
  * 1 what was received. */

@@ -1,5 +1,6 @@
 /* moe_choice.c - the one place where experts are chosen: recorded, forced and native rows alike, so that
  * capture and replay cannot disagree. Refuses: where routes come from, who holds the experts. */
+#include "host_view.h"
 #include "layers/moe/moe.h"
 
 wb_ids wb_moe_ids(const wb_model *model, void *routes, int32_t moe_index) {
@@ -9,24 +10,30 @@ wb_ids wb_moe_ids(const wb_model *model, void *routes, int32_t moe_index) {
     return ids;
 }
 
-wb_status wb_moe_choice_reserve(wb_moe_choice *choice, int64_t T, bool backward) {
-    const int64_t E = choice->model->config.router.n_experts, K = choice->model->config.router.top_k;
-    WB_TRY(wb_reserve(choice->memory, &choice->logits, T, E, sizeof(float)));
-    WB_TRY(wb_reserve(choice->memory, &choice->weights, T, K, sizeof(float)));
-    if (!backward) return WB_OK;
-    WB_TRY(wb_reserve(choice->memory, &choice->dlogits, T, E, sizeof(float)));
-    return wb_reserve(choice->memory, &choice->dweights, T, K, sizeof(float));
+void wb_moe_choice_layout(wb_moe_choice *choice, const wb_moe_choice *other, wb_model *model,
+                          const wb_sizes *sizes, wb_arena *arena) {
+    const int64_t T = sizes->tokens, E = model->config.router.n_experts, K = model->config.router.top_k;
+    if (other) *choice = *other;
+    choice->model = model;
+    wb_place(arena, &choice->logits, T, E, sizeof(float));
+    wb_place(arena, &choice->weights, T, K, sizeof(float));
+    if (other) return;
+    wb_host_view_place(arena, &choice->host_logits, T * E, sizeof(float));
+    wb_host_view_place(arena, &choice->host_weights, T * K, sizeof(float));
+    if (!sizes->backward) return;
+    wb_place(arena, &choice->dlogits, T, E, sizeof(float));
+    wb_place(arena, &choice->dweights, T, K, sizeof(float));
 }
 
 static wb_status call_probe(wb_moe_choice *choice, const wb_moe_weights *w, const wb_pass *pass) {
     const wb_router *router = &choice->model->config.router;
     wb_device *dev = choice->model->device;
     const int64_t n_logits = pass->T * router->n_experts, n_weights = pass->T * router->top_k;
-    WB_TRY(wb_reserve_host(choice->memory, &choice->probed, n_logits + n_weights, sizeof(float),
-                           "router probe"));
-    float *logits = choice->probed.data, *weights = logits + n_logits;
-    WB_TRY(dev->to_host(dev, logits, choice->logits.data, (size_t)n_logits * sizeof(float)));
-    WB_TRY(dev->to_host(dev, weights, choice->weights.data, (size_t)n_weights * sizeof(float)));
+    const void *logits, *weights;
+    WB_TRY(wb_host_view_read(dev, choice->host_logits, choice->logits.data, (size_t)n_logits * sizeof(float),
+                             &logits));
+    WB_TRY(wb_host_view_read(dev, choice->host_weights, choice->weights.data,
+                             (size_t)n_weights * sizeof(float), &weights));
     pass->probe->call(pass->probe->ctx, w->moe_index, pass->T, logits, weights);
     return WB_OK;
 }

@@ -4,14 +4,19 @@
 #include "layers/moe/moe.h"
 #include "model_dispatch.h"
 
-wb_status wb_moe_exchange_open(wb_model *model, wb_workspace *memory, wb_moe_exchange *exchange) {
-    const size_t R = (size_t)wb_comm_size(model->comm);
+void wb_moe_exchange_layout(wb_moe_exchange *exchange, wb_model *model, const wb_sizes *sizes,
+                            wb_arena *arena) {
+    const int64_t R = model->n_ranks, H = model->config.hidden_size, n = sizes->expert_rows,
+                  n_pairs = sizes->tokens * model->config.router.top_k;
+    const size_t row_bytes = (size_t)H * wb_dtype_size(model->activations);
     exchange->model = model;
-    exchange->memory = memory;
-    WB_TRY(WB_OWN(&memory->host, exchange->send_bytes, R, "MoE exchange"));
-    WB_TRY(WB_OWN(&memory->host, exchange->send_offsets, R, "MoE exchange"));
-    WB_TRY(WB_OWN(&memory->host, exchange->receive_bytes, R, "MoE exchange"));
-    return WB_OWN(&memory->host, exchange->receive_offsets, R, "MoE exchange");
+    wb_place_activations(arena, model, &exchange->received, n, H);
+    wb_host_view_place(arena, &exchange->host_tokens, n_pairs, row_bytes);
+    wb_host_view_place(arena, &exchange->host_slots, n, row_bytes);
+    WB_PLACE_HOST(arena, exchange->send_bytes, R);
+    WB_PLACE_HOST(arena, exchange->send_offsets, R);
+    WB_PLACE_HOST(arena, exchange->receive_bytes, R);
+    WB_PLACE_HOST(arena, exchange->receive_offsets, R);
 }
 
 static wb_status all_to_all(wb_moe_exchange *exchange, const void *send, void *receive) {
@@ -22,7 +27,7 @@ static wb_status all_to_all(wb_moe_exchange *exchange, const void *send, void *r
 wb_status wb_moe_exchange_counts(wb_moe_exchange *exchange, const int32_t *counts, int32_t *received) {
     const wb_model *model = exchange->model;
     const size_t here = (size_t)wb_model_local_slots(model);
-    for (uint32_t r = 0; r < (uint32_t)wb_comm_size(model->comm); r++) {
+    for (uint32_t r = 0; r < (uint32_t)model->n_ranks; r++) {
         const size_t first = wb_placement_first_slot(model->placement, r);
         const size_t end = wb_placement_first_slot(model->placement, r + 1);
         exchange->send_offsets[r] = first * sizeof *counts;
@@ -44,29 +49,26 @@ static size_t lay_out(int32_t R, const int64_t *rows, size_t row_bytes, size_t *
     return total;
 }
 
-/* All-to-all of rows [*, H] that lie by rank on both sides. */
+/* All-to-all of rows [*, H] that lie by rank on both sides; stages: their host views. */
 static wb_status exchange_rows(wb_moe_exchange *exchange, const int64_t *send_rows, wb_rows send,
-                               const int64_t *receive_rows, wb_rows receive) {
-    wb_workspace *memory = exchange->memory;
-    const int32_t R = wb_comm_size(exchange->model->comm);
+                               void *send_stage, const int64_t *receive_rows, wb_rows receive,
+                               void *receive_stage) {
+    wb_device *dev = exchange->model->device;
+    const int32_t R = exchange->model->n_ranks;
     const size_t row_bytes = (size_t)exchange->model->config.hidden_size * wb_dtype_size(send.dtype);
     const size_t sent = lay_out(R, send_rows, row_bytes, exchange->send_bytes, exchange->send_offsets);
     const size_t received =
         lay_out(R, receive_rows, row_bytes, exchange->receive_bytes, exchange->receive_offsets);
     const void *from;
-    void *to;
-    WB_TRY(wb_host_view_read(memory, &exchange->stage_send, send.data, sent, &from));
-    WB_TRY(wb_host_view_write(memory, &exchange->stage_receive, receive.data, received, &to));
+    void *to = wb_host_view_write(dev, receive_stage, receive.data);
+    WB_TRY(wb_host_view_read(dev, send_stage, send.data, sent, &from));
     WB_TRY(all_to_all(exchange, from, to));
-    return wb_host_view_commit(memory, receive.data, to, received);
+    return wb_host_view_commit(dev, receive.data, to, received);
 }
 
 wb_status wb_moe_send_to_experts(wb_moe_exchange *exchange, const wb_layer_plan *plan, wb_rows rows) {
-    const wb_model *model = exchange->model;
-    WB_TRY(wb_reserve_activations(model, exchange->memory, &exchange->received, plan->n,
-                                  model->config.hidden_size));
-    return exchange_rows(exchange, plan->send_rows, rows, plan->receive_rows,
-                         wb_activations(model, &exchange->received));
+    return exchange_rows(exchange, plan->send_rows, rows, exchange->host_tokens, plan->receive_rows,
+                         wb_activations(exchange->model, &exchange->received), exchange->host_slots);
 }
 
 wb_status wb_moe_return_to_tokens(wb_moe_exchange *exchange, const wb_layer_plan *plan, wb_rows grouped,
@@ -76,5 +78,6 @@ wb_status wb_moe_return_to_tokens(wb_moe_exchange *exchange, const wb_layer_plan
     const wb_rows leaving = wb_activations(model, &exchange->received);
     WB_TRY(
         dev->gather_rows(dev, plan->n, model->config.hidden_size, plan->to_grouped.data, grouped, leaving));
-    return exchange_rows(exchange, plan->receive_rows, leaving, plan->send_rows, rows);
+    return exchange_rows(exchange, plan->receive_rows, leaving, exchange->host_slots, plan->send_rows, rows,
+                         exchange->host_tokens);
 }

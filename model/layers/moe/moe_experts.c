@@ -3,21 +3,21 @@
 #include "layers/moe/moe.h"
 #include "model_dispatch.h"
 
-wb_status wb_moe_experts_reserve(wb_moe_experts *experts, int64_t n, bool backward) {
-    const wb_model *model = experts->model;
-    wb_workspace *memory = experts->memory;
-    const int64_t H = model->config.hidden_size, F = model->config.expert_width;
-    WB_TRY(wb_reserve_activations(model, memory, &experts->input, n, H));
-    WB_TRY(wb_reserve_activations(model, memory, &experts->gate_up, n, 2 * F));
-    WB_TRY(wb_reserve_activations(model, memory, &experts->act, n, F));
-    return backward ? wb_reserve_activations(model, memory, &experts->dact, n, F) : WB_OK;
+void wb_moe_experts_layout(wb_moe_experts *experts, const wb_moe_experts *other, wb_model *model,
+                           const wb_sizes *sizes, wb_arena *arena) {
+    const int64_t n = sizes->expert_rows, H = model->config.hidden_size, F = model->config.expert_width;
+    experts->model = model;
+    wb_place_activations(arena, model, &experts->input, n, H);
+    wb_place_activations(arena, model, &experts->gate_up, n, 2 * F);
+    wb_place_activations(arena, model, &experts->act, n, F);
+    if (sizes->backward) wb_place_scratch(arena, model, &experts->dact, other ? &other->dact : NULL, n, F);
 }
 
 /* The matrices [out, in] of a storage, a slot each, over the rows of the slots. */
 static wb_grouped group(const wb_moe_experts *experts, const wb_layer_plan *plan, int32_t param,
                         int64_t out) {
     const wb_model *model = experts->model;
-    const bool alone = wb_comm_size(model->comm) == 1;
+    const bool alone = model->n_ranks == 1;
     wb_grouped g = {.n_groups = (int32_t)wb_model_local_slots(model),
                     .offsets = alone ? plan->offsets.data : plan->grouped_offsets.data,
                     .max_rows = alone ? plan->T * model->config.router.top_k : plan->n,
@@ -28,7 +28,7 @@ static wb_grouped group(const wb_moe_experts *experts, const wb_layer_plan *plan
 
 static wb_grouped group_gate_up(const wb_moe_experts *experts, const wb_layer_plan *plan,
                                 const wb_moe_weights *w) {
-    const bool alone = wb_comm_size(experts->model->comm) == 1;
+    const bool alone = experts->model->n_ranks == 1;
     wb_grouped g = group(experts, plan, w->gate_up, 2 * experts->model->config.expert_width);
     g.gather = alone ? plan->row_token.data : plan->to_received.data;
     g.gathered = wb_activations(experts->model, &experts->input);

@@ -2,6 +2,7 @@
  *
  * Reads the placement's maps at each forward. Refuses: moving rows; choosing replicas
  * (wb_dispatch_rules.h). */
+#include "host_view.h"
 #include "layers/moe/moe.h"
 #include "model_dispatch.h"
 
@@ -9,31 +10,38 @@
 #include <string.h>
 
 static bool has_peers(const wb_layer_plan *plan) {
-    return wb_comm_size(plan->model->comm) > 1;
+    return plan->model->n_ranks > 1;
 }
 
-wb_status wb_layer_plan_open(wb_model *model, wb_workspace *memory, wb_layer_plan *plan) {
-    const size_t R = (size_t)wb_comm_size(model->comm), S = (size_t)wb_model_n_slots(model);
-    const size_t here = (size_t)wb_model_local_slots(model);
-    plan->model = model;
-    plan->memory = memory;
-    if (!has_peers(plan)) return WB_OK;
-    WB_TRY(WB_OWN(&memory->host, plan->send_rows, R, "MoE plan"));
-    WB_TRY(WB_OWN(&memory->host, plan->receive_rows, R, "MoE plan"));
-    WB_TRY(WB_OWN(&memory->host, plan->host_offsets, S + 1, "MoE plan"));
-    WB_TRY(WB_OWN(&memory->host, plan->sent, S, "MoE plan"));
-    return WB_OWN(&memory->host, plan->received, R * here, "MoE plan");
-}
-
-wb_status wb_layer_plan_reserve(wb_layer_plan *plan, int64_t T) {
+/* Rows for the slots of this rank. */
+static void layout_slots(wb_layer_plan *plan, wb_arena *arena) {
     const wb_model *model = plan->model;
-    const int64_t n_pairs = T * model->config.router.top_k, here = wb_model_local_slots(model);
-    WB_TRY(wb_reserve(plan->memory, &plan->pair_row, n_pairs, 1, sizeof(int32_t)));
-    WB_TRY(wb_reserve(plan->memory, &plan->row_token, n_pairs, 1, sizeof(int32_t)));
-    WB_TRY(wb_reserve(plan->memory, &plan->offsets, wb_model_n_slots(model) + 1, 1, sizeof(int32_t)));
-    if (!has_peers(plan)) return WB_OK;
-    WB_TRY(wb_reserve(plan->memory, &plan->counts, wb_comm_size(model->comm), here, sizeof(int32_t)));
-    return wb_reserve(plan->memory, &plan->grouped_offsets, here + 1, 1, sizeof(int32_t));
+    const int64_t R = model->n_ranks, S = wb_model_n_slots(model), here = wb_model_local_slots(model);
+    WB_PLACE_HOST(arena, plan->send_rows, R);
+    WB_PLACE_HOST(arena, plan->receive_rows, R);
+    WB_PLACE_HOST(arena, plan->host_offsets, S + 1);
+    WB_PLACE_HOST(arena, plan->sent, S);
+    WB_PLACE_HOST(arena, plan->received, R * here);
+    wb_place(arena, &plan->counts, R, here, sizeof(int32_t));
+    wb_place(arena, &plan->grouped_offsets, here + 1, 1, sizeof(int32_t));
+    wb_place(arena, &plan->to_received, plan->max_rows, 1, sizeof(int32_t));
+    wb_place(arena, &plan->to_grouped, plan->max_rows, 1, sizeof(int32_t));
+}
+
+void wb_layer_plan_layout(wb_layer_plan *plan, const wb_layer_plan *other, wb_model *model,
+                          const wb_sizes *sizes, wb_arena *arena) {
+    const int64_t n_pairs = sizes->tokens * model->config.router.top_k, S = wb_model_n_slots(model);
+    if (other) *plan = *other;
+    plan->model = model;
+    plan->max_rows = sizes->expert_rows;
+    wb_place(arena, &plan->pair_row, n_pairs, 1, sizeof(int32_t));
+    wb_place(arena, &plan->row_token, n_pairs, 1, sizeof(int32_t));
+    wb_place(arena, &plan->offsets, S + 1, 1, sizeof(int32_t));
+    if (has_peers(plan)) layout_slots(plan, arena);
+    if (other) return;
+    wb_host_view_place(arena, &plan->host_pair_row, n_pairs, sizeof(int32_t));
+    wb_host_view_place(arena, &plan->host_row_token, n_pairs, sizeof(int32_t));
+    wb_host_view_place(arena, &plan->host_used_offsets, S + 1, sizeof(int32_t));
 }
 
 /* ---- rows of this rank's tokens ------------------------------------------------------------------- */
@@ -68,7 +76,7 @@ static wb_status count_sent(wb_layer_plan *plan) {
     const int32_t S = wb_model_n_slots(model);
     WB_TRY(dev->to_host(dev, plan->host_offsets, plan->offsets.data, ((size_t)S + 1) * sizeof *offsets));
     for (int32_t s = 0; s < S; s++) plan->sent[s] = offsets[s + 1] - offsets[s];
-    for (uint32_t r = 0; r < (uint32_t)wb_comm_size(model->comm); r++)
+    for (uint32_t r = 0; r < (uint32_t)model->n_ranks; r++)
         plan->send_rows[r] = offsets[wb_placement_first_slot(model->placement, r + 1)] -
                              offsets[wb_placement_first_slot(model->placement, r)];
     plan->n_sent = offsets[S];
@@ -80,14 +88,16 @@ static wb_status count_received(wb_layer_plan *plan) {
     const wb_model *model = plan->model;
     const int32_t here = (int32_t)wb_model_local_slots(model);
     int64_t n = 0;
-    for (int32_t r = 0; r < wb_comm_size(model->comm); r++) {
+    for (int32_t r = 0; r < model->n_ranks; r++) {
         plan->receive_rows[r] = 0;
         for (int32_t i = 0; i < here; i++) plan->receive_rows[r] += plan->received[(int64_t)r * here + i];
         n += plan->receive_rows[r];
     }
-    if (n > INT32_MAX)
-        return wb_fail(WB_CAPACITY, "rows for the experts of rank %d: expected at most %d, found %" PRId64,
-                       wb_comm_rank(model->comm), INT32_MAX, n);
+    if (n > plan->max_rows)
+        return wb_fail(WB_CAPACITY,
+                       "max_expert_rows: rows for the slots of rank %d: expected at most %" PRId64
+                       ", found %" PRId64,
+                       model->rank, plan->max_rows, n);
     plan->n = n;
     return WB_OK;
 }
@@ -96,9 +106,7 @@ static wb_status count_received(wb_layer_plan *plan) {
 static wb_status group_rows(wb_layer_plan *plan) {
     const wb_model *model = plan->model;
     wb_device *dev = model->device;
-    const int32_t R = wb_comm_size(model->comm), here = (int32_t)wb_model_local_slots(model);
-    WB_TRY(wb_reserve(plan->memory, &plan->to_received, plan->n, 1, sizeof(int32_t)));
-    WB_TRY(wb_reserve(plan->memory, &plan->to_grouped, plan->n, 1, sizeof(int32_t)));
+    const int32_t R = model->n_ranks, here = (int32_t)wb_model_local_slots(model);
     WB_TRY(dev->to_device(dev, plan->counts.data, plan->received, (size_t)(R * here) * sizeof(int32_t)));
     const wb_moe_group group = {.n_sources = R,
                                 .n_slots = here,
@@ -174,13 +182,12 @@ wb_status wb_layer_plan_used(wb_layer_plan *plan, const wb_pass *pass, int32_t m
     const wb_model *model = plan->model;
     wb_device *dev = model->device;
     const int32_t K = model->config.router.top_k, S = wb_model_n_slots(model);
-    const int64_t n_pairs = pass->T * K;
-    WB_TRY(
-        wb_reserve_host(plan->memory, &plan->used_rows, 2 * n_pairs + S + 1, sizeof(int32_t), "routes used"));
-    int32_t *pair_row = plan->used_rows.data, *row_token = pair_row + n_pairs, *offsets = row_token + n_pairs;
-    WB_TRY(dev->to_host(dev, pair_row, plan->pair_row.data, (size_t)n_pairs * sizeof(int32_t)));
-    WB_TRY(dev->to_host(dev, row_token, plan->row_token.data, (size_t)n_pairs * sizeof(int32_t)));
-    WB_TRY(dev->to_host(dev, offsets, plan->offsets.data, ((size_t)S + 1) * sizeof(int32_t)));
+    const size_t pairs_bytes = (size_t)(pass->T * K) * sizeof(int32_t),
+                 offsets_bytes = ((size_t)S + 1) * sizeof(int32_t);
+    const void *pair_row, *row_token, *offsets;
+    WB_TRY(wb_host_view_read(dev, plan->host_pair_row, plan->pair_row.data, pairs_bytes, &pair_row));
+    WB_TRY(wb_host_view_read(dev, plan->host_row_token, plan->row_token.data, pairs_bytes, &row_token));
+    WB_TRY(wb_host_view_read(dev, plan->host_used_offsets, plan->offsets.data, offsets_bytes, &offsets));
     const evidence e = {.pair_row = pair_row,
                         .row_token = row_token,
                         .offsets = offsets,

@@ -1,0 +1,128 @@
+/* infer_batch.c - a step's batch, checked and put on the device. Refuses: computing on it, routing
+ * (routing_check.c). */
+#include "infer_state.h"
+
+#include <inttypes.h>
+#include <string.h>
+
+/* ---- checks -------------------------------------------------------------------------------------- */
+
+/* Token t: its id, its position, and at the end of a run the blocks of all positions up to it. */
+static wb_status check_token(const wb_infer *infer, const wb_infer_batch *batch, int64_t t) {
+    const wb_config *config = &infer->model->config;
+    const int32_t seq = batch->seq[t], pos = batch->pos[t];
+    if (batch->tokens[t] < 0 || batch->tokens[t] >= config->vocab_size)
+        return wb_fail(WB_INVALID_ARGUMENT, "token %" PRId64 ": expected an id in 0..%d, found %d", t,
+                       config->vocab_size - 1, batch->tokens[t]);
+    if (seq < 0 || seq >= batch->n_seqs)
+        return wb_fail(WB_INVALID_ARGUMENT, "token %" PRId64 ": expected a sequence in 0..%d, found %d", t,
+                       batch->n_seqs - 1, seq);
+    if (pos >= config->max_positions)
+        return wb_fail(WB_CAPACITY,
+                       "token %" PRId64
+                       " of sequence %d: position %d exceeds the model's limit of %d positions",
+                       t, seq, pos, config->max_positions);
+    const bool run_starts = t == 0 || batch->seq[t - 1] != seq;
+    if (pos < 0 || (!run_starts && pos <= batch->pos[t - 1]))
+        return wb_fail(WB_INVALID_ARGUMENT,
+                       "token %" PRId64 " of sequence %d: expected ascending positions, found %d", t, seq,
+                       pos);
+    if (t + 1 < batch->T && batch->seq[t + 1] == seq) return WB_OK;
+
+    const int32_t last_block = pos / infer->options.block_size;
+    if (last_block >= batch->max_blocks)
+        return wb_fail(WB_INVALID_ARGUMENT, "sequence %d: position %d lies in block %d, the table has %d",
+                       seq, pos, last_block, batch->max_blocks);
+    for (int32_t b = 0; b <= last_block; b++) {
+        const int32_t block = batch->blocks[(int64_t)seq * batch->max_blocks + b];
+        if (block < 0 || block >= infer->options.n_blocks)
+            return wb_fail(WB_INVALID_ARGUMENT, "sequence %d, entry %d: expected a block in 0..%d, found %d",
+                           seq, b, infer->options.n_blocks - 1, block);
+    }
+    return WB_OK;
+}
+
+static wb_status check_sizes(const wb_infer_options *options, const wb_infer_batch *batch) {
+    const struct {
+        const char *name;
+        int64_t found, most;
+    } sizes[] = {{"tokens", batch->T, options->max_tokens},
+                 {"sequences", batch->n_seqs, options->max_sequences},
+                 {"blocks of a sequence", batch->max_blocks, options->max_blocks},
+                 {"logit rows", batch->n_logits, options->max_logits}};
+    for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++)
+        if (sizes[i].found < 0 || sizes[i].found > sizes[i].most)
+            return wb_fail(sizes[i].found < 0 ? WB_INVALID_ARGUMENT : WB_CAPACITY,
+                           "batch: %s: expected 0..%" PRId64 ", found %" PRId64, sizes[i].name, sizes[i].most,
+                           sizes[i].found);
+    return WB_OK;
+}
+
+static wb_status check_batch(const wb_infer *infer, const wb_infer_batch *batch) {
+    WB_TRY(check_sizes(&infer->options, batch));
+    for (int64_t t = 0; t < batch->T; t++) WB_TRY(check_token(infer, batch, t));
+    for (int64_t i = 0; i < batch->n_logits; i++)
+        if (batch->logit_rows[i] < 0 || batch->logit_rows[i] >= batch->T)
+            return wb_fail(WB_INVALID_ARGUMENT,
+                           "logit row %" PRId64 ": expected a token below %" PRId64 ", found %d", i, batch->T,
+                           batch->logit_rows[i]);
+    return WB_OK;
+}
+
+/* ---- on the device ------------------------------------------------------------------------------- */
+
+static void walk_inputs(void *user, wb_arena *step) {
+    wb_infer_inputs *in = user;
+    wb_place_input(step, &in->pool_rows, in->T, sizeof(int64_t));
+    wb_place_input(step, &in->tokens, in->T, sizeof(int32_t));
+    wb_place_input(step, &in->pos, in->T, sizeof(int32_t));
+    wb_place_input(step, &in->seq, in->T, sizeof(int32_t));
+    wb_place_input(step, &in->logit_rows, in->n_logits, sizeof(int32_t));
+    wb_place_input(step, &in->blocks, in->n_blocks, sizeof(int32_t));
+}
+
+void wb_infer_place_ring(wb_infer *infer, wb_arena *arena) {
+    const wb_infer_options *o = &infer->options;
+    wb_infer_inputs most = {
+        .T = o->max_tokens, .n_blocks = (int64_t)o->max_sequences * o->max_blocks, .n_logits = o->max_logits};
+    wb_place_ring(arena, &infer->ring, walk_inputs, &most);
+}
+
+static void put(wb_input *input, const int32_t *from, int64_t n) {
+    if (n > 0) memcpy(input->host, from, (size_t)n * sizeof *from);
+}
+
+/* Row of the pool that each token's state has. */
+static void put_pool_rows(const wb_infer *infer, const wb_infer_batch *batch, int64_t *rows) {
+    const int64_t block_size = infer->options.block_size;
+    for (int64_t t = 0; t < batch->T; t++) {
+        const int32_t pos = batch->pos[t];
+        rows[t] = batch->blocks[(int64_t)batch->seq[t] * batch->max_blocks + pos / block_size] * block_size +
+                  pos % block_size;
+    }
+}
+
+wb_status wb_infer_take_batch(wb_infer *infer, const wb_infer_batch *batch, wb_pass *pass_out) {
+    wb_infer_inputs *in = &infer->inputs;
+    WB_TRY(check_batch(infer, batch));
+    in->T = batch->T;
+    in->n_blocks = (int64_t)batch->n_seqs * batch->max_blocks;
+    in->n_logits = batch->n_logits;
+    WB_TRY(wb_upload_begin(&infer->ring, walk_inputs, in));
+    put_pool_rows(infer, batch, in->pool_rows.host);
+    put(&in->tokens, batch->tokens, batch->T);
+    put(&in->pos, batch->pos, batch->T);
+    put(&in->seq, batch->seq, batch->T);
+    put(&in->logit_rows, batch->logit_rows, batch->n_logits);
+    put(&in->blocks, batch->blocks, in->n_blocks);
+    WB_TRY(wb_upload_send(&infer->ring, infer->model->device));
+    *pass_out = (wb_pass){.T = batch->T,
+                          .tokens = in->tokens.device,
+                          .pos = in->pos.device,
+                          .seq = in->seq.device,
+                          .blocks = in->blocks.device,
+                          .max_blocks = batch->max_blocks,
+                          .block_size = infer->options.block_size,
+                          .state_rows = in->pool_rows.device};
+    return WB_OK;
+}
