@@ -1,6 +1,7 @@
 /* routing_check.c - see routing_check.h. */
 #include "routing_check.h"
 #include "host_view.h"
+#include "planned_check.h"
 
 #include <inttypes.h>
 
@@ -66,6 +67,14 @@ static wb_status take_directions(const wb_model *model, wb_workspace *memory, wb
     return WB_OK;
 }
 
+static wb_status check_planned(const wb_model *model, wb_workspace *memory, wb_routing_stage *stage,
+                               int64_t T, const wb_routing *routing) {
+    const void *direction = NULL;
+    if (T > 0 && routing->direction)
+        WB_TRY(wb_host_view_read(memory, &stage->direction, routing->direction, (size_t)T, &direction));
+    return wb_planned_check(model, T, direction, routing->planned);
+}
+
 wb_status wb_routing_take(const wb_model *model, wb_workspace *memory, wb_routing_stage *stage, int64_t T,
                           const wb_routing *routing, wb_pass *pass) {
     const wb_route_model *routes = &model->route_model;
@@ -77,7 +86,8 @@ wb_status wb_routing_take(const wb_model *model, wb_workspace *memory, wb_routin
                        routes->n_moe_layers, routes->top_k);
     if (T > 0 && routing->used)
         WB_TRY(wb_host_view_write(memory, &stage->used, routing->used, routes_bytes(routes, T), &pass->used));
-    return T > 0 && routing->direction ? take_directions(model, memory, stage, T, routing, pass) : WB_OK;
+    if (T > 0 && routing->direction) WB_TRY(take_directions(model, memory, stage, T, routing, pass));
+    return routing->planned ? check_planned(model, memory, stage, T, routing) : WB_OK;
 }
 
 wb_status wb_routing_give(const wb_model *model, wb_workspace *memory, const wb_pass *pass) {

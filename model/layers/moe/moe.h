@@ -79,7 +79,8 @@ wb_status wb_layer_plan_open(wb_model *model, wb_workspace *memory, wb_layer_pla
 /* Memory for what this rank's T tokens need; how many rows come from other ranks is not known yet. */
 wb_status wb_layer_plan_reserve(wb_layer_plan *plan, int64_t T);
 
-/* Where every row of a pass goes in MoE layer `moe_index`. Collective. */
+/* Where every row of a pass goes in MoE layer `moe_index`: as pass->routing->planned says, or found here with
+ * an exchange of counts. Collective. */
 wb_status wb_layer_plan_make(wb_layer_plan *plan, wb_moe_exchange *exchange, const wb_pass *pass,
                              int32_t moe_index);
 
