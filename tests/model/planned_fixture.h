@@ -4,7 +4,6 @@
 #define PLANNED_FIXTURE_H
 
 #include "placed_model.h"
-#include "support/counting_comm.h"
 #include "wb_replay.h"
 
 enum { MICRO_BATCHES = 3, MAX_SEQS = 3, MAX_LENGTH = 9, MAX_PADDING = 4, CANARY = 0x5A };
@@ -31,7 +30,7 @@ typedef struct pass_results {
 
 typedef struct step {
     fixture f;
-    wb_comm *comm; /* counting */
+    wb_comm *comm;
     wb_replay *replay;
     step_batch batches[MICRO_BATCHES];
     pass_results native[MICRO_BATCHES];
@@ -122,10 +121,15 @@ static inline void expect_same_gradients(const fixture *f, const float *expected
     free(found);
 }
 
+/* So far, of rows and of counts. */
+static inline int64_t exchanges(const step *s) {
+    return (int64_t)wb_comm_stats(s->comm).all_to_alls;
+}
+
 /* What every row chooses by itself is what the records say. */
 static inline void run_native(step *s) {
     fixture *f = &s->f;
-    const int64_t before = counting_of(s->comm)->exchanges;
+    const int64_t before = exchanges(s);
     int64_t n;
     MUST(wb_train_zero_grads(f->train));
     for (int32_t m = 0; m < MICRO_BATCHES; m++) {
@@ -136,7 +140,7 @@ static inline void run_native(step *s) {
         for (int32_t i = 0; i < b->n_seqs; i++)
             b->runs[i].ids = s->native[m].used + (size_t)b->start[i] * f->row_bytes;
     }
-    s->exchanges = counting_of(s->comm)->exchanges - before;
+    s->exchanges = exchanges(s) - before;
     MUST(wb_train_reduce_grads(f->train));
     s->gradients = all_gradients(f, &n);
 }
@@ -157,8 +161,7 @@ static inline void step_open(rank *r, variant v, wb_dispatch_policy dispatch, st
     int32_t L = 0;
     for (int32_t l = 0; l < config.n_layers; l++) L += wb_config_is_moe(&config, l);
     wb_placement *placement = placement_random(L, config.router.n_experts, r->of, &r->state, true);
-    *s = (step){.dispatch = dispatch};
-    MUST(counting_open(r->comm, &s->comm));
+    *s = (step){.comm = r->comm, .dispatch = dispatch};
     s->f = fixture_create_placed(&config, base_seed, s->comm, 1, placement, dispatch);
     wb_placement_close(placement);
     uint64_t own = r->state + (uint64_t)r->number * 1000;
@@ -170,7 +173,6 @@ static inline void step_open(rank *r, variant v, wb_dispatch_policy dispatch, st
 static inline void step_close(step *s) {
     wb_replay_close(s->replay);
     fixture_close(&s->f);
-    wb_comm_close(s->comm);
     for (int32_t m = 0; m < MICRO_BATCHES; m++) {
         free(s->batches[m].ids);
         free(s->native[m].used);
