@@ -214,6 +214,11 @@ typedef struct wb_routing {
     /* device [T][L][K], out: the experts that each row was sent to, in the order of its choices; or NULL.
      * Read back from the rows that were laid out for the experts: evidence beside `ids`, not a copy. */
     void *used;
+    /* host [L]: where the rows of all layers go, planned before the pass (wb_replay_layer_plan), or NULL: the
+     * pass finds out on the way, and tells the other ranks. For rows that are all forced or padding; on every
+     * rank or on none. MISMATCH when it was made for another placement, INVALID_ARGUMENT when it is not a
+     * plan of these rows. Which experts it leads to is read back into `used`. */
+    const wb_planned_layer *planned;
 } wb_routing;
 
 /* ---- inference ----------------------------------------------------------------------------------- */

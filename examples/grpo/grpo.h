@@ -285,6 +285,7 @@ typedef struct step_metrics {
     /* Share of rows whose experts in training are not the rollout's: in the first forward, and over all
      * forwards of the updates. */
     double routed_differently, routed_differently_updates;
+    double planned; /* share of the (micro-batch, MoE layer)s of the updates that were planned before */
     bool compared;
     wb_replay_metrics off; /* the same batch and weights, routing free: what --replay off would have seen */
     double loss, clip_share, kl_reference, grad_norm;

@@ -78,7 +78,7 @@ static wb_status open_reference(trainer *t, bool resumed) {
 static wb_status open_replay(const trainer *t, wb_missing_policy missing, wb_replay **out) {
     wb_replay_options replay = wb_replay_options_default();
     replay.missing = missing;
-    replay.n_ranks = wb_comm_size(t->comm);
+    replay.placement = wb_model_placement(t->model);
     return wb_replay_open(wb_model_routes(t->model), &replay, out);
 }
 
