@@ -2,7 +2,7 @@
 #include "wb_arena.h"
 #include "wb_check.h"
 
-#include <inttypes.h>
+#include <string.h>
 
 /* Adds room for count * size bytes to *bytes; false after an overflow. *offset_out: where it begins. */
 static bool take(wb_arena *arena, int64_t rows, int64_t width, size_t size, size_t *bytes,
@@ -22,10 +22,25 @@ static bool take(wb_arena *arena, int64_t rows, int64_t width, size_t size, size
     return true;
 }
 
+void wb_arena_part(wb_arena *arena, const char *name) {
+    wb_memory *memory = arena->memory;
+    if (!memory) return;
+    for (arena->part = 0; arena->part < memory->n_parts; arena->part++)
+        if (strcmp(memory->parts[arena->part].name, name) == 0) return;
+    if (memory->n_parts == WB_MAX_MEMORY_PARTS) {
+        arena->status =
+            wb_fail(WB_CAPACITY, "memory: %s: expected at most %d parts", name, WB_MAX_MEMORY_PARTS);
+        return;
+    }
+    memory->parts[memory->n_parts++].name = name;
+}
+
 void wb_place(wb_arena *arena, wb_buffer *buffer, int64_t rows, int64_t width, size_t size) {
     size_t offset = 0;
     *buffer = (wb_buffer){0};
-    if (!take(arena, rows, width, size, &arena->device_bytes, &offset) || !arena->device_base) return;
+    if (!take(arena, rows, width, size, &arena->device_bytes, &offset)) return;
+    if (arena->memory) arena->memory->parts[arena->part].bytes += arena->device_bytes - offset;
+    if (!arena->device_base) return;
     buffer->data = arena->device_base + offset;
     buffer->bytes = arena->device_bytes - offset;
 }
@@ -34,6 +49,17 @@ void *wb_place_host(wb_arena *arena, int64_t count, size_t size) {
     size_t offset = 0;
     if (!take(arena, count, 1, size, &arena->host_bytes, &offset) || !arena->host_base) return NULL;
     return arena->host_base + offset;
+}
+
+wb_status wb_arena_measure(wb_device *device, wb_layout_fn *layout, void *user, wb_memory *memory_out) {
+    wb_memory memory = {0};
+    wb_arena arena = {.device = device, .memory = &memory};
+    layout(user, &arena);
+    WB_TRY(arena.status);
+    memory.device_bytes = arena.device_bytes;
+    memory.host_bytes = arena.host_bytes;
+    *memory_out = memory;
+    return WB_OK;
 }
 
 wb_status wb_arena_open(wb_workspace *memory, wb_layout_fn *layout, void *user) {

@@ -20,12 +20,14 @@
 
 #define WB_ARENA_ALIGNMENT ((size_t)64)
 
-/* One walk. A zeroed struct with a device measures. */
+/* One walk. A zeroed struct with a device measures; without one, for any device that is not the host. */
 typedef struct wb_arena {
     wb_device *device;
     char *device_base, *host_base;   /* NULL: measuring */
     size_t device_bytes, host_bytes; /* walked over so far */
     wb_status status;                /* CAPACITY after a size that overflowed, with its message */
+    wb_memory *memory;               /* of a measurement, to be filled part by part; or NULL */
+    int32_t part;                    /* of memory, that is being walked over */
 } wb_arena;
 
 typedef void wb_layout_fn(void *user, wb_arena *arena);
@@ -38,6 +40,12 @@ void wb_place(wb_arena *arena, wb_buffer *buffer, int64_t rows, int64_t width, s
 void *wb_place_host(wb_arena *arena, int64_t count, size_t size);
 
 #define WB_PLACE_HOST(arena, pointer, count) ((pointer) = wb_place_host((arena), (count), sizeof *(pointer)))
+
+/* What is walked over from here on is for `name`, a static string. */
+void wb_arena_part(wb_arena *arena, const char *name);
+
+/* Measures without memory. */
+wb_status wb_arena_measure(wb_device *device, wb_layout_fn *layout, void *user, wb_memory *memory_out);
 
 /* Measures, allocates both blocks from `memory`, which owns them, and places. */
 wb_status wb_arena_open(wb_workspace *memory, wb_layout_fn *layout, void *user);

@@ -52,6 +52,21 @@ typedef struct wb_device wb_device;
 
 typedef enum wb_backend { WB_BACKEND_CPU, WB_BACKEND_CUDA } wb_backend;
 
+/* What an object takes of a device, by what it is for, and of the host. */
+typedef struct wb_memory_part {
+    const char *name; /* static */
+    size_t bytes;
+} wb_memory_part;
+
+enum { WB_MAX_MEMORY_PARTS = 8 };
+
+typedef struct wb_memory {
+    wb_memory_part parts[WB_MAX_MEMORY_PARTS]; /* [n_parts] of the device */
+    int32_t n_parts;
+    size_t device_bytes; /* all parts */
+    size_t host_bytes;
+} wb_memory;
+
 /* The CPU backend, the best instruction set that this processor has. `threads` 0: all that OpenMP would
  * use. */
 WB_API wb_status wb_device_open_cpu(int threads, wb_device **device_out);

@@ -54,9 +54,12 @@ wb_status wb_architecture_build(wb_model *m) {
     m->n_params = count.n_params;
     m->n_tensors = count.n_tensors;
     declare_all(&fill);
+    return WB_OK;
+}
+
+void wb_architecture_layout(wb_model *m, wb_arena *arena) {
     for (int32_t i = 0; i < m->n_params; i++) {
         wb_param *param = &m->params[i];
-        WB_TRY(wb_reserve(&m->memory, &param->memory, param->n, 1, wb_dtype_size(param->dtype)));
+        wb_place(arena, &param->memory, param->n, 1, wb_dtype_size(param->dtype));
     }
-    return WB_OK;
 }

@@ -19,7 +19,7 @@ static wb_status check_fits(const wb_model *m, const wb_placement *placement) {
     const wb_topology *topology = wb_placement_topology(placement);
     WB_TRY(check_number("MoE layers", m->route_model.n_moe_layers, wb_placement_layers(placement)));
     WB_TRY(check_number("experts", m->route_model.num_experts, wb_placement_experts(placement)));
-    WB_TRY(check_number("ranks", (uint32_t)wb_comm_size(m->comm), topology->n_ranks));
+    WB_TRY(check_number("ranks", (uint32_t)m->n_ranks, topology->n_ranks));
     for (uint32_t r = 0; r < topology->n_ranks; r++)
         if (topology->dead[r])
             return wb_fail(WB_MISMATCH, "placement: rank %" PRIu32 ": expected a live rank, found a dead one",
@@ -29,7 +29,7 @@ static wb_status check_fits(const wb_model *m, const wb_placement *placement) {
 
 /* A slot an expert, in blocks that differ by one at the most. */
 static wb_status open_default(wb_model *m) {
-    const uint64_t E = m->route_model.num_experts, R = (uint64_t)wb_comm_size(m->comm);
+    const uint64_t E = m->route_model.num_experts, R = (uint64_t)m->n_ranks;
     uint32_t *slots_of_rank = NULL;
     WB_TRY(WB_NEW(slots_of_rank, R, "placement"));
     for (uint64_t r = 0; r < R; r++) slots_of_rank[r] = (uint32_t)(E * (r + 1) / R - E * r / R);

@@ -3,7 +3,7 @@
 #include "wb_check.h"
 
 static bool is_host_memory(const wb_device *dev) {
-    return dev->backend == WB_BACKEND_CPU;
+    return dev && dev->backend == WB_BACKEND_CPU;
 }
 
 void wb_host_view_place(wb_arena *arena, void **stage, int64_t count, size_t size) {

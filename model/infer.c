@@ -88,23 +88,29 @@ static void layout(void *user, wb_arena *arena) {
     wb_infer *infer = user;
     const wb_model *model = infer->model;
     const int64_t T = infer->sizes.tokens, n = infer->options.max_logits, H = model->config.hidden_size;
+    wb_arena_part(arena, "upload ring");
     wb_infer_place_ring(infer, arena);
     wb_routing_layout(model, T, &infer->routing_stage, arena);
+    wb_arena_part(arena, "activations");
     wb_place_activations(arena, model, &infer->x, T, H);
     wb_place_activations(arena, model, &infer->y, T, H);
     wb_place_activations(arena, model, &infer->last, n, H);
     wb_place_activations(arena, model, &infer->normed, n, H);
+    wb_arena_part(arena, "logits");
     wb_place(arena, &infer->logits, n, model->config.vocab_size, sizeof(float));
     wb_block_layout(&infer->block, &infer->sizes, arena);
+    wb_arena_part(arena, "KV pool");
     layout_pools(infer, arena);
 }
 
-static wb_status open_parts(wb_infer *infer) {
-    const wb_infer_options *o = &infer->options;
+/* All but the memory, with options that were read. */
+static wb_status prepare_open(wb_model *model, const wb_infer_options *o, wb_infer *infer) {
+    infer->model = model;
+    infer->options = *o;
+    infer->memory.device = model->device;
     WB_TRY(wb_block_sizes(infer->model, o->max_tokens, o->max_expert_rows, false, &infer->sizes));
     WB_TRY(wb_block_open(infer->model, &infer->memory.host, &infer->block));
-    WB_TRY(open_pools(infer));
-    return wb_arena_open(&infer->memory, layout, infer);
+    return open_pools(infer);
 }
 
 wb_status wb_infer_open(wb_model *model, const wb_infer_options *options, wb_infer **infer_out) {
@@ -113,16 +119,29 @@ wb_status wb_infer_open(wb_model *model, const wb_infer_options *options, wb_inf
     wb_infer *infer = NULL;
     WB_TRY(read_options(model, options, &own));
     WB_TRY(WB_NEW(infer, 1, "inference"));
-    infer->model = model;
-    infer->options = own;
-    infer->memory.device = model->device;
-    const wb_status status = open_parts(infer);
+    wb_status status = prepare_open(model, &own, infer);
+    if (status == WB_OK) status = wb_arena_open(&infer->memory, layout, infer);
     if (status != WB_OK) {
         wb_infer_close(infer);
         return status;
     }
     *infer_out = infer;
     return WB_OK;
+}
+
+wb_status wb_infer_measure(const wb_config *config, const wb_model_options *model,
+                           const wb_infer_options *options, int32_t n_ranks, int32_t rank,
+                           wb_memory *memory_out) {
+    wb_model *sketch = NULL;
+    wb_infer infer = {0};
+    wb_infer_options own;
+    WB_TRY(wb_model_sketch(config, model, n_ranks, rank, &sketch));
+    wb_status status = read_options(sketch, options, &own);
+    if (status == WB_OK) status = prepare_open(sketch, &own, &infer);
+    if (status == WB_OK) status = wb_arena_measure(NULL, layout, &infer, memory_out);
+    wb_workspace_close(&infer.memory);
+    wb_model_close(sketch);
+    return status;
 }
 
 void wb_infer_close(wb_infer *infer) {

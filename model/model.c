@@ -31,11 +31,29 @@ wb_status wb_model_read_options(const wb_model_options *options, wb_model_option
 
 /* ---- open and close -------------------------------------------------------------------------- */
 
-static wb_status fill_model(wb_model *m, const wb_model_options *options) {
+static void layout(void *user, wb_arena *arena) {
+    wb_model *m = user;
+    wb_arena_part(arena, "weights");
+    wb_architecture_layout(m, arena);
+    wb_arena_part(arena, "tables");
+    wb_model_dispatch_layout(m, arena);
+    wb_model_layout_rope(m, arena);
+}
+
+/* What a model is built of, without memory for it. */
+static wb_status declare_model(wb_model *m, const wb_config *config, const wb_model_options *options) {
+    m->config = *config;
+    m->dtype = options->dtype;
+    m->activations = options->activations;
     WB_TRY(wb_model_describe_routes(m));
     WB_TRY(wb_expert_placement_open(m, options->placement));
     WB_TRY(wb_model_dispatch_open(m, options->dispatch));
-    WB_TRY(wb_architecture_build(m));
+    return wb_architecture_build(m);
+}
+
+static wb_status fill_model(wb_model *m) {
+    WB_TRY(wb_arena_open(&m->memory, layout, m));
+    WB_TRY(wb_model_dispatch_fill_all(m));
     return wb_model_fill_rope(m);
 }
 
@@ -46,7 +64,6 @@ static wb_status check_dtype(const char *field, wb_dtype dtype) {
 
 static wb_status check_options(const wb_model_options *options) {
     WB_TRY(wb_options_check_reserved(options->reserved, sizeof options->reserved, "model options"));
-    if (!options->device) return wb_fail(WB_INVALID_ARGUMENT, "model options: expected a device, found NULL");
     WB_TRY(check_dtype("dtype", options->dtype));
     return check_dtype("activations", options->activations);
 }
@@ -55,17 +72,16 @@ wb_status wb_model_new(const wb_config *config, const wb_family_rules *family,
                        const wb_model_options *options, wb_model **model_out) {
     wb_model *m = NULL;
     WB_TRY(check_options(options));
+    if (!options->device) return wb_fail(WB_INVALID_ARGUMENT, "model options: expected a device, found NULL");
     WB_TRY(wb_config_check_by(config, family));
     WB_TRY(WB_NEW(m, 1, "model"));
-    m->config = *config;
     m->family = family;
     m->device = m->memory.device = options->device;
     m->comm = options->comm;
     m->n_ranks = wb_comm_size(m->comm);
     m->rank = wb_comm_rank(m->comm);
-    m->dtype = options->dtype;
-    m->activations = options->activations;
-    const wb_status status = fill_model(m, options);
+    wb_status status = declare_model(m, config, options);
+    if (status == WB_OK) status = fill_model(m);
     if (status != WB_OK) {
         wb_model_close(m);
         return status;
@@ -78,6 +94,41 @@ wb_status wb_model_open_exchange(wb_model *m) {
     const wb_exchange_memory memory = wb_device_exchange_memory(m->device);
     return wb_exchange_open(m->comm, &memory, &m->exchange);
 }
+
+/* ---- measuring ------------------------------------------------------------------------------- */
+
+wb_status wb_model_sketch(const wb_config *config, const wb_model_options *options, int32_t n_ranks,
+                          int32_t rank, wb_model **model_out) {
+    wb_model_options own = default_options;
+    wb_model *m = NULL;
+    WB_TRY(wb_options_read(&own, sizeof own, options, "model options"));
+    WB_TRY(check_options(&own));
+    WB_TRY(wb_config_check(config));
+    if (n_ranks < 1 || rank < 0 || rank >= n_ranks)
+        return wb_fail(WB_INVALID_ARGUMENT, "expected a rank in 0..%d, found %d", n_ranks - 1, rank);
+    WB_TRY(WB_NEW(m, 1, "model"));
+    m->family = wb_family_rules_of(config->family);
+    m->n_ranks = n_ranks;
+    m->rank = rank;
+    const wb_status status = declare_model(m, config, &own);
+    if (status != WB_OK) {
+        wb_model_close(m);
+        return status;
+    }
+    *model_out = m;
+    return WB_OK;
+}
+
+wb_status wb_model_measure(const wb_config *config, const wb_model_options *options, int32_t n_ranks,
+                           int32_t rank, wb_memory *memory_out) {
+    wb_model *m = NULL;
+    WB_TRY(wb_model_sketch(config, options, n_ranks, rank, &m));
+    const wb_status status = wb_arena_measure(NULL, layout, m, memory_out);
+    wb_model_close(m);
+    return status;
+}
+
+/* ---- the end --------------------------------------------------------------------------------- */
 
 void wb_model_close(wb_model *m) {
     if (!m) return;

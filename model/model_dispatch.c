@@ -10,17 +10,23 @@ wb_status wb_model_dispatch_open(wb_model *m, wb_dispatch_policy policy) {
     const uint32_t L = m->route_model.n_moe_layers;
     m->dispatch = policy;
     if (L == 0) return WB_OK;
-    WB_TRY(wb_dispatch_table_length(m->placement, policy, &m->dispatch_length));
+    return wb_dispatch_table_length(m->placement, policy, &m->dispatch_length);
+}
+
+void wb_model_dispatch_layout(wb_model *m, wb_arena *arena) {
     const int64_t length = (int64_t)m->dispatch_length;
-    WB_TRY(wb_reserve(&m->memory, &m->dispatch_tables, L, length, sizeof(int32_t)));
-    WB_TRY(wb_reserve_host(&m->memory, &m->dispatch_host, length, sizeof(int32_t), "dispatch table"));
-    for (uint32_t l = 0; l < L; l++) WB_TRY(wb_model_dispatch_fill(m, l));
+    wb_place(arena, &m->dispatch_tables, m->route_model.n_moe_layers, length, sizeof(int32_t));
+    WB_PLACE_HOST(arena, m->dispatch_host, length);
+}
+
+wb_status wb_model_dispatch_fill_all(wb_model *m) {
+    for (uint32_t l = 0; l < m->route_model.n_moe_layers; l++) WB_TRY(wb_model_dispatch_fill(m, l));
     return WB_OK;
 }
 
 wb_status wb_model_dispatch_fill(wb_model *m, uint32_t l) {
-    int32_t *table = m->dispatch_host.data;
-    WB_TRY(wb_dispatch_fill_table(m->placement, m->dispatch, (uint32_t)wb_comm_rank(m->comm), l, table));
+    int32_t *table = m->dispatch_host;
+    WB_TRY(wb_dispatch_fill_table(m->placement, m->dispatch, (uint32_t)m->rank, l, table));
     return m->device->to_device(m->device, table_of(m, l), table, m->dispatch_length * sizeof *table);
 }
 

@@ -10,8 +10,12 @@ static inline int32_t wb_model_n_slots(const wb_model *model) {
     return (int32_t)wb_placement_topology(model->placement)->n_slots;
 }
 
-/* Memory for the tables, and the tables of the present placement. Of a model with MoE layers. */
+/* The length of a table under the placement. */
 wb_status wb_model_dispatch_open(wb_model *model, wb_dispatch_policy policy);
+
+/* Memory for the tables, and the tables of the present placement. */
+void wb_model_dispatch_layout(wb_model *model, wb_arena *arena);
+wb_status wb_model_dispatch_fill_all(wb_model *model);
 
 /* Those of MoE layer l again, whose map has changed. */
 wb_status wb_model_dispatch_fill(wb_model *model, uint32_t l);

@@ -4,12 +4,12 @@
 #define WB_MODEL_WEIGHTS_H
 
 #include "families/family.h"
+#include "wb_arena.h"
 #include "wb_check.h"
 #include "wb_checkpoint_dir.h"
 #include "wb_dispatch.h"
 #include "wb_exchange.h"
 #include "wb_model.h"
-#include "wb_workspace.h"
 
 /* One storage: a weight matrix or vector, which is the same on every rank, or the slots of a MoE layer that
  * are this rank's, in slot order: gate_up [n_slots][2F][H] (rows gate 0..F-1, up F..2F-1), down
@@ -55,7 +55,7 @@ struct wb_model {
     wb_dispatch_policy dispatch;
     wb_buffer dispatch_tables; /* int32 [L][dispatch_length]: which replica this rank's tokens go to */
     size_t dispatch_length;
-    wb_host_buffer dispatch_host; /* one table on its way */
+    int32_t *dispatch_host; /* one table on its way */
 
     wb_buffer cos_table, sin_table; /* f32 [max_positions, head_dim / 2] */
 
@@ -111,6 +111,11 @@ static inline wb_dtype wb_state_dtype(const wb_model *model) {
 wb_status wb_model_new(const wb_config *config, const wb_family_rules *family,
                        const wb_model_options *options, wb_model **model_out);
 
+/* As wb_model_new, for one rank of n_ranks, but without memory in its storages, device and communicator: to
+ * be measured and closed. */
+wb_status wb_model_sketch(const wb_config *config, const wb_model_options *options, int32_t n_ranks,
+                          int32_t rank, wb_model **model_out);
+
 /* A caller's options laid over the defaults. INVALID_ARGUMENT unless they have a communicator: without one
  * nothing can be agreed. What else may be wrong in them is wb_model_new's to refuse, which ranks agree on. */
 wb_status wb_model_read_options(const wb_model_options *options, wb_model_options *own_out);
@@ -124,7 +129,8 @@ wb_status wb_model_open_exchange(wb_model *model);
 /* Fills route_model from config and family (routes_of_model.c). */
 wb_status wb_model_describe_routes(wb_model *model);
 
-/* Fills cos_table and sin_table (rope_tables.c). */
+/* Place for cos_table and sin_table, and their values (rope_tables.c). */
+void wb_model_layout_rope(wb_model *model, wb_arena *arena);
 wb_status wb_model_fill_rope(wb_model *model);
 
 /* Random values in all weights held here, as wb_model_create promises (model_create.c). Not collective. */

@@ -19,13 +19,17 @@ static void fill_rope(const wb_config *c, float *cos_host, float *sin_host) {
     }
 }
 
+void wb_model_layout_rope(wb_model *m, wb_arena *arena) {
+    const int64_t rows = m->config.max_positions, width = m->config.head_dim / 2;
+    wb_place(arena, &m->cos_table, rows, width, sizeof(float));
+    wb_place(arena, &m->sin_table, rows, width, sizeof(float));
+}
+
 wb_status wb_model_fill_rope(wb_model *m) {
     wb_device *dev = m->device;
-    const int64_t rows = m->config.max_positions, width = m->config.head_dim / 2;
-    const size_t n = (size_t)rows * (size_t)width, bytes = n * sizeof(float);
+    const size_t n = (size_t)m->config.max_positions * (size_t)(m->config.head_dim / 2),
+                 bytes = n * sizeof(float);
     float *host = NULL;
-    WB_TRY(wb_reserve(&m->memory, &m->cos_table, rows, width, sizeof(float)));
-    WB_TRY(wb_reserve(&m->memory, &m->sin_table, rows, width, sizeof(float)));
     WB_TRY(WB_NEW(host, 2 * n, "rope tables"));
     fill_rope(&m->config, host, host + n);
     wb_status status = dev->to_device(dev, m->cos_table.data, host, bytes);

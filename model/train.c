@@ -37,48 +37,67 @@ static void layout(void *user, wb_arena *arena) {
     const wb_model *model = train->model;
     const int64_t T = train->sizes.tokens, H = model->config.hidden_size;
     const int64_t n_residuals = train->forward_only ? 2 : model->config.n_layers + 1;
+    wb_arena_part(arena, "upload ring");
     wb_train_layout_batch(train, arena);
+    wb_arena_part(arena, "activations kept");
     wb_place_activations(arena, model, &train->residual, T * n_residuals, H);
     wb_block_layout(&train->block, &train->sizes, arena);
+    wb_arena_part(arena, "logits");
     wb_train_layout_head(train, arena);
     if (train->forward_only) return;
+    wb_arena_part(arena, "activations");
     wb_place_activations(arena, model, &train->dx, T, H);
+    wb_arena_part(arena, "gradients");
     wb_train_layout_grads(train, arena);
 }
 
-static wb_status open_parts(wb_train *train) {
-    const wb_train_options *o = &train->options;
-    WB_TRY(wb_block_sizes(train->model, o->max_tokens, o->max_expert_rows, !o->forward_only, &train->sizes));
-    WB_TRY(wb_block_open(train->model, &train->memory.host, &train->block));
-    if (!o->forward_only) {
-        WB_TRY(wb_block_keep(&train->block, &train->memory.host, &train->sizes, o->keep_bytes));
-        WB_TRY(wb_train_open_grads(train));
-    }
-    WB_TRY(wb_arena_open(&train->memory, layout, train));
-    return o->forward_only ? WB_OK : wb_train_zero_grads(train);
+/* All but the memory, with options that were read. */
+static wb_status prepare_open(wb_model *model, const wb_train_options *o, wb_train *train) {
+    train->model = model;
+    train->options = *o;
+    train->n_whole = -1;
+    train->forward_only = o->forward_only;
+    train->memory.device = model->device;
+    if (model->dtype != WB_F32)
+        return wb_fail(WB_INVALID_ARGUMENT, "training: expected a model of f32 weights, found %s",
+                       wb_dtype_name(model->dtype));
+    WB_TRY(wb_block_sizes(model, o->max_tokens, o->max_expert_rows, !o->forward_only, &train->sizes));
+    WB_TRY(wb_block_open(model, &train->memory.host, &train->block));
+    if (o->forward_only) return WB_OK;
+    WB_TRY(wb_block_keep(&train->block, &train->memory.host, &train->sizes, o->keep_bytes));
+    return wb_train_open_grads(train);
 }
 
 wb_status wb_train_open(wb_model *model, const wb_train_options *options, wb_train **train_out) {
     wb_train_options own;
-    WB_TRY(read_options(options, &own));
-    if (model->dtype != WB_F32)
-        return wb_fail(WB_INVALID_ARGUMENT, "training: expected a model of f32 weights, found %s",
-                       wb_dtype_name(model->dtype));
-    WB_TRY(wb_train_check_device(model->device));
     wb_train *train = NULL;
+    WB_TRY(read_options(options, &own));
+    WB_TRY(wb_train_check_device(model->device));
     WB_TRY(WB_NEW(train, 1, "training"));
-    train->model = model;
-    train->options = own;
-    train->n_whole = -1;
-    train->forward_only = own.forward_only;
-    train->memory.device = model->device;
-    const wb_status status = open_parts(train);
+    wb_status status = prepare_open(model, &own, train);
+    if (status == WB_OK) status = wb_arena_open(&train->memory, layout, train);
+    if (status == WB_OK && !own.forward_only) status = wb_train_zero_grads(train);
     if (status != WB_OK) {
         wb_train_close(train);
         return status;
     }
     *train_out = train;
     return WB_OK;
+}
+
+wb_status wb_train_measure(const wb_config *config, const wb_model_options *model,
+                           const wb_train_options *options, int32_t n_ranks, int32_t rank,
+                           wb_memory *memory_out) {
+    wb_model *sketch = NULL;
+    wb_train train = {0};
+    wb_train_options own;
+    WB_TRY(read_options(options, &own));
+    WB_TRY(wb_model_sketch(config, model, n_ranks, rank, &sketch));
+    wb_status status = prepare_open(sketch, &own, &train);
+    if (status == WB_OK) status = wb_arena_measure(NULL, layout, &train, memory_out);
+    wb_workspace_close(&train.memory);
+    wb_model_close(sketch);
+    return status;
 }
 
 void wb_train_close(wb_train *train) {

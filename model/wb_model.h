@@ -115,6 +115,12 @@ static inline wb_model_options wb_model_options_default(void) {
     return options;
 }
 
+/* What such a model takes on rank `rank` of n_ranks, without being opened: nothing is allocated on a device,
+ * and `options` need no device and no communicator. Of the host on any device but the CPU. wb_infer_measure
+ * and wb_train_measure add what these take. Not collective. */
+WB_API wb_status wb_model_measure(const wb_config *config, const wb_model_options *options, int32_t n_ranks,
+                                  int32_t rank, wb_memory *memory_out);
+
 /* Loads a checkpoint directory; every rank reads its own part. f32, bf16 and f16 files; expert tensors one
  * by one or fused. NOT_FOUND (a file or tensor is missing), MISMATCH (a tensor is surplus or has another
  * shape) and UNSUPPORTED (another dtype) name tensor, shape and file. Collective: ranks check that they
@@ -257,6 +263,11 @@ static inline wb_infer_options wb_infer_options_default(void) {
 WB_API wb_status wb_infer_open(wb_model *model, const wb_infer_options *options, wb_infer **infer_out);
 WB_API void wb_infer_close(wb_infer *infer);
 
+/* What such a workspace takes beside its model, as wb_model_measure. */
+WB_API wb_status wb_infer_measure(const wb_config *config, const wb_model_options *model,
+                                  const wb_infer_options *options, int32_t n_ranks, int32_t rank,
+                                  wb_memory *memory_out);
+
 /* A step's tokens: prefill chunks and decodes mixed. Tokens of one sequence are adjacent, positions
  * ascending; their keys at smaller positions are in the pool already. Host arrays. */
 typedef struct wb_infer_batch {
@@ -310,6 +321,11 @@ static inline wb_train_options wb_train_options_default(void) {
  * device lacks. */
 WB_API wb_status wb_train_open(wb_model *model, const wb_train_options *options, wb_train **train_out);
 WB_API void wb_train_close(wb_train *train);
+
+/* What such a trainer takes beside its model, as wb_model_measure. */
+WB_API wb_status wb_train_measure(const wb_config *config, const wb_model_options *model,
+                                  const wb_train_options *options, int32_t n_ranks, int32_t rank,
+                                  wb_memory *memory_out);
 
 /* Packed sequences, each from its position 0. Host arrays. */
 typedef struct wb_train_batch {

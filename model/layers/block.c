@@ -123,6 +123,7 @@ void wb_block_layout(wb_block *block, const wb_sizes *sizes, wb_arena *arena) {
     wb_model *model = block->model;
     wb_kept *mixer = &block->shared[WB_MIXER], *feed_forward = &block->shared[WB_FEED_FORWARD];
     const int64_t T = sizes->tokens, H = model->config.hidden_size;
+    wb_arena_part(arena, "activations");
     wb_place_activations(arena, model, &mixer->input, T, H);
     wb_place_activations(arena, model, &mixer->mid, T, H);
     wb_place_activations(arena, model, &feed_forward->input, T, H);
@@ -130,8 +131,11 @@ void wb_block_layout(wb_block *block, const wb_sizes *sizes, wb_arena *arena) {
         wb_place_activations(arena, model, &block->dmid, T, H);
         wb_place_activations(arena, model, &block->dnorm, T, H);
     }
-    for (int32_t i = 0; i < block->n_kinds; i++)
+    for (int32_t i = 0; i < block->n_kinds; i++) {
+        wb_arena_part(arena, "layer workspace");
         block->kinds[i]->layout(block->workers[i], model, sizes, arena);
+    }
+    wb_arena_part(arena, "activations kept");
     for (int32_t l = 0; l < model->config.n_layers; l++)
         for (int which = 0; which < WB_N_PARTS; which++) {
             wb_kept *own = &block->own[which][l];

@@ -53,6 +53,7 @@ static void layout(void *worker, wb_model *model, const wb_sizes *sizes, wb_aren
     if (has_peers(m) || sizes->backward)
         wb_place_scratch(arena, model, &m->output, other ? &other->output : NULL, sizes->expert_rows, H);
     if (!has_peers(m)) return;
+    if (!other) wb_arena_part(arena, "exchange");
     wb_place_scratch(arena, model, &m->sent, other ? &other->sent : NULL, n_pairs, H);
     if (other)
         m->exchange = other->exchange;

@@ -1,0 +1,161 @@
+/* test_measure.c - what a model, inference and training would take is measured without them, by part, and is
+ * what they take when they are opened; also of a model that no test could open. */
+#include "infer_state.h"
+#include "model_fixture.h"
+#include "train_state.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+#include <pthread.h>
+
+enum { MAX_RANKS = 3 };
+
+static void must_be(bool held, const char *what) {
+    if (held) return;
+    fprintf(stderr, "expected %s\n", what);
+    exit(1);
+}
+
+static size_t sum(const wb_memory *memory) {
+    size_t bytes = 0;
+    for (int32_t i = 0; i < memory->n_parts; i++) bytes += memory->parts[i].bytes;
+    return bytes;
+}
+
+static size_t part(const wb_memory *memory, const char *name) {
+    for (int32_t i = 0; i < memory->n_parts; i++)
+        if (strcmp(memory->parts[i].name, name) == 0) return memory->parts[i].bytes;
+    return 0;
+}
+
+/* ---- against what is opened ---------------------------------------------------------------------- */
+
+typedef struct rank_state {
+    wb_comm *comm;
+    wb_config config;
+    pthread_t thread;
+} rank_state;
+
+static void *run_rank(void *argument) {
+    const rank_state *s = argument;
+    const int32_t R = wb_comm_size(s->comm), rank = wb_comm_rank(s->comm);
+    fixture f = fixture_create(&s->config, 5, s->comm, 1);
+    const wb_model_options model = wb_model_options_default();
+    wb_memory memory;
+    MUST(wb_model_measure(&s->config, &model, R, rank, &memory));
+    must_be(memory.device_bytes == f.model->memory.arena.bytes && sum(&memory) == memory.device_bytes,
+            "the model's bytes");
+
+    wb_infer_options infer_options = wb_infer_options_default();
+    infer_options.n_blocks = 7;
+    infer_options.max_tokens = 33;
+    wb_infer *infer;
+    MUST(wb_infer_open(f.model, &infer_options, &infer));
+    MUST(wb_infer_measure(&s->config, &model, &infer_options, R, rank, &memory));
+    must_be(memory.device_bytes == infer->memory.arena.bytes && sum(&memory) == memory.device_bytes,
+            "the bytes of inference");
+    must_be((part(&memory, "exchange") > 0) == (R > 1), "an exchange with several ranks alone");
+    wb_infer_close(infer);
+
+    for (int i = 0; i < 4; i++) {
+        wb_train_options options = wb_train_options_default();
+        options.max_tokens = 21;
+        options.forward_only = i == 1;
+        options.keep_bytes = i == 2 ? 1 << 15 : i == 3 ? UINT64_MAX : 0;
+        wb_train *train;
+        MUST(wb_train_open(f.model, &options, &train));
+        MUST(wb_train_measure(&s->config, &model, &options, R, rank, &memory));
+        must_be(memory.device_bytes == train->memory.arena.bytes && sum(&memory) == memory.device_bytes,
+                "the bytes of training");
+        must_be((part(&memory, "gradients") == 0) == options.forward_only, "gradients unless forwards only");
+        wb_train_close(train);
+    }
+    fixture_close(&f);
+    return NULL;
+}
+
+static void test_measured_is_what_is_taken(void **unused) {
+    (void)unused;
+    for (int v = 0; v < N_VARIANTS; v++)
+        for (int n_ranks = 1; n_ranks <= MAX_RANKS; n_ranks++) {
+            rank_state ranks[MAX_RANKS];
+            wb_comm *comms[MAX_RANKS];
+            MUST(wb_comm_open_threads(n_ranks, comms));
+            for (int r = 0; r < n_ranks; r++) {
+                ranks[r] = (rank_state){.comm = comms[r], .config = variant_config((variant)v)};
+                assert_int_equal(0, pthread_create(&ranks[r].thread, NULL, run_rank, &ranks[r]));
+            }
+            for (int r = 0; r < n_ranks; r++) pthread_join(ranks[r].thread, NULL);
+            for (int r = 0; r < n_ranks; r++) wb_comm_close(comms[r]);
+        }
+}
+
+/* ---- without --------------------------------------------------------------------------------------- */
+
+/* 30 billion parameters, of which a rank of eight has 16 experts a layer. */
+static wb_config large_config(void) {
+    wb_config c = {.family = WB_FAMILY_QWEN3_MOE,
+                   .hidden_size = 2048,
+                   .n_layers = 48,
+                   .n_heads = 32,
+                   .n_kv_heads = 4,
+                   .head_dim = 128,
+                   .expert_width = 768,
+                   .dense_width = 6144,
+                   .vocab_size = 151936,
+                   .max_positions = 40960,
+                   .norm_eps = 1e-6F,
+                   .rope_theta = 1e6,
+                   .qk_norm = WB_QK_NORM_PER_HEAD,
+                   .router = {.type = WB_ROUTER_SOFTMAX_NORM, .n_experts = 128, .top_k = 8, .scale = 1},
+                   .moe_layer_mask = {((uint64_t)1 << 48) - 1}};
+    return c;
+}
+
+static void test_a_model_that_is_not_there(void **unused) {
+    (void)unused;
+    const wb_config config = large_config();
+    wb_model_options model = wb_model_options_default();
+    model.dtype = WB_BF16;
+    wb_memory memory;
+    MUST(wb_model_measure(&config, &model, 8, 3, &memory));
+    const int64_t H = 2048, experts = 16 * 3 * 768 * H, attention = H * (2 * 32 + 2 * 4) * 128,
+                  router = 128 * H, norms = 2 * H + 2 * 128;
+    const int64_t expected =
+        2 * (48 * (experts + attention + router) + 2 * 151936 * H) + 4 * (48 * norms + H);
+    assert_int_equal(part(&memory, "weights"), expected);
+
+    wb_infer_options infer = wb_infer_options_default();
+    infer.n_blocks = 1024;
+    MUST(wb_infer_measure(&config, &model, &infer, 8, 3, &memory));
+    assert_int_equal(part(&memory, "KV pool"), (int64_t)2 * 2 * 48 * 1024 * 16 * 4 * 128);
+    const size_t worst = part(&memory, "exchange");
+    infer.max_expert_rows = 3 * infer.max_tokens * 8;
+    MUST(wb_infer_measure(&config, &model, &infer, 8, 3, &memory));
+    assert_true(part(&memory, "exchange") < worst);
+
+    wb_train_options train = wb_train_options_default();
+    model.dtype = WB_F32;
+    MUST(wb_train_measure(&config, &model, &train, 8, 7, &memory));
+    assert_true(part(&memory, "gradients") > (size_t)expected);
+    const size_t recomputed = part(&memory, "activations kept");
+    train.keep_bytes = (uint64_t)20 << 30;
+    MUST(wb_train_measure(&config, &model, &train, 8, 7, &memory));
+    const size_t kept = part(&memory, "activations kept") - recomputed;
+    assert_true(kept <= train.keep_bytes && kept > train.keep_bytes / 2);
+
+    assert_int_equal(wb_model_measure(&config, &model, 8, 8, &memory), WB_INVALID_ARGUMENT);
+    train.max_tokens = 0;
+    assert_int_equal(wb_train_measure(&config, &model, &train, 8, 7, &memory), WB_INVALID_ARGUMENT);
+    assert_true(part(&memory, "gradients") > 0);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_measured_is_what_is_taken),
+                                       cmocka_unit_test(test_a_model_that_is_not_there)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
