@@ -9,6 +9,7 @@
 #include "../../examples/grpo/option_resume.c"
 #include "../../examples/grpo/option_table.c"
 #include "../../examples/grpo/paths.c"
+#include "../../examples/grpo/text_files.c"
 
 #include <malloc.h>
 
