@@ -1,10 +1,10 @@
 /* command_line.c - the command line of waybill-grpo: read, explained, and looked at as a whole. */
 #include "option_table.h"
+#include "wb_threads.h"
 
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
-#include <unistd.h>
 
 static void print_choice(const option_row *row, int value) {
     size_t length;
@@ -91,14 +91,6 @@ wb_status options_check(const options *o) {
     return WB_OK;
 }
 
-/* More threads than cores only wait for each other. */
-static wb_status check_threads(const options *o) {
-    long cores = sysconf(_SC_NPROCESSORS_ONLN);
-    if (cores < 1 || o->threads <= cores) return WB_OK;
-    return wb_fail(WB_INVALID_ARGUMENT, "--threads %" PRId64 ": expected at most %ld, the cores of this host",
-                   o->threads, cores);
-}
-
 /* An option that --make-base does not look at was meant for something else. */
 static wb_status check_make_base(const options *o) {
     static const char *const taken[] = {"--make-base", "--family",       "--warmup-steps",
@@ -140,6 +132,6 @@ wb_status options_parse(int argc, char **argv, bool loud, options *o, int *actio
         }
         WB_TRY(take_option(argc, argv, &i, o));
     }
-    WB_TRY(check_threads(o));
+    WB_TRY(wb_threads_check((uint64_t)o->threads, "--threads"));
     return check_together(o);
 }

@@ -76,6 +76,7 @@ broken() {
     err_has "$text"
     out_is_empty
 }
+refused "--threads: expected at most $(getconf _NPROCESSORS_ONLN), the cores of this host, found 60000" "${small[@]}" --threads 60000
 broken "nothing.wbr" "$scratch/nothing.wbr" --ranks 4 --slots 8
 broken "version 2" "$golden/bad_version_2.wbr" --ranks 4 --slots 8
 broken "expert 8" "$golden/bad_id_out_of_range.wbr" --ranks 4 --slots 8
