@@ -40,7 +40,8 @@ refused "--ranks is needed" "$dump" --slots 8
 refused "--slots is needed" "$dump" --ranks 4
 refused "--ranks: expected 1..65536, found 0" "$dump" --ranks 0 --slots 8
 refused "--ranks: expected a number, found many" "$dump" --ranks many --slots 8
-refused "--ranks: expected a number, found -4" "$dump" --ranks -4 --slots 8
+refused "--ranks: expected 1..65536, found -4" "$dump" --ranks -4 --slots 8
+refused "--ranks: expected a number, found -4x" "$dump" --ranks -4x --slots 8
 refused "--nodes: expected 1..65536, found 70000" "$dump" --ranks 4 --slots 8 --nodes 70000
 refused "n_nodes: expected 1..4 (the ranks), found 5" "$dump" --ranks 4 --slots 8 --nodes 5
 refused "8 experts" "$dump" --ranks 4 --slots 7
@@ -63,6 +64,16 @@ refused "--step-records is of a DUMP" "${small[@]}" --step-records 1
 refused "--skew: expected a number, found nan" "${small[@]}" --skew nan
 refused "--skew: expected a number, found 0x1p3 " "${small[@]}" --skew "0x1p3 "
 refused "--network-gbps: expected a number above 0" "${small[@]}" --network-gbps 0
+refused "--network-gbps: expected a number above 0 and at most 1e+09, found -1" "${small[@]}" --network-gbps -1
+for option in skew:1000 horizon:1e+18 token-us:1e+18; do
+    for value in -1 -0.5 -0 1e400 -1e400; do
+        refused "--${option%:*}: expected a number of at least 0 and at most ${option#*:}, found $value" "${small[@]}" \
+            "--${option%:*}" "$value"
+    done
+done
+refused "--skew: expected a number, found -x" "${small[@]}" --skew -x
+refused "--skew: expected a number, found -" "${small[@]}" --skew -
+refused "--skew: expected a number, found -inf" "${small[@]}" --skew -inf
 refused "--target: expected a number above 0 and at most 1" "${small[@]}" --target 1.5
 refused "--top-k: expected at most the 32" "${small[@]}" --top-k 33
 refused "expected at most 2^31" "${small[@]}" --tokens 2147483648
