@@ -72,19 +72,18 @@ static wb_status take_option(int argc, char **argv, int *i, options *o) {
 }
 
 wb_status options_check(const options *o) {
-    /* Of a request, too (wb_rollout.h). Not a bound of the table, so that the message can say why. */
-    const double min_temperature = 1e-6;
     if (!o->model_dir)
         return wb_fail(WB_INVALID_ARGUMENT, "--model is needed: there is no checkpoint to resume from");
     WB_TRY(task_check_options(o->task, o->stop_token));
     if (strcmp(o->task, "arithmetic") != 0 && !o->reward_cmd)
         return wb_fail(WB_INVALID_ARGUMENT, "--task %s needs --reward-cmd", o->task);
-    if (o->temperature < min_temperature)
+    /* Not a bound of the table, so that the message can say why; as the f32 that a request has. */
+    if ((float)o->temperature < WB_MIN_TEMPERATURE)
         return wb_fail(
             WB_INVALID_ARGUMENT,
             "--temperature %g: expected at least %g: a greedy sample is a point mass, all samples of a "
             "prompt are the same and their gradient is zero",
-            o->temperature, min_temperature);
+            o->temperature, (double)WB_MIN_TEMPERATURE);
     if (o->prompts % o->updates != 0)
         return wb_fail(WB_INVALID_ARGUMENT, "--prompts %" PRId64 " is not a multiple of --updates %" PRId64,
                        o->prompts, o->updates);
