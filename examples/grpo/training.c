@@ -52,10 +52,12 @@ static wb_status open_reference(trainer *t, bool resumed) {
     wb_model_options reference = model_options(t, WB_F32);
     wb_train_options forward_only = wb_train_options_default();
     forward_only.forward_only = true;
-    if (resumed)
+    if (resumed) {
         WB_TRY(wb_model_open(t->o->model_dir, &reference, &t->reference));
-    else
+        WB_TRY(finite_weights_check(t->reference, t->o->model_dir));
+    } else {
         WB_TRY(wb_model_clone(t->model, &reference, &t->reference));
+    }
     WB_TRY(check_reference(t));
     WB_TRY(reference_digest(t->reference, &t->reference_digest));
     return wb_comm_agree(t->comm, wb_train_open(t->reference, &forward_only, &t->reference_train));
@@ -72,6 +74,7 @@ static wb_status open_replay(const trainer *t, wb_missing_policy missing, wb_rep
 static wb_status open_trainer(trainer *t, const char *dir, bool resumed) {
     wb_model_options model = model_options(t, WB_F32);
     WB_TRY(wb_model_open(dir, &model, &t->model));
+    WB_TRY(finite_weights_check(t->model, dir));
     wb_status status = wb_train_open(t->model, NULL, &t->train);
     if (status == WB_OK) status = optimizer_open(t->model, t->train, t->device, t->comm, &t->opt);
     if (status == WB_OK) status = open_replay(t, t->o->missing, &t->replay);
