@@ -75,5 +75,7 @@ def compare(waybill, dump):
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
     for name in sys.argv[2:]:
         print(name.rsplit("/", 1)[-1], compare(sys.argv[1], name), "records agree")
