@@ -64,7 +64,7 @@ extern const cli_command cli_inspect, cli_verify, cli_cat, cli_stats, cli_eplb;
 /* ---- command lines (command_options.c) ------------------------------------------------------- */
 
 /* Reads the options and the one DUMP argument into `options`, [options_size] with defaults, and
- * *arguments_out. Returns CLI_OK, or CLI_USAGE when the line is wrong, which has been said. */
+ * *arguments_out. Returns CLI_OK, CLI_USAGE when the line is wrong, or CLI_DATA, which has been said. */
 int cli_parse(const cli_command *self, int argc, char **argv, void *options, cli_arguments *arguments_out);
 
 /* Whether the option whose value lies at `offset` is on the command line. */
@@ -73,7 +73,8 @@ bool cli_is_set(const cli_command *self, const cli_arguments *arguments, size_t 
 /* ---- paths (command_paths.c) ------------------------------------------------------------------ */
 
 /* No file that is written, standard output included, may be one that is read or another that is written.
- * Called by cli_parse. Returns CLI_OK, or CLI_USAGE, which has been said. */
+ * What is written can be. Called by cli_parse. Returns CLI_OK, CLI_USAGE, or CLI_DATA where a path cannot be
+ * written, which has been said. */
 int cli_check_paths(const cli_command *self, const cli_arguments *arguments);
 
 /* ---- help (command_help.c) ------------------------------------------------------------------- */

@@ -3,7 +3,6 @@
 
 #include <errno.h>
 #include <inttypes.h>
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -26,11 +25,13 @@ static int not_a_number(const cli_command *self, const cli_option *o, const char
 
 static int read_number(const cli_command *self, const cli_option *o, const char *text, uint64_t *value_out) {
     char *end = NULL;
+    const bool negative = text[0] == '-';
+    const char *digits = text + negative;
     errno = 0;
-    const unsigned long long value = strtoull(text, &end, 10);
+    const unsigned long long value = strtoull(digits, &end, 10);
     const bool too_large = errno == ERANGE;
-    if (end == text || *end != '\0' || text[0] < '0' || text[0] > '9') return not_a_number(self, o, text);
-    if (too_large || value < o->min || value > o->max)
+    if (digits[0] < '0' || digits[0] > '9' || *end != '\0') return not_a_number(self, o, text);
+    if (negative || too_large || value < o->min || value > o->max)
         return cli_usage_error(self, "--%s: expected %" PRIu64 "..%" PRIu64 ", found %s", o->name, o->min,
                                o->max, text);
     *value_out = value;
@@ -39,12 +40,14 @@ static int read_number(const cli_command *self, const cli_option *o, const char 
 
 static int read_decimal(const cli_command *self, const cli_option *o, const char *text, double *value_out) {
     char *end = NULL;
-    const bool begins_well = (text[0] >= '0' && text[0] <= '9') || text[0] == '.';
-    const double value = strtod(text, &end);
-    if (!begins_well || end == text || *end != '\0' || !isfinite(value)) return not_a_number(self, o, text);
-    if (value > o->decimal_max || (o->above_zero && value == 0))
-        return cli_usage_error(self, "--%s: expected a number %s 0 and at most %g, found %g", o->name,
-                               o->above_zero ? "above" : "of at least", o->decimal_max, value);
+    const bool negative = text[0] == '-';
+    const char *digits = text + negative;
+    const bool begins_well = (digits[0] >= '0' && digits[0] <= '9') || digits[0] == '.';
+    const double value = strtod(digits, &end);
+    if (!begins_well || end == digits || *end != '\0') return not_a_number(self, o, text);
+    if (negative || value > o->decimal_max || (o->above_zero && value == 0))
+        return cli_usage_error(self, "--%s: expected a number %s 0 and at most %g, found %s", o->name,
+                               o->above_zero ? "above" : "of at least", o->decimal_max, text);
     *value_out = value;
     return CLI_OK;
 }

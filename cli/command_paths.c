@@ -1,10 +1,12 @@
 /* command_paths.c - what a subcommand writes is none of what it reads, and no two outputs are one file; see
- * command.h. Files are compared by what they are, not by name: links are followed. Refuses: whether a file
- * can be read or written (whoever opens it says that). */
+ * command.h. Files are compared by what they are, not by name: links are followed. It can be
+ * written, which is found before the work and not after it. Refuses: whether a file can be read (whoever
+ * opens it says that). */
 #include "command.h"
 #include "wb_file.h"
 
 #include <dirent.h>
+#include <errno.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -103,6 +105,23 @@ static int check_pair(const cli_command *self, const cli_path *a, const cli_path
                            b->path, a->name);
 }
 
+/* A pipe is not opened for a look: its reader would take the close for the end of the data. */
+static int check_writable(const cli_path *output) {
+    struct stat file;
+    wb_new_file probe;
+    wb_status status = WB_OK;
+    if (stat(output->path, &file) == 0 && (S_ISFIFO(file.st_mode) || S_ISCHR(file.st_mode))) {
+        if (access(output->path, W_OK) != 0)
+            status = wb_fail(WB_IO, "%s: cannot be written: %s", output->path, strerror(errno));
+    } else {
+        status = wb_new_file_open(output->path, &probe);
+        if (status == WB_OK) wb_new_file_discard(&probe);
+    }
+    if (status == WB_OK) return CLI_OK;
+    wb_fail_context(status, "--%s", output->name);
+    return cli_fail();
+}
+
 int cli_check_paths(const cli_command *self, const cli_arguments *arguments) {
     const cli_paths paths = paths_of(self, arguments);
     int code = check_stdout(self, &paths);
@@ -111,5 +130,6 @@ int cli_check_paths(const cli_command *self, const cli_arguments *arguments) {
         for (size_t k = 0; code == CLI_OK && k < i; k++)
             code = check_pair(self, &paths.outputs[k], &paths.outputs[i]);
     }
+    for (size_t i = 0; code == CLI_OK && i < paths.n_outputs; i++) code = check_writable(&paths.outputs[i]);
     return code;
 }

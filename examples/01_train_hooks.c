@@ -1,6 +1,6 @@
 /* 01_train_hooks.c - routing replay in a trainer that is not Waybill's: five calls around its own router.
  *
- *   example_01_train_hooks [dump.wbr]
+ *   example_01_train_hooks [DUMP]
  *
  * Takes a record (made by hand, or the first of a dump), packs it with padding into two micro-batches and
  * runs one step as a pipeline would: both forwards, then for each micro-batch recompute and backward. The
@@ -183,8 +183,16 @@ static void recompute_and_backward(const trainer *t, int32_t mb, int32_t l) {
     gate_free(g);
 }
 
+static void check_usage(int argc, char **argv) {
+    const bool help = argc == 2 && strcmp(argv[1], "--help") == 0;
+    if (argc <= 2 && (argc < 2 || argv[1][0] != '-')) return;
+    fprintf(help ? stdout : stderr, "usage: example_01_train_hooks [DUMP]\n");
+    exit(help ? 0 : 2);
+}
+
 int main(int argc, char **argv) {
     wb_dump *dump = NULL;
+    check_usage(argc, argv);
     trainer t = {.model = &hand_model, .record = hand_record};
     if (argc > 1) {
         CHECK(wb_dump_open(argv[1], &dump));

@@ -11,6 +11,7 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 enum { MICRO_BATCHES = 4 };
 
@@ -123,9 +124,10 @@ static void dispatch_rows(const step *s, const wb_placement *placement, uint32_t
 }
 
 int main(int argc, char **argv) {
-    if (argc != 4) {
-        fprintf(stderr, "usage: example_02_eplb DUMP RANKS SLOTS\n");
-        return 2;
+    const bool help = argc == 2 && strcmp(argv[1], "--help") == 0;
+    if (argc != 4 || argv[1][0] == '-') {
+        fprintf(help ? stdout : stderr, "usage: example_02_eplb DUMP RANKS SLOTS\n");
+        return help ? 0 : 2;
     }
     step s = {0};
     wb_comm *comm = NULL;

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # From a bare Debian 12 or Ubuntu 24.04 to a model trained under routing replay, in a few minutes on two cores: installs what
 # is missing, builds, makes a tiny Mixture-of-Experts checkpoint, trains it with two MPI ranks and says what replay changed.
+# usage: examples/quickstart.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
 case "${1:-}" in
 "") ;;
-*) sed -n '2,3s/^# //p' "$0"; [ "$1" = --help ] && exit 0 || exit 2 ;;
+*) sed -n '2,4s/^# //p' examples/quickstart.sh; [ "$1" = --help ] && exit 0 || exit 2 ;;
 esac
 
 # A folder of its own: the base, the checkpoint and the dump of an earlier run stay.

@@ -139,6 +139,9 @@ static inline void wb_route_id_set(void *row, wb_dtype dtype, size_t index, uint
     }
 }
 
+/* Whether the K ids at `a` and at `b` are the same ones in any order; those at `a` are distinct. */
+WB_API bool wb_route_same_experts(const void *a, const void *b, wb_dtype dtype, uint32_t K);
+
 /* Whether row `row` is valid, by the bits of wb_route_rows; `valid` NULL: all rows are. */
 static inline bool wb_row_valid(const uint8_t *valid, size_t row) {
     return !valid || (valid[row / 8] >> (row % 8) & 1) != 0;

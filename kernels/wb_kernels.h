@@ -497,9 +497,12 @@ typedef wb_status wb_logprob_backward_fn(wb_device *dev, int64_t T, int64_t V, c
                                          const int32_t *targets, const wb_distribution *of,
                                          const float *dlogprobs, float *dlogits);
 
+/* The smallest temperature that is not greedy: below it logits / temperature leave the range of f32. */
+#define WB_MIN_TEMPERATURE 1e-6f
+
 /* How one row is sampled. */
 typedef struct wb_sample_params {
-    /* 0: greedy, lowest id on a tie */
+    /* 0: greedy, lowest id on a tie; else at least WB_MIN_TEMPERATURE */
     float temperature;
     /* 0: no limit */
     int32_t top_k;

@@ -11,11 +11,11 @@
 static wb_status check_temperature(const wb_train_batch *batch, int64_t t) {
     if (!batch->temperature || batch->targets[t] < 0) return WB_OK;
     const float temperature = batch->temperature[t];
-    if (temperature >= 1e-6f && isfinite(temperature)) return WB_OK;
+    if (temperature >= WB_MIN_TEMPERATURE && isfinite(temperature)) return WB_OK;
     return wb_fail(WB_INVALID_ARGUMENT,
                    "temperature of row %" PRId64
-                   ": expected at least 1e-6 (a greedy sample has no gradient), found %g",
-                   t, (double)temperature);
+                   ": expected at least %g (a greedy sample has no gradient), found %g",
+                   t, (double)WB_MIN_TEMPERATURE, (double)temperature);
 }
 
 /* The kept tokens of row t are ascending, below V, and the target is one of them. */

@@ -337,7 +337,7 @@ typedef struct wb_train_batch {
     /* What the targets were sampled from: logits / temperature over the tokens that top-k and top-p kept, as
      * records have them (wb_sampling, mask_ids). Log-probabilities and gradients are of this distribution.
      *
-     * [T], at least 1e-6 where there is a target; NULL: 1 */
+     * [T], at least WB_MIN_TEMPERATURE where there is a target; NULL: 1 */
     const float *temperature;
     /* [T + 1] from 0 on: row t keeps kept_ids[kept_start[t] .. kept_start[t + 1]), strictly ascending, its
      * target among them; none: the whole vocabulary, and in rows without a target. Both NULL: no row is

@@ -36,11 +36,16 @@ static wb_status check_tokens(const char *rid, const char *what, uint32_t n, con
     return WB_OK;
 }
 
-/* NULL, or what is odd about the request's sampling values. Logits divided by the temperature must stay
- * finite. */
-static const char *sampling_fault(const wb_request *request) {
+static wb_status check_temperature(const wb_request *request) {
     const float t = request->temperature;
-    if (!(t == 0 || (t >= 1e-6f && isfinite(t)))) return "temperature must be 0, or finite and at least 1e-6";
+    if (t == 0 || (t >= WB_MIN_TEMPERATURE && isfinite(t))) return WB_OK;
+    return wb_fail(WB_INVALID_ARGUMENT,
+                   "request %s: temperature: expected 0, or finite and at least %g, found %g", request->rid,
+                   (double)WB_MIN_TEMPERATURE, (double)t);
+}
+
+/* NULL, or what is odd about the request's other sampling values. */
+static const char *sampling_fault(const wb_request *request) {
     if (request->top_k < 0) return "top_k must be at least 0";
     if (!(request->top_p > 0 && request->top_p <= 1)) return "top_p must be in (0, 1]";
     if (request->max_tokens == 0) return "max_tokens must be at least 1";
@@ -75,6 +80,7 @@ wb_status wb_request_check(const wb_request *request, const wb_request_limits *l
         return wb_fail(WB_INVALID_ARGUMENT, "request %s: the prompt has no token", rid);
     WB_TRY(check_tokens(rid, "prompt tokens", request->n_tokens, request->tokens, vocab_size));
     WB_TRY(check_tokens(rid, "stop_tokens", request->n_stop, request->stop_tokens, vocab_size));
+    WB_TRY(check_temperature(request));
     const char *fault = sampling_fault(request);
     if (fault) return wb_fail(WB_INVALID_ARGUMENT, "request %s: %s", rid, fault);
     if (request->routes_start > request->n_tokens)

@@ -53,7 +53,7 @@ typedef struct wb_request {
     uint32_t sample; /* of the record: index in the group */
     uint32_t n_tokens;
     const uint32_t *tokens; /* [n_tokens] prompt, at least one */
-    float temperature;      /* 0: greedy; else at least 1e-6; default 1 */
+    float temperature;      /* 0: greedy; else at least WB_MIN_TEMPERATURE; default 1 */
     int32_t top_k;          /* 0, the default: no limit */
     float top_p;            /* 1, the default: no limit */
     uint64_t seed;          /* default 0 */

@@ -3,6 +3,9 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 seconds=${1:-60}
+case "$seconds" in
+*[!0-9]*) sed -n '2s/^# //p' tests/fuzz.sh; [ "$1" = --help ] && exit 0 || exit 2 ;;
+esac
 
 ./install-deps.sh --tests --clang
 CC=clang cmake -S . -B build-fuzz -DCMAKE_BUILD_TYPE=RelWithDebInfo -DWB_SANITIZE=address,undefined -DWB_FUZZ=ON \

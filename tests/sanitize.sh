@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Every test under AddressSanitizer + UndefinedBehaviorSanitizer, then under ThreadSanitizer, which Archer, a tool of clang's
-# OpenMP runtime, tells where threads fork and join. usage:
-# tests/sanitize.sh [address|thread [ctest arguments]]
+# OpenMP runtime, tells where threads fork and join.
+# usage: tests/sanitize.sh [address|thread [ctest arguments]]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -65,5 +65,5 @@ case "${1:-all}" in
 address) run address address,undefined "${@:2}" ;;
 thread) run thread thread "${@:2}" ;;
 all) run address address,undefined; run thread thread ;;
-*) sed -n '2,4s/^# //p' "$0"; [ "$1" = --help ] && exit 0 || exit 2 ;;
+*) sed -n '2,4s/^# //p' tests/sanitize.sh; [ "$1" = --help ] && exit 0 || exit 2 ;;
 esac

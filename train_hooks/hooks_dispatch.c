@@ -5,16 +5,6 @@
 #include <inttypes.h>
 #include <string.h>
 
-/* Whether a row's ids are the planned ones in any order; the planned ones are distinct. */
-static bool same_experts(const uint8_t *planned, const uint8_t *told, wb_dtype dtype, uint32_t K) {
-    for (uint32_t k = 0; k < K; k++) {
-        uint32_t id = wb_route_id(planned, dtype, k), j = 0;
-        while (j < K && wb_route_id(told, dtype, j) != id) j++;
-        if (j == K) return false;
-    }
-    return true;
-}
-
 /* Puts the trainer's ids in h->native_host into the plan's order, where they are the same experts; what is
  * not stays, for the replay to refuse. */
 static void order_as_planned(wb_hooks *h, const gate_call *c) {
@@ -22,8 +12,7 @@ static void order_as_planned(wb_hooks *h, const gate_call *c) {
     const uint8_t *planned = c->slice.ids;
     size_t row_bytes = (size_t)c->slice.stride * wb_dtype_size(h->dtype);
     for (size_t t = 0; t < c->T; t++, told += h->layer_bytes, planned += row_bytes) {
-        if (memcmp(planned, told, h->layer_bytes) == 0) continue;
-        if (same_experts(planned, told, h->dtype, (uint32_t)h->options.router.top_k))
+        if (wb_route_same_experts(planned, told, h->dtype, (uint32_t)h->options.router.top_k))
             memcpy(told, planned, h->layer_bytes);
     }
 }

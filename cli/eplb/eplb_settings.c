@@ -3,6 +3,7 @@
 #include "eplb/eplb.h"
 #include "eplb/eplb_arguments.h"
 #include "wb_memory.h"
+#include "wb_threads.h"
 
 #include <inttypes.h>
 #include <stddef.h>
@@ -177,6 +178,8 @@ static int set_all(const cli_command *self, const cli_arguments *arguments, eplb
                               cli_is_set(self, arguments, offsetof(eplb_arguments, expert_width)))
         code = cli_usage_error(self, "--hidden and --expert-width: expected both or neither");
     if (code != CLI_OK) return code;
+    if (wb_threads_check(a->threads, "--threads") != WB_OK)
+        return cli_usage_error(self, "%s", wb_error_message());
     if (wb_dispatch_policy_parse(a->dispatch, &s->dispatch) != WB_OK)
         return cli_usage_error(self, "--dispatch: %s", wb_error_message());
     s->topology.n_ranks = (uint32_t)a->ranks;

@@ -1,10 +1,10 @@
 /* command_line.c - the command line of waybill-grpo: read, explained, and looked at as a whole. */
 #include "option_table.h"
+#include "wb_threads.h"
 
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
-#include <unistd.h>
 
 static void print_choice(const option_row *row, int value) {
     size_t length;
@@ -72,31 +72,22 @@ static wb_status take_option(int argc, char **argv, int *i, options *o) {
 }
 
 wb_status options_check(const options *o) {
-    /* Of a request, too (wb_rollout.h). Not a bound of the table, so that the message can say why. */
-    const double min_temperature = 1e-6;
     if (!o->model_dir)
         return wb_fail(WB_INVALID_ARGUMENT, "--model is needed: there is no checkpoint to resume from");
     WB_TRY(task_check_options(o->task, o->stop_token));
     if (strcmp(o->task, "arithmetic") != 0 && !o->reward_cmd)
         return wb_fail(WB_INVALID_ARGUMENT, "--task %s needs --reward-cmd", o->task);
-    if (o->temperature < min_temperature)
+    /* Not a bound of the table, so that the message can say why; as the f32 that a request has. */
+    if ((float)o->temperature < WB_MIN_TEMPERATURE)
         return wb_fail(
             WB_INVALID_ARGUMENT,
             "--temperature %g: expected at least %g: a greedy sample is a point mass, all samples of a "
             "prompt are the same and their gradient is zero",
-            o->temperature, min_temperature);
+            o->temperature, (double)WB_MIN_TEMPERATURE);
     if (o->prompts % o->updates != 0)
         return wb_fail(WB_INVALID_ARGUMENT, "--prompts %" PRId64 " is not a multiple of --updates %" PRId64,
                        o->prompts, o->updates);
     return WB_OK;
-}
-
-/* More threads than cores only wait for each other. */
-static wb_status check_threads(const options *o) {
-    long cores = sysconf(_SC_NPROCESSORS_ONLN);
-    if (cores < 1 || o->threads <= cores) return WB_OK;
-    return wb_fail(WB_INVALID_ARGUMENT, "--threads %" PRId64 ": expected at most %ld, the cores of this host",
-                   o->threads, cores);
 }
 
 /* An option that --make-base does not look at was meant for something else. */
@@ -140,6 +131,6 @@ wb_status options_parse(int argc, char **argv, bool loud, options *o, int *actio
         }
         WB_TRY(take_option(argc, argv, &i, o));
     }
-    WB_TRY(check_threads(o));
+    WB_TRY(wb_threads_check((uint64_t)o->threads, "--threads"));
     return check_together(o);
 }

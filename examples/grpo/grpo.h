@@ -313,6 +313,12 @@ wb_status checkpoint_check_same_run(const trainer *t, const char *dir);
 /* A number of all weights, the same on every rank and on any number of ranks. Collective. */
 wb_status reference_digest(wb_model *model, uint64_t *digest_out);
 
+/* ---- finite_weights.c ------------------------------------------------------------------------ */
+
+/* CORRUPT with the first tensor of an f32 model that holds a NaN or an infinity; `dir`: where the model is
+ * from. Collective. */
+wb_status finite_weights_check(wb_model *model, const char *dir);
+
 /* ---- report.c -------------------------------------------------------------------------------- */
 
 typedef struct report report;

@@ -2,6 +2,7 @@
  * rank. */
 #include "grpo.h"
 #include "wb_comm_mpi.h"
+#include "wb_threads.h"
 
 #include <sched.h>
 #include <signal.h>
@@ -25,8 +26,8 @@ static int default_threads(void) {
         MPI_Comm_size(host, &ranks);
         MPI_Comm_free(&host);
     }
-    long cores = sysconf(_SC_NPROCESSORS_ONLN);
-    int share = cores > ranks ? (int)(cores / ranks) : 1;
+    const int cores = wb_host_cores();
+    int share = cores > ranks ? cores / ranks : 1;
     cpu_set_t bound;
     if (sched_getaffinity(0, sizeof bound, &bound) == 0 && CPU_COUNT(&bound) < share)
         share = CPU_COUNT(&bound);

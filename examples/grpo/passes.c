@@ -82,22 +82,12 @@ static wb_status routed_forward(trainer *t, wb_replay *replay, packed_batch *p, 
 
 /* ---- an independent count -------------------------------------------------------------------- */
 
-/* True when both hold the same set of K ids. */
-static bool same_set(const void *a, const void *b, wb_dtype dtype, uint32_t K) {
-    if (memcmp(a, b, K * wb_dtype_size(dtype)) == 0) return true;
-    for (uint32_t i = 0; i < K; i++) {
-        uint32_t j = 0, id = wb_route_id(a, dtype, i);
-        while (j < K && wb_route_id(b, dtype, j) != id) j++;
-        if (j == K) return false;
-    }
-    return true;
-}
-
 static bool same_routes(const wb_route_model *model, const char *used, const char *rolled) {
     wb_dtype dtype = wb_route_dtype(model->num_experts);
     size_t layer_bytes = model->top_k * wb_dtype_size(dtype);
     for (uint32_t l = 0; l < model->n_moe_layers; l++)
-        if (!same_set(used + l * layer_bytes, rolled + l * layer_bytes, dtype, model->top_k)) return false;
+        if (!wb_route_same_experts(used + l * layer_bytes, rolled + l * layer_bytes, dtype, model->top_k))
+            return false;
     return true;
 }
 

@@ -64,10 +64,12 @@ static wb_train_options train_options(const trainer *t, const wb_model *model) {
 static wb_status open_reference(trainer *t, bool resumed) {
     if (t->o->kl_coef <= 0) return WB_OK;
     wb_model_options reference = model_options(t, WB_F32);
-    if (resumed)
+    if (resumed) {
         WB_TRY(wb_model_open(t->o->model_dir, &reference, &t->reference));
-    else
+        WB_TRY(finite_weights_check(t->reference, t->o->model_dir));
+    } else {
         WB_TRY(wb_model_clone(t->model, &reference, &t->reference));
+    }
     WB_TRY(check_reference(t));
     WB_TRY(reference_digest(t->reference, &t->reference_digest));
     wb_train_options forward_only = train_options(t, t->reference);
@@ -86,6 +88,7 @@ static wb_status open_replay(const trainer *t, wb_missing_policy missing, wb_rep
 static wb_status open_trainer(trainer *t, const char *dir, bool resumed) {
     wb_model_options model = model_options(t, WB_F32);
     WB_TRY(wb_model_open(dir, &model, &t->model));
+    WB_TRY(finite_weights_check(t->model, dir));
     const wb_train_options train = train_options(t, t->model);
     wb_status status = wb_train_open(t->model, &train, &t->train);
     if (status == WB_OK) status = optimizer_open(t->model, t->train, t->device, t->comm, &t->opt);

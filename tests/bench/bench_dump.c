@@ -5,6 +5,7 @@
  *
  * Prints what it ran and, for each figure, the best of five runs and its ratio to memcpy. Records have 4096
  * tokens, 48 layers, 8 of 128 experts (u8), each its own group, codec raw. */
+#include "support/usage.h"
 #include "wb_formats.h"
 #include "wb_random.h"
 
@@ -165,10 +166,8 @@ static void print(const char *what, double gbs, double memcpy_gbs) {
 }
 
 int main(int argc, char **argv) {
-    if (argc < 2) {
-        fprintf(stderr, "usage: bench_dump DIRECTORY [MIB]\n");
-        return 2;
-    }
+    int code;
+    if (usage_ends(argc, argv, 1, 2, "usage: bench_dump DIRECTORY [MIB]\n", &code)) return code;
     static bench b;
     size_t mib = argc > 2 ? (size_t)strtoul(argv[2], NULL, 10) : 256;
     snprintf(b.path, sizeof b.path, "%s/bench_dump.%ld.wbr", argv[1], (long)getpid());

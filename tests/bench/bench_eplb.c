@@ -263,9 +263,11 @@ int main(int argc, char **argv) {
                  strcmp(argv[i], "micro-batches") == 0)
             only = argv[i];
         else {
-            printf("usage: bench_eplb [--layers N] [--threads N] [--trials N] [--seed N] [exact | stale | "
-                   "micro-batches]\n");
-            return strcmp(argv[i], "--help") != 0;
+            const bool asked = strcmp(argv[i], "--help") == 0;
+            fprintf(asked ? stdout : stderr,
+                    "usage: bench_eplb [--layers N] [--threads N] [--trials N] [--seed N] [exact | stale | "
+                    "micro-batches]\n");
+            return asked ? 0 : 2;
         }
     }
     printf("%u layers, %u threads, seed %" PRIu64 ", log-normal loads\n\n", n_layers, n_threads, seed);

@@ -5,6 +5,7 @@
  *
  * Writes FILE unless it is there, and leaves it. Records have 4096 rows, 48 layers, 8 of 128 experts (u8),
  * codec raw; 64 ranks, 8 micro-batches. Prints the best of three runs. */
+#include "support/usage.h"
 #include "wb_eplb.h"
 
 #include <inttypes.h>
@@ -98,10 +99,8 @@ static void measure(const char *path) {
 }
 
 int main(int argc, char **argv) {
-    if (argc < 2) {
-        fprintf(stderr, "usage: bench_eplb_dump FILE [MIB]\n");
-        return 2;
-    }
+    int code;
+    if (usage_ends(argc, argv, 1, 2, "usage: bench_eplb_dump FILE [MIB]\n", &code)) return code;
     size_t mib = argc > 2 ? (size_t)strtoull(argv[2], NULL, 10) : 512;
     if (access(argv[1], F_OK) != 0) write_dump(argv[1], mib << 20);
     measure(argv[1]);

@@ -1,8 +1,9 @@
 /* bench_exchange.c - the data plane beside the control plane, between threads.
  *
- * Usage: bench_exchange [ranks]
+ * Usage: bench_exchange [RANKS]
  */
 #include "bench/bench_exchange.h"
+#include "support/usage.h"
 
 #include <pthread.h>
 
@@ -12,6 +13,8 @@ static void *run_rank(void *comm) {
 }
 
 int main(int argc, char **argv) {
+    int code;
+    if (usage_ends(argc, argv, 0, 1, "usage: bench_exchange [RANKS]\n", &code)) return code;
     const int ranks = argc > 1 ? atoi(argv[1]) : 2;
     wb_comm *comms[MOST_RANKS];
     pthread_t threads[MOST_RANKS];

@@ -4,10 +4,13 @@
  * Usage: mpirun -n 2 bench_exchange_mpi
  */
 #include "bench/bench_exchange.h"
+#include "support/usage.h"
 #include "wb_comm_mpi.h"
 
 int main(int argc, char **argv) {
     wb_comm *comm = NULL;
+    int code;
+    if (usage_ends(argc, argv, 0, 0, "usage: mpirun -n RANKS bench_exchange_mpi\n", &code)) return code;
     MPI_Init(&argc, &argv);
     must(wb_comm_open_mpi(MPI_COMM_WORLD, &comm));
     bench_run(comm, true);

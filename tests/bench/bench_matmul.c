@@ -2,9 +2,10 @@
  * 192, E 32, K 4, vocabulary 8192), against the naive loop with the same bits and, for few rows, the
  * memory rate of the weights.
  *
- * Usage: bench_matmul [threads] [milliseconds for each shape]
+ * Usage: bench_matmul [THREADS [MILLISECONDS for each shape]]
  */
 #include "router_rules.h"
+#include "support/usage.h"
 #include "wb_device.h"
 
 #include <stdio.h>
@@ -130,6 +131,9 @@ static int bench(wb_device *dev, const shape *s, double budget_s) {
 
 int main(int argc, char **argv) {
     wb_device *dev = NULL;
+    int code;
+    if (usage_ends(argc, argv, 0, 2, "usage: bench_matmul [THREADS [MILLISECONDS for each shape]]\n", &code))
+        return code;
     if (wb_device_open_cpu(argc > 1 ? atoi(argv[1]) : 0, &dev) != WB_OK) {
         fprintf(stderr, "%s\n", wb_error_message());
         return 1;

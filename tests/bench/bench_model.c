@@ -254,6 +254,14 @@ static void run_all(bench *b, int repeats, int n, const bench_case *const *chose
     }
 }
 
+static void say_what_runs(const bench *b) {
+    int64_t parameters = 0;
+    for (int32_t i = 0; i < wb_model_n_tensors(b->models[0]); i++)
+        parameters += wb_model_tensor(b->models[0], i).n;
+    fprintf(stderr, "waybill %s, %s, %d threads, qwen3_moe of %.1fM parameters\n", wb_version(),
+            b->device->name, b->device->threads, (double)parameters * 1e-6);
+}
+
 int main(int argc, char **argv) {
     int threads = 0, repeats = 5, n = 0;
     const char *save = NULL;
@@ -271,6 +279,9 @@ int main(int argc, char **argv) {
             timer = CLOCK_PROCESS_CPUTIME_ID;
         else if (strcmp(argv[i], "-") == 0)
             from_stdin = true;
+        else if (strcmp(argv[i], "--help") == 0)
+            return printf("usage: bench_model [--threads N] [--repeats N] [--cpu-time] [--save DIR] "
+                          "[CASE...]\n") < 0;
         else if (n < N_CASES)
             chosen[n++] = find_case(argv[i]);
     }
@@ -282,11 +293,7 @@ int main(int argc, char **argv) {
     if (save) must(wb_model_save(b.models[0], save));
     if (n == 0 && !save)
         for (; n < N_CASES; n++) chosen[n] = &cases[n];
-    int64_t parameters = 0;
-    for (int32_t i = 0; i < wb_model_n_tensors(b.models[0]); i++)
-        parameters += wb_model_tensor(b.models[0], i).n;
-    fprintf(stderr, "waybill %s, %s, %d threads, qwen3_moe of %.1fM parameters\n", wb_version(),
-            b.device->name, b.device->threads, (double)parameters * 1e-6);
+    say_what_runs(&b);
     if (from_stdin)
         serve(&b);
     else if (n > 0)

@@ -5,6 +5,7 @@
  * compared with the CPU's. Refuses: peers. Bytes: what must cross memory at least, each once; of logits
  * gathered at ids, the 32-byte sectors that hold them. Random normal logits. argv[1]: the device.
  */
+#include "support/usage.h"
 #include "wb_device.h"
 
 #include <cuda_runtime.h>
@@ -238,6 +239,8 @@ double copy_rate(wb_device *dev) {
 } // namespace
 
 int main(int argc, char **argv) {
+    int code = 0;
+    if (usage_ends(argc, argv, 0, 1, "usage: bench_router_cuda [DEVICE]\n", &code)) return code;
     int index = argc > 1 ? atoi(argv[1]) : 0;
     wb_device *dev = nullptr;
     wb_status status = wb_device_open_cuda(index, nullptr, &dev);

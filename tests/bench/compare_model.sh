@@ -7,10 +7,9 @@
 # Prints medians of REPEATS (5), ranges and ratios, and the largest difference of what the two computed. Both programs stay
 # loaded; while one runs the other sleeps. Cases that the peer lacks (bf16 weights, capture off) run in the same turns.
 set -euo pipefail
-if [ $# -lt 2 ]; then
-    echo "usage: compare_model.sh BENCH_MODEL PYTHON [THREADS [REPEATS [CASE...]]]" >&2
-    exit 2
-fi
+usage="usage: compare_model.sh BENCH_MODEL PYTHON [THREADS [REPEATS [CASE...]]]"
+if [ "${1:-}" = --help ]; then echo "$usage"; exit 0; fi
+if [ $# -lt 2 ] || [[ $1 == -* ]]; then echo "$usage" >&2; exit 2; fi
 bench=$1 python=$2 threads=${3:-$(nproc)} repeats=${4:-5}
 shift $(($# < 4 ? $# : 4))
 cases=${*:-prefill prefill_bf16 decode_1 decode_1_no_routes decode_16 decode_16_no_routes decode_64 decode_64_no_routes train}

@@ -46,6 +46,23 @@ refused "--out base/deep/out is in --model base" 2 --model base --out base/deep/
 diff -r base base_kept || fault "--model was written into"
 rm -r base_kept
 
+echo "== weights that are no numbers are named before anything is generated"
+poison() { # FILE VALUE : the file's last weight, in octal
+    # shellcheck disable=SC2059
+    printf "$2" | dd of="$1" bs=1 seek=$(($(stat -c %s "$1") - 4)) conv=notrunc status=none
+}
+file=$(find base -name '*.safetensors' | sort | tail -n 1)
+for value in '\0\0\300\177' '\0\0\200\377'; do # NaN, -infinity
+    cp -r base poisoned
+    poison "poisoned/${file#base/}" "$value"
+    for ranks in 1 2; do
+        refused "weight: expected finite weights, found a NaN or an infinity" $ranks --model poisoned --out r8 --steps 1 "${tiny[@]}"
+        says "poisoned: "
+        none r8
+    done
+    rm -r poisoned
+done
+
 echo "== a new run leaves another's metrics and folders alone"
 run 1 --model base --out first --steps 2 --no-dump "${tiny[@]}" || { cat log; fault "first"; }
 rm -rf first/checkpoint

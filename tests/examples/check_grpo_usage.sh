@@ -102,7 +102,7 @@ refused "unknown option --l=1" --l=1
 refused "unknown option --help=1" --help=1
 refused "unknown option =1" =1
 refused "stray" stray
-refused "--threads 4000: expected at most" --threads 4000
+refused "--threads: expected at most $(getconf _NPROCESSORS_ONLN), the cores of this host, found 4000" --threads 4000
 
 # ---- options together
 expect 2 "$grpo"

@@ -158,6 +158,20 @@ static void test_rows(void **state) {
 }
 
 /* Lengths in every encoding, and what is incomplete against what is wrong. */
+static void test_same_experts(void **state) {
+    (void)state;
+    static const uint8_t a[] = {1, 7, 255}, turned[] = {255, 1, 7}, other[] = {1, 7, 254},
+                         twice[] = {1, 7, 7};
+    assert_true(wb_route_same_experts(a, a, WB_U8, 3));
+    assert_true(wb_route_same_experts(a, turned, WB_U8, 3));
+    assert_false(wb_route_same_experts(a, other, WB_U8, 3));
+    assert_false(wb_route_same_experts(a, twice, WB_U8, 3));
+    /* Ids that differ in their high byte alone. */
+    static const uint8_t wide[] = {1, 0, 2, 1}, wide_turned[] = {2, 1, 1, 0}, high[] = {1, 1, 2, 0};
+    assert_true(wb_route_same_experts(wide, wide_turned, WB_U16, 2));
+    assert_false(wb_route_same_experts(wide, high, WB_U16, 2));
+}
+
 static void test_scan(void **state) {
     (void)state;
     static const struct {
@@ -365,6 +379,7 @@ int main(void) {
         cmocka_unit_test(test_ids_against_oracle),
         cmocka_unit_test(test_every_pair),
         cmocka_unit_test(test_rows),
+        cmocka_unit_test(test_same_experts),
         cmocka_unit_test(test_scan),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

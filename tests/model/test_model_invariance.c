@@ -448,7 +448,7 @@ static void test_rule_31_a_distribution_that_cannot_be_is_refused(void **unused)
     assert_refused(WB_INVALID_ARGUMENT, wb_train_forward(ref.f.train, &batch, &routing, NULL, logprobs), text)
     MUST(wb_train_forward(ref.f.train, &batch, &routing, NULL, logprobs));
     temperature[1] = 0;
-    REFUSED("temperature of row 1: expected at least 1e-6 (a greedy sample has no gradient), found 0");
+    REFUSED("temperature of row 1: expected at least 1e-06 (a greedy sample has no gradient), found 0");
     temperature[1] = NAN;
     REFUSED("temperature of row 1");
     temperature[1] = 1;

@@ -10,6 +10,7 @@
 #include "dump_layout.h"
 #include "dump_pack.h"
 #include "formats/dump_fixture.h"
+#include "support/usage.h"
 #include "wb_hash.h"
 
 #include <fcntl.h>
@@ -514,10 +515,8 @@ static const fault faults[] = {
 };
 
 int main(int argc, char **argv) {
-    if (argc != 2) {
-        fprintf(stderr, "usage: make_golden_dumps DIRECTORY\n");
-        return 2;
-    }
+    int code;
+    if (usage_ends(argc, argv, 1, 1, "usage: make_golden_dumps DIRECTORY\n", &code)) return code;
     char path[512];
     wb_dump_options zstd = wb_dump_options_default(), chunks = wb_dump_options_default();
     zstd.codec = WB_CODEC_ZSTD;

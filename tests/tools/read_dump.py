@@ -21,7 +21,9 @@ except ImportError as missing:
 # README begin
 def read(path):  # each record of a file, and {position: expert ids [layer][choice]} of its valid rows
     objects, unzstd = msgpack.Unpacker(open(path, "rb"), max_buffer_size=0), zstandard.ZstdDecompressor().decompress
-    header, bases, listed = next(objects), {}, lambda x: x if isinstance(x, list) else [x]
+    header, bases, listed = next(objects, None), {}, lambda x: x if isinstance(x, list) else [x]
+    if header is None:  # of a rank that died
+        return print(f"{path}: skipped, it ends before its header does", file=sys.stderr)
     shape = -1, len(header["model"]["moe_layers"]), header["model"]["top_k"]
     for record in (o for o in objects if "rid" in o):
         rows, prefix = {}, record.get("prefix")  # a group's prompt is stored once, in the record of this rid
@@ -75,5 +77,7 @@ def compare(waybill, dump):
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
     for name in sys.argv[2:]:
         print(name.rsplit("/", 1)[-1], compare(sys.argv[1], name), "records agree")

@@ -40,7 +40,8 @@ refused "--ranks is needed" "$dump" --slots 8
 refused "--slots is needed" "$dump" --ranks 4
 refused "--ranks: expected 1..65536, found 0" "$dump" --ranks 0 --slots 8
 refused "--ranks: expected a number, found many" "$dump" --ranks many --slots 8
-refused "--ranks: expected a number, found -4" "$dump" --ranks -4 --slots 8
+refused "--ranks: expected 1..65536, found -4" "$dump" --ranks -4 --slots 8
+refused "--ranks: expected a number, found -4x" "$dump" --ranks -4x --slots 8
 refused "--nodes: expected 1..65536, found 70000" "$dump" --ranks 4 --slots 8 --nodes 70000
 refused "n_nodes: expected 1..4 (the ranks), found 5" "$dump" --ranks 4 --slots 8 --nodes 5
 refused "8 experts" "$dump" --ranks 4 --slots 7
@@ -63,8 +64,19 @@ refused "--step-records is of a DUMP" "${small[@]}" --step-records 1
 refused "--skew: expected a number, found nan" "${small[@]}" --skew nan
 refused "--skew: expected a number, found 0x1p3 " "${small[@]}" --skew "0x1p3 "
 refused "--network-gbps: expected a number above 0" "${small[@]}" --network-gbps 0
+refused "--network-gbps: expected a number above 0 and at most 1e+09, found -1" "${small[@]}" --network-gbps -1
+for option in skew:1000 horizon:1e+18 token-us:1e+18; do
+    for value in -1 -0.5 -0 1e400 -1e400; do
+        refused "--${option%:*}: expected a number of at least 0 and at most ${option#*:}, found $value" "${small[@]}" \
+            "--${option%:*}" "$value"
+    done
+done
+refused "--skew: expected a number, found -x" "${small[@]}" --skew -x
+refused "--skew: expected a number, found -" "${small[@]}" --skew -
+refused "--skew: expected a number, found -inf" "${small[@]}" --skew -inf
 refused "--target: expected a number above 0 and at most 1" "${small[@]}" --target 1.5
 refused "--top-k: expected at most the 32" "${small[@]}" --top-k 33
+refused "--threads: expected at most $(getconf _NPROCESSORS_ONLN), the cores of this host, found 60000" "${small[@]}" --threads 60000
 refused "expected at most 2^31" "${small[@]}" --tokens 2147483648
 
 # ---- data at fault
@@ -80,16 +92,20 @@ broken "nothing.wbr" "$scratch/nothing.wbr" --ranks 4 --slots 8
 broken "version 2" "$golden/bad_version_2.wbr" --ranks 4 --slots 8
 broken "expert 8" "$golden/bad_id_out_of_range.wbr" --ranks 4 --slots 8
 broken "nothing.json" "${small[@]}" --init "$scratch/nothing.json"
-# unwritable TEXT ARGUMENT... : the same, but the figures are there
-unwritable() {
-    local text=$1
-    shift
-    expect 1 waybill_eplb "$@"
-    err_has "$text"
-    out_has "bound  "
-}
-unwritable "no/chart.svg" "${small[@]}" --algorithm none --chart "$scratch/no/chart.svg"
-unwritable "no/p.json" "${small[@]}" --algorithm balanced --save "$scratch/no/p.json"
+# What cannot be written is refused before anything is solved.
+touch "$scratch/file"
+for at in no/x file/x "" file/; do
+    broken "--chart: $scratch/$at" "${small[@]}" --algorithm none --chart "$scratch/$at"
+    broken "--save: $scratch/$at" "${small[@]}" --algorithm balanced --save "$scratch/$at"
+done
+broken "--save: $scratch/no/x" "${small[@]}" --algorithm balanced --chart "$scratch/chart.svg" --save "$scratch/no/x"
+[ ! -e "$scratch/chart.svg" ] || fault "a command that was refused wrote a chart"
+# A pipe is opened once: a reader of it takes what comes first for the whole.
+mkfifo "$scratch/pipe"
+cat "$scratch/pipe" >"$scratch/read" &
+expect 0 waybill_eplb "${small[@]}" --algorithm balanced --save "$scratch/pipe"
+wait $!
+[ -s "$scratch/read" ] || fault "the reader of a pipe got nothing"
 
 # ---- dumps
 for file in "$golden"/good_*.wbr; do
@@ -289,7 +305,14 @@ code=$?
 judge 'assert rows["balanced"]["balancedness"] > 5 * rows["none"]["balancedness"], rows'
 chart 4096
 
-# ---- output that cannot be written
+# ---- output that cannot be written, which is seen only when it is: the figures are there
+unwritable() {
+    local text=$1
+    shift
+    expect 1 waybill_eplb "$@"
+    err_has "$text"
+    out_has "bound  "
+}
 if [ -w /dev/full ]; then
     "$waybill" eplb "${small[@]}" --algorithm none >/dev/full 2>"$scratch/err"
     [ $? -eq 1 ] || fault "to a full disk: expected exit code 1"
