@@ -5,8 +5,8 @@
  * closing the workspace frees all that it knows. Buffers only grow, so that a steady state allocates
  * nothing. Growing loses the content.
  *
- * Fixed host arrays belong to a workspace as well: WB_OWN(&workspace->host, ...). Buffers whose sizes are known
- * at open are placed in one arena (wb_arena.h), which does not grow. */
+ * Fixed host arrays belong to a workspace as well: WB_OWN(&workspace->host, ...). Buffers whose sizes are
+ * known at open are placed in one arena (wb_arena.h), which does not grow. */
 #ifndef WB_WORKSPACE_H
 #define WB_WORKSPACE_H
 

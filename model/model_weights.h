@@ -104,8 +104,8 @@ static inline wb_rows wb_activations(const wb_model *model, const wb_buffer *buf
 wb_status wb_model_new(const wb_config *config, const wb_family_rules *family,
                        const wb_model_options *options, wb_model **model_out);
 
-/* As wb_model_new, for one rank of n_ranks, but without memory in its storages, device and communicator: to be
- * measured and closed. */
+/* As wb_model_new, for one rank of n_ranks, but without memory in its storages, device and communicator: to
+ * be measured and closed. */
 wb_status wb_model_sketch(const wb_config *config, const wb_model_options *options, int32_t n_ranks,
                           int32_t rank, wb_model **model_out);
 

@@ -85,8 +85,8 @@ wb_status wb_train_take_batch(wb_train *train, const wb_train_batch *batch, cons
 
 wb_status wb_train_check_sampling(const wb_train *train, const wb_train_batch *batch);
 
-/* How many entries of inputs.temperature, kept_start and kept_ids the rows of the head have. CAPACITY for more
- * kept tokens than the trainer is for. */
+/* How many entries of inputs.temperature, kept_start and kept_ids the rows of the head have. CAPACITY for
+ * more kept tokens than the trainer is for. */
 wb_status wb_train_count_sampling(wb_train *train, const wb_train_batch *batch);
 
 /* Writes these for the rows of the head, in host memory. */

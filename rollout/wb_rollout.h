@@ -23,12 +23,12 @@ extern "C" {
 typedef struct wb_engine wb_engine;
 
 typedef struct wb_engine_options {
-    size_t size;              /* bytes of this struct, set by the initialiser */
-    int32_t n_blocks;         /* KV blocks of the pool; 1024 */
-    int32_t block_size;       /* tokens a block; 16 */
+    size_t size;        /* bytes of this struct, set by the initialiser */
+    int32_t n_blocks;   /* KV blocks of the pool; 1024 */
+    int32_t block_size; /* tokens a block; 16 */
     /* tokens fed in one step, the same on all ranks; longer prompts are prefilled in chunks; 512 */
     int32_t max_batch_tokens;
-    int32_t max_running;      /* requests that hold KV blocks at a time; 64 */
+    int32_t max_running; /* requests that hold KV blocks at a time; 64 */
 } wb_engine_options;
 
 /* Fills the caller's struct of `size` bytes with the defaults, named above. */

@@ -50,14 +50,14 @@ void wb_block_layout(wb_block *block, const wb_sizes *sizes, wb_arena *arena);
 wb_status wb_block_forward(wb_block *block, int32_t l, const wb_pass *pass, const wb_state *state, wb_rows x,
                            wb_rows y);
 
-/* What the backward of layer l needs from x[T,H] and is not there any more; y[T,H] may be written again, by the
- * same bits. The last n_whole + 1 layers, a number that is the same on all ranks, are still there, of the
+/* What the backward of layer l needs from x[T,H] and is not there any more; y[T,H] may be written again, by
+ * the same bits. The last n_whole + 1 layers, a number that is the same on all ranks, are still there, of the
  * others a mixer may be. Collective. */
 wb_status wb_block_recompute(wb_block *block, int32_t l, int32_t n_whole, const wb_pass *pass, wb_rows x,
                              wb_rows y);
 
-/* Of the latest forward or recompute of layer l, which had no state: dx[T,H] := gradient of x, from gradient of y, in place;
- * grads[param] (+=). Collective. */
+/* Of the latest forward or recompute of layer l, which had no state: dx[T,H] := gradient of x, from gradient
+ * of y, in place; grads[param] (+=). Collective. */
 wb_status wb_block_backward(wb_block *block, int32_t l, const wb_pass *pass, wb_rows x, float *const *grads,
                             wb_rows dx);
 

@@ -23,12 +23,13 @@ typedef struct wb_row_run {
 typedef struct wb_pass {
     int64_t T;
     const int32_t *tokens;    /* [T] */
-    const int32_t *pos, *seq; /* [T] absolute position; row of `blocks` */
+    const int32_t *pos, *seq; /* [T] absolute position; row of `blocks`; padding at the end: 0 and -1 */
     const int32_t *blocks;    /* [n_seqs, max_blocks] blocks of each sequence, as wb_attention. In training
                                * [T], block_size 1: `seq` is the sequence's first token and max_blocks is 1,
                                * so that a sequence's row begins at its first token and is as long as it is */
     int32_t max_blocks, block_size;
-    const int64_t *state_rows; /* [T] row of each token in the tables of states; NULL in training */
+    const int64_t
+        *state_rows; /* [T] row of each token in the tables of states, -1: padding; NULL in training */
     const wb_routing *routing; /* who chooses the experts of each row */
     const wb_row_run *padding; /* host [n_padding] rows that are no tokens: their choices weigh nothing */
     int64_t n_padding;
@@ -71,8 +72,8 @@ typedef struct wb_sizes {
     int64_t tokens;      /* T of a pass */
     int64_t expert_rows; /* rows for the slots of this rank in one MoE layer, from all ranks */
     bool backward;       /* forwards are followed by backwards */
-    /* Another worker of the same kind, laid out before, whose scratch this one works in too: only what a forward
-     * keeps for its backward is its own. NULL: none. */
+    /* Another worker of the same kind, laid out before, whose scratch this one works in too: only what a
+     * forward keeps for its backward is its own. NULL: none. */
     const void *scratch_of;
 } wb_sizes;
 
@@ -82,7 +83,7 @@ static inline void wb_place_activations(wb_arena *arena, const wb_model *model, 
     wb_place(arena, buffer, rows, width, wb_dtype_size(model->activations));
 }
 
-/* Likewise for what is of no use after a forward or a backward; other: that of wb_sizes.scratch_of, or NULL. */
+/* Likewise for what is of no use after a pass; other: that of wb_sizes.scratch_of, or NULL. */
 static inline void wb_place_scratch(wb_arena *arena, const wb_model *model, wb_buffer *buffer,
                                     const wb_buffer *other, int64_t rows, int64_t width) {
     if (other)
@@ -96,9 +97,9 @@ static inline void wb_place_scratch(wb_arena *arena, const wb_model *model, wb_b
 typedef struct wb_registry wb_registry;
 
 /* `weights` is a struct of weights_size bytes, one a layer, with the parameters that declare() got from the
- * registry. `worker` is a struct of worker_size bytes, zeroed before layout(): the buffers that a forward needs
- * and that it leaves for the backward of the same layer. One serves all layers of the kind, unless some have
- * workers of their own so that they need not be computed again. */
+ * registry. `worker` is a struct of worker_size bytes, zeroed before layout(): the buffers that a forward
+ * needs and that it leaves for the backward of the same layer. One serves all layers of the kind, unless some
+ * have workers of their own so that they need not be computed again. */
 struct wb_layer_kind {
     size_t weights_size, worker_size;
 

@@ -1,5 +1,5 @@
-/* test_workspace_steady.c - after open, forwards and backwards of any sizes up to those of the options take no
- * memory, on host or device, and a batch beyond is refused with both numbers before anything is sent.
+/* test_workspace_steady.c - after open, forwards and backwards of any sizes up to those of the options take
+ * no memory, on host or device, and a batch beyond is refused with both numbers before anything is sent.
  *
  * The device and the communicator have scratch of their own, which grows with the largest call: the steps run
  * once through another workspace first. */

@@ -11,9 +11,9 @@
  * source's order. Rows move, never sums: a token's result does not depend on placement or plan. With one rank
  * nothing here waits for the host.
  *
- * A struct's buffers are kept by a forward for its backward where nothing else is said; scratch may be that of
- * another worker (wb_sizes.scratch_of), whose struct is then `other`. Pointers are device
- * memory unless marked host. */
+ * A struct's buffers are kept by a forward for its backward where nothing else is said; scratch may be that
+ * of another worker (wb_sizes.scratch_of), whose struct is then `other`. Pointers are device memory unless
+ * marked host. */
 #ifndef WB_MOE_H
 #define WB_MOE_H
 
