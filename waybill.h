@@ -5,6 +5,7 @@
 #include "wb_base.h"
 #include "wb_comm.h"
 #include "wb_eplb.h"
+#include "wb_exchange.h"
 #include "wb_formats.h"
 #include "wb_kernels.h"
 #include "wb_model.h"

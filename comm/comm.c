@@ -11,7 +11,7 @@
 
 /* ---- the object ---------------------------------------------------------------------------------- */
 
-WB_OPTIONS_END(wb_comm_ops, close);
+WB_OPTIONS_END(wb_comm_ops, open_exchange);
 static wb_status check_ops(const wb_comm_ops *ops) {
     if (ops->size != sizeof *ops)
         return wb_fail(WB_INVALID_ARGUMENT, "transport: expected ops of %zu bytes, found %zu", sizeof *ops,
@@ -86,6 +86,10 @@ void *wb_comm_state(const wb_comm *comm) {
     return comm->state;
 }
 
+wb_comm_count wb_comm_stats(const wb_comm *comm) {
+    return comm->count;
+}
+
 void wb_comm_close(wb_comm *comm) {
     if (comm) comm->ops.close(comm);
 }
@@ -119,6 +123,7 @@ wb_status wb_comm_broadcast(wb_comm *comm, void *buffer, size_t bytes, int root)
         return wb_fail(WB_INVALID_ARGUMENT, "broadcast: root: expected 0..%d, found %d", comm->size - 1,
                        root);
     WB_TRY(wb_comm_check_buffer("broadcast", "buffer", buffer, bytes));
+    comm->count.broadcasts++;
     return comm->ops.broadcast(comm, buffer, bytes, root);
 }
 
@@ -128,14 +133,15 @@ wb_status wb_comm_all_gather(wb_comm *comm, const void *send, size_t bytes, void
                        comm->size);
     WB_TRY(wb_comm_check_buffer("all_gather", "send", send, bytes));
     WB_TRY(wb_comm_check_buffer("all_gather", "recv", recv, bytes));
+    comm->count.all_gathers++;
     return comm->ops.all_gather(comm, send, bytes, recv);
 }
 
-static wb_status check_parts(const wb_comm *comm, const char *name, const void *buffer, const size_t *bytes,
-                             const size_t *offsets) {
+wb_status wb_comm_check_parts(int ranks, const char *name, const void *buffer, const size_t *bytes,
+                              const size_t *offsets) {
     if (!bytes || !offsets)
         return wb_fail(WB_INVALID_ARGUMENT, "all_to_all_v: %s: expected sizes and offsets, found NULL", name);
-    for (int r = 0; r < comm->size; r++) {
+    for (int r = 0; r < ranks; r++) {
         if (bytes[r] > SIZE_MAX - offsets[r])
             return wb_fail(WB_INVALID_ARGUMENT, "all_to_all_v: %s: rank %d: offset %zu + %zu bytes overflow",
                            name, r, offsets[r], bytes[r]);
@@ -147,11 +153,13 @@ static wb_status check_parts(const wb_comm *comm, const char *name, const void *
 wb_status wb_comm_all_to_all_v(wb_comm *comm, const void *send, const size_t *send_bytes,
                                const size_t *send_offsets, void *recv, const size_t *recv_bytes,
                                const size_t *recv_offsets) {
-    WB_TRY(check_parts(comm, "send", send, send_bytes, send_offsets));
-    WB_TRY(check_parts(comm, "recv", recv, recv_bytes, recv_offsets));
+    WB_TRY(wb_comm_check_parts(comm->size, "send", send, send_bytes, send_offsets));
+    WB_TRY(wb_comm_check_parts(comm->size, "recv", recv, recv_bytes, recv_offsets));
+    comm->count.all_to_alls++;
     return comm->ops.all_to_all_v(comm, send, send_bytes, send_offsets, recv, recv_bytes, recv_offsets);
 }
 
 wb_status wb_comm_barrier(wb_comm *comm) {
+    comm->count.barriers++;
     return comm->ops.barrier(comm);
 }

@@ -1,7 +1,8 @@
-/* comm_self.c - the transport of one rank: every call is a copy or nothing.
+/* comm_self.c - the transport of one rank: every call is a copy or nothing. Its data plane has nothing to do,
+ * since an exchange copies by itself what a rank has for itself.
  *
  * Refuses: more than one rank. */
-#include "wb_comm.h"
+#include "wb_exchange.h"
 
 #include <string.h>
 
@@ -38,6 +39,28 @@ static void self_abort(wb_comm *comm) {
     (void)comm;
 }
 
+/* ---- the data plane ------------------------------------------------------------------------------ */
+
+/* A group has no items: all of them are of other ranks. */
+static wb_status self_start(void *state, wb_exchange_group *group) {
+    (void)state, (void)group;
+    return WB_OK;
+}
+
+static void self_nothing(void *state) {
+    (void)state;
+}
+
+static wb_status self_open_exchange(wb_comm *comm, const wb_exchange_memory *memory,
+                                    wb_exchange **exchange_out) {
+    const wb_exchange_ops ops = {.size = sizeof ops,
+                                 .start = self_start,
+                                 .wait = self_start,
+                                 .drop = self_nothing,
+                                 .close = self_nothing};
+    return wb_exchange_new(&ops, comm, memory, NULL, exchange_out);
+}
+
 static const wb_comm_ops self_ops = {.size = sizeof(wb_comm_ops),
                                      .name = "self",
                                      .broadcast = self_broadcast,
@@ -45,7 +68,8 @@ static const wb_comm_ops self_ops = {.size = sizeof(wb_comm_ops),
                                      .all_to_all_v = self_all_to_all_v,
                                      .barrier = self_barrier,
                                      .abort = self_abort,
-                                     .close = wb_comm_delete};
+                                     .close = wb_comm_delete,
+                                     .open_exchange = self_open_exchange};
 
 wb_status wb_comm_open_self(wb_comm **comm_out) {
     return wb_comm_new(&self_ops, 0, 1, NULL, comm_out);

@@ -23,9 +23,14 @@ struct wb_comm {
     /* From malloc, since a larger one replaces it: WB_GATHER_BYTES and a u64 a rank, or more. */
     unsigned char *scratch;
     size_t scratch_bytes;
+    wb_comm_count count;
 };
 
 /* INVALID_ARGUMENT for a pointer that is NULL although there are bytes to be read or written. */
 wb_status wb_comm_check_buffer(const char *call, const char *name, const void *buffer, size_t bytes);
+
+/* The same for each rank's part of an all-to-all-v, `bytes` and `offsets` being [ranks]. */
+wb_status wb_comm_check_parts(int ranks, const char *name, const void *buffer, const size_t *bytes,
+                              const size_t *offsets);
 
 #endif

@@ -8,49 +8,31 @@
  * Leaving cannot fail and has no deadline: a rank that has met does nothing but copy before it leaves, and
  * until all have left a posted buffer may still be read. To the others a rank that closes has given up
  * too. */
+#include "threads_team.h"
 #include "wb_check.h"
-#include "wb_comm.h"
-#include "wb_memory.h"
 
 #include <errno.h>
-#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 typedef enum call_kind { CALL_BROADCAST, CALL_ALL_GATHER, CALL_ALL_TO_ALL_V, CALL_BARRIER } call_kind;
 
 static const char *const call_names[] = {"broadcast", "all_gather", "all_to_all_v", "barrier"};
 
 /* What a rank called; the first three must be the same on all ranks. Pointers are the caller's. */
-typedef struct posting {
+struct wb_team_posting {
     call_kind call;
     size_t bytes;
     int root;
     const void *send;
     const size_t *send_bytes, *send_offsets, *recv_bytes; /* all_to_all_v: [size] */
-} posting;
-
-typedef struct team {
-    wb_owner memory;       /* of the arrays */
-    pthread_mutex_t mutex; /* guards all below but `postings` */
-    pthread_cond_t changed;
-    int size;
-    int arrived;       /* ranks in the barrier now */
-    bool *here;        /* [size] which ones; owner: memory */
-    uint64_t passed;   /* barriers completed */
-    bool failed;       /* no meeting succeeds any more, because of ... */
-    char failure[512]; /* ... the first failure */
-    int open;          /* communicators not yet closed */
-    /* [size]; entry r is written by rank r before the team meets and read until it leaves */
-    posting *postings;
-} team;
+};
 
 /* ---- meeting and leaving ------------------------------------------------------------------------- */
 
 /* Under the mutex: the last one to arrive sends all on. */
-static void team_arrive(team *shared, int rank) {
+static void team_arrive(wb_team *shared, int rank) {
     shared->here[rank] = true;
     if (++shared->arrived < shared->size) return;
     shared->arrived = 0;
@@ -59,50 +41,23 @@ static void team_arrive(team *shared, int rank) {
     pthread_cond_broadcast(&shared->changed);
 }
 
-/* Under the mutex: no rank meets any more. */
-static void team_fail(team *shared, const char *failure) {
-    if (shared->failed) return;
-    shared->failed = true;
-    snprintf(shared->failure, sizeof shared->failure, "%s", failure);
-    pthread_cond_broadcast(&shared->changed);
-}
-
-/* Under the mutex: this rank has waited for as long as it may. */
-static void team_fail_late(team *shared, double seconds) {
-    char text[sizeof shared->failure];
-    size_t used = (size_t)snprintf(text, sizeof text, "waited %g s: ", seconds);
-    const char *comma = "";
-    for (int r = 0; r < shared->size && used < sizeof text; r++) {
-        if (shared->here[r]) continue;
-        used += (size_t)snprintf(text + used, sizeof text - used, "%srank %d did not come", comma, r);
-        comma = ", ";
-    }
-    team_fail(shared, text);
-}
-
 /* Under the mutex; false when the team failed first. */
-static bool team_wait(team *shared, int rank, double seconds) {
-    struct timespec deadline;
-    clock_gettime(CLOCK_MONOTONIC, &deadline);
-    const time_t whole = (time_t)seconds;
-    deadline.tv_sec += whole;
-    deadline.tv_nsec += (long)((seconds - (double)whole) * 1e9);
-    if (deadline.tv_nsec >= 1000000000L) deadline.tv_sec++, deadline.tv_nsec -= 1000000000L;
-
+static bool team_wait(wb_team *shared, int rank, double seconds) {
+    const struct timespec deadline = wb_team_deadline(seconds);
     const uint64_t before = shared->passed;
     if (!shared->failed) team_arrive(shared, rank);
     while (shared->passed == before && !shared->failed) {
         const int code = pthread_cond_timedwait(&shared->changed, &shared->mutex, &deadline);
-        if (code == ETIMEDOUT && shared->passed == before) team_fail_late(shared, seconds);
+        if (code == ETIMEDOUT && shared->passed == before) wb_team_fail_late(shared, shared->here, seconds);
     }
     return shared->passed != before;
 }
 
 /* Every rank looks at all postings and comes to the same verdict. */
-static wb_status check_same_call(const team *shared) {
-    const posting *first = &shared->postings[0];
+static wb_status check_same_call(const wb_team *shared) {
+    const wb_team_posting *first = &shared->postings[0];
     for (int r = 1; r < shared->size; r++) {
-        const posting *other = &shared->postings[r];
+        const wb_team_posting *other = &shared->postings[r];
         if (other->call != first->call || other->bytes != first->bytes || other->root != first->root)
             return wb_fail(WB_MISMATCH,
                            "rank %d: expected rank 0's call %s (%zu bytes, root %d), found %s (%zu bytes, "
@@ -114,7 +69,7 @@ static wb_status check_same_call(const team *shared) {
 }
 
 static void team_leave(wb_comm *comm) {
-    team *shared = wb_comm_state(comm);
+    wb_team *shared = wb_comm_state(comm);
     pthread_mutex_lock(&shared->mutex);
     const uint64_t before = shared->passed;
     team_arrive(shared, wb_comm_rank(comm));
@@ -123,8 +78,8 @@ static void team_leave(wb_comm *comm) {
 }
 
 /* On success the caller may read the postings and what they point to until team_leave. */
-static wb_status team_meet(wb_comm *comm, posting mine) {
-    team *shared = wb_comm_state(comm);
+static wb_status team_meet(wb_comm *comm, wb_team_posting mine) {
+    wb_team *shared = wb_comm_state(comm);
     shared->postings[wb_comm_rank(comm)] = mine;
     wb_status status = WB_OK;
     pthread_mutex_lock(&shared->mutex);
@@ -138,34 +93,34 @@ static wb_status team_meet(wb_comm *comm, posting mine) {
 }
 
 static void team_give_up(wb_comm *comm, const char *reason) {
-    team *shared = wb_comm_state(comm);
+    wb_team *shared = wb_comm_state(comm);
     char text[sizeof shared->failure];
     snprintf(text, sizeof text, "rank %d gave up%s%s", wb_comm_rank(comm), reason[0] ? ": " : "", reason);
     pthread_mutex_lock(&shared->mutex);
-    team_fail(shared, text);
+    wb_team_fail(shared, text);
     pthread_mutex_unlock(&shared->mutex);
 }
 
 /* ---- operations ---------------------------------------------------------------------------------- */
 
 static wb_status threads_broadcast(wb_comm *comm, void *buffer, size_t bytes, int root) {
-    team *shared = wb_comm_state(comm);
-    WB_TRY(team_meet(comm, (posting){CALL_BROADCAST, bytes, root, buffer, NULL, NULL, NULL}));
+    wb_team *shared = wb_comm_state(comm);
+    WB_TRY(team_meet(comm, (wb_team_posting){CALL_BROADCAST, bytes, root, buffer, NULL, NULL, NULL}));
     if (bytes > 0 && wb_comm_rank(comm) != root) memcpy(buffer, shared->postings[root].send, bytes);
     team_leave(comm);
     return WB_OK;
 }
 
 static wb_status threads_all_gather(wb_comm *comm, const void *send, size_t bytes, void *recv) {
-    team *shared = wb_comm_state(comm);
-    WB_TRY(team_meet(comm, (posting){CALL_ALL_GATHER, bytes, 0, send, NULL, NULL, NULL}));
+    wb_team *shared = wb_comm_state(comm);
+    WB_TRY(team_meet(comm, (wb_team_posting){CALL_ALL_GATHER, bytes, 0, send, NULL, NULL, NULL}));
     for (size_t r = 0; bytes > 0 && r < (size_t)wb_comm_size(comm); r++)
         memcpy((char *)recv + r * bytes, shared->postings[r].send, bytes);
     team_leave(comm);
     return WB_OK;
 }
 
-static wb_status check_parts_match(const team *shared) {
+static wb_status check_parts_match(const wb_team *shared) {
     for (int from = 0; from < shared->size; from++)
         for (int to = 0; to < shared->size; to++) {
             const size_t found = shared->postings[from].send_bytes[to];
@@ -180,11 +135,12 @@ static wb_status check_parts_match(const team *shared) {
 static wb_status threads_all_to_all_v(wb_comm *comm, const void *send, const size_t *send_bytes,
                                       const size_t *send_offsets, void *recv, const size_t *recv_bytes,
                                       const size_t *recv_offsets) {
-    team *shared = wb_comm_state(comm);
-    WB_TRY(team_meet(comm, (posting){CALL_ALL_TO_ALL_V, 0, 0, send, send_bytes, send_offsets, recv_bytes}));
+    wb_team *shared = wb_comm_state(comm);
+    WB_TRY(team_meet(comm,
+                     (wb_team_posting){CALL_ALL_TO_ALL_V, 0, 0, send, send_bytes, send_offsets, recv_bytes}));
     const wb_status status = check_parts_match(shared);
     for (int r = 0; status == WB_OK && r < wb_comm_size(comm); r++) {
-        const posting *peer = &shared->postings[r];
+        const wb_team_posting *peer = &shared->postings[r];
         if (recv_bytes[r] == 0) continue;
         memcpy((char *)recv + recv_offsets[r],
                (const char *)peer->send + peer->send_offsets[wb_comm_rank(comm)], recv_bytes[r]);
@@ -194,7 +150,7 @@ static wb_status threads_all_to_all_v(wb_comm *comm, const void *send, const siz
 }
 
 static wb_status threads_barrier(wb_comm *comm) {
-    WB_TRY(team_meet(comm, (posting){CALL_BARRIER, 0, 0, NULL, NULL, NULL, NULL}));
+    WB_TRY(team_meet(comm, (wb_team_posting){CALL_BARRIER, 0, 0, NULL, NULL, NULL, NULL}));
     team_leave(comm);
     return WB_OK;
 }
@@ -205,7 +161,7 @@ static void threads_abort(wb_comm *comm) {
 
 /* ---- opening and closing ------------------------------------------------------------------------- */
 
-static void team_free(team *shared) {
+static void team_free(wb_team *shared) {
     pthread_cond_destroy(&shared->changed);
     pthread_mutex_destroy(&shared->mutex);
     wb_owner_close(&shared->memory);
@@ -213,7 +169,7 @@ static void team_free(team *shared) {
 }
 
 static void threads_close(wb_comm *comm) {
-    team *shared = wb_comm_state(comm);
+    wb_team *shared = wb_comm_state(comm);
     team_give_up(comm, "it closed its communicator");
     pthread_mutex_lock(&shared->mutex);
     const bool last = --shared->open == 0;
@@ -229,7 +185,8 @@ static const wb_comm_ops threads_ops = {.size = sizeof(wb_comm_ops),
                                         .all_to_all_v = threads_all_to_all_v,
                                         .barrier = threads_barrier,
                                         .abort = threads_abort,
-                                        .close = threads_close};
+                                        .close = threads_close,
+                                        .open_exchange = wb_threads_open_exchange};
 
 /* Its deadlines are of the clock that nobody sets. */
 static bool init_condition(pthread_cond_t *condition) {
@@ -241,9 +198,9 @@ static bool init_condition(pthread_cond_t *condition) {
     return made;
 }
 
-static wb_status team_new(int size, team **team_out) {
+static wb_status team_new(int size, wb_team **team_out) {
     wb_status status;
-    team *shared = NULL;
+    wb_team *shared = NULL;
     WB_TRY(WB_NEW(shared, 1, "thread team"));
     shared->size = size;
     WB_GOTO(WB_OWN(&shared->memory, shared->postings, (size_t)size, "thread team postings"), free_team);
@@ -268,7 +225,7 @@ free_team:
 }
 
 /* The handles of all ranks, [size]; all or none. */
-static wb_status open_ranks(team *shared, wb_comm **comms) {
+static wb_status open_ranks(wb_team *shared, wb_comm **comms) {
     for (int r = 0; r < shared->size; r++) {
         const wb_status status = wb_comm_new(&threads_ops, r, shared->size, shared, &comms[r]);
         if (status == WB_OK) continue;
@@ -282,7 +239,7 @@ static wb_status open_ranks(team *shared, wb_comm **comms) {
 wb_status wb_comm_open_threads(int size, wb_comm **comms_out) {
     if (size < 1) return wb_fail(WB_INVALID_ARGUMENT, "open_threads: size: expected >= 1, found %d", size);
     wb_status status;
-    team *shared = NULL;
+    wb_team *shared = NULL;
     wb_comm **comms = NULL;
     WB_TRY(WB_NEW(comms, (size_t)size, "thread communicators"));
     WB_GOTO(team_new(size, &shared), free_comms);

@@ -41,6 +41,8 @@ extern "C" {
 
 /* One rank's end of the transport. */
 typedef struct wb_comm wb_comm;
+struct wb_exchange;
+struct wb_exchange_memory;
 
 /* ---- opening and closing ------------------------------------------------------------------------- */
 
@@ -75,6 +77,14 @@ WB_API double wb_comm_timeout(const wb_comm *comm);
 WB_API int wb_comm_rank(const wb_comm *comm);
 WB_API int wb_comm_size(const wb_comm *comm);
 WB_API const char *wb_comm_name(const wb_comm *comm);
+
+/* Calls of this rank since it was opened, by what the adapter did: other calls are made of these. */
+typedef struct wb_comm_count {
+    uint64_t broadcasts, all_gathers, all_to_alls, barriers;
+} wb_comm_count;
+
+/* Not collective. */
+WB_API wb_comm_count wb_comm_stats(const wb_comm *comm);
 
 /* ---- moving bytes -------------------------------------------------------------------------------- */
 
@@ -121,8 +131,8 @@ WB_API wb_status wb_comm_agree(wb_comm *comm, wb_status status);
 
 /* What an adapter does: the collective calls above, from which all others are built. Arguments have been
  * checked: root is a rank, pointers are set where there are bytes, sizes and offsets do not overflow. A call
- * waits no longer than wb_comm_timeout, and returns PEER after a failure of the transport. None may be
- * NULL. */
+ * waits no longer than wb_comm_timeout, and returns PEER after a failure of the transport. None but the last
+ * may be NULL. */
 typedef struct wb_comm_ops {
     size_t size;      /* sizeof(wb_comm_ops), as the adapter was compiled */
     const char *name; /* static */
@@ -134,6 +144,10 @@ typedef struct wb_comm_ops {
     wb_status (*barrier)(wb_comm *comm);
     void (*abort)(wb_comm *comm);
     void (*close)(wb_comm *comm); /* frees the adapter's state, then calls wb_comm_delete */
+    /* wb_exchange_open of this transport (wb_exchange.h), collective; NULL: it has no data plane, and who
+     * needs one gets UNSUPPORTED */
+    wb_status (*open_exchange)(wb_comm *comm, const struct wb_exchange_memory *memory,
+                               struct wb_exchange **exchange_out);
 } wb_comm_ops;
 
 /* Makes one rank's communicator, 0 <= rank < size. `ops` is copied; `state` stays the adapter's, which finds

@@ -8,7 +8,9 @@ case "${1:-}" in
 *) sed -n '2,3s/^# //p' "$0"; [ "$1" = --help ] && exit 0 || exit 2 ;;
 esac
 
-out=build/quickstart
+# A folder of its own: the base, the checkpoint and the dump of an earlier run stay.
+out=build/quickstart n=1
+while [ -e "$out" ]; do n=$((n + 1)) && out=build/quickstart-$n; done
 rank=(mpirun -n 2 --oversubscribe --mca mpi_yield_when_idle 1)
 [ "$(id -u)" -eq 0 ] && rank+=(--allow-run-as-root)
 
@@ -20,7 +22,7 @@ echo "== packages and build"
 cmake --build build -j "$(nproc)" | grep -E "error|Built target" || true
 [ -x build/bin/waybill-grpo ] || { echo "quickstart: waybill-grpo was not built (is Open MPI there?)" >&2; exit 1; }
 
-rm -rf "$out" && mkdir -p "$out"
+mkdir -p "$out"
 echo "== a base checkpoint: qwen3_moe, 4 layers, 16 experts, top-4, warmed up on sums"
 "${rank[@]}" build/bin/waybill-grpo --make-base "$out/base" --warmup-steps 40
 

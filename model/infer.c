@@ -79,7 +79,8 @@ static void layout_pools(wb_infer *infer, wb_arena *arena) {
     for (int32_t l = 0; l < infer->model->config.n_layers; l++) {
         wb_layer_pool *pool = &infer->pools[l];
         for (int32_t i = 0; i < pool->shape.n_tables; i++)
-            wb_place(arena, &pool->tables[i], rows, pool->shape.width[i], wb_dtype_size(infer->model->dtype));
+            wb_place(arena, &pool->tables[i], rows, pool->shape.width[i],
+                     wb_dtype_size(wb_state_dtype(infer->model)));
     }
 }
 
@@ -161,7 +162,7 @@ static wb_status head_forward(wb_infer *infer, int64_t n, wb_rows x) {
 }
 
 static wb_state state_of(const wb_infer *infer, int32_t l) {
-    wb_state state = {.dtype = infer->model->dtype};
+    wb_state state = {.dtype = wb_state_dtype(infer->model)};
     for (int i = 0; i < WB_MAX_STATE_TABLES; i++) state.tables[i] = infer->pools[l].tables[i].data;
     return state;
 }

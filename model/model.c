@@ -2,6 +2,7 @@
  * Refuses: where values come from (model_open.c, model_create.c, model_copy.c), which tensors there are
  * (architecture.c), where experts are (expert_placement.c). */
 #include "config.h"
+#include "exchange_memory.h"
 #include "expert_placement.h"
 #include "model_dispatch.h"
 #include "registry.h"
@@ -12,8 +13,9 @@
 
 /* ---- options --------------------------------------------------------------------------------- */
 
-WB_OPTIONS_END(wb_model_options, reserved2);
-static const wb_model_options default_options = {.size = sizeof default_options, .dtype = WB_F32};
+WB_OPTIONS_END(wb_model_options, reserved);
+static const wb_model_options default_options = {
+    .size = sizeof default_options, .dtype = WB_F32, .activations = WB_F32};
 
 void wb_model_options_init(wb_model_options *options_out, size_t size) {
     wb_options_init(options_out, size, &default_options, sizeof default_options);
@@ -42,7 +44,7 @@ static void layout(void *user, wb_arena *arena) {
 static wb_status declare_model(wb_model *m, const wb_config *config, const wb_model_options *options) {
     m->config = *config;
     m->dtype = options->dtype;
-    m->activations = WB_F32;
+    m->activations = options->activations;
     WB_TRY(wb_model_describe_routes(m));
     WB_TRY(wb_expert_placement_open(m, options->placement));
     WB_TRY(wb_model_dispatch_open(m, options->dispatch));
@@ -55,11 +57,15 @@ static wb_status fill_model(wb_model *m) {
     return wb_model_fill_rope(m);
 }
 
+static wb_status check_dtype(const char *field, wb_dtype dtype) {
+    if (dtype == WB_F32 || dtype == WB_BF16) return WB_OK;
+    return wb_fail(WB_INVALID_ARGUMENT, "%s: expected f32 or bf16, found %s", field, wb_dtype_name(dtype));
+}
+
 static wb_status check_options(const wb_model_options *options) {
     WB_TRY(wb_options_check_reserved(options->reserved, sizeof options->reserved, "model options"));
-    if (options->dtype == WB_F32 || options->dtype == WB_BF16) return WB_OK;
-    return wb_fail(WB_INVALID_ARGUMENT, "dtype: expected f32 or bf16, found %s",
-                   wb_dtype_name(options->dtype));
+    WB_TRY(check_dtype("dtype", options->dtype));
+    return check_dtype("activations", options->activations);
 }
 
 wb_status wb_model_new(const wb_config *config, const wb_family_rules *family,
@@ -82,6 +88,11 @@ wb_status wb_model_new(const wb_config *config, const wb_family_rules *family,
     }
     *model_out = m;
     return WB_OK;
+}
+
+wb_status wb_model_open_exchange(wb_model *m) {
+    const wb_exchange_memory memory = wb_device_exchange_memory(m->device);
+    return wb_exchange_open(m->comm, &memory, &m->exchange);
 }
 
 /* ---- measuring ------------------------------------------------------------------------------- */
@@ -121,6 +132,7 @@ wb_status wb_model_measure(const wb_config *config, const wb_model_options *opti
 
 void wb_model_close(wb_model *m) {
     if (!m) return;
+    wb_exchange_close(m->exchange);
     wb_workspace_close(&m->memory);
     wb_placement_close(m->placement);
     free(m->source_config);
@@ -130,10 +142,10 @@ void wb_model_close(wb_model *m) {
 }
 
 wb_status wb_model_check_peers(const wb_model *m, const void *source, size_t bytes) {
-    const int32_t sizes[2] = {(int32_t)m->dtype, m->config.max_positions};
+    const int32_t sizes[3] = {(int32_t)m->dtype, (int32_t)m->activations, m->config.max_positions};
     WB_TRY(wb_comm_check_equal(m->comm, m->route_model.fingerprint, sizeof m->route_model.fingerprint,
                                "model fingerprint"));
-    WB_TRY(wb_comm_check_equal(m->comm, sizes, sizeof sizes, "model dtype and max_positions"));
+    WB_TRY(wb_comm_check_equal(m->comm, sizes, sizeof sizes, "model dtype, activations and max_positions"));
     WB_TRY(wb_comm_check_equal(m->comm, source, bytes, "source of the weights"));
     return wb_placement_check_equal(m->placement, m->comm);
 }
@@ -154,6 +166,10 @@ wb_device *wb_model_device(const wb_model *model) {
 
 const char *wb_model_note(const wb_model *model) {
     return model->note;
+}
+
+wb_exchange *wb_model_exchange(const wb_model *model) {
+    return model->exchange;
 }
 
 wb_comm *wb_model_comm(const wb_model *model) {

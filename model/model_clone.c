@@ -20,6 +20,7 @@ wb_status wb_model_clone(const wb_model *from, const wb_model_options *options, 
     WB_GOTO(wb_comm_agree(own.comm, clone_local(from, &own, &m)), close);
     const int32_t source = (int32_t)from->dtype;
     WB_GOTO(wb_model_check_peers(m, &source, sizeof source), close);
+    WB_GOTO(wb_model_open_exchange(m), close);
     *model_out = m;
     return WB_OK;
 close:

@@ -78,6 +78,7 @@ wb_status wb_model_create(const wb_config *config, uint64_t seed, float std, con
     uint64_t source[2] = {seed, 0};
     memcpy(&source[1], &std, sizeof std);
     WB_GOTO(wb_model_check_peers(m, source, sizeof source), close);
+    WB_GOTO(wb_model_open_exchange(m), close);
     *model_out = m;
     return WB_OK;
 close:

@@ -56,6 +56,7 @@ wb_status wb_model_open(const char *dir, const wb_model_options *options, wb_mod
     WB_GOTO(wb_comm_agree(own.comm, open_local(dir, &own, &files, &m)), close);
     const uint64_t headers = wb_safetensors_digest(files);
     WB_GOTO(wb_model_check_peers(m, &headers, sizeof headers), close);
+    WB_GOTO(wb_model_open_exchange(m), close);
     WB_GOTO(wb_comm_agree(own.comm, load_local(m, files, dir, &digests)), close);
     WB_GOTO(check_weights(m, digests), close);
     *model_out = m;

@@ -8,6 +8,7 @@
 #include "wb_check.h"
 #include "wb_checkpoint_dir.h"
 #include "wb_dispatch.h"
+#include "wb_exchange.h"
 #include "wb_model.h"
 
 /* One storage: a weight matrix or vector, which is the same on every rank, or the slots of a MoE layer that
@@ -39,6 +40,7 @@ struct wb_model {
     const wb_family_rules *family;
     wb_device *device;
     wb_comm *comm;
+    wb_exchange *exchange; /* over comm, for the device's memory; NULL until the ranks have met */
     int32_t n_ranks, rank; /* of comm */
     wb_dtype dtype;        /* of matrices of weights */
     wb_dtype activations;  /* of activations and their gradients */
@@ -98,6 +100,11 @@ static inline wb_rows wb_activations(const wb_model *model, const wb_buffer *buf
     return (wb_rows){buffer->data, model->activations};
 }
 
+/* Of what layers keep of a sequence. */
+static inline wb_dtype wb_state_dtype(const wb_model *model) {
+    return model->dtype == WB_BF16 ? WB_BF16 : model->activations;
+}
+
 /* ---- making a model (model.c, registry of its tensors: registry.h) --------------------------- */
 
 /* A model of the family's layers without values in its weights. */
@@ -115,6 +122,9 @@ wb_status wb_model_read_options(const wb_model_options *options, wb_model_option
 
 /* That all ranks have the same model. `source` tells checkpoints or seeds apart. Collective. */
 wb_status wb_model_check_peers(const wb_model *model, const void *source, size_t bytes);
+
+/* Opens the model's exchange. Collective. */
+wb_status wb_model_open_exchange(wb_model *model);
 
 /* Fills route_model from config and family (routes_of_model.c). */
 wb_status wb_model_describe_routes(wb_model *model);

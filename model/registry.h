@@ -41,7 +41,8 @@ const char *wb_registry_name(const wb_model *model, const char *name);
 void wb_registry_full_name(const wb_model *model, int32_t layer, int32_t expert, const char *name,
                            char full_out[WB_TENSOR_NAME_BYTES]);
 
-/* Fills layers, params and tensors, by the placement; and places the params (architecture.c). */
+/* Fills layers, params and tensors, by the placement, and places the memory of the params
+ * (architecture.c). */
 wb_status wb_architecture_build(wb_model *model);
 void wb_architecture_layout(wb_model *model, wb_arena *arena);
 

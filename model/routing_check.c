@@ -1,6 +1,7 @@
 /* routing_check.c - see routing_check.h. */
 #include "routing_check.h"
 #include "host_view.h"
+#include "planned_check.h"
 
 #include <inttypes.h>
 
@@ -68,6 +69,14 @@ static wb_status take_directions(const wb_model *model, const wb_routing_stage *
     return WB_OK;
 }
 
+static wb_status check_planned(const wb_model *model, const wb_routing_stage *stage, int64_t T,
+                               const wb_routing *routing) {
+    const void *direction = NULL;
+    if (T > 0 && routing->direction)
+        WB_TRY(wb_host_view_read(model->device, stage->direction, routing->direction, (size_t)T, &direction));
+    return wb_planned_check(model, T, direction, routing->planned);
+}
+
 wb_status wb_routing_take(const wb_model *model, const wb_routing_stage *stage, int64_t T,
                           const wb_routing *routing, wb_pass *pass) {
     const wb_route_model *routes = &model->route_model;
@@ -78,7 +87,8 @@ wb_status wb_routing_take(const wb_model *model, const wb_routing_stage *stage, 
                        "routing: expected ids [%" PRId64 "][%" PRIu32 "][%" PRIu32 "], found NULL", T,
                        routes->n_moe_layers, routes->top_k);
     if (T > 0 && routing->used) pass->used = wb_host_view_write(model->device, stage->used, routing->used);
-    return T > 0 && routing->direction ? take_directions(model, stage, T, routing, pass) : WB_OK;
+    if (T > 0 && routing->direction) WB_TRY(take_directions(model, stage, T, routing, pass));
+    return routing->planned ? check_planned(model, stage, T, routing) : WB_OK;
 }
 
 wb_status wb_routing_give(const wb_model *model, const wb_pass *pass) {

@@ -82,7 +82,8 @@ static wb_status start(replica_sum *s, int32_t param) {
     return visit_replicas(s, count_replica);
 }
 
-/* Replicas beyond the first of an expert may all be elsewhere than their owner, or all be here. */
+/* As many replicas as there are beyond the first of each expert may be elsewhere than their owner, or
+ * here. */
 void wb_train_layout_replicas(wb_train *train, wb_arena *arena) {
     const wb_model *model = train->model;
     const int64_t n = (int64_t)wb_model_n_slots(model) - model->config.router.n_experts;

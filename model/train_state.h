@@ -43,7 +43,7 @@ struct wb_train {
     wb_buffer logprobs, dlogprobs;      /* [n_head] */
     float *host_logprobs;               /* host [n_head] both of them */
     wb_buffer dx;                       /* [T, H] */
-    float *reduce_piece;                /* host, gradients on their way; several ranks */
+    wb_buffer buckets;                  /* gradients in transit and scratch for their sums */
     size_t *replica_sizes;              /* host, of wb_train_sum_replicas */
     char *replica_sent, *replica_received;
     wb_buffer replica_scratch; /* one slot of a storage */

@@ -26,6 +26,7 @@
 #include "wb_checkpoint.h"
 #include "wb_comm.h"
 #include "wb_dispatch.h"
+#include "wb_exchange.h"
 #include "wb_formats.h"
 #include "wb_kernels.h"
 #include "wb_placement.h"
@@ -90,7 +91,10 @@ typedef struct wb_model_options {
     wb_device *device; /* stays the caller's; outlives the model */
     wb_comm *comm;     /* likewise */
     wb_dtype dtype;    /* of matrices: WB_F32 (default) or WB_BF16. Vectors (norms, biases) are always f32 */
-    uint8_t reserved[4]; /* zero */
+    /* Of activations, their gradients and, in inference, keys and values: WB_F32 (default), or WB_BF16, which
+     * is half the memory and rounds what each step of a layer writes (wb_kernels.h, Numbers). Router logits,
+     * gate weights, logits, log-probabilities and gradients of weights are f32 either way. */
+    wb_dtype activations;
     /* Which expert each slot holds, layer by MoE layer; the same on every rank, read during the call and not
      * kept. MISMATCH unless L, E and R are the model's and no rank is dead. NULL: one slot an expert, rank r
      * having the experts from E r / R to E (r + 1) / R in every layer. */
@@ -99,7 +103,7 @@ typedef struct wb_model_options {
      * WB_DISPATCH_DYNAMIC by token, whose key is its id and position. No result depends on it. The same on
      * every rank. */
     wb_dispatch_policy dispatch;
-    uint8_t reserved2[4]; /* zero */
+    uint8_t reserved[4]; /* zero */
 } wb_model_options;
 
 /* The defaults; `size` is the caller's sizeof. */
@@ -151,6 +155,8 @@ WB_API const wb_route_model *wb_model_routes(const wb_model *model);
 /* Those of its options, still the caller's. */
 WB_API wb_device *wb_model_device(const wb_model *model);
 WB_API wb_comm *wb_model_comm(const wb_model *model);
+/* The data plane over its communicator, for the memory of its device; owner: the model. */
+WB_API wb_exchange *wb_model_exchange(const wb_model *model);
 /* What was ignored in the files that the model was opened from, and on rank 0 which small files a save will
  * not have, for a person; NULL: nothing. Owner: model. */
 WB_API const char *wb_model_note(const wb_model *model);
@@ -214,6 +220,11 @@ typedef struct wb_routing {
     /* device [T][L][K], out: the experts that each row was sent to, in the order of its choices; or NULL.
      * Read back from the rows that were laid out for the experts: evidence beside `ids`, not a copy. */
     void *used;
+    /* host [L]: where the rows of all layers go, planned before the pass (wb_replay_layer_plan), or NULL: the
+     * pass finds out on the way, and tells the other ranks. For rows that are all forced or padding; on every
+     * rank or on none. MISMATCH when it was made for another placement, INVALID_ARGUMENT when it is not a
+     * plan of these rows. Which experts it leads to is read back into `used`. */
+    const wb_planned_layer *planned;
 } wb_routing;
 
 /* ---- inference ----------------------------------------------------------------------------------- */
@@ -247,8 +258,8 @@ static inline wb_infer_options wb_infer_options_default(void) {
     return options;
 }
 
-/* A paged KV pool (dtype of the model) and workspace over `model`, which it borrows. UNSUPPORTED names the op
- * that the model's device lacks. */
+/* A paged KV pool (bf16 where the matrices or the activations of the model are, else f32) and workspace over
+ * `model`, which it borrows. UNSUPPORTED names the op that the model's device lacks. */
 WB_API wb_status wb_infer_open(wb_model *model, const wb_infer_options *options, wb_infer **infer_out);
 WB_API void wb_infer_close(wb_infer *infer);
 
@@ -310,8 +321,9 @@ static inline wb_train_options wb_train_options_default(void) {
     return options;
 }
 
-/* Workspace and, unless forward_only, gradients (f32, zero) over an f32 `model`, which it borrows. options
- * NULL: the defaults. UNSUPPORTED names the op that the model's device lacks. */
+/* Workspace and, unless forward_only, gradients (f32, zero) over a `model` of f32 matrices and activations of
+ * either dtype, which it borrows. options NULL: the defaults. UNSUPPORTED names the op that the model's
+ * device lacks. */
 WB_API wb_status wb_train_open(wb_model *model, const wb_train_options *options, wb_train **train_out);
 WB_API void wb_train_close(wb_train *train);
 

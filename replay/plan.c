@@ -26,6 +26,7 @@ wb_status wb_replay_begin(wb_replay *r, wb_replay_mode mode, int32_t n_micro_bat
                        wb_replay_mode_name(r->mode), r->n_micro_batches);
     WB_TRY(reserve_micro_batches(r, n_micro_batches));
     wb_replay_abort(r);
+    wb_replay_refresh_placement(r);
     r->mode = mode;
     r->n_micro_batches = n_micro_batches;
     r->in_step = true;
@@ -34,7 +35,7 @@ wb_status wb_replay_begin(wb_replay *r, wb_replay_mode mode, int32_t n_micro_bat
 
 wb_segment wb_replay_segment(const wb_replay *r, const char *rid, uint32_t start, uint32_t rows,
                              const uint32_t *tokens) {
-    if (r->mode == WB_REPLAY_RECORD) return (wb_segment){WB_SEGMENT_RECORD, NULL, 0, rows, NULL};
+    if (r->mode == WB_REPLAY_RECORD) return (wb_segment){WB_SEGMENT_RECORD, NULL, start, rows, tokens};
     return (wb_segment){WB_SEGMENT_REPLAY, rid, start, rows, tokens};
 }
 
@@ -113,7 +114,7 @@ static wb_status resolve(const wb_replay *r, int32_t n, const wb_segment *segmen
         if (s->rows > UINT32_MAX - T)
             return wb_fail(WB_INVALID_ARGUMENT, "replay: segment %" PRId32 ": more than 2^32 rows", i);
         T += s->rows;
-        out[i] = (segment_plan){s->kind, s->start, s->rows, 0, NULL};
+        out[i] = (segment_plan){s->kind, s->start, s->rows, 0, NULL, s->tokens};
         if (s->kind == WB_SEGMENT_REPLAY) WB_TRY(resolve_replay(r, s, &out[i]));
     }
     *T_out = T;

@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-WB_OPTIONS_END(wb_replay_options, expert_rank);
+WB_OPTIONS_END(wb_replay_options, reserved);
 static const wb_replay_options defaults = {.size = sizeof defaults, .n_ranks = 1};
 
 void wb_replay_options_init(wb_replay_options *options_out, size_t size) {
@@ -42,7 +42,8 @@ static wb_status open_arrays(wb_replay *r, const wb_route_model *model) {
     WB_TRY(WB_OWN(&r->memory, r->sums, wb_replay_sums_count(r), "replay: metrics"));
     memcpy(r->moe_layers, model->moe_layers, L * sizeof *r->moe_layers);
     r->model.moe_layers = r->moe_layers;
-    return wb_replay_open_padding(r);
+    WB_TRY(wb_replay_open_padding(r));
+    return wb_replay_open_dispatch(r);
 }
 
 wb_status wb_replay_open(const wb_route_model *model, const wb_replay_options *options,
@@ -50,6 +51,7 @@ wb_status wb_replay_open(const wb_route_model *model, const wb_replay_options *o
     if (!model || !replay_out) return wb_fail(WB_INVALID_ARGUMENT, "replay: model or replay_out is NULL");
     wb_replay_options o = defaults;
     WB_TRY(wb_options_read(&o, sizeof o, options, "replay"));
+    WB_TRY(wb_options_check_reserved(o.reserved, sizeof o.reserved, "replay"));
     WB_TRY(wb_route_model_check(model));
     WB_TRY(options_check(model, &o));
     wb_replay *r;

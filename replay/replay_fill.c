@@ -9,13 +9,15 @@
 /* Bytes of the arrays of T rows; with `b`, places them in its block. */
 static size_t lay_out(const wb_replay *r, size_t T, micro_batch *b) {
     size_t layers = (size_t)r->options.n_layers;
-    size_t pending = 0, followed = pending + T * sizeof(uint32_t), ids = followed + layers * sizeof(uint32_t);
+    size_t ids = (3 * T + layers) * sizeof(uint32_t);
     size_t direction = ids + T * r->row_bytes, by_layer = direction + T, noted = by_layer + layers * T;
     size_t flags = noted + layers * T, bytes = flags + T;
     if (!b) return bytes;
     uint8_t *base = b->block.data;
     b->pending = b->block.data;
     b->followed = b->pending + T;
+    b->tokens = (int32_t *)(b->followed + layers);
+    b->pos = b->tokens + T;
     b->ids = base + ids;
     b->direction = base + direction;
     b->by_layer = base + by_layer;
@@ -81,14 +83,25 @@ static void fill_padding(const wb_replay *r, micro_batch *b, int32_t index, uint
     }
 }
 
+/* What a dynamic dispatch goes by. A padding row needs nothing: it is sent nowhere. */
+static void set_tokens(micro_batch *b, uint32_t row, const segment_plan *s) {
+    for (uint32_t i = 0; i < s->rows; i++) {
+        b->tokens[row + i] = s->tokens ? (int32_t)s->tokens[i] : 0;
+        b->pos[row + i] = s->tokens ? (int32_t)(s->start + i) : 0;
+    }
+    if (!s->tokens && s->rows > 0 && s->kind != WB_SEGMENT_PADDING) b->all_tokens = false;
+}
+
 void wb_replay_fill(const wb_replay *r, micro_batch *b, int32_t index) {
     const segment_plan *segments = b->segments.data;
     size_t layers = (size_t)r->options.n_layers;
     uint32_t row = 0, padding = 0;
     memset(b->noted, 0, layers * b->T);
     memset(b->followed, 0, layers * sizeof *b->followed);
+    b->all_tokens = true;
     for (int32_t i = 0; i < b->n_segments; i++) {
         const segment_plan *s = &segments[i];
+        set_tokens(b, row, s);
         if (s->kind == WB_SEGMENT_REPLAY) {
             fill_replay(r, b, row, s);
         } else if (s->kind == WB_SEGMENT_RECORD) {

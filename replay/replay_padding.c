@@ -1,9 +1,7 @@
 /* replay_padding.c - which experts padding rows go to: distinct in a row, and in turn over the ranks that
- * hold experts, so that no rank is hotter for it. Owns: where experts are. Refuses: an expert on a rank that
- * is none. */
+ * hold experts, so that no rank is hotter for it. Refuses: where experts are (the placement). */
 #include "replay_state.h"
 
-#include <inttypes.h>
 #include <stdlib.h>
 
 /* An expert's key: how many experts its rank has less 1, the rank, the expert; 16, 32 and 16 bits. Experts of
@@ -58,46 +56,41 @@ static uint64_t rank_of_block(uint64_t e, uint64_t E, uint64_t R) {
     return ((e + 1) * R - 1) / E;
 }
 
-static wb_status check_ranks(const wb_replay *r, const int32_t *expert_rank) {
-    const size_t E = r->model.num_experts, n = r->model.n_moe_layers * E;
-    for (size_t i = 0; i < n; i++)
-        if (expert_rank[i] < 0 || expert_rank[i] >= r->options.n_ranks)
-            return wb_fail(WB_INVALID_ARGUMENT,
-                           "replay: expert_rank: MoE layer %zu, expert %zu: expected a rank below %" PRId32
-                           ", found %" PRId32,
-                           i / E, i % E, r->options.n_ranks, expert_rank[i]);
-    return WB_OK;
+/* The rank that has an expert's replica 0. */
+static uint64_t rank_of_first(const wb_placement *placement, uint32_t layer, uint32_t expert) {
+    const wb_layer_map map = wb_placement_layer(placement, layer);
+    return wb_placement_rank_of(placement, map.replicas[map.replica_begin[expert]]);
 }
 
 wb_status wb_replay_open_padding(wb_replay *r) {
-    const int32_t *expert_rank = r->options.expert_rank;
-    const uint32_t E = r->model.num_experts, R = (uint32_t)r->options.n_ranks;
-    const uint32_t n = expert_rank ? r->model.n_moe_layers : 1, ranks_max = R < E ? R : E;
+    const uint32_t E = r->model.num_experts, n = r->options.placement ? r->model.n_moe_layers : 1;
     uint32_t *experts, *starts;
-    uint64_t *keys;
-    if (expert_rank) WB_TRY(check_ranks(r, expert_rank));
     WB_TRY(WB_OWN(&r->memory, r->padding, n, "replay: padding"));
+    WB_TRY(WB_OWN(&r->memory, r->padding_keys, E, "replay: padding"));
+    /* No more ranks than experts hold any. */
     WB_TRY(WB_OWN(&r->memory, experts, (size_t)n * E, "replay: padding"));
-    WB_TRY(WB_OWN(&r->memory, starts, (size_t)n * (ranks_max + 1), "replay: padding"));
-    WB_TRY(WB_NEW(keys, E, "replay: padding"));
+    WB_TRY(WB_OWN(&r->memory, starts, (size_t)n * (E + 1), "replay: padding"));
     for (uint32_t l = 0; l < n; l++) {
         r->padding[l].experts = experts + (size_t)l * E;
-        r->padding[l].starts = starts + (size_t)l * (ranks_max + 1);
-        for (uint32_t e = 0; e < E; e++) {
-            uint64_t rank = expert_rank ? (uint64_t)expert_rank[(size_t)l * E + e] : rank_of_block(e, E, R);
-            keys[e] = rank << EXPERT_BITS | e;
-        }
-        order_layer(keys, E, r->model.top_k, &r->padding[l]);
+        r->padding[l].starts = starts + (size_t)l * (E + 1);
     }
-    free(keys);
-    r->padding_stride = expert_rank ? 1 : 0;
-    /* The caller's array may go now; what it says is in r->padding. */
-    r->options.expert_rank = NULL;
     return WB_OK;
 }
 
+void wb_replay_order_padding(wb_replay *r) {
+    const wb_placement *placement = r->options.placement;
+    const uint32_t E = r->model.num_experts, R = (uint32_t)r->options.n_ranks;
+    for (uint32_t l = 0; l < (placement ? r->model.n_moe_layers : 1); l++) {
+        for (uint32_t e = 0; e < E; e++) {
+            const uint64_t rank = placement ? rank_of_first(placement, l, e) : rank_of_block(e, E, R);
+            r->padding_keys[e] = rank << EXPERT_BITS | e;
+        }
+        order_layer(r->padding_keys, E, r->model.top_k, &r->padding[l]);
+    }
+}
+
 void wb_replay_padding_row(const wb_replay *r, uint32_t layer, uint64_t turn, uint8_t *ids_out) {
-    const padding_order *p = &r->padding[layer * r->padding_stride];
+    const padding_order *p = &r->padding[r->options.placement ? layer : 0];
     uint32_t K = r->model.top_k, k = 0;
     for (; k < p->n_always; k++) wb_route_id_set(ids_out, r->dtype, k, p->experts[k]);
     if (k == K) return;

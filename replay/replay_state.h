@@ -31,6 +31,7 @@ typedef struct segment_plan {
     uint32_t rows;           /* of the micro-batch */
     uint32_t missing;        /* rows that the record should have and has not */
     const wb_record *record; /* REPLAY; valid while planning only: the table of records may move */
+    const uint32_t *tokens;  /* [rows] or NULL; valid while planning only */
 } segment_plan;
 
 typedef struct micro_batch {
@@ -46,6 +47,13 @@ typedef struct micro_batch {
     uint8_t *noted;          /* [n_layers][T] NOTED_* */
     uint8_t *flags;          /* [T] ROW_* */
     uint32_t *followed;      /* [n_layers] rows with NOTED_FOLLOWED */
+    int32_t *tokens, *pos;   /* [T] 0 where not known */
+    bool all_tokens;         /* known of every row that is not padding */
+
+    /* Of wb_replay_plan_dispatch, in a block of its own. */
+    uint32_t n_dispatched; /* layers that are planned on all ranks */
+    wb_host_buffer dispatch;
+    wb_planned_layer *layers; /* [n_layers] */
 } micro_batch;
 
 /* The doubles of wb_replay_metric_sums; then SUMS_PER_LAYER for each of the L layers. */
@@ -72,6 +80,17 @@ typedef struct padding_order {
     uint32_t n_always, n_turns;
 } padding_order;
 
+/* What the placement's maps say, and scratch of wb_replay_plan_dispatch. */
+typedef struct dispatch_state {
+    uint64_t placement;        /* wb_placement_hash of the maps that padding orders and tables are of */
+    int32_t rank;              /* that the tables are of; -1: none */
+    size_t table_length;       /* int32 a layer */
+    int32_t *tables;           /* [n_layers] of wb_dispatch_fill_table */
+    int32_t *next;             /* [S] */
+    wb_host_buffer send, recv; /* int32 */
+    size_t *send_bytes, *send_offsets, *recv_bytes, *recv_offsets; /* [R] */
+} dispatch_state;
+
 struct wb_replay {
     wb_owner memory; /* all arrays but `records` and `micro_batches` */
     wb_route_model model;
@@ -89,8 +108,9 @@ struct wb_replay {
     micro_batch *micro_batches; /* [micro_batch_capacity]; the plan has the first n_micro_batches */
     int32_t n_micro_batches;
     size_t micro_batch_capacity;
-    padding_order *padding; /* [L], or one for all layers where padding_stride is 0 */
-    uint32_t padding_stride;
+    padding_order *padding; /* [L], or one for all layers where there is no placement */
+    uint64_t *padding_keys; /* [E] scratch */
+    dispatch_state dispatch;
 
     double *sums;    /* [SUMS_FIXED + L * SUMS_PER_LAYER] */
     uint64_t *marks; /* [E] the value of `mark` when an expert was last seen: a set that empties by ++mark */
@@ -135,10 +155,19 @@ void wb_replay_fill(const wb_replay *replay, micro_batch *batch, int32_t index);
 
 /* ---- replay_padding.c ------------------------------------------------------------------------- */
 
-/* Reads options.expert_rank; the handle's model and options are set. */
+/* Memory; the handle's model and options are set. */
 wb_status wb_replay_open_padding(wb_replay *replay);
+/* The order of every layer, from the placement as it is now or from blocks. */
+void wb_replay_order_padding(wb_replay *replay);
 /* The ids [K] in `layer` of the padding row that comes `turn`-th; ids of neighbouring turns are spread. */
 void wb_replay_padding_row(const wb_replay *replay, uint32_t layer, uint64_t turn, uint8_t *ids_out);
+
+/* ---- replay_dispatch.c ------------------------------------------------------------------------ */
+
+/* Checks options.placement and options.dispatch; memory where there is a placement. */
+wb_status wb_replay_open_dispatch(wb_replay *replay);
+/* Where the placement's maps are others than when last asked: padding orders and tables are made anew. */
+void wb_replay_refresh_placement(wb_replay *replay);
 
 /* ---- metrics.c -------------------------------------------------------------------------------- */
 

@@ -9,17 +9,20 @@
  *   wb_replay_add(record) ...                  what the rollout or a dump holds
  *   wb_replay_begin(mode, n micro-batches)     a new plan
  *   wb_replay_plan(micro-batch, segments) ...  with the tokens that will be fed, which are compared
+ *   wb_replay_plan_dispatch(comm)              optional: slots, offsets and counts of all ranks
  *   for each pass over each micro-batch, layer by layer or all layers at once:
  *     wb_replay_rows -> forward -> wb_replay_store
  *   wb_replay_end                              checks that every row of every (micro-batch, layer) was
  *                                              told to have gone where the plan says
  * There is no cursor: any (micro-batch, layer) may be asked for in any order, any number of times
  * (activation recompute, 1F1B, interleaved stages). Nothing is process-global. All pointers are to host
- * memory; no call is collective; one handle from one thread at a time.
+ * memory; no call but wb_replay_plan_dispatch is collective; one handle from one thread at a time.
  */
 #ifndef WB_REPLAY_H
 #define WB_REPLAY_H
 
+#include "wb_comm.h"
+#include "wb_dispatch.h"
 #include "wb_formats.h"
 
 #ifdef __cplusplus
@@ -40,15 +43,21 @@ typedef enum wb_missing_policy {
 typedef struct wb_replay_options {
     size_t size; /* of this struct, set by the initialiser */
     wb_missing_policy missing;
-    int32_t n_ranks; /* expert-parallel ranks, to spread padding rows over; 1 when unknown */
+    int32_t n_ranks; /* expert-parallel ranks, to spread padding rows over; 1 when unknown. With a placement
+                      * not read */
     /* This trainer stage's MoE layers [first_layer, first_layer + n_layers) of the model (pipeline
      * stages); n_layers 0: all. Layer arguments below stay indices 0..L-1 of the whole model. */
     int32_t first_layer, n_layers;
-    /* [L][E] the rank 0..n_ranks-1 that holds expert e in MoE layer l of the whole model, to spread padding
-     * rows over; copied. NULL: rank r holds the block [E * r / R, E * (r + 1) / R) in every layer. */
-    const int32_t *expert_rank;
+    /* Where experts are in each MoE layer of the whole model: what wb_replay_plan_dispatch plans for, and the
+     * ranks, those of replicas 0, that padding rows are spread over. Borrowed until the close and read at
+     * each begin and each wb_replay_plan_dispatch, as its maps are then. NULL: nothing can be planned, and
+     * padding is spread as if rank r held the block [E * r / R, E * (r + 1) / R) in every layer. */
+    const wb_placement *placement;
+    /* As the model's: WB_DISPATCH_STATIC (default) or WB_DISPATCH_DYNAMIC, by a token's id and position. */
+    wb_dispatch_policy dispatch;
+    uint8_t reserved[4]; /* zero */
 } wb_replay_options;
-/* Strict, 1 rank, all layers, blocks. `size`: sizeof the caller's struct. */
+/* Strict, 1 rank, all layers, no placement. `size`: sizeof the caller's struct. */
 WB_API void wb_replay_options_init(wb_replay_options *options_out, size_t size);
 static inline wb_replay_options wb_replay_options_default(void) {
     wb_replay_options options;
@@ -72,6 +81,9 @@ WB_API wb_status wb_replay_add(wb_replay *replay, const wb_route_model *from, co
 WB_API void wb_replay_clear(wb_replay *replay);
 
 /* ---- the plan -------------------------------------------------------------------------------- */
+
+/* As `layer` of the calls below: all MoE layers of the stage at once. */
+#define WB_ALL_LAYERS (-1)
 
 typedef enum wb_replay_mode {
     /* Every row but padding chooses natively in every pass; the metrics still compare its choice with the
@@ -98,9 +110,11 @@ typedef enum wb_segment_kind {
 typedef struct wb_segment {
     wb_segment_kind kind;
     const char *rid; /* REPLAY; else NULL */
-    uint32_t start;  /* absolute position of the first row; REPLAY */
+    uint32_t start;  /* absolute position of the first row; REPLAY, and RECORD with tokens */
     uint32_t rows;
-    const uint32_t *tokens; /* [rows] ids that the trainer feeds in these rows; REPLAY; else NULL; borrowed */
+    /* [rows] ids that the trainer feeds in these rows; borrowed. REPLAY; of RECORD they are optional, and
+     * without them a dynamic dispatch cannot be planned; else NULL. */
+    const uint32_t *tokens;
 } wb_segment;
 
 /* Opens a step in `mode` with a plan of `n_micro_batches`; the plan of the last step, which has ended, and
@@ -123,6 +137,24 @@ WB_API wb_segment wb_replay_segment(const wb_replay *replay, const char *rid, ui
 WB_API wb_status wb_replay_plan(wb_replay *replay, int32_t micro_batch, int32_t n_segments,
                                 const wb_segment *segments);
 
+/* Plans where every row of the step goes before it runs: for each (micro-batch, layer) of the stage whose
+ * rows are all forced or padding, on every rank, slots, offsets and the counts of all ranks
+ * (wb_replay_layer_plan). One exchange of counts for the whole step. *planned_out: how many there are, the
+ * same on every rank. A row that is still to choose, on any rank, leaves its (micro-batch, layer) out
+ * everywhere, as in mode OFF all are. After every wb_replay_plan of the step; again where rows that chose
+ * have been stored since, or the placement has changed: then what was planned before is gone.
+ *
+ * 8 bytes a (token, layer, choice) of the plan on the host, kept for the next step. INVALID_ARGUMENT without
+ * a placement, for a number of ranks that is not its, and when no step is open; PEER where placement, stage,
+ * policy or number of micro-batches differ. After a failure nothing is planned. Collective. */
+WB_API wb_status wb_replay_plan_dispatch(wb_replay *replay, wb_comm *comm, int64_t *planned_out);
+
+/* The plan of MoE layer `layer` of a micro-batch; with WB_ALL_LAYERS an array of those of the stage's layers.
+ * NULL where it is, or one of them is, not planned, and for a NULL replay. Owner: replay, until the next
+ * wb_replay_plan_dispatch, begin or abort. */
+WB_API const wb_planned_layer *wb_replay_layer_plan(const wb_replay *replay, int32_t micro_batch,
+                                                    int32_t layer);
+
 /* True once wb_replay_plan has defined the micro-batch; false for a NULL replay. */
 WB_API bool wb_replay_planned(const wb_replay *replay, int32_t micro_batch);
 
@@ -130,9 +162,6 @@ WB_API bool wb_replay_planned(const wb_replay *replay, int32_t micro_batch);
 WB_API bool wb_replay_dropped(const wb_replay *replay, int32_t micro_batch, int32_t segment);
 
 /* ---- use ------------------------------------------------------------------------------------- */
-
-/* As `layer` of wb_replay_rows, _choose, _store and _counts: all MoE layers of the stage at once. */
-#define WB_ALL_LAYERS (-1)
 
 /* Rows of a micro-batch, of one layer or of all: how a forward is to route them, and what it must tell
  * wb_replay_store. What is pointed to belongs to the replay and stays until the next begin, abort, clear or

@@ -3,6 +3,7 @@
  * Owns: a duplicate of the caller's MPI communicator, so that its messages never meet the caller's. Refuses:
  * MPI_Init, MPI_Finalize, MPI_Abort. */
 #include "comm_mpi.h"
+#include "exchange_mpi.h"
 #include "mpi_calls.h"
 #include "mpi_messages.h"
 #include "wb_check.h"
@@ -43,7 +44,8 @@ static const wb_comm_ops mpi_ops = {.size = sizeof(wb_comm_ops),
                                     .all_to_all_v = wb_mpi_all_to_all_v,
                                     .barrier = wb_mpi_barrier,
                                     .abort = mpi_abort,
-                                    .close = mpi_close};
+                                    .close = mpi_close,
+                                    .open_exchange = wb_mpi_open_exchange};
 
 /* Everything that is local to this rank; without a communicator yet. This adapter is a library of its own
  * that links what users link, so that base's owners are not there for it. */

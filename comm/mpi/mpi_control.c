@@ -17,7 +17,7 @@
 enum { GIVE_UP, LATE };
 
 const char *wb_mpi_call_name(wb_mpi_call call) {
-    static const char *const names[] = {"broadcast", "all_gather", "all_to_all_v", "barrier"};
+    static const char *const names[] = {"broadcast", "all_gather", "all_to_all_v", "barrier", "exchange"};
     return names[call];
 }
 
@@ -173,8 +173,7 @@ wb_status wb_mpi_control_enter(wb_comm *comm, wb_mpi_control *control, wb_mpi_ca
     return control->dead ? dead_fail(control) : WB_OK;
 }
 
-/* Letters and clock, while this rank waits. */
-static wb_status look_up(wb_comm *comm, wb_mpi_control *control) {
+wb_status wb_mpi_control_look(wb_comm *comm, wb_mpi_control *control) {
     const double now = MPI_Wtime();
     if (control->deadline == 0) control->deadline = now + wb_comm_timeout(comm);
     WB_TRY(read_letters(control));
@@ -195,6 +194,6 @@ wb_status wb_mpi_control_wait(wb_comm *comm, wb_mpi_control *control, MPI_Reques
         if (tests % TESTS_A_LOOK != 0) continue;
         /* Another rank may need this core to come. */
         sched_yield();
-        WB_TRY(look_up(comm, control));
+        WB_TRY(wb_mpi_control_look(comm, control));
     }
 }

@@ -16,7 +16,8 @@ typedef enum wb_mpi_call {
     WB_MPI_ALL_GATHER,
     WB_MPI_ALL_TO_ALL_V,
     WB_MPI_BARRIER,
-    WB_MPI_CALLS /* how many there are */
+    WB_MPI_EXCHANGE, /* a start or a wait of an exchange */
+    WB_MPI_CALLS     /* how many there are */
 } wb_mpi_call;
 
 typedef struct wb_mpi_letter {
@@ -61,6 +62,10 @@ wb_status wb_mpi_control_enter(wb_comm *comm, wb_mpi_control *control, wb_mpi_ca
 /* Waits for `request`, with its code and status; PEER when the wait ended first. */
 wb_status wb_mpi_control_wait(wb_comm *comm, wb_mpi_control *control, MPI_Request *request, int *code_out,
                               MPI_Status *status_out);
+
+/* To be called now and then while this rank waits by itself, after wb_mpi_control_enter: PEER when the wait
+ * has to end. */
+wb_status wb_mpi_control_look(wb_comm *comm, wb_mpi_control *control);
 
 /* Tells all others that this rank gives up, for `reason`. */
 void wb_mpi_control_give_up(wb_comm *comm, wb_mpi_control *control, const char *reason);

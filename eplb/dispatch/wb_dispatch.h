@@ -93,6 +93,20 @@ WB_API wb_status wb_dispatch_table_length(const wb_placement *placement, wb_disp
 WB_API wb_status wb_dispatch_fill_table(const wb_placement *placement, wb_dispatch_policy policy,
                                         uint32_t rank, uint32_t layer, int32_t *table_out);
 
+/* ---- a layer planned before its pass -------------------------------------------------------------- */
+
+/* Where the rows of this rank's T tokens go in one MoE layer of one pass, and what other ranks send here:
+ * known before the pass runs, where the experts of all its tokens are. Each choice of a token that is no
+ * padding has a row, in the order of its slot, then token and choice. Host memory, the maker's. */
+typedef struct wb_planned_layer {
+    uint64_t placement; /* wb_placement_hash of the placement that it was made for */
+    int64_t T;
+    const int32_t *pair_row;  /* [T][K] the row of each choice, -1 of padding */
+    const int32_t *row_token; /* [offsets[S]] the token of each row */
+    const int32_t *offsets;   /* [S + 1] slot s has the rows [offsets[s], offsets[s + 1]) */
+    const int32_t *received;  /* [R][slots of this rank] rows that each rank sends to each slot here */
+} wb_planned_layer;
+
 /* ---- counts of all ranks ------------------------------------------------------------------------- */
 
 /* Tokens between ranks in one pass of one layer, dispatch only (combine sends as many back). */

@@ -26,12 +26,16 @@ typedef struct moments_file {
     uint8_t *chunk; /* host [CHUNK_BYTES] */
 } moments_file;
 
-static void add_moment(moments_file *f, const wb_tensor *tensor, const char *suffix,
+/* A whole tensor has its shape, a part of one is a vector. */
+static void add_moment(moments_file *f, const wb_tensor *tensor, int64_t n, const char *suffix,
                        const wb_buffer *moment) {
-    size_t i = f->n++, bytes = (size_t)tensor->n * sizeof(float);
+    const size_t i = f->n++;
+    wb_tensor_view *view = &f->views[i];
     snprintf(f->names[i], NAME_BYTES, "%s.%s", tensor->name, suffix);
-    f->views[i] = (wb_tensor_view){f->names[i], WB_F32, tensor->n_dims, {0}, moment->data, bytes, NULL};
-    for (int32_t d = 0; d < tensor->n_dims; d++) f->views[i].shape[d] = tensor->shape[d];
+    *view = (wb_tensor_view){f->names[i], WB_F32, 1, {n}, moment->data, (size_t)n * sizeof(float), NULL};
+    if (n < tensor->n) return;
+    view->n_dims = tensor->n_dims;
+    for (int32_t d = 0; d < tensor->n_dims; d++) view->shape[d] = tensor->shape[d];
 }
 
 /* The moments of a large model do not fit the host beside it: they cross in chunks. */
@@ -46,7 +50,7 @@ static wb_status emit_moment(void *ctx, size_t i, wb_new_file *file) {
     return WB_OK;
 }
 
-/* Experts are saved by the rank that has their replica 0, replicated tensors by rank 0. */
+/* Experts are saved by the rank that has their replica 0, of replicated tensors each rank saves its part. */
 static wb_status collect_moments(const trainer *t, moments_file *f) {
     int32_t n = wb_model_n_tensors(t->model);
     WB_TRY(WB_OWN(&f->memory, f->views, 2 * (size_t)n, "optimizer state"));
@@ -55,9 +59,10 @@ static wb_status collect_moments(const trainer *t, moments_file *f) {
     f->device = t->device;
     for (int32_t i = 0; i < n; i++) {
         wb_tensor tensor = wb_model_replica(t->model, i, 0);
-        if (!tensor.data || (tensor.expert < 0 && wb_comm_rank(t->comm) != 0)) continue;
-        add_moment(f, &tensor, "exp_avg", &t->opt.m[i]);
-        add_moment(f, &tensor, "exp_avg_sq", &t->opt.v[i]);
+        if (!tensor.data) continue;
+        const int64_t part = optimizer_part_of(&tensor, wb_comm_rank(t->comm), wb_comm_size(t->comm)).n;
+        add_moment(f, &tensor, part, "exp_avg", &t->opt.m[i]);
+        add_moment(f, &tensor, part, "exp_avg_sq", &t->opt.v[i]);
     }
     return WB_OK;
 }
@@ -128,10 +133,8 @@ wb_status checkpoint_save(const trainer *t) {
 /* ---- loading --------------------------------------------------------------------------------- */
 
 static wb_status read_state(const char *dir, char *path, json_t **state_out) {
-    json_error_t error;
     WB_TRY(path_join(path, dir, CHECKPOINT_STATE));
-    *state_out = json_load_file(path, 0, &error);
-    return *state_out ? WB_OK : wb_fail(WB_CORRUPT, "%s: %s", path, error.text);
+    return text_json(path, state_out);
 }
 
 wb_status checkpoint_options(const char *dir, bool loud, options *o, json_t **saved_out) {
@@ -175,28 +178,68 @@ static wb_status load_state(trainer *t, const char *dir, int *ranks_out) {
     return status;
 }
 
-static wb_status find_moment(wb_safetensors *const *files, int n_files, const wb_tensor *tensor,
-                             const char *suffix, wb_tensor_view *view_out) {
+/* The optimizer files of a checkpoint, one of each rank that saved it. */
+typedef struct saved_moments {
+    wb_safetensors **files; /* [n] */
+    int n;
+} saved_moments;
+
+/* The elements of one moment that a file has, which is this rank's part, or all (as before 0.4, and of
+ * experts). NOT_FOUND where it has none. */
+static wb_status find_part(const saved_moments *saved, int file, const wb_tensor *tensor, const char *suffix,
+                           wb_tensor_view *view_out, optimizer_part *part_out) {
     char name[NAME_BYTES];
     snprintf(name, sizeof name, "%s.%s", tensor->name, suffix);
-    wb_status status = WB_NOT_FOUND;
-    for (int i = 0; i < n_files && status == WB_NOT_FOUND; i++)
-        status = wb_safetensors_find(files[i], name, view_out);
-    WB_TRY(status);
-    if (view_out->dtype == WB_F32 && view_out->bytes == (size_t)tensor->n * sizeof(float)) return WB_OK;
+    WB_TRY(wb_safetensors_find(saved->files[file], name, view_out));
+    const optimizer_part whole = {0, tensor->n}, part = optimizer_part_of(tensor, file, saved->n);
+    const bool is_whole = view_out->bytes == (size_t)whole.n * sizeof(float);
+    *part_out = is_whole ? whole : part;
+    if (view_out->dtype == WB_F32 && view_out->bytes == (size_t)part_out->n * sizeof(float)) return WB_OK;
     return wb_fail(WB_MISMATCH, "%s: %s: expected %" PRId64 " f32, found %zu bytes of %s", view_out->file,
-                   name, tensor->n, view_out->bytes, wb_dtype_name(view_out->dtype));
+                   name, part.n, view_out->bytes, wb_dtype_name(view_out->dtype));
 }
 
-static wb_status load_moments(trainer *t, wb_safetensors *const *files, int n_files) {
-    for (int32_t i = 0; i < wb_model_n_tensors(t->model); i++) {
-        wb_tensor tensor = wb_model_tensor(t->model, i);
-        if (!tensor.data) continue;
+/* What `part` of the file's moment has of `wanted`, to its place in `moment`, whose first element is
+ * wanted.first. */
+static wb_status copy_overlap(wb_device *device, const wb_tensor_view *view, optimizer_part part,
+                              optimizer_part wanted, float *moment, int64_t *copied) {
+    const int64_t first = part.first > wanted.first ? part.first : wanted.first;
+    const int64_t part_end = part.first + part.n, wanted_end = wanted.first + wanted.n;
+    const int64_t end = part_end < wanted_end ? part_end : wanted_end;
+    if (first >= end) return WB_OK;
+    *copied += end - first;
+    return device->to_device(device, moment + (first - wanted.first),
+                             (const float *)view->data + (first - part.first),
+                             (size_t)(end - first) * sizeof(float));
+}
+
+/* This rank's part of a moment, from the files that have it: as many ranks may have saved it as there are now
+ * or not. */
+static wb_status load_moment(const trainer *t, const saved_moments *saved, const wb_tensor *tensor,
+                             const char *suffix, float *moment) {
+    const optimizer_part wanted = optimizer_part_of(tensor, wb_comm_rank(t->comm), wb_comm_size(t->comm));
+    int64_t copied = 0;
+    for (int file = 0; file < saved->n && copied < wanted.n; file++) {
         wb_tensor_view view;
-        WB_TRY(find_moment(files, n_files, &tensor, "exp_avg", &view));
-        WB_TRY(t->device->to_device(t->device, t->opt.m[i].data, view.data, view.bytes));
-        WB_TRY(find_moment(files, n_files, &tensor, "exp_avg_sq", &view));
-        WB_TRY(t->device->to_device(t->device, t->opt.v[i].data, view.data, view.bytes));
+        optimizer_part part;
+        const wb_status status = find_part(saved, file, tensor, suffix, &view, &part);
+        if (status == WB_NOT_FOUND) continue;
+        WB_TRY(status);
+        WB_TRY(copy_overlap(t->device, &view, part, wanted, moment, &copied));
+    }
+    if (copied == wanted.n) return WB_OK;
+    return wb_fail(WB_NOT_FOUND,
+                   "optimizer state: %s.%s: expected %" PRId64
+                   " elements in the files of %d ranks, found %" PRId64,
+                   tensor->name, suffix, wanted.n, saved->n, copied);
+}
+
+static wb_status load_moments(trainer *t, const saved_moments *saved) {
+    for (int32_t i = 0; i < wb_model_n_tensors(t->model); i++) {
+        const wb_tensor tensor = wb_model_tensor(t->model, i);
+        if (!tensor.data) continue;
+        WB_TRY(load_moment(t, saved, &tensor, "exp_avg", t->opt.m[i].data));
+        WB_TRY(load_moment(t, saved, &tensor, "exp_avg_sq", t->opt.v[i].data));
     }
     return WB_OK;
 }
@@ -204,19 +247,18 @@ static wb_status load_moments(trainer *t, wb_safetensors *const *files, int n_fi
 static wb_status load_local(trainer *t, const char *dir) {
     int ranks = 0;
     WB_TRY(load_state(t, dir, &ranks));
-    wb_safetensors **files;
-    WB_TRY(WB_NEW(files, (size_t)ranks, "optimizer files"));
+    saved_moments saved = {0};
+    WB_TRY(WB_NEW(saved.files, (size_t)ranks, "optimizer files"));
     wb_status status = WB_OK;
-    int open_files = 0;
-    for (; status == WB_OK && open_files < ranks; open_files += status == WB_OK) {
+    for (; status == WB_OK && saved.n < ranks; saved.n += status == WB_OK) {
         char path[PATH_BYTES], name[64];
-        snprintf(name, sizeof name, "trainer/optimizer-%d.safetensors", open_files);
+        snprintf(name, sizeof name, "trainer/optimizer-%d.safetensors", saved.n);
         status = path_join(path, dir, name);
-        if (status == WB_OK) status = wb_safetensors_open(path, NULL, &files[open_files]);
+        if (status == WB_OK) status = wb_safetensors_open(path, NULL, &saved.files[saved.n]);
     }
-    if (status == WB_OK) status = load_moments(t, files, ranks);
-    while (open_files > 0) wb_safetensors_close(files[--open_files]);
-    free(files);
+    if (status == WB_OK) status = load_moments(t, &saved);
+    while (saved.n > 0) wb_safetensors_close(saved.files[--saved.n]);
+    free(saved.files);
     return status;
 }
 

@@ -76,6 +76,7 @@ wb_status options_check(const options *o) {
     const double min_temperature = 1e-6;
     if (!o->model_dir)
         return wb_fail(WB_INVALID_ARGUMENT, "--model is needed: there is no checkpoint to resume from");
+    WB_TRY(task_check_options(o->task, o->stop_token));
     if (strcmp(o->task, "arithmetic") != 0 && !o->reward_cmd)
         return wb_fail(WB_INVALID_ARGUMENT, "--task %s needs --reward-cmd", o->task);
     if (o->temperature < min_temperature)
@@ -98,9 +99,26 @@ static wb_status check_threads(const options *o) {
                    o->threads, cores);
 }
 
+/* An option that --make-base does not look at was meant for something else. */
+static wb_status check_make_base(const options *o) {
+    static const char *const taken[] = {"--make-base", "--family",       "--warmup-steps",
+                                        "--seed",      "--weight-decay", "--grad-clip",
+                                        "--threads",   "--peer-timeout", "--quiet"};
+    for (int i = 0; i < N_OPTIONS; i++) {
+        bool known = !(o->given >> i & 1);
+        for (size_t j = 0; !known && j < sizeof taken / sizeof taken[0]; j++)
+            known = strcmp(option_rows[i].name, taken[j]) == 0;
+        if (!known)
+            return wb_fail(WB_INVALID_ARGUMENT,
+                           "%s: expected none beside --make-base, which does not train from a model",
+                           option_rows[i].name);
+    }
+    return WB_OK;
+}
+
 /* A run that resumes has its other options from the checkpoint, and is checked when they are known. */
 static wb_status check_together(const options *o) {
-    if (o->make_base) return WB_OK;
+    if (o->make_base) return check_make_base(o);
     if (!o->out_dir || (!o->model_dir && !o->resume))
         return wb_fail(WB_INVALID_ARGUMENT, "--model and --out are needed (or --make-base DIR)");
     return o->resume ? WB_OK : options_check(o);

@@ -1,6 +1,7 @@
 /* dumps.c - OUT/dump: a file a step and rank, step<step>-rank<rank>.wbr, which together are one dump. A step
  * that was interrupted is done again, perhaps by other ranks: its files are removed before, so that each
- * sample is in the dump once. Refuses: touching a file of another name. */
+ * sample is in the dump once. Refuses: going on where samples of a step that is done are missing, touching a
+ * file of another name. */
 #include "grpo.h"
 #include "wb_file.h"
 #include "wb_memory.h"
@@ -50,13 +51,52 @@ static wb_status open_dump(const options *o, char *path, DIR **dir_out) {
     return *dir_out || errno == ENOENT ? WB_OK : wb_fail(WB_IO, "%s: cannot be read: %m", path);
 }
 
-wb_status dumps_find(const options *o, char *path_out) {
+wb_status dumps_find(const options *o, uint64_t first_step, char *path_out) {
     char path[PATH_BYTES];
     DIR *dir;
     WB_TRY(open_dump(o, path, &dir));
-    const char *name = dir ? next_file(dir, 0) : NULL;
+    const char *name = dir ? next_file(dir, first_step) : NULL;
     path_out[0] = '\0';
     wb_status status = name ? path_join(path_out, path, name) : WB_OK;
+    if (dir) closedir(dir);
+    return status;
+}
+
+/* The records of a file; those that it lost are none. */
+static wb_status count_records(const char *dir, const char *name, uint64_t *n) {
+    char path[PATH_BYTES];
+    wb_dump *dump;
+    WB_TRY(path_join(path, dir, name));
+    wb_status status = wb_dump_open(path, &dump);
+    if (status != WB_OK) return status;
+    *n += wb_dump_get_info(dump).records;
+    wb_dump_close(dump);
+    return WB_OK;
+}
+
+/* samples: [n_steps], added to. */
+static wb_status count_samples(const char *path, DIR *dir, uint64_t n_steps, uint64_t *samples) {
+    uint64_t step;
+    for (const struct dirent *entry; (entry = readdir(dir));)
+        if (is_ours(entry->d_name, &step) && step < n_steps)
+            WB_TRY(count_records(path, entry->d_name, &samples[step]));
+    return WB_OK;
+}
+
+wb_status dumps_check(const options *o, uint64_t n_steps) {
+    char path[PATH_BYTES];
+    DIR *dir;
+    uint64_t *samples, expected = (uint64_t)(o->prompts * o->samples);
+    WB_TRY(open_dump(o, path, &dir));
+    wb_status status = WB_NEW(samples, (size_t)n_steps, "samples by step");
+    if (status == WB_OK && dir) status = count_samples(path, dir, n_steps, samples);
+    for (uint64_t step = 0; status == WB_OK && step < n_steps; step++)
+        if (samples[step] != expected)
+            status = wb_fail(WB_NOT_FOUND,
+                             "%s: step %" PRIu64 ", of %" PRIu64 " that are done: expected its %" PRIu64
+                             " samples, found %" PRIu64 ": put its files back, or go on with --no-dump",
+                             path, step, n_steps, expected, samples[step]);
+    free(samples);
     if (dir) closedir(dir);
     return status;
 }

@@ -21,6 +21,7 @@
 #include "wb_workspace.h"
 
 #include <jansson.h>
+#include <stdio.h>
 
 /* ---- paths.c --------------------------------------------------------------------------------- */
 
@@ -31,6 +32,18 @@ enum { PATH_BYTES = 4096 };
 wb_status path_join(char *path, const char *dir, const char *name);
 /* Whether DIR has a file of that name that can be read. */
 bool path_has(const char *dir, const char *name);
+
+/* ---- text_files.c ---------------------------------------------------------------------------- */
+
+/* For text_line; the caller's, closed with fclose. NOT_FOUND; INVALID_ARGUMENT where it is no regular file
+ * and no pipe. */
+wb_status text_open(const char *path, FILE **file_out);
+/* The next line, `number` in messages, with its end into *line, grown as WB_GROW does. *length_out: -1 after
+ * the last one. CAPACITY for a line of more than 64 MiB. */
+wb_status text_line(FILE *file, const char *path, size_t number, char **line, size_t *capacity,
+                    int64_t *length_out);
+/* A regular file of JSON of at most 64 MiB; the caller's reference. NOT_FOUND, CORRUPT. */
+wb_status text_json(const char *path, json_t **object_out);
 
 /* ---- command_line.c -------------------------------------------------------------------------- */
 
@@ -78,10 +91,12 @@ wb_status options_resume(options *o, const json_t *saved, const char *where, boo
 
 typedef struct task task;
 
-/* "arithmetic", or "jsonl:FILE" with an object a line: {"prompt": [token ids], ...}. vocab_size: prompts
- * are checked. */
+/* spec: of task_check_options; "arithmetic", or "jsonl:FILE" with an object a line:
+ * {"prompt": [token ids], ...}. vocab_size: prompts are checked. */
 wb_status task_open(const char *spec, uint64_t seed, int32_t vocab_size, task **task_out);
 void task_close(task *t);
+/* The form of --task and of --stop-token (NULL: none is given), of which no model is known yet. */
+wb_status task_check_options(const char *spec, const char *stops);
 /* Prompt of group `group` of step `step`: *tokens_out [n] malloc'ed. The same on every rank and on every
  * resume. */
 wb_status task_prompt(const task *t, uint64_t step, uint64_t group, uint32_t **tokens_out, uint32_t *n_out);
@@ -137,6 +152,18 @@ int group_queue_next(int n_ranks, int64_t *room);
 void interrupt_watch(void);
 /* The signal that this rank was asked to stop by, or 0. */
 int interrupt_signal(void);
+/* The same of any rank: signals come to single ranks, or to all at different moments. Collective. */
+wb_status interrupt_agree(wb_comm *comm, int *signal_out);
+
+/* ---- out_lock.c ------------------------------------------------------------------------------ */
+
+typedef struct out_lock out_lock;
+#define LOCK_FILE "waybill-grpo.lock" /* in the folder that is locked */
+/* The only run in `dir`, which is there, from here to the release, or to the end of this process however it
+ * ends. INVALID_ARGUMENT names the process that is in it. On one rank. */
+wb_status out_lock_take(const char *dir, out_lock **lock_out);
+void out_lock_release(out_lock *lock);   /* removes the file; NULL is a no-op */
+bool out_lock_is_alone(const char *dir); /* whether there is no other file in it */
 
 /* ---- rollouts.c ------------------------------------------------------------------------------ */
 
@@ -166,8 +193,11 @@ void batch_free(batch *b);
 
 /* ---- dumps.c --------------------------------------------------------------------------------- */
 
-/* The path of a file of dumps_write in OUT/dump, into path_out [PATH_BYTES]; "" where there is none. */
-wb_status dumps_find(const options *o, char *path_out);
+/* The path of a file of dumps_write in OUT/dump, of a step from first_step on, into path_out [PATH_BYTES]; ""
+ * where there is none. */
+wb_status dumps_find(const options *o, uint64_t first_step, char *path_out);
+/* NOT_FOUND names the first of the n_steps steps that does not have all its samples there. */
+wb_status dumps_check(const options *o, uint64_t n_steps);
 /* Removes those of steps from first_step on, which an interrupted run left. */
 wb_status dumps_remove(const options *o, uint64_t first_step);
 /* Writes the samples' records to OUT/dump/step<step>-rank<rank>.wbr. */
@@ -196,17 +226,29 @@ void loss_sequence(const loss_options *o, size_t n, const float *logprobs, const
 
 /* AdamW over the registry's local tensors, f32 master weights being the trained model's own. Moments belong
  * to a tensor, an expert's too, and not to the slot or the address that it has at the time: each rank that
- * has a replica of the expert keeps them once. */
+ * has a replica of the expert keeps them once. Those of a replicated tensor are cut over the ranks. */
 typedef struct optimizer {
     wb_model *model;
     wb_train *train;
     wb_device *device;
     wb_comm *comm;
     wb_workspace workspace; /* owns the moments */
-    wb_buffer *m, *v;       /* [n_tensors] f32 of the tensor's size, where it is held */
+    wb_buffer *m, *v;       /* [n_tensors] f32 of this rank's part of the tensor, where it is held */
     bool *held;             /* [n_tensors] whether m and v are those of the present step */
     uint64_t step;
+    /* The gathers of updated weights: those started, those waited for, and the numbers of those on their
+     * way. */
+    uint64_t n_started, n_done, works[WB_EXCHANGE_IN_FLIGHT];
+    size_t *bounds; /* [R + 1] of one */
 } optimizer;
+
+/* The elements of a tensor whose moments a rank has: of an expert all, of a replicated tensor one of n_ranks
+ * parts that differ by one element at most. */
+typedef struct optimizer_part {
+    int64_t first, n;
+} optimizer_part;
+optimizer_part optimizer_part_of(const wb_tensor *tensor, int of_rank, int n_ranks);
+
 wb_status optimizer_open(wb_model *model, wb_train *train, wb_device *device, wb_comm *comm,
                          optimizer *opt_out);
 void optimizer_close(optimizer *opt);
@@ -243,6 +285,7 @@ typedef struct step_metrics {
     /* Share of rows whose experts in training are not the rollout's: in the first forward, and over all
      * forwards of the updates. */
     double routed_differently, routed_differently_updates;
+    double planned; /* share of the (micro-batch, MoE layer)s of the updates that were planned before */
     bool compared;
     wb_replay_metrics off; /* the same batch and weights, routing free: what --replay off would have seen */
     double loss, clip_share, kl_reference, grad_norm;
@@ -296,8 +339,9 @@ wb_status training_run(const options *o, wb_device *device, wb_comm *comm, int *
 
 /* ---- warmup.c -------------------------------------------------------------------------------- */
 
-/* A tiny model trained on the arithmetic task until it is right now and then, saved to o->make_base.
+/* A tiny model trained on the arithmetic task until it is right now and then, saved to o->make_base, which is
+ * left as it was found where this fails or is stopped. *signal_out: 0, or the signal that ended it early.
  * Collective. */
-wb_status warmup_make_base(const options *o, wb_device *device, wb_comm *comm, report *r);
+wb_status warmup_make_base(const options *o, wb_device *device, wb_comm *comm, report *r, int *signal_out);
 
 #endif

@@ -25,3 +25,10 @@ void interrupt_watch(void) {
 int interrupt_signal(void) {
     return received;
 }
+
+wb_status interrupt_agree(wb_comm *comm, int *signal_out) {
+    uint64_t number = (uint64_t)received;
+    WB_TRY(wb_comm_all_reduce_max_u64(comm, &number));
+    *signal_out = (int)number;
+    return WB_OK;
+}

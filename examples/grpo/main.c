@@ -9,10 +9,10 @@
 #include <string.h>
 #include <unistd.h>
 
-static wb_status make_base(const options *o, wb_device *device, wb_comm *comm) {
+static wb_status make_base(const options *o, wb_device *device, wb_comm *comm, int *signal_out) {
     report *r;
     WB_TRY(report_open(o, wb_comm_rank(comm) == 0, 0, &r));
-    wb_status status = warmup_make_base(o, device, comm, r);
+    wb_status status = warmup_make_base(o, device, comm, r, signal_out);
     report_close(r);
     return status;
 }
@@ -44,7 +44,8 @@ static wb_status run(const options *o, int *signal_out) {
     if (status == WB_OK)
         status = wb_comm_check_equal(comm, wb_version(), strlen(wb_version()), "Waybill's version");
     if (status == WB_OK)
-        status = o->make_base ? make_base(o, device, comm) : training_run(o, device, comm, signal_out);
+        status =
+            o->make_base ? make_base(o, device, comm, signal_out) : training_run(o, device, comm, signal_out);
     wb_device_close(device);
     if (status == WB_OK) wb_comm_close(comm);
     return status;
@@ -59,7 +60,7 @@ int main(int argc, char **argv) {
     wb_status status = options_parse(argc, argv, rank == 0, &o, &action);
     if (status != WB_OK && rank == 0) fprintf(stderr, "waybill-grpo: %s\n", wb_error_message());
     if (status == WB_OK && action == 0) {
-        if (!o.make_base) interrupt_watch();
+        interrupt_watch();
         status = run(&o, &stopped);
         if (status != WB_OK) {
             report_failure(rank, status);

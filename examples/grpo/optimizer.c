@@ -1,15 +1,37 @@
-/* optimizer.c - AdamW over the tensors that live on this rank; the f32 weights of the trained model are
- * the master weights. Replicated weights, and the replicas of an expert, have the same gradients on every
- * rank after wb_train_reduce_grads, so they stay the same. */
+/* optimizer.c - AdamW over the tensors that live on this rank; the f32 weights of the trained model are the
+ * master weights. The replicas of an expert have the same gradients on every rank after
+ * wb_train_reduce_grads, so they stay the same; a replicated tensor is cut into a part for each rank, which
+ * alone has the part's moments and updates it, and then the parts go to all. */
 #include "grpo.h"
+#include "wb_exchange.h"
 #include "wb_memory.h"
 
 #include <inttypes.h>
 #include <math.h>
 
+/* ---- who updates what ----------------------------------------------------------------------------- */
+
+/* Where the part of rank r, 0..n_ranks, of n elements begins; no product overflows. */
+static int64_t part_begin(int64_t n, int r, int n_ranks) {
+    return n / n_ranks * r + n % n_ranks * r / n_ranks;
+}
+
+optimizer_part optimizer_part_of(const wb_tensor *tensor, int of_rank, int n_ranks) {
+    if (tensor->expert >= 0) return (optimizer_part){0, tensor->n};
+    const int64_t first = part_begin(tensor->n, of_rank, n_ranks);
+    return (optimizer_part){first, part_begin(tensor->n, of_rank + 1, n_ranks) - first};
+}
+
+static optimizer_part own_part(const optimizer *opt, const wb_tensor *tensor) {
+    return optimizer_part_of(tensor, wb_comm_rank(opt->comm), wb_comm_size(opt->comm));
+}
+
+/* ---- moments -------------------------------------------------------------------------------------- */
+
 static wb_status take_moment(optimizer *opt, const wb_tensor *tensor, wb_buffer *moment) {
-    WB_TRY(wb_reserve(&opt->workspace, moment, tensor->n, 1, sizeof(float)));
-    return opt->device->zero(opt->device, moment->data, (size_t)tensor->n * sizeof(float));
+    const int64_t n = own_part(opt, tensor).n;
+    WB_TRY(wb_reserve(&opt->workspace, moment, n, 1, sizeof(float)));
+    return opt->device->zero(opt->device, moment->data, (size_t)n * sizeof(float));
 }
 
 wb_status optimizer_take_moments(optimizer *opt) {
@@ -28,6 +50,7 @@ static wb_status open_moments(optimizer *opt) {
     WB_TRY(WB_OWN(&opt->workspace.host, opt->m, n, "optimizer"));
     WB_TRY(WB_OWN(&opt->workspace.host, opt->v, n, "optimizer"));
     WB_TRY(WB_OWN(&opt->workspace.host, opt->held, n, "optimizer"));
+    WB_TRY(WB_OWN(&opt->workspace.host, opt->bounds, (size_t)wb_comm_size(opt->comm) + 1, "optimizer"));
     return optimizer_take_moments(opt);
 }
 
@@ -63,11 +86,39 @@ static wb_status gradient_norm(optimizer *opt, double *norm_out) {
     return WB_OK;
 }
 
-/* The first replica here is updated and copied to the others: their gradients and moments are the same. */
+static wb_status update_part(optimizer *opt, const wb_adamw *hyper, int32_t i, const wb_tensor *t) {
+    const optimizer_part part = own_part(opt, t);
+    return opt->device->adamw(opt->device, part.n, hyper, wb_train_grad(opt->train, t) + part.first,
+                              opt->m[i].data, opt->v[i].data, (float *)t->data + part.first);
+}
+
+/* Waits for the gathers before number `end`. */
+static wb_status finish_gathers(optimizer *opt, uint64_t end) {
+    for (; opt->n_done < end; opt->n_done++)
+        WB_TRY(
+            wb_exchange_wait(wb_model_exchange(opt->model), opt->works[opt->n_done % WB_EXCHANGE_IN_FLIGHT]));
+    return WB_OK;
+}
+
+/* The parts of a replicated tensor go to all ranks. As many as an exchange has in flight travel while the
+ * next ones are updated. */
+static wb_status start_gather(optimizer *opt, const wb_tensor *t) {
+    const int R = wb_comm_size(opt->comm);
+    if (R == 1) return WB_OK;
+    if (opt->n_started - opt->n_done == WB_EXCHANGE_IN_FLIGHT) WB_TRY(finish_gathers(opt, opt->n_done + 1));
+    for (int r = 0; r < R; r++) opt->bounds[r] = (size_t)optimizer_part_of(t, r, R).first * sizeof(float);
+    opt->bounds[R] = (size_t)t->n * sizeof(float);
+    uint64_t *work = &opt->works[opt->n_started % WB_EXCHANGE_IN_FLIGHT];
+    WB_TRY(wb_exchange_start_all_gather(wb_model_exchange(opt->model), t->data, opt->bounds, work));
+    opt->n_started++;
+    return WB_OK;
+}
+
+/* Of an expert the first replica here is updated and copied to the others: their gradients and moments are
+ * the same. */
 static wb_status update_tensor(optimizer *opt, const wb_adamw *hyper, int32_t i, const wb_tensor *t) {
-    WB_TRY(opt->device->adamw(opt->device, t->n, hyper, wb_train_grad(opt->train, t), opt->m[i].data,
-                              opt->v[i].data, t->data));
-    return wb_model_fill_replicas(opt->model, i);
+    WB_TRY(update_part(opt, hyper, i, t));
+    return t->expert >= 0 ? wb_model_fill_replicas(opt->model, i) : start_gather(opt, t);
 }
 
 /* Without its moments an expert that came to this rank would be trained on as if it were new. Those of one
@@ -102,6 +153,7 @@ wb_status optimizer_step(optimizer *opt, const options *o, double lr, double *gr
         hyper.weight_decay = t.n_dims > 1 ? (float)o->weight_decay : 0;
         WB_TRY(update_tensor(opt, &hyper, i, &t));
     }
+    WB_TRY(finish_gathers(opt, opt->n_started));
     *grad_norm_out = norm;
     return WB_OK;
 }

@@ -66,7 +66,7 @@ const option_row option_rows[] = {
     {"--checkpoint-every", INTEGER, FREE, FIELD(checkpoint_every), 0, MANY, NULL, "N",
      "steps between checkpoints; 0: at the end only"},
     {"--dump-codec", CHOICE, FREE, FIELD(codec), 0, 0, "raw|zstd", "CODEC", "of the routes in OUT/dump"},
-    {"--no-dump", FLAG, FREE, FIELD(no_dump), 0, 0, NULL, "", "write no dump"},
+    {"--no-dump", FLAG, KEPT, FIELD(no_dump), 0, 0, NULL, "", "write no dump, nor when the run is resumed"},
     {"--kv-blocks", INTEGER, FREE, FIELD(kv_blocks), 1, MANY, NULL, "N",
      "KV cache blocks of the engine on each rank"},
     {"--block-size", INTEGER, FREE, FIELD(block_size), 1, 65536, NULL, "N", "tokens of a KV cache block"},

@@ -1,6 +1,7 @@
 /* out_place.c - whether a run may use OUT: decided before anything is opened or made, so that a mistake costs
  * no time and leaves nothing behind; and OUT made ready, once the run is sure to start. Refuses: folders that
- * cannot be written, a run that is there and not gone on with, files that are not ours, --model. */
+ * cannot be written, a run that is there and not gone on with or still runs, files that are not ours,
+ * --model. */
 #include "out_place.h"
 #include "checkpoint_place.h"
 #include "wb_file.h"
@@ -22,13 +23,20 @@ static void cut_name(char *path) {
         slash[slash == path] = '\0';
 }
 
+/* OUT or, where it is not there yet, the folder in which it would be made. */
+static wb_status nearest_place(const options *o, char *path) {
+    struct stat info;
+    if (snprintf(path, PATH_BYTES, "%s", o->out_dir) >= PATH_BYTES)
+        return wb_fail(WB_INVALID_ARGUMENT, "--out: path too long");
+    while (lstat(path, &info) != 0 && strcmp(path, ".") != 0 && strcmp(path, "/") != 0) cut_name(path);
+    return WB_OK;
+}
+
 /* Whether OUT is a folder that can be written to or, where it is not there yet, can be made in one. */
 static wb_status check_folder(const options *o) {
     char path[PATH_BYTES];
     struct stat info;
-    if ((size_t)snprintf(path, sizeof path, "%s", o->out_dir) >= sizeof path)
-        return wb_fail(WB_INVALID_ARGUMENT, "--out: path too long");
-    while (lstat(path, &info) != 0 && strcmp(path, ".") != 0 && strcmp(path, "/") != 0) cut_name(path);
+    WB_TRY(nearest_place(o, path));
     if (stat(path, &info) != 0 || !S_ISDIR(info.st_mode))
         return wb_fail(WB_INVALID_ARGUMENT,
                        "--out %s: expected a folder, or a name for one, but %s is not a folder", o->out_dir,
@@ -52,7 +60,7 @@ static wb_status find_remains(const options *o, char *path_out) {
     struct stat info;
     WB_TRY(path_join(path_out, o->out_dir, METRICS_FILE));
     if (stat(path_out, &info) == 0 && info.st_size > 0) return WB_OK;
-    return dumps_find(o, path_out);
+    return dumps_find(o, 0, path_out);
 }
 
 /* Whether a run may begin with its first step. One that resumes asks for that where it was killed before its
@@ -73,8 +81,16 @@ static wb_status check_anew(const options *o) {
                    o->out_dir, path);
 }
 
-wb_status out_find_start(const options *o, wb_comm *comm, char **checkpoint_out) {
-    WB_TRY(wb_comm_agree(comm, check_folder(o)));
+/* On one rank, before anything in OUT is read. One that is not there has nothing to lose until it is made. */
+static wb_status lock_out(const options *o, out_lock **lock) {
+    struct stat info;
+    return stat(o->out_dir, &info) == 0 ? out_lock_take(o->out_dir, lock) : WB_OK;
+}
+
+wb_status out_find_start(const options *o, wb_comm *comm, out_lock **lock, char **checkpoint_out) {
+    wb_status status = check_folder(o);
+    if (status == WB_OK && wb_comm_rank(comm) == 0) status = lock_out(o, lock);
+    WB_TRY(wb_comm_agree(comm, status));
     uint64_t found = checkpoint_find(o, checkpoint_out) == WB_OK;
     WB_TRY(wb_comm_check_equal(comm, &found, sizeof found, "whether there is a checkpoint to resume"));
     if (!found) return wb_comm_agree(comm, check_anew(o));
@@ -126,6 +142,11 @@ static wb_status check_model(const options *o) {
     if (stat(o->model_dir, &model) == 0 && stat(o->out_dir, &out) == 0 && model.st_dev == out.st_dev &&
         model.st_ino == out.st_ino)
         return wb_fail(WB_INVALID_ARGUMENT, "--out %s is --model: expected a folder of its own", o->out_dir);
+    char path[PATH_BYTES];
+    WB_TRY(nearest_place(o, path));
+    if (is_inside(path, o->model_dir))
+        return wb_fail(WB_INVALID_ARGUMENT, "--out %s is in --model %s: expected a folder elsewhere",
+                       o->out_dir, o->model_dir);
     return check_checkpoints(o);
 }
 
@@ -135,22 +156,36 @@ wb_status out_check_model(const options *o, wb_comm *comm) {
 
 /* ---- made ready ------------------------------------------------------------------------------ */
 
+/* On one rank. Of two runs that found no OUT, one makes it; the other finds it locked or, where that one has
+ * ended since, with its files. */
+static wb_status make_locked(const options *o, out_lock **lock) {
+    wb_status status = wb_dir_create(o->out_dir);
+    char *checkpoint = NULL;
+    if (status != WB_OK) return wb_fail_context(status, "--out %s", o->out_dir);
+    if (*lock) return WB_OK;
+    WB_TRY(out_lock_take(o->out_dir, lock));
+    if (checkpoint_find(o, &checkpoint) != WB_OK) return check_anew(o);
+    status = wb_fail(WB_INVALID_ARGUMENT, "%s is there now, of a run that began after this one", checkpoint);
+    free(checkpoint);
+    return status;
+}
+
 /* On one rank. A path such as new/../model is --model only when it is there, so that is asked again. From
  * the first step on, a link at OUT/checkpoint that leads nowhere is a disk that is gone, and not a run that
  * has no checkpoint yet: the folder that it is to is made here. */
-static wb_status make_ready(const options *o, uint64_t first_step) {
+static wb_status make_ready(const options *o, uint64_t first_step, out_lock **lock) {
     char path[PATH_BYTES];
-    wb_status status = wb_dir_create(o->out_dir);
-    if (status != WB_OK) return wb_fail_context(status, "--out %s", o->out_dir);
+    WB_TRY(make_locked(o, lock));
     WB_TRY(check_model(o));
+    if (!o->no_dump) WB_TRY(dumps_check(o, first_step));
     WB_TRY(dumps_remove(o, first_step));
     if (!checkpoint_is_gone(o)) return WB_OK;
     WB_TRY(checkpoint_place(o, "", path));
     return wb_dir_create(path);
 }
 
-wb_status out_make(const options *o, wb_comm *comm, uint64_t first_step) {
-    WB_TRY(wb_comm_agree(comm, wb_comm_rank(comm) == 0 ? make_ready(o, first_step) : WB_OK));
+wb_status out_make(const options *o, wb_comm *comm, uint64_t first_step, out_lock **lock) {
+    WB_TRY(wb_comm_agree(comm, wb_comm_rank(comm) == 0 ? make_ready(o, first_step, lock) : WB_OK));
     /* The others see what rank 0 made, or say so. */
     bool written = access(o->out_dir, W_OK) == 0;
     return wb_comm_agree(comm, written ? WB_OK : wb_fail(WB_IO, "%s: cannot be written to: %m", o->out_dir));

@@ -31,6 +31,15 @@ wb_status plan_batch(const trainer *t, wb_replay *replay, wb_replay_mode mode, c
     return WB_OK;
 }
 
+wb_status plan_dispatch(const trainer *t, const packed_batch *p, step_metrics *m) {
+    const int64_t n = (int64_t)p->n * wb_model_routes(t->model)->n_moe_layers;
+    int64_t planned;
+    if (t->o->replay == WB_REPLAY_OFF || m->planned == 1) return WB_OK;
+    WB_TRY(wb_replay_plan_dispatch(t->replay, t->comm, &planned));
+    m->planned = n > 0 ? (double)planned / (double)n : 0;
+    return WB_OK;
+}
+
 /* ---- a forward ------------------------------------------------------------------------------- */
 
 static wb_status run_forward(wb_train *train, const micro_batch *mb, const wb_routing *routing,
@@ -62,7 +71,8 @@ static wb_status routed_forward(trainer *t, wb_replay *replay, packed_batch *p, 
     const wb_routing routing = {.ids = p->ids.data,
                                 .direction = rows.any_forced ? p->direction.data : NULL,
                                 .native = rows.want_native ? p->native.data : NULL,
-                                .used = p->used.data};
+                                .used = p->used.data,
+                                .planned = wb_replay_layer_plan(replay, m, WB_ALL_LAYERS)};
     WB_TRY(run_forward(t->train, mb, &routing, p->logprobs));
     WB_TRY(dev->to_host(dev, p->host_ids, p->used.data, bytes));
     if (rows.want_native) WB_TRY(dev->to_host(dev, p->host_native, p->native.data, bytes));

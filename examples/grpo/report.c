@@ -5,7 +5,6 @@
 #include "wb_memory.h"
 
 #include <dirent.h>
-#include <errno.h>
 #include <inttypes.h>
 #include <jansson.h>
 #include <math.h>
@@ -39,29 +38,50 @@ double now_seconds(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-/* The lines of steps before first_step, those of an earlier, interrupted run, from `path` to `kept`. */
-static wb_status keep_lines(const char *path, wb_new_file *kept, uint64_t first_step) {
-    FILE *old = fopen(path, "r");
-    if (!old) return errno == ENOENT ? WB_OK : wb_fail(WB_IO, "%s: cannot be read: %m", path);
+/* The lines of steps before first_step, those of an earlier, interrupted run, from the open file to `kept`.
+ * *n_out: as many as those whose lines are all there. */
+static wb_status keep_lines(FILE *old, const char *path, wb_new_file *kept, uint64_t first_step,
+                            uint64_t *n_out) {
     wb_status status = WB_OK;
     char *line = NULL;
     size_t bytes = 0;
-    for (ssize_t length; status == WB_OK && (length = getline(&line, &bytes, old)) >= 0;) {
+    int64_t length = 0;
+    for (size_t number = 1; status == WB_OK; number++) {
+        status = text_line(old, path, number, &line, &bytes, &length);
+        if (status != WB_OK || length < 0) break;
         json_t *object = json_loads(line, 0, NULL);
-        if (object && (uint64_t)json_integer_value(json_object_get(object, "step")) < first_step)
-            status = wb_new_file_write(kept, line, (size_t)length);
+        uint64_t step = (uint64_t)json_integer_value(json_object_get(object, "step"));
+        if (object && step < first_step) status = wb_new_file_write(kept, line, (size_t)length);
+        if (object && step == *n_out) ++*n_out;
         json_decref(object);
     }
-    if (status == WB_OK && ferror(old)) status = wb_fail(WB_IO, "%s: cannot be read: %m", path);
     free(line);
-    fclose(old);
     return status;
+}
+
+/* As keep_lines. Lines that are lost are no obstacle, since nothing is computed from them, but they are said:
+ * the file no longer has each step. */
+static wb_status keep_metrics(const char *path, wb_new_file *kept, uint64_t first_step) {
+    uint64_t n = 0;
+    FILE *old;
+    wb_status status = text_open(path, &old);
+    if (status == WB_OK) {
+        status = keep_lines(old, path, kept, first_step, &n);
+        fclose(old);
+    }
+    if (status != WB_OK && status != WB_NOT_FOUND) return status;
+    if (n < first_step)
+        fprintf(stderr,
+                "%s: expected a line of each of the %" PRIu64
+                " steps that are done, found none of step %" PRIu64 "\n",
+                path, first_step, n);
+    return WB_OK;
 }
 
 static wb_status start_metrics(const char *path, uint64_t first_step) {
     wb_new_file file;
     WB_TRY(wb_new_file_open(path, &file));
-    wb_status status = first_step > 0 ? keep_lines(path, &file, first_step) : WB_OK;
+    wb_status status = first_step > 0 ? keep_metrics(path, &file, first_step) : WB_OK;
     if (status == WB_OK) status = wb_new_file_sync(&file);
     if (status == WB_OK) return wb_new_file_commit(&file);
     wb_new_file_discard(&file);
@@ -207,13 +227,14 @@ static json_t *fidelity_json(const wb_replay_metrics *m, double routed_different
 }
 
 static wb_status write_metrics(report *r, uint64_t step, const step_metrics *m) {
-    json_t *line = json_pack(
-        "{s:I, s:s, s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "step", (json_int_t)step,
-        "replay", wb_replay_mode_name(r->o->replay), "long_prompts", (json_int_t)m->long_prompts, "reward",
-        m->reward_mean, "reward_std", m->reward_std, "samples", m->samples, "response_tokens",
-        m->response_tokens, "loss", m->loss, "clip_share", m->clip_share, "kl_reference", m->kl_reference,
-        "grad_norm", m->grad_norm, "routed_differently_updates", m->routed_differently_updates,
-        "seconds_rollout", m->seconds_rollout, "seconds_train", m->seconds_train);
+    json_t *line =
+        json_pack("{s:I, s:s, s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "step",
+                  (json_int_t)step, "replay", wb_replay_mode_name(r->o->replay), "long_prompts",
+                  (json_int_t)m->long_prompts, "reward", m->reward_mean, "reward_std", m->reward_std,
+                  "samples", m->samples, "response_tokens", m->response_tokens, "loss", m->loss, "clip_share",
+                  m->clip_share, "kl_reference", m->kl_reference, "grad_norm", m->grad_norm,
+                  "routed_differently_updates", m->routed_differently_updates, "planned_updates", m->planned,
+                  "seconds_rollout", m->seconds_rollout, "seconds_train", m->seconds_train);
     if (line) json_object_set_new(line, "fidelity", fidelity_json(&m->replay, m->routed_differently));
     if (line && m->compared)
         json_object_set_new(line, "fidelity_replay_off", fidelity_json(&m->off, m->off.token_differ));

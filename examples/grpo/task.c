@@ -8,7 +8,6 @@
 
 #include <errno.h>
 #include <inttypes.h>
-#include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,7 +16,7 @@
 /* A line of the jsonl file. */
 typedef struct item {
     size_t number;    /* of the line, from 1 */
-    char *line;       /* without its end; from getline */
+    char *line;       /* without its end */
     uint32_t *prompt; /* [prompt_len] */
     uint32_t prompt_len;
 } item;
@@ -39,9 +38,7 @@ static void free_item(item *i) {
 
 /* token ids: '0'..'9' are 0..9, then these; the rest of the vocabulary is unused */
 enum { PLUS = 10, EQUALS = 11 };
-
 enum { OPERANDS = 20 }; /* a and b are below this */
-
 enum { MAX_STOP_TOKENS = 64 };
 
 /* ---- arithmetic ------------------------------------------------------------------------------ */
@@ -129,14 +126,15 @@ static wb_status parse_item(const char *path, size_t line_number, int32_t vocab_
 }
 
 static wb_status read_jsonl(task *t, const char *path, int32_t vocab_size) {
-    FILE *file = fopen(path, "r");
-    if (!file) return wb_fail(WB_IO, "%s: cannot be opened: %m", path);
-    wb_status status = WB_OK;
+    FILE *file;
+    WB_TRY(text_open(path, &file));
+    wb_status status;
     char *line = NULL;
-    size_t line_bytes = 0, number = 0;
-    ssize_t got;
-    while ((got = getline(&line, &line_bytes, file)) >= 0) {
-        number++;
+    size_t line_bytes = 0;
+    int64_t got;
+    for (size_t number = 1;; number++) {
+        WB_GOTO(text_line(file, path, number, &line, &line_bytes, &got), close_file);
+        if (got < 0) break;
         while (got > 0 && (line[got - 1] == '\n' || line[got - 1] == '\r')) line[--got] = '\0';
         if (got == 0) continue;
         WB_GOTO(WB_GROW(t->items, t->n_items + 1, &t->capacity, path), close_file);
@@ -146,10 +144,7 @@ static wb_status read_jsonl(task *t, const char *path, int32_t vocab_size) {
         line_bytes = 0;
         WB_GOTO(parse_item(path, number, vocab_size, to), close_file);
     }
-    if (ferror(file))
-        status = wb_fail(WB_IO, "%s: cannot be read: %m", path);
-    else if (t->n_items == 0)
-        status = wb_fail(WB_CORRUPT, "%s: has no prompts", path);
+    if (t->n_items == 0) status = wb_fail(WB_CORRUPT, "%s: has no prompts", path);
 close_file:
     free(line);
     fclose(file);
@@ -168,10 +163,8 @@ wb_status task_open(const char *spec, uint64_t seed, int32_t vocab_size, task **
         status = wb_fail(WB_INVALID_ARGUMENT,
                          "the arithmetic task needs a vocabulary of %d tokens, the model has %d",
                          TASK_VOCABULARY, vocab_size);
-    else if (strncmp(spec, "jsonl:", 6) == 0)
-        status = read_jsonl(t, spec + 6, vocab_size);
     else if (!t->arithmetic)
-        status = wb_fail(WB_INVALID_ARGUMENT, "--task %s: expected arithmetic or jsonl:FILE", spec);
+        status = read_jsonl(t, spec + strlen("jsonl:"), vocab_size);
     if (status != WB_OK) {
         task_close(t);
         return status;
@@ -199,32 +192,50 @@ static wb_status add_stop(task *t, int64_t id, int32_t vocab_size, const char *w
     return WB_OK;
 }
 
-/* "15", or "15,3". */
-static wb_status stops_of_option(task *t, const char *list, int32_t vocab_size) {
-    for (const char *at = list;; at++) {
-        char *end;
+/* "15", or "15,3" into ids [MAX_STOP_TOKENS]. */
+static wb_status read_stops(const char *list, int64_t *ids, uint32_t *n_out) {
+    uint32_t n = 0;
+    const char *at = list;
+    char *end;
+    do {
         errno = 0;
         long id = strtol(at, &end, 10);
-        if (end == at || errno != 0 || (*end != ',' && *end != '\0') || t->n_stop == MAX_STOP_TOKENS)
+        if (end == at || errno != 0 || (*end != ',' && *end != '\0') || id < 0 || n == MAX_STOP_TOKENS)
             return wb_fail(WB_INVALID_ARGUMENT,
                            "--stop-token %s: expected none, or at most %d token ids with commas between them",
                            list, MAX_STOP_TOKENS);
-        WB_TRY(add_stop(t, id, vocab_size, "--stop-token"));
-        if (*end == '\0') return WB_OK;
-        at = end;
-    }
+        ids[n++] = id;
+        at = end + 1;
+    } while (*end == ',');
+    *n_out = n;
+    return WB_OK;
+}
+
+static wb_status stops_of_option(task *t, const char *list, int32_t vocab_size) {
+    int64_t ids[MAX_STOP_TOKENS];
+    uint32_t n;
+    WB_TRY(read_stops(list, ids, &n));
+    for (uint32_t i = 0; i < n; i++) WB_TRY(add_stop(t, ids[i], vocab_size, "--stop-token"));
+    return WB_OK;
+}
+
+wb_status task_check_options(const char *spec, const char *stops) {
+    int64_t ids[MAX_STOP_TOKENS];
+    uint32_t n;
+    if (strcmp(spec, "arithmetic") != 0 && strncmp(spec, "jsonl:", 6) != 0)
+        return wb_fail(WB_INVALID_ARGUMENT, "--task %s: expected arithmetic or jsonl:FILE", spec);
+    return !stops || strcmp(stops, "none") == 0 ? WB_OK : read_stops(stops, ids, &n);
 }
 
 /* "eos_token_id" of DIR/name: a number or a list of them. *found_out: the file has it. */
 static wb_status stops_of_file(task *t, const char *dir, const char *name, int32_t vocab_size,
                                bool *found_out) {
     char path[4096];
-    json_error_t error;
+    json_t *object;
     snprintf(path, sizeof path, "%s/%s", dir, name);
     *found_out = false;
     if (access(path, F_OK) != 0) return WB_OK;
-    json_t *object = json_load_file(path, 0, &error);
-    if (!object) return wb_fail(WB_CORRUPT, "%s: line %d: %s", path, error.line, error.text);
+    WB_TRY(text_json(path, &object));
     const json_t *ids = json_object_get(object, "eos_token_id");
     size_t n = json_is_array(ids) ? json_array_size(ids) : json_is_integer(ids);
     wb_status status = WB_OK;

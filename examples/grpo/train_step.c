@@ -121,9 +121,12 @@ static wb_status plan_step(trainer *t, const batch *b, const packed_batch *p, st
 
 static wb_status run_step(trainer *t, const batch *b, packed_batch *p, report *r, step_metrics *m) {
     WB_TRY(plan_step(t, b, p, m));
+    WB_TRY(plan_dispatch(t, p, m));
 
     row_count first = {0, 0}, updates = {0, 0};
     WB_TRY(first_forward(t, p, r, &first));
+    /* Rows that chose in it are forced from here on. */
+    WB_TRY(plan_dispatch(t, p, m));
     WB_TRY(share(t, first, &m->routed_differently));
     if (m->compared) {
         WB_TRY(compare_forward(t, p, r));

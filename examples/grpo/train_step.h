@@ -85,6 +85,9 @@ typedef struct row_count {
 /* Plans every micro-batch in `mode` and makes the batch's records known to `replay`, which borrows them. */
 wb_status plan_batch(const trainer *t, wb_replay *replay, wb_replay_mode mode, const batch *b,
                      const packed_batch *p);
+/* Where the rows of the micro-batches go, before they run: as far as all ranks know it by now and have not
+ * planned it. Its share becomes m->planned. Collective. */
+wb_status plan_dispatch(const trainer *t, const packed_batch *p, step_metrics *m);
 /* A forward of micro-batch m, routed as t->replay says; p->logprobs are its results. Collective. */
 wb_status policy_forward(trainer *t, packed_batch *p, int32_t m, row_count *count);
 /* The same over all micro-batches, whose log-probabilities become `old`. Collective. */

@@ -78,7 +78,7 @@ static wb_status open_reference(trainer *t, bool resumed) {
 static wb_status open_replay(const trainer *t, wb_missing_policy missing, wb_replay **out) {
     wb_replay_options replay = wb_replay_options_default();
     replay.missing = missing;
-    replay.n_ranks = wb_comm_size(t->comm);
+    replay.placement = wb_model_placement(t->model);
     return wb_replay_open(wb_model_routes(t->model), &replay, out);
 }
 
@@ -105,14 +105,6 @@ static void close_trainer(trainer *t) {
     wb_model_close(t->model);
 }
 
-/* Signals come to single ranks, or to all at different moments. */
-static wb_status agree_on_signal(const trainer *t, int *signal_out) {
-    uint64_t number = (uint64_t)interrupt_signal();
-    WB_TRY(wb_comm_all_reduce_max_u64(t->comm, &number));
-    *signal_out = (int)number;
-    return WB_OK;
-}
-
 /* *signal_out: not 0 when the step was dropped, because some rank was told to stop before it trained. The
  * dump comes before the rewards: what was generated is not lost with a reward program that fails. */
 static wb_status one_step(trainer *t, const rollout_side *side, report *r, int *signal_out) {
@@ -127,7 +119,7 @@ static wb_status one_step(trainer *t, const rollout_side *side, report *r, int *
         status = wb_comm_agree(
             t->comm, dumps_write(t->o, wb_model_routes(t->model), wb_comm_rank(t->comm), t->step, &b));
     if (status == WB_OK) status = rollouts_reward(t->comm, t->o, side->task, side->rewards, t->step, &b);
-    if (status == WB_OK) status = agree_on_signal(t, signal_out);
+    if (status == WB_OK) status = interrupt_agree(t->comm, signal_out);
     bool dropped = *signal_out != 0;
     start = now_seconds();
     if (status == WB_OK && !dropped) status = train_step(t, &b, r, &m);
@@ -160,7 +152,7 @@ static wb_status train_loop(trainer *t, const rollout_side *side, report *r, int
         bool dropped = *signal_out != 0;
         if (!dropped) {
             t->step++;
-            WB_TRY(agree_on_signal(t, signal_out));
+            WB_TRY(interrupt_agree(t->comm, signal_out));
         }
         bool due = t->step == steps || (every > 0 && t->step % every == 0) || *signal_out != 0;
         if (due && t->step > saved) {
@@ -239,12 +231,37 @@ static wb_status check_same_run(trainer *t, const task *task_, const char *check
     return checkpoint ? checkpoint_check_same_run(t, checkpoint) : WB_OK;
 }
 
+/* A run that resumes without a reference needs nothing of --model but hands its name on, to a later run that
+ * may want one: another model than before must be of the checkpoint's kind. A reference may be of another
+ * shape (check_reference). Collective. */
+static wb_status check_given_model(const trainer *t, const json_t *saved) {
+    const char *before = json_string_value(json_object_get(saved, "--model"));
+    if (t->reference || !before || strcmp(before, t->o->model_dir) == 0) return WB_OK;
+    wb_model_options model = model_options(t, WB_F32);
+    wb_model *given;
+    WB_TRY(wb_model_open(t->o->model_dir, &model, &given));
+    const char *expected = wb_model_routes(t->model)->fingerprint,
+               *found = wb_model_routes(given)->fingerprint;
+    wb_status status = WB_OK;
+    if (strcmp(expected, found) != 0)
+        status =
+            wb_fail(WB_MISMATCH,
+                    "--model %s: another kind of model than that of the run, which began from %s: expected "
+                    "the fingerprint %s, found %s",
+                    t->o->model_dir, before, expected, found);
+    wb_model_close(given);
+    return wb_comm_agree(t->comm, status);
+}
+
 /* Whether there is nothing to do; then nothing is removed either, of whatever step. */
 static bool is_done(const trainer *t, const char *checkpoint) {
     if (t->step < (uint64_t)t->o->steps) return false;
-    if (wb_comm_rank(t->comm) == 0)
-        fprintf(stderr, "%s has %" PRIu64 " of %" PRId64 " steps: nothing to do\n", checkpoint, t->step,
-                t->o->steps);
+    char path[PATH_BYTES];
+    if (wb_comm_rank(t->comm) != 0) return true;
+    fprintf(stderr, "%s has %" PRIu64 " of %" PRId64 " steps: nothing to do\n", checkpoint, t->step,
+            t->o->steps);
+    if (dumps_find(t->o, t->step, path) == WB_OK && path[0] != '\0')
+        fprintf(stderr, "%s is of a step that was not trained on: more --steps do it again\n", path);
     return true;
 }
 
@@ -255,19 +272,21 @@ wb_status training_run(const options *given, wb_device *device, wb_comm *comm, i
     const char *stops_from = NULL;
     report *r = NULL;
     char *resume_dir = NULL;
+    out_lock *lock = NULL;
     json_t *saved = NULL;
     wb_status status;
-    WB_GOTO(out_find_start(&o, comm, &resume_dir), close_all);
+    WB_GOTO(out_find_start(&o, comm, &lock, &resume_dir), close_all);
     WB_GOTO(settle_options(&o, comm, resume_dir, &saved), close_all);
     WB_GOTO(out_check_model(&o, comm), close_all);
     const char *start_dir = resume_dir ? resume_dir : o.model_dir;
     WB_GOTO(open_trainer(&t, start_dir, resume_dir != NULL), close_all);
     if (resume_dir) WB_GOTO(checkpoint_load(&t, resume_dir), close_all);
+    WB_GOTO(check_given_model(&t, saved), close_all);
     WB_GOTO(wb_comm_agree(comm, open_task(&t, start_dir, &stops_from, &side.task)), close_all);
     WB_GOTO(check_same_run(&t, side.task, resume_dir), close_all);
     if (is_done(&t, resume_dir)) goto close_all;
     WB_GOTO(open_rollout(&t, &side), close_all);
-    WB_GOTO(out_make(&o, comm, t.step), close_all);
+    WB_GOTO(out_make(&o, comm, t.step, &lock), close_all);
     WB_GOTO(wb_comm_agree(comm, report_open(&o, wb_comm_rank(comm) == 0, t.step, &r)), close_all);
     if (resume_dir) report_line(r, "resuming after step %" PRIu64 " from %s", t.step, resume_dir);
     if (o.reward_cmd) WB_GOTO(wb_comm_agree(comm, reward_open(&o, &side.rewards)), close_all);
@@ -286,5 +305,6 @@ close_all:
     close_trainer(&t);
     json_decref(saved);
     free(resume_dir);
+    out_lock_release(lock);
     return status;
 }

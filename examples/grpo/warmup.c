@@ -7,6 +7,8 @@
 
 #include <inttypes.h>
 #include <math.h>
+#include <string.h>
+#include <unistd.h>
 
 enum { EXAMPLES = 256 }; /* a step, over all ranks */
 static const double learning_rate = 3e-3;
@@ -81,7 +83,9 @@ static wb_status warmup_step(const options *o, wb_train *train, optimizer *opt, 
     return optimizer_step(opt, o, learning_rate * (1 - 0.9 * progress), &norm);
 }
 
-static wb_status run_warmup(const options *o, wb_model *model, wb_train *train, optimizer *opt, report *r) {
+/* *signal_out: not 0 when the steps ended early, because some rank was told to stop. */
+static wb_status run_warmup(const options *o, wb_model *model, wb_train *train, optimizer *opt, report *r,
+                            int *signal_out) {
     wb_comm *comm = wb_model_comm(model);
     size_t row_bytes = wb_route_row_bytes(wb_model_routes(model));
     wb_workspace workspace = {.device = wb_model_device(model)};
@@ -89,12 +93,13 @@ static wb_status run_warmup(const options *o, wb_model *model, wb_train *train, 
     examples *x = NULL;
     wb_status status = wb_reserve(&workspace, &ids, EXAMPLES * TASK_MAX_TOKENS, (int64_t)row_bytes, 1);
     if (status == WB_OK) status = WB_OWN(&workspace.host, x, 1, "examples");
-    for (int64_t step = 0; status == WB_OK && step < o->warmup_steps; step++) {
+    for (int64_t step = 0; status == WB_OK && *signal_out == 0 && step < o->warmup_steps; step++) {
         double loss = 0;
         status = warmup_step(o, train, opt, comm, ids.data, x, step, &loss);
         report_progress(r, 0, "warm-up", (step + 1) * x->T, o->warmup_steps * x->T);
         if (status == WB_OK && (step + 1) % 100 == 0)
             report_line(r, "warm-up %4" PRId64 "/%" PRId64 "  loss %.3f", step + 1, o->warmup_steps, loss);
+        if (status == WB_OK) status = interrupt_agree(comm, signal_out);
     }
     wb_workspace_close(&workspace);
     return status;
@@ -102,23 +107,20 @@ static wb_status run_warmup(const options *o, wb_model *model, wb_train *train, 
 
 /* The folder is made before the minutes of training, so that a path that cannot be one, or that has
  * somebody's files, is said at once. */
-static wb_status make_folder(const options *o, wb_comm *comm) {
-    wb_status status = WB_OK;
-    if (wb_comm_rank(comm) == 0) status = wb_dir_create(o->make_base);
-    if (wb_comm_rank(comm) == 0 && status == WB_OK && !wb_dir_is_empty(o->make_base))
-        status = wb_fail(WB_INVALID_ARGUMENT, "%s: expected a new or an empty folder, found files in it",
-                         o->make_base);
-    if (status != WB_OK) wb_fail_context(status, "--make-base");
-    return wb_comm_agree(comm, status);
+static wb_status make_folder(const options *o, out_lock **lock) {
+    WB_TRY(wb_dir_create(o->make_base));
+    WB_TRY(out_lock_take(o->make_base, lock));
+    if (out_lock_is_alone(o->make_base)) return WB_OK;
+    return wb_fail(WB_INVALID_ARGUMENT, "%s: expected a new or an empty folder, found files in it",
+                   o->make_base);
 }
 
-wb_status warmup_make_base(const options *o, wb_device *device, wb_comm *comm, report *r) {
+static wb_status make_base(const options *o, wb_device *device, wb_comm *comm, report *r, int *signal_out) {
     wb_config config = tiny_config(o->family);
     wb_model_options model_options = wb_model_options_default();
     model_options.device = device;
     model_options.comm = comm;
     wb_model *model;
-    WB_TRY(make_folder(o, comm));
     WB_TRY(wb_model_create(&config, o->seed, 0.08f, &model_options, &model));
     wb_train_options train_options = wb_train_options_default();
     train_options.max_tokens = EXAMPLES * TASK_MAX_TOKENS;
@@ -127,7 +129,8 @@ wb_status warmup_make_base(const options *o, wb_device *device, wb_comm *comm, r
     wb_status status;
     WB_GOTO(wb_train_open(model, &train_options, &train), close_model);
     WB_GOTO(optimizer_open(model, train, device, comm, &opt), close_train);
-    WB_GOTO(run_warmup(o, model, train, &opt, r), close_optimizer);
+    WB_GOTO(run_warmup(o, model, train, &opt, r, signal_out), close_optimizer);
+    if (*signal_out != 0) goto close_optimizer;
     status = wb_model_save(model, o->make_base);
     if (status == WB_OK) report_line(r, "base checkpoint: %s", o->make_base);
 close_optimizer:
@@ -136,5 +139,22 @@ close_train:
     wb_train_close(train);
 close_model:
     wb_model_close(model);
+    return status;
+}
+
+wb_status warmup_make_base(const options *o, wb_device *device, wb_comm *comm, report *r, int *signal_out) {
+    out_lock *lock = NULL;
+    bool was_there = access(o->make_base, F_OK) == 0;
+    wb_status status = wb_comm_rank(comm) == 0 ? make_folder(o, &lock) : WB_OK;
+    if (status != WB_OK) wb_fail_context(status, "--make-base");
+    status = wb_comm_agree(comm, status);
+    if (status == WB_OK) status = make_base(o, device, comm, r, signal_out);
+    bool locked = lock != NULL;
+    out_lock_release(lock);
+    /* One with files in it stays. */
+    if (locked && !was_there && (status != WB_OK || *signal_out != 0)) rmdir(o->make_base);
+    if (*signal_out != 0)
+        report_line(r, "stopped by signal %d (%s): no base checkpoint is made", *signal_out,
+                    strsignal(*signal_out));
     return status;
 }

@@ -51,15 +51,12 @@ static wb_rows input(const wb_grouped *g, wb_rows x) {
     return g->gather ? g->gathered : x;
 }
 
-static wb_status check(const char *op, wb_dtype x, wb_dtype y, wb_dtype w) {
-    WB_TRY(operand_check_like(op, "y", y, "x", x));
-    return operand_check(op, "w", w);
-}
-
 wb_status WB_CPU(grouped_matmul)(wb_device *dev, const wb_grouped *g, wb_rows x, wb_rows y, wb_rows act) {
     const int64_t out = g->w.rows, in = g->w.cols;
     product_list list;
-    WB_TRY(check("grouped_matmul", x.dtype, y.dtype, g->w.dtype));
+    WB_TRY(operand_check("grouped_matmul", "x", x.dtype));
+    WB_TRY(operand_check_like("grouped_matmul", "y", y.dtype, "x", x.dtype));
+    WB_TRY(operand_check("grouped_matmul", "w", g->w.dtype));
     if (g->gather) WB_TRY(WB_CPU(gather_rows)(dev, n_rows(g), in, g->gather, x, g->gathered));
     WB_TRY(list_open(dev, g, &list));
     const wb_rows from = input(g, x);
@@ -77,7 +74,10 @@ wb_status WB_CPU(grouped_matmul_backward)(wb_device *dev, const wb_grouped *g, w
                                           float *dw, wb_rows dx, wb_rows gate_up) {
     const int64_t out = g->w.rows, in = g->w.cols;
     product_list list;
-    WB_TRY(check("grouped_matmul_backward", x.dtype, dy.dtype, g->w.dtype));
+    WB_TRY(operand_check("grouped_matmul_backward", "x", x.dtype));
+    WB_TRY(operand_check_like("grouped_matmul_backward", "dy", dy.dtype, "x", x.dtype));
+    WB_TRY(operand_check_like("grouped_matmul_backward", "dx", dx.dtype, "x", x.dtype));
+    WB_TRY(operand_check("grouped_matmul_backward", "w", g->w.dtype));
     WB_TRY(list_open(dev, g, &list));
     const wb_rows from = input(g, x);
     for (int32_t i = 0; i < g->n_groups; i++) {

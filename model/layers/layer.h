@@ -28,8 +28,7 @@ typedef struct wb_pass {
                                * [T], block_size 1: `seq` is the sequence's first token and max_blocks is 1,
                                * so that a sequence's row begins at its first token and is as long as it is */
     int32_t max_blocks, block_size;
-    const int64_t
-        *state_rows; /* [T] row of each token in the tables of states, -1: padding; NULL in training */
+    const int64_t *state_rows; /* [T] row of each token in the tables of states, -1: padding; or NULL */
     const wb_routing *routing; /* who chooses the experts of each row */
     const wb_row_run *padding; /* host [n_padding] rows that are no tokens: their choices weigh nothing */
     int64_t n_padding;
@@ -44,8 +43,9 @@ typedef struct wb_pass {
 
 /* What a mixer keeps of a sequence from step to step; what stands in it is the layer's alone.
  *
- * By position: in each of n_tables tables one row a position, of width[i] elements of the model's dtype. Keys
- * and values are two tables, a latent is one. Which row belongs to which position is decided above (wb_pass).
+ * By position: in each of n_tables tables one row a position, of width[i] elements of
+ * wb_state_dtype. Keys and values are two tables, a latent is one. Which row belongs to which position is
+ * decided above (wb_pass).
  *
  * By sequence: sequence_bytes of a fixed size whatever the length, as recurrent layers have. Declared here so
  * that such a layer can say so; there is no pool for it yet, and inference refuses more than 0 at open. */
@@ -83,7 +83,8 @@ static inline void wb_place_activations(wb_arena *arena, const wb_model *model, 
     wb_place(arena, buffer, rows, width, wb_dtype_size(model->activations));
 }
 
-/* Likewise for what is of no use after a pass; other: that of wb_sizes.scratch_of, or NULL. */
+/* Likewise for what is of no use after a forward or a backward; other: that of wb_sizes.scratch_of, or
+ * NULL. */
 static inline void wb_place_scratch(wb_arena *arena, const wb_model *model, wb_buffer *buffer,
                                     const wb_buffer *other, int64_t rows, int64_t width) {
     if (other)

@@ -50,11 +50,14 @@ run 4 --model base --out few --steps 1 --prompts 2 --samples 2 --updates 2 --max
 echo "== replay brings routing back, also through the updates, and at least halves the KL"
 "$waybill" verify whole/dump >/dev/null || fail "verify"
 field whole/metrics.jsonl routed_differently_updates | grep -qv '^0\.0*$' && fail "routed differently under replay"
+[ "$(field whole/metrics.jsonl planned_updates | sort -u)" = 1.0 ] || fail "updates that were not planned"
 awk -F'"fidelity' '{ split($2, on, "\"kl_k3\":"); split($3, off, "\"kl_k3\":"); a += on[2]; b += off[2] }
     END { printf "kl replay %g, off %g\n", a, b; exit !(a > 0 && a <= b / 2) }' whole/metrics.jsonl || fail "KL"
 for mode in off record; do
     run 2 --model base --out "mode_$mode" "${small[@]}" --replay $mode --steps 2 >/dev/null || fail "--replay $mode"
 done
+[ "$(field mode_off/metrics.jsonl planned_updates | sort -u)" = 0.0 ] || fail "planned without replay"
+[ "$(field mode_record/metrics.jsonl planned_updates | sort -u)" = 1.0 ] || fail "what the first pass chose is not planned"
 run 2 --model base_olmoe --out olmoe "${small[@]}" --steps 2 --rollout-dtype f32 --ratio sequence --kl-coef 0.01 \
     --temperature 0.8 --top-k 12 --top-p 0.95 --dump-codec zstd >/dev/null || fail "olmoe, GSPO, KL"
 "$waybill" verify olmoe/dump >/dev/null || fail "verify olmoe"

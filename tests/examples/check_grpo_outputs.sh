@@ -42,6 +42,7 @@ mkdir -p kept_left/dump && touch kept_left/dump/step000000-rank0.wbr.note # not 
 run 1 --model base --out kept_left --steps 1 "${tiny[@]}" || { cat log; fault "a file of another name was taken for a dump"; }
 cp -r base base_kept
 refused "--out new/../base is --model" 1 --model base --out new/../base --steps 1 "${tiny[@]}"
+refused "--out base/deep/out is in --model base" 2 --model base --out base/deep/out --steps 1 "${tiny[@]}"
 diff -r base base_kept || fault "--model was written into"
 rm -r base_kept
 
@@ -103,6 +104,7 @@ cp run/dump/step000003-rank0.wbr run/dump/step000005-rank0.wbr # of a run that w
 cp run/metrics.jsonl kept
 run 2 --model base --out run --steps 4 "${tiny[@]}" --resume || { cat log; fault "nothing to do"; }
 says "has 4 of 4 steps" "a run that is done"
+says "run/dump/step000005-rank0.wbr is of a step that was not trained on" "a run that is done, with a step more in its dump"
 [ -e run/dump/step000005-rank0.wbr ] && cmp -s kept run/metrics.jsonl || fault "steps were removed that are not done again"
 
 echo "== options of the checkpoint that cannot be"
@@ -135,6 +137,18 @@ refused "other weights than the reference" 2 --model other --out kl --steps 3 --
 mv base base_kept && cp -r other base
 refused "other weights than the reference" 1 --model base --out kl --steps 3 --kl-coef 0.1 "${tiny[@]}" --resume
 run 1 --model base --out kl --steps 3 --kl-coef 0 "${tiny[@]}" --resume || { cat log; fault "no reference any more"; }
+
+echo "== --model of a run that resumes is of the checkpoint's kind, and stays what it was"
+run 1 --make-base olmoe --family olmoe --warmup-steps 0 --quiet || { cat log; fault "make-base olmoe"; }
+run 2 --model base --out kind --steps 1 "${tiny[@]}" || { cat log; fault "kind"; }
+for model in olmoe "$source/tests/golden/qwen3_moe"; do
+    refused "--model $model: another kind of model than that of the run, which began from base" 2 --model "$model" --out kind --steps 2 --resume
+    grep -q '"--model": "base"' kind/checkpoint/trainer/state.json || fault "another model is on record"
+done
+refused "nope" 1 --model nope --out kind --steps 2 --resume
+run 1 --model ./base --out kind --steps 2 --resume || { cat log; fault "the same model, by another name"; }
+mv base gone_base
+run 1 --out kind --steps 3 --resume || { cat log; fault "a model that is gone, and not needed"; }
 
 [ $faults -eq 0 ] && echo "all well"
 exit $((faults > 0))

@@ -111,6 +111,16 @@ expect 2 "$grpo" --model "$scratch/none"
 err_has "--out"
 refused "--reward-cmd" --task jsonl:prompts.jsonl
 refused "--updates 3" --prompts 16 --updates 3
+mkdir -p "$scratch/run/checkpoint/trainer" && echo '{}' >"$scratch/run/checkpoint/trainer/state.json"
+for list in abc 1,,2 -1 1,; do refused "--stop-token $list: expected none" --out "$scratch/run" --stop-token "$list"; done
+refused "--task sums: expected arithmetic or jsonl:FILE" --task sums --reward-cmd true
+refused "--model: expected none beside --make-base" --make-base "$scratch/base"
+for option in "--steps 3" --resume "--task arithmetic" "--lr 1e-3"; do
+    # shellcheck disable=SC2086
+    expect 2 "$grpo" --make-base "$scratch/base" $option
+    err_has "${option%% *}: expected none beside --make-base"
+done
+[ ! -e "$scratch/base" ] || fault "a wrong command line made the base's folder"
 [ ! -e "$scratch/out_dir" ] || fault "a wrong command line made the output folder"
 
 # ---- a good command line, a bad model: 1, and the message names the path

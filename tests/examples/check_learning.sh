@@ -23,6 +23,13 @@ echo "== a run learns, and one that unlearns is caught"
 learns "$grpo" right || fail "the reward does not rise"
 learns "$negated" wrong && fail "a run with negated advantages passes"
 
+echo "== a second quickstart leaves the first one's files alone"
+mkdir -p twice/build
+for run in 1 2 3; do
+    (cd twice && eval "$(grep -E '^(out=|while |rm |mkdir )' "$source/examples/quickstart.sh")" && echo $run >"$out/file") || fail "quickstart $run: its folder"
+done
+[ "$(cat twice/build/quickstart/file twice/build/quickstart-2/file twice/build/quickstart-3/file | tr -d '\n')" = 123 ] || fail "an earlier quickstart's files are gone"
+
 echo "== the quickstart's own commands and table"
 out=$work/quickstart
 mkdir "$out"

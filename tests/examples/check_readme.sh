@@ -38,9 +38,16 @@ done
 if [ -n "$python" ]; then
     fenced python >"$work/reader.py"
     [ -s "$work/reader.py" ] || fail "README.md: expected a \`\`\`python block"
-    "$python" "$work/reader.py" build/quickstart/dump >"$work/python.out" || fail "the README's Python"
-    records=$(build/bin/waybill cat build/quickstart/dump | wc -l)
-    [ "$(wc -l <"$work/python.out")" = "$records" ] || fail "the README's Python: expected $records lines, found $(wc -l <"$work/python.out")"
+    # A folder, a file of it, and a folder with the files of ranks that died: before their header, in it, and later.
+    first=$(find build/quickstart/dump -name '*.wbr' | sort | head -n 1)
+    mkdir "$work/cut" && : >"$work/cut/empty.wbr"
+    head -c 20 "$first" >"$work/cut/header.wbr" && head -c "$(($(stat -c %s "$first") / 2))" "$first" >"$work/cut/record.wbr"
+    for dump in build/quickstart/dump "$first" "$work/cut"; do
+        "$python" "$work/reader.py" "$dump" >"$work/python.out" 2>"$work/python.err" || { cat "$work/python.err"; fail "the README's Python: $dump"; }
+        records=$(build/bin/waybill cat "$dump" | wc -l)
+        [ "$(wc -l <"$work/python.out")" = "$records" ] || fail "the README's Python: $dump: expected $records lines, found $(wc -l <"$work/python.out")"
+    done
+    for name in empty header; do grep -q "cut/$name.wbr: skipped" "$work/python.err" || fail "the README's Python does not name cut/$name.wbr"; done
 else
     echo "the README's Python was not run: no python3 with msgpack, numpy and zstandard"
 fi

@@ -52,6 +52,25 @@ cmp -s kept gone/dump/step000001-rank2.wbr || fail "a file of a step that is don
 [ "$(cat gone/dump/step000005-rank2.wbr.note)" = mine ] || fail "another's file is gone"
 sampled gone 4 6 2
 
+echo "== what is lost of steps that are done is said, and nothing is touched"
+for lost in dump dump/step000002-rank0.wbr dump/step000001-rank2.wbr cut; do
+    rm -rf lost && cp -r gone lost
+    if [ $lost = cut ]; then truncate -s -300 lost/dump/step000000-rank1.wbr; else rm -r "lost/$lost"; fi
+    cp -r lost kept_lost
+    refused "samples, found" --out lost --steps 5 --resume
+    grep -qE "lost/dump: step [0-2], of 4 that are done: expected its 12 samples, found [0-9]+:" log || { cat log; fail "$lost: the step is not named"; }
+    diff -r lost kept_lost || fail "$lost: a run that was refused was touched"
+    rm -r kept_lost
+done
+run 2 --out lost --steps 5 --resume --quiet --no-dump >log 2>&1 || { cat log; fail "--no-dump goes on"; }
+run 2 --out lost --steps 6 --resume --quiet >log 2>&1 || { cat log; fail "a run with --no-dump goes on without"; }
+[ ! -e lost/dump/step000005-rank0.wbr ] || fail "--no-dump is not kept"
+for lines in 0 2; do
+    head -n $lines gone/metrics.jsonl >lost/metrics.jsonl
+    run 1 --out lost --steps $((7 + lines)) --resume --quiet >log 2>&1 || { cat log; fail "lost metrics"; }
+    grep -q "lost/metrics.jsonl: expected a line of each of the [67] steps that are done, found none of step $lines\$" log || { cat log; fail "lost metrics are not said"; }
+done
+
 echo "== a step that does not train on every sample once fails"
 if "${mpi[@]}" -n 2 "$build/tests/waybill-grpo-skips" --model base --out skips "${common[@]}" --steps 1 >log 2>&1; then fail "a sample was skipped, and nobody saw it"; fi
 grep -q "sample 0: expected to be trained on once, found 0 times" log || { cat log; fail "the skipped sample is not named"; }

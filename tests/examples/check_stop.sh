@@ -39,6 +39,23 @@ diff -r whole/checkpoint stopped/checkpoint || fail "stopping changed the bits, 
 run 2 --model base --out stopped "${common[@]}" --steps $((steps + 1)) --resume --quiet >/dev/null || fail "one step more"
 "$waybill" verify stopped/dump >log 2>&1 || { cat log; fail "the dump"; }
 
+echo "== --make-base: nothing is left behind, and what was there stays"
+mkdir there
+for round in "INT 130 new" "TERM 143 there" "USR1 138 new"; do
+    read -r name expected folder <<<"$round"
+    "${mpi[@]}" -n 2 "$grpo" --make-base "$folder" --warmup-steps 1000000 >log 2>&1 &
+    job=$!
+    for _ in $(seq 300); do [ -e "$folder/waybill-grpo.lock" ] && break; sleep 0.1; done
+    sleep "0.$((RANDOM % 10))"
+    kill "-$name" "$(ranks_below $job | shuf -n 1 --random-source=<(yes "$RANDOM"))"
+    wait $job
+    found=$?
+    [ $found = "$expected" ] || { cat log; fail "--make-base: exit status: expected $expected, found $found"; }
+    grep "stopped by signal" log || { cat log; fail "--make-base: nothing is said of the stop"; }
+    [ ! -e new ] || fail "left behind: $(find new)"
+    [ -d there ] && [ -z "$(ls -A there)" ] || fail "a folder that was there: expected it, and nothing in it"
+done
+
 echo "== the second signal ends at once"
 # A step of seconds; where the first signal comes between two steps, the run may end before the second.
 ended_by=first
@@ -92,6 +109,13 @@ grep -q '"long_prompts":1,' skip/metrics.jsonl || fail "skip is not counted"
 run 2 --out cut "${own[@]}" --long-prompts cut >/dev/null 2>log || { cat log; fail "cut"; }
 grep -q "their beginning is left out" log || { cat log; fail "cut is not said"; }
 "$waybill" cat cut/dump --tokens | grep -q '"prompt_len":11' || fail "cut: expected prompts of 11 tokens"
+refused "/dev/zero: expected a regular file or a pipe" --out bad "${own[@]}" --task jsonl:/dev/zero
+refused ".: expected a regular file or a pipe" --out bad "${own[@]}" --task jsonl:.
+truncate -s 100M endless.jsonl
+refused "endless.jsonl: line 1: expected at most 67108864 bytes" --out bad "${own[@]}" --task jsonl:endless.jsonl
+cp -r base large && truncate -s 100M large/generation_config.json
+refused "large/generation_config.json: " --out bad "${own[@]}" --model large --long-prompts skip
+run 1 --out piped "${own[@]}" --task jsonl:/dev/stdin --long-prompts skip <task.jsonl >/dev/null 2>log || { cat log; fail "prompts from a pipe"; }
 refused "expected less than the model's" --out bad "${own[@]}" --max-tokens 100000
 # The end of a sample: what the checkpoint says, several tokens, or none.
 cp -r base eos && echo '{"eos_token_id": [3, 7]}' >eos/generation_config.json

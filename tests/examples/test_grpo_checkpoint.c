@@ -1,7 +1,6 @@
 /* test_grpo_checkpoint.c - a save of waybill-grpo takes no more host memory than a chunk, however large the
- * optimizer's state is, and what it wrote is read back. */
-#include "model/model_fixture.h"
-#include "support/temp_files.h"
+ * optimizer's state is, and what it wrote is read back, on other numbers of ranks too. */
+#include "model/placed_model.h"
 
 #include "../../examples/grpo/checkpoint.c" /* last: their types have names that are local above */
 #include "../../examples/grpo/checkpoint_place.c"
@@ -9,6 +8,7 @@
 #include "../../examples/grpo/option_resume.c"
 #include "../../examples/grpo/option_table.c"
 #include "../../examples/grpo/paths.c"
+#include "../../examples/grpo/text_files.c"
 
 #include <malloc.h>
 
@@ -89,7 +89,82 @@ static void test_moments_cross_in_chunks(void **unused) {
     temp_remove(out);
 }
 
-int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_moments_cross_in_chunks)};
+/* ---- moments cut over ranks ------------------------------------------------------------------------ */
+
+static trainer trainer_open(rank *r, const options *o) {
+    const wb_config config = variant_config(VARIANT_QWEN3);
+    const wb_model_options model_options = options_of(r, NULL);
+    trainer t = {.o = o, .device = r->device, .comm = r->comm};
+    MUST(wb_model_create(&config, 5, 0.25F, &model_options, &t.model));
+    MUST(wb_train_open(t.model, NULL, &t.train));
+    MUST(optimizer_open(t.model, t.train, r->device, r->comm, &t.opt));
+    return t;
+}
+
+static void trainer_close(trainer *t) {
+    optimizer_close(&t->opt);
+    wb_train_close(t->train);
+    wb_model_close(t->model);
+}
+
+/* Element j of tensor i's first moment, whoever has it. */
+static float moment_of(int32_t i, int64_t j) {
+    return (float)(7 * i + 1) + (float)j / 1024;
+}
+
+static optimizer_part part_here(const rank *r, const trainer *t, int32_t i) {
+    const wb_tensor tensor = wb_model_tensor(t->model, i);
+    return tensor.data ? optimizer_part_of(&tensor, r->number, r->of) : (optimizer_part){0, 0};
+}
+
+static void save_parts(rank *r) {
+    const options o = {.out_dir = r->save, .task = "arithmetic"};
+    trainer t = trainer_open(r, &o);
+    for (int32_t i = 0; i < wb_model_n_tensors(t.model); i++) {
+        const optimizer_part part = part_here(r, &t, i);
+        for (int64_t j = 0; j < part.n; j++) {
+            ((float *)t.opt.m[i].data)[j] = moment_of(i, part.first + j);
+            ((float *)t.opt.v[i].data)[j] = -moment_of(i, part.first + j);
+        }
+    }
+    MUST(checkpoint_save(&t));
+    trainer_close(&t);
+}
+
+static void load_parts(rank *r) {
+    const options o = {.out_dir = r->save, .task = "arithmetic"};
+    char *dir;
+    trainer t = trainer_open(r, &o);
+    MUST(checkpoint_find(&o, &dir));
+    MUST(checkpoint_load(&t, dir));
+    for (int32_t i = 0; i < wb_model_n_tensors(t.model); i++) {
+        const optimizer_part part = part_here(r, &t, i);
+        for (int64_t j = 0; j < part.n; j++) {
+            EXPECT(((float *)t.opt.m[i].data)[j] == moment_of(i, part.first + j));
+            EXPECT(((float *)t.opt.v[i].data)[j] == -moment_of(i, part.first + j));
+        }
+    }
+    free(dir);
+    trainer_close(&t);
+}
+
+/* Without an element missing or twice, whatever the numbers of ranks. */
+static void test_parts_of_moments_come_back_on_other_numbers_of_ranks(void **unused) {
+    (void)unused;
+    static const int ranks[][2] = {{1, 3}, {3, 1}, {2, 3}, {4, 2}, {3, 4}, {2, 2}};
+    for (size_t i = 0; i < sizeof ranks / sizeof ranks[0]; i++) {
+        const temp_path out = temp_dir();
+        on_ranks(ranks[i][0], 1, save_parts, NULL, out.text);
+        on_ranks(ranks[i][1], 1, load_parts, NULL, out.text);
+        temp_remove(out);
+    }
+}
+
+int main(int argc, char **argv) {
+    placed_model_begin(argc, argv);
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_moments_cross_in_chunks),
+        cmocka_unit_test(test_parts_of_moments_come_back_on_other_numbers_of_ranks),
+    };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

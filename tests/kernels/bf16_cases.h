@@ -159,6 +159,40 @@ OP(attention_backward) {
     return dev->attention_backward(dev, &a, r[3], r[4], r[5], r[6]);
 }
 
+/* Two choices of each token; their rows lie backwards. */
+enum { CHOICES = 2 };
+static int32_t pair_row[T * CHOICES];
+static float choice_weights[T * CHOICES];
+
+static void fill_pairs(int64_t n) {
+    for (int64_t i = 0; i < n * CHOICES; i++) {
+        pair_row[i] = (int32_t)(n * CHOICES - 1 - i);
+        choice_weights[i] = vector[i % W];
+    }
+}
+OP(combine) {
+    fill_pairs(n);
+    return dev->moe_combine(dev, n, CHOICES, W, r[0], pair_row, choice_weights, r[1]);
+}
+OP(combine_backward) {
+    fill_pairs(n);
+    return dev->moe_combine_backward(dev, n, CHOICES, W, r[0], pair_row, choice_weights, r[1], r[2], NULL);
+}
+
+static wb_grouped one_group(int64_t n) {
+    static int32_t offsets[2];
+    offsets[1] = (int32_t)n;
+    return (wb_grouped){.n_groups = 1, .offsets = offsets, .max_rows = n, .w = float_matrix()};
+}
+OP(grouped) {
+    const wb_grouped g = one_group(n);
+    return dev->grouped_matmul(dev, &g, r[0], r[1], (wb_rows){0});
+}
+OP(grouped_backward) {
+    const wb_grouped g = one_group(n);
+    return dev->grouped_matmul_backward(dev, &g, r[0], r[1], sums, r[2], (wb_rows){0});
+}
+
 /* IN is read, OUT written, SUM both. WHOLE: POOL rows, not one of T; FLOAT: f32 whatever the others are. */
 enum { IN = 1, OUT = 2, SUM = IN | OUT, WHOLE = 4, FLOAT = 8 };
 
@@ -216,6 +250,18 @@ static const op_case cases[] = {
     {"bias_backward", run_bias_backward, false, false, {{"dy", W, IN}}},
     {"clamp", run_clamp, true, false, {{"x", W, SUM}}},
     {"clamp_backward", run_clamp_backward, true, false, {{"x", W, IN}, {"dx", W, SUM}}},
+    {"moe_combine", run_combine, false, false, {{"rows", CHOICES *W, IN}, {"y", W, OUT}}},
+    {"moe_combine_backward",
+     run_combine_backward,
+     false,
+     false,
+     {{"rows", CHOICES *W, IN}, {"dy", W, IN}, {"drows", CHOICES *W, OUT}}},
+    {"grouped_matmul", run_grouped, true, false, {{"x", DEEP, IN}, {"y", W, OUT}}},
+    {"grouped_matmul_backward",
+     run_grouped_backward,
+     false,
+     false,
+     {{"x", DEEP, IN}, {"dy", W, IN}, {"dx", DEEP, OUT}}},
     {"attention_forward", run_attention, true, false, {{"q", W, IN}, KV, {"out", W, OUT}}},
     {"attention_forward", run_attention_in_blocks, true, false, {{"q", W, IN}, KV, {"out", W, OUT}}},
     {"attention_backward",

@@ -74,8 +74,11 @@ static inline wb_status compare(const wb_model *model, const char *expect, int32
 }
 
 static inline wb_status rank_work(job *j, wb_comm *comm, wb_device *device) {
-    wb_model_options options = {
-        .size = sizeof(wb_model_options), .device = device, .comm = comm, .dtype = j->dtype};
+    wb_model_options options = {.size = sizeof(wb_model_options),
+                                .device = device,
+                                .comm = comm,
+                                .dtype = j->dtype,
+                                .activations = WB_F32};
     wb_model *model = NULL;
     int r = wb_comm_rank(comm);
     wb_status status = j->open[r] ? wb_model_open(j->open[r], &options, &model)
@@ -199,8 +202,11 @@ static inline wb_model *open_one(const char *path, wb_dtype dtype, wb_device **d
     wb_model *model = NULL;
     assert_int_equal(wb_device_open_cpu(1, device), WB_OK);
     assert_int_equal(wb_comm_open_self(comm), WB_OK);
-    wb_model_options options = {
-        .size = sizeof(wb_model_options), .device = *device, .comm = *comm, .dtype = dtype};
+    wb_model_options options = {.size = sizeof(wb_model_options),
+                                .device = *device,
+                                .comm = *comm,
+                                .dtype = dtype,
+                                .activations = WB_F32};
     if (wb_model_open(path, &options, &model) != WB_OK) fail_msg("%s", wb_error_message());
     return model;
 }

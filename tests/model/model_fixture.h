@@ -140,6 +140,9 @@ static inline void perturb_vectors(fixture *f, uint64_t seed) {
     }
 }
 
+/* Of the models that fixture_create makes. */
+static wb_dtype fixture_activations = WB_F32;
+
 /* A random model of `config`: the same one for a seed on any number of ranks and threads. */
 static inline fixture fixture_create_placed(const wb_config *config, uint64_t seed, wb_comm *comm,
                                             int threads, const wb_placement *placement,
@@ -149,6 +152,7 @@ static inline fixture fixture_create_placed(const wb_config *config, uint64_t se
     wb_model_options options = wb_model_options_default();
     options.device = f.device;
     options.comm = comm;
+    options.activations = fixture_activations;
     options.placement = placement;
     options.dispatch = dispatch;
     MUST(wb_model_create(config, seed, 0.25F, &options, &f.model));

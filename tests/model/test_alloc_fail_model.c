@@ -16,8 +16,11 @@ typedef struct place {
 } place;
 
 static wb_model_options options_of(const place *p) {
-    return (wb_model_options){
-        .size = sizeof(wb_model_options), .device = p->device, .comm = p->comm, .dtype = WB_F32};
+    return (wb_model_options){.size = sizeof(wb_model_options),
+                              .device = p->device,
+                              .comm = p->comm,
+                              .dtype = WB_F32,
+                              .activations = WB_F32};
 }
 
 /* The checkpoint as two shards with an index. */

@@ -55,8 +55,11 @@ static void test_created_weights_are_normal_and_differ_by_seed_and_name(void **s
     wb_comm *comm;
     wb_model *golden_model = open_one(golden("olmoe").text, WB_F32, &device, &comm), *a = NULL, *b = NULL;
     wb_config config = *wb_model_config(golden_model);
-    wb_model_options options = {
-        .size = sizeof(wb_model_options), .device = device, .comm = comm, .dtype = WB_F32};
+    wb_model_options options = {.size = sizeof(wb_model_options),
+                                .device = device,
+                                .comm = comm,
+                                .dtype = WB_F32,
+                                .activations = WB_F32};
     assert_int_equal(wb_model_create(&config, 1, 0.5f, &options, &a), WB_OK);
     assert_int_equal(wb_model_create(&config, 2, 0.5f, &options, &b), WB_OK);
     double sum = 0, squares = 0, beyond = 0, n = 0;
@@ -88,8 +91,11 @@ static void test_copy_weights_needs_the_same_model(void **state) {
     wb_device *device;
     wb_comm *comm;
     wb_model *qwen = open_one(golden("qwen3_moe").text, WB_F32, &device, &comm), *olmoe = NULL, *fresh = NULL;
-    wb_model_options options = {
-        .size = sizeof(wb_model_options), .device = device, .comm = comm, .dtype = WB_F32};
+    wb_model_options options = {.size = sizeof(wb_model_options),
+                                .device = device,
+                                .comm = comm,
+                                .dtype = WB_F32,
+                                .activations = WB_F32};
     assert_int_equal(wb_model_open(golden("olmoe").text, &options, &olmoe), WB_OK);
     assert_int_equal(wb_model_copy_weights(olmoe, qwen), WB_MISMATCH);
     assert_int_equal(wb_model_create(wb_model_config(qwen), 3, 0.1f, &options, &fresh), WB_OK);
@@ -108,8 +114,11 @@ static void fingerprint_of(const wb_config *config, char out[33]) {
     wb_model *model = NULL;
     assert_int_equal(wb_device_open_cpu(1, &device), WB_OK);
     assert_int_equal(wb_comm_open_self(&comm), WB_OK);
-    wb_model_options options = {
-        .size = sizeof(wb_model_options), .device = device, .comm = comm, .dtype = WB_F32};
+    wb_model_options options = {.size = sizeof(wb_model_options),
+                                .device = device,
+                                .comm = comm,
+                                .dtype = WB_F32,
+                                .activations = WB_F32};
     if (wb_model_create(config, 1, 0.1f, &options, &model) != WB_OK) fail_msg("%s", wb_error_message());
     memcpy(out, wb_model_routes(model)->fingerprint, 33);
     close_one(model, device, comm);

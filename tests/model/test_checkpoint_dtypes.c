@@ -25,8 +25,11 @@ static void test_wide_weights_are_rounded_to_nearest_even(void **state) {
     wb_device *device;
     wb_comm *comm;
     wb_model *wide = open_one(golden("qwen3_moe").text, WB_F32, &device, &comm);
-    wb_model_options options = {
-        .size = sizeof(wb_model_options), .device = device, .comm = comm, .dtype = WB_BF16};
+    wb_model_options options = {.size = sizeof(wb_model_options),
+                                .device = device,
+                                .comm = comm,
+                                .dtype = WB_BF16,
+                                .activations = WB_F32};
     wb_model *narrow = NULL, *copy = NULL;
     assert_int_equal(wb_model_open(golden("qwen3_moe").text, &options, &narrow), WB_OK);
     assert_int_equal(wb_model_create(wb_model_config(wide), 1, 0.5f, &options, &copy), WB_OK);

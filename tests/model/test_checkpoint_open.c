@@ -188,26 +188,41 @@ static void test_bad_options(void **state) {
     wb_device *device;
     wb_comm *comm;
     wb_model *model = open_one(golden("olmoe").text, WB_F32, &device, &comm), *out = NULL;
-    wb_model_options options = {
-        .size = sizeof(wb_model_options), .device = device, .comm = comm, .dtype = WB_F16};
+    wb_model_options options = {.size = sizeof(wb_model_options),
+                                .device = device,
+                                .comm = comm,
+                                .dtype = WB_F16,
+                                .activations = WB_F32};
     assert_int_equal(wb_model_open(golden("olmoe").text, &options, &out), WB_INVALID_ARGUMENT);
     assert_int_equal(wb_model_open(golden("olmoe").text, NULL, &out), WB_INVALID_ARGUMENT);
     options.comm = NULL;
     assert_int_equal(wb_model_create(wb_model_config(model), 1, 1, &options, &out), WB_INVALID_ARGUMENT);
-    options =
-        (wb_model_options){.size = sizeof(wb_model_options), .device = device, .comm = comm, .dtype = WB_F32};
+    options = (wb_model_options){.size = sizeof(wb_model_options),
+                                 .device = device,
+                                 .comm = comm,
+                                 .dtype = WB_F32,
+                                 .activations = WB_F32};
     assert_int_equal(wb_model_open(NULL, &options, &out), WB_INVALID_ARGUMENT);
     assert_int_equal(wb_model_create(NULL, 1, 1, &options, &out), WB_INVALID_ARGUMENT);
     options.reserved[0] = 1;
     assert_int_equal(wb_model_open(golden("olmoe").text, &options, &out), WB_INVALID_ARGUMENT);
     assert_message_has("model options: reserved[0]: expected 0, found 1");
+    options.reserved[0] = 0;
+    options.activations = WB_F16;
+    assert_int_equal(wb_model_open(golden("olmoe").text, &options, &out), WB_INVALID_ARGUMENT);
+    assert_message_has("activations: expected f32 or bf16, found f16");
+    options.activations = WB_F32;
     options.size = 0; /* not from the initialiser */
     assert_int_equal(wb_model_open(golden("olmoe").text, &options, &out), WB_INVALID_ARGUMENT);
     assert_message_has("model options");
     struct {
         wb_model_options known;
         int64_t later;
-    } longer = {.known = {.size = sizeof longer, .device = device, .comm = comm, .dtype = WB_F32},
+    } longer = {.known = {.size = sizeof longer,
+                          .device = device,
+                          .comm = comm,
+                          .dtype = WB_F32,
+                          .activations = WB_F32},
                 .later = 1};
     assert_int_equal(wb_model_open(golden("olmoe").text, &longer.known, &out), WB_INVALID_ARGUMENT);
     assert_message_has("model options");

@@ -25,7 +25,7 @@ static fixture empty_fixture(wb_comm *comm, const wb_config *config, const wb_fa
     fixture f = {.comm = comm};
     MUST(wb_device_open_cpu(1, &f.device));
     const wb_model_options options = {
-        .size = sizeof options, .device = f.device, .comm = comm, .dtype = WB_F32};
+        .size = sizeof options, .device = f.device, .comm = comm, .dtype = WB_F32, .activations = WB_F32};
     MUST(wb_model_new(config, family, &options, &f.model));
     return f;
 }

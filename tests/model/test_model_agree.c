@@ -108,12 +108,12 @@ static void *run_rank(void *comm) {
     return (void *)(intptr_t)c.failures;
 }
 
-/* The last rank asks for another dtype, then for another number of positions: no rank gets a model. */
+/* The last rank asks for another dtype, other positions, other activations: no rank gets a model. */
 static void *run_disagreement(void *comm) {
     int failures = 0;
     wb_device *device;
     MUST(wb_device_open_cpu(1, &device));
-    for (int field = 0; field < 2; field++) {
+    for (int field = 0; field < 3; field++) {
         wb_config config = variant_config(VARIANT_QWEN3);
         wb_model *model = NULL;
         wb_model_options options = wb_model_options_default();
@@ -122,8 +122,9 @@ static void *run_disagreement(void *comm) {
         const bool last = wb_comm_rank(comm) == RANKS - 1;
         if (last && field == 0) options.dtype = WB_BF16;
         if (last && field == 1) config.max_positions++;
+        if (last && field == 2) options.activations = WB_BF16;
         const wb_status status = wb_model_create(&config, 1, 0.25F, &options, &model);
-        if (status != WB_PEER || !strstr(wb_error_message(), "model dtype and max_positions")) {
+        if (status != WB_PEER || !strstr(wb_error_message(), "model dtype, activations and max_positions")) {
             failures++;
             fprintf(stderr, "create, rank %d, field %d: expected a peer that disagrees, found \"%s\": %s\n",
                     wb_comm_rank(comm), field, wb_status_string(status), status ? wb_error_message() : "");
@@ -144,7 +145,8 @@ static void *run_clones(void *comm) {
     options.comm = comm;
     if (wb_comm_rank(comm) == RANKS - 1) options.dtype = WB_BF16;
     const wb_status status = wb_model_clone(f.model, &options, &clone);
-    const bool refused = status == WB_PEER && strstr(wb_error_message(), "model dtype and max_positions");
+    const bool refused =
+        status == WB_PEER && strstr(wb_error_message(), "model dtype, activations and max_positions");
     if (!refused) fprintf(stderr, "clone, rank %d: expected a peer that disagrees\n", wb_comm_rank(comm));
     wb_model_close(clone);
     fixture_close(&f);
@@ -160,7 +162,7 @@ static wb_status make_model(int way, const fixture *f, const wb_model_options *o
 
 /* The faulty rank's options are wrong in what does not keep it from telling the others. */
 static void *run_bad_options(void *comm) {
-    static const char *const texts[] = {"expected a device", "reserved[0]: expected 0, found 1",
+    static const char *const texts[] = {"expected a device", "activations: expected f32 or bf16",
                                         "dtype: expected f32 or bf16"};
     const wb_config config = variant_config(VARIANT_QWEN3);
     rank_case c = {.f = fixture_create(&config, 11, comm, 1)};
@@ -170,7 +172,7 @@ static void *run_bad_options(void *comm) {
             wb_model_options options = wb_model_options_default();
             options.device = faulty(&c) && fault == 0 ? NULL : c.f.device;
             options.comm = comm;
-            if (faulty(&c) && fault == 1) options.reserved[0] = 1;
+            if (faulty(&c) && fault == 1) options.activations = WB_F16;
             if (faulty(&c) && fault == 2) options.dtype = WB_F16;
             expect_refused(&c, "options", make_model(way, &c.f, &options, &model), texts[fault]);
             wb_model_close(model);

@@ -4,7 +4,7 @@
  * What inference captures is what the training forward chooses; what the forward is forced to is what it
  * uses; neither neighbours, chunks, block tables, threads, ranks nor the placement of experts change a
  * bit. Also: bad batches are refused with a name, a steady state allocates nothing, and every allocation
- * may fail. Seeds are printed; argument 1 sets one. */
+ * may fail. All of it for activations of f32 and of bf16. Seeds are printed; argument 1 sets one. */
 #include "model_ranks.h"
 #include "placement_fixture.h"
 #include "support/cpu_split.h"
@@ -621,7 +621,9 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_bad_inference_batches_are_refused),
         cmocka_unit_test(test_a_workspace_is_one_allocation_and_any_may_fail),
     };
-    const int failed = cmocka_run_group_tests(tests, NULL, NULL);
+    int failed = cmocka_run_group_tests_name("f32 activations", tests, NULL, NULL);
+    fixture_activations = WB_BF16;
+    failed += cmocka_run_group_tests_name("bf16 activations", tests, NULL, NULL);
     if (cpu_split.split == 0) fprintf(stderr, "no op was split over threads\n");
     return cpu_split.split == 0 ? 1 : failed;
 }

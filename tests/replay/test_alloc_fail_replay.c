@@ -21,6 +21,8 @@ enum {
 static wb_route_model model;
 static fixture_record records[RECORDS]; /* more than the tables hold at first */
 static float logits[T * E];
+static wb_placement *placement;
+static wb_comm *comm;
 
 /* All rows of a layer go where the plan says; those that choose, to experts 1 and 2. */
 static wb_status follow_all(wb_replay *r, int32_t mb, int32_t l, uint32_t rows) {
@@ -36,11 +38,10 @@ static wb_status follow_all(wb_replay *r, int32_t mb, int32_t l, uint32_t rows) 
 
 /* open .. begin .. plan .. store; close in any case. */
 static wb_status replay_step(void) {
-    static const int32_t expert_rank[L * E] = {1, 0, 1};
     wb_replay_options options = wb_replay_options_default();
-    options.n_ranks = 2;
-    options.expert_rank = expert_rank;
+    options.placement = placement;
     wb_replay *r = NULL;
+    int64_t planned;
     wb_status status = wb_replay_open(&model, &options, &r);
     for (int i = 0; i < RECORDS && status == WB_OK; i++)
         status = wb_replay_add(r, &model, &records[i].record);
@@ -51,9 +52,10 @@ static wb_status replay_step(void) {
                                {WB_SEGMENT_PADDING, NULL, 0, PADDING, NULL}};
             s[2] = s[0];
             status = wb_replay_plan(r, mb, step == 3 ? 3 : 2, s);
-            for (int32_t l = 0; l < L && status == WB_OK; l++)
-                status = follow_all(r, mb, l, step == 3 ? T + TOKENS : T);
         }
+        if (status == WB_OK) status = wb_replay_plan_dispatch(r, comm, &planned);
+        for (int32_t i = 0; i < step * L && status == WB_OK; i++)
+            status = follow_all(r, i / L, i % L, step == 3 ? T + TOKENS : T);
         if (status == WB_OK) status = wb_replay_end(r);
     }
     wb_replay_close(r);
@@ -190,6 +192,31 @@ static void test_a_failed_plan_changes_nothing(void **unused) {
     wb_replay_close(r);
 }
 
+/* Memory is kept from step to step, over other sizes in between too. */
+static void test_a_step_of_known_size_is_planned_without_memory(void **unused) {
+    (void)unused;
+    wb_replay_options options = wb_replay_options_default();
+    options.placement = placement;
+    wb_replay *r = NULL;
+    int64_t planned = 0;
+    long live;
+    OK(wb_replay_open(&model, &options, &r));
+    for (int i = 0; i < 3; i++) OK(wb_replay_add(r, &model, &records[i].record));
+    for (int step = 0; step < 4; step++) {
+        if (step > 0) alloc_fail_arm(0, true);
+        OK(wb_replay_begin(r, WB_REPLAY_ROLLOUT, step == 1 ? 1 : 3));
+        for (int32_t mb = 0; mb < (step == 1 ? 1 : 3); mb++) {
+            const wb_segment s = fixture_segment(&records[mb], 0, TOKENS - 1);
+            OK(wb_replay_plan(r, mb, 1, &s));
+        }
+        OK(wb_replay_plan_dispatch(r, comm, &planned));
+        if (step > 0) assert_false(alloc_fail_disarm(&live));
+        assert_int_equal(planned, (step == 1 ? 1 : 3) * L);
+        wb_replay_abort(r);
+    }
+    wb_replay_close(r);
+}
+
 int main(void) {
     if (!ALLOC_FAIL_WORKS) {
         print_message("skipped: a sanitizer owns the allocator\n");
@@ -198,12 +225,18 @@ int main(void) {
     model = fixture_model(E, K, L);
     for (uint64_t i = 0; i < RECORDS; i++) fixture_complete(&records[i], &model, i, TOKENS);
     for (int i = 0; i < T * E; i++) logits[i] = (float)(i * 7 % 13);
+    const wb_topology topology = {.n_ranks = 1, .n_nodes = 1, .n_slots = E + 2};
+    if (wb_placement_open(&topology, L, E, &placement) != WB_OK || wb_comm_open_self(&comm) != WB_OK)
+        return 1;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_replay_survives_each_failed_allocation),
         cmocka_unit_test(test_hooks_survive_each_failed_allocation),
         cmocka_unit_test(test_a_failed_plan_changes_nothing),
+        cmocka_unit_test(test_a_step_of_known_size_is_planned_without_memory),
     };
     int failures = cmocka_run_group_tests(tests, NULL, NULL);
     for (int i = 0; i < RECORDS; i++) fixture_close(&records[i]);
+    wb_comm_close(comm);
+    wb_placement_close(placement);
     return failures;
 }

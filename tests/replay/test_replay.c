@@ -54,10 +54,14 @@ static void test_options_are_checked(void **unused) {
     wb_replay *r = NULL, *const none = NULL;
     const size_t size = sizeof(wb_replay_options);
     wb_replay_options bad[] = {
-        {size, (wb_missing_policy)7, 1, 0, 0, NULL}, {size, WB_MISSING_STRICT, 0, 0, 0, NULL},
-        {size, WB_MISSING_STRICT, 1, -1, 0, NULL},   {size, WB_MISSING_STRICT, 1, 4, 0, NULL},
-        {size, WB_MISSING_STRICT, 1, 2, 3, NULL},    {size, WB_MISSING_STRICT, 1, 0, -1, NULL},
-        {0, WB_MISSING_STRICT, 1, 0, 0, NULL}, /* not from the initialiser */
+        {.size = size, .missing = (wb_missing_policy)7, .n_ranks = 1},
+        {.size = size, .n_ranks = 0},
+        {.size = size, .n_ranks = 1, .first_layer = -1},
+        {.size = size, .n_ranks = 1, .first_layer = 4},
+        {.size = size, .n_ranks = 1, .first_layer = 2, .n_layers = 3},
+        {.size = size, .n_ranks = 1, .n_layers = -1},
+        {.size = size, .n_ranks = 1, .reserved = {1}},
+        {.size = 0, .n_ranks = 1}, /* not from the initialiser */
     };
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
         assert_int_equal(wb_replay_open(&m, &bad[i], &r), WB_INVALID_ARGUMENT);

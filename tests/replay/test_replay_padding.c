@@ -16,11 +16,34 @@ static int32_t rank_of(const place *p, uint32_t l, uint32_t e) {
     return (int32_t)rank;
 }
 
-static wb_replay *open_place(const place *p) {
+/* E slots a rank: those of its experts in each layer, the others empty; the last of rank 0's, which then has
+ * one more, holds a second replica of an expert of the last rank. */
+static void set_layer_of(const place *p, uint32_t l, wb_placement *placement) {
+    const uint32_t n = p->E + 1;
+    int32_t *experts = malloc(p->R * n * sizeof *experts);
+    uint32_t *replicas = calloc(p->R * n, sizeof *replicas);
+    for (uint32_t s = 0; s < p->R * n; s++) experts[s] = WB_NO_EXPERT;
+    for (uint32_t e = 0; e < p->E; e++) experts[(uint32_t)rank_of(p, l, e) * n + e] = (int32_t)e;
+    experts[n - 1] = (int32_t)p->E - 1;
+    replicas[n - 1] = 1;
+    OK(wb_placement_set_layer(placement, l, experts, replicas, 1));
+    free(replicas);
+    free(experts);
+}
+
+static wb_placement *placement_of(const place *p) {
+    const wb_topology topology = {.n_ranks = p->R, .n_nodes = 1, .n_slots = p->R * (p->E + 1)};
+    wb_placement *placement = NULL;
+    OK(wb_placement_open(&topology, LAYERS, p->E, &placement));
+    for (uint32_t l = 0; l < LAYERS; l++) set_layer_of(p, l, placement);
+    return placement;
+}
+
+static wb_replay *open_place(const place *p, const wb_placement *placement) {
     wb_route_model m = fixture_model(p->E, p->K, LAYERS);
     wb_replay_options o = wb_replay_options_default();
-    o.n_ranks = (int32_t)p->R;
-    o.expert_rank = p->expert_rank;
+    if (!placement) o.n_ranks = (int32_t)p->R;
+    o.placement = placement;
     wb_replay *r = NULL;
     OK(wb_replay_open(&m, &o, &r));
     return r;
@@ -84,8 +107,8 @@ static void check_spread(const place *p, uint32_t l, uint32_t rows, const int64_
     free(best);
 }
 
-static void check_padding(const place *p, uint32_t rows, uint32_t parts) {
-    wb_replay *r = open_place(p);
+/* A step of padding rows in micro-batch 1, spread over the ranks of p. */
+static void check_step(const place *p, wb_replay *r, uint32_t rows, uint32_t parts) {
     OK(wb_replay_begin(r, WB_REPLAY_ROLLOUT, 2));
     wb_segment s[4];
     for (uint32_t i = 0; i < parts; i++)
@@ -101,7 +124,15 @@ static void check_padding(const place *p, uint32_t rows, uint32_t parts) {
     wb_replay_get_metrics(r, &metrics, NULL);
     assert_true(metrics.padding_rows == rows && metrics.rows == rows && metrics.fallback_share == 0);
     free(counts);
+    wb_replay_abort(r);
+}
+
+static void check_padding(const place *p, uint32_t rows, uint32_t parts) {
+    wb_placement *placement = p->expert_rank ? placement_of(p) : NULL;
+    wb_replay *r = open_place(p, placement);
+    check_step(p, r, rows, parts);
     wb_replay_close(r);
+    wb_placement_close(placement);
 }
 
 static void test_bug_38_padding_not_all_to_expert_0(void **unused) {
@@ -137,31 +168,32 @@ static void test_rule_17_padding_is_spread_over_the_ranks_of_a_placement(void **
     }
 }
 
-static void test_rule_17_expert_rank_is_checked_and_copied(void **unused) {
+static void test_rule_17_a_placement_is_checked_and_followed_when_it_changes(void **unused) {
     (void)unused;
     enum { E = 8, R = 4 };
-    wb_route_model m = fixture_model(E, 2, LAYERS);
-    wb_replay_options o = wb_replay_options_default();
     int32_t ranks[LAYERS * E];
-    wb_replay *r = NULL, *const none = NULL;
-    o.n_ranks = R;
-    o.expert_rank = ranks;
     for (int i = 0; i < LAYERS * E; i++) ranks[i] = i % R;
-    for (int32_t bad = -1; bad <= R; bad += R + 1) {
-        ranks[2 * E + 5] = bad;
-        assert_int_equal(wb_replay_open(&m, &o, &r), WB_INVALID_ARGUMENT);
-        HAS_MESSAGE("expert_rank: MoE layer 2, expert 5: expected a rank below 4, found");
-        assert_ptr_equal(r, none);
-    }
-    ranks[2 * E + 5] = (2 * E + 5) % R;
-    OK(wb_replay_open(&m, &o, &r));
-    memset(ranks, 0x7f, sizeof ranks);
-    wb_segment s = {WB_SEGMENT_PADDING, NULL, 0, 2, NULL};
-    plan_one(r, 1, &s);
-    int64_t counts[E] = {0};
-    for (uint32_t t = 0; t < 2; t++) count_row(r, 0, 2, t, counts);
-    for (uint32_t rank = 0; rank < R; rank++) assert_int_equal(counts[rank] + counts[rank + R], 1);
+    const place p = {E, 2, R, ranks};
+    wb_placement *placement = placement_of(&p);
+    wb_route_model m = fixture_model(E, 2, LAYERS + 1);
+    wb_replay_options o = wb_replay_options_default();
+    wb_replay *r = NULL, *const none = NULL;
+    o.placement = placement;
+    assert_int_equal(wb_replay_open(&m, &o, &r), WB_INVALID_ARGUMENT);
+    HAS_MESSAGE("placement: expected 4 MoE layers of 8 experts, found 3 of 8");
+    assert_ptr_equal(r, none);
+    m = fixture_model(E, 2, LAYERS);
+    o.dispatch = WB_DISPATCH_QUOTA;
+    assert_int_equal(wb_replay_open(&m, &o, &r), WB_INVALID_ARGUMENT);
+    assert_ptr_equal(r, none);
+
+    r = open_place(&p, placement);
+    check_step(&p, r, 7, 1);
+    for (int i = 0; i < LAYERS * E; i++) ranks[i] = i % E < 2 ? i % E : 2 + i / E % 2;
+    for (uint32_t l = 0; l < LAYERS; l++) set_layer_of(&p, l, placement);
+    check_step(&p, r, 7, 1);
     wb_replay_close(r);
+    wb_placement_close(placement);
 }
 
 static void test_rule_17_padding_starts_elsewhere_in_each_layer(void **unused) {
@@ -232,7 +264,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_bug_38_padding_not_all_to_expert_0),
         cmocka_unit_test(test_rule_17_padding_is_spread_over_the_ranks_of_a_placement),
-        cmocka_unit_test(test_rule_17_expert_rank_is_checked_and_copied),
+        cmocka_unit_test(test_rule_17_a_placement_is_checked_and_followed_when_it_changes),
         cmocka_unit_test(test_rule_17_padding_starts_elsewhere_in_each_layer),
         cmocka_unit_test(test_rule_17_padding_starts_elsewhere_in_each_micro_batch),
         cmocka_unit_test(test_rule_10_padding_is_not_counted),

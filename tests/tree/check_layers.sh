@@ -24,8 +24,8 @@ kernels/cuda base kernels
 eplb         base formats comm kernels eplb
 model        base formats comm kernels eplb model/checkpoint model
 model/checkpoint base model/checkpoint
-replay       base formats replay
-train_hooks  base formats kernels replay train_hooks
+replay       base formats comm kernels eplb replay
+train_hooks  base formats comm kernels eplb replay train_hooks
 rollout      base formats comm kernels eplb model/checkpoint model rollout
 cli          base formats comm eplb
 '

@@ -78,8 +78,9 @@ typedef struct wb_layer_plan {
 void wb_layer_plan_layout(wb_layer_plan *plan, const wb_layer_plan *other, wb_model *model,
                           const wb_sizes *sizes, wb_arena *arena);
 
-/* Where every row of a pass goes in MoE layer `moe_index`. CAPACITY when this rank's slots get more rows than
- * the workspace is for. Collective. */
+/* Where every row of a pass goes in MoE layer `moe_index`: as pass->routing->planned says, or found here
+ * with an exchange of counts. CAPACITY when this rank's slots get more rows than the workspace is for.
+ * Collective. */
 wb_status wb_layer_plan_make(wb_layer_plan *plan, wb_moe_exchange *exchange, const wb_pass *pass,
                              int32_t moe_index);
 

@@ -68,19 +68,24 @@ static wb_status plan_pairs(wb_layer_plan *plan, const wb_pass *pass, int32_t mo
 
 /* ---- rows of this rank's slots -------------------------------------------------------------------- */
 
-/* send_rows, n_sent and `sent` from the offsets, which the host must learn to call an all-to-all. */
-static wb_status count_sent(wb_layer_plan *plan) {
-    const wb_model *model = plan->model;
-    wb_device *dev = model->device;
+/* host_offsets, which the host must learn to call an all-to-all, and `received` from all ranks. */
+static wb_status learn_counts(wb_layer_plan *plan, wb_moe_exchange *exchange) {
+    wb_device *dev = plan->model->device;
     const int32_t *offsets = plan->host_offsets;
-    const int32_t S = wb_model_n_slots(model);
+    const int32_t S = wb_model_n_slots(plan->model);
     WB_TRY(dev->to_host(dev, plan->host_offsets, plan->offsets.data, ((size_t)S + 1) * sizeof *offsets));
     for (int32_t s = 0; s < S; s++) plan->sent[s] = offsets[s + 1] - offsets[s];
+    return wb_moe_exchange_counts(exchange, plan->sent, plan->received);
+}
+
+/* send_rows and n_sent from the offsets. */
+static void count_sent(wb_layer_plan *plan) {
+    const wb_model *model = plan->model;
+    const int32_t *offsets = plan->host_offsets;
     for (uint32_t r = 0; r < (uint32_t)model->n_ranks; r++)
         plan->send_rows[r] = offsets[wb_placement_first_slot(model->placement, r + 1)] -
                              offsets[wb_placement_first_slot(model->placement, r)];
-    plan->n_sent = offsets[S];
-    return WB_OK;
+    plan->n_sent = offsets[wb_model_n_slots(model)];
 }
 
 /* receive_rows and n from the counts of all sources. */
@@ -117,12 +122,35 @@ static wb_status group_rows(wb_layer_plan *plan) {
     return dev->moe_group(dev, &group);
 }
 
+/* ---- both, planned before the pass ---------------------------------------------------------------- */
+
+/* What plan_pairs and learn_counts would have found; it was checked where it came in. */
+static wb_status take_planned(wb_layer_plan *plan, int64_t T, const wb_planned_layer *planned) {
+    const wb_model *model = plan->model;
+    wb_device *dev = model->device;
+    const size_t S = (size_t)wb_model_n_slots(model), n_pairs = (size_t)(T * model->config.router.top_k);
+    const size_t n_rows = (size_t)planned->offsets[S], size = sizeof(int32_t);
+    WB_TRY(dev->to_device(dev, plan->pair_row.data, planned->pair_row, n_pairs * size));
+    WB_TRY(dev->to_device(dev, plan->row_token.data, planned->row_token, n_rows * size));
+    WB_TRY(dev->to_device(dev, plan->offsets.data, planned->offsets, (S + 1) * size));
+    plan->T = T;
+    if (!has_peers(plan)) return WB_OK;
+    const size_t n_received = (size_t)wb_comm_size(model->comm) * (size_t)wb_model_local_slots(model);
+    memcpy(plan->host_offsets, planned->offsets, (S + 1) * size);
+    if (n_received > 0) memcpy(plan->received, planned->received, n_received * size);
+    return WB_OK;
+}
+
 wb_status wb_layer_plan_make(wb_layer_plan *plan, wb_moe_exchange *exchange, const wb_pass *pass,
                              int32_t moe_index) {
-    WB_TRY(plan_pairs(plan, pass, moe_index));
+    const wb_planned_layer *planned = pass->routing->planned;
+    if (planned)
+        WB_TRY(take_planned(plan, pass->T, &planned[moe_index]));
+    else
+        WB_TRY(plan_pairs(plan, pass, moe_index));
     if (!has_peers(plan)) return WB_OK;
-    WB_TRY(count_sent(plan));
-    WB_TRY(wb_moe_exchange_counts(exchange, plan->sent, plan->received));
+    if (!planned) WB_TRY(learn_counts(plan, exchange));
+    count_sent(plan);
     WB_TRY(count_received(plan));
     return group_rows(plan);
 }

@@ -1,0 +1,140 @@
+/* bench_exchange.h - milliseconds of the data plane beside the control plane's for the same work, in turns,
+ * of one rank of a communicator: all-reduce of f32 and all-to-all of even parts. Rank 0 prints. */
+#ifndef BENCH_EXCHANGE_H
+#define BENCH_EXCHANGE_H
+
+#include "wb_exchange.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#define REPEATS 9
+#define MOST_RANKS 16
+#define MOST_BYTES ((size_t)64 << 20)
+
+/* One rank's memory, [MOST_BYTES] each. */
+typedef struct bench {
+    wb_comm *comm;
+    wb_exchange *exchange;
+    char *buffer, *other;
+} bench;
+
+static wb_status bench_to_host(void *context, void *host, const void *device, size_t bytes) {
+    (void)context;
+    if (bytes > 0) memcpy(host, device, bytes);
+    return WB_OK;
+}
+
+static wb_status bench_copy(void *context, void *to, const void *from, size_t bytes) {
+    (void)context;
+    memcpy(to, from, bytes);
+    return WB_OK;
+}
+
+static wb_status bench_add(void *context, size_t n, const float *x, float *y) {
+    (void)context;
+    for (size_t i = 0; i < n; i++) y[i] += x[i];
+    return WB_OK;
+}
+
+static void must(wb_status status) {
+    if (status == WB_OK) return;
+    fprintf(stderr, "%s\n", wb_error_message());
+    exit(1);
+}
+
+static double seconds(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static void comm_all_reduce(bench *b, size_t bytes) {
+    must(wb_comm_all_reduce_f32(b->comm, (float *)(void *)b->buffer, bytes / sizeof(float)));
+}
+
+static void exchange_all_reduce(bench *b, size_t bytes) {
+    uint64_t work;
+    must(wb_exchange_start_all_reduce(b->exchange, (float *)(void *)b->buffer, bytes / sizeof(float),
+                                      (float *)(void *)b->other, &work));
+    must(wb_exchange_wait(b->exchange, work));
+}
+
+static void even_parts(const bench *b, size_t bytes, size_t sizes[], size_t offsets[]) {
+    const size_t ranks = (size_t)wb_comm_size(b->comm);
+    for (size_t r = 0; r < ranks; r++) {
+        sizes[r] = bytes / ranks;
+        offsets[r] = r * (bytes / ranks);
+    }
+}
+
+static void comm_all_to_all(bench *b, size_t bytes) {
+    size_t sizes[MOST_RANKS], offsets[MOST_RANKS];
+    even_parts(b, bytes, sizes, offsets);
+    must(wb_comm_all_to_all_v(b->comm, b->buffer, sizes, offsets, b->other, sizes, offsets));
+}
+
+static void exchange_all_to_all(bench *b, size_t bytes) {
+    size_t sizes[MOST_RANKS], offsets[MOST_RANKS];
+    uint64_t work;
+    even_parts(b, bytes, sizes, offsets);
+    must(wb_exchange_start_all_to_all_v(b->exchange, b->buffer, sizes, offsets, b->other, sizes, offsets,
+                                        &work));
+    must(wb_exchange_wait(b->exchange, work));
+}
+
+static double bench_time(bench *b, void (*call)(bench *, size_t), size_t bytes) {
+    must(wb_comm_barrier(b->comm));
+    const double begin = seconds();
+    call(b, bytes);
+    return seconds() - begin;
+}
+
+static int by_size(const void *a, const void *b) {
+    const double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+/* Medians of REPEATS, after one that is not counted. */
+static void bench_pair(bench *b, const char *what, void (*before)(bench *, size_t),
+                       void (*after)(bench *, size_t), size_t bytes) {
+    double first[REPEATS], second[REPEATS];
+    for (int i = -1; i < REPEATS; i++) {
+        const double x = bench_time(b, before, bytes), y = bench_time(b, after, bytes);
+        if (i < 0) continue;
+        first[i] = x;
+        second[i] = y;
+    }
+    qsort(first, REPEATS, sizeof *first, by_size);
+    qsort(second, REPEATS, sizeof *second, by_size);
+    if (wb_comm_rank(b->comm) > 0) return;
+    printf("| %s | %zu KiB | %.3f | %.3f | %.2f |\n", what, bytes >> 10, 1e3 * first[REPEATS / 2],
+           1e3 * second[REPEATS / 2], first[REPEATS / 2] / second[REPEATS / 2]);
+}
+
+static void bench_run(wb_comm *comm, bool host_access) {
+    bench b = {.comm = comm, .buffer = calloc(1, MOST_BYTES), .other = calloc(1, MOST_BYTES)};
+    const wb_exchange_memory memory = {.size = sizeof memory,
+                                       .host_access = host_access,
+                                       .to_host = bench_to_host,
+                                       .to_device = bench_copy,
+                                       .copy = bench_copy,
+                                       .add = bench_add};
+    if (!b.buffer || !b.other || wb_comm_size(comm) > MOST_RANKS) exit(1);
+    must(wb_exchange_open(comm, &memory, &b.exchange));
+    if (wb_comm_rank(comm) == 0)
+        printf("\n%s, %d ranks, %s; ms, medians of %d in turns\n\n"
+               "| call | bytes of a rank | wb_comm | wb_exchange | ratio |\n|---|---|---|---|---|\n",
+               wb_comm_name(comm), wb_comm_size(comm), host_access ? "host memory" : "staged", REPEATS);
+    for (size_t bytes = (size_t)16 << 10; bytes <= MOST_BYTES; bytes *= 16) {
+        bench_pair(&b, "all_reduce", comm_all_reduce, exchange_all_reduce, bytes);
+        bench_pair(&b, "all_to_all", comm_all_to_all, exchange_all_to_all, bytes);
+    }
+    wb_exchange_close(b.exchange);
+    free(b.buffer);
+    free(b.other);
+}
+
+#endif

@@ -1,0 +1,102 @@
+/* exchange_device.h - device memory for the tests of the data plane: a kind that the host may touch, and one
+ * that it must not, whose addresses fault and which only the functions of a wb_exchange_memory reach.
+ *
+ * All ranks of a process share one arena, so that a rank can copy from another; each has a part of its own
+ * and takes memory from it until it is reset. */
+#ifndef EXCHANGE_DEVICE_H
+#define EXCHANGE_DEVICE_H
+
+#include "wb_exchange.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#define DEVICE_BYTES ((size_t)64 << 20) /* of one rank */
+#define DEVICE_RANKS 8
+
+/* Host memory at `shadow`; the device's addresses, at `base`, are the same pages behind a locked door. */
+static struct { char *base, *shadow; } device_arena;
+
+typedef struct device {
+    size_t start, used; /* in the arena */
+    bool host_access;
+    int fails_after; /* calls of its functions that succeed; below 0: all */
+} device;
+
+/* Once a process, before its ranks begin. */
+static void device_arena_open(void) {
+    const size_t bytes = DEVICE_BYTES * DEVICE_RANKS;
+    const int file = memfd_create("exchange test", 0);
+    if (file < 0 || ftruncate(file, (off_t)bytes) != 0) abort();
+    device_arena.shadow = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+    device_arena.base = mmap(NULL, bytes, PROT_NONE, MAP_SHARED, file, 0);
+    if (device_arena.shadow == MAP_FAILED || device_arena.base == MAP_FAILED) abort();
+    close(file);
+}
+
+static device device_of(int rank, bool host_access) {
+    if (rank >= DEVICE_RANKS) abort();
+    return (device){DEVICE_BYTES * (size_t)rank, 0, host_access, -1};
+}
+
+/* Uninitialised; alignment is that of floats. */
+static void *device_take(device *d, size_t bytes) {
+    char *const arena = d->host_access ? device_arena.shadow : device_arena.base;
+    void *const at = arena + d->start + d->used;
+    d->used += (bytes + 64) / 64 * 64;
+    if (d->used > DEVICE_BYTES) abort();
+    return at;
+}
+
+/* Where the host finds it. */
+static void *device_view(const device *d, const void *at) {
+    return d->host_access ? (void *)(uintptr_t)at
+                          : device_arena.shadow + ((const char *)at - device_arena.base);
+}
+
+static wb_status device_call(device *d) {
+    if (d->fails_after == 0) return wb_fail(WB_DEVICE, "the device is broken");
+    if (d->fails_after > 0) d->fails_after--;
+    return WB_OK;
+}
+
+static wb_status device_to_host(void *context, void *host, const void *at, size_t bytes) {
+    if (device_call(context) != WB_OK) return WB_DEVICE;
+    if (bytes > 0) memcpy(host, device_view(context, at), bytes);
+    return WB_OK;
+}
+
+static wb_status device_to_device(void *context, void *at, const void *host, size_t bytes) {
+    if (device_call(context) != WB_OK) return WB_DEVICE;
+    if (bytes > 0) memcpy(device_view(context, at), host, bytes);
+    return WB_OK;
+}
+
+static wb_status device_copy(void *context, void *to, const void *from, size_t bytes) {
+    if (device_call(context) != WB_OK) return WB_DEVICE;
+    memcpy(device_view(context, to), device_view(context, from), bytes);
+    return WB_OK;
+}
+
+static wb_status device_add(void *context, size_t n, const float *x, float *y) {
+    if (device_call(context) != WB_OK) return WB_DEVICE;
+    const float *const from = device_view(context, x);
+    float *const to = device_view(context, y);
+    for (size_t i = 0; i < n; i++) to[i] += from[i];
+    return WB_OK;
+}
+
+static wb_exchange_memory device_memory(device *d) {
+    return (wb_exchange_memory){.size = sizeof(wb_exchange_memory),
+                                .context = d,
+                                .host_access = d->host_access,
+                                .to_host = device_to_host,
+                                .to_device = device_to_device,
+                                .copy = device_copy,
+                                .add = device_add};
+}
+
+#endif

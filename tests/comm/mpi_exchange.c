@@ -1,0 +1,55 @@
+/* mpi_exchange.c - the data plane between MPI processes, under mpirun: the common core, with ordinary
+ * messages and with messages so short that every larger transfer takes several; then how it ends. All ranks
+ * exit with the same verdict. */
+#include "comm/exchange_failures.h"
+#include "mpi/comm_mpi.h"
+
+#include <time.h>
+
+#define SHORT_MESSAGE_BYTES 10007
+
+static int run(uint64_t seed, int message_bytes, bool host_access) {
+    wb_comm *comm = NULL;
+    if (wb_comm_open_mpi_messages(MPI_COMM_WORLD, message_bytes, &comm) != WB_OK) {
+        fprintf(stderr, "open: %s\n", wb_error_message());
+        return 1;
+    }
+    const int failures = exchange_core_run(comm, host_access, seed);
+    wb_comm_close(comm);
+    return failures;
+}
+
+/* The communicator of each is dead at the end, but for the first; a job of one rank waits for nobody. */
+static int run_failures(size_t failing) {
+    int failures = 0;
+    for (size_t way = 0; way < exchange_failures[failing].ways; way++)
+        for (int host_access = 0; host_access < 2; host_access++) {
+            /* Each costs seconds. */
+            if (exchange_failures[failing].body == exchange_late && host_access != (int)way % 2) continue;
+            wb_comm *comm = NULL;
+            if (wb_comm_open_mpi(MPI_COMM_WORLD, &comm) != WB_OK) return failures + 1;
+            if (wb_comm_size(comm) > 1)
+                failures += exchange_failures[failing].body(comm, host_access != 0, way);
+            wb_comm_close(comm);
+        }
+    return failures;
+}
+
+int main(int argc, char **argv) {
+    int rank = 0, any = 0, failures = 0;
+    MPI_Init(&argc, &argv);
+    MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+    uint64_t seed = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)time(NULL);
+    MPI_Bcast(&seed, (int)sizeof seed, MPI_BYTE, 0, MPI_COMM_WORLD);
+    if (rank == 0) printf("mpi_exchange: seed %" PRIu64 "\n", seed);
+    alarm(240);
+    device_arena_open();
+    for (int host_access = 0; host_access < 2; host_access++) {
+        failures += run(seed, 1 << 30, host_access);
+        failures += run(seed, SHORT_MESSAGE_BYTES, host_access);
+    }
+    for (size_t i = 0; i < EXCHANGE_FAILURES; i++) failures += run_failures(i);
+    MPI_Allreduce(&failures, &any, 1, MPI_INT, MPI_MAX, MPI_COMM_WORLD);
+    MPI_Finalize();
+    return any == 0 ? 0 : 1;
+}
