@@ -267,7 +267,8 @@ typedef struct wb_attention {
     wb_rows q;
     /* [pool rows, n_kv_heads * head_dim], both of one dtype: q's, or bf16 */
     wb_rows k, v;
-    /* device [T], ascending runs: tokens of one sequence are adjacent */
+    /* device [T]: tokens of one sequence are adjacent; -1: padding, which sees no key and whose rows of out
+     * and dq are zeros */
     const int32_t *seq;
     /* device [T], ascending within a run */
     const int32_t *pos;
@@ -282,7 +283,8 @@ typedef wb_status wb_attention_forward_fn(wb_device *dev, const wb_attention *ar
 typedef wb_status wb_attention_backward_fn(wb_device *dev, const wb_attention *args, wb_rows dout, wb_rows dq,
                                            wb_rows dk, wb_rows dv);
 
-/* cache[rows[t], :] = x[t, :width]; the cache is of x's dtype, or bf16. rows: device [T]. */
+/* cache[rows[t], :] = x[t, :width]; the cache is of x's dtype, or bf16. rows: device [T]; -1: of padding,
+ * nothing is written. */
 typedef wb_status wb_kv_write_fn(wb_device *dev, int64_t T, int64_t width, wb_rows x, const int64_t *rows,
                                  wb_rows cache);
 

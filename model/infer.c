@@ -152,13 +152,6 @@ void wb_infer_close(wb_infer *infer) {
 
 /* ---- forward ------------------------------------------------------------------------------------- */
 
-/* All that can fail on one rank alone, before the first exchange of rows. */
-static wb_status prepare(wb_infer *infer, const wb_infer_batch *batch, const wb_routing *routing,
-                         wb_pass *pass) {
-    WB_TRY(wb_infer_take_batch(infer, batch, pass));
-    return wb_routing_take(infer->model, &infer->routing_stage, batch->T, routing, pass);
-}
-
 /* logits of the wanted rows of x. */
 static wb_status head_forward(wb_infer *infer, int64_t n, wb_rows x) {
     const wb_model *model = infer->model;
@@ -195,7 +188,8 @@ wb_status wb_infer_forward(wb_infer *infer, const wb_infer_batch *batch, const w
                            const float **logits_out) {
     wb_pass pass;
     wb_rows x = {0};
-    WB_TRY(wb_comm_agree(infer->model->comm, prepare(infer, batch, routing, &pass)));
+    /* All that can fail on one rank alone, before the first exchange of rows. */
+    WB_TRY(wb_comm_agree(infer->model->comm, wb_infer_take_batch(infer, batch, routing, &pass)));
     WB_TRY(wb_collective_end(infer->model, layers_forward(infer, batch, &pass, &x)));
     /* After the last exchange nobody waits for this rank: a failure is its own, the communicator lives. */
     WB_TRY(head_forward(infer, batch->n_logits, x));

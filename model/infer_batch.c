@@ -5,6 +5,9 @@
 #include <inttypes.h>
 #include <string.h>
 
+/* The sequence of a row of padding. */
+enum { PADDING = -1 };
+
 /* ---- checks -------------------------------------------------------------------------------------- */
 
 /* Token t: its id, its position, and at the end of a run the blocks of all positions up to it. */
@@ -22,6 +25,9 @@ static wb_status check_token(const wb_infer *infer, const wb_infer_batch *batch,
                        "token %" PRId64
                        " of sequence %d: position %d exceeds the model's limit of %d positions",
                        t, seq, pos, config->max_positions);
+    if (t > 0 && batch->seq[t - 1] == PADDING)
+        return wb_fail(WB_INVALID_ARGUMENT,
+                       "token %" PRId64 ": expected padding to the end, found sequence %d", t, seq);
     const bool run_starts = t == 0 || batch->seq[t - 1] != seq;
     if (pos < 0 || (!run_starts && pos <= batch->pos[t - 1]))
         return wb_fail(WB_INVALID_ARGUMENT,
@@ -60,9 +66,11 @@ static wb_status check_sizes(const wb_infer_options *options, const wb_infer_bat
 
 static wb_status check_batch(const wb_infer *infer, const wb_infer_batch *batch) {
     WB_TRY(check_sizes(&infer->options, batch));
-    for (int64_t t = 0; t < batch->T; t++) WB_TRY(check_token(infer, batch, t));
+    for (int64_t t = 0; t < batch->T; t++)
+        if (batch->seq[t] != PADDING) WB_TRY(check_token(infer, batch, t));
     for (int64_t i = 0; i < batch->n_logits; i++)
-        if (batch->logit_rows[i] < 0 || batch->logit_rows[i] >= batch->T)
+        if (batch->logit_rows[i] < 0 || batch->logit_rows[i] >= batch->T ||
+            batch->seq[batch->logit_rows[i]] == PADDING)
             return wb_fail(WB_INVALID_ARGUMENT,
                            "logit row %" PRId64 ": expected a token below %" PRId64 ", found %d", i, batch->T,
                            batch->logit_rows[i]);
@@ -78,6 +86,7 @@ static void walk_inputs(void *user, wb_arena *step) {
     wb_place_input(step, &in->pos, in->T, sizeof(int32_t));
     wb_place_input(step, &in->seq, in->T, sizeof(int32_t));
     wb_place_input(step, &in->logit_rows, in->n_logits, sizeof(int32_t));
+    wb_place_input(step, &in->direction, in->T, 1);
     wb_place_input(step, &in->blocks, in->n_blocks, sizeof(int32_t));
 }
 
@@ -93,29 +102,75 @@ static void put(wb_input *input, const int32_t *from, int64_t n) {
 }
 
 /* Row of the pool that each token's state has. */
-static void put_pool_rows(const wb_infer *infer, const wb_infer_batch *batch, int64_t *rows) {
+static void put_pool_rows(const wb_infer *infer, const wb_infer_batch *batch, int64_t n, int64_t *rows) {
     const int64_t block_size = infer->options.block_size;
-    for (int64_t t = 0; t < batch->T; t++) {
+    for (int64_t t = 0; t < n; t++) {
         const int32_t pos = batch->pos[t];
         rows[t] = batch->blocks[(int64_t)batch->seq[t] * batch->max_blocks + pos / block_size] * block_size +
                   pos % block_size;
     }
 }
 
-wb_status wb_infer_take_batch(wb_infer *infer, const wb_infer_batch *batch, wb_pass *pass_out) {
+/* Padding is token 0 at position 0 of no sequence, without a row in the pool. */
+static void put_padding(const wb_infer_inputs *in) {
+    uint8_t *direction = in->direction.host;
+    memset(direction, WB_ROW_NATIVE, (size_t)in->n_tokens);
+    for (int64_t t = in->n_tokens; t < in->T; t++) {
+        ((int32_t *)in->tokens.host)[t] = ((int32_t *)in->pos.host)[t] = 0;
+        ((int32_t *)in->seq.host)[t] = PADDING;
+        ((int64_t *)in->pool_rows.host)[t] = PADDING;
+        direction[t] = WB_ROW_PADDING;
+    }
+}
+
+static wb_status upload(wb_infer *infer, const wb_infer_batch *batch) {
     wb_infer_inputs *in = &infer->inputs;
-    WB_TRY(check_batch(infer, batch));
-    in->T = batch->T;
+    in->T = in->n_tokens = batch->T;
+    while (in->n_tokens > 0 && batch->seq[in->n_tokens - 1] == PADDING) in->n_tokens--;
     in->n_blocks = (int64_t)batch->n_seqs * batch->max_blocks;
     in->n_logits = batch->n_logits;
     WB_TRY(wb_upload_begin(&infer->ring, walk_inputs, in));
-    put_pool_rows(infer, batch, in->pool_rows.host);
-    put(&in->tokens, batch->tokens, batch->T);
-    put(&in->pos, batch->pos, batch->T);
-    put(&in->seq, batch->seq, batch->T);
+    put_pool_rows(infer, batch, in->n_tokens, in->pool_rows.host);
+    put(&in->tokens, batch->tokens, in->n_tokens);
+    put(&in->pos, batch->pos, in->n_tokens);
+    put(&in->seq, batch->seq, in->n_tokens);
     put(&in->logit_rows, batch->logit_rows, batch->n_logits);
     put(&in->blocks, batch->blocks, in->n_blocks);
-    WB_TRY(wb_upload_send(&infer->ring, infer->model->device));
+    put_padding(in);
+    return wb_upload_send(&infer->ring, infer->model->device);
+}
+
+/* Rows of padding get ids that exist, and where no row has a direction yet, all get one. */
+static wb_status pad_routing(wb_infer *infer) {
+    const wb_infer_inputs *in = &infer->inputs;
+    wb_device *dev = infer->model->device;
+    const size_t row_bytes = wb_route_row_bytes(&infer->model->route_model),
+                 n = (size_t)(in->T - in->n_tokens);
+    if (n == 0 || row_bytes == 0 || !infer->routing.ids) return WB_OK;
+    if (!infer->routing.direction) infer->routing.direction = in->direction.device;
+    return dev->zero(dev, (char *)infer->routing.ids + (size_t)in->n_tokens * row_bytes, n * row_bytes);
+}
+
+/* That the directions, which are the caller's, have the batch's padding at their end. */
+static wb_status check_padding(const wb_infer *infer, const wb_pass *pass) {
+    const wb_infer_inputs *in = &infer->inputs;
+    if (in->n_tokens == in->T || infer->model->route_model.n_moe_layers == 0) return WB_OK;
+    const wb_row_run none = {in->T, 0};
+    const wb_row_run last = pass->n_padding > 0 ? pass->padding[pass->n_padding - 1] : none;
+    if (last.start <= in->n_tokens && last.start + last.n == in->T) return WB_OK;
+    return wb_fail(WB_INVALID_ARGUMENT,
+                   "routing: expected padding from token %" PRId64
+                   " on, as in the batch, found another direction",
+                   in->n_tokens);
+}
+
+wb_status wb_infer_take_batch(wb_infer *infer, const wb_infer_batch *batch, const wb_routing *routing,
+                              wb_pass *pass_out) {
+    const wb_infer_inputs *in = &infer->inputs;
+    WB_TRY(check_batch(infer, batch));
+    WB_TRY(upload(infer, batch));
+    infer->routing = routing ? *routing : (wb_routing){0};
+    WB_TRY(pad_routing(infer));
     *pass_out = (wb_pass){.T = batch->T,
                           .tokens = in->tokens.device,
                           .pos = in->pos.device,
@@ -124,5 +179,7 @@ wb_status wb_infer_take_batch(wb_infer *infer, const wb_infer_batch *batch, wb_p
                           .max_blocks = batch->max_blocks,
                           .block_size = infer->options.block_size,
                           .state_rows = in->pool_rows.device};
-    return WB_OK;
+    WB_TRY(wb_routing_take(infer->model, &infer->routing_stage, batch->T, routing ? &infer->routing : NULL,
+                           pass_out));
+    return check_padding(infer, pass_out);
 }

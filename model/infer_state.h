@@ -20,6 +20,8 @@ typedef struct wb_infer_inputs {
     wb_input pool_rows;            /* int64 */
     wb_input blocks;               /* int32 [n_blocks] */
     wb_input logit_rows;           /* int32 [n_logits] */
+    wb_input direction;            /* u8 [T] native, then padding */
+    int64_t n_tokens;              /* without the padding at the end */
 } wb_infer_inputs;
 
 struct wb_infer {
@@ -32,6 +34,7 @@ struct wb_infer {
 
     wb_upload_ring ring;
     wb_infer_inputs inputs;
+    wb_routing routing;             /* of the latest batch, padding laid over it */
     wb_buffer x, y;                 /* [T, H] residual stream, in turns */
     wb_buffer last, normed, logits; /* [n_logits, H], [n_logits, H], [n_logits, V] */
     wb_routing_stage routing_stage;
@@ -42,7 +45,8 @@ struct wb_infer {
 /* The ring for steps of the sizes that the options have. */
 void wb_infer_place_ring(wb_infer *infer, wb_arena *arena);
 
-/* Checks the batch and puts it on the device; *pass_out: all of it but the routing. */
-wb_status wb_infer_take_batch(wb_infer *infer, const wb_infer_batch *batch, wb_pass *pass_out);
+/* Checks the batch and its routing and puts the batch on the device. */
+wb_status wb_infer_take_batch(wb_infer *infer, const wb_infer_batch *batch, const wb_routing *routing,
+                              wb_pass *pass_out);
 
 #endif

@@ -269,12 +269,17 @@ WB_API wb_status wb_infer_measure(const wb_config *config, const wb_model_option
                                   wb_memory *memory_out);
 
 /* A step's tokens: prefill chunks and decodes mixed. Tokens of one sequence are adjacent, positions
- * ascending; their keys at smaller positions are in the pool already. Host arrays. */
+ * ascending; their keys at smaller positions are in the pool already. Host arrays.
+ *
+ * The last rows may be of sequence -1: padding, by which a batch is rounded up to a size of its caller's
+ * choice. They have no keys, no experts' rows and no logits, their token and position are not looked at,
+ * their routing's ids become 0, and its direction, if there is one, says padding. No other row's result
+ * depends on them. */
 typedef struct wb_infer_batch {
     int64_t T;
     const int32_t *tokens; /* [T] */
     const int32_t *pos;    /* [T] absolute */
-    const int32_t *seq;    /* [T] row of `blocks` */
+    const int32_t *seq;    /* [T] row of `blocks`; -1: padding */
     int32_t n_seqs, max_blocks;
     const int32_t *blocks; /* [n_seqs, max_blocks] block numbers of each sequence */
     int64_t n_logits;

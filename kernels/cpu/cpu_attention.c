@@ -56,6 +56,7 @@ static wb_status make_plan(wb_device *dev, const wb_attention *args, int64_t que
     WB_TRY(wb_cpu_shared_reserve(dev, (size_t)args->T * sizeof(piece), &shared));
     plan p = {.pieces = shared};
     for (int64_t t = 0; t < args->T; t++) {
+        if (args->seq[t] < 0) continue;
         bool same = t > 0 && args->seq[t] == args->seq[t - 1];
         if (same && p.pieces[p.count - 1].count < queries)
             p.pieces[p.count - 1].count++;
@@ -68,6 +69,14 @@ static wb_status make_plan(wb_device *dev, const wb_attention *args, int64_t que
     p.work *= 2 * (int64_t)args->n_heads * args->head_dim;
     *plan_out = p;
     return WB_OK;
+}
+
+/* Rows of padding, which no piece has. */
+static void zero_padding(const wb_attention *args, wb_rows rows) {
+    const int64_t n = (int64_t)args->n_heads * args->head_dim;
+    const size_t bytes = (size_t)n * wb_dtype_size(rows.dtype);
+    for (int64_t t = 0; t < args->T; t++)
+        if (args->seq[t] < 0) memset(wb_rows_from(rows, t * n).data, 0, bytes);
 }
 
 /* index[j] = the pool's row of position j of the sequence of token t. */
@@ -245,6 +254,7 @@ wb_status WB_CPU(attention_forward)(wb_device *dev, const wb_attention *args, wb
     WB_TRY(make_plan(dev, args, queries_of(args, FORWARD_ROWS), &p));
     WB_TRY(wb_cpu_scratch_reserve(dev, forward_bytes(args, p.keys)));
     int64_t tasks = p.count * args->n_kv_heads;
+    zero_padding(args, out);
 #pragma omp parallel for schedule(dynamic) num_threads(wb_cpu_threads(dev, p.work / 4))
     for (int64_t i = 0; i < tasks; i++) {
         int64_t task = tasks - 1 - i; /* the last pieces of a prompt see the most keys: first */

@@ -188,6 +188,7 @@ wb_status WB_CPU(kv_write)(wb_device *dev, int64_t T, int64_t width, wb_rows x, 
 #pragma omp parallel for schedule(static) num_threads(wb_cpu_threads(dev, T *width))
     for (int64_t t = 0; t < T; t++) {
         const void *from = (const char *)x.data + t * width * size;
+        if (rows[t] < 0) continue;
         if (x.dtype == cache.dtype)
             memcpy((char *)cache.data + rows[t] * width * size, from, (size_t)(width * size));
         else

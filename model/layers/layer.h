@@ -23,12 +23,12 @@ typedef struct wb_row_run {
 typedef struct wb_pass {
     int64_t T;
     const int32_t *tokens;    /* [T] */
-    const int32_t *pos, *seq; /* [T] absolute position; row of `blocks` */
+    const int32_t *pos, *seq; /* [T] absolute position; row of `blocks`; padding at the end: 0 and -1 */
     const int32_t *blocks;    /* [n_seqs, max_blocks] blocks of each sequence, as wb_attention. In training
                                * [T], block_size 1: `seq` is the sequence's first token and max_blocks is 1,
                                * so that a sequence's row begins at its first token and is as long as it is */
     int32_t max_blocks, block_size;
-    const int64_t *state_rows; /* [T] row of each token in the tables of states; NULL in training */
+    const int64_t *state_rows; /* [T] row of each token in the tables of states, -1: padding; or NULL */
     const wb_routing *routing; /* who chooses the experts of each row */
     const wb_row_run *padding; /* host [n_padding] rows that are no tokens: their choices weigh nothing */
     int64_t n_padding;
