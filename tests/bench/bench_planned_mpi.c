@@ -7,6 +7,7 @@
  * over `repeats` (31), and minima, which a busy machine disturbs least, of the time of a step's forwards and
  * backwards, and the median of the planning. The model is so small that its products do not hide an
  * exchange. */
+#include "support/usage.h"
 #include "wb_comm_mpi.h"
 #include "wb_model.h"
 #include "wb_replay.h"
@@ -183,6 +184,9 @@ static void run_case(bench *b, int32_t n, int32_t T, int repeats) {
 
 int main(int argc, char **argv) {
     static bench b;
+    int code;
+    if (usage_ends(argc, argv, 0, 1, "usage: mpirun -n RANKS bench_planned_mpi [REPEATS]\n", &code))
+        return code;
     MPI_Init(&argc, &argv);
     int repeats = argc > 1 ? atoi(argv[1]) : 31;
     if (repeats < 1 || repeats > MAX_REPEATS) repeats = 31;
