@@ -31,7 +31,8 @@ typedef struct wb_part {
 } wb_part;
 
 typedef struct wb_layer {
-    int32_t mixer_norm, feed_forward_norm; /* [H] */
+    /* [H]. A layer's parameters are those from mixer_norm on, to the next layer's or to final_norm. */
+    int32_t mixer_norm, feed_forward_norm;
     wb_part mixer, feed_forward;
 } wb_layer;
 

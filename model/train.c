@@ -168,22 +168,36 @@ static wb_status prepare_backward(wb_train *train, const float *dlogprobs) {
     return dev->to_device(dev, train->dlogprobs.data, train->host_logprobs, (size_t)n * sizeof(float));
 }
 
-static wb_status layers_backward(wb_train *train) {
+/* With `reduce`, gradients that are final travel while those of earlier layers are computed. Tied embeddings
+ * are parameter 0 and the last to be final. */
+static wb_status layers_backward(wb_train *train, bool reduce) {
     const wb_model *model = train->model;
     const wb_rows dx = wb_activations(model, &train->dx);
     WB_TRY(wb_train_head_backward(train, dx));
+    if (reduce) WB_TRY(wb_train_reduce_ready(train, model->final_norm));
     wb_pass pass = train->pass;
     pass.recompute = true;
     for (int32_t l = model->config.n_layers - 1; l >= 0; l--) {
         WB_TRY(wb_block_recompute(&train->block, l, train->n_whole, &pass, wb_train_residual(train, l),
                                   wb_train_residual(train, l + 1)));
         WB_TRY(wb_block_backward(&train->block, l, &pass, wb_train_residual(train, l), train->grads, dx));
+        if (reduce) WB_TRY(wb_train_reduce_ready(train, model->layers[l].mixer_norm));
     }
-    return wb_embed_backward(model, train->T, train->inputs.tokens.device, dx, train->grads);
+    WB_TRY(wb_embed_backward(model, train->T, train->inputs.tokens.device, dx, train->grads));
+    return reduce ? wb_train_finish_reduction(train) : WB_OK;
+}
+
+static wb_status run_backward(wb_train *train, const float *dlogprobs, bool reduce) {
+    WB_TRY(wb_comm_agree(train->model->comm, prepare_backward(train, dlogprobs)));
+    train->backward_due = false;
+    if (reduce) wb_train_start_reduction(train);
+    return wb_collective_end(train->model, layers_backward(train, reduce));
 }
 
 wb_status wb_train_backward(wb_train *train, const float *dlogprobs) {
-    WB_TRY(wb_comm_agree(train->model->comm, prepare_backward(train, dlogprobs)));
-    train->backward_due = false;
-    return wb_collective_end(train->model, layers_backward(train));
+    return run_backward(train, dlogprobs, false);
+}
+
+wb_status wb_train_backward_last(wb_train *train, const float *dlogprobs) {
+    return run_backward(train, dlogprobs, true);
 }

@@ -9,8 +9,8 @@
 wb_status wb_train_open_grads(wb_train *train) {
     const wb_model *model = train->model;
     const size_t n = (size_t)model->n_params;
-    WB_TRY(WB_OWN(&train->memory.host, train->grads, n, "gradients"));
-    return WB_OK;
+    train->reduction.bucket_elements = BUCKET_ELEMENTS;
+    return WB_OWN(&train->memory.host, train->grads, n, "gradients");
 }
 
 void wb_train_layout_grads(wb_train *train, wb_arena *arena) {
@@ -21,7 +21,8 @@ void wb_train_layout_grads(wb_train *train, wb_arena *arena) {
         train->grads[i] = gradient.data;
     }
     wb_train_layout_replicas(train, arena);
-    if (model->n_ranks > 1) wb_place(arena, &train->buckets, 4, BUCKET_ELEMENTS, sizeof(float));
+    if (model->n_ranks > 1)
+        wb_place(arena, &train->buckets, 2 * GRAD_BUCKETS, BUCKET_ELEMENTS, sizeof(float));
 }
 
 float *wb_train_grad(const wb_train *train, const wb_tensor *tensor) {
@@ -42,74 +43,85 @@ wb_status wb_train_zero_grads(wb_train *train) {
     return WB_OK;
 }
 
-/* A place in the replicated gradients, one after the other. */
-typedef struct grad_place {
-    int32_t param;
-    int64_t offset;
-} grad_place;
+/* ---- their sum over ranks -------------------------------------------------------------------------- */
 
-/* What travels at once: small gradients share a bucket, large ones are cut. */
-typedef struct bucket {
-    grad_place start;
-    int64_t n;
-    float *floats, *scratch; /* device [BUCKET_ELEMENTS] each */
-    uint64_t work;
-} bucket;
-
-/* Moves up to BUCKET_ELEMENTS elements from `at` on between the gradients and the bucket; returns how many,
- * and where it stopped. */
-static wb_status move_bucket(wb_train *train, grad_place *at, float *floats, bool to_bucket, int64_t *n_out) {
+/* Copies up to `room` elements from `at` on between the gradients and a bucket, the last parameter first,
+ * down to parameter `lowest`; returns how many, and where it stopped. */
+static wb_status move_bucket(wb_train *train, grad_place *at, int32_t lowest, int64_t room, float *floats,
+                             bool to_bucket, int64_t *n_out) {
     const wb_model *model = train->model;
     wb_device *dev = model->device;
     int64_t filled = 0;
-    while (at->param < model->n_params && filled < BUCKET_ELEMENTS) {
+    while (at->param >= lowest && filled < room) {
         const wb_param *param = &model->params[at->param];
         const int64_t left = param->moe_layer >= 0 ? 0 : param->n - at->offset;
-        const int64_t n = left < BUCKET_ELEMENTS - filled ? left : BUCKET_ELEMENTS - filled;
+        const int64_t n = left < room - filled ? left : room - filled;
         float *grad = train->grads[at->param] + at->offset;
         float *const to = to_bucket ? floats + filled : grad;
         if (n > 0) WB_TRY(dev->copy(dev, to, to_bucket ? grad : floats + filled, (size_t)n * sizeof(float)));
         filled += n;
         at->offset += n;
-        if (n == left) *at = (grad_place){at->param + 1, 0};
+        if (n == left) *at = (grad_place){at->param - 1, 0};
     }
     *n_out = filled;
     return WB_OK;
 }
 
-/* The next bucket from `at` on starts to travel; n is 0 where nothing is left. */
-static wb_status start_bucket(wb_train *train, grad_place *at, bucket *b) {
-    b->start = *at;
-    WB_TRY(move_bucket(train, at, b->floats, true, &b->n));
-    if (b->n == 0) return WB_OK;
+/* Elements that have not been taken, down to parameter `lowest`. */
+static int64_t count_left(const wb_train *train, int32_t lowest) {
+    const grad_place at = train->reduction.at;
+    int64_t n = -at.offset;
+    for (int32_t i = at.param; i >= lowest; i--)
+        if (train->model->params[i].moe_layer < 0) n += train->model->params[i].n;
+    return n > 0 ? n : 0;
+}
+
+static wb_status finish_bucket(wb_train *train) {
+    grad_reduction *r = &train->reduction;
+    grad_bucket *b = &r->buckets[r->n_finished++ % GRAD_BUCKETS];
+    int64_t n;
+    WB_TRY(wb_exchange_wait(train->model->exchange, b->work));
+    return move_bucket(train, &b->start, 0, b->n, b->floats, false, &n);
+}
+
+static wb_status start_bucket(wb_train *train, int32_t lowest) {
+    grad_reduction *r = &train->reduction;
+    if (r->n_started - r->n_finished == GRAD_BUCKETS) WB_TRY(finish_bucket(train));
+    grad_bucket *b = &r->buckets[r->n_started++ % GRAD_BUCKETS];
+    b->start = r->at;
+    WB_TRY(move_bucket(train, &r->at, lowest, r->bucket_elements, b->floats, true, &b->n));
     return wb_exchange_start_all_reduce(train->model->exchange, b->floats, (size_t)b->n, b->scratch,
                                         &b->work);
 }
 
-static wb_status finish_bucket(wb_train *train, bucket *b) {
-    int64_t n;
-    WB_TRY(wb_exchange_wait(train->model->exchange, b->work));
-    return move_bucket(train, &b->start, b->floats, false, &n);
+void wb_train_start_reduction(wb_train *train) {
+    float *memory = train->buckets.data;
+    grad_reduction *r = &train->reduction;
+    for (int i = 0; i < GRAD_BUCKETS && memory; i++) {
+        r->buckets[i].floats = memory + 2 * i * BUCKET_ELEMENTS;
+        r->buckets[i].scratch = memory + (2 * i + 1) * BUCKET_ELEMENTS;
+    }
+    r->at = (grad_place){train->model->n_params - 1, 0};
+    r->n_started = r->n_finished = 0;
 }
 
-/* One bucket is filled while the one before it travels. */
-static wb_status reduce_buckets(wb_train *train) {
-    float *memory = train->buckets.data;
-    bucket buckets[2] = {{.floats = memory, .scratch = memory + BUCKET_ELEMENTS},
-                         {.floats = memory + 2 * BUCKET_ELEMENTS, .scratch = memory + 3 * BUCKET_ELEMENTS}};
-    grad_place at = {0, 0};
-    WB_TRY(start_bucket(train, &at, &buckets[0]));
-    for (size_t i = 0; buckets[i % 2].n > 0; i++) {
-        WB_TRY(start_bucket(train, &at, &buckets[(i + 1) % 2]));
-        WB_TRY(finish_bucket(train, &buckets[i % 2]));
-    }
+wb_status wb_train_reduce_ready(wb_train *train, int32_t lowest) {
+    if (train->model->n_ranks == 1) return WB_OK;
+    while (count_left(train, lowest) >= train->reduction.bucket_elements) WB_TRY(start_bucket(train, lowest));
+    return WB_OK;
+}
+
+wb_status wb_train_finish_reduction(wb_train *train) {
+    grad_reduction *r = &train->reduction;
+    WB_TRY(wb_train_sum_replicas(train));
+    if (train->model->n_ranks == 1) return WB_OK;
+    while (count_left(train, 0) > 0) WB_TRY(start_bucket(train, 0));
+    while (r->n_finished < r->n_started) WB_TRY(finish_bucket(train));
     return WB_OK;
 }
 
 wb_status wb_train_reduce_grads(wb_train *train) {
-    wb_comm *comm = train->model->comm;
-    WB_TRY(wb_comm_agree(comm, check_has_grads(train)));
-    wb_status status = wb_train_sum_replicas(train);
-    if (status == WB_OK && wb_comm_size(comm) > 1) status = reduce_buckets(train);
-    return wb_collective_end(train->model, status);
+    WB_TRY(wb_comm_agree(train->model->comm, check_has_grads(train)));
+    wb_train_start_reduction(train);
+    return wb_collective_end(train->model, wb_train_finish_reduction(train));
 }

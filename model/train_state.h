@@ -16,6 +16,30 @@ typedef struct wb_train_inputs {
     wb_input kept_start, kept_ids; /* int64 [n_head + 1]; uint32 of all rows of the head */
 } wb_train_inputs;
 
+/* A place in the replicated gradients, which travel from the last parameter to the first. */
+typedef struct grad_place {
+    int32_t param;
+    int64_t offset;
+} grad_place;
+
+/* What travels at once: small gradients share a bucket, large ones are cut. */
+typedef struct grad_bucket {
+    grad_place start;
+    int64_t n;
+    float *floats, *scratch; /* device */
+    uint64_t work;
+} grad_bucket;
+
+/* In flight at most: one is filled while the other one travels. */
+enum { GRAD_BUCKETS = 2 };
+
+typedef struct grad_reduction {
+    int64_t bucket_elements; /* of a full bucket */
+    grad_place at;           /* the first that has not been taken */
+    grad_bucket buckets[GRAD_BUCKETS];
+    size_t n_started, n_finished;
+} grad_reduction;
+
 struct wb_train {
     wb_model *model;
     wb_train_options options;
@@ -44,7 +68,8 @@ struct wb_train {
     float *host_logprobs;               /* host [n_head] both of them */
     wb_buffer dx;                       /* [T, H] */
     wb_buffer buckets;                  /* gradients in transit and scratch for their sums */
-    size_t *replica_sizes;              /* host, of wb_train_sum_replicas */
+    grad_reduction reduction;
+    size_t *replica_sizes; /* host, of wb_train_sum_replicas */
     char *replica_sent, *replica_received;
     wb_buffer replica_scratch; /* one slot of a storage */
     wb_routing_stage routing_stage;
@@ -64,6 +89,13 @@ wb_status wb_train_open_grads(wb_train *train);
 
 /* A gradient for every parameter, and what their sum over ranks needs. */
 void wb_train_layout_grads(wb_train *train, wb_arena *arena);
+
+/* The sum over ranks, in three steps: from here on no gradient has been taken; those from parameter `lowest`
+ * on are final, so that full buckets of them start; all are, and the sums are there. The last two are
+ * collective. */
+void wb_train_start_reduction(wb_train *train);
+wb_status wb_train_reduce_ready(wb_train *train, int32_t lowest);
+wb_status wb_train_finish_reduction(wb_train *train);
 
 /* ---- gradients of replicas (train_replicas.c) ------------------------------------------------------ */
 

@@ -372,8 +372,12 @@ WB_API wb_status wb_train_logits(wb_train *train, float *logits_out);
  * forward, with the weights of that forward. Collective. */
 WB_API wb_status wb_train_backward(wb_train *train, const float *dlogprobs);
 
+/* wb_train_backward, and then wb_train_reduce_grads, for the last backward before the optimizer: the same
+ * bits, but gradients travel while those of earlier layers are still computed. Collective. */
+WB_API wb_status wb_train_backward_last(wb_train *train, const float *dlogprobs);
+
 /* Sums the gradients of replicated weights over ranks, in rank order (experts' are complete where they
- * live). Once before the optimizer. Collective. */
+ * live). Once before the optimizer, unless the last backward was wb_train_backward_last. Collective. */
 WB_API wb_status wb_train_reduce_grads(wb_train *train);
 WB_API wb_status wb_train_zero_grads(wb_train *train);
 

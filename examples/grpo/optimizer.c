@@ -1,6 +1,6 @@
 /* optimizer.c - AdamW over the tensors that live on this rank; the f32 weights of the trained model are the
  * master weights. The replicas of an expert have the same gradients on every rank after
- * wb_train_reduce_grads, so they stay the same; a replicated tensor is cut into a part for each rank, which
+ * wb_train_backward_last, so they stay the same; a replicated tensor is cut into a part for each rank, which
  * alone has the part's moments and updates it, and then the parts go to all. */
 #include "grpo.h"
 #include "wb_exchange.h"

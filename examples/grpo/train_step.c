@@ -55,14 +55,15 @@ static wb_status update(trainer *t, packed_batch *p, int64_t u, report *r, loss_
                          .token_scale = 1 / fmax(tokens, 1),
                          .sequence_scale = 1 / fmax(sequences, 1)};
     WB_TRY(wb_train_zero_grads(t->train));
-    for (int32_t m = p->update_start[u]; m < p->update_start[u + 1]; m++) {
+    const int32_t end = p->update_start[u + 1];
+    for (int32_t m = p->update_start[u]; m < end; m++) {
         WB_TRY(policy_forward(t, p, m, count));
         micro_batch_loss(t, p, m, &loss, sums);
         trained_count(t, &p->list[m], p->trained);
-        WB_TRY(wb_train_backward(t->train, p->gradients));
+        WB_TRY(m + 1 < end ? wb_train_backward(t->train, p->gradients)
+                           : wb_train_backward_last(t->train, p->gradients));
         report_progress(r, t->step, "update", tokens_until(p, m + 1), tokens_until(p, p->n));
     }
-    WB_TRY(wb_train_reduce_grads(t->train));
     return optimizer_step(&t->opt, t->o, t->o->lr, norm_out);
 }
 

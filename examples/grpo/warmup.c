@@ -76,8 +76,7 @@ static wb_status warmup_step(const options *o, wb_train *train, optimizer *opt, 
     WB_TRY(wb_comm_all_reduce_f64(comm, sums, 2));
     for (int64_t t = 0; t < x->T; t++) x->gradients[t] = (float)(-1 / sums[1]);
     WB_TRY(wb_train_zero_grads(train));
-    WB_TRY(wb_train_backward(train, x->gradients));
-    WB_TRY(wb_train_reduce_grads(train));
+    WB_TRY(wb_train_backward_last(train, x->gradients));
     double norm, progress = (double)step / (double)o->warmup_steps;
     *loss_out = sums[0] / sums[1];
     return optimizer_step(opt, o, learning_rate * (1 - 0.9 * progress), &norm);

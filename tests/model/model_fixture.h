@@ -115,7 +115,8 @@ typedef struct fixture {
     wb_train *train;
     int64_t L, K;
     wb_dtype ids_dtype;
-    size_t row_bytes; /* of one token's routes */
+    size_t row_bytes;      /* of one token's routes */
+    bool reduce_meanwhile; /* a backward reduces the gradients on its way */
 } fixture;
 
 static inline void fixture_finish(fixture *f) {
@@ -327,7 +328,8 @@ static inline void train_pass(fixture *f, const corpus *c, int32_t n, const int3
     move_rows(c, n, seqs, f->row_bytes, false, rows, r->native);
     if (dlogprobs) {
         move_rows(c, n, seqs, sizeof(float), true, values, (void *)(uintptr_t)dlogprobs);
-        MUST(wb_train_backward(f->train, values));
+        MUST(f->reduce_meanwhile ? wb_train_backward_last(f->train, values)
+                                 : wb_train_backward(f->train, values));
     }
     dev->mem_free(dev, ids);
     dev->mem_free(dev, native);

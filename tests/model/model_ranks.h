@@ -9,6 +9,7 @@
 #define MODEL_RANKS_H
 
 #include "model_fixture.h"
+#include "train_state.h"
 
 #define N_SEQS 7
 
@@ -124,7 +125,7 @@ static inline void both_passes(ranks_test *test, direction d, const float *dlogp
     MUST(wb_train_zero_grads(test->spread.train));
     MUST(wb_train_zero_grads(test->whole.train));
     train_pass(&test->spread, &test->corpus, test->n_mine, test->mine, d, dlogprobs, spread);
-    MUST(wb_train_reduce_grads(test->spread.train));
+    if (!test->spread.reduce_meanwhile) MUST(wb_train_reduce_grads(test->spread.train));
     train_pass(&test->whole, &test->corpus, N_SEQS, test->all, d, dlogprobs, whole);
 }
 
@@ -155,8 +156,14 @@ static inline void round_of(ranks_test *test, int round) {
     expect_same_gradients(test);
     expect_one_gradient_of_replicas(test);
 
+    /* Again, and now in many small buckets that travel during the backward. */
     float *first = gradients_copy(&test->spread);
+    const int64_t bucket_elements = test->spread.train->reduction.bucket_elements;
+    test->spread.reduce_meanwhile = true;
+    test->spread.train->reduction.bucket_elements = 37;
     both_passes(test, mixed, dlogprobs, &spread, &whole);
+    test->spread.reduce_meanwhile = false;
+    test->spread.train->reduction.bucket_elements = bucket_elements;
     float *second = gradients_copy(&test->spread);
     expect(test, memcmp(first, second, (size_t)gradient_elements(&test->spread) * sizeof(float)) == 0,
            "a repeated backward gives other bits");
