@@ -170,8 +170,8 @@ static void team_free(wb_team *shared) {
 
 static void threads_close(wb_comm *comm) {
     wb_team *shared = wb_comm_state(comm);
-    team_give_up(comm, "it closed its communicator");
     pthread_mutex_lock(&shared->mutex);
+    wb_team_close_rank(shared, wb_comm_rank(comm));
     const bool last = --shared->open == 0;
     pthread_mutex_unlock(&shared->mutex);
     if (last) team_free(shared);
@@ -205,6 +205,7 @@ static wb_status team_new(int size, wb_team **team_out) {
     shared->size = size;
     WB_GOTO(WB_OWN(&shared->memory, shared->postings, (size_t)size, "thread team postings"), free_team);
     WB_GOTO(WB_OWN(&shared->memory, shared->here, (size_t)size, "thread team ranks"), free_team);
+    WB_GOTO(WB_OWN(&shared->memory, shared->closed, (size_t)size, "thread team ranks"), free_team);
     if (pthread_mutex_init(&shared->mutex, NULL) != 0) {
         status = wb_fail(WB_OUT_OF_MEMORY, "thread team: mutex");
         goto free_team;

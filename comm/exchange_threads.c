@@ -99,10 +99,10 @@ static wb_status copy_first(threads_state *state, crossing *c) {
 /* Under the mutex: all that can be received now from `from`; *moved_out is set when there was something. */
 static wb_status receive_from(threads_state *state, int from, bool *moved_out) {
     crossing *c = crossing_of(state, from, state->rank);
-    while (!state->team->failed && c->sends.first && c->receives.first) {
+    while (!wb_team_stopped(state->team) && c->sends.first && c->receives.first) {
         WB_TRY(check_match(c->sends.first, c->receives.first, from, state->rank));
         WB_TRY(copy_first(state, c));
-        if (state->team->failed) break;
+        if (wb_team_stopped(state->team)) break;
         queue_pop(&c->sends);
         queue_pop(&c->receives);
         *moved_out = true;
@@ -123,7 +123,24 @@ static wb_status receive_all(threads_state *state) {
 }
 
 static wb_status check_team(const threads_state *state) {
-    return state->team->failed ? wb_fail(WB_PEER, "exchange: %s", state->team->failure) : WB_OK;
+    return wb_team_stopped(state->team) ? wb_fail(WB_PEER, "exchange: %s", state->team->failure) : WB_OK;
+}
+
+static bool has_item_of(const queue *q, const wb_exchange_group *group) {
+    for (const wb_exchange_item *item = q->first; item; item = item->next)
+        if (item->group == group) return true;
+    return false;
+}
+
+/* A rank that is done with its own part may close while others go on among themselves: that ends those alone
+ * that wait for it. */
+static wb_status check_peers(const threads_state *state, const wb_exchange_group *group) {
+    WB_TRY(check_team(state));
+    for (int r = 0; state->team->failed && r < state->ranks; r++)
+        if (state->team->closed[r] && (has_item_of(&crossing_of(state, state->rank, r)->sends, group) ||
+                                       has_item_of(&crossing_of(state, r, state->rank)->receives, group)))
+            return wb_fail(WB_PEER, "exchange: rank %d gave up: it closed its communicator", r);
+    return WB_OK;
 }
 
 /* ---- the adapter --------------------------------------------------------------------------------- */
@@ -155,9 +172,9 @@ static wb_status wait_until_done(threads_state *state, const wb_exchange_group *
     for (;;) {
         WB_TRY(receive_all(state));
         if (group->left == 0) return WB_OK;
-        WB_TRY(check_team(state));
+        WB_TRY(check_peers(state, group));
         if (pthread_cond_timedwait(&state->team->changed, &state->team->mutex, &deadline) == ETIMEDOUT &&
-            group->left > 0 && !state->team->failed)
+            group->left > 0 && !wb_team_stopped(state->team))
             wb_team_fail_late(state->team, state->shared->waiting, seconds);
     }
 }

@@ -5,10 +5,24 @@
 #include <stdio.h>
 
 void wb_team_fail(wb_team *shared, const char *failure) {
-    if (shared->failed) return;
+    if (wb_team_stopped(shared)) return;
     shared->failed = true;
+    shared->only_closed = false;
     snprintf(shared->failure, sizeof shared->failure, "%s", failure);
     pthread_cond_broadcast(&shared->changed);
+}
+
+void wb_team_close_rank(wb_team *shared, int rank) {
+    char text[64];
+    const bool stopped = wb_team_stopped(shared);
+    snprintf(text, sizeof text, "rank %d gave up: it closed its communicator", rank);
+    shared->closed[rank] = true;
+    wb_team_fail(shared, text);
+    shared->only_closed = !stopped;
+}
+
+bool wb_team_stopped(const wb_team *shared) {
+    return shared->failed && !shared->only_closed;
 }
 
 void wb_team_fail_late(wb_team *shared, const bool *here, double seconds) {

@@ -25,13 +25,23 @@ typedef struct wb_team {
     uint64_t passed;   /* barriers completed */
     bool failed;       /* no meeting succeeds any more, because of ... */
     char failure[512]; /* ... the first failure */
-    int open;          /* communicators not yet closed */
+    /* Ranks that closed, [size], owner: memory; and whether nothing else has failed: then the others may
+     * still end what they do without those ranks. */
+    bool *closed;
+    bool only_closed;
+    int open; /* communicators not yet closed */
     /* [size]; entry r is written by rank r before the team meets and read until it leaves */
     wb_team_posting *postings;
 } wb_team;
 
 /* Under the mutex: no rank meets any more. */
 void wb_team_fail(wb_team *team, const char *failure);
+
+/* Under the mutex: the same because a rank closes, which need not have failed. */
+void wb_team_close_rank(wb_team *team, int rank);
+
+/* Under the mutex: whether the data plane ends too, whoever it waits for. */
+bool wb_team_stopped(const wb_team *team);
 
 /* Under the mutex: fails, since a rank waited for `seconds`, with the names of those that are not `here`,
  * [size]. */

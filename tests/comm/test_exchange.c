@@ -235,6 +235,41 @@ static void test_rule_30_a_rank_gives_up_in_an_exchange(void **unused) {
     every_way(exchange_gives_up);
 }
 
+/* Rank 0 has no part in what ranks 1 and 2 do, and closes before they have done it. */
+static atomic_bool first_has_closed;
+
+static void *close_early(void *argument) {
+    worker *me = argument;
+    device memory;
+    exchange_core state = core_open(me->comm, &memory, true), *c = &state;
+    char *at = core_take(c, 100);
+    const wb_transfer transfer = {c->rank == 1 ? 2 : 1, c->rank == 2, at, 100};
+    uint64_t work;
+    while (c->rank == 2 && !first_has_closed) nanosleep(&(struct timespec){.tv_nsec = 100000}, NULL);
+    CHECK_STATUS(c, WB_OK,
+                 wb_exchange_start_group(c->exchange, c->rank > 0 ? &transfer : NULL, c->rank > 0, &work));
+    CHECK_STATUS(c, WB_OK, wb_exchange_wait(c->exchange, work));
+    /* The next one needs rank 0. */
+    const wb_transfer from_first = {0, true, at, 100};
+    if (c->rank == 1) {
+        CHECK_STATUS(c, WB_OK, wb_exchange_start_group(c->exchange, &from_first, 1, &work));
+        CHECK_STATUS(c, WB_PEER, wb_exchange_wait(c->exchange, work));
+        CHECK(c, strstr(wb_error_message(), "rank 0 gave up: it closed its communicator") != NULL);
+    }
+    wb_exchange_close(c->exchange);
+    me->failures = c->failures;
+    const bool first = c->rank == 0;
+    wb_comm_close(me->comm);
+    if (first) first_has_closed = true;
+    return NULL;
+}
+
+static void test_a_rank_that_is_done_may_close_before_the_others(void **unused) {
+    (void)unused;
+    first_has_closed = false;
+    assert_int_equal(on_threads(3, true, close_early), 0);
+}
+
 /* ---- memory that is taken back ------------------------------------------------------------------- */
 
 /* Whether a rank's exchange has ended, and with it the time in which others may read its memory. */
@@ -353,6 +388,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_mismatch),
         cmocka_unit_test(test_rule_30_a_late_rank_of_an_exchange_is_named),
         cmocka_unit_test(test_rule_30_a_rank_gives_up_in_an_exchange),
+        cmocka_unit_test(test_a_rank_that_is_done_may_close_before_the_others),
         cmocka_unit_test(test_what_comes_during_a_copy_is_seen),
         cmocka_unit_test(test_memory_is_not_read_after_the_end),
     };
