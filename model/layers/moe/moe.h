@@ -95,7 +95,6 @@ wb_status wb_layer_plan_used(wb_layer_plan *plan, const wb_pass *pass, int32_t m
 struct wb_moe_exchange {
     wb_model *model;
     wb_buffer received;                /* [n, H] rows as they arrive, or leave for the way back */
-    void *host_tokens, *host_slots;    /* host views of rows of this rank's tokens and slots */
     size_t *send_bytes, *send_offsets; /* host [R]: the arguments of an all-to-all */
     size_t *receive_bytes, *receive_offsets;
 };
