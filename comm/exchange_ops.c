@@ -1,6 +1,6 @@
 /* exchange_ops.c - the calls of the data plane, each as a group of sends and receives: all-to-all-v,
  * all-gather, sums whose parts travel to their owner, groups. What a rank has for itself is copied at the
- * start. Refuses: adding up (exchange_parts.c). */
+ * start, while the rest travels. Refuses: adding up (exchange_parts.c). */
 #include "comm_state.h"
 #include "exchange_state.h"
 #include "wb_check.h"
@@ -31,10 +31,13 @@ wb_status wb_exchange_start_all_to_all_v(wb_exchange *exchange, const void *send
         wb_exchange_put(work,
                         (wb_transfer){to, false, wb_exchange_offset(send, send_offsets[to]), send_bytes[to]});
     }
+    uint64_t number;
+    WB_TRY(wb_exchange_launch(exchange, work, &number));
     const wb_status copied = wb_exchange_copy(exchange, wb_exchange_offset(recv, recv_offsets[me]),
                                               wb_exchange_offset(send, send_offsets[me]), send_bytes[me]);
     WB_TRY(wb_exchange_end(exchange, copied));
-    return wb_exchange_launch(exchange, work, work_out);
+    *work_out = number;
+    return WB_OK;
 }
 
 /* ---- all-gather ---------------------------------------------------------------------------------- */
@@ -68,28 +71,50 @@ size_t wb_exchange_reduce_scratch(const wb_exchange *exchange, size_t n) {
     return n * (size_t)(exchange->ranks - 1);
 }
 
-size_t wb_exchange_all_reduce_scratch(const wb_exchange *exchange, size_t n) {
-    return wb_exchange_reduce_scratch(exchange, wb_exchange_even_part(exchange, n));
+/* Up to this many elements each rank sums everything itself, which is one step instead of two: as long as
+ * all of them are fewer bytes than WB_GATHER_BYTES. */
+static size_t max_gathered(const wb_exchange *exchange) {
+    return WB_GATHER_BYTES / sizeof(float) / (size_t)exchange->ranks;
 }
 
-/* Each part travels to its owner, which has a row of scratch for each other rank. */
-static wb_status start_sums(wb_exchange *exchange, wb_exchange_kind kind, float *buffer, const size_t *bounds,
+size_t wb_exchange_all_reduce_scratch(const wb_exchange *exchange, size_t n) {
+    const size_t gathered = n < max_gathered(exchange) ? n : max_gathered(exchange);
+    const size_t part = wb_exchange_even_part(exchange, n);
+    return wb_exchange_reduce_scratch(exchange, part > gathered ? part : gathered);
+}
+
+/* A work that adds up on this rank the n elements at `own`, of which the other ranks send theirs. */
+static wb_status begin_sums(wb_exchange *exchange, wb_exchange_kind kind, float *own, size_t n,
                             float *scratch, wb_exchange_work **work_out) {
-    const size_t *const own = bounds + exchange->rank;
-    const size_t n = own[1] - own[0];
     const size_t needed = wb_exchange_reduce_scratch(exchange, n) * sizeof(float);
     WB_TRY(wb_comm_check_buffer("sums over ranks", "scratch", scratch, needed));
+    WB_TRY(wb_exchange_begin(exchange, kind, room_of_all(exchange), work_out));
+    (*work_out)->sums = (wb_exchange_sums){.own = n > 0 ? own : NULL, .scratch = scratch, .n = n};
+    return WB_OK;
+}
+
+/* The i-th receive of summands, for which each other rank has a row of scratch, and the i-th send. */
+static void put_summands(const wb_exchange *exchange, wb_exchange_work *work, int i, float *send,
+                         size_t n_send) {
+    const int from = wb_exchange_receive_peer(exchange, i), to = wb_exchange_send_peer(exchange, i);
+    const size_t row = (size_t)(from < exchange->rank ? from : from - 1);
+    const size_t bytes = work->sums.n * sizeof(float);
+    wb_exchange_put(work,
+                    (wb_transfer){from, true, wb_exchange_offset(work->sums.scratch, row * bytes), bytes});
+    wb_exchange_put(work, (wb_transfer){to, false, send, n_send * sizeof(float)});
+}
+
+/* Each part travels to its owner. */
+static wb_status start_parts(wb_exchange *exchange, wb_exchange_kind kind, float *buffer,
+                             const size_t *bounds, float *scratch, wb_exchange_work **work_out) {
+    const size_t *const own = bounds + exchange->rank;
     wb_exchange_work *work;
-    WB_TRY(wb_exchange_begin(exchange, kind, room_of_all(exchange), &work));
+    WB_TRY(begin_sums(exchange, kind, wb_exchange_offset(buffer, own[0] * sizeof(float)), own[1] - own[0],
+                      scratch, &work));
     for (int i = 1; i < exchange->ranks; i++) {
-        const int from = wb_exchange_receive_peer(exchange, i), to = wb_exchange_send_peer(exchange, i);
-        const size_t row = (size_t)(from < exchange->rank ? from : from - 1);
-        wb_exchange_put(work, (wb_transfer){from, true, wb_exchange_offset(scratch, row * n * sizeof(float)),
-                                            n * sizeof(float)});
-        wb_exchange_put(work, (wb_transfer){to, false, wb_exchange_offset(buffer, bounds[to] * sizeof(float)),
-                                            (bounds[to + 1] - bounds[to]) * sizeof(float)});
+        const size_t *const to = bounds + wb_exchange_send_peer(exchange, i);
+        put_summands(exchange, work, i, wb_exchange_offset(buffer, to[0] * sizeof(float)), to[1] - to[0]);
     }
-    work->sums = (wb_exchange_sums){.own = n > 0 ? buffer + own[0] : NULL, .scratch = scratch, .n = n};
     *work_out = work;
     return WB_OK;
 }
@@ -98,7 +123,16 @@ wb_status wb_exchange_start_reduce_scatter(wb_exchange *exchange, float *buffer,
                                            float *scratch, uint64_t *work_out) {
     WB_TRY(check_bounds(exchange, "reduce_scatter", buffer, bounds, sizeof(float)));
     wb_exchange_work *work;
-    WB_TRY(start_sums(exchange, WB_EXCHANGE_REDUCE_SCATTER, buffer, bounds, scratch, &work));
+    WB_TRY(start_parts(exchange, WB_EXCHANGE_REDUCE_SCATTER, buffer, bounds, scratch, &work));
+    return wb_exchange_launch(exchange, work, work_out);
+}
+
+/* Everything travels to every rank. */
+static wb_status start_gathered(wb_exchange *exchange, float *buffer, size_t n, float *scratch,
+                                uint64_t *work_out) {
+    wb_exchange_work *work;
+    WB_TRY(begin_sums(exchange, WB_EXCHANGE_ALL_REDUCE, buffer, n, scratch, &work));
+    for (int i = 1; i < exchange->ranks; i++) put_summands(exchange, work, i, buffer, n);
     return wb_exchange_launch(exchange, work, work_out);
 }
 
@@ -106,8 +140,9 @@ wb_status wb_exchange_start_all_reduce(wb_exchange *exchange, float *buffer, siz
                                        uint64_t *work_out) {
     wb_exchange_even_bounds(exchange, n);
     WB_TRY(check_bounds(exchange, "all_reduce", buffer, exchange->bounds, sizeof(float)));
+    if (n <= max_gathered(exchange)) return start_gathered(exchange, buffer, n, scratch, work_out);
     wb_exchange_work *work;
-    WB_TRY(start_sums(exchange, WB_EXCHANGE_ALL_REDUCE, buffer, exchange->bounds, scratch, &work));
+    WB_TRY(start_parts(exchange, WB_EXCHANGE_ALL_REDUCE, buffer, exchange->bounds, scratch, &work));
     work->sums.buffer = buffer;
     work->sums.n_total = n;
     return wb_exchange_launch(exchange, work, work_out);
@@ -158,6 +193,9 @@ wb_status wb_exchange_start_group(wb_exchange *exchange, const wb_transfer *tran
     WB_TRY(wb_exchange_begin(exchange, WB_EXCHANGE_GROUP, n, &work));
     for (size_t i = 0; i < n; i++)
         if (transfers[i].peer != exchange->rank) wb_exchange_put(work, transfers[i]);
+    uint64_t number;
+    WB_TRY(wb_exchange_launch(exchange, work, &number));
     WB_TRY(wb_exchange_end(exchange, copy_own(exchange, transfers, n, false)));
-    return wb_exchange_launch(exchange, work, work_out);
+    *work_out = number;
+    return WB_OK;
 }

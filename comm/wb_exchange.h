@@ -110,11 +110,12 @@ WB_API wb_status wb_exchange_start_reduce_scatter(wb_exchange *exchange, float *
 
 /* buffer, f32 [n], in place: each element becomes the sum of that element of all ranks. scratch: device,
  * wb_exchange_all_reduce_scratch(exchange, n) floats. It is a reduce-scatter whose sums are gathered, the
- * second half starting in wait. */
+ * second half starting in wait; a short one is gathered first and summed by every rank. */
 WB_API wb_status wb_exchange_start_all_reduce(wb_exchange *exchange, float *buffer, size_t n, float *scratch,
                                               uint64_t *work_out);
 
-/* Floats of scratch for a part of n elements that this rank sums: (R - 1) * n; and for an all-reduce of n. */
+/* Floats of scratch for a part of n elements that this rank sums: (R - 1) * n; and for an all-reduce of n
+ * elements or fewer, which may be more than n. */
 WB_API size_t wb_exchange_reduce_scratch(const wb_exchange *exchange, size_t n);
 WB_API size_t wb_exchange_all_reduce_scratch(const wb_exchange *exchange, size_t n);
 

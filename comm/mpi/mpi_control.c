@@ -123,8 +123,10 @@ static wb_status dead_fail(const wb_mpi_control *control) {
 
 /* ---- being late ---------------------------------------------------------------------------------- */
 
-/* The failure of a wait that was too long: who is not in this rank's call. */
+/* The failure of a wait that was too long: who is not in this rank's call. A rank that waits in an earlier
+ * one is to blame only where all ranks came: elsewhere it waits for those that did not. */
 static void die_late(wb_comm *comm, wb_mpi_control *control) {
+    const bool all_came = count_heard(comm, control) == wb_comm_size(comm) - 1;
     char text[sizeof control->failure];
     size_t used = (size_t)snprintf(text, sizeof text, "waited %g s: ", wb_comm_timeout(comm));
     const char *comma = "";
@@ -132,6 +134,7 @@ static void die_late(wb_comm *comm, wb_mpi_control *control) {
         const wb_mpi_heard *peer = &control->heard[r];
         const bool same = peer->number == control->number && peer->call == control->call;
         if (r == wb_comm_rank(comm) || same || peer->number > control->number) continue;
+        if (!all_came && peer->number > 0 && peer->number < control->number) continue;
         const char *const other = peer->number == 0 ? "" : wb_mpi_call_name(peer->call);
         used += (size_t)snprintf(text + used, sizeof text - used, "%srank %d %s%s", comma, r,
                                  peer->number == 0 ? "did not come" : "is in ", other);
@@ -156,21 +159,31 @@ static wb_status confer(wb_comm *comm, wb_mpi_control *control) {
 
 /* ---- calls --------------------------------------------------------------------------------------- */
 
-/* At the beginning of a call "too late" is said of this rank. */
-wb_status wb_mpi_control_enter(wb_comm *comm, wb_mpi_control *control, wb_mpi_call call) {
+wb_status wb_mpi_control_begin(wb_mpi_control *control, wb_mpi_call call) {
     control->call = call;
     control->number++;
     control->deadline = 0;
-    if (!control->dead) WB_TRY(read_letters(control));
+    return control->dead ? dead_fail(control) : WB_OK;
+}
+
+/* At the beginning of a call "too late" is said of this rank, unless who says it waits in a call that this
+ * rank has left: both wait for somebody else then, which the first look will tell. */
+wb_status wb_mpi_control_hear(wb_comm *comm, wb_mpi_control *control) {
+    WB_TRY(read_letters(control));
     for (int r = 0; !control->dead && r < wb_comm_size(comm); r++) {
         const wb_mpi_heard *peer = &control->heard[r];
-        if (peer->number == 0) continue;
+        if (peer->number < control->number) continue;
         char text[sizeof control->failure];
         snprintf(text, sizeof text, "rank %d did not come in time: rank %d waited in %s", wb_comm_rank(comm),
                  r, wb_mpi_call_name(peer->call));
         die(control, text);
     }
     return control->dead ? dead_fail(control) : WB_OK;
+}
+
+wb_status wb_mpi_control_enter(wb_comm *comm, wb_mpi_control *control, wb_mpi_call call) {
+    WB_TRY(wb_mpi_control_begin(control, call));
+    return wb_mpi_control_hear(comm, control);
 }
 
 wb_status wb_mpi_control_look(wb_comm *comm, wb_mpi_control *control) {

@@ -56,7 +56,12 @@ wb_status wb_mpi_control_open(MPI_Comm over, wb_mpi_control *control);
 /* Not after a failure: MPI may still read letters. */
 void wb_mpi_control_close(wb_mpi_control *control);
 
-/* Begins a call: PEER when the communicator is dead or a letter has come. */
+/* Begins a call, in two steps, of which one that does not wait needs no second: PEER when the communicator is
+ * dead; and when a letter has come that says so, or that this rank is late. */
+wb_status wb_mpi_control_begin(wb_mpi_control *control, wb_mpi_call call);
+wb_status wb_mpi_control_hear(wb_comm *comm, wb_mpi_control *control);
+
+/* Both steps. */
 wb_status wb_mpi_control_enter(wb_comm *comm, wb_mpi_control *control, wb_mpi_call call);
 
 /* Waits for `request`, with its code and status; PEER when the wait ended first. */

@@ -10,9 +10,10 @@
 
 /* ---- one work of each kind ----------------------------------------------------------------------- */
 
-/* Between its start and its check. */
+/* Between its start, which says how it went, and its check. */
 typedef struct core_work {
     wb_exchange_kind kind;
+    wb_status status;
     uint64_t topic, number;
     char *send, *recv;         /* one buffer, in `recv`, where the call works in place */
     size_t send_end, recv_end; /* bytes */
@@ -40,9 +41,8 @@ static void core_start_all_to_all(exchange_core *c, core_work *w) {
     w->recv = core_take(c, w->recv_end);
     for (size_t r = 0; r < c->ranks; r++)
         core_fill(c, w->send + send_offsets[r], hash(c, w->topic + 1, c->rank, r), send_bytes[r]);
-    CHECK_STATUS(c, WB_OK,
-                 wb_exchange_start_all_to_all_v(c->exchange, w->send, send_bytes, send_offsets, w->recv,
-                                                recv_bytes, recv_offsets, &w->number));
+    w->status = wb_exchange_start_all_to_all_v(c->exchange, w->send, send_bytes, send_offsets, w->recv,
+                                               recv_bytes, recv_offsets, &w->number);
 }
 
 static void core_check_all_to_all(exchange_core *c, const core_work *w) {
@@ -68,7 +68,7 @@ static void core_start_all_gather(exchange_core *c, core_work *w) {
     core_bounds(c, w, 1);
     core_fill(c, w->recv + w->bounds[c->rank], hash(c, w->topic + 1, c->rank, 0),
               w->bounds[c->rank + 1] - w->bounds[c->rank]);
-    CHECK_STATUS(c, WB_OK, wb_exchange_start_all_gather(c->exchange, w->recv, w->bounds, &w->number));
+    w->status = wb_exchange_start_all_gather(c->exchange, w->recv, w->bounds, &w->number);
 }
 
 static void core_check_all_gather(exchange_core *c, const core_work *w) {
@@ -99,9 +99,8 @@ static void core_start_reduce_scatter(exchange_core *c, core_work *w) {
     core_fill_values(c, w);
     w->send_end = wb_exchange_reduce_scratch(c->exchange, w->bounds[c->rank + 1] - w->bounds[c->rank]);
     w->send = core_take(c, w->send_end * sizeof(float));
-    CHECK_STATUS(c, WB_OK,
-                 wb_exchange_start_reduce_scatter(c->exchange, (float *)(void *)w->recv, w->bounds,
-                                                  (float *)(void *)w->send, &w->number));
+    w->status = wb_exchange_start_reduce_scatter(c->exchange, (float *)(void *)w->recv, w->bounds,
+                                                 (float *)(void *)w->send, &w->number);
 }
 
 static void core_check_reduce_scatter(exchange_core *c, const core_work *w) {
@@ -119,9 +118,8 @@ static void core_start_all_reduce(exchange_core *c, core_work *w) {
     core_fill_values(c, w);
     w->send_end = wb_exchange_all_reduce_scratch(c->exchange, n);
     w->send = core_take(c, w->send_end * sizeof(float));
-    CHECK_STATUS(c, WB_OK,
-                 wb_exchange_start_all_reduce(c->exchange, (float *)(void *)w->recv, n,
-                                              (float *)(void *)w->send, &w->number));
+    w->status = wb_exchange_start_all_reduce(c->exchange, (float *)(void *)w->recv, n,
+                                             (float *)(void *)w->send, &w->number);
 }
 
 static void core_check_all_reduce(exchange_core *c, const core_work *w) {
@@ -161,7 +159,7 @@ static void core_start_group(exchange_core *c, core_work *w) {
             transfers[n++] = (wb_transfer){(int)r, true, w->recv + w->recv_end, bytes};
             w->recv_end += bytes + 3;
         }
-    CHECK_STATUS(c, WB_OK, wb_exchange_start_group(c->exchange, transfers, n, &w->number));
+    w->status = wb_exchange_start_group(c->exchange, transfers, n, &w->number);
 }
 
 static void core_check_group(exchange_core *c, const core_work *w) {
@@ -192,8 +190,17 @@ static const core_kind core_kinds[WB_EXCHANGE_KINDS] = {
 
 #define CORE_WORKS 5
 
-/* Some works at once, waited for in an order of their own. */
-static void core_round(exchange_core *c, size_t round) {
+/* Called before each start and wait of a round: whether the rank goes on. */
+typedef bool core_step(exchange_core *c, void *context);
+
+static bool core_goes_on(exchange_core *c, void *unused) {
+    (void)c, (void)unused;
+    return true;
+}
+
+/* Some works at once, waited for in an order of their own, until a step does not go on or a call fails, which
+ * is returned. */
+static wb_status core_round(exchange_core *c, size_t round, core_step *step, void *context) {
     core_work works[CORE_WORKS];
     size_t order[CORE_WORKS];
     const size_t n = 1 + hash(c, 1, round, 0) % CORE_WORKS;
@@ -201,16 +208,21 @@ static void core_round(exchange_core *c, size_t round) {
     for (size_t i = 0; i < n; i++) {
         works[i] = (core_work){.kind = (wb_exchange_kind)(hash(c, 2, round, i) % WB_EXCHANGE_KINDS),
                                .topic = 1000 + 100 * (round * CORE_WORKS + i)};
+        if (!step(c, context)) return WB_OK;
         core_kinds[works[i].kind].start(c, &works[i]);
+        if (works[i].status != WB_OK) return works[i].status;
         const size_t at = hash(c, 3, round, i) % (i + 1);
         order[i] = order[at];
         order[at] = i;
     }
     for (size_t i = 0; i < n; i++) {
         const core_work *const w = &works[order[i]];
-        CHECK_STATUS(c, WB_OK, wb_exchange_wait(c->exchange, w->number));
+        if (!step(c, context)) return WB_OK;
+        const wb_status status = wb_exchange_wait(c->exchange, w->number);
+        if (status != WB_OK) return status;
         core_kinds[w->kind].check(c, w);
     }
+    return WB_OK;
 }
 
 /* The sums are those of the control plane, bit for bit; and the order of a sum shows in these values. */
@@ -252,7 +264,8 @@ static int exchange_core_run(wb_comm *comm, bool host_access, uint64_t seed) {
     CHECK_STATUS(c, WB_OK, wb_comm_set_timeout(comm, 60));
     if (!CHECK_STATUS(c, WB_OK, wb_exchange_open(comm, &functions, &c->exchange))) return c->failures;
     CHECK_STATUS(c, WB_OK, wb_exchange_reserve(c->exchange, 2 * CORE_TRANSFERS * c->ranks));
-    for (size_t round = 0; round < 30; round++) core_round(c, round);
+    for (size_t round = 0; round < 30; round++)
+        CHECK_STATUS(c, WB_OK, core_round(c, round, core_goes_on, NULL));
     core_same_sums(c);
     wb_exchange_close(c->exchange);
     CHECK_STATUS(c, WB_OK, wb_comm_barrier(comm));

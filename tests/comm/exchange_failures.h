@@ -117,7 +117,9 @@ static int exchange_unlisted(wb_comm *comm, bool host_access, size_t k) {
 
 /* ---- ranks that do not come ---------------------------------------------------------------------- */
 
-/* Starts an all-to-all of `bytes` to and from each rank, and an all-reduce. */
+/* Starts an all-to-all of `bytes` to and from each rank, and an all-reduce of so many that it has two steps:
+ * the first of them does not end it, however well a rank has listened at the start. */
+#define TWO_STEPS 20000
 static wb_status start_two(exchange_core *c, size_t bytes, uint64_t works[2]) {
     size_t sizes[DEVICE_RANKS], offsets[DEVICE_RANKS];
     for (size_t r = 0; r < c->ranks; r++) {
@@ -125,10 +127,12 @@ static wb_status start_two(exchange_core *c, size_t bytes, uint64_t works[2]) {
         offsets[r] = r * bytes;
     }
     char *send = core_take(c, bytes * c->ranks), *recv = core_take(c, bytes * c->ranks);
-    float *sums = (float *)(void *)core_take(c, bytes), *scratch = (float *)(void *)core_take(c, 2 * bytes);
-    memset(core_view(c, sums), 0, bytes);
-    const wb_status status =
-        wb_exchange_start_all_reduce(c->exchange, sums, bytes / sizeof(float), scratch, &works[0]);
+    const size_t n = bytes / sizeof(float) + TWO_STEPS;
+    const size_t n_scratch = wb_exchange_all_reduce_scratch(c->exchange, n);
+    float *sums = (float *)(void *)core_take(c, n * sizeof(float));
+    float *scratch = (float *)(void *)core_take(c, n_scratch * sizeof(float));
+    memset(core_view(c, sums), 0, n * sizeof(float));
+    const wb_status status = wb_exchange_start_all_reduce(c->exchange, sums, n, scratch, &works[0]);
     if (status != WB_OK) return status;
     return wb_exchange_start_all_to_all_v(c->exchange, send, sizes, offsets, recv, sizes, offsets, &works[1]);
 }
@@ -204,6 +208,21 @@ static wb_exchange_count counted(exchange_core *c, wb_exchange_kind kind) {
     return count;
 }
 
+/* A short sum has one step: each rank sends all of it. */
+static void core_one_step(exchange_core *c) {
+    const wb_exchange_count before = counted(c, WB_EXCHANGE_ALL_REDUCE);
+    float *sums = (float *)(void *)core_take(c, 100 * sizeof(float));
+    float *scratch = (float *)(void *)core_take(c, 100 * (c->ranks - 1) * sizeof(float));
+    uint64_t work = 0;
+    memset(core_view(c, sums), 0, 100 * sizeof(float));
+    CHECK(c, wb_exchange_all_reduce_scratch(c->exchange, 100) == 100 * (c->ranks - 1));
+    CHECK_STATUS(c, WB_OK, wb_exchange_start_all_reduce(c->exchange, sums, 100, scratch, &work));
+    CHECK_STATUS(c, WB_OK, wb_exchange_wait(c->exchange, work));
+    const wb_exchange_count after = counted(c, WB_EXCHANGE_ALL_REDUCE);
+    CHECK(c, after.sends - before.sends == c->ranks - 1);
+    CHECK(c, after.bytes - before.bytes == 100 * sizeof(float) * (c->ranks - 1));
+}
+
 static void core_counts(exchange_core *c) {
     const size_t others = c->ranks - 1;
     const wb_comm_count before = wb_comm_stats(c->comm);
@@ -214,6 +233,7 @@ static void core_counts(exchange_core *c) {
     CHECK(c, count.calls == 1 && count.sends == others && count.bytes == 400 * others);
     count = counted(c, WB_EXCHANGE_ALL_REDUCE);
     CHECK(c, count.calls == 1 && count.sends == 2 * others);
+    core_one_step(c);
     CHECK(c, counted(c, WB_EXCHANGE_GROUP).calls == 0);
     /* Sizes are known to both sides: the control plane was silent. */
     wb_comm_count after = wb_comm_stats(c->comm);

@@ -1,7 +1,9 @@
 /* mpi_exchange.c - the data plane between MPI processes, under mpirun: the common core, with ordinary
  * messages and with messages so short that every larger transfer takes several; then how it ends. All ranks
- * exit with the same verdict. */
-#include "comm/exchange_failures.h"
+ * exit with the same verdict.
+ *
+ * Usage: mpi_exchange [seed [killed]]: the second kills a rank at a random moment and does nothing else. */
+#include "comm/exchange_dies.h"
 #include "mpi/comm_mpi.h"
 
 #include <time.h>
@@ -35,6 +37,32 @@ static int run_failures(size_t failing) {
     return failures;
 }
 
+/* A rank that leaves costs seconds. */
+static int run_dying(uint64_t seed) {
+    static const size_t trials[DYING_WAYS] = {[GIVES_UP] = 12, [CLOSES] = 3, [LEAVES] = 2};
+    int failures = 0;
+    for (size_t way = 0; way < IS_KILLED; way++)
+        for (size_t i = 0; i < trials[way]; i++) {
+            wb_comm *comm = NULL;
+            if (wb_comm_open_mpi(MPI_COMM_WORLD, &comm) != WB_OK) return failures + 1;
+            if (wb_comm_size(comm) > 1) failures += exchange_dies(comm, i % 2 == 0, seed + i, (dying_way)way);
+            wb_comm_close(comm);
+        }
+    return failures;
+}
+
+/* One rank kills itself. The others say how they ended, and leave as a program does that has lost a rank:
+ * MPI_Finalize would wait for it. */
+static void run_killed(uint64_t seed) {
+    wb_comm *comm = NULL;
+    if (wb_comm_open_mpi(MPI_COMM_WORLD, &comm) != WB_OK) _exit(1);
+    const int failures = exchange_dies(comm, seed % 2 == 0, seed, IS_KILLED);
+    printf("rank %d of %d %s: %s\n", wb_comm_rank(comm), wb_comm_size(comm),
+           failures == 0 ? "survived" : "failed", wb_error_message());
+    fflush(NULL);
+    _exit(failures == 0 ? 0 : 1);
+}
+
 int main(int argc, char **argv) {
     int rank = 0, any = 0, failures = 0;
     MPI_Init(&argc, &argv);
@@ -44,11 +72,13 @@ int main(int argc, char **argv) {
     if (rank == 0) printf("mpi_exchange: seed %" PRIu64 "\n", seed);
     alarm(240);
     device_arena_open();
+    if (argc > 2 && strcmp(argv[2], "killed") == 0) run_killed(seed);
     for (int host_access = 0; host_access < 2; host_access++) {
         failures += run(seed, 1 << 30, host_access);
         failures += run(seed, SHORT_MESSAGE_BYTES, host_access);
     }
     for (size_t i = 0; i < EXCHANGE_FAILURES; i++) failures += run_failures(i);
+    failures += run_dying(seed);
     MPI_Allreduce(&failures, &any, 1, MPI_INT, MPI_MAX, MPI_COMM_WORLD);
     MPI_Finalize();
     return any == 0 ? 0 : 1;

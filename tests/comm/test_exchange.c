@@ -1,6 +1,6 @@
 /* test_exchange.c - the data planes of one process: self, and threads at several rank counts. A hang is a
  * failure by alarm. */
-#include "comm/exchange_failures.h"
+#include "comm/exchange_dies.h"
 #include "support/alloc_fail.h"
 
 #include <pthread.h>
@@ -270,6 +270,22 @@ static void test_a_rank_that_is_done_may_close_before_the_others(void **unused) 
     assert_int_equal(on_threads(3, true, close_early), 0);
 }
 
+/* The seeds of the trials follow each other, and the failing one is printed. */
+static void *run_dying(void *argument) {
+    worker *me = argument;
+    me->failures = exchange_dies(me->comm, me->host_access, seed + way, (dying_way)failing);
+    wb_comm_close(me->comm);
+    return NULL;
+}
+
+static void test_rule_30_a_rank_fails_at_any_moment_of_an_exchange(void **unused) {
+    (void)unused;
+    static const size_t trials[DYING_WAYS] = {[GIVES_UP] = 30, [CLOSES] = 6, [LEAVES] = 4};
+    for (failing = 0; failing < IS_KILLED; failing++)
+        for (way = 0; way < trials[failing]; way++)
+            assert_int_equal(on_threads(2 + (int)way % 3, way % 2 == 0, run_dying), 0);
+}
+
 /* ---- memory that is taken back ------------------------------------------------------------------- */
 
 /* Whether a rank's exchange has ended, and with it the time in which others may read its memory. */
@@ -389,6 +405,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_rule_30_a_late_rank_of_an_exchange_is_named),
         cmocka_unit_test(test_rule_30_a_rank_gives_up_in_an_exchange),
         cmocka_unit_test(test_a_rank_that_is_done_may_close_before_the_others),
+        cmocka_unit_test(test_rule_30_a_rank_fails_at_any_moment_of_an_exchange),
         cmocka_unit_test(test_what_comes_during_a_copy_is_seen),
         cmocka_unit_test(test_memory_is_not_read_after_the_end),
     };
