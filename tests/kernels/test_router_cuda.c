@@ -138,6 +138,12 @@ static void *make_ids(const problem *p) {
     return ids;
 }
 
+/* Native, padding, or forced by any other number. */
+static uint8_t random_direction(void) {
+    if (rng_below(3) > 0) return WB_ROW_NATIVE;
+    return (uint8_t)(rng_below(2) == 0 ? WB_ROW_PADDING : 1 + rng_below(255));
+}
+
 static problem make_problem(const shape *s, logit_kind kind, unsigned variant) {
     problem p = {.kind = kind, .T = s->T};
     wb_router router = {s->type, s->E, s->K, s->n_group, s->topk_group, (variant & 1u) == 0, 1.0f};
@@ -161,7 +167,7 @@ static problem make_problem(const shape *s, logit_kind kind, unsigned variant) {
     for (size_t i = 0; i < T; i++) p.tokens[i] = (int32_t)rng_below(VOCABULARY);
     if (variant & 4u) {
         p.forced = must_alloc(T);
-        for (size_t i = 0; i < T; i++) p.forced[i] = (uint8_t)(rng_below(3) == 0 ? 1 + rng_below(255) : 0);
+        for (size_t i = 0; i < T; i++) p.forced[i] = random_direction();
     }
     p.id_bytes = T * LAYERS * K * wb_dtype_size(p.dtype) + GUARD;
     p.ids = make_ids(&p);
@@ -225,12 +231,14 @@ static void run_gate(wb_device *dev, const problem *p, float *logits, answer *a)
     void *dlogits = upload(dev, NULL, shift, a->dlogit_bytes);
     uint8_t *dlogits_at = (uint8_t *)dlogits + shift;
     wb_ids view = layer_view(p, ids);
-    must(dev->gate_forward(dev, &p->router, p->T, logits, NULL, view, weights), "gate_forward");
-    must(dev->gate_backward(dev, &p->router, p->T, logits, NULL, view, dweights, (float *)(void *)dlogits_at),
+    uint8_t *direction = p->forced ? upload(dev, p->forced, 0, T) : NULL;
+    must(dev->gate_forward(dev, &p->router, p->T, logits, direction, view, weights), "gate_forward");
+    must(dev->gate_backward(dev, &p->router, p->T, logits, direction, view, dweights,
+                            (float *)(void *)dlogits_at),
          "gate_backward");
     a->weights = download(dev, weights, a->weight_bytes);
     a->dlogits = download(dev, dlogits_at, a->dlogit_bytes);
-    void *parts[] = {ids, dweights, weights, dlogits};
+    void *parts[] = {ids, dweights, weights, dlogits, direction};
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) dev->mem_free(dev, parts[i]);
 }
 
