@@ -68,6 +68,8 @@ struct wb_device {
     /* CUDA: cudaStream_t on which all runs; owner: the device or its caller, see wb_device_open_cuda */
     void *stream;
     void (*close)(wb_device *dev);
+    /* what workspaces (wb_workspace.h) have of its memory, and the most that they had at once */
+    size_t held_bytes, peak_bytes;
 
 #define WB_OP_FIELD(op) wb_##op##_fn *op;
     WB_OPS(WB_OP_FIELD)

@@ -14,6 +14,16 @@ wb_status wb_workspace_bytes(int64_t rows, int64_t width, size_t size, size_t *b
     return WB_OK;
 }
 
+static void count_held(wb_device *dev, size_t bytes) {
+    dev->held_bytes += bytes;
+    if (dev->held_bytes > dev->peak_bytes) dev->peak_bytes = dev->held_bytes;
+}
+
+static void release(wb_device *dev, wb_buffer *buffer) {
+    dev->mem_free(dev, buffer->data);
+    dev->held_bytes -= buffer->bytes;
+}
+
 wb_status wb_reserve(wb_workspace *workspace, wb_buffer *buffer, int64_t rows, int64_t width, size_t size) {
     wb_device *dev = workspace->device;
     size_t bytes = 0;
@@ -22,8 +32,9 @@ wb_status wb_reserve(wb_workspace *workspace, wb_buffer *buffer, int64_t rows, i
     if (buffer->data && bytes <= buffer->bytes) return WB_OK;
     void *data = NULL;
     WB_TRY(dev->mem_alloc(dev, bytes, &data));
+    count_held(dev, bytes);
     if (buffer->data) {
-        dev->mem_free(dev, buffer->data);
+        release(dev, buffer);
     } else {
         buffer->next = workspace->first;
         workspace->first = buffer;
@@ -50,7 +61,7 @@ wb_status wb_reserve_host(wb_workspace *workspace, wb_host_buffer *buffer, int64
 void wb_workspace_close(wb_workspace *workspace) {
     for (wb_buffer *b = workspace->first, *next; b; b = next) {
         next = b->next;
-        workspace->device->mem_free(workspace->device, b->data);
+        release(workspace->device, b);
         *b = (wb_buffer){0};
     }
     workspace->first = NULL;

@@ -16,6 +16,12 @@ int32_t wb_config_n_moe(const wb_config *config) {
     return n;
 }
 
+size_t wb_config_row_bytes(const wb_config *config) {
+    const uint32_t n_experts = (uint32_t)config->router.n_experts;
+    return (size_t)wb_config_n_moe(config) * (size_t)config->router.top_k *
+           wb_dtype_size(wb_route_dtype(n_experts));
+}
+
 wb_status wb_config_in_range(const char *key, int64_t found, int64_t min, int64_t max) {
     if (found >= min && found <= max) return WB_OK;
     return wb_fail(WB_INVALID_ARGUMENT, "%s: expected %" PRId64 "..%" PRId64 ", found %" PRId64, key, min,

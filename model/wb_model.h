@@ -81,6 +81,9 @@ WB_API wb_status wb_config_check(const wb_config *config);
 /* False also for a layer that the model does not have. */
 WB_API bool wb_config_is_moe(const wb_config *config, int32_t layer);
 
+/* Bytes of the routes of one token, [L][K] of wb_route_dtype(E). */
+WB_API size_t wb_config_row_bytes(const wb_config *config);
+
 /* ---- the model ----------------------------------------------------------------------------------- */
 
 typedef struct wb_model wb_model;

@@ -23,6 +23,18 @@ void wb_engine_options_init(wb_engine_options *options_out, size_t size) {
     wb_options_init(options_out, size, &defaults, sizeof defaults);
 }
 
+/* What inference under an engine is opened with. */
+static wb_infer_options infer_options(const wb_engine_options *options) {
+    wb_infer_options infer = wb_infer_options_default();
+    infer.n_blocks = options->n_blocks;
+    infer.block_size = options->block_size;
+    infer.max_tokens = options->max_batch_tokens;
+    infer.max_sequences =
+        wb_scheduler_max_entries(options->n_blocks, options->max_batch_tokens, options->max_running);
+    infer.max_logits = infer.max_sequences;
+    return infer;
+}
+
 static wb_status check_options(const wb_engine_options *options) {
     const struct {
         const char *name;
@@ -58,12 +70,7 @@ static wb_status open_parts(wb_engine *engine, const wb_engine_options *options)
                   "engine step words"));
     WB_TRY(wb_weights_digest(engine->model, &engine->weights_digest));
     engine->source_digest = engine->weights_digest;
-    wb_infer_options infer = wb_infer_options_default();
-    infer.n_blocks = options->n_blocks;
-    infer.block_size = options->block_size;
-    infer.max_tokens = options->max_batch_tokens;
-    infer.max_sequences = scheduler->max_entries;
-    infer.max_logits = scheduler->max_entries;
+    const wb_infer_options infer = infer_options(options);
     return wb_infer_open(engine->model, &infer, &engine->infer);
 }
 
@@ -89,6 +96,31 @@ wb_status wb_engine_open(wb_model *model, const wb_engine_options *options, wb_e
         return status;
     }
     *engine_out = engine;
+    return WB_OK;
+}
+
+/* Results and row directions of a step, there and on the host, and the kept tokens of its samples. */
+static void measure_step(const wb_config *config, const wb_engine_options *options, int64_t max_sampled,
+                         int64_t max_kept, wb_memory *memory) {
+    const size_t tokens = (size_t)options->max_batch_tokens, sampled = (size_t)max_sampled;
+    const size_t step = wb_step_results_bytes(tokens, sampled, wb_config_row_bytes(config)) + tokens;
+    const size_t kept = (max_kept > 0 ? sampled * (size_t)max_kept : 1) * sizeof(uint32_t);
+    memory->parts[memory->n_parts++] = (wb_memory_part){"results", step + kept};
+    memory->device_bytes += step + kept;
+    memory->host_bytes += step;
+}
+
+wb_status wb_engine_measure(const wb_config *config, const wb_model_options *model,
+                            const wb_engine_options *options, int64_t max_kept, int32_t n_ranks, int32_t rank,
+                            wb_memory *memory_out) {
+    wb_engine_options own = defaults;
+    wb_memory memory;
+    WB_TRY(wb_options_read(&own, sizeof own, options, "engine"));
+    WB_TRY(check_options(&own));
+    const wb_infer_options infer = infer_options(&own);
+    WB_TRY(wb_infer_measure(config, model, &infer, n_ranks, rank, &memory));
+    measure_step(config, &own, infer.max_logits, max_kept, &memory);
+    *memory_out = memory;
     return WB_OK;
 }
 

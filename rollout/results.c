@@ -2,14 +2,23 @@
 #include "results.h"
 #include "wb_check.h"
 
-wb_status wb_step_results_open(wb_workspace *workspace, size_t max_tokens, size_t max_sampled,
-                               size_t row_bytes, wb_step_results *results) {
+static size_t place(size_t max_tokens, size_t max_sampled, size_t row_bytes, wb_step_results *results) {
     results->row_bytes = row_bytes;
     results->logprobs_offset = max_sampled * sizeof(int32_t);
     results->sampling_logprobs_offset = results->logprobs_offset + max_sampled * sizeof(float);
     results->kept_counts_offset = results->sampling_logprobs_offset + max_sampled * sizeof(float);
     results->rows_offset = (results->kept_counts_offset + max_sampled * sizeof(int32_t) + 63) & ~(size_t)63;
-    const size_t bytes = results->rows_offset + max_tokens * row_bytes;
+    return results->rows_offset + max_tokens * row_bytes;
+}
+
+size_t wb_step_results_bytes(size_t max_tokens, size_t max_sampled, size_t row_bytes) {
+    wb_step_results results = {0};
+    return place(max_tokens, max_sampled, row_bytes, &results);
+}
+
+wb_status wb_step_results_open(wb_workspace *workspace, size_t max_tokens, size_t max_sampled,
+                               size_t row_bytes, wb_step_results *results) {
+    const size_t bytes = place(max_tokens, max_sampled, row_bytes, results);
     WB_TRY(WB_OWN(&workspace->host, results->host, bytes, "engine results"));
     return wb_reserve(workspace, &results->device, (int64_t)bytes, 1, 1);
 }

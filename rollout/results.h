@@ -21,6 +21,9 @@ typedef struct wb_results_view {
     uint8_t *rows;                       /* [max_tokens] of row_bytes */
 } wb_results_view;
 
+/* Bytes of a step's results, on the device and again on the host. */
+size_t wb_step_results_bytes(size_t max_tokens, size_t max_sampled, size_t row_bytes);
+
 /* Makes the memory, which belongs to `workspace`, in a zeroed struct whose address stays. */
 wb_status wb_step_results_open(wb_workspace *workspace, size_t max_tokens, size_t max_sampled,
                                size_t row_bytes, wb_step_results *results);

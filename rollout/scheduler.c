@@ -20,12 +20,16 @@ static int32_t min(int32_t a, int32_t b) {
     return a < b ? a : b;
 }
 
+/* Each entry of a step holds a block at least and feeds a token at least. */
+int32_t wb_scheduler_max_entries(int32_t n_blocks, int32_t max_batch_tokens, int32_t max_running) {
+    return min(min(max_running, n_blocks), max_batch_tokens);
+}
+
 wb_status wb_scheduler_open(wb_scheduler *scheduler, int32_t n_blocks, int32_t block_size,
                             int32_t max_batch_tokens, int32_t max_running, int32_t max_positions) {
     scheduler->max_batch_tokens = max_batch_tokens;
     scheduler->max_running = max_running;
-    /* Each entry of a step holds a block at least and feeds a token at least. */
-    scheduler->max_entries = min(min(max_running, n_blocks), max_batch_tokens);
+    scheduler->max_entries = wb_scheduler_max_entries(n_blocks, max_batch_tokens, max_running);
     const int64_t max_blocks = wb_kv_blocks_for(block_size, (uint64_t)max_positions);
     WB_TRY(wb_kv_blocks_open(&scheduler->memory, n_blocks, block_size, &scheduler->pool));
     return wb_step_batch_open(&scheduler->memory, (size_t)max_batch_tokens, (size_t)scheduler->max_entries,

@@ -24,6 +24,9 @@ typedef struct wb_scheduler {
     wb_owner memory;
 } wb_scheduler;
 
+/* Requests that a step has at most. */
+int32_t wb_scheduler_max_entries(int32_t n_blocks, int32_t max_batch_tokens, int32_t max_running);
+
 /* Makes the pool and the batch in a zeroed struct. max_positions: tokens of the longest request. All
  * numbers are at least 1. On failure too the struct is to be closed. */
 wb_status wb_scheduler_open(wb_scheduler *scheduler, int32_t n_blocks, int32_t block_size,

@@ -45,6 +45,13 @@ static inline wb_engine_options wb_engine_options_default(void) {
 WB_API wb_status wb_engine_open(wb_model *model, const wb_engine_options *options, wb_engine **engine_out);
 WB_API void wb_engine_close(wb_engine *engine); /* drops unfinished requests; NULL is a no-op */
 
+/* What such an engine takes beside its model, as wb_infer_measure. max_kept: tokens that a sampled one keeps
+ * at most (wb_sample_max_kept), 0 where no request wants its sampling mask. Requests take host memory beside
+ * it. */
+WB_API wb_status wb_engine_measure(const wb_config *config, const wb_model_options *model,
+                                   const wb_engine_options *options, int64_t max_kept, int32_t n_ranks,
+                                   int32_t rank, wb_memory *memory_out);
+
 /* All pointers are host memory, borrowed for the call to submit. */
 typedef struct wb_request {
     size_t size;     /* bytes of this struct, set by the initialiser */

@@ -1,7 +1,7 @@
 /* checkpoint.c - what is in a checkpoint: the model in Hugging Face layout and, under trainer/, what a
  * bit-for-bit resume needs: optimizer-<rank>.safetensors (exp_avg and exp_avg_sq of each tensor, by its name)
  * and state.json, which has the options of the run too, and digests of its prompts and its reference. Saving
- * copies CHUNK_BYTES at a time to the host. Refuses: where it lies (checkpoint_place.c). */
+ * copies CHECKPOINT_CHUNK_BYTES at a time to the host. Refuses: where it lies (checkpoint_place.c). */
 #include "checkpoint_place.h"
 #include "wb_file.h"
 #include "wb_memory.h"
@@ -13,7 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { NAME_BYTES = 512, CHUNK_BYTES = 4 << 20 };
+enum { NAME_BYTES = 512 };
 
 /* ---- saving ---------------------------------------------------------------------------------- */
 
@@ -23,7 +23,7 @@ typedef struct moments_file {
     size_t n;
     wb_tensor_view *views; /* [n] `data` is on the device */
     char (*names)[NAME_BYTES];
-    uint8_t *chunk; /* host [CHUNK_BYTES] */
+    uint8_t *chunk; /* host [CHECKPOINT_CHUNK_BYTES] */
 } moments_file;
 
 /* A whole tensor has its shape, a part of one is a vector. */
@@ -43,7 +43,8 @@ static wb_status emit_moment(void *ctx, size_t i, wb_new_file *file) {
     const moments_file *f = ctx;
     const char *data = f->views[i].data;
     for (size_t done = 0, part; done < f->views[i].bytes; done += part) {
-        part = f->views[i].bytes - done < CHUNK_BYTES ? f->views[i].bytes - done : CHUNK_BYTES;
+        part = f->views[i].bytes - done < CHECKPOINT_CHUNK_BYTES ? f->views[i].bytes - done
+                                                                 : CHECKPOINT_CHUNK_BYTES;
         WB_TRY(f->device->to_host(f->device, f->chunk, data + done, part));
         WB_TRY(wb_new_file_write(file, f->chunk, part));
     }
@@ -55,7 +56,7 @@ static wb_status collect_moments(const trainer *t, moments_file *f) {
     int32_t n = wb_model_n_tensors(t->model);
     WB_TRY(WB_OWN(&f->memory, f->views, 2 * (size_t)n, "optimizer state"));
     WB_TRY(WB_OWN(&f->memory, f->names, 2 * (size_t)n, "optimizer state"));
-    WB_TRY(WB_OWN(&f->memory, f->chunk, CHUNK_BYTES, "optimizer state"));
+    WB_TRY(WB_OWN(&f->memory, f->chunk, CHECKPOINT_CHUNK_BYTES, "optimizer state"));
     f->device = t->device;
     for (int32_t i = 0; i < n; i++) {
         wb_tensor tensor = wb_model_replica(t->model, i, 0);
@@ -275,10 +276,11 @@ static wb_status check_digests(const trainer *t, const char *dir, const json_t *
     bool same_prompts = !prompts || strcmp(prompts, digest_text(t->task_digest, now)) == 0;
     json_int_t max_prompt = json_integer_value(json_object_get(state, "max_prompt"));
     if (!same_prompts && t->o->long_prompts != LONG_PROMPTS_ERROR && max_prompt != t->max_prompt)
-        return wb_fail(WB_MISMATCH,
-                       "--task %s: the run in %s had prompts of at most %" PRId64 " tokens, now %" PRId64
-                       ": expected --max-tokens, --kv-blocks and --block-size as they were",
-                       t->o->task, dir, (int64_t)max_prompt, t->max_prompt);
+        return wb_fail(
+            WB_MISMATCH,
+            "--task %s: the run in %s had prompts of at most %" PRId64 " tokens, now %" PRId64
+            ": expected --max-tokens, --kv-blocks, --block-size and --micro-batch-tokens as they were",
+            t->o->task, dir, (int64_t)max_prompt, t->max_prompt);
     if (!same_prompts)
         return wb_fail(WB_MISMATCH,
                        "--task %s: other prompts than those of the run in %s: expected digest %s, found %s",

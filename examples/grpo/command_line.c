@@ -14,7 +14,8 @@ static void print_choice(const option_row *row, int value) {
 
 static void print_help(void) {
     printf("usage: mpirun -n RANKS waybill-grpo --model DIR --out DIR [options]\n"
-           "       mpirun -n RANKS waybill-grpo --make-base DIR [options]\n\n"
+           "       mpirun -n RANKS waybill-grpo --make-base DIR [options]\n"
+           "       waybill-grpo --model DIR --plan-memory RANKS [options]\n\n"
            "GRPO training of a Mixture-of-Experts model under routing replay: every token's experts are "
            "recorded during\n"
            "rollout and forced in the training forward. Experts are sharded over the ranks.\n"
@@ -107,9 +108,19 @@ static wb_status check_make_base(const options *o) {
     return WB_OK;
 }
 
+/* What a resumed run takes from its checkpoint is not known. */
+static wb_status check_plan(const options *o) {
+    if (o->resume) return wb_fail(WB_INVALID_ARGUMENT, "--resume: expected none beside --plan-memory");
+    if (!o->model_dir) return wb_fail(WB_INVALID_ARGUMENT, "--plan-memory: expected --model beside it");
+    return options_check(o);
+}
+
 /* A run that resumes has its other options from the checkpoint, and is checked when they are known. */
 static wb_status check_together(const options *o) {
     if (o->make_base) return check_make_base(o);
+    if (o->plan_ranks > 0) return check_plan(o);
+    if (o->device_memory > 0)
+        return wb_fail(WB_INVALID_ARGUMENT, "--device-memory: expected --plan-memory beside it");
     if (!o->out_dir || (!o->model_dir && !o->resume))
         return wb_fail(WB_INVALID_ARGUMENT, "--model and --out are needed (or --make-base DIR)");
     return o->resume ? WB_OK : options_check(o);

@@ -71,7 +71,9 @@ typedef struct options {
     ratio_kind ratio;
     wb_codec codec;
     bool resume, no_dump, quiet;
-    uint64_t given; /* bit i: option i of the table was on the command line */
+    int64_t plan_ranks;   /* of --plan-memory; -1: train */
+    double device_memory; /* of --plan-memory, GiB a rank; 0: not told */
+    uint64_t given;       /* bit i: option i of the table was on the command line */
 } options;
 
 /* Fills `o` from the command line. *action_out: 0 go on, 1 --help or --version was printed. INVALID_ARGUMENT
@@ -106,7 +108,7 @@ wb_status task_reward(const task *t, const wb_record *record, double *reward_out
 const char *task_item(const task *t, uint64_t step, uint64_t group);
 /* A supervised example: prompt and answer (arithmetic only); *prompt_len_out tokens are the prompt. */
 uint32_t task_arithmetic_example(uint64_t seed, uint64_t index, uint32_t *tokens, uint32_t *prompt_len_out);
-enum { TASK_VOCABULARY = 16, TASK_STOP = 15, TASK_MAX_TOKENS = 16 };
+enum { TASK_VOCABULARY = 16, TASK_STOP = 15, TASK_MAX_TOKENS = 16, TASK_MAX_PROMPT = 6 };
 /* What happens to prompts of more than `max` tokens, before anything is generated: an error that names the
  * line, or they are left out, or their beginning is. */
 wb_status task_fit_prompts(task *t, long_prompts policy, int64_t max);
@@ -249,6 +251,10 @@ typedef struct optimizer_part {
 } optimizer_part;
 optimizer_part optimizer_part_of(const wb_tensor *tensor, int of_rank, int n_ranks);
 
+/* Device bytes of the moments that rank `of_rank` of n_ranks has, without a model; experts lie in even
+ * blocks. */
+wb_status optimizer_measure(const wb_config *config, int32_t n_ranks, int32_t of_rank, size_t *bytes_out);
+
 wb_status optimizer_open(wb_model *model, wb_train *train, wb_device *device, wb_comm *comm,
                          optimizer *opt_out);
 void optimizer_close(optimizer *opt);
@@ -296,6 +302,9 @@ typedef struct step_metrics {
 wb_status train_step(trainer *t, const batch *b, struct report *report, step_metrics *m);
 
 /* ---- checkpoint.c ---------------------------------------------------------------------------- */
+
+/* What a save copies to the host at a time. */
+enum { CHECKPOINT_CHUNK_BYTES = 4 << 20 };
 
 /* OUT/checkpoint (Hugging Face layout, trainer/ beside it), replaced as a whole: there is always one
  * complete. Collective. */

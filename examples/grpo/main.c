@@ -1,6 +1,6 @@
 /* main.c - waybill-grpo: GRPO training of a Mixture-of-Experts model under routing replay, one process a
  * rank. */
-#include "grpo.h"
+#include "open_sizes.h"
 #include "wb_comm_mpi.h"
 #include "wb_threads.h"
 
@@ -34,6 +34,12 @@ static int default_threads(void) {
     return share;
 }
 
+static wb_status plan(const options *o, int rank) {
+    const wb_status status = rank == 0 ? memory_plan_print(o) : WB_OK;
+    if (status != WB_OK) report_failure(rank, status);
+    return status;
+}
+
 static wb_status run(const options *o, int *signal_out) {
     wb_comm *comm;
     WB_TRY(wb_comm_open_mpi(MPI_COMM_WORLD, &comm));
@@ -60,6 +66,11 @@ int main(int argc, char **argv) {
     MPI_Comm_rank(MPI_COMM_WORLD, &rank);
     wb_status status = options_parse(argc, argv, rank == 0, &o, &action);
     if (status != WB_OK && rank == 0) fprintf(stderr, "waybill-grpo: %s\n", wb_error_message());
+    if (status == WB_OK && action == 0 && o.plan_ranks > 0) {
+        status = plan(&o, rank);
+        MPI_Finalize();
+        return status == WB_OK ? 0 : 1;
+    }
     if (status == WB_OK && action == 0) {
         interrupt_watch();
         status = run(&o, &stopped);

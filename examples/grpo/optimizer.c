@@ -8,6 +8,7 @@
 
 #include <inttypes.h>
 #include <math.h>
+#include <string.h>
 
 /* ---- who updates what ----------------------------------------------------------------------------- */
 
@@ -52,6 +53,24 @@ static wb_status open_moments(optimizer *opt) {
     WB_TRY(WB_OWN(&opt->workspace.host, opt->held, n, "optimizer"));
     WB_TRY(WB_OWN(&opt->workspace.host, opt->bounds, (size_t)wb_comm_size(opt->comm) + 1, "optimizer"));
     return optimizer_take_moments(opt);
+}
+
+wb_status optimizer_measure(const wb_config *config, int32_t n_ranks, int32_t of_rank, size_t *bytes_out) {
+    const wb_model_options model = wb_model_options_default();
+    wb_memory memory;
+    int32_t n_moe = 0;
+    WB_TRY(wb_model_measure(config, &model, n_ranks, of_rank, &memory));
+    for (int32_t l = 0; l < config->n_layers; l++) n_moe += wb_config_is_moe(config, l);
+    const int64_t E = config->router.n_experts;
+    const int64_t n_local = part_begin(E, of_rank + 1, n_ranks) - part_begin(E, of_rank, n_ranks);
+    const size_t experts =
+        (size_t)(n_moe * n_local) * 3 * (size_t)config->expert_width * (size_t)config->hidden_size;
+    size_t weights = 0;
+    for (int32_t i = 0; i < memory.n_parts; i++)
+        if (strcmp(memory.parts[i].name, "weights") == 0) weights = memory.parts[i].bytes / sizeof(float);
+    const size_t replicated = (weights - experts + (size_t)n_ranks - 1) / (size_t)n_ranks;
+    *bytes_out = 2 * (experts + replicated) * sizeof(float);
+    return WB_OK;
 }
 
 wb_status optimizer_open(wb_model *model, wb_train *train, wb_device *device, wb_comm *comm, optimizer *opt) {

@@ -49,7 +49,7 @@ const option_row option_rows[] = {
      "sample from the likeliest tokens that reach X"},
     {"--updates", INTEGER, KEPT, FIELD(updates), 1, MANY, NULL, "N", "minibatch updates a rollout batch"},
     {"--micro-batch-tokens", INTEGER, KEPT, FIELD(micro_batch_tokens), 1, MANY, NULL, "N",
-     "tokens packed into one forward"},
+     "tokens packed into one forward, and of the longest sample"},
     {"--lr", NUMBER, KEPT, FIELD(lr), 0, 10, NULL, "X", "AdamW learning rate"},
     {"--weight-decay", NUMBER, KEPT, FIELD(weight_decay), 0, 10, NULL, "X",
      "AdamW decoupled weight decay of matrices"},
@@ -84,6 +84,11 @@ const option_row option_rows[] = {
     {"--family", CHOICE, FREE, FIELD(family), 0, 0, "qwen3_moe|olmoe", "NAME", "of --make-base"},
     {"--warmup-steps", INTEGER, FREE, FIELD(warmup_steps), 0, MANY, NULL, "N",
      "supervised steps of --make-base"},
+    {"--plan-memory", INTEGER, FREE, FIELD(plan_ranks), 1, 65536, NULL, "N",
+     "instead of training: print what a rank of N takes with these options; --model is a folder or a "
+     "config.json, no weights are read"},
+    {"--device-memory", NUMBER, FREE, FIELD(device_memory), 0, MANY, NULL, "X",
+     "of --plan-memory: GiB that a rank's device has; 0: not compared"},
     {"--quiet", FLAG, FREE, FIELD(quiet), 0, 0, NULL, "", "no progress display"},
 };
 _Static_assert(sizeof option_rows / sizeof option_rows[0] == N_OPTIONS, "the number in option_table.h");
@@ -96,6 +101,7 @@ const options option_defaults = {
     .rollout_dtype = WB_BF16,
     .steps = 20,
     .prompts = 64,
+    .plan_ranks = -1,
     .samples = 8,
     .max_tokens = 8,
     .updates = 4,

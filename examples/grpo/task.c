@@ -304,15 +304,22 @@ static void cut_prompt(item *i, uint32_t max) {
 
 wb_status task_fit_prompts(task *t, long_prompts policy, int64_t max) {
     size_t kept = 0, n = t->n_items;
+    if (t->arithmetic && max < TASK_MAX_PROMPT)
+        return wb_fail(WB_CAPACITY,
+                       "--task arithmetic: prompts of up to %d tokens: with --max-tokens, the KV cache and "
+                       "--micro-batch-tokens at most %" PRId64 " fit",
+                       TASK_MAX_PROMPT, max);
     for (size_t i = 0; i < n; i++) {
         item *at = &t->items[i];
         bool is_long = at->prompt_len > max;
         /* Nothing has been taken out of the list under this policy. */
         if (is_long && policy == LONG_PROMPTS_ERROR)
-            return wb_fail(WB_CAPACITY,
-                           "--task: line %zu: a prompt of %" PRIu32 " tokens: with --max-tokens and the KV "
-                           "cache at most %" PRId64 " fit; --long-prompts skip or cut go on without",
-                           at->number, at->prompt_len, max);
+            return wb_fail(
+                WB_CAPACITY,
+                "--task: line %zu: a prompt of %" PRIu32
+                " tokens: with --max-tokens, the KV cache and --micro-batch-tokens at most %" PRId64
+                " fit; --long-prompts skip or cut go on without",
+                at->number, at->prompt_len, max);
         t->n_long += is_long;
         if (is_long && policy == LONG_PROMPTS_SKIP) {
             free_item(at);

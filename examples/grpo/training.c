@@ -1,12 +1,14 @@
 /* training.c - a run from its start, which may be the checkpoint of an interrupted one, to its last step:
  * opens what it needs, then generates, rewards, trains and hands the new weights to the engine, step by
  * step. */
+#include "open_sizes.h"
 #include "out_place.h"
 
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 
 /* What generates samples and judges them. */
 typedef struct rollout_side {
@@ -16,22 +18,10 @@ typedef struct rollout_side {
     reward_program *rewards; /* NULL: the task has its own */
 } rollout_side;
 
-static wb_model_options model_options(const trainer *t, wb_dtype dtype) {
-    wb_model_options model = wb_model_options_default();
-    model.device = t->device;
-    model.comm = t->comm;
-    model.dtype = dtype;
-    return model;
-}
-
 static wb_status open_rollout(const trainer *t, rollout_side *side) {
-    wb_model_options rollout = model_options(t, t->o->rollout_dtype);
+    const wb_model_options rollout = sizes_model(t->device, t->comm, t->o->rollout_dtype);
     WB_TRY(wb_model_clone(t->model, &rollout, &side->model));
-    wb_engine_options engine = wb_engine_options_default();
-    engine.n_blocks = (int32_t)t->o->kv_blocks;
-    engine.block_size = (int32_t)t->o->block_size;
-    engine.max_batch_tokens = (int32_t)t->o->max_batch_tokens;
-    engine.max_running = (int32_t)t->o->max_running;
+    const wb_engine_options engine = sizes_engine(t->o);
     WB_TRY(wb_comm_agree(t->comm, wb_engine_open(side->model, &engine, &side->engine)));
     return wb_engine_set_weights(side->engine, t->model, t->weight_version);
 }
@@ -46,24 +36,10 @@ static wb_status check_reference(const trainer *t) {
                    t->o->model_dir, expected, found);
 }
 
-/* The largest micro-batch: one sample alone may be longer than --micro-batch-tokens, but not than what the
- * model has positions for and the engine blocks. */
-static wb_train_options train_options(const trainer *t, const wb_model *model) {
-    const options *o = t->o;
-    const wb_config *config = wb_model_config(model);
-    const wb_sample_params params = {(float)o->temperature, (int32_t)o->top_k, (float)o->top_p, 0};
-    int64_t longest = o->kv_blocks * o->block_size;
-    if (longest > config->max_positions) longest = config->max_positions;
-    wb_train_options train = wb_train_options_default();
-    train.max_tokens = o->micro_batch_tokens > longest ? o->micro_batch_tokens : longest;
-    train.max_kept_ids = train.max_tokens * wb_sample_max_kept(&params, config->vocab_size);
-    return train;
-}
-
 /* At the start of a run the reference is the policy as it was loaded; later its files are read again. */
 static wb_status open_reference(trainer *t, bool resumed) {
     if (t->o->kl_coef <= 0) return WB_OK;
-    wb_model_options reference = model_options(t, WB_F32);
+    const wb_model_options reference = sizes_model(t->device, t->comm, WB_F32);
     if (resumed) {
         WB_TRY(wb_model_open(t->o->model_dir, &reference, &t->reference));
         WB_TRY(finite_weights_check(t->reference, t->o->model_dir));
@@ -72,8 +48,7 @@ static wb_status open_reference(trainer *t, bool resumed) {
     }
     WB_TRY(check_reference(t));
     WB_TRY(reference_digest(t->reference, &t->reference_digest));
-    wb_train_options forward_only = train_options(t, t->reference);
-    forward_only.forward_only = true;
+    const wb_train_options forward_only = sizes_train(t->o, wb_model_config(t->reference), true);
     return wb_comm_agree(t->comm, wb_train_open(t->reference, &forward_only, &t->reference_train));
 }
 
@@ -86,10 +61,10 @@ static wb_status open_replay(const trainer *t, wb_missing_policy missing, wb_rep
 
 /* Everything but the report, from `dir`: the base checkpoint or the one to resume. */
 static wb_status open_trainer(trainer *t, const char *dir, bool resumed) {
-    wb_model_options model = model_options(t, WB_F32);
+    const wb_model_options model = sizes_model(t->device, t->comm, WB_F32);
     WB_TRY(wb_model_open(dir, &model, &t->model));
     WB_TRY(finite_weights_check(t->model, dir));
-    const wb_train_options train = train_options(t, t->model);
+    const wb_train_options train = sizes_train(t->o, wb_model_config(t->model), false);
     wb_status status = wb_train_open(t->model, &train, &t->train);
     if (status == WB_OK) status = optimizer_open(t->model, t->train, t->device, t->comm, &t->opt);
     if (status == WB_OK) status = open_replay(t, t->o->missing, &t->replay);
@@ -183,14 +158,14 @@ static wb_status open_task(trainer *t, const char *dir, const char **stops_from_
     int32_t positions = config->max_positions;
     if (t->reference && wb_model_config(t->reference)->max_positions < positions)
         positions = wb_model_config(t->reference)->max_positions;
-    /* The last token is never fed. */
-    int64_t pool = o->kv_blocks * o->block_size + 1;
-    t->max_prompt = (pool < positions ? pool : positions) - o->max_tokens;
+    t->max_prompt = sizes_longest_sample(o, positions) - o->max_tokens;
     if (t->max_prompt < 1)
         return wb_fail(WB_CAPACITY,
                        "--max-tokens %" PRId64 ": expected less than the model's %" PRId32
-                       " positions and the %" PRId64 " that --kv-blocks of --block-size tokens hold",
-                       o->max_tokens, positions, pool);
+                       " positions, the %" PRId64
+                       " tokens that --kv-blocks of --block-size hold and the %" PRId64
+                       " of --micro-batch-tokens and the last, which is not fed",
+                       o->max_tokens, positions, o->kv_blocks * o->block_size, o->micro_batch_tokens);
     WB_TRY(task_open(o->task, o->seed, config->vocab_size, task_out));
     wb_status status = task_find_stops(*task_out, o->stop_token, dir, config->vocab_size, stops_from_out);
     if (status == WB_OK) status = task_fit_prompts(*task_out, o->long_prompts, t->max_prompt);
@@ -220,6 +195,20 @@ static void say_task(report *r, const trainer *t, const task *task_, const char 
                     o->long_prompts == LONG_PROMPTS_SKIP ? "left out" : "their beginning is left out");
 }
 
+/* What the rank that took most has had: --plan-memory says the first number before. Collective. */
+static wb_status say_memory(const trainer *t, report *r) {
+    struct rusage usage;
+    uint64_t device = t->device->peak_bytes, process = 0;
+    if (getrusage(RUSAGE_SELF, &usage) == 0) process = (uint64_t)usage.ru_maxrss * 1024;
+    WB_TRY(wb_comm_all_reduce_max_u64(t->comm, &device));
+    WB_TRY(wb_comm_all_reduce_max_u64(t->comm, &process));
+    report_line(r,
+                "memory of a rank, at most: device %.2f GiB (%" PRIu64 " bytes), process %.2f GiB (%" PRIu64
+                " bytes)",
+                (double)device / GIB, device, (double)process / GIB, process);
+    return WB_OK;
+}
+
 /* The options of the run: those of the command line, and of the checkpoint where there is one. */
 static wb_status settle_options(options *o, wb_comm *comm, const char *checkpoint, json_t **saved_out) {
     wb_status status =
@@ -240,7 +229,7 @@ static wb_status check_same_run(trainer *t, const task *task_, const char *check
 static wb_status check_given_model(const trainer *t, const json_t *saved) {
     const char *before = json_string_value(json_object_get(saved, "--model"));
     if (t->reference || !before || strcmp(before, t->o->model_dir) == 0) return WB_OK;
-    wb_model_options model = model_options(t, WB_F32);
+    const wb_model_options model = sizes_model(t->device, t->comm, WB_F32);
     wb_model *given;
     WB_TRY(wb_model_open(t->o->model_dir, &model, &given));
     const char *expected = wb_model_routes(t->model)->fingerprint,
@@ -297,6 +286,7 @@ wb_status training_run(const options *given, wb_device *device, wb_comm *comm, i
     say_ignored(r, t.reference);
     say_task(r, &t, side.task, stops_from);
     WB_GOTO(train_loop(&t, &side, r, signal_out), close_all);
+    WB_GOTO(say_memory(&t, r), close_all);
     report_summary(r);
     end_rewards(&t, &side);
 close_all:

@@ -124,6 +124,10 @@ void wb_companions_close(wb_companions *companions) {
     free(companions);
 }
 
+size_t wb_companions_bytes(const wb_companions *companions) {
+    return companions->bytes;
+}
+
 const char *wb_companions_note(const wb_companions *companions) {
     return companions ? companions->note : NULL;
 }

@@ -33,6 +33,7 @@ wb_companions *wb_companions_share(wb_companions *companions);
 void wb_companions_close(wb_companions *companions);
 /* Why some are not kept, for a person; NULL: all are. Owner: `companions`, which may be NULL. */
 const char *wb_companions_note(const wb_companions *companions);
+size_t wb_companions_bytes(const wb_companions *companions); /* of all files */
 /* Writes them into `dir`; where they are from, only those that are missing. */
 wb_status wb_companions_write(const wb_companions *companions, const char *dir);
 

@@ -109,6 +109,14 @@ grep -q '"long_prompts":1,' skip/metrics.jsonl || fail "skip is not counted"
 run 2 --out cut "${own[@]}" --long-prompts cut >/dev/null 2>log || { cat log; fail "cut"; }
 grep -q "their beginning is left out" log || { cat log; fail "cut is not said"; }
 "$waybill" cat cut/dump --tokens | grep -q '"prompt_len":11' || fail "cut: expected prompts of 11 tokens"
+# A micro-batch holds a sample whole: a longer one is refused, or left out, before anything is generated.
+refused "line 2: a prompt of 16 tokens: with --max-tokens, the KV cache and --micro-batch-tokens at most 15 fit" --out bad "${own[@]}" \
+    --kv-blocks 64 --micro-batch-tokens 20
+run 2 --out whole_batch "${own[@]}" --kv-blocks 64 --micro-batch-tokens 21 >/dev/null 2>log || { cat log; fail "a sample as long as a micro-batch"; }
+refused "the 5 of --micro-batch-tokens" --out bad "${own[@]}" --kv-blocks 64 --micro-batch-tokens 5
+refused "prompts of up to 6 tokens: with --max-tokens, the KV cache and --micro-batch-tokens at most 3 fit" --model base --out bad \
+    "${common[@]}" --max-tokens 8 --micro-batch-tokens 10
+[ ! -e bad ] || fail "a refused run left something"
 refused "/dev/zero: expected a regular file or a pipe" --out bad "${own[@]}" --task jsonl:/dev/zero
 refused ".: expected a regular file or a pipe" --out bad "${own[@]}" --task jsonl:.
 truncate -s 100M endless.jsonl

@@ -72,8 +72,8 @@ static void test_moments_cross_in_chunks(void **unused) {
     const size_t before = in_use();
     MUST(checkpoint_save(&saved));
     f.device->to_host = copy_to_host;
-    assert_true(largest_copy <= CHUNK_BYTES);
-    assert_true(most_in_use <= before + CHUNK_BYTES + (1 << 20)); /* names and headers */
+    assert_true(largest_copy <= CHECKPOINT_CHUNK_BYTES);
+    assert_true(most_in_use <= before + CHECKPOINT_CHUNK_BYTES + (1 << 20)); /* names and headers */
 
     char *dir;
     loaded.step = 0;

@@ -1,0 +1,220 @@
+/* memory_plan.c - what each rank of a run would take, by what it is for: on its device what the sizes of
+ * open_sizes.c lead to, as the library measures it, and on its host what a step's samples and a checkpoint
+ * need at most. Refuses: opening a device or a communicator, and reading weights. */
+#include "open_sizes.h"
+#include "wb_checkpoint_dir.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+enum { MAX_PARTS = 48 };
+
+typedef struct plan_part {
+    const char *of, *name; /* static */
+    size_t bytes;
+} plan_part;
+
+/* One rank's memory of one kind. */
+typedef struct part_list {
+    plan_part parts[MAX_PARTS];
+    int n;
+    size_t bytes; /* of all parts */
+} part_list;
+
+typedef struct rank_plan {
+    part_list device, host;
+} rank_plan;
+
+/* What all ranks have in common. */
+typedef struct plan_model {
+    const options *o;
+    wb_config config;
+    int32_t n_ranks;
+    size_t companion_bytes; /* of rank 0 */
+} plan_model;
+
+static void add(part_list *list, const char *of, const char *name, size_t bytes) {
+    if (bytes == 0) return;
+    list->parts[list->n++] = (plan_part){of, name, bytes};
+    list->bytes += bytes;
+}
+
+static void add_measured(rank_plan *plan, const char *of, const char *host_name, const wb_memory *memory) {
+    for (int32_t i = 0; i < memory->n_parts; i++)
+        add(&plan->device, of, memory->parts[i].name, memory->parts[i].bytes);
+    add(&plan->host, of, host_name, memory->host_bytes);
+}
+
+/* ---- the device -------------------------------------------------------------------------------- */
+
+static wb_status measure_trainer(const plan_model *m, const char *of, bool forward_only, int32_t rank,
+                                 rank_plan *plan) {
+    const wb_model_options model = sizes_model(NULL, NULL, WB_F32);
+    const wb_train_options train = sizes_train(m->o, &m->config, forward_only);
+    wb_memory memory;
+    WB_TRY(wb_model_measure(&m->config, &model, m->n_ranks, rank, &memory));
+    add_measured(plan, of, "tables", &memory);
+    WB_TRY(wb_train_measure(&m->config, &model, &train, m->n_ranks, rank, &memory));
+    add_measured(plan, of, "workspace", &memory);
+    return WB_OK;
+}
+
+static wb_status measure_rollout(const plan_model *m, int32_t rank, rank_plan *plan) {
+    const char *of = "rollout";
+    const wb_model_options model = sizes_model(NULL, NULL, m->o->rollout_dtype);
+    const wb_engine_options engine = sizes_engine(m->o);
+    wb_memory memory;
+    WB_TRY(wb_model_measure(&m->config, &model, m->n_ranks, rank, &memory));
+    add_measured(plan, of, "tables", &memory);
+    WB_TRY(wb_engine_measure(&m->config, &model, &engine, sizes_max_kept(m->o, &m->config), m->n_ranks, rank,
+                             &memory));
+    add_measured(plan, of, "workspace", &memory);
+    return WB_OK;
+}
+
+/* The routes of a micro-batch as packing.c reserves them: ids, native and used, directions, and the ids of
+ * the reference, which is taken to be of the policy's shape. */
+static size_t route_bytes(const plan_model *m) {
+    const size_t row = wb_config_row_bytes(&m->config), copies = m->o->kl_coef > 0 ? 4 : 3;
+    return (size_t)m->o->micro_batch_tokens * (copies * row + 1);
+}
+
+static wb_status measure_device(const plan_model *m, int32_t rank, rank_plan *plan) {
+    size_t moments;
+    WB_TRY(measure_trainer(m, "policy", false, rank, plan));
+    WB_TRY(optimizer_measure(&m->config, m->n_ranks, rank, &moments));
+    add(&plan->device, "policy", "optimizer moments", moments);
+    add(&plan->device, "policy", "routes", route_bytes(m));
+    if (m->o->kl_coef > 0) WB_TRY(measure_trainer(m, "reference", true, rank, plan));
+    return measure_rollout(m, rank, plan);
+}
+
+/* ---- the host ---------------------------------------------------------------------------------- */
+
+/* Tokens of a sample, at most. */
+static size_t longest_sample(const plan_model *m) {
+    const int64_t longest = sizes_longest_sample(m->o, m->config.max_positions);
+    const int64_t arithmetic = TASK_MAX_PROMPT + m->o->max_tokens;
+    const bool short_ones = strcmp(m->o->task, "arithmetic") == 0 && arithmetic < longest;
+    return (size_t)(short_ones ? arithmetic : longest);
+}
+
+/* A record: tokens, two log-probabilities and the kept tokens of each new one, routes. */
+static size_t sample_bytes(const plan_model *m, size_t length) {
+    const size_t kept = (size_t)sizes_max_kept(m->o, &m->config), row = wb_config_row_bytes(&m->config);
+    const size_t new_token = (2 + (kept > 0 ? 1 + kept : 0)) * sizeof(float);
+    return length * (sizeof(uint32_t) + row) + (size_t)m->o->max_tokens * new_token;
+}
+
+/* Of a sample's rows as training packs them: token, target, temperature, two log-probabilities and the kept
+ * tokens. */
+static size_t packed_bytes(const plan_model *m, size_t length) {
+    const size_t kept = (size_t)sizes_max_kept(m->o, &m->config);
+    return length * (5 * sizeof(float) + (kept > 0 ? sizeof(int64_t) : 0)) +
+           (size_t)m->o->max_tokens * kept * sizeof(uint32_t);
+}
+
+/* Of a sample in one plan of replay: its routes and what is known of each row in each layer; planned before
+ * the passes, two numbers a choice more. */
+static size_t replay_bytes(const plan_model *m, size_t length, bool dispatched) {
+    const size_t row = wb_config_row_bytes(&m->config), K = (size_t)m->config.router.top_k;
+    const size_t choices = row / wb_dtype_size(wb_route_dtype((uint32_t)m->config.router.n_experts));
+    return length * (row + 2 * choices / K + 14 + (dispatched ? choices * 2 * sizeof(int32_t) : 0));
+}
+
+static void estimate_host(const plan_model *m, int32_t rank, rank_plan *plan) {
+    const options *o = m->o;
+    const size_t groups = (size_t)((o->prompts + m->n_ranks - 1) / m->n_ranks);
+    const size_t n = groups * (size_t)o->samples, length = longest_sample(m);
+    size_t replay = n * replay_bytes(m, length, o->replay != WB_REPLAY_OFF);
+    if (o->compare_every > 0) replay += n * replay_bytes(m, length, false);
+    add(&plan->host, "step", "records", n * sample_bytes(m, length));
+    add(&plan->host, "step", "micro-batches", n * packed_bytes(m, length));
+    add(&plan->host, "step", "routes",
+        (size_t)o->micro_batch_tokens * 2 * (wb_config_row_bytes(&m->config) + sizeof(float)));
+    add(&plan->host, "step", "replay", replay);
+    add(&plan->host, "checkpoint", "chunk", CHECKPOINT_CHUNK_BYTES);
+    if (rank == 0) add(&plan->host, "checkpoint", "other files", m->companion_bytes);
+}
+
+/* ---- all ranks --------------------------------------------------------------------------------- */
+
+static wb_status plan_rank(const plan_model *m, int32_t rank, rank_plan *plan_out) {
+    rank_plan plan = {0};
+    WB_TRY(measure_device(m, rank, &plan));
+    estimate_host(m, rank, &plan);
+    *plan_out = plan;
+    return WB_OK;
+}
+
+/* The folder of --model, which may be given as its config.json, into dir [PATH_BYTES]. */
+static wb_status model_folder(const char *model, char *dir) {
+    static const char name[] = "config.json";
+    size_t n = strlen(model), ending = sizeof name - 1;
+    const bool is_file =
+        n >= ending && strcmp(model + n - ending, name) == 0 && (n == ending || model[n - ending - 1] == '/');
+    if (is_file) n -= ending;
+    if (n >= PATH_BYTES) return wb_fail(WB_INVALID_ARGUMENT, "--model %s: too long", model);
+    memcpy(dir, n > 0 ? model : ".", n > 0 ? n : 1);
+    dir[n > 0 ? n : 1] = '\0';
+    return WB_OK;
+}
+
+static wb_status open_plan(const options *o, plan_model *m) {
+    char dir[PATH_BYTES];
+    wb_companions *companions;
+    m->o = o;
+    m->n_ranks = (int32_t)o->plan_ranks;
+    WB_TRY(model_folder(o->model_dir, dir));
+    WB_TRY(wb_config_load(dir, &m->config));
+    WB_TRY(wb_companions_read(dir, &companions));
+    m->companion_bytes = wb_companions_bytes(companions);
+    wb_companions_close(companions);
+    if (longest_sample(m) > (size_t)o->max_tokens) return WB_OK;
+    return wb_fail(WB_CAPACITY, "--max-tokens %" PRId64 ": expected less than the %zu tokens of a sample",
+                   o->max_tokens, longest_sample(m));
+}
+
+static void print_list(const char *title, const part_list *list, int32_t rank, double sum) {
+    printf("\n%s, rank %" PRId32 ", which has most\n", title, rank);
+    for (int i = 0; i < list->n; i++) {
+        const plan_part *part = &list->parts[i];
+        printf("  %-11s %-18s %10.2f GiB %18zu\n", part->of, part->name, (double)part->bytes / GIB,
+               part->bytes);
+    }
+    printf("  %-30s %10.2f GiB %18zu\n", "this rank", (double)list->bytes / GIB, list->bytes);
+    printf("  %-30s %10.2f GiB %18.0f\n", "all ranks", sum / GIB, sum);
+}
+
+static wb_status compare_memory(const options *o, size_t bytes) {
+    if (o->device_memory <= 0) return WB_OK;
+    const double needed = (double)bytes / GIB;
+    if (needed > o->device_memory)
+        return wb_fail(WB_CAPACITY,
+                       "a rank's device: expected at most %.2f GiB (--device-memory), found %.2f",
+                       o->device_memory, needed);
+    printf("\na rank's device has %.2f GiB: it fits, %.2f GiB are left\n", o->device_memory,
+           o->device_memory - needed);
+    return WB_OK;
+}
+
+wb_status memory_plan_print(const options *o) {
+    plan_model m = {0};
+    rank_plan plan, device = {0}, host = {0};
+    int32_t device_rank = 0, host_rank = 0;
+    double device_sum = 0, host_sum = 0;
+    WB_TRY(open_plan(o, &m));
+    for (int32_t rank = 0; rank < m.n_ranks; rank++) {
+        WB_TRY(plan_rank(&m, rank, &plan));
+        device_sum += (double)plan.device.bytes;
+        host_sum += (double)plan.host.bytes;
+        if (plan.device.bytes > device.device.bytes) device = plan, device_rank = rank;
+        if (plan.host.bytes > host.host.bytes) host = plan, host_rank = rank;
+    }
+    printf("memory on %" PRId32 " ranks, samples of at most %zu tokens, micro-batches of %" PRId64 "\n",
+           m.n_ranks, longest_sample(&m), o->micro_batch_tokens);
+    print_list("device", &device.device, device_rank, device_sum);
+    print_list("host", &host.host, host_rank, host_sum);
+    return compare_memory(o, device.device.bytes);
+}

@@ -1,0 +1,42 @@
+/* open_sizes.c - with which sizes a run opens its models, its engine and its trainers: what training.c opens
+ * and memory_plan.c measures. Refuses: opening. */
+#include "open_sizes.h"
+
+wb_model_options sizes_model(wb_device *device, wb_comm *comm, wb_dtype dtype) {
+    wb_model_options model = wb_model_options_default();
+    model.device = device;
+    model.comm = comm;
+    model.dtype = dtype;
+    return model;
+}
+
+wb_engine_options sizes_engine(const options *o) {
+    wb_engine_options engine = wb_engine_options_default();
+    engine.n_blocks = (int32_t)o->kv_blocks;
+    engine.block_size = (int32_t)o->block_size;
+    engine.max_batch_tokens = (int32_t)o->max_batch_tokens;
+    engine.max_running = (int32_t)o->max_running;
+    return engine;
+}
+
+int64_t sizes_max_kept(const options *o, const wb_config *config) {
+    const wb_sample_params params = {(float)o->temperature, (int32_t)o->top_k, (float)o->top_p, 0};
+    return wb_sample_max_kept(&params, config->vocab_size);
+}
+
+wb_train_options sizes_train(const options *o, const wb_config *config, bool forward_only) {
+    wb_train_options train = wb_train_options_default();
+    train.forward_only = forward_only;
+    train.max_tokens = o->micro_batch_tokens;
+    train.max_kept_ids = train.max_tokens * sizes_max_kept(o, config);
+    return train;
+}
+
+static int64_t min(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
+
+/* The last token is never fed. */
+int64_t sizes_longest_sample(const options *o, int32_t max_positions) {
+    return min(min(o->kv_blocks * o->block_size, o->micro_batch_tokens) + 1, max_positions);
+}

@@ -1,0 +1,28 @@
+/* open_sizes.h - how large what a run opens is, and what memory that takes: open_sizes.c and
+ * memory_plan.c. */
+#ifndef GRPO_OPEN_SIZES_H
+#define GRPO_OPEN_SIZES_H
+
+#include "grpo.h"
+
+#define GIB 0x1p30 /* bytes */
+
+/* ---- open_sizes.c ---------------------------------------------------------------------------- */
+
+wb_model_options sizes_model(wb_device *device, wb_comm *comm, wb_dtype dtype);
+wb_engine_options sizes_engine(const options *o);
+/* A micro-batch has at most --micro-batch-tokens. */
+wb_train_options sizes_train(const options *o, const wb_config *config, bool forward_only);
+/* Tokens that a sampled one keeps at most; 0: the distribution has no limit. */
+int64_t sizes_max_kept(const options *o, const wb_config *config);
+/* Tokens of the longest sample, prompt and answer: the model has positions for it, the engine blocks, and it
+ * fits a micro-batch. */
+int64_t sizes_longest_sample(const options *o, int32_t max_positions);
+
+/* ---- memory_plan.c --------------------------------------------------------------------------- */
+
+/* Prints what each rank of such a run on o->plan_ranks ranks would take, part by part; nothing is opened and
+ * of --model its config.json alone is read. CAPACITY where it is more than o->device_memory. */
+wb_status memory_plan_print(const options *o);
+
+#endif

@@ -1,0 +1,91 @@
+#!/usr/bin/env bash
+# check_plan_memory.sh - waybill-grpo --plan-memory: what it says a rank's device takes is what a run takes, on any number of ranks;
+# a 30B model is planned for without weights, and more than the device has is refused. usage: check_plan_memory.sh BUILD_DIR SOURCE_DIR
+. "$(dirname "$0")/grpo_checks.sh"
+for python in python3 /usr/bin/python3 ''; do
+    [ -n "$python" ] || { echo "skipped: no python3"; exit 77; }
+    "$python" -c 'import json' 2>/dev/null && break
+done
+export OMPI_MCA_ess_singleton_isolated=1
+plan() { "$grpo" --plan-memory "$@"; } # one process, no mpirun
+bytes_of() { sed -n "/^$2/,/^\$/s/.*$3  .* GiB  *\([0-9]*\)\$/\1/p" "$1"; } # FILE device|host ROW
+
+# A model of 25 million parameters, its weights a random pattern that repeats.
+cat >model.py <<'END'
+import array, json, os, random, struct
+H, L, E, F, V, D, heads, kv = 256, 6, 16, 160, 16384, 32, 8, 2
+shapes = {"model.embed_tokens.weight": [V, H], "lm_head.weight": [V, H], "model.norm.weight": [H]}
+for l in range(L):
+    p = "model.layers.%d." % l
+    shapes.update({p + "input_layernorm.weight": [H], p + "post_attention_layernorm.weight": [H], p + "mlp.gate.weight": [E, H],
+                   p + "self_attn.q_proj.weight": [heads * D, H], p + "self_attn.k_proj.weight": [kv * D, H],
+                   p + "self_attn.v_proj.weight": [kv * D, H], p + "self_attn.o_proj.weight": [H, heads * D],
+                   p + "self_attn.q_norm.weight": [D], p + "self_attn.k_norm.weight": [D]})
+    for e in range(E):
+        q = p + "mlp.experts.%d." % e
+        shapes.update({q + "gate_proj.weight": [F, H], q + "up_proj.weight": [F, H], q + "down_proj.weight": [H, F]})
+random.seed(7)
+pattern = array.array("f", (random.gauss(0, 0.05) for _ in range(65537))).tobytes()
+os.mkdir("model")
+header, at = {}, 0
+for name, shape in shapes.items():
+    n = 4 * shape[0] * (shape[1] if len(shape) > 1 else 1)
+    header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [at, at + n]}
+    at += n
+text = json.dumps(header).encode()
+text += b" " * (-len(text) % 8)
+with open("model/model.safetensors", "wb") as out:
+    out.write(struct.pack("<Q", len(text)) + text)
+    out.write((pattern * (at // len(pattern) + 1))[:at])
+json.dump({"model_type": "qwen3_moe", "hidden_size": H, "num_hidden_layers": L, "num_attention_heads": heads, "num_key_value_heads": kv,
+           "head_dim": D, "num_experts": E, "num_experts_per_tok": 4, "moe_intermediate_size": F, "intermediate_size": 512,
+           "vocab_size": V, "max_position_embeddings": 512, "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "norm_topk_prob": True,
+           "decoder_sparse_step": 1, "mlp_only_layers": [], "tie_word_embeddings": False, "hidden_act": "silu"},
+          open("model/config.json", "w"))
+END
+"$python" model.py || fail "the model"
+
+# true_on RANKS options... : the plan's device bytes and what the run had, within 5 %; the process has both kinds at most.
+true_on() {
+    local ranks=$1 planned host found process
+    shift
+    local all=(--model model --prompts 6 --samples 2 --updates 2 --max-tokens 4 --steps 1 --no-dump --block-size 16 --kv-blocks 64 "$@")
+    plan "$ranks" "${all[@]}" >plan.txt || fail "the plan on $ranks ranks"
+    run "$ranks" "${all[@]}" --out "run$ranks" >/dev/null 2>log || { cat log; fail "the run on $ranks ranks"; }
+    planned=$(bytes_of plan.txt device "this rank") host=$(bytes_of plan.txt host "this rank")
+    read -r found process < <(sed -n 's/^memory of a rank.*device.*(\([0-9]*\) bytes).*process.*(\([0-9]*\) bytes)$/\1 \2/p' log)
+    echo "$ranks ranks: planned $planned, found $found; process: planned $((planned + host)), found $process"
+    awk -v p="$planned" -v f="$found" 'BEGIN { exit !(f > 0 && p >= 0.95 * f && p <= 1.05 * f) }' || fail "the device's bytes on $ranks ranks"
+    # The program, its libraries and the pages of the checkpoint come to it.
+    awk -v p="$((planned + host))" -v f="$process" 'BEGIN { exit !(f > 0.5 * p && f < 1.3 * p + 256e6) }' || fail "the process on $ranks ranks"
+}
+echo "== the plan is what a run takes"
+true_on 1 --micro-batch-tokens 256
+true_on 2 --micro-batch-tokens 512 --kl-coef 0.1 --top-k 20 --rollout-dtype f32
+true_on 3 --micro-batch-tokens 128 --max-running 8 --max-batch-tokens 64
+
+echo "== a model of 30 billion parameters, of which there is a config.json"
+q30=(--model "$source/tests/golden/qwen3_30b_a3b/config.json" --task jsonl:none --reward-cmd true --max-tokens 128)
+small=(--micro-batch-tokens 256 --kv-blocks 512 --max-batch-tokens 64 --max-running 32)
+plan 8 "${q30[@]}" "${small[@]}" --device-memory 79 >fits || fail "the small sizes"
+grep -q "79.00 GiB: it fits" fits || fail "it is not said that it fits"
+if plan 8 "${q30[@]}" --device-memory 79 >large 2>log; then fail "accepted: 80 GB with the default sizes"; fi
+grep -qE "expected at most 79.00 GiB \(--device-memory\), found [0-9.]+" log || { cat log; fail "no numbers in the refusal"; }
+[ "$(bytes_of large device "this rank")" -gt "$(bytes_of fits device "this rank")" ] || fail "the default sizes take more"
+plan 16 "${q30[@]}" --device-memory 79 >wide || fail "16 ranks with the default sizes"
+parts=$(sed -n '/^device/,/^$/p' large | grep -cE 'policy +(weights|gradients|optimizer moments|activations kept|exchange|logits) ')
+[ "$parts" = 6 ] || { cat large; fail "expected the policy by part"; }
+for list in device host; do
+    sum=$(sed -n "/^$list/,/^\$/p" large | grep -v 'this rank\|all ranks' | awk '/GiB/ { s += $NF } END { printf "%.0f", s }')
+    [ "$sum" = "$(bytes_of large $list "this rank")" ] || fail "$list: the parts are not the whole"
+done
+plan 8 "${q30[@]}" --rollout-dtype f32 >f32 && [ "$(bytes_of f32 device "rollout     weights")" -gt "$(bytes_of large device "rollout     weights")" ] || fail "an f32 rollout copy takes more"
+! grep -q '^  reference ' large || fail "a reference without --kl-coef"
+plan 8 "${q30[@]}" --kl-coef 0.1 | grep -q '^  reference   weights' || fail "no reference with --kl-coef"
+
+echo "== what is refused"
+refused "--resume: expected none beside --plan-memory" --model model --plan-memory 2 --resume
+refused "--device-memory: expected --plan-memory beside it" --model model --out bad --device-memory 2
+refused "none/config.json" --model none --plan-memory 2
+refused "expected less than the" --model model --plan-memory 2 --micro-batch-tokens 4 --max-tokens 40
+echo "all well"
