@@ -53,8 +53,8 @@ static int run_dying(uint64_t seed) {
 }
 
 /* What was posted when an exchange ended is taken back: bytes that come later must not be written into memory
- * that is the caller's again. The last rank, which reads letters when it waits, starts to send when the others
- * have given up. */
+ * that is the caller's again. The last rank, which reads letters when it waits, starts to send when the
+ * others have given up. */
 static int receives_are_taken_back(size_t bytes) {
     wb_comm *comm = NULL;
     device memory;

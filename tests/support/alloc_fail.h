@@ -124,8 +124,8 @@ static inline void alloc_count_see(size_t bytes) {
     alloc_count.latest_bytes = bytes;
 }
 
-/* Calls of malloc, calloc and realloc of this thread so far, in what is linked into the program: rooms are, MPI
- * is not. Always 0 where ALLOC_FAIL_WORKS is 0. */
+/* Calls of malloc, calloc and realloc of this thread so far, in what is linked into the program: rooms are,
+ * MPI is not. Always 0 where ALLOC_FAIL_WORKS is 0. */
 static _Thread_local long alloc_count_made;
 
 static inline long alloc_count_here(void) {
