@@ -85,6 +85,10 @@ WB_API wb_status wb_device_open_cpu(int threads, wb_device **device_out);
  * INVALID_ARGUMENT for a stream of another device. */
 WB_API wb_status wb_device_open_cuda(int index, void *stream, wb_device **device_out);
 
+/* The CUDA devices of this machine: 0..n - 1 are the indices above. 0 where Waybill was built without CUDA or
+ * there is no driver. */
+WB_API int wb_device_count_cuda(void);
+
 /* CUDA: waits for what is on the stream; a borrowed one is left as it is. NULL is a no-op. */
 WB_API void wb_device_close(wb_device *device);
 

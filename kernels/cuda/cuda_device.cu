@@ -143,6 +143,13 @@ static void set_ops(wb_device *dev) {
 #undef SET
 }
 
+int wb_device_count_cuda(void) {
+    int count = 0;
+    if (cudaGetDeviceCount(&count) == cudaSuccess) return count;
+    (void)cudaGetLastError();
+    return 0;
+}
+
 wb_status wb_device_open_cuda(int index, void *stream, wb_device **device_out) {
     WB_TRY(check_device(index));
     WB_TRY(wb_cuda_check(cudaSetDevice(index), "open"));

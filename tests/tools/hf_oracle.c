@@ -25,7 +25,7 @@ static const char usage[] =
     "usage: hf_oracle [--device cpu|cuda] [--ranks N] [--save OUT] DIR\n"
     "Compares this engine with the reference data in DIR. --ranks N runs N thread ranks, sequences and "
     "experts\n"
-    "spread over them; with --device cuda rank r takes GPU r, or the last that there is. --save OUT also "
+    "spread over them; with --device cuda rank r takes GPU r, counted round. --save OUT also "
     "writes the model again, as a checkpoint (check_hf_load.py reads it).\n"
     "Exit code: 0 all equal within tolerance, 1 not, 2 usage or unreadable input.\n";
 
@@ -637,9 +637,8 @@ static wb_status run_checks(rank_run *run) {
 static wb_status open_device(rank_run *run) {
     const int rank = wb_comm_rank(run->comm), size = wb_comm_size(run->comm);
     if (!run->cuda) return wb_device_open_cpu(size > 1 ? 1 : 0, &run->device);
-    for (int index = rank; index > 0; index--)
-        if (wb_device_open_cuda(index, NULL, &run->device) == WB_OK) return WB_OK;
-    return wb_device_open_cuda(0, NULL, &run->device);
+    const int gpus = wb_device_count_cuda();
+    return wb_device_open_cuda(gpus > 0 ? rank % gpus : 0, NULL, &run->device);
 }
 
 static void *run_rank(void *ctx) {
