@@ -70,8 +70,8 @@ typedef struct wb_memory {
  * use. */
 WB_API wb_status wb_device_open_cpu(int threads, wb_device **device_out);
 
-/* The CUDA backend on device `index`. Its ops give the bits of the CPU's. Some need memory of their own, which
- * grows to the largest use so far and goes with the device.
+/* The CUDA backend on device `index`. Its ops give the bits of the CPU's. Some need memory of their own,
+ * which grows to the largest use so far and goes with the device.
  *
  * `stream`: a cudaStream_t of device `index` that the caller owns, on which everything of this device then
  * runs, in order with what the caller enqueues there itself; it must outlive the device, and it is not to be

@@ -1,10 +1,10 @@
 /* cuda_attention.cu - causal grouped-query attention over a paged pool, forward and backward.
  *
- * A block has one query and head, or in the backward of the keys one key and kv head. A score is one chain over
- * the head's dimensions of q * scale and k, in one thread; exponentials are summed in lane order of the key; an
- * element of the output, and of dk and dv, is one chain, in one thread, over ascending keys or rows. So the bits
- * are the CPU's, and a query's do not depend on the queries beside it. Scores are computed again where they are
- * needed: nothing is as long as a context. Refuses: writing the cache (kv_write). */
+ * A block has one query and head, or in the backward of the keys one key and kv head. A score is one chain
+ * over the head's dimensions of q * scale and k, in one thread; exponentials are summed in lane order of the
+ * key; an element of the output, and of dk and dv, is one chain, in one thread, over ascending keys or rows.
+ * So the bits are the CPU's, and a query's do not depend on the queries beside it. Scores are computed again
+ * where they are needed: nothing is as long as a context. Refuses: writing the cache (kv_write). */
 #include "cuda/cuda_operands.h"
 #include "cuda/cuda_ops.h"
 #include "cuda/cuda_scratch.h"
@@ -146,8 +146,8 @@ __device__ __forceinline__ void add_products(const float *p, const float *dp, in
         for (int j = threadIdx.x; j < count; j += WB_LANES) sum = wb_fma(p[j], dp[j], sum);
 }
 
-/* dq of one query and head, and its sums. Three walks over the keys: the sum of the exponentials, <p, dp>, and
- * the chain of dq. */
+/* dq of one query and head, and its sums. Three walks over the keys: the sum of the exponentials, <p, dp>,
+ * and the chain of dq. */
 __global__ void __launch_bounds__(STEP)
     attend_back_to_queries(wb_attention args, wb_rows dout, wb_rows dq, row_sums *sums) {
     __shared__ float q[MAX_HEAD_DIM], d_out[MAX_HEAD_DIM], p[STEP], dp[STEP], shared[2];
@@ -192,8 +192,8 @@ __global__ void __launch_bounds__(STEP)
     }
 }
 
-/* A chain over rows, (query, head of the group) ascending, into dk and dv of one key: of the queries from token
- * t on that are in its sequence. STEP rows a step, a thread each; then a thread a dimension. */
+/* A chain over rows, (query, head of the group) ascending, into dk and dv of one key: of the queries from
+ * token t on that are in its sequence. STEP rows a step, a thread each; then a thread a dimension. */
 __device__ __forceinline__ void add_rows(const wb_attention &args, int64_t t, int64_t j, int64_t kv,
                                          const wb_rows &dout, const row_sums *sums, const float *k,
                                          const float *v, wb_rows dk, wb_rows dv) {
@@ -306,7 +306,7 @@ wb_status wb_cuda_attention_backward(wb_device *dev, const wb_attention *args, w
     WB_TRY(prepare_launch(dev, op, args->T * args->n_heads, BLOCK, &query_blocks));
     WB_TRY(prepare_launch(dev, op, args->T * args->n_kv_heads, BLOCK, &key_blocks));
     if (query_blocks == 0) return WB_OK;
-    WB_TRY(WB_CUDA_SCRATCH(dev, sums, args->T * args->n_heads));
+    WB_TRY(reserve_scratch(dev, args->T * args->n_heads, &sums));
     attend_back_to_queries<<<query_blocks, STEP, 0, stream_of(dev)>>>(*args, dout, dq, sums);
     attend_back_to_keys<<<key_blocks, STEP, 0, stream_of(dev)>>>(*args, dout, sums, dk, dv);
     return wb_cuda_check(cudaGetLastError(), op);

@@ -1,5 +1,5 @@
-/* cuda_logprob.cu - log-probabilities of given tokens, of logits / temperature over the kept tokens, and their
- * gradient. A block a row. Refuses: drawing tokens (cuda_sample.cu). */
+/* cuda_logprob.cu - log-probabilities of given tokens, of logits / temperature over the kept tokens, and
+ * their gradient. A block a row. Refuses: drawing tokens (cuda_sample.cu). */
 #include "cuda/cuda_ops.h"
 #include "cuda/cuda_softmax_row.h"
 

@@ -1,7 +1,7 @@
 /* cuda_matmul.cu - products of matrices: a list of them, and the experts', a matrix for each group of rows.
  *
- * An element of C is one chain of fused multiply-adds over ascending k in one thread, so that its bits are the
- * CPU's, whatever the tile and the other rows. A block makes a tile of C from tiles of A and B in shared
+ * An element of C is one chain of fused multiply-adds over ascending k in one thread, so that its bits are
+ * the CPU's, whatever the tile and the other rows. A block makes a tile of C from tiles of A and B in shared
  * memory. Refuses: which rows a group has (cuda_moe.cu). */
 #include "cuda/cuda_operands.h"
 #include "cuda/cuda_ops.h"
@@ -143,7 +143,8 @@ __device__ __forceinline__ wb_rows rows_from(const wb_rows &rows, int64_t first)
     return {static_cast<char *>(rows.data) + first * size, rows.dtype};
 }
 
-/* y = x w^T, or its gradient dx = dy w: from [rows, K] to [rows, N], b_row and b_col the strides of B in w. */
+/* y = x w^T, or its gradient dx = dy w: from [rows, K] to [rows, N], b_row and b_col the strides of B in
+ * w. */
 template <int ROWS, int COLUMNS>
 __global__ void __launch_bounds__(BLOCK) multiply_groups(wb_grouped g, int64_t N, int64_t K, wb_rows from,
                                                          int64_t b_row, int64_t b_col, wb_rows to) {

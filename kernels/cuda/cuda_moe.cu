@@ -70,8 +70,8 @@ __global__ void sum_offsets(int32_t n, int32_t *offsets) {
     }
 }
 
-/* pair_row (=) the row of each pair, row_token (=) the token of each row. A warp a part; it counts what it has
- * placed in `before`. */
+/* pair_row (=) the row of each pair, row_token (=) the token of each row. A warp a part; it counts what it
+ * has placed in `before`. */
 __global__ void place_pairs(wb_moe_plan plan, int32_t *before) {
     const int64_t n_pairs = plan.T * plan.top_k, begin = static_cast<int64_t>(blockIdx.x) * PART;
     int32_t *placed = before + static_cast<int64_t>(blockIdx.x) * plan.n_slots;
@@ -104,8 +104,8 @@ wb_status check_plan(const wb_moe_plan *plan) {
 
 /* ---- rows of this rank's experts ------------------------------------------------------------- */
 
-/* arrived[r][s] (=) the first row that arrives from r for s, offsets (=) where the slots begin. One thread: the
- * counts are few. */
+/* arrived[r][s] (=) the first row that arrives from r for s, offsets (=) where the slots begin. One thread:
+ * the counts are few. */
 __global__ void sum_arrivals(wb_moe_group group, int32_t *arrived, int32_t *grouped) {
     const int32_t R = group.n_sources, n = group.n_slots;
     int32_t row = 0;
@@ -180,7 +180,7 @@ wb_status wb_cuda_moe_plan(wb_device *dev, const wb_moe_plan *plan) {
     WB_TRY(wb_cuda_use(dev, "moe_plan"));
     if (n_pairs == 0)
         return dev->zero(dev, plan->offsets, ((size_t)plan->n_slots + 1) * sizeof *plan->offsets);
-    WB_TRY(WB_CUDA_SCRATCH(dev, before, parts * plan->n_slots));
+    WB_TRY(reserve_scratch(dev, parts * plan->n_slots, &before));
     WB_TRY(count_blocks("moe_plan", "pairs", n_pairs, 1, &blocks));
     WB_TRY(count_blocks("moe_plan", "slots", plan->n_slots, 1, &slot_blocks));
     choose_slots<<<blocks, BLOCK, 0, stream>>>(*plan);
@@ -196,7 +196,7 @@ wb_status wb_cuda_moe_group(wb_device *dev, const wb_moe_group *group) {
     const int64_t n = (int64_t)group->n_sources * group->n_slots;
     int32_t *arrived = NULL;
     WB_TRY(wb_cuda_use(dev, "moe_group"));
-    WB_TRY(WB_CUDA_SCRATCH(dev, arrived, 2 * n));
+    WB_TRY(reserve_scratch(dev, 2 * n, &arrived));
     sum_arrivals<<<1, 1, 0, stream_of(dev)>>>(*group, arrived, arrived + n);
     if (n > 0)
         place_arrivals<<<static_cast<unsigned>(n), BLOCK, 0, stream_of(dev)>>>(*group, arrived, arrived + n);

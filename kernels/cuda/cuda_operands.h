@@ -1,8 +1,8 @@
 /* cuda_operands.h - an op's operands on the device: elements of f32 or bf16 memory as f32, and a launch of a
  * kernel over elements. For .cu files.
  *
- * An op computes on f32 what the CPU's does, in the same order, and rounds what it writes to bf16 once, so that
- * the bits of both backends are the same. */
+ * An op computes on f32 what the CPU's does, in the same order, and rounds what it writes to bf16 once, so
+ * that the bits of both backends are the same. */
 #ifndef WB_CUDA_OPERANDS_H
 #define WB_CUDA_OPERANDS_H
 
@@ -44,15 +44,16 @@ inline cudaStream_t stream_of(const wb_device *dev) {
     return static_cast<cudaStream_t>(dev->stream);
 }
 
-/* Readies a launch of `op` with `threads_each` threads for each of n rows or elements; *blocks_out 0: there is
- * nothing to do. */
+/* Readies a launch of `op` with `threads_each` threads for each of n rows or elements; *blocks_out 0: there
+ * is nothing to do. */
 inline wb_status prepare_launch(wb_device *dev, const char *op, int64_t n, int32_t threads_each,
                                 unsigned *blocks_out) {
     WB_TRY(count_blocks(op, "n", n, threads_each, blocks_out));
     return n == 0 ? WB_OK : wb_cuda_use(dev, op);
 }
 
-/* Launches kernel(args...), `threads_each` threads for each of n rows or elements, and returns from the op. */
+/* Launches kernel(args...), `threads_each` threads for each of n rows or elements, and returns from the
+ * op. */
 #define LAUNCH(dev, op, n, threads_each, kernel, ...)               \
     do {                                                            \
         unsigned blocks_ = 0;                                       \

@@ -53,7 +53,7 @@ wb_status wb_cuda_sum_squares(wb_device *dev, int64_t n, const float *x, double 
     const int64_t parts = (n + PART - 1) / PART;
     double *partial = NULL, sum = 0.0;
     if (n > 0) {
-        WB_TRY(WB_CUDA_SCRATCH(dev, partial, parts));
+        WB_TRY(reserve_scratch(dev, parts, &partial));
         WB_TRY(launch_sums(dev, n, parts, x, partial));
         WB_TRY(dev->to_host(dev, &sum, partial, sizeof sum));
     }

@@ -211,7 +211,7 @@ wb_status wb_cuda_rmsnorm_backward(wb_device *dev, int64_t n, int64_t width, wb_
     WB_TRY(operand_check("rmsnorm_backward", "x", x.dtype));
     WB_TRY(operand_check_like("rmsnorm_backward", "dy", dy.dtype, "x", x.dtype));
     WB_TRY(operand_check_like("rmsnorm_backward", "dx", dx.dtype, "x", x.dtype));
-    WB_TRY(WB_CUDA_SCRATCH(dev, r, n));
+    WB_TRY(reserve_scratch(dev, n, &r));
     WB_TRY(launch_scales(dev, n, width, x, eps, r));
     /* Before dx, which may be dy. */
     if (dw) WB_TRY(launch_columns(dev, n, width, x, dy, r, dw));

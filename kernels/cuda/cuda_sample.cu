@@ -1,7 +1,8 @@
 /* cuda_sample.cu - drawing tokens: temperature, top-k, top-p and the inverse of the cumulative distribution.
  *
- * A block a row. Sums are in f64 in the CPU's order, one thread taking the last steps, so that tokens, kept sets
- * and log-probabilities are the CPU's bits. Refuses: random numbers (the caller brings one for each row). */
+ * A block a row. Sums are in f64 in the CPU's order, one thread taking the last steps, so that tokens, kept
+ * sets and log-probabilities are the CPU's bits. Refuses: random numbers (the caller brings one for each
+ * row). */
 #include "cuda/cuda_ops.h"
 #include "cuda/cuda_scratch.h"
 #include "cuda/cuda_softmax_row.h"
@@ -13,6 +14,9 @@ namespace {
 /* Rows of a launch: they share out the scratch. */
 enum { MAX_ROWS = 64 };
 
+/* What atomics take. */
+typedef unsigned long long counter;
+
 /* A call; arrays are device. */
 struct draw_call {
     int64_t V, room; /* room: V rounded up to a power of two */
@@ -22,7 +26,7 @@ struct draw_call {
     uint32_t *kept_ids;
     int32_t *kept_counts, *tokens;
     float *logprobs;
-    unsigned long long *bad; /* the first row that is no distribution */
+    counter *bad; /* the first row that is no distribution */
     /* of a row of a launch */
     uint64_t *orders; /* [MAX_ROWS][room] */
     double *sums;     /* [MAX_ROWS][V / DRAW_BLOCK + 1] */
@@ -74,8 +78,8 @@ __device__ double total_of(const draw &d) {
     return total;
 }
 
-/* One thread: the block, then the token, where the running sum passes uniform * total; where rounding leaves a
- * remainder, the block's last token with p > 0. */
+/* One thread: the block, then the token, where the running sum passes uniform * total; where rounding leaves
+ * a remainder, the block's last token with p > 0. */
 __device__ int64_t draw_in_id_order(const draw &d) {
     const double target = __dmul_rn(static_cast<double>(d.params.uniform), total_of(d));
     double below = 0.0;
@@ -115,9 +119,10 @@ __device__ int64_t pad_orders(uint64_t *values, int64_t n) {
     return room;
 }
 
-/* Puts the orders of all tokens with z >= lowest into d.orders, in any order; how many, and the sum of their p. */
+/* Puts the orders of all tokens with z >= lowest into d.orders, in any order; how many, and the sum of their
+ * p. */
 __device__ int64_t gather_from(const draw &d, float lowest, double *sum_out) {
-    __shared__ unsigned long long count;
+    __shared__ counter count;
     __shared__ double sums[BLOCK];
     if (threadIdx.x == 0) count = 0;
     __syncthreads();
@@ -181,13 +186,13 @@ __device__ __forceinline__ uint32_t *room_of(const draw_call &call, int64_t b) {
 }
 
 __device__ void sample_greedily(const draw_call &call, int64_t b, float max) {
-    __shared__ unsigned long long first;
+    __shared__ counter first;
     if (threadIdx.x == 0) first = call.V;
     __syncthreads();
     const float *z = call.logits + b * call.V;
     for (int64_t i = threadIdx.x; i < call.V; i += BLOCK)
         if (z[i] == max) {
-            atomicMin(&first, static_cast<unsigned long long>(i));
+            atomicMin(&first, static_cast<counter>(i));
             break;
         }
     __syncthreads();
@@ -259,7 +264,7 @@ __global__ void __launch_bounds__(BLOCK) sample_rows(draw_call call, int64_t fir
     if (call.start && threadIdx.x == 0) call.kept_counts[b] = 0;
     const float max = block_max(call.V, [&](int64_t i) { return z[i]; });
     if (!is_usable(call.V, z, max)) {
-        if (threadIdx.x == 0) atomicMin(call.bad, static_cast<unsigned long long>(b));
+        if (threadIdx.x == 0) atomicMin(call.bad, static_cast<counter>(b));
         return;
     }
     if (params.temperature == 0.0f) {
@@ -286,7 +291,7 @@ char *place(char **at, size_t bytes) {
 size_t lay_out(draw_call *call, int64_t B, char *memory) {
     char *at = memory;
     const int64_t V = call->V;
-    call->bad = (unsigned long long *)place(&at, sizeof *call->bad);
+    call->bad = (counter *)place(&at, sizeof *call->bad);
     call->params = (const wb_sample_params *)place(&at, (size_t)B * sizeof *call->params);
     call->start = (const int64_t *)place(&at, ((size_t)B + 1) * sizeof *call->start);
     call->orders = (uint64_t *)place(&at, (size_t)(MAX_ROWS * call->room) * sizeof *call->orders);
@@ -312,7 +317,7 @@ wb_status wb_cuda_sample(wb_device *dev, int64_t B, int64_t V, const float *logi
                          float *logprobs) {
     draw_call call = {};
     void *memory = NULL;
-    unsigned long long bad = (unsigned long long)B;
+    counter bad = (counter)B;
     WB_TRY(wb_sample_check(B, V, params, kept));
     if (B == 0) return WB_OK;
     call.V = V, call.room = 1, call.logits = logits, call.tokens = tokens, call.logprobs = logprobs;
@@ -330,8 +335,9 @@ wb_status wb_cuda_sample(wb_device *dev, int64_t B, int64_t V, const float *logi
     }
     WB_TRY(launch_rows(dev, B, call));
     WB_TRY(dev->to_host(dev, &bad, call.bad, sizeof bad));
-    if (bad < (unsigned long long)B)
-        return wb_fail(WB_INVALID_ARGUMENT, "sample: row %llu: a logit is NaN or +inf, or all are -inf", bad);
+    if (bad < (counter)B)
+        return wb_fail(WB_INVALID_ARGUMENT,
+                       "sample: row %" PRIu64 ": a logit is NaN or +inf, or all are -inf", (uint64_t)bad);
     return WB_OK;
 }
 }

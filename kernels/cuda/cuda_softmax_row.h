@@ -12,7 +12,8 @@ namespace {
 
 enum { CHUNK = 4096 };
 
-/* The largest value(i), i < n, in all threads; n >= 1. As on the CPU, a NaN is kept only where it is first. */
+/* The largest value(i), i < n, in all threads; n >= 1. As on the CPU, a NaN is kept only where it is
+ * first. */
 template <typename F> __device__ __forceinline__ float block_max(int64_t n, F value) {
     __shared__ float of_warp[BLOCK / WARP];
     const float first = value(0);

@@ -1,5 +1,5 @@
-/* cuda_swiglu.h - SwiGLU and its gradient, an element a thread, for the op and for the experts' products, whose
- * number of rows the device alone knows. For .cu files. */
+/* cuda_swiglu.h - SwiGLU and its gradient, an element a thread, for the op and for the experts' products,
+ * whose number of rows the device alone knows. For .cu files. */
 #ifndef WB_CUDA_SWIGLU_H
 #define WB_CUDA_SWIGLU_H
 

@@ -1,5 +1,5 @@
-/* cuda_memory.h - lets a test of ops run on CUDA too: what calloc gives is managed memory, which host and device
- * can touch, and after an op the host waits for the device. Included before ops_test.h. */
+/* cuda_memory.h - lets a test of ops run on CUDA too: what calloc gives is managed memory, which host and
+ * device can touch, and after an op the host waits for the device. Included before ops_test.h. */
 #ifndef WB_CUDA_MEMORY_H
 #define WB_CUDA_MEMORY_H
 
