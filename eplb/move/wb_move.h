@@ -80,7 +80,7 @@ typedef struct wb_move_plan {
  *
  * The end is `to` up to the order of slots within ranks, which is free: what a rank has and keeps stays in its
  * slot, so that only what a rank lacks is moved, once each. What a node holds when its layer begins does not
- * enter it. A lost expert is reloaded once, lost ones before all others. */
+ * enter it. A lost expert is reloaded once, in preference to other moves. */
 WB_API wb_status wb_move_plan_open(const wb_placement *from, const wb_placement *to, uint32_t n,
                                    const uint32_t *layers, const wb_move_options *options,
                                    wb_move_plan **plan_out);
