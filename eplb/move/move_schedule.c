@@ -16,24 +16,28 @@
 
 /* ---- chains ---------------------------------------------------------------------------------- */
 
-/* The next rank that the last one of the path can make room by, from what its link has tried; or WB_NO_RANK. */
+/* The rank by which the last one of the path can make room, of several the one that waits for most, with the
+ * spare slot in the link; or WB_NO_RANK. */
 static uint32_t next_of_chain(const wb_mover *m, wb_move_link *link) {
-    uint32_t node = m->frame->node_of_rank[link->rank];
-    for (; link->spare < m->ranks[link->rank].n_spare; link->spare++, link->waiter = 0) {
-        uint32_t slot = m->spare[m->frame->first_slot[link->rank] + link->spare];
-        uint32_t expert = (uint32_t)m->held[slot];
+    uint32_t node = m->frame->node_of_rank[link->rank], most = 0, next = WB_NO_RANK;
+    const uint32_t *spare = m->spare + m->frame->first_slot[link->rank];
+    for (uint32_t i = 0; i < m->ranks[link->rank].n_spare; i++) {
+        uint32_t expert = (uint32_t)m->held[spare[i]];
         const wb_move_expert *e = &m->experts[expert];
         bool near = wb_move_is_awaited(m, expert, node);
-        link->slot = slot;
         if (!wb_move_can_send(m, link->rank, near ? WB_MOVE_NODE : WB_MOVE_NETWORK)) continue;
-        while (link->waiter < e->n_waiters) {
-            uint32_t rank = m->waiters[e->begin + link->waiter++];
+        for (uint32_t k = 0; k < e->n_waiters; k++) {
+            uint32_t rank = m->waiters[e->begin + k];
             const wb_move_rank *r = &m->ranks[rank];
+            if (r->stuck || r->n_wishes <= most || !wb_move_can_receive(m, rank)) continue;
             if (near && m->frame->node_of_rank[rank] != node) continue;
-            if (!r->stuck && wb_move_can_receive(m, rank)) return rank;
+            most = r->n_wishes;
+            next = rank;
+            link->spare = i;
+            link->slot = spare[i];
         }
     }
-    return WB_NO_RANK;
+    return next;
 }
 
 /* The links [begin, n) of the path: each rank gets what the one before it sends, the last one's goes to `to`,
@@ -137,7 +141,7 @@ wb_status wb_move_schedule_layer(wb_mover *m) {
     for (uint32_t n; (n = order_ranks(m)) > 0;) {
         for (uint32_t pass = 0; pass < m->options->n_shadow; pass++)
             for (uint32_t i = 0; i < n; i++)
-                for (uint32_t r = m->order[i]; r != WB_NO_RANK && wb_move_can_receive(m, r);) r = serve(m, r);
+                if (wb_move_can_receive(m, m->order[i])) serve(m, m->order[i]);
         WB_TRY(wb_move_end_group(m));
     }
     return WB_OK;
