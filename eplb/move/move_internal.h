@@ -33,8 +33,7 @@ typedef struct wb_move_rank {
 /* A rank of a chain, and the spare slot that it overwrites when another rank gets the slot's expert. */
 typedef struct wb_move_link {
     uint32_t rank, slot;
-    uint32_t spare;  /* the slot's index into the rank's spare slots */
-    uint32_t waiter; /* the next of the expert's waiters to be tried */
+    uint32_t spare; /* the slot's index into the rank's spare slots */
 } wb_move_link;
 
 typedef struct wb_mover {
@@ -93,8 +92,6 @@ static inline bool wb_move_can_receive(const wb_mover *mover, uint32_t rank) {
     return mover->ranks[rank].n_staged < mover->options->n_shadow && mover->ranks[rank].n_wishes > 0;
 }
 
-/* Whether a node has a copy of the expert when the group is over, in other slots than `except`. */
-bool wb_move_stays_on_node(const wb_mover *mover, uint32_t expert, uint32_t node, uint32_t except);
 /* Whether a rank of the node waits for the expert. */
 bool wb_move_is_awaited(const wb_mover *mover, uint32_t expert, uint32_t node);
 
@@ -104,7 +101,7 @@ uint32_t wb_move_find_room(const wb_mover *mover, uint32_t rank);
 bool wb_move_find_source(const wb_mover *mover, uint32_t rank, uint32_t expert, wb_move_source *source_out);
 /* The rank gets the expert in its spare slot of that index. */
 void wb_move_stage(wb_mover *mover, uint32_t rank, uint32_t expert, wb_move_source source, uint32_t spare);
-/* Appends the group, of which it then is the state before the next one that mover has. */
+/* Appends the group: the next one begins with what it has made. */
 wb_status wb_move_end_group(wb_mover *mover);
 
 /* ---- move_schedule.c ------------------------------------------------------------------------- */

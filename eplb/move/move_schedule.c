@@ -88,19 +88,19 @@ static bool follow_chain(wb_mover *m, uint32_t rank) {
 
 /* ---- a group --------------------------------------------------------------------------------- */
 
-/* What a rank with room is to get: a lost expert, else one of a rank that waits for much, since that rank may
- * then have room too. False: none can be had in this group. */
+/* What a rank with room is to get: a lost expert, else one of a rank that waits for much, since that rank may then
+ * have room too. False: none can be had in this group. */
 static bool choose_wish(const wb_mover *m, uint32_t rank, uint32_t *expert_out, wb_move_source *source_out) {
     const uint32_t *wishes = m->wishes + m->frame->first_slot[rank];
     uint32_t best = 0;
     for (uint32_t i = 0; i < m->ranks[rank].n_wishes; i++) {
         wb_move_source source;
         if (!wb_move_find_source(m, rank, wishes[i], &source)) continue;
-        uint32_t score = 1;
-        if (source.kind == WB_MOVE_RELOAD)
-            score = UINT32_MAX;
-        else if (wb_move_can_receive(m, wb_move_rank_of(m, source.slot)))
-            score += m->ranks[wb_move_rank_of(m, source.slot)].n_wishes;
+        uint32_t score = UINT32_MAX;
+        if (source.kind != WB_MOVE_RELOAD) {
+            uint32_t from = wb_move_rank_of(m, source.slot);
+            score = wb_move_can_receive(m, from) ? 1 + m->ranks[from].n_wishes : 1;
+        }
         if (score <= best) continue;
         best = score;
         *expert_out = wishes[i];
@@ -109,16 +109,13 @@ static bool choose_wish(const wb_mover *m, uint32_t rank, uint32_t *expert_out, 
     return best > 0;
 }
 
-/* One more expert for a rank, if possible. Returns the rank that sends it or WB_NO_RANK. */
-static uint32_t serve(wb_mover *m, uint32_t rank) {
-    const wb_move_rank *r = &m->ranks[rank];
+/* One more expert for a rank that can receive, if one can be had. */
+static void serve(wb_mover *m, uint32_t rank) {
     uint32_t expert, room;
     wb_move_source source;
-    while ((room = wb_move_find_room(m, rank)) == r->n_spare)
-        if (r->stuck || !follow_chain(m, rank) || !wb_move_can_receive(m, rank)) return WB_NO_RANK;
-    if (!choose_wish(m, rank, &expert, &source)) return WB_NO_RANK;
-    wb_move_stage(m, rank, expert, source, room);
-    return source.kind == WB_MOVE_RELOAD ? WB_NO_RANK : wb_move_rank_of(m, source.slot);
+    while ((room = wb_move_find_room(m, rank)) == m->ranks[rank].n_spare)
+        if (m->ranks[rank].stuck || !follow_chain(m, rank) || !wb_move_can_receive(m, rank)) return;
+    if (choose_wish(m, rank, &expert, &source)) wb_move_stage(m, rank, expert, source, room);
 }
 
 /* Ranks that wait, those that wait for most first, equal ones by number. Returns how many. */

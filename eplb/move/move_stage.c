@@ -9,13 +9,14 @@
 
 /* ---- which slots may be overwritten ---------------------------------------------------------- */
 
-bool wb_move_stays_on_node(const wb_mover *m, uint32_t expert, uint32_t node, uint32_t except) {
+/* Whether a node has a copy of the expert when the group is over, in other slots than `except`. */
+static bool stays_on_node(const wb_mover *m, uint32_t expert, uint32_t node, uint32_t except) {
     const wb_move_expert *e = &m->experts[expert];
     const uint32_t *slots = m->holders + e->begin;
-    for (uint32_t i = 0; i < e->n_old + e->n_new; i++)
-        if (slots[i] != except && wb_move_node_of(m, slots[i]) == node &&
-            (i >= e->n_old || !m->replaced[slots[i]]))
-            return true;
+    for (uint32_t i = 0; i < e->n_old + e->n_new; i++) {
+        bool stays = slots[i] != except && (i >= e->n_old || !m->replaced[slots[i]]);
+        if (stays && wb_move_node_of(m, slots[i]) == node) return true;
+    }
     return false;
 }
 
@@ -34,49 +35,59 @@ uint32_t wb_move_find_room(const wb_mover *m, uint32_t rank) {
         uint32_t expert = (uint32_t)m->held[spare[i]];
         const wb_move_expert *e = &m->experts[expert];
         if (e->n_old + e->n_new - e->n_replaced == 1) continue;
-        if (!wb_move_is_awaited(m, expert, node) || wb_move_stays_on_node(m, expert, node, spare[i]))
-            return i;
+        if (!wb_move_is_awaited(m, expert, node) || stays_on_node(m, expert, node, spare[i])) return i;
     }
     return n;
 }
 
 /* ---- where an expert comes from -------------------------------------------------------------- */
 
-/* Whether rank a is to send rather than rank b: the one that has sent less in the group, then in the layer. */
-static bool sends_before(const wb_mover *m, uint32_t a, uint32_t b) {
-    const wb_move_rank *x = &m->ranks[a], *y = &m->ranks[b];
-    uint32_t x_now = x->sends[0] + x->sends[1], y_now = y->sends[0] + y->sends[1];
-    if (x_now != y_now) return x_now < y_now;
-    if (x->sent != y->sent) return x->sent < y->sent;
-    return a < b;
+static bool sends_before(const wb_move_rank *a, const wb_move_rank *b) {
+    uint32_t a_now = a->sends[0] + a->sends[1], b_now = b->sends[0] + b->sends[1];
+    return a_now != b_now ? a_now < b_now : a->sent < b->sent;
+}
+
+/* A slot with the expert on a rank of the node, or of other nodes, that may still send: of the rank that has sent
+ * least in the group, then in the layer. Else WB_NO_SLOT. */
+static uint32_t choose_sender(const wb_mover *m, const wb_move_expert *e, wb_move_kind kind, uint32_t node) {
+    const wb_move_rank *best = NULL;
+    uint32_t slot = WB_NO_SLOT;
+    for (uint32_t i = e->begin; i < e->begin + e->n_old && !(best && best->sent == 0); i++) {
+        uint32_t rank = wb_move_rank_of(m, m->holders[i]);
+        if ((m->frame->node_of_rank[rank] == node) != (kind == WB_MOVE_NODE)) continue;
+        if (!wb_move_can_send(m, rank, kind) || (best && !sends_before(&m->ranks[rank], best))) continue;
+        best = &m->ranks[rank];
+        slot = m->holders[i];
+    }
+    return slot;
+}
+
+/* The nearest of the expert's old slots: on the rank, else on its node, else any; from the checkpoint if there is
+ * none. */
+static wb_move_source find_nearest(const wb_mover *m, const wb_move_expert *e, uint32_t rank) {
+    wb_move_source source = {e->n_old > 0 ? WB_MOVE_NETWORK : WB_MOVE_RELOAD, WB_NO_SLOT};
+    for (uint32_t i = e->begin; i < e->begin + e->n_old && source.kind != WB_MOVE_LOCAL; i++) {
+        if (wb_move_node_of(m, m->holders[i]) != m->frame->node_of_rank[rank]) continue;
+        bool here = wb_move_rank_of(m, m->holders[i]) == rank;
+        source = (wb_move_source){here ? WB_MOVE_LOCAL : WB_MOVE_NODE, m->holders[i]};
+    }
+    return source;
 }
 
 bool wb_move_find_source(const wb_mover *m, uint32_t rank, uint32_t expert, wb_move_source *source_out) {
     const wb_move_expert *e = &m->experts[expert];
-    const uint32_t *slots = m->holders + e->begin;
-    uint32_t node = m->frame->node_of_rank[rank], best[2] = {WB_NO_SLOT, WB_NO_SLOT};
-    bool on_node = false;
-    for (uint32_t i = 0; i < e->n_old; i++) {
-        uint32_t from = wb_move_rank_of(m, slots[i]);
-        if (from == rank) {
-            *source_out = (wb_move_source){WB_MOVE_LOCAL, slots[i]};
-            return true;
-        }
-        bool near = m->frame->node_of_rank[from] == node;
-        uint32_t *found = &best[near ? 0 : 1];
-        on_node |= near;
-        if (!wb_move_can_send(m, from, near ? WB_MOVE_NODE : WB_MOVE_NETWORK)) continue;
-        if (*found == WB_NO_SLOT || sends_before(m, from, wb_move_rank_of(m, *found))) *found = slots[i];
+    uint32_t node = m->frame->node_of_rank[rank], *slots = m->holders + e->begin;
+    wb_move_source source = find_nearest(m, e, rank);
+    /* It enters a node once and is loaded once: what the group brings already is waited for. */
+    if (source.kind == WB_MOVE_NETWORK || source.kind == WB_MOVE_RELOAD)
+        for (uint32_t i = e->n_old; i < e->n_old + e->n_new; i++)
+            if (source.kind == WB_MOVE_RELOAD || wb_move_node_of(m, slots[i]) == node) return false;
+    if (source.kind == WB_MOVE_NODE || source.kind == WB_MOVE_NETWORK) {
+        source.slot = choose_sender(m, e, source.kind, node);
+        if (source.slot == WB_NO_SLOT) return false;
     }
-    if (on_node) {
-        *source_out = (wb_move_source){WB_MOVE_NODE, best[0]};
-        return best[0] != WB_NO_SLOT;
-    }
-    /* It enters a node once, and is loaded from the checkpoint once: others wait for what comes now. */
-    for (uint32_t i = e->n_old; i < e->n_old + e->n_new; i++)
-        if (e->n_old == 0 || wb_move_node_of(m, slots[i]) == node) return false;
-    *source_out = (wb_move_source){e->n_old == 0 ? WB_MOVE_RELOAD : WB_MOVE_NETWORK, best[1]};
-    return e->n_old == 0 || best[1] != WB_NO_SLOT;
+    *source_out = source;
+    return true;
 }
 
 /* ---- a move ---------------------------------------------------------------------------------- */
