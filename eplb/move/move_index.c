@@ -2,7 +2,8 @@
  * overwrite, and for each expert who has it and who waits. Refuses: groups (move_schedule.c).
  *
  * The order of slots within a rank is free. So a rank keeps, in their slots, the copies that it has and is to
- * have; what it is to have beyond them are its wishes, and any of its other slots will do for any of these. */
+ * have; what it is to have beyond them are its wishes, and any of its other slots will do for any of
+ * these. */
 #include "move/move_internal.h"
 
 #include <string.h>

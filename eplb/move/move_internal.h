@@ -95,7 +95,8 @@ static inline bool wb_move_can_receive(const wb_mover *mover, uint32_t rank) {
 /* Whether a rank of the node waits for the expert. */
 bool wb_move_is_awaited(const wb_mover *mover, uint32_t expert, uint32_t node);
 
-/* An index into the rank's spare slots: one that can be overwritten whatever else the group does; or n_spare. */
+/* An index into the rank's spare slots: one that may be overwritten, with what the group has staged; or
+ * n_spare. */
 uint32_t wb_move_find_room(const wb_mover *mover, uint32_t rank);
 /* Where the rank can get the expert from in the present group; false: from nowhere. */
 bool wb_move_find_source(const wb_mover *mover, uint32_t rank, uint32_t expert, wb_move_source *source_out);

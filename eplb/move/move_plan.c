@@ -1,5 +1,5 @@
-/* move_plan.c - opening a move plan: checks, memory, the sums; and the maps between its groups. Refuses: what a
- * layer's change asks for (move_index.c), its groups (move_schedule.c), carrying a plan out. */
+/* move_plan.c - opening a move plan: checks, memory, the sums; and the maps between its groups. Refuses: what
+ * a layer's change asks for (move_index.c), its groups (move_schedule.c), carrying a plan out. */
 #include "cost/cost_model.h"
 #include "move/move_internal.h"
 #include "wb_options.h"
@@ -119,8 +119,8 @@ static void sum_up(wb_move_plan *plan, double expert_bytes) {
     plan->reload_bytes = (double)n[WB_MOVE_RELOAD] * expert_bytes;
 }
 
-/* A layer of which only the map changes, because slots become empty or replicas have other numbers, has a group
- * without moves. */
+/* A layer of which only the map changes, because slots become empty or replicas have other numbers, has a
+ * group without moves. */
 static wb_status plan_layer(owned_plan *o, wb_mover *m, const wb_placement *from, uint32_t layer,
                             uint32_t row) {
     size_t S = o->n_slots, n_groups = m->n_groups;

@@ -1,5 +1,5 @@
-/* move_schedule.c - the groups of one layer: which ranks receive what in each. Refuses: what a single move needs
- * (move_stage.c), reading placements (move_plan.c).
+/* move_schedule.c - the groups of one layer: which ranks receive what in each. Refuses: what a single move
+ * needs (move_stage.c), reading placements (move_plan.c).
  *
  * A rank can receive when one of its slots may be overwritten. If none may, each of its spare slots holds an
  * expert that a certain other rank waits for, since it is the last copy in the world or on a node where it is
@@ -8,8 +8,9 @@
  * behind that one is a cycle, in which each rank overwrites what the next one gets. The cycle goes as it is,
  * whatever the ranks before it wanted.
  *
- * So each group moves something, with one shadow slot a rank and one send a link: at its start no rank has sent
- * or received, the chain from any rank that waits finds an end or a cycle, and each rank of it sends once. */
+ * So each group moves something, with one shadow slot a rank and one send a link: at its start no rank has
+ * sent or received, the chain from any rank that waits finds an end or a cycle, and each rank of it sends
+ * once. */
 #include "move/move_internal.h"
 
 #include <string.h>
@@ -88,8 +89,8 @@ static bool follow_chain(wb_mover *m, uint32_t rank) {
 
 /* ---- a group --------------------------------------------------------------------------------- */
 
-/* What a rank with room is to get: a lost expert, else one of a rank that waits for much, since that rank may then
- * have room too. False: none can be had in this group. */
+/* What a rank with room is to get: a lost expert, else one of a rank that waits for much, since that rank may
+ * then have room too. False: none can be had in this group. */
 static bool choose_wish(const wb_mover *m, uint32_t rank, uint32_t *expert_out, wb_move_source *source_out) {
     const uint32_t *wishes = m->wishes + m->frame->first_slot[rank];
     uint32_t best = 0;

@@ -2,9 +2,9 @@
  * a move changes. Refuses: which rank gets what (move_schedule.c).
  *
  * All moves of a group read the state before it, so that a slot can be read and overwritten at once. What
- * counts for overwriting is the state after it: a slot may be overwritten unless its expert would then have no
- * copy, or none on a node where a rank still waits for it. So every expert can be had between groups, and a
- * node that has one never asks other nodes for it. */
+ * counts for overwriting is the state after it: a slot may be overwritten unless its expert would then have
+ * no copy, or none on a node where a rank still waits for it. So every expert can be had between groups, and
+ * a node that has one never asks other nodes for it. */
 #include "move/move_internal.h"
 
 /* ---- which slots may be overwritten ---------------------------------------------------------- */
@@ -47,8 +47,8 @@ static bool sends_before(const wb_move_rank *a, const wb_move_rank *b) {
     return a_now != b_now ? a_now < b_now : a->sent < b->sent;
 }
 
-/* A slot with the expert on a rank of the node, or of other nodes, that may still send: of the rank that has sent
- * least in the group, then in the layer. Else WB_NO_SLOT. */
+/* A slot with the expert on a rank of the node, or of other nodes, that may still send: of the rank that has
+ * sent least in the group, then in the layer. Else WB_NO_SLOT. */
 static uint32_t choose_sender(const wb_mover *m, const wb_move_expert *e, wb_move_kind kind, uint32_t node) {
     const wb_move_rank *best = NULL;
     uint32_t slot = WB_NO_SLOT;
@@ -62,8 +62,8 @@ static uint32_t choose_sender(const wb_mover *m, const wb_move_expert *e, wb_mov
     return slot;
 }
 
-/* The nearest of the expert's old slots: on the rank, else on its node, else any; from the checkpoint if there is
- * none. */
+/* The nearest of the expert's old slots: on the rank, else on its node, else any; from the checkpoint if
+ * there is none. */
 static wb_move_source find_nearest(const wb_mover *m, const wb_move_expert *e, uint32_t rank) {
     wb_move_source source = {e->n_old > 0 ? WB_MOVE_NETWORK : WB_MOVE_RELOAD, WB_NO_SLOT};
     for (uint32_t i = e->begin; i < e->begin + e->n_old && source.kind != WB_MOVE_LOCAL; i++) {

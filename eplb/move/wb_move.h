@@ -30,9 +30,9 @@ typedef struct wb_move {
 
 /* Moves of one layer that are made together:
  *
- *   1. Each move is read from its slot `from`, as that was before the group, into a shadow slot of the rank of
- *      `to`: the i-th move of the group to a rank into shadow slot i of that rank, i < n_shadow. A slot may be
- *      read and overwritten by one group, so this goes for local moves too. The layer still works.
+ *   1. Each move is read from its slot `from`, as that was before the group, into a shadow slot of the rank
+ *      of `to`: the i-th move of the group to a rank into shadow slot i of that rank, i < n_shadow. A slot
+ *      may be read and overwritten by one group, so this goes for local moves too. The layer still works.
  *   2. When all ranks have what they wait for, each copies its shadow slots to the slots `to` and takes over
  *      the map of wb_move_apply_group, between two passes.
  *
@@ -49,9 +49,10 @@ typedef struct wb_move_options {
     uint32_t
         n_shadow; /* shadow slots of a rank, shared by all layers: what it receives in a group; 1 (default)
                         * or 2 */
-    /* Maximum number of experts that one rank sends in a group, 1..; default 32. Of these as many over each link
-     * (to ranks of its node, to other nodes) as fit in cost.seconds_per_group, at least one: a group lasts as
-     * long as its slowest rank, which would hold up all the others for longer than a further group costs. */
+    /* Maximum number of experts that one rank sends in a group, 1..; default 32. Of these as many over each
+     * link (to ranks of its node, to other nodes) as fit in cost.seconds_per_group, at least one: a group
+     * lasts as long as its slowest rank, which would hold up all the others for longer than a further group
+     * costs. */
     uint32_t group_moves;
     wb_cost_model cost; /* default wb_cost_model_default() */
 } wb_move_options;
@@ -78,18 +79,18 @@ typedef struct wb_move_plan {
  * is an error). `options` NULL: the defaults. Ranks that are dead in `to` neither send nor receive. MISMATCH
  * on other shapes; ranks that died since `from` are the one difference allowed. Neither placement is kept.
  *
- * The end is `to` up to the order of slots within ranks, which is free: what a rank has and keeps stays in its
- * slot, so that only what a rank lacks is moved, once each. What a node holds when its layer begins does not
- * enter it. A lost expert is reloaded once, in preference to other moves. */
+ * The end is `to` up to the order of slots within ranks, which is free: what a rank has and keeps stays in
+ * its slot, so that only what a rank lacks is moved, once each. What a node holds when its layer begins does
+ * not enter it. A lost expert is reloaded once, in preference to other moves. */
 WB_API wb_status wb_move_plan_open(const wb_placement *from, const wb_placement *to, uint32_t n,
                                    const uint32_t *layers, const wb_move_options *options,
                                    wb_move_plan **plan_out);
 WB_API void wb_move_plan_close(wb_move_plan *plan); /* NULL is a no-op */
 
 /* Puts the map of the group's layer as it is after the group into `placement` (of the shape of `to`, its dead
- * ranks dead), whatever it has there, and sets the layer's epoch. Replicas are numbered in slot order, after the
- * layer's last group as in `to`. INVALID_ARGUMENT, with nothing changed, for a group outside [0, n_groups) and
- * while an expert that died with its ranks has not been reloaded. MISMATCH on another shape. */
+ * ranks dead), whatever it has there, and sets the layer's epoch. Replicas are numbered in slot order, after
+ * the layer's last group as in `to`. INVALID_ARGUMENT, with nothing changed, for a group outside [0,
+ * n_groups) and while an expert that died with its ranks has not been reloaded. MISMATCH on another shape. */
 WB_API wb_status wb_move_apply_group(const wb_move_plan *plan, uint32_t group, uint64_t epoch,
                                      wb_placement *placement);
 

@@ -186,8 +186,9 @@ static void improve(incremental *in) {
 
 /* ---- does it pay? ---------------------------------------------------------------------------- */
 
-/* Seconds until the rank that receives most has its experts, one in each group of moves, each copied from a shadow
- * slot; the plan proper is wb_move_plan_open's. seen [E], zeroed: 1 + the last node that was found to hold the expert. */
+/* Seconds until the rank that receives most has its experts, one in each group of moves, each copied from a
+ * shadow slot; the plan proper is wb_move_plan_open's. seen [E], zeroed: 1 + the last node that was found to
+ * hold the expert. */
 static double move_seconds(const wb_placement *frame, const int32_t *from, const int32_t *to,
                            const wb_cost_model *cost, uint32_t *seen) {
     const uint32_t *node_of_rank = frame->node_of_rank, *first_slot = frame->first_slot;

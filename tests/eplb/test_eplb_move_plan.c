@@ -1,6 +1,7 @@
 /* test_eplb_move_plan.c - every plan is carried out on simulated slots that remember layer, expert and a
- * checksum, through shadow slots, and its maps are compared with what the slots hold after each group. Checked
- * group by group: bounds, kinds, entries into nodes; at the end the map, the number of moves, bytes, seconds. */
+ * checksum, through shadow slots, and its maps are compared with what the slots hold after each group.
+ * Checked group by group: bounds, kinds, entries into nodes; at the end the map, the number of moves, bytes,
+ * seconds. */
 #include "wb_eplb.h"
 #include "wb_random.h"
 
@@ -96,8 +97,8 @@ static void check_network_move(machine *m, const wb_move *move, uint32_t from, u
     m->sent[from]++;
 }
 
-/* The kind is the nearest one that there is: what a rank has is copied inside it, what its node has comes from
- * there. */
+/* The kind is the nearest one that there is: what a rank has is copied inside it, what its node has comes
+ * from there. */
 static void check_kind(machine *m, const wb_move *move, uint32_t to) {
     uint32_t from = move->kind == WB_MOVE_RELOAD ? UINT32_MAX : rank_of(m, move->from.slot);
     assert_int_equal(move->kind == WB_MOVE_LOCAL, m->rank_had[move->expert][to]);
@@ -161,8 +162,8 @@ static void check_traffic(machine *m) {
     m->seconds += slowest + cost->seconds_per_group;
 }
 
-/* Every expert that had a copy has one. Once none is missing the map can be had: it names what the slots hold,
- * replicas in slot order. */
+/* Every expert that had a copy has one. Once none is missing the map can be had: it names what the slots
+ * hold, replicas in slot order. */
 static void check_map(machine *m, const wb_move_plan *plan, uint32_t group) {
     uint32_t layer = plan->groups[group].layer, S = m->t->n_slots;
     uint32_t copies[MAX_E] = {0};
@@ -421,27 +422,40 @@ static wb_move_options random_options(void) {
     return options;
 }
 
+/* What is moved in a layer, and where to, does not depend on the layers that are planned with it. */
+static void check_part(const wb_move_plan *plan, const wb_move_plan *some, uint32_t n,
+                       const uint32_t *layers) {
+    uint64_t found = 0;
+    for (uint64_t i = 0; i < plan->n_moves; i++)
+        if (in_set(plan->moves[i].layer, n, layers)) {
+            assert_true(found < some->n_moves);
+            assert_memory_equal(&plan->moves[i], &some->moves[found++], sizeof *plan->moves);
+        }
+    assert_int_equal(found, some->n_moves);
+}
+
 static void check_random_pairs(uint32_t pairs, uint32_t max_ranks, uint32_t max_slots) {
     printf("seed %" PRIu64 ", %u pairs\n", seed, pairs);
     random_state = wb_mix64(seed + max_slots);
     for (uint32_t i = 0; i < pairs; i++) {
         random_shape s;
         wb_placement *from = NULL, *to = NULL;
-        wb_move_plan *plan = NULL, *again = NULL;
+        wb_move_plan *plan = NULL, *again = NULL, *some = NULL;
         uint32_t layers[MAX_L] = {0, 1, 2, 3}, n;
         random_topology(&s, max_ranks, max_slots);
         random_pair(&s, &from, &to);
         wb_move_options options = random_options();
         shuffle(layers, s.L);
         n = below(s.L + 1);
-        assert_int_equal(wb_move_plan_open(from, to, n, layers, &options, &plan), WB_OK);
-        check_plan(from, to, n, layers, &options, plan, the_machine);
-        wb_move_plan_close(plan);
+        assert_int_equal(wb_move_plan_open(from, to, n, layers, &options, &some), WB_OK);
+        check_plan(from, to, n, layers, &options, some, the_machine);
         plan = plan_of(from, to, &options);
         assert_int_equal(wb_move_plan_open(from, to, wb_placement_layers(to), NULL, &options, &again), WB_OK);
         assert_int_equal(plan->n_moves, again->n_moves);
         assert_int_equal(plan->n_groups, again->n_groups);
         assert_memory_equal(plan->moves, again->moves, plan->n_moves * sizeof *plan->moves);
+        check_part(plan, some, n, layers);
+        wb_move_plan_close(some);
         wb_move_plan_close(again);
         wb_move_plan_close(plan);
         wb_placement_close(to);
@@ -529,22 +543,24 @@ static void test_slots_of_a_rank_trade_places_without_a_move(void **state) {
     wb_move_plan_close(plan);
 }
 
-/* Rank 0 waits for an expert of rank 1, whose spare slot goes to rank 2, which trades with rank 1: rank 0 waits
- * for a cycle that it is no part of. Then its own chain has an end. */
-static void test_a_chain_into_a_cycle_ends(void **state) {
+/* What rank 0 gives leads to ranks 1 and 2, which give each other something: they trade, without rank 0, whose
+ * turn comes later. */
+static void test_a_chain_into_a_cycle_leaves_its_beginning_out(void **state) {
     (void)state;
     wb_move_options options = wb_move_options_default();
     wb_topology t = {.n_ranks = 3, .n_nodes = 1, .n_slots = 6};
-    /* 0 and 4 lose nothing for good: 0 -> rank 1, 1 -> rank 2, 2 -> rank 1, 4 -> rank 0 */
     wb_move_plan *plan =
-        plan_between(&t, 5, (int32_t[]){0, 3, 1, 4, 2, 3}, (int32_t[]){4, 3, 0, 2, 1, 3}, &options);
-    assert_int_equal(plan->n_moves, 4);
-    assert_int_equal(plan->n_groups, 2);
+        plan_between(&t, 6, (int32_t[]){0, 3, 1, 4, 2, 5}, (int32_t[]){4, 5, 0, 2, 3, 1}, &options);
+    assert_int_equal(plan->n_moves, 6);
+    assert_int_equal(plan->n_groups, 3);
+    assert_int_equal(plan->groups[0].end, 2);
+    assert_int_equal(plan->moves[0].expert, 2);
+    assert_int_equal(plan->moves[1].expert, 1);
     wb_move_plan_close(plan);
 }
 
-/* https://github.com/sgl-project/sglang/pull/22985: one batch of all transfers hangs. A rank receives as many in
- * a group as it has shadow slots. */
+/* https://github.com/sgl-project/sglang/pull/22985: one batch of all transfers hangs. A rank receives as many
+ * in a group as it has shadow slots. */
 static void test_sglang_22985_groups_are_bounded(void **state) {
     (void)state;
     enum { R = 8, PER_RANK = 32, S = R * PER_RANK };
@@ -559,6 +575,11 @@ static void test_sglang_22985_groups_are_bounded(void **state) {
         options.group_moves = bound;
         wb_move_plan *plan = plan_between(&t, S, old, new, &options); /* checks the bound group by group */
         assert_int_equal(plan->n_groups, PER_RANK);
+        wb_move_plan_close(plan);
+        options.n_shadow = 2;
+        options.cost.expert_bytes = 1024; /* so that a link carries two in a group */
+        plan = plan_between(&t, S, old, new, &options);
+        assert_int_equal(plan->n_groups, bound == 1 ? PER_RANK : PER_RANK / 2);
         wb_move_plan_close(plan);
     }
 }
@@ -586,22 +607,28 @@ static void test_one_network_entry_per_node(void **state) {
     wb_move_plan_close(plan);
 }
 
-/* Four ranks of a node hold experts 0..3 each, four others get one of them each: each holder sends once. */
+/* Four ranks of a node hold experts 0..3 each, other ranks get these between them, 1, 2 or 4 each: each
+ * holder sends once, though any might send all. */
 static void test_sources_are_balanced(void **state) {
     (void)state;
-    enum { R = 8, PER_RANK = 4, S = R * PER_RANK };
+    enum { HOLDERS = 4, R = 8, PER_RANK = 4, S = R * PER_RANK };
     wb_topology t = {.n_ranks = R, .n_nodes = 1, .n_slots = S};
-    int32_t old[S], new[S];
-    for (int32_t s = 0; s < S; s++) {
-        old[s] = new[s] = s < S / 2 ? s % PER_RANK : WB_NO_EXPERT;
-        if (s >= S / 2 && s % PER_RANK == 0) new[s] = s / PER_RANK - R / 2;
-    }
     wb_move_options options = wb_move_options_default();
-    wb_move_plan *plan = plan_between(&t, PER_RANK, old, new, &options);
-    assert_int_equal(plan->n_groups, 1);
-    assert_int_equal(plan->n_moves, 4);
-    for (uint32_t r = 0; r < R; r++) assert_int_equal(the_machine->sent[r], r < R / 2);
-    wb_move_plan_close(plan);
+    options.cost.expert_bytes = 1024;
+    for (int32_t i = 0; i < 6; i++) {
+        int32_t old[S], new[S], each = 1 << i % 3;
+        options.n_shadow = i < 3 ? 1 : 2;
+        for (int32_t s = 0; s < S; s++) {
+            int32_t rank = s / PER_RANK - HOLDERS, slot = s % PER_RANK;
+            old[s] = new[s] = rank < 0 ? slot : WB_NO_EXPERT;
+            if (rank >= 0 && rank < HOLDERS / each && slot < each) new[s] = slot + rank *each;
+        }
+        wb_move_plan *plan = plan_between(&t, PER_RANK, old, new, &options);
+        assert_int_equal(plan->n_groups, i < 3 || each == 1 ? each : each / 2);
+        assert_int_equal(plan->n_moves, HOLDERS);
+        for (uint32_t r = 0; r < R; r++) assert_int_equal(the_machine->sent[r], r < HOLDERS);
+        wb_move_plan_close(plan);
+    }
 }
 
 /* Rank 1 of four dies: its copy of expert 1 is no source, its expert 2 had no other copy. Expert 2 is
@@ -627,6 +654,25 @@ static void test_dead_rank_is_no_source_and_lost_expert_is_reloaded(void **state
     assert_int_equal(wb_move_plan_open(to, from, wb_placement_layers(to), NULL, &options, &none),
                      WB_MISMATCH);
     assert_null(none);
+    wb_placement_close(to);
+    wb_placement_close(from);
+}
+
+/* The layer cannot work before its lost expert is there: the rank that waits for another one too begins with
+ * it. */
+static void test_lost_expert_is_reloaded_first(void **state) {
+    (void)state;
+    uint32_t slots[] = {3, 1, 1};
+    uint8_t dead[] = {0, 1, 0};
+    wb_topology t = {.n_ranks = 3, .n_nodes = 1, .n_slots = 5, .slots_of_rank = slots}, after = t;
+    after.dead = dead;
+    wb_placement *from = placement_of(&t, 3, (int32_t[]){0, -1, -1, 1, 2});
+    wb_placement *to = placement_of(&after, 3, (int32_t[]){0, 2, 1, -1, 2});
+    wb_move_options options = wb_move_options_default();
+    wb_move_plan *plan = plan_of(from, to, &options);
+    assert_int_equal(plan->n_moves, 2);
+    assert_int_equal(plan->moves[0].kind, WB_MOVE_RELOAD);
+    wb_move_plan_close(plan);
     wb_placement_close(to);
     wb_placement_close(from);
 }
@@ -798,10 +844,11 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_one_network_entry_per_node),
         cmocka_unit_test(test_sources_are_balanced),
         cmocka_unit_test(test_dead_rank_is_no_source_and_lost_expert_is_reloaded),
+        cmocka_unit_test(test_lost_expert_is_reloaded_first),
         cmocka_unit_test(test_unchanged_placement_moves_nothing),
         cmocka_unit_test(test_an_empty_layer_set_moves_nothing),
         cmocka_unit_test(test_a_chain_that_ends_moves_at_once),
-        cmocka_unit_test(test_a_chain_into_a_cycle_ends),
+        cmocka_unit_test(test_a_chain_into_a_cycle_leaves_its_beginning_out),
         cmocka_unit_test(test_a_group_that_is_not_there_is_refused),
         cmocka_unit_test(test_a_full_shuffle_takes_at_most_twice_the_bound),
         cmocka_unit_test(test_bad_arguments_are_refused),
