@@ -543,8 +543,8 @@ static void test_slots_of_a_rank_trade_places_without_a_move(void **state) {
     wb_move_plan_close(plan);
 }
 
-/* What rank 0 gives leads to ranks 1 and 2, which give each other something: they trade, without rank 0, whose
- * turn comes later. */
+/* What rank 0 gives leads to ranks 1 and 2, which give each other something: they trade, without rank 0,
+ * whose turn comes later. */
 static void test_a_chain_into_a_cycle_leaves_its_beginning_out(void **state) {
     (void)state;
     wb_move_options options = wb_move_options_default();
