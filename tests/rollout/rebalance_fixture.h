@@ -49,8 +49,7 @@ static inline wb_placement *uneven_placement(dice *d, int R, uint32_t n_layers) 
 
 /* Every rank has every expert, so that it can give any engine its weights. */
 static inline wb_placement *full_placement(int R, uint32_t n_layers) {
-    const wb_topology topology = {
-        .n_ranks = (uint32_t)R, .n_nodes = 1, .n_slots = (uint32_t)R * N_EXPERTS};
+    const wb_topology topology = {.n_ranks = (uint32_t)R, .n_nodes = 1, .n_slots = (uint32_t)R * N_EXPERTS};
     wb_placement *placement;
     must(wb_placement_open(&topology, n_layers, N_EXPERTS, &placement), "placement");
     return placement;

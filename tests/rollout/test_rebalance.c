@@ -13,8 +13,7 @@
 static uint64_t base_seed;
 
 static void fill_movers(mover *movers, uint64_t seed, wb_rebalance_options options, void (*play)(mover *)) {
-    for (int r = 0; r < MAX_RANKS; r++)
-        movers[r] = (mover){.seed = seed, .options = options, .play = play};
+    for (int r = 0; r < MAX_RANKS; r++) movers[r] = (mover){.seed = seed, .options = options, .play = play};
 }
 
 /* Of several ranks experts must have moved, or nothing was tested. */
