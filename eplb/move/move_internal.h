@@ -24,8 +24,7 @@ typedef struct wb_move_rank {
     uint32_t sent;     /* in this layer */
     /* The rest is of the present group. By link: 0 node, 1 network, over which reloads come in too. */
     uint32_t sends[2], receives[2], local;
-    uint32_t n_staged;
-    wb_move staged[WB_MAX_SHADOW];
+    uint32_t n_staged;   /* moves to it: wb_mover.staged[rank x WB_MAX_SHADOW ..] */
     bool stuck;          /* nothing makes room on it */
     uint32_t path_index; /* 1 + its place in wb_mover.path; 0: none */
 } wb_move_rank;
@@ -56,8 +55,9 @@ typedef struct wb_mover {
     uint32_t *holders;       /* [2 S] slots, by expert */
     uint32_t *waiters;       /* [2 S] ranks, by expert */
     wb_move_rank *ranks;     /* [R] */
-    uint32_t *order;         /* [R] ranks with wishes, those with most first */
-    uint32_t *count;         /* [max(S, E) + 2] scratch */
+    wb_move *staged;         /* [R][WB_MAX_SHADOW] the present group, by rank that receives */
+    uint32_t *order, *old;   /* [R] ranks with wishes, those with most first; the order of the group before */
+    uint32_t *count;         /* [max(S, E) + 1] scratch */
     wb_move_link *path;      /* [R] */
 } wb_mover;
 

@@ -86,7 +86,9 @@ static wb_status open_mover(wb_mover *m) {
     WB_TRY(WB_OWN(&m->memory, m->holders, 2 * S, what));
     WB_TRY(WB_OWN(&m->memory, m->waiters, 2 * S, what));
     WB_TRY(WB_OWN(&m->memory, m->ranks, R, what));
+    WB_TRY(WB_OWN(&m->memory, m->staged, R * WB_MAX_SHADOW, what));
     WB_TRY(WB_OWN(&m->memory, m->order, R, what));
+    WB_TRY(WB_OWN(&m->memory, m->old, R, what));
     WB_TRY(WB_OWN(&m->memory, m->path, R, what));
     return WB_OWN(&m->memory, m->count, (S > E ? S : E) + 1, what);
 }

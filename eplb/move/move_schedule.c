@@ -119,24 +119,29 @@ static void serve(wb_mover *m, uint32_t rank) {
     if (choose_wish(m, rank, &expert, &source)) wb_move_stage(m, rank, expert, source, room);
 }
 
-/* Ranks that wait, those that wait for most first, equal ones by number. Returns how many. */
-static uint32_t order_ranks(wb_mover *m) {
-    uint32_t R = m->frame->topology.n_ranks, max = 0, n = 0;
-    for (uint32_t r = 0; r < R; r++)
-        if (m->ranks[r].n_wishes > max) max = m->ranks[r].n_wishes;
+/* Of the n ranks in mover->order those that wait, first those that wait for most, equal ones as they were.
+ * Returns how many. */
+static uint32_t order_ranks(wb_mover *m, uint32_t n) {
+    uint32_t max = 0, kept = 0, *old = m->order;
+    m->order = m->old;
+    m->old = old;
+    for (uint32_t i = 0; i < n; i++)
+        if (m->ranks[old[i]].n_wishes > max) max = m->ranks[old[i]].n_wishes;
     memset(m->count, 0, (max + 1) * sizeof *m->count);
-    for (uint32_t r = 0; r < R; r++) m->count[max - m->ranks[r].n_wishes]++;
+    for (uint32_t i = 0; i < n; i++) m->count[max - m->ranks[old[i]].n_wishes]++;
     for (uint32_t i = 0; i < max; i++) {
-        n += m->count[i];
-        m->count[i] = n - m->count[i];
+        kept += m->count[i];
+        m->count[i] = kept - m->count[i];
     }
-    for (uint32_t r = 0; r < R; r++)
-        if (m->ranks[r].n_wishes > 0) m->order[m->count[max - m->ranks[r].n_wishes]++] = r;
-    return n;
+    for (uint32_t i = 0; i < n; i++)
+        if (m->ranks[old[i]].n_wishes > 0) m->order[m->count[max - m->ranks[old[i]].n_wishes]++] = old[i];
+    return kept;
 }
 
 wb_status wb_move_schedule_layer(wb_mover *m) {
-    for (uint32_t n; (n = order_ranks(m)) > 0;) {
+    uint32_t n = m->frame->topology.n_ranks;
+    for (uint32_t r = 0; r < n; r++) m->order[r] = r;
+    while ((n = order_ranks(m, n)) > 0) {
         for (uint32_t pass = 0; pass < m->options->n_shadow; pass++)
             for (uint32_t i = 0; i < n; i++)
                 if (wb_move_can_receive(m, m->order[i])) serve(m, m->order[i]);

@@ -117,7 +117,7 @@ void wb_move_stage(wb_mover *m, uint32_t rank, uint32_t expert, wb_move_source s
     wb_move_expert *e = &m->experts[expert];
     uint32_t first = m->frame->first_slot[rank], slot = m->spare[first + spare];
     count_traffic(m, r, source);
-    r->staged[r->n_staged++] = (wb_move){
+    m->staged[rank * (size_t)WB_MAX_SHADOW + r->n_staged++] = (wb_move){
         .layer = m->layer, .expert = expert, .kind = source.kind, .from = {source.slot}, .to = {slot}};
     m->spare[first + spare] = m->spare[first + --r->n_spare];
     remove_from(m->wishes + first, &r->n_wishes, expert);
@@ -169,7 +169,8 @@ wb_status wb_move_end_group(wb_mover *m) {
         wb_move_rank *r = &m->ranks[i];
         double seconds = seconds_of(r, &m->options->cost);
         if (seconds > slowest) slowest = seconds;
-        for (uint32_t k = 0; k < r->n_staged; k++) m->moves[m->n_moves++] = r->staged[k];
+        for (uint32_t k = 0; k < r->n_staged; k++)
+            m->moves[m->n_moves++] = m->staged[i * (size_t)WB_MAX_SHADOW + k];
         r->sends[0] = r->sends[1] = r->receives[0] = r->receives[1] = r->local = r->n_staged = 0;
         r->stuck = false;
     }

@@ -89,8 +89,9 @@ WB_API void wb_move_plan_close(wb_move_plan *plan); /* NULL is a no-op */
 
 /* Puts the map of the group's layer as it is after the group into `placement` (of the shape of `to`, its dead
  * ranks dead), whatever it has there, and sets the layer's epoch. Replicas are numbered in slot order, after
- * the layer's last group as in `to`. INVALID_ARGUMENT, with nothing changed, for a group outside [0,
- * n_groups) and while an expert that died with its ranks has not been reloaded. MISMATCH on another shape. */
+ * the layer's last group as in `to`. With nothing changed: INVALID_ARGUMENT for a group outside [0, n_groups)
+ * and while an expert that died with its ranks has not been reloaded; MISMATCH on other numbers of layers,
+ * experts, ranks or slots. */
 WB_API wb_status wb_move_apply_group(const wb_move_plan *plan, uint32_t group, uint64_t epoch,
                                      wb_placement *placement);
 
