@@ -40,9 +40,7 @@ static wb_status sample_and_fetch(wb_engine *engine, const float *logits) {
     if (batch->n_sampled > 0) WB_TRY(wb_sample_step(&engine->sampler, batch, logits, &engine->results));
     if (batch->n_tokens == 0) return WB_OK;
     WB_TRY(wb_step_results_fetch(&engine->results, engine->workspace.device, (size_t)batch->n_tokens));
-    WB_TRY(wb_sample_take_kept(&engine->sampler, batch, &engine->results));
-    return wb_load_count_step(&engine->load, wb_model_routes(engine->model), batch,
-                              wb_step_results_on_host(&engine->results).rows);
+    return wb_sample_take_kept(&engine->sampler, batch, &engine->results);
 }
 
 /* Requests that the commit will leave unfinished. */
@@ -106,6 +104,9 @@ wb_status wb_engine_step(wb_engine *engine, bool *busy_out) {
     if (fed != WB_OK) status = fed;
     if (status == WB_OK) status = sample_and_fetch(engine, logits);
     WB_TRY(agree(engine, status, busy_out));
+    /* Once for each row that is committed. */
+    WB_TRY(wb_load_count_step(&engine->load, wb_model_routes(engine->model), &engine->scheduler.batch,
+                              wb_step_results_on_host(&engine->results).rows));
     commit(engine);
     return WB_OK;
 }

@@ -11,32 +11,6 @@ enum { CHUNK_BYTES = 1 << 20, PART_ALIGNMENT = 256 };
 
 /* ---- memory ---------------------------------------------------------------------------------- */
 
-wb_status wb_migration_open(const wb_expert_store *store, uint32_t check_every, wb_placement *placement,
-                            wb_migration *m) {
-    wb_comm *comm = wb_exchange_comm(store->exchange);
-    *m = (wb_migration){.store = store,
-                        .comm = comm,
-                        .rank = (uint32_t)wb_comm_rank(comm),
-                        .n_ranks = (uint32_t)wb_comm_size(comm),
-                        .check_every = check_every,
-                        .placement = placement};
-    const size_t R = m->n_ranks;
-    WB_TRY(WB_OWN(&m->memory, m->to_bytes, 5 * R, "migration"));
-    m->to_offsets = m->to_bytes + R, m->from_bytes = m->to_bytes + 2 * R;
-    m->from_offsets = m->to_bytes + 3 * R, m->cursor = m->to_bytes + 4 * R;
-    return WB_OWN(&m->memory, m->chunk, CHUNK_BYTES, "migration");
-}
-
-void wb_migration_close(wb_migration *m) {
-    free(m->parts);
-    free(m->transfers);
-    free(m->sent);
-    free(m->received);
-    wb_owner_close(&m->memory);
-    wb_placement_close(m->placement);
-    *m = (wb_migration){0};
-}
-
 static size_t aligned(size_t bytes) {
     return (bytes + PART_ALIGNMENT - 1) / PART_ALIGNMENT * PART_ALIGNMENT;
 }
@@ -54,6 +28,68 @@ static wb_status find_parts(wb_migration *m, uint32_t layer, wb_physical_id slot
     return WB_OK;
 }
 
+static wb_status open_maps(wb_migration *m) {
+    const wb_placement *placement = m->store->placement(m->store->context);
+    WB_TRY(wb_placement_clone(placement, &m->placement));
+    return wb_placement_clone(placement, &m->next);
+}
+
+/* The largest slot of this rank, if it has any. */
+static wb_status open_shadows(wb_migration *m, uint32_t n_shadow) {
+    const wb_physical_id first = {wb_placement_first_slot(m->placement, m->rank)};
+    void *shadows;
+    if (first.slot == wb_placement_first_slot(m->placement, m->rank + 1)) return WB_OK;
+    for (uint32_t l = 0; l < wb_placement_layers(m->placement); l++) {
+        size_t bytes;
+        WB_TRY(find_parts(m, l, first, &bytes));
+        if (bytes > m->shadow_bytes) m->shadow_bytes = bytes;
+    }
+    m->n_shadows = n_shadow;
+    return m->store->shadow(m->store->context, n_shadow * m->shadow_bytes, &shadows);
+}
+
+wb_status wb_migration_open(const wb_expert_store *store, uint32_t check_every, uint32_t n_shadow,
+                            wb_migration *m) {
+    wb_comm *comm = wb_exchange_comm(store->exchange);
+    *m = (wb_migration){.store = store,
+                        .comm = comm,
+                        .rank = (uint32_t)wb_comm_rank(comm),
+                        .n_ranks = (uint32_t)wb_comm_size(comm),
+                        .check_every = check_every};
+    const size_t R = m->n_ranks;
+    WB_TRY(open_maps(m));
+    WB_TRY(WB_OWN(&m->memory, m->to_bytes, 5 * R, "migration"));
+    m->to_offsets = m->to_bytes + R, m->from_bytes = m->to_bytes + 2 * R;
+    m->from_offsets = m->to_bytes + 3 * R, m->cursor = m->to_bytes + 4 * R;
+    WB_TRY(WB_OWN(&m->memory, m->chunk, CHUNK_BYTES, "migration"));
+    return open_shadows(m, n_shadow);
+}
+
+wb_status wb_migration_follow(wb_migration *m, bool *changed_out) {
+    const wb_placement *placement = m->store->placement(m->store->context);
+    bool changed = wb_placement_hash(placement) != wb_placement_hash(m->placement);
+    for (uint32_t l = 0; l < wb_placement_layers(placement); l++)
+        changed =
+            changed || wb_placement_layer(placement, l).epoch != wb_placement_layer(m->placement, l).epoch;
+    *changed_out = changed;
+    if (!changed) return WB_OK;
+    wb_placement_close(m->placement);
+    wb_placement_close(m->next);
+    m->placement = m->next = NULL;
+    return open_maps(m);
+}
+
+void wb_migration_close(wb_migration *m) {
+    free(m->parts);
+    free(m->transfers);
+    free(m->sent);
+    free(m->received);
+    wb_owner_close(&m->memory);
+    wb_placement_close(m->placement);
+    wb_placement_close(m->next);
+    *m = (wb_migration){0};
+}
+
 /* ---- a group ------------------------------------------------------------------------------------ */
 
 typedef struct move_place {
@@ -62,8 +98,8 @@ typedef struct move_place {
     bool checked;
 } move_place;
 
-/* Where the next move of a walk through a group goes; `last` is that of the one before. Moves are in the order
- * of their ranks, and a rank's take its shadow slots in turn. */
+/* Where the next move of a walk through a group goes; `last` is that of the one before. Moves are in the
+ * order of their ranks, and a rank's take its shadow slots in turn. */
 static move_place place_move(const wb_migration *m, const wb_move *move, uint64_t number,
                              const move_place *last) {
     const uint32_t to = wb_placement_rank_of(m->placement, move->to);
@@ -144,7 +180,14 @@ static wb_status exchange(wb_migration *m) {
     return wb_exchange_wait(m->store->exchange, work);
 }
 
-/* ---- checksums ----------------------------------------------------------------------------------- */
+/* ---- labels ------------------------------------------------------------------------------------- */
+
+static uint64_t shape_of(const wb_migration *m) {
+    wb_hash hash;
+    wb_hash_start(&hash);
+    for (size_t i = 0; i < m->n_parts; i++) wb_hash_add(&hash, &m->parts[i].bytes, sizeof m->parts[i].bytes);
+    return wb_hash_value(&hash);
+}
 
 static wb_status hash_part(wb_migration *m, wb_hash *hash, const char *data, size_t bytes) {
     const wb_exchange_memory *memory = &m->store->memory;
@@ -156,11 +199,11 @@ static wb_status hash_part(wb_migration *m, wb_hash *hash, const char *data, siz
     return WB_OK;
 }
 
-/* Of the layer, the expert and the parts in m->parts, which lie one behind the other at `shadow`, or where they
- * are (NULL). */
+/* Of the layer, its epoch, the expert and the parts in m->parts, which lie one behind the other at `shadow`,
+ * or where they are (NULL). */
 static wb_status checksum(wb_migration *m, uint32_t layer, uint32_t expert, const char *shadow,
                           uint64_t *sum_out) {
-    const uint32_t name[2] = {layer, expert};
+    const uint64_t name[3] = {layer, expert, wb_placement_layer(m->placement, layer).epoch};
     wb_hash hash;
     wb_hash_start(&hash);
     wb_hash_add(&hash, name, sizeof name);
@@ -173,39 +216,51 @@ static wb_status checksum(wb_migration *m, uint32_t layer, uint32_t expert, cons
     return WB_OK;
 }
 
-static wb_status count_checksum(wb_migration *m, const wb_move *move, const move_place *place) {
+static wb_status count_label(wb_migration *m, const wb_move *move, const move_place *place) {
     (void)move;
-    if (!place->checked) return WB_OK;
-    if (place->from_rank == m->rank) m->to_bytes[place->to_rank] += sizeof(uint64_t);
-    if (place->to_rank == m->rank) m->from_bytes[place->from_rank] += sizeof(uint64_t);
+    if (place->from_rank == m->rank) m->to_bytes[place->to_rank] += sizeof(wb_move_label);
+    if (place->to_rank == m->rank) m->from_bytes[place->from_rank] += sizeof(wb_move_label);
     return WB_OK;
 }
 
 /* Under the name of the expert that this rank's map has in the slot, whatever the plan says. */
-static wb_status take_checksum(wb_migration *m, const wb_move *move, const move_place *place) {
+static wb_status write_label(wb_migration *m, const wb_move *move, const move_place *place) {
     size_t bytes;
-    if (!place->checked || place->from_rank != m->rank) return WB_OK;
+    if (place->from_rank != m->rank) return WB_OK;
+    wb_move_label *label = m->sent + m->cursor[place->to_rank]++;
     const int32_t expert = wb_placement_layer(m->placement, move->layer).expert_of_slot[move->from.slot];
     WB_TRY(find_parts(m, move->layer, move->from, &bytes));
-    WB_TRY(checksum(m, move->layer, (uint32_t)expert, NULL, m->sent + m->cursor[place->to_rank]));
-    m->cursor[place->to_rank]++;
-    return WB_OK;
+    *label = (wb_move_label){.shape = shape_of(m)};
+    return place->checked ? checksum(m, move->layer, (uint32_t)expert, NULL, &label->checksum) : WB_OK;
+}
+
+static wb_status fail_move(wb_status status, const wb_move *move, const move_place *place, const char *what,
+                           uint64_t expected, uint64_t found) {
+    return wb_fail(status,
+                   "expert %" PRIu32 " of MoE layer %" PRIu32 " from slot %" PRIu32 " of rank %" PRIu32
+                   " to slot %" PRIu32 " of rank %" PRIu32 ": expected %s %016" PRIx64 ", found %016" PRIx64,
+                   move->expert, move->layer, move->from.slot, place->from_rank, move->to.slot,
+                   place->to_rank, what, expected, found);
+}
+
+static wb_status compare_shape(wb_migration *m, const wb_move *move, const move_place *place) {
+    size_t bytes;
+    if (place->to_rank != m->rank) return WB_OK;
+    const uint64_t expected = m->received[m->cursor[place->from_rank]++].shape;
+    WB_TRY(find_parts(m, move->layer, move->to, &bytes));
+    if (shape_of(m) == expected) return WB_OK;
+    return fail_move(WB_MISMATCH, move, place, "parts of the shape", expected, shape_of(m));
 }
 
 static wb_status compare_checksum(wb_migration *m, const wb_move *move, const move_place *place) {
     size_t bytes;
     uint64_t found;
-    if (!place->checked || place->to_rank != m->rank) return WB_OK;
-    const uint64_t expected = m->received[m->cursor[place->from_rank]++];
+    if (place->to_rank != m->rank) return WB_OK;
+    const uint64_t expected = m->received[m->cursor[place->from_rank]++].checksum;
+    if (!place->checked) return WB_OK;
     WB_TRY(find_parts(m, move->layer, move->to, &bytes));
     WB_TRY(checksum(m, move->layer, move->expert, shadow_of(m, place), &found));
-    if (found == expected) return WB_OK;
-    return wb_fail(WB_CORRUPT,
-                   "expert %" PRIu32 " of MoE layer %" PRIu32 " from slot %" PRIu32 " of rank %" PRIu32
-                   " to slot %" PRIu32 " of rank %" PRIu32 ": expected checksum %016" PRIx64
-                   ", found %016" PRIx64,
-                   move->expert, move->layer, move->from.slot, place->from_rank, move->to.slot,
-                   place->to_rank, expected, found);
+    return found == expected ? WB_OK : fail_move(WB_CORRUPT, move, place, "checksum", expected, found);
 }
 
 static void lay_out(size_t R, const size_t *bytes, size_t *offsets) {
@@ -214,29 +269,29 @@ static void lay_out(size_t R, const size_t *bytes, size_t *offsets) {
 }
 
 static void begin_cursors(wb_migration *m, const size_t *offsets) {
-    for (uint32_t r = 0; r < m->n_ranks; r++) m->cursor[r] = offsets[r] / sizeof(uint64_t);
+    for (uint32_t r = 0; r < m->n_ranks; r++) m->cursor[r] = offsets[r] / sizeof(wb_move_label);
 }
 
-/* Checksums of what is sent, made before it travels: m->sent. */
-static wb_status take_checksums(wb_migration *m, const wb_move_plan *plan, const wb_move_group *group) {
+/* m->sent (=) of what this rank sends, made before it travels. */
+static wb_status write_labels(wb_migration *m, const wb_move_plan *plan, const wb_move_group *group) {
     memset(m->to_bytes, 0, m->n_ranks * sizeof *m->to_bytes);
     memset(m->from_bytes, 0, m->n_ranks * sizeof *m->from_bytes);
-    WB_TRY(visit_moves(m, plan, group, count_checksum));
+    WB_TRY(visit_moves(m, plan, group, count_label));
     lay_out(m->n_ranks, m->to_bytes, m->to_offsets);
     lay_out(m->n_ranks, m->from_bytes, m->from_offsets);
     begin_cursors(m, m->to_offsets);
-    return visit_moves(m, plan, group, take_checksum);
+    return visit_moves(m, plan, group, write_label);
 }
 
-static wb_status send_checksums(wb_migration *m) {
-    if (m->check_every == 0) return WB_OK;
+static wb_status send_labels(wb_migration *m) {
     return wb_comm_all_to_all_v(m->comm, m->sent, m->to_bytes, m->to_offsets, m->received, m->from_bytes,
                                 m->from_offsets);
 }
 
-static wb_status compare_checksums(wb_migration *m, const wb_move_plan *plan, const wb_move_group *group) {
+static wb_status compare_labels(wb_migration *m, const wb_move_plan *plan, const wb_move_group *group,
+                                visit_fn *compare) {
     begin_cursors(m, m->from_offsets);
-    return visit_moves(m, plan, group, compare_checksum);
+    return visit_moves(m, plan, group, compare);
 }
 
 /* ---- taking over ------------------------------------------------------------------------------- */
@@ -256,12 +311,20 @@ static wb_status copy_move(wb_migration *m, const wb_move *move, const move_plac
     return WB_OK;
 }
 
-/* No way back: slots that are to be overwritten hold experts that no map names any more when all have come to
- * the end of this. */
-static wb_status take_over(wb_migration *m, const wb_move_plan *plan, uint32_t group, uint64_t epoch) {
-    WB_TRY(visit_moves(m, plan, &plan->groups[group], copy_move));
-    WB_TRY(wb_move_apply_group(plan, group, epoch, m->placement));
-    return m->store->take(m->store->context, m->placement);
+/* m->next (=) the map after the group. */
+static wb_status make_next(wb_migration *m, const wb_move_plan *plan, uint32_t number, uint64_t epoch) {
+    const uint32_t l = plan->groups[number].layer;
+    const wb_layer_map map = wb_placement_layer(m->placement, l);
+    WB_TRY(wb_placement_set_layer(m->next, l, map.expert_of_slot, map.replica_of_slot, map.epoch));
+    return wb_move_apply_group(plan, number, epoch, m->next);
+}
+
+/* No way back: slots that are overwritten hold experts that only the new map has elsewhere. Nothing is left
+ * to fail but the device, and memory of a few words. */
+static wb_status take_over(wb_migration *m, const wb_move_plan *plan, uint32_t number, uint64_t epoch) {
+    WB_TRY(visit_moves(m, plan, &plan->groups[number], copy_move));
+    WB_TRY(m->store->take(m->store->context, m->next));
+    return wb_move_apply_group(plan, number, epoch, m->placement);
 }
 
 wb_status wb_migrate_group(wb_migration *m, const wb_move_plan *plan, uint32_t number, uint64_t epoch,
@@ -269,13 +332,18 @@ wb_status wb_migrate_group(wb_migration *m, const wb_move_plan *plan, uint32_t n
     const wb_move_group *group = &plan->groups[number];
     *dead_out = false;
     wb_status status = prepare(m, plan, group);
-    if (status == WB_OK) status = take_checksums(m, plan, group);
+    if (status == WB_OK) status = write_labels(m, plan, group);
+    if (status == WB_OK) status = make_next(m, plan, number, epoch);
     WB_TRY(wb_comm_agree(m->comm, status));
+    WB_TRY(wb_placement_check_equal(m->next, m->comm));
     *dead_out = true;
-    WB_TRY(send_checksums(m));
+    WB_TRY(send_labels(m));
+    *dead_out = false;
+    WB_TRY(wb_comm_agree(m->comm, compare_labels(m, plan, group, compare_shape)));
+    *dead_out = true;
     WB_TRY(exchange(m));
     *dead_out = false;
-    WB_TRY(wb_comm_agree(m->comm, compare_checksums(m, plan, group)));
+    WB_TRY(wb_comm_agree(m->comm, compare_labels(m, plan, group, compare_checksum)));
     *dead_out = true;
     WB_TRY(take_over(m, plan, number, epoch));
     *dead_out = false;

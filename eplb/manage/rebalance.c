@@ -57,16 +57,22 @@ static wb_status check_options(const wb_rebalance_options *o) {
 static wb_status open_arrays(wb_rebalance *m) {
     const size_t n = (size_t)m->n_layers * m->n_experts;
     const wb_load_region region = {"target", m->n_layers, m->n_experts, 0};
-    WB_TRY(WB_OWN(&m->memory, m->counts, n + 1, "rebalance"));
+    WB_TRY(WB_OWN(&m->memory, m->counts, n, "rebalance"));
     WB_TRY(WB_OWN(&m->memory, m->usable, m->n_layers, "rebalance"));
     WB_TRY(WB_OWN(&m->memory, m->rank_loads, m->n_ranks, "rebalance"));
     WB_TRY(WB_OWN(&m->memory, m->layers, m->n_layers, "rebalance"));
     return wb_load_open(1, &region, &m->options.load, &m->load);
 }
 
+/* The next flip is later than any before it. */
+static void see_epochs(wb_rebalance *m, const wb_placement *placement) {
+    for (uint32_t l = 0; l < m->n_layers; l++)
+        if (wb_placement_layer(placement, l).epoch > m->latest_epoch)
+            m->latest_epoch = wb_placement_layer(placement, l).epoch;
+}
+
 static wb_status open_alone(const wb_expert_store *store, const wb_rebalance_options *options,
                             wb_rebalance *m) {
-    wb_placement *current = NULL;
     WB_TRY(wb_options_read(&m->options, sizeof m->options, options, "rebalance options"));
     WB_TRY(check_options(&m->options));
     m->options.solver.progress = NULL;
@@ -74,20 +80,33 @@ static wb_status open_alone(const wb_expert_store *store, const wb_rebalance_opt
     m->n_layers = wb_placement_layers(placement);
     m->n_experts = wb_placement_experts(placement);
     m->n_ranks = wb_placement_topology(placement)->n_ranks;
-    for (uint32_t l = 0; l < m->n_layers; l++)
-        if (wb_placement_layer(placement, l).epoch > m->latest_epoch)
-            m->latest_epoch = wb_placement_layer(placement, l).epoch;
     WB_TRY(open_arrays(m));
-    WB_TRY(wb_placement_clone(placement, &current));
-    return wb_migration_open(&m->store, m->options.check_every, current, &m->migration);
+    see_epochs(m, placement);
+    return wb_migration_open(&m->store, m->options.check_every, m->options.move.n_shadow, &m->migration);
 }
 
-/* What a decision depends on; the solver's own options are its business, whose outcome is compared. */
+/* What a decision and a plan depend on. What the solver is told is its business: what it finds is compared. */
 static wb_status check_peers(const wb_rebalance *m) {
     const wb_rebalance_options *o = &m->options;
-    const double values[] = {o->every,          o->enough,   o->sigmas,
-                             o->horizon_passes, o->phases,   (double)o->layers_per_chunk,
-                             o->load.decay,     o->patience, o->check_every};
+    const wb_cost_model *cost = &o->move.cost;
+    const double values[] = {o->every,
+                             o->enough,
+                             o->sigmas,
+                             o->horizon_passes,
+                             o->phases,
+                             (double)o->layers_per_chunk,
+                             o->load.window,
+                             o->load.decay,
+                             o->patience,
+                             o->check_every,
+                             o->move.n_shadow,
+                             o->move.group_moves,
+                             cost->seconds_per_token,
+                             cost->expert_bytes,
+                             cost->node_bytes_per_second,
+                             cost->network_bytes_per_second,
+                             cost->local_bytes_per_second,
+                             cost->seconds_per_group};
     WB_TRY(wb_comm_check_equal(m->comm, values, sizeof values, "rebalance options"));
     return wb_placement_check_equal(m->migration.placement, m->comm);
 }
@@ -157,12 +176,14 @@ wb_rebalance_stats wb_rebalance_get_stats(const wb_rebalance *m) {
 
 /* ---- deciding and solving -------------------------------------------------------------------------- */
 
-/* Gives up what goes on: the map in force stays. The message is the calling thread's latest. */
-static void give_up(wb_rebalance *m, wb_rebalance_verdict verdict) {
+/* Gives up what goes on: the map in force stays. The message is the calling thread's latest. All ranks come
+ * here together, unless the communicator is dead: then that is the outcome. */
+static wb_status give_up(wb_rebalance *m, wb_rebalance_verdict verdict) {
     snprintf(m->failure, sizeof m->failure, "%s", wb_error_message());
     m->stats.failures++;
     m->stats.verdict = verdict;
     drop_target(m);
+    return wb_comm_barrier(m->comm);
 }
 
 /* One that was given up may still be at work, on any rank: then the decision waits for the next time. */
@@ -184,33 +205,34 @@ static wb_status decide(wb_rebalance *m) {
         m->stats.verdict = WB_REBALANCE_LATE;
         return WB_OK;
     }
+    bool changed;
+    WB_TRY(wb_comm_agree(m->comm, wb_migration_follow(&m->migration, &changed)));
+    see_epochs(m, m->migration.placement);
     WB_TRY(wb_rebalance_take_counts(m));
     m->stats.decisions++;
     m->stats.verdict = wb_rebalance_judge_counts(m);
     if (m->stats.verdict != WB_REBALANCE_MOVED) return WB_OK;
-    const wb_status started = wb_comm_agree(
-        m->comm, wb_solve_job_start(m->migration.placement, m->counts, &m->options.solver, &m->job));
-    if (started != WB_OK) {
-        give_up(m, WB_REBALANCE_FAILED); /* a job that has started ends by itself */
-        return WB_OK;
-    }
+    const wb_status started =
+        wb_comm_agree(m->comm, wb_solve_job_start(m->migration.placement, m->counts, &m->options.solver,
+                                                  wb_rebalance_choose_layers, m, &m->job));
+    if (started != WB_OK) return give_up(m, WB_REBALANCE_FAILED); /* a job that has started ends by itself */
     m->solving = 0;
     m->stats.phase = WB_REBALANCE_SOLVING;
     return WB_OK;
 }
 
-/* All ranks have a placement, which must be the same one; then what of it pays. */
+/* All ranks have a placement, which must be the same one, and the same layers of it that pay. */
 static wb_status take_target(wb_rebalance *m) {
     wb_status status = wb_solve_job_end(m->job, &m->target);
     m->job = NULL;
     status = wb_comm_agree(m->comm, status);
     if (status == WB_OK) status = wb_placement_check_equal(m->target, m->comm);
-    if (status == WB_OK) status = wb_comm_agree(m->comm, wb_rebalance_choose_layers(m, &m->stats.verdict));
-    if (status != WB_OK) {
-        give_up(m, WB_REBALANCE_FAILED);
-        return WB_OK;
-    }
-    m->stats.phase = m->n_chosen > 0 ? WB_REBALANCE_MOVING : WB_REBALANCE_RECORDING;
+    if (status == WB_OK)
+        status = wb_comm_check_equal(m->comm, m->layers, m->n_chosen * sizeof *m->layers, "layers to move");
+    if (status != WB_OK) return give_up(m, WB_REBALANCE_FAILED);
+    m->stats.verdict = m->chosen;
+    m->stats.expected_balancedness = m->expected_balancedness;
+    m->stats.phase = WB_REBALANCE_MOVING;
     if (m->n_chosen == 0) drop_target(m);
     return WB_OK;
 }
@@ -222,13 +244,17 @@ static wb_status wait_for_solver(wb_rebalance *m) {
     if (++m->solving < m->options.patience) return WB_OK;
     WB_IGNORE(wb_fail(WB_CAPACITY, "rebalance: the solver has not ended after %" PRIu32 " passes",
                       m->options.patience));
-    give_up(m, WB_REBALANCE_LATE);
-    return WB_OK;
+    return give_up(m, WB_REBALANCE_LATE);
 }
 
 /* ---- moving -------------------------------------------------------------------------------------- */
 
 static wb_status open_chunk(wb_rebalance *m) {
+    bool changed;
+    WB_TRY(wb_migration_follow(&m->migration, &changed));
+    if (changed)
+        return wb_fail(WB_MISMATCH,
+                       "rebalance: the placement was changed by somebody else since the decision");
     const uint32_t left = m->n_chosen - m->next_chosen;
     const uint32_t n = m->options.layers_per_chunk < left ? (uint32_t)m->options.layers_per_chunk : left;
     WB_TRY(wb_move_plan_open(m->migration.placement, m->target, n, m->layers + m->next_chosen,
@@ -250,24 +276,12 @@ static void end_chunk(wb_rebalance *m) {
 
 static wb_status move_group(wb_rebalance *m) {
     bool dead = false;
-    if (!m->plan) {
-        const wb_status opened = wb_comm_agree(m->comm, open_chunk(m));
-        if (opened != WB_OK) {
-            give_up(m, WB_REBALANCE_FAILED);
-            return WB_OK;
-        }
-    }
+    if (!m->plan && wb_comm_agree(m->comm, open_chunk(m)) != WB_OK) return give_up(m, WB_REBALANCE_FAILED);
     if (m->next_group < m->plan->n_groups) {
         const wb_status moved =
             wb_migrate_group(&m->migration, m->plan, m->next_group, m->latest_epoch + 1, &dead);
-        if (moved != WB_OK && dead) {
-            wb_comm_abort(m->comm);
-            return moved;
-        }
-        if (moved != WB_OK) {
-            give_up(m, WB_REBALANCE_FAILED);
-            return WB_OK;
-        }
+        if (moved != WB_OK && dead) wb_comm_abort(m->comm);
+        if (moved != WB_OK) return dead ? moved : give_up(m, WB_REBALANCE_FAILED);
         m->latest_epoch++;
         m->next_group++;
         m->stats.groups++;
@@ -293,7 +307,7 @@ static wb_status move_and_time(wb_rebalance *m) {
 
 wb_status wb_rebalance_boundary(wb_rebalance *m) {
     /* This rank's tokens alone: sums over ranks are made where they are looked at. */
-    WB_TRY(wb_load_end_pass(m->load, NULL));
+    wb_load_end_own_pass(m->load);
     m->stats.boundaries++;
     switch (m->stats.phase) {
     case WB_REBALANCE_SOLVING:

@@ -20,8 +20,8 @@ static const double *counts_of(const wb_rebalance *m, uint32_t layer) {
     return m->counts + (size_t)layer * m->n_experts;
 }
 
-/* Whether all counts are of the experts of one block of E / R: what the router of one rank's shard would see,
- * if it were taken for the whole. */
+/* Whether all counts are of the experts of one block of E / R: what is seen of a load by who counts on one rank
+ * alone. It is told, and balanced like any other: the counts are of all ranks. */
 static bool is_one_sided(const wb_rebalance *m, uint32_t layer) {
     const uint64_t E = m->n_experts, R = m->n_ranks;
     const double *counts = counts_of(m, layer);
@@ -37,17 +37,15 @@ static bool is_one_sided(const wb_rebalance *m, uint32_t layer) {
 
 wb_status wb_rebalance_take_counts(wb_rebalance *m) {
     const size_t n = (size_t)m->n_layers * m->n_experts;
-    m->counts[n] = weighted_passes(m) / m->n_ranks;
     WB_TRY(wb_comm_agree(m->comm, wb_load_counts(m->load, 0, m->options.phases, m->counts)));
-    WB_TRY(wb_comm_all_reduce_f64(m->comm, m->counts, n + 1));
+    WB_TRY(wb_comm_all_reduce_f64(m->comm, m->counts, n));
     m->stats.layers_without_load = m->stats.one_sided_layers = 0;
     for (uint32_t l = 0; l < m->n_layers; l++) {
         double sum = 0;
         for (uint32_t e = 0; e < m->n_experts; e++) sum += counts_of(m, l)[e];
-        const bool one_sided = sum > 0 && is_one_sided(m, l);
         m->stats.layers_without_load += sum == 0;
-        m->stats.one_sided_layers += one_sided;
-        m->usable[l] = sum > 0 && !one_sided;
+        m->stats.one_sided_layers += sum > 0 && is_one_sided(m, l);
+        m->usable[l] = sum > 0;
     }
     return WB_OK;
 }
@@ -113,33 +111,35 @@ static double variance_of(const wb_rebalance *m, uint32_t layer, uint32_t rank) 
 }
 
 /* Seconds that the layer's move takes. */
-static wb_status move_seconds(const wb_rebalance *m, uint32_t layer, double *seconds_out) {
+static wb_status move_seconds(const wb_rebalance *m, const wb_placement *found, uint32_t layer,
+                              double *seconds_out) {
     wb_move_plan *plan;
-    WB_TRY(wb_move_plan_open(m->migration.placement, m->target, 1, &layer, &m->options.move, &plan));
+    WB_TRY(wb_move_plan_open(m->migration.placement, found, 1, &layer, &m->options.move, &plan));
     *seconds_out = plan->seconds;
     wb_move_plan_close(plan);
     return WB_OK;
 }
 
-wb_status wb_rebalance_choose_layers(wb_rebalance *m, wb_rebalance_verdict *verdict_out) {
+wb_status wb_rebalance_choose_layers(void *manager, const wb_placement *found) {
+    wb_rebalance *m = manager;
     const double noise = sqrt(2 * log((double)m->n_ranks)) + m->options.sigmas;
-    const double passes = m->counts[(size_t)m->n_layers * m->n_experts];
-    *verdict_out = WB_REBALANCE_NOISE;
+    const double passes = weighted_passes(m);
+    m->chosen = WB_REBALANCE_NOISE;
     m->n_chosen = m->next_chosen = 0;
     for (uint32_t l = 0; l < m->n_layers; l++) {
         double seconds;
         if (!m->usable[l]) continue;
-        const layer_load now = load_under(m, m->migration.placement, l), then = load_under(m, m->target, l);
+        const layer_load now = load_under(m, m->migration.placement, l), then = load_under(m, found, l);
         const double gain = now.max - then.max;
         if (!(gain > noise * sqrt(variance_of(m, l, now.rank)))) continue;
-        if (*verdict_out == WB_REBALANCE_NOISE) *verdict_out = WB_REBALANCE_NO_GAIN;
-        WB_TRY(move_seconds(m, l, &seconds));
+        if (m->chosen == WB_REBALANCE_NOISE) m->chosen = WB_REBALANCE_NO_GAIN;
+        WB_TRY(move_seconds(m, found, l, &seconds));
         const double gained =
             gain / passes * m->options.move.cost.seconds_per_token * m->options.horizon_passes;
         if (!(gained > seconds)) continue;
         m->layers[m->n_chosen++] = l;
-        *verdict_out = WB_REBALANCE_MOVED;
+        m->chosen = WB_REBALANCE_MOVED;
     }
-    m->stats.expected_balancedness = balancedness_under(m, m->target);
+    m->expected_balancedness = balancedness_under(m, found);
     return WB_OK;
 }

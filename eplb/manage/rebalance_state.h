@@ -15,11 +15,13 @@ struct wb_rebalance {
     wb_migration migration; /* with the map in force */
 
     /* Of the latest decision, the same on all ranks. */
-    double *counts;     /* [L][E] over all ranks and the window, then the passes of the window */
-    bool *usable;       /* [L] the layer has a load */
-    double *rank_loads; /* [R] scratch */
-    wb_solve_job *job;  /* the solver at work, or NULL; one that was given up stays until it ends */
-    uint64_t solving;   /* boundaries since it began */
+    double *counts;              /* [L][E] over all ranks and the window */
+    bool *usable;                /* [L] the layer has a load */
+    double *rank_loads;          /* [R] scratch */
+    wb_rebalance_verdict chosen; /* what the solver's thread made of the placement that it found */
+    double expected_balancedness;
+    wb_solve_job *job; /* the solver at work, or NULL; one that was given up stays until it ends */
+    uint64_t solving;  /* boundaries since it began */
     wb_placement *target;
     uint32_t *layers; /* [n_chosen] of the target that are to be moved, ascending */
     uint32_t n_chosen, next_chosen;
@@ -39,7 +41,8 @@ wb_status wb_rebalance_take_counts(wb_rebalance *manager);
 /* Whether the counts ask for another placement: MOVED if so. */
 wb_rebalance_verdict wb_rebalance_judge_counts(wb_rebalance *manager);
 
-/* The layers whose move to `target` pays, into `layers`; *verdict_out: MOVED where there are any. */
-wb_status wb_rebalance_choose_layers(wb_rebalance *manager, wb_rebalance_verdict *verdict_out);
+/* The layers whose move to `found` pays, into `layers`, and `chosen`: MOVED where there are any. Called with the
+ * manager in the solver's thread: counts, layers and scratch are that thread's while there is a job. */
+wb_status wb_rebalance_choose_layers(void *manager, const wb_placement *found);
 
 #endif

@@ -12,6 +12,8 @@ struct wb_solve_job {
     wb_placement *current; /* owner: the job, as of all that follows */
     double *loads;         /* [L][E] */
     wb_eplb_options options;
+    wb_status (*then)(void *ctx, const wb_placement *found);
+    void *ctx;
     pthread_t thread;
     atomic_bool done;
     wb_status status;
@@ -24,6 +26,7 @@ static void *run(void *ctx) {
     const wb_placement *from = job->current;
     job->status = wb_eplb_solve(wb_placement_topology(from), wb_placement_layers(from),
                                 wb_placement_experts(from), 1, job->loads, &job->options, &job->found);
+    if (job->status == WB_OK) job->status = job->then(job->ctx, job->found);
     if (job->status != WB_OK) strncpy(job->message, wb_error_message(), sizeof job->message - 1);
     job->done = true;
     return NULL;
@@ -46,10 +49,13 @@ static wb_status fill_job(wb_solve_job *job, const wb_placement *current, const 
 }
 
 wb_status wb_solve_job_start(const wb_placement *current, const double *loads, const wb_eplb_options *options,
+                             wb_status (*then)(void *ctx, const wb_placement *found), void *ctx,
                              wb_solve_job **job_out) {
     wb_solve_job *job = NULL;
     WB_TRY(WB_NEW(job, 1, "rebalance"));
     job->options = *options;
+    job->then = then;
+    job->ctx = ctx;
     const wb_status status = fill_job(job, current, loads);
     if (status != WB_OK) {
         free_job(job);

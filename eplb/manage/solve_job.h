@@ -7,8 +7,10 @@
 
 typedef struct wb_solve_job wb_solve_job;
 
-/* Starts solving loads [L][E], which are copied, for a placement like `current`, which is copied too. */
+/* Starts solving loads [L][E] for a placement like `current`; both are copied. `then` is called in the thread
+ * with what was found, and its failure is the job's. */
 wb_status wb_solve_job_start(const wb_placement *current, const double *loads, const wb_eplb_options *options,
+                             wb_status (*then)(void *ctx, const wb_placement *found), void *ctx,
                              wb_solve_job **job_out);
 
 /* Whether it has ended. */

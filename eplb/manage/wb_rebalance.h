@@ -44,13 +44,15 @@ typedef struct wb_expert_store {
     void *context;
     wb_exchange *exchange;     /* the store's; its communicator is the manager's */
     wb_exchange_memory memory; /* how parts are copied */
-    /* The map that the model works under. */
+    /* The map that the model works under. While a rebalance goes on the manager alone changes it; at another
+     * time others may, and the manager follows. */
     const wb_placement *(*placement)(void *context);
     /* The parts of a slot of this rank in a layer, as they are now: *n_out of them, of which the first `max`
      * are in parts_out. All slots of a layer, on all ranks, have as many parts of the same sizes. */
     wb_status (*slot)(void *context, uint32_t layer, wb_physical_id slot, size_t max,
                       wb_expert_part *parts_out, size_t *n_out);
-    /* *shadow_out: device memory of `bytes` bytes, the store's, the same at each call until more is asked for. */
+    /* *shadow_out: device memory of `bytes` bytes, the store's, the same at each call until more is asked for:
+     * n_shadow times a slot, at open and, if slots have more parts by then, at a move. */
     wb_status (*shadow)(void *context, size_t bytes, void **shadow_out);
     /* Takes over the layers that are at a later epoch. Collective. */
     wb_status (*take)(void *context, const wb_placement *placement);
@@ -109,8 +111,9 @@ WB_API wb_status wb_rebalance_record(wb_rebalance *manager, wb_phase phase, int3
                                      const wb_routed_rows *rows);
 
 /* Between two passes: ends the pass that was counted, and does what is next, which is one group of moves at
- * most. Failures that leave all ranks with the last map, that of a solver or of a move, are not returned but
- * counted (wb_rebalance_stats). Other failures are of the communicator: PEER names the rank. Collective. */
+ * most. A failure that leaves all ranks with the last map, of a solver or of a move, is not returned but counted
+ * (wb_rebalance_stats). Those that are returned end the job: the communicator is dead; PEER names the rank.
+ * Collective. */
 WB_API wb_status wb_rebalance_boundary(wb_rebalance *manager);
 
 typedef enum wb_rebalance_phase {
@@ -147,8 +150,8 @@ typedef struct wb_rebalance_stats {
     double balancedness;          /* of the counts of the latest decision, under the map of then */
     double expected_balancedness; /* of the same counts, under the map that was solved; 0: none was */
     uint32_t layers_without_load; /* at the latest decision: they keep their map */
-    uint32_t one_sided_layers; /* whose counts all lie in the block of experts of one rank: one rank's view,
-                                     not a load; they keep their map */
+    /* Whose counts all lie in the block of experts that one of R ranks would have: is everybody counted? */
+    uint32_t one_sided_layers;
     wb_rebalance_verdict verdict;
     const char *failure; /* of the latest failure, "" without; owner: the manager, until its next call */
 } wb_rebalance_stats;

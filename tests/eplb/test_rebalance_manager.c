@@ -155,7 +155,7 @@ static int judge_loads(wb_comm *comm, uint64_t seed) {
     } cases[] = {
         {even_pass, WB_REBALANCE_NOISE, 1, 1e18, 0, 0},
         {no_pass, WB_REBALANCE_NO_LOAD, 1, 1e18, CORE_LAYERS, 0},
-        {one_sided_pass, WB_REBALANCE_NOISE, 1, 1e18, 0, CORE_LAYERS - 1},
+        {one_sided_pass, WB_REBALANCE_MOVED, 1, 1e18, 0, CORE_LAYERS - 1},
         {lonely_pass, WB_REBALANCE_BALANCED, 1e-9, 1e18, CORE_LAYERS - 1, 0},
         {lonely_pass, WB_REBALANCE_NO_GAIN, 1, 0, CORE_LAYERS - 1, 0},
         {lonely_pass, WB_REBALANCE_MOVED, 1, 1e18, CORE_LAYERS - 1, 0},
