@@ -29,8 +29,8 @@ typedef struct wb_migration {
     char *shadows;       /* device, of the store */
     uint32_t n_shadows;  /* the most that a group has needed */
     size_t shadow_bytes; /* of one shadow slot */
-    /* Labels between two ranks, in the order of their moves: [R] bytes to and from each, where they begin, and
-     * the next one. */
+    /* Labels between two ranks, in the order of their moves: [R] bytes to and from each, where they begin,
+     * and the next one. */
     size_t *to_bytes, *to_offsets, *from_bytes, *from_offsets, *cursor;
     wb_move_label *sent, *received; /* [max_sent], [max_received] */
     size_t max_sent, max_received;
@@ -48,8 +48,8 @@ void wb_migration_close(wb_migration *migration);
  * *changed_out: so it was. Not between two groups of a plan. */
 wb_status wb_migration_follow(wb_migration *migration, bool *changed_out);
 
-/* Makes group `group` of the plan; the layer is at `epoch` afterwards. *dead_out: the communicator is of no use
- * any more. After another failure all ranks have the map that they had, and its weights. Collective. */
+/* Makes group `group` of the plan; the layer is at `epoch` afterwards. *dead_out: the communicator is of no
+ * use any more. After another failure all ranks have the map that they had, and its weights. Collective. */
 wb_status wb_migrate_group(wb_migration *migration, const wb_move_plan *plan, uint32_t group, uint64_t epoch,
                            bool *dead_out);
 
