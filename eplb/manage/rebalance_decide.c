@@ -1,5 +1,5 @@
-/* rebalance_decide.c - whether another placement is worth having: what was counted, what of it is a load, what
- * is more than noise, and what pays its move.
+/* rebalance_decide.c - whether another placement is worth having: what was counted, what of it is a load,
+ * what is more than noise, and what pays its move.
  *
  * All of it depends on sums over ranks and on options that ranks have alike, so that all ranks decide the
  * same. */
@@ -20,8 +20,8 @@ static const double *counts_of(const wb_rebalance *m, uint32_t layer) {
     return m->counts + (size_t)layer * m->n_experts;
 }
 
-/* Whether all counts are of the experts of one block of E / R: what is seen of a load by who counts on one rank
- * alone. It is told, and balanced like any other: the counts are of all ranks. */
+/* Whether all counts are of the experts of one block of E / R: what is seen of a load by who counts on one
+ * rank alone. It is told, and balanced like any other: the counts are of all ranks. */
 static bool is_one_sided(const wb_rebalance *m, uint32_t layer) {
     const uint64_t E = m->n_experts, R = m->n_ranks;
     const double *counts = counts_of(m, layer);

@@ -41,8 +41,8 @@ wb_status wb_rebalance_take_counts(wb_rebalance *manager);
 /* Whether the counts ask for another placement: MOVED if so. */
 wb_rebalance_verdict wb_rebalance_judge_counts(wb_rebalance *manager);
 
-/* The layers whose move to `found` pays, into `layers`, and `chosen`: MOVED where there are any. Called with the
- * manager in the solver's thread: counts, layers and scratch are that thread's while there is a job. */
+/* The layers whose move to `found` pays, into `layers`, and `chosen`: MOVED where there are any. Called with
+ * the manager in the solver's thread: counts, layers and scratch are that thread's while there is a job. */
 wb_status wb_rebalance_choose_layers(void *manager, const wb_placement *found);
 
 #endif

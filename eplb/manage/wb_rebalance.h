@@ -1,5 +1,6 @@
-/* wb_rebalance.h - experts that move while a model works: a manager that counts the load, decides when another
- * placement pays, has it solved beside the passes, moves the weights a group at a time, and flips the maps.
+/* wb_rebalance.h - experts that move while a model works: a manager that counts the load, decides when
+ * another placement pays, has it solved beside the passes, moves the weights a group at a time, and flips the
+ * maps.
  *
  * Online. Letters and common rules: as in wb_eplb.h.
  *
@@ -12,9 +13,8 @@
  * none.
  *
  * What is moved is asked for at each move: a weight that was replaced since the solver began moves as it is
- * now. A move that fails, a checksum that does not fit or a solver that does not end leaves the last map, under
- * which everything works; wb_rebalance_stats says so.
- */
+ * now. A move that fails, a checksum that does not fit or a solver that does not end leaves the last map,
+ * under which everything works; wb_rebalance_stats says so. /
 #ifndef WB_REBALANCE_H
 #define WB_REBALANCE_H
 
@@ -37,8 +37,8 @@ typedef struct wb_expert_part {
     size_t bytes;
 } wb_expert_part;
 
-/* A model's experts, as a manager reaches them (wb_model_expert_store). `context` is the first argument of its
- * functions. All are set. */
+/* A model's experts, as a manager reaches them (wb_model_expert_store). `context` is the first argument of
+ * its functions. All are set. */
 typedef struct wb_expert_store {
     size_t size; /* sizeof(wb_expert_store), as the caller was compiled */
     void *context;
@@ -51,8 +51,8 @@ typedef struct wb_expert_store {
      * are in parts_out. All slots of a layer, on all ranks, have as many parts of the same sizes. */
     wb_status (*slot)(void *context, uint32_t layer, wb_physical_id slot, size_t max,
                       wb_expert_part *parts_out, size_t *n_out);
-    /* *shadow_out: device memory of `bytes` bytes, the store's, the same at each call until more is asked for:
-     * n_shadow times a slot, at open and, if slots have more parts by then, at a move. */
+    /* *shadow_out: device memory of `bytes` bytes, the store's, the same at each call until more is asked
+     * for: n_shadow times a slot, at open and, if slots have more parts by then, at a move. */
     wb_status (*shadow)(void *context, size_t bytes, void **shadow_out);
     /* Takes over the layers that are at a later epoch. Collective. */
     wb_status (*take)(void *context, const wb_placement *placement);
@@ -64,14 +64,14 @@ typedef struct wb_rebalance_options {
     size_t size; /* of this struct; set by the initialiser */
     /* Boundaries between two decisions, 1..; default 1000. */
     uint32_t every;
-    /* Nothing is done while the balancedness of the counts, tokens weighted, is above this, (0, 1]; default 1:
-     * never too good. */
+    /* Nothing is done while the balancedness of the counts, tokens weighted, is above this, (0, 1]; default
+     * 1: never too good. */
     double enough;
     /* A layer is moved when the maximum rank load falls by more than noise could explain. Counts of a rank
      * that add up to x, each of Poisson's law, have the standard deviation sqrt(x), with replicas less; the
-     * maximum of R such ranks lies up to sqrt(2 ln R) of these above the mean by itself (the bound on the mean
-     * of the largest of R normal numbers). The gain must exceed (sqrt(2 ln R) + sigmas) standard deviations of
-     * the most loaded rank. 0..; default 2. */
+     * maximum of R such ranks lies up to sqrt(2 ln R) of these above the mean by itself (the bound on the
+     * mean of the largest of R normal numbers). The gain must exceed (sqrt(2 ln R) + sigmas) standard
+     * deviations of the most loaded rank. 0..; default 2. */
     double sigmas;
     /* And when what it gains over so many passes takes longer than the move (cost). Default 10000. */
     double horizon_passes;
@@ -83,8 +83,8 @@ typedef struct wb_rebalance_options {
     wb_move_options move;
     /* Boundaries after which a solver that has not ended on all ranks is given up, 1..; default 1000. */
     uint32_t patience;
-    /* Every `check_every`-th move carries a checksum of the expert, which is compared on arrival: 1, every one,
-     * the default; 0: none. */
+    /* Every `check_every`-th move carries a checksum of the expert, which is compared on arrival: 1, every
+     * one, the default; 0: none. */
     uint32_t check_every;
 } wb_rebalance_options;
 #define WB_ALL_MOE_LAYERS INT64_MAX
@@ -106,14 +106,15 @@ WB_API wb_status wb_rebalance_open(const wb_expert_store *store, const wb_rebala
 /* Waits for its solver. NULL is a no-op. Not collective. */
 WB_API void wb_rebalance_close(wb_rebalance *manager);
 
-/* Counts rows of one layer of the pass that goes on (wb_load_record): no padding, no draft. Not collective. */
+/* Counts rows of one layer of the pass that goes on (wb_load_record): no padding, no draft. Not collective.
+ * */
 WB_API wb_status wb_rebalance_record(wb_rebalance *manager, wb_phase phase, int32_t layer,
                                      const wb_routed_rows *rows);
 
 /* Between two passes: ends the pass that was counted, and does what is next, which is one group of moves at
- * most. A failure that leaves all ranks with the last map, of a solver or of a move, is not returned but counted
- * (wb_rebalance_stats). Those that are returned end the job: the communicator is dead; PEER names the rank.
- * Collective. */
+ * most. A failure that leaves all ranks with the last map, of a solver or of a move, is not returned but
+ * counted (wb_rebalance_stats). Those that are returned end the job: the communicator is dead; PEER names the
+ * rank. Collective. */
 WB_API wb_status wb_rebalance_boundary(wb_rebalance *manager);
 
 typedef enum wb_rebalance_phase {

@@ -1,5 +1,5 @@
-/* rebalance_core.h - a manager over experts that are plain bytes, one core for threads and MPI: what each slot
- * holds can be computed, so that every map can be compared with the memory that it names. */
+/* rebalance_core.h - a manager over experts that are plain bytes, one core for threads and MPI: what each
+ * slot holds can be computed, so that every map can be compared with the memory that it names. */
 #ifndef WB_REBALANCE_CORE_H
 #define WB_REBALANCE_CORE_H
 

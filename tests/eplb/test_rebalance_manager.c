@@ -1,6 +1,6 @@
-/* test_rebalance_manager.c - the manager between threads: experts and maps move together, a chunk of one layer
- * and all at once end alike, noise and one rank's view move nothing, and what fails leaves the last map.
- * Argument 1 sets the seed. */
+/* test_rebalance_manager.c - the manager between threads: experts and maps move together, a chunk of one
+ * layer and all at once end alike, noise and one rank's view move nothing, and what fails leaves the last
+ * map. Argument 1 sets the seed. */
 #include "rebalance_core.h"
 
 #include <setjmp.h>

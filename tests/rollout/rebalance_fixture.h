@@ -115,8 +115,8 @@ static inline wb_rebalance_options eager_options(void) {
 
 /* ---- what a run answers ------------------------------------------------------------------------ */
 
-/* Asks number first .. first + n - 1, all at once; each answer is what the request alone gets of a model of one
- * rank with the weights of `seed`. */
+/* Asks number first .. first + n - 1, all at once; each answer is what the request alone gets of a model of
+ * one rank with the weights of `seed`. */
 static inline void answer_as_alone(mover *m, uint64_t seed, uint32_t first, uint32_t n) {
     const wb_config config = moving_config();
     rig alone = rig_open(&config, seed, 1, NULL);

@@ -1,6 +1,6 @@
 /* test_rebalance.c - experts move while an engine generates: no token, log-probability, mask or route depends
- * on it, at 1 to 4 ranks, with redundant experts and uneven slots; nor when all weights are replaced between the
- * load and the moves. Argument 1 sets the seed. */
+ * on it, at 1 to 4 ranks, with redundant experts and uneven slots; nor when all weights are replaced between
+ * the load and the moves. Argument 1 sets the seed. */
 #include "rebalance_fixture.h"
 
 #include <setjmp.h>
