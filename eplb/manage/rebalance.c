@@ -85,8 +85,8 @@ static wb_status open_alone(const wb_expert_store *store, const wb_rebalance_opt
     return wb_migration_open(&m->store, m->options.check_every, m->options.move.n_shadow, &m->migration);
 }
 
-/* What a decision and a plan depend on. What the solver is told is its business: what it finds is compared.
- * */
+/* What a decision and a plan depend on. What the solver is told is its business: what it finds is
+ * compared. */
 static wb_status check_peers(const wb_rebalance *m) {
     const wb_rebalance_options *o = &m->options;
     const wb_cost_model *cost = &o->move.cost;

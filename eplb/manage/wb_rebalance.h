@@ -14,7 +14,7 @@
  *
  * What is moved is asked for at each move: a weight that was replaced since the solver began moves as it is
  * now. A move that fails, a checksum that does not fit or a solver that does not end leaves the last map,
- * under which everything works; wb_rebalance_stats says so. /
+ * under which everything works; wb_rebalance_stats says so. */
 #ifndef WB_REBALANCE_H
 #define WB_REBALANCE_H
 
@@ -106,8 +106,8 @@ WB_API wb_status wb_rebalance_open(const wb_expert_store *store, const wb_rebala
 /* Waits for its solver. NULL is a no-op. Not collective. */
 WB_API void wb_rebalance_close(wb_rebalance *manager);
 
-/* Counts rows of one layer of the pass that goes on (wb_load_record): no padding, no draft. Not collective.
- * */
+/* Counts rows of one layer of the pass that goes on (wb_load_record): no padding, no draft. Not
+ * collective. */
 WB_API wb_status wb_rebalance_record(wb_rebalance *manager, wb_phase phase, int32_t layer,
                                      const wb_routed_rows *rows);
 
