@@ -385,6 +385,7 @@ wb_status WB_CPU(attention_backward)(wb_device *dev, const wb_attention *args, w
     WB_TRY(check_backward(args, dout, dq, dk, dv));
     WB_TRY(make_plan(dev, args, args->T, &p));
     WB_TRY(wb_cpu_scratch_reserve(dev, backward_bytes(args, p.keys)));
+    zero_padding(args, dq);
 #pragma omp parallel for schedule(dynamic) num_threads(wb_cpu_threads(dev, p.work / 2))
     for (int64_t task = 0; task < p.count * args->n_kv_heads; task++) {
         piece at = p.pieces[task / args->n_kv_heads];
