@@ -17,7 +17,7 @@ extern "C" {
 #endif
 
 /* Every backend has these. */
-#define WB_MEMORY_OPS(X) X(mem_alloc) X(mem_free) X(to_device) X(to_host) X(copy) X(zero)
+#define WB_MEMORY_OPS(X) X(mem_alloc) X(mem_free) X(to_device) X(to_host) X(copy) X(zero) X(reserve_scratch)
 
 // clang-format off: an op a line
 #define WB_COMPUTE_OPS(X)      \

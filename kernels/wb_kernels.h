@@ -558,6 +558,36 @@ typedef struct wb_adamw {
 typedef wb_status wb_adamw_fn(wb_device *dev, int64_t n, const wb_adamw *hyper, const float *g, float *m,
                               float *v, float *w);
 
+/* ---- memory of the ops --------------------------------------------------------------------------- */
+
+/* The largest calls that a user of a device will make; 0 where it makes none of that kind. */
+typedef struct wb_op_sizes {
+    /* T of a call, and rows of grouped_matmul */
+    int64_t tokens, expert_rows;
+    /* elements of a token's row, each the widest: hidden, between projections and attention, and of gate or
+     * up in a dense part and in an expert */
+    int64_t hidden, dense_width, expert_width;
+    int32_t n_heads, n_kv_heads, head_dim;
+    /* keys that a query sees */
+    int64_t keys;
+    /* E > 0 where experts are chosen; slots of all ranks, and groups of grouped_matmul */
+    wb_router router;
+    int32_t n_slots, n_groups;
+    /* V; and whether tokens are sampled */
+    int64_t vocab_size;
+    bool samples;
+    /* n of sum_squares */
+    int64_t summed;
+    /* of activations */
+    wb_dtype dtype;
+    bool backward;
+} wb_op_sizes;
+
+/* Makes what memory the ops need of their own for calls up to `most`, so that such calls allocate nothing;
+ * what there was for other users stays. An op that was not told of, or of a larger call, makes it when it is
+ * called. OUT_OF_MEMORY. */
+typedef wb_status wb_reserve_scratch_fn(wb_device *dev, const wb_op_sizes *most);
+
 #ifdef __cplusplus
 }
 #endif

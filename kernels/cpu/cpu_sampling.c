@@ -139,7 +139,7 @@ typedef struct draw {
 
 enum { DRAW_BLOCK = 128 };
 
-static size_t draw_bytes(int64_t V) {
+size_t WB_CPU(sample_bytes)(int64_t V) {
     return (size_t)V * (sizeof(uint64_t) + sizeof(float) + sizeof(uint32_t)) +
            (size_t)(V / DRAW_BLOCK + 1) * sizeof(double);
 }
@@ -340,7 +340,7 @@ wb_status WB_CPU(sample)(wb_device *dev, int64_t B, int64_t V, const float *logi
         if (kept)
             WB_TRY(check_room(b, kept->start[b + 1] - kept->start[b], wb_sample_max_kept(params + b, V)));
     }
-    WB_TRY(wb_cpu_scratch_reserve(dev, draw_bytes(V)));
+    WB_TRY(wb_cpu_scratch_reserve(dev, WB_CPU(sample_bytes)(V)));
     int threads = wb_cpu_threads(dev, B * V * 8);
     int64_t bad = B;
 #pragma omp parallel for schedule(static) num_threads(threads) reduction(min : bad)

@@ -73,6 +73,13 @@ static wb_status cuda_zero(wb_device *dev, void *device, size_t bytes) {
     return wb_cuda_check(cudaMemsetAsync(device, 0, bytes, stream_of(dev)), "zero");
 }
 
+/* No op has scratch of its own. */
+static wb_status cuda_reserve_scratch(wb_device *dev, const wb_op_sizes *most) {
+    (void)dev;
+    (void)most;
+    return WB_OK;
+}
+
 /* ---- opening and closing ------------------------------------------------------------------------- */
 
 static void cuda_close(wb_device *dev) {
