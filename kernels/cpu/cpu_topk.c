@@ -128,10 +128,9 @@ static wb_status check_table(const wb_topk *args) {
     int32_t K = args->router.top_k, E = args->router.n_experts;
     for (int64_t t = 0; t < args->T; t++)
         for (int32_t k = 0; k < K; k++) {
-            int32_t id = args->table[(int64_t)args->tokens[t] * K + k];
-            if (id < 0 || id >= E)
-                return wb_fail(WB_INVALID_ARGUMENT, "topk: table[%d][%d]: expected an id below %d, found %d",
-                               args->tokens[t], k, E, id);
+            const int32_t token = args->tokens[t], id = args->table[(int64_t)token * K + k];
+            const wb_fault fault = {WB_FAULT_TABLE_ID, WB_OP_topk, token, k, E, id};
+            if (id < 0 || id >= E) return wb_fault_report(&fault);
         }
     return WB_OK;
 }
