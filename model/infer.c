@@ -7,6 +7,7 @@
 #include "infer_state.h"
 #include "layers/head.h"
 #include "needed_ops.h"
+#include "op_sizes.h"
 #include "wb_options.h"
 
 #include <inttypes.h>
@@ -113,6 +114,13 @@ static wb_status prepare_open(wb_model *model, const wb_infer_options *o, wb_inf
     return open_pools(infer);
 }
 
+/* A sequence has no more keys than blocks, and no more than the model has positions. */
+static int64_t max_keys(const wb_infer *infer) {
+    const int64_t keys = (int64_t)infer->options.max_blocks * infer->options.block_size;
+    const int64_t positions = infer->model->config.max_positions;
+    return keys < positions ? keys : positions;
+}
+
 wb_status wb_infer_open(wb_model *model, const wb_infer_options *options, wb_infer **infer_out) {
     WB_TRY(wb_infer_check_device(model->device));
     wb_infer_options own;
@@ -121,6 +129,7 @@ wb_status wb_infer_open(wb_model *model, const wb_infer_options *options, wb_inf
     WB_TRY(WB_NEW(infer, 1, "inference"));
     wb_status status = prepare_open(model, &own, infer);
     if (status == WB_OK) status = wb_arena_open(&infer->memory, layout, infer);
+    if (status == WB_OK) status = wb_reserve_ops(model, &infer->sizes, max_keys(infer));
     if (status != WB_OK) {
         wb_infer_close(infer);
         return status;

@@ -2,8 +2,7 @@
  *
  * A step that fails on any rank changes no record on any: the same tokens are fed again by the next one.
  * A step allocates nothing: memory is made at open for the largest step, at submit for the longest that a
- * request can become, and in wb_engine_set_weights for the spans to come. Two exceptions: the model's
- * workspace grows to the largest step so far, and a sampling mask may outgrow WB_MASK_ROOM. */
+ * request can become, and in wb_engine_set_weights for the spans to come. */
 #include "engine.h"
 #include "wb_check.h"
 
