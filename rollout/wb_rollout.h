@@ -28,7 +28,8 @@ typedef struct wb_engine_options {
     int32_t block_size; /* tokens a block; 16 */
     /* tokens fed in one step, the same on all ranks; longer prompts are prefilled in chunks; 512 */
     int32_t max_batch_tokens;
-    int32_t max_running; /* requests that hold KV blocks at a time; 64 */
+    /* requests that hold KV blocks, and a state where layers keep some of fixed size, at a time; 64 */
+    int32_t max_running;
     /* A manager of the model's experts (wb_model_expert_store), which outlives the engine, or NULL, the
      * default. The engine counts the rows of each step and begins each step with the manager's boundary:
      * experts move while it generates, and no result depends on it. On all ranks or on none. */

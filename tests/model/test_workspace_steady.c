@@ -93,7 +93,8 @@ static void infer_step(rank_state *s, uint64_t *state, int step) {
             s->rows[t] = t;
         }
     const wb_infer_batch batch = {
-        T, s->tokens, s->pos, s->seq, MAX_SEQS, s->max_blocks, s->blocks, step == 0 ? T : T / 2, s->rows};
+        T,      s->tokens, s->pos, s->seq, MAX_SEQS, s->max_blocks, s->blocks, NULL, step == 0 ? T : T / 2,
+        s->rows};
     const wb_routing routing = {.ids = s->ids, .native = s->native, .used = s->used};
     const float *logits;
     MUST(wb_infer_forward(s->infer, &batch, &routing, &logits));
