@@ -5,6 +5,7 @@
  */
 #include "cuda/cuda_device.h"
 #include "cuda/cuda_ops.h"
+#include "cuda/cuda_scratch.h"
 #include "wb_check.h"
 #include "wb_memory.h"
 
@@ -82,11 +83,35 @@ static wb_status cuda_zero(wb_device *dev, void *device, size_t bytes) {
     return wb_cuda_check(cudaMemsetAsync(device, 0, bytes, stream_of(dev)), "zero");
 }
 
-/* No op has scratch of its own. */
-static wb_status cuda_reserve_scratch(wb_device *dev, const wb_op_sizes *most) {
-    (void)dev;
-    (void)most;
+wb_status wb_cuda_scratch_reserve(wb_device *dev, size_t bytes, void **scratch_out) {
+    wb_cuda_device *cuda = (wb_cuda_device *)dev;
+    if (bytes > cuda->scratch_bytes) {
+        cuda_mem_free(dev, cuda->scratch);
+        cuda->scratch = NULL;
+        cuda->scratch_bytes = 0;
+        WB_TRY(cuda_mem_alloc(dev, bytes, &cuda->scratch));
+        cuda->scratch_bytes = bytes;
+    }
+    *scratch_out = cuda->scratch;
     return WB_OK;
+}
+
+static wb_status cuda_reserve_scratch(wb_device *dev, const wb_op_sizes *most) {
+    const int32_t heads = most->n_heads > 0 ? most->n_heads : 1;
+    const int32_t K = most->router.n_experts > 0 ? most->router.top_k : 0;
+    size_t largest = 0;
+    size_t bytes[6] = {wb_cuda_plan_bytes(most->tokens * K, most->n_slots),
+                       wb_cuda_group_bytes(most->n_sources, most->n_groups), wb_cuda_sum_bytes(most->summed)};
+    void *scratch = NULL;
+    if (most->sampled > 0) bytes[3] = wb_cuda_sample_bytes(most->sampled, most->vocab_size);
+    if (most->backward) {
+        bytes[4] = wb_cuda_attention_backward_bytes(most->tokens, heads);
+        bytes[5] = wb_cuda_norm_backward_bytes(most->tokens * heads);
+    }
+    WB_TRY(wb_cuda_use(dev, "reserve_scratch"));
+    for (size_t i = 0; i < sizeof bytes / sizeof bytes[0]; i++)
+        largest = bytes[i] > largest ? bytes[i] : largest;
+    return wb_cuda_scratch_reserve(dev, largest, &scratch);
 }
 
 /* ---- opening and closing ------------------------------------------------------------------------- */
@@ -94,6 +119,7 @@ static wb_status cuda_reserve_scratch(wb_device *dev, const wb_op_sizes *most) {
 static void cuda_close(wb_device *dev) {
     wb_cuda_device *cuda = (wb_cuda_device *)dev;
     WB_IGNORE(wb_cuda_use(dev, "close"));
+    cuda_mem_free(dev, cuda->scratch);
     WB_IGNORE(wb_cuda_check(cudaStreamSynchronize(stream_of(dev)), "close, or an op before it"));
     if (cuda->owns_stream) WB_IGNORE(wb_cuda_check(cudaStreamDestroy(stream_of(dev)), "close"));
     WB_IGNORE(wb_cuda_check(cudaFreeHost(cuda->fault), "close"));
@@ -141,8 +167,15 @@ static void set_ops(wb_device *dev) {
     WB_MEMORY_OPS(SET)
 #undef SET
 #define SET(op) dev->op = wb_cuda_##op;
-    WB_CUDA_OPS(SET)
+    WB_COMPUTE_OPS(SET)
 #undef SET
+}
+
+int wb_device_count_cuda(void) {
+    int count = 0;
+    if (cudaGetDeviceCount(&count) == cudaSuccess) return count;
+    (void)cudaGetLastError();
+    return 0;
 }
 
 /* A stream, unless the caller has one, and the word for faults. What was made when it fails, cuda_close
