@@ -190,6 +190,12 @@ WB_API wb_tensor wb_model_tensor(const wb_model *model, int32_t i);
  * itself where it is not of an expert. */
 WB_API int32_t wb_model_n_replicas(const wb_model *model, int32_t i);
 WB_API wb_tensor wb_model_replica(const wb_model *model, int32_t i, int32_t k);
+/* The home rank of expert 0 <= expert < E among R ranks, which has the optimizer's state of it in every layer
+ * and under every placement: the rank r whose block, from E r / R to E (r + 1) / R, has the expert. */
+WB_API int32_t wb_home_rank(int32_t n_experts, int32_t n_ranks, int32_t expert);
+/* Tensor i as its lead replica, whose gradient becomes the sum over all replicas: of an expert the first one
+ * on its home rank; where none is, its replica 0. Of another tensor the tensor itself. */
+WB_API wb_tensor wb_model_lead(const wb_model *model, int32_t i);
 /* Copies wb_model_tensor(model, i) to the other replicas of it on this rank: for who has written the first.
  * Not collective. */
 WB_API wb_status wb_model_fill_replicas(wb_model *model, int32_t i);
@@ -379,10 +385,25 @@ WB_API wb_status wb_train_backward(wb_train *train, const float *dlogprobs);
  * bits, but gradients travel while those of earlier layers are still computed. Collective. */
 WB_API wb_status wb_train_backward_last(wb_train *train, const float *dlogprobs);
 
-/* Sums the gradients of replicated weights over ranks, in rank order (experts' are complete where they
- * live). Once before the optimizer, unless the last backward was wb_train_backward_last. Collective. */
+/* Sums the gradients of replicated weights over ranks, in rank order, and those of an expert's replicas, in
+ * replica order, into its lead's (wb_model_lead); the other replicas keep what they had. Once before the
+ * optimizer, unless the last backward was wb_train_backward_last. Collective. */
 WB_API wb_status wb_train_reduce_grads(wb_train *train);
 WB_API wb_status wb_train_zero_grads(wb_train *train);
+
+/* How an optimizer updates elements [first, first + n) of tensor i of the registry, of an expert whose home
+ * this rank is (wb_home_rank): weight, device f32 [n], in and out, by gradient, device f32 [n]. A tensor may
+ * come in several calls, each element in one; the addresses are good for the call alone. */
+typedef wb_status wb_update_fn(void *ctx, int32_t i, int64_t first, int64_t n, const float *gradient,
+                               float *weight);
+
+/* Updates all experts, after the gradients were reduced: `update` is called on the home rank of each, with
+ * the weight and the gradient of its lead replica, and the outcome goes to every slot that `next` gives the
+ * expert. `next` becomes the placement, as by wb_model_set_placement, with its errors before anything is
+ * changed; NULL: the present one stays. A failure of `update` ends the communicator. Gradients then belong to
+ * nobody (wb_train_zero_grads). Collective. */
+WB_API wb_status wb_train_update_experts(wb_train *train, const wb_placement *next, wb_update_fn *update,
+                                         void *ctx);
 
 /* Gradient of a tensor of the registry, or of one replica of it, that lives here: device f32 [tensor->n];
  * owner: train. NULL when it does not live here, or the trainer is for forwards only. It goes with the slot:

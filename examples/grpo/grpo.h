@@ -226,44 +226,43 @@ void loss_sequence(const loss_options *o, size_t n, const float *logprobs, const
 
 /* ---- optimizer.c ----------------------------------------------------------------------------- */
 
-/* AdamW over the registry's local tensors, f32 master weights being the trained model's own. Moments belong
- * to a tensor, an expert's too, and not to the slot or the address that it has at the time: each rank that
- * has a replica of the expert keeps them once. Those of a replicated tensor are cut over the ranks. */
+/* AdamW over the registry's tensors, f32 master weights being the trained model's own. Moments belong to a
+ * tensor and not to the slot or the address that it has at the time: those of an expert to its home rank
+ * (wb_home_rank), once, however many replicas there are; those of a replicated tensor are cut over the
+ * ranks. */
 typedef struct optimizer {
     wb_model *model;
     wb_train *train;
     wb_device *device;
     wb_comm *comm;
     wb_workspace workspace; /* owns the moments */
-    wb_buffer *m, *v;       /* [n_tensors] f32 of this rank's part of the tensor, where it is held */
-    bool *held;             /* [n_tensors] whether m and v are those of the present step */
+    wb_buffer *m, *v;       /* [n_tensors] f32 of this rank's part of the tensor */
     uint64_t step;
+    wb_adamw hyper;  /* of the present step, for matrices */
+    double *squares; /* [n_tensors] of a tensor's gradient */
     /* The gathers of updated weights: those started, those waited for, and the numbers of those on their
      * way. */
     uint64_t n_started, n_done, works[WB_EXCHANGE_IN_FLIGHT];
     size_t *bounds; /* [R + 1] of one */
 } optimizer;
 
-/* The elements of a tensor whose moments a rank has: of an expert all, of a replicated tensor one of n_ranks
- * parts that differ by one element at most. */
+/* The elements of a tensor whose moments a rank has: of an expert all on its home rank, of a replicated
+ * tensor one of n_ranks parts that differ by one element at most. */
 typedef struct optimizer_part {
     int64_t first, n;
 } optimizer_part;
-optimizer_part optimizer_part_of(const wb_tensor *tensor, int of_rank, int n_ranks);
+optimizer_part optimizer_part_of(const wb_config *config, const wb_tensor *tensor, int of_rank, int n_ranks);
 
-/* Device bytes of the moments that rank `of_rank` of n_ranks has, without a model; experts lie in even
- * blocks. */
+/* Device bytes of the moments that rank `of_rank` of n_ranks has, without a model. */
 wb_status optimizer_measure(const wb_config *config, int32_t n_ranks, int32_t of_rank, size_t *bytes_out);
 
 wb_status optimizer_open(wb_model *model, wb_train *train, wb_device *device, wb_comm *comm,
                          optimizer *opt_out);
 void optimizer_close(optimizer *opt);
-/* After wb_model_set_placement: zeros for the moments of tensors that came to this rank, which the caller
- * then brings from a rank that held them. The memory of those that went stays for when they come back. */
-wb_status optimizer_take_moments(optimizer *opt);
-/* Clips the global gradient norm to o->grad_clip (0: no limit) and updates. MISMATCH names a tensor whose
- * moments were not taken. Collective. */
-wb_status optimizer_step(optimizer *opt, const options *o, double lr, double *grad_norm_out);
+/* Clips the global gradient norm to o->grad_clip (0: no limit) and updates. `next`, if not NULL, becomes the
+ * model's placement (wb_train_update_experts). Collective. */
+wb_status optimizer_step(optimizer *opt, const options *o, double lr, const wb_placement *next,
+                         double *grad_norm_out);
 
 /* ---- train_step.c ---------------------------------------------------------------------------- */
 

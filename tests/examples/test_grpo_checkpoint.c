@@ -114,7 +114,7 @@ static float moment_of(int32_t i, int64_t j) {
 
 static optimizer_part part_here(const rank *r, const trainer *t, int32_t i) {
     const wb_tensor tensor = wb_model_tensor(t->model, i);
-    return tensor.data ? optimizer_part_of(&tensor, r->number, r->of) : (optimizer_part){0, 0};
+    return optimizer_part_of(wb_model_config(t->model), &tensor, r->number, r->of);
 }
 
 static void save_parts(rank *r) {
