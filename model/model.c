@@ -137,6 +137,7 @@ void wb_model_close(wb_model *m) {
     wb_placement_close(m->placement);
     free(m->source_config);
     wb_companions_close(m->companions);
+    free(m->copied.transfers);
     free(m->note);
     free(m);
 }

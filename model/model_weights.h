@@ -4,6 +4,7 @@
 #define WB_MODEL_WEIGHTS_H
 
 #include "families/family.h"
+#include "slot_traffic.h"
 #include "wb_arena.h"
 #include "wb_check.h"
 #include "wb_checkpoint_dir.h"
@@ -57,6 +58,10 @@ struct wb_model {
     wb_buffer dispatch_tables; /* int32 [L][dispatch_length]: which replica this rank's tokens go to */
     size_t dispatch_length;
     int32_t *dispatch_host; /* one table on its way */
+
+    /* Of copies whose experts travel (model_copy_travel.c): as large as the largest so far. */
+    wb_slot_traffic copied;
+    wb_buffer copy_scratch;
 
     wb_buffer cos_table, sin_table; /* f32 [max_positions, head_dim / 2] */
 

@@ -138,8 +138,7 @@ WB_API wb_status wb_model_create(const wb_config *config, uint64_t seed, float s
 
 /* A model like `from`, in memory and with storages of its own: its configuration and its weights, rounded to
  * the dtype of `options`, whose device is of the same backend and whose ranks are the same. options.placement
- * NULL: that of `from`; for another one what a rank needs is on that rank, as in wb_model_copy_weights. No
- * file is read. Collective. */
+ * NULL: that of `from`. No file is read. Collective. */
 WB_API wb_status wb_model_clone(const wb_model *from, const wb_model_options *options, wb_model **model_out);
 WB_API void wb_model_close(wb_model *model); /* NULL is a no-op; not collective */
 
@@ -209,10 +208,13 @@ WB_API const wb_placement *wb_model_placement(const wb_model *model);
  * another map; PEER where ranks disagree. Not between a forward and its backward. Collective. */
 WB_API wb_status wb_model_set_placement(wb_model *model, const wb_placement *placement);
 
-/* to's weights := from's, all replicas, rounded to to's dtype. MISMATCH unless configuration and ranks are
- * the same and each expert that `to` has on this rank, `from` has on it too: layer and expert are named, and
- * nothing has changed. Not collective. */
+/* to's weights := from's, all replicas, rounded to to's dtype, whatever the placements. MISMATCH, with
+ * nothing changed, unless configuration and ranks are the same. Collective where experts travel (the next),
+ * over the communicator of `to`; else of this rank alone. */
 WB_API wb_status wb_model_copy_weights(wb_model *to, const wb_model *from);
+/* Whether `to`, on any rank, has an expert that this rank does not have in `from`, a model of the same
+ * configuration and ranks. */
+WB_API bool wb_model_copy_travels(const wb_model *to, const wb_model *from);
 
 /* ---- routing: the one place where experts are chosen ----------------------------------------- */
 
