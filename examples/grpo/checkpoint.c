@@ -115,6 +115,14 @@ static wb_status save_state(const trainer *t, const char *dir) {
     return status;
 }
 
+/* Where the experts are, for a run that resumes; the model's files name experts alone. */
+static wb_status save_placement(const trainer *t, const char *dir) {
+    char path[PATH_BYTES];
+    if (t->o->eplb == EPLB_OFF) return WB_OK;
+    WB_TRY(path_join(path, dir, PLACEMENT_FILE));
+    return wb_placement_save(wb_model_placement(t->model), path);
+}
+
 wb_status checkpoint_save(const trainer *t) {
     char current[PATH_BYTES], fresh[PATH_BYTES], old[PATH_BYTES], inner[PATH_BYTES];
     wb_status status = checkpoint_place(t->o, "", current);
@@ -129,6 +137,7 @@ wb_status checkpoint_save(const trainer *t) {
     WB_TRY(wb_comm_agree(t->comm, status));
     WB_TRY(wb_model_save(t->model, fresh));
     status = save_moments(t, inner);
+    if (status == WB_OK && wb_comm_rank(t->comm) == 0) status = save_placement(t, fresh);
     if (status == WB_OK && wb_comm_rank(t->comm) == 0) status = save_state(t, inner);
     WB_TRY(wb_comm_agree(t->comm, status));
     if (wb_comm_rank(t->comm) == 0) status = checkpoint_change_places(fresh, current, old);

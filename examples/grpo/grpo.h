@@ -15,9 +15,11 @@
 #include "wb_comm.h"
 #include "wb_device.h"
 #include "wb_formats.h"
+#include "wb_load.h"
 #include "wb_model.h"
 #include "wb_replay.h"
 #include "wb_rollout.h"
+#include "wb_solve.h"
 #include "wb_workspace.h"
 
 #include <jansson.h>
@@ -48,6 +50,7 @@ wb_status text_json(const char *path, json_t **object_out);
 /* ---- command_line.c -------------------------------------------------------------------------- */
 
 typedef enum ratio_kind { RATIO_TOKEN, RATIO_SEQUENCE } ratio_kind;
+typedef enum eplb_mode { EPLB_OFF, EPLB_STATIC } eplb_mode;
 typedef enum long_prompts { LONG_PROMPTS_ERROR, LONG_PROMPTS_SKIP, LONG_PROMPTS_CUT } long_prompts;
 
 typedef struct options {
@@ -69,6 +72,9 @@ typedef struct options {
     double temperature, top_p;
     double lr, weight_decay, grad_clip, clip_low, clip_high, kl_coef;
     ratio_kind ratio;
+    eplb_mode eplb;
+    int64_t redundant_experts;
+    const char *init_placement; /* NULL: by expert_places.c */
     wb_codec codec;
     bool resume, no_dump, quiet;
     int64_t plan_ranks;   /* of --plan-memory; -1: train */
@@ -82,6 +88,8 @@ wb_status options_parse(int argc, char **argv, bool loud, options *o, int *actio
 /* Whether the options fit together; called by options_parse, but for a run that resumes, whose options are
  * known when options_resume has been called. */
 wb_status options_check(const options *o);
+/* Whether the command line has the option of that name. */
+bool options_given(const options *o, const char *name);
 /* What a checkpoint keeps of the options; the caller's reference, NULL without memory. */
 json_t *options_to_json(const options *o);
 /* Takes from `saved`, an object of options_to_json, what the command line does not give. What it gives
@@ -167,6 +175,20 @@ wb_status out_lock_take(const char *dir, out_lock **lock_out);
 void out_lock_release(out_lock *lock);   /* removes the file; NULL is a no-op */
 bool out_lock_is_alone(const char *dir); /* whether there is no other file in it */
 
+/* ---- expert_places.c ------------------------------------------------------------------------- */
+
+#define PLACEMENT_FILE "trainer/placement.json" /* in a checkpoint */
+
+/* Where the experts of a run on n_ranks ranks are at its start: *placement_out, the caller's, NULL under
+ * --eplb off. Of --init-placement; else of `checkpoint`, the folder of a run that resumes, where its
+ * placement has as many slots; else each rank has its block of experts and, in its other slots, experts of
+ * other ranks in turn. `loud`: this rank says where a run that resumes begins anew. Not collective. */
+wb_status expert_places_open(const options *o, const wb_config *config, int n_ranks, const char *checkpoint,
+                             bool loud, wb_placement **placement_out);
+/* The last of these, for --plan-memory. */
+wb_status expert_places_default(const options *o, const wb_config *config, int n_ranks,
+                                wb_placement **placement_out);
+
 /* ---- rollouts.c ------------------------------------------------------------------------------ */
 
 typedef struct sample {
@@ -192,6 +214,13 @@ int64_t batch_first_group(const batch *b, int64_t group);
 wb_status rollouts_reward(wb_comm *comm, const options *o, const task *t, reward_program *program,
                           uint64_t step, batch *b);
 void batch_free(batch *b);
+
+/* ---- expert_load.c --------------------------------------------------------------------------- */
+
+/* Mean over the MoE layers of mean / max of the ranks' load, in the batch over all ranks, under `placement`;
+ * 1 where no row is known. Collective. */
+wb_status expert_load_balancedness(const wb_model *model, const wb_placement *placement, const batch *b,
+                                   double *balancedness_out);
 
 /* ---- dumps.c --------------------------------------------------------------------------------- */
 
@@ -270,7 +299,8 @@ typedef struct trainer {
     const options *o;
     wb_device *device;
     wb_comm *comm;
-    wb_model *model; /* f32, trained */
+    wb_placement *placement; /* to begin with; NULL: the default one */
+    wb_model *model;         /* f32, trained */
     wb_train *train;
     wb_model *reference; /* NULL unless kl_coef > 0 */
     wb_train *reference_train;
@@ -294,6 +324,7 @@ typedef struct step_metrics {
     bool compared;
     wb_replay_metrics off; /* the same batch and weights, routing free: what --replay off would have seen */
     double loss, clip_share, kl_reference, grad_norm;
+    double balancedness; /* of the batch, under the placement at its start */
     double seconds_rollout, seconds_train;
 } step_metrics;
 
