@@ -10,6 +10,10 @@ wb_status wb_device_open_cuda(int index, void *stream, wb_device **device_out) {
     (void)index, (void)stream, (void)device_out;
     return wb_fail(WB_UNSUPPORTED, "CUDA: Waybill was built without it");
 }
+
+int wb_device_count_cuda(void) {
+    return 0;
+}
 #endif
 
 void wb_device_close(wb_device *device) {

@@ -6,7 +6,7 @@
  * type of each op's function), implementations (cpu/, cuda/), policy.
  *
  * To add an op: its type wb_<op>_fn in wb_kernels.h, its name here, and its function in each backend that has
- * it (wb_cuda_<op> is named in cuda/cuda_ops.h too, since CUDA does not have all). */
+ * it. */
 #ifndef WB_DEVICE_H
 #define WB_DEVICE_H
 

@@ -1,8 +1,7 @@
 /* wb_kernels.h - the ops that a Mixture-of-Experts transformer needs, forward and backward: the type of each
  * op's function with its contract, and the devices that run them.
  *
- * Owns: what every backend implements (CPU: all ops; CUDA: memory, the router's selection and the forced
- * gate). Refuses: files, models, scheduling, policy.
+ * Owns: what every backend, CPU and CUDA, implements. Refuses: files, models, scheduling, policy.
  *
  * Memory: pointers marked "device" belong to the backend (on the CPU they are ordinary memory); callers never
  * dereference them, they call ops, upload and download. Pointers marked "host" are ordinary memory. An op
@@ -71,8 +70,8 @@ typedef struct wb_memory {
  * use. */
 WB_API wb_status wb_device_open_cpu(int threads, wb_device **device_out);
 
-/* The CUDA backend on device `index`: memory, topk, gate_forward and gate_backward. Whoever needs another op
- * refuses the device when it is opened, and names the op.
+/* The CUDA backend on device `index`. Its ops give the bits of the CPU's. Some need memory of their own,
+ * which grows to the largest use so far and goes with the device.
  *
  * `stream`: a cudaStream_t of device `index` that the caller owns, on which everything of this device then
  * runs, in order with what the caller enqueues there itself; it must outlive the device, and it is not to be
@@ -85,6 +84,10 @@ WB_API wb_status wb_device_open_cpu(int threads, wb_device **device_out);
  * UNSUPPORTED, with the reason, where Waybill was built without CUDA or no such device is there;
  * INVALID_ARGUMENT for a stream of another device. */
 WB_API wb_status wb_device_open_cuda(int index, void *stream, wb_device **device_out);
+
+/* The CUDA devices of this machine: 0..n - 1 are the indices above. 0 where Waybill was built without CUDA or
+ * there is no driver. */
+WB_API int wb_device_count_cuda(void);
 
 /* CUDA: waits for what is on the stream; a borrowed one is left as it is. NULL is a no-op. */
 WB_API void wb_device_close(wb_device *device);

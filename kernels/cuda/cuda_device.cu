@@ -5,6 +5,7 @@
  */
 #include "cuda/cuda_device.h"
 #include "cuda/cuda_ops.h"
+#include "cuda/cuda_scratch.h"
 #include "wb_check.h"
 #include "wb_memory.h"
 
@@ -73,11 +74,25 @@ static wb_status cuda_zero(wb_device *dev, void *device, size_t bytes) {
     return wb_cuda_check(cudaMemsetAsync(device, 0, bytes, stream_of(dev)), "zero");
 }
 
+wb_status wb_cuda_scratch_reserve(wb_device *dev, size_t bytes, void **scratch_out) {
+    wb_cuda_device *cuda = (wb_cuda_device *)dev;
+    if (bytes > cuda->scratch_bytes) {
+        cuda_mem_free(dev, cuda->scratch);
+        cuda->scratch = NULL;
+        cuda->scratch_bytes = 0;
+        WB_TRY(cuda_mem_alloc(dev, bytes, &cuda->scratch));
+        cuda->scratch_bytes = bytes;
+    }
+    *scratch_out = cuda->scratch;
+    return WB_OK;
+}
+
 /* ---- opening and closing ------------------------------------------------------------------------- */
 
 static void cuda_close(wb_device *dev) {
     wb_cuda_device *cuda = (wb_cuda_device *)dev;
     WB_IGNORE(wb_cuda_use(dev, "close"));
+    cuda_mem_free(dev, cuda->scratch);
     WB_IGNORE(wb_cuda_check(cudaStreamSynchronize(stream_of(dev)), "close, or an op before it"));
     if (cuda->owns_stream) WB_IGNORE(wb_cuda_check(cudaStreamDestroy(stream_of(dev)), "close"));
     free(cuda);
@@ -124,8 +139,15 @@ static void set_ops(wb_device *dev) {
     WB_MEMORY_OPS(SET)
 #undef SET
 #define SET(op) dev->op = wb_cuda_##op;
-    WB_CUDA_OPS(SET)
+    WB_COMPUTE_OPS(SET)
 #undef SET
+}
+
+int wb_device_count_cuda(void) {
+    int count = 0;
+    if (cudaGetDeviceCount(&count) == cudaSuccess) return count;
+    (void)cudaGetLastError();
+    return 0;
 }
 
 wb_status wb_device_open_cuda(int index, void *stream, wb_device **device_out) {

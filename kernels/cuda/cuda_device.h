@@ -17,6 +17,9 @@ typedef struct wb_cuda_device {
     int index;
     /* the stream ends with the device; false where the caller owns it */
     bool owns_stream;
+    /* of ops (cuda_scratch.h) */
+    void *scratch;
+    size_t scratch_bytes;
 } wb_cuda_device;
 
 /* Makes `dev` this thread's current CUDA device; every call begins with it. `op` names the call in the
