@@ -23,23 +23,6 @@ static int64_t slot_of(const wb_model *m, int32_t moe_layer, int32_t expert, int
     return -1;
 }
 
-/* ---- checks ---------------------------------------------------------------------------------- */
-
-wb_status wb_model_check_copy(const wb_model *to, const wb_model *from) {
-    WB_TRY(wb_route_model_match(&from->route_model, &to->route_model));
-    if (wb_comm_rank(to->comm) != wb_comm_rank(from->comm) ||
-        wb_comm_size(to->comm) != wb_comm_size(from->comm))
-        return wb_fail(WB_MISMATCH, "copy weights: expected rank %d of %d, found rank %d of %d",
-                       wb_comm_rank(from->comm), wb_comm_size(from->comm), wb_comm_rank(to->comm),
-                       wb_comm_size(to->comm));
-    if (to->device->backend != from->device->backend)
-        return wb_fail(WB_MISMATCH, "copy weights: expected device %s, found %s", from->device->name,
-                       to->device->name);
-    if (to->dtype == from->dtype || to->device->cast) return WB_OK;
-    return wb_fail(WB_UNSUPPORTED, "copy weights: device %s cannot cast %s to %s", to->device->name,
-                   wb_dtype_name(from->dtype), wb_dtype_name(to->dtype));
-}
-
 /* ---- the copy -------------------------------------------------------------------------------- */
 
 static void *element(const wb_param *param, int64_t i) {

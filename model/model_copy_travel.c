@@ -6,6 +6,25 @@
 #define SCRATCH_ELEMENTS ((int64_t)1 << 20)
 #define MIN_PART ((int64_t)1024)
 
+/* ---- whether it can be copied ---------------------------------------------------------------- */
+
+wb_status wb_model_check_copy(const wb_model *to, const wb_model *from) {
+    WB_TRY(wb_route_model_match(&from->route_model, &to->route_model));
+    if (wb_comm_rank(to->comm) != wb_comm_rank(from->comm) ||
+        wb_comm_size(to->comm) != wb_comm_size(from->comm))
+        return wb_fail(WB_MISMATCH, "copy weights: expected rank %d of %d, found rank %d of %d",
+                       wb_comm_rank(from->comm), wb_comm_size(from->comm), wb_comm_rank(to->comm),
+                       wb_comm_size(to->comm));
+    if (to->device->backend != from->device->backend)
+        return wb_fail(WB_MISMATCH, "copy weights: expected device %s, found %s", from->device->name,
+                       to->device->name);
+    if (to->dtype == from->dtype || to->device->cast) return WB_OK;
+    return wb_fail(WB_UNSUPPORTED, "copy weights: device %s cannot cast %s to %s", to->device->name,
+                   wb_dtype_name(from->dtype), wb_dtype_name(to->dtype));
+}
+
+/* ---- the ways of experts --------------------------------------------------------------------- */
+
 /* One way of an expert: from a slot of `from` to one of `to` on another rank. Of an expert's replicas, ranks
  * take turns. */
 typedef struct expert_way {
@@ -88,7 +107,7 @@ wb_status wb_model_prepare_travel(wb_model *to, const wb_model *from) {
                       wb_dtype_size(to->dtype));
 }
 
-/* ---- the ways ------------------------------------------------------------------------------------ */
+/* ---- the copy ------------------------------------------------------------------------------------ */
 
 /* Elements [first, first + n) of every slot of one storage. */
 typedef struct copied_part {

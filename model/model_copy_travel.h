@@ -5,7 +5,7 @@
 
 #include "model_weights.h"
 
-/* That one can be copied into the other, on this rank and therefore on all (model_copy.c). */
+/* That one can be copied into the other, on this rank and therefore on all. */
 wb_status wb_model_check_copy(const wb_model *to, const wb_model *from);
 
 /* The memory that the next needs, which stays with `to`. Not collective. */
