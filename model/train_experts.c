@@ -1,6 +1,7 @@
 /* train_experts.c - the update of experts: weight and gradient of each go from its lead replica to its home
  * rank, which updates it, and from there the new weight goes to every slot that the next placement gives the
- * expert, so that a changed placement costs no traffic of its own.
+ * expert, so that a changed placement costs no traffic of its own. Without an update experts go from their
+ * leads straight to the slots that did not have them.
  *
  * Part by part of each slot: on all ranks the weights of a part have been read before one of them is written.
  * Refuses: the formula of the update, and what state it needs. */
@@ -17,7 +18,7 @@ typedef struct expert_update {
     slot_part part;
     wb_layer_map next;                /* where the weights go */
     int32_t first_tensor, end_tensor; /* of the registry: those of the storage are among them */
-    wb_update_fn *update;
+    wb_update_fn *update;             /* NULL: the weights stay what they are */
     void *ctx;
 } expert_update;
 
@@ -27,6 +28,11 @@ static int32_t home_of(const wb_model *model, int32_t expert) {
 
 static int32_t rank_of(const wb_model *model, wb_physical_id slot) {
     return (int32_t)wb_placement_rank_of(model->placement, slot);
+}
+
+static wb_physical_id lead_of(const expert_update *u, int32_t expert) {
+    const wb_layer_map *map = &u->part.map;
+    return map->replicas[map->replica_begin[expert] + wb_expert_lead(u->train->model, map, expert)];
 }
 
 /* ---- the way home -------------------------------------------------------------------------------- */
@@ -64,21 +70,36 @@ static void send_home(expert_update *u, int32_t home, wb_physical_id lead) {
     wb_slot_send(traffic, home, wb_slot_part_of(model, &u->part, u->part.weight, lead), bytes);
 }
 
+/* Whether there is something to do for an expert: an update, or a slot that does not have it yet. */
+static bool is_due(const expert_update *u, int32_t expert) {
+    if (u->update) return true;
+    for (uint32_t k = u->next.replica_begin[expert]; k < u->next.replica_begin[expert + 1]; k++)
+        if (u->part.map.expert_of_slot[u->next.replicas[k].slot] != expert) return true;
+    return false;
+}
+
+/* The rank that an expert's slots get their weight from. */
+static int32_t source_of(const expert_update *u, int32_t expert) {
+    const wb_model *model = u->train->model;
+    return u->update ? home_of(model, expert) : rank_of(model, lead_of(u, expert));
+}
+
 static wb_status bring_home(expert_update *u) {
     const wb_model *model = u->train->model;
-    const wb_layer_map *map = &u->part.map;
     int64_t n_used = 0;
     for (int32_t e = 0; e < model->config.router.n_experts; e++) {
-        const wb_physical_id lead = map->replicas[map->replica_begin[e] + wb_expert_lead(model, map, e)];
-        const int32_t home = home_of(model, e), from = rank_of(model, lead);
-        if (home == model->rank && from == model->rank)
+        if (!is_due(u, e)) continue;
+        const wb_physical_id lead = lead_of(u, e);
+        const int32_t to = source_of(u, e), from = rank_of(model, lead);
+        if (to == model->rank && from == model->rank)
             WB_TRY(take_own(u, e, lead, &n_used));
-        else if (home == model->rank)
+        else if (to == model->rank)
             receive_at_home(u, e, from, &n_used);
         else if (from == model->rank)
-            send_home(u, home, lead);
+            send_home(u, to, lead);
     }
-    return model->n_ranks == 1 ? WB_OK : wb_slot_traffic_run(&u->train->experts.traffic, model->exchange);
+    if (model->n_ranks == 1 || !u->update) return WB_OK;
+    return wb_slot_traffic_run(&u->train->experts.traffic, model->exchange);
 }
 
 /* ---- the update ---------------------------------------------------------------------------------- */
@@ -100,6 +121,7 @@ static wb_status update_tensor(expert_update *u, int32_t i) {
 }
 
 static wb_status update_part(expert_update *u) {
+    if (!u->update) return WB_OK;
     for (int32_t i = u->first_tensor; i < u->end_tensor; i++) WB_TRY(update_tensor(u, i));
     return WB_OK;
 }
@@ -111,19 +133,20 @@ static wb_status give_expert(expert_update *u, int32_t expert) {
     wb_train *train = u->train;
     const wb_model *model = train->model;
     wb_device *dev = model->device;
-    const int32_t home = home_of(model, expert);
+    const int32_t source = source_of(u, expert);
     const float *from = train->experts.at_home[expert].weight;
     const size_t bytes = (size_t)u->part.n * sizeof(float);
     for (uint32_t k = u->next.replica_begin[expert]; k < u->next.replica_begin[expert + 1]; k++) {
         const wb_physical_id slot = u->next.replicas[k];
         const int32_t rank = rank_of(model, slot);
+        if (!u->update && u->part.map.expert_of_slot[slot.slot] == expert) continue;
         if (rank != model->rank) {
-            if (home == model->rank) wb_slot_send(&train->experts.traffic, rank, from, bytes);
+            if (source == model->rank) wb_slot_send(&train->experts.traffic, rank, from, bytes);
             continue;
         }
         float *const to = wb_slot_part_of(model, &u->part, u->part.weight, slot);
-        if (home != model->rank)
-            wb_slot_receive(&train->experts.traffic, home, to, bytes);
+        if (source != model->rank)
+            wb_slot_receive(&train->experts.traffic, source, to, bytes);
         else if (to != from)
             WB_TRY(dev->copy(dev, to, from, bytes));
     }
@@ -168,6 +191,12 @@ static wb_status update_all(expert_update *u, const wb_placement *next) {
     return next == model->placement ? WB_OK : wb_model_take_placement(model, next);
 }
 
+static wb_status run_update(expert_update *u, const wb_placement *next) {
+    wb_model *model = u->train->model;
+    if (next) WB_TRY(wb_model_check_placement(model, next));
+    return wb_collective_end(model, update_all(u, next ? next : model->placement));
+}
+
 static wb_status check_update(const wb_train *train, wb_update_fn *update) {
     if (!update) return wb_fail(WB_INVALID_ARGUMENT, "update of experts: expected a function, found NULL");
     return wb_train_check_has_grads(train);
@@ -175,9 +204,13 @@ static wb_status check_update(const wb_train *train, wb_update_fn *update) {
 
 wb_status wb_train_update_experts(wb_train *train, const wb_placement *next, wb_update_fn *update,
                                   void *ctx) {
-    wb_model *model = train->model;
     expert_update u = {.train = train, .update = update, .ctx = ctx};
-    WB_TRY(wb_comm_agree(model->comm, check_update(train, update)));
-    if (next) WB_TRY(wb_model_check_placement(model, next));
-    return wb_collective_end(model, update_all(&u, next ? next : model->placement));
+    WB_TRY(wb_comm_agree(train->model->comm, check_update(train, update)));
+    return run_update(&u, next);
+}
+
+wb_status wb_train_place_experts(wb_train *train, const wb_placement *next) {
+    expert_update u = {.train = train};
+    WB_TRY(wb_comm_agree(train->model->comm, wb_train_check_has_grads(train)));
+    return run_update(&u, next);
 }

@@ -20,13 +20,18 @@ static int64_t max_slot_elements(const wb_model *model) {
     return n;
 }
 
-/* Parts that a rank may have on its way at once: the gradients of replicas that are elsewhere than their
- * lead, or weight and gradient of each expert that it is home to. On one rank there are weights alone. */
+/* Parts that a rank may have on its way at once, on any rank: the gradients of replicas that are elsewhere
+ * than their lead; weight and gradient of each expert that it is home to, of which on one rank there are
+ * weights alone; its slots, where they change places. */
 static int64_t max_parts(const wb_model *model) {
+    const wb_topology *topology = wb_placement_topology(model->placement);
     const int64_t homes = wb_expert_max_homes(model->config.router.n_experts, model->n_ranks);
     const int64_t extra = (int64_t)wb_model_n_slots(model) - model->config.router.n_experts;
-    if (model->n_ranks == 1) return homes;
-    return extra > 2 * homes ? extra : 2 * homes;
+    int64_t n = model->n_ranks == 1 ? homes : 2 * homes;
+    if (model->n_ranks > 1 && extra > n) n = extra;
+    for (uint32_t r = 0; r < topology->n_ranks; r++)
+        if (topology->slots_of_rank[r] > n) n = topology->slots_of_rank[r];
+    return n;
 }
 
 /* Each is a send or a receive here: of the sums, the way home and the way back from there. */

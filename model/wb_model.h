@@ -407,6 +407,10 @@ typedef wb_status wb_update_fn(void *ctx, int32_t i, int64_t first, int64_t n, c
 WB_API wb_status wb_train_update_experts(wb_train *train, const wb_placement *next, wb_update_fn *update,
                                          void *ctx);
 
+/* `next` becomes the placement without an update: experts go to the slots that did not have them. NULL:
+ * nothing happens. Otherwise as wb_train_update_experts. Collective. */
+WB_API wb_status wb_train_place_experts(wb_train *train, const wb_placement *next);
+
 /* Gradient of a tensor of the registry, or of one replica of it, that lives here: device f32 [tensor->n];
  * owner: train. NULL when it does not live here, or the trainer is for forwards only. It goes with the slot:
  * a changed placement moves no gradients. */

@@ -103,6 +103,17 @@ static void step(rank *r, wb_model *model, wb_train *train, wb_model *whole, upd
     free(n_replicas);
 }
 
+/* Experts go on without an update. */
+static void place(rank *r, wb_model *model, wb_train *train, const wb_model *whole) {
+    wb_placement *next = placement_next(model, &r->state, true);
+    MUST(wb_train_place_experts(train, next));
+    EXPECT(wb_placement_hash(wb_model_placement(model)) == wb_placement_hash(next));
+    expect_weights(model, whole);
+    MUST(wb_train_place_experts(train, NULL));
+    expect_weights(model, whole);
+    wb_placement_close(next);
+}
+
 /* A map of the same epoch, and a function that is not there. */
 static void expect_refused(rank *r, wb_model *model, wb_train *train, const wb_model *whole, updates *u) {
     wb_placement *next = placement_next(model, &r->state, true), *same;
@@ -136,6 +147,7 @@ static void train_and_move(rank *r) {
         const int32_t cut = 5 + random_below(&r->state, 200);
         if (epoch > 0 && cut < train->experts.part_elements) train->experts.part_elements = cut;
         step(r, model, train, whole, &u, epoch);
+        if (epoch % 2 == 1) place(r, model, train, whole);
     }
     expect_refused(r, model, train, whole, &u);
     for (int32_t i = 0; i < wb_model_n_tensors(model); i++) free(u.seen[i]);
