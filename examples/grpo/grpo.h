@@ -17,6 +17,7 @@
 #include "wb_formats.h"
 #include "wb_load.h"
 #include "wb_model.h"
+#include "wb_pack.h"
 #include "wb_replay.h"
 #include "wb_rollout.h"
 #include "wb_solve.h"
@@ -50,7 +51,7 @@ wb_status text_json(const char *path, json_t **object_out);
 /* ---- command_line.c -------------------------------------------------------------------------- */
 
 typedef enum ratio_kind { RATIO_TOKEN, RATIO_SEQUENCE } ratio_kind;
-typedef enum eplb_mode { EPLB_OFF, EPLB_STATIC } eplb_mode;
+typedef enum eplb_mode { EPLB_OFF, EPLB_STATIC, EPLB_PLANNED } eplb_mode;
 typedef enum long_prompts { LONG_PROMPTS_ERROR, LONG_PROMPTS_SKIP, LONG_PROMPTS_CUT } long_prompts;
 
 typedef struct options {
@@ -193,7 +194,8 @@ wb_status expert_places_default(const options *o, const wb_config *config, int n
 /* ---- rollouts.c ------------------------------------------------------------------------------ */
 
 typedef struct sample {
-    wb_completion *completion; /* owner: this */
+    wb_completion *completion; /* owner: this; NULL in a copy that trains */
+    const wb_record *record;   /* of the completion, or of one that came from another rank */
     double reward, advantage;
 } sample;
 
@@ -219,7 +221,7 @@ void batch_free(batch *b);
 /* ---- expert_load.c --------------------------------------------------------------------------- */
 
 /* Mean over the MoE layers of mean / max of the ranks' load, in the batch over all ranks, under `placement`;
- * 1 where no row is known. Collective. */
+ * 1 where no row is known (of training: train_step.h). Collective. */
 wb_status expert_load_balancedness(const wb_model *model, const wb_placement *placement, const batch *b,
                                    double *balancedness_out);
 
@@ -325,7 +327,11 @@ typedef struct step_metrics {
     bool compared;
     wb_replay_metrics off; /* the same batch and weights, routing free: what --replay off would have seen */
     double loss, clip_share, kl_reference, grad_norm;
-    double balancedness; /* of the batch, under the placement at its start */
+    /* Of the batch in the rollout, under the placement at its start, and of its micro-batches in training. */
+    double balancedness, balancedness_training;
+    uint64_t epoch; /* of the placement, the rollout's or that of training, that changed last */
+    /* What changing places took: bytes that ranks sent each other, and seconds, which is all of planning. */
+    double moved_bytes, seconds_rebalance;
     double seconds_rollout, seconds_train;
 } step_metrics;
 

@@ -60,8 +60,10 @@ const option_row option_rows[] = {
      "weight of KL(policy || --model), estimator k3; 0: no reference"},
     {"--ratio", CHOICE, KEPT, FIELD(ratio), 0, 0, "token|sequence", "LEVEL",
      "importance ratio by token (GRPO) or by sequence (GSPO)"},
-    {"--eplb", CHOICE, KEPT, FIELD(eplb), 0, 0, "off|static", "MODE",
-     "where experts are: each once, in blocks (off); with replicas, where they are at the start (static)"},
+    {"--eplb", CHOICE, KEPT, FIELD(eplb), 0, 0, "off|static|planned", "MODE",
+     "where experts are: each once, in blocks (off); where they were placed at the start (static); in "
+     "training "
+     "placed anew for each step's routes (planned)"},
     {"--redundant-experts", INTEGER, KEPT, FIELD(redundant_experts), 0, MANY, NULL, "N",
      "slots beyond one an expert, over all ranks, in each layer"},
     {"--init-placement", TEXT, FREE, FIELD(init_placement), 0, 0, NULL, "FILE",
@@ -131,10 +133,14 @@ const options option_defaults = {
     .clip_high = 0.28,
 };
 
-bool options_given(const options *o, const char *name) {
+const option_row *option_find(const char *name) {
     for (int i = 0; i < N_OPTIONS; i++)
-        if (strcmp(option_rows[i].name, name) == 0) return o->given >> i & 1;
-    return false;
+        if (strcmp(option_rows[i].name, name) == 0) return &option_rows[i];
+    return NULL;
+}
+
+bool options_given(const options *o, const char *name) {
+    return o->given >> (option_find(name) - option_rows) & 1;
 }
 
 /* The dtype field is an enum whose values are not the index of the choice. */

@@ -1,6 +1,6 @@
 /* report.c - what a run says: OUT/metrics.jsonl (one object a step), a progress display on standard error,
  * the table at the end, and a failure. Only one rank's report is loud: the others say failures alone. */
-#include "grpo.h"
+#include "option_table.h"
 #include "wb_file.h"
 #include "wb_memory.h"
 
@@ -231,15 +231,24 @@ static json_t *fidelity_json(const wb_replay_metrics *m, double routed_different
                      m->fallback_share);
 }
 
+static json_t *experts_json(const options *o, const step_metrics *m) {
+    char eplb[OPTION_TEXT_BYTES];
+    return json_pack("{s:s, s:f, s:f, s:I, s:f, s:f}", "eplb", option_text(option_find("--eplb"), o, eplb),
+                     "balancedness", m->balancedness, "balancedness_training", m->balancedness_training,
+                     "epoch", (json_int_t)m->epoch, "moved_bytes", m->moved_bytes, "seconds_rebalance",
+                     m->seconds_rebalance);
+}
+
 static wb_status write_metrics(report *r, uint64_t step, const step_metrics *m) {
-    json_t *line = json_pack(
-        "{s:I, s:s, s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "step",
-        (json_int_t)step, "replay", wb_replay_mode_name(r->o->replay), "long_prompts",
-        (json_int_t)m->long_prompts, "reward", m->reward_mean, "reward_std", m->reward_std, "samples",
-        m->samples, "response_tokens", m->response_tokens, "loss", m->loss, "clip_share", m->clip_share,
-        "kl_reference", m->kl_reference, "grad_norm", m->grad_norm, "routed_differently_updates",
-        m->routed_differently_updates, "planned_updates", m->planned, "balancedness", m->balancedness,
-        "seconds_rollout", m->seconds_rollout, "seconds_train", m->seconds_train);
+    json_t *line =
+        json_pack("{s:I, s:s, s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "step",
+                  (json_int_t)step, "replay", wb_replay_mode_name(r->o->replay), "long_prompts",
+                  (json_int_t)m->long_prompts, "reward", m->reward_mean, "reward_std", m->reward_std,
+                  "samples", m->samples, "response_tokens", m->response_tokens, "loss", m->loss, "clip_share",
+                  m->clip_share, "kl_reference", m->kl_reference, "grad_norm", m->grad_norm,
+                  "routed_differently_updates", m->routed_differently_updates, "planned_updates", m->planned,
+                  "seconds_rollout", m->seconds_rollout, "seconds_train", m->seconds_train);
+    if (line) json_object_set_new(line, "experts", experts_json(r->o, m));
     if (line) json_object_set_new(line, "fidelity", fidelity_json(&m->replay, m->routed_differently));
     if (line && m->compared)
         json_object_set_new(line, "fidelity_replay_off", fidelity_json(&m->off, m->off.token_differ));

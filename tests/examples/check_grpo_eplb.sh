@@ -51,7 +51,9 @@ done
 replicas=(--eplb static --redundant-experts)
 run 2 --model base --out two "${common[@]}" "${replicas[@]}" 5 >/dev/null || fail "5 replicas on 2 ranks"
 run 4 --model base --out four "${common[@]}" "${replicas[@]}" 24 >/dev/null || fail "24 replicas on 4 ranks"
-for pair in "off2 two" "off4 four"; do
+run 2 --model base --out planned2 "${common[@]}" --eplb planned >/dev/null || fail "planned on 2 ranks"
+run 4 --model base --out planned4 "${common[@]}" --eplb planned --redundant-experts 8 >/dev/null || fail "planned on 4 ranks"
+for pair in "off2 two" "off4 four" "off2 planned2" "off4 planned4"; do
     read -r off on <<<"$pair"
     diff <(rewards "$off") <(rewards "$on") || fail "$on: other rewards than without replicas"
     [ "$(rewards "$on" | wc -l)" = 20 ] && [ "$(rewards "$on" | sort -u | wc -l)" -gt 3 ] || fail "$on: the rewards say nothing"
@@ -60,6 +62,12 @@ for pair in "off2 two" "off4 four"; do
     awk -v f="$found" 'BEGIN { exit !(f > 0 && f < 1e-3) }' || fail "$on: weights are apart by $found"
 done
 diff <(rewards off1) <(rewards off4) || fail "1 and 4 ranks"
+mean() { field "$1/metrics.jsonl" "$2" | awk '{ s += $1 } END { print s / NR }'; }
+echo "balancedness in training: off $(mean off4 balancedness_training), static $(mean four balancedness_training), planned $(mean planned4 balancedness_training)"
+awk -v p="$(mean planned4 balancedness_training)" -v o="$(mean off4 balancedness_training)" 'BEGIN { exit !(p > o + (1 - o) / 2) }' || fail "planned is not more even"
+[ "$(field planned4/metrics.jsonl epoch | tr '\n' ' ')" = "$(seq -s ' ' 20) " ] && [ "$(field four/metrics.jsonl epoch | sort -u)" = 0 ] || fail "epochs"
+[ "$(field planned4/metrics.jsonl moved_bytes | sort -u | wc -l)" -gt 3 ] && [ "$(field four/metrics.jsonl moved_bytes | sort -u)" = 0.0 ] || fail "moved bytes"
+[ "$(field planned4/metrics.jsonl planned_updates | sort -u)" = 1.0 ] || fail "planned: updates without a plan"
 
 echo "== without replicas nothing depends on the placement"
 "$python" -c 'import json, random
@@ -75,6 +83,9 @@ echo "== a run goes on where it was, bit for bit, and with other replicas"
 [ -e two/checkpoint/trainer/placement.json ] && [ ! -e off2/checkpoint/trainer/placement.json ] || fail "placements of checkpoints"
 run 2 --model base --out halves "${common[@]}" "${replicas[@]}" 5 --steps 9 >/dev/null || fail "the first half"
 cp -r halves others && cp -r halves fewer
+run 2 --model base --out planned_halves "${common[@]}" --eplb planned --steps 9 >/dev/null || fail "planned: the first half"
+run 2 --out planned_halves --resume --steps 20 --quiet >/dev/null || fail "planned: the second half"
+same_bits planned2 planned_halves
 run 2 --model base --out halves --resume --steps 20 --quiet >/dev/null || fail "the second half"
 same_bits two halves
 cmp two/checkpoint/trainer/placement.json halves/checkpoint/trainer/placement.json || fail "a resumed run has other places"
@@ -90,7 +101,7 @@ for out in others fewer; do
 done
 
 echo "== what is refused"
-refused "--eplb always: expected one of off|static" --model base --out bad --eplb always
+refused "--eplb always: expected one of off|static|planned" --model base --out bad --eplb always
 refused "--redundant-experts -1: expected an integer from 0" --model base --out bad --eplb static --redundant-experts -1
 refused "--redundant-experts 3: expected 0 under --eplb off" --model base --out bad --redundant-experts 3
 refused "--init-placement shuffled.json: expected none under --eplb off" --model base --out bad --init-placement shuffled.json
