@@ -9,6 +9,7 @@
 #include "wb_formats.h"
 #include "wb_kernels.h"
 #include "wb_model.h"
+#include "wb_pack.h"
 #include "wb_replay.h"
 #include "wb_rollout.h"
 #include "wb_train_hooks.h"

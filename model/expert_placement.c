@@ -87,10 +87,18 @@ static wb_status take_layer(wb_model *m, const wb_placement *placement, uint32_t
     return wb_model_dispatch_fill(m, l);
 }
 
-wb_status wb_model_set_placement(wb_model *model, const wb_placement *placement) {
+wb_status wb_model_check_placement(const wb_model *model, const wb_placement *placement) {
     WB_TRY(wb_comm_agree(model->comm, check_change(model, placement)));
-    WB_TRY(wb_placement_check_equal(placement, model->comm));
+    return wb_placement_check_equal(placement, model->comm);
+}
+
+wb_status wb_model_take_placement(wb_model *model, const wb_placement *placement) {
     for (uint32_t l = 0; l < wb_placement_layers(placement); l++)
         if (is_later(model, placement, l)) WB_TRY(take_layer(model, placement, l));
     return WB_OK;
+}
+
+wb_status wb_model_set_placement(wb_model *model, const wb_placement *placement) {
+    WB_TRY(wb_model_check_placement(model, placement));
+    return wb_model_take_placement(model, placement);
 }

@@ -138,6 +138,7 @@ void wb_model_close(wb_model *m) {
     free(m->attached);
     free(m->source_config);
     wb_companions_close(m->companions);
+    free(m->copied.transfers);
     free(m->note);
     free(m);
 }

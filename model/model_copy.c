@@ -1,8 +1,7 @@
-/* model_copy.c - the weights of one model into another, of this rank's storages only. Refuses: weights that
- * are on other ranks. */
-#include "model_weights.h"
-
-#include <inttypes.h>
+/* model_copy.c - the weights of one model into another: what this rank has of both. Refuses: experts that are
+ * on other ranks (model_copy_travel.c). */
+#include "collective.h"
+#include "model_copy_travel.h"
 
 /* ---- where an expert of this rank is --------------------------------------------------------- */
 
@@ -24,33 +23,6 @@ static int64_t slot_of(const wb_model *m, int32_t moe_layer, int32_t expert, int
     return -1;
 }
 
-/* ---- checks ---------------------------------------------------------------------------------- */
-
-static wb_status check_experts(const wb_model *to, const wb_model *from, int32_t moe_layer) {
-    const int32_t *experts = local_experts(to, moe_layer);
-    for (int64_t s = 0; s < wb_model_local_slots(to); s++)
-        if (experts[s] >= 0 && slot_of(from, moe_layer, experts[s], s) < 0)
-            return wb_fail(WB_MISMATCH,
-                           "copy weights: layer %" PRIu32 ", expert %" PRId32
-                           ": expected it on rank %d in both models, found it on other ranks in the source",
-                           to->route_model.moe_layers[moe_layer], experts[s], wb_comm_rank(to->comm));
-    return WB_OK;
-}
-
-static wb_status check_copy(const wb_model *to, const wb_model *from) {
-    WB_TRY(wb_route_model_match(&from->route_model, &to->route_model));
-    if (wb_comm_rank(to->comm) != wb_comm_rank(from->comm) ||
-        wb_comm_size(to->comm) != wb_comm_size(from->comm))
-        return wb_fail(WB_MISMATCH, "copy weights: expected rank %d of %d, found rank %d of %d",
-                       wb_comm_rank(from->comm), wb_comm_size(from->comm), wb_comm_rank(to->comm),
-                       wb_comm_size(to->comm));
-    if (to->device->backend != from->device->backend)
-        return wb_fail(WB_MISMATCH, "copy weights: expected device %s, found %s", from->device->name,
-                       to->device->name);
-    for (int32_t l = 0; l < (int32_t)to->route_model.n_moe_layers; l++) WB_TRY(check_experts(to, from, l));
-    return WB_OK;
-}
-
 /* ---- the copy -------------------------------------------------------------------------------- */
 
 static void *element(const wb_param *param, int64_t i) {
@@ -62,9 +34,7 @@ static wb_status copy_elements(wb_device *dev, const wb_param *to, int64_t to_fi
                                int64_t from_first, int64_t n) {
     void *write = element(to, to_first), *read = element(from, from_first);
     if (to->dtype == from->dtype) return dev->copy(dev, write, read, (size_t)n * wb_dtype_size(to->dtype));
-    if (dev->cast) return dev->cast(dev, n, (wb_rows){read, from->dtype}, (wb_rows){write, to->dtype});
-    return wb_fail(WB_UNSUPPORTED, "copy weights: device %s cannot cast %s to %s", dev->name,
-                   wb_dtype_name(from->dtype), wb_dtype_name(to->dtype));
+    return dev->cast(dev, n, (wb_rows){read, from->dtype}, (wb_rows){write, to->dtype});
 }
 
 /* Slots that are neighbours on both sides are copied together: between models of one placement the whole
@@ -77,6 +47,7 @@ static wb_status copy_slots(const wb_model *to, const wb_model *from, int32_t i)
         n = 1;
         if (experts[s] < 0) continue;
         const int64_t source = slot_of(from, t->moe_layer, experts[s], s);
+        if (source < 0) continue;
         while (s + n < n_slots && experts[s + n] >= 0 &&
                slot_of(from, t->moe_layer, experts[s + n], s + n) == source + n)
             n++;
@@ -86,12 +57,23 @@ static wb_status copy_slots(const wb_model *to, const wb_model *from, int32_t i)
     return WB_OK;
 }
 
-wb_status wb_model_copy_weights(wb_model *to, const wb_model *from) {
-    WB_TRY(check_copy(to, from));
+static wb_status copy_local(const wb_model *to, const wb_model *from) {
     for (int32_t i = 0; i < to->n_params; i++) {
         const wb_param *t = &to->params[i];
         WB_TRY(t->moe_layer >= 0 ? copy_slots(to, from, i)
                                  : copy_elements(to->device, t, 0, &from->params[i], 0, t->n));
     }
     return WB_OK;
+}
+
+static wb_status copy_all(wb_model *to, const wb_model *from) {
+    WB_TRY(copy_local(to, from));
+    return wb_model_copy_travel(to, from);
+}
+
+wb_status wb_model_copy_weights(wb_model *to, const wb_model *from) {
+    WB_TRY(wb_model_check_copy(to, from));
+    if (!wb_model_copy_travels(to, from)) return copy_local(to, from);
+    WB_TRY(wb_comm_agree(to->comm, wb_model_prepare_travel(to, from)));
+    return wb_collective_end(to, copy_all(to, from));
 }

@@ -4,6 +4,7 @@
 #define WB_MODEL_WEIGHTS_H
 
 #include "families/family.h"
+#include "slot_traffic.h"
 #include "wb_arena.h"
 #include "wb_check.h"
 #include "wb_checkpoint_dir.h"
@@ -69,6 +70,10 @@ struct wb_model {
     wb_buffer shadow_slots;
     wb_attached_slots *attached; /* [n_attached] */
     size_t n_attached, max_attached;
+
+    /* Of copies whose experts travel (model_copy_travel.c): as large as the largest so far. */
+    wb_slot_traffic copied;
+    wb_buffer copy_scratch;
 
     wb_buffer cos_table, sin_table; /* f32 [max_positions, head_dim / 2] */
 

@@ -20,7 +20,7 @@ void wb_train_layout_grads(wb_train *train, wb_arena *arena) {
         wb_place(arena, &gradient, model->params[i].n, 1, sizeof(float));
         train->grads[i] = gradient.data;
     }
-    wb_train_layout_replicas(train, arena);
+    wb_train_layout_experts(train, arena);
     if (model->n_ranks > 1)
         wb_place(arena, &train->buckets, 2 * GRAD_BUCKETS, BUCKET_ELEMENTS, sizeof(float));
 }
@@ -29,14 +29,14 @@ float *wb_train_grad(const wb_train *train, const wb_tensor *tensor) {
     return tensor->data && !train->forward_only ? train->grads[tensor->param] + tensor->offset : NULL;
 }
 
-static wb_status check_has_grads(const wb_train *train) {
+wb_status wb_train_check_has_grads(const wb_train *train) {
     if (!train->forward_only) return WB_OK;
     return wb_fail(WB_INVALID_ARGUMENT,
                    "gradients: expected a trainer that has them, found one for forwards only");
 }
 
 wb_status wb_train_zero_grads(wb_train *train) {
-    WB_TRY(check_has_grads(train));
+    WB_TRY(wb_train_check_has_grads(train));
     wb_device *dev = train->model->device;
     for (int32_t i = 0; i < train->model->n_params; i++)
         WB_TRY(dev->zero(dev, train->grads[i], (size_t)train->model->params[i].n * sizeof(float)));
@@ -121,7 +121,7 @@ wb_status wb_train_finish_reduction(wb_train *train) {
 }
 
 wb_status wb_train_reduce_grads(wb_train *train) {
-    WB_TRY(wb_comm_agree(train->model->comm, check_has_grads(train)));
+    WB_TRY(wb_comm_agree(train->model->comm, wb_train_check_has_grads(train)));
     wb_train_start_reduction(train);
     return wb_collective_end(train->model, wb_train_finish_reduction(train));
 }

@@ -5,6 +5,7 @@
 
 #include "layers/block.h"
 #include "routing_check.h"
+#include "slot_traffic.h"
 #include "wb_upload_ring.h"
 
 /* What a forward puts on the device; n_head rows have a target. */
@@ -42,6 +43,20 @@ typedef struct grad_reduction {
     size_t n_started, n_finished;
 } grad_reduction;
 
+/* Where weight and gradient of an expert are while its home rank updates it. */
+typedef struct expert_at_home {
+    const float *grad; /* device */
+    float *weight;     /* device */
+} expert_at_home;
+
+/* What the gradients and weights of experts need on their way between ranks. */
+typedef struct train_experts {
+    int64_t part_elements;   /* of a slot that travel at a time; the same on every rank */
+    wb_buffer scratch;       /* [parts][part_elements] f32 */
+    expert_at_home *at_home; /* host [E] */
+    wb_slot_traffic traffic;
+} train_experts;
+
 struct wb_train {
     wb_model *model;
     wb_train_options options;
@@ -71,9 +86,7 @@ struct wb_train {
     wb_buffer dx;                       /* [T, H] */
     wb_buffer buckets;                  /* gradients in transit and scratch for their sums */
     grad_reduction reduction;
-    size_t *replica_sizes; /* host, of wb_train_sum_replicas */
-    char *replica_sent, *replica_received;
-    wb_buffer replica_scratch; /* one slot of a storage */
+    train_experts experts;
     wb_routing_stage routing_stage;
 };
 
@@ -89,6 +102,9 @@ static inline wb_rows wb_train_residual(const wb_train *train, int32_t l) {
 /* The list of the gradients; their memory is laid out by the next. */
 wb_status wb_train_open_grads(wb_train *train);
 
+/* INVALID_ARGUMENT for a trainer of forwards only. */
+wb_status wb_train_check_has_grads(const wb_train *train);
+
 /* A gradient for every parameter, and what their sum over ranks needs. */
 void wb_train_layout_grads(wb_train *train, wb_arena *arena);
 
@@ -99,12 +115,37 @@ void wb_train_start_reduction(wb_train *train);
 wb_status wb_train_reduce_ready(wb_train *train, int32_t lowest);
 wb_status wb_train_finish_reduction(wb_train *train);
 
+/* ---- parts of slots on their way (train_parts.c) --------------------------------------------------- */
+
+/* Memory for them, whatever the placement; and room in the model's exchange. */
+void wb_train_layout_experts(wb_train *train, wb_arena *arena);
+wb_status wb_train_open_experts(wb_train *train);
+
+/* Elements [first, first + n) of every slot of one storage. */
+typedef struct slot_part {
+    const wb_param *param;
+    float *grad, *weight; /* device [slots of this rank][slot_elements] */
+    wb_layer_map map;     /* of the model's placement */
+    int64_t first, n;
+} slot_part;
+
+slot_part wb_train_first_part(const wb_train *train, int32_t param);
+/* False after the last one. */
+bool wb_train_next_part(const wb_train *train, slot_part *part);
+
+/* The part of one of this rank's slots, in `slots`: its gradients or its weights. */
+static inline float *wb_slot_part_of(const wb_model *model, const slot_part *part, float *slots,
+                                     wb_physical_id slot) {
+    return slots + ((int64_t)slot.slot - wb_model_first_slot(model)) * part->param->slot_elements +
+           part->first;
+}
+
+/* Place i in the scratch, for a part. */
+float *wb_train_scratch_part(const wb_train *train, int64_t i);
+
 /* ---- gradients of replicas (train_replicas.c) ------------------------------------------------------ */
 
-/* Memory for the next, whatever the placement. */
-void wb_train_layout_replicas(wb_train *train, wb_arena *arena);
-
-/* The gradient of every replica of an expert becomes the sum over its replicas. Collective. */
+/* The gradient of the lead replica of every expert becomes the sum over its replicas. Collective. */
 wb_status wb_train_sum_replicas(wb_train *train);
 
 /* ---- a batch (train_batch.c) ---------------------------------------------------------------------- */

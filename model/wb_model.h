@@ -139,8 +139,7 @@ WB_API wb_status wb_model_create(const wb_config *config, uint64_t seed, float s
 
 /* A model like `from`, in memory and with storages of its own: its configuration and its weights, rounded to
  * the dtype of `options`, whose device is of the same backend and whose ranks are the same. options.placement
- * NULL: that of `from`; for another one what a rank needs is on that rank, as in wb_model_copy_weights. No
- * file is read. Collective. */
+ * NULL: that of `from`. No file is read. Collective. */
 WB_API wb_status wb_model_clone(const wb_model *from, const wb_model_options *options, wb_model **model_out);
 WB_API void wb_model_close(wb_model *model); /* NULL is a no-op; not collective */
 
@@ -191,6 +190,12 @@ WB_API wb_tensor wb_model_tensor(const wb_model *model, int32_t i);
  * itself where it is not of an expert. */
 WB_API int32_t wb_model_n_replicas(const wb_model *model, int32_t i);
 WB_API wb_tensor wb_model_replica(const wb_model *model, int32_t i, int32_t k);
+/* The home rank of expert 0 <= expert < E among R ranks, which has the optimizer's state of it in every layer
+ * and under every placement: the rank r whose block, from E r / R to E (r + 1) / R, has the expert. */
+WB_API int32_t wb_home_rank(int32_t n_experts, int32_t n_ranks, int32_t expert);
+/* Tensor i as its lead replica, whose gradient becomes the sum over all replicas: of an expert the first one
+ * on its home rank; where none is, its replica 0. Of another tensor the tensor itself. */
+WB_API wb_tensor wb_model_lead(const wb_model *model, int32_t i);
 /* Copies wb_model_tensor(model, i) to the other replicas of it on this rank: for who has written the first.
  * Not collective. */
 WB_API wb_status wb_model_fill_replicas(wb_model *model, int32_t i);
@@ -212,10 +217,13 @@ WB_API wb_expert_store wb_model_expert_store(wb_model *model);
 WB_API wb_status wb_model_attach_slots(wb_model *model, int32_t moe_layer, void *slots, size_t slot_bytes);
 WB_API void wb_model_detach_slots(wb_model *model, const void *slots);
 
-/* to's weights := from's, all replicas, rounded to to's dtype. MISMATCH unless configuration and ranks are
- * the same and each expert that `to` has on this rank, `from` has on it too: layer and expert are named, and
- * nothing has changed. Not collective. */
+/* to's weights := from's, all replicas, rounded to to's dtype, whatever the placements. MISMATCH, with
+ * nothing changed, unless configuration and ranks are the same. Collective where experts travel (the next),
+ * over the communicator of `to`; else of this rank alone. */
 WB_API wb_status wb_model_copy_weights(wb_model *to, const wb_model *from);
+/* Whether `to`, on any rank, has an expert that this rank does not have in `from`, a model of the same
+ * configuration and ranks. */
+WB_API bool wb_model_copy_travels(const wb_model *to, const wb_model *from);
 
 /* ---- routing: the one place where experts are chosen ----------------------------------------- */
 
@@ -403,10 +411,29 @@ WB_API wb_status wb_train_backward(wb_train *train, const float *dlogprobs);
  * bits, but gradients travel while those of earlier layers are still computed. Collective. */
 WB_API wb_status wb_train_backward_last(wb_train *train, const float *dlogprobs);
 
-/* Sums the gradients of replicated weights over ranks, in rank order (experts' are complete where they
- * live). Once before the optimizer, unless the last backward was wb_train_backward_last. Collective. */
+/* Sums the gradients of replicated weights over ranks, in rank order, and those of an expert's replicas, in
+ * replica order, into its lead's (wb_model_lead); the other replicas keep what they had. Once before the
+ * optimizer, unless the last backward was wb_train_backward_last. Collective. */
 WB_API wb_status wb_train_reduce_grads(wb_train *train);
 WB_API wb_status wb_train_zero_grads(wb_train *train);
+
+/* How an optimizer updates elements [first, first + n) of tensor i of the registry, of an expert whose home
+ * this rank is (wb_home_rank): weight, device f32 [n], in and out, by gradient, device f32 [n]. A tensor may
+ * come in several calls, each element in one; the addresses are good for the call alone. */
+typedef wb_status wb_update_fn(void *ctx, int32_t i, int64_t first, int64_t n, const float *gradient,
+                               float *weight);
+
+/* Updates all experts, after the gradients were reduced: `update` is called on the home rank of each, with
+ * the weight and the gradient of its lead replica, and the outcome goes to every slot that `next` gives the
+ * expert. `next` becomes the placement, as by wb_model_set_placement, with its errors before anything is
+ * changed; NULL: the present one stays. A failure of `update` ends the communicator. Gradients then belong to
+ * nobody (wb_train_zero_grads). Collective. */
+WB_API wb_status wb_train_update_experts(wb_train *train, const wb_placement *next, wb_update_fn *update,
+                                         void *ctx);
+
+/* `next` becomes the placement without an update: experts go to the slots that did not have them. NULL:
+ * nothing happens. Otherwise as wb_train_update_experts. Collective. */
+WB_API wb_status wb_train_place_experts(wb_train *train, const wb_placement *next);
 
 /* Gradient of a tensor of the registry, or of one replica of it, that lives here: device f32 [tensor->n];
  * owner: train. NULL when it does not live here, or the trainer is for forwards only. It goes with the slot:

@@ -281,3 +281,20 @@ const wb_planned_layer *wb_replay_layer_plan(const wb_replay *r, int32_t index, 
     const wb_planned_layer *plan = &b->layers[stage_layer];
     return plan->pair_row ? plan : NULL;
 }
+
+static int64_t expert_rows(const wb_replay *r, const wb_planned_layer *plan) {
+    int64_t rows = 0;
+    for (size_t i = 0; i < received_length(r); i++) rows += plan->received[i];
+    return rows;
+}
+
+int64_t wb_replay_max_expert_rows(const wb_replay *r) {
+    int64_t max = 0;
+    for (int32_t m = 0; r && m < r->n_micro_batches; m++)
+        for (int32_t l = 0; l < r->options.n_layers; l++) {
+            const wb_planned_layer *plan = wb_replay_layer_plan(r, m, r->options.first_layer + l);
+            const int64_t rows = plan ? expert_rows(r, plan) : 0;
+            if (rows > max) max = rows;
+        }
+    return max;
+}

@@ -155,6 +155,11 @@ WB_API wb_status wb_replay_plan_dispatch(wb_replay *replay, wb_comm *comm, int64
 WB_API const wb_planned_layer *wb_replay_layer_plan(const wb_replay *replay, int32_t micro_batch,
                                                     int32_t layer);
 
+/* The most rows, each a (token, choice), that the slots of this rank get from all ranks in a (micro-batch,
+ * layer) that is planned: what the step needs of a trainer's max_expert_rows. 0 where nothing is planned, and
+ * for a NULL replay. */
+WB_API int64_t wb_replay_max_expert_rows(const wb_replay *replay);
+
 /* True once wb_replay_plan has defined the micro-batch; false for a NULL replay. */
 WB_API bool wb_replay_planned(const wb_replay *replay, int32_t micro_batch);
 

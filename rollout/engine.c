@@ -238,11 +238,18 @@ static wb_status reserve_spans(wb_engine *engine, uint64_t version) {
     return WB_OK;
 }
 
+static wb_status prepare_weights(wb_engine *engine, const wb_model *from, uint64_t version,
+                                 uint64_t *digest_out) {
+    WB_TRY(wb_weights_digest(from, digest_out));
+    WB_TRY(check_version(engine, *digest_out, version));
+    return reserve_spans(engine, version);
+}
+
 wb_status wb_engine_set_weights(wb_engine *engine, const wb_model *from, uint64_t version) {
     uint64_t source_digest, digest;
-    WB_TRY(wb_weights_digest(from, &source_digest));
-    WB_TRY(check_version(engine, source_digest, version));
-    WB_TRY(reserve_spans(engine, version));
+    wb_status status = prepare_weights(engine, from, version, &source_digest);
+    if (wb_model_copy_travels(engine->model, from)) status = wb_comm_agree(engine->comm, status);
+    WB_TRY(status);
     WB_TRY(wb_model_copy_weights(engine->model, from));
     WB_TRY(wb_weights_digest(engine->model, &digest));
     engine->source_digest = source_digest;

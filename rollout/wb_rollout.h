@@ -130,10 +130,11 @@ WB_API wb_status wb_engine_abort(wb_engine *engine, const char *rid);
 
 /* Between steps: replaces the model's weights by those of `from` (rounded to the engine's dtype) and names
  * them `version`. Running requests go on; their spans show where the version changed, and their old rows
- * stay. Each rank copies its own shard and names the same version: the next step compares. INVALID_ARGUMENT,
- * and nothing is changed, for other weights by the present version's name while an unfinished request has
- * been fed under it; OUT_OF_MEMORY, and nothing is changed, for the spans to come; after a DEVICE failure the
- * weights are neither and are to be set again. Not collective. */
+ * stay. Each rank copies its own shard and names the same version: the next step compares. Where the
+ * placement of `from` is another one, experts travel, and the call is collective (wb_model_copy_travels).
+ * INVALID_ARGUMENT, and nothing is changed, for other weights by the present version's name while an
+ * unfinished request has been fed under it; OUT_OF_MEMORY, and nothing is changed, for the spans to come;
+ * after a DEVICE failure the weights are neither and are to be set again. Else not collective. */
 WB_API wb_status wb_engine_set_weights(wb_engine *engine, const wb_model *from, uint64_t version);
 
 typedef struct wb_engine_stats {

@@ -51,7 +51,11 @@ static wb_status emit_moment(void *ctx, size_t i, wb_new_file *file) {
     return WB_OK;
 }
 
-/* Experts are saved by the rank that has their replica 0, of replicated tensors each rank saves its part. */
+static optimizer_part own_part(const trainer *t, const wb_tensor *tensor) {
+    return optimizer_part_of(wb_model_config(t->model), tensor, wb_comm_rank(t->comm), wb_comm_size(t->comm));
+}
+
+/* Experts are saved by their home rank, of replicated tensors each rank saves its part. */
 static wb_status collect_moments(const trainer *t, moments_file *f) {
     int32_t n = wb_model_n_tensors(t->model);
     WB_TRY(WB_OWN(&f->memory, f->views, 2 * (size_t)n, "optimizer state"));
@@ -59,9 +63,9 @@ static wb_status collect_moments(const trainer *t, moments_file *f) {
     WB_TRY(WB_OWN(&f->memory, f->chunk, CHECKPOINT_CHUNK_BYTES, "optimizer state"));
     f->device = t->device;
     for (int32_t i = 0; i < n; i++) {
-        wb_tensor tensor = wb_model_replica(t->model, i, 0);
-        if (!tensor.data) continue;
-        const int64_t part = optimizer_part_of(&tensor, wb_comm_rank(t->comm), wb_comm_size(t->comm)).n;
+        const wb_tensor tensor = wb_model_tensor(t->model, i);
+        const int64_t part = own_part(t, &tensor).n;
+        if (part == 0 && tensor.expert >= 0) continue;
         add_moment(f, &tensor, part, "exp_avg", &t->opt.m[i]);
         add_moment(f, &tensor, part, "exp_avg_sq", &t->opt.v[i]);
     }
@@ -111,6 +115,14 @@ static wb_status save_state(const trainer *t, const char *dir) {
     return status;
 }
 
+/* Where the experts are, for a run that resumes; the model's files name experts alone. */
+static wb_status save_placement(const trainer *t, const char *dir) {
+    char path[PATH_BYTES];
+    if (t->o->eplb == EPLB_OFF) return WB_OK;
+    WB_TRY(path_join(path, dir, PLACEMENT_FILE));
+    return wb_placement_save(wb_model_placement(t->model), path);
+}
+
 wb_status checkpoint_save(const trainer *t) {
     char current[PATH_BYTES], fresh[PATH_BYTES], old[PATH_BYTES], inner[PATH_BYTES];
     wb_status status = checkpoint_place(t->o, "", current);
@@ -125,6 +137,7 @@ wb_status checkpoint_save(const trainer *t) {
     WB_TRY(wb_comm_agree(t->comm, status));
     WB_TRY(wb_model_save(t->model, fresh));
     status = save_moments(t, inner);
+    if (status == WB_OK && wb_comm_rank(t->comm) == 0) status = save_placement(t, fresh);
     if (status == WB_OK && wb_comm_rank(t->comm) == 0) status = save_state(t, inner);
     WB_TRY(wb_comm_agree(t->comm, status));
     if (wb_comm_rank(t->comm) == 0) status = checkpoint_change_places(fresh, current, old);
@@ -187,12 +200,14 @@ typedef struct saved_moments {
 
 /* The elements of one moment that a file has, which is this rank's part, or all (as before 0.4, and of
  * experts). NOT_FOUND where it has none. */
-static wb_status find_part(const saved_moments *saved, int file, const wb_tensor *tensor, const char *suffix,
-                           wb_tensor_view *view_out, optimizer_part *part_out) {
+static wb_status find_part(const trainer *t, const saved_moments *saved, int file, const wb_tensor *tensor,
+                           const char *suffix, wb_tensor_view *view_out, optimizer_part *part_out) {
     char name[NAME_BYTES];
     snprintf(name, sizeof name, "%s.%s", tensor->name, suffix);
     WB_TRY(wb_safetensors_find(saved->files[file], name, view_out));
-    const optimizer_part whole = {0, tensor->n}, part = optimizer_part_of(tensor, file, saved->n);
+    const optimizer_part whole = {0, tensor->n};
+    const optimizer_part part =
+        tensor->expert >= 0 ? whole : optimizer_part_of(wb_model_config(t->model), tensor, file, saved->n);
     const bool is_whole = view_out->bytes == (size_t)whole.n * sizeof(float);
     *part_out = is_whole ? whole : part;
     if (view_out->dtype == WB_F32 && view_out->bytes == (size_t)part_out->n * sizeof(float)) return WB_OK;
@@ -218,12 +233,12 @@ static wb_status copy_overlap(wb_device *device, const wb_tensor_view *view, opt
  * or not. */
 static wb_status load_moment(const trainer *t, const saved_moments *saved, const wb_tensor *tensor,
                              const char *suffix, float *moment) {
-    const optimizer_part wanted = optimizer_part_of(tensor, wb_comm_rank(t->comm), wb_comm_size(t->comm));
+    const optimizer_part wanted = own_part(t, tensor);
     int64_t copied = 0;
     for (int file = 0; file < saved->n && copied < wanted.n; file++) {
         wb_tensor_view view;
         optimizer_part part;
-        const wb_status status = find_part(saved, file, tensor, suffix, &view, &part);
+        const wb_status status = find_part(t, saved, file, tensor, suffix, &view, &part);
         if (status == WB_NOT_FOUND) continue;
         WB_TRY(status);
         WB_TRY(copy_overlap(t->device, &view, part, wanted, moment, &copied));
@@ -238,7 +253,6 @@ static wb_status load_moment(const trainer *t, const saved_moments *saved, const
 static wb_status load_moments(trainer *t, const saved_moments *saved) {
     for (int32_t i = 0; i < wb_model_n_tensors(t->model); i++) {
         const wb_tensor tensor = wb_model_tensor(t->model, i);
-        if (!tensor.data) continue;
         WB_TRY(load_moment(t, saved, &tensor, "exp_avg", t->opt.m[i].data));
         WB_TRY(load_moment(t, saved, &tensor, "exp_avg_sq", t->opt.v[i].data));
     }

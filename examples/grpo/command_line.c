@@ -85,6 +85,13 @@ wb_status options_check(const options *o) {
             "--temperature %g: expected at least %g: a greedy sample is a point mass, all samples of a "
             "prompt are the same and their gradient is zero",
             o->temperature, (double)WB_MIN_TEMPERATURE);
+    if (o->eplb == EPLB_OFF && o->redundant_experts > 0)
+        return wb_fail(WB_INVALID_ARGUMENT,
+                       "--redundant-experts %" PRId64 ": expected 0 under --eplb off, which has no replicas",
+                       o->redundant_experts);
+    if (o->eplb == EPLB_OFF && o->init_placement)
+        return wb_fail(WB_INVALID_ARGUMENT, "--init-placement %s: expected none under --eplb off",
+                       o->init_placement);
     if (o->prompts % o->updates != 0)
         return wb_fail(WB_INVALID_ARGUMENT, "--prompts %" PRId64 " is not a multiple of --updates %" PRId64,
                        o->prompts, o->updates);

@@ -129,7 +129,7 @@ wb_status dumps_write(const options *o, const wb_route_model *model, int rank, u
     WB_TRY(wb_dump_create(path, model, &dump, &writer));
     wb_status status = WB_OK;
     for (int64_t i = 0; status == WB_OK && i < b->n_samples; i++)
-        status = wb_dump_append(writer, &b->samples[i].completion->record);
+        status = wb_dump_append(writer, b->samples[i].record);
     wb_status finished = wb_dump_finish(writer);
     return status != WB_OK ? status : finished;
 }

@@ -15,9 +15,12 @@
 #include "wb_comm.h"
 #include "wb_device.h"
 #include "wb_formats.h"
+#include "wb_load.h"
 #include "wb_model.h"
+#include "wb_pack.h"
 #include "wb_replay.h"
 #include "wb_rollout.h"
+#include "wb_solve.h"
 #include "wb_workspace.h"
 
 #include <jansson.h>
@@ -48,6 +51,7 @@ wb_status text_json(const char *path, json_t **object_out);
 /* ---- command_line.c -------------------------------------------------------------------------- */
 
 typedef enum ratio_kind { RATIO_TOKEN, RATIO_SEQUENCE } ratio_kind;
+typedef enum eplb_mode { EPLB_OFF, EPLB_STATIC, EPLB_PLANNED } eplb_mode;
 typedef enum long_prompts { LONG_PROMPTS_ERROR, LONG_PROMPTS_SKIP, LONG_PROMPTS_CUT } long_prompts;
 
 typedef struct options {
@@ -70,6 +74,9 @@ typedef struct options {
     double temperature, top_p;
     double lr, weight_decay, grad_clip, clip_low, clip_high, kl_coef;
     ratio_kind ratio;
+    eplb_mode eplb;
+    int64_t redundant_experts;
+    const char *init_placement; /* NULL: by expert_places.c */
     wb_codec codec;
     bool resume, no_dump, quiet;
     int64_t plan_ranks;   /* of --plan-memory; -1: train */
@@ -83,6 +90,8 @@ wb_status options_parse(int argc, char **argv, bool loud, options *o, int *actio
 /* Whether the options fit together; called by options_parse, but for a run that resumes, whose options are
  * known when options_resume has been called. */
 wb_status options_check(const options *o);
+/* Whether the command line has the option of that name. */
+bool options_given(const options *o, const char *name);
 /* What a checkpoint keeps of the options; the caller's reference, NULL without memory. */
 json_t *options_to_json(const options *o);
 /* Takes from `saved`, an object of options_to_json, what the command line does not give. What it gives
@@ -168,10 +177,25 @@ wb_status out_lock_take(const char *dir, out_lock **lock_out);
 void out_lock_release(out_lock *lock);   /* removes the file; NULL is a no-op */
 bool out_lock_is_alone(const char *dir); /* whether there is no other file in it */
 
+/* ---- expert_places.c ------------------------------------------------------------------------- */
+
+#define PLACEMENT_FILE "trainer/placement.json" /* in a checkpoint */
+
+/* Where the experts of a run on n_ranks ranks are at its start: *placement_out, the caller's, NULL under
+ * --eplb off. Of --init-placement; else of `checkpoint`, the folder of a run that resumes, where its
+ * placement has as many slots; else each rank has its block of experts and, in its other slots, experts of
+ * other ranks in turn. `loud`: this rank says where a run that resumes begins anew. Not collective. */
+wb_status expert_places_open(const options *o, const wb_config *config, int n_ranks, const char *checkpoint,
+                             bool loud, wb_placement **placement_out);
+/* The last of these, for --plan-memory. */
+wb_status expert_places_default(const options *o, const wb_config *config, int n_ranks,
+                                wb_placement **placement_out);
+
 /* ---- rollouts.c ------------------------------------------------------------------------------ */
 
 typedef struct sample {
-    wb_completion *completion; /* owner: this */
+    wb_completion *completion; /* owner: this; NULL in a copy that trains */
+    const wb_record *record;   /* of the completion, or of one that came from another rank */
     double reward, advantage;
 } sample;
 
@@ -193,6 +217,13 @@ int64_t batch_first_group(const batch *b, int64_t group);
 wb_status rollouts_reward(wb_comm *comm, const options *o, const task *t, reward_program *program,
                           uint64_t step, batch *b);
 void batch_free(batch *b);
+
+/* ---- expert_load.c --------------------------------------------------------------------------- */
+
+/* Mean over the MoE layers of mean / max of the ranks' load, in the batch over all ranks, under `placement`;
+ * 1 where no row is known (of training: train_step.h). Collective. */
+wb_status expert_load_balancedness(const wb_model *model, const wb_placement *placement, const batch *b,
+                                   double *balancedness_out);
 
 /* ---- dumps.c --------------------------------------------------------------------------------- */
 
@@ -227,44 +258,43 @@ void loss_sequence(const loss_options *o, size_t n, const float *logprobs, const
 
 /* ---- optimizer.c ----------------------------------------------------------------------------- */
 
-/* AdamW over the registry's local tensors, f32 master weights being the trained model's own. Moments belong
- * to a tensor, an expert's too, and not to the slot or the address that it has at the time: each rank that
- * has a replica of the expert keeps them once. Those of a replicated tensor are cut over the ranks. */
+/* AdamW over the registry's tensors, f32 master weights being the trained model's own. Moments belong to a
+ * tensor and not to the slot or the address that it has at the time: those of an expert to its home rank
+ * (wb_home_rank), once, however many replicas there are; those of a replicated tensor are cut over the
+ * ranks. */
 typedef struct optimizer {
     wb_model *model;
     wb_train *train;
     wb_device *device;
     wb_comm *comm;
     wb_workspace workspace; /* owns the moments */
-    wb_buffer *m, *v;       /* [n_tensors] f32 of this rank's part of the tensor, where it is held */
-    bool *held;             /* [n_tensors] whether m and v are those of the present step */
+    wb_buffer *m, *v;       /* [n_tensors] f32 of this rank's part of the tensor */
     uint64_t step;
+    wb_adamw hyper;  /* of the present step, for matrices */
+    double *squares; /* [n_tensors] of a tensor's gradient */
     /* The gathers of updated weights: those started, those waited for, and the numbers of those on their
      * way. */
     uint64_t n_started, n_done, works[WB_EXCHANGE_IN_FLIGHT];
     size_t *bounds; /* [R + 1] of one */
 } optimizer;
 
-/* The elements of a tensor whose moments a rank has: of an expert all, of a replicated tensor one of n_ranks
- * parts that differ by one element at most. */
+/* The elements of a tensor whose moments a rank has: of an expert all on its home rank, of a replicated
+ * tensor one of n_ranks parts that differ by one element at most. */
 typedef struct optimizer_part {
     int64_t first, n;
 } optimizer_part;
-optimizer_part optimizer_part_of(const wb_tensor *tensor, int of_rank, int n_ranks);
+optimizer_part optimizer_part_of(const wb_config *config, const wb_tensor *tensor, int of_rank, int n_ranks);
 
-/* Device bytes of the moments that rank `of_rank` of n_ranks has, without a model; experts lie in even
- * blocks. */
+/* Device bytes of the moments that rank `of_rank` of n_ranks has, without a model. */
 wb_status optimizer_measure(const wb_config *config, int32_t n_ranks, int32_t of_rank, size_t *bytes_out);
 
 wb_status optimizer_open(wb_model *model, wb_train *train, wb_device *device, wb_comm *comm,
                          optimizer *opt_out);
 void optimizer_close(optimizer *opt);
-/* After wb_model_set_placement: zeros for the moments of tensors that came to this rank, which the caller
- * then brings from a rank that held them. The memory of those that went stays for when they come back. */
-wb_status optimizer_take_moments(optimizer *opt);
-/* Clips the global gradient norm to o->grad_clip (0: no limit) and updates. MISMATCH names a tensor whose
- * moments were not taken. Collective. */
-wb_status optimizer_step(optimizer *opt, const options *o, double lr, double *grad_norm_out);
+/* Clips the global gradient norm to o->grad_clip (0: no limit) and updates. `next`, if not NULL, becomes the
+ * model's placement (wb_train_update_experts). Collective. */
+wb_status optimizer_step(optimizer *opt, const options *o, double lr, const wb_placement *next,
+                         double *grad_norm_out);
 
 /* ---- train_step.c ---------------------------------------------------------------------------- */
 
@@ -272,7 +302,8 @@ typedef struct trainer {
     const options *o;
     wb_device *device;
     wb_comm *comm;
-    wb_model *model; /* f32, trained */
+    wb_placement *placement; /* to begin with; NULL: the default one */
+    wb_model *model;         /* f32, trained */
     wb_train *train;
     wb_model *reference; /* NULL unless kl_coef > 0 */
     wb_train *reference_train;
@@ -296,6 +327,11 @@ typedef struct step_metrics {
     bool compared;
     wb_replay_metrics off; /* the same batch and weights, routing free: what --replay off would have seen */
     double loss, clip_share, kl_reference, grad_norm;
+    /* Of the batch in the rollout, under the placement at its start, and of its micro-batches in training. */
+    double balancedness, balancedness_training;
+    uint64_t epoch; /* of the placement, the rollout's or that of training, that changed last */
+    /* What changing places took: bytes that ranks sent each other, and seconds, which is all of planning. */
+    double moved_bytes, seconds_rebalance;
     double seconds_rollout, seconds_train;
 } step_metrics;
 

@@ -31,7 +31,8 @@ typedef struct plan_model {
     const options *o;
     wb_config config;
     int32_t n_ranks;
-    size_t companion_bytes; /* of rank 0 */
+    wb_placement *placement; /* of policy and rollout; NULL: the default one */
+    size_t companion_bytes;  /* of rank 0 */
 } plan_model;
 
 static void add(part_list *list, const char *of, const char *name, size_t bytes) {
@@ -50,7 +51,7 @@ static void add_measured(rank_plan *plan, const char *of, const char *host_name,
 
 static wb_status measure_trainer(const plan_model *m, const char *of, bool forward_only, int32_t rank,
                                  rank_plan *plan) {
-    const wb_model_options model = sizes_model(NULL, NULL, WB_F32);
+    const wb_model_options model = sizes_model(NULL, NULL, WB_F32, forward_only ? NULL : m->placement);
     const wb_train_options train = sizes_train(m->o, &m->config, forward_only);
     wb_memory memory;
     WB_TRY(wb_model_measure(&m->config, &model, m->n_ranks, rank, &memory));
@@ -62,7 +63,7 @@ static wb_status measure_trainer(const plan_model *m, const char *of, bool forwa
 
 static wb_status measure_rollout(const plan_model *m, int32_t rank, rank_plan *plan) {
     const char *of = "rollout";
-    const wb_model_options model = sizes_model(NULL, NULL, m->o->rollout_dtype);
+    const wb_model_options model = sizes_model(NULL, NULL, m->o->rollout_dtype, m->placement);
     const wb_engine_options engine = sizes_engine(m->o);
     wb_memory memory;
     WB_TRY(wb_model_measure(&m->config, &model, m->n_ranks, rank, &memory));
@@ -168,6 +169,7 @@ static wb_status open_plan(const options *o, plan_model *m) {
     m->n_ranks = (int32_t)o->plan_ranks;
     WB_TRY(model_folder(o->model_dir, dir));
     WB_TRY(wb_config_load(dir, &m->config));
+    WB_TRY(expert_places_default(o, &m->config, m->n_ranks, &m->placement));
     WB_TRY(wb_companions_read(dir, &companions));
     m->companion_bytes = wb_companions_bytes(companions);
     wb_companions_close(companions);
@@ -199,22 +201,28 @@ static wb_status compare_memory(const options *o, size_t bytes) {
     return WB_OK;
 }
 
-wb_status memory_plan_print(const options *o) {
-    plan_model m = {0};
+static wb_status print_plan(const plan_model *m) {
     rank_plan plan, device = {0}, host = {0};
     int32_t device_rank = 0, host_rank = 0;
     double device_sum = 0, host_sum = 0;
-    WB_TRY(open_plan(o, &m));
-    for (int32_t rank = 0; rank < m.n_ranks; rank++) {
-        WB_TRY(plan_rank(&m, rank, &plan));
+    for (int32_t rank = 0; rank < m->n_ranks; rank++) {
+        WB_TRY(plan_rank(m, rank, &plan));
         device_sum += (double)plan.device.bytes;
         host_sum += (double)plan.host.bytes;
         if (plan.device.bytes > device.device.bytes) device = plan, device_rank = rank;
         if (plan.host.bytes > host.host.bytes) host = plan, host_rank = rank;
     }
     printf("memory on %" PRId32 " ranks, samples of at most %zu tokens, micro-batches of %" PRId64 "\n",
-           m.n_ranks, longest_sample(&m), o->micro_batch_tokens);
+           m->n_ranks, longest_sample(m), m->o->micro_batch_tokens);
     print_list("device", &device.device, device_rank, device_sum);
     print_list("host", &host.host, host_rank, host_sum);
-    return compare_memory(o, device.device.bytes);
+    return compare_memory(m->o, device.device.bytes);
+}
+
+wb_status memory_plan_print(const options *o) {
+    plan_model m = {0};
+    wb_status status = open_plan(o, &m);
+    if (status == WB_OK) status = print_plan(&m);
+    wb_placement_close(m.placement);
+    return status;
 }

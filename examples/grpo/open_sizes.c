@@ -2,11 +2,13 @@
  * and memory_plan.c measures. Refuses: opening. */
 #include "open_sizes.h"
 
-wb_model_options sizes_model(wb_device *device, wb_comm *comm, wb_dtype dtype) {
+wb_model_options sizes_model(wb_device *device, wb_comm *comm, wb_dtype dtype,
+                             const wb_placement *placement) {
     wb_model_options model = wb_model_options_default();
     model.device = device;
     model.comm = comm;
     model.dtype = dtype;
+    model.placement = placement;
     return model;
 }
 

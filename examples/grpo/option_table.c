@@ -60,6 +60,14 @@ const option_row option_rows[] = {
      "weight of KL(policy || --model), estimator k3; 0: no reference"},
     {"--ratio", CHOICE, KEPT, FIELD(ratio), 0, 0, "token|sequence", "LEVEL",
      "importance ratio by token (GRPO) or by sequence (GSPO)"},
+    {"--eplb", CHOICE, KEPT, FIELD(eplb), 0, 0, "off|static|planned", "MODE",
+     "where experts are: each once, in blocks (off); where they were placed at the start (static); in "
+     "training "
+     "placed anew for each step's routes (planned)"},
+    {"--redundant-experts", INTEGER, KEPT, FIELD(redundant_experts), 0, MANY, NULL, "N",
+     "slots beyond one an expert, over all ranks, in each layer"},
+    {"--init-placement", TEXT, FREE, FIELD(init_placement), 0, 0, NULL, "FILE",
+     "a map of experts or their loads, as waybill eplb writes and reads them: where they are at the start"},
     {"--compare-every", INTEGER, FREE, FIELD(compare_every), 0, MANY, NULL, "N",
      "every N steps run the batch with free routing too, one more forward, and report what replay changed; "
      "0: never"},
@@ -124,6 +132,16 @@ const options option_defaults = {
     .clip_low = 0.2,
     .clip_high = 0.28,
 };
+
+const option_row *option_find(const char *name) {
+    for (int i = 0; i < N_OPTIONS; i++)
+        if (strcmp(option_rows[i].name, name) == 0) return &option_rows[i];
+    return NULL;
+}
+
+bool options_given(const options *o, const char *name) {
+    return o->given >> (option_find(name) - option_rows) & 1;
+}
 
 /* The dtype field is an enum whose values are not the index of the choice. */
 static int choice_value(const option_row *row, int index) {

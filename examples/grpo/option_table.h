@@ -1,5 +1,5 @@
 /* option_table.h - the options of waybill-grpo as one table: what command_line.c, which reads and explains
- * them, and option_resume.c, which keeps them in a checkpoint, know of each. */
+ * them, option_resume.c, which keeps them in a checkpoint, and report.c know of each. */
 #ifndef GRPO_OPTION_TABLE_H
 #define GRPO_OPTION_TABLE_H
 
@@ -24,10 +24,12 @@ typedef struct option_row {
     const char *value, *help;
 } option_row;
 
-enum { N_OPTIONS = 45, OPTION_TEXT_BYTES = 64 };
+enum { N_OPTIONS = 48, OPTION_TEXT_BYTES = 64 };
 extern const option_row option_rows[N_OPTIONS];
 extern const options option_defaults;
 
+/* The row of a name, or NULL. */
+const option_row *option_find(const char *name);
 /* Sets the row's field of `o` from text; FLAG: to true. INVALID_ARGUMENT names option, text and what was
  * expected; a text that is empty is no value of any option. */
 wb_status option_set(const option_row *row, options *o, const char *text);

@@ -1,6 +1,7 @@
 /* packing.c - a rollout batch as micro-batches: which samples each holds, their tokens and targets, and the
  * memory that the passes over them work in. Every rank has the same number of micro-batches, the last ones
- * empty where it has fewer samples. Refuses: what the tokens were sampled from (distribution.c). */
+ * empty where it has fewer samples. Refuses: who trains on what by its routes (planned_step.c), what the
+ * tokens were sampled from (distribution.c). */
 #include "train_step.h"
 #include "wb_memory.h"
 
@@ -54,11 +55,24 @@ static wb_status count_micro_batches(const trainer *t, const batch *b, int64_t u
 static wb_status number_micro_batches(const trainer *t, const batch *b, packed_batch *p) {
     for (int64_t u = 0; u < t->o->updates; u++) {
         uint64_t n;
+        if (p->pack) {
+            p->update_start[u + 1] = wb_pack_first(p->pack, (uint32_t)u + 1);
+            continue;
+        }
         WB_TRY(count_micro_batches(t, b, u, &n));
         p->update_start[u + 1] = p->update_start[u] + (int32_t)n;
     }
     p->n = p->update_start[t->o->updates];
     return WB_OK;
+}
+
+static wb_status fill_planned(packed_batch *p, int32_t m) {
+    const sample *samples = NULL;
+    int64_t n, T;
+    WB_TRY(planned_samples(p, m, &samples, &n));
+    take(samples, n, INT64_MAX, &T);
+    if (T > p->largest) p->largest = T;
+    return fill(&p->workspace.host, &p->list[m], samples, n, T);
 }
 
 static wb_status fill_update(const trainer *t, const batch *b, int64_t u, packed_batch *p) {
@@ -82,7 +96,8 @@ static wb_status prepare(const trainer *t, const batch *b, packed_batch *p) {
 
 static wb_status fill_all(const trainer *t, const batch *b, packed_batch *p) {
     WB_TRY(WB_OWN(&p->workspace.host, p->list, (size_t)p->n, "micro-batches"));
-    for (int64_t u = 0; u < t->o->updates; u++) WB_TRY(fill_update(t, b, u, p));
+    for (int32_t m = 0; p->pack && m < p->n; m++) WB_TRY(fill_planned(p, m));
+    for (int64_t u = 0; !p->pack && u < t->o->updates; u++) WB_TRY(fill_update(t, b, u, p));
     wb_workspace *w = &p->workspace;
     size_t T = (size_t)p->largest;
     WB_TRY(wb_reserve(w, &p->ids, p->largest, (int64_t)p->row_bytes, 1));
@@ -111,5 +126,6 @@ wb_status packed_open(const trainer *t, const batch *b, packed_batch *p) {
 }
 
 void packed_close(packed_batch *p) {
+    wb_pack_close(p->pack);
     wb_workspace_close(&p->workspace);
 }

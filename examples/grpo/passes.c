@@ -21,11 +21,11 @@ static wb_status plan_micro_batch(wb_replay *replay, int32_t m, const micro_batc
     return status;
 }
 
-wb_status plan_batch(const trainer *t, wb_replay *replay, wb_replay_mode mode, const batch *b,
-                     const packed_batch *p) {
+wb_status plan_batch(const trainer *t, wb_replay *replay, wb_replay_mode mode, const packed_batch *p) {
     wb_replay_clear(replay);
-    for (int64_t i = 0; i < b->n_samples; i++)
-        WB_TRY(wb_replay_add(replay, wb_model_routes(t->model), record_of(&b->samples[i])));
+    for (int32_t m = 0; m < p->n; m++)
+        for (int64_t i = 0; i < p->list[m].n_seqs; i++)
+            WB_TRY(wb_replay_add(replay, wb_model_routes(t->model), record_of(p->list[m].samples[i])));
     WB_TRY(wb_replay_begin(replay, mode, p->n));
     for (int32_t m = 0; m < p->n; m++) WB_TRY(plan_micro_batch(replay, m, &p->list[m]));
     return WB_OK;

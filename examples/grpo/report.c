@@ -1,6 +1,6 @@
 /* report.c - what a run says: OUT/metrics.jsonl (one object a step), a progress display on standard error,
  * the table at the end, and a failure. Only one rank's report is loud: the others say failures alone. */
-#include "grpo.h"
+#include "option_table.h"
 #include "wb_file.h"
 #include "wb_memory.h"
 
@@ -15,8 +15,13 @@
 #include <time.h>
 #include <unistd.h>
 
-/* Steps whose rewards are averaged at either end of the table, at most. */
+/* Steps whose numbers are averaged at either end of the table, at most. */
 enum { END_STEPS = 3 };
+
+/* What the table has of the first steps, and of the last ones: step i's at i % END_STEPS. */
+typedef struct ends {
+    double first[END_STEPS], last[END_STEPS];
+} ends;
 
 struct report {
     const options *o;
@@ -26,7 +31,7 @@ struct report {
     double last_said, phase_start, run_start;
     const char *phase;
     uint64_t phase_step, first_step;
-    double first_rewards[END_STEPS], last_rewards[END_STEPS]; /* last_rewards: of step i at i % END_STEPS */
+    ends rewards, balancedness;
     int64_t n_steps;
     step_metrics compared; /* sums over the steps that were compared */
     double n_compared;
@@ -226,6 +231,14 @@ static json_t *fidelity_json(const wb_replay_metrics *m, double routed_different
                      m->fallback_share);
 }
 
+static json_t *experts_json(const options *o, const step_metrics *m) {
+    char eplb[OPTION_TEXT_BYTES];
+    return json_pack("{s:s, s:f, s:f, s:I, s:f, s:f}", "eplb", option_text(option_find("--eplb"), o, eplb),
+                     "balancedness", m->balancedness, "balancedness_training", m->balancedness_training,
+                     "epoch", (json_int_t)m->epoch, "moved_bytes", m->moved_bytes, "seconds_rebalance",
+                     m->seconds_rebalance);
+}
+
 static wb_status write_metrics(report *r, uint64_t step, const step_metrics *m) {
     json_t *line =
         json_pack("{s:I, s:s, s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "step",
@@ -235,6 +248,7 @@ static wb_status write_metrics(report *r, uint64_t step, const step_metrics *m) 
                   m->clip_share, "kl_reference", m->kl_reference, "grad_norm", m->grad_norm,
                   "routed_differently_updates", m->routed_differently_updates, "planned_updates", m->planned,
                   "seconds_rollout", m->seconds_rollout, "seconds_train", m->seconds_train);
+    if (line) json_object_set_new(line, "experts", experts_json(r->o, m));
     if (line) json_object_set_new(line, "fidelity", fidelity_json(&m->replay, m->routed_differently));
     if (line && m->compared)
         json_object_set_new(line, "fidelity_replay_off", fidelity_json(&m->off, m->off.token_differ));
@@ -246,9 +260,14 @@ static wb_status write_metrics(report *r, uint64_t step, const step_metrics *m) 
     return failed ? wb_fail(WB_IO, "%s/metrics.jsonl: cannot be written: %m", r->o->out_dir) : WB_OK;
 }
 
+static void remember_end(ends *e, int64_t step, double number) {
+    if (step < END_STEPS) e->first[step] = number;
+    e->last[step % END_STEPS] = number;
+}
+
 static void remember(report *r, const step_metrics *m) {
-    if (r->n_steps < END_STEPS) r->first_rewards[r->n_steps] = m->reward_mean;
-    r->last_rewards[r->n_steps++ % END_STEPS] = m->reward_mean;
+    remember_end(&r->rewards, r->n_steps, m->reward_mean);
+    remember_end(&r->balancedness, r->n_steps++, m->balancedness);
     if (!m->compared) return;
     r->n_compared++;
     r->compared.replay.kl_k3 += m->replay.kl_k3;
@@ -261,37 +280,39 @@ wb_status report_step(report *r, uint64_t step, const step_metrics *m) {
     if (!r->loud) return WB_OK;
     remember(r, m);
     WB_TRY(write_metrics(r, step, m));
-    char off[96] = "";
+    char off[96] = "", balance[32] = "";
+    if (r->o->eplb != EPLB_OFF) snprintf(balance, sizeof balance, "  balance %.2f", m->balancedness);
     if (m->compared)
         snprintf(off, sizeof off, "  (replay off: kl %.2e, %.1f %%)", m->off.kl_k3,
                  100 * m->off.token_differ);
     report_line(r,
                 "step %3" PRIu64 "/%" PRId64
-                "  reward %.3f  kl %.2e  routed differently %.1f %%%s  %.0f tok/s rollout, train %.1f s",
+                "  reward %.3f  kl %.2e  routed differently %.1f %%%s%s  %.0f tok/s rollout, train %.1f s",
                 step + 1, r->o->steps, m->reward_mean, m->replay.kl_k3, 100 * m->routed_differently, off,
-                m->response_tokens / m->seconds_rollout, m->seconds_train);
+                balance, m->response_tokens / m->seconds_rollout, m->seconds_train);
     return WB_OK;
 }
 
 /* ---- the end --------------------------------------------------------------------------------- */
 
 /* Of as many steps at either end as do not overlap. */
-static void print_rewards(const report *r) {
+static void print_ends(const report *r, const char *name, const ends *e) {
     int64_t half = r->n_steps / 2, n = half < 1 ? 1 : half > END_STEPS ? END_STEPS : half;
     double start = 0, end = 0;
     char what[64];
     for (int64_t i = 0; i < n; i++) {
-        start += r->first_rewards[i];
-        end += r->last_rewards[(r->n_steps - 1 - i) % END_STEPS];
+        start += e->first[i];
+        end += e->last[(r->n_steps - 1 - i) % END_STEPS];
     }
-    snprintf(what, sizeof what, "reward (mean of %" PRId64 " step%s)", n, n > 1 ? "s" : "");
+    snprintf(what, sizeof what, "%s (mean of %" PRId64 " step%s)", name, n, n > 1 ? "s" : "");
     printf("%-46s %12.3f %12.3f\n", what, start / (double)n, end / (double)n);
 }
 
 void report_summary(const report *r) {
     if (!r->loud || r->n_steps == 0) return;
     printf("\n%-46s %12s %12s\n", "", "start", "end");
-    print_rewards(r);
+    print_ends(r, "reward", &r->rewards);
+    if (r->o->eplb != EPLB_OFF) print_ends(r, "balancedness of ranks", &r->balancedness);
     if (r->n_compared > 0) {
         double n = r->n_compared;
         printf("\n%-46s %12s %12s\n", "first forward of a batch, before any update", "replay off",

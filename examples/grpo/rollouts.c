@@ -74,7 +74,8 @@ static wb_status generation_open(generation *g) {
 static void collect(generation *g) {
     for (wb_completion *c; (c = wb_engine_poll(g->engine)); g->finished++) {
         int64_t at = batch_first_group(g->b, (int64_t)c->record.group);
-        g->b->samples[at * g->o->samples + c->record.sample].completion = c;
+        g->b->samples[at * g->o->samples + c->record.sample] =
+            (sample){.completion = c, .record = &c->record};
     }
 }
 
@@ -158,7 +159,7 @@ int64_t batch_first_group(const batch *b, int64_t group) {
 
 static wb_status builtin_rewards(const task *t, batch *b) {
     for (int64_t i = 0; i < b->n_samples; i++)
-        WB_TRY(task_reward(t, &b->samples[i].completion->record, &b->samples[i].reward));
+        WB_TRY(task_reward(t, b->samples[i].record, &b->samples[i].reward));
     return WB_OK;
 }
 
@@ -169,7 +170,7 @@ static wb_status command_rewards(reward_program *program, const task *t, uint64_
     wb_status status;
     WB_GOTO(WB_OWN(&owner, rewards, (size_t)b->n_samples, "rewards"), close_owner);
     WB_GOTO(WB_OWN(&owner, records, (size_t)b->n_samples, "rewards"), close_owner);
-    for (int64_t i = 0; i < b->n_samples; i++) records[i] = &b->samples[i].completion->record;
+    for (int64_t i = 0; i < b->n_samples; i++) records[i] = b->samples[i].record;
     WB_GOTO(reward_batch(program, t, step, b->n_samples, records, rewards), close_owner);
     for (int64_t i = 0; i < b->n_samples; i++) b->samples[i].reward = rewards[i];
 close_owner:

@@ -64,7 +64,7 @@ static wb_status update(trainer *t, packed_batch *p, int64_t u, report *r, loss_
                            : wb_train_backward_last(t->train, p->gradients));
         report_progress(r, t->step, "update", tokens_until(p, m + 1), tokens_until(p, p->n));
     }
-    return optimizer_step(&t->opt, t->o, t->o->lr, norm_out);
+    return optimizer_step(&t->opt, t->o, t->o->lr, NULL, norm_out);
 }
 
 /* ---- metrics --------------------------------------------------------------------------------- */
@@ -112,16 +112,16 @@ static wb_status loss_metrics(const trainer *t, loss_sums sums, step_metrics *m)
 
 /* ---- the step -------------------------------------------------------------------------------- */
 
-static wb_status plan_step(trainer *t, const batch *b, const packed_batch *p, step_metrics *m) {
+static wb_status plan_step(trainer *t, const packed_batch *p, step_metrics *m) {
     m->compared = t->o->replay != WB_REPLAY_OFF && t->o->compare_every > 0 &&
                   t->step % (uint64_t)t->o->compare_every == 0;
-    wb_status status = plan_batch(t, t->replay, t->o->replay, b, p);
-    if (status == WB_OK && m->compared) status = plan_batch(t, t->compare, WB_REPLAY_OFF, b, p);
+    wb_status status = plan_batch(t, t->replay, t->o->replay, p);
+    if (status == WB_OK && m->compared) status = plan_batch(t, t->compare, WB_REPLAY_OFF, p);
     return wb_comm_agree(t->comm, status);
 }
 
 static wb_status run_step(trainer *t, const batch *b, packed_batch *p, report *r, step_metrics *m) {
-    WB_TRY(plan_step(t, b, p, m));
+    WB_TRY(plan_step(t, p, m));
     WB_TRY(plan_dispatch(t, p, m));
 
     row_count first = {0, 0}, updates = {0, 0};
@@ -147,7 +147,9 @@ static wb_status run_step(trainer *t, const batch *b, packed_batch *p, report *r
 
 wb_status train_step(trainer *t, const batch *b, report *r, step_metrics *m) {
     packed_batch p = {0};
-    wb_status status = packed_open(t, b, &p);
+    wb_status status = t->o->eplb == EPLB_PLANNED ? planned_open(t, b, &p, m) : WB_OK;
+    if (status == WB_OK) status = packed_open(t, b, &p);
+    if (status == WB_OK) status = expert_load_training(t, &p, &m->balancedness_training);
     if (status == WB_OK) status = run_step(t, b, &p, r, m);
     wb_replay_clear(t->replay); /* they borrow the batch's records */
     wb_replay_clear(t->compare);

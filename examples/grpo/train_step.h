@@ -21,7 +21,8 @@ typedef struct micro_batch {
 } micro_batch;
 
 typedef struct packed_batch {
-    wb_workspace workspace; /* owns everything below */
+    wb_workspace workspace; /* owns everything below but `pack` */
+    wb_pack *pack;          /* who trains on what, under --eplb planned; else NULL: each rank on its own */
     int32_t n;              /* micro-batches */
     micro_batch *list;      /* [n] */
     int32_t *update_start;  /* [updates + 1] first micro-batch of each minibatch */
@@ -38,7 +39,7 @@ typedef struct packed_batch {
 } packed_batch;
 
 static inline const wb_record *record_of(const sample *s) {
-    return &s->completion->record;
+    return s->record;
 }
 
 /* Rows of the sample: its last token is never fed. */
@@ -55,9 +56,19 @@ static inline int64_t tokens_until(const packed_batch *p, int32_t n) {
 
 /* ---- packing.c ------------------------------------------------------------------------------- */
 
-/* A zeroed `p` is needed; packed_close also after a failure. Collective. */
+/* A zeroed `p` is needed, or one of planned_open; packed_close also after a failure. Collective. */
 wb_status packed_open(const trainer *t, const batch *b, packed_batch *p);
 void packed_close(packed_batch *p);
+
+/* ---- planned_step.c -------------------------------------------------------------------------- */
+
+/* --eplb planned: packs the samples of all ranks by their routes, solves a placement for the micro-batches
+ * and puts the policy's experts there, and sends samples to the ranks that train on them. Into a zeroed `p`,
+ * for packed_open. Collective. */
+wb_status planned_open(trainer *t, const batch *b, packed_batch *p, step_metrics *m);
+
+/* The samples that this rank trains on in micro-batch m: *samples_out [*n_out], owned by p. */
+wb_status planned_samples(packed_batch *p, int32_t m, const sample **samples_out, int64_t *n_out);
 
 /* ---- distribution.c -------------------------------------------------------------------------- */
 
@@ -75,6 +86,12 @@ void trained_count(const trainer *t, const micro_batch *mb, double *trained);
  * all ranks. Collective. */
 wb_status trained_check(const trainer *t, double *trained);
 
+/* ---- expert_load.c --------------------------------------------------------------------------- */
+
+/* Mean over maximum of the ranks' load in training, under the policy's placement: sums over micro-batches and
+ * MoE layers; 1 where no row is known. Collective. */
+wb_status expert_load_training(const trainer *t, const packed_batch *p, double *balancedness_out);
+
 /* ---- passes.c -------------------------------------------------------------------------------- */
 
 /* Rows that a record has, and how many of them went to other experts than in the rollout. */
@@ -83,8 +100,7 @@ typedef struct row_count {
 } row_count;
 
 /* Plans every micro-batch in `mode` and makes the batch's records known to `replay`, which borrows them. */
-wb_status plan_batch(const trainer *t, wb_replay *replay, wb_replay_mode mode, const batch *b,
-                     const packed_batch *p);
+wb_status plan_batch(const trainer *t, wb_replay *replay, wb_replay_mode mode, const packed_batch *p);
 /* Where the rows of the micro-batches go, before they run: as far as all ranks know it by now and have not
  * planned it. Its share becomes m->planned. Collective. */
 wb_status plan_dispatch(const trainer *t, const packed_batch *p, step_metrics *m);

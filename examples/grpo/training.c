@@ -19,7 +19,7 @@ typedef struct rollout_side {
 } rollout_side;
 
 static wb_status open_rollout(const trainer *t, rollout_side *side) {
-    const wb_model_options rollout = sizes_model(t->device, t->comm, t->o->rollout_dtype);
+    const wb_model_options rollout = sizes_model(t->device, t->comm, t->o->rollout_dtype, NULL);
     WB_TRY(wb_model_clone(t->model, &rollout, &side->model));
     const wb_engine_options engine = sizes_engine(t->o);
     WB_TRY(wb_comm_agree(t->comm, wb_engine_open(side->model, &engine, &side->engine)));
@@ -36,15 +36,28 @@ static wb_status check_reference(const trainer *t) {
                    t->o->model_dir, expected, found);
 }
 
-/* At the start of a run the reference is the policy as it was loaded; later its files are read again. */
+/* At the start of a run the reference is the policy as it was loaded, without its replicas. */
+static wb_status clone_reference(trainer *t) {
+    wb_placement *placement;
+    options plain = *t->o;
+    plain.redundant_experts = 0;
+    const wb_config *config = wb_model_config(t->model);
+    WB_TRY(wb_comm_agree(t->comm, expert_places_default(&plain, config, wb_comm_size(t->comm), &placement)));
+    const wb_model_options reference = sizes_model(t->device, t->comm, WB_F32, placement);
+    const wb_status status = wb_model_clone(t->model, &reference, &t->reference);
+    wb_placement_close(placement);
+    return status;
+}
+
+/* Later its files are read again. */
 static wb_status open_reference(trainer *t, bool resumed) {
     if (t->o->kl_coef <= 0) return WB_OK;
-    const wb_model_options reference = sizes_model(t->device, t->comm, WB_F32);
+    const wb_model_options reference = sizes_model(t->device, t->comm, WB_F32, NULL);
     if (resumed) {
         WB_TRY(wb_model_open(t->o->model_dir, &reference, &t->reference));
         WB_TRY(finite_weights_check(t->reference, t->o->model_dir));
     } else {
-        WB_TRY(wb_model_clone(t->model, &reference, &t->reference));
+        WB_TRY(clone_reference(t));
     }
     WB_TRY(check_reference(t));
     WB_TRY(reference_digest(t->reference, &t->reference_digest));
@@ -59,9 +72,17 @@ static wb_status open_replay(const trainer *t, wb_missing_policy missing, wb_rep
     return wb_replay_open(wb_model_routes(t->model), &replay, out);
 }
 
+static wb_status place_experts(trainer *t, const char *dir, bool resumed) {
+    wb_config config;
+    WB_TRY(wb_config_load(dir, &config));
+    return expert_places_open(t->o, &config, wb_comm_size(t->comm), resumed ? dir : NULL,
+                              wb_comm_rank(t->comm) == 0, &t->placement);
+}
+
 /* Everything but the report, from `dir`: the base checkpoint or the one to resume. */
 static wb_status open_trainer(trainer *t, const char *dir, bool resumed) {
-    const wb_model_options model = sizes_model(t->device, t->comm, WB_F32);
+    WB_TRY(wb_comm_agree(t->comm, place_experts(t, dir, resumed)));
+    const wb_model_options model = sizes_model(t->device, t->comm, WB_F32, t->placement);
     WB_TRY(wb_model_open(dir, &model, &t->model));
     WB_TRY(finite_weights_check(t->model, dir));
     const wb_train_options train = sizes_train(t->o, wb_model_config(t->model), false);
@@ -81,6 +102,7 @@ static void close_trainer(trainer *t) {
     wb_model_close(t->reference);
     wb_train_close(t->train);
     wb_model_close(t->model);
+    wb_placement_close(t->placement);
 }
 
 /* *signal_out: not 0 when the step was dropped, because some rank was told to stop before it trained. The
@@ -96,6 +118,8 @@ static wb_status one_step(trainer *t, const rollout_side *side, report *r, int *
     if (!t->o->no_dump)
         status = wb_comm_agree(
             t->comm, dumps_write(t->o, wb_model_routes(t->model), wb_comm_rank(t->comm), t->step, &b));
+    if (status == WB_OK)
+        status = expert_load_balancedness(t->model, wb_model_placement(side->model), &b, &m.balancedness);
     if (status == WB_OK) status = rollouts_reward(t->comm, t->o, side->task, side->rewards, t->step, &b);
     if (status == WB_OK) status = interrupt_agree(t->comm, signal_out);
     bool dropped = *signal_out != 0;
@@ -229,7 +253,7 @@ static wb_status check_same_run(trainer *t, const task *task_, const char *check
 static wb_status check_given_model(const trainer *t, const json_t *saved) {
     const char *before = json_string_value(json_object_get(saved, "--model"));
     if (t->reference || !before || strcmp(before, t->o->model_dir) == 0) return WB_OK;
-    const wb_model_options model = sizes_model(t->device, t->comm, WB_F32);
+    const wb_model_options model = sizes_model(t->device, t->comm, WB_F32, NULL);
     wb_model *given;
     WB_TRY(wb_model_open(t->o->model_dir, &model, &given));
     const char *expected = wb_model_routes(t->model)->fingerprint,

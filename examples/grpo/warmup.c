@@ -79,7 +79,7 @@ static wb_status warmup_step(const options *o, wb_train *train, optimizer *opt, 
     WB_TRY(wb_train_backward_last(train, x->gradients));
     double norm, progress = (double)step / (double)o->warmup_steps;
     *loss_out = sums[0] / sums[1];
-    return optimizer_step(opt, o, learning_rate * (1 - 0.9 * progress), &norm);
+    return optimizer_step(opt, o, learning_rate * (1 - 0.9 * progress), NULL, &norm);
 }
 
 /* *signal_out: not 0 when the steps ended early, because some rank was told to stop. */

@@ -57,7 +57,7 @@ options=0
 while read -r name value rest; do
     options=$((options + 1))
     case "$value" in
-    DIR | CMD | TASK | LIST)
+    DIR | FILE | CMD | TASK | LIST)
         refused "$name" "$name" # a value is missing
         empty "$name" "$value"
         ;;

@@ -1,5 +1,6 @@
 /* test_grpo_checkpoint.c - a save of waybill-grpo takes no more host memory than a chunk, however large the
- * optimizer's state is, and what it wrote is read back, on other numbers of ranks too. */
+ * optimizer's state is, and what it wrote is read back, on other numbers of ranks and under other placements
+ * too. */
 #include "model/placed_model.h"
 
 #include "../../examples/grpo/checkpoint.c" /* last: their types have names that are local above */
@@ -89,13 +90,19 @@ static void test_moments_cross_in_chunks(void **unused) {
     temp_remove(out);
 }
 
-/* ---- moments cut over ranks ------------------------------------------------------------------------ */
+/* ---- on other numbers of ranks, under other placements ---------------------------------------------- */
 
-static trainer trainer_open(rank *r, const options *o) {
+/* A model under a random placement with replicas: as it is created, or from the checkpoint `dir`. */
+static trainer trainer_open(rank *r, const options *o, const char *dir) {
     const wb_config config = variant_config(VARIANT_QWEN3);
-    const wb_model_options model_options = options_of(r, NULL);
+    wb_placement *placement = placement_random(2, config.router.n_experts, r->of, &r->state, true);
+    const wb_model_options model_options = options_of(r, placement);
     trainer t = {.o = o, .device = r->device, .comm = r->comm};
-    MUST(wb_model_create(&config, 5, 0.25F, &model_options, &t.model));
+    if (dir)
+        MUST(wb_model_open(dir, &model_options, &t.model));
+    else
+        MUST(wb_model_create(&config, 5, 0.25F, &model_options, &t.model));
+    wb_placement_close(placement);
     MUST(wb_train_open(t.model, NULL, &t.train));
     MUST(optimizer_open(t.model, t.train, r->device, r->comm, &t.opt));
     return t;
@@ -114,12 +121,12 @@ static float moment_of(int32_t i, int64_t j) {
 
 static optimizer_part part_here(const rank *r, const trainer *t, int32_t i) {
     const wb_tensor tensor = wb_model_tensor(t->model, i);
-    return tensor.data ? optimizer_part_of(&tensor, r->number, r->of) : (optimizer_part){0, 0};
+    return optimizer_part_of(wb_model_config(t->model), &tensor, r->number, r->of);
 }
 
 static void save_parts(rank *r) {
-    const options o = {.out_dir = r->save, .task = "arithmetic"};
-    trainer t = trainer_open(r, &o);
+    const options o = {.out_dir = r->save, .task = "arithmetic", .eplb = EPLB_STATIC};
+    trainer t = trainer_open(r, &o, NULL);
     for (int32_t i = 0; i < wb_model_n_tensors(t.model); i++) {
         const optimizer_part part = part_here(r, &t, i);
         for (int64_t j = 0; j < part.n; j++) {
@@ -131,11 +138,20 @@ static void save_parts(rank *r) {
     trainer_close(&t);
 }
 
+static void expect_created_weights(rank *r, const wb_model *model) {
+    const wb_model_options alone = whole_options(r);
+    wb_model *whole;
+    MUST(wb_model_create(wb_model_config(model), 5, 0.25F, &alone, &whole));
+    expect_weights(model, whole);
+    wb_model_close(whole);
+}
+
 static void load_parts(rank *r) {
-    const options o = {.out_dir = r->save, .task = "arithmetic"};
+    const options o = {.out_dir = r->save, .task = "arithmetic", .eplb = EPLB_STATIC};
     char *dir;
-    trainer t = trainer_open(r, &o);
     MUST(checkpoint_find(&o, &dir));
+    trainer t = trainer_open(r, &o, dir);
+    expect_created_weights(r, t.model);
     MUST(checkpoint_load(&t, dir));
     for (int32_t i = 0; i < wb_model_n_tensors(t.model); i++) {
         const optimizer_part part = part_here(r, &t, i);
@@ -148,14 +164,14 @@ static void load_parts(rank *r) {
     trainer_close(&t);
 }
 
-/* Without an element missing or twice, whatever the numbers of ranks. */
-static void test_parts_of_moments_come_back_on_other_numbers_of_ranks(void **unused) {
+/* Without an element missing or twice, whatever the numbers of ranks, slots and replicas. */
+static void test_a_checkpoint_comes_back_wherever_experts_are(void **unused) {
     (void)unused;
     static const int ranks[][2] = {{1, 3}, {3, 1}, {2, 3}, {4, 2}, {3, 4}, {2, 2}};
     for (size_t i = 0; i < sizeof ranks / sizeof ranks[0]; i++) {
         const temp_path out = temp_dir();
-        on_ranks(ranks[i][0], 1, save_parts, NULL, out.text);
-        on_ranks(ranks[i][1], 1, load_parts, NULL, out.text);
+        on_ranks(ranks[i][0], base_seed + i, save_parts, NULL, out.text);
+        on_ranks(ranks[i][1], base_seed + 100 + i, load_parts, NULL, out.text);
         temp_remove(out);
     }
 }
@@ -164,7 +180,7 @@ int main(int argc, char **argv) {
     placed_model_begin(argc, argv);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_moments_cross_in_chunks),
-        cmocka_unit_test(test_parts_of_moments_come_back_on_other_numbers_of_ranks),
+        cmocka_unit_test(test_a_checkpoint_comes_back_wherever_experts_are),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

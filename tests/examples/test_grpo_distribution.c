@@ -73,7 +73,9 @@ static void test_rule_31_rows_have_the_kept_tokens_of_their_target(void **state)
                                             .sampling = i == 1 ? &plain : &hot,
                                             .mask_ids = i == 1 ? NULL : ids,
                                             .mask_ends = i == 1 ? NULL : ends};
-    const sample samples[3] = {{&completions[0], 0, 0}, {&completions[1], 0, 0}, {&completions[2], 0, 0}};
+    const sample samples[3] = {{.record = &completions[0].record},
+                               {.record = &completions[1].record},
+                               {.record = &completions[2].record}};
     const sample *list[3] = {&samples[0], &samples[1], &samples[2]};
     int32_t seq_start[4] = {0, 4, 8, 12};
     micro_batch mb = {.T = 12, .n_seqs = 3, .samples = list, .seq_start = seq_start};

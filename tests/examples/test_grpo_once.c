@@ -22,7 +22,7 @@ static wb_status verdict(const int *list, int64_t n) {
     for (int64_t i = 0; i < n; i++) {
         completions[i].record.group = (uint64_t)(list[i] / SAMPLES);
         completions[i].record.sample = (uint32_t)(list[i] % SAMPLES);
-        samples[i] = (sample){.completion = &completions[i]};
+        samples[i] = (sample){.record = &completions[i].record};
         pointers[i] = &samples[i];
     }
     trainer t = {.o = &o, .step = 5};

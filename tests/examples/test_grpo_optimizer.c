@@ -18,7 +18,7 @@ static void step_of(const fixture *f) {
     double norm = -1;
     optimizer opt;
     MUST(optimizer_open(f->model, f->train, f->device, f->comm, &opt));
-    MUST(optimizer_step(&opt, &o, 1e-3, &norm));
+    MUST(optimizer_step(&opt, &o, 1e-3, NULL, &norm));
     assert_true(norm == 0 && opt.step == 1);
     optimizer_close(&opt);
 }

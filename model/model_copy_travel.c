@@ -1,0 +1,169 @@
+/* model_copy_travel.c - see model_copy_travel.h. */
+#include "model_copy_travel.h"
+#include "wb_memory.h"
+
+/* Elements of a slot that are rounded at a time lie in scratch of about this many. */
+#define SCRATCH_ELEMENTS ((int64_t)1 << 20)
+#define MIN_PART ((int64_t)1024)
+
+/* ---- whether it can be copied ---------------------------------------------------------------- */
+
+wb_status wb_model_check_copy(const wb_model *to, const wb_model *from) {
+    WB_TRY(wb_route_model_match(&from->route_model, &to->route_model));
+    if (wb_comm_rank(to->comm) != wb_comm_rank(from->comm) ||
+        wb_comm_size(to->comm) != wb_comm_size(from->comm))
+        return wb_fail(WB_MISMATCH, "copy weights: expected rank %d of %d, found rank %d of %d",
+                       wb_comm_rank(from->comm), wb_comm_size(from->comm), wb_comm_rank(to->comm),
+                       wb_comm_size(to->comm));
+    if (to->device->backend != from->device->backend)
+        return wb_fail(WB_MISMATCH, "copy weights: expected device %s, found %s", from->device->name,
+                       to->device->name);
+    if (to->dtype == from->dtype || to->device->cast) return WB_OK;
+    return wb_fail(WB_UNSUPPORTED, "copy weights: device %s cannot cast %s to %s", to->device->name,
+                   wb_dtype_name(from->dtype), wb_dtype_name(to->dtype));
+}
+
+/* ---- the ways of experts --------------------------------------------------------------------- */
+
+/* One way of an expert: from a slot of `from` to one of `to` on another rank. Of an expert's replicas, ranks
+ * take turns. */
+typedef struct expert_way {
+    wb_physical_id from, to;
+    int32_t from_rank, to_rank;
+} expert_way;
+
+static int32_t rank_of(const wb_model *m, wb_physical_id slot) {
+    return (int32_t)wb_placement_rank_of(m->placement, slot);
+}
+
+static bool has_expert(const wb_model *m, const wb_layer_map *map, int32_t expert, int32_t rank) {
+    for (uint32_t i = map->replica_begin[expert]; i < map->replica_begin[expert + 1]; i++)
+        if (rank_of(m, map->replicas[i]) == rank) return true;
+    return false;
+}
+
+/* Whether replica `i` of the layer's list in `to` comes from another rank, and which way. */
+static bool find_way(const wb_model *to, const wb_layer_map *t, const wb_model *from, const wb_layer_map *f,
+                     int32_t expert, uint32_t i, expert_way *way_out) {
+    const int32_t to_rank = rank_of(to, t->replicas[i]);
+    if (has_expert(from, f, expert, to_rank)) return false;
+    const uint32_t begin = f->replica_begin[expert], n = f->replica_begin[expert + 1] - begin;
+    const wb_physical_id source = f->replicas[begin + (uint32_t)to_rank % n];
+    *way_out = (expert_way){source, t->replicas[i], rank_of(from, source), to_rank};
+    return true;
+}
+
+/* How many parts this rank sends and receives in a layer; *any_out: whether some rank does. */
+static size_t count_ways(const wb_model *to, const wb_model *from, uint32_t l, bool *any_out) {
+    const wb_layer_map t = wb_placement_layer(to->placement, l), f = wb_placement_layer(from->placement, l);
+    size_t n = 0;
+    for (int32_t e = 0; e < to->config.router.n_experts; e++)
+        for (uint32_t i = t.replica_begin[e]; i < t.replica_begin[e + 1]; i++) {
+            expert_way way;
+            if (!find_way(to, &t, from, &f, e, i, &way)) continue;
+            *any_out = true;
+            n += (way.from_rank == to->rank) + (size_t)(way.to_rank == to->rank);
+        }
+    return n;
+}
+
+bool wb_model_copy_travels(const wb_model *to, const wb_model *from) {
+    bool any = false;
+    if (wb_model_check_copy(to, from) != WB_OK) return false;
+    for (uint32_t l = 0; l < to->route_model.n_moe_layers && !any; l++) count_ways(to, from, l, &any);
+    return any;
+}
+
+/* ---- memory -------------------------------------------------------------------------------------- */
+
+/* Of each slot, the same on every rank: whole slots where nothing is rounded. */
+static int64_t part_of_slot(const wb_model *to, const wb_model *from, const wb_param *param) {
+    const wb_topology *topology = wb_placement_topology(from->placement);
+    int64_t n_slots = 1, part;
+    if (to->dtype == from->dtype) return param->slot_elements;
+    for (uint32_t r = 0; r < topology->n_ranks; r++)
+        if (topology->slots_of_rank[r] > n_slots) n_slots = topology->slots_of_rank[r];
+    part = SCRATCH_ELEMENTS / n_slots > MIN_PART ? SCRATCH_ELEMENTS / n_slots : MIN_PART;
+    return part < param->slot_elements ? part : param->slot_elements;
+}
+
+wb_status wb_model_prepare_travel(wb_model *to, const wb_model *from) {
+    size_t n = 1;
+    int64_t part = 0;
+    bool any = false;
+    for (uint32_t l = 0; l < to->route_model.n_moe_layers; l++) {
+        const size_t of_layer = count_ways(to, from, l, &any);
+        n = of_layer > n ? of_layer : n;
+    }
+    WB_TRY(WB_GROW(to->copied.transfers, n, &to->copied.room, "copy of weights"));
+    WB_TRY(wb_exchange_reserve(to->exchange, n));
+    if (to->dtype == from->dtype) return WB_OK;
+    for (int32_t i = 0; i < to->n_params; i++) {
+        if (to->params[i].moe_layer < 0) continue;
+        const int64_t of_param = part_of_slot(to, from, &to->params[i]);
+        part = of_param > part ? of_param : part;
+    }
+    return wb_reserve(&to->memory, &to->copy_scratch, wb_model_local_slots(from) + 1, part,
+                      wb_dtype_size(to->dtype));
+}
+
+/* ---- the copy ------------------------------------------------------------------------------------ */
+
+/* Elements [first, first + n) of every slot of one storage. */
+typedef struct copied_part {
+    wb_model *to;
+    const wb_model *from;
+    const wb_param *t, *f;
+    int64_t first, n;
+} copied_part;
+
+static char *part_at(const wb_model *m, const wb_param *param, wb_physical_id slot, int64_t first) {
+    const int64_t local = (int64_t)slot.slot - wb_model_first_slot(m);
+    return (char *)param->memory.data +
+           (size_t)(local * param->slot_elements + first) * wb_dtype_size(param->dtype);
+}
+
+/* What a slot of this rank sends: itself, or what it is when rounded, in its place of the scratch. */
+static wb_status send_part(const copied_part *p, const expert_way *way) {
+    wb_device *dev = p->to->device;
+    char *data = part_at(p->from, p->f, way->from, p->first);
+    const size_t size = wb_dtype_size(p->t->dtype);
+    if (p->t->dtype != p->f->dtype) {
+        const int64_t local = (int64_t)way->from.slot - wb_model_first_slot(p->from);
+        char *const rounded = (char *)p->to->copy_scratch.data + (size_t)(local * p->n) * size;
+        WB_TRY(dev->cast(dev, p->n, (wb_rows){data, p->f->dtype}, (wb_rows){rounded, p->t->dtype}));
+        data = rounded;
+    }
+    wb_slot_send(&p->to->copied, way->to_rank, data, (size_t)p->n * size);
+    return WB_OK;
+}
+
+static wb_status copy_part(const copied_part *p) {
+    const uint32_t l = (uint32_t)p->t->moe_layer;
+    const wb_layer_map t = wb_placement_layer(p->to->placement, l),
+                       f = wb_placement_layer(p->from->placement, l);
+    for (int32_t e = 0; e < p->to->config.router.n_experts; e++)
+        for (uint32_t i = t.replica_begin[e]; i < t.replica_begin[e + 1]; i++) {
+            expert_way way;
+            if (!find_way(p->to, &t, p->from, &f, e, i, &way)) continue;
+            if (way.from_rank == p->to->rank) WB_TRY(send_part(p, &way));
+            if (way.to_rank == p->to->rank)
+                wb_slot_receive(&p->to->copied, way.from_rank, part_at(p->to, p->t, way.to, p->first),
+                                (size_t)p->n * wb_dtype_size(p->t->dtype));
+        }
+    return wb_slot_traffic_run(&p->to->copied, p->to->exchange);
+}
+
+wb_status wb_model_copy_travel(wb_model *to, const wb_model *from) {
+    for (int32_t i = 0; i < to->n_params; i++) {
+        const wb_param *t = &to->params[i];
+        if (t->moe_layer < 0) continue;
+        const int64_t part = part_of_slot(to, from, t);
+        for (int64_t first = 0; first < t->slot_elements; first += part) {
+            const int64_t left = t->slot_elements - first, n = part < left ? part : left;
+            const copied_part p = {to, from, t, &from->params[i], first, n};
+            WB_TRY(copy_part(&p));
+        }
+    }
+    return WB_OK;
+}

@@ -1,0 +1,20 @@
+/* slot_traffic.h - parts of slots between ranks, listed and then sent together, over the data plane. Refuses:
+ * which parts. */
+#ifndef WB_SLOT_TRAFFIC_H
+#define WB_SLOT_TRAFFIC_H
+
+#include "wb_exchange.h"
+
+/* Between two ranks both list their parts in the same order. */
+typedef struct wb_slot_traffic {
+    wb_transfer *transfers; /* host [room]; the owner's of this struct */
+    size_t n, room;
+} wb_slot_traffic;
+
+void wb_slot_send(wb_slot_traffic *traffic, int32_t rank, const void *data, size_t bytes);
+void wb_slot_receive(wb_slot_traffic *traffic, int32_t rank, void *data, size_t bytes);
+
+/* What is listed travels, and the list is empty. Collective. */
+wb_status wb_slot_traffic_run(wb_slot_traffic *traffic, wb_exchange *exchange);
+
+#endif
