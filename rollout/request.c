@@ -1,6 +1,6 @@
 /* request.c - see request.h. */
 #include "request.h"
-#include "kv_blocks.h"
+#include "sched_entry.h"
 #include "wb_check.h"
 #include "wb_options.h"
 

@@ -28,7 +28,8 @@ typedef struct wb_engine_options {
     int32_t block_size; /* tokens a block; 16 */
     /* tokens fed in one step, the same on all ranks; longer prompts are prefilled in chunks; 512 */
     int32_t max_batch_tokens;
-    int32_t max_running; /* requests that hold KV blocks at a time; 64 */
+    /* requests that hold KV blocks, and a state where layers keep some of fixed size, at a time; 64 */
+    int32_t max_running;
     /* A manager of the model's experts (wb_model_expert_store), which outlives the engine, or NULL, the
      * default. The engine counts the rows of each step and begins each step with the manager's boundary:
      * experts move while it generates, and no result depends on it. On all ranks or on none. */
@@ -105,8 +106,9 @@ WB_API wb_status wb_engine_submit(wb_engine *engine, const wb_request *request);
  * both versions, when ranks have weights of different versions, or different weights by the name of one
  * version (compared by a digest of samples of what all ranks hold alike). All records are then as before the
  * step, which may be tried again: when the request that the message names has been aborted, or the weights
- * set on the rank that lags. Only a failure inside a forward over several ranks can leave them out of step,
- * and the caller gives up (wb_comm_abort). Collective. */
+ * set on the rank that lags. Where layers keep state of a fixed size, all running requests are preempted.
+ * Only a failure inside a forward over several ranks can leave them out of step, and the caller gives up
+ * (wb_comm_abort). Collective. */
 WB_API wb_status wb_engine_step(wb_engine *engine, bool *busy_out);
 
 /* A finished request. `record` (tokens, logprobs at temperature 1, sampling with sampling_logprobs, spans,
