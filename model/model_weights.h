@@ -37,6 +37,13 @@ typedef struct wb_layer {
     wb_part mixer, feed_forward;
 } wb_layer;
 
+/* Memory of others that moves with the experts of a layer: [slots of this rank][slot_bytes]. */
+typedef struct wb_attached_slots {
+    int32_t moe_layer;
+    void *slots; /* device */
+    size_t slot_bytes;
+} wb_attached_slots;
+
 struct wb_model {
     wb_config config;
     const wb_family_rules *family;
@@ -62,6 +69,10 @@ struct wb_model {
     /* Of copies whose experts travel (model_copy_travel.c): as large as the largest so far. */
     wb_slot_traffic copied;
     wb_buffer copy_scratch;
+    /* For moves of experts (expert_store.c). */
+    wb_buffer shadow_slots;
+    wb_attached_slots *attached; /* [n_attached] */
+    size_t n_attached, max_attached;
 
     wb_buffer cos_table, sin_table; /* f32 [max_positions, head_dim / 2] */
 

@@ -281,6 +281,10 @@ wb_status check(const char *op, const wb_attention *args) {
 
 extern "C" {
 
+size_t wb_cuda_attention_bytes(int64_t rows) {
+    return (size_t)rows * sizeof(row_sums);
+}
+
 wb_status wb_cuda_attention_forward(wb_device *dev, const wb_attention *args, wb_rows out) {
     unsigned blocks = 0;
     WB_TRY(check("attention_forward", args));

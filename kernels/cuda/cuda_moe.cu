@@ -5,6 +5,7 @@
  * pair; the count of what comes before a pair is made of counts of whole parts of the pairs, so that no
  * kernel depends on which block runs first. Refuses: choosing experts, what experts compute
  * (cuda_matmul.cu). */
+#include "cuda/cuda_fault.h"
 #include "cuda/cuda_ids.h"
 #include "cuda/cuda_operands.h"
 #include "cuda/cuda_ops.h"
@@ -18,14 +19,17 @@ namespace {
 /* Pairs of a part: a warp takes them in turn, WARP at a time. */
 enum { PART = 1024 };
 
-/* pair_row (=) the slot of each pair, -1 for padding and for an id that is none. */
-__global__ void __launch_bounds__(BLOCK) choose_slots(wb_moe_plan plan) {
+/* pair_row (=) the slot of each pair, -1 for padding and for an id that is none, which is a fault. */
+__global__ void __launch_bounds__(BLOCK) choose_slots(wb_moe_plan plan, wb_fault *fault) {
     const int64_t i = thread_number(), t = i / plan.top_k;
     if (t >= plan.T) return;
-    const uint32_t id = load_id(plan.ids, t, static_cast<int32_t>(i % plan.top_k));
+    const int32_t k = static_cast<int32_t>(i % plan.top_k);
+    const uint32_t id = load_id(plan.ids, t, k);
     const bool padding = plan.direction && plan.direction[t] == WB_ROW_PADDING;
     const uint64_t key = plan.tokens ? wb_dispatch_key(plan.tokens[t], plan.pos[t]) : 0;
-    const bool there = !padding && id < static_cast<uint32_t>(plan.n_experts);
+    const bool is_expert = id < static_cast<uint32_t>(plan.n_experts), there = is_expert && !padding;
+    if (!is_expert)
+        set_fault(fault, {WB_FAULT_ID, WB_OP_moe_plan, t, k, plan.n_experts, static_cast<int64_t>(id)});
     plan.pair_row[i] = there ? wb_dispatch_slot(&plan.rule, id, key) : -1;
 }
 
@@ -171,6 +175,10 @@ __global__ void __launch_bounds__(BLOCK)
 
 extern "C" {
 
+size_t wb_cuda_plan_bytes(int64_t n_pairs, int32_t n_slots) {
+    return (size_t)((n_pairs + PART - 1) / PART * n_slots) * sizeof(int32_t);
+}
+
 wb_status wb_cuda_moe_plan(wb_device *dev, const wb_moe_plan *plan) {
     const int64_t n_pairs = plan->T * plan->top_k, parts = (n_pairs + PART - 1) / PART;
     cudaStream_t stream = stream_of(dev);
@@ -183,7 +191,7 @@ wb_status wb_cuda_moe_plan(wb_device *dev, const wb_moe_plan *plan) {
     WB_TRY(reserve_scratch(dev, parts * plan->n_slots, &before));
     WB_TRY(count_blocks("moe_plan", "pairs", n_pairs, 1, &blocks));
     WB_TRY(count_blocks("moe_plan", "slots", plan->n_slots, 1, &slot_blocks));
-    choose_slots<<<blocks, BLOCK, 0, stream>>>(*plan);
+    choose_slots<<<blocks, BLOCK, 0, stream>>>(*plan, fault_of(dev));
     count_parts<<<static_cast<unsigned>(parts), BLOCK, 0, stream>>>(n_pairs, plan->n_slots, plan->pair_row,
                                                                     before);
     sum_parts<<<slot_blocks, BLOCK, 0, stream>>>(parts, plan->n_slots, before, plan->offsets);

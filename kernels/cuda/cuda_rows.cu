@@ -3,6 +3,7 @@
  * A row's sum lies over the 16 lanes of a half warp, in the CPU's order; gradients of shared weights sum over
  * rows ascending, a thread a column. Refuses: products of matrices, routing, ops on elements
  * (cuda_elements.cu). */
+#include "cuda/cuda_fault.h"
 #include "cuda/cuda_operands.h"
 #include "cuda/cuda_ops.h"
 #include "cuda/cuda_scratch.h"
@@ -11,10 +12,18 @@ namespace {
 
 /* ---- embedding ------------------------------------------------------------------------------- */
 
+/* A token outside of the vocabulary is a fault, and leaves its row. */
 __global__ void __launch_bounds__(BLOCK)
-    embed_rows(int64_t T, int64_t H, const int32_t *tokens, wb_rows table, wb_rows y) {
-    const int64_t i = thread_number();
-    if (i < T * H) store_element(y, i, load_element(table, tokens[i / H] * H + i % H));
+    embed_rows(int64_t T, const int32_t *tokens, wb_weight table, wb_rows y, wb_fault *fault) {
+    const int64_t i = thread_number(), H = table.cols, t = i / H;
+    if (t >= T) return;
+    const int32_t token = tokens[t];
+    const wb_rows from = {table.data, table.dtype};
+    if (token >= 0 && token < table.rows)
+        store_element(y, i, load_element(from, token * H + i % H));
+    else
+        set_fault(fault,
+                  {WB_FAULT_TOKEN, WB_OP_embed_forward, t, 0, static_cast<int32_t>(table.rows), token});
 }
 
 /* A block a token: that of a token's first place adds the rows of all of its places, ascending. */
@@ -179,8 +188,7 @@ wb_status wb_cuda_embed_forward(wb_device *dev, int64_t T, const int32_t *tokens
                                 wb_rows y) {
     WB_TRY(operand_check("embed_forward", "y", y.dtype));
     WB_TRY(operand_check("embed_forward", "table", table.dtype));
-    const wb_rows from = {table.data, table.dtype};
-    LAUNCH(dev, "embed_forward", T * table.cols, 1, embed_rows, T, table.cols, tokens, from, y);
+    LAUNCH(dev, "embed_forward", T * table.cols, 1, embed_rows, T, tokens, table, y, fault_of(dev));
 }
 
 wb_status wb_cuda_embed_backward(wb_device *dev, int64_t T, int64_t H, const int32_t *tokens, wb_rows dy,

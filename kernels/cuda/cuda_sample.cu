@@ -287,6 +287,12 @@ char *place(char **at, size_t bytes) {
     return here;
 }
 
+int64_t room_for(int64_t V) {
+    int64_t room = 1;
+    while (room < V) room *= 2;
+    return room;
+}
+
 /* Fills the arrays of `call` from `memory` on; NULL: returns only how many bytes they take. */
 size_t lay_out(draw_call *call, int64_t B, char *memory) {
     char *at = memory;
@@ -312,6 +318,14 @@ wb_status launch_rows(wb_device *dev, int64_t B, const draw_call &call) {
 
 extern "C" {
 
+/* Of calls of up to 4096 rows: the arrays of parameters are small beside the others. */
+size_t wb_cuda_sample_bytes(int64_t vocab_size) {
+    draw_call call = {};
+    call.V = vocab_size;
+    call.room = room_for(vocab_size);
+    return lay_out(&call, 4096, NULL);
+}
+
 wb_status wb_cuda_sample(wb_device *dev, int64_t B, int64_t V, const float *logits,
                          const wb_sample_params *params, const wb_sample_kept *kept, int32_t *tokens,
                          float *logprobs) {
@@ -320,8 +334,7 @@ wb_status wb_cuda_sample(wb_device *dev, int64_t B, int64_t V, const float *logi
     counter bad = (counter)B;
     WB_TRY(wb_sample_check(B, V, params, kept));
     if (B == 0) return WB_OK;
-    call.V = V, call.room = 1, call.logits = logits, call.tokens = tokens, call.logprobs = logprobs;
-    while (call.room < V) call.room *= 2;
+    call.V = V, call.room = room_for(V), call.logits = logits, call.tokens = tokens, call.logprobs = logprobs;
     WB_TRY(wb_cuda_use(dev, "sample"));
     WB_TRY(wb_cuda_scratch_reserve(dev, lay_out(&call, B, NULL), &memory));
     lay_out(&call, B, (char *)memory);
