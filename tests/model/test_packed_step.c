@@ -1,7 +1,7 @@
 /* test_packed_step.c - a step packed from its own routes and placed by the loads of its micro-batches,
- * against the step as it came under an even placement: the same log-probabilities bit for bit, each sequence once,
- * gradients equal to the order of their sums, no counts exchanged on the way; on 1 to 4 ranks, with other
- * numbers of sequences on each and routing that differs by sequence. Argument 1 sets the seed. */
+ * against the step as it came under an even placement: the same log-probabilities bit for bit, each sequence
+ * once, gradients equal to the order of their sums, no counts exchanged on the way; on 1 to 4 ranks, with
+ * other numbers of sequences on each and routing that differs by sequence. Argument 1 sets the seed. */
 #include "placed_model.h"
 #include "wb_eplb.h"
 #include "wb_pack.h"
@@ -59,13 +59,13 @@ static void add_gradient(const fixture *f, const wb_tensor *tensor, double *sum)
     for (int64_t i = 0; gradient && i < tensor->n; i++) sum[i] += (double)gradient[i];
 }
 
-/* Of replicated weights those of rank 0, of an expert those of its first replica: all have the whole sum. */
+/* Of replicated weights those of rank 0, of an expert those of its lead replica, which has the sum. */
 static double *sum_gradients(const fixture *f, int64_t *n_out) {
     int64_t n = 0, at = 0;
     for (int32_t i = 0; i < wb_model_n_tensors(f->model); i++) n += wb_model_tensor(f->model, i).n;
     double *all = take(n, sizeof *all);
     for (int32_t i = 0; i < wb_model_n_tensors(f->model); i++) {
-        const wb_tensor tensor = wb_model_replica(f->model, i, 0);
+        const wb_tensor tensor = wb_model_lead(f->model, i);
         if (tensor.expert >= 0 || wb_comm_rank(f->comm) == 0) add_gradient(f, &tensor, all + at);
         at += tensor.n;
     }
