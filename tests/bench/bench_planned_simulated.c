@@ -1,18 +1,19 @@
-/* bench_planned_simulated.c - a replayed step of many ranks under the cost model: as it comes, with a placement
- * from the step before, with one from its own routes, and packed from its own routes too.
+/* bench_planned_simulated.c - a replayed step of many ranks under the cost model: as it comes, with a
+ * placement from the step before, with one from its own routes, and packed from its own routes too.
  *
  * Usage: bench_planned_simulated [ranks [layers [seed]]]
  *
- * Nothing runs but the packing, the solvers and wb_simulate. Sequences are made up: groups of 8 about one of
- * 16 topics, lengths log-normal about 2048 (256 to 8192), 8 a rank; an expert's share of a sequence is the
- * product of log-normals for the layer (sigma 0.8), its topic (0.8) and the sequence (0.3), counts drawn from
- * it. Prompts of a rank are consecutive, and topics of consecutive prompts come in runs, as of a shuffled file
- * of several sources read in blocks.
+ * Nothing runs but the packing, the solvers and wb_simulate. Sequences are made up: groups of 8 about one
+ * of 16 topics, lengths log-normal about 2048 (256 to 8192), 8 a rank; an expert's share of a sequence is
+ * the product of log-normals for the layer (sigma 0.8), its topic (0.8) and the sequence (0.3), counts
+ * drawn from it. Prompts of a rank are consecutive, and topics of consecutive prompts come in runs, as of
+ * a shuffled file of several sources read in blocks.
  *
- * Seconds are of the forward of the layers simulated: of each micro-batch the most attention of a rank in each
- * layer, the experts and transfers of the slowest rank (wb_cost_model_default, DeepSeek-V3's shape; 8 ranks a
- * node, replicas by rank), and, for a step that is not planned, 20 us a layer for its counts. Attention: 374
- * MFLOP a row and 82 kFLOP a pair in each layer, at 400 TFLOP/s. A backward is in proportion. */
+ * Seconds are of the forward of the layers simulated: of each micro-batch the most attention of a rank in
+ * each layer, the experts and transfers of the slowest rank (wb_cost_model_default, DeepSeek-V3's shape; 8
+ * ranks a node, replicas by rank), and, for a step that is not planned, 20 us a layer for its counts.
+ * Attention: 374 MFLOP a row and 82 kFLOP a pair in each layer, at 400 TFLOP/s. A backward is in
+ * proportion. */
 #include "pack_search.h"
 #include "pack_state.h"
 #include "support/usage.h"

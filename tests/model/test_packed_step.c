@@ -1,7 +1,8 @@
 /* test_packed_step.c - a step packed from its own routes and placed by the loads of its micro-batches,
- * against the step as it came under an even placement: the same log-probabilities bit for bit, each sequence once,
- * gradients equal to the order of their sums, no counts exchanged on the way; on 1 to 4 ranks, with other
- * numbers of sequences on each and routing that differs by sequence. Argument 1 sets the seed. */
+ * against the step as it came under an even placement: the same log-probabilities bit for bit, each
+ * sequence once, gradients equal to the order of their sums, no counts exchanged on the way; on 1 to 4
+ * ranks, with other numbers of sequences on each and routing that differs by sequence. Argument 1 sets the
+ * seed. */
 #include "placed_model.h"
 #include "wb_eplb.h"
 #include "wb_pack.h"
@@ -185,6 +186,7 @@ static void plan_step(const job *j, const wb_pack *pack, wb_replay *replay) {
 static void run_packed(fixture *f, const wb_pack *pack, wb_replay *replay) {
     fed b;
     float logprobs[BATCH_ROWS];
+    const uint64_t told = wb_comm_stats(f->comm).all_to_alls;
     MUST(wb_train_zero_grads(f->train));
     for (int32_t m = 0; m < wb_pack_micro_batches(pack); m++) {
         wb_replay_slice rows;
@@ -207,6 +209,7 @@ static void run_packed(fixture *f, const wb_pack *pack, wb_replay *replay) {
         free(ids);
         free(used);
     }
+    EXPECT(wb_comm_stats(f->comm).all_to_alls == told);
     MUST(wb_replay_end(replay));
     MUST(wb_train_reduce_grads(f->train));
 }
