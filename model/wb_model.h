@@ -30,6 +30,7 @@
 #include "wb_formats.h"
 #include "wb_kernels.h"
 #include "wb_placement.h"
+#include "wb_rebalance.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -202,6 +203,14 @@ WB_API const wb_placement *wb_model_placement(const wb_model *model);
  * model's and no rank is dead; INVALID_ARGUMENT for a layer at an earlier epoch, or at the same one with
  * another map; PEER where ranks disagree. Not between a forward and its backward. Collective. */
 WB_API wb_status wb_model_set_placement(wb_model *model, const wb_placement *placement);
+
+/* Its experts as a manager reaches them (wb_rebalance_open), which flips maps by wb_model_set_placement. The
+ * shadow slots are the model's, and taken at the first move. The model outlives what uses the store. */
+WB_API wb_expert_store wb_model_expert_store(wb_model *model);
+/* Memory that moves with the experts of a MoE layer, as weights do: `slots`, device, [slots of this
+ * rank][slot_bytes], the caller's; the same on all ranks, in the same order. Not collective. */
+WB_API wb_status wb_model_attach_slots(wb_model *model, int32_t moe_layer, void *slots, size_t slot_bytes);
+WB_API void wb_model_detach_slots(wb_model *model, const void *slots);
 
 /* to's weights := from's, all replicas, rounded to to's dtype. MISMATCH unless configuration and ranks are
  * the same and each expert that `to` has on this rank, `from` has on it too: layer and expert are named, and

@@ -65,8 +65,7 @@ static wb_status agree(wb_engine *engine, wb_status status, bool *busy_out) {
 }
 
 static void count_fed(wb_engine *engine, const wb_sched_entry *entry) {
-    const bool decode = entry->n_planned == 1 && entry->n_in_pool >= entry->record->prompt_len;
-    *(decode ? &engine->decode_tokens : &engine->prefill_tokens) += entry->n_planned;
+    *(wb_is_decode(entry) ? &engine->decode_tokens : &engine->prefill_tokens) += entry->n_planned;
 }
 
 /* Records what was fed and sampled. Cannot fail. */
@@ -97,6 +96,7 @@ static void commit(wb_engine *engine) {
 wb_status wb_engine_step(wb_engine *engine, bool *busy_out) {
     const uint8_t *direction = NULL;
     const float *logits = NULL;
+    if (engine->load.manager) WB_TRY(wb_rebalance_boundary(engine->load.manager));
     /* Whatever fails, this rank goes on to the exchanges in which its peers wait for it: with no token where
      * scheduling failed, and to the verdict where the forward did. */
     wb_status status = schedule(engine, &direction);
@@ -104,6 +104,9 @@ wb_status wb_engine_step(wb_engine *engine, bool *busy_out) {
     if (fed != WB_OK) status = fed;
     if (status == WB_OK) status = sample_and_fetch(engine, logits);
     WB_TRY(agree(engine, status, busy_out));
+    /* Once for each row that is committed. */
+    WB_TRY(wb_load_count_step(&engine->load, wb_model_routes(engine->model), &engine->scheduler.batch,
+                              wb_step_results_on_host(&engine->results).rows));
     commit(engine);
     return WB_OK;
 }

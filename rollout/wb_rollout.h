@@ -29,6 +29,10 @@ typedef struct wb_engine_options {
     /* tokens fed in one step, the same on all ranks; longer prompts are prefilled in chunks; 512 */
     int32_t max_batch_tokens;
     int32_t max_running; /* requests that hold KV blocks at a time; 64 */
+    /* A manager of the model's experts (wb_model_expert_store), which outlives the engine, or NULL, the
+     * default. The engine counts the rows of each step and begins each step with the manager's boundary:
+     * experts move while it generates, and no result depends on it. On all ranks or on none. */
+    wb_rebalance *rebalance;
 } wb_engine_options;
 
 /* Fills the caller's struct of `size` bytes with the defaults, named above. */
