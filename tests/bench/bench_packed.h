@@ -207,6 +207,7 @@ static wb_placement *place(bench *b, double *seconds_out) {
     const double begin = now();
     options.algorithm = WB_EPLB_MICROBATCH;
     options.threads = 1;
+    options.trials = 1000 * topology.n_slots; /* as waybill-grpo */
     if (b->pack)
         must(wb_eplb_solve(&topology, L, E, (uint32_t)wb_pack_micro_batches(b->pack), wb_pack_loads(b->pack),
                            &options, &placement));
