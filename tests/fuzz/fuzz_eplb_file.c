@@ -45,7 +45,7 @@ static void put(const uint8_t *data, size_t size) {
 
 static wb_status read_placement(const char *path, wb_placement **out) {
     *out = NULL;
-    wb_status status = wb_placement_read(path, &topology, L, E, out);
+    wb_status status = wb_placement_read(path, &topology, L, E, NULL, NULL, NULL, out);
     require((status == WB_OK) == !!*out);
     require(status == WB_OK || strstr(wb_error_message(), path));
     return status;
@@ -81,7 +81,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     if (read_placement(paths[0], &p) != WB_OK) return 0;
     check_maps(p);
     for (int i = 1; i < 3; i++) {
-        require(wb_placement_save(p, paths[i]) == WB_OK);
+        require(wb_placement_save(p, paths[i], WB_MAP_SGLANG, NULL) == WB_OK);
         require(read_placement(paths[i], &again) == WB_OK);
         require(wb_placement_hash(again) == wb_placement_hash(p));
         wb_placement_close(again);

@@ -124,13 +124,21 @@ static wb_status write_msgpack(tree_writer *w, const char *path, const json_t *r
     return wb_fail(WB_INVALID_ARGUMENT, "%s: the tree is deeper than %d", path, WB_SCAN_MAX_DEPTH);
 }
 
-wb_status wb_tree_write(const char *path, const json_t *root) {
+static wb_status write_tree(const char *path, const json_t *root, bool json) {
     tree_writer w = {.status = WB_OK};
     WB_TRY(wb_new_file_open(path, &w.file));
-    wb_status status = is_json_name(path) ? write_json(&w, path, root) : write_msgpack(&w, path, root);
+    wb_status status = json ? write_json(&w, path, root) : write_msgpack(&w, path, root);
     if (status == WB_OK) status = flush(&w);
     if (status == WB_OK) status = wb_new_file_sync(&w.file);
     if (status == WB_OK) status = wb_new_file_commit(&w.file);
     if (status != WB_OK) wb_new_file_discard(&w.file);
     return status;
+}
+
+wb_status wb_tree_write(const char *path, const json_t *root) {
+    return write_tree(path, root, is_json_name(path));
+}
+
+wb_status wb_tree_write_json(const char *path, const json_t *root) {
+    return write_tree(path, root, true);
 }
