@@ -168,9 +168,9 @@ static const cli_option table[] = {
      .offset = FIELD(init),
      .default_text = "trivial",
      .help =
-         "the placement to start from: a map in a layout of --save-as, or counts, in JSON, msgpack or "
-         "PyTorch's "
-         "format, or a dump; counts are solved by the first of --algorithm, by balanced for all and none"},
+         "the placement to start from: a map in a layout of --save-as or counts, in JSON, msgpack, YAML or "
+         "PyTorch's file, or a dump; counts are solved by the first of --algorithm, by balanced for all and "
+         "none"},
     {.name = "groups",
      .argument = "G",
      .type = CLI_NUMBER,
@@ -284,7 +284,7 @@ static const cli_option table[] = {
      .argument = "LAYOUT",
      .type = CLI_TEXT,
      .offset = FIELD(save_as),
-     .help = "of --save: sglang, or vllm, trtllm or ascend, which are always JSON"},
+     .help = "of --save: sglang; vllm or ascend, which are JSON always; or trtllm, YAML unless it is *.json"},
 };
 
 /* What the solvers and the cost model have as defaults comes from the library. */

@@ -140,12 +140,12 @@ WB_API void wb_placement_export(const wb_placement *placement, int32_t *log2phy_
 /* Whose file it is, X(VALUE, name): WB_MAP_<VALUE>, and the name on command lines.
  *
  * SGLANG, which is also this library's own: {"physical_to_logical_map": [L][S]}, and "replica_of_slot":
- * [L][S] where replicas are not in slot order. *.json is JSON, any other name msgpack; the others are JSON
- * always.
+ * [L][S] where replicas are not in slot order. *.json is JSON, any other name msgpack.
  *
  * VLLM: the array [L][S] alone. TRTLLM: {"initial_global_assignments": {"<hidden layer>": [S], ...}}. ASCEND:
  * {"moe_layer_count": L, "layer_list": [{"layer_id": 0.., "device_list": [{"device_id": rank,
- * "device_expert": [experts]}, ...]}, ...]}. These three know no order of replicas but that of slots. */
+ * "device_expert": [experts]}, ...]}, ...]}. TRTLLM is YAML, with numbers for keys, unless the name is
+ * *.json; the other two are JSON always. These three know no order of replicas but that of slots. */
 #define WB_MAP_LAYOUT_LIST(X) \
     X(SGLANG, sglang)         \
     X(VLLM, vllm)             \

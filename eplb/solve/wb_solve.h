@@ -100,8 +100,8 @@ WB_API wb_status wb_eplb_solve_counts(const wb_topology *topology, uint32_t n_la
 
 /* Opens the placement that a file describes: a map as any of wb_map_layout (wb_placement.h; VLLM also as
  * an array [S] alone, for all layers), or counts {"logical_count": [L][E] or [M][L][E]}. The file is JSON,
- * msgpack, or for SGLang's keys and for an array what torch.save has written; which it is is told by the
- * content.
+ * msgpack, plain YAML (maps by indentation, lists of numbers), or for SGLang's keys and for an array what
+ * torch.save has written; which it is is told by the content.
  *
  * A map is taken as it is, of a file that has both too; counts are solved as by wb_eplb_solve_counts with
  * `options` (NULL: the defaults); other keys are skipped. `layers` [L]: the hidden layer of each MoE layer,

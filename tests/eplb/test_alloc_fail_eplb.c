@@ -187,9 +187,11 @@ static wb_status save(place *p) {
 
 static void test_save(void **state) {
     place *p = *state;
-    for (int i = 0; i < 5; i++) {
-        p->saved = temp_in(p->dir.text, i ? "saved.json" : "saved.msgpack");
-        p->layout = i ? (wb_map_layout)(i - 1) : WB_MAP_SGLANG;
+    for (int i = 0; i < 6; i++) {
+        static const wb_map_layout layouts[] = {WB_MAP_SGLANG, WB_MAP_SGLANG, WB_MAP_VLLM,
+                                                WB_MAP_TRTLLM, WB_MAP_TRTLLM, WB_MAP_ASCEND};
+        p->saved = temp_in(p->dir.text, i == 0 ? "saved.msgpack" : i == 3 ? "saved.yaml" : "saved.json");
+        p->layout = layouts[i];
         every_allocation(p, save);
         p->path = p->saved.text;
         every_allocation(p, read_placement);

@@ -169,6 +169,18 @@ static void test_foreign_files(void **unused) {
     assert_small("{\"num_slots\": 4, \"initial_global_assignments\": {\"7\": " B ", \"3\": " A
                  "}, \"layer_updates_per_iter\": 0}",
                  small_layers, row_a, row_b, "TensorRT-LLM");
+    /* YAML, as TensorRT-LLM's files are: lists in brackets, over several lines, or with dashes at either
+     * depth. */
+    assert_small(
+        "num_slots: 4\ninitial_global_assignments:\n  3: [0, 1, 2, 0]\n  7: [2, 1,\n    0, 1]  # wrapped\n\n"
+        "layer_updates_per_iter: 0\n",
+        small_layers, row_a, row_b, "TensorRT-LLM");
+    assert_small("---\n# made by hand\ninitial_global_assignments:\n  \"7\":\n    - 2\n    - 1\n    - 0\n    "
+                 "- 1\n  '3':\n  - 0\n"
+                 "  - 1\n  - 2\n  - 0\nname: a plan",
+                 small_layers, row_a, row_b, "TensorRT-LLM");
+    assert_small("initial_global_assignments:\r\n   61:\r\n      [2, 1, 0, 1,]\r\n   9: [0,1,2,0]\r\n", NULL,
+                 row_a, row_b, "TensorRT-LLM");
     assert_small("{\"initial_global_assignments\": {\"61\": " B ", \"9\": " A "}}", NULL, row_a, row_b,
                  "TensorRT-LLM");
 #define DEVICES(x, y)                                                                 \
@@ -208,6 +220,36 @@ static void refused(const char *text, wb_status expected, const char *part) {
     assert_string_equal(said, "untouched");
     assert_message_has(path.text);
     assert_message_has(part);
+}
+
+static void test_yaml_refused(void **unused) {
+    (void)unused;
+    refused("abc", WB_CORRUPT, "YAML line 1: expected a key and a colon");
+    refused("# nothing\n", WB_CORRUPT, "YAML line 2: expected a map");
+    refused("a:1", WB_CORRUPT, "line 1: expected a blank after the colon");
+    refused("a: 1\na: 2", WB_CORRUPT, "line 2: expected each key once");
+    refused("a: [1, 2\n", WB_CORRUPT, "line 2: expected a ]");
+    refused("a: [1 2]", WB_CORRUPT, "line 1: expected a comma or ]");
+    refused("a: [1, x]", WB_CORRUPT, "line 1: expected a whole number");
+    refused("a: [99999999999999999999]", WB_CORRUPT, "line 1: expected a whole number");
+    refused("a: [1] 2", WB_CORRUPT, "line 1: expected the end of the line");
+    refused("a: 1.5", WB_CORRUPT, "line 1: expected the end of the line");
+    refused("a:\n -1\n", WB_CORRUPT, "line 2: expected a blank after -");
+    refused("a:\n  b: 1\n c: 2\n", WB_CORRUPT, "line 3: expected the indentation of the keys above");
+    refused("a: 1\n  b: 1\n", WB_CORRUPT, "line 2: expected the indentation of the keys above");
+    refused("a: {b: 1}", WB_CORRUPT, "line 1: expected a number, a list or plain text");
+    refused("a: &anchor 1", WB_CORRUPT, "line 1: expected a number, a list or plain text");
+    refused("a: !!python/object:os.system 1", WB_CORRUPT, "line 1: expected a number, a list or plain text");
+    refused("a: \xff", WB_CORRUPT, "line 1: expected UTF-8");
+    refused("\"a: 1", WB_CORRUPT, "line 1: expected a key in quotes");
+    refused("a: 1\n", WB_NOT_FOUND, "layer_list");
+    refused("initial_global_assignments:\n", WB_NOT_FOUND, "layer_list");
+    char deep[600] = "";
+    for (int i = 0; i < 20; i++) {
+        for (int k = 0; k < i; k++) strcat(deep, " ");
+        strcat(deep, "a:\n");
+    }
+    refused(deep, WB_CORRUPT, "fewer maps inside each other");
 }
 
 static void test_foreign_files_refused(void **unused) {
@@ -313,6 +355,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test_setup_teardown(test_empty_slots, setup, teardown),
         cmocka_unit_test(test_names),
         cmocka_unit_test_setup_teardown(test_foreign_files, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_yaml_refused, setup, teardown),
         cmocka_unit_test_setup_teardown(test_foreign_files_refused, setup, teardown),
         cmocka_unit_test_setup_teardown(test_counts_are_solved_as_asked, setup, teardown),
         cmocka_unit_test(test_even_split),

@@ -1,6 +1,6 @@
-/* eplb_file.c - reading: the bytes of a file, JSON or msgpack, as a tree. Refuses: what a tree means, writing
- * (eplb_file_write.c). */
-#include "placement/offline/eplb_file.h"
+/* eplb_file.c - reading: the bytes of a file, JSON, msgpack or YAML, as a tree. Refuses: what a tree
+ * means, writing (eplb_file_write.c). */
+#include "placement/offline/yaml_file.h"
 #include "wb_file.h"
 #include "wb_msgpack_scan.h"
 
@@ -231,6 +231,7 @@ static wb_status parse(const char *path, const uint8_t *bytes, size_t size, json
             "torch.save has written since 1.6 are read: convert it, in Python "
             "json.dump({\"physical_to_logical_map\": m.tolist()}, f)",
             path);
+    if (wb_yaml_is(bytes, size)) return wb_yaml_parse(path, bytes, size, root_out);
     if (size == 0 || !is_container(bytes[0]))
         return wb_fail(WB_CORRUPT, "%s: byte 0: expected an object or array of JSON or msgpack, found %s",
                        path, size == 0 ? "an empty file" : "neither");

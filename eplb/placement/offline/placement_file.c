@@ -108,9 +108,9 @@ static json_t *trtllm_tree(const map_writer *w) {
         snprintf(key, sizeof key, "%" PRIu32, w->layers ? w->layers[l] : l);
         done = put(layers, key, row_of(p, l, 0, p->topology.n_slots, false));
     }
-    /* The setter takes `layers` over, whole or not. */
-    done &= put(root, "num_slots", json_integer(p->topology.n_slots)) &
-            put(root, WB_ASSIGNMENTS_KEY, layers) & put(root, "layer_updates_per_iter", json_integer(0));
+    done = put(root, WB_ASSIGNMENTS_KEY, layers) && done; /* takes `layers` over, whole or not */
+    done = done && put(root, "num_slots", json_integer(p->topology.n_slots)) &&
+           put(root, "layer_updates_per_iter", json_integer(0));
     return whole(root, done);
 }
 
@@ -127,8 +127,9 @@ static json_t *ascend_layer(const wb_placement *p, uint32_t layer) {
     json_t *object = json_object(), *devices = json_array();
     bool done = true;
     for (uint32_t r = 0; r < R && done; r++) done = append(devices, ascend_device(p, layer, r));
-    done &= put(object, "layer_id", json_integer(layer)) & put(object, "device_count", json_integer(R)) &
-            put(object, "device_list", devices);
+    done = put(object, "device_list", devices) && done;
+    done =
+        done && put(object, "layer_id", json_integer(layer)) && put(object, "device_count", json_integer(R));
     return whole(object, done);
 }
 
@@ -137,7 +138,8 @@ static json_t *ascend_tree(const map_writer *w) {
     json_t *root = json_object(), *layers = json_array();
     bool done = true;
     for (uint32_t l = 0; l < p->n_layers && done; l++) done = append(layers, ascend_layer(p, l));
-    done &= put(root, "moe_layer_count", json_integer(p->n_layers)) & put(root, WB_LAYER_LIST_KEY, layers);
+    done = put(root, WB_LAYER_LIST_KEY, layers) && done;
+    done = done && put(root, "moe_layer_count", json_integer(p->n_layers));
     return whole(root, done);
 }
 
@@ -169,7 +171,9 @@ wb_status wb_placement_save(const wb_placement *placement, const char *path, wb_
     if (status != WB_OK) return wb_fail_context(status, "%s", path);
     json_t *root = trees[layout](&w);
     if (!root) return wb_fail(WB_OUT_OF_MEMORY, "%s: no memory for a placement's tree", path);
-    status = layout == WB_MAP_SGLANG ? wb_tree_write(path, root) : wb_tree_write_json(path, root);
+    status = layout == WB_MAP_SGLANG   ? wb_tree_write(path, root)
+             : layout == WB_MAP_TRTLLM ? wb_tree_write_yaml(path, root)
+                                       : wb_tree_write_json(path, root);
     json_decref(root);
     return status;
 }

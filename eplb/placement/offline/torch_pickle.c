@@ -1,10 +1,9 @@
 /* torch_pickle.c - see torch_pickle.h: a stack machine of the opcodes that torch.save writes, in protocols 2
  * to 5. */
 #include "placement/offline/torch_pickle.h"
-#include "placement/offline/torch_build.h"
+#include "placement/offline/torch_values.h"
 #include "wb_check.h"
 
-#include <stdlib.h>
 #include <string.h>
 
 #define WHAT "a pickle"
@@ -179,27 +178,30 @@ static wb_status push_signed(machine *m, uint64_t n) {
     return push_integer(m, WB_PICKLE_INT, integer);
 }
 
+static wb_status push_name(machine *m, const char *module, size_t module_bytes, const char *name,
+                           size_t name_bytes) {
+    int64_t global = 0;
+    WB_TRY(wb_pickle_global(m->pos, module, module_bytes, name, name_bytes, &global));
+    return push_integer(m, WB_PICKLE_GLOBAL, global);
+}
+
 /* GLOBAL: two lines, module and name. */
 static wb_status push_global(machine *m) {
     const char *module = NULL, *name = NULL;
     size_t module_bytes = 0, name_bytes = 0;
-    int64_t global = 0;
     WB_TRY(take_line(m, &module, &module_bytes));
     WB_TRY(take_line(m, &name, &name_bytes));
-    WB_TRY(wb_pickle_global(m->pos, module, module_bytes, name, name_bytes, &global));
-    return push_integer(m, WB_PICKLE_GLOBAL, global);
+    return push_name(m, module, module_bytes, name, name_bytes);
 }
 
 /* STACK_GLOBAL: the same, from two texts on the stack. */
 static wb_status push_stacked_global(machine *m) {
     wb_pickle_id name = 0, module = 0;
-    int64_t global = 0;
     WB_TRY(pop(m, &name));
     WB_TRY(pop(m, &module));
     const wb_pickle_value a = m->out->values[module], b = m->out->values[name];
     if (a.kind != WB_PICKLE_TEXT || b.kind != WB_PICKLE_TEXT) return corrupt(m, "the texts of a name");
-    WB_TRY(wb_pickle_global(m->pos, a.as.text.bytes, a.as.text.n, b.as.text.bytes, b.as.text.n, &global));
-    return push_integer(m, WB_PICKLE_GLOBAL, global);
+    return push_name(m, a.as.text.bytes, a.as.text.n, b.as.text.bytes, b.as.text.n);
 }
 
 /* REDUCE: what a global makes of a tuple; BINPERSID: a storage, of a tuple. */
@@ -240,23 +242,27 @@ static wb_status run_counted(machine *m, uint8_t opcode, unsigned n) {
     }
 }
 
+/* Opcodes that are a value themselves; the last two are True and False. */
+static const struct {
+    uint8_t opcode;
+    wb_pickle_value value;
+} constants[] = {
+    {')', {.kind = WB_PICKLE_TUPLE}},
+    {']', {.kind = WB_PICKLE_LIST}},
+    {'}', {.kind = WB_PICKLE_DICT}},
+    {'N', {.kind = WB_PICKLE_NONE}},
+    {0x88, {.kind = WB_PICKLE_BOOL, .as.integer = 1}},
+    {0x89, {.kind = WB_PICKLE_BOOL}},
+};
+
 /* Opcodes that stand alone. */
 static wb_status run_plain(machine *m, uint8_t opcode) {
+    for (size_t i = 0; i < sizeof constants / sizeof constants[0]; i++)
+        if (constants[i].opcode == opcode) return push(m, constants[i].value);
     switch (opcode) {
     case '(':
         m->stack[m->depth++] = MARK;
         return WB_OK;
-    case ')':
-        return push(m, (wb_pickle_value){.kind = WB_PICKLE_TUPLE});
-    case ']':
-        return push(m, (wb_pickle_value){.kind = WB_PICKLE_LIST});
-    case '}':
-        return push(m, (wb_pickle_value){.kind = WB_PICKLE_DICT});
-    case 'N':
-        return push(m, (wb_pickle_value){.kind = WB_PICKLE_NONE});
-    case 0x88: /* NEWTRUE */
-    case 0x89: /* NEWFALSE */
-        return push_integer(m, WB_PICKLE_BOOL, opcode == 0x88);
     case 'J': /* BININT */
         return push_signed(m, 4);
     case 'G':
@@ -328,26 +334,4 @@ wb_status wb_pickle_read(const uint8_t *bytes, size_t size, wb_pickle *pickle_ou
     else
         wb_pickle_close(&found);
     return status;
-}
-
-void wb_pickle_close(wb_pickle *pickle) {
-    free(pickle->values);
-    free(pickle->items);
-    free(pickle->tensors);
-    *pickle = (wb_pickle){0};
-}
-
-const wb_pickle_value *wb_pickle_get(const wb_pickle *pickle, const wb_pickle_value *dict, const char *key) {
-    const wb_pickle_value *found = NULL;
-    if (dict->kind != WB_PICKLE_DICT) return NULL;
-    uint32_t item = dict->as.items.first;
-    for (uint32_t i = 0; i + 1 < dict->as.items.n; i += 2) {
-        const wb_pickle_item k = pickle->items[item], v = pickle->items[k.next];
-        const wb_pickle_value *name = &pickle->values[k.value];
-        if (name->kind == WB_PICKLE_TEXT && name->as.text.n == strlen(key) &&
-            memcmp(name->as.text.bytes, key, name->as.text.n) == 0)
-            found = &pickle->values[v.value];
-        item = v.next;
-    }
-    return found;
 }

@@ -138,6 +138,7 @@ err_is_empty
 given=(--loads "$published" --moe-layers 3-60 "${decode[@]}")
 for layout in sglang vllm trtllm ascend; do
     expect 0 waybill_eplb "${given[@]}" --algorithm balanced --json --save "$scratch/map.$layout" --save-as $layout
+    [ $layout != trtllm ] || grep -q '^  3: \[[0-9,]*\]$' "$scratch/map.trtllm" || fault "trtllm: no YAML with numbers for keys"
     cp "$scratch/out" "$scratch/first"
     expect 0 waybill_eplb "${given[@]}" --algorithm none --json --init "$scratch/map.$layout"
     judge 'other = {r["placement"]: r for r in json.load(open("'"$scratch/first"'"))["rows"]}

@@ -1,6 +1,6 @@
-/* torch_build.h - what a pickle of tensors may name, and what is made of it. Refuses: every other name. */
-#ifndef WB_TORCH_BUILD_H
-#define WB_TORCH_BUILD_H
+/* torch_values.h - what a pickle of tensors may name, and what is made of it. Refuses: every other name. */
+#ifndef WB_TORCH_VALUES_H
+#define WB_TORCH_VALUES_H
 
 #include "placement/offline/torch_pickle.h"
 

@@ -1,7 +1,8 @@
-/* torch_build.c - see torch_build.h. Nothing is called: a name is a case of a switch. */
-#include "placement/offline/torch_build.h"
+/* torch_values.c - see torch_values.h and torch_pickle.h. Nothing is called: a name is a number here. */
+#include "placement/offline/torch_values.h"
 #include "wb_check.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 /* The names that are known: a storage of each type, then these. */
@@ -124,4 +125,28 @@ wb_status wb_pickle_call(wb_pickle *p, size_t pos, wb_pickle_id callable, wb_pic
         return corrupt(pos, "an OrderedDict made empty and filled afterwards");
     *made_out = (wb_pickle_value){.kind = WB_PICKLE_DICT};
     return WB_OK;
+}
+
+/* ---- all values ---------------------------------------------------------------------------------- */
+
+void wb_pickle_close(wb_pickle *pickle) {
+    free(pickle->values);
+    free(pickle->items);
+    free(pickle->tensors);
+    *pickle = (wb_pickle){0};
+}
+
+const wb_pickle_value *wb_pickle_get(const wb_pickle *pickle, const wb_pickle_value *dict, const char *key) {
+    const wb_pickle_value *found = NULL;
+    if (dict->kind != WB_PICKLE_DICT) return NULL;
+    uint32_t item = dict->as.items.first;
+    for (uint32_t i = 0; i + 1 < dict->as.items.n; i += 2) {
+        const wb_pickle_item k = pickle->items[item], v = pickle->items[k.next];
+        const wb_pickle_value *name = &pickle->values[k.value];
+        if (name->kind == WB_PICKLE_TEXT && name->as.text.n == strlen(key) &&
+            memcmp(name->as.text.bytes, key, name->as.text.n) == 0)
+            found = &pickle->values[v.value];
+        item = v.next;
+    }
+    return found;
 }
