@@ -93,9 +93,9 @@ wb_status options_check(const options *o) {
 
 /* An option that --make-base does not look at was meant for something else. */
 static wb_status check_make_base(const options *o) {
-    static const char *const taken[] = {"--make-base", "--family",       "--warmup-steps",
-                                        "--seed",      "--weight-decay", "--grad-clip",
-                                        "--threads",   "--peer-timeout", "--quiet"};
+    static const char *const taken[] = {"--make-base",    "--family",    "--warmup-steps", "--seed",
+                                        "--weight-decay", "--grad-clip", "--threads",      "--peer-timeout",
+                                        "--quiet",        "--device"};
     for (int i = 0; i < N_OPTIONS; i++) {
         bool known = !(o->given >> i & 1);
         for (size_t j = 0; !known && j < sizeof taken / sizeof taken[0]; j++)

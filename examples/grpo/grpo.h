@@ -60,6 +60,7 @@ typedef struct options {
     wb_replay_mode replay;
     wb_missing_policy missing;
     wb_dtype rollout_dtype;
+    wb_backend device;
     int64_t steps, prompts, samples, max_tokens, updates, micro_batch_tokens;
     const char *stop_token; /* NULL: the task's */
     long_prompts long_prompts;

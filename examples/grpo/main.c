@@ -18,20 +18,35 @@ static wb_status make_base(const options *o, wb_device *device, wb_comm *comm, i
     return status;
 }
 
-/* The cores of this host shared out over the ranks on it, and no more than mpirun bound this rank to. */
-static int default_threads(void) {
+/* The ranks on this host: how many, and which of them this one is. */
+static int ranks_of_host(int *rank_out) {
     MPI_Comm host;
     int ranks = 1;
+    *rank_out = 0;
     if (MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &host) == MPI_SUCCESS) {
         MPI_Comm_size(host, &ranks);
+        MPI_Comm_rank(host, rank_out);
         MPI_Comm_free(&host);
     }
+    return ranks;
+}
+
+/* The cores of this host shared out over the ranks on it, and no more than mpirun bound this rank to. */
+static int default_threads(int ranks) {
     const int cores = wb_host_cores();
     int share = cores > ranks ? cores / ranks : 1;
     cpu_set_t bound;
     if (sched_getaffinity(0, sizeof bound, &bound) == 0 && CPU_COUNT(&bound) < share)
         share = CPU_COUNT(&bound);
     return share;
+}
+
+static wb_status open_device(const options *o, wb_device **device_out) {
+    int rank;
+    const int ranks = ranks_of_host(&rank), gpus = wb_device_count_cuda();
+    if (o->device == WB_BACKEND_CUDA)
+        return wb_device_open_cuda(gpus > 0 ? rank % gpus : 0, NULL, device_out);
+    return wb_device_open_cpu(o->threads > 0 ? (int)o->threads : default_threads(ranks), device_out);
 }
 
 static wb_status plan(const options *o, int rank) {
@@ -45,8 +60,7 @@ static wb_status run(const options *o, int *signal_out) {
     WB_TRY(wb_comm_open_mpi(MPI_COMM_WORLD, &comm));
     wb_device *device = NULL;
     wb_status status = wb_comm_set_timeout(comm, (double)o->peer_timeout);
-    if (status == WB_OK)
-        status = wb_device_open_cpu(o->threads > 0 ? (int)o->threads : default_threads(), &device);
+    if (status == WB_OK) status = open_device(o, &device);
     /* Another instruction set would still give the same bits; another program would not. */
     if (status == WB_OK)
         status = wb_comm_check_equal(comm, wb_version(), strlen(wb_version()), "Waybill's version");

@@ -74,6 +74,8 @@ const option_row option_rows[] = {
      "tokens that the engine feeds in one step; longer prompts are prefilled in chunks"},
     {"--max-running", INTEGER, FREE, FIELD(max_running), 1, MANY, NULL, "N",
      "requests that hold KV cache blocks at a time"},
+    {"--device", CHOICE, FREE, FIELD(device), 0, 0, "cpu|cuda", "DEVICE",
+     "where ranks compute; the n-th rank of a host takes its n-th GPU, counted round"},
     {"--threads", INTEGER, FREE, FIELD(threads), 0, 4096, NULL, "N",
      "threads of each rank; 0: the host's cores over its ranks, but no more than mpirun binds a rank to"},
     {"--peer-timeout", INTEGER, FREE, FIELD(peer_timeout), 1, MANY, NULL, "SECONDS",

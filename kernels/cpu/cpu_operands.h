@@ -7,6 +7,7 @@
 #define WB_CPU_OPERANDS_H
 
 #include "cpu/cpu_lanes.h"
+#include "operand_check.h"
 
 typedef enum operand_use { READ = 1, WRITE = 2, UPDATE = READ | WRITE } operand_use;
 
@@ -33,22 +34,6 @@ void WB_CPU(operands_close)(wb_device *dev, const operand *list, int count);
 wb_status WB_CPU(products_open)(wb_device *dev, int64_t count, const wb_matmul *list,
                                 const wb_matmul **opened_out);
 void WB_CPU(products_close)(wb_device *dev, int64_t count, const wb_matmul *list, const wb_matmul *opened);
-
-/* INVALID_ARGUMENT unless `dtype` of operand `name` is f32 or bf16. */
-static inline wb_status operand_check(const char *op, const char *name, wb_dtype dtype) {
-    if (dtype == WB_F32 || dtype == WB_BF16) return WB_OK;
-    return wb_fail(WB_INVALID_ARGUMENT, "%s: %s: expected f32 or bf16, found %s", op, name,
-                   wb_dtype_name(dtype));
-}
-
-/* The same for an operand that is to have the dtype of `like`. */
-static inline wb_status operand_check_like(const char *op, const char *name, wb_dtype dtype, const char *like,
-                                           wb_dtype like_dtype) {
-    WB_TRY(operand_check(op, name, dtype));
-    if (dtype == like_dtype) return WB_OK;
-    return wb_fail(WB_INVALID_ARGUMENT, "%s: %s: expected %s like %s, found %s", op, name,
-                   wb_dtype_name(like_dtype), like, wb_dtype_name(dtype));
-}
 
 static inline void widen(int64_t n, const uint16_t *restrict from, float *restrict to) {
     for (int64_t i = 0; i < n; i++) to[i] = wb_bf16_to_f32(from[i]);

@@ -1,8 +1,9 @@
 /* cpu_optimizer.c - the gradient norm and AdamW. Refuses: schedules, what is a parameter. */
+#include "adamw_rules.h"
 #include "cpu/cpu_lanes.h"
 
 /* Elements of one partial sum, and of one task: part of the fixed order. */
-enum { BLOCK = 8192 };
+enum { BLOCK = WB_CPU_SUM_BLOCK };
 
 static double block_sum_squares(const float *x, int64_t n) {
     double sum[WB_LANES] = {0.0};
@@ -21,7 +22,7 @@ static double block_sum_squares(const float *x, int64_t n) {
 wb_status WB_CPU(sum_squares)(wb_device *dev, int64_t n, const float *x, double *sum_out) {
     int64_t blocks = (n + BLOCK - 1) / BLOCK;
     void *shared = NULL;
-    WB_TRY(wb_cpu_shared_reserve(dev, (size_t)blocks * sizeof(double), &shared));
+    WB_TRY(wb_cpu_shared_reserve(dev, wb_cpu_sum_bytes(n), &shared));
     double *partial = shared, sum = 0.0;
 #pragma omp parallel for schedule(static) num_threads(wb_cpu_threads(dev, n))
     for (int64_t b = 0; b < blocks; b++) {
@@ -33,41 +34,15 @@ wb_status WB_CPU(sum_squares)(wb_device *dev, int64_t n, const float *x, double 
     return WB_OK;
 }
 
-/* The constants of one step. */
-typedef struct step {
-    float grad_scale, decay, keep1, add1, keep2, add2, rate, root_correction, eps;
-} step;
-
-static step step_of(const wb_adamw *hyper) {
-    double beta1 = (double)hyper->beta1, beta2 = (double)hyper->beta2, lr = (double)hyper->lr;
-    double correction1 = 1.0 - pow(beta1, (double)hyper->step),
-           correction2 = 1.0 - pow(beta2, (double)hyper->step);
-    return (step){.grad_scale = hyper->grad_scale,
-                  .decay = (float)(1.0 - lr * (double)hyper->weight_decay),
-                  .keep1 = hyper->beta1,
-                  .add1 = (float)(1.0 - beta1),
-                  .keep2 = hyper->beta2,
-                  .add2 = (float)(1.0 - beta2),
-                  .rate = (float)(lr / correction1),
-                  .root_correction = (float)(1.0 / sqrt(correction2)),
-                  .eps = hyper->eps};
-}
-
-static void update(int64_t n, step s, const float *restrict g, float *restrict m, float *restrict v,
+static void update(int64_t n, wb_adamw_step s, const float *restrict g, float *restrict m, float *restrict v,
                    float *restrict w) {
-    for (int64_t i = 0; i < n; i++) {
-        float grad = g[i] * s.grad_scale;
-        m[i] = fmaf(s.keep1, m[i], s.add1 * grad);
-        v[i] = fmaf(s.keep2, v[i], s.add2 * grad * grad);
-        float denominator = fmaf(sqrtf(v[i]), s.root_correction, s.eps);
-        w[i] = fmaf(-s.rate, m[i] / denominator, s.decay * w[i]);
-    }
+    for (int64_t i = 0; i < n; i++) wb_adamw_element(&s, g[i], m + i, v + i, w + i);
 }
 
 wb_status WB_CPU(adamw)(wb_device *dev, int64_t n, const wb_adamw *hyper, const float *g, float *m, float *v,
                         float *w) {
     if (hyper->step == 0) return wb_fail(WB_INVALID_ARGUMENT, "adamw: step: expected 1 or more, found 0");
-    step s = step_of(hyper);
+    const wb_adamw_step s = wb_adamw_step_of(hyper);
 #pragma omp parallel for schedule(static) num_threads(wb_cpu_threads(dev, n))
     for (int64_t begin = 0; begin < n; begin += BLOCK) {
         int64_t count = n - begin < BLOCK ? n - begin : BLOCK;

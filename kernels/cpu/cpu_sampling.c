@@ -5,6 +5,7 @@
  * for each row).
  */
 #include "cpu/cpu_lanes.h"
+#include "sample_rules.h"
 
 #include <inttypes.h>
 
@@ -137,9 +138,7 @@ typedef struct draw {
     int64_t n_kept; /* 0: all */
 } draw;
 
-enum { DRAW_BLOCK = 128 };
-
-static size_t draw_bytes(int64_t V) {
+size_t WB_CPU(sample_bytes)(int64_t V) {
     return (size_t)V * (sizeof(uint64_t) + sizeof(float) + sizeof(uint32_t)) +
            (size_t)(V / DRAW_BLOCK + 1) * sizeof(double);
 }
@@ -288,37 +287,11 @@ static void sample_row(int64_t V, const float *z, const wb_sample_params *params
     *to->kept_count = (int32_t)d.n_kept;
 }
 
-static wb_status check_params(int64_t row, const wb_sample_params *params) {
-    if (!(params->temperature >= 0.0f && params->temperature < INFINITY))
-        return wb_fail(WB_INVALID_ARGUMENT,
-                       "sample: row %" PRId64 ": temperature: expected 0 or more, found %g", row,
-                       (double)params->temperature);
-    if (params->top_k < 0)
-        return wb_fail(WB_INVALID_ARGUMENT, "sample: row %" PRId64 ": top_k: expected 0 or more, found %d",
-                       row, params->top_k);
-    if (!(params->top_p > 0.0f && params->top_p <= 1.0f))
-        return wb_fail(WB_INVALID_ARGUMENT,
-                       "sample: row %" PRId64 ": top_p: expected 0 < top_p <= 1, found %g", row,
-                       (double)params->top_p);
-    if (!(params->uniform >= 0.0f && params->uniform < 1.0f))
-        return wb_fail(WB_INVALID_ARGUMENT,
-                       "sample: row %" PRId64 ": uniform: expected 0 <= uniform < 1, found %g", row,
-                       (double)params->uniform);
-    return WB_OK;
-}
-
 /* No NaN, and a largest logit that is finite: otherwise there is no distribution. */
 static bool row_is_usable(int64_t V, const float *z) {
     int bad = 0;
     for (int64_t i = 0; i < V; i++) bad |= !(z[i] < INFINITY);
     return !bad && row_max(z, V) > -INFINITY;
-}
-
-static wb_status check_room(int64_t row, int64_t room, int64_t needed) {
-    if (room == 0 || room >= needed) return WB_OK;
-    return wb_fail(WB_INVALID_ARGUMENT,
-                   "sample: row %" PRId64 ": expected room for %" PRId64 " kept tokens, found %" PRId64, row,
-                   needed, room);
 }
 
 /* Where row b of the call goes. */
@@ -333,14 +306,8 @@ static sampled output_of(int64_t b, const wb_sample_kept *kept, int32_t *tokens,
 wb_status WB_CPU(sample)(wb_device *dev, int64_t B, int64_t V, const float *logits,
                          const wb_sample_params *params, const wb_sample_kept *kept, int32_t *tokens,
                          float *logprobs) {
-    if (V < 1 || V > INT32_MAX)
-        return wb_fail(WB_INVALID_ARGUMENT, "sample: vocabulary: expected 1..2^31-1, found %" PRId64, V);
-    for (int64_t b = 0; b < B; b++) {
-        WB_TRY(check_params(b, params + b));
-        if (kept)
-            WB_TRY(check_room(b, kept->start[b + 1] - kept->start[b], wb_sample_max_kept(params + b, V)));
-    }
-    WB_TRY(wb_cpu_scratch_reserve(dev, draw_bytes(V)));
+    WB_TRY(wb_sample_check(B, V, params, kept));
+    WB_TRY(wb_cpu_scratch_reserve(dev, WB_CPU(sample_bytes)(V)));
     int threads = wb_cpu_threads(dev, B * V * 8);
     int64_t bad = B;
 #pragma omp parallel for schedule(static) num_threads(threads) reduction(min : bad)

@@ -5,6 +5,7 @@
  * Usage: mpi_exchange [seed [killed]]: the second kills a rank at a random moment and does nothing else. */
 #include "comm/exchange_dies.h"
 #include "mpi/comm_mpi.h"
+#include "mpi/mpi_messages.h"
 
 #include <time.h>
 
@@ -51,6 +52,40 @@ static int run_dying(uint64_t seed) {
     return failures;
 }
 
+/* What was posted when an exchange ended is taken back: bytes that come later must not be written into memory
+ * that is the caller's again. The last rank, which reads letters when it waits, starts to send when the
+ * others have given up. */
+static int receives_are_taken_back(size_t bytes) {
+    wb_comm *comm = NULL;
+    device memory;
+    if (wb_comm_open_mpi(MPI_COMM_WORLD, &comm) != WB_OK) return 1;
+    exchange_core state = core_open(comm, &memory, true), *c = &state;
+    wb_transfer transfers[DEVICE_RANKS];
+    const size_t last = c->ranks - 1, n = c->rank == last ? last : 1;
+    const bool receives = c->rank != last;
+    uint64_t work = 0;
+    char *const at = core_take(c, bytes);
+    if (!receives) core_fill(c, at, 1, bytes);
+    for (size_t i = 0; i < n; i++)
+        transfers[i] = (wb_transfer){receives ? (int)last : (int)i, receives, at, bytes};
+    if (receives) {
+        CHECK_STATUS(c, WB_OK, wb_exchange_start_group(c->exchange, transfers, n, &work));
+        wb_comm_abort(comm);
+        CHECK_STATUS(c, WB_PEER, wb_exchange_wait(c->exchange, work));
+    }
+    MPI_Barrier(MPI_COMM_WORLD);
+    if (!receives) {
+        CHECK_STATUS(c, WB_OK, wb_exchange_start_group(c->exchange, transfers, n, &work));
+        if (n > 0) CHECK_STATUS(c, WB_PEER, wb_exchange_wait(c->exchange, work));
+    }
+    MPI_Barrier(MPI_COMM_WORLD);
+    CHECK(c, !receives || (poisoned(c, at, bytes) && core_intact(c, at, bytes)));
+    if (n == 0) CHECK_STATUS(c, WB_OK, wb_exchange_wait(c->exchange, work));
+    wb_exchange_close(c->exchange);
+    wb_comm_close(comm);
+    return c->failures;
+}
+
 /* One rank kills itself. The others say how they ended, and leave as a program does that has lost a rank:
  * MPI_Finalize would wait for it. */
 static void run_killed(uint64_t seed) {
@@ -79,6 +114,10 @@ int main(int argc, char **argv) {
     }
     for (size_t i = 0; i < EXCHANGE_FAILURES; i++) failures += run_failures(i);
     failures += run_dying(seed);
+    /* All in the frame, one message behind it, and one that takes both sides to move. */
+    failures += receives_are_taken_back(1000);
+    failures += receives_are_taken_back(WB_MPI_SHORT_BYTES + 10);
+    failures += receives_are_taken_back(1 << 20);
     MPI_Allreduce(&failures, &any, 1, MPI_INT, MPI_MAX, MPI_COMM_WORLD);
     MPI_Finalize();
     return any == 0 ? 0 : 1;

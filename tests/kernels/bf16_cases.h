@@ -10,20 +10,29 @@ enum { FIRST_LENGTH = 14, HEADS = 2, HEAD_DIM = W / HEADS, ROT = 14 };
 
 /* ---- what ops take beside rows --------------------------------------------------------------- */
 
-static float *weights, *vector;          /* [W, DEEP], [DEEP] */
-static uint16_t *half_weights;           /* [W, DEEP] */
-static float *sums;                      /* [W * DEEP] out: gradients of weights, which begin at random */
-static float *cosines, *sines;           /* [T, ROT / 2] */
-static int32_t tokens[T], index_of[T];   /* below V; each of 0..T - 1 once */
-static int32_t seq[T], pos[T];           /* two sequences */
-static int32_t single[2 * T], blocks[2]; /* their rows in a pool of blocks of 1, and of 16 */
-static int64_t rows_of[T];               /* their rows in the pool of blocks of 1 */
+static float *weights, *vector;    /* [W, DEEP], [DEEP] */
+static uint16_t *half_weights;     /* [W, DEEP] */
+static float *sums;                /* [W * DEEP] out: gradients of weights, which begin at random */
+static float *cosines, *sines;     /* [T, ROT / 2] */
+static int32_t *tokens, *index_of; /* [T]: below V; each of 0..T - 1 once */
+static int32_t *seq, *pos;         /* [T]: two sequences */
+static int32_t *single, *blocks;   /* [2 * T], [2]: their rows in a pool of blocks of 1, and of 16 */
+static int64_t *rows_of;           /* [T]: their rows in the pool of blocks of 1 */
+/* Two choices of each token, [T * CHOICES], whose rows lie backwards; where the one group begins and ends. */
+enum { CHOICES = 2 };
+static int32_t *pair_row, *offsets;
+static float *choice_weights;
 
 static void open_sides(void) {
     weights = random_floats(W * DEEP, -1, 1), vector = random_floats(DEEP, -1, 1);
     half_weights = xalloc(W * DEEP, sizeof *half_weights);
     for (int i = 0; i < W * DEEP; i++) half_weights[i] = wb_f32_to_bf16(weights[i]);
     cosines = random_floats(T * ROT / 2, -1, 1), sines = random_floats(T * ROT / 2, -1, 1);
+    tokens = xalloc(T, sizeof *tokens), index_of = xalloc(T, sizeof *index_of);
+    seq = xalloc(T, sizeof *seq), pos = xalloc(T, sizeof *pos), rows_of = xalloc(T, sizeof *rows_of);
+    single = xalloc(2 * T, sizeof *single), blocks = xalloc(2, sizeof *blocks);
+    pair_row = xalloc(T * CHOICES, sizeof *pair_row), choice_weights = floats(T * CHOICES);
+    offsets = xalloc(2, sizeof *offsets);
     blocks[0] = 1, blocks[1] = 0;
     for (int t = 0; t < T; t++) {
         tokens[t] = (int32_t)rng_range(0, V - 1);
@@ -35,6 +44,8 @@ static void open_sides(void) {
 
 static void close_sides(void) {
     free(weights), free(vector), free(half_weights), free(cosines), free(sines);
+    free(tokens), free(index_of), free(seq), free(pos), free(rows_of), free(single), free(blocks);
+    free(pair_row), free(choice_weights), free(offsets);
 }
 
 /* ---- the ops --------------------------------------------------------------------------------- */
@@ -159,11 +170,6 @@ OP(attention_backward) {
     return dev->attention_backward(dev, &a, r[3], r[4], r[5], r[6]);
 }
 
-/* Two choices of each token; their rows lie backwards. */
-enum { CHOICES = 2 };
-static int32_t pair_row[T * CHOICES];
-static float choice_weights[T * CHOICES];
-
 static void fill_pairs(int64_t n) {
     for (int64_t i = 0; i < n * CHOICES; i++) {
         pair_row[i] = (int32_t)(n * CHOICES - 1 - i);
@@ -180,7 +186,6 @@ OP(combine_backward) {
 }
 
 static wb_grouped one_group(int64_t n) {
-    static int32_t offsets[2];
     offsets[1] = (int32_t)n;
     return (wb_grouped){.n_groups = 1, .offsets = offsets, .max_rows = n, .w = float_matrix()};
 }

@@ -78,9 +78,15 @@ static inline wb_device *open_cpu(int threads) {
     return dev;
 }
 
+/* What has to pass before the host looks at what an op has written: on the CPU nothing. */
+#ifndef AFTER_OP
+#define AFTER_OP() ((void)0)
+#endif
+
 #define assert_ok(call)                                                     \
     do {                                                                    \
         if ((call) != WB_OK) fail_msg("%s: %s", #call, wb_error_message()); \
+        AFTER_OP();                                                         \
     } while (0)
 
 /* ---- comparisons ----------------------------------------------------------------------------- */

@@ -1,6 +1,8 @@
 /* test_ops_bf16.c - the contract of bf16 operands (wb_kernels.h, Numbers): every op on bf16 gives what it
- * gives on the widened operands in f32, rounded; for every instruction set and thread count, and for rows
- * alone. */
+ * gives on the widened operands in f32, rounded; for every instruction set and thread count, for rows
+ * alone, and on CUDA where there is a device. */
+#include "cuda_memory.h"
+
 #include "bf16_cases.h"
 #include "support/cpu_split.h"
 
@@ -122,6 +124,7 @@ static void test_bf16_is_f32_rounded(void **state) {
             wb_device_close(dev);
         }
     cpu_split.always = false;
+    for (int c = 0; c < N_CASES && cuda; c++) check_case(&cases[c], generic, cuda);
     close_sides();
     wb_device_close(generic);
 }
@@ -147,9 +150,7 @@ static void check_refusal(const op_case *c, wb_device *dev, int i, wb_dtype dtyp
     free_run(&start), free_run(&r);
 }
 
-static void test_other_dtypes_are_refused(void **state) {
-    (void)state;
-    wb_device *dev = open_cpu(1);
+static void check_refusals(wb_device *dev) {
     open_sides();
     for (int c = 0; c < N_CASES; c++)
         for (int i = 0; cases[c].operands[i].width > 0; i++) {
@@ -164,7 +165,14 @@ static void test_other_dtypes_are_refused(void **state) {
     assert_string_equal(wb_error_message(), "kv_write: cache: expected bf16 like x, found f32");
     assert_true(cache[0] == 7);
     close_sides();
-    wb_device_close(dev);
+}
+
+static void test_other_dtypes_are_refused(void **state) {
+    (void)state;
+    wb_device *cpu = open_cpu(1);
+    check_refusals(cpu);
+    if (cuda) check_refusals(cuda);
+    wb_device_close(cpu);
 }
 
 int main(int argc, char **argv) {
@@ -173,5 +181,8 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_other_dtypes_are_refused),
     };
     rng_open(argc, argv);
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    open_cuda();
+    const int failures = cmocka_run_group_tests(tests, NULL, NULL);
+    wb_device_close(cuda);
+    return failures;
 }

@@ -31,6 +31,7 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 #include <stdlib.h>
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || !defined(__GLIBC__)
@@ -123,6 +124,14 @@ static inline void alloc_count_see(size_t bytes) {
     alloc_count.latest_bytes = bytes;
 }
 
+/* Calls of malloc, calloc and realloc of this thread so far, in what is linked into the program: rooms are,
+ * MPI is not. Always 0 where ALLOC_FAIL_WORKS is 0. */
+static _Thread_local long alloc_count_made;
+
+static inline long alloc_count_here(void) {
+    return alloc_count_made;
+}
+
 /* ---- instead of glibc's -------------------------------------------------------------------------- */
 
 #if ALLOC_FAIL_WORKS
@@ -132,6 +141,13 @@ extern void *__libc_calloc(size_t count, size_t size);
 extern void *__libc_realloc(void *block, size_t size);
 extern void *__libc_memalign(size_t alignment, size_t size);
 extern void __libc_free(void *block);
+
+extern char __executable_start, etext;
+
+static inline void alloc_count_note(const void *caller) {
+    const uintptr_t at = (uintptr_t)caller;
+    if (at >= (uintptr_t)&__executable_start && at < (uintptr_t)&etext) alloc_count_made++;
+}
 
 static inline bool alloc_fail_refuses(size_t bytes) {
     alloc_count_see(bytes);
@@ -153,14 +169,17 @@ static inline void *alloc_fail_count(void *block) {
 }
 
 void *malloc(size_t size) {
+    alloc_count_note(__builtin_return_address(0));
     return alloc_fail_refuses(size) ? NULL : alloc_fail_count(__libc_malloc(size));
 }
 
 void *calloc(size_t count, size_t size) {
+    alloc_count_note(__builtin_return_address(0));
     return alloc_fail_refuses(count * size) ? NULL : alloc_fail_count(__libc_calloc(count, size));
 }
 
 void *realloc(void *block, size_t size) {
+    alloc_count_note(__builtin_return_address(0));
     if (alloc_fail_refuses(size)) return NULL;
     void *moved = __libc_realloc(block, size);
     if (alloc_fail.armed && !block && moved) alloc_fail.live++;

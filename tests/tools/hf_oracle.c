@@ -22,10 +22,11 @@ enum { PROMPT = 7, CHUNK = 5, BLOCK_SIZE = 4 };
 enum { EXIT_PASS = 0, EXIT_DIFFERENT = 1, EXIT_UNREADABLE = 2 };
 
 static const char usage[] =
-    "usage: hf_oracle [--ranks N] [--save OUT] DIR\n"
+    "usage: hf_oracle [--device cpu|cuda] [--ranks N] [--save OUT] DIR\n"
     "Compares this engine with the reference data in DIR. --ranks N runs N thread ranks, sequences and "
     "experts\n"
-    "spread over them. --save OUT also writes the model again, as a checkpoint (check_hf_load.py reads it).\n"
+    "spread over them; with --device cuda rank r takes GPU r, counted round. --save OUT also "
+    "writes the model again, as a checkpoint (check_hf_load.py reads it).\n"
     "Exit code: 0 all equal within tolerance, 1 not, 2 usage or unreadable input.\n";
 
 static void die(const char *format, ...) {
@@ -262,6 +263,7 @@ typedef struct rank_run {
     const reference *ref;
     const char *save_dir; /* or NULL */
     wb_comm *comm;
+    bool cuda;
     wb_device *device;
     wb_model *model;
     wb_train *train;
@@ -631,12 +633,20 @@ static wb_status run_checks(rank_run *run) {
     return status;
 }
 
+/* Ranks share GPUs where there are fewer. */
+static wb_status open_device(rank_run *run) {
+    const int rank = wb_comm_rank(run->comm), size = wb_comm_size(run->comm);
+    if (!run->cuda) return wb_device_open_cpu(size > 1 ? 1 : 0, &run->device);
+    const int gpus = wb_device_count_cuda();
+    return wb_device_open_cuda(gpus > 0 ? rank % gpus : 0, NULL, &run->device);
+}
+
 static void *run_rank(void *ctx) {
     rank_run *run = ctx;
     const int rank = wb_comm_rank(run->comm), size = wb_comm_size(run->comm);
     run->n_seqs = run->ref->B / size + (rank < run->ref->B % size);
     run->verdict = EXIT_UNREADABLE;
-    wb_status status = wb_device_open_cpu(size > 1 ? 1 : 0, &run->device);
+    wb_status status = open_device(run);
     wb_model_options options = wb_model_options_default();
     options.device = run->device;
     options.comm = run->comm;
@@ -694,7 +704,7 @@ static int report(const reference *ref, const rank_run *runs, int n_ranks) {
 
 int main(int argc, char **argv) {
     int n_ranks = 1;
-    const char *dir = NULL, *save_dir = NULL;
+    const char *dir = NULL, *save_dir = NULL, *device = "cpu";
     for (int i = 1; i < argc; i++) {
         if (strcmp(argv[i], "--help") == 0) {
             fputs(usage, stdout);
@@ -702,6 +712,8 @@ int main(int argc, char **argv) {
         }
         if (strcmp(argv[i], "--ranks") == 0 && i + 1 < argc) {
             n_ranks = atoi(argv[++i]);
+        } else if (strcmp(argv[i], "--device") == 0 && i + 1 < argc) {
+            device = argv[++i];
         } else if (strcmp(argv[i], "--save") == 0 && i + 1 < argc) {
             save_dir = argv[++i];
         } else if (argv[i][0] != '-' && !dir) {
@@ -710,7 +722,8 @@ int main(int argc, char **argv) {
             n_ranks = 0;
         }
     }
-    if (!dir || n_ranks < 1 || n_ranks > 64) {
+    const bool cuda = strcmp(device, "cuda") == 0;
+    if (!dir || n_ranks < 1 || n_ranks > 64 || (!cuda && strcmp(device, "cpu") != 0)) {
         fputs(usage, stderr);
         return EXIT_UNREADABLE;
     }
@@ -724,6 +737,7 @@ int main(int argc, char **argv) {
     for (int r = 0; r < n_ranks; r++) {
         runs[r].ref = &ref;
         runs[r].save_dir = save_dir;
+        runs[r].cuda = cuda;
         runs[r].comm = comms[r];
         if (pthread_create(&threads[r], NULL, run_rank, &runs[r]) != 0) die("no thread for rank %d", r);
     }

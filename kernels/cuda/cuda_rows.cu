@@ -1,0 +1,272 @@
+/* cuda_rows.cu - ops on rows: embedding, RMSNorm, rotary embedding, and moving rows.
+ *
+ * A row's sum lies over the 16 lanes of a half warp, in the CPU's order; gradients of shared weights sum over
+ * rows ascending, a thread a column. Refuses: products of matrices, routing, ops on elements
+ * (cuda_elements.cu). */
+#include "cuda/cuda_fault.h"
+#include "cuda/cuda_operands.h"
+#include "cuda/cuda_ops.h"
+#include "cuda/cuda_scratch.h"
+
+namespace {
+
+/* ---- embedding ------------------------------------------------------------------------------- */
+
+__global__ void __launch_bounds__(BLOCK)
+    embed_rows(int64_t T, const int32_t *tokens, wb_weight table, wb_rows y, wb_fault *fault) {
+    const int64_t i = thread_number(), t = i / table.cols;
+    const wb_rows rows = {table.data, table.dtype};
+    if (t >= T) return;
+    const int32_t token = tokens[t];
+    if (token >= 0 && token < table.rows)
+        store_element(y, i, load_element(rows, token * table.cols + i % table.cols));
+    else
+        set_fault(fault,
+                  {WB_FAULT_TOKEN, WB_OP_embed_forward, t, 0, static_cast<int32_t>(table.rows), token});
+}
+
+/* A block a token: that of a token's first place adds the rows of all of its places, ascending. */
+__global__ void __launch_bounds__(BLOCK)
+    embed_gradients(int64_t T, int64_t H, const int32_t *tokens, wb_rows dy, float *dtable) {
+    const int64_t t = blockIdx.x;
+    const int32_t token = tokens[t];
+    bool before = false;
+    for (int64_t u = threadIdx.x; u < t && !before; u += BLOCK) before = tokens[u] == token;
+    if (__syncthreads_or(before)) return;
+    __shared__ unsigned here[BLOCK / WARP];
+    float *to = dtable + token * H;
+    for (int64_t begin = t; begin < T; begin += BLOCK) {
+        const int64_t u = begin + threadIdx.x;
+        const unsigned found = __ballot_sync(ALL_LANES, u < T && tokens[u] == token);
+        if (threadIdx.x % WARP == 0) here[threadIdx.x / WARP] = found;
+        __syncthreads();
+        for (int warp = 0; warp < BLOCK / WARP; warp++)
+            for (unsigned left = here[warp]; left != 0; left &= left - 1) {
+                const int64_t row = begin + warp * WARP + __ffs(static_cast<int>(left)) - 1;
+                for (int64_t i = threadIdx.x; i < H; i += BLOCK)
+                    to[i] = wb_add(to[i], load_element(dy, row * H + i));
+            }
+        __syncthreads();
+    }
+}
+
+/* ---- RMSNorm --------------------------------------------------------------------------------- */
+
+/* The place of a thread in a half warp a row. Rows beyond n repeat the last one and write nothing, so that
+ * every lane takes part in the exchanges. */
+struct row_place {
+    int64_t row;
+    int lane;
+    bool live;
+};
+
+__device__ __forceinline__ row_place find_row(int64_t n) {
+    const int64_t row = thread_number() / WB_LANES;
+    return {row < n ? row : n - 1, static_cast<int>(threadIdx.x % WB_LANES), row < n};
+}
+
+__device__ __forceinline__ float inverse_rms(const wb_rows &x, int64_t row, int64_t width, float eps,
+                                             int lane) {
+    float sum = 0.0f;
+    for (int64_t i = lane; i < width; i += WB_LANES) {
+        const float value = load_element(x, row * width + i);
+        sum = wb_fma(value, value, sum);
+    }
+    const float mean = wb_div(fold_lanes(sum), static_cast<float>(width));
+    return wb_div(1.0f, wb_sqrt(wb_add(mean, eps)));
+}
+
+__global__ void __launch_bounds__(BLOCK)
+    rmsnorm_rows(int64_t n, int64_t width, wb_rows x, const float *w, float eps, wb_rows y) {
+    const row_place place = find_row(n);
+    const float r = inverse_rms(x, place.row, width, eps, place.lane);
+    if (!place.live) return;
+    for (int64_t i = place.lane; i < width; i += WB_LANES) {
+        const int64_t at = place.row * width + i;
+        store_element(y, at, wb_mul(wb_mul(load_element(x, at), r), w[i]));
+    }
+}
+
+__global__ void __launch_bounds__(BLOCK)
+    rmsnorm_scales(int64_t n, int64_t width, wb_rows x, float eps, float *r) {
+    const row_place place = find_row(n);
+    const float scale = inverse_rms(x, place.row, width, eps, place.lane);
+    if (place.live && place.lane == 0) r[place.row] = scale;
+}
+
+/* dw += sum over rows of dy x r, ascending */
+__global__ void __launch_bounds__(BLOCK)
+    rmsnorm_columns(int64_t n, int64_t width, wb_rows x, wb_rows dy, const float *r, float *dw) {
+    const int64_t column = thread_number();
+    if (column >= width) return;
+    float sum = dw[column];
+#pragma unroll 8
+    for (int64_t row = 0; row < n; row++) {
+        const int64_t at = row * width + column;
+        sum = wb_fma(load_element(dy, at), wb_mul(load_element(x, at), r[row]), sum);
+    }
+    dw[column] = sum;
+}
+
+/* dx = r w dy - x r^3 <w dy, x> / width */
+__global__ void __launch_bounds__(BLOCK)
+    rmsnorm_gradients(int64_t n, int64_t width, wb_rows x, const float *w, const float *scales, wb_rows dy,
+                      wb_rows dx) {
+    const row_place place = find_row(n);
+    const int64_t begin = place.row * width;
+    const float r = scales[place.row];
+    float sum = 0.0f;
+    for (int64_t i = place.lane; i < width; i += WB_LANES)
+        sum = wb_fma(wb_mul(w[i], load_element(dy, begin + i)), load_element(x, begin + i), sum);
+    sum = fold_lanes(sum);
+    if (!place.live) return;
+    const float shrink = wb_div(wb_mul(wb_mul(wb_mul(r, r), r), sum), static_cast<float>(width));
+    for (int64_t i = place.lane; i < width; i += WB_LANES) {
+        const float d = wb_mul(wb_mul(r, w[i]), load_element(dy, begin + i));
+        store_element(dx, begin + i, wb_fma(-shrink, load_element(x, begin + i), d));
+    }
+}
+
+/* ---- rotary embedding and the cache ---------------------------------------------------------- */
+
+struct rope_args {
+    int64_t T;
+    int32_t n_heads, head_dim, half;
+    const int32_t *pos;
+    const float *cos_table, *sin_table;
+    float sign;
+    wb_rows x;
+};
+
+__global__ void __launch_bounds__(BLOCK) rotate_pairs(rope_args args) {
+    const int64_t pair = thread_number(), head = pair / args.half, t = head / args.n_heads;
+    if (t >= args.T) return;
+    const int64_t i = pair % args.half, angle = args.pos[t] * static_cast<int64_t>(args.half) + i;
+    const int64_t low = head * args.head_dim + i, high = low + args.half;
+    const float c = args.cos_table[angle], sine = wb_mul(args.sign, args.sin_table[angle]);
+    const float a = load_element(args.x, low), b = load_element(args.x, high);
+    store_element(args.x, low, wb_fma(a, c, -wb_mul(b, sine)));
+    store_element(args.x, high, wb_fma(b, c, wb_mul(a, sine)));
+}
+
+__global__ void __launch_bounds__(BLOCK)
+    write_cache(int64_t T, int64_t width, wb_rows x, const int64_t *rows, wb_rows cache) {
+    const int64_t i = thread_number(), t = i / width;
+    if (t < T && rows[t] >= 0) store_element(cache, rows[t] * width + i % width, load_element(x, i));
+}
+
+/* ---- moving rows ----------------------------------------------------------------------------- */
+
+/* Elements of `size` bytes, 2 or 4, as they are. */
+__device__ __forceinline__ void move_element(const void *from, int64_t i, void *to, int64_t j, int size) {
+    if (size == 4)
+        static_cast<uint32_t *>(to)[j] = static_cast<const uint32_t *>(from)[i];
+    else
+        static_cast<uint16_t *>(to)[j] = static_cast<const uint16_t *>(from)[i];
+}
+
+__global__ void __launch_bounds__(BLOCK)
+    gather_elements(int64_t n, const int32_t *n_rows, int64_t width, const int32_t *index, const void *in,
+                    void *out, int size) {
+    const int64_t i = thread_number(), row = i / width;
+    if (n_rows) n = min(n, static_cast<int64_t>(*n_rows));
+    if (row < n) move_element(in, index[row] * width + i % width, out, i, size);
+}
+
+__global__ void __launch_bounds__(BLOCK)
+    scatter_elements(int64_t n, int64_t width, const int32_t *index, const void *in, void *out, int size) {
+    const int64_t i = thread_number(), row = i / width;
+    if (row < n) move_element(in, i, out, index[row] * width + i % width, size);
+}
+
+} // namespace
+
+extern "C" {
+
+size_t wb_cuda_norm_backward_bytes(int64_t n) {
+    return static_cast<size_t>(n) * sizeof(float);
+}
+
+wb_status wb_cuda_embed_forward(wb_device *dev, int64_t T, const int32_t *tokens, wb_weight table,
+                                wb_rows y) {
+    WB_TRY(operand_check("embed_forward", "y", y.dtype));
+    WB_TRY(operand_check("embed_forward", "table", table.dtype));
+    LAUNCH(dev, "embed_forward", T * table.cols, 1, embed_rows, T, tokens, table, y, fault_of(dev));
+}
+
+wb_status wb_cuda_embed_backward(wb_device *dev, int64_t T, int64_t H, const int32_t *tokens, wb_rows dy,
+                                 float *dtable) {
+    WB_TRY(operand_check("embed_backward", "dy", dy.dtype));
+    LAUNCH(dev, "embed_backward", T, BLOCK, embed_gradients, T, H, tokens, dy, dtable);
+}
+
+wb_status wb_cuda_rmsnorm_forward(wb_device *dev, int64_t n, int64_t width, wb_rows x, const float *w,
+                                  float eps, wb_rows y) {
+    WB_TRY(operand_check("rmsnorm_forward", "x", x.dtype));
+    WB_TRY(operand_check_like("rmsnorm_forward", "y", y.dtype, "x", x.dtype));
+    LAUNCH(dev, "rmsnorm_forward", n, WB_LANES, rmsnorm_rows, n, width, x, w, eps, y);
+}
+
+static wb_status launch_scales(wb_device *dev, int64_t n, int64_t width, wb_rows x, float eps, float *r) {
+    LAUNCH(dev, "rmsnorm_backward", n, WB_LANES, rmsnorm_scales, n, width, x, eps, r);
+}
+
+static wb_status launch_columns(wb_device *dev, int64_t n, int64_t width, wb_rows x, wb_rows dy,
+                                const float *r, float *dw) {
+    LAUNCH(dev, "rmsnorm_backward", width, 1, rmsnorm_columns, n, width, x, dy, r, dw);
+}
+
+wb_status wb_cuda_rmsnorm_backward(wb_device *dev, int64_t n, int64_t width, wb_rows x, const float *w,
+                                   float eps, wb_rows dy, wb_rows dx, float *dw) {
+    float *r = NULL;
+    WB_TRY(operand_check("rmsnorm_backward", "x", x.dtype));
+    WB_TRY(operand_check_like("rmsnorm_backward", "dy", dy.dtype, "x", x.dtype));
+    WB_TRY(operand_check_like("rmsnorm_backward", "dx", dx.dtype, "x", x.dtype));
+    WB_TRY(reserve_scratch(dev, wb_cuda_norm_backward_bytes(n), &r));
+    WB_TRY(launch_scales(dev, n, width, x, eps, r));
+    /* Before dx, which may be dy. */
+    if (dw) WB_TRY(launch_columns(dev, n, width, x, dy, r, dw));
+    LAUNCH(dev, "rmsnorm_backward", n, WB_LANES, rmsnorm_gradients, n, width, x, w, r, dy, dx);
+}
+
+wb_status wb_cuda_rope(wb_device *dev, int64_t T, int32_t n_heads, int32_t head_dim, int32_t rot_dim,
+                       const int32_t *pos, const float *cos_table, const float *sin_table, bool inverse,
+                       wb_rows x) {
+    if (rot_dim < 0 || rot_dim > head_dim || rot_dim % 2 != 0)
+        return wb_fail(WB_INVALID_ARGUMENT, "rope: rot_dim: expected an even number up to %d, found %d",
+                       head_dim, rot_dim);
+    WB_TRY(operand_check("rope", "x", x.dtype));
+    const rope_args args = {
+        T, n_heads, head_dim, rot_dim / 2, pos, cos_table, sin_table, inverse ? -1.0f : 1.0f, x};
+    LAUNCH(dev, "rope", T * n_heads * args.half, 1, rotate_pairs, args);
+}
+
+wb_status wb_cuda_gather_rows(wb_device *dev, int64_t n, int64_t width, const int32_t *index, wb_rows in,
+                              wb_rows out) {
+    return wb_cuda_gather_some(dev, n, NULL, width, index, in, out);
+}
+
+wb_status wb_cuda_gather_some(wb_device *dev, int64_t n, const int32_t *n_rows, int64_t width,
+                              const int32_t *index, wb_rows in, wb_rows out) {
+    WB_TRY(operand_check("gather_rows", "in", in.dtype));
+    WB_TRY(operand_check_like("gather_rows", "out", out.dtype, "in", in.dtype));
+    LAUNCH(dev, "gather_rows", n * width, 1, gather_elements, n, n_rows, width, index, in.data, out.data,
+           static_cast<int>(wb_dtype_size(in.dtype)));
+}
+
+wb_status wb_cuda_scatter_rows(wb_device *dev, int64_t n, int64_t width, const int32_t *index, wb_rows in,
+                               wb_rows out) {
+    WB_TRY(operand_check("scatter_rows", "in", in.dtype));
+    WB_TRY(operand_check_like("scatter_rows", "out", out.dtype, "in", in.dtype));
+    LAUNCH(dev, "scatter_rows", n * width, 1, scatter_elements, n, width, index, in.data, out.data,
+           static_cast<int>(wb_dtype_size(in.dtype)));
+}
+
+wb_status wb_cuda_kv_write(wb_device *dev, int64_t T, int64_t width, wb_rows x, const int64_t *rows,
+                           wb_rows cache) {
+    WB_TRY(operand_check("kv_write", "x", x.dtype));
+    WB_TRY(operand_check("kv_write", "cache", cache.dtype));
+    if (x.dtype == WB_BF16) WB_TRY(operand_check_like("kv_write", "cache", cache.dtype, "x", x.dtype));
+    LAUNCH(dev, "kv_write", T * width, 1, write_cache, T, width, x, rows, cache);
+}
+}
