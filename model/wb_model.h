@@ -259,6 +259,10 @@ typedef struct wb_infer_options {
      * 0 (default): as many as could come from ranks of the same max_tokens, R * max_tokens * min(K, slots of
      * this rank). */
     int64_t max_expert_rows;
+    /* States of fixed size that are kept between steps, one for each sequence that goes on; takes memory only
+     * where layers keep some (wb_infer_sequence_bytes). 0 (default): max_sequences. */
+    int32_t n_states;
+    uint8_t reserved[4]; /* zero */
 } wb_infer_options;
 
 /* The defaults; `size` is the caller's sizeof. */
@@ -270,8 +274,9 @@ static inline wb_infer_options wb_infer_options_default(void) {
     return options;
 }
 
-/* A paged KV pool (bf16 where the matrices or the activations of the model are, else f32) and workspace over
- * `model`, which it borrows. UNSUPPORTED names the op that the model's device lacks. */
+/* A paged KV pool (bf16 where the matrices or the activations of the model are, else f32), states of a fixed
+ * size where layers keep such, and workspace over `model`, which it borrows. UNSUPPORTED names the op that
+ * the model's device lacks. */
 WB_API wb_status wb_infer_open(wb_model *model, const wb_infer_options *options, wb_infer **infer_out);
 WB_API void wb_infer_close(wb_infer *infer);
 
@@ -280,8 +285,16 @@ WB_API wb_status wb_infer_measure(const wb_config *config, const wb_model_option
                                   const wb_infer_options *options, int32_t n_ranks, int32_t rank,
                                   wb_memory *memory_out);
 
+/* Bytes of state of fixed size that the layers keep of one sequence; 0: all their state is by position. */
+WB_API int64_t wb_infer_sequence_bytes(const wb_infer *infer);
+
 /* A step's tokens: prefill chunks and decodes mixed. Tokens of one sequence are adjacent, positions
  * ascending; their keys at smaller positions are in the pool already. Host arrays.
+ *
+ * Where layers keep state of fixed size, each sequence has a state of its own, by its number, from its first
+ * token until its caller gives the number to another sequence. At position 0 it is made zero; from then on
+ * positions go on without a gap, where the last forward left off. After a forward that failed, on any rank,
+ * the sequences that it had begin at position 0 again. INVALID_ARGUMENT names a sequence that does not.
  *
  * The last rows may be of sequence -1: padding, by which a batch is rounded up to a size of its caller's
  * choice. They have no keys, no experts' rows and no logits, their token and position are not looked at,
@@ -294,6 +307,8 @@ typedef struct wb_infer_batch {
     const int32_t *seq;    /* [T] row of `blocks`; -1: padding */
     int32_t n_seqs, max_blocks;
     const int32_t *blocks; /* [n_seqs, max_blocks] block numbers of each sequence */
+    const int32_t *states; /* [n_seqs] number of each sequence's state, 0 .. n_states - 1; NULL where
+                            * wb_infer_sequence_bytes is 0 */
     int64_t n_logits;
     const int32_t *logit_rows; /* [n_logits] indices t whose logits are wanted */
 } wb_infer_batch;

@@ -32,6 +32,7 @@ static wb_infer_options infer_options(const wb_engine_options *options) {
     infer.max_sequences =
         wb_scheduler_max_entries(options->n_blocks, options->max_batch_tokens, options->max_running);
     infer.max_logits = infer.max_sequences;
+    infer.n_states = wb_scheduler_n_states(options->n_blocks, options->max_running);
     return infer;
 }
 
@@ -258,5 +259,5 @@ wb_engine_stats wb_engine_get_stats(const wb_engine *engine) {
                              .preemptions = scheduler->preemptions,
                              .waiting = scheduler->waiting,
                              .running = scheduler->running,
-                             .free_blocks = scheduler->pool.n_free};
+                             .free_blocks = scheduler->blocks.n_free};
 }
