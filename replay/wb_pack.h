@@ -109,8 +109,8 @@ typedef struct wb_pack_item {
 } wb_pack_item;
 
 /* Sends each sequence that is trained elsewhere to its rank: its record, whole, and `extra_bytes` of what
- * belongs to it (a reward, an advantage), from `extras` [n][extra_bytes], in the order of the sequences, which
- * is borrowed until wb_pack_close. Once. Collective. */
+ * belongs to it (a reward, an advantage), from `extras` [n][extra_bytes], in the order of the sequences,
+ * which is borrowed until wb_pack_close. Once. Collective. */
 WB_API wb_status wb_pack_move(wb_pack *pack, wb_comm *comm, size_t extra_bytes, const void *extras);
 /* This rank's sequences of a micro-batch, [*n_out], by home and index; NULL before wb_pack_move. Owner:
  * pack. */

@@ -89,24 +89,35 @@ WB_API wb_status wb_eplb_solve(const wb_topology *topology, uint32_t n_layers, u
                                uint32_t n_batches, const double *loads, const wb_eplb_options *options,
                                wb_placement **placement_out);
 
-/* ---- offline: the placement to begin with -------------------------------------------------------- */
+/* ---- offline: counts and the placement to begin with ---------------------------------------------- */
 
-/* Opens the placement that a file describes. A file holds a map or counts, as JSON or as msgpack (told apart
- * by the content), with SGLang's keys:
+/* wb_eplb_solve for counts that may say nothing of a layer: one whose loads are all zero keeps the map
+ * that it has in options->current, or the trivial one (rule 33), where that is a map on the live ranks.
+ * INCREMENTAL may be asked for without a current placement and starts from the trivial one. */
+WB_API wb_status wb_eplb_solve_counts(const wb_topology *topology, uint32_t n_layers, uint32_t n_experts,
+                                      uint32_t n_batches, const double *loads, const wb_eplb_options *options,
+                                      wb_placement **placement_out);
+
+/* Opens the placement that a file describes: a map as any of wb_map_layout (wb_placement.h; VLLM also as
+ * an array [S] alone, for all layers), or counts {"logical_count": [L][E] or [M][L][E]}. The file is JSON,
+ * msgpack, plain YAML (maps by indentation, lists of numbers), or for SGLang's keys and for an array what
+ * torch.save has written; which it is is told by the content.
  *
- *   {"physical_to_logical_map": [L][S]}, and "replica_of_slot": [L][S] where replicas are not in slot order
- *   {"logical_count": [L][E] or [M][L][E]}
- *
- * A map is taken as it is, counts are solved by `balanced`; other keys are skipped. Shapes that do not fit
- * are MISMATCH, with expected and found; NOT_FOUND for a file with neither key and for no file; `path` is
- * named in each message. */
+ * A map is taken as it is, of a file that has both too; counts are solved as by wb_eplb_solve_counts with
+ * `options` (NULL: the defaults); other keys are skipped. `layers` [L]: the hidden layer of each MoE layer,
+ * by which TRTLLM numbers them, and by which maps and counts of other layouts may have rows for all hidden
+ * layers, of which those are taken; NULL: the rows are the MoE layers, those of TRTLLM in ascending order.
+ * ASCEND numbers by hidden layers or from 0. Shapes that do not fit are MISMATCH, with expected and found;
+ * NOT_FOUND for a file with no such key and for no file; `path` is named in each message. *layout_out (may be
+ * NULL): what was recognised, a static string. */
 WB_API wb_status wb_placement_read(const char *path, const wb_topology *topology, uint32_t n_layers,
-                                   uint32_t n_experts, wb_placement **placement_out);
+                                   uint32_t n_experts, const uint32_t *layers, const wb_eplb_options *options,
+                                   const char **layout_out, wb_placement **placement_out);
 
-/* The initial placement from an earlier rollout: `balanced` on the loads of every valid row of the dump.
+/* The initial placement from an earlier rollout: wb_eplb_solve_counts on every valid row of the dump.
  * NOT_FOUND when it has none. */
 WB_API wb_status wb_placement_from_dump(wb_dump *dump, const wb_topology *topology,
-                                        wb_placement **placement_out);
+                                        const wb_eplb_options *options, wb_placement **placement_out);
 
 #ifdef __cplusplus
 }

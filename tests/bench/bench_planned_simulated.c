@@ -1,18 +1,19 @@
-/* bench_planned_simulated.c - a replayed step of many ranks under the cost model: as it comes, with a placement
- * from the step before, with one from its own routes, and packed from its own routes too.
+/* bench_planned_simulated.c - a replayed step of many ranks under the cost model: as it comes, with a
+ * placement from the step before, with one from its own routes, and packed from its own routes too.
  *
  * Usage: bench_planned_simulated [ranks [layers [seed]]]
  *
- * Nothing runs but the packing, the solvers and wb_simulate. Sequences are made up: groups of 8 about one of
- * 16 topics, lengths log-normal about 2048 (256 to 8192), 8 a rank; an expert's share of a sequence is the
- * product of log-normals for the layer (sigma 0.8), its topic (0.8) and the sequence (0.3), counts drawn from
- * it. Prompts of a rank are consecutive, and topics of consecutive prompts come in runs, as of a shuffled file
- * of several sources read in blocks.
+ * Nothing runs but the packing, the solvers and wb_simulate. Sequences are made up: groups of 8 about one
+ * of 16 topics, lengths log-normal about 2048 (256 to 8192), 8 a rank; an expert's share of a sequence is
+ * the product of log-normals for the layer (sigma 0.8), its topic (0.8) and the sequence (0.3), counts
+ * drawn from it. Prompts of a rank are consecutive, and topics of consecutive prompts come in runs, as of
+ * a shuffled file of several sources read in blocks.
  *
- * Seconds are of the forward of the layers simulated: of each micro-batch the most attention of a rank in each
- * layer, the experts and transfers of the slowest rank (wb_cost_model_default, DeepSeek-V3's shape; 8 ranks a
- * node, replicas by rank), and, for a step that is not planned, 20 us a layer for its counts. Attention: 374
- * MFLOP a row and 82 kFLOP a pair in each layer, at 400 TFLOP/s. A backward is in proportion. */
+ * Seconds are of the forward of the layers simulated: of each micro-batch the most attention of a rank in
+ * each layer, the experts and transfers of the slowest rank (wb_cost_model_default, DeepSeek-V3's shape; 8
+ * ranks a node), and, for a step that is not planned, 20 us a layer for its counts.
+ * Attention: 374 MFLOP a row and 82 kFLOP a pair in each layer, at 400 TFLOP/s. A backward is in
+ * proportion. */
 #include "pack_search.h"
 #include "pack_state.h"
 #include "support/usage.h"
@@ -43,8 +44,10 @@ typedef struct bench {
     uint32_t R, L;
     uint64_t seed;
     step now, before;
-    /* Filled for one simulation. */
+    /* Of the row to be printed. */
     const packing *packing;
+    bool planned;
+    double preparing; /* seconds of the solver */
 } bench;
 
 static void must(wb_status status) {
@@ -208,26 +211,28 @@ static double attention_seconds(const bench *b, const packing *p, double *balanc
     return b->L * max;
 }
 
-static double print_row(bench *b, const char *name, const packing *p, const wb_placement *placement,
-                        bool planned, double planning, double first) {
+/* A step under a policy; returns its seconds. first: those of the first row, or 0. */
+static double print_row(bench *b, const char *name, wb_dispatch_policy policy, const packing *p,
+                        const wb_placement *placement, double first) {
     wb_simulation s;
     const wb_cost_model model = wb_cost_model_default();
     const wb_traffic traffic = {p->M, fill, b};
     double even;
     b->packing = p;
-    must(wb_simulate(placement, WB_DISPATCH_STATIC, &traffic, &model, NULL, &s));
+    must(wb_simulate(placement, policy, &traffic, &model, NULL, &s));
     const double attention = attention_seconds(b, p, &even);
-    const double counts = planned ? model.seconds_per_group : p->M * b->L * model.seconds_per_group;
+    const double counts = b->planned ? model.seconds_per_group : p->M * b->L * model.seconds_per_group;
     const double all = attention + s.seconds + counts;
-    printf("| %u | %s | %u | %.3f | %.3f | %.3f | %.2f | %.2f | %.2f | %.2f | %.2f | %.1f |\n", b->R, name,
-           p->M, even, s.balancedness, s.balancedness_time, 1e3 * attention, 1e3 * s.seconds, 1e3 * counts,
-           1e3 * all, first > 0 ? first / all : 1, planning);
+    printf("| %u | %s | %s | %u | %.3f | %.3f | %.3f | %.1f | %.1f | %.2f | %.1f | %.2f | %.1f |\n", b->R,
+           name, wb_dispatch_policy_name(policy), p->M, even, s.balancedness, s.balancedness_time,
+           1e3 * attention, 1e3 * s.seconds, 1e3 * counts, 1e3 * all, first > 0 ? first / all : 1,
+           b->preparing);
     fflush(stdout);
     return all;
 }
 
-static wb_placement *solve(const bench *b, wb_eplb_algorithm algorithm, uint32_t M, const double *loads,
-                           double *seconds_out) {
+/* loads NULL: as placements begin. */
+static wb_placement *solve(bench *b, wb_eplb_algorithm algorithm, uint32_t M, const double *loads) {
     const uint32_t of_rank = b->R <= 64 ? 5 : 2;
     const wb_topology topology = {.n_ranks = b->R, .n_nodes = (b->R + 7) / 8, .n_slots = b->R * of_rank};
     wb_eplb_options options = wb_eplb_options_default();
@@ -238,45 +243,55 @@ static wb_placement *solve(const bench *b, wb_eplb_algorithm algorithm, uint32_t
         must(wb_eplb_solve(&topology, b->L, E, M, loads, &options, &placement));
     else
         must(wb_placement_open(&topology, b->L, E, &placement));
-    *seconds_out = seconds() - begin;
+    b->preparing = seconds() - begin;
     return placement;
 }
 
-static void run(bench *b) {
-    double planning, first;
+/* Both policies that a model has: replicas by rank and by token. Closes the placement. */
+static void print_rows(bench *b, const char *name, const packing *p, wb_placement *placement, double *first) {
+    const double by_rank = print_row(b, name, WB_DISPATCH_STATIC, p, placement, *first);
+    if (*first == 0) *first = by_rank;
+    print_row(b, name, WB_DISPATCH_DYNAMIC, p, placement, *first);
+    wb_placement_close(placement);
+}
+
+static void run_as_it_comes(bench *b, const double *history, uint32_t M, double *first) {
+    packing p = as_it_comes(b, &b->now);
+    double *loads = loads_of(b, &b->now, &p);
+    b->planned = false;
+    print_rows(b, "as it comes, as placements begin", &p, solve(b, WB_EPLB_BALANCED, 0, NULL), first);
+    print_rows(b, "as it comes, placed on the step before", &p, solve(b, WB_EPLB_BALANCED, M, history),
+               first);
+    b->planned = true;
+    print_rows(b, "as it comes, microbatch", &p, solve(b, WB_EPLB_MICROBATCH, p.M, loads), first);
+    free(loads);
+    free(p.bins);
+}
+
+static void run_packed(bench *b, const double *history, uint32_t M, double *first) {
     pack_answer answer;
-    packing old = as_it_comes(b, &b->before), now = as_it_comes(b, &b->now);
-    double *history = loads_of(b, &b->before, &old), *loads = loads_of(b, &b->now, &now);
-
-    wb_placement *placement = solve(b, WB_EPLB_BALANCED, 0, NULL, &planning);
-    first = print_row(b, "as it comes, static", &now, placement, false, 0, 0);
-    wb_placement_close(placement);
-    placement = solve(b, WB_EPLB_BALANCED, old.M, history, &planning);
-    print_row(b, "as it comes, balanced on the step before", &now, placement, false, planning, first);
-    wb_placement_close(placement);
-    placement = solve(b, WB_EPLB_MICROBATCH, now.M, loads, &planning);
-    print_row(b, "as it comes, microbatch", &now, placement, true, planning, first);
-    wb_placement_close(placement);
-    free(loads);
-
     const double begin = seconds();
-    packing own = packed(b, &b->now, &answer);
-    const double packing_seconds = seconds() - begin;
-    loads = loads_of(b, &b->now, &own);
-    placement = solve(b, WB_EPLB_BALANCED, old.M, history, &planning);
-    print_row(b, "packed, balanced on the step before", &own, placement, true, planning + packing_seconds,
-              first);
-    wb_placement_close(placement);
-    placement = solve(b, WB_EPLB_MICROBATCH, own.M, loads, &planning);
-    print_row(b, "packed, microbatch", &own, placement, true, planning + packing_seconds, first);
-    wb_placement_close(placement);
-    printf("packing %.2f s, distance %.3f of before\n", packing_seconds,
-           answer.distance / answer.distance_before);
+    packing p = packed(b, &b->now, &answer);
+    const double took = seconds() - begin;
+    double *loads = loads_of(b, &b->now, &p);
+    print_rows(b, "packed, placed on the step before", &p, solve(b, WB_EPLB_BALANCED, M, history), first);
+    wb_placement *placement = solve(b, WB_EPLB_MICROBATCH, p.M, loads);
+    print_row(b, "packed, microbatch", WB_DISPATCH_QUOTA, &p, placement, *first);
+    print_rows(b, "packed, microbatch", &p, placement, first);
+    printf("packing: %.2f s; distance %.3f of that before exchanges\n", took,
+           answer.distance_before > 0 ? answer.distance / answer.distance_before : 1);
     free(loads);
+    free(p.bins);
+}
+
+static void run(bench *b) {
+    double first = 0;
+    packing before = as_it_comes(b, &b->before);
+    double *history = loads_of(b, &b->before, &before);
+    run_as_it_comes(b, history, before.M, &first);
+    run_packed(b, history, before.M, &first);
     free(history);
-    free(old.bins);
-    free(now.bins);
-    free(own.bins);
+    free(before.bins);
 }
 
 int main(int argc, char **argv) {
@@ -288,9 +303,9 @@ int main(int argc, char **argv) {
                .seed = argc > 3 ? strtoull(argv[3], NULL, 10) : 1};
     make_step(&b, 1, &b.before);
     make_step(&b, 2, &b.now);
-    printf("| ranks | step | M | attention | experts | of time | attention ms | experts ms | counts ms | all "
-           "ms | "
-           "faster | planning s |\n|---|---|---|---|---|---|---|---|---|---|---|---|\n");
+    printf("| ranks | step | replicas | M | attention | experts | of time | attention ms | experts ms "
+           "| counts ms | all ms | faster | solver s |\n"
+           "|---|---|---|---|---|---|---|---|---|---|---|---|---|\n");
     run(&b);
     free(b.now.rows);
     free(b.now.counts);
