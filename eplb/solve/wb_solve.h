@@ -26,7 +26,9 @@ extern "C" {
  *
  * BALANCED, the default: minimises the maximum rank load: capped replication, never two replicas of an expert
  * on one rank (slots that nothing could fill without stay empty), packing, swaps, joint search over replica
- * counts and places.
+ * counts and places. Where live ranks have different numbers of slots, a slot also stays empty if a replica
+ * in it would raise the maximum. Small layers (at most 32 experts and 16 ranks) get a placement whose maximum
+ * is proven to be the lowest, to a part in 10^9, if that takes at most 20,000 steps.
  *
  * INCREMENTAL: from options.current by few changes of slots: at most max_changes a layer, stopping at target
  * balancedness; a layer stays as it is unless the seconds gained over horizon_steps exceed those of the move
