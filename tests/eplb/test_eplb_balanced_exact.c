@@ -1,5 +1,5 @@
-/* test_eplb_balanced_exact.c - the balanced solver on small layers, whose optimum every placement that there is
- * tells: it is reached, and proven within a budget of steps. Random cases print their seed. */
+/* test_eplb_balanced_exact.c - the balanced solver on small layers, whose optimum every placement that there
+ * is tells: it is reached, and proven within a budget of steps. Random cases print their seed. */
 #include "placement/placement_internal.h"
 #include "solve/exact.h"
 #include "wb_eplb.h"
