@@ -80,8 +80,9 @@ typedef struct wb_pack wb_pack;
  * While it packs, a rank holds about three times as many bytes for all sequences. CAPACITY beyond 2^30
  * sequences.
  *
- * `model` is that of the records, its list of layers borrowed until wb_pack_close. INVALID_ARGUMENT names the sequence that is not as described, by its rid;
- * PEER where ranks have other options or another model. Collective. */
+ * `model` is that of the records, its list of layers borrowed until wb_pack_close. INVALID_ARGUMENT names the
+ * sequence that is not as described, by its rid; PEER where ranks have other options or another model.
+ * Collective. */
 WB_API wb_status wb_pack_open(wb_comm *comm, const wb_route_model *model, const wb_pack_options *options,
                               uint32_t n, const wb_pack_sequence *sequences, wb_pack **pack_out);
 WB_API void wb_pack_close(wb_pack *pack); /* NULL is a no-op */
