@@ -270,9 +270,9 @@ static void improve(packing *k) {
     int64_t trials = (int64_t)k->p->n * TRIALS_OF_ONE, idle = 0;
     const int64_t patience = (int64_t)k->p->n * PATIENCE_OF_ONE;
     trials = trials < MIN_TRIALS ? MIN_TRIALS : trials > MAX_TRIALS ? MAX_TRIALS : trials;
-    const double least = 1e-12 * cost_of(k); /* less than rounding errors is no gain */
-    k->best_cost = INFINITY;
-    keep_best(k);
+    k->best_cost = cost_of(k);
+    memcpy(k->best, k->bins, k->p->n * sizeof *k->bins);
+    const double least = 1e-12 * k->best_cost; /* less than rounding errors is no gain */
     for (; trials > 0; trials--) {
         exchange x = propose(k);
         const bool gains = x.from != x.to && fits(k, &x) && weigh(k, &x) < -least;

@@ -1,13 +1,15 @@
 /* bench_planned_simulated.c - a replayed step of many ranks under the cost model: as it comes, with a
  * placement from the step before, with one from its own routes, and packed from its own routes too.
  *
- * Usage: bench_planned_simulated [ranks [layers [seed]]]
+ * Usage: bench_planned_simulated [RANKS [LAYERS [SEED [LOADS]]]]
  *
  * Nothing runs but the packing, the solvers and wb_simulate. Sequences are made up: groups of 8 about one
  * of 16 topics, lengths log-normal about 2048 (256 to 8192), 8 a rank; an expert's share of a sequence is
  * the product of log-normals for the layer (sigma 0.8), its topic (0.8) and the sequence (0.3), counts
  * drawn from it. Prompts of a rank are consecutive, and topics of consecutive prompts come in runs, as of
  * a shuffled file of several sources read in blocks.
+ *
+ * With LOADS, a file that wb_counts_read reads, the layers' experts are as popular as there.
  *
  * Seconds are of the forward of the layers simulated: of each micro-batch the most attention of a rank in
  * each layer, the experts and transfers of the slowest rank (wb_cost_model_default, DeepSeek-V3's shape; 8
@@ -44,6 +46,7 @@ typedef struct bench {
     uint32_t R, L;
     uint64_t seed;
     step now, before;
+    double *popularity; /* [L][E] of the file, or NULL */
     /* Of the row to be printed. */
     const packing *packing;
     bool planned;
@@ -83,7 +86,8 @@ static double normal(uint64_t *state) {
 static void topic_weights(const bench *b, uint32_t layer, double *weights_out) {
     uint64_t state = wb_mix64(b->seed * 1000003 + layer);
     double base[E];
-    for (int e = 0; e < E; e++) base[e] = 0.8 * normal(&state);
+    for (int e = 0; e < E; e++)
+        base[e] = b->popularity ? log(b->popularity[(size_t)layer * E + (size_t)e]) : 0.8 * normal(&state);
     for (int i = 0; i < TOPICS * E; i++) weights_out[i] = exp(base[i % E] + 0.8 * normal(&state));
 }
 
@@ -115,6 +119,31 @@ static void make_step(const bench *b, uint32_t number, step *s) {
                         s->counts + ((size_t)i * b->L + l) * E);
     }
     free(weights);
+}
+
+/* The first layers of a file of loads that say something, over all its passes; what was never chosen
+ * counts as once. */
+static void read_popularity(bench *b, const char *path) {
+    wb_counts *counts;
+    must(wb_counts_read(1, &path, NULL, &counts));
+    const wb_counts_info info = wb_counts_get_info(counts);
+    uint32_t n = 0;
+    b->popularity = take((size_t)b->L * E, sizeof *b->popularity);
+    for (uint32_t l = 0; l < info.n_layers && n < b->L && info.n_experts == E; l++) {
+        if (!info.informed[l]) continue;
+        for (uint32_t e = 0; e < E; e++) {
+            double sum = 0;
+            for (uint32_t p = 0; p < info.n_passes; p++)
+                sum += wb_counts_loads(counts)[((size_t)p * info.n_layers + l) * E + e];
+            b->popularity[(size_t)n * E + e] = fmax(sum, 1);
+        }
+        n++;
+    }
+    wb_counts_close(counts);
+    if (n == b->L) return;
+    fprintf(stderr, "bench_planned_simulated: %s: expected counts of %u layers of %d experts\n", path, b->L,
+            E);
+    exit(1);
 }
 
 /* ---- packings ------------------------------------------------------------------------------------ */
@@ -296,11 +325,13 @@ static void run(bench *b) {
 
 int main(int argc, char **argv) {
     int code;
-    if (usage_ends(argc, argv, 0, 3, "usage: bench_planned_simulated [RANKS [LAYERS [SEED]]]\n", &code))
+    if (usage_ends(argc, argv, 0, 4, "usage: bench_planned_simulated [RANKS [LAYERS [SEED [LOADS]]]]\n",
+                   &code))
         return code;
     bench b = {.R = argc > 1 ? (uint32_t)atoi(argv[1]) : 64,
                .L = argc > 2 ? (uint32_t)atoi(argv[2]) : 8,
                .seed = argc > 3 ? strtoull(argv[3], NULL, 10) : 1};
+    if (argc > 4) read_popularity(&b, argv[4]);
     make_step(&b, 1, &b.before);
     make_step(&b, 2, &b.now);
     printf("| ranks | step | replicas | M | attention | experts | of time | attention ms | experts ms "
@@ -311,5 +342,6 @@ int main(int argc, char **argv) {
     free(b.now.counts);
     free(b.before.rows);
     free(b.before.counts);
+    free(b.popularity);
     return 0;
 }

@@ -201,6 +201,17 @@ static void test_full_bins(void **unused) {
     }
 }
 
+/* Costs whose sum no double holds tell nothing, but room is room. */
+static void test_costs_beyond_doubles(void **unused) {
+    (void)unused;
+    problem q;
+    deal(&q, 40, 2, base_seed + 6000);
+    q.p.max_rows = 60;
+    for (uint32_t i = 0; i < q.p.n; i++) q.attention[i] = 1e307 * q.rows[i];
+    solve(&q);
+    EXPECT(has_room(&q, q.bins, q.answer.n_micro_batches));
+}
+
 /* The longest first leaves one without room, the fullest bin first does not. */
 static void test_a_tight_fit_is_found(void **unused) {
     (void)unused;
@@ -262,6 +273,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_topics_are_spread_over_micro_batches),
         cmocka_unit_test(test_many_sequences_are_spread_too),
         cmocka_unit_test(test_full_bins),
+        cmocka_unit_test(test_costs_beyond_doubles),
         cmocka_unit_test(test_a_tight_fit_is_found),
         cmocka_unit_test(test_no_micro_batch_is_empty),
         cmocka_unit_test(test_sketches_keep_distances),
