@@ -185,16 +185,20 @@ static wb_status update_storage(expert_update *u, int32_t param, const wb_placem
 }
 
 static wb_status update_all(expert_update *u, const wb_placement *next) {
-    wb_model *model = u->train->model;
+    const wb_model *model = u->train->model;
     for (int32_t i = 0; i < model->n_params; i++)
         if (model->params[i].moe_layer >= 0) WB_TRY(update_storage(u, i, next));
-    return next == model->placement ? WB_OK : wb_model_take_placement(model, next);
+    return WB_OK;
 }
 
+/* A rank that has nothing to send or receive hears of another's failure when all agree, before the map
+ * changes. */
 static wb_status run_update(expert_update *u, const wb_placement *next) {
     wb_model *model = u->train->model;
     if (next) WB_TRY(wb_model_check_placement(model, next));
-    return wb_collective_end(model, update_all(u, next ? next : model->placement));
+    WB_TRY(wb_collective_end(model, update_all(u, next ? next : model->placement)));
+    WB_TRY(wb_comm_agree(model->comm, WB_OK));
+    return next ? wb_collective_end(model, wb_model_take_placement(model, next)) : WB_OK;
 }
 
 static wb_status check_update(const wb_train *train, wb_update_fn *update) {

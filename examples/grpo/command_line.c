@@ -72,6 +72,14 @@ static wb_status take_option(int argc, char **argv, int *i, options *o) {
     return WB_OK;
 }
 
+static wb_status check_live(const options *o) {
+    static const char *const names[] = {"--rebalance-every", "--layers-per-chunk"};
+    for (size_t i = 0; i < sizeof names / sizeof names[0] && o->eplb != EPLB_LIVE; i++)
+        if (options_given(o, names[i]))
+            return wb_fail(WB_INVALID_ARGUMENT, "%s: expected --eplb live beside it", names[i]);
+    return WB_OK;
+}
+
 wb_status options_check(const options *o) {
     if (!o->model_dir)
         return wb_fail(WB_INVALID_ARGUMENT, "--model is needed: there is no checkpoint to resume from");
@@ -92,6 +100,7 @@ wb_status options_check(const options *o) {
     if (o->eplb == EPLB_OFF && o->init_placement)
         return wb_fail(WB_INVALID_ARGUMENT, "--init-placement %s: expected none under --eplb off",
                        o->init_placement);
+    WB_TRY(check_live(o));
     if (o->prompts % o->updates != 0)
         return wb_fail(WB_INVALID_ARGUMENT, "--prompts %" PRId64 " is not a multiple of --updates %" PRId64,
                        o->prompts, o->updates);

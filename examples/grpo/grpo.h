@@ -18,6 +18,7 @@
 #include "wb_load.h"
 #include "wb_model.h"
 #include "wb_pack.h"
+#include "wb_rebalance.h"
 #include "wb_replay.h"
 #include "wb_rollout.h"
 #include "wb_solve.h"
@@ -51,7 +52,7 @@ wb_status text_json(const char *path, json_t **object_out);
 /* ---- command_line.c -------------------------------------------------------------------------- */
 
 typedef enum ratio_kind { RATIO_TOKEN, RATIO_SEQUENCE } ratio_kind;
-typedef enum eplb_mode { EPLB_OFF, EPLB_STATIC, EPLB_PLANNED } eplb_mode;
+typedef enum eplb_mode { EPLB_OFF, EPLB_STATIC, EPLB_LIVE, EPLB_PLANNED } eplb_mode;
 typedef enum long_prompts { LONG_PROMPTS_ERROR, LONG_PROMPTS_SKIP, LONG_PROMPTS_CUT } long_prompts;
 
 typedef struct options {
@@ -76,7 +77,8 @@ typedef struct options {
     ratio_kind ratio;
     eplb_mode eplb;
     int64_t redundant_experts;
-    const char *init_placement; /* NULL: by expert_places.c */
+    const char *init_placement;                /* NULL: by expert_places.c */
+    int64_t rebalance_every, layers_per_chunk; /* of --eplb live; -1: all layers */
     wb_codec codec;
     bool resume, no_dump, quiet;
     int64_t plan_ranks;   /* of --plan-memory; -1: train */
@@ -307,6 +309,9 @@ typedef struct trainer {
     wb_train *train;
     wb_model *reference; /* NULL unless kl_coef > 0 */
     wb_train *reference_train;
+    /* Under --eplb live that of the rollout, which the policy takes over with the last update of a step;
+     * NULL: experts stay where they are. */
+    const wb_placement *follow;
     wb_replay *replay;  /* the plan that is followed */
     wb_replay *compare; /* the same records, measured against free routing */
     optimizer opt;
@@ -337,6 +342,18 @@ typedef struct step_metrics {
 
 /* One rollout batch: first forward, comparison, updates. Collective. */
 wb_status train_step(trainer *t, const batch *b, struct report *report, step_metrics *m);
+
+/* ---- live_experts.c -------------------------------------------------------------------------- */
+
+/* --eplb live: a manager of the experts of `rollout`, for the engine over it. Collective. */
+wb_status live_experts_open(const options *o, wb_model *rollout, wb_rebalance **manager_out);
+/* Device bytes of the shadow slots, and host bytes of the counts. */
+size_t live_experts_shadow_bytes(const options *o, const wb_config *config);
+size_t live_experts_count_bytes(const wb_config *config);
+/* What the manager did since `before` into m, summed over ranks; a failure of it, after which experts stay
+ * where they were, is said. Collective. */
+wb_status live_experts_report(const wb_rebalance *manager, const wb_rebalance_stats *before, wb_comm *comm,
+                              struct report *r, step_metrics *m);
 
 /* ---- checkpoint.c ---------------------------------------------------------------------------- */
 

@@ -71,6 +71,9 @@ static wb_status measure_rollout(const plan_model *m, int32_t rank, rank_plan *p
     WB_TRY(wb_engine_measure(&m->config, &model, &engine, sizes_max_kept(m->o, &m->config), m->n_ranks, rank,
                              &memory));
     add_measured(plan, of, "workspace", &memory);
+    if (m->o->eplb != EPLB_LIVE) return WB_OK;
+    add(&plan->device, of, "shadow slots", live_experts_shadow_bytes(m->o, &m->config));
+    add(&plan->host, of, "load", live_experts_count_bytes(&m->config));
     return WB_OK;
 }
 

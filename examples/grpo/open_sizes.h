@@ -11,7 +11,7 @@
 
 /* placement: NULL for the default one, and for a clone that of its source. */
 wb_model_options sizes_model(wb_device *device, wb_comm *comm, wb_dtype dtype, const wb_placement *placement);
-wb_engine_options sizes_engine(const options *o);
+wb_engine_options sizes_engine(const options *o); /* without a manager of experts */
 /* A micro-batch has at most --micro-batch-tokens. */
 wb_train_options sizes_train(const options *o, const wb_config *config, bool forward_only);
 /* Tokens that a sampled one keeps at most; 0: the distribution has no limit. */

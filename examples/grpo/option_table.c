@@ -60,14 +60,18 @@ const option_row option_rows[] = {
      "weight of KL(policy || --model), estimator k3; 0: no reference"},
     {"--ratio", CHOICE, KEPT, FIELD(ratio), 0, 0, "token|sequence", "LEVEL",
      "importance ratio by token (GRPO) or by sequence (GSPO)"},
-    {"--eplb", CHOICE, KEPT, FIELD(eplb), 0, 0, "off|static|planned", "MODE",
-     "where experts are: each once, in blocks (off); where they were placed at the start (static); in "
-     "training "
-     "placed anew for each step's routes (planned)"},
+    {"--eplb", CHOICE, KEPT, FIELD(eplb), 0, 0, "off|static|live|planned", "MODE",
+     "where experts are: each once, in blocks (off); where they were placed at the start (static); moved "
+     "while the rollout generates, training follows (live); placed in training by each step's routes "
+     "(planned)"},
     {"--redundant-experts", INTEGER, KEPT, FIELD(redundant_experts), 0, MANY, NULL, "N",
      "slots beyond one an expert, over all ranks, in each layer"},
     {"--init-placement", TEXT, FREE, FIELD(init_placement), 0, 0, NULL, "FILE",
      "a map of experts or their loads, as waybill eplb writes and reads them: where they are at the start"},
+    {"--rebalance-every", INTEGER, KEPT, FIELD(rebalance_every), 1, MANY, NULL, "N",
+     "of --eplb live: passes of the rollout between two looks at the load"},
+    {"--layers-per-chunk", INTEGER, FREE, FIELD(layers_per_chunk), 1, MANY, NULL, "N",
+     "of --eplb live: layers whose experts are placed together; without it all"},
     {"--compare-every", INTEGER, FREE, FIELD(compare_every), 0, MANY, NULL, "N",
      "every N steps run the batch with free routing too, one more forward, and report what replay changed; "
      "0: never"},
@@ -112,6 +116,8 @@ const options option_defaults = {
     .steps = 20,
     .prompts = 64,
     .plan_ranks = -1,
+    .rebalance_every = 1000,
+    .layers_per_chunk = -1,
     .samples = 8,
     .max_tokens = 8,
     .updates = 4,

@@ -64,7 +64,7 @@ static wb_status update(trainer *t, packed_batch *p, int64_t u, report *r, loss_
                            : wb_train_backward_last(t->train, p->gradients));
         report_progress(r, t->step, "update", tokens_until(p, m + 1), tokens_until(p, p->n));
     }
-    return optimizer_step(&t->opt, t->o, t->o->lr, NULL, norm_out);
+    return optimizer_step(&t->opt, t->o, t->o->lr, u + 1 == t->o->updates ? t->follow : NULL, norm_out);
 }
 
 /* ---- metrics --------------------------------------------------------------------------------- */

@@ -12,16 +12,22 @@
 
 /* What generates samples and judges them. */
 typedef struct rollout_side {
-    wb_model *model; /* the engine's own copy of the weights, in --rollout-dtype */
+    wb_model *model;       /* the engine's own copy of the weights, in --rollout-dtype */
+    wb_rebalance *experts; /* NULL but under --eplb live */
     wb_engine *engine;
     task *task;
     reward_program *rewards; /* NULL: the task has its own */
 } rollout_side;
 
-static wb_status open_rollout(const trainer *t, rollout_side *side) {
+static wb_status open_rollout(trainer *t, rollout_side *side) {
     const wb_model_options rollout = sizes_model(t->device, t->comm, t->o->rollout_dtype, NULL);
     WB_TRY(wb_model_clone(t->model, &rollout, &side->model));
-    const wb_engine_options engine = sizes_engine(t->o);
+    wb_engine_options engine = sizes_engine(t->o);
+    if (t->o->eplb == EPLB_LIVE) {
+        WB_TRY(live_experts_open(t->o, side->model, &side->experts));
+        engine.rebalance = side->experts;
+        t->follow = wb_model_placement(side->model);
+    }
     WB_TRY(wb_comm_agree(t->comm, wb_engine_open(side->model, &engine, &side->engine)));
     return wb_engine_set_weights(side->engine, t->model, t->weight_version);
 }
@@ -105,21 +111,34 @@ static void close_trainer(trainer *t) {
     wb_placement_close(t->placement);
 }
 
+/* The batch, and what its experts did meanwhile. */
+static wb_status generate(const trainer *t, const rollout_side *side, report *r, int *signal_out, batch *b,
+                          step_metrics *m) {
+    wb_rebalance_stats before = {0};
+    if (side->experts) before = wb_rebalance_get_stats(side->experts);
+    WB_TRY(rollouts_generate(side->engine, t->comm, t->o, side->task, t->step, r, signal_out, b));
+    if (*signal_out != 0) return WB_OK;
+    wb_status status = WB_OK;
+    if (side->experts) status = live_experts_report(side->experts, &before, t->comm, r, m);
+    if (status == WB_OK)
+        status = expert_load_balancedness(t->model, wb_model_placement(side->model), b, &m->balancedness);
+    if (status != WB_OK) batch_free(b);
+    return status;
+}
+
 /* *signal_out: not 0 when the step was dropped, because some rank was told to stop before it trained. The
  * dump comes before the rewards: what was generated is not lost with a reward program that fails. */
 static wb_status one_step(trainer *t, const rollout_side *side, report *r, int *signal_out) {
     batch b = {0};
     step_metrics m = {.long_prompts = task_n_long(side->task)};
     double start = now_seconds();
-    WB_TRY(rollouts_generate(side->engine, t->comm, t->o, side->task, t->step, r, signal_out, &b));
+    WB_TRY(generate(t, side, r, signal_out, &b, &m));
     if (*signal_out != 0) return WB_OK;
     m.seconds_rollout = now_seconds() - start;
     wb_status status = WB_OK;
     if (!t->o->no_dump)
         status = wb_comm_agree(
             t->comm, dumps_write(t->o, wb_model_routes(t->model), wb_comm_rank(t->comm), t->step, &b));
-    if (status == WB_OK)
-        status = expert_load_balancedness(t->model, wb_model_placement(side->model), &b, &m.balancedness);
     if (status == WB_OK) status = rollouts_reward(t->comm, t->o, side->task, side->rewards, t->step, &b);
     if (status == WB_OK) status = interrupt_agree(t->comm, signal_out);
     bool dropped = *signal_out != 0;
@@ -317,6 +336,7 @@ close_all:
     reward_close(side.rewards);
     report_close(r);
     wb_engine_close(side.engine);
+    wb_rebalance_close(side.experts);
     wb_model_close(side.model);
     task_close(side.task);
     close_trainer(&t);

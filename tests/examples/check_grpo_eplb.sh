@@ -53,17 +53,29 @@ run 2 --model base --out two "${common[@]}" "${replicas[@]}" 5 >/dev/null || fai
 run 4 --model base --out four "${common[@]}" "${replicas[@]}" 24 >/dev/null || fail "24 replicas on 4 ranks"
 run 2 --model base --out planned2 "${common[@]}" --eplb planned >/dev/null || fail "planned on 2 ranks"
 run 4 --model base --out planned4 "${common[@]}" --eplb planned --redundant-experts 8 >/dev/null || fail "planned on 4 ranks"
-for pair in "off2 two" "off4 four" "off2 planned2" "off4 planned4"; do
+live=(--eplb live --rebalance-every 10)
+run 2 --model base --out live2 "${common[@]}" "${live[@]}" >/dev/null || fail "live on 2 ranks"
+run 4 --model base --out live4 "${common[@]}" "${live[@]}" --redundant-experts 8 --layers-per-chunk 3 >/dev/null || fail "live on 4 ranks"
+for pair in "off2 two" "off4 four" "off2 planned2" "off4 planned4" "off2 live2" "off4 live4"; do
     read -r off on <<<"$pair"
     diff <(rewards "$off") <(rewards "$on") || fail "$on: other rewards than without replicas"
     [ "$(rewards "$on" | wc -l)" = 20 ] && [ "$(rewards "$on" | sort -u | wc -l)" -gt 3 ] || fail "$on: the rewards say nothing"
     found=$(apart "$off" "$on")
     echo "$on: apart by $found of the way"
-    awk -v f="$found" 'BEGIN { exit !(f > 0 && f < 1e-3) }' || fail "$on: weights are apart by $found"
+    awk -v f="$found" 'BEGIN { exit !(f < 1e-3) }' || fail "$on: weights are apart by $found"
 done
 diff <(rewards off1) <(rewards off4) || fail "1 and 4 ranks"
+same_bits off2 live2 # no replicas: sums have one order wherever experts are
 mean() { field "$1/metrics.jsonl" "$2" | awk '{ s += $1 } END { print s / NR }'; }
 echo "balancedness in training: off $(mean off4 balancedness_training), static $(mean four balancedness_training), planned $(mean planned4 balancedness_training)"
+echo "of the rollout: off $(mean off4 balancedness), static $(mean four balancedness), live $(mean live4 balancedness)"
+awk -v p="$(mean live4 balancedness)" -v o="$(mean off4 balancedness)" 'BEGIN { exit !(p > o) }' || fail "live is not more even"
+for out in live2 live4; do
+    [ "$(field $out/metrics.jsonl epoch | tail -n 1)" -gt 0 ] || fail "$out: no expert has moved"
+    field $out/metrics.jsonl epoch | sort -nc || fail "$out: epochs do not rise"
+    awk -v b="$(mean $out moved_bytes)" -v s="$(mean $out seconds_rebalance)" 'BEGIN { exit !(b > 0 && s > 0) }' || fail "$out: what a rebalance cost"
+    field $out/metrics.jsonl balancedness_training | awk 'NR == 1 { f = $1 } NR > 15 { s += $1 / 5 } END { exit !(s > f) }' || fail "$out: training has not followed"
+done
 awk -v p="$(mean planned4 balancedness_training)" -v o="$(mean off4 balancedness_training)" 'BEGIN { exit !(p > o + (1 - o) / 2) }' || fail "planned is not more even"
 [ "$(field planned4/metrics.jsonl epoch | tr '\n' ' ')" = "$(seq -s ' ' 20) " ] && [ "$(field four/metrics.jsonl epoch | sort -u)" = 0 ] || fail "epochs"
 [ "$(field planned4/metrics.jsonl moved_bytes | sort -u | wc -l)" -gt 3 ] && [ "$(field four/metrics.jsonl moved_bytes | sort -u)" = 0.0 ] || fail "moved bytes"
@@ -86,6 +98,12 @@ cp -r halves others && cp -r halves fewer
 run 2 --model base --out planned_halves "${common[@]}" --eplb planned --steps 9 >/dev/null || fail "planned: the first half"
 run 2 --out planned_halves --resume --steps 20 --quiet >/dev/null || fail "planned: the second half"
 same_bits planned2 planned_halves
+run 4 --model base --out live_halves "${common[@]}" "${live[@]}" --redundant-experts 8 --steps 9 >/dev/null || fail "live: the first half"
+cp live_halves/checkpoint/trainer/placement.json before.json
+run 4 --out live_halves --resume --steps 10 --rebalance-every 100000 --quiet >/dev/null || fail "live: one step more"
+cmp before.json live_halves/checkpoint/trainer/placement.json || fail "live: a resumed run begins elsewhere"
+run 3 --out live_halves --resume --steps 20 --rebalance-every 10 --quiet >/dev/null 2>&1 || fail "live: the rest on 3 ranks"
+diff <(rewards off4) <(rewards live_halves) || fail "live: other rewards in two parts"
 run 2 --model base --out halves --resume --steps 20 --quiet >/dev/null || fail "the second half"
 same_bits two halves
 cmp two/checkpoint/trainer/placement.json halves/checkpoint/trainer/placement.json || fail "a resumed run has other places"
@@ -101,10 +119,14 @@ for out in others fewer; do
 done
 
 echo "== what is refused"
-refused "--eplb always: expected one of off|static|planned" --model base --out bad --eplb always
+refused "--eplb always: expected one of off|static|live|planned" --model base --out bad --eplb always
 refused "--redundant-experts -1: expected an integer from 0" --model base --out bad --eplb static --redundant-experts -1
 refused "--redundant-experts 3: expected 0 under --eplb off" --model base --out bad --redundant-experts 3
 refused "--init-placement shuffled.json: expected none under --eplb off" --model base --out bad --init-placement shuffled.json
+refused "--rebalance-every: expected --eplb live beside it" --model base --out bad --eplb static --rebalance-every 5
+refused "--layers-per-chunk: expected --eplb live beside it" --model base --out bad --layers-per-chunk 1
+refused "--layers-per-chunk 0: expected an integer from 1" --model base --out bad "${live[@]}" --layers-per-chunk 0
+refused "--rebalance-every 0: expected an integer from 1" --model base --out bad --eplb live --rebalance-every 0
 refused "--redundant-experts 17: expected at most 16 for 16 experts on 2 ranks" --model base --out bad "${replicas[@]}" 17
 refused "--init-placement: shuffled.json" --model base --out bad "${replicas[@]}" 2 --init-placement shuffled.json
 refused "--init-placement: nowhere.json" --model base --out bad --eplb static --init-placement nowhere.json

@@ -63,7 +63,7 @@ echo "== the plan is what a run takes"
 true_on 1 --micro-batch-tokens 256
 true_on 2 --micro-batch-tokens 512 --kl-coef 0.1 --top-k 20 --rollout-dtype f32
 true_on 3 --micro-batch-tokens 128 --max-running 8 --max-batch-tokens 64
-true_on 4 --micro-batch-tokens 128 --eplb static --redundant-experts 7
+true_on 4 --micro-batch-tokens 128 --eplb live --redundant-experts 7
 
 echo "== a model of 30 billion parameters, of which there is a config.json"
 q30=(--model "$source/tests/golden/qwen3_30b_a3b/config.json" --task jsonl:none --reward-cmd true --max-tokens 128)

@@ -1,5 +1,5 @@
 /* test_alloc_fail_ranks.c - every allocation of a workspace's open and of its first step, in training and in
- * inference, is made to fail in turn on one rank of two: that rank says so, and the other comes back with the
+ * inference, and of a copy whose experts travel, is made to fail in turn on one rank of two: that rank says so, and the other comes back with the
  * name of the rank and not after a timeout. A workspace takes its memory at open, which ranks agree on, so
  * that after most failures the communicator lives. A hang is a failure by alarm. */
 #include "model_ranks.h"
@@ -31,7 +31,7 @@ static wb_config small_config(void) {
     return config;
 }
 
-typedef enum step { TRAIN, INFER, N_STEPS } step;
+typedef enum step { TRAIN, INFER, CLONE, N_STEPS } step;
 
 /* Of both ranks; n and which step are set before the threads start. */
 static long refused_at;
@@ -94,13 +94,47 @@ static wb_status open_and_infer(fixture *f) {
     return status;
 }
 
+/* With every expert on the other rank, so that all of them travel. */
+static wb_status open_exchanged(const wb_model *model, wb_placement **placement_out) {
+    const wb_placement *now = wb_model_placement(model);
+    int32_t experts[4];
+    wb_placement *next;
+    WB_TRY(wb_placement_clone(now, &next));
+    wb_status status = WB_OK;
+    for (int32_t s = 0; s < 4; s++) experts[s] = 3 - s;
+    for (uint32_t l = 0; status == WB_OK && l < wb_placement_layers(now); l++)
+        status = wb_placement_set_layer(next, l, experts, NULL, 1);
+    if (status == WB_OK)
+        *placement_out = next;
+    else
+        wb_placement_close(next);
+    return status;
+}
+
+static wb_status clone_elsewhere(fixture *f) {
+    wb_model_options options = wb_model_options_default();
+    wb_placement *placement = NULL;
+    wb_model *clone = NULL;
+    wb_status status = wb_comm_agree(f->comm, open_exchanged(f->model, &placement));
+    options.device = f->device;
+    options.comm = f->comm;
+    options.dtype = WB_BF16;
+    options.placement = placement;
+    if (status == WB_OK) status = wb_model_clone(f->model, &options, &clone);
+    wb_model_close(clone);
+    wb_placement_close(placement);
+    return status;
+}
+
 static void *run_rank(void *argument) {
     rank_result *me = argument;
     const wb_config config = small_config();
     fixture f = fixture_create(&config, 11, me->comm, 1);
     const bool poor = wb_comm_rank(me->comm) == POOR;
     if (poor) alloc_fail_this_thread_at(refused_at);
-    me->status = which == TRAIN ? open_and_train(&f) : open_and_infer(&f);
+    me->status = which == TRAIN   ? open_and_train(&f)
+                 : which == INFER ? open_and_infer(&f)
+                                  : clone_elsewhere(&f);
     me->refused = poor && alloc_fail_this_thread_failed();
     snprintf(me->message, sizeof me->message, "%s", me->status == WB_OK ? "" : wb_error_message());
     me->after = wb_comm_barrier(me->comm);
@@ -151,6 +185,11 @@ static void test_rule_30_inference_without_memory_on_one_rank(void **unused) {
     every_allocation_of(INFER);
 }
 
+static void test_rule_30_experts_travel_without_memory_on_one_rank(void **unused) {
+    (void)unused;
+    every_allocation_of(CLONE);
+}
+
 int main(void) {
     if (!ALLOC_FAIL_WORKS) {
         fprintf(stderr, "skipped: a sanitizer replaces malloc\n");
@@ -160,6 +199,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_rule_30_training_without_memory_on_one_rank),
         cmocka_unit_test(test_rule_30_inference_without_memory_on_one_rank),
+        cmocka_unit_test(test_rule_30_experts_travel_without_memory_on_one_rank),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

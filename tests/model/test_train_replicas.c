@@ -163,6 +163,52 @@ static void test_an_update_is_the_same_wherever_experts_are_and_go(void **unused
         on_ranks(1 + i % MAX_RANKS, base_seed + (uint64_t)i, train_and_move, NULL, NULL);
 }
 
+/* ---- failures ------------------------------------------------------------------------------------ */
+
+/* ctx: the rank. On rank 0 the device is gone. */
+static wb_status failing(void *ctx, int32_t i, int64_t first, int64_t n, const float *gradient,
+                         float *weight) {
+    (void)i, (void)first, (void)n, (void)gradient, (void)weight;
+    const rank *r = ctx;
+    return r->number == 0 ? wb_fail(WB_DEVICE, "the device is gone") : WB_OK;
+}
+
+static void fail_on_one_rank(rank *r) {
+    const wb_config config = variant_config(VARIANT_QWEN3);
+    const wb_model_options options = options_of(r, NULL);
+    wb_model *model;
+    wb_train *train;
+    MUST(wb_model_create(&config, 7, 0.25F, &options, &model));
+    MUST(wb_train_open(model, NULL, &train));
+    EXPECT(wb_train_update_experts(train, NULL, failing, r) == (r->number == 0 ? WB_DEVICE : WB_PEER));
+    EXPECT_MESSAGE("the device is gone");
+    wb_train_close(train);
+    wb_model_close(model);
+}
+
+static void test_an_update_that_fails_on_one_rank_ends_all(void **unused) {
+    (void)unused;
+    for (int R = 1; R <= MAX_RANKS; R++) on_ranks(R, base_seed, fail_on_one_rank, NULL, NULL);
+}
+
+/* A trainer without gradients has nothing to update by. */
+static void test_forwards_alone_update_nothing(void **unused) {
+    (void)unused;
+    const wb_config config = variant_config(VARIANT_FEW);
+    wb_train_options forwards = wb_train_options_default();
+    wb_train *train;
+    wb_comm *comm;
+    MUST(wb_comm_open_self(&comm));
+    fixture f = fixture_create(&config, 3, comm, 1);
+    forwards.forward_only = true;
+    MUST(wb_train_open(f.model, &forwards, &train));
+    assert_int_equal(wb_train_update_experts(train, NULL, failing, NULL), WB_INVALID_ARGUMENT);
+    assert_int_equal(wb_train_place_experts(train, NULL), WB_INVALID_ARGUMENT);
+    wb_train_close(train);
+    fixture_close(&f);
+    wb_comm_close(comm);
+}
+
 /* Blocks of E r / R to E (r + 1) / R, for all E and R. */
 static void test_the_home_of_an_expert_is_its_block(void **unused) {
     (void)unused;
@@ -180,6 +226,8 @@ int main(int argc, char **argv) {
     placed_model_begin(argc, argv);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_an_update_is_the_same_wherever_experts_are_and_go),
+        cmocka_unit_test(test_an_update_that_fails_on_one_rank_ends_all),
+        cmocka_unit_test(test_forwards_alone_update_nothing),
         cmocka_unit_test(test_the_home_of_an_expert_is_its_block),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
