@@ -5,7 +5,7 @@
  * packing. Refuses: the moves themselves (search.c). */
 #include "solve/anneal.h"
 #include "solve/exact.h"
-#include "solve/pack.h"
+#include "solve/first_packing.h"
 #include "solve/search.h"
 #include "solve/solver.h"
 #include "solve/uneven.h"

@@ -3,7 +3,7 @@
 #ifndef WB_UNEVEN_H
 #define WB_UNEVEN_H
 
-#include "solve/pack.h"
+#include "solve/first_packing.h"
 
 bool wb_uneven(const wb_search *search); /* do live ranks differ in their slots? */
 

@@ -106,7 +106,10 @@ static inline void full_open(full_record *f, const wb_route_model *model, uint64
     r->spans = f->spans;
     r->n_spans = kinds >> 5 & 1 ? 2 : 1;
     if (kinds & 64) r->sampling = &f->sampling;
-    if (kinds & 128) full_mask(f, &state, n_new);
+    /* Ids of a mask are below 2^31. */
+    bool masked = kinds & 128;
+    for (uint32_t i = 0; i < n_new; i++) masked = masked && f->f.tokens[r->prompt_len + i] <= INT32_MAX;
+    if (masked) full_mask(f, &state, n_new);
 }
 
 static inline void full_spoil(full_record *f, const wb_route_model *model) {

@@ -1,7 +1,7 @@
-/* pack.h - a first placement of one layer: replica counts by water-filling, packing by descending share.
+/* first_packing.h - a first placement of one layer: replica counts by water-filling, packing by descending share.
  * Refuses: improving it (search.c, anneal.c). */
-#ifndef WB_PACK_H
-#define WB_PACK_H
+#ifndef WB_FIRST_PACKING_H
+#define WB_FIRST_PACKING_H
 
 #include "solve/heap.h"
 #include "solve/search.h"

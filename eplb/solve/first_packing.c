@@ -1,5 +1,5 @@
-/* pack.c - water-filling and packing; see pack.h. */
-#include "solve/pack.h"
+/* first_packing.c - water-filling and packing; see first_packing.h. */
+#include "solve/first_packing.h"
 
 wb_status wb_packing_open(wb_search *s, wb_packing *packing_out) {
     wb_packing p = {.search = s};
