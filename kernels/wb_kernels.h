@@ -59,7 +59,7 @@ typedef struct wb_memory_part {
     size_t bytes;
 } wb_memory_part;
 
-enum { WB_MAX_MEMORY_PARTS = 8 };
+enum { WB_MAX_MEMORY_PARTS = 12 };
 
 typedef struct wb_memory {
     wb_memory_part parts[WB_MAX_MEMORY_PARTS]; /* [n_parts] of the device */
