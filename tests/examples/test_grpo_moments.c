@@ -2,6 +2,7 @@
  * next: the weights of every replica are those of one rank, and each rank has the moments of the experts that
  * it is home to, wherever these are. Argument 1 sets the seed. */
 #include "model/placed_model.h"
+#include "train_state.h"
 
 #include "../../examples/grpo/optimizer.c" /* last: its types have names that are local above */
 
@@ -77,6 +78,7 @@ static void train_and_move(rank *r) {
     const wb_model_options placed_options = options_of(r, placement), alone = whole_options(r);
     side placed = side_open(r, &config, &placed_options), whole = side_open(r, &config, &alone);
     wb_placement_close(placement);
+    placed.train->experts.part_elements = 57; /* so that a tensor comes in several */
     for (uint64_t step = 0; step < STEPS; step++)
         both_step(r, &placed, &whole, base_seed + step, step % 3 != 1);
     side_close(&whole);
