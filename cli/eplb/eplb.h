@@ -79,6 +79,9 @@ wb_status eplb_source_take_step(eplb_source *source, uint32_t step,
 const double *eplb_source_loads(const eplb_source *source);
 /* Of the step taken; its ctx is the source. */
 wb_traffic eplb_source_traffic(eplb_source *source);
+/* How many counts of the step's loads a token of its traffic stands for: 1 unless they are more than a
+ * dispatch takes. */
+double eplb_source_scale(const eplb_source *source);
 /* Of loads; NULL for other sources. Owner: the source. */
 const wb_counts *eplb_source_counts(const eplb_source *source);
 

@@ -47,7 +47,7 @@ static wb_status add_loads(const eplb_run *run, eplb_source *source, drawing *ro
     for (int r = 0; r < 2; r++) {
         for (uint32_t l = 0; l < run->source.n_layers; l++) {
             WB_TRY(layer_tokens(rows[r].row, l, &traffic, scratch));
-            for (uint32_t p = 0; p < n_ranks; p++) rows[r].all[p] += ranks[p];
+            for (uint32_t p = 0; p < n_ranks; p++) rows[r].all[p] += ranks[p] *= eplb_source_scale(source);
             const double balancedness = wb_placement_balancedness(rows[r].row->placement, ranks);
             if (r == 0 && balancedness < min) {
                 min = balancedness;

@@ -57,12 +57,19 @@ static wb_status fill_watched(void *ctx, uint32_t batch, uint32_t layer, uint32_
 /* Of loads, balancedness is of replicas that share evenly, as solvers and published tables mean it: a
  * count is no token that a dispatch could send. Ranks in turn do not look at replicas. */
 static wb_status measure(const eplb_run *run, const eplb_row *row, const wb_traffic *traffic,
-                         const double *loads, wb_simulation *found, wb_even_split *even) {
+                         const eplb_source *source, wb_simulation *found, wb_even_split *even) {
+    const double scale = eplb_source_scale(source);
     const wb_status status =
         wb_simulate(row->placement, row->dispatch, traffic, &run->settings->options.cost, NULL, found);
     *even = (wb_even_split){.max_over_mean = NAN, .max_layer = NAN};
-    if (status != WB_OK || !run->counts || row->dispatch == WB_DISPATCH_FAKE) return status;
-    const wb_status split = wb_even_split_of(row->placement, run->source.n_batches, loads, even);
+    if (status != WB_OK || !run->counts) return status;
+    found->seconds *= scale;
+    found->bound_seconds *= scale;
+    found->node_bytes *= scale;
+    found->network_bytes *= scale;
+    if (row->dispatch == WB_DISPATCH_FAKE) return WB_OK;
+    const wb_status split =
+        wb_even_split_of(row->placement, run->source.n_batches, eplb_source_loads(source), even);
     if (split != WB_OK) return split;
     found->balancedness = even->balancedness;
     found->balancedness_time = even->balancedness_time;
@@ -128,7 +135,6 @@ static wb_status run_row(const eplb_run *run, eplb_row *row, uint32_t step, eplb
                          run_progress *progress) {
     watched_traffic watched = {eplb_source_traffic(source), progress, run->source.n_layers};
     wb_traffic traffic = {watched.traffic.n_batches, fill_watched, &watched};
-    const double *loads = eplb_source_loads(source);
     eplb_figures *f = &row->steps[step];
     wb_simulation found;
     wb_even_split even;
@@ -136,15 +142,15 @@ static wb_status run_row(const eplb_run *run, eplb_row *row, uint32_t step, eplb
     progress->what = row->name;
     f->stale = NAN;
     if (row->solves && step > 0) {
-        wb_status status = measure(run, row, &traffic, loads, &found, &even);
+        wb_status status = measure(run, row, &traffic, source, &found, &even);
         if (status != WB_OK) return status;
         f->stale = found.balancedness;
     }
     if (row->solves) {
-        wb_status status = replace_placement(run, row, loads, progress, f);
+        wb_status status = replace_placement(run, row, eplb_source_loads(source), progress, f);
         if (status != WB_OK) return refuse(run, row, status);
     }
-    wb_status status = measure(run, row, &traffic, loads, &found, &even);
+    wb_status status = measure(run, row, &traffic, source, &found, &even);
     if (status != WB_OK) return status;
     add_simulation(f, &found, &even);
     if (!row->solves && step > 0) f->stale = f->balancedness; /* nothing that ages */

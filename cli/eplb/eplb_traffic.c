@@ -25,6 +25,7 @@ struct eplb_source {
     wb_synthetic synthetic;
     deal *deals;            /* [E] of the counts being made; not of a dump */
     wb_counts *file_counts; /* of loads; NULL: another source */
+    double scale;           /* counts of loads that are a token, 1 where they fit */
     wb_dump *dump;          /* NULL: another source */
     eplb_steps steps;       /* of the dump */
     wb_topology topology;   /* the settings' */
@@ -53,19 +54,16 @@ static wb_status take_dump_step(eplb_source *s, uint32_t step,
 
 /* ---- files of counts --------------------------------------------------------------------------- */
 
-/* A step's passes; the last step may have fewer, and then batches without tokens. */
-static wb_status take_passes(eplb_source *s, uint32_t step) {
+/* A step's passes; the last step may have fewer, and then batches without tokens. Counts of a long time
+ * may be more than a dispatch can send: then the tokens are a part of them. */
+static void take_passes(eplb_source *s, uint32_t step) {
     const uint32_t M = s->info.n_batches, first = step * M, left = s->info.n_passes - first;
     const size_t cells = (size_t)s->info.n_layers * s->info.n_experts, n = left < M ? left : M;
+    double max = 0;
     memset(s->loads, 0, M * cells * sizeof *s->loads);
     memcpy(s->loads, wb_counts_loads(s->file_counts) + first * cells, n * cells * sizeof *s->loads);
-    for (size_t i = 0; i < n * cells; i++)
-        if (s->loads[i] > MAX_TOKENS)
-            return wb_fail(
-                WB_CAPACITY,
-                "--loads: pass %zu, MoE layer %zu, expert %zu: expected at most 2^31 tokens, found %.0f",
-                first + i / cells, i % cells / s->info.n_experts, i % s->info.n_experts, s->loads[i]);
-    return WB_OK;
+    for (size_t i = 0; i < n * cells; i++) max = s->loads[i] > max ? s->loads[i] : max;
+    for (s->scale = 1; max / s->scale > MAX_TOKENS;) s->scale *= 2;
 }
 
 /* Mean over the (pass, layer) that have a count. */
@@ -99,7 +97,9 @@ static wb_status open_loads(const eplb_settings *settings, eplb_source *s) {
                                  .n_passes = found.n_passes,
                                  .n_steps = (found.n_passes - 1) / settings->n_batches + 1};
     s->info.pass_tokens = mean_tokens(&s->info, wb_counts_loads(s->file_counts));
-    return WB_OK;
+    if (s->info.pass_tokens > 0) return WB_OK;
+    return wb_fail(WB_MISSING_ROUTES, "--loads %s: expected counts, found none in %" PRIu32 " layers",
+                   files->items[0], found.n_layers);
 }
 
 /* ---- loads as tokens ------------------------------------------------------------------------------- */
@@ -112,7 +112,8 @@ static wb_status fill_from_loads(void *ctx, uint32_t batch, uint32_t layer, uint
     uint32_t n = s->n_live, first = 0;
     const double *loads = s->loads + ((size_t)batch * s->info.n_layers + layer) * E;
     for (size_t e = 0; e < E; e++) {
-        const uint32_t tokens = (uint32_t)(loads[e] + 0.5); /* counts with decay are no whole numbers */
+        const uint32_t tokens =
+            (uint32_t)(loads[e] / s->scale + 0.5); /* counts with decay are no whole numbers */
         s->deals[e] = (deal){tokens / n, first, tokens % n};
         first = (uint32_t)(((uint64_t)first + tokens) % n);
     }
@@ -175,6 +176,7 @@ static wb_status open_memory(const eplb_settings *settings, eplb_source *s) {
 wb_status eplb_source_open(const eplb_settings *settings, eplb_source **source_out) {
     eplb_source *s = calloc(1, sizeof *s);
     wb_status status = s ? WB_OK : no_memory();
+    if (s) s->scale = 1;
     if (status == WB_OK && settings->dump) status = open_dump(settings, s);
     if (status == WB_OK && settings->loads) status = open_loads(settings, s);
     if (status == WB_OK && !settings->dump && !settings->loads) open_synthetic(settings, s);
@@ -206,7 +208,10 @@ wb_status eplb_source_take_step(eplb_source *s, uint32_t step,
                                 void (*progress)(void *ctx, uint64_t done, uint64_t total),
                                 void *progress_ctx) {
     if (s->dump) return take_dump_step(s, step, progress, progress_ctx);
-    if (s->file_counts) return take_passes(s, step);
+    if (s->file_counts) {
+        take_passes(s, step);
+        return WB_OK;
+    }
     return wb_synthetic_loads(&s->synthetic, step, s->info.n_batches, s->info.n_layers, s->info.n_experts,
                               s->loads);
 }
@@ -222,6 +227,10 @@ wb_traffic eplb_source_traffic(eplb_source *s) {
         traffic.ctx = s->counts;
     }
     return traffic;
+}
+
+double eplb_source_scale(const eplb_source *source) {
+    return source->scale;
 }
 
 const wb_counts *eplb_source_counts(const eplb_source *source) {

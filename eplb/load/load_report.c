@@ -1,4 +1,5 @@
-/* load_report.c - balancedness of the ranks under a placement, from the window. */
+/* load_report.c - balancedness of the ranks under a placement, from the window; and whether counts are one
+ * rank's view. */
 #include "load/load_internal.h"
 #include "placement/placement_internal.h"
 
@@ -73,4 +74,23 @@ wb_status wb_load_balancedness(const wb_load *load, uint32_t region, uint32_t ph
     if (with_tokens > 0) return WB_OK;
     return wb_fail(WB_NOT_FOUND, "load of region \"%s\": none of %" PRIu32 " passes has tokens",
                    table->shape.name, passes);
+}
+
+/* ---- one rank's view ----------------------------------------------------------------------------- */
+
+bool wb_load_in_one_block(uint32_t n_experts, const double *counts, uint32_t n_blocks, uint32_t *block_out) {
+    const uint64_t E = n_experts;
+    bool found = false;
+    uint32_t block = 0;
+    if (n_blocks < 2 || n_experts < n_blocks) return false;
+    for (uint64_t e = 0; e < E; e++) {
+        if (counts[e] == 0) continue;
+        /* The block b with E b / n <= e < E (b + 1) / n, divisions rounding down. */
+        const uint32_t b = (uint32_t)(((e + 1) * n_blocks - 1) / E);
+        if (found && b != block) return false;
+        found = true;
+        block = b;
+    }
+    if (found) *block_out = block;
+    return found;
 }

@@ -108,6 +108,12 @@ WB_API wb_status wb_load_balancedness(const wb_load *load, uint32_t region, uint
                                       const wb_placement *placement, double *by_layer_out, double *mean_out,
                                       double *weighted_out);
 
+/* Whether all counts [E] of a layer lie in one of n_blocks equal blocks of experts, [E b / n, E (b + 1) /
+ * n) each: what one of n ranks sees that counts its own experts, and no load of all ranks (rule 33). Then
+ * *block_out is which. False for one block, for blocks of less than an expert, and for no counts at all. */
+WB_API bool wb_load_in_one_block(uint32_t n_experts, const double *counts, uint32_t n_blocks,
+                                 uint32_t *block_out);
+
 /* ---- offline: the window as a file --------------------------------------------------------------- */
 
 /* A file of passes: {"logical_count": [passes][L][E]} of the first region as in wb_placement_read, and what
@@ -157,9 +163,7 @@ WB_API wb_counts_info wb_counts_get_info(const wb_counts *counts);
 /* [n_passes][L][E], as wb_eplb_solve reads them; owner: the counts. */
 WB_API const double *wb_counts_loads(const wb_counts *counts);
 
-/* Whether all counts of a layer, over all passes, lie in one of n_blocks equal blocks of experts, [E b /
- * n, E (b + 1) / n) each: what one of n ranks sees that counts its own experts, and no load of all ranks.
- * Then *block_out is which. False for one block, and for a layer without counts. */
+/* wb_load_in_one_block of a layer, over all passes. */
 WB_API bool wb_counts_in_one_block(const wb_counts *counts, uint32_t layer, uint32_t n_blocks,
                                    uint32_t *block_out);
 

@@ -20,21 +20,6 @@ static const double *counts_of(const wb_rebalance *m, uint32_t layer) {
     return m->counts + (size_t)layer * m->n_experts;
 }
 
-/* Whether all counts are of the experts of one block of E / R: what is seen of a load by who counts on one
- * rank alone. It is told, and balanced like any other: the counts are of all ranks. */
-static bool is_one_sided(const wb_rebalance *m, uint32_t layer) {
-    const uint64_t E = m->n_experts, R = m->n_ranks;
-    const double *counts = counts_of(m, layer);
-    if (R == 1 || E < R) return false;
-    uint64_t blocks = 0;
-    for (uint64_t r = 0; r < R; r++) {
-        bool any = false;
-        for (uint64_t e = E * r / R; e < E * (r + 1) / R; e++) any = any || counts[e] > 0;
-        blocks += any;
-    }
-    return blocks == 1;
-}
-
 wb_status wb_rebalance_take_counts(wb_rebalance *m) {
     const size_t n = (size_t)m->n_layers * m->n_experts;
     WB_TRY(wb_comm_agree(m->comm, wb_load_counts(m->load, 0, m->options.phases, m->counts)));
@@ -42,9 +27,11 @@ wb_status wb_rebalance_take_counts(wb_rebalance *m) {
     m->stats.layers_without_load = m->stats.one_sided_layers = 0;
     for (uint32_t l = 0; l < m->n_layers; l++) {
         double sum = 0;
+        uint32_t rank;
         for (uint32_t e = 0; e < m->n_experts; e++) sum += counts_of(m, l)[e];
         m->stats.layers_without_load += sum == 0;
-        m->stats.one_sided_layers += sum > 0 && is_one_sided(m, l);
+        /* It is told, and balanced like any other: the counts are of all ranks. */
+        m->stats.one_sided_layers += wb_load_in_one_block(m->n_experts, counts_of(m, l), m->n_ranks, &rank);
         m->usable[l] = sum > 0;
     }
     return WB_OK;

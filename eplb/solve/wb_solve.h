@@ -111,7 +111,7 @@ WB_API wb_status wb_eplb_solve_counts(const wb_topology *topology, uint32_t n_la
  * layers, of which those are taken; NULL: the rows are the MoE layers, those of TRTLLM in ascending order.
  * ASCEND numbers by hidden layers or from 0. Shapes that do not fit are MISMATCH, with expected and found;
  * NOT_FOUND for a file with no such key and for no file; `path` is named in each message. *layout_out (may be
- * NULL): what was recognised, a static string. */
+ * NULL): what was recognised, a static string; "logical_count" for counts. */
 WB_API wb_status wb_placement_read(const char *path, const wb_topology *topology, uint32_t n_layers,
                                    uint32_t n_experts, const uint32_t *layers, const wb_eplb_options *options,
                                    const char **layout_out, wb_placement **placement_out);

@@ -141,6 +141,9 @@ static void test_tree_refuses(void **unused) {
     refused_tree(PUT("x", "PK\x03\x04 archive"), WB_UNSUPPORTED, "PyTorch");
     refused_tree(PUT("x", "\x80\x02}q\x00."), WB_UNSUPPORTED, "json.dump");
     refused_tree(PUT("x", "\x80\x04\x95"), WB_UNSUPPORTED, "PyTorch");
+    /* YAML: a NUL could be written as JSON, and then not be read again */
+    refused_tree(PUT("x", "a: b\0c"), WB_CORRUPT, "line 1: expected UTF-8 without NUL");
+    refused_tree(PUT("x", "a\0: b"), WB_CORRUPT, "line 1: expected a key and a colon");
     /* JSON */
     refused_tree(put("x", "{\"k\": 1,\n \"k\": 2}"), WB_CORRUPT, "line 2, byte 13: duplicate");
     refused_tree(put("x", "{\"k\": NaN}"), WB_CORRUPT, "line 1");

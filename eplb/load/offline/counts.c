@@ -241,19 +241,17 @@ const double *wb_counts_loads(const wb_counts *counts) {
 }
 
 bool wb_counts_in_one_block(const wb_counts *counts, uint32_t layer, uint32_t n_blocks, uint32_t *block_out) {
-    const uint64_t L = counts->info.n_layers, E = counts->info.n_experts;
+    const size_t L = counts->info.n_layers, E = counts->info.n_experts;
     bool found = false;
     uint32_t block = 0;
-    if (n_blocks < 2) return false;
-    for (uint64_t p = 0; p < counts->info.n_passes; p++)
-        for (uint64_t e = 0; e < E; e++) {
-            if (counts->loads[(p * L + layer) * E + e] == 0) continue;
-            /* The block b with E b / n <= e < E (b + 1) / n, divisions rounding down. */
-            const uint32_t b = (uint32_t)(((e + 1) * n_blocks - 1) / E);
-            if (found && b != block) return false;
-            found = true;
-            block = b;
-        }
+    for (size_t p = 0; p < counts->info.n_passes; p++) {
+        const double *row = counts->loads + (p * L + layer) * E;
+        uint32_t b = 0;
+        if (is_zero(row, E)) continue;
+        if (!wb_load_in_one_block((uint32_t)E, row, n_blocks, &b) || (found && b != block)) return false;
+        found = true;
+        block = b;
+    }
     if (found) *block_out = block;
     return found;
 }

@@ -2,6 +2,7 @@
  * line is its value. */
 #include "placement/offline/yaml_file.h"
 #include "wb_msgpack_scan.h"
+#include "wb_text.h"
 
 #include <ctype.h>
 #include <errno.h>
@@ -156,10 +157,8 @@ static wb_status read_text(yaml *y, json_t **value_out) {
     const size_t begin = y->pos;
     if (strchr("{&*!|>\"'", peek(y))) return refuse(y, "a number, a list or plain text");
     while (!at_end_of_line(y) && peek(y) != '#') y->pos++;
-    errno = 0;
-    json_t *text = json_stringn(y->text + begin, y->pos - begin);
-    if (!text && errno != ENOMEM) return refuse(y, "UTF-8");
-    return give(y, text, value_out);
+    if (!wb_text_ok(y->text + begin, y->pos - begin)) return refuse(y, "UTF-8 without NUL");
+    return give(y, json_stringn_nocheck(y->text + begin, y->pos - begin), value_out);
 }
 
 /* ---- maps ---------------------------------------------------------------------------------------- */

@@ -126,10 +126,20 @@ cp "$scratch/rows.json" "$scratch/rank1.json"
 rows_of '[3,0,0,0,0,0,0,0]' $zeros '[0,0,0,0,0,0,0,1]'
 expect 0 waybill_eplb --loads "$scratch/rank1.json" --loads "$scratch/rows.json" "${small[@]}"
 err_is_empty
-# More than a dispatch can send, and no whole numbers.
+# More than a dispatch can send, no whole numbers, and nothing.
 rows_of '[3e9,0,0,0,0,0,0,1]'
+expect 0 waybill_eplb --loads "$scratch/rows.json" "${small[@]}" --json
+cp "$scratch/out" "$scratch/first"
+rows_of '[3e12,0,0,0,0,0,0,1000]'
+expect 0 waybill_eplb --loads "$scratch/rows.json" "${small[@]}" --json --chart "$scratch/c.svg"
+judge 'other = {r["placement"]: r for r in json.load(open("'"$scratch/first"'"))["rows"]}
+for name in rows:
+    a, b = rows[name], other[name]
+    assert near(a["balancedness"], b["balancedness"]) and abs(a["seconds"] / b["seconds"] - 1000) < 0.01, (a, b)
+    assert abs(a["bound_seconds"] / b["bound_seconds"] - 1000) < 0.01, (a, b)'
+rows_of $zeros $zeros
 expect 1 waybill_eplb --loads "$scratch/rows.json" "${small[@]}"
-err_has "pass 0, MoE layer 0, expert 0: expected at most 2^31 tokens, found 3000000000"
+err_has "rows.json: expected counts, found none in 2 layers"
 rows_of '[0.25,0.5,0.125,1,1,1,1,1]'
 expect 0 waybill_eplb --loads "$scratch/rows.json" "${small[@]}"
 err_is_empty
