@@ -16,6 +16,7 @@ enum { CLI_OK = 0, CLI_DATA = 1, CLI_USAGE = 2 };
 typedef enum cli_type {
     CLI_TEXT,    /* const char *, a word of the command line, not empty */
     CLI_INPUT,   /* const char *, the path of a file that is read */
+    CLI_INPUTS,  /* cli_list of such paths; the option may be given several times */
     CLI_OUTPUT,  /* const char *, the path of a file that is written */
     CLI_NUMBER,  /* uint64_t */
     CLI_DECIMAL, /* double, finite and at least 0 */
@@ -23,6 +24,12 @@ typedef enum cli_type {
 } cli_type;
 
 enum { CLI_MAX_OPTIONS = 64 }; /* of a subcommand */
+enum { CLI_MAX_LIST = 4096 };  /* times that an option is given */
+
+typedef struct cli_list {
+    uint32_t n;
+    const char *items[CLI_MAX_LIST]; /* words of the command line */
+} cli_list;
 
 typedef struct cli_option {
     const char *name;     /* without the dashes */

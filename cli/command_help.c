@@ -74,7 +74,8 @@ static void describe_default(const cli_option *o, const void *options, char *tex
         snprintf(text_out, size, " (default %" PRIu64 ")", *(const uint64_t *)at);
     else if (o->type == CLI_DECIMAL)
         snprintf(text_out, size, " (default %.8g)", *(const double *)at);
-    else if (o->type != CLI_FLAG && o->type != CLI_NUMBER && *(const char *const *)at)
+    else if (o->type != CLI_FLAG && o->type != CLI_NUMBER && o->type != CLI_INPUTS &&
+             *(const char *const *)at)
         snprintf(text_out, size, " (default %s)", *(const char *const *)at);
 }
 

@@ -60,6 +60,14 @@ static int read_text(const cli_command *self, const cli_option *o, const char *t
     return CLI_OK;
 }
 
+static int append_text(const cli_command *self, const cli_option *o, const char *text, cli_list *list) {
+    if (list->n == CLI_MAX_LIST)
+        return cli_usage_error(self, "--%s: expected it at most %d times", o->name, CLI_MAX_LIST);
+    const int code = read_text(self, o, text, &list->items[list->n]);
+    if (code == CLI_OK) list->n++;
+    return code;
+}
+
 /* Reads `text` as the option's value, into the options struct. CLI_OK or the exit code. */
 static int set_value(const cli_command *self, const cli_option *o, const char *text, void *options) {
     void *at = (char *)options + o->offset;
@@ -71,6 +79,8 @@ static int set_value(const cli_command *self, const cli_option *o, const char *t
     case CLI_INPUT:
     case CLI_OUTPUT:
         return read_text(self, o, text, at);
+    case CLI_INPUTS:
+        return append_text(self, o, text, at);
     case CLI_NUMBER:
         return read_number(self, o, text, at);
     default:

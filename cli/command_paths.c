@@ -17,12 +17,18 @@ typedef struct cli_path {
     const char *path;
 } cli_path;
 
-enum { MAX_PATHS = CLI_MAX_OPTIONS + 1 };
+/* DUMP, one path an option, and the list of one option. */
+enum { MAX_INPUTS = 1 + CLI_MAX_OPTIONS + CLI_MAX_LIST, MAX_OUTPUTS = CLI_MAX_OPTIONS };
 
 typedef struct cli_paths {
     size_t n_inputs, n_outputs;
-    cli_path inputs[MAX_PATHS], outputs[MAX_PATHS];
+    cli_path inputs[MAX_INPUTS], outputs[MAX_OUTPUTS];
 } cli_paths;
+
+static void add_list(cli_paths *paths, const char *name, const cli_list *list) {
+    for (uint32_t i = 0; i < list->n && paths->n_inputs < MAX_INPUTS; i++)
+        paths->inputs[paths->n_inputs++] = (cli_path){name, list->items[i]};
+}
 
 static cli_paths paths_of(const cli_command *self, const cli_arguments *arguments) {
     cli_paths paths = {0};
@@ -33,6 +39,7 @@ static cli_paths paths_of(const cli_command *self, const cli_arguments *argument
         if (!(arguments->is_set >> i & 1)) continue;
         if (o->type == CLI_INPUT)
             paths.inputs[paths.n_inputs++] = (cli_path){o->name, *(const char *const *)at};
+        if (o->type == CLI_INPUTS) add_list(&paths, o->name, at);
         if (o->type == CLI_OUTPUT)
             paths.outputs[paths.n_outputs++] = (cli_path){o->name, *(const char *const *)at};
     }

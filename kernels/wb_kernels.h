@@ -574,12 +574,11 @@ typedef struct wb_op_sizes {
     int32_t n_heads, n_kv_heads, head_dim;
     /* keys that a query sees */
     int64_t keys;
-    /* E > 0 where experts are chosen; slots of all ranks, and groups of grouped_matmul */
+    /* E > 0 where experts are chosen; R, slots of all ranks, and groups of grouped_matmul */
     wb_router router;
-    int32_t n_slots, n_groups;
-    /* V; and whether tokens are sampled */
-    int64_t vocab_size;
-    bool samples;
+    int32_t n_sources, n_slots, n_groups;
+    /* V; and the rows of a call of sample */
+    int64_t vocab_size, sampled;
     /* n of sum_squares */
     int64_t summed;
     /* of activations */

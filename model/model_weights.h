@@ -66,13 +66,14 @@ struct wb_model {
     size_t dispatch_length;
     int32_t *dispatch_host; /* one table on its way */
 
-    /* Of copies whose experts travel (model_copy_travel.c): as large as the largest so far. */
-    wb_slot_traffic copied;
-    wb_buffer copy_scratch;
     /* For moves of experts (expert_store.c). */
     wb_buffer shadow_slots;
     wb_attached_slots *attached; /* [n_attached] */
     size_t n_attached, max_attached;
+
+    /* Of copies whose experts travel (model_copy_travel.c): as large as the largest so far. */
+    wb_slot_traffic copied;
+    wb_buffer copy_scratch;
 
     wb_buffer cos_table, sin_table; /* f32 [max_positions, head_dim / 2] */
 

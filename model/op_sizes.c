@@ -22,6 +22,7 @@ wb_status wb_reserve_ops(const wb_model *model, const wb_sizes *sizes, int64_t k
                               .head_dim = config->head_dim,
                               .keys = keys,
                               .router = config->router,
+                              .n_sources = model->n_ranks,
                               .n_slots = wb_model_n_slots(model),
                               .n_groups = (int32_t)wb_model_local_slots(model),
                               .vocab_size = config->vocab_size,

@@ -73,6 +73,8 @@ static wb_status check_sequence(const wb_pack *p, uint32_t i) {
 
 /* ---- what ranks tell each other ------------------------------------------------------------------ */
 
+enum { MOST_SEQUENCES = 1 << 30 };
+
 /* What lives only while the packing is made. */
 typedef struct gathering {
     wb_owner memory;
@@ -148,8 +150,8 @@ static wb_status reserve_all(wb_pack *p, gathering *g) {
         g->recv_offsets[r] = n * bytes;
         g->recv_bytes[r] = g->n_of_rank[r] * bytes;
         n += g->n_of_rank[r];
-        if (n > INT32_MAX)
-            return wb_fail(WB_CAPACITY, "packing: expected at most %d sequences, found more", INT32_MAX);
+        if (n > MOST_SEQUENCES)
+            return wb_fail(WB_CAPACITY, "packing: expected at most %d sequences, found more", MOST_SEQUENCES);
     }
     p->home_start[p->n_ranks] = p->n = (uint32_t)n;
     p->stats.gathered_bytes = (n - p->n_own) * bytes;

@@ -1,8 +1,7 @@
-/* pack_search.c - sequences into micro-batches and over ranks. First the longest sequence into the bin, one
- * a micro-batch and rank, that has the least attention and room for it; then exchanges of two sequences and
- * moves of one that lower the cost: of each micro-batch the most attention of a rank, and the distance of its
- * counts from its share of the step's. Owns: the arithmetic of both. Refuses: libm and time, which differ
- * between ranks. */
+/* pack_search.c - exchanges of two sequences, and moves of one, that lower the cost of a packing: of each
+ * micro-batch the most attention of a rank, and the distance of its counts from its share of the step's. A
+ * bin is a micro-batch's part of a rank. Owns: the arithmetic of both. Refuses: libm and time, which
+ * differ between ranks. */
 #include "pack_search.h"
 
 #include "wb_check.h"
@@ -12,7 +11,15 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { LANES = 8, TRIALS_OF_ONE = 200, MIN_TRIALS = 20000, MAX_TRIALS = 2000000, NEIGHBOURS = 16 };
+enum {
+    LANES = 8,
+    TRIALS_OF_ONE = 200,
+    MIN_TRIALS = 20000,
+    MAX_TRIALS = 2000000,
+    NEIGHBOURS = 16,
+    PATIENCE_OF_ONE = 40,
+    SHAKES = 4
+};
 
 typedef struct packing {
     wb_owner memory;
@@ -20,121 +27,23 @@ typedef struct packing {
     uint32_t M, n_bins;
     uint32_t *order;   /* [n] sequences by descending rows, then ascending number */
     uint32_t *bins;    /* [n] of each sequence; the caller's */
-    uint32_t *heap;    /* [bins] by attention, then number */
-    uint32_t *aside;   /* [bins] taken from the heap without room */
     double *attention; /* [bins] */
     int64_t *rows;     /* [bins] */
     double *peak;      /* [M] the most attention of a rank */
+    double *sum;       /* [padded] of all sketches */
     float *centred;    /* [n][padded] sketch less the sequence's share of the sum of all */
     double *deviation; /* [M][padded] sum of them */
     double *distance;  /* [M] its length */
     size_t padded;     /* width, rounded up to LANES */
     uint64_t random;
+    uint32_t *best; /* [n] the bins of the best packing so far */
+    double best_cost;
 } packing;
 
 double wb_pack_unevenness(double per_choice, uint32_t n_ranks, uint32_t n_layers) {
     if (n_ranks < 2) return 0;
     const double ln = 0.6931471805599453 * (31 - __builtin_clz(n_ranks));
     return per_choice * sqrt(2 * ln * n_layers / n_ranks);
-}
-
-/* ---- the packing to begin with ------------------------------------------------------------------ */
-
-static bool is_less(const packing *k, uint32_t a, uint32_t b) {
-    if (k->attention[a] != k->attention[b]) return k->attention[a] < k->attention[b];
-    return a < b;
-}
-
-static void sink(packing *k, uint32_t n, uint32_t i) {
-    const uint32_t bin = k->heap[i];
-    for (uint32_t child; (child = 2 * i + 1) < n; i = child) {
-        if (child + 1 < n && is_less(k, k->heap[child + 1], k->heap[child])) child++;
-        if (!is_less(k, k->heap[child], bin)) break;
-        k->heap[i] = k->heap[child];
-    }
-    k->heap[i] = bin;
-}
-
-static void rise(packing *k, uint32_t i) {
-    const uint32_t bin = k->heap[i];
-    for (; i > 0 && is_less(k, bin, k->heap[(i - 1) / 2]); i = (i - 1) / 2) k->heap[i] = k->heap[(i - 1) / 2];
-    k->heap[i] = bin;
-}
-
-static void put(packing *k, uint32_t bin, uint32_t sequence) {
-    k->bins[sequence] = bin;
-    k->rows[bin] += k->p->rows[sequence];
-    k->attention[bin] += k->p->attention[sequence];
-}
-
-/* Into the bin with the least attention that has room; false where none has. */
-static bool place(packing *k, uint32_t sequence) {
-    uint32_t n = k->n_bins, n_aside = 0;
-    while (n > 0 && k->rows[k->heap[0]] + k->p->rows[sequence] > k->p->max_rows) {
-        k->aside[n_aside++] = k->heap[0];
-        k->heap[0] = k->heap[--n];
-        if (n > 0) sink(k, n, 0);
-    }
-    if (n > 0) {
-        put(k, k->heap[0], sequence);
-        sink(k, n, 0);
-    }
-    for (uint32_t i = 0; i < n_aside; i++) {
-        k->heap[n] = k->aside[i];
-        rise(k, n++);
-    }
-    return n > n_aside;
-}
-
-static bool place_all(packing *k) {
-    memset(k->rows, 0, k->n_bins * sizeof *k->rows);
-    memset(k->attention, 0, k->n_bins * sizeof *k->attention);
-    for (uint32_t b = 0; b < k->n_bins; b++) k->heap[b] = b;
-    for (uint32_t i = 0; i < k->p->n; i++)
-        if (!place(k, k->order[i])) return false;
-    return true;
-}
-
-typedef struct sort_key {
-    uint32_t rows, number;
-} sort_key;
-
-static int by_rows(const void *a, const void *b) {
-    const sort_key *x = a, *y = b;
-    if (x->rows != y->rows) return x->rows < y->rows ? 1 : -1;
-    return (x->number > y->number) - (x->number < y->number);
-}
-
-static wb_status sort_sequences(packing *k) {
-    sort_key *keys;
-    WB_TRY(WB_NEW(keys, k->p->n, "packing"));
-    for (uint32_t i = 0; i < k->p->n; i++) keys[i] = (sort_key){k->p->rows[i], i};
-    qsort(keys, k->p->n, sizeof *keys, by_rows);
-    for (uint32_t i = 0; i < k->p->n; i++) k->order[i] = keys[i].number;
-    free(keys);
-    return WB_OK;
-}
-
-static wb_status reserve_bins(packing *k) {
-    const char *what = "packing: bins";
-    k->n_bins = k->M * k->p->n_ranks;
-    WB_TRY(WB_OWN(&k->memory, k->heap, k->n_bins, what));
-    WB_TRY(WB_OWN(&k->memory, k->aside, k->n_bins, what));
-    WB_TRY(WB_OWN(&k->memory, k->attention, k->n_bins, what));
-    WB_TRY(WB_OWN(&k->memory, k->rows, k->n_bins, what));
-    return WB_OK;
-}
-
-/* From the fewest micro-batches whose rows could hold all sequences, one more until each has found room: at
- * the latest with a bin for each sequence. */
-static wb_status start(packing *k) {
-    int64_t all = 0;
-    for (uint32_t i = 0; i < k->p->n; i++) all += k->p->rows[i];
-    const int64_t room = k->p->max_rows * (int64_t)k->p->n_ranks;
-    for (k->M = (uint32_t)((all + room - 1) / room);; k->M++) {
-        WB_TRY(reserve_bins(k));
-        if (place_all(k)) return WB_OK;
-    }
 }
 
 /* ---- distances ---------------------------------------------------------------------------------- */
@@ -171,25 +80,34 @@ static void add_to(const packing *k, uint32_t m, uint32_t sequence, double sign)
     for (size_t i = 0; i < k->padded; i++) deviation[i] += sign * (double)centred[i];
 }
 
-static wb_status centre(packing *k) {
+/* Room for the micro-batches that there are. */
+static wb_status reserve(packing *k) {
+    const char *what = "packing: bins";
+    k->n_bins = k->M * k->p->n_ranks;
+    k->padded = ((size_t)k->p->width + LANES - 1) / LANES * LANES;
+    const size_t row = k->padded * sizeof(double);
+    WB_TRY(WB_OWN(&k->memory, k->best, k->p->n, what));
+    WB_TRY(WB_OWN(&k->memory, k->attention, k->n_bins, what));
+    WB_TRY(WB_OWN(&k->memory, k->rows, k->n_bins, what));
+    WB_TRY(WB_OWN(&k->memory, k->peak, k->M, what));
+    WB_TRY(WB_OWN(&k->memory, k->distance, k->M, what));
+    WB_TRY(WB_OWN_ALLOC(&k->memory, k->deviation, k->M, row, what));
+    WB_TRY(WB_OWN(&k->memory, k->sum, k->padded, what));
+    return WB_OWN_ALLOC(&k->memory, k->centred, k->p->n, k->padded * sizeof *k->centred, "packing: sketches");
+}
+
+static void centre(packing *k) {
     const pack_problem *p = k->p;
-    double *sum, rows = 0;
-    k->padded = ((size_t)p->width + LANES - 1) / LANES * LANES;
-    WB_TRY(WB_OWN(&k->memory, sum, k->padded, "packing: sketch"));
-    WB_TRY(WB_OWN_ALLOC(&k->memory, k->centred, p->n, k->padded * sizeof *k->centred, "packing: sketches"));
-    WB_TRY(
-        WB_OWN_ALLOC(&k->memory, k->deviation, k->M, k->padded * sizeof *k->deviation, "packing: sketches"));
-    WB_TRY(WB_OWN(&k->memory, k->distance, k->M, "packing: distances"));
-    WB_TRY(WB_OWN(&k->memory, k->peak, k->M, "packing: peaks"));
+    const size_t width = p->width;
+    double rows = 0;
     for (uint32_t s = 0; s < p->n; s++) {
-        for (size_t i = 0; i < p->width; i++) sum[i] += p->sketches[s * (size_t)p->width + i];
+        for (size_t i = 0; i < width; i++) k->sum[i] += p->sketches[s * width + i];
         rows += p->rows[s];
     }
     for (uint32_t s = 0; s < p->n; s++)
-        for (size_t i = 0; i < p->width; i++)
+        for (size_t i = 0; i < width; i++)
             k->centred[s * k->padded + i] =
-                (float)(p->sketches[s * (size_t)p->width + i] - sum[i] * (p->rows[s] / rows));
-    return WB_OK;
+                (float)(p->sketches[s * width + i] - k->sum[i] * (p->rows[s] / rows));
 }
 
 /* The most attention of a rank in a micro-batch, two of its bins left out. */
@@ -200,7 +118,14 @@ static double peak_without(const packing *k, uint32_t m, uint32_t bin, uint32_t 
     return max;
 }
 
+/* All that follows from the bins alone. */
 static void settle(packing *k) {
+    memset(k->rows, 0, k->n_bins * sizeof *k->rows);
+    memset(k->attention, 0, k->n_bins * sizeof *k->attention);
+    for (uint32_t s = 0; s < k->p->n; s++) {
+        k->rows[k->bins[s]] += k->p->rows[s];
+        k->attention[k->bins[s]] += k->p->attention[s];
+    }
     memset(k->deviation, 0, k->M * k->padded * sizeof *k->deviation);
     for (uint32_t s = 0; s < k->p->n; s++) add_to(k, k->bins[s] / k->p->n_ranks, s, 1);
     for (uint32_t m = 0; m < k->M; m++) {
@@ -309,30 +234,88 @@ static exchange propose(packing *k) {
     return x;
 }
 
-static void improve(packing *k) {
-    int64_t trials = (int64_t)k->p->n * TRIALS_OF_ONE;
-    trials = trials < MIN_TRIALS ? MIN_TRIALS : trials > MAX_TRIALS ? MAX_TRIALS : trials;
+static double cost_of(const packing *k) {
     double cost = k->p->unevenness * total_distance(k);
     for (uint32_t m = 0; m < k->M; m++) cost += k->peak[m];
-    while (trials-- > 0) {
+    return cost;
+}
+
+/* Keeps the packing where it is better than the best so far; else goes back to that. */
+static void keep_best(packing *k) {
+    const double cost = cost_of(k);
+    const bool better = cost < k->best_cost;
+    memcpy(better ? k->best : k->bins, better ? k->bins : k->best, k->p->n * sizeof *k->bins);
+    if (better)
+        k->best_cost = cost;
+    else
+        settle(k);
+}
+
+/* Some exchanges that fit, whatever they cost. Distances, which weigh may leave out, are settled at the
+ * end. */
+static void shake(packing *k) {
+    for (int done = 0, tried = 0; done < SHAKES && tried < PATIENCE_OF_ONE; tried++) {
         exchange x = propose(k);
         if (x.from == x.to || !fits(k, &x)) continue;
-        /* Less than rounding errors is no gain. */
-        if (weigh(k, &x) < -1e-12 * cost) carry_out(k, &x);
+        weigh(k, &x);
+        carry_out(k, &x);
+        done++;
     }
+    settle(k);
+}
+
+/* Exchanges that lower the cost; when there has been none for long, a shake of the best packing. A small step
+ * is searched many times over, a large one once. */
+static void improve(packing *k) {
+    int64_t trials = (int64_t)k->p->n * TRIALS_OF_ONE, idle = 0;
+    const int64_t patience = (int64_t)k->p->n * PATIENCE_OF_ONE;
+    trials = trials < MIN_TRIALS ? MIN_TRIALS : trials > MAX_TRIALS ? MAX_TRIALS : trials;
+    k->best_cost = cost_of(k);
+    memcpy(k->best, k->bins, k->p->n * sizeof *k->bins);
+    const double least = 1e-12 * k->best_cost; /* less than rounding errors is no gain */
+    for (; trials > 0; trials--) {
+        exchange x = propose(k);
+        const bool gains = x.from != x.to && fits(k, &x) && weigh(k, &x) < -least;
+        if (gains) carry_out(k, &x);
+        idle = gains ? 0 : idle + 1;
+        if (idle < patience) continue;
+        keep_best(k);
+        shake(k);
+        idle = 0;
+    }
+    keep_best(k);
+}
+
+/* Micro-batches that lost all sequences are left out, where room was for fewer. */
+static void drop_empty(packing *k) {
+    uint32_t kept = 0;
+    for (uint32_t m = 0; m < k->M; m++) {
+        bool any = false;
+        for (uint32_t s = 0; s < k->p->n; s++) {
+            const uint32_t bin = k->bins[s];
+            if (bin / k->p->n_ranks != m) continue;
+            k->bins[s] = kept * k->p->n_ranks + bin % k->p->n_ranks;
+            any = true;
+        }
+        kept += any;
+    }
+    k->M = kept;
+    k->n_bins = kept * k->p->n_ranks;
+    settle(k);
 }
 
 /* ---- the search --------------------------------------------------------------------------------- */
 
 static wb_status search(packing *k, pack_answer *answer) {
     WB_TRY(WB_OWN(&k->memory, k->order, k->p->n, "packing"));
-    WB_TRY(sort_sequences(k));
-    WB_TRY(start(k));
-    WB_TRY(centre(k));
+    WB_TRY(wb_pack_order(k->p, k->order));
+    WB_TRY(wb_pack_start(k->p, k->order, k->bins, &k->M));
+    WB_TRY(reserve(k));
+    centre(k);
     settle(k);
     answer->distance_before = total_distance(k);
     improve(k);
-    settle(k);
+    drop_empty(k);
     answer->n_micro_batches = k->M;
     answer->distance = total_distance(k);
     for (uint32_t b = 0; b < k->n_bins; b++) answer->mean_attention += k->attention[b] / k->p->n_ranks;

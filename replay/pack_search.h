@@ -23,6 +23,16 @@ typedef struct pack_answer {
     double distance_before, distance;     /* sums over micro-batches: of the packing to begin with, and now */
 } pack_answer;
 
+/* ---- pack_start.c ----------------------------------------------------------------------------- */
+
+/* order_out [n]: sequences by descending rows, then ascending number. */
+wb_status wb_pack_order(const pack_problem *problem, uint32_t *order_out);
+/* A packing that does not look at sketches: bins_out [n] as wb_pack_search's. */
+wb_status wb_pack_start(const pack_problem *problem, const uint32_t *order, uint32_t *bins_out,
+                        uint32_t *n_micro_batches_out);
+
+/* ---- pack_search.c ---------------------------------------------------------------------------- */
+
 /* bins_out [n]: micro-batch * n_ranks + rank. The same on every machine. OUT_OF_MEMORY is the only
  * failure. */
 wb_status wb_pack_search(const pack_problem *problem, uint32_t *bins_out, pack_answer *answer_out);

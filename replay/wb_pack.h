@@ -32,7 +32,7 @@ extern "C" {
  * where unevenness, what the rank with the most rows has beyond the mean, summed over layers, is expected of
  * a placement that is even on the whole step: sqrt(2 ln R * L * D / R), D being the squared distance of the
  * micro-batch's counts [L][E] from its share of the step's. It is the largest of R sums of 1 / R of the
- * experts each, whose deviations are normal. */
+ * experts each, whose deviations are normal; for ln R counts the power of two that is not above R. */
 typedef struct wb_pack_cost {
     double per_row;    /* a row through everything but experts, all layers together */
     double per_pair;   /* a query with a key, all layers together */
@@ -77,9 +77,12 @@ typedef struct wb_pack wb_pack;
  * sketch of its counts [L][E], L * E numbers but 256 at most: each expert of each layer is added to one of
  * them or taken from it, which keeps distances (a count sketch). In all 4 * (2 + min(L * E, 256)) bytes a
  * sequence in one exchange, one of 8 bytes a rank before it, and a sum of the loads, 8 * M * L * E bytes.
+ * While it packs, a rank holds about three times as many bytes for all sequences. CAPACITY beyond 2^30
+ * sequences.
  *
- * `model` is that of the records. INVALID_ARGUMENT names the sequence that is not as described, by its rid;
- * PEER where ranks have other options or another model. Collective. */
+ * `model` is that of the records, its list of layers borrowed until wb_pack_close. INVALID_ARGUMENT names the
+ * sequence that is not as described, by its rid; PEER where ranks have other options or another model.
+ * Collective. */
 WB_API wb_status wb_pack_open(wb_comm *comm, const wb_route_model *model, const wb_pack_options *options,
                               uint32_t n, const wb_pack_sequence *sequences, wb_pack **pack_out);
 WB_API void wb_pack_close(wb_pack *pack); /* NULL is a no-op */
@@ -109,8 +112,8 @@ typedef struct wb_pack_item {
 } wb_pack_item;
 
 /* Sends each sequence that is trained elsewhere to its rank: its record, whole, and `extra_bytes` of what
- * belongs to it (a reward, an advantage), from `extras` [n][extra_bytes], in the order of the sequences, which
- * is borrowed until wb_pack_close. Once. Collective. */
+ * belongs to it (a reward, an advantage), from `extras` [n][extra_bytes], in the order of the sequences,
+ * which is borrowed until wb_pack_close. Once. Collective. */
 WB_API wb_status wb_pack_move(wb_pack *pack, wb_comm *comm, size_t extra_bytes, const void *extras);
 /* This rank's sequences of a micro-batch, [*n_out], by home and index; NULL before wb_pack_move. Owner:
  * pack. */

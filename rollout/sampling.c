@@ -19,7 +19,7 @@ static wb_status reserve_kept(wb_sampler *sampler, int64_t n) {
 
 wb_status wb_sampler_open(wb_workspace *workspace, int64_t vocab_size, size_t max_sampled,
                           wb_sampler *sampler) {
-    const wb_op_sizes most = {.vocab_size = vocab_size, .samples = true};
+    const wb_op_sizes most = {.vocab_size = vocab_size, .sampled = (int64_t)max_sampled};
     sampler->device = workspace->device;
     sampler->vocab_size = vocab_size;
     sampler->workspace = workspace;

@@ -108,8 +108,9 @@ WB_API wb_status wb_engine_submit(wb_engine *engine, const wb_request *request);
  * both versions, when ranks have weights of different versions, or different weights by the name of one
  * version (compared by a digest of samples of what all ranks hold alike). All records are then as before the
  * step, which may be tried again: when the request that the message names has been aborted, or the weights
- * set on the rank that lags. Only a failure inside a forward over several ranks can leave them out of step,
- * and the caller gives up (wb_comm_abort). Collective. */
+ * set on the rank that lags. Where layers keep state of a fixed size, all running requests are preempted.
+ * Only a failure inside a forward over several ranks can leave them out of step, and the caller gives up
+ * (wb_comm_abort). Collective. */
 WB_API wb_status wb_engine_step(wb_engine *engine, bool *busy_out);
 
 /* A finished request. `record` (tokens, logprobs at temperature 1, sampling with sampling_logprobs, spans,

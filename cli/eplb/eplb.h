@@ -11,27 +11,39 @@
 enum { EPLB_MAX_SOLVERS = WB_EPLB_N_ALGORITHMS };
 
 typedef struct eplb_settings {
-    const char *dump; /* NULL: synthetic */
+    const char *dump;       /* NULL: the loads, or synthetic */
+    const cli_list *loads;  /* files; NULL: not from files */
+    wb_moe_layers moe;      /* of the loads' model; no layers: not known. Its array is the next */
+    uint32_t *moe_layers;   /* [moe.n_moe] or NULL */
+    uint32_t model_experts; /* E of --model; 0: not given */
     wb_synthetic synthetic;
-    uint32_t n_experts, n_layers, top_k; /* of synthetic loads */
-    uint32_t n_steps;                    /* of synthetic loads */
-    uint32_t n_batches;                  /* M micro-batches of a step */
-    uint64_t step_records;               /* records of a step; 0: the dump's own steps */
-    uint32_t hidden, expert_width;       /* of the cost model's expert */
-    bool sizes_given;                    /* else they are assumed */
-    wb_topology topology;                /* its `dead` is the array below, or NULL */
-    uint8_t *dead;                       /* [R] or NULL */
+    uint32_t n_experts, n_layers;  /* of synthetic loads */
+    uint32_t top_k;                /* of synthetic loads and of --model; else 0 */
+    uint32_t n_steps;              /* of synthetic loads */
+    uint32_t n_batches;            /* M micro-batches of a step */
+    uint64_t step_records;         /* records of a step; 0: the dump's own steps */
+    uint32_t hidden, expert_width; /* of the cost model's expert */
+    bool sizes_given;              /* else they are assumed */
+    wb_topology topology;          /* its `dead` is the array below, or NULL */
+    uint8_t *dead;                 /* [R] or NULL */
     wb_dispatch_policy dispatch;
     uint32_t n_solvers;
     wb_eplb_algorithm solvers[EPLB_MAX_SOLVERS];
-    wb_eplb_options options; /* of the solvers; its cost model is the run's */
+    wb_eplb_options options;          /* of the solvers; its cost model is the run's */
+    wb_eplb_algorithm init_algorithm; /* of counts to start from */
     const char *init_path, *save_path, *chart_path;
+    wb_map_layout save_as;
     bool json;
 } eplb_settings;
 
 /* What the command line asks for. CLI_OK or the exit code, and then the fault has been said. */
 int eplb_settings_read(const cli_command *self, const cli_arguments *arguments, eplb_settings *settings_out);
 void eplb_settings_free(eplb_settings *settings);
+
+/* ---- layers (eplb_layers.c) -------------------------------------------------------------------- */
+
+/* The MoE layers of --moe-layers or --model, and what else a model says. CLI_OK or the exit code. */
+int eplb_read_layers(const cli_command *self, const cli_arguments *arguments, eplb_settings *settings);
 
 /* ---- the run (eplb_run.c) -------------------------------------------------------------------- */
 
@@ -45,7 +57,11 @@ typedef struct eplb_source eplb_source;
 
 typedef struct eplb_source_info {
     const char *name; /* of the model, or the kind of synthetic loads; owner: the source */
-    uint32_t n_layers, n_experts, top_k, n_steps, n_batches;
+    uint32_t n_layers, n_experts, n_steps, n_batches;
+    uint32_t top_k;         /* 0: not known */
+    const uint32_t *layers; /* [L] the hidden layer of each MoE layer; NULL: not known; owner: the source */
+    double pass_tokens;     /* of loads: choices of a pass in one layer, a mean over those that have any */
+    uint32_t n_passes;      /* of loads */
     uint64_t records, rows; /* of a dump, taken so far */
     uint64_t skipped;       /* records of a dump that are in no step, because they have no valid row */
     const char *steps_by;   /* of a dump, what makes a step (eplb_dump_steps.h); owner: the source */
@@ -63,6 +79,8 @@ wb_status eplb_source_take_step(eplb_source *source, uint32_t step,
 const double *eplb_source_loads(const eplb_source *source);
 /* Of the step taken; its ctx is the source. */
 wb_traffic eplb_source_traffic(eplb_source *source);
+/* Of loads; NULL for other sources. Owner: the source. */
+const wb_counts *eplb_source_counts(const eplb_source *source);
 
 /* ---- what was found -------------------------------------------------------------------------- */
 
@@ -71,6 +89,7 @@ typedef struct eplb_figures {
     double balancedness; /* the placement made from the step's own loads */
     double stale;        /* the placement of the step before, on this step's tokens */
     double balancedness_time, min_layer;
+    double max_over_mean, max_layer; /* of loads alone: max / mean, and the worst layer's */
     double seconds, bound_seconds, transfer_node_bytes, transfer_network_bytes;
     double changed_slots, local_bytes, node_bytes, network_bytes, reload_bytes, move_seconds;
     double solve_seconds;
@@ -92,6 +111,9 @@ typedef struct eplb_run {
     const eplb_settings *settings;
     const wb_topology *topology; /* with all arrays */
     eplb_source_info source;
+    const wb_counts *counts; /* of loads, or NULL */
+    const char *init_layout; /* what --init is, a static string; NULL without */
+    bool init_solved;        /* counts or a dump, by settings->init_algorithm */
     uint32_t n_rows;
     eplb_row rows[EPLB_MAX_ROWS]; /* none, the solvers in the order asked for, fake */
 } eplb_run;
@@ -107,6 +129,9 @@ eplb_row *eplb_result_row(eplb_run *run);
 
 /* Solves and simulates every row in every step. */
 wb_status eplb_run_steps(eplb_run *run, eplb_source *source);
+
+/* Says on standard error which layers' counts lie in one rank's experts (rule 33). */
+void eplb_warn_of_one_rank(const eplb_run *run);
 
 /* The chart of the last step: all layers, and the one that is worst without balancing. */
 wb_status eplb_draw(eplb_run *run, eplb_source *source);

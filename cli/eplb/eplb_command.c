@@ -46,7 +46,9 @@ static const cli_option table[] = {
      .offset = FIELD(batches),
      .min = 1,
      .max = 65536,
-     .help = "micro-batches of a step; those of a DUMP have about equal numbers of rows"},
+     .default_text = "4, of --loads 1",
+     .help =
+         "micro-batches of a step: of a DUMP of about equal numbers of rows, of --loads passes of a file"},
     {.name = "step-records",
      .argument = "N",
      .type = CLI_NUMBER,
@@ -60,6 +62,28 @@ static const cli_option table[] = {
      .help =
          "records of a step, instead of the dump's own steps: the records finished under one weight version, "
          "or where records have none, those of one file"},
+    {.name = "loads",
+     .argument = "FILE",
+     .type = CLI_INPUTS,
+     .offset = FIELD(loads),
+     .heading = "Or counts of tokens, of which balancedness is told for replicas that share evenly",
+     .help = "logical_count [layers][E] or [passes][layers][E], in JSON, msgpack or SGLang's recorder file "
+             "(.pt), or "
+             "such an array alone; given several times, for the files of all ranks, these are summed"},
+    {.name = "moe-layers",
+     .argument = "LIST",
+     .type = CLI_TEXT,
+     .offset = FIELD(moe_layers),
+     .belongs_to = LOADS_ONLY,
+     .default_text = "every row",
+     .help = "hidden layers that are MoE layers, \"3-60\" or \"0,2,4\", when a file has rows for all hidden "
+             "layers"},
+    {.name = "model",
+     .argument = "DIR",
+     .type = CLI_INPUT,
+     .offset = FIELD(model),
+     .belongs_to = LOADS_ONLY,
+     .help = "the same and the sizes of --hidden and --expert-width, from a model's config.json"},
     {.name = "synthetic",
      .argument = "KIND",
      .type = CLI_TEXT,
@@ -143,7 +167,10 @@ static const cli_option table[] = {
      .type = CLI_INPUT,
      .offset = FIELD(init),
      .default_text = "trivial",
-     .help = "the placement to start from: a map or counts as JSON or msgpack, or a dump"},
+     .help =
+         "the placement to start from: a map in a layout of --save-as or counts, in JSON, msgpack, YAML or "
+         "PyTorch's file, or a dump; counts are solved by the first of --algorithm, by balanced for all and "
+         "none"},
     {.name = "groups",
      .argument = "G",
      .type = CLI_NUMBER,
@@ -253,6 +280,11 @@ static const cli_option table[] = {
      .type = CLI_OUTPUT,
      .offset = FIELD(save),
      .help = "the last placement of the one algorithm; *.json is JSON, else msgpack"},
+    {.name = "save-as",
+     .argument = "LAYOUT",
+     .type = CLI_TEXT,
+     .offset = FIELD(save_as),
+     .help = "of --save: sglang; vllm or ascend, which are JSON always; or trtllm, YAML unless it is *.json"},
 };
 
 /* What the solvers and the cost model have as defaults comes from the library. */
@@ -262,6 +294,7 @@ static void set_defaults(void *options) {
     *(eplb_arguments *)options = (eplb_arguments){
         .algorithm = "all",
         .dispatch = "quota",
+        .save_as = "sglang",
         .nodes = 1,
         .batches = 4,
         .experts = 256,
@@ -293,8 +326,8 @@ static void set_defaults(void *options) {
 
 const cli_command cli_eplb = {
     .name = "eplb",
-    .summary = "where experts should live: placements compared on a dump or on synthetic loads",
-    .synopsis = "(DUMP | --synthetic KIND) --ranks R --slots S [OPTIONS]",
+    .summary = "where experts should live: placements compared on a dump, on counts or on synthetic loads",
+    .synopsis = "(DUMP | --loads FILE | --synthetic KIND) --ranks R --slots S [OPTIONS]",
     .description =
         "Sends the tokens of each step through the placements of the solvers and prints balancedness, "
         "predicted time and what moves, beside the trivial placement (none), ranks in turn whatever "

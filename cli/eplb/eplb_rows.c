@@ -17,7 +17,7 @@ static wb_status add_row(eplb_run *run, eplb_row row, const wb_placement *first)
 
 /* What an earlier rollout says: a .wbr file or a directory of them. */
 static wb_status open_from_dump(const char *path, const wb_topology *topology, const eplb_source_info *info,
-                                wb_placement **first_out) {
+                                const wb_eplb_options *options, wb_placement **first_out) {
     wb_dump *dump = NULL;
     wb_status status = wb_dump_open(path, &dump);
     if (status != WB_OK) return status;
@@ -27,7 +27,7 @@ static wb_status open_from_dump(const char *path, const wb_topology *topology, c
             wb_fail(WB_MISMATCH,
                     "%s: %" PRIu32 " MoE layers of %" PRIu32 " experts, expected %" PRIu32 " of %" PRIu32,
                     path, m->n_moe_layers, m->num_experts, info->n_layers, info->n_experts);
-    if (status == WB_OK) status = wb_placement_from_dump(dump, topology, first_out);
+    if (status == WB_OK) status = wb_placement_from_dump(dump, topology, options, first_out);
     cli_close_dump(dump);
     return status;
 }
@@ -40,12 +40,23 @@ static bool is_dump(const char *path) {
 }
 
 /* The placement to start from, of the time before ranks failed. */
-static wb_status open_first(const eplb_settings *s, const eplb_source_info *info, wb_placement **first_out) {
+static wb_status open_first(eplb_run *run, wb_placement **first_out) {
+    const eplb_settings *s = run->settings;
+    const eplb_source_info *info = &run->source;
     wb_topology before = s->topology;
+    wb_eplb_options options = s->options;
     before.dead = NULL;
+    options.algorithm = s->init_algorithm;
     if (!s->init_path) return wb_placement_open(&before, info->n_layers, info->n_experts, first_out);
-    if (is_dump(s->init_path)) return open_from_dump(s->init_path, &before, info, first_out);
-    return wb_placement_read(s->init_path, &before, info->n_layers, info->n_experts, first_out);
+    if (is_dump(s->init_path)) {
+        run->init_layout = "dump";
+        run->init_solved = true;
+        return open_from_dump(s->init_path, &before, info, &options, first_out);
+    }
+    const wb_status status = wb_placement_read(s->init_path, &before, info->n_layers, info->n_experts,
+                                               info->layers, &options, &run->init_layout, first_out);
+    run->init_solved = status == WB_OK && strcmp(run->init_layout, "logical_count") == 0;
+    return status == WB_OK ? WB_OK : wb_fail_context(status, "--init");
 }
 
 /* The same after ranks have failed: only experts that they alone had are placed anew. */
@@ -68,7 +79,7 @@ wb_status eplb_open_rows(eplb_run *run) {
     const eplb_settings *s = run->settings;
     const eplb_source_info *info = &run->source;
     wb_placement *first = NULL, *none = NULL;
-    wb_status status = open_first(s, info, &first);
+    wb_status status = open_first(run, &first);
     if (status == WB_OK) status = repair_first(s, info, first, &none);
     if (status == WB_OK) status = add_row(run, (eplb_row){.name = "none", .dispatch = s->dispatch}, none);
     for (uint32_t i = 0; status == WB_OK && i < s->n_solvers; i++)

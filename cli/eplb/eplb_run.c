@@ -11,16 +11,19 @@ static wb_status write_files(eplb_run *run, eplb_source *source) {
     const eplb_settings *s = run->settings;
     fflush(stdout); /* the report comes before what --save /dev/stdout writes; cli_end sees a failure */
     if (s->save_path) {
-        const wb_status status = wb_placement_save(eplb_result_row(run)->placement, s->save_path);
+        const wb_status status =
+            wb_placement_save(eplb_result_row(run)->placement, s->save_path, s->save_as, run->source.layers);
         if (status != WB_OK) return wb_fail_context(status, "--save %s", s->save_path);
     }
     return s->chart_path ? eplb_draw(run, source) : WB_OK;
 }
 
 static int run_source(const cli_command *self, const eplb_settings *settings, eplb_source *source) {
-    eplb_run run = {.settings = settings, .source = eplb_source_get_info(source)};
+    eplb_run run = {
+        .settings = settings, .source = eplb_source_get_info(source), .counts = eplb_source_counts(source)};
     if (wb_topology_check(&settings->topology, run.source.n_experts) != WB_OK)
         return cli_usage_error(self, "%s", wb_error_message());
+    eplb_warn_of_one_rank(&run);
     wb_status status = eplb_open_rows(&run);
     if (status == WB_OK) status = eplb_run_steps(&run, source);
     if (status == WB_OK) {

@@ -12,30 +12,39 @@
 
 /* ---- where tokens come from ------------------------------------------------------------------ */
 
-/* Options of the other source than the one that is on the command line. */
-static int check_use(const cli_command *self, const cli_arguments *arguments) {
+/* Options of another source than the one that is on the command line. */
+static int check_use(const cli_command *self, const cli_arguments *arguments, const eplb_settings *s) {
     for (size_t i = 0; i < self->n_options; i++) {
         const cli_option *o = &self->options[i];
         if (!(arguments->is_set >> i & 1)) continue;
         if (o->belongs_to == DUMP_ONLY && !arguments->dump)
-            return cli_usage_error(self, "--%s is of a DUMP, and --synthetic has none", o->name);
-        if (o->belongs_to == SYNTHETIC_ONLY && arguments->dump)
+            return cli_usage_error(self, "--%s is of a DUMP, and --%s has none", o->name,
+                                   s->loads ? "loads" : "synthetic");
+        if (o->belongs_to == SYNTHETIC_ONLY && (arguments->dump || s->loads))
             return cli_usage_error(self, "--%s is of --synthetic, and %s says its own", o->name,
-                                   arguments->dump);
+                                   s->loads ? s->loads->items[0] : arguments->dump);
+        if (o->belongs_to == LOADS_ONLY && !s->loads)
+            return cli_usage_error(self, "--%s is of --loads, which is not given", o->name);
     }
     return CLI_OK;
 }
 
-/* A DUMP or --synthetic, one of them. */
+/* A DUMP, --loads or --synthetic, one of them. */
 static int set_source(const cli_command *self, const cli_arguments *arguments, const eplb_arguments *a,
                       eplb_settings *s) {
     static const char *const kinds[] = {"zipf", "lognormal", "drift"}; /* in the enum's order */
-    if (!arguments->dump && !a->synthetic) return cli_usage_error(self, "a DUMP or --synthetic is needed");
-    if (arguments->dump && a->synthetic)
-        return cli_usage_error(self, "a DUMP or --synthetic, not both: found %s and %s", arguments->dump,
-                               a->synthetic);
+    const char *const found[] = {arguments->dump, a->loads.n > 0 ? a->loads.items[0] : NULL, a->synthetic};
+    const char *first = NULL;
+    for (int i = 0; i < 3; i++) {
+        if (first && found[i])
+            return cli_usage_error(self, "a DUMP, --loads or --synthetic, not both: found %s and %s", first,
+                                   found[i]);
+        if (found[i]) first = found[i];
+    }
+    if (!first) return cli_usage_error(self, "a DUMP or --synthetic is needed, or --loads");
     s->dump = arguments->dump;
-    if (s->dump) return CLI_OK;
+    if (a->loads.n > 0) s->loads = &a->loads;
+    if (s->dump || s->loads) return CLI_OK;
     int kind = 0;
     while (kind < 3 && strcmp(a->synthetic, kinds[kind]) != 0) kind++;
     if (kind == 3)
@@ -87,6 +96,7 @@ static int add_solver(const cli_command *self, eplb_settings *s, wb_eplb_algorit
 static int set_algorithms(const cli_command *self, const eplb_arguments *a, eplb_settings *s) {
     const char *list = a->algorithm;
     char name[32];
+    s->init_algorithm = WB_EPLB_BALANCED;
     if (strcmp(list, "none") == 0) return CLI_OK;
     if (strcmp(list, "all") == 0) {
         for (int i = 0; i < EPLB_MAX_SOLVERS; i++) s->solvers[i] = (wb_eplb_algorithm)i;
@@ -103,6 +113,7 @@ static int set_algorithms(const cli_command *self, const eplb_arguments *a, eplb
     if (*list != '\0' || s->n_solvers == 0)
         return cli_usage_error(self, "--algorithm: expected names with commas between, found %s",
                                a->algorithm);
+    s->init_algorithm = s->solvers[0];
     return CLI_OK;
 }
 
@@ -141,7 +152,7 @@ static void set_solving(const cli_command *self, const cli_arguments *arguments,
     wb_eplb_options *o = &s->options;
     wb_cost_model *cost = &o->cost;
     *o = wb_eplb_options_default();
-    *cost = wb_cost_model_of((uint32_t)a->hidden, (uint32_t)a->expert_width);
+    *cost = wb_cost_model_of(s->hidden, s->expert_width);
     o->n_groups = (uint32_t)a->groups;
     o->trials = (uint32_t)a->trials;
     o->max_changes = (uint32_t)a->max_changes;
@@ -157,26 +168,43 @@ static void set_solving(const cli_command *self, const cli_arguments *arguments,
                    &cost->network_bytes_per_second);
 }
 
-static int set_paths(const cli_command *self, const eplb_arguments *a, eplb_settings *s) {
+static int set_paths(const cli_command *self, const cli_arguments *arguments, const eplb_arguments *a,
+                     eplb_settings *s) {
     if (a->save && s->n_solvers > 1)
         return cli_usage_error(self, "--save: expected one algorithm, found %" PRIu32, s->n_solvers);
+    if (!a->save && cli_is_set(self, arguments, offsetof(eplb_arguments, save_as)))
+        return cli_usage_error(self, "--save-as is of --save, which is not given");
+    if (wb_map_layout_parse(a->save_as, &s->save_as) != WB_OK)
+        return cli_usage_error(self, "--save-as: %s", wb_error_message());
     s->init_path = a->init;
     s->save_path = a->save;
     s->chart_path = a->chart;
     return CLI_OK;
 }
 
+/* The command line goes before a model's configuration. */
+static int set_sizes(const cli_command *self, const cli_arguments *arguments, const eplb_arguments *a,
+                     eplb_settings *s) {
+    const bool given = cli_is_set(self, arguments, offsetof(eplb_arguments, hidden));
+    if (given != cli_is_set(self, arguments, offsetof(eplb_arguments, expert_width)))
+        return cli_usage_error(self, "--hidden and --expert-width: expected both or neither");
+    const int code = eplb_read_layers(self, arguments, s);
+    if (code != CLI_OK || (s->sizes_given && !given)) return code;
+    s->hidden = (uint32_t)a->hidden;
+    s->expert_width = (uint32_t)a->expert_width;
+    s->sizes_given = given;
+    return CLI_OK;
+}
+
 static int set_all(const cli_command *self, const cli_arguments *arguments, eplb_settings *s) {
     const eplb_arguments *a = arguments->options;
     int code = set_source(self, arguments, a, s);
-    if (code == CLI_OK) code = check_use(self, arguments);
-    if (code == CLI_OK && !s->dump) code = set_synthetic(self, a, s);
+    if (code == CLI_OK) code = check_use(self, arguments, s);
+    if (code == CLI_OK && !s->dump && !s->loads) code = set_synthetic(self, a, s);
     if (code == CLI_OK) code = set_algorithms(self, a, s);
     if (code == CLI_OK) code = set_dead(self, a, s);
-    if (code == CLI_OK) code = set_paths(self, a, s);
-    if (code == CLI_OK && cli_is_set(self, arguments, offsetof(eplb_arguments, hidden)) !=
-                              cli_is_set(self, arguments, offsetof(eplb_arguments, expert_width)))
-        code = cli_usage_error(self, "--hidden and --expert-width: expected both or neither");
+    if (code == CLI_OK) code = set_paths(self, arguments, a, s);
+    if (code == CLI_OK) code = set_sizes(self, arguments, a, s);
     if (code != CLI_OK) return code;
     if (wb_threads_check(a->threads, "--threads") != WB_OK)
         return cli_usage_error(self, "%s", wb_error_message());
@@ -186,11 +214,9 @@ static int set_all(const cli_command *self, const cli_arguments *arguments, eplb
     s->topology.n_nodes = (uint32_t)a->nodes;
     s->topology.n_slots = (uint32_t)a->slots;
     s->n_batches = (uint32_t)a->batches;
+    if (s->loads && !cli_is_set(self, arguments, offsetof(eplb_arguments, batches))) s->n_batches = 1;
     s->step_records = a->step_records;
     s->json = a->json;
-    s->hidden = (uint32_t)a->hidden;
-    s->expert_width = (uint32_t)a->expert_width;
-    s->sizes_given = cli_is_set(self, arguments, offsetof(eplb_arguments, hidden));
     set_solving(self, arguments, a, s);
     return CLI_OK;
 }
@@ -207,4 +233,5 @@ int eplb_settings_read(const cli_command *self, const cli_arguments *arguments, 
 
 void eplb_settings_free(eplb_settings *settings) {
     free(settings->dead);
+    free(settings->moe_layers);
 }

@@ -54,7 +54,25 @@ static wb_status fill_watched(void *ctx, uint32_t batch, uint32_t layer, uint32_
 
 /* ---- one row in one step --------------------------------------------------------------------- */
 
-static void add_simulation(eplb_figures *f, const wb_simulation *s) {
+/* Of loads, balancedness is of replicas that share evenly, as solvers and published tables mean it: a
+ * count is no token that a dispatch could send. Ranks in turn do not look at replicas. */
+static wb_status measure(const eplb_run *run, const eplb_row *row, const wb_traffic *traffic,
+                         const double *loads, wb_simulation *found, wb_even_split *even) {
+    const wb_status status =
+        wb_simulate(row->placement, row->dispatch, traffic, &run->settings->options.cost, NULL, found);
+    *even = (wb_even_split){.max_over_mean = NAN, .max_layer = NAN};
+    if (status != WB_OK || !run->counts || row->dispatch == WB_DISPATCH_FAKE) return status;
+    const wb_status split = wb_even_split_of(row->placement, run->source.n_batches, loads, even);
+    if (split != WB_OK) return split;
+    found->balancedness = even->balancedness;
+    found->balancedness_time = even->balancedness_time;
+    found->min_layer = even->min_layer;
+    return WB_OK;
+}
+
+static void add_simulation(eplb_figures *f, const wb_simulation *s, const wb_even_split *even) {
+    f->max_over_mean = even->max_over_mean;
+    f->max_layer = even->max_layer;
     f->balancedness = s->balancedness;
     f->balancedness_time = s->balancedness_time;
     f->min_layer = s->min_layer;
@@ -78,8 +96,8 @@ static wb_status replace_placement(const eplb_run *run, eplb_row *row, const dou
     options.progress_ctx = progress;
     moving.cost = options.cost;
     double start = seconds_now();
-    wb_status status = wb_eplb_solve(&run->settings->topology, info->n_layers, info->n_experts,
-                                     info->n_batches, loads, &options, &next);
+    wb_status status = wb_eplb_solve_counts(&run->settings->topology, info->n_layers, info->n_experts,
+                                            info->n_batches, loads, &options, &next);
     f->solve_seconds = seconds_now() - start;
     if (status == WB_OK)
         status = wb_move_plan_open(row->placement, next, info->n_layers, NULL, &moving, &plan);
@@ -110,24 +128,25 @@ static wb_status run_row(const eplb_run *run, eplb_row *row, uint32_t step, eplb
                          run_progress *progress) {
     watched_traffic watched = {eplb_source_traffic(source), progress, run->source.n_layers};
     wb_traffic traffic = {watched.traffic.n_batches, fill_watched, &watched};
-    const wb_cost_model *cost = &run->settings->options.cost;
+    const double *loads = eplb_source_loads(source);
     eplb_figures *f = &row->steps[step];
     wb_simulation found;
+    wb_even_split even;
     if (row->refused) return WB_OK;
     progress->what = row->name;
     f->stale = NAN;
     if (row->solves && step > 0) {
-        wb_status status = wb_simulate(row->placement, row->dispatch, &traffic, cost, NULL, &found);
+        wb_status status = measure(run, row, &traffic, loads, &found, &even);
         if (status != WB_OK) return status;
         f->stale = found.balancedness;
     }
     if (row->solves) {
-        wb_status status = replace_placement(run, row, eplb_source_loads(source), progress, f);
+        wb_status status = replace_placement(run, row, loads, progress, f);
         if (status != WB_OK) return refuse(run, row, status);
     }
-    wb_status status = wb_simulate(row->placement, row->dispatch, &traffic, cost, NULL, &found);
+    wb_status status = measure(run, row, &traffic, loads, &found, &even);
     if (status != WB_OK) return status;
-    add_simulation(f, &found);
+    add_simulation(f, &found, &even);
     if (!row->solves && step > 0) f->stale = f->balancedness; /* nothing that ages */
     return WB_OK;
 }

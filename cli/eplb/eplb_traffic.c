@@ -1,6 +1,6 @@
-/* eplb_traffic.c - steps of micro-batches for `waybill eplb`: a dump's records in file order, or synthetic
- * loads. Owns: how synthetic tokens are dealt to source ranks. Refuses: walking records (wb_dump_counts does,
- * once a step), counts of more than one step in memory. */
+/* eplb_traffic.c - steps of micro-batches for `waybill eplb`: a dump's records in file order, passes of
+ * files of counts, or synthetic loads. Owns: how tokens of loads are dealt to source ranks. Refuses:
+ * walking records (wb_dump_counts does, once a step), counts of more than one step in memory. */
 #include "eplb/eplb.h"
 #include "eplb/eplb_dump_steps.h"
 
@@ -14,17 +14,21 @@ typedef struct deal {
     uint32_t even, first, more;
 } deal;
 
+/* What the quota dispatch takes of one expert. */
+#define MAX_TOKENS 2147483648.0
+
 struct eplb_source {
     eplb_source_info info;
     uint32_t n_ranks, n_live;
     uint32_t *live; /* [n_live] ranks that have tokens */
-    double *loads;  /* [M][L][E] synthetic: of the present step */
+    double *loads;  /* [M][L][E] of the present step; not of a dump */
     wb_synthetic synthetic;
-    deal *deals;            /* [E] synthetic: of the counts being made */
-    wb_dump *dump;          /* NULL: synthetic */
+    deal *deals;            /* [E] of the counts being made; not of a dump */
+    wb_counts *file_counts; /* of loads; NULL: another source */
+    wb_dump *dump;          /* NULL: another source */
     eplb_steps steps;       /* of the dump */
     wb_topology topology;   /* the settings' */
-    wb_dump_counts *counts; /* of the present step */
+    wb_dump_counts *counts; /* of the present step of a dump */
 };
 
 static wb_status no_memory(void) {
@@ -47,7 +51,58 @@ static wb_status take_dump_step(eplb_source *s, uint32_t step,
     return WB_OK;
 }
 
-/* ---- synthetic ------------------------------------------------------------------------------- */
+/* ---- files of counts --------------------------------------------------------------------------- */
+
+/* A step's passes; the last step may have fewer, and then batches without tokens. */
+static wb_status take_passes(eplb_source *s, uint32_t step) {
+    const uint32_t M = s->info.n_batches, first = step * M, left = s->info.n_passes - first;
+    const size_t cells = (size_t)s->info.n_layers * s->info.n_experts, n = left < M ? left : M;
+    memset(s->loads, 0, M * cells * sizeof *s->loads);
+    memcpy(s->loads, wb_counts_loads(s->file_counts) + first * cells, n * cells * sizeof *s->loads);
+    for (size_t i = 0; i < n * cells; i++)
+        if (s->loads[i] > MAX_TOKENS)
+            return wb_fail(
+                WB_CAPACITY,
+                "--loads: pass %zu, MoE layer %zu, expert %zu: expected at most 2^31 tokens, found %.0f",
+                first + i / cells, i % cells / s->info.n_experts, i % s->info.n_experts, s->loads[i]);
+    return WB_OK;
+}
+
+/* Mean over the (pass, layer) that have a count. */
+static double mean_tokens(const eplb_source_info *info, const double *loads) {
+    const size_t rows = (size_t)info->n_passes * info->n_layers;
+    double total = 0;
+    size_t n = 0;
+    for (size_t i = 0; i < rows; i++) {
+        double sum = 0;
+        for (uint32_t e = 0; e < info->n_experts; e++) sum += loads[i * info->n_experts + e];
+        total += sum;
+        n += sum > 0;
+    }
+    return n > 0 ? total / (double)n : 0;
+}
+
+static wb_status open_loads(const eplb_settings *settings, eplb_source *s) {
+    const cli_list *files = settings->loads;
+    const wb_status status =
+        wb_counts_read(files->n, files->items, settings->moe_layers ? &settings->moe : NULL, &s->file_counts);
+    if (status != WB_OK) return wb_fail_context(status, "--loads");
+    const wb_counts_info found = wb_counts_get_info(s->file_counts);
+    if (settings->model_experts > 0 && found.n_experts != settings->model_experts)
+        return wb_fail(WB_MISMATCH, "--loads %s: expected the %" PRIu32 " experts of --model, found %" PRIu32,
+                       files->items[0], settings->model_experts, found.n_experts);
+    s->info = (eplb_source_info){.name = found.layout,
+                                 .n_layers = found.n_layers,
+                                 .n_experts = found.n_experts,
+                                 .top_k = settings->top_k,
+                                 .layers = settings->moe_layers ? found.layers : NULL,
+                                 .n_passes = found.n_passes,
+                                 .n_steps = (found.n_passes - 1) / settings->n_batches + 1};
+    s->info.pass_tokens = mean_tokens(&s->info, wb_counts_loads(s->file_counts));
+    return WB_OK;
+}
+
+/* ---- loads as tokens ------------------------------------------------------------------------------- */
 
 /* Each live rank has count / live tokens of an expert; what remains is dealt one by one, an expert's from
  * where the last one's ended, so that ranks end with about the same number of tokens. */
@@ -57,7 +112,7 @@ static wb_status fill_from_loads(void *ctx, uint32_t batch, uint32_t layer, uint
     uint32_t n = s->n_live, first = 0;
     const double *loads = s->loads + ((size_t)batch * s->info.n_layers + layer) * E;
     for (size_t e = 0; e < E; e++) {
-        uint32_t tokens = (uint32_t)loads[e];
+        const uint32_t tokens = (uint32_t)(loads[e] + 0.5); /* counts with decay are no whole numbers */
         s->deals[e] = (deal){tokens / n, first, tokens % n};
         first = (uint32_t)(((uint64_t)first + tokens) % n);
     }
@@ -79,8 +134,11 @@ static wb_status open_dump(const eplb_settings *settings, eplb_source *s) {
     wb_status status = wb_dump_open(settings->dump, &s->dump);
     if (status != WB_OK) return status;
     const wb_route_model *m = wb_dump_model(s->dump);
-    s->info = (eplb_source_info){
-        .name = m->name, .n_layers = m->n_moe_layers, .n_experts = m->num_experts, .top_k = m->top_k};
+    s->info = (eplb_source_info){.name = m->name,
+                                 .n_layers = m->n_moe_layers,
+                                 .n_experts = m->num_experts,
+                                 .top_k = m->top_k,
+                                 .layers = m->moe_layers};
     s->topology = settings->topology;
     status = eplb_steps_open(s->dump, settings->step_records, &s->steps);
     if (status == WB_MISSING_ROUTES) return wb_fail_context(status, "%s", settings->dump);
@@ -118,7 +176,8 @@ wb_status eplb_source_open(const eplb_settings *settings, eplb_source **source_o
     eplb_source *s = calloc(1, sizeof *s);
     wb_status status = s ? WB_OK : no_memory();
     if (status == WB_OK && settings->dump) status = open_dump(settings, s);
-    if (status == WB_OK && !settings->dump) open_synthetic(settings, s);
+    if (status == WB_OK && settings->loads) status = open_loads(settings, s);
+    if (status == WB_OK && !settings->dump && !settings->loads) open_synthetic(settings, s);
     if (status == WB_OK) status = open_memory(settings, s);
     if (status == WB_OK)
         *source_out = s;
@@ -132,6 +191,7 @@ void eplb_source_close(eplb_source *source) {
     wb_dump_counts_close(source->counts);
     eplb_steps_close(&source->steps);
     cli_close_dump(source->dump);
+    wb_counts_close(source->file_counts);
     free(source->loads);
     free(source->deals);
     free(source->live);
@@ -146,6 +206,7 @@ wb_status eplb_source_take_step(eplb_source *s, uint32_t step,
                                 void (*progress)(void *ctx, uint64_t done, uint64_t total),
                                 void *progress_ctx) {
     if (s->dump) return take_dump_step(s, step, progress, progress_ctx);
+    if (s->file_counts) return take_passes(s, step);
     return wb_synthetic_loads(&s->synthetic, step, s->info.n_batches, s->info.n_layers, s->info.n_experts,
                               s->loads);
 }
@@ -161,4 +222,8 @@ wb_traffic eplb_source_traffic(eplb_source *s) {
         traffic.ctx = s->counts;
     }
     return traffic;
+}
+
+const wb_counts *eplb_source_counts(const eplb_source *source) {
+    return source->file_counts;
 }

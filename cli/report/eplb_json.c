@@ -3,16 +3,63 @@
 #include "report/report_json.h"
 
 #include <inttypes.h>
+#include <math.h>
+
+static void json_files(const cli_list *files) {
+    printf(",\"files\":[");
+    for (uint32_t f = 0; f < files->n; f++) {
+        if (f) printf(",");
+        json_text(files->items[f]);
+    }
+    printf("]");
+}
+
+/* What loads do not say: layers without a count, and those of one rank's view (rule 33). */
+static void json_missing(const eplb_run *run) {
+    const wb_counts_info info = wb_counts_get_info(run->counts);
+    const char *comma = "";
+    printf(",\"skipped_layers\":[");
+    for (uint32_t l = 0; l < info.n_layers; l++) {
+        if (info.informed[l]) continue;
+        printf("%s%" PRIu32, comma, info.layers[l]);
+        comma = ",";
+    }
+    printf("],\"one_rank_layers\":[");
+    comma = "";
+    for (uint32_t l = 0; l < info.n_layers; l++) {
+        uint32_t rank;
+        if (!wb_counts_in_one_block(run->counts, l, run->topology->n_ranks, &rank)) continue;
+        printf("%s{\"layer\":%" PRIu32 ",\"rank\":%" PRIu32 "}", comma, info.layers[l], rank);
+        comma = ",";
+    }
+    printf("]");
+}
+
+static void json_init(const eplb_run *run) {
+    if (!run->init_layout) return;
+    printf(",\"init\":{\"path\":");
+    json_text(run->settings->init_path);
+    printf(",\"layout\":");
+    json_text(run->init_layout);
+    printf(",\"solved_by\":");
+    run->init_solved ? json_text(wb_eplb_algorithm_name(run->settings->init_algorithm))
+                     : (void)printf("null");
+    printf("}");
+}
 
 static void json_source(const eplb_run *run) {
     const eplb_source_info *i = &run->source;
     const eplb_settings *s = run->settings;
     printf("{\"traffic\":{\"name\":");
     json_text(i->name);
-    printf(",\"layers\":%" PRIu32 ",\"experts\":%" PRIu32 ",\"top_k\":%" PRIu32 ",\"steps\":%" PRIu32
-           ",\"micro_batches\":%" PRIu32,
-           i->n_layers, i->n_experts, i->top_k, i->n_steps, i->n_batches);
-    if (s->dump) {
+    printf(",\"layers\":%" PRIu32 ",\"experts\":%" PRIu32, i->n_layers, i->n_experts);
+    json_pair("top_k", i->top_k > 0 ? (double)i->top_k : (double)NAN);
+    printf(",\"steps\":%" PRIu32 ",\"micro_batches\":%" PRIu32, i->n_steps, i->n_batches);
+    if (run->counts) {
+        json_files(s->loads);
+        printf(",\"passes\":%" PRIu32, i->n_passes);
+        json_pair("pass_tokens", i->pass_tokens);
+    } else if (s->dump) {
         printf(",\"records\":%" PRIu64 ",\"records_skipped\":%" PRIu64 ",\"valid_rows\":%" PRIu64
                ",\"steps_by\":",
                i->records, i->skipped, i->rows);
@@ -52,9 +99,13 @@ static void json_shape(const eplb_run *run) {
     json_pair("tokens_per_slot", eplb_tokens_per_slot(run));
 }
 
-static void json_figures(const eplb_row *row, const eplb_figures *f) {
+static void json_figures(const eplb_run *run, const eplb_row *row, const eplb_figures *f) {
     printf("\"balancedness\":");
     json_number(f->balancedness);
+    if (run->counts) {
+        json_pair("max_over_mean", f->max_over_mean);
+        json_pair("max_over_mean_worst", f->max_layer);
+    }
     json_pair("balancedness_stale", f->stale);
     json_pair("balancedness_time", f->balancedness_time);
     json_pair("min_layer", f->min_layer);
@@ -83,11 +134,11 @@ static void json_row(const eplb_run *run, const eplb_row *row) {
         return;
     }
     eplb_figures mean = eplb_mean_figures(run, row);
-    json_figures(row, &mean);
+    json_figures(run, row, &mean);
     printf(",\"steps\":[");
     for (uint32_t s = 0; s < run->source.n_steps; s++) {
         printf(s ? ",{" : "{");
-        json_figures(row, &row->steps[s]);
+        json_figures(run, row, &row->steps[s]);
         printf("}");
     }
     printf("]}");
@@ -96,6 +147,8 @@ static void json_row(const eplb_run *run, const eplb_row *row) {
 void eplb_print_json(const eplb_run *run) {
     json_source(run);
     json_shape(run);
+    json_init(run);
+    if (run->counts) json_missing(run);
     printf(",\"rows\":[");
     for (uint32_t i = 0; i < run->n_rows; i++) {
         if (i) printf(",");

@@ -34,7 +34,8 @@ double eplb_moved_bytes(const eplb_figures *f) {
 double eplb_tokens_per_slot(const eplb_run *run) {
     const eplb_source_info *i = &run->source;
     const double passes = (double)i->n_steps * i->n_batches;
-    const double tokens =
-        run->settings->dump ? (double)i->rows * i->top_k / passes : (double)run->settings->synthetic.tokens;
+    const double tokens = run->counts           ? i->pass_tokens
+                          : run->settings->dump ? (double)i->rows * i->top_k / passes
+                                                : (double)run->settings->synthetic.tokens;
     return tokens / run->topology->n_slots;
 }

@@ -18,14 +18,48 @@ static void print_records(const eplb_source_info *i) {
                i->skipped == 1 ? "" : "s");
 }
 
+/* "0-2, 7": the layers that have none. */
+static void print_skipped(const wb_counts_info *info) {
+    const char *comma = "           no counts, and so no figures and no change, in layers ";
+    for (uint32_t l = 0, end; l < info->n_layers; l = end + 1) {
+        for (end = l; end < info->n_layers && !info->informed[end]; end++) {
+        }
+        if (end == l) continue;
+        printf("%s%" PRIu32, comma, info->layers[l]);
+        if (end > l + 1) printf("-%" PRIu32, info->layers[end - 1]);
+        comma = ", ";
+    }
+    if (comma[0] == ',') printf("\n");
+}
+
+static void print_counts(const eplb_run *run) {
+    const cli_list *files = run->settings->loads;
+    const wb_counts_info info = wb_counts_get_info(run->counts);
+    printf("           %s", files->items[0]);
+    if (files->n > 1) printf(" and %" PRIu32 " more, summed", files->n - 1);
+    printf(": %" PRIu32 " pass%s, %.4g choices in a pass and layer\n", info.n_passes,
+           info.n_passes == 1 ? "" : "es", run->source.pass_tokens);
+    print_skipped(&info);
+}
+
+static void print_init(const eplb_run *run) {
+    if (!run->init_layout) return;
+    printf("init       %s: %s", run->settings->init_path, run->init_layout);
+    if (run->init_solved) printf(", solved by %s", wb_eplb_algorithm_name(run->settings->init_algorithm));
+    printf("\n");
+}
+
 static void print_source(const eplb_run *run) {
     const eplb_source_info *i = &run->source;
     const eplb_settings *s = run->settings;
-    printf("traffic    %s: %" PRIu32 " MoE layers, %" PRIu32 " of %" PRIu32 " experts, ", i->name,
-           i->n_layers, i->top_k, i->n_experts);
+    printf("traffic    %s: %" PRIu32 " MoE layers, ", i->name, i->n_layers);
+    if (i->top_k > 0) printf("%" PRIu32 " of ", i->top_k);
+    printf("%" PRIu32 " experts, ", i->n_experts);
     printf("%" PRIu32 " step%s of %" PRIu32 " micro-batch%s\n", i->n_steps, i->n_steps == 1 ? "" : "s",
            i->n_batches, i->n_batches == 1 ? "" : "es");
-    if (s->dump)
+    if (run->counts)
+        print_counts(run);
+    else if (s->dump)
         print_records(i);
     else
         printf("           %" PRIu64 " tokens a micro-batch, skew %g, noise %g, seed %" PRIu64 "\n",
@@ -84,6 +118,19 @@ static void print_row(const eplb_run *run, const eplb_row *row) {
     printf("\n");
 }
 
+/* The figure of published tables. */
+static void print_max_over_mean(const eplb_run *run) {
+    const char *comma = "\nmax / mean of ranks, replicas sharing evenly, and of the worst layer: ";
+    for (uint32_t i = 0; i < run->n_rows; i++) {
+        const eplb_row *row = &run->rows[i];
+        const eplb_figures f = eplb_mean_figures(run, row);
+        if (row->refused || isnan(f.max_over_mean)) continue;
+        printf("%s%s %.4f (%.4f)", comma, row->name, f.max_over_mean, f.max_layer);
+        comma = ", ";
+    }
+    printf("\n");
+}
+
 static void print_bound(const eplb_run *run) {
     eplb_figures f = eplb_mean_figures(run, &run->rows[0]);
     printf("%-12s %8s %8s %9s %7s", "bound", "-", "-", "-", "-");
@@ -112,10 +159,12 @@ static void print_notes(const eplb_run *run) {
 
 void eplb_print_tables(const eplb_run *run) {
     print_source(run);
+    print_init(run);
     print_shape(run);
     print_heading();
     for (uint32_t i = 0; i < run->n_rows; i++) print_row(run, &run->rows[i]);
     print_bound(run);
+    if (run->counts) print_max_over_mean(run);
     printf("\nexact: the placement is made from the step's own loads; stale: from those of the step before.\n"
            "Means over steps; the first step's moves start from %s. fake: ranks in turn whatever the router "
            "chose.\n",

@@ -1,8 +1,7 @@
 /* wb_load.h - how many tokens each expert gets: counted online in a ring of passes, offline from a dump.
  *
- * Online: the handle, what it counts and what it says under a placement. Offline: the file of a window and
- * the counts of a dump. Letters and common rules: as in wb_eplb.h.
- */
+ * Online: the handle, what it counts and what it says under a placement. Offline: the file of a window,
+ * counts from files of other engines, and the counts of a dump. Letters and common rules: as in wb_eplb.h. */
 #ifndef WB_LOAD_H
 #define WB_LOAD_H
 
@@ -118,6 +117,51 @@ WB_API wb_status wb_load_save(const wb_load *load, const char *path);
 /* UNSUPPORTED for other files and versions; CORRUPT, naming the place, for what a handle could not have
  * written. */
 WB_API wb_status wb_load_read(const char *path, wb_load **load_out);
+
+/* ---- offline: counts of other engines -------------------------------------------------------------- */
+
+/* Tokens of each expert in each MoE layer, in one pass or several, from files of any origin. Opaque. */
+typedef struct wb_counts wb_counts;
+
+/* Which of a model's hidden layers are MoE layers. A description that callers fill. */
+typedef struct wb_moe_layers {
+    uint32_t n_hidden;      /* hidden layers of the model; 0: not known */
+    uint32_t n_moe;         /* MoE layers, 1.. */
+    const uint32_t *layers; /* [n_moe] ascending numbers of hidden layers, from 0 */
+} wb_moe_layers;
+
+/* Reads files of counts, 1.., and sums them, pass by pass: the ranks' files of one recording. A file is
+ *
+ *   {"logical_count": [L][E] or [passes][L][E], ...} or the array alone, as JSON or msgpack
+ *   such a dict, as SGLang's recorder writes it, or the tensor alone, from torch.save
+ *
+ * told apart by the content. Tensors are of u8, i16, i32, i64, f32 or f64; their file is read without torch,
+ * and nothing in it is ever run. The rows of a pass are those of the MoE layers or of all hidden layers, when
+ * `layers` says which of these are MoE; NULL: each row is an MoE layer. A row that is all zero is no
+ * information and not a load (rule 33): see wb_counts_info.informed. MISMATCH for rows that are neither, for
+ * a hidden layer with counts that is no MoE layer, and for files of different shapes; CORRUPT and UNSUPPORTED
+ * as the formats are, naming the path and the place, in a pickle the name of what is not read. */
+WB_API wb_status wb_counts_read(uint32_t n_paths, const char *const *paths, const wb_moe_layers *layers,
+                                wb_counts **counts_out);
+WB_API void wb_counts_close(wb_counts *counts); /* NULL is a no-op */
+
+/* Owner of the arrays: the counts. */
+typedef struct wb_counts_info {
+    uint32_t n_passes, n_layers, n_experts; /* L: MoE layers */
+    const uint32_t *layers;  /* [L] the hidden layer of each; the row of the file where not known */
+    const uint8_t *informed; /* [L] nonzero: it has a count in some pass */
+    const char *layout;      /* what was recognised, of the first file; a static string */
+} wb_counts_info;
+WB_API wb_counts_info wb_counts_get_info(const wb_counts *counts);
+
+/* [n_passes][L][E], as wb_eplb_solve reads them; owner: the counts. */
+WB_API const double *wb_counts_loads(const wb_counts *counts);
+
+/* Whether all counts of a layer, over all passes, lie in one of n_blocks equal blocks of experts, [E b /
+ * n, E (b + 1) / n) each: what one of n ranks sees that counts its own experts, and no load of all ranks.
+ * Then *block_out is which. False for one block, and for a layer without counts. */
+WB_API bool wb_counts_in_one_block(const wb_counts *counts, uint32_t layer, uint32_t n_blocks,
+                                   uint32_t *block_out);
 
 /* ---- offline: a step of a dump ---------------------------------------------------------------------- */
 

@@ -1,7 +1,7 @@
 /* wb_placement.h - where experts live: ranks, nodes and slots, and the maps between logical experts and
  * physical slots.
  *
- * Online: everything but the file at the end. Letters and common rules: as in wb_eplb.h.
+ * Online: everything but the files at the end. Letters and common rules: as in wb_eplb.h.
  */
 #ifndef WB_PLACEMENT_H
 #define WB_PLACEMENT_H
@@ -135,13 +135,37 @@ WB_API wb_status wb_placement_check_equal(const wb_placement *placement, wb_comm
 WB_API uint32_t wb_placement_max_replicas(const wb_placement *placement);
 WB_API void wb_placement_export(const wb_placement *placement, int32_t *log2phy_out, int32_t *logcnt_out);
 
-/* Offline. Writes the maps as a file that wb_placement_read (wb_solve.h) and SGLang read:
+/* ---- offline: maps as files ---------------------------------------------------------------------- */
+
+/* Whose file it is, X(VALUE, name): WB_MAP_<VALUE>, and the name on command lines.
  *
- *   {"physical_to_logical_map": [L][S]}, and "replica_of_slot": [L][S] where replicas are not in slot order
+ * SGLANG, which is also this library's own: {"physical_to_logical_map": [L][S]}, and "replica_of_slot":
+ * [L][S] where replicas are not in slot order. *.json is JSON, any other name msgpack.
  *
- * *.json is JSON, any other name msgpack. A regular file appears whole or not at all; a symbolic link is
- * followed, a device or pipe is written directly. IO on failure, naming the path. */
-WB_API wb_status wb_placement_save(const wb_placement *placement, const char *path);
+ * VLLM: the array [L][S] alone. TRTLLM: {"initial_global_assignments": {"<hidden layer>": [S], ...}}. ASCEND:
+ * {"moe_layer_count": L, "layer_list": [{"layer_id": 0.., "device_list": [{"device_id": rank,
+ * "device_expert": [experts]}, ...]}, ...]}. TRTLLM is YAML, with numbers for keys, unless the name is
+ * *.json; the other two are JSON always. These three know no order of replicas but that of slots. */
+#define WB_MAP_LAYOUT_LIST(X) \
+    X(SGLANG, sglang)         \
+    X(VLLM, vllm)             \
+    X(TRTLLM, trtllm)         \
+    X(ASCEND, ascend)
+
+typedef enum wb_map_layout {
+#define X(VALUE, name) WB_MAP_##VALUE,
+    WB_MAP_LAYOUT_LIST(X)
+#undef X
+} wb_map_layout;
+WB_API const char *wb_map_layout_name(wb_map_layout layout); /* "sglang", ... */
+WB_API wb_status wb_map_layout_parse(const char *name, wb_map_layout *layout_out);
+
+/* Writes the maps as a file that wb_placement_read (wb_solve.h) reads in each layout. `layers` [L]: the
+ * hidden layer of each MoE layer, for TRTLLM; NULL: 0..L-1. A regular file appears whole or not at all; a
+ * symbolic link is followed, a device or pipe is written directly. IO on failure, naming the path;
+ * UNSUPPORTED for an empty slot in TRTLLM and ASCEND, whose readers know none. */
+WB_API wb_status wb_placement_save(const wb_placement *placement, const char *path, wb_map_layout layout,
+                                   const uint32_t *layers);
 
 #ifdef __cplusplus
 }

@@ -1,6 +1,6 @@
-/* wb_simulate.h - what a placement and a dispatch policy make of a step's tokens: balancedness, predicted
- * seconds and bytes, and the lower bound that no placement goes below; over how many ranks a record's
- * tokens are spread; and loads made up from a seed.
+/* wb_simulate.h - what a placement and a dispatch policy make of a step's tokens: balancedness, also of
+ * replicas that share evenly, predicted seconds and bytes, and the lower bound that no placement goes
+ * below; over how many ranks a record's tokens are spread; and loads made up from a seed.
  *
  * Offline. Letters and common rules: as in wb_eplb.h. */
 #ifndef WB_SIMULATE_H
@@ -50,6 +50,21 @@ typedef struct wb_simulation {
 WB_API wb_status wb_simulate(const wb_placement *placement, wb_dispatch_policy policy,
                              const wb_traffic *traffic, const wb_cost_model *cost, double *rank_tokens_out,
                              wb_simulation *simulation_out);
+
+/* What replicas that share their expert's tokens evenly make of loads: the figure that solvers and
+ * published tables mean, without a dispatch and without a rest of tokens that do not divide. */
+typedef struct wb_even_split {
+    double balancedness;      /* mean over (batch, layer) with a load of mean / max */
+    double balancedness_time; /* sum of means / sum of maxima */
+    double min_layer;         /* the worst layer's mean over batches */
+    double max_over_mean;     /* mean over (batch, layer) with a load of max / mean */
+    double max_layer;         /* the worst layer's mean over batches of that */
+} wb_even_split;
+
+/* loads: [M][L][E], as wb_eplb_solve reads them, finite and not negative. Layers without a load enter
+ * nothing; all are 1 where no layer has one. */
+WB_API wb_status wb_even_split_of(const wb_placement *placement, uint32_t n_batches, const double *loads,
+                                  wb_even_split *split_out);
 
 /* ---- the spread of tokens ------------------------------------------------------------------------ */
 

@@ -144,6 +144,14 @@ void wb_search_transfer(wb_search *s, uint32_t slot, uint32_t expert) {
     *load += s->share[expert];
 }
 
+void wb_search_vacate(wb_search *s, uint32_t slot) {
+    int32_t old = s->expert[slot];
+    s->rank_load[wb_search_rank(s, slot)] -= s->share[old];
+    unlink_slot(s, slot);
+    s->expert[slot] = WB_NO_EXPERT;
+    set_share(s, (uint32_t)old, s->loads[old] / --s->count[old]);
+}
+
 uint32_t wb_search_hottest(const wb_search *s) {
     uint32_t hottest = 0;
     for (uint32_t r = 1; r < s->n_ranks; r++)

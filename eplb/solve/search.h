@@ -69,6 +69,9 @@ void wb_search_swap(wb_search *search, uint32_t a, uint32_t b);
 /* The slot gets a replica of `expert`; what it held loses one (it has another, or the slot is empty). */
 void wb_search_transfer(wb_search *search, uint32_t slot, uint32_t expert);
 
+/* The slot becomes empty; its expert has another. */
+void wb_search_vacate(wb_search *search, uint32_t slot);
+
 void wb_search_sort(wb_search *search); /* fills `order` */
 
 uint32_t wb_search_hottest(const wb_search *search); /* the lowest of the most loaded ranks */

@@ -3,9 +3,12 @@
  * stuck, exchanges that leave the maximum as it is, then a replica moved from one expert to another at
  * random. Ranks of at most two slots leave exchanges little to do: there the counts are annealed before
  * packing. Refuses: the moves themselves (search.c). */
-#include "solve/heap.h"
+#include "solve/anneal.h"
+#include "solve/exact.h"
+#include "solve/first_packing.h"
 #include "solve/search.h"
 #include "solve/solver.h"
+#include "solve/uneven.h"
 #include "wb_random.h"
 
 #include <math.h>
@@ -15,6 +18,7 @@ static const double GOAL = 0.9998, MODEST_GOAL = 0.9995;
 enum {
     MAX_TRIALS = 4000000, /* by default, and fewer for few slots */
     TRIALS_OF_A_SLOT = 20000,
+    EXACT_NODES = 20000,
     TRIALS_OF_A_FOLD = 16,
     TRIALS_OF_A_KICK = 100,
     ROUNDS_OF_A_KICK = 4,
@@ -27,38 +31,6 @@ enum {
 static double load_at(const wb_search *s, double balancedness) {
     double load = s->mean / balancedness;
     return load > s->bound ? load : s->bound;
-}
-
-/* ---- how many replicas ----------------------------------------------------------------------- */
-
-/* The expert whose replicas carry most; of equals the one with fewer replicas, then the lower. */
-static bool carries_more(const void *ctx, uint32_t a, uint32_t b) {
-    const wb_search *s = ctx;
-    if (s->share[a] != s->share[b]) return s->share[a] > s->share[b];
-    return s->count[a] != s->count[b] ? s->count[a] < s->count[b] : a < b;
-}
-
-/* Fills count and share: a replica at a time to the expert whose replicas carry most, until the live
- * slots are used or every expert is on every rank. No other counts have a smaller maximum share. `items`
- * [E] is scratch. */
-static void choose_counts(wb_search *s, uint32_t *items) {
-    wb_heap heap = {.items = items, .before = carries_more, .ctx = s};
-    for (uint32_t e = 0; e < s->n_experts; e++) {
-        s->count[e] = 1;
-        s->share[e] = s->loads[e];
-    }
-    if (s->cap > 1)
-        for (uint32_t e = 0; e < s->n_experts; e++) wb_heap_push(&heap, e);
-    for (uint32_t n = s->n_experts; n < s->n_live && heap.n > 0; n++) {
-        uint32_t e = heap.items[0];
-        s->share[e] = s->loads[e] / ++s->count[e];
-        if (s->count[e] < s->cap)
-            wb_heap_sink(&heap);
-        else
-            wb_heap_pop(&heap);
-    }
-    for (uint32_t e = 0; e < s->n_experts; e++)
-        if (s->share[e] > s->bound) s->bound = s->share[e];
 }
 
 /* ---- how many replicas, for ranks of at most two slots --------------------------------------- */
@@ -141,90 +113,41 @@ static void anneal_counts(wb_search *s, int64_t trials) {
 
 /* ---- where they go --------------------------------------------------------------------------- */
 
-typedef struct packing {
-    wb_search *search;
-    uint32_t *filled; /* [R] slots of the rank in use */
-    wb_heap ranks;    /* live ranks with room, the least loaded first */
-    uint32_t *used;   /* [R] ranks off the heap since they got a replica of the expert */
-} packing;
-
-/* Of equals the rank with fewer slots: it has less to make up with. */
-static bool less_loaded(const void *ctx, uint32_t a, uint32_t b) {
-    const wb_search *s = ctx;
-    if (s->rank_load[a] != s->rank_load[b]) return s->rank_load[a] < s->rank_load[b];
-    uint32_t slots_a = s->frame->slots_of_rank[a], slots_b = s->frame->slots_of_rank[b];
-    return slots_a != slots_b ? slots_a < slots_b : a < b;
-}
-
-/* Its replicas to the least loaded ranks with room, one each; fewer when there are no more such ranks. */
-static void pack_expert(packing *p, uint32_t expert) {
-    wb_search *s = p->search;
-    uint32_t n_used = 0;
-    while (n_used < s->count[expert] && p->ranks.n > 0) {
-        uint32_t rank = p->ranks.items[0];
-        wb_heap_pop(&p->ranks);
-        p->used[n_used++] = rank;
-        wb_search_put(s, wb_search_begin(s, rank) + p->filled[rank]++, expert);
-        s->rank_load[rank] += s->share[expert];
-    }
-    while (n_used > 0) {
-        uint32_t rank = p->used[--n_used];
-        if (p->filled[rank] < s->frame->slots_of_rank[rank]) wb_heap_push(&p->ranks, rank);
-    }
-}
-
-/* Uneven slots may leave a replica without a place, and its slot empty: the expert with the largest share
- * that the rank does not hold gets it. */
-static void fill_empty_slots(wb_search *s) {
-    for (uint32_t i = 0; i < s->n_live; i++) {
-        uint32_t slot = s->live_slots[i], rank = wb_search_rank(s, slot), best = s->n_experts;
-        if (s->expert[slot] >= 0) continue;
-        for (uint32_t e = 0; e < s->n_experts; e++)
-            if ((best == s->n_experts || carries_more(s, e, best)) && !wb_search_holds(s, rank, (int32_t)e))
-                best = e;
-        if (best < s->n_experts) wb_search_transfer(s, slot, best);
-    }
-}
-
-/* By the counts as they are, into slots that are emptied before. */
-static void pack(packing *p) {
-    wb_search *s = p->search;
-    wb_search_clear(s);
-    wb_search_sort(s);
-    p->ranks.n = 0;
-    for (uint32_t r = 0; r < s->n_ranks; r++) {
-        p->filled[r] = 0;
-        if (!s->frame->dead[r] && s->frame->slots_of_rank[r] > 0) wb_heap_push(&p->ranks, r);
-    }
-    for (uint32_t i = 0; i < s->n_experts; i++) pack_expert(p, s->order[i]);
-    wb_search_settle(s);
-    fill_empty_slots(s);
-}
-
 static bool at_most_two_slots(const wb_search *s) {
     for (uint32_t r = 0; r < s->n_ranks; r++)
         if (!s->frame->dead[r] && s->frame->slots_of_rank[r] > 2) return false;
     return true;
 }
 
-static wb_status place(wb_search *s) {
-    size_t R = s->n_ranks;
-    packing p = {.search = s, .ranks = {.before = less_loaded, .ctx = s}};
-    WB_TRY(WB_OWN(&s->memory, p.filled, R, "balanced"));
-    WB_TRY(WB_OWN(&s->memory, p.used, R, "balanced"));
-    WB_TRY(WB_OWN(&s->memory, p.ranks.items, R, "balanced"));
-    choose_counts(s, s->order);
+/* Water-filling: the largest share is then a bound. */
+static void choose_counts(wb_packing *p) {
+    wb_search *s = p->search;
+    wb_choose_counts(p, s->n_live, s->cap);
+    for (uint32_t e = 0; e < s->n_experts; e++)
+        if (s->share[e] > s->bound) s->bound = s->share[e];
+}
+
+static void pack(wb_packing *p) {
+    wb_pack(p);
+    wb_fill_empty_slots(p->search, INFINITY);
+}
+
+static wb_status place(wb_search *s, bool sparse) {
+    wb_packing p;
+    WB_TRY(wb_packing_open(s, &p));
+    choose_counts(&p);
     pack(&p);
     if (s->n_live > s->n_experts && at_most_two_slots(s)) {
         double before = s->rank_load[wb_search_hottest(s)];
-        choose_counts(s, s->order); /* filling empty slots changes counts */
-        anneal_counts(s, s->trials / 8 * 7);
+        choose_counts(&p); /* filling empty slots changes counts */
+        anneal_counts(s, sparse ? s->trials / 2 : s->trials / 8 * 7);
         pack(&p);
         if (s->rank_load[wb_search_hottest(s)] > before) { /* two replicas would have met on a rank */
-            choose_counts(s, s->order);
+            choose_counts(&p);
             pack(&p);
         }
     }
+    if (sparse) return wb_place_uneven(&p, s->trials / 8);
     return WB_OK;
 }
 
@@ -291,6 +214,21 @@ static void mix(wb_search *s, int64_t trials) {
     if (s->rank_load[wb_search_hottest(s)] > max) wb_search_restore(s);
 }
 
+/* Replicas that leave the maximum as it is: a dispatch by quotas has use for them. */
+static void fill_what_fits(wb_search *s) {
+    const double max = s->rank_load[wb_search_hottest(s)];
+    while (wb_fill_empty_slots(s, max) > 0) {
+    }
+}
+
+static wb_status search(wb_search *s, bool sparse, int64_t trials) {
+    if (wb_search_prove(s, !sparse, trials < EXACT_NODES ? trials : EXACT_NODES)) return WB_OK;
+    if (sparse && s->rank_load[wb_search_hottest(s)] > load_at(s, GOAL))
+        WB_TRY(wb_search_anneal(s, s->trials / 8 * 7));
+    refine(s);
+    return WB_OK;
+}
+
 wb_status wb_solve_balanced(const wb_layer_problem *problem, int32_t *expert_of_slot_out,
                             uint32_t *replica_of_slot_out) {
     (void)replica_of_slot_out; /* in slot order */
@@ -299,10 +237,13 @@ wb_status wb_solve_balanced(const wb_layer_problem *problem, int32_t *expert_of_
     if (trials == 0) trials = by_slots < MAX_TRIALS ? by_slots : MAX_TRIALS;
     wb_search s;
     WB_TRY(wb_search_open(problem->frame, problem->loads, problem->layer, trials, &s));
-    wb_status status = place(&s);
+    /* Slots may stay empty where ranks have different numbers of them: see uneven.h. */
+    const bool sparse = s.n_live > s.n_experts && wb_uneven(&s);
+    wb_status status = place(&s, sparse);
+    if (status == WB_OK) status = search(&s, sparse, trials);
     if (status == WB_OK) {
-        refine(&s);
         mix(&s, trials);
+        if (sparse) fill_what_fits(&s);
         for (uint32_t i = 0; i < s.n_slots; i++) expert_of_slot_out[i] = s.expert[i];
     }
     wb_search_close(&s);

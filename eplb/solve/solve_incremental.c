@@ -7,7 +7,15 @@
 
 #include <string.h>
 
-enum { DEFAULT_TRIALS = 4000000, FEW_PARTNERS = 64, PARTNERS_LAST = 16 };
+enum {
+    MIN_DEFAULT_TRIALS = 4000000,
+    TRIALS_OF_A_SLOT = 500,
+    FEW_PARTNERS = 64,
+    MIN_PARTNERS = 4,
+    WIDER = 8,
+    TRIALS_PER_REPLICA = 4,
+    PARTNERS_LAST = 16
+};
 
 typedef struct change {
     enum { NO_CHANGE, SWAP, TRANSFER } kind;
@@ -24,6 +32,10 @@ typedef struct incremental {
     int64_t changed, limit;  /* slots that differ from the current placement and may */
     wb_heap partners;        /* the coolest live ranks, where changes are looked for; the most loaded first */
     uint32_t *partner_ranks; /* [R] its memory */
+    uint32_t few_partners;   /* ranks that are looked at first */
+    double *harm;            /* [slots of a partner] harm_to_others, or below 0: not known yet */
+    double *taken;           /* [slots of the hottest rank] excess_taken by one more replica of its expert */
+    bool by_excess;          /* what is above the goal on all ranks counts, not the hottest rank alone */
     uint32_t *seen;          /* [E] scratch of move_seconds */
 } incremental;
 
@@ -68,12 +80,29 @@ static int32_t changes(const incremental *in, uint32_t slot, int32_t expert) {
 
 /* Keeps a candidate that ends with the ranks concerned at `after` if it is the best so far and within the
  * budget. */
-static bool better(const incremental *in, const change *best, double max, double after, int32_t slots,
-                   double *score_out) {
-    if (after >= max * (1 - 1e-9) || in->changed + slots > in->limit) return false;
-    double gain = max - (after > in->goal ? after : in->goal);
+static bool better(const incremental *in, const change *best, double max, double after, double gain,
+                   int32_t slots, double *score_out) {
+    if (in->changed + slots > in->limit) return false;
+    if (in->by_excess ? gain <= max * 1e-9 : after >= max * (1 - 1e-9)) return false;
+    if (!in->by_excess) gain = max - (after > in->goal ? after : in->goal);
     *score_out = gain / (slots > 0 ? slots : 0.5); /* a change that is taken back is the cheapest */
     return best->kind == NO_CHANGE || *score_out > best->score;
+}
+
+static double above_goal(const incremental *in, double load) {
+    return load > in->goal ? load - in->goal : 0;
+}
+
+/* By how much the ranks of an expert come nearer to the goal when each of its replicas carries `less`. */
+static double excess_taken(incremental *in, int32_t expert, double less) {
+    wb_search *s = &in->search;
+    double sum = 0;
+    for (uint32_t i = s->head[expert]; i != WB_NO_SLOT; i = s->next[i]) {
+        double load = s->rank_load[wb_search_rank(s, i)];
+        sum += above_goal(in, load) - above_goal(in, load - less);
+    }
+    s->trials -= s->count[expert] / TRIALS_PER_REPLICA;
+    return sum;
 }
 
 static void consider_swaps(incremental *in, uint32_t hot, uint32_t rank, change *best) {
@@ -85,19 +114,25 @@ static void consider_swaps(incremental *in, uint32_t hot, uint32_t rank, change 
             s->trials--;
             if (d <= 0) continue;
             int32_t slots = changes(in, a, s->expert[b]) + changes(in, b, s->expert[a]);
-            if (!better(in, best, max, theirs > max - d ? theirs : max - d, slots, &score)) continue;
+            double gain = above_goal(in, max) - above_goal(in, max - d) - above_goal(in, theirs);
+            if (!better(in, best, max, theirs > max - d ? theirs : max - d, gain, slots, &score)) continue;
             if (wb_search_holds(s, hot, s->expert[b]) || wb_search_holds(s, rank, s->expert[a])) continue;
             *best = (change){SWAP, a, b, slots, score};
         }
 }
 
-/* The most loaded of the other ranks that have f, after one of its replicas has gone and they took its
- * tokens over. */
-static double peak_without_one(const wb_search *s, int32_t f, uint32_t gone) {
+/* What becomes of the other ranks that have f after one of its replicas has gone and they took its tokens
+ * over: the load of the most loaded, or, by excess, how much more of them is above the goal. */
+static double harm_to_others(const incremental *in, int32_t f, uint32_t gone) {
+    const wb_search *s = &in->search;
     double peak = 0, more = f < 0 ? 0 : s->loads[f] / (s->count[f] - 1) - s->share[f];
     for (uint32_t i = f < 0 ? WB_NO_SLOT : s->head[f]; i != WB_NO_SLOT; i = s->next[i]) {
         double load = s->rank_load[wb_search_rank(s, i)] + more;
-        if (i != gone && load > peak) peak = load;
+        if (i == gone) continue;
+        if (in->by_excess)
+            peak += above_goal(in, load) - above_goal(in, load - more);
+        else if (load > peak)
+            peak = load;
     }
     return peak;
 }
@@ -106,19 +141,27 @@ static double peak_without_one(const wb_search *s, int32_t f, uint32_t gone) {
 static void consider_transfers(incremental *in, uint32_t hot, uint32_t rank, change *best) {
     wb_search *s = &in->search;
     double max = s->rank_load[hot], score;
+    for (uint32_t b = wb_search_begin(s, rank); b < wb_search_end(s, rank); b++)
+        in->harm[b - wb_search_begin(s, rank)] = -1;
     for (uint32_t a = wb_search_begin(s, hot); a < wb_search_end(s, hot); a++) {
         int32_t e = s->expert[a];
         if (e < 0 || s->count[e] >= s->cap) continue;
         double share = s->loads[e] / (s->count[e] + 1), ours = max - (s->share[e] - share);
+        double taken = in->by_excess ? in->taken[a - wb_search_begin(s, hot)] : 0;
         for (uint32_t b = wb_search_begin(s, rank); b < wb_search_end(s, rank); b++) {
             int32_t f = s->expert[b], slots = changes(in, b, e);
             double after = s->rank_load[rank] + share - wb_search_share(s, b);
+            double gain = taken - above_goal(in, after);
             s->trials--;
             if (after < ours) after = ours;
-            if (f == e || (f >= 0 && s->count[f] < 2) || !better(in, best, max, after, slots, &score))
+            if (f == e || (f >= 0 && s->count[f] < 2) || !better(in, best, max, after, gain, slots, &score))
                 continue;
-            double others = peak_without_one(s, f, b);
-            if (others > after && !better(in, best, max, others, slots, &score)) continue;
+            double *others_of = in->harm + (b - wb_search_begin(s, rank));
+            if (*others_of < 0) *others_of = harm_to_others(in, f, b);
+            const double others = *others_of;
+            if (in->by_excess ? !better(in, best, max, after, gain - others, slots, &score)
+                              : others > after && !better(in, best, max, others, gain, slots, &score))
+                continue;
             if (!wb_search_holds(s, rank, e)) *best = (change){TRANSFER, b, (uint32_t)e, slots, score};
         }
     }
@@ -145,7 +188,13 @@ static void choose_partners(incremental *in, uint32_t limit) {
 }
 
 static change best_change(incremental *in, uint32_t hot) {
+    const wb_search *s = &in->search;
     change best = {.kind = NO_CHANGE};
+    const uint32_t first = wb_search_begin(s, hot);
+    for (uint32_t a = first; a < wb_search_end(s, hot) && in->by_excess; a++) {
+        int32_t e = s->expert[a];
+        in->taken[a - first] = e < 0 ? 0 : excess_taken(in, e, s->share[e] - s->loads[e] / (s->count[e] + 1));
+    }
     for (uint32_t i = 0; i < in->partners.n; i++) {
         uint32_t rank = in->partners.items[i];
         if (rank == hot) continue;
@@ -155,12 +204,12 @@ static change best_change(incremental *in, uint32_t hot) {
     return best;
 }
 
-/* Looks among a few cool ranks, which are chosen anew after some changes, and among all when those do not
- * help. */
+/* Looks among a few cool ranks, which are chosen anew after some changes, and among more, in the end all, when
+ * those do not help. */
 static change find_change(incremental *in, uint32_t hot, int *age) {
     change best = {.kind = NO_CHANGE};
     if (*age < PARTNERS_LAST) best = best_change(in, hot);
-    for (uint32_t n = FEW_PARTNERS; best.kind == NO_CHANGE; n = in->search.n_ranks) {
+    for (uint32_t n = in->few_partners; best.kind == NO_CHANGE; n *= WIDER) {
         choose_partners(in, n);
         *age = 0;
         best = best_change(in, hot);
@@ -170,14 +219,30 @@ static change find_change(incremental *in, uint32_t hot, int *age) {
     return best;
 }
 
+/* Where the trials do not suffice to look among many partners once for each slot, as on thousands of ranks,
+ * fewer partners are looked at. On many ranks the hottest alone is a bad guide: a swap that hands its load on
+ * looks better than a replica that relieves all ranks of its expert. */
+static void set_pace(incremental *in) {
+    const wb_search *s = &in->search;
+    const double slots = (double)s->n_live / s->n_ranks, of_partner = 2 * slots * slots * s->n_live;
+    const double affordable = (double)s->trials / of_partner;
+    in->by_excess = s->n_ranks > FEW_PARTNERS;
+    in->few_partners = affordable >= FEW_PARTNERS || !in->by_excess ? FEW_PARTNERS
+                       : affordable > MIN_PARTNERS                  ? (uint32_t)affordable
+                                                                    : MIN_PARTNERS;
+}
+
 static void improve(incremental *in) {
     wb_search *s = &in->search;
     int age = PARTNERS_LAST;
+    set_pace(in);
     while (s->trials > 0) {
         uint32_t hot = wb_search_hottest(s);
         if (s->rank_load[hot] <= in->goal) return;
         change c = find_change(in, hot, &age);
-        if (c.kind == NO_CHANGE) return;
+        if (c.kind == NO_CHANGE && !in->by_excess) return;
+        /* The excess of all ranks falls no more; that of the hottest still may. */
+        if (c.kind == NO_CHANGE) in->by_excess = false;
         if (c.kind == SWAP) wb_search_swap(s, c.slot, c.other);
         if (c.kind == TRANSFER) wb_search_transfer(s, c.slot, c.other);
         in->changed += c.slots;
@@ -216,6 +281,11 @@ static wb_status solve(incremental *in, const wb_eplb_options *options, int32_t 
     wb_search *s = &in->search;
     WB_TRY(WB_OWN(&s->memory, in->partner_ranks, s->n_ranks, "incremental"));
     WB_TRY(WB_OWN(&s->memory, in->seen, s->n_experts, "incremental"));
+    uint32_t max_slots = 0;
+    for (uint32_t r = 0; r < s->n_ranks; r++)
+        if (s->frame->slots_of_rank[r] > max_slots) max_slots = s->frame->slots_of_rank[r];
+    WB_TRY(WB_OWN(&s->memory, in->taken, max_slots, "incremental"));
+    WB_TRY(WB_OWN(&s->memory, in->harm, max_slots, "incremental"));
     take_current(in);
     restore_lost_experts(s);
     for (uint32_t i = 0; i < s->n_slots; i++)
@@ -237,9 +307,10 @@ wb_status wb_solve_incremental(const wb_layer_problem *problem, int32_t *expert_
                                uint32_t *replica_of_slot_out) {
     (void)replica_of_slot_out; /* in slot order */
     incremental in = {.current = problem->current};
-    uint32_t trials = problem->options->trials;
-    WB_TRY(wb_search_open(problem->frame, problem->loads, problem->layer,
-                          trials > 0 ? trials : DEFAULT_TRIALS, &in.search));
+    int64_t trials = problem->options->trials,
+            by_slots = TRIALS_OF_A_SLOT * (int64_t)problem->frame->topology.n_slots;
+    if (trials == 0) trials = by_slots > MIN_DEFAULT_TRIALS ? by_slots : MIN_DEFAULT_TRIALS;
+    WB_TRY(wb_search_open(problem->frame, problem->loads, problem->layer, trials, &in.search));
     wb_status status = solve(&in, problem->options, expert_of_slot_out);
     wb_search_close(&in.search);
     return status;

@@ -26,7 +26,9 @@ extern "C" {
  *
  * BALANCED, the default: minimises the maximum rank load: capped replication, never two replicas of an expert
  * on one rank (slots that nothing could fill without stay empty), packing, swaps, joint search over replica
- * counts and places.
+ * counts and places. Where live ranks have different numbers of slots, a slot also stays empty if a replica
+ * in it would raise the maximum. Small layers (at most 32 experts and 16 ranks) get a placement whose maximum
+ * is proven to be the lowest, to a part in 10^9, if that takes at most 20,000 steps.
  *
  * INCREMENTAL: from options.current by few changes of slots: at most max_changes a layer, stopping at target
  * balancedness; a layer stays as it is unless the seconds gained over horizon_steps exceed those of the move
@@ -56,7 +58,7 @@ typedef struct wb_eplb_options {
     wb_eplb_algorithm algorithm; /* default: balanced */
     uint32_t n_groups;           /* deepseek: G router groups, 1..; default 1 */
     /* Moves that the search of one layer tries (deepseek has none). 0, the default: balanced 20,000 x S, at
-     * most 4,000,000; incremental 4,000,000; microbatch 500,000 after 200,000 of balanced. */
+     * most 4,000,000; incremental 500 x S, at least 4,000,000; microbatch 500,000 after 200,000 of balanced. */
     uint32_t trials;
     /* incremental: the placement to start from. balanced, microbatch: experts that stay on their rank keep
      * the slot they have there (wb_placement_keep_slots); NULL, the default: slots as they come. Not read
@@ -89,24 +91,35 @@ WB_API wb_status wb_eplb_solve(const wb_topology *topology, uint32_t n_layers, u
                                uint32_t n_batches, const double *loads, const wb_eplb_options *options,
                                wb_placement **placement_out);
 
-/* ---- offline: the placement to begin with -------------------------------------------------------- */
+/* ---- offline: counts and the placement to begin with ---------------------------------------------- */
 
-/* Opens the placement that a file describes. A file holds a map or counts, as JSON or as msgpack (told apart
- * by the content), with SGLang's keys:
+/* wb_eplb_solve for counts that may say nothing of a layer: one whose loads are all zero keeps the map
+ * that it has in options->current, or the trivial one (rule 33), where that is a map on the live ranks.
+ * INCREMENTAL may be asked for without a current placement and starts from the trivial one. */
+WB_API wb_status wb_eplb_solve_counts(const wb_topology *topology, uint32_t n_layers, uint32_t n_experts,
+                                      uint32_t n_batches, const double *loads, const wb_eplb_options *options,
+                                      wb_placement **placement_out);
+
+/* Opens the placement that a file describes: a map as any of wb_map_layout (wb_placement.h; VLLM also as
+ * an array [S] alone, for all layers), or counts {"logical_count": [L][E] or [M][L][E]}. The file is JSON,
+ * msgpack, plain YAML (maps by indentation, lists of numbers), or for SGLang's keys and for an array what
+ * torch.save has written; which it is is told by the content.
  *
- *   {"physical_to_logical_map": [L][S]}, and "replica_of_slot": [L][S] where replicas are not in slot order
- *   {"logical_count": [L][E] or [M][L][E]}
- *
- * A map is taken as it is, counts are solved by `balanced`; other keys are skipped. Shapes that do not fit
- * are MISMATCH, with expected and found; NOT_FOUND for a file with neither key and for no file; `path` is
- * named in each message. */
+ * A map is taken as it is, of a file that has both too; counts are solved as by wb_eplb_solve_counts with
+ * `options` (NULL: the defaults); other keys are skipped. `layers` [L]: the hidden layer of each MoE layer,
+ * by which TRTLLM numbers them, and by which maps and counts of other layouts may have rows for all hidden
+ * layers, of which those are taken; NULL: the rows are the MoE layers, those of TRTLLM in ascending order.
+ * ASCEND numbers by hidden layers or from 0. Shapes that do not fit are MISMATCH, with expected and found;
+ * NOT_FOUND for a file with no such key and for no file; `path` is named in each message. *layout_out (may be
+ * NULL): what was recognised, a static string. */
 WB_API wb_status wb_placement_read(const char *path, const wb_topology *topology, uint32_t n_layers,
-                                   uint32_t n_experts, wb_placement **placement_out);
+                                   uint32_t n_experts, const uint32_t *layers, const wb_eplb_options *options,
+                                   const char **layout_out, wb_placement **placement_out);
 
-/* The initial placement from an earlier rollout: `balanced` on the loads of every valid row of the dump.
+/* The initial placement from an earlier rollout: wb_eplb_solve_counts on every valid row of the dump.
  * NOT_FOUND when it has none. */
 WB_API wb_status wb_placement_from_dump(wb_dump *dump, const wb_topology *topology,
-                                        wb_placement **placement_out);
+                                        const wb_eplb_options *options, wb_placement **placement_out);
 
 #ifdef __cplusplus
 }

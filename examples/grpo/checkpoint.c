@@ -120,7 +120,7 @@ static wb_status save_placement(const trainer *t, const char *dir) {
     char path[PATH_BYTES];
     if (t->o->eplb == EPLB_OFF) return WB_OK;
     WB_TRY(path_join(path, dir, PLACEMENT_FILE));
-    return wb_placement_save(wb_model_placement(t->model), path);
+    return wb_placement_save(wb_model_placement(t->model), path, WB_MAP_SGLANG, NULL);
 }
 
 wb_status checkpoint_save(const trainer *t) {

@@ -117,7 +117,8 @@ wb_status expert_places_default(const options *o, const wb_config *config, int n
 
 static wb_status read_placement(const char *path, const slot_plan *plan, wb_placement **placement_out) {
     const wb_topology topology = topology_of(plan);
-    return wb_placement_read(path, &topology, plan->n_layers, plan->n_experts, placement_out);
+    return wb_placement_read(path, &topology, plan->n_layers, plan->n_experts, NULL, NULL, NULL,
+                             placement_out);
 }
 
 /* Of the run that is resumed. One of other slots is not a fault: experts are placed anew. */

@@ -12,7 +12,7 @@ static size_t thread_bytes(const wb_op_sizes *most) {
         .n_heads = most->n_heads, .n_kv_heads = most->n_kv_heads, .head_dim = most->head_dim};
     size_t bytes = PRODUCT_FLOATS * sizeof(float);
     bytes = larger(bytes, (size_t)most->vocab_size * sizeof(float));
-    if (most->samples) bytes = larger(bytes, WB_CPU(sample_bytes)(most->vocab_size));
+    if (most->sampled > 0) bytes = larger(bytes, WB_CPU(sample_bytes)(most->vocab_size));
     if (most->router.n_experts > 0) bytes = larger(bytes, WB_CPU(topk_bytes)(&most->router));
     if (most->n_kv_heads == 0) return bytes;
     bytes = larger(bytes, WB_CPU(attention_forward_bytes)(&heads, most->keys));

@@ -83,9 +83,35 @@ static wb_status cuda_zero(wb_device *dev, void *device, size_t bytes) {
     return wb_cuda_check(cudaMemsetAsync(device, 0, bytes, stream_of(dev)), "zero");
 }
 
+wb_status wb_cuda_scratch_reserve(wb_device *dev, size_t bytes, void **scratch_out) {
+    wb_cuda_device *cuda = (wb_cuda_device *)dev;
+    if (bytes > cuda->scratch_bytes) {
+        cuda_mem_free(dev, cuda->scratch);
+        cuda->scratch = NULL;
+        cuda->scratch_bytes = 0;
+        WB_TRY(cuda_mem_alloc(dev, bytes, &cuda->scratch));
+        cuda->scratch_bytes = bytes;
+    }
+    *scratch_out = cuda->scratch;
+    return WB_OK;
+}
+
 static wb_status cuda_reserve_scratch(wb_device *dev, const wb_op_sizes *most) {
-    void *scratch;
-    return wb_cuda_scratch_reserve(dev, wb_cuda_scratch_bytes(most), &scratch);
+    const int32_t heads = most->n_heads > 0 ? most->n_heads : 1;
+    const int32_t K = most->router.n_experts > 0 ? most->router.top_k : 0;
+    size_t largest = 0;
+    size_t bytes[6] = {wb_cuda_plan_bytes(most->tokens * K, most->n_slots),
+                       wb_cuda_group_bytes(most->n_sources, most->n_groups), wb_cuda_sum_bytes(most->summed)};
+    void *scratch = NULL;
+    if (most->sampled > 0) bytes[3] = wb_cuda_sample_bytes(most->sampled, most->vocab_size);
+    if (most->backward) {
+        bytes[4] = wb_cuda_attention_backward_bytes(most->tokens, heads);
+        bytes[5] = wb_cuda_norm_backward_bytes(most->tokens * heads);
+    }
+    WB_TRY(wb_cuda_use(dev, "reserve_scratch"));
+    for (size_t i = 0; i < sizeof bytes / sizeof bytes[0]; i++)
+        largest = bytes[i] > largest ? bytes[i] : largest;
+    return wb_cuda_scratch_reserve(dev, largest, &scratch);
 }
 
 /* ---- opening and closing ------------------------------------------------------------------------- */

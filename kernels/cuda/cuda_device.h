@@ -17,11 +17,11 @@ typedef struct wb_cuda_device {
     int index;
     /* the stream ends with the device; false where the caller owns it */
     bool owns_stream;
+    /* one word, in pinned host memory, and where kernels see it; owner: this */
+    wb_fault *fault, *fault_on_device;
     /* of ops (cuda_scratch.h) */
     void *scratch;
     size_t scratch_bytes;
-    /* one word, in pinned host memory, and where kernels see it; owner: this */
-    wb_fault *fault, *fault_on_device;
 } wb_cuda_device;
 
 /* Makes `dev` this thread's current CUDA device; every call begins with it. `op` names the call in the

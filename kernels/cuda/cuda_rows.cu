@@ -12,15 +12,14 @@ namespace {
 
 /* ---- embedding ------------------------------------------------------------------------------- */
 
-/* A token outside of the vocabulary is a fault, and leaves its row. */
 __global__ void __launch_bounds__(BLOCK)
     embed_rows(int64_t T, const int32_t *tokens, wb_weight table, wb_rows y, wb_fault *fault) {
-    const int64_t i = thread_number(), H = table.cols, t = i / H;
+    const int64_t i = thread_number(), t = i / table.cols;
+    const wb_rows rows = {table.data, table.dtype};
     if (t >= T) return;
     const int32_t token = tokens[t];
-    const wb_rows from = {table.data, table.dtype};
     if (token >= 0 && token < table.rows)
-        store_element(y, i, load_element(from, token * H + i % H));
+        store_element(y, i, load_element(rows, token * table.cols + i % table.cols));
     else
         set_fault(fault,
                   {WB_FAULT_TOKEN, WB_OP_embed_forward, t, 0, static_cast<int32_t>(table.rows), token});
@@ -184,6 +183,10 @@ __global__ void __launch_bounds__(BLOCK)
 
 extern "C" {
 
+size_t wb_cuda_norm_backward_bytes(int64_t n) {
+    return static_cast<size_t>(n) * sizeof(float);
+}
+
 wb_status wb_cuda_embed_forward(wb_device *dev, int64_t T, const int32_t *tokens, wb_weight table,
                                 wb_rows y) {
     WB_TRY(operand_check("embed_forward", "y", y.dtype));
@@ -219,7 +222,7 @@ wb_status wb_cuda_rmsnorm_backward(wb_device *dev, int64_t n, int64_t width, wb_
     WB_TRY(operand_check("rmsnorm_backward", "x", x.dtype));
     WB_TRY(operand_check_like("rmsnorm_backward", "dy", dy.dtype, "x", x.dtype));
     WB_TRY(operand_check_like("rmsnorm_backward", "dx", dx.dtype, "x", x.dtype));
-    WB_TRY(reserve_scratch(dev, n, &r));
+    WB_TRY(reserve_scratch(dev, wb_cuda_norm_backward_bytes(n), &r));
     WB_TRY(launch_scales(dev, n, width, x, eps, r));
     /* Before dx, which may be dy. */
     if (dw) WB_TRY(launch_columns(dev, n, width, x, dy, r, dw));

@@ -280,17 +280,18 @@ __global__ void __launch_bounds__(BLOCK) sample_rows(draw_call call, int64_t fir
 
 /* ---- a call ---------------------------------------------------------------------------------- */
 
+draw_call call_of(int64_t V) {
+    draw_call call = {};
+    call.V = V, call.room = 1;
+    while (call.room < V) call.room *= 2;
+    return call;
+}
+
 /* Places `bytes` of scratch at *at, which moves on. */
 char *place(char **at, size_t bytes) {
     char *here = *at;
     *at += (bytes + 15) / 16 * 16;
     return here;
-}
-
-int64_t room_for(int64_t V) {
-    int64_t room = 1;
-    while (room < V) room *= 2;
-    return room;
 }
 
 /* Fills the arrays of `call` from `memory` on; NULL: returns only how many bytes they take. */
@@ -318,12 +319,9 @@ wb_status launch_rows(wb_device *dev, int64_t B, const draw_call &call) {
 
 extern "C" {
 
-/* Of calls of up to 4096 rows: the arrays of parameters are small beside the others. */
-size_t wb_cuda_sample_bytes(int64_t vocab_size) {
-    draw_call call = {};
-    call.V = vocab_size;
-    call.room = room_for(vocab_size);
-    return lay_out(&call, 4096, NULL);
+size_t wb_cuda_sample_bytes(int64_t B, int64_t V) {
+    draw_call call = call_of(V);
+    return lay_out(&call, B, NULL);
 }
 
 wb_status wb_cuda_sample(wb_device *dev, int64_t B, int64_t V, const float *logits,
@@ -334,7 +332,8 @@ wb_status wb_cuda_sample(wb_device *dev, int64_t B, int64_t V, const float *logi
     counter bad = (counter)B;
     WB_TRY(wb_sample_check(B, V, params, kept));
     if (B == 0) return WB_OK;
-    call.V = V, call.room = room_for(V), call.logits = logits, call.tokens = tokens, call.logprobs = logprobs;
+    call = call_of(V);
+    call.logits = logits, call.tokens = tokens, call.logprobs = logprobs;
     WB_TRY(wb_cuda_use(dev, "sample"));
     WB_TRY(wb_cuda_scratch_reserve(dev, lay_out(&call, B, NULL), &memory));
     lay_out(&call, B, (char *)memory);

@@ -1,18 +1,21 @@
-/* bench_planned_simulated.c - a replayed step of many ranks under the cost model: as it comes, with a placement
- * from the step before, with one from its own routes, and packed from its own routes too.
+/* bench_planned_simulated.c - a replayed step of many ranks under the cost model: as it comes, with a
+ * placement from the step before, with one from its own routes, and packed from its own routes too.
  *
- * Usage: bench_planned_simulated [ranks [layers [seed]]]
+ * Usage: bench_planned_simulated [RANKS [LAYERS [SEED [LOADS]]]]
  *
- * Nothing runs but the packing, the solvers and wb_simulate. Sequences are made up: groups of 8 about one of
- * 16 topics, lengths log-normal about 2048 (256 to 8192), 8 a rank; an expert's share of a sequence is the
- * product of log-normals for the layer (sigma 0.8), its topic (0.8) and the sequence (0.3), counts drawn from
- * it. Prompts of a rank are consecutive, and topics of consecutive prompts come in runs, as of a shuffled file
- * of several sources read in blocks.
+ * Nothing runs but the packing, the solvers and wb_simulate. Sequences are made up: groups of 8 about one
+ * of 16 topics, lengths log-normal about 2048 (256 to 8192), 8 a rank; an expert's share of a sequence is
+ * the product of log-normals for the layer (sigma 0.8), its topic (0.8) and the sequence (0.3), counts
+ * drawn from it. Prompts of a rank are consecutive, and topics of consecutive prompts come in runs, as of
+ * a shuffled file of several sources read in blocks.
  *
- * Seconds are of the forward of the layers simulated: of each micro-batch the most attention of a rank in each
- * layer, the experts and transfers of the slowest rank (wb_cost_model_default, DeepSeek-V3's shape; 8 ranks a
- * node, replicas by rank), and, for a step that is not planned, 20 us a layer for its counts. Attention: 374
- * MFLOP a row and 82 kFLOP a pair in each layer, at 400 TFLOP/s. A backward is in proportion. */
+ * With LOADS, a file that wb_counts_read reads, the layers' experts are as popular as there.
+ *
+ * Seconds are of the forward of the layers simulated: of each micro-batch the most attention of a rank in
+ * each layer, the experts and transfers of the slowest rank (wb_cost_model_default, DeepSeek-V3's shape; 8
+ * ranks a node), and, for a step that is not planned, 20 us a layer for its counts.
+ * Attention: 374 MFLOP a row and 82 kFLOP a pair in each layer, at 400 TFLOP/s. A backward is in
+ * proportion. */
 #include "pack_search.h"
 #include "pack_state.h"
 #include "support/usage.h"
@@ -43,8 +46,11 @@ typedef struct bench {
     uint32_t R, L;
     uint64_t seed;
     step now, before;
-    /* Filled for one simulation. */
+    double *popularity; /* [L][E] of the file, or NULL */
+    /* Of the row to be printed. */
     const packing *packing;
+    bool planned;
+    double preparing; /* seconds of the solver */
 } bench;
 
 static void must(wb_status status) {
@@ -80,7 +86,8 @@ static double normal(uint64_t *state) {
 static void topic_weights(const bench *b, uint32_t layer, double *weights_out) {
     uint64_t state = wb_mix64(b->seed * 1000003 + layer);
     double base[E];
-    for (int e = 0; e < E; e++) base[e] = 0.8 * normal(&state);
+    for (int e = 0; e < E; e++)
+        base[e] = b->popularity ? log(b->popularity[(size_t)layer * E + (size_t)e]) : 0.8 * normal(&state);
     for (int i = 0; i < TOPICS * E; i++) weights_out[i] = exp(base[i % E] + 0.8 * normal(&state));
 }
 
@@ -112,6 +119,31 @@ static void make_step(const bench *b, uint32_t number, step *s) {
                         s->counts + ((size_t)i * b->L + l) * E);
     }
     free(weights);
+}
+
+/* The first layers of a file of loads that say something, over all its passes; what was never chosen
+ * counts as once. */
+static void read_popularity(bench *b, const char *path) {
+    wb_counts *counts;
+    must(wb_counts_read(1, &path, NULL, &counts));
+    const wb_counts_info info = wb_counts_get_info(counts);
+    uint32_t n = 0;
+    b->popularity = take((size_t)b->L * E, sizeof *b->popularity);
+    for (uint32_t l = 0; l < info.n_layers && n < b->L && info.n_experts == E; l++) {
+        if (!info.informed[l]) continue;
+        for (uint32_t e = 0; e < E; e++) {
+            double sum = 0;
+            for (uint32_t p = 0; p < info.n_passes; p++)
+                sum += wb_counts_loads(counts)[((size_t)p * info.n_layers + l) * E + e];
+            b->popularity[(size_t)n * E + e] = fmax(sum, 1);
+        }
+        n++;
+    }
+    wb_counts_close(counts);
+    if (n == b->L) return;
+    fprintf(stderr, "bench_planned_simulated: %s: expected counts of %u layers of %d experts\n", path, b->L,
+            E);
+    exit(1);
 }
 
 /* ---- packings ------------------------------------------------------------------------------------ */
@@ -208,26 +240,28 @@ static double attention_seconds(const bench *b, const packing *p, double *balanc
     return b->L * max;
 }
 
-static double print_row(bench *b, const char *name, const packing *p, const wb_placement *placement,
-                        bool planned, double planning, double first) {
+/* A step under a policy; returns its seconds. first: those of the first row, or 0. */
+static double print_row(bench *b, const char *name, wb_dispatch_policy policy, const packing *p,
+                        const wb_placement *placement, double first) {
     wb_simulation s;
     const wb_cost_model model = wb_cost_model_default();
     const wb_traffic traffic = {p->M, fill, b};
     double even;
     b->packing = p;
-    must(wb_simulate(placement, WB_DISPATCH_STATIC, &traffic, &model, NULL, &s));
+    must(wb_simulate(placement, policy, &traffic, &model, NULL, &s));
     const double attention = attention_seconds(b, p, &even);
-    const double counts = planned ? model.seconds_per_group : p->M * b->L * model.seconds_per_group;
+    const double counts = b->planned ? model.seconds_per_group : p->M * b->L * model.seconds_per_group;
     const double all = attention + s.seconds + counts;
-    printf("| %u | %s | %u | %.3f | %.3f | %.3f | %.2f | %.2f | %.2f | %.2f | %.2f | %.1f |\n", b->R, name,
-           p->M, even, s.balancedness, s.balancedness_time, 1e3 * attention, 1e3 * s.seconds, 1e3 * counts,
-           1e3 * all, first > 0 ? first / all : 1, planning);
+    printf("| %u | %s | %s | %u | %.3f | %.3f | %.3f | %.1f | %.1f | %.2f | %.1f | %.2f | %.1f |\n", b->R,
+           name, wb_dispatch_policy_name(policy), p->M, even, s.balancedness, s.balancedness_time,
+           1e3 * attention, 1e3 * s.seconds, 1e3 * counts, 1e3 * all, first > 0 ? first / all : 1,
+           b->preparing);
     fflush(stdout);
     return all;
 }
 
-static wb_placement *solve(const bench *b, wb_eplb_algorithm algorithm, uint32_t M, const double *loads,
-                           double *seconds_out) {
+/* loads NULL: as placements begin. */
+static wb_placement *solve(bench *b, wb_eplb_algorithm algorithm, uint32_t M, const double *loads) {
     const uint32_t of_rank = b->R <= 64 ? 5 : 2;
     const wb_topology topology = {.n_ranks = b->R, .n_nodes = (b->R + 7) / 8, .n_slots = b->R * of_rank};
     wb_eplb_options options = wb_eplb_options_default();
@@ -238,63 +272,76 @@ static wb_placement *solve(const bench *b, wb_eplb_algorithm algorithm, uint32_t
         must(wb_eplb_solve(&topology, b->L, E, M, loads, &options, &placement));
     else
         must(wb_placement_open(&topology, b->L, E, &placement));
-    *seconds_out = seconds() - begin;
+    b->preparing = seconds() - begin;
     return placement;
 }
 
-static void run(bench *b) {
-    double planning, first;
+/* Both policies that a model has: replicas by rank and by token. Closes the placement. */
+static void print_rows(bench *b, const char *name, const packing *p, wb_placement *placement, double *first) {
+    const double by_rank = print_row(b, name, WB_DISPATCH_STATIC, p, placement, *first);
+    if (*first == 0) *first = by_rank;
+    print_row(b, name, WB_DISPATCH_DYNAMIC, p, placement, *first);
+    wb_placement_close(placement);
+}
+
+static void run_as_it_comes(bench *b, const double *history, uint32_t M, double *first) {
+    packing p = as_it_comes(b, &b->now);
+    double *loads = loads_of(b, &b->now, &p);
+    b->planned = false;
+    print_rows(b, "as it comes, as placements begin", &p, solve(b, WB_EPLB_BALANCED, 0, NULL), first);
+    print_rows(b, "as it comes, placed on the step before", &p, solve(b, WB_EPLB_BALANCED, M, history),
+               first);
+    b->planned = true;
+    print_rows(b, "as it comes, microbatch", &p, solve(b, WB_EPLB_MICROBATCH, p.M, loads), first);
+    free(loads);
+    free(p.bins);
+}
+
+static void run_packed(bench *b, const double *history, uint32_t M, double *first) {
     pack_answer answer;
-    packing old = as_it_comes(b, &b->before), now = as_it_comes(b, &b->now);
-    double *history = loads_of(b, &b->before, &old), *loads = loads_of(b, &b->now, &now);
-
-    wb_placement *placement = solve(b, WB_EPLB_BALANCED, 0, NULL, &planning);
-    first = print_row(b, "as it comes, static", &now, placement, false, 0, 0);
-    wb_placement_close(placement);
-    placement = solve(b, WB_EPLB_BALANCED, old.M, history, &planning);
-    print_row(b, "as it comes, balanced on the step before", &now, placement, false, planning, first);
-    wb_placement_close(placement);
-    placement = solve(b, WB_EPLB_MICROBATCH, now.M, loads, &planning);
-    print_row(b, "as it comes, microbatch", &now, placement, true, planning, first);
-    wb_placement_close(placement);
-    free(loads);
-
     const double begin = seconds();
-    packing own = packed(b, &b->now, &answer);
-    const double packing_seconds = seconds() - begin;
-    loads = loads_of(b, &b->now, &own);
-    placement = solve(b, WB_EPLB_BALANCED, old.M, history, &planning);
-    print_row(b, "packed, balanced on the step before", &own, placement, true, planning + packing_seconds,
-              first);
-    wb_placement_close(placement);
-    placement = solve(b, WB_EPLB_MICROBATCH, own.M, loads, &planning);
-    print_row(b, "packed, microbatch", &own, placement, true, planning + packing_seconds, first);
-    wb_placement_close(placement);
-    printf("packing %.2f s, distance %.3f of before\n", packing_seconds,
-           answer.distance / answer.distance_before);
+    packing p = packed(b, &b->now, &answer);
+    const double took = seconds() - begin;
+    double *loads = loads_of(b, &b->now, &p);
+    print_rows(b, "packed, placed on the step before", &p, solve(b, WB_EPLB_BALANCED, M, history), first);
+    wb_placement *placement = solve(b, WB_EPLB_MICROBATCH, p.M, loads);
+    print_row(b, "packed, microbatch", WB_DISPATCH_QUOTA, &p, placement, *first);
+    print_rows(b, "packed, microbatch", &p, placement, first);
+    printf("packing: %.2f s; distance %.3f of that before exchanges\n", took,
+           answer.distance_before > 0 ? answer.distance / answer.distance_before : 1);
     free(loads);
+    free(p.bins);
+}
+
+static void run(bench *b) {
+    double first = 0;
+    packing before = as_it_comes(b, &b->before);
+    double *history = loads_of(b, &b->before, &before);
+    run_as_it_comes(b, history, before.M, &first);
+    run_packed(b, history, before.M, &first);
     free(history);
-    free(old.bins);
-    free(now.bins);
-    free(own.bins);
+    free(before.bins);
 }
 
 int main(int argc, char **argv) {
     int code;
-    if (usage_ends(argc, argv, 0, 3, "usage: bench_planned_simulated [RANKS [LAYERS [SEED]]]\n", &code))
+    if (usage_ends(argc, argv, 0, 4, "usage: bench_planned_simulated [RANKS [LAYERS [SEED [LOADS]]]]\n",
+                   &code))
         return code;
     bench b = {.R = argc > 1 ? (uint32_t)atoi(argv[1]) : 64,
                .L = argc > 2 ? (uint32_t)atoi(argv[2]) : 8,
                .seed = argc > 3 ? strtoull(argv[3], NULL, 10) : 1};
+    if (argc > 4) read_popularity(&b, argv[4]);
     make_step(&b, 1, &b.before);
     make_step(&b, 2, &b.now);
-    printf("| ranks | step | M | attention | experts | of time | attention ms | experts ms | counts ms | all "
-           "ms | "
-           "faster | planning s |\n|---|---|---|---|---|---|---|---|---|---|---|---|\n");
+    printf("| ranks | step | replicas | M | attention | experts | of time | attention ms | experts ms "
+           "| counts ms | all ms | faster | solver s |\n"
+           "|---|---|---|---|---|---|---|---|---|---|---|---|---|\n");
     run(&b);
     free(b.now.rows);
     free(b.now.counts);
     free(b.before.rows);
     free(b.before.counts);
+    free(b.popularity);
     return 0;
 }

@@ -21,6 +21,7 @@ typedef struct place {
     wb_routed_rows rows;
     wb_eplb_algorithm algorithm;
     wb_dispatch_policy policy;
+    wb_map_layout layout;
     const char *path; /* of the body that runs */
     bool touched;     /* an output was written by a call that failed */
 } place;
@@ -62,8 +63,8 @@ static void make_files(place *p) {
     p->batches = temp_in(p->dir.text, "batches.json");
     p->loads_file = temp_in(p->dir.text, "loads.msgpack");
     p->dump = temp_in(p->dir.text, "part-0.wbr");
-    assert_int_equal(wb_placement_save(p->to, p->map_json.text), WB_OK);
-    assert_int_equal(wb_placement_save(p->to, p->map_msgpack.text), WB_OK);
+    assert_int_equal(wb_placement_save(p->to, p->map_json.text, WB_MAP_SGLANG, NULL), WB_OK);
+    assert_int_equal(wb_placement_save(p->to, p->map_msgpack.text, WB_MAP_SGLANG, NULL), WB_OK);
     temp_write(p->counts.text, two, sizeof two - 1);
     temp_write(p->batches.text, three, sizeof three - 1);
     wb_load *load = make_load(p);
@@ -173,28 +174,37 @@ static void test_placement(void **state) {
 
 /* ---- files ----------------------------------------------------------------------------------- */
 
+static wb_status read_placement(place *p) {
+    OPEN(p, status, wb_placement, found,
+         wb_placement_read(p->path, &p->topology, L, E, NULL, NULL, NULL, &found));
+    wb_placement_close(found);
+    return status;
+}
+
 static wb_status save(place *p) {
-    return wb_placement_save(p->to, p->saved.text);
+    return wb_placement_save(p->to, p->saved.text, p->layout, NULL);
 }
 
 static void test_save(void **state) {
     place *p = *state;
-    for (int i = 0; i < 2; i++) {
-        p->saved = temp_in(p->dir.text, i ? "saved.json" : "saved.msgpack");
+    for (int i = 0; i < 6; i++) {
+        static const wb_map_layout layouts[] = {WB_MAP_SGLANG, WB_MAP_SGLANG, WB_MAP_VLLM,
+                                                WB_MAP_TRTLLM, WB_MAP_TRTLLM, WB_MAP_ASCEND};
+        p->saved = temp_in(p->dir.text, i == 0 ? "saved.msgpack" : i == 3 ? "saved.yaml" : "saved.json");
+        p->layout = layouts[i];
         every_allocation(p, save);
-        wb_placement *back = NULL;
-        assert_int_equal(wb_placement_read(p->saved.text, &p->topology, L, E, &back), WB_OK);
-        assert_int_equal(wb_placement_hash(back), wb_placement_hash(p->to));
-        wb_placement_close(back);
+        p->path = p->saved.text;
+        every_allocation(p, read_placement);
     }
     DIR *dir = opendir(p->dir.text);
     for (struct dirent *entry; (entry = readdir(dir));) assert_null(strstr(entry->d_name, ".tmp"));
     closedir(dir);
 }
 
-static wb_status read_placement(place *p) {
-    OPEN(p, status, wb_placement, found, wb_placement_read(p->path, &p->topology, L, E, &found));
-    wb_placement_close(found);
+static wb_status read_counts(place *p) {
+    const char *const paths[] = {p->path, p->path};
+    OPEN(p, status, wb_counts, found, wb_counts_read(2, paths, NULL, &found));
+    wb_counts_close(found);
     return status;
 }
 
@@ -202,7 +212,7 @@ static wb_status read_dump(place *p) {
     wb_dump *dump = NULL;
     wb_placement *found = (wb_placement *)p;
     WB_TRY(wb_dump_open(p->dump.text, &dump));
-    wb_status status = wb_placement_from_dump(dump, &p->topology, &found);
+    wb_status status = wb_placement_from_dump(dump, &p->topology, NULL, &found);
     wb_dump_close(dump);
     if (status == WB_OK)
         wb_placement_close(found);
@@ -231,6 +241,12 @@ static void test_read(void **state) {
     for (int i = 0; i < 4; i++) {
         p->path = paths[i];
         every_allocation(p, read_placement);
+    }
+    const char *const counts[] = {p->counts.text, WB_TEST_DATA "/torch/good_recorder.pt",
+                                  WB_TEST_DATA "/torch/good_zip64.pt"};
+    for (int i = 0; i < 3; i++) {
+        p->path = counts[i];
+        every_allocation(p, read_counts);
     }
     every_allocation(p, read_dump);
     every_allocation(p, count_dump);

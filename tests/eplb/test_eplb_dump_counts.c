@@ -298,7 +298,7 @@ static void test_the_caller_holds_a_record(void **unused) {
         memcpy(before, held.routes[0].ids, bytes);
         assert_int_equal(wb_dump_counts_open(d, NULL, 3, 1, &t, NULL, NULL, &counts), WB_OK);
         assert_memory_equal(before, held.routes[0].ids, bytes);
-        assert_int_equal(wb_placement_from_dump(d, &t, &placement), WB_OK);
+        assert_int_equal(wb_placement_from_dump(d, &t, NULL, &placement), WB_OK);
         assert_memory_equal(before, held.routes[0].ids, bytes);
         wb_placement_close(placement);
         wb_dump_counts_close(counts);

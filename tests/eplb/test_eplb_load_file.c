@@ -69,7 +69,7 @@ static void test_a_placement_is_read_from_the_same_file(void **state) {
     (void)state;
     wb_placement *placement = NULL;
     const wb_topology topology = {2, 1, 4, NULL, NULL, NULL};
-    if (wb_placement_read(LOADS "good.json", &topology, 2, 3, &placement) != WB_OK)
+    if (wb_placement_read(LOADS "good.json", &topology, 2, 3, NULL, NULL, NULL, &placement) != WB_OK)
         fail_msg("%s", wb_error_message());
     wb_layer_map map = wb_placement_layer(placement, 0);
     assert_int_equal(map.replica_begin[2] - map.replica_begin[1], 2); /* the expert with 2^32 tokens */

@@ -118,6 +118,10 @@ static void test_msgpack_encodings(void **unused) {
     assert_tree(PUT("c", "\xdf\0\0\0\x01\xda\0\x01k\xdd\0\0\0\x01\xdb\0\0\0\x02hi"), "{\"k\":[\"hi\"]}");
     assert_tree(PUT("d", "\x80"), "{}");
     assert_tree(PUT("e", " \t\r\n{\"k\": 1}\n"), "{\"k\":1}");
+    assert_tree(PUT("f", "\x92\x01\x90"), "[1,[]]");
+    assert_tree(PUT("g", "\xdc\0\x01\x80"), "[{}]");
+    assert_tree(PUT("h", " [1, [2]]"), "[1,[2]]");
+    assert_tree(PUT("i", "[ ]"), "[]");
 }
 
 static void test_tree_refuses(void **unused) {
@@ -130,8 +134,10 @@ static void test_tree_refuses(void **unused) {
     assert_int_equal(unlink(pipe.text), 0);
     refused_tree(put("x", ""), WB_CORRUPT, "empty");
     refused_tree(put("x", "  \n"), WB_CORRUPT, "neither");
-    refused_tree(put("x", "[1]"), WB_CORRUPT, "neither");
-    refused_tree(put("x", "\x91\x01"), WB_CORRUPT, "neither");
+    refused_tree(put("x", "1"), WB_CORRUPT, "neither");
+    refused_tree(put("x", "\x01\x91"), WB_CORRUPT, "neither");
+    refused_tree(put("x", "[1, 2"), WB_CORRUPT, "line 1, byte 5");
+    refused_tree(put("x", "[1] 2"), WB_CORRUPT, "line 1, byte 5: end of file expected");
     refused_tree(PUT("x", "PK\x03\x04 archive"), WB_UNSUPPORTED, "PyTorch");
     refused_tree(PUT("x", "\x80\x02}q\x00."), WB_UNSUPPORTED, "json.dump");
     refused_tree(PUT("x", "\x80\x04\x95"), WB_UNSUPPORTED, "PyTorch");
@@ -228,7 +234,8 @@ static void test_write_fails(void **unused) {
 
 static wb_placement *read_ok(temp_path path, const wb_topology *t, uint32_t L, uint32_t E) {
     wb_placement *p = NULL;
-    if (wb_placement_read(path.text, t, L, E, &p) != WB_OK) fail_msg("%s", wb_error_message());
+    if (wb_placement_read(path.text, t, L, E, NULL, NULL, NULL, &p) != WB_OK)
+        fail_msg("%s", wb_error_message());
     return p;
 }
 
@@ -241,7 +248,7 @@ static bool has_key(temp_path path, const char *key) {
 
 static void round_trip(const wb_placement *p, const wb_topology *t, const char *name, bool in_order) {
     temp_path path = temp_in(dir.text, name);
-    assert_int_equal(wb_placement_save(p, path.text), WB_OK);
+    assert_int_equal(wb_placement_save(p, path.text, WB_MAP_SGLANG, NULL), WB_OK);
     wb_placement *back = read_ok(path, t, p->n_layers, p->n_experts);
     for (uint32_t l = 0; l < p->n_layers; l++) {
         assert_int_equal(back->epoch[l], 0);
@@ -299,13 +306,13 @@ static void test_cut_and_damaged(void **unused) {
     uint64_t rng = seed;
     for (int i = 0; i < 2; i++) {
         temp_path path = temp_in(dir.text, names[i]);
-        assert_int_equal(wb_placement_save(p, path.text), WB_OK);
+        assert_int_equal(wb_placement_save(p, path.text, WB_MAP_SGLANG, NULL), WB_OK);
         size_t size;
         char *bytes = temp_read(path.text, &size);
         for (size_t cut = 0; cut + (i == 0) < size; cut++) { /* JSON's last byte is a newline */
             wb_placement *untouched = (wb_placement *)&seed;
             temp_write(path.text, bytes, cut);
-            wb_status status = wb_placement_read(path.text, &t, 2, CORE_E, &untouched);
+            wb_status status = wb_placement_read(path.text, &t, 2, CORE_E, NULL, NULL, NULL, &untouched);
             if (i == 1 && cut == 1) status = WB_CORRUPT; /* an empty map, or so it seems */
             assert_int_equal(status, WB_CORRUPT);
             assert_ptr_equal(untouched, &seed);
@@ -317,7 +324,8 @@ static void test_cut_and_damaged(void **unused) {
             bytes[at] = (char)(uint8_t)wb_random(&rng);
             temp_write(path.text, bytes, size);
             wb_placement *q = NULL;
-            if (wb_placement_read(path.text, &t, 2, CORE_E, &q) != WB_OK) assert_message_has(path.text);
+            if (wb_placement_read(path.text, &t, 2, CORE_E, NULL, NULL, NULL, &q) != WB_OK)
+                assert_message_has(path.text);
             wb_placement_close(q);
             bytes[at] = old;
         }
@@ -333,7 +341,7 @@ static void refused(const char *json, wb_status expected, const char *part) {
     const wb_topology t = {.n_ranks = 2, .n_nodes = 1, .n_slots = 4};
     wb_placement *untouched = (wb_placement *)&seed;
     temp_path path = put("p.json", json);
-    wb_status status = wb_placement_read(path.text, &t, 2, 3, &untouched);
+    wb_status status = wb_placement_read(path.text, &t, 2, 3, NULL, NULL, NULL, &untouched);
     if (status != expected) fail_msg("status %d, message '%s' of %s", status, wb_error_message(), json);
     assert_ptr_equal(untouched, &seed);
     char start[600];
@@ -396,7 +404,7 @@ static void test_topology_refused(void **unused) {
     for (int i = 0; i < 2; i++) {
         temp_path path = put("p.json", texts[i]);
         wb_placement *p = NULL;
-        assert_int_equal(wb_placement_read(path.text, &t, 2, 3, &p), WB_INVALID_ARGUMENT);
+        assert_int_equal(wb_placement_read(path.text, &t, 2, 3, NULL, NULL, NULL, &p), WB_INVALID_ARGUMENT);
         assert_message_has(path.text);
         assert_message_has("ranks");
     }
@@ -482,11 +490,11 @@ static void test_from_dump(void **unused) {
     double counts[DUMP_L * DUMP_E] = {0};
     wb_dump *dump = make_dump(true, false, counts);
     wb_placement *p = NULL, *expected = NULL;
-    assert_int_equal(wb_placement_from_dump(dump, &t, &p), WB_OK);
+    assert_int_equal(wb_placement_from_dump(dump, &t, NULL, &p), WB_OK);
     assert_int_equal(wb_eplb_solve(&t, DUMP_L, DUMP_E, 1, counts, NULL, &expected), WB_OK);
     assert_equal_and_close(p, expected);
     p = NULL;
-    assert_int_equal(wb_placement_from_dump(dump, &small, &p), WB_INVALID_ARGUMENT);
+    assert_int_equal(wb_placement_from_dump(dump, &small, NULL, &p), WB_INVALID_ARGUMENT);
     assert_null(p);
     wb_dump_close(dump);
 }
@@ -497,12 +505,12 @@ static void test_from_dump_refuses(void **unused) {
     double counts[DUMP_L * DUMP_E] = {0};
     wb_placement *p = NULL;
     wb_dump *dump = make_dump(false, false, counts);
-    assert_int_equal(wb_placement_from_dump(dump, &t, &p), WB_NOT_FOUND);
+    assert_int_equal(wb_placement_from_dump(dump, &t, NULL, &p), WB_NOT_FOUND);
     assert_message_has("rows of routes");
     wb_dump_close(dump);
     unlink(temp_in(dir.text, "part-0.wbr").text);
     dump = make_dump(true, true, counts);
-    assert_int_not_equal(wb_placement_from_dump(dump, &t, &p), WB_OK);
+    assert_int_not_equal(wb_placement_from_dump(dump, &t, NULL, &p), WB_OK);
     assert_message_has("r1");
     assert_null(p);
     wb_dump_close(dump);

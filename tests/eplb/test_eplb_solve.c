@@ -326,6 +326,32 @@ static void test_eplb_25_few_slots_change(void **state) {
     free(before);
 }
 
+/* From experts in turn on thousands of ranks, which by the hottest rank alone ends at .53 to .75 here. */
+static void test_incremental_from_far_off_on_many_ranks(void **state) {
+    (void)state;
+    static const uint32_t slots[] = {8192, 12288, 36864};
+    double *loads = make_loads(256, 1, 0, 0);
+    for (int i = 0; i < 3; i++) {
+        wb_topology t = {.n_ranks = 4096, .n_nodes = 512, .n_slots = slots[i]};
+        wb_placement *current = NULL;
+        assert_int_equal(wb_placement_open(&t, L, 256, &current), WB_OK);
+        wb_eplb_options options = with(WB_EPLB_INCREMENTAL, current);
+        options.trials = 0;
+        options.horizon_steps = 1e9;
+        wb_placement *p = solve(&t, 256, 1, loads, &options);
+        check_map(p, false);
+        for (uint32_t l = 0; l < L; l++) {
+            assert_true(balancedness(current, l, loads) < 0.6);
+            double found = balancedness(p, l, loads);
+            if (!(found >= 0.94)) fail_msg("%u slots, layer %u: expected .94, found %g", slots[i], l, found);
+            assert_in_range(changed_slots(current, p, l), 1, slots[i] / 3);
+        }
+        wb_placement_close(p);
+        wb_placement_close(current);
+    }
+    free(loads);
+}
+
 /* SGLang #8345, vLLM #47206, #50647: a rebalance that costs more than it gains is not made. */
 static void test_vllm_50647_a_move_that_does_not_pay_is_not_made(void **state) {
     (void)state;
@@ -491,6 +517,7 @@ int main(void) {
         cmocka_unit_test(test_prime_rl_3051_more_than_255_slots),
         cmocka_unit_test(test_eplb_22_replicas_never_share_a_rank),
         cmocka_unit_test(test_eplb_25_few_slots_change),
+        cmocka_unit_test(test_incremental_from_far_off_on_many_ranks),
         cmocka_unit_test(test_vllm_50647_a_move_that_does_not_pay_is_not_made),
         cmocka_unit_test(test_sglang_10606_dead_ranks_are_repaired),
         cmocka_unit_test(test_microbatch_beats_deepseek_by_15_points),

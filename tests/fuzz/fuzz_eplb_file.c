@@ -45,7 +45,7 @@ static void put(const uint8_t *data, size_t size) {
 
 static wb_status read_placement(const char *path, wb_placement **out) {
     *out = NULL;
-    wb_status status = wb_placement_read(path, &topology, L, E, out);
+    wb_status status = wb_placement_read(path, &topology, L, E, NULL, NULL, NULL, out);
     require((status == WB_OK) == !!*out);
     require(status == WB_OK || strstr(wb_error_message(), path));
     return status;
@@ -81,11 +81,18 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     if (read_placement(paths[0], &p) != WB_OK) return 0;
     check_maps(p);
     for (int i = 1; i < 3; i++) {
-        require(wb_placement_save(p, paths[i]) == WB_OK);
+        require(wb_placement_save(p, paths[i], WB_MAP_SGLANG, NULL) == WB_OK);
         require(read_placement(paths[i], &again) == WB_OK);
         require(wb_placement_hash(again) == wb_placement_hash(p));
         wb_placement_close(again);
     }
+    /* Slots of the dead rank are empty, which two layouts do not know. */
+    require(wb_placement_save(p, paths[1], WB_MAP_TRTLLM, NULL) == WB_UNSUPPORTED);
+    require(wb_placement_save(p, paths[1], WB_MAP_ASCEND, NULL) == WB_UNSUPPORTED);
+    require(wb_placement_save(p, paths[1], WB_MAP_VLLM, NULL) == WB_OK);
+    require(read_placement(paths[1], &again) == WB_OK);
+    check_maps(again);
+    wb_placement_close(again);
     wb_placement_close(p);
     return 0;
 }

@@ -185,6 +185,7 @@ static void plan_step(const job *j, const wb_pack *pack, wb_replay *replay) {
 static void run_packed(fixture *f, const wb_pack *pack, wb_replay *replay) {
     fed b;
     float logprobs[BATCH_ROWS];
+    const uint64_t told = wb_comm_stats(f->comm).all_to_alls;
     MUST(wb_train_zero_grads(f->train));
     for (int32_t m = 0; m < wb_pack_micro_batches(pack); m++) {
         wb_replay_slice rows;
@@ -207,6 +208,7 @@ static void run_packed(fixture *f, const wb_pack *pack, wb_replay *replay) {
         free(ids);
         free(used);
     }
+    EXPECT(wb_comm_stats(f->comm).all_to_alls == told);
     MUST(wb_replay_end(replay));
     MUST(wb_train_reduce_grads(f->train));
 }

@@ -20,8 +20,8 @@ enum { FIXTURE_LAYERS_MAX = 16, FIXTURE_RUNS_MAX = 8 };
 
 /* MoE layer l is model layer l + 2: two dense layers come first. */
 static inline wb_route_model fixture_model(uint32_t E, uint32_t K, uint32_t L) {
-    static uint32_t layers[FIXTURE_LAYERS_MAX];
-    for (uint32_t l = 0; l < FIXTURE_LAYERS_MAX; l++) layers[l] = l + 2;
+    static const uint32_t layers[FIXTURE_LAYERS_MAX] = {2,  3,  4,  5,  6,  7,  8,  9,
+                                                        10, 11, 12, 13, 14, 15, 16, 17};
     wb_route_model m = {
         .num_hidden_layers = L + 2, .n_moe_layers = L, .moe_layers = layers, .num_experts = E, .top_k = K};
     strcpy(m.name, "test_moe");

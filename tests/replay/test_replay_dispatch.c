@@ -178,8 +178,18 @@ static void expect_received(rank *r, const job *j, const wb_planned_layer *plan)
     free(all);
 }
 
+/* Rows that come to this rank. */
+static int64_t rows_here(rank *r, const job *j, const wb_planned_layer *plan) {
+    const uint32_t own = (uint32_t)r->number, first = wb_placement_first_slot(j->placement, own);
+    const uint32_t n = (uint32_t)r->of * (wb_placement_first_slot(j->placement, own + 1) - first);
+    int64_t rows = 0;
+    for (uint32_t i = 0; i < n; i++) rows += plan->received[i];
+    return rows;
+}
+
 static void expect_plans(rank *r, job *j, int32_t n) {
     wb_physical_id slots[T_MAX * 16];
+    int64_t most = 0;
     for (int32_t m = 0; m < n; m++) {
         const wb_planned_layer *all = wb_replay_layer_plan(j->replay, m, WB_ALL_LAYERS);
         EXPECT(all && !wb_replay_layer_plan(j->replay, m, FIRST - 1));
@@ -191,8 +201,10 @@ static void expect_plans(rank *r, job *j, int32_t n) {
             dispatch_rows(r, j, m, l, slots);
             expect_rows(j, plan, slots);
             expect_received(r, j, plan);
+            if (rows_here(r, j, plan) > most) most = rows_here(r, j, plan);
         }
     }
+    EXPECT(wb_replay_max_expert_rows(j->replay) == most);
     EXPECT(!wb_replay_layer_plan(j->replay, n, WB_ALL_LAYERS) && !wb_replay_layer_plan(NULL, 0, FIRST));
 }
 
@@ -212,6 +224,7 @@ static void plan_and_compare(rank *r) {
             expect_plans(r, &j, n);
             wb_replay_abort(j.replay);
             EXPECT(!wb_replay_layer_plan(j.replay, 0, WB_ALL_LAYERS));
+            EXPECT(wb_replay_max_expert_rows(j.replay) == 0 && wb_replay_max_expert_rows(NULL) == 0);
         }
         job_close(&j);
     }

@@ -20,6 +20,8 @@ eplb.json: a list of {"case", "kind", "L", "E", "R", "G", "N", "P", "seconds", "
   nodes, ranks; seconds that eplb.py took; mean of mean / max rank load, where that is finite. Refused: "error", no tensors.
 eplb.safetensors: <case>.<kind>.weight [L, E] f32 or i64; .phy2log [L, R], .log2phy [L, E, X], .logcnt [L, E] i32.
 
+loads: counts of a file, {"logical_count": [layers][E]}, on the three shapes of LOADS, with --loads FILE and no other cases.
+
 tests/golden/eplb, from case 100 on: --seed 7 --cases 0 --max-slots 240 --first 100; those below are of the same kind.
 """
 import argparse
@@ -45,6 +47,9 @@ SHAPES = [
 ]
 # With --large: many ranks, many slots a rank, many replicas.
 LARGE = [(1, 512, 9216, 8, 4, 1024), (58, 256, 288, 8, 4, 32), (58, 256, 288, 1, 1, 32), (4, 256, 512, 1, 1, 256)]
+
+# With --loads: R, G, N, P of published figures for DeepSeek-V3: decode on 32 ranks, global and by groups on 4 nodes, and on 64 ranks.
+LOADS = [(288, 1, 1, 32), (288, 8, 4, 32), (320, 8, 8, 64)]
 
 
 def weights_of(kind, L, E, G, rng):
@@ -138,6 +143,7 @@ def main():
     parser.add_argument("--cases", type=int, default=20, help="random shapes after the named ones")
     parser.add_argument("--large", action="store_true", help="also a few large shapes (minutes)")
     parser.add_argument("--max-slots", type=int, default=1 << 24, help="leave out shapes with more")
+    parser.add_argument("--loads", metavar="FILE", help="only these counts, on the shapes of published figures")
     parser.add_argument("--first", type=int, default=0, help="number of the first case")
     args = parser.parse_args()
     eplb = load_eplb(args.eplb_py)
@@ -145,7 +151,7 @@ def main():
     torch.set_num_threads(1)  # as eplb_oracle; tensors this small gain nothing by more
     shape_rng, rng = random.Random(args.seed), torch.Generator().manual_seed(args.seed)
     shapes = SHAPES + (LARGE if args.large else []) + [random_shape(shape_rng) for _ in range(args.cases)]
-    shapes = [shape for shape in shapes if shape[2] <= args.max_slots]
+    shapes = [shape for shape in shapes if shape[2] <= args.max_slots] if not args.loads else []
     entries, tensors = [], {}
     for case, (L, E, R, G, N, P) in enumerate(shapes, args.first):
         for kind in KINDS:
@@ -154,6 +160,12 @@ def main():
             entries.append(entry)
             if "error" in entry:  # the shape's, whatever the loads
                 break
+    for case, (R, G, N, P) in enumerate(LOADS if args.loads else [], args.first):
+        with open(args.loads) as file:
+            weight = torch.tensor(json.load(file)["logical_count"], dtype=torch.float32)
+        L, E = weight.shape
+        entries.append(dict(case=case, kind="loads", L=L, E=E, R=R, G=G, N=N, P=P))
+        run_case(eplb, entries[-1], weight, tensors)
     save_file(tensors, os.path.join(args.out, "eplb.safetensors"))
     with open(os.path.join(args.out, "eplb.json"), "w") as file:
         file.write("[\n" + ",\n".join(map(json.dumps, entries)) + "\n]\n")

@@ -27,7 +27,7 @@ model/checkpoint base model/checkpoint
 replay       base formats comm kernels eplb replay
 train_hooks  base formats comm kernels eplb replay train_hooks
 rollout      base formats comm kernels eplb model/checkpoint model rollout
-cli          base formats comm eplb
+cli          base formats comm kernels eplb model/checkpoint model
 '
 folders=$(awk 'NF { print $1 }' <<<"$rooms")
 library_rooms=$(grep -vx cli <<<"$folders")

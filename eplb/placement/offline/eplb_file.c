@@ -1,6 +1,6 @@
-/* eplb_file.c - reading: the bytes of a file, JSON or msgpack, as a tree. Refuses: what a tree means, writing
- * (eplb_file_write.c). */
-#include "placement/offline/eplb_file.h"
+/* eplb_file.c - reading: the bytes of a file, JSON, msgpack or YAML, as a tree. Refuses: what a tree
+ * means, writing (eplb_file_write.c). */
+#include "placement/offline/yaml_file.h"
 #include "wb_file.h"
 #include "wb_msgpack_scan.h"
 
@@ -130,7 +130,7 @@ static wb_status parse_msgpack(const char *path, const uint8_t *bytes, size_t si
     json_t *root = NULL;
     if (wb_scan_skip(&whole)) {
         if (whole.pos < size)
-            wb_scan_refuse(&s, whole.pos, "expected the end of the file after one map");
+            wb_scan_refuse(&s, whole.pos, "expected the end of the file after one value");
         else
             root = decode(&s);
     } else {
@@ -146,9 +146,9 @@ static wb_status parse_msgpack(const char *path, const uint8_t *bytes, size_t si
 /* ---- JSON to tree ---------------------------------------------------------------------------- */
 
 /* Jansson's lexer drops a byte of a token when it gets no memory to grow its buffer for it, and tells
- * nobody. So the first key of the object is one of ours, longer than any token that matters: the buffer
- * has grown by then, and where a byte was dropped the key is not there. Its closing quote is at no power
- * of two, where the buffer grows. */
+ * nobody. So the first key of the object, or the first value of the array, is one of ours, longer than any
+ * token that matters: the buffer has grown by then, and where a byte was dropped the text is not there. Its
+ * closing quote is at no power of two, where the buffer grows. */
 #define PAD_8 "waybill "
 #define PAD_64 PAD_8 PAD_8 PAD_8 PAD_8 PAD_8 PAD_8 PAD_8 PAD_8
 #define PAD_KEY PAD_64 PAD_64 PAD_64 PAD_64 PAD_64 PAD_64 PAD_64
@@ -176,13 +176,21 @@ static size_t skip_spaces(const uint8_t *bytes, size_t size, size_t at) {
     return at;
 }
 
-/* bytes[brace] is the '{' that everything begins with. */
+static bool remove_pad(json_t *root) {
+    if (json_is_object(root)) return json_object_del(root, PAD_KEY) == 0;
+    const char *first = json_string_value(json_array_get(root, 0));
+    return first && strcmp(first, PAD_KEY) == 0 && json_array_remove(root, 0) == 0;
+}
+
+/* bytes[brace] is the '{' or '[' that everything begins with. */
 static wb_status parse_json(const char *path, const uint8_t *bytes, size_t size, size_t brace,
                             json_t **root_out) {
-    static const char pad[] = "\"" PAD_KEY "\":0,";
+    static const char key[] = "\"" PAD_KEY "\":0,", value[] = "\"" PAD_KEY "\",";
+    const bool object = bytes[brace] == '{';
+    const char *pad = object ? key : value;
     const size_t next = skip_spaces(bytes, size, brace + 1);
-    const bool empty = next < size && bytes[next] == '}';
-    const size_t pad_bytes = sizeof pad - 1 - empty; /* no comma before a '}' */
+    const bool empty = next < size && bytes[next] == (object ? '}' : ']');
+    const size_t pad_bytes = strlen(pad) - empty; /* no comma before the end */
     json_feed f = {{{bytes, brace + 1}, {pad, pad_bytes}, {bytes + brace + 1, size - brace - 1}}, 0};
     json_error_t error = {.line = 0};
     errno = 0; /* not every want of memory has a message of Jansson's */
@@ -190,7 +198,7 @@ static wb_status parse_json(const char *path, const uint8_t *bytes, size_t size,
     if (!root && errno != ENOMEM)
         return wb_fail(WB_CORRUPT, "%s: JSON line %d, byte %d: %s", path, error.line,
                        error.position - (int)pad_bytes, error.text);
-    if (!root || json_object_del(root, PAD_KEY) != 0) {
+    if (!root || !remove_pad(root)) {
         json_decref(root);
         return wb_fail(WB_OUT_OF_MEMORY, "%s: no memory for the tree of %zu bytes", path, size);
     }
@@ -207,21 +215,26 @@ static bool is_torch(const uint8_t *bytes, size_t size) {
     return size >= 2 && bytes[0] == 0x80 && bytes[1] >= 2 && bytes[1] <= 5;
 }
 
-static bool is_map(uint8_t type) {
-    return (type >= 0x80 && type < 0x90) || type == 0xde || type == 0xdf;
+/* A map or an array. */
+static bool is_container(uint8_t type) {
+    return (type >= 0x80 && type < 0xa0) || (type >= 0xdc && type <= 0xdf);
 }
 
 static wb_status parse(const char *path, const uint8_t *bytes, size_t size, json_t **root_out) {
     const size_t first = skip_spaces(bytes, size, 0);
-    if (first < size && bytes[first] == '{') return parse_json(path, bytes, size, first, root_out);
+    if (first < size && (bytes[first] == '{' || bytes[first] == '['))
+        return parse_json(path, bytes, size, first, root_out);
     if (is_torch(bytes, size))
-        return wb_fail(WB_UNSUPPORTED,
-                       "%s: expected JSON or msgpack, found a PyTorch file: convert it, in Python "
-                       "json.dump({\"physical_to_logical_map\": m.tolist()}, f)",
-                       path);
-    if (size == 0 || !is_map(bytes[0]))
-        return wb_fail(WB_CORRUPT, "%s: byte 0: expected a JSON object or a msgpack map, found %s", path,
-                       size == 0 ? "an empty file" : "neither");
+        return wb_fail(
+            WB_UNSUPPORTED,
+            "%s: expected JSON or msgpack, found a PyTorch file, of which only maps and counts that "
+            "torch.save has written since 1.6 are read: convert it, in Python "
+            "json.dump({\"physical_to_logical_map\": m.tolist()}, f)",
+            path);
+    if (wb_yaml_is(bytes, size)) return wb_yaml_parse(path, bytes, size, root_out);
+    if (size == 0 || !is_container(bytes[0]))
+        return wb_fail(WB_CORRUPT, "%s: byte 0: expected an object or array of JSON or msgpack, found %s",
+                       path, size == 0 ? "an empty file" : "neither");
     return parse_msgpack(path, bytes, size, root_out);
 }
 

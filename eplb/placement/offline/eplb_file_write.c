@@ -1,4 +1,5 @@
-/* eplb_file_write.c - writing: a tree as JSON or msgpack into a file that appears whole or not at all. */
+/* eplb_file_write.c - writing: a tree as JSON, msgpack or YAML into a file that appears whole or not at
+ * all. */
 #include "placement/offline/eplb_file.h"
 #include "wb_file.h"
 #include "wb_msgpack_scan.h"
@@ -124,13 +125,52 @@ static wb_status write_msgpack(tree_writer *w, const char *path, const json_t *r
     return wb_fail(WB_INVALID_ARGUMENT, "%s: the tree is deeper than %d", path, WB_SCAN_MAX_DEPTH);
 }
 
-wb_status wb_tree_write(const char *path, const json_t *root) {
+/* Keys that are numbers stay numbers there, which JSON does not have. */
+static bool put_yaml(tree_writer *w, const json_t *map, unsigned depth) {
+    const char *key;
+    json_t *child;
+    json_object_foreach((json_t *)(uintptr_t)map, key, child) {
+        for (unsigned i = 0; i < depth; i++)
+            if (put(w, "  ", 2) != 0) return false;
+        if (put(w, key, strlen(key)) != 0 || put(w, ":", 1) != 0) return false;
+        if (json_is_object(child)) {
+            if (put(w, "\n", 1) != 0 || !put_yaml(w, child, depth + 1)) return false;
+            continue;
+        }
+        if (put(w, " ", 1) != 0 ||
+            json_dump_callback(child, put_json, w, JSON_COMPACT | JSON_ENCODE_ANY) != 0 ||
+            put(w, "\n", 1) != 0)
+            return false;
+    }
+    return true;
+}
+
+static wb_status write_yaml(tree_writer *w, const char *path, const json_t *root) {
+    if (put_yaml(w, root, 0) || w->status != WB_OK) return w->status;
+    return wb_fail(WB_OUT_OF_MEMORY, "%s: no memory to write YAML", path);
+}
+
+typedef wb_status write_function(tree_writer *w, const char *path, const json_t *root);
+
+static wb_status write_tree(const char *path, const json_t *root, write_function *write) {
     tree_writer w = {.status = WB_OK};
     WB_TRY(wb_new_file_open(path, &w.file));
-    wb_status status = is_json_name(path) ? write_json(&w, path, root) : write_msgpack(&w, path, root);
+    wb_status status = write(&w, path, root);
     if (status == WB_OK) status = flush(&w);
     if (status == WB_OK) status = wb_new_file_sync(&w.file);
     if (status == WB_OK) status = wb_new_file_commit(&w.file);
     if (status != WB_OK) wb_new_file_discard(&w.file);
     return status;
+}
+
+wb_status wb_tree_write(const char *path, const json_t *root) {
+    return write_tree(path, root, is_json_name(path) ? write_json : write_msgpack);
+}
+
+wb_status wb_tree_write_json(const char *path, const json_t *root) {
+    return write_tree(path, root, write_json);
+}
+
+wb_status wb_tree_write_yaml(const char *path, const json_t *root) {
+    return write_tree(path, root, is_json_name(path) ? write_json : write_yaml);
 }

@@ -1,101 +1,51 @@
 /* initial_placement.c - the placement to begin with: from a file of maps or counts, or from a dump.
- * Owns: what the keys of the file mean. Refuses: bytes (eplb_file.c), the choice of places (solve.c). */
-#include "placement/offline/eplb_file.h"
+ * Owns: which of the two a file holds, and that a layer without counts keeps its map. Refuses: maps and their
+ * layouts (map_read.c), the choice of places (solve.c). */
+#include "load/offline/counts_file.h"
 #include "placement/offline/placement_file.h"
 #include "placement/placement_internal.h"
+#include "wb_options.h"
 #include "wb_solve.h"
 
 #include <inttypes.h>
-#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
-/* ---- reading: shapes and numbers ------------------------------------------------------------- */
+/* ---- counts -------------------------------------------------------------------------------------- */
 
-/* Messages begin with the place in the tree, "logical_count[2][57]"; wb_placement_read puts the path
- * before it. */
-typedef struct place {
-    char text[80];
-} place;
-
-static place at_key(const char *key) {
-    place at;
-    snprintf(at.text, sizeof at.text, "%s", key);
-    return at;
+static bool is_zero(const double *loads, uint32_t n_batches, uint32_t n_layers, uint32_t n_experts,
+                    uint32_t layer) {
+    for (uint32_t m = 0; m < n_batches; m++)
+        for (uint32_t e = 0; e < n_experts; e++)
+            if (loads[((size_t)m * n_layers + layer) * n_experts + e] != 0) return false;
+    return true;
 }
 
-static place inside(place at, size_t index) {
-    size_t used = strlen(at.text);
-    snprintf(at.text + used, sizeof at.text - used, "[%zu]", index);
-    return at;
-}
-
-static wb_status expect_array(const json_t *node, size_t n, const char *unit, place at) {
-    if (!json_is_array(node))
-        return wb_fail(WB_CORRUPT, "%s: expected an array of %zu %s, found something else", at.text, n, unit);
-    if (json_array_size(node) != n)
-        return wb_fail(WB_MISMATCH, "%s has %zu %s, expected %zu", at.text, json_array_size(node), unit, n);
-    return WB_OK;
-}
-
-static wb_status read_integer(const json_t *node, json_int_t min, place row, size_t i, int32_t *value_out) {
-    if (!json_is_integer(node))
-        return wb_fail(WB_CORRUPT, "%s[%zu]: expected an integer, found something else", row.text, i);
-    json_int_t value = json_integer_value(node);
-    if (value < min || value > INT32_MAX)
-        return wb_fail(WB_CORRUPT,
-                       "%s[%zu]: expected %" JSON_INTEGER_FORMAT "..%" PRId32 ", found %" JSON_INTEGER_FORMAT,
-                       row.text, i, min, INT32_MAX, value);
-    *value_out = (int32_t)value;
-    return WB_OK;
-}
-
-/* ---- reading a map --------------------------------------------------------------------------- */
-
-/* The maps of a file. `replicas` NULL: there is none, replicas are in slot order. */
-typedef struct map_tree {
-    const json_t *slots, *replicas;
-} map_tree;
-
-/* Row `layer` into the placement; experts and replicas [S] are scratch. */
-static wb_status read_layer(map_tree tree, wb_placement *p, uint32_t layer, int32_t *experts,
-                            uint32_t *replicas) {
-    const uint32_t S = p->topology.n_slots;
-    const json_t *slots_row = json_array_get(tree.slots, layer);
-    const json_t *replicas_row = tree.replicas ? json_array_get(tree.replicas, layer) : NULL;
-    const place slots_at = inside(at_key(WB_MAP_KEY), layer),
-                replicas_at = inside(at_key(WB_REPLICA_KEY), layer);
-    WB_TRY(expect_array(slots_row, S, "slots", slots_at));
-    if (replicas_row) WB_TRY(expect_array(replicas_row, S, "slots", replicas_at));
-    for (uint32_t s = 0; s < S; s++) {
-        int32_t number = 0;
-        WB_TRY(read_integer(json_array_get(slots_row, s), WB_NO_EXPERT, slots_at, s, &experts[s]));
-        if (replicas_row) WB_TRY(read_integer(json_array_get(replicas_row, s), 0, replicas_at, s, &number));
-        replicas[s] = (uint32_t)number;
+/* Layers without a load take their map from `kept`, where it is one on the ranks that are live now. */
+static wb_status keep_layers(const wb_placement *kept, uint32_t n_batches, const double *loads,
+                             wb_placement *p) {
+    WB_TRY(wb_placement_check_shape(p, kept));
+    for (uint32_t l = 0; l < p->n_layers; l++) {
+        const wb_layer_map map = wb_placement_layer(kept, l);
+        if (!is_zero(loads, n_batches, p->n_layers, p->n_experts, l)) continue;
+        const wb_status status = wb_placement_set_layer(p, l, map.expert_of_slot, map.replica_of_slot, 0);
+        if (status != WB_OK && status != WB_INVALID_ARGUMENT) return status;
     }
-    wb_status status = wb_placement_set_layer(p, layer, experts, replicas_row ? replicas : NULL, 0);
-    return status == WB_OK ? WB_OK : wb_fail_context(status, WB_MAP_KEY);
-}
-
-static wb_status fill_from_map(map_tree tree, wb_placement *p, wb_owner *scratch) {
-    const uint32_t S = p->topology.n_slots;
-    WB_TRY(expect_array(tree.slots, p->n_layers, "layers", at_key(WB_MAP_KEY)));
-    if (tree.replicas) WB_TRY(expect_array(tree.replicas, p->n_layers, "layers", at_key(WB_REPLICA_KEY)));
-    int32_t *experts = NULL;
-    uint32_t *replicas = NULL;
-    WB_TRY(WB_OWN(scratch, experts, S, WB_MAP_KEY));
-    WB_TRY(WB_OWN(scratch, replicas, S, WB_REPLICA_KEY));
-    for (uint32_t l = 0; l < p->n_layers; l++) WB_TRY(read_layer(tree, p, l, experts, replicas));
     return WB_OK;
 }
 
-static wb_status open_from_map(map_tree tree, const wb_topology *topology, uint32_t n_layers,
-                               uint32_t n_experts, wb_placement **placement_out) {
-    wb_placement *p = NULL;
-    WB_TRY(wb_placement_open(topology, n_layers, n_experts, &p));
-    wb_owner scratch = {0};
-    wb_status status = fill_from_map(tree, p, &scratch);
-    wb_owner_close(&scratch);
+wb_status wb_eplb_solve_counts(const wb_topology *topology, uint32_t n_layers, uint32_t n_experts,
+                               uint32_t n_batches, const double *loads, const wb_eplb_options *options,
+                               wb_placement **placement_out) {
+    wb_eplb_options o = wb_eplb_options_default();
+    wb_placement *trivial = NULL, *p = NULL;
+    WB_TRY(wb_options_read(&o, sizeof o, options, "solve"));
+    if (!o.current) {
+        WB_TRY(wb_placement_open(topology, n_layers, n_experts, &trivial));
+        if (o.algorithm == WB_EPLB_INCREMENTAL) o.current = trivial;
+    }
+    wb_status status = wb_eplb_solve(topology, n_layers, n_experts, n_batches, loads, &o, &p);
+    if (status == WB_OK) status = keep_layers(trivial ? trivial : o.current, n_batches, loads, p);
+    wb_placement_close(trivial);
     if (status == WB_OK)
         *placement_out = p;
     else
@@ -103,72 +53,60 @@ static wb_status open_from_map(map_tree tree, const wb_topology *topology, uint3
     return status;
 }
 
-/* ---- reading counts -------------------------------------------------------------------------- */
+/* ---- from a file --------------------------------------------------------------------------------- */
 
-/* Adds one [L][E] of the tree; negative counts are refused here, where their sum does not hide them. */
-static wb_status add_counts(const json_t *layers, place at, uint32_t L, uint32_t E, double *sums) {
-    WB_TRY(expect_array(layers, L, "layers", at));
-    for (uint32_t l = 0; l < L; l++) {
-        const json_t *row = json_array_get(layers, l);
-        const place row_at = inside(at, l);
-        WB_TRY(expect_array(row, E, "experts", row_at));
-        for (uint32_t e = 0; e < E; e++) {
-            const json_t *node = json_array_get(row, e);
-            if (!json_is_number(node) || json_number_value(node) < 0)
-                return wb_fail(WB_CORRUPT, "%s[%" PRIu32 "]: expected a count, found %s", row_at.text, e,
-                               json_is_number(node) ? "a negative number" : "something else");
-            sums[(size_t)l * E + e] += json_number_value(node);
-        }
-    }
-    return WB_OK;
-}
-
-/* [L][E], or [M][L][E]: then the sum over M, which is all that `balanced` looks at. */
-static wb_status sum_counts(const json_t *counts, uint32_t L, uint32_t E, double *sums) {
-    const place at = at_key(WB_COUNT_KEY);
-    if (json_is_array(counts) && json_array_size(counts) == 0)
-        return wb_fail(WB_MISMATCH,
-                       "%s is empty, expected [%" PRIu32 "][%" PRIu32 "] counts, of one pass or several",
-                       at.text, L, E);
-    if (!json_is_array(json_array_get(json_array_get(counts, 0), 0)))
-        return add_counts(counts, at, L, E, sums);
-    for (size_t m = 0; m < json_array_size(counts); m++)
-        WB_TRY(add_counts(json_array_get(counts, m), inside(at, m), L, E, sums));
-    return WB_OK;
-}
-
-static wb_status open_from_counts(const json_t *counts, const wb_topology *topology, uint32_t n_layers,
-                                  uint32_t n_experts, wb_placement **placement_out) {
+static wb_status open_from_counts(const wb_number_file *file, const wb_topology *topology, uint32_t n_layers,
+                                  uint32_t n_experts, const uint32_t *layers, const wb_eplb_options *options,
+                                  wb_placement **placement_out) {
+    const wb_moe_layers moe = {.n_moe = n_layers, .layers = layers};
+    wb_counts *counts = NULL;
     WB_TRY(wb_topology_check(topology, n_experts));
-    double *sums = NULL;
-    WB_TRY(WB_ALLOC(sums, n_layers, n_experts * sizeof *sums, WB_COUNT_KEY));
-    wb_status status = sum_counts(counts, n_layers, n_experts, sums);
-    if (status == WB_OK) status = wb_eplb_solve(topology, n_layers, n_experts, 1, sums, NULL, placement_out);
-    free(sums);
+    WB_TRY(wb_counts_from_file(file, layers ? &moe : NULL, n_layers, n_experts, &counts));
+    const wb_status status =
+        wb_eplb_solve_counts(topology, n_layers, n_experts, wb_counts_get_info(counts).n_passes,
+                             wb_counts_loads(counts), options, placement_out);
+    wb_counts_close(counts);
     return status;
 }
 
-/* The value of a key; NULL where it is absent or null. */
-static const json_t *get(const json_t *root, const char *key) {
-    const json_t *node = json_object_get(root, key);
-    return json_is_null(node) ? NULL : node;
+static wb_status open_from_map(const wb_number_file *file, const wb_topology *topology, uint32_t n_layers,
+                               uint32_t n_experts, const uint32_t *layers, const char **layout_out,
+                               wb_placement **placement_out) {
+    wb_placement *p = NULL;
+    WB_TRY(wb_placement_open(topology, n_layers, n_experts, &p));
+    const wb_status status = wb_map_read(file, layers, p, layout_out);
+    if (status == WB_OK && *layout_out)
+        *placement_out = p;
+    else
+        wb_placement_close(p);
+    return status;
+}
+
+static wb_status open_from_file(const wb_number_file *file, const wb_topology *topology, uint32_t n_layers,
+                                uint32_t n_experts, const uint32_t *layers, const wb_eplb_options *options,
+                                const char **layout_out, wb_placement **placement_out) {
+    const wb_number_node counts = wb_number_get(file, wb_number_root(file), WB_COUNT_KEY);
+    WB_TRY(open_from_map(file, topology, n_layers, n_experts, layers, layout_out, placement_out));
+    if (*layout_out) return WB_OK;
+    if (!wb_number_is(counts))
+        return wb_fail(WB_NOT_FOUND, "expected an array, or a key " WB_ASSIGNMENTS_KEY ", " WB_LAYER_LIST_KEY
+                                     ", " WB_MAP_KEY " or " WB_COUNT_KEY ", found neither");
+    *layout_out = WB_COUNT_KEY;
+    return open_from_counts(file, topology, n_layers, n_experts, layers, options, placement_out);
 }
 
 wb_status wb_placement_read(const char *path, const wb_topology *topology, uint32_t n_layers,
-                            uint32_t n_experts, wb_placement **placement_out) {
-    json_t *root = NULL;
-    WB_TRY(wb_tree_read(path, &root));
-    const map_tree map = {get(root, WB_MAP_KEY), get(root, WB_REPLICA_KEY)};
-    const json_t *counts = get(root, WB_COUNT_KEY);
-    wb_status status;
-    if (map.slots)
-        status = open_from_map(map, topology, n_layers, n_experts, placement_out);
-    else if (counts)
-        status = open_from_counts(counts, topology, n_layers, n_experts, placement_out);
-    else
-        status = wb_fail(WB_NOT_FOUND, "expected a key " WB_MAP_KEY " or " WB_COUNT_KEY ", found neither");
-    json_decref(root);
-    return status == WB_OK ? WB_OK : wb_fail_context(status, "%s", path);
+                            uint32_t n_experts, const uint32_t *layers, const wb_eplb_options *options,
+                            const char **layout_out, wb_placement **placement_out) {
+    wb_number_file file = {0};
+    const char *layout = NULL;
+    WB_TRY(wb_number_file_open(path, &file));
+    const wb_status status =
+        open_from_file(&file, topology, n_layers, n_experts, layers, options, &layout, placement_out);
+    wb_number_file_close(&file);
+    if (status != WB_OK) return wb_fail_context(status, "%s", path);
+    if (layout_out) *layout_out = layout;
+    return WB_OK;
 }
 
 /* ---- from a dump ----------------------------------------------------------------------------- */
@@ -192,8 +130,8 @@ static wb_status count_dump(wb_dump *dump, uint64_t *counts) {
                    n_records);
 }
 
-static wb_status solve_dump(wb_dump *dump, const wb_topology *topology, wb_owner *scratch,
-                            wb_placement **placement_out) {
+static wb_status solve_dump(wb_dump *dump, const wb_topology *topology, const wb_eplb_options *options,
+                            wb_owner *scratch, wb_placement **placement_out) {
     const uint32_t L = wb_dump_model(dump)->n_moe_layers, E = wb_dump_model(dump)->num_experts;
     const char *what = "expert counts of a dump";
     uint64_t *counts = NULL;
@@ -202,12 +140,13 @@ static wb_status solve_dump(wb_dump *dump, const wb_topology *topology, wb_owner
     WB_TRY(WB_OWN_ALLOC(scratch, loads, L, E * sizeof *loads, what));
     WB_TRY(count_dump(dump, counts));
     for (size_t i = 0; i < (size_t)L * E; i++) loads[i] = (double)counts[i];
-    return wb_eplb_solve(topology, L, E, 1, loads, NULL, placement_out);
+    return wb_eplb_solve_counts(topology, L, E, 1, loads, options, placement_out);
 }
 
-wb_status wb_placement_from_dump(wb_dump *dump, const wb_topology *topology, wb_placement **placement_out) {
+wb_status wb_placement_from_dump(wb_dump *dump, const wb_topology *topology, const wb_eplb_options *options,
+                                 wb_placement **placement_out) {
     wb_owner scratch = {0};
-    wb_status status = solve_dump(dump, topology, &scratch, placement_out);
+    wb_status status = solve_dump(dump, topology, options, &scratch, placement_out);
     wb_owner_close(&scratch);
     return status;
 }

@@ -1,0 +1,201 @@
+#!/usr/bin/env bash
+# `waybill eplb` on files of counts and with maps of other engines: figures, layers without counts, MoE layers, sums over ranks,
+# one rank's view, layouts in and out, wrong usages. usage: check_eplb_loads.sh BUILD_DIR SOURCE_DIR
+. "$(dirname "$0")/../command_checks.sh"
+waybill_eplb() { "$waybill" eplb "$@"; }
+judge() {
+    python "
+import json, sys
+run = json.load(open(sys.argv[1]))
+rows = {r['placement']: r for r in run['rows']}
+near = lambda a, b: abs(a - b) <= 1e-6
+$1" "$scratch/out" || fault "JSON: $1"
+}
+published=$source/tests/golden/loads/deepseek_v3_shape.json
+torch=$source/tests/golden/torch
+decode=(--ranks 32 --slots 288)
+
+# ---- figures: 61 rows of which three are zero. The placements of deepseek are eplb.py's, byte for byte, on these counts:
+# make_eplb_oracle.py eplb.py DIR --loads deepseek_v3_shape.json, then eplb_oracle DIR
+expect 0 waybill_eplb --loads "$published" "${decode[@]}" --algorithm deepseek,balanced --json
+err_is_empty
+judge 'assert run["skipped_layers"] == [0, 1, 2] and run["one_rank_layers"] == [], run["skipped_layers"]
+assert list(rows) == ["none", "deepseek", "balanced", "fake"]
+t = run["traffic"]
+assert [t["layers"], t["experts"], t["top_k"], t["steps"], t["micro_batches"], t["passes"]] == [61, 256, None, 1, 1, 1], t
+d, b = rows["deepseek"], rows["balanced"]
+assert near(d["max_over_mean"], 1.00686492) and near(d["max_over_mean_worst"], 1.013936), d
+assert near(d["balancedness"], 0.993188473) and near(d["min_layer"], 1 / 1.013936), d
+assert b["max_over_mean_worst"] < 1.0003 and b["changed_slots"] <= 58 * 288, b
+assert rows["fake"]["max_over_mean"] is None and rows["fake"]["balancedness"] > 0.999'
+expect 0 waybill_eplb --loads "$published" "${decode[@]}" --nodes 4 --groups 8 --algorithm deepseek --json
+judge 'd = rows["deepseek"]
+assert near(d["max_over_mean"], 1.18382247) and near(d["max_over_mean_worst"], 2.098519), d'
+expect 0 waybill_eplb --loads "$published" --ranks 64 --slots 320 --nodes 8 --groups 8 --algorithm deepseek --json
+judge 'd = rows["deepseek"]
+assert near(d["max_over_mean"], 1.92897701) and near(d["max_over_mean_worst"], 3.91389685), d'
+# Balancedness does not depend on the dispatch: replicas share evenly.
+for dispatch in static dynamic quota; do
+    expect 0 waybill_eplb --loads "$published" "${decode[@]}" --algorithm deepseek --dispatch $dispatch --json
+    judge 'assert near(rows["deepseek"]["balancedness"], 0.993188473), rows["deepseek"]'
+done
+expect 0 waybill_eplb --loads "$published" "${decode[@]}" --algorithm deepseek,balanced
+out_has "no counts, and so no figures and no change, in layers 0-2"
+out_has "deepseek 1.0069 (1.0139), balanced 1.0002"
+expect 0 waybill_eplb --loads "$published" --ranks 4096 --slots 8192 --nodes 512 --algorithm deepseek --json
+judge 'assert rows["deepseek"]["balancedness"] > 3 * rows["none"]["balancedness"]'
+
+# ---- layers without counts keep the placement to start from
+for algorithm in deepseek balanced incremental microbatch; do
+    expect 0 waybill_eplb --loads "$published" "${decode[@]}" --algorithm $algorithm --trials 1000 --save "$scratch/p.json"
+    python 'import json, sys
+m = json.load(open(sys.argv[1]))["physical_to_logical_map"]
+trivial = [i % 256 for i in range(288)]
+assert [row == trivial for row in m] == [True] * 3 + [False] * 58' "$scratch/p.json" || fault "$algorithm: rows of zeros"
+done
+
+# ---- which rows are MoE layers
+expect 0 waybill_eplb --loads "$published" --moe-layers 3-60 "${decode[@]}" --algorithm deepseek --json --save "$scratch/t.json" \
+    --save-as trtllm
+judge 'assert run["skipped_layers"] == [] and run["traffic"]["layers"] == 58
+assert near(rows["deepseek"]["max_over_mean"], 1.00686492), rows["deepseek"]'
+python 'import json, sys
+m = json.load(open(sys.argv[1]))["initial_global_assignments"]
+assert list(m) == [str(l) for l in range(3, 61)] and all(len(r) == 288 for r in m.values())' "$scratch/t.json" || fault "layer ids"
+expect 0 waybill_eplb --loads "$published" --moe-layers 2,3-60 "${decode[@]}" --algorithm none --json
+judge 'assert run["skipped_layers"] == [2], run["skipped_layers"]'
+rows_of() { # N ROW... : a file of rows
+    printf '[%s]' "$(printf '%s,' "$@" | sed 's/,$//')" >"$scratch/rows.json"
+}
+zeros='[0,0,0,0,0,0,0,0]' some='[9,1,2,3,4,5,6,7]'
+small=(--ranks 4 --slots 12 --algorithm balanced)
+rows_of $zeros $some $zeros $some
+expect 0 waybill_eplb --loads "$scratch/rows.json" --moe-layers 1,3 "${small[@]}" --json
+judge 'assert run["traffic"]["layers"] == 2 and run["skipped_layers"] == []'
+expect 1 waybill_eplb --loads "$scratch/rows.json" --moe-layers 0,1 "${small[@]}"
+err_has "rows.json: expected no counts in hidden layer 3, which is no MoE layer"
+expect 1 waybill_eplb --loads "$scratch/rows.json" --moe-layers 1-5 "${small[@]}"
+err_has "rows.json: expected a row for each of 5 MoE layers or of all hidden layers"
+# A model says the same: its layer 1 of 4 is dense, 8 experts, 2 chosen.
+model=$source/tests/golden/oracles/qwen3_moe_dense_list
+rows_of $some $zeros $some
+expect 0 waybill_eplb --loads "$scratch/rows.json" --model "$model" "${small[@]}" --json
+judge 't, c = run["traffic"], run["cost"]
+assert t["layers"] < 3 and t["top_k"] and run["skipped_layers"] == [] and not c["sizes_assumed"], (t, c)'
+rows_of '[1,2]' '[0,0]' '[3,4]'
+expect 1 waybill_eplb --loads "$scratch/rows.json" --model "$model" "${small[@]}"
+err_has "experts of --model, found 2"
+expect 1 waybill_eplb --loads "$published" --model "$scratch/nothing" "${small[@]}"
+err_has "nothing"
+
+# ---- SGLang's recorder files: read without torch, summed over ranks, a pass a step
+recorder=(--loads "$torch/good_recorder.pt" --loads "$torch/good_recorder_rank1.pt" --ranks 4 --slots 12 --algorithm balanced)
+expect 0 waybill_eplb "${recorder[@]}" --json
+err_is_empty
+judge 't = run["traffic"]
+assert t["steps"] == t["passes"] == 3 and t["micro_batches"] == 1 and len(t["files"]) == 2, t
+assert t["name"] == "SGLang recorder, logical_count" and near(t["pass_tokens"], 3 * sum(100 + 15 + e for e in range(8))), t
+assert len(rows["balanced"]["steps"]) == 3 and rows["balanced"]["steps"][1]["balancedness_stale"]'
+expect 0 waybill_eplb "${recorder[@]}" --micro-batches 2 --json
+judge 'assert run["traffic"]["steps"] == 2 and run["traffic"]["micro_batches"] == 2, run["traffic"]'
+expect 0 waybill_eplb "${recorder[@]}" --micro-batches 3 --json
+judge 'assert run["traffic"]["steps"] == 1, run["traffic"]'
+expect 0 waybill_eplb "${recorder[@]}"
+out_has "SGLang recorder, logical_count: 4 MoE layers, 8 experts, 3 steps of 1 micro-batch"
+out_has "and 1 more, summed: 3 passes"
+expect 0 waybill_eplb --loads "$torch/good_tensor.pt" --ranks 4 --slots 12 --algorithm none --json
+judge 'assert run["traffic"]["name"] == "PyTorch tensor"'
+expect 1 waybill_eplb --loads "$torch/good_recorder.pt" --loads "$torch/good_one_pass.pt" "${small[@]}"
+err_has "good_one_pass.pt: expected 3 passes"
+expect 1 waybill_eplb --loads "$torch/bad_code.pt" "${small[@]}"
+err_has "bad_code.pt: pickle byte"
+err_has "system"
+[ ! -e waybill-ran-a-pickle ] || fault "a pickle was run"
+for file in "$torch"/bad_*.pt; do
+    expect 1 waybill_eplb --loads "$file" "${small[@]}"
+    err_has "${file##*/}"
+    out_is_empty
+done
+
+# ---- counts of one rank alone are named
+rows_of '[0,0,5,6,0,0,0,0]' $some '[0,0,1,0,0,0,0,0]'
+expect 0 waybill_eplb --loads "$scratch/rows.json" "${small[@]}" --json
+err_has "warning: in 2 of 3 layers all counts lie in the experts of one rank (layer 0: rank 1 of 4)"
+judge 'assert run["one_rank_layers"] == [{"layer": 0, "rank": 1}, {"layer": 2, "rank": 1}], run["one_rank_layers"]'
+cp "$scratch/rows.json" "$scratch/rank1.json"
+rows_of '[3,0,0,0,0,0,0,0]' $zeros '[0,0,0,0,0,0,0,1]'
+expect 0 waybill_eplb --loads "$scratch/rank1.json" --loads "$scratch/rows.json" "${small[@]}"
+err_is_empty
+# More than a dispatch can send, and no whole numbers.
+rows_of '[3e9,0,0,0,0,0,0,1]'
+expect 1 waybill_eplb --loads "$scratch/rows.json" "${small[@]}"
+err_has "pass 0, MoE layer 0, expert 0: expected at most 2^31 tokens, found 3000000000"
+rows_of '[0.25,0.5,0.125,1,1,1,1,1]'
+expect 0 waybill_eplb --loads "$scratch/rows.json" "${small[@]}"
+err_is_empty
+
+# ---- maps in each layout, out and in: the same figures; the layout is said
+given=(--loads "$published" --moe-layers 3-60 "${decode[@]}")
+for layout in sglang vllm trtllm ascend; do
+    expect 0 waybill_eplb "${given[@]}" --algorithm balanced --json --save "$scratch/map.$layout" --save-as $layout
+    [ $layout != trtllm ] || grep -q '^  3: \[[0-9,]*\]$' "$scratch/map.trtllm" || fault "trtllm: no YAML with numbers for keys"
+    cp "$scratch/out" "$scratch/first"
+    expect 0 waybill_eplb "${given[@]}" --algorithm none --json --init "$scratch/map.$layout"
+    judge 'other = {r["placement"]: r for r in json.load(open("'"$scratch/first"'"))["rows"]}
+assert near(rows["none"]["balancedness"], other["balanced"]["balancedness"]), rows["none"]
+assert run["init"]["solved_by"] is None and run["init"]["path"].endswith("map.'$layout'"), run["init"]'
+    expect 0 waybill_eplb "${given[@]}" --algorithm none --init "$scratch/map.$layout"
+    case $layout in
+    sglang) out_has "map.sglang: SGLang, physical_to_logical_map" ;;
+    vllm) out_has "map.vllm: vLLM, bare array" ;;
+    trtllm) out_has "map.trtllm: TensorRT-LLM, initial_global_assignments" ;;
+    ascend) out_has "map.ascend: Ascend, layer_list" ;;
+    esac
+done
+expect 1 waybill_eplb "${given[@]}" --slots 320 --algorithm none --init "$scratch/map.trtllm"
+err_has "--init: $scratch/map.trtllm: initial_global_assignments.3 has 288 slots, expected 320"
+expect 1 waybill_eplb --loads "$published" --moe-layers 0-60 "${decode[@]}" --algorithm none --init "$scratch/map.trtllm"
+err_has "has 58 layers, expected 61"
+expect 1 waybill_eplb "${given[@]}" --slots 320 --algorithm balanced --dead 2 --save "$scratch/dead" --save-as trtllm
+err_has "slot 20 empty"
+
+# ---- counts to start from are solved as was asked
+hierarchical=(--nodes 4 --groups 8)
+for algorithm in deepseek balanced incremental microbatch; do
+    expect 0 waybill_eplb "${given[@]}" "${hierarchical[@]}" --algorithm $algorithm --init "$published" --json --trials 2000
+    judge 'assert run["init"]["solved_by"] == "'$algorithm'" and run["init"]["layout"] == "logical_count", run["init"]
+if "'$algorithm'" == "deepseek": assert near(rows["none"]["max_over_mean"], 1.18382247) and rows["deepseek"]["changed_slots"] == 0
+if "'$algorithm'" == "balanced": assert rows["none"]["max_over_mean"] < 1.01, rows["none"]'
+done
+expect 0 waybill_eplb --loads "$published" "${decode[@]}" --algorithm none --init "$published"
+out_has "deepseek_v3_shape.json: logical_count, solved by balanced"
+
+# ---- the command line
+refused() {
+    local text=$1
+    shift
+    expect 2 waybill_eplb "$@"
+    err_has "$text"
+    err_has "usage: waybill eplb"
+    out_is_empty
+}
+refused "not both" --loads "$published" --synthetic zipf "${decode[@]}"
+refused "not both" --loads "$published" "$golden/good_u8.wbr" "${decode[@]}"
+refused "--loads: expected a path, found none" --loads "" "${decode[@]}"
+refused "--skew is of --synthetic" --loads "$published" "${decode[@]}" --skew 1
+refused "--step-records is of a DUMP, and --loads has none" --loads "$published" "${decode[@]}" --step-records 1
+refused "--moe-layers is of --loads" --synthetic zipf "${decode[@]}" --moe-layers 3-60
+refused "--model is of --loads" "$golden/good_u8.wbr" "${decode[@]}" --model "$model"
+refused "--moe-layers or --model, not both" --loads "$published" "${decode[@]}" --moe-layers 3-60 --model "$model"
+for list in 3- -3 3-2 3,3 4,3 3,,4 3,4, x 3x 99999 1-65536 " 3"; do
+    refused "--moe-layers: expected ascending numbers" --loads "$published" "${decode[@]}" --moe-layers "$list"
+done
+refused "--save-as: layout: expected one of sglang, vllm, trtllm, ascend, found yaml" --loads "$published" "${decode[@]}" \
+    --algorithm balanced --save "$scratch/x" --save-as yaml
+refused "--save-as is of --save" --loads "$published" "${decode[@]}" --save-as vllm
+cp "$published" "$scratch/own.json"
+refused "expected a file that is not read" --loads "$torch/good_recorder.pt" --loads "$scratch/own.json" "${small[@]}" \
+    --save "$scratch/own.json"
+cmp -s "$published" "$scratch/own.json" || fault "--save has written over a file of --loads"
+
+finish "counts and maps of other engines are read and written as they should be"

@@ -1,0 +1,116 @@
+#!/usr/bin/env python3
+"""Writes tests/golden/torch: small files as torch.save writes them, good ones and bad ones, for the reader that does without
+torch; the tests only read what was written.
+
+Needs torch and numpy. usage: make_torch_files.py OUT
+
+good_*.pt hold counts or maps whose values follow from the place: value(pass, layer, expert) = 100 pass + 10 layer + expert.
+bad_*.pt are each of a kind that has to be refused. A pickle of bad_code.pt would run a command if it were loaded.
+"""
+import os
+import pickle
+import struct
+import sys
+import zipfile
+from collections import OrderedDict
+
+import numpy
+import torch
+
+
+def values(passes, layers, experts, dtype):
+    """[passes][layers][experts], or [layers][experts] for 0 passes."""
+    counts = [[[100 * p + 10 * l + e for e in range(experts)] for l in range(layers)] for p in range(max(passes, 1))]
+    return torch.tensor(counts if passes else counts[0], dtype=dtype)
+
+
+def recorder(counts, rank=0):
+    """What SGLang's recorder saves."""
+    return {"rank": rank, "logical_count": counts, "average_utilization_rate_over_window": {10: 0.5, 100: 0.25, 1000: None}}
+
+
+def rewrite(source, target, change, compression=zipfile.ZIP_STORED):
+    """A copy of an archive whose members were passed through change(name, bytes), which gives None for one to leave out."""
+    with zipfile.ZipFile(source) as a, zipfile.ZipFile(target, "w", compression) as b:
+        for info in a.infolist():
+            content = change(info.filename.split("/", 1)[1], a.read(info))
+            if content is not None:
+                entry = zipfile.ZipInfo(info.filename, (1980, 1, 1, 0, 0, 0))
+                entry.compress_type = compression
+                b.writestr(entry, content)
+
+
+def only(member, function):
+    return lambda name, content: function(content) if name == member else content
+
+
+def zip64(source, target):
+    """A copy whose sizes, offsets and end record are those of zip64, as an archive of more than 4 GiB has them."""
+    with zipfile.ZipFile(source) as a:
+        members = [(i.filename.encode(), a.read(i)) for i in a.infolist()]
+    out, directory = b"", b""
+    for name, content in members:
+        extra = struct.pack("<HHQQ", 1, 16, len(content), len(content))
+        entry_extra = struct.pack("<HHQQQ", 1, 24, len(content), len(content), len(out))
+        crc = zipfile.crc32(content)
+        common = struct.pack("<HHHHLLL", 0, 0, 0, 33, crc, 0xFFFFFFFF, 0xFFFFFFFF)
+        directory += b"PK\1\2" + struct.pack("<HH", 45, 45) + common + struct.pack("<HHHHHLL", len(name), len(entry_extra), 0, 0, 0, 0, 0xFFFFFFFF) + name + entry_extra
+        out += b"PK\3\4" + struct.pack("<H", 45) + common + struct.pack("<HH", len(name), len(extra)) + name + extra + content
+    end = len(out) + len(directory)
+    tail = b"PK\6\6" + struct.pack("<QHHLLQQQQ", 44, 45, 45, 0, 0, len(members), len(members), len(directory), len(out))
+    tail += b"PK\6\7" + struct.pack("<LQL", 0, end, 1)
+    tail += b"PK\5\6" + struct.pack("<HHHHLLH", 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0)
+    with open(target, "wb") as f:
+        f.write(out + directory + tail)
+
+
+class Code:
+    def __reduce__(self):
+        return (os.system, ("touch waybill-ran-a-pickle",))
+
+
+def make_good(path):
+    torch.save(recorder(values(3, 4, 8, torch.int32)), path("good_recorder.pt"))
+    torch.save(recorder(values(3, 4, 8, torch.int32) * 2, rank=1), path("good_recorder_rank1.pt"))
+    torch.save(recorder(values(3, 4, 8, torch.int32)), path("good_protocol4.pt"), pickle_protocol=4)
+    torch.save(recorder(values(0, 4, 8, torch.int64)), path("good_one_pass.pt"))
+    torch.save(values(3, 4, 8, torch.float32), path("good_tensor.pt"))
+    for name, dtype in [("byte", torch.uint8), ("short", torch.int16), ("double", torch.float64)]:
+        torch.save(values(2, 4, 8, dtype), path(f"good_{name}.pt"))
+    # A view: other strides, an offset, a storage that is larger than it.
+    torch.save(values(4, 8, 9, torch.int32)[1:, :, 1:].transpose(1, 2), path("good_view.pt"))
+    torch.save(OrderedDict(other=[1, (2.5, None, True, -3, 1 << 40, "text")], logical_count=values(0, 4, 8, torch.int32)), path("good_ordered.pt"))
+    torch.save({"physical_to_logical_map": torch.tensor([[0, 1, 2, 0], [2, 1, 0, 2]])}, path("good_map.pt"))
+    zip64(path("good_recorder.pt"), path("good_zip64.pt"))
+
+
+def make_bad(path):
+    good = path("good_recorder.pt")
+    torch.save(Code(), path("bad_code.pt"))
+    torch.save({"logical_count": numpy.zeros((4, 8))}, path("bad_numpy.pt"))
+    torch.save({"logical_count": values(0, 4, 8, torch.bfloat16)}, path("bad_bfloat16.pt"))
+    torch.save({"logical_count": torch.tensor([[1, -1]])}, path("bad_negative.pt"))
+    torch.save({"logical_count": torch.tensor([[1, float("nan")]])}, path("bad_nan.pt"))
+    torch.save({"logical_count": torch.zeros((0, 8))}, path("bad_empty.pt"))
+    torch.save({"logical_count": torch.zeros((1, 1, 1, 1))}, path("bad_four_dimensions.pt"))
+    torch.save({"logical_count": torch.zeros(1).expand(1 << 20, 1 << 20)}, path("bad_expanded.pt"))
+    torch.save({"logical_count": [[1, 2]]}, path("bad_list.pt"))
+    torch.save(recorder(values(3, 4, 8, torch.int32)), path("bad_legacy.pt"), _use_new_zipfile_serialization=False)
+    rewrite(good, path("bad_big_endian.pt"), only("byteorder", lambda content: b"big"))
+    rewrite(good, path("bad_compressed.pt"), lambda name, content: content, zipfile.ZIP_DEFLATED)
+    rewrite(good, path("bad_short_storage.pt"), only("data/0", lambda content: content[:-4]))
+    rewrite(good, path("bad_no_storage.pt"), only("data/0", lambda content: None))
+    rewrite(good, path("bad_no_pickle.pt"), only("data.pkl", lambda content: None))
+    rewrite(good, path("bad_pickle_cut.pt"), only("data.pkl", lambda content: content[:-1]))
+    rewrite(good, path("bad_pickle_after.pt"), only("data.pkl", lambda content: content + b"."))
+
+
+def main():
+    out = sys.argv[1]
+    os.makedirs(out, exist_ok=True)
+    make_good(lambda name: os.path.join(out, name))
+    make_bad(lambda name: os.path.join(out, name))
+
+
+if __name__ == "__main__":
+    main()
