@@ -10,8 +10,6 @@
 #include "expert_placement.h"
 #include "train_state.h"
 
-#include <string.h>
-
 /* The update of one storage. */
 typedef struct expert_update {
     wb_train *train;
@@ -55,8 +53,8 @@ static wb_status take_own(expert_update *u, int32_t expert, wb_physical_id lead,
 static void receive_at_home(expert_update *u, int32_t expert, int32_t from, int64_t *n_used) {
     wb_train *train = u->train;
     const size_t bytes = (size_t)u->part.n * sizeof(float);
-    float *const grad = wb_train_scratch_part(train, (*n_used)++), *const weight = wb_train_scratch_part(
-                                                                       train, (*n_used)++);
+    float *const grad = wb_train_scratch_part(train, (*n_used)++);
+    float *const weight = wb_train_scratch_part(train, (*n_used)++);
     wb_slot_receive(&train->experts.traffic, from, grad, bytes);
     wb_slot_receive(&train->experts.traffic, from, weight, bytes);
     train->experts.at_home[expert] = (expert_at_home){grad, weight};
@@ -82,6 +80,18 @@ static bool is_due(const expert_update *u, int32_t expert) {
 static int32_t source_of(const expert_update *u, int32_t expert) {
     const wb_model *model = u->train->model;
     return u->update ? home_of(model, expert) : rank_of(model, lead_of(u, expert));
+}
+
+/* Whether each expert, on every rank, is worked on in the slot that it is in. Then no scratch is needed, and a
+ * slot need not be cut. */
+static bool all_stay(const expert_update *u) {
+    for (int32_t e = 0; e < u->train->model->config.router.n_experts; e++) {
+        const wb_physical_id lead = lead_of(u, e);
+        if (!is_due(u, e)) continue;
+        if (source_of(u, e) != rank_of(u->train->model, lead) || u->next.expert_of_slot[lead.slot] != e)
+            return false;
+    }
+    return true;
 }
 
 static wb_status bring_home(expert_update *u) {
@@ -176,6 +186,7 @@ static wb_status update_storage(expert_update *u, int32_t param, const wb_placem
     u->part = wb_train_first_part(u->train, param);
     u->next = wb_placement_layer(next, layer);
     find_tensors(u, param);
+    if (all_stay(u)) u->part.n = u->part.param->slot_elements;
     do {
         WB_TRY(bring_home(u));
         WB_TRY(update_part(u));
