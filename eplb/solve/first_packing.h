@@ -1,5 +1,5 @@
-/* first_packing.h - a first placement of one layer: replica counts by water-filling, packing by descending share.
- * Refuses: improving it (search.c, anneal.c). */
+/* first_packing.h - a first placement of one layer: replica counts by water-filling, packing by descending
+ * share. Refuses: improving it (search.c, anneal.c). */
 #ifndef WB_FIRST_PACKING_H
 #define WB_FIRST_PACKING_H
 

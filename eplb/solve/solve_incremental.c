@@ -204,8 +204,8 @@ static change best_change(incremental *in, uint32_t hot) {
     return best;
 }
 
-/* Looks among a few cool ranks, which are chosen anew after some changes, and among more, in the end all, when
- * those do not help. */
+/* Looks among a few cool ranks, which are chosen anew after some changes, and among more, in the end all,
+ * when those do not help. */
 static change find_change(incremental *in, uint32_t hot, int *age) {
     change best = {.kind = NO_CHANGE};
     if (*age < PARTNERS_LAST) best = best_change(in, hot);
