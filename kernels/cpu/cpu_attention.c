@@ -6,6 +6,7 @@
  * keys, which are exactly those that the query sees, times 1 / sum. So a query's bits do not depend on the
  * queries beside it. Refuses: writing the cache (kv_write).
  */
+#include "attention_check.h"
 #include "cpu/cpu_operands.h"
 #include "cpu/cpu_panel.h"
 
@@ -34,20 +35,6 @@ static int64_t group_of(const wb_attention *args) {
 static int64_t queries_of(const wb_attention *args, int64_t rows) {
     int64_t group = group_of(args);
     return group < rows ? rows / group : 1;
-}
-
-static wb_status check(const char *op, const wb_attention *args) {
-    WB_TRY(operand_check(op, "q", args->q.dtype));
-    WB_TRY(operand_check(op, "k", args->k.dtype));
-    WB_TRY(operand_check_like(op, "v", args->v.dtype, "k", args->k.dtype));
-    if (args->q.dtype == WB_BF16) WB_TRY(operand_check_like(op, "k", args->k.dtype, "q", args->q.dtype));
-    if (args->n_kv_heads < 1 || args->n_heads < 1 || args->n_heads % args->n_kv_heads != 0)
-        return wb_fail(WB_INVALID_ARGUMENT, "%s: n_heads: expected a multiple of %d kv heads, found %d", op,
-                       args->n_kv_heads, args->n_heads);
-    if (args->head_dim < 1 || args->block_size < 1)
-        return wb_fail(WB_INVALID_ARGUMENT, "%s: head_dim %d and block_size %d: expected 1 or more", op,
-                       args->head_dim, args->block_size);
-    return WB_OK;
 }
 
 /* Cuts the tokens into pieces of at most `queries` of one sequence. */
@@ -250,7 +237,7 @@ static void forward_task(const wb_attention *args, forward_block b, wb_rows out)
 
 wb_status WB_CPU(attention_forward)(wb_device *dev, const wb_attention *args, wb_rows out) {
     plan p = {0};
-    WB_TRY(check("attention_forward", args));
+    WB_TRY(attention_check("attention_forward", args));
     WB_TRY(operand_check_like("attention_forward", "out", out.dtype, "q", args->q.dtype));
     WB_TRY(make_plan(dev, args, queries_of(args, FORWARD_ROWS), &p));
     WB_TRY(wb_cpu_scratch_reserve(dev, WB_CPU(attention_forward_bytes)(args, p.keys)));
@@ -372,7 +359,7 @@ static void backward_task(const wb_attention *args, backward_run b, wb_rows dout
 /* All operands of one dtype. */
 static wb_status check_backward(const wb_attention *args, wb_rows dout, wb_rows dq, wb_rows dk, wb_rows dv) {
     const wb_dtype dtype = args->q.dtype;
-    WB_TRY(check("attention_backward", args));
+    WB_TRY(attention_check("attention_backward", args));
     WB_TRY(operand_check_like("attention_backward", "k", args->k.dtype, "q", dtype));
     WB_TRY(operand_check_like("attention_backward", "dout", dout.dtype, "q", dtype));
     WB_TRY(operand_check_like("attention_backward", "dq", dq.dtype, "q", dtype));

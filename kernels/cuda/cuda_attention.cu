@@ -5,6 +5,7 @@
  * key; an element of the output, and of dk and dv, is one chain, in one thread, over ascending keys or rows.
  * So the bits are the CPU's, and a query's do not depend on the queries beside it. Scores are computed again
  * where they are needed: nothing is as long as a context. Refuses: writing the cache (kv_write). */
+#include "attention_check.h"
 #include "cuda/cuda_operands.h"
 #include "cuda/cuda_ops.h"
 #include "cuda/cuda_scratch.h"
@@ -261,20 +262,10 @@ __global__ void __launch_bounds__(STEP)
 }
 
 wb_status check(const char *op, const wb_attention *args) {
-    WB_TRY(operand_check(op, "q", args->q.dtype));
-    WB_TRY(operand_check(op, "k", args->k.dtype));
-    WB_TRY(operand_check_like(op, "v", args->v.dtype, "k", args->k.dtype));
-    if (args->q.dtype == WB_BF16) WB_TRY(operand_check_like(op, "k", args->k.dtype, "q", args->q.dtype));
-    if (args->n_kv_heads < 1 || args->n_heads < 1 || args->n_heads % args->n_kv_heads != 0)
-        return wb_fail(WB_INVALID_ARGUMENT, "%s: n_heads: expected a multiple of %d kv heads, found %d", op,
-                       args->n_kv_heads, args->n_heads);
-    if (args->head_dim < 1 || args->block_size < 1)
-        return wb_fail(WB_INVALID_ARGUMENT, "%s: head_dim %d and block_size %d: expected 1 or more", op,
-                       args->head_dim, args->block_size);
-    if (args->head_dim > MAX_HEAD_DIM)
-        return wb_fail(WB_INVALID_ARGUMENT, "%s: head_dim: expected at most %d, found %d", op, MAX_HEAD_DIM,
-                       args->head_dim);
-    return WB_OK;
+    WB_TRY(attention_check(op, args));
+    if (args->head_dim <= MAX_HEAD_DIM) return WB_OK;
+    return wb_fail(WB_INVALID_ARGUMENT, "%s: head_dim: expected at most %d, found %d", op, MAX_HEAD_DIM,
+                   args->head_dim);
 }
 
 } // namespace

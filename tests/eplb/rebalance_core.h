@@ -191,20 +191,24 @@ static wb_placement *core_topology(int R, uint32_t n_slots) {
     return placement;
 }
 
+static wb_expert_store core_store(core *c) {
+    return (wb_expert_store){.size = sizeof(wb_expert_store),
+                             .context = c,
+                             .exchange = c->exchange,
+                             .memory = core_memory(c),
+                             .placement = core_placement,
+                             .slot = core_slot,
+                             .shadow = core_shadow,
+                             .take = core_take};
+}
+
 static void core_open(core *c, const wb_rebalance_options *options) {
     const wb_exchange_memory memory = core_memory(c);
     c->placement = core_topology(wb_comm_size(c->comm), CORE_EXPERTS + 4 * (uint32_t)wb_comm_size(c->comm));
     CORE_OK(c, wb_exchange_open(c->comm, &memory, &c->exchange));
     core_add_kind(c, 300);
     core_add_kind(c, 7);
-    const wb_expert_store store = {.size = sizeof store,
-                                   .context = c,
-                                   .exchange = c->exchange,
-                                   .memory = memory,
-                                   .placement = core_placement,
-                                   .slot = core_slot,
-                                   .shadow = core_shadow,
-                                   .take = core_take};
+    const wb_expert_store store = core_store(c);
     CORE_OK(c, wb_rebalance_open(&store, options, &c->manager));
 }
 

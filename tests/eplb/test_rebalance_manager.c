@@ -89,14 +89,7 @@ static void test_rule_24_no_layers_a_chunk_is_an_error(void **state) {
         const wb_exchange_memory memory = core_memory(&c);
         assert_int_equal(wb_exchange_open(c.comm, &memory, &c.exchange), WB_OK);
         c.placement = core_topology(1, CORE_EXPERTS);
-        const wb_expert_store store = {.size = sizeof store,
-                                       .context = &c,
-                                       .exchange = c.exchange,
-                                       .memory = memory,
-                                       .placement = core_placement,
-                                       .slot = core_slot,
-                                       .shadow = core_shadow,
-                                       .take = core_take};
+        const wb_expert_store store = core_store(&c);
         wb_rebalance_options options = core_options();
         options.layers_per_chunk = n;
         assert_int_equal(wb_rebalance_open(&store, &options, &c.manager), WB_INVALID_ARGUMENT);
@@ -207,15 +200,7 @@ static int damage_a_move(wb_comm *comm, uint64_t seed) {
     wb_exchange_memory memory = core_memory(c);
     memory.copy = damaging_copy;
     CORE_OK(c, wb_exchange_open(comm, &memory, &c->exchange));
-    memory.copy = core_copy; /* from shadow to slot */
-    const wb_expert_store store = {.size = sizeof store,
-                                   .context = c,
-                                   .exchange = c->exchange,
-                                   .memory = memory,
-                                   .placement = core_placement,
-                                   .slot = core_slot,
-                                   .shadow = core_shadow,
-                                   .take = core_take};
+    const wb_expert_store store = core_store(c);
     CORE_OK(c, wb_rebalance_open(&store, &options, &c->manager));
     c->damage_copy = wb_comm_rank(comm) == 1 ? 1 : 0;
     wb_rebalance_stats stats = wb_rebalance_get_stats(c->manager);
