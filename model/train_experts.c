@@ -82,8 +82,8 @@ static int32_t source_of(const expert_update *u, int32_t expert) {
     return u->update ? home_of(model, expert) : rank_of(model, lead_of(u, expert));
 }
 
-/* Whether each expert, on every rank, is worked on in the slot that it is in. Then no scratch is needed, and a
- * slot need not be cut. */
+/* Whether each expert, on every rank, is worked on in the slot that it is in. Then no scratch is needed, and
+ * a slot need not be cut. */
 static bool all_stay(const expert_update *u) {
     for (int32_t e = 0; e < u->train->model->config.router.n_experts; e++) {
         const wb_physical_id lead = lead_of(u, e);
