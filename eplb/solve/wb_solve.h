@@ -58,7 +58,8 @@ typedef struct wb_eplb_options {
     wb_eplb_algorithm algorithm; /* default: balanced */
     uint32_t n_groups;           /* deepseek: G router groups, 1..; default 1 */
     /* Moves that the search of one layer tries (deepseek has none). 0, the default: balanced 20,000 x S, at
-     * most 4,000,000; incremental 500 x S, at least 4,000,000; microbatch 500,000 after 200,000 of balanced. */
+     * most 4,000,000; incremental 500 x S, at least 4,000,000; microbatch 500,000 after 200,000 of
+     * balanced. */
     uint32_t trials;
     /* incremental: the placement to start from. balanced, microbatch: experts that stay on their rank keep
      * the slot they have there (wb_placement_keep_slots); NULL, the default: slots as they come. Not read

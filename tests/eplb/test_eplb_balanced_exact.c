@@ -1,5 +1,5 @@
-/* test_eplb_balanced_exact.c - the balanced solver on small layers: it reaches the optimum, which is known from
- * all placements there are, and proves it in a bounded number of steps. Random cases print their seed. */
+/* test_eplb_balanced_exact.c - the balanced solver on small layers: it reaches the optimum, which all
+ * placements there are tell, and proves it in a bounded number of steps. Random cases print their seed. */
 #include "placement/placement_internal.h"
 #include "solve/exact.h"
 #include "wb_eplb.h"
