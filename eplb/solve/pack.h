@@ -30,8 +30,8 @@ void wb_choose_counts(wb_packing *packing, uint32_t slots, uint32_t cap);
  * place: then the count is lower. */
 void wb_pack(wb_packing *packing);
 
-/* Empty slots get the expert with the largest share of those that their rank does not hold and that do not take
- * it above `max`. Returns how many were filled. */
+/* Empty slots get the expert with the largest share of those that their rank does not hold and that do not
+ * take it above `max`. Returns how many were filled. */
 uint32_t wb_fill_empty_slots(wb_search *search, double max);
 
 #endif
