@@ -35,8 +35,8 @@ static wb_status check_ops(const wb_comm_ops *ops) {
 
 static wb_status open_memory(wb_comm *comm) {
     const size_t ranks = (size_t)comm->size;
-    comm->scratch_bytes = WB_GATHER_BYTES + ranks * sizeof(uint64_t);
-    WB_TRY(WB_NEW(comm->scratch, comm->scratch_bytes, "communicator scratch"));
+    comm->scratch_bytes = WB_SUM_BYTES + ranks * sizeof(uint64_t);
+    WB_TRY(WB_OWN(&comm->memory, comm->scratch, comm->scratch_bytes, "communicator scratch"));
     WB_TRY(WB_OWN(&comm->memory, comm->part_bytes, ranks, "communicator part sizes"));
     return WB_OWN(&comm->memory, comm->part_offsets, ranks, "communicator part offsets");
 }
@@ -65,7 +65,6 @@ wb_status wb_comm_new(const wb_comm_ops *ops, int rank, int size, void *state, w
 
 void wb_comm_delete(wb_comm *comm) {
     if (!comm) return;
-    free(comm->scratch);
     wb_owner_close(&comm->memory);
     free(comm);
 }

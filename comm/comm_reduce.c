@@ -3,28 +3,7 @@
 #include "comm_state.h"
 #include "wb_check.h"
 
-#include <stdlib.h>
 #include <string.h>
-
-/* An all-reduce works through its buffer in blocks of this size; it bounds the scratch. */
-#define WB_BLOCK_BYTES ((size_t)4 * 1024 * 1024)
-
-/* All ranks take the larger scratch or none does. A rank that kept the small one would have to grow alone in
- * a later call, and would wait there for an agreement that no other rank enters. */
-static wb_status scratch_reserve(wb_comm *comm, size_t bytes) {
-    if (bytes <= comm->scratch_bytes) return WB_OK;
-    unsigned char *larger = NULL;
-    wb_status status = WB_NEW(larger, bytes, "all-reduce scratch");
-    status = wb_comm_agree(comm, status);
-    if (status != WB_OK) {
-        free(larger);
-        return status;
-    }
-    free(comm->scratch);
-    comm->scratch = larger;
-    comm->scratch_bytes = bytes;
-    return WB_OK;
-}
 
 /* An element type: into[n] += from[n]. */
 typedef struct addend {
@@ -53,20 +32,22 @@ static void add_rows(wb_comm *comm, size_t n, const addend *type) {
         type->add(comm->scratch, comm->scratch + r * n * type->size, n);
 }
 
-/* Every rank sums everything: R * n elements arrive on each. */
+/* Every rank sums everything: R * n elements arrive on each, as many at a time as the scratch holds. */
 static wb_status reduce_gathered(wb_comm *comm, unsigned char *buffer, size_t n, const addend *type) {
-    const size_t bytes = n * type->size;
-    WB_TRY(scratch_reserve(comm, bytes * (size_t)comm->size));
-    WB_TRY(wb_comm_all_gather(comm, buffer, bytes, comm->scratch));
-    add_rows(comm, n, type);
-    memcpy(buffer, comm->scratch, bytes);
+    const size_t most = comm->scratch_bytes / (type->size * (size_t)comm->size);
+    for (size_t done = 0; done < n; done += most) {
+        const size_t count = n - done < most ? n - done : most;
+        unsigned char *at = buffer + done * type->size;
+        WB_TRY(wb_comm_all_gather(comm, at, count * type->size, comm->scratch));
+        add_rows(comm, count, type);
+        memcpy(at, comm->scratch, count * type->size);
+    }
     return WB_OK;
 }
 
 /* Rank r sums the r-th of R parts of `part` elements: 2 * R * part elements arrive on each. */
 static wb_status reduce_parts(wb_comm *comm, unsigned char *buffer, size_t part, const addend *type) {
     const size_t ranks = (size_t)comm->size, bytes = part * type->size;
-    WB_TRY(scratch_reserve(comm, bytes * ranks));
     for (size_t r = 0; r < ranks; r++) {
         comm->part_bytes[r] = bytes;
         comm->part_offsets[r] = r * bytes;
@@ -77,7 +58,7 @@ static wb_status reduce_parts(wb_comm *comm, unsigned char *buffer, size_t part,
     return wb_comm_all_gather(comm, comm->scratch, bytes, buffer);
 }
 
-/* One block, at most WB_BLOCK_BYTES, so that sizes times R fit for any R that is an int. The elements that
+/* One block, at most WB_SUM_BYTES, so that sizes times R fit for any R that is an int. The elements that
  * do not divide by R go through the gathered way; each element is summed in rank order either way. */
 static wb_status reduce_block(wb_comm *comm, unsigned char *buffer, size_t n, const addend *type) {
     const size_t ranks = (size_t)comm->size;
@@ -94,7 +75,7 @@ static wb_status all_reduce(wb_comm *comm, void *buffer, size_t n, const addend 
     WB_TRY(wb_comm_check_buffer("all_reduce", "buffer", buffer, n * type->size));
     unsigned char *at = buffer;
     while (n > 0) {
-        const size_t block = n < WB_BLOCK_BYTES / type->size ? n : WB_BLOCK_BYTES / type->size;
+        const size_t block = n < WB_SUM_BYTES / type->size ? n : WB_SUM_BYTES / type->size;
         WB_TRY(reduce_block(comm, at, block, type));
         at += block * type->size;
         n -= block;

@@ -1,8 +1,5 @@
 /* comm_state.h - what a communicator holds (internal): comm.c makes it, comm_verdict.c and comm_reduce.c work
- * in its scratch.
- *
- * Scratch only grows, and whether it must grow depends on the call's sizes alone, so that all ranks grow in
- * the same call and can agree on the outcome. From the start it is enough for the verdicts. */
+ * in its scratch, which is made when it is opened and is enough for every call. */
 #ifndef WB_COMM_STATE_H
 #define WB_COMM_STATE_H
 
@@ -13,6 +10,9 @@
  * blocks of this size. */
 #define WB_GATHER_BYTES ((size_t)64 * 1024)
 
+/* A sum works through its elements in blocks of this size, which bounds the scratch. */
+#define WB_SUM_BYTES ((size_t)4 * 1024 * 1024)
+
 struct wb_comm {
     wb_comm_ops ops;
     int rank, size;
@@ -20,8 +20,7 @@ struct wb_comm {
     double timeout; /* seconds */
     wb_owner memory;
     size_t *part_bytes, *part_offsets; /* [size] each, for all_to_all_v; owner: memory */
-    /* From malloc, since a larger one replaces it: WB_GATHER_BYTES and a u64 a rank, or more. */
-    unsigned char *scratch;
+    unsigned char *scratch;            /* [scratch_bytes], WB_SUM_BYTES and a u64 a rank; owner: memory */
     size_t scratch_bytes;
     wb_comm_count count;
 };

@@ -1,5 +1,5 @@
 /* comm_verdict.c - what ranks learn about each other: the largest of a number, whether bytes are equal,
- * whether a rank failed. Built from broadcast and all-gather, in scratch that never has to grow for it. */
+ * whether a rank failed. Built from broadcast and all-gather, in scratch. */
 #include "comm_state.h"
 #include "wb_check.h"
 

@@ -1,6 +1,6 @@
 /* wb_eplb.h - where experts live: load statistics, placements with redundant experts, dispatch, move plans.
- * The umbrella: it includes the seven headers of this room, one a folder, and says what they have in common.
- * Refuses: models, weights (a plan names what moves; it moves nothing).
+ * The umbrella: it includes the eight headers of this room, one a folder, and says what they have in common.
+ * Refuses: models; weights move where a store names them, or not at all.
  *
  *     captured routes --wb_load_*--> loads [M][L][E] --wb_eplb_solve--> placement --broadcast--> all ranks
  *                                                                       |  |
@@ -12,6 +12,7 @@
  *     wb_dispatch.h    which replica a token goes to                      all
  *     wb_solve.h       which expert each slot should hold                 solvers         files, dumps
  *     wb_move.h        what turns one placement into another              all
+ *     wb_rebalance.h   experts that move while a model works              all
  *     wb_simulate.h    what a placement makes of a step; made-up loads                    all
  *     wb_cost_model.h  seconds and bytes of tokens, experts, transfers    all
  *
@@ -44,6 +45,7 @@
 #include "wb_load.h"
 #include "wb_move.h"
 #include "wb_placement.h"
+#include "wb_rebalance.h"
 #include "wb_simulate.h"
 #include "wb_solve.h"
 

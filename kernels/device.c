@@ -46,7 +46,7 @@ wb_status wb_device_download(wb_device *device, void *host, const void *memory, 
 
 /* ---- what a user of a device needs --------------------------------------------------------------- */
 
-static const char *op_name(wb_op op) {
+const char *wb_op_name(wb_op op) {
 #define NAME(op) [WB_OP_##op] = #op,
     static const char *const names[WB_OP_COUNT] = {WB_OPS(NAME)};
 #undef NAME
@@ -70,6 +70,6 @@ wb_status wb_device_require(const wb_device *device, const char *who, const wb_o
     for (size_t i = 0; i < count; i++)
         if (!has_op(device, needed[i]))
             return wb_fail(WB_UNSUPPORTED, "%s: device %s: expected the op %s, found none", who, device->name,
-                           op_name(needed[i]));
+                           wb_op_name(needed[i]));
     return WB_OK;
 }

@@ -1,4 +1,5 @@
 /* moe_plan_host.c - see wb_moe_plan_host.h. Refuses: choosing replicas (wb_dispatch_rules.h). */
+#include "device_fault.h"
 #include "wb_check.h"
 #include "wb_dispatch_rules.h"
 #include "wb_moe_plan_host.h"
@@ -22,11 +23,11 @@ static wb_status check(const wb_moe_plan *plan) {
                        "moe_plan: %" PRId64 " tokens of %d choices: more pairs than an i32 can number",
                        plan->T, K);
     for (int64_t t = 0; t < plan->T; t++)
-        for (int32_t k = 0; k < K; k++)
-            if (id_of(plan->ids, t, k) >= (uint32_t)plan->n_experts)
-                return wb_fail(WB_INVALID_ARGUMENT,
-                               "moe_plan: ids: row %" PRId64 ", choice %d: expected an id below %d, found %u",
-                               t, k, plan->n_experts, id_of(plan->ids, t, k));
+        for (int32_t k = 0; k < K; k++) {
+            const wb_fault fault = {WB_FAULT_ID, WB_OP_moe_plan,  t,
+                                    k,           plan->n_experts, id_of(plan->ids, t, k)};
+            if (fault.found >= plan->n_experts) return wb_fault_report(&fault);
+        }
     return WB_OK;
 }
 

@@ -17,7 +17,7 @@ extern "C" {
 #endif
 
 /* Every backend has these. */
-#define WB_MEMORY_OPS(X) X(mem_alloc) X(mem_free) X(to_device) X(to_host) X(copy) X(zero)
+#define WB_MEMORY_OPS(X) X(mem_alloc) X(mem_free) X(to_device) X(to_host) X(copy) X(zero) X(reserve_scratch)
 
 // clang-format off: an op a line
 #define WB_COMPUTE_OPS(X)      \
@@ -58,7 +58,12 @@ extern "C" {
 
 #define WB_OPS(X) WB_MEMORY_OPS(X) WB_COMPUTE_OPS(X)
 
-/* A backend that lacks an op leaves its pointer NULL. */
+/* A backend that lacks an op leaves its pointer NULL.
+ *
+ * What an op finds wrong in the content of its operands, such as an id that is no expert's, is a fault
+ * (device_fault.h). On the CPU the op fails. On CUDA it lies in a word of the device, where the first one
+ * stays until to_host, or a to_device that waits, returns it in its place: with the results of a step, where
+ * the host waits anyway. Once returned it is gone; what was computed meanwhile is of no use. */
 struct wb_device {
     wb_backend backend;
     /* "cpu x86-64-v3", "cuda"; static */
@@ -81,6 +86,9 @@ struct wb_device {
 /* WB_OP_matmul and so on: the ops by number. */
 #define WB_OP_NUMBER(op) WB_OP_##op,
 typedef enum wb_op { WB_OPS(WB_OP_NUMBER) WB_OP_COUNT } wb_op;
+
+/* "matmul"; static. */
+const char *wb_op_name(wb_op op);
 
 /* Checks at open that a device has every op that will be called, because an op that is not there is a call
  * through NULL in the middle of a step. needed: host [count]; a list begins with WB_MEMORY_OPS(WB_OP_NUMBER)

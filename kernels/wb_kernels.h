@@ -33,8 +33,10 @@
  * nevertheless is said at the op. None is collective.
  *
  * Errors: ops check what is cheap (dtype, K <= E) and return INVALID_ARGUMENT; shapes are the caller's
- * promise. T = 0 is valid everywhere. On CUDA, a fault of a kernel itself shows as DEVICE at the next
- * download.
+ * promise. T = 0 is valid everywhere. An id that is no expert's, or a token that the table does not have, is
+ * INVALID_ARGUMENT with op, row and what was found: on the CPU from the op; on CUDA, where the op has
+ * returned, from the next download, which is then the first that such an op came before. On CUDA, a fault of
+ * a kernel itself shows there too, as DEVICE.
  */
 #ifndef WB_KERNELS_H
 #define WB_KERNELS_H
@@ -108,8 +110,8 @@ WB_API void wb_device_free(wb_device *device, void *memory);
  * and need not be done. */
 WB_API wb_status wb_device_upload(wb_device *device, void *memory, const void *host, size_t bytes);
 
-/* host[bytes] = memory[bytes] (device), after all that is on the stream, and done on return. CUDA: DEVICE,
- * too, for a fault of any op before it. */
+/* host[bytes] = memory[bytes] (device), after all that is on the stream, and done on return. CUDA: also
+ * INVALID_ARGUMENT or DEVICE of any op before it, once. */
 WB_API wb_status wb_device_download(wb_device *device, void *host, const void *memory, size_t bytes);
 
 /* ---- ops ------------------------------------------------------------------------------------------
@@ -208,7 +210,7 @@ static inline wb_matmul wb_matmul_wgrad(int64_t T, int64_t in, int64_t out, wb_r
 /* ---- rows and elements --------------------------------------------------------------------------- */
 
 /* y[T,H] = table[tokens[t],:], H = table.cols. Backward: dtable[V,H] += scattered dy[T,H], ascending t.
- * tokens: device [T]. */
+ * tokens: device [T], below table.rows, or INVALID_ARGUMENT; in the backward those of the forward. */
 typedef wb_status wb_embed_forward_fn(wb_device *dev, int64_t T, const int32_t *tokens, wb_weight table,
                                       wb_rows y);
 typedef wb_status wb_embed_backward_fn(wb_device *dev, int64_t T, int64_t H, const int32_t *tokens,
@@ -364,14 +366,13 @@ typedef struct wb_topk {
     wb_ids native;
 } wb_topk;
 
-/* INVALID_ARGUMENT also for HASH without table or tokens, and on the CPU for a table's id of E or more; on
- * CUDA, where the host would have to wait to see one, the table is the caller's promise. */
+/* INVALID_ARGUMENT also for HASH without table or tokens, and for a table's id that is no expert's. */
 typedef wb_status wb_topk_fn(wb_device *dev, const wb_topk *args);
 
 /* weights[T,K] of the ids as they stand, from the current logits[T,E]; ids forced or selected alike.
  * direction: device [T] wb_row_direction, or NULL: a padding row's weights are zero, whatever its logits, so
- * that nothing that its experts make of it is ever added to anything. An id of E or more: the CPU returns
- * INVALID_ARGUMENT; CUDA, which would have to wait to see it, gives that choice a NaN weight and no gradient.
+ * that nothing that its experts make of it is ever added to anything. An id of E or more is
+ * INVALID_ARGUMENT, and on CUDA that choice has a NaN weight and no gradient.
  * Backward: dlogits[T,E] (=) from dweights[T,K], zeros in padding rows. With g = dweights and q, s, p as in
  * wb_router_type:
  *   SOFTMAX        dz_e = [e in C] c g_e p_e - p_e sum_j c g_j p_j         for every e: dense
@@ -424,7 +425,7 @@ typedef struct wb_moe_plan {
     int32_t *offsets;
 } wb_moe_plan;
 
-/* INVALID_ARGUMENT when T * K does not fit an i32; on the CPU also for an id of E or more. */
+/* INVALID_ARGUMENT when T * K does not fit an i32, and for an id of E or more. */
 typedef wb_status wb_moe_plan_fn(wb_device *dev, const wb_moe_plan *plan);
 
 /* Rows of all ranks arrive by source rank, then slot; experts want them by slot, then source, each source's
@@ -560,6 +561,35 @@ typedef struct wb_adamw {
 /* w, m, v [n] updated in place from g [n]. */
 typedef wb_status wb_adamw_fn(wb_device *dev, int64_t n, const wb_adamw *hyper, const float *g, float *m,
                               float *v, float *w);
+
+/* ---- memory of the ops --------------------------------------------------------------------------- */
+
+/* The largest calls that a user of a device will make; 0 where it makes none of that kind. */
+typedef struct wb_op_sizes {
+    /* T of a call, and rows of grouped_matmul */
+    int64_t tokens, expert_rows;
+    /* elements of a token's row, each the widest: hidden, between projections and attention, and of gate or
+     * up in a dense part and in an expert */
+    int64_t hidden, dense_width, expert_width;
+    int32_t n_heads, n_kv_heads, head_dim;
+    /* keys that a query sees */
+    int64_t keys;
+    /* E > 0 where experts are chosen; R, slots of all ranks, and groups of grouped_matmul */
+    wb_router router;
+    int32_t n_sources, n_slots, n_groups;
+    /* V; and the rows of a call of sample */
+    int64_t vocab_size, sampled;
+    /* n of sum_squares */
+    int64_t summed;
+    /* of activations */
+    wb_dtype dtype;
+    bool backward;
+} wb_op_sizes;
+
+/* Makes what memory the ops need of their own for calls up to `most`, so that such calls allocate nothing;
+ * what there was for other users stays. An op that was not told of, or of a larger call, makes it when it is
+ * called. OUT_OF_MEMORY. */
+typedef wb_status wb_reserve_scratch_fn(wb_device *dev, const wb_op_sizes *most);
 
 #ifdef __cplusplus
 }

@@ -7,6 +7,7 @@
 #include "infer_state.h"
 #include "layers/head.h"
 #include "needed_ops.h"
+#include "op_sizes.h"
 #include "wb_options.h"
 
 #include <inttypes.h>
@@ -14,7 +15,7 @@
 
 /* ---- open and close -------------------------------------------------------------------------- */
 
-WB_OPTIONS_END(wb_infer_options, max_expert_rows);
+WB_OPTIONS_END(wb_infer_options, reserved);
 static const wb_infer_options default_options = {.size = sizeof default_options,
                                                  .block_size = 16,
                                                  .max_tokens = 4096,
@@ -29,6 +30,7 @@ static wb_status read_options(const wb_model *model, const wb_infer_options *opt
                               wb_infer_options *own_out) {
     wb_infer_options own = default_options;
     WB_TRY(wb_options_read(&own, sizeof own, options, "inference options"));
+    WB_TRY(wb_options_check_reserved(own.reserved, sizeof own.reserved, "inference options"));
     if (own.n_blocks < 1 || own.block_size < 1)
         return wb_fail(WB_INVALID_ARGUMENT,
                        "KV pool: expected at least 1 block of 1 token, found %d blocks of %d tokens",
@@ -39,12 +41,16 @@ static wb_status read_options(const wb_model *model, const wb_infer_options *opt
             "inference options: expected at least 1 sequence of 0 blocks and 0 logits, found %d, %d "
             "and %" PRId64,
             own.max_sequences, own.max_blocks, own.max_logits);
+    if (own.n_states < 0)
+        return wb_fail(WB_INVALID_ARGUMENT, "inference options: n_states: expected at least 0, found %d",
+                       own.n_states);
+    if (own.n_states == 0) own.n_states = own.max_sequences;
     if (own.max_blocks == 0) own.max_blocks = (model->config.max_positions - 1) / own.block_size + 1;
     *own_out = own;
     return WB_OK;
 }
 
-/* What layer l keeps of a sequence, if there is a pool for it. */
+/* What layer l keeps of a sequence. */
 static wb_status state_shape_of(const wb_model *model, int32_t l, wb_state_shape *shape_out) {
     const wb_layer *layer = &model->layers[l];
     wb_state_shape shape = {0};
@@ -55,8 +61,8 @@ static wb_status state_shape_of(const wb_model *model, int32_t l, wb_state_shape
     if (shape.n_tables < 0 || shape.n_tables > WB_MAX_STATE_TABLES)
         return wb_fail(WB_CAPACITY, "expected state in 0..%d tables, found %d", WB_MAX_STATE_TABLES,
                        shape.n_tables);
-    if (shape.sequence_bytes != 0)
-        return wb_fail(WB_UNSUPPORTED, "expected state by position only, found %" PRId64 " bytes a sequence",
+    if (shape.sequence_bytes < 0 || shape.sequence_bytes > INT32_MAX)
+        return wb_fail(WB_CAPACITY, "expected state of 0..%d bytes a sequence, found %" PRId64, INT32_MAX,
                        shape.sequence_bytes);
     *shape_out = shape;
     return WB_OK;
@@ -64,10 +70,15 @@ static wb_status state_shape_of(const wb_model *model, int32_t l, wb_state_shape
 
 static wb_status open_pools(wb_infer *infer) {
     const int32_t n_layers = infer->model->config.n_layers;
+    const int64_t alignment = WB_ARENA_ALIGNMENT;
+    int64_t *bytes = &infer->sequences.bytes;
     WB_TRY(WB_OWN(&infer->memory.host, infer->pools, (size_t)n_layers, "KV pools"));
     for (int32_t l = 0; l < n_layers; l++) {
-        const wb_status status = state_shape_of(infer->model, l, &infer->pools[l].shape);
-        if (status != WB_OK) return wb_fail_context(status, "KV pool of layer %d", l);
+        wb_layer_pool *pool = &infer->pools[l];
+        const wb_status status = state_shape_of(infer->model, l, &pool->shape);
+        if (status != WB_OK) return wb_fail_context(status, "state of layer %d", l);
+        pool->sequence_offset = *bytes;
+        *bytes += (pool->shape.sequence_bytes + alignment - 1) / alignment * alignment;
     }
     return WB_OK;
 }
@@ -82,6 +93,15 @@ static void layout_pools(wb_infer *infer, wb_arena *arena) {
             wb_place(arena, &pool->tables[i], rows, pool->shape.width[i],
                      wb_dtype_size(wb_state_dtype(infer->model)));
     }
+}
+
+static void layout_sequences(wb_infer *infer, wb_arena *arena) {
+    wb_sequence_pool *pool = &infer->sequences;
+    WB_PLACE_HOST(arena, pool->seq_marks, infer->options.max_sequences);
+    if (pool->bytes == 0) return;
+    wb_arena_part(arena, "sequence states");
+    wb_place(arena, &pool->states, infer->options.n_states, pool->bytes, 1);
+    WB_PLACE_HOST(arena, pool->marks, infer->options.n_states);
 }
 
 static void layout(void *user, wb_arena *arena) {
@@ -101,6 +121,7 @@ static void layout(void *user, wb_arena *arena) {
     wb_block_layout(&infer->block, &infer->sizes, arena);
     wb_arena_part(arena, "KV pool");
     layout_pools(infer, arena);
+    layout_sequences(infer, arena);
 }
 
 /* All but the memory, with options that were read. */
@@ -113,6 +134,13 @@ static wb_status prepare_open(wb_model *model, const wb_infer_options *o, wb_inf
     return open_pools(infer);
 }
 
+/* A sequence has no more keys than blocks, and no more than the model has positions. */
+static int64_t max_keys(const wb_infer *infer) {
+    const int64_t keys = (int64_t)infer->options.max_blocks * infer->options.block_size;
+    const int64_t positions = infer->model->config.max_positions;
+    return keys < positions ? keys : positions;
+}
+
 wb_status wb_infer_open(wb_model *model, const wb_infer_options *options, wb_infer **infer_out) {
     WB_TRY(wb_infer_check_device(model->device));
     wb_infer_options own;
@@ -121,6 +149,7 @@ wb_status wb_infer_open(wb_model *model, const wb_infer_options *options, wb_inf
     WB_TRY(WB_NEW(infer, 1, "inference"));
     wb_status status = prepare_open(model, &own, infer);
     if (status == WB_OK) status = wb_arena_open(&infer->memory, layout, infer);
+    if (status == WB_OK) status = wb_reserve_ops(model, &infer->sizes, max_keys(infer));
     if (status != WB_OK) {
         wb_infer_close(infer);
         return status;
@@ -129,17 +158,22 @@ wb_status wb_infer_open(wb_model *model, const wb_infer_options *options, wb_inf
     return WB_OK;
 }
 
+wb_status wb_infer_measure_over(wb_model *model, const wb_infer_options *options, wb_memory *memory_out) {
+    wb_infer infer = {0};
+    wb_infer_options own;
+    WB_TRY(read_options(model, options, &own));
+    wb_status status = prepare_open(model, &own, &infer);
+    if (status == WB_OK) status = wb_arena_measure(NULL, layout, &infer, memory_out);
+    wb_workspace_close(&infer.memory);
+    return status;
+}
+
 wb_status wb_infer_measure(const wb_config *config, const wb_model_options *model,
                            const wb_infer_options *options, int32_t n_ranks, int32_t rank,
                            wb_memory *memory_out) {
     wb_model *sketch = NULL;
-    wb_infer infer = {0};
-    wb_infer_options own;
     WB_TRY(wb_model_sketch(config, model, n_ranks, rank, &sketch));
-    wb_status status = read_options(sketch, options, &own);
-    if (status == WB_OK) status = prepare_open(sketch, &own, &infer);
-    if (status == WB_OK) status = wb_arena_measure(NULL, layout, &infer, memory_out);
-    wb_workspace_close(&infer.memory);
+    const wb_status status = wb_infer_measure_over(sketch, options, memory_out);
     wb_model_close(sketch);
     return status;
 }
@@ -148,6 +182,10 @@ void wb_infer_close(wb_infer *infer) {
     if (!infer) return;
     wb_workspace_close(&infer->memory);
     free(infer);
+}
+
+int64_t wb_infer_sequence_bytes(const wb_infer *infer) {
+    return infer->sequences.bytes;
 }
 
 /* ---- forward ------------------------------------------------------------------------------------- */
@@ -163,7 +201,11 @@ static wb_status head_forward(wb_infer *infer, int64_t n, wb_rows x) {
 
 static wb_state state_of(const wb_infer *infer, int32_t l) {
     wb_state state = {.dtype = wb_state_dtype(infer->model)};
-    for (int i = 0; i < WB_MAX_STATE_TABLES; i++) state.tables[i] = infer->pools[l].tables[i].data;
+    const wb_layer_pool *pool = &infer->pools[l];
+    for (int i = 0; i < WB_MAX_STATE_TABLES; i++) state.tables[i] = pool->tables[i].data;
+    if (pool->shape.sequence_bytes == 0) return state;
+    state.sequences = (char *)infer->sequences.states.data + pool->sequence_offset;
+    state.sequence_stride = infer->sequences.bytes;
     return state;
 }
 
@@ -194,6 +236,7 @@ wb_status wb_infer_forward(wb_infer *infer, const wb_infer_batch *batch, const w
     /* After the last exchange nobody waits for this rank: a failure is its own, the communicator lives. */
     WB_TRY(head_forward(infer, batch->n_logits, x));
     WB_TRY(wb_routing_give(infer->model, &pass));
+    wb_infer_end_states(infer, batch);
     *logits_out = infer->logits.data;
     return WB_OK;
 }

@@ -64,7 +64,7 @@ static wb_status check_sizes(const wb_infer_options *options, const wb_infer_bat
     return WB_OK;
 }
 
-static wb_status check_batch(const wb_infer *infer, const wb_infer_batch *batch) {
+static wb_status check_batch(wb_infer *infer, const wb_infer_batch *batch) {
     WB_TRY(check_sizes(&infer->options, batch));
     for (int64_t t = 0; t < batch->T; t++)
         if (batch->seq[t] != PADDING) WB_TRY(check_token(infer, batch, t));
@@ -74,7 +74,7 @@ static wb_status check_batch(const wb_infer *infer, const wb_infer_batch *batch)
             return wb_fail(WB_INVALID_ARGUMENT,
                            "logit row %" PRId64 ": expected a token below %" PRId64 ", found %d", i, batch->T,
                            batch->logit_rows[i]);
-    return WB_OK;
+    return wb_infer_check_runs(infer, batch, &infer->inputs.n_runs);
 }
 
 /* ---- on the device ------------------------------------------------------------------------------- */
@@ -85,6 +85,7 @@ static void walk_inputs(void *user, wb_arena *step) {
     wb_place_input(step, &in->tokens, in->T, sizeof(int32_t));
     wb_place_input(step, &in->pos, in->T, sizeof(int32_t));
     wb_place_input(step, &in->seq, in->T, sizeof(int32_t));
+    wb_place_input(step, &in->runs, in->n_runs, sizeof(wb_sequence_run));
     wb_place_input(step, &in->logit_rows, in->n_logits, sizeof(int32_t));
     wb_place_input(step, &in->direction, in->T, 1);
     wb_place_input(step, &in->blocks, in->n_blocks, sizeof(int32_t));
@@ -92,8 +93,10 @@ static void walk_inputs(void *user, wb_arena *step) {
 
 void wb_infer_place_ring(wb_infer *infer, wb_arena *arena) {
     const wb_infer_options *o = &infer->options;
-    wb_infer_inputs most = {
-        .T = o->max_tokens, .n_blocks = (int64_t)o->max_sequences * o->max_blocks, .n_logits = o->max_logits};
+    wb_infer_inputs most = {.T = o->max_tokens,
+                            .n_blocks = (int64_t)o->max_sequences * o->max_blocks,
+                            .n_logits = o->max_logits,
+                            .n_runs = o->max_sequences};
     wb_place_ring(arena, &infer->ring, walk_inputs, &most);
 }
 
@@ -136,6 +139,7 @@ static wb_status upload(wb_infer *infer, const wb_infer_batch *batch) {
     put(&in->seq, batch->seq, in->n_tokens);
     put(&in->logit_rows, batch->logit_rows, batch->n_logits);
     put(&in->blocks, batch->blocks, in->n_blocks);
+    wb_infer_put_runs(infer, batch, in->runs.host);
     put_padding(in);
     return wb_upload_send(&infer->ring, infer->model->device);
 }
@@ -171,6 +175,7 @@ wb_status wb_infer_take_batch(wb_infer *infer, const wb_infer_batch *batch, cons
     WB_TRY(upload(infer, batch));
     infer->routing = routing ? *routing : (wb_routing){0};
     WB_TRY(pad_routing(infer));
+    WB_TRY(wb_infer_begin_states(infer, batch));
     *pass_out = (wb_pass){.T = batch->T,
                           .tokens = in->tokens.device,
                           .pos = in->pos.device,
@@ -178,7 +183,9 @@ wb_status wb_infer_take_batch(wb_infer *infer, const wb_infer_batch *batch, cons
                           .blocks = in->blocks.device,
                           .max_blocks = batch->max_blocks,
                           .block_size = infer->options.block_size,
-                          .state_rows = in->pool_rows.device};
+                          .state_rows = in->pool_rows.device,
+                          .n_runs = in->n_runs,
+                          .runs = in->runs.device};
     WB_TRY(wb_routing_take(infer->model, &infer->routing_stage, batch->T, routing ? &infer->routing : NULL,
                            pass_out));
     return check_padding(infer, pass_out);

@@ -7,21 +7,40 @@
 #include "wb_upload_ring.h"
 
 /* The pool's part of one layer: the tables of its state, [n_blocks * block_size, width] of the model's
- * dtype. */
+ * dtype, and where in a sequence's state its bytes are. */
 typedef struct wb_layer_pool {
     wb_state_shape shape;
     wb_buffer tables[WB_MAX_STATE_TABLES];
+    int64_t sequence_offset;
 } wb_layer_pool;
+
+/* What is known of a sequence's state between two steps. */
+typedef struct wb_state_mark {
+    uint64_t batch;   /* number of the latest that had it */
+    int32_t position; /* of the token that comes next; -1: unknown, after a forward that failed */
+} wb_state_mark;
+
+/* States of fixed size, each with the bytes of all layers side by side, so that one operation makes it zero
+ * or copies it. */
+typedef struct wb_sequence_pool {
+    int64_t bytes;        /* of a state, a multiple of WB_ARENA_ALIGNMENT; 0: no layer keeps any */
+    wb_buffer states;     /* [n_states, bytes] */
+    wb_state_mark *marks; /* host [n_states] */
+    uint64_t *seq_marks;  /* host [max_sequences] number of the latest batch that had a run of the row */
+    uint64_t n_batches;
+} wb_sequence_pool;
 
 /* What a step puts on the device, [T] where nothing else is said. */
 typedef struct wb_infer_inputs {
     int64_t T, n_blocks, n_logits; /* entries of all block tables; rows */
-    wb_input tokens, pos, seq;     /* int32 */
-    wb_input pool_rows;            /* int64 */
-    wb_input blocks;               /* int32 [n_blocks] */
-    wb_input logit_rows;           /* int32 [n_logits] */
-    wb_input direction;            /* u8 [T] native, then padding */
-    int64_t n_tokens;              /* without the padding at the end */
+    int64_t n_runs;
+    wb_input tokens, pos, seq; /* int32 */
+    wb_input runs;             /* wb_sequence_run [n_runs] */
+    wb_input pool_rows;        /* int64 */
+    wb_input blocks;           /* int32 [n_blocks] */
+    wb_input logit_rows;       /* int32 [n_logits] */
+    wb_input direction;        /* u8 [T] native, then padding */
+    int64_t n_tokens;          /* without the padding at the end */
 } wb_infer_inputs;
 
 struct wb_infer {
@@ -31,6 +50,7 @@ struct wb_infer {
     wb_workspace memory;
     wb_block block;
     wb_layer_pool *pools; /* [n_layers] */
+    wb_sequence_pool sequences;
 
     wb_upload_ring ring;
     wb_infer_inputs inputs;
@@ -40,6 +60,9 @@ struct wb_infer {
     wb_routing_stage routing_stage;
 };
 
+/* wb_infer_measure over a model that is there, or a sketch. */
+wb_status wb_infer_measure_over(wb_model *model, const wb_infer_options *options, wb_memory *memory_out);
+
 /* ---- a batch (infer_batch.c) ---------------------------------------------------------------------- */
 
 /* The ring for steps of the sizes that the options have. */
@@ -48,5 +71,19 @@ void wb_infer_place_ring(wb_infer *infer, wb_arena *arena);
 /* Checks the batch and its routing and puts the batch on the device. */
 wb_status wb_infer_take_batch(wb_infer *infer, const wb_infer_batch *batch, const wb_routing *routing,
                               wb_pass *pass_out);
+
+/* ---- its sequences (infer_sequences.c) ------------------------------------------------------------ */
+
+/* One run of each sequence and, where layers keep state by sequence, a state of its own for each that stands
+ * where the run begins. *n_runs_out: the runs. */
+wb_status wb_infer_check_runs(wb_infer *infer, const wb_infer_batch *batch, int64_t *n_runs_out);
+
+/* runs[n_runs] of a batch that was checked. */
+void wb_infer_put_runs(const wb_infer *infer, const wb_infer_batch *batch, wb_sequence_run *runs);
+
+/* Zeros for the states of sequences that begin. Until the end, those of the batch are unknown: a forward that
+ * fails leaves them so. */
+wb_status wb_infer_begin_states(wb_infer *infer, const wb_infer_batch *batch);
+void wb_infer_end_states(wb_infer *infer, const wb_infer_batch *batch);
 
 #endif

@@ -135,6 +135,7 @@ void wb_model_close(wb_model *m) {
     wb_exchange_close(m->exchange);
     wb_workspace_close(&m->memory);
     wb_placement_close(m->placement);
+    free(m->attached);
     free(m->source_config);
     wb_companions_close(m->companions);
     free(m->note);

@@ -36,6 +36,13 @@ typedef struct wb_layer {
     wb_part mixer, feed_forward;
 } wb_layer;
 
+/* Memory of others that moves with the experts of a layer: [slots of this rank][slot_bytes]. */
+typedef struct wb_attached_slots {
+    int32_t moe_layer;
+    void *slots; /* device */
+    size_t slot_bytes;
+} wb_attached_slots;
+
 struct wb_model {
     wb_config config;
     const wb_family_rules *family;
@@ -57,6 +64,11 @@ struct wb_model {
     wb_buffer dispatch_tables; /* int32 [L][dispatch_length]: which replica this rank's tokens go to */
     size_t dispatch_length;
     int32_t *dispatch_host; /* one table on its way */
+
+    /* For moves of experts (expert_store.c). */
+    wb_buffer shadow_slots;
+    wb_attached_slots *attached; /* [n_attached] */
+    size_t n_attached, max_attached;
 
     wb_buffer cos_table, sin_table; /* f32 [max_positions, head_dim / 2] */
 

@@ -5,6 +5,7 @@
 #include "collective.h"
 #include "layers/head.h"
 #include "needed_ops.h"
+#include "op_sizes.h"
 #include "train_state.h"
 #include "wb_options.h"
 
@@ -76,6 +77,7 @@ wb_status wb_train_open(wb_model *model, const wb_train_options *options, wb_tra
     WB_TRY(WB_NEW(train, 1, "training"));
     wb_status status = prepare_open(model, &own, train);
     if (status == WB_OK) status = wb_arena_open(&train->memory, layout, train);
+    if (status == WB_OK) status = wb_reserve_ops(model, &train->sizes, train->sizes.tokens);
     if (status == WB_OK && !own.forward_only) status = wb_train_zero_grads(train);
     if (status != WB_OK) {
         wb_train_close(train);

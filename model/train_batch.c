@@ -52,6 +52,7 @@ static void walk_inputs(void *user, wb_arena *step) {
     wb_place_input(step, &in->pos, in->T, sizeof(int32_t));
     wb_place_input(step, &in->seq, in->T, sizeof(int32_t));
     wb_place_input(step, &in->blocks, in->T, sizeof(int32_t));
+    wb_place_input(step, &in->runs, in->n_runs, sizeof(wb_sequence_run));
     wb_place_input(step, &in->head_rows, in->n_head, sizeof(int32_t));
     wb_place_input(step, &in->head_targets, in->n_head, sizeof(int32_t));
     wb_place_input(step, &in->temperature, in->n_temperature, sizeof(float));
@@ -62,6 +63,7 @@ static void walk_inputs(void *user, wb_arena *step) {
 void wb_train_layout_batch(wb_train *train, wb_arena *arena) {
     const int64_t T = train->sizes.tokens;
     wb_train_inputs most = {.T = T,
+                            .n_runs = T,
                             .n_head = T,
                             .n_temperature = T,
                             .n_kept_start = T + 1,
@@ -75,15 +77,23 @@ void wb_train_layout_batch(wb_train *train, wb_arena *arena) {
  * token t. One row a token, whatever the lengths. */
 static void put_sequences(const wb_train_inputs *in, const wb_train_batch *batch) {
     int32_t *pos = in->pos.host, *seq = in->seq.host, *blocks = in->blocks.host;
+    wb_sequence_run *runs = in->runs.host;
     if (batch->T > 0) memcpy(in->tokens.host, batch->tokens, (size_t)batch->T * sizeof *batch->tokens);
     for (int32_t s = 0; s < batch->n_seqs; s++) {
         const int32_t start = batch->seq_start[s], end = batch->seq_start[s + 1];
+        if (end > start) *runs++ = (wb_sequence_run){start, end - start, -1};
         for (int32_t t = start; t < end; t++) {
             pos[t] = t - start;
             seq[t] = start;
             blocks[t] = t;
         }
     }
+}
+
+static int64_t count_runs(const wb_train_batch *batch) {
+    int64_t n = 0;
+    for (int32_t s = 0; s < batch->n_seqs; s++) n += batch->seq_start[s + 1] > batch->seq_start[s];
+    return n;
 }
 
 /* The rows that have a target: the head works on these alone. No loss looks at padding. */
@@ -111,6 +121,7 @@ static void put_targets(const wb_train *train, const wb_train_batch *batch) {
 static wb_status upload(wb_train *train, const wb_train_batch *batch) {
     wb_train_inputs *in = &train->inputs;
     in->T = batch->T;
+    in->n_runs = count_runs(batch);
     in->n_head = find_head(train, batch);
     WB_TRY(wb_train_count_sampling(train, batch));
     WB_TRY(wb_upload_begin(&train->ring, walk_inputs, in));
@@ -124,6 +135,8 @@ static wb_status upload(wb_train *train, const wb_train_batch *batch) {
     train->pass.seq = in->seq.device;
     train->pass.blocks = in->blocks.device;
     train->pass.max_blocks = train->pass.block_size = 1;
+    train->pass.n_runs = in->n_runs;
+    train->pass.runs = in->runs.device;
     return WB_OK;
 }
 

@@ -10,7 +10,9 @@
 /* What a forward puts on the device; n_head rows have a target. */
 typedef struct wb_train_inputs {
     int64_t T, n_head, n_temperature, n_kept_start, n_kept_ids; /* entries; n_kept_start is n_head + 1 or 0 */
+    int64_t n_runs;                                             /* sequences that have a token */
     wb_input tokens, pos, seq, blocks;                          /* int32 [T] */
+    wb_input runs;                                              /* wb_sequence_run [n_runs] */
     wb_input head_rows, head_targets;                           /* int32 [n_head] */
     wb_input temperature;                                       /* f32 [n_head] */
     wb_input kept_start, kept_ids; /* int64 [n_head + 1]; uint32 of all rows of the head */

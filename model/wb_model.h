@@ -30,6 +30,7 @@
 #include "wb_formats.h"
 #include "wb_kernels.h"
 #include "wb_placement.h"
+#include "wb_rebalance.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -203,6 +204,14 @@ WB_API const wb_placement *wb_model_placement(const wb_model *model);
  * another map; PEER where ranks disagree. Not between a forward and its backward. Collective. */
 WB_API wb_status wb_model_set_placement(wb_model *model, const wb_placement *placement);
 
+/* Its experts as a manager reaches them (wb_rebalance_open), which flips maps by wb_model_set_placement. The
+ * shadow slots are the model's, and taken at the first move. The model outlives what uses the store. */
+WB_API wb_expert_store wb_model_expert_store(wb_model *model);
+/* Memory that moves with the experts of a MoE layer, as weights do: `slots`, device, [slots of this
+ * rank][slot_bytes], the caller's; the same on all ranks, in the same order. Not collective. */
+WB_API wb_status wb_model_attach_slots(wb_model *model, int32_t moe_layer, void *slots, size_t slot_bytes);
+WB_API void wb_model_detach_slots(wb_model *model, const void *slots);
+
 /* to's weights := from's, all replicas, rounded to to's dtype. MISMATCH unless configuration and ranks are
  * the same and each expert that `to` has on this rank, `from` has on it too: layer and expert are named, and
  * nothing has changed. Not collective. */
@@ -250,6 +259,10 @@ typedef struct wb_infer_options {
      * 0 (default): as many as could come from ranks of the same max_tokens, R * max_tokens * min(K, slots of
      * this rank). */
     int64_t max_expert_rows;
+    /* States of fixed size that are kept between steps, one for each sequence that goes on; takes memory only
+     * where layers keep some (wb_infer_sequence_bytes). 0 (default): max_sequences. */
+    int32_t n_states;
+    uint8_t reserved[4]; /* zero */
 } wb_infer_options;
 
 /* The defaults; `size` is the caller's sizeof. */
@@ -261,8 +274,9 @@ static inline wb_infer_options wb_infer_options_default(void) {
     return options;
 }
 
-/* A paged KV pool (bf16 where the matrices or the activations of the model are, else f32) and workspace over
- * `model`, which it borrows. UNSUPPORTED names the op that the model's device lacks. */
+/* A paged KV pool (bf16 where the matrices or the activations of the model are, else f32), states of a fixed
+ * size where layers keep such, and workspace over `model`, which it borrows. UNSUPPORTED names the op that
+ * the model's device lacks. */
 WB_API wb_status wb_infer_open(wb_model *model, const wb_infer_options *options, wb_infer **infer_out);
 WB_API void wb_infer_close(wb_infer *infer);
 
@@ -271,8 +285,16 @@ WB_API wb_status wb_infer_measure(const wb_config *config, const wb_model_option
                                   const wb_infer_options *options, int32_t n_ranks, int32_t rank,
                                   wb_memory *memory_out);
 
+/* Bytes of state of fixed size that the layers keep of one sequence; 0: all their state is by position. */
+WB_API int64_t wb_infer_sequence_bytes(const wb_infer *infer);
+
 /* A step's tokens: prefill chunks and decodes mixed. Tokens of one sequence are adjacent, positions
  * ascending; their keys at smaller positions are in the pool already. Host arrays.
+ *
+ * Where layers keep state of fixed size, each sequence has a state of its own, by its number, from its first
+ * token until its caller gives the number to another sequence. At position 0 it is made zero; from then on
+ * positions go on without a gap, where the last forward left off. After a forward that failed, on any rank,
+ * the sequences that it had begin at position 0 again. INVALID_ARGUMENT names a sequence that does not.
  *
  * The last rows may be of sequence -1: padding, by which a batch is rounded up to a size of its caller's
  * choice. They have no keys, no experts' rows and no logits, their token and position are not looked at,
@@ -285,6 +307,8 @@ typedef struct wb_infer_batch {
     const int32_t *seq;    /* [T] row of `blocks`; -1: padding */
     int32_t n_seqs, max_blocks;
     const int32_t *blocks; /* [n_seqs, max_blocks] block numbers of each sequence */
+    const int32_t *states; /* [n_seqs] number of each sequence's state, 0 .. n_states - 1; NULL where
+                            * wb_infer_sequence_bytes is 0 */
     int64_t n_logits;
     const int32_t *logit_rows; /* [n_logits] indices t whose logits are wanted */
 } wb_infer_batch;

@@ -12,7 +12,7 @@
 
 /* ---- open and close ------------------------------------------------------------------------------ */
 
-WB_OPTIONS_END(wb_engine_options, max_running);
+WB_OPTIONS_END(wb_engine_options, rebalance);
 static const wb_engine_options defaults = {.size = sizeof(wb_engine_options),
                                            .n_blocks = 1024,
                                            .block_size = 16,
@@ -32,6 +32,7 @@ static wb_infer_options infer_options(const wb_engine_options *options) {
     infer.max_sequences =
         wb_scheduler_max_entries(options->n_blocks, options->max_batch_tokens, options->max_running);
     infer.max_logits = infer.max_sequences;
+    infer.n_states = wb_scheduler_n_states(options->n_blocks, options->max_running);
     return infer;
 }
 
@@ -66,6 +67,8 @@ static wb_status open_parts(wb_engine *engine, const wb_engine_options *options)
     WB_TRY(wb_step_results_open(&engine->workspace, (size_t)options->max_batch_tokens, max_sampled,
                                 wb_route_row_bytes(route_model), &engine->results));
     WB_TRY(wb_step_forcing_open(&engine->workspace, (size_t)options->max_batch_tokens, &engine->forcing));
+    WB_TRY(wb_load_count_open(&engine->workspace.host, options->rebalance, (size_t)options->max_batch_tokens,
+                              &engine->load));
     WB_TRY(WB_OWN(&engine->workspace.host, engine->words, (size_t)wb_comm_size(engine->comm),
                   "engine step words"));
     WB_TRY(wb_weights_digest(engine->model, &engine->weights_digest));
@@ -256,5 +259,5 @@ wb_engine_stats wb_engine_get_stats(const wb_engine *engine) {
                              .preemptions = scheduler->preemptions,
                              .waiting = scheduler->waiting,
                              .running = scheduler->running,
-                             .free_blocks = scheduler->pool.n_free};
+                             .free_blocks = scheduler->blocks.n_free};
 }

@@ -2,8 +2,7 @@
  *
  * A step that fails on any rank changes no record on any: the same tokens are fed again by the next one.
  * A step allocates nothing: memory is made at open for the largest step, at submit for the longest that a
- * request can become, and in wb_engine_set_weights for the spans to come. Two exceptions: the model's
- * workspace grows to the largest step so far, and a sampling mask may outgrow WB_MASK_ROOM. */
+ * request can become, and in wb_engine_set_weights for the spans to come. */
 #include "engine.h"
 #include "wb_check.h"
 
@@ -27,6 +26,7 @@ static wb_status forward(wb_engine *engine, const uint8_t *direction, const floa
                                   .n_seqs = batch->n_entries,
                                   .max_blocks = batch->max_blocks,
                                   .blocks = batch->blocks,
+                                  .states = batch->states,
                                   .n_logits = batch->n_sampled,
                                   .logit_rows = batch->logit_rows};
     const wb_routing routing = {.ids = wb_step_results_on_device(&engine->results).rows,
@@ -65,8 +65,7 @@ static wb_status agree(wb_engine *engine, wb_status status, bool *busy_out) {
 }
 
 static void count_fed(wb_engine *engine, const wb_sched_entry *entry) {
-    const bool decode = entry->n_planned == 1 && entry->n_in_pool >= entry->record->prompt_len;
-    *(decode ? &engine->decode_tokens : &engine->prefill_tokens) += entry->n_planned;
+    *(wb_is_decode(entry) ? &engine->decode_tokens : &engine->prefill_tokens) += entry->n_planned;
 }
 
 /* Records what was fed and sampled. Cannot fail. */
@@ -94,16 +93,30 @@ static void commit(wb_engine *engine) {
     engine->steps++;
 }
 
+/* After a step that was not made. Keys that it wrote are written again by the next one, the same; a state of
+ * fixed size cannot take a token back, so its sequence is fed again from its start. */
+static void forget_states(wb_engine *engine) {
+    if (wb_infer_sequence_bytes(engine->infer) > 0) wb_scheduler_preempt_all(&engine->scheduler);
+}
+
 wb_status wb_engine_step(wb_engine *engine, bool *busy_out) {
     const uint8_t *direction = NULL;
     const float *logits = NULL;
+    if (engine->load.manager) WB_TRY(wb_rebalance_boundary(engine->load.manager));
     /* Whatever fails, this rank goes on to the exchanges in which its peers wait for it: with no token where
      * scheduling failed, and to the verdict where the forward did. */
     wb_status status = schedule(engine, &direction);
     const wb_status fed = forward(engine, direction, &logits);
     if (fed != WB_OK) status = fed;
     if (status == WB_OK) status = sample_and_fetch(engine, logits);
-    WB_TRY(agree(engine, status, busy_out));
-    commit(engine);
-    return WB_OK;
+    status = agree(engine, status, busy_out);
+    /* Once for each row that is committed. */
+    if (status == WB_OK)
+        status = wb_load_count_step(&engine->load, wb_model_routes(engine->model), &engine->scheduler.batch,
+                                    wb_step_results_on_host(&engine->results).rows);
+    if (status == WB_OK)
+        commit(engine);
+    else
+        forget_states(engine);
+    return status;
 }

@@ -1,8 +1,9 @@
 /* request.c - see request.h. */
 #include "request.h"
-#include "kv_blocks.h"
+#include "sched_entry.h"
 #include "wb_check.h"
 #include "wb_options.h"
+#include "wb_route_limits.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -71,6 +72,23 @@ static wb_status check_capacity(const wb_request *request, const wb_request_limi
     return WB_OK;
 }
 
+uint64_t wb_request_max_mask(const wb_request *request, int64_t vocab_size) {
+    const wb_sample_params params = {request->temperature, request->top_k, request->top_p, 0};
+    if (!request->return_sampling_mask) return 0;
+    return (uint64_t)wb_sample_max_kept(&params, vocab_size) * request->max_tokens;
+}
+
+/* Under top-k alone every new token keeps the same number, so that a mask that a record cannot hold is known.
+ * A nucleus keeps far fewer than it could: such a mask is refused when it comes to that. */
+static wb_status check_mask(const wb_request *request, int64_t vocab_size) {
+    const uint64_t n = wb_request_max_mask(request, vocab_size);
+    if (n < WB_MAX_TOKENS || request->top_p < 1) return WB_OK;
+    return wb_fail(WB_CAPACITY,
+                   "request %s: its sampling mask: expected fewer than %u kept tokens, found %" PRIu64
+                   " for each of %" PRIu32 " new ones",
+                   request->rid, WB_MAX_TOKENS, n / request->max_tokens, request->max_tokens);
+}
+
 wb_status wb_request_check(const wb_request *request, const wb_request_limits *limits) {
     const wb_record record = {.rid = request->rid}; /* the rules for rids are those of records */
     WB_TRY(wb_record_check(limits->route_model, &record, false));
@@ -88,5 +106,6 @@ wb_status wb_request_check(const wb_request *request, const wb_request_limits *l
                        "request %s: routes_start: expected at most the %" PRIu32
                        " prompt tokens, found %" PRIu32,
                        rid, request->n_tokens, request->routes_start);
-    return check_capacity(request, limits);
+    WB_TRY(check_capacity(request, limits));
+    return check_mask(request, vocab_size);
 }

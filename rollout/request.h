@@ -13,6 +13,9 @@ typedef struct wb_request_limits {
 /* The caller's request over the defaults. */
 wb_status wb_request_read(const wb_request *request, wb_request *request_out);
 
+/* How many tokens its sampling mask can come to; 0: it has none. */
+uint64_t wb_request_max_mask(const wb_request *request, int64_t vocab_size);
+
 /* What wb_engine_submit refuses, but for a rid that is in use. */
 wb_status wb_request_check(const wb_request *request, const wb_request_limits *limits);
 

@@ -19,12 +19,14 @@ static wb_status reserve_kept(wb_sampler *sampler, int64_t n) {
 
 wb_status wb_sampler_open(wb_workspace *workspace, int64_t vocab_size, size_t max_sampled,
                           wb_sampler *sampler) {
+    const wb_op_sizes most = {.vocab_size = vocab_size, .sampled = (int64_t)max_sampled};
     sampler->device = workspace->device;
     sampler->vocab_size = vocab_size;
     sampler->workspace = workspace;
     sampler->max_sampled = max_sampled;
     WB_TRY(WB_OWN(&workspace->host, sampler->params, max_sampled, "engine sampling"));
     WB_TRY(WB_OWN(&workspace->host, sampler->kept_start, max_sampled + 1, "engine sampling"));
+    WB_TRY(workspace->device->reserve_scratch(workspace->device, &most));
     return reserve_kept(sampler, 0);
 }
 
@@ -84,7 +86,7 @@ wb_status wb_sample_take_kept(const wb_sampler *sampler, const wb_step_batch *ba
         wb_sequence *s = wb_sequence_of(batch->sampled[i]);
         uint32_t *ids;
         if (!s->mask_ends) continue;
-        WB_TRY(wb_sequence_reserve_mask(s, (uint32_t)counts[i], &ids));
+        WB_TRY(wb_sequence_next_mask(s, (uint32_t)counts[i], &ids));
         WB_TRY(dev->to_host(dev, ids, kept + sampler->kept_start[i], (size_t)counts[i] * sizeof *ids));
     }
     return WB_OK;

@@ -10,11 +10,18 @@ typedef struct wb_sched_entry {
     const wb_record *record; /* its tokens so far, [record->n_tokens] */
     int32_t *blocks;         /* [n_blocks] held; room for all that the request can come to need */
     int32_t n_blocks;
-    bool running;                           /* holds blocks */
+    int32_t state;                          /* number of its state of fixed size, held while it runs */
+    bool running;                           /* holds blocks and a state */
     uint32_t n_in_pool;                     /* 0 unless running */
     uint32_t n_planned;                     /* tokens from n_in_pool on that this step feeds */
     struct wb_sched_entry *previous, *next; /* in order of arrival */
 } wb_sched_entry;
+
+/* Blocks that the keys of n_tokens tokens fill. */
+static inline int64_t wb_kv_blocks_for(int32_t block_size, uint64_t n_tokens) {
+    const uint64_t size = (uint64_t)block_size;
+    return (int64_t)(n_tokens / size + (n_tokens % size != 0));
+}
 
 /* True when the planned tokens end with the last one that exists: a token is sampled after it. */
 static inline bool wb_sched_samples(const wb_sched_entry *entry) {

@@ -20,18 +20,25 @@ static int32_t min(int32_t a, int32_t b) {
     return a < b ? a : b;
 }
 
-/* Each entry of a step holds a block at least and feeds a token at least. */
+/* Each that runs holds a block at least. */
+int32_t wb_scheduler_n_states(int32_t n_blocks, int32_t max_running) {
+    return min(max_running, n_blocks);
+}
+
+/* Each entry of a step feeds a token at least. */
 int32_t wb_scheduler_max_entries(int32_t n_blocks, int32_t max_batch_tokens, int32_t max_running) {
-    return min(min(max_running, n_blocks), max_batch_tokens);
+    return min(wb_scheduler_n_states(n_blocks, max_running), max_batch_tokens);
 }
 
 wb_status wb_scheduler_open(wb_scheduler *scheduler, int32_t n_blocks, int32_t block_size,
                             int32_t max_batch_tokens, int32_t max_running, int32_t max_positions) {
     scheduler->max_batch_tokens = max_batch_tokens;
-    scheduler->max_running = max_running;
+    scheduler->block_size = block_size;
     scheduler->max_entries = wb_scheduler_max_entries(n_blocks, max_batch_tokens, max_running);
     const int64_t max_blocks = wb_kv_blocks_for(block_size, (uint64_t)max_positions);
-    WB_TRY(wb_kv_blocks_open(&scheduler->memory, n_blocks, block_size, &scheduler->pool));
+    WB_TRY(wb_free_list_open(&scheduler->memory, n_blocks, "KV block list", &scheduler->blocks));
+    WB_TRY(wb_free_list_open(&scheduler->memory, wb_scheduler_n_states(n_blocks, max_running),
+                             "sequence state list", &scheduler->states));
     return wb_step_batch_open(&scheduler->memory, (size_t)max_batch_tokens, (size_t)scheduler->max_entries,
                               (size_t)min(n_blocks, (int32_t)max_blocks), &scheduler->batch);
 }
@@ -65,10 +72,11 @@ void wb_scheduler_add(wb_scheduler *scheduler, wb_sched_entry *entry) {
     scheduler->waiting++;
 }
 
-/* Takes a running entry's blocks. It keeps its place in the line, so it must be the last running one, or
- * leave the line. */
+/* Takes a running entry's blocks and its state. It keeps its place in the line, so it must be the last
+ * running one, or leave the line. */
 static void release(wb_scheduler *scheduler, wb_sched_entry *entry) {
-    wb_kv_blocks_give(&scheduler->pool, entry->n_blocks, entry->blocks);
+    wb_free_list_give(&scheduler->blocks, entry->n_blocks, entry->blocks);
+    wb_free_list_give(&scheduler->states, 1, &entry->state);
     if (scheduler->next_decode == entry) scheduler->next_decode = next_running(entry);
     entry->n_blocks = 0;
     entry->n_in_pool = 0;
@@ -99,9 +107,10 @@ static void preempt(wb_scheduler *scheduler, wb_sched_entry *entry) {
 
 static bool admit(wb_scheduler *scheduler) {
     wb_sched_entry *entry = scheduler->first_waiting;
-    if (!entry || scheduler->running >= scheduler->max_running) return false;
-    const int32_t needed = (int32_t)wb_kv_blocks_for(scheduler->pool.block_size, entry->record->n_tokens);
-    if (!wb_kv_blocks_take(&scheduler->pool, needed, entry->blocks)) return false;
+    if (!entry || scheduler->states.n_free == 0) return false;
+    const int32_t needed = (int32_t)wb_kv_blocks_for(scheduler->block_size, entry->record->n_tokens);
+    if (!wb_free_list_take(&scheduler->blocks, needed, entry->blocks)) return false;
+    wb_free_list_take(&scheduler->states, 1, &entry->state);
     entry->n_blocks = needed;
     entry->running = true;
     scheduler->first_waiting = entry->next;
@@ -132,9 +141,8 @@ static void choose_decodes(wb_scheduler *scheduler, int32_t budget) {
 /* Gives `entry` a block for its next token, from the youngest if need be; false when it is the youngest
  * itself and must wait. */
 static bool extend_blocks(wb_scheduler *scheduler, wb_sched_entry *entry) {
-    wb_kv_blocks *pool = &scheduler->pool;
-    if (wb_kv_blocks_for(pool->block_size, entry->n_in_pool + 1) <= entry->n_blocks) return true;
-    while (!wb_kv_blocks_take(pool, 1, &entry->blocks[entry->n_blocks])) {
+    if (wb_kv_blocks_for(scheduler->block_size, entry->n_in_pool + 1) <= entry->n_blocks) return true;
+    while (!wb_free_list_take(&scheduler->blocks, 1, &entry->blocks[entry->n_blocks])) {
         wb_sched_entry *youngest = last_running(scheduler);
         if (youngest == entry) return false;
         preempt(scheduler, youngest);
@@ -178,10 +186,16 @@ void wb_scheduler_drop_plan(wb_scheduler *scheduler) {
         entry->n_planned = 0;
 }
 
+void wb_scheduler_preempt_all(wb_scheduler *scheduler) {
+    wb_scheduler_drop_plan(scheduler);
+    for (wb_sched_entry *last = last_running(scheduler); last; last = last_running(scheduler))
+        preempt(scheduler, last);
+}
+
 void wb_scheduler_plan(wb_scheduler *scheduler) {
     wb_scheduler_drop_plan(scheduler);
     plan_prefills(scheduler, scheduler->max_batch_tokens - plan_decodes(scheduler));
     for (wb_sched_entry *entry = first_running(scheduler); entry; entry = next_running(entry))
         if (entry->n_planned > 0) wb_step_batch_add(&scheduler->batch, entry);
-    wb_step_batch_fill_blocks(&scheduler->batch);
+    wb_step_batch_fill_held(&scheduler->batch);
 }

@@ -1,6 +1,7 @@
 /* scheduler.h - who is fed in a step, and whose keys are in the KV pool.
  *
- * Owns: the line of unfinished requests, the blocks of the KV pool, the batch of the present step.
+ * Owns: the line of unfinished requests, who holds which block of the KV pool and which state of fixed size,
+ * the batch of the present step.
  * Refuses: the model, the device, and what a request's tokens are.
  *
  * All unfinished requests stand in one line in order of arrival. Those that hold KV blocks ("running") are
@@ -9,12 +10,13 @@
 #ifndef WB_SCHEDULER_H
 #define WB_SCHEDULER_H
 
-#include "kv_blocks.h"
+#include "free_list.h"
 #include "step_batch.h"
 
 typedef struct wb_scheduler {
-    int32_t max_batch_tokens, max_running;
-    wb_kv_blocks pool;
+    int32_t max_batch_tokens, block_size;
+    wb_free_list blocks; /* of the KV pool */
+    wb_free_list states; /* one for each request that runs; none is free: no further one is admitted */
     wb_sched_entry *first, *last, *first_waiting; /* in order of arrival */
     wb_sched_entry *next_decode; /* whose turn it is when a step cannot hold all decodes; NULL: the first's */
     int32_t running, waiting;    /* requests */
@@ -24,10 +26,13 @@ typedef struct wb_scheduler {
     wb_owner memory;
 } wb_scheduler;
 
+/* States that the running requests hold at most, which is how many they are. */
+int32_t wb_scheduler_n_states(int32_t n_blocks, int32_t max_running);
+
 /* Requests that a step has at most. */
 int32_t wb_scheduler_max_entries(int32_t n_blocks, int32_t max_batch_tokens, int32_t max_running);
 
-/* Makes the pool and the batch in a zeroed struct. max_positions: tokens of the longest request. All
+/* Makes the lists and the batch in a zeroed struct. max_positions: tokens of the longest request. All
  * numbers are at least 1. On failure too the struct is to be closed. */
 wb_status wb_scheduler_open(wb_scheduler *scheduler, int32_t n_blocks, int32_t block_size,
                             int32_t max_batch_tokens, int32_t max_running, int32_t max_positions);
@@ -37,7 +42,7 @@ void wb_scheduler_close(wb_scheduler *scheduler); /* the entries are their owner
  * pool holds the request at its longest. */
 void wb_scheduler_add(wb_scheduler *scheduler, wb_sched_entry *entry);
 
-/* Takes an entry out of the line, wherever it stands; its blocks become free. */
+/* Takes an entry out of the line, wherever it stands; its blocks and its state become free. */
 void wb_scheduler_remove(wb_scheduler *scheduler, wb_sched_entry *entry);
 
 /* Puts the next step's tokens into scheduler->batch, which may be empty; preempts and admits. */
@@ -45,5 +50,8 @@ void wb_scheduler_plan(wb_scheduler *scheduler);
 
 /* The step was not made: an empty batch. The next plan feeds the same tokens. */
 void wb_scheduler_drop_plan(wb_scheduler *scheduler);
+
+/* The step was not made, but what the running requests keep is not what it was before: all are preempted. */
+void wb_scheduler_preempt_all(wb_scheduler *scheduler);
 
 #endif

@@ -1,8 +1,9 @@
 /* sequence.c - see sequence.h.
  *
- * A sequence is one block of memory, made at submit for the longest that the request can become, and two
- * arrays that may grow: its spans, when weights are set, and its sampling mask, beyond WB_MASK_ROOM. */
+ * A sequence is memory made at submit for the longest that the request can become. Its spans alone grow, when
+ * weights are set. */
 #include "sequence.h"
+#include "request.h"
 #include "wb_check.h"
 #include "wb_memory.h"
 #include "wb_route_limits.h"
@@ -42,23 +43,23 @@ static sequence_layout layout_of(const wb_request *request, bool has_mask, size_
     return at;
 }
 
-/* The arrays that may grow later. */
-static wb_status grow_from_nothing(wb_sequence *s, int64_t max_kept, uint32_t max_tokens) {
-    const size_t room = (size_t)(max_kept < WB_MASK_ROOM ? max_kept : WB_MASK_ROOM) * max_tokens;
+/* The arrays beside the block. The mask is one of them because it is to stay as it is got, without zeros: it
+ * is large, and the system gives memory to what is written alone. */
+static wb_status open_arrays(wb_sequence *s, uint64_t max_mask) {
+    const size_t room = (size_t)(max_mask < WB_MAX_TOKENS ? max_mask : WB_MAX_TOKENS - 1);
     WB_TRY(WB_GROW(s->spans, 1, &s->spans_capacity, "request spans"));
-    return room == 0 ? WB_OK : WB_GROW(s->mask_ids, room, &s->mask_capacity, "request sampling mask");
+    return room == 0 ? WB_OK : WB_GROW(s->mask_ids, room, &s->mask_room, "request sampling mask");
 }
 
 wb_status wb_sequence_create(const wb_request *request, int64_t vocab_size, size_t row_bytes,
                              int64_t max_blocks, wb_sequence **sequence_out) {
-    const wb_sample_params params = {request->temperature, request->top_k, request->top_p, 0};
-    const int64_t max_kept = request->return_sampling_mask ? wb_sample_max_kept(&params, vocab_size) : 0;
-    const bool has_mask = max_kept > 0;
+    const uint64_t max_mask = wb_request_max_mask(request, vocab_size);
+    const bool has_mask = max_mask > 0;
     const sequence_layout at = layout_of(request, has_mask, row_bytes, max_blocks);
     uint8_t *base = NULL;
     WB_TRY(WB_NEW(base, at.bytes, "request"));
     wb_sequence *s = (wb_sequence *)(void *)base;
-    const wb_status status = grow_from_nothing(s, max_kept, request->max_tokens);
+    const wb_status status = open_arrays(s, max_mask);
     if (status != WB_OK) {
         wb_sequence_free(s);
         return status;
@@ -75,7 +76,7 @@ wb_status wb_sequence_create(const wb_request *request, int64_t vocab_size, size
     s->routes_start = request->routes_start;
     s->mask_ends = has_mask ? (uint32_t *)(void *)(base + at.mask_ends) : NULL;
     s->sampling = (wb_sampling){request->temperature, (uint32_t)request->top_k, request->top_p};
-    s->params = params;
+    s->params = (wb_sample_params){request->temperature, request->top_k, request->top_p, 0};
     s->seed = request->seed;
     s->n_stop = request->n_stop;
     memcpy(base + at.rid, request->rid, strlen(request->rid) + 1);
@@ -135,13 +136,12 @@ static uint32_t mask_size(const wb_sequence *s) {
     return n > 0 ? s->mask_ends[n - 1] : 0;
 }
 
-wb_status wb_sequence_reserve_mask(wb_sequence *s, uint32_t n_kept, uint32_t **ids_out) {
+wb_status wb_sequence_next_mask(const wb_sequence *s, uint32_t n_kept, uint32_t **ids_out) {
     const uint32_t size = mask_size(s);
-    if (n_kept >= WB_MAX_TOKENS - size)
+    if (n_kept > s->mask_room - size)
         return wb_fail(WB_CAPACITY,
-                       "request %s: its sampling mask: expected fewer than %u kept tokens, found %" PRIu64,
-                       s->completion.record.rid, WB_MAX_TOKENS, (uint64_t)size + n_kept);
-    WB_TRY(WB_GROW(s->mask_ids, (size_t)size + n_kept, &s->mask_capacity, "request sampling mask"));
+                       "request %s: its sampling mask: expected at most %zu kept tokens, found %" PRIu64,
+                       s->completion.record.rid, s->mask_room, (uint64_t)size + n_kept);
     *ids_out = s->mask_ids + size;
     return WB_OK;
 }

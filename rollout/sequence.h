@@ -8,11 +8,6 @@
 #include "sched_entry.h"
 #include "wb_rollout.h"
 
-/* Kept tokens for each new one, at most, that a request has room for from the start: what a sampling mask
- * usually needs. One that keeps more on average, as a nucleus of a flat distribution does, grows in a step:
- * the whole vocabulary for each token would be gigabytes. */
-enum { WB_MASK_ROOM = 128 };
-
 /* The tokens [0, n_fed) have been fed at least once. The mark only grows, and rows and spans grow with it,
  * whereas entry.n_in_pool falls back to 0 at a preemption. */
 typedef struct wb_sequence {
@@ -25,8 +20,8 @@ typedef struct wb_sequence {
     float *logprobs, *sampling_logprobs; /* [max_len - prompt_len] */
     wb_sampling sampling;
     uint32_t *mask_ends; /* [max_len - prompt_len] of the record; NULL: not asked for, or no limit */
-    uint32_t *mask_ids;  /* [mask_capacity], at first WB_MASK_ROOM a new token or what its limits allow */
-    size_t mask_capacity;
+    uint32_t *mask_ids;  /* [mask_room], of which what is not written takes no memory of the machine */
+    size_t mask_room;
     /* [max_len - 1], the first n_fed exist. All are kept, whatever the caller asked for: a request that is
      * fed again follows them. */
     uint8_t *rows;
@@ -67,9 +62,9 @@ static inline uint32_t wb_sequence_n_refed(const wb_sequence *sequence, uint32_t
 void wb_sequence_feed(wb_sequence *sequence, uint32_t start, uint32_t end, uint64_t weight_version,
                       const uint8_t *rows);
 
-/* Room for the n_kept tokens kept at the token that is appended next, so that this cannot fail: *ids_out
- * [n_kept], to be filled before. CAPACITY where a record holds no more. */
-wb_status wb_sequence_reserve_mask(wb_sequence *sequence, uint32_t n_kept, uint32_t **ids_out);
+/* Where the n_kept tokens kept at the token that is appended next belong: *ids_out [n_kept], to be filled
+ * before. CAPACITY where a record holds no more. */
+wb_status wb_sequence_next_mask(const wb_sequence *sequence, uint32_t n_kept, uint32_t **ids_out);
 
 /* How the request would end with `token` after its last one: WB_FINISH_NONE when it goes on. */
 wb_finish wb_sequence_finish_with(const wb_sequence *sequence, uint32_t token);
@@ -78,7 +73,7 @@ wb_finish wb_sequence_finish_with(const wb_sequence *sequence, uint32_t token);
 typedef struct wb_sampled_token {
     uint32_t token;
     float logprob, sampling_logprob;
-    uint32_t n_kept; /* ids that wb_sequence_reserve_mask gave room for; 0 without a mask */
+    uint32_t n_kept; /* ids at wb_sequence_next_mask; 0 without a mask */
 } wb_sampled_token;
 
 /* Appends the token sampled after the last one; returns wb_sequence_finish_with. */

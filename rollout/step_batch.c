@@ -10,6 +10,7 @@ wb_status wb_step_batch_open(wb_owner *owner, size_t max_tokens, size_t max_entr
     WB_TRY(WB_OWN(owner, batch->seq, max_tokens, what));
     WB_TRY(WB_OWN(owner, batch->entries, max_entries, what));
     WB_TRY(WB_OWN(owner, batch->blocks, max_entries * max_blocks, what));
+    WB_TRY(WB_OWN(owner, batch->states, max_entries, what));
     WB_TRY(WB_OWN(owner, batch->sampled, max_entries, what));
     return WB_OWN(owner, batch->logit_rows, max_entries, what);
 }
@@ -36,10 +37,11 @@ void wb_step_batch_add(wb_step_batch *batch, wb_sched_entry *entry) {
     batch->logit_rows[batch->n_sampled++] = (int32_t)batch->n_tokens - 1;
 }
 
-void wb_step_batch_fill_blocks(wb_step_batch *batch) {
+void wb_step_batch_fill_held(wb_step_batch *batch) {
     for (int32_t i = 0; i < batch->n_entries; i++) {
         int32_t *row = batch->blocks + (size_t)i * (size_t)batch->max_blocks;
         const wb_sched_entry *entry = batch->entries[i];
+        batch->states[i] = entry->state;
         for (int32_t k = 0; k < batch->max_blocks; k++) row[k] = k < entry->n_blocks ? entry->blocks[k] : 0;
     }
 }

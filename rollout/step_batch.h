@@ -13,6 +13,7 @@ typedef struct wb_step_batch {
     wb_sched_entry **entries; /* [n_entries] in order of arrival */
     int32_t max_blocks;       /* of an entry of this step */
     int32_t *blocks;          /* [n_entries, max_blocks]; what lies beyond an entry's own is 0 */
+    int32_t *states;          /* [n_entries] */
     int64_t n_sampled;
     wb_sched_entry **sampled; /* [n_sampled] those after which a token is sampled, in the same order */
     int32_t *logit_rows;      /* [n_sampled] index into `tokens` of the last one of each */
@@ -23,7 +24,7 @@ wb_status wb_step_batch_open(wb_owner *owner, size_t max_tokens, size_t max_entr
 void wb_step_batch_clear(wb_step_batch *batch);
 void wb_step_batch_add(wb_step_batch *batch, wb_sched_entry *entry);
 
-/* Fills `blocks`, once all entries have been added. */
-void wb_step_batch_fill_blocks(wb_step_batch *batch);
+/* Fills `blocks` and `states`, once all entries have been added. */
+void wb_step_batch_fill_held(wb_step_batch *batch);
 
 #endif

@@ -28,7 +28,12 @@ typedef struct wb_engine_options {
     int32_t block_size; /* tokens a block; 16 */
     /* tokens fed in one step, the same on all ranks; longer prompts are prefilled in chunks; 512 */
     int32_t max_batch_tokens;
-    int32_t max_running; /* requests that hold KV blocks at a time; 64 */
+    /* requests that hold KV blocks, and a state where layers keep some of fixed size, at a time; 64 */
+    int32_t max_running;
+    /* A manager of the model's experts (wb_model_expert_store), which outlives the engine, or NULL, the
+     * default. The engine counts the rows of each step and begins each step with the manager's boundary:
+     * experts move while it generates, and no result depends on it. On all ranks or on none. */
+    wb_rebalance *rebalance;
 } wb_engine_options;
 
 /* Fills the caller's struct of `size` bytes with the defaults, named above. */
@@ -73,8 +78,10 @@ typedef struct wb_request {
     uint32_t routes_start; /* rows before this position are not returned (the caller has them) */
     /* Default false. True: the record has the tokens that top-k and top-p kept at each sampled one, for a
      * trainer that is to take the same distribution. Without a limit there is nothing to record; a top_k that
-     * the vocabulary does not reach is one, whose mask is 4 bytes for each token of the vocabulary. Room for
-     * 128 kept tokens a new one is made at submit; a mask that needs more on average grows in steps. */
+     * the vocabulary does not reach is one. Room for all that can be kept is made at submit: 4 bytes * kept *
+     * max_tokens, kept being top_k or, where top_p alone is the limit, the vocabulary; at most 4 GiB, since a
+     * record holds fewer than 2^30 kept tokens. Room that is not used is address space only, but where the
+     * system counts it all the same, a top_k beside top_p makes it small. */
     bool return_sampling_mask;
     uint8_t reserved[3]; /* zero */
 } wb_request;
@@ -87,14 +94,14 @@ static inline wb_request wb_request_default(void) {
     return request;
 }
 
-/* Copies the request into the queue. CAPACITY, with the numbers, when prompt + max_tokens can never fit
- * the KV pool or the model's positions; INVALID_ARGUMENT for a token outside the vocabulary, a rid that is
- * in use, odd sampling values, a request that did not come from the initialiser. Not collective. */
+/* Copies the request into the queue. CAPACITY, with the numbers, when prompt + max_tokens can never fit the
+ * KV pool or the model's positions, or a record its sampling mask under top_k alone; INVALID_ARGUMENT for a
+ * token outside the vocabulary, a rid that is in use, odd sampling values, a request that did not come from
+ * the initialiser. Not collective. */
 WB_API wb_status wb_engine_submit(wb_engine *engine, const wb_request *request);
 
 /* Runs one step: prefill chunks and decodes up to max_batch_tokens. *busy_out: some rank still has work;
- * all ranks step until it is false. A step allocates nothing, once the model has run its largest, but for
- * sampling masks that outgrow their room.
+ * all ranks step until it is false. A step allocates nothing.
  *
  * A step is made on all ranks or on none. A rank that fails returns its own failure (NaN logits: request and
  * position), the others WB_PEER naming it. PEER on all ranks, naming the first that differs from rank 0 and

@@ -87,7 +87,7 @@ static wb_status replace_placement(const eplb_run *run, eplb_row *row, const dou
         wb_placement_close(next);
         return status;
     }
-    f->changed_slots = (double)plan->changed_slots;
+    f->changed_slots = (double)plan->n_moves;
     f->local_bytes = plan->local_bytes;
     f->node_bytes = plan->node_bytes;
     f->network_bytes = plan->network_bytes;

@@ -1,5 +1,5 @@
 /* cost_model.c - the figures that predictions are made with: the default ones and the check of others.
- * Refuses: the predictions (simulate.c, move_schedule.c, solve_incremental.c). */
+ * Refuses: the predictions (simulate.c, move_stage.c, solve_incremental.c). */
 #include "cost/cost_model.h"
 #include "wb_check.h"
 

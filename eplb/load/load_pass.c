@@ -60,6 +60,10 @@ static void advance(wb_load *load) {
     if (load->passes < load->window) load->passes++;
 }
 
+void wb_load_end_own_pass(wb_load *load) {
+    advance(load);
+}
+
 wb_status wb_load_end_pass(wb_load *load, wb_comm *comm) {
     uint64_t recorded = load->recorded;
     if (comm) {

@@ -82,6 +82,9 @@ WB_API wb_status wb_load_add_record(wb_load *load, uint32_t region, const wb_rou
  * up to passes of other ranks. CAPACITY, with nothing changed, if a sum might leave 32 bits; PEER, naming
  * the rank, if the ranks count different regions. */
 WB_API wb_status wb_load_end_pass(wb_load *load, wb_comm *comm);
+/* Closes the pass on this rank alone; it enters, with rows or without, so that windows of ranks that close
+ * their passes together have the same passes, and sums over ranks can wait until they are looked at. */
+WB_API void wb_load_end_own_pass(wb_load *load);
 WB_API uint32_t wb_load_passes(const wb_load *load);      /* closed passes in the window */
 WB_API uint64_t wb_load_passes_seen(const wb_load *load); /* ever closed; a file keeps the number */
 

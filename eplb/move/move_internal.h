@@ -1,122 +1,113 @@
-/* move_internal.h - what the files of a move plan share: the index of one layer's change (who has an
- * expert, who waits for it) and the memory that is reused from layer to layer, none of which outlives
- * building a plan. */
+/* move_internal.h - what the files of a move plan share: the state of one layer while its groups are made,
+ * in memory that is used again for the next layer. */
 #ifndef WB_MOVE_INTERNAL_H
 #define WB_MOVE_INTERNAL_H
 
 #include "placement/placement_internal.h"
 #include "wb_move.h"
 
-#define WB_NO_PLACE UINT32_MAX
 enum { WB_MAX_SHADOW = 2 };
+#define WB_NO_RANK UINT32_MAX
 
-/* One expert at one rank, above it the expert at that rank's node, above it the expert in the whole
- * cluster. Places exist only where a copy is or where one is waited for, and only for experts that
- * somebody waits for. */
-typedef struct wb_move_place {
-    uint32_t parent;                   /* of a rank its node, of a node its cluster; else WB_NO_PLACE */
-    uint32_t first_rank, end_rank;     /* places of ranks at or below this one */
-    uint32_t first_holder, end_holder; /* the slots that held the expert at first: wb_mover.holders[..] */
-    uint32_t copies;  /* slots and shadows with the expert, less those that the present group overwrites */
-    uint32_t pending; /* slots that wait for the expert */
-    bool lasting;     /* one of the copies stays to the end of the plan */
-    uint32_t rank;    /* places of ranks: of which one */
-    uint32_t slot;    /* places of ranks: a lasting copy, or WB_NO_SLOT */
-    uint32_t shadow;  /* places of ranks: a shadow slot with the expert, or WB_NO_SLOT */
-} wb_move_place;
-
-typedef enum wb_slot_state {
-    WB_SLOT_LASTING, /* nothing to do: holds for good what it holds */
-    WB_SLOT_READY,   /* queued for the next group */
-    WB_SLOT_BLOCKED, /* its old content is the last copy in a place that waits for one */
-    WB_SLOT_WRITTEN  /* has its new expert, or gets it in the present group */
-} wb_slot_state;
-
-typedef struct wb_move_slot {
-    uint32_t holds, wants;  /* places of ranks: of the old and of the new expert, or WB_NO_PLACE */
-    uint32_t read_in;       /* the last group that reads the slot, 0: none */
-    uint32_t next_in_queue; /* in the rank's queue for shadow slots */
-    wb_slot_state state;
-    bool queued;
-} wb_move_slot;
-
-typedef struct wb_move_shadow {
-    uint32_t place; /* of what it holds, WB_NO_PLACE: free */
-    uint32_t owner; /* the slot it was copied from */
-    uint32_t read_in;
-} wb_move_shadow;
-
-/* Moves of one rank in the present group. Reloads come in like moves over the network. */
-typedef struct wb_rank_traffic {
-    uint32_t node_in, node_out, network_in, network_out, local;
-} wb_rank_traffic;
+/* The copies of an expert, and the ranks that wait for one, each as often as it waits for a copy. */
+typedef struct wb_move_expert {
+    uint32_t begin;      /* its first element of wb_mover.holders and wb_mover.waiters */
+    uint32_t n_old;      /* slots that hold it before the present group */
+    uint32_t n_new;      /* slots that the group writes, behind the old ones */
+    uint32_t n_replaced; /* of the old ones, those that the group overwrites */
+    uint32_t n_waiters;
+} wb_move_expert;
 
 typedef struct wb_move_rank {
-    wb_rank_traffic now;
-    uint32_t sent, entered;             /* in this layer so far: sends; receives from other nodes */
-    uint32_t first_queued, last_queued; /* slots that were found blocked, oldest first, or WB_NO_SLOT */
-    wb_move_shadow shadow[WB_MAX_SHADOW];
+    uint32_t n_wishes; /* experts that it waits for: wb_mover.wishes[first_slot ..] */
+    uint32_t n_spare;  /* slots that it may overwrite: wb_mover.spare[first_slot ..] */
+    uint32_t sent;     /* in this layer */
+    /* The rest is of the present group. By link: 0 node, 1 network, over which reloads come in too. */
+    uint32_t sends[2], receives[2], local;
+    uint32_t n_staged;   /* moves to it: wb_mover.staged[rank x WB_MAX_SHADOW ..] */
+    bool stuck;          /* nothing makes room on it */
+    uint32_t path_index; /* 1 + its place in wb_mover.path; 0: none */
 } wb_move_rank;
 
-typedef struct wb_move_source {
-    uint32_t place;
-    uint32_t sent_now, sent, rank;
-} wb_move_source;
+/* A rank of a chain, and the spare slot that it overwrites when another rank gets the slot's expert. */
+typedef struct wb_move_link {
+    uint32_t rank, slot;
+    uint32_t spare; /* the slot's index into the rank's spare slots */
+} wb_move_link;
 
 typedef struct wb_mover {
     wb_owner memory;
     const wb_placement *frame; /* `to`: topology, first_slot, rank_of_slot */
     const wb_move_options *options;
-    uint32_t node_lane, network_lane; /* moves in a group that one rank's link carries in one direction */
-    wb_move *moves;                   /* the plan's, with room for two of each changed slot */
+    uint32_t lanes[2]; /* sends of one rank in a group, by link */
+    wb_move *moves;    /* the plan's, with room for one of each changed slot */
     uint64_t n_moves;
-    uint32_t n_groups;
+    wb_move_group *groups; /* the plan's */
+    size_t n_groups, groups_capacity;
     double seconds;
 
     uint32_t layer;
-    int32_t *held, *wanted;           /* [S] what a slot has, what it waits for; or WB_NO_EXPERT */
-    uint32_t *holders, *holder_begin; /* [S] slots by (expert held, slot); [E + 1] */
-    uint32_t *waiters, *waiter_begin; /* [S] slots by (expert wanted, slot); [E + 1] */
-    wb_move_place *places;            /* first clusters: [E]; then nodes, then ranks */
-    uint32_t first_node_place, first_rank_place;
-
-    wb_move_slot *slots;    /* [S] */
-    wb_move_rank *ranks;    /* [R] */
-    uint32_t n_pending;     /* of the layer */
-    uint64_t group_begin;   /* the present group's first move; its number from 1 on is n_groups + 1 */
-    uint64_t *ready, *next; /* [S] expert << 32 | slot: to try in this group, in the next one */
-    uint32_t n_ready, n_next;
-    uint32_t *chosen;        /* [S] slots of one node that want the expert of another rank */
-    wb_move_source *sources; /* [R] */
+    int32_t *held;           /* [S] what each slot has before the present group; a row of the plan */
+    bool *replaced;          /* [S] the present group overwrites it */
+    uint32_t *wishes;        /* [S] experts, by rank */
+    uint32_t *spare;         /* [S] slots, by rank: those with an expert that is to go, then empty ones */
+    wb_move_expert *experts; /* [E] */
+    uint32_t *holders;       /* [2 S] slots, by expert */
+    uint32_t *waiters;       /* [2 S] ranks, by expert */
+    wb_move_rank *ranks;     /* [R] */
+    wb_move *staged;         /* [R][WB_MAX_SHADOW] the present group, by rank that receives */
+    uint32_t *order, *old;   /* [R] ranks with wishes, those with most first; the order of the group before */
+    uint32_t *count;         /* [max(S, E) + 1] scratch */
+    wb_move_link *path;      /* [R] */
 } wb_mover;
 
-static inline uint32_t wb_move_present_group(const wb_mover *mover) {
-    return mover->n_groups + 1;
-}
 static inline uint32_t wb_move_rank_of(const wb_mover *mover, uint32_t slot) {
     return mover->frame->rank_of_slot[slot];
 }
+static inline uint32_t wb_move_node_of(const wb_mover *mover, uint32_t slot) {
+    return mover->frame->node_of_rank[mover->frame->rank_of_slot[slot]];
+}
 
-/* ---- move_slots.c: what the present group does to slots -------------------------------------- */
+/* ---- move_index.c ---------------------------------------------------------------------------- */
 
-void wb_move_queue(wb_mover *mover, uint32_t slot); /* for the next group */
-/* Whether the present group may overwrite the slot. If not, the slot waits for another group or to be
- * unblocked. */
-bool wb_move_may_write(wb_mover *mover, uint32_t slot);
+/* What the change of mover->layer from mover->held to `to` asks of each rank. */
+void wb_move_index_layer(wb_mover *mover);
+/* After the layer's moves: mover->held becomes what `to` has, up to the order of slots within ranks.
+ * replica_out [S]. */
+void wb_move_finish_layer(wb_mover *mover, uint32_t *replica_out);
 
-/* Each writes a slot for good: from a copy on its rank, from another rank, from the checkpoint. */
-void wb_move_write_inside_rank(wb_mover *mover, uint32_t slot);
-void wb_move_write_from(wb_mover *mover, uint32_t slot, wb_move_kind kind, const wb_move_source *source);
-void wb_move_reload(wb_mover *mover, uint32_t slot);
+/* ---- move_stage.c: what one move of the present group needs and does ------------------------- */
 
-/* At the end of a group: what it has written counts as copies from now on, then slots of a rank that are
- * still blocked go into its free shadow slots. */
-void wb_move_add_copies(wb_mover *mover);
-void wb_move_fill_shadows(wb_mover *mover, uint32_t rank);
+typedef struct wb_move_source {
+    wb_move_kind kind;
+    uint32_t slot; /* WB_NO_SLOT: the checkpoint */
+} wb_move_source;
+
+static inline bool wb_move_can_send(const wb_mover *mover, uint32_t rank, wb_move_kind kind) {
+    const wb_move_rank *r = &mover->ranks[rank];
+    uint32_t link = kind == WB_MOVE_NETWORK;
+    return r->sends[link] < mover->lanes[link] && r->sends[0] + r->sends[1] < mover->options->group_moves;
+}
+static inline bool wb_move_can_receive(const wb_mover *mover, uint32_t rank) {
+    return mover->ranks[rank].n_staged < mover->options->n_shadow && mover->ranks[rank].n_wishes > 0;
+}
+
+/* Whether a rank of the node waits for the expert. */
+bool wb_move_is_awaited(const wb_mover *mover, uint32_t expert, uint32_t node);
+
+/* An index into the rank's spare slots: one that may be overwritten, with what the group has staged; or
+ * n_spare. */
+uint32_t wb_move_find_room(const wb_mover *mover, uint32_t rank);
+/* Where the rank can get the expert from in the present group; false: from nowhere. */
+bool wb_move_find_source(const wb_mover *mover, uint32_t rank, uint32_t expert, wb_move_source *source_out);
+/* The rank gets the expert in its spare slot of that index. */
+void wb_move_stage(wb_mover *mover, uint32_t rank, uint32_t expert, wb_move_source source, uint32_t spare);
+/* Appends the group: the next one begins with what it has made. */
+wb_status wb_move_end_group(wb_mover *mover);
 
 /* ---- move_schedule.c ------------------------------------------------------------------------- */
 
-/* Appends the moves of mover->layer, whose index is built, and adds to n_groups and seconds. */
-void wb_move_schedule_layer(wb_mover *mover);
+/* Appends all groups of the layer, which has been indexed. */
+wb_status wb_move_schedule_layer(wb_mover *mover);
 
 #endif

@@ -1,5 +1,5 @@
-/* move_plan.c - opening a move plan: checks, the index of each layer's change, the sums. Refuses: the
- * order of the moves and their sources (move_schedule.c), carrying a plan out. */
+/* move_plan.c - opening a move plan: checks, memory, the sums; and the maps between its groups. Refuses: what
+ * a layer's change asks for (move_index.c), its groups (move_schedule.c), carrying a plan out. */
 #include "cost/cost_model.h"
 #include "move/move_internal.h"
 #include "wb_options.h"
@@ -54,145 +54,48 @@ static wb_status choose_layers(uint32_t n_layers, uint32_t n, const uint32_t *la
     return WB_OK;
 }
 
-/* ---- the index of a layer's change ----------------------------------------------------------- */
-
-/* sorted [S]: the slots with an expert, by (expert, slot); begin [E + 1]: where each expert's are. */
-static void sort_slots(uint32_t S, uint32_t E, const int32_t *expert, uint32_t *begin, uint32_t *sorted) {
-    memset(begin, 0, ((size_t)E + 1) * sizeof *begin);
-    for (uint32_t s = 0; s < S; s++)
-        if (expert[s] >= 0) begin[expert[s]]++;
-    for (uint32_t e = 0, n = 0; e <= E; e++) {
-        n += begin[e];
-        begin[e] = n;
-    }
-    for (uint32_t s = S; s-- > 0;)
-        if (expert[s] >= 0) sorted[--begin[expert[s]]] = s;
-}
-
-/* Dead ranks hold nothing; they wait for nothing, as their slots are empty in `to`. */
-static void compare_maps(wb_mover *m, const int32_t *from, const int32_t *to) {
-    m->n_pending = 0;
-    for (uint32_t s = 0; s < m->frame->topology.n_slots; s++) {
-        bool changes = to[s] >= 0 && to[s] != from[s];
-        m->held[s] = m->frame->dead[m->frame->rank_of_slot[s]] ? WB_NO_EXPERT : from[s];
-        m->wanted[s] = changes ? to[s] : WB_NO_EXPERT;
-        m->slots[s] = (wb_move_slot){
-            .holds = WB_NO_PLACE, .wants = WB_NO_PLACE, .state = changes ? WB_SLOT_READY : WB_SLOT_LASTING};
-        m->n_pending += changes;
-    }
-}
-
-/* The slots of one rank that have the expert or wait for it, from holders[*h] and waiters[*w] on. */
-static void index_rank(wb_mover *m, uint32_t expert, uint32_t at, uint32_t *h, uint32_t *w) {
-    wb_move_place *place = &m->places[at];
-    const uint32_t *rank_of_slot = m->frame->rank_of_slot;
-    place->first_holder = *h;
-    for (; *h < m->holder_begin[expert + 1] && rank_of_slot[m->holders[*h]] == place->rank; ++*h) {
-        uint32_t slot = m->holders[*h];
-        m->slots[slot].holds = at;
-        place->copies++;
-        if (m->wanted[slot] >= 0) continue;
-        if (!place->lasting) place->slot = slot;
-        place->lasting = true;
-    }
-    place->end_holder = *h;
-    for (; *w < m->waiter_begin[expert + 1] && rank_of_slot[m->waiters[*w]] == place->rank; ++*w) {
-        m->slots[m->waiters[*w]].wants = at;
-        place->pending++;
-    }
-}
-
-static void add_rank_to(wb_move_place *above, const wb_move_place *rank, uint32_t at) {
-    above->end_rank = at + 1;
-    above->end_holder = rank->end_holder;
-    above->copies += rank->copies;
-    above->pending += rank->pending;
-    above->lasting |= rank->lasting;
-}
-
-/* The places of an expert, ranks ascending; *node_end, *rank_end: one past the places in use. */
-static void index_expert(wb_mover *m, uint32_t expert, uint32_t *node_end, uint32_t *rank_end) {
-    const uint32_t *rank_of_slot = m->frame->rank_of_slot, *node_of_rank = m->frame->node_of_rank;
-    uint32_t h = m->holder_begin[expert], h_end = m->holder_begin[expert + 1];
-    uint32_t w = m->waiter_begin[expert], w_end = m->waiter_begin[expert + 1];
-    uint32_t node = UINT32_MAX;
-    m->places[expert] = (wb_move_place){.parent = WB_NO_PLACE, .first_rank = *rank_end, .first_holder = h};
-    while (h < h_end || w < w_end) {
-        uint32_t slot = h == h_end                                    ? m->waiters[w]
-                        : w == w_end || m->holders[h] < m->waiters[w] ? m->holders[h]
-                                                                      : m->waiters[w];
-        uint32_t rank = rank_of_slot[slot], at = (*rank_end)++;
-        if (node_of_rank[rank] != node) {
-            node = node_of_rank[rank];
-            m->places[(*node_end)++] = (wb_move_place){.parent = expert, .first_rank = at, .first_holder = h};
-        }
-        m->places[at] = (wb_move_place){.parent = *node_end - 1,
-                                        .rank = rank,
-                                        .first_rank = at,
-                                        .slot = WB_NO_SLOT,
-                                        .shadow = WB_NO_SLOT};
-        index_rank(m, expert, at, &h, &w);
-        m->places[at].end_rank = at + 1;
-        add_rank_to(&m->places[*node_end - 1], &m->places[at], at);
-        add_rank_to(&m->places[expert], &m->places[at], at);
-    }
-}
-
-static void index_layer(wb_mover *m, const wb_placement *from, uint32_t layer) {
-    uint32_t S = m->frame->topology.n_slots, E = m->frame->n_experts;
-    m->layer = layer;
-    compare_maps(m, wb_placement_experts_of(from, layer), wb_placement_experts_of(m->frame, layer));
-    if (m->n_pending == 0) return;
-    sort_slots(S, E, m->held, m->holder_begin, m->holders);
-    sort_slots(S, E, m->wanted, m->waiter_begin, m->waiters);
-    uint32_t node_end = m->first_node_place, rank_end = m->first_rank_place;
-    for (uint32_t e = 0; e < E; e++)
-        if (m->waiter_begin[e] < m->waiter_begin[e + 1]) index_expert(m, e, &node_end, &rank_end);
-    for (uint32_t r = 0; r < m->frame->topology.n_ranks; r++) {
-        wb_move_rank *rank = &m->ranks[r];
-        *rank = (wb_move_rank){.first_queued = WB_NO_SLOT, .last_queued = WB_NO_SLOT};
-        for (uint32_t i = 0; i < WB_MAX_SHADOW; i++) rank->shadow[i].place = WB_NO_PLACE;
-    }
-}
-
 /* ---- memory ---------------------------------------------------------------------------------- */
 
-/* Places of one level: an expert has one for each of `parts` at most, and each place has a slot that holds
- * or waits. */
-static uint32_t place_bound(uint32_t S, uint32_t E, uint32_t parts) {
-    uint64_t all = (uint64_t)E * parts, used = 2 * (uint64_t)S;
-    return (uint32_t)(all < used ? all : used);
+/* Rows are of the layers of the set, ascending. */
+typedef struct owned_plan {
+    wb_move_plan plan; /* first: what the caller has is a pointer to it */
+    wb_owner memory;
+    wb_move_group *groups; /* plan.groups */
+    uint32_t n_layers, n_experts, n_ranks, n_slots;
+    uint32_t *row_of_layer;  /* [L] */
+    int32_t *before, *after; /* [rows][S] the maps before the first group and after the last one */
+    uint32_t *replica;       /* [rows][S] of `after` */
+} owned_plan;
+
+static wb_status open_rows(owned_plan *o, uint32_t rows, uint64_t n_moves, wb_move **moves_out) {
+    size_t row_bytes = o->n_slots * sizeof(int32_t);
+    WB_TRY(WB_OWN(&o->memory, o->row_of_layer, o->n_layers, "move plan"));
+    WB_TRY(WB_OWN_ALLOC(&o->memory, o->before, rows, row_bytes, "move plan"));
+    WB_TRY(WB_OWN_ALLOC(&o->memory, o->after, rows, row_bytes, "move plan"));
+    WB_TRY(WB_OWN_ALLOC(&o->memory, o->replica, rows, row_bytes, "move plan"));
+    return WB_OWN(&o->memory, *moves_out, (size_t)n_moves, "move plan");
 }
 
 static wb_status open_mover(wb_mover *m) {
-    const wb_topology *t = &m->frame->topology;
-    size_t S = t->n_slots, E = m->frame->n_experts, R = t->n_ranks;
-    m->first_node_place = (uint32_t)E;
-    m->first_rank_place = m->first_node_place + place_bound(t->n_slots, m->frame->n_experts, t->n_nodes);
-    size_t n_places = m->first_rank_place + (size_t)place_bound(t->n_slots, m->frame->n_experts, t->n_ranks);
+    size_t S = m->frame->topology.n_slots, E = m->frame->n_experts, R = m->frame->topology.n_ranks;
     const char *what = "move plan";
-    WB_TRY(WB_OWN(&m->memory, m->held, S, what));
-    WB_TRY(WB_OWN(&m->memory, m->wanted, S, what));
-    WB_TRY(WB_OWN(&m->memory, m->holders, S, what));
-    WB_TRY(WB_OWN(&m->memory, m->holder_begin, E + 1, what));
-    WB_TRY(WB_OWN(&m->memory, m->waiters, S, what));
-    WB_TRY(WB_OWN(&m->memory, m->waiter_begin, E + 1, what));
-    WB_TRY(WB_OWN(&m->memory, m->places, n_places, what));
-    WB_TRY(WB_OWN(&m->memory, m->slots, S, what));
+    WB_TRY(WB_OWN(&m->memory, m->replaced, S, what));
+    WB_TRY(WB_OWN(&m->memory, m->wishes, S, what));
+    WB_TRY(WB_OWN(&m->memory, m->spare, S, what));
+    WB_TRY(WB_OWN(&m->memory, m->experts, E, what));
+    WB_TRY(WB_OWN(&m->memory, m->holders, 2 * S, what));
+    WB_TRY(WB_OWN(&m->memory, m->waiters, 2 * S, what));
     WB_TRY(WB_OWN(&m->memory, m->ranks, R, what));
-    WB_TRY(WB_OWN(&m->memory, m->ready, S, what));
-    WB_TRY(WB_OWN(&m->memory, m->next, S, what));
-    WB_TRY(WB_OWN(&m->memory, m->chosen, S, what));
-    return WB_OWN(&m->memory, m->sources, R, what);
+    WB_TRY(WB_OWN(&m->memory, m->staged, R * WB_MAX_SHADOW, what));
+    WB_TRY(WB_OWN(&m->memory, m->order, R, what));
+    WB_TRY(WB_OWN(&m->memory, m->old, R, what));
+    WB_TRY(WB_OWN(&m->memory, m->path, R, what));
+    return WB_OWN(&m->memory, m->count, (S > E ? S : E) + 1, what);
 }
 
 /* ---- the plan -------------------------------------------------------------------------------- */
 
-typedef struct owned_plan {
-    wb_move_plan plan; /* first: what the caller has is a pointer to it */
-    wb_owner memory;
-} owned_plan;
-
+/* A bound on the moves: slots that hold another expert in `to`. */
 static uint64_t count_changes(const wb_placement *from, const wb_placement *to, const uint8_t *chosen) {
     uint64_t n = 0;
     for (uint32_t l = 0; l < to->n_layers; l++) {
@@ -201,6 +104,12 @@ static uint64_t count_changes(const wb_placement *from, const wb_placement *to, 
         for (uint32_t s = 0; s < to->topology.n_slots; s++) n += b[s] >= 0 && b[s] != a[s];
     }
     return n;
+}
+
+static uint32_t lane_of(const wb_move_options *options, double bytes_per_second) {
+    double moves = options->cost.seconds_per_group * bytes_per_second / options->cost.expert_bytes;
+    if (!(moves > 1)) return 1;
+    return moves < options->group_moves ? (uint32_t)moves : options->group_moves;
 }
 
 static void sum_up(wb_move_plan *plan, double expert_bytes) {
@@ -212,38 +121,52 @@ static void sum_up(wb_move_plan *plan, double expert_bytes) {
     plan->reload_bytes = (double)n[WB_MOVE_RELOAD] * expert_bytes;
 }
 
-/* Transfers per link and direction are capped at what fits in the latency of a group (at least one), so that
- * groups finish together. */
-static uint32_t lane_of(const wb_move_options *options, double bytes_per_second) {
-    double moves = options->cost.seconds_per_group * bytes_per_second / options->cost.expert_bytes;
-    if (!(moves > 1)) return 1;
-    return moves < options->group_moves ? (uint32_t)moves : options->group_moves;
+/* A layer of which only the map changes, because slots become empty or replicas have other numbers, has a
+ * group without moves. */
+static wb_status plan_layer(owned_plan *o, wb_mover *m, const wb_placement *from, uint32_t layer,
+                            uint32_t row) {
+    size_t S = o->n_slots, n_groups = m->n_groups;
+    const int32_t *experts = wb_placement_experts_of(from, layer);
+    const uint32_t *replica = from->replica_of_slot + layer * S;
+    int32_t *before = o->before + row * S;
+    o->row_of_layer[layer] = row;
+    for (uint32_t s = 0; s < S; s++)
+        before[s] = m->frame->dead[m->frame->rank_of_slot[s]] ? WB_NO_EXPERT : experts[s];
+    m->layer = layer;
+    m->held = o->after + row * S;
+    memcpy(m->held, before, S * sizeof *before);
+    wb_move_index_layer(m);
+    WB_TRY(wb_move_schedule_layer(m));
+    wb_move_finish_layer(m, o->replica + row * S);
+    if (m->n_groups == n_groups && (memcmp(m->held, experts, S * sizeof *experts) != 0 ||
+                                    memcmp(o->replica + row * S, replica, S * sizeof *replica) != 0))
+        WB_TRY(wb_move_end_group(m));
+    if (m->n_groups > n_groups) m->groups[m->n_groups - 1].last = true;
+    return WB_OK;
 }
 
-/* A changed slot is written once, and copied to a shadow slot once at most. */
-static wb_status fill_plan(owned_plan *owned, const wb_placement *from, const wb_placement *to,
+static wb_status fill_plan(owned_plan *o, const wb_placement *from, const wb_placement *to, uint32_t n_chosen,
                            const uint8_t *chosen, const wb_move_options *options) {
-    wb_move_plan *plan = &owned->plan;
-    plan->changed_slots = count_changes(from, to, chosen);
-    wb_move *moves = NULL;
-    WB_TRY(WB_OWN_ALLOC(&owned->memory, moves, (size_t)plan->changed_slots, 2 * sizeof *moves, "move plan"));
+    o->n_layers = to->n_layers;
+    o->n_experts = to->n_experts;
+    o->n_ranks = to->topology.n_ranks;
+    o->n_slots = to->topology.n_slots;
     wb_mover m = {.frame = to,
                   .options = options,
-                  .moves = moves,
-                  .node_lane = lane_of(options, options->cost.node_bytes_per_second),
-                  .network_lane = lane_of(options, options->cost.network_bytes_per_second)};
-    wb_status status = open_mover(&m);
-    for (uint32_t l = 0; status == WB_OK && l < to->n_layers; l++) {
-        if (!chosen[l]) continue;
-        index_layer(&m, from, l);
-        wb_move_schedule_layer(&m);
-    }
-    plan->moves = moves;
-    plan->n_moves = m.n_moves;
-    plan->n_groups = m.n_groups;
-    plan->seconds = m.seconds;
+                  .lanes = {lane_of(options, options->cost.node_bytes_per_second),
+                            lane_of(options, options->cost.network_bytes_per_second)}};
+    wb_status status = open_rows(o, n_chosen, count_changes(from, to, chosen), &m.moves);
+    if (status == WB_OK) status = open_mover(&m);
+    for (uint32_t l = 0, row = 0; status == WB_OK && l < o->n_layers; l++)
+        if (chosen[l]) status = plan_layer(o, &m, from, l, row++);
     wb_owner_close(&m.memory);
-    if (status == WB_OK) sum_up(plan, options->cost.expert_bytes);
+    o->groups = m.groups;
+    o->plan = (wb_move_plan){.n_moves = m.n_moves,
+                             .moves = m.moves,
+                             .n_groups = (uint32_t)m.n_groups,
+                             .groups = m.groups,
+                             .seconds = m.seconds};
+    sum_up(&o->plan, options->cost.expert_bytes);
     return status;
 }
 
@@ -259,7 +182,7 @@ wb_status wb_move_plan_open(const wb_placement *from, const wb_placement *to, ui
     WB_TRY(WB_NEW(chosen, to->n_layers, "move plan"));
     wb_status status = choose_layers(to->n_layers, n, layers, chosen);
     if (status == WB_OK) status = WB_NEW(owned, 1, "move plan");
-    if (status == WB_OK) status = fill_plan(owned, from, to, chosen, &own);
+    if (status == WB_OK) status = fill_plan(owned, from, to, n, chosen, &own);
     free(chosen);
     if (status != WB_OK) {
         wb_move_plan_close(owned ? &owned->plan : NULL);
@@ -273,5 +196,38 @@ void wb_move_plan_close(wb_move_plan *plan) {
     if (!plan) return;
     owned_plan *owned = (owned_plan *)plan;
     wb_owner_close(&owned->memory);
+    free(owned->groups);
     free(owned);
+}
+
+/* ---- the map after a group ------------------------------------------------------------------- */
+
+static wb_status check_target(const owned_plan *o, uint32_t group, const wb_placement *placement) {
+    if (group >= o->plan.n_groups)
+        return wb_fail(WB_INVALID_ARGUMENT, "move plan: group: expected below %" PRIu32 ", found %" PRIu32,
+                       o->plan.n_groups, group);
+    const wb_topology *t = &placement->topology;
+    if (t->n_ranks != o->n_ranks || t->n_slots != o->n_slots)
+        return wb_fail(WB_MISMATCH,
+                       "move plan: placement has %" PRIu32 " ranks and %" PRIu32 " slots, expected %" PRIu32
+                       " and %" PRIu32,
+                       t->n_ranks, t->n_slots, o->n_ranks, o->n_slots);
+    return wb_placement_check_size(placement, o->n_layers, o->n_experts, "move plan");
+}
+
+wb_status wb_move_apply_group(const wb_move_plan *plan, uint32_t group, uint64_t epoch,
+                              wb_placement *placement) {
+    const owned_plan *o = (const owned_plan *)plan;
+    WB_TRY(check_target(o, group, placement));
+    const wb_move_group *g = &plan->groups[group];
+    size_t row = o->row_of_layer[g->layer] * (size_t)o->n_slots;
+    if (g->last) return wb_placement_set_layer(placement, g->layer, o->after + row, o->replica + row, epoch);
+    int32_t *experts = NULL;
+    WB_TRY(WB_NEW(experts, o->n_slots, "move plan"));
+    memcpy(experts, o->before + row, o->n_slots * sizeof *experts);
+    for (uint64_t i = g->end; i-- > 0 && plan->moves[i].layer == g->layer;)
+        experts[plan->moves[i].to.slot] = (int32_t)plan->moves[i].expert;
+    wb_status status = wb_placement_set_layer(placement, g->layer, experts, NULL, epoch);
+    free(experts);
+    return status;
 }

@@ -1,5 +1,5 @@
-/* anneal.h - annealing of places and replica counts together, for layers whose ranks have different numbers of
- * slots: there the counts that pack well are not those of water-filling. Refuses: layers to start from
+/* anneal.h - annealing of places and replica counts together, for layers whose ranks have different numbers
+ * of slots: there the counts that pack well are not those of water-filling. Refuses: layers to start from
  * (uneven.c). */
 #ifndef WB_ANNEAL_H
 #define WB_ANNEAL_H

@@ -252,8 +252,9 @@ static void improve(incremental *in) {
 
 /* ---- does it pay? ---------------------------------------------------------------------------- */
 
-/* Seconds until the rank that receives most has its experts; the plan proper is wb_move_plan_open's. seen
- * [E], zeroed: 1 + the last node that was found to hold the expert. */
+/* Seconds until the rank that receives most has its experts, one in each group of moves, each copied from a
+ * shadow slot; the plan proper is wb_move_plan_open's. seen [E], zeroed: 1 + the last node that was found to
+ * hold the expert. */
 static double move_seconds(const wb_placement *frame, const int32_t *from, const int32_t *to,
                            const wb_cost_model *cost, uint32_t *seen) {
     const uint32_t *node_of_rank = frame->node_of_rank, *first_slot = frame->first_slot;
@@ -268,12 +269,13 @@ static double move_seconds(const wb_placement *frame, const int32_t *from, const
         for (uint32_t i = first_slot[r]; i < first_slot[r + 1]; i++) {
             if (to[i] == from[i] || to[i] < 0) continue;
             bool near = seen[to[i]] == node + 1;
-            seconds +=
-                cost->expert_bytes / (near ? cost->node_bytes_per_second : cost->network_bytes_per_second);
+            double rate = near ? cost->node_bytes_per_second : cost->network_bytes_per_second;
+            seconds += cost->expert_bytes / rate + cost->expert_bytes / cost->local_bytes_per_second +
+                       cost->seconds_per_group;
         }
         if (seconds > slowest) slowest = seconds;
     }
-    return slowest > 0 ? slowest + cost->seconds_per_group : 0;
+    return slowest;
 }
 
 static wb_status solve(incremental *in, const wb_eplb_options *options, int32_t *experts_out) {

@@ -86,7 +86,7 @@ static inline wb_eplb_options wb_eplb_options_default(void) {
  * microbatch take their sum over M. Exact for counts to 2^53; deepseek rounds to float32 as eplb.py does.
  * INVALID_ARGUMENT, naming batch, layer and expert, for NaN and (but for deepseek) infinite or negative
  * loads. All zero is fine: an even placement. `options` NULL: the defaults. Which layers differ from
- * options.current is seen by comparing maps, or from a move plan's changed_slots. Local: every rank that
+ * options.current is seen by comparing maps, or from a move plan's groups. Local: every rank that
  * solves the same loads gets the same placement. */
 WB_API wb_status wb_eplb_solve(const wb_topology *topology, uint32_t n_layers, uint32_t n_experts,
                                uint32_t n_batches, const double *loads, const wb_eplb_options *options,

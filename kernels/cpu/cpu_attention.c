@@ -52,8 +52,9 @@ static wb_status check(const char *op, const wb_attention *args) {
 
 /* Cuts the tokens into pieces of at most `queries` of one sequence. */
 static wb_status make_plan(wb_device *dev, const wb_attention *args, int64_t queries, plan *plan_out) {
+    _Static_assert(sizeof(piece) == 2 * sizeof(int64_t), "wb_cpu_attention_plan_bytes counts pieces");
     void *shared = NULL;
-    WB_TRY(wb_cpu_shared_reserve(dev, (size_t)args->T * sizeof(piece), &shared));
+    WB_TRY(wb_cpu_shared_reserve(dev, wb_cpu_attention_plan_bytes(args->T), &shared));
     plan p = {.pieces = shared};
     for (int64_t t = 0; t < args->T; t++) {
         if (args->seq[t] < 0) continue;
@@ -143,7 +144,7 @@ static int64_t score_stride(int64_t keys) {
     return (keys + WIDTH - 1) / WIDTH * WIDTH;
 }
 
-static size_t forward_bytes(const wb_attention *args, int64_t keys) {
+size_t WB_CPU(attention_forward_bytes)(const wb_attention *args, int64_t keys) {
     int64_t rows = queries_of(args, FORWARD_ROWS) * group_of(args);
     int64_t count = MAX_PANELS * PANEL_FLOATS + rows * (2 * (int64_t)args->head_dim + score_stride(keys));
     return (size_t)count * sizeof(float) + (size_t)keys * sizeof(int64_t);
@@ -252,7 +253,7 @@ wb_status WB_CPU(attention_forward)(wb_device *dev, const wb_attention *args, wb
     WB_TRY(check("attention_forward", args));
     WB_TRY(operand_check_like("attention_forward", "out", out.dtype, "q", args->q.dtype));
     WB_TRY(make_plan(dev, args, queries_of(args, FORWARD_ROWS), &p));
-    WB_TRY(wb_cpu_scratch_reserve(dev, forward_bytes(args, p.keys)));
+    WB_TRY(wb_cpu_scratch_reserve(dev, WB_CPU(attention_forward_bytes)(args, p.keys)));
     int64_t tasks = p.count * args->n_kv_heads;
     zero_padding(args, out);
 #pragma omp parallel for schedule(dynamic) num_threads(wb_cpu_threads(dev, p.work / 4))
@@ -281,7 +282,7 @@ static int64_t backward_rows(const wb_attention *args) {
     return queries_of(args, BACKWARD_ROWS) * group_of(args);
 }
 
-static size_t backward_bytes(const wb_attention *args, int64_t keys) {
+size_t WB_CPU(attention_backward_bytes)(const wb_attention *args, int64_t keys) {
     int64_t rows = backward_rows(args), hd = args->head_dim;
     int64_t count = PRODUCT_FLOATS + 4 * keys * hd + 3 * rows * hd + 2 * rows * keys;
     return (size_t)count * sizeof(float) + (size_t)keys * sizeof(int64_t);
@@ -384,7 +385,8 @@ wb_status WB_CPU(attention_backward)(wb_device *dev, const wb_attention *args, w
     plan p = {0};
     WB_TRY(check_backward(args, dout, dq, dk, dv));
     WB_TRY(make_plan(dev, args, args->T, &p));
-    WB_TRY(wb_cpu_scratch_reserve(dev, backward_bytes(args, p.keys)));
+    WB_TRY(wb_cpu_scratch_reserve(dev, WB_CPU(attention_backward_bytes)(args, p.keys)));
+    zero_padding(args, dq);
 #pragma omp parallel for schedule(dynamic) num_threads(wb_cpu_threads(dev, p.work / 2))
     for (int64_t task = 0; task < p.count * args->n_kv_heads; task++) {
         piece at = p.pieces[task / args->n_kv_heads];

@@ -53,7 +53,7 @@ wb_status WB_CPU(gate_forward)(wb_device *dev, const wb_router *router, int64_t 
                                const uint8_t *direction, wb_ids ids, float *weights) {
     int32_t E = router->n_experts, K = router->top_k;
     WB_TRY(wb_router_check(router));
-    WB_TRY(check_ids("gate_forward: ids", ids, T, K, E));
+    WB_TRY(check_ids(WB_OP_gate_forward, "gate_forward: ids", ids, T, K, E));
 #pragma omp parallel for schedule(static) num_threads(wb_cpu_threads(dev, T *E))
     for (int64_t t = 0; t < T; t++) {
         uint32_t row[MAX_K];
@@ -71,7 +71,7 @@ wb_status WB_CPU(gate_backward)(wb_device *dev, const wb_router *router, int64_t
                                 const uint8_t *direction, wb_ids ids, const float *dweights, float *dlogits) {
     int32_t E = router->n_experts, K = router->top_k;
     WB_TRY(wb_router_check(router));
-    WB_TRY(check_ids("gate_backward: ids", ids, T, K, E));
+    WB_TRY(check_ids(WB_OP_gate_backward, "gate_backward: ids", ids, T, K, E));
 #pragma omp parallel for schedule(static) num_threads(wb_cpu_threads(dev, T *E))
     for (int64_t t = 0; t < T; t++) {
         uint32_t row[MAX_K];

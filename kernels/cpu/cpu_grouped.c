@@ -14,11 +14,12 @@ typedef struct product_list {
 } product_list;
 
 static wb_status list_open(wb_device *dev, const wb_grouped *g, product_list *out) {
-    const size_t most = 2 * (size_t)g->n_groups, bytes = most * sizeof(wb_matmul);
+    const int64_t most = 2 * (int64_t)g->n_groups;
     void *shared = NULL;
-    WB_TRY(wb_cpu_shared_reserve(dev, bytes + (most + 1) * sizeof(int64_t), &shared));
+    WB_TRY(wb_cpu_shared_reserve(dev, wb_cpu_group_bytes(most), &shared));
     WB_TRY(wb_cpu_scratch_reserve(dev, PRODUCT_FLOATS * sizeof(float)));
-    *out = (product_list){.products = shared, .first = (int64_t *)(void *)((char *)shared + bytes)};
+    *out = (product_list){.products = shared};
+    out->first = (int64_t *)(void *)(out->products + most);
     return WB_OK;
 }
 

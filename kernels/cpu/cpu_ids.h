@@ -4,6 +4,7 @@
 #define WB_CPU_IDS_H
 
 #include "cpu/cpu_ops.h"
+#include "device_fault.h"
 
 #include <inttypes.h>
 
@@ -29,15 +30,14 @@ static inline wb_status check_view(const char *what, wb_ids ids, int32_t E) {
     return WB_OK;
 }
 
-/* Every id of the view below E. */
-static inline wb_status check_ids(const char *what, wb_ids ids, int64_t T, int32_t K, int32_t E) {
+/* Every id of op's view `ids` below E. */
+static inline wb_status check_ids(wb_op op, const char *what, wb_ids ids, int64_t T, int32_t K, int32_t E) {
     WB_TRY(check_view(what, ids, E));
     for (int64_t t = 0; t < T; t++)
-        for (int32_t k = 0; k < K; k++)
-            if (id_get(ids, t, k) >= (uint32_t)E)
-                return wb_fail(WB_INVALID_ARGUMENT,
-                               "%s: row %" PRId64 ", choice %d: expected an id below %d, found %u", what, t,
-                               k, E, id_get(ids, t, k));
+        for (int32_t k = 0; k < K; k++) {
+            const wb_fault fault = {WB_FAULT_ID, op, t, k, E, id_get(ids, t, k)};
+            if (fault.found >= E) return wb_fault_report(&fault);
+        }
     return WB_OK;
 }
 

@@ -32,6 +32,26 @@
 /* The CPU has every op, each of the type of its contract in wb_kernels.h. */
 #define WB_CPU_DECLARE(op) extern wb_##op##_fn WB_CPU(op);
 WB_COMPUTE_OPS(WB_CPU_DECLARE)
+WB_CPU_DECLARE(reserve_scratch)
 #undef WB_CPU_DECLARE
+
+/* Bytes that a thread needs in an op: what the op reserves, and reserve_scratch before it. */
+size_t WB_CPU(topk_bytes)(const wb_router *router);
+size_t WB_CPU(sample_bytes)(int64_t V);
+/* Of args the heads alone are read. */
+size_t WB_CPU(attention_forward_bytes)(const wb_attention *args, int64_t keys);
+size_t WB_CPU(attention_backward_bytes)(const wb_attention *args, int64_t keys);
+
+/* And that the threads of an op share. */
+static inline size_t wb_cpu_attention_plan_bytes(int64_t T) {
+    return (size_t)T * 2 * sizeof(int64_t);
+}
+static inline size_t wb_cpu_group_bytes(int64_t n_products) {
+    return (size_t)n_products * sizeof(wb_matmul) + (size_t)(n_products + 1) * sizeof(int64_t);
+}
+enum { WB_CPU_SUM_BLOCK = 8192 };
+static inline size_t wb_cpu_sum_bytes(int64_t n) {
+    return (size_t)((n + WB_CPU_SUM_BLOCK - 1) / WB_CPU_SUM_BLOCK) * sizeof(double);
+}
 
 #endif

@@ -3,7 +3,7 @@
 #include "cpu/cpu_lanes.h"
 
 /* Elements of one partial sum, and of one task: part of the fixed order. */
-enum { BLOCK = 8192 };
+enum { BLOCK = WB_CPU_SUM_BLOCK };
 
 static double block_sum_squares(const float *x, int64_t n) {
     double sum[WB_LANES] = {0.0};
@@ -22,7 +22,7 @@ static double block_sum_squares(const float *x, int64_t n) {
 wb_status WB_CPU(sum_squares)(wb_device *dev, int64_t n, const float *x, double *sum_out) {
     int64_t blocks = (n + BLOCK - 1) / BLOCK;
     void *shared = NULL;
-    WB_TRY(wb_cpu_shared_reserve(dev, (size_t)blocks * sizeof(double), &shared));
+    WB_TRY(wb_cpu_shared_reserve(dev, wb_cpu_sum_bytes(n), &shared));
     double *partial = shared, sum = 0.0;
 #pragma omp parallel for schedule(static) num_threads(wb_cpu_threads(dev, n))
     for (int64_t b = 0; b < blocks; b++) {

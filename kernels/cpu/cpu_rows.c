@@ -4,14 +4,24 @@
  * out among the threads. Refuses: products of matrices, routing, ops on elements (cpu_elements.c).
  */
 #include "cpu/cpu_operands.h"
+#include "device_fault.h"
 
 /* ---- embedding ------------------------------------------------------------------------------------ */
+
+static wb_status check_tokens(int64_t T, const int32_t *tokens, int64_t V) {
+    for (int64_t t = 0; t < T; t++) {
+        const wb_fault fault = {WB_FAULT_TOKEN, WB_OP_embed_forward, t, 0, (int32_t)V, tokens[t]};
+        if (tokens[t] < 0 || tokens[t] >= V) return wb_fault_report(&fault);
+    }
+    return WB_OK;
+}
 
 wb_status WB_CPU(embed_forward)(wb_device *dev, int64_t T, const int32_t *tokens, wb_weight table,
                                 wb_rows y) {
     int64_t H = table.cols;
     operand list[] = {{.name = "y", .rows = y, .n = T * H, .use = WRITE}};
     WB_TRY(operand_check("embed_forward", "table", table.dtype));
+    WB_TRY(check_tokens(T, tokens, table.rows));
     WB_TRY(WB_CPU(operands_open)(dev, "embed_forward", list, 1));
     wb_rows from = {table.data, table.dtype};
 #pragma omp parallel for schedule(static) num_threads(wb_cpu_threads(dev, T *H))

@@ -138,7 +138,7 @@ typedef struct draw {
     int64_t n_kept; /* 0: all */
 } draw;
 
-static size_t draw_bytes(int64_t V) {
+size_t WB_CPU(sample_bytes)(int64_t V) {
     return (size_t)V * (sizeof(uint64_t) + sizeof(float) + sizeof(uint32_t)) +
            (size_t)(V / DRAW_BLOCK + 1) * sizeof(double);
 }
@@ -307,7 +307,7 @@ wb_status WB_CPU(sample)(wb_device *dev, int64_t B, int64_t V, const float *logi
                          const wb_sample_params *params, const wb_sample_kept *kept, int32_t *tokens,
                          float *logprobs) {
     WB_TRY(wb_sample_check(B, V, params, kept));
-    WB_TRY(wb_cpu_scratch_reserve(dev, draw_bytes(V)));
+    WB_TRY(wb_cpu_scratch_reserve(dev, WB_CPU(sample_bytes)(V)));
     int threads = wb_cpu_threads(dev, B * V * 8);
     int64_t bad = B;
 #pragma omp parallel for schedule(static) num_threads(threads) reduction(min : bad)

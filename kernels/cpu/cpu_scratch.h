@@ -1,7 +1,8 @@
 /* cpu_scratch.h - how many threads an op takes, and the memory that they work in.
  *
  * Owns: memory that grows with the largest op and lasts until the device is closed. An op reserves before it
- * starts its threads; what lies there is lost at the next reserve.
+ * starts its threads; what lies there is lost at the next reserve. Who knows the largest op beforehand has
+ * reserve_scratch (cpu_reserve.c) make the memory, so that no op has to.
  */
 #ifndef WB_CPU_SCRATCH_H
 #define WB_CPU_SCRATCH_H

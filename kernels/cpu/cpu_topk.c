@@ -78,7 +78,7 @@ static selection selection_place(const wb_router *router, void *scratch) {
     return s;
 }
 
-static size_t selection_bytes(const wb_router *router) {
+size_t WB_CPU(topk_bytes)(const wb_router *router) {
     size_t blocks = ((size_t)router->n_experts + BLOCK - 1) / BLOCK;
     size_t groups = router->n_group > 1 ? (size_t)router->n_group : 0;
     return groups * sizeof(uint64_t) + blocks * (BLOCK + 1) * sizeof(uint32_t);
@@ -128,10 +128,9 @@ static wb_status check_table(const wb_topk *args) {
     int32_t K = args->router.top_k, E = args->router.n_experts;
     for (int64_t t = 0; t < args->T; t++)
         for (int32_t k = 0; k < K; k++) {
-            int32_t id = args->table[(int64_t)args->tokens[t] * K + k];
-            if (id < 0 || id >= E)
-                return wb_fail(WB_INVALID_ARGUMENT, "topk: table[%d][%d]: expected an id below %d, found %d",
-                               args->tokens[t], k, E, id);
+            const int32_t token = args->tokens[t], id = args->table[(int64_t)token * K + k];
+            const wb_fault fault = {WB_FAULT_TABLE_ID, WB_OP_topk, token, k, E, id};
+            if (id < 0 || id >= E) return wb_fault_report(&fault);
         }
     return WB_OK;
 }
@@ -142,7 +141,7 @@ wb_status WB_CPU(topk)(wb_device *dev, const wb_topk *args) {
     WB_TRY(check_view("topk: ids", args->ids, router->n_experts));
     if (args->native.data) WB_TRY(check_view("topk: native", args->native, router->n_experts));
     if (router->type == WB_ROUTER_HASH) WB_TRY(check_table(args));
-    WB_TRY(wb_cpu_scratch_reserve(dev, selection_bytes(router)));
+    WB_TRY(wb_cpu_scratch_reserve(dev, WB_CPU(topk_bytes)(router)));
 #pragma omp parallel for schedule(static) num_threads(wb_cpu_threads(dev, args->T * router->n_experts))
     for (int64_t t = 0; t < args->T; t++) {
         bool forced = args->direction && args->direction[t];

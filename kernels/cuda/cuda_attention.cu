@@ -281,6 +281,10 @@ wb_status check(const char *op, const wb_attention *args) {
 
 extern "C" {
 
+size_t wb_cuda_attention_backward_bytes(int64_t T, int32_t n_heads) {
+    return static_cast<size_t>(T * n_heads) * sizeof(row_sums);
+}
+
 wb_status wb_cuda_attention_forward(wb_device *dev, const wb_attention *args, wb_rows out) {
     unsigned blocks = 0;
     WB_TRY(check("attention_forward", args));
@@ -306,7 +310,7 @@ wb_status wb_cuda_attention_backward(wb_device *dev, const wb_attention *args, w
     WB_TRY(prepare_launch(dev, op, args->T * args->n_heads, BLOCK, &query_blocks));
     WB_TRY(prepare_launch(dev, op, args->T * args->n_kv_heads, BLOCK, &key_blocks));
     if (query_blocks == 0) return WB_OK;
-    WB_TRY(reserve_scratch(dev, args->T * args->n_heads, &sums));
+    WB_TRY(reserve_scratch(dev, wb_cuda_attention_backward_bytes(args->T, args->n_heads), &sums));
     attend_back_to_queries<<<query_blocks, STEP, 0, stream_of(dev)>>>(*args, dout, dq, sums);
     attend_back_to_keys<<<key_blocks, STEP, 0, stream_of(dev)>>>(*args, dout, sums, dk, dv);
     return wb_cuda_check(cudaGetLastError(), op);

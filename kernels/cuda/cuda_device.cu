@@ -34,6 +34,15 @@ static wb_status cuda_mem_alloc(wb_device *dev, size_t bytes, void **device_out)
     return WB_OK;
 }
 
+/* Waits for the stream. What an op before it found wrong is returned once, whatever this call did. */
+static wb_status finish(wb_device *dev, const char *what) {
+    wb_cuda_device *cuda = (wb_cuda_device *)dev;
+    WB_TRY(wb_cuda_check(cudaStreamSynchronize(stream_of(dev)), what));
+    const wb_fault fault = *cuda->fault;
+    *cuda->fault = wb_fault();
+    return wb_fault_report(&fault);
+}
+
 static void cuda_mem_free(wb_device *dev, void *device) {
     if (!device) return;
     WB_IGNORE(wb_cuda_use(dev, "mem_free"));
@@ -51,7 +60,7 @@ static wb_status cuda_to_device(wb_device *dev, void *device, const void *host, 
     WB_TRY(wb_cuda_check(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, stream_of(dev)),
                          "to_device"));
     if (where.type == cudaMemoryTypeUnregistered) return WB_OK;
-    return wb_cuda_check(cudaStreamSynchronize(stream_of(dev)), "to_device, or an op before it");
+    return finish(dev, "to_device, or an op before it");
 }
 
 static wb_status cuda_to_host(wb_device *dev, void *host, const void *device, size_t bytes) {
@@ -59,7 +68,7 @@ static wb_status cuda_to_host(wb_device *dev, void *host, const void *device, si
     if (bytes > 0)
         WB_TRY(wb_cuda_check(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, stream_of(dev)),
                              "to_host"));
-    return wb_cuda_check(cudaStreamSynchronize(stream_of(dev)), "to_host, or an op before it");
+    return finish(dev, "to_host, or an op before it");
 }
 
 static wb_status cuda_copy(wb_device *dev, void *to, const void *from, size_t bytes) {
@@ -87,6 +96,24 @@ wb_status wb_cuda_scratch_reserve(wb_device *dev, size_t bytes, void **scratch_o
     return WB_OK;
 }
 
+static wb_status cuda_reserve_scratch(wb_device *dev, const wb_op_sizes *most) {
+    const int32_t heads = most->n_heads > 0 ? most->n_heads : 1;
+    const int32_t K = most->router.n_experts > 0 ? most->router.top_k : 0;
+    size_t largest = 0;
+    size_t bytes[6] = {wb_cuda_plan_bytes(most->tokens * K, most->n_slots),
+                       wb_cuda_group_bytes(most->n_sources, most->n_groups), wb_cuda_sum_bytes(most->summed)};
+    void *scratch = NULL;
+    if (most->sampled > 0) bytes[3] = wb_cuda_sample_bytes(most->sampled, most->vocab_size);
+    if (most->backward) {
+        bytes[4] = wb_cuda_attention_backward_bytes(most->tokens, heads);
+        bytes[5] = wb_cuda_norm_backward_bytes(most->tokens * heads);
+    }
+    WB_TRY(wb_cuda_use(dev, "reserve_scratch"));
+    for (size_t i = 0; i < sizeof bytes / sizeof bytes[0]; i++)
+        largest = bytes[i] > largest ? bytes[i] : largest;
+    return wb_cuda_scratch_reserve(dev, largest, &scratch);
+}
+
 /* ---- opening and closing ------------------------------------------------------------------------- */
 
 static void cuda_close(wb_device *dev) {
@@ -95,6 +122,7 @@ static void cuda_close(wb_device *dev) {
     cuda_mem_free(dev, cuda->scratch);
     WB_IGNORE(wb_cuda_check(cudaStreamSynchronize(stream_of(dev)), "close, or an op before it"));
     if (cuda->owns_stream) WB_IGNORE(wb_cuda_check(cudaStreamDestroy(stream_of(dev)), "close"));
+    WB_IGNORE(wb_cuda_check(cudaFreeHost(cuda->fault), "close"));
     free(cuda);
 }
 
@@ -150,28 +178,40 @@ int wb_device_count_cuda(void) {
     return 0;
 }
 
+/* A stream, unless the caller has one, and the word for faults. What was made when it fails, cuda_close
+ * frees. */
+static wb_status open_parts(wb_cuda_device *cuda, void *stream) {
+    wb_device *dev = &cuda->base;
+    void *fault = NULL, *fault_on_device = NULL;
+    cudaStream_t own = NULL;
+    if (!stream) WB_TRY(wb_cuda_check(cudaStreamCreateWithFlags(&own, cudaStreamNonBlocking), "open"));
+    cuda->owns_stream = !stream;
+    dev->stream = stream ? stream : own;
+    WB_TRY(wb_cuda_check(cudaHostAlloc(&fault, sizeof *cuda->fault, cudaHostAllocMapped), "open"));
+    cuda->fault = (wb_fault *)fault;
+    *cuda->fault = wb_fault();
+    WB_TRY(wb_cuda_check(cudaHostGetDevicePointer(&fault_on_device, fault, 0), "open"));
+    cuda->fault_on_device = (wb_fault *)fault_on_device;
+    return WB_OK;
+}
+
 wb_status wb_device_open_cuda(int index, void *stream, wb_device **device_out) {
     WB_TRY(check_device(index));
     WB_TRY(wb_cuda_check(cudaSetDevice(index), "open"));
     if (stream) WB_TRY(check_stream(index, (cudaStream_t)stream));
     wb_cuda_device *cuda = (wb_cuda_device *)wb_alloc(1, sizeof *cuda, "CUDA device");
     if (!cuda) return WB_OUT_OF_MEMORY;
-    cudaStream_t own = NULL;
-    if (!stream) {
-        wb_status status = wb_cuda_check(cudaStreamCreateWithFlags(&own, cudaStreamNonBlocking), "open");
-        if (status != WB_OK) {
-            free(cuda);
-            return status;
-        }
-    }
     wb_device *dev = &cuda->base;
     cuda->index = index;
-    cuda->owns_stream = !stream;
     dev->backend = WB_BACKEND_CUDA;
     dev->name = "cuda";
     dev->threads = 1;
-    dev->stream = stream ? stream : own;
     set_ops(dev);
+    wb_status status = open_parts(cuda, stream);
+    if (status != WB_OK) {
+        cuda_close(dev);
+        return status;
+    }
     *device_out = dev;
     return WB_OK;
 }

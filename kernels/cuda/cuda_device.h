@@ -5,7 +5,7 @@
 #ifndef WB_CUDA_DEVICE_H
 #define WB_CUDA_DEVICE_H
 
-#include "wb_device.h"
+#include "device_fault.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -17,6 +17,8 @@ typedef struct wb_cuda_device {
     int index;
     /* the stream ends with the device; false where the caller owns it */
     bool owns_stream;
+    /* one word, in pinned host memory, and where kernels see it; owner: this */
+    wb_fault *fault, *fault_on_device;
     /* of ops (cuda_scratch.h) */
     void *scratch;
     size_t scratch_bytes;

@@ -99,14 +99,14 @@ __global__ void __launch_bounds__(BLOCK)
 /* ---- launches --------------------------------------------------------------------------------- */
 
 /* Fills `args_out` and the grid, or says what is wrong. */
-wb_status prepare_gate(const char *op, const wb_router *router, int64_t T, const float *logits,
+wb_status prepare_gate(wb_device *dev, wb_op op, const wb_router *router, int64_t T, const float *logits,
                        const uint8_t *direction, wb_ids ids, gate_args *args_out, unsigned *blocks_out) {
     WB_TRY(wb_router_check(router));
-    WB_TRY(check_ids(op, "ids", ids, router));
+    WB_TRY(check_ids(wb_op_name(op), "ids", ids, router));
     int lanes = MAX_GATE_LANES;
     if (router->type != WB_ROUTER_SOFTMAX && router->top_k < lanes) lanes = power_of_2_from(router->top_k);
-    WB_TRY(count_blocks(op, "T", T, lanes, blocks_out));
-    gate_args args = {*router, T, logits, direction, ids, lanes};
+    WB_TRY(count_blocks(wb_op_name(op), "T", T, lanes, blocks_out));
+    gate_args args = {*router, T, logits, direction, ids, lanes, fault_of(dev), op};
     *args_out = args;
     return WB_OK;
 }
@@ -146,7 +146,7 @@ wb_status wb_cuda_gate_forward(wb_device *dev, const wb_router *router, int64_t 
                                const uint8_t *direction, wb_ids ids, float *weights) {
     gate_args args;
     unsigned blocks = 0;
-    WB_TRY(prepare_gate("gate_forward", router, T, logits, direction, ids, &args, &blocks));
+    WB_TRY(prepare_gate(dev, WB_OP_gate_forward, router, T, logits, direction, ids, &args, &blocks));
     if (T == 0) return WB_OK;
     WB_TRY(wb_cuda_use(dev, "gate_forward"));
     cudaStream_t stream = static_cast<cudaStream_t>(dev->stream);
@@ -161,7 +161,7 @@ wb_status wb_cuda_gate_backward(wb_device *dev, const wb_router *router, int64_t
                                 const uint8_t *direction, wb_ids ids, const float *dweights, float *dlogits) {
     gate_args args;
     unsigned blocks = 0;
-    WB_TRY(prepare_gate("gate_backward", router, T, logits, direction, ids, &args, &blocks));
+    WB_TRY(prepare_gate(dev, WB_OP_gate_backward, router, T, logits, direction, ids, &args, &blocks));
     if (T == 0) return WB_OK;
     WB_TRY(wb_cuda_use(dev, "gate_backward"));
     cudaStream_t stream = static_cast<cudaStream_t>(dev->stream);

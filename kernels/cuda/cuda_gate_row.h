@@ -8,6 +8,7 @@
 #ifndef WB_CUDA_GATE_ROW_H
 #define WB_CUDA_GATE_ROW_H
 
+#include "cuda/cuda_fault.h"
 #include "cuda/cuda_grid.h"
 #include "cuda/cuda_ids.h"
 #include "router_rules.h"
@@ -24,6 +25,9 @@ struct gate_args {
     wb_ids ids;
     /* Of a row: the power of two >= K, at most 16; SOFTMAX: 16, which its sum over experts needs. */
     int lanes;
+    /* where an id that is no expert's is told of, and by which op */
+    wb_fault *fault;
+    wb_op op;
 };
 
 /* The place of a thread: its row and the first of its choices. Rows beyond T repeat the last row and write
@@ -68,8 +72,8 @@ __device__ __forceinline__ float dot_choices(int32_t K, int lanes, const float *
     return dot;
 }
 
-/* The ids and logits of this lane's choices. A choice beyond K reads as the last one. The caller promises ids
- * below E; the logit of another is a NaN, so that a broken promise shows and touches no foreign memory. */
+/* The ids and logits of this lane's choices. A choice beyond K reads as the last one. An id of E or more is a
+ * fault; its logit is a NaN, and no foreign memory is touched. */
 template <int N>
 __device__ __forceinline__ void load_choices(const gate_args &args, const gate_place &place, uint32_t *id,
                                              float *z) {
@@ -80,6 +84,12 @@ __device__ __forceinline__ void load_choices(const gate_args &args, const gate_p
         id[n] = load_id(args.ids, place.t, min(place.choice + n * args.lanes, args.router.top_k - 1));
 #pragma unroll
     for (int n = 0; n < N; n++) z[n] = id[n] < E ? row[id[n]] : __int_as_float(0x7fc00000);
+#pragma unroll
+    for (int n = 0; n < N; n++) {
+        int32_t choice = min(place.choice + n * args.lanes, args.router.top_k - 1);
+        if (id[n] >= E)
+            set_fault(args.fault, {WB_FAULT_ID, args.op, place.t, choice, args.router.n_experts, id[n]});
+    }
 }
 
 template <int N>

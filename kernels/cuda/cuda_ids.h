@@ -1,6 +1,6 @@
 /* cuda_ids.h - reading and writing expert ids in place, and the check of a view of them. For .cu files.
  *
- * Refuses: checking the ids themselves, for which the host would have to wait.
+ * Refuses: checking the ids themselves, which kernels do where they use them (cuda_fault.h).
  */
 #ifndef WB_CUDA_IDS_H
 #define WB_CUDA_IDS_H

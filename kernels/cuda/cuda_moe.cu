@@ -5,6 +5,7 @@
  * pair; the count of what comes before a pair is made of counts of whole parts of the pairs, so that no
  * kernel depends on which block runs first. Refuses: choosing experts, what experts compute
  * (cuda_matmul.cu). */
+#include "cuda/cuda_fault.h"
 #include "cuda/cuda_ids.h"
 #include "cuda/cuda_operands.h"
 #include "cuda/cuda_ops.h"
@@ -19,10 +20,13 @@ namespace {
 enum { PART = 1024 };
 
 /* pair_row (=) the slot of each pair, -1 for padding and for an id that is none. */
-__global__ void __launch_bounds__(BLOCK) choose_slots(wb_moe_plan plan) {
+__global__ void __launch_bounds__(BLOCK) choose_slots(wb_moe_plan plan, wb_fault *fault) {
     const int64_t i = thread_number(), t = i / plan.top_k;
     if (t >= plan.T) return;
     const uint32_t id = load_id(plan.ids, t, static_cast<int32_t>(i % plan.top_k));
+    if (id >= static_cast<uint32_t>(plan.n_experts))
+        set_fault(fault,
+                  {WB_FAULT_ID, WB_OP_moe_plan, t, static_cast<int32_t>(i % plan.top_k), plan.n_experts, id});
     const bool padding = plan.direction && plan.direction[t] == WB_ROW_PADDING;
     const uint64_t key = plan.tokens ? wb_dispatch_key(plan.tokens[t], plan.pos[t]) : 0;
     const bool there = !padding && id < static_cast<uint32_t>(plan.n_experts);
@@ -171,6 +175,14 @@ __global__ void __launch_bounds__(BLOCK)
 
 extern "C" {
 
+size_t wb_cuda_plan_bytes(int64_t n_pairs, int32_t n_slots) {
+    return static_cast<size_t>((n_pairs + PART - 1) / PART * n_slots) * sizeof(int32_t);
+}
+
+size_t wb_cuda_group_bytes(int32_t n_sources, int32_t n_slots) {
+    return static_cast<size_t>(n_sources) * static_cast<size_t>(n_slots) * 2 * sizeof(int32_t);
+}
+
 wb_status wb_cuda_moe_plan(wb_device *dev, const wb_moe_plan *plan) {
     const int64_t n_pairs = plan->T * plan->top_k, parts = (n_pairs + PART - 1) / PART;
     cudaStream_t stream = stream_of(dev);
@@ -180,10 +192,10 @@ wb_status wb_cuda_moe_plan(wb_device *dev, const wb_moe_plan *plan) {
     WB_TRY(wb_cuda_use(dev, "moe_plan"));
     if (n_pairs == 0)
         return dev->zero(dev, plan->offsets, ((size_t)plan->n_slots + 1) * sizeof *plan->offsets);
-    WB_TRY(reserve_scratch(dev, parts * plan->n_slots, &before));
+    WB_TRY(reserve_scratch(dev, wb_cuda_plan_bytes(n_pairs, plan->n_slots), &before));
     WB_TRY(count_blocks("moe_plan", "pairs", n_pairs, 1, &blocks));
     WB_TRY(count_blocks("moe_plan", "slots", plan->n_slots, 1, &slot_blocks));
-    choose_slots<<<blocks, BLOCK, 0, stream>>>(*plan);
+    choose_slots<<<blocks, BLOCK, 0, stream>>>(*plan, fault_of(dev));
     count_parts<<<static_cast<unsigned>(parts), BLOCK, 0, stream>>>(n_pairs, plan->n_slots, plan->pair_row,
                                                                     before);
     sum_parts<<<slot_blocks, BLOCK, 0, stream>>>(parts, plan->n_slots, before, plan->offsets);
@@ -196,7 +208,7 @@ wb_status wb_cuda_moe_group(wb_device *dev, const wb_moe_group *group) {
     const int64_t n = (int64_t)group->n_sources * group->n_slots;
     int32_t *arrived = NULL;
     WB_TRY(wb_cuda_use(dev, "moe_group"));
-    WB_TRY(reserve_scratch(dev, 2 * n, &arrived));
+    WB_TRY(reserve_scratch(dev, wb_cuda_group_bytes(group->n_sources, group->n_slots), &arrived));
     sum_arrivals<<<1, 1, 0, stream_of(dev)>>>(*group, arrived, arrived + n);
     if (n > 0)
         place_arrivals<<<static_cast<unsigned>(n), BLOCK, 0, stream_of(dev)>>>(*group, arrived, arrived + n);

@@ -3,8 +3,8 @@
  * Owns: the names and the declarations. Refuses: CUDA types, so that C files can include it.
  *
  * Contracts and shapes are those of wb_kernels.h. From the same operands the ops write the same bits as the
- * CPU's: both follow the same rules and sum in the same order. Contents are not checked, for the host would
- * have to wait for the device.
+ * CPU's: both follow the same rules and sum in the same order. What is wrong in the contents of operands is a
+ * fault (cuda_fault.h).
  */
 #ifndef WB_CUDA_OPS_H
 #define WB_CUDA_OPS_H

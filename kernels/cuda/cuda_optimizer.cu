@@ -49,11 +49,15 @@ wb_status launch_sums(wb_device *dev, int64_t n, int64_t parts, const float *x, 
 
 extern "C" {
 
+size_t wb_cuda_sum_bytes(int64_t n) {
+    return static_cast<size_t>((n + PART - 1) / PART) * sizeof(double);
+}
+
 wb_status wb_cuda_sum_squares(wb_device *dev, int64_t n, const float *x, double *sum_out) {
     const int64_t parts = (n + PART - 1) / PART;
     double *partial = NULL, sum = 0.0;
     if (n > 0) {
-        WB_TRY(reserve_scratch(dev, parts, &partial));
+        WB_TRY(reserve_scratch(dev, wb_cuda_sum_bytes(n), &partial));
         WB_TRY(launch_sums(dev, n, parts, x, partial));
         WB_TRY(dev->to_host(dev, &sum, partial, sizeof sum));
     }

@@ -3,6 +3,7 @@
  * A row's sum lies over the 16 lanes of a half warp, in the CPU's order; gradients of shared weights sum over
  * rows ascending, a thread a column. Refuses: products of matrices, routing, ops on elements
  * (cuda_elements.cu). */
+#include "cuda/cuda_fault.h"
 #include "cuda/cuda_operands.h"
 #include "cuda/cuda_ops.h"
 #include "cuda/cuda_scratch.h"
@@ -12,9 +13,16 @@ namespace {
 /* ---- embedding ------------------------------------------------------------------------------- */
 
 __global__ void __launch_bounds__(BLOCK)
-    embed_rows(int64_t T, int64_t H, const int32_t *tokens, wb_rows table, wb_rows y) {
-    const int64_t i = thread_number();
-    if (i < T * H) store_element(y, i, load_element(table, tokens[i / H] * H + i % H));
+    embed_rows(int64_t T, const int32_t *tokens, wb_weight table, wb_rows y, wb_fault *fault) {
+    const int64_t i = thread_number(), t = i / table.cols;
+    const wb_rows rows = {table.data, table.dtype};
+    if (t >= T) return;
+    const int32_t token = tokens[t];
+    if (token >= 0 && token < table.rows)
+        store_element(y, i, load_element(rows, token * table.cols + i % table.cols));
+    else
+        set_fault(fault,
+                  {WB_FAULT_TOKEN, WB_OP_embed_forward, t, 0, static_cast<int32_t>(table.rows), token});
 }
 
 /* A block a token: that of a token's first place adds the rows of all of its places, ascending. */
@@ -175,12 +183,15 @@ __global__ void __launch_bounds__(BLOCK)
 
 extern "C" {
 
+size_t wb_cuda_norm_backward_bytes(int64_t n) {
+    return static_cast<size_t>(n) * sizeof(float);
+}
+
 wb_status wb_cuda_embed_forward(wb_device *dev, int64_t T, const int32_t *tokens, wb_weight table,
                                 wb_rows y) {
     WB_TRY(operand_check("embed_forward", "y", y.dtype));
     WB_TRY(operand_check("embed_forward", "table", table.dtype));
-    const wb_rows from = {table.data, table.dtype};
-    LAUNCH(dev, "embed_forward", T * table.cols, 1, embed_rows, T, table.cols, tokens, from, y);
+    LAUNCH(dev, "embed_forward", T * table.cols, 1, embed_rows, T, tokens, table, y, fault_of(dev));
 }
 
 wb_status wb_cuda_embed_backward(wb_device *dev, int64_t T, int64_t H, const int32_t *tokens, wb_rows dy,
@@ -211,7 +222,7 @@ wb_status wb_cuda_rmsnorm_backward(wb_device *dev, int64_t n, int64_t width, wb_
     WB_TRY(operand_check("rmsnorm_backward", "x", x.dtype));
     WB_TRY(operand_check_like("rmsnorm_backward", "dy", dy.dtype, "x", x.dtype));
     WB_TRY(operand_check_like("rmsnorm_backward", "dx", dx.dtype, "x", x.dtype));
-    WB_TRY(reserve_scratch(dev, n, &r));
+    WB_TRY(reserve_scratch(dev, wb_cuda_norm_backward_bytes(n), &r));
     WB_TRY(launch_scales(dev, n, width, x, eps, r));
     /* Before dx, which may be dy. */
     if (dw) WB_TRY(launch_columns(dev, n, width, x, dy, r, dw));

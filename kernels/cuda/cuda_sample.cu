@@ -280,6 +280,13 @@ __global__ void __launch_bounds__(BLOCK) sample_rows(draw_call call, int64_t fir
 
 /* ---- a call ---------------------------------------------------------------------------------- */
 
+draw_call call_of(int64_t V) {
+    draw_call call = {};
+    call.V = V, call.room = 1;
+    while (call.room < V) call.room *= 2;
+    return call;
+}
+
 /* Places `bytes` of scratch at *at, which moves on. */
 char *place(char **at, size_t bytes) {
     char *here = *at;
@@ -312,6 +319,11 @@ wb_status launch_rows(wb_device *dev, int64_t B, const draw_call &call) {
 
 extern "C" {
 
+size_t wb_cuda_sample_bytes(int64_t B, int64_t V) {
+    draw_call call = call_of(V);
+    return lay_out(&call, B, NULL);
+}
+
 wb_status wb_cuda_sample(wb_device *dev, int64_t B, int64_t V, const float *logits,
                          const wb_sample_params *params, const wb_sample_kept *kept, int32_t *tokens,
                          float *logprobs) {
@@ -320,8 +332,8 @@ wb_status wb_cuda_sample(wb_device *dev, int64_t B, int64_t V, const float *logi
     counter bad = (counter)B;
     WB_TRY(wb_sample_check(B, V, params, kept));
     if (B == 0) return WB_OK;
-    call.V = V, call.room = 1, call.logits = logits, call.tokens = tokens, call.logprobs = logprobs;
-    while (call.room < V) call.room *= 2;
+    call = call_of(V);
+    call.logits = logits, call.tokens = tokens, call.logprobs = logprobs;
     WB_TRY(wb_cuda_use(dev, "sample"));
     WB_TRY(wb_cuda_scratch_reserve(dev, lay_out(&call, B, NULL), &memory));
     lay_out(&call, B, (char *)memory);

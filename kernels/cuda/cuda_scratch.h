@@ -15,6 +15,14 @@ extern "C" {
 /* *scratch_out: device, at least `bytes`, 256-byte aligned, until the next op. */
 wb_status wb_cuda_scratch_reserve(wb_device *dev, size_t bytes, void **scratch_out);
 
+/* What ops take of it, which reserve_scratch of the device asks for beforehand. */
+size_t wb_cuda_plan_bytes(int64_t n_pairs, int32_t n_slots);
+size_t wb_cuda_group_bytes(int32_t n_sources, int32_t n_slots);
+size_t wb_cuda_attention_backward_bytes(int64_t T, int32_t n_heads);
+size_t wb_cuda_norm_backward_bytes(int64_t n);
+size_t wb_cuda_sum_bytes(int64_t n);
+size_t wb_cuda_sample_bytes(int64_t B, int64_t V);
+
 /* What an op's kernels do for another op: gather_rows of the rows that there are, n or fewer where n_rows,
  * device, says so. */
 wb_status wb_cuda_gather_some(wb_device *dev, int64_t n, const int32_t *n_rows, int64_t width,
@@ -23,10 +31,10 @@ wb_status wb_cuda_gather_some(wb_device *dev, int64_t n, const int32_t *n_rows, 
 #ifdef __cplusplus
 }
 
-/* *array_out: room for `count` elements. */
-template <typename T> inline wb_status reserve_scratch(wb_device *dev, int64_t count, T **array_out) {
+/* *array_out: what lies in `bytes` of scratch. */
+template <typename T> inline wb_status reserve_scratch(wb_device *dev, size_t bytes, T **array_out) {
     void *scratch = NULL;
-    WB_TRY(wb_cuda_scratch_reserve(dev, static_cast<size_t>(count) * sizeof(T), &scratch));
+    WB_TRY(wb_cuda_scratch_reserve(dev, bytes, &scratch));
     *array_out = static_cast<T *>(scratch);
     return WB_OK;
 }

@@ -6,6 +6,7 @@
  * The shape of the work: a warp to each row, a run of adjacent experts to each lane.
  */
 #include "cuda/cuda_device.h"
+#include "cuda/cuda_fault.h"
 #include "cuda/cuda_grid.h"
 #include "cuda/cuda_ids.h"
 #include "cuda/cuda_ops.h"
@@ -207,14 +208,17 @@ __global__ void __launch_bounds__(BLOCK) topk_any(wb_topk args) {
     }
 }
 
-/* HASH: one thread a choice. */
-__global__ void __launch_bounds__(BLOCK) topk_table(wb_topk args) {
+/* HASH: one thread a choice. An id that is no expert's is a fault, and is written as it stands. */
+__global__ void __launch_bounds__(BLOCK) topk_table(wb_topk args, wb_fault *fault) {
     int32_t K = args.router.top_k;
     int64_t at = static_cast<int64_t>(blockIdx.x) * BLOCK + threadIdx.x;
     if (at >= args.T * K) return;
     int64_t t = at / K;
     int32_t k = static_cast<int32_t>(at % K);
-    uint32_t id = static_cast<uint32_t>(args.table[static_cast<int64_t>(args.tokens[t]) * K + k]);
+    int32_t found = args.table[static_cast<int64_t>(args.tokens[t]) * K + k];
+    uint32_t id = static_cast<uint32_t>(found);
+    if (found < 0 || found >= args.router.n_experts)
+        set_fault(fault, {WB_FAULT_TABLE_ID, WB_OP_topk, args.tokens[t], k, args.router.n_experts, found});
     if (!(args.direction && args.direction[t])) store_id(args.ids, t, k, id);
     if (args.native.data) store_id(args.native, t, k, id);
 }
@@ -239,10 +243,10 @@ template <int V> void launch_rows(const wb_topk &args, unsigned blocks, cudaStre
         topk_rows<V, false><<<blocks, BLOCK, 0, stream>>>(args, wide);
 }
 
-void launch_topk(const wb_topk &args, unsigned blocks, cudaStream_t stream) {
+void launch_topk(const wb_topk &args, wb_fault *fault, unsigned blocks, cudaStream_t stream) {
     int V = power_of_2_from((args.router.n_experts + WARP - 1) / WARP);
     if (args.router.type == WB_ROUTER_HASH)
-        topk_table<<<blocks, BLOCK, 0, stream>>>(args);
+        topk_table<<<blocks, BLOCK, 0, stream>>>(args, fault);
     else if (!fits_rows(args.router, V))
         topk_any<<<blocks, BLOCK, 0, stream>>>(args);
     else if (V == 1)
@@ -275,7 +279,7 @@ wb_status wb_cuda_topk(wb_device *dev, const wb_topk *args) {
         count_blocks("topk", "T", args->T, router->type == WB_ROUTER_HASH ? router->top_k : WARP, &blocks));
     if (args->T == 0) return WB_OK;
     WB_TRY(wb_cuda_use(dev, "topk"));
-    launch_topk(*args, blocks, static_cast<cudaStream_t>(dev->stream));
+    launch_topk(*args, fault_of(dev), blocks, static_cast<cudaStream_t>(dev->stream));
     return wb_cuda_check(cudaGetLastError(), "topk");
 }
 }

@@ -19,6 +19,12 @@ typedef struct wb_row_run {
     int64_t start, n;
 } wb_row_run;
 
+/* The tokens [start, start + n) of a pass: all that it has of one sequence, in ascending positions. */
+typedef struct wb_sequence_run {
+    int32_t start, n;
+    int32_t state; /* number of the sequence's state of fixed size; -1: no layer keeps any, or in training */
+} wb_sequence_run;
+
 /* What the layers of one forward or backward have in common. */
 typedef struct wb_pass {
     int64_t T;
@@ -29,8 +35,11 @@ typedef struct wb_pass {
                                * so that a sequence's row begins at its first token and is as long as it is */
     int32_t max_blocks, block_size;
     const int64_t *state_rows; /* [T] row of each token in the tables of states, -1: padding; or NULL */
-    const wb_routing *routing; /* who chooses the experts of each row */
-    const wb_row_run *padding; /* host [n_padding] rows that are no tokens: their choices weigh nothing */
+    int64_t n_runs;
+    const wb_sequence_run *runs; /* [n_runs] of the sequences, in ascending order; padding at the end is in
+                                  * none. In training each begins at position 0 */
+    const wb_routing *routing;   /* who chooses the experts of each row */
+    const wb_row_run *padding;   /* host [n_padding] rows that are no tokens: their choices weigh nothing */
     int64_t n_padding;
     void *used;                   /* host [T][L][K] out, as routing->used; or NULL */
     bool recompute;               /* all rows take routing->ids as an earlier forward left them */
@@ -47,22 +56,46 @@ typedef struct wb_pass {
  * wb_state_dtype. Keys and values are two tables, a latent is one. Which row belongs to which position is
  * decided above (wb_pass).
  *
- * By sequence: sequence_bytes of a fixed size whatever the length, as recurrent layers have. Declared here so
- * that such a layer can say so; there is no pool for it yet, and inference refuses more than 0 at open. */
+ * By sequence: sequence_bytes of a fixed size whatever the length, as recurrent layers have. A forward finds
+ * that of a run at wb_sequence_state(state, run.state), brings it from the run's first token to behind its
+ * last one, and leaves it there. What a layer may rely on:
+ * - It is at a multiple of WB_ARENA_ALIGNMENT bytes.
+ * - At a run that begins at position 0 all its bytes are zero. At any other it has the bytes that this layer
+ *   left behind the token before the run, and the run's positions have no gap. That holds for a number that
+ *   another sequence had before, after a preemption and after a step that failed: in these cases the sequence
+ *   is fed from position 0 again.
+ * - No two runs of a pass have the same state, so that runs may go on beside each other.
+ * - Without a state (`state` NULL: training, and what a backward is of) each run is a whole sequence and
+ *   begins as if from zeros; what is behind its last token is not kept.
+ * What it promises:
+ * - The state behind a token, and the token's result, depend on the sequence's tokens up to it and on the
+ *   weights that each was fed by, never on how they were cut into runs, on other runs, or on run.state. So a
+ *   kernel that takes positions in groups cuts groups at absolute positions, and what it needs of a group
+ *   that is not full is part of the state.
+ * - The bytes mean the same in another place: they hold no address and no number of a state, block or row.
+ *   Whoever owns the pool may copy them, the bytes of all layers of a sequence at once, and go on from the
+ *   copy later. That is the only way back to an earlier position.
+ * - It touches no other state: those between two steps lie in the same pool. */
 typedef struct wb_state_shape {
     int32_t n_tables; /* 0..WB_MAX_STATE_TABLES */
     int64_t width[WB_MAX_STATE_TABLES];
-    int64_t sequence_bytes;
+    int64_t sequence_bytes; /* 0..INT32_MAX */
 } wb_state_shape;
 
-/* The memory of such tables. */
+/* The memory of one layer's states. */
 typedef struct wb_state {
     void *tables[WB_MAX_STATE_TABLES];
     wb_dtype dtype;
+    char *sequences;         /* of number 0; NULL where sequence_bytes is 0 */
+    int64_t sequence_stride; /* bytes from one number to the next */
 } wb_state;
 
 static inline wb_rows wb_state_rows(const wb_state *state, int table) {
     return (wb_rows){state->tables[table], state->dtype};
+}
+
+static inline void *wb_sequence_state(const wb_state *state, int32_t number) {
+    return state->sequences + number * state->sequence_stride;
 }
 
 /* ---- sizes ----------------------------------------------------------------------------------- */
@@ -116,7 +149,8 @@ struct wb_layer_kind {
     void (*layout)(void *worker, wb_model *model, const wb_sizes *sizes, wb_arena *arena);
 
     /* y[T,H] (=) from x[T,H], the normalised residual stream. A mixer without `state`: the batch is whole
-     * sequences, and row t of what would be state is token t. A feed-forward part gets NULL. Collective. */
+     * sequences, row t of what would be state by position is token t, and what would be state by sequence
+     * begins with zeros. A feed-forward part gets NULL. Collective. */
     wb_status (*forward)(void *worker, const void *weights, const wb_pass *pass, const wb_state *state,
                          wb_rows x, wb_rows y);
 

@@ -152,7 +152,7 @@ static void bench_exact(void) {
 static void print_moves(const wb_placement *from, const wb_placement *to) {
     wb_move_plan *plan = NULL;
     need(wb_move_plan_open(from, to, n_layers, NULL, NULL, &plan));
-    printf(" %6.1f", (double)plan->changed_slots / n_layers);
+    printf(" %6.1f", (double)plan->n_moves / n_layers);
     wb_move_plan_close(plan);
 }
 
@@ -184,6 +184,63 @@ static void bench_stale(void) {
             wb_placement_close(next.placement);
         }
         printf("\n");
+        wb_placement_close(stale.placement);
+        free(before);
+        free(after);
+    }
+}
+
+/* ---- move plans ------------------------------------------------------------------------------ */
+
+/* Groups at least: one rank receives one expert in each, for which it has one shadow slot. */
+static uint64_t groups_bound(const wb_placement *from, const wb_placement *to) {
+    uint32_t R = wb_placement_topology(to)->n_ranks;
+    uint64_t all = 0;
+    for (uint32_t l = 0; l < n_layers; l++) {
+        const int32_t *a = wb_placement_layer(from, l).expert_of_slot,
+                      *b = wb_placement_layer(to, l).expert_of_slot;
+        uint64_t most = 0;
+        for (uint32_t r = 0; r < R; r++) {
+            uint64_t n = 0;
+            for (uint32_t s = wb_placement_first_slot(to, r); s < wb_placement_first_slot(to, r + 1); s++)
+                n += a[s] != b[s];
+            if (n > most) most = n;
+        }
+        all += most;
+    }
+    return all;
+}
+
+static void bench_moves(void) {
+    static const shape shapes[] = {{256, 288, 32, 4, 8, 1.0},
+                                   {256, 512, 256, 8, 8, 1.2},
+                                   {256, 4608, 4096, 512, 8, 1.0},
+                                   {4096, 4608, 4096, 512, 8, 1.0}};
+    static const char *const names[] = {"again", "incremental"};
+    printf("\nMove plans to new loads (noise .4): ms, moves and groups of all layers, groups at least, ms "
+           "predicted\n");
+    for (size_t i = 0; i < 8; i++) {
+        const shape *s = &shapes[i / 2];
+        double *before = make_loads(s, 0, 1, 0), *after = make_loads(s, 1, 1, 0.4);
+        solved stale = solve(s, 1, before, with(WB_EPLB_BALANCED));
+        wb_eplb_options again = with(i % 2 == 0 ? WB_EPLB_BALANCED : WB_EPLB_INCREMENTAL);
+        again.current = stale.placement;
+        again.horizon_steps = 1e6;
+        solved next = solve(s, 1, after, again);
+        wb_move_plan *plan = NULL;
+        double best = 1e9;
+        for (int run = 0; run < 5; run++) {
+            wb_move_plan_close(plan);
+            double start = now_s();
+            need(wb_move_plan_open(stale.placement, next.placement, n_layers, NULL, NULL, &plan));
+            if (now_s() - start < best) best = now_s() - start;
+        }
+        print_shape(s);
+        printf(" | %-11s | %9.3f ms %8" PRIu64 " moves %6" PRIu32 " groups (%6" PRIu64 ") %9.1f ms\n",
+               names[i % 2], best * 1e3, plan->n_moves, plan->n_groups,
+               groups_bound(stale.placement, next.placement), plan->seconds * 1e3);
+        wb_move_plan_close(plan);
+        wb_placement_close(next.placement);
         wb_placement_close(stale.placement);
         free(before);
         free(after);
@@ -330,13 +387,14 @@ int main(int argc, char **argv) {
             seed = strtoull(argv[++i], NULL, 10);
         else if (strcmp(argv[i], "exact") == 0 || strcmp(argv[i], "stale") == 0 ||
                  strcmp(argv[i], "micro-batches") == 0 || strcmp(argv[i], "uneven") == 0 ||
-                 strcmp(argv[i], "small") == 0 || strcmp(argv[i], "far") == 0)
+                 strcmp(argv[i], "small") == 0 || strcmp(argv[i], "far") == 0 ||
+                 strcmp(argv[i], "moves") == 0)
             only = argv[i];
         else {
             const bool asked = strcmp(argv[i], "--help") == 0;
             fprintf(asked ? stdout : stderr,
                     "usage: bench_eplb [--layers N] [--threads N] [--trials N] [--seed N] [exact | stale | "
-                    "micro-batches | uneven | small | far]\n");
+                    "moves | micro-batches | uneven | small | far]\n");
             return asked ? 0 : 2;
         }
     }
@@ -344,6 +402,7 @@ int main(int argc, char **argv) {
     bool all = strcmp(only, "all") == 0;
     if (all || strcmp(only, "exact") == 0) bench_exact();
     if (all || strcmp(only, "stale") == 0) bench_stale();
+    if (all || strcmp(only, "moves") == 0) bench_moves();
     if (all || strcmp(only, "micro-batches") == 0) bench_micro_batches();
     if (all || strcmp(only, "uneven") == 0) bench_uneven();
     if (all || strcmp(only, "small") == 0) bench_small();

@@ -93,7 +93,7 @@ static double run_prefill(bench *b, const bench_case *c, double *check_out) {
         blocks[t / 16] = t / 16;
     }
     const int32_t last = PREFILL - 1;
-    const wb_infer_batch batch = {PREFILL, tokens, pos, seq, 1, PREFILL / 16, blocks, 1, &last};
+    const wb_infer_batch batch = {PREFILL, tokens, pos, seq, 1, PREFILL / 16, blocks, NULL, 1, &last};
     const wb_routing routing = {.ids = b->ids};
     const float *logits;
     const double begin = now();

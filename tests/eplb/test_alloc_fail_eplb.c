@@ -390,6 +390,14 @@ static void test_decoded_rows_are_given_back(void **state) {
 static wb_status move(place *p) {
     const wb_move_options options = wb_move_options_default();
     OPEN(p, status, wb_move_plan, plan, wb_move_plan_open(p->from, p->to, L, NULL, &options, &plan));
+    wb_placement *map = NULL;
+    status = wb_placement_clone(p->from, &map);
+    for (uint32_t g = 0; status == WB_OK && g < plan->n_groups; g++) {
+        uint64_t before = wb_placement_hash(map);
+        status = wb_move_apply_group(plan, g, g + 1, map);
+        p->touched |= status != WB_OK && wb_placement_hash(map) != before;
+    }
+    wb_placement_close(map);
     wb_move_plan_close(plan);
     return status;
 }

@@ -112,9 +112,113 @@ static void test_attention(void **state) {
     wb_device_close(dev);
 }
 
+/* ---- padding ----------------------------------------------------------------------------------------- */
+
+enum { REAL = 9, PADDED = 14, HEADS = 4, KV_HEADS = 2, HEAD_DIM = 5, WIDTH = HEADS * HEAD_DIM };
+enum { KV_WIDTH = KV_HEADS * HEAD_DIM };
+
+/* Two sequences of 4 and 5 tokens with rows of padding before, between and behind them. */
+static const int32_t padded_seq[PADDED] = {-1, 0, 0, 0, 0, -1, -1, 1, 1, 1, 1, 1, -1, -1};
+
+/* Rows of `dtype`, their values in [-1, 1]. */
+static wb_rows random_rows(wb_dtype dtype, int64_t n) {
+    float *values = random_floats(n, -1, 1);
+    if (dtype == WB_F32) return wb_f32_rows(values);
+    uint16_t *halves = xalloc(n, sizeof *halves);
+    for (int64_t i = 0; i < n; i++) halves[i] = wb_f32_to_bf16(values[i]);
+    free(values);
+    return (wb_rows){halves, WB_BF16};
+}
+
+/* The rows [row, row + 1) of `width` elements. */
+static void *row_of(wb_rows rows, int64_t row, int64_t width) {
+    return wb_rows_from(rows, row * width).data;
+}
+
+/* All bits set: a NaN in either dtype. */
+static wb_rows poisoned_rows(wb_dtype dtype, int64_t n) {
+    void *data = xalloc(n, wb_dtype_size(dtype));
+    memset(data, 0xFF, (size_t)n * wb_dtype_size(dtype));
+    return (wb_rows){data, dtype};
+}
+
+/* expected[4]: out, dq, dk and dv without padding; found[4] with it. */
+static void expect_padded(const int32_t *row, wb_dtype dtype, const wb_rows *expected, const wb_rows *found) {
+    const size_t row_bytes = WIDTH * wb_dtype_size(dtype);
+    static const uint8_t zeros[WIDTH * sizeof(float)];
+    for (int i = 0; i < 2; i++) {
+        for (int r = 0; r < REAL; r++)
+            assert_memory_equal(row_of(found[i], row[r], WIDTH), row_of(expected[i], r, WIDTH), row_bytes);
+        for (int t = 0; t < PADDED; t++)
+            if (padded_seq[t] < 0) assert_memory_equal(row_of(found[i], t, WIDTH), zeros, row_bytes);
+    }
+    for (int i = 2; i < 4; i++)
+        assert_memory_equal(found[i].data, expected[i].data, REAL * KV_WIDTH * wb_dtype_size(dtype));
+}
+
+/* out and dq of padding are zeros, whatever lay there; those of tokens, dk and dv are what they are without
+ * padding. */
+static void check_padding(wb_device *dev, wb_dtype dtype) {
+    const size_t row_bytes = WIDTH * wb_dtype_size(dtype);
+    const int32_t blocks[2 * REAL] = {4, 0, 7, 2, 0, 0, 0, 0, 0, 8, 1, 5, 3, 6};
+    int32_t seq[REAL], pos[REAL], padded_pos[PADDED] = {0}, row[REAL], n = 0;
+    for (int32_t t = 0; t < PADDED; t++) {
+        if (padded_seq[t] < 0) continue;
+        padded_pos[t] = n > 0 && seq[n - 1] == padded_seq[t] ? pos[n - 1] + 1 : 0;
+        seq[n] = padded_seq[t], pos[n] = padded_pos[t], row[n++] = t;
+    }
+    assert_int_equal(REAL, n);
+    wb_rows q = poisoned_rows(dtype, PADDED * WIDTH), dout = poisoned_rows(dtype, PADDED * WIDTH);
+    wb_rows few_q = random_rows(dtype, REAL * WIDTH), few_dout = random_rows(dtype, REAL * WIDTH);
+    for (int i = 0; i < REAL; i++) {
+        memcpy(row_of(q, row[i], WIDTH), row_of(few_q, i, WIDTH), row_bytes);
+        memcpy(row_of(dout, row[i], WIDTH), row_of(few_dout, i, WIDTH), row_bytes);
+    }
+    const wb_rows k = random_rows(dtype, REAL * KV_WIDTH), v = random_rows(dtype, REAL * KV_WIDTH);
+    const wb_attention few = {.T = REAL,
+                              .n_heads = HEADS,
+                              .n_kv_heads = KV_HEADS,
+                              .head_dim = HEAD_DIM,
+                              .scale = 0.7f,
+                              .q = few_q,
+                              .k = k,
+                              .v = v,
+                              .seq = seq,
+                              .pos = pos,
+                              .blocks = blocks,
+                              .max_blocks = REAL,
+                              .block_size = 1};
+    wb_attention padded = few;
+    padded.T = PADDED, padded.q = q, padded.seq = padded_seq, padded.pos = padded_pos;
+    wb_rows expected[4], found[4]; /* out, dq, dk, dv */
+    for (int i = 0; i < 4; i++) {
+        expected[i] = poisoned_rows(dtype, PADDED * WIDTH), found[i] = poisoned_rows(dtype, PADDED * WIDTH);
+        if (i < 2) continue;
+        memset(expected[i].data, 0, REAL * KV_WIDTH * wb_dtype_size(dtype)); /* added to */
+        memset(found[i].data, 0, REAL * KV_WIDTH * wb_dtype_size(dtype));
+    }
+    assert_ok(dev->attention_forward(dev, &few, expected[0]));
+    assert_ok(dev->attention_forward(dev, &padded, found[0]));
+    assert_ok(dev->attention_backward(dev, &few, few_dout, expected[1], expected[2], expected[3]));
+    assert_ok(dev->attention_backward(dev, &padded, dout, found[1], found[2], found[3]));
+    expect_padded(row, dtype, expected, found);
+    void *const arrays[] = {q.data, dout.data, few_q.data, few_dout.data, k.data, v.data};
+    for (size_t i = 0; i < sizeof arrays / sizeof arrays[0]; i++) free(arrays[i]);
+    for (int i = 0; i < 4; i++) free(expected[i].data), free(found[i].data);
+}
+
+static void test_rows_of_padding_are_zeros(void **state) {
+    (void)state;
+    wb_device *dev = open_cpu(2);
+    check_padding(dev, WB_F32);
+    check_padding(dev, WB_BF16);
+    wb_device_close(dev);
+}
+
 int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_attention),
+        cmocka_unit_test(test_rows_of_padding_are_zeros),
     };
     rng_open(argc, argv);
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,6 +1,6 @@
-/* made_up_family.h - a family and a layer kind that Waybill does not have, as somebody would add them:
- * nothing outside of this file knows them. The family spells keys and tensors in its own way; every second
- * layer mixes positions by a kind whose state is not keys and values. */
+/* made_up_family.h - a family and two layer kinds that Waybill does not have, as somebody would add them:
+ * nothing outside of this file knows them. The family spells keys and tensors in its own way; the state of
+ * one kind is a table that is not keys or values, that of the other one has a fixed size. */
 #ifndef MADE_UP_FAMILY_H
 #define MADE_UP_FAMILY_H
 
@@ -9,7 +9,9 @@
 #include "registry.h"
 #include "wb_json.h"
 
-/* ---- the kind ------------------------------------------------------------------------------------- */
+#include <string.h>
+
+/* ---- a kind with state by position ----------------------------------------------------------------- */
 
 /* y[t] = gain * (x[t] + x[t - 1]), the token before being one of the same sequence. On the CPU only. */
 
@@ -98,6 +100,97 @@ static const wb_layer_kind layer_shift = {
     .backward = shift_backward,
 };
 
+/* ---- a kind with state by sequence ----------------------------------------------------------------- */
+
+/* y[t] = gain * m[t] / n[t], an average in which a token counts half as much as the one behind it:
+ * m[t] = m[t - 1] / 2 + x[t], n[t] = n[t - 1] / 2 + 1, both zero before a sequence's first token. On the CPU
+ * only. The state is m[H] and n. */
+
+typedef struct decay_weights {
+    int32_t gain; /* [H] */
+} decay_weights;
+
+typedef struct decay {
+    wb_model *model;
+    wb_buffer sums; /* [T, H + 1] f32 m and n behind each token */
+} decay;
+
+static void decay_declare(wb_registry *registry, int32_t l, void *weights) {
+    ((decay_weights *)weights)->gain =
+        wb_registry_vector(registry, l, "decay.gain", registry->model->config.hidden_size);
+}
+
+static void decay_state(const wb_config *config, wb_state_shape *shape_out) {
+    shape_out->sequence_bytes = (int64_t)sizeof(float) * (config->hidden_size + 1);
+}
+
+static void decay_layout(void *worker, wb_model *model, const wb_sizes *sizes, wb_arena *arena) {
+    decay *d = worker;
+    d->model = model;
+    wb_place(arena, &d->sums, sizes->tokens, model->config.hidden_size + 1, sizeof(float));
+}
+
+/* m and n behind a token, from those before it; NULL: zeros. */
+static void decay_step(int64_t H, const float *before, const float *x, float *after) {
+    for (int64_t i = 0; i <= H; i++) after[i] = (before ? before[i] / 2 : 0) + (i < H ? x[i] : 1);
+}
+
+static wb_status decay_forward(void *worker, const void *weights, const wb_pass *pass, const wb_state *state,
+                               wb_rows x_rows, wb_rows y_rows) {
+    decay *d = worker;
+    const float *x = x_rows.data;
+    float *y = y_rows.data, *sums = d->sums.data;
+    const int64_t H = d->model->config.hidden_size;
+    const float *gain = wb_model_vector(d->model, ((const decay_weights *)weights)->gain);
+    for (const wb_sequence_run *run = pass->runs; run < pass->runs + pass->n_runs; run++) {
+        float *kept = state ? wb_sequence_state(state, run->state) : NULL;
+        const float *before = kept;
+        for (int64_t t = run->start; t < run->start + run->n; t++) {
+            float *after = sums + t * (H + 1);
+            decay_step(H, before, x + t * H, after);
+            for (int64_t i = 0; i < H; i++) y[t * H + i] = gain[i] * (after[i] / after[H]);
+            before = after;
+        }
+        if (kept) memcpy(kept, before, (size_t)(H + 1) * sizeof(float));
+    }
+    for (int64_t t = pass->T; t > 0 && pass->seq[t - 1] < 0; t--)
+        memset(y + (t - 1) * H, 0, (size_t)H * sizeof(float));
+    return WB_OK;
+}
+
+static wb_status decay_backward(void *worker, const void *weights, const wb_pass *pass, wb_rows x,
+                                wb_rows dy_rows, float *const *grads, wb_rows dx_rows) {
+    const decay *d = worker;
+    const float *dy = dy_rows.data, *sums = d->sums.data;
+    float *dx = dx_rows.data;
+    const int64_t H = d->model->config.hidden_size;
+    const int32_t param = ((const decay_weights *)weights)->gain;
+    const float *gain = wb_model_vector(d->model, param);
+    (void)x;
+    for (const wb_sequence_run *run = pass->runs; run < pass->runs + pass->n_runs; run++) {
+        const int64_t last = run->start + run->n - 1;
+        for (int64_t t = last; t >= run->start; t--) {
+            const float *m = sums + t * (H + 1), n = m[H];
+            for (int64_t i = 0; i < H; i++) {
+                const float next = t < last ? dx[(t + 1) * H + i] / 2 : 0;
+                dx[t * H + i] = gain[i] * dy[t * H + i] / n + next;
+                grads[param][i] += dy[t * H + i] * (m[i] / n);
+            }
+        }
+    }
+    return WB_OK;
+}
+
+static const wb_layer_kind layer_decay = {
+    .weights_size = sizeof(decay_weights),
+    .worker_size = sizeof(decay),
+    .declare = decay_declare,
+    .state = decay_state,
+    .layout = decay_layout,
+    .forward = decay_forward,
+    .backward = decay_backward,
+};
+
 /* ---- the family ----------------------------------------------------------------------------------- */
 
 /* Layers from "first_sparse" on are MoE. */
@@ -116,8 +209,9 @@ static int made_up_write(const wb_config *config, json_t *root) {
 }
 
 static wb_layer_parts made_up_layer(const wb_config *config, int32_t l) {
-    return (wb_layer_parts){l % 2 == 0 ? &layer_shift : &wb_layer_attention_gqa,
-                            wb_config_is_moe(config, l) ? &wb_layer_moe : &wb_layer_mlp};
+    static const wb_layer_kind *const mixers[] = {&layer_shift, &wb_layer_attention_gqa, &layer_decay,
+                                                  &layer_decay};
+    return (wb_layer_parts){mixers[l % 4], wb_config_is_moe(config, l) ? &wb_layer_moe : &wb_layer_mlp};
 }
 
 static const wb_rename made_up_renames[] = {
@@ -142,5 +236,18 @@ static const wb_family_rules made_up_family = {
     .layer = made_up_layer,
     .renames = made_up_renames,
 };
+
+/* A small one of it. */
+static inline wb_status made_up_config(wb_config *config_out) {
+    static const char text[] =
+        "{\"hidden_size\":16,\"num_hidden_layers\":4,\"num_attention_heads\":4,\"expert_size\":8,"
+        "\"vocab_size\":31,\"num_experts\":6,\"num_experts_per_tok\":2,\"first_sparse\":1,\"dense_size\":12}";
+    json_t *root;
+    *config_out = (wb_config){0};
+    WB_TRY(wb_json_parse(text, sizeof text - 1, "test", &root));
+    const wb_status status = wb_config_parse(root, &made_up_family, config_out);
+    json_decref(root);
+    return status;
+}
 
 #endif

@@ -119,13 +119,16 @@ typedef struct fixture {
     bool reduce_meanwhile; /* a backward reduces the gradients on its way */
 } fixture;
 
+/* Of the trainers that fixtures have; NULL: the defaults. */
+static const wb_train_options *fixture_train_options;
+
 static inline void fixture_finish(fixture *f) {
     const wb_route_model *routes = wb_model_routes(f->model);
     f->L = routes->n_moe_layers;
     f->K = routes->top_k;
     f->ids_dtype = wb_route_dtype(routes->num_experts);
     f->row_bytes = wb_route_row_bytes(routes);
-    MUST(wb_train_open(f->model, NULL, &f->train));
+    MUST(wb_train_open(f->model, fixture_train_options, &f->train));
 }
 
 /* Norms and biases start as 1 and 0; nothing would notice if they were left out. */

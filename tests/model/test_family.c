@@ -1,52 +1,10 @@
 /* test_family.c - a family is one file: one that Waybill does not have is read, built, loaded, run and
- * trained without a change elsewhere, with a layer kind whose state is not keys and values. */
+ * trained without a change elsewhere, with layer kinds whose state is not keys and values. */
 #include "support/temp_files.h"
 
-#include "made_up_family.h"
-#include "model_fixture.h"
-#include "wb_tensor_io.h"
+#include "made_up_fixture.h"
 
 #define FINITE_DIFFERENCE 1e-2F
-
-static wb_config made_up_config(void) {
-    static const char text[] =
-        "{\"hidden_size\":16,\"num_hidden_layers\":4,\"num_attention_heads\":4,\"expert_size\":8,"
-        "\"vocab_size\":31,\"num_experts\":6,\"num_experts_per_tok\":2,\"first_sparse\":1,\"dense_size\":12}";
-    wb_config config = {0};
-    json_t *root;
-    MUST(wb_json_parse(text, sizeof text - 1, "test", &root));
-    MUST(wb_config_parse(root, &made_up_family, &config));
-    json_decref(root);
-    return config;
-}
-
-/* The device and a model of `family` without values in its weights. */
-static fixture empty_fixture(wb_comm *comm, const wb_config *config, const wb_family_rules *family) {
-    fixture f = {.comm = comm};
-    MUST(wb_device_open_cpu(1, &f.device));
-    const wb_model_options options = {
-        .size = sizeof options, .device = f.device, .comm = comm, .dtype = WB_F32, .activations = WB_F32};
-    MUST(wb_model_new(config, family, &options, &f.model));
-    return f;
-}
-
-/* A fixture over a model of the made-up family; its weights come from `seed`, or from a file. */
-static fixture made_up_fixture(wb_comm *comm, const wb_config *config, uint64_t seed, const char *file) {
-    fixture f = empty_fixture(comm, config, &made_up_family);
-    if (file) {
-        wb_safetensors *files;
-        MUST(wb_safetensors_open(file, NULL, &files));
-        uint64_t *digests = take(wb_model_n_tensors(f.model), sizeof *digests);
-        MUST(wb_model_load(f.model, files, file, digests));
-        free(digests);
-        wb_safetensors_close(files);
-    } else {
-        MUST(wb_model_fill_random(f.model, seed, 0.3F));
-        perturb_vectors(&f, seed);
-    }
-    fixture_finish(&f);
-    return f;
-}
 
 typedef struct rig {
     wb_comm *comm;
@@ -59,7 +17,8 @@ typedef struct rig {
 
 static rig rig_open(void) {
     uint64_t state = 7;
-    rig g = {.config = made_up_config(), .order = {0, 1, 2}};
+    rig g = {.order = {0, 1, 2}};
+    MUST(made_up_config(&g.config));
     MUST(wb_comm_open_self(&g.comm));
     g.f = made_up_fixture(g.comm, &g.config, 3, NULL);
     g.c = corpus_random(&g.config, 3, 20, &state);
@@ -85,7 +44,8 @@ static bool has_tensor(const wb_model *model, const char *name) {
 
 static void test_its_keys_and_defaults_are_read_and_written(void **unused) {
     (void)unused;
-    const wb_config c = made_up_config();
+    wb_config c;
+    MUST(made_up_config(&c));
     assert_int_equal(c.expert_width, 8);
     assert_int_equal(c.dense_width, 12);
     assert_int_equal(c.moe_layer_mask[0], 14);
@@ -154,7 +114,7 @@ static void test_a_checkpoint_by_its_names_loads(void **unused) {
 /* The tokens of one sequence, `piece` at a time, through a pool of small blocks: training's bits. */
 static void infer_sequence(rig *g, int32_t s, int32_t piece) {
     enum { BLOCK = 4, N_BLOCKS = 8 };
-    const int32_t blocks[N_BLOCKS] = {5, 2, 7, 0, 1, 6, 3, 4};
+    const int32_t blocks[N_BLOCKS] = {5, 2, 7, 0, 1, 6, 3, 4}, number = 2;
     const int64_t V = g->config.vocab_size;
     wb_infer_options options = wb_infer_options_default();
     options.n_blocks = N_BLOCKS;
@@ -169,7 +129,7 @@ static void infer_sequence(rig *g, int32_t s, int32_t piece) {
             pos[i] = t + i - g->c.start[s];
             rows[i] = i;
         }
-        const wb_infer_batch batch = {n, g->c.tokens + t, pos, seq, 1, N_BLOCKS, blocks, n, rows};
+        const wb_infer_batch batch = {n, g->c.tokens + t, pos, seq, 1, N_BLOCKS, blocks, &number, n, rows};
         const wb_routing routing = {.ids = ids};
         const float *logits;
         MUST(wb_infer_forward(infer, &batch, &routing, &logits));
@@ -200,9 +160,14 @@ static void three_tables(const wb_config *config, wb_state_shape *shape_out) {
     shape_out->n_tables = 3;
 }
 
-static void fixed_size(const wb_config *config, wb_state_shape *shape_out) {
+static void both(const wb_config *config, wb_state_shape *shape_out) {
     shift_state(config, shape_out);
     shape_out->sequence_bytes = 4096;
+}
+
+static void too_large(const wb_config *config, wb_state_shape *shape_out) {
+    (void)config;
+    shape_out->sequence_bytes = (int64_t)INT32_MAX + 1;
 }
 
 static void test_state_without_a_place_is_refused(void **unused) {
@@ -215,15 +180,17 @@ static void test_state_without_a_place_is_refused(void **unused) {
     } cases[] = {
         {shift_state, NULL, WB_OK, ""},
         {three_tables, NULL, WB_CAPACITY, "layer 0: expected state in 0..2 tables, found 3"},
-        {fixed_size, NULL, WB_UNSUPPORTED,
-         "layer 0: expected state by position only, found 4096 bytes a sequence"},
+        {both, NULL, WB_OK, ""},
+        {too_large, NULL, WB_CAPACITY,
+         "layer 0: expected state of 0..2147483647 bytes a sequence, found 2147483648"},
         {shift_state, shift_state, WB_UNSUPPORTED, "layer 0: expected state of the mixer only"},
     };
     wb_comm *comm;
     MUST(wb_comm_open_self(&comm));
     wb_family_rules family = made_up_family;
     family.layer = odd_layer;
-    const wb_config config = made_up_config();
+    wb_config config;
+    MUST(made_up_config(&config));
     wb_infer_options options = wb_infer_options_default();
     options.n_blocks = 1;
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
@@ -250,7 +217,8 @@ static double sum_of(const rig *g, const float *logprobs) {
 /* The gradient of a weight of each kind of layer against a finite difference, all rows forced. */
 static void test_its_gradients_are_right(void **unused) {
     (void)unused;
-    static const char *const names[] = {"transformer.h.0.shift.gain", "transformer.h.2.shift.gain",
+    static const char *const names[] = {"transformer.h.0.shift.gain", "transformer.h.2.decay.gain",
+                                        "transformer.h.3.decay.gain",
                                         "transformer.h.1.self_attn.v_proj.weight"};
     rig g = rig_open();
     results r = results_new(&g.f, &g.c);

@@ -64,7 +64,7 @@ static wb_status open_train(void *model) {
 static void infer_pass(const rig *r) {
     const int32_t tokens[T] = {1, 2, 3}, pos[T] = {0, 1, 2}, seq[T] = {0}, blocks[T] = {0, 1, 2}, row = T - 1;
     uint8_t ids[ROUTE_BYTES];
-    const wb_infer_batch batch = {T, tokens, pos, seq, 1, T, blocks, 1, &row};
+    const wb_infer_batch batch = {T, tokens, pos, seq, 1, T, blocks, NULL, 1, &row};
     const float *logits = NULL;
     wb_infer *infer = NULL;
     const wb_infer_options options = infer_options();

@@ -40,7 +40,7 @@ static void expect_refused(rank_case *c, const char *what, wb_status found, cons
 
 static wb_status infer_forward(rank_case *c) {
     const int32_t pos[T] = {0, 1, 2, 3}, seq[T] = {0}, block = 0, row = T - 1;
-    const wb_infer_batch batch = {T, c->tokens, pos, seq, 1, 1, &block, 1, &row};
+    const wb_infer_batch batch = {T, c->tokens, pos, seq, 1, 1, &block, NULL, 1, &row};
     const float *logits;
     void *ids = take(T, c->f.row_bytes);
     const wb_status status = wb_infer_forward(c->infer, &batch, &(wb_routing){.ids = ids}, &logits);

@@ -242,7 +242,8 @@ static int32_t schedule_step(schedule *s) {
     }
     void *ids;
     MUST(dev->mem_alloc(dev, (size_t)T * ref->f.row_bytes, &ids));
-    const wb_infer_batch batch = {T, tokens, pos, seq, N_SEQS, s->max_blocks, s->blocks, n_wanted, wanted};
+    const wb_infer_batch batch = {T,         tokens, pos,      seq,   N_SEQS, s->max_blocks,
+                                  s->blocks, NULL,   n_wanted, wanted};
     const wb_routing routing = {.ids = ids};
     const float *logits;
     MUST(wb_infer_forward(s->infer, &batch, &routing, &logits));
@@ -505,7 +506,7 @@ static void test_bad_inference_batches_are_refused(void **unused) {
             rows[] = {1};
     uint8_t ids[2 * 2 * 3];
     const wb_routing routing = {.ids = ids};
-    const wb_infer_batch batch = {2, tokens, pos, seq, 1, 11, blocks, 1, rows};
+    const wb_infer_batch batch = {2, tokens, pos, seq, 1, 11, blocks, NULL, 1, rows};
     const float *logits = NULL;
     tokens[1] = 53;
     assert_refused(WB_INVALID_ARGUMENT, wb_infer_forward(infer, &batch, &routing, &logits), "token 1");
@@ -555,7 +556,7 @@ static wb_status whole_cycle(const reference *ref, void *ids, float *logprobs, w
                                   .seq_start = ref->c.start};
     const wb_routing routing = {.ids = ids};
     int32_t pos[] = {0}, seq[] = {0}, blocks[] = {0}, rows[] = {0};
-    const wb_infer_batch step = {1, ref->c.tokens, pos, seq, 1, 1, blocks, 1, rows};
+    const wb_infer_batch step = {1, ref->c.tokens, pos, seq, 1, 1, blocks, NULL, 1, rows};
     const float *logits;
     WB_TRY(wb_train_forward(train, &batch, &routing, NULL, logprobs));
     WB_TRY(wb_train_backward(train, logprobs));

@@ -11,7 +11,8 @@
 
 #include <cmocka.h>
 
-static const wb_engine_options small_engine = {sizeof small_engine, 16, 4, 32, 2};
+static const wb_engine_options small_engine = {
+    .size = sizeof small_engine, .n_blocks = 16, .block_size = 4, .max_batch_tokens = 32, .max_running = 2};
 
 static wb_status open_engine(void *model) {
     wb_engine *engine = NULL;

@@ -1,5 +1,5 @@
 /* test_scheduler.c - the scheduler alone, without a model: random arrivals, lengths, pools and aborts.
- * Nothing overtakes, blocks are conserved, the batch is what was planned, and every request ends.
+ * Nothing overtakes, blocks and states are conserved, the batch is what was planned, and every request ends.
  *
  * Each round is made from its seed; `test_scheduler --seed N` runs one of them. */
 #include "scheduler.h"
@@ -113,7 +113,7 @@ static void check_line(round_state *r) {
 
 /* Each block of the pool is free or held by one request, once. */
 static void check_blocks(round_state *r) {
-    const wb_kv_blocks *pool = &r->scheduler.pool;
+    const wb_free_list *pool = &r->scheduler.blocks;
     uint8_t *seen = calloc((size_t)r->n_blocks, 1);
     if (!seen) abort();
     int32_t n = 0;
@@ -129,6 +129,18 @@ static void check_blocks(round_state *r) {
     free(seen);
 }
 
+/* Likewise each state; who runs holds one. */
+static void check_states(round_state *r) {
+    const wb_free_list *states = &r->scheduler.states;
+    uint8_t seen[MAX_REQUESTS] = {0};
+    const int32_t n_states = r->max_running < r->n_blocks ? r->max_running : r->n_blocks;
+    EXPECT(states->n == n_states && states->n_free == n_states - r->scheduler.running);
+    for (int32_t i = 0; i < states->n_free; i++) seen[states->free[i]]++;
+    for (uint32_t i = 0; i < r->n; i++)
+        if (r->requests[i].entry.running) seen[r->requests[i].entry.state]++;
+    for (int32_t i = 0; i < n_states; i++) EXPECT(seen[i] == 1);
+}
+
 static void check_entry(round_state *r, int32_t i, int64_t *t, int64_t *n_sampled) {
     const wb_step_batch *batch = &r->scheduler.batch;
     const wb_sched_entry *entry = batch->entries[i];
@@ -140,6 +152,7 @@ static void check_entry(round_state *r, int32_t i, int64_t *t, int64_t *n_sample
     }
     for (int32_t k = 0; k < batch->max_blocks; k++)
         EXPECT(batch->blocks[i * batch->max_blocks + k] == (k < entry->n_blocks ? entry->blocks[k] : 0));
+    EXPECT(batch->states[i] == entry->state);
     if (!wb_sched_samples(entry)) return;
     EXPECT(*n_sampled < batch->n_sampled && batch->sampled[*n_sampled] == entry);
     EXPECT(batch->logit_rows[*n_sampled] == *t - 1);
@@ -202,7 +215,8 @@ static void commit(round_state *r) {
     }
 }
 
-/* Now and then a step is not made after its plan: the next plan must do as well. */
+/* Now and then a step is not made after its plan, and states are lost with some of these: the next plan must
+ * do as well. */
 static int run_round(uint64_t seed, uint64_t *preemptions) {
     static round_state state;
     round_state *r = &state;
@@ -210,17 +224,22 @@ static int run_round(uint64_t seed, uint64_t *preemptions) {
     for (r->step = 0; r->n_ended < r->n && r->failures == 0; r->step++) {
         EXPECT(r->step < MAX_STEPS);
         arrive_and_abort(r);
+        const uint64_t before = r->scheduler.preemptions;
         wb_scheduler_plan(&r->scheduler);
+        *preemptions += r->scheduler.preemptions - before;
         check_line(r);
         check_blocks(r);
+        check_states(r);
         check_batch(r);
-        if (pick(r, 0, 15) == 0)
+        if (pick(r, 0, 31) == 0)
+            wb_scheduler_preempt_all(&r->scheduler);
+        else if (pick(r, 0, 15) == 0)
             wb_scheduler_drop_plan(&r->scheduler);
         else
             commit(r);
     }
-    EXPECT(r->scheduler.pool.n_free == r->n_blocks || r->failures > 0);
-    *preemptions += r->scheduler.preemptions;
+    EXPECT(r->scheduler.blocks.n_free == r->n_blocks || r->failures > 0);
+    check_states(r);
     wb_scheduler_close(&r->scheduler);
     return r->failures > 0;
 }

@@ -1,8 +1,10 @@
 /* test_step_failures.c - steps that fail: who is named, and what stays as it was. */
 #include "engine_rig.h"
+#include "wb_check.h"
 
 #include <math.h>
 #include <pthread.h>
+#include <unistd.h>
 
 /* Makes the embedding of `token` NaN: who has it in the prompt gets NaN logits. */
 static void poison(wb_model *model, uint32_t token) {
@@ -97,10 +99,129 @@ static void test_a_failing_rank_is_named_to_the_others(void **state) {
     wb_comm_close(comms[1]);
 }
 
+/* ---- after the sampling -------------------------------------------------------------------------- */
+
+/* Once a step has sampled, the copy to the host after copies_left others fails, once; negative: none does. Of
+ * this thread's rank. */
+static _Thread_local int copies_left = -1;
+static _Thread_local bool has_sampled, has_failed;
+static _Thread_local wb_sample_fn *device_sample;
+static _Thread_local wb_to_host_fn *device_to_host;
+
+static wb_status noted_sample(wb_device *dev, int64_t B, int64_t V, const float *logits,
+                              const wb_sample_params *params, const wb_sample_kept *kept, int32_t *tokens,
+                              float *logprobs) {
+    has_sampled = true;
+    return device_sample(dev, B, V, logits, params, kept, tokens, logprobs);
+}
+
+static wb_status failing_to_host(wb_device *dev, void *host, const void *device, size_t bytes) {
+    if (!has_sampled || copies_left < 0 || copies_left-- > 0) return device_to_host(dev, host, device, bytes);
+    has_failed = true;
+    return wb_fail(WB_DEVICE, "to_host: made to fail");
+}
+
+enum { MASK_PROMPT = 5, MASK_NEW = 9 };
+
+static ask ask_masked(void) {
+    ask a = ask_fixed("masked", MASK_PROMPT, MASK_NEW);
+    a.request.temperature = 20; /* close to uniform: nearly all tokens are kept */
+    a.request.top_p = 0.999f;
+    a.request.return_sampling_mask = true;
+    return a;
+}
+
+static void expect(bool held, const char *what) {
+    if (held) return;
+    fprintf(stderr, "expected %s; latest failure: %s\n", what, wb_error_message());
+    abort(); /* an assert would leave the other rank waiting */
+}
+
+/* Each step of one request, in which the first copy fails, then the second, and so on, until none is left to
+ * fail. A step that failed changed nothing: the next one feeds the same tokens. With several ranks it is rank
+ * 1 that fails. */
+static wb_completion *complete_in_spite(wb_comm *comm, int *failures_out) {
+    const wb_config c = config();
+    rig r = rig_open(&c, 5, 1, comm);
+    wb_engine *engine = engine_of(r.model, 12, 4, 8, 4);
+    const bool fails = !comm || wb_comm_rank(comm) == 1;
+    ask a = ask_masked();
+    device_sample = r.device->sample, device_to_host = r.device->to_host;
+    r.device->sample = noted_sample, r.device->to_host = failing_to_host;
+    must(wb_engine_submit(engine, ask_request(&a)), "submit");
+    *failures_out = 0;
+    bool busy = true;
+    for (int n = 0; busy;) {
+        has_sampled = has_failed = false;
+        copies_left = fails ? n : -1;
+        const wb_status status = wb_engine_step(engine, &busy);
+        expect(!fails || status == (has_failed ? WB_DEVICE : WB_OK), "the failure of the device alone");
+        expect(fails || status == WB_OK || status == WB_PEER, "the failure of a peer alone");
+        if (status == WB_PEER) expect(strstr(wb_error_message(), "rank 1 failed"), "rank 1 named");
+        *failures_out += status != WB_OK;
+        n = status == WB_OK ? 0 : n + 1;
+    }
+    wb_completion *done = wb_engine_poll(engine);
+    wb_engine_close(engine);
+    rig_close(&r);
+    return done;
+}
+
+static void assert_completes_as_alone(int failures, wb_completion *found) {
+    rig r = open_rig();
+    ask a = ask_masked();
+    wb_completion *alone = run_alone(r.model, &a);
+    assert_int_equal(2 * MASK_NEW, failures); /* tokens and rows; the mask */
+    assert_non_null(found);
+    assert_same(r.model, alone, found);
+    wb_completion_free(found);
+    wb_completion_free(alone);
+    rig_close(&r);
+}
+
+static void test_a_failed_step_is_repeated(void **state) {
+    (void)state;
+    int failures;
+    wb_completion *found = complete_in_spite(NULL, &failures);
+    assert_completes_as_alone(failures, found);
+}
+
+typedef struct spite_job {
+    wb_comm *comm;
+    wb_completion *done;
+    int failures;
+} spite_job;
+
+static void *complete_rank(void *arg) {
+    spite_job *job = arg;
+    job->done = complete_in_spite(job->comm, &job->failures);
+    return NULL;
+}
+
+static void test_rule_30_a_rank_that_fails_after_sampling_leaves_nobody_waiting(void **state) {
+    (void)state;
+    spite_job jobs[2] = {{0}};
+    wb_comm *comms[2];
+    pthread_t thread;
+    assert_ok(wb_comm_open_threads(2, comms));
+    for (int i = 0; i < 2; i++) jobs[i].comm = comms[i];
+    alarm(60); /* a hang is a failure */
+    assert_int_equal(0, pthread_create(&thread, NULL, complete_rank, &jobs[1]));
+    complete_rank(&jobs[0]);
+    pthread_join(thread, NULL);
+    alarm(0);
+    for (int i = 0; i < 2; i++) {
+        assert_completes_as_alone(jobs[i].failures, jobs[i].done);
+        wb_comm_close(comms[i]);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_nan_logits_name_request_and_position),
         cmocka_unit_test(test_a_failing_rank_is_named_to_the_others),
+        cmocka_unit_test(test_a_failed_step_is_repeated),
+        cmocka_unit_test(test_rule_30_a_rank_that_fails_after_sampling_leaves_nobody_waiting),
     };
     return cmocka_run_group_tests_name("step failures", tests, NULL, NULL);
 }

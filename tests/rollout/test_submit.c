@@ -1,5 +1,7 @@
 /* test_submit.c - what an engine and its submit take and refuse, and request ids. */
 #include "engine_rig.h"
+#include "request.h"
+#include "sequence.h"
 
 #include <math.h>
 
@@ -171,12 +173,53 @@ static void test_many_rids(void **state) {
     rig_close(&r);
 }
 
+/* Room for a mask is what its limits allow. What a record cannot hold is refused where it is certain, which
+ * it is under top-k alone. */
+static void test_a_mask_has_room_or_is_refused(void **state) {
+    (void)state;
+    rig r = open_rig();
+    const uint32_t prompt[] = {1};
+    const wb_request_limits limits = {.route_model = wb_model_routes(r.model),
+                                      .vocab_size = 150000,
+                                      .max_positions = 1 << 20,
+                                      .n_blocks = 1 << 20,
+                                      .block_size = 16};
+    wb_request request = wb_request_default();
+    request.rid = "mask", request.tokens = prompt, request.n_tokens = 1;
+    request.top_k = 1 << 14, request.max_tokens = 1 << 16;
+    assert_ok(wb_request_check(&request, &limits)); /* no mask is wanted */
+    request.return_sampling_mask = true;
+    assert_int_equal(WB_CAPACITY, wb_request_check(&request, &limits));
+    assert_message(
+        "request mask: its sampling mask: expected fewer than 1073741824 kept tokens, found 16384 for "
+        "each of 65536 new ones");
+    request.top_k = (1 << 14) - 1;
+    assert_ok(wb_request_check(&request, &limits));
+    request.top_k = 0, request.top_p = 0.9f; /* a nucleus could be all tokens, and is not */
+    assert_ok(wb_request_check(&request, &limits));
+
+    request.top_k = 3, request.max_tokens = 70;
+    wb_sequence *s = NULL;
+    uint32_t *ids = NULL;
+    assert_ok(wb_sequence_create(&request, limits.vocab_size, 4, 8, &s));
+    assert_int_equal(3 * 70, s->mask_room);
+    assert_ok(wb_sequence_next_mask(s, 210, &ids));
+    assert_ptr_equal(s->mask_ids, ids);
+    ids = NULL;
+    assert_int_equal(WB_CAPACITY, wb_sequence_next_mask(s, 211, &ids));
+    assert_message("request mask: its sampling mask: expected at most 210 kept tokens, found 211");
+    assert_null(ids);
+    wb_sequence_free(s);
+    rig_close(&r);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_options_below_one_are_named),
         cmocka_unit_test(test_structs_of_an_earlier_version),
         cmocka_unit_test(test_bad_requests_are_refused_by_name),
         cmocka_unit_test(test_capacity_names_the_numbers),
+        cmocka_unit_test(test_a_mask_has_room_or_is_refused),
         cmocka_unit_test(test_rid_is_in_use_until_polled),
         cmocka_unit_test(test_many_rids),
     };

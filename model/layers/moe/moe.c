@@ -104,7 +104,7 @@ static wb_status run_experts_backward(moe *m, const wb_moe_weights *w, wb_rows x
     const wb_rows received = rows_of(m, &m->exchange.received);
     WB_TRY(dev->gather_rows(dev, m->plan.n, m->model->config.hidden_size, m->plan.to_received.data, received,
                             output));
-    WB_TRY(wb_moe_experts_backward(&m->experts, &m->plan, w, received, grads, output));
+    WB_TRY(wb_moe_experts_backward(&m->experts, &m->plan, w, x, grads, output));
     return wb_moe_return_to_tokens(&m->exchange, &m->plan, output, rows_of(m, &m->rows));
 }
 

@@ -129,7 +129,8 @@ void wb_moe_experts_layout(wb_moe_experts *experts, const wb_moe_experts *other,
 wb_status wb_moe_experts_forward(wb_moe_experts *experts, const wb_layer_plan *plan, const wb_moe_weights *w,
                                  wb_rows x, wb_rows output);
 
-/* `grad` [n, H]: in, of the outputs; out, of the inputs. x as in the forward. Uses up gate_up. */
+/* `grad` [n, H]: in, of the outputs; out, of the inputs. x: the tokens' [T, H], not read with R > 1. Uses up
+ * gate_up. */
 wb_status wb_moe_experts_backward(wb_moe_experts *experts, const wb_layer_plan *plan, const wb_moe_weights *w,
                                   wb_rows x, float *const *grads, wb_rows grad);
 

@@ -1,0 +1,56 @@
+/* migrate.h - one group of moves, made with the weights that there are: sent into shadow slots, checked,
+ * agreed, copied into the slots, and the map flipped.
+ *
+ * Refuses: which moves there are (move/), when they are made (rebalance.c). */
+#ifndef WB_MIGRATE_H
+#define WB_MIGRATE_H
+
+#include "wb_memory.h"
+#include "wb_rebalance.h"
+
+/* What a sender says of an expert before it sends it. */
+typedef struct wb_move_label {
+    uint64_t shape;    /* of its parts: how many, of how many bytes */
+    uint64_t checksum; /* of the moves that are checked; else 0 */
+} wb_move_label;
+
+typedef struct wb_migration {
+    const wb_expert_store *store;
+    wb_comm *comm;
+    uint32_t rank, n_ranks;
+    uint32_t check_every;
+    /* The maps that are in force, and those after the present group: this rank's copies. */
+    wb_placement *placement, *next;
+    wb_owner memory;
+    wb_expert_part *parts; /* [max_parts] of the slot that was asked for last */
+    size_t n_parts, max_parts;
+    wb_transfer *transfers; /* [max_transfers] of the present group */
+    size_t n_transfers, max_transfers;
+    char *shadows;       /* device, of the store */
+    uint32_t n_shadows;  /* the most that a group has needed */
+    size_t shadow_bytes; /* of one shadow slot */
+    /* Labels between two ranks, in the order of their moves: [R] bytes to and from each, where they begin,
+     * and the next one. */
+    size_t *to_bytes, *to_offsets, *from_bytes, *from_offsets, *cursor;
+    wb_move_label *sent, *received; /* [max_sent], [max_received] */
+    size_t max_sent, max_received;
+    char *chunk;                    /* host, CHUNK_BYTES: of an expert on its way to its checksum */
+    uint64_t moves, received_bytes; /* so far: of all ranks; of this one */
+} wb_migration;
+
+/* `store` outlives it. Allocates what does not depend on a plan, and has the store make n_shadow shadow
+ * slots. */
+wb_status wb_migration_open(const wb_expert_store *store, uint32_t check_every, uint32_t n_shadow,
+                            wb_migration *migration);
+void wb_migration_close(wb_migration *migration);
+
+/* Takes the store's maps where they are other ones than the last group's: somebody else has changed them.
+ * *changed_out: so it was. Not between two groups of a plan. */
+wb_status wb_migration_follow(wb_migration *migration, bool *changed_out);
+
+/* Makes group `group` of the plan; the layer is at `epoch` afterwards. *dead_out: the communicator is of no
+ * use any more. After another failure all ranks have the map that they had, and its weights. Collective. */
+wb_status wb_migrate_group(wb_migration *migration, const wb_move_plan *plan, uint32_t group, uint64_t epoch,
+                           bool *dead_out);
+
+#endif

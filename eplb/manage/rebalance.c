@@ -1,0 +1,321 @@
+/* rebalance.c - the manager's life: open, count, and at each boundary the next thing to do. Refuses: whether
+ * a move pays (rebalance_decide.c), making one (migrate.c). */
+#include "manage/rebalance_state.h"
+#include "wb_check.h"
+#include "wb_options.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+/* ---- options ----------------------------------------------------------------------------------- */
+
+WB_OPTIONS_END(wb_rebalance_options, check_every);
+void wb_rebalance_options_init(wb_rebalance_options *options_out, size_t size) {
+    wb_rebalance_options defaults = {.every = 1000,
+                                     .enough = 1,
+                                     .sigmas = 2,
+                                     .horizon_passes = 10000,
+                                     .layers_per_chunk = WB_ALL_MOE_LAYERS,
+                                     .phases = WB_PHASES_ALL,
+                                     .load = wb_load_options_default(),
+                                     .solver = wb_eplb_options_default(),
+                                     .move = wb_move_options_default(),
+                                     .patience = 1000,
+                                     .check_every = 1};
+    defaults.load.window = 1000;
+    defaults.solver.threads = 1;
+    wb_options_init(options_out, size, &defaults, sizeof defaults);
+}
+
+static wb_status check_range(const char *name, double low, double high, double found) {
+    if (found >= low && found <= high) return WB_OK;
+    return wb_fail(WB_INVALID_ARGUMENT, "rebalance options: %s: expected %g..%g, found %g", name, low, high,
+                   found);
+}
+
+static wb_status check_options(const wb_rebalance_options *o) {
+    if (o->layers_per_chunk < 1)
+        return wb_fail(
+            WB_INVALID_ARGUMENT,
+            "rebalance options: layers_per_chunk: expected 1 or more, or WB_ALL_MOE_LAYERS for all, "
+            "found %" PRId64,
+            o->layers_per_chunk);
+    WB_TRY(check_range("every", 1, UINT32_MAX, o->every));
+    WB_TRY(check_range("patience", 1, UINT32_MAX, o->patience));
+    WB_TRY(check_range("enough", 1e-9, 1, o->enough));
+    WB_TRY(check_range("sigmas", 0, 1e9, o->sigmas));
+    WB_TRY(check_range("phases", 1, WB_PHASES_ALL, o->phases));
+    return check_range("horizon_passes", 0, 1e18, o->horizon_passes);
+}
+
+/* ---- opening and closing ------------------------------------------------------------------------- */
+
+static wb_status open_arrays(wb_rebalance *m) {
+    const size_t n = (size_t)m->n_layers * m->n_experts;
+    const wb_load_region region = {"target", m->n_layers, m->n_experts, 0};
+    WB_TRY(WB_OWN(&m->memory, m->counts, n, "rebalance"));
+    WB_TRY(WB_OWN(&m->memory, m->usable, m->n_layers, "rebalance"));
+    WB_TRY(WB_OWN(&m->memory, m->rank_loads, m->n_ranks, "rebalance"));
+    WB_TRY(WB_OWN(&m->memory, m->layers, m->n_layers, "rebalance"));
+    return wb_load_open(1, &region, &m->options.load, &m->load);
+}
+
+/* The next flip is later than any before it. */
+static void see_epochs(wb_rebalance *m, const wb_placement *placement) {
+    for (uint32_t l = 0; l < m->n_layers; l++)
+        if (wb_placement_layer(placement, l).epoch > m->latest_epoch)
+            m->latest_epoch = wb_placement_layer(placement, l).epoch;
+}
+
+static wb_status open_alone(const wb_expert_store *store, const wb_rebalance_options *options,
+                            wb_rebalance *m) {
+    WB_TRY(wb_options_read(&m->options, sizeof m->options, options, "rebalance options"));
+    WB_TRY(check_options(&m->options));
+    m->options.solver.progress = NULL;
+    const wb_placement *placement = store->placement(store->context);
+    m->n_layers = wb_placement_layers(placement);
+    m->n_experts = wb_placement_experts(placement);
+    m->n_ranks = wb_placement_topology(placement)->n_ranks;
+    WB_TRY(open_arrays(m));
+    see_epochs(m, placement);
+    return wb_migration_open(&m->store, m->options.check_every, m->options.move.n_shadow, &m->migration);
+}
+
+/* What a decision and a plan depend on. What the solver is told is its business: what it finds is
+ * compared. */
+static wb_status check_peers(const wb_rebalance *m) {
+    const wb_rebalance_options *o = &m->options;
+    const wb_cost_model *cost = &o->move.cost;
+    const double values[] = {o->every,
+                             o->enough,
+                             o->sigmas,
+                             o->horizon_passes,
+                             o->phases,
+                             (double)o->layers_per_chunk,
+                             o->load.window,
+                             o->load.decay,
+                             o->patience,
+                             o->check_every,
+                             o->move.n_shadow,
+                             o->move.group_moves,
+                             cost->seconds_per_token,
+                             cost->expert_bytes,
+                             cost->node_bytes_per_second,
+                             cost->network_bytes_per_second,
+                             cost->local_bytes_per_second,
+                             cost->seconds_per_group};
+    WB_TRY(wb_comm_check_equal(m->comm, values, sizeof values, "rebalance options"));
+    return wb_placement_check_equal(m->migration.placement, m->comm);
+}
+
+wb_status wb_rebalance_open(const wb_expert_store *store, const wb_rebalance_options *options,
+                            wb_rebalance **manager_out) {
+    wb_rebalance *m = NULL;
+    wb_comm *comm = wb_exchange_comm(store->exchange);
+    wb_status status = WB_NEW(m, 1, "rebalance");
+    if (status == WB_OK) {
+        m->store = *store;
+        m->comm = comm;
+        wb_rebalance_options_init(&m->options, sizeof m->options);
+        status = open_alone(store, options, m);
+    }
+    status = wb_comm_agree(comm, status);
+    if (status == WB_OK) status = check_peers(m);
+    if (status != WB_OK) {
+        wb_rebalance_close(m);
+        return status;
+    }
+    *manager_out = m;
+    return WB_OK;
+}
+
+static void drop_target(wb_rebalance *m) {
+    wb_move_plan_close(m->plan);
+    wb_placement_close(m->target);
+    m->plan = NULL;
+    m->target = NULL;
+    m->stats.phase = WB_REBALANCE_RECORDING;
+}
+
+void wb_rebalance_close(wb_rebalance *m) {
+    if (!m) return;
+    WB_IGNORE(wb_solve_job_end(m->job, NULL));
+    drop_target(m);
+    wb_migration_close(&m->migration);
+    wb_load_close(m->load);
+    wb_owner_close(&m->memory);
+    free(m);
+}
+
+/* ---- counting ------------------------------------------------------------------------------------ */
+
+wb_status wb_rebalance_record(wb_rebalance *m, wb_phase phase, int32_t layer, const wb_routed_rows *rows) {
+    return wb_load_record(m->load, 0, phase, layer, rows);
+}
+
+const char *wb_rebalance_verdict_name(wb_rebalance_verdict verdict) {
+    static const char *const names[] = {
+        [WB_REBALANCE_UNDECIDED] = "undecided", [WB_REBALANCE_MOVED] = "moved",
+        [WB_REBALANCE_NO_LOAD] = "no load",     [WB_REBALANCE_BALANCED] = "balanced",
+        [WB_REBALANCE_NOISE] = "noise",         [WB_REBALANCE_NO_GAIN] = "no gain",
+        [WB_REBALANCE_LATE] = "late",           [WB_REBALANCE_FAILED] = "failed"};
+    return names[verdict];
+}
+
+wb_rebalance_stats wb_rebalance_get_stats(const wb_rebalance *m) {
+    wb_rebalance_stats stats = m->stats;
+    stats.epoch = m->stats.groups > 0 ? m->latest_epoch : 0;
+    stats.bytes = m->migration.received_bytes;
+    stats.moves = m->migration.moves;
+    stats.failure = m->failure;
+    return stats;
+}
+
+/* ---- deciding and solving -------------------------------------------------------------------------- */
+
+/* Gives up what goes on: the map in force stays. The message is the calling thread's latest. All ranks come
+ * here together, unless the communicator is dead: then that is the outcome. */
+static wb_status give_up(wb_rebalance *m, wb_rebalance_verdict verdict) {
+    snprintf(m->failure, sizeof m->failure, "%s", wb_error_message());
+    m->stats.failures++;
+    m->stats.verdict = verdict;
+    drop_target(m);
+    return wb_comm_barrier(m->comm);
+}
+
+/* One that was given up may still be at work, on any rank: then the decision waits for the next time. */
+static wb_status end_old_job(wb_rebalance *m, bool *free_out) {
+    uint64_t busy = m->job && !wb_solve_job_done(m->job);
+    if (m->job && !busy) {
+        WB_IGNORE(wb_solve_job_end(m->job, NULL));
+        m->job = NULL;
+    }
+    WB_TRY(wb_comm_all_reduce_max_u64(m->comm, &busy));
+    *free_out = busy == 0;
+    return WB_OK;
+}
+
+static wb_status decide(wb_rebalance *m) {
+    bool is_free;
+    WB_TRY(end_old_job(m, &is_free));
+    if (!is_free) {
+        m->stats.verdict = WB_REBALANCE_LATE;
+        return WB_OK;
+    }
+    bool changed;
+    WB_TRY(wb_comm_agree(m->comm, wb_migration_follow(&m->migration, &changed)));
+    see_epochs(m, m->migration.placement);
+    WB_TRY(wb_rebalance_take_counts(m));
+    m->stats.decisions++;
+    m->stats.verdict = wb_rebalance_judge_counts(m);
+    if (m->stats.verdict != WB_REBALANCE_MOVED) return WB_OK;
+    const wb_status started =
+        wb_comm_agree(m->comm, wb_solve_job_start(m->migration.placement, m->counts, &m->options.solver,
+                                                  wb_rebalance_choose_layers, m, &m->job));
+    if (started != WB_OK) return give_up(m, WB_REBALANCE_FAILED); /* a job that has started ends by itself */
+    m->solving = 0;
+    m->stats.phase = WB_REBALANCE_SOLVING;
+    return WB_OK;
+}
+
+/* All ranks have a placement, which must be the same one, and the same layers of it that pay. */
+static wb_status take_target(wb_rebalance *m) {
+    wb_status status = wb_solve_job_end(m->job, &m->target);
+    m->job = NULL;
+    status = wb_comm_agree(m->comm, status);
+    if (status == WB_OK) status = wb_placement_check_equal(m->target, m->comm);
+    if (status == WB_OK)
+        status = wb_comm_check_equal(m->comm, m->layers, m->n_chosen * sizeof *m->layers, "layers to move");
+    if (status != WB_OK) return give_up(m, WB_REBALANCE_FAILED);
+    m->stats.verdict = m->chosen;
+    m->stats.expected_balancedness = m->expected_balancedness;
+    m->stats.phase = WB_REBALANCE_MOVING;
+    if (m->n_chosen == 0) drop_target(m);
+    return WB_OK;
+}
+
+static wb_status wait_for_solver(wb_rebalance *m) {
+    uint64_t busy = !wb_solve_job_done(m->job);
+    WB_TRY(wb_comm_all_reduce_max_u64(m->comm, &busy));
+    if (!busy) return take_target(m);
+    if (++m->solving < m->options.patience) return WB_OK;
+    WB_IGNORE(wb_fail(WB_CAPACITY, "rebalance: the solver has not ended after %" PRIu32 " passes",
+                      m->options.patience));
+    return give_up(m, WB_REBALANCE_LATE);
+}
+
+/* ---- moving -------------------------------------------------------------------------------------- */
+
+static wb_status open_chunk(wb_rebalance *m) {
+    bool changed;
+    WB_TRY(wb_migration_follow(&m->migration, &changed));
+    if (changed)
+        return wb_fail(WB_MISMATCH,
+                       "rebalance: the placement was changed by somebody else since the decision");
+    const uint32_t left = m->n_chosen - m->next_chosen;
+    const uint32_t n = m->options.layers_per_chunk < left ? (uint32_t)m->options.layers_per_chunk : left;
+    WB_TRY(wb_move_plan_open(m->migration.placement, m->target, n, m->layers + m->next_chosen,
+                             &m->options.move, &m->plan));
+    m->next_group = 0;
+    m->next_chosen += n;
+    return WB_OK;
+}
+
+/* The chunk after one that is done, and the end after the last one. Plans may have no groups. */
+static void end_chunk(wb_rebalance *m) {
+    if (m->next_group < m->plan->n_groups) return;
+    wb_move_plan_close(m->plan);
+    m->plan = NULL;
+    if (m->next_chosen < m->n_chosen) return;
+    m->stats.rebalances++;
+    drop_target(m);
+}
+
+static wb_status move_group(wb_rebalance *m) {
+    bool dead = false;
+    if (!m->plan && wb_comm_agree(m->comm, open_chunk(m)) != WB_OK) return give_up(m, WB_REBALANCE_FAILED);
+    if (m->next_group < m->plan->n_groups) {
+        const wb_status moved =
+            wb_migrate_group(&m->migration, m->plan, m->next_group, m->latest_epoch + 1, &dead);
+        if (moved != WB_OK && dead) wb_comm_abort(m->comm);
+        if (moved != WB_OK) return dead ? moved : give_up(m, WB_REBALANCE_FAILED);
+        m->latest_epoch++;
+        m->next_group++;
+        m->stats.groups++;
+    }
+    end_chunk(m);
+    return WB_OK;
+}
+
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static wb_status move_and_time(wb_rebalance *m) {
+    const double begin = now();
+    WB_TRY(move_group(m));
+    const double pause = now() - begin;
+    m->stats.seconds += pause;
+    if (pause > m->stats.longest_pause) m->stats.longest_pause = pause;
+    return WB_OK;
+}
+
+wb_status wb_rebalance_boundary(wb_rebalance *m) {
+    /* This rank's tokens alone: sums over ranks are made where they are looked at. */
+    wb_load_end_own_pass(m->load);
+    m->stats.boundaries++;
+    switch (m->stats.phase) {
+    case WB_REBALANCE_SOLVING:
+        return wait_for_solver(m);
+    case WB_REBALANCE_MOVING:
+        return move_and_time(m);
+    default:
+        return m->stats.boundaries % m->options.every == 0 ? decide(m) : WB_OK;
+    }
+}

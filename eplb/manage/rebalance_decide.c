@@ -1,0 +1,145 @@
+/* rebalance_decide.c - whether another placement is worth having: what was counted, what of it is a load,
+ * what is more than noise, and what pays its move.
+ *
+ * All of it depends on sums over ranks and on options that ranks have alike, so that all ranks decide the
+ * same. */
+#include "manage/rebalance_state.h"
+#include "wb_check.h"
+
+#include <math.h>
+
+/* ---- counts -------------------------------------------------------------------------------------- */
+
+/* Passes that the window's weights add up to. */
+static double weighted_passes(const wb_rebalance *m) {
+    const double n = wb_load_passes(m->load), decay = m->options.load.decay;
+    return decay == 1 ? n : (1 - pow(decay, n)) / (1 - decay);
+}
+
+static const double *counts_of(const wb_rebalance *m, uint32_t layer) {
+    return m->counts + (size_t)layer * m->n_experts;
+}
+
+/* Whether all counts are of the experts of one block of E / R: what is seen of a load by who counts on one
+ * rank alone. It is told, and balanced like any other: the counts are of all ranks. */
+static bool is_one_sided(const wb_rebalance *m, uint32_t layer) {
+    const uint64_t E = m->n_experts, R = m->n_ranks;
+    const double *counts = counts_of(m, layer);
+    if (R == 1 || E < R) return false;
+    uint64_t blocks = 0;
+    for (uint64_t r = 0; r < R; r++) {
+        bool any = false;
+        for (uint64_t e = E * r / R; e < E * (r + 1) / R; e++) any = any || counts[e] > 0;
+        blocks += any;
+    }
+    return blocks == 1;
+}
+
+wb_status wb_rebalance_take_counts(wb_rebalance *m) {
+    const size_t n = (size_t)m->n_layers * m->n_experts;
+    WB_TRY(wb_comm_agree(m->comm, wb_load_counts(m->load, 0, m->options.phases, m->counts)));
+    WB_TRY(wb_comm_all_reduce_f64(m->comm, m->counts, n));
+    m->stats.layers_without_load = m->stats.one_sided_layers = 0;
+    for (uint32_t l = 0; l < m->n_layers; l++) {
+        double sum = 0;
+        for (uint32_t e = 0; e < m->n_experts; e++) sum += counts_of(m, l)[e];
+        m->stats.layers_without_load += sum == 0;
+        m->stats.one_sided_layers += sum > 0 && is_one_sided(m, l);
+        m->usable[l] = sum > 0;
+    }
+    return WB_OK;
+}
+
+/* ---- maximum rank loads ---------------------------------------------------------------------------- */
+
+typedef struct layer_load {
+    double mean, max;
+    uint32_t rank; /* the one with the maximum */
+} layer_load;
+
+static layer_load load_under(wb_rebalance *m, const wb_placement *placement, uint32_t layer) {
+    layer_load load = {0};
+    uint32_t live = 0;
+    wb_placement_rank_loads(placement, layer, counts_of(m, layer), m->rank_loads);
+    for (uint32_t r = 0; r < m->n_ranks; r++) {
+        if (wb_placement_topology(placement)->dead[r]) continue;
+        live++;
+        load.mean += m->rank_loads[r];
+        if (m->rank_loads[r] <= load.max) continue;
+        load.max = m->rank_loads[r];
+        load.rank = r;
+    }
+    load.mean /= live;
+    return load;
+}
+
+/* Sum of means over sum of maxima of the layers with a load: the part of the time that is used. */
+static double balancedness_under(wb_rebalance *m, const wb_placement *placement) {
+    double means = 0, maxima = 0;
+    for (uint32_t l = 0; l < m->n_layers; l++) {
+        if (!m->usable[l]) continue;
+        const layer_load load = load_under(m, placement, l);
+        means += load.mean, maxima += load.max;
+    }
+    return maxima > 0 ? means / maxima : 1;
+}
+
+wb_rebalance_verdict wb_rebalance_judge_counts(wb_rebalance *m) {
+    uint32_t usable = 0;
+    for (uint32_t l = 0; l < m->n_layers; l++) usable += m->usable[l];
+    m->stats.balancedness = balancedness_under(m, m->migration.placement);
+    m->stats.expected_balancedness = 0;
+    if (usable == 0) return WB_REBALANCE_NO_LOAD;
+    return m->stats.balancedness > m->options.enough ? WB_REBALANCE_BALANCED : WB_REBALANCE_MOVED;
+}
+
+/* ---- gains --------------------------------------------------------------------------------------- */
+
+/* The variance of a rank's load, of Poisson's law by expert: a replica has 1 / n of its expert's tokens. */
+static double variance_of(const wb_rebalance *m, uint32_t layer, uint32_t rank) {
+    const wb_placement *placement = m->migration.placement;
+    const wb_layer_map map = wb_placement_layer(placement, layer);
+    double variance = 0;
+    for (uint32_t s = wb_placement_first_slot(placement, rank);
+         s < wb_placement_first_slot(placement, rank + 1); s++) {
+        const int32_t e = map.expert_of_slot[s];
+        if (e < 0) continue;
+        const double n = map.replica_begin[e + 1] - map.replica_begin[e];
+        variance += counts_of(m, layer)[e] / (n * n);
+    }
+    return variance;
+}
+
+/* Seconds that the layer's move takes. */
+static wb_status move_seconds(const wb_rebalance *m, const wb_placement *found, uint32_t layer,
+                              double *seconds_out) {
+    wb_move_plan *plan;
+    WB_TRY(wb_move_plan_open(m->migration.placement, found, 1, &layer, &m->options.move, &plan));
+    *seconds_out = plan->seconds;
+    wb_move_plan_close(plan);
+    return WB_OK;
+}
+
+wb_status wb_rebalance_choose_layers(void *manager, const wb_placement *found) {
+    wb_rebalance *m = manager;
+    const double noise = sqrt(2 * log((double)m->n_ranks)) + m->options.sigmas;
+    const double passes = weighted_passes(m);
+    m->chosen = WB_REBALANCE_NOISE;
+    m->n_chosen = m->next_chosen = 0;
+    for (uint32_t l = 0; l < m->n_layers; l++) {
+        double seconds;
+        if (!m->usable[l]) continue;
+        const layer_load now = load_under(m, m->migration.placement, l), then = load_under(m, found, l);
+        const double gain = now.max - then.max;
+        if (!(gain > noise * sqrt(variance_of(m, l, now.rank)))) continue;
+        if (m->chosen == WB_REBALANCE_NOISE) m->chosen = WB_REBALANCE_NO_GAIN;
+        WB_TRY(move_seconds(m, found, l, &seconds));
+        const double gained =
+            gain / passes * m->options.move.cost.seconds_per_token * m->options.horizon_passes;
+        if (!(gained > seconds)) continue;
+        m->layers[m->n_chosen++] = l;
+        m->chosen = WB_REBALANCE_MOVED;
+    }
+    m->expected_balancedness = balancedness_under(m, found);
+    return WB_OK;
+}

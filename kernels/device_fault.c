@@ -1,0 +1,27 @@
+/* device_fault.c - see device_fault.h. */
+#include "device_fault.h"
+#include "wb_check.h"
+
+#include <inttypes.h>
+
+wb_status wb_fault_report(const wb_fault *fault) {
+    const char *op = wb_op_name(fault->op);
+    switch (fault->kind) {
+    case WB_FAULT_NONE:
+        return WB_OK;
+    case WB_FAULT_ID:
+        return wb_fail(WB_INVALID_ARGUMENT,
+                       "%s: ids: row %" PRId64 ", choice %d: expected an id below %d, found %" PRId64, op,
+                       fault->row, fault->choice, fault->limit, fault->found);
+    case WB_FAULT_TABLE_ID:
+        return wb_fail(WB_INVALID_ARGUMENT,
+                       "%s: table[%" PRId64 "][%d]: expected an id below %d, found %" PRId64, op, fault->row,
+                       fault->choice, fault->limit, fault->found);
+    case WB_FAULT_TOKEN:
+        return wb_fail(WB_INVALID_ARGUMENT,
+                       "%s: tokens: row %" PRId64 ": expected a token below %d, found %" PRId64, op,
+                       fault->row, fault->limit, fault->found);
+    default:
+        return wb_fail(WB_DEVICE, "%s: a fault of unknown kind %u", op, fault->kind);
+    }
+}

@@ -1,0 +1,44 @@
+/* device_fault.h - what an op finds wrong in the content of its operands: one layout for host and device, and
+ * one set of words for all backends.
+ *
+ * The CPU looks before it computes, and its op fails. A kernel cannot fail: it writes the fault into the word
+ * that its device has, where the first fault stays until the device is next waited for, which reports it and
+ * clears the word. Refuses: what is read from the shapes, which every backend checks before it starts. */
+#ifndef WB_DEVICE_FAULT_H
+#define WB_DEVICE_FAULT_H
+
+#include "wb_device.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum wb_fault_kind {
+    WB_FAULT_NONE,
+    /* an expert's id in `ids`: row, choice */
+    WB_FAULT_ID,
+    /* the same in the table of a hash router: row is the token */
+    WB_FAULT_TABLE_ID,
+    /* a token outside of the vocabulary: row */
+    WB_FAULT_TOKEN
+} wb_fault_kind;
+
+/* Zeros: no fault. */
+typedef struct wb_fault {
+    /* a wb_fault_kind, as what kernels compare and set */
+    uint32_t kind;
+    wb_op op;
+    int64_t row;
+    int32_t choice;
+    /* what was found, where 0 .. limit - 1 was expected */
+    int32_t limit;
+    int64_t found;
+} wb_fault;
+
+/* WB_OK without a fault, else INVALID_ARGUMENT, which names op, operand, row, what was expected and found. */
+wb_status wb_fault_report(const wb_fault *fault);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

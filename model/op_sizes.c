@@ -1,0 +1,33 @@
+/* op_sizes.c - see op_sizes.h. Refuses: what an op makes of its sizes. */
+#include "op_sizes.h"
+#include "model_dispatch.h"
+
+/* Elements of the largest gradient, of whose squares an optimizer takes the sum. */
+static int64_t largest_param(const wb_model *model) {
+    int64_t n = 0;
+    for (int32_t i = 0; i < model->n_params; i++)
+        if (model->params[i].n > n) n = model->params[i].n;
+    return n;
+}
+
+wb_status wb_reserve_ops(const wb_model *model, const wb_sizes *sizes, int64_t keys) {
+    const wb_config *config = &model->config;
+    const wb_op_sizes most = {.tokens = sizes->tokens,
+                              .expert_rows = sizes->expert_rows,
+                              .hidden = config->hidden_size,
+                              .dense_width = config->dense_width,
+                              .expert_width = config->expert_width,
+                              .n_heads = config->n_heads,
+                              .n_kv_heads = config->n_kv_heads,
+                              .head_dim = config->head_dim,
+                              .keys = keys,
+                              .router = config->router,
+                              .n_sources = model->n_ranks,
+                              .n_slots = wb_model_n_slots(model),
+                              .n_groups = (int32_t)wb_model_local_slots(model),
+                              .vocab_size = config->vocab_size,
+                              .summed = sizes->backward ? largest_param(model) : 0,
+                              .dtype = model->activations,
+                              .backward = sizes->backward};
+    return model->device->reserve_scratch(model->device, &most);
+}

@@ -1,0 +1,11 @@
+/* op_sizes.h - the largest calls of ops that a pass makes, told to the device when the pass is opened. */
+#ifndef WB_OP_SIZES_H
+#define WB_OP_SIZES_H
+
+#include "layers/layer.h"
+
+/* Has the device make what its ops need for passes of `sizes`, in which a query sees `keys` keys at most, so
+ * that no pass allocates. A layer that calls larger ops than those of the layers here says so here. */
+wb_status wb_reserve_ops(const wb_model *model, const wb_sizes *sizes, int64_t keys);
+
+#endif

@@ -1,0 +1,305 @@
+/* rebalance_core.h - a manager over experts that are plain bytes, one core for threads and MPI: what each
+ * slot holds can be computed, so that every map can be compared with the memory that it names. */
+#ifndef WB_REBALANCE_CORE_H
+#define WB_REBALANCE_CORE_H
+
+#include "wb_check.h"
+#include "wb_random.h"
+#include "wb_rebalance.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+enum { CORE_LAYERS = 4, CORE_EXPERTS = 16, CORE_K = 2, MAX_KINDS = 4, MAX_CORE_RANKS = 4 };
+
+/* Tensors of an expert: [slots of this rank][bytes] of each layer. */
+typedef struct core_kind {
+    size_t bytes;
+    unsigned char *slots[CORE_LAYERS];
+} core_kind;
+
+typedef struct core {
+    wb_comm *comm;
+    uint64_t seed;
+    wb_exchange *exchange;
+    wb_placement *placement; /* in force */
+    core_kind kinds[MAX_KINDS];
+    int n_kinds;
+    uint64_t version; /* of the bytes: weights are replaced by another one */
+    void *shadow;
+    size_t shadow_bytes;
+    wb_rebalance *manager;
+    int failures;
+    /* ---- faults ---- */
+    long damage_copy; /* counts down with each byte range that arrives; at 1 one byte is changed; 0: never */
+    bool refuse_slots;
+    uint64_t latest_moves, most_moves; /* of one boundary */
+} core;
+
+static void core_fail(core *c, const char *what, int line) {
+    fprintf(stderr, "rank %d of %d, seed %" PRIu64 ", line %d: %s (last message: %s)\n",
+            wb_comm_rank(c->comm), wb_comm_size(c->comm), c->seed, line, what, wb_error_message());
+    c->failures++;
+}
+#define CORE_CHECK(c, held) ((held) ? (void)0 : core_fail(c, #held, __LINE__))
+#define CORE_OK(c, call) CORE_CHECK(c, (call) == WB_OK)
+
+/* ---- the store --------------------------------------------------------------------------------- */
+
+static wb_status core_to_host(void *context, void *host, const void *device, size_t bytes) {
+    (void)context;
+    if (bytes > 0) memcpy(host, device, bytes);
+    return WB_OK;
+}
+static wb_status core_to_device(void *context, void *device, const void *host, size_t bytes) {
+    (void)context;
+    if (bytes > 0) memcpy(device, host, bytes);
+    return WB_OK;
+}
+static wb_status core_copy(void *context, void *to, const void *from, size_t bytes) {
+    (void)context;
+    if (bytes > 0) memcpy(to, from, bytes);
+    return WB_OK;
+}
+static wb_status core_add(void *context, size_t n, const float *x, float *y) {
+    (void)context;
+    for (size_t i = 0; i < n; i++) y[i] += x[i];
+    return WB_OK;
+}
+
+static wb_exchange_memory core_memory(core *c) {
+    return (wb_exchange_memory){.size = sizeof(wb_exchange_memory),
+                                .context = c,
+                                .host_access = true,
+                                .to_host = core_to_host,
+                                .to_device = core_to_device,
+                                .copy = core_copy,
+                                .add = core_add};
+}
+
+static const wb_placement *core_placement(void *context) {
+    return ((core *)context)->placement;
+}
+
+static uint32_t core_first_slot(const core *c) {
+    return wb_placement_first_slot(c->placement, (uint32_t)wb_comm_rank(c->comm));
+}
+
+static uint32_t core_n_slots(const core *c) {
+    return wb_placement_first_slot(c->placement, (uint32_t)wb_comm_rank(c->comm) + 1) - core_first_slot(c);
+}
+
+static wb_status core_slot(void *context, uint32_t layer, wb_physical_id slot, size_t max,
+                           wb_expert_part *parts_out, size_t *n_out) {
+    core *c = context;
+    const uint32_t at = slot.slot - core_first_slot(c);
+    if (c->refuse_slots) return WB_DEVICE;
+    for (int i = 0; i < c->n_kinds && (size_t)i < max; i++)
+        parts_out[i] = (wb_expert_part){c->kinds[i].slots[layer] + at * c->kinds[i].bytes, c->kinds[i].bytes};
+    *n_out = (size_t)c->n_kinds;
+    return WB_OK;
+}
+
+static wb_status core_shadow(void *context, size_t bytes, void **shadow_out) {
+    core *c = context;
+    if (bytes > c->shadow_bytes) {
+        free(c->shadow);
+        c->shadow = malloc(bytes);
+        c->shadow_bytes = bytes;
+    }
+    *shadow_out = c->shadow;
+    return WB_OK;
+}
+
+/* ---- what slots hold ---------------------------------------------------------------------------- */
+
+static unsigned char core_byte(const core *c, int kind, uint32_t layer, int32_t expert, size_t i) {
+    const uint64_t name = c->version << 40 | (uint64_t)kind << 32 | (uint64_t)layer << 16 | (uint32_t)expert;
+    return (unsigned char)(wb_mix64(name) >> i % 57 ^ i * 31);
+}
+
+static void core_fill_kind(core *c, int kind) {
+    for (uint32_t l = 0; l < CORE_LAYERS; l++) {
+        const wb_layer_map map = wb_placement_layer(c->placement, l);
+        for (uint32_t s = 0; s < core_n_slots(c); s++) {
+            const int32_t e = map.expert_of_slot[core_first_slot(c) + s];
+            for (size_t i = 0; i < c->kinds[kind].bytes && e >= 0; i++)
+                c->kinds[kind].slots[l][s * c->kinds[kind].bytes + i] = core_byte(c, kind, l, e, i);
+        }
+    }
+}
+
+/* The registry gains a tensor. */
+static void core_add_kind(core *c, size_t bytes) {
+    core_kind *kind = &c->kinds[c->n_kinds];
+    kind->bytes = bytes;
+    for (uint32_t l = 0; l < CORE_LAYERS; l++) kind->slots[l] = calloc(core_n_slots(c) + 1, bytes + 1);
+    core_fill_kind(c, c->n_kinds++);
+}
+
+/* Weights are replaced, in other memory. */
+static void core_replace(core *c) {
+    c->version++;
+    for (int k = 0; k < c->n_kinds; k++) {
+        for (uint32_t l = 0; l < CORE_LAYERS; l++) {
+            free(c->kinds[k].slots[l]);
+            c->kinds[k].slots[l] = calloc(core_n_slots(c) + 1, c->kinds[k].bytes + 1);
+        }
+        core_fill_kind(c, k);
+    }
+}
+
+/* Every slot that the map in force names holds its expert. */
+static void core_check_slots(core *c) {
+    for (int k = 0; k < c->n_kinds; k++)
+        for (uint32_t l = 0; l < CORE_LAYERS; l++) {
+            const wb_layer_map map = wb_placement_layer(c->placement, l);
+            for (uint32_t s = 0; s < core_n_slots(c); s++) {
+                const int32_t e = map.expert_of_slot[core_first_slot(c) + s];
+                const unsigned char *at = c->kinds[k].slots[l] + s * c->kinds[k].bytes;
+                for (size_t i = 0; i < c->kinds[k].bytes && e >= 0; i++)
+                    if (at[i] != core_byte(c, k, l, e, i)) {
+                        core_fail(c, "a slot holds what its map does not say", __LINE__);
+                        return;
+                    }
+            }
+        }
+}
+
+static wb_status core_take(void *context, const wb_placement *placement) {
+    core *c = context;
+    WB_TRY(wb_placement_check_equal(placement, c->comm));
+    for (uint32_t l = 0; l < CORE_LAYERS; l++) {
+        const uint64_t epoch = wb_placement_layer(placement, l).epoch;
+        if (epoch > wb_placement_layer(c->placement, l).epoch)
+            WB_TRY(wb_placement_copy_layers(c->placement, placement, 1, &l, epoch));
+    }
+    core_check_slots(c);
+    return WB_OK;
+}
+
+/* ---- life -------------------------------------------------------------------------------------- */
+
+static wb_placement *core_topology(int R, uint32_t n_slots) {
+    const wb_topology topology = {
+        .n_ranks = (uint32_t)R, .n_nodes = R % 2 == 0 ? (uint32_t)R / 2 : 1, .n_slots = n_slots};
+    wb_placement *placement = NULL;
+    if (wb_placement_open(&topology, CORE_LAYERS, CORE_EXPERTS, &placement) != WB_OK) abort();
+    return placement;
+}
+
+static void core_open(core *c, const wb_rebalance_options *options) {
+    const wb_exchange_memory memory = core_memory(c);
+    c->placement = core_topology(wb_comm_size(c->comm), CORE_EXPERTS + 4 * (uint32_t)wb_comm_size(c->comm));
+    CORE_OK(c, wb_exchange_open(c->comm, &memory, &c->exchange));
+    core_add_kind(c, 300);
+    core_add_kind(c, 7);
+    const wb_expert_store store = {.size = sizeof store,
+                                   .context = c,
+                                   .exchange = c->exchange,
+                                   .memory = memory,
+                                   .placement = core_placement,
+                                   .slot = core_slot,
+                                   .shadow = core_shadow,
+                                   .take = core_take};
+    CORE_OK(c, wb_rebalance_open(&store, options, &c->manager));
+}
+
+static void core_close(core *c) {
+    wb_rebalance_close(c->manager);
+    wb_exchange_close(c->exchange);
+    wb_placement_close(c->placement);
+    for (int k = 0; k < c->n_kinds; k++)
+        for (uint32_t l = 0; l < CORE_LAYERS; l++) free(c->kinds[k].slots[l]);
+    free(c->shadow);
+}
+
+/* ---- passes ------------------------------------------------------------------------------------- */
+
+/* T tokens of one layer, of which expert e gets a part that grows with `weights`[e]. */
+static void core_record(core *c, uint32_t layer, uint32_t T, const double *weights, uint64_t *state) {
+    uint8_t ids[512 * CORE_K];
+    double sum = 0;
+    for (int e = 0; e < CORE_EXPERTS; e++) sum += weights[e];
+    for (uint32_t i = 0; i < T * CORE_K; i++) {
+        double at = (double)(wb_random(state) >> 11) / 9007199254740992.0 * sum;
+        int e = 0;
+        while (e < CORE_EXPERTS - 1 && at >= weights[e]) at -= weights[e++];
+        ids[i] = (uint8_t)e;
+    }
+    const wb_routed_rows rows = {.ids = ids, .dtype = WB_U8, .T = T, .K = CORE_K};
+    CORE_OK(c, wb_rebalance_record(c->manager, WB_PHASE_DECODE, (int32_t)layer, &rows));
+}
+
+/* Each layer another permutation of the same skew. */
+static void core_skewed_pass(core *c, double skew, uint64_t *state) {
+    for (uint32_t l = 0; l < CORE_LAYERS; l++) {
+        double weights[CORE_EXPERTS];
+        for (uint32_t e = 0; e < CORE_EXPERTS; e++)
+            weights[e] = 1 + skew * (double)((e * 7 + l * 3) % CORE_EXPERTS) / CORE_EXPERTS;
+        core_record(c, l, 200, weights, state);
+    }
+}
+
+/* One boundary; what it moved is one group's at most. */
+static wb_status core_boundary(core *c) {
+    const wb_status status = wb_rebalance_boundary(c->manager);
+    const wb_rebalance_stats stats = wb_rebalance_get_stats(c->manager);
+    const uint64_t moved = stats.moves - c->latest_moves;
+    if (stats.phase == WB_REBALANCE_SOLVING) usleep(200); /* as a pass would take its time */
+    if (moved > c->most_moves) c->most_moves = moved;
+    c->latest_moves = stats.moves;
+    return status;
+}
+
+static wb_rebalance_options core_options(void) {
+    wb_rebalance_options o = wb_rebalance_options_default();
+    o.every = 4;
+    o.horizon_passes = 1e18;
+    o.load.window = 8;
+    o.patience = 100000;
+    return o;
+}
+
+/* Passes until a rebalance has ended, all layers with the same load. */
+static void core_rebalance(core *c, uint64_t *state) {
+    const uint64_t before = wb_rebalance_get_stats(c->manager).rebalances;
+    for (int i = 0; i < 2000 && wb_rebalance_get_stats(c->manager).rebalances == before; i++) {
+        core_skewed_pass(c, 20, state);
+        if (core_boundary(c) != WB_OK) break;
+    }
+    CORE_CHECK(c, wb_rebalance_get_stats(c->manager).rebalances > before);
+    core_check_slots(c);
+}
+
+/* The whole of it: a rebalance, weights replaced, a tensor gained, and another load. */
+static int rebalance_core_run(wb_comm *comm, uint64_t seed) {
+    core state = {.comm = comm, .seed = seed}, *c = &state;
+    uint64_t random = seed * 64 + (uint64_t)wb_comm_rank(comm);
+    const wb_rebalance_options options = core_options();
+    core_open(c, &options);
+    if (wb_comm_size(comm) > 1) {
+        core_rebalance(c, &random);
+        core_replace(c);
+        core_add_kind(c, 1000);
+        /* One expert a layer that is as hot as all others: of several ranks' slots too few were its own. */
+        for (int i = 0; i < 60; i++) {
+            for (uint32_t l = 0; l < CORE_LAYERS; l++) {
+                double weights[CORE_EXPERTS];
+                for (uint32_t e = 0; e < CORE_EXPERTS; e++) weights[e] = e == l ? 20 : 1;
+                core_record(c, l, 200, weights, &random);
+            }
+            CORE_OK(c, core_boundary(c));
+            core_check_slots(c);
+        }
+        CORE_CHECK(c, c->most_moves <= (uint64_t)wb_comm_size(comm));
+        CORE_CHECK(c, wb_rebalance_get_stats(c->manager).failures == 0);
+    }
+    core_close(c);
+    return c->failures;
+}
+
+#endif

@@ -1,0 +1,78 @@
+/* test_rebalance.c - experts move while an engine generates: no token, log-probability, mask or route depends
+ * on it, at 1 to 4 ranks, with redundant experts and uneven slots; nor when all weights are replaced between
+ * the load and the moves. Argument 1 sets the seed. */
+#include "rebalance_fixture.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+
+#include <cmocka.h>
+#include <time.h>
+
+static uint64_t base_seed;
+
+static void fill_movers(mover *movers, uint64_t seed, wb_rebalance_options options, void (*play)(mover *)) {
+    for (int r = 0; r < MAX_RANKS; r++) movers[r] = (mover){.seed = seed, .options = options, .play = play};
+}
+
+/* Of several ranks experts must have moved, or nothing was tested. */
+static uint64_t run_on_ranks(uint64_t seed, wb_rebalance_options options, void (*play)(mover *)) {
+    uint64_t moves = 0;
+    for (int n = 1; n <= MAX_RANKS; n++) {
+        mover movers[MAX_RANKS];
+        fill_movers(movers, seed, options, play);
+        run_movers(n, movers);
+        if (n > 1) moves += movers[0].stats.moves;
+        for (int r = 0; r < n; r++) {
+            assert_int_equal(movers[r].stats.failures, 0);
+            assert_int_equal(movers[r].stats.moves, movers[0].stats.moves);
+        }
+    }
+    return moves;
+}
+
+static void play_two_loads(mover *m) {
+    answer_as_alone(m, 5, 0, 10);
+    answer_as_alone(m, 5, 10, 10);
+}
+
+static void test_rule_26_results_do_not_depend_on_moves(void **state) {
+    uint64_t moves = 0;
+    (void)state;
+    for (uint64_t i = 0; i < 4; i++) {
+        wb_rebalance_options o = eager_options();
+        o.layers_per_chunk = i % 2 == 0 ? 1 : WB_ALL_MOE_LAYERS;
+        o.move.n_shadow = i < 2 ? 1 : 2;
+        o.solver.algorithm = i == 3 ? WB_EPLB_INCREMENTAL : WB_EPLB_BALANCED;
+        moves += run_on_ranks(base_seed + i, o, play_two_loads);
+    }
+    assert_true(moves > 50);
+}
+
+/* Weights that were replaced since the load was counted move as they are now. */
+static void play_new_weights(mover *m) {
+    answer_as_alone(m, 5, 0, 10);
+    wb_placement *everywhere = full_placement(wb_comm_size(m->comm), N_LAYERS);
+    wb_model *other = moving_model(m, 6, everywhere);
+    must(wb_engine_set_weights(m->engine, other, 1), "weights");
+    answer_as_alone(m, 6, 10, 10);
+    wb_model_close(other);
+    wb_placement_close(everywhere);
+}
+
+static void test_rule_23_weights_replaced_before_a_move(void **state) {
+    (void)state;
+    assert_true(run_on_ranks(base_seed + 10, eager_options(), play_new_weights) > 0);
+}
+
+int main(int argc, char **argv) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_rule_26_results_do_not_depend_on_moves),
+        cmocka_unit_test(test_rule_23_weights_replaced_before_a_move),
+    };
+    base_seed = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)time(NULL);
+    printf("seed %" PRIu64 "\n", base_seed);
+    alarm(300);
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
