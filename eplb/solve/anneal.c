@@ -1,7 +1,7 @@
 /* anneal.c - random moves under an energy that comes nearer to the maximum from stage to stage; see anneal.h.
  *
- * The energy is the sum over ranks of (load / mean)^p, whose p doubles from stage to stage: early on the whole
- * shape counts and later the peaks. In each stage the temperature falls to 0. */
+ * The energy is the sum over ranks of (load / mean)^p, whose p doubles from stage to stage: early on the
+ * whole shape counts and later the peaks. In each stage the temperature falls to 0. */
 #include "solve/anneal.h"
 #include "wb_random.h"
 
