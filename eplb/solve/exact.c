@@ -29,7 +29,8 @@ typedef struct proof {
     /* One packing: experts by descending share. */
     uint32_t order[MAX_EXPERTS], replicas[MAX_EXPERTS];
     double share[MAX_EXPERTS], before[MAX_EXPERTS + 1]; /* before[i]: sum of the first i shares */
-    bin bins[MAX_EXPERTS + 1][MAX_RANKS];
+    bin dealt[MAX_EXPERTS + 1][MAX_RANKS]; /* after the first i experts, in the order of dealing */
+    bin bins[MAX_EXPERTS + 1][MAX_RANKS];  /* the same, the least loaded first */
     uint32_t best_count[MAX_EXPERTS], best_held[MAX_RANKS]; /* held: bit e, the e-th of by_load */
 } proof;
 
@@ -76,11 +77,11 @@ static bool deal(proof *p, uint32_t i, uint32_t r, uint32_t left, double wasted)
     if (--p->nodes < 0 || wasted > p->R * p->target - p->total + PART * p->target) return false;
     if (r == p->R) return left == 0 && pack_from(p, i + 1);
     if (left > p->R - r) return false;
-    bin *b = &p->bins[i + 1][r];
+    bin *b = &p->dealt[i + 1][r];
     const bin before = p->bins[i][r];
     const bool skipped_twin = r > 0 && p->bins[i][r - 1].load == before.load &&
                               p->bins[i][r - 1].room == before.room &&
-                              p->bins[i + 1][r - 1].room == before.room;
+                              p->dealt[i + 1][r - 1].room == before.room;
     if (left > 0 && before.room > 0 && !skipped_twin) {
         *b = (bin){before.load + p->share[i], before.room - 1, before.rank, before.held | 1u << i};
         if (min_load(p, b, i + 1) <= p->target && deal(p, i, r + 1, left - 1, wasted + waste(p, b, i + 1)))
@@ -98,12 +99,12 @@ static bool comes_first(const bin *a, const bin *b) {
 
 /* True when a packing at or below the target was found, and recorded. */
 static bool pack_from(proof *p, uint32_t next) {
+    const bin *dealt = p->dealt[next];
     bin *bins = p->bins[next];
-    for (uint32_t r = 1; r < p->R; r++) {
-        const bin moved = bins[r];
+    for (uint32_t r = 0; r < p->R; r++) {
         uint32_t k = r;
-        for (; k > 0 && comes_first(&moved, &bins[k - 1]); k--) bins[k] = bins[k - 1];
-        bins[k] = moved;
+        for (; k > 0 && comes_first(&dealt[r], &bins[k - 1]); k--) bins[k] = bins[k - 1];
+        bins[k] = dealt[r];
     }
     if (next < p->E) return deal(p, next, 0, p->replicas[next], 0);
     record(p);
@@ -163,7 +164,7 @@ static void pack_counts(proof *p) {
     p->nodes -= p->E;
     sort_shares(p);
     do {
-        for (uint32_t r = 0; r < p->R; r++) p->bins[0][r] = (bin){0, p->room[r], r, 0};
+        for (uint32_t r = 0; r < p->R; r++) p->dealt[0][r] = (bin){0, p->room[r], r, 0};
         if (p->share[0] > p->target || (p->full && p->even && !may_fit(p)) || !pack_from(p, 0)) return;
         lower_target(p);
     } while (!finished(p));

@@ -221,12 +221,13 @@ static change find_change(incremental *in, uint32_t hot, int *age) {
 
 /* Where the trials do not suffice to look among many partners once for each slot, as on thousands of ranks,
  * fewer partners are looked at. On many ranks the hottest alone is a bad guide: a swap that hands its load on
- * looks better than a replica that relieves all ranks of its expert. */
+ * looks better than a replica that relieves all ranks of its expert. Where few changes are allowed, they are
+ * better spent on the hottest ranks. */
 static void set_pace(incremental *in) {
     const wb_search *s = &in->search;
     const double slots = (double)s->n_live / s->n_ranks, of_partner = 2 * slots * slots * s->n_live;
     const double affordable = (double)s->trials / of_partner;
-    in->by_excess = s->n_ranks > FEW_PARTNERS;
+    in->by_excess = s->n_ranks > FEW_PARTNERS && in->limit == INT64_MAX;
     in->few_partners = affordable >= FEW_PARTNERS || !in->by_excess ? FEW_PARTNERS
                        : affordable > MIN_PARTNERS                  ? (uint32_t)affordable
                                                                     : MIN_PARTNERS;

@@ -1,6 +1,7 @@
-/* bench_eplb.c - quality and time of the placement solvers on synthetic loads: exact loads, stale loads,
- * and one placement for several micro-batches. Prints tables; see tests/bench/README.md. */
+/* bench_eplb.c - quality and time of the placement solvers on synthetic loads: exact, stale and far-off ones,
+ * a placement for several micro-batches, uneven ranks, small layers. Prints the tables of README.md here. */
 #include "wb_eplb.h"
+#include "wb_random.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -10,6 +11,7 @@
 
 static uint32_t n_layers = 8, n_threads = 1, n_trials = 0;
 static uint64_t seed = 1;
+static const uint32_t *slots_of_rank; /* [R] of the shape at hand; NULL: as even as they go */
 
 static double now_s(void) {
     struct timespec t;
@@ -29,7 +31,7 @@ typedef struct shape {
 } shape;
 
 static wb_topology topology_of(const shape *s) {
-    return (wb_topology){.n_ranks = s->R, .n_nodes = s->N, .n_slots = s->S};
+    return (wb_topology){.n_ranks = s->R, .n_nodes = s->N, .n_slots = s->S, .slots_of_rank = slots_of_rank};
 }
 
 /* [M][L][E] log-normal; owner: caller. */
@@ -305,6 +307,73 @@ static void bench_micro_batches(void) {
     }
 }
 
+/* ---- ranks with different numbers of slots, small layers, far-off starts ----------------------- */
+
+static void bench_uneven(void) {
+    static const uint32_t cases[][4] = {{8, 64, 1, 2},   {8, 64, 1, 4},   {8, 64, 1, 8},    {8, 64, 2, 6},
+                                        {32, 256, 1, 3}, {64, 256, 1, 8}, {256, 512, 1, 3}, {256, 512, 1, 8}};
+    static const double skews[] = {0, 0.5, 1, 1.5};
+    uint32_t slots[512];
+    slots_of_rank = slots;
+    printf("\nDifferent slots a rank: balancedness of balanced and ms a layer, for skew 0, 0.5, 1 and 1.5\n");
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        shape s = {.E = cases[i][0], .R = cases[i][1], .N = 1, .G = 1};
+        uint64_t random = seed;
+        for (uint32_t r = 0; r < s.R; r++)
+            s.S += slots[r] = cases[i][2] + wb_random_below(&random, cases[i][3] - cases[i][2] + 1);
+        printf("%4u -> %4u, %4u ranks of %u to %u slots", s.E, s.S, s.R, cases[i][2], cases[i][3]);
+        for (int k = 0; k < 4; k++) {
+            s.skew = skews[k];
+            double *loads = make_loads(&s, 0, 1, 0);
+            cell(&s, 1, loads, with(WB_EPLB_BALANCED));
+            free(loads);
+        }
+        printf("\n");
+    }
+    slots_of_rank = NULL;
+}
+
+static void bench_small(void) {
+    static const shape shapes[] = {{8, 16, 8, 1, 1, 1},  {8, 12, 4, 1, 1, 1},  {16, 16, 4, 1, 1, 1},
+                                   {16, 16, 2, 1, 1, 1}, {32, 32, 8, 1, 1, 1}, {6, 18, 6, 1, 1, 1}};
+    printf("\nSmall layers: deepseek, balanced\n");
+    for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
+        double *loads = make_loads(&shapes[i], 0, 1, 0);
+        print_shape(&shapes[i]);
+        cell(&shapes[i], 1, loads, with(WB_EPLB_DEEPSEEK));
+        cell(&shapes[i], 1, loads, with(WB_EPLB_BALANCED));
+        printf("\n");
+        free(loads);
+    }
+}
+
+static void bench_far(void) {
+    static const uint32_t slots[] = {6144, 8192, 12288, 16384, 36864};
+    static const double skews[] = {0.5, 1, 1.5};
+    printf("\nFrom experts in turn: balancedness then, of incremental, ms a layer, slots changed, of "
+           "balanced\n");
+    for (int i = 0; i < 15; i++) {
+        const shape s = {.E = 256, .S = slots[i / 3], .R = 4096, .N = 512, .G = 1, .skew = skews[i % 3]};
+        double *loads = make_loads(&s, 0, 1, 0);
+        wb_topology t = topology_of(&s);
+        wb_eplb_options options = with(WB_EPLB_INCREMENTAL);
+        wb_placement *current = NULL;
+        need(wb_placement_open(&t, n_layers, s.E, &current));
+        options.current = current;
+        options.horizon_steps = 1e9;
+        print_shape(&s);
+        printf(" | %.4f", quality(current, 1, loads, false));
+        solved out = solve(&s, 1, loads, options);
+        printf(" | %.4f %7.1f", quality(out.placement, 1, loads, false), out.ms_per_layer);
+        print_moves(current, out.placement);
+        cell(&s, 1, loads, with(WB_EPLB_BALANCED));
+        printf("\n");
+        wb_placement_close(out.placement);
+        wb_placement_close(current);
+        free(loads);
+    }
+}
+
 int main(int argc, char **argv) {
     const char *only = "all";
     for (int i = 1; i < argc; i++) {
@@ -317,13 +386,15 @@ int main(int argc, char **argv) {
         else if (strcmp(argv[i], "--seed") == 0 && i + 1 < argc)
             seed = strtoull(argv[++i], NULL, 10);
         else if (strcmp(argv[i], "exact") == 0 || strcmp(argv[i], "stale") == 0 ||
-                 strcmp(argv[i], "moves") == 0 || strcmp(argv[i], "micro-batches") == 0)
+                 strcmp(argv[i], "micro-batches") == 0 || strcmp(argv[i], "uneven") == 0 ||
+                 strcmp(argv[i], "small") == 0 || strcmp(argv[i], "far") == 0 ||
+                 strcmp(argv[i], "moves") == 0)
             only = argv[i];
         else {
             const bool asked = strcmp(argv[i], "--help") == 0;
             fprintf(asked ? stdout : stderr,
                     "usage: bench_eplb [--layers N] [--threads N] [--trials N] [--seed N] [exact | stale | "
-                    "moves | micro-batches]\n");
+                    "moves | micro-batches | uneven | small | far]\n");
             return asked ? 0 : 2;
         }
     }
@@ -333,5 +404,8 @@ int main(int argc, char **argv) {
     if (all || strcmp(only, "stale") == 0) bench_stale();
     if (all || strcmp(only, "moves") == 0) bench_moves();
     if (all || strcmp(only, "micro-batches") == 0) bench_micro_batches();
+    if (all || strcmp(only, "uneven") == 0) bench_uneven();
+    if (all || strcmp(only, "small") == 0) bench_small();
+    if (all || strcmp(only, "far") == 0) bench_far();
     return 0;
 }

@@ -1,5 +1,5 @@
-/* test_eplb_balanced_exact.c - the balanced solver on small layers, whose optimum every placement that there
- * is tells: it is reached, and proven within a budget of steps. Random cases print their seed. */
+/* test_eplb_balanced_exact.c - the balanced solver on small layers: it reaches the optimum, which all
+ * placements there are tell, and proves it in a bounded number of steps. Random cases print their seed. */
 #include "placement/placement_internal.h"
 #include "solve/exact.h"
 #include "wb_eplb.h"
@@ -17,7 +17,7 @@
 #include <cmocka.h>
 // clang-format on
 
-enum { MAX_R = 4, MAX_E = 6, N_CASES = 300, NODES = 20000, MAX_PLACEMENTS = 200000 };
+enum { MAX_R = 4, MAX_E = 6, N_CASES = 1000, NODES = 20000, MAX_PLACEMENTS = 200000 };
 /* Maxima within this part are equal: the search stops at improvements of a part in 10^9. */
 static const double PART = 2e-9;
 
