@@ -83,19 +83,6 @@ static wb_status cuda_zero(wb_device *dev, void *device, size_t bytes) {
     return wb_cuda_check(cudaMemsetAsync(device, 0, bytes, stream_of(dev)), "zero");
 }
 
-wb_status wb_cuda_scratch_reserve(wb_device *dev, size_t bytes, void **scratch_out) {
-    wb_cuda_device *cuda = (wb_cuda_device *)dev;
-    if (bytes > cuda->scratch_bytes) {
-        cuda_mem_free(dev, cuda->scratch);
-        cuda->scratch = NULL;
-        cuda->scratch_bytes = 0;
-        WB_TRY(cuda_mem_alloc(dev, bytes, &cuda->scratch));
-        cuda->scratch_bytes = bytes;
-    }
-    *scratch_out = cuda->scratch;
-    return WB_OK;
-}
-
 static wb_status cuda_reserve_scratch(wb_device *dev, const wb_op_sizes *most) {
     const int32_t heads = most->n_heads > 0 ? most->n_heads : 1;
     const int32_t K = most->router.n_experts > 0 ? most->router.top_k : 0;

@@ -8,6 +8,7 @@
 #include "wb_rebalance.h"
 
 #include <inttypes.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -36,6 +37,8 @@ typedef struct core {
     /* ---- faults ---- */
     long damage_copy; /* counts down with each byte range that arrives; at 1 one byte is changed; 0: never */
     bool refuse_slots;
+    /* Counts down with the slots that are asked for; at 1 the process kills itself; 0: never. */
+    long dies_after;
     uint64_t latest_moves, most_moves; /* of one boundary */
 } core;
 
@@ -97,6 +100,7 @@ static wb_status core_slot(void *context, uint32_t layer, wb_physical_id slot, s
     core *c = context;
     const uint32_t at = slot.slot - core_first_slot(c);
     if (c->refuse_slots) return WB_DEVICE;
+    if (c->dies_after > 0 && --c->dies_after == 0) raise(SIGKILL);
     for (int i = 0; i < c->n_kinds && (size_t)i < max; i++)
         parts_out[i] = (wb_expert_part){c->kinds[i].slots[layer] + at * c->kinds[i].bytes, c->kinds[i].bytes};
     *n_out = (size_t)c->n_kinds;

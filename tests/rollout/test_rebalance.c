@@ -66,10 +66,52 @@ static void test_rule_23_weights_replaced_before_a_move(void **state) {
     assert_true(run_on_ranks(base_seed + 10, eager_options(), play_new_weights) > 0);
 }
 
+/* ---- what others keep by slot --------------------------------------------------------------------- */
+
+/* A mark of the expert in each slot of each layer. */
+static void fill_marks(const mover *m, int32_t layer, uint64_t *marks) {
+    const wb_placement *placement = wb_model_placement(m->model);
+    const uint32_t first = wb_placement_first_slot(placement, (uint32_t)rank_of(m));
+    const uint32_t end = wb_placement_first_slot(placement, (uint32_t)rank_of(m) + 1);
+    const wb_layer_map map = wb_placement_layer(placement, (uint32_t)layer);
+    for (uint32_t s = first; s < end; s++)
+        marks[s - first] = wb_mix64((uint64_t)layer << 32 | (uint32_t)map.expert_of_slot[s]);
+}
+
+/* Attached between the load and the moves, as a tensor that the registry gains. */
+static void play_attached(mover *m) {
+    uint64_t *marks[N_LAYERS], expected[2 * MAX_RANKS * N_EXPERTS];
+    const uint32_t r = (uint32_t)rank_of(m);
+    const wb_placement *placement = wb_model_placement(m->model);
+    const uint32_t n = wb_placement_first_slot(placement, r + 1) - wb_placement_first_slot(placement, r);
+    for (int32_t l = 0; l < N_LAYERS; l++) {
+        marks[l] = take(n, sizeof *marks[l]);
+        fill_marks(m, l, marks[l]);
+        must(wb_model_attach_slots(m->model, l, marks[l], sizeof *marks[l]), "attach");
+    }
+    answer_as_alone(m, 5, 0, 10);
+    for (int32_t l = 0; l < N_LAYERS; l++) {
+        const int32_t *experts = wb_placement_layer(placement, (uint32_t)l).expert_of_slot;
+        fill_marks(m, l, expected);
+        for (uint32_t s = 0; s < n; s++)
+            if (experts[wb_placement_first_slot(placement, r) + s] >= 0 && marks[l][s] != expected[s])
+                abort();
+        wb_model_detach_slots(m->model, marks[l]);
+        free(marks[l]);
+    }
+    answer_as_alone(m, 5, 10, 6);
+}
+
+static void test_rule_23_what_is_attached_to_slots_moves_with_them(void **state) {
+    (void)state;
+    assert_true(run_on_ranks(base_seed + 20, eager_options(), play_attached) > 0);
+}
+
 int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_rule_26_results_do_not_depend_on_moves),
         cmocka_unit_test(test_rule_23_weights_replaced_before_a_move),
+        cmocka_unit_test(test_rule_23_what_is_attached_to_slots_moves_with_them),
     };
     base_seed = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)time(NULL);
     printf("seed %" PRIu64 "\n", base_seed);

@@ -1,0 +1,18 @@
+/* cuda_scratch.cu - see cuda_scratch.h. Refuses: how much the ops need (cuda_device.cu asks them). */
+#include "cuda/cuda_scratch.h"
+
+extern "C" {
+
+wb_status wb_cuda_scratch_reserve(wb_device *dev, size_t bytes, void **scratch_out) {
+    wb_cuda_device *cuda = (wb_cuda_device *)dev;
+    if (bytes > cuda->scratch_bytes) {
+        dev->mem_free(dev, cuda->scratch);
+        cuda->scratch = NULL;
+        cuda->scratch_bytes = 0;
+        WB_TRY(dev->mem_alloc(dev, bytes, &cuda->scratch));
+        cuda->scratch_bytes = bytes;
+    }
+    *scratch_out = cuda->scratch;
+    return WB_OK;
+}
+}

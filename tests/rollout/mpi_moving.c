@@ -1,0 +1,31 @@
+/* mpi_moving.c - an engine under mpirun whose experts move while it generates: every answer is that of the
+ * request alone on one rank. All ranks exit with the same verdict: a difference aborts. */
+#include "rebalance_fixture.h"
+#include "wb_comm_mpi.h"
+
+#include <mpi.h>
+#include <time.h>
+
+static void play(mover *m) {
+    answer_as_alone(m, 5, 0, 8);
+    answer_as_alone(m, 5, 8, 8);
+}
+
+int main(int argc, char **argv) {
+    int rank = 0;
+    alarm(200); /* a hang is a failure */
+    MPI_Init(&argc, &argv);
+    MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+    uint64_t seed = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)time(NULL);
+    MPI_Bcast(&seed, 1, MPI_UINT64_T, 0, MPI_COMM_WORLD);
+    if (rank == 0) printf("mpi_moving: seed %" PRIu64 "\n", seed);
+    mover m = {.seed = seed, .options = eager_options(), .play = play};
+    must(wb_comm_open_mpi(MPI_COMM_WORLD, &m.comm), "comm");
+    run_mover(&m);
+    const bool one = wb_comm_size(m.comm) == 1;
+    wb_comm_close(m.comm);
+    /* Of several ranks something must have moved. */
+    if (!one && m.stats.moves == 0) fprintf(stderr, "rank %d: no expert moved\n", rank);
+    MPI_Finalize();
+    return one || m.stats.moves > 0 ? 0 : 1;
+}
