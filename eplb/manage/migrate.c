@@ -143,7 +143,7 @@ static wb_status add_transfers(wb_migration *m, int peer, bool receive, char *sh
         const wb_expert_part part = m->parts[i];
         m->transfers[m->n_transfers++] =
             (wb_transfer){peer, receive, receive ? shadow : part.data, part.bytes};
-        shadow += receive ? aligned(part.bytes) : 0;
+        if (receive) shadow += aligned(part.bytes);
     }
     return WB_OK;
 }

@@ -49,9 +49,9 @@ static bool wastes_less(const void *ctx, uint32_t a, uint32_t b) {
     return waste[a] != waste[b] ? waste[a] < waste[b] : a < b;
 }
 
-/* The replicas that an expert needs under the maximum. */
+/* The replicas that an expert needs under the maximum, which is 0 where there is no load. */
 static uint32_t needed(const wb_search *s, uint32_t expert, double max) {
-    double n = ceil(s->loads[expert] / max * (1 - ROUNDING));
+    const double n = max > 0 ? ceil(s->loads[expert] / max * (1 - ROUNDING)) : 1;
     return n < 1 ? 1 : n > s->cap ? s->cap : (uint32_t)n;
 }
 
