@@ -311,11 +311,14 @@ static wb_status copy_move(wb_migration *m, const wb_move *move, const move_plac
     return WB_OK;
 }
 
-/* m->next (=) the map after the group. */
+/* m->next (=) the maps after the group: those in force, of all layers, since a group that failed has left its
+ * own there. */
 static wb_status make_next(wb_migration *m, const wb_move_plan *plan, uint32_t number, uint64_t epoch) {
-    const uint32_t l = plan->groups[number].layer;
-    const wb_layer_map map = wb_placement_layer(m->placement, l);
-    WB_TRY(wb_placement_set_layer(m->next, l, map.expert_of_slot, map.replica_of_slot, map.epoch));
+    for (uint32_t l = 0; l < wb_placement_layers(m->placement); l++) {
+        const wb_layer_map map = wb_placement_layer(m->placement, l);
+        if (wb_placement_layer(m->next, l).epoch == map.epoch) continue;
+        WB_TRY(wb_placement_set_layer(m->next, l, map.expert_of_slot, map.replica_of_slot, map.epoch));
+    }
     return wb_move_apply_group(plan, number, epoch, m->next);
 }
 

@@ -24,6 +24,8 @@ wb_status wb_rebalance_take_counts(wb_rebalance *m) {
     const size_t n = (size_t)m->n_layers * m->n_experts;
     WB_TRY(wb_comm_agree(m->comm, wb_load_counts(m->load, 0, m->options.phases, m->counts)));
     WB_TRY(wb_comm_all_reduce_f64(m->comm, m->counts, n));
+    /* Kept: the window goes on while the solver's thread works with what it was now. */
+    m->passes = weighted_passes(m);
     m->stats.layers_without_load = m->stats.one_sided_layers = 0;
     for (uint32_t l = 0; l < m->n_layers; l++) {
         double sum = 0;
@@ -110,7 +112,6 @@ static wb_status move_seconds(const wb_rebalance *m, const wb_placement *found, 
 wb_status wb_rebalance_choose_layers(void *manager, const wb_placement *found) {
     wb_rebalance *m = manager;
     const double noise = sqrt(2 * log((double)m->n_ranks)) + m->options.sigmas;
-    const double passes = weighted_passes(m);
     m->chosen = WB_REBALANCE_NOISE;
     m->n_chosen = m->next_chosen = 0;
     for (uint32_t l = 0; l < m->n_layers; l++) {
@@ -122,7 +123,7 @@ wb_status wb_rebalance_choose_layers(void *manager, const wb_placement *found) {
         if (m->chosen == WB_REBALANCE_NOISE) m->chosen = WB_REBALANCE_NO_GAIN;
         WB_TRY(move_seconds(m, found, l, &seconds));
         const double gained =
-            gain / passes * m->options.move.cost.seconds_per_token * m->options.horizon_passes;
+            gain / m->passes * m->options.move.cost.seconds_per_token * m->options.horizon_passes;
         if (!(gained > seconds)) continue;
         m->layers[m->n_chosen++] = l;
         m->chosen = WB_REBALANCE_MOVED;

@@ -16,6 +16,7 @@ struct wb_rebalance {
 
     /* Of the latest decision, the same on all ranks. */
     double *counts;              /* [L][E] over all ranks and the window */
+    double passes;               /* that the weights of the window add up to */
     bool *usable;                /* [L] the layer has a load */
     double *rank_loads;          /* [R] scratch */
     wb_rebalance_verdict chosen; /* what the solver's thread made of the placement that it found */
