@@ -189,9 +189,17 @@ static wb_status damaging_copy(void *context, void *to, const void *from, size_t
     return WB_OK;
 }
 
+/* Layer 2 alone, on experts that lie together at first. */
+static void crowded_pass(core *c, uint64_t *state) {
+    double weights[CORE_EXPERTS];
+    for (int e = 0; e < CORE_EXPERTS; e++) weights[e] = e >= 8 && e < 12 ? 30 : 1;
+    core_record(c, 2, 200, weights, state);
+}
+
 static int damage_a_move(wb_comm *comm, uint64_t seed) {
     core state = {.comm = comm, .seed = seed}, *c = &state;
-    const wb_rebalance_options options = core_options();
+    wb_rebalance_options options = core_options();
+    options.every = 20; /* more than the window: a decision sees no load of before the last one */
     uint64_t random = seed + (uint64_t)wb_comm_rank(comm);
     core_open(c, &options);
     /* Another exchange, whose copies can be damaged. */
@@ -215,7 +223,7 @@ static int damage_a_move(wb_comm *comm, uint64_t seed) {
     /* And goes on, with another layer: the map that was given up stays so. */
     const uint64_t groups = wb_rebalance_get_stats(c->manager).groups;
     for (int i = 0; i < 2000 && wb_rebalance_get_stats(c->manager).groups == groups; i++) {
-        lonely_pass(c, &random);
+        crowded_pass(c, &random);
         CORE_OK(c, core_boundary(c));
     }
     CORE_CHECK(c, wb_rebalance_get_stats(c->manager).groups > groups);
