@@ -75,10 +75,11 @@ static void refuse_options(rank *r, step *s) {
 }
 
 static void refuse(rank *r) {
+    /* Every rank looks at its first sequence, so all need one. */
     step s;
     for (uint64_t i = 0;; i++) {
         step_open(r, i, &s);
-        if (s.n[1] > 0) break;
+        if (s.n[0] > 0 && s.n[1] > 0 && s.n[2] > 0) break;
         step_close(&s);
     }
     refuse_sequences(r, &s);
