@@ -112,9 +112,9 @@ static WB_HD float wb_expf(float x) {
     q = wb_fma(q, r, 1.0f);
     q = wb_fma(q, r, 1.0f);
     uint32_t exponent = wb_float_bits(shifted) - 0x4b400000u; /* n as two's complement, -150..128 */
-    uint32_t half = ((exponent + 256u) >> 1) - 128u;          /* floor(n / 2) */
-    float step1 = wb_bits_float((half + 127u) << 23);
-    float step2 = wb_bits_float((exponent - half + 127u) << 23);
+    uint32_t halved = ((exponent + 256u) >> 1) - 128u;        /* floor(n / 2) */
+    float step1 = wb_bits_float((halved + 127u) << 23);
+    float step2 = wb_bits_float((exponent - halved + 127u) << 23);
     return wb_mul(wb_mul(q, step1), step2);
 }
 

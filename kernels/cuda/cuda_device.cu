@@ -107,6 +107,7 @@ static void cuda_close(wb_device *dev) {
     wb_cuda_device *cuda = (wb_cuda_device *)dev;
     WB_IGNORE(wb_cuda_use(dev, "close"));
     cuda_mem_free(dev, cuda->scratch);
+    cuda_mem_free(dev, cuda->counters);
     WB_IGNORE(wb_cuda_check(cudaStreamSynchronize(stream_of(dev)), "close, or an op before it"));
     if (cuda->owns_stream) WB_IGNORE(wb_cuda_check(cudaStreamDestroy(stream_of(dev)), "close"));
     WB_IGNORE(wb_cuda_check(cudaFreeHost(cuda->fault), "close"));
@@ -165,6 +166,19 @@ int wb_device_count_cuda(void) {
     return 0;
 }
 
+/* What the launches of kernels go by, and what kernels count in. */
+static wb_status open_counters(wb_cuda_device *cuda) {
+    const size_t bytes = 2 * sizeof *cuda->counters;
+    void *counters = NULL;
+    WB_TRY(wb_cuda_check(
+        cudaDeviceGetAttribute(&cuda->multiprocessors, cudaDevAttrMultiProcessorCount, cuda->index), "open"));
+    WB_TRY(wb_cuda_check(
+        cudaDeviceGetAttribute(&cuda->capability, cudaDevAttrComputeCapabilityMajor, cuda->index), "open"));
+    WB_TRY(cuda_mem_alloc(&cuda->base, bytes, &counters));
+    cuda->counters = (int32_t *)counters;
+    return cuda_zero(&cuda->base, counters, bytes);
+}
+
 /* A stream, unless the caller has one, and the word for faults. What was made when it fails, cuda_close
  * frees. */
 static wb_status open_parts(wb_cuda_device *cuda, void *stream) {
@@ -195,6 +209,7 @@ wb_status wb_device_open_cuda(int index, void *stream, wb_device **device_out) {
     dev->threads = 1;
     set_ops(dev);
     wb_status status = open_parts(cuda, stream);
+    if (status == WB_OK) status = open_counters(cuda);
     if (status != WB_OK) {
         cuda_close(dev);
         return status;

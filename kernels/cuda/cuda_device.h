@@ -19,6 +19,9 @@ typedef struct wb_cuda_device {
     bool owns_stream;
     /* one word, in pinned host memory, and where kernels see it; owner: this */
     wb_fault *fault, *fault_on_device;
+    int multiprocessors, capability; /* the major number */
+    /* device [2], zeros between the kernels that draw their work from them */
+    int32_t *counters;
     /* of ops (cuda_scratch.h) */
     void *scratch;
     size_t scratch_bytes;

@@ -1,114 +1,95 @@
 /* cuda_matmul.cu - products of matrices: a list of them, and the experts', a matrix for each group of rows.
  *
- * An element of C is one chain of fused multiply-adds over ascending k in one thread, so that its bits are
- * the CPU's, whatever the tile and the other rows. A block makes a tile of C from tiles of A and B in shared
- * memory. Refuses: which rows a group has (cuda_moe.cu). */
-#include "cuda/cuda_operands.h"
+ * Products of bf16 go to the kernels of sm_90a where these take them, and else to tensor cores tile by tile,
+ * with the same bits; all others are made in f32. Refuses: kernels (cuda_tiles.cu, hopper/), which rows a
+ * group has (cuda_moe.cu). */
 #include "cuda/cuda_ops.h"
 #include "cuda/cuda_scratch.h"
 #include "cuda/cuda_swiglu.h"
+#include "cuda/cuda_tiles.h"
+#include "cuda/hopper/hopper_call.h"
 
 namespace {
 
-/* ---- one tile -------------------------------------------------------------------------------- */
+/* ---- products of bf16 for sm_90a --------------------------------------------------------------- */
 
-enum { DEPTH = 16 }; /* k of a step */
-
-/* A thread has ROWS x COLUMNS elements of a tile of (16 ROWS) x (16 COLUMNS): rows apart by 16, and columns,
- * so that neighbouring threads read and write neighbours. */
-template <int ROWS, int COLUMNS> struct tile {
-    static const int M = 16 * ROWS, N = 16 * COLUMNS;
-    float a[DEPTH][M + 4]; /* the padding keeps the stores of a transposed tile in different banks */
-    float b[DEPTH][N + 4];
-};
-
-/* to[k][i] = element (first + i, k0 + k) of a matrix [count, depth] with these strides; 0 beyond it. The
- * threads go along the stride of 1. */
-template <int LINES, int WIDTH>
-__device__ __forceinline__ void load_tile(const wb_rows &from, int64_t line, int64_t step, int64_t first,
-                                          int64_t count, int64_t k0, int64_t depth, float (*to)[WIDTH]) {
-    const bool along_k = step == 1;
-    for (int at = threadIdx.x; at < LINES * DEPTH; at += BLOCK) {
-        const int i = along_k ? at / DEPTH : at % LINES, k = along_k ? at % DEPTH : at / LINES;
-        const bool there = first + i < count && k0 + k < depth;
-        to[k][i] = there ? load_element(from, (first + i) * line + (k0 + k) * step) : 0.0f;
-    }
+/* Whether this product is taken, and what it is then. */
+bool takes(const wb_device *dev, wb_rows a, wb_rows b, int64_t rows, int64_t columns, const wb_product &p) {
+    if (a.dtype != WB_BF16 || b.dtype != WB_BF16) return false;
+    return rows < INT32_MAX && columns < INT32_MAX && wb_hopper_takes(dev, &p);
 }
 
-/* The chain of an element goes on over DEPTH more k. Beyond the last one A and B are zeros, but a chain that
- * multiplied them would turn -0 into +0: it ends at `depth`. */
-template <int ROWS, int COLUMNS>
-__device__ __forceinline__ void add_tile(const tile<ROWS, COLUMNS> &t, int depth,
-                                         float (&sum)[ROWS][COLUMNS]) {
-    const int row = threadIdx.x / 16, column = threadIdx.x % 16;
-#pragma unroll 4
-    for (int k = 0; k < depth; k++) {
-        float a[ROWS], b[COLUMNS];
-#pragma unroll
-        for (int i = 0; i < ROWS; i++) a[i] = t.a[k][row + 16 * i];
-#pragma unroll
-        for (int j = 0; j < COLUMNS; j++) b[j] = t.b[k][column + 16 * j];
-#pragma unroll
-        for (int i = 0; i < ROWS; i++)
-#pragma unroll
-            for (int j = 0; j < COLUMNS; j++) sum[i][j] = wb_fma(a[i], b[j], sum[i][j]);
-    }
+int32_t narrow(int64_t n) {
+    return static_cast<int32_t>(n);
 }
 
-/* Calls f(sum, m, n) for the elements of this thread that C has. */
-template <int ROWS, int COLUMNS, typename F>
-__device__ __forceinline__ void for_elements(const wb_matmul &p, int64_t m0, int64_t n0,
-                                             float (&sum)[ROWS][COLUMNS], F f) {
-#pragma unroll
-    for (int i = 0; i < ROWS; i++)
-#pragma unroll
-        for (int j = 0; j < COLUMNS; j++) {
-            const int64_t m = m0 + threadIdx.x / 16 + 16 * i, n = n0 + threadIdx.x % 16 + 16 * j;
-            if (m < p.M && n < p.N) f(sum[i][j], m * p.ldc + n);
-        }
+const uint16_t *bf16_of(wb_rows rows) {
+    return static_cast<const uint16_t *>(rows.data);
 }
 
-/* The tile of C from row m0 and column n0 on. */
-template <int ROWS, int COLUMNS>
-__device__ __forceinline__ void multiply_tile(const wb_matmul &p, int64_t m0, int64_t n0) {
-    typedef tile<ROWS, COLUMNS> shape;
-    __shared__ shape t;
-    float sum[ROWS][COLUMNS] = {};
-    if (p.accumulate)
-        for_elements<ROWS, COLUMNS>(p, m0, n0, sum, [&](float &s, int64_t at) { s = load_element(p.c, at); });
-    for (int64_t k0 = 0; k0 < p.K; k0 += DEPTH) {
-        load_tile<shape::M>(p.a, p.a_row, p.a_col, m0, p.M, k0, p.K, t.a);
-        load_tile<shape::N>(p.b, p.b_col, p.b_row, n0, p.N, k0, p.K, t.b);
-        __syncthreads();
-        add_tile<ROWS, COLUMNS>(t, static_cast<int>(min(p.K - k0, static_cast<int64_t>(DEPTH))), sum);
-        __syncthreads();
-    }
-    for_elements<ROWS, COLUMNS>(p, m0, n0, sum, [&](float &s, int64_t at) { store_element(p.c, at, s); });
+/* A product with a stride of 1 in A's k and B's k is a forward, in A's k and B's columns a dgrad, in A's rows
+ * and B's columns a wgrad. */
+bool product_of(const wb_device *dev, const wb_matmul &m, wb_product *p) {
+    const bool wgrad = m.a_col != 1, forward = m.b_row == 1;
+    if (wgrad && forward) return false;
+    *p = wb_product();
+    p->form = forward ? WB_PRODUCT_FORWARD : wgrad ? WB_PRODUCT_WGRAD : WB_PRODUCT_DGRAD;
+    p->n_groups = 1, p->rows = narrow(wgrad ? m.K : m.M);
+    p->M = narrow(m.M), p->N = narrow(m.N), p->K = narrow(m.K);
+    p->a = bf16_of(m.a), p->lda = wgrad ? m.a_col : m.a_row;
+    p->b = bf16_of(m.b), p->ldb = forward ? m.b_col : m.b_row;
+    p->c = m.c, p->c_row = m.ldc, p->c_column = 1, p->accumulate = m.accumulate;
+    const bool rows = m.c.dtype == WB_BF16 && !m.accumulate && !wgrad;
+    p->result = rows ? WB_PRODUCT_ROWS : WB_PRODUCT_ELEMENTS;
+    return m.K > 0 && m.K < INT32_MAX && takes(dev, m.a, m.b, m.M, m.N, *p);
 }
 
-/* ---- a list of products ---------------------------------------------------------------------- */
-
-template <int ROWS, int COLUMNS> __global__ void __launch_bounds__(BLOCK) multiply(wb_matmul p) {
-    const int64_t tiles = (p.N + 16 * COLUMNS - 1) / (16 * COLUMNS);
-    multiply_tile<ROWS, COLUMNS>(p, blockIdx.x / tiles * 16 * ROWS, blockIdx.x % tiles * 16 * COLUMNS);
+/* What the three products of a group have in common: the rows of `a`, `columns` wide. */
+wb_product grouped(const wb_grouped &g, wb_product_form form, wb_rows a, int64_t columns) {
+    wb_product p = wb_product();
+    p.form = form;
+    p.offsets = g.offsets, p.n_groups = g.n_groups, p.rows = narrow(g.max_rows);
+    p.a = bf16_of(a), p.lda = columns;
+    return p;
 }
 
-int64_t tiles_of(int64_t n, int64_t size) {
-    return (n + size - 1) / size;
+bool forward_of(const wb_device *dev, const wb_grouped &g, wb_rows x, wb_rows y, wb_rows act, wb_product *p) {
+    const int64_t out = g.w.rows, in = g.w.cols;
+    const wb_rows w = {g.w.data, g.w.dtype};
+    *p = grouped(g, WB_PRODUCT_FORWARD, x, in);
+    p->result = act.data ? WB_PRODUCT_SWIGLU : WB_PRODUCT_ROWS;
+    p->N = narrow(out), p->K = narrow(in), p->gather = g.gather;
+    p->b = bf16_of(w), p->ldb = in;
+    p->c = y, p->c_row = out, p->c_column = 1, p->act = static_cast<uint16_t *>(act.data);
+    /* Rows are gathered on the way to an activation only: no family has experts without one. */
+    return (act.data || !g.gather) && takes(dev, x, w, g.max_rows, out, *p);
 }
 
-template <int ROWS, int COLUMNS> wb_status launch_product(wb_device *dev, const wb_matmul &p) {
-    const int64_t tiles = tiles_of(p.M, 16 * ROWS) * tiles_of(p.N, 16 * COLUMNS);
-    unsigned blocks = 0;
-    WB_TRY(count_blocks("matmul", "tiles", tiles, BLOCK, &blocks));
-    multiply<ROWS, COLUMNS><<<blocks, BLOCK, 0, stream_of(dev)>>>(p);
-    return wb_cuda_check(cudaGetLastError(), "matmul");
+bool dgrad_of(const wb_device *dev, const wb_grouped &g, wb_rows dy, wb_rows dx, wb_rows gate_up,
+              wb_product *p) {
+    const int64_t out = g.w.rows, in = g.w.cols;
+    const wb_rows w = {g.w.data, g.w.dtype};
+    const bool act = gate_up.data != NULL;
+    *p = grouped(g, WB_PRODUCT_DGRAD, dy, out);
+    p->result = act ? WB_PRODUCT_DSWIGLU : WB_PRODUCT_ROWS;
+    p->N = narrow(in), p->K = narrow(out);
+    p->b = bf16_of(w), p->ldb = in;
+    p->c = act ? gate_up : dx, p->c_row = act ? 2 * in : in, p->c_column = 1;
+    return takes(dev, dy, w, g.max_rows, in, *p);
 }
 
-/* Small tiles where large ones would leave most of the GPU idle. The bits are the same. */
-bool suits_large_tiles(int64_t M, int64_t N) {
-    return tiles_of(M, 128) * tiles_of(N, 128) >= 96;
+/* A is x, which may be gathered, so that what is made is dw's transpose, and is stored so. */
+bool wgrad_of(const wb_device *dev, const wb_grouped &g, wb_rows x, wb_rows dy, float *dw, wb_product *p) {
+    const int64_t out = g.w.rows, in = g.w.cols;
+    *p = grouped(g, WB_PRODUCT_WGRAD, x, in);
+    p->result = WB_PRODUCT_ELEMENTS;
+    p->M = narrow(in), p->N = narrow(out), p->gather = g.gather;
+    p->b = bf16_of(dy), p->ldb = out;
+    p->c = wb_f32_rows(dw), p->c_row = 1, p->c_column = in, p->c_group = out * in, p->accumulate = true;
+    return takes(dev, x, dy, g.max_rows, out, *p);
 }
+
+/* ---- an op's products -------------------------------------------------------------------------- */
 
 wb_status check_product(const wb_matmul &p) {
     WB_TRY(operand_check("matmul", "a", p.a.dtype));
@@ -119,93 +100,42 @@ wb_status check_product(const wb_matmul &p) {
     return WB_OK;
 }
 
-/* ---- a matrix for each group of rows --------------------------------------------------------- */
-
-/* The rows [first, first + n) of group `group`. */
-struct group_rows {
-    int32_t group;
-    int64_t first, n;
-};
-
-/* The group that has the block's rows, and the block's tile among the group's: blocks number the tiles of all
- * groups in their order, and what is beyond the last one is empty. */
-__device__ __forceinline__ group_rows find_group(const wb_grouped &g, int64_t tile_rows, int64_t *tile) {
-    for (int32_t i = 0; i < g.n_groups; i++) {
-        const int64_t n = g.offsets[i + 1] - g.offsets[i], tiles = (n + tile_rows - 1) / tile_rows;
-        if (*tile < tiles) return {i, g.offsets[i], n};
-        *tile -= tiles;
-    }
-    return {0, 0, 0};
-}
-
-__device__ __forceinline__ wb_rows rows_from(const wb_rows &rows, int64_t first) {
-    const int64_t size = rows.dtype == WB_F32 ? 4 : 2;
-    return {static_cast<char *>(rows.data) + first * size, rows.dtype};
-}
-
-/* y = x w^T, or its gradient dx = dy w: from [rows, K] to [rows, N], b_row and b_col the strides of B in
- * w. */
-template <int ROWS, int COLUMNS>
-__global__ void __launch_bounds__(BLOCK) multiply_groups(wb_grouped g, int64_t N, int64_t K, wb_rows from,
-                                                         int64_t b_row, int64_t b_col, wb_rows to) {
-    int64_t tile = blockIdx.x;
-    const group_rows rows = find_group(g, 16 * ROWS, &tile);
-    if (rows.n == 0) return;
-    const wb_rows w = {g.w.data, g.w.dtype};
-    wb_matmul p = {};
-    p.M = rows.n, p.N = N, p.K = K;
-    p.a = rows_from(from, rows.first * K), p.a_row = K, p.a_col = 1;
-    p.b = rows_from(w, rows.group * N * K), p.b_row = b_row, p.b_col = b_col;
-    p.c = rows_from(to, rows.first * N), p.ldc = N;
-    multiply_tile<ROWS, COLUMNS>(p, tile * 16 * ROWS, static_cast<int64_t>(blockIdx.y) * 16 * COLUMNS);
-}
-
-/* dw[group] += dy^T x over the rows of the group ascending: a block for each tile of each matrix. */
-template <int ROWS, int COLUMNS>
-__global__ void __launch_bounds__(BLOCK) accumulate_groups(wb_grouped g, wb_rows x, wb_rows dy, float *dw) {
-    const int64_t out = g.w.rows, in = g.w.cols, tiles = (in + 16 * COLUMNS - 1) / (16 * COLUMNS);
-    const int32_t group = blockIdx.y;
-    const int64_t first = g.offsets[group], n = g.offsets[group + 1] - first;
-    if (n == 0) return;
-    wb_matmul p = {};
-    p.M = out, p.N = in, p.K = n;
-    p.a = rows_from(dy, first * out), p.a_row = 1, p.a_col = out;
-    p.b = rows_from(x, first * in), p.b_row = in, p.b_col = 1;
-    p.c.data = dw + group * out * in, p.c.dtype = WB_F32, p.ldc = in;
-    p.accumulate = true;
-    multiply_tile<ROWS, COLUMNS>(p, blockIdx.x / tiles * 16 * ROWS, blockIdx.x % tiles * 16 * COLUMNS);
-}
-
-/* Tiles that the rows of all groups may have at most. */
-wb_status count_row_tiles(const char *op, const wb_grouped &g, int64_t tile_rows, unsigned *blocks_out) {
-    return count_blocks(op, "rows", g.max_rows / tile_rows + g.n_groups, BLOCK, blocks_out);
-}
-
-wb_status launch_groups(wb_device *dev, const char *op, const wb_grouped &g, int64_t N, int64_t K,
-                        wb_rows from, int64_t b_row, int64_t b_col, wb_rows to) {
-    unsigned blocks = 0;
-    const bool large = suits_large_tiles(g.max_rows, N);
-    const unsigned columns = static_cast<unsigned>(tiles_of(N, large ? 128 : 64));
-    WB_TRY(count_row_tiles(op, g, large ? 128 : 16, &blocks));
-    const dim3 grid(blocks, columns);
-    if (large)
-        multiply_groups<8, 8><<<grid, BLOCK, 0, stream_of(dev)>>>(g, N, K, from, b_row, b_col, to);
-    else
-        multiply_groups<1, 4><<<grid, BLOCK, 0, stream_of(dev)>>>(g, N, K, from, b_row, b_col, to);
-    return wb_cuda_check(cudaGetLastError(), op);
-}
-
-wb_status launch_gradients(wb_device *dev, const wb_grouped &g, wb_rows x, wb_rows dy, float *dw) {
-    unsigned blocks = 0;
-    WB_TRY(count_blocks("grouped_matmul_backward", "tiles", tiles_of(g.w.rows, 64) * tiles_of(g.w.cols, 64),
-                        BLOCK, &blocks));
-    const dim3 grid(blocks, static_cast<unsigned>(g.n_groups));
-    accumulate_groups<4, 4><<<grid, BLOCK, 0, stream_of(dev)>>>(g, x, dy, dw);
-    return wb_cuda_check(cudaGetLastError(), "grouped_matmul_backward");
-}
-
 bool has_work(const wb_grouped &g) {
     return g.max_rows > 0 && g.n_groups > 0 && g.w.rows > 0 && g.w.cols > 0;
+}
+
+wb_status multiply_forward(wb_device *dev, const char *op, const wb_grouped &g, wb_rows x, wb_rows y,
+                           wb_rows act) {
+    const int32_t *n_rows = g.offsets + g.n_groups;
+    wb_product p;
+    if (forward_of(dev, g, x, y, act, &p)) return wb_hopper_multiply(dev, op, &p);
+    if (g.gather) WB_TRY(wb_cuda_gather_some(dev, g.max_rows, n_rows, g.w.cols, g.gather, x, g.gathered));
+    WB_TRY(wb_cuda_tiled_forward(dev, op, &g, g.gather ? g.gathered : x, y));
+    if (!act.data) return WB_OK;
+    LAUNCH(dev, op, g.max_rows * (g.w.rows / 2), 1, swiglu_elements, g.max_rows, n_rows, g.w.rows / 2, y,
+           act);
+}
+
+/* The rows that a forward gathered on its way lie nowhere, and are gathered again where the gradient of the
+ * weights does not do it itself. */
+wb_status multiply_wgrad(wb_device *dev, const char *op, const wb_grouped &g, wb_rows x, wb_rows dy,
+                         float *dw) {
+    const int32_t *n_rows = g.offsets + g.n_groups;
+    wb_product p;
+    if (wgrad_of(dev, g, x, dy, dw, &p)) return wb_hopper_multiply(dev, op, &p);
+    if (g.gather) WB_TRY(wb_cuda_gather_some(dev, g.max_rows, n_rows, g.w.cols, g.gather, x, g.gathered));
+    return wb_cuda_tiled_wgrad(dev, op, &g, g.gather ? g.gathered : x, dy, dw);
+}
+
+wb_status multiply_dgrad(wb_device *dev, const char *op, const wb_grouped &g, wb_rows dy, wb_rows dx,
+                         wb_rows gate_up) {
+    const int32_t *n_rows = g.offsets + g.n_groups;
+    const int64_t in = g.w.cols;
+    wb_product p;
+    if (dgrad_of(dev, g, dy, dx, gate_up, &p)) return wb_hopper_multiply(dev, op, &p);
+    WB_TRY(wb_cuda_tiled_dgrad(dev, op, &g, dy, dx));
+    if (!gate_up.data) return WB_OK;
+    LAUNCH(dev, op, g.max_rows * in, 1, swiglu_gradients, g.max_rows, n_rows, in, gate_up, dx, gate_up);
 }
 
 } // namespace
@@ -216,43 +146,35 @@ wb_status wb_cuda_matmul(wb_device *dev, int64_t count, const wb_matmul *list) {
     for (int64_t i = 0; i < count; i++) WB_TRY(check_product(list[i]));
     WB_TRY(wb_cuda_use(dev, "matmul"));
     for (int64_t i = 0; i < count; i++) {
+        wb_product p;
         if (list[i].M == 0 || list[i].N == 0) continue;
-        if (suits_large_tiles(list[i].M, list[i].N))
-            WB_TRY((launch_product<8, 8>(dev, list[i])));
+        if (product_of(dev, list[i], &p))
+            WB_TRY(wb_hopper_multiply(dev, "matmul", &p));
         else
-            WB_TRY((launch_product<1, 4>(dev, list[i])));
+            WB_TRY(wb_cuda_tiled_product(dev, &list[i]));
     }
     return WB_OK;
 }
 
 wb_status wb_cuda_grouped_matmul(wb_device *dev, const wb_grouped *g, wb_rows x, wb_rows y, wb_rows act) {
-    const int64_t out = g->w.rows, in = g->w.cols, F = out / 2;
-    const int32_t *n_rows = g->offsets + g->n_groups;
     WB_TRY(operand_check("grouped_matmul", "x", x.dtype));
     WB_TRY(operand_check_like("grouped_matmul", "y", y.dtype, "x", x.dtype));
     WB_TRY(operand_check("grouped_matmul", "w", g->w.dtype));
     if (!has_work(*g)) return WB_OK;
     WB_TRY(wb_cuda_use(dev, "grouped_matmul"));
-    if (g->gather) WB_TRY(wb_cuda_gather_some(dev, g->max_rows, n_rows, in, g->gather, x, g->gathered));
-    WB_TRY(launch_groups(dev, "grouped_matmul", *g, out, in, g->gather ? g->gathered : x, 1, in, y));
-    if (!act.data) return WB_OK;
-    LAUNCH(dev, "grouped_matmul", g->max_rows * F, 1, swiglu_elements, g->max_rows, n_rows, F, y, act);
+    return multiply_forward(dev, "grouped_matmul", *g, x, y, act);
 }
 
 wb_status wb_cuda_grouped_matmul_backward(wb_device *dev, const wb_grouped *g, wb_rows x, wb_rows dy,
                                           float *dw, wb_rows dx, wb_rows gate_up) {
-    const int64_t out = g->w.rows, in = g->w.cols;
-    const int32_t *n_rows = g->offsets + g->n_groups;
-    WB_TRY(operand_check("grouped_matmul_backward", "x", x.dtype));
-    WB_TRY(operand_check_like("grouped_matmul_backward", "dy", dy.dtype, "x", x.dtype));
-    WB_TRY(operand_check_like("grouped_matmul_backward", "dx", dx.dtype, "x", x.dtype));
-    WB_TRY(operand_check("grouped_matmul_backward", "w", g->w.dtype));
+    const char *op = "grouped_matmul_backward";
+    WB_TRY(operand_check(op, "x", x.dtype));
+    WB_TRY(operand_check_like(op, "dy", dy.dtype, "x", x.dtype));
+    WB_TRY(operand_check_like(op, "dx", dx.dtype, "x", x.dtype));
+    WB_TRY(operand_check(op, "w", g->w.dtype));
     if (!has_work(*g)) return WB_OK;
-    WB_TRY(wb_cuda_use(dev, "grouped_matmul_backward"));
-    WB_TRY(launch_gradients(dev, *g, g->gather ? g->gathered : x, dy, dw));
-    WB_TRY(launch_groups(dev, "grouped_matmul_backward", *g, in, out, dy, in, 1, dx));
-    if (!gate_up.data) return WB_OK;
-    LAUNCH(dev, "grouped_matmul_backward", g->max_rows * in, 1, swiglu_gradients, g->max_rows, n_rows, in,
-           gate_up, dx, gate_up);
+    WB_TRY(wb_cuda_use(dev, op));
+    WB_TRY(multiply_wgrad(dev, op, *g, x, dy, dw));
+    return multiply_dgrad(dev, op, *g, dy, dx, gate_up);
 }
 }

@@ -124,7 +124,8 @@ static void test_bf16_is_f32_rounded(void **state) {
             wb_device_close(dev);
         }
     cpu_split.always = false;
-    for (int c = 0; c < N_CASES && cuda; c++) check_case(&cases[c], generic, cuda);
+    for (int c = 0; c < N_CASES && cuda; c++)
+        if (!cases[c].bf16_product) check_case(&cases[c], generic, cuda);
     close_sides();
     wb_device_close(generic);
 }

@@ -1,0 +1,120 @@
+/* hopper_launch.h - launches the kernel of products in one shape: the maps of its operands, and the grid.
+ *
+ * A tensor map is made for each call, on the host. Refuses: choosing the shape (hopper_multiply.cu). For .cu
+ * files compiled for sm_90a. */
+#ifndef WB_HOPPER_LAUNCH_H
+#define WB_HOPPER_LAUNCH_H
+
+#include "cuda/hopper/hopper_product.h"
+#include "wb_check.h"
+
+#include <cudaTypedefs.h>
+
+namespace {
+
+/* A tensor of bf16 in up to four dimensions, the first contiguous; strides in elements. */
+struct tensor {
+    const uint16_t *data;
+    cuuint32_t n_dimensions;
+    cuuint64_t size[4];
+    int64_t stride[4];
+    cuuint32_t box[4];
+};
+
+/* The driver's function that makes maps, found at run time: Waybill does not link the driver. */
+inline wb_status find_encode(PFN_cuTensorMapEncodeTiled_v12000 *encode_out) {
+    void *found = NULL;
+    cudaDriverEntryPointQueryResult result;
+    WB_TRY(wb_cuda_check(
+        cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &result),
+        "tensor map"));
+    if (result != cudaDriverEntryPointSuccess)
+        return wb_fail(WB_UNSUPPORTED, "tensor map: expected a driver of CUDA 12.0 or later");
+    *encode_out = reinterpret_cast<PFN_cuTensorMapEncodeTiled_v12000>(found);
+    return WB_OK;
+}
+
+inline wb_status make_map(const tensor &t, CUtensorMap *map_out) {
+    PFN_cuTensorMapEncodeTiled_v12000 encode = NULL;
+    const cuuint32_t steps[4] = {1, 1, 1, 1};
+    cuuint64_t bytes[3];
+    WB_TRY(find_encode(&encode));
+    for (cuuint32_t i = 1; i < t.n_dimensions; i++) bytes[i - 1] = static_cast<cuuint64_t>(t.stride[i]) * 2;
+    const CUresult result =
+        encode(map_out, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, t.n_dimensions, const_cast<uint16_t *>(t.data),
+               t.size, bytes, t.box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+               CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    if (result != CUDA_SUCCESS)
+        return wb_fail(WB_DEVICE, "tensor map: CUDA: error %d", static_cast<int>(result));
+    return WB_OK;
+}
+
+inline cuuint64_t size_of(int64_t n) {
+    return static_cast<cuuint64_t>(n);
+}
+
+/* A: boxes of 64 rows and 64 columns. */
+inline tensor tensor_a(const wb_product &p) {
+    const int64_t columns = p.form == WB_PRODUCT_WGRAD ? p.M : p.K;
+    tensor t = {p.a, 2, {size_of(columns), size_of(p.rows)}, {1, p.lda}, {64, PART}};
+    return t;
+}
+
+/* B: see fill_b. */
+template <class S> tensor tensor_b(const wb_product &p) {
+    const cuuint64_t groups = size_of(p.n_groups);
+    if (S::FORM == WB_PRODUCT_WGRAD) {
+        tensor t = {
+            p.b, 4, {size_of(p.N), size_of(p.rows), 1, 1}, {1, p.ldb, p.ldb, p.ldb}, {64, PART, 1, 1}};
+        return t;
+    }
+    if (S::FORM == WB_PRODUCT_DGRAD) {
+        const int64_t matrix = p.K * p.ldb;
+        tensor t = {
+            p.b, 4, {size_of(p.N), size_of(p.K), 1, groups}, {1, p.ldb, p.ldb, matrix}, {64, PART, 1, 1}};
+        return t;
+    }
+    const int64_t halves = S::RESULT == WB_PRODUCT_SWIGLU ? 2 : 1, rows = p.N / halves;
+    tensor t = {p.b,
+                4,
+                {size_of(p.K), size_of(rows), size_of(halves), groups},
+                {1, p.ldb, rows * p.ldb, p.N * p.ldb},
+                {64, S::COLUMNS / 2, 1, 1}};
+    return t;
+}
+
+template <class S> wb_status launch(wb_device *dev, const char *op, const wb_product &p) {
+    const wb_cuda_device *cuda = reinterpret_cast<const wb_cuda_device *>(dev);
+    const int bytes = S::shared_bytes(p.n_groups);
+    CUtensorMap map_a = {}, map_b;
+    cudaLaunchConfig_t config = {};
+    cudaLaunchAttribute cluster[1];
+    if (!S::GATHER) WB_TRY(make_map(tensor_a(p), &map_a));
+    WB_TRY(make_map(tensor_b<S>(p), &map_b));
+    WB_TRY(wb_cuda_check(
+        cudaFuncSetAttribute(multiply_tiles<S>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), op));
+    cluster[0].id = cudaLaunchAttributeClusterDimension;
+    cluster[0].val.clusterDim.x = S::CLUSTER, cluster[0].val.clusterDim.y = cluster[0].val.clusterDim.z = 1;
+    config.gridDim = dim3(static_cast<unsigned>(cuda->multiprocessors / S::CLUSTER * S::CLUSTER));
+    config.blockDim = dim3(S::THREADS);
+    config.dynamicSmemBytes = static_cast<size_t>(bytes);
+    config.stream = static_cast<cudaStream_t>(dev->stream);
+    config.attrs = cluster, config.numAttrs = 1;
+    return wb_cuda_check(cudaLaunchKernelEx(&config, multiply_tiles<S>, map_a, map_b, p), op);
+}
+
+/* Many rows a group: pairs of blocks with tiles of 128 x 256. Few: blocks with tiles of 64 x 128. The
+ * gradient of gate and up needs room for both and has narrower tiles. */
+template <wb_product_form FORM, wb_product_result RESULT, bool GATHER>
+wb_status launch_either(wb_device *dev, const char *op, const wb_product &p, bool large) {
+    if constexpr (RESULT == WB_PRODUCT_DSWIGLU)
+        return large ? launch<shape<FORM, RESULT, GATHER, 128, 2, 4, 2>>(dev, op, p)
+                     : launch<shape<FORM, RESULT, GATHER, 128, 1, 6, 1>>(dev, op, p);
+    else
+        return large ? launch<shape<FORM, RESULT, GATHER, 256, 2, 4, 2>>(dev, op, p)
+                     : launch<shape<FORM, RESULT, GATHER, 128, 1, 8, 1>>(dev, op, p);
+}
+
+} // namespace
+
+#endif

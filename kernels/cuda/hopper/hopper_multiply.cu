@@ -1,0 +1,51 @@
+/* hopper_multiply.cu - which products the kernels of sm_90a take, and in which shape. The shape is for speed:
+ * the bits are the same in all. */
+#include "cuda/hopper/hopper_call.h"
+#include "cuda/hopper/hopper_shapes.h"
+#include "wb_check.h"
+
+namespace {
+
+const wb_cuda_device *cuda_of(const wb_device *dev) {
+    return reinterpret_cast<const wb_cuda_device *>(dev);
+}
+
+bool aligned(const void *data, uintptr_t bytes) {
+    return reinterpret_cast<uintptr_t>(data) % bytes == 0;
+}
+
+/* 16-byte stores of rows, or pairs of elements. */
+bool takes_result(const wb_product *p) {
+    const int64_t columns = p->result == WB_PRODUCT_SWIGLU ? p->N / 2 : p->N;
+    if (p->result == WB_PRODUCT_ELEMENTS)
+        return p->N % 2 == 0 && (p->c_column != 1 || (p->c_row % 2 == 0 && aligned(p->c.data, 8)));
+    return columns % 8 == 0 && p->c_row % 8 == 0 && aligned(p->c.data, 16) && aligned(p->act, 16);
+}
+
+/* The tables of the groups have the shared memory that the stages leave. */
+const int32_t MAX_GROUPS = 1024;
+
+bool is_large(const wb_device *dev, const wb_product *p) {
+    const int64_t rows = p->form == WB_PRODUCT_WGRAD ? p->M : p->rows / p->n_groups;
+    const int64_t tiles = (rows + 255) / 256 * ((p->N + 255) / 256) * p->n_groups;
+    return rows >= 96 && tiles >= cuda_of(dev)->multiprocessors / 2;
+}
+
+} // namespace
+
+bool wb_hopper_takes(const wb_device *dev, const wb_product *p) {
+    if (cuda_of(dev)->capability != 9 || p->n_groups > MAX_GROUPS) return false;
+    if (!aligned(p->a, 16) || !aligned(p->b, 16) || p->lda % 8 != 0 || p->ldb % 8 != 0) return false;
+    if (p->gather && (p->K % 8 != 0 || p->M % 8 != 0)) return false;
+    return takes_result(p);
+}
+
+wb_status wb_hopper_multiply(wb_device *dev, const char *op, const wb_product *product) {
+    const bool large = is_large(dev, product);
+    wb_product p = *product;
+    p.counters = cuda_of(dev)->counters;
+    WB_TRY(wb_cuda_use(dev, op));
+    if (p.form == WB_PRODUCT_FORWARD) return wb_hopper_forward(dev, op, p, large);
+    if (p.form == WB_PRODUCT_DGRAD) return wb_hopper_dgrad(dev, op, p, large);
+    return wb_hopper_wgrad(dev, op, p, large);
+}

@@ -1,0 +1,275 @@
+/* bench_layer_cuda.cu - time of a MoE layer's ops on CUDA in bf16, forward and backward, in TFLOP/s beside a
+ * dense product of 8192^3 of the same device.
+ *
+ *     bench_layer_cuda [TOKENS [HIDDEN WIDTH EXPERTS CHOICES [SKEW]]]
+ *
+ * Owns: random operands, the routing of random tokens, or skewed by 1 / rank^SKEW; medians of single calls
+ * and of the whole layer under steady load. Refuses: peers (compare them in the same call: README.md),
+ * results (test_products_cuda). Only work on rows that there are counts as FLOP. */
+#include "wb_device.h"
+#include "wb_exact_math.h"
+
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <functional>
+#include <vector>
+
+namespace {
+
+enum { CALLS = 15, WARM_UPS = 3, STEADY = 12 };
+
+wb_device *dev;
+cudaStream_t stream;
+
+void must(wb_status status, const char *what) {
+    if (status == WB_OK) return;
+    fprintf(stderr, "%s: %s: %s\n", what, wb_status_string(status), wb_error_message());
+    exit(1);
+}
+
+void must_cuda(cudaError_t error, const char *what) {
+    if (error == cudaSuccess) return;
+    fprintf(stderr, "%s: %s\n", what, cudaGetErrorString(error));
+    exit(1);
+}
+
+/* ---- memory ------------------------------------------------------------------------------------ */
+
+void *memory(int64_t bytes) {
+    void *p = nullptr;
+    must(dev->mem_alloc(dev, static_cast<size_t>(bytes), &p), "mem_alloc");
+    return p;
+}
+
+uint64_t state = 88172645463325252u;
+
+float normal() { /* of four uniform numbers */
+    float sum = -2.0f;
+    state ^= state << 13, state ^= state >> 7, state ^= state << 17;
+    for (int i = 0; i < 4; i++) sum += static_cast<float>(state >> (16 * i) & 0xffff) / 65536.0f;
+    return 1.73f * sum;
+}
+
+/* Random numbers of this size, the same few millions over and over. */
+wb_rows random_rows(int64_t n, float scale) {
+    const int64_t part = std::min(n, int64_t(1) << 22);
+    std::vector<uint16_t> host(static_cast<size_t>(part));
+    for (uint16_t &x : host) x = wb_f32_to_bf16(scale * normal());
+    uint16_t *p = static_cast<uint16_t *>(memory(2 * n));
+    for (int64_t at = 0; at < n; at += part)
+        must(dev->to_device(dev, p + at, host.data(), static_cast<size_t>(2 * std::min(part, n - at))),
+             "upload");
+    return {p, WB_BF16};
+}
+
+float *random_floats(int64_t n, float scale) {
+    std::vector<float> host(static_cast<size_t>(n));
+    for (float &x : host) x = scale * normal();
+    float *p = static_cast<float *>(memory(4 * n));
+    must(dev->to_device(dev, p, host.data(), host.size() * 4), "upload");
+    return p;
+}
+
+/* ---- a layer ----------------------------------------------------------------------------------- */
+
+struct layer {
+    int64_t T, H, F, E, K, rows;
+    wb_router router;
+    wb_rows x, up, down, router_w, gate_up, act, y, out, dout, dy, dact, dx, gathered;
+    float *logits, *weights, *dweights, *dlogits, *dup, *ddown;
+    int32_t *pair_row, *row_token, *offsets, *rule;
+    wb_ids ids;
+
+    wb_grouped group_up() const {
+        wb_grouped g = {};
+        g.n_groups = static_cast<int32_t>(E), g.offsets = offsets, g.max_rows = rows;
+        g.w = {up.data, WB_BF16, 2 * F, H}, g.gather = row_token, g.gathered = gathered;
+        return g;
+    }
+    wb_grouped group_down() const {
+        wb_grouped g = {};
+        g.n_groups = static_cast<int32_t>(E), g.offsets = offsets, g.max_rows = rows;
+        g.w = {down.data, WB_BF16, H, F};
+        return g;
+    }
+    wb_moe_plan plan() const {
+        wb_moe_plan p = {};
+        p.T = T, p.top_k = static_cast<int32_t>(K), p.n_experts = p.n_slots = static_cast<int32_t>(E);
+        p.rule.slot_of_expert = rule;
+        p.ids = ids, p.pair_row = pair_row, p.row_token = row_token, p.offsets = offsets;
+        return p;
+    }
+};
+
+/* The router's logits are noise, and a skew that makes expert e as likely as 1 / (e + 1)^skew. */
+void make_layer(layer *l, float skew) {
+    const int64_t n = l->rows = l->T * l->K;
+    std::vector<float> logits(static_cast<size_t>(l->T * l->E));
+    std::vector<int32_t> slots(static_cast<size_t>(l->E));
+    for (int64_t e = 0; e < l->E; e++) slots[static_cast<size_t>(e)] = static_cast<int32_t>(e);
+    for (size_t i = 0; i < logits.size(); i++) {
+        state ^= state << 13, state ^= state >> 7, state ^= state << 17;
+        const double u = (static_cast<double>(state >> 11) + 0.5) / 9007199254740992.0;
+        const double rank = static_cast<double>(static_cast<int64_t>(i) % l->E + 1);
+        logits[i] = static_cast<float>(-std::log(-std::log(u)) - static_cast<double>(skew) * std::log(rank));
+    }
+    l->router = {
+        WB_ROUTER_SOFTMAX_NORM, static_cast<int32_t>(l->E), static_cast<int32_t>(l->K), 0, 0, true, 1};
+    l->x = random_rows(l->T * l->H, 1), l->dout = random_rows(l->T * l->H, 1),
+    l->out = random_rows(l->T * l->H, 1);
+    l->up = random_rows(l->E * 2 * l->F * l->H, 1 / std::sqrt(static_cast<float>(l->H)));
+    l->down = random_rows(l->E * l->F * l->H, 1 / std::sqrt(static_cast<float>(l->F)));
+    l->router_w = random_rows(l->E * l->H, 0.02f);
+    l->gate_up = random_rows(n * 2 * l->F, 1), l->act = random_rows(n * l->F, 1),
+    l->dact = random_rows(n * l->F, 1);
+    l->y = random_rows(n * l->H, 1), l->dx = random_rows(n * l->H, 1), l->gathered = random_rows(n * l->H, 1);
+    l->dy = l->y;
+    l->logits = static_cast<float *>(memory(4 * l->T * l->E));
+    must(dev->to_device(dev, l->logits, logits.data(), logits.size() * 4), "upload");
+    l->dlogits = random_floats(l->T * l->E, 1);
+    l->weights = random_floats(n, 1), l->dweights = random_floats(n, 1);
+    l->dup = static_cast<float *>(memory(4 * l->E * 2 * l->F * l->H));
+    l->ddown = static_cast<float *>(memory(4 * l->E * l->F * l->H));
+    must(dev->zero(dev, l->dup, static_cast<size_t>(4 * l->E * 2 * l->F * l->H)), "zero");
+    must(dev->zero(dev, l->ddown, static_cast<size_t>(4 * l->E * l->F * l->H)), "zero");
+    l->pair_row = static_cast<int32_t *>(memory(4 * n)), l->row_token = static_cast<int32_t *>(memory(4 * n));
+    l->offsets = static_cast<int32_t *>(memory(4 * (l->E + 1))),
+    l->rule = static_cast<int32_t *>(memory(4 * l->E));
+    must(dev->to_device(dev, l->rule, slots.data(), slots.size() * 4), "upload");
+    l->ids = {memory(n), WB_U8, l->K};
+}
+
+/* ---- times ------------------------------------------------------------------------------------- */
+
+double time_ms(int calls, const std::function<void()> &op) {
+    cudaEvent_t begin, end;
+    float ms = 0;
+    must_cuda(cudaEventCreate(&begin), "event");
+    must_cuda(cudaEventCreate(&end), "event");
+    must_cuda(cudaEventRecord(begin, stream), "record");
+    for (int i = 0; i < calls; i++) op();
+    must_cuda(cudaEventRecord(end, stream), "record");
+    must_cuda(cudaEventSynchronize(end), "synchronize");
+    must_cuda(cudaEventElapsedTime(&ms, begin, end), "elapsed");
+    must_cuda(cudaEventDestroy(begin), "event");
+    must_cuda(cudaEventDestroy(end), "event");
+    return static_cast<double>(ms) / calls;
+}
+
+double median_ms(const std::function<void()> &op) {
+    std::vector<double> times;
+    for (int i = 0; i < WARM_UPS + CALLS; i++) {
+        const double ms = time_ms(1, op);
+        if (i >= WARM_UPS) times.push_back(ms);
+    }
+    std::sort(times.begin(), times.end());
+    return times[times.size() / 2];
+}
+
+double dense; /* TFLOP/s */
+
+void show(const char *what, double ms, double flop, double bytes) {
+    if (flop > 0)
+        printf("%-34s %9.3f ms %8.1f TFLOP/s %6.3f of dense\n", what, ms, flop / ms / 1e9,
+               flop / ms / 1e9 / dense);
+    else
+        printf("%-34s %9.3f ms %8.2f TB/s\n", what, ms, bytes / ms / 1e9);
+}
+
+void time_dense() {
+    const int64_t n = 8192;
+    wb_rows a = random_rows(n * n, 1), b = random_rows(n * n, 1), c = random_rows(n * n, 1);
+    const wb_matmul m = wb_matmul_forward(n, a, {b.data, WB_BF16, n, n}, c);
+    const double flop = 2.0 * 8192 * 8192 * 8192;
+    const double ms = median_ms([&] { must(dev->matmul(dev, 1, &m), "matmul"); });
+    dense = flop / ms / 1e9;
+    show("own matmul 8192^3", ms, flop, 0);
+    for (void *p : {a.data, b.data, c.data}) dev->mem_free(dev, p);
+}
+
+void time_layer(const layer &l) {
+    const wb_grouped up = l.group_up(), down = l.group_down();
+    const wb_moe_plan plan = l.plan();
+    const wb_rows none = {nullptr, WB_F32};
+    const double n = static_cast<double>(l.rows), H = static_cast<double>(l.H), F = static_cast<double>(l.F);
+    const double T = static_cast<double>(l.T), E = static_cast<double>(l.E), one = 2 * n * F * H;
+    wb_topk topk = {};
+    topk.router = l.router, topk.T = l.T, topk.logits = l.logits, topk.ids = l.ids;
+    float *logits = static_cast<float *>(memory(4 * l.T * l.E));
+    const wb_matmul router =
+        wb_matmul_forward(l.T, l.x, {l.router_w.data, WB_BF16, l.E, l.H}, wb_f32_rows(logits));
+    auto choose = [&] {
+        must(dev->matmul(dev, 1, &router), "router");
+        must(dev->topk(dev, &topk), "topk");
+        must(dev->gate_forward(dev, &l.router, l.T, l.logits, nullptr, l.ids, l.weights), "gate");
+        must(dev->moe_plan(dev, &plan), "plan");
+    };
+    auto forward_up = [&] { must(dev->grouped_matmul(dev, &up, l.x, l.gate_up, l.act), "up"); };
+    auto forward_down = [&] { must(dev->grouped_matmul(dev, &down, l.act, l.y, none), "down"); };
+    auto combine = [&] {
+        must(dev->moe_combine(dev, l.T, static_cast<int32_t>(l.K), l.H, l.y, l.pair_row, l.weights, l.out),
+             "combine");
+    };
+    auto combine_back = [&] {
+        must(dev->moe_combine_backward(dev, l.T, static_cast<int32_t>(l.K), l.H, l.y, l.pair_row, l.weights,
+                                       l.dout, l.dy, l.dweights),
+             "combine_backward");
+    };
+    auto down_back = [&] {
+        must(dev->grouped_matmul_backward(dev, &down, l.act, l.dy, l.ddown, l.dact, l.gate_up),
+             "down_backward");
+    };
+    auto up_back = [&] {
+        must(dev->grouped_matmul_backward(dev, &up, l.x, l.gate_up, l.dup, l.dx, none), "up_backward");
+    };
+    auto sum_back = [&] {
+        must(dev->moe_combine(dev, l.T, static_cast<int32_t>(l.K), l.H, l.dx, l.pair_row, nullptr, l.out),
+             "sum");
+        must(dev->gate_backward(dev, &l.router, l.T, l.logits, nullptr, l.ids, l.dweights, l.dlogits),
+             "gate_backward");
+    };
+    auto forward = [&] { choose(), forward_up(), forward_down(), combine(); };
+    auto backward = [&] { combine_back(), down_back(), up_back(), sum_back(); };
+    printf("T %lld, H %lld, F %lld, E %lld, K %lld\n", (long long)l.T, (long long)l.H, (long long)l.F,
+           (long long)l.E, (long long)l.K);
+    show("router, top-k, gate, plan", median_ms(choose), 0, T * H * 2 + T * E * 8);
+    show("gate_up + SwiGLU, gathered", median_ms(forward_up), 2 * one, 0);
+    show("down", median_ms(forward_down), one, 0);
+    show("combine", median_ms(combine), 0, (n + T) * H * 2);
+    show("combine backward", median_ms(combine_back), 0, (2 * n + T) * H * 2);
+    forward();
+    show("down backward (dw, dx + dSwiGLU)", median_ms(down_back), 2 * one, 0);
+    forward();
+    show("gate_up backward (dw, dx)", median_ms(up_back), 4 * one, 0);
+    show("sum of dx, gate backward", median_ms(sum_back), 0, (n + T) * H * 2);
+    show("layer, forward", median_ms(forward), 3 * one, 0);
+    show("layer, forward, steady", time_ms(STEADY, forward), 3 * one, 0);
+    show("layer, forward + backward", median_ms([&] { forward(), backward(); }), 9 * one, 0);
+    show("layer, forward + backward, steady", time_ms(STEADY, [&] { forward(), backward(); }), 9 * one, 0);
+}
+
+} // namespace
+
+int main(int argc, char **argv) {
+    layer l = {};
+    cudaDeviceProp properties;
+    auto argument = [&](int i, int64_t other) { return argc > i ? atoll(argv[i]) : other; };
+    l.T = argument(1, 16384), l.H = argument(2, 2048), l.F = argument(3, 768);
+    l.E = argument(4, 128), l.K = argument(5, 8);
+    must_cuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "stream");
+    if (wb_device_open_cuda(0, stream, &dev) != WB_OK) {
+        printf("no CUDA device: %s\n", wb_error_message());
+        return 77;
+    }
+    must_cuda(cudaGetDeviceProperties(&properties, 0), "properties");
+    printf("%s\n", properties.name);
+    time_dense();
+    make_layer(&l, argc > 6 ? static_cast<float>(atof(argv[6])) : 0.0f);
+    time_layer(l);
+    wb_device_close(dev);
+    return 0;
+}
