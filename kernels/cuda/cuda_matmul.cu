@@ -7,6 +7,7 @@
 #include "cuda/cuda_scratch.h"
 #include "cuda/cuda_swiglu.h"
 #include "cuda/cuda_tiles.h"
+#include "cuda/cuda_vector.h"
 #include "cuda/hopper/hopper_call.h"
 
 namespace {
@@ -21,10 +22,6 @@ bool takes(const wb_device *dev, wb_rows a, wb_rows b, int64_t rows, int64_t col
 
 int32_t narrow(int64_t n) {
     return static_cast<int32_t>(n);
-}
-
-const uint16_t *bf16_of(wb_rows rows) {
-    return static_cast<const uint16_t *>(rows.data);
 }
 
 /* A product with a stride of 1 in A's k and B's k is a forward, in A's k and B's columns a dgrad, in A's rows
@@ -78,14 +75,18 @@ bool dgrad_of(const wb_device *dev, const wb_grouped &g, wb_rows dy, wb_rows dx,
     return takes(dev, dy, w, g.max_rows, in, *p);
 }
 
-/* A is x, which may be gathered, so that what is made is dw's transpose, and is stored so. */
+/* A is what may be gathered: x where it is, so that what is made is dw's transpose, and stored so. Where it
+ * is not, A is dy, and a thread has two neighbours of a row of dw. */
 bool wgrad_of(const wb_device *dev, const wb_grouped &g, wb_rows x, wb_rows dy, float *dw, wb_product *p) {
     const int64_t out = g.w.rows, in = g.w.cols;
-    *p = grouped(g, WB_PRODUCT_WGRAD, x, in);
+    const bool transposed = g.gather != NULL;
+    const wb_rows a = transposed ? x : dy, b = transposed ? dy : x;
+    *p = grouped(g, WB_PRODUCT_WGRAD, a, transposed ? in : out);
     p->result = WB_PRODUCT_ELEMENTS;
-    p->M = narrow(in), p->N = narrow(out), p->gather = g.gather;
-    p->b = bf16_of(dy), p->ldb = out;
-    p->c = wb_f32_rows(dw), p->c_row = 1, p->c_column = in, p->c_group = out * in, p->accumulate = true;
+    p->M = narrow(transposed ? in : out), p->N = narrow(transposed ? out : in), p->gather = g.gather;
+    p->b = bf16_of(b), p->ldb = p->N;
+    p->c = wb_f32_rows(dw), p->c_group = out * in, p->accumulate = true;
+    p->c_row = transposed ? 1 : in, p->c_column = transposed ? in : 1;
     return takes(dev, x, dy, g.max_rows, out, *p);
 }
 

@@ -1,10 +1,8 @@
-/* cuda_moe.cu - moving token rows to their experts and back: where each pair's row lies, the weighted combine
- * and its backward.
+/* cuda_moe.cu - where token rows go: the row of each pair, and the rows that arrive from other ranks.
  *
- * A token's choices are summed in their order, whatever the placement of the rows. Rows lie by slot, then by
- * pair; the count of what comes before a pair is made of counts of whole parts of the pairs, so that no
- * kernel depends on which block runs first. Refuses: choosing experts, what experts compute
- * (cuda_matmul.cu). */
+ * Rows lie by slot, then by pair; the count of what comes before a pair is made of counts of whole parts of
+ * the pairs, so that no kernel depends on which block runs first. Refuses: choosing experts, what experts
+ * compute (cuda_matmul.cu), the way back (cuda_combine.cu). */
 #include "cuda/cuda_fault.h"
 #include "cuda/cuda_ids.h"
 #include "cuda/cuda_operands.h"
@@ -138,39 +136,6 @@ __global__ void __launch_bounds__(BLOCK)
     }
 }
 
-/* ---- rows ------------------------------------------------------------------------------------ */
-
-__global__ void __launch_bounds__(BLOCK)
-    combine_elements(int64_t T, int32_t K, int64_t H, wb_rows rows, const int32_t *pair_row,
-                     const float *weights, wb_rows y) {
-    const int64_t at = thread_number(), t = at / H, i = at % H;
-    if (t >= T) return;
-    float sum = 0.0f;
-    for (int32_t k = 0; k < K; k++) {
-        const int64_t row = pair_row[t * K + k];
-        if (row >= 0) sum = wb_fma(weights ? weights[t * K + k] : 1.0f, load_element(rows, row * H + i), sum);
-    }
-    store_element(y, at, sum);
-}
-
-/* A half warp a pair: dweights before drows, which may be rows. */
-__global__ void __launch_bounds__(BLOCK)
-    combine_gradients(int64_t n_pairs, int32_t K, int64_t H, wb_rows rows, const int32_t *pair_row,
-                      const float *weights, wb_rows dy, wb_rows drows, float *dweights) {
-    const int64_t number = thread_number() / WB_LANES, pair = min(number, n_pairs - 1), t = pair / K;
-    const int lane = threadIdx.x % WB_LANES;
-    const int64_t row = pair_row[pair];
-    float dot = 0.0f;
-    for (int64_t i = lane; i < H && row >= 0; i += WB_LANES)
-        dot = wb_fma(load_element(dy, t * H + i), load_element(rows, row * H + i), dot);
-    dot = fold_lanes(dot);
-    if (number >= n_pairs) return;
-    if (dweights && lane == 0) dweights[pair] = row < 0 ? 0.0f : dot;
-    const float w = weights ? weights[pair] : 1.0f;
-    for (int64_t i = lane; i < H && row >= 0; i += WB_LANES)
-        store_element(drows, row * H + i, wb_mul(w, load_element(dy, t * H + i)));
-}
-
 } // namespace
 
 extern "C" {
@@ -213,22 +178,5 @@ wb_status wb_cuda_moe_group(wb_device *dev, const wb_moe_group *group) {
     if (n > 0)
         place_arrivals<<<static_cast<unsigned>(n), BLOCK, 0, stream_of(dev)>>>(*group, arrived, arrived + n);
     return wb_cuda_check(cudaGetLastError(), "moe_group");
-}
-
-wb_status wb_cuda_moe_combine(wb_device *dev, int64_t T, int32_t K, int64_t H, wb_rows rows,
-                              const int32_t *pair_row, const float *weights, wb_rows y) {
-    WB_TRY(operand_check("moe_combine", "rows", rows.dtype));
-    WB_TRY(operand_check_like("moe_combine", "y", y.dtype, "rows", rows.dtype));
-    LAUNCH(dev, "moe_combine", T * H, 1, combine_elements, T, K, H, rows, pair_row, weights, y);
-}
-
-wb_status wb_cuda_moe_combine_backward(wb_device *dev, int64_t T, int32_t K, int64_t H, wb_rows rows,
-                                       const int32_t *pair_row, const float *weights, wb_rows dy,
-                                       wb_rows drows, float *dweights) {
-    WB_TRY(operand_check("moe_combine_backward", "rows", rows.dtype));
-    WB_TRY(operand_check_like("moe_combine_backward", "dy", dy.dtype, "rows", rows.dtype));
-    WB_TRY(operand_check_like("moe_combine_backward", "drows", drows.dtype, "rows", rows.dtype));
-    LAUNCH(dev, "moe_combine_backward", T * K, WB_LANES, combine_gradients, T * K, K, H, rows, pair_row,
-           weights, dy, drows, dweights);
 }
 }

@@ -202,12 +202,13 @@ void time_layer(const layer &l) {
     float *logits = static_cast<float *>(memory(4 * l.T * l.E));
     const wb_matmul router =
         wb_matmul_forward(l.T, l.x, {l.router_w.data, WB_BF16, l.E, l.H}, wb_f32_rows(logits));
-    auto choose = [&] {
-        must(dev->matmul(dev, 1, &router), "router");
-        must(dev->topk(dev, &topk), "topk");
+    auto multiply = [&] { must(dev->matmul(dev, 1, &router), "router"); };
+    auto select = [&] { must(dev->topk(dev, &topk), "topk"); };
+    auto weigh = [&] {
         must(dev->gate_forward(dev, &l.router, l.T, l.logits, nullptr, l.ids, l.weights), "gate");
-        must(dev->moe_plan(dev, &plan), "plan");
     };
+    auto place = [&] { must(dev->moe_plan(dev, &plan), "plan"); };
+    auto choose = [&] { multiply(), select(), weigh(), place(); };
     auto forward_up = [&] { must(dev->grouped_matmul(dev, &up, l.x, l.gate_up, l.act), "up"); };
     auto forward_down = [&] { must(dev->grouped_matmul(dev, &down, l.act, l.y, none), "down"); };
     auto combine = [&] {
@@ -236,7 +237,10 @@ void time_layer(const layer &l) {
     auto backward = [&] { combine_back(), down_back(), up_back(), sum_back(); };
     printf("T %lld, H %lld, F %lld, E %lld, K %lld\n", (long long)l.T, (long long)l.H, (long long)l.F,
            (long long)l.E, (long long)l.K);
-    show("router, top-k, gate, plan", median_ms(choose), 0, T * H * 2 + T * E * 8);
+    show("router product", median_ms(multiply), 0, T * H * 2 + T * E * 4);
+    show("top-k", median_ms(select), 0, T * E * 4);
+    show("gate", median_ms(weigh), 0, n * 36);
+    show("plan", median_ms(place), 0, n * 9);
     show("gate_up + SwiGLU, gathered", median_ms(forward_up), 2 * one, 0);
     show("down", median_ms(forward_down), one, 0);
     show("combine", median_ms(combine), 0, (n + T) * H * 2);

@@ -211,8 +211,8 @@ typedef struct op_case {
     const char *name;
     run_fn *run;
     bool by_row, any_dtypes; /* rows may come in several calls; operands may be of unlike dtypes */
-    /* a product of two matrices of bf16: on CUDA tensor cores make it (test_products_cuda) */
-    bool bf16_product;
+    /* a product of two matrices of bf16 or a sigmoid, which CUDA has its own of: test_products_cuda */
+    bool own_on_cuda;
     operand_spec operands[MAX_OPERANDS + 1]; /* up to width 0 */
 } op_case;
 
@@ -241,18 +241,18 @@ static const op_case cases[] = {
     {"gather_rows", run_gather, true, false, false, {{"in", W, IN | WHOLE}, {"out", W, OUT}}},
     {"scatter_rows", run_scatter, true, false, false, {{"in", W, IN}, {"out", W, SUM | WHOLE}}},
     {"kv_write", run_kv_write, true, true, false, {{"x", W, IN}, {"cache", W, SUM | WHOLE}}},
-    {"swiglu_forward", run_swiglu, true, false, false, {{"gate_up", 2 * W, IN}, {"out", W, OUT}}},
+    {"swiglu_forward", run_swiglu, true, false, true, {{"gate_up", 2 * W, IN}, {"out", W, OUT}}},
     {"swiglu_backward",
      run_swiglu_backward,
      true,
      false,
-     false,
+     true,
      {{"gate_up", 2 * W, IN}, {"dout", W, IN}, {"dgate_up", 2 * W, OUT}}},
     {"swiglu_backward",
      run_swiglu_backward_in_place,
      true,
      false,
-     false,
+     true,
      {{"gate_up", 2 * W, SUM}, {"dout", W, IN}}},
     {"add", run_add, true, false, false, {{"x", W, IN}, {"y", W, SUM}}},
     {"bias_forward", run_bias, true, false, false, {{"y", W, SUM}}},

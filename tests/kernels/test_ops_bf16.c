@@ -125,7 +125,7 @@ static void test_bf16_is_f32_rounded(void **state) {
         }
     cpu_split.always = false;
     for (int c = 0; c < N_CASES && cuda; c++)
-        if (!cases[c].bf16_product) check_case(&cases[c], generic, cuda);
+        if (!cases[c].own_on_cuda) check_case(&cases[c], generic, cuda);
     close_sides();
     wb_device_close(generic);
 }

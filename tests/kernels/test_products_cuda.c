@@ -41,8 +41,9 @@ static float at(wb_rows rows, int64_t i) {
 }
 
 /* A step takes 16 products and the sum so far, 17 numbers, none above `sizes`, the sum of all products'
- * sizes; it cuts each below 2^-23 of the largest, and its result too: less than 2^-18 of `sizes` for each of 18, and
- * so 2^-17 of it in all with room for the sum itself. What is rounded to bf16 is off by 2^-9 of itself. */
+ * sizes; it cuts each below 2^-23 of the largest, and its result too: less than 2^-18 of `sizes` for each of
+ * 18, and so 2^-17 of it in all with room for the sum itself. What is rounded to bf16 is off by 2^-9 of
+ * itself. */
 static double bound(int64_t K, double sizes, double result, wb_dtype dtype) {
     return (double)(K / 16 + 2) * 0x1p-17 * sizes + (dtype == WB_BF16 ? 0x1p-8 * fabs(result) : 0) + 1e-30;
 }
@@ -230,7 +231,7 @@ static void one_group(const layer *l, int32_t e, int64_t columns, int64_t depth,
     assert_ok(cuda->matmul(cuda, 1, &p));
 }
 
-static void check_forward(const layer *l, wb_device *cpu) {
+static void check_forward(const layer *l) {
     const int64_t H = l->H, F = l->F;
     uint16_t *rows = poisoned_bf16(l->rows * H), *c = poisoned_bf16(l->rows * (2 * F + H));
     for (int64_t i = 0; i < l->rows; i++)
@@ -242,7 +243,7 @@ static void check_forward(const layer *l, wb_device *cpu) {
         one_group(l, e, H, F, l->act + first * F, l->down + e * H * F, FORWARD, c);
         assert_same_bits(l->y + first * H, c, n * H, "down");
     }
-    assert_ok(cpu->swiglu_forward(cpu, l->rows, F, half(l->gate_up), half(c)));
+    assert_ok(cuda->swiglu_forward(cuda, l->rows, F, half(l->gate_up), half(c)));
     assert_same_bits(l->act, c, l->rows * F, "act");
     free(rows), free(c);
 }
@@ -287,7 +288,6 @@ static void check_backward(layer *l) {
 }
 
 static void test_groups_are_products_of_their_own(void **state) {
-    wb_device *cpu = open_cpu(1);
     (void)state;
     for (int round = 0; round < 12; round++) {
         const bool odd = round % 4 == 3;
@@ -297,10 +297,39 @@ static void test_groups_are_products_of_their_own(void **state) {
         layer l;
         make_layer(&l, E, 64, H, F, round % 3 == 0 ? 400 : 90);
         run_forward(&l);
-        check_forward(&l, cpu);
+        check_forward(&l);
         check_backward(&l);
         free_layer(&l);
     }
+}
+
+/* ---- the sigmoid ----------------------------------------------------------------------------- */
+
+/* Off by 2^-20 of the sigmoid, and each result by a rounding more than the CPU's. In the gradient of the gate
+ * the sigmoid stands twice, and terms of opposite sign. */
+static void test_swiglu_is_within_the_bound(void **state) {
+    enum { N = 700, F = 24 };
+    wb_device *cpu = open_cpu(1);
+    uint16_t *x = random_bf16(N * 2 * F), *d = random_bf16(N * F), *act = poisoned_bf16(N * F);
+    uint16_t *expected = poisoned_bf16(N * 2 * F), *dx = poisoned_bf16(N * 2 * F);
+    (void)state;
+    for (int64_t i = 0; i < N * 2 * F; i++) x[i] = wb_f32_to_bf16(rng_uniform(-1, 1) * (i % 7 ? 8 : 120));
+    assert_ok(cpu->swiglu_forward(cpu, N, F, half(x), half(expected)));
+    assert_ok(cuda->swiglu_forward(cuda, N, F, half(x), half(act)));
+    for (int64_t i = 0; i < N * F; i++) {
+        const float e = at(half(expected), i);
+        assert_close(at(half(act), i), e, fabs((double)e) * 0x1p-7 + 1e-30, "act", i);
+    }
+    assert_ok(cpu->swiglu_backward(cpu, N, F, half(x), half(d), half(expected)));
+    assert_ok(cuda->swiglu_backward(cuda, N, F, half(x), half(d), half(dx)));
+    for (int64_t i = 0; i < N * 2 * F; i++) {
+        const int64_t row = i / (2 * F), f = i % F;
+        const double e = (double)at(half(expected), i), g = fabs((double)at(half(x), row * 2 * F + f));
+        const double size = fabs((double)at(half(d), row * F + f)) *
+                            (i % (2 * F) < F ? fabs((double)at(half(x), i + F)) * (1 + g) : g);
+        assert_close(at(half(dx), i), e, fabs(e) * 0x1p-7 + size * 0x1p-18 + 1e-30, "gradient", i);
+    }
+    free(x), free(d), free(act), free(expected), free(dx);
     wb_device_close(cpu);
 }
 
@@ -340,6 +369,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_a_row_is_the_same_in_any_company),
         cmocka_unit_test(test_groups_are_products_of_their_own),
         cmocka_unit_test(test_nan_stays_with_its_expert),
+        cmocka_unit_test(test_swiglu_is_within_the_bound),
     };
     rng_open(argc, argv);
     open_cuda();

@@ -7,8 +7,8 @@
 #ifndef WB_HOPPER_RESULTS_H
 #define WB_HOPPER_RESULTS_H
 
+#include "cuda/cuda_swiglu.h"
 #include "cuda/hopper/hopper_tiles.h"
-#include "wb_exact_math.h"
 
 namespace {
 
@@ -94,8 +94,16 @@ template <bool ADJACENT> struct f32_pair {
     float *low, *high;
     ASM_INLINE f32_pair(const wb_product &p, int64_t at)
         : low(static_cast<float *>(p.c.data) + at), high(low + p.c_column) {}
-    ASM_INLINE float2 load() const {
-        return ADJACENT ? *reinterpret_cast<const float2 *>(low) : make_float2(*low, *high);
+    /* Added by the L2, which nobody waits for: each element has one adder, so that the sum is as fixed as
+     * that of a load and a store. */
+    ASM_INLINE void add(float2 v) const {
+        if (ADJACENT)
+            asm volatile("red.global.add.v2.f32 [%0], {%1, %2};" ::"l"(low), "f"(v.x), "f"(v.y) : "memory");
+        else
+            add_one(low, v.x), add_one(high, v.y);
+    }
+    static ASM_INLINE void add_one(float *to, float v) {
+        asm volatile("red.global.add.f32 [%0], %1;" ::"l"(to), "f"(v) : "memory");
     }
     ASM_INLINE void store(float2 v) const {
         if (ADJACENT)
@@ -108,38 +116,27 @@ struct bf16_pair {
     uint16_t *low, *high;
     ASM_INLINE bf16_pair(const wb_product &p, int64_t at)
         : low(static_cast<uint16_t *>(p.c.data) + at), high(low + p.c_column) {}
-    ASM_INLINE float2 load() const {
-        return make_float2(wb_bf16_to_f32(*low), wb_bf16_to_f32(*high));
+    ASM_INLINE void add(float2 v) const {
+        store(make_float2(wb_bf16_to_f32(*low) + v.x, wb_bf16_to_f32(*high) + v.y));
     }
     ASM_INLINE void store(float2 v) const {
-        *low = wb_f32_to_bf16(v.x), *high = wb_f32_to_bf16(v.y);
+        *low = wb_f32_to_bf16(v.x);
+        *high = wb_f32_to_bf16(v.y);
     }
 };
 
-/* Eight pairs at a time, so that their loads are under way together. */
 template <class PAIR, int HALF>
 ASM_INLINE void store_pairs(const wb_product &p, const warp_sums &w, const float (&sum)[HALF]) {
     const int64_t first = w.group * p.c_group + w.row * p.c_row;
 #pragma unroll
-    for (int j = 0; j < HALF / 4; j += 4) {
-        float2 was[8];
-#pragma unroll
-        for (int i = 0; i < 8; i++) {
-            const int64_t row = w.lane / 4 + 8 * (i % 2),
-                          column = w.column + 8 * (j + i / 2) + w.lane % 4 * 2;
-            const bool there = p.accumulate && row < w.rows && column < p.N;
-            was[i] = make_float2(0.0f, 0.0f);
-            if (there) was[i] = PAIR(p, first + row * p.c_row + column * p.c_column).load();
-        }
-#pragma unroll
-        for (int i = 0; i < 8; i++) {
-            const int64_t row = w.lane / 4 + 8 * (i % 2),
-                          column = w.column + 8 * (j + i / 2) + w.lane % 4 * 2;
-            const float *s = sum + 4 * (j + i / 2) + 2 * (i % 2);
-            const float2 is =
-                p.accumulate ? make_float2(was[i].x + s[0], was[i].y + s[1]) : make_float2(s[0], s[1]);
-            if (row < w.rows && column < p.N) PAIR(p, first + row * p.c_row + column * p.c_column).store(is);
-        }
+    for (int i = 0; i < HALF / 2; i++) {
+        const int64_t row = w.lane / 4 + i % 2 * 8, column = w.column + i / 2 * 8 + w.lane % 4 * 2;
+        const PAIR pair(p, first + row * p.c_row + column * p.c_column);
+        if (row >= w.rows || column >= p.N) continue;
+        if (p.accumulate)
+            pair.add(make_float2(sum[2 * i], sum[2 * i + 1]));
+        else
+            pair.store(make_float2(sum[2 * i], sum[2 * i + 1]));
     }
 }
 
@@ -157,8 +154,8 @@ ASM_INLINE void store_elements(const wb_product &p, const warp_sums &w, const fl
 
 /* silu(gate) * up of gate and up as bf16 has them. */
 ASM_INLINE uint32_t swiglu_pair(uint32_t gate, uint32_t up) {
-    return pack_bf16(wb_mul(wb_silu(low_f32(gate)), low_f32(up)),
-                     wb_mul(wb_silu(high_f32(gate)), high_f32(up)));
+    return pack_bf16(swiglu<fast_sigmoid>(low_f32(gate), low_f32(up)),
+                     swiglu<fast_sigmoid>(high_f32(gate), high_f32(up)));
 }
 
 /* The first half of the tile's columns is gate, the second up, of the same columns [column, ...) of F. */
@@ -195,18 +192,11 @@ template <int HALF> ASM_INLINE void begin_dswiglu(const wb_product &p, const war
     }
 }
 
-/* The gradients of one gate and up from that of their act, as swiglu_gradients makes them (cuda_swiglu.h). */
-ASM_INLINE void swiglu_gradient(float x, float u, float d, float *dgate, float *dup) {
-    const float s = wb_sigmoid(x), silu = wb_mul(x, s), slope = wb_fma(silu, wb_sub(1.0f, s), s);
-    *dgate = wb_mul(wb_mul(d, u), slope);
-    *dup = wb_mul(d, silu);
-}
-
 /* dact is rounded as an op that writes it rounds it. */
 ASM_INLINE void swiglu_gradient_pair(uint32_t dact, uint32_t *gate, uint32_t *up) {
     float dgate[2], dup[2];
-    swiglu_gradient(low_f32(*gate), low_f32(*up), low_f32(dact), &dgate[0], &dup[0]);
-    swiglu_gradient(high_f32(*gate), high_f32(*up), high_f32(dact), &dgate[1], &dup[1]);
+    swiglu_gradient<fast_sigmoid>(low_f32(*gate), low_f32(*up), low_f32(dact), &dgate[0], &dup[0]);
+    swiglu_gradient<fast_sigmoid>(high_f32(*gate), high_f32(*up), high_f32(dact), &dgate[1], &dup[1]);
     *gate = pack_bf16(dgate[0], dgate[1]);
     *up = pack_bf16(dup[0], dup[1]);
 }
