@@ -119,22 +119,18 @@ static bool is_decided(const wb_replay *r, const micro_batch *b, uint32_t stage_
     return !memchr(b->by_layer + (size_t)stage_layer * b->T, WB_ROW_NATIVE, b->T);
 }
 
-static wb_dispatch_rule rule_of(const wb_replay *r, uint32_t stage_layer) {
-    const uint32_t layer = (uint32_t)r->options.first_layer + stage_layer;
-    if (r->options.dispatch == WB_DISPATCH_STATIC) return wb_dispatch_static_rule(table_of(r, stage_layer));
-    return wb_dispatch_dynamic_rule(table_of(r, stage_layer), r->model.num_experts, layer);
-}
-
 static wb_status plan_layer(const wb_replay *r, const micro_batch *b, uint32_t stage_layer) {
-    const bool by_token = r->options.dispatch == WB_DISPATCH_DYNAMIC;
     const uint32_t layer = (uint32_t)r->options.first_layer + stage_layer, K = r->model.top_k;
+    const wb_dispatch_rule rule = wb_dispatch_table_rule(
+        r->options.dispatch == WB_DISPATCH_DYNAMIC, table_of(r, stage_layer), r->model.num_experts, layer);
+    const bool by_token = !rule.slot_of_expert;
     const layer_arrays a = arrays_of(r, b, stage_layer);
     const wb_moe_plan args = {
         .T = b->T,
         .top_k = (int32_t)K,
         .n_experts = (int32_t)r->model.num_experts,
         .n_slots = (int32_t)n_slots_of(r),
-        .rule = rule_of(r, stage_layer),
+        .rule = rule,
         .tokens = by_token ? b->tokens : NULL,
         .pos = by_token ? b->pos : NULL,
         .direction = b->by_layer + (size_t)stage_layer * b->T,
