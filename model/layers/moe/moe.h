@@ -8,8 +8,11 @@
  *
  * Rows: each of the T * K pairs, a (token, choice), has one, in the order of its slot, then (t, k); padding
  * has none. n rows are those of this rank's slots from all ranks: by slot, then source rank, then the
- * source's order. Rows move, never sums: a token's result does not depend on placement or plan. With one rank
- * nothing here waits for the host.
+ * source's order. Rows move, never sums: a token's result does not depend on placement or plan.
+ *
+ * With one rank the host waits for nothing here, but for what a caller asks to see of each layer: wb_routing.used
+ * (three downloads) and a probe (two). With several ranks it learns the counts of a layer that was not planned
+ * (one).
  *
  * A struct's buffers are kept by a forward for its backward where nothing else is said; scratch may be that
  * of another worker (wb_sizes.scratch_of), whose struct is then `other`. Pointers are device memory unless
@@ -84,9 +87,9 @@ void wb_layer_plan_layout(wb_layer_plan *plan, const wb_layer_plan *other, wb_mo
 wb_status wb_layer_plan_make(wb_layer_plan *plan, wb_moe_exchange *exchange, const wb_pass *pass,
                              int32_t moe_index);
 
-/* used (=) the expert whose rows each choice of a pass's tokens is among, read from the rows themselves and
- * not from the ids that they were made of; a padding token, which has no rows, has its ids. Host memory.
- * CORRUPT when a choice's row is not its token's. */
+/* pass->used (=) the expert whose rows each choice of a pass's tokens is among, read from the rows themselves
+ * and not from the ids that they were made of. A padding token has no rows: nothing is written for it. Waits
+ * for the stream. CORRUPT when a choice's row is not its token's. */
 wb_status wb_layer_plan_used(wb_layer_plan *plan, const wb_pass *pass, int32_t moe_index);
 
 /* ---- exchange -------------------------------------------------------------------------------- */

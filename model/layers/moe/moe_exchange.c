@@ -1,7 +1,6 @@
 /* moe_exchange.c - rows from the ranks of their tokens to the ranks of their experts, and back.
  * Refuses: which rows (the plan). */
 #include "layers/moe/moe.h"
-#include "model_dispatch.h"
 
 void wb_moe_exchange_layout(wb_moe_exchange *exchange, wb_model *model, const wb_sizes *sizes,
                             wb_arena *arena) {

@@ -1,7 +1,6 @@
 /* moe_experts.c - the experts of this rank's slots: each row times its slot's matrices.
  * Refuses: where rows come from. */
 #include "layers/moe/moe.h"
-#include "model_dispatch.h"
 
 void wb_moe_experts_layout(wb_moe_experts *experts, const wb_moe_experts *other, wb_model *model,
                            const wb_sizes *sizes, wb_arena *arena) {

@@ -169,13 +169,6 @@ static int32_t slot_of_row(const int32_t *offsets, int32_t n_slots, int32_t row)
     return low;
 }
 
-static void set_id(wb_ids ids, int64_t at, int32_t expert) {
-    if (ids.dtype == WB_U8)
-        ((uint8_t *)ids.data)[at] = (uint8_t)expert;
-    else
-        ((uint16_t *)ids.data)[at] = (uint16_t)expert;
-}
-
 /* What is read back of a pass. */
 typedef struct evidence {
     const int32_t *pair_row, *row_token, *offsets;
@@ -194,16 +187,10 @@ static wb_status read_token(const evidence *e, int32_t K, int64_t t) {
                            ", choice %d: expected a row of this token, found row %d",
                            t, k, row);
         const int32_t slot = slot_of_row(e->offsets, e->n_slots, row);
-        set_id(e->used, t * e->used.stride + k, e->map.expert_of_slot[slot]);
+        wb_route_id_set(e->used.data, e->used.dtype, (size_t)(t * e->used.stride + k),
+                        (uint32_t)e->map.expert_of_slot[slot]);
     }
     return WB_OK;
-}
-
-/* A padding token's ids as they stand. */
-static wb_status copy_ids(const wb_model *model, wb_ids from, wb_ids to, int32_t K, int64_t t) {
-    const size_t size = wb_dtype_size(from.dtype), at = (size_t)(t * from.stride) * size;
-    return model->device->to_host(model->device, (uint8_t *)to.data + at, (const uint8_t *)from.data + at,
-                                  (size_t)K * size);
 }
 
 wb_status wb_layer_plan_used(wb_layer_plan *plan, const wb_pass *pass, int32_t moe_index) {
@@ -222,12 +209,11 @@ wb_status wb_layer_plan_used(wb_layer_plan *plan, const wb_pass *pass, int32_t m
                         .n_slots = S,
                         .map = wb_placement_layer(model->placement, (uint32_t)moe_index),
                         .used = wb_moe_ids(model, pass->used, moe_index)};
-    const wb_ids ids = wb_moe_ids(model, pass->routing->ids, moe_index);
     int64_t t = 0;
     for (int64_t i = 0; i <= pass->n_padding; i++) {
         const wb_row_run end = {pass->T, 0}, run = i < pass->n_padding ? pass->padding[i] : end;
         for (; t < run.start; t++) WB_TRY(read_token(&e, K, t));
-        for (; t < run.start + run.n; t++) WB_TRY(copy_ids(model, ids, e.used, K, t));
+        t += run.n;
     }
     return WB_OK;
 }
