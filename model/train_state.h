@@ -108,6 +108,11 @@ wb_status wb_train_check_has_grads(const wb_train *train);
 /* A gradient for every parameter, and what their sum over ranks needs. */
 void wb_train_layout_grads(wb_train *train, wb_arena *arena);
 
+/* Elements of scratch for the all-reduce of a bucket of `elements` or fewer: what each rank sums of it, from
+ * all the others. No fewer than the bucket has, which is more than a short one needs that is gathered
+ * (wb_exchange_all_reduce_scratch). */
+int64_t wb_train_bucket_scratch(int64_t elements, int32_t n_ranks);
+
 /* The sum over ranks, in three steps: from here on no gradient has been taken; those from parameter `lowest`
  * on are final, so that full buckets of them start; all are, and the sums are there. The last two are
  * collective. */
