@@ -99,6 +99,11 @@ static inline int64_t wb_model_local_slots(const wb_model *model) {
     return wb_placement_topology(model->placement)->slots_of_rank[model->rank];
 }
 
+/* Which of them a slot of this rank is, 0..local slots - 1. */
+static inline int64_t wb_model_local_slot(const wb_model *model, wb_physical_id slot) {
+    return (int64_t)slot.slot - wb_model_first_slot(model);
+}
+
 /* ---- a weight at work ------------------------------------------------------------------------ */
 
 static inline wb_weight wb_model_weight(const wb_model *model, int32_t param) {

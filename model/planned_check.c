@@ -70,7 +70,7 @@ static wb_status check_pairs(const checked_pass *c, uint32_t l, const wb_planned
 /* What other ranks send cannot be known here, but how many there can be, and what this rank sends itself. */
 static wb_status check_received(const checked_pass *c, uint32_t l, const wb_planned_layer *p) {
     const wb_model *model = c->model;
-    const int32_t R = wb_comm_size(model->comm), self = wb_comm_rank(model->comm);
+    const int32_t R = model->n_ranks, self = model->rank;
     const int64_t here = wb_model_local_slots(model), first = wb_model_first_slot(model);
     for (int64_t i = 0; i < R * here; i++) {
         const int32_t *own = p->offsets + first + i % here;

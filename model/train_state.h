@@ -141,8 +141,7 @@ bool wb_train_next_part(const wb_train *train, slot_part *part);
 /* The part of one of this rank's slots, in `slots`: its gradients or its weights. */
 static inline float *wb_slot_part_of(const wb_model *model, const slot_part *part, float *slots,
                                      wb_physical_id slot) {
-    return slots + ((int64_t)slot.slot - wb_model_first_slot(model)) * part->param->slot_elements +
-           part->first;
+    return slots + wb_model_local_slot(model, slot) * part->param->slot_elements + part->first;
 }
 
 /* Place i in the scratch, for a part. */

@@ -135,7 +135,7 @@ static wb_status take_planned(wb_layer_plan *plan, int64_t T, const wb_planned_l
     WB_TRY(dev->to_device(dev, plan->offsets.data, planned->offsets, (S + 1) * size));
     plan->T = T;
     if (!has_peers(plan)) return WB_OK;
-    const size_t n_received = (size_t)wb_comm_size(model->comm) * (size_t)wb_model_local_slots(model);
+    const size_t n_received = (size_t)model->n_ranks * (size_t)wb_model_local_slots(model);
     memcpy(plan->host_offsets, planned->offsets, (S + 1) * size);
     if (n_received > 0) memcpy(plan->received, planned->received, n_received * size);
     return WB_OK;
