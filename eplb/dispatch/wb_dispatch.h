@@ -100,7 +100,7 @@ WB_API wb_status wb_dispatch_fill_table(const wb_placement *placement, wb_dispat
  * known before the pass runs, where the experts of all its tokens are. Each choice of a token that is no
  * padding has a row, in the order of its slot, then token and choice. Host memory, the maker's. */
 typedef struct wb_planned_layer {
-    uint64_t placement; /* wb_placement_hash of the placement that it was made for */
+    uint64_t placement_hash; /* wb_placement_hash of the placement that it was made for */
     int64_t T;
     const int32_t *pair_row;  /* [T][K] the row of each choice, -1 of padding */
     const int32_t *row_token; /* [offsets[S]] the token of each row */

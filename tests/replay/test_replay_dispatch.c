@@ -196,7 +196,7 @@ static void expect_plans(rank *r, job *j, int32_t n) {
         for (uint32_t l = FIRST; l < FIRST + STAGE; l++) {
             const wb_planned_layer *plan = wb_replay_layer_plan(j->replay, m, (int32_t)l);
             EXPECT(plan == all + (l - FIRST) && plan->T == m % (PADDING + 1) + TOKENS - 2);
-            EXPECT(plan->placement == wb_placement_hash(j->placement));
+            EXPECT(plan->placement_hash == wb_placement_hash(j->placement));
             dispatch_rows(r, j, m, l, slots);
             expect_rows(j, plan, slots);
             expect_received(r, j, plan);
