@@ -136,8 +136,8 @@ wb_status wb_model_new(const wb_config *config, const wb_family_rules *family,
 
 /* As wb_model_new, for one rank of n_ranks, but without memory in its storages, device and communicator: to
  * be measured and closed. */
-wb_status wb_model_sketch(const wb_config *config, const wb_model_options *options, int32_t n_ranks,
-                          int32_t rank, wb_model **model_out);
+wb_status wb_model_blank(const wb_config *config, const wb_model_options *options, int32_t n_ranks,
+                         int32_t rank, wb_model **model_out);
 
 /* A caller's options laid over the defaults. INVALID_ARGUMENT unless they have a communicator: without one
  * nothing can be agreed. What else may be wrong in them is wb_model_new's to refuse, which ranks agree on. */

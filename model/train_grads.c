@@ -31,7 +31,7 @@ void wb_train_layout_grads(wb_train *train, wb_arena *arena) {
         wb_place(arena, &gradient, model->params[i].n, 1, sizeof(float));
         train->grads[i] = gradient.data;
     }
-    wb_train_layout_experts(train, arena);
+    wb_train_layout_parts(train, arena);
     if (model->n_ranks > 1)
         wb_place(arena, &train->buckets, GRAD_BUCKETS, bucket_stride(model), sizeof(float));
 }

@@ -63,8 +63,8 @@ struct wb_train {
     wb_sizes sizes;
     wb_workspace memory;
     wb_block block;
-    int32_t n_whole; /* layers that every rank keeps whole; -1: the first forward finds out */
-    float **grads;   /* [n_params] device, as long as the parameter's part held here */
+    int32_t n_whole_everywhere; /* layers that every rank keeps whole; -1: the first forward finds out */
+    float **grads;              /* [n_params] device, as long as the parameter's part held here */
 
     /* The latest forward. */
     bool forward_only; /* no gradients; the residual stream of two layers is kept, not of all */
@@ -123,8 +123,8 @@ wb_status wb_train_finish_reduction(wb_train *train);
 /* ---- parts of slots on their way (train_parts.c) --------------------------------------------------- */
 
 /* Memory for them, whatever the placement; and room in the model's exchange. */
-void wb_train_layout_experts(wb_train *train, wb_arena *arena);
-wb_status wb_train_open_experts(wb_train *train);
+void wb_train_layout_parts(wb_train *train, wb_arena *arena);
+wb_status wb_train_open_parts(wb_train *train);
 
 /* Elements [first, first + n) of every slot of one storage. */
 typedef struct slot_part {
@@ -154,7 +154,7 @@ wb_status wb_train_sum_replicas(wb_train *train);
 
 /* ---- a batch (train_batch.c) ---------------------------------------------------------------------- */
 
-/* The ring for batches of the sizes that the options have. */
+/* The ring for batches of the sizes that the options have, and what their routing needs. */
 void wb_train_layout_batch(wb_train *train, wb_arena *arena);
 
 /* Checks the batch and puts it on the device: pass and inputs. */
