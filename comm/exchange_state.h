@@ -1,6 +1,5 @@
 /* exchange_state.h - what an exchange holds (internal): exchange.c makes it, runs groups and ends works,
- * exchange_ops.c makes groups of
- * collective calls, and exchange_parts.c has what both need. */
+ * exchange_ops.c makes groups of collective calls, and exchange_parts.c has what both need. */
 #ifndef WB_EXCHANGE_STATE_H
 #define WB_EXCHANGE_STATE_H
 

@@ -1,16 +1,9 @@
 /* moe_plan_host.c - see wb_moe_plan_host.h. Refuses: choosing replicas (wb_dispatch_rules.h). */
-#include "device_fault.h"
-#include "wb_check.h"
+#include "cpu/cpu_ids.h"
 #include "wb_dispatch_rules.h"
 #include "wb_moe_plan_host.h"
 
-#include <inttypes.h>
 #include <string.h>
-
-static uint32_t id_of(wb_ids ids, int64_t t, int32_t k) {
-    const int64_t at = t * ids.stride + k;
-    return ids.dtype == WB_U8 ? ((const uint8_t *)ids.data)[at] : ((const uint16_t *)ids.data)[at];
-}
 
 static bool is_padding(const wb_moe_plan *plan, int64_t t) {
     return plan->direction && plan->direction[t] == WB_ROW_PADDING;
@@ -22,13 +15,7 @@ static wb_status check(const wb_moe_plan *plan) {
         return wb_fail(WB_INVALID_ARGUMENT,
                        "moe_plan: %" PRId64 " tokens of %d choices: more pairs than an i32 can number",
                        plan->T, K);
-    for (int64_t t = 0; t < plan->T; t++)
-        for (int32_t k = 0; k < K; k++) {
-            const wb_fault fault = {WB_FAULT_ID, WB_OP_moe_plan,  t,
-                                    k,           plan->n_experts, id_of(plan->ids, t, k)};
-            if (fault.found >= plan->n_experts) return wb_fault_report(&fault);
-        }
-    return WB_OK;
+    return check_ids(WB_OP_moe_plan, "moe_plan: ids", plan->ids, plan->T, K, plan->n_experts);
 }
 
 /* pair_row (=) the slot of each pair, -1 for padding; offsets[s + 1] (=) how many there are of slot s. */
@@ -42,7 +29,7 @@ static void choose_slots(const wb_moe_plan *plan) {
         }
         const uint64_t key = plan->tokens ? wb_dispatch_key(plan->tokens[t], plan->pos[t]) : 0;
         for (int32_t k = 0; k < plan->top_k; k++) {
-            slots[k] = wb_dispatch_slot(&plan->rule, id_of(plan->ids, t, k), key);
+            slots[k] = wb_dispatch_slot(&plan->rule, id_get(plan->ids, t, k), key);
             plan->offsets[slots[k] + 1]++;
         }
     }

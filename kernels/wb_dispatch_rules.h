@@ -13,15 +13,17 @@
 #include "wb_kernels.h"
 #include "wb_random.h"
 
-/* The rule over a table of wb_dispatch_fill_table (wb_dispatch.h), which lies in one block. The block has to
- * outlive the rule. */
-static WB_HD wb_dispatch_rule wb_dispatch_static_rule(const int32_t *table) {
-    wb_dispatch_rule rule = {table, NULL, NULL, 0};
-    return rule;
-}
-static WB_HD wb_dispatch_rule wb_dispatch_dynamic_rule(const int32_t *table, uint32_t n_experts,
-                                                       uint32_t layer) {
-    wb_dispatch_rule rule = {NULL, table, table + n_experts + 1, layer};
+/* The rule over a table of wb_dispatch_fill_table (wb_dispatch.h) for a layer of E experts, which lies in one
+ * block. The block has to outlive the rule. dynamic: whether it is a table of that policy, or of static. */
+static WB_HD wb_dispatch_rule wb_dispatch_table_rule(bool dynamic, const int32_t *table, uint32_t n_experts,
+                                                     uint32_t layer) {
+    wb_dispatch_rule rule = {NULL, NULL, NULL, layer};
+    if (dynamic) {
+        rule.replica_begin = table;
+        rule.replica_slots = table + n_experts + 1;
+    } else {
+        rule.slot_of_expert = table;
+    }
     return rule;
 }
 

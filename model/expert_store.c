@@ -46,7 +46,7 @@ static void add_part(part_list *list, void *data, size_t bytes) {
 static wb_status slot_of(void *context, uint32_t layer, wb_physical_id slot, size_t max,
                          wb_expert_part *parts_out, size_t *n_out) {
     const wb_model *model = context;
-    const int64_t at = (int64_t)slot.slot - wb_model_first_slot(model);
+    const int64_t at = wb_model_local_slot(model, slot);
     part_list list = {parts_out, 0, max};
     for (int32_t i = 0; i < model->n_params; i++) {
         const wb_param *p = &model->params[i];

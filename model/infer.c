@@ -109,8 +109,7 @@ static void layout(void *user, wb_arena *arena) {
     const wb_model *model = infer->model;
     const int64_t T = infer->sizes.tokens, n = infer->options.max_logits, H = model->config.hidden_size;
     wb_arena_part(arena, "upload ring");
-    wb_infer_place_ring(infer, arena);
-    wb_routing_layout(model, T, &infer->routing_stage, arena);
+    wb_infer_layout_batch(infer, arena);
     wb_arena_part(arena, "activations");
     wb_place_activations(arena, model, &infer->x, T, H);
     wb_place_activations(arena, model, &infer->y, T, H);
@@ -171,10 +170,10 @@ wb_status wb_infer_measure_over(wb_model *model, const wb_infer_options *options
 wb_status wb_infer_measure(const wb_config *config, const wb_model_options *model,
                            const wb_infer_options *options, int32_t n_ranks, int32_t rank,
                            wb_memory *memory_out) {
-    wb_model *sketch = NULL;
-    WB_TRY(wb_model_sketch(config, model, n_ranks, rank, &sketch));
-    const wb_status status = wb_infer_measure_over(sketch, options, memory_out);
-    wb_model_close(sketch);
+    wb_model *blank = NULL;
+    WB_TRY(wb_model_blank(config, model, n_ranks, rank, &blank));
+    const wb_status status = wb_infer_measure_over(blank, options, memory_out);
+    wb_model_close(blank);
     return status;
 }
 

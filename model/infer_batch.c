@@ -91,13 +91,14 @@ static void walk_inputs(void *user, wb_arena *step) {
     wb_place_input(step, &in->blocks, in->n_blocks, sizeof(int32_t));
 }
 
-void wb_infer_place_ring(wb_infer *infer, wb_arena *arena) {
+void wb_infer_layout_batch(wb_infer *infer, wb_arena *arena) {
     const wb_infer_options *o = &infer->options;
     wb_infer_inputs most = {.T = o->max_tokens,
                             .n_blocks = (int64_t)o->max_sequences * o->max_blocks,
                             .n_logits = o->max_logits,
                             .n_runs = o->max_sequences};
     wb_place_ring(arena, &infer->ring, walk_inputs, &most);
+    wb_routing_layout(infer->model, o->max_tokens, &infer->routing_stage, arena);
 }
 
 static void put(wb_input *input, const int32_t *from, int64_t n) {

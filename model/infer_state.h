@@ -60,13 +60,13 @@ struct wb_infer {
     wb_routing_stage routing_stage;
 };
 
-/* wb_infer_measure over a model that is there, or a sketch. */
+/* wb_infer_measure over a model that is there, or a blank one. */
 wb_status wb_infer_measure_over(wb_model *model, const wb_infer_options *options, wb_memory *memory_out);
 
 /* ---- a batch (infer_batch.c) ---------------------------------------------------------------------- */
 
-/* The ring for steps of the sizes that the options have. */
-void wb_infer_place_ring(wb_infer *infer, wb_arena *arena);
+/* The ring for steps of the sizes that the options have, and what their routing needs. */
+void wb_infer_layout_batch(wb_infer *infer, wb_arena *arena);
 
 /* Checks the batch and its routing and puts the batch on the device. */
 wb_status wb_infer_take_batch(wb_infer *infer, const wb_infer_batch *batch, const wb_routing *routing,

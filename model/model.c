@@ -97,8 +97,8 @@ wb_status wb_model_open_exchange(wb_model *m) {
 
 /* ---- measuring ------------------------------------------------------------------------------- */
 
-wb_status wb_model_sketch(const wb_config *config, const wb_model_options *options, int32_t n_ranks,
-                          int32_t rank, wb_model **model_out) {
+wb_status wb_model_blank(const wb_config *config, const wb_model_options *options, int32_t n_ranks,
+                         int32_t rank, wb_model **model_out) {
     wb_model_options own = default_options;
     wb_model *m = NULL;
     WB_TRY(wb_options_read(&own, sizeof own, options, "model options"));
@@ -122,7 +122,7 @@ wb_status wb_model_sketch(const wb_config *config, const wb_model_options *optio
 wb_status wb_model_measure(const wb_config *config, const wb_model_options *options, int32_t n_ranks,
                            int32_t rank, wb_memory *memory_out) {
     wb_model *m = NULL;
-    WB_TRY(wb_model_sketch(config, options, n_ranks, rank, &m));
+    WB_TRY(wb_model_blank(config, options, n_ranks, rank, &m));
     const wb_status status = wb_arena_measure(NULL, layout, m, memory_out);
     wb_model_close(m);
     return status;

@@ -10,11 +10,9 @@
 
 wb_status wb_model_check_copy(const wb_model *to, const wb_model *from) {
     WB_TRY(wb_route_model_match(&from->route_model, &to->route_model));
-    if (wb_comm_rank(to->comm) != wb_comm_rank(from->comm) ||
-        wb_comm_size(to->comm) != wb_comm_size(from->comm))
-        return wb_fail(WB_MISMATCH, "copy weights: expected rank %d of %d, found rank %d of %d",
-                       wb_comm_rank(from->comm), wb_comm_size(from->comm), wb_comm_rank(to->comm),
-                       wb_comm_size(to->comm));
+    if (to->rank != from->rank || to->n_ranks != from->n_ranks)
+        return wb_fail(WB_MISMATCH, "copy weights: expected rank %d of %d, found rank %d of %d", from->rank,
+                       from->n_ranks, to->rank, to->n_ranks);
     if (to->device->backend != from->device->backend)
         return wb_fail(WB_MISMATCH, "copy weights: expected device %s, found %s", from->device->name,
                        to->device->name);
@@ -118,7 +116,7 @@ typedef struct copied_part {
 } copied_part;
 
 static char *part_at(const wb_model *m, const wb_param *param, wb_physical_id slot, int64_t first) {
-    const int64_t local = (int64_t)slot.slot - wb_model_first_slot(m);
+    const int64_t local = wb_model_local_slot(m, slot);
     return (char *)param->memory.data +
            (size_t)(local * param->slot_elements + first) * wb_dtype_size(param->dtype);
 }
@@ -129,7 +127,7 @@ static wb_status send_part(const copied_part *p, const expert_way *way) {
     char *data = part_at(p->from, p->f, way->from, p->first);
     const size_t size = wb_dtype_size(p->t->dtype);
     if (p->t->dtype != p->f->dtype) {
-        const int64_t local = (int64_t)way->from.slot - wb_model_first_slot(p->from);
+        const int64_t local = wb_model_local_slot(p->from, way->from);
         char *const rounded = (char *)p->to->copy_scratch.data + (size_t)(local * p->n) * size;
         WB_TRY(dev->cast(dev, p->n, (wb_rows){data, p->f->dtype}, (wb_rows){rounded, p->t->dtype}));
         data = rounded;

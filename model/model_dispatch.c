@@ -32,6 +32,5 @@ wb_status wb_model_dispatch_fill(wb_model *m, uint32_t l) {
 
 wb_dispatch_rule wb_model_dispatch_rule(const wb_model *m, int32_t moe_index) {
     const uint32_t l = (uint32_t)moe_index, E = m->route_model.num_experts;
-    if (m->dispatch == WB_DISPATCH_STATIC) return wb_dispatch_static_rule(table_of(m, l));
-    return wb_dispatch_dynamic_rule(table_of(m, l), E, l);
+    return wb_dispatch_table_rule(m->dispatch == WB_DISPATCH_DYNAMIC, table_of(m, l), E, l);
 }

@@ -27,7 +27,7 @@ static wb_status open_local(const char *dir, const wb_model_options *options, wb
         return status;
     }
     (*model)->source_config = text;
-    if (wb_comm_rank(options->comm) == 0) WB_TRY(wb_companions_read(dir, &(*model)->companions));
+    if ((*model)->rank == 0) WB_TRY(wb_companions_read(dir, &(*model)->companions));
     return make_note(*model, wb_safetensors_note(*files), wb_companions_note((*model)->companions));
 }
 

@@ -55,7 +55,7 @@ static wb_status emit(void *ctx, size_t i, wb_new_file *file) {
 static void list_tensors(shard *s) {
     const wb_model *m = s->model;
     for (int32_t i = 0; i < m->n_tensors; i++) {
-        if (writer_of(m, i) != wb_comm_rank(m->comm)) continue;
+        if (writer_of(m, i) != m->rank) continue;
         const wb_tensor *t = &m->tensors[i];
         s->tensors[s->n] = i;
         s->views[s->n++] = (wb_tensor_view){.name = t->name,
@@ -84,10 +84,9 @@ static wb_status write_shard(const wb_model *m, wb_new_file *file) {
 /* Writes and syncs the shard under its temporary name; a rank without tensors has none. */
 static wb_status prepare_shard(const wb_model *m, const char *dir, wb_new_file *file) {
     char *path = NULL;
-    if (!writes_shard(m, wb_comm_rank(m->comm))) return WB_OK;
+    if (!writes_shard(m, m->rank)) return WB_OK;
     WB_TRY(wb_dir_create(dir));
-    WB_TRY(wb_text_format(&path, "%s/%s", dir,
-                          wb_shard_name_of(wb_comm_rank(m->comm), wb_comm_size(m->comm)).text));
+    WB_TRY(wb_text_format(&path, "%s/%s", dir, wb_shard_name_of(m->rank, m->n_ranks).text));
     wb_status status = wb_new_file_open(path, file);
     free(path);
     WB_TRY(status);
@@ -102,7 +101,7 @@ static json_t *make_index(const wb_model *m) {
     for (int32_t i = 0; map && i < m->n_tensors; i++) {
         const wb_tensor *t = &m->tensors[i];
         total += t->n * (int64_t)wb_dtype_size(t->dtype);
-        const wb_shard_name name = wb_shard_name_of(writer_of(m, i), wb_comm_size(m->comm));
+        const wb_shard_name name = wb_shard_name_of(writer_of(m, i), m->n_ranks);
         if (json_object_set_new(map, t->name, json_string(name.text)) != 0) {
             json_decref(map);
             return NULL;
@@ -132,9 +131,8 @@ static wb_status write_config(const wb_model *m, const char *dir) {
 /* Whether a rank of this save writes the shard. */
 static bool is_ours(const void *model, const char *name) {
     const wb_model *m = model;
-    for (int rank = 0; rank < wb_comm_size(m->comm); rank++)
-        if (writes_shard(m, rank) && strcmp(name, wb_shard_name_of(rank, wb_comm_size(m->comm)).text) == 0)
-            return true;
+    for (int rank = 0; rank < m->n_ranks; rank++)
+        if (writes_shard(m, rank) && strcmp(name, wb_shard_name_of(rank, m->n_ranks).text) == 0) return true;
     return false;
 }
 
@@ -145,7 +143,7 @@ static bool is_ours(const void *model, const char *name) {
  * refused by name. The small files come last, when the weights are safe. */
 static wb_status finish(const wb_model *m, const char *dir) {
     WB_TRY(write_config(m, dir));
-    if (wb_comm_size(m->comm) > 1)
+    if (m->n_ranks > 1)
         WB_TRY(write_index(m, dir));
     else
         WB_TRY(wb_checkpoint_remove(dir, WB_INDEX_NAME));
@@ -162,11 +160,11 @@ wb_status wb_model_save(wb_model *model, const char *dir) {
     wb_status status =
         dir ? prepare_shard(model, dir, &file) : wb_fail(WB_INVALID_ARGUMENT, "directory: NULL");
     WB_GOTO(wb_comm_agree(comm, status), discard);
-    if (wb_comm_rank(comm) == 0 && wb_comm_size(comm) > 1) status = wb_checkpoint_remove(dir, WB_INDEX_NAME);
+    if (model->rank == 0 && model->n_ranks > 1) status = wb_checkpoint_remove(dir, WB_INDEX_NAME);
     WB_GOTO(wb_comm_agree(comm, status), discard);
     if (file.temp) status = wb_new_file_commit(&file);
     WB_GOTO(wb_comm_agree(comm, status), discard);
-    if (wb_comm_rank(comm) == 0) status = finish(model, dir);
+    if (model->rank == 0) status = finish(model, dir);
     return wb_comm_agree(comm, status);
 discard:
     wb_new_file_discard(&file);

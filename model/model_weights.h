@@ -99,6 +99,11 @@ static inline int64_t wb_model_local_slots(const wb_model *model) {
     return wb_placement_topology(model->placement)->slots_of_rank[model->rank];
 }
 
+/* Which of them a slot of this rank is, 0..local slots - 1. */
+static inline int64_t wb_model_local_slot(const wb_model *model, wb_physical_id slot) {
+    return (int64_t)slot.slot - wb_model_first_slot(model);
+}
+
 /* ---- a weight at work ------------------------------------------------------------------------ */
 
 static inline wb_weight wb_model_weight(const wb_model *model, int32_t param) {
@@ -131,8 +136,8 @@ wb_status wb_model_new(const wb_config *config, const wb_family_rules *family,
 
 /* As wb_model_new, for one rank of n_ranks, but without memory in its storages, device and communicator: to
  * be measured and closed. */
-wb_status wb_model_sketch(const wb_config *config, const wb_model_options *options, int32_t n_ranks,
-                          int32_t rank, wb_model **model_out);
+wb_status wb_model_blank(const wb_config *config, const wb_model_options *options, int32_t n_ranks,
+                         int32_t rank, wb_model **model_out);
 
 /* A caller's options laid over the defaults. INVALID_ARGUMENT unless they have a communicator: without one
  * nothing can be agreed. What else may be wrong in them is wb_model_new's to refuse, which ranks agree on. */

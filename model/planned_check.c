@@ -1,5 +1,5 @@
 /* planned_check.c - see planned_check.h. Refuses: whether the rows go to the experts of their ids, which the
- * pass reads back from them (wb_layer_plan_used). */
+ * pass reads back from them (wb_moe_rows_used). */
 #include "planned_check.h"
 #include "model_dispatch.h"
 
@@ -11,7 +11,7 @@ typedef struct checked_pass {
     const uint8_t *direction;
     int64_t T;
     int32_t K, S;
-    uint64_t placement;
+    uint64_t placement_hash;
     int64_t n_rows; /* choices of rows that are no padding */
 } checked_pass;
 
@@ -70,7 +70,7 @@ static wb_status check_pairs(const checked_pass *c, uint32_t l, const wb_planned
 /* What other ranks send cannot be known here, but how many there can be, and what this rank sends itself. */
 static wb_status check_received(const checked_pass *c, uint32_t l, const wb_planned_layer *p) {
     const wb_model *model = c->model;
-    const int32_t R = wb_comm_size(model->comm), self = wb_comm_rank(model->comm);
+    const int32_t R = model->n_ranks, self = model->rank;
     const int64_t here = wb_model_local_slots(model), first = wb_model_first_slot(model);
     for (int64_t i = 0; i < R * here; i++) {
         const int32_t *own = p->offsets + first + i % here;
@@ -85,11 +85,11 @@ static wb_status check_received(const checked_pass *c, uint32_t l, const wb_plan
 }
 
 static wb_status check_layer(const checked_pass *c, uint32_t l, const wb_planned_layer *p) {
-    if (p->placement != c->placement)
+    if (p->placement_hash != c->placement_hash)
         return wb_fail(WB_MISMATCH,
                        "planned: MoE layer %" PRIu32 ": expected a plan for the model's placement %016" PRIx64
                        ", found one for %016" PRIx64,
-                       l, c->placement, p->placement);
+                       l, c->placement_hash, p->placement_hash);
     if (p->T != c->T)
         return wb_fail(WB_INVALID_ARGUMENT,
                        "planned: MoE layer %" PRIu32 ": expected %" PRId64 " tokens, found %" PRId64, l, c->T,
@@ -109,7 +109,7 @@ wb_status wb_planned_check(const wb_model *model, int64_t T, const uint8_t *dire
                       .T = T,
                       .K = model->config.router.top_k,
                       .S = wb_model_n_slots(model),
-                      .placement = wb_placement_hash(model->placement)};
+                      .placement_hash = wb_placement_hash(model->placement)};
     WB_TRY(count_rows(&c));
     for (uint32_t l = 0; l < model->route_model.n_moe_layers; l++) WB_TRY(check_layer(&c, l, &planned[l]));
     return WB_OK;

@@ -103,13 +103,13 @@ static void put_in_slot(const wb_model *model, int32_t k, wb_tensor *tensor) {
     const wb_layer_map map = wb_placement_layer(model->placement, (uint32_t)param->moe_layer);
     tensor->slot = map.replicas[map.replica_begin[tensor->expert] + (uint32_t)k];
     tensor->rank = (int32_t)wb_placement_rank_of(model->placement, tensor->slot);
-    tensor->offset += ((int64_t)tensor->slot.slot - wb_model_first_slot(model)) * param->slot_elements;
+    tensor->offset += wb_model_local_slot(model, tensor->slot) * param->slot_elements;
 }
 
 wb_tensor wb_model_replica(const wb_model *model, int32_t i, int32_t k) {
     wb_tensor tensor = model->tensors[i];
     if (tensor.expert >= 0) put_in_slot(model, k, &tensor);
-    if (tensor.rank < 0 || tensor.rank == wb_comm_rank(model->comm))
+    if (tensor.rank < 0 || tensor.rank == model->rank)
         tensor.data = (uint8_t *)model->params[tensor.param].memory.data +
                       (size_t)tensor.offset * wb_dtype_size(tensor.dtype);
     return tensor;

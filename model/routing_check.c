@@ -91,8 +91,18 @@ wb_status wb_routing_take(const wb_model *model, const wb_routing_stage *stage, 
     return routing->planned ? check_planned(model, stage, T, routing) : WB_OK;
 }
 
+/* Layers leave the rows of padding tokens alone, which have their ids as they stand. */
 wb_status wb_routing_give(const wb_model *model, const wb_pass *pass) {
     if (!pass->used) return WB_OK;
-    return wb_host_view_commit(model->device, pass->routing->used, pass->used,
-                               routes_bytes(&model->route_model, pass->T));
+    wb_device *dev = model->device;
+    const wb_routing *routing = pass->routing;
+    const size_t row_bytes = routes_bytes(&model->route_model, 1);
+    WB_TRY(wb_host_view_commit(dev, routing->used, pass->used, (size_t)pass->T * row_bytes));
+    for (int64_t i = 0; i < pass->n_padding; i++) {
+        const wb_row_run run = pass->padding[i];
+        const size_t at = (size_t)run.start * row_bytes;
+        WB_TRY(dev->copy(dev, (uint8_t *)routing->used + at, (const uint8_t *)routing->ids + at,
+                         (size_t)run.n * row_bytes));
+    }
+    return WB_OK;
 }

@@ -56,7 +56,7 @@ static void layout(void *user, wb_arena *arena) {
 static wb_status prepare_open(wb_model *model, const wb_train_options *o, wb_train *train) {
     train->model = model;
     train->options = *o;
-    train->n_whole = -1;
+    train->n_whole_everywhere = -1;
     train->forward_only = o->forward_only;
     train->memory.device = model->device;
     if (model->dtype != WB_F32)
@@ -78,7 +78,7 @@ wb_status wb_train_open(wb_model *model, const wb_train_options *options, wb_tra
     wb_status status = prepare_open(model, &own, train);
     if (status == WB_OK) status = wb_arena_open(&train->memory, layout, train);
     if (status == WB_OK) status = wb_reserve_ops(model, &train->sizes, train->sizes.tokens);
-    if (status == WB_OK && !own.forward_only) status = wb_train_open_experts(train);
+    if (status == WB_OK && !own.forward_only) status = wb_train_open_parts(train);
     if (status == WB_OK && !own.forward_only) status = wb_train_zero_grads(train);
     if (status != WB_OK) {
         wb_train_close(train);
@@ -91,15 +91,15 @@ wb_status wb_train_open(wb_model *model, const wb_train_options *options, wb_tra
 wb_status wb_train_measure(const wb_config *config, const wb_model_options *model,
                            const wb_train_options *options, int32_t n_ranks, int32_t rank,
                            wb_memory *memory_out) {
-    wb_model *sketch = NULL;
+    wb_model *blank = NULL;
     wb_train train = {0};
     wb_train_options own;
     WB_TRY(read_options(options, &own));
-    WB_TRY(wb_model_sketch(config, model, n_ranks, rank, &sketch));
-    wb_status status = prepare_open(sketch, &own, &train);
+    WB_TRY(wb_model_blank(config, model, n_ranks, rank, &blank));
+    wb_status status = prepare_open(blank, &own, &train);
     if (status == WB_OK) status = wb_arena_measure(NULL, layout, &train, memory_out);
     wb_workspace_close(&train.memory);
-    wb_model_close(sketch);
+    wb_model_close(blank);
     return status;
 }
 
@@ -134,11 +134,11 @@ static wb_status layers_forward(wb_train *train, const wb_router_probe *probe) {
 
 /* How many layers every rank keeps whole, once. Collective, and with no failure of this rank's own before. */
 static wb_status agree_on_kept(wb_train *train) {
-    if (train->n_whole >= 0) return WB_OK;
+    if (train->n_whole_everywhere >= 0) return WB_OK;
     const uint64_t n_layers = (uint64_t)train->model->config.n_layers;
     uint64_t most_again = n_layers - (uint64_t)train->block.n_whole;
     WB_TRY(wb_comm_all_reduce_max_u64(train->model->comm, &most_again));
-    train->n_whole = (int32_t)(n_layers - most_again);
+    train->n_whole_everywhere = (int32_t)(n_layers - most_again);
     return WB_OK;
 }
 
@@ -181,8 +181,8 @@ static wb_status layers_backward(wb_train *train, bool reduce) {
     wb_pass pass = train->pass;
     pass.recompute = true;
     for (int32_t l = model->config.n_layers - 1; l >= 0; l--) {
-        WB_TRY(wb_block_recompute(&train->block, l, train->n_whole, &pass, wb_train_residual(train, l),
-                                  wb_train_residual(train, l + 1)));
+        WB_TRY(wb_block_recompute(&train->block, l, train->n_whole_everywhere, &pass,
+                                  wb_train_residual(train, l), wb_train_residual(train, l + 1)));
         WB_TRY(wb_block_backward(&train->block, l, &pass, wb_train_residual(train, l), train->grads, dx));
         if (reduce) WB_TRY(wb_train_reduce_ready(train, model->layers[l].mixer_norm));
     }

@@ -3,7 +3,7 @@
 #include "collective.h"
 #include "train_state.h"
 
-/* Gradients travel in buckets of this many elements; an all-reduce's scratch is no larger. */
+/* Gradients travel in buckets of this many elements. */
 #define BUCKET_ELEMENTS ((int64_t)1 << 20)
 
 wb_status wb_train_open_grads(wb_train *train) {
@@ -13,6 +13,17 @@ wb_status wb_train_open_grads(wb_train *train) {
     return WB_OWN(&train->memory.host, train->grads, n, "gradients");
 }
 
+/* Parts are rounded up: from 1057 ranks on, R - 1 parts of a bucket can be more than all of it. */
+int64_t wb_train_bucket_scratch(int64_t elements, int32_t n_ranks) {
+    const int64_t parts = (n_ranks - 1) * ((elements + n_ranks - 1) / n_ranks);
+    return parts > elements ? parts : elements;
+}
+
+/* Of a bucket with its scratch. */
+static int64_t bucket_stride(const wb_model *model) {
+    return BUCKET_ELEMENTS + wb_train_bucket_scratch(BUCKET_ELEMENTS, model->n_ranks);
+}
+
 void wb_train_layout_grads(wb_train *train, wb_arena *arena) {
     const wb_model *model = train->model;
     for (int32_t i = 0; i < model->n_params; i++) {
@@ -20,9 +31,9 @@ void wb_train_layout_grads(wb_train *train, wb_arena *arena) {
         wb_place(arena, &gradient, model->params[i].n, 1, sizeof(float));
         train->grads[i] = gradient.data;
     }
-    wb_train_layout_experts(train, arena);
+    wb_train_layout_parts(train, arena);
     if (model->n_ranks > 1)
-        wb_place(arena, &train->buckets, 2 * GRAD_BUCKETS, BUCKET_ELEMENTS, sizeof(float));
+        wb_place(arena, &train->buckets, GRAD_BUCKETS, bucket_stride(model), sizeof(float));
 }
 
 float *wb_train_grad(const wb_train *train, const wb_tensor *tensor) {
@@ -98,8 +109,8 @@ void wb_train_start_reduction(wb_train *train) {
     float *memory = train->buckets.data;
     grad_reduction *r = &train->reduction;
     for (int i = 0; i < GRAD_BUCKETS && memory; i++) {
-        r->buckets[i].floats = memory + 2 * i * BUCKET_ELEMENTS;
-        r->buckets[i].scratch = memory + (2 * i + 1) * BUCKET_ELEMENTS;
+        r->buckets[i].floats = memory + i * bucket_stride(train->model);
+        r->buckets[i].scratch = r->buckets[i].floats + BUCKET_ELEMENTS;
     }
     r->at = (grad_place){train->model->n_params - 1, 0};
     r->n_started = r->n_finished = 0;

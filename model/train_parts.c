@@ -41,7 +41,7 @@ static int64_t max_transfers(const wb_model *model) {
            model->config.router.n_experts;
 }
 
-static void layout_experts(wb_train *train, wb_arena *arena) {
+static void layout_parts(wb_train *train, wb_arena *arena) {
     const wb_model *model = train->model;
     train_experts *x = &train->experts;
     const int64_t n = max_parts(model), slot = max_slot_elements(model);
@@ -53,11 +53,11 @@ static void layout_experts(wb_train *train, wb_arena *arena) {
     WB_PLACE_HOST(arena, x->traffic.transfers, (int64_t)x->traffic.room);
 }
 
-void wb_train_layout_experts(wb_train *train, wb_arena *arena) {
-    if (max_slot_elements(train->model) > 0) layout_experts(train, arena);
+void wb_train_layout_parts(wb_train *train, wb_arena *arena) {
+    if (max_slot_elements(train->model) > 0) layout_parts(train, arena);
 }
 
-wb_status wb_train_open_experts(wb_train *train) {
+wb_status wb_train_open_parts(wb_train *train) {
     const wb_model *model = train->model;
     return model->n_ranks == 1 ? WB_OK : wb_exchange_reserve(model->exchange, train->experts.traffic.room);
 }

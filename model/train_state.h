@@ -63,8 +63,8 @@ struct wb_train {
     wb_sizes sizes;
     wb_workspace memory;
     wb_block block;
-    int32_t n_whole; /* layers that every rank keeps whole; -1: the first forward finds out */
-    float **grads;   /* [n_params] device, as long as the parameter's part held here */
+    int32_t n_whole_everywhere; /* layers that every rank keeps whole; -1: the first forward finds out */
+    float **grads;              /* [n_params] device, as long as the parameter's part held here */
 
     /* The latest forward. */
     bool forward_only; /* no gradients; the residual stream of two layers is kept, not of all */
@@ -108,6 +108,11 @@ wb_status wb_train_check_has_grads(const wb_train *train);
 /* A gradient for every parameter, and what their sum over ranks needs. */
 void wb_train_layout_grads(wb_train *train, wb_arena *arena);
 
+/* Elements of scratch for the all-reduce of a bucket of `elements` or fewer: what each rank sums of it, from
+ * all the others. No fewer than the bucket has, which is more than a short one needs that is gathered
+ * (wb_exchange_all_reduce_scratch). */
+int64_t wb_train_bucket_scratch(int64_t elements, int32_t n_ranks);
+
 /* The sum over ranks, in three steps: from here on no gradient has been taken; those from parameter `lowest`
  * on are final, so that full buckets of them start; all are, and the sums are there. The last two are
  * collective. */
@@ -118,8 +123,8 @@ wb_status wb_train_finish_reduction(wb_train *train);
 /* ---- parts of slots on their way (train_parts.c) --------------------------------------------------- */
 
 /* Memory for them, whatever the placement; and room in the model's exchange. */
-void wb_train_layout_experts(wb_train *train, wb_arena *arena);
-wb_status wb_train_open_experts(wb_train *train);
+void wb_train_layout_parts(wb_train *train, wb_arena *arena);
+wb_status wb_train_open_parts(wb_train *train);
 
 /* Elements [first, first + n) of every slot of one storage. */
 typedef struct slot_part {
@@ -136,8 +141,7 @@ bool wb_train_next_part(const wb_train *train, slot_part *part);
 /* The part of one of this rank's slots, in `slots`: its gradients or its weights. */
 static inline float *wb_slot_part_of(const wb_model *model, const slot_part *part, float *slots,
                                      wb_physical_id slot) {
-    return slots + ((int64_t)slot.slot - wb_model_first_slot(model)) * part->param->slot_elements +
-           part->first;
+    return slots + wb_model_local_slot(model, slot) * part->param->slot_elements + part->first;
 }
 
 /* Place i in the scratch, for a part. */
@@ -150,7 +154,7 @@ wb_status wb_train_sum_replicas(wb_train *train);
 
 /* ---- a batch (train_batch.c) ---------------------------------------------------------------------- */
 
-/* The ring for batches of the sizes that the options have. */
+/* The ring for batches of the sizes that the options have, and what their routing needs. */
 void wb_train_layout_batch(wb_train *train, wb_arena *arena);
 
 /* Checks the batch and puts it on the device: pass and inputs. */

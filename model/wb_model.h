@@ -146,10 +146,9 @@ WB_API void wb_model_close(wb_model *model); /* NULL is a no-op; not collective 
 /* Writes the checkpoint in Hugging Face layout (per-expert tensors, dtype of the model) into `dir`, which
  * is created: model.safetensors on one rank, a shard a rank and an index on several. An expert is written
  * once, by the rank that has its replica 0; MISMATCH names replicas that differ in the 4 KiB in their middle.
- * Other small files of
- * the directory that the model came from (tokenizer, generation_config; up to 64 MiB each, 256 MiB in
- * all) are written along, from memory: that directory may be gone. In that directory itself those that are
- * there stay. Collective. */
+ * Other small files of the directory that the model came from (tokenizer, generation_config; up to 64 MiB
+ * each, 256 MiB in all) are written along, from memory: that directory may be gone. In that directory itself
+ * those that are there stay. Collective. */
 WB_API wb_status wb_model_save(wb_model *model, const char *dir);
 
 WB_API const wb_config *wb_model_config(const wb_model *model);
@@ -238,7 +237,10 @@ typedef struct wb_routing {
     const uint8_t *direction; /* device [T] wb_row_direction, or NULL: all native */
     void *native;             /* device [T][L][K], out: what each row would choose by itself; or NULL */
     /* device [T][L][K], out: the experts that each row was sent to, in the order of its choices; or NULL.
-     * Read back from the rows that were laid out for the experts: evidence beside `ids`, not a copy. */
+     * Read back from the rows that were laid out for the experts: evidence beside `ids`, not a copy; of
+     * padding, which has no rows, the ids. Its price: in every MoE layer the host waits for the device and
+     * downloads the rows, 8 T K + 4 (S + 1) bytes, so that the layers of a GPU do not run ahead. NULL where
+     * nobody looks. */
     void *used;
     /* host [L]: where the rows of all layers go, planned before the pass (wb_replay_layer_plan), or NULL: the
      * pass finds out on the way, and tells the other ranks. For rows that are all forced or padding; on every

@@ -42,6 +42,7 @@ static wb_status open_arrays(wb_replay *r, const wb_route_model *model) {
     WB_TRY(WB_OWN(&r->memory, r->sums, wb_replay_sums_count(r), "replay: metrics"));
     memcpy(r->moe_layers, model->moe_layers, L * sizeof *r->moe_layers);
     r->model.moe_layers = r->moe_layers;
+    WB_TRY(wb_replay_open_placement(r));
     WB_TRY(wb_replay_open_padding(r));
     return wb_replay_open_dispatch(r);
 }
@@ -67,6 +68,7 @@ wb_status wb_replay_open(const wb_route_model *model, const wb_replay_options *o
         wb_replay_close(r);
         return status;
     }
+    wb_replay_order_padding(r);
     *replay_out = r;
     return WB_OK;
 }

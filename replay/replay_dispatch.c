@@ -10,10 +10,10 @@
 #include <inttypes.h>
 #include <string.h>
 
-/* ---- the placement ---------------------------------------------------------------------------- */
+/* ---- tables ----------------------------------------------------------------------------------- */
 
-static uint32_t slots_of(const wb_placement *p, uint32_t rank) {
-    return wb_placement_first_slot(p, rank + 1) - wb_placement_first_slot(p, rank);
+static uint32_t slots_of(const wb_replay *r, uint32_t rank) {
+    return wb_placement_topology(r->options.placement)->slots_of_rank[rank];
 }
 
 static uint32_t n_slots_of(const wb_replay *r) {
@@ -24,24 +24,11 @@ static uint32_t n_ranks_of(const wb_replay *r) {
     return wb_placement_topology(r->options.placement)->n_ranks;
 }
 
-static wb_status check_placement(const wb_replay *r, const wb_placement *p) {
-    const uint32_t L = wb_placement_layers(p), E = wb_placement_experts(p);
-    if (L == r->model.n_moe_layers && E == r->model.num_experts) return WB_OK;
-    return wb_fail(WB_INVALID_ARGUMENT,
-                   "replay: placement: expected %" PRIu32 " MoE layers of %" PRIu32 " experts, found %" PRIu32
-                   " of %" PRIu32,
-                   r->model.n_moe_layers, r->model.num_experts, L, E);
-}
-
 wb_status wb_replay_open_dispatch(wb_replay *r) {
     const wb_placement *p = r->options.placement;
     dispatch_state *d = &r->dispatch;
     d->rank = -1;
-    if (!p) {
-        wb_replay_order_padding(r);
-        return WB_OK;
-    }
-    WB_TRY(check_placement(r, p));
+    if (!p) return WB_OK;
     WB_TRY(wb_dispatch_table_length(p, r->options.dispatch, &d->table_length));
     const size_t R = n_ranks_of(r), layers = (size_t)r->options.n_layers;
     WB_TRY(WB_OWN(&r->memory, d->tables, layers * d->table_length, "replay: dispatch tables"));
@@ -50,18 +37,7 @@ wb_status wb_replay_open_dispatch(wb_replay *r) {
     WB_TRY(WB_OWN(&r->memory, d->send_offsets, R, "replay: counts"));
     WB_TRY(WB_OWN(&r->memory, d->recv_bytes, R, "replay: counts"));
     WB_TRY(WB_OWN(&r->memory, d->recv_offsets, R, "replay: counts"));
-    d->placement = wb_placement_hash(p);
-    wb_replay_order_padding(r);
     return WB_OK;
-}
-
-void wb_replay_refresh_placement(wb_replay *r) {
-    if (!r->options.placement) return;
-    const uint64_t now = wb_placement_hash(r->options.placement);
-    if (now == r->dispatch.placement) return;
-    r->dispatch.placement = now;
-    r->dispatch.rank = -1;
-    wb_replay_order_padding(r);
 }
 
 static int32_t *table_of(const wb_replay *r, uint32_t stage_layer) {
@@ -88,7 +64,7 @@ typedef struct layer_arrays {
 } layer_arrays;
 
 static size_t received_length(const wb_replay *r) {
-    return n_ranks_of(r) * (size_t)slots_of(r->options.placement, (uint32_t)r->dispatch.rank);
+    return n_ranks_of(r) * (size_t)slots_of(r, (uint32_t)r->dispatch.rank);
 }
 
 static size_t layer_length(const wb_replay *r, const micro_batch *b) {
@@ -98,7 +74,7 @@ static size_t layer_length(const wb_replay *r, const micro_batch *b) {
 static layer_arrays arrays_of(const wb_replay *r, const micro_batch *b, uint32_t stage_layer) {
     const size_t n_pairs = (size_t)b->T * r->model.top_k;
     layer_arrays a;
-    a.pair_row = (int32_t *)(b->layers + r->options.n_layers) + stage_layer * layer_length(r, b);
+    a.pair_row = (int32_t *)(b->layer_plans + r->options.n_layers) + stage_layer * layer_length(r, b);
     a.row_token = a.pair_row + n_pairs;
     a.offsets = a.row_token + n_pairs;
     a.received = a.offsets + n_slots_of(r) + 1;
@@ -107,10 +83,10 @@ static layer_arrays arrays_of(const wb_replay *r, const micro_batch *b, uint32_t
 
 static wb_status reserve_layers(wb_replay *r, micro_batch *b) {
     const size_t layers = (size_t)r->options.n_layers;
-    const size_t bytes = layers * (sizeof *b->layers + layer_length(r, b) * sizeof(int32_t));
+    const size_t bytes = layers * (sizeof *b->layer_plans + layer_length(r, b) * sizeof(int32_t));
     WB_TRY(wb_host_reserve(&r->memory, &b->dispatch, bytes, 1, "replay: plan of a micro-batch"));
-    b->layers = b->dispatch.data;
-    memset(b->layers, 0, layers * sizeof *b->layers);
+    b->layer_plans = b->dispatch.data;
+    memset(b->layer_plans, 0, layers * sizeof *b->layer_plans);
     return WB_OK;
 }
 
@@ -119,22 +95,18 @@ static bool is_decided(const wb_replay *r, const micro_batch *b, uint32_t stage_
     return !memchr(b->by_layer + (size_t)stage_layer * b->T, WB_ROW_NATIVE, b->T);
 }
 
-static wb_dispatch_rule rule_of(const wb_replay *r, uint32_t stage_layer) {
-    const uint32_t layer = (uint32_t)r->options.first_layer + stage_layer;
-    if (r->options.dispatch == WB_DISPATCH_STATIC) return wb_dispatch_static_rule(table_of(r, stage_layer));
-    return wb_dispatch_dynamic_rule(table_of(r, stage_layer), r->model.num_experts, layer);
-}
-
 static wb_status plan_layer(const wb_replay *r, const micro_batch *b, uint32_t stage_layer) {
-    const bool by_token = r->options.dispatch == WB_DISPATCH_DYNAMIC;
     const uint32_t layer = (uint32_t)r->options.first_layer + stage_layer, K = r->model.top_k;
+    const wb_dispatch_rule rule = wb_dispatch_table_rule(
+        r->options.dispatch == WB_DISPATCH_DYNAMIC, table_of(r, stage_layer), r->model.num_experts, layer);
+    const bool by_token = !rule.slot_of_expert;
     const layer_arrays a = arrays_of(r, b, stage_layer);
     const wb_moe_plan args = {
         .T = b->T,
         .top_k = (int32_t)K,
         .n_experts = (int32_t)r->model.num_experts,
         .n_slots = (int32_t)n_slots_of(r),
-        .rule = rule_of(r, stage_layer),
+        .rule = rule,
         .tokens = by_token ? b->tokens : NULL,
         .pos = by_token ? b->pos : NULL,
         .direction = b->by_layer + (size_t)stage_layer * b->T,
@@ -154,11 +126,10 @@ static size_t part_length(const wb_replay *r, uint32_t slots) {
 
 static wb_status lay_out_counts(wb_replay *r) {
     dispatch_state *d = &r->dispatch;
-    const wb_placement *p = r->options.placement;
-    const size_t here = part_length(r, slots_of(p, (uint32_t)d->rank));
+    const size_t here = part_length(r, slots_of(r, (uint32_t)d->rank));
     size_t n_sent = 0;
     for (uint32_t s = 0; s < n_ranks_of(r); s++) {
-        d->send_bytes[s] = part_length(r, slots_of(p, s)) * sizeof(int32_t);
+        d->send_bytes[s] = part_length(r, slots_of(r, s)) * sizeof(int32_t);
         d->send_offsets[s] = n_sent;
         n_sent += d->send_bytes[s];
         d->recv_bytes[s] = here * sizeof(int32_t);
@@ -173,7 +144,7 @@ static void put_counts(wb_replay *r, size_t i, const int32_t *offsets) {
     const wb_placement *p = r->options.placement;
     for (uint32_t s = 0; s < n_ranks_of(r); s++) {
         int32_t *part = (int32_t *)r->dispatch.send.data + r->dispatch.send_offsets[s] / sizeof(int32_t);
-        const uint32_t first = wb_placement_first_slot(p, s), n = slots_of(p, s);
+        const uint32_t first = wb_placement_first_slot(p, s), n = slots_of(r, s);
         int32_t *counts = part + part_length(r, 0) + i * n;
         part[i] = offsets != NULL;
         for (uint32_t j = 0; j < n; j++)
@@ -191,7 +162,7 @@ static bool planned_by_all(const wb_replay *r, size_t i) {
 }
 
 static void take_counts(const wb_replay *r, size_t i, int32_t *received) {
-    const size_t here = slots_of(r->options.placement, (uint32_t)r->dispatch.rank);
+    const size_t here = slots_of(r, (uint32_t)r->dispatch.rank);
     for (uint32_t s = 0; s < n_ranks_of(r); s++) {
         const int32_t *part =
             (int32_t *)r->dispatch.recv.data + r->dispatch.recv_offsets[s] / sizeof(int32_t);
@@ -215,7 +186,7 @@ static wb_status plan_micro_batch(wb_replay *r, int32_t index) {
 
 /* What one rank can fail alone. */
 static wb_status prepare(wb_replay *r, wb_comm *comm) {
-    for (int32_t m = 0; m < r->n_micro_batches; m++) r->micro_batches[m].n_dispatched = 0;
+    for (int32_t m = 0; m < r->n_micro_batches; m++) r->micro_batches[m].n_layer_plans = 0;
     if (!r->in_step) return wb_fail(WB_INVALID_ARGUMENT, "replay: plan of dispatch: no step is open");
     if (!r->options.placement)
         return wb_fail(WB_INVALID_ARGUMENT,
@@ -232,7 +203,7 @@ static wb_status prepare(wb_replay *r, wb_comm *comm) {
 
 /* Sizes of the exchange hang on these, and so does what its numbers mean. */
 static wb_status check_ranks_agree(const wb_replay *r, wb_comm *comm) {
-    const uint64_t same[] = {r->dispatch.placement, (uint64_t)r->options.dispatch,
+    const uint64_t same[] = {r->placement_hash, (uint64_t)r->options.dispatch,
                              (uint64_t)r->options.first_layer, (uint64_t)r->options.n_layers,
                              (uint64_t)r->n_micro_batches};
     return wb_comm_check_equal(comm, same, sizeof same,
@@ -243,13 +214,13 @@ static void keep_layer(wb_replay *r, int32_t index, uint32_t stage_layer) {
     micro_batch *b = &r->micro_batches[index];
     const layer_arrays a = arrays_of(r, b, stage_layer);
     take_counts(r, (size_t)index * (uint32_t)r->options.n_layers + stage_layer, a.received);
-    b->layers[stage_layer] = (wb_planned_layer){.placement = r->dispatch.placement,
-                                                .T = b->T,
-                                                .pair_row = a.pair_row,
-                                                .row_token = a.row_token,
-                                                .offsets = a.offsets,
-                                                .received = a.received};
-    b->n_dispatched++;
+    b->layer_plans[stage_layer] = (wb_planned_layer){.placement_hash = r->placement_hash,
+                                                     .T = b->T,
+                                                     .pair_row = a.pair_row,
+                                                     .row_token = a.row_token,
+                                                     .offsets = a.offsets,
+                                                     .received = a.received};
+    b->n_layer_plans++;
 }
 
 wb_status wb_replay_plan_dispatch(wb_replay *r, wb_comm *comm, int64_t *planned_out) {
@@ -276,9 +247,10 @@ const wb_planned_layer *wb_replay_layer_plan(const wb_replay *r, int32_t index, 
     if (!wb_replay_planned(r, index)) return NULL;
     const micro_batch *b = &r->micro_batches[index];
     const int32_t stage_layer = layer == WB_ALL_LAYERS ? 0 : layer - r->options.first_layer;
-    if (layer == WB_ALL_LAYERS) return b->n_dispatched == (uint32_t)r->options.n_layers ? b->layers : NULL;
-    if (b->n_dispatched == 0 || stage_layer < 0 || stage_layer >= r->options.n_layers) return NULL;
-    const wb_planned_layer *plan = &b->layers[stage_layer];
+    if (layer == WB_ALL_LAYERS)
+        return b->n_layer_plans == (uint32_t)r->options.n_layers ? b->layer_plans : NULL;
+    if (b->n_layer_plans == 0 || stage_layer < 0 || stage_layer >= r->options.n_layers) return NULL;
+    const wb_planned_layer *plan = &b->layer_plans[stage_layer];
     return plan->pair_row ? plan : NULL;
 }
 

@@ -13,7 +13,7 @@ size_t wb_replay_sums_count(const wb_replay *r) {
 void wb_replay_abort(wb_replay *r) {
     for (int32_t i = 0; i < r->n_micro_batches; i++) {
         r->micro_batches[i].planned = false;
-        r->micro_batches[i].n_dispatched = 0;
+        r->micro_batches[i].n_layer_plans = 0;
     }
     r->n_micro_batches = 0;
     r->in_step = false;

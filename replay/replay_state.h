@@ -51,9 +51,9 @@ typedef struct micro_batch {
     bool all_tokens;         /* known of every row that is not padding */
 
     /* Of wb_replay_plan_dispatch, in a block of its own. */
-    uint32_t n_dispatched; /* layers that are planned on all ranks */
+    uint32_t n_layer_plans; /* layers that are planned on all ranks */
     wb_host_buffer dispatch;
-    wb_planned_layer *layers; /* [n_layers] */
+    wb_planned_layer *layer_plans; /* [n_layers] */
 } micro_batch;
 
 /* The doubles of wb_replay_metric_sums; then SUMS_PER_LAYER for each of the L layers. */
@@ -80,15 +80,15 @@ typedef struct padding_order {
     uint32_t n_always, n_turns;
 } padding_order;
 
-/* What the placement's maps say, and scratch of wb_replay_plan_dispatch. */
+/* Tables of the placement's maps, and scratch of wb_replay_plan_dispatch. */
 typedef struct dispatch_state {
-    uint64_t placement;        /* wb_placement_hash of the maps that padding orders and tables are of */
     int32_t rank;              /* that the tables are of; -1: none */
     size_t table_length;       /* int32 a layer */
     int32_t *tables;           /* [n_layers] of wb_dispatch_fill_table */
     int32_t *next;             /* [S] */
     wb_host_buffer send, recv; /* int32 */
-    size_t *send_bytes, *send_offsets, *recv_bytes, *recv_offsets; /* [R] */
+    /* [R] */
+    size_t *send_bytes, *send_offsets, *recv_bytes, *recv_offsets;
 } dispatch_state;
 
 struct wb_replay {
@@ -108,8 +108,9 @@ struct wb_replay {
     micro_batch *micro_batches; /* [micro_batch_capacity]; the plan has the first n_micro_batches */
     int32_t n_micro_batches;
     size_t micro_batch_capacity;
-    padding_order *padding; /* [L], or one for all layers where there is no placement */
-    uint64_t *padding_keys; /* [E] scratch */
+    uint64_t placement_hash; /* of the maps that padding and tables are of; 0 where there is no placement */
+    padding_order *padding;  /* [L], or one for all layers where there is no placement */
+    uint64_t *padding_keys;  /* [E] scratch */
     dispatch_state dispatch;
 
     double *sums;    /* [SUMS_FIXED + L * SUMS_PER_LAYER] */
@@ -153,6 +154,14 @@ wb_status wb_replay_reserve_rows(wb_replay *replay, micro_batch *batch, uint32_t
 /* Ids, directions and flags of all rows, from the segments; none is followed or measured yet. */
 void wb_replay_fill(const wb_replay *replay, micro_batch *batch, int32_t index);
 
+/* ---- replay_placement.c ----------------------------------------------------------------------- */
+
+/* That options.placement, if there is one, is of the handle's model. */
+wb_status wb_replay_open_placement(wb_replay *replay);
+/* Where the placement's maps are others than when last asked: padding is put in order again, and tables are
+ * made anew at their next use. */
+void wb_replay_refresh_placement(wb_replay *replay);
+
 /* ---- replay_padding.c ------------------------------------------------------------------------- */
 
 /* Memory; the handle's model and options are set. */
@@ -164,10 +173,8 @@ void wb_replay_padding_row(const wb_replay *replay, uint32_t layer, uint64_t tur
 
 /* ---- replay_dispatch.c ------------------------------------------------------------------------ */
 
-/* Checks options.placement and options.dispatch; memory where there is a placement. */
+/* Checks options.dispatch; memory where there is a placement. */
 wb_status wb_replay_open_dispatch(wb_replay *replay);
-/* Where the placement's maps are others than when last asked: padding orders and tables are made anew. */
-void wb_replay_refresh_placement(wb_replay *replay);
 
 /* ---- metrics.c -------------------------------------------------------------------------------- */
 

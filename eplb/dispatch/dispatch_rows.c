@@ -4,13 +4,12 @@
 #include "dispatch/routed_rows.h"
 #include "wb_dispatch_rules.h"
 #include "wb_formats.h"
-#include "wb_hash.h"
 
 #include <inttypes.h>
 #include <string.h>
 
-uint64_t wb_token_key(const char *rid, uint32_t position) {
-    return wb_hash64_seeded(rid, strlen(rid), position);
+uint64_t wb_dispatch_token_key(int32_t token, int32_t position) {
+    return wb_dispatch_key(token, position);
 }
 
 /* Rows as they are read. */
@@ -76,19 +75,12 @@ static inline void rows_by(wb_dispatch_rule rule, const reader *in, wb_dtype dty
     }
 }
 
-static void static_rows(const int32_t *table, const reader *in, wb_physical_id *out) {
+static inline void table_rows(wb_dispatch_rule rule, const reader *in, const uint64_t *keys,
+                              wb_physical_id *out) {
     if (in->dtype == WB_U16)
-        rows_by(wb_dispatch_static_rule(table), in, WB_U16, NULL, out);
+        rows_by(rule, in, WB_U16, keys, out);
     else
-        rows_by(wb_dispatch_static_rule(table), in, WB_U8, NULL, out);
-}
-
-static void dynamic_rows(const int32_t *table, uint32_t E, uint32_t layer, const reader *in,
-                         const uint64_t *keys, wb_physical_id *out) {
-    if (in->dtype == WB_U16)
-        rows_by(wb_dispatch_dynamic_rule(table, E, layer), in, WB_U16, keys, out);
-    else
-        rows_by(wb_dispatch_dynamic_rule(table, E, layer), in, WB_U8, keys, out);
+        rows_by(rule, in, WB_U8, keys, out);
 }
 
 static void quota_rows(wb_dispatch_layer *state, const reader *in, wb_physical_id *out) {
@@ -155,23 +147,24 @@ static wb_status check_quota(wb_dispatch *d, uint32_t layer, const reader *in) {
 wb_status wb_dispatch_rows(wb_dispatch *dispatch, uint32_t layer, const wb_routed_rows *rows,
                            const uint64_t *keys, wb_physical_id *out) {
     reader in = {0};
-    wb_dispatch_policy policy = dispatch->policy;
+    const wb_dispatch_policy policy = dispatch->policy;
+    const uint32_t E = dispatch->placement->n_experts;
     WB_TRY(wb_dispatch_check_layer(dispatch->placement, layer));
     WB_TRY(open_rows(rows, &in));
     if (policy == WB_DISPATCH_DYNAMIC && !keys)
         return wb_fail(WB_INVALID_ARGUMENT,
                        "dispatch: layer %" PRIu32 ": keys: expected one a token, found NULL", layer);
-    WB_TRY(check_ids(&in, layer, dispatch->placement->n_experts));
+    WB_TRY(check_ids(&in, layer, E));
     if (policy == WB_DISPATCH_QUOTA) WB_TRY(check_quota(dispatch, layer, &in));
 
     wb_dispatch_layer *state = &dispatch->layers[layer];
     if (policy != WB_DISPATCH_QUOTA) (void)wb_dispatch_layer_table(dispatch, layer);
     switch (policy) {
     case WB_DISPATCH_STATIC:
-        static_rows(state->table, &in, out);
+        table_rows(wb_dispatch_table_rule(false, state->table, E, layer), &in, NULL, out);
         break;
     case WB_DISPATCH_DYNAMIC:
-        dynamic_rows(state->table, dispatch->placement->n_experts, layer, &in, keys, out);
+        table_rows(wb_dispatch_table_rule(true, state->table, E, layer), &in, keys, out);
         break;
     case WB_DISPATCH_QUOTA:
         quota_rows(state, &in, out);

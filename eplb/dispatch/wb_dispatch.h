@@ -63,16 +63,17 @@ WB_API wb_status wb_dispatch_table(wb_dispatch *dispatch, uint32_t layer, const 
 WB_API wb_status wb_dispatch_set_counts(wb_dispatch *dispatch, uint32_t layer, const uint32_t *counts);
 
 /* out [T][K]: the slots of a layer's rows; WB_NO_SLOT where a row is not valid. keys [T]: one u64 a token,
- * the same wherever the token is known, say wb_token_key (dynamic; others: NULL). quota: calls for one
- * micro-batch go on where the last one ended; tokens beyond the announced counts are a MISMATCH, rows
- * before any counts INVALID_ARGUMENT. An id >= E is INVALID_ARGUMENT naming row, choice and layer. Nothing
- * is written on failure. */
+ * the same wherever the token is known: wb_dispatch_token_key for the slots that the model's tokens go to
+ * (dynamic; others: NULL). quota: calls for one micro-batch go on where the last one ended; tokens beyond
+ * the announced counts are a MISMATCH, rows before any counts INVALID_ARGUMENT. An id >= E is
+ * INVALID_ARGUMENT naming row, choice and layer. Nothing is written on failure. */
 WB_API wb_status wb_dispatch_rows(wb_dispatch *dispatch, uint32_t layer, const wb_routed_rows *rows,
                                   const uint64_t *keys, wb_physical_id *out);
 
-/* The key of a token for dynamic dispatch: xxh3 (64 bits) of the rid's bytes with the position as its
- * seed. */
-WB_API uint64_t wb_token_key(const char *rid, uint32_t position);
+/* The key by which the model, its ops and the plans of a replayed step choose under dynamic dispatch: the
+ * token's id in the upper 32 bits and its absolute position in the lower, which every rank knows before the
+ * step as in it. Equal tokens at equal positions of two requests go to the same replica. */
+WB_API uint64_t wb_dispatch_token_key(int32_t token, int32_t position);
 
 /* ---- tables for kernels --------------------------------------------------------------------------- */
 
@@ -99,7 +100,7 @@ WB_API wb_status wb_dispatch_fill_table(const wb_placement *placement, wb_dispat
  * known before the pass runs, where the experts of all its tokens are. Each choice of a token that is no
  * padding has a row, in the order of its slot, then token and choice. Host memory, the maker's. */
 typedef struct wb_planned_layer {
-    uint64_t placement; /* wb_placement_hash of the placement that it was made for */
+    uint64_t placement_hash; /* wb_placement_hash of the placement that it was made for */
     int64_t T;
     const int32_t *pair_row;  /* [T][K] the row of each choice, -1 of padding */
     const int32_t *row_token; /* [offsets[S]] the token of each row */

@@ -65,8 +65,10 @@ static wb_status spread_rows(spread *s, const wb_route_rows *run, uint32_t first
     wb_dtype dtype = wb_route_dtype(s->model->num_experts);
     size_t row_bytes = wb_route_row_bytes(s->model);
     const uint8_t *ids = (const uint8_t *)run->ids + first * row_bytes;
-    for (uint32_t t = 0; t < T && s->keys; t++)
-        s->keys[t] = wb_token_key(s->record->rid, run->start + first + t);
+    for (uint32_t t = 0; t < T && s->keys; t++) {
+        const uint32_t position = run->start + first + t;
+        s->keys[t] = wb_dispatch_token_key((int32_t)s->record->tokens[position], (int32_t)position);
+    }
     for (uint32_t l = 0; l < L; l++) {
         const wb_routed_rows rows = {.ids = ids + (size_t)l * K * wb_dtype_size(dtype),
                                      .dtype = dtype,

@@ -71,7 +71,8 @@ WB_API wb_status wb_even_split_of(const wb_placement *placement, uint32_t n_batc
 /* Per token: of a captured record's valid rows, how many distinct ranks and nodes hold the K chosen
  * experts, when `policy` picks for tokens of rank `rank` (static or dynamic). ranks_out, nodes_out: [rows
  * of all runs][L], or NULL; 0 for rows that are not valid, 255 for 255 and more. Under dynamic a token's
- * key is wb_token_key. MISMATCH on a placement of other L or E; the record is checked, ids too. */
+ * key is wb_dispatch_token_key, so that the ranks are those of the model. MISMATCH on a placement of other
+ * L or E; the record is checked, ids too. */
 WB_API wb_status wb_token_spread(const wb_placement *placement, wb_dispatch_policy policy, uint32_t rank,
                                  const wb_route_model *model, const wb_record *record, uint8_t *ranks_out,
                                  uint8_t *nodes_out);

@@ -1,10 +1,10 @@
-/* cpu_ids.h - reading, writing and checking expert ids in place, for the ops that take a wb_ids.
- */
+/* cpu_ids.h - reading, writing and checking expert ids in place, for the ops that take a wb_ids and for the
+ * plan of a step. */
 #ifndef WB_CPU_IDS_H
 #define WB_CPU_IDS_H
 
-#include "cpu/cpu_ops.h"
 #include "device_fault.h"
+#include "wb_check.h"
 
 #include <inttypes.h>
 

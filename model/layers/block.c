@@ -200,12 +200,12 @@ static wb_status layer_forward(wb_block *block, int32_t l, const wb_pass *pass, 
     return part_forward(block, l, WB_FEED_FORWARD, pass, NULL, mid, y);
 }
 
-static wb_status layer_recompute(wb_block *block, int32_t l, int32_t n_whole, const wb_pass *pass, wb_rows x,
-                                 wb_rows y) {
+static wb_status layer_recompute(wb_block *block, int32_t l, int32_t n_whole_everywhere, const wb_pass *pass,
+                                 wb_rows x, wb_rows y) {
     const wb_rows mid = mid_of(block, l);
     if (kept_of(block, l, WB_MIXER)->layer != l) WB_TRY(part_forward(block, l, WB_MIXER, pass, NULL, x, mid));
     /* Ranks with more memory keep more; a part that exchanges rows is computed again by all or none. */
-    if (l + n_whole + 1 >= block->model->config.n_layers) return WB_OK;
+    if (l + n_whole_everywhere + 1 >= block->model->config.n_layers) return WB_OK;
     return part_forward(block, l, WB_FEED_FORWARD, pass, NULL, mid, y);
 }
 
@@ -225,9 +225,9 @@ wb_status wb_block_forward(wb_block *block, int32_t l, const wb_pass *pass, cons
     return in_layer(layer_forward(block, l, pass, state, x, y), "", l);
 }
 
-wb_status wb_block_recompute(wb_block *block, int32_t l, int32_t n_whole, const wb_pass *pass, wb_rows x,
-                             wb_rows y) {
-    return in_layer(layer_recompute(block, l, n_whole, pass, x, y), "recompute of ", l);
+wb_status wb_block_recompute(wb_block *block, int32_t l, int32_t n_whole_everywhere, const wb_pass *pass,
+                             wb_rows x, wb_rows y) {
+    return in_layer(layer_recompute(block, l, n_whole_everywhere, pass, x, y), "recompute of ", l);
 }
 
 wb_status wb_block_backward(wb_block *block, int32_t l, const wb_pass *pass, wb_rows x, float *const *grads,

@@ -51,10 +51,10 @@ wb_status wb_block_forward(wb_block *block, int32_t l, const wb_pass *pass, cons
                            wb_rows y);
 
 /* What the backward of layer l needs from x[T,H] and is not there any more; y[T,H] may be written again, by
- * the same bits. The last n_whole + 1 layers, a number that is the same on all ranks, are still there, of the
- * others a mixer may be. Collective. */
-wb_status wb_block_recompute(wb_block *block, int32_t l, int32_t n_whole, const wb_pass *pass, wb_rows x,
-                             wb_rows y);
+ * the same bits. n_whole_everywhere: layers that every rank keeps whole, the same number on all of them; that
+ * many of the last layers and one more are still there, of the others a mixer may be. Collective. */
+wb_status wb_block_recompute(wb_block *block, int32_t l, int32_t n_whole_everywhere, const wb_pass *pass,
+                             wb_rows x, wb_rows y);
 
 /* Of the latest forward or recompute of layer l, which had no state: dx[T,H] := gradient of x, from gradient
  * of y, in place; grads[param] (+=). Collective. */

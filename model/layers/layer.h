@@ -1,9 +1,8 @@
 /* layer.h - what a kind of layer is to the rest of the room.
  *
  * A layer is two parts on the residual stream (block.h): a mixer, which lets positions see each other, and a
- * feed-forward part, which works on each token alone. To add a kind: write layers/<kind>.c with its
- * wb_layer_kind, declare it at the end of this file, let a family name it in its layer list, and list the ops
- * that it calls in needed_ops.c, so that a device without one is refused at open.
+ * feed-forward part, which works on each token alone. To add a kind: "A layer" in docs/adding.md, which names
+ * every file: the kind's own, the end of this one, the family's, needed_ops.c and op_sizes.c.
  *
  * Pointers are device memory unless marked host. */
 #ifndef WB_LAYER_H

@@ -91,19 +91,13 @@ static int32_t *make_table(const wb_placement *p, wb_dispatch_policy policy, uin
     return table;
 }
 
-static wb_dispatch_rule rule_of(const wb_placement *p, wb_dispatch_policy policy, const int32_t *table,
-                                uint32_t layer) {
-    return policy == WB_DISPATCH_STATIC ? wb_dispatch_static_rule(table)
-                                        : wb_dispatch_dynamic_rule(table, p->n_experts, layer);
-}
-
 /* All experts of T tokens with random keys, one layer, one rank: the rule, rows and the long way agree. */
 static void check_layer(const wb_placement *p, wb_dispatch *d, wb_dispatch_policy policy, uint32_t rank,
                         uint32_t layer, uint64_t *random) {
     enum { T = 5 };
     uint32_t E = p->n_experts;
     int32_t *table = make_table(p, policy, rank, layer);
-    wb_dispatch_rule rule = rule_of(p, policy, table, layer);
+    wb_dispatch_rule rule = wb_dispatch_table_rule(policy == WB_DISPATCH_DYNAMIC, table, E, layer);
     uint16_t *ids = take((size_t)T * E, sizeof *ids);
     wb_physical_id *out = take((size_t)T * E, sizeof *out);
     uint64_t keys[T];
@@ -190,7 +184,7 @@ static void test_dynamic_uses_every_replica_from_every_rank(void **unused) {
         size_t length = 0;
         while (p->topology.dead[rank]) rank++;
         int32_t *table = make_table(p, WB_DISPATCH_DYNAMIC, rank, layer), *theirs = NULL;
-        wb_dispatch_rule rule = wb_dispatch_dynamic_rule(table, p->n_experts, layer);
+        wb_dispatch_rule rule = wb_dispatch_table_rule(true, table, p->n_experts, layer);
         assert_ok(wb_dispatch_table_length(p, WB_DISPATCH_DYNAMIC, &length));
         for (rank++; rank < p->topology.n_ranks; rank++) {
             if (p->topology.dead[rank]) continue;

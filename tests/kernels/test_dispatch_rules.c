@@ -65,8 +65,8 @@ static void test_slots_of_random_tables(void **unused) {
         table = xalloc(E + 1 + n, sizeof *table);
         memcpy(table, begin, (E + 1) * sizeof *table);
         memcpy(table + E + 1, slots, n * sizeof *table);
-        wb_dispatch_rule dynamic = wb_dispatch_dynamic_rule(table, E, layer);
-        wb_dispatch_rule fixed = wb_dispatch_static_rule(slots);
+        wb_dispatch_rule dynamic = wb_dispatch_table_rule(true, table, E, layer);
+        wb_dispatch_rule fixed = wb_dispatch_table_rule(false, slots, E, layer);
         for (uint32_t e = 0; e < E; e++) {
             uint64_t key = rng_next();
             uint32_t replicas = (uint32_t)(begin[e + 1] - begin[e]);

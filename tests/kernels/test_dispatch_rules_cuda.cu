@@ -48,7 +48,7 @@ struct problem {
 };
 
 wb_dispatch_rule rule_over(const problem &p, const int32_t *table) {
-    return p.dynamic ? wb_dispatch_dynamic_rule(table, p.n_experts, p.layer) : wb_dispatch_static_rule(table);
+    return wb_dispatch_table_rule(p.dynamic, table, p.n_experts, p.layer);
 }
 
 /* The number of pairs for which the device's slot is not the host's. */

@@ -32,6 +32,22 @@ static size_t part(const wb_memory *memory, const char *name) {
     return 0;
 }
 
+/* ---- sums of gradients ---------------------------------------------------------------------------- */
+
+/* What an all-reduce takes of scratch on any number of ranks, some of which no test could run. */
+static void test_a_bucket_has_the_scratch_of_its_sum(void **unused) {
+    (void)unused;
+    const int64_t bucket = (int64_t)1 << 20;
+    for (int32_t R = 1; R <= 5000; R++) {
+        const int64_t part = bucket / R + (bucket % R > 0), scratch = wb_train_bucket_scratch(bucket, R);
+        if (scratch < bucket || scratch < (R - 1) * part || scratch > bucket + R)
+            fail_msg("%d ranks: expected scratch for %d parts of %" PRId64 ", found %" PRId64, R, R - 1, part,
+                     scratch);
+    }
+    assert_int_equal(wb_train_bucket_scratch(bucket, 1056), bucket);
+    assert_int_equal(wb_train_bucket_scratch(bucket, 1057), 1056 * 993);
+}
+
 /* ---- against what is opened ---------------------------------------------------------------------- */
 
 typedef struct rank_state {
@@ -49,6 +65,11 @@ static void *run_rank(void *argument) {
     MUST(wb_model_measure(&s->config, &model, R, rank, &memory));
     must_be(memory.device_bytes == f.model->memory.arena.bytes && sum(&memory) == memory.device_bytes,
             "the model's bytes");
+
+    for (int64_t n = 1; n <= (int64_t)1 << 20; n += n / 3 + 1)
+        must_be((int64_t)wb_exchange_all_reduce_scratch(f.model->exchange, (size_t)n) <=
+                    wb_train_bucket_scratch((int64_t)1 << 20, R),
+                "scratch for a bucket of gradients");
 
     wb_infer_options infer_options = wb_infer_options_default();
     infer_options.n_blocks = 7;
@@ -155,7 +176,8 @@ static void test_a_model_that_is_not_there(void **unused) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_measured_is_what_is_taken),
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_a_bucket_has_the_scratch_of_its_sum),
+                                       cmocka_unit_test(test_measured_is_what_is_taken),
                                        cmocka_unit_test(test_a_model_that_is_not_there)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

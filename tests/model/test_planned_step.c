@@ -164,7 +164,7 @@ static void stale_placement(rank *r) {
     MUST(wb_replay_plan_dispatch(s.replay, s.comm, &n));
     EXPECT(n == MICRO_BATCHES * s.f.L);
     plan = wb_replay_layer_plan(s.replay, 0, WB_ALL_LAYERS);
-    EXPECT(plan->placement == wb_placement_hash(next));
+    EXPECT(plan->placement_hash == wb_placement_hash(next));
     MUST(pass_with(&s, 0, plan, rows.direction));
     wb_replay_abort(s.replay);
     EXPECT(!wb_replay_layer_plan(s.replay, 0, 0));

@@ -143,6 +143,49 @@ static void test_rule_10_experts_of_padding_do_not_matter(void **unused) {
     }
 }
 
+static wb_to_host_fn *real_to_host;
+static int downloads;
+
+static wb_status counted_to_host(wb_device *dev, void *host, const void *device, size_t bytes) {
+    downloads++;
+    return real_to_host(dev, host, device, bytes);
+}
+
+/* Downloads of a forward that tells where rows went: of padding what its ids say. */
+static int run_used(fixture *f, padded *p) {
+    wb_device *dev = wb_model_device(f->model);
+    const wb_train_batch batch = {
+        .T = p->T, .tokens = p->tokens, .targets = p->targets, .n_seqs = SEQS, .seq_start = p->start};
+    uint8_t *used = take(p->T, f->row_bytes);
+    const wb_routing routing = {.ids = p->ids, .direction = p->direction, .used = used};
+    memset(used, 0xEE, (size_t)p->T * f->row_bytes);
+    real_to_host = dev->to_host;
+    dev->to_host = counted_to_host;
+    downloads = 0;
+    MUST(wb_train_forward(f->train, &batch, &routing, NULL, p->logprobs));
+    dev->to_host = real_to_host;
+    assert_memory_equal(used, p->ids, (size_t)p->T * f->row_bytes);
+    free(used);
+    return downloads;
+}
+
+static void test_padding_is_not_downloaded_for_used(void **unused) {
+    (void)unused;
+    for (int v = 0; v < N_VARIANTS; v++) {
+        const wb_config config = variant_config((variant)v);
+        wb_comm *self;
+        MUST(wb_comm_open_self(&self));
+        fixture f = fixture_create(&config, base_seed, self, 1);
+        padded padding = padded_new(&f, PADDING_ROWS, base_seed + 1, base_seed + 2),
+               none = padded_new(&f, 0, base_seed + 1, 0);
+        assert_int_equal(run_used(&f, &padding), run_used(&f, &none));
+        padded_free(&padding);
+        padded_free(&none);
+        fixture_close(&f);
+        wb_comm_close(self);
+    }
+}
+
 typedef struct seen {
     const padded *p;
     int32_t K;
@@ -248,6 +291,7 @@ int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_rule_10_padding_rows_weigh_nothing),
         cmocka_unit_test(test_rule_10_experts_of_padding_do_not_matter),
+        cmocka_unit_test(test_padding_is_not_downloaded_for_used),
         cmocka_unit_test(test_rule_10_gate_weights_of_padding_are_zero),
         cmocka_unit_test(test_memory_grows_with_tokens_not_with_the_longest_sequence),
     };

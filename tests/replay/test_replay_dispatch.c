@@ -2,7 +2,6 @@
  * on 1 to 4 ranks, for a stage of the model's layers; what is planned, and what all ranks have to agree on.
  * Ranks are threads: a failure ends the process, and the test is then red. Argument 1 sets the seed. */
 #include "replay_fixture.h"
-#include "wb_dispatch_rules.h"
 
 #include <pthread.h>
 #include <time.h>
@@ -129,7 +128,7 @@ static void dispatch_rows(rank *r, const job *j, int32_t m, uint32_t l, wb_physi
     uint8_t valid[(T_MAX + 7) / 8] = {0};
     for (uint32_t t = n_padding; t < T; t++) {
         const uint32_t position = 1 + t - n_padding;
-        keys[t] = wb_dispatch_key((int32_t)j->records[m].tokens[position], (int32_t)position);
+        keys[t] = wb_dispatch_token_key((int32_t)j->records[m].tokens[position], (int32_t)position);
         wb_row_set_valid(valid, t, true);
     }
     MUST(wb_replay_rows(j->replay, m, (int32_t)l, 0, T, &slice));
@@ -197,7 +196,7 @@ static void expect_plans(rank *r, job *j, int32_t n) {
         for (uint32_t l = FIRST; l < FIRST + STAGE; l++) {
             const wb_planned_layer *plan = wb_replay_layer_plan(j->replay, m, (int32_t)l);
             EXPECT(plan == all + (l - FIRST) && plan->T == m % (PADDING + 1) + TOKENS - 2);
-            EXPECT(plan->placement == wb_placement_hash(j->placement));
+            EXPECT(plan->placement_hash == wb_placement_hash(j->placement));
             dispatch_rows(r, j, m, l, slots);
             expect_rows(j, plan, slots);
             expect_received(r, j, plan);

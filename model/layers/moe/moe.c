@@ -6,7 +6,7 @@
 typedef struct moe {
     wb_model *model;
     wb_moe_choice choice;
-    wb_layer_plan plan;
+    wb_moe_rows plan;
     wb_moe_exchange exchange;
     wb_moe_experts experts;
 
@@ -37,22 +37,18 @@ static wb_rows rows_of(const moe *m, const wb_buffer *buffer) {
     return wb_activations(m->model, buffer);
 }
 
-static bool has_peers(const moe *m) {
-    return m->model->n_ranks > 1;
-}
-
 static void layout(void *worker, wb_model *model, const wb_sizes *sizes, wb_arena *arena) {
     moe *m = worker;
     const moe *other = sizes->scratch_of;
     const int64_t n_pairs = sizes->tokens * model->config.router.top_k, H = model->config.hidden_size;
     m->model = model;
     wb_moe_choice_layout(&m->choice, other ? &other->choice : NULL, model, sizes, arena);
-    wb_layer_plan_layout(&m->plan, other ? &other->plan : NULL, model, sizes, arena);
+    wb_moe_rows_layout(&m->plan, other ? &other->plan : NULL, model, sizes, arena);
     wb_moe_experts_layout(&m->experts, other ? &other->experts : NULL, model, sizes, arena);
     wb_place_activations(arena, model, &m->rows, n_pairs, H);
-    if (has_peers(m) || sizes->backward)
+    if (wb_moe_has_peers(m->model) || sizes->backward)
         wb_place_scratch(arena, model, &m->output, other ? &other->output : NULL, sizes->expert_rows, H);
-    if (!has_peers(m)) return;
+    if (!wb_moe_has_peers(m->model)) return;
     if (!other) wb_arena_part(arena, "exchange");
     wb_place_scratch(arena, model, &m->sent, other ? &other->sent : NULL, n_pairs, H);
     if (other)
@@ -64,7 +60,8 @@ static void layout(void *worker, wb_model *model, const wb_sizes *sizes, wb_aren
 /* rows (=) the outputs of the experts for x[T,H]. */
 static wb_status run_experts(moe *m, const wb_moe_weights *w, wb_rows x) {
     wb_device *dev = m->model->device;
-    if (!has_peers(m)) return wb_moe_experts_forward(&m->experts, &m->plan, w, x, rows_of(m, &m->rows));
+    if (!wb_moe_has_peers(m->model))
+        return wb_moe_experts_forward(&m->experts, &m->plan, w, x, rows_of(m, &m->rows));
     WB_TRY(dev->gather_rows(dev, m->plan.n_sent, m->model->config.hidden_size, m->plan.row_token.data, x,
                             rows_of(m, &m->sent)));
     WB_TRY(wb_moe_send_to_experts(&m->exchange, &m->plan, rows_of(m, &m->sent)));
@@ -82,8 +79,8 @@ static wb_status forward(void *worker, const void *weights, const wb_pass *pass,
     const int64_t T = pass->T, H = m->model->config.hidden_size;
     (void)state;
     WB_TRY(wb_moe_choose(&m->choice, w, pass, x));
-    WB_TRY(wb_layer_plan_make(&m->plan, &m->exchange, pass, w->moe_index));
-    if (pass->used && !pass->recompute) WB_TRY(wb_layer_plan_used(&m->plan, pass, w->moe_index));
+    WB_TRY(wb_moe_rows_make(&m->plan, &m->exchange, pass, w->moe_index));
+    if (pass->used && !pass->recompute) WB_TRY(wb_moe_rows_used(&m->plan, pass, w->moe_index));
     WB_TRY(run_experts(m, w, x));
     return dev->moe_combine(dev, T, K, H, rows_of(m, &m->rows), m->plan.pair_row.data, m->choice.weights.data,
                             y);
@@ -95,7 +92,7 @@ static wb_status run_experts_backward(moe *m, const wb_moe_weights *w, wb_rows x
                                       wb_rows *drows_out) {
     wb_device *dev = m->model->device;
     const wb_rows output = rows_of(m, &m->output);
-    if (!has_peers(m)) {
+    if (!wb_moe_has_peers(m->model)) {
         *drows_out = output;
         return wb_moe_experts_backward(&m->experts, &m->plan, w, x, grads, output);
     }
@@ -118,7 +115,7 @@ static wb_status backward(void *worker, const void *weights, const wb_pass *pass
 
     /* With several ranks `sent` is free once its content has gone, and so are `rows` after the combine's
      * backward. */
-    const wb_rows doutputs = rows_of(m, has_peers(m) ? &m->sent : &m->output);
+    const wb_rows doutputs = rows_of(m, wb_moe_has_peers(m->model) ? &m->sent : &m->output);
     const int32_t *pair_row = m->plan.pair_row.data;
     wb_rows drows;
     WB_TRY(dev->moe_combine_backward(dev, T, K, H, rows_of(m, &m->rows), pair_row, m->choice.weights.data, dy,

@@ -8,8 +8,11 @@
  *
  * Rows: each of the T * K pairs, a (token, choice), has one, in the order of its slot, then (t, k); padding
  * has none. n rows are those of this rank's slots from all ranks: by slot, then source rank, then the
- * source's order. Rows move, never sums: a token's result does not depend on placement or plan. With one rank
- * nothing here waits for the host.
+ * source's order. Rows move, never sums: a token's result does not depend on placement or plan.
+ *
+ * With one rank the host waits for nothing here, but for what a caller asks to see of each layer:
+ * wb_routing.used (three downloads) and a probe (two). With several ranks it learns the counts of a layer
+ * that was not planned (one).
  *
  * A struct's buffers are kept by a forward for its backward where nothing else is said; scratch may be that
  * of another worker (wb_sizes.scratch_of), whose struct is then `other`. Pointers are device memory unless
@@ -25,6 +28,11 @@ typedef struct wb_moe_weights {
     int32_t router;        /* [E, H] */
     int32_t gate_up, down; /* [slots of this rank][2F, H] and [H, F], as wb_param */
 } wb_moe_weights;
+
+/* Whether rows travel at all. */
+static inline bool wb_moe_has_peers(const wb_model *model) {
+    return model->n_ranks > 1;
+}
 
 /* ---- choice ---------------------------------------------------------------------------------- */
 
@@ -54,7 +62,7 @@ wb_status wb_moe_choose_backward(wb_moe_choice *choice, const wb_moe_weights *w,
 
 typedef struct wb_moe_exchange wb_moe_exchange;
 
-typedef struct wb_layer_plan {
+typedef struct wb_moe_rows {
     wb_model *model;
     int64_t T;
     int64_t max_rows;              /* for this rank's slots; more are CAPACITY */
@@ -73,21 +81,21 @@ typedef struct wb_layer_plan {
 
     /* Host views of pair_row, row_token and offsets. */
     void *host_pair_row, *host_row_token, *host_used_offsets;
-} wb_layer_plan;
+} wb_moe_rows;
 
-void wb_layer_plan_layout(wb_layer_plan *plan, const wb_layer_plan *other, wb_model *model,
-                          const wb_sizes *sizes, wb_arena *arena);
+void wb_moe_rows_layout(wb_moe_rows *plan, const wb_moe_rows *other, wb_model *model, const wb_sizes *sizes,
+                        wb_arena *arena);
 
 /* Where every row of a pass goes in MoE layer `moe_index`: as pass->routing->planned says, or found here
  * with an exchange of counts. CAPACITY when this rank's slots get more rows than the workspace is for.
  * Collective. */
-wb_status wb_layer_plan_make(wb_layer_plan *plan, wb_moe_exchange *exchange, const wb_pass *pass,
-                             int32_t moe_index);
+wb_status wb_moe_rows_make(wb_moe_rows *plan, wb_moe_exchange *exchange, const wb_pass *pass,
+                           int32_t moe_index);
 
-/* used (=) the expert whose rows each choice of a pass's tokens is among, read from the rows themselves and
- * not from the ids that they were made of; a padding token, which has no rows, has its ids. Host memory.
- * CORRUPT when a choice's row is not its token's. */
-wb_status wb_layer_plan_used(wb_layer_plan *plan, const wb_pass *pass, int32_t moe_index);
+/* pass->used (=) the expert whose rows each choice of a pass's tokens is among, read from the rows themselves
+ * and not from the ids that they were made of. A padding token has no rows: nothing is written for it. Waits
+ * for the stream. CORRUPT when a choice's row is not its token's. */
+wb_status wb_moe_rows_used(wb_moe_rows *plan, const wb_pass *pass, int32_t moe_index);
 
 /* ---- exchange -------------------------------------------------------------------------------- */
 
@@ -107,9 +115,9 @@ void wb_moe_exchange_layout(wb_moe_exchange *exchange, wb_model *model, const wb
 wb_status wb_moe_exchange_counts(wb_moe_exchange *exchange, const int32_t *counts, int32_t *received);
 
 /* rows[n_sent, H] of this rank's tokens -> exchange->received[n, H]. Collective. */
-wb_status wb_moe_send_to_experts(wb_moe_exchange *exchange, const wb_layer_plan *plan, wb_rows rows);
+wb_status wb_moe_send_to_experts(wb_moe_exchange *exchange, const wb_moe_rows *plan, wb_rows rows);
 /* grouped[n, H] of this rank's slots -> rows[n_sent, H] of its tokens. Collective. */
-wb_status wb_moe_return_to_tokens(wb_moe_exchange *exchange, const wb_layer_plan *plan, wb_rows grouped,
+wb_status wb_moe_return_to_tokens(wb_moe_exchange *exchange, const wb_moe_rows *plan, wb_rows grouped,
                                   wb_rows rows);
 
 /* ---- experts --------------------------------------------------------------------------------- */
@@ -126,12 +134,12 @@ void wb_moe_experts_layout(wb_moe_experts *experts, const wb_moe_experts *other,
 
 /* output[n,H] (=) of each row's expert for the rows that `plan` takes from x: the tokens' [T, H], or with R >
  * 1 what was received. */
-wb_status wb_moe_experts_forward(wb_moe_experts *experts, const wb_layer_plan *plan, const wb_moe_weights *w,
+wb_status wb_moe_experts_forward(wb_moe_experts *experts, const wb_moe_rows *plan, const wb_moe_weights *w,
                                  wb_rows x, wb_rows output);
 
 /* `grad` [n, H]: in, of the outputs; out, of the inputs. x: the tokens' [T, H], not read with R > 1. Uses up
  * gate_up. */
-wb_status wb_moe_experts_backward(wb_moe_experts *experts, const wb_layer_plan *plan, const wb_moe_weights *w,
+wb_status wb_moe_experts_backward(wb_moe_experts *experts, const wb_moe_rows *plan, const wb_moe_weights *w,
                                   wb_rows x, float *const *grads, wb_rows grad);
 
 #endif

@@ -1,7 +1,6 @@
 /* moe_exchange.c - rows from the ranks of their tokens to the ranks of their experts, and back.
  * Refuses: which rows (the plan). */
 #include "layers/moe/moe.h"
-#include "model_dispatch.h"
 
 void wb_moe_exchange_layout(wb_moe_exchange *exchange, wb_model *model, const wb_sizes *sizes,
                             wb_arena *arena) {
@@ -53,12 +52,12 @@ static wb_status exchange_rows(wb_moe_exchange *exchange, const int64_t *send_ro
     return wb_exchange_wait(model->exchange, work);
 }
 
-wb_status wb_moe_send_to_experts(wb_moe_exchange *exchange, const wb_layer_plan *plan, wb_rows rows) {
+wb_status wb_moe_send_to_experts(wb_moe_exchange *exchange, const wb_moe_rows *plan, wb_rows rows) {
     return exchange_rows(exchange, plan->send_rows, rows, plan->receive_rows,
                          wb_activations(exchange->model, &exchange->received));
 }
 
-wb_status wb_moe_return_to_tokens(wb_moe_exchange *exchange, const wb_layer_plan *plan, wb_rows grouped,
+wb_status wb_moe_return_to_tokens(wb_moe_exchange *exchange, const wb_moe_rows *plan, wb_rows grouped,
                                   wb_rows rows) {
     const wb_model *model = exchange->model;
     wb_device *dev = model->device;

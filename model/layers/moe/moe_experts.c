@@ -1,7 +1,6 @@
 /* moe_experts.c - the experts of this rank's slots: each row times its slot's matrices.
  * Refuses: where rows come from. */
 #include "layers/moe/moe.h"
-#include "model_dispatch.h"
 
 void wb_moe_experts_layout(wb_moe_experts *experts, const wb_moe_experts *other, wb_model *model,
                            const wb_sizes *sizes, wb_arena *arena) {
@@ -14,10 +13,9 @@ void wb_moe_experts_layout(wb_moe_experts *experts, const wb_moe_experts *other,
 }
 
 /* The matrices [out, in] of a storage, a slot each, over the rows of the slots. */
-static wb_grouped group(const wb_moe_experts *experts, const wb_layer_plan *plan, int32_t param,
-                        int64_t out) {
+static wb_grouped group(const wb_moe_experts *experts, const wb_moe_rows *plan, int32_t param, int64_t out) {
     const wb_model *model = experts->model;
-    const bool alone = model->n_ranks == 1;
+    const bool alone = !wb_moe_has_peers(model);
     wb_grouped g = {.n_groups = (int32_t)wb_model_local_slots(model),
                     .offsets = alone ? plan->offsets.data : plan->grouped_offsets.data,
                     .max_rows = alone ? plan->T * model->config.router.top_k : plan->n,
@@ -28,37 +26,37 @@ static wb_grouped group(const wb_moe_experts *experts, const wb_layer_plan *plan
 
 /* With one rank the op gathers the rows from the tokens' x, which is there in the backward too. What was
  * received is not: the gradients arrive in its place. So with several ranks `input` has the rows in order. */
-static wb_grouped group_gate_up(const wb_moe_experts *experts, const wb_layer_plan *plan,
+static wb_grouped group_gate_up(const wb_moe_experts *experts, const wb_moe_rows *plan,
                                 const wb_moe_weights *w) {
     wb_grouped g = group(experts, plan, w->gate_up, 2 * experts->model->config.expert_width);
-    if (experts->model->n_ranks > 1) return g;
+    if (wb_moe_has_peers(experts->model)) return g;
     g.gather = plan->row_token.data;
     g.gathered = wb_activations(experts->model, &experts->input);
     return g;
 }
 
 static wb_rows gate_up_input(const wb_moe_experts *experts, wb_rows x) {
-    return experts->model->n_ranks > 1 ? wb_activations(experts->model, &experts->input) : x;
+    return wb_moe_has_peers(experts->model) ? wb_activations(experts->model, &experts->input) : x;
 }
 
-static wb_grouped group_down(const wb_moe_experts *experts, const wb_layer_plan *plan,
+static wb_grouped group_down(const wb_moe_experts *experts, const wb_moe_rows *plan,
                              const wb_moe_weights *w) {
     return group(experts, plan, w->down, experts->model->config.hidden_size);
 }
 
-wb_status wb_moe_experts_forward(wb_moe_experts *experts, const wb_layer_plan *plan, const wb_moe_weights *w,
+wb_status wb_moe_experts_forward(wb_moe_experts *experts, const wb_moe_rows *plan, const wb_moe_weights *w,
                                  wb_rows x, wb_rows output) {
     const wb_model *model = experts->model;
     wb_device *dev = model->device;
     const wb_grouped gate_up = group_gate_up(experts, plan, w), down = group_down(experts, plan, w);
     const wb_rows from = gate_up_input(experts, x), act = wb_activations(model, &experts->act), none = {0};
-    if (model->n_ranks > 1)
+    if (wb_moe_has_peers(model))
         WB_TRY(dev->gather_rows(dev, plan->n, model->config.hidden_size, plan->to_received.data, x, from));
     WB_TRY(dev->grouped_matmul(dev, &gate_up, from, wb_activations(model, &experts->gate_up), act));
     return dev->grouped_matmul(dev, &down, act, output, none);
 }
 
-wb_status wb_moe_experts_backward(wb_moe_experts *experts, const wb_layer_plan *plan, const wb_moe_weights *w,
+wb_status wb_moe_experts_backward(wb_moe_experts *experts, const wb_moe_rows *plan, const wb_moe_weights *w,
                                   wb_rows x, float *const *grads, wb_rows grad) {
     const wb_model *model = experts->model;
     wb_device *dev = model->device;

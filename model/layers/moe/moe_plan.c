@@ -9,12 +9,8 @@
 #include <inttypes.h>
 #include <string.h>
 
-static bool has_peers(const wb_layer_plan *plan) {
-    return plan->model->n_ranks > 1;
-}
-
 /* Rows for the slots of this rank. */
-static void layout_slots(wb_layer_plan *plan, wb_arena *arena) {
+static void layout_slots(wb_moe_rows *plan, wb_arena *arena) {
     const wb_model *model = plan->model;
     const int64_t R = model->n_ranks, S = wb_model_n_slots(model), here = wb_model_local_slots(model);
     WB_PLACE_HOST(arena, plan->send_rows, R);
@@ -28,8 +24,8 @@ static void layout_slots(wb_layer_plan *plan, wb_arena *arena) {
     wb_place(arena, &plan->to_grouped, plan->max_rows, 1, sizeof(int32_t));
 }
 
-void wb_layer_plan_layout(wb_layer_plan *plan, const wb_layer_plan *other, wb_model *model,
-                          const wb_sizes *sizes, wb_arena *arena) {
+void wb_moe_rows_layout(wb_moe_rows *plan, const wb_moe_rows *other, wb_model *model, const wb_sizes *sizes,
+                        wb_arena *arena) {
     const int64_t n_pairs = sizes->tokens * model->config.router.top_k, S = wb_model_n_slots(model);
     if (other) *plan = *other;
     plan->model = model;
@@ -37,7 +33,7 @@ void wb_layer_plan_layout(wb_layer_plan *plan, const wb_layer_plan *other, wb_mo
     wb_place(arena, &plan->pair_row, n_pairs, 1, sizeof(int32_t));
     wb_place(arena, &plan->row_token, n_pairs, 1, sizeof(int32_t));
     wb_place(arena, &plan->offsets, S + 1, 1, sizeof(int32_t));
-    if (has_peers(plan)) layout_slots(plan, arena);
+    if (wb_moe_has_peers(plan->model)) layout_slots(plan, arena);
     if (other) return;
     wb_host_view_place(arena, &plan->host_pair_row, n_pairs, sizeof(int32_t));
     wb_host_view_place(arena, &plan->host_row_token, n_pairs, sizeof(int32_t));
@@ -46,7 +42,7 @@ void wb_layer_plan_layout(wb_layer_plan *plan, const wb_layer_plan *other, wb_mo
 
 /* ---- rows of this rank's tokens ------------------------------------------------------------------- */
 
-static wb_status plan_pairs(wb_layer_plan *plan, const wb_pass *pass, int32_t moe_index) {
+static wb_status plan_pairs(wb_moe_rows *plan, const wb_pass *pass, int32_t moe_index) {
     const wb_model *model = plan->model;
     const wb_dispatch_rule rule = wb_model_dispatch_rule(model, moe_index);
     const bool by_token = !rule.slot_of_expert;
@@ -69,7 +65,7 @@ static wb_status plan_pairs(wb_layer_plan *plan, const wb_pass *pass, int32_t mo
 /* ---- rows of this rank's slots -------------------------------------------------------------------- */
 
 /* host_offsets, which the host must learn to call an all-to-all, and `received` from all ranks. */
-static wb_status learn_counts(wb_layer_plan *plan, wb_moe_exchange *exchange) {
+static wb_status learn_counts(wb_moe_rows *plan, wb_moe_exchange *exchange) {
     wb_device *dev = plan->model->device;
     const int32_t *offsets = plan->host_offsets;
     const int32_t S = wb_model_n_slots(plan->model);
@@ -79,7 +75,7 @@ static wb_status learn_counts(wb_layer_plan *plan, wb_moe_exchange *exchange) {
 }
 
 /* send_rows and n_sent from the offsets. */
-static void count_sent(wb_layer_plan *plan) {
+static void count_sent(wb_moe_rows *plan) {
     const wb_model *model = plan->model;
     const int32_t *offsets = plan->host_offsets;
     for (uint32_t r = 0; r < (uint32_t)model->n_ranks; r++)
@@ -89,7 +85,7 @@ static void count_sent(wb_layer_plan *plan) {
 }
 
 /* receive_rows and n from the counts of all sources. */
-static wb_status count_received(wb_layer_plan *plan) {
+static wb_status count_received(wb_moe_rows *plan) {
     const wb_model *model = plan->model;
     const int32_t here = (int32_t)wb_model_local_slots(model);
     int64_t n = 0;
@@ -108,7 +104,7 @@ static wb_status count_received(wb_layer_plan *plan) {
 }
 
 /* Rows arrive by source rank, then slot; experts want them by slot, then source rank. */
-static wb_status group_rows(wb_layer_plan *plan) {
+static wb_status group_rows(wb_moe_rows *plan) {
     const wb_model *model = plan->model;
     wb_device *dev = model->device;
     const int32_t R = model->n_ranks, here = (int32_t)wb_model_local_slots(model);
@@ -125,7 +121,7 @@ static wb_status group_rows(wb_layer_plan *plan) {
 /* ---- both, planned before the pass ---------------------------------------------------------------- */
 
 /* What plan_pairs and learn_counts would have found; it was checked where it came in. */
-static wb_status take_planned(wb_layer_plan *plan, int64_t T, const wb_planned_layer *planned) {
+static wb_status take_planned(wb_moe_rows *plan, int64_t T, const wb_planned_layer *planned) {
     const wb_model *model = plan->model;
     wb_device *dev = model->device;
     const size_t S = (size_t)wb_model_n_slots(model), n_pairs = (size_t)(T * model->config.router.top_k);
@@ -134,21 +130,21 @@ static wb_status take_planned(wb_layer_plan *plan, int64_t T, const wb_planned_l
     WB_TRY(dev->to_device(dev, plan->row_token.data, planned->row_token, n_rows * size));
     WB_TRY(dev->to_device(dev, plan->offsets.data, planned->offsets, (S + 1) * size));
     plan->T = T;
-    if (!has_peers(plan)) return WB_OK;
-    const size_t n_received = (size_t)wb_comm_size(model->comm) * (size_t)wb_model_local_slots(model);
+    if (!wb_moe_has_peers(plan->model)) return WB_OK;
+    const size_t n_received = (size_t)model->n_ranks * (size_t)wb_model_local_slots(model);
     memcpy(plan->host_offsets, planned->offsets, (S + 1) * size);
     if (n_received > 0) memcpy(plan->received, planned->received, n_received * size);
     return WB_OK;
 }
 
-wb_status wb_layer_plan_make(wb_layer_plan *plan, wb_moe_exchange *exchange, const wb_pass *pass,
-                             int32_t moe_index) {
+wb_status wb_moe_rows_make(wb_moe_rows *plan, wb_moe_exchange *exchange, const wb_pass *pass,
+                           int32_t moe_index) {
     const wb_planned_layer *planned = pass->routing->planned;
     if (planned)
         WB_TRY(take_planned(plan, pass->T, &planned[moe_index]));
     else
         WB_TRY(plan_pairs(plan, pass, moe_index));
-    if (!has_peers(plan)) return WB_OK;
+    if (!wb_moe_has_peers(plan->model)) return WB_OK;
     if (!planned) WB_TRY(learn_counts(plan, exchange));
     count_sent(plan);
     WB_TRY(count_received(plan));
@@ -169,13 +165,6 @@ static int32_t slot_of_row(const int32_t *offsets, int32_t n_slots, int32_t row)
     return low;
 }
 
-static void set_id(wb_ids ids, int64_t at, int32_t expert) {
-    if (ids.dtype == WB_U8)
-        ((uint8_t *)ids.data)[at] = (uint8_t)expert;
-    else
-        ((uint16_t *)ids.data)[at] = (uint16_t)expert;
-}
-
 /* What is read back of a pass. */
 typedef struct evidence {
     const int32_t *pair_row, *row_token, *offsets;
@@ -194,19 +183,13 @@ static wb_status read_token(const evidence *e, int32_t K, int64_t t) {
                            ", choice %d: expected a row of this token, found row %d",
                            t, k, row);
         const int32_t slot = slot_of_row(e->offsets, e->n_slots, row);
-        set_id(e->used, t * e->used.stride + k, e->map.expert_of_slot[slot]);
+        wb_route_id_set(e->used.data, e->used.dtype, (size_t)(t * e->used.stride + k),
+                        (uint32_t)e->map.expert_of_slot[slot]);
     }
     return WB_OK;
 }
 
-/* A padding token's ids as they stand. */
-static wb_status copy_ids(const wb_model *model, wb_ids from, wb_ids to, int32_t K, int64_t t) {
-    const size_t size = wb_dtype_size(from.dtype), at = (size_t)(t * from.stride) * size;
-    return model->device->to_host(model->device, (uint8_t *)to.data + at, (const uint8_t *)from.data + at,
-                                  (size_t)K * size);
-}
-
-wb_status wb_layer_plan_used(wb_layer_plan *plan, const wb_pass *pass, int32_t moe_index) {
+wb_status wb_moe_rows_used(wb_moe_rows *plan, const wb_pass *pass, int32_t moe_index) {
     const wb_model *model = plan->model;
     wb_device *dev = model->device;
     const int32_t K = model->config.router.top_k, S = wb_model_n_slots(model);
@@ -222,12 +205,11 @@ wb_status wb_layer_plan_used(wb_layer_plan *plan, const wb_pass *pass, int32_t m
                         .n_slots = S,
                         .map = wb_placement_layer(model->placement, (uint32_t)moe_index),
                         .used = wb_moe_ids(model, pass->used, moe_index)};
-    const wb_ids ids = wb_moe_ids(model, pass->routing->ids, moe_index);
     int64_t t = 0;
     for (int64_t i = 0; i <= pass->n_padding; i++) {
         const wb_row_run end = {pass->T, 0}, run = i < pass->n_padding ? pass->padding[i] : end;
         for (; t < run.start; t++) WB_TRY(read_token(&e, K, t));
-        for (; t < run.start + run.n; t++) WB_TRY(copy_ids(model, ids, e.used, K, t));
+        t += run.n;
     }
     return WB_OK;
 }
