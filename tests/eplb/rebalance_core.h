@@ -25,6 +25,7 @@ typedef struct core_kind {
 typedef struct core {
     wb_comm *comm;
     uint64_t seed;
+    uint8_t dead[MAX_CORE_RANKS]; /* of the placement's topology */
     wb_exchange *exchange;
     wb_placement *placement; /* in force */
     core_kind kinds[MAX_KINDS];
@@ -187,9 +188,11 @@ static wb_status core_take(void *context, const wb_placement *placement) {
 
 /* ---- life -------------------------------------------------------------------------------------- */
 
-static wb_placement *core_topology(int R, uint32_t n_slots) {
-    const wb_topology topology = {
-        .n_ranks = (uint32_t)R, .n_nodes = R % 2 == 0 ? (uint32_t)R / 2 : 1, .n_slots = n_slots};
+static wb_placement *core_topology(int R, uint32_t n_slots, const uint8_t *dead) {
+    const wb_topology topology = {.n_ranks = (uint32_t)R,
+                                  .n_nodes = R % 2 == 0 ? (uint32_t)R / 2 : 1,
+                                  .n_slots = n_slots,
+                                  .dead = dead};
     wb_placement *placement = NULL;
     if (wb_placement_open(&topology, CORE_LAYERS, CORE_EXPERTS, &placement) != WB_OK) abort();
     return placement;
@@ -208,7 +211,8 @@ static wb_expert_store core_store(core *c) {
 
 static void core_open(core *c, const wb_rebalance_options *options) {
     const wb_exchange_memory memory = core_memory(c);
-    c->placement = core_topology(wb_comm_size(c->comm), CORE_EXPERTS + 4 * (uint32_t)wb_comm_size(c->comm));
+    c->placement =
+        core_topology(wb_comm_size(c->comm), CORE_EXPERTS + 4 * (uint32_t)wb_comm_size(c->comm), c->dead);
     CORE_OK(c, wb_exchange_open(c->comm, &memory, &c->exchange));
     core_add_kind(c, 300);
     core_add_kind(c, 7);
@@ -283,9 +287,20 @@ static void core_rebalance(core *c, uint64_t *state) {
     core_check_slots(c);
 }
 
-/* The whole of it: a rebalance, weights replaced, a tensor gained, and another load. */
-static int rebalance_core_run(wb_comm *comm, uint64_t seed) {
+/* Tokens of a dead rank are counted like any other's, and no expert goes there. */
+static void core_check_dead(core *c) {
+    if (!c->dead[wb_comm_rank(c->comm)]) return;
+    CORE_CHECK(c, wb_rebalance_get_stats(c->manager).bytes == 0);
+    for (uint32_t l = 0; l < CORE_LAYERS; l++)
+        for (uint32_t s = 0; s < core_n_slots(c); s++)
+            CORE_CHECK(c, wb_placement_layer(c->placement, l).expert_of_slot[core_first_slot(c) + s] ==
+                              WB_NO_EXPERT);
+}
+
+/* The whole of it: a rebalance, weights replaced, a tensor gained, and another load; rank `dead` is so. */
+static int core_life(wb_comm *comm, uint64_t seed, int dead) {
     core state = {.comm = comm, .seed = seed}, *c = &state;
+    if (dead >= 0) c->dead[dead] = 1;
     uint64_t random = seed * 64 + (uint64_t)wb_comm_rank(comm);
     const wb_rebalance_options options = core_options();
     core_open(c, &options);
@@ -305,9 +320,17 @@ static int rebalance_core_run(wb_comm *comm, uint64_t seed) {
         }
         CORE_CHECK(c, c->most_moves <= (uint64_t)wb_comm_size(comm));
         CORE_CHECK(c, wb_rebalance_get_stats(c->manager).failures == 0);
+        core_check_dead(c);
     }
     core_close(c);
     return c->failures;
+}
+
+/* Two live ranks at least, or there is nothing to balance. */
+static int rebalance_core_run(wb_comm *comm, uint64_t seed) {
+    const int R = wb_comm_size(comm);
+    const int failures = core_life(comm, seed, -1);
+    return R < 3 ? failures : failures + core_life(comm, seed + 1, (int)(seed % (uint64_t)R));
 }
 
 #endif

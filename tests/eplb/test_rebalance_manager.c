@@ -88,7 +88,7 @@ static void test_rule_24_no_layers_a_chunk_is_an_error(void **state) {
         assert_int_equal(wb_comm_open_self(&c.comm), WB_OK);
         const wb_exchange_memory memory = core_memory(&c);
         assert_int_equal(wb_exchange_open(c.comm, &memory, &c.exchange), WB_OK);
-        c.placement = core_topology(1, CORE_EXPERTS);
+        c.placement = core_topology(1, CORE_EXPERTS, NULL);
         const wb_expert_store store = core_store(&c);
         wb_rebalance_options options = core_options();
         options.layers_per_chunk = n;

@@ -60,7 +60,7 @@ static void change_one_layer(rank *r) {
     MUST(wb_placement_clone(before, &next));
     const uint32_t S = wb_placement_topology(next)->n_slots;
     int32_t *experts = take(S, sizeof(int32_t));
-    deal_experts(&r->state, (int32_t)S, config.router.n_experts, true, experts);
+    deal_experts(&r->state, next, true, experts);
     MUST(wb_placement_set_layer(next, 1, experts, NULL, 5));
     MUST(wb_model_set_placement(model, next));
     for (uint32_t l = 0; l < 3; l++) {
@@ -166,11 +166,11 @@ static void open_other_shapes(rank *r) {
     const char *layers = "placement: MoE layers: expected 3, as in the model, found 2";
     const char *experts = "placement: experts: expected 13, as in the model, found 12";
     const char *ranks = "placement: ranks: expected 2, as in the model, found 3";
-    const char *live = "placement: rank 1: expected a live rank, found a dead one";
+    const char *live = "placement: rank 1: expected live, as in the model, found it dead";
     expect_refused(r, &config, 26, placement_of(2, 13, 2, 26, NULL), layers, layers);
     expect_refused(r, &config, 26, placement_of(3, 12, 2, 26, NULL), experts, experts);
     expect_refused(r, &config, 26, placement_of(3, 13, 3, 26, NULL), ranks, ranks);
-    expect_refused(r, &config, 26, placement_of(3, 13, 2, 26, dead), live, live);
+    expect_refused(r, &config, 26, placement_of(3, 13, 2, 26, dead), NULL, live);
     expect_refused(r, &config, 26, placement_of(3, 13, 2, 27, NULL), NULL, "27 slots");
     wb_model *model;
     wb_model_options options = options_of(r, NULL);
