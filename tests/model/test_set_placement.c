@@ -2,6 +2,7 @@
  * written where they then belong, gradients lie by slot; a placement that does not fit, or that ranks do not
  * agree on, is refused by name and changes nothing. Argument 1 sets the seed. */
 #include "placed_model.h"
+#include "support/alloc_fail.h"
 
 enum { ROUNDS = 8 };
 
@@ -20,15 +21,18 @@ static void change_and_bring(rank *r) {
     const wb_config config = variant_config((variant)random_below(&r->state, N_VARIANTS));
     const int32_t L = __builtin_popcountll(config.moe_layer_mask[0]), E = config.router.n_experts;
     wb_placement *placement = placement_random(L, E, r->of, &r->state, true);
-    const wb_model_options options = options_of(r, placement), alone = whole_options(r);
+    wb_model_options options = options_of(r, placement), alone = whole_options(r);
     wb_model *model, *whole;
+    options.dispatch = random_below(&r->state, 2) == 0 ? WB_DISPATCH_STATIC : WB_DISPATCH_DYNAMIC;
     MUST(wb_model_create(&config, 7, 0.25F, &options, &model));
     MUST(wb_model_create(&config, 7, 0.25F, &alone, &whole));
     wb_placement_close(placement);
     const wb_placement *own = wb_model_placement(model);
     for (uint64_t epoch = 2; epoch < 5; epoch++) {
         wb_placement *next = placement_next(model, &r->state, true);
+        const long allocated = alloc_count_here();
         MUST(wb_model_set_placement(model, next));
+        EXPECT(alloc_count_here() == allocated); /* there is no way back: no memory may be wanting */
         EXPECT(wb_model_placement(model) == own);
         EXPECT(wb_placement_hash(own) == wb_placement_hash(next));
         EXPECT(wb_placement_layer(own, (uint32_t)L - 1).epoch == epoch);
