@@ -10,7 +10,8 @@ static inline int32_t wb_model_n_slots(const wb_model *model) {
     return (int32_t)wb_placement_topology(model->placement)->n_slots;
 }
 
-/* The length of a table under the placement. */
+/* The length of a table under the placement, and what making one takes: a placement is changed where there is
+ * no way back, and must not fail for want of memory. */
 wb_status wb_model_dispatch_open(wb_model *model, wb_dispatch_policy policy);
 
 /* Memory for the tables, and the tables of the present placement. */

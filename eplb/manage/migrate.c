@@ -28,10 +28,21 @@ static wb_status find_parts(wb_migration *m, uint32_t layer, wb_physical_id slot
     return WB_OK;
 }
 
+/* Both or none: a manager that has lost its memory goes on with the maps that it had. */
 static wb_status open_maps(wb_migration *m) {
-    const wb_placement *placement = m->store->placement(m->store->context);
-    WB_TRY(wb_placement_clone(placement, &m->placement));
-    return wb_placement_clone(placement, &m->next);
+    const wb_placement *now = m->store->placement(m->store->context);
+    wb_placement *placement, *next;
+    WB_TRY(wb_placement_clone(now, &placement));
+    const wb_status status = wb_placement_clone(now, &next);
+    if (status != WB_OK) {
+        wb_placement_close(placement);
+        return status;
+    }
+    wb_placement_close(m->placement);
+    wb_placement_close(m->next);
+    m->placement = placement;
+    m->next = next;
+    return WB_OK;
 }
 
 /* The largest slot of this rank, if it has any. */
@@ -72,11 +83,7 @@ wb_status wb_migration_follow(wb_migration *m, bool *changed_out) {
         changed =
             changed || wb_placement_layer(placement, l).epoch != wb_placement_layer(m->placement, l).epoch;
     *changed_out = changed;
-    if (!changed) return WB_OK;
-    wb_placement_close(m->placement);
-    wb_placement_close(m->next);
-    m->placement = m->next = NULL;
-    return open_maps(m);
+    return changed ? open_maps(m) : WB_OK;
 }
 
 void wb_migration_close(wb_migration *m) {
@@ -311,8 +318,8 @@ static wb_status copy_move(wb_migration *m, const wb_move *move, const move_plac
     return WB_OK;
 }
 
-/* m->next (=) the maps after the group: those in force, of all layers, since a group that failed has left its
- * own there. */
+/* m->next (=) the maps after the group: those in force first, of all layers, since it has what was in force
+ * before the last group, or what a group that failed would have made. */
 static wb_status make_next(wb_migration *m, const wb_move_plan *plan, uint32_t number, uint64_t epoch) {
     for (uint32_t l = 0; l < wb_placement_layers(m->placement); l++) {
         const wb_layer_map map = wb_placement_layer(m->placement, l);
@@ -323,11 +330,14 @@ static wb_status make_next(wb_migration *m, const wb_move_plan *plan, uint32_t n
 }
 
 /* No way back: slots that are overwritten hold experts that only the new map has elsewhere. Nothing is left
- * to fail but the device, and memory of a few words. */
-static wb_status take_over(wb_migration *m, const wb_move_plan *plan, uint32_t number, uint64_t epoch) {
-    WB_TRY(visit_moves(m, plan, &plan->groups[number], copy_move));
+ * to fail but the device. */
+static wb_status take_over(wb_migration *m, const wb_move_plan *plan, const wb_move_group *group) {
+    WB_TRY(visit_moves(m, plan, group, copy_move));
     WB_TRY(m->store->take(m->store->context, m->next));
-    return wb_move_apply_group(plan, number, epoch, m->placement);
+    wb_placement *before = m->placement;
+    m->placement = m->next;
+    m->next = before;
+    return WB_OK;
 }
 
 wb_status wb_migrate_group(wb_migration *m, const wb_move_plan *plan, uint32_t number, uint64_t epoch,
@@ -348,7 +358,7 @@ wb_status wb_migrate_group(wb_migration *m, const wb_move_plan *plan, uint32_t n
     *dead_out = false;
     WB_TRY(wb_comm_agree(m->comm, compare_labels(m, plan, group, compare_checksum)));
     *dead_out = true;
-    WB_TRY(take_over(m, plan, number, epoch));
+    WB_TRY(take_over(m, plan, group));
     *dead_out = false;
     m->moves += group->end - group->begin;
     return WB_OK;

@@ -1,6 +1,7 @@
 /* rebalance.c - the manager's life: open, count, and at each boundary the next thing to do. Refuses: whether
  * a move pays (rebalance_decide.c), making one (migrate.c). */
 #include "manage/rebalance_state.h"
+#include "move/move_internal.h"
 #include "wb_check.h"
 #include "wb_options.h"
 
@@ -49,7 +50,8 @@ static wb_status check_options(const wb_rebalance_options *o) {
     WB_TRY(check_range("enough", 1e-9, 1, o->enough));
     WB_TRY(check_range("sigmas", 0, 1e9, o->sigmas));
     WB_TRY(check_range("phases", 1, WB_PHASES_ALL, o->phases));
-    return check_range("horizon_passes", 0, 1e18, o->horizon_passes);
+    WB_TRY(check_range("horizon_passes", 0, 1e18, o->horizon_passes));
+    return wb_move_check_options(&o->move);
 }
 
 /* ---- opening and closing ------------------------------------------------------------------------- */
@@ -207,9 +209,10 @@ static wb_status decide(wb_rebalance *m) {
         return WB_OK;
     }
     bool changed;
-    WB_TRY(wb_comm_agree(m->comm, wb_migration_follow(&m->migration, &changed)));
+    wb_status known = wb_comm_agree(m->comm, wb_migration_follow(&m->migration, &changed));
+    if (known == WB_OK) known = wb_rebalance_take_counts(m);
+    if (known != WB_OK) return give_up(m, WB_REBALANCE_FAILED);
     see_epochs(m, m->migration.placement);
-    WB_TRY(wb_rebalance_take_counts(m));
     m->stats.decisions++;
     m->stats.verdict = wb_rebalance_judge_counts(m);
     if (m->stats.verdict != WB_REBALANCE_MOVED) return WB_OK;
