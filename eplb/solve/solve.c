@@ -161,21 +161,23 @@ typedef struct solve_state {
     char message[1024];
 } solve_state;
 
-static void solve_one(const solve_job *job, uint32_t layer, solve_state *state) {
+static wb_status solve_one(const solve_job *job, uint32_t layer) {
     wb_owner scratch = {0};
-    wb_status status = solve_layer(job, layer, &scratch);
+    const wb_status status = solve_layer(job, layer, &scratch);
     wb_owner_close(&scratch);
-#pragma omp critical(wb_solve)
-    {
-        if (status != WB_OK && (state->status == WB_OK || layer < state->failed_layer)) {
-            state->status = status;
-            state->failed_layer = layer;
-            snprintf(state->message, sizeof state->message, "%s", wb_error_message());
-        }
-        state->done++;
-        if (job->options->progress)
-            job->options->progress(job->options->progress_ctx, state->done, job->placement->n_layers);
+    return status;
+}
+
+/* By the thread that solved the layer, one thread at a time. */
+static void note_solved(const solve_job *job, uint32_t layer, wb_status status, solve_state *state) {
+    if (status != WB_OK && (state->status == WB_OK || layer < state->failed_layer)) {
+        state->status = status;
+        state->failed_layer = layer;
+        snprintf(state->message, sizeof state->message, "%s", wb_error_message());
     }
+    state->done++;
+    if (job->options->progress)
+        job->options->progress(job->options->progress_ctx, state->done, job->placement->n_layers);
 }
 
 static int count_threads(const wb_eplb_options *options, uint32_t n_layers) {
@@ -195,10 +197,15 @@ static wb_status solve_layers(const solve_job *job) {
     int threads = count_threads(job->options, L);
     if (threads > 1) {
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
-        for (uint32_t l = 0; l < L; l++) solve_one(job, l, &state);
+        for (uint32_t l = 0; l < L; l++) {
+            const wb_status status = solve_one(job, l);
+#pragma omp critical(wb_solve)
+            note_solved(job, l, status, &state);
+        }
     } else {
-        /* Without OpenMP, whose runtime ends the process when it has no memory even for a team of one. */
-        for (uint32_t l = 0; l < L; l++) solve_one(job, l, &state);
+        /* Without OpenMP, not even its lock: its runtime ends the process when it has no memory for a team of
+         * one, and a thread that it did not start, as a manager's, cannot be watched by a sanitizer in it. */
+        for (uint32_t l = 0; l < L; l++) note_solved(job, l, solve_one(job, l), &state);
     }
     if (state.status != WB_OK) return wb_fail(state.status, "%s", state.message);
     return WB_OK;

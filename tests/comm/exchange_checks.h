@@ -72,15 +72,17 @@ static size_t size_of(uint64_t h) {
 
 /* ---- memory with poison around it ---------------------------------------------------------------- */
 
+/* Where the host finds it, with all that lay on the stream done. */
+static unsigned char *core_view(const exchange_core *c, const void *at) {
+    device_finish(c->memory);
+    return device_view(c->memory, at);
+}
+
 /* `bytes` bytes of the device between two that must stay as they are. */
 static char *core_take(exchange_core *c, size_t bytes) {
     char *const at = device_take(c->memory, bytes + 128);
-    memset(device_view(c->memory, at), POISON, bytes + 128);
+    memset(core_view(c, at), POISON, bytes + 128);
     return at + 64;
-}
-
-static unsigned char *core_view(const exchange_core *c, const void *at) {
-    return device_view(c->memory, at);
 }
 
 static bool poisoned(const exchange_core *c, const char *at, size_t bytes) {
@@ -97,6 +99,19 @@ static bool core_intact(const exchange_core *c, const char *at, size_t bytes) {
 static void core_fill(const exchange_core *c, char *at, uint64_t stream, size_t n) {
     unsigned char *view = core_view(c, at);
     for (size_t i = 0; i < n; i++) view[i] = byte_of(stream, i);
+}
+
+/* The same on the device's stream: the bytes come from memory that is taken for it. */
+static void core_put(exchange_core *c, char *at, uint64_t stream, size_t n) {
+    const wb_exchange_memory functions = device_memory(c->memory);
+    char *const from = core_take(c, n);
+    core_fill(c, from, stream, n);
+    CHECK_STATUS(c, WB_OK, functions.copy(functions.context, at, from, n));
+}
+
+static void core_finish(exchange_core *c) {
+    const wb_exchange_memory functions = device_memory(c->memory);
+    CHECK_STATUS(c, WB_OK, functions.to_host(functions.context, NULL, NULL, 0));
 }
 
 static bool core_bytes_are(const exchange_core *c, const char *at, uint64_t stream, size_t n) {

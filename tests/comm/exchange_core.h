@@ -262,6 +262,37 @@ static void core_rounds(exchange_core *c) {
     CHECK(c, alloc_count_here() == before);
 }
 
+/* ---- the order of streams ------------------------------------------------------------------------ */
+
+/* `root` sends what lies on its stream, and writes there again when it has waited; what the others put on
+ * their streams then, which nobody waits for before, sees what was sent. The root receives nothing: a receive
+ * may wait for its stream. */
+static void core_stream_order(exchange_core *c, size_t root, size_t bytes) {
+    const wb_exchange_memory functions = device_memory(c->memory);
+    const uint64_t sent = hash(c, 8, root, bytes), before = hash(c, 9, root, bytes);
+    const bool sends = c->rank == root;
+    wb_transfer transfers[DEVICE_RANKS];
+    uint64_t work = 0;
+    size_t n = 0;
+    c->memory->used = 0;
+    char *const at = core_take(c, bytes), *const seen = core_take(c, bytes);
+    for (size_t r = 0; r < c->ranks; r++)
+        if (sends ? r != root : r == root) transfers[n++] = (wb_transfer){(int)r, !sends, at, bytes};
+    core_put(c, at, sends ? sent : before, bytes);
+    CHECK_STATUS(c, WB_OK, wb_exchange_start_group(c->exchange, transfers, n, &work));
+    CHECK_STATUS(c, WB_OK, wb_exchange_wait(c->exchange, work));
+    if (sends) {
+        core_put(c, at, before, bytes);
+        core_finish(c);
+    } else {
+        CHECK_STATUS(c, WB_OK, functions.copy(functions.context, seen, at, bytes));
+    }
+    CHECK_STATUS(c, WB_OK, wb_comm_barrier(c->comm));
+    core_finish(c);
+    CHECK(c, sends || core_bytes_are(c, seen, sent, bytes));
+    CHECK(c, core_intact(c, at, bytes) && core_intact(c, seen, bytes));
+}
+
 static int exchange_core_run(wb_comm *comm, bool host_access, uint64_t seed) {
     device memory = device_of(wb_comm_rank(comm), host_access);
     exchange_core state = {.comm = comm,
@@ -276,6 +307,10 @@ static int exchange_core_run(wb_comm *comm, bool host_access, uint64_t seed) {
     CHECK_STATUS(c, WB_OK, wb_exchange_reserve(c->exchange, 2 * CORE_TRANSFERS * c->ranks));
     core_rounds(c);
     core_same_sums(c);
+    for (size_t root = 0; root < c->ranks; root++) {
+        core_stream_order(c, root, 100);
+        core_stream_order(c, root, 300000);
+    }
     wb_exchange_close(c->exchange);
     CHECK_STATUS(c, WB_OK, wb_comm_barrier(comm));
     return c->failures;

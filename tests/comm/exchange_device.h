@@ -1,6 +1,9 @@
 /* exchange_device.h - device memory for the tests of the data plane: a kind that the host may touch, and one
  * that it must not, whose addresses fault and which only the functions of a wb_exchange_memory reach.
  *
+ * Copies and sums lie on the device's stream until somebody waits for it: who reads their outcome before, or
+ * lets others read it, finds what was there earlier.
+ *
  * All ranks of a process share one arena, so that a rank can copy from another; each has a part of its own
  * and takes memory from it until it is reset. */
 #ifndef EXCHANGE_DEVICE_H
@@ -16,14 +19,24 @@
 
 #define DEVICE_BYTES ((size_t)64 << 20) /* of one rank */
 #define DEVICE_RANKS 8
+#define DEVICE_TASKS 64 /* on a stream; one more waits for it */
 
 /* Host memory at `shadow`; the device's addresses, at `base`, are the same pages behind a locked door. */
 static struct { char *base, *shadow; } device_arena;
+
+/* Copies `bytes` bytes, or adds n floats. */
+typedef struct device_task {
+    void *to;
+    const void *from;
+    size_t bytes, n;
+} device_task;
 
 typedef struct device {
     size_t start, used; /* in the arena */
     bool host_access;
     int fails_after; /* calls of its functions that succeed; below 0: all */
+    device_task tasks[DEVICE_TASKS];
+    size_t n_tasks;
 } device;
 
 /* Once a process, before its ranks begin. */
@@ -39,7 +52,7 @@ static void device_arena_open(void) {
 
 static device device_of(int rank, bool host_access) {
     if (rank >= DEVICE_RANKS) abort();
-    return (device){DEVICE_BYTES * (size_t)rank, 0, host_access, -1};
+    return (device){.start = DEVICE_BYTES * (size_t)rank, .host_access = host_access, .fails_after = -1};
 }
 
 /* Uninitialised; alignment is that of floats. */
@@ -63,30 +76,44 @@ static wb_status device_call(device *d) {
     return WB_OK;
 }
 
+/* Does what lies on the stream. */
+static void device_finish(device *d) {
+    for (size_t i = 0; i < d->n_tasks; i++) {
+        const device_task *const task = &d->tasks[i];
+        void *const to = device_view(d, task->to), *const from = device_view(d, task->from);
+        if (task->bytes > 0) memcpy(to, from, task->bytes);
+        for (size_t j = 0; j < task->n; j++) ((float *)to)[j] += ((const float *)from)[j];
+    }
+    d->n_tasks = 0;
+}
+
+static wb_status device_put(device *d, device_task task) {
+    if (device_call(d) != WB_OK) return WB_DEVICE;
+    if (d->n_tasks == DEVICE_TASKS) device_finish(d);
+    d->tasks[d->n_tasks++] = task;
+    return WB_OK;
+}
+
 static wb_status device_to_host(void *context, void *host, const void *at, size_t bytes) {
     if (device_call(context) != WB_OK) return WB_DEVICE;
+    device_finish(context);
     if (bytes > 0) memcpy(host, device_view(context, at), bytes);
     return WB_OK;
 }
 
 static wb_status device_to_device(void *context, void *at, const void *host, size_t bytes) {
     if (device_call(context) != WB_OK) return WB_DEVICE;
+    device_finish(context);
     if (bytes > 0) memcpy(device_view(context, at), host, bytes);
     return WB_OK;
 }
 
 static wb_status device_copy(void *context, void *to, const void *from, size_t bytes) {
-    if (device_call(context) != WB_OK) return WB_DEVICE;
-    memcpy(device_view(context, to), device_view(context, from), bytes);
-    return WB_OK;
+    return device_put(context, (device_task){.to = to, .from = from, .bytes = bytes});
 }
 
 static wb_status device_add(void *context, size_t n, const float *x, float *y) {
-    if (device_call(context) != WB_OK) return WB_DEVICE;
-    const float *const from = device_view(context, x);
-    float *const to = device_view(context, y);
-    for (size_t i = 0; i < n; i++) to[i] += from[i];
-    return WB_OK;
+    return device_put(context, (device_task){.to = y, .from = x, .n = n});
 }
 
 static wb_exchange_memory device_memory(device *d) {

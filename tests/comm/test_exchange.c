@@ -296,6 +296,7 @@ static wb_status slow_copy(void *context, void *to, const void *from, size_t byt
     const size_t owner = (size_t)((const char *)from - device_arena.shadow) / DEVICE_BYTES;
     nanosleep(&(struct timespec){.tv_nsec = 2000000}, NULL);
     const wb_status status = device_copy(context, to, from, bytes);
+    device_finish(context);
     if (gone[owner]) read_after++;
     return status;
 }

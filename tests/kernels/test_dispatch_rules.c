@@ -29,6 +29,27 @@ static void test_picks_are_fixed(void **unused) {
                          known[i].replica);
 }
 
+/* Neither may keys. The token is above the position, and a number below 0 spills into neither. */
+static void test_keys_are_fixed(void **unused) {
+    (void)unused;
+    const struct {
+        int32_t token, pos;
+        uint64_t key;
+    } known[] = {
+        {0, 0, 0},
+        {0, 1, UINT64_C(0x0000000000000001)},
+        {1, 0, UINT64_C(0x0000000100000000)},
+        {7, 9, UINT64_C(0x0000000700000009)},
+        {151643, 40959, UINT64_C(0x0002505b00009fff)},
+        {0, INT32_MAX, UINT64_C(0x000000007fffffff)},
+        {INT32_MAX, 0, UINT64_C(0x7fffffff00000000)},
+        {0, -1, UINT64_C(0x00000000ffffffff)},
+        {-1, 0, UINT64_C(0xffffffff00000000)},
+    };
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
+        assert_int_equal(wb_dispatch_key(known[i].token, known[i].pos), known[i].key);
+}
+
 /* ---- against the hash, the long way ---------------------------------------------------------- */
 
 /* splitmix64 (Steele, Lea, Flood 2014) of the state before the step. */
@@ -102,6 +123,7 @@ int main(int argc, char **argv) {
     rng_open(argc, argv);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_picks_are_fixed),
+        cmocka_unit_test(test_keys_are_fixed),
         cmocka_unit_test(test_slots_of_random_tables),
         cmocka_unit_test(test_replicas_are_used_evenly),
     };

@@ -1,10 +1,10 @@
 /* test_set_placement.c - another placement between two steps: the registry finds every slot anew, weights are
- * written where they then belong, gradients lie by slot; a placement that does not fit, or that ranks do not
- * agree on, is refused by name and changes nothing. Argument 1 sets the seed. */
+ * written where they then belong, rows go there, gradients lie by slot; a placement that does not fit, or
+ * that ranks do not agree on, is refused by name and changes nothing. Argument 1 sets the seed. */
 #include "placed_model.h"
 #include "support/alloc_fail.h"
 
-enum { ROUNDS = 8 };
+enum { ROUNDS = 8, MAX_T = 24, MAX_ROW_BYTES = 64 };
 
 /* ---- another placement --------------------------------------------------------------------------- */
 
@@ -17,6 +17,51 @@ static void bring_weights(const rank *r, wb_model *model, const wb_model *whole)
     }
 }
 
+/* What a pass gave. */
+typedef struct native_pass {
+    uint8_t ids[MAX_T * MAX_ROW_BYTES], used[MAX_T * MAX_ROW_BYTES];
+    float logprobs[MAX_T];
+} native_pass;
+
+static wb_train *open_forwards(wb_model *model) {
+    wb_train_options options = wb_train_options_default();
+    wb_train *train;
+    options.max_tokens = MAX_T;
+    options.forward_only = true;
+    EXPECT(wb_route_row_bytes(wb_model_routes(model)) <= MAX_ROW_BYTES);
+    MUST(wb_train_open(model, &options, &train));
+    return train;
+}
+
+static void run_native(wb_train *train, const wb_train_batch *batch, native_pass *out) {
+    memset(out, POISON, sizeof *out);
+    const wb_routing routing = {.ids = out->ids, .used = out->used};
+    MUST(wb_train_forward(train, batch, &routing, NULL, out->logprobs));
+}
+
+/* Tokens of this rank's own, who choose their experts: rows go to slots that hold these, wherever they are
+ * now, and the outcome is that of the whole model. */
+static void expect_same_forward(const rank *r, const wb_config *config, wb_train *train, wb_train *whole,
+                                size_t row_bytes) {
+    uint64_t state = r->state + (uint64_t)r->number;
+    const int32_t T = random_below(&state, MAX_T + 1), start[] = {0, random_below(&state, T + 1), T};
+    int32_t tokens[MAX_T], targets[MAX_T];
+    for (int32_t t = 0; t < T; t++) {
+        tokens[t] = random_below(&state, config->vocab_size);
+        targets[t] = random_below(&state, config->vocab_size);
+    }
+    const wb_train_batch batch = {
+        .T = T, .tokens = tokens, .targets = targets, .n_seqs = 2, .seq_start = start};
+    native_pass found, expected;
+    run_native(train, &batch, &found);
+    run_native(whole, &batch, &expected);
+    EXPECT(memcmp(found.ids, expected.ids, (size_t)T * row_bytes) == 0);
+    EXPECT(memcmp(found.used, expected.ids, (size_t)T * row_bytes) == 0);
+    EXPECT(memcmp(expected.used, expected.ids, (size_t)T * row_bytes) == 0);
+    EXPECT(memcmp(found.logprobs, expected.logprobs, (size_t)T * sizeof(float)) == 0);
+    EXPECT(all_finite(T, expected.logprobs));
+}
+
 static void change_and_bring(rank *r) {
     const wb_config config = variant_config((variant)random_below(&r->state, N_VARIANTS));
     const int32_t L = __builtin_popcountll(config.moe_layer_mask[0]), E = config.router.n_experts;
@@ -27,6 +72,8 @@ static void change_and_bring(rank *r) {
     MUST(wb_model_create(&config, 7, 0.25F, &options, &model));
     MUST(wb_model_create(&config, 7, 0.25F, &alone, &whole));
     wb_placement_close(placement);
+    wb_train *train = open_forwards(model), *whole_train = open_forwards(whole);
+    const size_t row_bytes = wb_route_row_bytes(wb_model_routes(model));
     const wb_placement *own = wb_model_placement(model);
     for (uint64_t epoch = 2; epoch < 5; epoch++) {
         wb_placement *next = placement_next(model, &r->state, true);
@@ -38,11 +85,14 @@ static void change_and_bring(rank *r) {
         EXPECT(wb_placement_layer(own, (uint32_t)L - 1).epoch == epoch);
         bring_weights(r, model, whole);
         expect_weights(model, whole);
+        expect_same_forward(r, &config, train, whole_train, row_bytes);
         /* Again: nothing is later, nothing changes. */
         MUST(wb_model_set_placement(model, next));
         expect_weights(model, whole);
         wb_placement_close(next);
     }
+    wb_train_close(whole_train);
+    wb_train_close(train);
     wb_model_close(whole);
     wb_model_close(model);
 }

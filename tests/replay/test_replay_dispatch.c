@@ -337,9 +337,43 @@ static void disagree(rank *r) {
     job_close(&j);
 }
 
+/* Rank 1 opened its replay with other options than the others: all are told, and nothing is planned. */
+static void expect_options_differ(rank *r, const job *j, const wb_replay_options *others,
+                                  const wb_replay_options *of_rank_1) {
+    wb_replay *replay;
+    int64_t planned = -7;
+    MUST(wb_replay_open(&j->model, r->number == 1 ? of_rank_1 : others, &replay));
+    MUST(wb_replay_begin(replay, WB_REPLAY_ROLLOUT, 1));
+    const wb_segment padding = {WB_SEGMENT_PADDING, NULL, 0, PADDING, NULL};
+    MUST(wb_replay_plan(replay, 0, 1, &padding));
+    EXPECT(wb_replay_plan_dispatch(replay, r->comm, &planned) == WB_PEER);
+    EXPECT(strstr(wb_error_message(), "dispatch, stage"));
+    EXPECT(strstr(wb_error_message(), "rank 1 differs from rank 0"));
+    EXPECT(planned == -7 && !wb_replay_layer_plan(replay, 0, WB_ALL_LAYERS));
+    wb_replay_close(replay);
+}
+
+static void disagree_on_options(rank *r) {
+    job j;
+    job_open(r, 16, 2, WB_DISPATCH_STATIC, &j);
+    wb_replay_options others = wb_replay_options_default();
+    others.placement = j.placement;
+    others.first_layer = FIRST;
+    others.n_layers = STAGE;
+    wb_replay_options policy = others, first_layer = others, n_layers = others;
+    policy.dispatch = WB_DISPATCH_DYNAMIC;
+    first_layer.first_layer = FIRST - 1;
+    n_layers.n_layers = STAGE + 1;
+    expect_options_differ(r, &j, &others, &policy);
+    expect_options_differ(r, &j, &others, &first_layer);
+    expect_options_differ(r, &j, &others, &n_layers);
+    job_close(&j);
+}
+
 static void test_ranks_agree_on_what_is_planned(void **unused) {
     (void)unused;
     on_ranks(3, base_seed, disagree);
+    on_ranks(3, base_seed, disagree_on_options);
 }
 
 int main(int argc, char **argv) {
