@@ -66,6 +66,10 @@ WB_API void wb_comm_close(wb_comm *comm);
  * uses the communicator. NULL is a no-op. Not collective. */
 WB_API void wb_comm_abort(wb_comm *comm);
 
+/* Whether another rank has given up, as far as this one can hear without waiting: PEER then, and the
+ * communicator is dead. For who waits for other ranks by himself. Not collective. */
+WB_API wb_status wb_comm_look(wb_comm *comm);
+
 /* How long a call of this rank waits for the others, in seconds: above 0, at most 1e9; 1800 unless set.
  * INVALID_ARGUMENT otherwise. Longer than the longest work that one rank does between two collective calls.
  * Not collective, but ranks should have the same: the shortest decides for all. */
@@ -132,7 +136,7 @@ WB_API wb_status wb_comm_agree(wb_comm *comm, wb_status status);
 /* What an adapter does: the collective calls above, from which all others are built. Arguments have been
  * checked: root is a rank, pointers are set where there are bytes, sizes and offsets do not overflow. A call
  * waits no longer than wb_comm_timeout, and returns PEER after a failure of the transport. None but the last
- * may be NULL. */
+ * two may be NULL. */
 typedef struct wb_comm_ops {
     size_t size;      /* sizeof(wb_comm_ops), as the adapter was compiled */
     const char *name; /* static */
@@ -148,6 +152,8 @@ typedef struct wb_comm_ops {
      * needs one gets UNSUPPORTED */
     wb_status (*open_exchange)(wb_comm *comm, const struct wb_exchange_memory *memory,
                                struct wb_exchange **exchange_out);
+    /* wb_comm_look; NULL: nothing is heard before the next call */
+    wb_status (*look)(wb_comm *comm);
 } wb_comm_ops;
 
 /* Makes one rank's communicator, 0 <= rank < size. `ops` is copied; `state` stays the adapter's, which finds
