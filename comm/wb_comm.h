@@ -3,7 +3,8 @@
  * Owns: rank and size, broadcast, all-reduce, all-gather, all-to-all-v, barrier, the verdicts, and the
  * adapters self (one rank) and threads (ranks are threads of one process). The MPI adapter is a library of
  * its own with the header wb_comm_mpi.h; another transport is made of a struct of functions (at the end of
- * this header). Refuses: models, policy, mpi.h, device memory.
+ * this header), and wb_comm_nccl.h puts a data plane between GPUs over any of them. Refuses: models, policy,
+ * mpi.h, device memory.
  *
  * A program of R ranks opens one communicator a rank and uses each from one thread at a time:
  *
@@ -54,8 +55,8 @@ WB_API wb_status wb_comm_open_self(wb_comm **comm_out);
  * them. INVALID_ARGUMENT: size below 1. Not collective. */
 WB_API wb_status wb_comm_open_threads(int size, wb_comm **comms_out);
 
-/* Frees this rank's communicator and never waits. Ranks that wait for it, or will, get PEER: at once with
- * threads, at the end of their timeout with MPI. NULL is a no-op. Not collective. */
+/* Frees this rank's communicator and never waits, but see wb_comm_nccl.h. Ranks that wait for it, or will, get
+ * PEER: at once with threads, at the end of their timeout with MPI. NULL is a no-op. Not collective. */
 WB_API void wb_comm_close(wb_comm *comm);
 
 /* Tells the others that this rank gives up, and why: their pending and later calls return PEER, and so do
@@ -76,8 +77,8 @@ WB_API wb_status wb_comm_look(wb_comm *comm);
 WB_API wb_status wb_comm_set_timeout(wb_comm *comm, double seconds);
 WB_API double wb_comm_timeout(const wb_comm *comm);
 
-/* This rank, 0..R-1; how many there are, R; the adapter's name: "self", "threads", "mpi", a static string.
- * Not collective. */
+/* This rank, 0..R-1; how many there are, R; the adapter's name: "self", "threads", "mpi", "nccl", a static
+ * string. Not collective. */
 WB_API int wb_comm_rank(const wb_comm *comm);
 WB_API int wb_comm_size(const wb_comm *comm);
 WB_API const char *wb_comm_name(const wb_comm *comm);
