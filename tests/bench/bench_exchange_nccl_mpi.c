@@ -8,9 +8,6 @@
  * the time of a call that is waited for before the next one. */
 #include "support/usage.h"
 
-#include <mpi.h>
-#include <stdio.h>
-
 #ifdef WB_HAVE_NCCL
 #include "exchange_memory.h"
 #include "nccl/nccl_library.h"
@@ -18,9 +15,14 @@
 #include "wb_comm_nccl.h"
 
 #include <cuda_runtime_api.h>
+#endif
+
+#include <mpi.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#ifdef WB_HAVE_NCCL
 enum { SAMPLES = 15, MOST_RANKS = 16 };
 #define SAMPLE_BYTES ((size_t)256 << 20)
 #define MOST_CALLS 64
