@@ -3,6 +3,7 @@
 #include "wb_check.h"
 
 #include <stdio.h>
+#include <time.h>
 
 /* Between two looks, in seconds. */
 #define LOOK_SECONDS 0.005
@@ -62,13 +63,21 @@ static wb_status look(wb_nccl_plane *plane, watch *w) {
     return WB_OK;
 }
 
-/* Under the mutex, which is free during the abort: nobody calls NCCL any more. It returns when NCCL's kernels
- * have left the stream. */
+/* Until nothing lies on it, or the GPU says that it has failed. */
+static void wait_for_stream(wb_nccl_plane *plane) {
+    bool come = wb_gpu_record(plane->probe, plane->stream) != WB_OK;
+    while (!come && wb_gpu_has_come(plane->probe, &come) == WB_OK && !come)
+        nanosleep(&(struct timespec){.tv_nsec = 200000}, NULL);
+}
+
+/* Under the mutex, which is free during the abort: nobody calls NCCL any more. Between threads of one process
+ * ncclCommAbort tells its kernels to leave, and does not wait for it. */
 static void abort_nccl(wb_nccl_plane *plane) {
     const ncclComm_t comm = plane->comm;
     plane->comm = NULL;
     pthread_mutex_unlock(&plane->mutex);
     if (comm) plane->nccl->CommAbort(comm);
+    wait_for_stream(plane);
     pthread_mutex_lock(&plane->mutex);
     plane->ended = true;
     pthread_cond_broadcast(&plane->changed);

@@ -12,16 +12,16 @@
 
 enum { SKIP = 77 };
 
-/* The rank on its host, which is its GPU. */
-static int gpu;
+/* The rank, and the rank on its host, which is its GPU. */
+static int rank, gpu;
 
 static int rank_of_host(void) {
     MPI_Comm host;
-    int rank = 0;
+    int on_host = 0;
     MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &host);
-    MPI_Comm_rank(host, &rank);
+    MPI_Comm_rank(host, &on_host);
     MPI_Comm_free(&host);
-    return rank;
+    return on_host;
 }
 
 typedef struct planes {
@@ -49,11 +49,6 @@ static planes must_open(bool check_sizes) {
     abort();
 }
 
-/* What the trial before has lost is said once. */
-static void forget(void) {
-    (void)cuda_device->to_host(cuda_device, NULL, NULL, 0);
-}
-
 static int run_core(uint64_t seed, bool check_sizes) {
     planes p = must_open(check_sizes);
     const int failures = exchange_core_run(p.comm, false, seed);
@@ -69,7 +64,7 @@ static int run_failures(size_t failing) {
         planes p = must_open(body == exchange_mismatch || body == exchange_unlisted);
         failures += body(p.comm, false, way);
         planes_close(&p);
-        forget();
+        cuda_forget(rank);
     }
     return failures;
 }
@@ -82,7 +77,7 @@ static int run_dying(uint64_t seed) {
             planes p = must_open(false);
             failures += exchange_dies(p.comm, false, seed + i, (dying_way)way);
             planes_close(&p);
-            forget();
+            cuda_forget(rank);
         }
     return failures;
 }
@@ -98,14 +93,16 @@ static void run_killed(uint64_t seed) {
 }
 
 /* 0, or SKIP on all ranks. */
-static int open_gpu(int rank) {
+static int open_gpu(void) {
     planes p = {NULL, NULL};
     int ranks = 1;
     gpu = rank_of_host();
     MPI_Comm_size(MPI_COMM_WORLD, &ranks);
-    const wb_status arena = cuda_arena_open(gpu);
+    const bool fits = ranks >= 2 && ranks <= DEVICE_RANKS;
+    wb_status arena = fits ? cuda_open_rank(rank, gpu) : WB_OK;
+    if (arena == WB_OK) arena = cuda_arena_open();
     if (arena != WB_OK) printf("rank %d: %s\n", rank, wb_error_message());
-    int code = ranks < 2 || ranks > DEVICE_RANKS || arena != WB_OK ? SKIP : 0, any = 0;
+    int code = fits && arena == WB_OK ? 0 : SKIP, any = 0;
     if (code == SKIP && rank == 0) printf("skip: expected 2..%d ranks with a GPU each\n", DEVICE_RANKS);
     MPI_Allreduce(&code, &any, 1, MPI_INT, MPI_MAX, MPI_COMM_WORLD);
     if (any != 0) return SKIP;
@@ -124,13 +121,13 @@ static int run_all(uint64_t seed) {
 }
 
 int main(int argc, char **argv) {
-    int rank = 0, any = 0;
+    int any = 0;
     MPI_Init(&argc, &argv);
     MPI_Comm_rank(MPI_COMM_WORLD, &rank);
     uint64_t seed = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)time(NULL);
     MPI_Bcast(&seed, (int)sizeof seed, MPI_BYTE, 0, MPI_COMM_WORLD);
     alarm(280);
-    const int code = open_gpu(rank);
+    const int code = open_gpu();
     if (code == 0) {
         if (rank == 0) printf("mpi_exchange_nccl: seed %" PRIu64 "\n", seed);
         core_foreign_allocations = true;
