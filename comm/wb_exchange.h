@@ -204,8 +204,7 @@ typedef struct wb_exchange_ops {
 } wb_exchange_ops;
 
 /* Makes one rank's exchange; `ops` and `memory` are copied, `state` is closed with it, and stays the caller's
- * on failure. Called by wb_comm_ops.open_exchange, or in its place for an adapter that another communicator
- * only starts, as NCCL. Not collective. */
+ * on failure. Called by wb_comm_ops.open_exchange. Not collective. */
 WB_API wb_status wb_exchange_new(const wb_exchange_ops *ops, wb_comm *comm, const wb_exchange_memory *memory,
                                  void *state, wb_exchange **exchange_out);
 
