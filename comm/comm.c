@@ -11,7 +11,7 @@
 
 /* ---- the object ---------------------------------------------------------------------------------- */
 
-WB_OPTIONS_END(wb_comm_ops, open_exchange);
+WB_OPTIONS_END(wb_comm_ops, look);
 static wb_status check_ops(const wb_comm_ops *ops) {
     if (ops->size != sizeof *ops)
         return wb_fail(WB_INVALID_ARGUMENT, "transport: expected ops of %zu bytes, found %zu", sizeof *ops,
@@ -95,6 +95,10 @@ void wb_comm_close(wb_comm *comm) {
 
 void wb_comm_abort(wb_comm *comm) {
     if (comm) comm->ops.abort(comm);
+}
+
+wb_status wb_comm_look(wb_comm *comm) {
+    return comm->ops.look ? comm->ops.look(comm) : WB_OK;
 }
 
 wb_status wb_comm_set_timeout(wb_comm *comm, double seconds) {

@@ -178,6 +178,15 @@ static void threads_close(wb_comm *comm) {
     wb_comm_delete(comm);
 }
 
+/* A rank that has only closed may be done with its part. */
+static wb_status threads_look(wb_comm *comm) {
+    wb_team *shared = wb_comm_state(comm);
+    pthread_mutex_lock(&shared->mutex);
+    const wb_status status = wb_team_stopped(shared) ? wb_fail(WB_PEER, "%s", shared->failure) : WB_OK;
+    pthread_mutex_unlock(&shared->mutex);
+    return status;
+}
+
 static const wb_comm_ops threads_ops = {.size = sizeof(wb_comm_ops),
                                         .name = "threads",
                                         .broadcast = threads_broadcast,
@@ -186,7 +195,8 @@ static const wb_comm_ops threads_ops = {.size = sizeof(wb_comm_ops),
                                         .barrier = threads_barrier,
                                         .abort = threads_abort,
                                         .close = threads_close,
-                                        .open_exchange = wb_threads_open_exchange};
+                                        .open_exchange = wb_threads_open_exchange,
+                                        .look = threads_look};
 
 /* Its deadlines are of the clock that nobody sets. */
 static bool init_condition(pthread_cond_t *condition) {

@@ -3,7 +3,8 @@
  * Owns: rank and size, broadcast, all-reduce, all-gather, all-to-all-v, barrier, the verdicts, and the
  * adapters self (one rank) and threads (ranks are threads of one process). The MPI adapter is a library of
  * its own with the header wb_comm_mpi.h; another transport is made of a struct of functions (at the end of
- * this header). Refuses: models, policy, mpi.h, device memory.
+ * this header), and wb_comm_nccl.h puts a data plane between GPUs over any of them. Refuses: models, policy,
+ * mpi.h, device memory.
  *
  * A program of R ranks opens one communicator a rank and uses each from one thread at a time:
  *
@@ -54,8 +55,8 @@ WB_API wb_status wb_comm_open_self(wb_comm **comm_out);
  * them. INVALID_ARGUMENT: size below 1. Not collective. */
 WB_API wb_status wb_comm_open_threads(int size, wb_comm **comms_out);
 
-/* Frees this rank's communicator and never waits. Ranks that wait for it, or will, get PEER: at once with
- * threads, at the end of their timeout with MPI. NULL is a no-op. Not collective. */
+/* Frees this rank's communicator and never waits, but see wb_comm_nccl.h. Ranks that wait for it, or will, get
+ * PEER: at once with threads, at the end of their timeout with MPI. NULL is a no-op. Not collective. */
 WB_API void wb_comm_close(wb_comm *comm);
 
 /* Tells the others that this rank gives up, and why: their pending and later calls return PEER, and so do
@@ -66,14 +67,18 @@ WB_API void wb_comm_close(wb_comm *comm);
  * uses the communicator. NULL is a no-op. Not collective. */
 WB_API void wb_comm_abort(wb_comm *comm);
 
+/* Whether another rank has given up, as far as this one can hear without waiting: PEER then, and the
+ * communicator is dead. For who waits for other ranks by himself. Not collective. */
+WB_API wb_status wb_comm_look(wb_comm *comm);
+
 /* How long a call of this rank waits for the others, in seconds: above 0, at most 1e9; 1800 unless set.
  * INVALID_ARGUMENT otherwise. Longer than the longest work that one rank does between two collective calls.
  * Not collective, but ranks should have the same: the shortest decides for all. */
 WB_API wb_status wb_comm_set_timeout(wb_comm *comm, double seconds);
 WB_API double wb_comm_timeout(const wb_comm *comm);
 
-/* This rank, 0..R-1; how many there are, R; the adapter's name: "self", "threads", "mpi", a static string.
- * Not collective. */
+/* This rank, 0..R-1; how many there are, R; the adapter's name: "self", "threads", "mpi", "nccl", a static
+ * string. Not collective. */
 WB_API int wb_comm_rank(const wb_comm *comm);
 WB_API int wb_comm_size(const wb_comm *comm);
 WB_API const char *wb_comm_name(const wb_comm *comm);
@@ -132,7 +137,7 @@ WB_API wb_status wb_comm_agree(wb_comm *comm, wb_status status);
 /* What an adapter does: the collective calls above, from which all others are built. Arguments have been
  * checked: root is a rank, pointers are set where there are bytes, sizes and offsets do not overflow. A call
  * waits no longer than wb_comm_timeout, and returns PEER after a failure of the transport. None but the last
- * may be NULL. */
+ * two may be NULL. */
 typedef struct wb_comm_ops {
     size_t size;      /* sizeof(wb_comm_ops), as the adapter was compiled */
     const char *name; /* static */
@@ -148,6 +153,8 @@ typedef struct wb_comm_ops {
      * needs one gets UNSUPPORTED */
     wb_status (*open_exchange)(wb_comm *comm, const struct wb_exchange_memory *memory,
                                struct wb_exchange **exchange_out);
+    /* wb_comm_look; NULL: nothing is heard before the next call */
+    wb_status (*look)(wb_comm *comm);
 } wb_comm_ops;
 
 /* Makes one rank's communicator, 0 <= rank < size. `ops` is copied; `state` stays the adapter's, which finds

@@ -23,7 +23,8 @@
  * is read may be read by others meanwhile) until wait has returned, well or not, or the exchange is closed.
  * Arrays of sizes and offsets are host memory and may go when start has returned. Streams: what lies on
  * memory.stream before a start is seen by the exchange, and what is put there after a wait sees its outcome.
- * The adapters of this library ("threads", "mpi") wait on the host; work goes on in starts and waits alone.
+ * The adapters "threads" and "mpi" wait on the host; work goes on in starts and waits alone. "nccl"
+ * (wb_comm_nccl.h) waits on the stream: after a wait, outcome and memory are the caller's in its order.
  *
  * Sums are taken in rank order 0, 1, ... R-1 from the value of rank 0 on, in f32: the same bits on all ranks,
  * on every run, with every adapter and every cut into parts, and those of wb_comm_all_reduce_f32.
@@ -53,7 +54,7 @@ typedef struct wb_exchange wb_exchange;
 /* ---- the memory of a device ---------------------------------------------------------------------- */
 
 /* How the exchange reaches device memory. The functions work on `stream`, in its order; `context` is their
- * first argument. Pointers named host are host memory, the others device memory. All are set. */
+ * first argument. Pointers named host are host memory, the others device memory. All but the last are set. */
 typedef struct wb_exchange_memory {
     size_t size;   /* sizeof(wb_exchange_memory), as the caller was compiled */
     void *context; /* the caller's; it outlives the exchange */
@@ -69,6 +70,10 @@ typedef struct wb_exchange_memory {
     wb_status (*copy)(void *context, void *to, const void *from, size_t bytes);
     /* y[n] += x[n] */
     wb_status (*add)(void *context, size_t n, const float *x, float *y);
+    /* What lies on the stream is worth nothing, for the reason `why`: the next call that waits for the stream
+     * returns PEER, once. Of any thread, also beside other calls; it waits for nothing. Where an exchange
+     * waits on the host it is never called, and may be NULL. */
+    void (*lose)(void *context, const char *why);
 } wb_exchange_memory;
 
 /* ---- opening and closing ------------------------------------------------------------------------- */
@@ -199,8 +204,7 @@ typedef struct wb_exchange_ops {
 } wb_exchange_ops;
 
 /* Makes one rank's exchange; `ops` and `memory` are copied, `state` is closed with it, and stays the caller's
- * on failure. Called by wb_comm_ops.open_exchange, or in its place for an adapter that another communicator
- * only starts, as NCCL. Not collective. */
+ * on failure. Called by wb_comm_ops.open_exchange. Not collective. */
 WB_API wb_status wb_exchange_new(const wb_exchange_ops *ops, wb_comm *comm, const wb_exchange_memory *memory,
                                  void *state, wb_exchange **exchange_out);
 

@@ -75,6 +75,9 @@ struct wb_device {
     void (*close)(wb_device *dev);
     /* what workspaces (wb_workspace.h) have of its memory, and the most that they had at once */
     size_t held_bytes, peak_bytes;
+    /* What lies on the stream is worth nothing, for the reason `why`: the next call that waits for it returns
+     * PEER, once. Of any thread. NULL where nothing lies on a stream. */
+    void (*lose)(wb_device *dev, const char *why);
 
 #define WB_OP_FIELD(op) wb_##op##_fn *op;
     WB_OPS(WB_OP_FIELD)

@@ -21,6 +21,11 @@ static wb_status add(void *context, size_t n, const float *x, float *y) {
     return dev->add(dev, (int64_t)n, wb_f32_rows(x), wb_f32_rows(y));
 }
 
+static void lose(void *context, const char *why) {
+    wb_device *dev = context;
+    dev->lose(dev, why);
+}
+
 wb_exchange_memory wb_device_exchange_memory(wb_device *device) {
     return (wb_exchange_memory){.size = sizeof(wb_exchange_memory),
                                 .context = device,
@@ -29,5 +34,6 @@ wb_exchange_memory wb_device_exchange_memory(wb_device *device) {
                                 .to_host = to_host,
                                 .to_device = to_device,
                                 .copy = copy,
-                                .add = add};
+                                .add = add,
+                                .lose = device->lose ? lose : NULL};
 }

@@ -17,6 +17,11 @@ static void mpi_abort(wb_comm *comm) {
     wb_mpi_control_give_up(comm, &state->control, wb_error_message());
 }
 
+static wb_status mpi_look(wb_comm *comm) {
+    wb_mpi_state *state = wb_comm_state(comm);
+    return wb_mpi_control_peek(&state->control);
+}
+
 /* After a failure there are messages that nobody receives, and MPI_Comm_free may wait for them: both
  * communicators and what MPI may still read are left to MPI_Finalize and the end of the process. */
 static void state_free(wb_mpi_state *state) {
@@ -45,7 +50,8 @@ static const wb_comm_ops mpi_ops = {.size = sizeof(wb_comm_ops),
                                     .barrier = wb_mpi_barrier,
                                     .abort = mpi_abort,
                                     .close = mpi_close,
-                                    .open_exchange = wb_mpi_open_exchange};
+                                    .open_exchange = wb_mpi_open_exchange,
+                                    .look = mpi_look};
 
 /* Everything that is local to this rank; without a communicator yet. This adapter is a library of its own
  * that links what users link, so that base's owners are not there for it. */

@@ -181,6 +181,11 @@ wb_status wb_mpi_control_hear(wb_comm *comm, wb_mpi_control *control) {
     return control->dead ? dead_fail(control) : WB_OK;
 }
 
+wb_status wb_mpi_control_peek(wb_mpi_control *control) {
+    if (!control->dead) WB_TRY(read_letters(control));
+    return control->dead ? wb_fail(WB_PEER, "%s", control->failure) : WB_OK;
+}
+
 wb_status wb_mpi_control_enter(wb_comm *comm, wb_mpi_control *control, wb_mpi_call call) {
     WB_TRY(wb_mpi_control_begin(control, call));
     return wb_mpi_control_hear(comm, control);

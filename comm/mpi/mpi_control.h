@@ -72,6 +72,9 @@ wb_status wb_mpi_control_wait(wb_comm *comm, wb_mpi_control *control, MPI_Reques
  * has to end. */
 wb_status wb_mpi_control_look(wb_comm *comm, wb_mpi_control *control);
 
+/* Between calls: PEER when the communicator is dead, and when a letter has come that says so. */
+wb_status wb_mpi_control_peek(wb_mpi_control *control);
+
 /* Tells all others that this rank gives up, for `reason`. */
 void wb_mpi_control_give_up(wb_comm *comm, wb_mpi_control *control, const char *reason);
 

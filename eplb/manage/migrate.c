@@ -181,10 +181,14 @@ static wb_status prepare(wb_migration *m, const wb_move_plan *plan, const wb_mov
     return wb_exchange_reserve(m->store->exchange, m->n_transfers);
 }
 
+/* Returns when all has come, also where the exchange waits on the stream: ranks agree on it next, and then
+ * there is no way back. */
 static wb_status exchange(wb_migration *m) {
+    const wb_exchange_memory *memory = &m->store->memory;
     uint64_t work;
     WB_TRY(wb_exchange_start_group(m->store->exchange, m->transfers, m->n_transfers, &work));
-    return wb_exchange_wait(m->store->exchange, work);
+    WB_TRY(wb_exchange_wait(m->store->exchange, work));
+    return memory->to_host(memory->context, NULL, NULL, 0);
 }
 
 /* ---- labels ------------------------------------------------------------------------------------- */

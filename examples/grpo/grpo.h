@@ -160,6 +160,13 @@ int64_t group_queue_room(int64_t max_running, int64_t unfinished, int64_t sample
  * room. room: in/out, [n_ranks]. */
 int group_queue_next(int n_ranks, int64_t *room);
 
+/* ---- data_plane.c ---------------------------------------------------------------------------- */
+
+/* Collective over control: *comm_out is a communicator over it whose data plane runs between the GPUs, to be
+ * closed before it; NULL where the one of `control` serves, because ranks compute on CPUs, or there is one,
+ * or they have no GPUs of their own, or no NCCL. Rank 0 says on standard error which it is between GPUs. */
+wb_status data_plane_open(wb_backend backend, int gpu, wb_comm *control, wb_comm **comm_out);
+
 /* ---- interrupt.c ----------------------------------------------------------------------------- */
 
 /* From here on SIGINT, SIGTERM and SIGUSR1 ask the run to stop; the second one ends the process at once. */

@@ -41,11 +41,12 @@ static int default_threads(int ranks) {
     return share;
 }
 
-static wb_status open_device(const options *o, wb_device **device_out) {
+/* *gpu_out: of a rank on a GPU, which one. */
+static wb_status open_device(const options *o, wb_device **device_out, int *gpu_out) {
     int rank;
     const int ranks = ranks_of_host(&rank), gpus = wb_device_count_cuda();
-    if (o->device == WB_BACKEND_CUDA)
-        return wb_device_open_cuda(gpus > 0 ? rank % gpus : 0, NULL, device_out);
+    *gpu_out = gpus > 0 ? rank % gpus : 0;
+    if (o->device == WB_BACKEND_CUDA) return wb_device_open_cuda(*gpu_out, NULL, device_out);
     return wb_device_open_cpu(o->threads > 0 ? (int)o->threads : default_threads(ranks), device_out);
 }
 
@@ -55,21 +56,27 @@ static wb_status plan(const options *o, int rank) {
     return status;
 }
 
+static wb_status run_on(const options *o, wb_device *device, wb_comm *comm, int *signal_out) {
+    return o->make_base ? make_base(o, device, comm, signal_out) : training_run(o, device, comm, signal_out);
+}
+
 static wb_status run(const options *o, int *signal_out) {
-    wb_comm *comm;
-    WB_TRY(wb_comm_open_mpi(MPI_COMM_WORLD, &comm));
+    wb_comm *control, *between_gpus = NULL;
+    WB_TRY(wb_comm_open_mpi(MPI_COMM_WORLD, &control));
     wb_device *device = NULL;
-    wb_status status = wb_comm_set_timeout(comm, (double)o->peer_timeout);
-    if (status == WB_OK) status = open_device(o, &device);
+    int gpu = 0;
+    wb_status status = wb_comm_set_timeout(control, (double)o->peer_timeout);
+    if (status == WB_OK) status = open_device(o, &device, &gpu);
     /* Another instruction set would still give the same bits; another program would not. */
     if (status == WB_OK)
-        status = wb_comm_check_equal(comm, wb_version(), strlen(wb_version()), "Waybill's version");
-    if (status == WB_OK)
-        status =
-            o->make_base ? make_base(o, device, comm, signal_out) : training_run(o, device, comm, signal_out);
+        status = wb_comm_check_equal(control, wb_version(), strlen(wb_version()), "Waybill's version");
+    if (status == WB_OK) status = data_plane_open(o->device, gpu, control, &between_gpus);
+    if (status == WB_OK) status = run_on(o, device, between_gpus ? between_gpus : control, signal_out);
     wb_device_close(device);
-    if (status == WB_OK) wb_comm_close(comm);
-    return status;
+    if (status != WB_OK) return status;
+    wb_comm_close(between_gpus);
+    wb_comm_close(control);
+    return WB_OK;
 }
 
 int main(int argc, char **argv) {

@@ -10,6 +10,7 @@
 #include "wb_memory.h"
 
 #include <cuda_runtime.h>
+#include <stdio.h>
 #include <stdlib.h>
 
 extern "C" {
@@ -34,13 +35,26 @@ static wb_status cuda_mem_alloc(wb_device *dev, size_t bytes, void **device_out)
     return WB_OK;
 }
 
-/* Waits for the stream. What an op before it found wrong is returned once, whatever this call did. */
+/* Beside the thread that uses the device, which may be in `finish`. The first reason stays until it is
+ * told. */
+static void cuda_lose(wb_device *dev, const char *why) {
+    wb_cuda_device *cuda = (wb_cuda_device *)dev;
+    if (__atomic_load_n(&cuda->lost, __ATOMIC_ACQUIRE)) return;
+    snprintf(cuda->why_lost, sizeof cuda->why_lost, "%s", why);
+    __atomic_store_n(&cuda->lost, 1, __ATOMIC_RELEASE);
+}
+
+/* Waits for the stream. What an op before it found wrong is returned once, whatever this call did; where the
+ * stream was lost, that is of what others should have sent. */
 static wb_status finish(wb_device *dev, const char *what) {
     wb_cuda_device *cuda = (wb_cuda_device *)dev;
     WB_TRY(wb_cuda_check(cudaStreamSynchronize(stream_of(dev)), what));
     const wb_fault fault = *cuda->fault;
     *cuda->fault = wb_fault();
-    return wb_fault_report(&fault);
+    if (!__atomic_load_n(&cuda->lost, __ATOMIC_ACQUIRE)) return wb_fault_report(&fault);
+    const wb_status status = wb_fail(WB_PEER, "%s: %s", what, cuda->why_lost);
+    __atomic_store_n(&cuda->lost, 0, __ATOMIC_RELEASE);
+    return status;
 }
 
 static void cuda_mem_free(wb_device *dev, void *device) {
@@ -151,6 +165,7 @@ static wb_status check_stream(int index, cudaStream_t stream) {
 
 static void set_ops(wb_device *dev) {
     dev->close = cuda_close;
+    dev->lose = cuda_lose;
 #define SET(op) dev->op = cuda_##op;
     WB_MEMORY_OPS(SET)
 #undef SET

@@ -19,6 +19,9 @@ typedef struct wb_cuda_device {
     bool owns_stream;
     /* one word, in pinned host memory, and where kernels see it; owner: this */
     wb_fault *fault, *fault_on_device;
+    /* wb_device.lose: why, which is written before `lost` is set, by one thread at a time */
+    char why_lost[400];
+    int lost;
     int multiprocessors, capability; /* the major number */
     /* device [2], zeros between the kernels that draw their work from them */
     int32_t *counters;

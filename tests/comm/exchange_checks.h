@@ -39,6 +39,24 @@ static bool core_check_status(exchange_core *c, wb_status expected, wb_status fo
     return core_check(c, false, what, line);
 }
 
+/* The host sees what was waited for. Where that was lost, the control plane knows more, if a rank has said
+ * why. */
+static wb_status core_settle(exchange_core *c) {
+    if (!device_on_streams) return WB_OK;
+    const wb_exchange_memory functions = device_memory(c->memory);
+    const wb_status status = functions.to_host(functions.context, NULL, NULL, 0);
+    if (status != WB_PEER) return status;
+    char message[512];
+    snprintf(message, sizeof message, "%s", wb_error_message());
+    const wb_status heard = wb_comm_look(c->comm);
+    return heard != WB_OK ? heard : wb_fail(WB_PEER, "%s", message);
+}
+
+static wb_status core_wait(exchange_core *c, uint64_t work) {
+    const wb_status status = wb_exchange_wait(c->exchange, work);
+    return status == WB_OK ? core_settle(c) : status;
+}
+
 /* ---- values that every rank can compute ---------------------------------------------------------- */
 
 static uint64_t hash(const exchange_core *c, uint64_t topic, uint64_t a, uint64_t b) {

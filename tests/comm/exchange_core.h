@@ -219,7 +219,7 @@ static wb_status core_round(exchange_core *c, size_t round, core_step *step, voi
     for (size_t i = 0; i < n; i++) {
         const core_work *const w = &works[order[i]];
         if (!step(c, context)) return WB_OK;
-        const wb_status status = wb_exchange_wait(c->exchange, w->number);
+        const wb_status status = core_wait(c, w->number);
         if (status != WB_OK) return status;
         core_kinds[w->kind].check(c, w);
     }
@@ -247,11 +247,14 @@ static void core_same_sums(exchange_core *c) {
                  wb_exchange_start_all_reduce(c->exchange, (float *)(void *)w.recv, n,
                                               (float *)(void *)w.send, &w.number));
     CHECK_STATUS(c, WB_OK, wb_comm_all_reduce_f32(c->comm, values, n));
-    CHECK_STATUS(c, WB_OK, wb_exchange_wait(c->exchange, w.number));
+    CHECK_STATUS(c, WB_OK, core_wait(c, w.number));
     CHECK(c, memcmp(core_view(c, w.recv), values, n * sizeof *values) == 0);
     if (c->ranks > 2) CHECK(c, order_matters > 0);
     free(values);
 }
+
+/* Whether what is below the exchange takes memory of its own in a call, as NCCL does. */
+static bool core_foreign_allocations;
 
 /* In the steady state nothing is allocated, whatever the sizes are. */
 static void core_rounds(exchange_core *c) {
@@ -259,7 +262,7 @@ static void core_rounds(exchange_core *c) {
     if (ALLOC_FAIL_WORKS) CHECK(c, before > 0);
     for (size_t round = 0; round < 30; round++)
         CHECK_STATUS(c, WB_OK, core_round(c, round, core_goes_on, NULL));
-    CHECK(c, alloc_count_here() == before);
+    if (!core_foreign_allocations) CHECK(c, alloc_count_here() == before);
 }
 
 /* ---- the order of streams ------------------------------------------------------------------------ */

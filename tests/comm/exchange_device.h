@@ -40,7 +40,7 @@ typedef struct device {
 } device;
 
 /* Once a process, before its ranks begin. */
-static void device_arena_open(void) {
+static inline void device_arena_open(void) {
     const size_t bytes = DEVICE_BYTES * DEVICE_RANKS;
     const int file = memfd_create("exchange test", 0);
     if (file < 0 || ftruncate(file, (off_t)bytes) != 0) abort();
@@ -116,7 +116,11 @@ static wb_status device_add(void *context, size_t n, const float *x, float *y) {
     return device_put(context, (device_task){.to = y, .from = x, .n = n});
 }
 
+/* A program whose memory lies on streams sets it: the functions of that memory. */
+static wb_exchange_memory (*device_on_streams)(device *d);
+
 static wb_exchange_memory device_memory(device *d) {
+    if (device_on_streams) return device_on_streams(d);
     return (wb_exchange_memory){.size = sizeof(wb_exchange_memory),
                                 .context = d,
                                 .host_access = d->host_access,

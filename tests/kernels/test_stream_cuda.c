@@ -186,6 +186,22 @@ static void test_upload_is_done_with_pinned_memory(wb_device *cuda, cudaStream_t
     printf("upload of pinned memory: ok\n");
 }
 
+/* ---- what is lost --------------------------------------------------------------------------------- */
+
+/* What others should have put on the stream did not come: the next call that waits says so, once. */
+static void test_a_lost_stream_is_told(wb_device *cuda) {
+    uint8_t back[BYTES], *a = device_memory(cuda, BYTES);
+    must(cuda->zero(cuda, a, BYTES), "zero");
+    cuda->lose(cuda, "rank 1 did not come");
+    cuda->lose(cuda, "another reason");
+    if (wb_device_download(cuda, back, a, BYTES) != WB_PEER) fail("a lost stream is not told");
+    if (!strstr(wb_error_message(), "rank 1 did not come")) fail("why a stream was lost is not told");
+    must(wb_device_download(cuda, back, a, BYTES), "download after that");
+    expect_bytes(back, 0, "download after a lost stream");
+    wb_device_free(cuda, a);
+    printf("a lost stream: told once\n");
+}
+
 /* ---- owners -------------------------------------------------------------------------------------- */
 
 /* Closing waits for the stream and leaves a borrowed one to its owner. */
@@ -246,6 +262,7 @@ int main(int argc, char **argv) {
     test_copies_follow_the_callers_work(cuda, stream);
     test_ops_follow_the_callers_work(cpu, cuda, stream);
     test_upload_is_done_with_pinned_memory(cuda, stream);
+    test_a_lost_stream_is_told(cuda);
     test_close_leaves_a_borrowed_stream(stream);
     test_default_and_own_streams();
     test_a_foreign_stream_is_refused();

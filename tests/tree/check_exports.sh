@@ -47,7 +47,8 @@ same() {
     [ $faults -eq 0 ] && echo "$library exports the $(wc -l <"$scratch/declared") functions that its headers declare"
 }
 
-mapfile -t headers < <(grep . "$build/public_headers.txt" | grep -v '/wb_comm_mpi\.h$')
+mapfile -t headers < <(grep . "$build/public_headers.txt" | grep -vE '/wb_comm_(mpi|nccl)\.h$')
 same libwaybill.so "${headers[@]}"
 same libwaybill_mpi.so "$source/comm/mpi/wb_comm_mpi.h"
+same libwaybill_nccl.so "$source/comm/nccl/wb_comm_nccl.h"
 exit $((faults > 0))

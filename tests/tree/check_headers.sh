@@ -12,7 +12,7 @@ fault() {
     faults=$((faults + 1))
 }
 
-mapfile -t headers < <(grep . "$1/public_headers.txt"; echo "$source/comm/mpi/wb_comm_mpi.h")
+mapfile -t headers < <(grep . "$1/public_headers.txt"; printf '%s\n' "$source/comm/mpi/wb_comm_mpi.h" "$source/comm/nccl/wb_comm_nccl.h")
 [ ${#headers[@]} -ge 8 ] || fault "expected 8 public headers and more, found ${#headers[@]}"
 
 # As when installed: all of them in one folder, and nothing else.

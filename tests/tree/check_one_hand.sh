@@ -13,7 +13,7 @@ declare -A not_yet=(
     [null]=''
     [void_cast]=''
     [print_cast]=''
-    [allocation]='comm/mpi' # a library of its own, which does not link base
+    [allocation]='comm/mpi comm/nccl' # libraries of their own, which do not link base
     [rename]=''
     [include]=''
 )
