@@ -49,12 +49,12 @@ for ranks in 1 2 4; do
     run $ranks --model base --out "off$ranks" "${common[@]}" >/dev/null || fail "off on $ranks ranks"
 done
 replicas=(--eplb static --redundant-experts)
-run 2 --model base --out two "${common[@]}" "${replicas[@]}" 5 >/dev/null || fail "5 replicas on 2 ranks"
+run 2 --model base --out two "${common[@]}" "${replicas[@]}" 5 >two.report || fail "5 replicas on 2 ranks"
 run 4 --model base --out four "${common[@]}" "${replicas[@]}" 24 >/dev/null || fail "24 replicas on 4 ranks"
-run 2 --model base --out planned2 "${common[@]}" --eplb planned >/dev/null || fail "planned on 2 ranks"
+run 2 --model base --out planned2 "${common[@]}" --eplb planned >planned2.report || fail "planned on 2 ranks"
 run 4 --model base --out planned4 "${common[@]}" --eplb planned --redundant-experts 8 >/dev/null || fail "planned on 4 ranks"
 live=(--eplb live --rebalance-every 10)
-run 2 --model base --out live2 "${common[@]}" "${live[@]}" >/dev/null || fail "live on 2 ranks"
+run 2 --model base --out live2 "${common[@]}" "${live[@]}" >live2.report || fail "live on 2 ranks"
 run 4 --model base --out live4 "${common[@]}" "${live[@]}" --redundant-experts 8 --layers-per-chunk 3 >/dev/null || fail "live on 4 ranks"
 for pair in "off2 two" "off4 four" "off2 planned2" "off4 planned4" "off2 live2" "off4 live4"; do
     read -r off on <<<"$pair"
@@ -82,6 +82,14 @@ awk -v p="$(mean planned4 balancedness_training)" -v o="$(mean off4 balancedness
 [ "$(field planned4/metrics.jsonl epoch | tr '\n' ' ')" = "$(seq -s ' ' 20) " ] && [ "$(field four/metrics.jsonl epoch | sort -u)" = 0 ] || fail "epochs"
 [ "$(field planned4/metrics.jsonl moved_bytes | sort -u | wc -l)" -gt 3 ] && [ "$(field four/metrics.jsonl moved_bytes | sort -u)" = 0.0 ] || fail "moved bytes"
 [ "$(field planned4/metrics.jsonl planned_updates | sort -u)" = 1.0 ] || fail "planned: updates without a plan"
+
+# The report at the end has the sums over the steps, and the last epoch.
+for out in live2 planned2; do
+    sums=$(paste <(field $out/metrics.jsonl moved_bytes) <(field $out/metrics.jsonl seconds_rebalance) <(field $out/metrics.jsonl epoch) |
+        awk '{ b += $1; s += $2; e = $3 } END { printf "experts moved %.3f MB, %.3f s waited, epoch %d", b / 1e6, s, e }')
+    grep -qxF -- "$sums" $out.report || { cat $out.report; fail "$out: no '$sums' in the report"; }
+done
+if grep -q "experts moved" two.report; then fail "static: the report speaks of moves"; fi
 
 echo "== without replicas nothing depends on the placement"
 "$python" -c 'import json, random
