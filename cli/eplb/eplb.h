@@ -115,6 +115,7 @@ typedef struct eplb_run {
     const wb_topology *topology; /* with all arrays */
     eplb_source_info source;
     const wb_counts *counts; /* of loads, or NULL */
+    wb_counts_run one_rank;  /* of loads: experts that have nearly all counts; no layers: none have */
     const char *init_layout; /* what --init is, a static string; NULL without */
     bool init_solved;        /* counts or a dump, by settings->init_algorithm */
     uint32_t n_rows;
@@ -135,8 +136,9 @@ eplb_row *eplb_result_row(eplb_run *run);
 wb_status eplb_run_steps(eplb_run *run, eplb_source *source);
 bool eplb_any_load(const double *loads, size_t n); /* one of them is above 0 */
 
-/* Says on standard error which layers' counts lie in one rank's experts (rule 33). */
-void eplb_warn_of_one_rank(const eplb_run *run);
+/* Says on standard error which layers' counts lie in one rank's experts (rule 33): of this run's ranks, or of
+ * those of the engine that counted, for which it sets run->one_rank. */
+wb_status eplb_warn_of_one_rank(eplb_run *run);
 
 /* The chart of the last step with tokens: all layers, and the one that is worst without balancing. */
 wb_status eplb_draw(eplb_run *run, eplb_source *source);

@@ -39,7 +39,12 @@ static void json_missing(const eplb_run *run) {
         printf("%s{\"layer\":%" PRIu32 ",\"rank\":%" PRIu32 "}", comma, info.layers[l], rank);
         comma = ",";
     }
-    printf("]");
+    printf("],\"one_rank_experts\":");
+    if (run->one_rank.n_layers > 0)
+        printf("{\"first\":%" PRIu32 ",\"experts\":%" PRIu32 ",\"layers\":%" PRIu32 "}", run->one_rank.first,
+               run->one_rank.n_experts, run->one_rank.n_layers);
+    else
+        printf("null");
 }
 
 static void json_init(const eplb_run *run) {

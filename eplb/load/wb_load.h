@@ -167,6 +167,16 @@ WB_API const double *wb_counts_loads(const wb_counts *counts);
 WB_API bool wb_counts_in_one_block(const wb_counts *counts, uint32_t layer, uint32_t n_blocks,
                                    uint32_t *block_out);
 
+/* Experts side by side, the first one following the last. */
+typedef struct wb_counts_run {
+    uint32_t first, n_experts;
+    uint32_t n_layers; /* whose counts all lie in it; 0: there is no such run */
+} wb_counts_run;
+
+/* The experts that one rank alone has counted, whatever ranks and slots the recording engine had: a run of at
+ * most E / 2 experts in which all counts lie in 9 of 10 layers with counts or more, over all passes. */
+WB_API wb_status wb_counts_find_run(const wb_counts *counts, wb_counts_run *run_out);
+
 /* ---- offline: a step of a dump ---------------------------------------------------------------------- */
 
 /* The routes of one step of a dump, counted once by micro-batch, source rank, layer and expert: what solvers

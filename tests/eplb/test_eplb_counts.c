@@ -435,6 +435,43 @@ static void test_rule_33_one_ranks_view_is_seen(void **unused) {
     wb_counts_close(c);
 }
 
+static wb_counts_run find_run(const char *json) {
+    wb_counts *c = read_ok(put("b.json", json).text, NULL);
+    wb_counts_run run = {99, 99, 99};
+    assert_int_equal(wb_counts_find_run(c, &run), WB_OK);
+    wb_counts_close(c);
+    return run;
+}
+
+static void assert_run(const char *json, uint32_t first, uint32_t n_experts, uint32_t n_layers) {
+    const wb_counts_run run = find_run(json);
+    if (run.first != first || run.n_experts != n_experts || run.n_layers != n_layers)
+        fail_msg("%s: found %" PRIu32 " experts from %" PRIu32 " on in %" PRIu32 " layers", json,
+                 run.n_experts, run.first, run.n_layers);
+}
+
+/* Of an engine of other ranks or with replicas: 3 experts are no block of 2, 4 or 8 ranks. */
+static void test_rule_33_the_view_of_a_rank_of_another_engine_is_seen(void **unused) {
+    (void)unused;
+    assert_run("[[0,0,0,1,2,3,0,0],[0,0,0,0,7,1,0,0],[0,0,0,0,0,0,0,0]]", 3, 3, 2);
+    assert_run("[[0,0,1,2,3,1,0,0]]", 2, 4, 1);                   /* half of them */
+    assert_run("[[0,0,1,2,3,1,1,0]]", 0, 0, 0);                   /* more */
+    assert_run("[[5,0,0,0,0,0,1,1],[1,0,0,0,0,0,0,1]]", 6, 3, 2); /* slots that begin anew with expert 0 */
+    assert_run("[[1,0,0,0,0,0,0,0],[0,0,0,0,1,0,0,0]]", 0, 0, 0); /* each layer another one */
+    assert_run("[[[0,0,3,0,0,0]],[[0,0,0,0,1,0]]]", 2, 3, 1);     /* over all passes */
+    assert_run("[[[0,0,3,0,0,0]],[[0,0,0,0,0,1]]]", 0, 0, 0);
+    assert_run("[[0,0,0,0],[0,0,0,0]]", 0, 0, 0);
+    assert_run("[[1]]", 0, 0, 0);
+#define LAYER_A "[0,2,1,0,0,0]"
+#define LAYER_B "[1,1,1,1,1,1]"
+    assert_run("[" LAYER_A "," LAYER_A "," LAYER_A "," LAYER_A "," LAYER_B "," LAYER_A "," LAYER_A "," LAYER_A
+               "," LAYER_A "," LAYER_A "]",
+               1, 2, 9);
+    assert_run("[" LAYER_A "," LAYER_A "," LAYER_A "," LAYER_A "," LAYER_B "," LAYER_A "," LAYER_A "," LAYER_A
+               "," LAYER_A "," LAYER_B "]",
+               0, 0, 0);
+}
+
 int main(int argc, char **argv) {
     seed = argc > 1 ? strtoull(argv[1], NULL, 0) : (uint64_t)time(NULL);
     printf("test_eplb_counts: seed %" PRIu64 "\n", seed);
@@ -452,6 +489,8 @@ int main(int argc, char **argv) {
         cmocka_unit_test_setup_teardown(test_rule_33_rows_of_zeros_are_no_information, setup, teardown),
         cmocka_unit_test(test_a_map_of_dead_ranks_is_not_kept),
         cmocka_unit_test_setup_teardown(test_rule_33_one_ranks_view_is_seen, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_rule_33_the_view_of_a_rank_of_another_engine_is_seen, setup,
+                                        teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

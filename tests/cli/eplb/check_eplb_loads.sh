@@ -153,6 +153,15 @@ cp "$scratch/rows.json" "$scratch/rank1.json"
 rows_of '[3,0,0,0,0,0,0,0]' $zeros '[0,0,0,0,0,0,0,1]'
 expect 0 waybill_eplb --loads "$scratch/rank1.json" --loads "$scratch/rows.json" "${small[@]}"
 err_is_empty
+# Of an engine of other ranks: experts 3 to 5 of 8 are no block of 1, 2, 4 or 8 ranks.
+rows_of '[0,0,0,5,6,0,0,0]' '[0,0,0,0,6,1,0,0]' $zeros
+for ranks in 1 2 4 8; do
+    expect 0 waybill_eplb --loads "$scratch/rows.json" --ranks $ranks --slots 16 --algorithm balanced --json
+    err_has "warning: in 2 of 3 layers all counts lie in 3 of 8 experts, from 3 on, as one rank of the engine that counted has them"
+    judge 'assert run["one_rank_experts"] == {"first": 3, "experts": 3, "layers": 2}, run["one_rank_experts"]'
+done
+expect 0 waybill_eplb --loads "$published" "${decode[@]}" --algorithm none --json
+judge 'assert run["one_rank_experts"] is None'
 # More than a dispatch can send, no whole numbers, and nothing.
 rows_of '[3e9,0,0,0,0,0,0,1]'
 expect 0 waybill_eplb --loads "$scratch/rows.json" "${small[@]}" --json
