@@ -70,8 +70,8 @@ typedef struct eplb_source_info {
 wb_status eplb_source_open(const eplb_settings *settings, eplb_source **source_out);
 void eplb_source_close(eplb_source *source); /* NULL is a no-op */
 eplb_source_info eplb_source_get_info(const eplb_source *source);
-/* Steps are taken in order, each once; those of loads also again. The topology holds the experts: the caller has checked. `progress` as
- * in wb_dump_counts_open. */
+/* Steps are taken in order, each once; those of loads also again. The topology holds the experts: the caller
+ * has checked. `progress` as in wb_dump_counts_open. */
 wb_status eplb_source_take_step(eplb_source *source, uint32_t step,
                                 void (*progress)(void *ctx, uint64_t done, uint64_t total),
                                 void *progress_ctx);
