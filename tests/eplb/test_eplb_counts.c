@@ -79,6 +79,7 @@ static void test_torch_files(void **unused) {
         {TORCH "good_recorder.pt", "SGLang recorder, logical_count", 3},
         {TORCH "good_protocol4.pt", "SGLang recorder, logical_count", 3},
         {TORCH "good_zip64.pt", "SGLang recorder, logical_count", 3},
+        {TORCH "good_no_crc.pt", "SGLang recorder, logical_count", 3},
         {TORCH "good_one_pass.pt", "SGLang recorder, logical_count", 1},
         {TORCH "good_ordered.pt", "PyTorch, logical_count", 1},
         {TORCH "good_tensor.pt", "PyTorch tensor", 3},
@@ -127,7 +128,16 @@ static void test_torch_refused(void **unused) {
     refused(TORCH "bad_no_pickle.pt", WB_UNSUPPORTED, "data.pkl");
     refused(TORCH "bad_pickle_cut.pt", WB_CORRUPT, "an opcode that ends it");
     refused(TORCH "bad_pickle_after.pt", WB_CORRUPT, "the end after one value");
+    refused(TORCH "bad_crc.pt", WB_CORRUPT, "data/0: expected the checksum");
     refused(TORCH "good_map.pt", WB_NOT_FOUND, "logical_count");
+}
+
+/* More than is read is refused by its size: a file with a hole takes neither the memory nor the time. */
+static void test_torch_too_large(void **unused) {
+    (void)unused;
+    const temp_path path = put("large.pt", "PK\x03\x04");
+    assert_int_equal(truncate(path.text, (off_t)(1 << 30) + 1), 0);
+    refused(path.text, WB_UNSUPPORTED, "expected at most 1073741824 bytes, found 1073741825");
 }
 
 /* A file cut anywhere is refused; one with a byte changed is refused by name, or gives finite counts. */
@@ -479,6 +489,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_torch_files),
         cmocka_unit_test(test_torch_view),
         cmocka_unit_test(test_torch_refused),
+        cmocka_unit_test_setup_teardown(test_torch_too_large, setup, teardown),
         cmocka_unit_test_setup_teardown(test_torch_cut_and_damaged, setup, teardown),
         cmocka_unit_test(test_pickles),
         cmocka_unit_test(test_pickle_depth),

@@ -94,6 +94,7 @@ typedef struct zip_entry {
     const uint8_t *extra;
     size_t extra_bytes;
     unsigned flags, method;
+    uint32_t checksum;            /* CRC-32 of the member; 0: none was written */
     uint64_t packed, size, local; /* bytes in the file, bytes of the member, where its header is */
 } zip_entry;
 
@@ -127,6 +128,7 @@ static wb_status next_entry(const wb_torch_zip *zip, size_t *at, zip_entry *entr
                    .extra_bytes = (size_t)little(record + 30, 2),
                    .flags = (unsigned)little(record + 8, 2),
                    .method = (unsigned)little(record + 10, 2),
+                   .checksum = (uint32_t)little(record + 16, 4),
                    .packed = little(record + 20, 4),
                    .size = little(record + 24, 4),
                    .local = little(record + 42, 4)};
@@ -138,6 +140,28 @@ static wb_status next_entry(const wb_torch_zip *zip, size_t *at, zip_entry *entr
     *at += bytes;
     *entry_out = e;
     return widen(entry_out);
+}
+
+/* CRC-32 as zip has it: reflected, all bits turned before and after. */
+static uint32_t crc32_of(const uint8_t *bytes, size_t size) {
+    uint32_t table[256], crc = UINT32_MAX;
+    for (uint32_t i = 0; i < 256; i++) {
+        table[i] = i;
+        for (int bit = 0; bit < 8; bit++)
+            table[i] = table[i] >> 1 ^ (table[i] & 1 ? UINT32_C(0xedb88320) : 0);
+    }
+    for (size_t i = 0; i < size; i++) crc = crc >> 8 ^ table[(crc ^ bytes[i]) & 0xff];
+    return ~crc;
+}
+
+/* torch.serialization.set_crc32_options(False) leaves them 0: what cannot be compared is taken. */
+static wb_status check_bytes(const char *name, const zip_entry *e, const wb_torch_member *member) {
+    if (e->checksum == 0) return WB_OK;
+    const uint32_t found = crc32_of(member->bytes, member->size);
+    if (found == e->checksum) return WB_OK;
+    return wb_fail(WB_CORRUPT,
+                   "zip: %s: expected the checksum %08" PRIx32 ", found %08" PRIx32 ": it has been damaged",
+                   name, e->checksum, found);
 }
 
 /* Where the bytes of a member are: after its own header, whose name and extra field have their own
@@ -156,7 +180,9 @@ static wb_status locate(const wb_torch_zip *zip, const char *name, const zip_ent
                        "zip: %s: expected %" PRIu64 " bytes from byte %" PRIu64
                        ", found the directory at %zu",
                        name, e->size, at, zip->directory);
-    *member_out = (wb_torch_member){zip->bytes + at, (size_t)e->size};
+    const wb_torch_member member = {zip->bytes + at, (size_t)e->size};
+    WB_TRY(check_bytes(name, e, &member));
+    *member_out = member;
     return WB_OK;
 }
 
