@@ -139,7 +139,8 @@ typedef struct wb_moe_layers {
 /* Reads files of counts, 1.., and sums them, pass by pass: the ranks' files of one recording. A file is
  *
  *   {"logical_count": [L][E] or [passes][L][E], ...} or the array alone, as JSON or msgpack
- *   such a dict, as SGLang's recorder writes it, or the tensor alone, from torch.save
+ *   such a dict, as SGLang's recorder writes it, or the tensor alone, from torch.save; in place of a
+ *   tensor a list of lists of numbers or of tensors
  *
  * told apart by the content. Tensors are of u8, i16, i32, i64, f32 or f64; their file is read without torch,
  * and nothing in it is ever run. The rows of a pass are those of the MoE layers or of all hidden layers, when

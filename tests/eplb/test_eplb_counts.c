@@ -83,6 +83,9 @@ static void test_torch_files(void **unused) {
         {TORCH "good_one_pass.pt", "SGLang recorder, logical_count", 1},
         {TORCH "good_ordered.pt", "PyTorch, logical_count", 1},
         {TORCH "good_tensor.pt", "PyTorch tensor", 3},
+        {TORCH "good_list.pt", "SGLang recorder, logical_count", 3},
+        {TORCH "good_tensor_list.pt", "PyTorch, logical_count", 3},
+        {TORCH "good_rows.pt", "PyTorch list", 3},
         {TORCH "good_byte.pt", "PyTorch tensor", 2},
         {TORCH "good_short.pt", "PyTorch tensor", 2},
         {TORCH "good_double.pt", "PyTorch tensor", 2},
@@ -119,8 +122,12 @@ static void test_torch_refused(void **unused) {
     refused(TORCH "bad_empty.pt", WB_MISMATCH, "dimension 0");
     refused(TORCH "bad_four_dimensions.pt", WB_MISMATCH, "2..3 dimensions, found 4");
     refused(TORCH "bad_expanded.pt", WB_CORRUPT, "view within its storage of 1 ");
-    refused(TORCH "bad_list.pt", WB_CORRUPT, "logical_count: expected a tensor");
-    refused(TORCH "bad_legacy.pt", WB_UNSUPPORTED, "PyTorch");
+    refused(TORCH "bad_list.pt", WB_MISMATCH, "logical_count[1]: expected a list of 2 experts");
+    refused(TORCH "bad_list_text.pt", WB_CORRUPT, "logical_count[0][1]: expected a count");
+    refused(TORCH "bad_tensor_list.pt", WB_MISMATCH, "logical_count[1]: expected a tensor of the shape");
+    refused(TORCH "bad_list_again.pt", WB_CORRUPT, "expected at most a number for each of the file's");
+    refused(TORCH "bad_records.pt", WB_UNSUPPORTED, "\"records\" of SGLang's recorder modes");
+    refused(TORCH "bad_legacy.pt", WB_UNSUPPORTED, "torch.save(torch.load(old), new)");
     refused(TORCH "bad_big_endian.pt", WB_UNSUPPORTED, "byteorder: expected little, found big");
     refused(TORCH "bad_compressed.pt", WB_UNSUPPORTED, "compressed");
     refused(TORCH "bad_short_storage.pt", WB_CORRUPT, "96 elements of 4 bytes, found 380 bytes");
@@ -304,6 +311,7 @@ static void test_trees(void **unused) {
 static void test_trees_refused(void **unused) {
     (void)unused;
     refused(temp_in(dir.text, "absent").text, WB_NOT_FOUND, "absent");
+    refused(put("c.json", "{\"records\": []}").text, WB_UNSUPPORTED, "record with mode stat");
     refused(put("c.json", "{}").text, WB_NOT_FOUND, "logical_count or an array");
     refused(put("c.json", "[]").text, WB_MISMATCH, "array is empty, expected counts");
     refused(put("c.json", "[[]]").text, WB_MISMATCH, "array[0] is empty");

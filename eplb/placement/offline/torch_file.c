@@ -40,6 +40,7 @@ static wb_status check_byte_order(const wb_torch_zip *zip) {
 static wb_status read_archive(wb_torch_file *file, size_t size) {
     wb_torch_member pickle = {0};
     WB_TRY(wb_torch_zip_open((const uint8_t *)file->bytes, size, &file->zip));
+    WB_TRY(wb_torch_zip_check(&file->zip));
     WB_TRY(check_byte_order(&file->zip));
     WB_TRY(wb_torch_zip_find(&file->zip, "data.pkl", &pickle));
     if (!pickle.bytes)

@@ -24,8 +24,12 @@ typedef struct wb_torch_member {
 /* CORRUPT unless the bytes end with the directory of an archive. */
 wb_status wb_torch_zip_open(const uint8_t *bytes, size_t size, wb_torch_zip *zip_out);
 
-/* The member "<folder>/<name>", whatever the folder. CORRUPT for one that does not lie within the file, is
- * there twice or has another checksum, UNSUPPORTED for one that is not stored as it is. */
+/* Holds all members that are stored against their checksums, unless these are 0. CORRUPT, naming the one that
+ * has been damaged or does not lie within the file. */
+wb_status wb_torch_zip_check(const wb_torch_zip *zip);
+
+/* The member "<folder>/<name>", whatever the folder. CORRUPT for one that does not lie within the file or is
+ * there twice, UNSUPPORTED for one that is not stored as it is. */
 wb_status wb_torch_zip_find(const wb_torch_zip *zip, const char *name, wb_torch_member *member_out);
 
 #endif
