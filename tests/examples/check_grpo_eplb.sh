@@ -104,7 +104,7 @@ same_bits off1 alone
 echo "== a run goes on where it was, bit for bit, and with other replicas"
 [ -e two/checkpoint/trainer/placement.json ] && [ ! -e off2/checkpoint/trainer/placement.json ] || fail "placements of checkpoints"
 run 2 --model base --out halves "${common[@]}" "${replicas[@]}" 5 --steps 9 >/dev/null || fail "the first half"
-cp -r halves others && cp -r halves fewer
+cp -r halves others && cp -r halves fewer && cp -r halves lost
 run 2 --model base --out planned_halves "${common[@]}" --eplb planned --steps 9 >/dev/null || fail "planned: the first half"
 run 2 --out planned_halves --resume --steps 20 --quiet >/dev/null || fail "planned: the second half"
 same_bits planned2 planned_halves
@@ -120,6 +120,12 @@ cmp two/checkpoint/trainer/placement.json halves/checkpoint/trainer/placement.js
 [ "$(wc -l <halves/metrics.jsonl)" = 20 ] || fail "steps of the two halves"
 run 4 --out others --resume --steps 20 --redundant-experts 13 >/dev/null 2>log || fail "on 4 ranks, with 13 replicas"
 grep -q -- "--redundant-experts: 5 in the checkpoint, now 13" log && grep -q "experts are placed anew" log || { cat log; fail "other replicas are not said"; }
+rm lost/checkpoint/trainer/placement.json
+run 2 --out lost --resume --steps 10 --quiet >/dev/null 2>log || fail "a placement that was lost"
+grep -q "lost/checkpoint/trainer/placement.json: expected the run's placement, found none: experts are placed anew" log || { cat log; fail "a lost placement is not said"; }
+run 2 --out off_first --model base "${common[@]}" --steps 1 >/dev/null || fail "off at first"
+run 2 --out off_first --resume --steps 2 --eplb static --quiet >/dev/null 2>log || fail "static afterwards"
+if grep -q "placed anew" log; then cat log; fail "a placement that never was is missed"; fi
 run 1 --out fewer --resume --steps 20 >/dev/null 2>log || fail "on 1 rank"
 grep -q -- "--redundant-experts: 5 in the checkpoint, 0 on 1 ranks" log || { cat log; fail "no replicas on one rank is not said"; }
 for out in others fewer; do
