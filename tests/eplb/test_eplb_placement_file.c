@@ -127,10 +127,10 @@ static void test_msgpack_encodings(void **unused) {
 static void test_tree_refuses(void **unused) {
     (void)unused;
     refused_tree(temp_in(dir.text, "absent"), WB_NOT_FOUND, strerror(ENOENT));
-    refused_tree(dir, WB_IO, "expected a regular file");
+    refused_tree(dir, WB_IO, "known before it is read, found a directory");
     temp_path pipe = temp_in(dir.text, "pipe");
     assert_int_equal(mkfifo(pipe.text, 0600), 0);
-    refused_tree(pipe, WB_IO, "expected a regular file"); /* and does not wait for a writer */
+    refused_tree(pipe, WB_IO, "found a pipe: write it to a file first"); /* and does not wait for a writer */
     assert_int_equal(unlink(pipe.text), 0);
     refused_tree(put("x", ""), WB_CORRUPT, "empty");
     refused_tree(put("x", "  \n"), WB_CORRUPT, "neither");

@@ -88,6 +88,13 @@ err_has "experts of --model, found 2"
 expect 1 waybill_eplb --loads "$published" --model "$scratch/nothing" "${small[@]}"
 err_has "nothing"
 
+# A pipe is told apart from a file that is wrong, and not waited for.
+mkfifo "$scratch/pipe"
+expect 1 waybill_eplb --loads "$scratch/pipe" "${small[@]}"
+err_has "--loads: $scratch/pipe: expected a regular file, whose size is known before it is read, found a pipe: write it to a file first"
+expect 1 waybill_eplb --loads "$published" "${decode[@]}" --init "$scratch/pipe"
+err_has "--init: $scratch/pipe: expected a regular file"
+
 # ---- SGLang's recorder files: read without torch, summed over ranks, a pass a step
 recorder=(--loads "$torch/good_recorder.pt" --loads "$torch/good_recorder_rank1.pt" --ranks 4 --slots 12 --algorithm balanced)
 expect 0 waybill_eplb "${recorder[@]}" --json
