@@ -175,9 +175,8 @@ void eplb_print_tables(const eplb_run *run) {
     print_bound(run);
     if (run->counts) print_max_over_mean(run);
     printf("\nexact: the placement is made from the step's own loads; stale: from those of the step before.\n"
-           "Means over steps with tokens; the first step's moves start from %s. fake: ranks in turn whatever "
-           "the router "
-           "chose.\n",
+           "Means over steps with tokens; the first step's moves start from %s.\n"
+           "fake: ranks in turn whatever the router chose.\n",
            run->settings->init_path ? run->settings->init_path : "the trivial placement");
     printf("bound: no placement on these slots is faster; for fake, of even tokens alone.\n");
     print_notes(run);

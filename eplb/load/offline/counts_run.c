@@ -56,15 +56,17 @@ static uint32_t count_within(const expert_run *runs, uint32_t L, uint32_t E, uin
     return n;
 }
 
-/* The run of the most layers begins where that of one of them begins. */
-static wb_counts_run best_run(const expert_run *runs, uint32_t L, uint32_t E) {
+/* The run of the most layers begins where that of one of them begins. tried [E] is scratch: layers that begin
+ * at the same expert are looked at once. */
+static wb_counts_run best_run(const expert_run *runs, uint32_t L, uint32_t E, uint8_t *tried) {
     wb_counts_run best = {0};
     uint32_t informed = 0;
     for (uint32_t l = 0; l < L; l++) {
         uint32_t end = 0, n;
         if (runs[l].n == 0) continue;
         informed++;
-        if (runs[l].n > E / 2) continue;
+        if (runs[l].n > E / 2 || tried[runs[l].first]) continue;
+        tried[runs[l].first] = 1;
         n = count_within(runs, L, E, runs[l].first, E / 2, &end);
         if (n > best.n_layers || (n == best.n_layers && end < best.n_experts))
             best = (wb_counts_run){.first = runs[l].first, .n_experts = end, .n_layers = n};
@@ -80,7 +82,10 @@ wb_status wb_counts_find_run(const wb_counts *counts, wb_counts_run *run_out) {
     wb_status status = WB_OWN(&memory, runs, info.n_layers, "runs of experts");
     if (status == WB_OK) status = WB_OWN(&memory, counted, info.n_experts, "runs of experts");
     for (uint32_t l = 0; status == WB_OK && l < info.n_layers; l++) runs[l] = layer_run(counts, l, counted);
-    if (status == WB_OK) *run_out = best_run(runs, info.n_layers, info.n_experts);
+    if (status == WB_OK) {
+        memset(counted, 0, info.n_experts);
+        *run_out = best_run(runs, info.n_layers, info.n_experts, counted);
+    }
     wb_owner_close(&memory);
     return status;
 }

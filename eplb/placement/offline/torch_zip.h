@@ -1,8 +1,8 @@
 /* torch_zip.h - the zip archive that torch.save writes: where its members lie in the bytes of the file.
  *
  * Owns: the central directory, zip64 too. Refuses: members that are compressed or encrypted, archives of
- * several disks, names given twice, members of another checksum than the directory's, unless that is 0: torch can
- * be told to write none. */
+ * several disks, names given twice, members of another checksum than the directory's, unless that is 0:
+ * torch can be told to write none. */
 #ifndef WB_TORCH_ZIP_H
 #define WB_TORCH_ZIP_H
 
