@@ -28,10 +28,18 @@ static wb_status read_all(int fd, const char *path, char *text, size_t bytes) {
     return WB_OK;
 }
 
+static const char *kind_of(mode_t mode) {
+    return S_ISDIR(mode)    ? "a directory"
+           : S_ISFIFO(mode) ? "a pipe: write it to a file first"
+                            : "a device or socket";
+}
+
 static wb_status read_open(int fd, const char *path, size_t max_bytes, char **text_out, size_t *bytes_out) {
     struct stat info;
     if (fstat(fd, &info) != 0) return wb_fail(WB_IO, "%s: %s", path, strerror(errno));
-    if (!S_ISREG(info.st_mode)) return wb_fail(WB_IO, "%s: expected a regular file", path);
+    if (!S_ISREG(info.st_mode))
+        return wb_fail(WB_IO, "%s: expected a regular file, whose size is known before it is read, found %s",
+                       path, kind_of(info.st_mode));
     if (info.st_size < 0 || (uint64_t)info.st_size > max_bytes)
         return wb_fail(WB_CORRUPT, "%s: expected at most %zu bytes, found %jd", path, max_bytes,
                        (intmax_t)info.st_size);

@@ -70,8 +70,8 @@ typedef struct eplb_source_info {
 wb_status eplb_source_open(const eplb_settings *settings, eplb_source **source_out);
 void eplb_source_close(eplb_source *source); /* NULL is a no-op */
 eplb_source_info eplb_source_get_info(const eplb_source *source);
-/* Steps are taken in order, each once. The topology holds the experts: the caller has checked. `progress` as
- * in wb_dump_counts_open. */
+/* Steps are taken in order, each once; those of loads also again. The topology holds the experts: the caller
+ * has checked. `progress` as in wb_dump_counts_open. */
 wb_status eplb_source_take_step(eplb_source *source, uint32_t step,
                                 void (*progress)(void *ctx, uint64_t done, uint64_t total),
                                 void *progress_ctx);
@@ -115,6 +115,7 @@ typedef struct eplb_run {
     const wb_topology *topology; /* with all arrays */
     eplb_source_info source;
     const wb_counts *counts; /* of loads, or NULL */
+    wb_counts_run one_rank;  /* of loads: experts that have nearly all counts; no layers: none have */
     const char *init_layout; /* what --init is, a static string; NULL without */
     bool init_solved;        /* counts or a dump, by settings->init_algorithm */
     uint32_t n_rows;
@@ -130,13 +131,16 @@ void eplb_close_rows(eplb_run *run);
 /* The row whose placement is saved and drawn: the last solver that took the shape; none without solvers. */
 eplb_row *eplb_result_row(eplb_run *run);
 
-/* Solves and simulates every row in every step. */
+/* Solves and simulates every row in every step that has tokens; the figures of the others are NAN. Afterwards
+ * the last step with tokens is the one taken. */
 wb_status eplb_run_steps(eplb_run *run, eplb_source *source);
+bool eplb_any_load(const double *loads, size_t n); /* one of them is above 0 */
 
-/* Says on standard error which layers' counts lie in one rank's experts (rule 33). */
-void eplb_warn_of_one_rank(const eplb_run *run);
+/* Says on standard error which layers' counts lie in one rank's experts (rule 33): of this run's ranks, or of
+ * those of the engine that counted, for which it sets run->one_rank. */
+wb_status eplb_warn_of_one_rank(eplb_run *run);
 
-/* The chart of the last step: all layers, and the one that is worst without balancing. */
+/* The chart of the last step with tokens: all layers, and the one that is worst without balancing. */
 wb_status eplb_draw(eplb_run *run, eplb_source *source);
 
 #endif

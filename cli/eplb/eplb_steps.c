@@ -5,6 +5,7 @@
 
 #include <inttypes.h>
 #include <math.h>
+#include <string.h>
 #include <time.h>
 
 /* ---- progress -------------------------------------------------------------------------------- */
@@ -12,6 +13,7 @@
 typedef struct run_progress {
     cli_progress line;
     uint32_t step, n_steps;
+    bool aged; /* a step before this one had tokens, so that its placement is one to be stale */
     const char *what;
 } run_progress;
 
@@ -141,7 +143,7 @@ static wb_status run_row(const eplb_run *run, eplb_row *row, uint32_t step, eplb
     if (row->refused) return WB_OK;
     progress->what = row->name;
     f->stale = NAN;
-    if (row->solves && step > 0) {
+    if (row->solves && progress->aged) {
         wb_status status = measure(run, row, &traffic, source, &found, &even);
         if (status != WB_OK) return status;
         f->stale = found.balancedness;
@@ -153,18 +155,53 @@ static wb_status run_row(const eplb_run *run, eplb_row *row, uint32_t step, eplb
     wb_status status = measure(run, row, &traffic, source, &found, &even);
     if (status != WB_OK) return status;
     add_simulation(f, &found, &even);
-    if (!row->solves && step > 0) f->stale = f->balancedness; /* nothing that ages */
+    if (!row->solves && progress->aged) f->stale = f->balancedness; /* nothing that ages */
     return WB_OK;
+}
+
+/* ---- steps without tokens ---------------------------------------------------------------------- */
+
+bool eplb_any_load(const double *loads, size_t n) {
+    for (size_t i = 0; i < n; i++)
+        if (loads[i] > 0) return true;
+    return false;
+}
+
+/* A recording that is a ring has a tail of zeros until it is full. They are no information (rule 33): counted
+ * as steps of no time and perfect balance they would make every mean better than it is. */
+static void leave_out(eplb_run *run, uint32_t step) {
+    enum { N = sizeof(eplb_figures) / sizeof(double) };
+    double none[N];
+    for (int i = 0; i < N; i++) none[i] = NAN;
+    for (uint32_t i = 0; i < run->n_rows; i++) memcpy(&run->rows[i].steps[step], none, sizeof none);
+}
+
+static wb_status run_rows(eplb_run *run, uint32_t step, eplb_source *source, run_progress *progress) {
+    wb_status status = WB_OK;
+    for (uint32_t i = 0; status == WB_OK && i < run->n_rows; i++)
+        status = run_row(run, &run->rows[i], step, source, progress);
+    progress->aged = true;
+    return status;
 }
 
 wb_status eplb_run_steps(eplb_run *run, eplb_source *source) {
     run_progress p = {.line = cli_progress_start(), .n_steps = run->source.n_steps};
+    const size_t cells = (size_t)run->source.n_batches * run->source.n_layers * run->source.n_experts;
     wb_status status = WB_OK;
+    uint32_t last = 0;
     for (p.step = 0; status == WB_OK && p.step < p.n_steps; p.step++) {
         status = eplb_source_take_step(source, p.step, show_records, &p);
-        for (uint32_t i = 0; status == WB_OK && i < run->n_rows; i++)
-            status = run_row(run, &run->rows[i], p.step, source, &p);
+        if (status != WB_OK) break;
+        if (!eplb_any_load(eplb_source_loads(source), cells)) {
+            leave_out(run, p.step);
+            continue;
+        }
+        last = p.step;
+        status = run_rows(run, p.step, source, &p);
     }
+    /* What is drawn is the last step that has tokens. */
+    if (status == WB_OK && run->counts && last + 1 < p.n_steps)
+        status = eplb_source_take_step(source, last, show_records, &p);
     cli_progress_end(&p.line);
     run->source = eplb_source_get_info(source); /* with the records and rows that were taken */
     return status;

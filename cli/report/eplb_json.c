@@ -14,7 +14,7 @@ static void json_files(const cli_list *files) {
     printf("]");
 }
 
-/* What loads do not say: layers without a count, and those of one rank's view (rule 33). */
+/* What loads do not say: layers and passes without a count, and those of one rank's view (rule 33). */
 static void json_missing(const eplb_run *run) {
     const wb_counts_info info = wb_counts_get_info(run->counts);
     const char *comma = "";
@@ -22,6 +22,13 @@ static void json_missing(const eplb_run *run) {
     for (uint32_t l = 0; l < info.n_layers; l++) {
         if (info.informed[l]) continue;
         printf("%s%" PRIu32, comma, info.layers[l]);
+        comma = ",";
+    }
+    printf("],\"skipped_passes\":[");
+    comma = "";
+    for (uint32_t p = 0; p < info.n_passes; p++) {
+        if (eplb_pass_has_counts(run, p)) continue;
+        printf("%s%" PRIu32, comma, p);
         comma = ",";
     }
     printf("],\"one_rank_layers\":[");
@@ -32,7 +39,12 @@ static void json_missing(const eplb_run *run) {
         printf("%s{\"layer\":%" PRIu32 ",\"rank\":%" PRIu32 "}", comma, info.layers[l], rank);
         comma = ",";
     }
-    printf("]");
+    printf("],\"one_rank_experts\":");
+    if (run->one_rank.n_layers > 0)
+        printf("{\"first\":%" PRIu32 ",\"experts\":%" PRIu32 ",\"layers\":%" PRIu32 "}", run->one_rank.first,
+               run->one_rank.n_experts, run->one_rank.n_layers);
+    else
+        printf("null");
 }
 
 static void json_init(const eplb_run *run) {

@@ -23,7 +23,14 @@ eplb_figures eplb_mean_figures(const eplb_run *run, const eplb_row *row) {
     return mean;
 }
 
+bool eplb_pass_has_counts(const eplb_run *run, uint32_t pass) {
+    const wb_counts_info info = wb_counts_get_info(run->counts);
+    const size_t cells = (size_t)info.n_layers * info.n_experts;
+    return eplb_any_load(wb_counts_loads(run->counts) + pass * cells, cells);
+}
+
 double eplb_ratio_to_bound(const eplb_figures *f) {
+    if (isnan(f->bound_seconds)) return NAN; /* a step without tokens */
     return f->bound_seconds > 0 ? f->seconds / f->bound_seconds : 1;
 }
 

@@ -32,6 +32,14 @@ static void print_skipped(const wb_counts_info *info) {
     if (comma[0] == ',') printf("\n");
 }
 
+static void print_empty(const eplb_run *run, const wb_counts_info *info) {
+    uint32_t n = 0;
+    for (uint32_t p = 0; p < info->n_passes; p++) n += !eplb_pass_has_counts(run, p);
+    if (n > 0)
+        printf("           %" PRIu32 " of %" PRIu32 " passes without counts, which are in no figure\n", n,
+               info->n_passes);
+}
+
 static void print_counts(const eplb_run *run) {
     const cli_list *files = run->settings->loads;
     const wb_counts_info info = wb_counts_get_info(run->counts);
@@ -39,6 +47,7 @@ static void print_counts(const eplb_run *run) {
     if (files->n > 1) printf(" and %" PRIu32 " more, summed", files->n - 1);
     printf(": %" PRIu32 " pass%s, %.4g choices in a pass and layer\n", info.n_passes,
            info.n_passes == 1 ? "" : "es", run->source.pass_tokens);
+    print_empty(run, &info);
     print_skipped(&info);
 }
 
@@ -166,8 +175,8 @@ void eplb_print_tables(const eplb_run *run) {
     print_bound(run);
     if (run->counts) print_max_over_mean(run);
     printf("\nexact: the placement is made from the step's own loads; stale: from those of the step before.\n"
-           "Means over steps; the first step's moves start from %s. fake: ranks in turn whatever the router "
-           "chose.\n",
+           "Means over steps with tokens; the first step's moves start from %s.\n"
+           "fake: ranks in turn whatever the router chose.\n",
            run->settings->init_path ? run->settings->init_path : "the trivial placement");
     printf("bound: no placement on these slots is faster; for fake, of even tokens alone.\n");
     print_notes(run);

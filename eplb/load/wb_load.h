@@ -139,7 +139,8 @@ typedef struct wb_moe_layers {
 /* Reads files of counts, 1.., and sums them, pass by pass: the ranks' files of one recording. A file is
  *
  *   {"logical_count": [L][E] or [passes][L][E], ...} or the array alone, as JSON or msgpack
- *   such a dict, as SGLang's recorder writes it, or the tensor alone, from torch.save
+ *   such a dict, as SGLang's recorder writes it, or the tensor alone, from torch.save; in place of a
+ *   tensor a list of lists of numbers or of tensors
  *
  * told apart by the content. Tensors are of u8, i16, i32, i64, f32 or f64; their file is read without torch,
  * and nothing in it is ever run. The rows of a pass are those of the MoE layers or of all hidden layers, when
@@ -166,6 +167,16 @@ WB_API const double *wb_counts_loads(const wb_counts *counts);
 /* wb_load_in_one_block of a layer, over all passes. */
 WB_API bool wb_counts_in_one_block(const wb_counts *counts, uint32_t layer, uint32_t n_blocks,
                                    uint32_t *block_out);
+
+/* Experts side by side, the first one following the last. */
+typedef struct wb_counts_run {
+    uint32_t first, n_experts;
+    uint32_t n_layers; /* whose counts all lie in it; 0: there is no such run */
+} wb_counts_run;
+
+/* The experts that one rank alone has counted, whatever ranks and slots the recording engine had: a run of at
+ * most E / 2 experts in which all counts lie in 9 of 10 layers with counts or more, over all passes. */
+WB_API wb_status wb_counts_find_run(const wb_counts *counts, wb_counts_run *run_out);
 
 /* ---- offline: a step of a dump ---------------------------------------------------------------------- */
 

@@ -2,6 +2,7 @@
  * layer, in threads. Refuses: any choice of a place (solve_deepseek.c, solve_balanced.c,
  * solve_incremental.c, solve_microbatch.c). */
 #include "cost/cost_model.h"
+#include "solve/keep_current.h"
 #include "solve/solver.h"
 #include "wb_options.h"
 
@@ -129,6 +130,14 @@ static wb_status check_sums(const solve_job *job, uint32_t layer, uint32_t n_bat
     return WB_OK;
 }
 
+static void keep_what_is_as_good(const wb_layer_problem *problem, int32_t *experts) {
+    const wb_placement *current = problem->options->current;
+    if (!current) return;
+    const int32_t *now = wb_placement_experts_of(current, problem->layer);
+    if (wb_keep_current(problem, now, experts))
+        memcpy(experts, now, current->topology.n_slots * sizeof *experts);
+}
+
 static wb_status solve_layer(const solve_job *job, uint32_t layer, wb_owner *scratch) {
     wb_placement *p = job->placement;
     size_t S = p->topology.n_slots, E = p->n_experts;
@@ -151,6 +160,8 @@ static wb_status solve_layer(const solve_job *job, uint32_t layer, wb_owner *scr
                                                : NULL};
     WB_TRY(check_sums(job, layer, problem.n_batches, loads));
     WB_TRY(algorithms[options->algorithm].solve(&problem, experts, replica));
+    if (options->algorithm == WB_EPLB_BALANCED || options->algorithm == WB_EPLB_MICROBATCH)
+        keep_what_is_as_good(&problem, experts);
     return wb_placement_set_layer(p, layer, experts, deepseek ? replica : NULL, 0);
 }
 

@@ -62,7 +62,8 @@ typedef struct wb_eplb_options {
      * balanced. */
     uint32_t trials;
     /* incremental: the placement to start from. balanced, microbatch: experts that stay on their rank keep
-     * the slot they have there (wb_placement_keep_slots); NULL, the default: slots as they come. Not read
+     * the slot they have there (wb_placement_keep_slots), and without replicas a layer keeps a map that is as
+     * good as the one that was found; NULL, the default: slots as they come. Not read
      * under deepseek, whose bytes are fixed. Borrowed for the call. */
     const wb_placement *current;
     /* incremental: slots a layer that may change, repairs not counted; 0, the default: no limit */

@@ -167,6 +167,26 @@ wb_status checkpoint_options(const char *dir, bool loud, options *o, json_t **sa
     return status;
 }
 
+/* Whether the run that saved it placed its experts, by the options that it keeps. */
+static bool placed_experts(const char *dir) {
+    char path[PATH_BYTES];
+    json_t *state = NULL;
+    if (read_state(dir, path, &state) != WB_OK) return false;
+    const char *eplb = json_string_value(json_object_get(json_object_get(state, "options"), "--eplb"));
+    const bool placed = eplb && strcmp(eplb, "off") != 0;
+    json_decref(state);
+    return placed;
+}
+
+void checkpoint_say_lost_placement(const trainer *t, const char *dir) {
+    const options *o = t->o;
+    if (wb_comm_rank(t->comm) != 0 || o->eplb == EPLB_OFF || o->init_placement) return;
+    if (path_has(dir, PLACEMENT_FILE) || !placed_experts(dir)) return;
+    fprintf(stderr,
+            "%s/" PLACEMENT_FILE ": expected the run's placement, found none: experts are placed anew\n",
+            dir);
+}
+
 static wb_status load_state(trainer *t, const char *dir, int *ranks_out) {
     char path[PATH_BYTES];
     json_t *state = NULL;

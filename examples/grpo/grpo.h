@@ -196,7 +196,7 @@ bool out_lock_is_alone(const char *dir); /* whether there is no other file in it
  * other ranks in turn. `loud`: this rank says where a run that resumes begins anew. Not collective. */
 wb_status expert_places_open(const options *o, const wb_config *config, int n_ranks, const char *checkpoint,
                              bool loud, wb_placement **placement_out);
-/* The last of these, for --plan-memory. */
+/* The last of these, whatever --init-placement says. */
 wb_status expert_places_default(const options *o, const wb_config *config, int n_ranks,
                                 wb_placement **placement_out);
 
@@ -373,6 +373,8 @@ wb_status checkpoint_save(const trainer *t);
 /* Into `o`, what the run that wrote the checkpoint `dir` was given and this command line leaves open
  * (options_resume). *saved_out owns the texts among them, to be released by the caller. Not collective. */
 wb_status checkpoint_options(const char *dir, bool loud, options *o, json_t **saved_out);
+/* Says, on rank 0, where a run that had placed its experts begins anew because `dir` lacks the placement. */
+void checkpoint_say_lost_placement(const trainer *t, const char *dir);
 /* Optimizer and counters of `dir` into `t`, whose model was opened from it. Collective. */
 wb_status checkpoint_load(trainer *t, const char *dir);
 /* MISMATCH where the digests of `t` are not those of the run that wrote `dir`. Collective. */

@@ -172,7 +172,7 @@ static wb_status open_plan(const options *o, plan_model *m) {
     m->n_ranks = (int32_t)o->plan_ranks;
     WB_TRY(model_folder(o->model_dir, dir));
     WB_TRY(wb_config_load(dir, &m->config));
-    WB_TRY(expert_places_default(o, &m->config, m->n_ranks, &m->placement));
+    WB_TRY(expert_places_open(o, &m->config, m->n_ranks, NULL, true, &m->placement));
     WB_TRY(wb_companions_read(dir, &companions));
     m->companion_bytes = wb_companions_bytes(companions);
     wb_companions_close(companions);

@@ -67,7 +67,9 @@ const option_row option_rows[] = {
     {"--redundant-experts", INTEGER, KEPT, FIELD(redundant_experts), 0, MANY, NULL, "N",
      "slots beyond one an expert, over all ranks, in each layer"},
     {"--init-placement", TEXT, FREE, FIELD(init_placement), 0, 0, NULL, "FILE",
-     "a map of experts or their loads, as waybill eplb writes and reads them: where they are at the start"},
+     "a map of experts or their loads, as waybill eplb writes and reads them (no dump): where they are at "
+     "the "
+     "start"},
     {"--rebalance-every", INTEGER, KEPT, FIELD(rebalance_every), 1, MANY, NULL, "N",
      "of --eplb live: passes of the rollout between two looks at the load"},
     {"--layers-per-chunk", INTEGER, FREE, FIELD(layers_per_chunk), 1, MANY, NULL, "N",

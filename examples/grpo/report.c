@@ -32,6 +32,8 @@ struct report {
     const char *phase;
     uint64_t phase_step, first_step;
     ends rewards, balancedness;
+    double moved_bytes, seconds_rebalance; /* sums over steps */
+    uint64_t epoch;                        /* after the last one */
     int64_t n_steps;
     step_metrics compared; /* sums over the steps that were compared */
     double n_compared;
@@ -268,6 +270,9 @@ static void remember_end(ends *e, int64_t step, double number) {
 static void remember(report *r, const step_metrics *m) {
     remember_end(&r->rewards, r->n_steps, m->reward_mean);
     remember_end(&r->balancedness, r->n_steps++, m->balancedness);
+    r->moved_bytes += m->moved_bytes;
+    r->seconds_rebalance += m->seconds_rebalance;
+    r->epoch = m->epoch;
     if (!m->compared) return;
     r->n_compared++;
     r->compared.replay.kl_k3 += m->replay.kl_k3;
@@ -313,6 +318,9 @@ void report_summary(const report *r) {
     printf("\n%-46s %12s %12s\n", "", "start", "end");
     print_ends(r, "reward", &r->rewards);
     if (r->o->eplb != EPLB_OFF) print_ends(r, "balancedness of ranks", &r->balancedness);
+    if (r->o->eplb == EPLB_LIVE || r->o->eplb == EPLB_PLANNED)
+        printf("experts moved %.3f MB, %.3f s waited, epoch %" PRIu64 "\n", 1e-6 * r->moved_bytes,
+               r->seconds_rebalance, r->epoch);
     if (r->n_compared > 0) {
         double n = r->n_compared;
         printf("\n%-46s %12s %12s\n", "first forward of a batch, before any update", "replay off",

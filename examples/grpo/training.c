@@ -81,6 +81,7 @@ static wb_status open_replay(const trainer *t, wb_missing_policy missing, wb_rep
 static wb_status place_experts(trainer *t, const char *dir, bool resumed) {
     wb_config config;
     WB_TRY(wb_config_load(dir, &config));
+    if (resumed) checkpoint_say_lost_placement(t, dir);
     return expert_places_open(t->o, &config, wb_comm_size(t->comm), resumed ? dir : NULL,
                               wb_comm_rank(t->comm) == 0, &t->placement);
 }

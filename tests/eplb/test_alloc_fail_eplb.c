@@ -204,6 +204,12 @@ static void test_save(void **state) {
 static wb_status read_counts(place *p) {
     const char *const paths[] = {p->path, p->path};
     OPEN(p, status, wb_counts, found, wb_counts_read(2, paths, NULL, &found));
+    if (status == WB_OK) {
+        const wb_counts_run poison = {7, 7, 7};
+        wb_counts_run run = poison;
+        status = wb_counts_find_run(found, &run);
+        p->touched |= status != WB_OK && memcmp(&run, &poison, sizeof run) != 0;
+    }
     wb_counts_close(found);
     return status;
 }
@@ -243,8 +249,8 @@ static void test_read(void **state) {
         every_allocation(p, read_placement);
     }
     const char *const counts[] = {p->counts.text, WB_TEST_DATA "/torch/good_recorder.pt",
-                                  WB_TEST_DATA "/torch/good_zip64.pt"};
-    for (int i = 0; i < 3; i++) {
+                                  WB_TEST_DATA "/torch/good_zip64.pt", WB_TEST_DATA "/torch/good_list.pt"};
+    for (int i = 0; i < 4; i++) {
         p->path = counts[i];
         every_allocation(p, read_counts);
     }

@@ -79,9 +79,13 @@ static void test_torch_files(void **unused) {
         {TORCH "good_recorder.pt", "SGLang recorder, logical_count", 3},
         {TORCH "good_protocol4.pt", "SGLang recorder, logical_count", 3},
         {TORCH "good_zip64.pt", "SGLang recorder, logical_count", 3},
+        {TORCH "good_no_crc.pt", "SGLang recorder, logical_count", 3},
         {TORCH "good_one_pass.pt", "SGLang recorder, logical_count", 1},
         {TORCH "good_ordered.pt", "PyTorch, logical_count", 1},
         {TORCH "good_tensor.pt", "PyTorch tensor", 3},
+        {TORCH "good_list.pt", "SGLang recorder, logical_count", 3},
+        {TORCH "good_tensor_list.pt", "PyTorch, logical_count", 3},
+        {TORCH "good_rows.pt", "PyTorch list", 3},
         {TORCH "good_byte.pt", "PyTorch tensor", 2},
         {TORCH "good_short.pt", "PyTorch tensor", 2},
         {TORCH "good_double.pt", "PyTorch tensor", 2},
@@ -118,8 +122,12 @@ static void test_torch_refused(void **unused) {
     refused(TORCH "bad_empty.pt", WB_MISMATCH, "dimension 0");
     refused(TORCH "bad_four_dimensions.pt", WB_MISMATCH, "2..3 dimensions, found 4");
     refused(TORCH "bad_expanded.pt", WB_CORRUPT, "view within its storage of 1 ");
-    refused(TORCH "bad_list.pt", WB_CORRUPT, "logical_count: expected a tensor");
-    refused(TORCH "bad_legacy.pt", WB_UNSUPPORTED, "PyTorch");
+    refused(TORCH "bad_list.pt", WB_MISMATCH, "logical_count[1]: expected a list of 2 experts");
+    refused(TORCH "bad_list_text.pt", WB_CORRUPT, "logical_count[0][1]: expected a count");
+    refused(TORCH "bad_tensor_list.pt", WB_MISMATCH, "logical_count[1]: expected a tensor of the shape");
+    refused(TORCH "bad_list_again.pt", WB_CORRUPT, "expected at most a number for each of the file's");
+    refused(TORCH "bad_records.pt", WB_UNSUPPORTED, "\"records\" of SGLang's recorder modes");
+    refused(TORCH "bad_legacy.pt", WB_UNSUPPORTED, "torch.save(torch.load(old), new)");
     refused(TORCH "bad_big_endian.pt", WB_UNSUPPORTED, "byteorder: expected little, found big");
     refused(TORCH "bad_compressed.pt", WB_UNSUPPORTED, "compressed");
     refused(TORCH "bad_short_storage.pt", WB_CORRUPT, "96 elements of 4 bytes, found 380 bytes");
@@ -127,7 +135,16 @@ static void test_torch_refused(void **unused) {
     refused(TORCH "bad_no_pickle.pt", WB_UNSUPPORTED, "data.pkl");
     refused(TORCH "bad_pickle_cut.pt", WB_CORRUPT, "an opcode that ends it");
     refused(TORCH "bad_pickle_after.pt", WB_CORRUPT, "the end after one value");
+    refused(TORCH "bad_crc.pt", WB_CORRUPT, "data/0: expected the checksum");
     refused(TORCH "good_map.pt", WB_NOT_FOUND, "logical_count");
+}
+
+/* More than is read is refused by its size: a file with a hole takes neither the memory nor the time. */
+static void test_torch_too_large(void **unused) {
+    (void)unused;
+    const temp_path path = put("large.pt", "PK\x03\x04");
+    assert_int_equal(truncate(path.text, (off_t)(1 << 30) + 1), 0);
+    refused(path.text, WB_UNSUPPORTED, "expected at most 1073741824 bytes, found 1073741825");
 }
 
 /* A file cut anywhere is refused; one with a byte changed is refused by name, or gives finite counts. */
@@ -294,6 +311,7 @@ static void test_trees(void **unused) {
 static void test_trees_refused(void **unused) {
     (void)unused;
     refused(temp_in(dir.text, "absent").text, WB_NOT_FOUND, "absent");
+    refused(put("c.json", "{\"records\": []}").text, WB_UNSUPPORTED, "record with mode stat");
     refused(put("c.json", "{}").text, WB_NOT_FOUND, "logical_count or an array");
     refused(put("c.json", "[]").text, WB_MISMATCH, "array is empty, expected counts");
     refused(put("c.json", "[[]]").text, WB_MISMATCH, "array[0] is empty");
@@ -435,6 +453,43 @@ static void test_rule_33_one_ranks_view_is_seen(void **unused) {
     wb_counts_close(c);
 }
 
+static wb_counts_run find_run(const char *json) {
+    wb_counts *c = read_ok(put("b.json", json).text, NULL);
+    wb_counts_run run = {99, 99, 99};
+    assert_int_equal(wb_counts_find_run(c, &run), WB_OK);
+    wb_counts_close(c);
+    return run;
+}
+
+static void assert_run(const char *json, uint32_t first, uint32_t n_experts, uint32_t n_layers) {
+    const wb_counts_run run = find_run(json);
+    if (run.first != first || run.n_experts != n_experts || run.n_layers != n_layers)
+        fail_msg("%s: found %" PRIu32 " experts from %" PRIu32 " on in %" PRIu32 " layers", json,
+                 run.n_experts, run.first, run.n_layers);
+}
+
+/* Of an engine of other ranks or with replicas: 3 experts are no block of 2, 4 or 8 ranks. */
+static void test_rule_33_the_view_of_a_rank_of_another_engine_is_seen(void **unused) {
+    (void)unused;
+    assert_run("[[0,0,0,1,2,3,0,0],[0,0,0,0,7,1,0,0],[0,0,0,0,0,0,0,0]]", 3, 3, 2);
+    assert_run("[[0,0,1,2,3,1,0,0]]", 2, 4, 1);                   /* half of them */
+    assert_run("[[0,0,1,2,3,1,1,0]]", 0, 0, 0);                   /* more */
+    assert_run("[[5,0,0,0,0,0,1,1],[1,0,0,0,0,0,0,1]]", 6, 3, 2); /* slots that begin anew with expert 0 */
+    assert_run("[[1,0,0,0,0,0,0,0],[0,0,0,0,1,0,0,0]]", 0, 0, 0); /* each layer another one */
+    assert_run("[[[0,0,3,0,0,0]],[[0,0,0,0,1,0]]]", 2, 3, 1);     /* over all passes */
+    assert_run("[[[0,0,3,0,0,0]],[[0,0,0,0,0,1]]]", 0, 0, 0);
+    assert_run("[[0,0,0,0],[0,0,0,0]]", 0, 0, 0);
+    assert_run("[[1]]", 0, 0, 0);
+#define LAYER_A "[0,2,1,0,0,0]"
+#define LAYER_B "[1,1,1,1,1,1]"
+    assert_run("[" LAYER_A "," LAYER_A "," LAYER_A "," LAYER_A "," LAYER_B "," LAYER_A "," LAYER_A "," LAYER_A
+               "," LAYER_A "," LAYER_A "]",
+               1, 2, 9);
+    assert_run("[" LAYER_A "," LAYER_A "," LAYER_A "," LAYER_A "," LAYER_B "," LAYER_A "," LAYER_A "," LAYER_A
+               "," LAYER_A "," LAYER_B "]",
+               0, 0, 0);
+}
+
 int main(int argc, char **argv) {
     seed = argc > 1 ? strtoull(argv[1], NULL, 0) : (uint64_t)time(NULL);
     printf("test_eplb_counts: seed %" PRIu64 "\n", seed);
@@ -442,6 +497,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_torch_files),
         cmocka_unit_test(test_torch_view),
         cmocka_unit_test(test_torch_refused),
+        cmocka_unit_test_setup_teardown(test_torch_too_large, setup, teardown),
         cmocka_unit_test_setup_teardown(test_torch_cut_and_damaged, setup, teardown),
         cmocka_unit_test(test_pickles),
         cmocka_unit_test(test_pickle_depth),
@@ -452,6 +508,8 @@ int main(int argc, char **argv) {
         cmocka_unit_test_setup_teardown(test_rule_33_rows_of_zeros_are_no_information, setup, teardown),
         cmocka_unit_test(test_a_map_of_dead_ranks_is_not_kept),
         cmocka_unit_test_setup_teardown(test_rule_33_one_ranks_view_is_seen, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_rule_33_the_view_of_a_rank_of_another_engine_is_seen, setup,
+                                        teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

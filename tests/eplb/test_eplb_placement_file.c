@@ -127,10 +127,10 @@ static void test_msgpack_encodings(void **unused) {
 static void test_tree_refuses(void **unused) {
     (void)unused;
     refused_tree(temp_in(dir.text, "absent"), WB_NOT_FOUND, strerror(ENOENT));
-    refused_tree(dir, WB_IO, "expected a regular file");
+    refused_tree(dir, WB_IO, "known before it is read, found a directory");
     temp_path pipe = temp_in(dir.text, "pipe");
     assert_int_equal(mkfifo(pipe.text, 0600), 0);
-    refused_tree(pipe, WB_IO, "expected a regular file"); /* and does not wait for a writer */
+    refused_tree(pipe, WB_IO, "found a pipe: write it to a file first"); /* and does not wait for a writer */
     assert_int_equal(unlink(pipe.text), 0);
     refused_tree(put("x", ""), WB_CORRUPT, "empty");
     refused_tree(put("x", "  \n"), WB_CORRUPT, "neither");
@@ -139,7 +139,7 @@ static void test_tree_refuses(void **unused) {
     refused_tree(put("x", "[1, 2"), WB_CORRUPT, "line 1, byte 5");
     refused_tree(put("x", "[1] 2"), WB_CORRUPT, "line 1, byte 5: end of file expected");
     refused_tree(PUT("x", "PK\x03\x04 archive"), WB_UNSUPPORTED, "PyTorch");
-    refused_tree(PUT("x", "\x80\x02}q\x00."), WB_UNSUPPORTED, "json.dump");
+    refused_tree(PUT("x", "\x80\x02}q\x00."), WB_UNSUPPORTED, "torch.save(torch.load(old), new)");
     refused_tree(PUT("x", "\x80\x04\x95"), WB_UNSUPPORTED, "PyTorch");
     /* YAML: a NUL could be written as JSON, and then not be read again */
     refused_tree(PUT("x", "a: b\0c"), WB_CORRUPT, "line 1: expected UTF-8 without NUL");

@@ -484,6 +484,71 @@ static void count_calls(void *ctx, uint32_t done, uint32_t n_layers) {
     assert_int_equal(n_layers, L);
 }
 
+/* A random order of the experts in S = E slots. */
+static wb_placement *shuffled(const wb_topology *t, uint32_t E) {
+    wb_placement *p = NULL;
+    int32_t experts[64];
+    assert_int_equal(wb_placement_open(t, L, E, &p), WB_OK);
+    for (uint32_t l = 0; l < L; l++) {
+        for (uint32_t e = 0; e < E; e++) {
+            const uint32_t at = below(e + 1);
+            experts[e] = experts[at];
+            experts[at] = (int32_t)e;
+        }
+        assert_int_equal(wb_placement_set_layer(p, l, experts, NULL, 0), WB_OK);
+    }
+    return p;
+}
+
+/* Without replicas a layer changes only where its maximum becomes lower; an expert a rank: never. */
+static void test_what_is_as_good_stays(void **unused) {
+    (void)unused;
+    for (int trial = 0; trial < 60; trial++) {
+        const uint32_t per_rank = trial % 3 == 0 ? 1 : 1 + below(4), R = 2 + below(14), E = R * per_rank;
+        const wb_topology t = {.n_ranks = R, .n_nodes = 1, .n_slots = E};
+        double *loads = make_loads(E, 2, (uint32_t)trial, 0.3);
+        for (int a = 0; a < 2; a++) {
+            const wb_eplb_algorithm algorithm = a ? WB_EPLB_MICROBATCH : WB_EPLB_BALANCED;
+            wb_placement *current = shuffled(&t, E);
+            wb_eplb_options options = with(algorithm, current);
+            wb_placement *p = solve(&t, E, 2, loads, &options);
+            options.current = p;
+            wb_placement *again = solve(&t, E, 2, loads, &options);
+            for (uint32_t l = 0; l < L; l++) {
+                const uint32_t changed = changed_slots(current, p, l);
+                assert_true(per_rank > 1 || changed == 0);
+                if (algorithm == WB_EPLB_MICROBATCH && changed > 0)
+                    assert_true(sum_of_maxima(p, l, 2, loads) < sum_of_maxima(current, l, 2, loads));
+                assert_int_equal(changed_slots(p, again, l), 0);
+            }
+            wb_placement_close(again);
+            wb_placement_close(p);
+            wb_placement_close(current);
+        }
+        free(loads);
+    }
+}
+
+/* A map of before a rank died is none to keep, however low its maximum. */
+static void test_a_map_on_dead_ranks_does_not_stay(void **unused) {
+    (void)unused;
+    const uint8_t dead[] = {0, 1, 0};
+    const uint32_t slots[] = {2, 1, 2};
+    wb_topology t = {.n_ranks = 3, .n_nodes = 1, .n_slots = 5, .slots_of_rank = slots};
+    const double loads[L * 4] = {1, 1, 1, 1, 1, 1, 1, 1};
+    const int32_t before[] = {0, WB_NO_EXPERT, 1, 2, 3};
+    wb_placement *current = NULL;
+    assert_int_equal(wb_placement_open(&t, L, 4, &current), WB_OK);
+    for (uint32_t l = 0; l < L; l++)
+        assert_int_equal(wb_placement_set_layer(current, l, before, NULL, 0), WB_OK);
+    t.dead = dead;
+    const wb_eplb_options options = with(WB_EPLB_BALANCED, current);
+    wb_placement *p = solve(&t, 4, 1, loads, &options);
+    check_map(p, true);
+    wb_placement_close(p);
+    wb_placement_close(current);
+}
+
 static void test_progress_and_names(void **state) {
     (void)state;
     wb_topology t = {.n_ranks = 2, .n_nodes = 1, .n_slots = 4};
@@ -524,6 +589,8 @@ int main(void) {
         cmocka_unit_test(test_microbatch_never_loses_to_balanced),
         cmocka_unit_test(test_microbatch_moves_replicas),
         cmocka_unit_test(test_microbatch_sees_what_the_sum_hides),
+        cmocka_unit_test(test_what_is_as_good_stays),
+        cmocka_unit_test(test_a_map_on_dead_ranks_does_not_stay),
         cmocka_unit_test(test_progress_and_names),
     };
     seed = (uint64_t)time(NULL);

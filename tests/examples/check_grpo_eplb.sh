@@ -49,12 +49,12 @@ for ranks in 1 2 4; do
     run $ranks --model base --out "off$ranks" "${common[@]}" >/dev/null || fail "off on $ranks ranks"
 done
 replicas=(--eplb static --redundant-experts)
-run 2 --model base --out two "${common[@]}" "${replicas[@]}" 5 >/dev/null || fail "5 replicas on 2 ranks"
+run 2 --model base --out two "${common[@]}" "${replicas[@]}" 5 >two.report || fail "5 replicas on 2 ranks"
 run 4 --model base --out four "${common[@]}" "${replicas[@]}" 24 >/dev/null || fail "24 replicas on 4 ranks"
-run 2 --model base --out planned2 "${common[@]}" --eplb planned >/dev/null || fail "planned on 2 ranks"
+run 2 --model base --out planned2 "${common[@]}" --eplb planned >planned2.report || fail "planned on 2 ranks"
 run 4 --model base --out planned4 "${common[@]}" --eplb planned --redundant-experts 8 >/dev/null || fail "planned on 4 ranks"
 live=(--eplb live --rebalance-every 10)
-run 2 --model base --out live2 "${common[@]}" "${live[@]}" >/dev/null || fail "live on 2 ranks"
+run 2 --model base --out live2 "${common[@]}" "${live[@]}" >live2.report || fail "live on 2 ranks"
 run 4 --model base --out live4 "${common[@]}" "${live[@]}" --redundant-experts 8 --layers-per-chunk 3 >/dev/null || fail "live on 4 ranks"
 for pair in "off2 two" "off4 four" "off2 planned2" "off4 planned4" "off2 live2" "off4 live4"; do
     read -r off on <<<"$pair"
@@ -83,6 +83,14 @@ awk -v p="$(mean planned4 balancedness_training)" -v o="$(mean off4 balancedness
 [ "$(field planned4/metrics.jsonl moved_bytes | sort -u | wc -l)" -gt 3 ] && [ "$(field four/metrics.jsonl moved_bytes | sort -u)" = 0.0 ] || fail "moved bytes"
 [ "$(field planned4/metrics.jsonl planned_updates | sort -u)" = 1.0 ] || fail "planned: updates without a plan"
 
+# The report at the end has the sums over the steps, and the last epoch.
+for out in live2 planned2; do
+    sums=$(paste <(field $out/metrics.jsonl moved_bytes) <(field $out/metrics.jsonl seconds_rebalance) <(field $out/metrics.jsonl epoch) |
+        awk '{ b += $1; s += $2; e = $3 } END { printf "experts moved %.3f MB, %.3f s waited, epoch %d", b / 1e6, s, e }')
+    grep -qxF -- "$sums" $out.report || { cat $out.report; fail "$out: no '$sums' in the report"; }
+done
+if grep -q "experts moved" two.report; then fail "static: the report speaks of moves"; fi
+
 echo "== without replicas nothing depends on the placement"
 "$python" -c 'import json, random
 random.seed(3)
@@ -96,7 +104,7 @@ same_bits off1 alone
 echo "== a run goes on where it was, bit for bit, and with other replicas"
 [ -e two/checkpoint/trainer/placement.json ] && [ ! -e off2/checkpoint/trainer/placement.json ] || fail "placements of checkpoints"
 run 2 --model base --out halves "${common[@]}" "${replicas[@]}" 5 --steps 9 >/dev/null || fail "the first half"
-cp -r halves others && cp -r halves fewer
+cp -r halves others && cp -r halves fewer && cp -r halves lost
 run 2 --model base --out planned_halves "${common[@]}" --eplb planned --steps 9 >/dev/null || fail "planned: the first half"
 run 2 --out planned_halves --resume --steps 20 --quiet >/dev/null || fail "planned: the second half"
 same_bits planned2 planned_halves
@@ -112,6 +120,12 @@ cmp two/checkpoint/trainer/placement.json halves/checkpoint/trainer/placement.js
 [ "$(wc -l <halves/metrics.jsonl)" = 20 ] || fail "steps of the two halves"
 run 4 --out others --resume --steps 20 --redundant-experts 13 >/dev/null 2>log || fail "on 4 ranks, with 13 replicas"
 grep -q -- "--redundant-experts: 5 in the checkpoint, now 13" log && grep -q "experts are placed anew" log || { cat log; fail "other replicas are not said"; }
+rm lost/checkpoint/trainer/placement.json
+run 2 --out lost --resume --steps 10 --quiet >/dev/null 2>log || fail "a placement that was lost"
+grep -q "lost/checkpoint/trainer/placement.json: expected the run's placement, found none: experts are placed anew" log || { cat log; fail "a lost placement is not said"; }
+run 2 --out off_first --model base "${common[@]}" --steps 1 >/dev/null || fail "off at first"
+run 2 --out off_first --resume --steps 2 --eplb static --quiet >/dev/null 2>log || fail "static afterwards"
+if grep -q "placed anew" log; then cat log; fail "a placement that never was is missed"; fi
 run 1 --out fewer --resume --steps 20 >/dev/null 2>log || fail "on 1 rank"
 grep -q -- "--redundant-experts: 5 in the checkpoint, 0 on 1 ranks" log || { cat log; fail "no replicas on one rank is not said"; }
 for out in others fewer; do

@@ -87,6 +87,10 @@ plan 8 "${q30[@]}" --kl-coef 0.1 | grep -q '^  reference   weights' || fail "no 
 echo "== what is refused"
 refused "--resume: expected none beside --plan-memory" --model model --plan-memory 2 --resume
 refused "--device-memory: expected --plan-memory beside it" --model model --out bad --device-memory 2
+refused "--init-placement: nowhere.json" --model model --plan-memory 2 --eplb static --init-placement nowhere.json
+"$python" -c 'import json; json.dump([list(range(16))[::-1]] * 6, open("reversed.json", "w")); json.dump([[0]] * 6, open("short.json", "w"))'
+refused "short.json: array[0] has 1 slots, expected 16" --model model --plan-memory 2 --eplb static --init-placement short.json
+plan 2 --model model --eplb static --init-placement reversed.json >/dev/null || fail "a map that fits"
 refused "none/config.json" --model none --plan-memory 2
 refused "expected less than the" --model model --plan-memory 2 --micro-batch-tokens 4 --max-tokens 40
 echo "all well"

@@ -38,6 +38,10 @@ static void check(const wb_counts *once, const wb_counts *twice) {
     const double *a = wb_counts_loads(once), *b = wb_counts_loads(twice);
     require(cells > 0 && i.n_passes == k.n_passes && i.n_layers == k.n_layers && i.n_experts == k.n_experts);
     for (size_t c = 0; c < cells; c++) require(isfinite(a[c]) && a[c] >= 0 && b[c] == 2 * a[c]);
+    wb_counts_run run;
+    require(wb_counts_find_run(once, &run) == WB_OK);
+    require(run.n_layers <= i.n_layers && run.n_experts <= i.n_experts / 2 &&
+            (run.n_layers == 0 || (run.first < i.n_experts && run.n_experts > 0)));
     for (uint32_t l = 0; l < i.n_layers; l++) {
         uint32_t block = 7;
         require(i.layers[l] == l);

@@ -64,6 +64,22 @@ def zip64(source, target):
         f.write(out + directory + tail)
 
 
+def patch_crc(source, target, member, change):
+    """A copy in which the checksums of a member, or of all for None, are change(checksum)."""
+    with open(source, "rb") as file:
+        data = bytearray(file.read())
+    with zipfile.ZipFile(source) as a:
+        at = a.start_dir
+        for info in a.infolist():
+            length = 46 + sum(struct.unpack_from("<HHH", data, at + 28))
+            if member is None or info.filename.endswith("/" + member):
+                struct.pack_into("<L", data, at + 16, change(info.CRC))
+                struct.pack_into("<L", data, info.header_offset + 14, change(info.CRC))
+            at += length
+    with open(target, "wb") as file:
+        file.write(data)
+
+
 class Code:
     def __reduce__(self):
         return (os.system, ("touch waybill-ran-a-pickle",))
@@ -81,7 +97,11 @@ def make_good(path):
     torch.save(values(4, 8, 9, torch.int32)[1:, :, 1:].transpose(1, 2), path("good_view.pt"))
     torch.save(OrderedDict(other=[1, (2.5, None, True, -3, 1 << 40, "text")], logical_count=values(0, 4, 8, torch.int32)), path("good_ordered.pt"))
     torch.save({"physical_to_logical_map": torch.tensor([[0, 1, 2, 0], [2, 1, 0, 2]])}, path("good_map.pt"))
+    torch.save(recorder(values(3, 4, 8, torch.int32).tolist()), path("good_list.pt"))
+    torch.save({"logical_count": [values(3, 4, 8, torch.int32)[p].clone() for p in range(3)]}, path("good_tensor_list.pt"))
+    torch.save([list(values(3, 4, 8, torch.int32)[p].unbind()) for p in range(3)], path("good_rows.pt"))
     zip64(path("good_recorder.pt"), path("good_zip64.pt"))
+    patch_crc(path("good_recorder.pt"), path("good_no_crc.pt"), None, lambda crc: 0)
 
 
 def make_bad(path):
@@ -94,8 +114,15 @@ def make_bad(path):
     torch.save({"logical_count": torch.zeros((0, 8))}, path("bad_empty.pt"))
     torch.save({"logical_count": torch.zeros((1, 1, 1, 1))}, path("bad_four_dimensions.pt"))
     torch.save({"logical_count": torch.zeros(1).expand(1 << 20, 1 << 20)}, path("bad_expanded.pt"))
-    torch.save({"logical_count": [[1, 2]]}, path("bad_list.pt"))
+    torch.save({"logical_count": [[1, 2], [3]]}, path("bad_list.pt"))
+    torch.save({"logical_count": [[1, "2"]]}, path("bad_list_text.pt"))
+    torch.save({"logical_count": [torch.ones((4, 8)), torch.ones((4, 7))]}, path("bad_tensor_list.pt"))
+    row = [0] * 1000
+    torch.save({"logical_count": [[row] * 1000] * 1000}, path("bad_list_again.pt"))
+    passes = [{"forward_pass_id": 1, "rank": 0, "global_physical_count": torch.ones((4, 8), dtype=torch.int32)}]
+    torch.save({"records": passes, "last_physical_to_logical_map": torch.arange(8).expand(4, 8)}, path("bad_records.pt"))
     torch.save(recorder(values(3, 4, 8, torch.int32)), path("bad_legacy.pt"), _use_new_zipfile_serialization=False)
+    patch_crc(good, path("bad_crc.pt"), "data/0", lambda crc: crc ^ 1)
     rewrite(good, path("bad_big_endian.pt"), only("byteorder", lambda content: b"big"))
     rewrite(good, path("bad_compressed.pt"), lambda name, content: content, zipfile.ZIP_DEFLATED)
     rewrite(good, path("bad_short_storage.pt"), only("data/0", lambda content: content[:-4]))

@@ -9,6 +9,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* What SGLang's recorder saves of passes or tokens, which are not counts of logical experts. */
+#define RECORDS_KEY "records"
+
 struct wb_counts {
     wb_owner memory;
     wb_counts_info info;
@@ -41,6 +44,11 @@ static wb_status read_table(const wb_number_file *source, uint32_t n_layers, uin
                                 .max_dims = 3,
                                 .units = {"passes", "layers", "experts"},
                                 .shape = {0, n_layers, n_experts}};
+    if (!wb_number_is(counts) && wb_number_is(wb_number_get(source, root, RECORDS_KEY)))
+        return wb_fail(WB_UNSUPPORTED,
+                       "expected " WB_COUNT_KEY ", found \"" RECORDS_KEY
+                       "\" of SGLang's recorder modes per_pass and per_token: record with mode stat "
+                       "(--expert-distribution-recorder-mode stat)");
     if (!wb_number_is(counts))
         return wb_fail(WB_NOT_FOUND, "expected a key " WB_COUNT_KEY " or an array of counts, found neither");
     if (counts.tree && json_is_array(counts.tree) && json_array_size(counts.tree) == 0)
@@ -52,7 +60,9 @@ static wb_status read_table(const wb_number_file *source, uint32_t n_layers, uin
     file->n_experts = shape[1];
     const bool recorder = torch && !alone && wb_number_is(wb_number_get(source, root, "rank"));
     file->layout = recorder ? "SGLang recorder, logical_count"
-                   : torch  ? alone ? "PyTorch tensor" : "PyTorch, logical_count"
+                   : torch  ? !alone                                 ? "PyTorch, logical_count"
+                              : root.torch->kind == WB_PICKLE_TENSOR ? "PyTorch tensor"
+                                                                     : "PyTorch list"
                    : alone  ? "bare array"
                             : "logical_count";
     if (file->n_passes > UINT32_MAX) return no_memory_for(file->n_passes);

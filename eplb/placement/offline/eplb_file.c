@@ -228,8 +228,8 @@ static wb_status parse(const char *path, const uint8_t *bytes, size_t size, json
         return wb_fail(
             WB_UNSUPPORTED,
             "%s: expected JSON or msgpack, found a PyTorch file, of which only maps and counts that "
-            "torch.save has written since 1.6 are read: convert it, in Python "
-            "json.dump({\"physical_to_logical_map\": m.tolist()}, f)",
+            "torch.save has written since 1.6 are read: write it anew, in Python with a torch of today "
+            "torch.save(torch.load(old), new)",
             path);
     if (wb_yaml_is(bytes, size)) return wb_yaml_parse(path, bytes, size, root_out);
     if (size == 0 || !is_container(bytes[0]))

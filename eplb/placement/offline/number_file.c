@@ -32,8 +32,13 @@ bool wb_number_is(wb_number_node node) {
     return node.tree || node.torch;
 }
 
+static bool is_list(const wb_pickle_value *value) {
+    return value->kind == WB_PICKLE_LIST || value->kind == WB_PICKLE_TUPLE;
+}
+
 bool wb_number_is_array(wb_number_node node) {
-    return node.tree ? json_is_array(node.tree) : node.torch && node.torch->kind == WB_PICKLE_TENSOR;
+    if (node.tree) return json_is_array(node.tree);
+    return node.torch && (node.torch->kind == WB_PICKLE_TENSOR || is_list(node.torch));
 }
 
 wb_number_node wb_number_get(const wb_number_file *file, wb_number_node map, const char *key) {
@@ -155,19 +160,29 @@ static wb_status read_tree(const json_t *node, const wb_table_wish *wish, wb_tab
     return walk_tree(node, wish, 0, at_name(wish->name), table, table->values);
 }
 
-/* ---- tensors ------------------------------------------------------------------------------------- */
+/* ---- tensors, and lists of a pickle ------------------------------------------------------------- */
 
-static wb_status measure_tensor(const wb_torch_tensor *t, const wb_table_wish *wish, wb_table *table) {
-    if (t->n_dims < wish->min_dims || t->n_dims > wish->max_dims)
+/* The shape of a tensor, or of lists inside of each other around numbers or tensors, which the first of each
+ * list says. A list that holds itself has more dimensions than are asked for. */
+static wb_status measure_value(const wb_torch_file *file, const wb_pickle_value *value,
+                               const wb_table_wish *wish, wb_table *table) {
+    const wb_pickle *p = &file->pickle;
+    uint32_t n = 0;
+    for (; is_list(value) && n < wish->max_dims; n++) {
+        if (value->as.items.n == 0)
+            return wb_fail(WB_MISMATCH, "%s: expected lists of 1 and more, found an empty one", wish->name);
+        table->shape[n] = value->as.items.n;
+        value = &p->values[p->items[value->as.items.first].value];
+    }
+    const wb_torch_tensor *t = value->kind == WB_PICKLE_TENSOR ? &p->tensors[value->as.tensor] : NULL;
+    table->n_dims = n + (is_list(value) ? 1 : t ? t->n_dims : 0);
+    if (table->n_dims < wish->min_dims || table->n_dims > wish->max_dims)
         return wb_fail(WB_MISMATCH,
                        "%s: expected a tensor of %" PRIu32 "..%" PRIu32 " dimensions, found %" PRIu32,
-                       wish->name, wish->min_dims, wish->max_dims, t->n_dims);
-    if (wish->kind != WB_TABLE_COUNTS && t->type >= WB_TORCH_FLOAT)
-        return wb_fail(WB_CORRUPT, "%s: expected integers, found a tensor of floats", wish->name);
-    table->n_dims = t->n_dims;
-    for (uint32_t d = 0; d < t->n_dims; d++) {
-        const uint32_t k = wish->max_dims - t->n_dims + d;
-        table->shape[d] = (size_t)t->shape[d];
+                       wish->name, wish->min_dims, wish->max_dims, table->n_dims);
+    for (uint32_t d = n; d < table->n_dims; d++) table->shape[d] = (size_t)t->shape[d - n];
+    for (uint32_t d = 0; d < table->n_dims; d++) {
+        const uint32_t k = wish->max_dims - table->n_dims + d;
         if (wish->shape[k] != 0 && wish->shape[k] != table->shape[d])
             return wb_fail(WB_MISMATCH, "%s has %zu %s, expected %zu", wish->name, table->shape[d],
                            wish->units[k], wish->shape[k]);
@@ -188,26 +203,84 @@ static uint64_t row_offset(const wb_torch_tensor *t, size_t row, place *at) {
     return offset;
 }
 
+/* A tensor of the dimensions from d on into values; NULL: its shape and place are checked alone. */
 static wb_status read_tensor(const wb_torch_file *file, const wb_torch_tensor *t, const wb_table_wish *wish,
-                             wb_table *table) {
+                             uint32_t d, place where, const wb_table *table, double *values) {
     const uint8_t *bytes = NULL;
     size_t rows = 1;
-    WB_TRY(measure_tensor(t, wish, table));
+    bool same = t->n_dims == table->n_dims - d;
+    for (uint32_t k = 0; same && k < t->n_dims; k++) same = t->shape[k] == table->shape[d + k];
+    if (!same) return wb_fail(WB_MISMATCH, "%s: expected a tensor of the shape of the first", where.text);
+    if (wish->kind != WB_TABLE_COUNTS && t->type >= WB_TORCH_FLOAT)
+        return wb_fail(WB_CORRUPT, "%s: expected integers, found a tensor of floats", where.text);
     WB_TRY(wb_torch_file_elements(file, t, &bytes));
-    WB_TRY(alloc_values(wish, table));
+    if (!values) return WB_OK;
     const uint32_t inner = t->n_dims - 1;
-    const size_t n = table->shape[inner];
-    for (uint32_t d = 0; d < inner; d++) rows *= table->shape[d];
+    const size_t n = (size_t)t->shape[inner];
+    for (uint32_t k = 0; k < inner; k++) rows *= (size_t)t->shape[k];
     for (size_t row = 0; row < rows; row++) {
-        place at = at_name(wish->name);
+        place at = where;
         const uint64_t offset = row_offset(t, row, &at);
-        double *values = table->values + row * n;
-        for (size_t i = 0; i < n; i++) {
-            values[i] = wb_torch_element(t->type, bytes, offset + i * t->stride[inner]);
-            WB_TRY(check_value(wish->kind, values[i], at, i));
+        for (size_t i = 0; i < n; i++, values++) {
+            *values = wb_torch_element(t->type, bytes, offset + i * t->stride[inner]);
+            WB_TRY(check_value(wish->kind, *values, at, i));
         }
     }
     return WB_OK;
+}
+
+static wb_status read_number(const wb_pickle_value *value, const wb_table_wish *wish, place row, size_t i,
+                             double *number_out) {
+    const bool whole = value->kind == WB_PICKLE_INT;
+    if (!whole && (wish->kind != WB_TABLE_COUNTS || value->kind != WB_PICKLE_FLOAT))
+        return wb_fail(WB_CORRUPT, "%s[%zu]: expected %s, found something else", row.text, i,
+                       wish->kind != WB_TABLE_COUNTS ? "an integer" : "a count");
+    const double number = whole ? (double)value->as.integer : value->as.real;
+    WB_TRY(check_value(wish->kind, number, row, i));
+    if (number_out) *number_out = number;
+    return WB_OK;
+}
+
+/* As walk_tree. */
+static wb_status walk_value(const wb_torch_file *file, const wb_pickle_value *value,
+                            const wb_table_wish *wish, uint32_t d, place at, const wb_table *table,
+                            double *values) {
+    const wb_pickle *p = &file->pickle;
+    const bool last = d + 1 >= table->n_dims || d + 1 >= WB_TABLE_MAX_DIMS;
+    size_t cells = 1;
+    if (value->kind == WB_PICKLE_TENSOR)
+        return read_tensor(file, &p->tensors[value->as.tensor], wish, d, at, table, values);
+    if (!is_list(value) || value->as.items.n != table->shape[d])
+        return wb_fail(WB_MISMATCH, "%s: expected a list of %zu %s as in the first", at.text, table->shape[d],
+                       wish->units[wish->max_dims - table->n_dims + d]);
+    for (uint32_t k = d + 1; k < table->n_dims && k < WB_TABLE_MAX_DIMS; k++) cells *= table->shape[k];
+    uint32_t item = value->as.items.first;
+    for (size_t i = 0; i < table->shape[d]; i++, item = p->items[item].next) {
+        const wb_pickle_value *inner = &p->values[p->items[item].value];
+        double *to = values ? values + i * cells : NULL;
+        WB_TRY(last ? read_number(inner, wish, at, i, to)
+                    : walk_value(file, inner, wish, d + 1, inside(at, i), table, to));
+    }
+    return WB_OK;
+}
+
+/* A pickle may name one list or tensor over and over: rather than numbers without end, at most one a byte of
+ * the file. */
+static wb_status check_cells(const wb_torch_file *file, const wb_table_wish *wish, const wb_table *table) {
+    size_t left = file->zip.size;
+    for (uint32_t d = 0; d < table->n_dims; d++) left /= table->shape[d] > 0 ? table->shape[d] : 1;
+    if (left > 0) return WB_OK;
+    return wb_fail(WB_CORRUPT, "%s: expected at most a number for each of the file's %zu bytes", wish->name,
+                   file->zip.size);
+}
+
+static wb_status read_torch(const wb_torch_file *file, const wb_pickle_value *value,
+                            const wb_table_wish *wish, wb_table *table) {
+    WB_TRY(measure_value(file, value, wish, table));
+    if (is_list(value)) WB_TRY(check_cells(file, wish, table));
+    WB_TRY(walk_value(file, value, wish, 0, at_name(wish->name), table, NULL));
+    WB_TRY(alloc_values(wish, table));
+    return walk_value(file, value, wish, 0, at_name(wish->name), table, table->values);
 }
 
 wb_status wb_table_read(const wb_number_file *file, wb_number_node node, const wb_table_wish *wish,
@@ -217,9 +290,9 @@ wb_status wb_table_read(const wb_number_file *file, wb_number_node node, const w
     if (node.tree)
         status = read_tree(node.tree, wish, &table);
     else if (wb_number_is_array(node))
-        status = read_tensor(&file->torch, &file->torch.pickle.tensors[node.torch->as.tensor], wish, &table);
+        status = read_torch(&file->torch, node.torch, wish, &table);
     else
-        status = wb_fail(WB_CORRUPT, "%s: expected a tensor, found something else", wish->name);
+        status = wb_fail(WB_CORRUPT, "%s: expected a tensor or a list, found something else", wish->name);
     if (status == WB_OK)
         *table_out = table;
     else

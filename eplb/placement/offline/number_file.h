@@ -23,7 +23,7 @@ typedef struct wb_number_node {
 
 wb_number_node wb_number_root(const wb_number_file *file);
 bool wb_number_is(wb_number_node node);       /* there is one */
-bool wb_number_is_array(wb_number_node node); /* an array or a tensor */
+bool wb_number_is_array(wb_number_node node); /* an array, a tensor or a list of a pickle */
 /* The value of a key; none where it is absent or null, and in what is no map. */
 wb_number_node wb_number_get(const wb_number_file *file, wb_number_node map, const char *key);
 

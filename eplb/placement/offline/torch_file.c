@@ -11,7 +11,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define MAX_FILE_BYTES ((size_t)1 << 32)
+/* As much as of a tree (eplb_file.c): what is larger is refused before it is read. */
+#define MAX_FILE_BYTES ((size_t)1 << 30)
 
 /* ---- the file ------------------------------------------------------------------------------------ */
 
@@ -39,6 +40,7 @@ static wb_status check_byte_order(const wb_torch_zip *zip) {
 static wb_status read_archive(wb_torch_file *file, size_t size) {
     wb_torch_member pickle = {0};
     WB_TRY(wb_torch_zip_open((const uint8_t *)file->bytes, size, &file->zip));
+    WB_TRY(wb_torch_zip_check(&file->zip));
     WB_TRY(check_byte_order(&file->zip));
     WB_TRY(wb_torch_zip_find(&file->zip, "data.pkl", &pickle));
     if (!pickle.bytes)

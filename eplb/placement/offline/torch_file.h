@@ -16,8 +16,9 @@ typedef struct wb_torch_file {
 /* Whether a regular file begins like a zip archive. */
 bool wb_torch_file_is(const char *path);
 
-/* Reads the file and its pickle. Messages name the path. NOT_FOUND and IO as in wb_file_read; CORRUPT and
- * UNSUPPORTED as in torch_zip.h and torch_pickle.h. On failure nothing is to be closed. */
+/* Reads the file and its pickle. Messages name the path. NOT_FOUND and IO as in wb_file_read; UNSUPPORTED
+ * beyond 1 GiB; CORRUPT and UNSUPPORTED as in torch_zip.h and torch_pickle.h. On failure nothing is to be
+ * closed. */
 wb_status wb_torch_file_open(const char *path, wb_torch_file *file_out);
 void wb_torch_file_close(wb_torch_file *file); /* a zeroed struct is a no-op */
 

@@ -4,6 +4,7 @@
 #include "wb_check.h"
 
 #include <inttypes.h>
+#include <stdio.h>
 #include <string.h>
 
 /* Records of the format: their signatures, and the bytes before their variable parts. */
@@ -94,6 +95,7 @@ typedef struct zip_entry {
     const uint8_t *extra;
     size_t extra_bytes;
     unsigned flags, method;
+    uint32_t checksum;            /* CRC-32 of the member; 0: none was written */
     uint64_t packed, size, local; /* bytes in the file, bytes of the member, where its header is */
 } zip_entry;
 
@@ -127,6 +129,7 @@ static wb_status next_entry(const wb_torch_zip *zip, size_t *at, zip_entry *entr
                    .extra_bytes = (size_t)little(record + 30, 2),
                    .flags = (unsigned)little(record + 8, 2),
                    .method = (unsigned)little(record + 10, 2),
+                   .checksum = (uint32_t)little(record + 16, 4),
                    .packed = little(record + 20, 4),
                    .size = little(record + 24, 4),
                    .local = little(record + 42, 4)};
@@ -140,11 +143,15 @@ static wb_status next_entry(const wb_torch_zip *zip, size_t *at, zip_entry *entr
     return widen(entry_out);
 }
 
+static bool is_stored(const zip_entry *e) {
+    return e->method == 0 && (e->flags & 1) == 0 && e->packed == e->size;
+}
+
 /* Where the bytes of a member are: after its own header, whose name and extra field have their own
  * lengths. */
 static wb_status locate(const wb_torch_zip *zip, const char *name, const zip_entry *e,
                         wb_torch_member *member_out) {
-    if (e->method != 0 || (e->flags & 1) != 0 || e->packed != e->size)
+    if (!is_stored(e))
         return wb_fail(WB_UNSUPPORTED, "zip: %s: expected a member that is stored, found %s (method %u)",
                        name, (e->flags & 1) != 0 ? "an encrypted one" : "a compressed one", e->method);
     if (!has_mark(zip, e->local, LOCAL_BYTES, local_mark))
@@ -178,5 +185,48 @@ wb_status wb_torch_zip_find(const wb_torch_zip *zip, const char *name, wb_torch_
         WB_TRY(locate(zip, name, &e, &found));
     }
     *member_out = found;
+    return WB_OK;
+}
+
+/* ---- checksums ----------------------------------------------------------------------------------- */
+
+/* CRC-32 as zip has it: reflected, all bits turned before and after. */
+static uint32_t crc32_of(const uint8_t *bytes, size_t size) {
+    uint32_t table[256], crc = UINT32_MAX;
+    for (uint32_t i = 0; i < 256; i++) {
+        table[i] = i;
+        for (int bit = 0; bit < 8; bit++)
+            table[i] = table[i] >> 1 ^ (table[i] & 1 ? UINT32_C(0xedb88320) : 0);
+    }
+    for (size_t i = 0; i < size; i++) crc = crc >> 8 ^ table[(crc ^ bytes[i]) & 0xff];
+    return ~crc;
+}
+
+/* torch.serialization.set_crc32_options(False) leaves them 0: what cannot be compared is taken, and so are
+ * members that are not read, compressed ones. *left: bytes that members may still have together, so that many
+ * of the same bytes do not take time without end. */
+static wb_status check_member(const wb_torch_zip *zip, const zip_entry *e, size_t *left) {
+    char name[80];
+    wb_torch_member member = {0};
+    if (e->checksum == 0 || !is_stored(e)) return WB_OK;
+    snprintf(name, sizeof name, "%.*s", e->name_bytes < sizeof name ? (int)e->name_bytes : 79, e->name);
+    WB_TRY(locate(zip, name, e, &member));
+    if (member.size > *left)
+        return wb_fail(WB_CORRUPT, "zip: %s: expected members of other bytes than those before it", name);
+    *left -= member.size;
+    const uint32_t found = crc32_of(member.bytes, member.size);
+    if (found == e->checksum) return WB_OK;
+    return wb_fail(WB_CORRUPT,
+                   "zip: %s: expected the checksum %08" PRIx32 ", found %08" PRIx32 ": it has been damaged",
+                   name, e->checksum, found);
+}
+
+wb_status wb_torch_zip_check(const wb_torch_zip *zip) {
+    size_t at = zip->directory, left = zip->size;
+    for (uint64_t i = 0; i < zip->n_members; i++) {
+        zip_entry e;
+        WB_TRY(next_entry(zip, &at, &e));
+        WB_TRY(check_member(zip, &e, &left));
+    }
     return WB_OK;
 }

@@ -88,6 +88,13 @@ err_has "experts of --model, found 2"
 expect 1 waybill_eplb --loads "$published" --model "$scratch/nothing" "${small[@]}"
 err_has "nothing"
 
+# A pipe is told apart from a file that is wrong, and not waited for.
+mkfifo "$scratch/pipe"
+expect 1 waybill_eplb --loads "$scratch/pipe" "${small[@]}"
+err_has "--loads: $scratch/pipe: expected a regular file, whose size is known before it is read, found a pipe: write it to a file first"
+expect 1 waybill_eplb --loads "$published" "${decode[@]}" --init "$scratch/pipe"
+err_has "--init: $scratch/pipe: expected a regular file"
+
 # ---- SGLang's recorder files: read without torch, summed over ranks, a pass a step
 recorder=(--loads "$torch/good_recorder.pt" --loads "$torch/good_recorder_rank1.pt" --ranks 4 --slots 12 --algorithm balanced)
 expect 0 waybill_eplb "${recorder[@]}" --json
@@ -117,6 +124,33 @@ for file in "$torch"/bad_*.pt; do
     out_is_empty
 done
 
+# ---- a recording that is a ring is zero where it was not written: no perfect steps, but none (rule 33)
+pass_a="[$some,[7,0,3,1,0,0,2,9]]" pass_b="[[1,2,30,4,5,6,7,8],[0,9,9,0,0,1,1,1]]" empty="[$zeros,$zeros]"
+rows_of "$pass_a" "$pass_b"
+full_args=(--ranks 4 --slots 12 --algorithm deepseek,balanced)
+expect 0 waybill_eplb --loads "$scratch/rows.json" "${full_args[@]}" --json --chart "$scratch/full.svg"
+cp "$scratch/out" "$scratch/full"
+judge 'assert run["skipped_passes"] == [], run["skipped_passes"]'
+expect 0 waybill_eplb --loads "$scratch/rows.json" "${full_args[@]}"
+out_lacks "without counts"
+rows_of "$empty" "$pass_a" "$empty" "$pass_b" $(for _ in $(seq 96); do echo "$empty"; done)
+expect 0 waybill_eplb --loads "$scratch/rows.json" "${full_args[@]}" --json --chart "$scratch/ring.svg"
+judge 'full = json.load(open("'"$scratch/full"'"))
+assert run["skipped_passes"] == [0, 2] + list(range(4, 100)), run["skipped_passes"]
+assert run["traffic"]["pass_tokens"] == full["traffic"]["pass_tokens"]
+for a, b in zip(run["rows"], full["rows"]):
+    for key in a:
+        if key not in ("steps", "solve_seconds"): assert a[key] == b[key], (a["placement"], key, a[key], b[key])
+    for step, figures in enumerate(a["steps"]):
+        if step in (1, 3): assert figures["balancedness"] == b["steps"][step // 2]["balancedness"], figures
+        else: assert set(figures.values()) == {None}, figures
+    assert a["steps"][1]["balancedness_stale"] is None and a["steps"][3]["balancedness_stale"] > 0, a["steps"][:4]'
+cmp -s "$scratch/full.svg" "$scratch/ring.svg" || fault "the chart is not that of the last step with tokens"
+expect 0 waybill_eplb --loads "$scratch/rows.json" "${full_args[@]}" --micro-batches 2 --json
+judge 'assert len(rows["none"]["steps"]) == 50 and rows["none"]["steps"][1]["seconds"] > 0 and rows["none"]["steps"][2]["seconds"] is None'
+expect 0 waybill_eplb --loads "$scratch/rows.json" "${full_args[@]}"
+out_has "98 of 100 passes without counts, which are in no figure"
+
 # ---- counts of one rank alone are named
 rows_of '[0,0,5,6,0,0,0,0]' $some '[0,0,1,0,0,0,0,0]'
 expect 0 waybill_eplb --loads "$scratch/rows.json" "${small[@]}" --json
@@ -126,6 +160,15 @@ cp "$scratch/rows.json" "$scratch/rank1.json"
 rows_of '[3,0,0,0,0,0,0,0]' $zeros '[0,0,0,0,0,0,0,1]'
 expect 0 waybill_eplb --loads "$scratch/rank1.json" --loads "$scratch/rows.json" "${small[@]}"
 err_is_empty
+# Of an engine of other ranks: experts 3 to 5 of 8 are no block of 1, 2, 4 or 8 ranks.
+rows_of '[0,0,0,5,6,0,0,0]' '[0,0,0,0,6,1,0,0]' $zeros
+for ranks in 1 2 4 8; do
+    expect 0 waybill_eplb --loads "$scratch/rows.json" --ranks $ranks --slots 16 --algorithm balanced --json
+    err_has "warning: in 2 of 3 layers all counts lie in 3 of 8 experts, from 3 on, as one rank of the engine that counted has them"
+    judge 'assert run["one_rank_experts"] == {"first": 3, "experts": 3, "layers": 2}, run["one_rank_experts"]'
+done
+expect 0 waybill_eplb --loads "$published" "${decode[@]}" --algorithm none --json
+judge 'assert run["one_rank_experts"] is None'
 # More than a dispatch can send, no whole numbers, and nothing.
 rows_of '[3e9,0,0,0,0,0,0,1]'
 expect 0 waybill_eplb --loads "$scratch/rows.json" "${small[@]}" --json
