@@ -10,7 +10,13 @@ wb_status wb_model_dispatch_open(wb_model *m, wb_dispatch_policy policy) {
     const uint32_t L = m->route_model.n_moe_layers;
     m->dispatch = policy;
     if (L == 0) return WB_OK;
-    return wb_dispatch_table_length(m->placement, policy, &m->dispatch_length);
+    WB_TRY(wb_dispatch_table_length(m->placement, policy, &m->dispatch_length));
+    if (policy != WB_DISPATCH_STATIC) return WB_OK;
+    return wb_dispatch_open(m->placement, policy, (uint32_t)m->rank, &m->static_dispatch);
+}
+
+void wb_model_dispatch_close(wb_model *m) {
+    wb_dispatch_close(m->static_dispatch);
 }
 
 void wb_model_dispatch_layout(wb_model *m, wb_arena *arena) {
@@ -24,10 +30,18 @@ wb_status wb_model_dispatch_fill_all(wb_model *m) {
     return WB_OK;
 }
 
+/* The static tables are kept by a handle that was opened with the model: the function that makes one without
+ * a handle takes memory for it. The dynamic ones need none. */
 wb_status wb_model_dispatch_fill(wb_model *m, uint32_t l) {
-    int32_t *table = m->dispatch_host;
-    WB_TRY(wb_dispatch_fill_table(m->placement, m->dispatch, (uint32_t)m->rank, l, table));
-    return m->device->to_device(m->device, table_of(m, l), table, m->dispatch_length * sizeof *table);
+    const wb_physical_id *slots;
+    const void *table = m->dispatch_host;
+    if (m->static_dispatch) {
+        WB_TRY(wb_dispatch_table(m->static_dispatch, l, &slots));
+        table = slots;
+    } else {
+        WB_TRY(wb_dispatch_fill_table(m->placement, m->dispatch, (uint32_t)m->rank, l, m->dispatch_host));
+    }
+    return m->device->to_device(m->device, table_of(m, l), table, m->dispatch_length * sizeof(int32_t));
 }
 
 wb_dispatch_rule wb_model_dispatch_rule(const wb_model *m, int32_t moe_index) {

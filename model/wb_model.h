@@ -206,7 +206,8 @@ WB_API const wb_placement *wb_model_placement(const wb_model *model);
  * none. Nothing moves: what the slots are to hold, weights, gradients and optimizer's moments, the caller
  * brings before the next pass (wb_model_replica). MISMATCH unless L, E, R and the slots of each rank are the
  * model's and no rank is dead; INVALID_ARGUMENT for a layer at an earlier epoch, or at the same one with
- * another map; PEER where ranks disagree. Not between a forward and its backward. Collective. */
+ * another map; PEER where ranks disagree. A device that fails ends the communicator. Not between a forward
+ * and its backward. Collective. */
 WB_API wb_status wb_model_set_placement(wb_model *model, const wb_placement *placement);
 
 /* Its experts as a manager reaches them (wb_rebalance_open), which flips maps by wb_model_set_placement. The
