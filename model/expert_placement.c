@@ -1,6 +1,6 @@
 /* expert_placement.c - see expert_placement.h; and the placement of a model for its users. */
-#include "collective.h"
 #include "expert_placement.h"
+#include "collective.h"
 #include "model_dispatch.h"
 
 #include <inttypes.h>
