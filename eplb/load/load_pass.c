@@ -52,29 +52,32 @@ static wb_status sum_over_ranks(const wb_load *load, wb_comm *comm) {
 
 /* ---- the window -------------------------------------------------------------------------------- */
 
+/* The sums += or, modulo 2^64, -= what one phase of a pass has. */
+static void add_phase(const wb_load_table *table, uint32_t place, wb_phase phase, uint64_t sign,
+                      double weight) {
+    const size_t cells = wb_load_table_cells(&table->shape), first = (size_t)phase * cells;
+    const uint32_t *counts = wb_load_cells(table, place, phase);
+    uint64_t *sums = table->sums + first;
+    if (!wb_load_filled(table, place)[phase]) return;
+    for (size_t c = 0; c < cells; c++) sums[c] += sign * counts[c];
+    if (!table->decayed) return;
+    double *decayed = table->decayed + first;
+    for (size_t c = 0; c < cells; c++) decayed[c] += weight * counts[c];
+}
+
 static void enter_pass(const wb_load *load, const wb_load_table *table, uint32_t place) {
-    const size_t cells = wb_load_table_cells(&table->shape);
-    for (size_t c = 0; table->decayed && c < WB_N_PHASES * cells; c++) table->decayed[c] *= load->decay;
-    for (wb_phase phase = WB_PHASE_PREFILL; phase <= WB_PHASE_REPLAY; phase++) {
-        const uint32_t *counts = wb_load_cells(table, place, phase);
-        const size_t first = (size_t)phase * cells;
-        if (!wb_load_filled(table, place)[phase]) continue;
-        for (size_t c = 0; c < cells; c++) table->sums[first + c] += counts[c];
-        for (size_t c = 0; table->decayed && c < cells; c++) table->decayed[first + c] += counts[c];
-    }
+    const size_t cells = table->decayed ? WB_N_PHASES * wb_load_table_cells(&table->shape) : 0;
+    const double decay = load->decay;
+    double *decayed = table->decayed;
+    for (size_t c = 0; c < cells; c++) decayed[c] *= decay;
+    for (wb_phase phase = WB_PHASE_PREFILL; phase <= WB_PHASE_REPLAY; phase++)
+        add_phase(table, place, phase, 1, 1);
 }
 
 /* Of a full window, the oldest pass; its place is the next one's. */
 static void leave_pass(const wb_load *load, const wb_load_table *table, uint32_t place) {
-    const size_t cells = wb_load_table_cells(&table->shape);
-    for (wb_phase phase = WB_PHASE_PREFILL; phase <= WB_PHASE_REPLAY; phase++) {
-        const uint32_t *counts = wb_load_cells(table, place, phase);
-        const size_t first = (size_t)phase * cells;
-        if (!wb_load_filled(table, place)[phase]) continue;
-        for (size_t c = 0; c < cells; c++) table->sums[first + c] -= counts[c];
-        for (size_t c = 0; table->decayed && c < cells; c++)
-            table->decayed[first + c] -= load->last_decay * counts[c];
-    }
+    for (wb_phase phase = WB_PHASE_PREFILL; phase <= WB_PHASE_REPLAY; phase++)
+        add_phase(table, place, phase, UINT64_MAX, -load->last_decay);
 }
 
 static void clear_pass(const wb_load_table *table, uint32_t place) {
