@@ -257,7 +257,7 @@ static wb_status core_boundary(core *c) {
     const wb_status status = wb_rebalance_boundary(c->manager);
     const wb_rebalance_stats stats = wb_rebalance_get_stats(c->manager);
     const uint64_t moved = stats.moves - c->latest_moves;
-    if (stats.phase == WB_REBALANCE_SOLVING) usleep(200); /* as a pass would take its time */
+    if (stats.stage == WB_REBALANCE_SOLVING) usleep(200); /* as a pass would take its time */
     if (moved > c->most_moves) c->most_moves = moved;
     c->latest_moves = stats.moves;
     return status;

@@ -108,7 +108,7 @@ static wb_rebalance_stats decide_on(core *c, uint32_t passes, void (*pass)(core 
         pass(c, &random);
         CORE_OK(c, core_boundary(c));
     }
-    for (int i = 0; i < 2000 && wb_rebalance_get_stats(c->manager).phase != WB_REBALANCE_RECORDING; i++)
+    for (int i = 0; i < 2000 && wb_rebalance_get_stats(c->manager).stage != WB_REBALANCE_RECORDING; i++)
         CORE_OK(c, core_boundary(c));
     return wb_rebalance_get_stats(c->manager);
 }
