@@ -20,11 +20,19 @@ static wb_status check_fits(const wb_model *m, const wb_placement *placement) {
     const wb_topology *topology = wb_placement_topology(placement);
     WB_TRY(check_number("MoE layers", m->route_model.n_moe_layers, wb_placement_layers(placement)));
     WB_TRY(check_number("experts", m->route_model.num_experts, wb_placement_experts(placement)));
-    WB_TRY(check_number("ranks", (uint32_t)m->n_ranks, topology->n_ranks));
-    for (uint32_t r = 0; r < topology->n_ranks; r++)
-        if (topology->dead[r])
-            return wb_fail(WB_MISMATCH, "placement: rank %" PRIu32 ": expected a live rank, found a dead one",
-                           r);
+    return check_number("ranks", (uint32_t)m->n_ranks, topology->n_ranks);
+}
+
+/* A model keeps the topology that it was opened with. If another could say that a rank is live again, experts
+ * would be on a rank that a manager, which goes by the model's, takes for dead; and the other way round. */
+static wb_status check_same_dead(const wb_model *m, const wb_placement *placement) {
+    const uint8_t *expected = wb_placement_topology(m->placement)->dead;
+    const uint8_t *found = wb_placement_topology(placement)->dead;
+    for (int32_t r = 0; r < m->n_ranks; r++)
+        if (!expected[r] != !found[r])
+            return wb_fail(WB_MISMATCH,
+                           "placement: rank %" PRId32 ": expected %s, as in the model, found it %s", r,
+                           expected[r] ? "dead" : "live", found[r] ? "dead" : "live");
     return WB_OK;
 }
 
@@ -71,6 +79,7 @@ static wb_status check_change(const wb_model *m, const wb_placement *placement) 
     WB_TRY(check_fits(m, placement));
     /* Of no layers: that the slots of each rank are the same. */
     WB_TRY(wb_placement_copy_layers(m->placement, placement, 0, NULL, 0));
+    WB_TRY(check_same_dead(m, placement));
     for (uint32_t l = 0; l < wb_placement_layers(placement); l++) {
         const uint64_t present = wb_placement_layer(m->placement, l).epoch,
                        found = wb_placement_layer(placement, l).epoch;

@@ -134,7 +134,7 @@ void wb_model_close(wb_model *m) {
     if (!m) return;
     wb_exchange_close(m->exchange);
     wb_workspace_close(&m->memory);
-    wb_model_dispatch_close(m);
+    wb_dispatch_close(m->dispatch_rows);
     wb_placement_close(m->placement);
     free(m->attached);
     free(m->source_config);

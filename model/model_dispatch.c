@@ -12,17 +12,13 @@ wb_status wb_model_dispatch_open(wb_model *m, wb_dispatch_policy policy) {
     if (L == 0) return WB_OK;
     WB_TRY(wb_dispatch_table_length(m->placement, policy, &m->dispatch_length));
     if (policy != WB_DISPATCH_STATIC) return WB_OK;
-    return wb_dispatch_open(m->placement, policy, (uint32_t)m->rank, &m->static_dispatch);
-}
-
-void wb_model_dispatch_close(wb_model *m) {
-    wb_dispatch_close(m->static_dispatch);
+    return wb_dispatch_open(m->placement, policy, (uint32_t)m->rank, &m->dispatch_rows);
 }
 
 void wb_model_dispatch_layout(wb_model *m, wb_arena *arena) {
     const int64_t length = (int64_t)m->dispatch_length;
     wb_place(arena, &m->dispatch_tables, m->route_model.n_moe_layers, length, sizeof(int32_t));
-    WB_PLACE_HOST(arena, m->dispatch_host, length);
+    WB_PLACE_HOST(arena, m->dispatch_host, m->dispatch == WB_DISPATCH_STATIC ? 0 : length);
 }
 
 wb_status wb_model_dispatch_fill_all(wb_model *m) {
@@ -30,17 +26,21 @@ wb_status wb_model_dispatch_fill_all(wb_model *m) {
     return WB_OK;
 }
 
-/* The static tables are kept by a handle that was opened with the model: the function that makes one without
- * a handle takes memory for it. The dynamic ones need none. */
-wb_status wb_model_dispatch_fill(wb_model *m, uint32_t l) {
+static wb_status make_table(wb_model *m, uint32_t l, const void **table_out) {
     const wb_physical_id *slots;
-    const void *table = m->dispatch_host;
-    if (m->static_dispatch) {
-        WB_TRY(wb_dispatch_table(m->static_dispatch, l, &slots));
-        table = slots;
-    } else {
-        WB_TRY(wb_dispatch_fill_table(m->placement, m->dispatch, (uint32_t)m->rank, l, m->dispatch_host));
+    if (m->dispatch == WB_DISPATCH_STATIC) {
+        WB_TRY(wb_dispatch_table(m->dispatch_rows, l, &slots));
+        *table_out = slots; /* an id is an int32: dispatch_tables.c asserts it */
+        return WB_OK;
     }
+    WB_TRY(wb_dispatch_fill_table(m->placement, m->dispatch, (uint32_t)m->rank, l, m->dispatch_host));
+    *table_out = m->dispatch_host;
+    return WB_OK;
+}
+
+wb_status wb_model_dispatch_fill(wb_model *m, uint32_t l) {
+    const void *table;
+    WB_TRY(make_table(m, l, &table));
     return m->device->to_device(m->device, table_of(m, l), table, m->dispatch_length * sizeof(int32_t));
 }
 

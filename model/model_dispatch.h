@@ -10,15 +10,15 @@ static inline int32_t wb_model_n_slots(const wb_model *model) {
     return (int32_t)wb_placement_topology(model->placement)->n_slots;
 }
 
-/* The length of a table under the placement, and all host memory that tables will ever need. */
+/* The length of a table under the placement, and what making one takes: a placement is changed where there is
+ * no way back, and must not fail for want of memory. */
 wb_status wb_model_dispatch_open(wb_model *model, wb_dispatch_policy policy);
-void wb_model_dispatch_close(wb_model *model);
 
 /* Memory for the tables, and the tables of the present placement. */
 void wb_model_dispatch_layout(wb_model *model, wb_arena *arena);
 wb_status wb_model_dispatch_fill_all(wb_model *model);
 
-/* Those of MoE layer l again, whose map has changed. Takes no memory: only the device can fail. */
+/* Those of MoE layer l again, whose map has changed. */
 wb_status wb_model_dispatch_fill(wb_model *model, uint32_t l);
 
 /* For tokens of this rank. */

@@ -64,8 +64,8 @@ struct wb_model {
     wb_dispatch_policy dispatch;
     wb_buffer dispatch_tables; /* int32 [L][dispatch_length]: which replica this rank's tokens go to */
     size_t dispatch_length;
-    int32_t *dispatch_host;       /* dynamic: one table on its way */
-    wb_dispatch *static_dispatch; /* static: the tables on the host; else NULL */
+    int32_t *dispatch_host;     /* one table on its way; not of static, whose tables dispatch_rows has */
+    wb_dispatch *dispatch_rows; /* static; else NULL */
 
     /* For moves of experts (expert_store.c). */
     wb_buffer shadow_slots;

@@ -100,8 +100,9 @@ typedef struct wb_model_options {
      * gate weights, logits, log-probabilities and gradients of weights are f32 either way. */
     wb_dtype activations;
     /* Which expert each slot holds, layer by MoE layer; the same on every rank, read during the call and not
-     * kept. MISMATCH unless L, E and R are the model's and no rank is dead. NULL: one slot an expert, rank r
-     * having the experts from E r / R to E (r + 1) / R in every layer. */
+     * kept. A dead rank has no experts and its slots stay empty: it feeds sequences of its own like any
+     * other, and updates the experts whose home it is. MISMATCH unless L, E and R are the model's. NULL: one
+     * slot an expert, rank r having the experts from E r / R to E (r + 1) / R in every layer. */
     const wb_placement *placement;
     /* Which replica of an expert a token goes to: WB_DISPATCH_STATIC (default) by rank, or
      * WB_DISPATCH_DYNAMIC by token, whose key is its id and position. No result depends on it. The same on
@@ -204,8 +205,8 @@ WB_API wb_status wb_model_fill_replicas(wb_model *model, int32_t i);
 WB_API const wb_placement *wb_model_placement(const wb_model *model);
 /* Takes over the layers of `placement` that are at a later epoch than the model's: all or, after an error,
  * none. Nothing moves: what the slots are to hold, weights, gradients and optimizer's moments, the caller
- * brings before the next pass (wb_model_replica). MISMATCH unless L, E, R and the slots of each rank are the
- * model's and no rank is dead; INVALID_ARGUMENT for a layer at an earlier epoch, or at the same one with
+ * brings before the next pass (wb_model_replica). MISMATCH unless L, E, R, the slots of each rank and the
+ * dead ranks are the model's; INVALID_ARGUMENT for a layer at an earlier epoch, or at the same one with
  * another map; PEER where ranks disagree. A device that fails ends the communicator. Not between a forward
  * and its backward. Collective. */
 WB_API wb_status wb_model_set_placement(wb_model *model, const wb_placement *placement);

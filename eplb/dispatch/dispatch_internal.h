@@ -26,10 +26,10 @@ wb_status wb_dispatch_frame_open(const wb_placement *placement, wb_owner *memory
 void wb_dispatch_frame_read(wb_dispatch_frame *frame, uint32_t layer);
 
 wb_status wb_dispatch_check_layer(const wb_placement *placement, uint32_t layer);
-/* INVALID_ARGUMENT unless `rank` is there and live: a dead one has no tokens. */
+/* INVALID_ARGUMENT unless `rank` is there. */
 wb_status wb_dispatch_check_rank(const wb_placement *placement, uint32_t rank);
 /* tokens_out [E], the sums of counts [R][E] over ranks. INVALID_ARGUMENT for a layer outside [0, L) and for
- * tokens of a dead rank, which sends nothing. */
+ * tokens of a dead rank, for which no shares are planned. */
 wb_status wb_dispatch_sum_counts(const wb_placement *placement, uint32_t layer, const uint32_t *counts,
                                  uint64_t *tokens_out);
 

@@ -44,8 +44,6 @@ wb_status wb_dispatch_check_rank(const wb_placement *placement, uint32_t rank) {
     if (rank >= topology->n_ranks)
         return wb_fail(WB_INVALID_ARGUMENT, "dispatch: rank: expected 0..%" PRIu32 ", found %" PRIu32,
                        topology->n_ranks - 1, rank);
-    if (topology->dead[rank])
-        return wb_fail(WB_INVALID_ARGUMENT, "dispatch: rank %" PRIu32 " is dead: it has no tokens", rank);
     return WB_OK;
 }
 
@@ -86,10 +84,12 @@ void wb_dispatch_columns(const wb_placement *placement, const uint32_t *counts, 
 
 /* ---- static ---------------------------------------------------------------------------------- */
 
-/* Ranks that are equally near several replicas of an expert take these replicas in turn, in rank order. The
- * turn begins at a replica that a hash of layer and expert picks. If it began with the first replica always,
- * ranks that do not divide evenly over replicas would leave the odd one there for every expert, and the first
- * slots of a node would get more tokens than the others. */
+/* Ranks that are equally near several replicas of an expert take these replicas in turn, in rank order. A
+ * dead rank goes where the next live one goes and takes no turn from it: it has no tokens as a rule, and a
+ * turn of nobody would leave a replica with less. The turn begins at a replica that a hash of layer and
+ * expert picks. If it began with the first replica always, ranks that do not divide evenly over replicas
+ * would leave the odd one there for every expert, and the first slots of a node would get more tokens than
+ * the others. */
 static uint32_t first_turn(const wb_dispatch_frame *frame, uint32_t expert, uint32_t n) {
     uint64_t hash = wb_mix64((uint64_t)frame->layer << 32 | expert) >> 32;
     return (uint32_t)(hash * n >> 32);

@@ -44,10 +44,10 @@ typedef struct wb_routed_rows {
 
 typedef struct wb_dispatch wb_dispatch;
 
-/* For tokens of rank `rank`, which is live. `placement` is borrowed until the close and read at each call:
- * after an update of its layers the next call goes by the new map (tables are rebuilt when a layer has
- * changed, whatever its epoch). INVALID_ARGUMENT for an unknown policy and a rank that is not there or
- * dead. */
+/* For tokens of rank `rank`, which may be dead: then they all go to others. `placement` is borrowed until the
+ * close and read at each call: after an update of its layers the next call goes by the new map (tables are
+ * rebuilt when a layer has changed, whatever its epoch). INVALID_ARGUMENT for an unknown policy and a rank
+ * that is not there. */
 WB_API wb_status wb_dispatch_open(const wb_placement *placement, wb_dispatch_policy policy, uint32_t rank,
                                   wb_dispatch **dispatch_out);
 WB_API void wb_dispatch_close(wb_dispatch *dispatch); /* NULL is a no-op */

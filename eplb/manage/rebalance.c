@@ -1,6 +1,7 @@
 /* rebalance.c - the manager's life: open, count, and at each boundary the next thing to do. Refuses: whether
  * a move pays (rebalance_decide.c), which moves are made together (rebalance_move.c), making them (migrate.c). */
 #include "manage/rebalance_state.h"
+#include "move/move_internal.h"
 #include "solve/solver.h"
 #include "wb_check.h"
 #include "wb_options.h"
@@ -50,20 +51,16 @@ static wb_status check_options(const wb_rebalance_options *o) {
     WB_TRY(check_range("enough", 1e-9, 1, o->enough));
     WB_TRY(check_range("sigmas", 0, 1e9, o->sigmas));
     WB_TRY(check_range("phases", 1, WB_PHASES_ALL, o->phases));
-    return check_range("horizon_passes", 0, 1e18, o->horizon_passes);
+    WB_TRY(check_range("horizon_passes", 0, 1e18, o->horizon_passes));
+    return wb_move_check_options(&o->move);
 }
 
-/* What solver and move plans say of theirs, before a decision depends on it. */
-static wb_status check_for(const wb_placement *placement, const wb_rebalance_options *o) {
+/* What the solver says of its own, before a decision depends on it. */
+static wb_status check_solver(const wb_placement *placement, const wb_rebalance_options *o) {
     wb_eplb_options solver = o->solver;
-    wb_move_plan *plan = NULL;
     solver.current = placement;
-    wb_status status =
-        wb_solve_check_options(wb_placement_topology(placement), wb_placement_layers(placement),
-                               wb_placement_experts(placement), 1, &solver);
-    if (status == WB_OK) status = wb_move_plan_open(placement, placement, 0, NULL, &o->move, &plan);
-    wb_move_plan_close(plan);
-    return status == WB_OK ? WB_OK : wb_fail_context(status, "rebalance options");
+    return wb_solve_check_options(wb_placement_topology(placement), wb_placement_layers(placement),
+                                  wb_placement_experts(placement), 1, &solver);
 }
 
 /* ---- opening and closing ------------------------------------------------------------------------- */
@@ -98,7 +95,7 @@ static wb_status open_alone(const wb_expert_store *store, const wb_rebalance_opt
     const wb_placement *placement = store->placement(store->context);
     m->options.solver.progress = NULL;
     m->options.solver.cost = m->options.move.cost;
-    WB_TRY(check_for(placement, &m->options));
+    WB_TRY(check_solver(placement, &m->options));
     m->n_layers = wb_placement_layers(placement);
     m->n_experts = wb_placement_experts(placement);
     m->n_ranks = wb_placement_topology(placement)->n_ranks;

@@ -68,6 +68,11 @@ static inline uint32_t wb_move_node_of(const wb_mover *mover, uint32_t slot) {
     return mover->frame->node_of_rank[mover->frame->rank_of_slot[slot]];
 }
 
+/* ---- move_plan.c ----------------------------------------------------------------------------- */
+
+/* INVALID_ARGUMENT, naming the field, unless plans can be made with them. */
+wb_status wb_move_check_options(const wb_move_options *options);
+
 /* ---- move_index.c ---------------------------------------------------------------------------- */
 
 /* What the change of mover->layer from mover->held to `to` asks of each rank. */

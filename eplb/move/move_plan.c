@@ -17,7 +17,7 @@ void wb_move_options_init(wb_move_options *options_out, size_t size) {
 
 /* ---- checks ---------------------------------------------------------------------------------- */
 
-static wb_status check_options(const wb_move_options *options) {
+wb_status wb_move_check_options(const wb_move_options *options) {
     if (options->n_shadow < 1 || options->n_shadow > WB_MAX_SHADOW)
         return wb_fail(WB_INVALID_ARGUMENT, "move plan: n_shadow: expected 1..%d, found %" PRIu32,
                        WB_MAX_SHADOW, options->n_shadow);
@@ -174,7 +174,7 @@ wb_status wb_move_plan_open(const wb_placement *from, const wb_placement *to, ui
                             const uint32_t *layers, const wb_move_options *options, wb_move_plan **plan_out) {
     wb_move_options own = wb_move_options_default();
     WB_TRY(wb_options_read(&own, sizeof own, options, "move plan"));
-    WB_TRY(check_options(&own));
+    WB_TRY(wb_move_check_options(&own));
     WB_TRY(wb_placement_check_shape(from, to));
     WB_TRY(check_ranks(from, to));
     owned_plan *owned = NULL;

@@ -36,7 +36,8 @@ typedef struct wb_topology {
     const uint32_t *slots_of_rank;
     /* [R], ascending from 0 to N - 1; NULL: R / N each, the first R % N one more */
     const uint32_t *node_of_rank;
-    /* [R], nonzero: the rank has failed, its slots hold nothing; NULL: all live */
+    /* [R], nonzero: no expert is ever there, the slots hold nothing: the rank has failed, or it is to feed
+     * tokens only; NULL: all live */
     const uint8_t *dead;
 } wb_topology;
 

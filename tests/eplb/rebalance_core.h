@@ -25,6 +25,7 @@ typedef struct core_kind {
 typedef struct core {
     wb_comm *comm;
     uint64_t seed;
+    uint8_t dead[MAX_CORE_RANKS]; /* of the placement's topology */
     wb_exchange *exchange;
     wb_placement *placement; /* in force */
     core_kind kinds[MAX_KINDS];
@@ -40,9 +41,10 @@ typedef struct core {
     /* Counts down with the slots that are asked for; at 1 the process kills itself; 0: never. */
     long dies_after;
     uint64_t latest_moves, most_moves; /* of one boundary */
+    uint64_t latest_groups;
 } core;
 
-static void core_fail(core *c, const char *what, int line) {
+static inline void core_fail(core *c, const char *what, int line) {
     fprintf(stderr, "rank %d of %d, seed %" PRIu64 ", line %d: %s (last message: %s)\n",
             wb_comm_rank(c->comm), wb_comm_size(c->comm), c->seed, line, what, wb_error_message());
     c->failures++;
@@ -52,28 +54,28 @@ static void core_fail(core *c, const char *what, int line) {
 
 /* ---- the store --------------------------------------------------------------------------------- */
 
-static wb_status core_to_host(void *context, void *host, const void *device, size_t bytes) {
+static inline wb_status core_to_host(void *context, void *host, const void *device, size_t bytes) {
     (void)context;
     if (bytes > 0) memcpy(host, device, bytes);
     return WB_OK;
 }
-static wb_status core_to_device(void *context, void *device, const void *host, size_t bytes) {
+static inline wb_status core_to_device(void *context, void *device, const void *host, size_t bytes) {
     (void)context;
     if (bytes > 0) memcpy(device, host, bytes);
     return WB_OK;
 }
-static wb_status core_copy(void *context, void *to, const void *from, size_t bytes) {
+static inline wb_status core_copy(void *context, void *to, const void *from, size_t bytes) {
     (void)context;
     if (bytes > 0) memcpy(to, from, bytes);
     return WB_OK;
 }
-static wb_status core_add(void *context, size_t n, const float *x, float *y) {
+static inline wb_status core_add(void *context, size_t n, const float *x, float *y) {
     (void)context;
     for (size_t i = 0; i < n; i++) y[i] += x[i];
     return WB_OK;
 }
 
-static wb_exchange_memory core_memory(core *c) {
+static inline wb_exchange_memory core_memory(core *c) {
     return (wb_exchange_memory){.size = sizeof(wb_exchange_memory),
                                 .context = c,
                                 .host_access = true,
@@ -83,20 +85,20 @@ static wb_exchange_memory core_memory(core *c) {
                                 .add = core_add};
 }
 
-static const wb_placement *core_placement(void *context) {
+static inline const wb_placement *core_placement(void *context) {
     return ((core *)context)->placement;
 }
 
-static uint32_t core_first_slot(const core *c) {
+static inline uint32_t core_first_slot(const core *c) {
     return wb_placement_first_slot(c->placement, (uint32_t)wb_comm_rank(c->comm));
 }
 
-static uint32_t core_n_slots(const core *c) {
+static inline uint32_t core_n_slots(const core *c) {
     return wb_placement_first_slot(c->placement, (uint32_t)wb_comm_rank(c->comm) + 1) - core_first_slot(c);
 }
 
-static wb_status core_slot(void *context, uint32_t layer, wb_physical_id slot, size_t max,
-                           wb_expert_part *parts_out, size_t *n_out) {
+static inline wb_status core_slot(void *context, uint32_t layer, wb_physical_id slot, size_t max,
+                                  wb_expert_part *parts_out, size_t *n_out) {
     core *c = context;
     const uint32_t at = slot.slot - core_first_slot(c);
     if (c->refuse_slots) return WB_DEVICE;
@@ -107,11 +109,13 @@ static wb_status core_slot(void *context, uint32_t layer, wb_physical_id slot, s
     return WB_OK;
 }
 
-static wb_status core_shadow(void *context, size_t bytes, void **shadow_out) {
+static inline wb_status core_shadow(void *context, size_t bytes, void **shadow_out) {
     core *c = context;
     if (bytes > c->shadow_bytes) {
+        void *more = malloc(bytes);
+        if (!more) return wb_fail(WB_OUT_OF_MEMORY, "shadow slots: no memory for %zu bytes", bytes);
         free(c->shadow);
-        c->shadow = malloc(bytes);
+        c->shadow = more;
         c->shadow_bytes = bytes;
     }
     *shadow_out = c->shadow;
@@ -120,12 +124,12 @@ static wb_status core_shadow(void *context, size_t bytes, void **shadow_out) {
 
 /* ---- what slots hold ---------------------------------------------------------------------------- */
 
-static unsigned char core_byte(const core *c, int kind, uint32_t layer, int32_t expert, size_t i) {
+static inline unsigned char core_byte(const core *c, int kind, uint32_t layer, int32_t expert, size_t i) {
     const uint64_t name = c->version << 40 | (uint64_t)kind << 32 | (uint64_t)layer << 16 | (uint32_t)expert;
     return (unsigned char)(wb_mix64(name) >> i % 57 ^ i * 31);
 }
 
-static void core_fill_kind(core *c, int kind) {
+static inline void core_fill_kind(core *c, int kind) {
     for (uint32_t l = 0; l < CORE_LAYERS; l++) {
         const wb_layer_map map = wb_placement_layer(c->placement, l);
         for (uint32_t s = 0; s < core_n_slots(c); s++) {
@@ -137,7 +141,7 @@ static void core_fill_kind(core *c, int kind) {
 }
 
 /* The registry gains a tensor. */
-static void core_add_kind(core *c, size_t bytes) {
+static inline void core_add_kind(core *c, size_t bytes) {
     core_kind *kind = &c->kinds[c->n_kinds];
     kind->bytes = bytes;
     for (uint32_t l = 0; l < CORE_LAYERS; l++) kind->slots[l] = calloc(core_n_slots(c) + 1, bytes + 1);
@@ -145,7 +149,7 @@ static void core_add_kind(core *c, size_t bytes) {
 }
 
 /* Weights are replaced, in other memory. */
-static void core_replace(core *c) {
+static inline void core_replace(core *c) {
     c->version++;
     for (int k = 0; k < c->n_kinds; k++) {
         for (uint32_t l = 0; l < CORE_LAYERS; l++) {
@@ -157,7 +161,7 @@ static void core_replace(core *c) {
 }
 
 /* Every slot that the map in force names holds its expert. */
-static void core_check_slots(core *c) {
+static inline void core_check_slots(core *c) {
     for (int k = 0; k < c->n_kinds; k++)
         for (uint32_t l = 0; l < CORE_LAYERS; l++) {
             const wb_layer_map map = wb_placement_layer(c->placement, l);
@@ -173,7 +177,7 @@ static void core_check_slots(core *c) {
         }
 }
 
-static wb_status core_take(void *context, const wb_placement *placement) {
+static inline wb_status core_take(void *context, const wb_placement *placement) {
     core *c = context;
     WB_TRY(wb_placement_check_equal(placement, c->comm));
     for (uint32_t l = 0; l < CORE_LAYERS; l++) {
@@ -187,15 +191,17 @@ static wb_status core_take(void *context, const wb_placement *placement) {
 
 /* ---- life -------------------------------------------------------------------------------------- */
 
-static wb_placement *core_topology(int R, uint32_t n_slots) {
-    const wb_topology topology = {
-        .n_ranks = (uint32_t)R, .n_nodes = R % 2 == 0 ? (uint32_t)R / 2 : 1, .n_slots = n_slots};
+static inline wb_placement *core_topology(int R, uint32_t n_slots, const uint8_t *dead) {
+    const wb_topology topology = {.n_ranks = (uint32_t)R,
+                                  .n_nodes = R % 2 == 0 ? (uint32_t)R / 2 : 1,
+                                  .n_slots = n_slots,
+                                  .dead = dead};
     wb_placement *placement = NULL;
     if (wb_placement_open(&topology, CORE_LAYERS, CORE_EXPERTS, &placement) != WB_OK) abort();
     return placement;
 }
 
-static wb_expert_store core_store(core *c) {
+static inline wb_expert_store core_store(core *c) {
     return (wb_expert_store){.size = sizeof(wb_expert_store),
                              .context = c,
                              .exchange = c->exchange,
@@ -206,9 +212,10 @@ static wb_expert_store core_store(core *c) {
                              .take = core_take};
 }
 
-static void core_open(core *c, const wb_rebalance_options *options) {
+static inline void core_open(core *c, const wb_rebalance_options *options) {
     const wb_exchange_memory memory = core_memory(c);
-    c->placement = core_topology(wb_comm_size(c->comm), CORE_EXPERTS + 4 * (uint32_t)wb_comm_size(c->comm));
+    c->placement =
+        core_topology(wb_comm_size(c->comm), CORE_EXPERTS + 4 * (uint32_t)wb_comm_size(c->comm), c->dead);
     CORE_OK(c, wb_exchange_open(c->comm, &memory, &c->exchange));
     core_add_kind(c, 300);
     core_add_kind(c, 7);
@@ -216,7 +223,7 @@ static void core_open(core *c, const wb_rebalance_options *options) {
     CORE_OK(c, wb_rebalance_open(&store, options, &c->manager));
 }
 
-static void core_close(core *c) {
+static inline void core_close(core *c) {
     wb_rebalance_close(c->manager);
     wb_exchange_close(c->exchange);
     wb_placement_close(c->placement);
@@ -228,7 +235,7 @@ static void core_close(core *c) {
 /* ---- passes ------------------------------------------------------------------------------------- */
 
 /* T tokens of one layer, of which expert e gets a part that grows with `weights`[e]. */
-static void core_record(core *c, uint32_t layer, uint32_t T, const double *weights, uint64_t *state) {
+static inline void core_record(core *c, uint32_t layer, uint32_t T, const double *weights, uint64_t *state) {
     uint8_t ids[512 * CORE_K];
     double sum = 0;
     for (int e = 0; e < CORE_EXPERTS; e++) sum += weights[e];
@@ -243,7 +250,7 @@ static void core_record(core *c, uint32_t layer, uint32_t T, const double *weigh
 }
 
 /* Each layer another permutation of the same skew. */
-static void core_skewed_pass(core *c, double skew, uint64_t *state) {
+static inline void core_skewed_pass(core *c, double skew, uint64_t *state) {
     for (uint32_t l = 0; l < CORE_LAYERS; l++) {
         double weights[CORE_EXPERTS];
         for (uint32_t e = 0; e < CORE_EXPERTS; e++)
@@ -252,18 +259,20 @@ static void core_skewed_pass(core *c, double skew, uint64_t *state) {
     }
 }
 
-/* One boundary; what it moved is one group's at most. */
-static wb_status core_boundary(core *c) {
+/* One boundary; what it moved is one round's at most: each rank receives for one group. */
+static inline wb_status core_boundary(core *c) {
     const wb_status status = wb_rebalance_boundary(c->manager);
     const wb_rebalance_stats stats = wb_rebalance_get_stats(c->manager);
     const uint64_t moved = stats.moves - c->latest_moves;
     if (stats.stage == WB_REBALANCE_SOLVING) usleep(200); /* as a pass would take its time */
     if (moved > c->most_moves) c->most_moves = moved;
+    CORE_CHECK(c, stats.groups - c->latest_groups <= CORE_LAYERS);
     c->latest_moves = stats.moves;
+    c->latest_groups = stats.groups;
     return status;
 }
 
-static wb_rebalance_options core_options(void) {
+static inline wb_rebalance_options core_options(void) {
     wb_rebalance_options o = wb_rebalance_options_default();
     o.every = 4;
     o.horizon_passes = 1e18;
@@ -273,7 +282,7 @@ static wb_rebalance_options core_options(void) {
 }
 
 /* Passes until a rebalance has ended, all layers with the same load. */
-static void core_rebalance(core *c, uint64_t *state) {
+static inline void core_rebalance(core *c, uint64_t *state) {
     const uint64_t before = wb_rebalance_get_stats(c->manager).rebalances;
     for (int i = 0; i < 2000 && wb_rebalance_get_stats(c->manager).rebalances == before; i++) {
         core_skewed_pass(c, 20, state);
@@ -283,9 +292,20 @@ static void core_rebalance(core *c, uint64_t *state) {
     core_check_slots(c);
 }
 
-/* The whole of it: a rebalance, weights replaced, a tensor gained, and another load. */
-static int rebalance_core_run(wb_comm *comm, uint64_t seed) {
+/* Tokens of a dead rank are counted like any other's, and no expert goes there. */
+static inline void core_check_dead(core *c) {
+    if (!c->dead[wb_comm_rank(c->comm)]) return;
+    CORE_CHECK(c, wb_rebalance_get_stats(c->manager).bytes == 0);
+    for (uint32_t l = 0; l < CORE_LAYERS; l++)
+        for (uint32_t s = 0; s < core_n_slots(c); s++)
+            CORE_CHECK(c, wb_placement_layer(c->placement, l).expert_of_slot[core_first_slot(c) + s] ==
+                              WB_NO_EXPERT);
+}
+
+/* The whole of it: a rebalance, weights replaced, a tensor gained, and another load; rank `dead` is so. */
+static inline int core_life(wb_comm *comm, uint64_t seed, int dead) {
     core state = {.comm = comm, .seed = seed}, *c = &state;
+    if (dead >= 0) c->dead[dead] = 1;
     uint64_t random = seed * 64 + (uint64_t)wb_comm_rank(comm);
     const wb_rebalance_options options = core_options();
     core_open(c, &options);
@@ -305,9 +325,17 @@ static int rebalance_core_run(wb_comm *comm, uint64_t seed) {
         }
         CORE_CHECK(c, c->most_moves <= (uint64_t)wb_comm_size(comm));
         CORE_CHECK(c, wb_rebalance_get_stats(c->manager).failures == 0);
+        core_check_dead(c);
     }
     core_close(c);
     return c->failures;
+}
+
+/* Two live ranks at least, or there is nothing to balance. */
+static inline int rebalance_core_run(wb_comm *comm, uint64_t seed) {
+    const int R = wb_comm_size(comm);
+    const int failures = core_life(comm, seed, -1);
+    return R < 3 ? failures : failures + core_life(comm, seed + 1, (int)(seed % (uint64_t)R));
 }
 
 #endif

@@ -377,7 +377,6 @@ static void test_refusals(void **unused) {
     double tokens[8] = {77};
     assert_ok(wb_placement_open(&t, 3, 2, &p));
     assert_fails(wb_dispatch_open(p, WB_DISPATCH_STATIC, 2, &none), WB_INVALID_ARGUMENT, "rank");
-    assert_fails(wb_dispatch_open(p, WB_DISPATCH_STATIC, 1, &none), WB_INVALID_ARGUMENT, "rank 1 is dead");
     assert_fails(wb_dispatch_open(p, (wb_dispatch_policy)4, 0, &none), WB_INVALID_ARGUMENT, "policy");
     assert_null(none);
     assert_ok(wb_dispatch_open(p, WB_DISPATCH_DYNAMIC, 0, &d));

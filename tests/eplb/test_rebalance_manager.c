@@ -81,22 +81,36 @@ static void test_rule_24_chunks_end_alike(void **state) {
     on_ranks(4, compare_chunks);
 }
 
+static void expect_refused(wb_rebalance_options options, const char *words) {
+    core c = {0};
+    assert_int_equal(wb_comm_open_self(&c.comm), WB_OK);
+    const wb_exchange_memory memory = core_memory(&c);
+    assert_int_equal(wb_exchange_open(c.comm, &memory, &c.exchange), WB_OK);
+    c.placement = core_topology(1, CORE_EXPERTS, NULL);
+    const wb_expert_store store = core_store(&c);
+    assert_int_equal(wb_rebalance_open(&store, &options, &c.manager), WB_INVALID_ARGUMENT);
+    assert_non_null(strstr(wb_error_message(), words));
+    assert_null(c.manager);
+    core_close(&c);
+    wb_comm_close(c.comm);
+}
+
 static void test_rule_24_no_layers_a_chunk_is_an_error(void **state) {
     (void)state;
     for (int64_t n = -1; n <= 0; n++) {
-        core c = {0};
-        assert_int_equal(wb_comm_open_self(&c.comm), WB_OK);
-        const wb_exchange_memory memory = core_memory(&c);
-        assert_int_equal(wb_exchange_open(c.comm, &memory, &c.exchange), WB_OK);
-        c.placement = core_topology(1, CORE_EXPERTS);
-        const wb_expert_store store = core_store(&c);
         wb_rebalance_options options = core_options();
         options.layers_per_chunk = n;
-        assert_int_equal(wb_rebalance_open(&store, &options, &c.manager), WB_INVALID_ARGUMENT);
-        assert_non_null(strstr(wb_error_message(), "layers_per_chunk: expected 1 or more"));
-        assert_null(c.manager);
-        core_close(&c);
-        wb_comm_close(c.comm);
+        expect_refused(options, "layers_per_chunk: expected 1 or more");
+    }
+}
+
+/* Found at open, and not by each move. */
+static void test_shadow_slots_out_of_range_are_refused(void **state) {
+    (void)state;
+    for (uint32_t n = 0; n <= 3; n += 3) {
+        wb_rebalance_options options = core_options();
+        options.move.n_shadow = n;
+        expect_refused(options, "n_shadow: expected 1..2");
     }
 }
 
@@ -320,6 +334,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_rule_22_maps_and_weights_change_together),
         cmocka_unit_test(test_rule_24_chunks_end_alike),
         cmocka_unit_test(test_rule_24_no_layers_a_chunk_is_an_error),
+        cmocka_unit_test(test_shadow_slots_out_of_range_are_refused),
         cmocka_unit_test(test_rule_33_noise_and_no_information_move_nothing),
         cmocka_unit_test(test_canary_finds_a_damaged_expert),
         cmocka_unit_test(test_a_store_that_fails_leaves_the_map),

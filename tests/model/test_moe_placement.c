@@ -1,7 +1,7 @@
 /* test_moe_placement.c - forward, capture and gradients under random placements: uneven slots, ranks without
- * any, up to four replicas, empty slots, another map in each layer, 1 to 4 ranks, replicas chosen by rank and
- * by token. Routes, log-probabilities and logits are the bits of one rank; gradients differ in the order of
- * sums alone. Argument 1 sets the seed. */
+ * any, dead ranks, up to four replicas, empty slots, another map in each layer, 1 to 4 ranks, replicas chosen
+ * by rank and by token. Routes, log-probabilities and logits are the bits of one rank; gradients differ in
+ * the order of sums alone. Argument 1 sets the seed. */
 #include "model_ranks.h"
 #include "placement_fixture.h"
 

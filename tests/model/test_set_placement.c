@@ -2,6 +2,7 @@
  * written where they then belong, gradients lie by slot; a placement that does not fit, or that ranks do not
  * agree on, is refused by name and changes nothing. Argument 1 sets the seed. */
 #include "placed_model.h"
+#include "support/alloc_fail.h"
 
 enum { ROUNDS = 8 };
 
@@ -20,15 +21,18 @@ static void change_and_bring(rank *r) {
     const wb_config config = variant_config((variant)random_below(&r->state, N_VARIANTS));
     const int32_t L = __builtin_popcountll(config.moe_layer_mask[0]), E = config.router.n_experts;
     wb_placement *placement = placement_random(L, E, r->of, &r->state, true);
-    const wb_model_options options = options_of(r, placement), alone = whole_options(r);
+    wb_model_options options = options_of(r, placement), alone = whole_options(r);
     wb_model *model, *whole;
+    options.dispatch = random_below(&r->state, 2) == 0 ? WB_DISPATCH_STATIC : WB_DISPATCH_DYNAMIC;
     MUST(wb_model_create(&config, 7, 0.25F, &options, &model));
     MUST(wb_model_create(&config, 7, 0.25F, &alone, &whole));
     wb_placement_close(placement);
     const wb_placement *own = wb_model_placement(model);
     for (uint64_t epoch = 2; epoch < 5; epoch++) {
         wb_placement *next = placement_next(model, &r->state, true);
+        const long allocated = alloc_count_here();
         MUST(wb_model_set_placement(model, next));
+        EXPECT(alloc_count_here() == allocated); /* there is no way back: no memory may be wanting */
         EXPECT(wb_model_placement(model) == own);
         EXPECT(wb_placement_hash(own) == wb_placement_hash(next));
         EXPECT(wb_placement_layer(own, (uint32_t)L - 1).epoch == epoch);
@@ -60,7 +64,7 @@ static void change_one_layer(rank *r) {
     MUST(wb_placement_clone(before, &next));
     const uint32_t S = wb_placement_topology(next)->n_slots;
     int32_t *experts = take(S, sizeof(int32_t));
-    deal_experts(&r->state, (int32_t)S, config.router.n_experts, true, experts);
+    deal_experts(&r->state, next, true, experts);
     MUST(wb_placement_set_layer(next, 1, experts, NULL, 5));
     MUST(wb_model_set_placement(model, next));
     for (uint32_t l = 0; l < 3; l++) {
@@ -166,11 +170,11 @@ static void open_other_shapes(rank *r) {
     const char *layers = "placement: MoE layers: expected 3, as in the model, found 2";
     const char *experts = "placement: experts: expected 13, as in the model, found 12";
     const char *ranks = "placement: ranks: expected 2, as in the model, found 3";
-    const char *live = "placement: rank 1: expected a live rank, found a dead one";
+    const char *live = "placement: rank 1: expected live, as in the model, found it dead";
     expect_refused(r, &config, 26, placement_of(2, 13, 2, 26, NULL), layers, layers);
     expect_refused(r, &config, 26, placement_of(3, 12, 2, 26, NULL), experts, experts);
     expect_refused(r, &config, 26, placement_of(3, 13, 3, 26, NULL), ranks, ranks);
-    expect_refused(r, &config, 26, placement_of(3, 13, 2, 26, dead), live, live);
+    expect_refused(r, &config, 26, placement_of(3, 13, 2, 26, dead), NULL, live);
     expect_refused(r, &config, 26, placement_of(3, 13, 2, 27, NULL), NULL, "27 slots");
     wb_model *model;
     wb_model_options options = options_of(r, NULL);

@@ -1,5 +1,6 @@
 /* mpi_moving.c - an engine under mpirun whose experts move while it generates: every answer is that of the
- * request alone on one rank. All ranks exit with the same verdict: a difference aborts. */
+ * request alone on one rank; then once more with a rank that is dead. All ranks exit with the same
+ * verdict: a difference aborts. */
 #include "rebalance_fixture.h"
 #include "wb_comm_mpi.h"
 
@@ -22,10 +23,13 @@ int main(int argc, char **argv) {
     mover m = {.seed = seed, .options = eager_options(), .play = play};
     must(wb_comm_open_mpi(MPI_COMM_WORLD, &m.comm), "comm");
     run_mover(&m);
-    const bool one = wb_comm_size(m.comm) == 1;
+    const uint64_t moves = m.stats.moves;
+    const int n = wb_comm_size(m.comm);
+    m.dead[seed % (uint64_t)n] = n > 1;
+    run_mover(&m);
     wb_comm_close(m.comm);
     /* Of several ranks something must have moved. */
-    if (!one && m.stats.moves == 0) fprintf(stderr, "rank %d: no expert moved\n", rank);
+    if (n > 1 && moves == 0) fprintf(stderr, "rank %d: no expert moved\n", rank);
     MPI_Finalize();
-    return one || m.stats.moves > 0 ? 0 : 1;
+    return n == 1 || moves > 0 ? 0 : 1;
 }

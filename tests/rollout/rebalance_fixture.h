@@ -17,6 +17,7 @@ static inline wb_config moving_config(void) {
 typedef struct mover {
     wb_comm *comm;
     uint64_t seed;
+    uint8_t dead[MAX_RANKS]; /* nonzero: the rank has no expert, and requests of its own like any other */
     wb_rebalance_options options;
     void (*play)(struct mover *);
     void *context;
@@ -32,16 +33,23 @@ static inline int rank_of(const mover *m) {
     return wb_comm_rank(m->comm);
 }
 
-/* Uneven numbers of slots, which all ranks make of one seed: E to 2 E of them, one a rank at least. */
-static inline wb_placement *uneven_placement(dice *d, int R, uint32_t n_layers) {
+/* Uneven numbers of slots, which all ranks make of one seed: one a rank at least, and E that live. */
+static inline wb_placement *uneven_placement(dice *d, int R, uint32_t n_layers, const uint8_t *dead) {
     uint32_t slots_of_rank[MAX_RANKS];
-    uint32_t S = 0;
-    for (int r = 0; r < R; r++) S += slots_of_rank[r] = pick(d, 1, 2 * N_EXPERTS / (uint32_t)R);
-    while (S < N_EXPERTS) slots_of_rank[pick(d, 0, (uint32_t)R - 1)]++, S++;
+    uint32_t S = 0, live = 0;
+    for (int r = 0; r < R; r++) {
+        S += slots_of_rank[r] = pick(d, 1, 2 * N_EXPERTS / (uint32_t)R);
+        live += dead[r] ? 0 : slots_of_rank[r];
+    }
+    while (live < N_EXPERTS) {
+        const uint32_t r = pick(d, 0, (uint32_t)R - 1);
+        if (!dead[r]) slots_of_rank[r]++, S++, live++;
+    }
     const wb_topology topology = {.n_ranks = (uint32_t)R,
                                   .n_nodes = R % 2 == 0 ? (uint32_t)R / 2 : 1,
                                   .n_slots = S,
-                                  .slots_of_rank = slots_of_rank};
+                                  .slots_of_rank = slots_of_rank,
+                                  .dead = dead};
     wb_placement *placement;
     must(wb_placement_open(&topology, n_layers, N_EXPERTS, &placement), "placement");
     return placement;
@@ -71,7 +79,7 @@ static void *run_mover(void *arg) {
     mover *m = arg;
     dice d = {m->seed};
     must(wb_device_open_cpu(1, &m->device), "device");
-    wb_placement *placement = uneven_placement(&d, wb_comm_size(m->comm), N_LAYERS);
+    wb_placement *placement = uneven_placement(&d, wb_comm_size(m->comm), N_LAYERS, m->dead);
     m->model = moving_model(m, 5, placement);
     const wb_expert_store store = wb_model_expert_store(m->model);
     must(wb_rebalance_open(&store, &m->options, &m->manager), "manager");

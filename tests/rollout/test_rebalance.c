@@ -1,6 +1,6 @@
 /* test_rebalance.c - experts move while an engine generates: no token, log-probability, mask or route depends
- * on it, at 1 to 4 ranks, with redundant experts and uneven slots; nor when all weights are replaced between
- * the load and the moves. Argument 1 sets the seed. */
+ * on it, at 1 to 4 ranks, with redundant experts, uneven slots and dead ranks that feed requests of their
+ * own; nor when all weights are replaced between the load and the moves. Argument 1 sets the seed. */
 #include "rebalance_fixture.h"
 
 #include <setjmp.h>
@@ -66,6 +66,84 @@ static void test_rule_23_weights_replaced_before_a_move(void **state) {
     assert_true(run_on_ranks(base_seed + 10, eager_options(), play_new_weights) > 0);
 }
 
+/* ---- how long a step waits ------------------------------------------------------------------------ */
+
+/* Bytes of the largest slot. */
+static size_t slot_bytes(wb_model *model) {
+    const wb_expert_store store = wb_model_expert_store(model);
+    size_t largest = 0;
+    for (uint32_t l = 0; l < N_LAYERS; l++) {
+        wb_expert_part parts[8];
+        size_t n, bytes = 0;
+        must(store.slot(store.context, l, (wb_physical_id){0}, 8, parts, &n), "slot");
+        for (size_t i = 0; i < n; i++) bytes += parts[i].bytes;
+        if (bytes > largest) largest = bytes;
+    }
+    return largest;
+}
+
+/* A step makes one group of moves at most, by which this rank receives n_shadow experts. */
+static void play_step_by_step(mover *m) {
+    dice d = {m->seed + (uint64_t)rank_of(m)};
+    const size_t most = m->options.move.n_shadow * slot_bytes(m->model);
+    ask asks[20];
+    for (uint32_t i = 0; i < 20; i++) {
+        asks[i] = ask_random(&d, i, (uint32_t)moving_config().vocab_size, 20, 24);
+        must(wb_engine_submit(m->engine, ask_request(&asks[i])), "submit");
+    }
+    for (bool busy = true; busy;) {
+        const wb_rebalance_stats before = wb_rebalance_get_stats(m->manager);
+        must(wb_engine_step(m->engine, &busy), "step");
+        const wb_rebalance_stats after = wb_rebalance_get_stats(m->manager);
+        if (after.boundaries > before.boundaries + 1 || after.groups > before.groups + 1) abort();
+        if (after.bytes > before.bytes + most) abort();
+    }
+}
+
+static void test_a_step_waits_for_one_group_at_most(void **state) {
+    (void)state;
+    uint64_t moves = 0;
+    for (uint32_t n_shadow = 1; n_shadow <= 2; n_shadow++) {
+        wb_rebalance_options o = eager_options();
+        o.move.n_shadow = n_shadow;
+        moves += run_on_ranks(base_seed + 40 + n_shadow, o, play_step_by_step);
+    }
+    assert_true(moves > 20);
+}
+
+/* ---- dead ranks ---------------------------------------------------------------------------------- */
+
+/* The weights come from ranks of which none is dead, and the manager moves no expert to one that is. */
+static void play_dead(mover *m) {
+    const uint32_t r = (uint32_t)rank_of(m);
+    play_new_weights(m);
+    if (!m->dead[r]) return;
+    const wb_placement *placement = wb_model_placement(m->model);
+    for (uint32_t l = 0; l < N_LAYERS; l++)
+        for (uint32_t s = wb_placement_first_slot(placement, r);
+             s < wb_placement_first_slot(placement, r + 1); s++)
+            if (wb_placement_layer(placement, l).expert_of_slot[s] != WB_NO_EXPERT) abort();
+    if (wb_rebalance_get_stats(m->manager).bytes > 0) abort();
+}
+
+/* Each rank of 2, 3 and 4 in its turn, with replicas chosen by rank and by token; of more than one live rank
+ * experts must have moved. */
+static void test_rule_26_a_dead_rank_has_the_answers_of_any_other(void **state) {
+    uint64_t moves = 0;
+    (void)state;
+    for (int n = 2; n <= MAX_RANKS; n++)
+        for (int k = 0; k < n; k++) {
+            mover movers[MAX_RANKS];
+            fill_movers(movers, base_seed + 30 + (uint64_t)(n + k), eager_options(), play_dead);
+            for (int r = 0; r < n; r++) movers[r].dead[k] = 1;
+            run_movers(n, movers);
+            for (int r = 0; r < n; r++) assert_int_equal(movers[r].stats.failures, 0);
+            moves += movers[k].stats.moves;
+            assert_true(movers[k].stats.decisions > 0);
+        }
+    assert_true(moves > 0);
+}
+
 /* ---- what others keep by slot --------------------------------------------------------------------- */
 
 /* A mark of the expert in each slot of each layer. */
@@ -111,6 +189,8 @@ int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_rule_26_results_do_not_depend_on_moves),
         cmocka_unit_test(test_rule_23_weights_replaced_before_a_move),
+        cmocka_unit_test(test_a_step_waits_for_one_group_at_most),
+        cmocka_unit_test(test_rule_26_a_dead_rank_has_the_answers_of_any_other),
         cmocka_unit_test(test_rule_23_what_is_attached_to_slots_moves_with_them),
     };
     base_seed = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)time(NULL);

@@ -15,7 +15,8 @@
  *         ... status must say so, live_blocks must be 0
  *     }
  *
- * Between arm and disarm, one thread, and body frees all that it allocates.
+ * Between arm and disarm, one thread, and body frees all that it allocates. With ALLOC_FAIL_NEVER, any number
+ * of threads, of which each may be refused what it asks for by alloc_fail_this_thread_at.
  *
  *     alloc_count_start();                          // in all threads
  *     step(); ...
@@ -27,6 +28,7 @@
 #define ALLOC_FAIL_H
 
 #include <errno.h>
+#include <limits.h>
 #include <malloc.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -46,9 +48,10 @@
 #endif
 
 static struct {
-    bool armed, ever_after, failed;
-    long countdown; /* allocations that still succeed */
-    long live;      /* allocated less freed since arming */
+    atomic_bool armed;
+    bool ever_after, failed;
+    atomic_long countdown; /* allocations that still succeed */
+    atomic_long live;      /* allocated less freed since arming */
 } alloc_fail;
 
 static _Thread_local bool alloc_fail_here;
@@ -65,12 +68,21 @@ static inline void alloc_fail_this_thread_at(long n) {
     alloc_fail_countdown_here = n + 1;
 }
 
+/* How many more would have succeeded, to be armed with again; -1: it was refused. Disarms. */
+static inline long alloc_fail_this_thread_left(void) {
+    const long left = alloc_fail_countdown_here - 1;
+    alloc_fail_countdown_here = 0;
+    return left;
+}
+
 /* Whether it was refused; disarms. */
 static inline bool alloc_fail_this_thread_failed(void) {
     const bool failed = alloc_fail_countdown_here == 0;
     alloc_fail_countdown_here = 0;
     return failed;
 }
+
+#define ALLOC_FAIL_NEVER LONG_MAX
 
 /* Lets `n` allocations succeed and the next one fail, or all from there on. */
 static inline void alloc_fail_arm(long n, bool ever_after) {
