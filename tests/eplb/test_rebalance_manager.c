@@ -1,45 +1,7 @@
 /* test_rebalance_manager.c - the manager between threads: experts and maps move together, a chunk of one
- * layer and all at once end alike, noise and one rank's view move nothing, and what fails leaves the last
- * map. Argument 1 sets the seed. */
-#include "rebalance_core.h"
-
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-
-#include <cmocka.h>
-#include <pthread.h>
-#include <time.h>
-#include <unistd.h>
-
-static uint64_t base_seed;
-
-typedef struct job {
-    wb_comm *comm;
-    uint64_t seed;
-    int (*body)(wb_comm *comm, uint64_t seed);
-    int failures;
-} job;
-
-static void *run_job(void *arg) {
-    job *j = arg;
-    j->failures = j->body(j->comm, j->seed);
-    return NULL;
-}
-
-static void on_ranks(int n, int (*body)(wb_comm *comm, uint64_t seed)) {
-    wb_comm *comms[MAX_CORE_RANKS];
-    pthread_t threads[MAX_CORE_RANKS];
-    job jobs[MAX_CORE_RANKS];
-    assert_int_equal(wb_comm_open_threads(n, comms), WB_OK);
-    for (int r = 0; r < n; r++) {
-        jobs[r] = (job){comms[r], base_seed, body, 0};
-        assert_int_equal(pthread_create(&threads[r], NULL, run_job, &jobs[r]), 0);
-    }
-    for (int r = 0; r < n; r++) pthread_join(threads[r], NULL);
-    for (int r = 0; r < n; r++) wb_comm_close(comms[r]);
-    for (int r = 0; r < n; r++) assert_int_equal(jobs[r].failures, 0);
-}
+ * layer and all at once end alike, noise and one rank's view move nothing, and a rebalance takes its shadow
+ * slots alone. Argument 1 sets the seed. */
+#include "rebalance_threads.h"
 
 static void test_rule_22_maps_and_weights_change_together(void **state) {
     (void)state;
@@ -193,140 +155,35 @@ static void test_rule_33_noise_and_no_information_move_nothing(void **state) {
     on_ranks(4, judge_loads);
 }
 
-/* ---- failures that leave the last map ------------------------------------------------------------ */
+/* ---- memory --------------------------------------------------------------------------------------- */
 
-/* Damages what is copied from another rank. */
-static wb_status damaging_copy(void *context, void *to, const void *from, size_t bytes) {
-    core *c = context;
-    memcpy(to, from, bytes);
-    if (c->damage_copy > 0 && --c->damage_copy == 0 && bytes > 0) ((unsigned char *)to)[bytes / 2] ^= 1;
-    return WB_OK;
-}
-
-/* Layer 2 alone, on experts that lie together at first. */
-static void crowded_pass(core *c, uint64_t *state) {
-    double weights[CORE_EXPERTS];
-    for (int e = 0; e < CORE_EXPERTS; e++) weights[e] = e >= 8 && e < 12 ? 30 : 1;
-    core_record(c, 2, 200, weights, state);
-}
-
-static int damage_a_move(wb_comm *comm, uint64_t seed) {
-    core state = {.comm = comm, .seed = seed}, *c = &state;
-    wb_rebalance_options options = core_options();
-    options.every = 20; /* more than the window: a decision sees no load of before the last one */
-    uint64_t random = seed + (uint64_t)wb_comm_rank(comm);
-    core_open(c, &options);
-    /* Another exchange, whose copies can be damaged. */
-    wb_rebalance_close(c->manager);
-    wb_exchange_close(c->exchange);
-    wb_exchange_memory memory = core_memory(c);
-    memory.copy = damaging_copy;
-    CORE_OK(c, wb_exchange_open(comm, &memory, &c->exchange));
-    const wb_expert_store store = core_store(c);
-    CORE_OK(c, wb_rebalance_open(&store, &options, &c->manager));
-    c->damage_copy = wb_comm_rank(comm) == 1 ? 1 : 0;
-    wb_rebalance_stats stats = wb_rebalance_get_stats(c->manager);
-    for (int i = 0; i < 2000 && stats.failures == 0; i++) {
-        core_skewed_pass(c, 20, &random);
-        CORE_OK(c, core_boundary(c));
-        stats = wb_rebalance_get_stats(c->manager);
+/* Whatever is moved, the store is asked for n_shadow slots, of which each part is rounded up to 256 bytes. */
+static int measure_shadows(wb_comm *comm, uint64_t seed) {
+    int failures = 0;
+    for (uint32_t n_shadow = 1; n_shadow <= 2; n_shadow++) {
+        core state = {.comm = comm, .seed = seed}, *c = &state;
+        wb_rebalance_options options = core_options();
+        uint64_t random = seed + (uint64_t)wb_comm_rank(comm);
+        options.move.n_shadow = n_shadow;
+        core_open(c, &options);
+        core_rebalance(c, &random);
+        CORE_CHECK(c, c->shadow_bytes == n_shadow * (512 + 256));
+        core_add_kind(c, 1000);
+        for (int i = 0; i < 40; i++) {
+            crowded_pass(c, &random);
+            CORE_OK(c, core_boundary(c));
+        }
+        CORE_CHECK(c, c->shadow_bytes <= n_shadow * (512 + 256 + 1024));
+        core_close(c);
+        failures += c->failures;
     }
-    CORE_CHECK(c, stats.failures == 1 && stats.verdict == WB_REBALANCE_FAILED);
-    CORE_CHECK(c, strstr(stats.failure, wb_comm_rank(comm) == 1 ? "expected checksum" : "rank 1"));
-    core_check_slots(c);
-    /* And goes on, with another layer: the map that was given up stays so. */
-    const uint64_t groups = wb_rebalance_get_stats(c->manager).groups;
-    for (int i = 0; i < 2000 && wb_rebalance_get_stats(c->manager).groups == groups; i++) {
-        crowded_pass(c, &random);
-        CORE_OK(c, core_boundary(c));
-    }
-    CORE_CHECK(c, wb_rebalance_get_stats(c->manager).groups > groups);
-    CORE_CHECK(c, wb_rebalance_get_stats(c->manager).failures == 1);
-    core_check_slots(c);
-    core_close(c);
-    return c->failures;
+    return failures;
 }
 
-static void test_canary_finds_a_damaged_expert(void **state) {
+static void test_a_rebalance_takes_its_shadow_slots_and_no_more(void **state) {
     (void)state;
-    on_ranks(2, damage_a_move);
-    on_ranks(3, damage_a_move);
-}
-
-static int refuse_a_slot(wb_comm *comm, uint64_t seed) {
-    core state = {.comm = comm, .seed = seed}, *c = &state;
-    const wb_rebalance_options options = core_options();
-    uint64_t random = seed + (uint64_t)wb_comm_rank(comm);
-    core_open(c, &options);
-    c->refuse_slots = wb_comm_rank(comm) == 0;
-    wb_rebalance_stats stats = wb_rebalance_get_stats(c->manager);
-    for (int i = 0; i < 2000 && stats.failures == 0; i++) {
-        core_skewed_pass(c, 20, &random);
-        CORE_OK(c, core_boundary(c));
-        stats = wb_rebalance_get_stats(c->manager);
-    }
-    CORE_CHECK(c, stats.failures == 1 && stats.groups == 0);
-    c->refuse_slots = false;
-    core_rebalance(c, &random);
-    core_close(c);
-    return c->failures;
-}
-
-static void test_a_store_that_fails_leaves_the_map(void **state) {
-    (void)state;
-    on_ranks(3, refuse_a_slot);
-}
-
-/* A rank whose solver finds another placement than the others'. */
-static int disagree(wb_comm *comm, uint64_t seed) {
-    core state = {.comm = comm, .seed = seed}, *c = &state;
-    wb_rebalance_options options = core_options();
-    uint64_t random = seed + (uint64_t)wb_comm_rank(comm);
-    if (wb_comm_rank(comm) == 1) options.solver.algorithm = WB_EPLB_DEEPSEEK;
-    core_open(c, &options);
-    wb_rebalance_stats stats = wb_rebalance_get_stats(c->manager);
-    for (int i = 0; i < 2000 && stats.failures == 0; i++) {
-        core_skewed_pass(c, 20, &random);
-        CORE_OK(c, core_boundary(c));
-        stats = wb_rebalance_get_stats(c->manager);
-        if (stats.groups > 0) break;
-    }
-    CORE_CHECK(c, stats.failures == 1 && stats.groups == 0);
-    CORE_CHECK(c, strstr(stats.failure, "rank 1"));
-    core_close(c);
-    return c->failures;
-}
-
-static void test_a_map_that_differs_is_found_by_its_rank(void **state) {
-    (void)state;
-    on_ranks(2, disagree);
-    on_ranks(4, disagree);
-}
-
-/* ---- a solver that takes its time ----------------------------------------------------------------- */
-
-static int wait_for_a_slow_solver(wb_comm *comm, uint64_t seed) {
-    core state = {.comm = comm, .seed = seed}, *c = &state;
-    wb_rebalance_options options = core_options();
-    uint64_t random = seed + (uint64_t)wb_comm_rank(comm);
-    options.patience = 1;
-    options.solver.algorithm = WB_EPLB_MICROBATCH;
-    options.solver.trials = 5000000;
-    core_open(c, &options);
-    for (int i = 0; i < 12; i++) {
-        core_skewed_pass(c, 20, &random);
-        CORE_OK(c, core_boundary(c));
-    }
-    const wb_rebalance_stats stats = wb_rebalance_get_stats(c->manager);
-    CORE_CHECK(c, stats.failures >= 1 && stats.groups == 0 && stats.verdict == WB_REBALANCE_LATE);
-    CORE_CHECK(c, strstr(stats.failure, "has not ended after 1 passes"));
-    core_close(c);
-    return c->failures;
-}
-
-static void test_a_solver_that_is_late_is_given_up(void **state) {
-    (void)state;
-    on_ranks(2, wait_for_a_slow_solver);
+    on_ranks(2, measure_shadows);
+    on_ranks(4, measure_shadows);
 }
 
 int main(int argc, char **argv) {
@@ -336,13 +193,8 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_rule_24_no_layers_a_chunk_is_an_error),
         cmocka_unit_test(test_shadow_slots_out_of_range_are_refused),
         cmocka_unit_test(test_rule_33_noise_and_no_information_move_nothing),
-        cmocka_unit_test(test_canary_finds_a_damaged_expert),
-        cmocka_unit_test(test_a_store_that_fails_leaves_the_map),
-        cmocka_unit_test(test_a_map_that_differs_is_found_by_its_rank),
-        cmocka_unit_test(test_a_solver_that_is_late_is_given_up),
+        cmocka_unit_test(test_a_rebalance_takes_its_shadow_slots_and_no_more),
     };
-    base_seed = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)time(NULL);
-    printf("seed %" PRIu64 "\n", base_seed);
-    alarm(300);
+    rebalance_begin(argc, argv);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -74,17 +74,33 @@ rules=$(perl -0777 -ne '
         print join(" ", $rule, $state, @named), "\n";
     }' docs/rules.md)
 n_tests=0
-while read -r rule state named; do
-    [ "$state" != silent ] || fault "docs/rules.md: rule $rule names no test and does not say what is missing"
-    for test in $named; do
+check_named() { # WHOSE TEST... : each is "program:function" or a test
+    local whose=$1 test program function
+    shift
+    for test in "$@"; do
         n_tests=$((n_tests + 1))
         program=${test%%:*} function=${test#*:}
-        is_test "$program" || fault "docs/rules.md: rule $rule: $program is not a test"
+        is_test "$program" || fault "docs/rules.md: $whose: $program is not a test"
         [ "$function" = "$test" ] && continue
         grep -qE "^static void $function\(void \*\*" tests/*/"$program".c 2>/dev/null ||
-            fault "docs/rules.md: rule $rule: $program has no function $function"
+            fault "docs/rules.md: $whose: $program has no function $function"
     done
+}
+while read -r rule state named; do
+    [ "$state" != silent ] || fault "docs/rules.md: rule $rule names no test and does not say what is missing"
+    # shellcheck disable=SC2086 # one word a test
+    check_named "rule $rule" $named
 done <<<"$rules"
+
+# The families of bugs of load balancing: each has tests, which are there.
+families=$(perl -ne 'next unless /^\| (\d)\. .*\| ([^|]*) \|$/; my ($family, $tests) = ($1, $2);
+    my @named = $tests =~ /`([^`]+)`/g; s/:\s+/:/ for @named; print join(" ", $family, @named), "\n"' docs/rules.md)
+[ "$(cut -d" " -f1 <<<"$families" | tr -d "\n")" = 1234567 ] || fault "docs/rules.md: expected the families 1. to 7. in their order"
+while read -r family named; do
+    [ -n "$named" ] || fault "docs/rules.md: family $family names no test"
+    # shellcheck disable=SC2086
+    check_named "family $family" $named
+done <<<"$families"
 [ $n_tests -ge $n_rules ] || fault "docs/rules.md: expected $n_rules tests and more, found $n_tests"
 
 # The table at the page's top says the same. Its rows: | ... | rules that hold | in part | not yet |
