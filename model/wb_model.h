@@ -125,6 +125,10 @@ static inline wb_model_options wb_model_options_default(void) {
  * and wb_train_measure add what these take. Not collective. */
 WB_API wb_status wb_model_measure(const wb_config *config, const wb_model_options *options, int32_t n_ranks,
                                   int32_t rank, wb_memory *memory_out);
+/* Bytes of a slot of a MoE layer in such a model, which are all weights of an expert; of the layer where they
+ * are most. 0 without MoE layers. */
+WB_API wb_status wb_model_measure_slot(const wb_config *config, const wb_model_options *options,
+                                       size_t *bytes_out);
 
 /* Loads a checkpoint directory; every rank reads its own part. f32, bf16 and f16 files; expert tensors one
  * by one or fused. NOT_FOUND (a file or tensor is missing), MISMATCH (a tensor is surplus or has another

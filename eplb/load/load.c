@@ -41,9 +41,10 @@ static wb_status check_region(uint32_t i, const wb_load_region *regions) {
     return WB_OK;
 }
 
-/* Regions are sound and all that open reserves is within the limit, so that no product overflows
+/* Regions are sound and all that open reserves, *bytes_out, is within the limit, so that no product overflows
  * afterwards. */
-static wb_status check_open(uint32_t n_regions, const wb_load_region *regions, const wb_load_options *o) {
+static wb_status check_open(uint32_t n_regions, const wb_load_region *regions, const wb_load_options *o,
+                            size_t *bytes_out) {
     if (n_regions == 0 || n_regions > WB_LOAD_MAX_REGIONS || !regions)
         return wb_fail(WB_INVALID_ARGUMENT, "load: expected 1..%u regions, found %" PRIu32,
                        WB_LOAD_MAX_REGIONS, regions ? n_regions : 0);
@@ -63,7 +64,15 @@ static wb_status check_open(uint32_t n_regions, const wb_load_region *regions, c
                            regions[i].name, o->window, pass, WB_LOAD_MAX_BYTES);
         left -= kept + ((size_t)o->window + 1) * pass;
     }
+    *bytes_out = WB_LOAD_MAX_BYTES - left;
     return WB_OK;
+}
+
+wb_status wb_load_measure(uint32_t n_regions, const wb_load_region *regions, const wb_load_options *options,
+                          size_t *bytes_out) {
+    wb_load_options o = wb_load_options_default();
+    WB_TRY(wb_options_read(&o, sizeof o, options, "load"));
+    return check_open(n_regions, regions, &o, bytes_out);
 }
 
 static wb_status open_table(wb_owner *memory, const wb_load_region *shape, const wb_load_options *o,
@@ -98,8 +107,9 @@ static wb_status open_tables(wb_load *load, uint32_t n_regions, const wb_load_re
 wb_status wb_load_open(uint32_t n_regions, const wb_load_region *regions, const wb_load_options *options,
                        wb_load **load_out) {
     wb_load_options o = wb_load_options_default();
+    size_t bytes;
     WB_TRY(wb_options_read(&o, sizeof o, options, "load"));
-    WB_TRY(check_open(n_regions, regions, &o));
+    WB_TRY(check_open(n_regions, regions, &o, &bytes));
     wb_load *load = NULL;
     WB_TRY(WB_NEW(load, 1, "load"));
     load->window = o.window;

@@ -64,6 +64,10 @@ static inline uint32_t wb_load_place(const wb_load *load, uint32_t age) {
     return (uint32_t)((load->open + ring - 1 - age) % ring);
 }
 
+/* Host bytes of such a handle; with the errors of wb_load_open. */
+wb_status wb_load_measure(uint32_t n_regions, const wb_load_region *regions, const wb_load_options *options,
+                          size_t *bytes_out);
+
 /* The sums of a window whose passes were put there one by one (load_file.c). */
 void wb_load_sum_window(wb_load *load);
 

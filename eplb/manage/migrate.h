@@ -1,5 +1,5 @@
-/* migrate.h - one round of moves, groups of one layer or of several, made with the weights that there are: sent
- * into shadow slots, checked, agreed, copied into the slots, and the maps flipped.
+/* migrate.h - one round of moves, groups of one layer or of several, made with the weights that there are:
+ * sent into shadow slots, checked, agreed, copied into the slots, and the maps flipped.
  *
  * Refuses: which moves there are (move/), when they are made (rebalance.c). */
 #ifndef WB_MIGRATE_H

@@ -1,5 +1,5 @@
-/* migrate_labels.h - what a sender says of each expert of a round before it sends it, and whether what arrives
- * is that. Refuses: moving experts. */
+/* migrate_labels.h - what a sender says of each expert of a round before it sends it, and whether what
+ * arrives is that. Refuses: moving experts. */
 #ifndef WB_MIGRATE_LABELS_H
 #define WB_MIGRATE_LABELS_H
 

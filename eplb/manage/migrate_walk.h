@@ -1,5 +1,5 @@
-/* migrate_walk.h - the moves of a round one by one, as the files of a migration go through them: who takes part,
- * into which shadow slot, and what an expert consists of now. Refuses: sending and comparing. */
+/* migrate_walk.h - the moves of a round one by one, as the files of a migration go through them: who takes
+ * part, into which shadow slot, and what an expert consists of now. Refuses: sending and comparing. */
 #ifndef WB_MIGRATE_WALK_H
 #define WB_MIGRATE_WALK_H
 

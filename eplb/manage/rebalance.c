@@ -1,5 +1,8 @@
 /* rebalance.c - the manager's life: open, count, and at each boundary the next thing to do. Refuses: whether
- * a move pays (rebalance_decide.c), which moves are made together (rebalance_move.c), making them (migrate.c). */
+ * a move pays (rebalance_decide.c), which moves are made together (rebalance_move.c), making them
+ * (migrate.c). */
+#include "load/load_internal.h"
+#include "manage/migrate_labels.h"
 #include "manage/rebalance_state.h"
 #include "move/move_internal.h"
 #include "solve/solver.h"
@@ -65,9 +68,13 @@ static wb_status check_solver(const wb_placement *placement, const wb_rebalance_
 
 /* ---- opening and closing ------------------------------------------------------------------------- */
 
+static wb_load_region region_of(uint32_t n_layers, uint32_t n_experts) {
+    return (wb_load_region){"target", n_layers, n_experts, 0};
+}
+
 static wb_status open_arrays(wb_rebalance *m) {
     const size_t n = (size_t)m->n_layers * m->n_experts;
-    const wb_load_region region = {"target", m->n_layers, m->n_experts, 0};
+    const wb_load_region region = region_of(m->n_layers, m->n_experts);
     WB_TRY(WB_OWN(&m->memory, m->counts, n, "rebalance"));
     WB_TRY(WB_OWN(&m->memory, m->usable, m->n_layers, "rebalance"));
     WB_TRY(WB_OWN(&m->memory, m->rank_loads, m->n_ranks, "rebalance"));
@@ -161,6 +168,19 @@ wb_status wb_rebalance_open(const wb_expert_store *store, const wb_rebalance_opt
         return status;
     }
     *manager_out = m;
+    return WB_OK;
+}
+
+wb_status wb_rebalance_measure(const wb_rebalance_options *options, uint32_t n_layers, uint32_t n_experts,
+                               size_t slot_bytes, size_t *device_bytes_out, size_t *host_bytes_out) {
+    const wb_load_region region = region_of(n_layers, n_experts);
+    wb_rebalance_options o = wb_rebalance_options_default();
+    size_t counts;
+    WB_TRY(wb_options_read(&o, sizeof o, options, "rebalance options"));
+    WB_TRY(check_options(&o));
+    WB_TRY(wb_load_measure(1, &region, &o.load, &counts));
+    *device_bytes_out = o.move.n_shadow * slot_bytes;
+    *host_bytes_out = counts + (size_t)n_layers * n_experts * sizeof(double) + WB_MIGRATE_CHUNK_BYTES;
     return WB_OK;
 }
 

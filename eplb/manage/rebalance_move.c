@@ -1,6 +1,6 @@
 /* rebalance_move.c - the plans of a decision, carried out round by round: at each boundary groups of as many
- * layers as are to be moved together, where no rank sends for two of them or receives for two. Refuses: making
- * a round (migrate.c), what becomes of one that fails (rebalance.c). */
+ * layers as may move together, where no rank sends for two of them or receives for two. Refuses: making a
+ * round (migrate.c), what becomes of one that fails (rebalance.c). */
 #include "manage/rebalance_state.h"
 #include "wb_check.h"
 
@@ -26,8 +26,8 @@ static bool join_round(wb_rebalance *m, const wb_move_plan *plan, const wb_move_
     return true;
 }
 
-/* m->round and m->moving (=) the next group of each layer that can be moved now, layers in turn; how many. The
- * first layer that is left always can. */
+/* m->round and m->moving (=) the next group of each layer that can be moved now, layers in turn; how many.
+ * The first layer that is left always can. */
 static uint32_t choose_round(wb_rebalance *m) {
     uint32_t n = 0;
     memset(m->sends, 0, m->n_ranks * sizeof *m->sends);

@@ -47,8 +47,8 @@ wb_status wb_rebalance_take_counts(wb_rebalance *manager);
 /* Whether the counts ask for another placement: MOVED if so. */
 wb_rebalance_verdict wb_rebalance_judge_counts(wb_rebalance *manager);
 
-/* The layers whose move to `found` pays, and their plans; and `chosen`: MOVED where there are any. Called with
- * the manager in the solver's thread: a plan takes longer than generation is to wait. */
+/* The layers whose move to `found` pays, and their plans; and `chosen`: MOVED where there are any. Called
+ * with the manager in the solver's thread: a plan takes longer than generation is to wait. */
 wb_status wb_rebalance_choose_layers(void *manager, const wb_placement *found);
 
 /* ---- rebalance_move.c -------------------------------------------------------------------------- */

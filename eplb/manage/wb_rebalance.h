@@ -8,10 +8,10 @@
  *
  * All ranks have a manager each, of the same options, and call wb_rebalance_boundary together, between two
  * passes. At one boundary one round of moves is made at most: a group, or groups of several layers where no
- * rank sends for two of them or receives for two. Each rank receives up to n_shadow experts into shadow slots,
- * all ranks agree, and then copy them into the slots and take over the maps. So generation waits as for one
- * group of moves and never longer, whatever the number of layers and the window of the counts, and a map and
- * the weights that it names change together, on all ranks or on none.
+ * rank sends for two of them or receives for two. Each rank receives up to n_shadow experts into shadow
+ * slots, all ranks agree, and then copy them into the slots and take over the maps. So generation waits as
+ * for one group of moves and never longer, whatever the number of layers and the window of the counts, and a
+ * map and the weights that it names change together, on all ranks or on none.
  *
  * What is moved is asked for at each move: a weight that was replaced since the solver began moves as it is
  * now. A move that fails, a checksum that does not fit or a solver that does not end leaves the last map,
@@ -110,6 +110,13 @@ WB_API wb_status wb_rebalance_open(const wb_expert_store *store, const wb_rebala
                                    wb_rebalance **manager_out);
 /* Waits for its solver. NULL is a no-op. Not collective. */
 WB_API void wb_rebalance_close(wb_rebalance *manager);
+
+/* What such a manager takes on a rank that has slots, of slot_bytes at most: of the device the shadow slots
+ * (in which tensors begin at multiples of 256 bytes: if some are none, a little more), of the host the counts
+ * and what moves go through. Plans, which come and go, are not in it. */
+WB_API wb_status wb_rebalance_measure(const wb_rebalance_options *options, uint32_t n_layers,
+                                      uint32_t n_experts, size_t slot_bytes, size_t *device_bytes_out,
+                                      size_t *host_bytes_out);
 
 /* Counts rows of one layer of the pass that goes on (wb_load_record): no padding, no draft. Not
  * collective. */

@@ -134,14 +134,39 @@ static void test_rule_24_no_layers_a_chunk_is_an_error(void **state) {
     }
 }
 
-/* Found at open, and not by each move. */
-static void test_shadow_slots_out_of_range_are_refused(void **state) {
+/* Found at open, and not by each decision. */
+static void test_options_that_nothing_works_with_are_refused(void **state) {
     (void)state;
     for (uint32_t n = 0; n <= 3; n += 3) {
         wb_rebalance_options options = core_options();
         options.move.n_shadow = n;
         expect_refused(options, "n_shadow: expected 1..2");
     }
+    wb_rebalance_options o = core_options();
+    o.move.group_moves = 0;
+    expect_refused(o, "group_moves: expected 1 or more");
+    o = core_options();
+    o.move.cost.expert_bytes = -1;
+    expect_refused(o, "cost model: expert_bytes");
+    o = core_options();
+    o.solver.algorithm = (wb_eplb_algorithm)77;
+    expect_refused(o, "algorithm: expected 0..");
+    o = core_options();
+    o.solver.algorithm = WB_EPLB_INCREMENTAL;
+    o.solver.target = 2;
+    expect_refused(o, "target: expected above 0");
+    o = core_options();
+    o.solver.algorithm = WB_EPLB_DEEPSEEK;
+    o.solver.n_groups = 5;
+    expect_refused(o, "groups");
+}
+
+static void test_a_store_of_another_size_is_refused(void **state) {
+    (void)state;
+    wb_expert_store store = {.size = sizeof store - 8};
+    wb_rebalance *manager = NULL;
+    assert_int_equal(wb_rebalance_open(&store, NULL, &manager), WB_INVALID_ARGUMENT);
+    assert_non_null(strstr(wb_error_message(), "expected a store of"));
 }
 
 /* ---- what is no reason to move -------------------------------------------------------------------- */
@@ -196,6 +221,8 @@ static int judge_loads(wb_comm *comm, uint64_t seed) {
         {lonely_pass, WB_REBALANCE_BALANCED, 1e-9, 1e18, CORE_LAYERS - 1, 0},
         {lonely_pass, WB_REBALANCE_NO_GAIN, 1, 0, CORE_LAYERS - 1, 0},
         {lonely_pass, WB_REBALANCE_MOVED, 1, 1e18, CORE_LAYERS - 1, 0},
+        /* It pays for experts of 307 bytes, as these are, and not for those of 88 MB of the default. */
+        {lonely_pass, WB_REBALANCE_MOVED, 1, 20, CORE_LAYERS - 1, 0},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         core state = {.comm = comm, .seed = seed + i}, *c = &state;
@@ -235,7 +262,11 @@ static int measure_shadows(wb_comm *comm, uint64_t seed) {
         options.move.n_shadow = n_shadow;
         core_open(c, &options);
         core_rebalance(c, &random);
+        size_t device_bytes, host_bytes;
         CORE_CHECK(c, c->shadow_bytes == n_shadow * (512 + 256));
+        CORE_OK(c, wb_rebalance_measure(&options, CORE_LAYERS, CORE_EXPERTS, 512 + 256, &device_bytes,
+                                        &host_bytes));
+        CORE_CHECK(c, device_bytes == c->shadow_bytes && host_bytes > 1 << 20 && host_bytes < 2 << 20);
         core_add_kind(c, 1000);
         for (int i = 0; i < 40; i++) {
             crowded_pass(c, &random);
@@ -259,7 +290,8 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_rule_22_maps_and_weights_change_together),
         cmocka_unit_test(test_rule_24_chunks_end_alike),
         cmocka_unit_test(test_rule_24_no_layers_a_chunk_is_an_error),
-        cmocka_unit_test(test_shadow_slots_out_of_range_are_refused),
+        cmocka_unit_test(test_options_that_nothing_works_with_are_refused),
+        cmocka_unit_test(test_a_store_of_another_size_is_refused),
         cmocka_unit_test(test_rule_33_noise_and_no_information_move_nothing),
         cmocka_unit_test(test_a_rebalance_takes_its_shadow_slots_and_no_more),
     };

@@ -1,8 +1,8 @@
 /* test_alloc_fail_ranks.c - every allocation of a workspace's open and of its first step, in training and in
  * inference, of a copy whose experts travel and of a changed placement, is made to fail in turn on one rank
- * of two: that rank says so, and the other comes back with the name of the rank and not after a timeout. A workspace takes its
- * memory at open, which ranks agree on, so that after most failures the communicator lives. A hang is a
- * failure by alarm. */
+ * of two: that rank says so, and the other comes back with the name of the rank and not after a timeout. A
+ * workspace takes its memory at open, which ranks agree on, so that after most failures the communicator
+ * lives. A hang is a failure by alarm. */
 #include "model_ranks.h"
 #include "support/alloc_fail.h"
 #include "wb_check.h"
