@@ -56,7 +56,8 @@ static void *run_child(void *unused) {
 /* In place of the system's own, which it calls. */
 int pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*run)(void *), void *arg) {
     int (*create)(pthread_t *, const pthread_attr_t *, void *(*)(void *), void *);
-    *(void **)&create = dlsym(RTLD_NEXT, "pthread_create");
+    void *const found = dlsym(RTLD_NEXT, "pthread_create");
+    memcpy(&create, &found, sizeof create); /* C has no cast from an object to a function */
     if (child_left < 0) return create(thread, attributes, run, arg);
     child.run = run, child.arg = arg, child.left = child_left;
     child_left = -1;

@@ -69,13 +69,16 @@ static void test_rule_23_weights_replaced_before_a_move(void **state) {
 /* ---- how long a step waits ------------------------------------------------------------------------ */
 
 /* Bytes of the largest slot. */
-static size_t slot_bytes(wb_model *model) {
-    const wb_expert_store store = wb_model_expert_store(model);
+static size_t slot_bytes(const mover *m) {
+    const wb_expert_store store = wb_model_expert_store(m->model);
+    const wb_physical_id first = {
+        wb_placement_first_slot(wb_model_placement(m->model), (uint32_t)rank_of(m))};
     size_t largest = 0;
     for (uint32_t l = 0; l < N_LAYERS; l++) {
         wb_expert_part parts[8];
         size_t n, bytes = 0;
-        must(store.slot(store.context, l, (wb_physical_id){0}, 8, parts, &n), "slot");
+        must(store.slot(store.context, l, first, 8, parts, &n), "slot");
+        if (n == 0 || n > 8) abort();
         for (size_t i = 0; i < n; i++) bytes += parts[i].bytes;
         if (bytes > largest) largest = bytes;
     }
@@ -85,7 +88,7 @@ static size_t slot_bytes(wb_model *model) {
 /* A step makes one group of moves at most, by which this rank receives n_shadow experts. */
 static void play_step_by_step(mover *m) {
     dice d = {m->seed + (uint64_t)rank_of(m)};
-    const size_t most = m->options.move.n_shadow * slot_bytes(m->model);
+    const size_t most = m->options.move.n_shadow * slot_bytes(m);
     ask asks[20];
     for (uint32_t i = 0; i < 20; i++) {
         asks[i] = ask_random(&d, i, (uint32_t)moving_config().vocab_size, 20, 24);
