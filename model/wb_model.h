@@ -216,10 +216,13 @@ WB_API const wb_placement *wb_model_placement(const wb_model *model);
 WB_API wb_status wb_model_set_placement(wb_model *model, const wb_placement *placement);
 
 /* Its experts as a manager reaches them (wb_rebalance_open), which flips maps by wb_model_set_placement. The
- * shadow slots are the model's, and taken at the first move. The model outlives what uses the store. */
+ * shadow slots are the model's, and taken when the manager opens. The model outlives what uses the store. */
 WB_API wb_expert_store wb_model_expert_store(wb_model *model);
-/* Memory that moves with the experts of a MoE layer, as weights do: `slots`, device, [slots of this
- * rank][slot_bytes], the caller's; the same on all ranks, in the same order. Not collective. */
+/* Memory that moves with the experts of a MoE layer, as weights do, when a manager moves them: `slots`,
+ * device, [slots of this rank][slot_bytes], the caller's; the same on all ranks, in the same order. While any
+ * is attached, wb_train_update_experts and wb_train_place_experts refuse another placement
+ * (INVALID_ARGUMENT); after wb_model_set_placement it is the caller's to bring, as weights are. Not
+ * collective. */
 WB_API wb_status wb_model_attach_slots(wb_model *model, int32_t moe_layer, void *slots, size_t slot_bytes);
 WB_API void wb_model_detach_slots(wb_model *model, const void *slots);
 

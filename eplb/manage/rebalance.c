@@ -194,6 +194,14 @@ void wb_rebalance_close(wb_rebalance *m) {
     free(m);
 }
 
+wb_status wb_rebalance_check_shape(const wb_rebalance *m, uint32_t n_layers, uint32_t n_experts) {
+    if (m->n_layers == n_layers && m->n_experts == n_experts) return WB_OK;
+    return wb_fail(WB_MISMATCH,
+                   "rebalance: a manager of %" PRIu32 " layers of %" PRIu32 " experts, expected %" PRIu32
+                   " of %" PRIu32,
+                   m->n_layers, m->n_experts, n_layers, n_experts);
+}
+
 /* ---- counting ------------------------------------------------------------------------------------ */
 
 wb_status wb_rebalance_record(wb_rebalance *m, wb_phase phase, int32_t layer, const wb_routed_rows *rows) {

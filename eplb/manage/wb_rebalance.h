@@ -108,6 +108,8 @@ typedef struct wb_rebalance wb_rebalance;
  * another placement. Collective. */
 WB_API wb_status wb_rebalance_open(const wb_expert_store *store, const wb_rebalance_options *options,
                                    wb_rebalance **manager_out);
+/* MISMATCH unless it counts L layers of E experts, so that rows of a model of that shape can be counted. */
+WB_API wb_status wb_rebalance_check_shape(const wb_rebalance *manager, uint32_t n_layers, uint32_t n_experts);
 /* Waits for its solver. NULL is a no-op. Not collective. */
 WB_API void wb_rebalance_close(wb_rebalance *manager);
 
