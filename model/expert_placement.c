@@ -1,5 +1,6 @@
 /* expert_placement.c - see expert_placement.h; and the placement of a model for its users. */
 #include "expert_placement.h"
+#include "collective.h"
 #include "model_dispatch.h"
 
 #include <inttypes.h>
@@ -109,5 +110,5 @@ wb_status wb_model_take_placement(wb_model *model, const wb_placement *placement
 
 wb_status wb_model_set_placement(wb_model *model, const wb_placement *placement) {
     WB_TRY(wb_model_check_placement(model, placement));
-    return wb_model_take_placement(model, placement);
+    return wb_collective_end(model, wb_model_take_placement(model, placement));
 }

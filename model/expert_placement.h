@@ -9,8 +9,8 @@
  * MISMATCH, naming what differs, for one of another shape. */
 wb_status wb_expert_placement_open(wb_model *model, const wb_placement *placement);
 
-/* The two halves of wb_model_set_placement: everything that it refuses, and the change. The first is
- * collective. */
+/* The two halves of wb_model_set_placement: everything that it refuses, and the change, in which only the
+ * device can fail. The first is collective. */
 wb_status wb_model_check_placement(const wb_model *model, const wb_placement *placement);
 wb_status wb_model_take_placement(wb_model *model, const wb_placement *placement);
 

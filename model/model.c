@@ -128,6 +128,23 @@ wb_status wb_model_measure(const wb_config *config, const wb_model_options *opti
     return status;
 }
 
+wb_status wb_model_measure_slot(const wb_config *config, const wb_model_options *options, size_t *bytes_out) {
+    wb_model *m = NULL;
+    const int32_t n_ranks =
+        options && options->placement ? (int32_t)wb_placement_topology(options->placement)->n_ranks : 1;
+    WB_TRY(wb_model_sketch(config, options, n_ranks, 0, &m));
+    *bytes_out = 0;
+    for (uint32_t l = 0; l < m->route_model.n_moe_layers; l++) {
+        size_t bytes = 0;
+        for (int32_t i = 0; i < m->n_params; i++)
+            if (m->params[i].moe_layer == (int32_t)l)
+                bytes += (size_t)m->params[i].slot_elements * wb_dtype_size(m->params[i].dtype);
+        if (bytes > *bytes_out) *bytes_out = bytes;
+    }
+    wb_model_close(m);
+    return WB_OK;
+}
+
 /* ---- the end --------------------------------------------------------------------------------- */
 
 void wb_model_close(wb_model *m) {

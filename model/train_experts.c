@@ -212,20 +212,33 @@ static wb_status run_update(expert_update *u, const wb_placement *next) {
     return next ? wb_collective_end(model, wb_model_take_placement(model, next)) : WB_OK;
 }
 
-static wb_status check_update(const wb_train *train, wb_update_fn *update) {
+/* Memory of others goes with a manager's moves alone: here experts are sent to wherever `next` has them, and
+ * what is attached to their slots would be left behind. */
+static wb_status check_next(const wb_train *train, const wb_placement *next) {
+    const wb_model *model = train->model;
+    WB_TRY(wb_train_check_has_grads(train));
+    if (!next || model->n_attached == 0) return WB_OK;
+    return wb_fail(
+        WB_INVALID_ARGUMENT,
+        "placement: %zu pieces of memory are attached to slots (wb_model_attach_slots), which only a "
+        "manager moves: expected none",
+        model->n_attached);
+}
+
+static wb_status check_update(const wb_train *train, const wb_placement *next, wb_update_fn *update) {
     if (!update) return wb_fail(WB_INVALID_ARGUMENT, "update of experts: expected a function, found NULL");
-    return wb_train_check_has_grads(train);
+    return check_next(train, next);
 }
 
 wb_status wb_train_update_experts(wb_train *train, const wb_placement *next, wb_update_fn *update,
                                   void *ctx) {
     expert_update u = {.train = train, .update = update, .ctx = ctx};
-    WB_TRY(wb_comm_agree(train->model->comm, check_update(train, update)));
+    WB_TRY(wb_comm_agree(train->model->comm, check_update(train, next, update)));
     return run_update(&u, next);
 }
 
 wb_status wb_train_place_experts(wb_train *train, const wb_placement *next) {
     expert_update u = {.train = train};
-    WB_TRY(wb_comm_agree(train->model->comm, wb_train_check_has_grads(train)));
+    WB_TRY(wb_comm_agree(train->model->comm, check_next(train, next)));
     return run_update(&u, next);
 }

@@ -125,6 +125,10 @@ static inline wb_model_options wb_model_options_default(void) {
  * and wb_train_measure add what these take. Not collective. */
 WB_API wb_status wb_model_measure(const wb_config *config, const wb_model_options *options, int32_t n_ranks,
                                   int32_t rank, wb_memory *memory_out);
+/* Bytes of a slot of a MoE layer in such a model, which are all weights of an expert; of the layer where they
+ * are most. 0 without MoE layers. */
+WB_API wb_status wb_model_measure_slot(const wb_config *config, const wb_model_options *options,
+                                       size_t *bytes_out);
 
 /* Loads a checkpoint directory; every rank reads its own part. f32, bf16 and f16 files; expert tensors one
  * by one or fused. NOT_FOUND (a file or tensor is missing), MISMATCH (a tensor is surplus or has another
@@ -206,14 +210,18 @@ WB_API const wb_placement *wb_model_placement(const wb_model *model);
  * none. Nothing moves: what the slots are to hold, weights, gradients and optimizer's moments, the caller
  * brings before the next pass (wb_model_replica). MISMATCH unless L, E, R, the slots of each rank and the
  * dead ranks are the model's; INVALID_ARGUMENT for a layer at an earlier epoch, or at the same one with
- * another map; PEER where ranks disagree. Not between a forward and its backward. Collective. */
+ * another map; PEER where ranks disagree. A device that fails ends the communicator. Not between a forward
+ * and its backward. Collective. */
 WB_API wb_status wb_model_set_placement(wb_model *model, const wb_placement *placement);
 
 /* Its experts as a manager reaches them (wb_rebalance_open), which flips maps by wb_model_set_placement. The
- * shadow slots are the model's, and taken at the first move. The model outlives what uses the store. */
+ * shadow slots are the model's, and taken when the manager opens. The model outlives what uses the store. */
 WB_API wb_expert_store wb_model_expert_store(wb_model *model);
-/* Memory that moves with the experts of a MoE layer, as weights do: `slots`, device, [slots of this
- * rank][slot_bytes], the caller's; the same on all ranks, in the same order. Not collective. */
+/* Memory that moves with the experts of a MoE layer, as weights do, when a manager moves them: `slots`,
+ * device, [slots of this rank][slot_bytes], the caller's; the same on all ranks, in the same order. While any
+ * is attached, wb_train_update_experts and wb_train_place_experts refuse another placement
+ * (INVALID_ARGUMENT); after wb_model_set_placement it is the caller's to bring, as weights are. Not
+ * collective. */
 WB_API wb_status wb_model_attach_slots(wb_model *model, int32_t moe_layer, void *slots, size_t slot_bytes);
 WB_API void wb_model_detach_slots(wb_model *model, const void *slots);
 

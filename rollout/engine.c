@@ -67,8 +67,8 @@ static wb_status open_parts(wb_engine *engine, const wb_engine_options *options)
     WB_TRY(wb_step_results_open(&engine->workspace, (size_t)options->max_batch_tokens, max_sampled,
                                 wb_route_row_bytes(route_model), &engine->results));
     WB_TRY(wb_step_forcing_open(&engine->workspace, (size_t)options->max_batch_tokens, &engine->forcing));
-    WB_TRY(wb_load_count_open(&engine->workspace.host, options->rebalance, (size_t)options->max_batch_tokens,
-                              &engine->load));
+    WB_TRY(wb_load_count_open(&engine->workspace.host, options->rebalance, route_model,
+                              (size_t)options->max_batch_tokens, &engine->load));
     WB_TRY(WB_OWN(&engine->workspace.host, engine->words, (size_t)wb_comm_size(engine->comm),
                   "engine step words"));
     WB_TRY(wb_weights_digest(engine->model, &engine->weights_digest));

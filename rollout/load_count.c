@@ -8,11 +8,12 @@ bool wb_is_decode(const wb_sched_entry *entry) {
     return entry->n_planned == 1 && entry->n_in_pool >= entry->record->prompt_len;
 }
 
-wb_status wb_load_count_open(wb_owner *owner, wb_rebalance *manager, size_t max_tokens,
-                             wb_load_count *count) {
+wb_status wb_load_count_open(wb_owner *owner, wb_rebalance *manager, const wb_route_model *routes,
+                             size_t max_tokens, wb_load_count *count) {
     const size_t bytes = (max_tokens + 7) / 8;
     count->manager = manager;
     if (!manager) return WB_OK;
+    WB_TRY(wb_rebalance_check_shape(manager, routes->n_moe_layers, routes->num_experts));
     WB_TRY(WB_OWN(owner, count->prefill, bytes, "load of a step"));
     return WB_OWN(owner, count->decode, bytes, "load of a step");
 }

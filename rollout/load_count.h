@@ -14,7 +14,9 @@ typedef struct wb_load_count {
 /* Whether what is fed of an entry is one token that it sampled itself. */
 bool wb_is_decode(const wb_sched_entry *entry);
 
-wb_status wb_load_count_open(wb_owner *owner, wb_rebalance *manager, size_t max_tokens, wb_load_count *count);
+/* MISMATCH for a manager of other experts than the model's, of which a step's rows could not be counted. */
+wb_status wb_load_count_open(wb_owner *owner, wb_rebalance *manager, const wb_route_model *routes,
+                             size_t max_tokens, wb_load_count *count);
 
 /* Counts the rows [n_tokens][L][K] of a step that is to be committed. */
 wb_status wb_load_count_step(const wb_load_count *count, const wb_route_model *routes,

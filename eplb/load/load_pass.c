@@ -1,5 +1,6 @@
-/* load_pass.c - the end of a pass: its counts are summed over ranks, and it enters the window. Refuses:
- * counting rows (load.c), reading the window (load.c, load_report.c). */
+/* load_pass.c - the end of a pass: its counts are summed over ranks, and it enters the window, and the sums
+ * of the window, and the oldest leaves. Refuses: counting rows (load_record.c), reading the window (load.c,
+ * load_report.c). */
 #include "load/load_internal.h"
 #include "wb_hash.h"
 
@@ -44,20 +45,72 @@ static wb_status sum_over_ranks(const wb_load *load, wb_comm *comm) {
             for (size_t c = 0; c < n; c++) sums[c] = counts[c];
             WB_TRY(wb_comm_all_reduce_f64(comm, sums, n));
             for (size_t c = 0; c < n; c++) counts[c] = (uint32_t)sums[c];
+            wb_load_filled(&load->regions[i], load->open)[phase] = true;
         }
     return WB_OK;
 }
 
-static void advance(wb_load *load) {
-    load->open = (uint32_t)(((uint64_t)load->open + 1) % ((uint64_t)load->window + 1));
-    for (uint32_t i = 0; i < load->n_regions; i++) {
-        wb_load_table *table = &load->regions[i];
-        size_t cells = WB_N_PHASES * wb_load_table_cells(&table->shape);
-        memset(wb_load_cells(table, load->open, WB_PHASE_PREFILL), 0, cells * sizeof *table->counts);
+/* ---- the window -------------------------------------------------------------------------------- */
+
+/* The sums += or, modulo 2^64, -= what one phase of a pass has. */
+static void add_phase(const wb_load_table *table, uint32_t place, wb_phase phase, uint64_t sign,
+                      double weight) {
+    const size_t cells = wb_load_table_cells(&table->shape), first = (size_t)phase * cells;
+    const uint32_t *counts = wb_load_cells(table, place, phase);
+    uint64_t *sums = table->sums + first;
+    if (!wb_load_filled(table, place)[phase]) return;
+    for (size_t c = 0; c < cells; c++) sums[c] += sign * counts[c];
+    if (!table->decayed) return;
+    double *decayed = table->decayed + first;
+    for (size_t c = 0; c < cells; c++) decayed[c] += weight * counts[c];
+}
+
+static void enter_pass(const wb_load *load, const wb_load_table *table, uint32_t place) {
+    const size_t cells = table->decayed ? WB_N_PHASES * wb_load_table_cells(&table->shape) : 0;
+    const double decay = load->decay;
+    double *decayed = table->decayed;
+    for (size_t c = 0; c < cells; c++) decayed[c] *= decay;
+    for (wb_phase phase = WB_PHASE_PREFILL; phase <= WB_PHASE_REPLAY; phase++)
+        add_phase(table, place, phase, 1, 1);
+}
+
+/* Of a full window, the oldest pass; its place is the next one's. */
+static void leave_pass(const wb_load *load, const wb_load_table *table, uint32_t place) {
+    for (wb_phase phase = WB_PHASE_PREFILL; phase <= WB_PHASE_REPLAY; phase++)
+        add_phase(table, place, phase, UINT64_MAX, -load->last_decay);
+}
+
+static void clear_pass(const wb_load_table *table, uint32_t place) {
+    const size_t bytes = wb_load_table_cells(&table->shape) * sizeof *table->counts;
+    bool *filled = wb_load_filled(table, place);
+    for (wb_phase phase = WB_PHASE_PREFILL; phase <= WB_PHASE_REPLAY; phase++) {
+        if (filled[phase]) memset(wb_load_cells(table, place, phase), 0, bytes);
+        filled[phase] = false;
     }
+}
+
+static void advance(wb_load *load) {
+    const uint32_t next = (uint32_t)(((uint64_t)load->open + 1) % ((uint64_t)load->window + 1));
+    for (uint32_t i = 0; i < load->n_regions; i++) {
+        const wb_load_table *table = &load->regions[i];
+        enter_pass(load, table, load->open);
+        if (load->passes == load->window) leave_pass(load, table, next);
+        clear_pass(table, next);
+    }
+    load->open = next;
     load->recorded = false;
     load->passes_seen++;
     if (load->passes < load->window) load->passes++;
+}
+
+void wb_load_sum_window(wb_load *load) {
+    for (uint32_t i = 0; i < load->n_regions; i++)
+        for (uint32_t age = load->passes; age-- > 0;) {
+            const uint32_t place = wb_load_place(load, age);
+            bool *filled = wb_load_filled(&load->regions[i], place);
+            for (uint32_t phase = 0; phase < WB_N_PHASES; phase++) filled[phase] = true;
+            enter_pass(load, &load->regions[i], place);
+        }
 }
 
 void wb_load_end_own_pass(wb_load *load) {

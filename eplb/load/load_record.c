@@ -49,6 +49,7 @@ static void take_over(const wb_load *load, const wb_load_table *table, wb_phase 
     uint32_t E = table->shape.n_experts;
     uint32_t *counts = wb_load_cells(table, load->open, phase) + (size_t)layer * E;
     for (uint32_t e = 0; e < E; e++) counts[e] += (uint32_t)tally[e];
+    wb_load_filled(table, load->open)[phase] = true;
 }
 
 /* ---- rows of one layer ---------------------------------------------------------------------------- */

@@ -33,7 +33,7 @@ typedef struct wb_load_region {
 typedef struct wb_load_options {
     size_t size; /* of this struct; set by the initialiser */
     /* Passes kept, 1..; default 100. All memory is reserved at open: (window + 1) x 3 phases x L x E x 4
-     * bytes a region. */
+     * bytes a region, and their sums. */
     uint32_t window;
     double decay; /* weight of a pass against the next one, (0, 1]; default 1: plain sum over the window */
 } wb_load_options;
@@ -90,8 +90,8 @@ WB_API uint64_t wb_load_passes_seen(const wb_load *load); /* ever closed; a file
 /* ---- online: reading ----------------------------------------------------------------------------- */
 
 /* counts_out [L][E]: over the window, of the phases in the set, each pass weighted decay^age (the newest
- * has age 0). Zero when the window is empty. Here and below INVALID_ARGUMENT for a set that is empty or
- * has other bits than the phases'. */
+ * has age 0). Zero when the window is empty. A long window takes no longer than a short one. Here and below
+ * INVALID_ARGUMENT for a set that is empty or has other bits than the phases'. */
 WB_API wb_status wb_load_counts(const wb_load *load, uint32_t region, uint32_t phases, double *counts_out);
 /* counts_out [L][E] of the pass `age` passes ago (0: the newest closed), not weighted. NOT_FOUND when the
  * window has no such pass. */

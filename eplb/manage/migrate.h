@@ -1,5 +1,5 @@
-/* migrate.h - one group of moves, made with the weights that there are: sent into shadow slots, checked,
- * agreed, copied into the slots, and the map flipped.
+/* migrate.h - one round of moves, groups of one layer or of several, made with the weights that there are:
+ * sent into shadow slots, checked, agreed, copied into the slots, and the maps flipped.
  *
  * Refuses: which moves there are (move/), when they are made (rebalance.c). */
 #ifndef WB_MIGRATE_H
@@ -14,21 +14,31 @@ typedef struct wb_move_label {
     uint64_t checksum; /* of the moves that are checked; else 0 */
 } wb_move_label;
 
+/* A group of a plan. Those of a round are of different layers, and no rank sends for two of them or receives
+ * for two: each does what one group may ask of it. */
+typedef struct wb_round_group {
+    const wb_move_plan *plan;
+    uint32_t group;
+} wb_round_group;
+
 typedef struct wb_migration {
     const wb_expert_store *store;
     wb_comm *comm;
     uint32_t rank, n_ranks;
     uint32_t check_every;
-    /* The maps that are in force, and those after the present group: this rank's copies. */
+    /* The maps that are in force, and those after the present round: this rank's copies. */
     wb_placement *placement, *next;
     wb_owner memory;
+    const wb_round_group *groups; /* [n_groups] the present round; the caller's */
+    uint32_t n_groups;
     wb_expert_part *parts; /* [max_parts] of the slot that was asked for last */
     size_t n_parts, max_parts;
-    wb_transfer *transfers; /* [max_transfers] of the present group */
+    wb_transfer *transfers; /* [max_transfers] of the present round */
     size_t n_transfers, max_transfers;
     char *shadows;       /* device, of the store */
-    uint32_t n_shadows;  /* the most that a group has needed */
-    size_t shadow_bytes; /* of one shadow slot */
+    uint32_t n_shadows;  /* the most that a round has needed */
+    size_t shadow_bytes; /* of one shadow slot, its parts aligned */
+    size_t slot_bytes;   /* of the largest slot of this rank at open; 0: it has none */
     /* Labels between two ranks, in the order of their moves: [R] bytes to and from each, where they begin,
      * and the next one. */
     size_t *to_bytes, *to_offsets, *from_bytes, *from_offsets, *cursor;
@@ -44,13 +54,14 @@ wb_status wb_migration_open(const wb_expert_store *store, uint32_t check_every, 
                             wb_migration *migration);
 void wb_migration_close(wb_migration *migration);
 
-/* Takes the store's maps where they are other ones than the last group's: somebody else has changed them.
- * *changed_out: so it was. Not between two groups of a plan. */
-wb_status wb_migration_follow(wb_migration *migration, bool *changed_out);
+/* Takes the store's maps where they are other ones than the last round's: somebody else has changed them. All
+ * or, after an error, none. Not between two rounds of a plan. */
+wb_status wb_migration_follow(wb_migration *migration);
 
-/* Makes group `group` of the plan; the layer is at `epoch` afterwards. *dead_out: the communicator is of no
- * use any more. After another failure all ranks have the map that they had, and its weights. Collective. */
-wb_status wb_migrate_group(wb_migration *migration, const wb_move_plan *plan, uint32_t group, uint64_t epoch,
-                           bool *dead_out);
+/* Makes a round; its layers are at `epoch` afterwards. *dead_out: the communicator is of no use any more.
+ * After another failure, one of which is that the store has other maps than after the last round, all ranks
+ * have the maps that they had, and their weights. Collective. */
+wb_status wb_migrate_round(wb_migration *migration, uint32_t n_groups, const wb_round_group *groups,
+                           uint64_t epoch, bool *dead_out);
 
 #endif

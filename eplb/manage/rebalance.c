@@ -1,7 +1,11 @@
 /* rebalance.c - the manager's life: open, count, and at each boundary the next thing to do. Refuses: whether
- * a move pays (rebalance_decide.c), making one (migrate.c). */
+ * a move pays (rebalance_decide.c), which moves are made together (rebalance_move.c), making them
+ * (migrate.c). */
+#include "load/load_internal.h"
+#include "manage/migrate_labels.h"
 #include "manage/rebalance_state.h"
 #include "move/move_internal.h"
+#include "solve/solver.h"
 #include "wb_check.h"
 #include "wb_options.h"
 
@@ -54,15 +58,33 @@ static wb_status check_options(const wb_rebalance_options *o) {
     return wb_move_check_options(&o->move);
 }
 
+/* What the solver says of its own, before a decision depends on it. */
+static wb_status check_solver(const wb_placement *placement, const wb_rebalance_options *o) {
+    wb_eplb_options solver = o->solver;
+    solver.current = placement;
+    return wb_solve_check_options(wb_placement_topology(placement), wb_placement_layers(placement),
+                                  wb_placement_experts(placement), 1, &solver);
+}
+
 /* ---- opening and closing ------------------------------------------------------------------------- */
+
+static wb_load_region region_of(uint32_t n_layers, uint32_t n_experts) {
+    return (wb_load_region){"target", n_layers, n_experts, 0};
+}
 
 static wb_status open_arrays(wb_rebalance *m) {
     const size_t n = (size_t)m->n_layers * m->n_experts;
-    const wb_load_region region = {"target", m->n_layers, m->n_experts, 0};
+    const wb_load_region region = region_of(m->n_layers, m->n_experts);
     WB_TRY(WB_OWN(&m->memory, m->counts, n, "rebalance"));
     WB_TRY(WB_OWN(&m->memory, m->usable, m->n_layers, "rebalance"));
     WB_TRY(WB_OWN(&m->memory, m->rank_loads, m->n_ranks, "rebalance"));
     WB_TRY(WB_OWN(&m->memory, m->layers, m->n_layers, "rebalance"));
+    WB_TRY(WB_OWN(&m->memory, m->plans, m->n_layers, "rebalance"));
+    WB_TRY(WB_OWN(&m->memory, m->next_group, m->n_layers, "rebalance"));
+    WB_TRY(WB_OWN(&m->memory, m->round, m->n_layers, "rebalance"));
+    WB_TRY(WB_OWN(&m->memory, m->moving, m->n_layers, "rebalance"));
+    WB_TRY(WB_OWN(&m->memory, m->sends, m->n_ranks, "rebalance"));
+    WB_TRY(WB_OWN(&m->memory, m->receives, m->n_ranks, "rebalance"));
     return wb_load_open(1, &region, &m->options.load, &m->load);
 }
 
@@ -77,14 +99,24 @@ static wb_status open_alone(const wb_expert_store *store, const wb_rebalance_opt
                             wb_rebalance *m) {
     WB_TRY(wb_options_read(&m->options, sizeof m->options, options, "rebalance options"));
     WB_TRY(check_options(&m->options));
-    m->options.solver.progress = NULL;
     const wb_placement *placement = store->placement(store->context);
+    m->options.solver.progress = NULL;
+    m->options.solver.cost = m->options.move.cost;
+    WB_TRY(check_solver(placement, &m->options));
     m->n_layers = wb_placement_layers(placement);
     m->n_experts = wb_placement_experts(placement);
     m->n_ranks = wb_placement_topology(placement)->n_ranks;
     WB_TRY(open_arrays(m));
     see_epochs(m, placement);
     return wb_migration_open(&m->store, m->options.check_every, m->options.move.n_shadow, &m->migration);
+}
+
+/* What an expert weighs is measured: what moves is asked of the store, so nobody else can know. */
+static wb_status learn_bytes(wb_rebalance *m) {
+    uint64_t bytes = m->migration.slot_bytes;
+    WB_TRY(wb_comm_all_reduce_max_u64(m->comm, &bytes));
+    m->options.move.cost.expert_bytes = m->options.solver.cost.expert_bytes = (double)bytes;
+    return WB_OK;
 }
 
 /* What a decision and a plan depend on. What the solver is told is its business: what it finds is
@@ -117,6 +149,9 @@ static wb_status check_peers(const wb_rebalance *m) {
 wb_status wb_rebalance_open(const wb_expert_store *store, const wb_rebalance_options *options,
                             wb_rebalance **manager_out) {
     wb_rebalance *m = NULL;
+    if (store->size != sizeof *store)
+        return wb_fail(WB_INVALID_ARGUMENT, "rebalance: expected a store of %zu bytes, found %zu",
+                       sizeof *store, store->size);
     wb_comm *comm = wb_exchange_comm(store->exchange);
     wb_status status = WB_NEW(m, 1, "rebalance");
     if (status == WB_OK) {
@@ -126,6 +161,7 @@ wb_status wb_rebalance_open(const wb_expert_store *store, const wb_rebalance_opt
         status = open_alone(store, options, m);
     }
     status = wb_comm_agree(comm, status);
+    if (status == WB_OK) status = learn_bytes(m);
     if (status == WB_OK) status = check_peers(m);
     if (status != WB_OK) {
         wb_rebalance_close(m);
@@ -135,22 +171,35 @@ wb_status wb_rebalance_open(const wb_expert_store *store, const wb_rebalance_opt
     return WB_OK;
 }
 
-static void drop_target(wb_rebalance *m) {
-    wb_move_plan_close(m->plan);
-    wb_placement_close(m->target);
-    m->plan = NULL;
-    m->target = NULL;
-    m->stats.phase = WB_REBALANCE_RECORDING;
+wb_status wb_rebalance_measure(const wb_rebalance_options *options, uint32_t n_layers, uint32_t n_experts,
+                               size_t slot_bytes, size_t *device_bytes_out, size_t *host_bytes_out) {
+    const wb_load_region region = region_of(n_layers, n_experts);
+    wb_rebalance_options o = wb_rebalance_options_default();
+    size_t counts;
+    WB_TRY(wb_options_read(&o, sizeof o, options, "rebalance options"));
+    WB_TRY(check_options(&o));
+    WB_TRY(wb_load_measure(1, &region, &o.load, &counts));
+    *device_bytes_out = o.move.n_shadow * slot_bytes;
+    *host_bytes_out = counts + (size_t)n_layers * n_experts * sizeof(double) + WB_MIGRATE_CHUNK_BYTES;
+    return WB_OK;
 }
 
 void wb_rebalance_close(wb_rebalance *m) {
     if (!m) return;
     WB_IGNORE(wb_solve_job_end(m->job, NULL));
-    drop_target(m);
+    wb_rebalance_drop_plans(m);
     wb_migration_close(&m->migration);
     wb_load_close(m->load);
     wb_owner_close(&m->memory);
     free(m);
+}
+
+wb_status wb_rebalance_check_shape(const wb_rebalance *m, uint32_t n_layers, uint32_t n_experts) {
+    if (m->n_layers == n_layers && m->n_experts == n_experts) return WB_OK;
+    return wb_fail(WB_MISMATCH,
+                   "rebalance: a manager of %" PRIu32 " layers of %" PRIu32 " experts, expected %" PRIu32
+                   " of %" PRIu32,
+                   m->n_layers, m->n_experts, n_layers, n_experts);
 }
 
 /* ---- counting ------------------------------------------------------------------------------------ */
@@ -179,13 +228,19 @@ wb_rebalance_stats wb_rebalance_get_stats(const wb_rebalance *m) {
 
 /* ---- deciding and solving -------------------------------------------------------------------------- */
 
+/* What was going on is over. The plans of a solver that is still at work are its thread's. */
+static void end_decision(wb_rebalance *m) {
+    if (!m->job) wb_rebalance_drop_plans(m);
+    m->stats.stage = WB_REBALANCE_RECORDING;
+}
+
 /* Gives up what goes on: the map in force stays. The message is the calling thread's latest. All ranks come
  * here together, unless the communicator is dead: then that is the outcome. */
 static wb_status give_up(wb_rebalance *m, wb_rebalance_verdict verdict) {
     snprintf(m->failure, sizeof m->failure, "%s", wb_error_message());
     m->stats.failures++;
     m->stats.verdict = verdict;
-    drop_target(m);
+    end_decision(m);
     return wb_comm_barrier(m->comm);
 }
 
@@ -195,9 +250,20 @@ static wb_status end_old_job(wb_rebalance *m, bool *free_out) {
     if (m->job && !busy) {
         WB_IGNORE(wb_solve_job_end(m->job, NULL));
         m->job = NULL;
+        wb_rebalance_drop_plans(m);
     }
     WB_TRY(wb_comm_all_reduce_max_u64(m->comm, &busy));
     *free_out = busy == 0;
+    return WB_OK;
+}
+
+static wb_status start_solver(wb_rebalance *m) {
+    const wb_status started =
+        wb_comm_agree(m->comm, wb_solve_job_start(m->migration.placement, m->counts, &m->options.solver,
+                                                  wb_rebalance_choose_layers, m, &m->job));
+    if (started != WB_OK) return give_up(m, WB_REBALANCE_FAILED); /* a job that has started ends by itself */
+    m->solving = 0;
+    m->stats.stage = WB_REBALANCE_SOLVING;
     return WB_OK;
 }
 
@@ -208,43 +274,39 @@ static wb_status decide(wb_rebalance *m) {
         m->stats.verdict = WB_REBALANCE_LATE;
         return WB_OK;
     }
-    bool changed;
-    wb_status known = wb_comm_agree(m->comm, wb_migration_follow(&m->migration, &changed));
+    wb_status known = wb_comm_agree(m->comm, wb_migration_follow(&m->migration));
     if (known == WB_OK) known = wb_rebalance_take_counts(m);
     if (known != WB_OK) return give_up(m, WB_REBALANCE_FAILED);
     see_epochs(m, m->migration.placement);
     m->stats.decisions++;
-    m->stats.verdict = wb_rebalance_judge_counts(m);
-    if (m->stats.verdict != WB_REBALANCE_MOVED) return WB_OK;
-    const wb_status started =
-        wb_comm_agree(m->comm, wb_solve_job_start(m->migration.placement, m->counts, &m->options.solver,
-                                                  wb_rebalance_choose_layers, m, &m->job));
-    if (started != WB_OK) return give_up(m, WB_REBALANCE_FAILED); /* a job that has started ends by itself */
-    m->solving = 0;
-    m->stats.phase = WB_REBALANCE_SOLVING;
+    const wb_rebalance_verdict verdict = wb_rebalance_judge_counts(m);
+    if (verdict == WB_REBALANCE_MOVED) return start_solver(m);
+    m->stats.verdict = verdict;
     return WB_OK;
 }
 
-/* All ranks have a placement, which must be the same one, and the same layers of it that pay. */
-static wb_status take_target(wb_rebalance *m) {
-    wb_status status = wb_solve_job_end(m->job, &m->target);
+/* All ranks have a placement, which must be the same one, and so must what is moved of it. */
+static wb_status take_found(wb_rebalance *m) {
+    wb_placement *found = NULL;
+    wb_status status = wb_solve_job_end(m->job, &found);
     m->job = NULL;
     status = wb_comm_agree(m->comm, status);
-    if (status == WB_OK) status = wb_placement_check_equal(m->target, m->comm);
+    if (status == WB_OK) status = wb_placement_check_equal(found, m->comm);
     if (status == WB_OK)
-        status = wb_comm_check_equal(m->comm, m->layers, m->n_chosen * sizeof *m->layers, "layers to move");
+        status = wb_comm_check_equal(m->comm, &m->plans_digest, sizeof m->plans_digest, "moves of experts");
+    wb_placement_close(found);
     if (status != WB_OK) return give_up(m, WB_REBALANCE_FAILED);
     m->stats.verdict = m->chosen;
     m->stats.expected_balancedness = m->expected_balancedness;
-    m->stats.phase = WB_REBALANCE_MOVING;
-    if (m->n_chosen == 0) drop_target(m);
+    m->stats.stage = WB_REBALANCE_MOVING;
+    if (m->n_chosen == 0) end_decision(m);
     return WB_OK;
 }
 
 static wb_status wait_for_solver(wb_rebalance *m) {
     uint64_t busy = !wb_solve_job_done(m->job);
     WB_TRY(wb_comm_all_reduce_max_u64(m->comm, &busy));
-    if (!busy) return take_target(m);
+    if (!busy) return take_found(m);
     if (++m->solving < m->options.patience) return WB_OK;
     WB_IGNORE(wb_fail(WB_CAPACITY, "rebalance: the solver has not ended after %" PRIu32 " passes",
                       m->options.patience));
@@ -253,45 +315,28 @@ static wb_status wait_for_solver(wb_rebalance *m) {
 
 /* ---- moving -------------------------------------------------------------------------------------- */
 
-static wb_status open_chunk(wb_rebalance *m) {
-    bool changed;
-    WB_TRY(wb_migration_follow(&m->migration, &changed));
-    if (changed)
-        return wb_fail(WB_MISMATCH,
-                       "rebalance: the placement was changed by somebody else since the decision");
-    const uint32_t left = m->n_chosen - m->next_chosen;
-    const uint32_t n = m->options.layers_per_chunk < left ? (uint32_t)m->options.layers_per_chunk : left;
-    WB_TRY(wb_move_plan_open(m->migration.placement, m->target, n, m->layers + m->next_chosen,
-                             &m->options.move, &m->plan));
-    m->next_group = 0;
-    m->next_chosen += n;
-    return WB_OK;
-}
-
-/* The chunk after one that is done, and the end after the last one. Plans may have no groups. */
-static void end_chunk(wb_rebalance *m) {
-    if (m->next_group < m->plan->n_groups) return;
-    wb_move_plan_close(m->plan);
-    m->plan = NULL;
-    if (m->next_chosen < m->n_chosen) return;
+static wb_status move(wb_rebalance *m) {
+    bool done, dead;
+    const wb_status moved = wb_rebalance_move_round(m, &done, &dead);
+    if (moved != WB_OK && dead) wb_comm_abort(m->comm);
+    if (moved != WB_OK) return dead ? moved : give_up(m, WB_REBALANCE_FAILED);
+    if (!done) return WB_OK;
     m->stats.rebalances++;
-    drop_target(m);
+    end_decision(m);
+    return WB_OK;
 }
 
-static wb_status move_group(wb_rebalance *m) {
-    bool dead = false;
-    if (!m->plan && wb_comm_agree(m->comm, open_chunk(m)) != WB_OK) return give_up(m, WB_REBALANCE_FAILED);
-    if (m->next_group < m->plan->n_groups) {
-        const wb_status moved =
-            wb_migrate_group(&m->migration, m->plan, m->next_group, m->latest_epoch + 1, &dead);
-        if (moved != WB_OK && dead) wb_comm_abort(m->comm);
-        if (moved != WB_OK) return dead ? moved : give_up(m, WB_REBALANCE_FAILED);
-        m->latest_epoch++;
-        m->next_group++;
-        m->stats.groups++;
+/* ---- a boundary ---------------------------------------------------------------------------------- */
+
+static wb_status do_next(wb_rebalance *m) {
+    switch (m->stats.stage) {
+    case WB_REBALANCE_SOLVING:
+        return wait_for_solver(m);
+    case WB_REBALANCE_MOVING:
+        return move(m);
+    default:
+        return m->stats.boundaries % m->options.every == 0 ? decide(m) : WB_OK;
     }
-    end_chunk(m);
-    return WB_OK;
 }
 
 static double now(void) {
@@ -300,25 +345,14 @@ static double now(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-static wb_status move_and_time(wb_rebalance *m) {
+wb_status wb_rebalance_boundary(wb_rebalance *m) {
     const double begin = now();
-    WB_TRY(move_group(m));
+    /* This rank's tokens alone: sums over ranks are made where they are looked at. */
+    wb_load_end_own_pass(m->load);
+    m->stats.boundaries++;
+    WB_TRY(do_next(m));
     const double pause = now() - begin;
     m->stats.seconds += pause;
     if (pause > m->stats.longest_pause) m->stats.longest_pause = pause;
     return WB_OK;
-}
-
-wb_status wb_rebalance_boundary(wb_rebalance *m) {
-    /* This rank's tokens alone: sums over ranks are made where they are looked at. */
-    wb_load_end_own_pass(m->load);
-    m->stats.boundaries++;
-    switch (m->stats.phase) {
-    case WB_REBALANCE_SOLVING:
-        return wait_for_solver(m);
-    case WB_REBALANCE_MOVING:
-        return move_and_time(m);
-    default:
-        return m->stats.boundaries % m->options.every == 0 ? decide(m) : WB_OK;
-    }
 }

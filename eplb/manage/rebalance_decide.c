@@ -5,6 +5,7 @@
  * same. */
 #include "manage/rebalance_state.h"
 #include "wb_check.h"
+#include "wb_hash.h"
 
 #include <math.h>
 
@@ -99,35 +100,55 @@ static double variance_of(const wb_rebalance *m, uint32_t layer, uint32_t rank) 
     return variance;
 }
 
-/* Seconds that the layer's move takes. */
-static wb_status move_seconds(const wb_rebalance *m, const wb_placement *found, uint32_t layer,
-                              double *seconds_out) {
+/* Chooses the layer, with its plan, if what it gains is worth its move. */
+static wb_status weigh_move(wb_rebalance *m, const wb_placement *found, uint32_t layer, double gain) {
+    const wb_cost_model *cost = &m->options.move.cost;
     wb_move_plan *plan;
     WB_TRY(wb_move_plan_open(m->migration.placement, found, 1, &layer, &m->options.move, &plan));
-    *seconds_out = plan->seconds;
-    wb_move_plan_close(plan);
+    const double gained = gain / m->passes * cost->seconds_per_token * m->options.horizon_passes;
+    if (!(gained > plan->seconds)) {
+        wb_move_plan_close(plan);
+        return WB_OK;
+    }
+    m->layers[m->n_chosen] = layer;
+    m->next_group[m->n_chosen] = 0;
+    m->plans[m->n_chosen++] = plan;
+    m->chosen = WB_REBALANCE_MOVED;
     return WB_OK;
+}
+
+static void add_plan(wb_hash *hash, uint32_t layer, const wb_move_plan *plan) {
+    const uint64_t sizes[] = {layer, plan->n_groups, plan->n_moves};
+    wb_hash_add(hash, sizes, sizeof sizes);
+    for (uint32_t i = 0; i < plan->n_groups; i++)
+        wb_hash_add(hash, &plan->groups[i].end, sizeof plan->groups[i].end);
+    for (uint64_t i = 0; i < plan->n_moves; i++) {
+        const wb_move *move = &plan->moves[i];
+        const uint32_t what[] = {move->expert, move->from.slot, move->to.slot};
+        wb_hash_add(hash, what, sizeof what);
+    }
+}
+
+static uint64_t digest_of(const wb_rebalance *m) {
+    wb_hash hash;
+    wb_hash_start(&hash);
+    for (uint32_t i = 0; i < m->n_chosen; i++) add_plan(&hash, m->layers[i], m->plans[i]);
+    return wb_hash_value(&hash);
 }
 
 wb_status wb_rebalance_choose_layers(void *manager, const wb_placement *found) {
     wb_rebalance *m = manager;
     const double noise = sqrt(2 * log((double)m->n_ranks)) + m->options.sigmas;
     m->chosen = WB_REBALANCE_NOISE;
-    m->n_chosen = m->next_chosen = 0;
     for (uint32_t l = 0; l < m->n_layers; l++) {
-        double seconds;
         if (!m->usable[l]) continue;
         const layer_load now = load_under(m, m->migration.placement, l), then = load_under(m, found, l);
         const double gain = now.max - then.max;
         if (!(gain > noise * sqrt(variance_of(m, l, now.rank)))) continue;
         if (m->chosen == WB_REBALANCE_NOISE) m->chosen = WB_REBALANCE_NO_GAIN;
-        WB_TRY(move_seconds(m, found, l, &seconds));
-        const double gained =
-            gain / m->passes * m->options.move.cost.seconds_per_token * m->options.horizon_passes;
-        if (!(gained > seconds)) continue;
-        m->layers[m->n_chosen++] = l;
-        m->chosen = WB_REBALANCE_MOVED;
+        WB_TRY(weigh_move(m, found, l, gain));
     }
     m->expected_balancedness = balancedness_under(m, found);
+    m->plans_digest = digest_of(m);
     return WB_OK;
 }

@@ -14,20 +14,25 @@ struct wb_rebalance {
     wb_load *load;
     wb_migration migration; /* with the map in force */
 
-    /* Of the latest decision, the same on all ranks. */
+    /* Of the latest decision, the same on all ranks. While there is a job, all of it is its thread's. */
     double *counts;              /* [L][E] over all ranks and the window */
     double passes;               /* that the weights of the window add up to */
     bool *usable;                /* [L] the layer has a load */
     double *rank_loads;          /* [R] scratch */
     wb_rebalance_verdict chosen; /* what the solver's thread made of the placement that it found */
     double expected_balancedness;
+    uint32_t *layers;      /* [n_chosen] to be moved, ascending */
+    wb_move_plan **plans;  /* [n_chosen] of each; owner: the manager */
+    uint32_t *next_group;  /* [n_chosen] of each plan */
+    uint64_t plans_digest; /* of layers and plans */
+    uint32_t n_chosen;
+
     wb_solve_job *job; /* the solver at work, or NULL; one that was given up stays until it ends */
     uint64_t solving;  /* boundaries since it began */
-    wb_placement *target;
-    uint32_t *layers; /* [n_chosen] of the target that are to be moved, ascending */
-    uint32_t n_chosen, next_chosen;
-    wb_move_plan *plan; /* of the present chunk of layers, or NULL */
-    uint32_t next_group;
+    /* The present round of moves: groups of plans, and whose they are. */
+    wb_round_group *round;  /* [L] */
+    uint32_t *moving;       /* [L] indices of plans */
+    bool *sends, *receives; /* [R] the rank does, in this round */
 
     uint64_t latest_epoch;
     wb_rebalance_stats stats;
@@ -42,8 +47,17 @@ wb_status wb_rebalance_take_counts(wb_rebalance *manager);
 /* Whether the counts ask for another placement: MOVED if so. */
 wb_rebalance_verdict wb_rebalance_judge_counts(wb_rebalance *manager);
 
-/* The layers whose move to `found` pays, into `layers`, and `chosen`: MOVED where there are any. Called with
- * the manager in the solver's thread: counts, layers and scratch are that thread's while there is a job. */
+/* The layers whose move to `found` pays, and their plans; and `chosen`: MOVED where there are any. Called
+ * with the manager in the solver's thread: a plan takes longer than generation is to wait. */
 wb_status wb_rebalance_choose_layers(void *manager, const wb_placement *found);
+
+/* ---- rebalance_move.c -------------------------------------------------------------------------- */
+
+/* Makes the next round of the plans; *done_out: none is left. *dead_out as in wb_migrate_round.
+ * Collective. */
+wb_status wb_rebalance_move_round(wb_rebalance *manager, bool *done_out, bool *dead_out);
+
+/* Nothing is chosen. Not while there is a job. */
+void wb_rebalance_drop_plans(wb_rebalance *manager);
 
 #endif

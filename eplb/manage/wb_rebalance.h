@@ -4,13 +4,14 @@
  *
  * Online. Letters and common rules: as in wb_eplb.h.
  *
- *     record -> decide -> solve in a thread -> move a group of a layer -> flip it -> ... -> record
+ *     record -> decide -> solve and plan in a thread -> move a round -> flip its layers -> ... -> record
  *
  * All ranks have a manager each, of the same options, and call wb_rebalance_boundary together, between two
- * passes. At one boundary one group of moves is made at most: each rank receives up to n_shadow experts into
- * shadow slots, all ranks agree, and then copy them into the slots and take over the map. So generation waits
- * for one group and never longer, and a map and the weights that it names change together, on all ranks or on
- * none.
+ * passes. At one boundary one round of moves is made at most: a group, or groups of several layers where no
+ * rank sends for two of them or receives for two. Each rank receives up to n_shadow experts into shadow
+ * slots, all ranks agree, and then copy them into the slots and take over the maps. So generation waits as
+ * for one group of moves and never longer, whatever the number of layers and the window of the counts, and a
+ * map and the weights that it names change together, on all ranks or on none.
  *
  * What is moved is asked for at each move: a weight that was replaced since the solver began moves as it is
  * now. A move that fails, a checksum that does not fit or a solver that does not end leaves the last map,
@@ -40,7 +41,7 @@ typedef struct wb_expert_part {
 /* A model's experts, as a manager reaches them (wb_model_expert_store). `context` is the first argument of
  * its functions. All are set. */
 typedef struct wb_expert_store {
-    size_t size; /* sizeof(wb_expert_store), as the caller was compiled */
+    size_t size; /* sizeof(wb_expert_store), as the caller was compiled; another is refused */
     void *context;
     wb_exchange *exchange;     /* the store's; its communicator is the manager's */
     wb_exchange_memory memory; /* how parts are copied */
@@ -75,12 +76,16 @@ typedef struct wb_rebalance_options {
     double sigmas;
     /* And when what it gains over so many passes takes longer than the move (cost). Default 10000. */
     double horizon_passes;
-    /* Layers that are planned together. WB_ALL_MOE_LAYERS, the default: all. Others: 1.. */
+    /* Layers in which a boundary moves experts, at most: 1 moves layer after layer, more, 1.., as many beside
+     * each other as find ranks that are free. WB_ALL_MOE_LAYERS, the default: no limit. The end is the
+     * same. */
     int64_t layers_per_chunk;
-    uint32_t phases;        /* whose counts decide, a set as in wb_load_counts; default WB_PHASES_ALL */
-    wb_load_options load;   /* window and decay of the counts; window default: 1000 passes */
-    wb_eplb_options solver; /* `current` and `progress` are the manager's own; threads default 1 */
-    wb_move_options move;
+    uint32_t phases;      /* whose counts decide, a set as in wb_load_counts; default WB_PHASES_ALL */
+    wb_load_options load; /* window and decay of the counts; window default: 1000 passes */
+    /* `current` and `progress` are the manager's own, and so is `cost`, which is move.cost; threads
+     * default 1. */
+    wb_eplb_options solver;
+    wb_move_options move; /* cost.expert_bytes is not read: an expert weighs what the largest slot does */
     /* Boundaries after which a solver that has not ended on all ranks is given up, 1..; default 1000. */
     uint32_t patience;
     /* Every `check_every`-th move carries a checksum of the expert, which is compared on arrival: 1, every
@@ -103,27 +108,36 @@ typedef struct wb_rebalance wb_rebalance;
  * another placement. Collective. */
 WB_API wb_status wb_rebalance_open(const wb_expert_store *store, const wb_rebalance_options *options,
                                    wb_rebalance **manager_out);
+/* MISMATCH unless it counts L layers of E experts, so that rows of a model of that shape can be counted. */
+WB_API wb_status wb_rebalance_check_shape(const wb_rebalance *manager, uint32_t n_layers, uint32_t n_experts);
 /* Waits for its solver. NULL is a no-op. Not collective. */
 WB_API void wb_rebalance_close(wb_rebalance *manager);
+
+/* What such a manager takes on a rank that has slots, of slot_bytes at most: of the device the shadow slots
+ * (in which tensors begin at multiples of 256 bytes: if some are none, a little more), of the host the counts
+ * and what moves go through. Plans, which come and go, are not in it. */
+WB_API wb_status wb_rebalance_measure(const wb_rebalance_options *options, uint32_t n_layers,
+                                      uint32_t n_experts, size_t slot_bytes, size_t *device_bytes_out,
+                                      size_t *host_bytes_out);
 
 /* Counts rows of one layer of the pass that goes on (wb_load_record): no padding, no draft. Not
  * collective. */
 WB_API wb_status wb_rebalance_record(wb_rebalance *manager, wb_phase phase, int32_t layer,
                                      const wb_routed_rows *rows);
 
-/* Between two passes: ends the pass that was counted, and does what is next, which is one group of moves at
+/* Between two passes: ends the pass that was counted, and does what is next, which is one round of moves at
  * most. A failure that leaves all ranks with the last map, of a solver or of a move, is not returned but
  * counted (wb_rebalance_stats). Those that are returned end the job: the communicator is dead; PEER names the
  * rank. Collective. */
 WB_API wb_status wb_rebalance_boundary(wb_rebalance *manager);
 
-typedef enum wb_rebalance_phase {
+typedef enum wb_rebalance_stage {
     WB_REBALANCE_RECORDING,
     WB_REBALANCE_SOLVING,
     WB_REBALANCE_MOVING
-} wb_rebalance_phase;
+} wb_rebalance_stage;
 
-/* Why the latest decision was made as it was. */
+/* Why the latest decision was made as it was; while a solver is at work, that of the one before. */
 typedef enum wb_rebalance_verdict {
     WB_REBALANCE_UNDECIDED, /* no decision yet */
     WB_REBALANCE_MOVED,     /* layers were moved, or are on their way */
@@ -138,7 +152,7 @@ WB_API const char *wb_rebalance_verdict_name(wb_rebalance_verdict verdict); /* "
 
 /* Since open; the same on all ranks but for what is marked "this rank's". */
 typedef struct wb_rebalance_stats {
-    wb_rebalance_phase phase;
+    wb_rebalance_stage stage;
     uint64_t epoch;      /* of the latest flip; 0: none */
     uint64_t boundaries; /* so far */
     uint64_t decisions;  /* with counts looked at */
@@ -146,10 +160,10 @@ typedef struct wb_rebalance_stats {
     uint64_t failures;   /* solvers and moves that were given up */
     uint64_t groups, moves;
     uint64_t bytes;               /* received by this rank, local copies included */
-    double longest_pause;         /* seconds of a boundary that made moves; this rank's */
-    double seconds;               /* of all such boundaries; this rank's */
+    double longest_pause;         /* seconds of a boundary, waiting for other ranks included; this rank's */
+    double seconds;               /* of all boundaries; this rank's */
     double balancedness;          /* of the counts of the latest decision, under the map of then */
-    double expected_balancedness; /* of the same counts, under the map that was solved; 0: none was */
+    double expected_balancedness; /* of the same counts, under the map that was solved; 0: none was yet */
     uint32_t layers_without_load; /* at the latest decision: they keep their map */
     /* Whose counts all lie in the block of experts that one of R ranks would have: is everybody counted? */
     uint32_t one_sided_layers;

@@ -81,15 +81,20 @@ static wb_status check_loads(uint32_t M, uint32_t L, uint32_t E, const double *l
     return WB_OK;
 }
 
-static wb_status check(const wb_topology *topology, uint32_t L, uint32_t E, uint32_t M, const double *loads,
-                       const wb_eplb_options *options) {
+wb_status wb_solve_check_options(const wb_topology *topology, uint32_t L, uint32_t E, uint32_t M,
+                                 const wb_eplb_options *options) {
     WB_TRY(wb_topology_check(topology, E));
     WB_TRY(check_options(options));
     if (L < 1 || M < 1)
         return wb_fail(WB_INVALID_ARGUMENT,
                        "solve: expected 1 or more layers and batches, found %" PRIu32 " and %" PRIu32, L, M);
-    if (options->algorithm == WB_EPLB_DEEPSEEK)
-        WB_TRY(wb_solve_deepseek_check(topology, E, options->n_groups));
+    if (options->algorithm != WB_EPLB_DEEPSEEK) return WB_OK;
+    return wb_solve_deepseek_check(topology, E, options->n_groups);
+}
+
+static wb_status check(const wb_topology *topology, uint32_t L, uint32_t E, uint32_t M, const double *loads,
+                       const wb_eplb_options *options) {
+    WB_TRY(wb_solve_check_options(topology, L, E, M, options));
     return check_loads(M, L, E, loads, options->algorithm == WB_EPLB_DEEPSEEK);
 }
 

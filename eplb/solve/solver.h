@@ -23,6 +23,10 @@ typedef wb_status wb_layer_solver(const wb_layer_problem *problem, int32_t *expe
 WB_EPLB_ALGORITHM_LIST(X)
 #undef X
 
+/* All that wb_eplb_solve refuses but for loads. */
+wb_status wb_solve_check_options(const wb_topology *topology, uint32_t n_layers, uint32_t n_experts,
+                                 uint32_t n_batches, const wb_eplb_options *options);
+
 /* deepseek's demands on the shape, checked once for all layers. */
 wb_status wb_solve_deepseek_check(const wb_topology *topology, uint32_t n_experts, uint32_t n_groups);
 

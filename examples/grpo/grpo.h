@@ -354,9 +354,9 @@ wb_status train_step(trainer *t, const batch *b, struct report *report, step_met
 
 /* --eplb live: a manager of the experts of `rollout`, for the engine over it. Collective. */
 wb_status live_experts_open(const options *o, wb_model *rollout, wb_rebalance **manager_out);
-/* Device bytes of the shadow slots, and host bytes of the counts. */
-size_t live_experts_shadow_bytes(const options *o, const wb_config *config);
-size_t live_experts_count_bytes(const wb_config *config);
+/* What it takes beside a rollout of these options: of the device shadow slots, of the host counts. */
+wb_status live_experts_measure(const options *o, const wb_config *config, const wb_model_options *rollout,
+                               size_t *device_bytes_out, size_t *host_bytes_out);
 /* What the manager did since `before` into m, summed over ranks; a failure of it, after which experts stay
  * where they were, is said. Collective. */
 wb_status live_experts_report(const wb_rebalance *manager, const wb_rebalance_stats *before, wb_comm *comm,

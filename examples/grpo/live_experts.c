@@ -15,37 +15,31 @@ static wb_cost_model cpu_cost(const wb_config *config) {
     return cost;
 }
 
-static wb_rebalance_options manager_options(const options *o, const wb_config *config, wb_dtype dtype,
-                                            bool cpu) {
+static wb_rebalance_options manager_options(const options *o, const wb_config *config, bool cpu) {
     wb_rebalance_options manager = wb_rebalance_options_default();
     manager.every = (uint32_t)o->rebalance_every;
     if (o->layers_per_chunk > 0) manager.layers_per_chunk = o->layers_per_chunk;
     manager.move.cost = cpu ? cpu_cost(config)
                             : wb_cost_model_of((uint32_t)config->hidden_size, (uint32_t)config->expert_width);
-    manager.move.cost.expert_bytes =
-        3.0 * config->hidden_size * config->expert_width * (double)wb_dtype_size(dtype);
     return manager;
 }
 
 wb_status live_experts_open(const options *o, wb_model *rollout, wb_rebalance **manager_out) {
     const wb_expert_store store = wb_model_expert_store(rollout);
     const bool cpu = wb_model_device(rollout)->backend == WB_BACKEND_CPU;
-    const wb_rebalance_options manager = manager_options(o, wb_model_config(rollout), o->rollout_dtype, cpu);
+    const wb_rebalance_options manager = manager_options(o, wb_model_config(rollout), cpu);
     return wb_rebalance_open(&store, &manager, manager_out);
 }
 
-size_t live_experts_shadow_bytes(const options *o, const wb_config *config) {
-    const wb_rebalance_options manager = manager_options(o, config, o->rollout_dtype, true);
-    return manager.move.n_shadow * (size_t)manager.move.cost.expert_bytes;
-}
-
-/* As wb_load_open has it. */
-size_t live_experts_count_bytes(const wb_config *config) {
-    const wb_rebalance_options manager = wb_rebalance_options_default();
-    size_t layers = 0;
+wb_status live_experts_measure(const options *o, const wb_config *config, const wb_model_options *rollout,
+                               size_t *device_bytes_out, size_t *host_bytes_out) {
+    const wb_rebalance_options manager = manager_options(o, config, true);
+    uint32_t layers = 0;
+    size_t slot_bytes;
     for (int32_t l = 0; l < config->n_layers; l++) layers += wb_config_is_moe(config, l);
-    return ((size_t)manager.load.window + 1) * WB_N_PHASES * layers * (size_t)config->router.n_experts *
-           sizeof(uint32_t);
+    WB_TRY(wb_model_measure_slot(config, rollout, &slot_bytes));
+    return wb_rebalance_measure(&manager, layers, (uint32_t)config->router.n_experts, slot_bytes,
+                                device_bytes_out, host_bytes_out);
 }
 
 wb_status live_experts_report(const wb_rebalance *manager, const wb_rebalance_stats *before, wb_comm *comm,

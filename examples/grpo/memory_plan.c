@@ -72,8 +72,10 @@ static wb_status measure_rollout(const plan_model *m, int32_t rank, rank_plan *p
                              &memory));
     add_measured(plan, of, "workspace", &memory);
     if (m->o->eplb != EPLB_LIVE) return WB_OK;
-    add(&plan->device, of, "shadow slots", live_experts_shadow_bytes(m->o, &m->config));
-    add(&plan->host, of, "load", live_experts_count_bytes(&m->config));
+    size_t shadow_bytes, load_bytes;
+    WB_TRY(live_experts_measure(m->o, &m->config, &model, &shadow_bytes, &load_bytes));
+    add(&plan->device, of, "shadow slots", shadow_bytes);
+    add(&plan->host, of, "load", load_bytes);
     return WB_OK;
 }
 

@@ -73,7 +73,9 @@ const option_row option_rows[] = {
     {"--rebalance-every", INTEGER, KEPT, FIELD(rebalance_every), 1, MANY, NULL, "N",
      "of --eplb live: passes of the rollout between two looks at the load"},
     {"--layers-per-chunk", INTEGER, FREE, FIELD(layers_per_chunk), 1, MANY, NULL, "N",
-     "of --eplb live: layers whose experts are placed together; without it all"},
+     "of --eplb live: layers in which experts move between two passes, at most; without it all whose moves "
+     "do "
+     "not meet on a rank"},
     {"--compare-every", INTEGER, FREE, FIELD(compare_every), 0, MANY, NULL, "N",
      "every N steps run the batch with free routing too, one more forward, and report what replay changed; "
      "0: never"},

@@ -27,7 +27,7 @@ typedef struct core {
     uint64_t seed;
     uint8_t dead[MAX_CORE_RANKS]; /* of the placement's topology */
     wb_exchange *exchange;
-    wb_placement *placement; /* in force */
+    wb_placement *placement; /* in force; before core_open NULL, or one to begin with */
     core_kind kinds[MAX_KINDS];
     int n_kinds;
     uint64_t version; /* of the bytes: weights are replaced by another one */
@@ -214,8 +214,8 @@ static inline wb_expert_store core_store(core *c) {
 
 static inline void core_open(core *c, const wb_rebalance_options *options) {
     const wb_exchange_memory memory = core_memory(c);
-    c->placement =
-        core_topology(wb_comm_size(c->comm), CORE_EXPERTS + 4 * (uint32_t)wb_comm_size(c->comm), c->dead);
+    const uint32_t R = (uint32_t)wb_comm_size(c->comm);
+    if (!c->placement) c->placement = core_topology((int)R, CORE_EXPERTS + 4 * R, c->dead);
     CORE_OK(c, wb_exchange_open(c->comm, &memory, &c->exchange));
     core_add_kind(c, 300);
     core_add_kind(c, 7);
@@ -259,16 +259,16 @@ static inline void core_skewed_pass(core *c, double skew, uint64_t *state) {
     }
 }
 
-/* One boundary; what it moved is one group's at most. */
+/* One boundary; what it moved is one round's at most: each rank receives for one group. */
 static inline wb_status core_boundary(core *c) {
     const wb_status status = wb_rebalance_boundary(c->manager);
     const wb_rebalance_stats stats = wb_rebalance_get_stats(c->manager);
     const uint64_t moved = stats.moves - c->latest_moves;
     /* As a pass would take its time: tests count boundaries, and on a busy machine the solver waits for its
      * turn. */
-    if (stats.phase == WB_REBALANCE_SOLVING) usleep(2000);
+    if (stats.stage == WB_REBALANCE_SOLVING) usleep(2000);
     if (moved > c->most_moves) c->most_moves = moved;
-    CORE_CHECK(c, stats.groups - c->latest_groups <= 1);
+    CORE_CHECK(c, stats.groups - c->latest_groups <= CORE_LAYERS);
     c->latest_moves = stats.moves;
     c->latest_groups = stats.groups;
     return status;

@@ -119,7 +119,7 @@ static maps maps_of(const core *c) {
 static void check_failure(life *l, const wb_rebalance_stats *stats, maps before) {
     core *c = &l->core;
     const maps after = maps_of(c);
-    CORE_CHECK(c, stats->phase == WB_REBALANCE_RECORDING && stats->verdict == WB_REBALANCE_FAILED);
+    CORE_CHECK(c, stats->stage == WB_REBALANCE_RECORDING && stats->verdict == WB_REBALANCE_FAILED);
     CORE_CHECK(c, strstr(stats->failure, is_poor(l) ? "bytes" : "rank 1"));
     CORE_CHECK(c, after.hash == before.hash && after.epochs == before.epochs);
     core_check_slots(c);
@@ -140,7 +140,7 @@ static void pass_and_boundary(life *l, uint64_t *random) {
     core *c = &l->core;
     const maps before = maps_of(c);
     const wb_rebalance_stats old = wb_rebalance_get_stats(c->manager);
-    const part which = old.phase == WB_REBALANCE_RECORDING ? DECIDING : MOVING;
+    const part which = old.stage == WB_REBALANCE_RECORDING ? DECIDING : MOVING;
     if (l->part == SOLVING && is_poor(l)) child_left = l->left;
     begin_part(l, which);
     const long allocated = alloc_count_here();
@@ -153,7 +153,7 @@ static void pass_and_boundary(life *l, uint64_t *random) {
     child_left = -1;
     CORE_CHECK(c, stats.failures <= old.failures + 1);
     if (stats.failures > old.failures) check_failure(l, &stats, before);
-    if (stats.phase != old.phase || stats.phase == WB_REBALANCE_MOVING) return;
+    if (stats.stage != old.stage || stats.stage == WB_REBALANCE_MOVING) return;
     l->idle_boundaries++;
     l->idle_allocations += n;
 }

@@ -307,6 +307,33 @@ static void test_older_passes_decay(void **state) {
     wb_load_close(load);
 }
 
+/* Sums go along from pass to pass: whatever has entered and left, they are those of the passes that are
+ * there, and of a cell whose passes have all left nothing remains, rounded or not. */
+static void test_sums_are_of_the_window_after_many_passes(void **state) {
+    (void)state;
+    const double decays[] = {1, 0.9};
+    for (int d = 0; d < 2; d++) {
+        wb_load *load = open_load(1, &(wb_load_region){"target", 1, 2, 0}, 5, decays[d]);
+        for (uint32_t pass = 0; pass < 3000; pass++) {
+            double expected[2] = {0}, found[2];
+            const uint32_t n = pass % 997 > 8 ? pass % 13 : 0;
+            for (uint32_t i = 0; i < (pass % 997 == 3 ? 1000 : 1); i++)
+                decode_n(load, 0, 0, pass % 997 == 3 ? 60 : n);
+            decode_n(load, 0, 1, 1);
+            end_pass(load);
+            for (uint32_t age = 0; age < wb_load_passes(load); age++) {
+                assert_int_equal(wb_load_pass_counts(load, 0, ALL, age, found), WB_OK);
+                for (int e = 0; e < 2; e++) expected[e] += pow(decays[d], age) * found[e];
+            }
+            assert_int_equal(wb_load_counts(load, 0, ALL, found), WB_OK);
+            for (int e = 0; e < 2; e++)
+                assert_true(expected[e] == 0 || d == 0 ? found[e] == expected[e]
+                                                       : fabs(found[e] - expected[e]) < 1e-9 * expected[e]);
+        }
+        wb_load_close(load);
+    }
+}
+
 static void test_sglang_7266_per_pass_and_rebalance_compose(void **state) {
     (void)state;
     wb_load *load = open_one(1, 2, 0, 3);
@@ -562,6 +589,7 @@ int main(void) {
         cmocka_unit_test(test_dummy_passes_do_not_count),
         cmocka_unit_test(test_the_window_lets_the_oldest_pass_go),
         cmocka_unit_test(test_older_passes_decay),
+        cmocka_unit_test(test_sums_are_of_the_window_after_many_passes),
         cmocka_unit_test(test_sglang_7266_per_pass_and_rebalance_compose),
         cmocka_unit_test(test_random_passes_against_a_naive_model),
         cmocka_unit_test(test_regions_that_cannot_be_are_refused),

@@ -10,37 +10,105 @@ static void test_rule_22_maps_and_weights_change_together(void **state) {
 
 /* ---- chunks -------------------------------------------------------------------------------------- */
 
+typedef struct outcome {
+    uint64_t hash;
+    uint64_t rounds, most_layers; /* boundaries that moved, and the layers that one of them moved */
+} outcome;
+
+static void count_round(core *c, uint64_t *groups, outcome *o) {
+    const wb_rebalance_stats stats = wb_rebalance_get_stats(c->manager);
+    const uint64_t n = stats.groups - *groups;
+    uint64_t flipped = 0;
+    for (uint32_t l = 0; n > 0 && l < CORE_LAYERS; l++)
+        flipped += wb_placement_layer(c->placement, l).epoch == stats.epoch;
+    CORE_CHECK(c, flipped == n); /* a group of each layer that was moved, and no layer twice */
+    *groups = stats.groups;
+    o->rounds += n > 0;
+    if (n > o->most_layers) o->most_layers = n;
+}
+
+typedef struct chunk_case {
+    void (*pass)(core *c, uint64_t *random);
+    wb_eplb_algorithm algorithm;
+    uint32_t n_slots;
+} chunk_case;
+
 /* One decision on the same counts. */
-static uint64_t hash_after(wb_comm *comm, uint64_t seed, int64_t layers_per_chunk, int *failures) {
+static outcome rebalance_by(wb_comm *comm, uint64_t seed, const chunk_case *which, int64_t layers_per_chunk,
+                            int *failures) {
     core state = {.comm = comm, .seed = seed}, *c = &state;
     wb_rebalance_options options = core_options();
     options.layers_per_chunk = layers_per_chunk;
-    uint64_t random = seed + (uint64_t)wb_comm_rank(comm);
+    options.solver.algorithm = which->algorithm;
+    uint64_t random = seed + (uint64_t)wb_comm_rank(comm), groups = 0;
+    outcome o = {0};
+    c->placement = core_topology(wb_comm_size(comm), which->n_slots, NULL);
     core_open(c, &options);
     for (int i = 0; i < 4; i++) {
-        core_skewed_pass(c, 20, &random);
+        which->pass(c, &random);
         CORE_OK(c, core_boundary(c));
     }
-    for (int i = 0; i < 2000 && wb_rebalance_get_stats(c->manager).rebalances == 0; i++)
+    for (int i = 0; i < 2000 && wb_rebalance_get_stats(c->manager).rebalances == 0; i++) {
         CORE_OK(c, core_boundary(c));
+        count_round(c, &groups, &o);
+    }
     CORE_CHECK(c, wb_rebalance_get_stats(c->manager).rebalances == 1);
-    const uint64_t hash = wb_placement_hash(c->placement);
+    CORE_CHECK(c, c->most_moves <= (uint64_t)wb_comm_size(comm)); /* one shadow slot a rank */
+    CORE_CHECK(c, o.most_layers <= (uint64_t)layers_per_chunk);
+    o.hash = wb_placement_hash(c->placement);
+    core_check_slots(c);
     core_close(c);
     *failures += c->failures;
-    return hash;
+    return o;
+}
+
+static void very_skewed_pass(core *c, uint64_t *random) {
+    core_skewed_pass(c, 20, random);
 }
 
 static int compare_chunks(wb_comm *comm, uint64_t seed) {
     int failures = 0;
-    const uint64_t all = hash_after(comm, seed, WB_ALL_MOE_LAYERS, &failures);
-    return failures + (hash_after(comm, seed, 1, &failures) != all) +
-           (hash_after(comm, seed, 3, &failures) != all);
+    const chunk_case which = {very_skewed_pass, WB_EPLB_BALANCED,
+                              CORE_EXPERTS + 4 * (uint32_t)wb_comm_size(comm)};
+    const outcome all = rebalance_by(comm, seed, &which, WB_ALL_MOE_LAYERS, &failures);
+    const outcome one = rebalance_by(comm, seed, &which, 1, &failures);
+    const outcome three = rebalance_by(comm, seed, &which, 3, &failures);
+    return failures + (one.hash != all.hash) + (three.hash != all.hash) + (one.most_layers != 1);
+}
+
+/* Of 4 ranks of 4 experts each, in each of the first two layers a rank that has too much beside one that has
+ * too little, another pair in each: one swap mends a layer. */
+static void paired_pass(core *c, uint64_t *random) {
+    (void)random;
+    for (int32_t l = 0; l < 2; l++) {
+        uint8_t ids[256];
+        const int hot = 8 * l;
+        uint32_t n = 0;
+        for (int e = 0; e < CORE_EXPERTS; e++) {
+            const int there = e - hot;
+            const uint32_t tokens = there >= 0 && there < 2 ? 30 : there >= 0 && there < 8 ? 10 : 15;
+            for (uint32_t i = 0; i < tokens; i++) ids[n++] = (uint8_t)e;
+        }
+        const wb_routed_rows rows = {.ids = ids, .dtype = WB_U8, .T = n, .K = 1};
+        CORE_OK(c, wb_rebalance_record(c->manager, WB_PHASE_DECODE, l, &rows));
+    }
+}
+
+/* Layers whose moves have ranks of their own go together, as many as may. */
+static int move_side_by_side(wb_comm *comm, uint64_t seed) {
+    int failures = 0;
+    const chunk_case which = {paired_pass, WB_EPLB_INCREMENTAL, CORE_EXPERTS};
+    const outcome all = rebalance_by(comm, seed, &which, WB_ALL_MOE_LAYERS, &failures);
+    const outcome one = rebalance_by(comm, seed, &which, 1, &failures);
+    return failures + (one.hash != all.hash) + (all.rounds != 1 || all.most_layers != 2) +
+           (one.rounds != 2 || one.most_layers != 1);
 }
 
 static void test_rule_24_chunks_end_alike(void **state) {
     (void)state;
     on_ranks(2, compare_chunks);
     on_ranks(4, compare_chunks);
+    on_ranks(4, move_side_by_side);
 }
 
 static void expect_refused(wb_rebalance_options options, const char *words) {
@@ -66,14 +134,39 @@ static void test_rule_24_no_layers_a_chunk_is_an_error(void **state) {
     }
 }
 
-/* Found at open, and not by each move. */
-static void test_shadow_slots_out_of_range_are_refused(void **state) {
+/* Found at open, and not by each decision. */
+static void test_options_that_nothing_works_with_are_refused(void **state) {
     (void)state;
     for (uint32_t n = 0; n <= 3; n += 3) {
         wb_rebalance_options options = core_options();
         options.move.n_shadow = n;
         expect_refused(options, "n_shadow: expected 1..2");
     }
+    wb_rebalance_options o = core_options();
+    o.move.group_moves = 0;
+    expect_refused(o, "group_moves: expected 1 or more");
+    o = core_options();
+    o.move.cost.expert_bytes = -1;
+    expect_refused(o, "cost model: expert_bytes");
+    o = core_options();
+    o.solver.algorithm = (wb_eplb_algorithm)77;
+    expect_refused(o, "algorithm: expected 0..");
+    o = core_options();
+    o.solver.algorithm = WB_EPLB_INCREMENTAL;
+    o.solver.target = 2;
+    expect_refused(o, "target: expected above 0");
+    o = core_options();
+    o.solver.algorithm = WB_EPLB_DEEPSEEK;
+    o.solver.n_groups = 5;
+    expect_refused(o, "groups");
+}
+
+static void test_a_store_of_another_size_is_refused(void **state) {
+    (void)state;
+    wb_expert_store store = {.size = sizeof store - 8};
+    wb_rebalance *manager = NULL;
+    assert_int_equal(wb_rebalance_open(&store, NULL, &manager), WB_INVALID_ARGUMENT);
+    assert_non_null(strstr(wb_error_message(), "expected a store of"));
 }
 
 /* ---- what is no reason to move -------------------------------------------------------------------- */
@@ -84,7 +177,7 @@ static wb_rebalance_stats decide_on(core *c, uint32_t passes, void (*pass)(core 
         pass(c, &random);
         CORE_OK(c, core_boundary(c));
     }
-    for (int i = 0; i < 2000 && wb_rebalance_get_stats(c->manager).phase != WB_REBALANCE_RECORDING; i++)
+    for (int i = 0; i < 2000 && wb_rebalance_get_stats(c->manager).stage != WB_REBALANCE_RECORDING; i++)
         CORE_OK(c, core_boundary(c));
     return wb_rebalance_get_stats(c->manager);
 }
@@ -128,6 +221,8 @@ static int judge_loads(wb_comm *comm, uint64_t seed) {
         {lonely_pass, WB_REBALANCE_BALANCED, 1e-9, 1e18, CORE_LAYERS - 1, 0},
         {lonely_pass, WB_REBALANCE_NO_GAIN, 1, 0, CORE_LAYERS - 1, 0},
         {lonely_pass, WB_REBALANCE_MOVED, 1, 1e18, CORE_LAYERS - 1, 0},
+        /* It pays for experts of 307 bytes, as these are, and not for those of 88 MB of the default. */
+        {lonely_pass, WB_REBALANCE_MOVED, 1, 20, CORE_LAYERS - 1, 0},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         core state = {.comm = comm, .seed = seed + i}, *c = &state;
@@ -167,7 +262,11 @@ static int measure_shadows(wb_comm *comm, uint64_t seed) {
         options.move.n_shadow = n_shadow;
         core_open(c, &options);
         core_rebalance(c, &random);
+        size_t device_bytes, host_bytes;
         CORE_CHECK(c, c->shadow_bytes == n_shadow * (512 + 256));
+        CORE_OK(c, wb_rebalance_measure(&options, CORE_LAYERS, CORE_EXPERTS, 512 + 256, &device_bytes,
+                                        &host_bytes));
+        CORE_CHECK(c, device_bytes == c->shadow_bytes && host_bytes > 1 << 20 && host_bytes < 2 << 20);
         core_add_kind(c, 1000);
         for (int i = 0; i < 40; i++) {
             crowded_pass(c, &random);
@@ -191,7 +290,8 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_rule_22_maps_and_weights_change_together),
         cmocka_unit_test(test_rule_24_chunks_end_alike),
         cmocka_unit_test(test_rule_24_no_layers_a_chunk_is_an_error),
-        cmocka_unit_test(test_shadow_slots_out_of_range_are_refused),
+        cmocka_unit_test(test_options_that_nothing_works_with_are_refused),
+        cmocka_unit_test(test_a_store_of_another_size_is_refused),
         cmocka_unit_test(test_rule_33_noise_and_no_information_move_nothing),
         cmocka_unit_test(test_a_rebalance_takes_its_shadow_slots_and_no_more),
     };

@@ -1,8 +1,8 @@
 /* test_alloc_fail_ranks.c - every allocation of a workspace's open and of its first step, in training and in
- * inference, and of a copy whose experts travel, is made to fail in turn on one rank of two: that rank says
- * so, and the other comes back with the name of the rank and not after a timeout. A workspace takes its
- * memory at open, which ranks agree on, so that after most failures the communicator lives. A hang is a
- * failure by alarm. */
+ * inference, of a copy whose experts travel and of a changed placement, is made to fail in turn on one rank
+ * of two: that rank says so, and the other comes back with the name of the rank and not after a timeout. A
+ * workspace takes its memory at open, which ranks agree on, so that after most failures the communicator
+ * lives. A hang is a failure by alarm. */
 #include "model_ranks.h"
 #include "support/alloc_fail.h"
 #include "wb_check.h"
@@ -32,7 +32,7 @@ static wb_config small_config(void) {
     return config;
 }
 
-typedef enum step { TRAIN, INFER, CLONE, N_STEPS } step;
+typedef enum step { TRAIN, INFER, CLONE, PLACE } step;
 
 /* Of both ranks; n and which step are set before the threads start. */
 static long refused_at;
@@ -127,6 +127,19 @@ static wb_status clone_elsewhere(fixture *f) {
     return status;
 }
 
+/* All layers have the new map or none has. */
+static wb_status place_elsewhere(fixture *f) {
+    wb_placement *placement = NULL;
+    wb_status status = wb_comm_agree(f->comm, open_exchanged(f->model, &placement));
+    if (status == WB_OK) status = wb_model_set_placement(f->model, placement);
+    const wb_placement *now = wb_model_placement(f->model);
+    for (uint32_t l = 0; l < wb_placement_layers(now); l++)
+        if (wb_placement_layer(now, l).epoch != (status == WB_OK))
+            status = wb_fail(WB_CORRUPT, "layer %u is at epoch %d", l, (int)wb_placement_layer(now, l).epoch);
+    wb_placement_close(placement);
+    return status;
+}
+
 static void *run_rank(void *argument) {
     rank_result *me = argument;
     const wb_config config = small_config();
@@ -135,7 +148,8 @@ static void *run_rank(void *argument) {
     if (poor) alloc_fail_this_thread_at(refused_at);
     me->status = which == TRAIN   ? open_and_train(&f)
                  : which == INFER ? open_and_infer(&f)
-                                  : clone_elsewhere(&f);
+                 : which == CLONE ? clone_elsewhere(&f)
+                                  : place_elsewhere(&f);
     me->refused = poor && alloc_fail_this_thread_failed();
     snprintf(me->message, sizeof me->message, "%s", me->status == WB_OK ? "" : wb_error_message());
     me->after = wb_comm_barrier(me->comm);
@@ -191,6 +205,11 @@ static void test_rule_30_experts_travel_without_memory_on_one_rank(void **unused
     every_allocation_of(CLONE);
 }
 
+static void test_rule_22_a_map_changes_without_memory_on_one_rank(void **unused) {
+    (void)unused;
+    every_allocation_of(PLACE);
+}
+
 int main(void) {
     if (!ALLOC_FAIL_WORKS) {
         fprintf(stderr, "skipped: a sanitizer replaces malloc\n");
@@ -201,6 +220,7 @@ int main(void) {
         cmocka_unit_test(test_rule_30_training_without_memory_on_one_rank),
         cmocka_unit_test(test_rule_30_inference_without_memory_on_one_rank),
         cmocka_unit_test(test_rule_30_experts_travel_without_memory_on_one_rank),
+        cmocka_unit_test(test_rule_22_a_map_changes_without_memory_on_one_rank),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

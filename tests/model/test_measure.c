@@ -150,6 +150,10 @@ static void test_a_model_that_is_not_there(void **unused) {
         2 * (48 * (experts + attention + router) + 2 * 151936 * H) + 4 * (48 * norms + H);
     assert_int_equal(part(&memory, "weights"), expected);
 
+    size_t slot_bytes;
+    MUST(wb_model_measure_slot(&config, &model, &slot_bytes));
+    assert_int_equal(slot_bytes, 2 * 3 * 768 * H);
+
     wb_infer_options infer = wb_infer_options_default();
     infer.n_blocks = 1024;
     MUST(wb_infer_measure(&config, &model, &infer, 8, 3, &memory));

@@ -114,6 +114,23 @@ static void place(rank *r, wb_model *model, wb_train *train, const wb_model *who
     wb_placement_close(next);
 }
 
+/* What is attached to slots would stay behind, so no expert leaves its slot; without a move all is well. */
+static void expect_attached_refused(rank *r, wb_model *model, wb_train *train, const wb_model *whole,
+                                    updates *u) {
+    wb_placement *next = placement_next(model, &r->state, true);
+    const uint64_t hash = wb_placement_hash(wb_model_placement(model));
+    char marks[4096];
+    MUST(wb_model_attach_slots(model, 0, marks, 1));
+    EXPECT(wb_train_place_experts(train, next) == WB_INVALID_ARGUMENT);
+    EXPECT_MESSAGE("attached to slots");
+    EXPECT(wb_train_update_experts(train, next, update, u) == WB_INVALID_ARGUMENT);
+    EXPECT(wb_placement_hash(wb_model_placement(model)) == hash);
+    MUST(wb_train_place_experts(train, NULL));
+    wb_model_detach_slots(model, marks);
+    expect_weights(model, whole);
+    wb_placement_close(next);
+}
+
 /* A map of the same epoch, and a function that is not there. */
 static void expect_refused(rank *r, wb_model *model, wb_train *train, const wb_model *whole, updates *u) {
     wb_placement *next = placement_next(model, &r->state, true), *same;
@@ -150,6 +167,7 @@ static void train_and_move(rank *r) {
         if (epoch % 2 == 1) place(r, model, train, whole);
     }
     expect_refused(r, model, train, whole, &u);
+    expect_attached_refused(r, model, train, whole, &u);
     for (int32_t i = 0; i < wb_model_n_tensors(model); i++) free(u.seen[i]);
     free(u.seen);
     wb_train_close(train);

@@ -85,7 +85,7 @@ static size_t slot_bytes(const mover *m) {
     return largest;
 }
 
-/* A step makes one group of moves at most, by which this rank receives n_shadow experts. */
+/* A step makes one round of moves at most, by which this rank receives n_shadow experts, as by one group. */
 static void play_step_by_step(mover *m) {
     dice d = {m->seed + (uint64_t)rank_of(m)};
     const size_t most = m->options.move.n_shadow * slot_bytes(m);
@@ -98,7 +98,7 @@ static void play_step_by_step(mover *m) {
         const wb_rebalance_stats before = wb_rebalance_get_stats(m->manager);
         must(wb_engine_step(m->engine, &busy), "step");
         const wb_rebalance_stats after = wb_rebalance_get_stats(m->manager);
-        if (after.boundaries > before.boundaries + 1 || after.groups > before.groups + 1) abort();
+        if (after.boundaries > before.boundaries + 1 || after.groups > before.groups + N_LAYERS) abort();
         if (after.bytes > before.bytes + most) abort();
     }
 }

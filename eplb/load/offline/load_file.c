@@ -317,6 +317,7 @@ static wb_status fill(const char *path, const json_t *root, const load_head *hea
     }
     load->open = load->passes = head->n_passes;
     load->passes_seen = head->passes_seen;
+    wb_load_sum_window(load);
     return check_logical(path, json_object_get(root, "logical_count"), load);
 }
 
