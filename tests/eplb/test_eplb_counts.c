@@ -118,16 +118,44 @@ static void test_torch_refused(void **unused) {
     refused(TORCH "bad_empty.pt", WB_MISMATCH, "dimension 0");
     refused(TORCH "bad_four_dimensions.pt", WB_MISMATCH, "2..3 dimensions, found 4");
     refused(TORCH "bad_expanded.pt", WB_CORRUPT, "view within its storage of 1 ");
+    refused(TORCH "bad_offset.pt", WB_CORRUPT, "view within its storage of 96 ");
+    refused(TORCH "bad_offset_one.pt", WB_CORRUPT, "view within its storage of 96 ");
+    refused(TORCH "bad_stride.pt", WB_CORRUPT, "view within its storage of 96 ");
+    refused(TORCH "bad_stride_inner.pt", WB_CORRUPT, "view within its storage of 96 ");
     refused(TORCH "bad_list.pt", WB_CORRUPT, "logical_count: expected a tensor");
     refused(TORCH "bad_legacy.pt", WB_UNSUPPORTED, "PyTorch");
     refused(TORCH "bad_big_endian.pt", WB_UNSUPPORTED, "byteorder: expected little, found big");
-    refused(TORCH "bad_compressed.pt", WB_UNSUPPORTED, "compressed");
+    refused(TORCH "bad_compressed.pt", WB_UNSUPPORTED, "found a compressed one (method 8)");
+    refused(TORCH "bad_twice.pt", WB_CORRUPT, "zip: data.pkl is there twice");
     refused(TORCH "bad_short_storage.pt", WB_CORRUPT, "96 elements of 4 bytes, found 380 bytes");
     refused(TORCH "bad_no_storage.pt", WB_CORRUPT, "data/0");
     refused(TORCH "bad_no_pickle.pt", WB_UNSUPPORTED, "data.pkl");
     refused(TORCH "bad_pickle_cut.pt", WB_CORRUPT, "an opcode that ends it");
     refused(TORCH "bad_pickle_after.pt", WB_CORRUPT, "the end after one value");
     refused(TORCH "good_map.pt", WB_NOT_FOUND, "logical_count");
+}
+
+/* A member that the directory calls compressed, or encrypted, though its bytes in the file are as many as it
+ * has; and one of other bytes in the file than it has. */
+static void test_torch_members_that_are_not_stored(void **unused) {
+    (void)unused;
+    static const struct {
+        size_t field; /* of a record of the directory: flags at 8, method at 10, bytes in the file at 20 */
+        char value;
+        const char *part;
+    } cases[] = {{10, 8, "data.pkl: expected a member that is stored, found a compressed one (method 8)"},
+                 {8, 1, "data.pkl: expected a member that is stored, found an encrypted one (method 0)"},
+                 {20, 1, "data.pkl: expected a member that is stored, found a compressed one (method 0)"}};
+    for (size_t i = 0; i < 3; i++) {
+        size_t size = 0, at = 0;
+        char *bytes = temp_read(TORCH "good_recorder.pt", &size);
+        while (at + 4 < size && memcmp(bytes + at, "PK\1\2", 4) != 0) at++; /* the first, of data.pkl */
+        bytes[at + cases[i].field] = cases[i].value;
+        temp_path path = temp_in(dir.text, "member.pt");
+        temp_write(path.text, bytes, size);
+        refused(path.text, WB_UNSUPPORTED, cases[i].part);
+        free(bytes);
+    }
 }
 
 /* A file cut anywhere is refused; one with a byte changed is refused by name, or gives finite counts. */
@@ -442,6 +470,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_torch_files),
         cmocka_unit_test(test_torch_view),
         cmocka_unit_test(test_torch_refused),
+        cmocka_unit_test_setup_teardown(test_torch_members_that_are_not_stored, setup, teardown),
         cmocka_unit_test_setup_teardown(test_torch_cut_and_damaged, setup, teardown),
         cmocka_unit_test(test_pickles),
         cmocka_unit_test(test_pickle_depth),
