@@ -10,7 +10,13 @@
 typedef struct slot_plan {
     uint32_t n_ranks, n_experts, n_layers, n_slots;
     uint32_t *slots_of_rank; /* [n_ranks] */
+    uint32_t *layers;        /* [n_layers] the hidden layer of each MoE layer */
 } slot_plan;
+
+static void close_plan(slot_plan *plan) {
+    free(plan->slots_of_rank);
+    free(plan->layers);
+}
 
 /* Where the block of rank r of n begins. */
 static uint32_t block_begin(uint32_t n, uint32_t r, uint32_t n_ranks) {
@@ -43,10 +49,16 @@ static wb_status plan_slots(const options *o, const wb_config *config, int n_ran
                             slot_plan *plan_out) {
     slot_plan plan = {.n_ranks = (uint32_t)n_ranks, .n_experts = (uint32_t)config->router.n_experts};
     uint32_t redundant = 0;
-    for (int32_t l = 0; l < config->n_layers; l++) plan.n_layers += wb_config_is_moe(config, l);
     WB_TRY(count_redundant(o, &plan, loud, &redundant));
     plan.n_slots = plan.n_experts + redundant;
-    WB_TRY(WB_NEW(plan.slots_of_rank, plan.n_ranks, "slots of ranks"));
+    wb_status status = WB_NEW(plan.slots_of_rank, plan.n_ranks, "slots of ranks");
+    if (status == WB_OK) status = WB_NEW(plan.layers, (size_t)config->n_layers, "MoE layers");
+    if (status != WB_OK) {
+        close_plan(&plan);
+        return status;
+    }
+    for (int32_t l = 0; l < config->n_layers; l++)
+        if (wb_config_is_moe(config, l)) plan.layers[plan.n_layers++] = (uint32_t)l;
     for (uint32_t r = 0; r < plan.n_ranks; r++)
         plan.slots_of_rank[r] =
             plan.n_slots % plan.n_ranks == 0
@@ -109,7 +121,7 @@ wb_status expert_places_default(const options *o, const wb_config *config, int n
     if (o->eplb == EPLB_OFF) return WB_OK;
     WB_TRY(plan_slots(o, config, n_ranks, false, &plan));
     const wb_status status = place_default(&plan, placement_out);
-    free(plan.slots_of_rank);
+    close_plan(&plan);
     return status;
 }
 
@@ -117,7 +129,7 @@ wb_status expert_places_default(const options *o, const wb_config *config, int n
 
 static wb_status read_placement(const char *path, const slot_plan *plan, wb_placement **placement_out) {
     const wb_topology topology = topology_of(plan);
-    return wb_placement_read(path, &topology, plan->n_layers, plan->n_experts, NULL, NULL, NULL,
+    return wb_placement_read(path, &topology, plan->n_layers, plan->n_experts, plan->layers, NULL, NULL,
                              placement_out);
 }
 
@@ -142,6 +154,6 @@ wb_status expert_places_open(const options *o, const wb_config *config, int n_ra
     wb_status status = o->init_placement ? read_placement(o->init_placement, &plan, placement_out)
                                          : resume_placement(checkpoint, &plan, loud, placement_out);
     if (status != WB_OK && o->init_placement) status = wb_fail_context(status, "--init-placement");
-    free(plan.slots_of_rank);
+    close_plan(&plan);
     return status;
 }
