@@ -62,6 +62,7 @@ typedef struct eplb_source_info {
     const uint32_t *layers; /* [L] the hidden layer of each MoE layer; NULL: not known; owner: the source */
     double pass_tokens;     /* of loads: choices of a pass in one layer, a mean over those that have any */
     uint32_t n_passes;      /* of loads */
+    bool shares;            /* loads add up to 1 in a layer: taken for as many choices as a fixed number */
     uint64_t records, rows; /* of a dump, taken so far */
     uint64_t skipped;       /* records of a dump that are in no step, because they have no valid row */
     const char *steps_by;   /* of a dump, what makes a step (eplb_dump_steps.h); owner: the source */
@@ -133,8 +134,9 @@ eplb_row *eplb_result_row(eplb_run *run);
 /* Solves and simulates every row in every step. */
 wb_status eplb_run_steps(eplb_run *run, eplb_source *source);
 
-/* Says on standard error which layers' counts lie in one rank's experts (rule 33). */
-void eplb_warn_of_one_rank(const eplb_run *run);
+/* Says on standard error which layers' counts lie in one rank's experts (rule 33), and that counts are
+ * shares. */
+void eplb_warn_of_counts(const eplb_run *run);
 
 /* The chart of the last step: all layers, and the one that is worst without balancing. */
 wb_status eplb_draw(eplb_run *run, eplb_source *source);
