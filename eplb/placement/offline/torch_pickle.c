@@ -16,8 +16,8 @@ typedef struct machine {
     size_t size, pos;
     wb_pickle_id *stack; /* [size + 1]: an opcode pushes at most one */
     size_t depth;
-    uint32_t
-        *memo; /* [size]: value + 1; 0: not set. Numbers count what was memoized, so that they are below */
+    /* [size]: value + 1; 0: not set. Numbers count what was memoized, so that they are below. */
+    uint32_t *memo;
     uint32_t memoized;
     wb_pickle *out;
 } machine;
