@@ -18,8 +18,8 @@ typedef struct deal {
 /* What the quota dispatch takes of one expert. */
 #define MAX_TOKENS 2147483648.0
 
-/* What a sum of 1 is taken for where counts are shares. A power of two, so that figures which do not depend on
- * the number of tokens keep their bits. */
+/* What a sum of 1 is taken for where counts are shares. A power of two, so that figures which do not depend
+ * on the number of tokens keep their bits. */
 #define CHOICES_OF_SHARES 1048576.0
 
 struct eplb_source {

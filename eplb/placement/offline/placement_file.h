@@ -1,7 +1,7 @@
 /* placement_file.h - the keys of files of maps and counts, each engine's own, and the reader of maps.
  *
- * Own and SGLang's: {"physical_to_logical_map": [L][S]}, with "replica_of_slot": [L][S] where replicas are not
- * in slot order.
+ * Own and SGLang's: {"physical_to_logical_map": [L][S]}, with "replica_of_slot": [L][S] where replicas are
+ * not in slot order.
  *
  * vLLM's: [L][S], or [S] for all layers.
  *
