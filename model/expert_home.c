@@ -2,7 +2,7 @@
 #include "expert_home.h"
 
 int32_t wb_home_rank(int32_t n_experts, int32_t n_ranks, int32_t expert) {
-    return (int32_t)((((int64_t)expert + 1) * n_ranks - 1) / n_experts);
+    return (int32_t)wb_block_of((uint32_t)n_experts, (uint32_t)n_ranks, (uint32_t)expert);
 }
 
 int64_t wb_expert_max_homes(int32_t n_experts, int32_t n_ranks) {

@@ -66,7 +66,7 @@ static wb_status agree(wb_engine *engine, wb_status status, bool *busy_out) {
 }
 
 static void count_fed(wb_engine *engine, const wb_sched_entry *entry) {
-    *(wb_is_decode(entry) ? &engine->decode_tokens : &engine->prefill_tokens) += entry->n_planned;
+    *(wb_sched_is_decode(entry) ? &engine->decode_tokens : &engine->prefill_tokens) += entry->n_planned;
 }
 
 /* Records what was fed and sampled. Cannot fail. */

@@ -11,9 +11,6 @@ typedef struct wb_load_count {
     uint8_t *prefill, *decode; /* [(max_tokens + 7) / 8] a bit a row of the step */
 } wb_load_count;
 
-/* Whether what is fed of an entry is one token that it sampled itself. */
-bool wb_is_decode(const wb_sched_entry *entry);
-
 wb_status wb_load_count_open(wb_owner *owner, wb_rebalance *manager, size_t max_tokens, wb_load_count *count);
 
 /* Counts the rows [n_tokens][L][K] of a step that is to be committed. */

@@ -52,8 +52,8 @@ int eplb_run_command(const cli_command *self, const cli_arguments *arguments);
 
 /* ---- traffic (eplb_traffic.c) ---------------------------------------------------------------- */
 
-/* Steps of micro-batches, from a dump's records, from files of counts or from a seed; of records and of a seed
- * one step at a time is in memory. */
+/* Steps of micro-batches, from a dump's records, from files of counts or from a seed; of records and of a
+ * seed one step at a time is in memory. */
 typedef struct eplb_source eplb_source;
 
 typedef struct eplb_source_info {

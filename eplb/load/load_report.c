@@ -79,14 +79,12 @@ wb_status wb_load_balancedness(const wb_load *load, uint32_t region, uint32_t ph
 /* ---- one rank's view ----------------------------------------------------------------------------- */
 
 bool wb_load_in_one_block(uint32_t n_experts, const double *counts, uint32_t n_blocks, uint32_t *block_out) {
-    const uint64_t E = n_experts;
     bool found = false;
     uint32_t block = 0;
     if (n_blocks < 2 || n_experts < n_blocks) return false;
-    for (uint64_t e = 0; e < E; e++) {
+    for (uint32_t e = 0; e < n_experts; e++) {
         if (counts[e] == 0) continue;
-        /* The block b with E b / n <= e < E (b + 1) / n, divisions rounding down. */
-        const uint32_t b = (uint32_t)(((e + 1) * n_blocks - 1) / E);
+        const uint32_t b = wb_block_of(n_experts, n_blocks, e);
         if (found && b != block) return false;
         found = true;
         block = b;

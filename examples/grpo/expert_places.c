@@ -18,13 +18,8 @@ static void close_plan(slot_plan *plan) {
     free(plan->layers);
 }
 
-/* Where the block of rank r of n begins. */
-static uint32_t block_begin(uint32_t n, uint32_t r, uint32_t n_ranks) {
-    return (uint32_t)((uint64_t)n * r / n_ranks);
-}
-
-static uint32_t block_size(uint32_t n, uint32_t r, uint32_t n_ranks) {
-    return block_begin(n, r + 1, n_ranks) - block_begin(n, r, n_ranks);
+static uint32_t block_size(uint32_t n, uint32_t n_ranks, uint32_t r) {
+    return wb_block_begin(n, n_ranks, r + 1) - wb_block_begin(n, n_ranks, r);
 }
 
 /* No rank has use for an expert twice. A run that resumes on fewer ranks has what fits. */
@@ -63,7 +58,7 @@ static wb_status plan_slots(const options *o, const wb_config *config, int n_ran
         plan.slots_of_rank[r] =
             plan.n_slots % plan.n_ranks == 0
                 ? plan.n_slots / plan.n_ranks
-                : block_size(plan.n_experts, r, plan.n_ranks) + block_size(redundant, r, plan.n_ranks);
+                : block_size(plan.n_experts, plan.n_ranks, r) + block_size(redundant, plan.n_ranks, r);
     *plan_out = plan;
     return WB_OK;
 }
@@ -85,8 +80,8 @@ static bool rank_has(const int32_t *experts, uint32_t n, uint32_t expert) {
 static void deal_experts(const slot_plan *plan, int32_t *experts) {
     uint32_t next = 0;
     for (uint32_t r = 0; r < plan->n_ranks; experts += plan->slots_of_rank[r++]) {
-        const uint32_t first = block_begin(plan->n_experts, r, plan->n_ranks);
-        const uint32_t own = block_size(plan->n_experts, r, plan->n_ranks);
+        const uint32_t first = wb_block_begin(plan->n_experts, plan->n_ranks, r);
+        const uint32_t own = block_size(plan->n_experts, plan->n_ranks, r);
         for (uint32_t i = 0; i < own; i++) experts[i] = (int32_t)(first + i);
         for (uint32_t i = own; i < plan->slots_of_rank[r]; i++) {
             experts[i] = WB_NO_EXPERT;
