@@ -1,5 +1,6 @@
 /* wb_eplb.h - where experts live: load statistics, placements with redundant experts, dispatch, move plans.
- * The umbrella: it includes the eight headers of this room, one a folder, and says what they have in common.
+ * The umbrella: it includes the eight headers of this room, one a folder (files/, which reads and writes for
+ * several of them, has none), and says what they have in common.
  * Refuses: models; weights move where a store names them, or not at all.
  *
  *     captured routes --wb_load_*--> loads [M][L][E] --wb_eplb_solve--> placement --broadcast--> all ranks

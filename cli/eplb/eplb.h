@@ -50,7 +50,7 @@ int eplb_read_layers(const cli_command *self, const cli_arguments *arguments, ep
 /* Reads the settings, runs all rows in all steps, and prints and writes what was asked for. */
 int eplb_run_command(const cli_command *self, const cli_arguments *arguments);
 
-/* ---- traffic (eplb_traffic.c) ---------------------------------------------------------------- */
+/* ---- traffic (eplb_source.c) ----------------------------------------------------------------- */
 
 /* Steps of micro-batches, from a dump's records, from files of counts or from a seed; of records and of a
  * seed one step at a time is in memory. */

@@ -1,8 +1,8 @@
 /* test_eplb_counts.c - counts from files of any origin: JSON, msgpack and PyTorch's give the same numbers,
  * what is no table of counts is refused by name, a pickle runs nothing, rows are mapped to MoE layers,
  * files are summed, and a row of zeros and one rank's view are seen for what they are (rule 33). */
+#include "files/offline/number_file.h"
 #include "formats/dump_fixture.h"
-#include "placement/offline/number_file.h"
 #include "support/temp_files.h"
 #include "wb_eplb.h"
 #include "wb_random.h"

@@ -1,8 +1,8 @@
 /* test_eplb_placement_file.c - trees and placements in files: what is written reads back the same from
  * JSON and msgpack, what is cut, damaged or of another shape is refused by name, and counts and dumps lead
  * to the balanced placement. */
+#include "files/offline/tree_file.h"
 #include "formats/dump_fixture.h"
-#include "placement/offline/eplb_file.h"
 #include "placement_core.h"
 #include "support/temp_files.h"
 #include "wb_random.h"

@@ -14,7 +14,7 @@
 #ifndef WB_PLACEMENT_FILE_H
 #define WB_PLACEMENT_FILE_H
 
-#include "placement/offline/number_file.h"
+#include "files/offline/number_file.h"
 #include "wb_placement.h"
 
 #define WB_MAP_KEY "physical_to_logical_map"

@@ -1,7 +1,7 @@
 /* torch_pickle.c - see torch_pickle.h: a stack machine of the opcodes that torch.save writes, in protocols 2
  * to 5. */
-#include "placement/offline/torch_pickle.h"
-#include "placement/offline/torch_values.h"
+#include "files/offline/torch_pickle.h"
+#include "files/offline/torch_values.h"
 #include "wb_check.h"
 
 #include <string.h>

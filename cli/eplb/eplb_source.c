@@ -1,4 +1,4 @@
-/* eplb_traffic.c - steps of micro-batches for `waybill eplb`: a dump's records in file order, passes of
+/* eplb_source.c - steps of micro-batches for `waybill eplb`: a dump's records in file order, passes of
  * files of counts, or synthetic loads. Owns: how tokens of loads are dealt to source ranks. Refuses:
  * walking records (wb_dump_counts does, once a step), counts of more than one step in memory. */
 #include "eplb/eplb.h"
