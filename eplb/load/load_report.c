@@ -13,20 +13,12 @@ typedef struct balance {
     uint32_t n;
 } balance;
 
-/* Over live ranks: a dead one has no load and would only pull the mean down. */
 static void add_ranks(const wb_topology *topology, const double *rank_loads, balance *b) {
-    double sum = 0, max = 0;
-    uint32_t live = 0;
-    for (uint32_t r = 0; r < topology->n_ranks; r++) {
-        if (topology->dead[r]) continue;
-        sum += rank_loads[r];
-        if (rank_loads[r] > max) max = rank_loads[r];
-        live++;
-    }
-    if (!(max > 0)) return;
-    b->ratio_sum += sum / live / max;
-    b->mean_sum += sum / live;
-    b->max_sum += max;
+    const wb_rank_spread spread = wb_placement_rank_spread(topology, rank_loads);
+    if (!(spread.max > 0)) return;
+    b->ratio_sum += spread.mean / spread.max;
+    b->mean_sum += spread.mean;
+    b->max_sum += spread.max;
     b->n++;
 }
 

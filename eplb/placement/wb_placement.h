@@ -46,9 +46,9 @@ WB_API wb_status wb_topology_check(const wb_topology *topology, uint32_t n_exper
 
 /* ---- blocks -------------------------------------------------------------------------------------- */
 
-/* Where experts are without a placement: n of them in contiguous blocks, one a rank, whose sizes differ by 1 at
- * the most. Block b is [wb_block_begin(b), wb_block_begin(b + 1)), for b = 0..n_blocks; blocks are empty where
- * there are more of them than experts. */
+/* Where experts are without a placement: n of them in contiguous blocks, one a rank, whose sizes differ by 1
+ * at the most. Block b has the experts from wb_block_begin of b to that of b + 1; with more blocks than
+ * experts some are empty. */
 static inline uint32_t wb_block_begin(uint32_t n, uint32_t n_blocks, uint32_t block) {
     return (uint32_t)((uint64_t)n * block / n_blocks);
 }
