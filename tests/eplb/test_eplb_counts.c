@@ -1,9 +1,8 @@
 /* test_eplb_counts.c - counts from files of any origin: JSON, msgpack and PyTorch's give the same numbers,
  * what is no table of counts is refused by name, a pickle runs nothing, rows are mapped to MoE layers,
  * files are summed, and a row of zeros and one rank's view are seen for what they are (rule 33). */
+#include "eplb_folder_fixture.h"
 #include "files/offline/number_file.h"
-#include "formats/dump_fixture.h"
-#include "support/temp_files.h"
 #include "wb_eplb.h"
 #include "wb_random.h"
 
@@ -14,25 +13,6 @@
 #define TORCH WB_TEST_DATA "/torch/"
 
 static uint64_t seed;
-static temp_path dir;
-
-static int setup(void **unused) {
-    (void)unused;
-    fixture_directory(dir.text);
-    return 0;
-}
-
-static int teardown(void **unused) {
-    (void)unused;
-    temp_remove(dir);
-    return 0;
-}
-
-static temp_path put(const char *name, const char *text) {
-    temp_path path = temp_in(dir.text, name);
-    temp_write(path.text, text, strlen(text));
-    return path;
-}
 
 static wb_counts *read_ok(const char *path, const wb_moe_layers *layers) {
     wb_counts *c = NULL;
