@@ -63,7 +63,7 @@ typedef struct eplb_source_info {
     const uint32_t *layers; /* [L] the hidden layer of each MoE layer; NULL: not known; owner: the source */
     double pass_tokens;     /* of loads: choices of a pass in one layer, a mean over those that have any */
     uint32_t n_passes;      /* of loads */
-    bool shares;            /* loads add up to 1 in a layer: taken for as many choices as a fixed number */
+    bool shares;            /* loads are parts of a token: 1 is taken for a fixed number of choices */
     uint64_t records, rows; /* of a dump, taken so far */
     uint64_t skipped;       /* records of a dump that are in no step, because they have no valid row */
     const char *steps_by;   /* of a dump, what makes a step (eplb_dump_steps.h); owner: the source */

@@ -71,7 +71,7 @@ static const cli_option table[] = {
          "logical_count [layers][E] or [passes][layers][E], in JSON, msgpack or SGLang's recorder file "
          "(.pt), or "
          "such an array alone; given several times, for the files of all ranks, these are summed; shares, "
-         "fractions that add up to 1 in each layer, are told as 1048576 choices"},
+         "fractions that add up to 1 in each layer or are all below 0.5, are taken times 1048576"},
     {.name = "moe-layers",
      .argument = "LIST",
      .type = CLI_TEXT,

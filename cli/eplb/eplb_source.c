@@ -89,21 +89,23 @@ static double mean_tokens(const eplb_source_info *info, const double *loads) {
     return n > 0 ? total / (double)n : 0;
 }
 
-/* Fractions that add up to 1 in each layer, summed over the files: as tokens they would round to none. Counts
- * with decay are fractions too, of far larger sums. */
+/* Fractions that add up to 1 in each layer, summed over the files, or of which none is half a token: they
+ * would round to nothing. Counts with decay are fractions too, of far larger sums. */
 static bool are_shares(const eplb_source_info *info, const double *loads, uint32_t n_files) {
     const size_t rows = (size_t)info->n_passes * info->n_layers;
-    bool whole = true;
+    bool whole = true, small = true;
+    double max = 0;
     for (size_t i = 0; i < rows; i++) {
         double sum = 0;
         for (uint32_t e = 0; e < info->n_experts; e++) {
             const double load = loads[i * info->n_experts + e];
             sum += load;
+            max = load > max ? load : max;
             whole = whole && load == floor(load);
         }
-        if (sum > 1.5 * n_files) return false;
+        small = small && sum <= 1.5 * n_files;
     }
-    return !whole;
+    return !whole && (small || max < 0.5);
 }
 
 static wb_status open_loads(const eplb_settings *settings, eplb_source *s) {

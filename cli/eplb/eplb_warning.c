@@ -24,11 +24,10 @@ static void warn_of_one_rank(const eplb_run *run) {
 /* Balancedness and what is saved do not depend on how many tokens there are, all else does. */
 static void warn_of_shares(const eplb_run *run) {
     if (!run->source.shares) return;
-    fprintf(
-        stderr,
-        "waybill eplb: warning: --loads %s: the loads of a layer add up to about 1, as shares do: seconds "
-        "and bytes are told as of %.0f choices in a pass and layer\n",
-        run->settings->loads->items[0], run->source.pass_tokens);
+    fprintf(stderr,
+            "waybill eplb: warning: --loads %s: loads are shares, no counts of tokens: seconds "
+            "and bytes are told as of %.0f choices in a pass and layer\n",
+            run->settings->loads->items[0], run->source.pass_tokens);
 }
 
 void eplb_warn_of_counts(const eplb_run *run) {
