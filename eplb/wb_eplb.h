@@ -1,5 +1,6 @@
 /* wb_eplb.h - where experts live: load statistics, placements with redundant experts, dispatch, move plans.
- * The umbrella: it includes the eight headers of this room, one a folder, and says what they have in common.
+ * The umbrella: it includes the eight headers of this room, one a folder (files/, which reads and writes for
+ * several of them, has none), and says what they have in common.
  * Refuses: models; weights move where a store names them, or not at all.
  *
  *     captured routes --wb_load_*--> loads [M][L][E] --wb_eplb_solve--> placement --broadcast--> all ranks
@@ -27,15 +28,18 @@
  * 1 being perfect.
  *
  * Everything here is deterministic: the same bytes from the same input for any number of threads and on
- * every rank. All memory is host memory. Calls are local to the rank unless their comment says collective.
- * Pointers in structs are borrowed for the call, unless a comment says otherwise. Errors, outputs and
- * threads: as in wb_base.h.
+ * every rank. All memory is host memory, but what an expert store names (wb_expert_store: the parts of a slot
+ * and the shadow slots), which is device memory. Calls are local to the rank unless their comment says
+ * collective. Pointers in structs are borrowed for the call, unless a comment says otherwise. Errors, outputs
+ * and threads: as in wb_base.h.
  *
- * Structs that callers fill are of two kinds. Options (wb_load_options, wb_eplb_options, wb_move_options)
- * have defaults, come from an initialiser and begin with their size, so that fields can be added.
- * Descriptions (wb_topology, wb_cost_model, wb_routed_rows, wb_load_region, wb_traffic, wb_synthetic) have no
- * defaults for what they describe: every field is the caller's, none is ever added, and some lie in arrays or
- * in other structs, where a size would be of no use.
+ * Structs that callers fill are of two kinds. Options (wb_load_options, wb_eplb_options, wb_move_options,
+ * wb_rebalance_options) have defaults, come from an initialiser and begin with their size, so that fields can
+ * be added. Descriptions (wb_topology, wb_cost_model, wb_routed_rows, wb_load_region, wb_moe_layers,
+ * wb_traffic, wb_synthetic, wb_expert_part) have no defaults for what they describe: every field is the
+ * caller's, none is ever added, and some lie in arrays or in other structs, where a size would be of no use.
+ * An expert store (wb_expert_store) is a table of the caller's functions: all are set, and it begins with its
+ * size.
  */
 #ifndef WB_EPLB_H
 #define WB_EPLB_H

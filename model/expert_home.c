@@ -2,7 +2,7 @@
 #include "expert_home.h"
 
 int32_t wb_home_rank(int32_t n_experts, int32_t n_ranks, int32_t expert) {
-    return (int32_t)((((int64_t)expert + 1) * n_ranks - 1) / n_experts);
+    return (int32_t)wb_block_of((uint32_t)n_experts, (uint32_t)n_ranks, (uint32_t)expert);
 }
 
 int64_t wb_expert_max_homes(int32_t n_experts, int32_t n_ranks) {
@@ -13,7 +13,7 @@ uint32_t wb_expert_lead(const wb_model *model, const wb_layer_map *map, int32_t 
     const uint32_t begin = map->replica_begin[expert], end = map->replica_begin[expert + 1];
     const int32_t home = wb_home_rank(model->config.router.n_experts, model->n_ranks, expert);
     for (uint32_t i = begin; i < end; i++)
-        if ((int32_t)wb_placement_rank_of(model->placement, map->replicas[i]) == home) return i - begin;
+        if (wb_model_rank_of(model, map->replicas[i]) == home) return i - begin;
     return 0;
 }
 

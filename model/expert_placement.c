@@ -38,14 +38,12 @@ static wb_status check_same_dead(const wb_model *m, const wb_placement *placemen
 
 /* A slot an expert, in blocks that differ by one at the most. */
 static wb_status open_default(wb_model *m) {
-    const uint64_t E = m->route_model.num_experts, R = (uint64_t)m->n_ranks;
+    const uint32_t E = m->route_model.num_experts, R = (uint32_t)m->n_ranks;
     uint32_t *slots_of_rank = NULL;
     WB_TRY(WB_NEW(slots_of_rank, R, "placement"));
-    for (uint64_t r = 0; r < R; r++) slots_of_rank[r] = (uint32_t)(E * (r + 1) / R - E * r / R);
-    const wb_topology topology = {
-        .n_ranks = (uint32_t)R, .n_nodes = 1, .n_slots = (uint32_t)E, .slots_of_rank = slots_of_rank};
-    const wb_status status =
-        wb_placement_open(&topology, m->route_model.n_moe_layers, (uint32_t)E, &m->placement);
+    for (uint32_t r = 0; r < R; r++) slots_of_rank[r] = wb_block_begin(E, R, r + 1) - wb_block_begin(E, R, r);
+    const wb_topology topology = {.n_ranks = R, .n_nodes = 1, .n_slots = E, .slots_of_rank = slots_of_rank};
+    const wb_status status = wb_placement_open(&topology, m->route_model.n_moe_layers, E, &m->placement);
     free(slots_of_rank);
     return status;
 }

@@ -4,7 +4,6 @@
 
 /* Elements of a slot that are rounded at a time lie in scratch of about this many. */
 #define SCRATCH_ELEMENTS ((int64_t)1 << 20)
-#define MIN_PART ((int64_t)1024)
 
 /* ---- whether it can be copied ---------------------------------------------------------------- */
 
@@ -30,24 +29,20 @@ typedef struct expert_way {
     int32_t from_rank, to_rank;
 } expert_way;
 
-static int32_t rank_of(const wb_model *m, wb_physical_id slot) {
-    return (int32_t)wb_placement_rank_of(m->placement, slot);
-}
-
 static bool has_expert(const wb_model *m, const wb_layer_map *map, int32_t expert, int32_t rank) {
     for (uint32_t i = map->replica_begin[expert]; i < map->replica_begin[expert + 1]; i++)
-        if (rank_of(m, map->replicas[i]) == rank) return true;
+        if (wb_model_rank_of(m, map->replicas[i]) == rank) return true;
     return false;
 }
 
 /* Whether replica `i` of the layer's list in `to` comes from another rank, and which way. */
 static bool find_way(const wb_model *to, const wb_layer_map *t, const wb_model *from, const wb_layer_map *f,
                      int32_t expert, uint32_t i, expert_way *way_out) {
-    const int32_t to_rank = rank_of(to, t->replicas[i]);
+    const int32_t to_rank = wb_model_rank_of(to, t->replicas[i]);
     if (has_expert(from, f, expert, to_rank)) return false;
     const uint32_t begin = f->replica_begin[expert], n = f->replica_begin[expert + 1] - begin;
     const wb_physical_id source = f->replicas[begin + (uint32_t)to_rank % n];
-    *way_out = (expert_way){source, t->replicas[i], rank_of(from, source), to_rank};
+    *way_out = (expert_way){source, t->replicas[i], wb_model_rank_of(from, source), to_rank};
     return true;
 }
 
@@ -77,12 +72,11 @@ bool wb_model_copy_travels(const wb_model *to, const wb_model *from) {
 /* Of each slot, the same on every rank: whole slots where nothing is rounded. */
 static int64_t part_of_slot(const wb_model *to, const wb_model *from, const wb_param *param) {
     const wb_topology *topology = wb_placement_topology(from->placement);
-    int64_t n_slots = 1, part;
+    int64_t n_slots = 1;
     if (to->dtype == from->dtype) return param->slot_elements;
     for (uint32_t r = 0; r < topology->n_ranks; r++)
         if (topology->slots_of_rank[r] > n_slots) n_slots = topology->slots_of_rank[r];
-    part = SCRATCH_ELEMENTS / n_slots > MIN_PART ? SCRATCH_ELEMENTS / n_slots : MIN_PART;
-    return part < param->slot_elements ? part : param->slot_elements;
+    return wb_slot_part(SCRATCH_ELEMENTS, n_slots, param->slot_elements);
 }
 
 wb_status wb_model_prepare_travel(wb_model *to, const wb_model *from) {

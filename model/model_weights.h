@@ -105,6 +105,11 @@ static inline int64_t wb_model_local_slot(const wb_model *model, wb_physical_id 
     return (int64_t)slot.slot - wb_model_first_slot(model);
 }
 
+/* The rank that has a slot, of any rank. */
+static inline int32_t wb_model_rank_of(const wb_model *model, wb_physical_id slot) {
+    return (int32_t)wb_placement_rank_of(model->placement, slot);
+}
+
 /* ---- a weight at work ------------------------------------------------------------------------ */
 
 static inline wb_weight wb_model_weight(const wb_model *model, int32_t param) {

@@ -102,7 +102,7 @@ static void put_in_slot(const wb_model *model, int32_t k, wb_tensor *tensor) {
     const wb_param *param = &model->params[tensor->param];
     const wb_layer_map map = wb_placement_layer(model->placement, (uint32_t)param->moe_layer);
     tensor->slot = map.replicas[map.replica_begin[tensor->expert] + (uint32_t)k];
-    tensor->rank = (int32_t)wb_placement_rank_of(model->placement, tensor->slot);
+    tensor->rank = wb_model_rank_of(model, tensor->slot);
     tensor->offset += wb_model_local_slot(model, tensor->slot) * param->slot_elements;
 }
 

@@ -5,6 +5,14 @@
 
 #include "wb_exchange.h"
 
+/* How many elements of each of n slots are at work at a time, so that all of them are `room` at the most; a
+ * part is as long as is worth a message though. */
+static inline int64_t wb_slot_part(int64_t room, int64_t n_slots, int64_t slot_elements) {
+    const int64_t min = 1024, even = room / n_slots;
+    const int64_t part = even > min ? even : min;
+    return part < slot_elements ? part : slot_elements;
+}
+
 /* Between two ranks both list their parts in the same order. */
 typedef struct wb_slot_traffic {
     wb_transfer *transfers; /* host [room]; the owner's of this struct */

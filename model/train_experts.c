@@ -24,10 +24,6 @@ static int32_t home_of(const wb_model *model, int32_t expert) {
     return wb_home_rank(model->config.router.n_experts, model->n_ranks, expert);
 }
 
-static int32_t rank_of(const wb_model *model, wb_physical_id slot) {
-    return (int32_t)wb_placement_rank_of(model->placement, slot);
-}
-
 static wb_physical_id lead_of(const expert_update *u, int32_t expert) {
     const wb_layer_map *map = &u->part.map;
     return map->replicas[map->replica_begin[expert] + wb_expert_lead(u->train->model, map, expert)];
@@ -79,7 +75,7 @@ static bool is_due(const expert_update *u, int32_t expert) {
 /* The rank that an expert's slots get their weight from. */
 static int32_t source_of(const expert_update *u, int32_t expert) {
     const wb_model *model = u->train->model;
-    return u->update ? home_of(model, expert) : rank_of(model, lead_of(u, expert));
+    return u->update ? home_of(model, expert) : wb_model_rank_of(model, lead_of(u, expert));
 }
 
 /* Whether each expert, on every rank, is worked on in the slot that it is in. Then no scratch is needed, and
@@ -88,7 +84,8 @@ static bool all_stay(const expert_update *u) {
     for (int32_t e = 0; e < u->train->model->config.router.n_experts; e++) {
         const wb_physical_id lead = lead_of(u, e);
         if (!is_due(u, e)) continue;
-        if (source_of(u, e) != rank_of(u->train->model, lead) || u->next.expert_of_slot[lead.slot] != e)
+        if (source_of(u, e) != wb_model_rank_of(u->train->model, lead) ||
+            u->next.expert_of_slot[lead.slot] != e)
             return false;
     }
     return true;
@@ -100,7 +97,7 @@ static wb_status bring_home(expert_update *u) {
     for (int32_t e = 0; e < model->config.router.n_experts; e++) {
         if (!is_due(u, e)) continue;
         const wb_physical_id lead = lead_of(u, e);
-        const int32_t to = source_of(u, e), from = rank_of(model, lead);
+        const int32_t to = source_of(u, e), from = wb_model_rank_of(model, lead);
         if (to == model->rank && from == model->rank)
             WB_TRY(take_own(u, e, lead, &n_used));
         else if (to == model->rank)
@@ -148,7 +145,7 @@ static wb_status give_expert(expert_update *u, int32_t expert) {
     const size_t bytes = (size_t)u->part.n * sizeof(float);
     for (uint32_t k = u->next.replica_begin[expert]; k < u->next.replica_begin[expert + 1]; k++) {
         const wb_physical_id slot = u->next.replicas[k];
-        const int32_t rank = rank_of(model, slot);
+        const int32_t rank = wb_model_rank_of(model, slot);
         if (!u->update && u->part.map.expert_of_slot[slot.slot] == expert) continue;
         if (rank != model->rank) {
             if (source == model->rank) wb_slot_send(&train->experts.traffic, rank, from, bytes);

@@ -6,9 +6,8 @@
 #include "model_dispatch.h"
 #include "train_state.h"
 
-/* Elements of scratch for the parts of slots that are on their way, at most; a part is at least MIN_PART. */
+/* Elements of scratch for the parts of slots that are on their way, at most (wb_slot_part). */
 #define SCRATCH_ELEMENTS ((int64_t)4 << 20)
-#define MIN_PART ((int64_t)1024)
 
 /* ---- memory -------------------------------------------------------------------------------------- */
 
@@ -44,9 +43,8 @@ static int64_t max_transfers(const wb_model *model) {
 static void layout_parts(wb_train *train, wb_arena *arena) {
     const wb_model *model = train->model;
     train_experts *x = &train->experts;
-    const int64_t n = max_parts(model), slot = max_slot_elements(model);
-    x->part_elements = SCRATCH_ELEMENTS / n > MIN_PART ? SCRATCH_ELEMENTS / n : MIN_PART;
-    if (x->part_elements > slot) x->part_elements = slot;
+    const int64_t n = max_parts(model);
+    x->part_elements = wb_slot_part(SCRATCH_ELEMENTS, n, max_slot_elements(model));
     wb_place(arena, &x->scratch, n, x->part_elements, sizeof(float));
     WB_PLACE_HOST(arena, x->at_home, model->config.router.n_experts);
     x->traffic.room = model->n_ranks == 1 ? 0 : (size_t)max_transfers(model);

@@ -20,12 +20,12 @@ static replica_group group_of(const wb_model *model, const slot_part *part, int3
     replica_group g = {.slots = part->map.replicas + begin,
                        .n = part->map.replica_begin[expert + 1] - begin,
                        .lead = wb_expert_lead(model, &part->map, expert)};
-    g.lead_rank = (int32_t)wb_placement_rank_of(model->placement, g.slots[g.lead]);
+    g.lead_rank = wb_model_rank_of(model, g.slots[g.lead]);
     return g;
 }
 
 static bool is_here(const wb_model *model, const replica_group *g, uint32_t k) {
-    return (int32_t)wb_placement_rank_of(model->placement, g->slots[k]) == model->rank;
+    return wb_model_rank_of(model, g->slots[k]) == model->rank;
 }
 
 /* Lists what travels to the leads; experts ascending, then replicas. */
@@ -34,7 +34,7 @@ static void list_group(wb_train *train, const slot_part *part, const replica_gro
     train_experts *x = &train->experts;
     const size_t bytes = (size_t)part->n * sizeof(float);
     for (uint32_t k = 0; k < g->n; k++) {
-        const int32_t rank = (int32_t)wb_placement_rank_of(model->placement, g->slots[k]);
+        const int32_t rank = wb_model_rank_of(model, g->slots[k]);
         if (rank == g->lead_rank) continue;
         if (rank == model->rank)
             wb_slot_send(&x->traffic, g->lead_rank, wb_slot_part_of(model, part, part->grad, g->slots[k]),

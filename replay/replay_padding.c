@@ -51,11 +51,6 @@ static void order_layer(uint64_t *keys, uint32_t E, uint32_t K, padding_order *p
     p->starts[ranks] = E;
 }
 
-/* The rank r of [E * r / R, E * (r + 1) / R) that e is in. */
-static uint64_t rank_of_block(uint64_t e, uint64_t E, uint64_t R) {
-    return ((e + 1) * R - 1) / E;
-}
-
 /* The rank that has an expert's replica 0. */
 static uint64_t rank_of_first(const wb_placement *placement, uint32_t layer, uint32_t expert) {
     const wb_layer_map map = wb_placement_layer(placement, layer);
@@ -82,7 +77,7 @@ void wb_replay_order_padding(wb_replay *r) {
     const uint32_t E = r->model.num_experts, R = (uint32_t)r->options.n_ranks;
     for (uint32_t l = 0; l < (placement ? r->model.n_moe_layers : 1); l++) {
         for (uint32_t e = 0; e < E; e++) {
-            const uint64_t rank = placement ? rank_of_first(placement, l, e) : rank_of_block(e, E, R);
+            const uint64_t rank = placement ? rank_of_first(placement, l, e) : wb_block_of(E, R, e);
             r->padding_keys[e] = rank << EXPERT_BITS | e;
         }
         order_layer(r->padding_keys, E, r->model.top_k, &r->padding[l]);

@@ -43,8 +43,8 @@ typedef enum wb_missing_policy {
 typedef struct wb_replay_options {
     size_t size; /* of this struct, set by the initialiser */
     wb_missing_policy missing;
-    int32_t n_ranks; /* expert-parallel ranks, to spread padding rows over; 1 when unknown. With a placement
-                      * not read */
+    /* Expert-parallel ranks, to spread padding rows over; 1 when unknown. Not read with a placement. */
+    int32_t n_ranks;
     /* This trainer stage's MoE layers [first_layer, first_layer + n_layers) of the model (pipeline
      * stages); n_layers 0: all. Layer arguments below stay indices 0..L-1 of the whole model. */
     int32_t first_layer, n_layers;

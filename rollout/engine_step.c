@@ -2,7 +2,8 @@
  *
  * A step that fails on any rank changes no record on any: the same tokens are fed again by the next one.
  * A step allocates nothing: memory is made at open for the largest step, at submit for the longest that a
- * request can become, and in wb_engine_set_weights for the spans to come. */
+ * request can become, and in wb_engine_set_weights for the spans to come. A manager of experts does, at the
+ * boundaries where it begins, makes or ends a rebalance (wb_rebalance.h). */
 #include "engine.h"
 #include "wb_check.h"
 
@@ -65,7 +66,7 @@ static wb_status agree(wb_engine *engine, wb_status status, bool *busy_out) {
 }
 
 static void count_fed(wb_engine *engine, const wb_sched_entry *entry) {
-    *(wb_is_decode(entry) ? &engine->decode_tokens : &engine->prefill_tokens) += entry->n_planned;
+    *(wb_sched_is_decode(entry) ? &engine->decode_tokens : &engine->prefill_tokens) += entry->n_planned;
 }
 
 /* Records what was fed and sampled. Cannot fail. */

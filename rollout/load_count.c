@@ -4,10 +4,6 @@
 
 #include <string.h>
 
-bool wb_is_decode(const wb_sched_entry *entry) {
-    return entry->n_planned == 1 && entry->n_in_pool >= entry->record->prompt_len;
-}
-
 wb_status wb_load_count_open(wb_owner *owner, wb_rebalance *manager, const wb_route_model *routes,
                              size_t max_tokens, wb_load_count *count) {
     const size_t bytes = (max_tokens + 7) / 8;
@@ -23,7 +19,7 @@ static void mark_rows(const wb_load_count *count, const wb_step_batch *batch) {
     memset(count->prefill, 0, bytes);
     memset(count->decode, 0, bytes);
     for (int64_t t = 0; t < batch->n_tokens; t++) {
-        uint8_t *bits = wb_is_decode(batch->entries[batch->seq[t]]) ? count->decode : count->prefill;
+        uint8_t *bits = wb_sched_is_decode(batch->entries[batch->seq[t]]) ? count->decode : count->prefill;
         bits[t / 8] |= (uint8_t)(1u << t % 8);
     }
 }

@@ -11,9 +11,6 @@ typedef struct wb_load_count {
     uint8_t *prefill, *decode; /* [(max_tokens + 7) / 8] a bit a row of the step */
 } wb_load_count;
 
-/* Whether what is fed of an entry is one token that it sampled itself. */
-bool wb_is_decode(const wb_sched_entry *entry);
-
 /* MISMATCH for a manager of other experts than the model's, of which a step's rows could not be counted. */
 wb_status wb_load_count_open(wb_owner *owner, wb_rebalance *manager, const wb_route_model *routes,
                              size_t max_tokens, wb_load_count *count);

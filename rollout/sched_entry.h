@@ -28,6 +28,11 @@ static inline bool wb_sched_samples(const wb_sched_entry *entry) {
     return entry->n_in_pool + entry->n_planned == entry->record->n_tokens;
 }
 
+/* Whether what is fed is one token that the request sampled itself. */
+static inline bool wb_sched_is_decode(const wb_sched_entry *entry) {
+    return entry->n_planned == 1 && entry->n_in_pool >= entry->record->prompt_len;
+}
+
 /* The entry's planned tokens have been fed: their keys are in the pool. */
 static inline void wb_sched_fed(wb_sched_entry *entry) {
     entry->n_in_pool += entry->n_planned;

@@ -50,9 +50,10 @@ int eplb_read_layers(const cli_command *self, const cli_arguments *arguments, ep
 /* Reads the settings, runs all rows in all steps, and prints and writes what was asked for. */
 int eplb_run_command(const cli_command *self, const cli_arguments *arguments);
 
-/* ---- traffic (eplb_traffic.c) ---------------------------------------------------------------- */
+/* ---- traffic (eplb_source.c) ----------------------------------------------------------------- */
 
-/* Steps of micro-batches, from a dump's records or from a seed; one step at a time is in memory. */
+/* Steps of micro-batches, from a dump's records, from files of counts or from a seed; of records and of a
+ * seed one step at a time is in memory. */
 typedef struct eplb_source eplb_source;
 
 typedef struct eplb_source_info {
@@ -62,6 +63,7 @@ typedef struct eplb_source_info {
     const uint32_t *layers; /* [L] the hidden layer of each MoE layer; NULL: not known; owner: the source */
     double pass_tokens;     /* of loads: choices of a pass in one layer, a mean over those that have any */
     uint32_t n_passes;      /* of loads */
+    bool shares;            /* loads are parts of a token: 1 is taken for a fixed number of choices */
     uint64_t records, rows; /* of a dump, taken so far */
     uint64_t skipped;       /* records of a dump that are in no step, because they have no valid row */
     const char *steps_by;   /* of a dump, what makes a step (eplb_dump_steps.h); owner: the source */
@@ -137,8 +139,8 @@ wb_status eplb_run_steps(eplb_run *run, eplb_source *source);
 bool eplb_any_load(const double *loads, size_t n); /* one of them is above 0 */
 
 /* Says on standard error which layers' counts lie in one rank's experts (rule 33): of this run's ranks, or of
- * those of the engine that counted, for which it sets run->one_rank. */
-wb_status eplb_warn_of_one_rank(eplb_run *run);
+ * those of the engine that counted, for which it sets run->one_rank; and that counts are shares. */
+wb_status eplb_warn_of_counts(eplb_run *run);
 
 /* The chart of the last step with tokens: all layers, and the one that is worst without balancing. */
 wb_status eplb_draw(eplb_run *run, eplb_source *source);

@@ -67,9 +67,11 @@ static const cli_option table[] = {
      .type = CLI_INPUTS,
      .offset = FIELD(loads),
      .heading = "Or counts of tokens, of which balancedness is told for replicas that share evenly",
-     .help = "logical_count [layers][E] or [passes][layers][E], in JSON, msgpack or SGLang's recorder file "
-             "(.pt), or "
-             "such an array alone; given several times, for the files of all ranks, these are summed"},
+     .help =
+         "logical_count [layers][E] or [passes][layers][E], in JSON, msgpack or SGLang's recorder file "
+         "(.pt), or "
+         "such an array alone; given several times, for the files of all ranks, these are summed; shares, "
+         "fractions that add up to 1 in each layer or are all below 0.5, are taken times 1048576"},
     {.name = "moe-layers",
      .argument = "LIST",
      .type = CLI_TEXT,

@@ -23,7 +23,7 @@ static int run_source(const cli_command *self, const eplb_settings *settings, ep
         .settings = settings, .source = eplb_source_get_info(source), .counts = eplb_source_counts(source)};
     if (wb_topology_check(&settings->topology, run.source.n_experts) != WB_OK)
         return cli_usage_error(self, "%s", wb_error_message());
-    wb_status status = eplb_warn_of_one_rank(&run);
+    wb_status status = eplb_warn_of_counts(&run);
     if (status == WB_OK) status = eplb_open_rows(&run);
     if (status == WB_OK) status = eplb_run_steps(&run, source);
     if (status == WB_OK) {

@@ -1,4 +1,4 @@
-/* eplb_warning.c - what `waybill eplb` says of counts that are one rank's view (rule 33). */
+/* eplb_warning.c - what `waybill eplb` says of counts that are one rank's view (rule 33), or no counts. */
 #include "eplb/eplb.h"
 #include "wb_check.h"
 
@@ -18,9 +18,8 @@ static uint32_t count_blocks(const eplb_run *run, uint32_t *layer_out, uint32_t 
     return n;
 }
 
-wb_status eplb_warn_of_one_rank(eplb_run *run) {
+static wb_status warn_of_one_rank(eplb_run *run) {
     uint32_t layer = 0, rank = 0;
-    if (!run->counts) return WB_OK;
     const wb_counts_info info = wb_counts_get_info(run->counts);
     const uint32_t n = count_blocks(run, &layer, &rank);
     WB_TRY(wb_counts_find_run(run->counts, &run->one_rank));
@@ -40,4 +39,19 @@ wb_status eplb_warn_of_one_rank(eplb_run *run) {
                 " of %" PRIu32 "): expected the counts of all ranks; give each rank's file with --loads\n",
                 n, info.n_layers, layer, rank, run->settings->topology.n_ranks);
     return WB_OK;
+}
+
+/* Balancedness and what is saved do not depend on how many tokens there are, all else does. */
+static void warn_of_shares(const eplb_run *run) {
+    if (!run->source.shares) return;
+    fprintf(stderr,
+            "waybill eplb: warning: --loads %s: loads are shares, no counts of tokens: seconds "
+            "and bytes are told as of %.0f choices in a pass and layer\n",
+            run->settings->loads->items[0], run->source.pass_tokens);
+}
+
+wb_status eplb_warn_of_counts(eplb_run *run) {
+    if (!run->counts) return WB_OK;
+    warn_of_shares(run);
+    return warn_of_one_rank(run);
 }

@@ -13,20 +13,12 @@ typedef struct balance {
     uint32_t n;
 } balance;
 
-/* Over live ranks: a dead one has no load and would only pull the mean down. */
 static void add_ranks(const wb_topology *topology, const double *rank_loads, balance *b) {
-    double sum = 0, max = 0;
-    uint32_t live = 0;
-    for (uint32_t r = 0; r < topology->n_ranks; r++) {
-        if (topology->dead[r]) continue;
-        sum += rank_loads[r];
-        if (rank_loads[r] > max) max = rank_loads[r];
-        live++;
-    }
-    if (!(max > 0)) return;
-    b->ratio_sum += sum / live / max;
-    b->mean_sum += sum / live;
-    b->max_sum += max;
+    const wb_rank_spread spread = wb_placement_rank_spread(topology, rank_loads);
+    if (!(spread.max > 0)) return;
+    b->ratio_sum += spread.mean / spread.max;
+    b->mean_sum += spread.mean;
+    b->max_sum += spread.max;
     b->n++;
 }
 
@@ -79,14 +71,12 @@ wb_status wb_load_balancedness(const wb_load *load, uint32_t region, uint32_t ph
 /* ---- one rank's view ----------------------------------------------------------------------------- */
 
 bool wb_load_in_one_block(uint32_t n_experts, const double *counts, uint32_t n_blocks, uint32_t *block_out) {
-    const uint64_t E = n_experts;
     bool found = false;
     uint32_t block = 0;
     if (n_blocks < 2 || n_experts < n_blocks) return false;
-    for (uint64_t e = 0; e < E; e++) {
+    for (uint32_t e = 0; e < n_experts; e++) {
         if (counts[e] == 0) continue;
-        /* The block b with E b / n <= e < E (b + 1) / n, divisions rounding down. */
-        const uint32_t b = (uint32_t)(((e + 1) * n_blocks - 1) / E);
+        const uint32_t b = wb_block_of(n_experts, n_blocks, e);
         if (found && b != block) return false;
         found = true;
         block = b;

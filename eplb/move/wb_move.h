@@ -40,15 +40,14 @@ typedef struct wb_move {
 typedef struct wb_move_group {
     uint32_t layer;
     bool last; /* of the layer: afterwards it is as in `to` */
-    uint64_t begin,
-        end; /* moves[begin] .. moves[end - 1], by rank of `to`; none where only the map changes */
+    /* moves[begin] .. moves[end - 1], by rank of `to`; none where only the map changes */
+    uint64_t begin, end;
 } wb_move_group;
 
 typedef struct wb_move_options {
     size_t size; /* of this struct; set by the initialiser */
-    uint32_t
-        n_shadow; /* shadow slots of a rank, shared by all layers: what it receives in a group; 1 (default)
-                        * or 2 */
+    /* Shadow slots of a rank, shared by all layers: what it receives in a group. 1 (default) or 2. */
+    uint32_t n_shadow;
     /* Maximum number of experts that one rank sends in a group, 1..; default 32. Of these as many over each
      * link (to ranks of its node, to other nodes) as fit in cost.seconds_per_group, at least one: a group
      * lasts as long as its slowest rank, which would hold up all the others for longer than a further group

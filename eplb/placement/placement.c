@@ -178,14 +178,20 @@ void wb_placement_rank_loads(const wb_placement *p, uint32_t layer, const double
     }
 }
 
-double wb_placement_balancedness(const wb_placement *p, const double *rank_loads) {
-    double sum = 0, max = 0;
+wb_rank_spread wb_placement_rank_spread(const wb_topology *topology, const double *rank_loads) {
+    wb_rank_spread spread = {0};
     uint32_t live = 0;
-    for (uint32_t r = 0; r < p->topology.n_ranks; r++) {
-        if (p->dead[r]) continue;
-        sum += rank_loads[r];
-        if (rank_loads[r] > max) max = rank_loads[r];
+    for (uint32_t r = 0; r < topology->n_ranks; r++) {
+        if (topology->dead[r]) continue;
+        spread.mean += rank_loads[r];
+        if (rank_loads[r] > spread.max) spread.max = rank_loads[r];
         live++;
     }
-    return max > 0 ? sum / live / max : 1;
+    spread.mean /= live;
+    return spread;
+}
+
+double wb_placement_balancedness(const wb_placement *p, const double *rank_loads) {
+    const wb_rank_spread spread = wb_placement_rank_spread(&p->topology, rank_loads);
+    return spread.max > 0 ? spread.mean / spread.max : 1;
 }

@@ -44,6 +44,12 @@ wb_status wb_placement_check_size(const wb_placement *placement, uint32_t L, uin
 /* MISMATCH unless both have the same L, E, R, S and slots of each rank (nodes and dead ranks may differ). */
 wb_status wb_placement_check_shape(const wb_placement *expected, const wb_placement *found);
 
+/* Of the loads of ranks [R], over live ones: a dead rank has no load and would only pull the mean down. */
+typedef struct wb_rank_spread {
+    double mean, max;
+} wb_rank_spread;
+wb_rank_spread wb_placement_rank_spread(const wb_topology *topology, const double *rank_loads);
+
 static inline const int32_t *wb_placement_experts_of(const wb_placement *placement, uint32_t layer) {
     return placement->expert_of_slot + (size_t)layer * placement->topology.n_slots;
 }

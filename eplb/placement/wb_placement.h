@@ -45,6 +45,20 @@ typedef struct wb_topology {
  * experts. */
 WB_API wb_status wb_topology_check(const wb_topology *topology, uint32_t n_experts);
 
+/* ---- blocks -------------------------------------------------------------------------------------- */
+
+/* Where experts are without a placement: n of them in contiguous blocks, one a rank, whose sizes differ by 1
+ * at the most. Block b has the experts from wb_block_begin of b to that of b + 1; with more blocks than
+ * experts some are empty. */
+static inline uint32_t wb_block_begin(uint32_t n, uint32_t n_blocks, uint32_t block) {
+    return (uint32_t)((uint64_t)n * block / n_blocks);
+}
+
+/* The block that expert i < n is in. */
+static inline uint32_t wb_block_of(uint32_t n, uint32_t n_blocks, uint32_t i) {
+    return (uint32_t)((((uint64_t)i + 1) * n_blocks - 1) / n);
+}
+
 /* ---- placements: the maps ------------------------------------------------------------------------ */
 
 /* For each of L layers: which expert each slot holds and, the other way round, the slots of each expert in

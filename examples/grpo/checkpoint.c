@@ -102,10 +102,11 @@ static wb_status save_state(const trainer *t, const char *dir) {
     WB_TRY(path_join(path, dir, "state.json"));
     char prompts[DIGEST_BYTES], reference[DIGEST_BYTES];
     json_t *state = json_pack(
-        "{s:I, s:I, s:I, s:i, s:s, s:s, s:I, s:s*, s:o}", "step", (json_int_t)t->step, "weight_version",
-        (json_int_t)t->weight_version, "optimizer_step", (json_int_t)t->opt.step, "ranks",
-        wb_comm_size(t->comm), "fingerprint", wb_model_routes(t->model)->fingerprint, "prompts",
-        digest_text(t->task_digest, prompts), "max_prompt", (json_int_t)t->max_prompt, "reference",
+        "{s:I, s:I, s:I, s:I, s:i, s:s, s:s, s:I, s:s*, s:o}", "step", (json_int_t)t->step, "epoch",
+        (json_int_t)t->epoch, "weight_version", (json_int_t)t->weight_version, "optimizer_step",
+        (json_int_t)t->opt.step, "ranks", wb_comm_size(t->comm), "fingerprint",
+        wb_model_routes(t->model)->fingerprint, "prompts", digest_text(t->task_digest, prompts), "max_prompt",
+        (json_int_t)t->max_prompt, "reference",
         t->reference ? digest_text(t->reference_digest, reference) : NULL, "options", options_to_json(t->o));
     char *text = state ? json_dumps(state, JSON_INDENT(1)) : NULL;
     json_decref(state);
@@ -191,13 +192,13 @@ static wb_status load_state(trainer *t, const char *dir, int *ranks_out) {
     char path[PATH_BYTES];
     json_t *state = NULL;
     WB_TRY(read_state(dir, path, &state));
-    json_int_t step, version, optimizer_step;
+    json_int_t step, version, optimizer_step, epoch = 0; /* older ones have none */
     const char *fingerprint, *expected = wb_model_routes(t->model)->fingerprint;
     wb_status status = WB_OK;
-    if (json_unpack(state, "{s:I, s:I, s:I, s:i, s:s}", "step", &step, "weight_version", &version,
-                    "optimizer_step", &optimizer_step, "ranks", ranks_out, "fingerprint",
+    if (json_unpack(state, "{s:I, s?I, s:I, s:I, s:i, s:s}", "step", &step, "epoch", &epoch, "weight_version",
+                    &version, "optimizer_step", &optimizer_step, "ranks", ranks_out, "fingerprint",
                     &fingerprint) != 0 ||
-        step < 0 || version < 0 || optimizer_step < 0 || *ranks_out < 1) {
+        step < 0 || epoch < 0 || version < 0 || optimizer_step < 0 || *ranks_out < 1) {
         status = wb_fail(WB_CORRUPT,
                          "%s: expected step, weight_version, optimizer_step, ranks and fingerprint", path);
     } else if (strcmp(fingerprint, expected) != 0) {
@@ -205,6 +206,7 @@ static wb_status load_state(trainer *t, const char *dir, int *ranks_out) {
                          fingerprint);
     } else {
         t->step = (uint64_t)step;
+        t->epoch = t->epoch_before = (uint64_t)epoch;
         t->weight_version = (uint64_t)version;
         t->opt.step = (uint64_t)optimizer_step;
     }

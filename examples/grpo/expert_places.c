@@ -10,15 +10,16 @@
 typedef struct slot_plan {
     uint32_t n_ranks, n_experts, n_layers, n_slots;
     uint32_t *slots_of_rank; /* [n_ranks] */
+    uint32_t *layers;        /* [n_layers] the hidden layer of each MoE layer */
 } slot_plan;
 
-/* Where the block of rank r of n begins. */
-static uint32_t block_begin(uint32_t n, uint32_t r, uint32_t n_ranks) {
-    return (uint32_t)((uint64_t)n * r / n_ranks);
+static void close_plan(slot_plan *plan) {
+    free(plan->slots_of_rank);
+    free(plan->layers);
 }
 
-static uint32_t block_size(uint32_t n, uint32_t r, uint32_t n_ranks) {
-    return block_begin(n, r + 1, n_ranks) - block_begin(n, r, n_ranks);
+static uint32_t block_size(uint32_t n, uint32_t n_ranks, uint32_t r) {
+    return wb_block_begin(n, n_ranks, r + 1) - wb_block_begin(n, n_ranks, r);
 }
 
 /* No rank has use for an expert twice. A run that resumes on fewer ranks has what fits. */
@@ -43,15 +44,21 @@ static wb_status plan_slots(const options *o, const wb_config *config, int n_ran
                             slot_plan *plan_out) {
     slot_plan plan = {.n_ranks = (uint32_t)n_ranks, .n_experts = (uint32_t)config->router.n_experts};
     uint32_t redundant = 0;
-    for (int32_t l = 0; l < config->n_layers; l++) plan.n_layers += wb_config_is_moe(config, l);
     WB_TRY(count_redundant(o, &plan, loud, &redundant));
     plan.n_slots = plan.n_experts + redundant;
-    WB_TRY(WB_NEW(plan.slots_of_rank, plan.n_ranks, "slots of ranks"));
+    wb_status status = WB_NEW(plan.slots_of_rank, plan.n_ranks, "slots of ranks");
+    if (status == WB_OK) status = WB_NEW(plan.layers, (size_t)config->n_layers, "MoE layers");
+    if (status != WB_OK) {
+        close_plan(&plan);
+        return status;
+    }
+    for (int32_t l = 0; l < config->n_layers; l++)
+        if (wb_config_is_moe(config, l)) plan.layers[plan.n_layers++] = (uint32_t)l;
     for (uint32_t r = 0; r < plan.n_ranks; r++)
         plan.slots_of_rank[r] =
             plan.n_slots % plan.n_ranks == 0
                 ? plan.n_slots / plan.n_ranks
-                : block_size(plan.n_experts, r, plan.n_ranks) + block_size(redundant, r, plan.n_ranks);
+                : block_size(plan.n_experts, plan.n_ranks, r) + block_size(redundant, plan.n_ranks, r);
     *plan_out = plan;
     return WB_OK;
 }
@@ -73,8 +80,8 @@ static bool rank_has(const int32_t *experts, uint32_t n, uint32_t expert) {
 static void deal_experts(const slot_plan *plan, int32_t *experts) {
     uint32_t next = 0;
     for (uint32_t r = 0; r < plan->n_ranks; experts += plan->slots_of_rank[r++]) {
-        const uint32_t first = block_begin(plan->n_experts, r, plan->n_ranks);
-        const uint32_t own = block_size(plan->n_experts, r, plan->n_ranks);
+        const uint32_t first = wb_block_begin(plan->n_experts, plan->n_ranks, r);
+        const uint32_t own = block_size(plan->n_experts, plan->n_ranks, r);
         for (uint32_t i = 0; i < own; i++) experts[i] = (int32_t)(first + i);
         for (uint32_t i = own; i < plan->slots_of_rank[r]; i++) {
             experts[i] = WB_NO_EXPERT;
@@ -109,7 +116,7 @@ wb_status expert_places_default(const options *o, const wb_config *config, int n
     if (o->eplb == EPLB_OFF) return WB_OK;
     WB_TRY(plan_slots(o, config, n_ranks, false, &plan));
     const wb_status status = place_default(&plan, placement_out);
-    free(plan.slots_of_rank);
+    close_plan(&plan);
     return status;
 }
 
@@ -117,7 +124,7 @@ wb_status expert_places_default(const options *o, const wb_config *config, int n
 
 static wb_status read_placement(const char *path, const slot_plan *plan, wb_placement **placement_out) {
     const wb_topology topology = topology_of(plan);
-    return wb_placement_read(path, &topology, plan->n_layers, plan->n_experts, NULL, NULL, NULL,
+    return wb_placement_read(path, &topology, plan->n_layers, plan->n_experts, plan->layers, NULL, NULL,
                              placement_out);
 }
 
@@ -142,6 +149,6 @@ wb_status expert_places_open(const options *o, const wb_config *config, int n_ra
     wb_status status = o->init_placement ? read_placement(o->init_placement, &plan, placement_out)
                                          : resume_placement(checkpoint, &plan, loud, placement_out);
     if (status != WB_OK && o->init_placement) status = wb_fail_context(status, "--init-placement");
-    free(plan.slots_of_rank);
+    close_plan(&plan);
     return status;
 }

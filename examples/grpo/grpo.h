@@ -323,6 +323,8 @@ typedef struct trainer {
     wb_replay *compare; /* the same records, measured against free routing */
     optimizer opt;
     uint64_t step, weight_version;
+    /* `epoch` of the metrics: of the last step that is done, and of the checkpoint that this run resumes. */
+    uint64_t epoch, epoch_before;
     int64_t max_prompt;                     /* tokens of a prompt that fits */
     uint64_t task_digest, reference_digest; /* the latter where there is a reference */
 } trainer;
@@ -341,7 +343,9 @@ typedef struct step_metrics {
     double loss, clip_share, kl_reference, grad_norm;
     /* Of the batch in the rollout, under the placement at its start, and of its micro-batches in training. */
     double balancedness, balancedness_training;
-    uint64_t epoch; /* of the placement, the rollout's or that of training, that changed last */
+    /* Of the placement, the rollout's or that of training, that changed last; counted from the resume on
+     * until the step is done. */
+    uint64_t epoch;
     /* What changing places took: bytes that ranks sent each other, and seconds, which is all of planning. */
     double moved_bytes, seconds_rebalance;
     double seconds_rollout, seconds_train;

@@ -1,6 +1,7 @@
 /* option_resume.c - the options in a checkpoint: what a run keeps of them, what one that resumes takes. */
 #include "option_table.h"
 
+#include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -38,6 +39,15 @@ static wb_status resume_option(const option_row *row, const char *saved, const c
     return WB_OK;
 }
 
+/* A run that goes on without a placement has no replicas; that takes no second option. */
+static void drop_replicas(options *o, const char *where, bool loud) {
+    if (o->eplb != EPLB_OFF || o->redundant_experts == 0 || options_given(o, "--redundant-experts")) return;
+    if (loud && !o->quiet)
+        fprintf(stderr, "--redundant-experts: %" PRId64 " in %s, 0 under --eplb off\n", o->redundant_experts,
+                where);
+    o->redundant_experts = 0;
+}
+
 wb_status options_resume(options *o, const json_t *saved, const char *where, bool loud) {
     for (int i = 0; i < N_OPTIONS; i++) {
         if (option_rows[i].on_resume == FREE) continue;
@@ -46,5 +56,6 @@ wb_status options_resume(options *o, const json_t *saved, const char *where, boo
             return wb_fail(WB_CORRUPT, "%s: options: %s: expected a string", where, option_rows[i].name);
         WB_TRY(resume_option(&option_rows[i], json_string_value(value), where, o, loud));
     }
+    drop_replicas(o, where, loud);
     return WB_OK;
 }

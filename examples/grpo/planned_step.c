@@ -92,7 +92,6 @@ wb_status planned_open(trainer *t, const batch *b, packed_batch *p, step_metrics
     const double start = now_seconds();
     wb_pack_sequence *list = NULL;
     judgement *extras = NULL;
-    p->workspace.device = t->device;
     WB_TRY(wb_comm_agree(t->comm, list_samples(t, b, p, &list, &extras)));
     WB_TRY(wb_pack_open(t->comm, wb_model_routes(t->model), &o, (uint32_t)b->n_samples, list, &p->pack));
     WB_TRY(place_experts(t, p->pack, m));

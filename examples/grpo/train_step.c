@@ -147,8 +147,7 @@ static wb_status run_step(trainer *t, const batch *b, packed_batch *p, report *r
 
 wb_status train_step(trainer *t, const batch *b, report *r, step_metrics *m) {
     packed_batch p = {0};
-    wb_status status = t->o->eplb == EPLB_PLANNED ? planned_open(t, b, &p, m) : WB_OK;
-    if (status == WB_OK) status = packed_open(t, b, &p);
+    wb_status status = packed_open(t, b, &p, m);
     if (status == WB_OK) status = expert_load_training(t, &p, &m->balancedness_training);
     if (status == WB_OK) status = run_step(t, b, &p, r, m);
     wb_replay_clear(t->replay); /* they borrow the batch's records */

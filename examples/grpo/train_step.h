@@ -56,15 +56,14 @@ static inline int64_t tokens_until(const packed_batch *p, int32_t n) {
 
 /* ---- packing.c ------------------------------------------------------------------------------- */
 
-/* A zeroed `p` is needed, or one of planned_open; packed_close also after a failure. Collective. */
-wb_status packed_open(const trainer *t, const batch *b, packed_batch *p);
+/* A zeroed `p` is needed; packed_close also after a failure. What planning took goes into m. Collective. */
+wb_status packed_open(trainer *t, const batch *b, packed_batch *p, step_metrics *m);
 void packed_close(packed_batch *p);
 
 /* ---- planned_step.c -------------------------------------------------------------------------- */
 
 /* --eplb planned: packs the samples of all ranks by their routes, solves a placement for the micro-batches
- * and puts the policy's experts there, and sends samples to the ranks that train on them. Into a zeroed `p`,
- * for packed_open. Collective. */
+ * and puts the policy's experts there, and sends samples to the ranks that train on them. Collective. */
 wb_status planned_open(trainer *t, const batch *b, packed_batch *p, step_metrics *m);
 
 /* The samples that this rank trains on in micro-batch m: *samples_out [*n_out], owned by p. */

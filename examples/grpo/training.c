@@ -151,6 +151,8 @@ static wb_status one_step(trainer *t, const rollout_side *side, report *r, int *
     /* Before a checkpoint keeps what the rewards have led to. */
     WB_TRY(wb_comm_agree(t->comm, reward_check(side->rewards)));
     WB_TRY(wb_engine_set_weights(side->engine, t->model, ++t->weight_version));
+    m.epoch += t->epoch_before;
+    t->epoch = m.epoch;
     return wb_comm_agree(t->comm, report_step(r, t->step, &m));
 }
 

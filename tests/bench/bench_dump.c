@@ -5,6 +5,7 @@
  *
  * Prints what it ran and, for each figure, the best of five runs and its ratio to memcpy. Records have 4096
  * tokens, 48 layers, 8 of 128 experts (u8), each its own group, codec raw. */
+#include "bench/bench_tools.h"
 #include "support/usage.h"
 #include "wb_formats.h"
 #include "wb_random.h"
@@ -50,18 +51,6 @@ ssize_t pwritev(int fd, const struct iovec *parts, int n, off_t offset) {
     return (ssize_t)(at - begin);
 }
 
-static double now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-static void require(wb_status status) {
-    if (status == WB_OK) return;
-    fprintf(stderr, "bench_dump: %s\n", wb_error_message());
-    exit(1);
-}
-
 static void fill_ids(bench *b) {
     uint64_t random = 1;
     for (size_t i = 0; i < b->n_records * b->record_bytes; i += K) {
@@ -100,7 +89,7 @@ static void run_check(bench *b) {
     wb_route_rows run;
     for (size_t i = 0; i < b->n_records; i++) {
         wb_record r = record_of(b, i, rid, &run);
-        require(wb_record_check(&b->model, &r, true));
+        must(wb_record_check(&b->model, &r, true));
     }
 }
 
@@ -118,20 +107,20 @@ static void run_append(bench *b) {
     wb_dump_writer *w = NULL;
     char rid[32];
     wb_route_rows run;
-    require(wb_dump_create(b->path, &b->model, &b->options, &w));
+    must(wb_dump_create(b->path, &b->model, &b->options, &w));
     for (size_t i = 0; i < b->n_records; i++) {
         wb_record r = record_of(b, i, rid, &run);
-        require(wb_dump_append(w, &r));
+        must(wb_dump_append(w, &r));
     }
-    require(wb_dump_finish(w));
+    must(wb_dump_finish(w));
 }
 
 static void run_read(bench *b) {
     wb_dump *d = NULL;
-    require(wb_dump_open(b->path, &d));
+    must(wb_dump_open(b->path, &d));
     for (size_t i = 0; i < b->n_records; i++) {
         wb_record r;
-        require(wb_dump_record(d, i, &r));
+        must(wb_dump_record(d, i, &r));
         wb_dump_release(d, i);
     }
     wb_dump_close(d);

@@ -1,5 +1,6 @@
 /* bench_eplb.c - quality and time of the placement solvers on synthetic loads: exact, stale and far-off ones,
  * a placement for several micro-batches, uneven ranks, small layers. Prints the tables of README.md here. */
+#include "bench/bench_tools.h"
 #include "wb_eplb.h"
 #include "wb_random.h"
 
@@ -12,18 +13,6 @@
 static uint32_t n_layers = 8, n_threads = 1, n_trials = 0;
 static uint64_t seed = 1;
 static const uint32_t *slots_of_rank; /* [R] of the shape at hand; NULL: as even as they go */
-
-static double now_s(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-static void need(wb_status status) {
-    if (status == WB_OK) return;
-    fprintf(stderr, "bench_eplb: %s\n", wb_error_message());
-    exit(1);
-}
 
 typedef struct shape {
     uint32_t E, S, R, N, G;
@@ -40,7 +29,7 @@ static double *make_loads(const shape *s, uint32_t step, uint32_t M, double nois
     if (!loads) exit(1);
     wb_synthetic synthetic = {
         .kind = WB_SYNTHETIC_LOGNORMAL, .skew = s->skew, .noise = noise, .tokens = 1u << 24, .seed = seed};
-    need(wb_synthetic_loads(&synthetic, step, M, n_layers, s->E, loads));
+    must(wb_synthetic_loads(&synthetic, step, M, n_layers, s->E, loads));
     return loads;
 }
 
@@ -59,7 +48,7 @@ static double quality(const wb_placement *p, uint32_t M, const double *loads, bo
                 wb_dispatch_traffic traffic;
                 for (uint32_t e = 0; e < E; e++)
                     counts[e] = (uint32_t)w[e]; /* all from rank 0: locality does not matter here */
-                need(wb_dispatch_loads(p, WB_DISPATCH_QUOTA, l, counts, slot, &traffic));
+                must(wb_dispatch_loads(p, WB_DISPATCH_QUOTA, l, counts, slot, &traffic));
                 memset(rank, 0, R * sizeof *rank);
                 for (uint32_t i = 0; i < t->n_slots; i++)
                     rank[wb_placement_rank_of(p, (wb_physical_id){i})] += slot[i];
@@ -92,9 +81,9 @@ static solved solve(const shape *s, uint32_t M, const double *loads, wb_eplb_opt
     solved out;
     options.threads = n_threads;
     options.trials = n_trials;
-    double start = now_s();
-    need(wb_eplb_solve(&t, n_layers, s->E, M, loads, &options, &out.placement));
-    out.ms_per_layer = (now_s() - start) * 1e3 / n_layers;
+    double start = now();
+    must(wb_eplb_solve(&t, n_layers, s->E, M, loads, &options, &out.placement));
+    out.ms_per_layer = (now() - start) * 1e3 / n_layers;
     return out;
 }
 
@@ -132,7 +121,7 @@ static void bench_exact(void) {
         double *loads = make_loads(s, 0, 1, 0);
         wb_topology t = topology_of(s);
         wb_placement *none = NULL;
-        need(wb_placement_open(&t, n_layers, s->E, &none));
+        must(wb_placement_open(&t, n_layers, s->E, &none));
         print_shape(s);
         printf(" | %.4f", quality(none, 1, loads, false));
         wb_eplb_options hierarchical = with(WB_EPLB_DEEPSEEK);
@@ -151,7 +140,7 @@ static void bench_exact(void) {
 
 static void print_moves(const wb_placement *from, const wb_placement *to) {
     wb_move_plan *plan = NULL;
-    need(wb_move_plan_open(from, to, n_layers, NULL, NULL, &plan));
+    must(wb_move_plan_open(from, to, n_layers, NULL, NULL, &plan));
     printf(" %6.1f", (double)plan->n_moves / n_layers);
     wb_move_plan_close(plan);
 }
@@ -231,9 +220,9 @@ static void bench_moves(void) {
         double best = 1e9;
         for (int run = 0; run < 5; run++) {
             wb_move_plan_close(plan);
-            double start = now_s();
-            need(wb_move_plan_open(stale.placement, next.placement, n_layers, NULL, NULL, &plan));
-            if (now_s() - start < best) best = now_s() - start;
+            double start = now();
+            must(wb_move_plan_open(stale.placement, next.placement, n_layers, NULL, NULL, &plan));
+            if (now() - start < best) best = now() - start;
         }
         print_shape(s);
         printf(" | %-11s | %9.3f ms %8" PRIu64 " moves %6" PRIu32 " groups (%6" PRIu64 ") %9.1f ms\n",
@@ -358,7 +347,7 @@ static void bench_far(void) {
         wb_topology t = topology_of(&s);
         wb_eplb_options options = with(WB_EPLB_INCREMENTAL);
         wb_placement *current = NULL;
-        need(wb_placement_open(&t, n_layers, s.E, &current));
+        must(wb_placement_open(&t, n_layers, s.E, &current));
         options.current = current;
         options.horizon_steps = 1e9;
         print_shape(&s);

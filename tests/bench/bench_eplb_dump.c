@@ -5,6 +5,7 @@
  *
  * Writes FILE unless it is there, and leaves it. Records have 4096 rows, 48 layers, 8 of 128 experts (u8),
  * codec raw; 64 ranks, 8 micro-batches. Prints the best of three runs. */
+#include "bench/bench_tools.h"
 #include "support/usage.h"
 #include "wb_eplb.h"
 
@@ -15,18 +16,6 @@
 #include <unistd.h>
 
 enum { TOKENS = 4097, LAYERS = 48, K = 8, E = 128, N_RANKS = 64, N_BATCHES = 8, RUNS = 3 };
-
-static double now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-static void require(wb_status status) {
-    if (status == WB_OK) return;
-    fprintf(stderr, "bench_eplb_dump: %s\n", wb_error_message());
-    exit(1);
-}
 
 static void write_dump(const char *path, size_t bytes) {
     static uint32_t layers[LAYERS], tokens[TOKENS];
@@ -45,7 +34,7 @@ static void write_dump(const char *path, size_t bytes) {
                             .moe_layers = layers,
                             .num_experts = E,
                             .top_k = K};
-    require(wb_dump_create(path, &model, &options, &writer));
+    must(wb_dump_create(path, &model, &options, &writer));
     for (size_t i = 0; i < bytes / record_bytes; i++) {
         char rid[32];
         snprintf(rid, sizeof rid, "record-%zu", i);
@@ -62,9 +51,9 @@ static void write_dump(const char *path, size_t bytes) {
                             .finish = WB_FINISH_STOP,
                             .n_routes = 1,
                             .routes = &run};
-        require(wb_dump_append(writer, &record));
+        must(wb_dump_append(writer, &record));
     }
-    require(wb_dump_finish(writer));
+    must(wb_dump_finish(writer));
     free(ids);
 }
 
@@ -77,16 +66,16 @@ static void measure(const char *path) {
         wb_dump_counts *counts = NULL;
         wb_placement *placement = NULL;
         wb_simulation found;
-        require(wb_dump_open(path, &dump)); /* each run with checksums, as the first access is */
+        must(wb_dump_open(path, &dump)); /* each run with checksums, as the first access is */
         uint64_t n = wb_dump_get_info(dump).records;
         double begin = now();
-        require(wb_dump_counts_open(dump, NULL, n, N_BATCHES, &topology, NULL, NULL, &counts));
+        must(wb_dump_counts_open(dump, NULL, n, N_BATCHES, &topology, NULL, NULL, &counts));
         double count = now() - begin;
         gb = (double)wb_dump_counts_rows(counts) * LAYERS * K / 1e9;
-        require(wb_placement_open(&topology, LAYERS, E, &placement));
+        must(wb_placement_open(&topology, LAYERS, E, &placement));
         const wb_traffic traffic = {N_BATCHES, wb_dump_counts_fill, counts};
         begin = now();
-        require(wb_simulate(placement, WB_DISPATCH_QUOTA, &traffic, &cost, NULL, &found));
+        must(wb_simulate(placement, WB_DISPATCH_QUOTA, &traffic, &cost, NULL, &found));
         double simulation = now() - begin;
         if (count < best_count) best_count = count;
         if (simulation < best_simulation) best_simulation = simulation;

@@ -3,6 +3,7 @@
 #ifndef BENCH_EXCHANGE_H
 #define BENCH_EXCHANGE_H
 
+#include "bench/bench_tools.h"
 #include "wb_exchange.h"
 
 #include <stdio.h>
@@ -40,18 +41,6 @@ static wb_status bench_add(void *context, size_t n, const float *x, float *y) {
     (void)context;
     for (size_t i = 0; i < n; i++) y[i] += x[i];
     return WB_OK;
-}
-
-static void must(wb_status status) {
-    if (status == WB_OK) return;
-    fprintf(stderr, "%s\n", wb_error_message());
-    exit(1);
-}
-
-static double seconds(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
 static void comm_all_reduce(bench *b, size_t bytes) {
@@ -92,9 +81,9 @@ static void exchange_all_to_all(bench *b, size_t bytes) {
 static double bench_time(bench *b, void (*call)(bench *, size_t), size_t bytes) {
     const size_t calls = bytes < SAMPLE_BYTES ? SAMPLE_BYTES / bytes : 1;
     must(wb_comm_barrier(b->comm));
-    const double begin = seconds();
+    const double begin = now();
     for (size_t i = 0; i < calls; i++) call(b, bytes);
-    return (seconds() - begin) / (double)calls;
+    return (now() - begin) / (double)calls;
 }
 
 static int by_size(const void *a, const void *b) {

@@ -4,6 +4,7 @@
  *
  * Usage: bench_matmul [THREADS [MILLISECONDS for each shape]]
  */
+#include "bench/bench_tools.h"
 #include "router_rules.h"
 #include "support/usage.h"
 #include "wb_device.h"
@@ -48,12 +49,6 @@ static const shape shapes[] = {
     {"tiny experts gate_up", FORWARD, 16, 2, 64, 64, WB_F32},
     {"square 1024", FORWARD, 1, 1024, 1024, 1024, WB_F32},
 };
-
-static double seconds(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 static void *filled(size_t count, size_t size) {
     void *memory = aligned_alloc(64, (count * size + 63) / 64 * 64);
@@ -109,18 +104,18 @@ static int bench(wb_device *dev, const shape *s, double budget_s) {
     if (!list) exit(1);
     for (int64_t i = 0; i < n; i++) list[i] = product(s, x, w, y, i);
     if (dev->matmul(dev, n, list) != WB_OK) return 1;
-    double best = 1e30, begin = seconds(), naive_s;
+    double best = 1e30, begin = now(), naive_s;
     int64_t call = 0;
-    while (seconds() - begin < budget_s || call < copies) {
-        double t = seconds();
+    while (now() - begin < budget_s || call < copies) {
+        double t = now();
         if (dev->matmul(dev, s->count, list + call++ % copies * s->count) != WB_OK) return 1;
-        t = seconds() - t;
+        t = now() - t;
         best = t < best ? t : best;
     }
-    double mean = (seconds() - begin) / (double)call;
-    begin = seconds();
+    double mean = (now() - begin) / (double)call;
+    begin = now();
     naive(list);
-    naive_s = seconds() - begin;
+    naive_s = now() - begin;
     double flops = 2.0 * (double)s->T * (double)s->in * (double)s->out;
     printf("%-32s %7.1f GF/s (best %7.1f) %6.1f GB/s of weights %9.2f us, naive %5.2f GF/s\n", s->what,
            flops * (double)s->count / mean * 1e-9, flops * (double)s->count / best * 1e-9,

@@ -7,6 +7,7 @@
 #ifndef BENCH_PACKED_CASE_H
 #define BENCH_PACKED_CASE_H
 
+#include "bench/bench_tools.h"
 #include "wb_eplb.h"
 #include "wb_model.h"
 #include "wb_pack.h"
@@ -81,34 +82,7 @@ typedef struct bench {
     way ways[3];
 } bench;
 
-static void must(wb_status status) {
-    if (status == WB_OK) return;
-    fprintf(stderr, "bench_packed: %s\n", wb_error_message());
-    exit(1);
-}
-
-static void *take(size_t count, size_t size) {
-    void *memory = calloc(count > 0 ? count : 1, size);
-    if (!memory) abort();
-    return memory;
-}
-
-static double now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 /* ---- sequences ----------------------------------------------------------------------------------- */
-
-static double uniform(uint64_t *state) {
-    return ((double)(wb_random(state) >> 11) + 0.5) * 0x1p-53;
-}
-
-static double normal(uint64_t *state) {
-    const double u = uniform(state);
-    return sqrt(-2 * log(u)) * cos(6.283185307179586 * uniform(state));
-}
 
 /* K distinct experts, each as likely as its weight among those that are left: the largest of log weight plus
  * a Gumbel number. */

@@ -16,6 +16,7 @@
  * ranks a node), and, for a step that is not planned, 20 us a layer for its counts.
  * Attention: 374 MFLOP a row and 82 kFLOP a pair in each layer, at 400 TFLOP/s. A backward is in
  * proportion. */
+#include "bench/bench_tools.h"
 #include "pack_search.h"
 #include "pack_state.h"
 #include "support/usage.h"
@@ -53,34 +54,7 @@ typedef struct bench {
     double preparing; /* seconds of the solver */
 } bench;
 
-static void must(wb_status status) {
-    if (status == WB_OK) return;
-    fprintf(stderr, "bench_planned_simulated: %s\n", wb_error_message());
-    exit(1);
-}
-
-static void *take(size_t count, size_t size) {
-    void *memory = calloc(count > 0 ? count : 1, size);
-    if (!memory) abort();
-    return memory;
-}
-
-static double seconds(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 /* ---- sequences that are made up ------------------------------------------------------------------ */
-
-static double uniform(uint64_t *state) {
-    return ((double)(wb_random(state) >> 11) + 0.5) * 0x1p-53;
-}
-
-static double normal(uint64_t *state) {
-    const double u = uniform(state);
-    return sqrt(-2 * log(u)) * cos(6.283185307179586 * uniform(state));
-}
 
 /* weights_out [E] of a layer for each topic: [TOPICS][E]. */
 static void topic_weights(const bench *b, uint32_t layer, double *weights_out) {
@@ -267,12 +241,12 @@ static wb_placement *solve(bench *b, wb_eplb_algorithm algorithm, uint32_t M, co
     wb_eplb_options options = wb_eplb_options_default();
     wb_placement *placement;
     options.algorithm = algorithm;
-    const double begin = seconds();
+    const double begin = now();
     if (loads)
         must(wb_eplb_solve(&topology, b->L, E, M, loads, &options, &placement));
     else
         must(wb_placement_open(&topology, b->L, E, &placement));
-    b->preparing = seconds() - begin;
+    b->preparing = now() - begin;
     return placement;
 }
 
@@ -299,9 +273,9 @@ static void run_as_it_comes(bench *b, const double *history, uint32_t M, double 
 
 static void run_packed(bench *b, const double *history, uint32_t M, double *first) {
     pack_answer answer;
-    const double begin = seconds();
+    const double begin = now();
     packing p = packed(b, &b->now, &answer);
-    const double took = seconds() - begin;
+    const double took = now() - begin;
     double *loads = loads_of(b, &b->now, &p);
     print_rows(b, "packed, placed on the step before", &p, solve(b, WB_EPLB_BALANCED, M, history), first);
     wb_placement *placement = solve(b, WB_EPLB_MICROBATCH, p.M, loads);

@@ -1,9 +1,8 @@
 /* test_eplb_counts.c - counts from files of any origin: JSON, msgpack and PyTorch's give the same numbers,
  * what is no table of counts is refused by name, a pickle runs nothing, rows are mapped to MoE layers,
  * files are summed, and a row of zeros and one rank's view are seen for what they are (rule 33). */
-#include "formats/dump_fixture.h"
-#include "placement/offline/number_file.h"
-#include "support/temp_files.h"
+#include "eplb_folder_fixture.h"
+#include "files/offline/number_file.h"
 #include "wb_eplb.h"
 #include "wb_random.h"
 
@@ -14,25 +13,6 @@
 #define TORCH WB_TEST_DATA "/torch/"
 
 static uint64_t seed;
-static temp_path dir;
-
-static int setup(void **unused) {
-    (void)unused;
-    fixture_directory(dir.text);
-    return 0;
-}
-
-static int teardown(void **unused) {
-    (void)unused;
-    temp_remove(dir);
-    return 0;
-}
-
-static temp_path put(const char *name, const char *text) {
-    temp_path path = temp_in(dir.text, name);
-    temp_write(path.text, text, strlen(text));
-    return path;
-}
 
 static wb_counts *read_ok(const char *path, const wb_moe_layers *layers) {
     wb_counts *c = NULL;
@@ -122,6 +102,10 @@ static void test_torch_refused(void **unused) {
     refused(TORCH "bad_empty.pt", WB_MISMATCH, "dimension 0");
     refused(TORCH "bad_four_dimensions.pt", WB_MISMATCH, "2..3 dimensions, found 4");
     refused(TORCH "bad_expanded.pt", WB_CORRUPT, "view within its storage of 1 ");
+    refused(TORCH "bad_offset.pt", WB_CORRUPT, "view within its storage of 96 ");
+    refused(TORCH "bad_offset_one.pt", WB_CORRUPT, "view within its storage of 96 ");
+    refused(TORCH "bad_stride.pt", WB_CORRUPT, "view within its storage of 96 ");
+    refused(TORCH "bad_stride_inner.pt", WB_CORRUPT, "view within its storage of 96 ");
     refused(TORCH "bad_list.pt", WB_MISMATCH, "logical_count[1]: expected a list of 2 experts");
     refused(TORCH "bad_list_text.pt", WB_CORRUPT, "logical_count[0][1]: expected a count");
     refused(TORCH "bad_tensor_list.pt", WB_MISMATCH, "logical_count[1]: expected a tensor of the shape");
@@ -129,7 +113,8 @@ static void test_torch_refused(void **unused) {
     refused(TORCH "bad_records.pt", WB_UNSUPPORTED, "\"records\" of SGLang's recorder modes");
     refused(TORCH "bad_legacy.pt", WB_UNSUPPORTED, "torch.save(torch.load(old), new)");
     refused(TORCH "bad_big_endian.pt", WB_UNSUPPORTED, "byteorder: expected little, found big");
-    refused(TORCH "bad_compressed.pt", WB_UNSUPPORTED, "compressed");
+    refused(TORCH "bad_compressed.pt", WB_UNSUPPORTED, "found a compressed one (method 8)");
+    refused(TORCH "bad_twice.pt", WB_CORRUPT, "zip: data.pkl is there twice");
     refused(TORCH "bad_short_storage.pt", WB_CORRUPT, "96 elements of 4 bytes, found 380 bytes");
     refused(TORCH "bad_no_storage.pt", WB_CORRUPT, "data/0");
     refused(TORCH "bad_no_pickle.pt", WB_UNSUPPORTED, "data.pkl");
@@ -145,6 +130,29 @@ static void test_torch_too_large(void **unused) {
     const temp_path path = put("large.pt", "PK\x03\x04");
     assert_int_equal(truncate(path.text, (off_t)(1 << 30) + 1), 0);
     refused(path.text, WB_UNSUPPORTED, "expected at most 1073741824 bytes, found 1073741825");
+}
+
+/* A member that the directory calls compressed, or encrypted, though its bytes in the file are as many as it
+ * has; and one of other bytes in the file than it has. */
+static void test_torch_members_that_are_not_stored(void **unused) {
+    (void)unused;
+    static const struct {
+        size_t field; /* of a record of the directory: flags at 8, method at 10, bytes in the file at 20 */
+        char value;
+        const char *part;
+    } cases[] = {{10, 8, "data.pkl: expected a member that is stored, found a compressed one (method 8)"},
+                 {8, 1, "data.pkl: expected a member that is stored, found an encrypted one (method 0)"},
+                 {20, 1, "data.pkl: expected a member that is stored, found a compressed one (method 0)"}};
+    for (size_t i = 0; i < 3; i++) {
+        size_t size = 0, at = 0;
+        char *bytes = temp_read(TORCH "good_recorder.pt", &size);
+        while (at + 4 < size && memcmp(bytes + at, "PK\1\2", 4) != 0) at++; /* the first, of data.pkl */
+        bytes[at + cases[i].field] = cases[i].value;
+        temp_path path = temp_in(dir.text, "member.pt");
+        temp_write(path.text, bytes, size);
+        refused(path.text, WB_UNSUPPORTED, cases[i].part);
+        free(bytes);
+    }
 }
 
 /* A file cut anywhere is refused; one with a byte changed is refused by name, or gives finite counts. */
@@ -498,6 +506,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_torch_view),
         cmocka_unit_test(test_torch_refused),
         cmocka_unit_test_setup_teardown(test_torch_too_large, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_torch_members_that_are_not_stored, setup, teardown),
         cmocka_unit_test_setup_teardown(test_torch_cut_and_damaged, setup, teardown),
         cmocka_unit_test(test_pickles),
         cmocka_unit_test(test_pickle_depth),

@@ -1,9 +1,8 @@
 /* test_eplb_map_layouts.c - maps in other engines' files: each layout is recognised and read, what is
  * written reads back the same, what does not fit is refused by its place, and counts are solved as was
  * asked. */
-#include "formats/dump_fixture.h"
+#include "eplb_folder_fixture.h"
 #include "placement/placement_internal.h"
-#include "support/temp_files.h"
 #include "wb_eplb.h"
 #include "wb_random.h"
 
@@ -15,25 +14,6 @@ static const uint32_t layers[L] = {3, 4, 10};
 static const wb_topology topology = {.n_ranks = R, .n_nodes = 2, .n_slots = S};
 
 static uint64_t seed;
-static temp_path dir;
-
-static int setup(void **unused) {
-    (void)unused;
-    fixture_directory(dir.text);
-    return 0;
-}
-
-static int teardown(void **unused) {
-    (void)unused;
-    temp_remove(dir);
-    return 0;
-}
-
-static temp_path put(const char *name, const char *text) {
-    temp_path path = temp_in(dir.text, name);
-    temp_write(path.text, text, strlen(text));
-    return path;
-}
 
 /* Every expert once and then any: full slots in a random order, replicas in slot order. */
 static wb_placement *random_placement(const wb_topology *t, uint64_t *rng) {

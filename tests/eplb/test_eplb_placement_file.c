@@ -1,10 +1,9 @@
 /* test_eplb_placement_file.c - trees and placements in files: what is written reads back the same from
  * JSON and msgpack, what is cut, damaged or of another shape is refused by name, and counts and dumps lead
  * to the balanced placement. */
-#include "formats/dump_fixture.h"
-#include "placement/offline/eplb_file.h"
+#include "eplb_folder_fixture.h"
+#include "files/offline/tree_file.h"
 #include "placement_core.h"
-#include "support/temp_files.h"
 #include "wb_random.h"
 
 #include <errno.h>
@@ -15,29 +14,6 @@
 #include <time.h>
 
 static uint64_t seed;
-static temp_path dir;
-
-static int setup(void **unused) {
-    (void)unused;
-    fixture_directory(dir.text); /* in memory where it can be: syncing a disk takes its time */
-    return 0;
-}
-
-static int teardown(void **unused) {
-    (void)unused;
-    temp_remove(dir);
-    return 0;
-}
-
-static temp_path put_bytes(const char *name, const void *bytes, size_t size) {
-    temp_path path = temp_in(dir.text, name);
-    temp_write(path.text, bytes, size);
-    return path;
-}
-
-static temp_path put(const char *name, const char *text) {
-    return put_bytes(name, text, strlen(text));
-}
 
 /* Literals with NULs in them. */
 #define PUT(name, literal) put_bytes(name, literal, sizeof(literal) - 1)

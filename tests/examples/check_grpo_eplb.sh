@@ -108,11 +108,13 @@ cp -r halves others && cp -r halves fewer && cp -r halves lost
 run 2 --model base --out planned_halves "${common[@]}" --eplb planned --steps 9 >/dev/null || fail "planned: the first half"
 run 2 --out planned_halves --resume --steps 20 --quiet >/dev/null || fail "planned: the second half"
 same_bits planned2 planned_halves
+[ "$(field planned_halves/metrics.jsonl epoch | tr '\n' ' ')" = "$(seq -s ' ' 20) " ] || fail "planned: a resumed run counts epochs anew"
 run 4 --model base --out live_halves "${common[@]}" "${live[@]}" --redundant-experts 8 --steps 9 >/dev/null || fail "live: the first half"
 cp live_halves/checkpoint/trainer/placement.json before.json
 run 4 --out live_halves --resume --steps 10 --rebalance-every 100000 --quiet >/dev/null || fail "live: one step more"
 cmp before.json live_halves/checkpoint/trainer/placement.json || fail "live: a resumed run begins elsewhere"
 run 3 --out live_halves --resume --steps 20 --rebalance-every 10 --quiet >/dev/null 2>&1 || fail "live: the rest on 3 ranks"
+field live_halves/metrics.jsonl epoch | sort -nc || fail "live: epochs of a resumed run do not rise"
 diff <(rewards off4) <(rewards live_halves) || fail "live: other rewards in two parts"
 run 2 --model base --out halves --resume --steps 20 --quiet >/dev/null || fail "the second half"
 same_bits two halves
@@ -128,6 +130,9 @@ run 2 --out off_first --resume --steps 2 --eplb static --quiet >/dev/null 2>log 
 if grep -q "placed anew" log; then cat log; fail "a placement that never was is missed"; fi
 run 1 --out fewer --resume --steps 20 >/dev/null 2>log || fail "on 1 rank"
 grep -q -- "--redundant-experts: 5 in the checkpoint, 0 on 1 ranks" log || { cat log; fail "no replicas on one rank is not said"; }
+cp -r two again
+run 2 --out again --resume --steps 21 --eplb off >/dev/null 2>log || { cat log; fail "on with --eplb off alone"; }
+grep -q -- "--redundant-experts: 5 in .*, 0 under --eplb off" log || { cat log; fail "no replicas under --eplb off is not said"; }
 for out in others fewer; do
     diff <(rewards two) <(rewards $out) || fail "$out: other rewards"
     found=$(apart two $out)

@@ -63,7 +63,8 @@ static void test_moments_cross_in_chunks(void **unused) {
     MUST(wb_comm_open_self(&comm));
     fixture f = fixture_create(&config, 3, comm, 1);
     const options o = {.out_dir = out.text, .task = "arithmetic"};
-    trainer saved = {.o = &o, .device = f.device, .comm = comm, .model = f.model, .step = 7}, loaded = saved;
+    trainer saved = {.o = &o, .device = f.device, .comm = comm, .model = f.model, .step = 7, .epoch = 5},
+            loaded = saved;
     MUST(optimizer_open(f.model, f.train, f.device, comm, &saved.opt));
     MUST(optimizer_open(f.model, f.train, f.device, comm, &loaded.opt));
     fill_moments(&saved.opt);
@@ -77,10 +78,10 @@ static void test_moments_cross_in_chunks(void **unused) {
     assert_true(most_in_use <= before + CHECKPOINT_CHUNK_BYTES + (1 << 20)); /* names and headers */
 
     char *dir;
-    loaded.step = 0;
+    loaded.step = loaded.epoch = 0;
     MUST(checkpoint_find(&o, &dir));
     MUST(checkpoint_load(&loaded, dir));
-    assert_true(loaded.step == 7);
+    assert_true(loaded.step == 7 && loaded.epoch == 5 && loaded.epoch_before == 5);
     assert_same_moments(&saved.opt, &loaded.opt);
     free(dir);
     optimizer_close(&loaded.opt);

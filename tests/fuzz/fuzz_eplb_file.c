@@ -1,7 +1,7 @@
 /* fuzz_eplb_file.c - any bytes as a placement's file: refused with a message that names it, or a placement
  * whose maps hold together, which written as JSON and as msgpack reads back the same. The topology has a
  * dead rank, a rank without slots and empty slots. */
-#include "placement/offline/eplb_file.h"
+#include "files/offline/tree_file.h"
 #include "placement/placement_internal.h"
 #include "wb_eplb.h"
 

@@ -1,6 +1,6 @@
 /* fuzz_torch_pickle.c - any bytes as the pickle of a torch file: refused with a message, or values whose
  * numbers are all of the arrays that were read, in memory that is a constant times the bytes. */
-#include "placement/offline/torch_pickle.h"
+#include "files/offline/torch_pickle.h"
 
 #include <stdlib.h>
 #include <string.h>

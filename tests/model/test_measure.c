@@ -1,16 +1,8 @@
 /* test_measure.c - what a model, inference and training would take is measured without them, by part, and is
  * what they take when they are opened; also of a model that no test could open. */
 #include "infer_state.h"
-#include "model_fixture.h"
 #include "train_state.h"
-
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
-#include <pthread.h>
+#include "variant_ranks.h"
 
 enum { MAX_RANKS = 3 };
 
@@ -49,12 +41,6 @@ static void test_a_bucket_has_the_scratch_of_its_sum(void **unused) {
 }
 
 /* ---- against what is opened ---------------------------------------------------------------------- */
-
-typedef struct rank_state {
-    wb_comm *comm;
-    wb_config config;
-    pthread_t thread;
-} rank_state;
 
 static void *run_rank(void *argument) {
     const rank_state *s = argument;
@@ -101,18 +87,7 @@ static void *run_rank(void *argument) {
 
 static void test_measured_is_what_is_taken(void **unused) {
     (void)unused;
-    for (int v = 0; v < N_VARIANTS; v++)
-        for (int n_ranks = 1; n_ranks <= MAX_RANKS; n_ranks++) {
-            rank_state ranks[MAX_RANKS];
-            wb_comm *comms[MAX_RANKS];
-            MUST(wb_comm_open_threads(n_ranks, comms));
-            for (int r = 0; r < n_ranks; r++) {
-                ranks[r] = (rank_state){.comm = comms[r], .config = variant_config((variant)v)};
-                assert_int_equal(0, pthread_create(&ranks[r].thread, NULL, run_rank, &ranks[r]));
-            }
-            for (int r = 0; r < n_ranks; r++) pthread_join(ranks[r].thread, NULL);
-            for (int r = 0; r < n_ranks; r++) wb_comm_close(comms[r]);
-        }
+    on_every_variant(MAX_RANKS, run_rank);
 }
 
 /* ---- without --------------------------------------------------------------------------------------- */

@@ -1,26 +1,13 @@
 /* test_padding.c - a batch of inference rounded up by padding rows gives all other rows the same bits, and
  * leaves nothing of padding in the pool, on one rank and on two. */
 #include "infer_state.h"
-#include "model_fixture.h"
+#include "variant_ranks.h"
 
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
-#include <pthread.h>
 #include <time.h>
 
 enum { N_SEQS = 3, LONGEST = 12, MAX_T = 40, BLOCK = 3, BLOCKS = LONGEST / BLOCK, STEPS = 8, MAX_RANKS = 2 };
 
 static uint64_t base_seed;
-
-typedef struct rank_state {
-    wb_comm *comm;
-    wb_config config;
-    pthread_t thread;
-} rank_state;
 
 /* One of two inferences over the same model, one with padding. */
 typedef struct side {
@@ -132,18 +119,7 @@ static void *run_rank(void *argument) {
 
 static void test_padding_changes_nothing(void **unused) {
     (void)unused;
-    for (int v = 0; v < N_VARIANTS; v++)
-        for (int n_ranks = 1; n_ranks <= MAX_RANKS; n_ranks++) {
-            rank_state ranks[MAX_RANKS];
-            wb_comm *comms[MAX_RANKS];
-            MUST(wb_comm_open_threads(n_ranks, comms));
-            for (int r = 0; r < n_ranks; r++) {
-                ranks[r] = (rank_state){.comm = comms[r], .config = variant_config((variant)v)};
-                assert_int_equal(0, pthread_create(&ranks[r].thread, NULL, run_rank, &ranks[r]));
-            }
-            for (int r = 0; r < n_ranks; r++) pthread_join(ranks[r].thread, NULL);
-            for (int r = 0; r < n_ranks; r++) wb_comm_close(comms[r]);
-        }
+    on_every_variant(MAX_RANKS, run_rank);
 }
 
 static void must_refuse(wb_status found, const char *text) {

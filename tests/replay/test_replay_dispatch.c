@@ -1,53 +1,12 @@
 /* test_replay_dispatch.c - where the rows of a step go before it runs: against eplb's own dispatch of rows,
  * on 1 to 4 ranks, for a stage of the model's layers; what is planned, and what all ranks have to agree on.
  * Ranks are threads: a failure ends the process, and the test is then red. Argument 1 sets the seed. */
-#include "replay_fixture.h"
+#include "replay_ranks.h"
 
-#include <pthread.h>
 #include <time.h>
 
-enum { L = 4, FIRST = 1, STAGE = 2, MICRO_BATCHES = 3, MAX_RANKS = 4, TOKENS = 7, PADDING = 3 };
+enum { L = 4, FIRST = 1, STAGE = 2, MICRO_BATCHES = 3, TOKENS = 7, PADDING = 3 };
 enum { T_MAX = TOKENS - 1 + PADDING };
-
-static uint64_t base_seed;
-
-#define EXPECT(condition)                                                                                    \
-    do {                                                                                                     \
-        if (!(condition)) {                                                                                  \
-            fprintf(stderr, "%s:%d: seed %" PRIu64 ": %s (%s)\n", __FILE__, __LINE__, base_seed, #condition, \
-                    wb_error_message());                                                                     \
-            exit(1);                                                                                         \
-        }                                                                                                    \
-    } while (0)
-#define MUST(call) EXPECT((call) == WB_OK)
-
-typedef struct rank {
-    wb_comm *comm;
-    uint64_t state; /* the same on every rank */
-    int number, of;
-    void (*work)(struct rank *);
-} rank;
-
-static void *run_rank(void *arg) {
-    rank *r = arg;
-    r->number = wb_comm_rank(r->comm);
-    r->of = wb_comm_size(r->comm);
-    r->work(r);
-    return NULL;
-}
-
-static void on_ranks(int R, uint64_t seed, void (*work)(rank *)) {
-    wb_comm *comms[MAX_RANKS];
-    pthread_t threads[MAX_RANKS];
-    rank ranks[MAX_RANKS];
-    MUST(wb_comm_open_threads(R, comms));
-    for (int i = 0; i < R; i++) {
-        ranks[i] = (rank){.comm = comms[i], .state = seed, .work = work};
-        EXPECT(pthread_create(&threads[i], NULL, run_rank, &ranks[i]) == 0);
-    }
-    for (int i = 0; i < R; i++) pthread_join(threads[i], NULL);
-    for (int i = 0; i < R; i++) wb_comm_close(comms[i]);
-}
 
 /* Other maps in every layer: slot s has a random expert, but each expert is somewhere. */
 static void deal_maps(wb_placement *p, uint64_t *state) {

@@ -126,10 +126,33 @@ def make_bad(path):
     rewrite(good, path("bad_big_endian.pt"), only("byteorder", lambda content: b"big"))
     rewrite(good, path("bad_compressed.pt"), lambda name, content: content, zipfile.ZIP_DEFLATED)
     rewrite(good, path("bad_short_storage.pt"), only("data/0", lambda content: content[:-4]))
+    make_bad_views(good, path)
+    rewrite(good, path("bad_twice.pt"), lambda name, content: content)
+    with zipfile.ZipFile(path("bad_twice.pt"), "a", zipfile.ZIP_STORED) as a:
+        entry = zipfile.ZipInfo("other_folder/data.pkl", (1980, 1, 1, 0, 0, 0))
+        a.writestr(entry, a.read("good_recorder/data.pkl"))
     rewrite(good, path("bad_no_storage.pt"), only("data/0", lambda content: None))
     rewrite(good, path("bad_no_pickle.pt"), only("data.pkl", lambda content: None))
     rewrite(good, path("bad_pickle_cut.pt"), only("data.pkl", lambda content: content[:-1]))
     rewrite(good, path("bad_pickle_after.pt"), only("data.pkl", lambda content: content + b"."))
+
+
+def make_bad_views(good, path):
+    """The pickle has offset 0, the shape (3, 4, 8) and the strides (32, 8, 1) of 96 elements, each number as K and a byte. What
+    torch itself would not make: views whose first or last element is not in the storage."""
+    view = b"K\0K\3K\4K\x08\x87q\tK\x20K\x08K\1\x87"
+    for name, changed in [
+        ("bad_offset.pt", b"K\1K\3K\4K\x08\x87q\tK\x20K\x08K\1\x87"),
+        ("bad_offset_one.pt", b"K\x60K\1K\1K\1\x87q\tK\x20K\x08K\1\x87"),
+        ("bad_stride.pt", b"K\0K\3K\4K\x08\x87q\tK\x21K\x08K\1\x87"),
+        ("bad_stride_inner.pt", b"K\0K\3K\4K\x08\x87q\tK\x20K\x08K\2\x87"),
+    ]:
+        rewrite(good, path(name), only("data.pkl", lambda content: replace_once(content, view, changed)))
+
+
+def replace_once(content, old, new):
+    assert content.count(old) == 1, "the pickle of another version of torch: look at it with pickletools"
+    return content.replace(old, new)
 
 
 def main():

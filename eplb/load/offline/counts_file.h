@@ -2,7 +2,7 @@
 #ifndef WB_COUNTS_FILE_H
 #define WB_COUNTS_FILE_H
 
-#include "placement/offline/number_file.h"
+#include "files/offline/number_file.h"
 #include "wb_load.h"
 
 /* As wb_counts_read, of one file and without its path in messages. n_layers and n_experts: what is

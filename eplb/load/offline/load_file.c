@@ -9,8 +9,8 @@
  * Passes are those of the window, the oldest first, as many in every region; a phase that is all zero is
  * left out. Counts are whole numbers below 2^32. logical_count is the first region's sum over phases, for
  * readers that know nothing else; it has to agree with the passes. Other keys are skipped. */
+#include "files/offline/tree_file.h"
 #include "load/load_internal.h"
-#include "placement/offline/eplb_file.h"
 
 #include <inttypes.h>
 #include <stdio.h>

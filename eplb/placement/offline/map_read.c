@@ -1,5 +1,5 @@
 /* map_read.c - maps of placements from files, in the layouts of placement_file.h. Owns: what tells the
- * layouts apart, and which layer of a file is which. Refuses: bytes (eplb_file.c, torch_file.c), maps that
+ * layouts apart, and which layer of a file is which. Refuses: bytes (tree_file.c, torch_file.c), maps that
  * are none (wb_placement_set_layer). */
 #include "placement/offline/placement_file.h"
 #include "placement/placement_internal.h"

@@ -1,5 +1,5 @@
 /* placement_file.c - a placement as a file, in the layouts of placement_file.h. Refuses: bytes
- * (eplb_file_write.c), reading (map_read.c). */
+ * (tree_file_write.c), reading (map_read.c). */
 #include "placement/offline/placement_file.h"
 #include "placement/placement_internal.h"
 

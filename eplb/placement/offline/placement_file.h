@@ -1,16 +1,20 @@
 /* placement_file.h - the keys of files of maps and counts, each engine's own, and the reader of maps.
  *
- * Own and SGLang's   {"physical_to_logical_map": [L][S]}, "replica_of_slot": [L][S] where it is not slot
- * order vLLM's             [L][S], or [S] for all layers TensorRT-LLM's     {"initial_global_assignments":
- * {"<hidden layer>": [S]}, "num_slots": S} Ascend's           {"moe_layer_count": L, "layer_list":
- * [{"layer_id", "device_count": R,
- *                     "device_list": [{"device_id", "device_expert": [experts]}]}]}
+ * Own and SGLang's: {"physical_to_logical_map": [L][S]}, with "replica_of_slot": [L][S] where replicas are
+ * not in slot order.
+ *
+ * vLLM's: [L][S], or [S] for all layers.
+ *
+ * TensorRT-LLM's: {"initial_global_assignments": {"<hidden layer>": [S], ...}, "num_slots": S}.
+ *
+ * Ascend's: {"moe_layer_count": L, "layer_list": [{"layer_id", "device_count": R, "device_list":
+ * [{"device_id", "device_expert": [experts]}, ...]}, ...]}.
  *
  * Refuses: counts, which have to be solved. */
 #ifndef WB_PLACEMENT_FILE_H
 #define WB_PLACEMENT_FILE_H
 
-#include "placement/offline/number_file.h"
+#include "files/offline/number_file.h"
 #include "wb_placement.h"
 
 #define WB_MAP_KEY "physical_to_logical_map"

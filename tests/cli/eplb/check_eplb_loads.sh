@@ -183,6 +183,30 @@ for name in rows:
 rows_of $zeros $zeros
 expect 1 waybill_eplb --loads "$scratch/rows.json" "${small[@]}"
 err_has "rows.json: expected counts, found none in 2 layers"
+# Shares of a layer's choices are as many choices: all figures are those of the counts.
+rows_of '[0.4,0.2,0.1,0.1,0.05,0.05,0.05,0.05]' '[0.3,0.2,0.25,0.0625,0.0625,0.0625,0.03125,0.03125]'
+expect 0 waybill_eplb --loads "$scratch/rows.json" "${small[@]}" --json
+err_has "waybill eplb: warning: --loads $scratch/rows.json: loads are shares, no counts of tokens: seconds and bytes are told as of 1048576 choices"
+cp "$scratch/out" "$scratch/first"
+cp "$scratch/rows.json" "$scratch/shares.json"
+rows_of '[419430.4,209715.2,104857.6,104857.6,52428.8,52428.8,52428.8,52428.8]' '[314572.8,209715.2,262144,65536,65536,65536,32768,32768]'
+expect 0 waybill_eplb --loads "$scratch/rows.json" "${small[@]}" --json
+err_is_empty
+judge 'other = {r["placement"]: r for r in json.load(open("'"$scratch/first"'"))["rows"]}
+assert rows["none"]["ratio_to_bound"] > 1.1, rows["none"]
+for name in rows:
+    a, b = rows[name], other[name]
+    for key in ("balancedness", "seconds", "bound_seconds", "ratio_to_bound", "min_layer"):
+        assert a[key] > 0 and a[key] == b[key], (name, key, a[key], b[key])'
+expect 0 waybill_eplb --loads "$scratch/shares.json" --loads "$scratch/shares.json" "${small[@]}"
+err_has "as of 2097152 choices"
+rows_of '[0.49,0.3,0.4,0.2,0.49,0.1,0.3,0.4]' # relative in another way: of no sum
+expect 0 waybill_eplb --loads "$scratch/rows.json" "${small[@]}" --json
+err_has "loads are shares"
+judge 'assert rows["none"]["seconds"] > 0 and rows["none"]["ratio_to_bound"] > 1, rows["none"]'
+rows_of '[1,0,0,0,0,0,0,0]' '[0,0,0,1,0,0,0,0]' # a token is no share
+expect 0 waybill_eplb --loads "$scratch/rows.json" "${small[@]}"
+! grep -q "are shares" "$scratch/err" || fault "a token is taken for a share"
 rows_of '[0.25,0.5,0.125,1,1,1,1,1]'
 expect 0 waybill_eplb --loads "$scratch/rows.json" "${small[@]}"
 err_is_empty

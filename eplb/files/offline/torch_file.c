@@ -1,5 +1,5 @@
 /* torch_file.c - see torch_file.h. */
-#include "placement/offline/torch_file.h"
+#include "files/offline/torch_file.h"
 #include "wb_check.h"
 #include "wb_file.h"
 

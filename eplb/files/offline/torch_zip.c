@@ -1,6 +1,6 @@
 /* torch_zip.c - see torch_zip.h. Every offset and size is compared with the bytes that are there before it is
  * used; nothing is allocated. */
-#include "placement/offline/torch_zip.h"
+#include "files/offline/torch_zip.h"
 #include "wb_check.h"
 
 #include <inttypes.h>

@@ -2,7 +2,7 @@
 #ifndef WB_TORCH_VALUES_H
 #define WB_TORCH_VALUES_H
 
-#include "placement/offline/torch_pickle.h"
+#include "files/offline/torch_pickle.h"
 
 /* `pos` is the byte that messages name. */
 

@@ -1,6 +1,6 @@
-/* eplb_file_write.c - writing: a tree as JSON, msgpack or YAML into a file that appears whole or not at
+/* tree_file_write.c - writing: a tree as JSON, msgpack or YAML into a file that appears whole or not at
  * all. */
-#include "placement/offline/eplb_file.h"
+#include "files/offline/tree_file.h"
 #include "wb_file.h"
 #include "wb_msgpack_scan.h"
 

@@ -1,11 +1,11 @@
-/* eplb_file.h - one reader and one writer of the small trees that placements and load statistics are kept
+/* tree_file.h - one reader and one writer of the small trees that placements and load statistics are kept
  * in: a map with string keys or an array, as JSON, as msgpack, or as the YAML of yaml_file.h. Trees are
  * Jansson's, whatever the file was.
  *
  * Refuses: msgpack bins, extensions, NaN, nesting beyond WB_SCAN_MAX_DEPTH, keys given twice, PyTorch's
  * pickles. */
-#ifndef WB_EPLB_FILE_H
-#define WB_EPLB_FILE_H
+#ifndef WB_TREE_FILE_H
+#define WB_TREE_FILE_H
 
 #include "wb_check.h"
 

@@ -1,10 +1,11 @@
-/* eplb_traffic.c - steps of micro-batches for `waybill eplb`: a dump's records in file order, passes of
+/* eplb_source.c - steps of micro-batches for `waybill eplb`: a dump's records in file order, passes of
  * files of counts, or synthetic loads. Owns: how tokens of loads are dealt to source ranks. Refuses:
  * walking records (wb_dump_counts does, once a step), counts of more than one step in memory. */
 #include "eplb/eplb.h"
 #include "eplb/eplb_dump_steps.h"
 
 #include <inttypes.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -17,6 +18,10 @@ typedef struct deal {
 /* What the quota dispatch takes of one expert. */
 #define MAX_TOKENS 2147483648.0
 
+/* What a sum of 1 is taken for where counts are shares. A power of two, so that figures which do not depend
+ * on the number of tokens keep their bits. */
+#define CHOICES_OF_SHARES 1048576.0
+
 struct eplb_source {
     eplb_source_info info;
     uint32_t n_ranks, n_live;
@@ -25,7 +30,8 @@ struct eplb_source {
     wb_synthetic synthetic;
     deal *deals;            /* [E] of the counts being made; not of a dump */
     wb_counts *file_counts; /* of loads; NULL: another source */
-    double scale;           /* counts of loads that are a token, 1 where they fit */
+    double choices;         /* of loads, that a count of 1 is */
+    double scale;           /* choices of loads that are a token, 1 where they fit */
     wb_dump *dump;          /* NULL: another source */
     eplb_steps steps;       /* of the dump */
     wb_topology topology;   /* the settings' */
@@ -62,7 +68,10 @@ static void take_passes(eplb_source *s, uint32_t step) {
     double max = 0;
     memset(s->loads, 0, M * cells * sizeof *s->loads);
     memcpy(s->loads, wb_counts_loads(s->file_counts) + first * cells, n * cells * sizeof *s->loads);
-    for (size_t i = 0; i < n * cells; i++) max = s->loads[i] > max ? s->loads[i] : max;
+    for (size_t i = 0; i < n * cells; i++) {
+        s->loads[i] *= s->choices;
+        max = s->loads[i] > max ? s->loads[i] : max;
+    }
     for (s->scale = 1; max / s->scale > MAX_TOKENS;) s->scale *= 2;
 }
 
@@ -78,6 +87,25 @@ static double mean_tokens(const eplb_source_info *info, const double *loads) {
         n += sum > 0;
     }
     return n > 0 ? total / (double)n : 0;
+}
+
+/* Fractions that add up to 1 in each layer, summed over the files, or of which none is half a token: they
+ * would round to nothing. Counts with decay are fractions too, of far larger sums. */
+static bool are_shares(const eplb_source_info *info, const double *loads, uint32_t n_files) {
+    const size_t rows = (size_t)info->n_passes * info->n_layers;
+    bool whole = true, small = true;
+    double max = 0;
+    for (size_t i = 0; i < rows; i++) {
+        double sum = 0;
+        for (uint32_t e = 0; e < info->n_experts; e++) {
+            const double load = loads[i * info->n_experts + e];
+            sum += load;
+            max = load > max ? load : max;
+            whole = whole && load == floor(load);
+        }
+        small = small && sum <= 1.5 * n_files;
+    }
+    return !whole && (small || max < 0.5);
 }
 
 static wb_status open_loads(const eplb_settings *settings, eplb_source *s) {
@@ -96,7 +124,9 @@ static wb_status open_loads(const eplb_settings *settings, eplb_source *s) {
                                  .layers = settings->moe_layers ? found.layers : NULL,
                                  .n_passes = found.n_passes,
                                  .n_steps = (found.n_passes - 1) / settings->n_batches + 1};
-    s->info.pass_tokens = mean_tokens(&s->info, wb_counts_loads(s->file_counts));
+    s->info.shares = are_shares(&s->info, wb_counts_loads(s->file_counts), files->n);
+    if (s->info.shares) s->choices = CHOICES_OF_SHARES;
+    s->info.pass_tokens = s->choices * mean_tokens(&s->info, wb_counts_loads(s->file_counts));
     if (s->info.pass_tokens > 0) return WB_OK;
     return wb_fail(WB_MISSING_ROUTES, "--loads %s: expected counts, found none in %" PRIu32 " layers",
                    files->items[0], found.n_layers);
@@ -176,7 +206,7 @@ static wb_status open_memory(const eplb_settings *settings, eplb_source *s) {
 wb_status eplb_source_open(const eplb_settings *settings, eplb_source **source_out) {
     eplb_source *s = calloc(1, sizeof *s);
     wb_status status = s ? WB_OK : no_memory();
-    if (s) s->scale = 1;
+    if (s) s->scale = s->choices = 1;
     if (status == WB_OK && settings->dump) status = open_dump(settings, s);
     if (status == WB_OK && settings->loads) status = open_loads(settings, s);
     if (status == WB_OK && !settings->dump && !settings->loads) open_synthetic(settings, s);

@@ -1,7 +1,7 @@
 /* torch_pickle.c - see torch_pickle.h: a stack machine of the opcodes that torch.save writes, in protocols 2
  * to 5. */
-#include "placement/offline/torch_pickle.h"
-#include "placement/offline/torch_values.h"
+#include "files/offline/torch_pickle.h"
+#include "files/offline/torch_values.h"
 #include "wb_check.h"
 
 #include <string.h>
@@ -16,8 +16,8 @@ typedef struct machine {
     size_t size, pos;
     wb_pickle_id *stack; /* [size + 1]: an opcode pushes at most one */
     size_t depth;
-    uint32_t
-        *memo; /* [size]: value + 1; 0: not set. Numbers count what was memoized, so that they are below */
+    /* [size]: value + 1; 0: not set. Numbers count what was memoized, so that they are below. */
+    uint32_t *memo;
     uint32_t memoized;
     wb_pickle *out;
 } machine;

@@ -3,8 +3,8 @@
 #ifndef WB_NUMBER_FILE_H
 #define WB_NUMBER_FILE_H
 
-#include "placement/offline/eplb_file.h"
-#include "placement/offline/torch_file.h"
+#include "files/offline/torch_file.h"
+#include "files/offline/tree_file.h"
 
 typedef struct wb_number_file {
     json_t *tree; /* NULL: it is PyTorch's */

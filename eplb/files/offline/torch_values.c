@@ -1,5 +1,5 @@
 /* torch_values.c - see torch_values.h and torch_pickle.h. Nothing is called: a name is a number here. */
-#include "placement/offline/torch_values.h"
+#include "files/offline/torch_values.h"
 #include "wb_check.h"
 
 #include <stdlib.h>

@@ -4,7 +4,7 @@
 #ifndef WB_YAML_FILE_H
 #define WB_YAML_FILE_H
 
-#include "placement/offline/eplb_file.h"
+#include "files/offline/tree_file.h"
 
 /* Whether the bytes begin as such a file does and as neither JSON nor msgpack nor a torch file do. */
 bool wb_yaml_is(const uint8_t *bytes, size_t size);

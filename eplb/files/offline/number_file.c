@@ -1,6 +1,6 @@
 /* number_file.c - see number_file.h. An array of JSON or msgpack is walked twice: for its shape, which its
  * first rows say, and for its values, which have to be of that shape throughout. */
-#include "placement/offline/number_file.h"
+#include "files/offline/number_file.h"
 
 #include <inttypes.h>
 #include <math.h>

@@ -1,6 +1,6 @@
 /* yaml_file.c - see yaml_file.h. Lines are read one after the other; what is deeper indented than a key's
  * line is its value. */
-#include "placement/offline/yaml_file.h"
+#include "files/offline/yaml_file.h"
 #include "wb_msgpack_scan.h"
 #include "wb_text.h"
 

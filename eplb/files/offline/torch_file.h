@@ -4,8 +4,8 @@
 #ifndef WB_TORCH_FILE_H
 #define WB_TORCH_FILE_H
 
-#include "placement/offline/torch_pickle.h"
-#include "placement/offline/torch_zip.h"
+#include "files/offline/torch_pickle.h"
+#include "files/offline/torch_zip.h"
 
 typedef struct wb_torch_file {
     char *bytes; /* the whole file; freed by the close */

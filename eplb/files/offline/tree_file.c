@@ -1,6 +1,6 @@
-/* eplb_file.c - reading: the bytes of a file, JSON, msgpack or YAML, as a tree. Refuses: what a tree
- * means, writing (eplb_file_write.c). */
-#include "placement/offline/yaml_file.h"
+/* tree_file.c - reading: the bytes of a file, JSON, msgpack or YAML, as a tree. Refuses: what a tree
+ * means, writing (tree_file_write.c). */
+#include "files/offline/yaml_file.h"
 #include "wb_file.h"
 #include "wb_msgpack_scan.h"
 
