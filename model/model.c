@@ -132,7 +132,7 @@ wb_status wb_model_measure_slot(const wb_config *config, const wb_model_options 
     wb_model *m = NULL;
     const int32_t n_ranks =
         options && options->placement ? (int32_t)wb_placement_topology(options->placement)->n_ranks : 1;
-    WB_TRY(wb_model_sketch(config, options, n_ranks, 0, &m));
+    WB_TRY(wb_model_blank(config, options, n_ranks, 0, &m));
     *bytes_out = 0;
     for (uint32_t l = 0; l < m->route_model.n_moe_layers; l++) {
         size_t bytes = 0;
