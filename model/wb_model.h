@@ -224,6 +224,16 @@ WB_API wb_status wb_model_copy_weights(wb_model *to, const wb_model *from);
 /* Whether `to`, on any rank, has an expert that this rank does not have in `from`, a model of the same
  * configuration and ranks. */
 WB_API bool wb_model_copy_travels(const wb_model *to, const wb_model *from);
+/* The memory that a copy whose experts travel takes, which stays with `to`: taken here, or else by the first
+ * such copy. It is the same whatever the maps of the two placements. On the device experts are rounded before
+ * they travel, and nothing is taken where the dtypes are equal or there is one rank. Errors as of the copy.
+ * Not collective. */
+WB_API wb_status wb_model_reserve_copy(wb_model *to, const wb_model *from);
+/* Device bytes that it takes on rank `rank` of n_ranks, between models that were not opened, as
+ * wb_model_measure. Not collective. */
+WB_API wb_status wb_model_measure_copy(const wb_config *config, const wb_model_options *to,
+                                       const wb_model_options *from, int32_t n_ranks, int32_t rank,
+                                       size_t *bytes_out);
 
 /* ---- routing: the one place where experts are chosen ----------------------------------------- */
 

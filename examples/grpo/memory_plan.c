@@ -61,6 +61,18 @@ static wb_status measure_trainer(const plan_model *m, const char *of, bool forwa
     return WB_OK;
 }
 
+/* What experts need on their way from the policy to where the rollout has them; elsewhere both have them in
+ * the same places when weights are copied. */
+static wb_status measure_copy(const plan_model *m, const wb_model_options *rollout, int32_t rank,
+                              rank_plan *plan) {
+    const wb_model_options policy = sizes_model(NULL, NULL, WB_F32, m->placement);
+    size_t bytes;
+    if (m->o->eplb != EPLB_PLANNED) return WB_OK;
+    WB_TRY(wb_model_measure_copy(&m->config, rollout, &policy, m->n_ranks, rank, &bytes));
+    add(&plan->device, "rollout", "copy of weights", bytes);
+    return WB_OK;
+}
+
 static wb_status measure_rollout(const plan_model *m, int32_t rank, rank_plan *plan) {
     const char *of = "rollout";
     const wb_model_options model = sizes_model(NULL, NULL, m->o->rollout_dtype, m->placement);
@@ -71,6 +83,7 @@ static wb_status measure_rollout(const plan_model *m, int32_t rank, rank_plan *p
     WB_TRY(wb_engine_measure(&m->config, &model, &engine, sizes_max_kept(m->o, &m->config), m->n_ranks, rank,
                              &memory));
     add_measured(plan, of, "workspace", &memory);
+    WB_TRY(measure_copy(m, &model, rank, plan));
     if (m->o->eplb != EPLB_LIVE) return WB_OK;
     add(&plan->device, of, "shadow slots", live_experts_shadow_bytes(m->o, &m->config));
     add(&plan->host, of, "load", live_experts_count_bytes(&m->config));

@@ -28,7 +28,10 @@ static wb_status open_rollout(trainer *t, rollout_side *side) {
         engine.rebalance = side->experts;
         t->follow = wb_model_placement(side->model);
     }
-    WB_TRY(wb_comm_agree(t->comm, wb_engine_open(side->model, &engine, &side->engine)));
+    wb_status status = WB_OK;
+    if (t->o->eplb == EPLB_PLANNED) status = wb_model_reserve_copy(side->model, t->model);
+    if (status == WB_OK) status = wb_engine_open(side->model, &engine, &side->engine);
+    WB_TRY(wb_comm_agree(t->comm, status));
     return wb_engine_set_weights(side->engine, t->model, t->weight_version);
 }
 
