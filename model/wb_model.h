@@ -119,9 +119,9 @@ static inline wb_model_options wb_model_options_default(void) {
     return options;
 }
 
-/* What such a model takes on rank `rank` of n_ranks, without being opened: nothing is allocated on a device,
- * and `options` need no device and no communicator. Of the host on any device but the CPU. wb_infer_measure
- * and wb_train_measure add what these take. Not collective. */
+/* What such a model takes on rank `rank` of n_ranks, 1..65536, without being opened: nothing is allocated on a
+ * device, and `options` need no device and no communicator. Of the host on any device but the CPU.
+ * wb_infer_measure and wb_train_measure add what these take. Not collective. */
 WB_API wb_status wb_model_measure(const wb_config *config, const wb_model_options *options, int32_t n_ranks,
                                   int32_t rank, wb_memory *memory_out);
 
@@ -270,7 +270,7 @@ typedef struct wb_infer_options {
      * beyond is refused with CAPACITY. */
     int64_t max_tokens;    /* T; default 4096 */
     int32_t max_sequences; /* default 256 */
-    int32_t max_blocks;    /* of a sequence; 0 (default): those of the model's positions */
+    int32_t max_blocks;    /* of a sequence; 0 (default): those of the model's positions, at most n_blocks */
     int64_t max_logits;    /* rows; default 256 */
     /* With several ranks: rows, each a (token, choice), that the slots of this rank may get in one MoE layer
      * from all ranks; a batch beyond is CAPACITY here and PEER on the others, and the communicator is dead.

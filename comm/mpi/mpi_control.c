@@ -124,7 +124,8 @@ static wb_status dead_fail(const wb_mpi_control *control) {
 
 /* ---- being late ---------------------------------------------------------------------------------- */
 
-/* Where all ranks came and none is behind: who waits in a later call than this rank, and does not answer it. */
+/* Where all ranks came and none is behind: who waits in a later call than this rank, and so answers none of
+ * this one. */
 static void name_further(const wb_comm *comm, const wb_mpi_control *control, char *text, size_t bytes) {
     size_t used = 0;
     for (int r = 0; r < wb_comm_size(comm) && used < bytes; r++) {
