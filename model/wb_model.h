@@ -119,8 +119,8 @@ static inline wb_model_options wb_model_options_default(void) {
     return options;
 }
 
-/* What such a model takes on rank `rank` of n_ranks, 1..65536, without being opened: nothing is allocated on a
- * device, and `options` need no device and no communicator. Of the host on any device but the CPU.
+/* What such a model takes on rank `rank` of n_ranks, 1..65536, without being opened: nothing is allocated on
+ * a device, and `options` need no device and no communicator. Of the host on any device but the CPU.
  * wb_infer_measure and wb_train_measure add what these take. Not collective. */
 WB_API wb_status wb_model_measure(const wb_config *config, const wb_model_options *options, int32_t n_ranks,
                                   int32_t rank, wb_memory *memory_out);

@@ -63,6 +63,11 @@ true_on() {
 runs=0
 echo "== the plan is what a run takes"
 true_on 1 --micro-batch-tokens 256
+grep -q '^memory of a rank, at most' log || fail "a run does not say its memory"
+recomputed=$(bytes_of plan.txt device "activations kept")
+true_on 1 --micro-batch-tokens 256 --keep-memory 0.02 --quiet
+kept=$(($(bytes_of plan.txt device "activations kept") - recomputed))
+[ $kept -gt 10000000 ] && [ $kept -le 21474836 ] || fail "--keep-memory of 20 MiB keeps $kept bytes more"
 true_on 2 --micro-batch-tokens 512 --kl-coef 0.1 --top-k 20 --rollout-dtype f32
 true_on 3 --micro-batch-tokens 128 --max-running 8 --max-batch-tokens 64
 true_on 4 --micro-batch-tokens 128 --eplb live --redundant-experts 7
@@ -93,4 +98,18 @@ refused "--resume: expected none beside --plan-memory" --model model --plan-memo
 refused "--device-memory: expected --plan-memory beside it" --model model --out bad --device-memory 2
 refused "none/config.json" --model none --plan-memory 2
 refused "expected less than the" --model model --plan-memory 2 --micro-batch-tokens 4 --max-tokens 40
+# The same as a run refuses, by the same words: 512 positions, and prompts of up to 6 tokens.
+for way in "--plan-memory 2" "--out none"; do
+    refused "at most 1 fit" --model model $way --max-tokens 511
+    refused "--max-tokens 512: expected less than the model's 512 positions" --model model $way --max-tokens 512
+done
+plan 2 --model model --max-tokens 506 >/dev/null || fail "refused: prompts of 6 tokens that fit"
+
+echo "== many ranks, of which few are unlike"
+if [ -w /dev/full ]; then
+    plan 8 "${q30[@]}" >/dev/full 2>log && fail "a plan on a full disk"
+    grep -q "the output cannot be written: No space left on device" log || fail "a full disk is not named"
+fi
+timeout 20 "$grpo" "${q30[@]}" --plan-memory 16384 --redundant-experts 100 --eplb planned >many || fail "16384 ranks"
+grep -q "^memory on 16384 ranks" many || fail "no plan of 16384 ranks"
 echo "all well"
