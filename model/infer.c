@@ -45,7 +45,10 @@ static wb_status read_options(const wb_model *model, const wb_infer_options *opt
         return wb_fail(WB_INVALID_ARGUMENT, "inference options: n_states: expected at least 0, found %d",
                        own.n_states);
     if (own.n_states == 0) own.n_states = own.max_sequences;
-    if (own.max_blocks == 0) own.max_blocks = (model->config.max_positions - 1) / own.block_size + 1;
+    if (own.max_blocks == 0) {
+        const int32_t of_positions = (model->config.max_positions - 1) / own.block_size + 1;
+        own.max_blocks = of_positions < own.n_blocks ? of_positions : own.n_blocks;
+    }
     *own_out = own;
     return WB_OK;
 }

@@ -97,6 +97,9 @@ wb_status wb_model_open_exchange(wb_model *m) {
 
 /* ---- measuring ------------------------------------------------------------------------------- */
 
+/* Those of a placement (wb_topology), checked before arrays of as many are made. */
+enum { MAX_RANKS = 65536 };
+
 wb_status wb_model_blank(const wb_config *config, const wb_model_options *options, int32_t n_ranks,
                          int32_t rank, wb_model **model_out) {
     wb_model_options own = default_options;
@@ -104,7 +107,9 @@ wb_status wb_model_blank(const wb_config *config, const wb_model_options *option
     WB_TRY(wb_options_read(&own, sizeof own, options, "model options"));
     WB_TRY(check_options(&own));
     WB_TRY(wb_config_check(config));
-    if (n_ranks < 1 || rank < 0 || rank >= n_ranks)
+    if (n_ranks < 1 || n_ranks > MAX_RANKS)
+        return wb_fail(WB_INVALID_ARGUMENT, "expected 1..%d ranks, found %d", MAX_RANKS, n_ranks);
+    if (rank < 0 || rank >= n_ranks)
         return wb_fail(WB_INVALID_ARGUMENT, "expected a rank in 0..%d, found %d", n_ranks - 1, rank);
     WB_TRY(WB_NEW(m, 1, "model"));
     m->family = wb_family_rules_of(config->family);

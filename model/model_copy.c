@@ -74,7 +74,7 @@ static wb_status copy_all(wb_model *to, const wb_model *from) {
 wb_status wb_model_copy_weights(wb_model *to, const wb_model *from) {
     WB_TRY(wb_model_check_copy(to, from));
     if (!wb_model_copy_travels(to, from)) return copy_local(to, from);
-    WB_TRY(wb_comm_agree(to->comm, wb_model_prepare_travel(to, from)));
+    WB_TRY(wb_comm_agree(to->comm, wb_model_reserve_copy(to, from)));
     WB_TRY(wb_collective_end(to, copy_all(to, from)));
     return wb_comm_agree(to->comm, WB_OK);
 }

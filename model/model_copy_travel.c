@@ -46,25 +46,22 @@ static bool find_way(const wb_model *to, const wb_layer_map *t, const wb_model *
     return true;
 }
 
-/* How many parts this rank sends and receives in a layer; *any_out: whether some rank does. */
-static size_t count_ways(const wb_model *to, const wb_model *from, uint32_t l, bool *any_out) {
+/* Whether some expert of the layer travels, between any two ranks. */
+static bool layer_travels(const wb_model *to, const wb_model *from, uint32_t l) {
     const wb_layer_map t = wb_placement_layer(to->placement, l), f = wb_placement_layer(from->placement, l);
-    size_t n = 0;
     for (int32_t e = 0; e < to->config.router.n_experts; e++)
         for (uint32_t i = t.replica_begin[e]; i < t.replica_begin[e + 1]; i++) {
             expert_way way;
-            if (!find_way(to, &t, from, &f, e, i, &way)) continue;
-            *any_out = true;
-            n += (way.from_rank == to->rank) + (size_t)(way.to_rank == to->rank);
+            if (find_way(to, &t, from, &f, e, i, &way)) return true;
         }
-    return n;
+    return false;
 }
 
 bool wb_model_copy_travels(const wb_model *to, const wb_model *from) {
-    bool any = false;
     if (wb_model_check_copy(to, from) != WB_OK) return false;
-    for (uint32_t l = 0; l < to->route_model.n_moe_layers && !any; l++) count_ways(to, from, l, &any);
-    return any;
+    for (uint32_t l = 0; l < to->route_model.n_moe_layers; l++)
+        if (layer_travels(to, from, l)) return true;
+    return false;
 }
 
 /* ---- memory -------------------------------------------------------------------------------------- */
@@ -79,24 +76,41 @@ static int64_t part_of_slot(const wb_model *to, const wb_model *from, const wb_p
     return wb_slot_part(SCRATCH_ELEMENTS, n_slots, param->slot_elements);
 }
 
-wb_status wb_model_prepare_travel(wb_model *to, const wb_model *from) {
-    size_t n = 1;
+/* What this rank has rounded at a time, elements: a part of each of its slots of `from`. */
+static int64_t scratch_elements(const wb_model *to, const wb_model *from) {
     int64_t part = 0;
-    bool any = false;
-    for (uint32_t l = 0; l < to->route_model.n_moe_layers; l++) {
-        const size_t of_layer = count_ways(to, from, l, &any);
-        n = of_layer > n ? of_layer : n;
-    }
-    WB_TRY(WB_GROW(to->copied.transfers, n, &to->copied.room, "copy of weights"));
-    WB_TRY(wb_exchange_reserve(to->exchange, n));
-    if (to->dtype == from->dtype) return WB_OK;
+    if (to->dtype == from->dtype || to->n_ranks == 1) return 0;
     for (int32_t i = 0; i < to->n_params; i++) {
         if (to->params[i].moe_layer < 0) continue;
         const int64_t of_param = part_of_slot(to, from, &to->params[i]);
         part = of_param > part ? of_param : part;
     }
-    return wb_reserve(&to->memory, &to->copy_scratch, wb_model_local_slots(from) + 1, part,
-                      wb_dtype_size(to->dtype));
+    return wb_model_local_slots(from) * part;
+}
+
+/* Each slot of `to` is received once at the most. What is taken depends on the numbers of slots alone and not
+ * on the maps: what was reserved once is enough for every copy from the model. */
+wb_status wb_model_reserve_copy(wb_model *to, const wb_model *from) {
+    WB_TRY(wb_model_check_copy(to, from));
+    if (to->n_ranks == 1) return WB_OK;
+    const size_t n = wb_placement_topology(to->placement)->n_slots;
+    const int64_t elements = scratch_elements(to, from);
+    WB_TRY(WB_GROW(to->copied.transfers, n, &to->copied.room, "copy of weights"));
+    WB_TRY(wb_exchange_reserve(to->exchange, n));
+    if (elements == 0) return WB_OK;
+    return wb_reserve(&to->memory, &to->copy_scratch, elements, 1, wb_dtype_size(to->dtype));
+}
+
+wb_status wb_model_measure_copy(const wb_config *config, const wb_model_options *to,
+                                const wb_model_options *from, int32_t n_ranks, int32_t rank,
+                                size_t *bytes_out) {
+    wb_model *t = NULL, *f = NULL;
+    wb_status status = wb_model_sketch(config, to, n_ranks, rank, &t);
+    if (status == WB_OK) status = wb_model_sketch(config, from, n_ranks, rank, &f);
+    if (status == WB_OK) *bytes_out = (size_t)scratch_elements(t, f) * wb_dtype_size(t->dtype);
+    wb_model_close(f);
+    wb_model_close(t);
+    return status;
 }
 
 /* ---- the copy ------------------------------------------------------------------------------------ */

@@ -8,11 +8,8 @@
 /* That one can be copied into the other, on this rank and therefore on all. */
 wb_status wb_model_check_copy(const wb_model *to, const wb_model *from);
 
-/* The memory that the next needs, which stays with `to`. Not collective. */
-wb_status wb_model_prepare_travel(wb_model *to, const wb_model *from);
-
 /* Experts go to the slots of `to` on ranks that do not have them in `from`, rounded where they come from.
- * Collective. */
+ * After wb_model_reserve_copy. Collective. */
 wb_status wb_model_copy_travel(wb_model *to, const wb_model *from);
 
 #endif

@@ -72,7 +72,7 @@ struct wb_model {
     wb_attached_slots *attached; /* [n_attached] */
     size_t n_attached, max_attached;
 
-    /* Of copies whose experts travel (model_copy_travel.c): as large as the largest so far. */
+    /* Of copies whose experts travel (wb_model_reserve_copy): as large as the largest so far. */
     wb_slot_traffic copied;
     wb_buffer copy_scratch;
 

@@ -120,9 +120,9 @@ static inline wb_model_options wb_model_options_default(void) {
     return options;
 }
 
-/* What such a model takes on rank `rank` of n_ranks, without being opened: nothing is allocated on a device,
- * and `options` need no device and no communicator. Of the host on any device but the CPU. wb_infer_measure
- * and wb_train_measure add what these take. Not collective. */
+/* What such a model takes on rank `rank` of n_ranks, 1..65536, without being opened: nothing is allocated on
+ * a device, and `options` need no device and no communicator. Of the host on any device but the CPU.
+ * wb_infer_measure and wb_train_measure add what these take. Not collective. */
 WB_API wb_status wb_model_measure(const wb_config *config, const wb_model_options *options, int32_t n_ranks,
                                   int32_t rank, wb_memory *memory_out);
 /* Bytes of a slot of a MoE layer in such a model, which are all weights of an expert; of the layer where they
@@ -232,6 +232,16 @@ WB_API wb_status wb_model_copy_weights(wb_model *to, const wb_model *from);
 /* Whether `to`, on any rank, has an expert that this rank does not have in `from`, a model of the same
  * configuration and ranks. */
 WB_API bool wb_model_copy_travels(const wb_model *to, const wb_model *from);
+/* The memory that a copy whose experts travel takes, which stays with `to`: taken here, or else by the first
+ * such copy. It is the same whatever the maps of the two placements. On the device experts are rounded before
+ * they travel, and nothing is taken where the dtypes are equal or there is one rank. Errors as of the copy.
+ * Not collective. */
+WB_API wb_status wb_model_reserve_copy(wb_model *to, const wb_model *from);
+/* Device bytes that it takes on rank `rank` of n_ranks, between models that were not opened, as
+ * wb_model_measure. Not collective. */
+WB_API wb_status wb_model_measure_copy(const wb_config *config, const wb_model_options *to,
+                                       const wb_model_options *from, int32_t n_ranks, int32_t rank,
+                                       size_t *bytes_out);
 
 /* ---- routing: the one place where experts are chosen ----------------------------------------- */
 
@@ -271,7 +281,7 @@ typedef struct wb_infer_options {
      * beyond is refused with CAPACITY. */
     int64_t max_tokens;    /* T; default 4096 */
     int32_t max_sequences; /* default 256 */
-    int32_t max_blocks;    /* of a sequence; 0 (default): those of the model's positions */
+    int32_t max_blocks;    /* of a sequence; 0 (default): those of the model's positions, at most n_blocks */
     int64_t max_logits;    /* rows; default 256 */
     /* With several ranks: rows, each a (token, choice), that the slots of this rank may get in one MoE layer
      * from all ranks; a batch beyond is CAPACITY here and PEER on the others, and the communicator is dead.

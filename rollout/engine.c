@@ -103,14 +103,16 @@ wb_status wb_engine_open(wb_model *model, const wb_engine_options *options, wb_e
 }
 
 /* Results and row directions of a step, there and on the host, and the kept tokens of its samples. */
-static void measure_step(const wb_config *config, const wb_engine_options *options, int64_t max_sampled,
-                         int64_t max_kept, wb_memory *memory) {
+static wb_status measure_step(const wb_config *config, const wb_engine_options *options, int64_t max_sampled,
+                              int64_t max_kept, wb_memory *memory) {
     const size_t tokens = (size_t)options->max_batch_tokens, sampled = (size_t)max_sampled;
     const size_t step = wb_step_results_bytes(tokens, sampled, wb_config_row_bytes(config)) + tokens;
-    const size_t kept = (max_kept > 0 ? sampled * (size_t)max_kept : 1) * sizeof(uint32_t);
+    size_t kept = sizeof(uint32_t);
+    if (max_kept > 0) WB_TRY(wb_workspace_bytes(max_sampled, max_kept, sizeof(uint32_t), &kept));
     memory->parts[memory->n_parts++] = (wb_memory_part){"results", step + kept};
     memory->device_bytes += step + kept;
     memory->host_bytes += step;
+    return WB_OK;
 }
 
 wb_status wb_engine_measure(const wb_config *config, const wb_model_options *model,
@@ -120,9 +122,12 @@ wb_status wb_engine_measure(const wb_config *config, const wb_model_options *mod
     wb_memory memory;
     WB_TRY(wb_options_read(&own, sizeof own, options, "engine"));
     WB_TRY(check_options(&own));
+    if (max_kept < 0)
+        return wb_fail(WB_INVALID_ARGUMENT, "engine: max_kept: expected at least 0, found %" PRId64,
+                       max_kept);
     const wb_infer_options infer = infer_options(&own);
     WB_TRY(wb_infer_measure(config, model, &infer, n_ranks, rank, &memory));
-    measure_step(config, &own, infer.max_logits, max_kept, &memory);
+    WB_TRY(measure_step(config, &own, infer.max_logits, max_kept, &memory));
     *memory_out = memory;
     return WB_OK;
 }

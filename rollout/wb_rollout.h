@@ -52,7 +52,7 @@ WB_API void wb_engine_close(wb_engine *engine); /* drops unfinished requests; NU
 
 /* What such an engine takes beside its model, as wb_infer_measure. max_kept: tokens that a sampled one keeps
  * at most (wb_sample_max_kept), 0 where no request wants its sampling mask. Requests take host memory beside
- * it. */
+ * it. CAPACITY where the kept tokens of a step are more than memory can have. */
 WB_API wb_status wb_engine_measure(const wb_config *config, const wb_model_options *model,
                                    const wb_engine_options *options, int64_t max_kept, int32_t n_ranks,
                                    int32_t rank, wb_memory *memory_out);

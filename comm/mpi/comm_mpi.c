@@ -82,13 +82,18 @@ free_state:
     return status;
 }
 
-/* Collective: makes the duplicates, unless `local` is a failure on some rank. */
-static wb_status open_together(MPI_Comm mpi_comm, wb_status local, wb_mpi_state *state) {
-    int mine = (int)local, worst = 0;
-    WB_TRY(wb_mpi_check(MPI_Allreduce(&mine, &worst, 1, MPI_INT, MPI_MAX, mpi_comm), "MPI_Allreduce"));
+/* Collective: makes the duplicates, unless `local` is a failure on some rank, of which the first is named. */
+static wb_status open_together(MPI_Comm mpi_comm, int rank, wb_status local, wb_mpi_state *state) {
+    struct {
+        int failed, rank;
+    } mine = {local != WB_OK, rank}, first = {0, 0};
+    int status = (int)local;
+    WB_TRY(wb_mpi_check(MPI_Allreduce(&mine, &first, 1, MPI_2INT, MPI_MAXLOC, mpi_comm), "MPI_Allreduce"));
+    WB_TRY(wb_mpi_check(MPI_Bcast(&status, 1, MPI_INT, first.rank, mpi_comm), "MPI_Bcast"));
     if (local != WB_OK) return local;
-    if (worst != WB_OK)
-        return wb_fail(WB_PEER, "open_mpi: another rank failed: %s", wb_status_string((wb_status)worst));
+    if (first.failed)
+        return wb_fail(WB_PEER, "open_mpi: rank %d failed: %s", first.rank,
+                       wb_status_string((wb_status)status));
     WB_TRY(wb_mpi_check(MPI_Comm_dup(mpi_comm, &state->comm), "MPI_Comm_dup"));
     WB_TRY(wb_mpi_check(MPI_Comm_set_errhandler(state->comm, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler"));
     return wb_mpi_control_open(mpi_comm, &state->control);
@@ -104,7 +109,7 @@ wb_status wb_comm_open_mpi_messages(MPI_Comm mpi_comm, int message_bytes, wb_com
 
     wb_comm *comm = NULL;
     wb_status status = open_local(rank, size, message_bytes, &comm);
-    status = open_together(mpi_comm, status, comm ? wb_comm_state(comm) : NULL);
+    status = open_together(mpi_comm, rank, status, comm ? wb_comm_state(comm) : NULL);
     if (status != WB_OK) {
         if (comm) mpi_close(comm);
         return status;

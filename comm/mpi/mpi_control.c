@@ -2,6 +2,7 @@
 #include "mpi_control.h"
 #include "wb_check.h"
 
+#include <inttypes.h>
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -123,6 +124,20 @@ static wb_status dead_fail(const wb_mpi_control *control) {
 
 /* ---- being late ---------------------------------------------------------------------------------- */
 
+/* Where all ranks came and none is behind: who waits in a later call than this rank, and so answers none of
+ * this one. */
+static void name_further(const wb_comm *comm, const wb_mpi_control *control, char *text, size_t bytes) {
+    size_t used = 0;
+    for (int r = 0; r < wb_comm_size(comm) && used < bytes; r++) {
+        const wb_mpi_heard *peer = &control->heard[r];
+        if (peer->number <= control->number) continue;
+        const uint64_t n = peer->number - control->number;
+        used += (size_t)snprintf(text + used, bytes - used, "%srank %d is in %s, %" PRIu64 " call%s further",
+                                 used > 0 ? ", " : "", r, wb_mpi_call_name(peer->call), n, n > 1 ? "s" : "");
+    }
+    if (used == 0) snprintf(text, bytes, "all ranks came, and it did not end");
+}
+
 /* The failure of a wait that was too long: who is not in this rank's call. A rank that waits in an earlier
  * one is to blame only where all ranks came: elsewhere it waits for those that did not. */
 static void die_late(wb_comm *comm, wb_mpi_control *control) {
@@ -140,8 +155,7 @@ static void die_late(wb_comm *comm, wb_mpi_control *control) {
                                  peer->number == 0 ? "did not come" : "is in ", other);
         comma = ", ";
     }
-    if (comma[0] == '\0' && used < sizeof text)
-        snprintf(text + used, sizeof text - used, "all ranks came, and it did not end");
+    if (comma[0] == '\0' && used < sizeof text) name_further(comm, control, text + used, sizeof text - used);
     die(control, text);
 }
 

@@ -72,6 +72,7 @@ typedef struct options {
     int64_t warmup_steps, checkpoint_every, compare_every, peer_timeout, reward_timeout, threads, top_k;
     int64_t kv_blocks, block_size, max_batch_tokens, max_running; /* of the engine */
     uint64_t seed;
+    double keep_memory; /* GiB a rank, beyond what one layer needs in a backward */
     double temperature, top_p;
     double lr, weight_decay, grad_clip, clip_low, clip_high, kl_coef;
     ratio_kind ratio;

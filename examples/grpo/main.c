@@ -4,6 +4,8 @@
 #include "wb_comm_mpi.h"
 #include "wb_threads.h"
 
+#include <errno.h>
+#include <poll.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
@@ -79,6 +81,21 @@ static wb_status run(const options *o, int *signal_out) {
     return WB_OK;
 }
 
+/* True when stdout is a pipe that nobody reads any more. */
+static bool reader_is_gone(void) {
+    struct pollfd out = {.fd = STDOUT_FILENO, .events = POLLOUT};
+    return poll(&out, 1, 0) == 1 && (out.revents & POLLERR) != 0;
+}
+
+/* The exit status, once what was said is known to be written; 1 where it is not. */
+static int end(int code) {
+    if (fflush(stdout) == 0 && !ferror(stdout)) return code;
+    const int error = errno;
+    if (reader_is_gone()) return code; /* `| head` has what it wanted */
+    fprintf(stderr, "waybill-grpo: the output cannot be written: %s\n", strerror(error));
+    return code != 0 ? code : 1;
+}
+
 int main(int argc, char **argv) {
     int rank = 0, action = 0, stopped = 0;
     options o;
@@ -90,7 +107,7 @@ int main(int argc, char **argv) {
     if (status == WB_OK && action == 0 && o.plan_ranks > 0) {
         status = plan(&o, rank);
         MPI_Finalize();
-        return status == WB_OK ? 0 : 1;
+        return end(status == WB_OK ? 0 : 1);
     }
     if (status == WB_OK && action == 0) {
         interrupt_watch();
@@ -102,6 +119,6 @@ int main(int argc, char **argv) {
         }
     }
     MPI_Finalize();
-    if (stopped != 0) return 128 + stopped; /* as a shell says it */
-    return status == WB_OK ? 0 : 2;
+    if (stopped != 0) return end(128 + stopped); /* as a shell says it */
+    return end(status == WB_OK ? 0 : 2);
 }

@@ -3,9 +3,11 @@
  * need at most. Refuses: opening a device or a communicator, and reading weights. */
 #include "open_sizes.h"
 #include "wb_checkpoint_dir.h"
+#include "wb_memory.h"
 
 #include <inttypes.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 enum { MAX_PARTS = 48 };
@@ -26,6 +28,17 @@ typedef struct rank_plan {
     part_list device, host;
 } rank_plan;
 
+/* Ranks of one kind take the same. */
+typedef struct rank_kind {
+    int64_t slots, homes; /* of a layer: of its own, and experts whose home it is */
+    int64_t is_first;     /* it is rank 0 */
+} rank_kind;
+
+typedef struct kind_plan {
+    rank_kind kind;
+    rank_plan plan;
+} kind_plan;
+
 /* What all ranks have in common. */
 typedef struct plan_model {
     const options *o;
@@ -33,6 +46,8 @@ typedef struct plan_model {
     int32_t n_ranks;
     wb_placement *placement; /* of policy and rollout; NULL: the default one */
     size_t companion_bytes;  /* of rank 0 */
+    kind_plan *kinds;        /* [n_kinds] seen so far */
+    size_t n_kinds, max_kinds;
 } plan_model;
 
 static void add(part_list *list, const char *of, const char *name, size_t bytes) {
@@ -61,6 +76,18 @@ static wb_status measure_trainer(const plan_model *m, const char *of, bool forwa
     return WB_OK;
 }
 
+/* What experts need on their way from the policy to where the rollout has them; elsewhere both have them in
+ * the same places when weights are copied. */
+static wb_status measure_copy(const plan_model *m, const wb_model_options *rollout, int32_t rank,
+                              rank_plan *plan) {
+    const wb_model_options policy = sizes_model(NULL, NULL, WB_F32, m->placement);
+    size_t bytes;
+    if (m->o->eplb != EPLB_PLANNED) return WB_OK;
+    WB_TRY(wb_model_measure_copy(&m->config, rollout, &policy, m->n_ranks, rank, &bytes));
+    add(&plan->device, "rollout", "copy of weights", bytes);
+    return WB_OK;
+}
+
 static wb_status measure_rollout(const plan_model *m, int32_t rank, rank_plan *plan) {
     const char *of = "rollout";
     const wb_model_options model = sizes_model(NULL, NULL, m->o->rollout_dtype, m->placement);
@@ -71,6 +98,7 @@ static wb_status measure_rollout(const plan_model *m, int32_t rank, rank_plan *p
     WB_TRY(wb_engine_measure(&m->config, &model, &engine, sizes_max_kept(m->o, &m->config), m->n_ranks, rank,
                              &memory));
     add_measured(plan, of, "workspace", &memory);
+    WB_TRY(measure_copy(m, &model, rank, plan));
     if (m->o->eplb != EPLB_LIVE) return WB_OK;
     size_t shadow_bytes, load_bytes;
     WB_TRY(live_experts_measure(m->o, &m->config, &model, &shadow_bytes, &load_bytes));
@@ -146,11 +174,28 @@ static void estimate_host(const plan_model *m, int32_t rank, rank_plan *plan) {
 
 /* ---- all ranks --------------------------------------------------------------------------------- */
 
-static wb_status plan_rank(const plan_model *m, int32_t rank, rank_plan *plan_out) {
-    rank_plan plan = {0};
-    WB_TRY(measure_device(m, rank, &plan));
-    estimate_host(m, rank, &plan);
-    *plan_out = plan;
+/* What tells ranks apart. */
+static rank_kind kind_of(const plan_model *m, int32_t rank) {
+    const int64_t E = m->config.router.n_experts, R = m->n_ranks;
+    const int64_t homes = E * (rank + 1) / R - E * rank / R;
+    const int64_t slots = m->placement ? wb_placement_topology(m->placement)->slots_of_rank[rank] : homes;
+    return (rank_kind){slots, homes, rank == 0};
+}
+
+/* The plan of an earlier rank of the same kind, or a new one; owner: m, until the next call. */
+static wb_status plan_rank(plan_model *m, int32_t rank, const rank_plan **plan_out) {
+    const rank_kind kind = kind_of(m, rank);
+    for (size_t i = 0; i < m->n_kinds; i++) {
+        *plan_out = &m->kinds[i].plan;
+        if (memcmp(&m->kinds[i].kind, &kind, sizeof kind) == 0) return WB_OK;
+    }
+    WB_TRY(WB_GROW(m->kinds, m->n_kinds + 1, &m->max_kinds, "plan of memory"));
+    kind_plan *next = &m->kinds[m->n_kinds];
+    *next = (kind_plan){.kind = kind};
+    WB_TRY(measure_device(m, rank, &next->plan));
+    estimate_host(m, rank, &next->plan);
+    m->n_kinds++;
+    *plan_out = &next->plan;
     return WB_OK;
 }
 
@@ -167,6 +212,18 @@ static wb_status model_folder(const char *model, char *dir) {
     return WB_OK;
 }
 
+/* What a run would refuse, as far as it is known: prompts of a file are not read. */
+static wb_status check_prompts(const plan_model *m) {
+    int64_t max_prompt;
+    task *arithmetic;
+    WB_TRY(sizes_max_prompt(m->o, m->config.max_positions, &max_prompt));
+    if (strcmp(m->o->task, "arithmetic") != 0) return WB_OK;
+    WB_TRY(task_open(m->o->task, m->o->seed, m->config.vocab_size, &arithmetic));
+    const wb_status status = task_fit_prompts(arithmetic, m->o->long_prompts, max_prompt);
+    task_close(arithmetic);
+    return status;
+}
+
 static wb_status open_plan(const options *o, plan_model *m) {
     char dir[PATH_BYTES];
     wb_companions *companions;
@@ -178,9 +235,7 @@ static wb_status open_plan(const options *o, plan_model *m) {
     WB_TRY(wb_companions_read(dir, &companions));
     m->companion_bytes = wb_companions_bytes(companions);
     wb_companions_close(companions);
-    if (longest_sample(m) > (size_t)o->max_tokens) return WB_OK;
-    return wb_fail(WB_CAPACITY, "--max-tokens %" PRId64 ": expected less than the %zu tokens of a sample",
-                   o->max_tokens, longest_sample(m));
+    return check_prompts(m);
 }
 
 static void print_list(const char *title, const part_list *list, int32_t rank, double sum) {
@@ -206,16 +261,17 @@ static wb_status compare_memory(const options *o, size_t bytes) {
     return WB_OK;
 }
 
-static wb_status print_plan(const plan_model *m) {
-    rank_plan plan, device = {0}, host = {0};
+static wb_status print_plan(plan_model *m) {
+    const rank_plan *plan;
+    rank_plan device = {0}, host = {0};
     int32_t device_rank = 0, host_rank = 0;
     double device_sum = 0, host_sum = 0;
     for (int32_t rank = 0; rank < m->n_ranks; rank++) {
         WB_TRY(plan_rank(m, rank, &plan));
-        device_sum += (double)plan.device.bytes;
-        host_sum += (double)plan.host.bytes;
-        if (plan.device.bytes > device.device.bytes) device = plan, device_rank = rank;
-        if (plan.host.bytes > host.host.bytes) host = plan, host_rank = rank;
+        device_sum += (double)plan->device.bytes;
+        host_sum += (double)plan->host.bytes;
+        if (plan->device.bytes > device.device.bytes) device = *plan, device_rank = rank;
+        if (plan->host.bytes > host.host.bytes) host = *plan, host_rank = rank;
     }
     printf("memory on %" PRId32 " ranks, samples of at most %zu tokens, micro-batches of %" PRId64 "\n",
            m->n_ranks, longest_sample(m), m->o->micro_batch_tokens);
@@ -229,5 +285,6 @@ wb_status memory_plan_print(const options *o) {
     wb_status status = open_plan(o, &m);
     if (status == WB_OK) status = print_plan(&m);
     wb_placement_close(m.placement);
+    free(m.kinds);
     return status;
 }

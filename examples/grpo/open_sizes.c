@@ -2,6 +2,8 @@
  * and memory_plan.c measures. Refuses: opening. */
 #include "open_sizes.h"
 
+#include <inttypes.h>
+
 wb_model_options sizes_model(wb_device *device, wb_comm *comm, wb_dtype dtype,
                              const wb_placement *placement) {
     wb_model_options model = wb_model_options_default();
@@ -30,6 +32,7 @@ wb_train_options sizes_train(const options *o, const wb_config *config, bool for
     wb_train_options train = wb_train_options_default();
     train.forward_only = forward_only;
     train.max_tokens = o->micro_batch_tokens;
+    train.keep_bytes = (uint64_t)(o->keep_memory * GIB);
     train.max_kept_ids = train.max_tokens * sizes_max_kept(o, config);
     return train;
 }
@@ -41,4 +44,17 @@ static int64_t min(int64_t a, int64_t b) {
 /* The last token is never fed. */
 int64_t sizes_longest_sample(const options *o, int32_t max_positions) {
     return min(min(o->kv_blocks * o->block_size, o->micro_batch_tokens) + 1, max_positions);
+}
+
+wb_status sizes_max_prompt(const options *o, int32_t max_positions, int64_t *n_out) {
+    const int64_t n = sizes_longest_sample(o, max_positions) - o->max_tokens;
+    if (n < 1)
+        return wb_fail(WB_CAPACITY,
+                       "--max-tokens %" PRId64 ": expected less than the model's %" PRId32
+                       " positions, the %" PRId64
+                       " tokens that --kv-blocks of --block-size hold and the %" PRId64
+                       " of --micro-batch-tokens and the last, which is not fed",
+                       o->max_tokens, max_positions, o->kv_blocks * o->block_size, o->micro_batch_tokens);
+    *n_out = n;
+    return WB_OK;
 }

@@ -19,6 +19,8 @@ int64_t sizes_max_kept(const options *o, const wb_config *config);
 /* Tokens of the longest sample, prompt and answer: the model has positions for it, the engine blocks, and it
  * fits a micro-batch. */
 int64_t sizes_longest_sample(const options *o, int32_t max_positions);
+/* Tokens of the longest prompt, with --max-tokens behind it; CAPACITY where none fits. */
+wb_status sizes_max_prompt(const options *o, int32_t max_positions, int64_t *n_out);
 
 /* ---- memory_plan.c --------------------------------------------------------------------------- */
 

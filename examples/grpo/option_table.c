@@ -50,6 +50,9 @@ const option_row option_rows[] = {
     {"--updates", INTEGER, KEPT, FIELD(updates), 1, MANY, NULL, "N", "minibatch updates a rollout batch"},
     {"--micro-batch-tokens", INTEGER, KEPT, FIELD(micro_batch_tokens), 1, MANY, NULL, "N",
      "tokens packed into one forward, and of the longest sample"},
+    {"--keep-memory", NUMBER, FREE, FIELD(keep_memory), 0, MANY, NULL, "GIB",
+     "of each rank's device, for what a forward leaves to its backward, which then computes fewer layers "
+     "again; 0: all but the last"},
     {"--lr", NUMBER, KEPT, FIELD(lr), 0, 10, NULL, "X", "AdamW learning rate"},
     {"--weight-decay", NUMBER, KEPT, FIELD(weight_decay), 0, 10, NULL, "X",
      "AdamW decoupled weight decay of matrices"},

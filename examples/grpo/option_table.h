@@ -24,7 +24,7 @@ typedef struct option_row {
     const char *value, *help;
 } option_row;
 
-enum { N_OPTIONS = 50, OPTION_TEXT_BYTES = 64 };
+enum { N_OPTIONS = 51, OPTION_TEXT_BYTES = 64 };
 extern const option_row option_rows[N_OPTIONS];
 extern const options option_defaults;
 

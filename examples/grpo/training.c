@@ -28,7 +28,10 @@ static wb_status open_rollout(trainer *t, rollout_side *side) {
         engine.rebalance = side->experts;
         t->follow = wb_model_placement(side->model);
     }
-    WB_TRY(wb_comm_agree(t->comm, wb_engine_open(side->model, &engine, &side->engine)));
+    wb_status status = WB_OK;
+    if (t->o->eplb == EPLB_PLANNED) status = wb_model_reserve_copy(side->model, t->model);
+    if (status == WB_OK) status = wb_engine_open(side->model, &engine, &side->engine);
+    WB_TRY(wb_comm_agree(t->comm, status));
     return wb_engine_set_weights(side->engine, t->model, t->weight_version);
 }
 
@@ -204,14 +207,7 @@ static wb_status open_task(trainer *t, const char *dir, const char **stops_from_
     int32_t positions = config->max_positions;
     if (t->reference && wb_model_config(t->reference)->max_positions < positions)
         positions = wb_model_config(t->reference)->max_positions;
-    t->max_prompt = sizes_longest_sample(o, positions) - o->max_tokens;
-    if (t->max_prompt < 1)
-        return wb_fail(WB_CAPACITY,
-                       "--max-tokens %" PRId64 ": expected less than the model's %" PRId32
-                       " positions, the %" PRId64
-                       " tokens that --kv-blocks of --block-size hold and the %" PRId64
-                       " of --micro-batch-tokens and the last, which is not fed",
-                       o->max_tokens, positions, o->kv_blocks * o->block_size, o->micro_batch_tokens);
+    WB_TRY(sizes_max_prompt(o, positions, &t->max_prompt));
     WB_TRY(task_open(o->task, o->seed, config->vocab_size, task_out));
     wb_status status = task_find_stops(*task_out, o->stop_token, dir, config->vocab_size, stops_from_out);
     if (status == WB_OK) status = task_fit_prompts(*task_out, o->long_prompts, t->max_prompt);
@@ -241,17 +237,21 @@ static void say_task(report *r, const trainer *t, const task *task_, const char 
                     o->long_prompts == LONG_PROMPTS_SKIP ? "left out" : "their beginning is left out");
 }
 
-/* What the rank that took most has had: --plan-memory says the first number before. Collective. */
+/* What the rank that took most has had, of a quiet run too: --plan-memory says the first number before.
+ * Collective. */
 static wb_status say_memory(const trainer *t, report *r) {
     struct rusage usage;
     uint64_t device = t->device->peak_bytes, process = 0;
     if (getrusage(RUSAGE_SELF, &usage) == 0) process = (uint64_t)usage.ru_maxrss * 1024;
     WB_TRY(wb_comm_all_reduce_max_u64(t->comm, &device));
     WB_TRY(wb_comm_all_reduce_max_u64(t->comm, &process));
-    report_line(r,
-                "memory of a rank, at most: device %.2f GiB (%" PRIu64 " bytes), process %.2f GiB (%" PRIu64
-                " bytes)",
-                (double)device / GIB, device, (double)process / GIB, process);
+    char text[160];
+    snprintf(text, sizeof text,
+             "memory of a rank, at most: device %.2f GiB (%" PRIu64 " bytes), process %.2f GiB (%" PRIu64
+             " bytes)",
+             (double)device / GIB, device, (double)process / GIB, process);
+    report_line(r, "%s", text);
+    if (t->o->quiet && wb_comm_rank(t->comm) == 0) fprintf(stderr, "%s\n", text);
     return WB_OK;
 }
 

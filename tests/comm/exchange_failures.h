@@ -181,6 +181,27 @@ static int exchange_late(wb_comm *comm, bool host_access, size_t k) {
     return core_close_dead(c);
 }
 
+/* The last rank has begun more calls than the others when it waits, in another one: it does not answer them,
+ * and is named by who waits for it. The others alone lose patience. */
+static int exchange_further(wb_comm *comm, bool host_access, size_t k) {
+    device memory;
+    exchange_core state = core_open(comm, &memory, host_access), *c = &state;
+    uint64_t works[6];
+    (void)k;
+    if (c->rank < c->ranks - 1) {
+        CHECK_STATUS(c, WB_OK, wb_comm_set_timeout(comm, 0.4));
+        wb_status found = start_two(c, 400, works);
+        if (found == WB_OK) found = wait_two(c, works);
+        core_last_rank(c, found, "");
+        CHECK(c, strstr(wb_error_message(), "did not come") || strstr(wb_error_message(), "is in barrier, "));
+        return core_close_dead(c);
+    }
+    for (size_t i = 0; i < 6; i++)
+        CHECK_STATUS(c, WB_OK, wb_exchange_start_group(c->exchange, NULL, 0, &works[i]));
+    CHECK_STATUS(c, WB_PEER, wb_comm_barrier(comm));
+    return core_close_dead(c);
+}
+
 /* The last rank gives up with its work half done; it may be that of a broken device, or close. */
 static int exchange_gives_up(wb_comm *comm, bool host_access, size_t k) {
     device memory;
@@ -320,11 +341,9 @@ static int exchange_refuses(wb_comm *comm, bool host_access, size_t k) {
 static const struct {
     int (*body)(wb_comm *, bool, size_t);
     size_t ways;
-} exchange_failures[] = {{exchange_refuses, 1},
-                         {exchange_mismatch, MISMATCHES},
-                         {exchange_unlisted, 2},
-                         {exchange_gives_up, 6},
-                         {exchange_late, 4}};
+} exchange_failures[] = {{exchange_refuses, 1},  {exchange_mismatch, MISMATCHES},
+                         {exchange_unlisted, 2}, {exchange_gives_up, 6},
+                         {exchange_late, 4},     {exchange_further, 1}};
 #define EXCHANGE_FAILURES (sizeof exchange_failures / sizeof exchange_failures[0])
 
 #endif

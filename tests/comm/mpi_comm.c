@@ -4,6 +4,7 @@
 #include "comm_core_sizes.h"
 #include "mpi/comm_mpi.h"
 #include "mpi/mpi_messages.h"
+#include "support/alloc_fail.h"
 
 #include <time.h>
 #include <unistd.h>
@@ -54,6 +55,32 @@ static int elsewhere(wb_comm *comm, size_t call) {
     }
     core_check_dead(c);
     return c->failures;
+}
+
+/* The N-th allocation of the last rank fails, for every N: it says so, and the others name it. */
+static int test_open_without_memory_on_one_rank(void) {
+    int rank = 0, size = 0, failures = 0, failed = ALLOC_FAIL_WORKS;
+    char text[64];
+    MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+    MPI_Comm_size(MPI_COMM_WORLD, &size);
+    snprintf(text, sizeof text, "rank %d failed: out of memory", size - 1);
+    const bool poor = rank == size - 1;
+    for (long n = 0; failed; n++) {
+        wb_comm *comm = NULL;
+        if (poor) alloc_fail_this_thread_at(n);
+        const wb_status status = wb_comm_open_mpi(MPI_COMM_WORLD, &comm);
+        failed = poor && alloc_fail_this_thread_failed();
+        MPI_Bcast(&failed, 1, MPI_INT, size - 1, MPI_COMM_WORLD);
+        const bool named = status == WB_PEER && strstr(wb_error_message(), text);
+        const bool expected = !failed ? status == WB_OK : poor ? status == WB_OUT_OF_MEMORY : named;
+        if (!expected || (failed && comm)) {
+            fprintf(stderr, "rank %d, allocation %ld: %s\n", rank, n, wb_error_message());
+            failures++;
+        }
+        if (!failed && n == 0) failures++;
+        wb_comm_close(comm);
+    }
+    return failures;
 }
 
 /* What MPI still had to receive when a call failed is taken back: a message that comes later must not be
@@ -108,6 +135,7 @@ int main(int argc, char **argv) {
     if (rank == 0) printf("mpi_comm: seed %" PRIu64 "\n", seed);
 
     failures += wb_comm_open_mpi(MPI_COMM_NULL, &comm) != WB_INVALID_ARGUMENT;
+    failures += test_open_without_memory_on_one_rank();
     failures += run(seed, 0);
     failures += run(seed + 1, SHORT_MESSAGE_BYTES);
     failures += run_failures(comm_core_late, CORE_WAITS);

@@ -228,6 +228,7 @@ static void test_mismatch(void **unused) {
 static void test_rule_30_a_late_rank_of_an_exchange_is_named(void **unused) {
     (void)unused;
     every_way(exchange_late);
+    every_way(exchange_further);
 }
 
 static void test_rule_30_a_rank_gives_up_in_an_exchange(void **unused) {

@@ -52,6 +52,18 @@ expect 0 "$grpo" -h
 expect 0 "$grpo" --version
 grep -qE '^waybill-grpo [0-9]+\.[0-9]+\.[0-9]+$' "$scratch/out" || fault "--version: expected its name and the version"
 
+# ---- an output that takes nothing
+if [ -w /dev/full ]; then
+    for option in --help --version; do
+        "$grpo" "$option" >/dev/full 2>"$scratch/err"
+        [ $? -eq 1 ] || fault "$option: a full disk is no failure"
+        err_has "waybill-grpo: the output cannot be written: No space left on device"
+    done
+fi
+
+"$grpo" --help 2>"$scratch/err" | head -1 >/dev/null
+[ "${PIPESTATUS[0]}" -eq 0 ] || fault "--help: a reader that has enough is a failure"
+
 # ---- every option of the help
 options=0
 while read -r name value rest; do
@@ -61,7 +73,7 @@ while read -r name value rest; do
         refused "$name" "$name" # a value is missing
         empty "$name" "$value"
         ;;
-    N | G | X | SECONDS)
+    N | G | X | GIB | SECONDS)
         refused "$name" "$name"
         empty "$name" "$value"
         refused "$name 7x" "$name" 7x

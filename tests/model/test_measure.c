@@ -4,6 +4,8 @@
 #include "train_state.h"
 #include "variant_ranks.h"
 
+#include <unistd.h>
+
 enum { MAX_RANKS = 3 };
 
 static void must_be(bool held, const char *what) {
@@ -154,8 +156,43 @@ static void test_a_model_that_is_not_there(void **unused) {
     assert_true(part(&memory, "gradients") > 0);
 }
 
+/* A sequence has no more blocks than the pool, however many positions the model has. */
+static void test_a_step_is_not_larger_than_the_pool(void **unused) {
+    (void)unused;
+    wb_config config = variant_config(VARIANT_QWEN3);
+    const wb_model_options model = wb_model_options_default();
+    wb_infer_options infer = wb_infer_options_default();
+    wb_memory pool, many;
+    infer.n_blocks = 2048;
+    infer.block_size = 16;
+    config.max_positions = infer.n_blocks * infer.block_size;
+    MUST(wb_infer_measure(&config, &model, &infer, 2, 0, &pool));
+    config.max_positions = INT32_MAX;
+    MUST(wb_infer_measure(&config, &model, &infer, 2, 0, &many));
+    assert_int_equal(many.host_bytes, pool.host_bytes);
+    assert_int_equal(many.device_bytes, pool.device_bytes);
+}
+
+/* As a placement has them, so that nothing is made for ranks that nobody has. */
+static void test_numbers_of_ranks(void **unused) {
+    (void)unused;
+    const wb_config config = variant_config(VARIANT_QWEN3);
+    const wb_model_options model = wb_model_options_default();
+    wb_memory memory;
+    MUST(wb_model_measure(&config, &model, 65536, 65535, &memory));
+    const int32_t odd[] = {65537, 2000000000, INT32_MAX, 0, -1};
+    for (size_t i = 0; i < sizeof odd / sizeof odd[0]; i++) {
+        alarm(20);
+        assert_int_equal(wb_model_measure(&config, &model, odd[i], 0, &memory), WB_INVALID_ARGUMENT);
+        alarm(0);
+        assert_non_null(strstr(wb_error_message(), "1..65536 ranks"));
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_a_bucket_has_the_scratch_of_its_sum),
+                                       cmocka_unit_test(test_a_step_is_not_larger_than_the_pool),
+                                       cmocka_unit_test(test_numbers_of_ranks),
                                        cmocka_unit_test(test_measured_is_what_is_taken),
                                        cmocka_unit_test(test_a_model_that_is_not_there)};
     return cmocka_run_group_tests(tests, NULL, NULL);

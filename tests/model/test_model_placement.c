@@ -175,6 +175,32 @@ static void shuffle_within_ranks(wb_placement *p, uint64_t *state) {
     free(experts);
 }
 
+/* What a copy takes of the device is known before, taken when it is asked for, and not again. */
+static void reserved_copy(const rank *r, const wb_config *config, const wb_model *source,
+                          const wb_placement *to, const wb_model *rounded) {
+    wb_model_options from_options = options_of(r, source->placement), options = options_of(r, to);
+    options.dtype = WB_BF16;
+    wb_model *target;
+    size_t bytes = SIZE_MAX, before = SIZE_MAX;
+    const int R = wb_comm_size(r->comm), me = wb_comm_rank(r->comm);
+    MUST(wb_model_create(config, 8, 0.25F, &options, &target));
+    MUST(wb_model_measure_copy(config, &options, &from_options, R, me, &bytes));
+    EXPECT((bytes > 0) == (R > 1 && wb_model_local_slots(source) > 0));
+    before = r->device->held_bytes;
+    MUST(wb_model_reserve_copy(target, source));
+    EXPECT(r->device->held_bytes == before + bytes);
+    r->device->peak_bytes = 0;
+    MUST(wb_model_copy_weights(target, source));
+    EXPECT(r->device->peak_bytes == 0);
+    expect_weights(target, rounded);
+    wb_model_close(target);
+
+    options.dtype = WB_F32;
+    MUST(wb_model_measure_copy(config, &options, &from_options, R, me, &bytes));
+    EXPECT(bytes == 0);
+    EXPECT(wb_model_measure_copy(config, &options, &from_options, R, R, &before) == WB_INVALID_ARGUMENT);
+}
+
 /* Half of the time the source has other experts on this rank, so that they travel. */
 static void copy_of(rank *r, const wb_config config) {
     wb_model_options alone = whole_options(r);
@@ -203,6 +229,7 @@ static void copy_of(rank *r, const wb_config config) {
     MUST(wb_model_clone(source, &options, &rounded));
     expect_weights(rounded, rounded_whole);
     expect_empty_slots_untouched(rounded);
+    reserved_copy(r, &config, source, to, rounded_whole);
     wb_placement_close(to);
     wb_placement_close(from);
     wb_model *const models[] = {source, source_whole, target, rounded, rounded_whole};

@@ -64,6 +64,9 @@ static void test_odd_options_are_refused(void **unused) {
     assert_int_equal(wb_engine_measure(&config, &model, &options, 0, 1, 0, &memory), WB_INVALID_ARGUMENT);
     options.max_running = 1;
     assert_int_equal(wb_engine_measure(&config, &model, &options, 0, 2, 2, &memory), WB_INVALID_ARGUMENT);
+    assert_int_equal(wb_engine_measure(&config, &model, &options, -1, 1, 0, &memory), WB_INVALID_ARGUMENT);
+    assert_int_equal(wb_engine_measure(&config, &model, &options, INT64_MAX / 2 + 1, 1, 0, &memory),
+                     WB_CAPACITY);
     assert_int_equal(memory.n_parts, -7);
 }
 
