@@ -105,8 +105,8 @@ wb_status wb_model_measure_copy(const wb_config *config, const wb_model_options 
                                 const wb_model_options *from, int32_t n_ranks, int32_t rank,
                                 size_t *bytes_out) {
     wb_model *t = NULL, *f = NULL;
-    wb_status status = wb_model_sketch(config, to, n_ranks, rank, &t);
-    if (status == WB_OK) status = wb_model_sketch(config, from, n_ranks, rank, &f);
+    wb_status status = wb_model_blank(config, to, n_ranks, rank, &t);
+    if (status == WB_OK) status = wb_model_blank(config, from, n_ranks, rank, &f);
     if (status == WB_OK) *bytes_out = (size_t)scratch_elements(t, f) * wb_dtype_size(t->dtype);
     wb_model_close(f);
     wb_model_close(t);
