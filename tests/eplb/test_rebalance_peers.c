@@ -1,6 +1,6 @@
-/* test_rebalance_peers.c - what one rank has otherwise than the others, and what others do meanwhile: options,
- * epochs, maps, a slower solver, a device that fails where there is no way back. All ranks come out together.
- * Argument 1 sets the seed. */
+/* test_rebalance_peers.c - what one rank has otherwise than the others, and what others do meanwhile:
+ * options, epochs, maps, a slower solver, a device that fails where there is no way back. All ranks come out
+ * together. Argument 1 sets the seed. */
 #include "rebalance_threads.h"
 
 static bool is_odd_one(const core *c) {
