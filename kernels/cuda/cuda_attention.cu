@@ -6,6 +6,7 @@
  * So the bits are the CPU's, and a query's do not depend on the queries beside it. Scores are computed again
  * where they are needed: nothing is as long as a context. Refuses: writing the cache (kv_write). */
 #include "attention_check.h"
+#include "cuda/cuda_attention_bf16.h"
 #include "cuda/cuda_operands.h"
 #include "cuda/cuda_ops.h"
 #include "cuda/cuda_scratch.h"
@@ -282,6 +283,7 @@ wb_status wb_cuda_attention_forward(wb_device *dev, const wb_attention *args, wb
     WB_TRY(operand_check_like("attention_forward", "out", out.dtype, "q", args->q.dtype));
     WB_TRY(prepare_launch(dev, "attention_forward", args->T * args->n_heads, BLOCK, &blocks));
     if (blocks == 0) return WB_OK;
+    if (wb_cuda_attention_bf16_takes(args, out)) return wb_cuda_attention_bf16_forward(dev, args, out);
     attend<<<blocks, STEP, 0, stream_of(dev)>>>(*args, out);
     return wb_cuda_check(cudaGetLastError(), "attention_forward");
 }
@@ -301,6 +303,8 @@ wb_status wb_cuda_attention_backward(wb_device *dev, const wb_attention *args, w
     WB_TRY(prepare_launch(dev, op, args->T * args->n_heads, BLOCK, &query_blocks));
     WB_TRY(prepare_launch(dev, op, args->T * args->n_kv_heads, BLOCK, &key_blocks));
     if (query_blocks == 0) return WB_OK;
+    if (wb_cuda_attention_bf16_takes(args, dout))
+        return wb_cuda_attention_bf16_backward(dev, args, dout, dq, dk, dv);
     WB_TRY(reserve_scratch(dev, wb_cuda_attention_backward_bytes(args->T, args->n_heads), &sums));
     attend_back_to_queries<<<query_blocks, STEP, 0, stream_of(dev)>>>(*args, dout, dq, sums);
     attend_back_to_keys<<<key_blocks, STEP, 0, stream_of(dev)>>>(*args, dout, sums, dk, dv);

@@ -1,0 +1,78 @@
+/* cuda_attention_keys.h - which rows a warp of an attention kernel has, and how blocks of keys come to it:
+ * what the forward and the backward share. For .cu files. */
+#ifndef WB_CUDA_ATTENTION_KEYS_H
+#define WB_CUDA_ATTENTION_KEYS_H
+
+#include "cuda/cuda_attention_warp.h"
+
+namespace {
+
+/* Warps of a block of adjacent tokens. */
+enum { WARPS = 8, TILE_ROWS = WARPS * ROWS };
+
+/* ---- rows -------------------------------------------------------------------------------------- */
+
+/* The end of the run that begins at token t, at `last` at most. */
+__device__ __forceinline__ int64_t end_of_run(const wb_attention &args, int64_t t, int64_t last) {
+    int64_t end = t + 1;
+    while (end < last && args.seq[end] == args.seq[t]) end++;
+    return end;
+}
+
+__device__ __forceinline__ int group_size(const wb_attention &args) {
+    return args.n_heads / args.n_kv_heads;
+}
+
+/* The rows of 16 from `first` on, of tokens [begin, end), which see their positions; those that are not there
+ * see nothing. Row i is head i % group of token begin + i / group. */
+template <int D>
+__device__ __forceinline__ lane_rows find_rows(const wb_attention &args, int64_t kv, int64_t begin,
+                                               int64_t end, int first) {
+    lane_rows rows;
+    const int group = group_size(args), lane = threadIdx.x % 32;
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        const int row = first + lane / 4 + 8 * r;
+        const int64_t t = begin + row / group;
+        const bool there = t < end;
+        rows.at[r] = there ? (t * args.n_heads + kv * group + row % group) * D : -1;
+        rows.limit[r] = there && args.seq[t] >= 0 ? args.pos[t] + 1 : 0;
+    }
+    return rows;
+}
+
+__device__ __forceinline__ float score_factor(const wb_attention &args) {
+    return wb_mul(args.scale, 1.44269504f);
+}
+
+/* ---- keys on their way ------------------------------------------------------------------------- */
+
+/* Two blocks of keys and values in turn: one is read while the other comes. */
+template <int D> struct key_tiles {
+    uint32_t tile; /* K, V, K, V */
+    __device__ __forceinline__ uint32_t k(int block) const {
+        return tile + block % 2 * 2 * KEYS * D * 2;
+    }
+    __device__ __forceinline__ uint32_t v(int block) const {
+        return k(block) + KEYS * D * 2;
+    }
+    static const int BYTES = 4 * KEYS * D * 2;
+};
+
+/* Begins to copy a block's keys and values by warp `warp` of `warps`; beyond `end` they are zeros. */
+template <int D>
+__device__ __forceinline__ void begin_block(const wb_attention &args, int32_t seq, int64_t kv, int block,
+                                            int32_t end, const key_tiles<D> &tiles, int warp, int warps) {
+    const int lane = threadIdx.x % 32, j0 = block * KEYS;
+    if (j0 < end) {
+        const int32_t rows[2] = {pool_row(args, seq, j0 + lane, end),
+                                 pool_row(args, seq, j0 + lane + 32, end)};
+        begin_key_copies<D>(args, args.k, kv, rows, warp, warps, tiles.k(block));
+        begin_key_copies<D>(args, args.v, kv, rows, warp, warps, tiles.v(block));
+    }
+    end_group_of_copies();
+}
+
+} // namespace
+
+#endif

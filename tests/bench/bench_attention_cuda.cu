@@ -1,0 +1,86 @@
+/* bench_attention_cuda.cu - time of attention on CUDA in bf16: prefill and training of 4 x 4096 tokens, and
+ * decoding of one token a sequence from pages of 64.
+ *
+ *     bench_attention_cuda [HEADS KV_HEADS HEAD_DIM]
+ *
+ * FLOP are those of the keys that are seen, forward 4 D a key and head, backward 10 D. Refuses: peers, which
+ * are compared in the same call (README.md), results (test_attention_cuda). */
+#include "bench_cuda.h"
+
+namespace {
+
+struct shape {
+    int32_t heads, kv_heads, D;
+};
+
+int32_t *upload(const std::vector<int32_t> &host) {
+    int32_t *p = static_cast<int32_t *>(memory(static_cast<int64_t>(host.size()) * 4));
+    must(dev->to_device(dev, p, host.data(), host.size() * 4), "upload");
+    return p;
+}
+
+/* n sequences of `context` keys; the last `tokens` of each are fed. */
+wb_attention make_attention(const shape &s, int32_t n, int32_t context, int32_t tokens, int32_t page) {
+    const int32_t pages = (context + page - 1) / page;
+    const int64_t rows = static_cast<int64_t>(n) * pages * page;
+    std::vector<int32_t> seq, pos, blocks;
+    wb_attention a = {};
+    for (int32_t i = 0; i < n; i++)
+        for (int32_t t = context - tokens; t < context; t++) seq.push_back(i), pos.push_back(t);
+    for (int32_t i = 0; i < n * pages; i++) blocks.push_back((i * 7919) % (n * pages));
+    a.T = static_cast<int64_t>(seq.size()), a.n_heads = s.heads, a.n_kv_heads = s.kv_heads, a.head_dim = s.D;
+    a.scale = 1 / std::sqrt(static_cast<float>(s.D));
+    a.q = random_rows(a.T * s.heads * s.D, 1);
+    a.k = random_rows(rows * s.kv_heads * s.D, 1), a.v = random_rows(rows * s.kv_heads * s.D, 1);
+    a.seq = upload(seq), a.pos = upload(pos), a.blocks = upload(blocks);
+    a.max_blocks = pages, a.block_size = page;
+    return a;
+}
+
+void free_attention(wb_attention &a) {
+    for (const void *p : {static_cast<const void *>(a.q.data), static_cast<const void *>(a.k.data),
+                          static_cast<const void *>(a.v.data), static_cast<const void *>(a.seq),
+                          static_cast<const void *>(a.pos), static_cast<const void *>(a.blocks)})
+        dev->mem_free(dev, const_cast<void *>(p));
+}
+
+void time_long(const shape &s) {
+    const int32_t n = 4, length = 4096;
+    wb_attention a = make_attention(s, n, length, length, 1);
+    const int64_t wide = a.T * s.heads * s.D, narrow = a.T * s.kv_heads * s.D;
+    wb_rows out = random_rows(wide, 1), dout = random_rows(wide, 1), dq = random_rows(wide, 1);
+    wb_rows dk = random_rows(narrow, 1), dv = random_rows(narrow, 1);
+    const double seen = n * (length + 1.0) * length / 2 * s.heads * s.D;
+    const double forward = median_ms([&] { must(dev->attention_forward(dev, &a, out), "forward"); });
+    const double backward =
+        median_ms([&] { must(dev->attention_backward(dev, &a, dout, dq, dk, dv), "backward"); });
+    printf("forward, %d x %d      %9.3f ms %8.1f TFLOP/s\n", n, length, forward, 4 * seen / forward / 1e9);
+    printf("backward, %d x %d     %9.3f ms %8.1f TFLOP/s\n", n, length, backward, 10 * seen / backward / 1e9);
+    for (wb_rows r : {out, dout, dq, dk, dv}) dev->mem_free(dev, r.data);
+    free_attention(a);
+}
+
+void time_decode(const shape &s, int32_t n, int32_t context) {
+    wb_attention a = make_attention(s, n, context, 1, 64);
+    wb_rows out = random_rows(a.T * s.heads * s.D, 1);
+    const double bytes = 2.0 * n * context * s.kv_heads * s.D * 2;
+    const double ms = time_ms(20, [&] { must(dev->attention_forward(dev, &a, out), "decode"); });
+    printf("decode, batch %4d, context %5d %9.1f us %8.0f GB/s of keys and values\n", n, context, 1000 * ms,
+           bytes / ms / 1e6);
+    dev->mem_free(dev, out.data);
+    free_attention(a);
+}
+
+} // namespace
+
+int main(int argc, char **argv) {
+    shape s = {32, 4, 128};
+    if (argc > 3) s = {atoi(argv[1]), atoi(argv[2]), atoi(argv[3])};
+    if (!open_device()) return 77;
+    printf("%d heads, %d kv heads of %d\n", s.heads, s.kv_heads, s.D);
+    time_long(s);
+    for (int32_t n : {1, 64, 256})
+        for (int32_t context : {1024, 8192}) time_decode(s, n, context);
+    wb_device_close(dev);
+    return 0;
+}
