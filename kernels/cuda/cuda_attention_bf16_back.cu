@@ -93,7 +93,8 @@ __device__ __forceinline__ void back_run(const wb_attention &args, int64_t kv, i
         }
         for (int r = 0; r < 2 && walk == 0; r++) {
             sums[r].largest = w.row.largest[r];
-            sums[r].inverse = rows.limit[r] > 0 ? __frcp_rn(quad_sum(w.row.sum[r])) : 0.0f;
+            const float sum_of_weights = quad_sum(w.row.sum[r]); /* all lanes take part */
+            sums[r].inverse = rows.limit[r] > 0 ? __frcp_rn(sum_of_weights) : 0.0f;
             sums[r].dot = wb_mul(quad_sum(w.dot[r]), sums[r].inverse);
             if (rows.at[r] >= 0 && threadIdx.x % 4 == 0) to[rows.at[r] / D] = sums[r];
         }
