@@ -55,8 +55,8 @@ WB_API wb_status wb_comm_open_self(wb_comm **comm_out);
  * them. INVALID_ARGUMENT: size below 1. Not collective. */
 WB_API wb_status wb_comm_open_threads(int size, wb_comm **comms_out);
 
-/* Frees this rank's communicator and never waits, but see wb_comm_nccl.h. Ranks that wait for it, or will, get
- * PEER: at once with threads, at the end of their timeout with MPI. NULL is a no-op. Not collective. */
+/* Frees this rank's communicator and never waits, but see wb_comm_nccl.h. Ranks that wait for it, or will,
+ * get PEER: at once with threads, at the end of their timeout with MPI. NULL is a no-op. Not collective. */
 WB_API void wb_comm_close(wb_comm *comm);
 
 /* Tells the others that this rank gives up, and why: their pending and later calls return PEER, and so do

@@ -1,5 +1,5 @@
-/* test_exchange_gpus.c - the data plane over NCCL between GPUs, a thread of this process each: the common core
- * on two GPUs and on all, and how it ends. 77, with the reason, where there are fewer than two. */
+/* test_exchange_gpus.c - the data plane over NCCL between GPUs, a thread of this process each: the common
+ * core on two GPUs and on all, and how it ends. 77, with the reason, where there are fewer than two. */
 #ifdef WB_HAVE_NCCL
 #include "comm/exchange_cuda.h"
 #include "comm/exchange_dies.h"

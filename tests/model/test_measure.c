@@ -190,10 +190,9 @@ static void test_numbers_of_ranks(void **unused) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_a_bucket_has_the_scratch_of_its_sum),
-                                       cmocka_unit_test(test_a_step_is_not_larger_than_the_pool),
-                                       cmocka_unit_test(test_numbers_of_ranks),
-                                       cmocka_unit_test(test_measured_is_what_is_taken),
-                                       cmocka_unit_test(test_a_model_that_is_not_there)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_a_bucket_has_the_scratch_of_its_sum),
+        cmocka_unit_test(test_a_step_is_not_larger_than_the_pool), cmocka_unit_test(test_numbers_of_ranks),
+        cmocka_unit_test(test_measured_is_what_is_taken), cmocka_unit_test(test_a_model_that_is_not_there)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
