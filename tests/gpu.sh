@@ -1,0 +1,148 @@
+#!/usr/bin/env bash
+# Everything that needs a GPU, on a machine with one or more, without a network: the CUDA tests, compute-sanitizer on those of the
+# kernels, hf_oracle on every golden directory, GRPO on one GPU and on two, and the benchmarks beside PyTorch where it is
+# there. Ends with a table of figures and with what was skipped and why. Goes on after a failure; exits with 1 if there was one.
+#
+# usage: tests/gpu.sh [BUILD]
+#     BUILD: a build with CUDA and tests, perhaps made elsewhere and carried here; without it one is made in build-gpu.
+#     WB_GPU_SECONDS: the limit of each step, 600 by default.
+set -uo pipefail
+case ${1:-} in
+-h | --help) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0" && exit 0 ;;
+esac
+root=$(cd "$(dirname "$0")/.." && pwd)
+build=${1:-$root/build-gpu}
+limit=${WB_GPU_SECONDS:-600}
+failed=() skipped=()
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+command -v nvidia-smi >/dev/null && card=$(nvidia-smi --query-gpu=name --format=csv,noheader) || card=
+[ -n "$card" ] || { echo "tests/gpu.sh: expected a GPU, found none (nvidia-smi)" && exit 1; }
+gpus=$(wc -l <<<"$card")
+card=$(head -1 <<<"$card")
+
+if [ $# -eq 0 ]; then
+    cmake -S "$root" -B "$build" -DCMAKE_BUILD_TYPE=Release -DBUILD_TESTING=ON -DWB_CUDA=ON &&
+        cmake --build "$build" -j "$(nproc)" || exit 1
+fi
+[ -d "$build/tests" ] || { echo "tests/gpu.sh: $build: expected a build with tests" && exit 1; }
+mpi=(mpirun --allow-run-as-root --oversubscribe --mca btl_vader_single_copy_mechanism none)
+
+# step NAME COMMAND...: its output goes to a file of that name; 77 means skipped, and the last line says why.
+step() {
+    local name=$1 log=$work/$1 seconds=$SECONDS verdict=0
+    shift
+    timeout "$limit" "$@" >"$log" 2>&1 || verdict=$?
+    case $verdict in
+    0) echo "ok       $name, $((SECONDS - seconds)) s" ;;
+    77) skipped+=("$name: $(tail -1 "$log")") ;;
+    124) failed+=("$name: more than $limit s") ;;
+    *) failed+=("$name: exit $verdict") && tail -15 "$log" ;;
+    esac
+    return "$verdict"
+}
+# built PROGRAM: its path, or nothing.
+built() {
+    find "$build/tests" "$build/bin" -maxdepth 1 -name "$1" -type f -perm -1 2>/dev/null | head -1
+}
+# step_of NAME PROGRAM ARGUMENTS...: as step, skipped where the program was not built.
+step_of() {
+    local name=$1 program
+    program=$(built "$2")
+    if [ -z "$program" ]; then skipped+=("$name: $2 was not built") && return 77; fi
+    step "$name" "$program" "${@:3}"
+}
+
+# ---- tests ----
+for program in "$build"/tests/*_cuda "$build"/tests/test_ops_bf16 "$build"/tests/test_exchange_gpus; do
+    [ -x "$program" ] && step "$(basename "$program")" "$program"
+done
+if command -v compute-sanitizer >/dev/null; then
+    for tool in memcheck racecheck; do
+        for test in test_products_cuda test_router_cuda test_ops_cuda; do
+            program=$(built $test)
+            [ -n "$program" ] && step "$tool-$test" compute-sanitizer --tool $tool --error-exitcode 1 "$program" 1
+        done
+    done
+else
+    skipped+=("compute-sanitizer: not installed")
+fi
+for meta in "$root"/tests/golden/*/meta.json "$root"/tests/golden/oracles/*/meta.json; do
+    folder=$(dirname "$meta")
+    step_of "hf_oracle-$(basename "$folder")" hf_oracle --device cuda "$folder"
+done
+
+# ---- GRPO ----
+grpo=$(built waybill-grpo) waybill=$(built waybill)
+# train RANKS
+train() {
+    local run=("${mpi[@]}" -n "$1" "$grpo" --device cuda --quiet) out=$work/out-$1
+    step "grpo-base-$1" "${run[@]}" --make-base "$work/base-$1" --warmup-steps 40 || return
+    step "grpo-$1" "${run[@]}" --model "$work/base-$1" --out "$out" --steps 12 --lr 6e-4 --seed 3 "${@:2}" || return
+    grep -E '^reward|^data plane|^experts moved' "$work/grpo-$1"
+    [ -n "$waybill" ] && step "verify-$1" "$waybill" verify "$out/dump"
+}
+if [ -z "$grpo" ]; then
+    skipped+=("GRPO: waybill-grpo was not built")
+else
+    train 1
+    if [ "$gpus" -ge 2 ]; then
+        train 2 --eplb live --redundant-experts 8 --rebalance-every 5
+    else
+        skipped+=("GRPO on 2 GPUs: this machine has $gpus")
+    fi
+fi
+if [ "$gpus" -ge 2 ] && [ -n "$(built mpi_exchange_nccl)" ]; then
+    step mpi_exchange_nccl "${mpi[@]}" -n 2 "$(built mpi_exchange_nccl)"
+    step bench_exchange_nccl "${mpi[@]}" -n 2 "$(built bench_exchange_nccl_mpi)"
+else
+    skipped+=("NCCL: needs two GPUs and a build with NCCL, found $gpus GPUs")
+fi
+
+# ---- benchmarks ----
+step_of bench_router bench_router_cuda
+for tokens in 16384 32768; do step_of "bench_layer-$tokens" bench_layer_cuda $tokens; done
+step_of bench_layer-zipf bench_layer_cuda 16384 2048 768 128 8 0.7
+step_of bench_attention bench_attention_cuda
+if python3 -c 'import torch; torch.zeros(1).cuda()' 2>/dev/null; then
+    step peers python3 "$root/tests/bench/peers_cuda.py"
+else
+    skipped+=("peers: python3 has no torch that sees the GPU")
+fi
+
+# figure LOG PATTERN FIELD: field FIELD, counted from the end, of the first line of a step that matches.
+figure() {
+    awk -v pattern="$2" -v field="$3" '$0 ~ pattern { print $(NF + 1 - field); exit }' "$work/$1" 2>/dev/null
+}
+# peer NAME
+peer() {
+    awk -F '\t' -v name="$1" '$1 == name { print $2; exit }' "$work/peers" 2>/dev/null
+}
+# row NAME VALUE UNIT OTHER-NAME OTHER-VALUE
+row() {
+    [ -n "$2" ] || return 0
+    local ratio=-
+    [ -n "$5" ] && ratio=$(awk -v a="$2" -v b="$5" 'BEGIN { printf "%.2f", a / b }')
+    printf '| %-44s | %9s %-8s | %-24s %9s | %5s |\n' "$1" "$2" "$3" "$4" "${5:--}" "$ratio"
+}
+printf '\n%s, %s of them\n| figure | here | beside | ratio |\n|---|---|---|---|\n' "$card" "$gpus"
+row "top-k, T 16384, E 128, K 8" "$(figure bench_router '^topk +softmax_norm +T +16384 E +128' 9)" us "torch.topk" "$(peer topk)"
+for tokens in 16384 32768; do
+    row "MoE layer forward, T $tokens" "$(figure bench_layer-$tokens '^layer, forward  ' 5)" TFLOP/s "torch dense 8192^3" "$(peer dense)"
+    row "MoE layer both, steady, T $tokens" "$(figure bench_layer-$tokens 'backward, steady' 5)" TFLOP/s "torch dense 8192^3" "$(peer dense)"
+done
+row "MoE layer forward, T 16384, zipf .7" "$(figure bench_layer-zipf '^layer, forward  ' 5)" TFLOP/s "uniform" \
+    "$(figure bench_layer-16384 '^layer, forward  ' 5)"
+row "attention forward, 4 x 4096" "$(figure bench_attention '^forward' 2)" TFLOP/s "torch flash" "$(peer 'flash forward')"
+row "attention backward, 4 x 4096" "$(figure bench_attention '^backward' 2)" TFLOP/s "torch flash" "$(peer 'flash backward')"
+for batch in 64 256; do
+    row "decode, batch $batch, context 8192" "$(figure bench_attention "^decode, batch +$batch, context +8192" 6)" GB/s \
+        "copy, read + written" "$(peer copy)"
+done
+row "NCCL, 64 MiB to a rank" "$(awk -F '|' '/65536 KiB/ { print $6 + 0 }' "$work/bench_exchange_nccl" 2>/dev/null)" GB/s \
+    "raw send / receive" "$(awk -F '|' '/65536 KiB/ { print $5 + 0 }' "$work/bench_exchange_nccl" 2>/dev/null)"
+
+for what in "${skipped[@]}"; do echo "skipped: $what"; done
+for what in "${failed[@]}"; do echo "FAILED: $what"; done
+[ ${#failed[@]} -eq 0 ]
