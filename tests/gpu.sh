@@ -108,6 +108,7 @@ step_of bench_router bench_router_cuda
 for tokens in 16384 32768; do step_of "bench_layer-$tokens" bench_layer_cuda $tokens; done
 step_of bench_layer-zipf bench_layer_cuda 16384 2048 768 128 8 0.7
 step_of bench_attention bench_attention_cuda
+step_of bench_engine bench_engine_cuda 8
 if python3 -c 'import torch; torch.zeros(1).cuda()' 2>/dev/null; then
     step peers python3 "$root/tests/bench/peers_cuda.py"
 else
@@ -132,8 +133,8 @@ row() {
 printf '\n%s, %s of them\n| figure | here | beside | ratio |\n|---|---|---|---|\n' "$card" "$gpus"
 row "top-k, T 16384, E 128, K 8" "$(figure bench_router '^topk +softmax_norm +T +16384 E +128' 10)" us "torch.topk" "$(peer topk)"
 for tokens in 16384 32768; do
-    row "MoE layer forward, T $tokens" "$(figure bench_layer-$tokens '^layer, forward  ' 5)" TFLOP/s "torch dense 8192^3" "$(peer dense)"
-    row "MoE layer both, steady, T $tokens" "$(figure bench_layer-$tokens 'backward, steady' 5)" TFLOP/s "torch dense 8192^3" "$(peer dense)"
+    row "MoE layer forward, T $tokens" "$(figure bench_layer-$tokens '^layer, forward  ' 5)" TFLOP/s "torch dense" "$(peer dense)"
+    row "MoE layer both, steady, T $tokens" "$(figure bench_layer-$tokens 'backward, steady' 5)" TFLOP/s "torch dense" "$(peer dense)"
 done
 row "MoE layer forward, T 16384, zipf .7" "$(figure bench_layer-zipf '^layer, forward  ' 5)" TFLOP/s "uniform" \
     "$(figure bench_layer-16384 '^layer, forward  ' 5)"
@@ -143,6 +144,8 @@ for batch in 64 256; do
     row "decode, batch $batch, context 8192" "$(figure bench_attention "^decode, batch +$batch, context +8192" 6)" GB/s \
         "copy, read + written" "$(peer copy)"
 done
+row "decode of 8 layers of Q30, batch 64, recorded" "$(figure bench_engine '^batch +64, routes on' 10)" tok/s "without routes" \
+    "$(figure bench_engine '^batch +64, routes off' 10)"
 row "NCCL, 64 MiB to a rank" "$(awk -F '|' '/65536 KiB/ { print $6 + 0 }' "$work/bench_exchange_nccl" 2>/dev/null)" GB/s \
     "raw send / receive" "$(awk -F '|' '/65536 KiB/ { print $5 + 0 }' "$work/bench_exchange_nccl" 2>/dev/null)"
 
