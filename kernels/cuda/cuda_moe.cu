@@ -72,22 +72,30 @@ __global__ void sum_offsets(int32_t n, int32_t *offsets) {
     }
 }
 
-/* pair_row (=) the row of each pair, row_token (=) the token of each row. A warp a part; it counts what it
- * has placed in `before`. */
+/* Slots whose next rows a block's shared memory holds. */
+enum { MAX_SHARED_SLOTS = 8192 };
+
+/* pair_row (=) the row of each pair, row_token (=) the token of each row. A warp a part; `next` has the next
+ * row of each slot: in shared memory, or where the slots are too many in the part's `before`. */
 __global__ void place_pairs(wb_moe_plan plan, int32_t *before) {
+    extern __shared__ int32_t shared[];
     const int64_t n_pairs = plan.T * plan.top_k, begin = static_cast<int64_t>(blockIdx.x) * PART;
-    int32_t *placed = before + static_cast<int64_t>(blockIdx.x) * plan.n_slots;
+    const int64_t end = min(begin + PART, n_pairs);
+    int32_t *of_part = before + static_cast<int64_t>(blockIdx.x) * plan.n_slots;
+    int32_t *next = plan.n_slots <= MAX_SHARED_SLOTS ? shared : of_part;
     const unsigned lower = (1u << threadIdx.x) - 1;
-    for (int64_t i = begin + threadIdx.x; i - threadIdx.x < min(begin + PART, n_pairs); i += WARP) {
-        const int32_t slot = i < n_pairs ? plan.pair_row[i] : -1;
+    for (int32_t s = threadIdx.x; s < plan.n_slots; s += WARP) next[s] = plan.offsets[s] + of_part[s];
+    int32_t slot = begin + threadIdx.x < end ? plan.pair_row[begin + threadIdx.x] : -1;
+    for (int64_t i = begin + threadIdx.x; i - threadIdx.x < end; i += WARP) {
+        const int32_t slot_after = i + WARP < end ? plan.pair_row[i + WARP] : -1;
         const unsigned same = __match_any_sync(ALL_LANES, slot);
-        const int32_t row =
-            slot < 0 ? -1 : plan.offsets[slot] + placed[slot] + __popc(static_cast<int>(same & lower));
         __syncwarp();
-        if (slot >= 0 && (same & lower) == 0) placed[slot] += __popc(static_cast<int>(same));
+        const int32_t row = slot < 0 ? -1 : next[slot] + __popc(static_cast<int>(same & lower));
         __syncwarp();
-        if (i < n_pairs) plan.pair_row[i] = row;
+        if (slot >= 0 && (same & lower) == 0) next[slot] += __popc(static_cast<int>(same));
+        if (i < end) plan.pair_row[i] = row;
         if (slot >= 0) plan.row_token[row] = static_cast<int32_t>(i / plan.top_k);
+        slot = slot_after;
     }
 }
 
@@ -165,7 +173,9 @@ wb_status wb_cuda_moe_plan(wb_device *dev, const wb_moe_plan *plan) {
                                                                     before);
     sum_parts<<<slot_blocks, BLOCK, 0, stream>>>(parts, plan->n_slots, before, plan->offsets);
     sum_offsets<<<1, WARP, 0, stream>>>(plan->n_slots, plan->offsets);
-    place_pairs<<<static_cast<unsigned>(parts), WARP, 0, stream>>>(*plan, before);
+    const int32_t slots = plan->n_slots <= MAX_SHARED_SLOTS ? plan->n_slots : 0;
+    place_pairs<<<static_cast<unsigned>(parts), WARP, static_cast<size_t>(slots) * sizeof(int32_t), stream>>>(
+        *plan, before);
     return wb_cuda_check(cudaGetLastError(), "moe_plan");
 }
 

@@ -87,6 +87,31 @@ __global__ void __launch_bounds__(BLOCK)
     }
 }
 
+/* A block a wide row, which lies in shared memory, so that the 16 lanes of its sum wait for no other. */
+__global__ void __launch_bounds__(BLOCK)
+    rmsnorm_wide_rows(int64_t width, wb_rows x, const float *w, float eps, wb_rows y) {
+    extern __shared__ float row[];
+    __shared__ float inverse;
+    const int64_t first = blockIdx.x * width;
+    for (int i = threadIdx.x; i < width; i += BLOCK) row[i] = load_element(x, first + i);
+    __syncthreads();
+    if (threadIdx.x < WARP) { /* both halves make the same sum */
+        float sum = 0.0f;
+#pragma unroll 8
+        for (int i = threadIdx.x % WB_LANES; i < width; i += WB_LANES) sum = wb_fma(row[i], row[i], sum);
+        const float mean = wb_div(fold_lanes(sum), static_cast<float>(width));
+        if (threadIdx.x == 0) inverse = wb_div(1.0f, wb_sqrt(wb_add(mean, eps)));
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < width; i += BLOCK)
+        store_element(y, first + i, wb_mul(wb_mul(row[i], inverse), w[i]));
+}
+
+/* Rows for that kernel: what a block's shared memory holds without being asked for more. */
+bool is_wide(int64_t width) {
+    return width >= 256 && width <= 8192;
+}
+
 __global__ void __launch_bounds__(BLOCK)
     rmsnorm_scales(int64_t n, int64_t width, wb_rows x, float eps, float *r) {
     const row_place place = find_row(n);
@@ -204,7 +229,13 @@ wb_status wb_cuda_rmsnorm_forward(wb_device *dev, int64_t n, int64_t width, wb_r
                                   float eps, wb_rows y) {
     WB_TRY(operand_check("rmsnorm_forward", "x", x.dtype));
     WB_TRY(operand_check_like("rmsnorm_forward", "y", y.dtype, "x", x.dtype));
-    LAUNCH(dev, "rmsnorm_forward", n, WB_LANES, rmsnorm_rows, n, width, x, w, eps, y);
+    if (!is_wide(width)) LAUNCH(dev, "rmsnorm_forward", n, WB_LANES, rmsnorm_rows, n, width, x, w, eps, y);
+    unsigned blocks = 0;
+    WB_TRY(prepare_launch(dev, "rmsnorm_forward", n, BLOCK, &blocks));
+    if (blocks == 0) return WB_OK;
+    const size_t bytes = static_cast<size_t>(width) * sizeof(float);
+    rmsnorm_wide_rows<<<blocks, BLOCK, bytes, stream_of(dev)>>>(width, x, w, eps, y);
+    return wb_cuda_check(cudaGetLastError(), "rmsnorm_forward");
 }
 
 static wb_status launch_scales(wb_device *dev, int64_t n, int64_t width, wb_rows x, float eps, float *r) {

@@ -18,6 +18,7 @@ template <typename F> __device__ __forceinline__ float block_max(int64_t n, F va
     __shared__ float of_warp[BLOCK / WARP];
     const float first = value(0);
     float max = first;
+#pragma unroll 8
     for (int64_t i = threadIdx.x; i < n; i += BLOCK) {
         const float x = value(i);
         max = x > max ? x : max;
@@ -40,9 +41,11 @@ __device__ __forceinline__ float block_lanes_sum(int64_t n, float *chunk, F expo
     float sum = 0.0f;
     for (int64_t begin = 0; begin < n; begin += CHUNK) {
         const int count = static_cast<int>(min(n - begin, static_cast<int64_t>(CHUNK)));
+#pragma unroll 8
         for (int i = threadIdx.x; i < count; i += BLOCK) chunk[i] = exponential(begin + i);
         __syncthreads();
         if (threadIdx.x < WB_LANES)
+#pragma unroll 16
             for (int i = threadIdx.x; i < count; i += WB_LANES) sum = wb_add(sum, chunk[i]);
         __syncthreads();
     }

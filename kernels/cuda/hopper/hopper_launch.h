@@ -6,6 +6,7 @@
 #define WB_HOPPER_LAUNCH_H
 
 #include "cuda/hopper/hopper_product.h"
+#include "cuda/hopper/hopper_shapes.h"
 #include "wb_check.h"
 
 #include <cudaTypedefs.h>
@@ -106,13 +107,18 @@ template <class S> wb_status launch(wb_device *dev, const char *op, const wb_pro
 /* Many rows a group: pairs of blocks with tiles of 128 x 256. Few: blocks with tiles of 64 x 128. The
  * gradient of gate and up needs room for both and has narrower tiles. */
 template <wb_product_form FORM, wb_product_result RESULT, bool GATHER>
-wb_status launch_either(wb_device *dev, const char *op, const wb_product &p, bool large) {
+wb_status launch_sized(wb_device *dev, const char *op, const wb_product &p, wb_tile_size size) {
     if constexpr (RESULT == WB_PRODUCT_DSWIGLU)
-        return large ? launch<shape<FORM, RESULT, GATHER, 128, 2, 4, 2>>(dev, op, p)
-                     : launch<shape<FORM, RESULT, GATHER, 128, 1, 6, 1>>(dev, op, p);
+        return size == WB_TILE_LARGE ? launch<shape<FORM, RESULT, GATHER, 128, 2, 4, 2>>(dev, op, p)
+                                     : launch<shape<FORM, RESULT, GATHER, 128, 1, 6, 1>>(dev, op, p);
     else
-        return large ? launch<shape<FORM, RESULT, GATHER, 256, 2, 4, 2>>(dev, op, p)
-                     : launch<shape<FORM, RESULT, GATHER, 128, 1, 8, 1>>(dev, op, p);
+        return size == WB_TILE_LARGE ? launch<shape<FORM, RESULT, GATHER, 256, 2, 4, 2>>(dev, op, p)
+                                     : launch<shape<FORM, RESULT, GATHER, 128, 1, 8, 1>>(dev, op, p);
+}
+
+/* A product of so few rows and columns that wider tiles would leave most of the GPU idle: 64 x 32. */
+inline wb_status launch_narrow(wb_device *dev, const char *op, const wb_product &p) {
+    return launch<shape<WB_PRODUCT_FORWARD, WB_PRODUCT_ELEMENTS, false, 32, 1, 12, 1>>(dev, op, p);
 }
 
 } // namespace

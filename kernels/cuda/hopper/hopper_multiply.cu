@@ -25,10 +25,17 @@ bool takes_result(const wb_product *p) {
 /* The tables of the groups have the shared memory that the stages leave. */
 const int32_t MAX_GROUPS = 1024;
 
-bool is_large(const wb_device *dev, const wb_product *p) {
+int64_t tiles_of(int64_t rows, int64_t columns, int64_t tile_rows, int64_t tile_columns) {
+    return (rows + tile_rows - 1) / tile_rows * ((columns + tile_columns - 1) / tile_columns);
+}
+
+wb_tile_size size_of(const wb_device *dev, const wb_product *p) {
+    const int64_t half = cuda_of(dev)->multiprocessors / 2;
     const int64_t rows = p->form == WB_PRODUCT_WGRAD ? p->M : p->rows / p->n_groups;
-    const int64_t tiles = (rows + 255) / 256 * ((p->N + 255) / 256) * p->n_groups;
-    return rows >= 96 && tiles >= cuda_of(dev)->multiprocessors / 2;
+    const bool plain = p->result == WB_PRODUCT_ROWS || p->result == WB_PRODUCT_ELEMENTS;
+    if (rows >= 96 && tiles_of(rows, p->N, 256, 256) * p->n_groups >= half) return WB_TILE_LARGE;
+    if (p->form != WB_PRODUCT_FORWARD || !plain || p->n_groups > 1) return WB_TILE_SMALL;
+    return tiles_of(rows, p->N, 64, 128) <= half ? WB_TILE_NARROW : WB_TILE_SMALL;
 }
 
 } // namespace
@@ -41,11 +48,11 @@ bool wb_hopper_takes(const wb_device *dev, const wb_product *p) {
 }
 
 wb_status wb_hopper_multiply(wb_device *dev, const char *op, const wb_product *product) {
-    const bool large = is_large(dev, product);
+    const wb_tile_size size = size_of(dev, product);
     wb_product p = *product;
     p.counters = cuda_of(dev)->counters;
     WB_TRY(wb_cuda_use(dev, op));
-    if (p.form == WB_PRODUCT_FORWARD) return wb_hopper_forward(dev, op, p, large);
-    if (p.form == WB_PRODUCT_DGRAD) return wb_hopper_dgrad(dev, op, p, large);
-    return wb_hopper_wgrad(dev, op, p, large);
+    if (p.form == WB_PRODUCT_FORWARD) return wb_hopper_forward(dev, op, p, size);
+    if (p.form == WB_PRODUCT_DGRAD) return wb_hopper_dgrad(dev, op, p, size);
+    return wb_hopper_wgrad(dev, op, p, size);
 }

@@ -212,6 +212,7 @@ ASM_INLINE uint64_t operand_at(uint32_t address, uint32_t groups) {
 #define REG_4(i) "%" #i "0,%" #i "1,%" #i "2,%" #i "3"
 #define REG_10(i) REG_4(i) ",%" #i "4,%" #i "5,%" #i "6,%" #i "7,%" #i "8,%" #i "9"
 #define REG_UP_TO_9 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9"
+#define REG_16 REG_UP_TO_9 ",%10,%11,%12,%13,%14,%15"
 #define REG_60 REG_UP_TO_9 "," REG_10(1) "," REG_10(2) "," REG_10(3) "," REG_10(4) "," REG_10(5)
 #define REG_64 REG_60 "," REG_4(6)
 #define REG_128                                                                               \
@@ -234,8 +235,10 @@ ASM_INLINE uint64_t operand_at(uint32_t address, uint32_t groups) {
  * more: sum[4 j], [4 j + 1] are of the first row, [4 j + 2], [4 j + 3] of the second. */
 template <int A_MN, int B_MN, int HALF>
 ASM_INLINE void wgmma(float (&sum)[HALF], uint64_t a, uint64_t b, int more) {
-    static_assert(HALF == 128 || HALF == 64, "a width that wgmma is written for");
-    if constexpr (HALF == 128) {
+    static_assert(HALF == 128 || HALF == 64 || HALF == 16, "a width that wgmma is written for");
+    if constexpr (HALF == 16) {
+        WGMMA(32, REG_16, SUM_16(0), 16, 17, 18, 19, 20);
+    } else if constexpr (HALF == 128) {
         WGMMA(256, REG_128, SUM_128, 128, 129, 130, 131, 132);
     } else {
         WGMMA(128, REG_64, SUM_64(0), 64, 65, 66, 67, 68);

@@ -112,7 +112,7 @@ template <bool ADJACENT> struct f32_pair {
             *low = v.x, *high = v.y;
     }
 };
-struct bf16_pair {
+template <bool ADJACENT> struct bf16_pair {
     uint16_t *low, *high;
     ASM_INLINE bf16_pair(const wb_product &p, int64_t at)
         : low(static_cast<uint16_t *>(p.c.data) + at), high(low + p.c_column) {}
@@ -120,8 +120,10 @@ struct bf16_pair {
         store(make_float2(wb_bf16_to_f32(*low) + v.x, wb_bf16_to_f32(*high) + v.y));
     }
     ASM_INLINE void store(float2 v) const {
-        *low = wb_f32_to_bf16(v.x);
-        *high = wb_f32_to_bf16(v.y);
+        if (ADJACENT)
+            *reinterpret_cast<uint32_t *>(low) = pack_bf16(v.x, v.y);
+        else
+            *low = wb_f32_to_bf16(v.x), *high = wb_f32_to_bf16(v.y);
     }
 };
 
@@ -142,8 +144,10 @@ ASM_INLINE void store_pairs(const wb_product &p, const warp_sums &w, const float
 
 template <int HALF>
 ASM_INLINE void store_elements(const wb_product &p, const warp_sums &w, const float (&sum)[HALF]) {
-    if (p.c.dtype == WB_BF16)
-        store_pairs<bf16_pair>(p, w, sum);
+    if (p.c.dtype == WB_BF16 && p.c_column == 1)
+        store_pairs<bf16_pair<true>>(p, w, sum);
+    else if (p.c.dtype == WB_BF16)
+        store_pairs<bf16_pair<false>>(p, w, sum);
     else if (p.c_column == 1)
         store_pairs<f32_pair<true>>(p, w, sum);
     else
