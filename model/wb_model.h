@@ -219,7 +219,7 @@ WB_API wb_status wb_model_set_placement(wb_model *model, const wb_placement *pla
 WB_API wb_expert_store wb_model_expert_store(wb_model *model);
 /* Memory that moves with the experts of a MoE layer, as weights do, when a manager moves them: `slots`,
  * device, [slots of this rank][slot_bytes], the caller's; the same on all ranks, in the same order. While any
- * is attached, wb_train_update_experts and wb_train_place_experts refuse another placement
+ * is attached, wb_train_update_experts and wb_train_place_experts take no placement but NULL
  * (INVALID_ARGUMENT); after wb_model_set_placement it is the caller's to bring, as weights are. Not
  * collective. */
 WB_API wb_status wb_model_attach_slots(wb_model *model, int32_t moe_layer, void *slots, size_t slot_bytes);

@@ -1,5 +1,5 @@
 /* wb_rebalance.h - experts that move while a model works: a manager that counts the load, decides when
- * another placement pays, has it solved beside the passes, moves the weights a group at a time, and flips the
+ * another placement pays, has it solved beside the passes, moves the weights a round at a time, and flips the
  * maps.
  *
  * Online. Letters and common rules: as in wb_eplb.h.

@@ -267,9 +267,14 @@ static void remember_end(ends *e, int64_t step, double number) {
     e->last[step % END_STEPS] = number;
 }
 
+/* Of the pass that --eplb works on: planned places experts for the training, static and live for both. */
+static double balancedness_of(const report *r, const step_metrics *m) {
+    return r->o->eplb == EPLB_PLANNED ? m->balancedness_training : m->balancedness;
+}
+
 static void remember(report *r, const step_metrics *m) {
     remember_end(&r->rewards, r->n_steps, m->reward_mean);
-    remember_end(&r->balancedness, r->n_steps++, m->balancedness);
+    remember_end(&r->balancedness, r->n_steps++, balancedness_of(r, m));
     r->moved_bytes += m->moved_bytes;
     r->seconds_rebalance += m->seconds_rebalance;
     r->epoch = m->epoch;
@@ -286,7 +291,7 @@ wb_status report_step(report *r, uint64_t step, const step_metrics *m) {
     remember(r, m);
     WB_TRY(write_metrics(r, step, m));
     char off[96] = "", balance[32] = "";
-    if (r->o->eplb != EPLB_OFF) snprintf(balance, sizeof balance, "  balance %.2f", m->balancedness);
+    if (r->o->eplb != EPLB_OFF) snprintf(balance, sizeof balance, "  balance %.2f", balancedness_of(r, m));
     if (m->compared)
         snprintf(off, sizeof off, "  (replay off: kl %.2e, %.1f %%)", m->off.kl_k3,
                  100 * m->off.token_differ);
@@ -317,7 +322,9 @@ void report_summary(const report *r) {
     if (!r->loud || r->n_steps == 0) return;
     printf("\n%-46s %12s %12s\n", "", "start", "end");
     print_ends(r, "reward", &r->rewards);
-    if (r->o->eplb != EPLB_OFF) print_ends(r, "balancedness of ranks", &r->balancedness);
+    if (r->o->eplb != EPLB_OFF)
+        print_ends(r, r->o->eplb == EPLB_PLANNED ? "balancedness in training" : "balancedness in the rollout",
+                   &r->balancedness);
     if (r->o->eplb == EPLB_LIVE || r->o->eplb == EPLB_PLANNED)
         printf("experts moved %.3f MB, %.3f s waited, epoch %" PRIu64 "\n", 1e-6 * r->moved_bytes,
                r->seconds_rebalance, r->epoch);

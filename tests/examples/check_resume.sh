@@ -21,9 +21,10 @@ sampled() {
 run 2 --make-base base --warmup-steps 5 --quiet || fail "make-base"
 common=(--prompts 6 --samples 2 --updates 3 --lr 3e-4 --max-tokens 6 --checkpoint-every 2 --quiet)
 
-echo "== killed at any moment, resumed on 1 to 4 ranks"
+echo "== killed at any moment, also while experts move, resumed on 1 to 4 ranks"
+moving=(--eplb live --rebalance-every 1)
 for kill in 1 2 3 4 5 6; do
-    run $((1 + RANDOM % 4)) --model base --out killed "${common[@]}" --steps 1000000 --resume >log 2>&1 &
+    run $((1 + RANDOM % 4)) --model base --out killed "${common[@]}" "${moving[@]}" --steps 1000000 --resume >log 2>&1 &
     job=$!
     sleep "$((RANDOM % 3)).$((RANDOM % 10))"
     victims=$(ranks_below $job | shuf -n 1 --random-source=<(yes "$RANDOM"))
@@ -37,7 +38,7 @@ steps=0
 [ ! -e killed/checkpoint ] || steps=$(sed -n 's/.*"step": \([0-9]*\).*/\1/p' killed/checkpoint/trainer/state.json)
 for ranks in 3 1 2; do
     steps=$((steps + 1))
-    run $ranks --model base --out killed "${common[@]}" --steps $steps --resume >log 2>&1 || { cat log; fail "resume on $ranks ranks"; }
+    run $ranks --model base --out killed "${common[@]}" "${moving[@]}" --steps $steps --resume >log 2>&1 || { cat log; fail "resume on $ranks ranks"; }
     sampled killed $steps 6 2
 done
 echo "$steps steps"

@@ -11,7 +11,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-/* As much as of a tree (eplb_file.c): what is larger is refused before it is read. */
+/* As much as of a tree (tree_file.c): what is larger is refused before it is read. */
 #define MAX_FILE_BYTES ((size_t)1 << 30)
 
 /* ---- the file ------------------------------------------------------------------------------------ */
