@@ -16,6 +16,8 @@ static wb_status check_memory(const wb_exchange_memory *memory) {
     if (memory->size != sizeof *memory)
         return wb_fail(WB_INVALID_ARGUMENT, "exchange: expected a memory of %zu bytes, found %zu",
                        sizeof *memory, memory->size);
+    if (!memory->host_alloc || !memory->host_free)
+        return wb_fail(WB_INVALID_ARGUMENT, "exchange: memory: host_alloc or host_free is NULL");
     if (!memory->to_host || !memory->to_device || !memory->copy || !memory->add)
         return wb_fail(WB_INVALID_ARGUMENT, "exchange: memory: to_host, to_device, copy or add is NULL");
     return WB_OK;

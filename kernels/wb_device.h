@@ -16,10 +16,19 @@
 extern "C" {
 #endif
 
-/* Every backend has these. */
-#define WB_MEMORY_OPS(X) X(mem_alloc) X(mem_free) X(to_device) X(to_host) X(copy) X(zero) X(reserve_scratch)
-
 // clang-format off: an op a line
+/* Every backend has these. */
+#define WB_MEMORY_OPS(X) \
+    X(mem_alloc)         \
+    X(mem_free)          \
+    X(host_alloc)        \
+    X(host_free)         \
+    X(to_device)         \
+    X(to_host)           \
+    X(copy)              \
+    X(zero)              \
+    X(reserve_scratch)
+
 #define WB_COMPUTE_OPS(X)      \
     X(matmul)                  \
     X(embed_forward)           \

@@ -164,6 +164,13 @@ typedef void wb_mem_free_fn(wb_device *dev, void *device);
 typedef wb_status wb_to_device_fn(wb_device *dev, void *device, const void *host, size_t bytes);
 typedef wb_status wb_to_host_fn(wb_device *dev, void *host, const void *device, size_t bytes);
 
+/* 64-byte aligned, uninitialised host memory that to_device and to_host copy from and to fastest; 0 bytes
+ * give a valid pointer. CPU: ordinary memory. CUDA: pinned memory, of which a machine has less, for what is
+ * copied again and again; to_device returns when its copy from there is done. Owner: the caller, until
+ * host_free, for which NULL is a no-op. OUT_OF_MEMORY. */
+typedef wb_status wb_host_alloc_fn(wb_device *dev, size_t bytes, void **host_out);
+typedef void wb_host_free_fn(wb_device *dev, void *host);
+
 /* to[bytes] = from[bytes], both device; they may overlap on the CPU only. */
 typedef wb_status wb_copy_fn(wb_device *dev, void *to, const void *from, size_t bytes);
 

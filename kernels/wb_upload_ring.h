@@ -4,7 +4,8 @@
  * The arrays of a step are walked over like the buffers of an arena: at open with the most that a step may
  * have, which measures the ring, and at each step with what it has. Two host blocks take turns, so that the
  * next step can be written while the copy of this one still runs; on the device there is one, which is the
- * stream's. Where an array lies depends on the sizes of the step alone.
+ * stream's. Where an array lies depends on the sizes of the step alone. The host blocks are ordinary memory:
+ * a copy from pinned memory (host_alloc) would be waited for.
  *
  *     WB_TRY(wb_upload_begin(&ring, walk, user));      places each wb_input
  *     memcpy(tokens.host, ...);                        fills them

@@ -1,6 +1,16 @@
 /* exchange_memory.c - see exchange_memory.h: each function is an op of the device. */
 #include "exchange_memory.h"
 
+static wb_status host_alloc(void *context, size_t bytes, void **host_out) {
+    wb_device *dev = context;
+    return dev->host_alloc(dev, bytes, host_out);
+}
+
+static void host_free(void *context, void *host) {
+    wb_device *dev = context;
+    dev->host_free(dev, host);
+}
+
 static wb_status to_host(void *context, void *host, const void *device, size_t bytes) {
     wb_device *dev = context;
     return dev->to_host(dev, host, device, bytes);
@@ -31,6 +41,8 @@ wb_exchange_memory wb_device_exchange_memory(wb_device *device) {
                                 .context = device,
                                 .stream = device->stream,
                                 .host_access = device->backend == WB_BACKEND_CPU,
+                                .host_alloc = host_alloc,
+                                .host_free = host_free,
                                 .to_host = to_host,
                                 .to_device = to_device,
                                 .copy = copy,

@@ -1,6 +1,7 @@
 /* mpi_lanes.c - see mpi_lanes.h. */
 #include "mpi_lanes.h"
 #include "wb_check.h"
+#include "wb_memory.h"
 
 #include <inttypes.h>
 #include <stddef.h>
@@ -173,10 +174,10 @@ wb_status wb_lanes_prepare(wb_lanes *x, size_t staged_bytes) {
     size_t bytes = sizeof(wb_lane_frame);
     if (!x->memory.host_access && bytes < staged_bytes) bytes = staged_bytes;
     bytes = (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
-    x->lanes = calloc(n, sizeof *x->lanes);
-    x->buffers = calloc(n * WB_LANE_MESSAGES, bytes);
-    if (!x->lanes || !x->buffers)
-        return wb_fail(WB_OUT_OF_MEMORY, "exchange over MPI: %d ranks, %zu bytes a message", x->ranks, bytes);
+    void *buffers = NULL;
+    WB_TRY(WB_NEW(x->lanes, n, "exchange over MPI"));
+    WB_TRY(x->memory.host_alloc(x->memory.context, n * WB_LANE_MESSAGES * bytes, &buffers));
+    x->buffers = buffers;
     for (size_t i = 0; i < n; i++) {
         wb_lane *l = &x->lanes[i];
         l->peer = (int)i % x->ranks;
@@ -192,5 +193,5 @@ wb_status wb_lanes_prepare(wb_lanes *x, size_t staged_bytes) {
 void wb_lanes_close(wb_lanes *x) {
     if (x->comm != MPI_COMM_NULL) MPI_Comm_free(&x->comm);
     free(x->lanes);
-    free(x->buffers);
+    x->memory.host_free(x->memory.context, x->buffers);
 }

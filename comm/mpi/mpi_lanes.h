@@ -46,9 +46,9 @@ typedef struct wb_lanes {
     wb_exchange_memory memory;
     MPI_Comm comm; /* MPI_COMM_NULL until opened */
     int rank, ranks;
-    size_t piece_bytes; /* of the longest message of data; the same on all ranks */
-    wb_lane *lanes;     /* [2 * ranks] receives, then sends; this rank's own stay empty */
-    unsigned char *buffers;
+    size_t piece_bytes;     /* of the longest message of data; the same on all ranks */
+    wb_lane *lanes;         /* [2 * ranks] receives, then sends; this rank's own stay empty */
+    unsigned char *buffers; /* of all messages, one block of memory.host_alloc */
 } wb_lanes;
 
 /* Memory of this rank, for lanes whose memory, rank and ranks are set. `staged_bytes`: of a piece, where the

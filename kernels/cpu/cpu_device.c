@@ -103,6 +103,8 @@ static wb_status open_cpu(size_t isa, int threads, wb_device **device_out) {
     dev->close = cpu_close;
     dev->mem_alloc = cpu_mem_alloc;
     dev->mem_free = cpu_mem_free;
+    dev->host_alloc = cpu_mem_alloc;
+    dev->host_free = cpu_mem_free;
     dev->to_device = cpu_copy;
     dev->to_host = cpu_copy;
     dev->copy = cpu_copy;

@@ -20,19 +20,37 @@ static cudaStream_t stream_of(wb_device *dev) {
 
 /* ---- memory -------------------------------------------------------------------------------------- */
 
+/* What an allocation of `bytes` bytes returned. */
+static wb_status check_taken(const wb_device *dev, cudaError_t error, const char *what, size_t bytes) {
+    if (error != cudaErrorMemoryAllocation) return wb_cuda_check(error, what);
+    (void)cudaGetLastError();
+    return wb_fail(WB_OUT_OF_MEMORY, "%s: CUDA device %d: %zu bytes: %s", what,
+                   ((const wb_cuda_device *)dev)->index, bytes, cudaGetErrorString(error));
+}
+
 static wb_status cuda_mem_alloc(wb_device *dev, size_t bytes, void **device_out) {
     WB_TRY(wb_cuda_use(dev, "mem_alloc"));
     void *memory = NULL;
     /* cudaMalloc(0) would give NULL. */
-    cudaError_t error = cudaMalloc(&memory, bytes ? bytes : 1);
-    if (error == cudaErrorMemoryAllocation) {
-        (void)cudaGetLastError();
-        return wb_fail(WB_OUT_OF_MEMORY, "mem_alloc: CUDA device %d: %zu bytes: %s",
-                       ((wb_cuda_device *)dev)->index, bytes, cudaGetErrorString(error));
-    }
-    WB_TRY(wb_cuda_check(error, "mem_alloc"));
+    WB_TRY(check_taken(dev, cudaMalloc(&memory, bytes ? bytes : 1), "mem_alloc", bytes));
     *device_out = memory;
     return WB_OK;
+}
+
+static wb_status cuda_host_alloc(wb_device *dev, size_t bytes, void **host_out) {
+    WB_TRY(wb_cuda_use(dev, "host_alloc"));
+    void *memory = NULL;
+    WB_TRY(check_taken(dev, cudaHostAlloc(&memory, bytes ? bytes : 1, cudaHostAllocDefault), "host_alloc",
+                       bytes));
+    *host_out = memory;
+    return WB_OK;
+}
+
+/* No copy from or to it is on its way: both were waited for. */
+static void cuda_host_free(wb_device *dev, void *host) {
+    if (!host) return;
+    WB_IGNORE(wb_cuda_use(dev, "host_free"));
+    WB_IGNORE(wb_cuda_check(cudaFreeHost(host), "host_free"));
 }
 
 /* Beside the thread that uses the device, which may be in `finish`. The first reason stays until it is
@@ -64,8 +82,8 @@ static void cuda_mem_free(wb_device *dev, void *device) {
     WB_IGNORE(wb_cuda_check(cudaFree(device), "mem_free"));
 }
 
-/* Ordinary host memory has been read when cudaMemcpyAsync returns; pinned memory, as trainers like it, has
- * not, so that its copy is waited for: the caller may write it again on return. */
+/* Ordinary host memory has been read when cudaMemcpyAsync returns; pinned memory, as of trainers and of
+ * host_alloc, has not, so that its copy is waited for: the caller may write it again on return. */
 static wb_status cuda_to_device(wb_device *dev, void *device, const void *host, size_t bytes) {
     if (bytes == 0) return WB_OK;
     WB_TRY(wb_cuda_use(dev, "to_device"));

@@ -25,6 +25,17 @@ typedef struct bench {
     char *buffer, *other;
 } bench;
 
+static wb_status bench_host_alloc(void *context, size_t bytes, void **host_out) {
+    (void)context;
+    *host_out = aligned_alloc(64, (bytes + 63) / 64 * 64);
+    return *host_out ? WB_OK : WB_OUT_OF_MEMORY;
+}
+
+static void bench_host_free(void *context, void *host) {
+    (void)context;
+    free(host);
+}
+
 static wb_status bench_to_host(void *context, void *host, const void *device, size_t bytes) {
     (void)context;
     if (bytes > 0) memcpy(host, device, bytes);
@@ -114,6 +125,8 @@ static void bench_run(wb_comm *comm, bool host_access) {
     bench b = {.comm = comm, .buffer = calloc(1, MOST_BYTES), .other = calloc(1, MOST_BYTES)};
     const wb_exchange_memory memory = {.size = sizeof memory,
                                        .host_access = host_access,
+                                       .host_alloc = bench_host_alloc,
+                                       .host_free = bench_host_free,
                                        .to_host = bench_to_host,
                                        .to_device = bench_copy,
                                        .copy = bench_copy,

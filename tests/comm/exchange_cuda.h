@@ -16,6 +16,17 @@ static wb_device *cuda_device_of(const device *d) {
     return cuda_devices[d->start / DEVICE_BYTES];
 }
 
+static wb_status cuda_host_alloc(void *context, size_t bytes, void **host_out) {
+    if (device_call(context) != WB_OK) return WB_DEVICE;
+    wb_device *dev = cuda_device_of(context);
+    return dev->host_alloc(dev, bytes, host_out);
+}
+
+static void cuda_host_free(void *context, void *host) {
+    wb_device *dev = cuda_device_of(context);
+    dev->host_free(dev, host);
+}
+
 static wb_status cuda_to_host(void *context, void *host, const void *at, size_t bytes) {
     if (device_call(context) != WB_OK) return WB_DEVICE;
     wb_device *dev = cuda_device_of(context);
@@ -49,6 +60,8 @@ static wb_exchange_memory cuda_memory(device *d) {
     return (wb_exchange_memory){.size = sizeof(wb_exchange_memory),
                                 .context = d,
                                 .stream = cuda_device_of(d)->stream,
+                                .host_alloc = cuda_host_alloc,
+                                .host_free = cuda_host_free,
                                 .to_host = cuda_to_host,
                                 .to_device = cuda_to_device,
                                 .copy = cuda_copy,

@@ -37,6 +37,9 @@ typedef struct device {
     int fails_after; /* calls of its functions that succeed; below 0: all */
     device_task tasks[DEVICE_TASKS];
     size_t n_tasks;
+    const char *host; /* [host_bytes] the latest of host_alloc, which data are staged in */
+    size_t host_bytes;
+    int hosts; /* taken and not given back */
 } device;
 
 /* Once a process, before its ranks begin. */
@@ -94,15 +97,41 @@ static wb_status device_put(device *d, device_task task) {
     return WB_OK;
 }
 
+/* Filled with what no message has. */
+static wb_status device_host_alloc(void *context, size_t bytes, void **host_out) {
+    device *d = context;
+    if (device_call(d) != WB_OK) return WB_DEVICE;
+    char *const host = aligned_alloc(64, (bytes + 63) / 64 * 64);
+    if (!host) return wb_fail(WB_OUT_OF_MEMORY, "host_alloc: %zu bytes", bytes);
+    memset(host, 0xa5, bytes);
+    d->host = host;
+    d->host_bytes = bytes;
+    d->hosts++;
+    *host_out = host;
+    return WB_OK;
+}
+
+static void device_host_free(void *context, void *host) {
+    if (host) ((device *)context)->hosts--;
+    free(host);
+}
+
+/* A GPU would copy other memory too, and be slow. */
+static wb_status device_staged(const device *d, const void *host, size_t bytes) {
+    const size_t offset = (size_t)((uintptr_t)host - (uintptr_t)d->host);
+    if (bytes == 0 || (offset <= d->host_bytes && bytes <= d->host_bytes - offset)) return WB_OK;
+    return wb_fail(WB_DEVICE, "%zu bytes are staged outside of the memory of host_alloc", bytes);
+}
+
 static wb_status device_to_host(void *context, void *host, const void *at, size_t bytes) {
-    if (device_call(context) != WB_OK) return WB_DEVICE;
+    if (device_call(context) != WB_OK || device_staged(context, host, bytes) != WB_OK) return WB_DEVICE;
     device_finish(context);
     if (bytes > 0) memcpy(host, device_view(context, at), bytes);
     return WB_OK;
 }
 
 static wb_status device_to_device(void *context, void *at, const void *host, size_t bytes) {
-    if (device_call(context) != WB_OK) return WB_DEVICE;
+    if (device_call(context) != WB_OK || device_staged(context, host, bytes) != WB_OK) return WB_DEVICE;
     device_finish(context);
     if (bytes > 0) memcpy(device_view(context, at), host, bytes);
     return WB_OK;
@@ -124,6 +153,8 @@ static wb_exchange_memory device_memory(device *d) {
     return (wb_exchange_memory){.size = sizeof(wb_exchange_memory),
                                 .context = d,
                                 .host_access = d->host_access,
+                                .host_alloc = device_host_alloc,
+                                .host_free = device_host_free,
                                 .to_host = device_to_host,
                                 .to_device = device_to_device,
                                 .copy = device_copy,

@@ -86,6 +86,33 @@ static int receives_are_taken_back(size_t bytes) {
     return c->failures;
 }
 
+/* Messages' buffers are one block of the device's host_alloc: a rank that gets none opens no exchange, the
+ * others are told, and every block goes back. The last trial has no such rank. */
+static int opens_with_memory_of_the_device(bool host_access) {
+    wb_comm *comm = NULL;
+    if (wb_comm_open_mpi(MPI_COMM_WORLD, &comm) != WB_OK) return 1;
+    int failures = 0;
+    const int rank = wb_comm_rank(comm), ranks = wb_comm_size(comm);
+    for (int poor = 0; poor <= ranks; poor++) {
+        device memory = device_of(rank, host_access);
+        exchange_core state = {.comm = comm, .memory = &memory, .rank = (size_t)rank, .ranks = (size_t)ranks};
+        exchange_core *c = &state;
+        const wb_exchange_memory functions = device_memory(&memory);
+        const wb_status expected = poor == ranks ? WB_OK : rank == poor ? WB_DEVICE : WB_PEER;
+        char text[64];
+        snprintf(text, sizeof text, rank == poor ? "the device is broken" : "rank %d failed", poor);
+        if (rank == poor) memory.fails_after = 0;
+        CHECK_STATUS(c, expected, wb_exchange_open(comm, &functions, &c->exchange));
+        CHECK(c, poor == ranks || strstr(wb_error_message(), text));
+        CHECK(c, memory.hosts == (poor == ranks) && !c->exchange == (poor < ranks));
+        wb_exchange_close(c->exchange);
+        CHECK(c, memory.hosts == 0);
+        failures += c->failures;
+    }
+    wb_comm_close(comm);
+    return failures;
+}
+
 /* One rank kills itself. The others say how they ended, and leave as a program does that has lost a rank:
  * MPI_Finalize would wait for it. */
 static void run_killed(uint64_t seed) {
@@ -111,6 +138,7 @@ int main(int argc, char **argv) {
     for (int host_access = 0; host_access < 2; host_access++) {
         failures += run(seed, 1 << 30, host_access);
         failures += run(seed, SHORT_MESSAGE_BYTES, host_access);
+        failures += opens_with_memory_of_the_device(host_access);
     }
     for (size_t i = 0; i < EXCHANGE_FAILURES; i++) failures += run_failures(i);
     failures += run_dying(seed);

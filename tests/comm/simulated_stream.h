@@ -269,6 +269,8 @@ static wb_exchange_memory sim_memory(device *d) {
     return (wb_exchange_memory){.size = sizeof(wb_exchange_memory),
                                 .context = d,
                                 .stream = stream,
+                                .host_alloc = device_host_alloc,
+                                .host_free = device_host_free,
                                 .to_host = sim_to_host,
                                 .to_device = sim_to_device,
                                 .copy = sim_copy,

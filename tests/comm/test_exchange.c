@@ -144,6 +144,12 @@ static void test_open_refuses(void **unused) {
     memory.size--;
     expect_open_refused(comm, memory, WB_INVALID_ARGUMENT, "memory of");
     memory = device_memory(&d);
+    memory.host_alloc = NULL;
+    expect_open_refused(comm, memory, WB_INVALID_ARGUMENT, "host_free is NULL");
+    memory = device_memory(&d);
+    memory.host_free = NULL;
+    expect_open_refused(comm, memory, WB_INVALID_ARGUMENT, "host_free is NULL");
+    memory = device_memory(&d);
     memory.add = NULL;
     expect_open_refused(comm, memory, WB_INVALID_ARGUMENT, "add is NULL");
     wb_exchange_close(NULL);

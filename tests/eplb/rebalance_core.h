@@ -54,6 +54,15 @@ static inline void core_fail(core *c, const char *what, int line) {
 
 /* ---- the store --------------------------------------------------------------------------------- */
 
+static inline wb_status core_host_alloc(void *context, size_t bytes, void **host_out) {
+    (void)context;
+    *host_out = aligned_alloc(64, (bytes + 63) / 64 * 64);
+    return *host_out ? WB_OK : wb_fail(WB_OUT_OF_MEMORY, "host_alloc: %zu bytes", bytes);
+}
+static inline void core_host_free(void *context, void *host) {
+    (void)context;
+    free(host);
+}
 static inline wb_status core_to_host(void *context, void *host, const void *device, size_t bytes) {
     (void)context;
     if (bytes > 0) memcpy(host, device, bytes);
@@ -79,6 +88,8 @@ static inline wb_exchange_memory core_memory(core *c) {
     return (wb_exchange_memory){.size = sizeof(wb_exchange_memory),
                                 .context = c,
                                 .host_access = true,
+                                .host_alloc = core_host_alloc,
+                                .host_free = core_host_free,
                                 .to_host = core_to_host,
                                 .to_device = core_to_device,
                                 .copy = core_copy,

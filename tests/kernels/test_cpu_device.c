@@ -22,8 +22,17 @@ static void test_device(void **state) {
     assert_memory_equal(host, back, 100);
     dev->mem_free(dev, memory);
     dev->mem_free(dev, NULL);
+    assert_ok(dev->host_alloc(dev, 0, &memory));
+    assert_non_null(memory);
+    dev->host_free(dev, memory);
+    assert_ok(dev->host_alloc(dev, 100, &memory));
+    assert_int_equal((uintptr_t)memory % 64, 0);
+    memcpy(memory, back, 100);
+    dev->host_free(dev, memory);
+    dev->host_free(dev, NULL);
     memory = host;
     assert_int_equal(dev->mem_alloc(dev, SIZE_MAX, &memory), WB_OUT_OF_MEMORY);
+    assert_int_equal(dev->host_alloc(dev, SIZE_MAX, &memory), WB_OUT_OF_MEMORY);
     assert_ptr_equal(memory, host);
     wb_device_close(dev);
     wb_device_close(NULL);

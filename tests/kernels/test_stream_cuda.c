@@ -186,6 +186,24 @@ static void test_upload_is_done_with_pinned_memory(wb_device *cuda, cudaStream_t
     printf("upload of pinned memory: ok\n");
 }
 
+/* Host memory of the device is pinned, and there is none of 2^60 bytes. */
+static void test_host_memory_is_pinned(wb_device *cuda) {
+    struct cudaPointerAttributes where;
+    void *host = NULL, *empty = NULL;
+    must(cuda->host_alloc(cuda, BYTES, &host), "host_alloc");
+    must(cuda->host_alloc(cuda, 0, &empty), "host_alloc of 0 bytes");
+    if (!empty || (uintptr_t)host % 64 != 0) fail("host_alloc: NULL or not aligned");
+    cuda_ok(cudaPointerGetAttributes(&where, host), "cudaPointerGetAttributes");
+    if (where.type != cudaMemoryTypeHost) fail("host_alloc: memory that is not pinned");
+    void *huge = host;
+    if (cuda->host_alloc(cuda, (size_t)1 << 60, &huge) != WB_OUT_OF_MEMORY || huge != host)
+        fail("host_alloc of 2^60 bytes: expected out of memory, output untouched");
+    cuda->host_free(cuda, host);
+    cuda->host_free(cuda, empty);
+    cuda->host_free(cuda, NULL);
+    printf("host memory: pinned\n");
+}
+
 /* ---- what is lost --------------------------------------------------------------------------------- */
 
 /* What others should have put on the stream did not come: the next call that waits says so, once. */
@@ -262,6 +280,7 @@ int main(int argc, char **argv) {
     test_copies_follow_the_callers_work(cuda, stream);
     test_ops_follow_the_callers_work(cpu, cuda, stream);
     test_upload_is_done_with_pinned_memory(cuda, stream);
+    test_host_memory_is_pinned(cuda);
     test_a_lost_stream_is_told(cuda);
     test_close_leaves_a_borrowed_stream(stream);
     test_default_and_own_streams();
