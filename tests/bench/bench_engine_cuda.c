@@ -65,7 +65,7 @@ static void submit(wb_engine *engine, int32_t number, bool routes) {
     must(wb_engine_submit(engine, &request));
 }
 
-/* What a decoding step reads: weights of the layers and of the head, all experts once, and keys and values. */
+/* What a decoding step reads: weights of the layers and the head, all experts once, and keys and values. */
 static double floor_seconds(const wb_config *c, int32_t batch) {
     const double H = c->hidden_size, D = c->head_dim;
     const double attention = H * D * (2.0 * c->n_heads + 2.0 * c->n_kv_heads);
