@@ -1,7 +1,6 @@
 /* mpi_lanes.c - see mpi_lanes.h. */
 #include "mpi_lanes.h"
 #include "wb_check.h"
-#include "wb_memory.h"
 
 #include <inttypes.h>
 #include <stddef.h>
@@ -175,7 +174,8 @@ wb_status wb_lanes_prepare(wb_lanes *x, size_t staged_bytes) {
     if (!x->memory.host_access && bytes < staged_bytes) bytes = staged_bytes;
     bytes = (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
     void *buffers = NULL;
-    WB_TRY(WB_NEW(x->lanes, n, "exchange over MPI"));
+    x->lanes = calloc(n, sizeof *x->lanes);
+    if (!x->lanes) return wb_fail(WB_OUT_OF_MEMORY, "exchange over MPI: %d ranks", x->ranks);
     WB_TRY(x->memory.host_alloc(x->memory.context, n * WB_LANE_MESSAGES * bytes, &buffers));
     x->buffers = buffers;
     for (size_t i = 0; i < n; i++) {

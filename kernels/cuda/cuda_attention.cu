@@ -141,6 +141,7 @@ __global__ void __launch_bounds__(STEP) attend(wb_attention args, wb_rows out) {
 struct row_sums {
     float max, inverse, dot;
 };
+static_assert(sizeof(row_sums) == WB_ATTENTION_SUMS * sizeof(float), "cuda_scratch.h");
 
 /* In lane order, as the CPU's row_dot. */
 __device__ __forceinline__ void add_products(const float *p, const float *dp, int count, float &sum) {
@@ -272,10 +273,6 @@ wb_status check(const char *op, const wb_attention *args) {
 } // namespace
 
 extern "C" {
-
-size_t wb_cuda_attention_backward_bytes(int64_t T, int32_t n_heads) {
-    return static_cast<size_t>(T * n_heads) * sizeof(row_sums);
-}
 
 wb_status wb_cuda_attention_forward(wb_device *dev, const wb_attention *args, wb_rows out) {
     unsigned blocks = 0;

@@ -15,6 +15,7 @@ namespace {
 struct row_sums {
     float largest, inverse, dot;
 };
+static_assert(sizeof(row_sums) == WB_ATTENTION_SUMS * sizeof(float), "cuda_scratch.h");
 
 /* ---- dq ---------------------------------------------------------------------------------------- */
 

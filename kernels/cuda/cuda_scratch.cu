@@ -1,7 +1,12 @@
-/* cuda_scratch.cu - see cuda_scratch.h. Refuses: how much the ops need (cuda_device.cu asks them). */
+/* cuda_scratch.cu - see cuda_scratch.h. Refuses: how much the other ops need (cuda_device.cu asks
+ * them); that of attention is here, since kernels of two files share it. */
 #include "cuda/cuda_scratch.h"
 
 extern "C" {
+
+size_t wb_cuda_attention_backward_bytes(int64_t T, int32_t n_heads) {
+    return static_cast<size_t>(T * n_heads) * WB_ATTENTION_SUMS * sizeof(float);
+}
 
 wb_status wb_cuda_scratch_reserve(wb_device *dev, size_t bytes, void **scratch_out) {
     wb_cuda_device *cuda = (wb_cuda_device *)dev;

@@ -15,6 +15,9 @@ extern "C" {
 /* *scratch_out: device, at least `bytes`, 256-byte aligned, until the next op. */
 wb_status wb_cuda_scratch_reserve(wb_device *dev, size_t bytes, void **scratch_out);
 
+/* Floats that the backward of attention has of each query and head. */
+enum { WB_ATTENTION_SUMS = 3 };
+
 /* What ops take of it, which reserve_scratch of the device asks for beforehand. */
 size_t wb_cuda_plan_bytes(int64_t n_pairs, int32_t n_slots);
 size_t wb_cuda_group_bytes(int32_t n_sources, int32_t n_slots);

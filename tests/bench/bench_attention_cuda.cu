@@ -6,6 +6,7 @@
  * FLOP are those of the keys that are seen, forward 4 D a key and head, backward 10 D. Refuses: peers, which
  * are compared in the same call (README.md), results (test_attention_cuda). */
 #include "bench_cuda.h"
+#include "support/usage.h"
 
 namespace {
 
@@ -74,6 +75,9 @@ void time_decode(const shape &s, int32_t n, int32_t context) {
 } // namespace
 
 int main(int argc, char **argv) {
+    int code;
+    if (usage_ends(argc, argv, 0, 3, "usage: bench_attention_cuda [HEADS KV_HEADS HEAD_DIM]\n", &code))
+        return code;
     shape s = {32, 4, 128};
     if (argc > 3) s = {atoi(argv[1]), atoi(argv[2]), atoi(argv[3])};
     if (!open_device()) return 77;

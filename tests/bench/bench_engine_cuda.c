@@ -6,6 +6,7 @@
  *
  * Prints microseconds of a decoding step and of a layer of it, beside the time in which the weights that are
  * read and the keys and values would cross memory at 4.0 TB/s. Refuses: peers. */
+#include "support/usage.h"
 #include "wb_device.h"
 #include "wb_rollout.h"
 
@@ -97,6 +98,8 @@ static void run(wb_engine *engine, const wb_config *config, int32_t batch, bool 
 }
 
 int main(int argc, char **argv) {
+    int code;
+    if (usage_ends(argc, argv, 0, 64, "usage: bench_engine_cuda [LAYERS [BATCH...]]\n", &code)) return code;
     const wb_config config = make_config(argc > 1 ? atoi(argv[1]) : 2);
     const int32_t usual[] = {64, 128, 256};
     wb_model_options model_options = wb_model_options_default();

@@ -7,6 +7,7 @@
  * and of the whole layer under steady load. Refuses: peers (compare them in the same call: README.md),
  * results (test_products_cuda). Only work on rows that there are counts as FLOP. */
 #include "bench_cuda.h"
+#include "support/usage.h"
 
 namespace {
 
@@ -170,6 +171,10 @@ void time_layer(const layer &l) {
 } // namespace
 
 int main(int argc, char **argv) {
+    int code;
+    if (usage_ends(argc, argv, 0, 6,
+                   "usage: bench_layer_cuda [TOKENS [HIDDEN WIDTH EXPERTS CHOICES [SKEW]]]\n", &code))
+        return code;
     layer l = {};
     auto argument = [&](int i, int64_t other) { return argc > i ? atoll(argv[i]) : other; };
     l.T = argument(1, 16384), l.H = argument(2, 2048), l.F = argument(3, 768);
