@@ -14,8 +14,7 @@
 #define WB_CUDA_ATTENTION_WARP_H
 
 #include "cuda/cuda_operands.h"
-
-#include <cuda_bf16.h>
+#include "cuda/cuda_tensor.h"
 
 namespace {
 
@@ -29,20 +28,6 @@ __device__ __forceinline__ float exp2_of(float x) {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
-}
-
-__device__ __forceinline__ uint32_t pack_pair(float low, float high) {
-    const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-    return *reinterpret_cast<const uint32_t *>(&pair);
-}
-
-/* sum[16][8] += A[16][16] B[16][8] */
-__device__ __forceinline__ void add_products_16(float (&sum)[4], const uint32_t *a, uint32_t b0,
-                                                uint32_t b1) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
-                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-                 : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 /* ---- tiles in shared memory -------------------------------------------------------------------- */

@@ -7,6 +7,7 @@
 #define WB_CUDA_MMA_H
 
 #include "cuda/cuda_operands.h"
+#include "cuda/cuda_tensor.h"
 
 namespace {
 
@@ -36,15 +37,6 @@ __device__ __forceinline__ uint32_t two_k(const uint16_t (*lines)[MMA_LINE], int
     return *reinterpret_cast<const uint32_t *>(&lines[line][k]);
 }
 
-/* sum[16][8] += A[16][16] B[16][8]: lane l has the rows l / 4 and 8 more, and the columns 2 (l % 4) and 1
- * more. */
-__device__ __forceinline__ void mma_16(const uint32_t (&a)[4], const uint32_t (&b)[2], float (&sum)[4]) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
-                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-                 : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-}
-
 /* A warp has 16 rows and 32 columns of the tile: the chains go on over MMA_DEPTH more k. */
 __device__ __forceinline__ void add_mma_tile(const mma_tile &t, int row, int column, float (&sum)[4][4]) {
     const int lane = threadIdx.x % WARP, line = lane / 4, pair = lane % 4 * 2;
@@ -56,8 +48,7 @@ __device__ __forceinline__ void add_mma_tile(const mma_tile &t, int row, int col
 #pragma unroll
         for (int j = 0; j < 4; j++) {
             const int n = column + 8 * j + line;
-            const uint32_t b[2] = {two_k(t.b, n, k + pair), two_k(t.b, n, k + pair + 8)};
-            mma_16(a, b, sum[j]);
+            add_products_16(sum[j], a, two_k(t.b, n, k + pair), two_k(t.b, n, k + pair + 8));
         }
     }
 }
