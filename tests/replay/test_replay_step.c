@@ -260,7 +260,7 @@ static void test_store_checks_before_it_changes_anything(void **unused) {
 
 static void test_rule_15_any_order_any_number_of_times(void **unused) {
     (void)unused;
-    enum { MBS = 4, L = 3 };
+    enum { MBS = 4, L = 3, ROWS = 4, CELLS = MBS * L * ROWS };
     wb_route_model m = fixture_model(64, 4, L);
     fixture_record f[MBS];
     wb_replay *r = open_replay(&m, WB_MISSING_STRICT);
@@ -268,14 +268,15 @@ static void test_rule_15_any_order_any_number_of_times(void **unused) {
     for (int i = 0; i < MBS; i++) {
         fixture_complete(&f[i], &m, 10 + (uint64_t)i, 5);
         OK(wb_replay_add(r, &m, &f[i].record));
-        wb_segment s = fixture_segment(&f[i], 0, 4);
+        wb_segment s = fixture_segment(&f[i], 0, ROWS);
         OK(wb_replay_plan(r, i, 1, &s));
     }
     uint64_t state = seed;
-    for (int n = 0; n < 500; n++) {
-        int32_t mb = (int32_t)wb_random_below(&state, MBS);
-        int32_t l = (int32_t)wb_random_below(&state, L);
-        uint32_t t = wb_random_below(&state, 4);
+    /* Cells at random, and in the end each once, since draws alone may leave one out. */
+    for (uint32_t n = 0; n < 500 + CELLS; n++) {
+        const uint32_t cell = n < 500 ? wb_random_below(&state, CELLS) : n - 500;
+        const int32_t mb = (int32_t)(cell / ROWS / L), l = (int32_t)(cell / ROWS % L);
+        const uint32_t t = cell % ROWS;
         wb_replay_slice slice;
         OK(wb_replay_rows(r, mb, l, t, 1, &slice));
         for (uint32_t k = 0; k < 4; k++)
