@@ -63,8 +63,7 @@ struct wb_train {
     wb_sizes sizes;
     wb_workspace memory;
     wb_block block;
-    int32_t n_whole_everywhere; /* layers that every rank keeps whole; -1: the first forward finds out */
-    float **grads;              /* [n_params] device, as long as the parameter's part held here */
+    float **grads; /* [n_params] device, as long as the parameter's part held here */
 
     /* The latest forward. */
     bool forward_only; /* no gradients; the residual stream of two layers is kept, not of all */

@@ -363,8 +363,11 @@ typedef struct wb_train_options {
     int64_t max_kept_ids;    /* of all rows with a target together; 0 (default): 64 * max_tokens */
     int64_t max_expert_rows; /* as in wb_infer_options; default 0 */
     /* Device bytes to keep what a forward leaves for its backward, beyond what one layer needs. The backward
-     * then computes fewer layers again, the last ones first whole, then without the mixer; the bits are the
-     * same. 0 (default): all but the last layer are computed again. */
+     * then computes fewer parts of layers again, mixers and feed-forward parts each by themselves: those are
+     * kept first whose forward is the most multiply-adds for each byte that it leaves, of one kind from the
+     * last layer down, as many as fit. A forward is counted as one sequence of max_tokens tokens. The bits
+     * are the same. A feed-forward part that one rank computes again all ranks do. 0 (default): all but the
+     * last layer are computed again. */
     uint64_t keep_bytes;
 } wb_train_options;
 

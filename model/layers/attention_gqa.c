@@ -126,6 +126,14 @@ static void layout(void *worker, wb_model *model, const wb_sizes *sizes, wb_aren
     wb_place_scratch(arena, model, &g->dv, other ? &other->dv : NULL, T, kv);
 }
 
+/* The four projections, and of each pair of positions, which are half of T * T, score and value. */
+static double work(const wb_config *config, const wb_sizes *sizes) {
+    const double T = (double)sizes->tokens, H = config->hidden_size,
+                 q = (double)config->n_heads * config->head_dim,
+                 kv = (double)config->n_kv_heads * config->head_dim;
+    return T * H * (2 * q + 2 * kv) + T * T * q;
+}
+
 static wb_matmul heads_projection(const wb_model *model, heads_spec spec, int64_t T, wb_rows x,
                                   const heads *h) {
     return wb_matmul_forward(T, x, wb_model_weight(model, spec.weight), stages_of(model, spec, h).projected);
@@ -285,6 +293,7 @@ const wb_layer_kind wb_layer_attention_gqa = {
     .declare = declare,
     .state = state_shape,
     .layout = layout,
+    .work = work,
     .forward = forward,
     .backward = backward,
 };

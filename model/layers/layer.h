@@ -147,6 +147,11 @@ struct wb_layer_kind {
      * allocates nothing. Called twice, with the same effect (wb_arena.h). */
     void (*layout)(void *worker, wb_model *model, const wb_sizes *sizes, wb_arena *arena);
 
+    /* Multiply-adds of a forward of sizes->tokens tokens, taken as one sequence whose choices are spread
+     * evenly over the ranks. By their number for each byte that a forward leaves it is decided which layers
+     * keep that for the backward (wb_block_keep). */
+    double (*work)(const wb_config *config, const wb_sizes *sizes);
+
     /* y[T,H] (=) from x[T,H], the normalised residual stream. A mixer without `state`: the batch is whole
      * sequences, row t of what would be state by position is token t, and what would be state by sequence
      * begins with zeros. A feed-forward part gets NULL. Collective. */
