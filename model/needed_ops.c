@@ -23,18 +23,24 @@ static const wb_op forward_ops[] = {
     WB_OP_moe_combine,
 };
 
+/* What training's forward calls besides. */
+static const wb_op logprob_ops[] = {WB_OP_logprob_forward};
+
 static const wb_op backward_ops[] = {
-    WB_OP_embed_backward,          WB_OP_scatter_rows,    WB_OP_rmsnorm_backward,
-    WB_OP_swiglu_backward,         WB_OP_bias_backward,   WB_OP_clamp_backward,
-    WB_OP_attention_backward,      WB_OP_gate_backward,   WB_OP_moe_combine_backward,
-    WB_OP_grouped_matmul_backward, WB_OP_logprob_forward, WB_OP_logprob_backward,
+    WB_OP_embed_backward,          WB_OP_scatter_rows,     WB_OP_rmsnorm_backward,
+    WB_OP_swiglu_backward,         WB_OP_bias_backward,    WB_OP_clamp_backward,
+    WB_OP_attention_backward,      WB_OP_gate_backward,    WB_OP_moe_combine_backward,
+    WB_OP_grouped_matmul_backward, WB_OP_logprob_backward,
 };
 
+#define REQUIRE(device, who, ops) wb_device_require(device, who, ops, sizeof(ops) / sizeof *(ops))
+
 wb_status wb_infer_check_device(const wb_device *device) {
-    return wb_device_require(device, "inference", forward_ops, sizeof forward_ops / sizeof forward_ops[0]);
+    return REQUIRE(device, "inference", forward_ops);
 }
 
-wb_status wb_train_check_device(const wb_device *device) {
-    WB_TRY(wb_device_require(device, "training", forward_ops, sizeof forward_ops / sizeof forward_ops[0]));
-    return wb_device_require(device, "training", backward_ops, sizeof backward_ops / sizeof backward_ops[0]);
+wb_status wb_train_check_device(const wb_device *device, bool backward) {
+    WB_TRY(REQUIRE(device, "training", forward_ops));
+    WB_TRY(REQUIRE(device, "training", logprob_ops));
+    return backward ? REQUIRE(device, "training", backward_ops) : WB_OK;
 }

@@ -72,7 +72,7 @@ wb_status wb_train_open(wb_model *model, const wb_train_options *options, wb_tra
     wb_train_options own;
     wb_train *train = NULL;
     WB_TRY(read_options(options, &own));
-    WB_TRY(wb_train_check_device(model->device));
+    WB_TRY(wb_train_check_device(model->device, !own.forward_only));
     WB_TRY(WB_NEW(train, 1, "training"));
     wb_status status = prepare_open(model, &own, train);
     if (status == WB_OK) status = wb_arena_open(&train->memory, layout, train);
