@@ -18,6 +18,9 @@
  *     instead of rounding: off by less than (K / 16 + 2) 2^-17 of the sum of the products' sizes. What it is
  *     added to, it is added to at the end, and a sum below 2^-126 may be 0
  *   - on CUDA swiglu of bf16 has a sigmoid that is off by 2^-20 of itself at most
+ *   - a product of f32 and bf16 is made in f32, which is slow on CUDA: so where activations are bf16 a model
+ *     rounds gradients of logits, the head's and the routers', once (cast) before the two products that they
+ *     enter. Training with bf16 weights then has no other mixed product
  *   - rmsnorm rounds y and dx, not the mean of the squares; swiglu its product, not silu(gate)
  *   - rope, add, bias and clamp round the new element; embed rounds y where the table is f32
  *   - attention rounds out after the division by the softmax's sum, no score and no probability; dq; and dk
@@ -559,8 +562,8 @@ typedef wb_status wb_sample_fn(wb_device *dev, int64_t B, int64_t V, const float
                                const wb_sample_params *params, const wb_sample_kept *kept, int32_t *tokens,
                                float *logprobs);
 
-/* *sum_out (host, done on return) = the sum of x[n]^2 in f64, in an order that depends on n alone. */
-typedef wb_status wb_sum_squares_fn(wb_device *dev, int64_t n, const float *x, double *sum_out);
+/* *sum (device) = the sum of x[n]^2 in f64, in an order that depends on n alone. */
+typedef wb_status wb_sum_squares_fn(wb_device *dev, int64_t n, wb_rows x, double *sum);
 
 typedef struct wb_adamw {
     /* weight_decay is decoupled: w -= lr * weight_decay * w */
@@ -571,9 +574,11 @@ typedef struct wb_adamw {
     uint64_t step;
 } wb_adamw;
 
-/* w, m, v [n] updated in place from g [n]. */
+/* w, m, v [n] updated in place from g [n]. rounded: bf16 [n] (=) the new w, or NULL where there is none: w is
+ * then the master of a weight that passes see in bf16. Rounding after every update and not the master itself
+ * keeps what an update adds below the resolution of bf16. */
 typedef wb_status wb_adamw_fn(wb_device *dev, int64_t n, const wb_adamw *hyper, const float *g, float *m,
-                              float *v, float *w);
+                              float *v, float *w, uint16_t *rounded);
 
 /* ---- memory of the ops --------------------------------------------------------------------------- */
 
@@ -590,8 +595,8 @@ typedef struct wb_op_sizes {
     /* E > 0 where experts are chosen; R, slots of all ranks, and groups of grouped_matmul */
     wb_router router;
     int32_t n_sources, n_slots, n_groups;
-    /* V; and the rows of a call of sample */
-    int64_t vocab_size, sampled;
+    /* V; the rows of a call of sample, and those of a gradient of V logits in a product */
+    int64_t vocab_size, sampled, head_rows;
     /* n of sum_squares */
     int64_t summed;
     /* of activations */

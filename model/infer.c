@@ -151,7 +151,7 @@ wb_status wb_infer_open(wb_model *model, const wb_infer_options *options, wb_inf
     WB_TRY(WB_NEW(infer, 1, "inference"));
     wb_status status = prepare_open(model, &own, infer);
     if (status == WB_OK) status = wb_arena_open(&infer->memory, layout, infer);
-    if (status == WB_OK) status = wb_reserve_ops(model, &infer->sizes, max_keys(infer));
+    if (status == WB_OK) status = wb_reserve_ops(model, &infer->sizes, max_keys(infer), 0);
     if (status != WB_OK) {
         wb_infer_close(infer);
         return status;

@@ -24,10 +24,19 @@ static const wb_op forward_ops[] = {
 };
 
 static const wb_op backward_ops[] = {
-    WB_OP_embed_backward,          WB_OP_scatter_rows,    WB_OP_rmsnorm_backward,
-    WB_OP_swiglu_backward,         WB_OP_bias_backward,   WB_OP_clamp_backward,
-    WB_OP_attention_backward,      WB_OP_gate_backward,   WB_OP_moe_combine_backward,
-    WB_OP_grouped_matmul_backward, WB_OP_logprob_forward, WB_OP_logprob_backward,
+    WB_OP_embed_backward,
+    WB_OP_scatter_rows,
+    WB_OP_rmsnorm_backward,
+    WB_OP_swiglu_backward,
+    WB_OP_bias_backward,
+    WB_OP_clamp_backward,
+    WB_OP_attention_backward,
+    WB_OP_gate_backward,
+    WB_OP_moe_combine_backward,
+    WB_OP_grouped_matmul_backward,
+    WB_OP_logprob_forward,
+    WB_OP_logprob_backward,
+    WB_OP_cast,
 };
 
 wb_status wb_infer_check_device(const wb_device *device) {

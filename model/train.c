@@ -59,9 +59,6 @@ static wb_status prepare_open(wb_model *model, const wb_train_options *o, wb_tra
     train->n_whole_everywhere = -1;
     train->forward_only = o->forward_only;
     train->memory.device = model->device;
-    if (model->dtype != WB_F32)
-        return wb_fail(WB_INVALID_ARGUMENT, "training: expected a model of f32 weights, found %s",
-                       wb_dtype_name(model->dtype));
     WB_TRY(wb_block_sizes(model, o->max_tokens, o->max_expert_rows, !o->forward_only, &train->sizes));
     WB_TRY(wb_block_open(model, &train->memory.host, &train->block));
     if (o->forward_only) return WB_OK;
@@ -77,7 +74,8 @@ wb_status wb_train_open(wb_model *model, const wb_train_options *options, wb_tra
     WB_TRY(WB_NEW(train, 1, "training"));
     wb_status status = prepare_open(model, &own, train);
     if (status == WB_OK) status = wb_arena_open(&train->memory, layout, train);
-    if (status == WB_OK) status = wb_reserve_ops(model, &train->sizes, train->sizes.tokens);
+    if (status == WB_OK)
+        status = wb_reserve_ops(model, &train->sizes, train->sizes.tokens, wb_train_chunk_rows(train));
     if (status == WB_OK && !own.forward_only) status = wb_train_open_parts(train);
     if (status == WB_OK && !own.forward_only) status = wb_train_zero_grads(train);
     if (status != WB_OK) {

@@ -97,7 +97,8 @@ typedef struct wb_model_options {
     wb_dtype dtype;    /* of matrices: WB_F32 (default) or WB_BF16. Vectors (norms, biases) are always f32 */
     /* Of activations, their gradients and, in inference, keys and values: WB_F32 (default), or WB_BF16, which
      * is half the memory and rounds what each step of a layer writes (wb_kernels.h, Numbers). Router logits,
-     * gate weights, logits, log-probabilities and gradients of weights are f32 either way. */
+     * gate weights, logits, log-probabilities and gradients of weights are f32 either way; gradients of
+     * logits, the router's too, are rounded where they enter products. */
     wb_dtype activations;
     /* Which expert each slot holds, layer by MoE layer; the same on every rank, read during the call and not
      * kept. A dead rank has no experts and its slots stay empty: it feeds sequences of its own like any
@@ -377,7 +378,7 @@ static inline wb_train_options wb_train_options_default(void) {
     return options;
 }
 
-/* Workspace and, unless forward_only, gradients (f32, zero) over a `model` of f32 matrices and activations of
+/* Workspace and, unless forward_only, gradients (f32, zero) over a `model` of matrices and activations of
  * either dtype, which it borrows. options NULL: the defaults. UNSUPPORTED names the op that the model's
  * device lacks. */
 WB_API wb_status wb_train_open(wb_model *model, const wb_train_options *options, wb_train **train_out);
@@ -439,10 +440,11 @@ WB_API wb_status wb_train_reduce_grads(wb_train *train);
 WB_API wb_status wb_train_zero_grads(wb_train *train);
 
 /* How an optimizer updates elements [first, first + n) of tensor i of the registry, of an expert whose home
- * this rank is (wb_home_rank): weight, device f32 [n], in and out, by gradient, device f32 [n]. A tensor may
- * come in several calls, each element in one; the addresses are good for the call alone. */
+ * this rank is (wb_home_rank): weight [n], in and out, of the model's dtype, by gradient, device f32 [n]. A
+ * tensor may come in several calls, each element in one; the addresses are good for the call alone. Who
+ * trains weights of bf16 has their masters in f32, by tensor i, on the home rank. */
 typedef wb_status wb_update_fn(void *ctx, int32_t i, int64_t first, int64_t n, const float *gradient,
-                               float *weight);
+                               wb_rows weight);
 
 /* Updates all experts, after the gradients were reduced: `update` is called on the home rank of each, with
  * the weight and the gradient of its lead replica, and the outcome goes to every slot that `next` gives the

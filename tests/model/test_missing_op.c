@@ -21,7 +21,7 @@ typedef struct rig {
     wb_model *model;
 } rig;
 
-static rig rig_open(variant v) {
+static rig rig_open(variant v, wb_dtype dtype) {
     rig r;
     const wb_config config = variant_config(v);
     MUST(wb_device_open_cpu(1, &r.device));
@@ -29,6 +29,7 @@ static rig rig_open(variant v) {
     wb_model_options options = wb_model_options_default();
     options.device = r.device;
     options.comm = r.comm;
+    options.dtype = options.activations = dtype;
     MUST(wb_model_create(&config, 7, 0.25F, &options, &r.model));
     return r;
 }
@@ -92,8 +93,8 @@ static void train_pass_of(const rig *r) {
 
 static void check(const char *who, wb_status (*open)(void *model), void (*pass)(const rig *r)) {
     static const variant with_every_step[] = {VARIANT_QWEN3, VARIANT_OLMOE_CLIP};
-    for (int i = 0; i < 2; i++) {
-        rig r = rig_open(with_every_step[i]);
+    for (int i = 0; i < 4; i++) {
+        rig r = rig_open(with_every_step[i / 2], i % 2 == 0 ? WB_F32 : WB_BF16);
         bool needed[WB_OP_COUNT];
         missing_op_try_all(r.device, who, open, r.model, needed);
         assert_true(needed[WB_OP_matmul] && needed[WB_OP_topk] && !needed[WB_OP_sample]);
