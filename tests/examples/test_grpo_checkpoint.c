@@ -1,6 +1,6 @@
 /* test_grpo_checkpoint.c - a save of waybill-grpo takes no more host memory than a chunk, however large the
- * optimizer's state is, and what it wrote is read back, on other numbers of ranks and under other placements
- * too. */
+ * optimizer's state is, and what it wrote is read back, masters of bf16 weights among it, on other numbers of
+ * ranks and under other placements too. */
 #include "model/placed_model.h"
 
 #include "../../examples/grpo/checkpoint.c" /* last: their types have names that are local above */
@@ -115,7 +115,7 @@ static void trainer_close(trainer *t) {
     wb_model_close(t->model);
 }
 
-/* Element j of tensor i's first moment, whoever has it. */
+/* Element j of tensor i's first moment, whoever has it; its master has a bit more. */
 static float moment_of(int32_t i, int64_t j) {
     return (float)(7 * i + 1) + (float)j / 1024;
 }
@@ -123,6 +123,10 @@ static float moment_of(int32_t i, int64_t j) {
 static optimizer_part part_here(const rank *r, const trainer *t, int32_t i) {
     const wb_tensor tensor = wb_model_tensor(t->model, i);
     return optimizer_part_of(wb_model_config(t->model), &tensor, r->number, r->of);
+}
+
+static bool is_rounded(const trainer *t, int32_t i) {
+    return wb_model_tensor(t->model, i).dtype == WB_BF16;
 }
 
 static void save_parts(rank *r) {
@@ -133,6 +137,7 @@ static void save_parts(rank *r) {
         for (int64_t j = 0; j < part.n; j++) {
             ((float *)t.opt.m[i].data)[j] = moment_of(i, part.first + j);
             ((float *)t.opt.v[i].data)[j] = -moment_of(i, part.first + j);
+            if (is_rounded(&t, i)) ((float *)t.opt.master[i].data)[j] = 0.5F + moment_of(i, part.first + j);
         }
     }
     MUST(checkpoint_save(&t));
@@ -159,6 +164,8 @@ static void load_parts(rank *r) {
         for (int64_t j = 0; j < part.n; j++) {
             EXPECT(((float *)t.opt.m[i].data)[j] == moment_of(i, part.first + j));
             EXPECT(((float *)t.opt.v[i].data)[j] == -moment_of(i, part.first + j));
+            if (is_rounded(&t, i))
+                EXPECT(((float *)t.opt.master[i].data)[j] == 0.5F + moment_of(i, part.first + j));
         }
     }
     free(dir);
@@ -169,12 +176,15 @@ static void load_parts(rank *r) {
 static void test_a_checkpoint_comes_back_wherever_experts_are(void **unused) {
     (void)unused;
     static const int ranks[][2] = {{1, 3}, {3, 1}, {2, 3}, {4, 2}, {3, 4}, {2, 2}};
-    for (size_t i = 0; i < sizeof ranks / sizeof ranks[0]; i++) {
+    for (size_t i = 0; i < 2 * sizeof ranks / sizeof ranks[0]; i++) {
+        const int *of = ranks[i / 2];
         const temp_path out = temp_dir();
-        on_ranks(ranks[i][0], base_seed + i, save_parts, NULL, out.text);
-        on_ranks(ranks[i][1], base_seed + 100 + i, load_parts, NULL, out.text);
+        fixture_dtype = fixture_activations = i % 2 == 0 ? WB_F32 : WB_BF16;
+        on_ranks(of[0], base_seed + i, save_parts, NULL, out.text);
+        on_ranks(of[1], base_seed + 100 + i, load_parts, NULL, out.text);
         temp_remove(out);
     }
+    fixture_dtype = fixture_activations = WB_F32;
 }
 
 int main(int argc, char **argv) {
