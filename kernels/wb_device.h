@@ -39,6 +39,7 @@ extern "C" {
     X(embed_backward)          \
     X(rmsnorm_forward)         \
     X(rmsnorm_backward)        \
+    X(add_rmsnorm)             \
     X(rope)                    \
     X(gather_rows)             \
     X(scatter_rows)            \
@@ -52,6 +53,7 @@ extern "C" {
     X(cast)                    \
     X(attention_forward)       \
     X(attention_backward)      \
+    X(attention_prepare)       \
     X(kv_write)                \
     X(topk)                    \
     X(gate_forward)            \

@@ -19,7 +19,8 @@
  *     added to, it is added to at the end, and a sum below 2^-126 may be 0
  *   - on CUDA swiglu of bf16 has a sigmoid that is off by 2^-20 of itself at most
  *   - rmsnorm rounds y and dx, not the mean of the squares; swiglu its product, not silu(gate)
- *   - rope, add, bias and clamp round the new element; embed rounds y where the table is f32
+ *   - rope, add, bias and clamp round the new element, and an op that makes several such steps at once rounds
+ *     behind each of them; embed rounds y where the table is f32
  *   - attention rounds out after the division by the softmax's sum, no score and no probability; dq; and dk
  *     and dv after the sum over all queries of the call, which the widened dk and dv begin
  *   - moe_combine rounds y after the last choice, its backward each element of drows
@@ -38,12 +39,10 @@
  * nevertheless is said at the op. None is collective.
  *
  * Errors: ops check what is cheap (dtype, K <= E) and return INVALID_ARGUMENT; shapes are the caller's
- * promise. T = 0 is valid everywhere. An id that is no expert's, a token that the table does not have, or a logit that is not to be
- * sampled from, is
- * INVALID_ARGUMENT with op, row and what was found: on the CPU from the op; on CUDA, where the op has
- * returned, from the next download, or the next wait for one, which is then the first that such an op came
- * before. On CUDA, a fault of
- * a kernel itself shows there too, as DEVICE.
+ * promise. T = 0 is valid everywhere. An id that is no expert's, a token that the table does not have, or
+ * logits that cannot be sampled from, are INVALID_ARGUMENT with op, row and what was found: on the CPU from
+ * the op; on CUDA, where the op has returned, from the next download, or the next wait for one, which is then
+ * the first that such an op came before. On CUDA, a fault of a kernel itself shows there too, as DEVICE.
  */
 #ifndef WB_KERNELS_H
 #define WB_KERNELS_H
@@ -253,6 +252,11 @@ typedef wb_status wb_rmsnorm_forward_fn(wb_device *dev, int64_t n, int64_t width
 typedef wb_status wb_rmsnorm_backward_fn(wb_device *dev, int64_t n, int64_t width, wb_rows x, const float *w,
                                          float eps, wb_rows dy, wb_rows dx, float *dw);
 
+/* y[n,width] += x[n,width], then normed = rmsnorm_forward of y as it was written: the residual stream, and
+ * what the next part of a layer gets of it. */
+typedef wb_status wb_add_rmsnorm_fn(wb_device *dev, int64_t n, int64_t width, wb_rows x, wb_rows y,
+                                    const float *w, float eps, wb_rows normed);
+
 /* Rotary embedding of x[T, n_heads, head_dim] in place, pairs (i, i + rot_dim/2) of the first rot_dim
  * dimensions. cos_table, sin_table: device [positions, rot_dim / 2]; pos: device [T]. `inverse` rotates back:
  * the backward. */
@@ -322,6 +326,32 @@ typedef wb_status wb_attention_backward_fn(wb_device *dev, const wb_attention *a
  * nothing is written. */
 typedef wb_status wb_kv_write_fn(wb_device *dev, int64_t T, int64_t width, wb_rows x, const int64_t *rows,
                                  wb_rows cache);
+
+/* From the projections of T tokens to what attention reads, in place: q and k are normed, clamped and
+ * rotated, v is clamped, and the keys and values go into the pool. */
+typedef struct wb_attention_inputs {
+    int64_t T;
+    int32_t n_heads, n_kv_heads, head_dim, rot_dim;
+    /* [T, n_heads * head_dim], and twice [T, n_kv_heads * head_dim] */
+    wb_rows q, k, v;
+    /* device [head_dim], or where a token's row is normed as a whole as wide as that; both NULL: no norm */
+    const float *q_norm, *k_norm;
+    bool norm_whole;
+    float eps;
+    /* the limit of the clamp; 0: none */
+    float clip;
+    /* as of wb_rope_fn */
+    const int32_t *pos;
+    const float *cos_table, *sin_table;
+    /* device [T] row of each token in the pool, -1: of padding, nothing is written; or NULL: there is none */
+    const int64_t *rows;
+    /* [pool rows, n_kv_heads * head_dim], of k's dtype, or bf16 */
+    wb_rows k_cache, v_cache;
+} wb_attention_inputs;
+
+/* The bits of rmsnorm_forward, clamp, rope and kv_write one after the other, each of which rounds what it
+ * writes. */
+typedef wb_status wb_attention_prepare_fn(wb_device *dev, const wb_attention_inputs *args);
 
 /* ---- routing ------------------------------------------------------------------------------------- */
 

@@ -7,14 +7,13 @@ static const wb_op forward_ops[] = {
     WB_MEMORY_OPS(WB_OP_NUMBER) WB_OP_matmul,
     WB_OP_embed_forward,
     WB_OP_rmsnorm_forward,
-    WB_OP_rope,
+    WB_OP_add_rmsnorm,
     WB_OP_gather_rows,
     WB_OP_swiglu_forward,
     WB_OP_add,
     WB_OP_bias_forward,
-    WB_OP_clamp,
+    WB_OP_attention_prepare,
     WB_OP_attention_forward,
-    WB_OP_kv_write,
     WB_OP_topk,
     WB_OP_gate_forward,
     WB_OP_moe_plan,
@@ -23,11 +22,22 @@ static const wb_op forward_ops[] = {
     WB_OP_moe_combine,
 };
 
+/* A forward that keeps its steps, and the backward. */
 static const wb_op backward_ops[] = {
-    WB_OP_embed_backward,          WB_OP_scatter_rows,    WB_OP_rmsnorm_backward,
-    WB_OP_swiglu_backward,         WB_OP_bias_backward,   WB_OP_clamp_backward,
-    WB_OP_attention_backward,      WB_OP_gate_backward,   WB_OP_moe_combine_backward,
-    WB_OP_grouped_matmul_backward, WB_OP_logprob_forward, WB_OP_logprob_backward,
+    WB_OP_rope,
+    WB_OP_clamp,
+    WB_OP_embed_backward,
+    WB_OP_scatter_rows,
+    WB_OP_rmsnorm_backward,
+    WB_OP_swiglu_backward,
+    WB_OP_bias_backward,
+    WB_OP_clamp_backward,
+    WB_OP_attention_backward,
+    WB_OP_gate_backward,
+    WB_OP_moe_combine_backward,
+    WB_OP_grouped_matmul_backward,
+    WB_OP_logprob_forward,
+    WB_OP_logprob_backward,
 };
 
 wb_status wb_infer_check_device(const wb_device *device) {

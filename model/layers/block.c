@@ -123,6 +123,8 @@ void wb_block_layout(wb_block *block, const wb_sizes *sizes, wb_arena *arena) {
     wb_model *model = block->model;
     wb_kept *mixer = &block->shared[WB_MIXER], *feed_forward = &block->shared[WB_FEED_FORWARD];
     const int64_t T = sizes->tokens, H = model->config.hidden_size;
+    block->runs_ahead = !sizes->backward;
+    block->ready = -1;
     wb_arena_part(arena, "activations");
     wb_place_activations(arena, model, &mixer->input, T, H);
     wb_place_activations(arena, model, &mixer->mid, T, H);
@@ -145,27 +147,45 @@ void wb_block_layout(wb_block *block, const wb_sizes *sizes, wb_arena *arena) {
 
 /* ---- parts ----------------------------------------------------------------------------------- */
 
-static wb_status norm_forward(wb_block *block, int32_t norm, int64_t T, wb_rows x, wb_rows y) {
-    const wb_model *model = block->model;
-    return model->device->rmsnorm_forward(model->device, T, model->config.hidden_size, x,
-                                          wb_model_vector(model, norm), model->config.norm_eps, y);
+/* A part as the one before it sees it. */
+typedef struct next_part {
+    int32_t norm;
+    wb_rows input;
+} next_part;
+
+/* Its input is about to be written: what its latest forward had kept is gone. */
+static next_part next_of(wb_block *block, int32_t l, int which) {
+    const wb_layer *layer = &block->model->layers[l];
+    kept_of(block, l, which)->layer = -1;
+    return (next_part){which == WB_MIXER ? layer->mixer_norm : layer->feed_forward_norm,
+                       wb_activations(block->model, &kept_of(block, l, which)->input)};
 }
 
-/* y (=) x + part(norm(x)) */
+/* The input of a part from x[T,H], where no part before it left it. */
+static wb_status norm_forward(wb_block *block, int32_t l, int which, int64_t T, wb_rows x) {
+    const wb_model *model = block->model;
+    const next_part part = next_of(block, l, which);
+    return model->device->rmsnorm_forward(model->device, T, model->config.hidden_size, x,
+                                          wb_model_vector(model, part.norm), model->config.norm_eps,
+                                          part.input);
+}
+
+/* y (=) x + part(input), where `input` is there: norm(x). Then next (=) norm(y), the input of the part behind
+ * it; next NULL: there is none. */
 static wb_status part_forward(wb_block *block, int32_t l, int which, const wb_pass *pass,
-                              const wb_state *state, wb_rows x, wb_rows y) {
+                              const wb_state *state, wb_rows x, wb_rows y, const next_part *next) {
     const wb_model *model = block->model;
     wb_device *dev = model->device;
-    const wb_layer *layer = &model->layers[l];
     const wb_part *part = part_of(block, l, which);
     wb_kept *kept = kept_of(block, l, which);
+    const int64_t T = pass->T, H = model->config.hidden_size;
     const wb_rows input = wb_activations(model, &kept->input);
-    const int32_t norm = which == WB_MIXER ? layer->mixer_norm : layer->feed_forward_norm;
     kept->layer = -1;
-    WB_TRY(norm_forward(block, norm, pass->T, x, input));
     WB_TRY(part->kind->forward(worker_of(block, l, which), part->weights, pass, state, input, y));
     kept->layer = l;
-    return dev->add(dev, pass->T * model->config.hidden_size, x, y);
+    if (!next) return dev->add(dev, T * H, x, y);
+    return dev->add_rmsnorm(dev, T, H, x, y, wb_model_vector(model, next->norm), model->config.norm_eps,
+                            next->input);
 }
 
 /* dx (=) the gradient of x, from that of y = x + part(norm(x)). */
@@ -193,20 +213,39 @@ static wb_rows mid_of(wb_block *block, int32_t l) {
     return wb_activations(block->model, &kept_of(block, l, WB_MIXER)->mid);
 }
 
+static wb_status mixer_forward(wb_block *block, int32_t l, const wb_pass *pass, const wb_state *state,
+                               wb_rows x, wb_rows mid) {
+    const next_part next = next_of(block, l, WB_FEED_FORWARD);
+    return part_forward(block, l, WB_MIXER, pass, state, x, mid, &next);
+}
+
 static wb_status layer_forward(wb_block *block, int32_t l, const wb_pass *pass, const wb_state *state,
                                wb_rows x, wb_rows y) {
     const wb_rows mid = mid_of(block, l);
-    WB_TRY(part_forward(block, l, WB_MIXER, pass, state, x, mid));
-    return part_forward(block, l, WB_FEED_FORWARD, pass, NULL, mid, y);
+    const bool leads_on = block->runs_ahead && l + 1 < block->model->config.n_layers;
+    if (l == 0 || block->ready != l) WB_TRY(norm_forward(block, l, WB_MIXER, pass->T, x));
+    block->ready = -1;
+    WB_TRY(mixer_forward(block, l, pass, state, x, mid));
+    if (!leads_on) return part_forward(block, l, WB_FEED_FORWARD, pass, NULL, mid, y, NULL);
+    const next_part next = next_of(block, l + 1, WB_MIXER);
+    WB_TRY(part_forward(block, l, WB_FEED_FORWARD, pass, NULL, mid, y, &next));
+    block->ready = l + 1;
+    return WB_OK;
 }
 
 static wb_status layer_recompute(wb_block *block, int32_t l, int32_t n_whole_everywhere, const wb_pass *pass,
                                  wb_rows x, wb_rows y) {
     const wb_rows mid = mid_of(block, l);
-    if (kept_of(block, l, WB_MIXER)->layer != l) WB_TRY(part_forward(block, l, WB_MIXER, pass, NULL, x, mid));
+    const bool mixes = kept_of(block, l, WB_MIXER)->layer != l;
     /* Ranks with more memory keep more; a part that exchanges rows is computed again by all or none. */
-    if (l + n_whole_everywhere + 1 >= block->model->config.n_layers) return WB_OK;
-    return part_forward(block, l, WB_FEED_FORWARD, pass, NULL, mid, y);
+    const bool feeds = l + n_whole_everywhere + 1 < block->model->config.n_layers;
+    if (mixes) {
+        WB_TRY(norm_forward(block, l, WB_MIXER, pass->T, x));
+        WB_TRY(mixer_forward(block, l, pass, NULL, x, mid));
+    }
+    if (!feeds) return WB_OK;
+    if (!mixes) WB_TRY(norm_forward(block, l, WB_FEED_FORWARD, pass->T, mid));
+    return part_forward(block, l, WB_FEED_FORWARD, pass, NULL, mid, y, NULL);
 }
 
 static wb_status layer_backward(wb_block *block, int32_t l, const wb_pass *pass, wb_rows x,

@@ -26,6 +26,8 @@ typedef struct wb_block {
     wb_kept shared[WB_N_PARTS]; /* by all parts that are not kept; the workers are those of the kinds */
     wb_kept *own[WB_N_PARTS];   /* [n_layers]; worker NULL: the layer's part is not kept */
     int32_t n_whole;            /* the last n_whole layers keep both parts */
+    bool runs_ahead;            /* a layer leaves the next one's mixer its input: without backwards */
+    int32_t ready;              /* the layer whose mixer has its input; -1: none */
 
     wb_buffer dmid, dnorm; /* [T, H] */
 } wb_block;

@@ -60,6 +60,19 @@ static void run_rows(const trial *t) {
     assert_ok(dev->rope(dev, T, t->most.n_heads, t->most.head_dim, t->most.head_dim / 2 * 2, index, table,
                         table, false, q));
     assert_ok(dev->add(dev, T * H, x, y));
+    assert_ok(dev->add_rmsnorm(dev, T, H, x, y, vector, 1e-6f, rows_of(t, T, H)));
+    const wb_attention_inputs inputs = {.T = T,
+                                        .n_heads = t->most.n_heads,
+                                        .n_kv_heads = t->most.n_kv_heads,
+                                        .head_dim = t->most.head_dim,
+                                        .rot_dim = t->most.head_dim / 2 * 2,
+                                        .q = q,
+                                        .k = rows_of(t, T, t->kv),
+                                        .v = rows_of(t, T, t->kv),
+                                        .pos = index,
+                                        .cos_table = table,
+                                        .sin_table = table};
+    assert_ok(dev->attention_prepare(dev, &inputs));
     assert_ok(dev->clamp(dev, T * t->q, 1, q));
     BACKWARD(t, dev->clamp_backward(dev, T * t->q, 1, q, q));
     assert_ok(dev->bias_forward(dev, T, t->q, vector, q));
