@@ -94,6 +94,19 @@ struct wb_device {
      * PEER, once. Of any thread. NULL where nothing lies on a stream. */
     void (*lose)(wb_device *dev, const char *why);
 
+    /* What ops between begin and end would do is not done but becomes a graph, which a launch does, as often
+     * as it is launched, with the arguments that the ops had: addresses and sizes are those of the capture,
+     * what lies at the addresses is that of the launch. Between begin and end nothing is waited for,
+     * allocated or copied between host and device. end, which also follows an op that failed, gives the graph
+     * or, where it fails, none. Owner: the caller, until free, which waits for the stream and for which NULL
+     * is a no-op. All NULL: a device without graphs. */
+    wb_status (*graph_begin)(wb_device *dev);
+    wb_status (*graph_end)(wb_device *dev, void **graph_out);
+    wb_status (*graph_launch)(wb_device *dev, void *graph);
+    void (*graph_free)(wb_device *dev, void *graph);
+    /* Grows when memory that ops have of their own has moved: graphs from before are of no use. */
+    uint64_t scratch_moves;
+
 #define WB_OP_FIELD(op) wb_##op##_fn *op;
     WB_OPS(WB_OP_FIELD)
 #undef WB_OP_FIELD

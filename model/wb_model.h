@@ -342,6 +342,11 @@ typedef struct wb_infer_batch {
     const int32_t *logit_rows; /* [n_logits] indices t whose logits are wanted */
 } wb_infer_batch;
 
+/* The tokens that a step of T, at most max_tokens, is best padded to: where a step is made as a graph of the
+ * device (CUDA, one rank, no directions, natives, used experts or plan asked for), steps of one size share
+ * it, after the first. Elsewhere T. */
+WB_API int64_t wb_infer_padded(const wb_infer *infer, int64_t T);
+
 /* Feeds the batch; *logits_out: device [n_logits, V], valid until the next call. A failure after the last
  * exchange, in the head, is this rank's alone: the caller agrees on it with the others. Collective. */
 WB_API wb_status wb_infer_forward(wb_infer *infer, const wb_infer_batch *batch, const wb_routing *routing,

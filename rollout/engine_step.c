@@ -22,8 +22,9 @@ static wb_status schedule(wb_engine *engine, const uint8_t **direction_out) {
 }
 
 static wb_status forward(wb_engine *engine, const uint8_t *direction, const float **logits_out) {
-    const wb_step_batch *batch = &engine->scheduler.batch;
-    const wb_infer_batch infer = {.T = batch->n_tokens,
+    wb_step_batch *batch = &engine->scheduler.batch;
+    wb_step_batch_pad(batch, direction ? batch->n_tokens : wb_infer_padded(engine->infer, batch->n_tokens));
+    const wb_infer_batch infer = {.T = batch->n_rows,
                                   .tokens = batch->tokens,
                                   .pos = batch->pos,
                                   .seq = batch->seq,
@@ -42,7 +43,7 @@ static wb_status forward(wb_engine *engine, const uint8_t *direction, const floa
 static wb_status sample_and_start(wb_engine *engine, const float *logits) {
     const wb_step_batch *batch = &engine->scheduler.batch;
     size_t n_kept = 0;
-    wb_step_results_begin(&engine->results, (size_t)batch->n_tokens);
+    wb_step_results_begin(&engine->results, (size_t)batch->n_rows);
     WB_TRY(wb_sample_step(&engine->sampler, batch, logits, &engine->results, &n_kept));
     return wb_step_results_start(&engine->results, n_kept);
 }

@@ -16,7 +16,7 @@ wb_status wb_step_batch_open(wb_owner *owner, size_t max_tokens, size_t max_entr
 }
 
 void wb_step_batch_clear(wb_step_batch *batch) {
-    batch->n_tokens = batch->n_sampled = 0;
+    batch->n_tokens = batch->n_rows = batch->n_sampled = 0;
     batch->n_entries = batch->max_blocks = 0;
 }
 
@@ -35,6 +35,14 @@ void wb_step_batch_add(wb_step_batch *batch, wb_sched_entry *entry) {
     if (!wb_sched_samples(entry)) return;
     batch->sampled[batch->n_sampled] = entry;
     batch->logit_rows[batch->n_sampled++] = (int32_t)batch->n_tokens - 1;
+}
+
+void wb_step_batch_pad(wb_step_batch *batch, int64_t n) {
+    for (int64_t t = batch->n_tokens; t < n; t++) {
+        batch->tokens[t] = batch->pos[t] = 0;
+        batch->seq[t] = -1;
+    }
+    batch->n_rows = n;
 }
 
 void wb_step_batch_fill_held(wb_step_batch *batch) {

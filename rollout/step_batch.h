@@ -8,7 +8,8 @@
 /* The planned tokens of the entries of one step. Host arrays, made at open for the largest step. */
 typedef struct wb_step_batch {
     int64_t n_tokens;
-    int32_t *tokens, *pos, *seq; /* [n_tokens] token id, absolute position, row of `entries` */
+    int64_t n_rows;              /* n_tokens, and padding */
+    int32_t *tokens, *pos, *seq; /* [n_rows] token id, absolute position, row of `entries` */
     int32_t n_entries;
     wb_sched_entry **entries; /* [n_entries] in order of arrival */
     int32_t max_blocks;       /* of an entry of this step */
@@ -23,6 +24,9 @@ wb_status wb_step_batch_open(wb_owner *owner, size_t max_tokens, size_t max_entr
                              wb_step_batch *batch);
 void wb_step_batch_clear(wb_step_batch *batch);
 void wb_step_batch_add(wb_step_batch *batch, wb_sched_entry *entry);
+
+/* Rows of padding (wb_infer_batch) behind the tokens, up to n, which the largest step holds. */
+void wb_step_batch_pad(wb_step_batch *batch, int64_t n);
 
 /* Fills `blocks` and `states`, once all entries have been added. */
 void wb_step_batch_fill_held(wb_step_batch *batch);

@@ -248,6 +248,15 @@ static wb_status open_counters(wb_cuda_device *cuda) {
     return cuda_zero(&cuda->base, counters, bytes);
 }
 
+/* What lies on CUDA's default stream cannot be captured. */
+static void set_graphs(wb_device *dev) {
+    if (dev->stream == (void *)cudaStreamLegacy) return;
+    dev->graph_begin = wb_cuda_graph_begin;
+    dev->graph_end = wb_cuda_graph_end;
+    dev->graph_launch = wb_cuda_graph_launch;
+    dev->graph_free = wb_cuda_graph_free;
+}
+
 /* A stream, unless the caller has one, and the word for faults. What was made when it fails, cuda_close
  * frees. */
 static wb_status open_parts(wb_cuda_device *cuda, void *stream) {
@@ -257,6 +266,7 @@ static wb_status open_parts(wb_cuda_device *cuda, void *stream) {
     if (!stream) WB_TRY(wb_cuda_check(cudaStreamCreateWithFlags(&own, cudaStreamNonBlocking), "open"));
     cuda->owns_stream = !stream;
     dev->stream = stream ? stream : own;
+    set_graphs(dev);
     WB_TRY(wb_cuda_check(cudaHostAlloc(&fault, sizeof *cuda->fault, cudaHostAllocMapped), "open"));
     cuda->fault = (wb_fault *)fault;
     *cuda->fault = wb_fault();

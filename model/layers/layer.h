@@ -36,7 +36,8 @@ typedef struct wb_pass {
     const int64_t *state_rows; /* [T] row of each token in the tables of states, -1: padding; or NULL */
     int64_t n_runs;
     const wb_sequence_run *runs; /* [n_runs] of the sequences, in ascending order; padding at the end is in
-                                  * none. In training each begins at position 0 */
+                                  * none, and behind the others some may be empty, of no sequence. In
+                                  * training each begins at position 0 */
     const wb_routing *routing;   /* who chooses the experts of each row */
     const wb_row_run *padding;   /* host [n_padding] rows that are no tokens: their choices weigh nothing */
     int64_t n_padding;

@@ -225,6 +225,30 @@ static void test_a_copy_is_waited_for_later(wb_device *cuda) {
     printf("a copy that is waited for later: ok\n");
 }
 
+/* What is captured is done at a launch, each time with what lies at the addresses then. */
+static void test_a_graph_reads_at_its_launch(wb_device *cuda) {
+    uint8_t host[BYTES], back[BYTES], *from = device_memory(cuda, BYTES), *to = device_memory(cuda, BYTES);
+    void *handle = NULL;
+    must(cuda->zero(cuda, to, BYTES), "zero");
+    must(cuda->graph_begin(cuda), "graph_begin");
+    must(cuda->copy(cuda, to, from, BYTES), "copy");
+    must(cuda->graph_end(cuda, &handle), "graph_end");
+    must(wb_device_download(cuda, back, to, BYTES), "download");
+    expect_bytes(back, 0, "a capture does nothing");
+    for (int value = 1; value < 4; value++) {
+        memset(host, value, BYTES);
+        must(wb_device_upload(cuda, from, host, BYTES), "upload");
+        must(cuda->graph_launch(cuda, handle), "graph_launch");
+        must(wb_device_download(cuda, back, to, BYTES), "download");
+        expect_bytes(back, (uint8_t)value, "a launch");
+    }
+    cuda->graph_free(cuda, handle);
+    cuda->graph_free(cuda, NULL);
+    wb_device_free(cuda, from);
+    wb_device_free(cuda, to);
+    printf("a graph: ok\n");
+}
+
 /* ---- what is lost --------------------------------------------------------------------------------- */
 
 /* What others should have put on the stream did not come: the next call that waits says so, once. */
@@ -302,6 +326,7 @@ int main(int argc, char **argv) {
     test_ops_follow_the_callers_work(cpu, cuda, stream);
     test_upload_is_done_with_pinned_memory(cuda, stream);
     test_a_copy_is_waited_for_later(cuda);
+    test_a_graph_reads_at_its_launch(cuda);
     test_host_memory_is_pinned(cuda);
     test_a_lost_stream_is_told(cuda);
     test_close_leaves_a_borrowed_stream(stream);
