@@ -12,7 +12,7 @@
 
 /* ---- open and close ------------------------------------------------------------------------------ */
 
-WB_OPTIONS_END(wb_engine_options, rebalance);
+WB_OPTIONS_END(wb_engine_options, reserved);
 static const wb_engine_options defaults = {.size = sizeof(wb_engine_options),
                                            .n_blocks = 1024,
                                            .block_size = 16,
@@ -37,6 +37,7 @@ static wb_infer_options infer_options(const wb_engine_options *options) {
 }
 
 static wb_status check_options(const wb_engine_options *options) {
+    WB_TRY(wb_options_check_reserved(options->reserved, sizeof options->reserved, "engine"));
     const struct {
         const char *name;
         int32_t value;
@@ -60,8 +61,14 @@ static wb_status open_parts(wb_engine *engine, const wb_engine_options *options)
                                          .n_blocks = options->n_blocks,
                                          .block_size = options->block_size};
     wb_scheduler *scheduler = &engine->scheduler;
-    WB_TRY(wb_scheduler_open(scheduler, options->n_blocks, options->block_size, options->max_batch_tokens,
-                             options->max_running, config->max_positions));
+    const wb_scheduler_sizes sizes = {.n_blocks = options->n_blocks,
+                                      .block_size = options->block_size,
+                                      .max_batch_tokens = options->max_batch_tokens,
+                                      .max_running = options->max_running,
+                                      .max_positions = config->max_positions,
+                                      .prefix_cache = options->prefix_cache,
+                                      .row_bytes = wb_route_row_bytes(route_model)};
+    WB_TRY(wb_scheduler_open(scheduler, &sizes));
     const size_t max_sampled = (size_t)scheduler->max_entries;
     WB_TRY(wb_sampler_open(&engine->workspace, config->vocab_size, max_sampled, &engine->sampler));
     WB_TRY(wb_step_results_open(&engine->workspace, (size_t)options->max_batch_tokens, max_sampled,
@@ -74,7 +81,15 @@ static wb_status open_parts(wb_engine *engine, const wb_engine_options *options)
     WB_TRY(wb_weights_digest(engine->model, &engine->weights_digest));
     engine->source_digest = engine->weights_digest;
     const wb_infer_options infer = infer_options(options);
-    return wb_infer_open(engine->model, &infer, &engine->infer);
+    WB_TRY(wb_infer_open(engine->model, &infer, &engine->infer));
+    const int64_t state_bytes = wb_infer_sequence_bytes(engine->infer);
+    if (options->prefix_cache && state_bytes > 0)
+        return wb_fail(
+            WB_UNSUPPORTED,
+            "engine: prefix_cache: expected layers that keep all their state in blocks, found %" PRId64
+            " bytes of each sequence beside them",
+            state_bytes);
+    return WB_OK;
 }
 
 /* The ops that the engine calls itself; wb_infer_open asks for those of the model. */
@@ -112,6 +127,9 @@ static wb_status measure_step(const wb_config *config, const wb_engine_options *
     memory->parts[memory->n_parts++] = (wb_memory_part){"results", step + kept};
     memory->device_bytes += step + kept;
     memory->host_bytes += step;
+    if (options->prefix_cache)
+        memory->host_bytes +=
+            wb_prefix_cache_bytes(options->n_blocks, options->block_size, wb_config_row_bytes(config));
     return WB_OK;
 }
 
@@ -183,6 +201,7 @@ wb_status wb_engine_submit(wb_engine *engine, const wb_request *request) {
         wb_sequence_free(s);
         return status;
     }
+    s->entry.shares = engine->scheduler.blocks.cache.n_blocks > 0;
     wb_scheduler_add(&engine->scheduler, &s->entry);
     return WB_OK;
 }
@@ -250,11 +269,19 @@ static wb_status prepare_weights(wb_engine *engine, const wb_model *from, uint64
     return reserve_spans(engine, version);
 }
 
+/* No key that there is was computed by the new weights, nor was a row chosen. */
+static void forget_keys(wb_engine *engine) {
+    wb_kv_blocks_forget(&engine->scheduler.blocks);
+    for (wb_sched_entry *entry = engine->scheduler.first; entry; entry = entry->next)
+        if (wb_sequence_of(entry)->n_fed > 0) entry->shares = false;
+}
+
 wb_status wb_engine_set_weights(wb_engine *engine, const wb_model *from, uint64_t version) {
     uint64_t source_digest, digest;
     wb_status status = prepare_weights(engine, from, version, &source_digest);
     if (wb_model_copy_travels(engine->model, from)) status = wb_comm_agree(engine->comm, status);
     WB_TRY(status);
+    forget_keys(engine);
     WB_TRY(wb_model_copy_weights(engine->model, from));
     WB_TRY(wb_weights_digest(engine->model, &digest));
     engine->source_digest = source_digest;
@@ -269,7 +296,9 @@ wb_engine_stats wb_engine_get_stats(const wb_engine *engine) {
                              .prefill_tokens = engine->prefill_tokens,
                              .decode_tokens = engine->decode_tokens,
                              .preemptions = scheduler->preemptions,
+                             .taken_over_tokens = engine->taken_over_tokens,
                              .waiting = scheduler->waiting,
                              .running = scheduler->running,
-                             .free_blocks = scheduler->blocks.n_free};
+                             .free_blocks = wb_kv_blocks_n_free(&scheduler->blocks),
+                             .known_blocks = scheduler->blocks.cache.n_known};
 }

@@ -27,8 +27,8 @@ struct wb_engine {
     wb_step_results results;
     wb_step_forcing forcing;
     wb_load_count load;
-    wb_step_word *words;                           /* [R] of the latest step; owner: the workspace */
-    uint64_t steps, prefill_tokens, decode_tokens; /* since open */
+    wb_step_word *words; /* [R] of the latest step; owner: the workspace */
+    uint64_t steps, prefill_tokens, decode_tokens, taken_over_tokens; /* since open */
 };
 
 /* From the unfinished requests to the finished ones. */

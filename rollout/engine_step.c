@@ -7,11 +7,23 @@
 #include "engine.h"
 #include "wb_check.h"
 
+/* The rows of the known blocks that a request was admitted with become its own, unless it has them. */
+static void take_over(wb_engine *engine, wb_sched_entry *entry) {
+    const wb_prefix_cache *cache = &engine->scheduler.blocks.cache;
+    const uint32_t size = (uint32_t)engine->scheduler.block_size;
+    engine->taken_over_tokens += entry->n_taken_over;
+    for (uint32_t start = 0; start < entry->n_taken_over; start += size)
+        wb_sequence_feed(wb_sequence_of(entry), start, start + size, engine->weight_version,
+                         wb_prefix_cache_rows(cache, entry->blocks[start / size]));
+    entry->n_taken_over = 0;
+}
+
 /* Chooses what to feed and prepares it, so that nothing that is this rank's alone can fail from here to the
  * commit but the device. On failure the batch is empty. */
 static wb_status schedule(wb_engine *engine, const uint8_t **direction_out) {
     const wb_step_batch *batch = &engine->scheduler.batch;
     wb_scheduler_plan(&engine->scheduler);
+    for (int32_t i = 0; i < batch->n_entries; i++) take_over(engine, batch->entries[i]);
     const wb_status status =
         wb_step_force(&engine->forcing, engine->workspace.device, batch, &engine->results, direction_out);
     if (status != WB_OK) wb_scheduler_drop_plan(&engine->scheduler);
@@ -82,7 +94,7 @@ static void commit(wb_engine *engine) {
         const uint32_t start = entry->n_in_pool, end = start + entry->n_planned;
         count_fed(engine, entry);
         wb_sequence_feed(s, start, end, engine->weight_version, rows);
-        wb_sched_fed(entry);
+        wb_scheduler_fed(&engine->scheduler, entry, s->rows);
         rows += (end - start) * engine->results.row_bytes;
         if (!samples) continue;
         const int64_t j = n_sampled++;

@@ -10,10 +10,16 @@ typedef struct wb_sched_entry {
     const wb_record *record; /* its tokens so far, [record->n_tokens] */
     int32_t *blocks;         /* [n_blocks] held; room for all that the request can come to need */
     int32_t n_blocks;
-    int32_t state;                          /* number of its state of fixed size, held while it runs */
-    bool running;                           /* holds blocks and a state */
-    uint32_t n_in_pool;                     /* 0 unless running */
-    uint32_t n_planned;                     /* tokens from n_in_pool on that this step feeds */
+    int32_t state; /* number of its state of fixed size, held while it runs */
+    bool running;  /* holds blocks and a state */
+    /* All its keys are, or will be, those of the present weights along the rows that these choose: it may
+     * take over known blocks, and what it feeds becomes known. */
+    bool shares;
+    int32_t n_known; /* of `blocks`, the first ones: known to the prefix cache */
+    uint32_t
+        n_taken_over;   /* tokens of known blocks that it was admitted with, whose rows it has yet to get */
+    uint32_t n_in_pool; /* 0 unless running */
+    uint32_t n_planned; /* tokens from n_in_pool on that this step feeds */
     struct wb_sched_entry *previous, *next; /* in order of arrival */
 } wb_sched_entry;
 
@@ -31,12 +37,6 @@ static inline bool wb_sched_samples(const wb_sched_entry *entry) {
 /* Whether what is fed is one token that the request sampled itself. */
 static inline bool wb_sched_is_decode(const wb_sched_entry *entry) {
     return entry->n_planned == 1 && entry->n_in_pool >= entry->record->prompt_len;
-}
-
-/* The entry's planned tokens have been fed: their keys are in the pool. */
-static inline void wb_sched_fed(wb_sched_entry *entry) {
-    entry->n_in_pool += entry->n_planned;
-    entry->n_planned = 0;
 }
 
 #endif

@@ -14,6 +14,8 @@
 #include "scheduler.h"
 #include "wb_check.h"
 
+#include <string.h>
+
 /* ---- open and close ------------------------------------------------------------------------------ */
 
 static int32_t min(int32_t a, int32_t b) {
@@ -30,17 +32,21 @@ int32_t wb_scheduler_max_entries(int32_t n_blocks, int32_t max_batch_tokens, int
     return min(wb_scheduler_n_states(n_blocks, max_running), max_batch_tokens);
 }
 
-wb_status wb_scheduler_open(wb_scheduler *scheduler, int32_t n_blocks, int32_t block_size,
-                            int32_t max_batch_tokens, int32_t max_running, int32_t max_positions) {
-    scheduler->max_batch_tokens = max_batch_tokens;
+wb_status wb_scheduler_open(wb_scheduler *scheduler, const wb_scheduler_sizes *sizes) {
+    const int32_t n_blocks = sizes->n_blocks, block_size = sizes->block_size;
+    scheduler->max_batch_tokens = sizes->max_batch_tokens;
     scheduler->block_size = block_size;
-    scheduler->max_entries = wb_scheduler_max_entries(n_blocks, max_batch_tokens, max_running);
-    const int64_t max_blocks = wb_kv_blocks_for(block_size, (uint64_t)max_positions);
-    WB_TRY(wb_free_list_open(&scheduler->memory, n_blocks, "KV block list", &scheduler->blocks));
-    WB_TRY(wb_free_list_open(&scheduler->memory, wb_scheduler_n_states(n_blocks, max_running),
+    scheduler->max_entries = wb_scheduler_max_entries(n_blocks, sizes->max_batch_tokens, sizes->max_running);
+    const int64_t max_blocks = wb_kv_blocks_for(block_size, (uint64_t)sizes->max_positions);
+    WB_TRY(wb_kv_blocks_open(&scheduler->memory, n_blocks, &scheduler->blocks));
+    if (sizes->prefix_cache)
+        WB_TRY(wb_prefix_cache_open(&scheduler->memory, n_blocks, block_size, sizes->row_bytes,
+                                    &scheduler->blocks.cache));
+    WB_TRY(wb_free_list_open(&scheduler->memory, wb_scheduler_n_states(n_blocks, sizes->max_running),
                              "sequence state list", &scheduler->states));
-    return wb_step_batch_open(&scheduler->memory, (size_t)max_batch_tokens, (size_t)scheduler->max_entries,
-                              (size_t)min(n_blocks, (int32_t)max_blocks), &scheduler->batch);
+    return wb_step_batch_open(&scheduler->memory, (size_t)sizes->max_batch_tokens,
+                              (size_t)scheduler->max_entries, (size_t)min(n_blocks, (int32_t)max_blocks),
+                              &scheduler->batch);
 }
 
 void wb_scheduler_close(wb_scheduler *scheduler) {
@@ -75,12 +81,11 @@ void wb_scheduler_add(wb_scheduler *scheduler, wb_sched_entry *entry) {
 /* Takes a running entry's blocks and its state. It keeps its place in the line, so it must be the last
  * running one, or leave the line. */
 static void release(wb_scheduler *scheduler, wb_sched_entry *entry) {
-    wb_free_list_give(&scheduler->blocks, entry->n_blocks, entry->blocks);
+    wb_kv_blocks_give(&scheduler->blocks, entry->n_blocks, entry->blocks);
     wb_free_list_give(&scheduler->states, 1, &entry->state);
     if (scheduler->next_decode == entry) scheduler->next_decode = next_running(entry);
-    entry->n_blocks = 0;
-    entry->n_in_pool = 0;
-    entry->n_planned = 0;
+    entry->n_blocks = entry->n_known = 0;
+    entry->n_in_pool = entry->n_planned = entry->n_taken_over = 0;
     entry->running = false;
     scheduler->running--;
 }
@@ -96,6 +101,64 @@ void wb_scheduler_remove(wb_scheduler *scheduler, wb_sched_entry *entry) {
     entry->previous = entry->next = NULL;
 }
 
+/* ---- known blocks -------------------------------------------------------------------------------- */
+
+/* Full blocks that an entry could take over at most: its last token is always fed, since the next one is
+ * sampled after it. */
+static int32_t n_sharable(const wb_scheduler *scheduler, const wb_sched_entry *entry) {
+    return entry->shares ? (int32_t)((entry->record->n_tokens - 1) / (uint32_t)scheduler->block_size) : 0;
+}
+
+/* Known blocks with the entry's first tokens into its `blocks`; returns how many. */
+static int32_t find_known(const wb_scheduler *scheduler, wb_sched_entry *entry) {
+    const int32_t n = n_sharable(scheduler, entry);
+    int32_t i = 0, parent = WB_NO_BLOCK;
+    for (; i < n; i++) {
+        const uint32_t *tokens = entry->record->tokens + (size_t)i * (size_t)scheduler->block_size;
+        parent = wb_prefix_cache_find(&scheduler->blocks.cache, parent, tokens);
+        if (parent == WB_NO_BLOCK) break;
+        entry->blocks[i] = parent;
+    }
+    return i;
+}
+
+/* Full blocks with the same first tokens. */
+static int32_t n_common(const wb_scheduler *scheduler, const wb_sched_entry *a, const wb_sched_entry *b) {
+    const size_t size = (size_t)scheduler->block_size;
+    const int32_t n = min(n_sharable(scheduler, a), n_sharable(scheduler, b));
+    int32_t i = 0;
+    while (i < n && memcmp(a->record->tokens + (size_t)i * size, b->record->tokens + (size_t)i * size,
+                           size * sizeof *a->record->tokens) == 0)
+        i++;
+    return i;
+}
+
+/* True when all but the last token have keys in the pool. */
+static bool decodes(const wb_sched_entry *entry) {
+    return entry->n_in_pool + 1 == entry->record->n_tokens;
+}
+
+/* Whether a running request is about to make more of the entry's blocks known than the n_known that are.
+ * The samples of a group come side by side: the others wait for the prefill of the first, and have it for
+ * nothing. It cannot last: whom they wait for is older, and its prefill goes on in each step that has
+ * room. */
+static bool is_worth_waiting(const wb_scheduler *scheduler, const wb_sched_entry *entry, int32_t n_known) {
+    const wb_sched_entry *other = n_known < n_sharable(scheduler, entry) ? first_running(scheduler) : NULL;
+    for (; other; other = next_running(other))
+        if (!decodes(other) && n_common(scheduler, entry, other) > n_known) return true;
+    return false;
+}
+
+void wb_scheduler_fed(wb_scheduler *scheduler, wb_sched_entry *entry, const uint8_t *rows) {
+    const size_t size = (size_t)scheduler->block_size, row_bytes = scheduler->blocks.cache.row_bytes;
+    entry->n_in_pool += entry->n_planned;
+    entry->n_planned = 0;
+    if (!entry->shares) return;
+    for (size_t i = (size_t)entry->n_known; (i + 1) * size <= entry->n_in_pool; i++)
+        wb_kv_blocks_file(&scheduler->blocks, entry->blocks, entry->n_known++,
+                          entry->record->tokens + i * size, rows + i * size * row_bytes);
+}
+
 /* ---- preemption and admission -------------------------------------------------------------------- */
 
 static void preempt(wb_scheduler *scheduler, wb_sched_entry *entry) {
@@ -105,13 +168,26 @@ static void preempt(wb_scheduler *scheduler, wb_sched_entry *entry) {
     scheduler->preemptions++;
 }
 
+/* Blocks for all the tokens that the entry has, of which the first ones may be known; or false and none. */
+static bool take_blocks(wb_scheduler *scheduler, wb_sched_entry *entry) {
+    const int32_t needed = (int32_t)wb_kv_blocks_for(scheduler->block_size, entry->record->n_tokens);
+    const int32_t n_known = find_known(scheduler, entry);
+    if (is_worth_waiting(scheduler, entry, n_known)) return false;
+    for (int32_t i = 0; i < n_known; i++) wb_kv_blocks_share(&scheduler->blocks, entry->blocks[i]);
+    if (!wb_kv_blocks_take(&scheduler->blocks, needed - n_known, entry->blocks + n_known)) {
+        wb_kv_blocks_give(&scheduler->blocks, n_known, entry->blocks);
+        return false;
+    }
+    entry->n_blocks = needed;
+    entry->n_known = n_known;
+    entry->n_in_pool = entry->n_taken_over = (uint32_t)n_known * (uint32_t)scheduler->block_size;
+    return true;
+}
+
 static bool admit(wb_scheduler *scheduler) {
     wb_sched_entry *entry = scheduler->first_waiting;
-    if (!entry || scheduler->states.n_free == 0) return false;
-    const int32_t needed = (int32_t)wb_kv_blocks_for(scheduler->block_size, entry->record->n_tokens);
-    if (!wb_free_list_take(&scheduler->blocks, needed, entry->blocks)) return false;
+    if (!entry || scheduler->states.n_free == 0 || !take_blocks(scheduler, entry)) return false;
     wb_free_list_take(&scheduler->states, 1, &entry->state);
-    entry->n_blocks = needed;
     entry->running = true;
     scheduler->first_waiting = entry->next;
     scheduler->running++;
@@ -120,11 +196,6 @@ static bool admit(wb_scheduler *scheduler) {
 }
 
 /* ---- decodes ------------------------------------------------------------------------------------- */
-
-/* True when all but the last token have keys in the pool. */
-static bool decodes(const wb_sched_entry *entry) {
-    return entry->n_in_pool + 1 == entry->record->n_tokens;
-}
 
 /* Plans a token for each entry that lacks nothing but it, at most `budget` of them, in turn. */
 static void choose_decodes(wb_scheduler *scheduler, int32_t budget) {
@@ -142,7 +213,7 @@ static void choose_decodes(wb_scheduler *scheduler, int32_t budget) {
  * itself and must wait. */
 static bool extend_blocks(wb_scheduler *scheduler, wb_sched_entry *entry) {
     if (wb_kv_blocks_for(scheduler->block_size, entry->n_in_pool + 1) <= entry->n_blocks) return true;
-    while (!wb_free_list_take(&scheduler->blocks, 1, &entry->blocks[entry->n_blocks])) {
+    while (!wb_kv_blocks_take(&scheduler->blocks, 1, &entry->blocks[entry->n_blocks])) {
         wb_sched_entry *youngest = last_running(scheduler);
         if (youngest == entry) return false;
         preempt(scheduler, youngest);

@@ -10,12 +10,12 @@
 #ifndef WB_SCHEDULER_H
 #define WB_SCHEDULER_H
 
-#include "free_list.h"
+#include "kv_blocks.h"
 #include "step_batch.h"
 
 typedef struct wb_scheduler {
     int32_t max_batch_tokens, block_size;
-    wb_free_list blocks; /* of the KV pool */
+    wb_kv_blocks blocks; /* of the KV pool */
     wb_free_list states; /* one for each request that runs; none is free: no further one is admitted */
     wb_sched_entry *first, *last, *first_waiting; /* in order of arrival */
     wb_sched_entry *next_decode; /* whose turn it is when a step cannot hold all decodes; NULL: the first's */
@@ -32,10 +32,16 @@ int32_t wb_scheduler_n_states(int32_t n_blocks, int32_t max_running);
 /* Requests that a step has at most. */
 int32_t wb_scheduler_max_entries(int32_t n_blocks, int32_t max_batch_tokens, int32_t max_running);
 
-/* Makes the lists and the batch in a zeroed struct. max_positions: tokens of the longest request. All
- * numbers are at least 1. On failure too the struct is to be closed. */
-wb_status wb_scheduler_open(wb_scheduler *scheduler, int32_t n_blocks, int32_t block_size,
-                            int32_t max_batch_tokens, int32_t max_running, int32_t max_positions);
+/* Numbers are at least 1, but for row_bytes. */
+typedef struct wb_scheduler_sizes {
+    int32_t n_blocks, block_size, max_batch_tokens, max_running;
+    int32_t max_positions; /* tokens of the longest request */
+    bool prefix_cache;     /* full blocks become known, with their rows of row_bytes a token */
+    size_t row_bytes;
+} wb_scheduler_sizes;
+
+/* Makes the lists and the batch in a zeroed struct. On failure too the struct is to be closed. */
+wb_status wb_scheduler_open(wb_scheduler *scheduler, const wb_scheduler_sizes *sizes);
 void wb_scheduler_close(wb_scheduler *scheduler); /* the entries are their owners' */
 
 /* Puts a zeroed entry with `record` and `blocks` at the end of the line. The caller has checked that the
@@ -45,8 +51,13 @@ void wb_scheduler_add(wb_scheduler *scheduler, wb_sched_entry *entry);
 /* Takes an entry out of the line, wherever it stands; its blocks and its state become free. */
 void wb_scheduler_remove(wb_scheduler *scheduler, wb_sched_entry *entry);
 
-/* Puts the next step's tokens into scheduler->batch, which may be empty; preempts and admits. */
+/* Puts the next step's tokens into scheduler->batch, which may be empty; preempts and admits. The known
+ * blocks that an entry is admitted with are in the pool from then on, whether the step is made or not. */
 void wb_scheduler_plan(wb_scheduler *scheduler);
+
+/* The planned tokens of an entry have been fed, and their keys are in the pool. rows: of all its tokens so
+ * far; where the entry shares, its blocks that are full now become known with them. */
+void wb_scheduler_fed(wb_scheduler *scheduler, wb_sched_entry *entry, const uint8_t *rows);
 
 /* The step was not made: an empty batch. The next plan feeds the same tokens. */
 void wb_scheduler_drop_plan(wb_scheduler *scheduler);

@@ -34,6 +34,14 @@ typedef struct wb_engine_options {
      * default. The engine counts the rows of each step and begins each step with the manager's boundary:
      * experts move while it generates, and no result depends on it. On all ranks or on none. */
     wb_rebalance *rebalance;
+    /* Default false. True: full blocks of the pool stay known by their tokens, and a request that begins with
+     * them takes over their keys and their routes instead of being fed; a request whose first tokens another
+     * one is just being fed waits for it. What a request returns does not depend on it. All blocks are of one
+     * version: new weights forget them. Blocks that no request holds stay until the pool needs them. Host
+     * memory: a row of L * K ids and 4 bytes for each token of the pool. UNSUPPORTED for a model whose layers
+     * keep state of a fixed size, which no block has. */
+    bool prefix_cache;
+    uint8_t reserved[7]; /* zero */
 } wb_engine_options;
 
 /* Fills the caller's struct of `size` bytes with the defaults, named above. */
@@ -103,14 +111,15 @@ WB_API wb_status wb_engine_submit(wb_engine *engine, const wb_request *request);
 /* Runs one step: prefill chunks and decodes up to max_batch_tokens. *busy_out: some rank still has work;
  * all ranks step until it is false. A step allocates nothing.
  *
- * A step is made on all ranks or on none. A rank that fails returns its own failure (NaN logits: request and
- * position), the others WB_PEER naming it. PEER on all ranks, naming the first that differs from rank 0 and
- * both versions, when ranks have weights of different versions, or different weights by the name of one
- * version (compared by a digest of samples of what all ranks hold alike). All records are then as before the
- * step, which may be tried again: when the request that the message names has been aborted, or the weights
- * set on the rank that lags. Where layers keep state of a fixed size, all running requests are preempted.
- * Only a failure inside a forward over several ranks can leave them out of step, and the caller gives up
- * (wb_comm_abort). Collective. */
+ * A step is made on all ranks or on none. A rank that fails returns its own failure (NaN logits: request
+ * and position), the others WB_PEER naming it. PEER on all ranks, naming the first that differs from rank
+ * 0 and both versions, when ranks have weights of different versions, or different weights by the name of
+ * one version (compared by a digest of samples of what all ranks hold alike). All records are then as
+ * before the step, but for the rows that a request took over from the prefix cache; it may be tried again:
+ * when the request that the message names has been aborted, or the weights set on the rank that lags.
+ * Where layers keep state of a fixed size, all running requests are preempted. Only a failure inside a
+ * forward over several ranks can leave them out of step, and the caller gives up (wb_comm_abort).
+ * Collective. */
 WB_API wb_status wb_engine_step(wb_engine *engine, bool *busy_out);
 
 /* A finished request. `record` (tokens, logprobs at temperature 1, sampling with sampling_logprobs, spans,
@@ -140,8 +149,12 @@ WB_API wb_status wb_engine_set_weights(wb_engine *engine, const wb_model *from, 
 
 typedef struct wb_engine_stats {
     uint64_t steps, prefill_tokens, decode_tokens, preemptions; /* since open, of this rank */
-    int32_t waiting, running;                                   /* requests now */
-    int32_t free_blocks;                                        /* KV blocks now */
+    /* Tokens that were taken over from the prefix cache instead of being fed, since open. The hit rate is
+     * their share of taken_over_tokens + prefill_tokens. */
+    uint64_t taken_over_tokens;
+    int32_t waiting, running; /* requests now */
+    int32_t free_blocks;  /* KV blocks now that can be taken, those that are known but not held among them */
+    int32_t known_blocks; /* by the prefix cache now, held or not */
 } wb_engine_stats;
 WB_API wb_engine_stats wb_engine_get_stats(const wb_engine *engine);
 

@@ -81,6 +81,7 @@ static inline void schedule_make_options(schedule *s, dice *d) {
         o->block_size = (int32_t)pick(d, 1, 6);
         const int32_t min_blocks = ((int32_t)longest - 1) / o->block_size + 1;
         o->n_blocks = min_blocks + (int32_t)pick(d, 0, pick(d, 0, 3) == 0 ? 60 : 4);
+        o->prefix_cache = pick(d, 0, 3) > 0;
         o->max_running = (int32_t)pick(d, pick(d, 0, 3) == 0 ? 1 : 4, MAX_ASKS);
     }
 }
@@ -112,8 +113,9 @@ static inline void schedule_print(const schedule *s) {
            s->config.n_layers, s->config.router.top_k, s->config.router.n_experts, s->n_ranks,
            s->options[0].max_batch_tokens);
     for (int r = 0; r < s->n_ranks; r++)
-        printf("  rank %d: %" PRId32 " blocks of %" PRId32 ", %" PRId32 " running at most\n", r,
-               s->options[r].n_blocks, s->options[r].block_size, s->options[r].max_running);
+        printf("  rank %d: %" PRId32 " blocks of %" PRId32 ", %" PRId32 " running at most, prefix cache %d\n",
+               r, s->options[r].n_blocks, s->options[r].block_size, s->options[r].max_running,
+               s->options[r].prefix_cache);
     for (uint32_t i = 0; i < s->n_events; i++) {
         const event *e = &s->events[i];
         printf("  step %" PRIu64 ": %s %" PRIu32, e->step, names[e->kind], e->number);

@@ -2,20 +2,32 @@
  * answered by changing weights, on however many ranks, each request is bit for bit what it is alone.
  *
  *     schedules [--first SEED] [--count N] [--ranks R]
+ *     schedules_broken --plant FAULT [...]: the verdict is good when the fault was found
  *
  * The exit code is the verdict. A schedule that fails is made shorter as long as it fails, and printed. */
 #include "schedule_check.h"
+#include "support/planted_faults.h"
 
 #include <unistd.h>
+
+#ifndef WB_PLANTED_FAULTS
+bool plant_fault(const char *name) {
+    (void)name;
+    return false;
+}
+#endif
 
 enum { FIRST_SEED = 1, COUNT = 250 };
 
 typedef struct tally {
-    uint64_t steps, preemptions, aborted, changed;
+    uint64_t steps, preemptions, aborted, changed, taken_over;
 } tally;
 
 static void add_to_tally(tally *t, const schedule *s, const outcome *out) {
-    for (int r = 0; r < s->n_ranks; r++) t->preemptions += out->stats[r].preemptions;
+    for (int r = 0; r < s->n_ranks; r++) {
+        t->preemptions += out->stats[r].preemptions;
+        t->taken_over += out->stats[r].taken_over_tokens;
+    }
     t->steps += out->stats[0].steps;
     for (uint32_t i = 0; i < MAX_ASKS; i++) {
         if (!out->done[i]) continue;
@@ -103,6 +115,7 @@ static void report(schedule *s, const char *failure) {
 
 typedef struct options {
     uint64_t first, count, max_ranks;
+    bool planted;
 } options;
 
 static bool read_options(int argc, char **argv, options *o) {
@@ -111,7 +124,8 @@ static bool read_options(int argc, char **argv, options *o) {
         uint64_t *value;
     } numbers[] = {{"--first", &o->first}, {"--count", &o->count}, {"--ranks", &o->max_ranks}};
     for (int i = 1; i < argc; i += 2) {
-        bool known = false;
+        bool known = i + 1 < argc && strcmp(argv[i], "--plant") == 0 && plant_fault(argv[i + 1]);
+        if (known) o->planted = true;
         for (size_t k = 0; k < sizeof numbers / sizeof numbers[0]; k++) {
             if (strcmp(argv[i], numbers[k].name) != 0 || i + 1 == argc) continue;
             *numbers[k].value = strtoull(argv[i + 1], NULL, 10);
@@ -124,11 +138,12 @@ static bool read_options(int argc, char **argv, options *o) {
 
 /* That the schedules show something; few of them need not. */
 static bool rich_enough(const tally *t, uint64_t n) {
-    return n < COUNT || (t->preemptions >= n / 8 && t->aborted >= n / 8 && t->changed >= n / 8);
+    return n < COUNT ||
+           (t->preemptions >= n / 8 && t->aborted >= n / 8 && t->changed >= n / 8 && t->taken_over >= n);
 }
 
 int main(int argc, char **argv) {
-    options o = {FIRST_SEED, COUNT, MAX_RANKS};
+    options o = {FIRST_SEED, COUNT, MAX_RANKS, false};
     tally t = {0};
     if (!read_options(argc, argv, &o)) {
         fprintf(stderr, "usage: schedules [--first SEED] [--count N] [--ranks 1..%d]\n", MAX_RANKS);
@@ -141,11 +156,16 @@ int main(int argc, char **argv) {
         const char *failure = run_schedule(&s, &t);
         if (failure[0] == 0) continue;
         report(&s, failure);
+        return !o.planted;
+    }
+    if (o.planted) {
+        printf("schedules: the fault that was planted was not found\n");
         return 1;
     }
     printf("schedules: seeds %" PRIu64 "..%" PRIu64 ", %" PRIu64 " steps, %" PRIu64 " preemptions, %" PRIu64
-           " aborted, %" PRIu64 " requests under changing weights: each as it is alone\n",
-           o.first, o.first + o.count - 1, t.steps, t.preemptions, t.aborted, t.changed);
+           " aborted, %" PRIu64 " requests under changing weights, %" PRIu64
+           " tokens taken over: each as it is alone\n",
+           o.first, o.first + o.count - 1, t.steps, t.preemptions, t.aborted, t.changed, t.taken_over);
     if (rich_enough(&t, o.count)) return 0;
     printf("expected more of each: the schedules are too easy to show anything\n");
     return 1;

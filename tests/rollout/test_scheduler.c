@@ -1,5 +1,6 @@
 /* test_scheduler.c - the scheduler alone, without a model: random arrivals, lengths, pools and aborts.
  * Nothing overtakes, blocks and states are conserved, the batch is what was planned, and every request ends.
+ * What is taken over from the prefix cache are the rows of the same tokens.
  *
  * Each round is made from its seed; `test_scheduler --seed N` runs one of them. */
 #include "scheduler.h"
@@ -21,16 +22,19 @@ typedef struct request {
     wb_record record; /* tokens: those below */
     wb_sched_entry entry;
     uint32_t tokens[MAX_TOKENS];
+    uint64_t rows[MAX_TOKENS]; /* each a hash of the tokens up to its own, and of the version */
     int32_t blocks[MAX_TOKENS];
     uint32_t max_len;
     uint64_t arrival, end; /* step; end UINT64_MAX: ends at max_len, else it is aborted */
-    bool arrived, ended;
+    bool arrived, fed, ended;
 } request;
 
 typedef struct round_state {
     uint64_t seed, state;
     wb_scheduler scheduler;
     int32_t n_blocks, block_size, max_batch_tokens, max_running;
+    bool prefix_cache;
+    uint64_t version, taken_over;
     uint32_t n, n_ended;
     request requests[MAX_REQUESTS]; /* in order of arrival */
     uint64_t step;
@@ -61,7 +65,9 @@ static void make_request(round_state *r, request *q, uint64_t arrival) {
     q->record.prompt_len = q->record.n_tokens = pick(r, 1, MAX_TOKENS / 2);
     q->record.tokens = q->tokens;
     q->max_len = q->record.n_tokens + pick(r, 1, MAX_TOKENS / 2);
-    for (uint32_t i = 0; i < MAX_TOKENS; i++) q->tokens[i] = pick(r, 0, 1 << 20);
+    /* Many begin with the same tokens. */
+    const uint32_t n_common = pick(r, 0, 1) == 0 ? 0 : pick(r, 0, MAX_TOKENS);
+    for (uint32_t i = 0; i < MAX_TOKENS; i++) q->tokens[i] = i < n_common ? i : pick(r, 0, 1 << 20);
     q->entry.record = &q->record;
     q->entry.blocks = q->blocks;
 }
@@ -83,8 +89,15 @@ static wb_status make_round(round_state *r, uint64_t seed) {
     r->n_blocks = min_blocks + (pick(r, 0, 1) == 0 ? 0 : (int32_t)pick(r, 0, 2 * (uint32_t)min_blocks));
     r->max_batch_tokens = (int32_t)(pick(r, 0, 2) == 0 ? pick(r, 1, 4) : pick(r, 1, 64));
     r->max_running = (int32_t)pick(r, 1, MAX_REQUESTS);
-    return wb_scheduler_open(&r->scheduler, r->n_blocks, r->block_size, r->max_batch_tokens, r->max_running,
-                             MAX_TOKENS);
+    r->prefix_cache = pick(r, 0, 1) == 0;
+    const wb_scheduler_sizes sizes = {.prefix_cache = r->prefix_cache,
+                                      .row_bytes = sizeof(uint64_t),
+                                      .n_blocks = r->n_blocks,
+                                      .block_size = r->block_size,
+                                      .max_batch_tokens = r->max_batch_tokens,
+                                      .max_running = r->max_running,
+                                      .max_positions = MAX_TOKENS};
+    return wb_scheduler_open(&r->scheduler, &sizes);
 }
 
 /* ---- what must hold after each plan -------------------------------------------------------------- */
@@ -111,21 +124,32 @@ static void check_line(round_state *r) {
     EXPECT((waiting == 0) == !s->first_waiting);
 }
 
-/* Each block of the pool is free or held by one request, once. */
+/* Each block of the pool is free once, or held by as many requests as it has holders, or known and held by
+ * nobody. */
 static void check_blocks(round_state *r) {
-    const wb_free_list *pool = &r->scheduler.blocks;
-    uint8_t *seen = calloc((size_t)r->n_blocks, 1);
+    const wb_kv_blocks *pool = &r->scheduler.blocks;
+    int32_t *seen = calloc((size_t)r->n_blocks, sizeof *seen), n_resting = 0;
     if (!seen) abort();
-    int32_t n = 0;
-    for (int32_t i = 0; i < pool->n_free; i++, n++) seen[pool->free[i]]++;
     for (uint32_t i = 0; i < r->n; i++) {
         const wb_sched_entry *entry = &r->requests[i].entry;
         EXPECT(entry->running || (entry->n_blocks == 0 && entry->n_in_pool == 0));
         EXPECT(entry->n_in_pool + entry->n_planned <= (uint32_t)(entry->n_blocks * r->block_size));
-        for (int32_t k = 0; k < entry->n_blocks; k++, n++) seen[entry->blocks[k]]++;
+        for (int32_t k = 0; k < entry->n_blocks; k++) seen[entry->blocks[k]]++;
+        for (int32_t k = 0; k < entry->n_known; k++)
+            EXPECT(!entry->shares || wb_prefix_cache_knows(&pool->cache, entry->blocks[k]));
     }
+    for (int32_t i = 0; i < r->n_blocks; i++) {
+        EXPECT(seen[i] == pool->holders[i]);
+        n_resting += seen[i] == 0 && wb_prefix_cache_knows(&pool->cache, i);
+    }
+    for (int32_t i = 0; i < pool->free.n_free; i++) {
+        EXPECT(seen[pool->free.free[i]] == 0 && !wb_prefix_cache_knows(&pool->cache, pool->free.free[i]));
+        seen[pool->free.free[i]]++;
+    }
+    EXPECT(n_resting == pool->cache.n_resting);
+    int32_t n = n_resting;
+    for (int32_t i = 0; i < r->n_blocks; i++) n += seen[i] > 0;
     EXPECT(n == r->n_blocks);
-    for (int32_t i = 0; i < r->n_blocks; i++) EXPECT(seen[i] == 1);
     free(seen);
 }
 
@@ -159,6 +183,31 @@ static void check_entry(round_state *r, int32_t i, int64_t *t, int64_t *n_sample
     ++*n_sampled;
 }
 
+/* Its rows as the present weights choose them. */
+static void choose_rows(const round_state *r, request *q) {
+    uint64_t hash = r->version;
+    for (uint32_t i = 0; i < MAX_TOKENS; i++) q->rows[i] = hash = wb_mix64(hash + q->tokens[i]);
+}
+
+static request *request_of(wb_sched_entry *entry) {
+    return (request *)(void *)((char *)entry - offsetof(request, entry));
+}
+
+/* What an entry was admitted with has the rows that it would have chosen. */
+static void check_taken_over(round_state *r) {
+    const uint32_t size = (uint32_t)r->block_size;
+    for (uint32_t i = 0; i < r->n; i++) {
+        wb_sched_entry *entry = &r->requests[i].entry;
+        EXPECT(entry->n_taken_over == 0 || (entry->n_taken_over == entry->n_in_pool && entry->shares));
+        if (entry->n_taken_over > 0) choose_rows(r, request_of(entry));
+        for (uint32_t t = 0; t < entry->n_taken_over; t += size)
+            EXPECT(memcmp(wb_prefix_cache_rows(&r->scheduler.blocks.cache, entry->blocks[t / size]),
+                          request_of(entry)->rows + t, size * sizeof(uint64_t)) == 0);
+        r->taken_over += entry->n_taken_over;
+        entry->n_taken_over = 0;
+    }
+}
+
 /* The batch is the planned tokens in order of arrival, and no prefill is passed by a younger one. */
 static void check_batch(round_state *r) {
     const wb_step_batch *batch = &r->scheduler.batch;
@@ -188,6 +237,7 @@ static void arrive_and_abort(round_state *r) {
     for (uint32_t i = 0; i < r->n; i++) {
         request *q = &r->requests[i];
         if (!q->arrived && q->arrival <= r->step) {
+            q->entry.shares = r->prefix_cache;
             wb_scheduler_add(&r->scheduler, &q->entry);
             q->arrived = true;
         }
@@ -198,8 +248,12 @@ static void arrive_and_abort(round_state *r) {
     }
 }
 
-static request *request_of(wb_sched_entry *entry) {
-    return (request *)(void *)((char *)entry - offsetof(request, entry));
+/* Keys of the old weights are not for whom the new ones answer. */
+static void change_weights(round_state *r) {
+    r->version++;
+    wb_kv_blocks_forget(&r->scheduler.blocks);
+    for (uint32_t i = 0; i < r->n; i++)
+        if (r->requests[i].entry.n_in_pool > 0 || r->requests[i].fed) r->requests[i].entry.shares = false;
 }
 
 static void commit(round_state *r) {
@@ -207,7 +261,9 @@ static void commit(round_state *r) {
     for (int32_t i = 0; i < batch->n_entries; i++) {
         request *q = request_of(batch->entries[i]);
         const bool samples = wb_sched_samples(&q->entry);
-        wb_sched_fed(&q->entry);
+        if (q->entry.shares) choose_rows(r, q);
+        wb_scheduler_fed(&r->scheduler, &q->entry, (const uint8_t *)q->rows);
+        q->fed = true;
         if (!samples || ++q->record.n_tokens < q->max_len) continue;
         wb_scheduler_remove(&r->scheduler, &q->entry);
         q->ended = true;
@@ -217,13 +273,14 @@ static void commit(round_state *r) {
 
 /* Now and then a step is not made after its plan, and states are lost with some of these: the next plan must
  * do as well. */
-static int run_round(uint64_t seed, uint64_t *preemptions) {
+static int run_round(uint64_t seed, uint64_t *preemptions, uint64_t *taken_over) {
     static round_state state;
     round_state *r = &state;
     if (make_round(r, seed) != WB_OK) abort();
     for (r->step = 0; r->n_ended < r->n && r->failures == 0; r->step++) {
         EXPECT(r->step < MAX_STEPS);
         arrive_and_abort(r);
+        if (pick(r, 0, 19) == 0) change_weights(r);
         const uint64_t before = r->scheduler.preemptions;
         wb_scheduler_plan(&r->scheduler);
         *preemptions += r->scheduler.preemptions - before;
@@ -231,6 +288,7 @@ static int run_round(uint64_t seed, uint64_t *preemptions) {
         check_blocks(r);
         check_states(r);
         check_batch(r);
+        check_taken_over(r);
         if (pick(r, 0, 31) == 0)
             wb_scheduler_preempt_all(&r->scheduler);
         else if (pick(r, 0, 15) == 0)
@@ -238,7 +296,8 @@ static int run_round(uint64_t seed, uint64_t *preemptions) {
         else
             commit(r);
     }
-    EXPECT(r->scheduler.blocks.n_free == r->n_blocks || r->failures > 0);
+    EXPECT(wb_kv_blocks_n_free(&r->scheduler.blocks) == r->n_blocks || r->failures > 0);
+    *taken_over += r->taken_over;
     check_states(r);
     wb_scheduler_close(&r->scheduler);
     return r->failures > 0;
@@ -247,14 +306,15 @@ static int run_round(uint64_t seed, uint64_t *preemptions) {
 int main(int argc, char **argv) {
     const bool one = argc == 3 && strcmp(argv[1], "--seed") == 0;
     const uint64_t first = one ? strtoull(argv[2], NULL, 10) : FIRST_SEED, n = one ? 1 : N_ROUNDS;
-    uint64_t preemptions = 0;
+    uint64_t preemptions = 0, taken_over = 0;
     int failures = 0;
-    for (uint64_t seed = first; seed < first + n; seed++) failures += run_round(seed, &preemptions);
-    printf("test_scheduler: seeds %" PRIu64 "..%" PRIu64 ", %" PRIu64 " preemptions, %d of %" PRIu64
-           " rounds failed\n",
-           first, first + n - 1, preemptions, failures, n);
-    if (!one && preemptions < n / 10) {
-        printf("expected more preemptions: the rounds are too easy to show anything\n");
+    for (uint64_t seed = first; seed < first + n; seed++)
+        failures += run_round(seed, &preemptions, &taken_over);
+    printf("test_scheduler: seeds %" PRIu64 "..%" PRIu64 ", %" PRIu64 " preemptions, %" PRIu64
+           " tokens taken over, %d of %" PRIu64 " rounds failed\n",
+           first, first + n - 1, preemptions, taken_over, failures, n);
+    if (!one && (preemptions < n / 10 || taken_over < n)) {
+        printf("expected more of both: the rounds are too easy to show anything\n");
         return 1;
     }
     return failures > 0;
