@@ -1,5 +1,6 @@
 /* engine.c - the engine and its requests: open, submit, abort, poll, close. Refuses: a step
- * (engine_step.c), the choice of what to feed (scheduler.c), a request's growth (sequence.c). */
+ * (engine_step.c), new weights (engine_weights.c), the choice of what to feed (scheduler.c), a request's
+ * growth (sequence.c). */
 #include "engine.h"
 #include "wb_check.h"
 #include "wb_memory.h"
@@ -12,7 +13,7 @@
 
 /* ---- open and close ------------------------------------------------------------------------------ */
 
-WB_OPTIONS_END(wb_engine_options, reserved);
+WB_OPTIONS_END(wb_engine_options, max_unfinished_bytes);
 static const wb_engine_options defaults = {.size = sizeof(wb_engine_options),
                                            .n_blocks = 1024,
                                            .block_size = 16,
@@ -49,6 +50,9 @@ static wb_status check_options(const wb_engine_options *options) {
         if (counts[i].value < 1)
             return wb_fail(WB_INVALID_ARGUMENT, "engine: %s: expected at least 1, found %" PRId32,
                            counts[i].name, counts[i].value);
+    if (options->max_prefill_tokens < 0)
+        return wb_fail(WB_INVALID_ARGUMENT, "engine: max_prefill_tokens: expected at least 0, found %" PRId32,
+                       options->max_prefill_tokens);
     return WB_OK;
 }
 
@@ -59,7 +63,13 @@ static wb_status open_parts(wb_engine *engine, const wb_engine_options *options)
                                          .vocab_size = config->vocab_size,
                                          .max_positions = config->max_positions,
                                          .n_blocks = options->n_blocks,
-                                         .block_size = options->block_size};
+                                         .block_size = options->block_size,
+                                         .max_unfinished = options->max_unfinished,
+                                         .max_unfinished_tokens = options->max_unfinished_tokens,
+                                         .max_unfinished_bytes = options->max_unfinished_bytes};
+    engine->recompute_keys = options->recompute_keys;
+    engine->max_prefill_tokens =
+        options->max_prefill_tokens > 0 ? options->max_prefill_tokens : options->max_batch_tokens;
     wb_scheduler *scheduler = &engine->scheduler;
     const wb_scheduler_sizes sizes = {.n_blocks = options->n_blocks,
                                       .block_size = options->block_size,
@@ -184,6 +194,10 @@ static wb_sequence *find(const wb_engine *engine, const char *rid) {
     return (wb_sequence *)(uintptr_t)address;
 }
 
+static wb_request_load load_of(const wb_sequence *s) {
+    return (wb_request_load){1, s->max_len, s->bytes};
+}
+
 wb_status wb_engine_submit(wb_engine *engine, const wb_request *request) {
     wb_request own;
     WB_TRY(wb_request_read(request, &own));
@@ -194,7 +208,9 @@ wb_status wb_engine_submit(wb_engine *engine, const wb_request *request) {
     wb_sequence *s = NULL;
     WB_TRY(wb_sequence_create(&own, engine->limits.vocab_size, wb_route_row_bytes(engine->limits.route_model),
                               max_blocks, &s));
-    wb_status status = wb_sampler_make_room(&engine->sampler, s);
+    const wb_request_load load = load_of(s);
+    wb_status status = wb_request_check_load(own.rid, &engine->unfinished, &load, &engine->limits);
+    if (status == WB_OK) status = wb_sampler_make_room(&engine->sampler, s);
     if (status == WB_OK)
         status = wb_string_table_add(&engine->rids, own.rid, strlen(own.rid), (uint64_t)(uintptr_t)s, NULL);
     if (status != WB_OK) {
@@ -202,7 +218,11 @@ wb_status wb_engine_submit(wb_engine *engine, const wb_request *request) {
         return status;
     }
     s->entry.shares = engine->scheduler.blocks.cache.n_blocks > 0;
+    s->entry.place = (int64_t)engine->steps - own.priority;
     wb_scheduler_add(&engine->scheduler, &s->entry);
+    engine->unfinished.n += load.n;
+    engine->unfinished.tokens += load.tokens;
+    engine->unfinished.bytes += load.bytes;
     return WB_OK;
 }
 
@@ -211,6 +231,11 @@ wb_status wb_engine_submit(wb_engine *engine, const wb_request *request) {
 void wb_engine_finish(wb_engine *engine, wb_sequence *s, wb_finish reason) {
     wb_scheduler_remove(&engine->scheduler, &s->entry);
     wb_sequence_finish(s, reason);
+    const wb_request_load load = load_of(s);
+    engine->unfinished.n -= load.n;
+    engine->unfinished.tokens -= load.tokens;
+    engine->unfinished.bytes -= load.bytes;
+    *(reason == WB_FINISH_ABORT ? &engine->aborted : &engine->finished) += 1;
     *(engine->last_finished ? &engine->last_finished->next_finished : &engine->first_finished) = s;
     engine->last_finished = s;
 }
@@ -236,59 +261,7 @@ void wb_completion_free(wb_completion *completion) {
     wb_sequence_free((wb_sequence *)completion);
 }
 
-/* ---- weights and numbers ------------------------------------------------------------------------- */
-
-/* A record tells weights apart by their versions: other weights by the name that a request is being answered
- * under would hide the change from it. */
-static wb_status check_version(const wb_engine *engine, uint64_t source_digest, uint64_t version) {
-    if (version == engine->weight_version && source_digest == engine->source_digest) return WB_OK;
-    for (wb_sched_entry *entry = engine->scheduler.first; entry; entry = entry->next) {
-        const wb_record *record = entry->record;
-        const wb_sequence *s = wb_sequence_of(entry);
-        for (uint32_t i = 0; i < record->n_spans; i++)
-            if (s->spans[i].weight_version == version)
-                return wb_fail(WB_INVALID_ARGUMENT,
-                               "set weights: expected a new version, found %" PRIu64
-                               " for other weights: request %s has been fed under it",
-                               version, record->rid);
-    }
-    return WB_OK;
-}
-
-/* Every request that is fed under `version` starts a span. */
-static wb_status reserve_spans(wb_engine *engine, uint64_t version) {
-    for (wb_sched_entry *entry = engine->scheduler.first; entry; entry = entry->next)
-        WB_TRY(wb_sequence_reserve_span(wb_sequence_of(entry), version));
-    return WB_OK;
-}
-
-static wb_status prepare_weights(wb_engine *engine, const wb_model *from, uint64_t version,
-                                 uint64_t *digest_out) {
-    WB_TRY(wb_weights_digest(from, digest_out));
-    WB_TRY(check_version(engine, *digest_out, version));
-    return reserve_spans(engine, version);
-}
-
-/* No key that there is was computed by the new weights, nor was a row chosen. */
-static void forget_keys(wb_engine *engine) {
-    wb_kv_blocks_forget(&engine->scheduler.blocks);
-    for (wb_sched_entry *entry = engine->scheduler.first; entry; entry = entry->next)
-        if (wb_sequence_of(entry)->n_fed > 0) entry->shares = false;
-}
-
-wb_status wb_engine_set_weights(wb_engine *engine, const wb_model *from, uint64_t version) {
-    uint64_t source_digest, digest;
-    wb_status status = prepare_weights(engine, from, version, &source_digest);
-    if (wb_model_copy_travels(engine->model, from)) status = wb_comm_agree(engine->comm, status);
-    WB_TRY(status);
-    forget_keys(engine);
-    WB_TRY(wb_model_copy_weights(engine->model, from));
-    WB_TRY(wb_weights_digest(engine->model, &digest));
-    engine->source_digest = source_digest;
-    engine->weights_digest = digest;
-    engine->weight_version = version;
-    return WB_OK;
-}
+/* ---- numbers ----------------------------------------------------------------------------------- */
 
 wb_engine_stats wb_engine_get_stats(const wb_engine *engine) {
     const wb_scheduler *scheduler = &engine->scheduler;
@@ -297,8 +270,13 @@ wb_engine_stats wb_engine_get_stats(const wb_engine *engine) {
                              .decode_tokens = engine->decode_tokens,
                              .preemptions = scheduler->preemptions,
                              .taken_over_tokens = engine->taken_over_tokens,
+                             .finished = engine->finished,
+                             .aborted = engine->aborted,
+                             .unfinished_tokens = engine->unfinished.tokens,
+                             .unfinished_bytes = engine->unfinished.bytes,
                              .waiting = scheduler->waiting,
                              .running = scheduler->running,
                              .free_blocks = wb_kv_blocks_n_free(&scheduler->blocks),
-                             .known_blocks = scheduler->blocks.cache.n_known};
+                             .known_blocks = scheduler->blocks.cache.n_known,
+                             .n_blocks = engine->limits.n_blocks};
 }

@@ -29,6 +29,10 @@ struct wb_engine {
     wb_load_count load;
     wb_step_word *words; /* [R] of the latest step; owner: the workspace */
     uint64_t steps, prefill_tokens, decode_tokens, taken_over_tokens; /* since open */
+    uint64_t finished, aborted;                                       /* requests since open */
+    wb_request_load unfinished;
+    int32_t max_prefill_tokens; /* in a step in which some rank decodes */
+    bool recompute_keys;
 };
 
 /* From the unfinished requests to the finished ones. */

@@ -7,6 +7,8 @@
 #include "engine.h"
 #include "wb_check.h"
 
+#include <string.h>
+
 /* The rows of the known blocks that a request was admitted with become its own, unless it has them. */
 static void take_over(wb_engine *engine, wb_sched_entry *entry) {
     const wb_prefix_cache *cache = &engine->scheduler.blocks.cache;
@@ -56,29 +58,45 @@ static wb_status sample_and_fetch(wb_engine *engine, const float *logits) {
     return wb_sample_take_kept(&engine->sampler, batch, &engine->results);
 }
 
-/* Requests that the commit will leave unfinished. */
-static uint64_t work_left(const wb_engine *engine) {
+/* What the commit will leave: unfinished requests, and those of them that decode. */
+static void count_work(const wb_engine *engine, wb_step_word *word) {
     const wb_scheduler *scheduler = &engine->scheduler;
     const int32_t *tokens = wb_step_results_on_host(&engine->results).tokens;
-    int64_t n = (int64_t)scheduler->running + scheduler->waiting;
+    uint64_t n_ended = 0;
     for (int64_t j = 0; j < scheduler->batch.n_sampled; j++) {
         const wb_sequence *s = wb_sequence_of(scheduler->batch.sampled[j]);
-        n -= wb_sequence_finish_with(s, (uint32_t)tokens[j]) != WB_FINISH_NONE;
+        n_ended += wb_sequence_finish_with(s, (uint32_t)tokens[j]) != WB_FINISH_NONE;
     }
-    return (uint64_t)n;
+    word->work_left = (uint64_t)scheduler->running + (uint64_t)scheduler->waiting - n_ended;
+    word->decodes = wb_scheduler_n_decodes(scheduler) - n_ended;
 }
 
-/* Before any rank commits: a step is made on all ranks or on none. */
+/* Before any rank commits: a step is made on all ranks or on none. That some rank decodes in the next step is
+ * agreed here too: then no rank prefills more than the options allow. */
 static wb_status agree(wb_engine *engine, wb_status status, bool *busy_out) {
-    const wb_step_word own = {.status = (uint64_t)status,
-                              .weight_version = engine->weight_version,
-                              .weights_digest = engine->weights_digest,
-                              .work_left = status == WB_OK ? work_left(engine) : 0};
-    return wb_step_agree(engine->comm, &own, engine->words, busy_out);
+    wb_step_word sum, own = {.status = (uint64_t)status,
+                             .weight_version = engine->weight_version,
+                             .weights_digest = engine->weights_digest,
+                             .max_batch_tokens = (uint64_t)engine->scheduler.max_batch_tokens,
+                             .max_prefill_tokens = (uint64_t)engine->max_prefill_tokens};
+    if (status == WB_OK) count_work(engine, &own);
+    WB_TRY(wb_step_agree(engine->comm, &own, engine->words, &sum));
+    engine->scheduler.max_prefill_tokens =
+        sum.decodes > 0 ? engine->max_prefill_tokens : engine->scheduler.max_batch_tokens;
+    *busy_out = sum.work_left > 0;
+    return WB_OK;
 }
 
 static void count_fed(wb_engine *engine, const wb_sched_entry *entry) {
     *(wb_sched_is_decode(entry) ? &engine->decode_tokens : &engine->prefill_tokens) += entry->n_planned;
+}
+
+/* Its blocks that are full now, with their rows. */
+static void make_known(wb_engine *engine, wb_sequence *s) {
+    const size_t bytes = (size_t)engine->scheduler.block_size * s->row_bytes;
+    uint32_t start;
+    for (uint8_t *rows; wb_scheduler_know_next(&engine->scheduler, &s->entry, &start, &rows);)
+        if (rows) memcpy(rows, s->rows + start * s->row_bytes, bytes);
 }
 
 /* Records what was fed and sampled. Cannot fail. */
@@ -94,7 +112,8 @@ static void commit(wb_engine *engine) {
         const uint32_t start = entry->n_in_pool, end = start + entry->n_planned;
         count_fed(engine, entry);
         wb_sequence_feed(s, start, end, engine->weight_version, rows);
-        wb_scheduler_fed(&engine->scheduler, entry, s->rows);
+        wb_sched_fed(entry);
+        make_known(engine, s);
         rows += (end - start) * engine->results.row_bytes;
         if (!samples) continue;
         const int64_t j = n_sampled++;

@@ -34,17 +34,14 @@ void wb_kv_blocks_give(wb_kv_blocks *blocks, int32_t n, const int32_t *held) {
     while (n-- > 0) give(blocks, held[n]);
 }
 
-void wb_kv_blocks_file(wb_kv_blocks *blocks, int32_t *held, int32_t i, const uint32_t *tokens,
-                       const uint8_t *rows) {
+uint8_t *wb_kv_blocks_know(wb_kv_blocks *blocks, int32_t *held, int32_t i, const uint32_t *tokens) {
     const int32_t parent = i > 0 ? held[i - 1] : WB_NO_BLOCK;
     const int32_t known = wb_prefix_cache_find(&blocks->cache, parent, tokens);
-    if (known == WB_NO_BLOCK) {
-        wb_prefix_cache_add(&blocks->cache, held[i], parent, tokens, rows);
-        return;
-    }
+    if (known == WB_NO_BLOCK) return wb_prefix_cache_add(&blocks->cache, held[i], parent, tokens);
     wb_kv_blocks_share(blocks, known);
     give(blocks, held[i]);
     held[i] = known;
+    return NULL;
 }
 
 void wb_kv_blocks_forget(wb_kv_blocks *blocks) {

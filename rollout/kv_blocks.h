@@ -31,10 +31,10 @@ void wb_kv_blocks_share(wb_kv_blocks *blocks, int32_t block);
 /* One holder less of each of the n blocks of a chain. */
 void wb_kv_blocks_give(wb_kv_blocks *blocks, int32_t n, const int32_t *held);
 
-/* Makes the full block held[i] known by `tokens` and the block before it, with its rows. Where another block
- * is known by them already, held[i] becomes that one: their keys are the same, bit for bit. */
-void wb_kv_blocks_file(wb_kv_blocks *blocks, int32_t *held, int32_t i, const uint32_t *tokens,
-                       const uint8_t *rows);
+/* Makes the full block held[i] known by `tokens` and the block before it; returns where its rows are to be
+ * put. Where another block is known by them already, held[i] becomes that one, and NULL is returned: their
+ * keys are the same, bit for bit. */
+uint8_t *wb_kv_blocks_know(wb_kv_blocks *blocks, int32_t *held, int32_t i, const uint32_t *tokens);
 
 /* Nothing is known any more; who holds a block keeps it. */
 void wb_kv_blocks_forget(wb_kv_blocks *blocks);

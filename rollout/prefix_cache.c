@@ -63,14 +63,13 @@ int32_t wb_prefix_cache_find(const wb_prefix_cache *cache, int32_t parent, const
     return block;
 }
 
-void wb_prefix_cache_add(wb_prefix_cache *cache, int32_t block, int32_t parent, const uint32_t *tokens,
-                         const uint8_t *rows) {
+uint8_t *wb_prefix_cache_add(wb_prefix_cache *cache, int32_t block, int32_t parent, const uint32_t *tokens) {
     int32_t *bucket = bucket_of(cache, parent, tokens);
     memcpy(tokens_of(cache, block), tokens, tokens_bytes(cache));
-    memcpy(rows_of(cache, block), rows, (size_t)cache->block_size * cache->row_bytes);
     cache->blocks[block] = (wb_known_block){parent, *bucket, WB_NO_BLOCK, WB_NO_BLOCK, true};
     *bucket = block;
     cache->n_known++;
+    return rows_of(cache, block);
 }
 
 const uint8_t *wb_prefix_cache_rows(const wb_prefix_cache *cache, int32_t block) {

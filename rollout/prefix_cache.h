@@ -48,9 +48,9 @@ wb_status wb_prefix_cache_open(wb_owner *owner, int32_t n_blocks, int32_t block_
 /* The known block of `tokens` [block_size] behind `parent`, or WB_NO_BLOCK. */
 int32_t wb_prefix_cache_find(const wb_prefix_cache *cache, int32_t parent, const uint32_t *tokens);
 
-/* Makes known a block that is not, whose content is not known by another one. rows: [block_size]. */
-void wb_prefix_cache_add(wb_prefix_cache *cache, int32_t block, int32_t parent, const uint32_t *tokens,
-                         const uint8_t *rows);
+/* Makes known a block that is not, whose content is not known by another one. Returns where the rows of its
+ * tokens are to be put, [block_size] of row_bytes, before anybody asks for them. */
+uint8_t *wb_prefix_cache_add(wb_prefix_cache *cache, int32_t block, int32_t parent, const uint32_t *tokens);
 
 static inline bool wb_prefix_cache_knows(const wb_prefix_cache *cache, int32_t block) {
     return cache->n_blocks > 0 && cache->blocks[block].known;

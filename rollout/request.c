@@ -8,7 +8,7 @@
 #include <inttypes.h>
 #include <math.h>
 
-WB_OPTIONS_END(wb_request, reserved);
+WB_OPTIONS_END(wb_request, reserved_end);
 static const wb_request defaults = {
     .size = sizeof(wb_request), .temperature = 1, .top_p = 1, .return_routes = true};
 
@@ -20,6 +20,7 @@ wb_status wb_request_read(const wb_request *request, wb_request *request_out) {
     wb_request own = defaults;
     WB_TRY(wb_options_read(&own, sizeof own, request, "request"));
     WB_TRY(wb_options_check_reserved(own.reserved, sizeof own.reserved, "request"));
+    WB_TRY(wb_options_check_reserved(own.reserved_end, sizeof own.reserved_end, "request"));
     *request_out = own;
     return WB_OK;
 }
@@ -87,6 +88,23 @@ static wb_status check_mask(const wb_request *request, int64_t vocab_size) {
                    "request %s: its sampling mask: expected fewer than %u kept tokens, found %" PRIu64
                    " for each of %" PRIu32 " new ones",
                    request->rid, WB_MAX_TOKENS, n / request->max_tokens, request->max_tokens);
+}
+
+wb_status wb_request_check_load(const char *rid, const wb_request_load *unfinished,
+                                const wb_request_load *request, const wb_request_limits *limits) {
+    const struct {
+        const char *what;
+        uint64_t have, more, max;
+    } loads[] = {{"requests", unfinished->n, request->n, limits->max_unfinished},
+                 {"tokens", unfinished->tokens, request->tokens, limits->max_unfinished_tokens},
+                 {"host bytes", unfinished->bytes, request->bytes, limits->max_unfinished_bytes}};
+    for (size_t i = 0; i < sizeof loads / sizeof loads[0]; i++)
+        if (loads[i].max > 0 && loads[i].have + loads[i].more > loads[i].max)
+            return wb_fail(WB_CAPACITY,
+                           "request %s: unfinished %s: expected at most %" PRIu64 ", found %" PRIu64
+                           " and %" PRIu64 " more",
+                           rid, loads[i].what, loads[i].max, loads[i].have, loads[i].more);
+    return WB_OK;
 }
 
 wb_status wb_request_check(const wb_request *request, const wb_request_limits *limits) {

@@ -20,7 +20,8 @@ typedef struct wb_sched_entry {
         n_taken_over;   /* tokens of known blocks that it was admitted with, whose rows it has yet to get */
     uint32_t n_in_pool; /* 0 unless running */
     uint32_t n_planned; /* tokens from n_in_pool on that this step feeds */
-    struct wb_sched_entry *previous, *next; /* in order of arrival */
+    int64_t place;      /* in the line, the smaller the earlier */
+    struct wb_sched_entry *previous, *next; /* in the order of the line */
 } wb_sched_entry;
 
 /* Blocks that the keys of n_tokens tokens fill. */
@@ -37,6 +38,12 @@ static inline bool wb_sched_samples(const wb_sched_entry *entry) {
 /* Whether what is fed is one token that the request sampled itself. */
 static inline bool wb_sched_is_decode(const wb_sched_entry *entry) {
     return entry->n_planned == 1 && entry->n_in_pool >= entry->record->prompt_len;
+}
+
+/* The entry's planned tokens have been fed: their keys are in the pool. */
+static inline void wb_sched_fed(wb_sched_entry *entry) {
+    entry->n_in_pool += entry->n_planned;
+    entry->n_planned = 0;
 }
 
 #endif

@@ -1,15 +1,16 @@
-/* scheduler.c - see scheduler.h: decodes first, then prefill chunks in order of arrival, then admission.
+/* scheduler.c - see scheduler.h: decodes first, then prefill chunks in the order of the line, then admission.
  *
  * Every request ends, because of four rules.
  * 1. Blocks are taken from the youngest running request only. So the oldest request is never preempted, and
  *    since the pool holds any request alone, it always finds the block that it needs.
- * 2. Decodes that do not all fit a step take turns, and prefills get what is left in order of arrival. Only
- *    an older request decodes while a younger one still prefills, so the oldest waits for nobody's prefill
- *    and gets its token within one round of turns.
+ * 2. Decodes that do not all fit a step take turns, and prefills get what is left, in the order of
+ *    the line. Only an older request decodes while a younger one still prefills, so the oldest waits for
+ *    nobody's prefill and gets its token within one round of turns.
  * 3. Sampled tokens are kept over a preemption. So each token brings a request nearer to its end for good;
  *    when the oldest has ended, the next one is the oldest.
  * 4. A request is admitted only with blocks for all the tokens that it has. So no prefill stops half way to
  *    wait for a block.
+ * "Older" is earlier in the line, whose running part nobody enters but at its end.
  * Without the first or the third rule, two requests could take each other's blocks for ever. */
 #include "scheduler.h"
 #include "wb_check.h"
@@ -34,7 +35,7 @@ int32_t wb_scheduler_max_entries(int32_t n_blocks, int32_t max_batch_tokens, int
 
 wb_status wb_scheduler_open(wb_scheduler *scheduler, const wb_scheduler_sizes *sizes) {
     const int32_t n_blocks = sizes->n_blocks, block_size = sizes->block_size;
-    scheduler->max_batch_tokens = sizes->max_batch_tokens;
+    scheduler->max_batch_tokens = scheduler->max_prefill_tokens = sizes->max_batch_tokens;
     scheduler->block_size = block_size;
     scheduler->max_entries = wb_scheduler_max_entries(n_blocks, sizes->max_batch_tokens, sizes->max_running);
     const int64_t max_blocks = wb_kv_blocks_for(block_size, (uint64_t)sizes->max_positions);
@@ -71,10 +72,13 @@ static wb_sched_entry *last_running(const wb_scheduler *scheduler) {
 }
 
 void wb_scheduler_add(wb_scheduler *scheduler, wb_sched_entry *entry) {
-    entry->previous = scheduler->last;
-    *(scheduler->last ? &scheduler->last->next : &scheduler->first) = entry;
-    scheduler->last = entry;
-    if (!scheduler->first_waiting) scheduler->first_waiting = entry;
+    wb_sched_entry *previous = scheduler->last;
+    while (previous && !previous->running && previous->place > entry->place) previous = previous->previous;
+    entry->previous = previous;
+    entry->next = previous ? previous->next : scheduler->first;
+    *(previous ? &previous->next : &scheduler->first) = entry;
+    *(entry->next ? &entry->next->previous : &scheduler->last) = entry;
+    if (!previous || previous->running) scheduler->first_waiting = entry;
     scheduler->waiting++;
 }
 
@@ -149,14 +153,14 @@ static bool is_worth_waiting(const wb_scheduler *scheduler, const wb_sched_entry
     return false;
 }
 
-void wb_scheduler_fed(wb_scheduler *scheduler, wb_sched_entry *entry, const uint8_t *rows) {
-    const size_t size = (size_t)scheduler->block_size, row_bytes = scheduler->blocks.cache.row_bytes;
-    entry->n_in_pool += entry->n_planned;
-    entry->n_planned = 0;
-    if (!entry->shares) return;
-    for (size_t i = (size_t)entry->n_known; (i + 1) * size <= entry->n_in_pool; i++)
-        wb_kv_blocks_file(&scheduler->blocks, entry->blocks, entry->n_known++,
-                          entry->record->tokens + i * size, rows + i * size * row_bytes);
+bool wb_scheduler_know_next(wb_scheduler *scheduler, wb_sched_entry *entry, uint32_t *start_out,
+                            uint8_t **rows_out) {
+    const uint32_t size = (uint32_t)scheduler->block_size, start = (uint32_t)entry->n_known * size;
+    if (!entry->shares || start + size > entry->n_in_pool) return false;
+    *rows_out =
+        wb_kv_blocks_know(&scheduler->blocks, entry->blocks, entry->n_known++, entry->record->tokens + start);
+    *start_out = start;
+    return true;
 }
 
 /* ---- preemption and admission -------------------------------------------------------------------- */
@@ -249,6 +253,13 @@ static void plan_prefills(wb_scheduler *scheduler, int32_t budget) {
     while (budget > 0 && admit(scheduler)) budget -= plan_chunk(last_running(scheduler), budget);
 }
 
+uint64_t wb_scheduler_n_decodes(const wb_scheduler *scheduler) {
+    uint64_t n = 0;
+    for (const wb_sched_entry *entry = first_running(scheduler); entry; entry = next_running(entry))
+        n += wb_sched_samples(entry) || decodes(entry);
+    return n;
+}
+
 /* ---- a step -------------------------------------------------------------------------------------- */
 
 void wb_scheduler_drop_plan(wb_scheduler *scheduler) {
@@ -265,7 +276,8 @@ void wb_scheduler_preempt_all(wb_scheduler *scheduler) {
 
 void wb_scheduler_plan(wb_scheduler *scheduler) {
     wb_scheduler_drop_plan(scheduler);
-    plan_prefills(scheduler, scheduler->max_batch_tokens - plan_decodes(scheduler));
+    const int32_t left = scheduler->max_batch_tokens - plan_decodes(scheduler);
+    plan_prefills(scheduler, min(left, scheduler->max_prefill_tokens));
     for (wb_sched_entry *entry = first_running(scheduler); entry; entry = next_running(entry))
         if (entry->n_planned > 0) wb_step_batch_add(&scheduler->batch, entry);
     wb_step_batch_fill_held(&scheduler->batch);

@@ -4,9 +4,10 @@
  * the batch of the present step.
  * Refuses: the model, the device, and what a request's tokens are.
  *
- * All unfinished requests stand in one line in order of arrival. Those that hold KV blocks ("running") are
- * a prefix of it: the first waiting request is admitted, the last running one is preempted, so that
- * nothing is ever overtaken. */
+ * All unfinished requests stand in one line. Those that hold KV blocks ("running") are a prefix of it: the
+ * first waiting request is admitted, the last running one is preempted. A new one stands behind all that run
+ * and behind the waiting ones whose place, a number that its owner gave it, is not beyond its own: nothing
+ * that runs is overtaken, and where places grow with time, nothing is overtaken for ever. */
 #ifndef WB_SCHEDULER_H
 #define WB_SCHEDULER_H
 
@@ -15,9 +16,10 @@
 
 typedef struct wb_scheduler {
     int32_t max_batch_tokens, block_size;
-    wb_kv_blocks blocks; /* of the KV pool */
-    wb_free_list states; /* one for each request that runs; none is free: no further one is admitted */
-    wb_sched_entry *first, *last, *first_waiting; /* in order of arrival */
+    int32_t max_prefill_tokens; /* of a step: from open on max_batch_tokens, between steps the owner's */
+    wb_kv_blocks blocks;        /* of the KV pool */
+    wb_free_list states;        /* one for each request that runs; none is free: no further one is admitted */
+    wb_sched_entry *first, *last, *first_waiting; /* in the order of the line */
     wb_sched_entry *next_decode; /* whose turn it is when a step cannot hold all decodes; NULL: the first's */
     int32_t running, waiting;    /* requests */
     uint64_t preemptions;        /* since open */
@@ -44,7 +46,7 @@ typedef struct wb_scheduler_sizes {
 wb_status wb_scheduler_open(wb_scheduler *scheduler, const wb_scheduler_sizes *sizes);
 void wb_scheduler_close(wb_scheduler *scheduler); /* the entries are their owners' */
 
-/* Puts a zeroed entry with `record` and `blocks` at the end of the line. The caller has checked that the
+/* Puts a zeroed entry with `record`, `blocks` and `place` into the line. The caller has checked that the
  * pool holds the request at its longest. */
 void wb_scheduler_add(wb_scheduler *scheduler, wb_sched_entry *entry);
 
@@ -55,9 +57,16 @@ void wb_scheduler_remove(wb_scheduler *scheduler, wb_sched_entry *entry);
  * blocks that an entry is admitted with are in the pool from then on, whether the step is made or not. */
 void wb_scheduler_plan(wb_scheduler *scheduler);
 
-/* The planned tokens of an entry have been fed, and their keys are in the pool. rows: of all its tokens so
- * far; where the entry shares, its blocks that are full now become known with them. */
-void wb_scheduler_fed(wb_scheduler *scheduler, wb_sched_entry *entry, const uint8_t *rows);
+/* Makes the next full block of an entry known whose keys are in the pool, if there is one and the entry
+ * shares. *start_out: its first token; *rows_out: where the rows of its block_size tokens are to be put,
+ * or NULL where another block is known by these tokens, which the entry holds from then on: keys and rows
+ * are the same. */
+bool wb_scheduler_know_next(wb_scheduler *scheduler, wb_sched_entry *entry, uint32_t *start_out,
+                            uint8_t **rows_out);
+
+/* Running requests whose next token is sampled after the tokens that are planned, or lacks no others: what
+ * the next step decodes, but for those that end with the present one. */
+uint64_t wb_scheduler_n_decodes(const wb_scheduler *scheduler);
 
 /* The step was not made: an empty batch. The next plan feeds the same tokens. */
 void wb_scheduler_drop_plan(wb_scheduler *scheduler);

@@ -70,6 +70,7 @@ wb_status wb_sequence_create(const wb_request *request, int64_t vocab_size, size
     s->sampling_logprobs = (float *)(void *)(base + at.sampling_logprobs);
     s->entry.blocks = (int32_t *)(void *)(base + at.blocks);
     s->rows = base + at.rows;
+    s->bytes = at.bytes + s->spans_capacity * sizeof *s->spans + s->mask_room * sizeof *s->mask_ids;
     s->row_bytes = row_bytes;
     s->return_routes = request->return_routes;
     s->max_len = request->n_tokens + request->max_tokens;

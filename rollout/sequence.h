@@ -33,6 +33,7 @@ typedef struct wb_sequence {
     uint32_t n_stop;
     uint32_t *stop_tokens; /* [n_stop] */
     uint32_t n_fed;
+    size_t bytes; /* of the host that it takes, but for the spans of weights that change on the way */
     struct wb_sequence *next_finished;
 } wb_sequence;
 

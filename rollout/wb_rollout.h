@@ -41,7 +41,18 @@ typedef struct wb_engine_options {
      * memory: a row of L * K ids and 4 bytes for each token of the pool. UNSUPPORTED for a model whose layers
      * keep state of a fixed size, which no block has. */
     bool prefix_cache;
-    uint8_t reserved[7]; /* zero */
+    /* Default false: running requests keep the keys that they have when weights are set, and what they feed
+     * from then on attends to keys of both. True: they are fed again from their first token, by the new
+     * weights and along the rows that they have. What was recorded stays as it is either way. */
+    bool recompute_keys;
+    uint8_t reserved[2]; /* zero */
+    /* Of max_batch_tokens, how many prefills may take in a step in which some rank decodes, so that no rank's
+     * prefill keeps the decodes of all ranks waiting for long. 0, the default: all that decodes leave. The
+     * same on all ranks. */
+    int32_t max_prefill_tokens;
+    /* What wb_engine_submit refuses beyond, of unfinished requests: how many, their tokens at their longest,
+     * and the host bytes that they take. 0, the default: no limit. */
+    uint64_t max_unfinished, max_unfinished_tokens, max_unfinished_bytes;
 } wb_engine_options;
 
 /* Fills the caller's struct of `size` bytes with the defaults, named above. */
@@ -92,6 +103,11 @@ typedef struct wb_request {
      * system counts it all the same, a top_k beside top_p makes it small. */
     bool return_sampling_mask;
     uint8_t reserved[3]; /* zero */
+    /* Its place in the line is that of a request of priority 0 that was submitted so many steps earlier, or
+     * later where it is negative; default 0. So nothing starves: a request is overtaken by what is submitted
+     * within a bounded number of steps after it, and by nothing once it runs. */
+    int32_t priority;
+    uint8_t reserved_end[4]; /* zero */
 } wb_request;
 
 /* Fills the caller's struct of `size` bytes with the defaults; rid, tokens and max_tokens are to be set. */
@@ -103,7 +119,8 @@ static inline wb_request wb_request_default(void) {
 }
 
 /* Copies the request into the queue. CAPACITY, with the numbers, when prompt + max_tokens can never fit the
- * KV pool or the model's positions, or a record its sampling mask under top_k alone; INVALID_ARGUMENT for a
+ * KV pool or the model's positions, or a record its sampling mask under top_k alone, or when the unfinished
+ * requests would be more than the options allow; INVALID_ARGUMENT for a
  * token outside the vocabulary, a rid that is in use, odd sampling values, a request that did not come from
  * the initialiser. Not collective. */
 WB_API wb_status wb_engine_submit(wb_engine *engine, const wb_request *request);
@@ -152,9 +169,13 @@ typedef struct wb_engine_stats {
     /* Tokens that were taken over from the prefix cache instead of being fed, since open. The hit rate is
      * their share of taken_over_tokens + prefill_tokens. */
     uint64_t taken_over_tokens;
+    uint64_t finished, aborted; /* requests since open; an aborted one is not among the finished ones */
+    /* Of the unfinished requests: their tokens at their longest, and the host bytes that they take. */
+    uint64_t unfinished_tokens, unfinished_bytes;
     int32_t waiting, running; /* requests now */
     int32_t free_blocks;  /* KV blocks now that can be taken, those that are known but not held among them */
     int32_t known_blocks; /* by the prefix cache now, held or not */
+    int32_t n_blocks;     /* of the pool */
 } wb_engine_stats;
 WB_API wb_engine_stats wb_engine_get_stats(const wb_engine *engine);
 

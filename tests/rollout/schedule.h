@@ -57,6 +57,7 @@ static inline void schedule_make_asks(schedule *s, dice *d) {
         const uint32_t n_common = pick(d, 0, 2) == 0 ? 0 : pick(d, 0, a->request.n_tokens);
         memcpy(a->prompt, common, n_common * sizeof *common);
         if (pick(d, 0, 3) > 0) a->request.n_stop = 0;
+        a->request.priority = pick(d, 0, 2) == 0 ? (int32_t)pick(d, 0, 20) - 10 : 0;
         a->request.return_routes = pick(d, 0, 3) != 0;
         a->request.routes_start = pick(d, 0, 1) == 0 ? 0 : pick(d, 0, a->request.n_tokens);
         s->rank[i] = pick(d, 0, (uint32_t)s->n_ranks - 1);
@@ -74,10 +75,14 @@ static inline void schedule_make_options(schedule *s, dice *d) {
         if (fed > longest) longest = fed;
     }
     const int32_t max_batch_tokens = (int32_t)pick(d, 1, pick(d, 0, 1) == 0 ? 8 : 48);
+    const int32_t max_prefill_tokens = pick(d, 0, 1) == 0 ? 0 : (int32_t)pick(d, 1, 12);
+    const bool recompute_keys = pick(d, 0, 2) == 0;
     for (int r = 0; r < MAX_RANKS; r++) {
         wb_engine_options *o = &s->options[r];
         *o = wb_engine_options_default();
         o->max_batch_tokens = max_batch_tokens;
+        o->max_prefill_tokens = max_prefill_tokens;
+        o->recompute_keys = recompute_keys;
         o->block_size = (int32_t)pick(d, 1, 6);
         const int32_t min_blocks = ((int32_t)longest - 1) / o->block_size + 1;
         o->n_blocks = min_blocks + (int32_t)pick(d, 0, pick(d, 0, 3) == 0 ? 60 : 4);
@@ -108,10 +113,11 @@ static inline void schedule_make(schedule *s, uint64_t seed, int max_ranks) {
 
 static inline void schedule_print(const schedule *s) {
     static const char *const names[] = {"submit", "abort", "weights"};
-    printf("  %s, %s, %d layers, %d of %d experts, %d ranks, %" PRId32 " tokens a step\n",
+    printf("  %s, %s, %d layers, %d of %d experts, %d ranks, %" PRId32 " tokens a step, of prefills %" PRId32
+           ", keys recomputed %d\n",
            wb_dtype_name(s->dtype), s->config.family == WB_FAMILY_QWEN3_MOE ? "qwen3_moe" : "olmoe",
            s->config.n_layers, s->config.router.top_k, s->config.router.n_experts, s->n_ranks,
-           s->options[0].max_batch_tokens);
+           s->options[0].max_batch_tokens, s->options[0].max_prefill_tokens, s->options[0].recompute_keys);
     for (int r = 0; r < s->n_ranks; r++)
         printf("  rank %d: %" PRId32 " blocks of %" PRId32 ", %" PRId32 " running at most, prefix cache %d\n",
                r, s->options[r].n_blocks, s->options[r].block_size, s->options[r].max_running,
@@ -122,9 +128,9 @@ static inline void schedule_print(const schedule *s) {
         if (e->kind == EVENT_SUBMIT) {
             const wb_request *r = &s->asks[e->number].request;
             printf(" on rank %" PRIu32 ": %" PRIu32 " + %" PRIu32 " tokens, routes %d from %" PRIu32
-                   ", mask %d, temperature %g; prompt",
+                   ", mask %d, temperature %g, priority %" PRId32 "; prompt",
                    s->rank[e->number], r->n_tokens, r->max_tokens, r->return_routes, r->routes_start,
-                   r->return_sampling_mask, (double)r->temperature);
+                   r->return_sampling_mask, (double)r->temperature, r->priority);
             for (uint32_t t = 0; t < r->n_tokens; t++) printf(" %" PRIu32, s->asks[e->number].prompt[t]);
         }
         printf("\n");

@@ -199,8 +199,8 @@ static void test_a_block_is_known_by_what_is_before_it_too(void **state) {
     memset(rows[1], 0xbb, sizeof rows[1]);
     assert_int_equal(WB_NO_BLOCK, wb_prefix_cache_find(&cache, WB_NO_BLOCK, tokens));
     assert_ok(wb_prefix_cache_open(&owner, 6, SIZE, ROW, &cache));
-    wb_prefix_cache_add(&cache, 4, WB_NO_BLOCK, tokens, rows[0]);
-    wb_prefix_cache_add(&cache, 2, 4, tokens, rows[1]);
+    memcpy(wb_prefix_cache_add(&cache, 4, WB_NO_BLOCK, tokens), rows[0], sizeof rows[0]);
+    memcpy(wb_prefix_cache_add(&cache, 2, 4, tokens), rows[1], sizeof rows[1]);
     assert_int_equal(4, wb_prefix_cache_find(&cache, WB_NO_BLOCK, tokens));
     assert_int_equal(2, wb_prefix_cache_find(&cache, 4, tokens));
     assert_int_equal(WB_NO_BLOCK, wb_prefix_cache_find(&cache, 2, tokens));

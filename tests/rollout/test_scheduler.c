@@ -1,6 +1,6 @@
 /* test_scheduler.c - the scheduler alone, without a model: random arrivals, lengths, pools and aborts.
- * Nothing overtakes, blocks and states are conserved, the batch is what was planned, and every request ends.
- * What is taken over from the prefix cache are the rows of the same tokens.
+ * Nothing overtakes but by its place, blocks and states are conserved, the batch is what was planned, and
+ * every request ends. What is taken over from the prefix cache are the rows of the same tokens.
  *
  * Each round is made from its seed; `test_scheduler --seed N` runs one of them. */
 #include "scheduler.h"
@@ -37,6 +37,8 @@ typedef struct round_state {
     uint64_t version, taken_over;
     uint32_t n, n_ended;
     request requests[MAX_REQUESTS]; /* in order of arrival */
+    uint32_t n_line;
+    const request *line[MAX_REQUESTS]; /* as the scheduler's is to be */
     uint64_t step;
     int failures;
 } round_state;
@@ -61,6 +63,7 @@ static uint32_t pick(round_state *r, uint32_t min, uint32_t max) {
 
 static void make_request(round_state *r, request *q, uint64_t arrival) {
     q->arrival = arrival;
+    q->entry.place = (int64_t)arrival - (pick(r, 0, 2) == 0 ? (int64_t)pick(r, 0, 20) - 10 : 0);
     q->end = pick(r, 0, 7) == 0 ? arrival + pick(r, 0, 30) : UINT64_MAX;
     q->record.prompt_len = q->record.n_tokens = pick(r, 1, MAX_TOKENS / 2);
     q->record.tokens = q->tokens;
@@ -102,14 +105,30 @@ static wb_status make_round(round_state *r, uint64_t seed) {
 
 /* ---- what must hold after each plan -------------------------------------------------------------- */
 
-/* The line is in order of arrival, those that run are its head, and the counts are theirs. */
+/* A new request stands behind those that run and behind the waiting ones of its place or an earlier one. */
+static void stand_in_line(round_state *r, const request *q) {
+    uint32_t at = 0;
+    for (uint32_t i = 0; i < r->n_line; i++)
+        if (r->line[i]->entry.running || r->line[i]->entry.place <= q->entry.place) at = i + 1;
+    memmove(&r->line[at + 1], &r->line[at], (r->n_line - at) * sizeof *r->line);
+    r->line[at] = q;
+    r->n_line++;
+}
+
+static void leave_line(round_state *r, const request *q) {
+    uint32_t at = 0;
+    while (r->line[at] != q) at++;
+    r->n_line--;
+    memmove(&r->line[at], &r->line[at + 1], (r->n_line - at) * sizeof *r->line);
+}
+
+/* The line is as it is to be, those that run are its head, and the counts are theirs. */
 static void check_line(round_state *r) {
     const wb_scheduler *s = &r->scheduler;
     const wb_sched_entry *entry = s->first, *previous = NULL;
     int32_t running = 0, waiting = 0;
-    for (uint32_t i = 0; i < r->n; i++) {
-        const request *q = &r->requests[i];
-        if (!q->arrived || q->ended) continue;
+    for (uint32_t i = 0; i < r->n_line; i++) {
+        const request *q = r->line[i];
         EXPECT(entry == &q->entry);
         if (entry != &q->entry) return;
         EXPECT(entry->previous == previous);
@@ -208,24 +227,26 @@ static void check_taken_over(round_state *r) {
     }
 }
 
-/* The batch is the planned tokens in order of arrival, and no prefill is passed by a younger one. */
+/* The batch is the planned tokens in the order of the line, no prefill is passed by one behind it, and
+ * prefills keep to their budget. */
 static void check_batch(round_state *r) {
     const wb_step_batch *batch = &r->scheduler.batch;
     int64_t t = 0, n_sampled = 0;
-    int32_t n_planned = 0;
+    int32_t n_planned = 0, n_prefill = 0;
     bool a_prefill_waits = false;
     for (const wb_sched_entry *entry = r->scheduler.first; entry; entry = entry->next) {
         const uint32_t lacks = entry->record->n_tokens - entry->n_in_pool;
         const bool prefills = lacks > 1;
         if (prefills && a_prefill_waits) EXPECT(entry->n_planned == 0);
         if (prefills && entry->n_planned < lacks) a_prefill_waits = true;
-        n_planned += entry->n_planned > 0;
+        if (entry->n_planned == 0) continue;
+        EXPECT(n_planned < batch->n_entries && batch->entries[n_planned] == entry);
+        n_prefill += prefills ? (int32_t)entry->n_planned : 0;
+        n_planned++;
     }
+    EXPECT(n_prefill <= r->scheduler.max_prefill_tokens);
     EXPECT(batch->n_entries == n_planned && n_planned <= r->scheduler.max_entries);
-    for (int32_t i = 0; i < batch->n_entries; i++) {
-        if (i > 0) EXPECT(batch->entries[i - 1] < batch->entries[i]); /* requests lie in order of arrival */
-        check_entry(r, i, &t, &n_sampled);
-    }
+    for (int32_t i = 0; i < batch->n_entries; i++) check_entry(r, i, &t, &n_sampled);
     EXPECT(batch->n_tokens == t && t <= r->max_batch_tokens);
     EXPECT(batch->n_sampled == n_sampled);
     EXPECT(t > 0 || !r->scheduler.first); /* a step with work does some */
@@ -233,18 +254,24 @@ static void check_batch(round_state *r) {
 
 /* ---- a step as the engine makes it --------------------------------------------------------------- */
 
+static void end_request(round_state *r, request *q) {
+    leave_line(r, q);
+    wb_scheduler_remove(&r->scheduler, &q->entry);
+    q->ended = true;
+    r->n_ended++;
+}
+
 static void arrive_and_abort(round_state *r) {
     for (uint32_t i = 0; i < r->n; i++) {
         request *q = &r->requests[i];
         if (!q->arrived && q->arrival <= r->step) {
             q->entry.shares = r->prefix_cache;
+            stand_in_line(r, q);
             wb_scheduler_add(&r->scheduler, &q->entry);
             q->arrived = true;
         }
         if (!q->arrived || q->ended || q->end > r->step) continue;
-        wb_scheduler_remove(&r->scheduler, &q->entry);
-        q->ended = true;
-        r->n_ended++;
+        end_request(r, q);
     }
 }
 
@@ -262,12 +289,13 @@ static void commit(round_state *r) {
         request *q = request_of(batch->entries[i]);
         const bool samples = wb_sched_samples(&q->entry);
         if (q->entry.shares) choose_rows(r, q);
-        wb_scheduler_fed(&r->scheduler, &q->entry, (const uint8_t *)q->rows);
+        wb_sched_fed(&q->entry);
+        uint32_t start;
+        for (uint8_t *rows; wb_scheduler_know_next(&r->scheduler, &q->entry, &start, &rows);)
+            if (rows) memcpy(rows, q->rows + start, (size_t)r->block_size * sizeof *q->rows);
         q->fed = true;
         if (!samples || ++q->record.n_tokens < q->max_len) continue;
-        wb_scheduler_remove(&r->scheduler, &q->entry);
-        q->ended = true;
-        r->n_ended++;
+        end_request(r, q);
     }
 }
 
@@ -282,6 +310,8 @@ static int run_round(uint64_t seed, uint64_t *preemptions, uint64_t *taken_over)
         arrive_and_abort(r);
         if (pick(r, 0, 19) == 0) change_weights(r);
         const uint64_t before = r->scheduler.preemptions;
+        r->scheduler.max_prefill_tokens =
+            pick(r, 0, 1) == 0 ? r->max_batch_tokens : (int32_t)pick(r, 1, (uint32_t)r->max_batch_tokens);
         wb_scheduler_plan(&r->scheduler);
         *preemptions += r->scheduler.preemptions - before;
         check_line(r);
