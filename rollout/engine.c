@@ -198,16 +198,23 @@ static wb_request_load load_of(const wb_sequence *s) {
     return (wb_request_load){1, s->max_len, s->bytes};
 }
 
+/* What a record that goes on was fed under other weights follows rows that the present ones might not
+ * choose. */
+static bool may_share(const wb_engine *engine, const wb_sequence *s) {
+    for (uint32_t i = 0; i < s->completion.record.n_spans; i++)
+        if (s->spans[i].weight_version != engine->weight_version) return false;
+    return engine->scheduler.blocks.cache.n_blocks > 0;
+}
+
 wb_status wb_engine_submit(wb_engine *engine, const wb_request *request) {
     wb_request own;
     WB_TRY(wb_request_read(request, &own));
     WB_TRY(wb_request_check(&own, &engine->limits));
     if (find(engine, own.rid)) return wb_fail(WB_INVALID_ARGUMENT, "request %s: this rid is in use", own.rid);
     const int64_t max_blocks =
-        wb_kv_blocks_for(engine->limits.block_size, (uint64_t)own.n_tokens + own.max_tokens - 1);
+        wb_kv_blocks_for(engine->limits.block_size, wb_request_prompt_len(&own) + own.max_tokens - 1);
     wb_sequence *s = NULL;
-    WB_TRY(wb_sequence_create(&own, engine->limits.vocab_size, wb_route_row_bytes(engine->limits.route_model),
-                              max_blocks, &s));
+    WB_TRY(wb_sequence_create(&own, engine->limits.vocab_size, engine->limits.route_model, max_blocks, &s));
     const wb_request_load load = load_of(s);
     wb_status status = wb_request_check_load(own.rid, &engine->unfinished, &load, &engine->limits);
     if (status == WB_OK) status = wb_sampler_make_room(&engine->sampler, s);
@@ -217,7 +224,7 @@ wb_status wb_engine_submit(wb_engine *engine, const wb_request *request) {
         wb_sequence_free(s);
         return status;
     }
-    s->entry.shares = engine->scheduler.blocks.cache.n_blocks > 0;
+    s->entry.shares = may_share(engine, s);
     s->entry.place = (int64_t)engine->steps - own.priority;
     wb_scheduler_add(&engine->scheduler, &s->entry);
     engine->unfinished.n += load.n;

@@ -19,6 +19,17 @@ typedef struct wb_request_load {
 /* The caller's request over the defaults. */
 wb_status wb_request_read(const wb_request *request, wb_request *request_out);
 
+/* Tokens of its prompt, those of the record that it continues among them. */
+static inline uint64_t wb_request_prompt_len(const wb_request *request) {
+    return (uint64_t)request->n_tokens + (request->continues ? request->continues->n_tokens : 0);
+}
+
+/* How many of them, the first ones, were fed for the record that it continues. */
+static inline uint32_t wb_request_n_fed(const wb_request *request) {
+    const wb_record *record = request->continues;
+    return record && record->n_spans > 0 ? record->spans[record->n_spans - 1].end : 0;
+}
+
 /* How many tokens its sampling mask can come to; 0: it has none. */
 uint64_t wb_request_max_mask(const wb_request *request, int64_t vocab_size);
 

@@ -29,7 +29,7 @@ typedef struct sequence_layout {
 
 static sequence_layout layout_of(const wb_request *request, bool has_mask, size_t row_bytes,
                                  int64_t max_blocks) {
-    const uint64_t max_len = (uint64_t)request->n_tokens + request->max_tokens;
+    const uint64_t max_len = wb_request_prompt_len(request) + request->max_tokens;
     sequence_layout at = {0};
     place(&at.bytes, 1, sizeof(wb_sequence));
     at.rid = place(&at.bytes, strlen(request->rid) + 1, 1);
@@ -45,21 +45,37 @@ static sequence_layout layout_of(const wb_request *request, bool has_mask, size_
 
 /* The arrays beside the block. The mask is one of them because it is to stay as it is got, without zeros: it
  * is large, and the system gives memory to what is written alone. */
-static wb_status open_arrays(wb_sequence *s, uint64_t max_mask) {
+static wb_status open_arrays(wb_sequence *s, uint32_t n_spans, uint64_t max_mask) {
     const size_t room = (size_t)(max_mask < WB_MAX_TOKENS ? max_mask : WB_MAX_TOKENS - 1);
-    WB_TRY(WB_GROW(s->spans, 1, &s->spans_capacity, "request spans"));
+    WB_TRY(WB_GROW(s->spans, (size_t)n_spans + 1, &s->spans_capacity, "request spans"));
     return room == 0 ? WB_OK : WB_GROW(s->mask_ids, room, &s->mask_room, "request sampling mask");
 }
 
-wb_status wb_sequence_create(const wb_request *request, int64_t vocab_size, size_t row_bytes,
+/* The prompt; and of the record that goes on, what was fed: its rows and spans. Room for a span more. */
+static void copy_prompt(wb_sequence *s, const wb_request *request, const wb_route_model *route_model) {
+    const wb_record *earlier = request->continues;
+    const uint32_t n = earlier ? earlier->n_tokens : 0;
+    if (request->n_tokens > 0) memcpy(s->tokens + n, request->tokens, request->n_tokens * sizeof *s->tokens);
+    if (!earlier) return;
+    memcpy(s->tokens, earlier->tokens, n * sizeof *s->tokens);
+    s->n_fed = wb_request_n_fed(request);
+    for (uint32_t t = 0; t < s->n_fed; t++)
+        memcpy(s->rows + t * s->row_bytes, wb_record_row(route_model, earlier, t), s->row_bytes);
+    for (uint32_t i = 0; i < earlier->n_spans; i++) s->spans[i] = earlier->spans[i];
+    s->completion.record.n_spans = earlier->n_spans;
+}
+
+wb_status wb_sequence_create(const wb_request *request, int64_t vocab_size, const wb_route_model *route_model,
                              int64_t max_blocks, wb_sequence **sequence_out) {
+    const size_t row_bytes = wb_route_row_bytes(route_model);
+    const uint32_t prompt_len = (uint32_t)wb_request_prompt_len(request);
     const uint64_t max_mask = wb_request_max_mask(request, vocab_size);
     const bool has_mask = max_mask > 0;
     const sequence_layout at = layout_of(request, has_mask, row_bytes, max_blocks);
     uint8_t *base = NULL;
     WB_TRY(WB_NEW(base, at.bytes, "request"));
     wb_sequence *s = (wb_sequence *)(void *)base;
-    const wb_status status = open_arrays(s, max_mask);
+    const wb_status status = open_arrays(s, request->continues ? request->continues->n_spans : 0, max_mask);
     if (status != WB_OK) {
         wb_sequence_free(s);
         return status;
@@ -73,7 +89,7 @@ wb_status wb_sequence_create(const wb_request *request, int64_t vocab_size, size
     s->bytes = at.bytes + s->spans_capacity * sizeof *s->spans + s->mask_room * sizeof *s->mask_ids;
     s->row_bytes = row_bytes;
     s->return_routes = request->return_routes;
-    s->max_len = request->n_tokens + request->max_tokens;
+    s->max_len = prompt_len + request->max_tokens;
     s->routes_start = request->routes_start;
     s->mask_ends = has_mask ? (uint32_t *)(void *)(base + at.mask_ends) : NULL;
     s->sampling = (wb_sampling){request->temperature, (uint32_t)request->top_k, request->top_p};
@@ -81,15 +97,15 @@ wb_status wb_sequence_create(const wb_request *request, int64_t vocab_size, size
     s->seed = request->seed;
     s->n_stop = request->n_stop;
     memcpy(base + at.rid, request->rid, strlen(request->rid) + 1);
-    memcpy(s->tokens, request->tokens, request->n_tokens * sizeof(uint32_t));
     if (request->n_stop > 0) memcpy(s->stop_tokens, request->stop_tokens, request->n_stop * sizeof(uint32_t));
     s->completion.record = (wb_record){.rid = (const char *)(base + at.rid),
                                        .group = request->group,
                                        .sample = request->sample,
-                                       .prompt_len = request->n_tokens,
-                                       .n_tokens = request->n_tokens,
+                                       .prompt_len = prompt_len,
+                                       .n_tokens = prompt_len,
                                        .tokens = s->tokens,
                                        .finish = WB_FINISH_NONE};
+    copy_prompt(s, request, route_model);
     s->entry.record = &s->completion.record;
     *sequence_out = s;
     return WB_OK;

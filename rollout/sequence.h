@@ -43,7 +43,7 @@ static inline wb_sequence *wb_sequence_of(wb_sched_entry *entry) {
 
 /* Copies `request`, which has been checked, with room for everything that it can grow to. max_blocks: KV
  * blocks that it can hold. */
-wb_status wb_sequence_create(const wb_request *request, int64_t vocab_size, size_t row_bytes,
+wb_status wb_sequence_create(const wb_request *request, int64_t vocab_size, const wb_route_model *route_model,
                              int64_t max_blocks, wb_sequence **sequence_out);
 void wb_sequence_free(wb_sequence *sequence); /* NULL is a no-op */
 

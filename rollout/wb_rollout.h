@@ -83,7 +83,7 @@ typedef struct wb_request {
     uint64_t group;  /* of the record: GRPO prompt group */
     uint32_t sample; /* of the record: index in the group */
     uint32_t n_tokens;
-    const uint32_t *tokens; /* [n_tokens] prompt, at least one */
+    const uint32_t *tokens; /* [n_tokens] prompt, at least one token with those of `continues` */
     float temperature;      /* 0: greedy; else at least WB_MIN_TEMPERATURE; default 1 */
     int32_t top_k;          /* 0, the default: no limit */
     float top_p;            /* 1, the default: no limit */
@@ -108,6 +108,12 @@ typedef struct wb_request {
      * within a bounded number of steps after it, and by nothing once it runs. */
     int32_t priority;
     uint8_t reserved_end[4]; /* zero */
+    /* An earlier record of this model whose text goes on, or NULL, the default: the prompt is its tokens
+     * and then `tokens`, of which there may be none. What it was fed, up to the end of its last span, it
+     * has rows for, in one run or in several: it follows them, under whatever weights, and its spans stay.
+     * With routes_start at its number of tokens less one, what is returned begins with the row of its last
+     * token. */
+    const wb_record *continues;
 } wb_request;
 
 /* Fills the caller's struct of `size` bytes with the defaults; rid, tokens and max_tokens are to be set. */
@@ -118,11 +124,11 @@ static inline wb_request wb_request_default(void) {
     return request;
 }
 
-/* Copies the request into the queue. CAPACITY, with the numbers, when prompt + max_tokens can never fit the
- * KV pool or the model's positions, or a record its sampling mask under top_k alone, or when the unfinished
- * requests would be more than the options allow; INVALID_ARGUMENT for a
- * token outside the vocabulary, a rid that is in use, odd sampling values, a request that did not come from
- * the initialiser. Not collective. */
+/* Copies the request into the queue. CAPACITY, with the numbers, when prompt + max_tokens can never fit
+ * the KV pool or the model's positions, or a record its sampling mask under top_k alone, or when the
+ * unfinished requests would be more than the options allow; INVALID_ARGUMENT for a token outside the
+ * vocabulary, an earlier record that lacks a row or a span (at which position), a rid that is in use, odd
+ * sampling values, a request that did not come from the initialiser. Not collective. */
 WB_API wb_status wb_engine_submit(wb_engine *engine, const wb_request *request);
 
 /* Runs one step: prefill chunks and decodes up to max_batch_tokens. *busy_out: some rank still has work;

@@ -6,7 +6,14 @@
 
 #include "engine_fixture.h"
 
-enum { MAX_ASKS = 10, MAX_EVENTS = 32, MAX_VERSIONS = 4, MAX_RANKS = 3, LAST_EVENT_STEP = 16 };
+enum {
+    NONE = UINT32_MAX >> 1,
+    MAX_ASKS = 10,
+    MAX_EVENTS = 32,
+    MAX_VERSIONS = 4,
+    MAX_RANKS = 3,
+    LAST_EVENT_STEP = 16
+};
 
 typedef enum event_kind { EVENT_SUBMIT, EVENT_ABORT, EVENT_WEIGHTS } event_kind;
 
@@ -25,6 +32,8 @@ typedef struct schedule {
     int n_ranks;
     ask asks[MAX_ASKS];
     uint32_t n_asks, rank[MAX_ASKS]; /* who submits it */
+    /* Of an earlier request on its rank, whose record it continues if that has ended by then, or NONE. */
+    uint32_t continues[MAX_ASKS];
     event events[MAX_EVENTS];
     uint32_t n_events;                    /* in order of their steps */
     wb_engine_options options[MAX_RANKS]; /* of each rank's engine */
@@ -45,6 +54,27 @@ static inline void schedule_add(schedule *s, uint64_t step, event_kind kind, uin
     s->events[at] = (event){step, kind, number};
 }
 
+/* Tokens of a request at its longest. */
+static inline uint32_t schedule_length(const schedule *s, uint32_t i) {
+    const uint32_t earlier = s->continues[i] == NONE ? 0 : schedule_length(s, s->continues[i]);
+    return earlier + s->asks[i].request.n_tokens + s->asks[i].request.max_tokens;
+}
+
+/* Request i goes on from where an earlier one ends, with a few tokens or none; later than most have ended. */
+static inline void schedule_continue(schedule *s, dice *d, uint32_t i, uint64_t *arrival) {
+    wb_request *request = &s->asks[i].request, *earlier;
+    const uint32_t of = pick(d, 0, i - 1);
+    if (schedule_length(s, of) > 100) return; /* the model has not many more positions */
+    earlier = &s->asks[of].request;
+    earlier->return_routes = true;
+    earlier->routes_start = 0;
+    s->continues[i] = of;
+    s->rank[i] = s->rank[of];
+    request->n_tokens = pick(d, 1, 6);
+    if (request->routes_start > 0) request->routes_start = pick(d, 0, request->n_tokens);
+    *arrival = LAST_EVENT_STEP + pick(d, 0, 30);
+}
+
 /* Requests, of which many begin with the same tokens. */
 static inline void schedule_make_asks(schedule *s, dice *d) {
     uint32_t common[MAX_PROMPT];
@@ -61,7 +91,9 @@ static inline void schedule_make_asks(schedule *s, dice *d) {
         a->request.return_routes = pick(d, 0, 3) != 0;
         a->request.routes_start = pick(d, 0, 1) == 0 ? 0 : pick(d, 0, a->request.n_tokens);
         s->rank[i] = pick(d, 0, (uint32_t)s->n_ranks - 1);
-        const uint64_t arrival = pick(d, 0, 2) > 0 ? 0 : pick(d, 0, LAST_EVENT_STEP);
+        uint64_t arrival = pick(d, 0, 2) > 0 ? 0 : pick(d, 0, LAST_EVENT_STEP);
+        s->continues[i] = NONE;
+        if (i > 0 && pick(d, 0, 3) == 0) schedule_continue(s, d, i, &arrival);
         schedule_add(s, arrival, EVENT_SUBMIT, i);
         if (pick(d, 0, 5) == 0) schedule_add(s, arrival + pick(d, 0, 6), EVENT_ABORT, i);
     }
@@ -71,7 +103,7 @@ static inline void schedule_make_asks(schedule *s, dice *d) {
 static inline void schedule_make_options(schedule *s, dice *d) {
     uint32_t longest = 1;
     for (uint32_t i = 0; i < s->n_asks; i++) {
-        const uint32_t fed = s->asks[i].request.n_tokens + s->asks[i].request.max_tokens - 1;
+        const uint32_t fed = schedule_length(s, i) - 1;
         if (fed > longest) longest = fed;
     }
     const int32_t max_batch_tokens = (int32_t)pick(d, 1, pick(d, 0, 1) == 0 ? 8 : 48);
@@ -133,6 +165,8 @@ static inline void schedule_print(const schedule *s) {
                    r->return_sampling_mask, (double)r->temperature, r->priority);
             for (uint32_t t = 0; t < r->n_tokens; t++) printf(" %" PRIu32, s->asks[e->number].prompt[t]);
         }
+        if (e->kind == EVENT_SUBMIT && s->continues[e->number] != NONE)
+            printf(", continues %" PRIu32, s->continues[e->number]);
         printf("\n");
     }
 }

@@ -38,14 +38,18 @@ static inline void lone_close(lone_engine *lone) {
     rig_close(&lone->own);
 }
 
+static inline void lone_set_weights(lone_engine *lone, uint64_t version) {
+    if (lone->engine->weight_version != version)
+        must(wb_engine_set_weights(lone->engine, lone->wholes[version].model, version), "weights alone");
+}
+
 /* Feeds up to f->end. Several decodes that were one feed, as accepted drafts are, are decoded one by one. */
 static inline void lone_feed(lone_engine *lone, const feed *f) {
     wb_engine *engine = lone->engine;
     wb_scheduler *scheduler = &engine->scheduler;
     bool busy;
     if (f->start < scheduler->first->n_in_pool) wb_scheduler_preempt_all(scheduler);
-    if (engine->weight_version != f->version)
-        must(wb_engine_set_weights(engine, lone->wholes[f->version].model, f->version), "weights alone");
+    lone_set_weights(lone, f->version);
     while (scheduler->first && scheduler->first->n_in_pool < f->end) {
         scheduler->max_batch_tokens = (int32_t)(f->end - scheduler->first->n_in_pool);
         must(wb_engine_step(engine, &busy), "step alone");
@@ -54,12 +58,30 @@ static inline void lone_feed(lone_engine *lone, const feed *f) {
 
 /* The request with the feeds of its log, then aborted if it goes on. */
 static inline wb_completion *lone_request(lone_engine *lone, ask *a, const feed_log *log) {
+    if (log->n > 0) lone_set_weights(lone, log->feeds[0].version);
     must(wb_engine_submit(lone->engine, ask_request(a)), "submit alone");
     for (uint32_t i = 0; i < log->n && lone->engine->scheduler.first; i++) lone_feed(lone, &log->feeds[i]);
     if (lone->engine->scheduler.first) must(wb_engine_abort(lone->engine, a->rid), "abort alone");
     wb_completion *done = wb_engine_poll(lone->engine);
     if (!done) abort();
     return done;
+}
+
+/* What a request continues, it has: tokens, spans, and rows where it returns them. */
+static inline const char *not_continued(const wb_route_model *routes, const wb_record *earlier,
+                                        const wb_record *record) {
+    if (!same_bytes(earlier->tokens, record->tokens, earlier->n_tokens * sizeof *record->tokens))
+        return "tokens of the record that it continues";
+    const uint32_t n_fed = earlier->n_spans > 0 ? earlier->spans[earlier->n_spans - 1].end : 0;
+    for (uint32_t i = 0, t = 0; i < earlier->n_spans; t = earlier->spans[i++].end)
+        if (i >= record->n_spans || record->spans[i].start != t ||
+            record->spans[i].weight_version != earlier->spans[i].weight_version)
+            return "spans of the record that it continues";
+    for (uint32_t t = record->n_routes > 0 ? record->routes[0].start : n_fed; t < n_fed; t++)
+        if (!same_bytes(wb_record_row(routes, earlier, t), wb_record_row(routes, record, t),
+                        wb_route_row_bytes(routes)))
+            return "rows of the record that it continues";
+    return NULL;
 }
 
 static inline const char *check_request(lone_engine *lone, ask *a, const feed_log *log,
@@ -70,7 +92,10 @@ static inline const char *check_request(lone_engine *lone, ask *a, const feed_lo
     wb_completion *alone = lone_request(lone, a, log);
     const char *what = difference(routes, alone, found);
     wb_completion_free(alone);
-    if (what || found->record.n_spans < 2 || found->record.finish == WB_FINISH_ABORT) return what;
+    if (!what && a->request.continues) what = not_continued(routes, a->request.continues, &found->record);
+    /* Rows that came with the request are not those of its own feeds. */
+    if (what || found->record.n_spans < 2 || a->request.continues || found->record.finish == WB_FINISH_ABORT)
+        return what;
     return repeat_record(&lone->repeater, log, &found->record);
 }
 

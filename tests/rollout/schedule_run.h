@@ -15,6 +15,7 @@ enum { MAX_STEPS = 4000 };
 typedef struct outcome {
     feed_log logs[MAX_ASKS];
     wb_completion *done[MAX_ASKS];
+    const wb_record *continued[MAX_ASKS]; /* that the request was submitted with */
     wb_engine_stats stats[MAX_RANKS];
     char failures[MAX_RANKS][400]; /* of each rank, the first; "": none */
 } outcome;
@@ -43,7 +44,13 @@ static inline bool apply_event(schedule_rank *r, const event *e) {
         return wb_engine_set_weights(r->engine, r->shards[e->number].model, e->number) == WB_OK;
     ask *a = &r->s->asks[e->number];
     if (r->s->rank[e->number] != (uint32_t)wb_comm_rank(r->comm)) return true;
-    if (e->kind == EVENT_SUBMIT) return wb_engine_submit(r->engine, ask_request(a)) == WB_OK;
+    if (e->kind == EVENT_SUBMIT) {
+        const uint32_t earlier = r->s->continues[e->number];
+        if (earlier != NONE && r->out->done[earlier])
+            r->out->continued[e->number] = &r->out->done[earlier]->record;
+        a->request.continues = r->out->continued[e->number];
+        return wb_engine_submit(r->engine, ask_request(a)) == WB_OK;
+    }
     const wb_status status = wb_engine_abort(r->engine, a->rid);
     return status == WB_OK || status == WB_NOT_FOUND; /* not yet, or no longer */
 }

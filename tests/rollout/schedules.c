@@ -20,7 +20,7 @@ bool plant_fault(const char *name) {
 enum { FIRST_SEED = 1, COUNT = 250 };
 
 typedef struct tally {
-    uint64_t steps, preemptions, aborted, changed, taken_over;
+    uint64_t steps, preemptions, aborted, changed, taken_over, continued;
 } tally;
 
 static void add_to_tally(tally *t, const schedule *s, const outcome *out) {
@@ -33,6 +33,7 @@ static void add_to_tally(tally *t, const schedule *s, const outcome *out) {
         if (!out->done[i]) continue;
         t->aborted += out->done[i]->record.finish == WB_FINISH_ABORT;
         t->changed += out->done[i]->record.n_spans > 1;
+        t->continued += out->continued[i] != NULL;
     }
 }
 
@@ -138,8 +139,8 @@ static bool read_options(int argc, char **argv, options *o) {
 
 /* That the schedules show something; few of them need not. */
 static bool rich_enough(const tally *t, uint64_t n) {
-    return n < COUNT ||
-           (t->preemptions >= n / 8 && t->aborted >= n / 8 && t->changed >= n / 8 && t->taken_over >= n);
+    return n < COUNT || (t->preemptions >= n / 8 && t->aborted >= n / 8 && t->changed >= n / 8 &&
+                         t->taken_over >= n && t->continued >= n / 8);
 }
 
 int main(int argc, char **argv) {
@@ -163,9 +164,10 @@ int main(int argc, char **argv) {
         return 1;
     }
     printf("schedules: seeds %" PRIu64 "..%" PRIu64 ", %" PRIu64 " steps, %" PRIu64 " preemptions, %" PRIu64
-           " aborted, %" PRIu64 " requests under changing weights, %" PRIu64
-           " tokens taken over: each as it is alone\n",
-           o.first, o.first + o.count - 1, t.steps, t.preemptions, t.aborted, t.changed, t.taken_over);
+           " aborted, %" PRIu64 " requests under changing weights, %" PRIu64 " tokens taken over, %" PRIu64
+           " records continued: each as it is alone\n",
+           o.first, o.first + o.count - 1, t.steps, t.preemptions, t.aborted, t.changed, t.taken_over,
+           t.continued);
     if (rich_enough(&t, o.count)) return 0;
     printf("expected more of each: the schedules are too easy to show anything\n");
     return 1;
