@@ -38,9 +38,11 @@
  * nevertheless is said at the op. None is collective.
  *
  * Errors: ops check what is cheap (dtype, K <= E) and return INVALID_ARGUMENT; shapes are the caller's
- * promise. T = 0 is valid everywhere. An id that is no expert's, or a token that the table does not have, is
+ * promise. T = 0 is valid everywhere. An id that is no expert's, a token that the table does not have, or a logit that is not to be
+ * sampled from, is
  * INVALID_ARGUMENT with op, row and what was found: on the CPU from the op; on CUDA, where the op has
- * returned, from the next download, which is then the first that such an op came before. On CUDA, a fault of
+ * returned, from the next download, or the next wait for one, which is then the first that such an op came
+ * before. On CUDA, a fault of
  * a kernel itself shows there too, as DEVICE.
  */
 #ifndef WB_KERNELS_H
@@ -170,6 +172,21 @@ typedef wb_status wb_to_host_fn(wb_device *dev, void *host, const void *device, 
  * host_free, for which NULL is a no-op. OUT_OF_MEMORY. */
 typedef wb_status wb_host_alloc_fn(wb_device *dev, size_t bytes, void **host_out);
 typedef void wb_host_free_fn(wb_device *dev, void *host);
+
+/* A place on the stream, to be waited for without waiting for what comes after it. CPU: nothing. Owner: the
+ * caller, until event_close, for which NULL is a no-op and before which it is waited for. OUT_OF_MEMORY. */
+typedef wb_status wb_event_open_fn(wb_device *dev, void **event_out);
+typedef void wb_event_close_fn(wb_device *dev, void *event);
+
+/* host[bytes] = device[bytes], after all that is on the stream, which goes on behind the copy; `event` is
+ * then where the copy is done. Until event_wait returned, host, which is of host_alloc, is neither read nor
+ * written. The CPU is done on return. */
+typedef wb_status wb_start_to_host_fn(wb_device *dev, void *host, const void *device, size_t bytes,
+                                      void *event);
+
+/* Waits for the latest start_to_host with `event`. Errors as of to_host; when it fails, the copy need not be
+ * there. */
+typedef wb_status wb_event_wait_fn(wb_device *dev, void *event);
 
 /* to[bytes] = from[bytes], both device; they may overlap on the CPU only. */
 typedef wb_status wb_copy_fn(wb_device *dev, void *to, const void *from, size_t bytes);
@@ -554,7 +571,8 @@ typedef struct wb_sample_kept {
 /* One token a row from logits[B,V]. params: host [B]. kept: or NULL. tokens, logprobs: device [B]; logprobs
  * are of the distribution sampled from, the same bits as wb_logprob_forward_fn gives for the temperature and
  * the kept tokens. Greedy is a point mass: its token alone is kept, with log-probability 0. INVALID_ARGUMENT
- * names the first row whose logits hold a NaN or +inf, or are all -inf. */
+ * names the first row whose logits hold a NaN or +inf, or are all -inf; on CUDA the token of such a row is
+ * -1. */
 typedef wb_status wb_sample_fn(wb_device *dev, int64_t B, int64_t V, const float *logits,
                                const wb_sample_params *params, const wb_sample_kept *kept, int32_t *tokens,
                                float *logprobs);

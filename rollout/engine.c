@@ -83,6 +83,9 @@ static wb_status open_parts(wb_engine *engine, const wb_engine_options *options)
     WB_TRY(wb_sampler_open(&engine->workspace, config->vocab_size, max_sampled, &engine->sampler));
     WB_TRY(wb_step_results_open(&engine->workspace, (size_t)options->max_batch_tokens, max_sampled,
                                 wb_route_row_bytes(route_model), &engine->results));
+    /* Rows and kept tokens of each entry of a step, and the rows of blocks that it fills. */
+    WB_TRY(wb_filing_open(&engine->workspace.host, 2 * max_sampled + (size_t)options->max_batch_tokens,
+                          &engine->filing));
     WB_TRY(wb_step_forcing_open(&engine->workspace, (size_t)options->max_batch_tokens, &engine->forcing));
     WB_TRY(wb_load_count_open(&engine->workspace.host, options->rebalance, route_model,
                               (size_t)options->max_batch_tokens, &engine->load));
@@ -131,12 +134,11 @@ wb_status wb_engine_open(wb_model *model, const wb_engine_options *options, wb_e
 static wb_status measure_step(const wb_config *config, const wb_engine_options *options, int64_t max_sampled,
                               int64_t max_kept, wb_memory *memory) {
     const size_t tokens = (size_t)options->max_batch_tokens, sampled = (size_t)max_sampled;
-    const size_t step = wb_step_results_bytes(tokens, sampled, wb_config_row_bytes(config)) + tokens;
-    size_t kept = sizeof(uint32_t);
-    if (max_kept > 0) WB_TRY(wb_workspace_bytes(max_sampled, max_kept, sizeof(uint32_t), &kept));
-    memory->parts[memory->n_parts++] = (wb_memory_part){"results", step + kept};
-    memory->device_bytes += step + kept;
-    memory->host_bytes += step;
+    size_t results = 0;
+    WB_TRY(wb_step_results_bytes(tokens, sampled, max_kept, wb_config_row_bytes(config), &results));
+    memory->parts[memory->n_parts++] = (wb_memory_part){"results", results + tokens};
+    memory->device_bytes += results + tokens;
+    memory->host_bytes += 2 * results + tokens;
     if (options->prefix_cache)
         memory->host_bytes +=
             wb_prefix_cache_bytes(options->n_blocks, options->block_size, wb_config_row_bytes(config));
@@ -180,6 +182,7 @@ void wb_engine_close(wb_engine *engine) {
     free_finished(engine->first_finished);
     wb_string_table_free(&engine->rids);
     wb_infer_close(engine->infer);
+    wb_step_results_close(&engine->results);
     wb_workspace_close(&engine->workspace);
     wb_scheduler_close(&engine->scheduler);
     free(engine);
@@ -206,6 +209,14 @@ static bool may_share(const wb_engine *engine, const wb_sequence *s) {
     return engine->scheduler.blocks.cache.n_blocks > 0;
 }
 
+/* Room in a step's results for what is kept of `s`, so that no step makes any. */
+static wb_status make_room(wb_engine *engine, const wb_sequence *s) {
+    const int64_t max_kept = wb_sampler_max_kept(&engine->sampler, s);
+    if (wb_step_results_have_room(&engine->results, max_kept)) return WB_OK;
+    wb_filing_finish(&engine->filing);
+    return wb_step_results_make_room(&engine->results, max_kept);
+}
+
 wb_status wb_engine_submit(wb_engine *engine, const wb_request *request) {
     wb_request own;
     WB_TRY(wb_request_read(request, &own));
@@ -217,7 +228,7 @@ wb_status wb_engine_submit(wb_engine *engine, const wb_request *request) {
     WB_TRY(wb_sequence_create(&own, engine->limits.vocab_size, engine->limits.route_model, max_blocks, &s));
     const wb_request_load load = load_of(s);
     wb_status status = wb_request_check_load(own.rid, &engine->unfinished, &load, &engine->limits);
-    if (status == WB_OK) status = wb_sampler_make_room(&engine->sampler, s);
+    if (status == WB_OK) status = make_room(engine, s);
     if (status == WB_OK)
         status = wb_string_table_add(&engine->rids, own.rid, strlen(own.rid), (uint64_t)(uintptr_t)s, NULL);
     if (status != WB_OK) {
@@ -257,6 +268,7 @@ wb_status wb_engine_abort(wb_engine *engine, const char *rid) {
 wb_completion *wb_engine_poll(wb_engine *engine) {
     wb_sequence *s = engine->first_finished;
     if (!s) return NULL;
+    wb_filing_finish(&engine->filing);
     engine->first_finished = s->next_finished;
     if (!engine->first_finished) engine->last_finished = NULL;
     const char *rid = s->completion.record.rid;

@@ -2,6 +2,7 @@
 #ifndef WB_ENGINE_H
 #define WB_ENGINE_H
 
+#include "filing.h"
 #include "load_count.h"
 #include "request.h"
 #include "results.h"
@@ -25,6 +26,7 @@ struct wb_engine {
     wb_sequence *first_finished, *last_finished;
     wb_sampler sampler;
     wb_step_results results;
+    wb_filing filing; /* of the latest committed step */
     wb_step_forcing forcing;
     wb_load_count load;
     wb_step_word *words; /* [R] of the latest step; owner: the workspace */

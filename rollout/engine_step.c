@@ -1,9 +1,12 @@
-/* engine_step.c - the order of a step: schedule, forward, sample, fetch, agree, commit.
+/* engine_step.c - the order of a step: schedule, forward, sample, start the copy of the results, file the
+ * step before, wait for the copy, agree, commit.
  *
- * A step that fails on any rank changes no record on any: the same tokens are fed again by the next one.
- * A step allocates nothing: memory is made at open for the largest step, at submit for the longest that a
- * request can become, and in wb_engine_set_weights for the spans to come. A manager of experts does, at the
- * boundaries where it begins, makes or ends a rebalance (wb_rebalance.h). */
+ * What the next step needs of this one are its tokens, which the commit puts into the records. Rows and
+ * kept tokens are filed by the next step, while the device works (filing.h). A step that fails on any rank
+ * changes no record on any: the same tokens are fed again by the next one. A step allocates nothing:
+ * memory is made at open for the largest step, at submit for the longest that a request can become, and in
+ * wb_engine_set_weights for the spans to come. A manager of experts does, at the boundaries where it
+ * begins, makes or ends a rebalance (wb_rebalance.h). */
 #include "engine.h"
 #include "wb_check.h"
 
@@ -13,10 +16,15 @@
 static void take_over(wb_engine *engine, wb_sched_entry *entry) {
     const wb_prefix_cache *cache = &engine->scheduler.blocks.cache;
     const uint32_t size = (uint32_t)engine->scheduler.block_size;
+    wb_sequence *s = wb_sequence_of(entry);
+    if (entry->n_taken_over == 0) return;
+    wb_filing_finish(&engine->filing);
+    for (uint32_t start = 0; start < entry->n_taken_over; start += size) {
+        const uint8_t *rows = wb_prefix_cache_rows(cache, entry->blocks[start / size]);
+        const wb_fed_rows fed = wb_sequence_feed(s, start + size, engine->weight_version);
+        if (fed.n > 0) memcpy(fed.rows, rows + (fed.first - start) * s->row_bytes, fed.n * s->row_bytes);
+    }
     engine->taken_over_tokens += entry->n_taken_over;
-    for (uint32_t start = 0; start < entry->n_taken_over; start += size)
-        wb_sequence_feed(wb_sequence_of(entry), start, start + size, engine->weight_version,
-                         wb_prefix_cache_rows(cache, entry->blocks[start / size]));
     entry->n_taken_over = 0;
 }
 
@@ -26,8 +34,8 @@ static wb_status schedule(wb_engine *engine, const uint8_t **direction_out) {
     const wb_step_batch *batch = &engine->scheduler.batch;
     wb_scheduler_plan(&engine->scheduler);
     for (int32_t i = 0; i < batch->n_entries; i++) take_over(engine, batch->entries[i]);
-    const wb_status status =
-        wb_step_force(&engine->forcing, engine->workspace.device, batch, &engine->results, direction_out);
+    const wb_status status = wb_step_force(&engine->forcing, engine->workspace.device, batch,
+                                           &engine->results, &engine->filing, direction_out);
     if (status != WB_OK) wb_scheduler_drop_plan(&engine->scheduler);
     return status;
 }
@@ -49,13 +57,29 @@ static wb_status forward(wb_engine *engine, const uint8_t *direction, const floa
     return wb_infer_forward(engine->infer, &infer, &routing, logits_out);
 }
 
-/* Samples, and brings tokens, logprobs, masks and all rows to the host. */
+/* Samples and starts the copy of tokens, logprobs, rows and kept tokens: the host is ahead of the device. */
+static wb_status sample_and_start(wb_engine *engine, const float *logits) {
+    const wb_step_batch *batch = &engine->scheduler.batch;
+    size_t n_kept = 0;
+    wb_step_results_begin(&engine->results, (size_t)batch->n_tokens);
+    WB_TRY(wb_sample_step(&engine->sampler, batch, logits, &engine->results, &n_kept));
+    return wb_step_results_start(&engine->results, n_kept);
+}
+
+static wb_status arrive(wb_engine *engine) {
+    WB_TRY(wb_step_results_wait(&engine->results));
+    return wb_sample_check_kept(&engine->scheduler.batch, &engine->results);
+}
+
+/* Samples, and brings the results to the host. */
 static wb_status sample_and_fetch(wb_engine *engine, const float *logits) {
     const wb_step_batch *batch = &engine->scheduler.batch;
-    if (batch->n_sampled > 0) WB_TRY(wb_sample_step(&engine->sampler, batch, logits, &engine->results));
-    if (batch->n_tokens == 0) return WB_OK;
-    WB_TRY(wb_step_results_fetch(&engine->results, engine->workspace.device, (size_t)batch->n_tokens));
-    return wb_sample_take_kept(&engine->sampler, batch, &engine->results);
+    const bool fed = batch->n_tokens > 0;
+    wb_status status = fed ? sample_and_start(engine, logits) : WB_OK;
+    /* While the device works. */
+    wb_filing_finish(&engine->filing);
+    if (fed && status == WB_OK) status = arrive(engine);
+    return wb_sample_name_failure(&engine->sampler, batch, logits, &engine->results, status);
 }
 
 /* What the commit will leave: unfinished requests, and those of them that decode. */
@@ -91,12 +115,32 @@ static void count_fed(wb_engine *engine, const wb_sched_entry *entry) {
     *(wb_sched_is_decode(entry) ? &engine->decode_tokens : &engine->prefill_tokens) += entry->n_planned;
 }
 
-/* Its blocks that are full now, with their rows. */
+/* Its blocks that are full now, with their rows once these have been filed. */
 static void make_known(wb_engine *engine, wb_sequence *s) {
     const size_t bytes = (size_t)engine->scheduler.block_size * s->row_bytes;
     uint32_t start;
     for (uint8_t *rows; wb_scheduler_know_next(&engine->scheduler, &s->entry, &start, &rows);)
-        if (rows) memcpy(rows, s->rows + start * s->row_bytes, bytes);
+        if (rows) wb_filing_add(&engine->filing, rows, s->rows + start * s->row_bytes, bytes);
+}
+
+/* rows: those of the tokens [start, end). */
+static void commit_fed(wb_engine *engine, wb_sequence *s, uint32_t start, uint32_t end, const uint8_t *rows) {
+    const size_t row_bytes = engine->results.row_bytes;
+    const wb_fed_rows fed = wb_sequence_feed(s, end, engine->weight_version);
+    if (fed.n > 0)
+        wb_filing_add(&engine->filing, fed.rows, rows + (fed.first - start) * row_bytes, fed.n * row_bytes);
+}
+
+/* The j-th token that was sampled. */
+static void commit_sampled(wb_engine *engine, wb_sequence *s, const wb_results_view *found, int64_t j) {
+    const wb_sampled_token sampled = {(uint32_t)found->tokens[j], found->logprobs[j],
+                                      found->sampling_logprobs[j], (uint32_t)found->kept_counts[j]};
+    uint32_t *ids;
+    if (s->mask_ends && wb_sequence_next_mask(s, sampled.n_kept, &ids) == WB_OK)
+        wb_filing_add(&engine->filing, ids, found->kept_ids + engine->sampler.kept_start[j],
+                      sampled.n_kept * sizeof *ids);
+    const wb_finish reason = wb_sequence_append(s, &sampled);
+    if (reason != WB_FINISH_NONE) wb_engine_finish(engine, s, reason);
 }
 
 /* Records what was fed and sampled. Cannot fail. */
@@ -111,17 +155,13 @@ static void commit(wb_engine *engine) {
         const bool samples = wb_sched_samples(entry);
         const uint32_t start = entry->n_in_pool, end = start + entry->n_planned;
         count_fed(engine, entry);
-        wb_sequence_feed(s, start, end, engine->weight_version, rows);
+        commit_fed(engine, s, start, end, rows);
         wb_sched_fed(entry);
         make_known(engine, s);
         rows += (end - start) * engine->results.row_bytes;
-        if (!samples) continue;
-        const int64_t j = n_sampled++;
-        const wb_sampled_token sampled = {(uint32_t)found.tokens[j], found.logprobs[j],
-                                          found.sampling_logprobs[j], (uint32_t)found.kept_counts[j]};
-        const wb_finish reason = wb_sequence_append(s, &sampled);
-        if (reason != WB_FINISH_NONE) wb_engine_finish(engine, s, reason);
+        if (samples) commit_sampled(engine, s, &found, n_sampled++);
     }
+    wb_step_results_turn(&engine->results);
     engine->steps++;
 }
 

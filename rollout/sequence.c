@@ -138,13 +138,12 @@ static void extend_spans(wb_sequence *s, uint32_t end, uint64_t weight_version) 
         s->spans[s->completion.record.n_spans++] = (wb_span){s->n_fed, end, weight_version};
 }
 
-void wb_sequence_feed(wb_sequence *s, uint32_t start, uint32_t end, uint64_t weight_version,
-                      const uint8_t *rows) {
-    if (end <= s->n_fed) return;
-    memcpy(s->rows + s->n_fed * s->row_bytes, rows + (s->n_fed - start) * s->row_bytes,
-           (end - s->n_fed) * s->row_bytes);
+wb_fed_rows wb_sequence_feed(wb_sequence *s, uint32_t end, uint64_t weight_version) {
+    const uint32_t first = s->n_fed;
+    if (end <= first) return (wb_fed_rows){first, 0, NULL};
     extend_spans(s, end, weight_version);
     s->n_fed = end;
+    return (wb_fed_rows){first, end - first, s->rows + first * s->row_bytes};
 }
 
 /* Kept tokens of all sampled ones. */

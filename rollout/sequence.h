@@ -58,13 +58,18 @@ static inline uint32_t wb_sequence_n_refed(const wb_sequence *sequence, uint32_t
     return known < n ? known : n;
 }
 
-/* The tokens [start, end) have been fed under weight_version; rows: theirs, [end - start]. What exists
- * already stays. */
-void wb_sequence_feed(wb_sequence *sequence, uint32_t start, uint32_t end, uint64_t weight_version,
-                      const uint8_t *rows);
+/* Rows that a feed adds: the tokens [first, first + n) were fed for the first time, and `rows` is where their
+ * rows belong, to be filled before anybody looks at the record's. */
+typedef struct wb_fed_rows {
+    uint32_t first, n;
+    uint8_t *rows;
+} wb_fed_rows;
+
+/* All tokens before `end` have been fed, the latest under weight_version. What exists already stays. */
+wb_fed_rows wb_sequence_feed(wb_sequence *sequence, uint32_t end, uint64_t weight_version);
 
 /* Where the n_kept tokens kept at the token that is appended next belong: *ids_out [n_kept], to be filled
- * before. CAPACITY where a record holds no more. */
+ * before anybody looks at the record's. CAPACITY where a record holds no more. */
 wb_status wb_sequence_next_mask(const wb_sequence *sequence, uint32_t n_kept, uint32_t **ids_out);
 
 /* How the request would end with `token` after its last one: WB_FINISH_NONE when it goes on. */

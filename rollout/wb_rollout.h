@@ -112,7 +112,7 @@ typedef struct wb_request {
      * and then `tokens`, of which there may be none. What it was fed, up to the end of its last span, it
      * has rows for, in one run or in several: it follows them, under whatever weights, and its spans stay.
      * With routes_start at its number of tokens less one, what is returned begins with the row of its last
-     * token. */
+     * token. It is taken at its word: with a prefix cache, others may come to share its rows. */
     const wb_record *continues;
 } wb_request;
 

@@ -20,6 +20,14 @@ static void test_device(void **state) {
     assert_ok(dev->to_host(dev, back, memory, 100));
     memset(host + 10, 0, 5), memset(host, 0, 2);
     assert_memory_equal(host, back, 100);
+    void *event = NULL;
+    memset(back, 0, sizeof back);
+    assert_ok(dev->event_open(dev, &event));
+    assert_ok(dev->start_to_host(dev, back, memory, 100, event));
+    assert_ok(dev->event_wait(dev, event));
+    assert_memory_equal(host, back, 100);
+    dev->event_close(dev, event);
+    dev->event_close(dev, NULL);
     dev->mem_free(dev, memory);
     dev->mem_free(dev, NULL);
     assert_ok(dev->host_alloc(dev, 0, &memory));

@@ -204,6 +204,27 @@ static void test_host_memory_is_pinned(wb_device *cuda) {
     printf("host memory: pinned\n");
 }
 
+/* A copy that is started returns before the stream is there, and has come when its event was waited for, with
+ * what the device had at its place on the stream. */
+static void test_a_copy_is_waited_for_later(wb_device *cuda) {
+    void *host = NULL, *event = NULL, *a = device_memory(cuda, BYTES);
+    must(cuda->host_alloc(cuda, BYTES, &host), "host_alloc");
+    must(cuda->event_open(cuda, &event), "event_open");
+    memset(host, POISON, BYTES);
+    hold(cuda->stream);
+    must(cuda->zero(cuda, a, BYTES), "zero");
+    must(cuda->start_to_host(cuda, host, a, BYTES, event), "start_to_host");
+    cuda_ok(cudaMemsetAsync(a, 1, BYTES, cuda->stream), "cudaMemsetAsync");
+    if (*(volatile unsigned char *)host != POISON) fail("start_to_host: expected to return at once");
+    must(cuda->event_wait(cuda, event), "event_wait");
+    expect_bytes(host, 0, "a copy that was waited for by its event");
+    cuda->event_close(cuda, event);
+    cuda->event_close(cuda, NULL);
+    cuda->host_free(cuda, host);
+    wb_device_free(cuda, a);
+    printf("a copy that is waited for later: ok\n");
+}
+
 /* ---- what is lost --------------------------------------------------------------------------------- */
 
 /* What others should have put on the stream did not come: the next call that waits says so, once. */
@@ -280,6 +301,7 @@ int main(int argc, char **argv) {
     test_copies_follow_the_callers_work(cuda, stream);
     test_ops_follow_the_callers_work(cpu, cuda, stream);
     test_upload_is_done_with_pinned_memory(cuda, stream);
+    test_a_copy_is_waited_for_later(cuda);
     test_host_memory_is_pinned(cuda);
     test_a_lost_stream_is_told(cuda);
     test_close_leaves_a_borrowed_stream(stream);

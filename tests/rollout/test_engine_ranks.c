@@ -157,7 +157,7 @@ static void test_rule_36_weights_an_ulp_apart(void **state) {
 /* Rank 1's n-th call of an op fails, then all calls succeed. Only rank 1's thread counts. */
 static int calls, failing_call;
 static wb_rmsnorm_forward_fn *real_rmsnorm;
-static wb_to_host_fn *real_to_host;
+static wb_start_to_host_fn *real_start_to_host;
 
 static wb_status fail_here(void) {
     return wb_fail(WB_DEVICE, "planted");
@@ -168,8 +168,9 @@ static wb_status counted_rmsnorm(wb_device *dev, int64_t T, int64_t H, wb_rows x
     return calls++ == failing_call ? fail_here() : real_rmsnorm(dev, T, H, x, w, eps, y);
 }
 
-static wb_status counted_to_host(wb_device *dev, void *host, const void *device, size_t bytes) {
-    return calls++ == failing_call ? fail_here() : real_to_host(dev, host, device, bytes);
+static wb_status counted_start_to_host(wb_device *dev, void *host, const void *device, size_t bytes,
+                                       void *event) {
+    return calls++ == failing_call ? fail_here() : real_start_to_host(dev, host, device, bytes, event);
 }
 
 /* Ops of one step of rank 1, from which the failing one is counted back. */
@@ -177,9 +178,9 @@ static void count_ops_of_a_step(rank *r, bool fetch) {
     wb_device *dev = r->rig.device;
     if (number(r) == 1) {
         real_rmsnorm = dev->rmsnorm_forward;
-        real_to_host = dev->to_host;
+        real_start_to_host = dev->start_to_host;
         if (fetch)
-            dev->to_host = counted_to_host;
+            dev->start_to_host = counted_start_to_host;
         else
             dev->rmsnorm_forward = counted_rmsnorm;
         calls = 0;

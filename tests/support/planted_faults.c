@@ -22,25 +22,27 @@ static bool is_planted(const char *name) {
 }
 
 /* A request that is fed again chooses again, and its rows become those of the second pass. */
-void __real_wb_sequence_feed(wb_sequence *s, uint32_t start, uint32_t end, uint64_t version,
-                             const uint8_t *rows);
-void __wrap_wb_sequence_feed(wb_sequence *s, uint32_t start, uint32_t end, uint64_t version,
-                             const uint8_t *rows);
-void __wrap_wb_sequence_feed(wb_sequence *s, uint32_t start, uint32_t end, uint64_t version,
-                             const uint8_t *rows) {
-    if (is_planted("overwritten_rows") && start < s->n_fed)
-        memcpy(s->rows + start * s->row_bytes, rows, (end - start) * s->row_bytes);
-    __real_wb_sequence_feed(s, start, end, version, rows);
+wb_fed_rows __real_wb_sequence_feed(wb_sequence *s, uint32_t end, uint64_t version);
+wb_fed_rows __wrap_wb_sequence_feed(wb_sequence *s, uint32_t end, uint64_t version);
+wb_fed_rows __wrap_wb_sequence_feed(wb_sequence *s, uint32_t end, uint64_t version) {
+    const uint32_t start = s->entry.n_in_pool;
+    const bool again = start < s->n_fed && s->entry.n_planned > 0;
+    const wb_fed_rows fed = __real_wb_sequence_feed(s, end, version);
+    if (!is_planted("overwritten_rows") || !again) return fed;
+    return (wb_fed_rows){start, end - start, s->rows + start * s->row_bytes};
 }
 
 wb_status __real_wb_step_force(wb_step_forcing *forcing, wb_device *device, const wb_step_batch *batch,
-                               const wb_step_results *results, const uint8_t **direction_out);
+                               const wb_step_results *results, wb_filing *filing,
+                               const uint8_t **direction_out);
 wb_status __wrap_wb_step_force(wb_step_forcing *forcing, wb_device *device, const wb_step_batch *batch,
-                               const wb_step_results *results, const uint8_t **direction_out);
+                               const wb_step_results *results, wb_filing *filing,
+                               const uint8_t **direction_out);
 wb_status __wrap_wb_step_force(wb_step_forcing *forcing, wb_device *device, const wb_step_batch *batch,
-                               const wb_step_results *results, const uint8_t **direction_out) {
+                               const wb_step_results *results, wb_filing *filing,
+                               const uint8_t **direction_out) {
     if (!is_planted("overwritten_rows"))
-        return __real_wb_step_force(forcing, device, batch, results, direction_out);
+        return __real_wb_step_force(forcing, device, batch, results, filing, direction_out);
     *direction_out = NULL;
     return WB_OK;
 }
