@@ -32,13 +32,15 @@ static wb_infer_options infer_options(const wb_engine_options *options) {
     infer.max_tokens = options->max_batch_tokens;
     infer.max_sequences =
         wb_scheduler_max_entries(options->n_blocks, options->max_batch_tokens, options->max_running);
-    infer.max_logits = infer.max_sequences;
+    infer.max_logits =
+        wb_scheduler_max_sampled(infer.max_sequences, options->max_batch_tokens, options->max_drafts);
     infer.n_states = wb_scheduler_n_states(options->n_blocks, options->max_running);
     return infer;
 }
 
 static wb_status check_options(const wb_engine_options *options) {
     WB_TRY(wb_options_check_reserved(options->reserved, sizeof options->reserved, "engine"));
+    WB_TRY(wb_options_check_reserved(options->reserved_2, sizeof options->reserved_2, "engine"));
     const struct {
         const char *name;
         int32_t value;
@@ -50,9 +52,11 @@ static wb_status check_options(const wb_engine_options *options) {
         if (counts[i].value < 1)
             return wb_fail(WB_INVALID_ARGUMENT, "engine: %s: expected at least 1, found %" PRId32,
                            counts[i].name, counts[i].value);
-    if (options->max_prefill_tokens < 0)
-        return wb_fail(WB_INVALID_ARGUMENT, "engine: max_prefill_tokens: expected at least 0, found %" PRId32,
-                       options->max_prefill_tokens);
+    if (options->max_prefill_tokens < 0 || options->max_drafts < 0)
+        return wb_fail(WB_INVALID_ARGUMENT,
+                       "engine: max_prefill_tokens and max_drafts: expected at least 0, found %" PRId32
+                       " and %" PRId32,
+                       options->max_prefill_tokens, options->max_drafts);
     return WB_OK;
 }
 
@@ -68,6 +72,7 @@ static wb_status open_parts(wb_engine *engine, const wb_engine_options *options)
                                          .max_unfinished_tokens = options->max_unfinished_tokens,
                                          .max_unfinished_bytes = options->max_unfinished_bytes};
     engine->recompute_keys = options->recompute_keys;
+    engine->max_drafts = (uint32_t)options->max_drafts;
     engine->max_prefill_tokens =
         options->max_prefill_tokens > 0 ? options->max_prefill_tokens : options->max_batch_tokens;
     wb_scheduler *scheduler = &engine->scheduler;
@@ -75,11 +80,13 @@ static wb_status open_parts(wb_engine *engine, const wb_engine_options *options)
                                       .block_size = options->block_size,
                                       .max_batch_tokens = options->max_batch_tokens,
                                       .max_running = options->max_running,
+                                      .max_drafts = options->max_drafts,
                                       .max_positions = config->max_positions,
                                       .prefix_cache = options->prefix_cache,
                                       .row_bytes = wb_route_row_bytes(route_model)};
     WB_TRY(wb_scheduler_open(scheduler, &sizes));
-    const size_t max_sampled = (size_t)scheduler->max_entries;
+    const size_t max_sampled = (size_t)wb_scheduler_max_sampled(
+        scheduler->max_entries, options->max_batch_tokens, options->max_drafts);
     WB_TRY(wb_sampler_open(&engine->workspace, config->vocab_size, max_sampled, &engine->sampler));
     WB_TRY(wb_step_results_open(&engine->workspace, (size_t)options->max_batch_tokens, max_sampled,
                                 wb_route_row_bytes(route_model), &engine->results));
@@ -96,12 +103,11 @@ static wb_status open_parts(wb_engine *engine, const wb_engine_options *options)
     const wb_infer_options infer = infer_options(options);
     WB_TRY(wb_infer_open(engine->model, &infer, &engine->infer));
     const int64_t state_bytes = wb_infer_sequence_bytes(engine->infer);
-    if (options->prefix_cache && state_bytes > 0)
-        return wb_fail(
-            WB_UNSUPPORTED,
-            "engine: prefix_cache: expected layers that keep all their state in blocks, found %" PRId64
-            " bytes of each sequence beside them",
-            state_bytes);
+    if ((options->prefix_cache || options->max_drafts > 0) && state_bytes > 0)
+        return wb_fail(WB_UNSUPPORTED,
+                       "engine: prefix_cache and max_drafts: expected layers that keep all their state in "
+                       "blocks, found %" PRId64 " bytes of each sequence beside them",
+                       state_bytes);
     return WB_OK;
 }
 
@@ -289,6 +295,8 @@ wb_engine_stats wb_engine_get_stats(const wb_engine *engine) {
                              .decode_tokens = engine->decode_tokens,
                              .preemptions = scheduler->preemptions,
                              .taken_over_tokens = engine->taken_over_tokens,
+                             .drafts = engine->drafts,
+                             .accepted_drafts = engine->accepted_drafts,
                              .finished = engine->finished,
                              .aborted = engine->aborted,
                              .unfinished_tokens = engine->unfinished.tokens,

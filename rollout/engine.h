@@ -33,7 +33,9 @@ struct wb_engine {
     uint64_t steps, prefill_tokens, decode_tokens, taken_over_tokens; /* since open */
     uint64_t finished, aborted;                                       /* requests since open */
     wb_request_load unfinished;
-    int32_t max_prefill_tokens; /* in a step in which some rank decodes */
+    uint64_t drafts, accepted_drafts; /* since open */
+    uint32_t max_drafts;              /* of a request in a step */
+    int32_t max_prefill_tokens;       /* in a step in which some rank decodes */
     bool recompute_keys;
 };
 

@@ -82,14 +82,20 @@ static wb_status sample_and_fetch(wb_engine *engine, const float *logits) {
     return wb_sample_name_failure(&engine->sampler, batch, logits, &engine->results, status);
 }
 
-/* What the commit will leave: unfinished requests, and those of them that decode. */
+/* Which drafts each request takes, and what the commit will leave: unfinished requests, and those of them
+ * that decode. */
 static void count_work(const wb_engine *engine, wb_step_word *word) {
     const wb_scheduler *scheduler = &engine->scheduler;
-    const int32_t *tokens = wb_step_results_on_host(&engine->results).tokens;
+    const int32_t *sampled = wb_step_results_on_host(&engine->results).tokens;
     uint64_t n_ended = 0;
-    for (int64_t j = 0; j < scheduler->batch.n_sampled; j++) {
-        const wb_sequence *s = wb_sequence_of(scheduler->batch.sampled[j]);
-        n_ended += wb_sequence_finish_with(s, (uint32_t)tokens[j]) != WB_FINISH_NONE;
+    for (int32_t i = 0; i < scheduler->batch.n_entries; i++) {
+        wb_sched_entry *entry = scheduler->batch.entries[i];
+        const uint32_t n = wb_sched_samples(entry) ? 1 + entry->n_drafts : 0;
+        wb_finish finish;
+        if (n == 0) continue;
+        entry->n_accepted = wb_sequence_count_taken(wb_sequence_of(entry), n, sampled, &finish) - 1;
+        n_ended += finish != WB_FINISH_NONE;
+        sampled += n;
     }
     word->work_left = (uint64_t)scheduler->running + (uint64_t)scheduler->waiting - n_ended;
     word->decodes = wb_scheduler_n_decodes(scheduler) - n_ended;
@@ -112,7 +118,9 @@ static wb_status agree(wb_engine *engine, wb_status status, bool *busy_out) {
 }
 
 static void count_fed(wb_engine *engine, const wb_sched_entry *entry) {
-    *(wb_sched_is_decode(entry) ? &engine->decode_tokens : &engine->prefill_tokens) += entry->n_planned;
+    *(wb_sched_is_decode(entry) ? &engine->decode_tokens : &engine->prefill_tokens) += wb_sched_n_kept(entry);
+    engine->drafts += entry->n_drafts;
+    engine->accepted_drafts += entry->n_accepted;
 }
 
 /* Its blocks that are full now, with their rows once these have been filed. */
@@ -123,12 +131,16 @@ static void make_known(wb_engine *engine, wb_sequence *s) {
         if (rows) wb_filing_add(&engine->filing, rows, s->rows + start * s->row_bytes, bytes);
 }
 
-/* rows: those of the tokens [start, end). */
-static void commit_fed(wb_engine *engine, wb_sequence *s, uint32_t start, uint32_t end, const uint8_t *rows) {
+/* What stays of the tokens that the entry fed, with the first ones of `rows`. */
+static void commit_fed(wb_engine *engine, wb_sched_entry *entry, const uint8_t *rows) {
     const size_t row_bytes = engine->results.row_bytes;
-    const wb_fed_rows fed = wb_sequence_feed(s, end, engine->weight_version);
+    wb_sequence *s = wb_sequence_of(entry);
+    const uint32_t start = entry->n_in_pool;
+    const wb_fed_rows fed = wb_sequence_feed(s, start + wb_sched_n_kept(entry), engine->weight_version);
     if (fed.n > 0)
         wb_filing_add(&engine->filing, fed.rows, rows + (fed.first - start) * row_bytes, fed.n * row_bytes);
+    wb_scheduler_fed(&engine->scheduler, entry);
+    make_known(engine, s);
 }
 
 /* The j-th token that was sampled. */
@@ -139,8 +151,20 @@ static void commit_sampled(wb_engine *engine, wb_sequence *s, const wb_results_v
     if (s->mask_ends && wb_sequence_next_mask(s, sampled.n_kept, &ids) == WB_OK)
         wb_filing_add(&engine->filing, ids, found->kept_ids + engine->sampler.kept_start[j],
                       sampled.n_kept * sizeof *ids);
-    const wb_finish reason = wb_sequence_append(s, &sampled);
-    if (reason != WB_FINISH_NONE) wb_engine_finish(engine, s, reason);
+    wb_sequence_append(s, &sampled);
+}
+
+/* The request takes what was sampled, from `j` on, after its last token and its drafts; it ends, or gets
+ * drafts for the next step. */
+static void commit_taken(wb_engine *engine, wb_sequence *s, const wb_results_view *found, int64_t j,
+                         uint32_t n_drafts) {
+    wb_finish finish;
+    const uint32_t n = wb_sequence_count_taken(s, 1 + n_drafts, found->tokens + j, &finish);
+    for (uint32_t k = 0; k < n; k++) commit_sampled(engine, s, found, j + k);
+    if (finish != WB_FINISH_NONE)
+        wb_engine_finish(engine, s, finish);
+    else
+        wb_sequence_propose(s, engine->max_drafts);
 }
 
 /* Records what was fed and sampled. Cannot fail. */
@@ -148,18 +172,17 @@ static void commit(wb_engine *engine) {
     const wb_step_batch *batch = &engine->scheduler.batch;
     const wb_results_view found = wb_step_results_on_host(&engine->results);
     const uint8_t *rows = found.rows;
-    int64_t n_sampled = 0;
+    int64_t j = 0;
     for (int32_t i = 0; i < batch->n_entries; i++) {
         wb_sched_entry *entry = batch->entries[i];
-        wb_sequence *s = wb_sequence_of(entry);
         const bool samples = wb_sched_samples(entry);
-        const uint32_t start = entry->n_in_pool, end = start + entry->n_planned;
+        const uint32_t n_fed = wb_sched_n_fed(entry), n_drafts = entry->n_drafts;
         count_fed(engine, entry);
-        commit_fed(engine, s, start, end, rows);
-        wb_sched_fed(entry);
-        make_known(engine, s);
-        rows += (end - start) * engine->results.row_bytes;
-        if (samples) commit_sampled(engine, s, &found, n_sampled++);
+        commit_fed(engine, entry, rows);
+        rows += n_fed * engine->results.row_bytes;
+        if (!samples) continue;
+        commit_taken(engine, wb_sequence_of(entry), &found, j, n_drafts);
+        j += 1 + n_drafts;
     }
     wb_step_results_turn(&engine->results);
     engine->steps++;

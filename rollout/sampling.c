@@ -28,7 +28,7 @@ static void set_params(wb_sampler *sampler, const wb_step_batch *batch) {
     for (int64_t i = 0; i < batch->n_sampled; i++) {
         const wb_sequence *s = wb_sequence_of(batch->sampled[i]);
         sampler->params[i] = s->params;
-        sampler->params[i].uniform = wb_sampling_uniform(s->seed, wb_sequence_length(s));
+        sampler->params[i].uniform = wb_sampling_uniform(s->seed, wb_step_batch_position(batch, i));
         sampler->kept_start[i + 1] = sampler->kept_start[i] + wb_sampler_max_kept(sampler, s);
     }
 }
@@ -63,17 +63,20 @@ wb_status wb_sample_name_failure(const wb_sampler *sampler, const wb_step_batch 
         if (status == WB_OK) status = dev->to_host(dev, &token, to.tokens, sizeof token);
         if (status != WB_OK)
             return wb_fail_context(status, "request %s: token at position %" PRIu32, s->completion.record.rid,
-                                   wb_sequence_length(s));
+                                   wb_step_batch_position(batch, i));
     }
     return failure;
 }
 
 wb_status wb_sample_check_kept(const wb_step_batch *batch, const wb_step_results *results) {
     const int32_t *counts = wb_step_results_on_host(results).kept_counts;
+    uint32_t n_kept = 0; /* of a sequence, with those of its drafts */
     for (int64_t i = 0; i < batch->n_sampled; i++) {
         const wb_sequence *s = wb_sequence_of(batch->sampled[i]);
         uint32_t *ids;
-        if (s->mask_ends) WB_TRY(wb_sequence_next_mask(s, (uint32_t)counts[i], &ids));
+        n_kept = i > 0 && batch->sampled[i] == batch->sampled[i - 1] ? n_kept : 0;
+        n_kept += (uint32_t)counts[i];
+        if (s->mask_ends) WB_TRY(wb_sequence_next_mask(s, n_kept, &ids));
     }
     return WB_OK;
 }

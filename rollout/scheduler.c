@@ -8,6 +8,7 @@
  *    nobody's prefill and gets its token within one round of turns.
  * 3. Sampled tokens are kept over a preemption. So each token brings a request nearer to its end for good;
  *    when the oldest has ended, the next one is the oldest.
+ *    Drafts get what prefills leave, and blocks that nobody holds.
  * 4. A request is admitted only with blocks for all the tokens that it has. So no prefill stops half way to
  *    wait for a block.
  * "Older" is earlier in the line, whose running part nobody enters but at its end.
@@ -33,6 +34,11 @@ int32_t wb_scheduler_max_entries(int32_t n_blocks, int32_t max_batch_tokens, int
     return min(wb_scheduler_n_states(n_blocks, max_running), max_batch_tokens);
 }
 
+int32_t wb_scheduler_max_sampled(int32_t max_entries, int32_t max_batch_tokens, int32_t max_drafts) {
+    const int64_t most = (int64_t)max_entries * (1 + (int64_t)max_drafts);
+    return most < max_batch_tokens ? (int32_t)most : max_batch_tokens;
+}
+
 wb_status wb_scheduler_open(wb_scheduler *scheduler, const wb_scheduler_sizes *sizes) {
     const int32_t n_blocks = sizes->n_blocks, block_size = sizes->block_size;
     scheduler->max_batch_tokens = scheduler->max_prefill_tokens = sizes->max_batch_tokens;
@@ -45,9 +51,11 @@ wb_status wb_scheduler_open(wb_scheduler *scheduler, const wb_scheduler_sizes *s
                                     &scheduler->blocks.cache));
     WB_TRY(wb_free_list_open(&scheduler->memory, wb_scheduler_n_states(n_blocks, sizes->max_running),
                              "sequence state list", &scheduler->states));
+    const int32_t max_sampled =
+        wb_scheduler_max_sampled(scheduler->max_entries, sizes->max_batch_tokens, sizes->max_drafts);
     return wb_step_batch_open(&scheduler->memory, (size_t)sizes->max_batch_tokens,
-                              (size_t)scheduler->max_entries, (size_t)min(n_blocks, (int32_t)max_blocks),
-                              &scheduler->batch);
+                              (size_t)scheduler->max_entries, (size_t)max_sampled,
+                              (size_t)min(n_blocks, (int32_t)max_blocks), &scheduler->batch);
 }
 
 void wb_scheduler_close(wb_scheduler *scheduler) {
@@ -89,7 +97,7 @@ static void release(wb_scheduler *scheduler, wb_sched_entry *entry) {
     wb_free_list_give(&scheduler->states, 1, &entry->state);
     if (scheduler->next_decode == entry) scheduler->next_decode = next_running(entry);
     entry->n_blocks = entry->n_known = 0;
-    entry->n_in_pool = entry->n_planned = entry->n_taken_over = 0;
+    entry->n_in_pool = entry->n_planned = entry->n_drafts = entry->n_taken_over = 0;
     entry->running = false;
     scheduler->running--;
 }
@@ -151,6 +159,16 @@ static bool is_worth_waiting(const wb_scheduler *scheduler, const wb_sched_entry
     for (; other; other = next_running(other))
         if (!decodes(other) && n_common(scheduler, entry, other) > n_known) return true;
     return false;
+}
+
+void wb_scheduler_fed(wb_scheduler *scheduler, wb_sched_entry *entry) {
+    const bool drafted = entry->n_drafts > 0;
+    entry->n_in_pool += wb_sched_n_kept(entry);
+    entry->n_planned = entry->n_drafts = entry->n_accepted = 0;
+    if (!drafted) return;
+    const int32_t needed = (int32_t)wb_kv_blocks_for(scheduler->block_size, entry->n_in_pool);
+    wb_kv_blocks_give(&scheduler->blocks, entry->n_blocks - needed, entry->blocks + needed);
+    entry->n_blocks = needed;
 }
 
 bool wb_scheduler_know_next(wb_scheduler *scheduler, wb_sched_entry *entry, uint32_t *start_out,
@@ -247,10 +265,12 @@ static int32_t plan_chunk(wb_sched_entry *entry, int32_t budget) {
     return (int32_t)entry->n_planned;
 }
 
-static void plan_prefills(wb_scheduler *scheduler, int32_t budget) {
+/* Returns what is left of the budget. */
+static int32_t plan_prefills(wb_scheduler *scheduler, int32_t budget) {
     for (wb_sched_entry *entry = first_running(scheduler); entry && budget > 0; entry = next_running(entry))
         if (!decodes(entry)) budget -= plan_chunk(entry, budget);
     while (budget > 0 && admit(scheduler)) budget -= plan_chunk(last_running(scheduler), budget);
+    return budget;
 }
 
 uint64_t wb_scheduler_n_decodes(const wb_scheduler *scheduler) {
@@ -260,12 +280,32 @@ uint64_t wb_scheduler_n_decodes(const wb_scheduler *scheduler) {
     return n;
 }
 
+/* ---- drafts -------------------------------------------------------------------------------------- */
+
+/* As many of the entry's drafts as fit the budget and blocks that nobody holds. Returns how many. */
+static int32_t plan_entry_drafts(wb_scheduler *scheduler, wb_sched_entry *entry, int32_t budget) {
+    const uint32_t end = entry->n_in_pool + entry->n_planned, size = (uint32_t)scheduler->block_size;
+    const uint32_t n = entry->n_proposed < (uint32_t)budget ? entry->n_proposed : (uint32_t)budget;
+    while (wb_kv_blocks_for(scheduler->block_size, end + n) > entry->n_blocks &&
+           wb_kv_blocks_take(&scheduler->blocks, 1, &entry->blocks[entry->n_blocks]))
+        entry->n_blocks++;
+    const uint32_t room = (uint32_t)entry->n_blocks * size - end;
+    entry->n_drafts = n < room ? n : room;
+    return (int32_t)entry->n_drafts;
+}
+
+static void plan_drafts(wb_scheduler *scheduler, int32_t budget) {
+    for (wb_sched_entry *entry = first_running(scheduler); entry && budget > 0; entry = next_running(entry))
+        if (entry->n_planned > 0 && entry->n_proposed > 0 && decodes(entry))
+            budget -= plan_entry_drafts(scheduler, entry, budget);
+}
+
 /* ---- a step -------------------------------------------------------------------------------------- */
 
 void wb_scheduler_drop_plan(wb_scheduler *scheduler) {
     wb_step_batch_clear(&scheduler->batch);
     for (wb_sched_entry *entry = first_running(scheduler); entry; entry = next_running(entry))
-        entry->n_planned = 0;
+        entry->n_planned = entry->n_drafts = entry->n_accepted = 0;
 }
 
 void wb_scheduler_preempt_all(wb_scheduler *scheduler) {
@@ -277,7 +317,8 @@ void wb_scheduler_preempt_all(wb_scheduler *scheduler) {
 void wb_scheduler_plan(wb_scheduler *scheduler) {
     wb_scheduler_drop_plan(scheduler);
     const int32_t left = scheduler->max_batch_tokens - plan_decodes(scheduler);
-    plan_prefills(scheduler, min(left, scheduler->max_prefill_tokens));
+    const int32_t budget = min(left, scheduler->max_prefill_tokens);
+    plan_drafts(scheduler, left - budget + plan_prefills(scheduler, budget));
     for (wb_sched_entry *entry = first_running(scheduler); entry; entry = next_running(entry))
         if (entry->n_planned > 0) wb_step_batch_add(&scheduler->batch, entry);
     wb_step_batch_fill_held(&scheduler->batch);

@@ -34,11 +34,15 @@ int32_t wb_scheduler_n_states(int32_t n_blocks, int32_t max_running);
 /* Requests that a step has at most. */
 int32_t wb_scheduler_max_entries(int32_t n_blocks, int32_t max_batch_tokens, int32_t max_running);
 
-/* Numbers are at least 1, but for row_bytes. */
+/* Tokens that are sampled in a step at most: one for each of its requests, and one for each draft. */
+int32_t wb_scheduler_max_sampled(int32_t max_entries, int32_t max_batch_tokens, int32_t max_drafts);
+
+/* Numbers are at least 1, if nothing else is said. */
 typedef struct wb_scheduler_sizes {
     int32_t n_blocks, block_size, max_batch_tokens, max_running;
+    int32_t max_drafts;    /* of an entry in a step, at least 0 */
     int32_t max_positions; /* tokens of the longest request */
-    bool prefix_cache;     /* full blocks become known, with their rows of row_bytes a token */
+    bool prefix_cache;     /* full blocks become known, with their rows of row_bytes, 0 or more, a token */
     size_t row_bytes;
 } wb_scheduler_sizes;
 
@@ -56,6 +60,10 @@ void wb_scheduler_remove(wb_scheduler *scheduler, wb_sched_entry *entry);
 /* Puts the next step's tokens into scheduler->batch, which may be empty; preempts and admits. The known
  * blocks that an entry is admitted with are in the pool from then on, whether the step is made or not. */
 void wb_scheduler_plan(wb_scheduler *scheduler);
+
+/* The entry's tokens of this step have been fed, and the keys of those that are kept are in the pool. Blocks
+ * that only rejected drafts filled become free. */
+void wb_scheduler_fed(wb_scheduler *scheduler, wb_sched_entry *entry);
 
 /* Makes the next full block of an entry known whose keys are in the pool, if there is one and the entry
  * shares. *start_out: its first token; *rows_out: where the rows of its block_size tokens are to be put,

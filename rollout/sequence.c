@@ -3,6 +3,7 @@
  * A sequence is memory made at submit for the longest that the request can become. Its spans alone grow, when
  * weights are set. */
 #include "sequence.h"
+#include "draft.h"
 #include "request.h"
 #include "wb_check.h"
 #include "wb_memory.h"
@@ -162,21 +163,39 @@ wb_status wb_sequence_next_mask(const wb_sequence *s, uint32_t n_kept, uint32_t 
     return WB_OK;
 }
 
-wb_finish wb_sequence_finish_with(const wb_sequence *s, uint32_t token) {
+/* How a request of `length` tokens ends with `token` after them. */
+static wb_finish finish_with(const wb_sequence *s, uint32_t length, uint32_t token) {
     for (uint32_t k = 0; k < s->n_stop; k++)
         if (s->stop_tokens[k] == token) return WB_FINISH_STOP;
-    return wb_sequence_length(s) + 1 == s->max_len ? WB_FINISH_LENGTH : WB_FINISH_NONE;
+    return length + 1 == s->max_len ? WB_FINISH_LENGTH : WB_FINISH_NONE;
 }
 
-wb_finish wb_sequence_append(wb_sequence *s, const wb_sampled_token *sampled) {
+uint32_t wb_sequence_count_taken(const wb_sequence *s, uint32_t n, const int32_t *sampled,
+                                 wb_finish *finish_out) {
+    const uint32_t length = wb_sequence_length(s);
+    uint32_t i = 0;
+    *finish_out = WB_FINISH_NONE;
+    for (bool goes_on = true; goes_on && i < n; i++) {
+        const uint32_t token = (uint32_t)sampled[i];
+        *finish_out = finish_with(s, length + i, token);
+        goes_on = *finish_out == WB_FINISH_NONE && i + 1 < n && s->tokens[length + i] == token;
+    }
+    return i;
+}
+
+void wb_sequence_append(wb_sequence *s, const wb_sampled_token *sampled) {
     wb_record *record = &s->completion.record;
     const uint32_t i = record->n_tokens - record->prompt_len;
-    const wb_finish finish = wb_sequence_finish_with(s, sampled->token);
     if (s->mask_ends) s->mask_ends[i] = mask_size(s) + sampled->n_kept;
     s->tokens[record->n_tokens++] = sampled->token;
     s->logprobs[i] = sampled->logprob;
     s->sampling_logprobs[i] = sampled->sampling_logprob;
-    return finish;
+}
+
+/* A draft more than the request can still take would need a block that it has no room for. */
+void wb_sequence_propose(wb_sequence *s, uint32_t max) {
+    const uint32_t n = wb_sequence_length(s), left = s->max_len - n - 1;
+    s->entry.n_proposed = wb_draft_find(s->tokens, n, max < left ? max : left, s->tokens + n);
 }
 
 void wb_sequence_finish(wb_sequence *s, wb_finish finish) {

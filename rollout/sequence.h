@@ -16,7 +16,7 @@ typedef struct wb_sequence {
     wb_route_rows routes;
     wb_span *spans; /* [spans_capacity] */
     size_t spans_capacity;
-    uint32_t *tokens;                    /* [max_len]; completion.record.n_tokens of them exist */
+    uint32_t *tokens; /* [max_len]; completion.record.n_tokens of them exist, behind them stand drafts */
     float *logprobs, *sampling_logprobs; /* [max_len - prompt_len] */
     wb_sampling sampling;
     uint32_t *mask_ends; /* [max_len - prompt_len] of the record; NULL: not asked for, or no limit */
@@ -72,8 +72,12 @@ wb_fed_rows wb_sequence_feed(wb_sequence *sequence, uint32_t end, uint64_t weigh
  * before anybody looks at the record's. CAPACITY where a record holds no more. */
 wb_status wb_sequence_next_mask(const wb_sequence *sequence, uint32_t n_kept, uint32_t **ids_out);
 
-/* How the request would end with `token` after its last one: WB_FINISH_NONE when it goes on. */
-wb_finish wb_sequence_finish_with(const wb_sequence *sequence, uint32_t token);
+/* Of `sampled` [n], tokens for the positions behind the last one, where the n - 1 drafts stand in tokens[]:
+ * how many the request takes. Each up to the first that its draft is not, which is taken too: those behind it
+ * were sampled after a token that is not there. *finish_out: how the request ends with the last one taken;
+ * WB_FINISH_NONE when it goes on. */
+uint32_t wb_sequence_count_taken(const wb_sequence *sequence, uint32_t n, const int32_t *sampled,
+                                 wb_finish *finish_out);
 
 /* A token that was sampled. */
 typedef struct wb_sampled_token {
@@ -82,8 +86,11 @@ typedef struct wb_sampled_token {
     uint32_t n_kept; /* ids at wb_sequence_next_mask; 0 without a mask */
 } wb_sampled_token;
 
-/* Appends the token sampled after the last one; returns wb_sequence_finish_with. */
-wb_finish wb_sequence_append(wb_sequence *sequence, const wb_sampled_token *sampled);
+/* Appends a token that was taken. */
+void wb_sequence_append(wb_sequence *sequence, const wb_sampled_token *sampled);
+
+/* Puts drafts for what comes next, at most `max`, behind the last token. */
+void wb_sequence_propose(wb_sequence *sequence, uint32_t max);
 
 /* The record as it stands becomes the completion's. */
 void wb_sequence_finish(wb_sequence *sequence, wb_finish finish);

@@ -14,7 +14,7 @@ static int64_t count_refed(const wb_step_batch *batch) {
     int64_t n = 0;
     for (int32_t i = 0; i < batch->n_entries; i++) {
         const wb_sched_entry *entry = batch->entries[i];
-        n += wb_sequence_n_refed(wb_sequence_of(batch->entries[i]), entry->n_in_pool, entry->n_planned);
+        n += wb_sequence_n_refed(wb_sequence_of(batch->entries[i]), entry->n_in_pool, wb_sched_n_fed(entry));
     }
     return n;
 }
@@ -26,7 +26,7 @@ static void gather_forced(const wb_step_forcing *forcing, const wb_step_batch *b
     for (int32_t i = 0; i < batch->n_entries; i++) {
         const wb_sched_entry *entry = batch->entries[i];
         const wb_sequence *s = wb_sequence_of(batch->entries[i]);
-        const uint32_t start = entry->n_in_pool, n = entry->n_planned;
+        const uint32_t start = entry->n_in_pool, n = wb_sched_n_fed(entry);
         const uint32_t refed = wb_sequence_n_refed(s, start, n);
         memset(direction, WB_ROW_FORCED, refed);
         memset(direction + refed, WB_ROW_NATIVE, n - refed);

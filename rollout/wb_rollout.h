@@ -50,6 +50,13 @@ typedef struct wb_engine_options {
      * prefill keeps the decodes of all ranks waiting for long. 0, the default: all that decodes leave. The
      * same on all ranks. */
     int32_t max_prefill_tokens;
+    /* How many tokens a decode may feed behind its own, guessed from the request's text, in what a step
+     * has room for: those that the model chooses too are had in one step. What is returned does not depend
+     * on it: tokens are drawn as without drafts, and rows of drafts that were wrong are in no record. 0,
+     * the default: none. UNSUPPORTED for a model whose layers keep state of a fixed size, which cannot
+     * take a token back. */
+    int32_t max_drafts;
+    uint8_t reserved_2[4]; /* zero */
     /* What wb_engine_submit refuses beyond, of unfinished requests: how many, their tokens at their longest,
      * and the host bytes that they take. 0, the default: no limit. */
     uint64_t max_unfinished, max_unfinished_tokens, max_unfinished_bytes;
@@ -175,6 +182,8 @@ typedef struct wb_engine_stats {
     /* Tokens that were taken over from the prefix cache instead of being fed, since open. The hit rate is
      * their share of taken_over_tokens + prefill_tokens. */
     uint64_t taken_over_tokens;
+    /* Guessed tokens that were fed, and those that were right, which are decode_tokens too; since open. */
+    uint64_t drafts, accepted_drafts;
     uint64_t finished, aborted; /* requests since open; an aborted one is not among the finished ones */
     /* Of the unfinished requests: their tokens at their longest, and the host bytes that they take. */
     uint64_t unfinished_tokens, unfinished_bytes;

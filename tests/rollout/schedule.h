@@ -83,9 +83,10 @@ static inline void schedule_make_asks(schedule *s, dice *d) {
     s->n_asks = pick(d, 1, MAX_ASKS);
     for (uint32_t i = 0; i < s->n_asks; i++) {
         ask *a = &s->asks[i];
-        *a = ask_random(d, i, vocab_size, 24, 14);
+        *a = ask_random(d, i, vocab_size, 24, 18);
         const uint32_t n_common = pick(d, 0, 2) == 0 ? 0 : pick(d, 0, a->request.n_tokens);
         memcpy(a->prompt, common, n_common * sizeof *common);
+        if (pick(d, 0, 2) == 0) a->request.temperature = 0; /* which comes to repeat itself */
         if (pick(d, 0, 3) > 0) a->request.n_stop = 0;
         a->request.priority = pick(d, 0, 2) == 0 ? (int32_t)pick(d, 0, 20) - 10 : 0;
         a->request.return_routes = pick(d, 0, 3) != 0;
@@ -118,6 +119,7 @@ static inline void schedule_make_options(schedule *s, dice *d) {
         o->block_size = (int32_t)pick(d, 1, 6);
         const int32_t min_blocks = ((int32_t)longest - 1) / o->block_size + 1;
         o->n_blocks = min_blocks + (int32_t)pick(d, 0, pick(d, 0, 3) == 0 ? 60 : 4);
+        o->max_drafts = pick(d, 0, 1) == 0 ? 0 : (int32_t)pick(d, 1, 5);
         o->prefix_cache = pick(d, 0, 3) > 0;
         o->max_running = (int32_t)pick(d, pick(d, 0, 3) == 0 ? 1 : 4, MAX_ASKS);
     }
@@ -151,9 +153,10 @@ static inline void schedule_print(const schedule *s) {
            s->config.n_layers, s->config.router.top_k, s->config.router.n_experts, s->n_ranks,
            s->options[0].max_batch_tokens, s->options[0].max_prefill_tokens, s->options[0].recompute_keys);
     for (int r = 0; r < s->n_ranks; r++)
-        printf("  rank %d: %" PRId32 " blocks of %" PRId32 ", %" PRId32 " running at most, prefix cache %d\n",
+        printf("  rank %d: %" PRId32 " blocks of %" PRId32 ", %" PRId32
+               " running at most, prefix cache %d, %" PRId32 " drafts\n",
                r, s->options[r].n_blocks, s->options[r].block_size, s->options[r].max_running,
-               s->options[r].prefix_cache);
+               s->options[r].prefix_cache, s->options[r].max_drafts);
     for (uint32_t i = 0; i < s->n_events; i++) {
         const event *e = &s->events[i];
         printf("  step %" PRIu64 ": %s %" PRIu32, e->step, names[e->kind], e->number);

@@ -181,7 +181,7 @@ static void test_state_of_a_fixed_size_is_refused(void **state) {
     options.prefix_cache = true;
     wb_engine *engine = NULL;
     assert_int_equal(WB_UNSUPPORTED, wb_engine_open(r.model, &options, &engine));
-    assert_message("prefix_cache: expected layers that keep all their state in blocks, found ");
+    assert_message("prefix_cache and max_drafts: expected layers that keep all their state in blocks");
     assert_null(engine);
     rig_close(&r);
 }

@@ -34,6 +34,8 @@ typedef struct round_state {
     wb_scheduler scheduler;
     int32_t n_blocks, block_size, max_batch_tokens, max_running;
     bool prefix_cache;
+    uint32_t max_drafts;
+    uint64_t drafts, rejected;
     uint64_t version, taken_over;
     uint32_t n, n_ended;
     request requests[MAX_REQUESTS]; /* in order of arrival */
@@ -93,8 +95,10 @@ static wb_status make_round(round_state *r, uint64_t seed) {
     r->max_batch_tokens = (int32_t)(pick(r, 0, 2) == 0 ? pick(r, 1, 4) : pick(r, 1, 64));
     r->max_running = (int32_t)pick(r, 1, MAX_REQUESTS);
     r->prefix_cache = pick(r, 0, 1) == 0;
+    r->max_drafts = pick(r, 0, 1) == 0 ? 0 : pick(r, 1, 6);
     const wb_scheduler_sizes sizes = {.prefix_cache = r->prefix_cache,
                                       .row_bytes = sizeof(uint64_t),
+                                      .max_drafts = (int32_t)r->max_drafts,
                                       .n_blocks = r->n_blocks,
                                       .block_size = r->block_size,
                                       .max_batch_tokens = r->max_batch_tokens,
@@ -152,7 +156,7 @@ static void check_blocks(round_state *r) {
     for (uint32_t i = 0; i < r->n; i++) {
         const wb_sched_entry *entry = &r->requests[i].entry;
         EXPECT(entry->running || (entry->n_blocks == 0 && entry->n_in_pool == 0));
-        EXPECT(entry->n_in_pool + entry->n_planned <= (uint32_t)(entry->n_blocks * r->block_size));
+        EXPECT(entry->n_in_pool + wb_sched_n_fed(entry) <= (uint32_t)(entry->n_blocks * r->block_size));
         for (int32_t k = 0; k < entry->n_blocks; k++) seen[entry->blocks[k]]++;
         for (int32_t k = 0; k < entry->n_known; k++)
             EXPECT(!entry->shares || wb_prefix_cache_knows(&pool->cache, entry->blocks[k]));
@@ -188,7 +192,8 @@ static void check_entry(round_state *r, int32_t i, int64_t *t, int64_t *n_sample
     const wb_step_batch *batch = &r->scheduler.batch;
     const wb_sched_entry *entry = batch->entries[i];
     EXPECT(entry->running && entry->n_planned > 0);
-    for (uint32_t k = 0; k < entry->n_planned; k++, ++*t) {
+    EXPECT(entry->n_drafts == 0 || (wb_sched_samples(entry) && entry->n_drafts <= entry->n_proposed));
+    for (uint32_t k = 0; k < wb_sched_n_fed(entry); k++, ++*t) {
         EXPECT(batch->pos[*t] == (int32_t)(entry->n_in_pool + k));
         EXPECT(batch->tokens[*t] == (int32_t)entry->record->tokens[entry->n_in_pool + k]);
         EXPECT(batch->seq[*t] == i);
@@ -197,9 +202,10 @@ static void check_entry(round_state *r, int32_t i, int64_t *t, int64_t *n_sample
         EXPECT(batch->blocks[i * batch->max_blocks + k] == (k < entry->n_blocks ? entry->blocks[k] : 0));
     EXPECT(batch->states[i] == entry->state);
     if (!wb_sched_samples(entry)) return;
-    EXPECT(*n_sampled < batch->n_sampled && batch->sampled[*n_sampled] == entry);
-    EXPECT(batch->logit_rows[*n_sampled] == *t - 1);
-    ++*n_sampled;
+    for (uint32_t k = 0; k <= entry->n_drafts; k++, ++*n_sampled) {
+        EXPECT(*n_sampled < batch->n_sampled && batch->sampled[*n_sampled] == entry);
+        EXPECT(wb_step_batch_position(batch, *n_sampled) == entry->record->n_tokens + k);
+    }
 }
 
 /* Its rows as the present weights choose them. */
@@ -283,25 +289,47 @@ static void change_weights(round_state *r) {
         if (r->requests[i].entry.n_in_pool > 0 || r->requests[i].fed) r->requests[i].entry.shares = false;
 }
 
+/* Some of those that were fed, from the first on. */
+static void accept_drafts(round_state *r, request *q) {
+    q->entry.n_accepted = pick(r, 0, q->entry.n_drafts);
+    r->drafts += q->entry.n_drafts;
+    r->rejected += q->entry.n_drafts - q->entry.n_accepted;
+}
+
+/* As many as the request can still take, or fewer. */
+static void propose_drafts(round_state *r, request *q) {
+    const uint32_t left = q->max_len - q->record.n_tokens;
+    q->entry.n_proposed = left > 1 ? pick(r, 0, left - 1 < r->max_drafts ? left - 1 : r->max_drafts) : 0;
+}
+
 static void commit(round_state *r) {
     const wb_step_batch *batch = &r->scheduler.batch;
     for (int32_t i = 0; i < batch->n_entries; i++) {
         request *q = request_of(batch->entries[i]);
         const bool samples = wb_sched_samples(&q->entry);
         if (q->entry.shares) choose_rows(r, q);
-        wb_sched_fed(&q->entry);
+        accept_drafts(r, q);
+        const uint32_t n_accepted = q->entry.n_accepted;
+        wb_scheduler_fed(&r->scheduler, &q->entry);
+        EXPECT(!samples || q->entry.n_in_pool == q->record.n_tokens + n_accepted);
         uint32_t start;
         for (uint8_t *rows; wb_scheduler_know_next(&r->scheduler, &q->entry, &start, &rows);)
             if (rows) memcpy(rows, q->rows + start, (size_t)r->block_size * sizeof *q->rows);
         q->fed = true;
-        if (!samples || ++q->record.n_tokens < q->max_len) continue;
-        end_request(r, q);
+        if (!samples) continue;
+        q->record.n_tokens += 1 + n_accepted;
+        propose_drafts(r, q);
+        if (q->record.n_tokens == q->max_len) end_request(r, q);
     }
 }
 
+typedef struct tally {
+    uint64_t preemptions, taken_over, drafts, rejected;
+} tally;
+
 /* Now and then a step is not made after its plan, and states are lost with some of these: the next plan must
  * do as well. */
-static int run_round(uint64_t seed, uint64_t *preemptions, uint64_t *taken_over) {
+static int run_round(uint64_t seed, tally *t) {
     static round_state state;
     round_state *r = &state;
     if (make_round(r, seed) != WB_OK) abort();
@@ -313,7 +341,7 @@ static int run_round(uint64_t seed, uint64_t *preemptions, uint64_t *taken_over)
         r->scheduler.max_prefill_tokens =
             pick(r, 0, 1) == 0 ? r->max_batch_tokens : (int32_t)pick(r, 1, (uint32_t)r->max_batch_tokens);
         wb_scheduler_plan(&r->scheduler);
-        *preemptions += r->scheduler.preemptions - before;
+        t->preemptions += r->scheduler.preemptions - before;
         check_line(r);
         check_blocks(r);
         check_states(r);
@@ -327,7 +355,9 @@ static int run_round(uint64_t seed, uint64_t *preemptions, uint64_t *taken_over)
             commit(r);
     }
     EXPECT(wb_kv_blocks_n_free(&r->scheduler.blocks) == r->n_blocks || r->failures > 0);
-    *taken_over += r->taken_over;
+    t->taken_over += r->taken_over;
+    t->drafts += r->drafts;
+    t->rejected += r->rejected;
     check_states(r);
     wb_scheduler_close(&r->scheduler);
     return r->failures > 0;
@@ -336,15 +366,14 @@ static int run_round(uint64_t seed, uint64_t *preemptions, uint64_t *taken_over)
 int main(int argc, char **argv) {
     const bool one = argc == 3 && strcmp(argv[1], "--seed") == 0;
     const uint64_t first = one ? strtoull(argv[2], NULL, 10) : FIRST_SEED, n = one ? 1 : N_ROUNDS;
-    uint64_t preemptions = 0, taken_over = 0;
+    tally t = {0};
     int failures = 0;
-    for (uint64_t seed = first; seed < first + n; seed++)
-        failures += run_round(seed, &preemptions, &taken_over);
+    for (uint64_t seed = first; seed < first + n; seed++) failures += run_round(seed, &t);
     printf("test_scheduler: seeds %" PRIu64 "..%" PRIu64 ", %" PRIu64 " preemptions, %" PRIu64
-           " tokens taken over, %d of %" PRIu64 " rounds failed\n",
-           first, first + n - 1, preemptions, taken_over, failures, n);
-    if (!one && (preemptions < n / 10 || taken_over < n)) {
-        printf("expected more of both: the rounds are too easy to show anything\n");
+           " tokens taken over, %" PRIu64 " drafts, %" PRIu64 " rejected, %d of %" PRIu64 " rounds failed\n",
+           first, first + n - 1, t.preemptions, t.taken_over, t.drafts, t.rejected, failures, n);
+    if (!one && (t.preemptions < n / 10 || t.taken_over < n || t.drafts < n || t.rejected < n)) {
+        printf("expected more of each: the rounds are too easy to show anything\n");
         return 1;
     }
     return failures > 0;

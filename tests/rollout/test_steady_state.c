@@ -162,6 +162,7 @@ static void open_job(rank_job *job) {
     options.max_batch_tokens = MAX_BATCH_TOKENS;
     options.max_running = 6;
     options.prefix_cache = true;
+    options.max_drafts = 3;
     must(wb_engine_open(job->own.model, &options, &job->engine), "engine");
     dice d = {job->seed};
     for (uint32_t i = 0; i < N_ASKS; i++) {

@@ -11,7 +11,7 @@
 static const char *planted = "";
 
 bool plant_fault(const char *name) {
-    static const char *const names[] = {"overwritten_rows", "stale_prefix", "skipped_rows"};
+    static const char *const names[] = {"overwritten_rows", "stale_prefix", "skipped_rows", "rejected_draft"};
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
         if (strcmp(names[i], name) == 0) planted = names[i];
     return planted[0] != 0;
@@ -26,7 +26,7 @@ wb_fed_rows __real_wb_sequence_feed(wb_sequence *s, uint32_t end, uint64_t versi
 wb_fed_rows __wrap_wb_sequence_feed(wb_sequence *s, uint32_t end, uint64_t version);
 wb_fed_rows __wrap_wb_sequence_feed(wb_sequence *s, uint32_t end, uint64_t version) {
     const uint32_t start = s->entry.n_in_pool;
-    const bool again = start < s->n_fed && s->entry.n_planned > 0;
+    const bool again = start < s->n_fed && start < end; /* not what is taken over */
     const wb_fed_rows fed = __real_wb_sequence_feed(s, end, version);
     if (!is_planted("overwritten_rows") || !again) return fed;
     return (wb_fed_rows){start, end - start, s->rows + start * s->row_bytes};
@@ -52,6 +52,19 @@ void __real_wb_kv_blocks_forget(wb_kv_blocks *blocks);
 void __wrap_wb_kv_blocks_forget(wb_kv_blocks *blocks);
 void __wrap_wb_kv_blocks_forget(wb_kv_blocks *blocks) {
     if (!is_planted("stale_prefix")) __real_wb_kv_blocks_forget(blocks);
+}
+
+/* The token after a draft that was rejected is taken too. */
+uint32_t __real_wb_sequence_count_taken(const wb_sequence *s, uint32_t n, const int32_t *sampled,
+                                        wb_finish *finish_out);
+uint32_t __wrap_wb_sequence_count_taken(const wb_sequence *s, uint32_t n, const int32_t *sampled,
+                                        wb_finish *finish_out);
+uint32_t __wrap_wb_sequence_count_taken(const wb_sequence *s, uint32_t n, const int32_t *sampled,
+                                        wb_finish *finish_out) {
+    const uint32_t taken = __real_wb_sequence_count_taken(s, n, sampled, finish_out);
+    const bool more =
+        taken < n && *finish_out == WB_FINISH_NONE && wb_sequence_length(s) + taken + 1 < s->max_len;
+    return is_planted("rejected_draft") && more ? taken + 1 : taken;
 }
 
 /* What is taken over comes without its rows. */
