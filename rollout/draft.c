@@ -15,7 +15,7 @@ static uint32_t find_continuation(const uint32_t *tokens, uint32_t n, uint32_t l
 
 uint32_t wb_draft_find(const uint32_t *tokens, uint32_t n, uint32_t max, uint32_t *drafts_out) {
     uint32_t from = 0;
-    for (uint32_t length = LONGEST; length >= SHORTEST && from == 0; length--)
+    for (uint32_t length = LONGEST; max > 0 && length >= SHORTEST && from == 0; length--)
         if (n > length) from = find_continuation(tokens, n, length);
     if (from == 0) return 0;
     const uint32_t n_drafts = n - from < max ? n - from : max;

@@ -8,9 +8,9 @@
  *    nobody's prefill and gets its token within one round of turns.
  * 3. Sampled tokens are kept over a preemption. So each token brings a request nearer to its end for good;
  *    when the oldest has ended, the next one is the oldest.
- *    Drafts get what prefills leave, and blocks that nobody holds.
  * 4. A request is admitted only with blocks for all the tokens that it has. So no prefill stops half way to
  *    wait for a block.
+ * Drafts change none of it: they get what prefills leave, and blocks that nobody holds.
  * "Older" is earlier in the line, whose running part nobody enters but at its end.
  * Without the first or the third rule, two requests could take each other's blocks for ever. */
 #include "scheduler.h"
@@ -97,7 +97,8 @@ static void release(wb_scheduler *scheduler, wb_sched_entry *entry) {
     wb_free_list_give(&scheduler->states, 1, &entry->state);
     if (scheduler->next_decode == entry) scheduler->next_decode = next_running(entry);
     entry->n_blocks = entry->n_known = 0;
-    entry->n_in_pool = entry->n_planned = entry->n_drafts = entry->n_taken_over = 0;
+    entry->n_in_pool = entry->n_taken_over = 0;
+    entry->n_planned = entry->n_drafts = entry->n_accepted = 0;
     entry->running = false;
     scheduler->running--;
 }

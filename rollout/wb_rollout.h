@@ -1,16 +1,16 @@
 /* wb_rollout.h - the rollout engine: continuous batching over a paged KV cache, every token's routing
  * captured.
  *
- * Owns: requests, scheduling, KV blocks, sampling, per-request capture, weight versions. Refuses: training,
- * replay, files.
+ * Owns: requests, scheduling, KV blocks, sampling, per-request capture, weight versions. Refuses:
+ * training, replay, files.
  *
  * Rows belong to (request id, absolute position) from the moment they are computed; preemption and
- * re-prefill never change one that exists. A re-prefill is forced down the rows that exist, so that keys and
- * values are those of the experts that the record names, under changed weights too. A request's tokens depend
- * on its prompt, its sampling parameters and seed and on the weights, never on its neighbours, on arrival
- * order, on how its prompt was chunked, or on the number of ranks or threads. Where weights change in
- * mid-request, on when they did.
- */
+ * re-prefill never change one that exists. A re-prefill is forced down the rows that exist, so that keys
+ * and values are those of the experts that the record names, under changed weights too. A request's tokens
+ * depend on its prompt, its sampling parameters and seed and on the weights, never on its neighbours, on
+ * arrival order, on how its prompt was chunked, on what it took over from another request's prefill, on
+ * guesses at its tokens, or on the number of ranks or threads. Where weights change in mid-request, on
+ * when they did. */
 #ifndef WB_ROLLOUT_H
 #define WB_ROLLOUT_H
 

@@ -18,6 +18,8 @@ static void check(wb_family family, dice *d) {
     options.block_size = (int32_t)pick(d, 4, 16);
     options.max_batch_tokens = (int32_t)pick(d, 1, 100);
     options.max_running = (int32_t)pick(d, 1, 60);
+    options.max_drafts = (int32_t)pick(d, 0, 5);
+    options.prefix_cache = pick(d, 0, 1) == 1;
     ask a = ask_fixed("one", 5, 3);
     a.request.temperature = 1;
     a.request.top_k = (int32_t)pick(d, 0, 30);
