@@ -305,5 +305,6 @@ wb_engine_stats wb_engine_get_stats(const wb_engine *engine) {
                              .running = scheduler->running,
                              .free_blocks = wb_kv_blocks_n_free(&scheduler->blocks),
                              .known_blocks = scheduler->blocks.cache.n_known,
-                             .n_blocks = engine->limits.n_blocks};
+                             .n_blocks = engine->limits.n_blocks,
+                             .paused = engine->paused};
 }

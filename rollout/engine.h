@@ -37,6 +37,8 @@ struct wb_engine {
     uint32_t max_drafts;              /* of a request in a step */
     int32_t max_prefill_tokens;       /* in a step in which some rank decodes */
     bool recompute_keys;
+    bool asks_for_pause; /* this rank */
+    bool paused;         /* some rank asked for it when the latest step was made */
 };
 
 /* From the unfinished requests to the finished ones. */

@@ -32,7 +32,10 @@ static void take_over(wb_engine *engine, wb_sched_entry *entry) {
  * commit but the device. On failure the batch is empty. */
 static wb_status schedule(wb_engine *engine, const uint8_t **direction_out) {
     const wb_step_batch *batch = &engine->scheduler.batch;
-    wb_scheduler_plan(&engine->scheduler);
+    if (engine->paused)
+        wb_scheduler_drop_plan(&engine->scheduler);
+    else
+        wb_scheduler_plan(&engine->scheduler);
     for (int32_t i = 0; i < batch->n_entries; i++) take_over(engine, batch->entries[i]);
     const wb_status status = wb_step_force(&engine->forcing, engine->workspace.device, batch,
                                            &engine->results, &engine->filing, direction_out);
@@ -101,18 +104,21 @@ static void count_work(const wb_engine *engine, wb_step_word *word) {
     word->decodes = wb_scheduler_n_decodes(scheduler) - n_ended;
 }
 
-/* Before any rank commits: a step is made on all ranks or on none. That some rank decodes in the next step is
- * agreed here too: then no rank prefills more than the options allow. */
+/* Before any rank commits: a step is made on all ranks or on none. What holds for the next one is agreed
+ * here too: whether some rank decodes, and then no rank prefills more than the options allow; whether all
+ * pause. */
 static wb_status agree(wb_engine *engine, wb_status status, bool *busy_out) {
     wb_step_word sum, own = {.status = (uint64_t)status,
                              .weight_version = engine->weight_version,
                              .weights_digest = engine->weights_digest,
                              .max_batch_tokens = (uint64_t)engine->scheduler.max_batch_tokens,
-                             .max_prefill_tokens = (uint64_t)engine->max_prefill_tokens};
+                             .max_prefill_tokens = (uint64_t)engine->max_prefill_tokens,
+                             .pauses = engine->asks_for_pause};
     if (status == WB_OK) count_work(engine, &own);
     WB_TRY(wb_step_agree(engine->comm, &own, engine->words, &sum));
     engine->scheduler.max_prefill_tokens =
         sum.decodes > 0 ? engine->max_prefill_tokens : engine->scheduler.max_batch_tokens;
+    engine->paused = sum.pauses > 0;
     *busy_out = sum.work_left > 0;
     return WB_OK;
 }

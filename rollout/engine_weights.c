@@ -1,5 +1,5 @@
-/* engine_weights.c - new weights between two steps: what may be named how, and what becomes of the keys that
- * there are. Refuses: the copy of the weights (wb_model_copy_weights). */
+/* engine_weights.c - new weights between two steps: a pause for them, what may be named how, and what becomes
+ * of the keys that there are. Refuses: the copy of the weights (wb_model_copy_weights). */
 #include "engine.h"
 #include "wb_check.h"
 #include "weights_digest.h"
@@ -42,6 +42,14 @@ static void forget_keys(wb_engine *engine) {
     wb_kv_blocks_forget(&engine->scheduler.blocks);
     for (wb_sched_entry *entry = engine->scheduler.first; entry; entry = entry->next)
         if (wb_sequence_of(entry)->n_fed > 0) entry->shares = false;
+}
+
+void wb_engine_pause(wb_engine *engine) {
+    engine->asks_for_pause = true;
+}
+
+void wb_engine_resume(wb_engine *engine) {
+    engine->asks_for_pause = false;
 }
 
 wb_status wb_engine_set_weights(wb_engine *engine, const wb_model *from, uint64_t version) {

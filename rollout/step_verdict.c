@@ -63,10 +63,11 @@ wb_status wb_step_agree(wb_comm *comm, const wb_step_word *own, wb_step_word *wo
     WB_TRY(check_weights(words, n_ranks));
     WB_TRY(check_sizes(words, n_ranks));
     *sum_out = *own;
-    sum_out->work_left = sum_out->decodes = 0;
+    sum_out->work_left = sum_out->decodes = sum_out->pauses = 0;
     for (int r = 0; r < n_ranks; r++) {
         sum_out->work_left += words[r].work_left;
         sum_out->decodes += words[r].decodes;
+        sum_out->pauses += words[r].pauses;
     }
     return WB_OK;
 }

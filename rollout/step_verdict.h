@@ -13,11 +13,13 @@ typedef struct wb_step_word {
     uint64_t max_batch_tokens, max_prefill_tokens;
     /* Once the step has been committed: unfinished requests, and those of them that decode next. */
     uint64_t work_left, decodes;
+    uint64_t pauses; /* 1: this rank asks that the next step feeds nothing */
 } wb_step_word;
 
-/* OK on all ranks, with *sum_out: the own word, with the work and the decodes of all ranks; or a failure
- * on all of them: a rank's own failure with its message, PEER where another rank failed or where two ranks
- * have other weights or other sizes of a step. words: [R], for the words of all ranks. Collective. */
+/* OK on all ranks, with *sum_out: the own word, with the work, the decodes and the pauses of all ranks; or
+ * a failure on all of them: a rank's own failure with its message, PEER where another rank failed or where
+ * two ranks have other weights or other sizes of a step. words: [R], for the words of all ranks.
+ * Collective. */
 wb_status wb_step_agree(wb_comm *comm, const wb_step_word *own, wb_step_word *words, wb_step_word *sum_out);
 
 #endif

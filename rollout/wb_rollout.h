@@ -177,6 +177,14 @@ WB_API wb_status wb_engine_abort(wb_engine *engine, const char *rid);
  * after a DEVICE failure the weights are neither and are to be set again. Else not collective. */
 WB_API wb_status wb_engine_set_weights(wb_engine *engine, const wb_model *from, uint64_t version);
 
+/* Asks for a pause of all ranks, and ends this rank's part of it. The next step tells the others, and is
+ * still made; from then on (wb_engine_stats.paused) no rank feeds anything until the step after the one
+ * that finds no rank that asks. What waits or runs stays as it is: between two steps of a pause all ranks
+ * stand at the same place, and may be given new weights. Steps of a pause are collective as others are.
+ * Not collective. */
+WB_API void wb_engine_pause(wb_engine *engine);
+WB_API void wb_engine_resume(wb_engine *engine);
+
 typedef struct wb_engine_stats {
     uint64_t steps, prefill_tokens, decode_tokens, preemptions; /* since open, of this rank */
     /* Tokens that were taken over from the prefix cache instead of being fed, since open. The hit rate is
@@ -191,6 +199,7 @@ typedef struct wb_engine_stats {
     int32_t free_blocks;  /* KV blocks now that can be taken, those that are known but not held among them */
     int32_t known_blocks; /* by the prefix cache now, held or not */
     int32_t n_blocks;     /* of the pool */
+    bool paused;          /* the next step feeds nothing, on any rank */
 } wb_engine_stats;
 WB_API wb_engine_stats wb_engine_get_stats(const wb_engine *engine);
 

@@ -12,13 +12,14 @@ enum {
     MAX_EVENTS = 32,
     MAX_VERSIONS = 4,
     MAX_RANKS = 3,
+    PAUSE_STEPS = 3,
     LAST_EVENT_STEP = 16
 };
 
-typedef enum event_kind { EVENT_SUBMIT, EVENT_ABORT, EVENT_WEIGHTS } event_kind;
+typedef enum event_kind { EVENT_SUBMIT, EVENT_ABORT, EVENT_WEIGHTS, EVENT_PAUSE } event_kind;
 
 /* Before a step. `number`: of the request, on whose rank it happens; or the version of new weights, which are
- * set on all ranks. */
+ * set on all ranks; or the rank that asks for a pause, of PAUSE_STEPS steps. */
 typedef struct event {
     uint64_t step;
     event_kind kind;
@@ -139,6 +140,8 @@ static inline void schedule_make(schedule *s, uint64_t seed, int max_ranks) {
     schedule_make_options(s, &d);
     schedule_add(s, 0, EVENT_WEIGHTS, 0);
     const uint32_t n_changes = pick(&d, 0, 1) == 0 ? 0 : pick(&d, 1, MAX_VERSIONS - 1);
+    if (pick(&d, 0, 3) == 0)
+        schedule_add(s, pick(&d, 0, LAST_EVENT_STEP), EVENT_PAUSE, pick(&d, 0, (uint32_t)s->n_ranks - 1));
     uint64_t step = 0;
     for (uint32_t v = 1; v <= n_changes; v++) schedule_add(s, step += pick(&d, 1, 6), EVENT_WEIGHTS, v);
 }
@@ -146,7 +149,7 @@ static inline void schedule_make(schedule *s, uint64_t seed, int max_ranks) {
 /* ---- printing ------------------------------------------------------------------------------------ */
 
 static inline void schedule_print(const schedule *s) {
-    static const char *const names[] = {"submit", "abort", "weights"};
+    static const char *const names[] = {"submit", "abort", "weights", "pause"};
     printf("  %s, %s, %d layers, %d of %d experts, %d ranks, %" PRId32 " tokens a step, of prefills %" PRId32
            ", keys recomputed %d\n",
            wb_dtype_name(s->dtype), s->config.family == WB_FAMILY_QWEN3_MOE ? "qwen3_moe" : "olmoe",

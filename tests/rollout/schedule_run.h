@@ -17,7 +17,8 @@ typedef struct outcome {
     wb_completion *done[MAX_ASKS];
     const wb_record *continued[MAX_ASKS]; /* that the request was submitted with */
     wb_engine_stats stats[MAX_RANKS];
-    char failures[MAX_RANKS][400]; /* of each rank, the first; "": none */
+    uint64_t pause_steps[MAX_RANKS]; /* the same on all ranks */
+    char failures[MAX_RANKS][400];   /* of each rank, the first; "": none */
 } outcome;
 
 typedef struct schedule_rank {
@@ -26,6 +27,7 @@ typedef struct schedule_rank {
     wb_comm *comm;
     rig shards[MAX_VERSIONS];
     wb_engine *engine;
+    uint64_t resume_step; /* 0: nothing to end */
 } schedule_rank;
 
 static inline void schedule_fail(outcome *out, int rank, const char *rid, const char *what) {
@@ -42,6 +44,12 @@ static inline bool version_used(const schedule *s, uint32_t version) {
 static inline bool apply_event(schedule_rank *r, const event *e) {
     if (e->kind == EVENT_WEIGHTS)
         return wb_engine_set_weights(r->engine, r->shards[e->number].model, e->number) == WB_OK;
+    if (e->kind == EVENT_PAUSE) {
+        if (e->number != (uint32_t)wb_comm_rank(r->comm)) return true;
+        wb_engine_pause(r->engine);
+        r->resume_step = e->step + PAUSE_STEPS;
+        return true;
+    }
     ask *a = &r->s->asks[e->number];
     if (r->s->rank[e->number] != (uint32_t)wb_comm_rank(r->comm)) return true;
     if (e->kind == EVENT_SUBMIT) {
@@ -68,8 +76,15 @@ static inline bool one_step(schedule_rank *r, uint64_t step, uint32_t *next_even
     const schedule *s = r->s;
     for (; *next_event < s->n_events && s->events[*next_event].step <= step; ++*next_event)
         if (!apply_event(r, &s->events[*next_event])) return false;
+    if (r->resume_step == step) wb_engine_resume(r->engine);
+    const wb_engine_stats before = wb_engine_get_stats(r->engine);
     log_step(r->engine, r->out->logs); /* whom an event has preempted */
     if (wb_engine_step(r->engine, busy) != WB_OK) return false;
+    const wb_engine_stats after = wb_engine_get_stats(r->engine);
+    if (before.paused &&
+        before.prefill_tokens + before.decode_tokens != after.prefill_tokens + after.decode_tokens)
+        schedule_fail(r->out, wb_comm_rank(r->comm), "a pause", "something was fed");
+    r->out->pause_steps[wb_comm_rank(r->comm)] += before.paused;
     log_step(r->engine, r->out->logs);
     take_finished(r);
     return true;
@@ -77,15 +92,17 @@ static inline bool one_step(schedule_rank *r, uint64_t step, uint32_t *next_even
 
 static inline void schedule_steps(schedule_rank *r) {
     const int rank = wb_comm_rank(r->comm);
+    const uint64_t last = r->s->events[r->s->n_events - 1].step + PAUSE_STEPS;
     uint32_t next_event = 0;
     bool busy = true;
-    for (uint64_t step = 0; busy || next_event < r->s->n_events; step++) {
+    for (uint64_t step = 0; busy || next_event < r->s->n_events || step <= last; step++) {
         if (step < MAX_STEPS && one_step(r, step, &next_event, &busy)) continue;
         schedule_fail(r->out, rank, "a step", step == MAX_STEPS ? "still busy" : wb_error_message());
         wb_comm_abort(r->comm);
         return;
     }
     r->out->stats[rank] = wb_engine_get_stats(r->engine);
+    if (r->out->stats[rank].paused) schedule_fail(r->out, rank, "a pause", "does not end");
     if (r->out->stats[rank].free_blocks != r->s->options[rank].n_blocks)
         schedule_fail(r->out, rank, "the pool", "blocks are missing at the end");
 }
@@ -117,6 +134,9 @@ static inline void schedule_run(schedule *s, outcome *out) {
     }
     schedule_rank_main(&ranks[0]);
     for (int i = 1; i < s->n_ranks; i++) pthread_join(threads[i], NULL);
+    for (int i = 1; i < s->n_ranks; i++)
+        if (out->pause_steps[i] != out->pause_steps[0])
+            schedule_fail(out, i, "a pause", "was not of all ranks");
     for (int i = 0; i < s->n_ranks; i++) wb_comm_close(comms[i]);
 }
 

@@ -20,7 +20,7 @@ bool plant_fault(const char *name) {
 enum { FIRST_SEED = 1, COUNT = 250 };
 
 typedef struct tally {
-    uint64_t steps, preemptions, aborted, changed, taken_over, continued, accepted, rejected;
+    uint64_t steps, preemptions, aborted, changed, taken_over, continued, accepted, rejected, paused;
 } tally;
 
 static void add_to_tally(tally *t, const schedule *s, const outcome *out) {
@@ -31,6 +31,7 @@ static void add_to_tally(tally *t, const schedule *s, const outcome *out) {
         t->taken_over += out->stats[r].taken_over_tokens;
     }
     t->steps += out->stats[0].steps;
+    t->paused += out->pause_steps[0];
     for (uint32_t i = 0; i < MAX_ASKS; i++) {
         if (!out->done[i]) continue;
         t->aborted += out->done[i]->record.finish == WB_FINISH_ABORT;
@@ -143,7 +144,7 @@ static bool read_options(int argc, char **argv, options *o) {
 static bool rich_enough(const tally *t, uint64_t n) {
     return n < COUNT ||
            (t->preemptions >= n / 8 && t->aborted >= n / 8 && t->changed >= n / 8 && t->taken_over >= n &&
-            t->continued >= n / 8 && t->accepted >= n / 8 && t->rejected >= n / 8);
+            t->continued >= n / 8 && t->accepted >= n / 8 && t->rejected >= n / 8 && t->paused >= n / 8);
 }
 
 int main(int argc, char **argv) {
@@ -166,11 +167,12 @@ int main(int argc, char **argv) {
         printf("schedules: the fault that was planted was not found\n");
         return 1;
     }
-    printf("schedules: seeds %" PRIu64 "..%" PRIu64 ", %" PRIu64 " steps, %" PRIu64 " preemptions, %" PRIu64
-           " aborted, %" PRIu64 " requests under changing weights, %" PRIu64 " tokens taken over, %" PRIu64
+    printf("schedules: seeds %" PRIu64 "..%" PRIu64 ", %" PRIu64 " steps, %" PRIu64
+           " of them paused, %" PRIu64 " preemptions, %" PRIu64 " aborted, %" PRIu64
+           " requests under changing weights, %" PRIu64 " tokens taken over, %" PRIu64
            " records continued, %" PRIu64 " drafts accepted, %" PRIu64 " rejected: each as it is alone\n",
-           o.first, o.first + o.count - 1, t.steps, t.preemptions, t.aborted, t.changed, t.taken_over,
-           t.continued, t.accepted, t.rejected);
+           o.first, o.first + o.count - 1, t.steps, t.paused, t.preemptions, t.aborted, t.changed,
+           t.taken_over, t.continued, t.accepted, t.rejected);
     if (rich_enough(&t, o.count)) return 0;
     printf("expected more of each: the schedules are too easy to show anything\n");
     return 1;

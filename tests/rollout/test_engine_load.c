@@ -1,5 +1,5 @@
 /* test_engine_load.c - the engine with more to do than it can do at once: who goes first, what a step may
- * prefill while somebody decodes, what is refused, and the counters of it all. */
+ * prefill while somebody decodes, what is refused, how all stand still, and the counters of it all. */
 #include "engine.h"
 #include "engine_rig.h"
 
@@ -186,14 +186,14 @@ static void *run_rank(void *arg) {
     return NULL;
 }
 
-static void run_ranks(rank_job *jobs) {
+static void run_ranks(rank_job *jobs, void *(*scene)(void *)) {
     wb_comm *comms[2];
     pthread_t thread;
     must(wb_comm_open_threads(2, comms), "comms");
     for (int i = 0; i < 2; i++) jobs[i].comm = comms[i];
     alarm(60);
-    assert_int_equal(0, pthread_create(&thread, NULL, run_rank, &jobs[1]));
-    run_rank(&jobs[0]);
+    assert_int_equal(0, pthread_create(&thread, NULL, scene, &jobs[1]));
+    scene(&jobs[0]);
     pthread_join(thread, NULL);
     alarm(0);
     for (int i = 0; i < 2; i++) wb_comm_close(comms[i]);
@@ -202,7 +202,7 @@ static void run_ranks(rank_job *jobs) {
 static void test_no_rank_prefills_much_while_another_decodes(void **state) {
     (void)state;
     rank_job jobs[2] = {{.max_batch_tokens = 16}, {.max_batch_tokens = 16}};
-    run_ranks(jobs);
+    run_ranks(jobs, run_rank);
     assert_int_equal(WB_OK, jobs[0].status);
     assert_int_equal(WB_OK, jobs[1].status);
     assert_int_equal(CHUNK, jobs[1].most_while_decoding); /* rank 0 decodes in steps 1..7 */
@@ -212,13 +212,57 @@ static void test_no_rank_prefills_much_while_another_decodes(void **state) {
 static void test_other_sizes_on_another_rank_are_refused(void **state) {
     (void)state;
     rank_job jobs[2] = {{.max_batch_tokens = 16}, {.max_batch_tokens = 15}};
-    run_ranks(jobs);
+    run_ranks(jobs, run_rank);
     for (int i = 0; i < 2; i++) {
         assert_int_equal(WB_PEER, jobs[i].status);
         assert_non_null(strstr(jobs[i].message,
                                "rank 1 has max_batch_tokens 15 and max_prefill_tokens 3, rank "
                                "0 16 and 3: expected the same on all ranks"));
     }
+}
+
+/* ---- a pause ------------------------------------------------------------------------------------- */
+
+/* Rank 1 asks, and both ranks stand still after the same step until both have the new weights. */
+static void *pause_rank(void *arg) {
+    rank_job *job = arg;
+    const wb_config c = config();
+    const bool asks = wb_comm_rank(job->comm) == 1;
+    rig r = rig_open(&c, 5, 1, job->comm), next = rig_open(&c, 6, 1, job->comm);
+    wb_engine *engine = engine_of(r.model, 32, 4, 16, 4);
+    ask a = ask_fixed(asks ? "b" : "a", 3, 12);
+    must(wb_engine_submit(engine, ask_request(&a)), "submit");
+    uint64_t fed[9];
+    bool paused[9], busy;
+    for (int i = 0; i < 9; i++) {
+        if (i == 3 && asks) wb_engine_pause(engine);
+        if (i == 5) must(wb_engine_set_weights(engine, next.model, 1), "weights");
+        if (i == 6 && asks) wb_engine_resume(engine);
+        must(wb_engine_step(engine, &busy), "step");
+        const wb_engine_stats stats = wb_engine_get_stats(engine);
+        fed[i] = stats.prefill_tokens + stats.decode_tokens;
+        paused[i] = stats.paused;
+    }
+    job->most = fed[8];
+    /* Step 3 tells of the pause, step 6 of its end. */
+    const uint64_t expected[9] = {3, 4, 5, 6, 6, 6, 6, 7, 8};
+    for (int i = 0; i < 9; i++)
+        if (fed[i] != expected[i] || paused[i] != (i >= 3 && i < 6)) job->status = WB_MISMATCH;
+    run_dry(engine, 100);
+    wb_completion *done = wb_engine_poll(engine);
+    if (done->record.n_spans != 2 || done->record.spans[1].start != 6) job->status = WB_MISMATCH;
+    wb_completion_free(done);
+    wb_engine_close(engine);
+    rig_close(&next);
+    rig_close(&r);
+    return NULL;
+}
+
+static void test_a_pause_is_of_all_ranks(void **state) {
+    (void)state;
+    rank_job jobs[2] = {{0}};
+    run_ranks(jobs, pause_rank);
+    for (int i = 0; i < 2; i++) assert_int_equal(WB_OK, jobs[i].status);
 }
 
 /* ---- keys of new weights ------------------------------------------------------------------------- */
@@ -260,6 +304,7 @@ int main(void) {
         cmocka_unit_test(test_one_call_has_all_counters),
         cmocka_unit_test(test_no_rank_prefills_much_while_another_decodes),
         cmocka_unit_test(test_other_sizes_on_another_rank_are_refused),
+        cmocka_unit_test(test_a_pause_is_of_all_ranks),
         cmocka_unit_test(test_keys_are_computed_again_where_asked),
     };
     return cmocka_run_group_tests_name("engine load", tests, NULL, NULL);
