@@ -75,8 +75,8 @@ extern "C" {
  *
  * What an op finds wrong in the content of its operands, such as an id that is no expert's, is a fault
  * (device_fault.h). On the CPU the op fails. On CUDA it lies in a word of the device, where the first one
- * stays until to_host, event_wait, or a to_device that waits, returns it in its place: with the results of a step, where
- * the host waits anyway. Once returned it is gone; what was computed meanwhile is of no use. */
+ * stays until to_host, event_wait, or a to_device that waits, returns it in its place: with the results of a
+ * step, where the host waits anyway. Once returned it is gone; what was computed meanwhile is of no use. */
 struct wb_device {
     wb_backend backend;
     /* "cpu x86-64-v3", "cuda"; static */

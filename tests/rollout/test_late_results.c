@@ -135,8 +135,8 @@ static bool checked_step(wb_engine *engine) {
     return busy;
 }
 
-/* Submits, aborts, polls and failures at random times between steps. The first request's prompt takes two steps at
- * least, so that there is something to be filed in the second one. */
+/* Submits, aborts, polls and failures at random times between steps. The first request's prompt takes two
+ * steps at least, so that there is something to be filed in the second one. */
 static void run(play *p, dice *d) {
     assert_ok(wb_engine_submit(p->engine, ask_request(&p->asks[p->submitted++])));
     bool busy = checked_step(p->engine);
@@ -147,7 +147,7 @@ static void run(play *p, dice *d) {
         busy = checked_step(p->engine);
         if (pick(d, 0, 19) == 0) abort_one(p, d);
         if (pick(d, 0, 9) == 0) fail_step(p);
-        /* As after a step that failed where layers keep state: the next one feeds again what is to be filed. */
+        /* As after a step that failed where layers keep state: the next one feeds again what is not filed. */
         if (pick(d, 0, 9) == 0) wb_scheduler_preempt_all(&p->engine->scheduler);
         for (wb_completion *c = NULL; pick(d, 0, 2) == 0 && (c = wb_engine_poll(p->engine));)
             check_completion(p, c);

@@ -140,8 +140,8 @@ static void expect(bool held, const char *what) {
 }
 
 /* Each step of one request, in which the copy cannot be started, then does not arrive, until nothing is left
- * to fail. A step that failed changed nothing: the next one feeds the same tokens. With several ranks it is rank
- * 1 that fails. */
+ * to fail. A step that failed changed nothing: the next one feeds the same tokens. With several ranks it is
+ * rank 1 that fails. */
 static wb_completion *complete_in_spite(wb_comm *comm, int *failures_out) {
     const wb_config c = config();
     rig r = rig_open(&c, 5, 1, comm);
