@@ -23,7 +23,7 @@ static wb_status get_rows(const wb_dump *d, uint64_t i) {
     wb_file_bytes file = wb_dump_bytes(d, d->records[i].file);
     size_t at = 0;
     for (uint32_t r = 0; r < l->stored.n_runs; r++) {
-        wb_status status = wb_rows_decode(&file, &l->stored.runs[r], row_bytes, block + at);
+        wb_status status = wb_rows_decode(&file, &l->stored.runs[r], &d->model, block + at);
         if (status != WB_OK) {
             free(block);
             return wb_fail_context(status, "%s: record %s", file.name, d->records[i].rid);

@@ -54,7 +54,7 @@ static wb_status options_check(const wb_dump_options *o) {
     WB_TRY(wb_options_check_reserved(o->reserved, sizeof o->reserved, "dump options"));
     if (!wb_codec_name(o->codec))
         return wb_fail(WB_INVALID_ARGUMENT, "dump options: codec %d is none of wb_codec", (int)o->codec);
-    if (o->codec == WB_CODEC_ZSTD && (o->zstd_level < 1 || o->zstd_level > 19))
+    if (o->codec != WB_CODEC_RAW && (o->zstd_level < 1 || o->zstd_level > 19))
         return wb_fail(WB_INVALID_ARGUMENT, "dump options: zstd_level: expected 1..19, found %d",
                        o->zstd_level);
     if (o->chunk_bytes == 0 || o->chunk_bytes > WB_CHUNK_BYTES_MAX)
@@ -224,8 +224,7 @@ static wb_status encode_record(wb_dump_writer *w, const wb_record *r, uint32_t s
     wb_encoded_run *runs = NULL;
     WB_TRY(WB_OWN(memory, runs, r->n_routes, "runs of rows"));
     for (uint32_t i = 0; i < r->n_routes; i++)
-        WB_TRY(
-            wb_rows_encode(&w->options, w->row_bytes, &r->routes[i], i == 0 ? shared : 0, memory, &runs[i]));
+        WB_TRY(wb_rows_encode(&w->options, &w->model, &r->routes[i], i == 0 ? shared : 0, memory, &runs[i]));
     wb_pack_reset(&w->pack);
     pack_record(&w->pack, r, runs, shared, shared ? w->records[base].rid : NULL);
     return wb_pack_seal(&w->pack);

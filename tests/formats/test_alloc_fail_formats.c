@@ -19,14 +19,14 @@ typedef struct place {
     wb_dump_options options;
 } place;
 
-static int setup(void **state) {
+static int setup_codec(void **state, wb_codec codec, uint32_t E, uint32_t K) {
     place *p = calloc(1, sizeof *p);
     fixture_rng rng = {5};
     fixture_directory(p->directory);
     snprintf(p->path, sizeof p->path, "%s/part-0.wbr", p->directory);
-    fixture_model_init(&p->f, 3, 64, 4);
+    fixture_model_init(&p->f, 3, E, K);
     p->options = wb_dump_options_default();
-    p->options.codec = WB_CODEC_ZSTD;
+    p->options.codec = codec;
     p->options.chunk_bytes = 200;
     p->options.producer = "alloc_fail";
     for (uint32_t i = 0; i < N; i++) {
@@ -39,6 +39,15 @@ static int setup(void **state) {
     }
     *state = p;
     return 0;
+}
+
+static int setup(void **state) {
+    return setup_codec(state, WB_CODEC_ZSTD, 64, 4);
+}
+
+/* Few experts, so that short rows gain something by being packed. */
+static int setup_packed(void **state) {
+    return setup_codec(state, WB_CODEC_PACKED, 4, 4);
 }
 
 static int teardown(void **state) {
@@ -194,6 +203,9 @@ int main(void) {
         cmocka_unit_test_setup_teardown(test_walk, setup, teardown),
         cmocka_unit_test_setup_teardown(test_again, setup, teardown),
         cmocka_unit_test_setup_teardown(test_append_again, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_write, setup_packed, teardown),
+        cmocka_unit_test_setup_teardown(test_read, setup_packed, teardown),
+        cmocka_unit_test_setup_teardown(test_again, setup_packed, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
