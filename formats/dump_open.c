@@ -217,6 +217,8 @@ void wb_dump_close(wb_dump *d) {
     if (!d) return;
     for (size_t i = 0; i < d->n_records; i++) wb_dump_unload(d, i);
     free(d->records);
+    free(d->spare);
+    free(d->scratch.bytes);
     wb_string_table_free(&d->rids);
     wb_dump_free_files(d);
     wb_owner_close(&d->memory);

@@ -4,6 +4,7 @@
 #define WB_DUMP_STATE_H
 
 #include "dump_parse.h"
+#include "packed.h"
 #include "wb_string_table.h"
 
 /* Maps of one dump at a time. The kernel gives a process 65,530 by default, and others need some too. */
@@ -33,6 +34,7 @@ typedef struct wb_loaded {
     uint32_t n_routes;
     bool in_place;   /* own rows are used where they are mapped */
     uint8_t *joined; /* else, while they are needed: all own rows, decoded, from malloc */
+    size_t joined_bytes;
 } wb_loaded;
 
 typedef struct wb_dump_record_place {
@@ -60,6 +62,11 @@ struct wb_dump {
     size_t n_records, records_capacity;
     wb_string_table rids; /* rid -> index of its record */
     wb_dump_info info;
+    /* What records are decoded with is kept for the next one: memory that is new for each of them costs more
+     * than decoding. */
+    wb_packed_scratch scratch;
+    uint8_t *spare; /* [spare_bytes] a block of rows that no record needs any more, or NULL */
+    size_t spare_bytes;
 };
 
 /* wb_dump_open with at most `max_maps` (1..) maps at a time. */

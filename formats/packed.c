@@ -3,9 +3,9 @@
 #include "packed.h"
 #include "codec.h"
 #include "packed_ranks.h"
+#include "wb_isa.h"
 #include "wb_memory.h"
 
-#include <stdlib.h>
 #include <string.h>
 
 /* The frame's literals are all that there is to gain, and zstd finds them at its fastest. */
@@ -16,11 +16,8 @@ bool wb_packed_fits(const wb_route_model *m) {
 }
 
 static const wb_packed_table *lanes_table(void) {
-#ifdef WB_LANES_X86
-    if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")) return &wb_packed_v4;
-    if (__builtin_cpu_supports("avx2")) return &wb_packed_v3;
-#endif
-    return &wb_packed_generic;
+    static const wb_packed_table *const of_isa[WB_ISAS] = WB_ISA_EACH(wb_packed);
+    return of_isa[wb_isa_of_machine()];
 }
 
 /* Bytes of a frame's content: a class for each expert of each layer, then a symbol for each id. */
@@ -138,30 +135,25 @@ wb_status wb_packed_encode(const wb_route_model *model, const uint8_t *ids, size
 
 /* ---- decoding ----------------------------------------------------------------------------------- */
 
-static void decode(const wb_route_model *m, const uint8_t *content, size_t rows, uint8_t *expert_at,
-                   uint8_t *dst) {
-    for (uint32_t l = 0; l < m->n_moe_layers; l++)
-        order_experts(content + (size_t)l * m->num_experts, m->num_experts, expert_at + (size_t)l * EXPERTS);
-    wb_packed_shape shape = {rows, m->n_moe_layers, m->top_k};
-    lanes_table()->decode(shape, expert_at, content + class_bytes(m), dst);
-}
-
-wb_status wb_packed_decode(const wb_route_model *m, const uint8_t *src, size_t size, uint8_t *dst,
-                           size_t capacity, size_t *size_out) {
-    const size_t classes = class_bytes(m);
-    uint8_t *content = NULL, *expert_at = NULL;
+wb_status wb_packed_decode(const wb_route_model *m, const uint8_t *src, size_t size,
+                           wb_packed_scratch *scratch, uint8_t *dst, size_t capacity, size_t *size_out) {
+    const size_t classes = class_bytes(m), row_bytes = wb_route_row_bytes(m);
     size_t claimed = 0, found = 0;
     if (!wb_zstd_claims(src, size, &claimed) || claimed < classes || claimed - classes > capacity ||
-        (claimed - classes) % wb_route_row_bytes(m) != 0)
+        (claimed - classes) % row_bytes != 0)
         return wb_fail(WB_CORRUPT, "a packed chunk does not hold whole rows, or more than are left");
-    WB_TRY(WB_ALLOC(content, claimed + WB_PACKED_BEYOND, 1, "packed rows"));
-    wb_status status = WB_ALLOC(expert_at, m->n_moe_layers, EXPERTS, "the order of experts");
-    if (status == WB_OK) status = wb_zstd_decode(src, size, content, claimed, &found);
-    if (status == WB_OK && found != claimed)
-        status = wb_fail(WB_CORRUPT, "a packed chunk is shorter than it claims");
-    if (status == WB_OK) decode(m, content, (found - classes) / wb_route_row_bytes(m), expert_at, dst);
-    free(expert_at);
-    free(content);
-    if (status == WB_OK) *size_out = found - classes;
-    return status;
+    /* The content, what is read beyond it, and the order of the experts. */
+    const size_t order = claimed + WB_PACKED_BEYOND;
+    WB_TRY(WB_GROW(scratch->bytes, order + (size_t)m->n_moe_layers * EXPERTS, &scratch->capacity,
+                   "packed rows"));
+    uint8_t *content = scratch->bytes, *expert_at = content + order;
+    WB_TRY(wb_zstd_decode(src, size, content, claimed, &found));
+    if (found != claimed) return wb_fail(WB_CORRUPT, "a packed chunk is shorter than it claims");
+    memset(content + claimed, 0, WB_PACKED_BEYOND);
+    for (uint32_t l = 0; l < m->n_moe_layers; l++)
+        order_experts(content + (size_t)l * m->num_experts, m->num_experts, expert_at + (size_t)l * EXPERTS);
+    wb_packed_shape shape = {(claimed - classes) / row_bytes, m->n_moe_layers, m->top_k};
+    lanes_table()->decode(shape, expert_at, content + classes, dst);
+    *size_out = claimed - classes;
+    return WB_OK;
 }

@@ -23,9 +23,15 @@ size_t wb_packed_bound(const wb_route_model *model, size_t rows);
 wb_status wb_packed_encode(const wb_route_model *model, const uint8_t *ids, size_t rows, const uint8_t *valid,
                            size_t first, uint8_t *dst, size_t capacity, size_t *size_out);
 
+/* What decoding needs of memory, kept from chunk to chunk: zeros before the first, freed with free(bytes). */
+typedef struct wb_packed_scratch {
+    uint8_t *bytes;
+    size_t capacity;
+} wb_packed_scratch;
+
 /* Decodes at most `capacity` bytes of rows, whatever the frame says about its size. CORRUPT when that
  * fails. */
-wb_status wb_packed_decode(const wb_route_model *model, const uint8_t *src, size_t size, uint8_t *dst,
-                           size_t capacity, size_t *size_out);
+wb_status wb_packed_decode(const wb_route_model *model, const uint8_t *src, size_t size,
+                           wb_packed_scratch *scratch, uint8_t *dst, size_t capacity, size_t *size_out);
 
 #endif

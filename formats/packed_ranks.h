@@ -41,7 +41,7 @@ typedef struct wb_packed_table {
     wb_packed_decode_fn *decode;
 } wb_packed_table;
 
-/* Those that this build has; which are there and which a machine can run, packed.c knows. */
+/* base/wb_isa.h says which of them a machine can run. */
 extern const wb_packed_table wb_packed_generic, wb_packed_v3, wb_packed_v4;
 
 #endif

@@ -2,11 +2,9 @@
  * do not depend on each other. Compiled once for each instruction set; the same bytes from all. */
 #include "lanes/byte_lanes.h"
 #include "packed_ranks.h"
+#include "wb_isa.h"
 
 #include <string.h>
-
-#define JOIN_NAMES(a, b) a##b
-#define JOIN(a, b) JOIN_NAMES(a, b)
 
 /* The row before, of up to LANES layers. */
 typedef struct row_before {
@@ -141,4 +139,4 @@ static void encode(wb_packed_shape shape, const uint8_t *rank_of, const uint8_t 
     }
 }
 
-const wb_packed_table JOIN(wb_packed_, WB_LANES_ISA) = {encode, decode};
+const wb_packed_table WB_LANES(wb_packed) = {encode, decode};

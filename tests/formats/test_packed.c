@@ -4,6 +4,7 @@
 #include "dump_fixture.h"
 #include "packed.h"
 #include "packed_ranks.h"
+#include "wb_isa.h"
 
 #include <inttypes.h>
 #include <setjmp.h>
@@ -14,6 +15,8 @@
 // clang-format on
 
 static uint64_t seed;
+
+static wb_packed_scratch scratch; /* freed by main() */
 
 enum { POISON = 0xa5, MARGIN = 64 };
 
@@ -73,7 +76,7 @@ static void round_trip(const sample *s, bool all_valid) {
     const uint8_t *valid = all_valid ? NULL : s->valid;
     assert_int_equal(wb_packed_encode(m, s->ids, s->rows, valid, s->first, packed, capacity, &size), WB_OK);
     assert_true(size > 0 && size <= capacity);
-    assert_int_equal(wb_packed_decode(m, packed, size, out, s->bytes, &used), WB_OK);
+    assert_int_equal(wb_packed_decode(m, packed, size, &scratch, out, s->bytes, &used), WB_OK);
     assert_int_equal(used, s->bytes);
     for (size_t r = 0; r < s->rows; r++)
         if (wb_row_valid(valid, s->first + r)) assert_memory_equal(out + r * row, s->ids + r * row, row);
@@ -81,7 +84,7 @@ static void round_trip(const sample *s, bool all_valid) {
     /* A row more than there is room for is refused before anything is written. */
     if (s->rows > 0) {
         memset(out, POISON, s->bytes);
-        assert_int_equal(wb_packed_decode(m, packed, size, out, s->bytes - 1, &used), WB_CORRUPT);
+        assert_int_equal(wb_packed_decode(m, packed, size, &scratch, out, s->bytes - 1, &used), WB_CORRUPT);
         for (size_t i = 0; i < s->bytes; i++) assert_int_equal(out[i], POISON);
     }
     free(packed);
@@ -154,32 +157,24 @@ static void test_as_described(void **state) {
 
 /* ---- instruction sets --------------------------------------------------------------------------- */
 
-static size_t tables(const wb_packed_table *out[3]) {
-    size_t n = 0;
-    out[n++] = &wb_packed_generic;
-#if defined(__x86_64__)
-    if (__builtin_cpu_supports("avx2")) out[n++] = &wb_packed_v3;
-    if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")) out[n++] = &wb_packed_v4;
-#endif
-    return n;
-}
+static const wb_packed_table *const table[WB_ISAS] = WB_ISA_EACH(wb_packed);
 
 /* Symbols of a real encoder and any bytes at all give the same from all of them. */
 static void compare_tables(const sample *s, fixture_rng *rng) {
-    const wb_packed_table *table[3];
+    const size_t n = (size_t)wb_isa_of_machine() + 1;
     wb_packed_shape shape = {s->rows, s->f.model.n_moe_layers, s->f.model.top_k};
     size_t orders = (size_t)shape.L * WB_PACKED_EXPERTS;
     uint8_t *order = malloc(orders), *symbols = calloc(s->bytes + WB_PACKED_BEYOND, 1),
             *expected = malloc(s->bytes + 1), *found = malloc(s->bytes + 1);
     assert_true(order && symbols && expected && found);
     for (size_t i = 0; i < orders; i++) order[i] = (uint8_t)i;
-    for (size_t n = tables(table), i = 0; i < n; i++) {
+    for (size_t i = 0; i < n; i++) {
         table[i]->encode(shape, order, s->ids, NULL, i == 0 ? expected : found);
         if (i > 0) assert_memory_equal(found, expected, s->bytes);
     }
     memcpy(symbols, expected, s->bytes);
     for (int any = 0; any < 2; any++) {
-        for (size_t n = tables(table), i = 0; i < n; i++) {
+        for (size_t i = 0; i < n; i++) {
             table[i]->decode(shape, order, symbols, i == 0 ? expected : found);
             if (i > 0) assert_memory_equal(found, expected, s->bytes);
         }
@@ -244,7 +239,7 @@ static void test_damage(void **state) {
         memcpy(damaged, packed, size);
         damaged[fixture_below(&rng, (uint32_t)size)] ^= (uint8_t)(1u << fixture_below(&rng, 8));
         memset(out, POISON, s.bytes + MARGIN);
-        wb_status status = wb_packed_decode(m, damaged, n, out, s.bytes, &used);
+        wb_status status = wb_packed_decode(m, damaged, n, &scratch, out, s.bytes, &used);
         assert_true(status == WB_OK || status == WB_CORRUPT);
         refused += status != WB_OK;
         assert_true(status != WB_OK || used <= s.bytes);
@@ -289,5 +284,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_damage),
         cmocka_unit_test(test_size),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    int failed = cmocka_run_group_tests(tests, NULL, NULL);
+    free(scratch.bytes);
+    return failed;
 }
