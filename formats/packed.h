@@ -9,7 +9,7 @@
 
 /* A chunk holds at most so many bytes of rows: it is coded with numbers of its own, and what is decoded on
  * the way should stay in a processor's cache. A reader takes longer ones too. */
-#define WB_PACKED_CHUNK_BYTES ((size_t)4 << 20)
+#define WB_PACKED_CHUNK_BYTES ((size_t)1 << 20)
 
 /* Whether rows of this model can be packed: ids of 8 bits, and K <= 16. */
 bool wb_packed_fits(const wb_route_model *model);
