@@ -130,6 +130,7 @@ static wb_status parse_loaded(wb_dump *d, uint64_t i) {
     wb_file_bytes file = wb_dump_bytes(d, place->file);
     WB_TRY(wb_parse_record(&file, place->offset, place->offset + place->bytes, &d->model,
                            &place->loaded->memory, &place->loaded->stored));
+    if (place->without_prefix) place->loaded->stored.prefix_rows = 0;
     return fill_loaded(d, i);
 }
 

@@ -145,6 +145,9 @@ void wb_dump_release(wb_dump *d, uint64_t i) {
 
 static wb_status fill_entry(const wb_dump *d, uint64_t i, const wb_stored_record *s, wb_dump_entry *entry) {
     entry->n_tokens = s->n_tokens;
+    entry->group = s->group;
+    entry->sample = s->sample;
+    entry->has_digest = s->sampling.has_digest;
     for (uint32_t r = 0; r < s->n_runs; r++) {
         entry->stored_rows += s->runs[r].rows;
         entry->stored_row_bytes += s->runs[r].stored_bytes;

@@ -43,6 +43,8 @@ typedef struct wb_dump_record_place {
     uint32_t users; /* records that are held and whose first rows are this one's */
     uint64_t held;  /* how often it was given by wb_dump_record and not yet released */
     bool intact;    /* the checksum of its rows was verified once */
+    /* The record that has its first rows is lost: it is given without them (dump_salvage.c). */
+    bool without_prefix;
 } wb_dump_record_place;
 
 struct wb_dump {
@@ -69,6 +71,10 @@ wb_status wb_dump_open_mapping(const char *path, size_t max_maps, wb_dump **dump
  * `dump`. */
 wb_status wb_dump_list_files(wb_dump *dump, const char *path);
 void wb_dump_free_files(wb_dump *dump);
+
+/* Adds the record [begin, end) of a file; CORRUPT when its rid is there already. */
+wb_status wb_dump_add_record(wb_dump *dump, uint32_t file, const char *rid, size_t length, uint64_t begin,
+                             uint64_t end);
 
 /* Brings a file's bytes into memory, where they stay until as many wb_dump_file_drop as there were successes
  * of this. IO when the file is no longer the one that was opened, or shorter. */

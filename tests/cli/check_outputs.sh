@@ -89,7 +89,7 @@ expect 2 "$waybill" "${eplb[@]}" "$scratch/run.wbr" --trials=4294967296
 err_has "--trials: expected 0..4294967295, found 4294967296"
 
 # ---- a reader that has seen enough is no fault of any command
-for command in inspect verify "cat --routes" stats "stats --json" "eplb --ranks 4 --slots 12" "eplb --json --ranks 4 --slots 12"; do
+for command in inspect verify "cat --routes" "cat --json" stats "stats --json" "diff $golden/good_u8.wbr" "eplb --ranks 4 --slots 12" "eplb --json --ranks 4 --slots 12"; do
     { sleep 0.2; "$waybill" $command "$scratch/run.wbr" 2>"$scratch/err"; echo $? >"$scratch/code"; } | true
     [ "$(cat "$scratch/code")" -eq 0 ] || fault "$command to a closed pipe: exit code $(cat "$scratch/code")"
     err_is_empty
