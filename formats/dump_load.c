@@ -18,6 +18,7 @@ void wb_dump_unload(wb_dump *d, uint64_t i) {
     if (!place->loaded) return;
     free_loaded(place->loaded);
     place->loaded = NULL;
+    wb_dump_file_forget(d, place->file, place->offset, place->offset + place->bytes);
     wb_dump_file_drop(d, place->file);
 }
 

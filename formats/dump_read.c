@@ -187,6 +187,7 @@ wb_status wb_dump_get_entry(wb_dump *d, uint64_t i, wb_dump_entry *entry_out) {
                            .bytes = place->bytes};
     WB_TRY(wb_dump_file_use(d, place->file));
     wb_status status = parse_entry(d, i, &entry);
+    if (!place->loaded) wb_dump_file_forget(d, place->file, place->offset, place->offset + place->bytes);
     wb_dump_file_drop(d, place->file);
     if (status == WB_OK) *entry_out = entry;
     return status;

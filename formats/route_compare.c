@@ -41,7 +41,9 @@ uint32_t wb_route_common(const void *a, const void *b, wb_dtype dtype, uint32_t 
     return dtype == WB_U8 ? common_u8(a, b, K) : common_u16(a, b, K);
 }
 
+/* Whether any two rows are of the same experts is most often told by the first id. */
 bool wb_route_same_experts(const void *a, const void *b, wb_dtype dtype, uint32_t K) {
+    if (dtype == WB_U8 && !memchr(b, *(const uint8_t *)a, K)) return false;
     return wb_route_common(a, b, dtype, K) == K;
 }
 
