@@ -142,8 +142,8 @@ typedef struct cli_spooled {
 } cli_spooled;
 
 /* The path under which a dump can be opened: another one for a pipe, whose bytes are in a file then that ends
- * with the process. Returns CLI_OK, or the exit code of a failure, which has been said. */
-int cli_dump_path(const char *path, cli_spooled *name_out);
+ * with the process. */
+wb_status cli_dump_path(const char *path, cli_spooled *name_out);
 
 /* Opens a dump. Returns CLI_OK, or the exit code of a failure, which has been said. */
 int cli_open_dump(const char *path, wb_dump **dump_out);

@@ -55,22 +55,22 @@ static wb_status spool(const char *path, int *fd_out) {
     return status;
 }
 
-int cli_dump_path(const char *path, cli_spooled *name_out) {
+wb_status cli_dump_path(const char *path, cli_spooled *name_out) {
     struct stat info;
     int fd = -1;
     name_out->path = path;
-    if (stat(path, &info) != 0 || !S_ISFIFO(info.st_mode)) return CLI_OK;
-    if (spool(path, &fd) != WB_OK) return cli_fail();
+    if (stat(path, &info) != 0 || !S_ISFIFO(info.st_mode)) return WB_OK;
+    WB_TRY(spool(path, &fd));
     snprintf(name_out->name, sizeof name_out->name, "/dev/fd/%d", fd);
     name_out->path = name_out->name;
-    return CLI_OK;
+    return WB_OK;
 }
 
 int cli_open_dump(const char *path, wb_dump **dump_out) {
     cli_spooled spooled;
-    const int code = cli_dump_path(path, &spooled);
-    if (code != CLI_OK) return code;
-    return wb_dump_open(spooled.path, dump_out) == WB_OK ? CLI_OK : cli_fail();
+    wb_status status = cli_dump_path(path, &spooled);
+    if (status == WB_OK) status = wb_dump_open(spooled.path, dump_out);
+    return status == WB_OK ? CLI_OK : cli_fail();
 }
 
 void cli_warn_of_loss(const wb_dump_info *info) {

@@ -69,8 +69,9 @@ static int run(const cli_command *self, const cli_arguments *arguments) {
     losses lost = {0};
     cli_spooled spooled;
     wb_dump *dump = NULL;
-    int code = cli_dump_path(arguments->dump, &spooled);
-    if (code == CLI_OK && wb_dump_salvage(spooled.path, say_loss, &lost, &dump) != WB_OK) code = cli_fail();
+    wb_status status = cli_dump_path(arguments->dump, &spooled);
+    if (status == WB_OK) status = wb_dump_salvage(spooled.path, say_loss, &lost, &dump);
+    int code = status == WB_OK ? CLI_OK : cli_fail();
     if (code == CLI_OK) code = save(dump, arguments->operands.items[1], o->force);
     if (code == CLI_OK) {
         fprintf(stderr, "saved %" PRIu64 " records", wb_dump_get_info(dump).records);

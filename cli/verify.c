@@ -51,9 +51,9 @@ static int run(const cli_command *self, const cli_arguments *arguments) {
     cli_progress progress = cli_progress_start();
     wb_dump_info info;
     cli_spooled spooled;
-    const int code = cli_dump_path(arguments->dump, &spooled);
-    if (code != CLI_OK) return code;
-    wb_status status = wb_dump_verify(spooled.path, show, &progress, &info);
+    wb_status status = cli_dump_path(arguments->dump, &spooled);
+    if (status != WB_OK) return cli_fail();
+    status = wb_dump_verify(spooled.path, show, &progress, &info);
     cli_progress_end(&progress);
     if (status == WB_OK && o->tokens) status = check_digests(spooled.path);
     if (status != WB_OK) return failed(status);

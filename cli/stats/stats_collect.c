@@ -2,6 +2,7 @@
 #include "command.h"
 #include "stats/stats.h"
 #include "wb_check.h"
+#include "wb_placement.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -25,13 +26,13 @@ static void find_top(const stats *s, const uint64_t *counts) {
     }
 }
 
-/* Rank r has experts [r * E / R, (r + 1) * E / R), no replicas. */
+/* Experts in blocks, one a rank, as they lie without a placement. */
 static double balancedness_of(const stats *s, const uint64_t *counts) {
-    const uint64_t R = s->options->ranks, E = s->model->num_experts;
+    const uint32_t R = (uint32_t)s->options->ranks, E = s->model->num_experts;
     uint64_t max = 0, total = 0;
-    for (uint64_t r = 0; r < R; r++) {
+    for (uint32_t r = 0; r < R; r++) {
         uint64_t load = 0;
-        for (uint64_t e = r * (E / R); e < (r + 1) * (E / R); e++) load += counts[e];
+        for (uint32_t e = wb_block_begin(E, R, r); e < wb_block_begin(E, R, r + 1); e++) load += counts[e];
         total += load;
         max = load > max ? load : max;
     }

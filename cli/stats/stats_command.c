@@ -37,9 +37,9 @@ static int print_stats(const cli_command *self, wb_dump *dump, const stats_optio
     stats_options o = *given;
     stats s = {0};
     if (o.top > E) o.top = E;
-    if (o.ranks > 0 && E % o.ranks != 0)
-        return cli_usage_error(self, "--ranks: expected a divisor of the %" PRIu32 " experts, found %" PRIu64,
-                               E, o.ranks);
+    if (o.ranks > E)
+        return cli_usage_error(self, "--ranks: expected at most the %" PRIu32 " experts, found %" PRIu64, E,
+                               o.ranks);
     const int code = stats_collect(dump, &o, &s);
     if (code == CLI_OK) o.json ? stats_print_json(&s) : stats_print_tables(&s);
     wb_owner_close(&s.memory);

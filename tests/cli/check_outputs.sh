@@ -100,6 +100,15 @@ for command in --help --version help "help eplb" "stats --help"; do
     err_is_empty
 done
 
+# ---- a dump through a pipe: the same words, but for its name
+for command in "stats --json" "cat --json"; do
+    "$waybill" $command "$scratch/run.wbr" >"$scratch/wanted" 2>"$scratch/err" || fault "$command"
+    cat "$scratch/run.wbr" | "$waybill" $command - >"$scratch/out" 2>"$scratch/err" || fault "$command of a pipe"
+    cmp -s <(sed "s|$scratch/run.wbr|/dev/stdin|" "$scratch/wanted") "$scratch/out" || fault "$command of a pipe says something else"
+done
+cat "$scratch/run.wbr" | "$waybill" eplb --json --ranks 4 --slots 12 - >"$scratch/out" 2>"$scratch/err" || fault "eplb of a pipe"
+out_has '"records":3'
+
 # ---- what a cut dump has lost is said by every command, in the same words, also when the cut leaves no byte
 mkdir "$scratch/cut"
 size=$(stat -c %s "$golden/good_no_index.wbr")

@@ -1,7 +1,7 @@
 # command_checks.sh - what the checks of `waybill` share: run a command, look at its exit code, stdout and stderr.
 # usage, at the top of a check: . "$(dirname "$0")/../command_checks.sh"; at its end: finish "what is as it should be"
 set -uo pipefail
-build=$1 source=$2
+build=$(realpath "$1") source=$(realpath "$2")
 waybill=$build/bin/waybill
 golden=$source/tests/golden/dump
 scratch=$(mktemp -d)

@@ -49,7 +49,7 @@ def check_stats(waybill, path, ranks, top):
         c, total = counts[l], rows * K
         assert layer["layer"] == model["moe_layers"][l] and layer["counts"] == c.tolist() and layer["choices"] == total
         near(layer["repeats"], repeats[l] / pairs if pairs else 0, "repeats")
-        of_rank = c.reshape(ranks, E // ranks).sum(axis=1)
+        of_rank = np.array([c[E * r // ranks:E * (r + 1) // ranks].sum() for r in range(ranks)])
         near(layer["balancedness"], of_rank.mean() / of_rank.max() if of_rank.max() else 1, "balancedness")
         p = c[c > 0] / total
         near(layer["entropy"], -(p * np.log(p)).sum() / math.log(E), "entropy")
@@ -161,7 +161,7 @@ def check_diff(waybill, path_a, path_b):
 if __name__ == "__main__":
     for dump in sys.argv[2:4]:
         experts = load(dump)[0]["num_experts"]
-        for ranks, top in ((1, 1), (4, 5), (experts, min(experts, 64))):
+        for ranks, top in ((1, 1), (4, 5), (7, 3), (experts, min(experts, 64))):
             check_stats(sys.argv[1], dump, ranks, top)
     check_diff(sys.argv[1], sys.argv[2], sys.argv[3])
     check_diff(sys.argv[1], sys.argv[3], sys.argv[2])
