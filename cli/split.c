@@ -60,7 +60,7 @@ typedef struct split {
     uint64_t n;
     place *places;                 /* [n] */
     uint64_t part, records, bytes; /* of the part being filled */
-    char *folder;                  /* until it is whole */
+    char *directory, *folder;      /* without a slash at its end; what it is until it is whole */
 } split;
 
 static void next_part(split *s, uint64_t record_bytes) {
@@ -159,11 +159,12 @@ static int split_into(split *s, const char *directory) {
     }
     size_t length = strlen(directory);
     while (length > 1 && directory[length - 1] == '/') length--;
-    if (wb_text_format(&s->folder, "%.*s.%ld.tmp", (int)length, directory, (long)getpid()) != WB_OK ||
+    if (wb_text_format(&s->directory, "%.*s", (int)length, directory) != WB_OK ||
+        wb_text_format(&s->folder, "%s.%ld.tmp", s->directory, (long)getpid()) != WB_OK ||
         wb_dir_create(s->folder) != WB_OK)
         return cli_fail();
     int code = write_files(s);
-    if (code == CLI_OK && wb_file_move(s->folder, directory) != WB_OK) code = cli_fail();
+    if (code == CLI_OK && wb_file_move(s->folder, s->directory) != WB_OK) code = cli_fail();
     if (code != CLI_OK) remove_folder(s);
     return code;
 }
@@ -187,6 +188,7 @@ static int run(const cli_command *self, const cli_arguments *arguments) {
         code = split_dump(&s, arguments->operands.items[1]);
     }
     free(s.places);
+    free(s.directory);
     free(s.folder);
     cli_close_dump(s.dump);
     return code;

@@ -172,6 +172,7 @@ static wb_status parse_entry(const wb_dump *d, uint64_t i, wb_dump_entry *entry)
     wb_stored_record s;
     wb_status status =
         wb_parse_record(&file, place->offset, place->offset + place->bytes, &d->model, &memory, &s);
+    if (status == WB_OK && place->without_prefix) s.prefix_rows = 0;
     if (status == WB_OK) status = fill_entry(d, i, &s, entry);
     wb_owner_close(&memory);
     return status;

@@ -60,6 +60,9 @@ static void expect(const place *p, uint32_t whole, const char *what, uint64_t at
         if (!(whole >> i & 1)) continue;
         wb_record r;
         if (n == wb_dump_get_info(d).records) fail_msg("%s %" PRIu64 ": record %u is not there", what, at, i);
+        wb_dump_entry e;
+        OK(wb_dump_get_entry(d, n, &e));
+        assert_int_equal(e.prefix_rows, i == 1 && (whole & 1) ? 4 : 0);
         OK(wb_dump_record(d, n++, &r));
         const char *difference = compare(p, i, &r, i == 1 && !(whole & 1));
         if (difference) fail_msg("%s %" PRIu64 ": record %u: another %s", what, at, i, difference);
