@@ -1,7 +1,7 @@
-/* torch_zip.c - see torch_zip.h. Every offset and size is compared with the bytes that are there before it is
+/* zip.c - see wb_zip.h. Every offset and size is compared with the bytes that are there before it is
  * used; nothing is allocated. */
-#include "files/offline/torch_zip.h"
 #include "wb_check.h"
+#include "wb_zip.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -25,14 +25,14 @@ static uint64_t little(const uint8_t *bytes, unsigned n) {
     return value;
 }
 
-static bool has_mark(const wb_torch_zip *zip, uint64_t at, size_t record_bytes, const uint8_t *mark) {
+static bool has_mark(const wb_zip *zip, uint64_t at, size_t record_bytes, const uint8_t *mark) {
     return at <= zip->size && record_bytes <= zip->size - at && memcmp(zip->bytes + at, mark, 4) == 0;
 }
 
 /* ---- the directory ------------------------------------------------------------------------------- */
 
 /* The last record of the file, which a comment may follow. */
-static wb_status find_end(const wb_torch_zip *zip, size_t *at_out) {
+static wb_status find_end(const wb_zip *zip, size_t *at_out) {
     for (size_t comment = 0; comment <= MAX_COMMENT && comment + END_BYTES <= zip->size; comment++) {
         const size_t at = zip->size - END_BYTES - comment;
         if (!has_mark(zip, at, END_BYTES, end_mark)) continue;
@@ -45,7 +45,7 @@ static wb_status find_end(const wb_torch_zip *zip, size_t *at_out) {
                    zip->size);
 }
 
-static wb_status set_directory(wb_torch_zip *zip, uint64_t n, uint64_t at, uint64_t bytes, uint64_t end) {
+static wb_status set_directory(wb_zip *zip, uint64_t n, uint64_t at, uint64_t bytes, uint64_t end) {
     if (at > end || bytes > end - at || n > bytes / ENTRY_BYTES)
         return wb_fail(WB_CORRUPT,
                        "zip: expected a directory of %" PRIu64 " members below byte %" PRIu64
@@ -58,7 +58,7 @@ static wb_status set_directory(wb_torch_zip *zip, uint64_t n, uint64_t at, uint6
 }
 
 /* zip64 has its own end record, which a locator before the ordinary one points to. */
-static wb_status read_end64(wb_torch_zip *zip, size_t end) {
+static wb_status read_end64(wb_zip *zip, size_t end) {
     if (end < LOCATOR_BYTES || !has_mark(zip, end - LOCATOR_BYTES, LOCATOR_BYTES, locator_mark))
         return wb_fail(WB_CORRUPT, "zip: expected a zip64 locator before byte %zu", end);
     const uint64_t at = little(zip->bytes + end - LOCATOR_BYTES + 8, 8);
@@ -70,8 +70,8 @@ static wb_status read_end64(wb_torch_zip *zip, size_t end) {
     return set_directory(zip, little(record + 32, 8), little(record + 48, 8), little(record + 40, 8), at);
 }
 
-wb_status wb_torch_zip_open(const uint8_t *bytes, size_t size, wb_torch_zip *zip_out) {
-    wb_torch_zip zip = {.bytes = bytes, .size = size};
+wb_status wb_zip_open(const uint8_t *bytes, size_t size, wb_zip *zip_out) {
+    wb_zip zip = {.bytes = bytes, .size = size};
     size_t end = 0;
     WB_TRY(find_end(&zip, &end));
     const uint64_t disk = little(bytes + end + 4, 2), n = little(bytes + end + 10, 2),
@@ -119,7 +119,7 @@ static wb_status widen(zip_entry *e) {
 }
 
 /* Reads the record at *at and steps over it. */
-static wb_status next_entry(const wb_torch_zip *zip, size_t *at, zip_entry *entry_out) {
+static wb_status next_entry(const wb_zip *zip, size_t *at, zip_entry *entry_out) {
     const size_t left = zip->directory_end - *at;
     const uint8_t *record = zip->bytes + *at;
     if (left < ENTRY_BYTES || memcmp(record, entry_mark, 4) != 0)
@@ -149,8 +149,7 @@ static bool is_stored(const zip_entry *e) {
 
 /* Where the bytes of a member are: after its own header, whose name and extra field have their own
  * lengths. */
-static wb_status locate(const wb_torch_zip *zip, const char *name, const zip_entry *e,
-                        wb_torch_member *member_out) {
+static wb_status locate(const wb_zip *zip, const char *name, const zip_entry *e, wb_zip_member *member_out) {
     if (!is_stored(e))
         return wb_fail(WB_UNSUPPORTED, "zip: %s: expected a member that is stored, found %s (method %u)",
                        name, (e->flags & 1) != 0 ? "an encrypted one" : "a compressed one", e->method);
@@ -163,7 +162,7 @@ static wb_status locate(const wb_torch_zip *zip, const char *name, const zip_ent
                        "zip: %s: expected %" PRIu64 " bytes from byte %" PRIu64
                        ", found the directory at %zu",
                        name, e->size, at, zip->directory);
-    *member_out = (wb_torch_member){zip->bytes + at, (size_t)e->size};
+    *member_out = (wb_zip_member){zip->bytes + at, (size_t)e->size};
     return WB_OK;
 }
 
@@ -174,8 +173,8 @@ static bool is_named(const zip_entry *e, const char *name) {
     return bytes == strlen(name) && memcmp(slash + 1, name, bytes) == 0;
 }
 
-wb_status wb_torch_zip_find(const wb_torch_zip *zip, const char *name, wb_torch_member *member_out) {
-    wb_torch_member found = {0};
+wb_status wb_zip_find(const wb_zip *zip, const char *name, wb_zip_member *member_out) {
+    wb_zip_member found = {0};
     size_t at = zip->directory;
     for (uint64_t i = 0; i < zip->n_members; i++) {
         zip_entry e;
@@ -185,6 +184,16 @@ wb_status wb_torch_zip_find(const wb_torch_zip *zip, const char *name, wb_torch_
         WB_TRY(locate(zip, name, &e, &found));
     }
     *member_out = found;
+    return WB_OK;
+}
+
+wb_status wb_zip_next(const wb_zip *zip, size_t *at, wb_zip_name *name_out, wb_zip_member *member_out) {
+    zip_entry e;
+    char name[80];
+    WB_TRY(next_entry(zip, at, &e));
+    snprintf(name, sizeof name, "%.*s", e.name_bytes < sizeof name ? (int)e.name_bytes : 79, e.name);
+    WB_TRY(locate(zip, name, &e, member_out));
+    *name_out = (wb_zip_name){e.name, e.name_bytes};
     return WB_OK;
 }
 
@@ -205,9 +214,9 @@ static uint32_t crc32_of(const uint8_t *bytes, size_t size) {
 /* torch.serialization.set_crc32_options(False) leaves them 0: what cannot be compared is taken, and so are
  * members that are not read, compressed ones. *left: bytes that members may still have together, so that many
  * of the same bytes do not take time without end. */
-static wb_status check_member(const wb_torch_zip *zip, const zip_entry *e, size_t *left) {
+static wb_status check_member(const wb_zip *zip, const zip_entry *e, size_t *left) {
     char name[80];
-    wb_torch_member member = {0};
+    wb_zip_member member = {0};
     if (e->checksum == 0 || !is_stored(e)) return WB_OK;
     snprintf(name, sizeof name, "%.*s", e->name_bytes < sizeof name ? (int)e->name_bytes : 79, e->name);
     WB_TRY(locate(zip, name, e, &member));
@@ -221,7 +230,7 @@ static wb_status check_member(const wb_torch_zip *zip, const zip_entry *e, size_
                    name, e->checksum, found);
 }
 
-wb_status wb_torch_zip_check(const wb_torch_zip *zip) {
+wb_status wb_zip_check(const wb_zip *zip) {
     size_t at = zip->directory, left = zip->size;
     for (uint64_t i = 0; i < zip->n_members; i++) {
         zip_entry e;
