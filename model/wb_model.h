@@ -82,6 +82,12 @@ WB_API wb_status wb_config_check(const wb_config *config);
 /* False also for a layer that the model does not have. */
 WB_API bool wb_config_is_moe(const wb_config *config, int32_t layer);
 
+/* Whose routes those of such a model are, without opening it: what wb_model_routes says of the opened one.
+ * moe_layers_out: [config->n_layers], which *model_out points into. The errors of wb_config_load, and
+ * INVALID_ARGUMENT where no layer is MoE. */
+WB_API wb_status wb_config_routes(const wb_config *config, uint32_t *moe_layers_out,
+                                  wb_route_model *model_out);
+
 /* Bytes of the routes of one token, [L][K] of wb_route_dtype(E). */
 WB_API size_t wb_config_row_bytes(const wb_config *config);
 
