@@ -7,6 +7,7 @@
 #include "wb_eplb.h"
 #include "wb_exchange.h"
 #include "wb_formats.h"
+#include "wb_import.h"
 #include "wb_kernels.h"
 #include "wb_model.h"
 #include "wb_pack.h"

@@ -33,6 +33,7 @@ typedef struct cli_list {
 
 typedef struct cli_option {
     const char *name;     /* without the dashes */
+    char letter;          /* 'o': "-o" is the option too; 0: it has no short name */
     const char *argument; /* what --help calls its argument, "N"; not of a flag */
     cli_type type;
     size_t offset;      /* of its value in the subcommand's options struct */
@@ -66,7 +67,7 @@ typedef struct cli_command {
     int (*run)(const struct cli_command *self, const cli_arguments *arguments); /* returns the exit code */
 } cli_command;
 
-extern const cli_command cli_inspect, cli_verify, cli_cat, cli_stats, cli_eplb;
+extern const cli_command cli_inspect, cli_verify, cli_cat, cli_stats, cli_convert, cli_eplb;
 
 /* ---- command lines (command_options.c) ------------------------------------------------------- */
 

@@ -6,11 +6,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* The option that "--name" or "--name=value" names; *value_out is the text after "=", or NULL. */
+/* The option that "-o", "--name" or "--name=value" names; *value_out is the text after "=", or NULL. */
 static const cli_option *find_option(const cli_command *self, const char *word, const char **value_out) {
     const char *equals = strchr(word, '=');
     const size_t length = equals ? (size_t)(equals - word) : strlen(word);
     *value_out = equals ? equals + 1 : NULL;
+    for (size_t i = 0; length == 2 && i < self->n_options; i++)
+        if (word[0] == '-' && self->options[i].letter && self->options[i].letter == word[1])
+            return &self->options[i];
     if (strncmp(word, "--", 2) != 0) return NULL;
     for (size_t i = 0; i < self->n_options; i++) {
         const char *name = self->options[i].name;
@@ -119,13 +122,13 @@ int cli_parse(const cli_command *self, int argc, char **argv, void *options, cli
     for (int i = 1; i < argc; i++) {
         if (!only_arguments && strcmp(argv[i], "--") == 0) {
             only_arguments = true;
-        } else if (!only_arguments && argv[i][0] == '-') {
+        } else if (!only_arguments && argv[i][0] == '-' && argv[i][1] != '\0') {
             const int code = take_option(self, argc, argv, &i, options, &found.is_set);
             if (code != CLI_OK) return code;
         } else if (found.dump) {
             return cli_usage_error(self, "one DUMP at a time, found %s and %s", found.dump, argv[i]);
         } else {
-            found.dump = argv[i];
+            found.dump = strcmp(argv[i], "-") == 0 && !only_arguments ? "/dev/stdin" : argv[i];
         }
     }
     *arguments_out = found;

@@ -6,7 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const cli_command *const commands[] = {&cli_inspect, &cli_verify, &cli_cat, &cli_stats, &cli_eplb};
+static const cli_command *const commands[] = {&cli_inspect, &cli_verify,  &cli_cat,
+                                              &cli_stats,   &cli_convert, &cli_eplb};
 enum { N_COMMANDS = sizeof commands / sizeof commands[0] };
 
 /* Two spaces stand between a name and its summary, however long: make_man.sh finds the commands by them. */

@@ -1,0 +1,53 @@
+/* convert_command.c - `waybill convert`: its options and its two ways. */
+#include "convert/convert.h"
+
+#include <stddef.h>
+
+static const cli_option table[] = {
+    {.name = "from",
+     .argument = "LAYOUT",
+     .type = CLI_TEXT,
+     .offset = offsetof(convert_options, from),
+     .help = "ANSWERS are those of vllm, sglang, nemo-rl, slime, verl, trtllm, prime-rl, megatron or dynamo"},
+    {.name = "model",
+     .argument = "DIR",
+     .type = CLI_TEXT,
+     .offset = offsetof(convert_options, model),
+     .help = "whose routes they are: a directory with the model's config.json"},
+    {.name = "skip-bad",
+     .type = CLI_FLAG,
+     .offset = offsetof(convert_options, skip_bad),
+     .help = "leave requests out that are refused, and say which; without it the first one ends the command, "
+             "and OUT "
+             "is not written"},
+    {.name = "output",
+     .letter = 'o',
+     .argument = "OUT",
+     .type = CLI_OUTPUT,
+     .offset = offsetof(convert_options, output),
+     .required = true,
+     .help = "the file that is written, which must not be there yet; -o for short"},
+};
+
+static int run(const cli_command *self, const cli_arguments *arguments) {
+    const convert_options *o = arguments->options;
+    if (!o->from) return cli_usage_error(self, "--from is needed");
+    if (!o->model) return cli_usage_error(self, "--model is needed");
+    return convert_import(o, arguments->dump);
+}
+
+const cli_command cli_convert = {
+    .name = "convert",
+    .summary = "answers of other engines and trainers into a dump",
+    .description =
+        "Reads the routes of other systems into a dump. ANSWERS are JSON lines (an answer a line, a list of "
+        "answers, or the events of a stream), msgpack, .npz or .npy, as the system writes them, - being "
+        "standard input. An answer that does not repeat its prompt has it beside it as input_ids or "
+        "prompt_token_ids, and new tokens as output_ids or token_ids. Routes that cannot be are refused "
+        "with the name of the request.",
+    .synopsis = "--from LAYOUT --model DIR [--skip-bad] ANSWERS -o OUT.wbr",
+    .options = table,
+    .n_options = sizeof table / sizeof table[0],
+    .options_size = sizeof(convert_options),
+    .run = run,
+};

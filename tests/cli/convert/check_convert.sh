@@ -1,0 +1,87 @@
+#!/usr/bin/env bash
+# `waybill convert`: answers of other systems into a dump; what is refused leaves nothing behind.
+# usage: check_convert.sh BUILD_DIR SOURCE_DIR
+. "$(dirname "$0")/../command_checks.sh"
+answers=$source/tests/golden/import
+run=$scratch/run.wbr
+
+# convert LAYOUT MODEL ANSWERS [OPTION...]: in $run
+convert() {
+    local layout=$1 model=$2 file=$3
+    shift 3
+    "$waybill" convert --from "$layout" --model "$answers/$model" "$file" -o "$run" "$@"
+}
+
+# refused CODE MESSAGE COMMAND... : and no file is left
+refused() {
+    local code=$1 message=$2
+    shift 2
+    expect "$code" "$@"
+    err_has "$message"
+    out_is_empty
+    [ ! -e "$run" ] || fault "$*: a file is left behind"
+    rm -f "$run"
+}
+
+expect 0 "$waybill" convert --help
+out_has "usage: waybill convert --from LAYOUT --model DIR"
+err_is_empty
+
+# ---- what is read is a dump as any other, of the model that the library would open
+expect 0 convert vllm narrow "$answers/good_vllm_u1.jsonl"
+out_has "1 records, 7 tokens, 6 rows, 0 missing, 0 skipped"
+err_is_empty
+expect 0 "$waybill" verify "$run"
+expect 0 "$waybill" cat --routes "$run"
+out_has '{"rid":"cmpl-1","group":0,"sample":0,"prompt_len":4,"n_tokens":7,"finish":"stop"'
+expect 0 "$waybill" inspect "$run"
+out_has "3 MoE layers of 4"
+cp "$run" "$scratch/before.wbr"
+refused_over() {
+    expect 1 convert vllm narrow "$answers/good_vllm_u2.jsonl"
+    cmp -s "$run" "$scratch/before.wbr" || fault "a dump that was there is another now"
+}
+refused_over
+rm "$run"
+
+# ---- from standard input, by all its names, and in a pipe
+for name in - /dev/stdin; do
+    "$waybill" convert --from nemo-rl --model "$answers/narrow" -o "$run" "$name" \
+        <"$answers/good_nemo-rl_int16.jsonl" >"$scratch/out" 2>"$scratch/err" || fault "$name: exit code $?"
+    out_has "1 records"
+    rm "$run"
+    cat "$answers/good_verl_batch.npz" | "$waybill" convert --from=verl --model "$answers/narrow" --output "$run" "$name" \
+        >"$scratch/out" 2>"$scratch/err" || fault "a pipe as $name: exit code $?"
+    out_has "2 records, 14 tokens, 12 rows"
+    rm "$run"
+done
+
+# ---- what cannot be: the first one ends it, or is left out and said
+refused 1 "request cmpl-1: every id of all 6 rows is zero" convert vllm narrow "$answers/bad_vllm_cpu_zeros.jsonl"
+cat "$answers"/{bad_vllm_cpu_zeros,good_vllm_outputs,bad_vllm_layers}.jsonl >"$scratch/mixed.jsonl"
+refused 1 "mixed.jsonl: line 1: request cmpl-1: " convert vllm narrow "$scratch/mixed.jsonl"
+expect 0 convert vllm narrow "$scratch/mixed.jsonl" --skip-bad
+out_has "1 records, 7 tokens, 6 rows, 0 missing, 2 skipped"
+err_has "waybill: skipped: $scratch/mixed.jsonl: line 1: request cmpl-1: every id"
+err_has "waybill: skipped: $scratch/mixed.jsonl: line 3: request cmpl-1: layers: expected"
+rm "$run"
+refused 1 "expected requests, found none that can be taken" convert vllm narrow "$answers/bad_vllm_cpu_zeros.jsonl" --skip-bad
+cat "$answers/good_vllm_u1.jsonl" "$answers/good_vllm_u1.jsonl" >"$scratch/twice.jsonl"
+refused 1 "cmpl-1" convert vllm narrow "$scratch/twice.jsonl"
+: >"$scratch/empty"
+refused 1 "expected requests, found none" convert vllm narrow "$scratch/empty"
+refused 1 "nothing.jsonl" convert vllm narrow "$scratch/nothing.jsonl"
+refused 1 "experts 0..299, found uint8" convert vllm wide "$answers/bad_vllm_u1_of_300.jsonl"
+
+# ---- command lines
+refused 2 "--from is needed" "$waybill" convert --model "$answers/narrow" "$answers/good_vllm_u1.jsonl" -o "$run"
+refused 2 "--model is needed" "$waybill" convert --from vllm "$answers/good_vllm_u1.jsonl" -o "$run"
+refused 2 "--output is needed" "$waybill" convert --from vllm --model "$answers/narrow" "$answers/good_vllm_u1.jsonl"
+refused 2 "--output needs an argument" "$waybill" convert --from vllm --model "$answers/narrow" "$answers/good_vllm_u1.jsonl" -o
+refused 2 "no option -x" "$waybill" convert -x
+refused 1 "expected one of vllm sglang" convert vlm narrow "$answers/good_vllm_u1.jsonl"
+refused 1 "config.json" convert vllm nothing "$answers/good_vllm_u1.jsonl"
+cp "$answers/good_vllm_u1.jsonl" "$scratch/answers.jsonl"
+expect 2 "$waybill" convert --from vllm --model "$answers/narrow" "$scratch/answers.jsonl" -o "$scratch/answers.jsonl"
+cmp -s "$answers/good_vllm_u1.jsonl" "$scratch/answers.jsonl" || fault "the answers were written over"
+finish "answers of other systems become dumps"
