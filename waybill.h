@@ -6,6 +6,7 @@
 #include "wb_comm.h"
 #include "wb_eplb.h"
 #include "wb_exchange.h"
+#include "wb_export.h"
 #include "wb_formats.h"
 #include "wb_import.h"
 #include "wb_kernels.h"

@@ -1,13 +1,13 @@
 /* wb_zip.h - the zip archive that torch.save and numpy.savez write: where its members lie in the bytes of the
  * file (not installed).
  *
- * Owns: the central directory, zip64 too. Refuses: members that are compressed or encrypted, archives of
- * several disks, names given twice, members of another checksum than the directory's, unless that is 0:
- * torch can be told to write none. */
+ * Owns: the central directory, in reading zip64 too. Refuses: members that are compressed or encrypted,
+ * archives of several disks, names given twice, members of another checksum than the directory's, unless
+ * that is 0: torch can be told to write none. */
 #ifndef WB_ZIP_H
 #define WB_ZIP_H
 
-#include "wb_base.h"
+#include "wb_memory.h"
 
 /* Borrows the bytes. */
 typedef struct wb_zip {
@@ -41,5 +41,28 @@ typedef struct wb_zip_name {
 /* The member whose record is at byte *at, which begins as zip->directory, and steps over it; there are
  * zip->n_members. The errors of wb_zip_find. */
 wb_status wb_zip_next(const wb_zip *zip, size_t *at, wb_zip_name *name_out, wb_zip_member *member_out);
+
+/* ---- writing ----------------------------------------------------------------------------------- */
+
+typedef wb_status wb_zip_write_fn(void *ctx, const void *bytes, size_t size);
+
+/* An archive of members that are stored, written from its beginning to its end. A zeroed struct with `write`
+ * and `ctx` is an empty one. CAPACITY: it would have 4 GiB or more, which needs zip64. */
+typedef struct wb_zip_writer {
+    wb_zip_write_fn *write;
+    void *ctx;
+    uint64_t at; /* bytes written */
+    struct wb_zip_written *members;
+    size_t n_members, room;
+} wb_zip_writer;
+
+wb_status wb_zip_begin(wb_zip_writer *zip, const char *name); /* the next member, whose bytes follow */
+wb_status wb_zip_add(wb_zip_writer *zip, const void *bytes, size_t size);
+wb_status wb_zip_end(wb_zip_writer *zip);    /* of the member */
+wb_status wb_zip_finish(wb_zip_writer *zip); /* the directory; free comes after it */
+void wb_zip_free(wb_zip_writer *zip);
+
+/* CRC-32 of bytes that come in pieces: it begins as 0. */
+uint32_t wb_zip_checksum(uint32_t before, const void *bytes, size_t size);
 
 #endif

@@ -199,18 +199,6 @@ wb_status wb_zip_next(const wb_zip *zip, size_t *at, wb_zip_name *name_out, wb_z
 
 /* ---- checksums ----------------------------------------------------------------------------------- */
 
-/* CRC-32 as zip has it: reflected, all bits turned before and after. */
-static uint32_t crc32_of(const uint8_t *bytes, size_t size) {
-    uint32_t table[256], crc = UINT32_MAX;
-    for (uint32_t i = 0; i < 256; i++) {
-        table[i] = i;
-        for (int bit = 0; bit < 8; bit++)
-            table[i] = table[i] >> 1 ^ (table[i] & 1 ? UINT32_C(0xedb88320) : 0);
-    }
-    for (size_t i = 0; i < size; i++) crc = crc >> 8 ^ table[(crc ^ bytes[i]) & 0xff];
-    return ~crc;
-}
-
 /* torch.serialization.set_crc32_options(False) leaves them 0: what cannot be compared is taken, and so are
  * members that are not read, compressed ones. *left: bytes that members may still have together, so that many
  * of the same bytes do not take time without end. */
@@ -223,7 +211,7 @@ static wb_status check_member(const wb_zip *zip, const zip_entry *e, size_t *lef
     if (member.size > *left)
         return wb_fail(WB_CORRUPT, "zip: %s: expected members of other bytes than those before it", name);
     *left -= member.size;
-    const uint32_t found = crc32_of(member.bytes, member.size);
+    const uint32_t found = wb_zip_checksum(0, member.bytes, member.size);
     if (found == e->checksum) return WB_OK;
     return wb_fail(WB_CORRUPT,
                    "zip: %s: expected the checksum %08" PRIx32 ", found %08" PRIx32 ": it has been damaged",

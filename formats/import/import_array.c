@@ -13,8 +13,19 @@ static bool type_of(char kind, unsigned bytes, bool big_endian, import_type *typ
     const bool known =
         ((kind == 'i' || kind == 'u') && (bytes == 1 || bytes == 2 || bytes == 4 || bytes == 8)) ||
         (kind == 'f' && (bytes == 2 || bytes == 4 || bytes == 8)) || (kind == 'b' && bytes == 1);
-    if (known) *type_out = (import_type){kind, (uint8_t)bytes, big_endian && bytes > 1};
+    if (known) *type_out = (import_type){kind, bytes, big_endian && bytes > 1};
     return known;
+}
+
+/* "|S12": text of 12 bytes, filled up with NUL. */
+static bool read_text_type(const char *name, size_t length, import_type *type_out) {
+    uint32_t bytes = 0;
+    for (size_t i = 2; i < length; i++) {
+        if (name[i] < '0' || name[i] > '9' || bytes > 100000) return false;
+        bytes = 10 * bytes + (uint32_t)(name[i] - '0');
+    }
+    if (bytes > 0) *type_out = (import_type){'S', bytes, false};
+    return bytes > 0;
 }
 
 /* "i4" after the byte order. */
@@ -43,6 +54,7 @@ bool wb_import_type(const char *name, size_t length, import_type *type_out) {
         *type_out = names[i].type;
         return true;
     }
+    if (length > 2 && name[0] == '|' && name[1] == 'S') return read_text_type(name, length, type_out);
     if (length == 3 && strchr("<>|=", name[0])) return read_short(name + 1, 2, name[0] == '>', type_out);
     return read_short(name, length, false, type_out);
 }
@@ -52,6 +64,7 @@ const char *wb_import_type_name(import_type type) {
                                             {"uint8", "uint16", "uint32", "uint64"},
                                             {"float8", "float16", "float32", "float64"},
                                             {"bool", "bool", "bool", "bool"}};
+    if (type.kind == 'S') return "text";
     const unsigned kind = type.kind == 'i' ? 0 : type.kind == 'u' ? 1 : type.kind == 'f' ? 2 : 3;
     const unsigned size = type.bytes == 1 ? 0 : type.bytes == 2 ? 1 : type.bytes == 4 ? 2 : 3;
     return names[kind][size];
@@ -74,7 +87,7 @@ static uint64_t bits_of(const import_array *a, size_t i) {
 }
 
 bool wb_import_has_integers(const import_array *array) {
-    return array->type.kind != 'f';
+    return array->type.kind != 'f' && array->type.kind != 'S';
 }
 
 int64_t wb_import_integer(const import_array *array, size_t i) {
@@ -115,7 +128,7 @@ wb_status wb_import_raw(const uint8_t *bytes, size_t size, import_type type, uin
     import_array a = {.type = type, .n_dims = n_dims, .count = 1, .data = bytes};
     for (uint32_t d = 0; d < n_dims; d++) {
         a.shape[d] = shape[d];
-        if (shape[d] > 0 && a.count > SIZE_MAX / 8 / shape[d])
+        if (shape[d] > 0 && a.count > SIZE_MAX / 8 / type.bytes / shape[d])
             return wb_fail(WB_CORRUPT, "expected a shape that fits memory, found %zu in dimension %" PRIu32,
                            shape[d], d);
         a.count *= shape[d];

@@ -2,7 +2,7 @@
  * a type and a shape beside them, nested lists.
  *
  * Owns: element types of any byte order, shapes in C order. Refuses: what the numbers mean; complex numbers,
- * structs, objects and strings as elements. */
+ * structs, objects and text of wide characters as elements. */
 #ifndef WB_IMPORT_ARRAY_H
 #define WB_IMPORT_ARRAY_H
 
@@ -12,8 +12,8 @@
 enum { IMPORT_MAX_DIMS = 5 };
 
 typedef struct import_type {
-    char kind; /* 'i' signed, 'u' unsigned, 'f' real, 'b' true or false; 0: none */
-    uint8_t bytes;
+    char kind; /* 'i' signed, 'u' unsigned, 'f' real, 'b' true or false, 'S' text; 0: none */
+    uint32_t bytes;
     bool big_endian;
 } import_type;
 

@@ -80,21 +80,34 @@ static bool version_of(const import_value *v, uint64_t *version_out) {
     return *end == '\0';
 }
 
-/* [[start, end, version], ..] */
+/* Number k of a member [start, end, version], of a list or a row of an array; kind NONE: it has no such
+ * shape. */
+static import_value part_of_span(const import_value *list, size_t i, size_t k) {
+    import_value span = {0};
+    if (list->kind == IMPORT_LIST) {
+        span = wb_import_at(list, i);
+    } else if (list->array.n_dims == 2) {
+        const import_array row = wb_import_part(&list->array, i);
+        span = wb_import_of_array(&row);
+    }
+    const bool is_one = (span.kind == IMPORT_LIST || span.kind == IMPORT_ARRAY) && span.length == 3;
+    return is_one ? wb_import_number(&span, k) : (import_value){0};
+}
+
+static bool is_position(const import_value *v) {
+    return v->kind == IMPORT_INTEGER && v->integer >= 0 && v->integer <= UINT32_MAX;
+}
+
 static wb_status read_spans(const import_value *list, wb_owner *owner, wb_record *record) {
     wb_span *spans = NULL;
     WB_TRY(WB_OWN(owner, spans, list->length, "spans"));
     for (size_t i = 0; i < list->length; i++) {
-        const import_value span = wb_import_at(list, i);
-        import_value part[3] = {{0}};
-        for (size_t k = 0; span.kind == IMPORT_LIST && span.length == 3 && k < 3; k++)
-            part[k] = wb_import_at(&span, k);
-        if (part[0].kind != IMPORT_INTEGER || part[1].kind != IMPORT_INTEGER || part[0].integer < 0 ||
-            part[0].integer > UINT32_MAX || part[1].integer < 0 || part[1].integer > UINT32_MAX ||
-            !version_of(&part[2], &spans[i].weight_version))
+        const import_value start = part_of_span(list, i, 0), end = part_of_span(list, i, 1),
+                           version = part_of_span(list, i, 2);
+        if (!is_position(&start) || !is_position(&end) || !version_of(&version, &spans[i].weight_version))
             return wb_fail(WB_CORRUPT, "spans[%zu]: expected [start, end, weight version]", i);
-        spans[i].start = (uint32_t)part[0].integer;
-        spans[i].end = (uint32_t)part[1].integer;
+        spans[i].start = (uint32_t)start.integer;
+        spans[i].end = (uint32_t)end.integer;
     }
     record->spans = spans;
     record->n_spans = (uint32_t)list->length;
@@ -121,7 +134,7 @@ static wb_status take_spans(const import_request *r, wb_owner *owner, wb_record 
                        version = wb_import_field(r, IMPORT_WANT_ANY, versions, NULL);
     uint64_t number = 0;
     wb_span *span = NULL;
-    if (list.kind == IMPORT_LIST) return read_spans(&list, owner, record);
+    if (list.kind != IMPORT_NONE) return read_spans(&list, owner, record);
     if (record->n_tokens == 0 || !one_version(&version, &number)) return WB_OK;
     WB_TRY(WB_OWN(owner, span, 1, "spans"));
     *span = (wb_span){0, record->n_tokens, number};

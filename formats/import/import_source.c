@@ -96,6 +96,8 @@ static wb_status read_member(const wb_zip *zip, size_t *at, wb_owner *memory, im
     member_out->length = name.length;
     if (name.length > 4 && memcmp(name.text + name.length - 4, ".npy", 4) == 0) member_out->length -= 4;
     const wb_status status = wb_import_npy(file.bytes, file.size, memory, &member_out->array);
+    /* Batches have members that no importer asks for, such as objects: they are as if they had no value. */
+    if (status == WB_UNSUPPORTED) return WB_OK;
     if (status != WB_OK)
         return wb_fail_context(status, "%.*s", name.length < 80 ? (int)name.length : 80, name.text);
     return WB_OK;

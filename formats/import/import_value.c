@@ -42,60 +42,49 @@ import_value wb_import_of_json(const json_t *json) {
     return v;
 }
 
-import_value wb_import_of_msgpack(const msgpack_object *o) {
-    import_value v = {.msgpack = o, .kind = IMPORT_OTHER};
-    switch (o->type) {
-    case MSGPACK_OBJECT_NIL:
-        v.kind = IMPORT_NONE;
-        break;
-    case MSGPACK_OBJECT_BOOLEAN:
-        v.kind = IMPORT_BOOL;
-        v.integer = o->via.boolean;
-        break;
-    case MSGPACK_OBJECT_POSITIVE_INTEGER:
-        v.kind = IMPORT_INTEGER;
-        v.integer = o->via.u64 > INT64_MAX ? INT64_MAX : (int64_t)o->via.u64;
-        v.real = (double)v.integer;
-        break;
-    case MSGPACK_OBJECT_NEGATIVE_INTEGER:
-        v.kind = IMPORT_INTEGER;
-        v.integer = o->via.i64;
-        v.real = (double)v.integer;
-        break;
-    case MSGPACK_OBJECT_FLOAT32:
-    case MSGPACK_OBJECT_FLOAT64:
-        v.kind = IMPORT_REAL;
-        v.real = o->via.f64;
-        break;
-    case MSGPACK_OBJECT_STR:
-        v.kind = IMPORT_TEXT;
-        v.text = o->via.str.ptr;
-        v.length = o->via.str.size;
-        break;
-    case MSGPACK_OBJECT_BIN:
-        v.kind = IMPORT_BYTES;
-        v.text = o->via.bin.ptr;
-        v.length = o->via.bin.size;
-        break;
-    case MSGPACK_OBJECT_ARRAY:
-        v.kind = IMPORT_LIST;
-        v.length = o->via.array.size;
-        break;
-    case MSGPACK_OBJECT_MAP:
-        v.kind = IMPORT_MAP;
-        v.length = o->via.map.size;
-        break;
-    default:
-        break;
-    }
-    return v;
+static import_value of_msgpack_integer(const msgpack_object *o) {
+    const bool is_negative = o->type == MSGPACK_OBJECT_NEGATIVE_INTEGER;
+    const bool is_large = !is_negative && o->via.u64 > INT64_MAX;
+    const int64_t number = is_negative ? o->via.i64 : is_large ? INT64_MAX : (int64_t)o->via.u64;
+    return (import_value){.kind = IMPORT_INTEGER, .integer = number, .real = (double)number};
 }
 
-/* A single number of numpy is a number. */
+import_value wb_import_of_msgpack(const msgpack_object *o) {
+    switch (o->type) {
+    case MSGPACK_OBJECT_NIL:
+        return (import_value){0};
+    case MSGPACK_OBJECT_BOOLEAN:
+        return (import_value){.kind = IMPORT_BOOL, .integer = o->via.boolean};
+    case MSGPACK_OBJECT_POSITIVE_INTEGER:
+    case MSGPACK_OBJECT_NEGATIVE_INTEGER:
+        return of_msgpack_integer(o);
+    case MSGPACK_OBJECT_FLOAT32:
+    case MSGPACK_OBJECT_FLOAT64:
+        return (import_value){.kind = IMPORT_REAL, .real = o->via.f64};
+    case MSGPACK_OBJECT_STR:
+        return (import_value){.kind = IMPORT_TEXT, .text = o->via.str.ptr, .length = o->via.str.size};
+    case MSGPACK_OBJECT_BIN:
+        return (import_value){.kind = IMPORT_BYTES, .text = o->via.bin.ptr, .length = o->via.bin.size};
+    case MSGPACK_OBJECT_ARRAY:
+        return (import_value){.kind = IMPORT_LIST, .msgpack = o, .length = o->via.array.size};
+    case MSGPACK_OBJECT_MAP:
+        return (import_value){.kind = IMPORT_MAP, .msgpack = o, .length = o->via.map.size};
+    default:
+        return (import_value){.kind = IMPORT_OTHER};
+    }
+}
+
+/* A single number of numpy is a number, a single text is text. */
 import_value wb_import_of_array(const import_array *array) {
     import_value v = {.kind = IMPORT_ARRAY, .array = *array};
     if (array->n_dims > 0) {
         v.length = array->shape[0];
+    } else if (array->type.kind == 'S') {
+        v.kind = IMPORT_TEXT;
+        v.text = (const char *)array->data;
+        v.length = strnlen(v.text, array->type.bytes);
+    } else if (array->type.kind == 0) {
+        v.kind = IMPORT_OTHER;
     } else if (wb_import_has_integers(array)) {
         v.kind = IMPORT_INTEGER;
         v.integer = wb_import_integer(array, 0);
@@ -163,7 +152,7 @@ bool wb_import_next_value(const import_value *map, import_place *place, import_v
 const char *wb_import_kind_name(import_kind kind) {
     static const char *const names[] = {
         "none",  "true or false", "an integer", "a number", "text",
-        "bytes", "a list",        "a map",      "an array", "an extension of msgpack"};
+        "bytes", "a list",        "a map",      "an array", "what is no value here"};
     return names[kind];
 }
 

@@ -403,6 +403,8 @@ def make_verl():
         return out.getvalue()
     both = expected(A, "request-0", logprobs=True), expected(B, "request-1", logprobs=True)
     good("verl", "batch", npz(**batch), *both, extension="npz")
+    named = dict(batch, rid=np.array([b"first", b"second one"]), uid=np.array([{"a": 1}, None], dtype=object), data_source=np.array(["x", "y"]))
+    good("verl", "named", npz(**named), dict(both[0], rid="first"), dict(both[1], rid="second one"), extension="npz")
     good("verl", "len_minus_one", npz(**dict(batch, routed_experts=batch["routed_experts"][:, :-1])), *both, extension="npz")
     one = {k: v[1].tolist() for k, v in batch.items()}
     good("verl", "json", lines(dict(one, rid="x")), expected(B, "x", logprobs=True))

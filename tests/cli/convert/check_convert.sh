@@ -74,7 +74,7 @@ refused 1 "nothing.jsonl" convert vllm narrow "$scratch/nothing.jsonl"
 refused 1 "experts 0..299, found uint8" convert vllm wide "$answers/bad_vllm_u1_of_300.jsonl"
 
 # ---- command lines
-refused 2 "--from is needed" "$waybill" convert --model "$answers/narrow" "$answers/good_vllm_u1.jsonl" -o "$run"
+refused 2 "--from or --to is needed" "$waybill" convert --model "$answers/narrow" "$answers/good_vllm_u1.jsonl" -o "$run"
 refused 2 "--model is needed" "$waybill" convert --from vllm "$answers/good_vllm_u1.jsonl" -o "$run"
 refused 2 "--output is needed" "$waybill" convert --from vllm --model "$answers/narrow" "$answers/good_vllm_u1.jsonl"
 refused 2 "--output needs an argument" "$waybill" convert --from vllm --model "$answers/narrow" "$answers/good_vllm_u1.jsonl" -o
@@ -84,4 +84,49 @@ refused 1 "config.json" convert vllm nothing "$answers/good_vllm_u1.jsonl"
 cp "$answers/good_vllm_u1.jsonl" "$scratch/answers.jsonl"
 expect 2 "$waybill" convert --from vllm --model "$answers/narrow" "$scratch/answers.jsonl" -o "$scratch/answers.jsonl"
 cmp -s "$answers/good_vllm_u1.jsonl" "$scratch/answers.jsonl" || fault "the answers were written over"
-finish "answers of other systems become dumps"
+expect 2 "$waybill" convert --from vllm --to vllm "$scratch/answers.jsonl" -o "$scratch/x"
+expect 2 "$waybill" convert --to vllm --model "$answers/narrow" "$golden/good_u8.wbr" -o "$scratch/x"
+err_has "go with --from"
+expect 1 "$waybill" convert --to vlm "$golden/good_u8.wbr" -o "$scratch/x"
+err_has "expected one of npz sglang vllm verl slime"
+
+# ---- and back: what is written out and read again is the same dump but for its file
+expect 0 convert verl narrow "$answers/good_verl_batch.npz"
+expect 0 "$waybill" cat --tokens --routes "$run"
+cp "$scratch/out" "$scratch/first"
+for layout in sglang vllm verl slime; do
+    expect 0 "$waybill" convert --to $layout "$run" -o "$scratch/exported"
+    out_has "2 records"
+    expect 0 "$waybill" convert --from $layout --model "$answers/narrow" "$scratch/exported" -o "$scratch/again.wbr"
+    expect 0 "$waybill" cat --tokens --routes "$scratch/again.wbr"
+    cmp -s "$scratch/first" "$scratch/out" || fault "$layout: another dump after export and import"
+    rm "$scratch/again.wbr"
+done
+expect 1 "$waybill" convert --to vllm "$golden/good_u8_valid.wbr" -o "$scratch/refused"
+err_has "expected a row, which vLLM's layout has for each"
+[ ! -e "$scratch/refused" ] || fault "a refused export left a file"
+expect 1 "$waybill" convert --to npz "$golden/bad_version_2.wbr" -o "$scratch/refused"
+[ ! -w /dev/full ] || { expect 1 "$waybill" convert --to npz "$run" -o /dev/full && err_has "/dev/full"; }
+
+# numpy reads the archives
+for python in python3 /usr/bin/python3 ''; do
+    [ -z "$python" ] || ! "$python" -c 'import numpy' 2>/dev/null || break
+done
+if [ -n "$python" ]; then
+    for layout in npz verl slime; do expect 0 "$waybill" convert --to $layout "$run" -o "$scratch/$layout.npz"; done
+    "$python" -c 'import numpy, json, sys
+npz, verl, slime = (numpy.load(sys.argv[1] + "/" + name + ".npz") for name in ("npz", "verl", "slime"))
+for i, line in enumerate(open(sys.argv[1] + "/first")):
+    r = json.loads(line)
+    a, b = npz["offsets"][i:i + 2]
+    assert npz["tokens"][a:b].tolist() == r["tokens"] and npz["rid"][i].decode() == r["rid"]
+    rows = [row for run in r["routes"] for row in run["rows"]]
+    assert npz["routes"][a:b - 1].tolist() == rows and npz["valid"][a:b].tolist() == [True] * len(rows) + [False]
+    assert npz["logprobs"][a + r["prompt_len"]:b].tolist() == r["logprobs"]
+    assert slime[f"rollout_routed_experts_{i}"][:, 1:].tolist() == rows and slime[f"rid_{i}"] == r["rid"].encode()
+    mask = verl["attention_mask"][i] == 1
+    assert verl["input_ids"][i][mask].tolist() == r["tokens"]
+    assert verl["routed_experts"][i][mask][:-1, 1:].tolist() == rows
+assert npz["moe_layers"].tolist() == [1, 2, 3] and i == 1' "$scratch" 2>"$scratch/err" || fault "numpy reads something else"
+fi
+finish "answers of other systems become dumps, and dumps answers"
