@@ -19,7 +19,8 @@ struct wb_import {
     import_source source;
     import_spread spread;
     import_stream stream;
-    uint64_t requests;
+    uint64_t requests, groups; /* that were begun; a group is an answer with its choices, or a request */
+    bool has_group;            /* the document has begun one */
     /* Of the first choice of an answer: digests of the tokens that were fed and of its rows; 0: none. */
     uint64_t fed, rows;
     wb_owner memory, request_memory; /* of the import, and of the record given out */
@@ -114,7 +115,11 @@ static wb_status read_record(wb_import *import, const import_request *r, const c
     wb_owner *owner = &import->request_memory;
     import_tokens t;
     WB_TRY(wb_import_read_tokens(r, import->rules, owner, &t));
-    wb_record record = {.rid = rid, .n_tokens = t.n, .prompt_len = t.prompt_len, .tokens = t.tokens};
+    wb_record record = {.rid = rid,
+                        .group = import->groups - 1,
+                        .n_tokens = t.n,
+                        .prompt_len = t.prompt_len,
+                        .tokens = t.tokens};
     WB_TRY(wb_import_read_extras(r, &t, owner, &record));
     WB_TRY(take_routes(import, r, &t, &record));
     WB_TRY(wb_record_check(&import->model, &record, true));
@@ -135,6 +140,8 @@ static wb_status read_request(wb_import *import, import_request *r, wb_record *r
     *found_out = status == WB_OK && !wb_import_is_part(r, import->source.form == IMPORT_EVENTS);
     if (status == WB_OK && !*found_out) status = wb_import_stream_add(&import->stream, r, rid);
     if (*found_out) {
+        import->groups += r->n_choices < 2 || !import->has_group;
+        import->has_group = true;
         import_parts *parts = wb_import_stream_take(&import->stream, rid);
         import->requests++;
         r->parts = parts;
@@ -155,6 +162,7 @@ static wb_status next_request(wb_import *import, import_request *request_out, bo
             return wb_fail(WB_CORRUPT, "%s: %s: expected a map, found %s", import->name, import->source.where,
                            wb_import_kind_name(document.kind));
         import->spread = wb_import_spread_of(&document);
+        import->has_group = false;
     }
     *found_out = true;
     return WB_OK;
@@ -163,6 +171,7 @@ static wb_status next_request(wb_import *import, import_request *request_out, bo
 static wb_status read_aborted(wb_import *import, const import_parts *parts, wb_record *record_out) {
     const import_request request = {.parts = parts, .number = -1};
     char *rid = NULL;
+    import->groups++;
     WB_TRY(WB_OWN(&import->request_memory, rid, strlen(parts->rid) + 1, "rid"));
     memcpy(rid, parts->rid, strlen(parts->rid));
     return read_record(import, &request, rid, record_out);

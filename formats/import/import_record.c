@@ -163,7 +163,7 @@ static wb_status take_sampling(const import_request *r, wb_owner *owner, wb_reco
 wb_status wb_import_read_extras(const import_request *request, const import_tokens *tokens, wb_owner *owner,
                                 wb_record *record) {
     static const char *const groups[] = {"group", "group_index", NULL}, *const samples[] = {"sample", NULL};
-    record->group = number_of(request, groups, 0);
+    record->group = number_of(request, groups, record->group);
     record->sample = (uint32_t)number_of(request, samples, request->index);
     record->finish = wb_import_finish(request);
     WB_TRY(wb_import_read_logprobs(request, tokens, owner, record));

@@ -82,6 +82,24 @@ static wb_status read_padded(const import_request *r, const import_value *ids, c
     return WB_OK;
 }
 
+/* Tokens without padding, whose rows are padded: they are where the mask says. */
+static wb_status find_places(const import_value *mask, wb_owner *owner, import_tokens *t) {
+    uint32_t *is_token = NULL, *places = NULL;
+    size_t n = 0;
+    WB_TRY(wb_import_u32(mask, "attention_mask", owner, &is_token));
+    WB_TRY(WB_OWN(owner, places, mask->length, "tokens"));
+    for (size_t i = 0; i < mask->length; i++)
+        if (is_token[i]) places[n++] = (uint32_t)i;
+    if (n != t->n)
+        return wb_fail(WB_CORRUPT,
+                       "attention_mask: expected %" PRIu32 " tokens, as many as there are, found %zu", t->n,
+                       n);
+    t->places = places;
+    t->n_padded = mask->length;
+    t->prompt_pad = t->prompt_len < n ? places[t->prompt_len] : mask->length;
+    return WB_OK;
+}
+
 /* ---- prompt and new tokens ------------------------------------------------------------------------ */
 
 /* SGLang has the new tokens beside their log-probabilities too: [[logprob, id, text], ..]. */
@@ -200,13 +218,15 @@ wb_status wb_import_read_tokens(const import_request *r, const import_rules *rul
                        output = wb_import_field(r, IMPORT_WANT_NUMBERS, wb_import_output_names, NULL);
     const bool has_new = output.kind != IMPORT_NONE ||
                          wb_import_field(r, IMPORT_WANT_LIST, pairs, NULL).kind != IMPORT_NONE || r->parts;
-    if (rules->is_padded && mask.kind != IMPORT_NONE && ids.kind != IMPORT_NONE) {
+    const bool is_padded = rules->is_padded && mask.kind != IMPORT_NONE;
+    if (is_padded && (ids.length == mask.length || !has_new)) {
         WB_TRY(read_padded(r, &ids, &mask, owner, &t));
         found = true;
     }
     if (!found && !has_new) WB_TRY(read_whole(r, whole_names, true, owner, &t, &found));
     if (!found && !has_new) WB_TRY(read_whole(r, inputs, false, owner, &t, &found));
     if (!found) WB_TRY(read_prompt_and_new(r, &output, owner, &t));
+    if (is_padded && !t.places) WB_TRY(find_places(&mask, owner, &t));
     *tokens_out = t;
     return WB_OK;
 }

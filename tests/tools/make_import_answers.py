@@ -117,6 +117,8 @@ def expected(truth, rid, **more):
 def good(layout, what, content, *records, extension="jsonl"):
     name = f"good_{layout}_{what}.{extension}"
     write(name, content)
+    for number, record in enumerate(records):
+        record.setdefault("group", number)
     GOOD.append({"file": name, "layout": layout, "model": TRUTH[records[0]["truth"]]["model"], "records": list(records)})
 
 
@@ -285,7 +287,8 @@ def make_vllm():
     good("vllm", "stream", stream.encode(), expected(A, "cmpl-1", finish="stop", logprobs=True), extension="txt")
 
     n_choices = vllm(choice(A), choice(A, index=1), of=A)
-    good("vllm", "two_choices_alike", lines(n_choices), expected(A, "cmpl-1-0", finish="stop"), expected(A, "cmpl-1-1", finish="stop"))
+    good("vllm", "two_choices_alike", lines(n_choices, vllm(choice(B), of=B, rid="b")), expected(A, "cmpl-1-0", finish="stop", group=0),
+         expected(A, "cmpl-1-1", finish="stop", group=0), expected(B, "b", finish="stop", group=1))
     other = choice(A, index=1)
     other["token_ids"] = [1] + other["token_ids"][1:]
     bad("vllm", "copied_choice", lines(vllm(choice(A), other, of=A)), "INVALID_ARGUMENT", "request cmpl-1-1: expected routes of this choice, found those of the first", good_read=1)
@@ -405,6 +408,10 @@ def make_verl():
     good("verl", "batch", npz(**batch), *both, extension="npz")
     named = dict(batch, rid=np.array([b"first", b"second one"]), uid=np.array([{"a": 1}, None], dtype=object), data_source=np.array(["x", "y"]))
     good("verl", "named", npz(**named), dict(both[0], rid="first"), dict(both[1], rid="second one"), extension="npz")
+    beside_pads = {"rid": "x", "input_ids": prompt(B), "output_ids": new(B), "attention_mask": batch["attention_mask"][1].tolist(),
+                   "routed_experts": batch["routed_experts"][1].tolist()}
+    good("verl", "tokens_without_padding", lines(beside_pads), expected(B, "x"))
+    bad("verl", "mask_of_other_tokens", lines(dict(beside_pads, attention_mask=[1] * 12)), "CORRUPT", "attention_mask: expected 7 tokens")
     good("verl", "len_minus_one", npz(**dict(batch, routed_experts=batch["routed_experts"][:, :-1])), *both, extension="npz")
     one = {k: v[1].tolist() for k, v in batch.items()}
     good("verl", "json", lines(dict(one, rid="x")), expected(B, "x", logprobs=True))
