@@ -62,6 +62,11 @@ static wb_status import_all(const convert_options *o, const char *answers, const
     WB_TRY(wb_import_layout_find(o->from, &layout));
     WB_TRY(convert_model_read(o->model, &model));
     WB_TRY(wb_import_open(answers, input->bytes, input->size, layout, &model.routes, &m->import));
+    if (!wb_import_has_tokens(m->import))
+        fprintf(
+            stderr,
+            "waybill: %s has routes without tokens: those of the dump are zero, and no replay takes them\n",
+            answers);
     WB_TRY(wb_dump_create(o->output, &model.routes, &options, &m->writer));
     status = take_all(m, &progress, input->size);
     cli_progress_end(&progress);

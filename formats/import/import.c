@@ -114,7 +114,8 @@ static wb_status read_record(wb_import *import, const import_request *r, const c
                              wb_record *record_out) {
     wb_owner *owner = &import->request_memory;
     import_tokens t;
-    WB_TRY(wb_import_read_tokens(r, import->rules, owner, &t));
+    WB_TRY(wb_import_has_tokens(import) ? wb_import_read_tokens(r, import->rules, owner, &t)
+                                        : wb_import_unknown_tokens(r, owner, &t));
     wb_record record = {.rid = rid,
                         .group = import->groups - 1,
                         .n_tokens = t.n,
@@ -206,6 +207,10 @@ wb_status wb_import_next(wb_import *import, wb_record *record_out, bool *found_o
         *found_out = true;
         return WB_OK;
     }
+}
+
+bool wb_import_has_tokens(const wb_import *import) {
+    return import->source.form != IMPORT_NPY;
 }
 
 size_t wb_import_bytes_read(const wb_import *import) {

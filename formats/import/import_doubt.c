@@ -68,7 +68,7 @@ static bool is_one_row(const import_rows *r, const import_tokens *t, uint32_t *o
         if (!wb_row_valid(r->valid, i)) continue;
         if (first == UINT32_MAX) first = i;
         if (memcmp(row_at(r, i), row_at(r, first), wb_route_row_bytes(r->model)) != 0) return false;
-        others += t->tokens[r->start + i] != t->tokens[r->start + first];
+        others += t->are_unknown ? i != first : t->tokens[r->start + i] != t->tokens[r->start + first];
     }
     *others_out = others;
     return true;

@@ -230,3 +230,18 @@ wb_status wb_import_read_tokens(const import_request *r, const import_rules *rul
     *tokens_out = t;
     return WB_OK;
 }
+
+wb_status wb_import_unknown_tokens(const import_request *r, wb_owner *owner, import_tokens *tokens_out) {
+    const import_value routes = wb_import_field(r, IMPORT_WANT_ANY, wb_import_route_names, NULL);
+    import_tokens t = {.are_unknown = true};
+    uint32_t *zeros = NULL;
+    if (routes.kind != IMPORT_ARRAY || routes.array.n_dims < 2 || routes.length >= WB_MAX_TOKENS - 1)
+        return wb_fail(
+            WB_NOT_FOUND,
+            "expected routes [rows, layers, choices], whose tokens are as many as rows and one more");
+    t.n = t.prompt_len = (uint32_t)routes.length + 1;
+    WB_TRY(WB_OWN(owner, zeros, t.n, "tokens"));
+    t.tokens = zeros;
+    *tokens_out = t;
+    return WB_OK;
+}

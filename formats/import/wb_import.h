@@ -84,6 +84,11 @@ WB_API void wb_import_close(wb_import *import); /* NULL is a no-op */
  * with the request after it, so that a caller may count what is refused and keep the rest. */
 WB_API wb_status wb_import_next(wb_import *import, wb_record *record_out, bool *found_out);
 
+/* False for a .npy file, which has routes and nothing else. Its records have zeros in place of tokens, one
+ * more than rows and all of the prompt: enough to count the load of experts, while a replay, which compares
+ * tokens, refuses them. */
+WB_API bool wb_import_has_tokens(const wb_import *import);
+
 /* How far the import is: the bytes that have been read, of all. */
 WB_API size_t wb_import_bytes_read(const wb_import *import);
 

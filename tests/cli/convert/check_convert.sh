@@ -56,6 +56,12 @@ for name in - /dev/stdin; do
     rm "$run"
 done
 
+# ---- routes alone are said to be that
+expect 0 convert slime narrow "$answers/good_slime_batch_alone.npy"
+err_has "good_slime_batch_alone.npy has routes without tokens"
+expect 0 "$waybill" stats "$run"
+rm "$run"
+
 # ---- what cannot be: the first one ends it, or is left out and said
 refused 1 "request cmpl-1: every id of all 6 rows is zero" convert vllm narrow "$answers/bad_vllm_cpu_zeros.jsonl"
 cat "$answers"/{bad_vllm_cpu_zeros,good_vllm_outputs,bad_vllm_layers}.jsonl >"$scratch/mixed.jsonl"
