@@ -30,7 +30,9 @@ wb_status wb_import_read_rid(const import_request *request, uint64_t number, wb_
     const import_value text = wb_import_field(request, IMPORT_WANT_TEXT, rids, NULL),
                        value = wb_import_field(request, IMPORT_WANT_INTEGER, rids, NULL);
     const bool is_text = text.kind == IMPORT_TEXT && text.length > 0;
-    if (request->n_choices > 1) snprintf(suffix, sizeof suffix, "-%" PRIu32, request->index);
+    /* A part of a stream has one choice of several. */
+    if (request->n_choices > 1 || request->index > 0)
+        snprintf(suffix, sizeof suffix, "-%" PRIu32, request->index);
     if (is_text) return copy_text(text.text, text.length, suffix, owner, rid_out);
     if (value.kind == IMPORT_INTEGER)
         snprintf(made, sizeof made, "%" PRId64 "%s", value.integer, suffix);

@@ -144,7 +144,8 @@ static wb_status check_last(const import_rows *r, const import_tape *t, tape_sha
 /* Rows of padded arrays lie where the tokens do. */
 static wb_status fill_padded(import_rows *r, const import_tape *t, tape_shape shape,
                              const import_tokens *tokens) {
-    for (uint32_t p = 0; p < r->rows; p++) WB_TRY(put_row(r, t->array, shape, tokens->places[p], p));
+    for (uint32_t p = r->start; p < r->start + r->rows; p++)
+        WB_TRY(put_row(r, t->array, shape, tokens->places[p], p));
     const size_t last = tokens->n > 0 ? tokens->places[tokens->n - 1] : shape.rows;
     return last < shape.rows ? check_last(r, t, shape, last, tokens->n - 1) : WB_OK;
 }

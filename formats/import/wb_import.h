@@ -76,8 +76,8 @@ WB_API void wb_import_close(wb_import *import); /* NULL is a no-op */
 /* The next request that the answers hold, as a record that has passed wb_record_check with `deep` and lives
  * until the next call; *found_out false: there is none left. A request that was aborted before it had routes
  * is a record without runs. rid is the answer's (`rid`, `id`, `request_id`) with "-<choice>" where an answer
- * has several choices, or "request-<number>"; group and sample are the answer's, or the
- * number of the answer among all and that of the choice; logprobs, spans, finish and the mask are the
+ * has several choices or this is not choice 0, or "request-<number>"; group and sample are the answer's, or
+ * the number of the answer among all and that of the choice; logprobs, spans, finish and the mask are the
  * answer's where it has them, and else none or NULL.
  * Refused: CORRUPT for bytes that are not the layout, MISMATCH for a shape or type of another model,
  * INVALID_ARGUMENT for routes that cannot be, NOT_FOUND for what is not there. The call after it goes on

@@ -286,6 +286,13 @@ def make_vllm():
     good("vllm", "stream_aborted", broken.replace('"stop"', '"abort"').encode(), expected(A, "cmpl-1", finish="abort", logprobs=True, routes=False), extension="txt")
     good("vllm", "stream", stream.encode(), expected(A, "cmpl-1", finish="stop", logprobs=True), extension="txt")
 
+    mixed = []
+    for n in range(3):
+        for index, token in ((0, new(A)[n]), (1, new(A)[n])):
+            mixed.append({"id": "cmpl-1", "object": "chat.completion.chunk", "prompt_token_ids": prompt(A) if n == 0 else None,
+                          "choices": [{"index": index, "token_ids": [token], "finish_reason": "stop" if n == 2 else None,
+                                       "routed_experts": b64(npy(rows(A, dtype=np.uint8))) if n == 2 else None}]})
+    good("vllm", "stream_of_two", lines(*mixed), expected(A, "cmpl-1", finish="stop"), expected(A, "cmpl-1-1", finish="stop"))
     n_choices = vllm(choice(A), choice(A, index=1), of=A)
     good("vllm", "two_choices_alike", lines(n_choices, vllm(choice(B), of=B, rid="b")), expected(A, "cmpl-1-0", finish="stop", group=0),
          expected(A, "cmpl-1-1", finish="stop", group=0), expected(B, "b", finish="stop", group=1))
@@ -423,6 +430,7 @@ def make_verl():
     good("verl", "len_minus_one", npz(**dict(batch, routed_experts=batch["routed_experts"][:, :-1])), *both, extension="npz")
     one = {k: v[1].tolist() for k, v in batch.items()}
     good("verl", "json", lines(dict(one, rid="x")), expected(B, "x", logprobs=True))
+    good("verl", "start", lines(dict(one, rid="x", routed_experts_start_len=2)), expected(B, "x", logprobs=True, start=2))
     no_responses = {k: v for k, v in one.items() if k not in ("responses", "prompts")}
     good("verl", "response_mask", lines(dict(no_responses, rid="x")), expected(B, "x", logprobs=True))
     agent = {"rid": "x", "prompt_ids": prompt(A), "response_ids": new(A), "response_logprobs": TRUTH[A]["logprobs"], "response_mask": [1] * 3,
