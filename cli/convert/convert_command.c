@@ -54,7 +54,8 @@ const cli_command cli_convert = {
         "prompt_token_ids, and new tokens as output_ids or token_ids. Routes that cannot be are refused "
         "with the name of the request. With --to it is the other way: "
         "a dump as arrays of numpy (npz), as answers of sglang or vllm, or as the batch of a trainer.",
-    .synopsis = "--from LAYOUT --model DIR [--skip-bad] ANSWERS -o OUT.wbr | --to LAYOUT DUMP -o OUT",
+    .synopsis = "--from LAYOUT --model DIR [--skip-bad] ANSWERS -o OUT.wbr\n"
+                "       waybill convert --to LAYOUT DUMP -o OUT",
     .options = table,
     .n_options = sizeof table / sizeof table[0],
     .options_size = sizeof(convert_options),
