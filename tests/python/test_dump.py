@@ -1,0 +1,307 @@
+"""waybill.open and waybill.create: records equal what an independent reader finds, views outlive what they were taken
+from, what is bad is refused with the library's message."""
+
+import gc
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import unittest
+
+import numpy as np
+import support
+from support import golden, make_model, make_record, make_routes
+
+import waybill
+
+
+def readme_reader():
+    """`read` of the README's script, which knows nothing of this library; None where its packages are not there."""
+    try:
+        import msgpack  # noqa: F401
+        import zstandard  # noqa: F401
+    except ImportError:
+        return None
+    text = pathlib.Path(support.TESTS, "..", "README.md").read_text(encoding="utf-8")
+    script = next(
+        block for block in re.findall(r"```python\n(.*?)```", text, re.S) if "def read(path)" in block
+    )
+    names = {}
+    exec(script[: script.index("\nfor path in sorted")], names)
+    return names["read"]
+
+
+class Reading(unittest.TestCase):
+    def test_records_are_what_an_independent_reader_finds(self):
+        read = readme_reader()
+        if read is None:
+            self.skipTest("no msgpack or zstandard here")
+        n_records = n_rows = 0
+        for path in golden("good_*.wbr"):
+            dump = waybill.open(path)
+            expected = list(read(path))
+            self.assertEqual(len(dump), len(expected), path)
+            for record, (fields, rows) in zip(dump, expected):
+                self.assertEqual(record.rid, fields["rid"])
+                self.assertEqual(record.finish, fields["finish"])
+                self.assertEqual(record.prompt_len, fields["prompt_len"])
+                np.testing.assert_array_equal(record.tokens, np.frombuffer(fields["tokens"], "<u4"))
+                if "logprobs" in fields:
+                    np.testing.assert_array_equal(record.logprobs, np.frombuffer(fields["logprobs"], "<f4"))
+                at = {record.start + r: ids for r, ids in enumerate(record.routes) if record.valid[r]}
+                self.assertEqual(sorted(at), sorted(rows), record.rid)
+                for position, ids in rows.items():
+                    np.testing.assert_array_equal(at[position], ids)
+                n_records, n_rows = n_records + 1, n_rows + len(rows)
+        self.assertGreater(n_rows, n_records)
+        self.assertGreater(n_records, 10)
+
+    def test_runs_and_routes_say_the_same(self):
+        for path in golden("good_*.wbr"):
+            for record in waybill.open(path):
+                self.assertEqual(record.routes.dtype, record.model.id_dtype)
+                for run in record.runs:
+                    part = slice(run.start - record.start, run.start - record.start + len(run.ids))
+                    np.testing.assert_array_equal(record.routes[part], run.ids)
+                    bits = np.ones(len(run.ids), bool)
+                    if run.valid is not None:
+                        bits = np.array([run.valid[r // 8] >> r % 8 & 1 for r in range(len(run.ids))], bool)
+                    np.testing.assert_array_equal(record.valid[part], bits)
+
+    def test_views_are_no_copies_and_outlive_record_and_dump(self):
+        for path in golden("good_*.wbr"):
+            dump = waybill.open(path)
+            views, copies, addresses = [], [], []
+            for record in dump:
+                for name in ("tokens", "logprobs", "spans", "sampling_logprobs"):
+                    view = getattr(record, name)
+                    if view is None or not view.size:
+                        continue
+                    self.assertFalse(view.flags.writeable or view.flags.owndata)
+                    addresses.append(view.__array_interface__["data"][0])
+                    self.assertEqual(getattr(record, name).__array_interface__["data"][0], addresses[-1])
+                    views.append(view)
+                    copies.append(view.copy())
+                for run in record.runs:
+                    views.append(run.ids)
+                    copies.append(run.ids.copy())
+                if record.mask:
+                    views.append(record.mask.ids)
+                    copies.append(record.mask.ids.copy())
+            self.assertEqual(len(set(addresses)), len(addresses))
+            dump.close()
+            with self.assertRaisesRegex(waybill.InvalidArgument, "closed"):
+                dump[0]
+            del dump, record, view, run
+            gc.collect()
+            # Memory that was freed would be handed out again here.
+            poison = [np.full(len(copy) or 1, 0xA5, np.uint8) for copy in copies for _ in range(20)]
+            for view, copy in zip(views, copies):
+                np.testing.assert_array_equal(view, copy)
+            del poison
+
+    def test_numbers_names_and_the_end(self):
+        dump = waybill.open(golden("good_u8.wbr")[0])
+        rids = [record.rid for record in dump]
+        self.assertEqual(dump[-1].rid, rids[-1])
+        self.assertEqual([dump[rid].rid for rid in rids], rids)
+        self.assertIn(rids[0], dump)
+        self.assertNotIn("nobody", dump)
+        with self.assertRaisesRegex(waybill.NotFound, "nobody"):
+            dump["nobody"]
+        for i in (len(dump), -len(dump) - 1):
+            with self.assertRaises(IndexError):
+                dump[i]
+
+    def test_what_is_bad_is_refused(self):
+        for path in golden("bad_*.wbr"):
+            with self.subTest(path), self.assertRaises(waybill.Error) as caught:
+                waybill.verify(path)
+            self.assertIn(os.path.basename(path), str(caught.exception))
+            self.assertIn(caught.exception.status, ("CORRUPT", "UNSUPPORTED", "MISMATCH"))
+        with self.assertRaisesRegex(OSError, "nowhere"):
+            waybill.open("nowhere.wbr")
+        with tempfile.TemporaryDirectory() as folder, self.assertRaises(waybill.NotFound):
+            waybill.open(folder)
+
+    def test_a_cut_file_yields_what_lies_before_the_cut(self):
+        path = golden("good_u8.wbr")[0]
+        whole = pathlib.Path(path).read_bytes()
+        rids = [record.rid for record in waybill.open(path)]
+        with tempfile.TemporaryDirectory() as folder:
+            cut = os.path.join(folder, "part-0.wbr")
+            with open(cut, "wb") as file:
+                file.write(whole[: len(whole) // 2])
+            dump = waybill.open(folder)
+            self.assertEqual([record.rid for record in dump], rids[: len(dump)])
+            self.assertLess(len(dump), len(rids))
+            self.assertIn("part-0.wbr", dump.info.lost_where)
+            self.assertGreater(dump.info.lost_bytes, 0)
+
+    def test_garbage_in_any_order_at_exit(self):
+        # In a circle of garbage the dump may be finalised before its records; views may be the last of all.
+        script = (
+            "import waybill, sys\n"
+            "class Circle: pass\n"
+            "for path in sys.argv[1:]:\n"
+            "    circle = Circle(); circle.circle = circle\n"
+            "    circle.dump = waybill.open(path); circle.records = list(circle.dump)\n"
+            "    circle.views = [record.tokens for record in circle.records]\n"
+            "kept = circle, waybill.open(path)[0], waybill.open(path)[0].tokens\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", script, *golden("good_*.wbr")], capture_output=True, text=True
+        )
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+
+    def test_threads_take_turns(self):
+        dump = waybill.open(golden("good_zstd.wbr")[0])
+        expected = [int(record.routes.sum()) for record in dump]
+        faults = []
+
+        def read():
+            for _ in range(30):
+                found = [int(record.routes.sum()) for record in dump]
+                if found != expected:
+                    faults.append(found)
+
+        threads = [threading.Thread(target=read) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self.assertEqual(faults, [])
+
+
+class Writing(unittest.TestCase):
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = folder.name
+
+    def records(self, random, model):
+        for i in range(20):
+            n = int(random.integers(3, 40))
+            fields = {}
+            if i % 3 == 0:
+                fields["valid"] = random.random(n - 1) < 0.7
+            if i % 4 == 1:
+                middle = int(random.integers(1, n - 1))
+                rows = make_routes(random, model, n)
+                fields["routes"] = None
+                fields["runs"] = [waybill.Run(0, rows[: middle // 2], None)] if middle > 1 else []
+                fields["runs"].append(waybill.Run(middle, rows[middle : n - 1], None))
+                fields["runs"] = [run for run in fields["runs"] if len(run.ids)]
+            if i % 2:
+                fields["spans"] = [(0, n // 2, 2**40 + i), (n // 2, n, 2**63)] if n // 2 else []
+                fields["sampling"] = waybill.Sampling(0.5, 7, 0.75)
+            yield make_record(random, model, f"request-{i}é", n, group=i // 4, sample=i % 4, **fields)
+
+    def assert_same(self, one, other):
+        for name in ("rid", "group", "sample", "prompt_len", "finish", "sampling", "digest", "start"):
+            self.assertEqual(getattr(one, name), getattr(other, name), name)
+        for name in ("tokens", "logprobs", "spans", "valid"):
+            np.testing.assert_array_equal(getattr(one, name), getattr(other, name), name)
+        np.testing.assert_array_equal(one.routes[one.valid], other.routes[other.valid])
+
+    def test_what_was_written_is_read(self):
+        random = support.random_for(self)
+        for E, codec in ((8, "raw"), (8, "zstd"), (256, "raw"), (257, "raw"), (300, "zstd")):
+            model = make_model(E=E)
+            records = list(self.records(random, model))
+            path = os.path.join(self.folder, f"{E}-{codec}.wbr")
+            with waybill.create(path, model, codec=codec, chunk_bytes=64, producer="a test") as writer:
+                for record in records:
+                    writer.append(record)
+            waybill.verify(path)
+            dump = waybill.open(path)
+            self.assertEqual(dump.model, model)
+            self.assertEqual(dump.model.id_dtype.itemsize, 1 if E <= 256 else 2)
+            self.assertEqual(dump.info.files_without_index, 0)
+            for one, other in zip(records, dump):
+                self.assert_same(one, other)
+            # And once more, from the records that were read.
+            with waybill.create(path + ".again.wbr", dump) as writer:
+                for record in dump:
+                    writer.append(record)
+            for one, other in zip(records, waybill.open(path + ".again.wbr")):
+                self.assert_same(one, other)
+
+    def test_what_cannot_be_is_refused_and_nothing_written(self):
+        random = support.random_for(self)
+        model = make_model()
+        path = os.path.join(self.folder, "a.wbr")
+        writer = waybill.create(path, model)
+        writer.append(make_record(random, model, "a"))
+        routes = make_routes(random, model, 3)
+        high, twice = routes.copy(), routes.copy()
+        high[1, 2, 0] = model.num_experts
+        twice[2, 0] = 5
+        tokens = [1, 2, 3, 4]
+        for expected, what, make in (
+            (waybill.InvalidArgument, "rid a", lambda: make_record(random, model, "a")),
+            (waybill.Mismatch, "experts", lambda: make_record(random, make_model(E=9), "b")),
+            (waybill.InvalidArgument, "b", lambda: waybill.Record(model, "b", tokens, 1, routes=high)),
+            (waybill.InvalidArgument, "b", lambda: waybill.Record(model, "b", tokens, 1, routes=twice)),
+            (
+                waybill.InvalidArgument,
+                "b",
+                lambda: waybill.Record(model, "b", tokens, 1, routes=routes, start=1),
+            ),
+            (
+                waybill.InvalidArgument,
+                "routes",
+                lambda: waybill.Record(model, "b", tokens, 1, routes=routes[:, :2]),
+            ),
+            (
+                waybill.InvalidArgument,
+                "routes",
+                lambda: waybill.Record(model, "b", tokens, 1, routes=routes - 300.0),
+            ),
+            (waybill.InvalidArgument, "fit", lambda: waybill.Record(model, "b", [-1, 2], 1)),
+            (waybill.InvalidArgument, "fit", lambda: waybill.Record(model, "b", [1.5, 2], 1)),
+            (waybill.InvalidArgument, "prompt_len", lambda: waybill.Record(model, "b", tokens, 5)),
+            (
+                waybill.InvalidArgument,
+                "logprobs",
+                lambda: waybill.Record(model, "b", tokens, 1, logprobs=[0.0]),
+            ),
+            (waybill.InvalidArgument, "finish", lambda: waybill.Record(model, "b", tokens, 1, finish="done")),
+            (
+                waybill.InvalidArgument,
+                "span",
+                lambda: waybill.Record(model, "b", tokens, 1, spans=[(0, -2, 0)]),
+            ),
+            (waybill.InvalidArgument, "group", lambda: waybill.Record(model, "b", tokens, 1, group=-1)),
+            (waybill.InvalidArgument, "model", lambda: waybill.Record("model", "b", tokens, 1)),
+        ):
+            with self.subTest(what), self.assertRaisesRegex(expected, what):
+                writer.append(make())
+        writer.append(make_record(random, model, "b"))
+        writer.finish()
+        self.assertEqual([record.rid for record in waybill.open(path)], ["a", "b"])
+        with self.assertRaises(waybill.InvalidArgument):
+            writer.append(make_record(random, model, "c"))
+        with self.assertRaises(OSError):
+            waybill.create(path, model)
+
+    def test_models_that_cannot_be(self):
+        good = {"L": 3, "E": 8, "K": 2}
+        for wrong in (
+            {"K": 9},
+            {"K": -1},
+            {"E": 0},
+            {"E": 65537},
+            {"E": 2**40},
+            {"L": 0},
+            {"name": "x" * 64},
+        ):
+            with self.subTest(wrong), self.assertRaises(waybill.InvalidArgument):
+                make_model(**{**good, **wrong})
+
+
+if __name__ == "__main__":
+    support.main()
