@@ -104,6 +104,9 @@ WB_API bool wb_python_abi_line(int i, const char **kind_out, const char **name_o
     X(wb_status, wb_replay_store,                                                                            \
       (wb_replay * replay, int32_t micro_batch, int32_t layer, uint32_t row, uint32_t rows,                  \
        const void *used, int64_t used_stride, const void *native, int64_t native_stride))                    \
+    X(wb_status, wb_replay_choose,                                                                           \
+      (wb_replay * replay, int32_t micro_batch, int32_t layer, uint32_t row, uint32_t rows,                  \
+       const void *chosen, int64_t chosen_stride, const void *native, int64_t native_stride))                \
     X(wb_status, wb_replay_counts,                                                                           \
       (const wb_replay *replay, int32_t micro_batch, int32_t layer, uint32_t row, uint32_t rows,             \
        int64_t *counts_out))                                                                                 \

@@ -1,5 +1,5 @@
-/* python_structs.h - the structs of the public headers that the Python package reads or fills, with the fields
- * that it uses.
+/* python_structs.h - structs of the public headers that the Python package reads or fills, and of these the
+ * fields that it uses.
  *
  * Refuses: fields that Python does not use; it knows from the struct's bytes that they are there. */
 #ifndef WB_PYTHON_STRUCTS_H

@@ -150,7 +150,8 @@ def _split(parameters: str) -> list[str]:
 
 
 def _called(function: Any, whole: list[tuple[int, Any, str]], checked: bool) -> Any:
-    """`function`, which refuses whole numbers that their parameter does not hold, where ctypes would wrap them.
+    """`function`, which refuses whole numbers that their parameter does not hold, where ctypes would wrap
+    them.
 
     checked: it returns a wb_status, which becomes nothing, or the exception of that status.
     """

@@ -112,6 +112,7 @@ class Replay:
     ) -> None:
         self._address: int | None = None
         self.model = check_model(model)
+        self.first_layer, self.n_layers = first_layer, n_layers
         self._placement = placement
         self._planned_rows: dict[int, int] = {}
         self._records: dict[str, Record] = {}

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The Python package as a stranger gets it: a wheel made from a copy of the tree, in a fresh virtual environment, with PyTorch and
-# transformers, which the other tests do without. Needs the network, 6 GB and some minutes; not run by ctest.
+# transformers, which the tests of ctest do without. Needs the network, 6 GB and some minutes.
 # usage: tests/python/run.sh [--keep FOLDER] [--cmake -DOPTION=VALUE]... [--oracles DIR]
 #   --keep FOLDER        the virtual environment is made there, or the one that is there is used again
 #   --cmake -DNAME=X     an option of the build of the wheel, such as -DWB_CUDA=OFF

@@ -1,6 +1,7 @@
 """What the tests of the Python package share: where golden files lie, records that are made up, seeds.
 
-Run one test file by itself with a seed of one's own: PYTHONPATH=build/python python3 tests/python/test_replay.py --seed 7
+Run one test file by itself with a seed of one's own: PYTHONPATH=build/python python3
+tests/python/test_replay.py --seed 7
 """
 
 import glob

@@ -1,5 +1,5 @@
-"""waybill.open and waybill.create: records equal what an independent reader finds, views outlive what they were taken
-from, what is bad is refused with the library's message."""
+"""waybill.open and waybill.create: records equal what an independent reader finds, views outlive what they
+were taken from, what is bad is refused with the library's message."""
 
 import gc
 import os
@@ -19,7 +19,8 @@ import waybill
 
 
 def readme_reader():
-    """`read` of the README's script, which knows nothing of this library; None where its packages are not there."""
+    """`read` of the README's script, which knows nothing of this library; None where its packages are not
+    there."""
     try:
         import msgpack  # noqa: F401
         import zstandard  # noqa: F401

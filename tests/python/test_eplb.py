@@ -1,5 +1,5 @@
-"""waybill.eplb: loads are the records' counts, placements and what is read from them agree with sums made here, move
-plans executed on simulated slots arrive, files are read again."""
+"""waybill.eplb: loads are the records' counts, placements and what is read from them agree with sums made
+here, move plans executed on simulated slots arrive, files are read again."""
 
 import json
 import os
@@ -97,8 +97,13 @@ class Placements(unittest.TestCase):
             quota = found.quota(layer, counts)
             shares = [quota[maps[layer] == expert].sum() for expert in range(16)]
             np.testing.assert_array_equal(shares, counts.sum(0))
-        for wrong in (lambda: found.quota(5, counts), lambda: found.dispatch_table(5), lambda: found.dispatch_table(-1),
-                      lambda: found.dispatch_table(0, 4), lambda: found.dispatch_table(0, 0, "quota")):  # fmt: skip
+        for wrong in (
+            lambda: found.quota(5, counts),
+            lambda: found.dispatch_table(5),
+            lambda: found.dispatch_table(-1),
+            lambda: found.dispatch_table(0, 4),
+            lambda: found.dispatch_table(0, 0, "quota"),
+        ):
             with self.assertRaises(waybill.InvalidArgument):
                 wrong()
 

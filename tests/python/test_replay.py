@@ -1,5 +1,5 @@
-"""waybill.Replay and waybill.pack: routes of a plan are those of the records, what was not followed or is not the
-record's is refused, metrics are what one counts by hand."""
+"""waybill.Replay and waybill.pack: routes of a plan are those of the records, what was not followed or is not
+the record's is refused, metrics are what one counts by hand."""
 
 import gc
 import unittest
@@ -27,7 +27,8 @@ class Plans(unittest.TestCase):
         self.replay.plan(micro_batch, [*segments, waybill.Padding(padding)])
 
     def follow(self, micro_batch, choose=None):
-        """Routes every row as planned, and those that choose to `choose`; where each row would have gone, by layer."""
+        """Routes every row as planned, and those that choose to `choose`; where each row would have gone, by
+        layer."""
         native = make_routes(self.random, self.model, sum(map(len, self.records)) + 4)
         for layer in range(self.model.n_moe_layers):
             planned = self.replay.rows(micro_batch, layer)
