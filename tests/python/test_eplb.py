@@ -29,8 +29,14 @@ class Loads(unittest.TestCase):
                     np.add.at(by_hand[layer], record.routes[record.valid][:, layer].ravel(), 1)
             np.testing.assert_array_equal(by_hand, expected)
             np.testing.assert_array_equal(eplb.loads(dump, records=[1])[0], dump[1].counts())
-            with self.assertRaises(waybill.InvalidArgument):
-                eplb.loads(dump, records=[len(dump)])
+            for wrong in (
+                {"records": [len(dump)]},
+                {"records": [-1]},
+                {"n_batches": 0},
+                {"n_batches": 2**32 + 1},
+            ):
+                with self.assertRaises(waybill.InvalidArgument):
+                    eplb.loads(dump, **wrong)
 
     def test_of_files(self):
         with tempfile.TemporaryDirectory() as folder:

@@ -38,6 +38,8 @@ FAMILIES = [
     "deepseek_v4",
     "glm4_moe",
 ]
+
+
 def oracles():
     """Folders with reference data of a family that transformers can load."""
     found = [os.path.join(support.GOLDEN, name) for name in ("qwen3_moe", "olmoe")]

@@ -60,11 +60,16 @@ class Plans(unittest.TestCase):
             np.testing.assert_array_equal(self.replay.counts(1, layer), expected)
         with self.assertRaisesRegex(waybill.InvalidArgument, "not planned"):
             self.replay.rows(0, 0)
+        for layer in (self.model.n_moe_layers, 2**32, 2**63):
+            with self.assertRaises(waybill.InvalidArgument):
+                self.replay.rows(1, layer)
 
     def test_a_slice_is_the_callers_own(self):
         self.replay.begin("rollout", 1)
         self.plan()
         kept = self.replay.rows(0, 0)
+        self.assertIsNone(kept.ids.base)
+        self.assertIsNone(kept.direction.base)
         before = kept.ids.copy(), kept.direction.copy()
         self.replay.clear()
         del self.replay

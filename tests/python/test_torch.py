@@ -138,8 +138,8 @@ class Gate(unittest.TestCase):
 
     def test_ids_of_two_bytes_and_other_logits(self):
         for device in DEVICES:
-            replay, logits, expected = self.prepare(device, E=300)
-            for dtype in (torch.bfloat16, torch.float16, torch.float32):
+            for E, dtype in ((300, torch.bfloat16), (300, torch.float16), (65536, torch.float32)):
+                replay, logits, expected = self.prepare(device, E=E)
                 with replay.step("rollout", 1):
                     replay.plan(0, self.segments)
                     for layer in range(3):
@@ -151,6 +151,8 @@ class Gate(unittest.TestCase):
                         self.assertTrue(close(weights[self.forced], formula[self.forced]))
                         weights.square().sum().backward()
                         self.assertEqual((z.grad.dtype, z.grad.shape), (dtype, z.shape))
+                if E == 65536:
+                    self.assertGreater(int(expected.max()), 2**15)
 
     def layer(self, replay, router_weight, hidden, micro_batch, layer):
         """A MoE layer that keeps its choice in what it returns."""
