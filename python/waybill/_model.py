@@ -45,7 +45,8 @@ class RouteModel:
             num_experts=self.num_experts,
             top_k=self.top_k,
         )
-        object.__setattr__(self, "_kept", (struct, layers))
+        narrow = _abi.functions["wb_route_dtype"](struct.num_experts) == _abi.enums["WB_U8"]
+        object.__setattr__(self, "_kept", (struct, layers, np.dtype("<u1" if narrow else "<u2")))
         _abi.functions["wb_route_model_check"](self._struct)
 
     @property
@@ -56,8 +57,7 @@ class RouteModel:
     @property
     def id_dtype(self) -> np.dtype:
         """Of an expert id: u1 where E <= 256, else u2."""
-        narrow = _abi.functions["wb_route_dtype"](self.num_experts) == _abi.enums["WB_U8"]
-        return np.dtype("<u1" if narrow else "<u2")
+        return self._kept[2]
 
     def match(self, found: RouteModel) -> None:
         """Raises Mismatch, naming the first field that differs, unless `found` is the same model."""

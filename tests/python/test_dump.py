@@ -1,7 +1,9 @@
 """waybill.open and waybill.create: records equal what an independent reader finds, views outlive what they
 were taken from, what is bad is refused with the library's message."""
 
+import contextlib
 import gc
+import io
 import os
 import pathlib
 import re
@@ -218,6 +220,22 @@ class Reading(unittest.TestCase):
         for thread in threads:
             thread.join()
         self.assertEqual(faults, [])
+
+
+class Readme(unittest.TestCase):
+    def test_its_lines_run(self):
+        text = pathlib.Path(support.TESTS, "..", "README.md").read_text(encoding="utf-8")
+        blocks = re.findall(r"```py\n(.*?)```", text, re.S)
+        self.assertEqual(len(blocks), 2)
+        compile(blocks[1], "README.md", "exec")
+        random, model = support.random_for(self), make_model()
+        with tempfile.TemporaryDirectory() as folder:
+            with waybill.create(os.path.join(folder, "part-0.wbr"), model) as writer:
+                for i in range(5):
+                    writer.append(make_record(random, model, f"request-{i}"))
+            with contextlib.redirect_stdout(io.StringIO()) as printed:
+                exec(blocks[0].replace("run/dump", folder), {})
+        self.assertIn("request-0", printed.getvalue())
 
 
 class Writing(unittest.TestCase):
