@@ -236,6 +236,13 @@ def fill(made: Any, /, **fields: Any) -> Any:
     return made
 
 
+def text(value: str, what: str) -> bytes:
+    """UTF-8 as the library takes it; a NUL, at which it would end, is refused."""
+    if not isinstance(value, str) or "\0" in value:
+        raise STATUS_ERRORS["INVALID_ARGUMENT"](f"{what}: expected text without NUL, found {value!r}")
+    return value.encode(errors="surrogateescape")
+
+
 class _Memory:
     """Memory of the library as numpy wants to see it; an array of it keeps `owner` alive."""
 
@@ -290,7 +297,8 @@ def array(values: Any, dtype: Any, shape: tuple[int, ...] | None, what: str) -> 
         raise STATUS_ERRORS["INVALID_ARGUMENT"](
             f"{what}: expected shape [{expected}], found {list(given.shape)}"
         )
-    made = np.ascontiguousarray(given, dtype)
+    with np.errstate(invalid="ignore"):  # compared below
+        made = np.require(given, dtype, ["C", "A"])
     if np.dtype(dtype).kind in "iu" and given.dtype != made.dtype and not np.array_equal(given, made):
         raise STATUS_ERRORS["INVALID_ARGUMENT"](f"{what}: a value does not fit {np.dtype(dtype)}")
     return made

