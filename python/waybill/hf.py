@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import weakref
 from typing import Any, Callable, Iterator, Sequence
 
 import torch
@@ -162,6 +163,11 @@ def replay_for(model: torch.nn.Module, recorded: RouteModel | Any, **options: An
     return RouterReplay(recorded, router=_router(model, layers), device=device, **options)
 
 
+# Routers that ask a replay: a second one would be asked after the first, and nobody would know whom experts
+# follow.
+_attached: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
 class Attached:
     """A model whose routers ask a replay. See waybill.hf.attach."""
 
@@ -172,6 +178,10 @@ class Attached:
         self._now: int | None = None
         self._native = False
         self._hooks: list[Any] = []
+        self._routers = [layer.router for layer in layers]
+        if any(router in _attached for router in self._routers):
+            raise InvalidArgument(f"{type(model).__name__} is attached to a replay already: detach it first")
+        _attached.update(self._routers)
         for i, layer in enumerate(layers):
             self._attach(layer, replay.first_layer + i)
 
@@ -211,21 +221,25 @@ class Attached:
     def micro_batch(self, number: int) -> Iterator[None]:
         """Forwards within are those of this micro-batch, and so are recomputes of their checkpoints later
         on."""
-        self._follow_checkpoints()
-        before, self._now = self._now, number
-        try:
+        with self._in(number, False):
             yield
-        finally:
-            self._now = before
 
     @contextlib.contextmanager
     def native(self) -> Iterator[None]:
-        """Forwards within, of an evaluation or a generation, go by the model's own choice."""
-        before, self._native = self._native, True
+        """Forwards within, of an evaluation or a generation, go by the model's own choice, and so do
+        recomputes."""
+        with self._in(None, True):
+            yield
+
+    @contextlib.contextmanager
+    def _in(self, number: int | None, native: bool) -> Iterator[None]:
+        self._follow_checkpoints()
+        before = self._now, self._native
+        self._now, self._native = number, native
         try:
             yield
         finally:
-            self._native = before
+            self._now, self._native = before
 
     def _follow_checkpoints(self) -> None:
         """A checkpoint is recomputed in a backward, when another micro-batch may be current: it takes its own
@@ -237,12 +251,10 @@ class Attached:
 
     def _with_micro_batch(self, checkpoint: Any) -> Any:
         def run(function: Any, *args: Any, **kwargs: Any) -> Any:
-            number = self._now
+            now = self._now, self._native
 
             def again(*inner: Any, **named: Any) -> Any:
-                if number is None:
-                    return function(*inner, **named)
-                with self.micro_batch(number):
+                with self._in(*now):
                     return function(*inner, **named)
 
             return checkpoint(again, *args, **kwargs)
@@ -286,7 +298,7 @@ class Attached:
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
-        self._native = True
+        _attached.difference_update(self._routers)
 
 
 def attach(model: torch.nn.Module, replay: RouterReplay) -> Attached:

@@ -2,6 +2,7 @@
 data, also with recompute, with padding, and where a table chooses. Folders of make_oracle.py; --oracles in
 run.sh names more."""
 
+import contextlib
 import glob
 import json
 import os
@@ -234,8 +235,26 @@ class Attaching(unittest.TestCase):
         with self.assertRaises(waybill.Unsupported):
             waybill.hf.attach(torch.nn.Linear(2, 2), self.replay)
 
+    def test_recompute_of_a_native_forward_is_native(self):
+        grads = []
+        for attaching in (True, False):
+            oracle = Oracle(oracles()[0])
+            oracle.hf.train()
+            oracle.hf.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            within = contextlib.nullcontext()
+            if attaching:
+                within = waybill.hf.attach(oracle.hf, oracle.replay()).native()
+            with within:
+                loss = oracle.loss(oracle.hf(oracle.ids, use_cache=False).logits)
+            loss.backward()
+            grads.append([parameter.grad for parameter in oracle.hf.parameters()])
+        for one, other in zip(*grads):
+            self.assertTrue(torch.equal(one, other))
+
     def test_a_forward_that_nobody_planned_is_refused(self):
         attached = waybill.hf.attach(self.oracle.hf, self.replay)
+        with self.assertRaisesRegex(waybill.InvalidArgument, "already"):
+            waybill.hf.attach(self.oracle.hf, self.replay)
         with self.assertRaisesRegex(waybill.InvalidArgument, "micro_batch"):
             self.oracle.hf(self.oracle.ids)
         with self.replay.step("off", 1):
