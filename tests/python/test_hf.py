@@ -6,6 +6,9 @@ import contextlib
 import glob
 import json
 import os
+import re
+import subprocess
+import sys
 import tempfile
 import unittest
 
@@ -185,6 +188,28 @@ class Oracles(unittest.TestCase):
                     attached.detach()
                     logits = oracle.hf(oracle.ids, use_cache=False).logits
                     self.assertTrue(float((logits - oracle.ref["logits"]).abs().max()) <= 1e-4)
+
+
+class Example(unittest.TestCase):
+    def test_replay_takes_the_rollouts_log_probabilities_back(self):
+        folder = oracles()[0]
+        oracle = Oracle(folder)
+        with tempfile.TemporaryDirectory() as work:
+            path = os.path.join(work, "part-0.wbr")
+            with waybill.create(path, oracle.model) as writer:
+                for b, record in enumerate(oracle.records()):
+                    tokens, routes = record.tokens[:-1], record.routes[:-1]
+                    logprobs = oracle.ref["forced.logprobs"][b].numpy()
+                    writer.append(
+                        waybill.Record(oracle.model, f"r{b}", tokens, 1, routes=routes, logprobs=logprobs)
+                    )
+            script = os.path.join(support.TESTS, "..", "examples", "03_transformers.py")
+            command = [sys.executable, script, folder, work, "--batch", "1"]
+            done = subprocess.run(command, capture_output=True, text=True)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        off, rollout = (float(kl) for kl in re.findall(r"model\) ([-0-9.e]+)", done.stdout))
+        self.assertGreater(off, 1e-5)
+        self.assertTrue(rollout <= 1e-9, done.stdout)
 
 
 class Attaching(unittest.TestCase):
