@@ -119,8 +119,6 @@ WB_API bool wb_python_abi_line(int i, const char **kind_out, const char **name_o
     X(double *, wb_replay_metric_sums, (wb_replay * replay, size_t * n_out))                                 \
     X(wb_status, wb_comm_open_self, (wb_comm * *comm_out))                                                   \
     X(void, wb_comm_close, (wb_comm * comm))                                                                 \
-    X(wb_pack_cost, wb_pack_cost_of,                                                                         \
-      (uint32_t hidden, uint32_t q_width, uint32_t kv_width, uint32_t expert_width, uint32_t n_layers))      \
     X(void, wb_pack_options_init, (wb_pack_options * options_out, size_t size))                              \
     X(wb_status, wb_pack_open,                                                                               \
       (wb_comm * comm, const wb_route_model *model, const wb_pack_options *options, uint32_t n,              \
@@ -132,9 +130,7 @@ WB_API bool wb_python_abi_line(int i, const char **kind_out, const char **name_o
     X(const double *, wb_pack_loads, (const wb_pack *pack))                                                  \
     X(wb_status, wb_device_open_cpu, (int threads, wb_device **device_out))                                  \
     X(wb_status, wb_device_open_cuda, (int index, void *stream, wb_device **device_out))                     \
-    X(int, wb_device_count_cuda, (void))                                                                     \
     X(void, wb_device_close, (wb_device * device))                                                           \
-    X(const char *, wb_router_name, (wb_router_type type))                                                   \
     X(void, wb_hooks_options_init, (wb_hooks_options * options_out, size_t size))                            \
     X(wb_status, wb_hooks_open, (const wb_hooks_options *options, wb_hooks **hooks_out))                     \
     X(void, wb_hooks_close, (wb_hooks * hooks))                                                              \
@@ -170,9 +166,6 @@ WB_API bool wb_python_abi_line(int i, const char **kind_out, const char **name_o
       (const wb_placement *placement, const char *path, wb_map_layout layout, const uint32_t *layers))       \
     X(wb_cost_model, wb_cost_model_of, (uint32_t hidden, uint32_t expert_width))                             \
     X(void, wb_eplb_options_init, (wb_eplb_options * options_out, size_t size))                              \
-    X(wb_status, wb_eplb_solve,                                                                              \
-      (const wb_topology *topology, uint32_t n_layers, uint32_t n_experts, uint32_t n_batches,               \
-       const double *loads, const wb_eplb_options *options, wb_placement **placement_out))                   \
     X(wb_status, wb_eplb_solve_counts,                                                                       \
       (const wb_topology *topology, uint32_t n_layers, uint32_t n_experts, uint32_t n_batches,               \
        const double *loads, const wb_eplb_options *options, wb_placement **placement_out))                   \

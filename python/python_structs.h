@@ -180,13 +180,6 @@
     F(wb_counts_info, const uint32_t *, layers)           \
     F(wb_counts_info, const uint8_t *, informed)          \
     F(wb_counts_info, const char *, layout)               \
-    S(wb_routed_rows)                                     \
-    F(wb_routed_rows, const void *, ids)                  \
-    F(wb_routed_rows, wb_dtype, dtype)                    \
-    F(wb_routed_rows, size_t, row_stride)                 \
-    F(wb_routed_rows, uint32_t, T)                        \
-    F(wb_routed_rows, uint32_t, K)                        \
-    F(wb_routed_rows, const uint8_t *, valid)             \
     S(wb_move)                                            \
     F(wb_move, uint32_t, layer)                           \
     F(wb_move, uint32_t, expert)                          \

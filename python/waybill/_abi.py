@@ -43,14 +43,21 @@ def _load() -> ctypes.CDLL:
         raise ImportError(f"waybill: the package's library cannot be loaded: {error}") from None
 
 
+class _Names(dict):
+    """What the library has by name; one that it has not is of another version than these files."""
+
+    def __missing__(self, name: str) -> Any:
+        raise ImportError(f"waybill: the package's library has no {name}: it is of another version")
+
+
 class _Described:
     """What the library says of itself: `enums`, `statuses`, `structs` and `functions` by name."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
-        self.enums: dict[str, int] = {}
+        self.enums: dict[str, int] = _Names()
         self.statuses: dict[str, int] = {}
-        self.structs: dict[str, type[ctypes.Structure]] = {}
-        self.functions: dict[str, Any] = {}
+        self.structs: dict[str, type[ctypes.Structure]] = _Names()
+        self.functions: dict[str, Any] = _Names()
         self._library = library
         self._types: dict[str, Any] = dict(_NUMBERS)
         self._fields: dict[str, list[tuple[str, str, int, int]]] = {}
@@ -193,14 +200,6 @@ def enum_of(prefix: str, name: str, what: str) -> int:
     return known[name]
 
 
-def name_of(prefix: str, value: int) -> str:
-    """The other way round."""
-    for key, number in enums.items():
-        if key.startswith(prefix) and number == value:
-            return key[len(prefix) :].lower()
-    return "unknown"
-
-
 def handle(opener: Any, *arguments: Any) -> int:
     """The address that a function writes into its last parameter."""
     out = ctypes.c_void_p()
@@ -218,6 +217,16 @@ def options(name: str, /, **fields: Any) -> ctypes.Structure:
 def struct(name: str, /, **fields: Any) -> ctypes.Structure:
     """A struct that is zero but for these fields."""
     return fill(structs[name](), **fields)
+
+
+def dtype(name: str) -> np.dtype:
+    """A struct as elements of an array; a field that is a struct of one number is that number."""
+    made = structs[name]
+    known = [(field, kind) for field, kind in made._fields_ if not field.startswith("_")]
+    formats = [np.dtype(getattr(kind, "_fields_", [("", kind)])[0][1]) for _, kind in known]
+    names = [field for field, _ in known]
+    offsets = [getattr(made, field).offset for field in names]
+    return np.dtype({"names": names, "formats": formats, "offsets": offsets, "itemsize": ctypes.sizeof(made)})
 
 
 def fill(made: Any, /, **fields: Any) -> Any:
@@ -254,8 +263,7 @@ class _Memory:
             "version": 3,
             "data": (address, not writable),
             "shape": shape,
-            "typestr": dtype.str if dtype.fields is None else f"|V{dtype.itemsize}",
-            "descr": dtype.descr,
+            "typestr": dtype.str,
             "strides": strides,
         }
 
@@ -272,7 +280,8 @@ def view(
     dtype = np.dtype(dtype)
     if not address or 0 in shape:
         return np.empty(shape, dtype)
-    return np.asarray(_Memory(address, shape, dtype, owner, strides, writable))
+    plain = dtype if dtype.fields is None else np.dtype(f"V{dtype.itemsize}")
+    return np.asarray(_Memory(address, shape, plain, owner, strides, writable)).view(dtype)
 
 
 def copied(address: int | None, shape: tuple[int, ...], dtype: Any) -> np.ndarray:

@@ -11,7 +11,7 @@ from . import _abi
 from ._errors import InvalidArgument
 from ._model import RouteModel, check_model
 
-SPAN = np.dtype([("start", "<u4"), ("end", "<u4"), ("weight_version", "<u8")])
+SPAN = _abi.dtype("wb_span")
 
 
 class Run(NamedTuple):

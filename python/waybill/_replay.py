@@ -13,7 +13,7 @@ from ._model import RouteModel, check_model
 from ._record import Record
 
 ALL_LAYERS = -1
-LAYER_METRICS = np.dtype([("tokens", "f8"), ("overlap", "f8"), ("differ", "f8")])
+LAYER_METRICS = _abi.dtype("wb_replay_layer_metrics")
 
 
 class Rows(NamedTuple):

@@ -23,9 +23,9 @@ from . import _abi
 from ._dump import Dump
 from ._placement import Placement, Topology
 
-MOVE = np.dtype([("layer", "<u4"), ("expert", "<u4"), ("kind", "<i4"), ("from", "<u4"), ("to", "<u4")])
+MOVE = _abi.dtype("wb_move")
 NO_SLOT = 2**32 - 1
-MOVE_KINDS = ("local", "node", "network", "reload")
+MOVE_KINDS = tuple(name[len("WB_MOVE_") :].lower() for name in _abi.enums if name.startswith("WB_MOVE_"))
 
 
 @dataclass
