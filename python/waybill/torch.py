@@ -164,10 +164,6 @@ class RouterReplay(Replay):
     def abort(self) -> None:
         _abi.functions["wb_hooks_step_abort"](self._hooks)
 
-    def clear(self) -> None:
-        self.abort()
-        super().clear()
-
     # ---- in a MoE layer ------------------------------------------------------------------------------------
 
     def gate(
