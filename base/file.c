@@ -289,14 +289,15 @@ static wb_status sync_parent(const char *path) {
     return status;
 }
 
+wb_status wb_file_move(const char *from, const char *to) {
+    if (rename(from, to) == 0) return sync_parent(to);
+    return wb_fail(WB_IO, "%s: cannot be renamed to %s: %s", from, to, strerror(errno));
+}
+
 wb_status wb_new_file_commit(wb_new_file *file) {
-    wb_status status = WB_OK;
-    if (file->temp && rename(file->temp, file->path) != 0) {
-        status = wb_fail(WB_IO, "%s: cannot be renamed: %s", file->temp, strerror(errno));
-        unlink(file->temp);
-    } else if (file->temp) {
-        status = sync_parent(file->path);
-    }
+    wb_status status = file->temp ? wb_file_move(file->temp, file->path) : WB_OK;
+    /* A temporary that was renamed is not there any more. */
+    if (status != WB_OK && file->temp) unlink(file->temp);
     free_names(file);
     return status;
 }

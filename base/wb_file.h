@@ -47,6 +47,9 @@ wb_status wb_new_file_sync(wb_new_file *file);   /* no more writes after it */
 wb_status wb_new_file_commit(wb_new_file *file); /* after the sync: renames, and frees also on failure */
 void wb_new_file_discard(wb_new_file *file);     /* removes the temporary; a no-op after commit */
 
+/* Renames a whole, synced file or directory over `to`, and syncs the directory that has it. */
+wb_status wb_file_move(const char *from, const char *to);
+
 wb_status wb_file_replace(const char *path, const char *text, size_t bytes); /* the four in one */
 
 /* Whether `name` is that of a temporary of wb_new_file, which a killed process may have left: the length

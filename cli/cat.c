@@ -1,13 +1,17 @@
-/* cat.c - `waybill cat`: records as JSON lines. */
+/* cat.c - `waybill cat`: records as JSON lines. Ids are by far most of what is printed: the text of each is
+ * made once, and rows are put together from these texts. */
 #include "command.h"
 #include "report/report_json.h"
+#include "wb_check.h"
+#include "wb_memory.h"
 
 #include <inttypes.h>
 #include <stddef.h>
+#include <string.h>
 
 typedef struct cat_options {
     const char *rid;
-    bool tokens, routes;
+    bool json, tokens, routes;
     uint64_t limit;
 } cat_options;
 
@@ -17,6 +21,10 @@ static const cli_option table[] = {
      .type = CLI_TEXT,
      .offset = offsetof(cat_options, rid),
      .help = "only this record"},
+    {.name = "json",
+     .type = CLI_FLAG,
+     .offset = offsetof(cat_options, json),
+     .help = "whole records: --tokens and --routes"},
     {.name = "tokens",
      .type = CLI_FLAG,
      .offset = offsetof(cat_options, tokens),
@@ -94,36 +102,75 @@ static void print_tokens(const wb_record *r) {
     if (r->mask_ends) print_mask(r);
 }
 
-static void print_row(const wb_route_model *m, const void *row) {
-    wb_dtype dtype = wb_route_dtype(m->num_experts);
-    if (!row) {
-        printf("null");
-        return;
+/* ---- rows --------------------------------------------------------------------------------------- */
+
+enum { ID_BYTES = 8 };
+
+typedef struct id_text {
+    char text[ID_BYTES - 1]; /* "65535," */
+    uint8_t length;
+} id_text;
+
+typedef struct row_printer {
+    wb_dtype dtype;
+    id_text *texts; /* of every id that the type has: ids of a damaged dump may be out of the model's range */
+    char *line;     /* a row */
+    wb_owner memory;
+} row_printer;
+
+static wb_status open_rows(row_printer *p, const wb_route_model *m) {
+    const size_t ids = (size_t)m->n_moe_layers * m->top_k;
+    p->dtype = wb_route_dtype(m->num_experts);
+    const uint32_t n_texts = p->dtype == WB_U8 ? 256 : 65536;
+    WB_TRY(WB_OWN(&p->memory, p->texts, n_texts, "texts of ids"));
+    WB_TRY(WB_OWN(&p->memory, p->line, ids * (ID_BYTES - 1) + 2 * (size_t)m->n_moe_layers + 2 * ID_BYTES,
+                  "a row"));
+    for (uint32_t id = 0; id < n_texts; id++) {
+        char text[16];
+        p->texts[id].length = (uint8_t)snprintf(text, sizeof text, "%" PRIu32 ",", id);
+        memcpy(p->texts[id].text, text, p->texts[id].length);
     }
-    for (uint32_t l = 0; l < m->n_moe_layers; l++) {
-        printf(l ? ",[" : "[[");
-        for (uint32_t k = 0; k < m->top_k; k++)
-            printf("%s%" PRIu32, k ? "," : "", wb_route_id(row, dtype, (size_t)l * m->top_k + k));
-        putchar(']');
-    }
-    putchar(']');
+    return WB_OK;
 }
 
-static void print_routes(const wb_route_model *m, const wb_record *r) {
+/* Writes a row without looking at each character: the comma after a layer's last id becomes its bracket. */
+static void print_row(const row_printer *p, const wb_route_model *m, const void *row) {
+    char *at = p->line;
+    *at++ = '[';
+    for (uint32_t l = 0; l < m->n_moe_layers; l++) {
+        *at++ = '[';
+        for (uint32_t k = 0; k < m->top_k; k++) {
+            const id_text *text = &p->texts[wb_route_id(row, p->dtype, (size_t)l * m->top_k + k)];
+            memcpy(at, text->text, sizeof text->text);
+            at += text->length;
+        }
+        at[-1] = ']';
+        *at++ = ',';
+    }
+    at[-1] = ']';
+    fwrite(p->line, 1, (size_t)(at - p->line), stdout);
+}
+
+static void print_routes(const row_printer *p, const wb_route_model *m, const wb_record *r) {
     printf(",\"routes\":[");
     for (uint32_t i = 0; i < r->n_routes; i++) {
         const wb_route_rows *run = &r->routes[i];
         printf("%s{\"start\":%" PRIu32 ",\"rows\":[", i ? "," : "", run->start);
         for (uint32_t t = 0; t < run->rows; t++) {
             if (t) putchar(',');
-            print_row(m, wb_record_row(m, r, run->start + t));
+            const void *row = wb_record_row(m, r, run->start + t);
+            if (row)
+                print_row(p, m, row);
+            else
+                printf("null");
         }
         printf("]}");
     }
     printf("]");
 }
 
-static void print_record(const wb_route_model *m, const wb_record *r, const cat_options *o) {
+static void print_record(const row_printer *p, const wb_route_model *m, const wb_record *r,
+                         const cat_options *o) {
     printf("{\"rid\":");
     json_text(r->rid);
     printf(",\"group\":%" PRIu64 ",\"sample\":%" PRIu32 ",\"prompt_len\":%" PRIu32 ",\"n_tokens\":%" PRIu32
@@ -131,12 +178,12 @@ static void print_record(const wb_route_model *m, const wb_record *r, const cat_
            r->group, r->sample, r->prompt_len, r->n_tokens, wb_finish_name(r->finish));
     print_spans(r);
     if (r->sampling) print_sampling(r->sampling);
-    if (o->tokens) print_tokens(r);
-    if (o->routes) print_routes(m, r);
+    if (o->tokens || o->json) print_tokens(r);
+    if (o->routes || o->json) print_routes(p, m, r);
     printf("}\n");
 }
 
-static wb_status print_records(wb_dump *dump, uint64_t n, const cat_options *o) {
+static wb_status print_records(const row_printer *p, wb_dump *dump, uint64_t n, const cat_options *o) {
     cli_progress progress = cli_progress_start();
     wb_status status = WB_OK;
     uint64_t tokens = 0;
@@ -144,7 +191,7 @@ static wb_status print_records(wb_dump *dump, uint64_t n, const cat_options *o) 
         wb_record r;
         status = wb_dump_record(dump, i, &r);
         if (status != WB_OK) break;
-        print_record(wb_dump_model(dump), &r, o);
+        print_record(p, wb_dump_model(dump), &r, o);
         tokens += r.n_tokens;
         wb_dump_release(dump, i);
         cli_progress_records(&progress, i + 1, n, tokens);
@@ -153,20 +200,23 @@ static wb_status print_records(wb_dump *dump, uint64_t n, const cat_options *o) 
     return status;
 }
 
-static int print_all(wb_dump *dump, const cat_options *o) {
+static wb_status print_all(row_printer *p, wb_dump *dump, const cat_options *o) {
     const uint64_t n = wb_dump_get_info(dump).records;
     wb_record r;
-    if (!o->rid) return print_records(dump, n < o->limit ? n : o->limit, o) == WB_OK ? CLI_OK : cli_fail();
-    if (wb_dump_find(dump, o->rid, &r) != WB_OK) return cli_fail();
-    print_record(wb_dump_model(dump), &r, o);
-    return CLI_OK;
+    WB_TRY(open_rows(p, wb_dump_model(dump)));
+    if (!o->rid) return print_records(p, dump, n < o->limit ? n : o->limit, o);
+    WB_TRY(wb_dump_find(dump, o->rid, &r));
+    print_record(p, wb_dump_model(dump), &r, o);
+    return WB_OK;
 }
 
 static int run(const cli_command *self, const cli_arguments *arguments) {
     (void)self;
     wb_dump *dump = NULL;
     int code = cli_open_dump(arguments->dump, &dump);
-    if (code == CLI_OK) code = print_all(dump, arguments->options);
+    row_printer rows = {0};
+    if (code == CLI_OK && print_all(&rows, dump, arguments->options) != WB_OK) code = cli_fail();
+    wb_owner_close(&rows.memory);
     cli_close_dump(dump);
     return code;
 }
@@ -175,7 +225,7 @@ const cli_command cli_cat = {
     .name = "cat",
     .summary = "records as JSON lines",
     .description = "Prints a JSON object a line for each record: rid, group, sample, prompt_len, n_tokens, "
-                   "finish, spans; sampling where it is known.",
+                   "finish, spans; sampling where it is known; more with the options.",
     .options = table,
     .n_options = sizeof table / sizeof table[0],
     .options_size = sizeof(cat_options),

@@ -18,6 +18,7 @@ typedef enum cli_type {
     CLI_INPUT,   /* const char *, the path of a file that is read */
     CLI_INPUTS,  /* cli_list of such paths; the option may be given several times */
     CLI_OUTPUT,  /* const char *, the path of a file that is written */
+    CLI_FOLDER,  /* const char *, the path of a directory that is made; the subcommand looks at it */
     CLI_NUMBER,  /* uint64_t */
     CLI_DECIMAL, /* double, finite and at least 0 */
     CLI_FLAG     /* bool, no argument */
@@ -33,6 +34,7 @@ typedef struct cli_list {
 
 typedef struct cli_option {
     const char *name;     /* without the dashes */
+    char letter;          /* 'o': "-o" is the option too; 0: it has no short name */
     const char *argument; /* what --help calls its argument, "N"; not of a flag */
     cli_type type;
     size_t offset;      /* of its value in the subcommand's options struct */
@@ -46,31 +48,45 @@ typedef struct cli_option {
     const char *default_text; /* what --help says for the default; NULL: the value itself */
 } cli_option;
 
+/* A word of the command line that belongs to no option: a path. "-" is standard input or output, and is
+ * handed on as /dev/stdin or /dev/stdout. */
+typedef struct cli_operand {
+    const char *name; /* what usage calls it, "DUMP" */
+    cli_type type;    /* CLI_INPUT, CLI_OUTPUT, CLI_FOLDER, or CLI_INPUTS: one and more, the last operand */
+} cli_operand;
+
 /* A command line that has been read. */
 typedef struct cli_arguments {
-    const char *dump;    /* NULL only where it is optional */
+    const char *dump;  /* the first word that is read, operands[0] of most; NULL only where it is optional */
+    cli_list operands; /* words, one for each of the subcommand's operands, and more for CLI_INPUTS */
     const void *options; /* the subcommand's options struct, defaults filled in */
     uint64_t is_set;     /* bit i: option i of the table is on the command line */
 } cli_arguments;
 
 typedef struct cli_command {
     const char *name;
-    const char *summary;                 /* one line */
-    const char *description;             /* paragraphs, wrapped by --help */
-    const char *synopsis;                /* what follows "waybill NAME"; NULL: made from the table and DUMP */
+    const char *summary;         /* one line */
+    const char *description;     /* paragraphs, wrapped by --help */
+    const char *synopsis;        /* what follows "waybill NAME"; NULL: made from the tables */
+    const cli_operand *operands; /* [n_operands]; NULL: the one DUMP */
+    size_t n_operands;
     const cli_option *options;           /* [n_options] */
     size_t n_options;                    /* at most CLI_MAX_OPTIONS */
     size_t options_size;                 /* bytes of the options struct */
     void (*set_defaults)(void *options); /* in a zeroed struct; NULL: nothing but zeros */
-    bool dump_optional;
+    bool dump_optional;                  /* of the one DUMP */
     int (*run)(const struct cli_command *self, const cli_arguments *arguments); /* returns the exit code */
 } cli_command;
 
-extern const cli_command cli_inspect, cli_verify, cli_cat, cli_stats, cli_eplb;
+extern const cli_command cli_inspect, cli_verify, cli_cat, cli_stats, cli_diff, cli_merge, cli_split,
+    cli_salvage, cli_convert, cli_eplb;
 
 /* ---- command lines (command_options.c) ------------------------------------------------------- */
 
-/* Reads the options and the one DUMP argument into `options`, [options_size] with defaults, and
+/* The operands of a subcommand, [*n_out]. */
+const cli_operand *cli_operands_of(const cli_command *self, size_t *n_out);
+
+/* Reads the options into `options`, [options_size] with defaults, and them and the operands into
  * *arguments_out. Returns CLI_OK, CLI_USAGE when the line is wrong, or CLI_DATA, which has been said. */
 int cli_parse(const cli_command *self, int argc, char **argv, void *options, cli_arguments *arguments_out);
 
@@ -116,10 +132,19 @@ void cli_progress_records(cli_progress *progress, uint64_t done, uint64_t total,
 /* Takes the line off the terminal. */
 void cli_progress_end(const cli_progress *progress);
 
-/* ---- what is said at the end (command_end.c) ------------------------------------------------- */
+/* ---- dumps that are read (command_dump.c) ------------------------------------------------------ */
 
-/* Says the thread's error message and returns CLI_DATA. */
-int cli_fail(void);
+/* Where pipes are copied, which a dump cannot be read from. Not a folder in memory, as /tmp may be. */
+#define CLI_SPOOL_FOLDER "/var/tmp"
+
+typedef struct cli_spooled {
+    const char *path; /* as it was given, or `name` */
+    char name[32];
+} cli_spooled;
+
+/* The path under which a dump can be opened: another one for a pipe, whose bytes are in a file then that ends
+ * with the process. */
+wb_status cli_dump_path(const char *path, cli_spooled *name_out);
 
 /* Opens a dump. Returns CLI_OK, or the exit code of a failure, which has been said. */
 int cli_open_dump(const char *path, wb_dump **dump_out);
@@ -129,6 +154,29 @@ void cli_close_dump(wb_dump *dump);
 
 /* Says what a dump has lost, if it has: the same words for every command. */
 void cli_warn_of_loss(const wb_dump_info *info);
+
+/* ---- dumps that are written (command_output.c) -------------------------------------------------- */
+
+/* A dump file that is being written: it appears at its path when it is whole. */
+typedef struct cli_output {
+    char *path, *temp; /* of what it will be, links followed, and of what it is until then */
+    bool direct;       /* a pipe, a device or a descriptor, which is given the bytes at the end */
+    wb_dump_writer *writer;
+} cli_output;
+
+/* Returns CLI_OK, or the exit code of a failure, which has been said: of a path where something is, without
+ * `force`, too. `producer` is the command's name. */
+int cli_output_open(const char *path, bool force, const char *producer, const wb_route_model *model,
+                    cli_output *output_out);
+
+/* Ends the dump and puts it at its path; a failure has been said. */
+int cli_output_commit(cli_output *output);
+void cli_output_discard(cli_output *output); /* a no-op after commit, or of a zeroed struct */
+
+/* ---- what is said at the end (command_end.c) ------------------------------------------------- */
+
+/* Says the thread's error message and returns CLI_DATA. */
+int cli_fail(void);
 
 /* `code`, or CLI_DATA when stdout could not be written (full disk), which it then says. */
 int cli_end(int code);

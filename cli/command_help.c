@@ -50,7 +50,11 @@ void cli_print_usage(FILE *out, const cli_command *self) {
         print_option_name(out, &self->options[i]);
         fprintf(out, "]");
     }
-    fprintf(out, " DUMP\n");
+    size_t n = 0;
+    const cli_operand *operands = cli_operands_of(self, &n);
+    for (size_t i = 0; i < n; i++)
+        fprintf(out, " %s%s", operands[i].name, operands[i].type == CLI_INPUTS ? "..." : "");
+    fprintf(out, "\n");
 }
 
 int cli_usage_error(const cli_command *self, const char *format, ...) {

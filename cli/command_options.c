@@ -6,11 +6,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* The option that "--name" or "--name=value" names; *value_out is the text after "=", or NULL. */
+/* The option that "-o", "--name" or "--name=value" names; *value_out is the text after "=", or NULL. */
 static const cli_option *find_option(const cli_command *self, const char *word, const char **value_out) {
     const char *equals = strchr(word, '=');
     const size_t length = equals ? (size_t)(equals - word) : strlen(word);
     *value_out = equals ? equals + 1 : NULL;
+    for (size_t i = 0; length == 2 && i < self->n_options; i++)
+        if (word[0] == '-' && self->options[i].letter && self->options[i].letter == word[1])
+            return &self->options[i];
     if (strncmp(word, "--", 2) != 0) return NULL;
     for (size_t i = 0; i < self->n_options; i++) {
         const char *name = self->options[i].name;
@@ -78,6 +81,7 @@ static int set_value(const cli_command *self, const cli_option *o, const char *t
     case CLI_TEXT:
     case CLI_INPUT:
     case CLI_OUTPUT:
+    case CLI_FOLDER:
         return read_text(self, o, text, at);
     case CLI_INPUTS:
         return append_text(self, o, text, at);
@@ -103,10 +107,37 @@ static int take_option(const cli_command *self, int argc, char **argv, int *i, v
     return set_value(self, o, value, options);
 }
 
+const cli_operand *cli_operands_of(const cli_command *self, size_t *n_out) {
+    static const cli_operand one_dump = {"DUMP", CLI_INPUT};
+    *n_out = self->operands ? self->n_operands : 1;
+    return self->operands ? self->operands : &one_dump;
+}
+
+/* Takes a word that belongs to no option. CLI_OK or the exit code. */
+static int take_operand(const cli_command *self, const char *word, cli_arguments *found) {
+    size_t n = 0;
+    const cli_operand *operands = cli_operands_of(self, &n), *last = &operands[n - 1];
+    cli_list *list = &found->operands;
+    const cli_operand *o = list->n < n ? &operands[list->n] : last;
+    if (list->n >= n && last->type != CLI_INPUTS)
+        return cli_usage_error(self, "one %s at a time, found %s and %s", last->name, list->items[n - 1],
+                               word);
+    if (list->n == CLI_MAX_LIST)
+        return cli_usage_error(self, "%s: expected at most %d paths on the command line", o->name,
+                               CLI_MAX_LIST);
+    if (*word == '\0') return cli_usage_error(self, "%s: expected a path, found none", o->name);
+    const bool is_read = o->type == CLI_INPUT || o->type == CLI_INPUTS;
+    if (strcmp(word, "-") == 0 && o->type != CLI_FOLDER) word = is_read ? "/dev/stdin" : "/dev/stdout";
+    if (is_read && !found->dump) found->dump = word;
+    list->items[list->n++] = word;
+    return CLI_OK;
+}
+
 static int check_complete(const cli_command *self, const cli_arguments *arguments) {
-    if (!arguments->dump && !self->dump_optional) return cli_usage_error(self, "a DUMP is needed");
-    if (arguments->dump && *arguments->dump == '\0')
-        return cli_usage_error(self, "DUMP: expected a path, found none");
+    size_t n = 0;
+    const cli_operand *operands = cli_operands_of(self, &n);
+    if (arguments->operands.n < n && !self->dump_optional)
+        return cli_usage_error(self, "%s is needed", operands[arguments->operands.n].name);
     for (size_t i = 0; i < self->n_options; i++)
         if (self->options[i].required && !(arguments->is_set >> i & 1))
             return cli_usage_error(self, "--%s is needed", self->options[i].name);
@@ -119,13 +150,11 @@ int cli_parse(const cli_command *self, int argc, char **argv, void *options, cli
     for (int i = 1; i < argc; i++) {
         if (!only_arguments && strcmp(argv[i], "--") == 0) {
             only_arguments = true;
-        } else if (!only_arguments && argv[i][0] == '-') {
-            const int code = take_option(self, argc, argv, &i, options, &found.is_set);
-            if (code != CLI_OK) return code;
-        } else if (found.dump) {
-            return cli_usage_error(self, "one DUMP at a time, found %s and %s", found.dump, argv[i]);
         } else {
-            found.dump = argv[i];
+            const bool is_option = !only_arguments && argv[i][0] == '-' && argv[i][1] != '\0';
+            const int code = is_option ? take_option(self, argc, argv, &i, options, &found.is_set)
+                                       : take_operand(self, argv[i], &found);
+            if (code != CLI_OK) return code;
         }
     }
     *arguments_out = found;

@@ -13,35 +13,45 @@
 
 /* A path of the command line. */
 typedef struct cli_path {
-    const char *name; /* of its option; NULL: DUMP */
+    const char *dashes, *name; /* "--" and its option, or "" and its operand */
     const char *path;
 } cli_path;
 
-/* DUMP, one path an option, and the list of one option. */
-enum { MAX_INPUTS = 1 + CLI_MAX_OPTIONS + CLI_MAX_LIST, MAX_OUTPUTS = CLI_MAX_OPTIONS };
+/* One path an option, the list of one option, and the operands. */
+enum { MAX_INPUTS = CLI_MAX_OPTIONS + 2 * CLI_MAX_LIST, MAX_OUTPUTS = CLI_MAX_OPTIONS + 8 };
 
 typedef struct cli_paths {
     size_t n_inputs, n_outputs;
     cli_path inputs[MAX_INPUTS], outputs[MAX_OUTPUTS];
 } cli_paths;
 
-static void add_list(cli_paths *paths, const char *name, const cli_list *list) {
-    for (uint32_t i = 0; i < list->n && paths->n_inputs < MAX_INPUTS; i++)
-        paths->inputs[paths->n_inputs++] = (cli_path){name, list->items[i]};
+static void add_path(cli_paths *paths, cli_type type, cli_path path) {
+    if ((type == CLI_INPUT || type == CLI_INPUTS) && paths->n_inputs < MAX_INPUTS)
+        paths->inputs[paths->n_inputs++] = path;
+    if (type == CLI_OUTPUT && paths->n_outputs < MAX_OUTPUTS) paths->outputs[paths->n_outputs++] = path;
+}
+
+static void add_operands(cli_paths *paths, const cli_command *self, const cli_list *words) {
+    size_t n = 0;
+    const cli_operand *operands = cli_operands_of(self, &n);
+    for (uint32_t i = 0; i < words->n; i++) {
+        const cli_operand *o = &operands[i < n ? i : n - 1];
+        add_path(paths, o->type, (cli_path){"", o->name, words->items[i]});
+    }
 }
 
 static cli_paths paths_of(const cli_command *self, const cli_arguments *arguments) {
     cli_paths paths = {0};
-    if (arguments->dump) paths.inputs[paths.n_inputs++] = (cli_path){NULL, arguments->dump};
+    add_operands(&paths, self, &arguments->operands);
     for (size_t i = 0; i < self->n_options; i++) {
         const cli_option *o = &self->options[i];
         const void *at = (const char *)arguments->options + o->offset;
         if (!(arguments->is_set >> i & 1)) continue;
-        if (o->type == CLI_INPUT)
-            paths.inputs[paths.n_inputs++] = (cli_path){o->name, *(const char *const *)at};
-        if (o->type == CLI_INPUTS) add_list(&paths, o->name, at);
-        if (o->type == CLI_OUTPUT)
-            paths.outputs[paths.n_outputs++] = (cli_path){o->name, *(const char *const *)at};
+        if (o->type == CLI_INPUT || o->type == CLI_OUTPUT)
+            add_path(&paths, o->type, (cli_path){"--", o->name, *(const char *const *)at});
+        const cli_list *list = o->type == CLI_INPUTS ? at : NULL;
+        for (uint32_t k = 0; list && k < list->n; k++)
+            add_path(&paths, o->type, (cli_path){"--", o->name, list->items[k]});
     }
     return paths;
 }
@@ -93,12 +103,12 @@ static int check_output(const cli_command *self, const cli_paths *paths, const c
     const cli_path *input = find_input(paths, &file);
     if (input)
         return cli_usage_error(self,
-                               "--%s: expected a file that is not read, found %s, which is or is part of %s",
-                               output->name, output->path, input->path);
+                               "%s%s: expected a file that is not read, found %s, which is or is part of %s",
+                               output->dashes, output->name, output->path, input->path);
     if (wb_is_descriptor(output->path, &is_descriptor) != WB_OK) return cli_fail();
     if (!is_descriptor && S_ISREG(file.st_mode) && fstat(STDOUT_FILENO, &out) == 0 && same(&file, &out))
-        return cli_usage_error(self, "--%s: expected a file of its own, found standard output's %s",
-                               output->name, output->path);
+        return cli_usage_error(self, "%s%s: expected a file of its own, found standard output's %s",
+                               output->dashes, output->name, output->path);
     return CLI_OK;
 }
 
@@ -108,8 +118,8 @@ static int check_pair(const cli_command *self, const cli_path *a, const cli_path
         wb_is_descriptor(b->path, &is_descriptor) != WB_OK)
         return cli_fail();
     if (!is_same || is_descriptor) return CLI_OK;
-    return cli_usage_error(self, "--%s: expected a file of its own, found %s, which is --%s's", b->name,
-                           b->path, a->name);
+    return cli_usage_error(self, "%s%s: expected a file of its own, found %s, which is %s%s's", b->dashes,
+                           b->name, b->path, a->dashes, a->name);
 }
 
 /* A pipe is not opened for a look: its reader would take the close for the end of the data. */
@@ -125,7 +135,7 @@ static int check_writable(const cli_path *output) {
         if (status == WB_OK) wb_new_file_discard(&probe);
     }
     if (status == WB_OK) return CLI_OK;
-    wb_fail_context(status, "--%s", output->name);
+    wb_fail_context(status, "%s%s", output->dashes, output->name);
     return cli_fail();
 }
 

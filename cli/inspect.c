@@ -19,7 +19,8 @@ static const cli_option table[] = {
 
 /* Sums over records; a file's are one contiguous range of them. */
 typedef struct totals {
-    uint64_t records, bytes, tokens, rows, row_bytes, shared_records, shared_rows, zstd_records;
+    uint64_t records, bytes, tokens, rows, row_bytes, shared_records, shared_rows;
+    uint64_t of_codec[WB_CODEC_PACKED + 1]; /* records */
 } totals;
 
 static void add_entry(totals *t, const wb_dump_entry *e) {
@@ -30,7 +31,7 @@ static void add_entry(totals *t, const wb_dump_entry *e) {
     t->row_bytes += e->stored_row_bytes;
     t->shared_records += e->prefix_rid != NULL;
     t->shared_rows += e->prefix_rows;
-    t->zstd_records += e->codec == WB_CODEC_ZSTD;
+    t->of_codec[e->codec]++;
 }
 
 static double ratio(uint64_t a, uint64_t b) {
@@ -74,8 +75,8 @@ static void print_totals(const wb_route_model *m, const wb_dump_info *info, cons
            t->records, t->tokens, info->bytes, ratio(info->bytes, t->tokens));
     printf("rows         %" PRIu64 " stored in %" PRIu64 " bytes: %.1f bytes a row, %.2f of raw\n", t->rows,
            t->row_bytes, ratio(t->row_bytes, t->rows), ratio(t->row_bytes, t->rows * wb_route_row_bytes(m)));
-    printf("codecs       raw in %" PRIu64 " records, zstd in %" PRIu64 "\n", t->records - t->zstd_records,
-           t->zstd_records);
+    printf("codecs       raw in %" PRIu64 " records, zstd in %" PRIu64 ", packed in %" PRIu64 "\n",
+           t->of_codec[WB_CODEC_RAW], t->of_codec[WB_CODEC_ZSTD], t->of_codec[WB_CODEC_PACKED]);
     printf("shared       %" PRIu64 " rows of prompts in %" PRIu64 " records are stored once\n",
            t->shared_rows, t->shared_records);
 }
@@ -123,8 +124,7 @@ static void print_record(const wb_record *r, const wb_dump_entry *e) {
            r->n_tokens ? r->n_tokens - 1 : 0);
     printf("stored       %s, byte %" PRIu64 ", %" PRIu64 " bytes; %" PRIu64 " rows in %" PRIu64
            " bytes, %s\n",
-           e->file, e->offset, e->bytes, e->stored_rows, e->stored_row_bytes,
-           e->codec == WB_CODEC_ZSTD ? "zstd" : "raw");
+           e->file, e->offset, e->bytes, e->stored_rows, e->stored_row_bytes, wb_codec_name(e->codec));
     if (e->prefix_rid) printf("prefix       %" PRIu32 " rows of record %s\n", e->prefix_rows, e->prefix_rid);
 }
 

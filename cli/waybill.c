@@ -6,7 +6,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const cli_command *const commands[] = {&cli_inspect, &cli_verify, &cli_cat, &cli_stats, &cli_eplb};
+static const cli_command *const commands[] = {&cli_inspect, &cli_verify, &cli_cat,   &cli_stats,
+                                              &cli_diff,    &cli_merge,  &cli_split, &cli_salvage,
+                                              &cli_convert, &cli_eplb};
 enum { N_COMMANDS = sizeof commands / sizeof commands[0] };
 
 /* Two spaces stand between a name and its summary, however long: make_man.sh finds the commands by them. */
@@ -16,7 +18,8 @@ static void print_overview(FILE *out) {
         if (strlen(commands[i]->name) > width) width = strlen(commands[i]->name);
     fprintf(out,
             "waybill %s - dumps of expert routes of Mixture-of-Experts models\n\n"
-            "usage: waybill COMMAND [OPTIONS] DUMP\n\n",
+            "usage: waybill COMMAND [OPTIONS] DUMP\n\n"
+            "DUMP is a file, a directory of .wbr files, a pipe, or - for standard input.\n\n",
             wb_version());
     for (int i = 0; i < N_COMMANDS; i++)
         fprintf(out, "  %-*s  %s\n", (int)width, commands[i]->name, commands[i]->summary);

@@ -29,7 +29,7 @@ echo "== a base checkpoint: qwen3_moe, 4 layers, 16 experts, top-4, warmed up on
 
 echo "== GRPO under routing replay, rollout in bf16, training in f32"
 "${rank[@]}" build/bin/waybill-grpo --model "$out/base" --out "$out" --task arithmetic --replay rollout \
-    --steps 80 --lr 6e-4 --compare-every 1
+    --rollout-dtype bf16 --steps 80 --lr 6e-4 --compare-every 1
 
 echo
 build/bin/waybill verify "$out/dump"
@@ -39,6 +39,6 @@ Next:
   build/bin/waybill stats $out/dump              expert load by layer
   build/bin/waybill eplb $out/dump --ranks 4 --slots 20 --nodes 2     where experts should live
   build/bin/waybill cat $out/dump --limit 1 --routes
-  ${rank[*]} build/bin/waybill-grpo --model $out/base --out $out-off --steps 80 --lr 6e-4 --replay off     the same without replay
+  ${rank[*]} build/bin/waybill-grpo --model $out/base --out $out-off --rollout-dtype bf16 --steps 80 --lr 6e-4 --replay off     the same without replay
   build/bin/waybill-grpo --help
 TXT

@@ -7,7 +7,8 @@
 
 #define PLAUSIBLE_RATIO 256
 
-static const char *const codec_names[] = {[WB_CODEC_RAW] = "raw", [WB_CODEC_ZSTD] = "zstd"};
+static const char *const codec_names[] = {
+    [WB_CODEC_RAW] = "raw", [WB_CODEC_ZSTD] = "zstd", [WB_CODEC_PACKED] = "packed"};
 #define N_CODECS (sizeof codec_names / sizeof codec_names[0])
 
 const char *wb_codec_name(wb_codec codec) {
@@ -29,6 +30,13 @@ size_t wb_zstd_bound(size_t size) {
 
 bool wb_zstd_plausible(uint64_t decoded, uint64_t stored) {
     return decoded / PLAUSIBLE_RATIO <= stored;
+}
+
+bool wb_zstd_claims(const void *src, size_t size, size_t *size_out) {
+    unsigned long long n = ZSTD_getFrameContentSize(src, size);
+    if (n == ZSTD_CONTENTSIZE_UNKNOWN || n == ZSTD_CONTENTSIZE_ERROR) return false;
+    *size_out = (size_t)n;
+    return true;
 }
 
 static wb_status zstd_fail(const char *what, size_t code) {

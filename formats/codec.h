@@ -6,8 +6,6 @@
 #include "wb_check.h"
 #include "wb_formats.h"
 
-/* "raw" or "zstd", static; NULL for a value that is no codec. */
-const char *wb_codec_name(wb_codec codec);
 bool wb_codec_from_name(const char *name, size_t length, wb_codec *codec_out);
 
 /* The most bytes to which `size` bytes can be encoded. */
@@ -17,6 +15,9 @@ size_t wb_zstd_bound(size_t size);
  * 1/256, or a small file could make the reader allocate any amount of memory. The writer stores such rows
  * raw. */
 bool wb_zstd_plausible(uint64_t decoded, uint64_t stored);
+
+/* The size that a frame claims for what it holds; false when it claims none. */
+bool wb_zstd_claims(const void *src, size_t size, size_t *size_out);
 
 wb_status wb_zstd_encode(const void *src, size_t size, int level, void *dst, size_t capacity,
                          size_t *size_out);

@@ -133,6 +133,18 @@ void wb_dump_file_drop(wb_dump *d, size_t file) {
     f->copied = false;
 }
 
+/* Less than this is not worth a call of the system for each record. */
+enum { FORGET_BYTES = 1 << 20 };
+
+void wb_dump_file_forget(const wb_dump *d, size_t file, uint64_t begin, uint64_t end) {
+    const wb_dump_file *f = &d->files[file];
+    const uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
+    begin = (begin + page - 1) / page * page;
+    end = end / page * page;
+    if (!f->bytes || f->copied || end < begin + FORGET_BYTES) return;
+    WB_IGNORE(madvise((void *)(uintptr_t)(f->bytes + begin), (size_t)(end - begin), MADV_DONTNEED));
+}
+
 /* ---- names -------------------------------------------------------------------------------------- */
 
 static bool is_part(const char *name) {

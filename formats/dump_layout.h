@@ -11,7 +11,7 @@
  *            digest (XXH3-64 of tokens), sampling {temperature, top_k, top_p} (f32, uint, f32),
  *            sampling_logprobs (bin, f32), sampling_mask {ids (bin, u32), ends (bin, u32)} (each absent:
  *            not known), routes, xxh3}
- *   routes  {start, rows, codec "raw" | "zstd", valid (bin; bit r % 8 of byte r / 8; absent: all
+ *   routes  {start, rows, codec "raw" | "zstd" | "packed", valid (bin; bit r % 8 of byte r / 8; absent: all
  *            valid), xxh3, data}; a list of such maps when the rows are in several runs; absent when there
  *            are none
  *   data    bin, or a list of bins of whole rows each when over the writer's chunk size; codec per chunk;

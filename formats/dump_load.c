@@ -7,17 +7,32 @@
 #include <stdlib.h>
 #include <string.h>
 
-static void free_loaded(wb_loaded *l) {
+/* A larger block is given back. */
+enum { SPARE_BYTES_MAX = 64 << 20 };
+
+/* Of the block and the spare one the larger is kept. */
+static void keep_block(wb_dump *d, uint8_t *block, size_t bytes) {
+    if (!block || bytes > SPARE_BYTES_MAX || (d->spare && d->spare_bytes >= bytes)) {
+        free(block);
+        return;
+    }
+    free(d->spare);
+    d->spare = block;
+    d->spare_bytes = bytes;
+}
+
+static void free_loaded(wb_dump *d, wb_loaded *l) {
     wb_owner_close(&l->memory);
-    free(l->joined);
+    keep_block(d, l->joined, l->joined_bytes);
     free(l);
 }
 
 void wb_dump_unload(wb_dump *d, uint64_t i) {
     wb_dump_record_place *place = &d->records[i];
     if (!place->loaded) return;
-    free_loaded(place->loaded);
+    free_loaded(d, place->loaded);
     place->loaded = NULL;
+    wb_dump_file_forget(d, place->file, place->offset, place->offset + place->bytes);
     wb_dump_file_drop(d, place->file);
 }
 
@@ -130,6 +145,7 @@ static wb_status parse_loaded(wb_dump *d, uint64_t i) {
     wb_file_bytes file = wb_dump_bytes(d, place->file);
     WB_TRY(wb_parse_record(&file, place->offset, place->offset + place->bytes, &d->model,
                            &place->loaded->memory, &place->loaded->stored));
+    if (place->without_prefix) place->loaded->stored.prefix_rows = 0;
     return fill_loaded(d, i);
 }
 

@@ -12,8 +12,8 @@
 
 /* ---- records ------------------------------------------------------------------------------------ */
 
-static wb_status add_record(wb_dump *d, uint32_t file, const char *rid, size_t length, uint64_t begin,
-                            uint64_t end) {
+wb_status wb_dump_add_record(wb_dump *d, uint32_t file, const char *rid, size_t length, uint64_t begin,
+                             uint64_t end) {
     uint64_t other;
     if (wb_string_table_find(&d->rids, rid, length, &other))
         return wb_fail(WB_CORRUPT, "%s: byte %" PRIu64 ": rid %.*s is in %s already, at byte %" PRIu64,
@@ -51,7 +51,7 @@ static wb_status add_indexed(wb_dump *d, uint32_t file, wb_scan *pairs, uint64_t
         wb_scan_refuse(pairs, at, "rid is not 1..1024 bytes of UTF-8");
     wb_file_bytes bytes = wb_dump_bytes(d, file);
     if (pairs->error != WB_SCAN_OK) return wb_parse_fail(&bytes, pairs);
-    return add_record(d, file, rid, length, offset, index);
+    return wb_dump_add_record(d, file, rid, length, offset, index);
 }
 
 /* Records from the index at byte `index`: they tile [first, index), each ending where the next begins. */
@@ -119,7 +119,7 @@ static wb_status walk_record(wb_dump *d, uint32_t file, uint64_t begin, uint64_t
     wb_owner memory = {0};
     wb_stored_record record;
     wb_status status = wb_parse_record(&bytes, begin, end, &d->model, &memory, &record);
-    if (status == WB_OK) status = add_record(d, file, record.rid, record.rid_length, begin, end);
+    if (status == WB_OK) status = wb_dump_add_record(d, file, record.rid, record.rid_length, begin, end);
     wb_owner_close(&memory);
     return status;
 }
@@ -217,6 +217,8 @@ void wb_dump_close(wb_dump *d) {
     if (!d) return;
     for (size_t i = 0; i < d->n_records; i++) wb_dump_unload(d, i);
     free(d->records);
+    free(d->spare);
+    free(d->scratch.bytes);
     wb_string_table_free(&d->rids);
     wb_dump_free_files(d);
     wb_owner_close(&d->memory);

@@ -89,6 +89,10 @@ void wb_pack_bin(wb_pack *p, const void *data, size_t size, bool sealed) {
     if (size > 0) add_piece(p, (wb_piece){data, 0, size, sealed});
 }
 
+void wb_pack_borrow(wb_pack *p, const void *data, size_t size) {
+    if (size > 0) add_piece(p, (wb_piece){data, 0, size, true});
+}
+
 void wb_pack_bytes(wb_pack *p, const void *data, size_t size) {
     append_text(p, data, size);
 }

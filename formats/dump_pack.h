@@ -41,6 +41,8 @@ void wb_pack_float(wb_pack *pack, float value);
 void wb_pack_uint64(wb_pack *pack, uint64_t value);
 /* A bin of `size` < 4 GiB bytes at `data`, which stay the caller's and are read by seal and write. */
 void wb_pack_bin(wb_pack *pack, const void *data, size_t size, bool sealed);
+/* Whole objects at `data`, which stay the caller's and are read by write. */
+void wb_pack_borrow(wb_pack *pack, const void *data, size_t size);
 /* Bytes outside any msgpack-c call: the trailer. Copied. */
 void wb_pack_bytes(wb_pack *pack, const void *data, size_t size);
 

@@ -12,18 +12,36 @@
 
 /* ---- rows --------------------------------------------------------------------------------------- */
 
+/* The spare block when it has room for the rows, else a new one. */
+static wb_status get_block(wb_dump *d, size_t rows, size_t row_bytes, uint8_t **block_out,
+                           size_t *bytes_out) {
+    uint8_t *block = d->spare;
+    size_t bytes = d->spare_bytes;
+    if (!block || bytes < rows * row_bytes) {
+        bytes = rows * row_bytes;
+        WB_TRY(WB_ALLOC(block, rows, row_bytes, "rows of a record"));
+    } else {
+        d->spare = NULL;
+        d->spare_bytes = 0;
+    }
+    *block_out = block;
+    *bytes_out = bytes;
+    return WB_OK;
+}
+
 /* Makes the record's own rows readable. */
-static wb_status get_rows(const wb_dump *d, uint64_t i) {
+static wb_status get_rows(wb_dump *d, uint64_t i) {
     wb_loaded *l = d->records[i].loaded;
     if (l->in_place || l->joined) return WB_OK;
     size_t row_bytes = wb_route_row_bytes(&d->model), rows = 0;
     for (uint32_t r = 0; r < l->stored.n_runs; r++) rows += l->stored.runs[r].rows;
     uint8_t *block = NULL;
-    WB_TRY(WB_ALLOC(block, rows, row_bytes, "rows of a record"));
+    size_t block_bytes = 0;
+    WB_TRY(get_block(d, rows, row_bytes, &block, &block_bytes));
     wb_file_bytes file = wb_dump_bytes(d, d->records[i].file);
     size_t at = 0;
     for (uint32_t r = 0; r < l->stored.n_runs; r++) {
-        wb_status status = wb_rows_decode(&file, &l->stored.runs[r], row_bytes, block + at);
+        wb_status status = wb_rows_decode(&file, &l->stored.runs[r], &d->model, &d->scratch, block + at);
         if (status != WB_OK) {
             free(block);
             return wb_fail_context(status, "%s: record %s", file.name, d->records[i].rid);
@@ -32,6 +50,7 @@ static wb_status get_rows(const wb_dump *d, uint64_t i) {
         at += l->stored.runs[r].rows * row_bytes;
     }
     l->joined = block;
+    l->joined_bytes = block_bytes;
     return WB_OK;
 }
 
@@ -145,6 +164,9 @@ void wb_dump_release(wb_dump *d, uint64_t i) {
 
 static wb_status fill_entry(const wb_dump *d, uint64_t i, const wb_stored_record *s, wb_dump_entry *entry) {
     entry->n_tokens = s->n_tokens;
+    entry->group = s->group;
+    entry->sample = s->sample;
+    entry->has_digest = s->sampling.has_digest;
     for (uint32_t r = 0; r < s->n_runs; r++) {
         entry->stored_rows += s->runs[r].rows;
         entry->stored_row_bytes += s->runs[r].stored_bytes;
@@ -169,6 +191,7 @@ static wb_status parse_entry(const wb_dump *d, uint64_t i, wb_dump_entry *entry)
     wb_stored_record s;
     wb_status status =
         wb_parse_record(&file, place->offset, place->offset + place->bytes, &d->model, &memory, &s);
+    if (status == WB_OK && place->without_prefix) s.prefix_rows = 0;
     if (status == WB_OK) status = fill_entry(d, i, &s, entry);
     wb_owner_close(&memory);
     return status;
@@ -184,6 +207,7 @@ wb_status wb_dump_get_entry(wb_dump *d, uint64_t i, wb_dump_entry *entry_out) {
                            .bytes = place->bytes};
     WB_TRY(wb_dump_file_use(d, place->file));
     wb_status status = parse_entry(d, i, &entry);
+    if (!place->loaded) wb_dump_file_forget(d, place->file, place->offset, place->offset + place->bytes);
     wb_dump_file_drop(d, place->file);
     if (status == WB_OK) *entry_out = entry;
     return status;

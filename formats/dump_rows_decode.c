@@ -23,18 +23,31 @@ bool wb_rows_intact(const wb_file_bytes *file, const wb_stored_run *run) {
     return wb_checksum_ok(run->xxh3, wb_hash_value(&hash));
 }
 
+/* What the chunks of a run have in common. */
+typedef struct chunk_decoder {
+    wb_codec codec;
+    const wb_route_model *model;
+    wb_packed_scratch *scratch;
+} chunk_decoder;
+
 /* Decodes one chunk into `dst`; *used_out bytes of the `capacity`. */
-static wb_status decode_chunk(wb_codec codec, const uint8_t *chunk, size_t size, uint8_t *dst,
+static wb_status decode_chunk(const chunk_decoder *d, const uint8_t *chunk, size_t size, uint8_t *dst,
                               size_t capacity, size_t *used_out) {
-    if (codec == WB_CODEC_ZSTD) return wb_zstd_decode(chunk, size, dst, capacity, used_out);
+    if (d->codec == WB_CODEC_ZSTD) return wb_zstd_decode(chunk, size, dst, capacity, used_out);
+    if (d->codec == WB_CODEC_PACKED) {
+        if (!wb_packed_fits(d->model)) return wb_fail(WB_CORRUPT, "rows of this model cannot be packed");
+        return wb_packed_decode(d->model, chunk, size, d->scratch, dst, capacity, used_out);
+    }
     if (size > capacity) return wb_fail(WB_CORRUPT, "a chunk is longer than the rows left");
     memcpy(dst, chunk, size);
     *used_out = size;
     return WB_OK;
 }
 
-wb_status wb_rows_decode(const wb_file_bytes *file, const wb_stored_run *run, size_t row_bytes,
-                         uint8_t *rows_out) {
+wb_status wb_rows_decode(const wb_file_bytes *file, const wb_stored_run *run, const wb_route_model *model,
+                         wb_packed_scratch *scratch, uint8_t *rows_out) {
+    const chunk_decoder d = {run->codec, model, scratch};
+    const size_t row_bytes = wb_route_row_bytes(model);
     wb_scan scan = chunks_of(file, run);
     size_t total = run->rows * row_bytes, done = 0;
     for (uint32_t c = 0; c < run->n_chunks; c++) {
@@ -42,7 +55,7 @@ wb_status wb_rows_decode(const wb_file_bytes *file, const wb_stored_run *run, si
         const uint8_t *chunk = wb_scan_bin(&scan, &size);
         /* An empty bin holds no rows; it is not a frame that zstd would decode. */
         if (size == 0) continue;
-        WB_TRY(decode_chunk(run->codec, chunk, size, rows_out + done, total - done, &used));
+        WB_TRY(decode_chunk(&d, chunk, size, rows_out + done, total - done, &used));
         if (used % row_bytes != 0) return wb_fail(WB_CORRUPT, "a chunk does not hold whole rows");
         done += used;
     }

@@ -5,13 +5,14 @@
 #define WB_DUMP_ROWS_DECODE_H
 
 #include "dump_parse.h"
+#include "packed.h"
 
 /* Whether the stored bytes, all chunks joined, have the checksum that the run states. */
 bool wb_rows_intact(const wb_file_bytes *file, const wb_stored_run *run);
 
-/* Decodes all chunks of a run into rows_out, [rows][row_bytes], which they must fill exactly, each with whole
- * rows: CORRUPT otherwise. */
-wb_status wb_rows_decode(const wb_file_bytes *file, const wb_stored_run *run, size_t row_bytes,
-                         uint8_t *rows_out);
+/* Decodes all chunks of a run into rows_out, [rows] of the model's rows, which they must fill exactly, each
+ * with whole rows: CORRUPT otherwise. */
+wb_status wb_rows_decode(const wb_file_bytes *file, const wb_stored_run *run, const wb_route_model *model,
+                         wb_packed_scratch *scratch, uint8_t *rows_out);
 
 #endif

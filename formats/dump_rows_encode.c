@@ -1,6 +1,7 @@
 /* dump_rows_encode.c - see the header. */
 #include "dump_rows_encode.h"
 #include "codec.h"
+#include "packed.h"
 #include "wb_check.h"
 #include "wb_hash.h"
 
@@ -9,31 +10,6 @@ static void hash_chunks(wb_encoded_run *s) {
     wb_hash_start(&hash);
     for (uint32_t c = 0; c < s->n_chunks; c++) wb_hash_add(&hash, s->chunks[c], s->sizes[c]);
     s->xxh3 = wb_hash_value(&hash);
-}
-
-/* Replaces the chunks by their compressed forms, unless that gains nothing or too much to be believed. */
-static wb_status compress_chunks(int level, wb_owner *memory, wb_encoded_run *s) {
-    size_t capacity = 0, used = 0, total = 0;
-    for (uint32_t c = 0; c < s->n_chunks; c++) {
-        capacity += wb_zstd_bound(s->sizes[c]);
-        total += s->sizes[c];
-    }
-    uint8_t *bytes = NULL;
-    const uint8_t **chunks = NULL;
-    size_t *sizes = NULL;
-    WB_TRY(WB_OWN(memory, chunks, s->n_chunks, "compressed rows"));
-    WB_TRY(WB_OWN(memory, sizes, s->n_chunks, "compressed rows"));
-    WB_TRY(WB_OWN(memory, bytes, capacity, "compressed rows"));
-    for (uint32_t c = 0; c < s->n_chunks; c++) {
-        chunks[c] = bytes + used;
-        WB_TRY(wb_zstd_encode(s->chunks[c], s->sizes[c], level, bytes + used, capacity - used, &sizes[c]));
-        used += sizes[c];
-    }
-    if (used >= total || !wb_zstd_plausible(total, used)) return WB_OK;
-    s->codec = WB_CODEC_ZSTD;
-    s->chunks = chunks;
-    s->sizes = sizes;
-    return WB_OK;
 }
 
 /* Cuts rows into chunks of at most chunk_bytes, but of one row at least. */
@@ -53,8 +29,67 @@ static wb_status cut_chunks(size_t chunk_bytes, size_t row_bytes, const uint8_t 
     return WB_OK;
 }
 
-wb_status wb_rows_encode(const wb_dump_options *options, size_t row_bytes, const wb_route_rows *run,
-                         uint32_t skip, wb_owner *memory, wb_encoded_run *run_out) {
+/* What a run is encoded with. */
+typedef struct run_encoder {
+    const wb_dump_options *options;
+    const wb_route_model *model;
+    wb_owner *memory;
+    wb_codec codec; /* zstd or packed */
+} run_encoder;
+
+static size_t encoded_bound(const run_encoder *e, size_t bytes) {
+    if (e->codec == WB_CODEC_ZSTD) return wb_zstd_bound(bytes);
+    return wb_packed_bound(e->model, bytes / wb_route_row_bytes(e->model));
+}
+
+/* Encodes chunk c of the run, whose first row is row `first` of it. *size_out is 0 when it cannot be
+ * packed. */
+static wb_status encode_chunk(const run_encoder *e, const wb_encoded_run *raw, uint32_t c, size_t first,
+                              uint8_t *dst, size_t capacity, size_t *size_out) {
+    if (e->codec == WB_CODEC_ZSTD)
+        return wb_zstd_encode(raw->chunks[c], raw->sizes[c], e->options->zstd_level, dst, capacity, size_out);
+    size_t rows = raw->sizes[c] / wb_route_row_bytes(e->model);
+    return wb_packed_encode(e->model, raw->chunks[c], rows, raw->valid, first, dst, capacity, size_out);
+}
+
+/* Replaces the raw run `s` by `raw`, the same rows in chunks of their own, in its encoded form, unless that
+ * cannot be, gains nothing or too much to be believed. */
+static wb_status encode_chunks(const run_encoder *e, const wb_encoded_run *raw, wb_encoded_run *s) {
+    size_t capacity = 0, used = 0, total = 0;
+    for (uint32_t c = 0; c < raw->n_chunks; c++) capacity += encoded_bound(e, raw->sizes[c]);
+    uint8_t *bytes = NULL;
+    wb_encoded_run coded = *raw;
+    coded.codec = e->codec;
+    WB_TRY(WB_OWN(e->memory, coded.chunks, raw->n_chunks, "encoded rows"));
+    WB_TRY(WB_OWN(e->memory, coded.sizes, raw->n_chunks, "encoded rows"));
+    WB_TRY(WB_OWN(e->memory, bytes, capacity, "encoded rows"));
+    for (uint32_t c = 0; c < raw->n_chunks; c++) {
+        coded.chunks[c] = bytes + used;
+        size_t first = total / wb_route_row_bytes(e->model);
+        WB_TRY(encode_chunk(e, raw, c, first, bytes + used, capacity - used, &coded.sizes[c]));
+        if (coded.sizes[c] == 0) return WB_OK;
+        used += coded.sizes[c];
+        total += raw->sizes[c];
+    }
+    if (used < total && wb_zstd_plausible(total, used)) *s = coded;
+    return WB_OK;
+}
+
+/* Encodes the raw run `s` of `ids` as the options say. */
+static wb_status encode_run(const wb_dump_options *options, const wb_route_model *model, const uint8_t *ids,
+                            wb_owner *memory, wb_encoded_run *s) {
+    run_encoder e = {options, model, memory, options->codec};
+    wb_encoded_run raw = *s;
+    if (e.codec == WB_CODEC_RAW || s->rows == 0) return WB_OK;
+    if (e.codec == WB_CODEC_PACKED && !wb_packed_fits(model)) e.codec = WB_CODEC_ZSTD;
+    if (e.codec == WB_CODEC_PACKED && options->chunk_bytes > WB_PACKED_CHUNK_BYTES)
+        WB_TRY(cut_chunks(WB_PACKED_CHUNK_BYTES, wb_route_row_bytes(model), ids, memory, &raw));
+    return encode_chunks(&e, &raw, s);
+}
+
+wb_status wb_rows_encode(const wb_dump_options *options, const wb_route_model *model,
+                         const wb_route_rows *run, uint32_t skip, wb_owner *memory, wb_encoded_run *run_out) {
+    const size_t row_bytes = wb_route_row_bytes(model);
     wb_encoded_run s = {.start = run->start + skip, .rows = run->rows - skip, .codec = WB_CODEC_RAW};
     if (run->valid) {
         uint8_t *bits = NULL;
@@ -63,9 +98,9 @@ wb_status wb_rows_encode(const wb_dump_options *options, size_t row_bytes, const
         s.valid = bits;
     }
     const uint8_t *ids = run->ids;
-    WB_TRY(
-        cut_chunks(options->chunk_bytes, row_bytes, s.rows > 0 ? ids + skip * row_bytes : ids, memory, &s));
-    if (options->codec == WB_CODEC_ZSTD) WB_TRY(compress_chunks(options->zstd_level, memory, &s));
+    if (s.rows > 0) ids += skip * row_bytes;
+    WB_TRY(cut_chunks(options->chunk_bytes, row_bytes, ids, memory, &s));
+    WB_TRY(encode_run(options, model, ids, memory, &s));
     hash_chunks(&s);
     *run_out = s;
     return WB_OK;

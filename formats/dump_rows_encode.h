@@ -17,9 +17,10 @@ typedef struct wb_encoded_run {
     uint64_t xxh3;          /* of all chunks */
 } wb_encoded_run;
 
-/* Encodes a run without its first `skip` rows. The rows are borrowed until the pack is written. */
-wb_status wb_rows_encode(const wb_dump_options *options, size_t row_bytes, const wb_route_rows *run,
-                         uint32_t skip, wb_owner *memory, wb_encoded_run *run_out);
+/* Encodes a run of the model's rows without its first `skip` rows. The rows are borrowed until the pack is
+ * written. */
+wb_status wb_rows_encode(const wb_dump_options *options, const wb_route_model *model,
+                         const wb_route_rows *run, uint32_t skip, wb_owner *memory, wb_encoded_run *run_out);
 
 /* Packs a run as an object of `routes`. */
 void wb_rows_pack(wb_pack *pack, const wb_encoded_run *run);

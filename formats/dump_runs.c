@@ -46,7 +46,7 @@ static void run_shape(wb_record_parser *p, const wb_stored_run *run, size_t vali
                             " layers x %" PRIu32 " choices), found %" PRIu64,
                             p->file->name, begin, decoded, run->rows, p->model->n_moe_layers, p->model->top_k,
                             run->stored_bytes);
-    if (run->codec == WB_CODEC_ZSTD && !wb_zstd_plausible(decoded, run->stored_bytes))
+    if (run->codec != WB_CODEC_RAW && !wb_zstd_plausible(decoded, run->stored_bytes))
         wb_scan_refuse(&p->scan, begin, "data is too small to hold that many rows");
 }
 

@@ -4,6 +4,7 @@
 #define WB_DUMP_STATE_H
 
 #include "dump_parse.h"
+#include "packed.h"
 #include "wb_string_table.h"
 
 /* Maps of one dump at a time. The kernel gives a process 65,530 by default, and others need some too. */
@@ -33,6 +34,7 @@ typedef struct wb_loaded {
     uint32_t n_routes;
     bool in_place;   /* own rows are used where they are mapped */
     uint8_t *joined; /* else, while they are needed: all own rows, decoded, from malloc */
+    size_t joined_bytes;
 } wb_loaded;
 
 typedef struct wb_dump_record_place {
@@ -43,6 +45,8 @@ typedef struct wb_dump_record_place {
     uint32_t users; /* records that are held and whose first rows are this one's */
     uint64_t held;  /* how often it was given by wb_dump_record and not yet released */
     bool intact;    /* the checksum of its rows was verified once */
+    /* The record that has its first rows is lost: it is given without them (dump_salvage.c). */
+    bool without_prefix;
 } wb_dump_record_place;
 
 struct wb_dump {
@@ -60,6 +64,11 @@ struct wb_dump {
     size_t n_records, records_capacity;
     wb_string_table rids; /* rid -> index of its record */
     wb_dump_info info;
+    /* What records are decoded with is kept for the next one: memory that is new for each of them costs more
+     * than decoding. */
+    wb_packed_scratch scratch;
+    uint8_t *spare; /* [spare_bytes] a block of rows that no record needs any more, or NULL */
+    size_t spare_bytes;
 };
 
 /* wb_dump_open with at most `max_maps` (1..) maps at a time. */
@@ -70,10 +79,18 @@ wb_status wb_dump_open_mapping(const char *path, size_t max_maps, wb_dump **dump
 wb_status wb_dump_list_files(wb_dump *dump, const char *path);
 void wb_dump_free_files(wb_dump *dump);
 
+/* Adds the record [begin, end) of a file; CORRUPT when its rid is there already. */
+wb_status wb_dump_add_record(wb_dump *dump, uint32_t file, const char *rid, size_t length, uint64_t begin,
+                             uint64_t end);
+
 /* Brings a file's bytes into memory, where they stay until as many wb_dump_file_drop as there were successes
  * of this. IO when the file is no longer the one that was opened, or shorter. */
 wb_status wb_dump_file_use(wb_dump *dump, size_t file);
 void wb_dump_file_drop(wb_dump *dump, size_t file);
+
+/* Bytes [begin, end) of a file are not needed for now: their pages leave the process, which has them again
+ * from the file when they are read. So who reads a dump from end to end holds a record of it, not all. */
+void wb_dump_file_forget(const wb_dump *dump, size_t file, uint64_t begin, uint64_t end);
 
 /* Of a file that has a user. */
 wb_file_bytes wb_dump_bytes(const wb_dump *dump, size_t file);

@@ -5,6 +5,7 @@
 #include "dump_rows_encode.h"
 #include "dump_sampling.h"
 #include "dump_share.h"
+#include "dump_writer.h"
 #include "wb_options.h"
 #include "wb_string_table.h"
 #include "wb_text.h"
@@ -20,6 +21,7 @@
 typedef struct written_record {
     const char *rid; /* owner: the table of rids */
     uint64_t offset;
+    uint64_t seal; /* of the record that was copied; 0: it was encoded here */
 } written_record;
 
 struct wb_dump_writer {
@@ -54,7 +56,7 @@ static wb_status options_check(const wb_dump_options *o) {
     WB_TRY(wb_options_check_reserved(o->reserved, sizeof o->reserved, "dump options"));
     if (!wb_codec_name(o->codec))
         return wb_fail(WB_INVALID_ARGUMENT, "dump options: codec %d is none of wb_codec", (int)o->codec);
-    if (o->codec == WB_CODEC_ZSTD && (o->zstd_level < 1 || o->zstd_level > 19))
+    if (o->codec != WB_CODEC_RAW && (o->zstd_level < 1 || o->zstd_level > 19))
         return wb_fail(WB_INVALID_ARGUMENT, "dump options: zstd_level: expected 1..19, found %d",
                        o->zstd_level);
     if (o->chunk_bytes == 0 || o->chunk_bytes > WB_CHUNK_BYTES_MAX)
@@ -224,8 +226,7 @@ static wb_status encode_record(wb_dump_writer *w, const wb_record *r, uint32_t s
     wb_encoded_run *runs = NULL;
     WB_TRY(WB_OWN(memory, runs, r->n_routes, "runs of rows"));
     for (uint32_t i = 0; i < r->n_routes; i++)
-        WB_TRY(
-            wb_rows_encode(&w->options, w->row_bytes, &r->routes[i], i == 0 ? shared : 0, memory, &runs[i]));
+        WB_TRY(wb_rows_encode(&w->options, &w->model, &r->routes[i], i == 0 ? shared : 0, memory, &runs[i]));
     wb_pack_reset(&w->pack);
     pack_record(&w->pack, r, runs, shared, shared ? w->records[base].rid : NULL);
     return wb_pack_seal(&w->pack);
@@ -242,7 +243,8 @@ static wb_status append_checked(wb_dump_writer *w, const wb_record *r) {
     if (shared == 0) WB_GOTO(wb_share_prepare(w->row_bytes, r, w->n_records, &offer), done);
     uint64_t offset = w->end;
     WB_GOTO(put(w), done);
-    w->records[w->n_records++].offset = offset;
+    w->records[w->n_records].offset = offset;
+    w->records[w->n_records++].seal = 0;
     wb_share_keep(&w->share, w->row_bytes, offer);
     offer.ids = NULL;
 done:
@@ -257,20 +259,53 @@ static wb_status whole(const wb_dump_writer *w) {
                    w->path, w->end);
 }
 
+/* Takes the rid of record n_records, and makes room for it. */
+static wb_status take_rid(wb_dump_writer *w, const char *rid) {
+    uint64_t before;
+    size_t length = strlen(rid);
+    if (wb_string_table_find(&w->rids, rid, length, &before))
+        return wb_fail(WB_INVALID_ARGUMENT, "%s: rid %s is in it already, as record %" PRIu64, w->path, rid,
+                       before);
+    WB_TRY(WB_GROW(w->records, w->n_records + 1, &w->records_capacity, "index of a dump"));
+    return wb_string_table_add(&w->rids, rid, length, w->n_records, &w->records[w->n_records].rid);
+}
+
 wb_status wb_dump_append(wb_dump_writer *w, const wb_record *record) {
     if (!w || !record) return wb_fail(WB_INVALID_ARGUMENT, "wb_dump_append: NULL");
     WB_TRY(whole(w));
     WB_TRY(wb_record_check(&w->model, record, !w->options.trust_ids));
-    uint64_t before;
-    size_t length = strlen(record->rid);
-    if (wb_string_table_find(&w->rids, record->rid, length, &before))
-        return wb_fail(WB_INVALID_ARGUMENT, "%s: rid %s is in it already, as record %" PRIu64, w->path,
-                       record->rid, before);
-    WB_TRY(WB_GROW(w->records, w->n_records + 1, &w->records_capacity, "index of a dump"));
-    WB_TRY(wb_string_table_add(&w->rids, record->rid, length, w->n_records, &w->records[w->n_records].rid));
+    WB_TRY(take_rid(w, record->rid));
     wb_status status = append_checked(w, record);
-    if (status != WB_OK) wb_string_table_remove(&w->rids, record->rid, length);
+    if (status != WB_OK) wb_string_table_remove(&w->rids, record->rid, strlen(record->rid));
     return status;
+}
+
+/* ---- records as they are stored ----------------------------------------------------------------- */
+
+wb_status wb_writer_check(const wb_dump_writer *w, const wb_route_model *model, const wb_record *record) {
+    WB_TRY(whole(w));
+    WB_TRY(wb_route_model_match(&w->model, model));
+    return wb_record_check(&w->model, record, !w->options.trust_ids);
+}
+
+bool wb_writer_has(const wb_dump_writer *w, const char *rid, uint64_t seal) {
+    uint64_t i = 0;
+    return wb_string_table_find(&w->rids, rid, strlen(rid), &i) && w->records[i].seal == seal && seal != 0;
+}
+
+wb_status wb_writer_put(wb_dump_writer *w, const char *rid, wb_record_bytes stored) {
+    const uint64_t offset = w->end;
+    WB_TRY(take_rid(w, rid));
+    wb_pack_reset(&w->pack);
+    wb_pack_borrow(&w->pack, stored.bytes, stored.size);
+    wb_status status = put(w);
+    if (status != WB_OK) {
+        wb_string_table_remove(&w->rids, rid, strlen(rid));
+        return status;
+    }
+    w->records[w->n_records].offset = offset;
+    w->records[w->n_records++].seal = stored.seal;
+    return WB_OK;
 }
 
 /* ---- the end ------------------------------------------------------------------------------------ */

@@ -1,8 +1,10 @@
 /* record_check.c - what makes a record well formed: its counts, spans and runs, how it was sampled, and the
  * ids of its valid rows. Refuses: files, allocation, walking rows (rows.c). */
+#include "octets.h"
 #include "wb_check.h"
 #include "wb_formats.h"
 #include "wb_hash.h"
+#include "wb_isa.h"
 #include "wb_route_limits.h"
 #include "wb_text.h"
 
@@ -13,40 +15,6 @@
 #define ID_WORDS (WB_MAX_EXPERTS / 64)
 
 /* ---- ids ---------------------------------------------------------------------------------------- */
-
-/* Most models have K = 8 and E <= 256: a token's choices in a layer are then eight bytes, which are checked
- * as one 64-bit word, without branches, so that the compiler makes vectors of the loop over words. */
-typedef struct octet_range {
-    uint64_t add;   /* added to a byte's low 7 bits: carries into bit 7 when they are too large for E */
-    uint64_t small; /* all ones when E <= 128: a byte with bit 7 is then too large whatever its low bits */
-} octet_range;
-
-/* Not zero if an id of the word is not below E or two are equal; bits other than bit 7 of a byte are zero.
- * Equal ids: turning the word by 1, 2, 3 and 4 bytes lays each of the 28 pairs of bytes over each other once
- * at least, and their exclusive or has a zero byte where a pair is equal. (x - 0x01..01) & ~x & 0x80..80 is
- * not zero exactly if x has a zero byte. */
-static uint64_t octet_bad(uint64_t v, octet_range range) {
-    const uint64_t ones = 0x0101010101010101u;
-    uint64_t low = (v & ones * 0x7f) + range.add;
-    uint64_t bad = (low & v) | ((low | v) & range.small);
-    for (unsigned turn = 8; turn <= 32; turn += 8) {
-        uint64_t x = v ^ (v << turn | v >> (64 - turn));
-        bad |= (x - ones) & ~x;
-    }
-    return bad & ones * 0x80;
-}
-
-static bool octets_ok(const uint8_t *ids, size_t n, uint32_t num_experts) {
-    uint64_t headroom = num_experts <= 128 ? 128 - num_experts : 256 - num_experts;
-    octet_range range = {0x0101010101010101u * headroom, num_experts <= 128 ? UINT64_MAX : 0};
-    uint64_t bad = 0;
-    for (size_t i = 0; i < n; i++) {
-        uint64_t v;
-        memcpy(&v, ids + 8 * i, sizeof v);
-        bad |= octet_bad(v, range);
-    }
-    return bad == 0;
-}
 
 typedef struct id_fault {
     uint32_t row, layer; /* in the run; in the list of MoE layers */
@@ -93,7 +61,9 @@ static bool rows_fault(const wb_route_model *m, const wb_route_rows *run, uint32
                        uint64_t *seen, id_fault *fault) {
     if (m->top_k == 8 && m->num_experts <= 256) {
         const uint8_t *first = (const uint8_t *)run->ids + (size_t)begin * wb_route_row_bytes(m);
-        if (octets_ok(first, (size_t)(end - begin) * m->n_moe_layers, m->num_experts)) return false;
+        static wb_octets_fn *const ok[WB_ISAS] = WB_ISA_EACH(wb_octets_ok);
+        if (ok[wb_isa_of_machine()](first, (size_t)(end - begin) * m->n_moe_layers, m->num_experts))
+            return false;
     }
     return find_fault(m, run, begin, end, seen, fault);
 }

@@ -12,17 +12,6 @@ size_t wb_route_row_bytes(const wb_route_model *model) {
     return (size_t)model->n_moe_layers * model->top_k * wb_dtype_size(wb_route_dtype(model->num_experts));
 }
 
-bool wb_route_same_experts(const void *a, const void *b, wb_dtype dtype, uint32_t K) {
-    if (memcmp(a, b, K * wb_dtype_size(dtype)) == 0) return true;
-    for (uint32_t k = 0; k < K; k++) {
-        const uint32_t id = wb_route_id(a, dtype, k);
-        uint32_t j = 0;
-        while (j < K && wb_route_id(b, dtype, j) != id) j++;
-        if (j == K) return false;
-    }
-    return true;
-}
-
 static const uint8_t *row_of(const wb_route_rows *run, uint32_t r, size_t row_bytes) {
     return (const uint8_t *)run->ids + (size_t)r * row_bytes;
 }

@@ -139,6 +139,9 @@ static inline void wb_route_id_set(void *row, wb_dtype dtype, size_t index, uint
     }
 }
 
+/* How many of the K ids at `a`, which are distinct, are among the K at `b`. */
+WB_API uint32_t wb_route_common(const void *a, const void *b, wb_dtype dtype, uint32_t K);
+
 /* Whether the K ids at `a` and at `b` are the same ones in any order; those at `a` are distinct. */
 WB_API bool wb_route_same_experts(const void *a, const void *b, wb_dtype dtype, uint32_t K);
 
@@ -198,6 +201,21 @@ WB_API uint64_t wb_record_count_rows(const wb_record *record);
 WB_API void wb_record_count(const wb_route_model *model, const wb_record *record, uint32_t first,
                             uint32_t end, uint64_t *counts);
 
+/* repeats[l] += at how many positions the experts of a valid row in MoE layer l are, in any order, those of
+ * the valid row at the position before. repeats: in/out, [L]. Returns the number of positions that have such
+ * a row before theirs. */
+WB_API uint64_t wb_record_count_repeats(const wb_route_model *model, const wb_record *record,
+                                        uint64_t *repeats);
+
+/* What a token adds to KL(rollout || trainer) and to its neighbours: log r is the log-probability under which
+ * the token was sampled minus that of the other side. */
+typedef struct wb_kl_terms {
+    double k1;    /* log r */
+    double k3;    /* exp(-log r) - 1 + log r */
+    bool outside; /* exp(-log r) is not within [0.5, 2]; true for NaN */
+} wb_kl_terms;
+WB_API wb_kl_terms wb_kl_of_token(float sampled_logprob, float other_logprob);
+
 /* Checks a record against its model: strings and counts, spans ascending, runs ascending and inside
  * [0, n_tokens - 1), the numbers of its sampling, its mask as wb_record has it, and with `deep` that the ids
  * of every valid row are below E and no two of a layer are the same. INVALID_ARGUMENT with a message that
@@ -206,14 +224,24 @@ WB_API wb_status wb_record_check(const wb_route_model *model, const wb_record *r
 
 /* ---- the dump: writing -------------------------------------------------------------------------- */
 
-/* How rows are stored. A reader learns it from the file. */
-typedef enum wb_codec { WB_CODEC_RAW, WB_CODEC_ZSTD } wb_codec;
+/* How rows are stored, the order of choices kept. A reader learns it from the file. */
+typedef enum wb_codec {
+    WB_CODEC_RAW,
+    WB_CODEC_ZSTD,
+    /* Each row against the one before and by how popular experts are: about two thirds of raw where tokens
+     * share experts with the ones before. The ids of rows that are not valid are not kept. A model with
+     * E > 256 or K > 16 gets zstd instead. */
+    WB_CODEC_PACKED
+} wb_codec;
+
+/* "raw", "zstd" or "packed", a static string; NULL for any other value. */
+WB_API const char *wb_codec_name(wb_codec codec);
 
 /* Made by wb_dump_options_default, then changed field by field. */
 typedef struct wb_dump_options {
     size_t size;          /* of this struct, as its user was compiled; set by the initialiser */
     wb_codec codec;       /* default raw: read in place, nothing is decoded */
-    int zstd_level;       /* 1..19, default 3; used with WB_CODEC_ZSTD */
+    int zstd_level;       /* 1..19, default 3; of rows that are stored as zstd */
     size_t chunk_bytes;   /* a run of more bytes is stored as several bins; 1 .. 1 GiB, the default */
     const char *producer; /* free text for the header, UTF-8, read by wb_dump_create only; default NULL: "" */
     bool trust_ids;       /* default false; true: append does not look at ids, for rows that a router made */
@@ -245,14 +273,21 @@ WB_API wb_status wb_dump_create(const char *path, const wb_route_model *model, c
  * record and the writer can go on. */
 WB_API wb_status wb_dump_append(wb_dump_writer *writer, const wb_record *record);
 
+typedef struct wb_dump wb_dump;
+
+/* Appends record `i` of a dump of the same model. Its bytes are copied as they are stored, with codec and
+ * keys that this version does not know, unless it has a prefix and the record that has these rows is not in
+ * the writer's file as this dump has it: then wb_dump_append encodes it anew. Whatever reading it finds
+ * (CORRUPT) and what wb_dump_append refuses is refused; MISMATCH: the dump is of another model. Nothing is
+ * written then. */
+WB_API wb_status wb_dump_append_stored(wb_dump_writer *writer, wb_dump *dump, uint64_t i);
+
 /* Writes index and trailer, syncs the file to disk, closes it and frees the writer, also on failure (IO).
  * NULL is a no-op. A file that was never finished can be read too: the reader walks its records instead of
  * using the index. */
 WB_API wb_status wb_dump_finish(wb_dump_writer *writer);
 
 /* ---- the dump: reading -------------------------------------------------------------------------- */
-
-typedef struct wb_dump wb_dump;
 
 /* What opening found out about the files' integrity. */
 typedef struct wb_dump_info {
@@ -278,6 +313,25 @@ typedef struct wb_dump_info {
  * its directory and where it can the byte. Memory stays below a small multiple of the files' size whatever
  * their bytes say. */
 WB_API wb_status wb_dump_open(const char *path, wb_dump **dump_out);
+
+/* Bytes of a file of a dump that are lost. */
+typedef struct wb_dump_loss {
+    const char
+        *path; /* of the file, with its directory; it lives as long as the call, as do the other texts */
+    uint64_t offset;
+    uint64_t bytes;  /* 0: a record is saved without its first rows; without a rid: the file is empty */
+    const char *rid; /* of the record that begins there; NULL: none can be read */
+    const char *why;
+} wb_dump_loss;
+
+/* Opens what is whole of a dump that may be cut or damaged: each record that passes all of wb_dump_verify,
+ * wherever it lies. `lost` (may be NULL) is called with `ctx` for each stretch of bytes that is left out,
+ * while the dump is being opened; wb_dump_info says nothing of them. A record whose prefix refers to a lost
+ * one is given without these rows. Where a record begins after damage is found by its first key, which is rid
+ * in every file that this library has written. CORRUPT: no file has a whole header, so that no model is
+ * known; IO and NOT_FOUND as wb_dump_open. */
+WB_API wb_status wb_dump_salvage(const char *path, void (*lost)(void *ctx, const wb_dump_loss *loss),
+                                 void *ctx, wb_dump **dump_out);
 
 /* Frees the dump and all that its records point to. NULL is a no-op. */
 WB_API void wb_dump_close(wb_dump *dump);
@@ -319,6 +373,9 @@ typedef struct wb_dump_entry {
     uint32_t n_spans;
     uint64_t weight_version; /* of the last span, under which the record was finished; 0 without spans */
     uint64_t valid_rows;     /* of the stored ones, and all of the prefix */
+    uint64_t group;          /* of the record; as is sample */
+    uint32_t sample;
+    bool has_digest; /* the file has a digest of its tokens, which reading it has compared */
 } wb_dump_entry;
 WB_API wb_status wb_dump_get_entry(wb_dump *dump, uint64_t i, wb_dump_entry *entry_out);
 

@@ -1,7 +1,7 @@
 /* adamw_rules.h - one element's AdamW update, the same bits on both backends.
  *
- * Owns: the constants of a step, made on the host, and the order of an element's operations. Refuses: memory,
- * schedules. */
+ * Owns: the constants of a step, made on the host, and the order of an element's operations. A weight that
+ * passes see in bf16 is wb_f32_to_bf16 of the new w. Refuses: memory, schedules. */
 #ifndef WB_ADAMW_RULES_H
 #define WB_ADAMW_RULES_H
 

@@ -21,6 +21,9 @@ wb_status wb_fault_report(const wb_fault *fault) {
         return wb_fail(WB_INVALID_ARGUMENT,
                        "%s: tokens: row %" PRId64 ": expected a token below %d, found %" PRId64, op,
                        fault->row, fault->limit, fault->found);
+    case WB_FAULT_LOGITS:
+        return wb_fail(WB_INVALID_ARGUMENT, "%s: row %" PRId64 ": a logit is NaN or +inf, or all are -inf",
+                       op, fault->row);
     default:
         return wb_fail(WB_DEVICE, "%s: a fault of unknown kind %u", op, fault->kind);
     }

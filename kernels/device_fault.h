@@ -20,7 +20,9 @@ typedef enum wb_fault_kind {
     /* the same in the table of a hash router: row is the token */
     WB_FAULT_TABLE_ID,
     /* a token outside of the vocabulary: row */
-    WB_FAULT_TOKEN
+    WB_FAULT_TOKEN,
+    /* logits that no token can be drawn from: row */
+    WB_FAULT_LOGITS
 } wb_fault_kind;
 
 /* Zeros: no fault. */

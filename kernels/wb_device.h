@@ -25,6 +25,10 @@ extern "C" {
     X(host_free)         \
     X(to_device)         \
     X(to_host)           \
+    X(event_open)        \
+    X(event_close)       \
+    X(start_to_host)     \
+    X(event_wait)        \
     X(copy)              \
     X(zero)              \
     X(reserve_scratch)
@@ -35,6 +39,7 @@ extern "C" {
     X(embed_backward)          \
     X(rmsnorm_forward)         \
     X(rmsnorm_backward)        \
+    X(add_rmsnorm)             \
     X(rope)                    \
     X(gather_rows)             \
     X(scatter_rows)            \
@@ -48,6 +53,7 @@ extern "C" {
     X(cast)                    \
     X(attention_forward)       \
     X(attention_backward)      \
+    X(attention_prepare)       \
     X(kv_write)                \
     X(topk)                    \
     X(gate_forward)            \
@@ -71,8 +77,8 @@ extern "C" {
  *
  * What an op finds wrong in the content of its operands, such as an id that is no expert's, is a fault
  * (device_fault.h). On the CPU the op fails. On CUDA it lies in a word of the device, where the first one
- * stays until to_host, or a to_device that waits, returns it in its place: with the results of a step, where
- * the host waits anyway. Once returned it is gone; what was computed meanwhile is of no use. */
+ * stays until to_host, event_wait, or a to_device that waits, returns it in its place: with the results of a
+ * step, where the host waits anyway. Once returned it is gone; what was computed meanwhile is of no use. */
 struct wb_device {
     wb_backend backend;
     /* "cpu x86-64-v3", "cuda"; static */
@@ -87,6 +93,19 @@ struct wb_device {
     /* What lies on the stream is worth nothing, for the reason `why`: the next call that waits for it returns
      * PEER, once. Of any thread. NULL where nothing lies on a stream. */
     void (*lose)(wb_device *dev, const char *why);
+
+    /* What ops between begin and end would do is not done but becomes a graph, which a launch does, as often
+     * as it is launched, with the arguments that the ops had: addresses and sizes are those of the capture,
+     * what lies at the addresses is that of the launch. Between begin and end nothing is waited for,
+     * allocated or copied between host and device. end, which also follows an op that failed, gives the graph
+     * or, where it fails, none. Owner: the caller, until free, which waits for the stream and for which NULL
+     * is a no-op. All NULL: a device without graphs. */
+    wb_status (*graph_begin)(wb_device *dev);
+    wb_status (*graph_end)(wb_device *dev, void **graph_out);
+    wb_status (*graph_launch)(wb_device *dev, void *graph);
+    void (*graph_free)(wb_device *dev, void *graph);
+    /* Grows when memory that ops have of their own has moved: graphs from before are of no use. */
+    uint64_t scratch_moves;
 
 #define WB_OP_FIELD(op) wb_##op##_fn *op;
     WB_OPS(WB_OP_FIELD)

@@ -18,8 +18,12 @@
  *     instead of rounding: off by less than (K / 16 + 2) 2^-17 of the sum of the products' sizes. What it is
  *     added to, it is added to at the end, and a sum below 2^-126 may be 0
  *   - on CUDA swiglu of bf16 has a sigmoid that is off by 2^-20 of itself at most
+ *   - a product of f32 and bf16 is made in f32, which is slow on CUDA: so where activations are bf16 a model
+ *     rounds gradients of logits, the head's and the routers', once (cast) before the two products that they
+ *     enter. Training with bf16 weights then has no other mixed product
  *   - rmsnorm rounds y and dx, not the mean of the squares; swiglu its product, not silu(gate)
- *   - rope, add, bias and clamp round the new element; embed rounds y where the table is f32
+ *   - rope, add, bias and clamp round the new element, and an op that makes several such steps at once rounds
+ *     behind each of them; embed rounds y where the table is f32
  *   - attention rounds out after the division by the softmax's sum, no score and no probability; dq; and dk
  *     and dv after the sum over all queries of the call, which the widened dk and dv begin
  *   - moe_combine rounds y after the last choice, its backward each element of drows
@@ -38,10 +42,10 @@
  * nevertheless is said at the op. None is collective.
  *
  * Errors: ops check what is cheap (dtype, K <= E) and return INVALID_ARGUMENT; shapes are the caller's
- * promise. T = 0 is valid everywhere. An id that is no expert's, or a token that the table does not have, is
- * INVALID_ARGUMENT with op, row and what was found: on the CPU from the op; on CUDA, where the op has
- * returned, from the next download, which is then the first that such an op came before. On CUDA, a fault of
- * a kernel itself shows there too, as DEVICE.
+ * promise. T = 0 is valid everywhere. An id that is no expert's, a token that the table does not have, or
+ * logits that cannot be sampled from, are INVALID_ARGUMENT with op, row and what was found: on the CPU from
+ * the op; on CUDA, where the op has returned, from the next download, or the next wait for one, which is then
+ * the first that such an op came before. On CUDA, a fault of a kernel itself shows there too, as DEVICE.
  */
 #ifndef WB_KERNELS_H
 #define WB_KERNELS_H
@@ -171,6 +175,21 @@ typedef wb_status wb_to_host_fn(wb_device *dev, void *host, const void *device, 
 typedef wb_status wb_host_alloc_fn(wb_device *dev, size_t bytes, void **host_out);
 typedef void wb_host_free_fn(wb_device *dev, void *host);
 
+/* A place on the stream, to be waited for without waiting for what comes after it. CPU: nothing. Owner: the
+ * caller, until event_close, for which NULL is a no-op and before which it is waited for. OUT_OF_MEMORY. */
+typedef wb_status wb_event_open_fn(wb_device *dev, void **event_out);
+typedef void wb_event_close_fn(wb_device *dev, void *event);
+
+/* host[bytes] = device[bytes], after all that is on the stream, which goes on behind the copy; `event` is
+ * then where the copy is done. Until event_wait returned, host, which is of host_alloc, is neither read nor
+ * written. The CPU is done on return. */
+typedef wb_status wb_start_to_host_fn(wb_device *dev, void *host, const void *device, size_t bytes,
+                                      void *event);
+
+/* Waits for the latest start_to_host with `event`. Errors as of to_host; when it fails, the copy need not be
+ * there. */
+typedef wb_status wb_event_wait_fn(wb_device *dev, void *event);
+
 /* to[bytes] = from[bytes], both device; they may overlap on the CPU only. */
 typedef wb_status wb_copy_fn(wb_device *dev, void *to, const void *from, size_t bytes);
 
@@ -235,6 +254,11 @@ typedef wb_status wb_rmsnorm_forward_fn(wb_device *dev, int64_t n, int64_t width
                                         float eps, wb_rows y);
 typedef wb_status wb_rmsnorm_backward_fn(wb_device *dev, int64_t n, int64_t width, wb_rows x, const float *w,
                                          float eps, wb_rows dy, wb_rows dx, float *dw);
+
+/* y[n,width] += x[n,width], then normed = rmsnorm_forward of y as it was written: the residual stream, and
+ * what the next part of a layer gets of it. */
+typedef wb_status wb_add_rmsnorm_fn(wb_device *dev, int64_t n, int64_t width, wb_rows x, wb_rows y,
+                                    const float *w, float eps, wb_rows normed);
 
 /* Rotary embedding of x[T, n_heads, head_dim] in place, pairs (i, i + rot_dim/2) of the first rot_dim
  * dimensions. cos_table, sin_table: device [positions, rot_dim / 2]; pos: device [T]. `inverse` rotates back:
@@ -305,6 +329,32 @@ typedef wb_status wb_attention_backward_fn(wb_device *dev, const wb_attention *a
  * nothing is written. */
 typedef wb_status wb_kv_write_fn(wb_device *dev, int64_t T, int64_t width, wb_rows x, const int64_t *rows,
                                  wb_rows cache);
+
+/* From the projections of T tokens to what attention reads, in place: q and k are normed, clamped and
+ * rotated, v is clamped, and the keys and values go into the pool. */
+typedef struct wb_attention_inputs {
+    int64_t T;
+    int32_t n_heads, n_kv_heads, head_dim, rot_dim;
+    /* [T, n_heads * head_dim], and twice [T, n_kv_heads * head_dim] */
+    wb_rows q, k, v;
+    /* device [head_dim], or where a token's row is normed as a whole as wide as that; both NULL: no norm */
+    const float *q_norm, *k_norm;
+    bool norm_whole;
+    float eps;
+    /* the limit of the clamp; 0: none */
+    float clip;
+    /* as of wb_rope_fn */
+    const int32_t *pos;
+    const float *cos_table, *sin_table;
+    /* device [T] row of each token in the pool, -1: of padding, nothing is written; or NULL: there is none */
+    const int64_t *rows;
+    /* [pool rows, n_kv_heads * head_dim], of k's dtype, or bf16 */
+    wb_rows k_cache, v_cache;
+} wb_attention_inputs;
+
+/* The bits of rmsnorm_forward, clamp, rope and kv_write one after the other, each of which rounds what it
+ * writes. */
+typedef wb_status wb_attention_prepare_fn(wb_device *dev, const wb_attention_inputs *args);
 
 /* ---- routing ------------------------------------------------------------------------------------- */
 
@@ -554,13 +604,14 @@ typedef struct wb_sample_kept {
 /* One token a row from logits[B,V]. params: host [B]. kept: or NULL. tokens, logprobs: device [B]; logprobs
  * are of the distribution sampled from, the same bits as wb_logprob_forward_fn gives for the temperature and
  * the kept tokens. Greedy is a point mass: its token alone is kept, with log-probability 0. INVALID_ARGUMENT
- * names the first row whose logits hold a NaN or +inf, or are all -inf. */
+ * names the first row whose logits hold a NaN or +inf, or are all -inf; on CUDA the token of such a row is
+ * -1. */
 typedef wb_status wb_sample_fn(wb_device *dev, int64_t B, int64_t V, const float *logits,
                                const wb_sample_params *params, const wb_sample_kept *kept, int32_t *tokens,
                                float *logprobs);
 
-/* *sum_out (host, done on return) = the sum of x[n]^2 in f64, in an order that depends on n alone. */
-typedef wb_status wb_sum_squares_fn(wb_device *dev, int64_t n, const float *x, double *sum_out);
+/* *sum (device) = the sum of x[n]^2 in f64, in an order that depends on n alone. */
+typedef wb_status wb_sum_squares_fn(wb_device *dev, int64_t n, wb_rows x, double *sum);
 
 typedef struct wb_adamw {
     /* weight_decay is decoupled: w -= lr * weight_decay * w */
@@ -571,9 +622,11 @@ typedef struct wb_adamw {
     uint64_t step;
 } wb_adamw;
 
-/* w, m, v [n] updated in place from g [n]. */
+/* w, m, v [n] updated in place from g [n]. rounded: bf16 [n] (=) the new w, or NULL where there is none: w is
+ * then the master of a weight that passes see in bf16. Rounding after every update and not the master itself
+ * keeps what an update adds below the resolution of bf16. */
 typedef wb_status wb_adamw_fn(wb_device *dev, int64_t n, const wb_adamw *hyper, const float *g, float *m,
-                              float *v, float *w);
+                              float *v, float *w, uint16_t *rounded);
 
 /* ---- memory of the ops --------------------------------------------------------------------------- */
 
@@ -590,8 +643,8 @@ typedef struct wb_op_sizes {
     /* E > 0 where experts are chosen; R, slots of all ranks, and groups of grouped_matmul */
     wb_router router;
     int32_t n_sources, n_slots, n_groups;
-    /* V; and the rows of a call of sample */
-    int64_t vocab_size, sampled;
+    /* V; the rows of a call of sample, and those of a gradient of V logits in a product */
+    int64_t vocab_size, sampled, head_rows;
     /* n of sum_squares */
     int64_t summed;
     /* of activations */

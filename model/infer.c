@@ -9,6 +9,7 @@
 #include "needed_ops.h"
 #include "op_sizes.h"
 #include "wb_options.h"
+#include "wb_random.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
@@ -151,7 +152,7 @@ wb_status wb_infer_open(wb_model *model, const wb_infer_options *options, wb_inf
     WB_TRY(WB_NEW(infer, 1, "inference"));
     wb_status status = prepare_open(model, &own, infer);
     if (status == WB_OK) status = wb_arena_open(&infer->memory, layout, infer);
-    if (status == WB_OK) status = wb_reserve_ops(model, &infer->sizes, max_keys(infer));
+    if (status == WB_OK) status = wb_reserve_ops(model, &infer->sizes, max_keys(infer), 0);
     if (status != WB_OK) {
         wb_infer_close(infer);
         return status;
@@ -182,6 +183,7 @@ wb_status wb_infer_measure(const wb_config *config, const wb_model_options *mode
 
 void wb_infer_close(wb_infer *infer) {
     if (!infer) return;
+    wb_infer_graphs_close(&infer->graphs, infer->model->device);
     wb_workspace_close(&infer->memory);
     free(infer);
 }
@@ -193,8 +195,9 @@ int64_t wb_infer_sequence_bytes(const wb_infer *infer) {
 /* ---- forward ------------------------------------------------------------------------------------- */
 
 /* logits of the wanted rows of x. */
-static wb_status head_forward(wb_infer *infer, int64_t n, wb_rows x) {
+static wb_status head_forward(wb_infer *infer, wb_rows x) {
     const wb_model *model = infer->model;
+    const int64_t n = infer->inputs.n_logits;
     wb_device *dev = model->device;
     const wb_rows last = wb_activations(model, &infer->last);
     WB_TRY(dev->gather_rows(dev, n, model->config.hidden_size, infer->inputs.logit_rows.device, x, last));
@@ -212,11 +215,10 @@ static wb_state state_of(const wb_infer *infer, int32_t l) {
 }
 
 /* *x_out: the last layer's output, [T, H]. */
-static wb_status layers_forward(wb_infer *infer, const wb_infer_batch *batch, const wb_pass *pass,
-                                wb_rows *x_out) {
+static wb_status layers_forward(wb_infer *infer, const wb_pass *pass, wb_rows *x_out) {
     const wb_model *model = infer->model;
     wb_rows x = wb_activations(model, &infer->x), y = wb_activations(model, &infer->y);
-    WB_TRY(wb_embed_forward(model, batch->T, infer->inputs.tokens.device, x));
+    WB_TRY(wb_embed_forward(model, pass->T, infer->inputs.tokens.device, x));
     for (int32_t l = 0; l < model->config.n_layers; l++) {
         const wb_state state = state_of(infer, l);
         WB_TRY(wb_block_forward(&infer->block, l, pass, &state, x, y));
@@ -228,17 +230,53 @@ static wb_status layers_forward(wb_infer *infer, const wb_infer_batch *batch, co
     return WB_OK;
 }
 
+/* A step on one rank, as it lies in a graph. */
+typedef struct step {
+    wb_infer *infer;
+    const wb_pass *pass;
+} step;
+
+static wb_status run_step(void *context) {
+    const step *s = context;
+    wb_rows x = {0};
+    WB_TRY(layers_forward(s->infer, s->pass, &x));
+    return head_forward(s->infer, x);
+}
+
+/* Of the addresses that a graph has, but for those that its size decides. */
+static uint64_t addresses_of(const wb_model *model) {
+    uint64_t stamp = model->device->scratch_moves;
+    for (int32_t i = 0; i < model->n_params; i++)
+        stamp = wb_mix64(stamp ^ (uint64_t)(uintptr_t)model->params[i].memory.data);
+    return wb_mix64(stamp ^ (uint64_t)(uintptr_t)model->dispatch_tables.data);
+}
+
+static wb_status forward_as_graph(wb_infer *infer, const wb_pass *pass) {
+    const wb_model *model = infer->model;
+    step s = {infer, pass};
+    return wb_infer_graphs_run(&infer->graphs, model->device, &infer->graph_size, addresses_of(model),
+                               run_step, &s);
+}
+
+static wb_status forward_with_peers(wb_infer *infer, const wb_pass *pass) {
+    wb_rows x = {0};
+    WB_TRY(wb_collective_end(infer->model, layers_forward(infer, pass, &x)));
+    /* After the last exchange nobody waits for this rank: a failure is its own, the communicator lives. */
+    return head_forward(infer, x);
+}
+
 wb_status wb_infer_forward(wb_infer *infer, const wb_infer_batch *batch, const wb_routing *routing,
                            const float **logits_out) {
     wb_pass pass;
-    wb_rows x = {0};
     /* All that can fail on one rank alone, before the first exchange of rows. */
     WB_TRY(wb_comm_agree(infer->model->comm, wb_infer_take_batch(infer, batch, routing, &pass)));
-    WB_TRY(wb_collective_end(infer->model, layers_forward(infer, batch, &pass, &x)));
-    /* After the last exchange nobody waits for this rank: a failure is its own, the communicator lives. */
-    WB_TRY(head_forward(infer, batch->n_logits, x));
+    WB_TRY(infer->graph_size.T > 0 ? forward_as_graph(infer, &pass) : forward_with_peers(infer, &pass));
     WB_TRY(wb_routing_give(infer->model, &pass));
     wb_infer_end_states(infer, batch);
     *logits_out = infer->logits.data;
     return WB_OK;
+}
+
+int64_t wb_infer_padded(const wb_infer *infer, int64_t T) {
+    return wb_infer_has_graphs(infer) ? wb_graph_rows(T, infer->options.max_tokens) : T;
 }

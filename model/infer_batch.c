@@ -105,6 +105,22 @@ static void put(wb_input *input, const int32_t *from, int64_t n) {
     if (n > 0) memcpy(input->host, from, (size_t)n * sizeof *from);
 }
 
+/* Block tables in->max_blocks wide. */
+static void put_blocks(const wb_infer_inputs *in, const wb_infer_batch *batch) {
+    int32_t *to = in->blocks.host;
+    const size_t had = (size_t)batch->max_blocks, has = (size_t)in->max_blocks;
+    for (int32_t i = 0; i < batch->n_seqs; i++, to += has) {
+        if (had > 0) memcpy(to, batch->blocks + (size_t)i * had, had * sizeof *to);
+        memset(to + had, 0, (has - had) * sizeof *to);
+    }
+}
+
+/* The wanted rows, and row 0 for what the size of a graph has beside them. */
+static void put_logit_rows(const wb_infer_inputs *in, const wb_infer_batch *batch) {
+    int32_t *to = in->logit_rows.host;
+    for (int64_t i = 0; i < in->n_logits; i++) to[i] = i < batch->n_logits ? batch->logit_rows[i] : 0;
+}
+
 /* Row of the pool that each token's state has. */
 static void put_pool_rows(const wb_infer *infer, const wb_infer_batch *batch, int64_t n, int64_t *rows) {
     const int64_t block_size = infer->options.block_size;
@@ -127,32 +143,62 @@ static void put_padding(const wb_infer_inputs *in) {
     }
 }
 
-static wb_status upload(wb_infer *infer, const wb_infer_batch *batch) {
+bool wb_infer_has_graphs(const wb_infer *infer) {
+    return infer->model->device->graph_begin && infer->model->n_ranks == 1 && infer->sequences.bytes == 0;
+}
+
+/* The size of the batch's graph, or none. */
+static wb_graph_size graph_size_of(const wb_infer *infer, const wb_infer_batch *batch,
+                                   const wb_routing *routing) {
+    const wb_infer_options *o = &infer->options;
+    const bool looked_at =
+        routing && (routing->direction || routing->native || routing->used || routing->planned);
+    if (!wb_infer_has_graphs(infer) || looked_at || !wb_graph_is_size(batch->T, o->max_tokens))
+        return (wb_graph_size){0};
+    return (wb_graph_size){.T = batch->T,
+                           .n_logits = wb_graph_rows(batch->n_logits, o->max_logits),
+                           .max_blocks = wb_graph_blocks(batch->max_blocks, o->max_blocks),
+                           .ids = routing ? routing->ids : NULL};
+}
+
+/* The sizes of the batch's inputs. Those of a graph depend on nothing but its own, n_blocks excepted. */
+static void size_inputs(wb_infer *infer, const wb_infer_batch *batch) {
+    const wb_graph_size *size = &infer->graph_size;
     wb_infer_inputs *in = &infer->inputs;
+    const bool fixed = size->T > 0;
     in->T = in->n_tokens = batch->T;
     while (in->n_tokens > 0 && batch->seq[in->n_tokens - 1] == PADDING) in->n_tokens--;
-    in->n_blocks = (int64_t)batch->n_seqs * batch->max_blocks;
-    in->n_logits = batch->n_logits;
+    in->max_blocks = fixed ? size->max_blocks : batch->max_blocks;
+    in->n_logits = fixed ? size->n_logits : batch->n_logits;
+    if (fixed) in->n_runs = batch->T < infer->options.max_sequences ? batch->T : infer->options.max_sequences;
+    in->n_blocks = (int64_t)batch->n_seqs * in->max_blocks;
+}
+
+static wb_status upload(wb_infer *infer, const wb_infer_batch *batch) {
+    wb_infer_inputs *in = &infer->inputs;
+    const int64_t n_runs = in->n_runs;
+    size_inputs(infer, batch);
     WB_TRY(wb_upload_begin(&infer->ring, walk_inputs, in));
     put_pool_rows(infer, batch, in->n_tokens, in->pool_rows.host);
     put(&in->tokens, batch->tokens, in->n_tokens);
     put(&in->pos, batch->pos, in->n_tokens);
     put(&in->seq, batch->seq, in->n_tokens);
-    put(&in->logit_rows, batch->logit_rows, batch->n_logits);
-    put(&in->blocks, batch->blocks, in->n_blocks);
+    put_logit_rows(in, batch);
+    put_blocks(in, batch);
     wb_infer_put_runs(infer, batch, in->runs.host);
+    for (int64_t i = n_runs; i < in->n_runs; i++)
+        ((wb_sequence_run *)in->runs.host)[i] = (wb_sequence_run){(int32_t)in->n_tokens, 0, -1};
     put_padding(in);
     return wb_upload_send(&infer->ring, infer->model->device);
 }
 
-/* Rows of padding get ids that exist, and where no row has a direction yet, all get one. */
-static wb_status pad_routing(wb_infer *infer) {
+/* Rows of padding get ids that exist. */
+static wb_status pad_ids(wb_infer *infer) {
     const wb_infer_inputs *in = &infer->inputs;
     wb_device *dev = infer->model->device;
     const size_t row_bytes = wb_route_row_bytes(&infer->model->route_model),
                  n = (size_t)(in->T - in->n_tokens);
     if (n == 0 || row_bytes == 0 || !infer->routing.ids) return WB_OK;
-    if (!infer->routing.direction) infer->routing.direction = in->direction.device;
     return dev->zero(dev, (char *)infer->routing.ids + (size_t)in->n_tokens * row_bytes, n * row_bytes);
 }
 
@@ -169,25 +215,42 @@ static wb_status check_padding(const wb_infer *infer, const wb_pass *pass) {
                    in->n_tokens);
 }
 
+/* Where no row has a direction yet, and there is padding or a graph, all get that of the upload block, which
+ * the host knows. */
+static wb_status take_routing(wb_infer *infer, const wb_routing *routing, wb_pass *pass) {
+    const wb_infer_inputs *in = &infer->inputs;
+    const bool padded = in->n_tokens < in->T;
+    wb_routing_stage *stage = &infer->routing_stage;
+    WB_TRY(pad_ids(infer));
+    if (routing && routing->planned && padded && !routing->direction)
+        infer->routing.direction = in->direction.device;
+    WB_TRY(wb_routing_take(infer->model, stage, in->T, routing ? &infer->routing : NULL, pass));
+    if (infer->routing.direction) return check_padding(infer, pass);
+    if (!padded && infer->graph_size.T == 0) return WB_OK;
+    infer->routing.direction = in->direction.device;
+    stage->padding[0] = (wb_row_run){in->n_tokens, in->T - in->n_tokens};
+    pass->padding = stage->padding;
+    pass->n_padding = padded;
+    return WB_OK;
+}
+
 wb_status wb_infer_take_batch(wb_infer *infer, const wb_infer_batch *batch, const wb_routing *routing,
                               wb_pass *pass_out) {
     const wb_infer_inputs *in = &infer->inputs;
     WB_TRY(check_batch(infer, batch));
-    WB_TRY(upload(infer, batch));
+    infer->graph_size = graph_size_of(infer, batch, routing);
     infer->routing = routing ? *routing : (wb_routing){0};
-    WB_TRY(pad_routing(infer));
+    WB_TRY(upload(infer, batch));
     WB_TRY(wb_infer_begin_states(infer, batch));
     *pass_out = (wb_pass){.T = batch->T,
                           .tokens = in->tokens.device,
                           .pos = in->pos.device,
                           .seq = in->seq.device,
                           .blocks = in->blocks.device,
-                          .max_blocks = batch->max_blocks,
+                          .max_blocks = (int32_t)in->max_blocks,
                           .block_size = infer->options.block_size,
                           .state_rows = in->pool_rows.device,
                           .n_runs = in->n_runs,
                           .runs = in->runs.device};
-    WB_TRY(wb_routing_take(infer->model, &infer->routing_stage, batch->T, routing ? &infer->routing : NULL,
-                           pass_out));
-    return check_padding(infer, pass_out);
+    return take_routing(infer, routing, pass_out);
 }

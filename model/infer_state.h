@@ -2,6 +2,7 @@
 #ifndef WB_INFER_STATE_H
 #define WB_INFER_STATE_H
 
+#include "infer_graphs.h"
 #include "layers/block.h"
 #include "routing_check.h"
 #include "wb_upload_ring.h"
@@ -32,8 +33,8 @@ typedef struct wb_sequence_pool {
 
 /* What a step puts on the device, [T] where nothing else is said. */
 typedef struct wb_infer_inputs {
-    int64_t T, n_blocks, n_logits; /* entries of all block tables; rows */
-    int64_t n_runs;
+    int64_t T, n_blocks, n_logits; /* entries of all block tables; rows, as many as are computed */
+    int64_t n_runs, max_blocks;
     wb_input tokens, pos, seq; /* int32 */
     wb_input runs;             /* wb_sequence_run [n_runs] */
     wb_input pool_rows;        /* int64 */
@@ -58,6 +59,8 @@ struct wb_infer {
     wb_buffer x, y;                 /* [T, H] residual stream, in turns */
     wb_buffer last, normed, logits; /* [n_logits, H], [n_logits, H], [n_logits, V] */
     wb_routing_stage routing_stage;
+    wb_graph_size graph_size; /* of the latest batch; zeros: it runs op by op */
+    wb_infer_graphs graphs;
 };
 
 /* wb_infer_measure over a model that is there, or a blank one. */
@@ -67,6 +70,9 @@ wb_status wb_infer_measure_over(wb_model *model, const wb_infer_options *options
 
 /* The ring for steps of the sizes that the options have, and what their routing needs. */
 void wb_infer_layout_batch(wb_infer *infer, wb_arena *arena);
+
+/* Whether steps over this model can be graphs at all. */
+bool wb_infer_has_graphs(const wb_infer *infer);
 
 /* Checks the batch and its routing and puts the batch on the device. */
 wb_status wb_infer_take_batch(wb_infer *infer, const wb_infer_batch *batch, const wb_routing *routing,

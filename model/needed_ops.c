@@ -7,14 +7,13 @@ static const wb_op forward_ops[] = {
     WB_MEMORY_OPS(WB_OP_NUMBER) WB_OP_matmul,
     WB_OP_embed_forward,
     WB_OP_rmsnorm_forward,
-    WB_OP_rope,
+    WB_OP_add_rmsnorm,
     WB_OP_gather_rows,
     WB_OP_swiglu_forward,
     WB_OP_add,
     WB_OP_bias_forward,
-    WB_OP_clamp,
+    WB_OP_attention_prepare,
     WB_OP_attention_forward,
-    WB_OP_kv_write,
     WB_OP_topk,
     WB_OP_gate_forward,
     WB_OP_moe_plan,
@@ -23,18 +22,35 @@ static const wb_op forward_ops[] = {
     WB_OP_moe_combine,
 };
 
+/* What training's forward calls besides. */
+static const wb_op logprob_ops[] = {WB_OP_logprob_forward};
+
+/* A forward that keeps its steps, and the backward. */
 static const wb_op backward_ops[] = {
-    WB_OP_embed_backward,          WB_OP_scatter_rows,    WB_OP_rmsnorm_backward,
-    WB_OP_swiglu_backward,         WB_OP_bias_backward,   WB_OP_clamp_backward,
-    WB_OP_attention_backward,      WB_OP_gate_backward,   WB_OP_moe_combine_backward,
-    WB_OP_grouped_matmul_backward, WB_OP_logprob_forward, WB_OP_logprob_backward,
+    WB_OP_rope,
+    WB_OP_clamp,
+    WB_OP_embed_backward,
+    WB_OP_scatter_rows,
+    WB_OP_rmsnorm_backward,
+    WB_OP_swiglu_backward,
+    WB_OP_bias_backward,
+    WB_OP_clamp_backward,
+    WB_OP_attention_backward,
+    WB_OP_gate_backward,
+    WB_OP_moe_combine_backward,
+    WB_OP_grouped_matmul_backward,
+    WB_OP_logprob_backward,
+    WB_OP_cast,
 };
 
+#define REQUIRE(device, who, ops) wb_device_require(device, who, ops, sizeof(ops) / sizeof *(ops))
+
 wb_status wb_infer_check_device(const wb_device *device) {
-    return wb_device_require(device, "inference", forward_ops, sizeof forward_ops / sizeof forward_ops[0]);
+    return REQUIRE(device, "inference", forward_ops);
 }
 
-wb_status wb_train_check_device(const wb_device *device) {
-    WB_TRY(wb_device_require(device, "training", forward_ops, sizeof forward_ops / sizeof forward_ops[0]));
-    return wb_device_require(device, "training", backward_ops, sizeof backward_ops / sizeof backward_ops[0]);
+wb_status wb_train_check_device(const wb_device *device, bool backward) {
+    WB_TRY(REQUIRE(device, "training", forward_ops));
+    WB_TRY(REQUIRE(device, "training", logprob_ops));
+    return backward ? REQUIRE(device, "training", backward_ops) : WB_OK;
 }

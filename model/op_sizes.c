@@ -10,7 +10,7 @@ static int64_t largest_param(const wb_model *model) {
     return n;
 }
 
-wb_status wb_reserve_ops(const wb_model *model, const wb_sizes *sizes, int64_t keys) {
+wb_status wb_reserve_ops(const wb_model *model, const wb_sizes *sizes, int64_t keys, int64_t head_rows) {
     const wb_config *config = &model->config;
     const wb_op_sizes most = {.tokens = sizes->tokens,
                               .expert_rows = sizes->expert_rows,
@@ -26,6 +26,7 @@ wb_status wb_reserve_ops(const wb_model *model, const wb_sizes *sizes, int64_t k
                               .n_slots = wb_model_n_slots(model),
                               .n_groups = (int32_t)wb_model_local_slots(model),
                               .vocab_size = config->vocab_size,
+                              .head_rows = head_rows,
                               .summed = sizes->backward ? largest_param(model) : 0,
                               .dtype = model->activations,
                               .backward = sizes->backward};

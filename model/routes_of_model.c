@@ -1,5 +1,6 @@
 /* routes_of_model.c - what the records of a model say about it: its MoE layers, E, K and the fingerprint. */
 #include "model_weights.h"
+#include "wb_check.h"
 #include "wb_hash.h"
 
 #include <inttypes.h>
@@ -35,20 +36,32 @@ static void set_fingerprint(const wb_config *c, wb_route_model *routes) {
     wb_hash128_hex(text, (size_t)used, routes->fingerprint);
 }
 
-wb_status wb_model_describe_routes(wb_model *m) {
-    const wb_config *c = &m->config;
-    wb_route_model *routes = &m->route_model;
-    uint32_t *moe_layers = NULL, n = 0;
-    WB_TRY(WB_OWN(&m->memory.host, moe_layers, (size_t)c->n_layers, "moe layers"));
-    for (int32_t l = 0; l < c->n_layers; l++)
-        if (wb_config_is_moe(c, l)) moe_layers[n++] = (uint32_t)l;
-    snprintf(routes->name, sizeof routes->name, "%s", m->family->model_type);
-    snprintf(routes->router, sizeof routes->router, "%s", wb_router_name(c->router.type));
-    routes->num_hidden_layers = (uint32_t)c->n_layers;
+static wb_status describe(const wb_config *config, const wb_family_rules *family, uint32_t *moe_layers,
+                          wb_route_model *routes) {
+    uint32_t n = 0;
+    for (int32_t l = 0; l < config->n_layers; l++)
+        if (wb_config_is_moe(config, l)) moe_layers[n++] = (uint32_t)l;
+    snprintf(routes->name, sizeof routes->name, "%s", family->model_type);
+    snprintf(routes->router, sizeof routes->router, "%s", wb_router_name(config->router.type));
+    routes->num_hidden_layers = (uint32_t)config->n_layers;
     routes->n_moe_layers = n;
     routes->moe_layers = moe_layers;
-    routes->num_experts = (uint32_t)c->router.n_experts;
-    routes->top_k = (uint32_t)c->router.top_k;
-    set_fingerprint(c, routes);
+    routes->num_experts = (uint32_t)config->router.n_experts;
+    routes->top_k = (uint32_t)config->router.top_k;
+    set_fingerprint(config, routes);
     return wb_route_model_check(routes);
+}
+
+wb_status wb_model_describe_routes(wb_model *m) {
+    uint32_t *moe_layers = NULL;
+    WB_TRY(WB_OWN(&m->memory.host, moe_layers, (size_t)m->config.n_layers, "moe layers"));
+    return describe(&m->config, m->family, moe_layers, &m->route_model);
+}
+
+wb_status wb_config_routes(const wb_config *config, uint32_t *moe_layers_out, wb_route_model *model_out) {
+    wb_route_model routes = {0};
+    WB_TRY(wb_config_check(config));
+    WB_TRY(describe(config, wb_family_rules_of(config->family), moe_layers_out, &routes));
+    *model_out = routes;
+    return WB_OK;
 }

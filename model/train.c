@@ -56,12 +56,8 @@ static void layout(void *user, wb_arena *arena) {
 static wb_status prepare_open(wb_model *model, const wb_train_options *o, wb_train *train) {
     train->model = model;
     train->options = *o;
-    train->n_whole_everywhere = -1;
     train->forward_only = o->forward_only;
     train->memory.device = model->device;
-    if (model->dtype != WB_F32)
-        return wb_fail(WB_INVALID_ARGUMENT, "training: expected a model of f32 weights, found %s",
-                       wb_dtype_name(model->dtype));
     WB_TRY(wb_block_sizes(model, o->max_tokens, o->max_expert_rows, !o->forward_only, &train->sizes));
     WB_TRY(wb_block_open(model, &train->memory.host, &train->block));
     if (o->forward_only) return WB_OK;
@@ -73,11 +69,12 @@ wb_status wb_train_open(wb_model *model, const wb_train_options *options, wb_tra
     wb_train_options own;
     wb_train *train = NULL;
     WB_TRY(read_options(options, &own));
-    WB_TRY(wb_train_check_device(model->device));
+    WB_TRY(wb_train_check_device(model->device, !own.forward_only));
     WB_TRY(WB_NEW(train, 1, "training"));
     wb_status status = prepare_open(model, &own, train);
     if (status == WB_OK) status = wb_arena_open(&train->memory, layout, train);
-    if (status == WB_OK) status = wb_reserve_ops(model, &train->sizes, train->sizes.tokens);
+    if (status == WB_OK)
+        status = wb_reserve_ops(model, &train->sizes, train->sizes.tokens, wb_train_chunk_rows(train));
     if (status == WB_OK && !own.forward_only) status = wb_train_open_parts(train);
     if (status == WB_OK && !own.forward_only) status = wb_train_zero_grads(train);
     if (status != WB_OK) {
@@ -132,20 +129,11 @@ static wb_status layers_forward(wb_train *train, const wb_router_probe *probe) {
                         (size_t)train->n_head * sizeof(float));
 }
 
-/* How many layers every rank keeps whole, once. Collective, and with no failure of this rank's own before. */
-static wb_status agree_on_kept(wb_train *train) {
-    if (train->n_whole_everywhere >= 0) return WB_OK;
-    const uint64_t n_layers = (uint64_t)train->model->config.n_layers;
-    uint64_t most_again = n_layers - (uint64_t)train->block.n_whole;
-    WB_TRY(wb_comm_all_reduce_max_u64(train->model->comm, &most_again));
-    train->n_whole_everywhere = (int32_t)(n_layers - most_again);
-    return WB_OK;
-}
-
 wb_status wb_train_forward(wb_train *train, const wb_train_batch *batch, const wb_routing *routing,
                            const wb_router_probe *probe, float *logprobs_out) {
     WB_TRY(wb_comm_agree(train->model->comm, prepare_forward(train, batch, routing)));
-    WB_TRY(agree_on_kept(train));
+    /* No rank has failed by itself, so that this comes to an end on all of them. */
+    if (!train->forward_only) WB_TRY(wb_block_agree(&train->block));
     WB_TRY(wb_collective_end(train->model, layers_forward(train, probe)));
 
     const int32_t *rows = train->inputs.head_rows.host;
@@ -181,8 +169,8 @@ static wb_status layers_backward(wb_train *train, bool reduce) {
     wb_pass pass = train->pass;
     pass.recompute = true;
     for (int32_t l = model->config.n_layers - 1; l >= 0; l--) {
-        WB_TRY(wb_block_recompute(&train->block, l, train->n_whole_everywhere, &pass,
-                                  wb_train_residual(train, l), wb_train_residual(train, l + 1)));
+        WB_TRY(wb_block_recompute(&train->block, l, &pass, wb_train_residual(train, l),
+                                  wb_train_residual(train, l + 1)));
         WB_TRY(wb_block_backward(&train->block, l, &pass, wb_train_residual(train, l), train->grads, dx));
         if (reduce) WB_TRY(wb_train_reduce_ready(train, model->layers[l].mixer_norm));
     }

@@ -29,6 +29,19 @@ static wb_physical_id lead_of(const expert_update *u, int32_t expert) {
     return map->replicas[map->replica_begin[expert] + wb_expert_lead(u->train->model, map, expert)];
 }
 
+/* Bytes of the part of a slot's weights, and of its gradients. */
+static size_t weight_bytes(const expert_update *u) {
+    return (size_t)u->part.n * wb_dtype_size(u->part.weight.dtype);
+}
+static size_t grad_bytes(const expert_update *u) {
+    return (size_t)u->part.n * sizeof(float);
+}
+
+/* Place i in the scratch, for weights. */
+static wb_rows weight_scratch(const expert_update *u, int64_t i) {
+    return (wb_rows){wb_train_scratch_part(u->train, i), u->part.weight.dtype};
+}
+
 /* ---- the way home -------------------------------------------------------------------------------- */
 
 /* The lead is here: the gradient stays where it is, and the weight does in a slot that keeps its expert;
@@ -37,31 +50,29 @@ static wb_status take_own(expert_update *u, int32_t expert, wb_physical_id lead,
     wb_train *train = u->train;
     wb_device *dev = train->model->device;
     expert_at_home *at = &train->experts.at_home[expert];
-    at->grad = wb_slot_part_of(train->model, &u->part, u->part.grad, lead);
-    at->weight = wb_slot_part_of(train->model, &u->part, u->part.weight, lead);
+    at->grad = wb_slot_part_grad(train->model, &u->part, lead);
+    at->weight = wb_slot_part_weight(train->model, &u->part, lead);
     if (u->next.expert_of_slot[lead.slot] == expert) return WB_OK;
-    float *const copy = wb_train_scratch_part(train, (*n_used)++);
-    WB_TRY(dev->copy(dev, copy, at->weight, (size_t)u->part.n * sizeof(float)));
+    const wb_rows copy = weight_scratch(u, (*n_used)++);
+    WB_TRY(dev->copy(dev, copy.data, at->weight.data, weight_bytes(u)));
     at->weight = copy;
     return WB_OK;
 }
 
 static void receive_at_home(expert_update *u, int32_t expert, int32_t from, int64_t *n_used) {
     wb_train *train = u->train;
-    const size_t bytes = (size_t)u->part.n * sizeof(float);
     float *const grad = wb_train_scratch_part(train, (*n_used)++);
-    float *const weight = wb_train_scratch_part(train, (*n_used)++);
-    wb_slot_receive(&train->experts.traffic, from, grad, bytes);
-    wb_slot_receive(&train->experts.traffic, from, weight, bytes);
+    const wb_rows weight = weight_scratch(u, (*n_used)++);
+    wb_slot_receive(&train->experts.traffic, from, grad, grad_bytes(u));
+    wb_slot_receive(&train->experts.traffic, from, weight.data, weight_bytes(u));
     train->experts.at_home[expert] = (expert_at_home){grad, weight};
 }
 
 static void send_home(expert_update *u, int32_t home, wb_physical_id lead) {
     const wb_model *model = u->train->model;
     wb_slot_traffic *traffic = &u->train->experts.traffic;
-    const size_t bytes = (size_t)u->part.n * sizeof(float);
-    wb_slot_send(traffic, home, wb_slot_part_of(model, &u->part, u->part.grad, lead), bytes);
-    wb_slot_send(traffic, home, wb_slot_part_of(model, &u->part, u->part.weight, lead), bytes);
+    wb_slot_send(traffic, home, wb_slot_part_grad(model, &u->part, lead), grad_bytes(u));
+    wb_slot_send(traffic, home, wb_slot_part_weight(model, &u->part, lead).data, weight_bytes(u));
 }
 
 /* Whether there is something to do for an expert: an update, or a slot that does not have it yet. */
@@ -124,7 +135,8 @@ static wb_status update_tensor(expert_update *u, int32_t i) {
     if (first >= end) return WB_OK;
     const expert_at_home *at = &u->train->experts.at_home[tensor->expert];
     const int64_t skip = first - part->first;
-    return u->update(u->ctx, i, first - tensor->offset, end - first, at->grad + skip, at->weight + skip);
+    return u->update(u->ctx, i, first - tensor->offset, end - first, at->grad + skip,
+                     wb_rows_from(at->weight, skip));
 }
 
 static wb_status update_part(expert_update *u) {
@@ -141,8 +153,8 @@ static wb_status give_expert(expert_update *u, int32_t expert) {
     const wb_model *model = train->model;
     wb_device *dev = model->device;
     const int32_t source = source_of(u, expert);
-    const float *from = train->experts.at_home[expert].weight;
-    const size_t bytes = (size_t)u->part.n * sizeof(float);
+    const void *from = train->experts.at_home[expert].weight.data;
+    const size_t bytes = weight_bytes(u);
     for (uint32_t k = u->next.replica_begin[expert]; k < u->next.replica_begin[expert + 1]; k++) {
         const wb_physical_id slot = u->next.replicas[k];
         const int32_t rank = wb_model_rank_of(model, slot);
@@ -151,7 +163,7 @@ static wb_status give_expert(expert_update *u, int32_t expert) {
             if (source == model->rank) wb_slot_send(&train->experts.traffic, rank, from, bytes);
             continue;
         }
-        float *const to = wb_slot_part_of(model, &u->part, u->part.weight, slot);
+        void *const to = wb_slot_part_weight(model, &u->part, slot).data;
         if (source != model->rank)
             wb_slot_receive(&train->experts.traffic, source, to, bytes);
         else if (to != from)

@@ -1,33 +1,37 @@
 /* train_head.c - the head of a trainer: log-probabilities of the targets, and their backward, over the rows
  * that have a target. Logits exist for a chunk of rows at a time: they would be the largest buffer of all. */
 #include "layers/head.h"
+#include "layers/logit_gradient.h"
 #include "train_state.h"
 
 #define LOGITS_BYTES ((int64_t)64 << 20)
 #define LOGITS_ROWS 1024
 
-/* Rows of a chunk; the i-th starts at i * chunk_rows. */
-static int64_t chunk_rows(const wb_train *train) {
+/* The i-th chunk starts at row i times as many. */
+int64_t wb_train_chunk_rows(const wb_train *train) {
     const int64_t fit = LOGITS_BYTES / ((int64_t)sizeof(float) * train->model->config.vocab_size);
-    return fit < 1 ? 1 : fit > LOGITS_ROWS ? LOGITS_ROWS : fit;
+    const int64_t rows = fit < 1 ? 1 : fit > LOGITS_ROWS ? LOGITS_ROWS : fit;
+    return rows < train->sizes.tokens ? rows : train->sizes.tokens;
 }
 
 static int64_t rows_from(const wb_train *train, int64_t start, int64_t total) {
-    const int64_t rows = chunk_rows(train);
+    const int64_t rows = wb_train_chunk_rows(train);
     return total - start < rows ? total - start : rows;
 }
 
 void wb_train_layout_head(wb_train *train, wb_arena *arena) {
     const wb_model *model = train->model;
     const int64_t H = model->config.hidden_size, V = model->config.vocab_size, n = train->sizes.tokens;
-    const int64_t chunk = rows_from(train, 0, n);
+    const int64_t chunk = wb_train_chunk_rows(train);
     wb_place_activations(arena, model, &train->head_x, n, H);
     wb_place_activations(arena, model, &train->head_norm, n, H);
     wb_place_activations(arena, model, &train->dhead, train->sizes.backward ? n : chunk, H);
     wb_place(arena, &train->logits, chunk, V, sizeof(float));
     wb_place(arena, &train->logprobs, n, 1, sizeof(float));
     WB_PLACE_HOST(arena, train->host_logprobs, n);
-    if (train->sizes.backward) wb_place(arena, &train->dlogprobs, n, 1, sizeof(float));
+    if (!train->sizes.backward) return;
+    wb_place(arena, &train->dlogprobs, n, 1, sizeof(float));
+    wb_logit_gradient_place(arena, model, &train->dlogits, chunk, V);
 }
 
 wb_status wb_train_head_forward(wb_train *train, wb_rows x) {
@@ -39,7 +43,7 @@ wb_status wb_train_head_forward(wb_train *train, wb_rows x) {
                   normed = wb_activations(model, &train->head_norm);
     float *logprobs = train->logprobs.data;
     WB_TRY(dev->gather_rows(dev, n, H, train->inputs.head_rows.device, x, rows_x));
-    for (int64_t start = 0; start < n; start += chunk_rows(train)) {
+    for (int64_t start = 0; start < n; start += wb_train_chunk_rows(train)) {
         const int64_t rows = rows_from(train, start, n), at = start * H;
         wb_distribution of;
         const bool limited = wb_train_distribution(train, start, &of);
@@ -48,7 +52,7 @@ wb_status wb_train_head_forward(wb_train *train, wb_rows x) {
         WB_TRY(dev->logprob_forward(dev, rows, V, train->logits.data, targets + start, limited ? &of : NULL,
                                     logprobs + start));
     }
-    train->logits_kept = n <= chunk_rows(train);
+    train->logits_kept = n <= wb_train_chunk_rows(train);
     return WB_OK;
 }
 
@@ -61,7 +65,7 @@ wb_status wb_train_logits(wb_train *train, float *logits_out) {
     const wb_rows x = wb_train_residual(train, model->config.n_layers);
     /* The norm's rows go to dhead: head_norm belongs to the backward that may be due. */
     train->logits_kept = false;
-    for (int64_t start = 0; start < train->T; start += chunk_rows(train)) {
+    for (int64_t start = 0; start < train->T; start += wb_train_chunk_rows(train)) {
         const int64_t rows = rows_from(train, start, train->T);
         WB_TRY(wb_head_forward(model, rows, wb_rows_from(x, start * H), wb_activations(model, &train->dhead),
                                train->logits.data));
@@ -81,8 +85,9 @@ wb_status wb_train_head_backward(wb_train *train, wb_rows dx) {
                   normed = wb_activations(model, &train->head_norm),
                   dhead = wb_activations(model, &train->dhead);
     float *logits = train->logits.data;
-    for (int64_t start = 0; start < n; start += chunk_rows(train)) {
+    for (int64_t start = 0; start < n; start += wb_train_chunk_rows(train)) {
         const int64_t rows = rows_from(train, start, n), at = start * H;
+        wb_rows dlogits;
         wb_distribution of;
         const bool limited = wb_train_distribution(train, start, &of);
         if (!train->logits_kept)
@@ -90,7 +95,8 @@ wb_status wb_train_head_backward(wb_train *train, wb_rows dx) {
         train->logits_kept = false; /* their gradient takes their place */
         WB_TRY(dev->logprob_backward(dev, rows, V, logits, targets + start, limited ? &of : NULL,
                                      dlogprobs + start, logits));
-        WB_TRY(wb_head_logits_backward(model, rows, wb_rows_from(normed, at), logits, train->grads,
+        WB_TRY(wb_logit_gradient(model, rows * V, logits, &train->dlogits, &dlogits));
+        WB_TRY(wb_head_logits_backward(model, rows, wb_rows_from(normed, at), dlogits, train->grads,
                                        wb_rows_from(dhead, at)));
     }
     WB_TRY(wb_head_norm_backward(model, n, x, dhead, train->grads, dhead));

@@ -68,7 +68,7 @@ slot_part wb_train_first_part(const wb_train *train, int32_t param) {
     const int64_t n = train->experts.part_elements;
     return (slot_part){.param = p,
                        .grad = train->grads[param],
-                       .weight = p->memory.data,
+                       .weight = {p->memory.data, p->dtype},
                        .map = wb_placement_layer(model->placement, (uint32_t)p->moe_layer),
                        .n = n < p->slot_elements ? n : p->slot_elements};
 }

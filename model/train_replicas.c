@@ -37,8 +37,7 @@ static void list_group(wb_train *train, const slot_part *part, const replica_gro
         const int32_t rank = wb_model_rank_of(model, g->slots[k]);
         if (rank == g->lead_rank) continue;
         if (rank == model->rank)
-            wb_slot_send(&x->traffic, g->lead_rank, wb_slot_part_of(model, part, part->grad, g->slots[k]),
-                         bytes);
+            wb_slot_send(&x->traffic, g->lead_rank, wb_slot_part_grad(model, part, g->slots[k]), bytes);
         else if (g->lead_rank == model->rank)
             wb_slot_receive(&x->traffic, rank, wb_train_scratch_part(train, (*n_used)++), bytes);
     }
@@ -48,7 +47,7 @@ static void list_group(wb_train *train, const slot_part *part, const replica_gro
  * sum may lie in scratch; a + b is b + a. */
 static wb_status add_group(wb_train *train, const slot_part *part, const replica_group *g, int64_t *n_used) {
     wb_device *dev = train->model->device;
-    float *const lead = wb_slot_part_of(train->model, part, part->grad, g->slots[g->lead]);
+    float *const lead = wb_slot_part_grad(train->model, part, g->slots[g->lead]);
     float *sum = lead;
     for (uint32_t k = 0; k < g->n; k++) {
         if (k == g->lead) {
@@ -56,9 +55,8 @@ static wb_status add_group(wb_train *train, const slot_part *part, const replica
             sum = lead;
             continue;
         }
-        float *const found = is_here(train->model, g, k)
-                                 ? wb_slot_part_of(train->model, part, part->grad, g->slots[k])
-                                 : wb_train_scratch_part(train, (*n_used)++);
+        float *const found = is_here(train->model, g, k) ? wb_slot_part_grad(train->model, part, g->slots[k])
+                                                         : wb_train_scratch_part(train, (*n_used)++);
         if (k == 0)
             sum = found;
         else

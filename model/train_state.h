@@ -46,7 +46,7 @@ typedef struct grad_reduction {
 /* Where weight and gradient of an expert are while its home rank updates it. */
 typedef struct expert_at_home {
     const float *grad; /* device */
-    float *weight;     /* device */
+    wb_rows weight;    /* of the model's dtype */
 } expert_at_home;
 
 /* What the gradients and weights of experts need on their way between ranks. */
@@ -63,8 +63,7 @@ struct wb_train {
     wb_sizes sizes;
     wb_workspace memory;
     wb_block block;
-    int32_t n_whole_everywhere; /* layers that every rank keeps whole; -1: the first forward finds out */
-    float **grads;              /* [n_params] device, as long as the parameter's part held here */
+    float **grads; /* [n_params] device, as long as the parameter's part held here */
 
     /* The latest forward. */
     bool forward_only; /* no gradients; the residual stream of two layers is kept, not of all */
@@ -80,7 +79,7 @@ struct wb_train {
     wb_buffer residual; /* of each wb_train_residual */
 
     wb_buffer head_x, head_norm, dhead; /* [n, H] */
-    wb_buffer logits;                   /* [chunk, V] */
+    wb_buffer logits, dlogits;          /* [chunk, V]; the latter bf16, where activations are */
     wb_buffer logprobs, dlogprobs;      /* [n_head] */
     float *host_logprobs;               /* host [n_head] both of them */
     wb_buffer dx;                       /* [T, H] */
@@ -129,8 +128,9 @@ wb_status wb_train_open_parts(wb_train *train);
 /* Elements [first, first + n) of every slot of one storage. */
 typedef struct slot_part {
     const wb_param *param;
-    float *grad, *weight; /* device [slots of this rank][slot_elements] */
-    wb_layer_map map;     /* of the model's placement */
+    float *grad;      /* device [slots of this rank][slot_elements] */
+    wb_rows weight;   /* as long */
+    wb_layer_map map; /* of the model's placement */
     int64_t first, n;
 } slot_part;
 
@@ -138,13 +138,20 @@ slot_part wb_train_first_part(const wb_train *train, int32_t param);
 /* False after the last one. */
 bool wb_train_next_part(const wb_train *train, slot_part *part);
 
-/* The part of one of this rank's slots, in `slots`: its gradients or its weights. */
-static inline float *wb_slot_part_of(const wb_model *model, const slot_part *part, float *slots,
-                                     wb_physical_id slot) {
-    return slots + wb_model_local_slot(model, slot) * part->param->slot_elements + part->first;
+/* Where the part of one of this rank's slots begins, in elements. */
+static inline int64_t wb_slot_part_first(const wb_model *model, const slot_part *part, wb_physical_id slot) {
+    return wb_model_local_slot(model, slot) * part->param->slot_elements + part->first;
 }
 
-/* Place i in the scratch, for a part. */
+/* Gradients and weights of the part of one of this rank's slots. */
+static inline float *wb_slot_part_grad(const wb_model *model, const slot_part *part, wb_physical_id slot) {
+    return part->grad + wb_slot_part_first(model, part, slot);
+}
+static inline wb_rows wb_slot_part_weight(const wb_model *model, const slot_part *part, wb_physical_id slot) {
+    return wb_rows_from(part->weight, wb_slot_part_first(model, part, slot));
+}
+
+/* Place i in the scratch, for a part: of gradients or of weights, which are no larger. */
 float *wb_train_scratch_part(const wb_train *train, int64_t i);
 
 /* ---- gradients of replicas (train_replicas.c) ------------------------------------------------------ */
@@ -175,6 +182,9 @@ void wb_train_put_sampling(wb_train *train, const wb_train_batch *batch);
 bool wb_train_distribution(const wb_train *train, int64_t start, wb_distribution *distribution_out);
 
 /* ---- the head, in chunks of rows (train_head.c) --------------------------------------------------- */
+
+/* Rows of a chunk at most. */
+int64_t wb_train_chunk_rows(const wb_train *train);
 
 /* Memory for all rows. */
 void wb_train_layout_head(wb_train *train, wb_arena *arena);

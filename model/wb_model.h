@@ -82,6 +82,12 @@ WB_API wb_status wb_config_check(const wb_config *config);
 /* False also for a layer that the model does not have. */
 WB_API bool wb_config_is_moe(const wb_config *config, int32_t layer);
 
+/* Whose routes those of such a model are, without opening it: what wb_model_routes says of the opened one.
+ * moe_layers_out: [config->n_layers], which *model_out points into. The errors of wb_config_load, and
+ * INVALID_ARGUMENT where no layer is MoE. */
+WB_API wb_status wb_config_routes(const wb_config *config, uint32_t *moe_layers_out,
+                                  wb_route_model *model_out);
+
 /* Bytes of the routes of one token, [L][K] of wb_route_dtype(E). */
 WB_API size_t wb_config_row_bytes(const wb_config *config);
 
@@ -97,7 +103,8 @@ typedef struct wb_model_options {
     wb_dtype dtype;    /* of matrices: WB_F32 (default) or WB_BF16. Vectors (norms, biases) are always f32 */
     /* Of activations, their gradients and, in inference, keys and values: WB_F32 (default), or WB_BF16, which
      * is half the memory and rounds what each step of a layer writes (wb_kernels.h, Numbers). Router logits,
-     * gate weights, logits, log-probabilities and gradients of weights are f32 either way. */
+     * gate weights, logits, log-probabilities and gradients of weights are f32 either way; gradients of
+     * logits, the router's too, are rounded where they enter products. */
     wb_dtype activations;
     /* Which expert each slot holds, layer by MoE layer; the same on every rank, read during the call and not
      * kept. A dead rank has no experts and its slots stay empty: it feeds sequences of its own like any
@@ -342,6 +349,11 @@ typedef struct wb_infer_batch {
     const int32_t *logit_rows; /* [n_logits] indices t whose logits are wanted */
 } wb_infer_batch;
 
+/* The tokens that a step of T, at most max_tokens, is best padded to: where a step is made as a graph of the
+ * device (CUDA, one rank, no directions, natives, used experts or plan asked for), steps of one size share
+ * it, after the first. Elsewhere T. */
+WB_API int64_t wb_infer_padded(const wb_infer *infer, int64_t T);
+
 /* Feeds the batch; *logits_out: device [n_logits, V], valid until the next call. A failure after the last
  * exchange, in the head, is this rank's alone: the caller agrees on it with the others. Collective. */
 WB_API wb_status wb_infer_forward(wb_infer *infer, const wb_infer_batch *batch, const wb_routing *routing,
@@ -363,8 +375,11 @@ typedef struct wb_train_options {
     int64_t max_kept_ids;    /* of all rows with a target together; 0 (default): 64 * max_tokens */
     int64_t max_expert_rows; /* as in wb_infer_options; default 0 */
     /* Device bytes to keep what a forward leaves for its backward, beyond what one layer needs. The backward
-     * then computes fewer layers again, the last ones first whole, then without the mixer; the bits are the
-     * same. 0 (default): all but the last layer are computed again. */
+     * then computes fewer parts of layers again, mixers and feed-forward parts each by themselves: those are
+     * kept first whose forward is the most multiply-adds for each byte that it leaves, of one kind from the
+     * last layer down, as many as fit. A forward is counted as one sequence of max_tokens tokens. The bits
+     * are the same. A feed-forward part that one rank computes again all ranks do. 0 (default): all but the
+     * last layer are computed again. */
     uint64_t keep_bytes;
 } wb_train_options;
 
@@ -377,7 +392,7 @@ static inline wb_train_options wb_train_options_default(void) {
     return options;
 }
 
-/* Workspace and, unless forward_only, gradients (f32, zero) over a `model` of f32 matrices and activations of
+/* Workspace and, unless forward_only, gradients (f32, zero) over a `model` of matrices and activations of
  * either dtype, which it borrows. options NULL: the defaults. UNSUPPORTED names the op that the model's
  * device lacks. */
 WB_API wb_status wb_train_open(wb_model *model, const wb_train_options *options, wb_train **train_out);
@@ -439,10 +454,11 @@ WB_API wb_status wb_train_reduce_grads(wb_train *train);
 WB_API wb_status wb_train_zero_grads(wb_train *train);
 
 /* How an optimizer updates elements [first, first + n) of tensor i of the registry, of an expert whose home
- * this rank is (wb_home_rank): weight, device f32 [n], in and out, by gradient, device f32 [n]. A tensor may
- * come in several calls, each element in one; the addresses are good for the call alone. */
+ * this rank is (wb_home_rank): weight [n], in and out, of the model's dtype, by gradient, device f32 [n]. A
+ * tensor may come in several calls, each element in one; the addresses are good for the call alone. Who
+ * trains weights of bf16 has their masters in f32, by tensor i, on the home rank. */
 typedef wb_status wb_update_fn(void *ctx, int32_t i, int64_t first, int64_t n, const float *gradient,
-                               float *weight);
+                               wb_rows weight);
 
 /* Updates all experts, after the gradients were reduced: `update` is called on the home rank of each, with
  * the weight and the gradient of its lead replica, and the outcome goes to every slot that `next` gives the

@@ -3,7 +3,6 @@
  * are 0). */
 #include "replay_state.h"
 
-#include <math.h>
 #include <string.h>
 
 double *wb_replay_metric_sums(wb_replay *r, size_t *n_out) {
@@ -22,20 +21,6 @@ void wb_replay_count_segment(wb_replay *r, const segment_plan *s) {
 }
 
 /* ---- native against forced ------------------------------------------------------------------- */
-
-/* How many of a row's K native ids are among its K forced ones. */
-static uint32_t count_common(wb_replay *r, const uint8_t *forced, const uint8_t *native) {
-    uint32_t K = r->model.top_k, common = 0;
-    if (memcmp(forced, native, r->layer_bytes) == 0) return K;
-    uint64_t mark = ++r->mark;
-    for (uint32_t k = 0; k < K; k++) r->marks[wb_route_id(forced, r->dtype, k)] = mark;
-    for (uint32_t k = 0; k < K; k++) {
-        uint64_t *seen = &r->marks[wb_route_id(native, r->dtype, k)];
-        common += *seen == mark;
-        *seen = 0;
-    }
-    return common;
-}
 
 static void raise_flag(wb_replay *r, uint8_t *flags, uint8_t flag, int sum) {
     r->sums[sum] += (*flags & flag) == 0;
@@ -64,7 +49,8 @@ void wb_replay_measure_rows(wb_replay *r, const layer_rows *s, const uint8_t *na
     for (uint32_t i = 0; i < s->rows; i++) {
         if (!unmeasured(s, i)) continue;
         uint32_t t = s->row + i;
-        uint32_t common = count_common(r, s->ids + i * r->row_bytes, native + i * native_stride_bytes);
+        uint32_t common =
+            wb_route_common(s->ids + i * r->row_bytes, native + i * native_stride_bytes, r->dtype, K);
         s->noted[i] |= NOTED_MEASURED;
         sums[LAYER_TOKENS] += 1;
         sums[LAYER_OVERLAP] += (double)common / K;
@@ -82,11 +68,11 @@ wb_status wb_replay_observe_logprobs(wb_replay *r, size_t n, const float *rollou
         return wb_fail(WB_INVALID_ARGUMENT, "replay: handle or log-probabilities are NULL");
     for (size_t i = 0; i < n; i++) {
         if (mask && !mask[i]) continue;
-        double log_r = (double)rollout[i] - (double)trainer[i], ratio = exp(-log_r);
+        const wb_kl_terms terms = wb_kl_of_token(rollout[i], trainer[i]);
         r->sums[SUM_LOGPROBS] += 1;
-        r->sums[SUM_K1] += log_r;
-        r->sums[SUM_K3] += ratio - 1 + log_r;
-        r->sums[SUM_OUTSIDE] += !(ratio >= 0.5 && ratio <= 2); /* NaN is outside */
+        r->sums[SUM_K1] += terms.k1;
+        r->sums[SUM_K3] += terms.k3;
+        r->sums[SUM_OUTSIDE] += terms.outside;
     }
     return WB_OK;
 }

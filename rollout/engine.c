@@ -1,5 +1,6 @@
 /* engine.c - the engine and its requests: open, submit, abort, poll, close. Refuses: a step
- * (engine_step.c), the choice of what to feed (scheduler.c), a request's growth (sequence.c). */
+ * (engine_step.c), new weights (engine_weights.c), the choice of what to feed (scheduler.c), a request's
+ * growth (sequence.c). */
 #include "engine.h"
 #include "wb_check.h"
 #include "wb_memory.h"
@@ -12,7 +13,7 @@
 
 /* ---- open and close ------------------------------------------------------------------------------ */
 
-WB_OPTIONS_END(wb_engine_options, rebalance);
+WB_OPTIONS_END(wb_engine_options, max_unfinished_bytes);
 static const wb_engine_options defaults = {.size = sizeof(wb_engine_options),
                                            .n_blocks = 1024,
                                            .block_size = 16,
@@ -31,12 +32,15 @@ static wb_infer_options infer_options(const wb_engine_options *options) {
     infer.max_tokens = options->max_batch_tokens;
     infer.max_sequences =
         wb_scheduler_max_entries(options->n_blocks, options->max_batch_tokens, options->max_running);
-    infer.max_logits = infer.max_sequences;
+    infer.max_logits =
+        wb_scheduler_max_sampled(infer.max_sequences, options->max_batch_tokens, options->max_drafts);
     infer.n_states = wb_scheduler_n_states(options->n_blocks, options->max_running);
     return infer;
 }
 
 static wb_status check_options(const wb_engine_options *options) {
+    WB_TRY(wb_options_check_reserved(options->reserved, sizeof options->reserved, "engine"));
+    WB_TRY(wb_options_check_reserved(options->reserved_2, sizeof options->reserved_2, "engine"));
     const struct {
         const char *name;
         int32_t value;
@@ -48,6 +52,11 @@ static wb_status check_options(const wb_engine_options *options) {
         if (counts[i].value < 1)
             return wb_fail(WB_INVALID_ARGUMENT, "engine: %s: expected at least 1, found %" PRId32,
                            counts[i].name, counts[i].value);
+    if (options->max_prefill_tokens < 0 || options->max_drafts < 0)
+        return wb_fail(WB_INVALID_ARGUMENT,
+                       "engine: max_prefill_tokens and max_drafts: expected at least 0, found %" PRId32
+                       " and %" PRId32,
+                       options->max_prefill_tokens, options->max_drafts);
     return WB_OK;
 }
 
@@ -58,14 +67,32 @@ static wb_status open_parts(wb_engine *engine, const wb_engine_options *options)
                                          .vocab_size = config->vocab_size,
                                          .max_positions = config->max_positions,
                                          .n_blocks = options->n_blocks,
-                                         .block_size = options->block_size};
+                                         .block_size = options->block_size,
+                                         .max_unfinished = options->max_unfinished,
+                                         .max_unfinished_tokens = options->max_unfinished_tokens,
+                                         .max_unfinished_bytes = options->max_unfinished_bytes};
+    engine->recompute_keys = options->recompute_keys;
+    engine->max_drafts = (uint32_t)options->max_drafts;
+    engine->max_prefill_tokens =
+        options->max_prefill_tokens > 0 ? options->max_prefill_tokens : options->max_batch_tokens;
     wb_scheduler *scheduler = &engine->scheduler;
-    WB_TRY(wb_scheduler_open(scheduler, options->n_blocks, options->block_size, options->max_batch_tokens,
-                             options->max_running, config->max_positions));
-    const size_t max_sampled = (size_t)scheduler->max_entries;
+    const wb_scheduler_sizes sizes = {.n_blocks = options->n_blocks,
+                                      .block_size = options->block_size,
+                                      .max_batch_tokens = options->max_batch_tokens,
+                                      .max_running = options->max_running,
+                                      .max_drafts = options->max_drafts,
+                                      .max_positions = config->max_positions,
+                                      .prefix_cache = options->prefix_cache,
+                                      .row_bytes = wb_route_row_bytes(route_model)};
+    WB_TRY(wb_scheduler_open(scheduler, &sizes));
+    const size_t max_sampled = (size_t)wb_scheduler_max_sampled(
+        scheduler->max_entries, options->max_batch_tokens, options->max_drafts);
     WB_TRY(wb_sampler_open(&engine->workspace, config->vocab_size, max_sampled, &engine->sampler));
     WB_TRY(wb_step_results_open(&engine->workspace, (size_t)options->max_batch_tokens, max_sampled,
                                 wb_route_row_bytes(route_model), &engine->results));
+    /* Rows and kept tokens of each entry of a step, and the rows of blocks that it fills. */
+    WB_TRY(wb_filing_open(&engine->workspace.host, 2 * max_sampled + (size_t)options->max_batch_tokens,
+                          &engine->filing));
     WB_TRY(wb_step_forcing_open(&engine->workspace, (size_t)options->max_batch_tokens, &engine->forcing));
     WB_TRY(wb_load_count_open(&engine->workspace.host, options->rebalance, route_model,
                               (size_t)options->max_batch_tokens, &engine->load));
@@ -74,7 +101,14 @@ static wb_status open_parts(wb_engine *engine, const wb_engine_options *options)
     WB_TRY(wb_weights_digest(engine->model, &engine->weights_digest));
     engine->source_digest = engine->weights_digest;
     const wb_infer_options infer = infer_options(options);
-    return wb_infer_open(engine->model, &infer, &engine->infer);
+    WB_TRY(wb_infer_open(engine->model, &infer, &engine->infer));
+    const int64_t state_bytes = wb_infer_sequence_bytes(engine->infer);
+    if ((options->prefix_cache || options->max_drafts > 0) && state_bytes > 0)
+        return wb_fail(WB_UNSUPPORTED,
+                       "engine: prefix_cache and max_drafts: expected layers that keep all their state in "
+                       "blocks, found %" PRId64 " bytes of each sequence beside them",
+                       state_bytes);
+    return WB_OK;
 }
 
 /* The ops that the engine calls itself; wb_infer_open asks for those of the model. */
@@ -106,12 +140,14 @@ wb_status wb_engine_open(wb_model *model, const wb_engine_options *options, wb_e
 static wb_status measure_step(const wb_config *config, const wb_engine_options *options, int64_t max_sampled,
                               int64_t max_kept, wb_memory *memory) {
     const size_t tokens = (size_t)options->max_batch_tokens, sampled = (size_t)max_sampled;
-    const size_t step = wb_step_results_bytes(tokens, sampled, wb_config_row_bytes(config)) + tokens;
-    size_t kept = sizeof(uint32_t);
-    if (max_kept > 0) WB_TRY(wb_workspace_bytes(max_sampled, max_kept, sizeof(uint32_t), &kept));
-    memory->parts[memory->n_parts++] = (wb_memory_part){"results", step + kept};
-    memory->device_bytes += step + kept;
-    memory->host_bytes += step;
+    size_t results = 0;
+    WB_TRY(wb_step_results_bytes(tokens, sampled, max_kept, wb_config_row_bytes(config), &results));
+    memory->parts[memory->n_parts++] = (wb_memory_part){"results", results + tokens};
+    memory->device_bytes += results + tokens;
+    memory->host_bytes += 2 * results + tokens;
+    if (options->prefix_cache)
+        memory->host_bytes +=
+            wb_prefix_cache_bytes(options->n_blocks, options->block_size, wb_config_row_bytes(config));
     return WB_OK;
 }
 
@@ -152,6 +188,7 @@ void wb_engine_close(wb_engine *engine) {
     free_finished(engine->first_finished);
     wb_string_table_free(&engine->rids);
     wb_infer_close(engine->infer);
+    wb_step_results_close(&engine->results);
     wb_workspace_close(&engine->workspace);
     wb_scheduler_close(&engine->scheduler);
     free(engine);
@@ -166,24 +203,50 @@ static wb_sequence *find(const wb_engine *engine, const char *rid) {
     return (wb_sequence *)(uintptr_t)address;
 }
 
+static wb_request_load load_of(const wb_sequence *s) {
+    return (wb_request_load){1, s->max_len, s->bytes};
+}
+
+/* What a record that goes on was fed under other weights follows rows that the present ones might not
+ * choose. */
+static bool may_share(const wb_engine *engine, const wb_sequence *s) {
+    for (uint32_t i = 0; i < s->completion.record.n_spans; i++)
+        if (s->spans[i].weight_version != engine->weight_version) return false;
+    return engine->scheduler.blocks.cache.n_blocks > 0;
+}
+
+/* Room in a step's results for what is kept of `s`, so that no step makes any. */
+static wb_status make_room(wb_engine *engine, const wb_sequence *s) {
+    const int64_t max_kept = wb_sampler_max_kept(&engine->sampler, s);
+    if (wb_step_results_have_room(&engine->results, max_kept)) return WB_OK;
+    wb_filing_finish(&engine->filing);
+    return wb_step_results_make_room(&engine->results, max_kept);
+}
+
 wb_status wb_engine_submit(wb_engine *engine, const wb_request *request) {
     wb_request own;
     WB_TRY(wb_request_read(request, &own));
     WB_TRY(wb_request_check(&own, &engine->limits));
     if (find(engine, own.rid)) return wb_fail(WB_INVALID_ARGUMENT, "request %s: this rid is in use", own.rid);
     const int64_t max_blocks =
-        wb_kv_blocks_for(engine->limits.block_size, (uint64_t)own.n_tokens + own.max_tokens - 1);
+        wb_kv_blocks_for(engine->limits.block_size, wb_request_prompt_len(&own) + own.max_tokens - 1);
     wb_sequence *s = NULL;
-    WB_TRY(wb_sequence_create(&own, engine->limits.vocab_size, wb_route_row_bytes(engine->limits.route_model),
-                              max_blocks, &s));
-    wb_status status = wb_sampler_make_room(&engine->sampler, s);
+    WB_TRY(wb_sequence_create(&own, engine->limits.vocab_size, engine->limits.route_model, max_blocks, &s));
+    const wb_request_load load = load_of(s);
+    wb_status status = wb_request_check_load(own.rid, &engine->unfinished, &load, &engine->limits);
+    if (status == WB_OK) status = make_room(engine, s);
     if (status == WB_OK)
         status = wb_string_table_add(&engine->rids, own.rid, strlen(own.rid), (uint64_t)(uintptr_t)s, NULL);
     if (status != WB_OK) {
         wb_sequence_free(s);
         return status;
     }
+    s->entry.shares = may_share(engine, s);
+    s->entry.place = (int64_t)engine->steps - own.priority;
     wb_scheduler_add(&engine->scheduler, &s->entry);
+    engine->unfinished.n += load.n;
+    engine->unfinished.tokens += load.tokens;
+    engine->unfinished.bytes += load.bytes;
     return WB_OK;
 }
 
@@ -192,6 +255,11 @@ wb_status wb_engine_submit(wb_engine *engine, const wb_request *request) {
 void wb_engine_finish(wb_engine *engine, wb_sequence *s, wb_finish reason) {
     wb_scheduler_remove(&engine->scheduler, &s->entry);
     wb_sequence_finish(s, reason);
+    const wb_request_load load = load_of(s);
+    engine->unfinished.n -= load.n;
+    engine->unfinished.tokens -= load.tokens;
+    engine->unfinished.bytes -= load.bytes;
+    *(reason == WB_FINISH_ABORT ? &engine->aborted : &engine->finished) += 1;
     *(engine->last_finished ? &engine->last_finished->next_finished : &engine->first_finished) = s;
     engine->last_finished = s;
 }
@@ -206,6 +274,7 @@ wb_status wb_engine_abort(wb_engine *engine, const char *rid) {
 wb_completion *wb_engine_poll(wb_engine *engine) {
     wb_sequence *s = engine->first_finished;
     if (!s) return NULL;
+    wb_filing_finish(&engine->filing);
     engine->first_finished = s->next_finished;
     if (!engine->first_finished) engine->last_finished = NULL;
     const char *rid = s->completion.record.rid;
@@ -217,51 +286,7 @@ void wb_completion_free(wb_completion *completion) {
     wb_sequence_free((wb_sequence *)completion);
 }
 
-/* ---- weights and numbers ------------------------------------------------------------------------- */
-
-/* A record tells weights apart by their versions: other weights by the name that a request is being answered
- * under would hide the change from it. */
-static wb_status check_version(const wb_engine *engine, uint64_t source_digest, uint64_t version) {
-    if (version == engine->weight_version && source_digest == engine->source_digest) return WB_OK;
-    for (wb_sched_entry *entry = engine->scheduler.first; entry; entry = entry->next) {
-        const wb_record *record = entry->record;
-        const wb_sequence *s = wb_sequence_of(entry);
-        for (uint32_t i = 0; i < record->n_spans; i++)
-            if (s->spans[i].weight_version == version)
-                return wb_fail(WB_INVALID_ARGUMENT,
-                               "set weights: expected a new version, found %" PRIu64
-                               " for other weights: request %s has been fed under it",
-                               version, record->rid);
-    }
-    return WB_OK;
-}
-
-/* Every request that is fed under `version` starts a span. */
-static wb_status reserve_spans(wb_engine *engine, uint64_t version) {
-    for (wb_sched_entry *entry = engine->scheduler.first; entry; entry = entry->next)
-        WB_TRY(wb_sequence_reserve_span(wb_sequence_of(entry), version));
-    return WB_OK;
-}
-
-static wb_status prepare_weights(wb_engine *engine, const wb_model *from, uint64_t version,
-                                 uint64_t *digest_out) {
-    WB_TRY(wb_weights_digest(from, digest_out));
-    WB_TRY(check_version(engine, *digest_out, version));
-    return reserve_spans(engine, version);
-}
-
-wb_status wb_engine_set_weights(wb_engine *engine, const wb_model *from, uint64_t version) {
-    uint64_t source_digest, digest;
-    wb_status status = prepare_weights(engine, from, version, &source_digest);
-    if (wb_model_copy_travels(engine->model, from)) status = wb_comm_agree(engine->comm, status);
-    WB_TRY(status);
-    WB_TRY(wb_model_copy_weights(engine->model, from));
-    WB_TRY(wb_weights_digest(engine->model, &digest));
-    engine->source_digest = source_digest;
-    engine->weights_digest = digest;
-    engine->weight_version = version;
-    return WB_OK;
-}
+/* ---- numbers ----------------------------------------------------------------------------------- */
 
 wb_engine_stats wb_engine_get_stats(const wb_engine *engine) {
     const wb_scheduler *scheduler = &engine->scheduler;
@@ -269,7 +294,17 @@ wb_engine_stats wb_engine_get_stats(const wb_engine *engine) {
                              .prefill_tokens = engine->prefill_tokens,
                              .decode_tokens = engine->decode_tokens,
                              .preemptions = scheduler->preemptions,
+                             .taken_over_tokens = engine->taken_over_tokens,
+                             .drafts = engine->drafts,
+                             .accepted_drafts = engine->accepted_drafts,
+                             .finished = engine->finished,
+                             .aborted = engine->aborted,
+                             .unfinished_tokens = engine->unfinished.tokens,
+                             .unfinished_bytes = engine->unfinished.bytes,
                              .waiting = scheduler->waiting,
                              .running = scheduler->running,
-                             .free_blocks = scheduler->blocks.n_free};
+                             .free_blocks = wb_kv_blocks_n_free(&scheduler->blocks),
+                             .known_blocks = scheduler->blocks.cache.n_known,
+                             .n_blocks = engine->limits.n_blocks,
+                             .paused = engine->paused};
 }

@@ -2,6 +2,7 @@
 #ifndef WB_ENGINE_H
 #define WB_ENGINE_H
 
+#include "filing.h"
 #include "load_count.h"
 #include "request.h"
 #include "results.h"
@@ -25,10 +26,19 @@ struct wb_engine {
     wb_sequence *first_finished, *last_finished;
     wb_sampler sampler;
     wb_step_results results;
+    wb_filing filing; /* of the latest committed step */
     wb_step_forcing forcing;
     wb_load_count load;
-    wb_step_word *words;                           /* [R] of the latest step; owner: the workspace */
-    uint64_t steps, prefill_tokens, decode_tokens; /* since open */
+    wb_step_word *words; /* [R] of the latest step; owner: the workspace */
+    uint64_t steps, prefill_tokens, decode_tokens, taken_over_tokens; /* since open */
+    uint64_t finished, aborted;                                       /* requests since open */
+    wb_request_load unfinished;
+    uint64_t drafts, accepted_drafts; /* since open */
+    uint32_t max_drafts;              /* of a request in a step */
+    int32_t max_prefill_tokens;       /* in a step in which some rank decodes */
+    bool recompute_keys;
+    bool asks_for_pause; /* this rank */
+    bool paused;         /* some rank asked for it when the latest step was made */
 };
 
 /* From the unfinished requests to the finished ones. */

@@ -1,26 +1,52 @@
-/* engine_step.c - the order of a step: schedule, forward, sample, fetch, agree, commit.
+/* engine_step.c - the order of a step: schedule, forward, sample, start the copy of the results, file the
+ * step before, wait for the copy, agree, commit.
  *
- * A step that fails on any rank changes no record on any: the same tokens are fed again by the next one.
- * A step allocates nothing: memory is made at open for the largest step, at submit for the longest that a
- * request can become, and in wb_engine_set_weights for the spans to come. A manager of experts does, at the
- * boundaries where it begins, makes or ends a rebalance (wb_rebalance.h). */
+ * What the next step needs of this one are its tokens, which the commit puts into the records. Rows and
+ * kept tokens are filed by the next step, while the device works (filing.h). A step that fails on any rank
+ * changes no record on any: the same tokens are fed again by the next one. A step allocates nothing:
+ * memory is made at open for the largest step, at submit for the longest that a request can become, and in
+ * wb_engine_set_weights for the spans to come. A manager of experts does, at the boundaries where it
+ * begins, makes or ends a rebalance (wb_rebalance.h). */
 #include "engine.h"
 #include "wb_check.h"
+
+#include <string.h>
+
+/* The rows of the known blocks that a request was admitted with become its own, unless it has them. */
+static void take_over(wb_engine *engine, wb_sched_entry *entry) {
+    const wb_prefix_cache *cache = &engine->scheduler.blocks.cache;
+    const uint32_t size = (uint32_t)engine->scheduler.block_size;
+    wb_sequence *s = wb_sequence_of(entry);
+    if (entry->n_taken_over == 0) return;
+    wb_filing_finish(&engine->filing);
+    for (uint32_t start = 0; start < entry->n_taken_over; start += size) {
+        const uint8_t *rows = wb_prefix_cache_rows(cache, entry->blocks[start / size]);
+        const wb_fed_rows fed = wb_sequence_feed(s, start + size, engine->weight_version);
+        if (fed.n > 0) memcpy(fed.rows, rows + (fed.first - start) * s->row_bytes, fed.n * s->row_bytes);
+    }
+    engine->taken_over_tokens += entry->n_taken_over;
+    entry->n_taken_over = 0;
+}
 
 /* Chooses what to feed and prepares it, so that nothing that is this rank's alone can fail from here to the
  * commit but the device. On failure the batch is empty. */
 static wb_status schedule(wb_engine *engine, const uint8_t **direction_out) {
     const wb_step_batch *batch = &engine->scheduler.batch;
-    wb_scheduler_plan(&engine->scheduler);
-    const wb_status status =
-        wb_step_force(&engine->forcing, engine->workspace.device, batch, &engine->results, direction_out);
+    if (engine->paused)
+        wb_scheduler_drop_plan(&engine->scheduler);
+    else
+        wb_scheduler_plan(&engine->scheduler);
+    for (int32_t i = 0; i < batch->n_entries; i++) take_over(engine, batch->entries[i]);
+    const wb_status status = wb_step_force(&engine->forcing, engine->workspace.device, batch,
+                                           &engine->results, &engine->filing, direction_out);
     if (status != WB_OK) wb_scheduler_drop_plan(&engine->scheduler);
     return status;
 }
 
 static wb_status forward(wb_engine *engine, const uint8_t *direction, const float **logits_out) {
-    const wb_step_batch *batch = &engine->scheduler.batch;
-    const wb_infer_batch infer = {.T = batch->n_tokens,
+    wb_step_batch *batch = &engine->scheduler.batch;
+    wb_step_batch_pad(batch, direction ? batch->n_tokens : wb_infer_padded(engine->infer, batch->n_tokens));
+    const wb_infer_batch infer = {.T = batch->n_rows,
                                   .tokens = batch->tokens,
                                   .pos = batch->pos,
                                   .seq = batch->seq,
@@ -35,38 +61,117 @@ static wb_status forward(wb_engine *engine, const uint8_t *direction, const floa
     return wb_infer_forward(engine->infer, &infer, &routing, logits_out);
 }
 
-/* Samples, and brings tokens, logprobs, masks and all rows to the host. */
+/* Samples and starts the copy of tokens, logprobs, rows and kept tokens: the host is ahead of the device. */
+static wb_status sample_and_start(wb_engine *engine, const float *logits) {
+    const wb_step_batch *batch = &engine->scheduler.batch;
+    size_t n_kept = 0;
+    wb_step_results_begin(&engine->results, (size_t)batch->n_rows);
+    WB_TRY(wb_sample_step(&engine->sampler, batch, logits, &engine->results, &n_kept));
+    return wb_step_results_start(&engine->results, n_kept);
+}
+
+static wb_status arrive(wb_engine *engine) {
+    WB_TRY(wb_step_results_wait(&engine->results));
+    return wb_sample_check_kept(&engine->scheduler.batch, &engine->results);
+}
+
+/* Samples, and brings the results to the host. */
 static wb_status sample_and_fetch(wb_engine *engine, const float *logits) {
     const wb_step_batch *batch = &engine->scheduler.batch;
-    if (batch->n_sampled > 0) WB_TRY(wb_sample_step(&engine->sampler, batch, logits, &engine->results));
-    if (batch->n_tokens == 0) return WB_OK;
-    WB_TRY(wb_step_results_fetch(&engine->results, engine->workspace.device, (size_t)batch->n_tokens));
-    return wb_sample_take_kept(&engine->sampler, batch, &engine->results);
+    const bool fed = batch->n_tokens > 0;
+    wb_status status = fed ? sample_and_start(engine, logits) : WB_OK;
+    /* While the device works. */
+    wb_filing_finish(&engine->filing);
+    if (fed && status == WB_OK) status = arrive(engine);
+    return wb_sample_name_failure(&engine->sampler, batch, logits, &engine->results, status);
 }
 
-/* Requests that the commit will leave unfinished. */
-static uint64_t work_left(const wb_engine *engine) {
+/* Which drafts each request takes, and what the commit will leave: unfinished requests, and those of them
+ * that decode. */
+static void count_work(const wb_engine *engine, wb_step_word *word) {
     const wb_scheduler *scheduler = &engine->scheduler;
-    const int32_t *tokens = wb_step_results_on_host(&engine->results).tokens;
-    int64_t n = (int64_t)scheduler->running + scheduler->waiting;
-    for (int64_t j = 0; j < scheduler->batch.n_sampled; j++) {
-        const wb_sequence *s = wb_sequence_of(scheduler->batch.sampled[j]);
-        n -= wb_sequence_finish_with(s, (uint32_t)tokens[j]) != WB_FINISH_NONE;
+    const int32_t *sampled = wb_step_results_on_host(&engine->results).tokens;
+    uint64_t n_ended = 0;
+    for (int32_t i = 0; i < scheduler->batch.n_entries; i++) {
+        wb_sched_entry *entry = scheduler->batch.entries[i];
+        const uint32_t n = wb_sched_samples(entry) ? 1 + entry->n_drafts : 0;
+        wb_finish finish;
+        if (n == 0) continue;
+        entry->n_accepted = wb_sequence_count_taken(wb_sequence_of(entry), n, sampled, &finish) - 1;
+        n_ended += finish != WB_FINISH_NONE;
+        sampled += n;
     }
-    return (uint64_t)n;
+    word->work_left = (uint64_t)scheduler->running + (uint64_t)scheduler->waiting - n_ended;
+    word->decodes = wb_scheduler_n_decodes(scheduler) - n_ended;
 }
 
-/* Before any rank commits: a step is made on all ranks or on none. */
+/* Before any rank commits: a step is made on all ranks or on none. What holds for the next one is agreed
+ * here too: whether some rank decodes, and then no rank prefills more than the options allow; whether all
+ * pause. */
 static wb_status agree(wb_engine *engine, wb_status status, bool *busy_out) {
-    const wb_step_word own = {.status = (uint64_t)status,
-                              .weight_version = engine->weight_version,
-                              .weights_digest = engine->weights_digest,
-                              .work_left = status == WB_OK ? work_left(engine) : 0};
-    return wb_step_agree(engine->comm, &own, engine->words, busy_out);
+    wb_step_word sum, own = {.status = (uint64_t)status,
+                             .weight_version = engine->weight_version,
+                             .weights_digest = engine->weights_digest,
+                             .max_batch_tokens = (uint64_t)engine->scheduler.max_batch_tokens,
+                             .max_prefill_tokens = (uint64_t)engine->max_prefill_tokens,
+                             .pauses = engine->asks_for_pause};
+    if (status == WB_OK) count_work(engine, &own);
+    WB_TRY(wb_step_agree(engine->comm, &own, engine->words, &sum));
+    engine->scheduler.max_prefill_tokens =
+        sum.decodes > 0 ? engine->max_prefill_tokens : engine->scheduler.max_batch_tokens;
+    engine->paused = sum.pauses > 0;
+    *busy_out = sum.work_left > 0;
+    return WB_OK;
 }
 
 static void count_fed(wb_engine *engine, const wb_sched_entry *entry) {
-    *(wb_sched_is_decode(entry) ? &engine->decode_tokens : &engine->prefill_tokens) += entry->n_planned;
+    *(wb_sched_is_decode(entry) ? &engine->decode_tokens : &engine->prefill_tokens) += wb_sched_n_kept(entry);
+    engine->drafts += entry->n_drafts;
+    engine->accepted_drafts += entry->n_accepted;
+}
+
+/* Its blocks that are full now, with their rows once these have been filed. */
+static void make_known(wb_engine *engine, wb_sequence *s) {
+    const size_t bytes = (size_t)engine->scheduler.block_size * s->row_bytes;
+    uint32_t start;
+    for (uint8_t *rows; wb_scheduler_know_next(&engine->scheduler, &s->entry, &start, &rows);)
+        if (rows) wb_filing_add(&engine->filing, rows, s->rows + start * s->row_bytes, bytes);
+}
+
+/* What stays of the tokens that the entry fed, with the first ones of `rows`. */
+static void commit_fed(wb_engine *engine, wb_sched_entry *entry, const uint8_t *rows) {
+    const size_t row_bytes = engine->results.row_bytes;
+    wb_sequence *s = wb_sequence_of(entry);
+    const uint32_t start = entry->n_in_pool;
+    const wb_fed_rows fed = wb_sequence_feed(s, start + wb_sched_n_kept(entry), engine->weight_version);
+    if (fed.n > 0)
+        wb_filing_add(&engine->filing, fed.rows, rows + (fed.first - start) * row_bytes, fed.n * row_bytes);
+    wb_scheduler_fed(&engine->scheduler, entry);
+    make_known(engine, s);
+}
+
+/* The j-th token that was sampled. */
+static void commit_sampled(wb_engine *engine, wb_sequence *s, const wb_results_view *found, int64_t j) {
+    const wb_sampled_token sampled = {(uint32_t)found->tokens[j], found->logprobs[j],
+                                      found->sampling_logprobs[j], (uint32_t)found->kept_counts[j]};
+    uint32_t *ids;
+    if (s->mask_ends && wb_sequence_next_mask(s, sampled.n_kept, &ids) == WB_OK)
+        wb_filing_add(&engine->filing, ids, found->kept_ids + engine->sampler.kept_start[j],
+                      sampled.n_kept * sizeof *ids);
+    wb_sequence_append(s, &sampled);
+}
+
+/* The request takes what was sampled, from `j` on, after its last token and its drafts; it ends, or gets
+ * drafts for the next step. */
+static void commit_taken(wb_engine *engine, wb_sequence *s, const wb_results_view *found, int64_t j,
+                         uint32_t n_drafts) {
+    wb_finish finish;
+    const uint32_t n = wb_sequence_count_taken(s, 1 + n_drafts, found->tokens + j, &finish);
+    for (uint32_t k = 0; k < n; k++) commit_sampled(engine, s, found, j + k);
+    if (finish != WB_FINISH_NONE)
+        wb_engine_finish(engine, s, finish);
+    else
+        wb_sequence_propose(s, engine->max_drafts);
 }
 
 /* Records what was fed and sampled. Cannot fail. */
@@ -74,23 +179,19 @@ static void commit(wb_engine *engine) {
     const wb_step_batch *batch = &engine->scheduler.batch;
     const wb_results_view found = wb_step_results_on_host(&engine->results);
     const uint8_t *rows = found.rows;
-    int64_t n_sampled = 0;
+    int64_t j = 0;
     for (int32_t i = 0; i < batch->n_entries; i++) {
         wb_sched_entry *entry = batch->entries[i];
-        wb_sequence *s = wb_sequence_of(entry);
         const bool samples = wb_sched_samples(entry);
-        const uint32_t start = entry->n_in_pool, end = start + entry->n_planned;
+        const uint32_t n_fed = wb_sched_n_fed(entry), n_drafts = entry->n_drafts;
         count_fed(engine, entry);
-        wb_sequence_feed(s, start, end, engine->weight_version, rows);
-        wb_sched_fed(entry);
-        rows += (end - start) * engine->results.row_bytes;
+        commit_fed(engine, entry, rows);
+        rows += n_fed * engine->results.row_bytes;
         if (!samples) continue;
-        const int64_t j = n_sampled++;
-        const wb_sampled_token sampled = {(uint32_t)found.tokens[j], found.logprobs[j],
-                                          found.sampling_logprobs[j], (uint32_t)found.kept_counts[j]};
-        const wb_finish reason = wb_sequence_append(s, &sampled);
-        if (reason != WB_FINISH_NONE) wb_engine_finish(engine, s, reason);
+        commit_taken(engine, wb_sequence_of(entry), &found, j, n_drafts);
+        j += 1 + n_drafts;
     }
+    wb_step_results_turn(&engine->results);
     engine->steps++;
 }
 

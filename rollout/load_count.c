@@ -19,7 +19,9 @@ static void mark_rows(const wb_load_count *count, const wb_step_batch *batch) {
     memset(count->prefill, 0, bytes);
     memset(count->decode, 0, bytes);
     for (int64_t t = 0; t < batch->n_tokens; t++) {
-        uint8_t *bits = wb_sched_is_decode(batch->entries[batch->seq[t]]) ? count->decode : count->prefill;
+        const wb_sched_entry *entry = batch->entries[batch->seq[t]];
+        uint8_t *bits = wb_sched_is_decode(entry) ? count->decode : count->prefill;
+        if ((uint32_t)batch->pos[t] >= entry->n_in_pool + wb_sched_n_kept(entry)) continue;
         bits[t / 8] |= (uint8_t)(1u << t % 8);
     }
 }

@@ -10,11 +10,21 @@ typedef struct wb_sched_entry {
     const wb_record *record; /* its tokens so far, [record->n_tokens] */
     int32_t *blocks;         /* [n_blocks] held; room for all that the request can come to need */
     int32_t n_blocks;
-    int32_t state;                          /* number of its state of fixed size, held while it runs */
-    bool running;                           /* holds blocks and a state */
-    uint32_t n_in_pool;                     /* 0 unless running */
-    uint32_t n_planned;                     /* tokens from n_in_pool on that this step feeds */
-    struct wb_sched_entry *previous, *next; /* in order of arrival */
+    int32_t state; /* number of its state of fixed size, held while it runs */
+    bool running;  /* holds blocks and a state */
+    /* All its keys are, or will be, those of the present weights along the rows that these choose: it may
+     * take over known blocks, and what it feeds becomes known. */
+    bool shares;
+    int32_t n_known; /* of `blocks`, the first ones: known to the prefix cache */
+    uint32_t
+        n_taken_over;   /* tokens of known blocks that it was admitted with, whose rows it has yet to get */
+    uint32_t n_in_pool; /* 0 unless running */
+    uint32_t n_planned; /* tokens from n_in_pool on that this step feeds */
+    /* Guesses at the tokens that come next, behind the record's last one: how many there are, how many this
+     * step feeds behind the planned ones, and how many of these the model chose too. */
+    uint32_t n_proposed, n_drafts, n_accepted;
+    int64_t place;                          /* in the line, the smaller the earlier */
+    struct wb_sched_entry *previous, *next; /* in the order of the line */
 } wb_sched_entry;
 
 /* Blocks that the keys of n_tokens tokens fill. */
@@ -23,20 +33,25 @@ static inline int64_t wb_kv_blocks_for(int32_t block_size, uint64_t n_tokens) {
     return (int64_t)(n_tokens / size + (n_tokens % size != 0));
 }
 
-/* True when the planned tokens end with the last one that exists: a token is sampled after it. */
+/* True when the planned tokens end with the last one that exists: a token is sampled after it, and after each
+ * draft. */
 static inline bool wb_sched_samples(const wb_sched_entry *entry) {
     return entry->n_in_pool + entry->n_planned == entry->record->n_tokens;
 }
 
-/* Whether what is fed is one token that the request sampled itself. */
-static inline bool wb_sched_is_decode(const wb_sched_entry *entry) {
-    return entry->n_planned == 1 && entry->n_in_pool >= entry->record->prompt_len;
+/* Tokens that this step feeds, of which the last ones are drafts. */
+static inline uint32_t wb_sched_n_fed(const wb_sched_entry *entry) {
+    return entry->n_planned + entry->n_drafts;
 }
 
-/* The entry's planned tokens have been fed: their keys are in the pool. */
-static inline void wb_sched_fed(wb_sched_entry *entry) {
-    entry->n_in_pool += entry->n_planned;
-    entry->n_planned = 0;
+/* Those of them that stay: without the drafts that the model did not choose. */
+static inline uint32_t wb_sched_n_kept(const wb_sched_entry *entry) {
+    return entry->n_planned + entry->n_accepted;
+}
+
+/* Whether what is fed, but for drafts, is one token that the request sampled itself. */
+static inline bool wb_sched_is_decode(const wb_sched_entry *entry) {
+    return entry->n_planned == 1 && entry->n_in_pool >= entry->record->prompt_len;
 }
 
 #endif

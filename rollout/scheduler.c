@@ -1,18 +1,22 @@
-/* scheduler.c - see scheduler.h: decodes first, then prefill chunks in order of arrival, then admission.
+/* scheduler.c - see scheduler.h: decodes first, then prefill chunks in the order of the line, then admission.
  *
  * Every request ends, because of four rules.
  * 1. Blocks are taken from the youngest running request only. So the oldest request is never preempted, and
  *    since the pool holds any request alone, it always finds the block that it needs.
- * 2. Decodes that do not all fit a step take turns, and prefills get what is left in order of arrival. Only
- *    an older request decodes while a younger one still prefills, so the oldest waits for nobody's prefill
- *    and gets its token within one round of turns.
+ * 2. Decodes that do not all fit a step take turns, and prefills get what is left, in the order of
+ *    the line. Only an older request decodes while a younger one still prefills, so the oldest waits for
+ *    nobody's prefill and gets its token within one round of turns.
  * 3. Sampled tokens are kept over a preemption. So each token brings a request nearer to its end for good;
  *    when the oldest has ended, the next one is the oldest.
  * 4. A request is admitted only with blocks for all the tokens that it has. So no prefill stops half way to
  *    wait for a block.
+ * Drafts change none of it: they get what prefills leave, and blocks that nobody holds.
+ * "Older" is earlier in the line, whose running part nobody enters but at its end.
  * Without the first or the third rule, two requests could take each other's blocks for ever. */
 #include "scheduler.h"
 #include "wb_check.h"
+
+#include <string.h>
 
 /* ---- open and close ------------------------------------------------------------------------------ */
 
@@ -30,16 +34,27 @@ int32_t wb_scheduler_max_entries(int32_t n_blocks, int32_t max_batch_tokens, int
     return min(wb_scheduler_n_states(n_blocks, max_running), max_batch_tokens);
 }
 
-wb_status wb_scheduler_open(wb_scheduler *scheduler, int32_t n_blocks, int32_t block_size,
-                            int32_t max_batch_tokens, int32_t max_running, int32_t max_positions) {
-    scheduler->max_batch_tokens = max_batch_tokens;
+int32_t wb_scheduler_max_sampled(int32_t max_entries, int32_t max_batch_tokens, int32_t max_drafts) {
+    const int64_t most = (int64_t)max_entries * (1 + (int64_t)max_drafts);
+    return most < max_batch_tokens ? (int32_t)most : max_batch_tokens;
+}
+
+wb_status wb_scheduler_open(wb_scheduler *scheduler, const wb_scheduler_sizes *sizes) {
+    const int32_t n_blocks = sizes->n_blocks, block_size = sizes->block_size;
+    scheduler->max_batch_tokens = scheduler->max_prefill_tokens = sizes->max_batch_tokens;
     scheduler->block_size = block_size;
-    scheduler->max_entries = wb_scheduler_max_entries(n_blocks, max_batch_tokens, max_running);
-    const int64_t max_blocks = wb_kv_blocks_for(block_size, (uint64_t)max_positions);
-    WB_TRY(wb_free_list_open(&scheduler->memory, n_blocks, "KV block list", &scheduler->blocks));
-    WB_TRY(wb_free_list_open(&scheduler->memory, wb_scheduler_n_states(n_blocks, max_running),
+    scheduler->max_entries = wb_scheduler_max_entries(n_blocks, sizes->max_batch_tokens, sizes->max_running);
+    const int64_t max_blocks = wb_kv_blocks_for(block_size, (uint64_t)sizes->max_positions);
+    WB_TRY(wb_kv_blocks_open(&scheduler->memory, n_blocks, &scheduler->blocks));
+    if (sizes->prefix_cache)
+        WB_TRY(wb_prefix_cache_open(&scheduler->memory, n_blocks, block_size, sizes->row_bytes,
+                                    &scheduler->blocks.cache));
+    WB_TRY(wb_free_list_open(&scheduler->memory, wb_scheduler_n_states(n_blocks, sizes->max_running),
                              "sequence state list", &scheduler->states));
-    return wb_step_batch_open(&scheduler->memory, (size_t)max_batch_tokens, (size_t)scheduler->max_entries,
+    const int32_t max_sampled =
+        wb_scheduler_max_sampled(scheduler->max_entries, sizes->max_batch_tokens, sizes->max_drafts);
+    return wb_step_batch_open(&scheduler->memory, (size_t)sizes->max_batch_tokens,
+                              (size_t)scheduler->max_entries, (size_t)max_sampled,
                               (size_t)min(n_blocks, (int32_t)max_blocks), &scheduler->batch);
 }
 
@@ -65,22 +80,25 @@ static wb_sched_entry *last_running(const wb_scheduler *scheduler) {
 }
 
 void wb_scheduler_add(wb_scheduler *scheduler, wb_sched_entry *entry) {
-    entry->previous = scheduler->last;
-    *(scheduler->last ? &scheduler->last->next : &scheduler->first) = entry;
-    scheduler->last = entry;
-    if (!scheduler->first_waiting) scheduler->first_waiting = entry;
+    wb_sched_entry *previous = scheduler->last;
+    while (previous && !previous->running && previous->place > entry->place) previous = previous->previous;
+    entry->previous = previous;
+    entry->next = previous ? previous->next : scheduler->first;
+    *(previous ? &previous->next : &scheduler->first) = entry;
+    *(entry->next ? &entry->next->previous : &scheduler->last) = entry;
+    if (!previous || previous->running) scheduler->first_waiting = entry;
     scheduler->waiting++;
 }
 
 /* Takes a running entry's blocks and its state. It keeps its place in the line, so it must be the last
  * running one, or leave the line. */
 static void release(wb_scheduler *scheduler, wb_sched_entry *entry) {
-    wb_free_list_give(&scheduler->blocks, entry->n_blocks, entry->blocks);
+    wb_kv_blocks_give(&scheduler->blocks, entry->n_blocks, entry->blocks);
     wb_free_list_give(&scheduler->states, 1, &entry->state);
     if (scheduler->next_decode == entry) scheduler->next_decode = next_running(entry);
-    entry->n_blocks = 0;
-    entry->n_in_pool = 0;
-    entry->n_planned = 0;
+    entry->n_blocks = entry->n_known = 0;
+    entry->n_in_pool = entry->n_taken_over = 0;
+    entry->n_planned = entry->n_drafts = entry->n_accepted = 0;
     entry->running = false;
     scheduler->running--;
 }
@@ -96,6 +114,74 @@ void wb_scheduler_remove(wb_scheduler *scheduler, wb_sched_entry *entry) {
     entry->previous = entry->next = NULL;
 }
 
+/* ---- known blocks -------------------------------------------------------------------------------- */
+
+/* Full blocks that an entry could take over at most: its last token is always fed, since the next one is
+ * sampled after it. */
+static int32_t n_sharable(const wb_scheduler *scheduler, const wb_sched_entry *entry) {
+    return entry->shares ? (int32_t)((entry->record->n_tokens - 1) / (uint32_t)scheduler->block_size) : 0;
+}
+
+/* Known blocks with the entry's first tokens into its `blocks`; returns how many. */
+static int32_t find_known(const wb_scheduler *scheduler, wb_sched_entry *entry) {
+    const int32_t n = n_sharable(scheduler, entry);
+    int32_t i = 0, parent = WB_NO_BLOCK;
+    for (; i < n; i++) {
+        const uint32_t *tokens = entry->record->tokens + (size_t)i * (size_t)scheduler->block_size;
+        parent = wb_prefix_cache_find(&scheduler->blocks.cache, parent, tokens);
+        if (parent == WB_NO_BLOCK) break;
+        entry->blocks[i] = parent;
+    }
+    return i;
+}
+
+/* Full blocks with the same first tokens. */
+static int32_t n_common(const wb_scheduler *scheduler, const wb_sched_entry *a, const wb_sched_entry *b) {
+    const size_t size = (size_t)scheduler->block_size;
+    const int32_t n = min(n_sharable(scheduler, a), n_sharable(scheduler, b));
+    int32_t i = 0;
+    while (i < n && memcmp(a->record->tokens + (size_t)i * size, b->record->tokens + (size_t)i * size,
+                           size * sizeof *a->record->tokens) == 0)
+        i++;
+    return i;
+}
+
+/* True when all but the last token have keys in the pool. */
+static bool decodes(const wb_sched_entry *entry) {
+    return entry->n_in_pool + 1 == entry->record->n_tokens;
+}
+
+/* Whether a running request is about to make more of the entry's blocks known than the n_known that are.
+ * The samples of a group come side by side: the others wait for the prefill of the first, and have it for
+ * nothing. It cannot last: whom they wait for is older, and its prefill goes on in each step that has
+ * room. */
+static bool is_worth_waiting(const wb_scheduler *scheduler, const wb_sched_entry *entry, int32_t n_known) {
+    const wb_sched_entry *other = n_known < n_sharable(scheduler, entry) ? first_running(scheduler) : NULL;
+    for (; other; other = next_running(other))
+        if (!decodes(other) && n_common(scheduler, entry, other) > n_known) return true;
+    return false;
+}
+
+void wb_scheduler_fed(wb_scheduler *scheduler, wb_sched_entry *entry) {
+    const bool drafted = entry->n_drafts > 0;
+    entry->n_in_pool += wb_sched_n_kept(entry);
+    entry->n_planned = entry->n_drafts = entry->n_accepted = 0;
+    if (!drafted) return;
+    const int32_t needed = (int32_t)wb_kv_blocks_for(scheduler->block_size, entry->n_in_pool);
+    wb_kv_blocks_give(&scheduler->blocks, entry->n_blocks - needed, entry->blocks + needed);
+    entry->n_blocks = needed;
+}
+
+bool wb_scheduler_know_next(wb_scheduler *scheduler, wb_sched_entry *entry, uint32_t *start_out,
+                            uint8_t **rows_out) {
+    const uint32_t size = (uint32_t)scheduler->block_size, start = (uint32_t)entry->n_known * size;
+    if (!entry->shares || start + size > entry->n_in_pool) return false;
+    *rows_out =
+        wb_kv_blocks_know(&scheduler->blocks, entry->blocks, entry->n_known++, entry->record->tokens + start);
+    *start_out = start;
+    return true;
+}
+
 /* ---- preemption and admission -------------------------------------------------------------------- */
 
 static void preempt(wb_scheduler *scheduler, wb_sched_entry *entry) {
@@ -105,13 +191,26 @@ static void preempt(wb_scheduler *scheduler, wb_sched_entry *entry) {
     scheduler->preemptions++;
 }
 
+/* Blocks for all the tokens that the entry has, of which the first ones may be known; or false and none. */
+static bool take_blocks(wb_scheduler *scheduler, wb_sched_entry *entry) {
+    const int32_t needed = (int32_t)wb_kv_blocks_for(scheduler->block_size, entry->record->n_tokens);
+    const int32_t n_known = find_known(scheduler, entry);
+    if (is_worth_waiting(scheduler, entry, n_known)) return false;
+    for (int32_t i = 0; i < n_known; i++) wb_kv_blocks_share(&scheduler->blocks, entry->blocks[i]);
+    if (!wb_kv_blocks_take(&scheduler->blocks, needed - n_known, entry->blocks + n_known)) {
+        wb_kv_blocks_give(&scheduler->blocks, n_known, entry->blocks);
+        return false;
+    }
+    entry->n_blocks = needed;
+    entry->n_known = n_known;
+    entry->n_in_pool = entry->n_taken_over = (uint32_t)n_known * (uint32_t)scheduler->block_size;
+    return true;
+}
+
 static bool admit(wb_scheduler *scheduler) {
     wb_sched_entry *entry = scheduler->first_waiting;
-    if (!entry || scheduler->states.n_free == 0) return false;
-    const int32_t needed = (int32_t)wb_kv_blocks_for(scheduler->block_size, entry->record->n_tokens);
-    if (!wb_free_list_take(&scheduler->blocks, needed, entry->blocks)) return false;
+    if (!entry || scheduler->states.n_free == 0 || !take_blocks(scheduler, entry)) return false;
     wb_free_list_take(&scheduler->states, 1, &entry->state);
-    entry->n_blocks = needed;
     entry->running = true;
     scheduler->first_waiting = entry->next;
     scheduler->running++;
@@ -120,11 +219,6 @@ static bool admit(wb_scheduler *scheduler) {
 }
 
 /* ---- decodes ------------------------------------------------------------------------------------- */
-
-/* True when all but the last token have keys in the pool. */
-static bool decodes(const wb_sched_entry *entry) {
-    return entry->n_in_pool + 1 == entry->record->n_tokens;
-}
 
 /* Plans a token for each entry that lacks nothing but it, at most `budget` of them, in turn. */
 static void choose_decodes(wb_scheduler *scheduler, int32_t budget) {
@@ -142,7 +236,7 @@ static void choose_decodes(wb_scheduler *scheduler, int32_t budget) {
  * itself and must wait. */
 static bool extend_blocks(wb_scheduler *scheduler, wb_sched_entry *entry) {
     if (wb_kv_blocks_for(scheduler->block_size, entry->n_in_pool + 1) <= entry->n_blocks) return true;
-    while (!wb_free_list_take(&scheduler->blocks, 1, &entry->blocks[entry->n_blocks])) {
+    while (!wb_kv_blocks_take(&scheduler->blocks, 1, &entry->blocks[entry->n_blocks])) {
         wb_sched_entry *youngest = last_running(scheduler);
         if (youngest == entry) return false;
         preempt(scheduler, youngest);
@@ -172,10 +266,39 @@ static int32_t plan_chunk(wb_sched_entry *entry, int32_t budget) {
     return (int32_t)entry->n_planned;
 }
 
-static void plan_prefills(wb_scheduler *scheduler, int32_t budget) {
+/* Returns what is left of the budget. */
+static int32_t plan_prefills(wb_scheduler *scheduler, int32_t budget) {
     for (wb_sched_entry *entry = first_running(scheduler); entry && budget > 0; entry = next_running(entry))
         if (!decodes(entry)) budget -= plan_chunk(entry, budget);
     while (budget > 0 && admit(scheduler)) budget -= plan_chunk(last_running(scheduler), budget);
+    return budget;
+}
+
+uint64_t wb_scheduler_n_decodes(const wb_scheduler *scheduler) {
+    uint64_t n = 0;
+    for (const wb_sched_entry *entry = first_running(scheduler); entry; entry = next_running(entry))
+        n += wb_sched_samples(entry) || decodes(entry);
+    return n;
+}
+
+/* ---- drafts -------------------------------------------------------------------------------------- */
+
+/* As many of the entry's drafts as fit the budget and blocks that nobody holds. Returns how many. */
+static int32_t plan_entry_drafts(wb_scheduler *scheduler, wb_sched_entry *entry, int32_t budget) {
+    const uint32_t end = entry->n_in_pool + entry->n_planned, size = (uint32_t)scheduler->block_size;
+    const uint32_t n = entry->n_proposed < (uint32_t)budget ? entry->n_proposed : (uint32_t)budget;
+    while (wb_kv_blocks_for(scheduler->block_size, end + n) > entry->n_blocks &&
+           wb_kv_blocks_take(&scheduler->blocks, 1, &entry->blocks[entry->n_blocks]))
+        entry->n_blocks++;
+    const uint32_t room = (uint32_t)entry->n_blocks * size - end;
+    entry->n_drafts = n < room ? n : room;
+    return (int32_t)entry->n_drafts;
+}
+
+static void plan_drafts(wb_scheduler *scheduler, int32_t budget) {
+    for (wb_sched_entry *entry = first_running(scheduler); entry && budget > 0; entry = next_running(entry))
+        if (entry->n_planned > 0 && entry->n_proposed > 0 && decodes(entry))
+            budget -= plan_entry_drafts(scheduler, entry, budget);
 }
 
 /* ---- a step -------------------------------------------------------------------------------------- */
@@ -183,7 +306,7 @@ static void plan_prefills(wb_scheduler *scheduler, int32_t budget) {
 void wb_scheduler_drop_plan(wb_scheduler *scheduler) {
     wb_step_batch_clear(&scheduler->batch);
     for (wb_sched_entry *entry = first_running(scheduler); entry; entry = next_running(entry))
-        entry->n_planned = 0;
+        entry->n_planned = entry->n_drafts = entry->n_accepted = 0;
 }
 
 void wb_scheduler_preempt_all(wb_scheduler *scheduler) {
@@ -194,7 +317,9 @@ void wb_scheduler_preempt_all(wb_scheduler *scheduler) {
 
 void wb_scheduler_plan(wb_scheduler *scheduler) {
     wb_scheduler_drop_plan(scheduler);
-    plan_prefills(scheduler, scheduler->max_batch_tokens - plan_decodes(scheduler));
+    const int32_t left = scheduler->max_batch_tokens - plan_decodes(scheduler);
+    const int32_t budget = min(left, scheduler->max_prefill_tokens);
+    plan_drafts(scheduler, left - budget + plan_prefills(scheduler, budget));
     for (wb_sched_entry *entry = first_running(scheduler); entry; entry = next_running(entry))
         if (entry->n_planned > 0) wb_step_batch_add(&scheduler->batch, entry);
     wb_step_batch_fill_held(&scheduler->batch);

@@ -4,20 +4,22 @@
  * the batch of the present step.
  * Refuses: the model, the device, and what a request's tokens are.
  *
- * All unfinished requests stand in one line in order of arrival. Those that hold KV blocks ("running") are
- * a prefix of it: the first waiting request is admitted, the last running one is preempted, so that
- * nothing is ever overtaken. */
+ * All unfinished requests stand in one line. Those that hold KV blocks ("running") are a prefix of it: the
+ * first waiting request is admitted, the last running one is preempted. A new one stands behind all that run
+ * and behind the waiting ones whose place, a number that its owner gave it, is not beyond its own: nothing
+ * that runs is overtaken, and where places grow with time, nothing is overtaken for ever. */
 #ifndef WB_SCHEDULER_H
 #define WB_SCHEDULER_H
 
-#include "free_list.h"
+#include "kv_blocks.h"
 #include "step_batch.h"
 
 typedef struct wb_scheduler {
     int32_t max_batch_tokens, block_size;
-    wb_free_list blocks; /* of the KV pool */
-    wb_free_list states; /* one for each request that runs; none is free: no further one is admitted */
-    wb_sched_entry *first, *last, *first_waiting; /* in order of arrival */
+    int32_t max_prefill_tokens; /* of a step: from open on max_batch_tokens, between steps the owner's */
+    wb_kv_blocks blocks;        /* of the KV pool */
+    wb_free_list states;        /* one for each request that runs; none is free: no further one is admitted */
+    wb_sched_entry *first, *last, *first_waiting; /* in the order of the line */
     wb_sched_entry *next_decode; /* whose turn it is when a step cannot hold all decodes; NULL: the first's */
     int32_t running, waiting;    /* requests */
     uint64_t preemptions;        /* since open */
@@ -32,21 +34,47 @@ int32_t wb_scheduler_n_states(int32_t n_blocks, int32_t max_running);
 /* Requests that a step has at most. */
 int32_t wb_scheduler_max_entries(int32_t n_blocks, int32_t max_batch_tokens, int32_t max_running);
 
-/* Makes the lists and the batch in a zeroed struct. max_positions: tokens of the longest request. All
- * numbers are at least 1. On failure too the struct is to be closed. */
-wb_status wb_scheduler_open(wb_scheduler *scheduler, int32_t n_blocks, int32_t block_size,
-                            int32_t max_batch_tokens, int32_t max_running, int32_t max_positions);
+/* Tokens that are sampled in a step at most: one for each of its requests, and one for each draft. */
+int32_t wb_scheduler_max_sampled(int32_t max_entries, int32_t max_batch_tokens, int32_t max_drafts);
+
+/* Numbers are at least 1, if nothing else is said. */
+typedef struct wb_scheduler_sizes {
+    int32_t n_blocks, block_size, max_batch_tokens, max_running;
+    int32_t max_drafts;    /* of an entry in a step, at least 0 */
+    int32_t max_positions; /* tokens of the longest request */
+    bool prefix_cache;     /* full blocks become known, with their rows of row_bytes, 0 or more, a token */
+    size_t row_bytes;
+} wb_scheduler_sizes;
+
+/* Makes the lists and the batch in a zeroed struct. On failure too the struct is to be closed. */
+wb_status wb_scheduler_open(wb_scheduler *scheduler, const wb_scheduler_sizes *sizes);
 void wb_scheduler_close(wb_scheduler *scheduler); /* the entries are their owners' */
 
-/* Puts a zeroed entry with `record` and `blocks` at the end of the line. The caller has checked that the
+/* Puts a zeroed entry with `record`, `blocks` and `place` into the line. The caller has checked that the
  * pool holds the request at its longest. */
 void wb_scheduler_add(wb_scheduler *scheduler, wb_sched_entry *entry);
 
 /* Takes an entry out of the line, wherever it stands; its blocks and its state become free. */
 void wb_scheduler_remove(wb_scheduler *scheduler, wb_sched_entry *entry);
 
-/* Puts the next step's tokens into scheduler->batch, which may be empty; preempts and admits. */
+/* Puts the next step's tokens into scheduler->batch, which may be empty; preempts and admits. The known
+ * blocks that an entry is admitted with are in the pool from then on, whether the step is made or not. */
 void wb_scheduler_plan(wb_scheduler *scheduler);
+
+/* The entry's tokens of this step have been fed, and the keys of those that are kept are in the pool. Blocks
+ * that only rejected drafts filled become free. */
+void wb_scheduler_fed(wb_scheduler *scheduler, wb_sched_entry *entry);
+
+/* Makes the next full block of an entry known whose keys are in the pool, if there is one and the entry
+ * shares. *start_out: its first token; *rows_out: where the rows of its block_size tokens are to be put,
+ * or NULL where another block is known by these tokens, which the entry holds from then on: keys and rows
+ * are the same. */
+bool wb_scheduler_know_next(wb_scheduler *scheduler, wb_sched_entry *entry, uint32_t *start_out,
+                            uint8_t **rows_out);
+
+/* Running requests whose next token is sampled after the tokens that are planned, or lacks no others: what
+ * the next step decodes, but for those that end with the present one. */
+uint64_t wb_scheduler_n_decodes(const wb_scheduler *scheduler);
 
 /* The step was not made: an empty batch. The next plan feeds the same tokens. */
 void wb_scheduler_drop_plan(wb_scheduler *scheduler);

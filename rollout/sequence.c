@@ -3,6 +3,7 @@
  * A sequence is memory made at submit for the longest that the request can become. Its spans alone grow, when
  * weights are set. */
 #include "sequence.h"
+#include "draft.h"
 #include "request.h"
 #include "wb_check.h"
 #include "wb_memory.h"
@@ -29,7 +30,7 @@ typedef struct sequence_layout {
 
 static sequence_layout layout_of(const wb_request *request, bool has_mask, size_t row_bytes,
                                  int64_t max_blocks) {
-    const uint64_t max_len = (uint64_t)request->n_tokens + request->max_tokens;
+    const uint64_t max_len = wb_request_prompt_len(request) + request->max_tokens;
     sequence_layout at = {0};
     place(&at.bytes, 1, sizeof(wb_sequence));
     at.rid = place(&at.bytes, strlen(request->rid) + 1, 1);
@@ -45,21 +46,37 @@ static sequence_layout layout_of(const wb_request *request, bool has_mask, size_
 
 /* The arrays beside the block. The mask is one of them because it is to stay as it is got, without zeros: it
  * is large, and the system gives memory to what is written alone. */
-static wb_status open_arrays(wb_sequence *s, uint64_t max_mask) {
+static wb_status open_arrays(wb_sequence *s, uint32_t n_spans, uint64_t max_mask) {
     const size_t room = (size_t)(max_mask < WB_MAX_TOKENS ? max_mask : WB_MAX_TOKENS - 1);
-    WB_TRY(WB_GROW(s->spans, 1, &s->spans_capacity, "request spans"));
+    WB_TRY(WB_GROW(s->spans, (size_t)n_spans + 1, &s->spans_capacity, "request spans"));
     return room == 0 ? WB_OK : WB_GROW(s->mask_ids, room, &s->mask_room, "request sampling mask");
 }
 
-wb_status wb_sequence_create(const wb_request *request, int64_t vocab_size, size_t row_bytes,
+/* The prompt; and of the record that goes on, what was fed: its rows and spans. Room for a span more. */
+static void copy_prompt(wb_sequence *s, const wb_request *request, const wb_route_model *route_model) {
+    const wb_record *earlier = request->continues;
+    const uint32_t n = earlier ? earlier->n_tokens : 0;
+    if (request->n_tokens > 0) memcpy(s->tokens + n, request->tokens, request->n_tokens * sizeof *s->tokens);
+    if (!earlier) return;
+    memcpy(s->tokens, earlier->tokens, n * sizeof *s->tokens);
+    s->n_fed = wb_request_n_fed(request);
+    for (uint32_t t = 0; t < s->n_fed; t++)
+        memcpy(s->rows + t * s->row_bytes, wb_record_row(route_model, earlier, t), s->row_bytes);
+    for (uint32_t i = 0; i < earlier->n_spans; i++) s->spans[i] = earlier->spans[i];
+    s->completion.record.n_spans = earlier->n_spans;
+}
+
+wb_status wb_sequence_create(const wb_request *request, int64_t vocab_size, const wb_route_model *route_model,
                              int64_t max_blocks, wb_sequence **sequence_out) {
+    const size_t row_bytes = wb_route_row_bytes(route_model);
+    const uint32_t prompt_len = (uint32_t)wb_request_prompt_len(request);
     const uint64_t max_mask = wb_request_max_mask(request, vocab_size);
     const bool has_mask = max_mask > 0;
     const sequence_layout at = layout_of(request, has_mask, row_bytes, max_blocks);
     uint8_t *base = NULL;
     WB_TRY(WB_NEW(base, at.bytes, "request"));
     wb_sequence *s = (wb_sequence *)(void *)base;
-    const wb_status status = open_arrays(s, max_mask);
+    const wb_status status = open_arrays(s, request->continues ? request->continues->n_spans : 0, max_mask);
     if (status != WB_OK) {
         wb_sequence_free(s);
         return status;
@@ -70,9 +87,10 @@ wb_status wb_sequence_create(const wb_request *request, int64_t vocab_size, size
     s->sampling_logprobs = (float *)(void *)(base + at.sampling_logprobs);
     s->entry.blocks = (int32_t *)(void *)(base + at.blocks);
     s->rows = base + at.rows;
+    s->bytes = at.bytes + s->spans_capacity * sizeof *s->spans + s->mask_room * sizeof *s->mask_ids;
     s->row_bytes = row_bytes;
     s->return_routes = request->return_routes;
-    s->max_len = request->n_tokens + request->max_tokens;
+    s->max_len = prompt_len + request->max_tokens;
     s->routes_start = request->routes_start;
     s->mask_ends = has_mask ? (uint32_t *)(void *)(base + at.mask_ends) : NULL;
     s->sampling = (wb_sampling){request->temperature, (uint32_t)request->top_k, request->top_p};
@@ -80,15 +98,15 @@ wb_status wb_sequence_create(const wb_request *request, int64_t vocab_size, size
     s->seed = request->seed;
     s->n_stop = request->n_stop;
     memcpy(base + at.rid, request->rid, strlen(request->rid) + 1);
-    memcpy(s->tokens, request->tokens, request->n_tokens * sizeof(uint32_t));
     if (request->n_stop > 0) memcpy(s->stop_tokens, request->stop_tokens, request->n_stop * sizeof(uint32_t));
     s->completion.record = (wb_record){.rid = (const char *)(base + at.rid),
                                        .group = request->group,
                                        .sample = request->sample,
-                                       .prompt_len = request->n_tokens,
-                                       .n_tokens = request->n_tokens,
+                                       .prompt_len = prompt_len,
+                                       .n_tokens = prompt_len,
                                        .tokens = s->tokens,
                                        .finish = WB_FINISH_NONE};
+    copy_prompt(s, request, route_model);
     s->entry.record = &s->completion.record;
     *sequence_out = s;
     return WB_OK;
@@ -121,13 +139,12 @@ static void extend_spans(wb_sequence *s, uint32_t end, uint64_t weight_version) 
         s->spans[s->completion.record.n_spans++] = (wb_span){s->n_fed, end, weight_version};
 }
 
-void wb_sequence_feed(wb_sequence *s, uint32_t start, uint32_t end, uint64_t weight_version,
-                      const uint8_t *rows) {
-    if (end <= s->n_fed) return;
-    memcpy(s->rows + s->n_fed * s->row_bytes, rows + (s->n_fed - start) * s->row_bytes,
-           (end - s->n_fed) * s->row_bytes);
+wb_fed_rows wb_sequence_feed(wb_sequence *s, uint32_t end, uint64_t weight_version) {
+    const uint32_t first = s->n_fed;
+    if (end <= first) return (wb_fed_rows){first, 0, NULL};
     extend_spans(s, end, weight_version);
     s->n_fed = end;
+    return (wb_fed_rows){first, end - first, s->rows + first * s->row_bytes};
 }
 
 /* Kept tokens of all sampled ones. */
@@ -146,21 +163,39 @@ wb_status wb_sequence_next_mask(const wb_sequence *s, uint32_t n_kept, uint32_t 
     return WB_OK;
 }
 
-wb_finish wb_sequence_finish_with(const wb_sequence *s, uint32_t token) {
+/* How a request of `length` tokens ends with `token` after them. */
+static wb_finish finish_with(const wb_sequence *s, uint32_t length, uint32_t token) {
     for (uint32_t k = 0; k < s->n_stop; k++)
         if (s->stop_tokens[k] == token) return WB_FINISH_STOP;
-    return wb_sequence_length(s) + 1 == s->max_len ? WB_FINISH_LENGTH : WB_FINISH_NONE;
+    return length + 1 == s->max_len ? WB_FINISH_LENGTH : WB_FINISH_NONE;
 }
 
-wb_finish wb_sequence_append(wb_sequence *s, const wb_sampled_token *sampled) {
+uint32_t wb_sequence_count_taken(const wb_sequence *s, uint32_t n, const int32_t *sampled,
+                                 wb_finish *finish_out) {
+    const uint32_t length = wb_sequence_length(s);
+    uint32_t i = 0;
+    *finish_out = WB_FINISH_NONE;
+    for (bool goes_on = true; goes_on && i < n; i++) {
+        const uint32_t token = (uint32_t)sampled[i];
+        *finish_out = finish_with(s, length + i, token);
+        goes_on = *finish_out == WB_FINISH_NONE && i + 1 < n && s->tokens[length + i] == token;
+    }
+    return i;
+}
+
+void wb_sequence_append(wb_sequence *s, const wb_sampled_token *sampled) {
     wb_record *record = &s->completion.record;
     const uint32_t i = record->n_tokens - record->prompt_len;
-    const wb_finish finish = wb_sequence_finish_with(s, sampled->token);
     if (s->mask_ends) s->mask_ends[i] = mask_size(s) + sampled->n_kept;
     s->tokens[record->n_tokens++] = sampled->token;
     s->logprobs[i] = sampled->logprob;
     s->sampling_logprobs[i] = sampled->sampling_logprob;
-    return finish;
+}
+
+/* A draft more than the request can still take would need a block that it has no room for. */
+void wb_sequence_propose(wb_sequence *s, uint32_t max) {
+    const uint32_t n = wb_sequence_length(s), left = s->max_len - n - 1;
+    s->entry.n_proposed = wb_draft_find(s->tokens, n, max < left ? max : left, s->tokens + n);
 }
 
 void wb_sequence_finish(wb_sequence *s, wb_finish finish) {

@@ -16,7 +16,7 @@ typedef struct wb_sequence {
     wb_route_rows routes;
     wb_span *spans; /* [spans_capacity] */
     size_t spans_capacity;
-    uint32_t *tokens;                    /* [max_len]; completion.record.n_tokens of them exist */
+    uint32_t *tokens; /* [max_len]; completion.record.n_tokens of them exist, behind them stand drafts */
     float *logprobs, *sampling_logprobs; /* [max_len - prompt_len] */
     wb_sampling sampling;
     uint32_t *mask_ends; /* [max_len - prompt_len] of the record; NULL: not asked for, or no limit */
@@ -33,6 +33,7 @@ typedef struct wb_sequence {
     uint32_t n_stop;
     uint32_t *stop_tokens; /* [n_stop] */
     uint32_t n_fed;
+    size_t bytes; /* of the host that it takes, but for the spans of weights that change on the way */
     struct wb_sequence *next_finished;
 } wb_sequence;
 
@@ -42,7 +43,7 @@ static inline wb_sequence *wb_sequence_of(wb_sched_entry *entry) {
 
 /* Copies `request`, which has been checked, with room for everything that it can grow to. max_blocks: KV
  * blocks that it can hold. */
-wb_status wb_sequence_create(const wb_request *request, int64_t vocab_size, size_t row_bytes,
+wb_status wb_sequence_create(const wb_request *request, int64_t vocab_size, const wb_route_model *route_model,
                              int64_t max_blocks, wb_sequence **sequence_out);
 void wb_sequence_free(wb_sequence *sequence); /* NULL is a no-op */
 
@@ -57,17 +58,26 @@ static inline uint32_t wb_sequence_n_refed(const wb_sequence *sequence, uint32_t
     return known < n ? known : n;
 }
 
-/* The tokens [start, end) have been fed under weight_version; rows: theirs, [end - start]. What exists
- * already stays. */
-void wb_sequence_feed(wb_sequence *sequence, uint32_t start, uint32_t end, uint64_t weight_version,
-                      const uint8_t *rows);
+/* Rows that a feed adds: the tokens [first, first + n) were fed for the first time, and `rows` is where their
+ * rows belong, to be filled before anybody looks at the record's. */
+typedef struct wb_fed_rows {
+    uint32_t first, n;
+    uint8_t *rows;
+} wb_fed_rows;
+
+/* All tokens before `end` have been fed, the latest under weight_version. What exists already stays. */
+wb_fed_rows wb_sequence_feed(wb_sequence *sequence, uint32_t end, uint64_t weight_version);
 
 /* Where the n_kept tokens kept at the token that is appended next belong: *ids_out [n_kept], to be filled
- * before. CAPACITY where a record holds no more. */
+ * before anybody looks at the record's. CAPACITY where a record holds no more. */
 wb_status wb_sequence_next_mask(const wb_sequence *sequence, uint32_t n_kept, uint32_t **ids_out);
 
-/* How the request would end with `token` after its last one: WB_FINISH_NONE when it goes on. */
-wb_finish wb_sequence_finish_with(const wb_sequence *sequence, uint32_t token);
+/* Of `sampled` [n], tokens for the positions behind the last one, where the n - 1 drafts stand in tokens[]:
+ * how many the request takes. Each up to the first that its draft is not, which is taken too: those behind it
+ * were sampled after a token that is not there. *finish_out: how the request ends with the last one taken;
+ * WB_FINISH_NONE when it goes on. */
+uint32_t wb_sequence_count_taken(const wb_sequence *sequence, uint32_t n, const int32_t *sampled,
+                                 wb_finish *finish_out);
 
 /* A token that was sampled. */
 typedef struct wb_sampled_token {
@@ -76,8 +86,11 @@ typedef struct wb_sampled_token {
     uint32_t n_kept; /* ids at wb_sequence_next_mask; 0 without a mask */
 } wb_sampled_token;
 
-/* Appends the token sampled after the last one; returns wb_sequence_finish_with. */
-wb_finish wb_sequence_append(wb_sequence *sequence, const wb_sampled_token *sampled);
+/* Appends a token that was taken. */
+void wb_sequence_append(wb_sequence *sequence, const wb_sampled_token *sampled);
+
+/* Puts drafts for what comes next, at most `max`, behind the last token. */
+void wb_sequence_propose(wb_sequence *sequence, uint32_t max);
 
 /* The record as it stands becomes the completion's. */
 void wb_sequence_finish(wb_sequence *sequence, wb_finish finish);

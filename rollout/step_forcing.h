@@ -6,6 +6,7 @@
 #ifndef WB_STEP_FORCING_H
 #define WB_STEP_FORCING_H
 
+#include "filing.h"
 #include "results.h"
 #include "step_batch.h"
 
@@ -17,9 +18,10 @@ typedef struct wb_step_forcing {
 /* Makes the memory, which belongs to `workspace`, in a zeroed struct whose address stays. */
 wb_status wb_step_forcing_open(wb_workspace *workspace, size_t max_tokens, wb_step_forcing *forcing);
 
-/* Puts the rows of all tokens of `batch` that were fed before into the rows of `results` on the device.
- * *direction_out: which they are, device [n_tokens], or NULL when there are none and all choose natively. */
+/* Puts the rows of all tokens of `batch` that were fed before into the rows of `results` on the device; where
+ * there are any, the latest step is filed first, since they may be its own. *direction_out: which they are,
+ * device [n_tokens], or NULL when there are none and all choose natively. */
 wb_status wb_step_force(wb_step_forcing *forcing, wb_device *device, const wb_step_batch *batch,
-                        const wb_step_results *results, const uint8_t **direction_out);
+                        const wb_step_results *results, wb_filing *filing, const uint8_t **direction_out);
 
 #endif

@@ -32,6 +32,20 @@ static wb_status check_weights(const wb_step_word *words, int n_ranks) {
     return WB_OK;
 }
 
+/* Ranks wait for each other in each step, so that one's larger steps were all ranks' longer ones. */
+static wb_status check_sizes(const wb_step_word *words, int n_ranks) {
+    for (int r = 1; r < n_ranks; r++)
+        if (words[r].max_batch_tokens != words[0].max_batch_tokens ||
+            words[r].max_prefill_tokens != words[0].max_prefill_tokens)
+            return wb_fail(WB_PEER,
+                           "engine step: rank %d has max_batch_tokens %" PRIu64
+                           " and max_prefill_tokens %" PRIu64 ", rank 0 %" PRIu64 " and %" PRIu64
+                           ": expected the same on all ranks",
+                           r, words[r].max_batch_tokens, words[r].max_prefill_tokens,
+                           words[0].max_batch_tokens, words[0].max_prefill_tokens);
+    return WB_OK;
+}
+
 /* Should the transport fail too, the caller still gets the message that goes with its own status. */
 static wb_status gather(wb_comm *comm, const wb_step_word *own, wb_step_word *words) {
     const wb_status status = (wb_status)own->status;
@@ -42,13 +56,18 @@ static wb_status gather(wb_comm *comm, const wb_step_word *own, wb_step_word *wo
     return wb_fail(status, "%s", message);
 }
 
-wb_status wb_step_agree(wb_comm *comm, const wb_step_word *own, wb_step_word *words, bool *busy_out) {
+wb_status wb_step_agree(wb_comm *comm, const wb_step_word *own, wb_step_word *words, wb_step_word *sum_out) {
     const int n_ranks = wb_comm_size(comm);
     WB_TRY(gather(comm, own, words));
     WB_TRY(check_failures(words, n_ranks));
     WB_TRY(check_weights(words, n_ranks));
-    uint64_t work_left = 0;
-    for (int r = 0; r < n_ranks; r++) work_left += words[r].work_left;
-    *busy_out = work_left > 0;
+    WB_TRY(check_sizes(words, n_ranks));
+    *sum_out = *own;
+    sum_out->work_left = sum_out->decodes = sum_out->pauses = 0;
+    for (int r = 0; r < n_ranks; r++) {
+        sum_out->work_left += words[r].work_left;
+        sum_out->decodes += words[r].decodes;
+        sum_out->pauses += words[r].pauses;
+    }
     return WB_OK;
 }

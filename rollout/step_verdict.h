@@ -1,5 +1,6 @@
-/* step_verdict.h - what the ranks tell each other of a step before any of them commits it: whether it failed,
- * by which weights it was computed, whether work is left. Refuses: what a step does. */
+/* step_verdict.h - what the ranks tell each other of a step before any of them commits it: whether it
+ * failed, by which weights it was computed, how much a step may feed, whether work is left. Refuses: what
+ * a step does. */
 #ifndef WB_STEP_VERDICT_H
 #define WB_STEP_VERDICT_H
 
@@ -9,12 +10,16 @@
 typedef struct wb_step_word {
     uint64_t status; /* wb_status */
     uint64_t weight_version, weights_digest;
-    uint64_t work_left; /* unfinished requests once the step has been committed */
+    uint64_t max_batch_tokens, max_prefill_tokens;
+    /* Once the step has been committed: unfinished requests, and those of them that decode next. */
+    uint64_t work_left, decodes;
+    uint64_t pauses; /* 1: this rank asks that the next step feeds nothing */
 } wb_step_word;
 
-/* OK on all ranks, with *busy_out: some rank has work left; or a failure on all of them: a rank's own failure
- * with its message, PEER where another rank failed or where two ranks have other weights. words: [R], for the
- * words of all ranks. Collective. */
-wb_status wb_step_agree(wb_comm *comm, const wb_step_word *own, wb_step_word *words, bool *busy_out);
+/* OK on all ranks, with *sum_out: the own word, with the work, the decodes and the pauses of all ranks; or
+ * a failure on all of them: a rank's own failure with its message, PEER where another rank failed or where
+ * two ranks have other weights or other sizes of a step. words: [R], for the words of all ranks.
+ * Collective. */
+wb_status wb_step_agree(wb_comm *comm, const wb_step_word *own, wb_step_word *words, wb_step_word *sum_out);
 
 #endif

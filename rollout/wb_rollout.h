@@ -1,16 +1,16 @@
 /* wb_rollout.h - the rollout engine: continuous batching over a paged KV cache, every token's routing
  * captured.
  *
- * Owns: requests, scheduling, KV blocks, sampling, per-request capture, weight versions. Refuses: training,
- * replay, files.
+ * Owns: requests, scheduling, KV blocks, sampling, per-request capture, weight versions. Refuses:
+ * training, replay, files.
  *
  * Rows belong to (request id, absolute position) from the moment they are computed; preemption and
- * re-prefill never change one that exists. A re-prefill is forced down the rows that exist, so that keys and
- * values are those of the experts that the record names, under changed weights too. A request's tokens depend
- * on its prompt, its sampling parameters and seed and on the weights, never on its neighbours, on arrival
- * order, on how its prompt was chunked, or on the number of ranks or threads. Where weights change in
- * mid-request, on when they did.
- */
+ * re-prefill never change one that exists. A re-prefill is forced down the rows that exist, so that keys
+ * and values are those of the experts that the record names, under changed weights too. A request's tokens
+ * depend on its prompt, its sampling parameters and seed and on the weights, never on its neighbours, on
+ * arrival order, on how its prompt was chunked, on what it took over from another request's prefill, on
+ * guesses at its tokens, or on the number of ranks or threads. Where weights change in mid-request, on
+ * when they did. */
 #ifndef WB_ROLLOUT_H
 #define WB_ROLLOUT_H
 
@@ -34,6 +34,32 @@ typedef struct wb_engine_options {
      * default. The engine counts the rows of each step and begins each step with the manager's boundary:
      * experts move while it generates, and no result depends on it. On all ranks or on none. */
     wb_rebalance *rebalance;
+    /* Default false. True: full blocks of the pool stay known by their tokens, and a request that begins with
+     * them takes over their keys and their routes instead of being fed; a request whose first tokens another
+     * one is just being fed waits for it. What a request returns does not depend on it. All blocks are of one
+     * version: new weights forget them. Blocks that no request holds stay until the pool needs them. Host
+     * memory: a row of L * K ids and 4 bytes for each token of the pool. UNSUPPORTED for a model whose layers
+     * keep state of a fixed size, which no block has. */
+    bool prefix_cache;
+    /* Default false: running requests keep the keys that they have when weights are set, and what they feed
+     * from then on attends to keys of both. True: they are fed again from their first token, by the new
+     * weights and along the rows that they have. What was recorded stays as it is either way. */
+    bool recompute_keys;
+    uint8_t reserved[2]; /* zero */
+    /* Of max_batch_tokens, how many prefills may take in a step in which some rank decodes, so that no rank's
+     * prefill keeps the decodes of all ranks waiting for long. 0, the default: all that decodes leave. The
+     * same on all ranks. */
+    int32_t max_prefill_tokens;
+    /* How many tokens a decode may feed behind its own, guessed from the request's text, in what a step
+     * has room for: those that the model chooses too are had in one step. What is returned does not depend
+     * on it: tokens are drawn as without drafts, and rows of drafts that were wrong are in no record. 0,
+     * the default: none. UNSUPPORTED for a model whose layers keep state of a fixed size, which cannot
+     * take a token back. */
+    int32_t max_drafts;
+    uint8_t reserved_2[4]; /* zero */
+    /* What wb_engine_submit refuses beyond, of unfinished requests: how many, their tokens at their longest,
+     * and the host bytes that they take. 0, the default: no limit. */
+    uint64_t max_unfinished, max_unfinished_tokens, max_unfinished_bytes;
 } wb_engine_options;
 
 /* Fills the caller's struct of `size` bytes with the defaults, named above. */
@@ -64,7 +90,7 @@ typedef struct wb_request {
     uint64_t group;  /* of the record: GRPO prompt group */
     uint32_t sample; /* of the record: index in the group */
     uint32_t n_tokens;
-    const uint32_t *tokens; /* [n_tokens] prompt, at least one */
+    const uint32_t *tokens; /* [n_tokens] prompt, at least one token with those of `continues` */
     float temperature;      /* 0: greedy; else at least WB_MIN_TEMPERATURE; default 1 */
     int32_t top_k;          /* 0, the default: no limit */
     float top_p;            /* 1, the default: no limit */
@@ -84,6 +110,17 @@ typedef struct wb_request {
      * system counts it all the same, a top_k beside top_p makes it small. */
     bool return_sampling_mask;
     uint8_t reserved[3]; /* zero */
+    /* Its place in the line is that of a request of priority 0 that was submitted so many steps earlier, or
+     * later where it is negative; default 0. So nothing starves: a request is overtaken by what is submitted
+     * within a bounded number of steps after it, and by nothing once it runs. */
+    int32_t priority;
+    uint8_t reserved_end[4]; /* zero */
+    /* An earlier record of this model whose text goes on, or NULL, the default: the prompt is its tokens
+     * and then `tokens`, of which there may be none. What it was fed, up to the end of its last span, it
+     * has rows for, in one run or in several: it follows them, under whatever weights, and its spans stay.
+     * With routes_start at its number of tokens less one, what is returned begins with the row of its last
+     * token. It is taken at its word: with a prefix cache, others may come to share its rows. */
+    const wb_record *continues;
 } wb_request;
 
 /* Fills the caller's struct of `size` bytes with the defaults; rid, tokens and max_tokens are to be set. */
@@ -94,23 +131,25 @@ static inline wb_request wb_request_default(void) {
     return request;
 }
 
-/* Copies the request into the queue. CAPACITY, with the numbers, when prompt + max_tokens can never fit the
- * KV pool or the model's positions, or a record its sampling mask under top_k alone; INVALID_ARGUMENT for a
- * token outside the vocabulary, a rid that is in use, odd sampling values, a request that did not come from
- * the initialiser. Not collective. */
+/* Copies the request into the queue. CAPACITY, with the numbers, when prompt + max_tokens can never fit
+ * the KV pool or the model's positions, or a record its sampling mask under top_k alone, or when the
+ * unfinished requests would be more than the options allow; INVALID_ARGUMENT for a token outside the
+ * vocabulary, an earlier record that lacks a row or a span (at which position), a rid that is in use, odd
+ * sampling values, a request that did not come from the initialiser. Not collective. */
 WB_API wb_status wb_engine_submit(wb_engine *engine, const wb_request *request);
 
 /* Runs one step: prefill chunks and decodes up to max_batch_tokens. *busy_out: some rank still has work;
  * all ranks step until it is false. A step allocates nothing.
  *
- * A step is made on all ranks or on none. A rank that fails returns its own failure (NaN logits: request and
- * position), the others WB_PEER naming it. PEER on all ranks, naming the first that differs from rank 0 and
- * both versions, when ranks have weights of different versions, or different weights by the name of one
- * version (compared by a digest of samples of what all ranks hold alike). All records are then as before the
- * step, which may be tried again: when the request that the message names has been aborted, or the weights
- * set on the rank that lags. Where layers keep state of a fixed size, all running requests are preempted.
- * Only a failure inside a forward over several ranks can leave them out of step, and the caller gives up
- * (wb_comm_abort). Collective. */
+ * A step is made on all ranks or on none. A rank that fails returns its own failure (NaN logits: request
+ * and position), the others WB_PEER naming it. PEER on all ranks, naming the first that differs from rank
+ * 0 and both versions, when ranks have weights of different versions, or different weights by the name of
+ * one version (compared by a digest of samples of what all ranks hold alike). All records are then as
+ * before the step, but for the rows that a request took over from the prefix cache; it may be tried again:
+ * when the request that the message names has been aborted, or the weights set on the rank that lags.
+ * Where layers keep state of a fixed size, all running requests are preempted. Only a failure inside a
+ * forward over several ranks can leave them out of step, and the caller gives up (wb_comm_abort).
+ * Collective. */
 WB_API wb_status wb_engine_step(wb_engine *engine, bool *busy_out);
 
 /* A finished request. `record` (tokens, logprobs at temperature 1, sampling with sampling_logprobs, spans,
@@ -138,10 +177,29 @@ WB_API wb_status wb_engine_abort(wb_engine *engine, const char *rid);
  * after a DEVICE failure the weights are neither and are to be set again. Else not collective. */
 WB_API wb_status wb_engine_set_weights(wb_engine *engine, const wb_model *from, uint64_t version);
 
+/* Asks for a pause of all ranks, and ends this rank's part of it. The next step tells the others, and is
+ * still made; from then on (wb_engine_stats.paused) no rank feeds anything until the step after the one
+ * that finds no rank that asks. What waits or runs stays as it is: between two steps of a pause all ranks
+ * stand at the same place, and may be given new weights. Steps of a pause are collective as others are.
+ * Not collective. */
+WB_API void wb_engine_pause(wb_engine *engine);
+WB_API void wb_engine_resume(wb_engine *engine);
+
 typedef struct wb_engine_stats {
     uint64_t steps, prefill_tokens, decode_tokens, preemptions; /* since open, of this rank */
-    int32_t waiting, running;                                   /* requests now */
-    int32_t free_blocks;                                        /* KV blocks now */
+    /* Tokens that were taken over from the prefix cache instead of being fed, since open. The hit rate is
+     * their share of taken_over_tokens + prefill_tokens. */
+    uint64_t taken_over_tokens;
+    /* Guessed tokens that were fed, and those that were right, which are decode_tokens too; since open. */
+    uint64_t drafts, accepted_drafts;
+    uint64_t finished, aborted; /* requests since open; an aborted one is not among the finished ones */
+    /* Of the unfinished requests: their tokens at their longest, and the host bytes that they take. */
+    uint64_t unfinished_tokens, unfinished_bytes;
+    int32_t waiting, running; /* requests now */
+    int32_t free_blocks;  /* KV blocks now that can be taken, those that are known but not held among them */
+    int32_t known_blocks; /* by the prefix cache now, held or not */
+    int32_t n_blocks;     /* of the pool */
+    bool paused;          /* the next step feeds nothing, on any rank */
 } wb_engine_stats;
 WB_API wb_engine_stats wb_engine_get_stats(const wb_engine *engine);
 

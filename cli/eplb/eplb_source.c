@@ -162,7 +162,9 @@ static wb_status fill_from_loads(void *ctx, uint32_t batch, uint32_t layer, uint
 /* ---- the source ------------------------------------------------------------------------------ */
 
 static wb_status open_dump(const eplb_settings *settings, eplb_source *s) {
-    wb_status status = wb_dump_open(settings->dump, &s->dump);
+    cli_spooled spooled;
+    wb_status status = cli_dump_path(settings->dump, &spooled);
+    if (status == WB_OK) status = wb_dump_open(spooled.path, &s->dump);
     if (status != WB_OK) return status;
     const wb_route_model *m = wb_dump_model(s->dump);
     s->info = (eplb_source_info){.name = m->name,

@@ -1,7 +1,8 @@
 /* checkpoint.c - what is in a checkpoint: the model in Hugging Face layout and, under trainer/, what a
- * bit-for-bit resume needs: optimizer-<rank>.safetensors (exp_avg and exp_avg_sq of each tensor, by its name)
- * and state.json, which has the options of the run too, and digests of its prompts and its reference. Saving
- * copies CHECKPOINT_CHUNK_BYTES at a time to the host. Refuses: where it lies (checkpoint_place.c). */
+ * bit-for-bit resume needs: optimizer-<rank>.safetensors (exp_avg and exp_avg_sq of each tensor, by its name,
+ * and the f32 master of one that the model has in bf16) and state.json, which has the options of the run too,
+ * and digests of its prompts and its reference. Saving copies CHECKPOINT_CHUNK_BYTES at a time to the host.
+ * Refuses: where it lies (checkpoint_place.c). */
 #include "checkpoint_place.h"
 #include "wb_file.h"
 #include "wb_memory.h"
@@ -17,30 +18,30 @@ enum { NAME_BYTES = 512 };
 
 /* ---- saving ---------------------------------------------------------------------------------- */
 
-typedef struct moments_file {
+typedef struct optimizer_file {
     wb_device *device;
     wb_owner memory; /* owns the arrays */
     size_t n;
     wb_tensor_view *views; /* [n] `data` is on the device */
     char (*names)[NAME_BYTES];
     uint8_t *chunk; /* host [CHECKPOINT_CHUNK_BYTES] */
-} moments_file;
+} optimizer_file;
 
 /* A whole tensor has its shape, a part of one is a vector. */
-static void add_moment(moments_file *f, const wb_tensor *tensor, int64_t n, const char *suffix,
-                       const wb_buffer *moment) {
+static void add_part(optimizer_file *f, const wb_tensor *tensor, int64_t n, const char *suffix,
+                     const wb_buffer *state) {
     const size_t i = f->n++;
     wb_tensor_view *view = &f->views[i];
     snprintf(f->names[i], NAME_BYTES, "%s.%s", tensor->name, suffix);
-    *view = (wb_tensor_view){f->names[i], WB_F32, 1, {n}, moment->data, (size_t)n * sizeof(float), NULL};
+    *view = (wb_tensor_view){f->names[i], WB_F32, 1, {n}, state->data, (size_t)n * sizeof(float), NULL};
     if (n < tensor->n) return;
     view->n_dims = tensor->n_dims;
     for (int32_t d = 0; d < tensor->n_dims; d++) view->shape[d] = tensor->shape[d];
 }
 
-/* The moments of a large model do not fit the host beside it: they cross in chunks. */
-static wb_status emit_moment(void *ctx, size_t i, wb_new_file *file) {
-    const moments_file *f = ctx;
+/* The state of a large model does not fit the host beside it: it crosses in chunks. */
+static wb_status emit_part(void *ctx, size_t i, wb_new_file *file) {
+    const optimizer_file *f = ctx;
     const char *data = f->views[i].data;
     for (size_t done = 0, part; done < f->views[i].bytes; done += part) {
         part = f->views[i].bytes - done < CHECKPOINT_CHUNK_BYTES ? f->views[i].bytes - done
@@ -56,36 +57,37 @@ static optimizer_part own_part(const trainer *t, const wb_tensor *tensor) {
 }
 
 /* Experts are saved by their home rank, of replicated tensors each rank saves its part. */
-static wb_status collect_moments(const trainer *t, moments_file *f) {
+static wb_status collect_parts(const trainer *t, optimizer_file *f) {
     int32_t n = wb_model_n_tensors(t->model);
-    WB_TRY(WB_OWN(&f->memory, f->views, 2 * (size_t)n, "optimizer state"));
-    WB_TRY(WB_OWN(&f->memory, f->names, 2 * (size_t)n, "optimizer state"));
+    WB_TRY(WB_OWN(&f->memory, f->views, 3 * (size_t)n, "optimizer state"));
+    WB_TRY(WB_OWN(&f->memory, f->names, 3 * (size_t)n, "optimizer state"));
     WB_TRY(WB_OWN(&f->memory, f->chunk, CHECKPOINT_CHUNK_BYTES, "optimizer state"));
     f->device = t->device;
     for (int32_t i = 0; i < n; i++) {
         const wb_tensor tensor = wb_model_tensor(t->model, i);
         const int64_t part = own_part(t, &tensor).n;
         if (part == 0 && tensor.expert >= 0) continue;
-        add_moment(f, &tensor, part, "exp_avg", &t->opt.m[i]);
-        add_moment(f, &tensor, part, "exp_avg_sq", &t->opt.v[i]);
+        add_part(f, &tensor, part, "exp_avg", &t->opt.m[i]);
+        add_part(f, &tensor, part, "exp_avg_sq", &t->opt.v[i]);
+        if (tensor.dtype != WB_F32) add_part(f, &tensor, part, "master", &t->opt.master[i]);
     }
     return WB_OK;
 }
 
-static wb_status save_moments(const trainer *t, const char *dir) {
+static wb_status save_optimizer(const trainer *t, const char *dir) {
     char path[PATH_BYTES], name[64];
     snprintf(name, sizeof name, "optimizer-%d.safetensors", wb_comm_rank(t->comm));
     WB_TRY(path_join(path, dir, name));
-    moments_file f = {0};
+    optimizer_file f = {0};
     wb_new_file file;
     wb_status status;
-    WB_GOTO(collect_moments(t, &f), close_moments);
-    WB_GOTO(wb_new_file_open(path, &file), close_moments);
-    status = wb_safetensors_write_to(&file, f.n, f.views, NULL, emit_moment, &f);
+    WB_GOTO(collect_parts(t, &f), close_file);
+    WB_GOTO(wb_new_file_open(path, &file), close_file);
+    status = wb_safetensors_write_to(&file, f.n, f.views, NULL, emit_part, &f);
     if (status == WB_OK) status = wb_new_file_sync(&file);
     if (status == WB_OK) status = wb_new_file_commit(&file);
     if (status != WB_OK) wb_new_file_discard(&file);
-close_moments:
+close_file:
     wb_owner_close(&f.memory);
     return status;
 }
@@ -137,7 +139,7 @@ wb_status checkpoint_save(const trainer *t) {
     }
     WB_TRY(wb_comm_agree(t->comm, status));
     WB_TRY(wb_model_save(t->model, fresh));
-    status = save_moments(t, inner);
+    status = save_optimizer(t, inner);
     if (status == WB_OK && wb_comm_rank(t->comm) == 0) status = save_placement(t, fresh);
     if (status == WB_OK && wb_comm_rank(t->comm) == 0) status = save_state(t, inner);
     WB_TRY(wb_comm_agree(t->comm, status));
@@ -215,14 +217,14 @@ static wb_status load_state(trainer *t, const char *dir, int *ranks_out) {
 }
 
 /* The optimizer files of a checkpoint, one of each rank that saved it. */
-typedef struct saved_moments {
+typedef struct optimizer_files {
     wb_safetensors **files; /* [n] */
     int n;
-} saved_moments;
+} optimizer_files;
 
-/* The elements of one moment that a file has, which is this rank's part, or all (as before 0.4, and of
+/* The elements of one kind of state that a file has, which is this rank's part, or all (as before 0.4, and of
  * experts). NOT_FOUND where it has none. */
-static wb_status find_part(const trainer *t, const saved_moments *saved, int file, const wb_tensor *tensor,
+static wb_status find_part(const trainer *t, const optimizer_files *saved, int file, const wb_tensor *tensor,
                            const char *suffix, wb_tensor_view *view_out, optimizer_part *part_out) {
     char name[NAME_BYTES];
     snprintf(name, sizeof name, "%s.%s", tensor->name, suffix);
@@ -237,24 +239,24 @@ static wb_status find_part(const trainer *t, const saved_moments *saved, int fil
                    name, part.n, view_out->bytes, wb_dtype_name(view_out->dtype));
 }
 
-/* What `part` of the file's moment has of `wanted`, to its place in `moment`, whose first element is
+/* What `part` of the file's state has of `wanted`, to its place in `state`, whose first element is
  * wanted.first. */
 static wb_status copy_overlap(wb_device *device, const wb_tensor_view *view, optimizer_part part,
-                              optimizer_part wanted, float *moment, int64_t *copied) {
+                              optimizer_part wanted, float *state, int64_t *copied) {
     const int64_t first = part.first > wanted.first ? part.first : wanted.first;
     const int64_t part_end = part.first + part.n, wanted_end = wanted.first + wanted.n;
     const int64_t end = part_end < wanted_end ? part_end : wanted_end;
     if (first >= end) return WB_OK;
     *copied += end - first;
-    return device->to_device(device, moment + (first - wanted.first),
+    return device->to_device(device, state + (first - wanted.first),
                              (const float *)view->data + (first - part.first),
                              (size_t)(end - first) * sizeof(float));
 }
 
-/* This rank's part of a moment, from the files that have it: as many ranks may have saved it as there are now
- * or not. */
-static wb_status load_moment(const trainer *t, const saved_moments *saved, const wb_tensor *tensor,
-                             const char *suffix, float *moment) {
+/* This rank's part of a moment or a master, from the files that have it: as many ranks may have saved it as
+ * there are now or not. */
+static wb_status load_part(const trainer *t, const optimizer_files *saved, const wb_tensor *tensor,
+                           const char *suffix, float *state) {
     const optimizer_part wanted = own_part(t, tensor);
     int64_t copied = 0;
     for (int file = 0; file < saved->n && copied < wanted.n; file++) {
@@ -263,7 +265,7 @@ static wb_status load_moment(const trainer *t, const saved_moments *saved, const
         const wb_status status = find_part(t, saved, file, tensor, suffix, &view, &part);
         if (status == WB_NOT_FOUND) continue;
         WB_TRY(status);
-        WB_TRY(copy_overlap(t->device, &view, part, wanted, moment, &copied));
+        WB_TRY(copy_overlap(t->device, &view, part, wanted, state, &copied));
     }
     if (copied == wanted.n) return WB_OK;
     return wb_fail(WB_NOT_FOUND,
@@ -272,11 +274,12 @@ static wb_status load_moment(const trainer *t, const saved_moments *saved, const
                    tensor->name, suffix, wanted.n, saved->n, copied);
 }
 
-static wb_status load_moments(trainer *t, const saved_moments *saved) {
+static wb_status load_optimizer(trainer *t, const optimizer_files *saved) {
     for (int32_t i = 0; i < wb_model_n_tensors(t->model); i++) {
         const wb_tensor tensor = wb_model_tensor(t->model, i);
-        WB_TRY(load_moment(t, saved, &tensor, "exp_avg", t->opt.m[i].data));
-        WB_TRY(load_moment(t, saved, &tensor, "exp_avg_sq", t->opt.v[i].data));
+        WB_TRY(load_part(t, saved, &tensor, "exp_avg", t->opt.m[i].data));
+        WB_TRY(load_part(t, saved, &tensor, "exp_avg_sq", t->opt.v[i].data));
+        if (tensor.dtype != WB_F32) WB_TRY(load_part(t, saved, &tensor, "master", t->opt.master[i].data));
     }
     return WB_OK;
 }
@@ -284,7 +287,7 @@ static wb_status load_moments(trainer *t, const saved_moments *saved) {
 static wb_status load_local(trainer *t, const char *dir) {
     int ranks = 0;
     WB_TRY(load_state(t, dir, &ranks));
-    saved_moments saved = {0};
+    optimizer_files saved = {0};
     WB_TRY(WB_NEW(saved.files, (size_t)ranks, "optimizer files"));
     wb_status status = WB_OK;
     for (; status == WB_OK && saved.n < ranks; saved.n += status == WB_OK) {
@@ -293,7 +296,7 @@ static wb_status load_local(trainer *t, const char *dir) {
         status = path_join(path, dir, name);
         if (status == WB_OK) status = wb_safetensors_open(path, NULL, &saved.files[saved.n]);
     }
-    if (status == WB_OK) status = load_moments(t, &saved);
+    if (status == WB_OK) status = load_optimizer(t, &saved);
     while (saved.n > 0) wb_safetensors_close(saved.files[--saved.n]);
     free(saved.files);
     return status;

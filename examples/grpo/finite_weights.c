@@ -5,19 +5,34 @@
 
 #include <math.h>
 
-/* The first of this rank's tensors whose sum of squares, which of finite f32 is always finite, is not. */
-static wb_status check_local(wb_model *model, const char *dir) {
+/* squares_out[n], host, of the n tensors as far as they are here; made in squares[n], device. */
+static wb_status read_squares(wb_model *model, int32_t n, double *squares, double *squares_out) {
     wb_device *device = wb_model_device(model);
-    for (int32_t i = 0; i < wb_model_n_tensors(model); i++) {
+    const size_t bytes = (size_t)n * sizeof(double);
+    WB_TRY(device->zero(device, squares, bytes));
+    for (int32_t i = 0; i < n; i++) {
         const wb_tensor tensor = wb_model_tensor(model, i);
-        double squares = 0;
-        if (!tensor.data) continue;
-        WB_TRY(device->sum_squares(device, tensor.n, tensor.data, &squares));
-        if (!isfinite(squares))
-            return wb_fail(WB_CORRUPT, "%s: %s: expected finite weights, found a NaN or an infinity", dir,
-                           tensor.name);
+        const wb_rows weights = {tensor.data, tensor.dtype};
+        if (weights.data) WB_TRY(device->sum_squares(device, tensor.n, weights, squares + i));
     }
-    return WB_OK;
+    return device->to_host(device, squares_out, squares, bytes);
+}
+
+/* The first of this rank's tensors whose sum of squares, which of finite weights is always finite, is not. */
+static wb_status check_local(wb_model *model, const char *dir) {
+    const int32_t n = wb_model_n_tensors(model);
+    wb_workspace workspace = {.device = wb_model_device(model)};
+    wb_buffer on_device = {0};
+    double *squares = NULL;
+    wb_status status = WB_OWN(&workspace.host, squares, (size_t)n, "sums of squares");
+    if (status == WB_OK) status = wb_reserve(&workspace, &on_device, n, 1, sizeof(double));
+    if (status == WB_OK) status = read_squares(model, n, on_device.data, squares);
+    for (int32_t i = 0; i < n && status == WB_OK; i++)
+        if (!isfinite(squares[i]))
+            status = wb_fail(WB_CORRUPT, "%s: %s: expected finite weights, found a NaN or an infinity", dir,
+                             wb_model_tensor(model, i).name);
+    wb_workspace_close(&workspace);
+    return status;
 }
 
 wb_status finite_weights_check(wb_model *model, const char *dir) {

@@ -53,6 +53,8 @@ wb_status text_json(const char *path, json_t **object_out);
 
 typedef enum ratio_kind { RATIO_TOKEN, RATIO_SEQUENCE } ratio_kind;
 typedef enum eplb_mode { EPLB_OFF, EPLB_STATIC, EPLB_LIVE, EPLB_PLANNED } eplb_mode;
+/* Of the engine's weights and KV cache; SAME: as in training. */
+typedef enum rollout_dtype { ROLLOUT_SAME, ROLLOUT_F32, ROLLOUT_BF16 } rollout_dtype;
 typedef enum long_prompts { LONG_PROMPTS_ERROR, LONG_PROMPTS_SKIP, LONG_PROMPTS_CUT } long_prompts;
 
 typedef struct options {
@@ -64,7 +66,8 @@ typedef struct options {
     const char *reward_cmd;
     wb_replay_mode replay;
     wb_missing_policy missing;
-    wb_dtype rollout_dtype;
+    wb_dtype dtype; /* of matrices and activations in training */
+    rollout_dtype rollout_dtype;
     wb_backend device;
     int64_t steps, prompts, samples, max_tokens, updates, micro_batch_tokens;
     const char *stop_token; /* NULL: the task's */
@@ -268,39 +271,47 @@ void loss_sequence(const loss_options *o, size_t n, const float *logprobs, const
 
 /* ---- optimizer.c ----------------------------------------------------------------------------- */
 
-/* AdamW over the registry's tensors, f32 master weights being the trained model's own. Moments belong to a
- * tensor and not to the slot or the address that it has at the time: those of an expert to its home rank
- * (wb_home_rank), once, however many replicas there are; those of a replicated tensor are cut over the
- * ranks. */
+/* AdamW over the registry's tensors. Weights of f32 are their own masters; one of bf16 is what its f32 master
+ * rounds to. Moments and masters belong to a tensor and not to the slot or the address that it has at the
+ * time: those of an expert to its home rank (wb_home_rank), once, however many replicas there are; those of a
+ * replicated tensor are cut over the ranks. */
 typedef struct optimizer {
     wb_model *model;
     wb_train *train;
     wb_device *device;
     wb_comm *comm;
-    wb_workspace workspace; /* owns the moments */
+    wb_workspace workspace; /* owns moments and masters */
     wb_buffer *m, *v;       /* [n_tensors] f32 of this rank's part of the tensor */
+    wb_buffer *master;      /* [n_tensors] likewise, of tensors of bf16 */
     uint64_t step;
-    wb_adamw hyper;  /* of the present step, for matrices */
-    double *squares; /* [n_tensors] of a tensor's gradient */
+    wb_adamw hyper;            /* of the present step, for matrices */
+    double *squares;           /* [n_tensors] of a tensor's gradient */
+    wb_buffer *device_squares; /* one, f64 [n_tensors], where they are made; like the others not in here, so
+                                * that this struct may move */
     /* The gathers of updated weights: those started, those waited for, and the numbers of those on their
      * way. */
     uint64_t n_started, n_done, works[WB_EXCHANGE_IN_FLIGHT];
     size_t *bounds; /* [R + 1] of one */
 } optimizer;
 
-/* The elements of a tensor whose moments a rank has: of an expert all on its home rank, of a replicated
- * tensor one of n_ranks parts that differ by one element at most. */
+/* The elements of a tensor whose moments and master a rank has: of an expert all on its home rank, of a
+ * replicated tensor one of n_ranks parts that differ by one element at most. */
 typedef struct optimizer_part {
     int64_t first, n;
 } optimizer_part;
 optimizer_part optimizer_part_of(const wb_config *config, const wb_tensor *tensor, int of_rank, int n_ranks);
 
-/* Device bytes of the moments that rank `of_rank` of n_ranks has, without a model. */
-wb_status optimizer_measure(const wb_config *config, int32_t n_ranks, int32_t of_rank, size_t *bytes_out);
+/* Device bytes of the moments and of the masters that rank `of_rank` of n_ranks has beside a model whose
+ * matrices are of `dtype`, without one. */
+wb_status optimizer_measure(const wb_config *config, wb_dtype dtype, int32_t n_ranks, int32_t of_rank,
+                            size_t *moments_out, size_t *masters_out);
 
+/* Moments of zero; masters have no values yet. Not collective. */
 wb_status optimizer_open(wb_model *model, wb_train *train, wb_device *device, wb_comm *comm,
                          optimizer *opt_out);
 void optimizer_close(optimizer *opt);
+/* The masters become the model's weights, as they are in bf16. Uses up the gradients. Collective. */
+wb_status optimizer_take_masters(optimizer *opt);
 /* Clips the global gradient norm to o->grad_clip (0: no limit) and updates. `next`, if not NULL, becomes the
  * model's placement (wb_train_update_experts). Collective. */
 wb_status optimizer_step(optimizer *opt, const options *o, double lr, const wb_placement *next,
@@ -313,7 +324,7 @@ typedef struct trainer {
     wb_device *device;
     wb_comm *comm;
     wb_placement *placement; /* to begin with; NULL: the default one */
-    wb_model *model;         /* f32, trained */
+    wb_model *model;         /* trained, in --dtype */
     wb_train *train;
     wb_model *reference; /* NULL unless kl_coef > 0 */
     wb_train *reference_train;
@@ -392,7 +403,7 @@ wb_status reference_digest(wb_model *model, uint64_t *digest_out);
 
 /* ---- finite_weights.c ------------------------------------------------------------------------ */
 
-/* CORRUPT with the first tensor of an f32 model that holds a NaN or an infinity; `dir`: where the model is
+/* CORRUPT with the first tensor of a model that holds a NaN or an infinity; `dir`: where the model is
  * from. Collective. */
 wb_status finite_weights_check(wb_model *model, const char *dir);
 

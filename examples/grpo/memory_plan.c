@@ -66,7 +66,7 @@ static void add_measured(rank_plan *plan, const char *of, const char *host_name,
 
 static wb_status measure_trainer(const plan_model *m, const char *of, bool forward_only, int32_t rank,
                                  rank_plan *plan) {
-    const wb_model_options model = sizes_model(NULL, NULL, WB_F32, forward_only ? NULL : m->placement);
+    const wb_model_options model = sizes_policy(m->o, NULL, NULL, forward_only ? NULL : m->placement);
     const wb_train_options train = sizes_train(m->o, &m->config, forward_only);
     wb_memory memory;
     WB_TRY(wb_model_measure(&m->config, &model, m->n_ranks, rank, &memory));
@@ -80,7 +80,7 @@ static wb_status measure_trainer(const plan_model *m, const char *of, bool forwa
  * the same places when weights are copied. */
 static wb_status measure_copy(const plan_model *m, const wb_model_options *rollout, int32_t rank,
                               rank_plan *plan) {
-    const wb_model_options policy = sizes_model(NULL, NULL, WB_F32, m->placement);
+    const wb_model_options policy = sizes_policy(m->o, NULL, NULL, m->placement);
     size_t bytes;
     if (m->o->eplb != EPLB_PLANNED) return WB_OK;
     WB_TRY(wb_model_measure_copy(&m->config, rollout, &policy, m->n_ranks, rank, &bytes));
@@ -90,7 +90,7 @@ static wb_status measure_copy(const plan_model *m, const wb_model_options *rollo
 
 static wb_status measure_rollout(const plan_model *m, int32_t rank, rank_plan *plan) {
     const char *of = "rollout";
-    const wb_model_options model = sizes_model(NULL, NULL, m->o->rollout_dtype, m->placement);
+    const wb_model_options model = sizes_rollout(m->o, NULL, NULL, m->placement);
     const wb_engine_options engine = sizes_engine(m->o);
     wb_memory memory;
     WB_TRY(wb_model_measure(&m->config, &model, m->n_ranks, rank, &memory));
@@ -115,10 +115,11 @@ static size_t route_bytes(const plan_model *m) {
 }
 
 static wb_status measure_device(const plan_model *m, int32_t rank, rank_plan *plan) {
-    size_t moments;
+    size_t moments, masters;
     WB_TRY(measure_trainer(m, "policy", false, rank, plan));
-    WB_TRY(optimizer_measure(&m->config, m->n_ranks, rank, &moments));
+    WB_TRY(optimizer_measure(&m->config, m->o->dtype, m->n_ranks, rank, &moments, &masters));
     add(&plan->device, "policy", "optimizer moments", moments);
+    add(&plan->device, "policy", "master weights", masters);
     add(&plan->device, "policy", "routes", route_bytes(m));
     if (m->o->kl_coef > 0) WB_TRY(measure_trainer(m, "reference", true, rank, plan));
     return measure_rollout(m, rank, plan);

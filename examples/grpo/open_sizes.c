@@ -4,14 +4,29 @@
 
 #include <inttypes.h>
 
-wb_model_options sizes_model(wb_device *device, wb_comm *comm, wb_dtype dtype,
-                             const wb_placement *placement) {
+static wb_model_options sizes_model(wb_device *device, wb_comm *comm, wb_dtype dtype, wb_dtype activations,
+                                    const wb_placement *placement) {
     wb_model_options model = wb_model_options_default();
     model.device = device;
     model.comm = comm;
     model.dtype = dtype;
+    model.activations = activations;
     model.placement = placement;
     return model;
+}
+
+wb_model_options sizes_policy(const options *o, wb_device *device, wb_comm *comm,
+                              const wb_placement *placement) {
+    return sizes_model(device, comm, o->dtype, o->dtype, placement);
+}
+
+/* Activations are bf16 where training's and the weights are: then all has the bits of training. */
+wb_model_options sizes_rollout(const options *o, wb_device *device, wb_comm *comm,
+                               const wb_placement *placement) {
+    wb_dtype dtype = o->dtype;
+    if (o->rollout_dtype != ROLLOUT_SAME) dtype = o->rollout_dtype == ROLLOUT_F32 ? WB_F32 : WB_BF16;
+    const bool rounds = o->dtype == WB_BF16 && dtype == WB_BF16;
+    return sizes_model(device, comm, dtype, rounds ? WB_BF16 : WB_F32, placement);
 }
 
 wb_engine_options sizes_engine(const options *o) {
@@ -20,6 +35,8 @@ wb_engine_options sizes_engine(const options *o) {
     engine.block_size = (int32_t)o->block_size;
     engine.max_batch_tokens = (int32_t)o->max_batch_tokens;
     engine.max_running = (int32_t)o->max_running;
+    /* A group's samples share their prompt. */
+    engine.prefix_cache = true;
     return engine;
 }
 

@@ -9,8 +9,13 @@
 
 /* ---- open_sizes.c ---------------------------------------------------------------------------- */
 
-/* placement: NULL for the default one, and for a clone that of its source. */
-wb_model_options sizes_model(wb_device *device, wb_comm *comm, wb_dtype dtype, const wb_placement *placement);
+/* Of the policy, and of the reference; placement: NULL for the default one, and for a clone that of its
+ * source. */
+wb_model_options sizes_policy(const options *o, wb_device *device, wb_comm *comm,
+                              const wb_placement *placement);
+/* Likewise of the engine's copy of it. */
+wb_model_options sizes_rollout(const options *o, wb_device *device, wb_comm *comm,
+                               const wb_placement *placement);
 wb_engine_options sizes_engine(const options *o); /* without a manager of experts */
 /* A micro-batch has at most --micro-batch-tokens. */
 wb_train_options sizes_train(const options *o, const wb_config *config, bool forward_only);

@@ -19,11 +19,13 @@ json_t *options_to_json(const options *o) {
     return object;
 }
 
-/* One option of the checkpoint against the command line's. */
+/* One option of the checkpoint against the command line's. What a checkpoint does not have, of an option that
+ * is newer, is the default. */
 static wb_status resume_option(const option_row *row, const char *saved, const char *where, options *o,
                                bool loud) {
-    char buffer[OPTION_TEXT_BYTES];
+    char buffer[OPTION_TEXT_BYTES], usual[OPTION_TEXT_BYTES];
     const char *now = option_text(row, o, buffer);
+    if (!saved) saved = option_text(row, &option_defaults, usual);
     bool same = saved && now ? strcmp(saved, now) == 0 : saved == now;
     if (same) return WB_OK;
     if (!(o->given >> (row - option_rows) & 1)) {

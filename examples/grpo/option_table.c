@@ -30,8 +30,10 @@ const option_row option_rows[] = {
      "R3)"},
     {"--missing", CHOICE, KEPT, FIELD(missing), 0, 0, "strict|native|drop", "POLICY",
      "a position without routes: fail, choose freely, drop the sample"},
-    {"--rollout-dtype", CHOICE, KEPT, FIELD(rollout_dtype), 0, 0, "f32|bf16", "DTYPE",
-     "weights and KV cache of the rollout engine; training is f32"},
+    {"--dtype", CHOICE, FIXED, FIELD(dtype), 0, 0, "f32|bf16", "DTYPE",
+     "weights and activations of training; of bf16 the optimizer has f32 masters, and gradients are f32"},
+    {"--rollout-dtype", CHOICE, KEPT, FIELD(rollout_dtype), 0, 0, "same|f32|bf16", "DTYPE",
+     "weights and KV cache of the rollout engine; same: as in training, with the bits of training"},
     {"--steps", INTEGER, FREE, FIELD(steps), 1, MANY, NULL, "N", "rollout batches"},
     {"--prompts", INTEGER, FIXED, FIELD(prompts), 1, MANY, NULL, "N", "prompts a batch, over all ranks"},
     {"--samples", INTEGER, FIXED, FIELD(samples), 2, MANY, NULL, "G", "samples a prompt (the GRPO group)"},
@@ -119,7 +121,7 @@ const options option_defaults = {
     .task = "arithmetic",
     .replay = WB_REPLAY_ROLLOUT,
     .missing = WB_MISSING_STRICT,
-    .rollout_dtype = WB_BF16,
+    .dtype = WB_F32,
     .steps = 20,
     .prompts = 64,
     .plan_ranks = -1,
@@ -156,9 +158,9 @@ bool options_given(const options *o, const char *name) {
     return o->given >> (option_find(name) - option_rows) & 1;
 }
 
-/* The dtype field is an enum whose values are not the index of the choice. */
+/* A dtype is an enum whose values are not the index of the choice. */
 static int choice_value(const option_row *row, int index) {
-    if (row->offset == FIELD(rollout_dtype)) return index == 0 ? WB_F32 : WB_BF16;
+    if (row->offset == FIELD(dtype)) return index == 0 ? WB_F32 : WB_BF16;
     return index;
 }
 

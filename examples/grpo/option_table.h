@@ -11,7 +11,8 @@ typedef enum kind { TEXT, INTEGER, SEED, NUMBER, FLAG, CHOICE } kind;
 typedef enum on_resume {
     FREE,  /* nothing: it belongs to the command line */
     KEPT,  /* its value, unless the command line gives another, which is said */
-    FIXED, /* its value, and another is refused: it decides which prompts the groups of a step are */
+    FIXED, /* its value, and another is refused: it decides which prompts the groups of a step are, or what
+            * the optimizer keeps */
 } on_resume;
 
 typedef struct option_row {
@@ -24,7 +25,7 @@ typedef struct option_row {
     const char *value, *help;
 } option_row;
 
-enum { N_OPTIONS = 51, OPTION_TEXT_BYTES = 64 };
+enum { N_OPTIONS = 52, OPTION_TEXT_BYTES = 64 };
 extern const option_row option_rows[N_OPTIONS];
 extern const options option_defaults;
 

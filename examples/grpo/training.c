@@ -20,7 +20,7 @@ typedef struct rollout_side {
 } rollout_side;
 
 static wb_status open_rollout(trainer *t, rollout_side *side) {
-    const wb_model_options rollout = sizes_model(t->device, t->comm, t->o->rollout_dtype, NULL);
+    const wb_model_options rollout = sizes_rollout(t->o, t->device, t->comm, NULL);
     WB_TRY(wb_model_clone(t->model, &rollout, &side->model));
     wb_engine_options engine = sizes_engine(t->o);
     if (t->o->eplb == EPLB_LIVE) {
@@ -52,7 +52,7 @@ static wb_status clone_reference(trainer *t) {
     plain.redundant_experts = 0;
     const wb_config *config = wb_model_config(t->model);
     WB_TRY(wb_comm_agree(t->comm, expert_places_default(&plain, config, wb_comm_size(t->comm), &placement)));
-    const wb_model_options reference = sizes_model(t->device, t->comm, WB_F32, placement);
+    const wb_model_options reference = sizes_policy(t->o, t->device, t->comm, placement);
     const wb_status status = wb_model_clone(t->model, &reference, &t->reference);
     wb_placement_close(placement);
     return status;
@@ -61,7 +61,7 @@ static wb_status clone_reference(trainer *t) {
 /* Later its files are read again. */
 static wb_status open_reference(trainer *t, bool resumed) {
     if (t->o->kl_coef <= 0) return WB_OK;
-    const wb_model_options reference = sizes_model(t->device, t->comm, WB_F32, NULL);
+    const wb_model_options reference = sizes_policy(t->o, t->device, t->comm, NULL);
     if (resumed) {
         WB_TRY(wb_model_open(t->o->model_dir, &reference, &t->reference));
         WB_TRY(finite_weights_check(t->reference, t->o->model_dir));
@@ -92,7 +92,7 @@ static wb_status place_experts(trainer *t, const char *dir, bool resumed) {
 /* Everything but the report, from `dir`: the base checkpoint or the one to resume. */
 static wb_status open_trainer(trainer *t, const char *dir, bool resumed) {
     WB_TRY(wb_comm_agree(t->comm, place_experts(t, dir, resumed)));
-    const wb_model_options model = sizes_model(t->device, t->comm, WB_F32, t->placement);
+    const wb_model_options model = sizes_policy(t->o, t->device, t->comm, t->placement);
     WB_TRY(wb_model_open(dir, &model, &t->model));
     WB_TRY(finite_weights_check(t->model, dir));
     const wb_train_options train = sizes_train(t->o, wb_model_config(t->model), false);
@@ -101,6 +101,7 @@ static wb_status open_trainer(trainer *t, const char *dir, bool resumed) {
     if (status == WB_OK) status = open_replay(t, t->o->missing, &t->replay);
     if (status == WB_OK) status = open_replay(t, WB_MISSING_NATIVE, &t->compare);
     WB_TRY(wb_comm_agree(t->comm, status));
+    WB_TRY(optimizer_take_masters(&t->opt));
     return open_reference(t, resumed);
 }
 
@@ -275,7 +276,7 @@ static wb_status check_same_run(trainer *t, const task *task_, const char *check
 static wb_status check_given_model(const trainer *t, const json_t *saved) {
     const char *before = json_string_value(json_object_get(saved, "--model"));
     if (t->reference || !before || strcmp(before, t->o->model_dir) == 0) return WB_OK;
-    const wb_model_options model = sizes_model(t->device, t->comm, WB_F32, NULL);
+    const wb_model_options model = sizes_policy(t->o, t->device, t->comm, NULL);
     wb_model *given;
     WB_TRY(wb_model_open(t->o->model_dir, &model, &given));
     const char *expected = wb_model_routes(t->model)->fingerprint,

@@ -29,10 +29,34 @@ static void cpu_mem_free(wb_device *dev, void *device) {
     free(device);
 }
 
+/* A copy is done when it returns: there is nothing to wait for, and every event is this one. */
+static char done_event;
+
+static wb_status cpu_event_open(wb_device *dev, void **event_out) {
+    (void)dev;
+    *event_out = &done_event;
+    return WB_OK;
+}
+
+static void cpu_event_close(wb_device *dev, void *event) {
+    (void)dev, (void)event;
+}
+
+static wb_status cpu_event_wait(wb_device *dev, void *event) {
+    (void)dev, (void)event;
+    return WB_OK;
+}
+
 static wb_status cpu_copy(wb_device *dev, void *to, const void *from, size_t bytes) {
     (void)dev;
     if (bytes > 0) memmove(to, from, bytes);
     return WB_OK;
+}
+
+static wb_status cpu_start_to_host(wb_device *dev, void *host, const void *device, size_t bytes,
+                                   void *event) {
+    (void)event;
+    return cpu_copy(dev, host, device, bytes);
 }
 
 static wb_status cpu_zero(wb_device *dev, void *device, size_t bytes) {
@@ -107,6 +131,10 @@ static wb_status open_cpu(size_t isa, int threads, wb_device **device_out) {
     dev->host_free = cpu_mem_free;
     dev->to_device = cpu_copy;
     dev->to_host = cpu_copy;
+    dev->event_open = cpu_event_open;
+    dev->event_close = cpu_event_close;
+    dev->start_to_host = cpu_start_to_host;
+    dev->event_wait = cpu_event_wait;
     dev->copy = cpu_copy;
     dev->zero = cpu_zero;
     isas[isa].table(dev);

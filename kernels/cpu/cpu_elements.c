@@ -4,6 +4,7 @@
  * out among the threads. Refuses: sums along a row (cpu_rows.c).
  */
 #include "cpu/cpu_operands.h"
+#include "cpu/cpu_row.h"
 
 static int64_t min64(int64_t a, int64_t b) {
     return a < b ? a : b;
@@ -106,13 +107,8 @@ wb_status WB_CPU(clamp)(wb_device *dev, int64_t n, float limit, wb_rows x) {
     WB_TRY(WB_CPU(operands_open)(dev, "clamp", list, 1));
     float *y = list[0].f32;
 #pragma omp parallel for schedule(static) num_threads(wb_cpu_threads(dev, n))
-    for (int64_t begin = 0; begin < n; begin += ELEMENTS) {
-        int64_t end = min64(begin + ELEMENTS, n);
-        for (int64_t i = begin; i < end; i++) {
-            float above = y[i] < -limit ? -limit : y[i];
-            y[i] = above > limit ? limit : above;
-        }
-    }
+    for (int64_t begin = 0; begin < n; begin += ELEMENTS)
+        row_clamp(min64(ELEMENTS, n - begin), limit, y + begin);
     WB_CPU(operands_close)(dev, list, 1);
     return WB_OK;
 }

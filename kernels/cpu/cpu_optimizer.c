@@ -1,6 +1,6 @@
 /* cpu_optimizer.c - the gradient norm and AdamW. Refuses: schedules, what is a parameter. */
 #include "adamw_rules.h"
-#include "cpu/cpu_lanes.h"
+#include "cpu/cpu_operands.h"
 
 /* Elements of one partial sum, and of one task: part of the fixed order. */
 enum { BLOCK = WB_CPU_SUM_BLOCK };
@@ -19,18 +19,27 @@ static double block_sum_squares(const float *x, int64_t n) {
     return total;
 }
 
-wb_status WB_CPU(sum_squares)(wb_device *dev, int64_t n, const float *x, double *sum_out) {
+/* Of elements [begin, begin + n) of x, n at most BLOCK. */
+static double rows_sum_squares(wb_rows x, int64_t begin, int64_t n) {
+    float wide[BLOCK];
+    if (x.dtype == WB_F32) return block_sum_squares((const float *)x.data + begin, n);
+    rows_load(x, begin, n, wide);
+    return block_sum_squares(wide, n);
+}
+
+wb_status WB_CPU(sum_squares)(wb_device *dev, int64_t n, wb_rows x, double *sum) {
     int64_t blocks = (n + BLOCK - 1) / BLOCK;
     void *shared = NULL;
+    WB_TRY(operand_check("sum_squares", "x", x.dtype));
     WB_TRY(wb_cpu_shared_reserve(dev, wb_cpu_sum_bytes(n), &shared));
-    double *partial = shared, sum = 0.0;
+    double *partial = shared, total = 0.0;
 #pragma omp parallel for schedule(static) num_threads(wb_cpu_threads(dev, n))
     for (int64_t b = 0; b < blocks; b++) {
         int64_t begin = b * BLOCK, left = n - begin;
-        partial[b] = block_sum_squares(x + begin, left < BLOCK ? left : BLOCK);
+        partial[b] = rows_sum_squares(x, begin, left < BLOCK ? left : BLOCK);
     }
-    for (int64_t b = 0; b < blocks; b++) sum += partial[b];
-    *sum_out = sum;
+    for (int64_t b = 0; b < blocks; b++) total += partial[b];
+    *sum = total;
     return WB_OK;
 }
 
@@ -40,13 +49,14 @@ static void update(int64_t n, wb_adamw_step s, const float *restrict g, float *r
 }
 
 wb_status WB_CPU(adamw)(wb_device *dev, int64_t n, const wb_adamw *hyper, const float *g, float *m, float *v,
-                        float *w) {
+                        float *w, uint16_t *rounded) {
     if (hyper->step == 0) return wb_fail(WB_INVALID_ARGUMENT, "adamw: step: expected 1 or more, found 0");
     const wb_adamw_step s = wb_adamw_step_of(hyper);
 #pragma omp parallel for schedule(static) num_threads(wb_cpu_threads(dev, n))
     for (int64_t begin = 0; begin < n; begin += BLOCK) {
         int64_t count = n - begin < BLOCK ? n - begin : BLOCK;
         update(count, s, g + begin, m + begin, v + begin, w + begin);
+        if (rounded) narrow(count, w + begin, rounded + begin);
     }
     return WB_OK;
 }

@@ -41,8 +41,11 @@ static size_t operand_bytes(const wb_op_sizes *most) {
                   kv = (int64_t)most->n_kv_heads * most->head_dim, I = most->dense_width,
                   F = most->expert_width;
     /* Three projections, each with a copy of its input; norms of the stream and of heads; SwiGLU and its
-     * backward; two products of a backward, which share dy. */
-    const int64_t token[] = {3 * H + q + 2 * kv, 3 * H, 3 * q, 2 * (H + q), 5 * I, 4 * I + H, 2 * H + I};
+     * backward; two products of a backward, which share dy,
+     * a router's among them. */
+    const int64_t E = most->router.n_experts, V = most->vocab_size;
+    const int64_t token[] = {3 * H + q + 2 * kv, 3 * H,     3 * q,    2 * (H + q), 5 * I,
+                             4 * I + H,          2 * H + I, 2 * E + H};
     const int64_t row[] = {5 * F, 4 * F + H, 2 * H + F};
     int64_t per_token = (2 * K + 1) * H, per_row = 0;
     if (most->dtype == WB_F32) return 0;
@@ -51,8 +54,9 @@ static size_t operand_bytes(const wb_op_sizes *most) {
     for (size_t i = 0; i < sizeof row / sizeof row[0]; i++)
         if (row[i] > per_row) per_row = row[i];
     const int64_t products = 2 * (int64_t)most->n_groups + MAX_PRODUCTS;
-    const size_t tokens = (size_t)(most->tokens * per_token), rows = (size_t)(most->expert_rows * per_row);
-    return larger(tokens, rows) * sizeof(float) +
+    const size_t tokens = (size_t)(most->tokens * per_token), rows = (size_t)(most->expert_rows * per_row),
+                 head = most->backward ? (size_t)(most->head_rows * (2 * V + H)) : 0;
+    return larger(larger(tokens, rows), head) * sizeof(float) +
            (size_t)products * (sizeof(wb_matmul) + 2 * WB_LANES * sizeof(float));
 }
 

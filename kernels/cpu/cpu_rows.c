@@ -4,6 +4,7 @@
  * out among the threads. Refuses: products of matrices, routing, ops on elements (cpu_elements.c).
  */
 #include "cpu/cpu_operands.h"
+#include "cpu/cpu_row.h"
 #include "device_fault.h"
 
 /* ---- embedding ------------------------------------------------------------------------------------ */
@@ -57,24 +58,14 @@ wb_status WB_CPU(embed_backward)(wb_device *dev, int64_t T, int64_t H, const int
 
 /* ---- RMSNorm --------------------------------------------------------------------------------- */
 
-static float inverse_rms(const float *x, int64_t width, float eps) {
-    float mean = row_dot(x, x, width) / (float)width;
-    return 1.0f / sqrtf(mean + eps);
-}
-
 wb_status WB_CPU(rmsnorm_forward)(wb_device *dev, int64_t n, int64_t width, wb_rows x, const float *w,
                                   float eps, wb_rows y) {
     operand list[] = {{.name = "x", .rows = x, .n = n * width, .use = READ},
                       {.name = "y", .rows = y, .n = n * width, .use = WRITE}};
     WB_TRY(WB_CPU(operands_open)(dev, "rmsnorm_forward", list, 2));
 #pragma omp parallel for schedule(static) num_threads(wb_cpu_threads(dev, n *width))
-    for (int64_t row = 0; row < n; row++) {
-        const float *from = list[0].f32 + row * width;
-        float *to = list[1].f32 + row * width;
-        float r = inverse_rms(from, width, eps);
-        WB_INDEPENDENT
-        for (int64_t i = 0; i < width; i++) to[i] = from[i] * r * w[i];
-    }
+    for (int64_t row = 0; row < n; row++)
+        row_norm(width, list[0].f32 + row * width, w, eps, list[1].f32 + row * width);
     WB_CPU(operands_close)(dev, list, 2);
     return WB_OK;
 }
@@ -121,7 +112,7 @@ wb_status WB_CPU(rmsnorm_backward)(wb_device *dev, int64_t n, int64_t width, wb_
     float *r = shared, *to = list[2].f32;
     int threads = wb_cpu_threads(dev, n * width);
 #pragma omp parallel for schedule(static) num_threads(threads)
-    for (int64_t row = 0; row < n; row++) r[row] = inverse_rms(from + row * width, width, eps);
+    for (int64_t row = 0; row < n; row++) r[row] = row_inverse_rms(from + row * width, width, eps);
     if (dw) { /* before dx, which may be dy */
 #pragma omp parallel for schedule(static) num_threads(threads)
         for (int64_t begin = 0; begin < width; begin += COLUMNS)
@@ -135,15 +126,6 @@ wb_status WB_CPU(rmsnorm_backward)(wb_device *dev, int64_t n, int64_t width, wb_
 }
 
 /* ---- rotary embedding and the cache ---------------------------------------------------------- */
-
-static void rotate_head(int64_t half, const float *restrict c, const float *restrict s, float sign,
-                        float *restrict low, float *restrict high) {
-    for (int64_t i = 0; i < half; i++) {
-        float sine = sign * s[i], a = low[i], b = high[i];
-        low[i] = fmaf(a, c[i], -(b * sine));
-        high[i] = fmaf(b, c[i], a * sine);
-    }
-}
 
 wb_status WB_CPU(rope)(wb_device *dev, int64_t T, int32_t n_heads, int32_t head_dim, int32_t rot_dim,
                        const int32_t *pos, const float *cos_table, const float *sin_table, bool inverse,
@@ -159,7 +141,7 @@ wb_status WB_CPU(rope)(wb_device *dev, int64_t T, int32_t n_heads, int32_t head_
     for (int64_t t = 0; t < T; t++)
         for (int64_t head = 0; head < n_heads; head++) {
             float *low = list[0].f32 + (t * n_heads + head) * head_dim;
-            rotate_head(half, cos_table + pos[t] * half, sin_table + pos[t] * half, sign, low, low + half);
+            row_rotate(half, cos_table + pos[t] * half, sin_table + pos[t] * half, sign, low, low + half);
         }
     WB_CPU(operands_close)(dev, list, 1);
     return WB_OK;

@@ -5,9 +5,8 @@
  * for each row).
  */
 #include "cpu/cpu_lanes.h"
+#include "device_fault.h"
 #include "sample_rules.h"
-
-#include <inttypes.h>
 
 /* ---- log-probabilities ----------------------------------------------------------------------- */
 
@@ -313,9 +312,10 @@ wb_status WB_CPU(sample)(wb_device *dev, int64_t B, int64_t V, const float *logi
 #pragma omp parallel for schedule(static) num_threads(threads) reduction(min : bad)
     for (int64_t b = 0; b < B; b++)
         if (b < bad && !row_is_usable(V, logits + b * V)) bad = b;
-    if (bad < B)
-        return wb_fail(WB_INVALID_ARGUMENT,
-                       "sample: row %" PRId64 ": a logit is NaN or +inf, or all are -inf", bad);
+    if (bad < B) {
+        const wb_fault fault = {.kind = WB_FAULT_LOGITS, .op = WB_OP_sample, .row = bad};
+        return wb_fault_report(&fault);
+    }
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
     for (int64_t b = 0; b < B; b++) {
         const sampled to = output_of(b, kept, tokens, logprobs);

@@ -62,17 +62,21 @@ static void cuda_lose(wb_device *dev, const char *why) {
     __atomic_store_n(&cuda->lost, 1, __ATOMIC_RELEASE);
 }
 
-/* Waits for the stream. What an op before it found wrong is returned once, whatever this call did; where the
- * stream was lost, that is of what others should have sent. */
-static wb_status finish(wb_device *dev, const char *what) {
+/* After a wait. What an op before it found wrong is returned once, whatever this call did; where the stream
+ * was lost, that is of what others should have sent. */
+static wb_status tell_faults(wb_device *dev, const char *what) {
     wb_cuda_device *cuda = (wb_cuda_device *)dev;
-    WB_TRY(wb_cuda_check(cudaStreamSynchronize(stream_of(dev)), what));
     const wb_fault fault = *cuda->fault;
     *cuda->fault = wb_fault();
     if (!__atomic_load_n(&cuda->lost, __ATOMIC_ACQUIRE)) return wb_fault_report(&fault);
     const wb_status status = wb_fail(WB_PEER, "%s: %s", what, cuda->why_lost);
     __atomic_store_n(&cuda->lost, 0, __ATOMIC_RELEASE);
     return status;
+}
+
+static wb_status finish(wb_device *dev, const char *what) {
+    WB_TRY(wb_cuda_check(cudaStreamSynchronize(stream_of(dev)), what));
+    return tell_faults(dev, what);
 }
 
 static void cuda_mem_free(wb_device *dev, void *device) {
@@ -101,6 +105,38 @@ static wb_status cuda_to_host(wb_device *dev, void *host, const void *device, si
         WB_TRY(wb_cuda_check(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, stream_of(dev)),
                              "to_host"));
     return finish(dev, "to_host, or an op before it");
+}
+
+/* ---- copies that are waited for later ------------------------------------------------------------ */
+
+static wb_status cuda_event_open(wb_device *dev, void **event_out) {
+    cudaEvent_t event;
+    WB_TRY(wb_cuda_use(dev, "event_open"));
+    WB_TRY(check_taken(dev, cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "event_open", 0));
+    *event_out = event;
+    return WB_OK;
+}
+
+static void cuda_event_close(wb_device *dev, void *event) {
+    if (!event) return;
+    WB_IGNORE(wb_cuda_use(dev, "event_close"));
+    WB_IGNORE(wb_cuda_check(cudaEventDestroy((cudaEvent_t)event), "event_close"));
+}
+
+static wb_status cuda_start_to_host(wb_device *dev, void *host, const void *device, size_t bytes,
+                                    void *event) {
+    WB_TRY(wb_cuda_use(dev, "start_to_host"));
+    if (bytes > 0)
+        WB_TRY(wb_cuda_check(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, stream_of(dev)),
+                             "start_to_host"));
+    return wb_cuda_check(cudaEventRecord((cudaEvent_t)event, stream_of(dev)), "start_to_host");
+}
+
+static wb_status cuda_event_wait(wb_device *dev, void *event) {
+    static const char what[] = "event_wait, or an op before it";
+    WB_TRY(wb_cuda_use(dev, "event_wait"));
+    WB_TRY(wb_cuda_check(cudaEventSynchronize((cudaEvent_t)event), what));
+    return tell_faults(dev, what);
 }
 
 static wb_status cuda_copy(wb_device *dev, void *to, const void *from, size_t bytes) {
@@ -212,6 +248,15 @@ static wb_status open_counters(wb_cuda_device *cuda) {
     return cuda_zero(&cuda->base, counters, bytes);
 }
 
+/* What lies on CUDA's default stream cannot be captured. */
+static void set_graphs(wb_device *dev) {
+    if (dev->stream == (void *)cudaStreamLegacy) return;
+    dev->graph_begin = wb_cuda_graph_begin;
+    dev->graph_end = wb_cuda_graph_end;
+    dev->graph_launch = wb_cuda_graph_launch;
+    dev->graph_free = wb_cuda_graph_free;
+}
+
 /* A stream, unless the caller has one, and the word for faults. What was made when it fails, cuda_close
  * frees. */
 static wb_status open_parts(wb_cuda_device *cuda, void *stream) {
@@ -221,6 +266,7 @@ static wb_status open_parts(wb_cuda_device *cuda, void *stream) {
     if (!stream) WB_TRY(wb_cuda_check(cudaStreamCreateWithFlags(&own, cudaStreamNonBlocking), "open"));
     cuda->owns_stream = !stream;
     dev->stream = stream ? stream : own;
+    set_graphs(dev);
     WB_TRY(wb_cuda_check(cudaHostAlloc(&fault, sizeof *cuda->fault, cudaHostAllocMapped), "open"));
     cuda->fault = (wb_fault *)fault;
     *cuda->fault = wb_fault();

@@ -37,6 +37,12 @@ wb_status wb_cuda_use(wb_device *dev, const char *op);
 /* code: a cudaError_t. WB_OK for cudaSuccess, else DEVICE with CUDA's words for it after `what`. */
 wb_status wb_cuda_check(int code, const char *what);
 
+/* wb_device.graph_begin and its kin (cuda_graph.cu). */
+wb_status wb_cuda_graph_begin(wb_device *dev);
+wb_status wb_cuda_graph_end(wb_device *dev, void **graph_out);
+wb_status wb_cuda_graph_launch(wb_device *dev, void *graph);
+void wb_cuda_graph_free(wb_device *dev, void *graph);
+
 #ifdef __cplusplus
 }
 #endif

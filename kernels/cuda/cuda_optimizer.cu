@@ -10,39 +10,32 @@ namespace {
 enum { PART = 8192 };
 
 /* A half warp a part: element i is added to lane i mod 16, then the lanes ascending. */
-__global__ void __launch_bounds__(BLOCK)
-    sum_parts(int64_t n, int64_t parts, const float *x, double *partial) {
+__global__ void __launch_bounds__(BLOCK) sum_parts(int64_t n, int64_t parts, wb_rows x, double *partial) {
     const int64_t part = thread_number() / WB_LANES, begin = part * PART;
     const int lane = threadIdx.x % WB_LANES;
     const int64_t end = part < parts ? min(begin + PART, n) : begin;
     double sum = 0.0, total = 0.0;
     for (int64_t i = begin + lane; i < end; i += WB_LANES) {
-        const double value = x[i];
+        const double value = load_element(x, i);
         sum = __dadd_rn(sum, __dmul_rn(value, value));
     }
     for (int r = 0; r < WB_LANES; r++) total = __dadd_rn(total, __shfl_sync(ALL_LANES, sum, r, WB_LANES));
     if (part < parts && lane == 0) partial[part] = total;
 }
 
-/* partial[0] = the sum of all, ascending. */
-__global__ void sum_partials(int64_t parts, double *partial) {
+/* *sum_out = the sum of all, ascending. */
+__global__ void sum_partials(int64_t parts, const double *partial, double *sum_out) {
     double sum = 0.0;
     for (int64_t i = 0; i < parts; i++) sum = __dadd_rn(sum, partial[i]);
-    partial[0] = sum;
+    *sum_out = sum;
 }
 
-__global__ void __launch_bounds__(BLOCK)
-    update_elements(int64_t n, wb_adamw_step step, const float *g, float *m, float *v, float *w) {
+__global__ void __launch_bounds__(BLOCK) update_elements(int64_t n, wb_adamw_step step, const float *g,
+                                                         float *m, float *v, float *w, uint16_t *rounded) {
     const int64_t i = thread_number();
-    if (i < n) wb_adamw_element(&step, g[i], m + i, v + i, w + i);
-}
-
-wb_status launch_sums(wb_device *dev, int64_t n, int64_t parts, const float *x, double *partial) {
-    unsigned blocks = 0;
-    WB_TRY(prepare_launch(dev, "sum_squares", parts, WB_LANES, &blocks));
-    sum_parts<<<blocks, BLOCK, 0, stream_of(dev)>>>(n, parts, x, partial);
-    sum_partials<<<1, 1, 0, stream_of(dev)>>>(parts, partial);
-    return wb_cuda_check(cudaGetLastError(), "sum_squares");
+    if (i >= n) return;
+    wb_adamw_element(&step, g[i], m + i, v + i, w + i);
+    if (rounded) rounded[i] = wb_f32_to_bf16(w[i]);
 }
 
 } // namespace
@@ -53,22 +46,23 @@ size_t wb_cuda_sum_bytes(int64_t n) {
     return static_cast<size_t>((n + PART - 1) / PART) * sizeof(double);
 }
 
-wb_status wb_cuda_sum_squares(wb_device *dev, int64_t n, const float *x, double *sum_out) {
+wb_status wb_cuda_sum_squares(wb_device *dev, int64_t n, wb_rows x, double *sum) {
     const int64_t parts = (n + PART - 1) / PART;
-    double *partial = NULL, sum = 0.0;
-    if (n > 0) {
-        WB_TRY(reserve_scratch(dev, wb_cuda_sum_bytes(n), &partial));
-        WB_TRY(launch_sums(dev, n, parts, x, partial));
-        WB_TRY(dev->to_host(dev, &sum, partial, sizeof sum));
-    }
-    *sum_out = sum;
-    return WB_OK;
+    double *partial = NULL;
+    unsigned blocks = 0;
+    WB_TRY(operand_check("sum_squares", "x", x.dtype));
+    WB_TRY(prepare_launch(dev, "sum_squares", parts, WB_LANES, &blocks));
+    if (blocks == 0) return dev->zero(dev, sum, sizeof *sum);
+    WB_TRY(reserve_scratch(dev, wb_cuda_sum_bytes(n), &partial));
+    sum_parts<<<blocks, BLOCK, 0, stream_of(dev)>>>(n, parts, x, partial);
+    sum_partials<<<1, 1, 0, stream_of(dev)>>>(parts, partial, sum);
+    return wb_cuda_check(cudaGetLastError(), "sum_squares");
 }
 
 wb_status wb_cuda_adamw(wb_device *dev, int64_t n, const wb_adamw *hyper, const float *g, float *m, float *v,
-                        float *w) {
+                        float *w, uint16_t *rounded) {
     if (hyper->step == 0) return wb_fail(WB_INVALID_ARGUMENT, "adamw: step: expected 1 or more, found 0");
     const wb_adamw_step step = wb_adamw_step_of(hyper);
-    LAUNCH(dev, "adamw", n, 1, update_elements, n, step, g, m, v, w);
+    LAUNCH(dev, "adamw", n, 1, update_elements, n, step, g, m, v, w, rounded);
 }
 }

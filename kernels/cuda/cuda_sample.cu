@@ -3,6 +3,7 @@
  * A block a row. Sums are in f64 in the CPU's order, one thread taking the last steps, so that tokens, kept
  * sets and log-probabilities are the CPU's bits. Refuses: random numbers (the caller brings one for each
  * row). */
+#include "cuda/cuda_fault.h"
 #include "cuda/cuda_ops.h"
 #include "cuda/cuda_scratch.h"
 #include "cuda/cuda_softmax_row.h"
@@ -264,7 +265,10 @@ __global__ void __launch_bounds__(BLOCK) sample_rows(draw_call call, int64_t fir
     if (call.start && threadIdx.x == 0) call.kept_counts[b] = 0;
     const float max = block_max(call.V, [&](int64_t i) { return z[i]; });
     if (!is_usable(call.V, z, max)) {
-        if (threadIdx.x == 0) atomicMin(call.bad, static_cast<counter>(b));
+        if (threadIdx.x == 0) {
+            atomicMin(call.bad, static_cast<counter>(b));
+            call.tokens[b] = -1;
+        }
         return;
     }
     if (params.temperature == 0.0f) {
@@ -276,6 +280,16 @@ __global__ void __launch_bounds__(BLOCK) sample_rows(draw_call call, int64_t fir
         sample_all(call, b, d, chunk);
     else
         sample_from_top(call, b, d, chunk);
+}
+
+/* Of all rows, so that it is the first one that is told. */
+__global__ void report_bad(const counter *bad, counter B, wb_fault *word) {
+    wb_fault fault = {};
+    if (*bad >= B) return;
+    fault.kind = WB_FAULT_LOGITS;
+    fault.op = WB_OP_sample;
+    fault.row = static_cast<int64_t>(*bad);
+    set_fault(word, fault);
 }
 
 /* ---- a call ---------------------------------------------------------------------------------- */
@@ -346,10 +360,7 @@ wb_status wb_cuda_sample(wb_device *dev, int64_t B, int64_t V, const float *logi
         call.start = NULL;
     }
     WB_TRY(launch_rows(dev, B, call));
-    WB_TRY(dev->to_host(dev, &bad, call.bad, sizeof bad));
-    if (bad < (counter)B)
-        return wb_fail(WB_INVALID_ARGUMENT,
-                       "sample: row %" PRIu64 ": a logit is NaN or +inf, or all are -inf", (uint64_t)bad);
-    return WB_OK;
+    report_bad<<<1, 1, 0, stream_of(dev)>>>(call.bad, bad, fault_of(dev));
+    return wb_cuda_check(cudaGetLastError(), "sample");
 }
 }

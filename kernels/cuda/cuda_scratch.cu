@@ -14,6 +14,7 @@ wb_status wb_cuda_scratch_reserve(wb_device *dev, size_t bytes, void **scratch_o
         dev->mem_free(dev, cuda->scratch);
         cuda->scratch = NULL;
         cuda->scratch_bytes = 0;
+        dev->scratch_moves++;
         WB_TRY(dev->mem_alloc(dev, bytes, &cuda->scratch));
         cuda->scratch_bytes = bytes;
     }

@@ -16,13 +16,15 @@ typedef struct gqa_weights {
 } gqa_weights;
 
 /* q, k or v on its way: projection (and bias), norm, clamp, rotation. A step that the model does not have
- * has no memory: its result is the next step's. */
+ * has no memory: its result is the next step's. Without a backward, which needs them, no step has: one op
+ * makes all of them in `out`. */
 typedef struct heads {
     wb_buffer projected, normed, out; /* [T, heads * dh] */
 } heads;
 
 typedef struct gqa {
     wb_model *model;
+    bool keeps_steps; /* for a backward */
 
     /* Kept by a forward for its backward. */
     heads q, k, v;
@@ -100,9 +102,10 @@ static int64_t width_of(const wb_model *model, heads_spec spec) {
     return (int64_t)spec.n_heads * model->config.head_dim;
 }
 
-static void heads_layout(const wb_model *model, int64_t T, int64_t width, bool has_norm, heads *h,
-                         wb_arena *arena) {
+static void heads_layout(const gqa *g, int64_t T, int64_t width, bool has_norm, heads *h, wb_arena *arena) {
+    const wb_model *model = g->model;
     wb_place_activations(arena, model, &h->out, T, width);
+    if (!g->keeps_steps) return;
     if (model->config.clip_qkv > 0) wb_place_activations(arena, model, &h->normed, T, width);
     if (has_norm) wb_place_activations(arena, model, &h->projected, T, width);
 }
@@ -115,9 +118,10 @@ static void layout(void *worker, wb_model *model, const wb_sizes *sizes, wb_aren
                   kv = (int64_t)c->n_kv_heads * c->head_dim;
     const bool has_norm = c->qk_norm != WB_QK_NORM_NONE;
     g->model = model;
-    heads_layout(model, T, q, has_norm, &g->q, arena);
-    heads_layout(model, T, kv, has_norm, &g->k, arena);
-    heads_layout(model, T, kv, false, &g->v, arena);
+    g->keeps_steps = sizes->backward;
+    heads_layout(g, T, q, has_norm, &g->q, arena);
+    heads_layout(g, T, kv, has_norm, &g->k, arena);
+    heads_layout(g, T, kv, false, &g->v, arena);
     wb_place_activations(arena, model, &g->attn, T, q);
     if (!sizes->backward) return;
     wb_place_scratch(arena, model, &g->dattn, other ? &other->dattn : NULL, T, q);
@@ -126,9 +130,18 @@ static void layout(void *worker, wb_model *model, const wb_sizes *sizes, wb_aren
     wb_place_scratch(arena, model, &g->dv, other ? &other->dv : NULL, T, kv);
 }
 
-static wb_matmul heads_projection(const wb_model *model, heads_spec spec, int64_t T, wb_rows x,
-                                  const heads *h) {
-    return wb_matmul_forward(T, x, wb_model_weight(model, spec.weight), stages_of(model, spec, h).projected);
+/* The four projections, and of each pair of positions, which are half of T * T, score and value. */
+static double work(const wb_config *config, const wb_sizes *sizes) {
+    const double T = (double)sizes->tokens, H = config->hidden_size,
+                 q = (double)config->n_heads * config->head_dim,
+                 kv = (double)config->n_kv_heads * config->head_dim;
+    return T * H * (2 * q + 2 * kv) + T * T * q;
+}
+
+static wb_matmul heads_projection(const gqa *g, heads_spec spec, int64_t T, wb_rows x, const heads *h) {
+    const wb_rows to =
+        g->keeps_steps ? stages_of(g->model, spec, h).projected : wb_activations(g->model, &h->out);
+    return wb_matmul_forward(T, x, wb_model_weight(g->model, spec.weight), to);
 }
 
 /* The rows that the query/key norm works on: a head each, or a token each. */
@@ -144,13 +157,19 @@ static wb_status rotate(const wb_model *model, heads_spec spec, const wb_pass *p
                      model->sin_table.data, inverse, x);
 }
 
+static wb_status add_bias(const wb_model *model, heads_spec spec, int64_t T, wb_rows x) {
+    wb_device *dev = model->device;
+    if (spec.bias < 0) return WB_OK;
+    return dev->bias_forward(dev, T, width_of(model, spec), wb_model_vector(model, spec.bias), x);
+}
+
+/* Step by step, for a backward. */
 static wb_status heads_forward(const wb_model *model, heads_spec spec, const wb_pass *pass, const heads *h) {
     wb_device *dev = model->device;
     const wb_config *config = &model->config;
     const stages s = stages_of(model, spec, h);
-    const int64_t width = width_of(model, spec), n = pass->T * width;
-    if (spec.bias >= 0)
-        WB_TRY(dev->bias_forward(dev, pass->T, width, wb_model_vector(model, spec.bias), s.projected));
+    const int64_t n = pass->T * width_of(model, spec);
+    WB_TRY(add_bias(model, spec, pass->T, s.projected));
     if (spec.norm >= 0) {
         const int64_t norm = norm_width(model, spec);
         WB_TRY(dev->rmsnorm_forward(dev, n / norm, norm, s.projected, wb_model_vector(model, spec.norm),
@@ -203,27 +222,52 @@ static wb_attention attention_args(const gqa *g, const wb_pass *pass, const wb_s
                           .block_size = pass->block_size};
 }
 
-static wb_status project(gqa *g, const gqa_weights *w, const wb_pass *pass, wb_rows x) {
+/* All steps at once, keys and values into the pool among them, with the same bits. */
+static wb_status prepare(const gqa *g, const gqa_weights *w, const wb_pass *pass, const wb_state *state) {
+    const wb_model *model = g->model;
+    wb_device *dev = model->device;
+    const wb_config *config = &model->config;
+    wb_attention_inputs args = {.T = pass->T,
+                                .n_heads = config->n_heads,
+                                .n_kv_heads = config->n_kv_heads,
+                                .head_dim = config->head_dim,
+                                .rot_dim = config->head_dim,
+                                .q = wb_activations(model, &g->q.out),
+                                .k = wb_activations(model, &g->k.out),
+                                .v = wb_activations(model, &g->v.out),
+                                .norm_whole = config->qk_norm == WB_QK_NORM_WHOLE,
+                                .eps = config->norm_eps,
+                                .clip = config->clip_qkv,
+                                .pos = pass->pos,
+                                .cos_table = model->cos_table.data,
+                                .sin_table = model->sin_table.data};
+    if (w->q_norm >= 0) {
+        args.q_norm = wb_model_vector(model, w->q_norm);
+        args.k_norm = wb_model_vector(model, w->k_norm);
+    }
+    if (state) {
+        args.rows = pass->state_rows;
+        args.k_cache = wb_state_rows(state, KEYS);
+        args.v_cache = wb_state_rows(state, VALUES);
+    }
+    WB_TRY(add_bias(model, q_spec(model, w), pass->T, args.q));
+    WB_TRY(add_bias(model, k_spec(model, w), pass->T, args.k));
+    WB_TRY(add_bias(model, v_spec(model, w), pass->T, args.v));
+    return dev->attention_prepare(dev, &args);
+}
+
+static wb_status project(gqa *g, const gqa_weights *w, const wb_pass *pass, const wb_state *state,
+                         wb_rows x) {
     const wb_model *model = g->model;
     const int64_t T = pass->T;
     const heads_spec q = q_spec(model, w), k = k_spec(model, w), v = v_spec(model, w);
-    const wb_matmul list[] = {heads_projection(model, q, T, x, &g->q),
-                              heads_projection(model, k, T, x, &g->k),
-                              heads_projection(model, v, T, x, &g->v)};
+    const wb_matmul list[] = {heads_projection(g, q, T, x, &g->q), heads_projection(g, k, T, x, &g->k),
+                              heads_projection(g, v, T, x, &g->v)};
     WB_TRY(model->device->matmul(model->device, 3, list));
+    if (!g->keeps_steps) return prepare(g, w, pass, state);
     WB_TRY(heads_forward(model, q, pass, &g->q));
     WB_TRY(heads_forward(model, k, pass, &g->k));
     return heads_forward(model, v, pass, &g->v);
-}
-
-static wb_status remember(const gqa *g, const wb_pass *pass, const wb_state *state) {
-    const wb_model *model = g->model;
-    wb_device *dev = model->device;
-    const int64_t width = (int64_t)model->config.n_kv_heads * model->config.head_dim;
-    WB_TRY(dev->kv_write(dev, pass->T, width, wb_activations(model, &g->k.out), pass->state_rows,
-                         wb_state_rows(state, KEYS)));
-    return dev->kv_write(dev, pass->T, width, wb_activations(model, &g->v.out), pass->state_rows,
-                         wb_state_rows(state, VALUES));
 }
 
 static wb_status forward(void *worker, const void *weights, const wb_pass *pass, const wb_state *state,
@@ -234,8 +278,7 @@ static wb_status forward(void *worker, const void *weights, const wb_pass *pass,
     wb_device *dev = model->device;
     const int64_t T = pass->T, H = model->config.hidden_size;
     const wb_rows attn = wb_activations(model, &g->attn);
-    WB_TRY(project(g, w, pass, x));
-    if (state) WB_TRY(remember(g, pass, state));
+    WB_TRY(project(g, w, pass, state, x));
     const wb_attention args = attention_args(g, pass, state);
     WB_TRY(dev->attention_forward(dev, &args, attn));
     const wb_matmul o = wb_matmul_forward(T, attn, wb_model_weight(model, w->o), y);
@@ -285,6 +328,7 @@ const wb_layer_kind wb_layer_attention_gqa = {
     .declare = declare,
     .state = state_shape,
     .layout = layout,
+    .work = work,
     .forward = forward,
     .backward = backward,
 };

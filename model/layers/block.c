@@ -8,6 +8,7 @@
 #include "layers/block.h"
 
 #include <inttypes.h>
+#include <stdlib.h>
 #include <string.h>
 
 /* ---- workers --------------------------------------------------------------------------------- */
@@ -86,36 +87,85 @@ static void layout_kept(wb_block *block, int32_t l, int which, const wb_sizes *s
     kind->layout(worker, block->model, &own, arena);
 }
 
-/* Device bytes of that, or 0 after an overflow. The shared worker stands in for one of the layer's own. */
+/* Device bytes of that; SIZE_MAX after an overflow. The shared worker stands in for the layer's own. */
 static size_t bytes_to_keep(wb_block *block, int32_t l, int which, const wb_sizes *sizes) {
     wb_arena measured = {.device = block->model->device};
     wb_kept kept;
     layout_kept(block, l, which, sizes, &kept, shared_worker(block, part_of(block, l, which)->kind),
                 &measured);
-    return measured.status == WB_OK ? measured.device_bytes : SIZE_MAX / WB_N_PARTS;
+    return measured.status == WB_OK ? measured.device_bytes : SIZE_MAX;
 }
 
-static wb_status keep_part(wb_block *block, wb_owner *owner, int32_t l, int which) {
-    return WB_OWN_ALLOC(owner, block->own[which][l].worker, 1, part_of(block, l, which)->kind->worker_size,
-                        "layer kept");
+/* A part of a layer that may be kept. */
+typedef struct candidate {
+    int32_t layer;
+    int which;
+    size_t bytes;
+    double work_per_byte;
+} candidate;
+
+/* The most work for each byte first; of the same, later layers first. */
+static int by_work_per_byte(const void *a, const void *b) {
+    const candidate *x = a, *y = b;
+    if (x->work_per_byte != y->work_per_byte) return x->work_per_byte > y->work_per_byte ? -1 : 1;
+    if (x->layer != y->layer) return x->layer > y->layer ? -1 : 1;
+    return x->which - y->which;
+}
+
+/* Of each layer both parts, in the order in which they are kept. */
+static void list_candidates(wb_block *block, const wb_sizes *sizes, candidate *list) {
+    const wb_config *config = &block->model->config;
+    size_t n = 0;
+    for (int32_t l = 0; l < config->n_layers; l++)
+        for (int which = 0; which < WB_N_PARTS; which++) {
+            const size_t bytes = bytes_to_keep(block, l, which, sizes);
+            const double work = part_of(block, l, which)->kind->work(config, sizes);
+            list[n++] = (candidate){l, which, bytes, work / (double)bytes};
+        }
+    qsort(list, n, sizeof *list, by_work_per_byte);
+}
+
+/* The last mixer without a worker of its own, and the last such feed-forward part, are the latest in the
+ * shared ones and cost nothing, so that one of each is never kept. */
+static wb_status keep_first(wb_block *block, wb_owner *owner, const candidate *list, size_t bytes) {
+    const int32_t n_layers = block->model->config.n_layers;
+    int32_t n_left[WB_N_PARTS] = {n_layers, n_layers};
+    for (const candidate *c = list; c < list + WB_N_PARTS * n_layers; c++) {
+        if (c->bytes > bytes || n_left[c->which] == 1) continue;
+        bytes -= c->bytes;
+        n_left[c->which]--;
+        WB_TRY(WB_OWN_ALLOC(owner, block->own[c->which][c->layer].worker, 1,
+                            part_of(block, c->layer, c->which)->kind->worker_size, "layer kept"));
+    }
+    return WB_OK;
 }
 
 wb_status wb_block_keep(wb_block *block, wb_owner *owner, const wb_sizes *sizes, size_t bytes) {
-    int32_t l = block->model->config.n_layers - 1;
-    for (; l >= 0; l--) {
-        const size_t mixer = bytes_to_keep(block, l, WB_MIXER, sizes),
-                     needed = mixer + bytes_to_keep(block, l, WB_FEED_FORWARD, sizes);
-        if (needed > bytes) break;
-        bytes -= needed;
-        block->n_whole++;
-        for (int which = 0; which < WB_N_PARTS; which++) WB_TRY(keep_part(block, owner, l, which));
-    }
-    for (; l >= 0; l--) {
-        const size_t needed = bytes_to_keep(block, l, WB_MIXER, sizes);
-        if (needed > bytes) break;
-        bytes -= needed;
-        WB_TRY(keep_part(block, owner, l, WB_MIXER));
-    }
+    candidate *list;
+    WB_TRY(WB_OWN(owner, block->n_there, (size_t)block->model->config.n_layers, "layers kept"));
+    WB_TRY(WB_NEW(list, WB_N_PARTS * (size_t)block->model->config.n_layers, "layers to keep"));
+    list_candidates(block, sizes, list);
+    const wb_status status = keep_first(block, owner, list, bytes);
+    free(list);
+    return status;
+}
+
+/* Whether what the forward of a layer's feed-forward part left is still there when all layers are through: in
+ * a worker of its own, or in the shared one if no later layer had that. */
+static bool is_there(const wb_block *block, int32_t l) {
+    const wb_kept *own = block->own[WB_FEED_FORWARD];
+    if (own[l].worker) return true;
+    while (++l < block->model->config.n_layers)
+        if (!own[l].worker) return false;
+    return true;
+}
+
+wb_status wb_block_agree(wb_block *block) {
+    const wb_model *model = block->model;
+    if (block->agreed) return WB_OK;
+    for (int32_t l = 0; l < model->config.n_layers; l++) block->n_there[l] = is_there(block, l);
+    WB_TRY(wb_comm_all_reduce_f64(model->comm, block->n_there, (size_t)model->config.n_layers));
+    block->agreed = true;
     return WB_OK;
 }
 
@@ -123,6 +173,8 @@ void wb_block_layout(wb_block *block, const wb_sizes *sizes, wb_arena *arena) {
     wb_model *model = block->model;
     wb_kept *mixer = &block->shared[WB_MIXER], *feed_forward = &block->shared[WB_FEED_FORWARD];
     const int64_t T = sizes->tokens, H = model->config.hidden_size;
+    block->runs_ahead = !sizes->backward;
+    block->ready = -1;
     wb_arena_part(arena, "activations");
     wb_place_activations(arena, model, &mixer->input, T, H);
     wb_place_activations(arena, model, &mixer->mid, T, H);
@@ -145,27 +197,45 @@ void wb_block_layout(wb_block *block, const wb_sizes *sizes, wb_arena *arena) {
 
 /* ---- parts ----------------------------------------------------------------------------------- */
 
-static wb_status norm_forward(wb_block *block, int32_t norm, int64_t T, wb_rows x, wb_rows y) {
-    const wb_model *model = block->model;
-    return model->device->rmsnorm_forward(model->device, T, model->config.hidden_size, x,
-                                          wb_model_vector(model, norm), model->config.norm_eps, y);
+/* A part as the one before it sees it. */
+typedef struct next_part {
+    int32_t norm;
+    wb_rows input;
+} next_part;
+
+/* Its input is about to be written: what its latest forward had kept is gone. */
+static next_part next_of(wb_block *block, int32_t l, int which) {
+    const wb_layer *layer = &block->model->layers[l];
+    kept_of(block, l, which)->layer = -1;
+    return (next_part){which == WB_MIXER ? layer->mixer_norm : layer->feed_forward_norm,
+                       wb_activations(block->model, &kept_of(block, l, which)->input)};
 }
 
-/* y (=) x + part(norm(x)) */
+/* The input of a part from x[T,H], where no part before it left it. */
+static wb_status norm_forward(wb_block *block, int32_t l, int which, int64_t T, wb_rows x) {
+    const wb_model *model = block->model;
+    const next_part part = next_of(block, l, which);
+    return model->device->rmsnorm_forward(model->device, T, model->config.hidden_size, x,
+                                          wb_model_vector(model, part.norm), model->config.norm_eps,
+                                          part.input);
+}
+
+/* y (=) x + part(input), where `input` is there: norm(x). Then next (=) norm(y), the input of the part behind
+ * it; next NULL: there is none. */
 static wb_status part_forward(wb_block *block, int32_t l, int which, const wb_pass *pass,
-                              const wb_state *state, wb_rows x, wb_rows y) {
+                              const wb_state *state, wb_rows x, wb_rows y, const next_part *next) {
     const wb_model *model = block->model;
     wb_device *dev = model->device;
-    const wb_layer *layer = &model->layers[l];
     const wb_part *part = part_of(block, l, which);
     wb_kept *kept = kept_of(block, l, which);
+    const int64_t T = pass->T, H = model->config.hidden_size;
     const wb_rows input = wb_activations(model, &kept->input);
-    const int32_t norm = which == WB_MIXER ? layer->mixer_norm : layer->feed_forward_norm;
     kept->layer = -1;
-    WB_TRY(norm_forward(block, norm, pass->T, x, input));
     WB_TRY(part->kind->forward(worker_of(block, l, which), part->weights, pass, state, input, y));
     kept->layer = l;
-    return dev->add(dev, pass->T * model->config.hidden_size, x, y);
+    if (!next) return dev->add(dev, T * H, x, y);
+    return dev->add_rmsnorm(dev, T, H, x, y, wb_model_vector(model, next->norm), model->config.norm_eps,
+                            next->input);
 }
 
 /* dx (=) the gradient of x, from that of y = x + part(norm(x)). */
@@ -193,20 +263,36 @@ static wb_rows mid_of(wb_block *block, int32_t l) {
     return wb_activations(block->model, &kept_of(block, l, WB_MIXER)->mid);
 }
 
+static wb_status mixer_forward(wb_block *block, int32_t l, const wb_pass *pass, const wb_state *state,
+                               wb_rows x, wb_rows mid) {
+    const next_part next = next_of(block, l, WB_FEED_FORWARD);
+    return part_forward(block, l, WB_MIXER, pass, state, x, mid, &next);
+}
+
 static wb_status layer_forward(wb_block *block, int32_t l, const wb_pass *pass, const wb_state *state,
                                wb_rows x, wb_rows y) {
     const wb_rows mid = mid_of(block, l);
-    WB_TRY(part_forward(block, l, WB_MIXER, pass, state, x, mid));
-    return part_forward(block, l, WB_FEED_FORWARD, pass, NULL, mid, y);
+    const bool leads_on = block->runs_ahead && l + 1 < block->model->config.n_layers;
+    if (l == 0 || block->ready != l) WB_TRY(norm_forward(block, l, WB_MIXER, pass->T, x));
+    block->ready = -1;
+    WB_TRY(mixer_forward(block, l, pass, state, x, mid));
+    if (!leads_on) return part_forward(block, l, WB_FEED_FORWARD, pass, NULL, mid, y, NULL);
+    const next_part next = next_of(block, l + 1, WB_MIXER);
+    WB_TRY(part_forward(block, l, WB_FEED_FORWARD, pass, NULL, mid, y, &next));
+    block->ready = l + 1;
+    return WB_OK;
 }
 
-static wb_status layer_recompute(wb_block *block, int32_t l, int32_t n_whole_everywhere, const wb_pass *pass,
-                                 wb_rows x, wb_rows y) {
+static wb_status layer_recompute(wb_block *block, int32_t l, const wb_pass *pass, wb_rows x, wb_rows y) {
     const wb_rows mid = mid_of(block, l);
-    if (kept_of(block, l, WB_MIXER)->layer != l) WB_TRY(part_forward(block, l, WB_MIXER, pass, NULL, x, mid));
+    const bool mixes = kept_of(block, l, WB_MIXER)->layer != l;
     /* Ranks with more memory keep more; a part that exchanges rows is computed again by all or none. */
-    if (l + n_whole_everywhere + 1 >= block->model->config.n_layers) return WB_OK;
-    return part_forward(block, l, WB_FEED_FORWARD, pass, NULL, mid, y);
+    const bool feeds = block->n_there[l] != block->model->n_ranks;
+    if (mixes) WB_TRY(norm_forward(block, l, WB_MIXER, pass->T, x));
+    if (!feeds) return mixes ? part_forward(block, l, WB_MIXER, pass, NULL, x, mid, NULL) : WB_OK;
+    WB_TRY(mixes ? mixer_forward(block, l, pass, NULL, x, mid)
+                 : norm_forward(block, l, WB_FEED_FORWARD, pass->T, mid));
+    return part_forward(block, l, WB_FEED_FORWARD, pass, NULL, mid, y, NULL);
 }
 
 static wb_status layer_backward(wb_block *block, int32_t l, const wb_pass *pass, wb_rows x,
@@ -225,9 +311,8 @@ wb_status wb_block_forward(wb_block *block, int32_t l, const wb_pass *pass, cons
     return in_layer(layer_forward(block, l, pass, state, x, y), "", l);
 }
 
-wb_status wb_block_recompute(wb_block *block, int32_t l, int32_t n_whole_everywhere, const wb_pass *pass,
-                             wb_rows x, wb_rows y) {
-    return in_layer(layer_recompute(block, l, n_whole_everywhere, pass, x, y), "recompute of ", l);
+wb_status wb_block_recompute(wb_block *block, int32_t l, const wb_pass *pass, wb_rows x, wb_rows y) {
+    return in_layer(layer_recompute(block, l, pass, x, y), "recompute of ", l);
 }
 
 wb_status wb_block_backward(wb_block *block, int32_t l, const wb_pass *pass, wb_rows x, float *const *grads,

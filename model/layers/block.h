@@ -25,7 +25,11 @@ typedef struct wb_block {
 
     wb_kept shared[WB_N_PARTS]; /* by all parts that are not kept; the workers are those of the kinds */
     wb_kept *own[WB_N_PARTS];   /* [n_layers]; worker NULL: the layer's part is not kept */
-    int32_t n_whole;            /* the last n_whole layers keep both parts */
+    /* host [n_layers] on how many ranks what the feed-forward part left is there at the end */
+    double *n_there;
+    bool agreed;     /* n_there is of all ranks */
+    bool runs_ahead; /* a layer leaves the next one's mixer its input: without backwards */
+    int32_t ready;   /* the layer whose mixer has its input; -1: none */
 
     wb_buffer dmid, dnorm; /* [T, H] */
 } wb_block;
@@ -39,8 +43,9 @@ wb_status wb_block_sizes(const wb_model *model, int64_t max_tokens, int64_t max_
 /* Its workers, which are the owner's: closing that is all that is needed. */
 wb_status wb_block_open(wb_model *model, wb_owner *owner, wb_block *block);
 
-/* Which layers keep what their forward leaves, so that the backward need not compute it again: from the last
- * layer on down both parts while there are bytes left, then the mixers alone. Before the layout. */
+/* Which parts keep what their forward leaves, so that the backward need not compute it again. In the order of
+ * their forward's work for each byte that it leaves, of one kind from the last layer down, each is kept that
+ * fits into what is left of `bytes`. For blocks with backwards, before the layout. */
 wb_status wb_block_keep(wb_block *block, wb_owner *owner, const wb_sizes *sizes, size_t bytes);
 
 /* Places the memory for passes through all layers (wb_arena.h). */
@@ -50,11 +55,12 @@ void wb_block_layout(wb_block *block, const wb_sizes *sizes, wb_arena *arena);
 wb_status wb_block_forward(wb_block *block, int32_t l, const wb_pass *pass, const wb_state *state, wb_rows x,
                            wb_rows y);
 
+/* Which feed-forward parts no rank computes again; once, before the first recompute. Collective. */
+wb_status wb_block_agree(wb_block *block);
+
 /* What the backward of layer l needs from x[T,H] and is not there any more; y[T,H] may be written again, by
- * the same bits. n_whole_everywhere: layers that every rank keeps whole, the same number on all of them; that
- * many of the last layers and one more are still there, of the others a mixer may be. Collective. */
-wb_status wb_block_recompute(wb_block *block, int32_t l, int32_t n_whole_everywhere, const wb_pass *pass,
-                             wb_rows x, wb_rows y);
+ * the same bits. Collective. */
+wb_status wb_block_recompute(wb_block *block, int32_t l, const wb_pass *pass, wb_rows x, wb_rows y);
 
 /* Of the latest forward or recompute of layer l, which had no state: dx[T,H] := gradient of x, from gradient
  * of y, in place; grads[param] (+=). Collective. */

@@ -20,13 +20,12 @@ wb_status wb_head_forward(const wb_model *model, int64_t n, wb_rows x, wb_rows n
     return dev->matmul(dev, 1, &product);
 }
 
-wb_status wb_head_logits_backward(const wb_model *model, int64_t n, wb_rows normed, const float *dlogits,
+wb_status wb_head_logits_backward(const wb_model *model, int64_t n, wb_rows normed, wb_rows dlogits,
                                   float *const *grads, wb_rows dnormed) {
     wb_device *dev = model->device;
     const wb_weight w = wb_model_weight(model, model->lm_head);
-    const wb_rows d = wb_f32_rows(dlogits);
-    const wb_matmul list[] = {wb_matmul_wgrad(n, w.cols, w.rows, d, normed, grads[model->lm_head]),
-                              wb_matmul_dgrad(n, d, w, dnormed, false)};
+    const wb_matmul list[] = {wb_matmul_wgrad(n, w.cols, w.rows, dlogits, normed, grads[model->lm_head]),
+                              wb_matmul_dgrad(n, dlogits, w, dnormed, false)};
     return dev->matmul(dev, 2, list);
 }
 

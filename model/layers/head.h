@@ -14,8 +14,9 @@ wb_status wb_embed_backward(const wb_model *model, int64_t T, const int32_t *tok
 wb_status wb_head_forward(const wb_model *model, int64_t n, wb_rows x, wb_rows normed, float *logits);
 
 /* The backward in two steps, so that logits may be worked on in chunks of rows: dnormed[n,H] (=) from
- * dlogits[n,V], then dx[n,H] (=) from dnormed, which it may be. grads[param] (+=). */
-wb_status wb_head_logits_backward(const wb_model *model, int64_t n, wb_rows normed, const float *dlogits,
+ * dlogits[n,V], as wb_logit_gradient has it, then dx[n,H] (=) from dnormed, which it may be. grads[param]
+ * (+=). */
+wb_status wb_head_logits_backward(const wb_model *model, int64_t n, wb_rows normed, wb_rows dlogits,
                                   float *const *grads, wb_rows dnormed);
 wb_status wb_head_norm_backward(const wb_model *model, int64_t n, wb_rows x, wb_rows dnormed,
                                 float *const *grads, wb_rows dx);

@@ -36,7 +36,8 @@ typedef struct wb_pass {
     const int64_t *state_rows; /* [T] row of each token in the tables of states, -1: padding; or NULL */
     int64_t n_runs;
     const wb_sequence_run *runs; /* [n_runs] of the sequences, in ascending order; padding at the end is in
-                                  * none. In training each begins at position 0 */
+                                  * none, and behind the others some may be empty, of no sequence. In
+                                  * training each begins at position 0 */
     const wb_routing *routing;   /* who chooses the experts of each row */
     const wb_row_run *padding;   /* host [n_padding] rows that are no tokens: their choices weigh nothing */
     int64_t n_padding;
@@ -146,6 +147,11 @@ struct wb_layer_kind {
     /* Places all memory that the passes of the kind's layers need, which is then never moved: a pass
      * allocates nothing. Called twice, with the same effect (wb_arena.h). */
     void (*layout)(void *worker, wb_model *model, const wb_sizes *sizes, wb_arena *arena);
+
+    /* Multiply-adds of a forward of sizes->tokens tokens, taken as one sequence whose choices are spread
+     * evenly over the ranks. By their number for each byte that a forward leaves it is decided which layers
+     * keep that for the backward (wb_block_keep). */
+    double (*work)(const wb_config *config, const wb_sizes *sizes);
 
     /* y[T,H] (=) from x[T,H], the normalised residual stream. A mixer without `state`: the batch is whole
      * sequences, row t of what would be state by position is token t, and what would be state by sequence

@@ -32,6 +32,10 @@ static void layout(void *worker, wb_model *model, const wb_sizes *sizes, wb_aren
     if (sizes->backward) wb_place_scratch(arena, model, &m->dact, other ? &other->dact : NULL, T, I);
 }
 
+static double work(const wb_config *config, const wb_sizes *sizes) {
+    return 3 * (double)sizes->tokens * config->hidden_size * (double)config->dense_width;
+}
+
 static wb_status forward(void *worker, const void *weights, const wb_pass *pass, const wb_state *state,
                          wb_rows x, wb_rows y) {
     mlp *m = worker;
@@ -72,6 +76,7 @@ const wb_layer_kind wb_layer_mlp = {
     .worker_size = sizeof(mlp),
     .declare = declare,
     .layout = layout,
+    .work = work,
     .forward = forward,
     .backward = backward,
 };

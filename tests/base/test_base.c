@@ -1,7 +1,9 @@
 /* test_base.c - status and messages, memory and its owners, hashes and random numbers against known
  * values, text. */
+#include "hash_lanes.h"
 #include "wb_check.h"
 #include "wb_hash.h"
+#include "wb_isa.h"
 #include "wb_memory.h"
 #include "wb_options.h"
 #include "wb_random.h"
@@ -123,6 +125,32 @@ static void test_known_values(void **state) {
     assert_int_equal(wb_mix64(splitmix_state + WB_RANDOM_STEP), UINT64_C(3203168211198807973));
 }
 
+/* Each piece by another instruction set than the one before: they share the state too. */
+static void test_hash_of_every_instruction_set(void **state) {
+    (void)state;
+    static const wb_hash_lanes *const lanes[WB_ISAS] = WB_ISA_EACH(wb_hash_lanes);
+    const int isas = (int)wb_isa_of_machine() + 1;
+    static uint8_t bytes[20000];
+    uint64_t random = 9;
+    for (size_t i = 0; i < sizeof bytes; i++) bytes[i] = (uint8_t)wb_random(&random);
+    for (int i = 0; i < 300; i++) {
+        size_t begin = wb_random(&random) % 64, size = wb_random(&random) % (sizeof bytes - 64), at = 0;
+        uint64_t expected = lanes[0]->once(bytes + begin, size);
+        assert_int_equal(wb_hash64(bytes + begin, size), expected);
+        for (int isa = 0; isa < isas; isa++)
+            assert_int_equal(lanes[isa]->once(bytes + begin, size), expected);
+        wb_hash hash;
+        wb_hash_start(&hash);
+        for (int isa = i; at < size; isa++) {
+            size_t n = 1 + wb_random(&random) % 3000;
+            if (n > size - at) n = size - at;
+            lanes[isa % isas]->add(hash.state, bytes + begin + at, n);
+            at += n;
+        }
+        assert_int_equal(wb_hash_value(&hash), expected);
+    }
+}
+
 static void test_hash_in_pieces(void **state) {
     (void)state;
     uint8_t bytes[3000];
@@ -242,6 +270,7 @@ int main(void) {
         cmocka_unit_test(test_owner),
         cmocka_unit_test(test_known_values),
         cmocka_unit_test(test_hash_in_pieces),
+        cmocka_unit_test(test_hash_of_every_instruction_set),
         cmocka_unit_test(test_random),
         cmocka_unit_test(test_text),
         cmocka_unit_test(test_options_of_other_versions),

@@ -1,14 +1,15 @@
-/* bench_dump.c - how fast a dump is written and read, against memcpy and against plain write(2) of the same
- * bytes into the same directory.
+/* bench_dump.c - how fast a dump is written and read, against memcpy and against plain write(2) and read(2)
+ * of the same bytes in the same directory; and how small codecs make routes.
  *
- *   bench_dump DIRECTORY [MIB]      e.g. bench_dump /dev/shm 512
+ *   bench_dump DIRECTORY [MIB] [DUMP]      e.g. bench_dump /dev/shm 512
  *
- * Prints what it ran and, for each figure, the best of five runs and its ratio to memcpy. Records have 4096
- * tokens, 48 layers, 8 of 128 experts (u8), each its own group, codec raw. */
-#include "bench/bench_tools.h"
+ * Prints what it ran and, for each figure, the best of five rounds in which all are measured in turn, in
+ * bytes of rows a second of processor time (of the system's work too), and its ratios. Records have 4096
+ * rows, 48 layers, 8 of 128 experts (u8), each its own group. With DUMP: the bytes a row that its routes take
+ * by each codec. */
+#include "bench/route_laws.h"
 #include "support/usage.h"
 #include "wb_formats.h"
-#include "wb_random.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -20,7 +21,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { TOKENS = 4097, LAYERS = 48, K = 8, E = 128, RUNS = 5 };
+enum { TOKENS = 4097, LAYERS = 48, RUNS = 5, DISTINCT = 3 };
 
 typedef struct bench {
     char path[512];
@@ -51,12 +52,14 @@ ssize_t pwritev(int fd, const struct iovec *parts, int n, off_t offset) {
     return (ssize_t)(at - begin);
 }
 
-static void fill_ids(bench *b) {
-    uint64_t random = 1;
-    for (size_t i = 0; i < b->n_records * b->record_bytes; i += K) {
-        uint64_t x = wb_random(&random);
-        /* Eight different ids: an odd stride walks all of a power of two. */
-        for (size_t k = 0; k < K; k++) b->ids[i + k] = (uint8_t)((x + k * (2 * (x >> 32) + 1)) % E);
+/* A few records of the law, over and over. */
+static void fill_ids(bench *b, route_law law) {
+    for (size_t i = 0; i < b->n_records; i++) {
+        uint8_t *ids = b->ids + i * b->record_bytes;
+        if (i < DISTINCT)
+            law_rows(law, i, TOKENS - 1, LAYERS, ids);
+        else
+            memcpy(ids, ids - DISTINCT * b->record_bytes, b->record_bytes);
     }
 }
 
@@ -78,9 +81,18 @@ static void run_memcpy(bench *b) {
 }
 
 static void run_write(bench *b) {
+    unlink(b->path);
     int fd = open(b->path, O_WRONLY | O_CREAT | O_EXCL, 0666);
     for (size_t i = 0; i < b->n_records; i++)
         if (write(fd, b->ids + i * b->record_bytes, b->record_bytes) != (ssize_t)b->record_bytes) exit(1);
+    close(fd);
+}
+
+/* Into memory that is there already. */
+static void run_plain_read(bench *b) {
+    int fd = open(b->path, O_RDONLY);
+    for (size_t i = 0; i < b->n_records; i++)
+        if (read(fd, b->copy + i * b->record_bytes, b->record_bytes) != (ssize_t)b->record_bytes) exit(1);
     close(fd);
 }
 
@@ -94,7 +106,7 @@ static void run_check(bench *b) {
 }
 
 static void run_count(bench *b) {
-    static uint64_t counts[LAYERS * E];
+    static uint64_t counts[LAYERS * LAW_E];
     char rid[32];
     wb_route_rows run;
     for (size_t i = 0; i < b->n_records; i++) {
@@ -103,16 +115,46 @@ static void run_count(bench *b) {
     }
 }
 
-static void run_append(bench *b) {
+static void append_all(bench *b) {
     wb_dump_writer *w = NULL;
     char rid[32];
     wb_route_rows run;
+    unlink(b->path);
     must(wb_dump_create(b->path, &b->model, &b->options, &w));
     for (size_t i = 0; i < b->n_records; i++) {
         wb_record r = record_of(b, i, rid, &run);
         must(wb_dump_append(w, &r));
     }
     must(wb_dump_finish(w));
+}
+
+static void run_append(bench *b) {
+    b->options = wb_dump_options_default();
+    append_all(b);
+}
+
+static void run_append_trusted(bench *b) {
+    b->options = wb_dump_options_default();
+    b->options.trust_ids = true;
+    append_all(b);
+}
+
+static void run_append_packed(bench *b) {
+    b->options = wb_dump_options_default();
+    b->options.codec = WB_CODEC_PACKED;
+    append_all(b);
+}
+
+static void run_append_to_memory(bench *b) {
+    sink = b->copy;
+    run_append(b);
+    sink = NULL;
+}
+
+static void run_append_to_memory_trusted(bench *b) {
+    sink = b->copy;
+    run_append_trusted(b);
+    sink = NULL;
 }
 
 static void run_read(bench *b) {
@@ -126,73 +168,130 @@ static void run_read(bench *b) {
     wb_dump_close(d);
 }
 
-/* Best GB/s of the rows' bytes. `keep` leaves the file of the last run. */
-static double rate(bench *b, void (*body)(bench *), int keep) {
-    double best = 0;
-    for (int i = 0; i < RUNS; i++) {
-        double begin = now();
-        body(b);
-        double gbs = (double)(b->n_records * b->record_bytes) / (now() - begin) / 1e9;
-        if (gbs > best) best = gbs;
-        if (!keep || i + 1 < RUNS) unlink(b->path);
-    }
-    return best;
+/* Those whose name begins with "read" read what the one before them wrote. */
+static const struct {
+    const char *name;
+    void (*body)(bench *);
+} cases[] = {
+    {"memcpy", run_memcpy},
+    {"write(2) of the same bytes, a record a call", run_write},
+    {"read(2) of the same bytes, a record a call", run_plain_read},
+    {"wb_record_check, deep", run_check},
+    {"wb_record_count", run_count},
+    {"wb_dump_append to memory", run_append_to_memory},
+    {"wb_dump_append to memory, trust_ids", run_append_to_memory_trusted},
+    {"wb_dump_append to a file", run_append},
+    {"wb_dump_append to a file, trust_ids", run_append_trusted},
+    {"read: wb_dump_record (xxh3 of all rows)", run_read},
+    {"wb_dump_append to a file, packed", run_append_packed},
+    {"read: wb_dump_record, packed", run_read},
+};
+enum { CASES = sizeof cases / sizeof cases[0], MEMCPY = 0, WRITE = 1, READ = 2 };
+
+static double processor_time(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-static double rate_read(bench *b) {
-    double best = 0;
-    for (int i = 0; i < RUNS; i++) {
-        double begin = now();
-        run_read(b);
-        double gbs = (double)(b->n_records * b->record_bytes) / (now() - begin) / 1e9;
-        if (gbs > best) best = gbs;
-    }
-    return best;
+static void measure(bench *b) {
+    double best[CASES] = {0};
+    for (int i = 0; i < RUNS; i++)
+        for (int c = 0; c < CASES; c++) {
+            double begin = processor_time();
+            cases[c].body(b);
+            double gbs = (double)(b->n_records * b->record_bytes) / (processor_time() - begin) / 1e9;
+            if (gbs > best[c]) best[c] = gbs;
+        }
+    for (int c = 0; c < CASES; c++)
+        printf("%-44s %7.2f GB/s  %5.2f of memcpy  %5.2f of write(2)  %5.2f of read(2)\n", cases[c].name,
+               best[c], best[c] / best[MEMCPY], best[c] / best[WRITE], best[c] / best[READ]);
 }
 
-static void print(const char *what, double gbs, double memcpy_gbs) {
-    printf("%-44s %7.2f GB/s  %5.2f of memcpy\n", what, gbs, gbs / memcpy_gbs);
+/* Bytes a row of what the dump at `path` stores. */
+static double stored(const char *path) {
+    wb_dump *d = NULL;
+    uint64_t rows = 0, bytes = 0;
+    must(wb_dump_open(path, &d));
+    for (uint64_t i = 0; i < wb_dump_get_info(d).records; i++) {
+        wb_dump_entry e;
+        must(wb_dump_get_entry(d, i, &e));
+        rows += e.stored_rows;
+        bytes += e.stored_row_bytes;
+    }
+    wb_dump_close(d);
+    return rows ? (double)bytes / (double)rows : 0;
+}
+
+static void print_sizes(bench *b) {
+    static const wb_codec codecs[] = {WB_CODEC_RAW, WB_CODEC_ZSTD, WB_CODEC_PACKED};
+    size_t all = b->n_records;
+    b->n_records = DISTINCT;
+    for (route_law law = LAW_UNIFORM; law < LAWS; law++) {
+        fill_ids(b, law);
+        print_law(law, b->ids, 1024, LAYERS);
+        for (int c = 0; c < 3; c++) {
+            b->options = wb_dump_options_default();
+            b->options.codec = codecs[c];
+            append_all(b);
+            printf("  %-8s %6.1f bytes a token\n", wb_codec_name(codecs[c]), stored(b->path));
+        }
+    }
+    b->n_records = all;
+}
+
+/* The records of a dump by each codec. */
+static void print_dump(const bench *b, const char *path) {
+    wb_dump *from = NULL;
+    must(wb_dump_open(path, &from));
+    for (wb_codec codec = WB_CODEC_RAW; codec <= WB_CODEC_PACKED; codec++) {
+        wb_dump_writer *w = NULL;
+        wb_dump_options options = wb_dump_options_default();
+        options.codec = codec;
+        unlink(b->path);
+        must(wb_dump_create(b->path, wb_dump_model(from), &options, &w));
+        for (uint64_t i = 0; i < wb_dump_get_info(from).records; i++) {
+            wb_record r;
+            must(wb_dump_record(from, i, &r));
+            must(wb_dump_append(w, &r));
+            wb_dump_release(from, i);
+        }
+        must(wb_dump_finish(w));
+        printf("%s: %-8s %6.1f bytes a row\n", path, wb_codec_name(codec), stored(b->path));
+    }
+    wb_dump_close(from);
+}
+
+static void make_model(bench *b) {
+    for (uint32_t l = 0; l < LAYERS; l++) b->layers[l] = l;
+    b->model = (wb_route_model){.num_hidden_layers = LAYERS,
+                                .n_moe_layers = LAYERS,
+                                .moe_layers = b->layers,
+                                .num_experts = LAW_E,
+                                .top_k = LAW_K};
+    strcpy(b->model.name, "bench");
+    strcpy(b->model.router, "softmax_norm");
+    memset(b->model.fingerprint, '0', 32);
 }
 
 int main(int argc, char **argv) {
     int code;
-    if (usage_ends(argc, argv, 1, 2, "usage: bench_dump DIRECTORY [MIB]\n", &code)) return code;
+    if (usage_ends(argc, argv, 1, 3, "usage: bench_dump DIRECTORY [MIB] [DUMP]\n", &code)) return code;
     static bench b;
     size_t mib = argc > 2 ? (size_t)strtoul(argv[2], NULL, 10) : 256;
     snprintf(b.path, sizeof b.path, "%s/bench_dump.%ld.wbr", argv[1], (long)getpid());
-    for (uint32_t l = 0; l < LAYERS; l++) b.layers[l] = l;
-    b.model = (wb_route_model){.num_hidden_layers = LAYERS,
-                               .n_moe_layers = LAYERS,
-                               .moe_layers = b.layers,
-                               .num_experts = E,
-                               .top_k = K};
-    strcpy(b.model.name, "bench");
-    strcpy(b.model.router, "softmax_norm");
-    memset(b.model.fingerprint, '0', 32);
-    b.record_bytes = (size_t)(TOKENS - 1) * LAYERS * K;
-    b.n_records = (mib << 20) / b.record_bytes + 1;
-    b.ids = malloc(b.n_records * b.record_bytes);
+    make_model(&b);
+    b.record_bytes = (size_t)(TOKENS - 1) * LAYERS * LAW_K;
+    b.n_records = (mib << 20) / b.record_bytes + DISTINCT;
     sink_bytes = b.n_records * (b.record_bytes + 32768);
-    b.copy = malloc(sink_bytes);
-    if (!b.ids || !b.copy) return 1;
-    fill_ids(&b);
-    b.options = wb_dump_options_default();
+    b.ids = take(b.n_records, b.record_bytes);
+    b.copy = take(sink_bytes, 1);
     printf("waybill %s, %zu records of 4096 rows x 48 layers x 8 ids (u8), %.0f MB, in %s, best of %d\n",
            wb_version(), b.n_records, (double)(b.n_records * b.record_bytes) / 1e6, argv[1], RUNS);
-    double copy = rate(&b, run_memcpy, 0);
-    print("memcpy", copy, copy);
-    print("write(2) of the same bytes, a record a call", rate(&b, run_write, 0), copy);
-    print("wb_record_check, deep", rate(&b, run_check, 0), copy);
-    print("wb_record_count", rate(&b, run_count, 0), copy);
-    sink = b.copy;
-    print("wb_dump_append to memory", rate(&b, run_append, 0), copy);
-    b.options.trust_ids = true;
-    print("wb_dump_append to memory, trust_ids", rate(&b, run_append, 0), copy);
-    sink = NULL;
-    print("wb_dump_append to a file, trust_ids", rate(&b, run_append, 0), copy);
-    b.options.trust_ids = false;
-    print("wb_dump_append to a file", rate(&b, run_append, 1), copy);
-    print("wb_dump_record (xxh3 of all rows)", rate_read(&b), copy);
+    print_sizes(&b);
+    if (argc > 3) print_dump(&b, argv[3]);
+    fill_ids(&b, LAW_RUN);
+    measure(&b);
     unlink(b.path);
     free(b.ids);
     free(b.copy);

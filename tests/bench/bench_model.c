@@ -46,21 +46,25 @@ static const wb_config config = {
     .router = {.type = WB_ROUTER_SOFTMAX_NORM, .n_experts = 32, .top_k = 4, .scale = 1},
     .moe_layer_mask = {255}};
 
+/* What trainers keep for the backward: a layer; half the bytes of all; all. */
+enum { KEEP_ONE, KEEP_HALF, KEEP_ALL, N_TRAINERS };
+
 typedef struct bench {
     wb_device *device;
     wb_comm *comm;
     wb_model *models[2]; /* f32, bf16 */
     wb_infer *infers[2];
-    wb_engine *engine;   /* over the f32 model */
-    wb_train *trains[2]; /* with all layers but one computed again; with all kept */
-    void *ids;           /* [PREFILL or SEQS * SEQ_LEN] rows of routes */
+    wb_engine *engine; /* over the f32 model */
+    wb_train *trains[N_TRAINERS];
+    void *ids; /* [PREFILL or SEQS * SEQ_LEN] rows of routes */
 } bench;
 
 typedef struct bench_case {
     const char *name;
     double (*run)(bench *b, const struct bench_case *c, double *check_out); /* tokens/s */
     int32_t bf16, batch;
-    bool routes, kept;
+    bool routes;
+    int kept;
 } bench_case;
 
 static void must(wb_status status) {
@@ -163,11 +167,12 @@ static double run_train(bench *b, const bench_case *c, double *check_out) {
 }
 
 static const bench_case cases[] = {
-    {"prefill", run_prefill, 0, 1, true, false},   {"prefill_bf16", run_prefill, 1, 1, true, false},
-    {"decode_1", run_decode, 0, 1, true, false},   {"decode_1_no_routes", run_decode, 0, 1, false, false},
-    {"decode_16", run_decode, 0, 16, true, false}, {"decode_16_no_routes", run_decode, 0, 16, false, false},
-    {"decode_64", run_decode, 0, 64, true, false}, {"decode_64_no_routes", run_decode, 0, 64, false, false},
-    {"train", run_train, 0, 0, true, false},       {"train_kept", run_train, 0, 0, true, true},
+    {"prefill", run_prefill, 0, 1, true, 0},         {"prefill_bf16", run_prefill, 1, 1, true, 0},
+    {"decode_1", run_decode, 0, 1, true, 0},         {"decode_1_no_routes", run_decode, 0, 1, false, 0},
+    {"decode_16", run_decode, 0, 16, true, 0},       {"decode_16_no_routes", run_decode, 0, 16, false, 0},
+    {"decode_64", run_decode, 0, 64, true, 0},       {"decode_64_no_routes", run_decode, 0, 64, false, 0},
+    {"train", run_train, 0, 0, true, KEEP_ONE},      {"train_half_kept", run_train, 0, 0, true, KEEP_HALF},
+    {"train_kept", run_train, 0, 0, true, KEEP_ALL},
 };
 enum { N_CASES = sizeof cases / sizeof cases[0] };
 
@@ -181,6 +186,22 @@ static const bench_case *find_case(const char *name) {
 }
 
 /* ---- the program --------------------------------------------------------------------------------- */
+
+static size_t trainer_bytes(const wb_train_options *options) {
+    const wb_model_options model = wb_model_options_default();
+    wb_memory memory;
+    must(wb_train_measure(&config, &model, options, 1, 0, &memory));
+    return memory.device_bytes;
+}
+
+static void open_trainer(bench *b, int kept) {
+    wb_train_options options = wb_train_options_default();
+    options.max_tokens = SEQS * SEQ_LEN;
+    const size_t one = trainer_bytes(&options);
+    if (kept != KEEP_ONE) options.keep_bytes = UINT64_MAX;
+    if (kept == KEEP_HALF) options.keep_bytes = (trainer_bytes(&options) - one) / 2;
+    must(wb_train_open(b->models[0], &options, &b->trains[kept]));
+}
 
 static bench open_bench(int threads) {
     bench b = {0};
@@ -199,18 +220,14 @@ static bench open_bench(int threads) {
     }
     const wb_engine_options options = wb_engine_options_default();
     must(wb_engine_open(b.models[0], &options, &b.engine));
-    wb_train_options train = wb_train_options_default();
-    train.max_tokens = SEQS * SEQ_LEN;
-    must(wb_train_open(b.models[0], &train, &b.trains[0]));
-    train.keep_bytes = UINT64_MAX;
-    must(wb_train_open(b.models[0], &train, &b.trains[1]));
+    for (int i = 0; i < N_TRAINERS; i++) open_trainer(&b, i);
     must(b.device->mem_alloc(b.device, PREFILL * wb_route_row_bytes(wb_model_routes(b.models[0])), &b.ids));
     return b;
 }
 
 static void close_bench(bench *b) {
     b->device->mem_free(b->device, b->ids);
-    for (int i = 0; i < 2; i++) wb_train_close(b->trains[i]);
+    for (int i = 0; i < N_TRAINERS; i++) wb_train_close(b->trains[i]);
     wb_engine_close(b->engine);
     for (int i = 0; i < 2; i++) {
         wb_infer_close(b->infers[i]);

@@ -17,5 +17,5 @@ head -c -40 "$golden/good_no_index.wbr" >"$cut/cut.wbr"
 "$python" "$2/tests/tools/read_dump.py" "$1/bin/waybill" "$cut/cut.wbr" 2>/dev/null
 
 # The README shows the same reader.
-shown() { sed -n "/^def read(path)/,/yield record, rows/p" "$1"; }
+shown() { sed -n "/^def read(path/,/yield record, rows/p" "$1"; }
 [ -n "$(shown "$2/README.md")" ] && diff <(shown "$2/README.md") <(shown "$2/tests/tools/read_dump.py")

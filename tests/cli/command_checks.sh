@@ -1,7 +1,7 @@
 # command_checks.sh - what the checks of `waybill` share: run a command, look at its exit code, stdout and stderr.
 # usage, at the top of a check: . "$(dirname "$0")/../command_checks.sh"; at its end: finish "what is as it should be"
 set -uo pipefail
-build=$1 source=$2
+build=$(realpath "$1") source=$(realpath "$2")
 waybill=$build/bin/waybill
 golden=$source/tests/golden/dump
 scratch=$(mktemp -d)
@@ -42,8 +42,19 @@ python() {
     python3 -c "$@" 2>"$scratch/err"
 }
 
-# A command that takes one DUMP: its help, and what it says of wrong command lines, bad dumps and output that is lost.
-check_dump_command() {
+# records_of DUMP : its records as JSON lines, rows by position: a prompt that is stored with another record is a run of its
+# own, of which the copy need not have one. Without Python only how many there are.
+records_of() {
+    command -v python3 >/dev/null || { "$waybill" cat "$1" | wc -l; return; }
+    "$waybill" cat --json "$1" | python3 -c 'import json, sys
+for line in sys.stdin:
+    record = json.loads(line)
+    record["routes"] = {run["start"] + i: row for run in record["routes"] for i, row in enumerate(run["rows"])}
+    print(json.dumps(record))'
+}
+
+# What every command does with --help and with options that it does not have.
+check_help() {
     local command=$1
     expect 0 "$waybill" "$command" --help
     out_has "usage: waybill $command"
@@ -57,8 +68,23 @@ check_dump_command() {
     out_is_empty
     expect 2 "$waybill" "$command" -x "$golden/good_u8.wbr"
     err_has "no option -x"
+}
+
+# A command that takes one DUMP: its help, and what it says of wrong command lines, bad dumps and output that is lost; a
+# dump may come through a pipe.
+check_dump_command() {
+    local command=$1
+    check_help "$command"
+    "$waybill" "$command" "$golden/good_u8.wbr" >"$scratch/wanted" 2>"$scratch/err" || fault "$command"
+    for dump in - /dev/stdin; do
+        cat "$golden/good_u8.wbr" | "$waybill" "$command" "$dump" >"$scratch/out" 2>"$scratch/err"
+        [ "${PIPESTATUS[1]}" -eq 0 ] || fault "$command of a pipe"
+        err_is_empty
+        [ "$command" = inspect ] || cmp -s "$scratch/wanted" "$scratch/out" || fault "$command of a pipe says something else"
+    done
+    "$waybill" "$command" - <"$golden/good_u8.wbr" >"$scratch/out" 2>"$scratch/err" || fault "$command of standard input"
     expect 2 "$waybill" "$command"
-    err_has "a DUMP is needed"
+    err_has "DUMP is needed"
     expect 2 "$waybill" "$command" "$golden/good_u8.wbr" "$golden/good_u8.wbr"
     err_has "one DUMP at a time"
     expect 0 "$waybill" "$command" -- "$golden/good_u8.wbr"

@@ -3,7 +3,7 @@
 # a rank killed in mid-run. usage: check_grpo.sh BUILD_DIR SOURCE_DIR
 . "$(dirname "$0")/grpo_checks.sh"
 
-small=(--steps 4 --prompts 8 --samples 4 --updates 4 --lr 3e-4 --compare-every 1 --quiet --seed 5)
+small=(--steps 4 --prompts 8 --samples 4 --updates 4 --lr 3e-4 --compare-every 1 --quiet --seed 5 --rollout-dtype bf16)
 run 2 --make-base base --warmup-steps 40 --quiet || fail "make-base"
 run 1 --make-base base_olmoe --family olmoe --warmup-steps 10 --quiet || fail "make-base olmoe"
 

@@ -56,7 +56,8 @@ for value in '\0\0\300\177' '\0\0\200\377'; do # NaN, -infinity
     cp -r base poisoned
     poison "poisoned/${file#base/}" "$value"
     for ranks in 1 2; do
-        refused "weight: expected finite weights, found a NaN or an infinity" $ranks --model poisoned --out r8 --steps 1 "${tiny[@]}"
+        dtype=$([ $ranks = 1 ] && echo f32 || echo bf16)
+        refused "weight: expected finite weights, found a NaN or an infinity" $ranks --model poisoned --out r8 --steps 1 --dtype $dtype "${tiny[@]}"
         says "poisoned: "
         none r8
     done

@@ -69,13 +69,15 @@ true_on 1 --micro-batch-tokens 256 --keep-memory 0.02 --quiet
 kept=$(($(bytes_of plan.txt device "activations kept") - recomputed))
 [ $kept -gt 10000000 ] && [ $kept -le 21474836 ] || fail "--keep-memory of 20 MiB keeps $kept bytes more"
 true_on 2 --micro-batch-tokens 512 --kl-coef 0.1 --top-k 20 --rollout-dtype f32
-true_on 3 --micro-batch-tokens 128 --max-running 8 --max-batch-tokens 64
+true_on 3 --micro-batch-tokens 128 --max-running 8 --max-batch-tokens 64 --rollout-dtype bf16
+true_on 2 --micro-batch-tokens 256 --dtype bf16 --kl-coef 0.1
+[ "$(bytes_of plan.txt device "master weights")" -gt 0 ] || fail "no masters with --dtype bf16"
 true_on 4 --micro-batch-tokens 128 --eplb live --redundant-experts 7
 true_on 3 --model few --micro-batch-tokens 16 --max-batch-tokens 8 --max-running 2 --kv-blocks 4 --updates 1 --steps 4 --prompts 30 --eplb planned \
     --redundant-experts 1
 
 echo "== a model of 30 billion parameters, of which there is a config.json"
-q30=(--model "$source/tests/golden/qwen3_30b_a3b/config.json" --task jsonl:none --reward-cmd true --max-tokens 128)
+q30=(--model "$source/tests/golden/qwen3_30b_a3b/config.json" --rollout-dtype bf16 --task jsonl:none --reward-cmd true --max-tokens 128)
 small=(--micro-batch-tokens 256 --kv-blocks 512 --max-batch-tokens 64 --max-running 32)
 plan 8 "${q30[@]}" "${small[@]}" --device-memory 79 >fits || fail "the small sizes"
 grep -q "79.00 GiB: it fits" fits || fail "it is not said that it fits"
@@ -90,6 +92,9 @@ for list in device host; do
     [ "$sum" = "$(bytes_of large $list "this rank")" ] || fail "$list: the parts are not the whole"
 done
 plan 8 "${q30[@]}" --rollout-dtype f32 >f32 && [ "$(bytes_of f32 device "rollout     weights")" -gt "$(bytes_of large device "rollout     weights")" ] || fail "an f32 rollout copy takes more"
+plan 8 "${q30[@]}" --dtype bf16 >bf16 || fail "bf16"
+[ $((2 * $(bytes_of bf16 device "policy      weights"))) -le $(($(bytes_of large device "policy      weights") + 1000000)) ] || fail "weights of bf16 take half"
+! grep -q "master weights" large || fail "masters of f32 weights"
 ! grep -q '^  reference ' large || fail "a reference without --kl-coef"
 plan 8 "${q30[@]}" --kl-coef 0.1 | grep -q '^  reference   weights' || fail "no reference with --kl-coef"
 

@@ -124,13 +124,13 @@ enum { N_SHAPES = sizeof shapes / sizeof shapes[0] };
 static void test_round_trip_shapes(void **state) {
     place *p = *state;
     for (size_t s = 0; s < N_SHAPES; s++) {
-        for (int variant = 0; variant < 4; variant++) {
+        for (int variant = 0; variant < 6; variant++) {
             fixture_model f;
             fixture_model_init(&f, shapes[s].L, shapes[s].E, shapes[s].K);
             wb_dump_options options = wb_dump_options_default();
-            options.codec = variant & 1 ? WB_CODEC_ZSTD : WB_CODEC_RAW;
-            if (variant & 2) options.chunk_bytes = 3 * wb_route_row_bytes(&f.model) + 1;
-            round_trip(p->path, &f.model, &options, s * 4 + (size_t)variant);
+            options.codec = (wb_codec)(variant % 3);
+            if (variant >= 3) options.chunk_bytes = 3 * wb_route_row_bytes(&f.model) + 1;
+            round_trip(p->path, &f.model, &options, s * 6 + (size_t)variant);
         }
     }
 }
@@ -145,7 +145,7 @@ static void test_property(void **state) {
         uint32_t E = 1 + fixture_below(&rng, i % 2 ? 256 : 700), K = 1 + fixture_below(&rng, E < 12 ? E : 12);
         fixture_model_init(&f, 1 + fixture_below(&rng, 6), E, K);
         wb_dump_options options = wb_dump_options_default();
-        options.codec = (wb_codec)fixture_below(&rng, 2);
+        options.codec = (wb_codec)fixture_below(&rng, 3);
         options.zstd_level = 1 + (int)fixture_below(&rng, 19);
         options.chunk_bytes = 1 + fixture_below(&rng, 4000);
         options.producer = "property test";
@@ -255,8 +255,8 @@ static void share_prompts(const char *path, wb_codec codec, size_t chunk_bytes, 
  * after the last one the rows are gone from memory, as is seen by their being decoded anew. */
 static void test_held_twice(void **state) {
     (void)state;
-    static const char *const names[] = {"good_zstd.wbr", "good_chunks.wbr"};
-    for (int n = 0; n < 2; n++) {
+    static const char *const names[] = {"good_zstd.wbr", "good_packed.wbr", "good_chunks.wbr"};
+    for (int n = 0; n < 3; n++) {
         char path[512];
         snprintf(path, sizeof path, "%s/dump/%s", WB_TEST_DATA, names[n]);
         wb_dump *d = NULL;
@@ -281,8 +281,7 @@ static void test_held_twice(void **state) {
 
 static void test_prefix_sharing(void **state) {
     place *p = *state;
-    for (int i = 0; i < 8; i++)
-        share_prompts(p->path, i & 1 ? WB_CODEC_ZSTD : WB_CODEC_RAW, i & 2 ? 100 : 1 << 20, i & 4);
+    for (int i = 0; i < 12; i++) share_prompts(p->path, (wb_codec)(i % 3), i & 2 ? 100 : 1 << 20, i & 1);
 }
 
 /* Groups beyond what the writer remembers, rows that begin late, and bitmaps before which sharing stops. */
@@ -421,6 +420,7 @@ static void test_golden(void **state) {
     golden("good_u8_valid.wbr", 2, 256, 4, 12, 12, true, false);
     golden("good_u16.wbr", 2, 300, 2, 13, 12, false, false);
     golden("good_zstd.wbr", 2, 8, 2, 14, 100, false, false);
+    golden("good_packed.wbr", 2, 8, 2, 18, 100, true, false);
     golden("good_chunks.wbr", 2, 8, 2, 15, 12, true, false);
     golden("good_no_index.wbr", 2, 8, 2, 16, 12, false, false);
     golden("good_sampling.wbr", 2, 8, 2, 17, 12, false, true);

@@ -34,9 +34,9 @@ static void test_create_refuses(void **state) {
     o.chunk_bytes = ((size_t)1 << 30) + 1;
     assert_int_equal(wb_dump_create(path, m, &o, &w), WB_INVALID_ARGUMENT);
     o = wb_dump_options_default();
-    o.codec = WB_CODEC_ZSTD;
     o.zstd_level = 20;
-    assert_int_equal(wb_dump_create(path, m, &o, &w), WB_INVALID_ARGUMENT);
+    for (o.codec = WB_CODEC_ZSTD; o.codec <= WB_CODEC_PACKED; o.codec++)
+        assert_int_equal(wb_dump_create(path, m, &o, &w), WB_INVALID_ARGUMENT);
     o = wb_dump_options_default();
     o.reserved[6] = 2;
     assert_int_equal(wb_dump_create(path, m, &o, &w), WB_INVALID_ARGUMENT);

@@ -4,6 +4,7 @@
 #include "wb_random.h"
 
 #include <inttypes.h>
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <time.h>
@@ -157,7 +158,6 @@ static void test_rows(void **state) {
     assert_null(wb_record_row(&f.model, &r, UINT32_MAX));
 }
 
-/* Lengths in every encoding, and what is incomplete against what is wrong. */
 static void test_same_experts(void **state) {
     (void)state;
     static const uint8_t a[] = {1, 7, 255}, turned[] = {255, 1, 7}, other[] = {1, 7, 254},
@@ -172,6 +172,63 @@ static void test_same_experts(void **state) {
     assert_false(wb_route_same_experts(wide, high, WB_U16, 2));
 }
 
+/* How many ids two sets have in common, against the plainest loop: widths on both sides of every way of
+ * counting. */
+static void test_common(void **state) {
+    (void)state;
+    fixture_rng rng = {31};
+    static const uint32_t widths[] = {1, 2, 8, 31, 32, 33, 60};
+    for (int i = 0; i < 400; i++) {
+        fixture_model f;
+        const uint32_t K = widths[fixture_below(&rng, 7)],
+                       E = fixture_below(&rng, 2) ? 64 : 257 + fixture_below(&rng, 50);
+        const wb_dtype dtype = wb_route_dtype(E);
+        uint8_t rows[2][60 * 2];
+        uint32_t expected = 0;
+        fixture_model_init(&f, 1, E, K);
+        fixture_fill_ids(&f.model, rows[0], 1, &rng);
+        fixture_fill_ids(&f.model, rows[1], 1, &rng);
+        for (uint32_t a = 0; a < K; a++)
+            for (uint32_t b = 0; b < K; b++)
+                expected += wb_route_id(rows[0], dtype, a) == wb_route_id(rows[1], dtype, b);
+        assert_int_equal(wb_route_common(rows[0], rows[1], dtype, K), expected);
+        assert_int_equal(wb_route_common(rows[0], rows[0], dtype, K), K);
+        assert_int_equal(wb_route_same_experts(rows[0], rows[1], dtype, K), expected == K);
+    }
+    /* Ids that differ in their high byte alone, and the highest. */
+    static const uint8_t low[] = {1, 0, 255, 255}, high[] = {1, 1, 255, 255};
+    assert_int_equal(wb_route_common(low, high, WB_U16, 2), 1);
+}
+
+/* Positions 0, 1, 2, 4, 5, the last in a run of its own: three have a row at the position before. */
+static void test_repeats(void **state) {
+    (void)state;
+    fixture_model f;
+    fixture_model_init(&f, 2, 8, 2);
+    static const uint8_t ids[] = {
+        1,         2, 3, 4, /* 1 */ 2, 1, 3, 5, /* 2 */ 1, 2, 5, 3, /* 3: not valid */ 1, 2, 5, 3,
+        /* 4 */ 1, 2, 5, 3, /* 5 */ 2, 1, 0, 3};
+    const uint8_t valid = 0x17;
+    const wb_route_rows runs[] = {{0, 5, ids, &valid}, {5, 1, ids + 20, NULL}};
+    const wb_record r = {.rid = "r", .n_tokens = 9, .n_routes = 2, .routes = runs};
+    uint64_t repeats[2] = {100, 200};
+    assert_int_equal(wb_record_count_repeats(&f.model, &r, repeats), 3);
+    assert_int_equal(repeats[0], 103);
+    assert_int_equal(repeats[1], 201);
+}
+
+static void test_kl(void **state) {
+    (void)state;
+    const wb_kl_terms same = wb_kl_of_token(-1.5f, -1.5f), half = wb_kl_of_token(-1.0f, -2.0f),
+                      nothing = wb_kl_of_token(NAN, 0);
+    assert_true(same.k1 == 0 && same.k3 == 0 && !same.outside);
+    assert_true(half.k1 == 1 && fabs(half.k3 - exp(-1.0)) < 1e-15 && half.outside);
+    assert_true(nothing.outside && isnan(nothing.k1) && isnan(nothing.k3));
+    assert_false(wb_kl_of_token(0, 0.6875f).outside);
+    assert_true(wb_kl_of_token(0, 0.703125f).outside);
+}
+
+/* Lengths in every encoding, and what is incomplete against what is wrong. */
 static void test_scan(void **state) {
     (void)state;
     static const struct {
@@ -380,6 +437,9 @@ int main(void) {
         cmocka_unit_test(test_every_pair),
         cmocka_unit_test(test_rows),
         cmocka_unit_test(test_same_experts),
+        cmocka_unit_test(test_common),
+        cmocka_unit_test(test_repeats),
+        cmocka_unit_test(test_kl),
         cmocka_unit_test(test_scan),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

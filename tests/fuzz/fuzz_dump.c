@@ -1,5 +1,6 @@
 /* fuzz_dump.c - any bytes as a dump: it opens or is refused; each record it gives has its shape; what
- * passes the deep check is written to another dump and comes back the same.
+ * passes the deep check is written to another dump and comes back the same. What is salvaged of them is
+ * whole, can be copied as it is stored, and comes back the same too.
  *
  * The library is to be built with FUZZING_BUILD_MODE_UNSAFE_FOR_PRODUCTION, which lets wrong checksums
  * pass; without it nearly every input ends there. The file is given to the reader as a heap block of its
@@ -47,7 +48,7 @@ static uint64_t copy_records(wb_dump *from, const char *path) {
     wb_dump_options options = wb_dump_options_default();
     wb_dump_writer *w = NULL;
     uint64_t n = wb_dump_get_info(from).records, copied = 0;
-    options.codec = n % 2 ? WB_CODEC_ZSTD : WB_CODEC_RAW;
+    options.codec = (wb_codec)(n % 3);
     options.chunk_bytes = 1000;
     require(wb_dump_create(path, m, &options, &w) == WB_OK);
     for (uint64_t i = 0; i < n && i < MAX_RECORDS; i++) {
@@ -80,6 +81,31 @@ static void compare(wb_dump *from, const char *path, uint64_t n) {
     wb_dump_close(copy);
 }
 
+static void check_loss(void *ctx, const wb_dump_loss *loss) {
+    uint64_t *end = ctx;
+    require(loss->offset <= input_size && loss->bytes <= input_size - loss->offset && loss->why[0] != '\0');
+    if (loss->bytes == 0) return;
+    require(loss->offset >= *end);
+    *end = loss->offset + loss->bytes;
+}
+
+/* What is salvaged is whole: it is copied as it is, and the copy says the same. */
+static void salvage(const char *path, const char *copy) {
+    wb_dump *dump = NULL;
+    wb_dump_writer *w = NULL;
+    wb_dump_info info;
+    uint64_t end = 0;
+    if (wb_dump_salvage(path, check_loss, &end, &dump) != WB_OK) return;
+    const uint64_t n = wb_dump_get_info(dump).records;
+    require(wb_dump_create(copy, wb_dump_model(dump), NULL, &w) == WB_OK);
+    for (uint64_t i = 0; i < n; i++) require(wb_dump_append_stored(w, dump, i) == WB_OK);
+    require(wb_dump_finish(w) == WB_OK);
+    require(wb_dump_verify(copy, NULL, NULL, &info) == WB_OK && info.records == n);
+    compare(dump, copy, n);
+    unlink(copy);
+    wb_dump_close(dump);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     char path[64], copy[64];
     if (input_fd < 0) input_fd = memfd_create("fuzz_dump", 0);
@@ -98,6 +124,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         unlink(copy);
     }
     wb_dump_close(dump);
+    salvage(path, copy);
     input = NULL;
     return 0;
 }

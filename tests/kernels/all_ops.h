@@ -5,7 +5,7 @@
 
 #include "ops_test.h"
 
-enum { MAX_PIECES = 64 };
+enum { MAX_PIECES = 96 };
 
 typedef struct outputs {
     uint8_t *bytes;
@@ -78,6 +78,10 @@ static inline void all_rows(wb_device *dev, int64_t T, int64_t H, outputs *o) {
     assert_ok(
         dev->rmsnorm_backward(dev, T, H, wb_f32_rows(x), w, 1e-6f, wb_f32_rows(d), wb_f32_rows(dx), dw));
     keep_floats(o, y, T * H, "rmsnorm_forward");
+    float *sum = copied(d, T * H), *normed = floats(T * H);
+    assert_ok(dev->add_rmsnorm(dev, T, H, wb_f32_rows(x), wb_f32_rows(sum), w, 1e-6f, wb_f32_rows(normed)));
+    keep_floats(o, sum, T * H, "add_rmsnorm y");
+    keep_floats(o, normed, T * H, "add_rmsnorm normed");
     keep_floats(o, dx, T * H, "rmsnorm_backward dx");
     keep_floats(o, dw, H, "rmsnorm_backward dw");
     y = floats(T * H / 2), dx = floats(T * H);
@@ -99,13 +103,18 @@ static inline void all_rows(wb_device *dev, int64_t T, int64_t H, outputs *o) {
     assert_ok(dev->sample(dev, T, H, x, params, NULL, tokens, logprobs));
     keep(o, tokens, (size_t)T * sizeof *tokens, "sample");
     keep_floats(o, logprobs, T, "sample logprobs");
-    double sum = 0.0;
-    assert_ok(dev->sum_squares(dev, T * H, x, &sum));
-    keep(o, &sum, sizeof sum, "sum_squares");
+    double *squares = xalloc(1, sizeof *squares);
+    assert_ok(dev->sum_squares(dev, T * H, wb_f32_rows(x), squares));
+    keep(o, squares, sizeof *squares, "sum_squares");
+    assert_ok(dev->sum_squares(dev, T * H, (wb_rows){half, WB_BF16}, squares));
+    keep(o, squares, sizeof *squares, "sum_squares of bf16");
+    free(squares);
     wb_adamw hyper = {1e-3f, 0.9f, 0.99f, 1e-8f, 0.1f, 0.7f, 3};
     float *m = copied(d, T * H), *v = copied(d, T * H);
     for (int64_t i = 0; i < T * H; i++) v[i] *= v[i];
-    assert_ok(dev->adamw(dev, T * H, &hyper, x, m, v, d));
+    assert_ok(dev->adamw(dev, T * H, &hyper, x, m, v, d, NULL));
+    assert_ok(dev->adamw(dev, T * H, &hyper, x, m, v, d, half));
+    keep(o, half, (size_t)(T * H) * 2, "adamw rounded");
     keep_floats(o, m, T * H, "adamw m");
     keep_floats(o, v, T * H, "adamw v");
     assert_ok(dev->bias_forward(dev, T, H, w, wb_f32_rows(d)));
@@ -119,6 +128,38 @@ static inline void all_rows(wb_device *dev, int64_t T, int64_t H, outputs *o) {
     free(half), free(tokens), free(params);
 }
 
+/* Queries of four heads, and keys and values of two, which go to `rows` of a pool. */
+static inline void all_inputs(wb_device *dev, int64_t T, int64_t hd, const int32_t *pos, const int64_t *rows,
+                              const float *c, const float *s, outputs *o) {
+    const int64_t nh = 4, nkv = 2, pool = 3 * T * nkv * hd;
+    float *q = random_floats(T * nh * hd, -2, 2), *k = random_floats(T * nkv * hd, -2, 2),
+          *v = random_floats(T * nkv * hd, -2, 2), *w = random_floats(hd, -1, 1), *keys = floats(pool),
+          *values = floats(pool);
+    const wb_attention_inputs args = {.T = T,
+                                      .n_heads = (int32_t)nh,
+                                      .n_kv_heads = (int32_t)nkv,
+                                      .head_dim = (int32_t)hd,
+                                      .rot_dim = (int32_t)hd / 2 * 2,
+                                      .q = wb_f32_rows(q),
+                                      .k = wb_f32_rows(k),
+                                      .v = wb_f32_rows(v),
+                                      .q_norm = w,
+                                      .k_norm = w,
+                                      .eps = 1e-6f,
+                                      .clip = 0.9f,
+                                      .pos = pos,
+                                      .cos_table = c,
+                                      .sin_table = s,
+                                      .rows = rows,
+                                      .k_cache = wb_f32_rows(keys),
+                                      .v_cache = wb_f32_rows(values)};
+    assert_ok(dev->attention_prepare(dev, &args));
+    keep_floats(o, q, T * nh * hd, "attention_prepare q");
+    keep_floats(o, keys, pool, "attention_prepare keys");
+    keep_floats(o, values, pool, "attention_prepare values");
+    free(k), free(v), free(w);
+}
+
 static inline void all_attention(wb_device *dev, int64_t T, int64_t hd, outputs *o) {
     const int64_t nh = 4, nkv = 2, half = hd / 2;
     int32_t *seq = xalloc(T, sizeof *seq), *pos = xalloc(T, sizeof *pos),
@@ -130,6 +171,7 @@ static inline void all_attention(wb_device *dev, int64_t T, int64_t hd, outputs 
     }
     float *x = random_floats(T * nh * hd, -1, 1), *c = random_floats(T * half, -1, 1),
           *s = random_floats(T * half, -1, 1);
+    all_inputs(dev, T, hd, pos, rows, c, s, o);
     assert_ok(
         dev->rope(dev, T, (int32_t)nh, (int32_t)hd, (int32_t)half * 2, pos, c, s, false, wb_f32_rows(x)));
     float *fresh = random_floats(T * nkv * hd, -1, 1), *k = floats(3 * T * nkv * hd),

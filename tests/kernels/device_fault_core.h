@@ -148,6 +148,13 @@ static inline wb_status fault_embed(fault_test *f) {
                                  wb_f32_rows((float *)f->rows + FAULT_V * FAULT_H));
 }
 
+/* The logits as rows of E tokens. */
+static inline wb_status fault_sample(fault_test *f) {
+    wb_sample_params params[FAULT_T];
+    for (int i = 0; i < FAULT_T; i++) params[i] = (wb_sample_params){1, 0, 1, 0.5F};
+    return f->dev->sample(f->dev, FAULT_T, FAULT_E, f->logits, params, NULL, f->tokens, f->dlogits);
+}
+
 /* ---- cases --------------------------------------------------------------------------------------- */
 
 typedef wb_status fault_op(fault_test *f);
@@ -198,6 +205,17 @@ static inline void fault_of_token(fault_test *f, int32_t token) {
     fault_found(f, fault_embed, text);
 }
 
+/* In two rows, of which the first is told. */
+static inline void fault_of_logits(fault_test *f) {
+    char text[128];
+    const uint32_t row = fault_random(f, FAULT_T - 1), later = row + 1 + fault_random(f, FAULT_T - 1 - row);
+    const int32_t inf = 0x7f800000, nan = 0x7fc00000;
+    fault_plant(f, f->logits, sizeof inf, later * FAULT_E + fault_random(f, FAULT_E), inf);
+    fault_plant(f, f->logits, sizeof nan, row * FAULT_E + fault_random(f, FAULT_E), nan);
+    snprintf(text, sizeof text, "sample: row %u: a logit is NaN or +inf, or all are -inf", row);
+    fault_found(f, fault_sample, text);
+}
+
 /* Two faults before a download: the first is told, and none is left. */
 static inline void fault_first_stays(fault_test *f) {
     char host[16];
@@ -227,6 +245,7 @@ static inline int device_fault_run(wb_device *dev, uint64_t seed) {
         fault_of_table(&f, FAULT_E + i);
         fault_of_table(&f, -1 - i);
         if (dev->moe_plan) fault_of_id(&f, "moe_plan", fault_plan);
+        if (dev->sample) fault_of_logits(&f);
         if (dev->embed_forward) fault_of_token(&f, i % 2 ? FAULT_V : -1);
         fault_first_stays(&f);
     }

@@ -60,6 +60,19 @@ static void run_rows(const trial *t) {
     assert_ok(dev->rope(dev, T, t->most.n_heads, t->most.head_dim, t->most.head_dim / 2 * 2, index, table,
                         table, false, q));
     assert_ok(dev->add(dev, T * H, x, y));
+    assert_ok(dev->add_rmsnorm(dev, T, H, x, y, vector, 1e-6f, rows_of(t, T, H)));
+    const wb_attention_inputs inputs = {.T = T,
+                                        .n_heads = t->most.n_heads,
+                                        .n_kv_heads = t->most.n_kv_heads,
+                                        .head_dim = t->most.head_dim,
+                                        .rot_dim = t->most.head_dim / 2 * 2,
+                                        .q = q,
+                                        .k = rows_of(t, T, t->kv),
+                                        .v = rows_of(t, T, t->kv),
+                                        .pos = index,
+                                        .cos_table = table,
+                                        .sin_table = table};
+    assert_ok(dev->attention_prepare(dev, &inputs));
     assert_ok(dev->clamp(dev, T * t->q, 1, q));
     BACKWARD(t, dev->clamp_backward(dev, T * t->q, 1, q, q));
     assert_ok(dev->bias_forward(dev, T, t->q, vector, q));
@@ -82,7 +95,13 @@ static void run_products(const trial *t) {
                                  wb_matmul_dgrad(T, gate_up, up, x, false)};
     const wb_matmul down_back[] = {wb_matmul_wgrad(T, I, H, x, act, zeros(H * I, sizeof(float))),
                                    wb_matmul_dgrad(T, x, down, act, false)};
+    const wb_weight router = weight_of(t->most.router.n_experts, H);
+    const wb_rows logits = rows_of(t, T, router.rows);
+    const wb_matmul router_back[] = {
+        wb_matmul_wgrad(T, H, router.rows, logits, x, zeros(router.rows * H, sizeof(float))),
+        wb_matmul_dgrad(T, logits, router, x, true)};
     assert_ok(dev->matmul(dev, 3, project));
+    BACKWARD(t, dev->matmul(dev, 2, router_back));
     BACKWARD(t, dev->matmul(dev, 2, back));
     assert_ok(dev->matmul(dev, 1, &first));
     assert_ok(dev->swiglu_forward(dev, T, I, gate_up, act));
@@ -90,6 +109,17 @@ static void run_products(const trial *t) {
     BACKWARD(t, dev->matmul(dev, 2, down_back));
     BACKWARD(t, dev->swiglu_backward(dev, T, I, gate_up, act, gate_up));
     BACKWARD(t, dev->matmul(dev, 2, up_back));
+}
+
+/* The gradient of the head's logits. */
+static void run_head(const trial *t) {
+    wb_device *dev = t->dev;
+    const int64_t n = t->most.head_rows, H = t->most.hidden, V = t->most.vocab_size;
+    const wb_rows x = rows_of(t, n, H), logits = rows_of(t, n, V);
+    const wb_weight head = weight_of(V, H);
+    const wb_matmul back[] = {wb_matmul_wgrad(n, H, V, logits, x, zeros(V * H, sizeof(float))),
+                              wb_matmul_dgrad(n, logits, head, x, false)};
+    BACKWARD(t, dev->matmul(dev, 2, back));
 }
 
 /* One sequence, of which the tokens are the last. */
@@ -186,13 +216,13 @@ static void run_sampling(const trial *t) {
     const wb_distribution of = {.temperature = temperature};
     float *logits = zeros(ROWS * V, sizeof *logits);
     int32_t *tokens = zeros(ROWS, sizeof *tokens);
-    double sum;
+    double *sum = zeros(1, sizeof *sum);
     const wb_sample_params params[ROWS] = {
         {.temperature = 1, .top_p = 0.9f, .uniform = 0.5f}, {.top_p = 1}, {.temperature = 1, .top_p = 1}};
     assert_ok(dev->logprob_forward(dev, ROWS, V, logits, tokens, &of, logprobs));
     BACKWARD(t, dev->logprob_backward(dev, ROWS, V, logits, tokens, &of, logprobs, logits));
     if (t->most.sampled > 0) assert_ok(dev->sample(dev, ROWS, V, logits, params, NULL, tokens, logprobs));
-    assert_ok(dev->sum_squares(dev, t->most.summed, zeros(t->most.summed, sizeof(float)), &sum));
+    assert_ok(dev->sum_squares(dev, t->most.summed, rows_of(t, t->most.summed, 1), sum));
 }
 
 /* ---- sizes --------------------------------------------------------------------------------------- */
@@ -219,6 +249,7 @@ static wb_op_sizes random_sizes(int number) {
                      .n_slots = (int32_t)rng_range(1, large == GROUPS ? 5000 : 60),
                      .vocab_size = rng_range(2, large == VOCABULARY ? 150000 : 100),
                      .sampled = SAMPLED,
+                     .head_rows = rng_range(1, 8),
                      .summed = rng_range(0, large == SUMMED ? 4000000 : 100),
                      .dtype = number / N_LARGE % 2 == 0 ? WB_F32 : WB_BF16,
                      .backward = number / N_LARGE / 2 % 2 == 0};
@@ -232,7 +263,7 @@ static wb_op_sizes random_sizes(int number) {
 
 /* All of them, one after the other, and how many they are. */
 typedef void scratch_family(const trial *t);
-static scratch_family *const families[] = {run_rows,   run_products, run_attention,
+static scratch_family *const families[] = {run_rows,   run_products, run_head,    run_attention,
                                            run_router, run_experts,  run_sampling};
 enum { N_FAMILIES = sizeof families / sizeof families[0] };
 

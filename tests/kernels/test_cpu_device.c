@@ -20,6 +20,14 @@ static void test_device(void **state) {
     assert_ok(dev->to_host(dev, back, memory, 100));
     memset(host + 10, 0, 5), memset(host, 0, 2);
     assert_memory_equal(host, back, 100);
+    void *event = NULL;
+    memset(back, 0, sizeof back);
+    assert_ok(dev->event_open(dev, &event));
+    assert_ok(dev->start_to_host(dev, back, memory, 100, event));
+    assert_ok(dev->event_wait(dev, event));
+    assert_memory_equal(host, back, 100);
+    dev->event_close(dev, event);
+    dev->event_close(dev, NULL);
     dev->mem_free(dev, memory);
     dev->mem_free(dev, NULL);
     assert_ok(dev->host_alloc(dev, 0, &memory));
@@ -61,6 +69,7 @@ static void test_nothing_to_do(void **state) {
     assert_ok(dev->rmsnorm_forward(dev, 0, 4, wb_f32_rows(x), x, 1e-6f, wb_f32_rows(x)));
     assert_ok(dev->rmsnorm_backward(dev, 0, 4, wb_f32_rows(x), x, 1e-6f, wb_f32_rows(x), wb_f32_rows(x), x));
     assert_ok(dev->rope(dev, 0, 1, 4, 4, index, x, x, false, wb_f32_rows(x)));
+    assert_ok(dev->add_rmsnorm(dev, 0, 4, wb_f32_rows(x), wb_f32_rows(x), x, 1.0f, wb_f32_rows(x)));
     assert_ok(dev->kv_write(dev, 0, 4, wb_f32_rows(x), counts, (wb_rows){x, WB_F32}));
     assert_ok(dev->attention_forward(dev, &attention, wb_f32_rows(x)));
     assert_ok(dev->attention_backward(dev, &attention, wb_f32_rows(x), wb_f32_rows(x), wb_f32_rows(x),
@@ -88,8 +97,8 @@ static void test_nothing_to_do(void **state) {
     assert_ok(dev->logprob_forward(dev, 0, 4, x, index, NULL, x));
     assert_ok(dev->logprob_backward(dev, 0, 4, x, index, NULL, x, x));
     assert_ok(dev->sample(dev, 0, 4, x, NULL, NULL, index, x));
-    assert_ok(dev->sum_squares(dev, 0, x, &sum));
-    assert_ok(dev->adamw(dev, 0, &hyper, x, x, x, x));
+    assert_ok(dev->sum_squares(dev, 0, wb_f32_rows(x), &sum));
+    assert_ok(dev->adamw(dev, 0, &hyper, x, x, x, x, (uint16_t *)x));
     assert_ok(dev->cast(dev, 0, (wb_rows){x, WB_F32}, (wb_rows){x, WB_BF16}));
     for (int i = 0; i < 4; i++) assert_true(x[i] == (float)(i + 1));
     assert_true(sum == 0.0);

@@ -38,7 +38,7 @@ static void test_a_reserve_that_fails_keeps_the_device(void **state) {
         assert_int_equal(failed ? WB_OUT_OF_MEMORY : WB_OK, status);
         if (!failed) break;
     }
-    const trial t = {dev, {.vocab_size = 100, .summed = 10}, 0, 0};
+    const trial t = {dev, {.vocab_size = 100, .summed = 10, .dtype = WB_F32}, 0, 0};
     pool_used = 0;
     run_sampling(&t);
     wb_device_close(dev);

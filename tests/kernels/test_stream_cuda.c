@@ -204,6 +204,51 @@ static void test_host_memory_is_pinned(wb_device *cuda) {
     printf("host memory: pinned\n");
 }
 
+/* A copy that is started returns before the stream is there, and has come when its event was waited for, with
+ * what the device had at its place on the stream. */
+static void test_a_copy_is_waited_for_later(wb_device *cuda) {
+    void *host = NULL, *event = NULL, *a = device_memory(cuda, BYTES);
+    must(cuda->host_alloc(cuda, BYTES, &host), "host_alloc");
+    must(cuda->event_open(cuda, &event), "event_open");
+    memset(host, POISON, BYTES);
+    hold(cuda->stream);
+    must(cuda->zero(cuda, a, BYTES), "zero");
+    must(cuda->start_to_host(cuda, host, a, BYTES, event), "start_to_host");
+    cuda_ok(cudaMemsetAsync(a, 1, BYTES, cuda->stream), "cudaMemsetAsync");
+    if (*(volatile unsigned char *)host != POISON) fail("start_to_host: expected to return at once");
+    must(cuda->event_wait(cuda, event), "event_wait");
+    expect_bytes(host, 0, "a copy that was waited for by its event");
+    cuda->event_close(cuda, event);
+    cuda->event_close(cuda, NULL);
+    cuda->host_free(cuda, host);
+    wb_device_free(cuda, a);
+    printf("a copy that is waited for later: ok\n");
+}
+
+/* What is captured is done at a launch, each time with what lies at the addresses then. */
+static void test_a_graph_reads_at_its_launch(wb_device *cuda) {
+    uint8_t host[BYTES], back[BYTES], *from = device_memory(cuda, BYTES), *to = device_memory(cuda, BYTES);
+    void *handle = NULL;
+    must(cuda->zero(cuda, to, BYTES), "zero");
+    must(cuda->graph_begin(cuda), "graph_begin");
+    must(cuda->copy(cuda, to, from, BYTES), "copy");
+    must(cuda->graph_end(cuda, &handle), "graph_end");
+    must(wb_device_download(cuda, back, to, BYTES), "download");
+    expect_bytes(back, 0, "a capture does nothing");
+    for (int value = 1; value < 4; value++) {
+        memset(host, value, BYTES);
+        must(wb_device_upload(cuda, from, host, BYTES), "upload");
+        must(cuda->graph_launch(cuda, handle), "graph_launch");
+        must(wb_device_download(cuda, back, to, BYTES), "download");
+        expect_bytes(back, (uint8_t)value, "a launch");
+    }
+    cuda->graph_free(cuda, handle);
+    cuda->graph_free(cuda, NULL);
+    wb_device_free(cuda, from);
+    wb_device_free(cuda, to);
+    printf("a graph: ok\n");
+}
+
 /* ---- what is lost --------------------------------------------------------------------------------- */
 
 /* What others should have put on the stream did not come: the next call that waits says so, once. */
@@ -280,6 +325,8 @@ int main(int argc, char **argv) {
     test_copies_follow_the_callers_work(cuda, stream);
     test_ops_follow_the_callers_work(cpu, cuda, stream);
     test_upload_is_done_with_pinned_memory(cuda, stream);
+    test_a_copy_is_waited_for_later(cuda);
+    test_a_graph_reads_at_its_launch(cuda);
     test_host_memory_is_pinned(cuda);
     test_a_lost_stream_is_told(cuda);
     test_close_leaves_a_borrowed_stream(stream);

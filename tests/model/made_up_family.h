@@ -40,6 +40,10 @@ static void shift_layout(void *worker, wb_model *model, const wb_sizes *sizes, w
     wb_place_activations(arena, model, &s->sums, sizes->tokens, model->config.hidden_size);
 }
 
+static double shift_work(const wb_config *config, const wb_sizes *sizes) {
+    return (double)sizes->tokens * config->hidden_size;
+}
+
 /* The x of the token before t, or NULL at a sequence's start. */
 static const float *previous(const wb_pass *pass, const wb_state *state, const float *x, int64_t H,
                              int64_t t) {
@@ -96,6 +100,7 @@ static const wb_layer_kind layer_shift = {
     .declare = shift_declare,
     .state = shift_state,
     .layout = shift_layout,
+    .work = shift_work,
     .forward = shift_forward,
     .backward = shift_backward,
 };
@@ -128,6 +133,10 @@ static void decay_layout(void *worker, wb_model *model, const wb_sizes *sizes, w
     decay *d = worker;
     d->model = model;
     wb_place(arena, &d->sums, sizes->tokens, model->config.hidden_size + 1, sizeof(float));
+}
+
+static double decay_work(const wb_config *config, const wb_sizes *sizes) {
+    return 3 * (double)sizes->tokens * config->hidden_size;
 }
 
 /* m and n behind a token, from those before it; NULL: zeros. */
@@ -187,6 +196,7 @@ static const wb_layer_kind layer_decay = {
     .declare = decay_declare,
     .state = decay_state,
     .layout = decay_layout,
+    .work = decay_work,
     .forward = decay_forward,
     .backward = decay_backward,
 };

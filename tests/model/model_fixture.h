@@ -6,6 +6,7 @@
 #define MODEL_FIXTURE_H
 
 #include "wb_device.h"
+#include "wb_exact_math.h"
 #include "wb_model.h"
 #include "wb_random.h"
 
@@ -144,8 +145,20 @@ static inline void perturb_vectors(fixture *f, uint64_t seed) {
     }
 }
 
-/* Of the models that fixture_create makes. */
-static wb_dtype fixture_activations = WB_F32;
+/* Of the models that a test makes: their matrices, and their activations. */
+static wb_dtype fixture_dtype = WB_F32, fixture_activations = WB_F32;
+
+/* Element j of weights of either dtype. */
+static inline float weight_get(wb_rows weights, int64_t j) {
+    if (weights.dtype == WB_F32) return ((const float *)weights.data)[j];
+    return wb_bf16_to_f32(((const uint16_t *)weights.data)[j]);
+}
+static inline void weight_set(wb_rows weights, int64_t j, float value) {
+    if (weights.dtype == WB_F32)
+        ((float *)weights.data)[j] = value;
+    else
+        ((uint16_t *)weights.data)[j] = wb_f32_to_bf16(value);
+}
 
 /* A random model of `config`: the same one for a seed on any number of ranks and threads. */
 static inline fixture fixture_create_placed(const wb_config *config, uint64_t seed, wb_comm *comm,
@@ -156,6 +169,7 @@ static inline fixture fixture_create_placed(const wb_config *config, uint64_t se
     wb_model_options options = wb_model_options_default();
     options.device = f.device;
     options.comm = comm;
+    options.dtype = fixture_dtype;
     options.activations = fixture_activations;
     options.placement = placement;
     options.dispatch = dispatch;

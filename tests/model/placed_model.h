@@ -79,6 +79,8 @@ static inline wb_model_options options_of(const rank *r, const wb_placement *pla
     wb_model_options options = wb_model_options_default();
     options.device = r->device;
     options.comm = r->comm;
+    options.dtype = fixture_dtype;
+    options.activations = fixture_activations;
     options.placement = placement;
     return options;
 }

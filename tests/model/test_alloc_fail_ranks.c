@@ -77,9 +77,12 @@ static wb_status infer_step(wb_infer *infer) {
     return wb_infer_forward(infer, &batch, &(wb_routing){.ids = ids}, &logits);
 }
 
+/* With layers kept, which have workers of their own. */
 static wb_status open_and_train(fixture *f) {
+    wb_train_options options = wb_train_options_default();
     wb_train *train = NULL;
-    wb_status status = wb_comm_agree(f->comm, wb_train_open(f->model, NULL, &train));
+    options.keep_bytes = UINT64_MAX;
+    wb_status status = wb_comm_agree(f->comm, wb_train_open(f->model, &options, &train));
     if (status == WB_OK) status = train_step(train);
     wb_train_close(train);
     return status;

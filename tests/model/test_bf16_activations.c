@@ -1,7 +1,8 @@
 /* test_bf16_activations.c - a model whose activations are bf16 against the same model in f32, both forced to
- * the same routes: log-probabilities and gradients differ by what roundings explain, and do differ. That the
- * bits do not depend on batch, threads, chunks or ranks is test_model_invariance's. The seed is printed;
- * argument 1 sets one. */
+ * the same routes: log-probabilities and gradients differ by what roundings explain, and do differ; weights
+ * of bf16 give the bits of the same numbers in f32, and no product is of f32 and bf16. That the bits do not
+ * depend on batch, threads, chunks or ranks is test_model_invariance's. The seed is printed; argument 1 sets
+ * one. */
 #include "model_ranks.h"
 
 #include <setjmp.h>
@@ -37,13 +38,26 @@ static void perturb_weights(const fixture *f, uint64_t seed) {
     }
 }
 
-/* All rows go where `ids` say; NULL: they choose. perturb: a seed, or 0: the weights as they are. */
-static pass run_pass(const wb_config *config, wb_dtype activations, uint64_t perturb, const corpus *c,
-                     const int32_t *seqs, const uint8_t *ids, const float *dlogprobs) {
+/* Matrices of f32 become what they are in a model of bf16. */
+static void round_weights(const fixture *f) {
+    for (int32_t i = 0; i < wb_model_n_tensors(f->model); i++) {
+        const wb_tensor tensor = wb_model_tensor(f->model, i);
+        float *w = tensor.data;
+        if (tensor.n_dims == 1 || tensor.dtype != WB_F32) continue;
+        for (int64_t j = 0; j < tensor.n; j++) w[j] = wb_bf16_to_f32(wb_f32_to_bf16(w[j]));
+    }
+}
+
+/* All rows go where `ids` say; NULL: they choose. perturb: a seed, or 0: the weights as they are, the same
+ * numbers in either dtype. */
+static pass run_pass(const wb_config *config, wb_dtype weights, wb_dtype activations, uint64_t perturb,
+                     const corpus *c, const int32_t *seqs, const uint8_t *ids, const float *dlogprobs) {
     wb_comm *comm;
     MUST(wb_comm_open_self(&comm));
+    fixture_dtype = weights;
     fixture_activations = activations;
     fixture f = fixture_create(config, base_seed, comm, 2);
+    round_weights(&f);
     if (perturb != 0) perturb_weights(&f, perturb);
     uint8_t *forced = take(c->T, 1);
     memset(forced, 1, (size_t)c->T);
@@ -88,15 +102,18 @@ static void check_variant(variant v) {
     for (int32_t s = 0; s < N_SEQS; s++) seqs[s] = s;
     for (int32_t t = 0; t < c.T; t++) dlogprobs[t] = random_unit(&state);
     const int64_t n_logits = c.T * (int64_t)config.vocab_size;
-    pass f32 = run_pass(&config, WB_F32, 0, &c, seqs, NULL, dlogprobs);
+    pass f32 = run_pass(&config, WB_F32, WB_F32, 0, &c, seqs, NULL, dlogprobs);
     double logits = 0, gradients = 0; /* largest of the perturbations */
     for (uint64_t i = 1; i <= PERTURBATIONS; i++) {
-        pass p = run_pass(&config, WB_F32, base_seed + i, &c, seqs, f32.r.ids, dlogprobs);
+        pass p = run_pass(&config, WB_F32, WB_F32, base_seed + i, &c, seqs, f32.r.ids, dlogprobs);
         logits = fmax(logits, relative(n_logits, p.r.logits, f32.r.logits));
         gradients = fmax(gradients, relative(f32.n_gradients, p.gradients, f32.gradients));
         pass_free(&p);
     }
-    pass bf16 = run_pass(&config, WB_BF16, 0, &c, seqs, f32.r.ids, dlogprobs);
+    pass bf16 = run_pass(&config, WB_F32, WB_BF16, 0, &c, seqs, f32.r.ids, dlogprobs);
+    pass whole = run_pass(&config, WB_BF16, WB_BF16, 0, &c, seqs, f32.r.ids, dlogprobs);
+    assert_memory_equal(whole.r.logits, bf16.r.logits, (size_t)n_logits * sizeof(float));
+    assert_memory_equal(whole.gradients, bf16.gradients, (size_t)bf16.n_gradients * sizeof(float));
     assert_true(all_finite(n_logits, bf16.r.logits) && all_finite(bf16.n_gradients, bf16.gradients));
     const double factor = 6 * sqrt(rounded_steps / weighted_steps),
                  of_logits = relative(n_logits, bf16.r.logits, f32.r.logits),
@@ -105,7 +122,7 @@ static void check_variant(variant v) {
            factor * logits, of_gradients, factor * gradients);
     assert_true(of_logits <= factor * logits && of_gradients <= factor * gradients);
     assert_true(of_logits > u / 4 && of_gradients > u / 4); /* something was rounded */
-    pass_free(&f32), pass_free(&bf16);
+    pass_free(&f32), pass_free(&bf16), pass_free(&whole);
     corpus_free(&c);
     free(dlogprobs);
 }
@@ -113,6 +130,72 @@ static void check_variant(variant v) {
 static void test_bf16_is_close_to_f32(void **unused) {
     (void)unused;
     for (int v = 0; v < N_VARIANTS; v++) check_variant((variant)v);
+}
+
+/* ---- products -------------------------------------------------------------------------------- */
+
+/* Products that were made, and those of f32 and bf16 among them. */
+static int64_t products, mixed_products;
+static wb_matmul_fn *real_matmul;
+static wb_grouped_matmul_fn *real_grouped;
+static wb_grouped_matmul_backward_fn *real_grouped_backward;
+
+static void count_product(wb_dtype a, wb_dtype b) {
+    products++;
+    mixed_products += a != b;
+}
+
+static wb_status counted_matmul(wb_device *dev, int64_t count, const wb_matmul *list) {
+    for (int64_t i = 0; i < count; i++) count_product(list[i].a.dtype, list[i].b.dtype);
+    return real_matmul(dev, count, list);
+}
+
+static wb_status counted_grouped(wb_device *dev, const wb_grouped *grouped, wb_rows x, wb_rows y,
+                                 wb_rows act) {
+    count_product(x.dtype, grouped->w.dtype);
+    return real_grouped(dev, grouped, x, y, act);
+}
+
+static wb_status counted_grouped_backward(wb_device *dev, const wb_grouped *grouped, wb_rows x, wb_rows dy,
+                                          float *dw, wb_rows dx, wb_rows gate_up) {
+    count_product(dy.dtype, grouped->w.dtype);
+    count_product(dy.dtype, x.dtype);
+    return real_grouped_backward(dev, grouped, x, dy, dw, dx, gate_up);
+}
+
+static void count_products(wb_device *dev) {
+    real_matmul = dev->matmul, real_grouped = dev->grouped_matmul;
+    real_grouped_backward = dev->grouped_matmul_backward;
+    dev->matmul = counted_matmul, dev->grouped_matmul = counted_grouped;
+    dev->grouped_matmul_backward = counted_grouped_backward;
+    products = mixed_products = 0;
+}
+
+/* Tensor cores make none of f32 and bf16. */
+static void test_training_in_bf16_has_no_mixed_product(void **unused) {
+    (void)unused;
+    for (int v = 0; v < N_VARIANTS; v++) {
+        const wb_config config = variant_config((variant)v);
+        uint64_t state = base_seed + 50 + (uint64_t)v;
+        corpus c = corpus_random(&config, N_SEQS, 14, &state);
+        int32_t seqs[N_SEQS];
+        float *dlogprobs = take(c.T, sizeof(float));
+        for (int32_t s = 0; s < N_SEQS; s++) seqs[s] = s;
+        wb_comm *comm;
+        MUST(wb_comm_open_self(&comm));
+        fixture_dtype = fixture_activations = WB_BF16;
+        fixture f = fixture_create(&config, base_seed, comm, 1);
+        results r = results_new(&f, &c);
+        count_products(f.device);
+        train_pass(&f, &c, N_SEQS, seqs, (direction){0}, dlogprobs, &r);
+        assert_true(products > 0);
+        assert_int_equal(mixed_products, 0);
+        results_free(&r);
+        fixture_close(&f);
+        wb_comm_close(comm);
+        free(dlogprobs);
+        corpus_free(&c);
+    }
 }
 
 /* ---- memory ---------------------------------------------------------------------------------- */
@@ -170,6 +253,7 @@ int main(int argc, char **argv) {
     printf("seed %" PRIu64 "\n", base_seed);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_bf16_is_close_to_f32),
+        cmocka_unit_test(test_training_in_bf16_has_no_mixed_product),
         cmocka_unit_test(test_keys_and_values_are_bf16_where_weights_or_activations_are),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -203,6 +203,21 @@ static void test_dense_layers(void **state) {
     for (size_t i = 0; i < 16; i++) assert_true(c.moe_layer_mask[i] == UINT64_MAX);
 }
 
+static void test_routes_of_a_configuration(void **state) {
+    (void)state;
+    wb_config c = expect_ok("qwen3_moe", "mlp_only_layers", "[1]");
+    uint32_t layers[3] = {7, 7, 7};
+    wb_route_model routes = {.top_k = 777};
+    assert_int_equal(wb_config_routes(&c, layers, &routes), WB_OK);
+    assert_int_equal(routes.n_moe_layers, 2);
+    assert_int_equal(routes.num_hidden_layers, 3);
+    assert_true(layers[0] == 0 && layers[1] == 2 && layers[2] == 7);
+    c.moe_layer_mask[0] = 0;
+    routes.top_k = 777;
+    assert_int_equal(wb_config_routes(&c, layers, &routes), WB_INVALID_ARGUMENT);
+    assert_int_equal(routes.top_k, 777);
+}
+
 /* ---- bad values ------------------------------------------------------------------------------ */
 
 static void test_bad_values_are_refused(void **state) {
@@ -459,6 +474,7 @@ int main(void) {
         cmocka_unit_test(test_released_spelling_and_defaults),
         cmocka_unit_test(test_rule_34_defaults_are_the_familys),
         cmocka_unit_test(test_dense_layers),
+        cmocka_unit_test(test_routes_of_a_configuration),
         cmocka_unit_test(test_bad_values_are_refused),
         cmocka_unit_test(test_top_k_above_64_is_refused),
         cmocka_unit_test(test_sizes_that_overflow_together_are_refused),

@@ -30,9 +30,9 @@ static wb_placement *without_dead(const rank *r, int32_t L, int32_t E, uint64_t 
 }
 
 static wb_status descend(void *ctx, int32_t i, int64_t first, int64_t n, const float *gradient,
-                         float *weight) {
+                         wb_rows weight) {
     (void)ctx, (void)i, (void)first;
-    for (int64_t j = 0; j < n; j++) weight[j] -= 0.05F * gradient[j];
+    for (int64_t j = 0; j < n; j++) weight_set(weight, j, weight_get(weight, j) - 0.05F * gradient[j]);
     return WB_OK;
 }
 
@@ -40,7 +40,8 @@ static wb_status descend(void *ctx, int32_t i, int64_t first, int64_t n, const f
 static void update(fixture *f, const wb_placement *next) {
     for (int32_t i = 0; i < wb_model_n_tensors(f->model); i++) {
         const wb_tensor t = wb_model_tensor(f->model, i);
-        if (t.expert < 0) MUST(descend(NULL, i, 0, t.n, wb_train_grad(f->train, &t), t.data));
+        if (t.expert < 0)
+            MUST(descend(NULL, i, 0, t.n, wb_train_grad(f->train, &t), (wb_rows){t.data, t.dtype}));
     }
     MUST(wb_train_update_experts(f->train, next, descend, NULL));
 }

@@ -309,7 +309,7 @@ static void place_at_random(ranks_test *test) {
     for (int32_t i = 0; i < wb_model_n_tensors(model); i++) {
         const wb_tensor here = wb_model_tensor(model, i), whole = wb_model_tensor(test->whole.model, i);
         if (here.expert >= 0 && here.data)
-            MUST(dev->to_device(dev, here.data, whole.data, (size_t)here.n * sizeof(float)));
+            MUST(dev->to_device(dev, here.data, whole.data, (size_t)here.n * wb_dtype_size(here.dtype)));
     }
 }
 
@@ -625,6 +625,15 @@ int main(int argc, char **argv) {
     int failed = cmocka_run_group_tests_name("f32 activations", tests, NULL, NULL);
     fixture_activations = WB_BF16;
     failed += cmocka_run_group_tests_name("bf16 activations", tests, NULL, NULL);
+    /* As people train: what depends on the dtype of weights. */
+    const struct CMUnitTest of_weights[] = {
+        cmocka_unit_test(test_replay_of_own_choice_is_bit_exact),
+        cmocka_unit_test(test_inference_captures_what_training_chooses),
+        cmocka_unit_test(test_thread_ranks_equal_one_rank),
+        cmocka_unit_test(test_placement_changes_nothing),
+    };
+    fixture_dtype = WB_BF16;
+    failed += cmocka_run_group_tests_name("bf16 weights and activations", of_weights, NULL, NULL);
     if (cpu_split.split == 0) fprintf(stderr, "no op was split over threads\n");
     return cpu_split.split == 0 ? 1 : failed;
 }

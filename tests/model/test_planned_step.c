@@ -8,30 +8,6 @@ enum { ROUNDS = 2 };
 
 /* ---- the same bits ------------------------------------------------------------------------------- */
 
-/* All micro-batches as replay says, with its plans or without. */
-static void run_replayed(step *s, bool planned) {
-    fixture *f = &s->f;
-    MUST(wb_train_zero_grads(f->train));
-    for (int32_t m = 0; m < MICRO_BATCHES; m++) {
-        const step_batch *b = &s->batches[m];
-        const uint32_t T = (uint32_t)b->T;
-        const int64_t stride = f->L * f->K;
-        pass_results found = {.used = take(b->T, f->row_bytes)};
-        wb_replay_slice rows;
-        MUST(wb_replay_rows(s->replay, m, WB_ALL_LAYERS, 0, T, &rows));
-        uint8_t *ids = take(b->T, f->row_bytes);
-        memcpy(ids, rows.ids, (size_t)b->T * f->row_bytes);
-        const wb_planned_layer *plan = wb_replay_layer_plan(s->replay, m, WB_ALL_LAYERS);
-        const wb_routing routing = {
-            .ids = ids, .direction = rows.direction, .planned = planned ? plan : NULL};
-        MUST(try_pass(f, b, &routing, &found));
-        expect_same_pass(f, b, &found, &s->native[m]);
-        MUST(wb_replay_store(s->replay, m, WB_ALL_LAYERS, 0, T, found.used, stride, NULL, stride));
-        free(found.used);
-        free(ids);
-    }
-}
-
 /* Layers run forward, recomputes included: the last layer is not computed again. */
 static int64_t forwards(const step *s) {
     const wb_config *config = wb_model_config(s->f.model);

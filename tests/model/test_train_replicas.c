@@ -1,7 +1,8 @@
 /* test_train_replicas.c - an update of experts under placements with replicas, from one placement into the
  * next: gradients of replicas are summed in replica order, each expert is updated once, on its home rank, and
  * all slots of the next placement have the new weights, the bits of one rank, however slots are cut into
- * parts. What cannot be taken over is refused and changes nothing. Argument 1 sets the seed. */
+ * parts; weights in f32 and in bf16. What cannot be taken over is refused and changes nothing. Argument 1
+ * sets the seed. */
 #include "expert_home.h"
 #include "placed_model.h"
 #include "train_state.h"
@@ -44,14 +45,14 @@ typedef struct updates {
 } updates;
 
 static wb_status update(void *ctx, int32_t i, int64_t first, int64_t n, const float *gradient,
-                        float *weight) {
+                        wb_rows weight) {
     const updates *u = ctx;
     EXPECT(home_of(u->model, u->model->tensors[i].expert) == wb_comm_rank(u->model->comm));
     EXPECT(first >= 0 && first + n <= u->model->tensors[i].n);
     for (int64_t j = 0; j < n; j++) {
         EXPECT(!u->seen[i][first + j]);
         u->seen[i][first + j] = 1;
-        weight[j] = updated(weight[j], gradient[j], i);
+        weight_set(weight, j, updated(weight_get(weight, j), gradient[j], i));
     }
     return WB_OK;
 }
@@ -69,10 +70,10 @@ static void expect_all_seen(const updates *u) {
 static void update_whole(const wb_model *whole, const int32_t *n_replicas, uint64_t epoch) {
     for (int32_t i = 0; i < wb_model_n_tensors(whole); i++) {
         const wb_tensor t = wb_model_tensor(whole, i);
-        float *weight = t.data;
+        const wb_rows weight = {t.data, t.dtype};
         if (t.expert < 0) continue;
         for (int64_t j = 0; j < t.n; j++)
-            weight[j] = updated(weight[j], sum_of(epoch, i, n_replicas[i], j), i);
+            weight_set(weight, j, updated(weight_get(weight, j), sum_of(epoch, i, n_replicas[i], j), i));
     }
 }
 
@@ -177,15 +178,18 @@ static void train_and_move(rank *r) {
 
 static void test_an_update_is_the_same_wherever_experts_are_and_go(void **unused) {
     (void)unused;
-    for (int i = 0; i < ROUNDS; i++)
+    for (int i = 0; i < ROUNDS; i++) {
+        fixture_dtype = i / MAX_RANKS % 2 == 0 ? WB_F32 : WB_BF16;
         on_ranks(1 + i % MAX_RANKS, base_seed + (uint64_t)i, train_and_move, NULL, NULL);
+    }
+    fixture_dtype = WB_F32;
 }
 
 /* ---- failures ------------------------------------------------------------------------------------ */
 
 /* ctx: the rank. On rank 0 the device is gone. */
 static wb_status failing(void *ctx, int32_t i, int64_t first, int64_t n, const float *gradient,
-                         float *weight) {
+                         wb_rows weight) {
     (void)i, (void)first, (void)n, (void)gradient, (void)weight;
     const rank *r = ctx;
     return r->number == 0 ? wb_fail(WB_DEVICE, "the device is gone") : WB_OK;

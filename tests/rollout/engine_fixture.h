@@ -78,11 +78,10 @@ typedef struct rig {
     wb_model *model;
 } rig;
 
-/* comm NULL: a communicator of its own with one rank. */
-static inline rig rig_open_as(const wb_config *config, uint64_t seed, int threads, wb_comm *comm,
+/* comm NULL: a communicator of its own with one rank. The device becomes the rig's. */
+static inline rig rig_open_on(const wb_config *config, uint64_t seed, wb_device *device, wb_comm *comm,
                               wb_dtype dtype) {
-    rig r = {NULL, NULL, NULL};
-    must(wb_device_open_cpu(threads, &r.device), "device");
+    rig r = {device, NULL, NULL};
     if (!comm) must(wb_comm_open_self(&r.own_comm), "comm");
     wb_model_options options = wb_model_options_default();
     options.device = r.device;
@@ -90,6 +89,13 @@ static inline rig rig_open_as(const wb_config *config, uint64_t seed, int thread
     options.dtype = dtype;
     must(wb_model_create(config, seed, 0.4f, &options, &r.model), "model");
     return r;
+}
+
+static inline rig rig_open_as(const wb_config *config, uint64_t seed, int threads, wb_comm *comm,
+                              wb_dtype dtype) {
+    wb_device *device = NULL;
+    must(wb_device_open_cpu(threads, &device), "device");
+    return rig_open_on(config, seed, device, comm, dtype);
 }
 
 static inline rig rig_open(const wb_config *config, uint64_t seed, int threads, wb_comm *comm) {

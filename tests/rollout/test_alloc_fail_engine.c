@@ -19,6 +19,8 @@ static wb_status life(wb_model *model, const wb_model *next) {
     options.block_size = 4;
     options.max_batch_tokens = 8;
     options.max_running = 4;
+    options.prefix_cache = true;
+    options.max_drafts = 3;
     ask asks[2] = {ask_fixed("a", 9, 6), ask_fixed("b", 3, 12)};
     asks[1].request.top_k = 3;
     asks[1].request.return_sampling_mask = true;

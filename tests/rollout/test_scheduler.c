@@ -1,5 +1,6 @@
 /* test_scheduler.c - the scheduler alone, without a model: random arrivals, lengths, pools and aborts.
- * Nothing overtakes, blocks and states are conserved, the batch is what was planned, and every request ends.
+ * Nothing overtakes but by its place, blocks and states are conserved, the batch is what was planned, and
+ * every request ends. What is taken over from the prefix cache are the rows of the same tokens.
  *
  * Each round is made from its seed; `test_scheduler --seed N` runs one of them. */
 #include "scheduler.h"
@@ -21,18 +22,25 @@ typedef struct request {
     wb_record record; /* tokens: those below */
     wb_sched_entry entry;
     uint32_t tokens[MAX_TOKENS];
+    uint64_t rows[MAX_TOKENS]; /* each a hash of the tokens up to its own, and of the version */
     int32_t blocks[MAX_TOKENS];
     uint32_t max_len;
     uint64_t arrival, end; /* step; end UINT64_MAX: ends at max_len, else it is aborted */
-    bool arrived, ended;
+    bool arrived, fed, ended;
 } request;
 
 typedef struct round_state {
     uint64_t seed, state;
     wb_scheduler scheduler;
     int32_t n_blocks, block_size, max_batch_tokens, max_running;
+    bool prefix_cache;
+    uint32_t max_drafts;
+    uint64_t drafts, rejected;
+    uint64_t version, taken_over;
     uint32_t n, n_ended;
     request requests[MAX_REQUESTS]; /* in order of arrival */
+    uint32_t n_line;
+    const request *line[MAX_REQUESTS]; /* as the scheduler's is to be */
     uint64_t step;
     int failures;
 } round_state;
@@ -57,11 +65,14 @@ static uint32_t pick(round_state *r, uint32_t min, uint32_t max) {
 
 static void make_request(round_state *r, request *q, uint64_t arrival) {
     q->arrival = arrival;
+    q->entry.place = (int64_t)arrival - (pick(r, 0, 2) == 0 ? (int64_t)pick(r, 0, 20) - 10 : 0);
     q->end = pick(r, 0, 7) == 0 ? arrival + pick(r, 0, 30) : UINT64_MAX;
     q->record.prompt_len = q->record.n_tokens = pick(r, 1, MAX_TOKENS / 2);
     q->record.tokens = q->tokens;
     q->max_len = q->record.n_tokens + pick(r, 1, MAX_TOKENS / 2);
-    for (uint32_t i = 0; i < MAX_TOKENS; i++) q->tokens[i] = pick(r, 0, 1 << 20);
+    /* Many begin with the same tokens. */
+    const uint32_t n_common = pick(r, 0, 1) == 0 ? 0 : pick(r, 0, MAX_TOKENS);
+    for (uint32_t i = 0; i < MAX_TOKENS; i++) q->tokens[i] = i < n_common ? i : pick(r, 0, 1 << 20);
     q->entry.record = &q->record;
     q->entry.blocks = q->blocks;
 }
@@ -83,20 +94,45 @@ static wb_status make_round(round_state *r, uint64_t seed) {
     r->n_blocks = min_blocks + (pick(r, 0, 1) == 0 ? 0 : (int32_t)pick(r, 0, 2 * (uint32_t)min_blocks));
     r->max_batch_tokens = (int32_t)(pick(r, 0, 2) == 0 ? pick(r, 1, 4) : pick(r, 1, 64));
     r->max_running = (int32_t)pick(r, 1, MAX_REQUESTS);
-    return wb_scheduler_open(&r->scheduler, r->n_blocks, r->block_size, r->max_batch_tokens, r->max_running,
-                             MAX_TOKENS);
+    r->prefix_cache = pick(r, 0, 1) == 0;
+    r->max_drafts = pick(r, 0, 1) == 0 ? 0 : pick(r, 1, 6);
+    const wb_scheduler_sizes sizes = {.prefix_cache = r->prefix_cache,
+                                      .row_bytes = sizeof(uint64_t),
+                                      .max_drafts = (int32_t)r->max_drafts,
+                                      .n_blocks = r->n_blocks,
+                                      .block_size = r->block_size,
+                                      .max_batch_tokens = r->max_batch_tokens,
+                                      .max_running = r->max_running,
+                                      .max_positions = MAX_TOKENS};
+    return wb_scheduler_open(&r->scheduler, &sizes);
 }
 
 /* ---- what must hold after each plan -------------------------------------------------------------- */
 
-/* The line is in order of arrival, those that run are its head, and the counts are theirs. */
+/* A new request stands behind those that run and behind the waiting ones of its place or an earlier one. */
+static void stand_in_line(round_state *r, const request *q) {
+    uint32_t at = 0;
+    for (uint32_t i = 0; i < r->n_line; i++)
+        if (r->line[i]->entry.running || r->line[i]->entry.place <= q->entry.place) at = i + 1;
+    memmove(&r->line[at + 1], &r->line[at], (r->n_line - at) * sizeof *r->line);
+    r->line[at] = q;
+    r->n_line++;
+}
+
+static void leave_line(round_state *r, const request *q) {
+    uint32_t at = 0;
+    while (r->line[at] != q) at++;
+    r->n_line--;
+    memmove(&r->line[at], &r->line[at + 1], (r->n_line - at) * sizeof *r->line);
+}
+
+/* The line is as it is to be, those that run are its head, and the counts are theirs. */
 static void check_line(round_state *r) {
     const wb_scheduler *s = &r->scheduler;
     const wb_sched_entry *entry = s->first, *previous = NULL;
     int32_t running = 0, waiting = 0;
-    for (uint32_t i = 0; i < r->n; i++) {
-        const request *q = &r->requests[i];
-        if (!q->arrived || q->ended) continue;
+    for (uint32_t i = 0; i < r->n_line; i++) {
+        const request *q = r->line[i];
         EXPECT(entry == &q->entry);
         if (entry != &q->entry) return;
         EXPECT(entry->previous == previous);
@@ -111,21 +147,32 @@ static void check_line(round_state *r) {
     EXPECT((waiting == 0) == !s->first_waiting);
 }
 
-/* Each block of the pool is free or held by one request, once. */
+/* Each block of the pool is free once, or held by as many requests as it has holders, or known and held by
+ * nobody. */
 static void check_blocks(round_state *r) {
-    const wb_free_list *pool = &r->scheduler.blocks;
-    uint8_t *seen = calloc((size_t)r->n_blocks, 1);
+    const wb_kv_blocks *pool = &r->scheduler.blocks;
+    int32_t *seen = calloc((size_t)r->n_blocks, sizeof *seen), n_resting = 0;
     if (!seen) abort();
-    int32_t n = 0;
-    for (int32_t i = 0; i < pool->n_free; i++, n++) seen[pool->free[i]]++;
     for (uint32_t i = 0; i < r->n; i++) {
         const wb_sched_entry *entry = &r->requests[i].entry;
         EXPECT(entry->running || (entry->n_blocks == 0 && entry->n_in_pool == 0));
-        EXPECT(entry->n_in_pool + entry->n_planned <= (uint32_t)(entry->n_blocks * r->block_size));
-        for (int32_t k = 0; k < entry->n_blocks; k++, n++) seen[entry->blocks[k]]++;
+        EXPECT(entry->n_in_pool + wb_sched_n_fed(entry) <= (uint32_t)(entry->n_blocks * r->block_size));
+        for (int32_t k = 0; k < entry->n_blocks; k++) seen[entry->blocks[k]]++;
+        for (int32_t k = 0; k < entry->n_known; k++)
+            EXPECT(!entry->shares || wb_prefix_cache_knows(&pool->cache, entry->blocks[k]));
     }
+    for (int32_t i = 0; i < r->n_blocks; i++) {
+        EXPECT(seen[i] == pool->holders[i]);
+        n_resting += seen[i] == 0 && wb_prefix_cache_knows(&pool->cache, i);
+    }
+    for (int32_t i = 0; i < pool->free.n_free; i++) {
+        EXPECT(seen[pool->free.free[i]] == 0 && !wb_prefix_cache_knows(&pool->cache, pool->free.free[i]));
+        seen[pool->free.free[i]]++;
+    }
+    EXPECT(n_resting == pool->cache.n_resting);
+    int32_t n = n_resting;
+    for (int32_t i = 0; i < r->n_blocks; i++) n += seen[i] > 0;
     EXPECT(n == r->n_blocks);
-    for (int32_t i = 0; i < r->n_blocks; i++) EXPECT(seen[i] == 1);
     free(seen);
 }
 
@@ -145,7 +192,8 @@ static void check_entry(round_state *r, int32_t i, int64_t *t, int64_t *n_sample
     const wb_step_batch *batch = &r->scheduler.batch;
     const wb_sched_entry *entry = batch->entries[i];
     EXPECT(entry->running && entry->n_planned > 0);
-    for (uint32_t k = 0; k < entry->n_planned; k++, ++*t) {
+    EXPECT(entry->n_drafts == 0 || (wb_sched_samples(entry) && entry->n_drafts <= entry->n_proposed));
+    for (uint32_t k = 0; k < wb_sched_n_fed(entry); k++, ++*t) {
         EXPECT(batch->pos[*t] == (int32_t)(entry->n_in_pool + k));
         EXPECT(batch->tokens[*t] == (int32_t)entry->record->tokens[entry->n_in_pool + k]);
         EXPECT(batch->seq[*t] == i);
@@ -154,29 +202,57 @@ static void check_entry(round_state *r, int32_t i, int64_t *t, int64_t *n_sample
         EXPECT(batch->blocks[i * batch->max_blocks + k] == (k < entry->n_blocks ? entry->blocks[k] : 0));
     EXPECT(batch->states[i] == entry->state);
     if (!wb_sched_samples(entry)) return;
-    EXPECT(*n_sampled < batch->n_sampled && batch->sampled[*n_sampled] == entry);
-    EXPECT(batch->logit_rows[*n_sampled] == *t - 1);
-    ++*n_sampled;
+    for (uint32_t k = 0; k <= entry->n_drafts; k++, ++*n_sampled) {
+        EXPECT(*n_sampled < batch->n_sampled && batch->sampled[*n_sampled] == entry);
+        EXPECT(wb_step_batch_position(batch, *n_sampled) == entry->record->n_tokens + k);
+    }
 }
 
-/* The batch is the planned tokens in order of arrival, and no prefill is passed by a younger one. */
+/* Its rows as the present weights choose them. */
+static void choose_rows(const round_state *r, request *q) {
+    uint64_t hash = r->version;
+    for (uint32_t i = 0; i < MAX_TOKENS; i++) q->rows[i] = hash = wb_mix64(hash + q->tokens[i]);
+}
+
+static request *request_of(wb_sched_entry *entry) {
+    return (request *)(void *)((char *)entry - offsetof(request, entry));
+}
+
+/* What an entry was admitted with has the rows that it would have chosen. */
+static void check_taken_over(round_state *r) {
+    const uint32_t size = (uint32_t)r->block_size;
+    for (uint32_t i = 0; i < r->n; i++) {
+        wb_sched_entry *entry = &r->requests[i].entry;
+        EXPECT(entry->n_taken_over == 0 || (entry->n_taken_over == entry->n_in_pool && entry->shares));
+        if (entry->n_taken_over > 0) choose_rows(r, request_of(entry));
+        for (uint32_t t = 0; t < entry->n_taken_over; t += size)
+            EXPECT(memcmp(wb_prefix_cache_rows(&r->scheduler.blocks.cache, entry->blocks[t / size]),
+                          request_of(entry)->rows + t, size * sizeof(uint64_t)) == 0);
+        r->taken_over += entry->n_taken_over;
+        entry->n_taken_over = 0;
+    }
+}
+
+/* The batch is the planned tokens in the order of the line, no prefill is passed by one behind it, and
+ * prefills keep to their budget. */
 static void check_batch(round_state *r) {
     const wb_step_batch *batch = &r->scheduler.batch;
     int64_t t = 0, n_sampled = 0;
-    int32_t n_planned = 0;
+    int32_t n_planned = 0, n_prefill = 0;
     bool a_prefill_waits = false;
     for (const wb_sched_entry *entry = r->scheduler.first; entry; entry = entry->next) {
         const uint32_t lacks = entry->record->n_tokens - entry->n_in_pool;
         const bool prefills = lacks > 1;
         if (prefills && a_prefill_waits) EXPECT(entry->n_planned == 0);
         if (prefills && entry->n_planned < lacks) a_prefill_waits = true;
-        n_planned += entry->n_planned > 0;
+        if (entry->n_planned == 0) continue;
+        EXPECT(n_planned < batch->n_entries && batch->entries[n_planned] == entry);
+        n_prefill += prefills ? (int32_t)entry->n_planned : 0;
+        n_planned++;
     }
+    EXPECT(n_prefill <= r->scheduler.max_prefill_tokens);
     EXPECT(batch->n_entries == n_planned && n_planned <= r->scheduler.max_entries);
-    for (int32_t i = 0; i < batch->n_entries; i++) {
-        if (i > 0) EXPECT(batch->entries[i - 1] < batch->entries[i]); /* requests lie in order of arrival */
-        check_entry(r, i, &t, &n_sampled);
-    }
+    for (int32_t i = 0; i < batch->n_entries; i++) check_entry(r, i, &t, &n_sampled);
     EXPECT(batch->n_tokens == t && t <= r->max_batch_tokens);
     EXPECT(batch->n_sampled == n_sampled);
     EXPECT(t > 0 || !r->scheduler.first); /* a step with work does some */
@@ -184,22 +260,46 @@ static void check_batch(round_state *r) {
 
 /* ---- a step as the engine makes it --------------------------------------------------------------- */
 
+static void end_request(round_state *r, request *q) {
+    leave_line(r, q);
+    wb_scheduler_remove(&r->scheduler, &q->entry);
+    q->ended = true;
+    r->n_ended++;
+}
+
 static void arrive_and_abort(round_state *r) {
     for (uint32_t i = 0; i < r->n; i++) {
         request *q = &r->requests[i];
         if (!q->arrived && q->arrival <= r->step) {
+            q->entry.shares = r->prefix_cache;
+            stand_in_line(r, q);
             wb_scheduler_add(&r->scheduler, &q->entry);
             q->arrived = true;
         }
         if (!q->arrived || q->ended || q->end > r->step) continue;
-        wb_scheduler_remove(&r->scheduler, &q->entry);
-        q->ended = true;
-        r->n_ended++;
+        end_request(r, q);
     }
 }
 
-static request *request_of(wb_sched_entry *entry) {
-    return (request *)(void *)((char *)entry - offsetof(request, entry));
+/* Keys of the old weights are not for whom the new ones answer. */
+static void change_weights(round_state *r) {
+    r->version++;
+    wb_kv_blocks_forget(&r->scheduler.blocks);
+    for (uint32_t i = 0; i < r->n; i++)
+        if (r->requests[i].entry.n_in_pool > 0 || r->requests[i].fed) r->requests[i].entry.shares = false;
+}
+
+/* Some of those that were fed, from the first on. */
+static void accept_drafts(round_state *r, request *q) {
+    q->entry.n_accepted = pick(r, 0, q->entry.n_drafts);
+    r->drafts += q->entry.n_drafts;
+    r->rejected += q->entry.n_drafts - q->entry.n_accepted;
+}
+
+/* As many as the request can still take, or fewer. */
+static void propose_drafts(round_state *r, request *q) {
+    const uint32_t left = q->max_len - q->record.n_tokens;
+    q->entry.n_proposed = left > 1 ? pick(r, 0, left - 1 < r->max_drafts ? left - 1 : r->max_drafts) : 0;
 }
 
 static void commit(round_state *r) {
@@ -207,30 +307,46 @@ static void commit(round_state *r) {
     for (int32_t i = 0; i < batch->n_entries; i++) {
         request *q = request_of(batch->entries[i]);
         const bool samples = wb_sched_samples(&q->entry);
-        wb_sched_fed(&q->entry);
-        if (!samples || ++q->record.n_tokens < q->max_len) continue;
-        wb_scheduler_remove(&r->scheduler, &q->entry);
-        q->ended = true;
-        r->n_ended++;
+        if (q->entry.shares) choose_rows(r, q);
+        accept_drafts(r, q);
+        const uint32_t n_accepted = q->entry.n_accepted;
+        wb_scheduler_fed(&r->scheduler, &q->entry);
+        EXPECT(!samples || q->entry.n_in_pool == q->record.n_tokens + n_accepted);
+        uint32_t start;
+        for (uint8_t *rows; wb_scheduler_know_next(&r->scheduler, &q->entry, &start, &rows);)
+            if (rows) memcpy(rows, q->rows + start, (size_t)r->block_size * sizeof *q->rows);
+        q->fed = true;
+        if (!samples) continue;
+        q->record.n_tokens += 1 + n_accepted;
+        propose_drafts(r, q);
+        if (q->record.n_tokens == q->max_len) end_request(r, q);
     }
 }
 
+typedef struct tally {
+    uint64_t preemptions, taken_over, drafts, rejected;
+} tally;
+
 /* Now and then a step is not made after its plan, and states are lost with some of these: the next plan must
  * do as well. */
-static int run_round(uint64_t seed, uint64_t *preemptions) {
+static int run_round(uint64_t seed, tally *t) {
     static round_state state;
     round_state *r = &state;
     if (make_round(r, seed) != WB_OK) abort();
     for (r->step = 0; r->n_ended < r->n && r->failures == 0; r->step++) {
         EXPECT(r->step < MAX_STEPS);
         arrive_and_abort(r);
+        if (pick(r, 0, 19) == 0) change_weights(r);
         const uint64_t before = r->scheduler.preemptions;
+        r->scheduler.max_prefill_tokens =
+            pick(r, 0, 1) == 0 ? r->max_batch_tokens : (int32_t)pick(r, 1, (uint32_t)r->max_batch_tokens);
         wb_scheduler_plan(&r->scheduler);
-        *preemptions += r->scheduler.preemptions - before;
+        t->preemptions += r->scheduler.preemptions - before;
         check_line(r);
         check_blocks(r);
         check_states(r);
         check_batch(r);
+        check_taken_over(r);
         if (pick(r, 0, 31) == 0)
             wb_scheduler_preempt_all(&r->scheduler);
         else if (pick(r, 0, 15) == 0)
@@ -238,7 +354,10 @@ static int run_round(uint64_t seed, uint64_t *preemptions) {
         else
             commit(r);
     }
-    EXPECT(r->scheduler.blocks.n_free == r->n_blocks || r->failures > 0);
+    EXPECT(wb_kv_blocks_n_free(&r->scheduler.blocks) == r->n_blocks || r->failures > 0);
+    t->taken_over += r->taken_over;
+    t->drafts += r->drafts;
+    t->rejected += r->rejected;
     check_states(r);
     wb_scheduler_close(&r->scheduler);
     return r->failures > 0;
@@ -247,14 +366,14 @@ static int run_round(uint64_t seed, uint64_t *preemptions) {
 int main(int argc, char **argv) {
     const bool one = argc == 3 && strcmp(argv[1], "--seed") == 0;
     const uint64_t first = one ? strtoull(argv[2], NULL, 10) : FIRST_SEED, n = one ? 1 : N_ROUNDS;
-    uint64_t preemptions = 0;
+    tally t = {0};
     int failures = 0;
-    for (uint64_t seed = first; seed < first + n; seed++) failures += run_round(seed, &preemptions);
-    printf("test_scheduler: seeds %" PRIu64 "..%" PRIu64 ", %" PRIu64 " preemptions, %d of %" PRIu64
-           " rounds failed\n",
-           first, first + n - 1, preemptions, failures, n);
-    if (!one && preemptions < n / 10) {
-        printf("expected more preemptions: the rounds are too easy to show anything\n");
+    for (uint64_t seed = first; seed < first + n; seed++) failures += run_round(seed, &t);
+    printf("test_scheduler: seeds %" PRIu64 "..%" PRIu64 ", %" PRIu64 " preemptions, %" PRIu64
+           " tokens taken over, %" PRIu64 " drafts, %" PRIu64 " rejected, %d of %" PRIu64 " rounds failed\n",
+           first, first + n - 1, t.preemptions, t.taken_over, t.drafts, t.rejected, failures, n);
+    if (!one && (t.preemptions < n / 10 || t.taken_over < n || t.drafts < n || t.rejected < n)) {
+        printf("expected more of each: the rounds are too easy to show anything\n");
         return 1;
     }
     return failures > 0;

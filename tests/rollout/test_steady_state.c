@@ -95,6 +95,7 @@ enum {
     N_BLOCKS = 24,
     BLOCK_SIZE = 4,
     MAX_BATCH_TOKENS = 12,
+    MAX_CHANGES = 600,
     MAX_PROMPT_TOKENS = 27,
     MAX_NEW_TOKENS = 70
 };
@@ -108,7 +109,7 @@ typedef struct rank_job {
     ask asks[N_ASKS];
     int submitted, done;
     uint32_t masks, rows, max_spans;
-    uint64_t tokens, version, steps, preemptions;
+    uint64_t tokens, version, steps, preemptions, taken_over;
 } rank_job;
 
 /* What callers ask for may allocate. */
@@ -139,12 +140,14 @@ static void run(rank_job *job) {
     bool busy = true;
     for (uint64_t steps = 0; busy; steps++) {
         submit_and_poll(job);
-        if (steps > 0) set_weights(job, steps);
+        /* Under the same weights requests take over from each other. */
+        if (steps > 0 && steps < MAX_CHANGES) set_weights(job, steps);
         must(wb_engine_step(job->engine, &busy), "step");
     }
     submit_and_poll(job);
     job->steps = wb_engine_get_stats(job->engine).steps;
     job->preemptions = wb_engine_get_stats(job->engine).preemptions;
+    job->taken_over = wb_engine_get_stats(job->engine).taken_over_tokens;
 }
 
 static void open_job(rank_job *job) {
@@ -153,10 +156,18 @@ static void open_job(rank_job *job) {
     for (uint64_t i = 0; i < 2; i++) job->other[i] = rig_open(&config, 2 + i, 1, job->comm);
     device_mem_alloc = job->own.device->mem_alloc;
     job->own.device->mem_alloc = counted_mem_alloc;
-    job->engine = engine_of(job->own.model, N_BLOCKS, BLOCK_SIZE, MAX_BATCH_TOKENS, 6);
+    wb_engine_options options = wb_engine_options_default();
+    options.n_blocks = N_BLOCKS;
+    options.block_size = BLOCK_SIZE;
+    options.max_batch_tokens = MAX_BATCH_TOKENS;
+    options.max_running = 6;
+    options.prefix_cache = true;
+    options.max_drafts = 3;
+    must(wb_engine_open(job->own.model, &options, &job->engine), "engine");
     dice d = {job->seed};
     for (uint32_t i = 0; i < N_ASKS; i++) {
         job->asks[i] = ask_random(&d, i, (uint32_t)config.vocab_size, MAX_PROMPT_TOKENS, MAX_NEW_TOKENS);
+        for (uint32_t t = 0; t < BLOCK_SIZE; t++) job->asks[i].prompt[t] = t; /* taken over where known */
         job->asks[i].request.return_routes = i % 3 != 0;
         job->asks[i].request.return_sampling_mask = i % 2 != 0;
     }
@@ -185,10 +196,12 @@ static void assert_nothing_allocated(rank_job *job, int n_ranks) {
     for (int r = 0; r < n_ranks; r++) {
         const rank_job *j = &job[r];
         print_message("rank %d, seed %" PRIu64 ": %" PRIu64 " steps, %" PRIu64 " preemptions, %" PRIu64
-                      " tokens, %" PRIu32 " masks, %" PRIu32 " rows, %" PRIu32 " spans at most\n",
-                      r, j->seed, j->steps, j->preemptions, j->tokens, j->masks, j->rows, j->max_spans);
+                      " tokens, of which %" PRIu64 " taken over, %" PRIu32 " masks, %" PRIu32
+                      " rows, %" PRIu32 " spans at most\n",
+                      r, j->seed, j->steps, j->preemptions, j->tokens, j->taken_over, j->masks, j->rows,
+                      j->max_spans);
         assert_int_equal(N_ASKS, j->done);
-        assert_true(j->steps >= 200);
+        assert_true(j->steps >= 200 && j->taken_over > 0);
         assert_true(j->preemptions > 0 && j->masks > 0 && j->rows > 0 && j->max_spans > 64);
     }
     if (n != 0) fail_msg("%ld allocations in steps, the latest of %zu bytes", n, bytes);

@@ -101,24 +101,26 @@ static void test_a_failing_rank_is_named_to_the_others(void **state) {
 
 /* ---- after the sampling -------------------------------------------------------------------------- */
 
-/* Once a step has sampled, the copy to the host after copies_left others fails, once; negative: none does. Of
- * this thread's rank. */
-static _Thread_local int copies_left = -1;
-static _Thread_local bool has_sampled, has_failed;
-static _Thread_local wb_sample_fn *device_sample;
-static _Thread_local wb_to_host_fn *device_to_host;
+/* Of what a step does to bring its results to the host, the call after calls_left others fails, once;
+ * negative: none does. Of this thread's rank. */
+static _Thread_local int calls_left = -1;
+static _Thread_local bool has_failed;
+static _Thread_local wb_start_to_host_fn *device_start_to_host;
+static _Thread_local wb_event_wait_fn *device_event_wait;
 
-static wb_status noted_sample(wb_device *dev, int64_t B, int64_t V, const float *logits,
-                              const wb_sample_params *params, const wb_sample_kept *kept, int32_t *tokens,
-                              float *logprobs) {
-    has_sampled = true;
-    return device_sample(dev, B, V, logits, params, kept, tokens, logprobs);
+static bool is_to_fail(void) {
+    if (calls_left < 0 || calls_left-- > 0) return false;
+    return has_failed = true;
 }
 
-static wb_status failing_to_host(wb_device *dev, void *host, const void *device, size_t bytes) {
-    if (!has_sampled || copies_left < 0 || copies_left-- > 0) return device_to_host(dev, host, device, bytes);
-    has_failed = true;
-    return wb_fail(WB_DEVICE, "to_host: made to fail");
+static wb_status failing_start_to_host(wb_device *dev, void *host, const void *device, size_t bytes,
+                                       void *event) {
+    if (is_to_fail()) return wb_fail(WB_DEVICE, "start_to_host: made to fail");
+    return device_start_to_host(dev, host, device, bytes, event);
+}
+
+static wb_status failing_event_wait(wb_device *dev, void *event) {
+    return is_to_fail() ? wb_fail(WB_DEVICE, "event_wait: made to fail") : device_event_wait(dev, event);
 }
 
 enum { MASK_PROMPT = 5, MASK_NEW = 9 };
@@ -137,23 +139,23 @@ static void expect(bool held, const char *what) {
     abort(); /* an assert would leave the other rank waiting */
 }
 
-/* Each step of one request, in which the first copy fails, then the second, and so on, until none is left to
- * fail. A step that failed changed nothing: the next one feeds the same tokens. With several ranks it is rank
- * 1 that fails. */
+/* Each step of one request, in which the copy cannot be started, then does not arrive, until nothing is left
+ * to fail. A step that failed changed nothing: the next one feeds the same tokens. With several ranks it is
+ * rank 1 that fails. */
 static wb_completion *complete_in_spite(wb_comm *comm, int *failures_out) {
     const wb_config c = config();
     rig r = rig_open(&c, 5, 1, comm);
     wb_engine *engine = engine_of(r.model, 12, 4, 8, 4);
     const bool fails = !comm || wb_comm_rank(comm) == 1;
     ask a = ask_masked();
-    device_sample = r.device->sample, device_to_host = r.device->to_host;
-    r.device->sample = noted_sample, r.device->to_host = failing_to_host;
+    device_start_to_host = r.device->start_to_host, device_event_wait = r.device->event_wait;
+    r.device->start_to_host = failing_start_to_host, r.device->event_wait = failing_event_wait;
     must(wb_engine_submit(engine, ask_request(&a)), "submit");
     *failures_out = 0;
     bool busy = true;
     for (int n = 0; busy;) {
-        has_sampled = has_failed = false;
-        copies_left = fails ? n : -1;
+        has_failed = false;
+        calls_left = fails ? n : -1;
         const wb_status status = wb_engine_step(engine, &busy);
         expect(!fails || status == (has_failed ? WB_DEVICE : WB_OK), "the failure of the device alone");
         expect(fails || status == WB_OK || status == WB_PEER, "the failure of a peer alone");
@@ -171,7 +173,7 @@ static void assert_completes_as_alone(int failures, wb_completion *found) {
     rig r = open_rig();
     ask a = ask_masked();
     wb_completion *alone = run_alone(r.model, &a);
-    assert_int_equal(2 * MASK_NEW, failures); /* tokens and rows; the mask */
+    assert_int_equal(2 * MASK_NEW, failures); /* the start and the wait */
     assert_non_null(found);
     assert_same(r.model, alone, found);
     wb_completion_free(found);

@@ -20,7 +20,7 @@ static void optimizer_step(rig *r, float lr, dice *d) {
         float *g = take((size_t)tensor.n, sizeof *g), *m = take((size_t)tensor.n, sizeof *m),
               *v = take((size_t)tensor.n, sizeof *v);
         for (int64_t k = 0; k < tensor.n; k++) g[k] = roll(d) % 2 == 0 ? 1.0f : -1.0f;
-        assert_ok(r->device->adamw(r->device, tensor.n, &hyper, g, m, v, tensor.data));
+        assert_ok(r->device->adamw(r->device, tensor.n, &hyper, g, m, v, tensor.data, NULL));
         free(g);
         free(m);
         free(v);

@@ -10,6 +10,7 @@
 #include "dump_layout.h"
 #include "dump_pack.h"
 #include "formats/dump_fixture.h"
+#include "packed.h"
 #include "support/usage.h"
 #include "wb_hash.h"
 
@@ -154,8 +155,8 @@ typedef struct fault {
     sampling_fault sampling;
     bool prefix_rows_twice;
     bool ids_set, rows_damaged, record_damaged, base_has_prefix, base_invalid, spans_twice;
-    const char *data;   /* instead of ids, data_bytes of it */
-    uint32_t zstd_rows; /* instead of ids, so many rows of them compressed */
+    const char *data;                /* instead of ids, data_bytes of it */
+    uint32_t zstd_rows, packed_rows; /* instead of ids, so many rows of them encoded */
     /* index */
     int index_shift;
     const char *index_rid;
@@ -236,6 +237,12 @@ static void routes(wb_pack *p, const fault *x, uint32_t start) {
     static uint8_t frame[256];
     if (x->zstd_rows) {
         require(wb_zstd_encode(ids, x->zstd_rows * 4u, 3, frame, sizeof frame, &size));
+        data = frame;
+    }
+    if (x->packed_rows) {
+        fixture_model f;
+        fixture_model_init(&f, 2, 8, 2);
+        require(wb_packed_encode(&f.model, ids, x->packed_rows, NULL, 0, frame, sizeof frame, &size));
         data = frame;
     }
     wb_pack_text(p, "routes");
@@ -459,7 +466,7 @@ static const fault faults[] = {
     {.name = "bad_prompt_beyond_tokens", .prompt_len = 7},
     {.name = "bad_logprobs_length", .logprobs = 5},
     {.name = "bad_spans_overlap", .span_2_start = 2},
-    {.name = "bad_codec_packed", .codec = "packed"},
+    {.name = "bad_codec_unknown", .codec = "squeezed"},
     {.name = "bad_rows_beyond_tokens", .rows = 6, .data_bytes = 24},
     {.name = "bad_rows_more_than_data", .data_bytes = 16},
     {.name = "bad_runs_overlap", .run_2_start = 3},
@@ -469,6 +476,9 @@ static const fault faults[] = {
     {.name = "bad_zstd_frame", .codec = "zstd", .data = "no frame at all", .data_bytes = 15},
     {.name = "bad_zstd_rows_missing", .codec = "zstd", .zstd_rows = 4},
     {.name = "bad_zstd_rows_beyond", .codec = "zstd", .zstd_rows = 6},
+    {.name = "bad_packed_frame", .codec = "packed", .data = "no frame at all", .data_bytes = 15},
+    {.name = "bad_packed_rows_missing", .codec = "packed", .packed_rows = 4},
+    {.name = "bad_packed_rows_beyond", .codec = "packed", .packed_rows = 6},
     {.name = "bad_zstd_bomb",
      .codec = "zstd",
      .data = "\x28\xb5\x2f\xfd\x20",
@@ -518,14 +528,16 @@ int main(int argc, char **argv) {
     int code;
     if (usage_ends(argc, argv, 1, 1, "usage: make_golden_dumps DIRECTORY\n", &code)) return code;
     char path[512];
-    wb_dump_options zstd = wb_dump_options_default(), chunks = wb_dump_options_default();
+    wb_dump_options zstd = wb_dump_options_default(), packed = zstd, chunks = zstd;
     zstd.codec = WB_CODEC_ZSTD;
+    packed.codec = WB_CODEC_PACKED;
     chunks.chunk_bytes = 10;
 #define GOOD(name, ...) (snprintf(path, sizeof path, "%s/%s", argv[1], name), good(path, __VA_ARGS__))
     GOOD("good_u8.wbr", 2, 8, 2, 11, 12, false, false, NULL);
     GOOD("good_u8_valid.wbr", 2, 256, 4, 12, 12, true, false, NULL);
     GOOD("good_u16.wbr", 2, 300, 2, 13, 12, false, false, NULL);
     GOOD("good_zstd.wbr", 2, 8, 2, 14, 100, false, false, &zstd);
+    GOOD("good_packed.wbr", 2, 8, 2, 18, 100, true, false, &packed);
     GOOD("good_chunks.wbr", 2, 8, 2, 15, 12, true, false, &chunks);
     GOOD("good_no_index.wbr", 2, 8, 2, 16, 12, false, false, NULL);
     GOOD("good_sampling.wbr", 2, 8, 2, 17, 12, false, true, NULL);

@@ -19,8 +19,9 @@ except ImportError as missing:
 
 
 # README begin
-def read(path):  # each record of a file, and {position: expert ids [layer][choice]} of its valid rows
+def read(path, more={}):  # each record of a file, and {position: expert ids [layer][choice]} of its valid rows
     objects, unzstd = msgpack.Unpacker(open(path, "rb"), max_buffer_size=0), zstandard.ZstdDecompressor().decompress
+    codecs = {"raw": lambda chunk, header: chunk, "zstd": lambda chunk, header: unzstd(chunk)} | more
     header, bases, listed = next(objects, None), {}, lambda x: x if isinstance(x, list) else [x]
     if header is None:  # of a rank that died
         return print(f"{path}: skipped, it ends before its header does", file=sys.stderr)
@@ -30,13 +31,30 @@ def read(path):  # each record of a file, and {position: expert ids [layer][choi
         for run in listed(record.get("routes", [])):
             if prefix and not rows:
                 rows = {p: bases[prefix["rid"]][p] for p in range(run["start"] - prefix["rows"], run["start"])}
-            data = b"".join(unzstd(c) if c and run["codec"] == "zstd" else c for c in listed(run["data"]))
+            decode = codecs[run["codec"]]
+            data = b"".join(decode(c, header) if c else c for c in listed(run["data"]))
             ids = np.frombuffer(data, "<u2" if header["dtype"] == "u16" else "u1").reshape(shape)
             valid = np.unpackbits(np.frombuffer(run.get("valid", b"\xff" * len(ids)), "u1"), bitorder="little")
             rows |= {run["start"] + r: ids[r] for r in range(len(ids)) if valid[r]}
         bases |= {} if prefix else {record["rid"]: rows}
         yield record, rows
 # README end
+
+
+def unpack(chunk, header):  # a chunk of codec packed
+    model = header["model"]
+    L, E, K = len(model["moe_layers"]), model["num_experts"], model["top_k"]
+    content = np.frombuffer(zstandard.ZstdDecompressor().decompress(chunk), "u1")
+    experts = np.argsort(content[:L * E].reshape(L, E), axis=1, kind="stable")
+    symbols = content[L * E:].reshape(K, -1, L)
+    ids = np.empty((symbols.shape[1], L, K), "u1")
+    for layer in range(L):
+        before = list(range(K))
+        for row in range(len(ids)):
+            candidates = before + [rank for rank in range(E) if rank not in before]
+            before = [candidates.pop(symbols[k, row, layer]) for k in range(K)]
+            ids[row, layer] = experts[layer, before]
+    return ids.tobytes()
 
 
 def files_of(dump):
@@ -49,7 +67,7 @@ def as_printed(number):
 
 
 def compare(waybill, dump):
-    mine = {record["rid"]: (record, rows) for path in files_of(dump) for record, rows in read(path)}
+    mine = {record["rid"]: (record, rows) for path in files_of(dump) for record, rows in read(path, {"packed": unpack})}
     lines = subprocess.run([waybill, "cat", "--tokens", "--routes", dump], check=True, capture_output=True).stdout
     theirs = [json.loads(line) for line in lines.splitlines()]
     assert [r["rid"] for r in theirs] == list(mine)

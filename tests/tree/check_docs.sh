@@ -15,7 +15,7 @@ fault() {
 # ---- paths -------------------------------------------------------------------------------------------------------
 pages=(README.md CONTRIBUTING.md CHANGELOG.md docs/*.md tests/bench/README.md)
 # File names that belong to others, or that a recipe makes.
-foreign=' eplb.py mpi.h nccl.h inttypes.h wb_import.h '
+foreign=' eplb.py mpi.h nccl.h inttypes.h '
 
 # named PAGE : what looks like a path of this tree, one a line: anything below a top-level folder, the targets of links, and file
 # names in backticks. A path that goes on with <placeholder> counts up to its last folder.

@@ -47,6 +47,10 @@ for program in "$prefix"/bin/*; do
     [ -s "$page" ] || { echo "FAULT: expected a manual page $page"; faults=$((faults + 1)); }
 done
 
+for file in bash-completion/completions/waybill zsh/site-functions/_waybill; do
+    [ -s "$prefix/share/$file" ] || { echo "FAULT: expected a completion $prefix/share/$file"; faults=$((faults + 1)); }
+done
+
 # ---- a consumer
 cat >"$scratch/consumer.c" <<'END'
 #include <stdio.h>

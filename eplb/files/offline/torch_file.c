@@ -29,20 +29,20 @@ bool wb_torch_file_is(const char *path) {
 }
 
 /* Files of before torch 2.1 do not say their byte order; it is that of the machine, which was little. */
-static wb_status check_byte_order(const wb_torch_zip *zip) {
-    wb_torch_member order = {0};
-    WB_TRY(wb_torch_zip_find(zip, "byteorder", &order));
+static wb_status check_byte_order(const wb_zip *zip) {
+    wb_zip_member order = {0};
+    WB_TRY(wb_zip_find(zip, "byteorder", &order));
     if (!order.bytes || (order.size == 6 && memcmp(order.bytes, "little", 6) == 0)) return WB_OK;
     return wb_fail(WB_UNSUPPORTED, "byteorder: expected little, found %.*s",
                    order.size < 16 ? (int)order.size : 16, (const char *)order.bytes);
 }
 
 static wb_status read_archive(wb_torch_file *file, size_t size) {
-    wb_torch_member pickle = {0};
-    WB_TRY(wb_torch_zip_open((const uint8_t *)file->bytes, size, &file->zip));
-    WB_TRY(wb_torch_zip_check(&file->zip));
+    wb_zip_member pickle = {0};
+    WB_TRY(wb_zip_open((const uint8_t *)file->bytes, size, &file->zip));
+    WB_TRY(wb_zip_check(&file->zip));
     WB_TRY(check_byte_order(&file->zip));
-    WB_TRY(wb_torch_zip_find(&file->zip, "data.pkl", &pickle));
+    WB_TRY(wb_zip_find(&file->zip, "data.pkl", &pickle));
     if (!pickle.bytes)
         return wb_fail(WB_UNSUPPORTED, "expected an archive of torch.save, found one without data.pkl");
     return wb_pickle_read(pickle.bytes, pickle.size, &file->pickle);
@@ -81,14 +81,13 @@ size_t wb_torch_type_bytes(wb_torch_type type) {
 }
 
 /* The storage of a tensor as a member of the archive, "data/<key>", which has to be as long as it says. */
-static wb_status find_storage(const wb_torch_file *file, const wb_torch_tensor *t,
-                              wb_torch_member *found_out) {
+static wb_status find_storage(const wb_torch_file *file, const wb_torch_tensor *t, wb_zip_member *found_out) {
     char name[64];
     const size_t bytes = wb_torch_type_bytes(t->type);
     if (t->key_bytes > sizeof name - 6)
         return wb_fail(WB_CORRUPT, "tensor: expected a storage's key of at most %zu bytes", sizeof name - 6);
     snprintf(name, sizeof name, "data/%.*s", (int)t->key_bytes, t->key);
-    WB_TRY(wb_torch_zip_find(&file->zip, name, found_out));
+    WB_TRY(wb_zip_find(&file->zip, name, found_out));
     if (!found_out->bytes)
         return wb_fail(WB_CORRUPT, "tensor: expected its elements in %s, found none", name);
     if (found_out->size % bytes != 0 || found_out->size / bytes != t->storage_elements)
@@ -117,7 +116,7 @@ static wb_status check_view(const wb_torch_tensor *t) {
 
 wb_status wb_torch_file_elements(const wb_torch_file *file, const wb_torch_tensor *tensor,
                                  const uint8_t **bytes_out) {
-    wb_torch_member storage = {0};
+    wb_zip_member storage = {0};
     if (tensor->n_dims < 1 || tensor->n_dims > WB_PICKLE_MAX_DIMS)
         return wb_fail(WB_UNSUPPORTED, "tensor: expected 1..%d dimensions, found %" PRIu32,
                        WB_PICKLE_MAX_DIMS, tensor->n_dims);

@@ -5,11 +5,11 @@
 #define WB_TORCH_FILE_H
 
 #include "files/offline/torch_pickle.h"
-#include "files/offline/torch_zip.h"
+#include "wb_zip.h"
 
 typedef struct wb_torch_file {
     char *bytes; /* the whole file; freed by the close */
-    wb_torch_zip zip;
+    wb_zip zip;
     wb_pickle pickle;
 } wb_torch_file;
 
@@ -17,7 +17,7 @@ typedef struct wb_torch_file {
 bool wb_torch_file_is(const char *path);
 
 /* Reads the file and its pickle. Messages name the path. NOT_FOUND and IO as in wb_file_read; UNSUPPORTED
- * beyond 1 GiB; CORRUPT and UNSUPPORTED as in torch_zip.h and torch_pickle.h. On failure nothing is to be
+ * beyond 1 GiB; CORRUPT and UNSUPPORTED as in wb_zip.h and torch_pickle.h. On failure nothing is to be
  * closed. */
 wb_status wb_torch_file_open(const char *path, wb_torch_file *file_out);
 void wb_torch_file_close(wb_torch_file *file); /* a zeroed struct is a no-op */

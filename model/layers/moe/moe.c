@@ -57,6 +57,11 @@ static void layout(void *worker, wb_model *model, const wb_sizes *sizes, wb_aren
         wb_moe_exchange_layout(&m->exchange, model, sizes, arena);
 }
 
+static double work(const wb_config *config, const wb_sizes *sizes) {
+    const double T = (double)sizes->tokens, H = config->hidden_size;
+    return T * H * config->router.n_experts + 3 * T * config->router.top_k * H * config->expert_width;
+}
+
 /* rows (=) the outputs of the experts for x[T,H]. */
 static wb_status run_experts(moe *m, const wb_moe_weights *w, wb_rows x) {
     wb_device *dev = m->model->device;
@@ -130,6 +135,7 @@ const wb_layer_kind wb_layer_moe = {
     .worker_size = sizeof(moe),
     .declare = declare,
     .layout = layout,
+    .work = work,
     .forward = forward,
     .backward = backward,
 };

@@ -41,6 +41,7 @@ typedef struct wb_moe_choice {
     wb_buffer logits;                 /* [T, E] */
     wb_buffer weights;                /* [T, K] */
     wb_buffer dweights, dlogits;      /* [T, K], [T, E]; scratch */
+    wb_buffer rounded;                /* [T, E] dlogits in bf16, where activations are; scratch */
     void *host_logits, *host_weights; /* host view of both, for a probe */
 } wb_moe_choice;
 

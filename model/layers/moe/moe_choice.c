@@ -1,6 +1,7 @@
 /* moe_choice.c - the one place where experts are chosen: recorded, forced and native rows alike, so that
  * capture and replay cannot disagree. Refuses: where routes come from, who holds the experts. */
 #include "host_view.h"
+#include "layers/logit_gradient.h"
 #include "layers/moe/moe.h"
 
 wb_ids wb_moe_ids(const wb_model *model, void *routes, int32_t moe_index) {
@@ -22,6 +23,7 @@ void wb_moe_choice_layout(wb_moe_choice *choice, const wb_moe_choice *other, wb_
     wb_host_view_place(arena, &choice->host_weights, T * K, sizeof(float));
     if (!sizes->backward) return;
     wb_place(arena, &choice->dlogits, T, E, sizeof(float));
+    wb_logit_gradient_place(arena, model, &choice->rounded, T, E);
     wb_place(arena, &choice->dweights, T, K, sizeof(float));
 }
 
@@ -71,10 +73,11 @@ wb_status wb_moe_choose_backward(wb_moe_choice *choice, const wb_moe_weights *w,
     const wb_router *router = &model->config.router;
     const int64_t T = pass->T, H = model->config.hidden_size, E = router->n_experts;
     float *dlogits = choice->dlogits.data;
-    const wb_rows d = wb_f32_rows(dlogits);
+    wb_rows d;
     const wb_ids ids = wb_moe_ids(model, pass->routing->ids, w->moe_index);
     WB_TRY(dev->gate_backward(dev, router, T, choice->logits.data, pass->routing->direction, ids,
                               choice->dweights.data, dlogits));
+    WB_TRY(wb_logit_gradient(model, T * E, dlogits, &choice->rounded, &d));
     const wb_matmul list[] = {wb_matmul_wgrad(T, H, E, d, x, grads[w->router]),
                               wb_matmul_dgrad(T, d, wb_model_weight(model, w->router), dx, true)};
     return dev->matmul(dev, 2, list);

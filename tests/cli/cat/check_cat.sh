@@ -24,6 +24,15 @@ out_has '"sampling":{"temperature":0.699999988,"top_k":4,"top_p":0.5}'
 expect 0 "$waybill" cat --rid golden-1 --tokens "$golden/good_sampling.wbr"
 out_has '"sampling_logprobs":[-'
 out_has '"sampling_mask":[['
+for rid in golden-0 golden-1 golden-2; do
+    expect 0 "$waybill" cat --json --rid $rid "$golden/good_u8_valid.wbr"
+    cp "$scratch/out" "$scratch/whole"
+    expect 0 "$waybill" cat --tokens --routes --rid $rid "$golden/good_u8_valid.wbr"
+    cmp -s "$scratch/whole" "$scratch/out" || fault "--json is not --tokens --routes"
+done
+# Ids of every number of digits, and rows that are not valid.
+expect 0 "$waybill" cat --json --limit 1 "$golden/good_u16.wbr"
+out_has '"routes":[{"start":0,"rows":[[['
 expect 1 "$waybill" cat --rid golden-9 "$golden/good_u8.wbr"
 out_is_empty
 

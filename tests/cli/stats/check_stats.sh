@@ -21,6 +21,17 @@ expect 0 "$waybill" stats "$scratch/no_mask.wbr"
 grep -qx "sampling of 1 records, kept tokens of 0" "$scratch/out" || fault "expected no mean without masked tokens"
 expect 0 "$waybill" stats --json "$scratch/no_mask.wbr"
 out_has '"sampling":{"records":1,"masks":0},'
+# Options of a layer: 8 experts, the most chosen first; no balancedness without ranks.
+expect 2 "$waybill" stats --ranks 9 "$golden/good_u8.wbr"
+err_has "--ranks: expected at most the 8 experts, found 9"
+out_is_empty
+expect 2 "$waybill" stats --ranks 0 "$golden/good_u8.wbr"
+err_has "--ranks: expected 1..65536, found 0"
+expect 0 "$waybill" stats --json --top 64 "$golden/good_u8.wbr"
+out_lacks balancedness
+grep -qE '"top":\[[0-7](,[0-7]){7}\]' "$scratch/out" || fault "expected all 8 experts in the order of their counts"
+expect 0 "$waybill" stats --ranks 8 --top 1 "$golden/good_u8.wbr"
+out_has "balanced"
 for file in "$golden"/good_*.wbr; do
     expect 0 "$waybill" stats --json "$file"
     python 'import json, sys

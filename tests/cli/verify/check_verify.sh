@@ -20,6 +20,15 @@ out_has "CUT"
 out_has "the 2 records before the cuts are whole"
 err_has "1 of 1 files cut: 312 bytes after the last whole record are lost, first in $scratch/cut.wbr: byte 844: "
 
+# Dumps of before digests were written have none.
+expect 0 "$waybill" verify --tokens "$golden/good_sampling.wbr"
+out_has "; every record's tokens have their digest"
+expect 1 "$waybill" verify --tokens "$golden/good_u8.wbr"
+out_has "FAILED"
+err_has "good_u8.wbr: byte 218: expected a digest of the tokens, found none: 3 of 3 records are without"
+expect 1 "$waybill" verify --tokens "$golden/bad_digest.wbr"
+err_has "the digest of the tokens: expected"
+
 mkdir "$scratch/directory"
 cp "$golden/good_u8.wbr" "$scratch/directory/part-0.wbr"
 expect 0 "$waybill" verify "$scratch/directory"

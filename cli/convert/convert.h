@@ -1,0 +1,34 @@
+/* convert.h - the parts of `waybill convert`. */
+#ifndef WB_CLI_CONVERT_H
+#define WB_CLI_CONVERT_H
+
+#include "command.h"
+
+typedef struct convert_options {
+    const char *from, *to, *model, *output;
+    bool skip_bad;
+} convert_options;
+
+/* Answers of another system into a dump (convert_import.c); a dump into what others read (convert_export.c).
+ * Return the exit code; a failure has been said, and no output is left behind. */
+int convert_import(const convert_options *options, const char *answers);
+int convert_export(const convert_options *options, const char *dump);
+
+/* The bytes of a file, or of a pipe, whole (convert_input.c). */
+typedef struct convert_input {
+    const void *bytes;
+    size_t size;
+    void *mapped, *read; /* which of the two they are */
+} convert_input;
+wb_status convert_input_open(const char *path, convert_input *input_out);
+void convert_input_close(convert_input *input);
+
+/* Whose routes those of the model at DIR are (convert_model.c). */
+enum { CONVERT_MAX_LAYERS = 1024 };
+typedef struct convert_model {
+    wb_route_model routes;
+    uint32_t moe_layers[CONVERT_MAX_LAYERS];
+} convert_model;
+wb_status convert_model_read(const char *dir, convert_model *model_out);
+
+#endif

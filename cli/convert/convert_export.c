@@ -1,0 +1,39 @@
+/* convert_export.c - see convert.h. */
+#include "convert/convert.h"
+#include "wb_check.h"
+#include "wb_export.h"
+#include "wb_file.h"
+
+#include <inttypes.h>
+
+static wb_status write_file(void *file, const void *bytes, size_t size) {
+    return wb_new_file_write(file, bytes, size);
+}
+
+static void show(void *ctx, uint64_t done, uint64_t total) {
+    cli_progress_records(ctx, done, total, 0);
+}
+
+static wb_status write_all(wb_dump *dump, wb_export_layout layout, const char *path) {
+    cli_progress progress = cli_progress_start();
+    wb_new_file file;
+    WB_TRY(wb_new_file_open(path, &file));
+    wb_status status = wb_export_dump(dump, layout, write_file, &file, show, &progress);
+    cli_progress_end(&progress);
+    if (status == WB_OK) status = wb_new_file_sync(&file);
+    if (status == WB_OK) return wb_new_file_commit(&file);
+    wb_new_file_discard(&file);
+    return status;
+}
+
+int convert_export(const convert_options *options, const char *path) {
+    wb_dump *dump = NULL;
+    wb_export_layout layout;
+    if (wb_export_layout_find(options->to, &layout) != WB_OK) return cli_fail();
+    int code = cli_open_dump(path, &dump);
+    if (code != CLI_OK) return code;
+    code = write_all(dump, layout, options->output) == WB_OK ? CLI_OK : cli_fail();
+    if (code == CLI_OK) printf("%" PRIu64 " records\n", wb_dump_get_info(dump).records);
+    cli_close_dump(dump);
+    return code;
+}

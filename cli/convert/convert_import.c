@@ -1,0 +1,94 @@
+/* convert_import.c - see convert.h. */
+#include "convert/convert.h"
+#include "wb_check.h"
+#include "wb_import.h"
+
+#include <inttypes.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+typedef struct importing {
+    wb_import *import;
+    wb_dump_writer *writer;
+    bool skip_bad;
+    uint64_t records, tokens, rows, missing, skipped;
+} importing;
+
+static void count(importing *m, const wb_record *r) {
+    uint64_t rows = 0;
+    for (uint32_t i = 0; i < r->n_routes; i++) rows += r->routes[i].rows;
+    m->records++;
+    m->tokens += r->n_tokens;
+    m->rows += wb_record_count_rows(r);
+    m->missing += rows - wb_record_count_rows(r);
+}
+
+/* A request that is refused is said; the rest is kept where that was asked for. What is wrong with the
+ * machine is wrong with all of them. */
+static bool may_skip(importing *m, cli_progress *progress, wb_status status) {
+    if (!m->skip_bad || status == WB_OUT_OF_MEMORY || status == WB_IO) return false;
+    cli_progress_end(progress);
+    fprintf(stderr, "waybill: skipped: %s\n", wb_error_message());
+    m->skipped++;
+    return true;
+}
+
+static wb_status take_all(importing *m, cli_progress *progress, size_t size) {
+    for (;;) {
+        wb_record record;
+        bool found = true;
+        wb_status status = wb_import_next(m->import, &record, &found);
+        if (status == WB_OK && !found) return WB_OK;
+        if (status == WB_OK) status = wb_dump_append(m->writer, &record);
+        if (status == WB_OK)
+            count(m, &record);
+        else if (!may_skip(m, progress, status))
+            return status;
+        if (cli_progress_due(progress))
+            cli_progress_show(progress, (double)wb_import_bytes_read(m->import), (double)size,
+                              "%" PRIu64 " records, %" PRIu64 " tokens", m->records, m->tokens);
+    }
+}
+
+static wb_status import_all(const convert_options *o, const char *answers, const convert_input *input,
+                            importing *m) {
+    cli_progress progress = cli_progress_start();
+    wb_dump_options options = wb_dump_options_default();
+    wb_import_layout layout;
+    convert_model model;
+    wb_status status;
+    options.producer = "waybill convert";
+    WB_TRY(wb_import_layout_find(o->from, &layout));
+    WB_TRY(convert_model_read(o->model, &model));
+    WB_TRY(wb_import_open(answers, input->bytes, input->size, layout, &model.routes, &m->import));
+    if (!wb_import_has_tokens(m->import))
+        fprintf(
+            stderr,
+            "waybill: %s has routes without tokens: those of the dump are zero, and no replay takes them\n",
+            answers);
+    WB_TRY(wb_dump_create(o->output, &model.routes, &options, &m->writer));
+    status = take_all(m, &progress, input->size);
+    cli_progress_end(&progress);
+    if (status == WB_OK && m->records == 0)
+        status = wb_fail(WB_NOT_FOUND, "%s: expected requests, found none that can be taken", answers);
+    return status;
+}
+
+int convert_import(const convert_options *options, const char *answers) {
+    importing m = {.skip_bad = options->skip_bad};
+    convert_input input;
+    if (convert_input_open(answers, &input) != WB_OK) return cli_fail();
+    wb_status status = import_all(options, answers, &input, &m);
+    const bool created = m.writer != NULL;
+    int code = status == WB_OK ? CLI_OK : cli_fail();
+    if (wb_dump_finish(m.writer) != WB_OK && code == CLI_OK) code = cli_fail();
+    if (code != CLI_OK && created) unlink(options->output);
+    if (code == CLI_OK)
+        printf("%" PRIu64 " records, %" PRIu64 " tokens, %" PRIu64 " rows, %" PRIu64 " missing, %" PRIu64
+               " skipped\n",
+               m.records, m.tokens, m.rows, m.missing, m.skipped);
+    wb_import_close(m.import);
+    convert_input_close(&input);
+    return code;
+}

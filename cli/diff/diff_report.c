@@ -1,0 +1,218 @@
+/* diff_report.c - prints the numbers of `waybill diff` as tables or as JSON; see diff.h. Refuses: means of
+ * nothing (they are 0). */
+#include "diff/diff.h"
+#include "report/report_json.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+
+static double share(uint64_t part, uint64_t whole) {
+    return whole ? (double)part / (double)whole : 0;
+}
+
+static double mean(double sum, uint64_t n) {
+    return n ? sum / (double)n : 0;
+}
+
+/* Mean share of A's K ids that are B's, of `width` ids a row. */
+static double overlap(const diff_sums *s, uint64_t width) {
+    return s->rows ? (double)s->common / ((double)s->rows * (double)width) : 0;
+}
+
+static uint64_t row_width(const diff *d) {
+    return (uint64_t)d->model->n_moe_layers * d->model->top_k;
+}
+
+/* Bucket b has positions [bucket_from(b), bucket_from(b + 1)). */
+static uint64_t bucket_from(int b) {
+    return b == 0 ? 0 : (uint64_t)DIFF_FIRST_BOUND << (b - 1);
+}
+
+/* ---- tables ------------------------------------------------------------------------------------- */
+
+static void print_ids(const char *name, const uint32_t *ids, uint32_t n) {
+    printf(" %s", name);
+    for (uint32_t k = 0; k < n; k++) printf(" %" PRIu32, ids[k]);
+}
+
+static void print_token(const char *name, const uint32_t *token) {
+    if (token)
+        print_ids(name, token, 1);
+    else
+        printf(" %s has ended", name);
+}
+
+static void print_first(const diff *d) {
+    if (d->first_token.rid) {
+        printf("first other token  record %s, position %" PRIu32 ":", d->first_token.rid,
+               d->first_token.position);
+        print_token("A", d->first_token.a);
+        printf(",");
+        print_token("B", d->first_token.b);
+        printf("\n");
+    }
+    if (!d->first.rid) return;
+    printf("first difference   record %s, position %" PRIu32 ", layer %" PRIu32 ":", d->first.rid,
+           d->first.position, d->first.layer);
+    print_ids("A", d->first.a, d->model->top_k);
+    printf(",");
+    print_ids("B", d->first.b, d->model->top_k);
+    printf("\n");
+}
+
+static void print_kl(const char *name, const diff_kl *kl) {
+    if (kl->tokens == 0) return;
+    printf("%s  k1 %.6g, k3 %.6g nats, ratio outside [0.5, 2] %.4f%% of %" PRIu64 " tokens\n", name,
+           mean(kl->k1, kl->tokens), mean(kl->k3, kl->tokens), 100 * share(kl->outside, kl->tokens),
+           kl->tokens);
+}
+
+static void print_sums(const diff_sums *s, uint64_t width) {
+    printf(" %12" PRIu64 " %11.6f %9.4f%% %9.4f%%\n", s->rows, overlap(s, width),
+           100 * share(s->same, s->rows), 100 * share(s->exact, s->rows));
+}
+
+static void print_head(const char *name, const char *unit) {
+    printf("\n%*s %12s %11s %10s %10s\n", name[0] == 'l' ? 6 : 23, name, unit, "overlap@K", "same set",
+           "exact");
+}
+
+static void print_versions(const diff *d) {
+    print_head("weights of A, B", "rows");
+    for (size_t i = 0; i < d->n_versions; i++) {
+        const diff_versions *v = &d->versions[i];
+        char a[24] = "none", b[24] = "none";
+        if (v->has_a) snprintf(a, sizeof a, "%" PRIu64, v->a);
+        if (v->has_b) snprintf(b, sizeof b, "%" PRIu64, v->b);
+        printf("%11s %11s", a, b);
+        print_sums(&v->sums, row_width(d));
+    }
+}
+
+void diff_print_tables(const diff *d) {
+    printf("records  %" PRIu64 " in both, %" PRIu64 " only in A, %" PRIu64 " only in B; %" PRIu64
+           " have the same tokens\n",
+           d->both, d->only_a, d->only_b, d->same_tokens);
+    printf("rows     %" PRIu64 " in both, %" PRIu64 " only in A, %" PRIu64 " only in B; %" PRIu64
+           " after other tokens\n",
+           d->all.rows, d->rows_only_a, d->rows_only_b, d->rows_not_compared);
+    printf("overlap  %.6f of A's choices are B's; rows of the same experts %.4f%%, exact rows %.4f%%\n",
+           overlap(&d->all, row_width(d)), 100 * share(d->all.same, d->all.rows),
+           100 * share(d->all.exact, d->all.rows));
+    print_kl("KL(A || B)                        ", &d->kl);
+    print_kl("KL of the distributions sampled from", &d->kl_sampling);
+    print_first(d);
+    if (d->all.rows == 0) return;
+    print_head("layer", "rows");
+    for (uint32_t l = 0; l < d->model->n_moe_layers; l++) {
+        printf("%6" PRIu32, d->model->moe_layers[l]);
+        print_sums(&d->layers[l], d->model->top_k);
+    }
+    print_head("positions", "rows");
+    for (int b = 0; b < DIFF_N_BUCKETS; b++) {
+        if (d->buckets[b].rows == 0) continue;
+        printf("%11" PRIu64 "..%10" PRIu64, bucket_from(b), bucket_from(b + 1) - 1);
+        print_sums(&d->buckets[b], row_width(d));
+    }
+    print_versions(d);
+}
+
+/* ---- JSON --------------------------------------------------------------------------------------- */
+
+static void json_sums(const diff_sums *s, uint64_t width) {
+    printf("\"rows\":%" PRIu64, s->rows);
+    json_pair("overlap", overlap(s, width));
+    json_pair("same", share(s->same, s->rows));
+    json_pair("exact", share(s->exact, s->rows));
+}
+
+static void json_kl(const char *key, const diff_kl *kl) {
+    printf(",\"%s\":{\"tokens\":%" PRIu64, key, kl->tokens);
+    json_pair("k1", mean(kl->k1, kl->tokens));
+    json_pair("k3", mean(kl->k3, kl->tokens));
+    json_pair("ratio_outside", share(kl->outside, kl->tokens));
+    printf("}");
+}
+
+static void json_ids(const char *key, const uint32_t *ids, uint32_t n) {
+    printf(",\"%s\":[", key);
+    for (uint32_t k = 0; k < n; k++) printf("%s%" PRIu32, k ? "," : "", ids[k]);
+    printf("]");
+}
+
+/* A token of a record that has ended is null. */
+static void json_token(const char *key, const uint32_t *token) {
+    if (token)
+        printf(",\"%s\":%" PRIu32, key, *token);
+    else
+        printf(",\"%s\":null", key);
+}
+
+static void json_first(const diff *d) {
+    printf(",\"first_token_difference\":");
+    if (d->first_token.rid) {
+        printf("{\"rid\":");
+        json_text(d->first_token.rid);
+        printf(",\"position\":%" PRIu32, d->first_token.position);
+        json_token("a", d->first_token.a);
+        json_token("b", d->first_token.b);
+    }
+    printf(d->first_token.rid ? "},\"first_difference\":" : "null,\"first_difference\":");
+    if (d->first.rid) {
+        printf("{\"rid\":");
+        json_text(d->first.rid);
+        printf(",\"position\":%" PRIu32 ",\"layer\":%" PRIu32, d->first.position, d->first.layer);
+        json_ids("a", d->first.a, d->model->top_k);
+        json_ids("b", d->first.b, d->model->top_k);
+    }
+    printf(d->first.rid ? "}" : "null");
+}
+
+static void json_version(const char *key, bool known, uint64_t version) {
+    printf("\"%s\":", key);
+    if (known)
+        printf("%" PRIu64 ",", version);
+    else
+        printf("null,");
+}
+
+static void json_tables(const diff *d) {
+    printf(",\"layers\":[");
+    for (uint32_t l = 0; l < d->model->n_moe_layers; l++) {
+        printf("%s{\"layer\":%" PRIu32 ",", l ? "," : "", d->model->moe_layers[l]);
+        json_sums(&d->layers[l], d->model->top_k);
+        printf("}");
+    }
+    printf("],\"positions\":[");
+    const char *comma = "";
+    for (int b = 0; b < DIFF_N_BUCKETS; b++) {
+        if (d->buckets[b].rows == 0) continue;
+        printf("%s{\"from\":%" PRIu64 ",\"to\":%" PRIu64 ",", comma, bucket_from(b), bucket_from(b + 1));
+        json_sums(&d->buckets[b], row_width(d));
+        printf("}");
+        comma = ",";
+    }
+    printf("],\"versions\":[");
+    for (size_t i = 0; i < d->n_versions; i++) {
+        printf(i ? ",{" : "{");
+        json_version("a", d->versions[i].has_a, d->versions[i].a);
+        json_version("b", d->versions[i].has_b, d->versions[i].b);
+        json_sums(&d->versions[i].sums, row_width(d));
+        printf("}");
+    }
+    printf("]");
+}
+
+void diff_print_json(const diff *d) {
+    printf("{\"records\":{\"both\":%" PRIu64 ",\"only_a\":%" PRIu64 ",\"only_b\":%" PRIu64
+           ",\"same_tokens\":%" PRIu64 "},\"rows_only_a\":%" PRIu64 ",\"rows_only_b\":%" PRIu64
+           ",\"rows_not_compared\":%" PRIu64 ",",
+           d->both, d->only_a, d->only_b, d->same_tokens, d->rows_only_a, d->rows_only_b,
+           d->rows_not_compared);
+    json_sums(&d->all, row_width(d));
+    json_kl("kl", &d->kl);
+    json_kl("kl_sampling", &d->kl_sampling);
+    json_first(d);
+    json_tables(d);
+    printf("}\n");
+}

@@ -1,0 +1,81 @@
+/* merge.c - `waybill merge`: the records of several dumps in one file, as they are stored. */
+#include "command.h"
+#include "wb_memory.h"
+
+#include <inttypes.h>
+#include <stddef.h>
+
+typedef struct merge_options {
+    bool force;
+} merge_options;
+
+static const cli_option table[] = {
+    {.name = "force",
+     .type = CLI_FLAG,
+     .offset = offsetof(merge_options, force),
+     .help = "replace OUT if there is a file"},
+};
+
+static const cli_operand operands[] = {{"OUT", CLI_OUTPUT}, {"DUMP", CLI_INPUTS}};
+
+typedef struct merge {
+    cli_output out;
+    cli_progress progress;
+    uint64_t records, tokens;
+} merge;
+
+static int append_all(merge *m, const char *path, wb_dump *dump) {
+    const uint64_t n = wb_dump_get_info(dump).records;
+    for (uint64_t i = 0; i < n; i++) {
+        wb_status status = wb_dump_append_stored(m->out.writer, dump, i);
+        if (status != WB_OK) {
+            (void)wb_fail_context(status, "%s", path);
+            return cli_fail();
+        }
+        m->records++;
+        if (cli_progress_due(&m->progress))
+            cli_progress_show(&m->progress, (double)(i + 1), (double)n,
+                              "%" PRIu64 " of %" PRIu64 " records of %s", i + 1, n, path);
+    }
+    return CLI_OK;
+}
+
+/* The first dump's model is that of the file. */
+static int add_dump(merge *m, const char *path, const merge_options *o, const char *out) {
+    wb_dump *dump = NULL;
+    int code = cli_open_dump(path, &dump);
+    if (code == CLI_OK && !m->out.writer)
+        code = cli_output_open(out, o->force, "merge", wb_dump_model(dump), &m->out);
+    if (code == CLI_OK) code = append_all(m, path, dump);
+    cli_close_dump(dump);
+    return code;
+}
+
+static int run(const cli_command *self, const cli_arguments *arguments) {
+    (void)self;
+    merge m = {.progress = cli_progress_start()};
+    const cli_list *words = &arguments->operands;
+    int code = CLI_OK;
+    for (uint32_t i = 1; i < words->n && code == CLI_OK; i++)
+        code = add_dump(&m, words->items[i], arguments->options, words->items[0]);
+    cli_progress_end(&m.progress);
+    if (code == CLI_OK) code = cli_output_commit(&m.out);
+    cli_output_discard(&m.out);
+    return code;
+}
+
+const cli_command cli_merge = {
+    .name = "merge",
+    .summary = "records of several dumps in one file",
+    .description =
+        "Writes the records of all DUMPs, in the order given, into the file OUT, which appears when it is "
+        "whole. Records are copied as they are stored: codecs and prompts that are stored once stay. "
+        "Refuses dumps of different models, and a request id that comes twice. OUT may be - for standard "
+        "output.",
+    .options = table,
+    .n_options = sizeof table / sizeof table[0],
+    .options_size = sizeof(merge_options),
+    .operands = operands,
+    .n_operands = sizeof operands / sizeof operands[0],
+    .run = run,
+};

@@ -1,0 +1,67 @@
+/* wb_export.h - a dump as what other systems read: lines of JSON, archives of numpy arrays.
+ *
+ * Owns: which record has a place in which layout. Refuses: files (bytes go to the caller), routes that a
+ * layout cannot say: what is exported can be imported again (wb_import.h), and is the same.
+ *
+ * Every pointer here is host memory, and no call is collective.
+ */
+#ifndef WB_EXPORT_H
+#define WB_EXPORT_H
+
+#include "wb_formats.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* X(NAME, name): the layout WB_EXPORT_NAME, which command lines call name. New ones come last. R records, n
+ * tokens of a record, of which P are its prompt; rows are those of all hidden layers, zero in dense ones,
+ * but in npz.
+ *
+ * npz: all records one after the other: tokens [sum of n] u32, routes [sum of n][L][K] u8 or u16 of the MoE
+ *     layers, valid [sum of n], logprobs [sum of n] f32 (NaN where there is none, as for the prompt); record
+ *     i has [offsets[i], offsets[i + 1]) of each. offsets [R + 1], prompt_len, group, sample, weight_version
+ *     (of the last span, or -1) [R], rid, finish_reason [R] of text, moe_layers [L].
+ * sglang: a line a record as /generate answers, routes in base64 of int32, a row of -1 where there is none.
+ * vllm: a line a record as /v1/completions answers, routes in base64 of a .npy file of uint8 or uint16. Rows
+ *     may be missing before a position of the prompt, and nowhere else.
+ * verl: a batch, padded left and right: routed_experts [R][S][layers][K] of int16 or int32, rows of zeros
+ *     where there is none, input_ids, attention_mask [R][S], prompts [R][S - N], responses, response_mask,
+ *     rollout_log_probs [R][N]; N is the largest number of new tokens. With K = 1 no row may be missing but
+ *     the last one.
+ * slime: a sample's fields under their names and its number: tokens_<i>, response_length_<i>,
+ *     rollout_routed_experts_<i> [n - 1][layers][K] of int32, a row of -1 where there is none,
+ * rollout_log_probs_<i>. sglang and vllm carry spans, sampling and kept tokens too; slime spans; verl a
+ * weight version where it is one. */
+#define WB_EXPORT_LIST(X) \
+    X(NPZ, "npz")         \
+    X(SGLANG, "sglang")   \
+    X(VLLM, "vllm")       \
+    X(VERL, "verl")       \
+    X(SLIME, "slime")
+
+#define X(NAME, name) WB_EXPORT_##NAME,
+typedef enum wb_export_layout { WB_EXPORT_LIST(X) } wb_export_layout;
+#undef X
+
+/* "npz", a static string; "unknown" for any other value. */
+WB_API const char *wb_export_layout_name(wb_export_layout layout);
+
+/* The layout of a name; INVALID_ARGUMENT, with the names there are, for any other. */
+WB_API wb_status wb_export_layout_find(const char *name, wb_export_layout *layout_out);
+
+/* Takes the next bytes of what is written; anything but OK ends the export. */
+typedef wb_status wb_export_write_fn(void *ctx, const void *bytes, size_t size);
+
+/* Writes all records of a dump. `progress` (may be NULL) is called after each record that was gone over,
+ * `done` of `total`: some layouts go over all of them several times. UNSUPPORTED: the layout has no place
+ * for a record, which is named; CAPACITY: an archive would have 4 GiB or more; the errors of wb_dump_record
+ * and of wb_record_check; what `write` returns. */
+WB_API wb_status wb_export_dump(wb_dump *dump, wb_export_layout layout, wb_export_write_fn *write, void *ctx,
+                                void (*progress)(void *ctx, uint64_t done, uint64_t total),
+                                void *progress_ctx);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

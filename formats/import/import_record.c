@@ -1,0 +1,175 @@
+/* import_record.c - see import_record.h. */
+#include "import/import_record.h"
+#include "import/import_logprobs.h"
+#include "import/import_mask.h"
+#include "import/import_names.h"
+#include "import/import_stream.h"
+#include "wb_check.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- id, group, sample ---------------------------------------------------------------------------- */
+
+static wb_status copy_text(const char *text, size_t length, const char *suffix, wb_owner *owner,
+                           const char **out) {
+    char *copy = NULL;
+    WB_TRY(WB_OWN(owner, copy, length + strlen(suffix) + 1, "rid"));
+    memcpy(copy, text, length);
+    memcpy(copy + length, suffix, strlen(suffix));
+    *out = copy;
+    return WB_OK;
+}
+
+wb_status wb_import_read_rid(const import_request *request, uint64_t number, wb_owner *owner,
+                             const char **rid_out) {
+    static const char *const rids[] = {"rid", "request_id", "id", NULL};
+    char made[64], suffix[32] = "";
+    const import_value text = wb_import_field(request, IMPORT_WANT_TEXT, rids, NULL),
+                       value = wb_import_field(request, IMPORT_WANT_INTEGER, rids, NULL);
+    const bool is_text = text.kind == IMPORT_TEXT && text.length > 0;
+    /* A part of a stream has one choice of several. */
+    if (request->n_choices > 1 || request->index > 0)
+        snprintf(suffix, sizeof suffix, "-%" PRIu32, request->index);
+    if (is_text) return copy_text(text.text, text.length, suffix, owner, rid_out);
+    if (value.kind == IMPORT_INTEGER)
+        snprintf(made, sizeof made, "%" PRId64 "%s", value.integer, suffix);
+    else
+        snprintf(made, sizeof made, "request-%" PRIu64, number);
+    return copy_text(made, strlen(made), "", owner, rid_out);
+}
+
+static uint64_t number_of(const import_request *r, const char *const *names, uint64_t fallback) {
+    const import_value v = wb_import_field(r, IMPORT_WANT_INTEGER, names, NULL);
+    return v.kind == IMPORT_INTEGER && v.integer >= 0 ? (uint64_t)v.integer : fallback;
+}
+
+/* ---- how it ended --------------------------------------------------------------------------------- */
+
+wb_finish wb_import_finish(const import_request *r) {
+    static const struct {
+        const char *word;
+        wb_finish finish;
+    } words[] = {{"stop", WB_FINISH_STOP},       {"eos", WB_FINISH_STOP},
+                 {"completed", WB_FINISH_STOP},  {"tool_calls", WB_FINISH_STOP},
+                 {"length", WB_FINISH_LENGTH},   {"truncated", WB_FINISH_LENGTH},
+                 {"abort", WB_FINISH_ABORT},     {"aborted", WB_FINISH_ABORT},
+                 {"cancelled", WB_FINISH_ABORT}, {"failed", WB_FINISH_ABORT}};
+    import_value reason = wb_import_field(r, IMPORT_WANT_ANY, wb_import_finish_names, NULL);
+    if (reason.kind == IMPORT_MAP)
+        reason = wb_import_get(&reason, "type"); /* SGLang: {"type": "stop", "matched": 7} */
+    for (size_t i = 0; i < sizeof words / sizeof words[0]; i++)
+        if (wb_import_is_text(&reason, words[i].word)) return words[i].finish;
+    return r->parts ? r->parts->finish : WB_FINISH_NONE;
+}
+
+/* ---- weight versions ------------------------------------------------------------------------------ */
+
+/* A version is a number, or text that is one: engines call what they cannot count "default". */
+static bool version_of(const import_value *v, uint64_t *version_out) {
+    char text[24], *end = NULL;
+    if (v->kind == IMPORT_INTEGER && v->integer >= 0) {
+        *version_out = (uint64_t)v->integer;
+        return true;
+    }
+    if (v->kind != IMPORT_TEXT || v->length == 0 || v->length > 19) return false;
+    memcpy(text, v->text, v->length);
+    text[v->length] = '\0';
+    if (text[0] < '0' || text[0] > '9') return false;
+    *version_out = strtoull(text, &end, 10);
+    return *end == '\0';
+}
+
+/* Number k of a member [start, end, version], of a list or a row of an array; kind NONE: it has no such
+ * shape. */
+static import_value part_of_span(const import_value *list, size_t i, size_t k) {
+    import_value span = {0};
+    if (list->kind == IMPORT_LIST) {
+        span = wb_import_at(list, i);
+    } else if (list->array.n_dims == 2) {
+        const import_array row = wb_import_part(&list->array, i);
+        span = wb_import_of_array(&row);
+    }
+    const bool is_one = (span.kind == IMPORT_LIST || span.kind == IMPORT_ARRAY) && span.length == 3;
+    return is_one ? wb_import_number(&span, k) : (import_value){0};
+}
+
+static bool is_position(const import_value *v) {
+    return v->kind == IMPORT_INTEGER && v->integer >= 0 && v->integer <= UINT32_MAX;
+}
+
+static wb_status read_spans(const import_value *list, wb_owner *owner, wb_record *record) {
+    wb_span *spans = NULL;
+    WB_TRY(WB_OWN(owner, spans, list->length, "spans"));
+    for (size_t i = 0; i < list->length; i++) {
+        const import_value start = part_of_span(list, i, 0), end = part_of_span(list, i, 1),
+                           version = part_of_span(list, i, 2);
+        if (!is_position(&start) || !is_position(&end) || !version_of(&version, &spans[i].weight_version))
+            return wb_fail(WB_CORRUPT, "spans[%zu]: expected [start, end, weight version]", i);
+        spans[i].start = (uint32_t)start.integer;
+        spans[i].end = (uint32_t)end.integer;
+    }
+    record->spans = spans;
+    record->n_spans = (uint32_t)list->length;
+    return WB_OK;
+}
+
+/* A list has the versions of the turns, or of the parts, of a text, without their places: only where all are
+ * one is it known which tokens had it. */
+static bool one_version(const import_value *v, uint64_t *version_out) {
+    if (v->kind != IMPORT_LIST) return version_of(v, version_out);
+    for (size_t i = 0; i < v->length; i++) {
+        const import_value member = wb_import_at(v, i);
+        uint64_t version = 0;
+        if (!version_of(&member, &version) || (i > 0 && version != *version_out)) return false;
+        *version_out = version;
+    }
+    return v->length > 0;
+}
+
+static wb_status take_spans(const import_request *r, wb_owner *owner, wb_record *record) {
+    static const char *const spans[] = {"spans", NULL}, *const versions[] = {"weight_version",
+                                                                             "weight_versions", NULL};
+    const import_value list = wb_import_field(r, IMPORT_WANT_LIST, spans, NULL),
+                       version = wb_import_field(r, IMPORT_WANT_ANY, versions, NULL);
+    uint64_t number = 0;
+    wb_span *span = NULL;
+    if (list.kind != IMPORT_NONE) return read_spans(&list, owner, record);
+    if (record->n_tokens == 0 || !one_version(&version, &number)) return WB_OK;
+    WB_TRY(WB_OWN(owner, span, 1, "spans"));
+    *span = (wb_span){0, record->n_tokens, number};
+    record->spans = span;
+    record->n_spans = 1;
+    return WB_OK;
+}
+
+/* ---- how it was sampled --------------------------------------------------------------------------- */
+
+static wb_status take_sampling(const import_request *r, wb_owner *owner, wb_record *record) {
+    static const char *const names[] = {"sampling", NULL};
+    const import_value map = wb_import_field(r, IMPORT_WANT_ANY, names, NULL);
+    const import_value temperature = wb_import_get(&map, "temperature"), top_k = wb_import_get(&map, "top_k"),
+                       top_p = wb_import_get(&map, "top_p");
+    wb_sampling *sampling = NULL;
+    if (temperature.kind != IMPORT_REAL && temperature.kind != IMPORT_INTEGER) return WB_OK;
+    WB_TRY(WB_OWN(owner, sampling, 1, "sampling"));
+    sampling->temperature = (float)temperature.real;
+    sampling->top_p = top_p.kind == IMPORT_NONE ? 1 : (float)top_p.real;
+    sampling->top_k = top_k.integer > 0 && top_k.integer <= UINT32_MAX ? (uint32_t)top_k.integer : 0;
+    record->sampling = sampling;
+    return WB_OK;
+}
+
+wb_status wb_import_read_extras(const import_request *request, const import_tokens *tokens, wb_owner *owner,
+                                wb_record *record) {
+    static const char *const groups[] = {"group", "group_index", NULL}, *const samples[] = {"sample", NULL};
+    record->group = number_of(request, groups, record->group);
+    record->sample = (uint32_t)number_of(request, samples, request->index);
+    record->finish = wb_import_finish(request);
+    WB_TRY(wb_import_read_logprobs(request, tokens, owner, record));
+    WB_TRY(take_spans(request, owner, record));
+    WB_TRY(take_sampling(request, owner, record));
+    return wb_import_read_mask(request, owner, record);
+}

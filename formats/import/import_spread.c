@@ -1,0 +1,69 @@
+/* import_spread.c - see import_spread.h. */
+#include "import/import_spread.h"
+
+#include <stdio.h>
+
+static import_value find_choices(const import_value *document) {
+    static const char *const names[] = {"choices", "outputs", NULL};
+    const import_request whole = {.answer = *document, .number = -1};
+    const import_value list = wb_import_field(&whole, IMPORT_WANT_LIST, names, NULL);
+    if (list.kind != IMPORT_LIST || list.length == 0) return (import_value){0};
+    return wb_import_at(&list, 0).kind == IMPORT_MAP ? list : (import_value){0};
+}
+
+/* Arrays of a batch: routes of four dimensions, or tokens of two. */
+static size_t batch_of(const import_value *document) {
+    static const char *const names[] = {"routed_experts", "rollout_routed_experts", NULL};
+    for (size_t i = 0; names[i]; i++) {
+        const import_value v = wb_import_get(document, names[i]);
+        if (v.kind == IMPORT_ARRAY && v.array.n_dims == 4) return v.array.shape[0];
+    }
+    const import_value ids = wb_import_get(document, "input_ids");
+    return ids.kind == IMPORT_ARRAY && ids.array.n_dims == 2 ? ids.array.shape[0] : 0;
+}
+
+/* routed_experts_0, routed_experts_1, .. */
+static size_t numbered_of(const import_value *document) {
+    static const char *const names[] = {"routed_experts_", "rollout_routed_experts_"};
+    size_t n = 0;
+    for (bool found = document->members; found; n += found) {
+        found = false;
+        for (size_t i = 0; i < 2 && !found; i++) {
+            char name[64];
+            snprintf(name, sizeof name, "%s%zu", names[i], n);
+            found = wb_import_get(document, name).kind != IMPORT_NONE;
+        }
+    }
+    return n;
+}
+
+import_spread wb_import_spread_of(const import_value *document) {
+    import_spread s = {.document = *document, .choices = find_choices(document), .n = 1};
+    const size_t numbered = numbered_of(document);
+    s.n_batch = batch_of(document);
+    s.is_numbered = numbered > 0;
+    if (s.choices.kind != IMPORT_NONE) s.n = s.choices.length;
+    if (s.n_batch > 0) s.n = s.n_batch;
+    if (s.is_numbered) s.n = numbered;
+    return s;
+}
+
+bool wb_import_spread_next(import_spread *spread, import_request *request_out) {
+    const size_t i = spread->next;
+    if (i >= spread->n) return false;
+    import_request r = {.answer = spread->document, .number = spread->is_numbered ? (int)i : -1};
+    if (spread->n_batch > 0) {
+        r.batch_row = i;
+        r.n_batch = spread->n_batch;
+    } else if (spread->choices.kind != IMPORT_NONE) {
+        r.choice = wb_import_at(&spread->choices, i);
+        r.n_choices = (uint32_t)spread->choices.length;
+        const import_value index = wb_import_get(&r.choice, "index");
+        const bool is_index =
+            index.kind == IMPORT_INTEGER && index.integer >= 0 && index.integer < UINT32_MAX;
+        r.index = is_index ? (uint32_t)index.integer : (uint32_t)i;
+    }
+    spread->next++;
+    *request_out = r;
+    return true;
+}

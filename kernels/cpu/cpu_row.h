@@ -1,0 +1,37 @@
+/* cpu_row.h - what ops do with one row of f32: its norm, the rotation of a head, the clamp. One place, so
+ * that an op that does several steps at once has the bits of the ops that do one each. */
+#ifndef WB_CPU_ROW_H
+#define WB_CPU_ROW_H
+
+#include "cpu/cpu_lanes.h"
+
+static inline float row_inverse_rms(const float *x, int64_t width, float eps) {
+    float mean = row_dot(x, x, width) / (float)width;
+    return 1.0f / sqrtf(mean + eps);
+}
+
+/* y may be x. */
+static inline void row_norm(int64_t width, const float *x, const float *w, float eps, float *y) {
+    float r = row_inverse_rms(x, width, eps);
+    WB_INDEPENDENT
+    for (int64_t i = 0; i < width; i++) y[i] = x[i] * r * w[i];
+}
+
+static inline void row_clamp(int64_t n, float limit, float *x) {
+    for (int64_t i = 0; i < n; i++) {
+        float above = x[i] < -limit ? -limit : x[i];
+        x[i] = above > limit ? limit : above;
+    }
+}
+
+/* c and s: cosines and sines of the head's position, [half]; sign -1 rotates back. */
+static inline void row_rotate(int64_t half, const float *restrict c, const float *restrict s, float sign,
+                              float *restrict low, float *restrict high) {
+    for (int64_t i = 0; i < half; i++) {
+        float sine = sign * s[i], a = low[i], b = high[i];
+        low[i] = fmaf(a, c[i], -(b * sine));
+        high[i] = fmaf(b, c[i], a * sine);
+    }
+}
+
+#endif

@@ -1,0 +1,72 @@
+"""Waybill: routing replay for reinforcement learning on Mixture-of-Experts models.
+
+    import waybill
+    for record in waybill.open("dump"):
+        print(record.rid, len(record.tokens), record.routes.shape)
+
+Dumps: open, create, verify, Record, RouteModel. Training under replay: Replay, pack; waybill.torch for
+PyTorch and waybill.hf for transformers, which are imported by name. Placing experts: waybill.eplb. Whatever
+fails raises an Error of its own class, with the library's message: what, where, what was expected and what
+was found. Objects other than dumps and records are used by one thread at a time.
+
+Letters of shapes: T tokens or rows, L MoE layers, K choices of a token, E experts, R ranks, S slots, M
+micro-batches.
+"""
+
+from . import _abi, eplb
+from ._dump import Dump, DumpInfo, DumpWriter, create, open, verify
+from ._errors import (
+    Capacity,
+    Corrupt,
+    Device,
+    Error,
+    InputOutput,
+    InvalidArgument,
+    Mismatch,
+    MissingRoutes,
+    NotFound,
+    OutOfMemory,
+    Peer,
+    Unsupported,
+)
+from ._model import RouteModel
+from ._pack import Pack, pack
+from ._record import Mask, Record, Run, Sampling
+from ._replay import ALL_LAYERS, Padding, Replay, ReplayMetrics, Rows, Slice
+
+__version__: str = _abi.functions["wb_version"]().decode()
+
+__all__ = [
+    "ALL_LAYERS",
+    "Capacity",
+    "Corrupt",
+    "Device",
+    "Dump",
+    "DumpInfo",
+    "DumpWriter",
+    "Error",
+    "InputOutput",
+    "InvalidArgument",
+    "Mask",
+    "Mismatch",
+    "MissingRoutes",
+    "NotFound",
+    "OutOfMemory",
+    "Pack",
+    "Padding",
+    "Peer",
+    "Record",
+    "Replay",
+    "ReplayMetrics",
+    "RouteModel",
+    "Rows",
+    "Run",
+    "Sampling",
+    "Slice",
+    "Unsupported",
+    "create",
+    "eplb",
+    "open",
+    "pack",
+    "verify",
+]

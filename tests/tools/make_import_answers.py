@@ -1,0 +1,521 @@
+#!/usr/bin/env python3
+"""Writes tests/golden/import: answers of inference engines and batches of trainers as each of these systems writes them, good
+ones and bad ones, made by numpy, msgpack and json alone; the tests only read what was written.
+
+Needs numpy and msgpack. usage: make_import_answers.py OUT
+
+OUT/<model>/config.json      the models whose routes they are
+OUT/manifest.json            {"models", "truth": what the requests are, "good": files and what they hold, "bad": files, how
+                             they fail, and how many of their requests are read}
+OUT/good_<layout>_<what>.*   answers that say what the truth says
+OUT/bad_<layout>_<what>.*    answers that have to be refused
+"""
+import base64
+import io
+import json
+import os
+import random
+import struct
+import sys
+
+import msgpack
+import numpy as np
+
+# E experts, K choices, all hidden layers, those with experts
+MODELS = {
+    "narrow": {"E": 8, "K": 2, "hidden": 4, "moe": [1, 2, 3]},
+    "wide": {"E": 300, "K": 3, "hidden": 2, "moe": [0, 1]},
+    "single": {"E": 8, "K": 1, "hidden": 3, "moe": [0, 1, 2]},
+}
+OUT = sys.argv[1] if len(sys.argv) == 2 and not sys.argv[1].startswith("-") else sys.exit(__doc__)
+RNG = random.Random(35)
+TRUTH, GOOD, BAD = [], [], []
+
+
+# ---- models and what really happened ---------------------------------------------------------------------------------
+def config(m):
+    dense = [l for l in range(m["hidden"]) if l not in m["moe"]]
+    return {
+        "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "attention_bias": False,
+        "decoder_sparse_step": 1, "mlp_only_layers": dense, "head_dim": 16, "hidden_act": "silu", "hidden_size": 32,
+        "intermediate_size": 48, "max_position_embeddings": 512, "moe_intermediate_size": 16, "norm_topk_prob": True,
+        "num_attention_heads": 4, "num_experts": m["E"], "num_experts_per_tok": m["K"],
+        "num_hidden_layers": m["hidden"], "num_key_value_heads": 2, "rms_norm_eps": 1e-06, "rope_theta": 10000.0,
+        "tie_word_embeddings": False, "vocab_size": 128,
+    }
+
+
+def request(model, prompt, new):
+    """A request of `prompt` + `new` tokens, number len(TRUTH)."""
+    m, n = MODELS[model], prompt + new
+    tokens = RNG.sample(range(1, 128), n)
+    rows = [[RNG.sample(range(m["E"]), m["K"]) for _ in m["moe"]] for _ in range(n - 1)]
+    masks = [sorted({t} | set(RNG.sample(range(128), RNG.randrange(3)))) for t in tokens[prompt:]]
+    TRUTH.append({"model": model, "prompt_len": prompt, "tokens": tokens, "rows": rows,
+                  "logprobs": [-RNG.randrange(1, 800) / 128 for _ in range(new)], "masks": masks})
+    return len(TRUTH) - 1
+
+
+A, B = request("narrow", 4, 3), request("narrow", 2, 5)
+W, S = request("wide", 3, 4), request("single", 6, 6)
+
+
+def prompt(i):
+    return TRUTH[i]["tokens"][:TRUTH[i]["prompt_len"]]
+
+
+def new(i):
+    return TRUTH[i]["tokens"][TRUTH[i]["prompt_len"]:]
+
+
+def rows(i, start=0, hidden=True, dtype=np.int32, fill=0):
+    """[n - 1 - start, all hidden or the MoE layers, K]"""
+    t, m = TRUTH[i], MODELS[TRUTH[i]["model"]]
+    moe = np.array(t["rows"], dtype=dtype).reshape(len(t["rows"]), len(m["moe"]), m["K"])
+    if not hidden:
+        return moe[start:]
+    every = np.full((moe.shape[0], m["hidden"], m["K"]), fill, dtype=dtype)
+    every[:, m["moe"], :] = moe
+    return every[start:]
+
+
+def padded(a, before=0, after=0, fill=0):
+    return np.concatenate([np.full((before,) + a.shape[1:], fill, a.dtype), a, np.full((after,) + a.shape[1:], fill, a.dtype)])
+
+
+# ---- envelopes -------------------------------------------------------------------------------------------------------
+def b64(a):
+    return base64.b64encode(a.tobytes() if isinstance(a, np.ndarray) else a).decode()
+
+
+def npy(a):
+    out = io.BytesIO()
+    np.save(out, a)
+    return out.getvalue()
+
+
+def nrlre1(a):
+    return f"nrlre1:{a.dtype.name}:{'x'.join(map(str, a.shape))}:{b64(a)}"
+
+
+def lines(*answers):
+    return "".join(json.dumps(a) + "\n" for a in answers).encode()
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
+def write(name, content):
+    with open(os.path.join(OUT, name), "wb") as f:
+        f.write(content)
+
+
+def expected(truth, rid, **more):
+    """What a record of a request has to say; start: of its rows, missing: positions without one."""
+    return {"truth": truth, "rid": rid, "start": 0, "missing": [], "finish": "none", "logprobs": False, "mask": False,
+            "version": None, "routes": True, **more}
+
+
+def good(layout, what, content, *records, extension="jsonl"):
+    name = f"good_{layout}_{what}.{extension}"
+    write(name, content)
+    for number, record in enumerate(records):
+        record.setdefault("group", number)
+    GOOD.append({"file": name, "layout": layout, "model": TRUTH[records[0]["truth"]]["model"], "records": list(records)})
+
+
+def bad(layout, what, content, status, message, model="narrow", extension="jsonl", good_read=0):
+    name = f"bad_{layout}_{what}.{extension}"
+    write(name, content)
+    BAD.append({"file": name, "layout": layout, "model": model, "status": status, "message": message,
+                "good_read": good_read})
+
+
+# ---- SGLang ----------------------------------------------------------------------------------------------------------
+def sglang(i, routes=None, rid=None, finish="stop", **meta):
+    routes = rows(i) if routes is None else routes
+    return {"text": "..", "input_ids": prompt(i), "output_ids": new(i),
+            "meta_info": {"id": rid or f"sg-{i}", "finish_reason": {"type": finish, "matched": 7}, "prompt_tokens": len(prompt(i)),
+                          "completion_tokens": len(new(i)), "weight_version": "default", "cached_tokens": 0,
+                          "routed_experts": b64(routes) if isinstance(routes, np.ndarray) else routes, **meta}}
+
+
+def make_sglang():
+    logprobs = [[p, t, None] for p, t in zip(TRUTH[A]["logprobs"], new(A))]
+    no_ids = sglang(A, output_token_logprobs=logprobs, weight_version="12")
+    del no_ids["output_ids"]
+    good("sglang", "generate", lines(sglang(A), sglang(B, finish="length")), expected(A, f"sg-{A}", finish="stop"),
+         expected(B, f"sg-{B}", finish="length"))
+    good("sglang", "logprobs", lines(no_ids), expected(A, f"sg-{A}", finish="stop", logprobs=True, version=12))
+    good("sglang", "list", json.dumps([sglang(A), sglang(B)], indent=1).encode(), expected(A, f"sg-{A}", finish="stop"),
+         expected(B, f"sg-{B}", finish="stop"), extension="json")
+    good("sglang", "start", lines(sglang(A, rows(A, 2), routed_experts_start_len=2)),
+         expected(A, f"sg-{A}", finish="stop", start=2))
+    good("sglang", "dtype_u8", lines(sglang(A, rows(A, dtype=np.uint8), routed_experts_dtype="uint8")),
+         expected(A, f"sg-{A}", finish="stop"))
+    good("sglang", "wide_u16", lines(sglang(W, rows(W, dtype=np.uint16), routed_experts_dtype="uint16")),
+         expected(W, f"sg-{W}", finish="stop"))
+    good("sglang", "moe_layers", lines(sglang(B, rows(B, hidden=False))), expected(B, f"sg-{B}", finish="stop"))
+    good("sglang", "one_choice_a_token", lines(sglang(S)), expected(S, f"sg-{S}", finish="stop"))
+    dense = rows(A)
+    dense[:, 0, :] = 7
+    good("sglang", "dense_layer_is_not_looked_at", lines(sglang(A, dense)), expected(A, f"sg-{A}", finish="stop"))
+    missing = rows(A)
+    missing[1] = -1
+    good("sglang", "missing", lines(sglang(A, missing)), expected(A, f"sg-{A}", finish="stop", missing=[1]))
+    chat = {"id": "chat-1", "object": "chat.completion", "input_ids": prompt(A), "output_ids": new(A),
+            "choices": [{"index": 0, "message": {"role": "assistant", "content": "hi"}, "logprobs": None, "finish_reason": "stop"}],
+            "sglext": {"routed_experts": b64(rows(A))}, "usage": {"prompt_tokens": len(prompt(A))}}
+    good("sglang", "chat", lines(chat), expected(A, "chat-1", finish="stop"))
+    events = []
+    for n in range(1, len(new(B)) + 1):
+        done = n == len(new(B))
+        meta = {"id": "stream-1", "finish_reason": {"type": "length"} if done else None, "prompt_tokens": len(prompt(B)),
+                "completion_tokens": n}
+        if done:
+            meta["routed_experts"] = b64(rows(B))
+        events.append({"text": "..", "input_ids": prompt(B), "output_ids": new(B)[:n], "meta_info": meta})
+    stream = "".join(f"data: {json.dumps(e)}\n\n" for e in events) + "data: [DONE]\n\n"
+    good("sglang", "stream", stream.encode(), expected(B, "stream-1", finish="length"), extension="txt")
+    good("sglang", "stream_lines", lines(*events), expected(B, "stream-1", finish="length"))
+    for n, event in enumerate(events):
+        event["output_ids"] = new(B)[n:n + 1]
+    good("sglang", "stream_increments", lines(*events), expected(B, "stream-1", finish="length"))
+
+    aborted = sglang(B, finish="abort")
+    del aborted["meta_info"]["routed_experts"]
+    good("sglang", "aborted", lines(sglang(A), aborted), expected(A, f"sg-{A}", finish="stop"),
+         expected(B, f"sg-{B}", finish="abort", routes=False))
+
+    bad("sglang", "zeros", lines(sglang(A, rows(A) * 0)), "INVALID_ARGUMENT", f"request sg-{A}: every id of all 6 rows is zero")
+    one = rows(A)
+    one[:, 2, :] = 0
+    bad("sglang", "layer_of_zeros", lines(sglang(A, one)), "INVALID_ARGUMENT", "MoE layer 1 (model layer 2) is zero in all 6 rows")
+    one = rows(A)
+    one[3, 1:, :] = 0
+    bad("sglang", "row_of_zeros", lines(sglang(A, one)), "INVALID_ARGUMENT", "position 3, MoE layer 0 (model layer 1): expert 0 is chosen twice")
+    one = rows(A)
+    one[2, 1, 1] = one[2, 1, 0]
+    bad("sglang", "twice", lines(sglang(A, one)), "INVALID_ARGUMENT", "position 2, MoE layer 0 (model layer 1): expert")
+    for what, value in (("too_large", 8), ("wraps", 256), ("negative", -2), ("huge", 2**31 - 1)):
+        one = rows(A)
+        one[5, 3, 0] = value
+        bad("sglang", what, lines(sglang(A, one)), "INVALID_ARGUMENT", f"position 5, MoE layer 2 (model layer 3): expected experts 0..7, found {value}")
+    one = rows(A)
+    one[4, 2, 0] = -1
+    bad("sglang", "missing_in_part", lines(sglang(A, one)), "INVALID_ARGUMENT", "position 4: expected a row that is there or all -1")
+    bad("sglang", "n_rows", lines(sglang(A, padded(rows(A), after=1))), "MISMATCH", f"request sg-{A}: elements without a shape: expected [6 rows, 4 hidden or 3 MoE layers, 2 choices], found [56]")
+    bad("sglang", "too_few_rows", lines(sglang(A, rows(A)[1:])), "MISMATCH", "found [40]")
+    bad("sglang", "start_without_its_field", lines(sglang(A, rows(A, 2))), "MISMATCH", "expected [6 rows")
+    bad("sglang", "start_after_the_prompt", lines(sglang(A, rows(A, 5), routed_experts_start_len=5)), "INVALID_ARGUMENT", "start at 0..4, in the prompt, found 5")
+    bad("sglang", "other_layers", lines(sglang(A, rows(A)[:, :2])), "MISMATCH", "4 hidden or 3 MoE layers")
+    bad("sglang", "odd_bytes", lines(sglang(A, b64(rows(A).tobytes()[:-1]))), "CORRUPT", "found 191")
+    bad("sglang", "not_base64", lines(sglang(A, "AA*A")), "CORRUPT", "base64: character 2 is 0x2a")
+    bad("sglang", "dtype_too_narrow", lines(sglang(W, rows(W).astype(np.uint8), routed_experts_dtype="uint8")), "MISMATCH", "experts 0..299, found uint8", model="wide")
+    bad("sglang", "dtype_unknown", lines(sglang(A, routed_experts_dtype="uint3")), "UNSUPPORTED", "uint3")
+    bad("sglang", "no_routes", lines({k: v for k, v in sglang(A, routes=False).items()}), "CORRUPT", "found true or false")
+    nothing = sglang(A)
+    del nothing["meta_info"]["routed_experts"]
+    bad("sglang", "none", lines(nothing, sglang(B)), "NOT_FOUND", f"line 1: request sg-{A}: expected routes, found none", good_read=1)
+    no_prompt = sglang(A)
+    del no_prompt["input_ids"]
+    bad("sglang", "no_prompt", lines(no_prompt), "NOT_FOUND", "expected the prompt's tokens")
+    bad("sglang", "broken_line", lines(sglang(A))[:-20] + b"\n" + lines(sglang(B)), "CORRUPT", "line 1: JSON", good_read=1)
+    bad("sglang", "one_row_throughout", lines(sglang(B, np.repeat(rows(B)[:1], 6, axis=0))), "INVALID_ARGUMENT", "the same experts in all 6 rows")
+    bad("sglang", "single_zeros", lines(sglang(S, rows(S) * 0)), "INVALID_ARGUMENT", "every id of all 11 rows is zero", model="single")
+    two = json.loads(json.dumps(chat))
+    two["choices"].append({"index": 1, "message": {}, "finish_reason": "stop"})
+    bad("sglang", "second_choice", lines(two), "NOT_FOUND", "request chat-1-1: expected routes of this choice", good_read=1)
+    bad("sglang", "cut_list", json.dumps([sglang(A), sglang(B)]).encode()[:-30], "CORRUPT", "line 1: JSON", extension="json")
+
+
+# ---- vLLM ------------------------------------------------------------------------------------------------------------
+def vllm(*choices, rid="cmpl-1", of=None, **more):
+    return {"id": rid, "object": "text_completion", "created": 1, "model": "m", "prompt_token_ids": prompt(of), "choices": list(choices),
+            "usage": {"prompt_tokens": len(prompt(of)), "total_tokens": 1, "completion_tokens": 1}, "kv_transfer_params": None, **more}
+
+
+def choice(i, routes=None, index=0, finish="stop", **more):
+    routes = rows(i, dtype=np.uint8 if TRUTH[i]["model"] != "wide" else np.uint16) if routes is None else routes
+    return {"index": index, "text": "..", "token_ids": new(i), "finish_reason": finish, "stop_reason": None, "logprobs": None,
+            "routed_experts": b64(npy(routes)) if isinstance(routes, np.ndarray) else routes, **more}
+
+
+def make_vllm():
+    t = TRUTH[A]
+    done = expected(A, "cmpl-1", finish="stop")
+    good("vllm", "u1", lines(vllm(choice(A), of=A)), done)
+    good("vllm", "u2", lines(vllm(choice(W), of=W)), expected(W, "cmpl-1", finish="stop"))
+    for name, dtype in (("i1", np.int8), ("i2_big", ">i2"), ("u2_big", ">u2"), ("i4", np.int32), ("i8", np.int64), ("u8", np.uint64)):
+        good("vllm", name, lines(vllm(choice(A, rows(A).astype(dtype)), of=A)), done)
+    good("vllm", "fortran", lines(vllm(choice(A, np.asfortranarray(rows(A, dtype=np.uint8))), of=A)), done)
+    good("vllm", "moe_layers", lines(vllm(choice(A, rows(A, hidden=False, dtype=np.uint8)), of=A)), done)
+    good("vllm", "start", lines(vllm(choice(A, rows(A, 3, dtype=np.uint8)), of=A, routed_experts_prompt_start=3)),
+         expected(A, "cmpl-1", finish="stop", start=3))
+    good("vllm", "logprobs", lines(vllm(choice(A, logprobs={"token_logprobs": t["logprobs"], "tokens": ["a", "b", "c"]}), of=A)),
+         expected(A, "cmpl-1", finish="stop", logprobs=True))
+    chat = {"content": [{"token": "x", "logprob": p, "bytes": [1], "top_logprobs": []} for p in t["logprobs"]]}
+    good("vllm", "chat", lines(vllm(choice(A, logprobs=chat, message={"role": "assistant", "content": "x", "tool_calls": []}), of=A)),
+         expected(A, "cmpl-1", finish="stop", logprobs=True))
+    good("vllm", "mask_lists", lines(vllm(choice(A, sampling_mask=t["masks"]), of=A)), expected(A, "cmpl-1", finish="stop", mask=True))
+    flat, ends = [x for row in t["masks"] for x in reversed(row)], np.cumsum([0] + [len(row) for row in t["masks"]])
+    good("vllm", "mask_csr", lines(vllm(choice(A, sampling_mask={"indices": flat, "indptr": ends.tolist()}), of=A)),
+         expected(A, "cmpl-1", finish="stop", mask=True))
+    good("vllm", "mask_counts", lines(vllm(choice(A, sampling_mask={"ids": b64(npy(np.array(flat, np.int32))), "counts": np.diff(ends).tolist()}), of=A)),
+         expected(A, "cmpl-1", finish="stop", mask=True))
+    good("vllm", "aborted", lines(vllm(choice(A), of=A), vllm(dict(choice(B, False, finish="abort"), routed_experts=None), of=B, rid="cmpl-2")),
+         done, expected(B, "cmpl-2", finish="abort", routes=False))
+    good("vllm", "generate", json.dumps({"request_id": "r-9", "choices": [choice(A)], "prompt_logprobs": None, "prompt_token_ids": prompt(A)}, indent=2).encode(),
+         expected(A, "r-9", finish="stop"), extension="json")
+    good("vllm", "outputs", lines({"request_id": "7", "prompt_token_ids": prompt(A), "outputs": [choice(A)]}), expected(A, "7", finish="stop"))
+    good("vllm", "beside", lines({"input_ids": prompt(A), "response": {k: v for k, v in vllm(choice(A), of=A).items() if k != "prompt_token_ids"}}), done)
+    # Before 0.22: the prompt's rows at the answer, those of new tokens at the choice, as nested lists.
+    old = rows(A, hidden=False)
+    p = t["prompt_len"]
+    good("vllm", "lists", lines(vllm(choice(A, old[p:].tolist()), of=A, prompt_routed_experts=old[:p].tolist())), done)
+    good("vllm", "lists_g_rows", lines(vllm(choice(A, padded(old, after=1)[p:].tolist()), of=A, prompt_routed_experts=old[:p].tolist())), done)
+    events = []
+    for n, token in enumerate(new(A)):
+        last = n + 1 == len(new(A))
+        events.append({"id": "cmpl-1", "object": "text_completion.chunk", "prompt_token_ids": prompt(A) if n == 0 else None,
+                       "choices": [{"index": 0, "text": ".", "token_ids": [token], "finish_reason": "stop" if last else None,
+                                    "logprobs": {"token_logprobs": [t["logprobs"][n]]},
+                                    "routed_experts": b64(npy(rows(A, dtype=np.uint8))) if last else None}]})
+    events.append({"id": "cmpl-1", "object": "text_completion.chunk", "choices": [], "usage": {"total_tokens": 7}})
+    stream = "".join(f"data: {json.dumps(e)}\n\n" for e in events) + "data: [DONE]\n"
+    broken = stream.replace(f'"{b64(npy(rows(A, dtype=np.uint8)))}"', "null")
+    bad("vllm", "stream_without_routes", broken.encode(), "NOT_FOUND", "request cmpl-1: expected routes in the last part of its stream", extension="txt")
+    good("vllm", "stream_aborted", broken.replace('"stop"', '"abort"').encode(), expected(A, "cmpl-1", finish="abort", logprobs=True, routes=False), extension="txt")
+    good("vllm", "stream", stream.encode(), expected(A, "cmpl-1", finish="stop", logprobs=True), extension="txt")
+
+    mixed = []
+    for n in range(3):
+        for index, token in ((0, new(A)[n]), (1, new(A)[n])):
+            mixed.append({"id": "cmpl-1", "object": "chat.completion.chunk", "prompt_token_ids": prompt(A) if n == 0 else None,
+                          "choices": [{"index": index, "token_ids": [token], "finish_reason": "stop" if n == 2 else None,
+                                       "routed_experts": b64(npy(rows(A, dtype=np.uint8))) if n == 2 else None}]})
+    good("vllm", "stream_of_two", lines(*mixed), expected(A, "cmpl-1", finish="stop"), expected(A, "cmpl-1-1", finish="stop"))
+    n_choices = vllm(choice(A), choice(A, index=1), of=A)
+    good("vllm", "two_choices_alike", lines(n_choices, vllm(choice(B), of=B, rid="b")), expected(A, "cmpl-1-0", finish="stop", group=0),
+         expected(A, "cmpl-1-1", finish="stop", group=0), expected(B, "b", finish="stop", group=1))
+    other = choice(A, index=1)
+    other["token_ids"] = [1] + other["token_ids"][1:]
+    bad("vllm", "copied_choice", lines(vllm(choice(A), other, of=A)), "INVALID_ARGUMENT", "request cmpl-1-1: expected routes of this choice, found those of the first", good_read=1)
+    # The CPU build of 0.25.1: right shape, right type, and never filled.
+    bad("vllm", "cpu_zeros", lines(vllm(choice(A, rows(A, dtype=np.uint8) * 0), of=A)), "INVALID_ARGUMENT", "line 1: request cmpl-1: every id of all 6 rows is zero: the engine has not filled its buffer")
+    bad("vllm", "n_rows", lines(vllm(choice(A, padded(rows(A, dtype=np.uint8), after=1)), of=A)), "MISMATCH", "rows: expected [6 rows, 4 hidden or 3 MoE layers, 2 choices], found [7, 4, 2]")
+    bad("vllm", "start_unsaid", lines(vllm(choice(A, rows(A, 3, dtype=np.uint8)), of=A)), "MISMATCH", "found [3, 4, 2]")
+    bad("vllm", "choices_of_a_row", lines(vllm(choice(A, rows(A)[:, :, :1]), of=A)), "MISMATCH", "choices of a row")
+    bad("vllm", "layers", lines(vllm(choice(A, rows(A)[:, :2]), of=A)), "MISMATCH", "layers: expected")
+    bad("vllm", "minus_one", lines(vllm(choice(A, rows(A) * 0 - 1), of=A)), "INVALID_ARGUMENT", "expected experts 0..7, found -1")
+    bad("vllm", "u1_of_300", lines(vllm(choice(W, rows(W).astype(np.uint8)), of=W)), "MISMATCH", "experts 0..299, found uint8", model="wide")
+    bad("vllm", "reals", lines(vllm(choice(A, rows(A).astype(np.float32)), of=A)), "MISMATCH", "found float32")
+    bad("vllm", "raw", lines(vllm(choice(A, b64(rows(A))), of=A)), "CORRUPT", "expected a .npy file")
+    bad("vllm", "cut_npy", lines(vllm(choice(A, b64(npy(rows(A))[:-1])), of=A)), "CORRUPT", ".npy: expected 192 bytes")
+    bad("vllm", "cut_header", lines(vllm(choice(A, b64(npy(rows(A))[:60])), of=A)), "CORRUPT", "inside its header")
+    bad("vllm", "pickled", lines(vllm(choice(A, b64(npy(rows(A).astype(object)))), of=A)), "UNSUPPORTED", "'|O'")
+    bad("vllm", "null", lines(vllm(dict(choice(A, False), routed_experts=None), of=A)), "NOT_FOUND", "expected routes, found none")
+    bad("vllm", "ragged", lines(vllm(choice(A, [[[1, 2], [2, 3], [0]]]), of=A, prompt_routed_experts=[])), "CORRUPT", "lists: expected")
+    bad("vllm", "words", lines(vllm(choice(A, [[["a", "b"]]]), of=A)), "CORRUPT", "expected integers of 32 bits, found text")
+    bad("vllm", "logprobs", lines(vllm(choice(A, logprobs={"token_logprobs": t["logprobs"][:-1]}), of=A)), "CORRUPT", "log-probabilities: expected 3")
+    bad("vllm", "mask_rows", lines(vllm(choice(A, sampling_mask=t["masks"][:-1]), of=A)), "CORRUPT", "sampling_mask: expected rows of 3 new tokens")
+    bad("vllm", "mask_without_the_token", lines(vllm(choice(A, sampling_mask=[[127], [126], [125]]), of=A)), "INVALID_ARGUMENT", "mask")
+    bad("vllm", "mask_indptr", lines(vllm(choice(A, sampling_mask={"indices": flat, "indptr": [0, 99, 1, 2]}), of=A)), "CORRUPT", "sampling_mask: row 0")
+    bad("vllm", "token", lines(vllm(dict(choice(A), token_ids=[1, -5, 2]), of=A)), "CORRUPT", "new tokens[1]: expected 0..4294967295, found -5")
+
+
+# ---- the others ------------------------------------------------------------------------------------------------------
+def beside(i, **more):
+    return {"rid": f"r{i}", "prompt_token_ids": prompt(i), "token_ids": new(i), **more}
+
+
+def make_nemo_rl():
+    def answer(i, a, **more):
+        return {"prompt_token_ids": prompt(i), "generation_token_ids": new(i), "routed_experts": nrlre1(a), "rid": f"r{i}", **more}
+    moe = rows(A, hidden=False)
+    good("nemo-rl", "int16", lines(answer(A, moe.astype(np.int16), generation_log_probs=TRUTH[A]["logprobs"])), expected(A, f"r{A}", logprobs=True))
+    good("nemo-rl", "int8", lines(answer(A, padded(moe, after=1, fill=-1).astype(np.int8))), expected(A, f"r{A}"))
+    good("nemo-rl", "int32", lines(answer(W, rows(W))), expected(W, f"r{W}"))
+    holes = padded(moe, after=1, fill=-1).astype(np.int16)
+    holes[[0, 3]] = -1
+    good("nemo-rl", "missing", lines(answer(A, holes)), expected(A, f"r{A}", missing=[0, 3]))
+    good("nemo-rl", "all_missing", lines(answer(A, (moe * 0 - 1).astype(np.int16))), expected(A, f"r{A}", missing=list(range(6))))
+    good("nemo-rl", "lists", lines(dict(answer(A, moe), routed_experts=moe.tolist())), expected(A, f"r{A}"))
+    good("nemo-rl", "output", lines({"id": "resp", "response": {"output": [1]}, "message": answer(A, moe)}), expected(A, "resp"))
+    part = moe.copy()
+    part[1, 2, 0] = -1
+    bad("nemo-rl", "missing_in_part", lines(answer(A, part)), "INVALID_ARGUMENT", "position 1: expected a row that is there or all -1")
+    bad("nemo-rl", "last_row", lines(answer(A, padded(moe, after=1, fill=1))), "INVALID_ARGUMENT", "position 6: expected no row of the last token")
+    bad("nemo-rl", "int8_of_300", lines(answer(W, rows(W).astype(np.int8))), "MISMATCH", "experts 0..299, found int8", model="wide")
+    for what, text, message in (("no_shape", "nrlre1:int16:AAAA", "nrlre1: expected"), ("two_dims", "nrlre1:int16:6x6:AAAA", "6x6"),
+                                ("type", "nrlre1:float32:6x3x2:AAAA", "float32"), ("bytes", "nrlre1:int16:6x3x2:AAAA", "expected 72 bytes"),
+                                ("version", "nrlre2:int16:6x3x2:AAAA", "base64")):
+        status = "UNSUPPORTED" if what == "type" else "CORRUPT"
+        bad("nemo-rl", what, lines(dict(answer(A, moe), routed_experts=text)), status, message)
+    huge = "nrlre1:int32:4294967295x4294967295x4294967295:AAAA"
+    bad("nemo-rl", "huge_shape", lines(dict(answer(A, moe), routed_experts=huge)), "CORRUPT", "nrlre1: expected a shape that fits memory")
+
+
+def make_slime():
+    def sample(i, routes, status="completed", **more):
+        return {"group_index": 3, "index": 5, "rid": f"r{i}", "prompt": "p", "tokens": TRUTH[i]["tokens"], "response": "..", "response_length": len(new(i)),
+                "rollout_log_probs": TRUTH[i]["logprobs"], "weight_versions": ["4", "4"], "status": status, "rollout_routed_experts": routes, **more}
+    done = dict(finish="stop", logprobs=True, version=4, group=3)
+    good("slime", "base64", lines(sample(A, b64(rows(A)))), expected(A, f"r{A}", **done))
+    good("slime", "lists", lines(sample(B, rows(B).tolist(), status="truncated")), expected(B, f"r{B}", **dict(done, finish="length")))
+    good("slime", "msgpack", msgpack.packb(sample(A, rows(A).tobytes())) + msgpack.packb(sample(B, {"data": rows(B).tobytes(), "shape": [6, 4, 2], "dtype": "<i4"})),
+         expected(A, f"r{A}", **done), expected(B, f"r{B}", **done), extension="msgpack")
+    out = io.BytesIO()
+    np.savez(out, tokens=np.array(TRUTH[A]["tokens"], np.int64), response_length=np.int64(3), rollout_routed_experts=rows(A),
+             rollout_log_probs=np.array(TRUTH[A]["logprobs"], np.float32))
+    good("slime", "one", out.getvalue(), expected(A, "request-0", logprobs=True), extension="npz")
+    out = io.BytesIO()
+    fields = {}
+    for k, i in enumerate((A, B)):
+        fields.update({f"tokens_{k}": np.array(TRUTH[i]["tokens"]), f"response_length_{k}": np.array(len(new(i))), f"rollout_routed_experts_{k}": rows(i)})
+    np.savez(out, **fields)
+    good("slime", "numbered", out.getvalue(), expected(A, "request-0"), expected(B, "request-1"), extension="npz")
+    bad("slime", "n_rows", lines(sample(A, padded(rows(A), after=1).tolist())), "MISMATCH", "rows: expected [6 rows")
+    bad("slime", "zero_layer", lines(sample(A, np.where(np.arange(4)[None, :, None] == 3, 0, rows(A)).tolist())), "INVALID_ARGUMENT", "MoE layer 2 (model layer 3) is zero")
+    bad("slime", "no_length", lines({k: v for k, v in sample(A, b64(rows(A))).items() if k != "response_length"}), "NOT_FOUND", "expected the prompt's tokens")
+    cut = msgpack.packb(sample(A, rows(A).tobytes()))[:-9]
+    bad("slime", "cut", cut, "CORRUPT", "object 1: byte", extension="msgpack")
+    bad("slime", "claims_much", b"\xdd\xff\xff\xff\xff", "CORRUPT", "expected msgpack", extension="msgpack")
+    out = io.BytesIO()
+    np.save(out, rows(A))
+    alone = np.stack([rows(A), rows(B)])
+    TRUTH.append(dict(TRUTH[A], tokens=[0] * 7, prompt_len=7, logprobs=[], masks=[]))
+    TRUTH.append(dict(TRUTH[B], tokens=[0] * 7, prompt_len=7, logprobs=[], masks=[]))
+    no_a, no_b = len(TRUTH) - 2, len(TRUTH) - 1
+    good("slime", "routes_alone", out.getvalue(), expected(no_a, "request-0"), extension="npy")
+    good("slime", "batch_alone", npy(alone), expected(no_a, "request-0"), expected(no_b, "request-1"), extension="npy")
+    bad("slime", "one_row_alone", npy(np.repeat(rows(A)[:1], 6, axis=0)), "INVALID_ARGUMENT", "the same experts in all 6 rows", extension="npy")
+    bad("slime", "flat_alone", npy(rows(A).reshape(-1)), "NOT_FOUND", "expected routes [rows, layers, choices]", extension="npy")
+    bad("slime", "no_tokens", lines({"rollout_routed_experts": rows(A).tolist()}), "NOT_FOUND", "expected the prompt's tokens")
+    out = io.BytesIO()
+    np.savez_compressed(out, tokens=np.arange(7), rollout_routed_experts=rows(A))
+    bad("slime", "compressed", out.getvalue(), "UNSUPPORTED", "compressed", extension="npz")
+    whole = io.BytesIO()
+    np.savez(whole, tokens=np.arange(7), rollout_routed_experts=rows(A))
+    damaged = bytearray(whole.getvalue())
+    damaged[200] ^= 1
+    bad("slime", "damaged", bytes(damaged), "CORRUPT", "checksum", extension="npz")
+
+
+def make_verl():
+    P, R = 6, 6
+    batch = {"input_ids": [], "attention_mask": [], "responses": [], "prompts": [], "routed_experts": [], "rollout_log_probs": [], "response_mask": []}
+    for i in (A, B):
+        left, right = P - len(prompt(i)), R - len(new(i))
+        batch["input_ids"].append([0] * left + TRUTH[i]["tokens"] + [0] * right)
+        batch["attention_mask"].append([0] * left + [1] * len(TRUTH[i]["tokens"]) + [0] * right)
+        batch["responses"].append(new(i) + [0] * right)
+        batch["response_mask"].append([1] * len(new(i)) + [0] * right)
+        batch["prompts"].append([0] * left + prompt(i))
+        batch["routed_experts"].append(padded(rows(i, dtype=np.int16), left, right + 1))
+        batch["rollout_log_probs"].append(TRUTH[i]["logprobs"] + [0.0] * right)
+    batch = {k: np.array(v) for k, v in batch.items()}
+    batch["rollout_log_probs"] = batch["rollout_log_probs"].astype(np.float32)
+
+    def npz(**arrays):
+        out = io.BytesIO()
+        np.savez(out, **arrays)
+        return out.getvalue()
+    both = expected(A, "request-0", logprobs=True), expected(B, "request-1", logprobs=True)
+    good("verl", "batch", npz(**batch), *both, extension="npz")
+    named = dict(batch, rid=np.array([b"first", b"second one"]), uid=np.array([{"a": 1}, None], dtype=object), data_source=np.array(["x", "y"]))
+    good("verl", "named", npz(**named), dict(both[0], rid="first"), dict(both[1], rid="second one"), extension="npz")
+    beside_pads = {"rid": "x", "input_ids": prompt(B), "output_ids": new(B), "attention_mask": batch["attention_mask"][1].tolist(),
+                   "routed_experts": batch["routed_experts"][1].tolist()}
+    good("verl", "tokens_without_padding", lines(beside_pads), expected(B, "x"))
+    bad("verl", "mask_of_other_tokens", lines(dict(beside_pads, attention_mask=[1] * 12)), "CORRUPT", "attention_mask: expected 7 tokens")
+    good("verl", "len_minus_one", npz(**dict(batch, routed_experts=batch["routed_experts"][:, :-1])), *both, extension="npz")
+    one = {k: v[1].tolist() for k, v in batch.items()}
+    good("verl", "json", lines(dict(one, rid="x")), expected(B, "x", logprobs=True))
+    good("verl", "start", lines(dict(one, rid="x", routed_experts_start_len=2)), expected(B, "x", logprobs=True, start=2))
+    no_responses = {k: v for k, v in one.items() if k not in ("responses", "prompts")}
+    good("verl", "response_mask", lines(dict(no_responses, rid="x")), expected(B, "x", logprobs=True))
+    agent = {"rid": "x", "prompt_ids": prompt(A), "response_ids": new(A), "response_logprobs": TRUTH[A]["logprobs"], "response_mask": [1] * 3,
+             "routed_experts": padded(rows(A), after=1).tolist()}
+    good("verl", "agent_loop", lines(agent), expected(A, "x", logprobs=True))
+    holes = batch["routed_experts"].copy()
+    holes[1, 4 + 3] = 0
+    good("verl", "zeros_are_missing", npz(**dict(batch, routed_experts=holes)), both[0], expected(B, "request-1", logprobs=True, missing=[3]), extension="npz")
+    t = TRUTH[S]
+    single = {"rid": "s", "input_ids": [0] + t["tokens"], "attention_mask": [0] + [1] * 12, "prompts": [0] + prompt(S), "routed_experts": padded(rows(S), 1, 1).tolist()}
+    good("verl", "single_zero_is_an_expert", lines(single), expected(S, "s"))
+    bad("verl", "zeros", npz(**dict(batch, routed_experts=batch["routed_experts"] * 0)), "INVALID_ARGUMENT", "request request-0: every id of all 6 rows is zero", extension="npz")
+    full = batch["routed_experts"].copy()
+    full[0, 2 + 6] = full[0, 4]
+    bad("verl", "last_row", npz(**dict(batch, routed_experts=full)), "INVALID_ARGUMENT", "position 6: expected no row of the last token", extension="npz", good_read=1)
+    bad("verl", "mask_length", lines(dict(one, attention_mask=one["attention_mask"][:-1])), "CORRUPT", "attention_mask: expected 12")
+    bad("verl", "no_lengths", lines({k: v for k, v in no_responses.items() if k != "response_mask"}), "NOT_FOUND", "expected prompts, responses")
+    bad("verl", "rows", npz(**dict(batch, routed_experts=batch["routed_experts"][:, 2:])), "MISMATCH", "found [10, 4, 2]", extension="npz", good_read=0)
+
+
+def make_trtllm():
+    moe = rows(A, hidden=False, dtype=np.int16)
+    good("trtllm", "lists", lines(beside(A, routed_experts=moe.tolist(), finish_reason="length")), expected(A, f"r{A}", finish="length"))
+    good("trtllm", "base64", lines(beside(A, routed_experts=b64(moe))), expected(A, f"r{A}"))
+    holes = moe.copy()
+    holes[2] = -1
+    good("trtllm", "missing", lines(beside(A, routed_experts={"data": b64(holes), "shape": list(holes.shape), "dtype": "int16"})), expected(A, f"r{A}", missing=[2]))
+    out = io.BytesIO()
+    np.savez(out, routed_experts=moe, prompt_token_ids=np.array(prompt(A)), token_ids=np.array(new(A)))
+    good("trtllm", "npz", out.getvalue(), expected(A, "request-0"), extension="npz")
+    bad("trtllm", "padding_throughout", lines(beside(B, routed_experts=np.broadcast_to(np.arange(2), (6, 3, 2)).tolist())), "INVALID_ARGUMENT", "the same experts in all 6 rows")
+    bad("trtllm", "one_expert", lines(beside(B, routed_experts=(rows(B, hidden=False) * 0 + 3).tolist())), "INVALID_ARGUMENT", f"request r{B}: ")
+
+
+def make_prime_rl():
+    a, w = rows(A), rows(W, dtype=np.uint16)
+    good("prime-rl", "base85", lines(beside(A, routed_experts={"data": base64.b85encode(a.tobytes()).decode(), "shape": list(a.shape)})), expected(A, f"r{A}"))
+    u8 = a.astype(np.uint8)
+    good("prime-rl", "base64_u8", lines(beside(A, routed_experts={"data": b64(u8), "shape": list(u8.shape), "start": 0})), expected(A, f"r{A}"))
+    good("prime-rl", "base64_u16", lines(beside(W, routed_experts={"data": b64(w), "shape": list(w.shape), "start": 0, "dtype": "uint16"})), expected(W, f"r{W}"))
+    good("prime-rl", "start", lines(beside(A, routed_experts={"data": b64(u8[3:]), "shape": [3, 4, 2], "start": 3, "dtype": "uint8"})), expected(A, f"r{A}", start=3))
+    good("prime-rl", "msgpack", msgpack.packb(beside(A, routed_experts=[u8.tobytes(), list(u8.shape), "uint8"])) + msgpack.packb(
+        beside(B, routed_experts={"data": rows(B).tobytes(), "shape": [6, 4, 2], "dtype": "int32"})), expected(A, f"r{A}"), expected(B, f"r{B}"), extension="msgpack")
+    good("prime-rl", "last_row_of_zeros", lines(beside(A, routed_experts={"data": b64(padded(u8, after=1)), "shape": [7, 4, 2], "dtype": "uint8"})), expected(A, f"r{A}"))
+    bad("prime-rl", "length", lines(beside(A, routed_experts={"data": b64(u8[:-1]), "shape": list(u8.shape), "dtype": "uint8"})), "CORRUPT", "neither base64 nor base85")
+    bad("prime-rl", "alphabet", lines(beside(A, routed_experts={"data": base64.b85encode(a.tobytes()).decode()[:-1] + '"', "shape": list(a.shape)})), "CORRUPT", "base85: character")
+    bad("prime-rl", "triple_without_tokens", msgpack.packb([u8.tobytes(), list(u8.shape), "uint8"]), "CORRUPT", "expected a map, found a list", extension="msgpack")
+
+
+def make_megatron():
+    moe = rows(A, hidden=False)
+    t = TRUTH[A]
+    c = {"index": 0, "message": {"role": "assistant", "content": "x", "prompt_token_ids": prompt(A), "generation_token_ids": new(A), "generation_log_probs": t["logprobs"]},
+         "generation_log_probs": t["logprobs"], "finish_reason": "length", "policy_epoch": [[0, 3]], "num_evictions": 0,
+         "moe_topk_indices": moe.tolist(), "prompt_moe_topk_indices": moe[:4].tolist()}
+    good("megatron", "chat", lines({"id": "u-1", "object": "chat.completion", "choices": [c]}), expected(A, "u-1", finish="length", logprobs=True))
+    good("megatron", "without_the_copy", lines(beside(A, moe_topk_indices=moe.tolist())), expected(A, f"r{A}"))
+    good("megatron", "msgpack", msgpack.packb({"request_id": 7, "prompt_tokens": prompt(A), "generated_tokens": new(A), "routing_indices": {"data": moe.tolist(), "dtype": "int16"}}), expected(A, "7"), extension="msgpack")
+    other = moe[:4].copy()
+    other[1] = moe[2]
+    bad("megatron", "other_copy", lines(beside(A, moe_topk_indices=moe.tolist(), prompt_moe_topk_indices=other.tolist())), "INVALID_ARGUMENT", "routes of the prompt that begin those of the text")
+    bad("megatron", "prompt_alone", lines(beside(A, prompt_moe_topk_indices=moe[:4].tolist())), "NOT_FOUND", "found those of the prompt alone")
+
+
+def make_dynamo():
+    a = rows(A, dtype=np.uint8)
+    value = {"data": b64(a), "shape": list(a.shape), "dtype": "uint8", "start": 0}
+    chat = {"id": "d-1", "choices": [{"index": 0, "message": {"content": "x"}, "finish_reason": "stop"}],
+            "nvext": {"engine_data": {"prompt_token_ids": prompt(A), "completion_token_ids": new(A), "completion_logprobs": TRUTH[A]["logprobs"], "routed_experts": value}}}
+    good("dynamo", "nvext", lines(chat), expected(A, "d-1", finish="stop", logprobs=True))
+    good("dynamo", "start", lines(beside(A, routed_experts={"data": b64(a[2:]), "shape": [4, 4, 2], "dtype": "uint8", "start": 2})), expected(A, f"r{A}", start=2))
+    good("dynamo", "sglang", lines(beside(A, disaggregated_params={"routed_experts": b64(rows(A))})), expected(A, f"r{A}"))
+    good("dynamo", "npy", lines(beside(A, routed_experts=b64(npy(a)))), expected(A, f"r{A}"))
+    good("dynamo", "base85", lines(beside(A, nvext={"routed_experts": {"data": base64.b85encode(rows(A).tobytes()).decode(), "shape": [6, 4, 2]}})), expected(A, f"r{A}"))
+    bad("dynamo", "shape", lines(beside(A, routed_experts=dict(value, shape=[6, 4]))), "CORRUPT", "neither base64 nor base85")
+    bad("dynamo", "start", lines(beside(A, routed_experts=dict(value, start=3))), "MISMATCH", "expected [3 rows")
+
+
+def main():
+    for name, m in MODELS.items():
+        os.makedirs(os.path.join(OUT, name), exist_ok=True)
+        write(f"{name}/config.json", json.dumps(config(m), indent=1).encode() + b"\n")
+    for make in (make_sglang, make_vllm, make_nemo_rl, make_slime, make_verl, make_trtllm, make_prime_rl, make_megatron, make_dynamo):
+        make()
+    write("manifest.json", json.dumps({"models": MODELS, "truth": TRUTH, "good": GOOD, "bad": BAD}, indent=None).replace("}, {", "},\n {").encode() + b"\n")
+
+
+main()
