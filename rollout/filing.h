@@ -11,8 +11,8 @@
 
 typedef struct wb_filed_part {
     void *to;
-    const void
-        *from; /* in the block of results of the latest committed step, or where a part before is filed */
+    /* In the block of results of the latest committed step, or where a part before this one is filed. */
+    const void *from;
     size_t bytes;
 } wb_filed_part;
 

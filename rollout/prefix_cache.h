@@ -32,8 +32,8 @@ typedef struct wb_prefix_cache {
     uint8_t *rows;          /* [n_blocks, block_size] of row_bytes, of known blocks, all of them valid */
     int32_t *buckets;       /* [n_buckets] the first block of each */
     uint32_t n_buckets;     /* a power of two */
-    int32_t oldest,
-        newest; /* known blocks that nobody holds, which rest, in the order in which they came to */
+    /* Of the known blocks that nobody holds, which rest, in the order in which they came to. */
+    int32_t oldest, newest;
     int32_t n_known, n_resting;
 } wb_prefix_cache;
 
