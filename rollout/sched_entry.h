@@ -16,8 +16,8 @@ typedef struct wb_sched_entry {
      * take over known blocks, and what it feeds becomes known. */
     bool shares;
     int32_t n_known; /* of `blocks`, the first ones: known to the prefix cache */
-    uint32_t
-        n_taken_over;   /* tokens of known blocks that it was admitted with, whose rows it has yet to get */
+    /* Tokens of known blocks that it was admitted with, whose rows it has yet to get. */
+    uint32_t n_taken_over;
     uint32_t n_in_pool; /* 0 unless running */
     uint32_t n_planned; /* tokens from n_in_pool on that this step feeds */
     /* Guesses at the tokens that come next, behind the record's last one: how many there are, how many this

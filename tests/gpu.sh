@@ -55,7 +55,7 @@ step_of() {
 }
 
 # ---- tests ----
-for program in "$build"/tests/*_cuda "$build"/tests/test_ops_bf16 "$build"/tests/test_exchange_gpus; do
+for program in "$build"/tests/*_cuda "$build"/tests/test_{ops_bf16,ops_fused,graph_steps,exchange_gpus}; do
     [ -x "$program" ] && step "$(basename "$program")" "$program"
 done
 if command -v compute-sanitizer >/dev/null; then
@@ -78,20 +78,22 @@ done
 
 # ---- GRPO ----
 grpo=$(built waybill-grpo) waybill=$(built waybill)
-# train RANKS
+# train NAME RANKS OPTION...
 train() {
-    local run=("${mpi[@]}" -n "$1" "$grpo" --device cuda --quiet) out=$work/out-$1
-    step "grpo-base-$1" "${run[@]}" --make-base "$work/base-$1" --warmup-steps 40 || return
-    step "grpo-$1" "${run[@]}" --model "$work/base-$1" --out "$out" --steps 12 --lr 6e-4 --seed 3 "${@:2}" || return
-    grep -E '^reward|^data plane|^experts moved' "$work/grpo-$1"
-    [ -n "$waybill" ] && step "verify-$1" "$waybill" verify "$out/dump"
+    local name=$1 run=("${mpi[@]}" -n "$2" "$grpo" --device cuda --quiet) out=$work/out-$1
+    step "grpo-base-$name" "${run[@]}" --make-base "$work/base-$name" --warmup-steps 40 || return
+    step "grpo-$name" "${run[@]}" --model "$work/base-$name" --out "$out" --steps 12 --lr 6e-4 --seed 3 "${@:3}" || return
+    grep -E '^reward|^data plane|^experts moved' "$work/grpo-$name"
+    [ -n "$waybill" ] && step "verify-$name" "$waybill" verify "$out/dump"
 }
 if [ -z "$grpo" ]; then
     skipped+=("GRPO: waybill-grpo was not built")
 else
-    train 1
+    train one-f32 1
+    train one-bf16 1 --dtype bf16
     if [ "$gpus" -ge 2 ]; then
-        train 2 --eplb live --redundant-experts 8 --rebalance-every 5
+        train two-live 2 --eplb live --redundant-experts 8 --rebalance-every 5
+        train two-bf16 2 --dtype bf16
     else
         skipped+=("GRPO on 2 GPUs: this machine has $gpus")
     fi
