@@ -22,8 +22,8 @@ typedef struct stats {
     uint64_t finish[STATS_N_FINISH];
     uint32_t *prompt, *sampled; /* [records] lengths, ascending */
     uint64_t prompt_sum, sampled_sum;
-    uint64_t with_sampling,
-        with_mask;                /* records that say how, and with which kept tokens, they were sampled */
+    /* Records that say how they were sampled, and with which kept tokens. */
+    uint64_t with_sampling, with_mask;
     uint64_t kept, masked_tokens; /* kept tokens, of so many sampled ones */
     uint32_t *top;                /* [options.top] scratch of stats_layer_of */
     wb_owner memory;
