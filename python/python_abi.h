@@ -24,6 +24,7 @@ WB_API bool wb_python_abi_line(int i, const char **kind_out, const char **name_o
     X(wb_finish, WB_FINISH_ABORT)              \
     X(wb_codec, WB_CODEC_RAW)                  \
     X(wb_codec, WB_CODEC_ZSTD)                 \
+    X(wb_codec, WB_CODEC_PACKED)               \
     X(wb_missing_policy, WB_MISSING_STRICT)    \
     X(wb_missing_policy, WB_MISSING_NATIVE)    \
     X(wb_missing_policy, WB_MISSING_DROP)      \

@@ -207,9 +207,10 @@ def create(
 ) -> DumpWriter:
     """Creates a dump file for records of `model`; a path that exists is InputOutput.
 
-    codec: "raw", read in place, or "zstd" of zstd_level 1..19. chunk_bytes: longer runs of rows are stored in
-    parts. producer: free text for the header. trust_ids: append does not look at ids. A folder of files is
-    one dump: one writer a file, named part-0.wbr, part-1.wbr and so on.
+    codec: "raw", read in place, "zstd" of zstd_level 1..19, or "packed", the smallest for long records of
+    up to 256 experts. chunk_bytes: longer runs of rows are stored in parts. producer: free text for the
+    header. trust_ids: append does not look at ids. A folder of files is one dump: one writer a file, named
+    part-0.wbr, part-1.wbr and so on.
     """
     set_here = {"zstd_level": zstd_level, "chunk_bytes": chunk_bytes}
     options = _abi.options(

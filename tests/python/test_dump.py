@@ -267,7 +267,7 @@ class Writing(unittest.TestCase):
 
     def test_what_was_written_is_read(self):
         random = support.random_for(self)
-        for E, codec in ((8, "raw"), (8, "zstd"), (256, "raw"), (257, "raw"), (300, "zstd")):
+        for E, codec in ((8, "raw"), (8, "zstd"), (256, "raw"), (257, "raw"), (300, "zstd"), (64, "packed")):
             model = make_model(E=E)
             records = list(self.records(random, model))
             path = os.path.join(self.folder, f"{E}-{codec}.wbr")
