@@ -3,12 +3,15 @@
 
 #include <string.h>
 
-enum { LONGEST = 3, SHORTEST = 2 };
+/* Looked for among the last WINDOW places: a search takes the time of each step of the device, and text that
+ * repeats itself does so soon. */
+enum { LONGEST = 3, SHORTEST = 2, WINDOW = 4096 };
 
 /* Where the text goes on behind the latest earlier place with its last `length` tokens; 0: there is none. */
 static uint32_t find_continuation(const uint32_t *tokens, uint32_t n, uint32_t length) {
     const uint32_t *end = tokens + n - length;
-    for (uint32_t at = n - length; at-- > 0;)
+    const uint32_t first = n - length > WINDOW ? n - length - WINDOW : 0;
+    for (uint32_t at = n - length; at-- > first;)
         if (memcmp(tokens + at, end, length * sizeof *tokens) == 0) return at + length;
     return 0;
 }

@@ -186,6 +186,8 @@ bool wb_scheduler_know_next(wb_scheduler *scheduler, wb_sched_entry *entry, uint
 
 static void preempt(wb_scheduler *scheduler, wb_sched_entry *entry) {
     release(scheduler, entry);
+    /* It ran: what comes later stays behind it, whatever its priority. */
+    entry->place = INT64_MIN;
     scheduler->first_waiting = entry;
     scheduler->waiting++;
     scheduler->preemptions++;

@@ -107,7 +107,8 @@ typedef struct wb_request {
      * the vocabulary does not reach is one. Room for all that can be kept is made at submit: 4 bytes * kept *
      * max_tokens, kept being top_k or, where top_p alone is the limit, the vocabulary; at most 4 GiB, since a
      * record holds fewer than 2^30 kept tokens. Room that is not used is address space only, but where the
-     * system counts it all the same, a top_k beside top_p makes it small. */
+     * system counts it all the same, a top_k beside top_p makes it small. It makes a step's copy small too,
+     * which brings the room of each token that is sampled, used or not: 4 bytes * kept. */
     bool return_sampling_mask;
     uint8_t reserved[3]; /* zero */
     /* Its place in the line is that of a request of priority 0 that was submitted so many steps earlier, or
@@ -139,7 +140,7 @@ static inline wb_request wb_request_default(void) {
 WB_API wb_status wb_engine_submit(wb_engine *engine, const wb_request *request);
 
 /* Runs one step: prefill chunks and decodes up to max_batch_tokens. *busy_out: some rank still has work;
- * all ranks step until it is false. A step allocates nothing.
+ * all ranks step until it is false. A step allocates nothing, but for the driver's memory of a graph.
  *
  * A step is made on all ranks or on none. A rank that fails returns its own failure (NaN logits: request
  * and position), the others WB_PEER naming it. PEER on all ranks, naming the first that differs from rank

@@ -6,6 +6,7 @@
 #include "cpu/cpu_device.h"
 #include "cpu/cpu_scratch.h"
 #include "wb_check.h"
+#include "wb_isa.h"
 #include "wb_memory.h"
 
 #include <stdlib.h>
@@ -67,32 +68,17 @@ static wb_status cpu_zero(wb_device *dev, void *device, size_t bytes) {
 
 /* ---- instruction sets ---------------------------------------------------------------------------- */
 
-static bool has_generic(void) {
-    return true;
-}
-
-#ifdef WB_CPU_X86
-static bool has_v3(void) {
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-}
-
-static bool has_v4(void) {
-    return has_v3() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-}
-#endif
-
 /* The best first. */
 static const struct {
     const char *isa, *name;
-    bool (*has)(void);
+    wb_isa needs;
     void (*table)(wb_device *dev);
 } isas[] = {
 #ifdef WB_CPU_X86
-    {"v4", "cpu x86-64-v4", has_v4, wb_cpu_v4_table},
-    {"v3", "cpu x86-64-v3", has_v3, wb_cpu_v3_table},
+    {"v4", "cpu x86-64-v4", WB_ISA_V4, wb_cpu_v4_table},
+    {"v3", "cpu x86-64-v3", WB_ISA_V3, wb_cpu_v3_table},
 #endif
-    {"generic", "cpu generic", has_generic, wb_cpu_generic_table},
+    {"generic", "cpu generic", WB_ISA_GENERIC, wb_cpu_generic_table},
 };
 enum { ISA_COUNT = sizeof isas / sizeof isas[0] };
 
@@ -144,12 +130,13 @@ static wb_status open_cpu(size_t isa, int threads, wb_device **device_out) {
 
 wb_status wb_device_open_cpu(int threads, wb_device **device_out) {
     size_t isa = 0;
-    while (!isas[isa].has()) isa++;
+    while (isas[isa].needs > wb_isa_of_machine()) isa++;
     return open_cpu(isa, threads, device_out);
 }
 
 wb_status wb_cpu_open_isa(const char *isa, int threads, wb_device **device_out) {
     for (size_t i = 0; i < ISA_COUNT; i++)
-        if (strcmp(isas[i].isa, isa) == 0 && isas[i].has()) return open_cpu(i, threads, device_out);
+        if (strcmp(isas[i].isa, isa) == 0 && isas[i].needs <= wb_isa_of_machine())
+            return open_cpu(i, threads, device_out);
     return wb_fail(WB_UNSUPPORTED, "instruction set %s: not built, or not on this processor", isa);
 }

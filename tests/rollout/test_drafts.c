@@ -40,6 +40,19 @@ static void test_drafts_are_what_followed_the_same_words(void **state) {
     assert_true(n_found > 300);
 }
 
+static void test_what_stands_far_back_is_not_looked_for(void **state) {
+    (void)state;
+    enum { FAR = 6000, FOUND = 4096 };
+    uint32_t tokens[FAR], draft = 0;
+    for (uint32_t i = 0; i < FAR; i++) tokens[i] = 10 + i;
+    for (uint32_t i = 0; i < 2; i++) tokens[i] = tokens[FAR - 2 + i] = i;
+    assert_int_equal(wb_draft_find(tokens, FAR, 1, &draft), 0);
+    const uint32_t near = FAR - 2 - FOUND;
+    for (uint32_t i = 0; i < 2; i++) tokens[near + i] = i;
+    assert_int_equal(wb_draft_find(tokens, FAR, 1, &draft), 1);
+    assert_int_equal(draft, tokens[near + 2]);
+}
+
 /* ---- in the engine ------------------------------------------------------------------------------- */
 
 static wb_engine *engine_with_drafts(wb_model *model, int32_t max_drafts, int32_t block_size) {
@@ -146,6 +159,7 @@ static void test_odd_options_are_refused(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_drafts_are_what_followed_the_same_words),
+        cmocka_unit_test(test_what_stands_far_back_is_not_looked_for),
         cmocka_unit_test(test_rule_8_rejected_drafts_are_in_no_record),
         cmocka_unit_test(test_drafts_get_what_a_step_has_left),
         cmocka_unit_test(test_odd_options_are_refused),

@@ -72,6 +72,23 @@ static void test_nothing_starves(void **state) {
     rig_close(&r);
 }
 
+/* What has run keeps its place when it is preempted, whoever comes then. */
+static void test_what_ran_is_not_overtaken(void **state) {
+    (void)state;
+    rig r = open_rig();
+    wb_engine *engine = engine_of(r.model, 8, 4, 16, 4);
+    submit(engine, "old", 0, 28);
+    submit(engine, "young", 0, 24);
+    while (wb_engine_get_stats(engine).preemptions == 0) assert_true(step(engine));
+    submit(engine, "first of priority", 100, 28);
+    submit(engine, "second of priority", 100, 28);
+    run_dry(engine, 300);
+    const char *const order[] = {"old", "young"};
+    for (int i = 0; i < 2; i++) assert_next(engine, order[i]);
+    wb_engine_close(engine);
+    rig_close(&r);
+}
+
 /* ---- limits and counters ------------------------------------------------------------------------- */
 
 static void assert_refused(wb_model *model, wb_engine_options options, const char *message) {
@@ -300,6 +317,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_priority_decides_among_those_that_wait),
         cmocka_unit_test(test_nothing_starves),
+        cmocka_unit_test(test_what_ran_is_not_overtaken),
         cmocka_unit_test(test_more_than_the_limits_is_refused_with_the_numbers),
         cmocka_unit_test(test_one_call_has_all_counters),
         cmocka_unit_test(test_no_rank_prefills_much_while_another_decodes),
