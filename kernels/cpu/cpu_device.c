@@ -74,7 +74,7 @@ static const struct {
     wb_isa needs;
     void (*table)(wb_device *dev);
 } isas[] = {
-#ifdef WB_CPU_X86
+#ifdef WB_LANES_X86
     {"v4", "cpu x86-64-v4", WB_ISA_V4, wb_cpu_v4_table},
     {"v3", "cpu x86-64-v3", WB_ISA_V3, wb_cpu_v3_table},
 #endif

@@ -150,8 +150,8 @@ static void check_prepare(wb_device *dev, wb_dtype dtype, wb_dtype cache) {
 /* ---- all of it ----------------------------------------------------------------------------------- */
 
 static void run_on(wb_device *dev) {
-    static const int64_t widths[] = {1,  15,  16,   17,
-                                     64, 300, 1031, 13000}; /* the last: more than 48 KiB a row */
+    /* The last is more than 48 KiB a row. */
+    static const int64_t widths[] = {1, 15, 16, 17, 64, 300, 1031, 13000};
     for (int half = 0; half < 2; half++) {
         const wb_dtype dtype = half ? WB_BF16 : WB_F32;
         for (size_t i = 0; i < sizeof widths / sizeof widths[0]; i++)
