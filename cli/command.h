@@ -79,7 +79,7 @@ typedef struct cli_command {
 } cli_command;
 
 extern const cli_command cli_inspect, cli_verify, cli_cat, cli_stats, cli_diff, cli_merge, cli_split,
-    cli_salvage, cli_convert, cli_eplb;
+    cli_salvage, cli_convert, cli_eplb, cli_report;
 
 /* ---- command lines (command_options.c) ------------------------------------------------------- */
 
@@ -168,6 +168,11 @@ typedef struct cli_output {
  * `force`, too. `producer` is the command's name. */
 int cli_output_open(const char *path, bool force, const char *producer, const wb_route_model *model,
                     cli_output *output_out);
+
+/* The rule of cli_output_open for a path, of a file that is no dump too: IO where something is, without
+ * `force`. *end_out is the end of its links, freed with free() after a failure too; *direct_out: a pipe, a
+ * device or a descriptor. */
+wb_status cli_output_look(const char *path, bool force, char **end_out, bool *direct_out);
 
 /* Ends the dump and puts it at its path; a failure has been said. */
 int cli_output_commit(cli_output *output);

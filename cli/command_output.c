@@ -20,16 +20,18 @@ static void free_output(cli_output *o) {
 }
 
 /* What stands at the path decides how it is written. */
-static wb_status look_at(cli_output *o, const char *path, bool force) {
+wb_status cli_output_look(const char *path, bool force, char **end_out, bool *direct_out) {
     struct stat info;
-    WB_TRY(wb_follow_links(path, &o->path));
-    WB_TRY(wb_is_descriptor(path, &o->direct));
-    if (!o->direct && stat(o->path, &info) == 0) {
-        o->direct = S_ISFIFO(info.st_mode) || S_ISCHR(info.st_mode);
-        if (!o->direct && !force)
-            return wb_fail(WB_IO, "%s: expected a path where nothing is, found a file (--force replaces it)",
-                           path);
-    }
+    WB_TRY(wb_follow_links(path, end_out));
+    WB_TRY(wb_is_descriptor(path, direct_out));
+    if (*direct_out || stat(*end_out, &info) != 0) return WB_OK;
+    *direct_out = S_ISFIFO(info.st_mode) || S_ISCHR(info.st_mode);
+    if (*direct_out || force) return WB_OK;
+    return wb_fail(WB_IO, "%s: expected a path where nothing is, found a file (--force replaces it)", path);
+}
+
+static wb_status look_at(cli_output *o, const char *path, bool force) {
+    WB_TRY(cli_output_look(path, force, &o->path, &o->direct));
     return o->direct ? wb_text_format(&o->temp, "%s/waybill.%ld.tmp", CLI_SPOOL_FOLDER, (long)getpid())
                      : wb_text_format(&o->temp, "%s.%ld.tmp", o->path, (long)getpid());
 }

@@ -8,7 +8,7 @@
 
 static const cli_command *const commands[] = {&cli_inspect, &cli_verify, &cli_cat,   &cli_stats,
                                               &cli_diff,    &cli_merge,  &cli_split, &cli_salvage,
-                                              &cli_convert, &cli_eplb};
+                                              &cli_convert, &cli_eplb,   &cli_report};
 enum { N_COMMANDS = sizeof commands / sizeof commands[0] };
 
 /* Two spaces stand between a name and its summary, however long: make_man.sh finds the commands by them. */

@@ -59,6 +59,16 @@ typedef struct diff {
 int diff_compare(wb_dump *a, wb_dump *b, diff *diff_out);
 void diff_close(diff *d);
 
+/* ---- figures of the sums (diff_report.c) -------------------------------------------------------- */
+
+double diff_share(uint64_t part, uint64_t whole); /* 0 of nothing, as are the next two */
+double diff_mean(double sum, uint64_t n);
+/* Mean share of A's ids that are B's, of `width` ids a row: K of a layer, diff_row_width of whole rows. */
+double diff_overlap(const diff_sums *s, uint64_t width);
+uint64_t diff_row_width(const diff *d);
+/* Bucket b has the positions from diff_bucket_from of b to that of b + 1. */
+uint64_t diff_bucket_from(int b);
+
 void diff_print_tables(const diff *d);
 void diff_print_json(const diff *d);
 

@@ -6,25 +6,23 @@
 #include <inttypes.h>
 #include <stdio.h>
 
-static double share(uint64_t part, uint64_t whole) {
+double diff_share(uint64_t part, uint64_t whole) {
     return whole ? (double)part / (double)whole : 0;
 }
 
-static double mean(double sum, uint64_t n) {
+double diff_mean(double sum, uint64_t n) {
     return n ? sum / (double)n : 0;
 }
 
-/* Mean share of A's K ids that are B's, of `width` ids a row. */
-static double overlap(const diff_sums *s, uint64_t width) {
+double diff_overlap(const diff_sums *s, uint64_t width) {
     return s->rows ? (double)s->common / ((double)s->rows * (double)width) : 0;
 }
 
-static uint64_t row_width(const diff *d) {
+uint64_t diff_row_width(const diff *d) {
     return (uint64_t)d->model->n_moe_layers * d->model->top_k;
 }
 
-/* Bucket b has positions [bucket_from(b), bucket_from(b + 1)). */
-static uint64_t bucket_from(int b) {
+uint64_t diff_bucket_from(int b) {
     return b == 0 ? 0 : (uint64_t)DIFF_FIRST_BOUND << (b - 1);
 }
 
@@ -63,13 +61,13 @@ static void print_first(const diff *d) {
 static void print_kl(const char *name, const diff_kl *kl) {
     if (kl->tokens == 0) return;
     printf("%s  k1 %.6g, k3 %.6g nats, ratio outside [0.5, 2] %.4f%% of %" PRIu64 " tokens\n", name,
-           mean(kl->k1, kl->tokens), mean(kl->k3, kl->tokens), 100 * share(kl->outside, kl->tokens),
-           kl->tokens);
+           diff_mean(kl->k1, kl->tokens), diff_mean(kl->k3, kl->tokens),
+           100 * diff_share(kl->outside, kl->tokens), kl->tokens);
 }
 
 static void print_sums(const diff_sums *s, uint64_t width) {
-    printf(" %12" PRIu64 " %11.6f %9.4f%% %9.4f%%\n", s->rows, overlap(s, width),
-           100 * share(s->same, s->rows), 100 * share(s->exact, s->rows));
+    printf(" %12" PRIu64 " %11.6f %9.4f%% %9.4f%%\n", s->rows, diff_overlap(s, width),
+           100 * diff_share(s->same, s->rows), 100 * diff_share(s->exact, s->rows));
 }
 
 static void print_head(const char *name, const char *unit) {
@@ -85,7 +83,7 @@ static void print_versions(const diff *d) {
         if (v->has_a) snprintf(a, sizeof a, "%" PRIu64, v->a);
         if (v->has_b) snprintf(b, sizeof b, "%" PRIu64, v->b);
         printf("%11s %11s", a, b);
-        print_sums(&v->sums, row_width(d));
+        print_sums(&v->sums, diff_row_width(d));
     }
 }
 
@@ -97,8 +95,8 @@ void diff_print_tables(const diff *d) {
            " after other tokens\n",
            d->all.rows, d->rows_only_a, d->rows_only_b, d->rows_not_compared);
     printf("overlap  %.6f of A's choices are B's; rows of the same experts %.4f%%, exact rows %.4f%%\n",
-           overlap(&d->all, row_width(d)), 100 * share(d->all.same, d->all.rows),
-           100 * share(d->all.exact, d->all.rows));
+           diff_overlap(&d->all, diff_row_width(d)), 100 * diff_share(d->all.same, d->all.rows),
+           100 * diff_share(d->all.exact, d->all.rows));
     print_kl("KL(A || B)                        ", &d->kl);
     print_kl("KL of the distributions sampled from", &d->kl_sampling);
     print_first(d);
@@ -111,8 +109,8 @@ void diff_print_tables(const diff *d) {
     print_head("positions", "rows");
     for (int b = 0; b < DIFF_N_BUCKETS; b++) {
         if (d->buckets[b].rows == 0) continue;
-        printf("%11" PRIu64 "..%10" PRIu64, bucket_from(b), bucket_from(b + 1) - 1);
-        print_sums(&d->buckets[b], row_width(d));
+        printf("%11" PRIu64 "..%10" PRIu64, diff_bucket_from(b), diff_bucket_from(b + 1) - 1);
+        print_sums(&d->buckets[b], diff_row_width(d));
     }
     print_versions(d);
 }
@@ -121,16 +119,16 @@ void diff_print_tables(const diff *d) {
 
 static void json_sums(const diff_sums *s, uint64_t width) {
     printf("\"rows\":%" PRIu64, s->rows);
-    json_pair("overlap", overlap(s, width));
-    json_pair("same", share(s->same, s->rows));
-    json_pair("exact", share(s->exact, s->rows));
+    json_pair("overlap", diff_overlap(s, width));
+    json_pair("same", diff_share(s->same, s->rows));
+    json_pair("exact", diff_share(s->exact, s->rows));
 }
 
 static void json_kl(const char *key, const diff_kl *kl) {
     printf(",\"%s\":{\"tokens\":%" PRIu64, key, kl->tokens);
-    json_pair("k1", mean(kl->k1, kl->tokens));
-    json_pair("k3", mean(kl->k3, kl->tokens));
-    json_pair("ratio_outside", share(kl->outside, kl->tokens));
+    json_pair("k1", diff_mean(kl->k1, kl->tokens));
+    json_pair("k3", diff_mean(kl->k3, kl->tokens));
+    json_pair("ratio_outside", diff_share(kl->outside, kl->tokens));
     printf("}");
 }
 
@@ -187,8 +185,9 @@ static void json_tables(const diff *d) {
     const char *comma = "";
     for (int b = 0; b < DIFF_N_BUCKETS; b++) {
         if (d->buckets[b].rows == 0) continue;
-        printf("%s{\"from\":%" PRIu64 ",\"to\":%" PRIu64 ",", comma, bucket_from(b), bucket_from(b + 1));
-        json_sums(&d->buckets[b], row_width(d));
+        printf("%s{\"from\":%" PRIu64 ",\"to\":%" PRIu64 ",", comma, diff_bucket_from(b),
+               diff_bucket_from(b + 1));
+        json_sums(&d->buckets[b], diff_row_width(d));
         printf("}");
         comma = ",";
     }
@@ -197,7 +196,7 @@ static void json_tables(const diff *d) {
         printf(i ? ",{" : "{");
         json_version("a", d->versions[i].has_a, d->versions[i].a);
         json_version("b", d->versions[i].has_b, d->versions[i].b);
-        json_sums(&d->versions[i].sums, row_width(d));
+        json_sums(&d->versions[i].sums, diff_row_width(d));
         printf("}");
     }
     printf("]");
@@ -209,7 +208,7 @@ void diff_print_json(const diff *d) {
            ",\"rows_not_compared\":%" PRIu64 ",",
            d->both, d->only_a, d->only_b, d->same_tokens, d->rows_only_a, d->rows_only_b,
            d->rows_not_compared);
-    json_sums(&d->all, row_width(d));
+    json_sums(&d->all, diff_row_width(d));
     json_kl("kl", &d->kl);
     json_kl("kl_sampling", &d->kl_sampling);
     json_first(d);

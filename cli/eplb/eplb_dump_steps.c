@@ -53,6 +53,7 @@ static void choose_steps(step_keys *found, uint64_t step_records, eplb_steps *st
         keys[i].step = step_records > 0 ? i / step_records : found->versions ? keys[i].version : keys[i].file;
     qsort(keys, n, sizeof *keys, by_step);
     const uint64_t first = keys[0].step, last = keys[n - 1].step;
+    steps->by_version = step_records == 0 && found->versions;
     if (step_records > 0)
         snprintf(steps->by, sizeof steps->by, "--step-records %" PRIu64, step_records);
     else if (!found->versions)

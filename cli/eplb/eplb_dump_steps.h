@@ -10,6 +10,7 @@ typedef struct eplb_steps {
     uint64_t *records; /* in file order within a step; each has valid rows */
     uint64_t *starts;  /* [n_steps + 1] */
     uint64_t skipped;  /* records of the dump that have no valid row, and are in no step */
+    bool by_version;   /* a step is the records of one weight version */
     char by[64];       /* what makes a step: "weight version 3..7", "file", "--step-records 64" */
 } eplb_steps;
 

@@ -3,6 +3,7 @@
  * pixel the area from the smallest to the largest load of them is filled, so that no peak is lost. Refuses:
  * fonts, scripts and anything from elsewhere. */
 #include "report/eplb_chart.h"
+#include "report/chart_step.h"
 #include "wb_file.h"
 
 #include <inttypes.h>
@@ -32,16 +33,6 @@ static double y_of(const frame *f, double load) {
     return f->base - load / f->top_load * PLOT;
 }
 
-/* 1, 2 or 5 times a power of ten, at least `value`. */
-static double round_step(double value) {
-    double power = pow(10, floor(log10(value)));
-    for (int i = 0; i < 3; i++) {
-        static const int steps[] = {1, 2, 5};
-        if (steps[i] * power >= value * (1 - 1e-9)) return steps[i] * power;
-    }
-    return 10 * power;
-}
-
 static void print_load(FILE *out, double load) {
     static const char *const units[] = {"", "k", "M", "G", "T"};
     int u = 0;
@@ -53,7 +44,7 @@ static void print_load(FILE *out, double load) {
 }
 
 static void draw_y_axis(const frame *f) {
-    double step = round_step(f->top_load / 5);
+    double step = chart_round_step(f->top_load / 5);
     for (int i = 0; i * step <= f->top_load * (1 + 1e-9); i++) {
         double y = y_of(f, i * step);
         fprintf(f->out, "<line x1=\"%d\" x2=\"%d\" y1=\"%.1f\" y2=\"%.1f\" stroke=\"#ddd\"/>\n", LEFT,
@@ -69,7 +60,7 @@ static void draw_y_axis(const frame *f) {
 }
 
 static void draw_x_axis(const frame *f) {
-    double step = f->n_ranks > 16 ? round_step(f->n_ranks / 12.0) : 1;
+    double step = f->n_ranks > 16 ? chart_round_step(f->n_ranks / 12.0) : 1;
     fprintf(f->out, "<line x1=\"%d\" x2=\"%d\" y1=\"%.1f\" y2=\"%.1f\" stroke=\"#333\"/>\n", LEFT,
             WIDTH - RIGHT, f->base, f->base);
     for (double rank = 0; rank < f->n_ranks; rank += step)
@@ -150,7 +141,7 @@ static void draw_panel(FILE *out, uint32_t n_ranks, const uint8_t *dead, uint32_
         live += !dead[p];
     }
     if (!(max > 0)) max = 1;
-    double step = round_step(max / 5);
+    double step = chart_round_step(max / 5);
     frame f = {.out = out,
                .n_ranks = n_ranks,
                .base = top + TOP + PLOT,

@@ -50,6 +50,9 @@ int stats_collect(wb_dump *dump, const stats_options *options, stats *stats_out)
 /* Of MoE layer l; `top` is overwritten by the next call. */
 stats_layer stats_layer_of(const stats *s, uint32_t l);
 
+/* The bin of an expert that was chosen `count` times, of `total` choices among E experts. */
+uint32_t stats_bin_of(uint64_t count, uint64_t total, uint32_t E);
+
 /* The smallest length that `percent` of the records do not exceed; 0 without records. */
 uint32_t stats_quantile(const stats *s, const uint32_t *sorted, int percent);
 double stats_mean(const stats *s, uint64_t sum); /* over the records; 0 without */

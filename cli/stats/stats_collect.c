@@ -40,7 +40,7 @@ static double balancedness_of(const stats *s, const uint64_t *counts) {
 }
 
 /* Compares 4 * count with quarters * mean in whole numbers: mean = total / E. */
-static uint32_t bin_of(uint64_t count, uint64_t total, uint32_t E) {
+uint32_t stats_bin_of(uint64_t count, uint64_t total, uint32_t E) {
     uint32_t bin = count > 0;
     while (bin > 0 && bin < STATS_N_BINS - 1 &&
            4 * (double)count * E >= (double)stats_bin_quarters[bin] * (double)total)
@@ -54,7 +54,7 @@ stats_layer stats_layer_of(const stats *s, uint32_t l) {
     stats_layer layer = {.entropy = E > 1 ? 0 : 1, .top = s->top};
     for (uint32_t e = 0; e < E; e++) {
         layer.unused += counts[e] == 0;
-        layer.bins[bin_of(counts[e], total, E)]++;
+        layer.bins[stats_bin_of(counts[e], total, E)]++;
         if (counts[e] > layer.max) layer.max = counts[e];
         const double share = total ? (double)counts[e] / (double)total : 0;
         if (share > 0 && E > 1) layer.entropy -= share * log(share) / log(E);

@@ -40,6 +40,11 @@ grep -qE '^step 1 of 1, [0-3] of 3 records' "$scratch/err" || fault "eplb: no pr
 grep -qE '^step 1 of 1, [a-z]+, layer [0-9] of 2$' "$scratch/err" || fault "eplb: no progress of solving"
 [ -z "$(awk 'length($0) > 60' "$scratch/err")" ] || fault "eplb: a line of more than 60 columns"
 
+expect 0 slow 6 "$waybill" report "$golden/versions" --force -o /dev/null
+grep -qE '^version [12] of 2, [0-9]+ of [0-9]+ records' "$scratch/err" || fault "report: no progress of reading versions"
+grep -qE '^[24] ranks, [a-z]+, layer [0-9] of [0-9]' "$scratch/err" || fault "report: no progress of solving"
+[ -z "$(awk 'length($0) > 60' "$scratch/err")" ] || fault "report: a line of more than 60 columns"
+
 # ---- on a terminal
 python3 -c 'import pty' 2>/dev/null || finish "progress is told where it is to be told"
 cat >"$scratch/terminal.py" <<'END'
