@@ -97,6 +97,22 @@ for dump in good_u16.wbr good_sampling.wbr files; do
     expect 0 "$waybill" report "$golden/$dump" --max-ranks 4 -o "$scratch/$dump.html"
     look "$scratch/$dump.html" "$golden/$dump" --max-ranks 4
 done
+# More experts than the heat map has cells, and a load that wanders over four weight versions.
+mkdir "$scratch/wide"
+sed 's/"num_experts": 8/"num_experts": 1030/' "$source/tests/golden/import/narrow/config.json" >"$scratch/wide/config.json"
+python3 -c 'import json, random
+random.seed(7)
+for i in range(40):
+    version = i % 4
+    draw = lambda: (int(random.expovariate(0.02)) + 90 * version) % 1030
+    rows = [[[draw() * 2 % 1030, draw() * 2 % 1030 + 1] for _ in range(3)] for _ in range(19)]
+    print(json.dumps({"rid": f"r{i}", "prompt_token_ids": list(range(8)), "token_ids": list(range(i, i + 12)),
+                      "weight_version": 10 + version * version, "moe_topk_indices": rows}))' >"$scratch/wide/answers.jsonl"
+expect 0 "$waybill" convert --from megatron --model "$scratch/wide" "$scratch/wide/answers.jsonl" -o "$scratch/wide/run.wbr"
+expect 0 "$waybill" report "$scratch/wide/run.wbr" --max-ranks 2 -o "$scratch/wide/page.html"
+look "$scratch/wide/page.html" "$scratch/wide/run.wbr" --max-ranks 2
+grep -q 'A cell shows the most chosen of 3 experts' "$scratch/wide/page.html" || fault "1030 experts: expected 3 in a cell"
+grep -q '<th scope="row">19</th>' "$scratch/wide/page.html" || fault "expected a row of weight version 19"
 [ ${#seeds[@]} -gt 0 ] || seeds=(1 2)
 for seed in "${seeds[@]}"; do
     mkdir "$scratch/$seed"
