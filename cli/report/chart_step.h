@@ -2,7 +2,7 @@
 #ifndef WB_CLI_CHART_STEP_H
 #define WB_CLI_CHART_STEP_H
 
-double
-chart_round_step(double value); /* 1, 2 or 5 times a power of ten, at least `value`, which is above 0 */
+/* 1, 2 or 5 times a power of ten, at least `value`, which is above 0 */
+double chart_round_step(double value);
 
 #endif
