@@ -9,7 +9,7 @@ import warnings
 from typing import Any, Iterator, NamedTuple
 
 from . import _abi
-from ._errors import InvalidArgument, NotFound
+from ._errors import Corrupt, InvalidArgument, NotFound
 from ._model import RouteModel, check_model, from_struct
 from ._record import Record
 
@@ -30,6 +30,13 @@ class DumpInfo(NamedTuple):
 def _info(raw: Any) -> DumpInfo:
     values = {name: getattr(raw, name) for name in DumpInfo._fields}
     return DumpInfo(**{**values, "lost_where": raw.lost_where.decode(errors="replace")})
+
+
+def _loss(info: DumpInfo) -> str:
+    return (
+        f"{info.files_cut} of {info.files} files cut: {info.lost_bytes} bytes after the last whole record are "
+        f"lost, first in {info.lost_where}"
+    )
 
 
 class _Handle:
@@ -141,18 +148,25 @@ class Dump:
 def open(path: str | os.PathLike[str]) -> Dump:
     """Opens a dump file, or all *.wbr files of a folder in the order of their names.
 
-    A file that was cut yields every whole record before the cut, and `info` says what was lost. Raises
-    Corrupt for damaged bytes, Mismatch for files of different models, NotFound for a folder without such
-    files, InputOutput for what cannot be read.
+    A file that was cut yields every whole record before the cut: a warning and `info` say what was lost.
+    Raises Corrupt for damaged bytes, Mismatch for files of different models, NotFound for a folder without
+    such files, InputOutput for what cannot be read.
     """
-    return Dump(path)
+    dump = Dump(path)
+    if dump.info.files_cut:
+        warnings.warn(_loss(dump.info), RuntimeWarning, stacklevel=2)
+    return dump
 
 
 def verify(path: str | os.PathLike[str]) -> DumpInfo:
-    """Checks every checksum, shape and id of a dump, and raises what it finds first."""
+    """Checks every checksum, shape and id of a dump, and raises what it finds first. Corrupt also for a file
+    that was cut, whose bytes are lost; one that only has no index yet is whole."""
     raw = _abi.structs["wb_dump_info"]()
     _abi.functions["wb_dump_verify"](os.fsencode(path), None, None, ctypes.byref(raw))
-    return _info(raw)
+    info = _info(raw)
+    if info.files_cut:
+        raise Corrupt(_loss(info))
+    return info
 
 
 class DumpWriter:

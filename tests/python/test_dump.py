@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 import unittest
+import warnings
 
 import numpy as np
 import support
@@ -177,11 +178,41 @@ class Reading(unittest.TestCase):
             cut = os.path.join(folder, "part-0.wbr")
             with open(cut, "wb") as file:
                 file.write(whole[: len(whole) // 2])
-            dump = waybill.open(folder)
+            with self.assertWarnsRegex(RuntimeWarning, r"1 of 1 files cut: .*part-0\.wbr: byte") as caught:
+                dump = waybill.open(folder)
+            self.assertEqual(caught.filename, __file__)
             self.assertEqual([record.rid for record in dump], rids[: len(dump)])
             self.assertLess(len(dump), len(rids))
             self.assertIn("part-0.wbr", dump.info.lost_where)
             self.assertGreater(dump.info.lost_bytes, 0)
+
+    def test_verify_and_open_tell_cut_files_from_whole_ones(self):
+        # The same verdict as the library's, wherever the file ends: only a whole object is no cut.
+        whole = pathlib.Path(golden("good_u8.wbr")[0]).read_bytes()
+        header = n_cut = n_whole = 0
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "part-0.wbr")
+            for end in range(1, len(whole) + 1):
+                pathlib.Path(path).write_bytes(whole[:end])
+                with warnings.catch_warnings(record=True) as warned:
+                    warnings.simplefilter("always")
+                    try:
+                        info = waybill.open(path).info
+                    except waybill.Corrupt:  # the header is not whole, so that no model is known
+                        header += 1
+                        continue
+                self.assertEqual(len(warned), info.files_cut, end)
+                if info.files_cut:
+                    n_cut += 1
+                    with self.assertRaises(waybill.Corrupt) as caught:
+                        waybill.verify(path)
+                    self.assertIn(info.lost_where, str(caught.exception))
+                else:
+                    n_whole += 1
+                    self.assertEqual(waybill.verify(path), info)
+        self.assertGreater(header, 0)
+        self.assertGreater(n_cut, 0)
+        self.assertGreater(n_whole, 0)
 
     def test_garbage_in_any_order_at_exit(self):
         # In a circle of garbage the dump may be finalised before its records; views may be the last of all.
