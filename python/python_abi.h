@@ -76,6 +76,7 @@ WB_API bool wb_python_abi_line(int i, const char **kind_out, const char **name_o
        wb_dump_writer **writer_out))                                                                         \
     X(wb_status, wb_dump_append, (wb_dump_writer * writer, const wb_record *record))                         \
     X(wb_status, wb_dump_finish, (wb_dump_writer * writer))                                                  \
+    X(void, wb_dump_abandon, (wb_dump_writer * writer))                                                      \
     X(wb_status, wb_dump_open, (const char *path, wb_dump **dump_out))                                       \
     X(void, wb_dump_close, (wb_dump * dump))                                                                 \
     X(const wb_route_model *, wb_dump_model, (const wb_dump *dump))                                          \

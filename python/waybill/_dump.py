@@ -170,7 +170,12 @@ def verify(path: str | os.PathLike[str]) -> DumpInfo:
 
 
 class DumpWriter:
-    """A dump file that is being written. See waybill.create."""
+    """A dump file that is being written. See waybill.create.
+
+    `with` finishes it at the end of its block. Where the block is left by an exception, and where a writer is
+    forgotten unfinished, the file is abandoned: it keeps what was appended and has no index, which `verify`
+    and `open` say as info.files_without_index.
+    """
 
     def __init__(self, path: Any, model: RouteModel, options: Any) -> None:
         self.model = model
@@ -191,17 +196,24 @@ class DumpWriter:
         address, self._address = self._open(), None
         _abi.functions["wb_dump_finish"](address)
 
+    def abandon(self) -> None:
+        """Closes the file as it is, without an index, as a crash would leave it; no error after finish."""
+        address, self._address = self._address, None
+        _abi.functions["wb_dump_abandon"](address)
+
     def __enter__(self) -> DumpWriter:
         return self
 
-    def __exit__(self, *unused: Any) -> None:
-        if self._address:
+    def __exit__(self, kind: type[BaseException] | None, *unused: Any) -> None:
+        if kind is not None:
+            self.abandon()
+        elif self._address:
             self.finish()
 
     def __del__(self) -> None:
         if getattr(self, "_address", None):
             warnings.warn("a waybill.DumpWriter was not finished", ResourceWarning, stacklevel=2)
-            self.finish()
+            self.abandon()
 
     def _open(self) -> int:
         if not self._address:

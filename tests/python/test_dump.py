@@ -378,6 +378,48 @@ class Writing(unittest.TestCase):
         with self.assertRaises(OSError):
             waybill.create(path, model)
 
+    def test_an_unfinished_file_is_seen_as_one(self):
+        random, model = support.random_for(self), make_model()
+        records = [make_record(random, model, f"request-{i}") for i in range(2)]
+
+        def left_by_an_exception(path):
+            with self.assertRaisesRegex(KeyError, "mine"), waybill.create(path, model) as writer:
+                for record in records:
+                    writer.append(record)
+                raise KeyError("mine")
+
+        def forgotten(path):
+            writer = waybill.create(path, model)
+            for record in records:
+                writer.append(record)
+            with self.assertWarnsRegex(ResourceWarning, "not finished"):
+                del writer
+                gc.collect()
+
+        def abandoned(path):
+            writer = waybill.create(path, model)
+            for record in records:
+                writer.append(record)
+            writer.abandon()
+            writer.abandon()
+            with self.assertRaisesRegex(waybill.InvalidArgument, "finished"):
+                writer.append(records[0])
+
+        def finished_before(path):
+            with self.assertRaises(KeyError), waybill.create(path, model) as writer:
+                for record in records:
+                    writer.append(record)
+                writer.finish()
+                raise KeyError("mine")
+
+        for way, without_index in (
+            (left_by_an_exception, 1), (forgotten, 1), (abandoned, 1), (finished_before, 0),
+        ):  # fmt: skip
+            path = os.path.join(self.folder, way.__name__ + ".wbr")
+            way(path)
+            info = waybill.verify(path)
+            self.assertEqual((info.records, info.files_without_index), (2, without_index), way.__name__)
+
     def test_models_that_cannot_be(self):
         good = {"L": 3, "E": 8, "K": 2}
         for wrong in (
