@@ -158,6 +158,13 @@ def open(path: str | os.PathLike[str]) -> Dump:
     return dump
 
 
+def check_dump(dump: Any) -> Dump:
+    """`dump`, or a TypeError."""
+    if not isinstance(dump, Dump):
+        raise TypeError(f"expected a waybill.Dump, as waybill.open returns it, found {type(dump).__name__}")
+    return dump
+
+
 def verify(path: str | os.PathLike[str]) -> DumpInfo:
     """Checks every checksum, shape and id of a dump, and raises what it finds first. Corrupt also for a file
     that was cut, whose bytes are lost; one that only has no index yet is whole."""

@@ -100,6 +100,22 @@ class Record:
         record.model, record._raw, record._owner = model, raw, owner
         return record
 
+    def _fields(self) -> dict[str, Any]:
+        """What the constructor takes besides the model, in arrays of its own."""
+        copied = {name: _copy(getattr(self, name)) for name in ("logprobs", "sampling_logprobs", "spans")}
+        plain = ("rid", "prompt_len", "group", "sample", "finish", "sampling")
+        return {
+            **copied,
+            **{name: getattr(self, name) for name in plain},
+            "tokens": self.tokens.copy(),
+            "runs": [Run(run.start, run.ids.copy(), _copy(run.valid)) for run in self.runs],
+            "mask": self.mask and Mask(*map(_copy, self.mask)),
+        }
+
+    def __reduce__(self) -> Any:
+        # A pickle has copies of the arrays, since views of a dump are of this process alone.
+        return _of_fields, (self.model, self._fields())
+
     @property
     def rid(self) -> str:
         """Request id, unique in a dump."""
@@ -242,6 +258,14 @@ class Record:
         shape = (run.rows, self.model.n_moe_layers, self.model.top_k)
         bits = _abi.view(run.valid, ((run.rows + 7) // 8,), "u1", self) if run.valid else None
         return Run(run.start, _abi.view(run.ids, shape, self.model.id_dtype, self), bits)
+
+
+def _of_fields(model: RouteModel, fields: dict[str, Any]) -> Record:
+    return Record(model, **fields)
+
+
+def _copy(values: np.ndarray | None) -> np.ndarray | None:
+    return None if values is None else values.copy()
 
 
 def _end(runs: Sequence[Run]) -> int:

@@ -2,10 +2,12 @@
 were taken from, what is bad is refused with the library's message."""
 
 import contextlib
+import copy
 import gc
 import io
 import os
 import pathlib
+import pickle
 import re
 import subprocess
 import sys
@@ -213,6 +215,26 @@ class Reading(unittest.TestCase):
         self.assertGreater(header, 0)
         self.assertGreater(n_cut, 0)
         self.assertGreater(n_whole, 0)
+
+    def test_pickles_are_the_same_record_without_its_dump(self):
+        for path in golden("good_*.wbr"):
+            for record in waybill.open(path):
+                for again in (pickle.loads(pickle.dumps(record)), copy.deepcopy(record)):
+                    self.assertEqual(again.model, record.model)
+                    for name in ("rid", "group", "sample", "prompt_len", "finish", "sampling", "start"):
+                        self.assertEqual(getattr(again, name), getattr(record, name), name)
+                    self.assertEqual([run.start for run in again.runs], [run.start for run in record.runs])
+                    for name, take in self.views.items():
+                        view, copied = take(record), take(again)
+                        self.assertEqual(view is None, copied is None, name)
+                        if view is not None:
+                            np.testing.assert_array_equal(copied, view, name)
+                            self.assertFalse(np.shares_memory(copied, view), name)
+                    np.testing.assert_array_equal(again.routes, record.routes)
+        model = make_model()
+        again = pickle.loads(pickle.dumps(model))
+        self.assertEqual(again, model)
+        again.match(model)
 
     def test_garbage_in_any_order_at_exit(self):
         # In a circle of garbage the dump may be finalised before its records; views may be the last of all.
