@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import operator
 import os
 import threading
 import warnings
-from typing import Any, Iterator, NamedTuple
+from typing import Any, Iterator, NamedTuple, overload
 
 from . import _abi
 from ._errors import Corrupt, InvalidArgument, NotFound
 from ._model import RouteModel, check_model, from_struct
-from ._record import Record
+from ._record import Record, check_record
 
 
 class DumpInfo(NamedTuple):
@@ -102,11 +103,24 @@ class Dump:
         for i in range(len(self)):
             yield self[i]
 
-    def __getitem__(self, which: int | str) -> Record:
+    @overload
+    def __getitem__(self, which: int | str) -> Record: ...
+
+    @overload
+    def __getitem__(self, which: slice) -> list[Record]: ...
+
+    def __getitem__(self, which: int | str | slice) -> Record | list[Record]:
         """Record number `which`, from the end where negative, or the one of this request id: NotFound without
-        one."""
+        one. A slice is a list of records."""
+        if isinstance(which, slice):
+            return [self._at(i) for i in range(*which.indices(len(self)))]
         if isinstance(which, str):
-            which = self._index(which)
+            return self._at(self._index(which))
+        if not hasattr(which, "__index__"):
+            raise TypeError(f"a dump is asked by number, rid or slice, found {type(which).__name__}")
+        return self._at(operator.index(which))
+
+    def _at(self, which: int) -> Record:
         i = which + len(self) if which < 0 else which
         if not 0 <= i < len(self):
             raise IndexError(f"record {which}: the dump has {len(self)}")
@@ -194,6 +208,7 @@ class DumpWriter:
     def append(self, record: Record) -> None:
         """Writes a record. On return the system has all of its bytes. Raises Mismatch for one of another
         model, InvalidArgument for a rid that the file has, or ids that cannot be; nothing is written then."""
+        check_record(record)
         self.model.match(record.model)
         _abi.functions["wb_dump_append"](self._open(), record._struct)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from functools import partial
 from typing import Any, NamedTuple, Sequence
 
 import numpy as np
@@ -102,19 +103,16 @@ class Record:
 
     def _fields(self) -> dict[str, Any]:
         """What the constructor takes besides the model, in arrays of its own."""
-        copied = {name: _copy(getattr(self, name)) for name in ("logprobs", "sampling_logprobs", "spans")}
-        plain = ("rid", "prompt_len", "group", "sample", "finish", "sampling")
-        return {
-            **copied,
-            **{name: getattr(self, name) for name in plain},
-            "tokens": self.tokens.copy(),
-            "runs": [Run(run.start, run.ids.copy(), _copy(run.valid)) for run in self.runs],
-            "mask": self.mask and Mask(*map(_copy, self.mask)),
-        }
+        arrays = ("tokens", "logprobs", "sampling_logprobs", "spans")
+        others = ("rid", "prompt_len", "group", "sample", "finish", "sampling")
+        fields = {name: _copy(getattr(self, name)) for name in arrays + others}
+        fields["runs"] = [Run(*map(_copy, run)) for run in self.runs]
+        fields["mask"] = self.mask and Mask(*map(_copy, self.mask))
+        return fields
 
     def __reduce__(self) -> Any:
         # A pickle has copies of the arrays, since views of a dump are of this process alone.
-        return _of_fields, (self.model, self._fields())
+        return partial(Record, **self._fields()), (self.model,)
 
     @property
     def rid(self) -> str:
@@ -260,12 +258,15 @@ class Record:
         return Run(run.start, _abi.view(run.ids, shape, self.model.id_dtype, self), bits)
 
 
-def _of_fields(model: RouteModel, fields: dict[str, Any]) -> Record:
-    return Record(model, **fields)
+def check_record(record: Any) -> Record:
+    """`record`, or a TypeError."""
+    if not isinstance(record, Record):
+        raise TypeError(f"expected a waybill.Record, found {type(record).__name__}")
+    return record
 
 
-def _copy(values: np.ndarray | None) -> np.ndarray | None:
-    return None if values is None else values.copy()
+def _copy(value: Any) -> Any:
+    return value.copy() if isinstance(value, np.ndarray) else value
 
 
 def _end(runs: Sequence[Run]) -> int:

@@ -160,6 +160,12 @@ class Reading(unittest.TestCase):
         for i in (len(dump), -len(dump) - 1):
             with self.assertRaises(IndexError):
                 dump[i]
+        self.assertEqual(dump[np.int64(1)].rid, rids[1])
+        for part in (slice(0, 2), slice(None, None, -1), slice(-2, None), slice(5, 1), slice(0, 99, 2)):
+            self.assertEqual([record.rid for record in dump[part]], rids[part])
+        for which in (None, 1.0, (0, 1), b"rid", [0]):
+            with self.assertRaisesRegex(TypeError, "number, rid or slice, found " + type(which).__name__):
+                dump[which]
 
     def test_what_is_bad_is_refused(self):
         for path in golden("bad_*.wbr"):
@@ -392,6 +398,9 @@ class Writing(unittest.TestCase):
         ):
             with self.subTest(what), self.assertRaisesRegex(expected, what):
                 writer.append(make())
+        for wrong in ("x", None, routes, [make_record(random, model, "c")]):
+            with self.assertRaisesRegex(TypeError, "Record, found " + type(wrong).__name__):
+                writer.append(wrong)
         writer.append(make_record(random, model, "b"))
         writer.finish()
         self.assertEqual([record.rid for record in waybill.open(path)], ["a", "b"])
