@@ -217,7 +217,8 @@ typedef struct wb_kl_terms {
 WB_API wb_kl_terms wb_kl_of_token(float sampled_logprob, float other_logprob);
 
 /* Checks a record against its model: strings and counts, spans ascending, runs ascending and inside
- * [0, n_tokens - 1), the numbers of its sampling, its mask as wb_record has it, and with `deep` that the ids
+ * [0, n_tokens - 1), log-probabilities that are finite (one that is not would make every mean of them and
+ * every KL nan), the numbers of its sampling, its mask as wb_record has it, and with `deep` that the ids
  * of every valid row are below E and no two of a layer are the same. INVALID_ARGUMENT with a message that
  * names rid, position and MoE layer otherwise. */
 WB_API wb_status wb_record_check(const wb_route_model *model, const wb_record *record, bool deep);

@@ -386,6 +386,16 @@ class Writing(unittest.TestCase):
                 "logprobs",
                 lambda: waybill.Record(model, "b", tokens, 1, logprobs=[0.0]),
             ),
+            (
+                waybill.InvalidArgument,
+                "record b: logprobs of position 2: expected a finite number, found -?nan",
+                lambda: waybill.Record(model, "b", tokens, 1, logprobs=[-1, np.nan, -1]),
+            ),
+            (
+                waybill.InvalidArgument,
+                "record b: sampling_logprobs of position 3: expected a finite number, found -inf",
+                lambda: waybill.Record(model, "b", tokens, 1, sampling_logprobs=[-1, -1, -np.inf]),
+            ),
             (waybill.InvalidArgument, "finish", lambda: waybill.Record(model, "b", tokens, 1, finish="done")),
             (
                 waybill.InvalidArgument,
