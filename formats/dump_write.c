@@ -338,3 +338,9 @@ wb_status wb_dump_finish(wb_dump_writer *w) {
     writer_free(w);
     return status;
 }
+
+void wb_dump_abandon(wb_dump_writer *w) {
+    if (!w) return;
+    WB_IGNORE(close(w->fd));
+    writer_free(w);
+}

@@ -1,5 +1,5 @@
-/* record_check.c - what makes a record well formed: its counts, spans and runs, how it was sampled, and the
- * ids of its valid rows. Refuses: files, allocation, walking rows (rows.c). */
+/* record_check.c - what makes a record well formed: its counts, spans, runs and log-probabilities, how it
+ * was sampled, and the ids of its valid rows. Refuses: files, allocation, walking rows (rows.c). */
 #include "octets.h"
 #include "wb_check.h"
 #include "wb_formats.h"
@@ -137,6 +137,15 @@ static wb_status runs_check(const wb_record *r) {
     return WB_OK;
 }
 
+static wb_status logprobs_check(const wb_record *r, const float *logprobs, const char *what) {
+    for (uint32_t i = 0; logprobs && i < r->n_tokens - r->prompt_len; i++)
+        if (!isfinite(logprobs[i]))
+            return wb_fail(WB_INVALID_ARGUMENT,
+                           "record %s: %s of position %" PRIu32 ": expected a finite number, found %g",
+                           r->rid, what, r->prompt_len + i, (double)logprobs[i]);
+    return WB_OK;
+}
+
 uint64_t wb_tokens_digest(const uint32_t *tokens, uint32_t n) {
     return wb_hash64(tokens, (size_t)n * sizeof *tokens);
 }
@@ -193,6 +202,8 @@ wb_status wb_record_check(const wb_route_model *model, const wb_record *record, 
     WB_TRY(head_check(record));
     WB_TRY(spans_check(record));
     WB_TRY(runs_check(record));
+    WB_TRY(logprobs_check(record, record->logprobs, "logprobs"));
+    WB_TRY(logprobs_check(record, record->sampling_logprobs, "sampling_logprobs"));
     WB_TRY(sampling_check(record));
     WB_TRY(mask_ends_check(record));
     for (uint32_t i = 0; record->mask_ends && i < record->n_tokens - record->prompt_len; i++)

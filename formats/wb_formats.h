@@ -217,7 +217,8 @@ typedef struct wb_kl_terms {
 WB_API wb_kl_terms wb_kl_of_token(float sampled_logprob, float other_logprob);
 
 /* Checks a record against its model: strings and counts, spans ascending, runs ascending and inside
- * [0, n_tokens - 1), the numbers of its sampling, its mask as wb_record has it, and with `deep` that the ids
+ * [0, n_tokens - 1), log-probabilities that are finite (one that is not would make every mean of them and
+ * every KL nan), the numbers of its sampling, its mask as wb_record has it, and with `deep` that the ids
  * of every valid row are below E and no two of a layer are the same. INVALID_ARGUMENT with a message that
  * names rid, position and MoE layer otherwise. */
 WB_API wb_status wb_record_check(const wb_route_model *model, const wb_record *record, bool deep);
@@ -261,7 +262,8 @@ typedef struct wb_dump_writer wb_dump_writer;
 /* Creates the file `path` and writes the header. One writer a file; a directory of such files
  * ("part-<rank>.wbr", extension .wbr) is one dump. `model` is copied. `options` NULL: the defaults. IO when
  * the path exists or cannot be created, INVALID_ARGUMENT for a model or an option that is not as described;
- * no file is left behind then. The writer is freed by wb_dump_finish. */
+ * no file is left behind then. The writer is freed by wb_dump_finish or
+ * wb_dump_abandon. */
 WB_API wb_status wb_dump_create(const char *path, const wb_route_model *model, const wb_dump_options *options,
                                 wb_dump_writer **writer_out);
 
@@ -286,6 +288,11 @@ WB_API wb_status wb_dump_append_stored(wb_dump_writer *writer, wb_dump *dump, ui
  * NULL is a no-op. A file that was never finished can be read too: the reader walks its records instead of
  * using the index. */
 WB_API wb_status wb_dump_finish(wb_dump_writer *writer);
+
+/* Closes the file as it is and frees the writer, without index and trailer: what a crash of the process
+ * would leave. All records that were appended can be read, and wb_dump_info counts the file among those
+ * without an index, so that it is not taken for one that was written to its end. NULL is a no-op. */
+WB_API void wb_dump_abandon(wb_dump_writer *writer);
 
 /* ---- the dump: reading -------------------------------------------------------------------------- */
 

@@ -25,6 +25,8 @@ WB_API bool wb_python_abi_line(int i, const char **kind_out, const char **name_o
     X(wb_codec, WB_CODEC_RAW)                  \
     X(wb_codec, WB_CODEC_ZSTD)                 \
     X(wb_codec, WB_CODEC_PACKED)               \
+    X(wb_import_layout, WB_IMPORT_VLLM)        \
+    X(wb_export_layout, WB_EXPORT_NPZ)         \
     X(wb_missing_policy, WB_MISSING_STRICT)    \
     X(wb_missing_policy, WB_MISSING_NATIVE)    \
     X(wb_missing_policy, WB_MISSING_DROP)      \
@@ -76,6 +78,7 @@ WB_API bool wb_python_abi_line(int i, const char **kind_out, const char **name_o
        wb_dump_writer **writer_out))                                                                         \
     X(wb_status, wb_dump_append, (wb_dump_writer * writer, const wb_record *record))                         \
     X(wb_status, wb_dump_finish, (wb_dump_writer * writer))                                                  \
+    X(void, wb_dump_abandon, (wb_dump_writer * writer))                                                      \
     X(wb_status, wb_dump_open, (const char *path, wb_dump **dump_out))                                       \
     X(void, wb_dump_close, (wb_dump * dump))                                                                 \
     X(const wb_route_model *, wb_dump_model, (const wb_dump *dump))                                          \
@@ -86,6 +89,20 @@ WB_API bool wb_python_abi_line(int i, const char **kind_out, const char **name_o
     X(wb_status, wb_dump_verify,                                                                             \
       (const char *path, void (*progress)(void *ctx, uint64_t done, uint64_t total), void *ctx,              \
        wb_dump_info *info_out))                                                                              \
+    X(wb_status, wb_config_load, (const char *dir, wb_config *config_out))                                   \
+    X(wb_status, wb_config_routes,                                                                           \
+      (const wb_config *config, uint32_t *moe_layers_out, wb_route_model *model_out))                        \
+    X(wb_status, wb_import_layout_find, (const char *name, wb_import_layout *layout_out))                    \
+    X(wb_status, wb_import_open,                                                                             \
+      (const char *name, const void *bytes, size_t size, wb_import_layout layout,                            \
+       const wb_route_model *model, wb_import **import_out))                                                 \
+    X(void, wb_import_close, (wb_import * import))                                                           \
+    X(wb_status, wb_import_next, (wb_import * import, wb_record * record_out, bool *found_out))              \
+    X(bool, wb_import_has_tokens, (const wb_import *import))                                                 \
+    X(wb_status, wb_export_layout_find, (const char *name, wb_export_layout *layout_out))                    \
+    X(wb_status, wb_export_dump,                                                                             \
+      (wb_dump * dump, wb_export_layout layout, wb_export_write_fn * write, void *ctx,                       \
+       void (*progress)(void *ctx, uint64_t done, uint64_t total), void *progress_ctx))                      \
     X(void, wb_replay_options_init, (wb_replay_options * options_out, size_t size))                          \
     X(wb_status, wb_replay_open,                                                                             \
       (const wb_route_model *model, const wb_replay_options *options, wb_replay **replay_out))               \

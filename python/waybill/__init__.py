@@ -4,10 +4,11 @@
     for record in waybill.open("dump"):
         print(record.rid, len(record.tokens), record.routes.shape)
 
-Dumps: open, create, verify, Record, RouteModel. Training under replay: Replay, pack; waybill.torch for
-PyTorch and waybill.hf for transformers, which are imported by name. Placing experts: waybill.eplb. Whatever
-fails raises an Error of its own class, with the library's message: what, where, what was expected and what
-was found. Objects other than dumps and records are used by one thread at a time.
+Dumps: open, create, verify, Record, RouteModel. Answers and batches of other systems: import_, export.
+Training under replay: Replay, pack; waybill.torch for PyTorch and waybill.hf for transformers, which are
+imported by name. Placing experts: waybill.eplb. Whatever fails raises an Error of its own class, with the
+library's message: what, where, what was expected and what was found; an argument of another type than
+described is a TypeError. Objects other than dumps and records are used by one thread at a time.
 
 Letters of shapes: T tokens or rows, L MoE layers, K choices of a token, E experts, R ranks, S slots, M
 micro-batches.
@@ -29,6 +30,7 @@ from ._errors import (
     Peer,
     Unsupported,
 )
+from ._foreign import Import, export, import_
 from ._model import RouteModel
 from ._pack import Pack, pack
 from ._record import Mask, Record, Run, Sampling
@@ -45,6 +47,7 @@ __all__ = [
     "DumpInfo",
     "DumpWriter",
     "Error",
+    "Import",
     "InputOutput",
     "InvalidArgument",
     "Mask",
@@ -66,6 +69,8 @@ __all__ = [
     "Unsupported",
     "create",
     "eplb",
+    "export",
+    "import_",
     "open",
     "pack",
     "verify",

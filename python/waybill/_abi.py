@@ -183,9 +183,10 @@ def error_of(status: int) -> Error:
 
 
 _described = _Described(_load())
-enums, structs, functions = _described.enums, _described.structs, _described.functions
+enums, statuses = _described.enums, _described.statuses
+structs, functions = _described.structs, _described.functions
 _errors = {}
-for _name, _value in _described.statuses.items():
+for _name, _value in statuses.items():
     if _name != "OK" and _name not in STATUS_ERRORS:
         raise ImportError(f"waybill: the library has a status that this package does not know: {_name}")
     _errors[_value] = STATUS_ERRORS.get(_name, Error)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import operator
 import os
 import threading
 import warnings
-from typing import Any, Iterator, NamedTuple
+from typing import Any, Iterator, NamedTuple, overload
 
 from . import _abi
-from ._errors import InvalidArgument, NotFound
+from ._errors import Corrupt, InvalidArgument, NotFound
 from ._model import RouteModel, check_model, from_struct
-from ._record import Record
+from ._record import Record, check_record
 
 
 class DumpInfo(NamedTuple):
@@ -30,6 +31,13 @@ class DumpInfo(NamedTuple):
 def _info(raw: Any) -> DumpInfo:
     values = {name: getattr(raw, name) for name in DumpInfo._fields}
     return DumpInfo(**{**values, "lost_where": raw.lost_where.decode(errors="replace")})
+
+
+def _loss(info: DumpInfo) -> str:
+    return (
+        f"{info.files_cut} of {info.files} files cut: {info.lost_bytes} bytes after the last whole record are "
+        f"lost, first in {info.lost_where}"
+    )
 
 
 class _Handle:
@@ -95,11 +103,24 @@ class Dump:
         for i in range(len(self)):
             yield self[i]
 
-    def __getitem__(self, which: int | str) -> Record:
+    @overload
+    def __getitem__(self, which: int | str) -> Record: ...
+
+    @overload
+    def __getitem__(self, which: slice) -> list[Record]: ...
+
+    def __getitem__(self, which: int | str | slice) -> Record | list[Record]:
         """Record number `which`, from the end where negative, or the one of this request id: NotFound without
-        one."""
+        one. A slice is a list of records."""
+        if isinstance(which, slice):
+            return [self._at(i) for i in range(*which.indices(len(self)))]
         if isinstance(which, str):
-            which = self._index(which)
+            return self._at(self._index(which))
+        if not hasattr(which, "__index__"):
+            raise TypeError(f"a dump is asked by number, rid or slice, found {type(which).__name__}")
+        return self._at(operator.index(which))
+
+    def _at(self, which: int) -> Record:
         i = which + len(self) if which < 0 else which
         if not 0 <= i < len(self):
             raise IndexError(f"record {which}: the dump has {len(self)}")
@@ -141,22 +162,41 @@ class Dump:
 def open(path: str | os.PathLike[str]) -> Dump:
     """Opens a dump file, or all *.wbr files of a folder in the order of their names.
 
-    A file that was cut yields every whole record before the cut, and `info` says what was lost. Raises
-    Corrupt for damaged bytes, Mismatch for files of different models, NotFound for a folder without such
-    files, InputOutput for what cannot be read.
+    A file that was cut yields every whole record before the cut: a warning and `info` say what was lost.
+    Raises Corrupt for damaged bytes, Mismatch for files of different models, NotFound for a folder without
+    such files, InputOutput for what cannot be read.
     """
-    return Dump(path)
+    dump = Dump(path)
+    if dump.info.files_cut:
+        warnings.warn(_loss(dump.info), RuntimeWarning, stacklevel=2)
+    return dump
+
+
+def check_dump(dump: Any) -> Dump:
+    """`dump`, or a TypeError."""
+    if not isinstance(dump, Dump):
+        raise TypeError(f"expected a waybill.Dump, as waybill.open returns it, found {type(dump).__name__}")
+    return dump
 
 
 def verify(path: str | os.PathLike[str]) -> DumpInfo:
-    """Checks every checksum, shape and id of a dump, and raises what it finds first."""
+    """Checks every checksum, shape and id of a dump, and raises what it finds first. Corrupt also for a file
+    that was cut, whose bytes are lost; one that only has no index yet is whole."""
     raw = _abi.structs["wb_dump_info"]()
     _abi.functions["wb_dump_verify"](os.fsencode(path), None, None, ctypes.byref(raw))
-    return _info(raw)
+    info = _info(raw)
+    if info.files_cut:
+        raise Corrupt(_loss(info))
+    return info
 
 
 class DumpWriter:
-    """A dump file that is being written. See waybill.create."""
+    """A dump file that is being written. See waybill.create.
+
+    `with` finishes it at the end of its block. Where the block is left by an exception, and where a writer is
+    forgotten unfinished, the file is abandoned: it keeps what was appended and has no index, which `verify`
+    and `open` say as info.files_without_index.
+    """
 
     def __init__(self, path: Any, model: RouteModel, options: Any) -> None:
         self.model = model
@@ -168,6 +208,7 @@ class DumpWriter:
     def append(self, record: Record) -> None:
         """Writes a record. On return the system has all of its bytes. Raises Mismatch for one of another
         model, InvalidArgument for a rid that the file has, or ids that cannot be; nothing is written then."""
+        check_record(record)
         self.model.match(record.model)
         _abi.functions["wb_dump_append"](self._open(), record._struct)
 
@@ -177,17 +218,24 @@ class DumpWriter:
         address, self._address = self._open(), None
         _abi.functions["wb_dump_finish"](address)
 
+    def abandon(self) -> None:
+        """Closes the file as it is, without an index, as a crash would leave it; no error after finish."""
+        address, self._address = self._address, None
+        _abi.functions["wb_dump_abandon"](address)
+
     def __enter__(self) -> DumpWriter:
         return self
 
-    def __exit__(self, *unused: Any) -> None:
-        if self._address:
+    def __exit__(self, kind: type[BaseException] | None, *unused: Any) -> None:
+        if kind is not None:
+            self.abandon()
+        elif self._address:
             self.finish()
 
     def __del__(self) -> None:
         if getattr(self, "_address", None):
             warnings.warn("a waybill.DumpWriter was not finished", ResourceWarning, stacklevel=2)
-            self.finish()
+            self.abandon()
 
     def _open(self) -> int:
         if not self._address:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass, field
+import os
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,19 @@ class RouteModel:
         object.__setattr__(self, "_kept", (struct, layers, np.dtype("<u1" if narrow else "<u2")))
         _abi.functions["wb_route_model_check"](self._struct)
 
+    @classmethod
+    def from_config(cls, folder: str | os.PathLike[str]) -> RouteModel:
+        """Of the model whose config.json lies in this folder, as the engine and `waybill convert` have it."""
+        config, found = _abi.structs["wb_config"](), _abi.structs["wb_route_model"]()
+        _abi.functions["wb_config_load"](os.fsencode(folder), ctypes.byref(config))
+        layers = np.zeros(config.n_layers, np.uint32)
+        _abi.functions["wb_config_routes"](ctypes.byref(config), _abi.pointer(layers), ctypes.byref(found))
+        return from_struct(found)
+
+    def __reduce__(self) -> Any:
+        # A pickle has what the constructor takes; the struct for the library is made anew.
+        return RouteModel, tuple(getattr(self, name) for name in _FIELDS)
+
     @property
     def n_moe_layers(self) -> int:
         """L."""
@@ -66,6 +80,9 @@ class RouteModel:
     @property
     def _struct(self) -> Any:
         return ctypes.byref(self._kept[0])
+
+
+_FIELDS = [f.name for f in fields(RouteModel) if f.init]
 
 
 def from_struct(struct: Any) -> RouteModel:

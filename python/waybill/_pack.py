@@ -9,7 +9,7 @@ import numpy as np
 
 from . import _abi
 from ._errors import InvalidArgument
-from ._record import Record
+from ._record import Record, check_record
 
 
 class Pack(NamedTuple):
@@ -39,14 +39,17 @@ def pack(
     """
     if not records:
         raise InvalidArgument("pack: expected one record or more, found none")
-    model = records[0].model
+    for name, given in (("rows", rows), ("update", update)):
+        if given is not None and len(given) != len(records):
+            raise InvalidArgument(f"pack: {name}: expected {len(records)}, one a record, found {len(given)}")
+    model = check_record(records[0]).model
     made = _abi.options("wb_pack_options", max_rows=max_rows, n_updates=n_updates)
     if cost is not None:
         per_row, per_pair, per_choice = cost
         made.cost = _abi.struct("wb_pack_cost", per_row=per_row, per_pair=per_pair, per_choice=per_choice)
     sequences = (_abi.structs["wb_pack_sequence"] * len(records))()
     for i, record in enumerate(records):
-        model.match(record.model)
+        model.match(check_record(record).model)
         _abi.fill(
             sequences[i],
             record=ctypes.addressof(record._raw),

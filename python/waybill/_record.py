@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from functools import partial
 from typing import Any, NamedTuple, Sequence
 
 import numpy as np
@@ -99,6 +100,19 @@ class Record:
         record = cls.__new__(cls)
         record.model, record._raw, record._owner = model, raw, owner
         return record
+
+    def _fields(self) -> dict[str, Any]:
+        """What the constructor takes besides the model, in arrays of its own."""
+        arrays = ("tokens", "logprobs", "sampling_logprobs", "spans")
+        others = ("rid", "prompt_len", "group", "sample", "finish", "sampling")
+        fields = {name: _copy(getattr(self, name)) for name in arrays + others}
+        fields["runs"] = [Run(*map(_copy, run)) for run in self.runs]
+        fields["mask"] = self.mask and Mask(*map(_copy, self.mask))
+        return fields
+
+    def __reduce__(self) -> Any:
+        # A pickle has copies of the arrays, since views of a dump are of this process alone.
+        return partial(Record, **self._fields()), (self.model,)
 
     @property
     def rid(self) -> str:
@@ -242,6 +256,17 @@ class Record:
         shape = (run.rows, self.model.n_moe_layers, self.model.top_k)
         bits = _abi.view(run.valid, ((run.rows + 7) // 8,), "u1", self) if run.valid else None
         return Run(run.start, _abi.view(run.ids, shape, self.model.id_dtype, self), bits)
+
+
+def check_record(record: Any) -> Record:
+    """`record`, or a TypeError."""
+    if not isinstance(record, Record):
+        raise TypeError(f"expected a waybill.Record, found {type(record).__name__}")
+    return record
+
+
+def _copy(value: Any) -> Any:
+    return value.copy() if isinstance(value, np.ndarray) else value
 
 
 def _end(runs: Sequence[Run]) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 from . import _abi
 from ._errors import InvalidArgument
 from ._model import RouteModel, check_model
-from ._record import Record
+from ._record import Record, check_record
 
 ALL_LAYERS = -1
 LAYER_METRICS = _abi.dtype("wb_replay_layer_metrics")
@@ -135,7 +135,8 @@ class Replay:
     def add(self, record: Record) -> None:
         """Makes a record known, which is kept until `clear`. Mismatch unless it is of this model; ids are
         checked."""
-        _abi.functions["wb_replay_add"](self._address, record.model._struct, record._struct)
+        model = check_record(record).model
+        _abi.functions["wb_replay_add"](self._address, model._struct, record._struct)
         self._records[record.rid] = record
 
     def clear(self) -> None:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, Sequence
 import numpy as np
 
 from . import _abi
-from ._dump import Dump
+from ._dump import Dump, check_dump
 from ._placement import Placement, Topology
 
 MOVE = _abi.dtype("wb_move")
@@ -71,7 +71,7 @@ def loads(
     topology: whose live ranks the records are dealt to (None: one rank). records: their numbers (None: all).
     Records are checked, ids too.
     """
-    model = dump.model
+    model = check_dump(dump).model
     topology = topology or Topology(1, model.num_experts)
     numbers = None if records is None else _abi.array(records, np.uint64, (-1,), "records")
     handle = dump._open()

@@ -218,11 +218,31 @@ static void test_cannot_be_cut_back(void **state) {
     unlink(path);
 }
 
+/* What was appended stays and is whole, and the file says that nobody finished it. */
+static void test_abandoned(void **state) {
+    place *p = *state;
+    char path[96];
+    snprintf(path, sizeof path, "%s/abandoned.wbr", p->directory);
+    for (uint32_t n = 0; n < 3; n++) {
+        wb_dump_writer *w = NULL;
+        OK(wb_dump_create(path, &p->f.model, NULL, &w));
+        for (uint32_t i = 0; i < n; i++) OK(wb_dump_append(w, &p->records[i].record));
+        wb_dump_abandon(w);
+        wb_dump_info info = {0};
+        OK(wb_dump_verify(path, NULL, NULL, &info));
+        assert_int_equal(info.records, n);
+        assert_int_equal(info.files_without_index, 1);
+        assert_int_equal(info.files_cut, 0);
+        unlink(path);
+    }
+    wb_dump_abandon(NULL);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         WITH_DUMP(test_create_refuses),     WITH_DUMP(test_options_of_other_versions),
         WITH_DUMP(test_append_refuses),     WITH_DUMP(test_disk_full),
-        WITH_DUMP(test_cannot_be_cut_back),
+        WITH_DUMP(test_cannot_be_cut_back), WITH_DUMP(test_abandoned),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -3,6 +3,7 @@
 #include "wb_msgpack_scan.h"
 #include "wb_random.h"
 
+#include <float.h>
 #include <inttypes.h>
 #include <math.h>
 #include <setjmp.h>
@@ -135,6 +136,32 @@ static void test_every_pair(void **state) {
                 wb_route_rows run = {0, 1, ids, NULL};
                 wb_record r = {.rid = "r", .n_tokens = 2, .tokens = tokens, .n_routes = 1, .routes = &run};
                 assert_int_equal(wb_record_check(&f.model, &r, true), i == j ? WB_OK : WB_INVALID_ARGUMENT);
+            }
+        }
+    }
+}
+
+/* Either list, at any place; the message says which. */
+static void test_logprobs_are_finite(void **state) {
+    (void)state;
+    fixture_model f;
+    fixture_model_init(&f, 1, 8, 2);
+    const float wrong[] = {NAN, INFINITY, -INFINITY};
+    uint32_t tokens[5] = {0};
+    for (int list = 0; list < 2; list++) {
+        for (uint32_t i = 0; i < 3; i++) {
+            for (size_t k = 0; k < sizeof wrong / sizeof wrong[0]; k++) {
+                /* Behind the last one lies what is not theirs, and is not looked at. */
+                float logprobs[4] = {-1, 0, -FLT_MAX, NAN};
+                wb_record r = {.rid = "r", .prompt_len = 2, .n_tokens = 5, .tokens = tokens};
+                *(list ? &r.sampling_logprobs : &r.logprobs) = logprobs;
+                assert_int_equal(wb_record_check(&f.model, &r, true), WB_OK);
+                logprobs[i] = wrong[k];
+                assert_int_equal(wb_record_check(&f.model, &r, false), WB_INVALID_ARGUMENT);
+                char expected[64];
+                snprintf(expected, sizeof expected, "r: %s of position %u",
+                         list ? "sampling_logprobs" : "logprobs", 2 + i);
+                assert_non_null(strstr(wb_error_message(), expected));
             }
         }
     }
@@ -435,6 +462,7 @@ int main(void) {
         cmocka_unit_test(test_model_match),
         cmocka_unit_test(test_ids_against_oracle),
         cmocka_unit_test(test_every_pair),
+        cmocka_unit_test(test_logprobs_are_finite),
         cmocka_unit_test(test_rows),
         cmocka_unit_test(test_same_experts),
         cmocka_unit_test(test_common),

@@ -2,16 +2,19 @@
 were taken from, what is bad is refused with the library's message."""
 
 import contextlib
+import copy
 import gc
 import io
 import os
 import pathlib
+import pickle
 import re
 import subprocess
 import sys
 import tempfile
 import threading
 import unittest
+import warnings
 
 import numpy as np
 import support
@@ -157,6 +160,12 @@ class Reading(unittest.TestCase):
         for i in (len(dump), -len(dump) - 1):
             with self.assertRaises(IndexError):
                 dump[i]
+        self.assertEqual(dump[np.int64(1)].rid, rids[1])
+        for part in (slice(0, 2), slice(None, None, -1), slice(-2, None), slice(5, 1), slice(0, 99, 2)):
+            self.assertEqual([record.rid for record in dump[part]], rids[part])
+        for which in (None, 1.0, (0, 1), b"rid", [0]):
+            with self.assertRaisesRegex(TypeError, "number, rid or slice, found " + type(which).__name__):
+                dump[which]
 
     def test_what_is_bad_is_refused(self):
         for path in golden("bad_*.wbr"):
@@ -177,11 +186,61 @@ class Reading(unittest.TestCase):
             cut = os.path.join(folder, "part-0.wbr")
             with open(cut, "wb") as file:
                 file.write(whole[: len(whole) // 2])
-            dump = waybill.open(folder)
+            with self.assertWarnsRegex(RuntimeWarning, r"1 of 1 files cut: .*part-0\.wbr: byte") as caught:
+                dump = waybill.open(folder)
+            self.assertEqual(caught.filename, __file__)
             self.assertEqual([record.rid for record in dump], rids[: len(dump)])
             self.assertLess(len(dump), len(rids))
             self.assertIn("part-0.wbr", dump.info.lost_where)
             self.assertGreater(dump.info.lost_bytes, 0)
+
+    def test_verify_and_open_tell_cut_files_from_whole_ones(self):
+        # The same verdict as the library's, wherever the file ends: only a whole object is no cut.
+        whole = pathlib.Path(golden("good_u8.wbr")[0]).read_bytes()
+        header = n_cut = n_whole = 0
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "part-0.wbr")
+            for end in range(1, len(whole) + 1):
+                pathlib.Path(path).write_bytes(whole[:end])
+                with warnings.catch_warnings(record=True) as warned:
+                    warnings.simplefilter("always")
+                    try:
+                        info = waybill.open(path).info
+                    except waybill.Corrupt:  # the header is not whole, so that no model is known
+                        header += 1
+                        continue
+                self.assertEqual(len(warned), info.files_cut, end)
+                if info.files_cut:
+                    n_cut += 1
+                    with self.assertRaises(waybill.Corrupt) as caught:
+                        waybill.verify(path)
+                    self.assertIn(info.lost_where, str(caught.exception))
+                else:
+                    n_whole += 1
+                    self.assertEqual(waybill.verify(path), info)
+        self.assertGreater(header, 0)
+        self.assertGreater(n_cut, 0)
+        self.assertGreater(n_whole, 0)
+
+    def test_pickles_are_the_same_record_without_its_dump(self):
+        for path in golden("good_*.wbr"):
+            for record in waybill.open(path):
+                for again in (pickle.loads(pickle.dumps(record)), copy.deepcopy(record)):
+                    self.assertEqual(again.model, record.model)
+                    for name in ("rid", "group", "sample", "prompt_len", "finish", "sampling", "start"):
+                        self.assertEqual(getattr(again, name), getattr(record, name), name)
+                    self.assertEqual([run.start for run in again.runs], [run.start for run in record.runs])
+                    for name, take in self.views.items():
+                        view, copied = take(record), take(again)
+                        self.assertEqual(view is None, copied is None, name)
+                        if view is not None:
+                            np.testing.assert_array_equal(copied, view, name)
+                            self.assertFalse(np.shares_memory(copied, view), name)
+                    np.testing.assert_array_equal(again.routes, record.routes)
+        model = make_model()
+        again = pickle.loads(pickle.dumps(model))
+        self.assertEqual(again, model)
+        again.match(model)
 
     def test_garbage_in_any_order_at_exit(self):
         # In a circle of garbage the dump may be finalised before its records; views may be the last of all.
@@ -327,6 +386,16 @@ class Writing(unittest.TestCase):
                 "logprobs",
                 lambda: waybill.Record(model, "b", tokens, 1, logprobs=[0.0]),
             ),
+            (
+                waybill.InvalidArgument,
+                "record b: logprobs of position 2: expected a finite number, found -?nan",
+                lambda: waybill.Record(model, "b", tokens, 1, logprobs=[-1, np.nan, -1]),
+            ),
+            (
+                waybill.InvalidArgument,
+                "record b: sampling_logprobs of position 3: expected a finite number, found -inf",
+                lambda: waybill.Record(model, "b", tokens, 1, sampling_logprobs=[-1, -1, -np.inf]),
+            ),
             (waybill.InvalidArgument, "finish", lambda: waybill.Record(model, "b", tokens, 1, finish="done")),
             (
                 waybill.InvalidArgument,
@@ -339,6 +408,9 @@ class Writing(unittest.TestCase):
         ):
             with self.subTest(what), self.assertRaisesRegex(expected, what):
                 writer.append(make())
+        for wrong in ("x", None, routes, [make_record(random, model, "c")]):
+            with self.assertRaisesRegex(TypeError, "Record, found " + type(wrong).__name__):
+                writer.append(wrong)
         writer.append(make_record(random, model, "b"))
         writer.finish()
         self.assertEqual([record.rid for record in waybill.open(path)], ["a", "b"])
@@ -346,6 +418,48 @@ class Writing(unittest.TestCase):
             writer.append(make_record(random, model, "c"))
         with self.assertRaises(OSError):
             waybill.create(path, model)
+
+    def test_an_unfinished_file_is_seen_as_one(self):
+        random, model = support.random_for(self), make_model()
+        records = [make_record(random, model, f"request-{i}") for i in range(2)]
+
+        def left_by_an_exception(path):
+            with self.assertRaisesRegex(KeyError, "mine"), waybill.create(path, model) as writer:
+                for record in records:
+                    writer.append(record)
+                raise KeyError("mine")
+
+        def forgotten(path):
+            writer = waybill.create(path, model)
+            for record in records:
+                writer.append(record)
+            with self.assertWarnsRegex(ResourceWarning, "not finished"):
+                del writer
+                gc.collect()
+
+        def abandoned(path):
+            writer = waybill.create(path, model)
+            for record in records:
+                writer.append(record)
+            writer.abandon()
+            writer.abandon()
+            with self.assertRaisesRegex(waybill.InvalidArgument, "finished"):
+                writer.append(records[0])
+
+        def finished_before(path):
+            with self.assertRaises(KeyError), waybill.create(path, model) as writer:
+                for record in records:
+                    writer.append(record)
+                writer.finish()
+                raise KeyError("mine")
+
+        for way, without_index in (
+            (left_by_an_exception, 1), (forgotten, 1), (abandoned, 1), (finished_before, 0),
+        ):  # fmt: skip
+            path = os.path.join(self.folder, way.__name__ + ".wbr")
+            way(path)
+            info = waybill.verify(path)
+            self.assertEqual((info.records, info.files_without_index), (2, without_index), way.__name__)
 
     def test_models_that_cannot_be(self):
         good = {"L": 3, "E": 8, "K": 2}

@@ -29,6 +29,9 @@ class Loads(unittest.TestCase):
                     np.add.at(by_hand[layer], record.routes[record.valid][:, layer].ravel(), 1)
             np.testing.assert_array_equal(by_hand, expected)
             np.testing.assert_array_equal(eplb.loads(dump, records=[1])[0], dump[1].counts())
+            for wrong in (list(dump), dump[0], "dump", None):
+                with self.assertRaisesRegex(TypeError, "waybill.Dump, .*found " + type(wrong).__name__):
+                    eplb.loads(wrong)
             for wrong in (
                 {"records": [len(dump)]},
                 {"records": [-1]},

@@ -234,6 +234,16 @@ class Packing(unittest.TestCase):
             waybill.pack(records, 3)
         with self.assertRaises(waybill.InvalidArgument):
             waybill.pack([])
+        for name in ("rows", "update"):
+            for given in ([1], [1] * (len(records) + 1)):
+                expected = f"{name}: expected {len(records)}, one a record, found {len(given)}"
+                with self.assertRaisesRegex(waybill.InvalidArgument, expected):
+                    waybill.pack(records, 40, **{name: given})
+        for wrong in (["x"], [records[0], None]):
+            with self.assertRaisesRegex(TypeError, "expected a waybill.Record"):
+                waybill.pack(wrong)
+        with self.assertRaisesRegex(TypeError, "expected a waybill.Record"):
+            waybill.Replay(records[0].model).add("x")
 
 
 if __name__ == "__main__":
