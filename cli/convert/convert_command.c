@@ -1,5 +1,6 @@
 /* convert_command.c - `waybill convert`: its options and its two ways. */
 #include "convert/convert.h"
+#include "wb_file.h"
 
 #include <stddef.h>
 
@@ -23,18 +24,26 @@ static const cli_option table[] = {
      .type = CLI_FLAG,
      .offset = offsetof(convert_options, skip_bad),
      .help = "leave requests out that are refused, and say which; without it the first one ends the command, "
-             "and OUT "
-             "is not written"},
+             "and OUT is not written"},
+    {.name = "force",
+     .type = CLI_FLAG,
+     .offset = offsetof(convert_options, force),
+     .help = "replace OUT if there is a file"},
     {.name = "output",
      .letter = 'o',
      .argument = "OUT",
      .type = CLI_OUTPUT,
      .offset = offsetof(convert_options, output),
      .required = true,
-     .help = "the file that is written; -o for short. A dump must not be there yet"},
+     .help = "the file that is written, which appears when it is whole; - is standard output; -o for short"},
 };
 
-static const cli_operand operands[] = {{"ANSWERS", CLI_INPUT}};
+static const cli_operand operands[] = {{"ANSWERS or DUMP", CLI_INPUT}};
+
+FILE *convert_says_to(const char *output) {
+    bool is_descriptor = false;
+    return wb_is_descriptor(output, &is_descriptor) == WB_OK && is_descriptor ? stderr : stdout;
+}
 
 static int run(const cli_command *self, const cli_arguments *arguments) {
     const convert_options *o = arguments->options;
@@ -56,8 +65,8 @@ const cli_command cli_convert = {
         "prompt_token_ids, and new tokens as output_ids or token_ids. Routes that cannot be are refused "
         "with the name of the request. With --to it is the other way: "
         "a dump as arrays of numpy (npz), as answers of sglang or vllm, or as the batch of a trainer.",
-    .synopsis = "--from LAYOUT --model DIR [--skip-bad] ANSWERS -o OUT.wbr\n"
-                "       waybill convert --to LAYOUT DUMP -o OUT",
+    .synopsis = "--from LAYOUT --model DIR [--skip-bad] [--force] ANSWERS -o OUT.wbr\n"
+                "       waybill convert --to LAYOUT [--force] DUMP -o OUT",
     .options = table,
     .n_options = sizeof table / sizeof table[0],
     .options_size = sizeof(convert_options),

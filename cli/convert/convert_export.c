@@ -14,10 +14,12 @@ static void show(void *ctx, uint64_t done, uint64_t total) {
     cli_progress_records(ctx, done, total, 0);
 }
 
-static wb_status write_all(wb_dump *dump, wb_export_layout layout, const char *path) {
+static wb_status write_all(wb_dump *dump, wb_export_layout layout, const convert_options *o) {
     cli_progress progress = cli_progress_start();
     wb_new_file file;
-    WB_TRY(wb_new_file_open(path, &file));
+    bool is_direct = false;
+    WB_TRY(cli_output_look(o->output, o->force, &is_direct));
+    WB_TRY(wb_new_file_open(o->output, &file));
     wb_status status = wb_export_dump(dump, layout, write_file, &file, show, &progress);
     cli_progress_end(&progress);
     if (status == WB_OK) status = wb_new_file_sync(&file);
@@ -32,8 +34,9 @@ int convert_export(const convert_options *options, const char *path) {
     if (wb_export_layout_find(options->to, &layout) != WB_OK) return cli_fail();
     int code = cli_open_dump(path, &dump);
     if (code != CLI_OK) return code;
-    code = write_all(dump, layout, options->output) == WB_OK ? CLI_OK : cli_fail();
-    if (code == CLI_OK) printf("%" PRIu64 " records\n", wb_dump_get_info(dump).records);
+    code = write_all(dump, layout, options) == WB_OK ? CLI_OK : cli_fail();
+    if (code == CLI_OK)
+        fprintf(convert_says_to(options->output), "%" PRIu64 " records\n", wb_dump_get_info(dump).records);
     cli_close_dump(dump);
     return code;
 }
