@@ -14,6 +14,9 @@ typedef struct convert_options {
 int convert_import(const convert_options *options, const char *answers);
 int convert_export(const convert_options *options, const char *dump);
 
+/* Says that what the thread's error message names is left out, and counts it. */
+void convert_skipped(const cli_progress *progress, uint64_t *skipped);
+
 /* Where the numbers of what was done go: to standard error where the output is standard output. */
 FILE *convert_says_to(const char *output);
 

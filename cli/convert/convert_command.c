@@ -23,7 +23,8 @@ static const cli_option table[] = {
     {.name = "skip-bad",
      .type = CLI_FLAG,
      .offset = offsetof(convert_options, skip_bad),
-     .help = "leave requests out that are refused, and say which; without it the first one ends the command, "
+     .help = "leave requests or records out that are refused, and say which; without it the first one ends "
+             "the command, "
              "and OUT is not written"},
     {.name = "force",
      .type = CLI_FLAG,
@@ -40,6 +41,12 @@ static const cli_option table[] = {
 
 static const cli_operand operands[] = {{"ANSWERS or DUMP", CLI_INPUT}};
 
+void convert_skipped(const cli_progress *progress, uint64_t *skipped) {
+    cli_progress_end(progress);
+    fprintf(stderr, "waybill: skipped: %s\n", wb_error_message());
+    ++*skipped;
+}
+
 FILE *convert_says_to(const char *output) {
     bool is_descriptor = false;
     return wb_is_descriptor(output, &is_descriptor) == WB_OK && is_descriptor ? stderr : stdout;
@@ -48,8 +55,7 @@ FILE *convert_says_to(const char *output) {
 static int run(const cli_command *self, const cli_arguments *arguments) {
     const convert_options *o = arguments->options;
     if (!o->from == !o->to) return cli_usage_error(self, "--from or --to is needed, and not both");
-    if (o->to && (o->model || o->skip_bad))
-        return cli_usage_error(self, "--model and --skip-bad go with --from");
+    if (o->to && o->model) return cli_usage_error(self, "--model goes with --from");
     if (o->to) return convert_export(o, arguments->dump);
     if (!o->model) return cli_usage_error(self, "--model is needed");
     return convert_import(o, arguments->dump);
@@ -66,7 +72,7 @@ const cli_command cli_convert = {
         "with the name of the request. With --to it is the other way: "
         "a dump as arrays of numpy (npz), as answers of sglang or vllm, or as the batch of a trainer.",
     .synopsis = "--from LAYOUT --model DIR [--skip-bad] [--force] ANSWERS -o OUT.wbr\n"
-                "       waybill convert --to LAYOUT [--force] DUMP -o OUT",
+                "       waybill convert --to LAYOUT [--skip-bad] [--force] DUMP -o OUT",
     .options = table,
     .n_options = sizeof table / sizeof table[0],
     .options_size = sizeof(convert_options),

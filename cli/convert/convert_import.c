@@ -25,9 +25,7 @@ static void count(importing *m, const wb_record *r) {
  * machine is wrong with all of them. */
 static bool may_skip(importing *m, cli_progress *progress, wb_status status) {
     if (!m->skip_bad || status == WB_OUT_OF_MEMORY || status == WB_IO) return false;
-    cli_progress_end(progress);
-    fprintf(stderr, "waybill: skipped: %s\n", wb_error_message());
-    m->skipped++;
+    convert_skipped(progress, &m->skipped);
     return true;
 }
 

@@ -54,7 +54,7 @@ static void make_archive(const wb_route_model *model, archive *a) {
     }
     assert_int_equal(wb_dump_finish(writer), WB_OK);
     assert_int_equal(wb_dump_open(path, &dump), WB_OK);
-    assert_int_equal(wb_export_dump(dump, WB_EXPORT_SLIME, take, a, NULL, NULL), WB_OK);
+    assert_int_equal(wb_export_dump(dump, WB_EXPORT_SLIME, take, a, NULL, NULL, NULL), WB_OK);
     wb_dump_close(dump);
     fixture_remove(directory);
 }
