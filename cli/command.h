@@ -48,8 +48,8 @@ typedef struct cli_option {
     const char *default_text; /* what --help says for the default; NULL: the value itself */
 } cli_option;
 
-/* A word of the command line that belongs to no option: a path. "-" is standard input or output, and is
- * handed on as /dev/stdin or /dev/stdout. */
+/* A word of the command line that belongs to no option: a path. "-" is standard input or output, here as in
+ * options that are paths of files, and is handed on as /dev/stdin or /dev/stdout. */
 typedef struct cli_operand {
     const char *name; /* what usage calls it, "DUMP" */
     cli_type type;    /* CLI_INPUT, CLI_OUTPUT, CLI_FOLDER, or CLI_INPUTS: one and more, the last operand */
@@ -164,15 +164,14 @@ typedef struct cli_output {
     wb_dump_writer *writer;
 } cli_output;
 
+/* What stands at a path decides how it is written: *direct_out is cli_output's. IO where something is that
+ * would be replaced, without `force`. */
+wb_status cli_output_look(const char *path, bool force, bool *direct_out);
+
 /* Returns CLI_OK, or the exit code of a failure, which has been said: of a path where something is, without
  * `force`, too. `producer` is the command's name. */
 int cli_output_open(const char *path, bool force, const char *producer, const wb_route_model *model,
                     cli_output *output_out);
-
-/* The rule of cli_output_open for a path, of a file that is no dump too: IO where something is, without
- * `force`. *end_out is the end of its links, freed with free() after a failure too; *direct_out: a pipe, a
- * device or a descriptor. */
-wb_status cli_output_look(const char *path, bool force, char **end_out, bool *direct_out);
 
 /* Ends the dump and puts it at its path; a failure has been said. */
 int cli_output_commit(cli_output *output);

@@ -55,11 +55,17 @@ static int read_decimal(const cli_command *self, const cli_option *o, const char
     return CLI_OK;
 }
 
+/* "-" is standard input or output. A directory may be called that. */
+static const char *path_of(cli_type type, const char *word) {
+    if (strcmp(word, "-") != 0 || type == CLI_FOLDER) return word;
+    return type == CLI_OUTPUT ? "/dev/stdout" : "/dev/stdin";
+}
+
 static int read_text(const cli_command *self, const cli_option *o, const char *text, const char **value_out) {
     if (*text == '\0')
         return cli_usage_error(self, "--%s: expected %s, found none", o->name,
                                o->type == CLI_TEXT ? "text" : "a path");
-    *value_out = text;
+    *value_out = o->type == CLI_TEXT ? text : path_of(o->type, text);
     return CLI_OK;
 }
 
@@ -127,7 +133,7 @@ static int take_operand(const cli_command *self, const char *word, cli_arguments
                                CLI_MAX_LIST);
     if (*word == '\0') return cli_usage_error(self, "%s: expected a path, found none", o->name);
     const bool is_read = o->type == CLI_INPUT || o->type == CLI_INPUTS;
-    if (strcmp(word, "-") == 0 && o->type != CLI_FOLDER) word = is_read ? "/dev/stdin" : "/dev/stdout";
+    word = path_of(o->type, word);
     if (is_read && !found->dump) found->dump = word;
     list->items[list->n++] = word;
     return CLI_OK;

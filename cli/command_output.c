@@ -19,19 +19,23 @@ static void free_output(cli_output *o) {
     *o = (cli_output){0};
 }
 
-/* What stands at the path decides how it is written. */
-wb_status cli_output_look(const char *path, bool force, char **end_out, bool *direct_out) {
+wb_status cli_output_look(const char *path, bool force, bool *direct_out) {
     struct stat info;
-    WB_TRY(wb_follow_links(path, end_out));
-    WB_TRY(wb_is_descriptor(path, direct_out));
-    if (*direct_out || stat(*end_out, &info) != 0) return WB_OK;
-    *direct_out = S_ISFIFO(info.st_mode) || S_ISCHR(info.st_mode);
-    if (*direct_out || force) return WB_OK;
-    return wb_fail(WB_IO, "%s: expected a path where nothing is, found a file (--force replaces it)", path);
+    bool direct = false;
+    WB_TRY(wb_is_descriptor(path, &direct));
+    if (!direct && stat(path, &info) == 0) {
+        direct = S_ISFIFO(info.st_mode) || S_ISCHR(info.st_mode);
+        if (!direct && !force)
+            return wb_fail(WB_IO, "%s: expected a path where nothing is, found a file (--force replaces it)",
+                           path);
+    }
+    *direct_out = direct;
+    return WB_OK;
 }
 
-static wb_status look_at(cli_output *o, const char *path, bool force) {
-    WB_TRY(cli_output_look(path, force, &o->path, &o->direct));
+static wb_status name_both(cli_output *o, const char *path, bool force) {
+    WB_TRY(wb_follow_links(path, &o->path));
+    WB_TRY(cli_output_look(path, force, &o->direct));
     return o->direct ? wb_text_format(&o->temp, "%s/waybill.%ld.tmp", CLI_SPOOL_FOLDER, (long)getpid())
                      : wb_text_format(&o->temp, "%s.%ld.tmp", o->path, (long)getpid());
 }
@@ -43,7 +47,7 @@ int cli_output_open(const char *path, bool force, const char *producer, const wb
     wb_dump_options options = wb_dump_options_default();
     snprintf(text, sizeof text, "waybill %s %s", producer, wb_version());
     options.producer = text;
-    wb_status status = look_at(&o, path, force);
+    wb_status status = name_both(&o, path, force);
     if (status == WB_OK) (void)unlink(o.temp); /* of a process of this number that was killed */
     if (status == WB_OK) status = wb_dump_create(o.temp, model, &options, &o.writer);
     if (status == WB_OK) {

@@ -6,13 +6,19 @@
 
 typedef struct convert_options {
     const char *from, *to, *model, *output;
-    bool skip_bad;
+    bool skip_bad, force;
 } convert_options;
 
 /* Answers of another system into a dump (convert_import.c); a dump into what others read (convert_export.c).
  * Return the exit code; a failure has been said, and no output is left behind. */
 int convert_import(const convert_options *options, const char *answers);
 int convert_export(const convert_options *options, const char *dump);
+
+/* Says that what the thread's error message names is left out, and counts it. */
+void convert_skipped(const cli_progress *progress, uint64_t *skipped);
+
+/* Where the numbers of what was done go: to standard error where the output is standard output. */
+FILE *convert_says_to(const char *output);
 
 /* The bytes of a file, or of a pipe, whole (convert_input.c). */
 typedef struct convert_input {

@@ -1,5 +1,6 @@
 /* convert_command.c - `waybill convert`: its options and its two ways. */
 #include "convert/convert.h"
+#include "wb_file.h"
 
 #include <stddef.h>
 
@@ -22,25 +23,39 @@ static const cli_option table[] = {
     {.name = "skip-bad",
      .type = CLI_FLAG,
      .offset = offsetof(convert_options, skip_bad),
-     .help = "leave requests out that are refused, and say which; without it the first one ends the command, "
-             "and OUT "
-             "is not written"},
+     .help = "leave requests or records out that are refused, and say which; without it the first one ends "
+             "the command, "
+             "and OUT is not written"},
+    {.name = "force",
+     .type = CLI_FLAG,
+     .offset = offsetof(convert_options, force),
+     .help = "replace OUT if there is a file"},
     {.name = "output",
      .letter = 'o',
      .argument = "OUT",
      .type = CLI_OUTPUT,
      .offset = offsetof(convert_options, output),
      .required = true,
-     .help = "the file that is written; -o for short. A dump must not be there yet"},
+     .help = "the file that is written, which appears when it is whole; - is standard output; -o for short"},
 };
 
-static const cli_operand operands[] = {{"ANSWERS", CLI_INPUT}};
+static const cli_operand operands[] = {{"ANSWERS or DUMP", CLI_INPUT}};
+
+void convert_skipped(const cli_progress *progress, uint64_t *skipped) {
+    cli_progress_end(progress);
+    fprintf(stderr, "waybill: skipped: %s\n", wb_error_message());
+    ++*skipped;
+}
+
+FILE *convert_says_to(const char *output) {
+    bool is_descriptor = false;
+    return wb_is_descriptor(output, &is_descriptor) == WB_OK && is_descriptor ? stderr : stdout;
+}
 
 static int run(const cli_command *self, const cli_arguments *arguments) {
     const convert_options *o = arguments->options;
     if (!o->from == !o->to) return cli_usage_error(self, "--from or --to is needed, and not both");
-    if (o->to && (o->model || o->skip_bad))
-        return cli_usage_error(self, "--model and --skip-bad go with --from");
+    if (o->to && o->model) return cli_usage_error(self, "--model goes with --from");
     if (o->to) return convert_export(o, arguments->dump);
     if (!o->model) return cli_usage_error(self, "--model is needed");
     return convert_import(o, arguments->dump);
@@ -56,8 +71,8 @@ const cli_command cli_convert = {
         "prompt_token_ids, and new tokens as output_ids or token_ids. Routes that cannot be are refused "
         "with the name of the request. With --to it is the other way: "
         "a dump as arrays of numpy (npz), as answers of sglang or vllm, or as the batch of a trainer.",
-    .synopsis = "--from LAYOUT --model DIR [--skip-bad] ANSWERS -o OUT.wbr\n"
-                "       waybill convert --to LAYOUT DUMP -o OUT",
+    .synopsis = "--from LAYOUT --model DIR [--skip-bad] [--force] ANSWERS -o OUT.wbr\n"
+                "       waybill convert --to LAYOUT [--skip-bad] [--force] DUMP -o OUT",
     .options = table,
     .n_options = sizeof table / sizeof table[0],
     .options_size = sizeof(convert_options),

@@ -10,16 +10,30 @@ static wb_status write_file(void *file, const void *bytes, size_t size) {
     return wb_new_file_write(file, bytes, size);
 }
 
+typedef struct exporting {
+    cli_progress progress;
+    uint64_t skipped;
+} exporting;
+
 static void show(void *ctx, uint64_t done, uint64_t total) {
-    cli_progress_records(ctx, done, total, 0);
+    exporting *e = ctx;
+    cli_progress_records(&e->progress, done, total, 0);
 }
 
-static wb_status write_all(wb_dump *dump, wb_export_layout layout, const char *path) {
-    cli_progress progress = cli_progress_start();
+static bool skip(void *ctx, wb_status status) {
+    exporting *e = ctx;
+    (void)status;
+    convert_skipped(&e->progress, &e->skipped);
+    return true;
+}
+
+static wb_status write_all(wb_dump *dump, wb_export_layout layout, const convert_options *o, exporting *e) {
     wb_new_file file;
-    WB_TRY(wb_new_file_open(path, &file));
-    wb_status status = wb_export_dump(dump, layout, write_file, &file, show, &progress);
-    cli_progress_end(&progress);
+    bool is_direct = false;
+    WB_TRY(cli_output_look(o->output, o->force, &is_direct));
+    WB_TRY(wb_new_file_open(o->output, &file));
+    wb_status status = wb_export_dump(dump, layout, write_file, &file, o->skip_bad ? skip : NULL, show, e);
+    cli_progress_end(&e->progress);
     if (status == WB_OK) status = wb_new_file_sync(&file);
     if (status == WB_OK) return wb_new_file_commit(&file);
     wb_new_file_discard(&file);
@@ -27,13 +41,16 @@ static wb_status write_all(wb_dump *dump, wb_export_layout layout, const char *p
 }
 
 int convert_export(const convert_options *options, const char *path) {
+    exporting e = {.progress = cli_progress_start()};
     wb_dump *dump = NULL;
     wb_export_layout layout;
     if (wb_export_layout_find(options->to, &layout) != WB_OK) return cli_fail();
     int code = cli_open_dump(path, &dump);
     if (code != CLI_OK) return code;
-    code = write_all(dump, layout, options->output) == WB_OK ? CLI_OK : cli_fail();
-    if (code == CLI_OK) printf("%" PRIu64 " records\n", wb_dump_get_info(dump).records);
+    code = write_all(dump, layout, options, &e) == WB_OK ? CLI_OK : cli_fail();
+    if (code == CLI_OK)
+        fprintf(convert_says_to(options->output), "%" PRIu64 " records, %" PRIu64 " skipped\n",
+                wb_dump_get_info(dump).records - e.skipped, e.skipped);
     cli_close_dump(dump);
     return code;
 }

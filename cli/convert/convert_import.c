@@ -4,13 +4,10 @@
 #include "wb_import.h"
 
 #include <inttypes.h>
-#include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 typedef struct importing {
     wb_import *import;
-    wb_dump_writer *writer;
+    cli_output out;
     bool skip_bad;
     uint64_t records, tokens, rows, missing, skipped;
 } importing;
@@ -28,9 +25,7 @@ static void count(importing *m, const wb_record *r) {
  * machine is wrong with all of them. */
 static bool may_skip(importing *m, cli_progress *progress, wb_status status) {
     if (!m->skip_bad || status == WB_OUT_OF_MEMORY || status == WB_IO) return false;
-    cli_progress_end(progress);
-    fprintf(stderr, "waybill: skipped: %s\n", wb_error_message());
-    m->skipped++;
+    convert_skipped(progress, &m->skipped);
     return true;
 }
 
@@ -40,7 +35,7 @@ static wb_status take_all(importing *m, cli_progress *progress, size_t size) {
         bool found = true;
         wb_status status = wb_import_next(m->import, &record, &found);
         if (status == WB_OK && !found) return WB_OK;
-        if (status == WB_OK) status = wb_dump_append(m->writer, &record);
+        if (status == WB_OK) status = wb_dump_append(m->out.writer, &record);
         if (status == WB_OK)
             count(m, &record);
         else if (!may_skip(m, progress, status))
@@ -51,43 +46,46 @@ static wb_status take_all(importing *m, cli_progress *progress, size_t size) {
     }
 }
 
-static wb_status import_all(const convert_options *o, const char *answers, const convert_input *input,
-                            importing *m) {
-    cli_progress progress = cli_progress_start();
-    wb_dump_options options = wb_dump_options_default();
+static wb_status open_answers(const convert_options *o, const char *answers, const convert_input *input,
+                              convert_model *model, importing *m) {
     wb_import_layout layout;
-    convert_model model;
-    wb_status status;
-    options.producer = "waybill convert";
     WB_TRY(wb_import_layout_find(o->from, &layout));
-    WB_TRY(convert_model_read(o->model, &model));
-    WB_TRY(wb_import_open(answers, input->bytes, input->size, layout, &model.routes, &m->import));
+    WB_TRY(convert_model_read(o->model, model));
+    WB_TRY(wb_import_open(answers, input->bytes, input->size, layout, &model->routes, &m->import));
     if (!wb_import_has_tokens(m->import))
         fprintf(
             stderr,
             "waybill: %s has routes without tokens: those of the dump are zero, and no replay takes them\n",
             answers);
-    WB_TRY(wb_dump_create(o->output, &model.routes, &options, &m->writer));
-    status = take_all(m, &progress, input->size);
+    return WB_OK;
+}
+
+static wb_status import_all(const char *answers, size_t size, importing *m) {
+    cli_progress progress = cli_progress_start();
+    wb_status status = take_all(m, &progress, size);
     cli_progress_end(&progress);
     if (status == WB_OK && m->records == 0)
         status = wb_fail(WB_NOT_FOUND, "%s: expected requests, found none that can be taken", answers);
     return status;
 }
 
+/* The dump is under another name until it is whole, so that one that was killed is never taken for it. */
 int convert_import(const convert_options *options, const char *answers) {
     importing m = {.skip_bad = options->skip_bad};
     convert_input input;
+    convert_model model;
     if (convert_input_open(answers, &input) != WB_OK) return cli_fail();
-    wb_status status = import_all(options, answers, &input, &m);
-    const bool created = m.writer != NULL;
-    int code = status == WB_OK ? CLI_OK : cli_fail();
-    if (wb_dump_finish(m.writer) != WB_OK && code == CLI_OK) code = cli_fail();
-    if (code != CLI_OK && created) unlink(options->output);
+    int code = open_answers(options, answers, &input, &model, &m) == WB_OK ? CLI_OK : cli_fail();
     if (code == CLI_OK)
-        printf("%" PRIu64 " records, %" PRIu64 " tokens, %" PRIu64 " rows, %" PRIu64 " missing, %" PRIu64
-               " skipped\n",
-               m.records, m.tokens, m.rows, m.missing, m.skipped);
+        code = cli_output_open(options->output, options->force, "convert", &model.routes, &m.out);
+    if (code == CLI_OK && import_all(answers, input.size, &m) != WB_OK) code = cli_fail();
+    if (code == CLI_OK) code = cli_output_commit(&m.out);
+    cli_output_discard(&m.out);
+    if (code == CLI_OK)
+        fprintf(convert_says_to(options->output),
+                "%" PRIu64 " records, %" PRIu64 " tokens, %" PRIu64 " rows, %" PRIu64 " missing, %" PRIu64
+                " skipped\n",
+                m.records, m.tokens, m.rows, m.missing, m.skipped);
     wb_import_close(m.import);
     convert_input_close(&input);
     return code;

@@ -154,11 +154,8 @@ static wb_status write_page(const report *r) {
 
 /* What is quickly refused comes before what takes long. */
 static wb_status look_first(report *r) {
-    char *end = NULL;
     bool direct = false;
-    const wb_status status = cli_output_look(r->options->output, r->options->force, &end, &direct);
-    free(end);
-    WB_TRY(status);
+    WB_TRY(cli_output_look(r->options->output, r->options->force, &direct));
     return find_metrics(r);
 }
 

@@ -40,7 +40,8 @@ static wb_status run(export_job *job, wb_export_layout layout) {
 }
 
 wb_status wb_export_dump(wb_dump *dump, wb_export_layout layout, wb_export_write_fn *write, void *ctx,
-                         void (*progress)(void *ctx, uint64_t done, uint64_t total), void *progress_ctx) {
+                         wb_export_skip_fn *skip, void (*progress)(void *ctx, uint64_t done, uint64_t total),
+                         void *callback_ctx) {
     export_out *out = NULL;
     if ((size_t)layout >= N_LAYOUTS) return wb_fail(WB_INVALID_ARGUMENT, "layout %d is none", (int)layout);
     WB_TRY(WB_NEW(out, 1, "export"));
@@ -52,9 +53,11 @@ wb_status wb_export_dump(wb_dump *dump, wb_export_layout layout, wb_export_write
                       .n = wb_dump_get_info(dump).records,
                       .passes = 1,
                       .progress = progress,
-                      .progress_ctx = progress_ctx};
+                      .skip = skip,
+                      .callback_ctx = callback_ctx};
     const wb_status status = run(&job, layout);
     wb_zip_free(&out->zip);
+    free(job.kept);
     free(out);
     return status;
 }

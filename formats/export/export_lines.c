@@ -171,10 +171,29 @@ static wb_status vllm_line(export_job *job, uint64_t i, const wb_record *r, void
 
 /* ---- both ----------------------------------------------------------------------------------------- */
 
+static wb_status drop(void *ctx, const void *bytes, size_t size) {
+    (void)ctx;
+    (void)bytes;
+    (void)size;
+    return WB_OK;
+}
+
+/* What a line refuses is known when it is written: they are written to nowhere first. */
+static wb_status choose_lines(export_job *job, export_each *line, uint8_t *row) {
+    export_out *out = job->out;
+    wb_export_write_fn *const write = out->write;
+    out->write = drop;
+    const wb_status status = wb_export_choose(job, line, row);
+    out->write = write;
+    out->used = 0;
+    return status;
+}
+
 static wb_status export_lines(export_job *job, export_each *line) {
     uint8_t *row = NULL;
     WB_TRY(WB_NEW(row, wb_export_row_bytes(job->model, 4), "row"));
-    const wb_status status = wb_export_walk(job, true, line, row);
+    wb_status status = job->skip ? choose_lines(job, line, row) : WB_OK;
+    if (status == WB_OK) status = wb_export_walk(job, true, line, row);
     free(row);
     return status;
 }

@@ -85,6 +85,7 @@ wb_status wb_export_npz(export_job *job) {
     export_sizes sizes;
     uint8_t *zeros = NULL;
     job->passes = 1 + 6 + EXPORT_COLUMN_PASSES;
+    WB_TRY(wb_export_choose(job, NULL, NULL));
     WB_TRY(wb_export_measure(job, &sizes));
     if (job->n == 0) return wb_fail(WB_NOT_FOUND, "expected records, found none");
     WB_TRY(WB_NEW(zeros, wb_route_row_bytes(job->model), "row"));

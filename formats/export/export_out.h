@@ -45,15 +45,22 @@ typedef struct export_job {
     wb_dump *dump;
     const wb_route_model *model;
     export_out *out;
-    uint64_t n;            /* records */
+    uint64_t n;            /* records that are written */
+    uint64_t *kept;        /* [n] which of the dump's they are; NULL: all of them */
     uint64_t passes, pass; /* over all of them; how many were made */
     void (*progress)(void *ctx, uint64_t done, uint64_t total);
-    void *progress_ctx;
+    wb_export_skip_fn *skip;
+    void *callback_ctx;
 } export_job;
 
-/* Calls `each` for every record, in the dump's order; `deep` looks at ids first. */
+/* Calls `each` for every record that is written, in the dump's order, `i` counting them; `deep` looks at ids
+ * first. */
 typedef wb_status export_each(export_job *job, uint64_t i, const wb_record *record, void *ctx);
 wb_status wb_export_walk(export_job *job, bool deep, export_each *each, void *ctx);
+
+/* Lets `look` (NULL: nothing is refused but by wb_record_check) refuse records before anything is written, and
+ * leaves out those that job->skip says. */
+wb_status wb_export_choose(export_job *job, export_each *look, void *ctx);
 
 /* The row at a position as ids of `bytes` (1, 2 or 4) in all hidden layers, into `out` of
  * wb_export_row_bytes: zero in dense layers, and `missing` throughout where there is none. True: there is a

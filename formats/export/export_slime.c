@@ -85,7 +85,8 @@ static wb_status put_sample(export_job *job, uint64_t i, const wb_record *r, voi
 wb_status wb_export_slime(export_job *job) {
     uint8_t *row = NULL;
     WB_TRY(WB_NEW(row, wb_export_row_bytes(job->model, 4), "row"));
-    const wb_status status = wb_export_walk(job, true, put_sample, row);
+    wb_status status = wb_export_choose(job, NULL, NULL);
+    if (status == WB_OK) status = wb_export_walk(job, true, put_sample, row);
     free(row);
     return status;
 }

@@ -74,23 +74,23 @@ static wb_status put_rows(export_job *job, uint64_t i, const wb_record *r, void 
         const bool has_row = place >= left && place - left + 1 < r->n_tokens;
         const uint32_t position = has_row ? (uint32_t)(place - left) : 0;
         const bool is_there = has_row && wb_export_row(job->model, r, position, b->id_bytes, 0, b->row);
-        if (has_row && !is_there && job->model->top_k == 1)
-            return wb_fail(WB_UNSUPPORTED,
-                           "record %s: position %" PRIu32
-                           ": expected a row: with one choice a token, zero is an expert",
-                           r->rid, position);
         wb_export_bytes(job->out, is_there ? b->row : b->zeros, row_bytes);
     }
     return WB_OK;
 }
 
-/* A record without any row would be one that an engine has left at zero. */
+/* A record without any row would be one that an engine has left at zero: a batch cannot say otherwise. */
 static wb_status look_at(export_job *job, uint64_t i, const wb_record *r, void *ctx) {
     verl_batch *b = ctx;
-    (void)job;
     (void)i;
     if (r->n_tokens > 1 && wb_record_count_rows(r) == 0)
         return wb_fail(WB_UNSUPPORTED, "record %s: expected rows, found none", r->rid);
+    for (uint32_t p = 0; job->model->top_k == 1 && p + 1 < r->n_tokens; p++)
+        if (!wb_record_row(job->model, r, p))
+            return wb_fail(WB_UNSUPPORTED,
+                           "record %s: position %" PRIu32
+                           ": expected a row: with one choice a token, zero is an expert",
+                           r->rid, p);
     b->has_logprobs &= r->logprobs || r->n_tokens == r->prompt_len;
     return WB_OK;
 }
@@ -114,9 +114,9 @@ wb_status wb_export_verl(export_job *job) {
     verl_batch b = {.id_bytes = job->model->num_experts <= 32768 ? 2 : 4, .has_logprobs = true};
     wb_owner memory = {0};
     wb_status status = WB_OK;
-    job->passes = 2 + 7 + EXPORT_COLUMN_PASSES;
+    job->passes = 1 + 7 + EXPORT_COLUMN_PASSES;
+    WB_TRY(wb_export_choose(job, look_at, &b));
     WB_TRY(wb_export_measure(job, &b.sizes));
-    WB_TRY(wb_export_walk(job, false, look_at, &b));
     b.P = b.sizes.max_prompt;
     b.N = b.sizes.max_new;
     WB_GOTO(WB_OWN(&memory, b.row, wb_export_row_bytes(job->model, b.id_bytes), "row"), close);

@@ -1,20 +1,62 @@
 /* export_walk.c - see export_out.h: records of a dump one by one, and their rows in all hidden layers. */
 #include "export/export_out.h"
 #include "wb_check.h"
+#include "wb_memory.h"
+
+#include <stdlib.h>
+
+static wb_status visit(export_job *job, uint64_t i, bool deep, export_each *each, void *ctx) {
+    const uint64_t at = job->kept ? job->kept[i] : i;
+    wb_record record;
+    WB_TRY(wb_dump_record(job->dump, at, &record));
+    wb_status status = wb_record_check(job->model, &record, deep);
+    if (status == WB_OK && each) status = each(job, i, &record, ctx);
+    if (status == WB_OK) status = job->out->status;
+    if (status == WB_INVALID_ARGUMENT && job->out->status == status)
+        wb_fail_context(status, "record %s", record.rid); /* a number that is none in JSON */
+    wb_dump_release(job->dump, at);
+    return status;
+}
+
+static void show(const export_job *job, uint64_t done) {
+    if (job->progress) job->progress(job->callback_ctx, job->pass * job->n + done, job->passes * job->n);
+}
 
 wb_status wb_export_walk(export_job *job, bool deep, export_each *each, void *ctx) {
     for (uint64_t i = 0; i < job->n; i++) {
-        wb_record record;
-        WB_TRY(wb_dump_record(job->dump, i, &record));
-        wb_status status = wb_record_check(job->model, &record, deep);
-        if (status == WB_OK) status = each(job, i, &record, ctx);
-        if (status == WB_OK) status = job->out->status;
-        wb_dump_release(job->dump, i);
-        WB_TRY(status);
-        if (job->progress) job->progress(job->progress_ctx, job->pass * job->n + i + 1, job->passes * job->n);
+        WB_TRY(visit(job, i, deep, each, ctx));
+        show(job, i + 1);
     }
     job->pass++;
     return WB_OK;
+}
+
+static bool may_skip(const export_job *job, wb_status status) {
+    return status != WB_OUT_OF_MEMORY && status != WB_IO && job->skip(job->callback_ctx, status);
+}
+
+wb_status wb_export_choose(export_job *job, export_each *look, void *ctx) {
+    uint64_t *kept = NULL, n = 0;
+    if (!job->skip && !look) return WB_OK;
+    job->passes++;
+    if (!job->skip) return wb_export_walk(job, false, look, ctx);
+    WB_TRY(WB_NEW(kept, job->n, "export"));
+    for (uint64_t i = 0; i < job->n; i++) {
+        const wb_status status = visit(job, i, true, look, ctx);
+        job->out->status = WB_OK;
+        if (status == WB_OK) {
+            kept[n++] = i;
+        } else if (!may_skip(job, status)) {
+            free(kept);
+            return status;
+        }
+        show(job, i + 1);
+    }
+    job->pass++;
+    job->kept = kept;
+    const bool are_none = n == 0 && job->n > 0;
+    job->n = n;
+    return are_none ? wb_fail(WB_NOT_FOUND, "expected records that can be written, found none") : WB_OK;
 }
 
 size_t wb_export_row_bytes(const wb_route_model *model, unsigned bytes) {

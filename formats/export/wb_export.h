@@ -53,13 +53,20 @@ WB_API wb_status wb_export_layout_find(const char *name, wb_export_layout *layou
 /* Takes the next bytes of what is written; anything but OK ends the export. */
 typedef wb_status wb_export_write_fn(void *ctx, const void *bytes, size_t size);
 
-/* Writes all records of a dump. `progress` (may be NULL) is called after each record that was gone over,
+/* What the caller makes of a record that is refused; wb_error_message says why, and names it. True: it is
+ * left out, and the others are written. */
+typedef bool wb_export_skip_fn(void *ctx, wb_status status);
+
+/* Writes all records of a dump. `skip` (NULL: the first record that is refused ends the export) is called
+ * before anything is written; what is wrong with the machine is not asked about. `progress` (may be NULL) is called after each record that was gone over,
  * `done` of `total`: some layouts go over all of them several times. UNSUPPORTED: the layout has no place
- * for a record, which is named; CAPACITY: an archive would have 4 GiB or more; the errors of wb_dump_record
+ * for a record, which is named; INVALID_ARGUMENT: it cannot say a number of it; NOT_FOUND: all records were
+ * left out; CAPACITY: an archive would have 4 GiB or more; the errors of wb_dump_record
  * and of wb_record_check; what `write` returns. */
 WB_API wb_status wb_export_dump(wb_dump *dump, wb_export_layout layout, wb_export_write_fn *write, void *ctx,
+                                wb_export_skip_fn *skip,
                                 void (*progress)(void *ctx, uint64_t done, uint64_t total),
-                                void *progress_ctx);
+                                void *callback_ctx);
 
 #ifdef __cplusplus
 }

@@ -214,5 +214,11 @@ bool wb_import_has_tokens(const wb_import *import) {
 }
 
 size_t wb_import_bytes_read(const wb_import *import) {
-    return import->source.pos;
+    const import_source *s = &import->source;
+    double part = 1;
+    if (s->list.kind == IMPORT_LIST)
+        part = (double)s->next_item / (double)s->list.length;
+    else if (s->members && import->spread.n > 0)
+        part = (double)import->spread.next / (double)import->spread.n;
+    return s->begin + (size_t)((double)(s->pos - s->begin) * part);
 }

@@ -178,6 +178,7 @@ static wb_status next_whole(import_source *s, import_value *value_out, bool *fou
     if (s->form == IMPORT_EVENTS) skip_to_event(s);
     if (s->form == IMPORT_JSON) skip_blanks(s);
     *found_out = s->pos < s->size;
+    s->begin = s->pos;
     if (!*found_out) return WB_OK;
     s->documents++;
     if (s->members) {

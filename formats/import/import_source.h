@@ -12,7 +12,7 @@ typedef enum import_form { IMPORT_JSON, IMPORT_EVENTS, IMPORT_MSGPACK, IMPORT_NP
 
 typedef struct import_source {
     const uint8_t *bytes;
-    size_t size, pos;
+    size_t size, pos, begin; /* begin: of the document that was begun last */
     import_form form;
     uint64_t line, documents; /* of JSON: the line at pos, from 1 on; documents that were begun */
     json_t *json;             /* the one being read, or NULL */

@@ -64,20 +64,20 @@ static wb_status append_u32(const import_value *list, const char *what, uint32_t
 
 static wb_status append_logprobs(const import_value *list, import_parts *p) {
     WB_TRY(WB_GROW(p->logprobs, p->n_logprobs + list->length, &p->logprobs_room, "log-probabilities"));
-    for (size_t i = 0; i < list->length; i++)
-        if (!wb_import_logprob(wb_import_number(list, i), &p->logprobs[p->n_logprobs++]))
-            return wb_fail(WB_CORRUPT, "log-probabilities[%zu]: expected a number", i);
+    for (size_t i = 0; i < list->length; i++, p->n_logprobs++)
+        WB_TRY(wb_import_logprob(wb_import_number(list, i), p->n_logprobs, &p->logprobs[p->n_logprobs]));
     return WB_OK;
 }
 
 /* Where the part says how many new tokens there are so far and has as many, it has all of them. */
 static wb_status add_new(const import_request *r, import_parts *p) {
-    const import_value ids = wb_import_field(r, IMPORT_WANT_NUMBERS, wb_import_output_names, NULL),
-                       logprobs = wb_import_logprobs(r);
+    const import_value ids = wb_import_field(r, IMPORT_WANT_NUMBERS, wb_import_output_names, NULL);
+    import_value logprobs = {0};
+    WB_TRY(wb_import_logprobs(r, &logprobs));
     if (wb_import_has_all_so_far(r, ids.length)) p->n_ids = p->n_logprobs = 0;
     if (ids.kind != IMPORT_NONE) WB_TRY(append_u32(&ids, "new tokens", &p->ids, &p->n_ids, &p->ids_room));
     if (logprobs.kind != IMPORT_NONE) WB_TRY(append_logprobs(&logprobs, p));
-    return WB_OK;
+    return wb_import_check_pairs(r, p->ids, p->n_ids);
 }
 
 static wb_status add(const import_request *r, import_parts *p) {

@@ -1,6 +1,7 @@
 /* import_value.c - see import_value.h. */
 #include "import/import_value.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 /* ---- values of the three sources ------------------------------------------------------------------ */
@@ -96,7 +97,20 @@ import_value wb_import_of_array(const import_array *array) {
     return v;
 }
 
-import_value wb_import_of_members(const import_member *members, size_t n) {
+static int compare_names(const char *a, size_t a_length, const char *b, size_t b_length) {
+    const int order = memcmp(a, b, a_length < b_length ? a_length : b_length);
+    return order ? order : (a_length > b_length) - (a_length < b_length);
+}
+
+/* Of two that are called alike the first of the archive is found: names lie in the order of its directory. */
+static int by_name(const void *a, const void *b) {
+    const import_member *x = a, *y = b;
+    const int order = compare_names(x->name, x->length, y->name, y->length);
+    return order ? order : (x->name > y->name) - (x->name < y->name);
+}
+
+import_value wb_import_of_members(import_member *members, size_t n) {
+    qsort(members, n, sizeof *members, by_name);
     return (import_value){.kind = IMPORT_MAP, .members = members, .length = n};
 }
 
@@ -113,6 +127,23 @@ static bool is_key(const msgpack_object *key, const char *name) {
            memcmp(key->via.str.ptr, name, key->via.str.size) == 0;
 }
 
+/* The first of that name; NULL: there is none. */
+static const import_member *find_member(const import_value *map, const char *key) {
+    const size_t length = strlen(key);
+    size_t first = 0, end = map->length;
+    while (first < end) {
+        const size_t middle = first + (end - first) / 2;
+        const import_member *m = &map->members[middle];
+        if (compare_names(m->name, m->length, key, length) < 0)
+            first = middle + 1;
+        else
+            end = middle;
+    }
+    const import_member *found = &map->members[first];
+    if (first == map->length || compare_names(found->name, found->length, key, length) != 0) return NULL;
+    return found;
+}
+
 import_value wb_import_get(const import_value *map, const char *key) {
     const import_value none = {0};
     if (map->kind != IMPORT_MAP) return none;
@@ -123,16 +154,12 @@ import_value wb_import_get(const import_value *map, const char *key) {
             if (is_key(&m->ptr[i].key, key)) return wb_import_of_msgpack(&m->ptr[i].val);
         return none;
     }
-    for (size_t i = 0; i < map->length; i++) {
-        const import_member *m = &map->members[i];
-        if (m->length == strlen(key) && memcmp(m->name, key, m->length) == 0)
-            return wb_import_of_array(&m->array);
-    }
-    return none;
+    const import_member *member = find_member(map, key);
+    return member ? wb_import_of_array(&member->array) : none;
 }
 
 bool wb_import_next_value(const import_value *map, import_place *place, import_value *value_out) {
-    if (map->kind != IMPORT_MAP || place->next >= map->length) return false;
+    if (map->kind != IMPORT_MAP || map->members || place->next >= map->length) return false;
     const size_t i = place->next++;
     if (map->json) {
         /* The iterator is not written through: jansson has no other for a const object. */
@@ -141,10 +168,8 @@ bool wb_import_next_value(const import_value *map, import_place *place, import_v
         place->begun = true;
         if (!place->json) return false;
         *value_out = wb_import_of_json(json_object_iter_value(place->json));
-    } else if (map->msgpack) {
-        *value_out = wb_import_of_msgpack(&map->msgpack->via.map.ptr[i].val);
     } else {
-        *value_out = wb_import_of_array(&map->members[i].array);
+        *value_out = wb_import_of_msgpack(&map->msgpack->via.map.ptr[i].val);
     }
     return true;
 }

@@ -46,7 +46,10 @@ typedef struct import_value {
 import_value wb_import_of_json(const json_t *json);
 import_value wb_import_of_msgpack(const msgpack_object *object);
 import_value wb_import_of_array(const import_array *array);
-import_value wb_import_of_members(const import_member *members, size_t n); /* a map of arrays */
+
+/* A map of arrays, which are sorted by name: an archive of numbered fields has as many as requests, and each
+ * request asks for some thirty names. */
+import_value wb_import_of_members(import_member *members, size_t n);
 
 /* Member i of a list, i below its length. */
 import_value wb_import_at(const import_value *list, size_t i);
@@ -54,7 +57,8 @@ import_value wb_import_at(const import_value *list, size_t i);
 /* The value of a key; kind NONE where the value is no map or has no such key. */
 import_value wb_import_get(const import_value *map, const char *key);
 
-/* Goes over the values of a map: *place begins as a zeroed struct. False at the end. */
+/* Goes over the values of a map that may be maps, which those of a map of arrays are not: *place begins as a
+ * zeroed struct. False at the end. */
 typedef struct import_place {
     size_t next;
     void *json;

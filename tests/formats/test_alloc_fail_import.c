@@ -90,10 +90,16 @@ static int remove_dump(void **unused) {
     return 0;
 }
 
+static bool refuse(void *ctx, wb_status status) {
+    (void)ctx;
+    (void)status;
+    return false;
+}
+
 static wb_status export_once(wb_export_layout layout) {
     wb_dump *dump = NULL;
     wb_status status = wb_dump_open(path, &dump);
-    if (status == WB_OK) status = wb_export_dump(dump, layout, forget, NULL, NULL, NULL);
+    if (status == WB_OK) status = wb_export_dump(dump, layout, forget, NULL, refuse, NULL, NULL);
     wb_dump_close(dump);
     return status;
 }

@@ -5,6 +5,7 @@
 #include "wb_import.h"
 
 #include <inttypes.h>
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 // clang-format off
@@ -75,7 +76,7 @@ static wb_status take(void *ctx, const void *bytes, size_t size) {
 
 static wb_status export_to(place *p, wb_export_layout layout) {
     p->size = 0;
-    return wb_export_dump(p->dump, layout, take, p, NULL, NULL);
+    return wb_export_dump(p->dump, layout, take, p, NULL, NULL, NULL);
 }
 
 /* The record as the layout can say it. */
@@ -205,6 +206,117 @@ static void test_what_has_no_place(void **unused) {
     close_place(&p);
 }
 
+/* ---- what is left out ----------------------------------------------------------------------------- */
+
+typedef struct skipping {
+    uint32_t n;
+    char messages[4][256];
+} skipping;
+
+static bool leave(void *ctx, wb_status status) {
+    skipping *s = ctx;
+    assert_true(status == WB_UNSUPPORTED || status == WB_INVALID_ARGUMENT);
+    assert_true(s->n < 4);
+    snprintf(s->messages[s->n++], sizeof s->messages[0], "%s", wb_error_message());
+    return true;
+}
+
+/* Of the N records one has no rows, one a log-probability that is no number in JSON, one a row that is
+ * missing: 1, 2 and 3. */
+static void spoil(place *p, float *logprobs, uint8_t *valid) {
+    wb_dump_writer *writer = NULL;
+    wb_record *bare = &p->records[1].record, *nan = &p->records[2].record;
+    bare->n_routes = 0;
+    bare->finish = WB_FINISH_ABORT;
+    logprobs[0] = NAN;
+    nan->logprobs = logprobs;
+    valid[0] = 0xf7;
+    p->records[3].routes[0].valid = valid;
+    wb_dump_close(p->dump);
+    unlink(p->path);
+    assert_int_equal(wb_dump_create(p->path, &p->f.model, NULL, &writer), WB_OK);
+    for (uint32_t i = 0; i < N; i++) assert_int_equal(wb_dump_append(writer, &p->records[i].record), WB_OK);
+    assert_int_equal(wb_dump_finish(writer), WB_OK);
+    assert_int_equal(wb_dump_open(p->path, &p->dump), WB_OK);
+}
+
+/* Those that are not left out are read back, in order. */
+static void assert_kept(const place *p, wb_import_layout from, const bool is_kept[N]) {
+    wb_import *import = NULL;
+    wb_record r;
+    bool found = false;
+    assert_int_equal(wb_import_open("exported", p->bytes, p->size, from, &p->f.model, &import), WB_OK);
+    for (uint32_t i = 0; i < N; i++) {
+        if (!is_kept[i]) continue;
+        if (wb_import_next(import, &r, &found) != WB_OK) fail_msg("%s", wb_error_message());
+        assert_true(found);
+        assert_string_equal(r.rid, p->records[i].record.rid);
+        assert_int_equal(wb_record_count_rows(&r), wb_record_count_rows(&p->records[i].record));
+    }
+    assert_int_equal(wb_import_next(import, &r, &found), WB_OK);
+    assert_false(found);
+    wb_import_close(import);
+}
+
+static void leave_out(place *p, wb_export_layout to, wb_import_layout from, bool bare, bool nan, bool holed) {
+    const bool is_kept[N] = {true, !bare, !nan, !holed, true, true, true, true, true};
+    static const char *const parts[] = {"expected rows, found none", "expected finite numbers",
+                                        "expected a row"};
+    const bool is_refused[] = {bare, nan, holed};
+    skipping s = {0};
+    p->size = 0;
+    const wb_status status = wb_export_dump(p->dump, to, take, p, leave, NULL, &s);
+    if (status != WB_OK) fail_msg("seed %" PRIu64 ": %s", seed, wb_error_message());
+    assert_int_equal(s.n, bare + nan + holed);
+    for (uint32_t i = 0, k = 0; i < 3; i++) {
+        if (!is_refused[i]) continue;
+        char rid[80];
+        snprintf(rid, sizeof rid, "record %s: ", p->records[1 + i].record.rid);
+        if (!strstr(s.messages[k], parts[i]) || !strstr(s.messages[k], rid)) fail_msg("%s", s.messages[k]);
+        k++;
+    }
+    assert_kept(p, from, is_kept);
+}
+
+static void test_refused_records_are_left_out(void **unused) {
+    (void)unused;
+    place p;
+    float logprobs[32] = {0};
+    uint8_t valid[8];
+    fixture_rng rng = {seed};
+    memset(valid, 0xff, sizeof valid);
+    open_place(&p, &rng, 64, 4, false);
+    spoil(&p, logprobs, valid);
+    refused(&p, WB_EXPORT_SGLANG, WB_INVALID_ARGUMENT, "record r2");
+    refused(&p, WB_EXPORT_VERL, WB_UNSUPPORTED, "record r1");
+    leave_out(&p, WB_EXPORT_SGLANG, WB_IMPORT_SGLANG, false, true, false);
+    leave_out(&p, WB_EXPORT_VLLM, WB_IMPORT_VLLM, false, true, true);
+    leave_out(&p, WB_EXPORT_VERL, WB_IMPORT_VERL, true, false, false);
+    close_place(&p);
+}
+
+static void test_nothing_is_left(void **unused) {
+    (void)unused;
+    place p;
+    skipping s = {0};
+    fixture_record f;
+    fixture_rng rng = {seed};
+    wb_dump_writer *writer = NULL;
+    open_place(&p, &rng, 64, 4, false);
+    wb_dump_close(p.dump);
+    unlink(p.path);
+    fixture_record_init(&f, &p.f.model, &rng, "bare", 3, 8, 0, 0, false);
+    assert_int_equal(wb_dump_create(p.path, &p.f.model, NULL, &writer), WB_OK);
+    assert_int_equal(wb_dump_append(writer, &f.record), WB_OK);
+    assert_int_equal(wb_dump_finish(writer), WB_OK);
+    assert_int_equal(wb_dump_open(p.path, &p.dump), WB_OK);
+    assert_int_equal(wb_export_dump(p.dump, WB_EXPORT_VERL, take, &p, leave, NULL, &s), WB_NOT_FOUND);
+    assert_int_equal(s.n, 1);
+    assert_int_equal(p.size, 0);
+    fixture_record_free(&f);
+    close_place(&p);
+}
+
 static wb_status full(void *ctx, const void *bytes, size_t size) {
     (void)bytes;
     size_t *left = ctx;
@@ -221,7 +333,7 @@ static void test_a_full_disk_is_said(void **unused) {
     for (int layout = 0; layout < 5; layout++)
         for (size_t room = 0; room < 3000; room += 611) {
             size_t left = room;
-            assert_int_equal(wb_export_dump(p.dump, (wb_export_layout)layout, full, &left, NULL, NULL),
+            assert_int_equal(wb_export_dump(p.dump, (wb_export_layout)layout, full, &left, NULL, NULL, NULL),
                              WB_IO);
             assert_string_equal(wb_error_message(), "the disk is full");
         }
@@ -248,6 +360,8 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_round_trip),
         cmocka_unit_test(test_verl_has_logprobs_where_all_do),
         cmocka_unit_test(test_what_has_no_place),
+        cmocka_unit_test(test_refused_records_are_left_out),
+        cmocka_unit_test(test_nothing_is_left),
         cmocka_unit_test(test_a_full_disk_is_said),
     };
     if (argc > 1) seed = strtoull(argv[1], NULL, 10);

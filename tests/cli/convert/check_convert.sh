@@ -20,6 +20,7 @@ refused() {
     err_has "$message"
     out_is_empty
     [ ! -e "$run" ] || fault "$*: a file is left behind"
+    [ -z "$(find "$scratch" -name "*.tmp")" ] || fault "$*: a temporary file is left"
     rm -f "$run"
 }
 
@@ -42,6 +43,43 @@ refused_over() {
     cmp -s "$run" "$scratch/before.wbr" || fault "a dump that was there is another now"
 }
 refused_over
+err_has "expected a path where nothing is, found a file (--force replaces it)"
+expect 0 convert nemo-rl narrow "$answers/good_nemo-rl_int16.jsonl" --force
+cmp -s "$run" "$scratch/before.wbr" && fault "--force left the dump that was there"
+expect 0 "$waybill" verify "$run"
+rm "$run"
+
+# ---- a dump appears at its path when it is whole: one whose command was killed is not there
+# A good request, and refusals that nobody reads: the command waits at them, with the dump begun, until it is killed.
+{
+    cat "$answers/good_vllm_u1.jsonl"
+    for _ in {1..2000}; do cat "$answers/bad_vllm_cpu_zeros.jsonl"; done
+} >"$scratch/many.jsonl"
+mkfifo "$scratch/unread"
+exec 9<>"$scratch/unread"
+"$waybill" convert --from vllm --model "$answers/narrow" "$scratch/many.jsonl" -o "$run" --skip-bad 2>&9 >"$scratch/out" 9>&- &
+killed=$!
+for _ in {1..100}; do
+    [ ! -e "$run.$killed.tmp" ] && [ ! -e "$run" ] || break
+    sleep 0.1
+done
+[ -e "$run.$killed.tmp" ] || fault "no dump was begun beside its path"
+kill -KILL $killed
+wait $killed 2>/dev/null
+exec 9>&-
+[ ! -e "$run" ] || fault "a dump that is not whole is at its path"
+rm -f "$run.$killed.tmp"
+
+"$waybill" convert --from vllm --model "$answers/narrow" "$answers/good_vllm_u1.jsonl" -o - 2>"$scratch/err" >"$scratch/piped.wbr" ||
+    fault "to standard output: exit code $?"
+err_has "1 records, 7 tokens, 6 rows"
+expect 0 "$waybill" verify "$scratch/piped.wbr"
+"$waybill" convert --to vllm "$scratch/piped.wbr" -o - 2>"$scratch/err" >"$scratch/piped.jsonl" || fault "--to: exit code $?"
+err_has "1 records"
+expect 0 convert vllm narrow "$scratch/piped.jsonl"
+expect 1 "$waybill" convert --to vllm "$run" -o "$scratch/piped.jsonl"
+err_has "found a file (--force replaces it)"
+expect 0 "$waybill" convert --to vllm "$run" -o "$scratch/piped.jsonl" --force
 rm "$run"
 
 # ---- from standard input, by all its names, and in a pipe
@@ -84,6 +122,7 @@ refused 2 "--from or --to is needed" "$waybill" convert --model "$answers/narrow
 refused 2 "--model is needed" "$waybill" convert --from vllm "$answers/good_vllm_u1.jsonl" -o "$run"
 refused 2 "--output is needed" "$waybill" convert --from vllm --model "$answers/narrow" "$answers/good_vllm_u1.jsonl"
 refused 2 "--output needs an argument" "$waybill" convert --from vllm --model "$answers/narrow" "$answers/good_vllm_u1.jsonl" -o
+refused 2 "ANSWERS or DUMP is needed" "$waybill" convert --to npz -o "$run"
 refused 2 "no option -x" "$waybill" convert -x
 refused 1 "expected one of vllm sglang" convert vlm narrow "$answers/good_vllm_u1.jsonl"
 refused 1 "config.json" convert vllm nothing "$answers/good_vllm_u1.jsonl"
@@ -92,7 +131,7 @@ expect 2 "$waybill" convert --from vllm --model "$answers/narrow" "$scratch/answ
 cmp -s "$answers/good_vllm_u1.jsonl" "$scratch/answers.jsonl" || fault "the answers were written over"
 expect 2 "$waybill" convert --from vllm --to vllm "$scratch/answers.jsonl" -o "$scratch/x"
 expect 2 "$waybill" convert --to vllm --model "$answers/narrow" "$golden/good_u8.wbr" -o "$scratch/x"
-err_has "go with --from"
+err_has "--model goes with --from"
 expect 1 "$waybill" convert --to vlm "$golden/good_u8.wbr" -o "$scratch/x"
 err_has "expected one of npz sglang vllm verl slime"
 
@@ -101,8 +140,8 @@ expect 0 convert verl narrow "$answers/good_verl_batch.npz"
 expect 0 "$waybill" cat --tokens --routes "$run"
 cp "$scratch/out" "$scratch/first"
 for layout in sglang vllm verl slime; do
-    expect 0 "$waybill" convert --to $layout "$run" -o "$scratch/exported"
-    out_has "2 records"
+    expect 0 "$waybill" convert --to $layout "$run" --force -o "$scratch/exported"
+    out_has "2 records, 0 skipped"
     expect 0 "$waybill" convert --from $layout --model "$answers/narrow" "$scratch/exported" -o "$scratch/again.wbr"
     expect 0 "$waybill" cat --tokens --routes "$scratch/again.wbr"
     cmp -s "$scratch/first" "$scratch/out" || fault "$layout: another dump after export and import"
@@ -111,6 +150,18 @@ done
 expect 1 "$waybill" convert --to vllm "$golden/good_u8_valid.wbr" -o "$scratch/refused"
 err_has "expected a row, which vLLM's layout has for each"
 [ ! -e "$scratch/refused" ] || fault "a refused export left a file"
+expect 1 "$waybill" convert --to vllm --skip-bad "$golden/good_u8_valid.wbr" -o "$scratch/refused"
+err_has "waybill: skipped: record "
+err_has "expected records that can be written, found none"
+[ ! -e "$scratch/refused" ] || fault "an export of nothing left a file"
+expect 0 "$waybill" convert --from sglang --model "$answers/narrow" "$answers/good_sglang_aborted.jsonl" -o "$scratch/aborted.wbr"
+expect 1 "$waybill" convert --to verl "$scratch/aborted.wbr" -o "$scratch/refused"
+err_has "record sg-1: expected rows, found none"
+expect 0 "$waybill" convert --to verl --skip-bad "$scratch/aborted.wbr" -o "$scratch/without"
+out_has "1 records, 1 skipped"
+err_has "waybill: skipped: record sg-1: expected rows, found none"
+expect 0 "$waybill" convert --from verl --model "$answers/narrow" "$scratch/without" -o "$scratch/without.wbr"
+out_has "1 records, 7 tokens"
 expect 1 "$waybill" convert --to npz "$golden/bad_version_2.wbr" -o "$scratch/refused"
 [ ! -w /dev/full ] || { expect 1 "$waybill" convert --to npz "$run" -o /dev/full && err_has "/dev/full"; }
 

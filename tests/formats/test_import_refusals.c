@@ -1,0 +1,144 @@
+/* test_import_refusals.c - what an answer says besides its routes and cannot be: log-probabilities, tokens,
+ * lengths, versions and ids. Each is refused by the name of its request and field, and the answer without it
+ * is taken. */
+#include "dump_fixture.h"
+#include "wb_import.h"
+
+#include <math.h>
+#include <msgpack.h>
+
+#include <setjmp.h>
+#include <stdarg.h>
+// clang-format off
+#include <cmocka.h>
+// clang-format on
+
+/* Four tokens, of which 8 and 9 are new; three rows of two MoE layers and two choices. */
+#define ROUTES "\"routed_experts\":[[[0,1],[2,3]],[[4,5],[6,7]],[[1,2],[3,4]]]"
+#define ANSWER(more) "{\"request_id\":\"a-1\",\"prompt_token_ids\":[5,6],\"token_ids\":[8,9]," ROUTES more "}"
+
+/* The first request of the bytes. The record lives until the next call. */
+static wb_status read_first(const void *bytes, size_t size, wb_record *record_out) {
+    static wb_import *import = NULL;
+    fixture_model f;
+    bool found = true;
+    wb_import_close(import);
+    import = NULL;
+    if (!bytes) return WB_OK;
+    fixture_model_init(&f, 2, 8, 2);
+    assert_int_equal(wb_import_open("answers", bytes, size, WB_IMPORT_VLLM, &f.model, &import), WB_OK);
+    const wb_status status = wb_import_next(import, record_out, &found);
+    assert_true(found);
+    return status;
+}
+
+static wb_record taken(const char *text) {
+    wb_record record;
+    if (read_first(text, strlen(text), &record) != WB_OK) fail_msg("%s: %s", text, wb_error_message());
+    return record;
+}
+
+static void refused(const char *text, wb_status expected, const char *message) {
+    wb_record record = {.rid = "untouched"};
+    const wb_status status = read_first(text, strlen(text), &record);
+    if (status != expected || !strstr(wb_error_message(), message))
+        fail_msg("%s: expected %d with '%s', found %d: %s", text, (int)expected, message, (int)status,
+                 status == WB_OK ? "taken" : wb_error_message());
+    assert_string_equal(record.rid, "untouched");
+}
+
+/* ---- log-probabilities ---------------------------------------------------------------------------- */
+
+/* The answer in msgpack, which can say what JSON cannot. */
+static wb_status read_logprob(float number, wb_record *record_out) {
+    msgpack_sbuffer buffer;
+    msgpack_packer p;
+    msgpack_sbuffer_init(&buffer);
+    msgpack_packer_init(&p, &buffer, msgpack_sbuffer_write);
+    const char *const texts[] = {"request_id", "prompt_token_ids", "token_ids", "logprobs"};
+    msgpack_pack_map(&p, 5);
+    for (int i = 0; i < 4; i++) {
+        msgpack_pack_str_with_body(&p, texts[i], strlen(texts[i]));
+        if (i == 0) msgpack_pack_str_with_body(&p, "a-1", 3);
+        if (i > 0) msgpack_pack_array(&p, 2);
+        for (int k = 0; i > 0 && i < 3 && k < 2; k++) msgpack_pack_int(&p, 4 + i + k);
+    }
+    msgpack_pack_float(&p, -1);
+    msgpack_pack_float(&p, number);
+    msgpack_pack_str_with_body(&p, "routed_experts", 14);
+    msgpack_pack_array(&p, 3);
+    for (int row = 0; row < 3; row++) {
+        msgpack_pack_array(&p, 2);
+        for (int layer = 0; layer < 2; layer++) {
+            msgpack_pack_array(&p, 2);
+            msgpack_pack_int(&p, row);
+            msgpack_pack_int(&p, row + layer + 1);
+        }
+    }
+    const wb_status status = read_first(buffer.data, buffer.size, record_out);
+    msgpack_sbuffer_destroy(&buffer);
+    return status;
+}
+
+static void test_logprobs_that_cannot_be(void **unused) {
+    (void)unused;
+    static const float bad[] = {NAN, INFINITY, -INFINITY, 0.0011f, 3};
+    static const float good[] = {0, -0.0f, 0.0009f, -1e30f};
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+        wb_record record;
+        assert_int_equal(read_logprob(bad[i], &record), WB_INVALID_ARGUMENT);
+        assert_non_null(strstr(
+            wb_error_message(),
+            "request a-1: log-probabilities: new token 1: expected a finite number of at most 0.001, found"));
+    }
+    for (size_t i = 0; i < sizeof good / sizeof good[0]; i++) {
+        wb_record record;
+        if (read_logprob(good[i], &record) != WB_OK) fail_msg("%s", wb_error_message());
+        assert_true(record.logprobs[0] == -1 && record.logprobs[1] == good[i]);
+    }
+    refused(ANSWER(",\"logprobs\":[-1,-1e300]"), WB_INVALID_ARGUMENT, "new token 1: expected a finite");
+    refused(ANSWER(",\"sampling_logprobs\":[0.5,-1]"), WB_INVALID_ARGUMENT, "new token 0: expected a finite");
+    refused(ANSWER(",\"logprobs\":[\"x\",-1]"), WB_CORRUPT, "new token 0: expected a number, found text");
+}
+
+static void test_logprobs_name_their_tokens(void **unused) {
+    (void)unused;
+    const wb_record r =
+        taken(ANSWER(",\"meta_info\":{\"output_token_logprobs\":[[-1,8,\"x\"],[-2,9,null]]}"));
+    assert_true(r.logprobs[0] == -1 && r.logprobs[1] == -2);
+    taken(ANSWER(",\"output_token_logprobs\":[[-1,8],[-2]]"));
+    refused(ANSWER(",\"meta_info\":{\"output_token_logprobs\":[[-1,8,null],[-2,7,null]]}"),
+            WB_INVALID_ARGUMENT,
+            "request a-1: output_token_logprobs[1]: expected that of the new token 9, found of 7");
+    refused(ANSWER(",\"output_token_logprobs\":[[-1,\"8\"],[-2,9]]"), WB_CORRUPT,
+            "output_token_logprobs[0]: expected [logprob, id, ..], found text");
+    /* In a part of a stream, too. */
+    refused("data: {\"rid\":\"s-1\",\"input_ids\":[5,6],\"output_ids\":[8],\"meta_info\":{"
+            "\"output_token_logprobs\":[[-1,7,null]]}}\n",
+            WB_INVALID_ARGUMENT, "request s-1: output_token_logprobs[0]: expected that of the new token 8");
+}
+
+static void test_fields_of_another_kind(void **unused) {
+    (void)unused;
+    refused(ANSWER(",\"logprobs\":\"abc\""), WB_CORRUPT, "log-probabilities: expected a list, found text");
+    refused(ANSWER(",\"logprobs\":-1.5"), WB_CORRUPT, "log-probabilities: expected a list, found a number");
+    refused(ANSWER(",\"sampling_logprobs\":3"), WB_CORRUPT, "sampling_logprobs: expected a list");
+    static const char *const none[] = {
+        ANSWER(",\"logprobs\":null"), ANSWER(",\"logprobs\":{\"content\":null}"),
+        ANSWER(",\"request\":{\"logprobs\":true}"), ANSWER(",\"request\":{\"logprobs\":1}")};
+    for (size_t i = 0; i < sizeof none / sizeof none[0]; i++) assert_null(taken(none[i]).logprobs);
+}
+
+static int close_last(void **unused) {
+    (void)unused;
+    return (int)read_first(NULL, 0, NULL);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_logprobs_that_cannot_be),
+        cmocka_unit_test(test_logprobs_name_their_tokens),
+        cmocka_unit_test(test_fields_of_another_kind),
+    };
+    return cmocka_run_group_tests(tests, NULL, close_last);
+}
