@@ -214,6 +214,9 @@ static wb_status open_shaped(const import_value *v, import_type raw, wb_owner *o
         if (type.kind == IMPORT_NONE) type = wb_import_get(v, "type");
         start = wb_import_get(v, "start");
     }
+    if (start.kind != IMPORT_NONE && (start.kind != IMPORT_INTEGER || start.integer < 0))
+        return wb_fail(WB_CORRUPT, "start: expected a position, found %s",
+                       start.kind == IMPORT_INTEGER ? "one below 0" : wb_import_kind_name(start.kind));
     if (start.kind == IMPORT_INTEGER) p->start = start.integer;
     if (s.data.kind == IMPORT_LIST) return of_lists(&s.data, owner, &p->array);
     if (shape.kind == IMPORT_NONE && s.data.kind == IMPORT_TEXT) {

@@ -33,6 +33,8 @@ wb_status wb_import_read_rid(const import_request *request, uint64_t number, wb_
     /* A part of a stream has one choice of several. */
     if (request->n_choices > 1 || request->index > 0)
         snprintf(suffix, sizeof suffix, "-%" PRIu32, request->index);
+    if (is_text && memchr(text.text, '\0', text.length))
+        return wb_fail(WB_CORRUPT, "rid: expected text, found a NUL in it, behind which it would end");
     if (is_text) return copy_text(text.text, text.length, suffix, owner, rid_out);
     if (value.kind == IMPORT_INTEGER)
         snprintf(made, sizeof made, "%" PRId64 "%s", value.integer, suffix);
@@ -116,28 +118,51 @@ static wb_status read_spans(const import_value *list, wb_owner *owner, wb_record
     return WB_OK;
 }
 
+/* *is_known_out false: a version that is not counted, "default" or, in a batch of arrays, -1. */
+static wb_status read_version(const import_value *v, uint64_t *version_out, bool *is_known_out) {
+    *is_known_out = version_of(v, version_out);
+    if (*is_known_out || v->kind == IMPORT_TEXT || (v->kind == IMPORT_INTEGER && v->integer == -1))
+        return WB_OK;
+    if (v->kind == IMPORT_INTEGER)
+        return wb_fail(WB_CORRUPT, "weight_version: expected a number of at least 0, found %" PRId64,
+                       v->integer);
+    return wb_fail(WB_CORRUPT, "weight_version: expected a number, or text, found %s",
+                   wb_import_kind_name(v->kind));
+}
+
 /* A list has the versions of the turns, or of the parts, of a text, without their places: only where all are
  * one is it known which tokens had it. */
-static bool one_version(const import_value *v, uint64_t *version_out) {
-    if (v->kind != IMPORT_LIST) return version_of(v, version_out);
+static wb_status one_version(const import_value *v, uint64_t *version_out, bool *is_known_out) {
+    if (v->kind != IMPORT_LIST && v->kind != IMPORT_ARRAY) return read_version(v, version_out, is_known_out);
     for (size_t i = 0; i < v->length; i++) {
-        const import_value member = wb_import_at(v, i);
+        const import_value member = wb_import_number(v, i);
         uint64_t version = 0;
-        if (!version_of(&member, &version) || (i > 0 && version != *version_out)) return false;
+        bool is_known = false;
+        WB_TRY(read_version(&member, &version, &is_known));
+        if (i > 0 && (is_known != *is_known_out || version != *version_out))
+            return wb_fail(WB_INVALID_ARGUMENT,
+                           "weight_versions: expected one of all tokens, or spans, which say where each "
+                           "begins; found others from number %zu on",
+                           i);
         *version_out = version;
+        *is_known_out = is_known;
     }
-    return v->length > 0;
+    return WB_OK;
 }
 
 static wb_status take_spans(const import_request *r, wb_owner *owner, wb_record *record) {
     static const char *const spans[] = {"spans", NULL}, *const versions[] = {"weight_version",
                                                                              "weight_versions", NULL};
-    const import_value list = wb_import_field(r, IMPORT_WANT_LIST, spans, NULL),
+    const import_value list = wb_import_field(r, IMPORT_WANT_ANY, spans, NULL),
                        version = wb_import_field(r, IMPORT_WANT_ANY, versions, NULL);
     uint64_t number = 0;
+    bool is_known = false;
     wb_span *span = NULL;
-    if (list.kind != IMPORT_NONE) return read_spans(&list, owner, record);
-    if (record->n_tokens == 0 || !one_version(&version, &number)) return WB_OK;
+    if (list.kind == IMPORT_LIST || list.kind == IMPORT_ARRAY) return read_spans(&list, owner, record);
+    if (list.kind != IMPORT_NONE)
+        return wb_fail(WB_CORRUPT, "spans: expected a list, found %s", wb_import_kind_name(list.kind));
+    if (version.kind != IMPORT_NONE) WB_TRY(one_version(&version, &number, &is_known));
+    if (record->n_tokens == 0 || !is_known) return WB_OK;
     WB_TRY(WB_OWN(owner, span, 1, "spans"));
     *span = (wb_span){0, record->n_tokens, number};
     record->spans = span;

@@ -1,5 +1,6 @@
 /* import_request.c - see import_request.h. */
 #include "import/import_request.h"
+#include "wb_check.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -73,4 +74,18 @@ import_value wb_import_field(const import_request *request, import_want want, co
     if (in_answer) found = find_in(request, &request->answer, want, names);
     if (in_answer_out) *in_answer_out = in_answer;
     return found;
+}
+
+wb_status wb_import_integer_field(const import_request *request, const char *const *names,
+                                  import_value *value_out) {
+    import_value found = {0};
+    for (; *names && found.kind == IMPORT_NONE; names++) {
+        const char *const one[] = {*names, NULL};
+        found = wb_import_field(request, IMPORT_WANT_ANY, one, NULL);
+        if (found.kind != IMPORT_NONE && found.kind != IMPORT_INTEGER)
+            return wb_fail(WB_CORRUPT, "%s: expected an integer, found %s", *names,
+                           wb_import_kind_name(found.kind));
+    }
+    *value_out = found;
+    return WB_OK;
 }

@@ -33,4 +33,9 @@ typedef struct import_request {
 import_value wb_import_field(const import_request *request, import_want want, const char *const *names,
                              bool *in_answer_out);
 
+/* The same for a field that is an integer wherever it is there. CORRUPT, naming it, for one that is something
+ * else, which would be as if it were not there. */
+wb_status wb_import_integer_field(const import_request *request, const char *const *names,
+                                  import_value *value_out);
+
 #endif

@@ -18,8 +18,11 @@ typedef struct tape_fields {
 
 static wb_status find_type(const import_request *r, const import_rules *rules, import_type *type_out) {
     static const char *const names[] = {"routed_experts_dtype", NULL};
-    const import_value name = wb_import_field(r, IMPORT_WANT_TEXT, names, NULL);
+    const import_value name = wb_import_field(r, IMPORT_WANT_ANY, names, NULL);
     *type_out = rules->raw;
+    if (name.kind != IMPORT_NONE && name.kind != IMPORT_TEXT)
+        return wb_fail(WB_CORRUPT, "routed_experts_dtype: expected text, found %s",
+                       wb_import_kind_name(name.kind));
     if (name.kind == IMPORT_NONE || wb_import_type(name.text, name.length, type_out)) return WB_OK;
     return wb_fail(WB_UNSUPPORTED, "routed_experts_dtype: expected int8, uint8, .. int64, found \"%.*s\"",
                    name.length < 40 ? (int)name.length : 40, name.text);
@@ -29,7 +32,8 @@ static wb_status find_type(const import_request *r, const import_rules *rules, i
 static wb_status find_start(const import_request *r, const import_tokens *t, tape_fields *f) {
     static const char *const names[] = {"routed_experts_start_len", "routed_experts_prompt_start",
                                         "routed_experts_start", NULL};
-    const import_value field = wb_import_field(r, IMPORT_WANT_INTEGER, names, NULL);
+    import_value field;
+    WB_TRY(wb_import_integer_field(r, names, &field));
     const int64_t start = f->has_rows && f->open.start >= 0 ? f->open.start
                           : field.kind == IMPORT_INTEGER    ? field.integer
                                                             : 0;

@@ -54,6 +54,9 @@ static wb_status padded_prompt(const import_request *r, size_t n_padded, size_t 
         *prompt_out = n_padded - response.length;
     else if (length.kind == IMPORT_INTEGER && length.integer >= 0 && (uint64_t)length.integer <= n_padded)
         *prompt_out = (size_t)length.integer;
+    else if (length.kind == IMPORT_INTEGER)
+        return wb_fail(WB_INVALID_ARGUMENT, "prompt_length: expected 0..%zu, found %" PRId64, n_padded,
+                       length.integer);
     else
         return wb_fail(WB_NOT_FOUND,
                        "expected prompts, responses, response_mask or prompt_length beside input_ids");
@@ -160,6 +163,25 @@ static bool prompt_of_whole(const import_request *r, size_t n, bool with_usage, 
     return true;
 }
 
+/* Nothing else says where the prompt ends: a number that is too large would be as if it were not there. */
+static wb_status check_lengths(const import_request *r) {
+    static const char *const lengths[][2] = {{"response_length", NULL},
+                                             {"completion_length", NULL},
+                                             {"prompt_length", NULL},
+                                             {"prompt_len", NULL}};
+    static names wholes = {"tokens", "all_token_ids", "input_ids", NULL};
+    const import_value whole = wb_import_field(r, IMPORT_WANT_NUMBERS, wholes, NULL);
+    for (size_t i = 0; whole.kind != IMPORT_NONE && i < sizeof lengths / sizeof lengths[0]; i++) {
+        import_value length;
+        WB_TRY(wb_import_integer_field(r, lengths[i], &length));
+        if (length.kind != IMPORT_NONE && (length.integer < 0 || (uint64_t)length.integer > whole.length))
+            return wb_fail(WB_INVALID_ARGUMENT,
+                           "%s: expected 0..%zu, as many as there are tokens, found %" PRId64, lengths[i][0],
+                           whole.length, length.integer);
+    }
+    return WB_OK;
+}
+
 /* The text as a whole: slime's samples have no other. *found_out false: it is not there, or nothing says
  * where it begins to be new. */
 static wb_status read_whole(const import_request *r, const char *const *keys, bool with_usage,
@@ -225,6 +247,7 @@ wb_status wb_import_read_tokens(const import_request *r, const import_rules *rul
     }
     if (!found && !has_new) WB_TRY(read_whole(r, whole_names, true, owner, &t, &found));
     if (!found && !has_new) WB_TRY(read_whole(r, inputs, false, owner, &t, &found));
+    if (!found && !has_new) WB_TRY(check_lengths(r));
     if (!found) WB_TRY(read_prompt_and_new(r, &output, owner, &t));
     if (is_padded && !t.places) WB_TRY(find_places(&mask, owner, &t));
     *tokens_out = t;

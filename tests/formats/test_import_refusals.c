@@ -129,6 +129,81 @@ static void test_fields_of_another_kind(void **unused) {
     for (size_t i = 0; i < sizeof none / sizeof none[0]; i++) assert_null(taken(none[i]).logprobs);
 }
 
+static void test_positions_and_types_of_another_kind(void **unused) {
+    (void)unused;
+    static const char *const fields[] = {"routed_experts_start_len", "routed_experts_prompt_start",
+                                         "routed_experts_start"};
+    static const char *const values[] = {"\"0\"", "0.5", "1e30", "false", "[0]"};
+    char text[512], message[128];
+    for (size_t i = 0; i < 3; i++) {
+        snprintf(text, sizeof text, ANSWER(",\"%s\":0"), fields[i]);
+        taken(text);
+        for (size_t k = 0; k < sizeof values / sizeof values[0]; k++) {
+            snprintf(text, sizeof text, ANSWER(",\"%s\":%s"), fields[i], values[k]);
+            snprintf(message, sizeof message, "request a-1: %s: expected an integer, found ", fields[i]);
+            refused(text, WB_CORRUPT, message);
+        }
+        snprintf(text, sizeof text, ANSWER(",\"%s\":-1"), fields[i]);
+        refused(text, WB_INVALID_ARGUMENT, "expected routes that start at 0..2");
+    }
+    refused(ANSWER(",\"routed_experts_dtype\":16"), WB_CORRUPT, "routed_experts_dtype: expected text");
+    static const char *const starts[] = {"\"0\"", "0.5", "-1"};
+    for (size_t k = 0; k < 3; k++) {
+        snprintf(text, sizeof text,
+                 "{\"rid\":\"a-1\",\"input_ids\":[5],\"output_ids\":[6],\"routed_experts\":"
+                 "{\"data\":[[[0,1],[2,3]]],\"start\":%s}}",
+                 starts[k]);
+        refused(text, WB_CORRUPT, "routes: start: expected a position, found ");
+    }
+}
+
+static void test_versions(void **unused) {
+    (void)unused;
+    static const char *const none[] = {ANSWER(",\"weight_version\":null"),
+                                       ANSWER(",\"weight_version\":\"default\""),
+                                       ANSWER(",\"weight_version\":-1"), ANSWER(",\"weight_versions\":[]"),
+                                       ANSWER(",\"weight_versions\":[\"default\",\"default\"]")};
+    for (size_t i = 0; i < sizeof none / sizeof none[0]; i++) assert_int_equal(taken(none[i]).n_spans, 0);
+    static const char *const four[] = {ANSWER(",\"weight_version\":4"), ANSWER(",\"weight_version\":\"4\""),
+                                       ANSWER(",\"weight_versions\":[4,\"4\",4]"),
+                                       ANSWER(",\"weight_versions\":[3,4],\"spans\":[[0,4,4]]")};
+    for (size_t i = 0; i < sizeof four / sizeof four[0]; i++) {
+        const wb_record r = taken(four[i]);
+        assert_int_equal(r.n_spans, 1);
+        assert_int_equal(r.spans[0].end, 4);
+        assert_int_equal(r.spans[0].weight_version, 4);
+    }
+    refused(ANSWER(",\"weight_version\":-3"), WB_CORRUPT, "weight_version: expected a number of at least 0");
+    refused(ANSWER(",\"weight_version\":2.5"), WB_CORRUPT, "weight_version: expected a number, or text");
+    refused(ANSWER(",\"weight_versions\":[4,{}]"), WB_CORRUPT, "weight_version: expected a number, or text");
+    refused(ANSWER(",\"weight_versions\":[4,4,5]"), WB_INVALID_ARGUMENT, "found others from number 2 on");
+    refused(ANSWER(",\"weight_versions\":[4,\"default\"]"), WB_INVALID_ARGUMENT,
+            "weight_versions: expected one");
+    refused(ANSWER(",\"spans\":\"x\""), WB_CORRUPT, "spans: expected a list, found text");
+}
+
+/* ---- lengths and ids ------------------------------------------------------------------------------ */
+
+#define WHOLE(more) "{\"rid\":\"a-1\",\"tokens\":[5,6,8,9]," ROUTES more "}"
+
+static void test_lengths_out_of_range(void **unused) {
+    (void)unused;
+    assert_int_equal(taken(WHOLE(",\"response_length\":1")).prompt_len, 3);
+    assert_int_equal(taken(WHOLE(",\"prompt_length\":1")).prompt_len, 1);
+    refused(WHOLE(",\"response_length\":5"), WB_INVALID_ARGUMENT,
+            "request a-1: response_length: expected 0..4, as many as there are tokens, found 5");
+    refused(WHOLE(",\"response_length\":-1"), WB_INVALID_ARGUMENT, "response_length: expected 0..4");
+    refused(WHOLE(",\"response_length\":\"2\""), WB_CORRUPT, "response_length: expected an integer");
+    refused(WHOLE(",\"prompt_length\":5"), WB_INVALID_ARGUMENT, "prompt_length: expected 0..4");
+    refused(WHOLE(""), WB_NOT_FOUND, "expected the prompt's tokens");
+}
+
+static void test_a_nul_in_an_id(void **unused) {
+    (void)unused;
+    refused("{\"rid\":\"a\\u0000b\",\"input_ids\":[5],\"output_ids\":[6],\"routed_experts\":[[[0,1],[2,3]]]}",
+            WB_CORRUPT, "request without an id: rid: expected text, found a NUL in it");
+}
+
 static int close_last(void **unused) {
     (void)unused;
     return (int)read_first(NULL, 0, NULL);
@@ -139,6 +214,10 @@ int main(void) {
         cmocka_unit_test(test_logprobs_that_cannot_be),
         cmocka_unit_test(test_logprobs_name_their_tokens),
         cmocka_unit_test(test_fields_of_another_kind),
+        cmocka_unit_test(test_positions_and_types_of_another_kind),
+        cmocka_unit_test(test_versions),
+        cmocka_unit_test(test_lengths_out_of_range),
+        cmocka_unit_test(test_a_nul_in_an_id),
     };
     return cmocka_run_group_tests(tests, NULL, close_last);
 }
