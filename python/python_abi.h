@@ -102,7 +102,8 @@ WB_API bool wb_python_abi_line(int i, const char **kind_out, const char **name_o
     X(wb_status, wb_export_layout_find, (const char *name, wb_export_layout *layout_out))                    \
     X(wb_status, wb_export_dump,                                                                             \
       (wb_dump * dump, wb_export_layout layout, wb_export_write_fn * write, void *ctx,                       \
-       void (*progress)(void *ctx, uint64_t done, uint64_t total), void *progress_ctx))                      \
+       wb_export_skip_fn *skip, void (*progress)(void *ctx, uint64_t done, uint64_t total),                  \
+       void *callback_ctx))                                                                                  \
     X(void, wb_replay_options_init, (wb_replay_options * options_out, size_t size))                          \
     X(wb_status, wb_replay_open,                                                                             \
       (const wb_route_model *model, const wb_replay_options *options, wb_replay **replay_out))               \

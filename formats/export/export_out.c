@@ -3,7 +3,6 @@
 #include "wb_check.h"
 
 #include <inttypes.h>
-#include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -57,9 +56,6 @@ void wb_export_text(export_out *out, const char *text) {
 }
 
 void wb_export_real(export_out *out, float number) {
-    if (!isfinite(number) && out->status == WB_OK)
-        out->status = wb_fail(WB_INVALID_ARGUMENT, "expected finite numbers, which JSON has alone, found %g",
-                              (double)number);
     /* With a point it stays a real: "-0" would be read as the integer 0. */
     char text[32];
     snprintf(text, sizeof text, "%.9g", (double)number);

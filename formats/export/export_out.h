@@ -25,7 +25,7 @@ void wb_export_bytes(export_out *out, const void *bytes, size_t size);
 void wb_export_little(export_out *out, uint64_t value, unsigned bytes);
 void wb_export_print(export_out *out, const char *format, ...) WB_PRINTF(2, 3);
 void wb_export_text(export_out *out, const char *text); /* in quotes, as JSON has it */
-void wb_export_real(export_out *out, float number); /* as JSON; INVALID_ARGUMENT for one that is not finite */
+void wb_export_real(export_out *out, float number); /* as JSON, which has finite numbers alone, as records */
 void wb_export_base64(export_out *out, const void *bytes, size_t size);
 void wb_export_base64_end(export_out *out);
 wb_status wb_export_flush(export_out *out);

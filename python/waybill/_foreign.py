@@ -148,7 +148,7 @@ def export(dump: Dump, system: str, path: str | os.PathLike[str]) -> None:
     try:
         with open(temporary, "wb") as file, handle.lock:
             try:
-                _abi.functions["wb_export_dump"](handle.address, layout, _Write(write), None, None, None)
+                _abi.functions["wb_export_dump"](handle.address, layout, _Write(write), None, None, None, None)
             except Error:
                 if faults:
                     raise faults[0] from None
