@@ -58,8 +58,9 @@ typedef wb_status wb_export_write_fn(void *ctx, const void *bytes, size_t size);
 typedef bool wb_export_skip_fn(void *ctx, wb_status status);
 
 /* Writes all records of a dump. `skip` (NULL: the first record that is refused ends the export) is called
- * before anything is written; what is wrong with the machine is not asked about. `progress` (may be NULL) is called after each record that was gone over,
- * `done` of `total`: some layouts go over all of them several times. UNSUPPORTED: the layout has no place
+ * before anything is written; what is wrong with the machine is not asked about. `progress` (may be NULL) is
+ * called after each record that was gone over, `done` of `total`: some layouts go over all of them several
+ * times. `ctx` goes to `write`, `callback_ctx` to the two others. UNSUPPORTED: the layout has no place
  * for a record, which is named; INVALID_ARGUMENT: it cannot say a number of it; NOT_FOUND: all records were
  * left out; CAPACITY: an archive would have 4 GiB or more; the errors of wb_dump_record
  * and of wb_record_check; what `write` returns. */
