@@ -58,8 +58,8 @@ typedef struct export_job {
 typedef wb_status export_each(export_job *job, uint64_t i, const wb_record *record, void *ctx);
 wb_status wb_export_walk(export_job *job, bool deep, export_each *each, void *ctx);
 
-/* Lets `look` (NULL: nothing is refused but by wb_record_check) refuse records before anything is written, and
- * leaves out those that job->skip says. */
+/* Lets `look` refuse records before anything is written, and leaves out those that job->skip says. NULL: what
+ * wb_record_check refuses. */
 wb_status wb_export_choose(export_job *job, export_each *look, void *ctx);
 
 /* The row at a position as ids of `bytes` (1, 2 or 4) in all hidden layers, into `out` of

@@ -213,6 +213,10 @@ bool wb_import_has_tokens(const wb_import *import) {
     return import->source.form != IMPORT_NPY;
 }
 
+const char *wb_import_where(const wb_import *import) {
+    return import->source.where;
+}
+
 size_t wb_import_bytes_read(const wb_import *import) {
     const import_source *s = &import->source;
     double part = 1;

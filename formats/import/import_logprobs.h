@@ -5,7 +5,7 @@
 #include "import/import_tokens.h"
 
 /* That of new token i: a number, [number, ..] or {"logprob": number}. CORRUPT for anything else,
- * INVALID_ARGUMENT for what is no logarithm of a probability: not finite, or above 0 by more than rounding. */
+ * INVALID_ARGUMENT for what is no logarithm of a probability: not finite, or beyond rounding above 0. */
 wb_status wb_import_logprob(import_value value, size_t i, float *logprob_out);
 
 /* SGLang's output_token_logprobs, [[logprob, id, ..], ..], name their tokens: the last of the tokens [n].

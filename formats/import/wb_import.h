@@ -89,6 +89,10 @@ WB_API wb_status wb_import_next(wb_import *import, wb_record *record_out, bool *
  * tokens, refuses them. */
 WB_API bool wb_import_has_tokens(const wb_import *import);
 
+/* Where the request given out last stands: "line 3", "object 2, item 5"; "" in an archive, or after a stream
+ * that broke off. Owner: the import, until its next call. */
+WB_API const char *wb_import_where(const wb_import *import);
+
 /* How far the import is: the bytes that have been read, of all. A list or an archive, which is read at once,
  * counts by the requests of it that were given out. */
 WB_API size_t wb_import_bytes_read(const wb_import *import);

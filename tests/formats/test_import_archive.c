@@ -59,7 +59,7 @@ static void make_archive(const wb_route_model *model, archive *a) {
     fixture_remove(directory);
 }
 
-/* With members that are looked through one after the other it took minutes: ten seconds are for sanitizers. */
+/* With members that are looked through one after the other it took minutes. Sanitizers need some seconds. */
 static void test_numbered_samples_take_time_by_their_number(void **unused) {
     (void)unused;
     archive a = {0};

@@ -111,7 +111,8 @@ err_has "waybill: skipped: $scratch/mixed.jsonl: line 3: request cmpl-1: layers:
 rm "$run"
 refused 1 "expected requests, found none that can be taken" convert vllm narrow "$answers/bad_vllm_cpu_zeros.jsonl" --skip-bad
 cat "$answers/good_vllm_u1.jsonl" "$answers/good_vllm_u1.jsonl" >"$scratch/twice.jsonl"
-refused 1 "cmpl-1" convert vllm narrow "$scratch/twice.jsonl"
+refused 1 "twice.jsonl: line 2: rid cmpl-1 is in it already, as record 0" convert vllm narrow "$scratch/twice.jsonl"
+grep -q "\.tmp" "$scratch/err" && fault "a temporary name is said"
 : >"$scratch/empty"
 refused 1 "expected requests, found none" convert vllm narrow "$scratch/empty"
 refused 1 "nothing.jsonl" convert vllm narrow "$scratch/nothing.jsonl"
