@@ -1,18 +1,24 @@
 #!/usr/bin/env bash
 # From a bare Debian 12 or Ubuntu 24.04 to a model trained under routing replay, in a few minutes on two cores: installs what
 # is missing, builds, makes a tiny Mixture-of-Experts checkpoint, trains it with two MPI ranks and says what replay changed.
-# usage: examples/quickstart.sh
+# usage: examples/quickstart.sh [--device cuda]
+#   --device cuda   trains on GPUs, one a rank: two ranks, or one where there is one GPU
 set -euo pipefail
 cd "$(dirname "$0")/.."
-case "${1:-}" in
+ranks=2 device=()
+case "$*" in
 "") ;;
-*) sed -n '2,4s/^# //p' examples/quickstart.sh; [ "$1" = --help ] && exit 0 || exit 2 ;;
+"--device cuda")
+    command -v nvidia-smi >/dev/null || { echo "quickstart: --device cuda: expected a GPU, found none (nvidia-smi)" >&2; exit 1; }
+    [ "$(nvidia-smi --list-gpus | wc -l)" -ge 2 ] || ranks=1
+    device=(--device cuda) ;;
+*) sed -n '2,5s/^# //p' examples/quickstart.sh; [ "$*" = --help ] && exit 0 || exit 2 ;;
 esac
 
 # A folder of its own: the base, the checkpoint and the dump of an earlier run stay.
 out=build/quickstart n=1
 while [ -e "$out" ]; do n=$((n + 1)) && out=build/quickstart-$n; done
-rank=(mpirun -n 2 --oversubscribe --mca mpi_yield_when_idle 1)
+rank=(mpirun -n "$ranks" --oversubscribe --mca mpi_yield_when_idle 1)
 [ "$(id -u)" -eq 0 ] && rank+=(--allow-run-as-root)
 
 echo "== packages and build"
@@ -25,10 +31,10 @@ cmake --build build -j "$(nproc)" | grep -E "error|Built target" || true
 
 mkdir -p "$out"
 echo "== a base checkpoint: qwen3_moe, 4 layers, 16 experts, top-4, warmed up on sums"
-"${rank[@]}" build/bin/waybill-grpo --make-base "$out/base" --warmup-steps 40
+"${rank[@]}" build/bin/waybill-grpo "${device[@]}" --make-base "$out/base" --warmup-steps 40
 
 echo "== GRPO under routing replay, rollout in bf16, training in f32"
-"${rank[@]}" build/bin/waybill-grpo --model "$out/base" --out "$out" --task arithmetic --replay rollout \
+"${rank[@]}" build/bin/waybill-grpo "${device[@]}" --model "$out/base" --out "$out" --task arithmetic --replay rollout \
     --rollout-dtype bf16 --steps 80 --lr 6e-4 --compare-every 1
 
 echo
@@ -39,6 +45,6 @@ Next:
   build/bin/waybill stats $out/dump              expert load by layer
   build/bin/waybill eplb $out/dump --ranks 4 --slots 20 --nodes 2     where experts should live
   build/bin/waybill cat $out/dump --limit 1 --routes
-  ${rank[*]} build/bin/waybill-grpo --model $out/base --out $out-off --rollout-dtype bf16 --steps 80 --lr 6e-4 --replay off     the same without replay
+  ${rank[*]} build/bin/waybill-grpo ${device[*]:+--device cuda }--model $out/base --out $out-off --rollout-dtype bf16 --steps 80 --lr 6e-4 --replay off     the same without replay
   build/bin/waybill-grpo --help
 TXT

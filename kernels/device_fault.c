@@ -3,6 +3,27 @@
 #include "wb_check.h"
 
 #include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+/* Of the kinds that know micro-batch and layer. */
+static wb_status report_route(const wb_fault *fault) {
+    char where[96];
+    snprintf(where, sizeof where, "micro-batch %" PRId32 ", MoE layer %" PRId32 ", row %" PRId64,
+             fault->micro_batch, fault->layer, fault->row);
+    if (fault->kind == WB_FAULT_ROUTE)
+        return wb_fail(WB_MISMATCH, "%s: %s was not routed as planned: expert %" PRId64 " at choice %d",
+                       wb_op_name(fault->op), where, fault->found, fault->choice);
+    if (fault->kind == WB_FAULT_ROUTE_ID)
+        return wb_fail(WB_INVALID_ARGUMENT,
+                       "%s: %s: expert %" PRId64 " is out of range, expected one below %d",
+                       wb_op_name(fault->op), where, fault->found, fault->limit);
+    const uint32_t bits = (uint32_t)fault->found;
+    float weight;
+    memcpy(&weight, &bits, sizeof weight);
+    return wb_fail(WB_INVALID_ARGUMENT, "%s: %s: expected finite logits, found a weight of %g at choice %d",
+                   wb_op_name(fault->op), where, (double)weight, fault->choice);
+}
 
 wb_status wb_fault_report(const wb_fault *fault) {
     const char *op = wb_op_name(fault->op);
@@ -24,6 +45,10 @@ wb_status wb_fault_report(const wb_fault *fault) {
     case WB_FAULT_LOGITS:
         return wb_fail(WB_INVALID_ARGUMENT, "%s: row %" PRId64 ": a logit is NaN or +inf, or all are -inf",
                        op, fault->row);
+    case WB_FAULT_ROUTE_ID:
+    case WB_FAULT_ROUTE:
+    case WB_FAULT_WEIGHT:
+        return report_route(fault);
     default:
         return wb_fail(WB_DEVICE, "%s: a fault of unknown kind %u", op, fault->kind);
     }

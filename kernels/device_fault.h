@@ -22,7 +22,12 @@ typedef enum wb_fault_kind {
     /* a token outside of the vocabulary: row */
     WB_FAULT_TOKEN,
     /* logits that no token can be drawn from: row */
-    WB_FAULT_LOGITS
+    WB_FAULT_LOGITS,
+    /* rows of a (micro-batch, layer): an id that is no expert's, a choice that the plan has not, or a second
+     * time, and a weight (its bits are in `found`) that is no finite number */
+    WB_FAULT_ROUTE_ID,
+    WB_FAULT_ROUTE,
+    WB_FAULT_WEIGHT
 } wb_fault_kind;
 
 /* Zeros: no fault. */
@@ -35,9 +40,12 @@ typedef struct wb_fault {
     /* what was found, where 0 .. limit - 1 was expected */
     int32_t limit;
     int64_t found;
+    /* of the last three kinds */
+    int32_t micro_batch, layer;
 } wb_fault;
 
-/* WB_OK without a fault, else INVALID_ARGUMENT, which names op, operand, row, what was expected and found. */
+/* WB_OK without a fault, else MISMATCH of WB_FAULT_ROUTE and INVALID_ARGUMENT of the others, which name op,
+ * operand, row, what was expected and found. */
 wb_status wb_fault_report(const wb_fault *fault);
 
 #ifdef __cplusplus

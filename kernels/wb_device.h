@@ -58,6 +58,8 @@ extern "C" {
     X(topk)                    \
     X(gate_forward)            \
     X(gate_backward)           \
+    X(copy_ids)                \
+    X(check_routes)            \
     X(moe_plan)                \
     X(moe_group)               \
     X(grouped_matmul)          \

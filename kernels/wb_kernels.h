@@ -449,6 +449,28 @@ typedef wb_status wb_gate_backward_fn(wb_device *dev, const wb_router *router, i
                                       const uint8_t *direction, wb_ids ids, const float *dweights,
                                       float *dlogits);
 
+/* ids [T, K] of one view into another. INVALID_ARGUMENT for u16 into u8. */
+typedef wb_status wb_copy_ids_fn(wb_device *dev, int64_t T, int32_t K, wb_ids from, wb_ids to);
+
+/* What became of planned rows of a MoE layer. */
+typedef struct wb_route_check {
+    int64_t T;
+    int32_t top_k, n_experts;
+    wb_ids planned;
+    /* where a dispatcher sends the rows, in any order within a row; or data NULL: not looked at */
+    wb_ids taken;
+    /* device [T, K], or NULL: not looked at */
+    const float *weights;
+    /* what messages say of row 0 */
+    int32_t micro_batch, layer;
+    int64_t row;
+} wb_route_check;
+
+/* Writes nothing: it finds a row that is taken elsewhere than planned (MISMATCH), an id of `taken` of E or
+ * more, and a weight that is no finite number (INVALID_ARGUMENT), and names the row. On CUDA that is a fault:
+ * what waits for the device next returns it, a launch of a graph included. */
+typedef wb_status wb_check_routes_fn(wb_device *dev, const wb_route_check *args);
+
 /* ---- the MoE layer ------------------------------------------------------------------------------- */
 
 /* Where the tokens of one source rank go in one layer: what wb_dispatch_slot (wb_dispatch_rules.h) reads.

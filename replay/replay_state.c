@@ -25,6 +25,15 @@ bool wb_replay_planned(const wb_replay *r, int32_t micro_batch_index) {
            r->micro_batches[micro_batch_index].planned;
 }
 
+void wb_replay_stage(const wb_replay *r, int32_t *first_out, int32_t *n_out) {
+    *first_out = r->options.first_layer;
+    *n_out = r->options.n_layers;
+}
+
+uint32_t wb_replay_micro_batch_rows(const wb_replay *r, int32_t micro_batch_index) {
+    return wb_replay_planned(r, micro_batch_index) ? r->micro_batches[micro_batch_index].T : 0;
+}
+
 wb_status wb_replay_check_index(const wb_replay *r, int32_t index) {
     if (!r) return wb_fail(WB_INVALID_ARGUMENT, "replay: handle is NULL");
     if (index < 0 || index >= r->n_micro_batches)

@@ -163,6 +163,12 @@ WB_API int64_t wb_replay_max_expert_rows(const wb_replay *replay);
 /* True once wb_replay_plan has defined the micro-batch; false for a NULL replay. */
 WB_API bool wb_replay_planned(const wb_replay *replay, int32_t micro_batch);
 
+/* The MoE layers of this pipeline stage: [first, first + n) of the model's. */
+WB_API void wb_replay_stage(const wb_replay *replay, int32_t *first_out, int32_t *n_out);
+
+/* T of a planned micro-batch; 0 for one that is not. */
+WB_API uint32_t wb_replay_micro_batch_rows(const wb_replay *replay, int32_t micro_batch);
+
 /* True when segment `segment` of the micro-batch fell under WB_MISSING_DROP. */
 WB_API bool wb_replay_dropped(const wb_replay *replay, int32_t micro_batch, int32_t segment);
 

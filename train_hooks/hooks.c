@@ -38,7 +38,7 @@ static wb_status check_router(const wb_router *router) {
 
 static wb_status check_device(const wb_device *device) {
     static const wb_op needed[] = {WB_MEMORY_OPS(WB_OP_NUMBER) WB_OP_topk, WB_OP_gate_forward,
-                                   WB_OP_gate_backward};
+                                   WB_OP_gate_backward, WB_OP_copy_ids, WB_OP_check_routes};
     return wb_device_require(device, "hooks", needed, sizeof needed / sizeof needed[0]);
 }
 
@@ -65,16 +65,24 @@ wb_status wb_hooks_open(const wb_hooks_options *options, wb_hooks **hooks_out) {
 void wb_hooks_close(wb_hooks *h) {
     if (!h) return;
     wb_workspace_close(&h->workspace);
+    free(h->batches);
     free(h);
+}
+
+/* With a replay, its step is what is open: two hooks of one replay have one plan. */
+static wb_status begin_replay(wb_hooks *h, wb_replay_mode mode, int32_t n_micro_batches) {
+    WB_TRY(wb_replay_begin(h->options.replay, mode, n_micro_batches));
+    wb_status status = wb_hooks_begin_batches(h, n_micro_batches);
+    if (status != WB_OK) wb_replay_abort(h->options.replay);
+    return status;
 }
 
 wb_status wb_hooks_step_begin(wb_hooks *h, wb_replay_mode mode, int32_t n_micro_batches) {
     if (!h) return wb_fail(WB_INVALID_ARGUMENT, "hooks: handle is NULL");
     if (!h->options.replay && mode != WB_REPLAY_OFF)
         return wb_fail(WB_INVALID_ARGUMENT, "hooks: mode %s needs a replay", wb_replay_mode_name(mode));
-    /* With a replay, its step is what is open: two hooks of one replay have one plan. */
     if (h->options.replay)
-        WB_TRY(wb_replay_begin(h->options.replay, mode, n_micro_batches));
+        WB_TRY(begin_replay(h, mode, n_micro_batches));
     else if (h->in_step)
         return wb_fail(WB_INVALID_ARGUMENT, "hooks: step_begin: a step is open: end or abort it first");
     h->in_step = true;
@@ -82,8 +90,10 @@ wb_status wb_hooks_step_begin(wb_hooks *h, wb_replay_mode mode, int32_t n_micro_
     return WB_OK;
 }
 
+/* What the device has found in this step is nobody's any more: the next step must not be told of it. */
 void wb_hooks_step_abort(wb_hooks *h) {
     if (!h || !h->in_step) return;
+    WB_IGNORE(wb_hooks_settle(h));
     h->in_step = false;
     if (h->options.replay) wb_replay_abort(h->options.replay);
 }
@@ -91,6 +101,7 @@ void wb_hooks_step_abort(wb_hooks *h) {
 wb_status wb_hooks_step_end(wb_hooks *h, wb_replay_metrics *metrics_out) {
     if (!h || !h->in_step) return wb_fail(WB_INVALID_ARGUMENT, "hooks: step_end without step_begin");
     wb_replay_metrics metrics = {0};
+    WB_TRY(wb_hooks_settle(h));
     if (h->options.replay) {
         WB_TRY(wb_replay_end(h->options.replay));
         wb_replay_get_metrics(h->options.replay, &metrics, NULL);

@@ -22,12 +22,16 @@ wb_status wb_hooks_dispatched(wb_hooks *h, int32_t micro_batch, int32_t layer, u
     gate_call c = {0};
     WB_TRY(wb_hooks_start_call(h, micro_batch, layer, row, T, "dispatched", &c));
     WB_TRY(wb_hooks_check_ids(h, T, ids, "ids dispatched"));
+    if (h->mode == WB_REPLAY_OFF) return WB_OK;
+    hooks_batch *batch;
+    WB_TRY(wb_hooks_find_resident(h, &c, &batch));
+    if (batch) return wb_hooks_resident_dispatched(h, batch, &c, ids);
     if (c.slice.undecided)
         return wb_fail(WB_INVALID_ARGUMENT,
                        "hooks: micro-batch %" PRId32 ", MoE layer %" PRId32
                        ": dispatched rows that no forward has routed",
                        micro_batch, layer);
-    if (h->mode == WB_REPLAY_OFF) return WB_OK;
+    WB_TRY(wb_hooks_reserve(h, T));
     WB_TRY(wb_hooks_read_ids(h, &c, ids, "the dispatcher"));
     order_as_planned(h, &c);
     int64_t K = h->options.router.top_k;

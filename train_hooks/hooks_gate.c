@@ -4,10 +4,8 @@
 #include "hooks_internal.h"
 
 #include <inttypes.h>
-#include <math.h>
 
-/* Buffers only grow: in the steady state a call allocates nothing. */
-static wb_status reserve(wb_hooks *h, int64_t T) {
+wb_status wb_hooks_reserve(wb_hooks *h, int64_t T) {
     wb_workspace *w = &h->workspace;
     int64_t layer_bytes = (int64_t)h->layer_bytes;
     WB_TRY(wb_reserve(w, &h->ids, T, layer_bytes, 1));
@@ -15,6 +13,7 @@ static wb_status reserve(wb_hooks *h, int64_t T) {
     WB_TRY(wb_reserve(w, &h->direction, T, 1, 1));
     WB_TRY(wb_reserve_host(w, &h->ids_host, T, h->layer_bytes, "hooks: ids"));
     WB_TRY(wb_reserve_host(w, &h->native_host, T, h->layer_bytes, "hooks: native ids"));
+    WB_TRY(wb_reserve(w, &h->wide, T, h->options.router.top_k, sizeof(uint16_t)));
     return wb_reserve_host(w, &h->wide_host, T, (size_t)h->options.router.top_k * sizeof(uint16_t),
                            "hooks: the trainer's ids");
 }
@@ -32,7 +31,6 @@ wb_status wb_hooks_start_call(wb_hooks *h, int32_t micro_batch, int32_t layer, u
         WB_TRY(wb_replay_rows(h->options.replay, micro_batch, layer, row, c.T, &c.slice));
     else
         c.slice = (wb_replay_slice){.rows = c.T, .any_native = true};
-    WB_TRY(reserve(h, T));
     *out = c;
     return WB_OK;
 }
@@ -45,32 +43,11 @@ static wb_status start_gate(wb_hooks *h, int32_t micro_batch, int32_t layer, uin
     return WB_OK;
 }
 
-/* The weights on the host; NULL where that would make a call wait that otherwise need not. */
-static wb_status read_weights(wb_hooks *h, const gate_call *c, const float *weights, const float **out) {
-    wb_device *dev = h->options.device;
-    size_t K = (size_t)h->options.router.top_k;
-    *out = dev->backend == WB_BACKEND_CPU ? weights : NULL;
-    if (*out || (!c->slice.want_chosen && !c->slice.want_native)) return WB_OK;
-    WB_TRY(wb_reserve_host(&h->workspace, &h->weights_host, c->T, K * sizeof *weights, "hooks: weights"));
-    WB_TRY(dev->to_host(dev, h->weights_host.data, weights, c->T * K * sizeof *weights));
-    *out = h->weights_host.data;
-    return WB_OK;
-}
-
 /* A NaN among the logits would train on: the loss of one token takes the whole step with it. */
 static wb_status check_weights(wb_hooks *h, const gate_call *c, const float *weights) {
-    const float *host;
-    size_t K = (size_t)h->options.router.top_k;
-    WB_TRY(read_weights(h, c, weights, &host));
-    for (size_t i = 0; host && i < c->T * K; i++) {
-        size_t t = i / K;
-        if (isfinite(host[i]) || (c->slice.direction && c->slice.direction[t] == WB_ROW_PADDING)) continue;
-        return wb_fail(WB_INVALID_ARGUMENT,
-                       "hooks: micro-batch %" PRId32 ", MoE layer %" PRId32
-                       ", row %zu: expected finite logits, found a weight of %g at choice %zu",
-                       c->micro_batch, c->layer, c->row + t, (double)host[i], i % K);
-    }
-    return WB_OK;
+    wb_route_check check = wb_hooks_route_check(h, c);
+    check.weights = weights;
+    return h->options.device->check_routes(h->options.device, &check);
 }
 
 /* The replay learns what rows chose and what they would have chosen; where they go is the dispatcher's. */
@@ -87,6 +64,10 @@ wb_status wb_hooks_gate_forward(wb_hooks *h, int32_t micro_batch, int32_t layer,
     gate_call c = {0};
     WB_TRY(start_gate(h, micro_batch, layer, row, T, logits, &c));
     WB_TRY(wb_hooks_check_ids(h, T, ids_out, "ids_out"));
+    hooks_batch *batch;
+    WB_TRY(wb_hooks_find_resident(h, &c, &batch));
+    if (batch) return wb_hooks_resident_forward(h, batch, &c, ids_out, weights_out);
+    WB_TRY(wb_hooks_reserve(h, T));
     wb_device *dev = h->options.device;
     WB_TRY(wb_hooks_choose(h, &c, ids_out));
     const uint8_t *direction = c.slice.any_forced ? h->direction.data : NULL;
@@ -95,13 +76,16 @@ wb_status wb_hooks_gate_forward(wb_hooks *h, int32_t micro_batch, int32_t layer,
     WB_TRY(check_weights(h, &c, weights_out));
     /* This changes the slice's directions in place, from native to forced; padding stays padding. */
     WB_TRY(keep_choices(h, &c));
-    return wb_hooks_write_ids(h, &c, ids_out);
+    return dev->copy_ids(dev, T, h->options.router.top_k, hooks_ids(h, &h->ids), ids_out);
 }
 
 wb_status wb_hooks_gate_backward(wb_hooks *h, int32_t micro_batch, int32_t layer, uint32_t row, int64_t T,
                                  const float *logits, const float *dweights, float *dlogits_out) {
     gate_call c = {0};
     WB_TRY(start_gate(h, micro_batch, layer, row, T, logits, &c));
+    hooks_batch *batch;
+    WB_TRY(wb_hooks_find_resident(h, &c, &batch));
+    if (batch) return wb_hooks_resident_backward(h, batch, &c, dweights, dlogits_out);
     wb_device *dev = h->options.device;
     if (c.slice.undecided)
         return wb_fail(WB_INVALID_ARGUMENT,
@@ -111,6 +95,7 @@ wb_status wb_hooks_gate_backward(wb_hooks *h, int32_t micro_batch, int32_t layer
     if (c.slice.any_native && h->options.router.type == WB_ROUTER_HASH)
         return wb_fail(WB_UNSUPPORTED, "hooks: backward of a hash router in mode off: the ids are the "
                                        "trainer's own, call the device's gate_backward");
+    WB_TRY(wb_hooks_reserve(h, T));
     c.slice.want_chosen = c.slice.want_native = false;
     WB_TRY(wb_hooks_choose(h, &c, (wb_ids){0}));
     return dev->gate_backward(dev, &h->options.router, T, logits,

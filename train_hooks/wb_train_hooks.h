@@ -68,20 +68,21 @@ WB_API void wb_hooks_step_abort(wb_hooks *hooks);
  * HASH: ids_out holds on entry what the trainer's table says of each row: the native choice. Under OFF
  * every row but padding goes where its logits say. INVALID_ARGUMENT outside of a step or plan; then no
  * output is written.
- * INVALID_ARGUMENT names the first row, padding apart, that has a weight which is no finite number: NaN or
- * infinite logits, on a forced row as well. Nothing is kept then, ids_out is not written, and weights_out is
- * not to be used. The CPU looks in every call; a CUDA device in those that wait for it anyway, which is the
- * first pass over each row under a replay, and elsewhere such weights go on as NaN. */
+ *
+ * INVALID_ARGUMENT names a row, padding apart, that has a weight which is no finite number: NaN or infinite
+ * logits, on a forced row as well. weights_out is not to be used then, and of rows that choose nothing is
+ * kept. The CPU says it here, of a CUDA device the next call that waits for it, step_end at the latest. */
 WB_API wb_status wb_hooks_gate_forward(wb_hooks *hooks, int32_t micro_batch, int32_t layer, uint32_t row,
                                        int64_t T, const float *logits, wb_ids ids_out, float *weights_out);
 
 /* Tells where the trainer's dispatcher sent rows [row, row + T): ids: device [T] rows of K ids, u8 or u16,
  * what the dispatcher took. Their order within a row does not matter here, since a routing map has none:
  * routing_map.nonzero()[:, 1].view(T, K) will do. Padding rows are told like the others. Each row needs it
- * once a step, after its forward; more often, as in a recompute, it is compared again. MISMATCH names the
- * first row that was sent elsewhere than the plan says, INVALID_ARGUMENT for ids out of range and before the
- * forward of these rows; then none of them counts as told. On the device's stream, and done on return: the
- * ids are copied to the host. Mode OFF, or no replay: nothing to compare with, nothing is looked at. */
+ * once a step, after its forward; more often, as in a recompute, it is compared again. MISMATCH names a row
+ * that was sent elsewhere than the plan says, INVALID_ARGUMENT for ids out of range and before the forward of
+ * these rows; then none of them counts as told. The device compares, on its stream: the CPU says here what it
+ * finds, of a CUDA device step_end says it. A hash router's ids are copied to the host and compared there.
+ * Mode OFF, or no replay: nothing to compare with, nothing is looked at. */
 WB_API wb_status wb_hooks_dispatched(wb_hooks *hooks, int32_t micro_batch, int32_t layer, uint32_t row,
                                      int64_t T, wb_ids ids);
 
@@ -94,9 +95,36 @@ WB_API wb_status wb_hooks_gate_backward(wb_hooks *hooks, int32_t micro_batch, in
                                         float *dlogits_out);
 
 /* Ends the step (wb_replay_end) and gives its metrics, zeros without a replay; metrics_out may be NULL.
- * MISMATCH names the first (micro-batch, layer) with a row that wb_hooks_dispatched was not told of, the row
- * and how many there are; the step then stays open, to be completed or aborted. */
+ * Waits for the device. What that has found of weights and dispatched ids comes first: MISMATCH or
+ * INVALID_ARGUMENT, which name micro-batch, MoE layer and row; the step is then to be aborted. MISMATCH also
+ * names the first (micro-batch, layer) with a row that wb_hooks_dispatched was not told of, the row and how
+ * many there are; the step then stays open, to be completed or aborted. */
 WB_API wb_status wb_hooks_step_end(wb_hooks *hooks, wb_replay_metrics *metrics_out);
+
+/* ---- a micro-batch as a CUDA graph ----------------------------------------------------------- */
+
+/* Under record and replay the calls above touch only the device once the plan of their micro-batch is there:
+ * no copy, no wait, no read of routing by the host. So a stream capture may take them, with the trainer's own
+ * work between them:
+ *
+ *     wb_replay_plan(replay, 0, ...)           once, and again in each step: segments of the same T
+ *     wb_hooks_upload(hooks, 0)
+ *         cudaStreamBeginCapture, forward, dispatched, backward, cudaStreamEndCapture      in the first step
+ *     cudaGraphLaunch(...)
+ *     wb_hooks_launched(hooks, 0)              in the later steps, where no calls were made
+ *
+ * A graph is of use for the micro-batch index that it was captured for, until a micro-batch of that index has
+ * more rows; a smaller T needs a graph of its own. Not for a hash router, and not in mode OFF. */
+
+/* Brings the plan of a micro-batch to the device, to where the plan of the last step was; what calls have
+ * done for it in this step is forgotten. Without it the first gate does that. INVALID_ARGUMENT in mode OFF
+ * and before wb_replay_plan, UNSUPPORTED for a hash router. */
+WB_API wb_status wb_hooks_upload(wb_hooks *hooks, int32_t micro_batch);
+
+/* Tells that a graph has been launched in which every row of every layer of the stage went through
+ * gate_forward and dispatched: they count as followed, and step_end reads what the device has found. Call it
+ * only when that is so. INVALID_ARGUMENT where the micro-batch was not uploaded in this step. */
+WB_API wb_status wb_hooks_launched(wb_hooks *hooks, int32_t micro_batch);
 
 #ifdef __cplusplus
 }

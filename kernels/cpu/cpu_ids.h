@@ -35,7 +35,8 @@ static inline wb_status check_ids(wb_op op, const char *what, wb_ids ids, int64_
     WB_TRY(check_view(what, ids, E));
     for (int64_t t = 0; t < T; t++)
         for (int32_t k = 0; k < K; k++) {
-            const wb_fault fault = {WB_FAULT_ID, op, t, k, E, id_get(ids, t, k)};
+            const wb_fault fault = {
+                .kind = WB_FAULT_ID, .op = op, .row = t, .choice = k, .limit = E, .found = id_get(ids, t, k)};
             if (fault.found >= E) return wb_fault_report(&fault);
         }
     return WB_OK;

@@ -11,7 +11,11 @@
 
 static wb_status check_tokens(int64_t T, const int32_t *tokens, int64_t V) {
     for (int64_t t = 0; t < T; t++) {
-        const wb_fault fault = {WB_FAULT_TOKEN, WB_OP_embed_forward, t, 0, (int32_t)V, tokens[t]};
+        const wb_fault fault = {.kind = WB_FAULT_TOKEN,
+                                .op = WB_OP_embed_forward,
+                                .row = t,
+                                .limit = (int32_t)V,
+                                .found = tokens[t]};
         if (tokens[t] < 0 || tokens[t] >= V) return wb_fault_report(&fault);
     }
     return WB_OK;

@@ -129,7 +129,12 @@ static wb_status check_table(const wb_topk *args) {
     for (int64_t t = 0; t < args->T; t++)
         for (int32_t k = 0; k < K; k++) {
             const int32_t token = args->tokens[t], id = args->table[(int64_t)token * K + k];
-            const wb_fault fault = {WB_FAULT_TABLE_ID, WB_OP_topk, token, k, E, id};
+            const wb_fault fault = {.kind = WB_FAULT_TABLE_ID,
+                                    .op = WB_OP_topk,
+                                    .row = token,
+                                    .choice = k,
+                                    .limit = E,
+                                    .found = id};
             if (id < 0 || id >= E) return wb_fault_report(&fault);
         }
     return WB_OK;

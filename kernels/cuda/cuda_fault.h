@@ -23,6 +23,8 @@ __device__ __forceinline__ void set_fault(wb_fault *word, const wb_fault &fault)
     word->choice = fault.choice;
     word->limit = fault.limit;
     word->found = fault.found;
+    word->micro_batch = fault.micro_batch;
+    word->layer = fault.layer;
 }
 
 } // namespace

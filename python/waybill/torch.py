@@ -164,6 +164,29 @@ class RouterReplay(Replay):
     def abort(self) -> None:
         _abi.functions["wb_hooks_step_abort"](self._hooks)
 
+    # ---- a micro-batch as a CUDA graph ---------------------------------------------------------------------
+
+    def upload(self, micro_batch: int) -> None:
+        """Brings the plan of a micro-batch to the device: before its calls are captured in a torch.cuda.graph,
+        and before each launch of that graph, with a plan of as many rows. Make the replay on the stream that
+        captures, or on another than the default one, which cannot be captured.
+
+            with torch.cuda.stream(stream):
+                replay = RouterReplay(model, device="cuda")
+                ...
+                replay.upload(0)
+                with torch.cuda.graph(graph, stream=stream):
+                    loss = step(static_inputs)      # gates and dispatchers of micro-batch 0, backward too
+                graph.replay()
+                # in later steps: begin, plan, upload(0), graph.replay(), launched(0), end
+        """
+        _abi.functions["wb_hooks_upload"](self._hooks, micro_batch)
+
+    def launched(self, micro_batch: int) -> None:
+        """Tells that a graph of all gates and dispatchers of the micro-batch was launched in this step, where
+        none of them was called."""
+        _abi.functions["wb_hooks_launched"](self._hooks, micro_batch)
+
     # ---- in a MoE layer ------------------------------------------------------------------------------------
 
     def gate(
@@ -179,7 +202,8 @@ class RouterReplay(Replay):
 
         logits: [T, E], or [..., E] flattened to that, of this forward. Returns ids [T, K] i64 and weights [T,
         K] f32, zero for padding rows, which flow back to logits. table: [T, K] ids, of a router that chooses
-        by the token's id and not by logits. InvalidArgument for logits that are not finite.
+        by the token's id and not by logits. InvalidArgument for logits that are not finite, which a CUDA device
+        tells at the end of the step.
         """
         flat = logits.reshape(-1, logits.shape[-1]).float()
         weights, ids = torch.ops.waybill.gate(flat, table, self._handle, micro_batch, layer, row)
@@ -188,8 +212,8 @@ class RouterReplay(Replay):
     def dispatched(self, ids: torch.Tensor, micro_batch: int, layer: int, row: int = 0) -> torch.Tensor:
         """Tells where rows from `row` on are sent, read from what the dispatcher takes, and returns ids, to
         be used in their place. Of a routing map [T, E] bool they are routing_map.nonzero()[:, 1].view(T, K):
-        their order within a row does not matter. Mismatch names the first row that goes elsewhere than
-        planned."""
+        their order within a row does not matter. Mismatch names a row that goes elsewhere than planned; what
+        a CUDA device finds, the end of the step tells."""
         return torch.ops.waybill.dispatched(ids, self._handle, micro_batch, layer, row)
 
     # ---- what the ops do -----------------------------------------------------------------------------------
@@ -231,13 +255,8 @@ class RouterReplay(Replay):
     def _told(self, ids: torch.Tensor, micro_batch: int, layer: int, row: int) -> None:
         T = ids.shape[0]
         self._check(ids, ids.dtype, (T, self.model.top_k), "ids dispatched")
-        # A narrower type would wrap an id that is no expert's to one that is.
-        if bool(((ids < 0) | (ids >= self.model.num_experts)).any()):
-            raise InvalidArgument(
-                f"micro-batch {micro_batch}, MoE layer {layer}: ids dispatched: expected "
-                f"0..{self.model.num_experts - 1}, found {int(ids.min())}..{int(ids.max())}"
-            )
-        narrow, described = self._ids(ids.to(self._id_type).contiguous())
+        # A narrower type would wrap an id that is no expert's to one that is; u16 has room for such a one.
+        narrow, described = self._ids(ids.clamp(-1, self.model.num_experts).to(torch.int16).contiguous())
         with self._on_stream():
             _abi.functions["wb_hooks_dispatched"](self._hooks, micro_batch, layer, row, T, described)
         del narrow

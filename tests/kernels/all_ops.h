@@ -243,6 +243,15 @@ static inline void all_routing(wb_device *dev, int64_t T, int32_t E, int32_t K, 
         keep(o, ids, (size_t)(T * K) * 2, "topk");
         assert_ok(dev->gate_forward(dev, &r, T, z, NULL, view, w));
         assert_ok(dev->gate_backward(dev, &r, T, z, NULL, view, g, dz));
+        /* Between rows the copy leaves what was there. */
+        uint16_t *apart = xalloc(T * (K + 2), 2);
+        memset(apart, 0x5a, (size_t)(T * (K + 2)) * 2);
+        const wb_ids copied = {apart, WB_U16, K + 2};
+        const wb_route_check check = {
+            .T = T, .top_k = K, .n_experts = E, .planned = view, .taken = copied, .weights = w};
+        assert_ok(dev->copy_ids(dev, T, K, view, copied));
+        assert_ok(dev->check_routes(dev, &check));
+        keep(o, apart, (size_t)(T * (K + 2)) * 2, "copy_ids");
         keep_floats(o, w, T * K, "gate_forward");
         keep_floats(o, dz, T * E, "gate_backward");
     }

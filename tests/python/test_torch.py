@@ -75,6 +75,7 @@ class Gate(unittest.TestCase):
         model = make_model(E=E, K=4, router=router.type)
         replay = RouterReplay(model, router=router, device=device, **options)
         records = [make_record(self.random, model, f"r{i}", n) for i, n in enumerate((7, 5))]
+        self.records = records
         for record in records:
             replay.add(record)
         self.segments = [
@@ -255,6 +256,44 @@ class Gate(unittest.TestCase):
                 torch.cuda.current_stream().wait_stream(stream)
                 self.assertTrue(torch.equal(ids[self.forced], expected[:, layer]))
 
+    def test_a_cuda_graph(self):
+        if "cuda" not in DEVICES:
+            self.skipTest("no cuda")
+        direct, logits, expected = self.prepare("cuda")
+        stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+        with torch.cuda.stream(stream):
+            replay = RouterReplay(direct.model, router=direct.router, device="cuda")
+        for record in self.records:
+            replay.add(record)
+        z = logits.clone().requires_grad_()
+        for step in range(3):
+            with torch.no_grad():
+                z.copy_(logits.roll(step, -1))
+            torch.cuda.synchronize()
+            with replay.step("rollout", 1):
+                replay.plan(0, self.segments)
+                replay.upload(0)
+                if step == 0:
+                    with torch.cuda.graph(graph, stream=stream):
+                        ids, loss = self.run_layers(replay, z)
+                        (gradient,) = torch.autograd.grad(loss, z)
+                graph.replay()
+                torch.cuda.synchronize()
+                if step > 0:
+                    replay.launched(0)
+            with direct.step("rollout", 1):
+                direct.plan(0, self.segments)
+                same_ids, loss = self.run_layers(direct, z)
+                (same_gradient,) = torch.autograd.grad(loss, z)
+            self.assertTrue(torch.equal(ids, same_ids) and torch.equal(gradient, same_gradient))
+            self.assertTrue(torch.equal(ids[:, self.forced], expected.transpose(0, 1)))
+            self.assertEqual(replay.metrics(), direct.metrics())
+
+    def run_layers(self, replay, logits):
+        gates = [replay.gate(logits[layer], 0, layer) for layer in range(3)]
+        ids = torch.stack([replay.dispatched(ids, 0, layer) for layer, (ids, _) in enumerate(gates)])
+        return ids, sum(weights.square().sum() for _, weights in gates)
+
     def test_a_table_chooses_where_no_record_does(self):
         for device in DEVICES:
             replay, logits, expected = self.prepare(device)
@@ -275,21 +314,28 @@ class Gate(unittest.TestCase):
             with self.assertRaisesRegex(waybill.Mismatch, "untold"), replay.step("rollout", 1):
                 replay.plan(0, self.segments)
                 replay.gate(logits[0], 0, 0)
+            swap = [1, 0, 2, 3]
+            with self.assertRaisesRegex(waybill.Mismatch, "MoE layer 1.*untold"), replay.step("rollout", 1):
+                replay.plan(0, self.segments)
+                ids = replay.gate(logits[0], 0, 0)[0][:, swap]
+                self.assertTrue(torch.equal(replay.dispatched(ids, 0, 0), ids))
+            # What a CUDA device finds, the end of the step tells.
+            for change, expected, message in (
+                (lambda x: (x + 1) % 16, waybill.Mismatch, "not routed as planned"),
+                (lambda x: x + 256, waybill.InvalidArgument, "out of range"),
+                (lambda x: x - 256, waybill.InvalidArgument, "out of range"),
+                (lambda x: x[:, :3], waybill.InvalidArgument, "expected"),
+                (lambda x: torch.cat([x, x]), waybill.InvalidArgument, "beyond its 13"),
+            ):
+                with self.assertRaisesRegex(expected, message), replay.step("rollout", 1):
+                    replay.plan(0, self.segments)
+                    replay.dispatched(change(replay.gate(logits[0], 0, 0)[0]), 0, 0)
+            with self.assertRaisesRegex(waybill.InvalidArgument, "finite"), replay.step("rollout", 1):
+                replay.plan(0, self.segments)
+                replay.gate(logits[0] * float("nan"), 0, 0)
             replay.begin("rollout", 1)
             replay.plan(0, self.segments)
-            ids, _ = replay.gate(logits[0], 0, 0)
-            swapped = ids[:, [1, 0, 2, 3]]
-            self.assertTrue(torch.equal(replay.dispatched(swapped, 0, 0), swapped))
-            for change, expected in (
-                (lambda x: (x + 1) % 16, waybill.Mismatch),
-                (lambda x: x + 256, waybill.InvalidArgument),
-                (lambda x: x - 256, waybill.InvalidArgument),
-                (lambda x: x[:, :3], waybill.InvalidArgument),
-                (lambda x: torch.cat([x, x]), waybill.InvalidArgument),
-            ):
-                with self.assertRaises(expected):
-                    replay.dispatched(change(ids), 0, 0)
-            for wrong in (logits[0] * float("nan"), logits[0, :, 1:], torch.cat([logits[0]] * 2)):
+            for wrong in (logits[0, :, 1:], torch.cat([logits[0]] * 2)):
                 with self.assertRaises(waybill.InvalidArgument):
                     replay.gate(wrong, 0, 0)
             for m, layer in ((1, 0), (-1, 0), (0, 3), (0, -1)):

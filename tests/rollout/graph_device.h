@@ -1,8 +1,8 @@
-/* graph_device.h - a CPU device with graphs: every op that a step of inference calls is written down with its
- * arguments. Outside of a capture it is done as well; in one it is not, and a launch does what was written
- * down, with the arguments of then. So a launch is right only where the arguments of its step would have been
- * the same, and everything else that differs was read from memory. What a graph cannot hold, a copy to or
- * from the host or an allocation, aborts in a capture. */
+/* graph_device.h - a CPU device with graphs: every op that a step of inference or a router calls is written
+ * down with its arguments. Outside of a capture it is done as well; in one it is not, and a launch does what
+ * was written down, with the arguments of then. So a launch is right only where the arguments of its step
+ * would have been the same, and everything else that differs was read from memory. What a graph cannot hold,
+ * a copy to or from the host or an allocation, aborts in a capture. */
 #ifndef GRAPH_DEVICE_H
 #define GRAPH_DEVICE_H
 
@@ -32,8 +32,9 @@ typedef struct graph_call {
         wb_moe_plan plan;
         wb_grouped grouped;
         wb_weight weight;
+        wb_route_check check;
     } args;
-    wb_ids ids;
+    wb_ids ids, to;
     int n_said;
     uint64_t said[GRAPH_SAID];
 } graph_call;
@@ -87,6 +88,12 @@ static wb_status graph_do(wb_device *dev, const graph_call *c) {
         return real->topk(dev, &c->args.topk);
     case WB_OP_gate_forward:
         return real->gate_forward(dev, &c->args.router, NUM(0), PTR(1), PTR(2), c->ids, PTR(3));
+    case WB_OP_gate_backward:
+        return real->gate_backward(dev, &c->args.router, NUM(0), PTR(1), PTR(2), c->ids, PTR(3), PTR(4));
+    case WB_OP_copy_ids:
+        return real->copy_ids(dev, NUM(0), (int32_t)NUM(1), c->ids, c->to);
+    case WB_OP_check_routes:
+        return real->check_routes(dev, &c->args.check);
     case WB_OP_moe_plan:
         return real->moe_plan(dev, &c->args.plan);
     case WB_OP_grouped_matmul:
@@ -182,14 +189,14 @@ static void graph_say_all(graph_call *c) {
     if (c->op == WB_OP_attention_forward) graph_say_attention(c);
     if (c->op == WB_OP_attention_prepare) graph_say_inputs(c);
     if (c->op == WB_OP_topk) graph_say_topk(c);
-    if (c->op == WB_OP_gate_forward) graph_say_router(c, &c->args.router);
+    if (c->op == WB_OP_gate_forward || c->op == WB_OP_gate_backward) graph_say_router(c, &c->args.router);
     if (c->op == WB_OP_moe_plan) graph_say_plan(c);
     if (c->op == WB_OP_grouped_matmul) graph_say_grouped(c);
     if (c->op == WB_OP_embed_forward) SAY(ADDRESS(c->args.weight.data), WORD(c->args.weight.dtype));
 }
 
 /* Whether the two logs are of the same calls. */
-static bool graph_same(const graph_log *a, const graph_log *b) {
+static inline bool graph_same(const graph_log *a, const graph_log *b) {
     bool same = a->n == b->n;
     for (int i = 0; same && i < a->n; i++)
         same = a->calls[i].n_said == b->calls[i].n_said &&
@@ -287,6 +294,24 @@ static wb_status graph_gate(wb_device *dev, const wb_router *router, int64_t T, 
     c.words[2] = ADDRESS(direction), c.words[3] = ADDRESS(weights);
     return TAKE();
 }
+static wb_status graph_gate_backward(wb_device *dev, const wb_router *router, int64_t T, const float *logits,
+                                     const uint8_t *direction, wb_ids ids, const float *dweights,
+                                     float *dlogits) {
+    graph_call c = graph_blank(WB_OP_gate_backward);
+    c.args.router = *router, c.ids = ids, c.words[0] = WORD(T), c.words[1] = ADDRESS(logits);
+    c.words[2] = ADDRESS(direction), c.words[3] = ADDRESS(dweights), c.words[4] = ADDRESS(dlogits);
+    return TAKE();
+}
+static wb_status graph_copy_ids(wb_device *dev, int64_t T, int32_t K, wb_ids from, wb_ids to) {
+    graph_call c = graph_blank(WB_OP_copy_ids);
+    c.words[0] = WORD(T), c.words[1] = WORD(K), c.ids = from, c.to = to;
+    return TAKE();
+}
+static wb_status graph_check_routes(wb_device *dev, const wb_route_check *check) {
+    graph_call c = graph_blank(WB_OP_check_routes);
+    c.args.check = *check;
+    return TAKE();
+}
 static wb_status graph_plan(wb_device *dev, const wb_moe_plan *plan) {
     graph_call c = graph_blank(WB_OP_moe_plan);
     c.args.plan = *plan;
@@ -379,6 +404,8 @@ static void graph_device_make(wb_device *dev) {
     dev->add_rmsnorm = graph_add_rmsnorm, dev->gather_rows = graph_gather, dev->swiglu_forward = graph_swiglu;
     dev->add = graph_add, dev->attention_prepare = graph_prepare, dev->attention_forward = graph_attention;
     dev->topk = graph_topk, dev->gate_forward = graph_gate, dev->moe_plan = graph_plan;
+    dev->gate_backward = graph_gate_backward, dev->copy_ids = graph_copy_ids;
+    dev->check_routes = graph_check_routes;
     dev->grouped_matmul = graph_grouped, dev->moe_combine = graph_combine;
     dev->to_host = graph_to_host, dev->to_device = graph_to_device, dev->mem_alloc = graph_mem_alloc;
     dev->copy = graph_copy, dev->zero = graph_zero;

@@ -1,5 +1,6 @@
 /* test_hooks_cuda.c - a foreign trainer's step with its tensors on a CUDA device: what the CPU gives, bit for
- * bit; a dispatcher's ids on the device are compared; weights that are no numbers are seen on the first pass.
+ * bit, by calls and by a graph of them; what a dispatcher does otherwise and weights that are no numbers are
+ * told by the end of the step.
  * A plain program, so that it needs no test library; 77, with the reason, where there is no CUDA device. */
 #include "wb_device.h"
 #include "wb_train_hooks.h"
@@ -120,28 +121,67 @@ static void test_a_dispatcher_is_found(trainer *f) {
     begin(f);
     must(gate(f, 0), "the gate");
     gate_out out = read_gate(f);
-    uint16_t kept = out.ids[7][1], other = (uint16_t)(kept == out.ids[7][0] ? 0 : out.ids[7][0]);
+    uint16_t other = (uint16_t)(out.ids[7][1] == out.ids[7][0] ? 0 : out.ids[7][0]);
     void *at = (uint16_t *)f->ids + 7 * K + 1;
     must(f->dev->to_device(f->dev, at, &other, sizeof other), "an id");
-    must_be(WB_MISMATCH, dispatched(f, 0), "row 7 was not routed as planned", "another expert passes");
-    must(f->dev->to_device(f->dev, at, &kept, sizeof kept), "an id");
+    must(dispatched(f, 0), "dispatch");
+    must_be(WB_MISMATCH, wb_hooks_step_end(f->hooks, NULL), "MoE layer 0, row 7 was not routed as planned",
+            "another expert passes");
+    wb_hooks_step_abort(f->hooks);
+    begin(f);
+    must(gate(f, 0), "the gate");
     must(dispatched(f, 0), "dispatch");
     must_be(WB_MISMATCH, wb_hooks_step_end(f->hooks, NULL), "MoE layer 1", "a layer left out passes");
     wb_hooks_step_abort(f->hooks);
 }
 
+/* And an aborted step takes what was found along. */
 static void test_weights_that_are_no_numbers_are_seen(trainer *f) {
     const size_t row = 7, expert = routes[row][0][1];
-    begin(f);
-    write_logit(f, row, expert, NAN);
-    must_be(WB_INVALID_ARGUMENT, gate(f, 0), "MoE layer 0, row 7: expected finite logits", "NaN passes");
-    write_logit(f, row, expert, logits[row][expert]);
-    must(gate(f, 0), "the gate");
-    write_logit(f, row, expert, NAN);
-    must(gate(f, 0), "a recompute"); /* nothing waits for the device: the weights say it */
-    if (!isnan(read_gate(f).weights[row][1])) fail("the weight of a NaN is a number");
-    write_logit(f, row, expert, logits[row][expert]);
-    wb_hooks_step_abort(f->hooks);
+    for (int end = 0; end < 2; end++) {
+        begin(f);
+        write_logit(f, row, expert, NAN);
+        must(gate(f, 0), "the gate");
+        if (end)
+            must_be(WB_INVALID_ARGUMENT, wb_hooks_step_end(f->hooks, NULL),
+                    "MoE layer 0, row 7: expected finite logits", "NaN passes");
+        wb_hooks_step_abort(f->hooks);
+        write_logit(f, row, expert, logits[row][expert]);
+    }
+}
+
+static void run(trainer *f) {
+    for (int32_t l = 0; l < L; l++) {
+        must(gate(f, l), "the gate");
+        must(dispatched(f, l), "dispatch");
+    }
+}
+
+/* Captured in the first step, launched in two, with other logits in the second. */
+static void test_a_graph_is_the_cpus_step(trainer *cpu, trainer *cuda) {
+    void *graph = NULL;
+    for (int step = 0; step < 2; step++) {
+        wb_replay_metrics of_cpu, of_cuda;
+        begin(cpu);
+        begin(cuda);
+        for (size_t e = 0; e < E; e++) {
+            write_logit(cpu, 5, e, (float)(e * (size_t)(step + 3) % E));
+            write_logit(cuda, 5, e, (float)(e * (size_t)(step + 3) % E));
+        }
+        must(wb_hooks_upload(cuda->hooks, 0), "upload");
+        if (step == 0) must(cuda->dev->graph_begin(cuda->dev), "a capture");
+        if (step == 0) run(cuda);
+        if (step == 0) must(cuda->dev->graph_end(cuda->dev, &graph), "the end of a capture");
+        must(cuda->dev->graph_launch(cuda->dev, graph), "a launch");
+        if (step > 0) must(wb_hooks_launched(cuda->hooks, 0), "launched");
+        run(cpu);
+        gate_out expected = read_gate(cpu), found = read_gate(cuda);
+        if (memcmp(&expected, &found, sizeof found) != 0) fail("a launch differs from the CPU's step");
+        must(wb_hooks_step_end(cpu->hooks, &of_cpu), "the CPU's end");
+        must(wb_hooks_step_end(cuda->hooks, &of_cuda), "end");
+        if (memcmp(&of_cpu, &of_cuda, sizeof of_cpu) != 0) fail("metrics of a launch differ from the CPU's");
+    }
+    cuda->dev->graph_free(cuda->dev, graph);
 }
 
 int main(void) {
@@ -159,6 +199,7 @@ int main(void) {
     must(wb_device_open_cpu(1, &device), "the CPU");
     open_trainer(&cpu, device);
     test_a_step_is_the_cpus(&cpu, &cuda);
+    test_a_graph_is_the_cpus_step(&cpu, &cuda);
     test_a_dispatcher_is_found(&cuda);
     test_weights_that_are_no_numbers_are_seen(&cuda);
     close_trainer(&cpu);

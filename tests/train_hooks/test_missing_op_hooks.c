@@ -1,5 +1,5 @@
-/* test_missing_op_hooks.c - the hooks refuse a device that lacks memory, topk or a gate when they are opened,
- * by the op's name, and need no other op: CUDA has these, and is enough for a foreign trainer. */
+/* test_missing_op_hooks.c - the hooks refuse a device that lacks memory or an op of the router when they are
+ * opened, by the op's name, and need no other op: CUDA has these, and is enough for a foreign trainer. */
 #include "support/missing_op.h"
 #include "wb_check.h"
 #include "wb_train_hooks.h"
@@ -22,10 +22,10 @@ static wb_status open_hooks(void *device) {
     return WB_OK;
 }
 
-static void test_memory_topk_and_gate_are_needed(void **state) {
+static void test_memory_and_the_routers_ops_are_needed(void **state) {
     (void)state;
     static const wb_op expected[] = {WB_MEMORY_OPS(WB_OP_NUMBER) WB_OP_topk, WB_OP_gate_forward,
-                                     WB_OP_gate_backward};
+                                     WB_OP_gate_backward, WB_OP_copy_ids, WB_OP_check_routes};
     wb_device *device;
     bool needed[WB_OP_COUNT];
     assert_int_equal(wb_device_open_cpu(1, &device), WB_OK);
@@ -39,6 +39,6 @@ static void test_memory_topk_and_gate_are_needed(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_memory_topk_and_gate_are_needed)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_memory_and_the_routers_ops_are_needed)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
