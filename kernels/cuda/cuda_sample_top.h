@@ -13,17 +13,45 @@ namespace {
 /* Orders that shared memory holds; bins of tokens by their distance from the largest. */
 enum { SHARED_ORDERS = 4096, BINS = 1024 };
 
-/* values[n], n a power of two, descending: a bitonic sort by the block. */
-__device__ void sort_descending(uint64_t *values, int64_t n) {
-    for (int64_t run = 2; run <= n; run *= 2)
-        for (int64_t gap = run / 2; gap > 0; gap /= 2) {
-            for (int64_t i = threadIdx.x; i < n / 2; i += BLOCK) {
-                const int64_t low = i / gap * gap + i, high = low + gap;
-                const uint64_t a = values[low], b = values[high];
-                if ((a < b) == ((low & run) == 0)) values[low] = b, values[high] = a;
-            }
-            __syncthreads();
-        }
+/* A step of a bitonic sort by the block, of values[n] that are those from `begin` on of all. */
+__device__ __forceinline__ void sort_step(uint64_t *values, int64_t n, int64_t begin, int64_t run,
+                                          int64_t gap) {
+    for (int64_t i = threadIdx.x; i < n / 2; i += BLOCK) {
+        const int64_t low = i / gap * gap + i, high = low + gap;
+        const uint64_t a = values[low], b = values[high];
+        if ((a < b) == (((begin + low) & run) == 0)) values[low] = b, values[high] = a;
+    }
+    __syncthreads();
+}
+
+/* The steps from (first_run, gaps below SHARED_ORDERS) to last_run, in shared memory, a part of values[n]
+ * after the other. */
+__device__ void sort_parts(uint64_t *values, int64_t n, int64_t first_run, int64_t last_run,
+                           uint64_t *shared) {
+    for (int64_t begin = 0; begin < n; begin += SHARED_ORDERS) {
+        for (int i = threadIdx.x; i < SHARED_ORDERS; i += BLOCK) shared[i] = values[begin + i];
+        __syncthreads();
+        for (int64_t run = first_run; run <= last_run; run *= 2)
+            for (int64_t gap = min(run, static_cast<int64_t>(SHARED_ORDERS)) / 2; gap > 0; gap /= 2)
+                sort_step(shared, SHARED_ORDERS, begin, run, gap);
+        for (int i = threadIdx.x; i < SHARED_ORDERS; i += BLOCK) values[begin + i] = shared[i];
+        __syncthreads();
+    }
+}
+
+/* values[n], n a power of two, descending. shared: [SHARED_ORDERS], or values, which then are no more. */
+__device__ void sort_descending(uint64_t *values, int64_t n, uint64_t *shared) {
+    const int64_t part = min(n, static_cast<int64_t>(SHARED_ORDERS));
+    if (values == shared) {
+        for (int64_t run = 2; run <= n; run *= 2)
+            for (int64_t gap = run / 2; gap > 0; gap /= 2) sort_step(values, n, 0, run, gap);
+        return;
+    }
+    sort_parts(values, n, 2, part, shared);
+    for (int64_t run = 2 * part; run <= n; run *= 2) {
+        for (int64_t gap = run / 2; gap >= part; gap /= 2) sort_step(values, n, 0, run, gap);
+        sort_parts(values, n, run, run, shared);
+    }
 }
 
 /* Zeros, which come last in order, up to a power of two; returns that. */
@@ -108,7 +136,7 @@ __device__ int64_t order_tokens(const draw &d, int64_t limit, double total, uint
         *orders = shared;
         __syncthreads();
     }
-    sort_descending(*orders, pad_orders(*orders, n));
+    sort_descending(*orders, pad_orders(*orders, n), shared);
     return n;
 }
 
@@ -125,6 +153,21 @@ __device__ __forceinline__ double probability(const uint64_t *orders, int64_t i)
     return static_cast<double>(wb_bits_float(static_cast<uint32_t>(orders[i] >> 32)));
 }
 
+/* Calls each(i, p) of the ordered tokens until it is false; how many were true before. Reads several at a
+ * time, since a thread alone would wait for each. */
+template <typename F> __device__ __forceinline__ int64_t walk(const uint64_t *orders, int64_t size, F each) {
+    enum { AT_ONCE = 8 };
+    for (int64_t first = 0; first < size; first += AT_ONCE) {
+        double p[AT_ONCE];
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; i++) p[i] = first + i < size ? probability(orders, first + i) : 0.0;
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; i++)
+            if (first + i >= size || !each(first + i, p[i])) return first + i;
+    }
+    return size;
+}
+
 /* One thread: how many of `size` ordered tokens are kept, those that reach top_p of the first `limit`, and
  * which one is drawn. */
 __device__ int64_t draw_ordered(const draw &d, int64_t size, int64_t limit, double total,
@@ -132,33 +175,34 @@ __device__ int64_t draw_ordered(const draw &d, int64_t size, int64_t limit, doub
     double kept = 0.0, sum = 0.0;
     if (limit < d.V) {
         total = 0.0;
-#pragma unroll 8
-        for (int64_t i = 0; i < limit; i++) total = __dadd_rn(total, probability(orders, i));
+        walk(orders, limit, [&](int64_t, double p) {
+            total = __dadd_rn(total, p);
+            return true;
+        });
         size = limit;
     }
     const double wanted = __dmul_rn(static_cast<double>(d.params.top_p), total);
-    int64_t n = 0;
-#pragma unroll 8
-    for (; n < size && (n == 0 || kept < wanted); n++) kept = __dadd_rn(kept, probability(orders, n));
+    *n_out = walk(orders, size, [&](int64_t i, double p) {
+        if (i > 0 && kept >= wanted) return false;
+        kept = __dadd_rn(kept, p);
+        return true;
+    });
     const double target = __dmul_rn(static_cast<double>(d.params.uniform), kept);
     int64_t last = 0;
-#pragma unroll 8
-    for (int64_t i = 0; i < n; i++) {
-        const double p = probability(orders, i);
+    walk(orders, *n_out, [&](int64_t i, double p) {
         sum = __dadd_rn(sum, p);
         if (p > 0.0) last = i;
-        if (sum > target) break;
-    }
-    *n_out = n;
+        return sum <= target;
+    });
     return wb_choice_order_id(orders[last]);
 }
 
 /* The ids of the first n orders, ascending: orders (=) their complements, which descend. */
-__device__ void order_ids(int64_t n, uint64_t *orders) {
+__device__ void order_ids(int64_t n, uint64_t *orders, uint64_t *shared) {
     for (int64_t i = threadIdx.x; i < n; i += BLOCK)
         orders[i] = ~static_cast<uint64_t>(wb_choice_order_id(orders[i]));
     __syncthreads();
-    sort_descending(orders, pad_orders(orders, n));
+    sort_descending(orders, pad_orders(orders, n), shared);
 }
 
 __device__ __forceinline__ int64_t ordered_id(const uint64_t *orders, int64_t i) {
@@ -195,7 +239,7 @@ __device__ void sample_from_top(const draw_call &call, int64_t b, const draw &d,
     if (threadIdx.x == 0) drawn = draw_ordered(d, size, limit, total, orders, &kept);
     __syncthreads();
     const int64_t n = kept;
-    order_ids(n, orders);
+    order_ids(n, orders, shared);
     const float sum = kept_sum(d, n, orders);
     uint32_t *ids = room_of(call, b);
     for (int64_t i = threadIdx.x; i < n && ids; i += BLOCK)
