@@ -42,7 +42,7 @@ __device__ int32_t sum_before(int32_t value, int32_t *total_out) {
 
 /* Parts at most, of few slots and of many, since each part reads the counts of all; slots of which shared
  * memory holds the counts. */
-enum { MAX_PARTS = 128, MIN_PARTS = 32, PART_COUNTS = 1 << 16, MAX_SHARED_SLOTS = 4096 };
+enum { MAX_PARTS = 128, MIN_PARTS = 32, PART_COUNTS = 1 << 16, MAX_SHARED_SLOTS = 3072 };
 
 /* How a plan is shared out among blocks, by the numbers of pairs and slots alone. */
 struct plan_parts {
@@ -111,19 +111,10 @@ __device__ void add_counts(int32_t S, const plan_parts &parts, int32_t *before, 
     }
 }
 
-/* next[S] (=) the first row of this part in each slot; offsets (=) where slots begin, by the first block.
- * all: [S] scratch; slot: that of this thread's pair; a part that is alone has no others. */
-__device__ void find_rows(const wb_moe_plan &plan, const plan_parts &parts, int32_t slot, int32_t *next,
-                          int32_t *all) {
+/* next[S] (+=) where each slot begins, of all[S] pairs; offsets (=) the same, by the first block. */
+__device__ void find_rows(const wb_moe_plan &plan, const int32_t *all, int32_t *next) {
     const int32_t S = plan.n_slots;
     int32_t row = 0, total;
-    for (int32_t s = threadIdx.x; s < S; s += TILE) next[s] = all[s] = 0;
-    __syncthreads();
-    if (parts.n_parts > 1)
-        add_counts(S, parts, next, all);
-    else if (slot >= 0)
-        atomicAdd(all + slot, 1);
-    __syncthreads();
     for (int32_t first = 0; first < S; first += TILE) {
         const int32_t s = first + static_cast<int32_t>(threadIdx.x);
         const int32_t begin = row + sum_before(s < S ? all[s] : 0, &total);
@@ -132,12 +123,20 @@ __device__ void find_rows(const wb_moe_plan &plan, const plan_parts &parts, int3
         row += total;
     }
     if (blockIdx.x == 0 && threadIdx.x == 0) plan.offsets[S] = row;
-    __syncthreads();
 }
 
 __device__ __forceinline__ void place_pair(const wb_moe_plan &plan, uint32_t i, int32_t row) {
     plan.pair_row[i] = row;
     if (row >= 0) plan.row_token[row] = static_cast<int32_t>(i / static_cast<uint32_t>(plan.top_k));
+}
+
+/* Says how many lanes of this warp have `slot`, if not -1, by calling count(how many) in the first of them;
+ * returns how many come before this one. */
+template <typename F> __device__ __forceinline__ int32_t count_warp(int32_t slot, F count) {
+    const unsigned same = __match_any_sync(ALL_LANES, slot), lower = (1u << threadIdx.x % WARP) - 1;
+    const int32_t rank = __popc(same & lower);
+    if (slot >= 0 && rank == 0) count(__popc(same));
+    return rank;
 }
 
 /* counts[warps + 1][S], how many pairs of each warp go to a slot, become how many of the warps before it, the
@@ -157,44 +156,39 @@ __device__ void sum_warps(int32_t S, int32_t warps, uint16_t *counts) {
     }
 }
 
-/* Places the pairs of this block's part in tiles of a pair a thread. slot: that of the pair of this number
- * in the part; counts: shared [warps + 1][S]. */
-__device__ void place_tiles(const wb_moe_plan &plan, const plan_parts &parts, int32_t slot, int32_t *next,
-                            uint16_t *counts) {
+/* Places the pairs of this block's part in tiles of a pair a thread. slot, rank: of this thread's pair in the
+ * first tile, of which sum_warps was called already; counts: shared [warps + 1][S]. */
+__device__ void place_tiles(const wb_moe_plan &plan, const plan_parts &parts, int32_t slot, int32_t rank,
+                            int32_t *next, uint16_t *counts) {
     const int32_t S = plan.n_slots;
     const uint32_t tile = static_cast<uint32_t>(parts.warps) * WARP;
-    const unsigned lower = (1u << threadIdx.x % WARP) - 1;
     uint16_t *mine = counts + static_cast<int32_t>(threadIdx.x / WARP) * S;
-    if (threadIdx.x >= tile) slot = -1;
-    for (uint32_t first = first_pair(parts); first < last_pair(parts); first += tile) {
-        const uint32_t i = first + threadIdx.x;
-        const unsigned same = __match_any_sync(ALL_LANES, slot);
-        const int32_t rank = __popc(same & lower);
-        for (int32_t at = threadIdx.x; at < parts.warps * S; at += TILE) counts[at] = 0;
-        __syncthreads();
-        if (slot >= 0 && rank == 0) mine[slot] = static_cast<uint16_t>(__popc(same));
-        __syncthreads();
-        sum_warps(S, parts.warps, counts);
+    for (uint32_t i = first_pair(parts) + threadIdx.x;; i += tile) {
+        const bool there = threadIdx.x < tile && i < last_pair(parts);
         const int32_t slot_after = threadIdx.x < tile ? part_slot(plan, parts, i + tile) : -1;
-        __syncthreads();
-        if (threadIdx.x < tile && i < last_pair(parts))
-            place_pair(plan, i, slot < 0 ? -1 : next[slot] + mine[slot] + rank);
+        if (there) place_pair(plan, i, slot < 0 ? -1 : next[slot] + mine[slot] + rank);
+        if (i - threadIdx.x + tile >= last_pair(parts)) return;
         __syncthreads();
         for (int32_t s = threadIdx.x; s < S; s += TILE) next[s] += counts[parts.warps * S + s];
+        for (int32_t at = threadIdx.x; at < parts.warps * S; at += TILE) counts[at] = 0;
+        __syncthreads();
         slot = slot_after;
+        rank = count_warp(slot, [&](int n) { mine[slot] = static_cast<uint16_t>(n); });
+        __syncthreads();
+        sum_warps(S, parts.warps, counts);
+        __syncthreads();
     }
 }
 
 /* The same by one warp, which needs no counts of others. */
 __device__ void place_in_turn(const wb_moe_plan &plan, const plan_parts &parts, int32_t *next) {
-    const unsigned lower = (1u << threadIdx.x) - 1;
-    for (uint32_t first = first_pair(parts); first < last_pair(parts); first += WARP) {
-        const uint32_t i = first + threadIdx.x;
+    for (uint32_t i = first_pair(parts) + threadIdx.x; i - threadIdx.x < last_pair(parts); i += WARP) {
+        int32_t more = 0;
         const int32_t slot = part_slot(plan, parts, i);
-        const unsigned same = __match_any_sync(ALL_LANES, slot);
-        const int32_t row = slot < 0 ? -1 : next[slot] + __popc(same & lower);
+        const int32_t rank = count_warp(slot, [&](int n) { more = n; });
+        const int32_t row = slot < 0 ? -1 : next[slot] + rank;
         __syncwarp();
-        if (slot >= 0 && (same & lower) == 0) next[slot] += __popc(same);
+        if (more > 0) next[slot] += more;
         __syncwarp();
         if (i < last_pair(parts)) place_pair(plan, i, row);
     }
@@ -203,15 +197,28 @@ __device__ void place_in_turn(const wb_moe_plan &plan, const plan_parts &parts, 
 /* A block a part: pair_row (=) the row of each pair, row_token (=) the token of each row, offsets. */
 __global__ void __launch_bounds__(TILE) place_parts(wb_moe_plan plan, plan_parts parts, wb_fault *fault) {
     extern __shared__ int32_t shared[];
-    const int32_t S = plan.n_slots;
-    const bool few = S <= MAX_SHARED_SLOTS;
-    int32_t *next = few ? shared : parts.next + static_cast<int64_t>(blockIdx.x) * 2 * S;
+    const int32_t S = plan.n_slots, warp = static_cast<int32_t>(threadIdx.x / WARP);
+    const bool few = S <= MAX_SHARED_SLOTS, alone = parts.n_parts == 1;
+    int32_t *next = few ? shared : parts.next + static_cast<int64_t>(blockIdx.x) * 2 * S, *all = next + S;
+    uint16_t *counts = reinterpret_cast<uint16_t *>(shared + 2 * S);
     const uint32_t i = first_pair(parts) + threadIdx.x;
-    if (parts.n_parts == 1 && i < parts.n_pairs) plan.pair_row[i] = choose_slot(plan, i, fault);
-    const int32_t slot = part_slot(plan, parts, i);
-    find_rows(plan, parts, slot, next, next + S);
+    int32_t slot = -1;
+    if (alone && i < parts.n_pairs) plan.pair_row[i] = slot = choose_slot(plan, i, fault);
+    if (!alone) slot = part_slot(plan, parts, i);
+    for (int32_t at = threadIdx.x; few && at < parts.warps * S; at += TILE) counts[at] = 0;
+    for (int32_t s = threadIdx.x; s < S; s += TILE) next[s] = all[s] = 0;
+    __syncthreads();
+    if (!alone) add_counts(S, parts, next, all);
+    const int32_t rank = count_warp(slot, [&](int n) {
+        if (few && warp < parts.warps) counts[warp * S + slot] = static_cast<uint16_t>(n);
+        if (alone) atomicAdd(all + slot, n);
+    });
+    __syncthreads();
+    if (few) sum_warps(S, parts.warps, counts);
+    find_rows(plan, all, next);
+    __syncthreads();
     if (few)
-        place_tiles(plan, parts, slot, next, reinterpret_cast<uint16_t *>(next + S));
+        place_tiles(plan, parts, slot, rank, next, counts);
     else if (threadIdx.x < WARP)
         place_in_turn(plan, parts, next);
 }
@@ -221,9 +228,9 @@ int64_t max_parts(int32_t n_slots) {
     return parts < few ? few : parts > many ? many : parts;
 }
 
-/* What blocks have of shared memory: next, and where they have warps, their counts. */
+/* What blocks have of shared memory: next, all, and the counts of their warps. */
 size_t shared_bytes(int32_t n_slots, int32_t warps) {
-    return (size_t)n_slots * (sizeof(int32_t) + (size_t)(warps + 1) * sizeof(uint16_t));
+    return (size_t)n_slots * (2 * sizeof(int32_t) + (size_t)(warps + 1) * sizeof(uint16_t));
 }
 
 plan_parts share_out(int64_t n_pairs, int32_t n_slots, int32_t *scratch) {
