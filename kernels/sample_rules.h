@@ -1,17 +1,32 @@
 /* sample_rules.h - what both backends ask of the parameters of a draw, in the same words.
  *
- * Owns: the check of a call's host arrays, and a size that is part of the order of sums. Refuses: drawing. */
+ * Owns: the check of a call's host arrays, and the sizes that are part of the order of sums. Refuses:
+ * drawing. */
 #ifndef WB_SAMPLE_RULES_H
 #define WB_SAMPLE_RULES_H
 
 #include "wb_check.h"
+#include "wb_host_device.h"
 #include "wb_kernels.h"
 
 #include <inttypes.h>
 #include <math.h>
 
-/* Probabilities are summed over blocks of so many tokens, and then over the blocks. */
-enum { DRAW_BLOCK = 128 };
+/* The sum of a row's exponentials is made of parts of SOFTMAX_PART tokens, so that a row's parts can be made
+ * at once wherever it is computed. A part's exponentials are those of the differences to its own largest
+ * token, and are summed in lanes; the parts' sums, each times exp(its largest - the row's largest), are
+ * summed in lanes again, part i in lane i mod 16. Parts are of the length alone: a row's sum does not depend
+ * on the rows beside it, and one of a single part is the plain sum in lanes.
+ *
+ * To draw from all tokens, each part's exponentials are summed over blocks of DRAW_BLOCK tokens, then over
+ * its blocks, and then, scaled in the same way, over the parts. */
+enum { SOFTMAX_PART = 2048, DRAW_BLOCK = 128, DRAW_BLOCKS = SOFTMAX_PART / DRAW_BLOCK };
+
+/* What is taken from the elements of a part before they become exponentials: its largest, but 0 for a part of
+ * -inf alone, whose differences would be NaN. */
+static WB_HD float softmax_origin(float largest) {
+    return largest == -INFINITY ? 0.0f : largest;
+}
 
 static inline wb_status wb_sample_check_params(int64_t row, const wb_sample_params *params) {
     if (!(params->temperature >= 0.0f && params->temperature < INFINITY))

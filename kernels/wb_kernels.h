@@ -578,8 +578,9 @@ typedef struct wb_distribution {
 
 /* logprobs[t] = log of the probability of targets[t] in row t of `of`; 0 where targets[t] < 0. `of` NULL:
  * temperature 1 over the whole vocabulary. targets: device [T]; a target is one of its row's kept tokens.
- * The kept tokens are summed in the order of their ids, so that a row that keeps every token, one by one, and
- * a row that is not limited have the same bits, and so have temperature 1 and none.
+ * The kept tokens are summed in the order of their ids, in parts of 2048 of which each has exponentials of
+ * its own largest (sample_rules.h), so that a row that keeps every token, one by one, and a row that is not
+ * limited have the same bits, and so have temperature 1 and none.
  * Backward: dlogits[t,:] = dlogprobs[t] / temperature * (onehot - softmax), zeros outside of the kept tokens
  * and where targets[t] < 0; may be logits. */
 typedef wb_status wb_logprob_forward_fn(wb_device *dev, int64_t T, int64_t V, const float *logits,

@@ -60,7 +60,7 @@ for program in "$build"/tests/*_cuda "$build"/tests/test_{ops_bf16,ops_fused,gra
 done
 if command -v compute-sanitizer >/dev/null; then
     for tool in memcheck racecheck; do
-        for test in test_products_cuda test_router_cuda test_ops_cuda test_ops_fused; do
+        for test in test_products_cuda test_router_cuda test_plan_cuda test_sampling_cuda test_ops_cuda test_ops_fused; do
             program=$(built $test)
             # A stream of another GPU is refused by what CUDA says of it: that is no error of this library.
             quiet=()
@@ -107,6 +107,7 @@ fi
 
 # ---- benchmarks ----
 step_of bench_router bench_router_cuda
+step_of bench_sampling bench_sampling_cuda
 for tokens in 16384 32768; do step_of "bench_layer-$tokens" bench_layer_cuda $tokens; done
 step_of bench_layer-zipf bench_layer_cuda 16384 2048 768 128 8 0.7
 step_of bench_attention bench_attention_cuda
@@ -134,6 +135,14 @@ row() {
 }
 printf '\n%s, %s of them\n| figure | here | beside | ratio |\n|---|---|---|---|\n' "$card" "$gpus"
 row "top-k, T 16384, E 128, K 8" "$(figure bench_router '^topk +softmax_norm +T +16384 E +128' 10)" us "torch.topk" "$(peer topk)"
+row "moe_plan, T 16384, E 128, K 8" "$(figure bench_router '^moe_plan +softmax_norm +T +16384 E +128' 10)" us "" ""
+row "replayed routes, T 16384, E 128" "$(figure bench_router '^replay +softmax_norm +T +16384 E +128' 9)" "of native" "" ""
+for rows in 64 256; do
+    row "logprob_forward, $rows rows, V 151936" "$(figure bench_sampling "^logprob_forward +rows +$rows V 151936" 10)" us "copy" \
+        "$(figure bench_sampling "^logprob_forward +rows +$rows V 151936" 5)"
+    row "sample, temperature 1, $rows rows, V 151936" "$(figure bench_sampling "^sample, temperature 1 +rows +$rows V 151936" 10)" us "copy" \
+        "$(figure bench_sampling "^sample, temperature 1 +rows +$rows V 151936" 5)"
+done
 for tokens in 16384 32768; do
     row "MoE layer forward, T $tokens" "$(figure bench_layer-$tokens '^layer, forward  ' 5)" TFLOP/s "torch dense" "$(peer dense)"
     row "MoE layer both, steady, T $tokens" "$(figure bench_layer-$tokens 'backward, steady' 5)" TFLOP/s "torch dense" "$(peer dense)"

@@ -1,104 +1,10 @@
-/* cpu_sampling.c - log-probabilities of given tokens, and drawing tokens.
+/* cpu_sampling.c - drawing tokens.
  *
- * Owns: log_softmax at a target, of logits / temperature over the kept tokens, and its gradient; temperature,
- * top-k, top-p and the inverse of the cumulative distribution. Refuses: random numbers (the caller brings one
- * for each row).
+ * Owns: temperature, top-k, top-p and the inverse of the cumulative distribution. Refuses: random numbers
+ * (the caller brings one for each row), log-probabilities of given tokens (cpu_logprob.c).
  */
-#include "cpu/cpu_lanes.h"
+#include "cpu/cpu_softmax.h"
 #include "device_fault.h"
-#include "sample_rules.h"
-
-/* ---- log-probabilities ----------------------------------------------------------------------- */
-
-/* One row's distribution. */
-typedef struct softmax_row {
-    const float *z; /* [V] logits */
-    int64_t V;
-    float temperature;
-    const uint32_t *kept; /* [n_kept] ids; n_kept 0: the whole vocabulary */
-    int64_t n_kept;
-} softmax_row;
-
-static softmax_row row_of(const wb_distribution *of, const float *logits, int64_t V, int64_t t) {
-    softmax_row row = {.z = logits + t * V, .V = V, .temperature = 1.0f};
-    if (of && of->temperature) row.temperature = of->temperature[t];
-    if (!of || !of->kept_start) return row;
-    row.kept = of->kept_ids + of->kept_start[t];
-    row.n_kept = of->kept_start[t + 1] - of->kept_start[t];
-    return row;
-}
-
-/* The kept logits / temperature in the order of their ids, [*n_out]: in `scratch` [V], or where they are. */
-static const float *scaled_logits(const softmax_row *row, float *scratch, int64_t *n_out) {
-    const float *z = row->z;
-    const float temperature = row->temperature;
-    *n_out = row->n_kept > 0 ? row->n_kept : row->V;
-    if (row->n_kept > 0) {
-        for (int64_t i = 0; i < row->n_kept; i++) scratch[i] = z[row->kept[i]] / temperature;
-        return scratch;
-    }
-    if (temperature == 1.0f) return z;
-    for (int64_t i = 0; i < row->V; i++) scratch[i] = z[i] / temperature;
-    return scratch;
-}
-
-static float row_logprob(const softmax_row *row, int32_t target, float *scratch) {
-    int64_t n;
-    const float *y = scaled_logits(row, scratch, &n);
-    float max = row_max(y, n);
-    return row->z[target] / row->temperature - max - wb_logf(row_exp_sum(y, n, max));
-}
-
-/* dz[V] (=), may be the row's logits. */
-static void row_logprob_backward(const softmax_row *row, int32_t target, float dlogprob, float *scratch,
-                                 float *dz) {
-    int64_t n;
-    const float *y = scaled_logits(row, scratch, &n);
-    float *p = row->n_kept > 0 ? scratch : dz;
-    float sum = row_exp(y, n, row_max(y, n), p);
-    float d = dlogprob / row->temperature, factor = -d / sum;
-    if (row->n_kept > 0) {
-        memset(dz, 0, (size_t)row->V * sizeof(float));
-        for (int64_t i = 0; i < n; i++) dz[row->kept[i]] = p[i] * factor;
-    } else {
-        for (int64_t i = 0; i < n; i++) dz[i] *= factor;
-    }
-    dz[target] += d;
-}
-
-/* Each thread has room for a row of logits / temperature, where there can be one. */
-static wb_status reserve_row(wb_device *dev, int64_t V, const wb_distribution *of) {
-    return of ? wb_cpu_scratch_reserve(dev, (size_t)V * sizeof(float)) : WB_OK;
-}
-
-wb_status WB_CPU(logprob_forward)(wb_device *dev, int64_t T, int64_t V, const float *logits,
-                                  const int32_t *targets, const wb_distribution *of, float *logprobs) {
-    WB_TRY(reserve_row(dev, V, of));
-#pragma omp parallel for schedule(static) num_threads(wb_cpu_threads(dev, T *V * 8))
-    for (int64_t t = 0; t < T; t++) {
-        const softmax_row row = row_of(of, logits, V, t);
-        logprobs[t] = targets[t] < 0 ? 0.0f : row_logprob(&row, targets[t], of ? wb_cpu_scratch(dev) : NULL);
-    }
-    return WB_OK;
-}
-
-wb_status WB_CPU(logprob_backward)(wb_device *dev, int64_t T, int64_t V, const float *logits,
-                                   const int32_t *targets, const wb_distribution *of, const float *dlogprobs,
-                                   float *dlogits) {
-    WB_TRY(reserve_row(dev, V, of));
-#pragma omp parallel for schedule(static) num_threads(wb_cpu_threads(dev, T *V * 8))
-    for (int64_t t = 0; t < T; t++) {
-        const softmax_row row = row_of(of, logits, V, t);
-        float *dz = dlogits + t * V;
-        if (targets[t] < 0)
-            memset(dz, 0, (size_t)V * sizeof(float));
-        else
-            row_logprob_backward(&row, targets[t], dlogprobs[t], of ? wb_cpu_scratch(dev) : NULL, dz);
-    }
-    return WB_OK;
-}
-
-/* ---- drawing --------------------------------------------------------------------------------- */
 
 /* A binary heap of orders of choices, the largest at 0. */
 static void sift_down(uint64_t *heap, int64_t count, int64_t at) {
@@ -123,53 +29,96 @@ static void heap_pop(uint64_t *heap, int64_t count) {
     if (count > 1) sift_down(heap, count - 1, 0);
 }
 
+/* One part of a row that is drawn from. */
+typedef struct draw_part {
+    double mass; /* of its exponentials, scaled */
+    float scale; /* exp(its largest - top) */
+} draw_part;
+
 /* What one thread needs to draw from a row. */
 typedef struct draw {
     const float *z;
     const wb_sample_params *params;
-    int64_t V;
-    float top;      /* the largest z / temperature */
-    float *p;       /* [V] exp(z / temperature - top) */
-    double *sums;   /* of p over blocks of DRAW_BLOCK */
-    double total;   /* of the sums, ascending */
-    uint64_t *heap; /* [V] */
-    uint32_t *kept; /* [V] ids that top-k and top-p keep, ascending */
-    int64_t n_kept; /* 0: all */
+    int64_t V, n_parts;
+    float top;        /* the largest z / temperature */
+    float *p;         /* [V] exp(z / temperature - the largest of the part) */
+    float exp_sum;    /* as row_softmax_sum */
+    double *sums;     /* of p over blocks of DRAW_BLOCK */
+    draw_part *parts; /* [n_parts] */
+    double total;     /* of the masses, ascending */
+    uint64_t *heap;   /* [V] */
+    uint32_t *kept;   /* [V] ids that top-k and top-p keep, ascending */
+    int64_t n_kept;   /* 0: all */
 } draw;
 
 size_t WB_CPU(sample_bytes)(int64_t V) {
     return (size_t)V * (sizeof(uint64_t) + sizeof(float) + sizeof(uint32_t)) +
-           (size_t)(V / DRAW_BLOCK + 1) * sizeof(double);
+           (size_t)(V / DRAW_BLOCK + 1) * sizeof(double) + (size_t)(V / SOFTMAX_PART + 1) * sizeof(draw_part);
+}
+
+/* Fills p, sums and the entry of one part; its sum in lanes, scaled. */
+static float make_part(draw *d, int64_t number) {
+    const int64_t begin = number * SOFTMAX_PART, length = softmax_part_length(d->V, begin);
+    const float *z = d->z + begin, temperature = d->params->temperature;
+    const float largest = row_max(z, length) / temperature, origin = softmax_origin(largest);
+    float *restrict p = d->p + begin;
+    double *sums = d->sums + number * DRAW_BLOCKS, mass = 0.0;
+    draw_part *part = &d->parts[number];
+    for (int64_t i = 0; i < length; i++) p[i] = wb_expf(z[i] / temperature - origin);
+    for (int64_t b = 0; b * DRAW_BLOCK < length; b++) {
+        const int64_t at = b * DRAW_BLOCK, left = length - at;
+        sums[b] = (double)row_sum(p + at, left < DRAW_BLOCK ? left : DRAW_BLOCK);
+        mass += sums[b];
+    }
+    part->scale = wb_expf(largest - d->top);
+    part->mass = mass * (double)part->scale;
+    return row_sum(p, length) * part->scale;
 }
 
 static draw make_draw(int64_t V, const float *z, float max, const wb_sample_params *params, void *scratch) {
     draw d = {.z = z, .params = params, .V = V, .top = max / params->temperature, .heap = scratch};
+    float sum[WB_LANES] = {0.0f};
+    d.n_parts = (V + SOFTMAX_PART - 1) / SOFTMAX_PART;
     d.sums = (double *)(void *)(d.heap + V);
-    d.p = (float *)(d.sums + V / DRAW_BLOCK + 1);
+    d.parts = (draw_part *)(void *)(d.sums + V / DRAW_BLOCK + 1);
+    d.p = (float *)(void *)(d.parts + V / SOFTMAX_PART + 1);
     d.kept = (uint32_t *)(d.p + V);
-    float *restrict p = d.p, temperature = params->temperature, top = d.top;
-    for (int64_t i = 0; i < V; i++) p[i] = wb_expf(z[i] / temperature - top);
-    for (int64_t b = 0; b * DRAW_BLOCK < V; b++) {
-        int64_t begin = b * DRAW_BLOCK, left = V - begin;
-        d.sums[b] = (double)row_sum(d.p + begin, left < DRAW_BLOCK ? left : DRAW_BLOCK);
-        d.total += d.sums[b];
+    for (int64_t part = 0; part < d.n_parts; part++) {
+        sum[part % WB_LANES] += make_part(&d, part);
+        d.total += d.parts[part].mass;
     }
+    d.exp_sum = wb_lanes_sum(sum);
     return d;
 }
 
-/* In id order: the block, then the token, where the running sum passes uniform * total; where rounding
- * leaves a remainder, the block's last token with p > 0. */
+/* In id order: the part, the block, then the token, where the running sum passes uniform * total. Where
+ * rounding leaves a remainder it is the last block of the part, and the last token of the block, with
+ * p > 0. */
 static int64_t draw_in_id_order(const draw *d) {
-    double below = 0.0, target = (double)d->params->uniform * d->total;
-    int64_t b = 0;
-    while (below + d->sums[b] <= target) below += d->sums[b++]; /* target < total */
-    int64_t end = (b + 1) * DRAW_BLOCK < d->V ? (b + 1) * DRAW_BLOCK : d->V, last = b * DRAW_BLOCK;
-    for (int64_t i = b * DRAW_BLOCK; i < end; i++) {
+    double below = 0.0, target = (double)d->params->uniform * d->total, block_below = 0.0;
+    int64_t part = 0, block = 0;
+    while (below + d->parts[part].mass <= target) below += d->parts[part++].mass; /* target < total */
+    target = (target - below) / (double)d->parts[part].scale;
+    const int64_t begin = part * SOFTMAX_PART, end = begin + softmax_part_length(d->V, begin);
+    below = 0.0;
+    for (int64_t b = begin / DRAW_BLOCK; b * DRAW_BLOCK < end; b++) {
+        if (d->sums[b] > 0.0) block = b, block_below = below;
+        below += d->sums[b];
+        if (below > target) break;
+    }
+    below = block_below;
+    int64_t last = block * DRAW_BLOCK;
+    for (int64_t i = last; i < end && i < (block + 1) * DRAW_BLOCK; i++) {
         below += (double)d->p[i];
         if (d->p[i] > 0.0f) last = i;
         if (below > target) break;
     }
     return last;
+}
+
+/* exp(z / temperature - top) of a token. */
+static double p_of(const draw *d, int64_t id) {
+    return (double)wb_expf(d->z[id] / d->params->temperature - d->top);
 }
 
 /* The number of tokens in the heap: all, or those within a factor exp(7) of the largest where they are
@@ -181,7 +130,7 @@ static int64_t fill_heap(const draw *d, int64_t limit) {
     for (int64_t i = 0; i < d->V; i++)
         if (d->z[i] >= min) {
             d->heap[count++] = wb_choice_order(wb_key_order(d->z[i]), (uint32_t)i);
-            sum += (double)d->p[i];
+            sum += p_of(d, i);
         }
     bool enough = limit < d->V ? count >= limit : sum > (double)d->params->top_p * d->total * (1.0 + 1e-9);
     if (enough) return count;
@@ -210,33 +159,34 @@ static int64_t draw_from_top(draw *d) {
     if (limit < d->V) {
         for (total = 0.0; popped < limit; popped++) {
             heap_pop(heap, size - popped);
-            total += (double)d->p[wb_choice_order_id(sorted_end[-popped])];
+            total += p_of(d, wb_choice_order_id(sorted_end[-popped]));
         }
         size = limit;
     }
     for (; n < size && (n == 0 || kept < (double)params->top_p * total); n++) {
         if (n == popped) heap_pop(heap, size - popped++);
-        kept += (double)d->p[wb_choice_order_id(sorted_end[-n])];
+        kept += p_of(d, wb_choice_order_id(sorted_end[-n]));
     }
     double target = (double)params->uniform * kept;
     int64_t last = wb_choice_order_id(*sorted_end);
     for (int64_t i = 0; i < n; i++) {
-        int64_t id = wb_choice_order_id(sorted_end[-i]);
-        sum += (double)d->p[id];
-        if (d->p[id] > 0.0f) last = id;
+        const int64_t id = wb_choice_order_id(sorted_end[-i]);
+        const double p = p_of(d, id);
+        sum += p;
+        if (p > 0.0) last = id;
         if (sum > target) break;
     }
     keep(d, sorted_end - (n - 1), n);
     return last;
 }
 
-/* The bits of row_logprob for the kept tokens: the largest logit is always kept, so that p has the
- * exponentials that are summed there. Gathers those of the kept tokens at the beginning of p, in place
- * because the i-th kept id is at least i. */
+/* The bits of logprob_forward for the kept tokens: the largest logit is always kept. Their logits /
+ * temperature come into p, which nobody needs any more. */
 static float drawn_logprob(draw *d, int64_t id) {
-    for (int64_t i = 0; i < d->n_kept; i++) d->p[i] = d->p[d->kept[i]];
-    const float sum = row_sum(d->p, d->n_kept > 0 ? d->n_kept : d->V);
-    return d->z[id] / d->params->temperature - d->top - wb_logf(sum);
+    const float temperature = d->params->temperature;
+    for (int64_t i = 0; i < d->n_kept; i++) d->p[i] = d->z[d->kept[i]] / temperature;
+    const float sum = d->n_kept > 0 ? row_softmax_sum(d->p, d->n_kept, d->top) : d->exp_sum;
+    return d->z[id] / temperature - d->top - wb_logf(sum);
 }
 
 /* What one row is sampled to. */

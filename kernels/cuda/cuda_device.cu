@@ -155,7 +155,7 @@ static wb_status cuda_reserve_scratch(wb_device *dev, const wb_op_sizes *most) {
     const int32_t heads = most->n_heads > 0 ? most->n_heads : 1;
     const int32_t K = most->router.n_experts > 0 ? most->router.top_k : 0;
     size_t largest = 0;
-    size_t bytes[6] = {wb_cuda_plan_bytes(most->tokens * K, most->n_slots),
+    size_t bytes[7] = {wb_cuda_plan_bytes(most->tokens * K, most->n_slots),
                        wb_cuda_group_bytes(most->n_sources, most->n_groups), wb_cuda_sum_bytes(most->summed)};
     void *scratch = NULL;
     if (most->sampled > 0) bytes[3] = wb_cuda_sample_bytes(most->sampled, most->vocab_size);
@@ -163,6 +163,7 @@ static wb_status cuda_reserve_scratch(wb_device *dev, const wb_op_sizes *most) {
         bytes[4] = wb_cuda_attention_backward_bytes(most->tokens, heads);
         bytes[5] = wb_cuda_norm_backward_bytes(most->tokens * heads);
     }
+    bytes[6] = wb_cuda_logprob_bytes(most->vocab_size);
     WB_TRY(wb_cuda_use(dev, "reserve_scratch"));
     for (size_t i = 0; i < sizeof bytes / sizeof bytes[0]; i++)
         largest = bytes[i] > largest ? bytes[i] : largest;

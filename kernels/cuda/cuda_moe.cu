@@ -1,7 +1,8 @@
 /* cuda_moe.cu - where token rows go: the row of each pair, and the rows that arrive from other ranks.
  *
- * Rows lie by slot, then by pair; the count of what comes before a pair is made of counts of whole parts of
- * the pairs, so that no kernel depends on which block runs first. Refuses: choosing experts, what experts
+ * Rows lie by slot, then by pair. A kernel counts the pairs of each part and slot; a second one sums for
+ * each part what comes before it, and places its pairs, so that nothing depends on which block runs first.
+ * Few pairs are one part, which the second kernel does by itself. Refuses: choosing experts, what experts
  * compute (cuda_matmul.cu), the way back (cuda_combine.cu). */
 #include "cuda/cuda_fault.h"
 #include "cuda/cuda_ids.h"
@@ -12,91 +13,236 @@
 
 namespace {
 
+/* A block's threads; the pairs that it places at a time, one a thread, or fewer. */
+enum { TILE = 1024 };
+
+/* The sum of `value` over the threads before this one; *total_out: over all of the block, of TILE threads. */
+__device__ int32_t sum_before(int32_t value, int32_t *total_out) {
+    __shared__ int32_t of_warp[TILE / WARP];
+    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    int32_t sum = value;
+    for (int step = 1; step < WARP; step *= 2) {
+        const int32_t other = __shfl_up_sync(ALL_LANES, sum, step);
+        sum += lane >= step ? other : 0;
+    }
+    __syncthreads();
+    if (lane == WARP - 1) of_warp[warp] = sum;
+    __syncthreads();
+    int32_t warps = of_warp[lane];
+    for (int step = 1; step < WARP; step *= 2) {
+        const int32_t other = __shfl_up_sync(ALL_LANES, warps, step);
+        warps += lane >= step ? other : 0;
+    }
+    *total_out = __shfl_sync(ALL_LANES, warps, WARP - 1);
+    const int32_t before = __shfl_sync(ALL_LANES, warps, max(warp - 1, 0));
+    return (warp > 0 ? before : 0) + sum - value;
+}
+
 /* ---- rows of this rank's tokens -------------------------------------------------------------- */
 
-/* Pairs of a part: a warp takes them in turn, WARP at a time. */
-enum { PART = 1024 };
+/* Parts at most, of few slots and of many, since each part reads the counts of all; slots of which shared
+ * memory holds the counts. */
+enum { MAX_PARTS = 128, MIN_PARTS = 32, PART_COUNTS = 1 << 16, MAX_SHARED_SLOTS = 3072 };
 
-/* pair_row (=) the slot of each pair, -1 for padding and for an id that is none. */
-__global__ void __launch_bounds__(BLOCK) choose_slots(wb_moe_plan plan, wb_fault *fault) {
-    const int64_t i = thread_number(), t = i / plan.top_k;
-    if (t >= plan.T) return;
-    const uint32_t id = load_id(plan.ids, t, static_cast<int32_t>(i % plan.top_k));
-    if (id >= static_cast<uint32_t>(plan.n_experts))
-        set_fault(fault,
-                  {WB_FAULT_ID, WB_OP_moe_plan, t, static_cast<int32_t>(i % plan.top_k), plan.n_experts, id});
-    const bool padding = plan.direction && plan.direction[t] == WB_ROW_PADDING;
-    const uint64_t key = plan.tokens ? wb_dispatch_key(plan.tokens[t], plan.pos[t]) : 0;
-    const bool there = !padding && id < static_cast<uint32_t>(plan.n_experts);
-    plan.pair_row[i] = there ? wb_dispatch_slot(&plan.rule, id, key) : -1;
-}
+/* How a plan is shared out among blocks, by the numbers of pairs and slots alone. */
+struct plan_parts {
+    uint32_t n_pairs, part; /* pairs of all; of a part, whole tiles */
+    int32_t n_parts, warps; /* warps of a part that place at a time */
+    int32_t *counts;        /* [n_parts][S] pairs of a part that go to a slot; a part alone has none */
+    int32_t *next;          /* [n_parts][2 S] where there are more slots than shared memory holds */
+};
 
-/* before[part][slot] (=) pairs of the part that go there. A block a part. */
-__global__ void __launch_bounds__(BLOCK)
-    count_parts(int64_t n_pairs, int32_t n_slots, const int32_t *slots, int32_t *before) {
-    int32_t *counts = before + static_cast<int64_t>(blockIdx.x) * n_slots;
-    for (int32_t s = threadIdx.x; s < n_slots; s += BLOCK) counts[s] = 0;
-    __syncthreads();
-    const int64_t begin = static_cast<int64_t>(blockIdx.x) * PART, end = min(begin + PART, n_pairs);
-    for (int64_t i = begin + threadIdx.x; i < end; i += BLOCK)
-        if (slots[i] >= 0) atomicAdd(counts + slots[i], 1); /* of whole numbers: in any order the same */
-}
-
-/* before[part][slot] becomes the pairs of earlier parts that go there; offsets[slot + 1] (=) all of them. */
-__global__ void __launch_bounds__(BLOCK)
-    sum_parts(int64_t parts, int32_t n_slots, int32_t *before, int32_t *offsets) {
-    const int64_t slot = thread_number();
-    if (slot >= n_slots) return;
-    int32_t sum = 0;
-    for (int64_t part = 0; part < parts; part++) {
-        const int32_t count = before[part * n_slots + slot];
-        before[part * n_slots + slot] = sum;
-        sum += count;
+/* The slot of pair i, -1 for padding and for an id that is none. */
+__device__ __forceinline__ int32_t choose_slot(const wb_moe_plan &plan, uint32_t i, wb_fault *fault) {
+    const uint32_t t = i / static_cast<uint32_t>(plan.top_k);
+    const int32_t k = static_cast<int32_t>(i - t * static_cast<uint32_t>(plan.top_k));
+    const uint32_t id = load_id(plan.ids, t, k);
+    if (id >= static_cast<uint32_t>(plan.n_experts)) {
+        set_fault(fault, {WB_FAULT_ID, WB_OP_moe_plan, t, k, plan.n_experts, id});
+        return -1;
     }
-    offsets[slot + 1] = sum;
+    if (plan.direction && plan.direction[t] == WB_ROW_PADDING) return -1;
+    return wb_dispatch_slot(&plan.rule, id, plan.tokens ? wb_dispatch_key(plan.tokens[t], plan.pos[t]) : 0);
 }
 
-/* offsets[1..n] become their sums. One warp. */
-__global__ void sum_offsets(int32_t n, int32_t *offsets) {
-    const int lane = threadIdx.x;
-    int32_t total = 0;
-    if (lane == 0) offsets[0] = 0;
-    for (int32_t begin = 0; begin < n; begin += WARP) {
-        int32_t sum = begin + lane < n ? offsets[begin + lane + 1] : 0;
-        for (int step = 1; step < WARP; step *= 2) {
-            const int32_t other = __shfl_up_sync(ALL_LANES, sum, step);
-            sum += lane >= step ? other : 0;
-        }
-        if (begin + lane < n) offsets[begin + lane + 1] = total + sum;
-        total += __shfl_sync(ALL_LANES, sum, WARP - 1);
-    }
+/* The pairs of this block's part. */
+__device__ __forceinline__ uint32_t first_pair(const plan_parts &parts) {
+    return blockIdx.x * parts.part;
+}
+__device__ __forceinline__ uint32_t last_pair(const plan_parts &parts) {
+    return min(first_pair(parts) + parts.part, parts.n_pairs);
 }
 
-/* Slots whose next rows a block's shared memory holds. */
-enum { MAX_SHARED_SLOTS = 8192 };
+/* The slot of pair i, -1 where this block's part has no such pair. */
+__device__ __forceinline__ int32_t part_slot(const wb_moe_plan &plan, const plan_parts &parts, uint32_t i) {
+    return i < last_pair(parts) ? plan.pair_row[i] : -1;
+}
 
-/* pair_row (=) the row of each pair, row_token (=) the token of each row. A warp a part; `next` has the next
- * row of each slot: in shared memory, or where the slots are too many in the part's `before`. */
-__global__ void place_pairs(wb_moe_plan plan, int32_t *before) {
+/* counts[S] (=) pairs of each part that go to each slot, pair_row (=) the slots. A block a part. */
+__global__ void __launch_bounds__(TILE) count_parts(wb_moe_plan plan, plan_parts parts, wb_fault *fault) {
     extern __shared__ int32_t shared[];
-    const int64_t n_pairs = plan.T * plan.top_k, begin = static_cast<int64_t>(blockIdx.x) * PART;
-    const int64_t end = min(begin + PART, n_pairs);
-    int32_t *of_part = before + static_cast<int64_t>(blockIdx.x) * plan.n_slots;
-    int32_t *next = plan.n_slots <= MAX_SHARED_SLOTS ? shared : of_part;
-    const unsigned lower = (1u << threadIdx.x) - 1;
-    for (int32_t s = threadIdx.x; s < plan.n_slots; s += WARP) next[s] = plan.offsets[s] + of_part[s];
-    int32_t slot = begin + threadIdx.x < end ? plan.pair_row[begin + threadIdx.x] : -1;
-    for (int64_t i = begin + threadIdx.x; i - threadIdx.x < end; i += WARP) {
-        const int32_t slot_after = i + WARP < end ? plan.pair_row[i + WARP] : -1;
-        const unsigned same = __match_any_sync(ALL_LANES, slot);
-        __syncwarp();
-        const int32_t row = slot < 0 ? -1 : next[slot] + __popc(static_cast<int>(same & lower));
-        __syncwarp();
-        if (slot >= 0 && (same & lower) == 0) next[slot] += __popc(static_cast<int>(same));
-        if (i < end) plan.pair_row[i] = row;
-        if (slot >= 0) plan.row_token[row] = static_cast<int32_t>(i / plan.top_k);
-        slot = slot_after;
+    int32_t *to = parts.counts + static_cast<int64_t>(blockIdx.x) * plan.n_slots;
+    int32_t *counts = plan.n_slots <= MAX_SHARED_SLOTS ? shared : to;
+    for (int32_t s = threadIdx.x; s < plan.n_slots; s += TILE) counts[s] = 0;
+    __syncthreads();
+    for (uint32_t i = first_pair(parts) + threadIdx.x; i < last_pair(parts); i += TILE) {
+        const int32_t slot = choose_slot(plan, i, fault);
+        plan.pair_row[i] = slot;
+        if (slot >= 0) atomicAdd(counts + slot, 1); /* of whole numbers: in any order the same */
     }
+    __syncthreads();
+    for (int32_t s = threadIdx.x; s < plan.n_slots && counts != to; s += TILE) to[s] = counts[s];
+}
+
+/* before[S] (+=) the pairs of earlier parts, all[S] (+=) those of all parts, that go to each slot. */
+__device__ void add_counts(int32_t S, const plan_parts &parts, int32_t *before, int32_t *all) {
+    const int32_t width = S < TILE ? S : TILE, step = TILE / width;
+    const int32_t mine = static_cast<int32_t>(threadIdx.x) / width;
+    for (int32_t s = static_cast<int32_t>(threadIdx.x) % width; s < S && mine < step; s += width) {
+        int32_t sum_before = 0, sum = 0;
+#pragma unroll 16
+        for (int32_t part = mine; part < parts.n_parts; part += step) {
+            const int32_t count = parts.counts[static_cast<int64_t>(part) * S + s];
+            sum_before += part < static_cast<int32_t>(blockIdx.x) ? count : 0;
+            sum += count;
+        }
+        atomicAdd(before + s, sum_before);
+        atomicAdd(all + s, sum);
+    }
+}
+
+/* next[S] (+=) where each slot begins, of all[S] pairs; offsets (=) the same, by the first block. */
+__device__ void find_rows(const wb_moe_plan &plan, const int32_t *all, int32_t *next) {
+    const int32_t S = plan.n_slots;
+    int32_t row = 0, total;
+    for (int32_t first = 0; first < S; first += TILE) {
+        const int32_t s = first + static_cast<int32_t>(threadIdx.x);
+        const int32_t begin = row + sum_before(s < S ? all[s] : 0, &total);
+        if (s < S) next[s] += begin;
+        if (s < S && blockIdx.x == 0) plan.offsets[s] = begin;
+        row += total;
+    }
+    if (blockIdx.x == 0 && threadIdx.x == 0) plan.offsets[S] = row;
+}
+
+__device__ __forceinline__ void place_pair(const wb_moe_plan &plan, uint32_t i, int32_t row) {
+    plan.pair_row[i] = row;
+    if (row >= 0) plan.row_token[row] = static_cast<int32_t>(i / static_cast<uint32_t>(plan.top_k));
+}
+
+/* Says how many lanes of this warp have `slot`, if not -1, by calling count(how many) in the first of them;
+ * returns how many come before this one. */
+template <typename F> __device__ __forceinline__ int32_t count_warp(int32_t slot, F count) {
+    const unsigned same = __match_any_sync(ALL_LANES, slot), lower = (1u << threadIdx.x % WARP) - 1;
+    const int32_t rank = __popc(same & lower);
+    if (slot >= 0 && rank == 0) count(__popc(same));
+    return rank;
+}
+
+/* counts[warps + 1][S], how many pairs of each warp go to a slot, become how many of the warps before it, the
+ * last row those of all. By the whole block. */
+__device__ void sum_warps(int32_t S, int32_t warps, uint16_t *counts) {
+    for (int32_t s = threadIdx.x; s < S; s += TILE) {
+        uint16_t of_warp[TILE / WARP];
+        uint16_t sum = 0;
+#pragma unroll
+        for (int w = 0; w < TILE / WARP; w++) of_warp[w] = w < warps ? counts[w * S + s] : 0;
+#pragma unroll
+        for (int w = 0; w < TILE / WARP; w++) {
+            if (w < warps) counts[w * S + s] = sum;
+            sum = static_cast<uint16_t>(sum + of_warp[w]);
+        }
+        counts[warps * S + s] = sum;
+    }
+}
+
+/* Places the pairs of this block's part in tiles of a pair a thread. slot, rank: of this thread's pair in the
+ * first tile, of which sum_warps was called already; counts: shared [warps + 1][S]. */
+__device__ void place_tiles(const wb_moe_plan &plan, const plan_parts &parts, int32_t slot, int32_t rank,
+                            int32_t *next, uint16_t *counts) {
+    const int32_t S = plan.n_slots;
+    const uint32_t tile = static_cast<uint32_t>(parts.warps) * WARP;
+    uint16_t *mine = counts + static_cast<int32_t>(threadIdx.x / WARP) * S;
+    for (uint32_t i = first_pair(parts) + threadIdx.x;; i += tile) {
+        const bool there = threadIdx.x < tile && i < last_pair(parts);
+        const int32_t slot_after = threadIdx.x < tile ? part_slot(plan, parts, i + tile) : -1;
+        if (there) place_pair(plan, i, slot < 0 ? -1 : next[slot] + mine[slot] + rank);
+        if (i - threadIdx.x + tile >= last_pair(parts)) return;
+        __syncthreads();
+        for (int32_t s = threadIdx.x; s < S; s += TILE) next[s] += counts[parts.warps * S + s];
+        for (int32_t at = threadIdx.x; at < parts.warps * S; at += TILE) counts[at] = 0;
+        __syncthreads();
+        slot = slot_after;
+        rank = count_warp(slot, [&](int n) { mine[slot] = static_cast<uint16_t>(n); });
+        __syncthreads();
+        sum_warps(S, parts.warps, counts);
+        __syncthreads();
+    }
+}
+
+/* The same by one warp, which needs no counts of others. */
+__device__ void place_in_turn(const wb_moe_plan &plan, const plan_parts &parts, int32_t *next) {
+    for (uint32_t i = first_pair(parts) + threadIdx.x; i - threadIdx.x < last_pair(parts); i += WARP) {
+        int32_t more = 0;
+        const int32_t slot = part_slot(plan, parts, i);
+        const int32_t rank = count_warp(slot, [&](int n) { more = n; });
+        const int32_t row = slot < 0 ? -1 : next[slot] + rank;
+        __syncwarp();
+        if (more > 0) next[slot] += more;
+        __syncwarp();
+        if (i < last_pair(parts)) place_pair(plan, i, row);
+    }
+}
+
+/* A block a part: pair_row (=) the row of each pair, row_token (=) the token of each row, offsets. */
+__global__ void __launch_bounds__(TILE) place_parts(wb_moe_plan plan, plan_parts parts, wb_fault *fault) {
+    extern __shared__ int32_t shared[];
+    const int32_t S = plan.n_slots, warp = static_cast<int32_t>(threadIdx.x / WARP);
+    const bool few = S <= MAX_SHARED_SLOTS, alone = parts.n_parts == 1;
+    int32_t *next = few ? shared : parts.next + static_cast<int64_t>(blockIdx.x) * 2 * S, *all = next + S;
+    uint16_t *counts = reinterpret_cast<uint16_t *>(shared + 2 * S);
+    const uint32_t i = first_pair(parts) + threadIdx.x;
+    int32_t slot = -1;
+    if (alone && i < parts.n_pairs) plan.pair_row[i] = slot = choose_slot(plan, i, fault);
+    if (!alone) slot = part_slot(plan, parts, i);
+    for (int32_t at = threadIdx.x; few && at < parts.warps * S; at += TILE) counts[at] = 0;
+    for (int32_t s = threadIdx.x; s < S; s += TILE) next[s] = all[s] = 0;
+    __syncthreads();
+    if (!alone) add_counts(S, parts, next, all);
+    const int32_t rank = count_warp(slot, [&](int n) {
+        if (few && warp < parts.warps) counts[warp * S + slot] = static_cast<uint16_t>(n);
+        if (alone) atomicAdd(all + slot, n);
+    });
+    __syncthreads();
+    if (few) sum_warps(S, parts.warps, counts);
+    find_rows(plan, all, next);
+    __syncthreads();
+    if (few)
+        place_tiles(plan, parts, slot, rank, next, counts);
+    else if (threadIdx.x < WARP)
+        place_in_turn(plan, parts, next);
+}
+
+int64_t max_parts(int32_t n_slots) {
+    const int64_t few = MIN_PARTS, many = MAX_PARTS, parts = PART_COUNTS / (n_slots > 0 ? n_slots : 1);
+    return parts < few ? few : parts > many ? many : parts;
+}
+
+/* What blocks have of shared memory: next, all, and the counts of their warps. */
+size_t shared_bytes(int32_t n_slots, int32_t warps) {
+    return (size_t)n_slots * (2 * sizeof(int32_t) + (size_t)(warps + 1) * sizeof(uint16_t));
+}
+
+plan_parts share_out(int64_t n_pairs, int32_t n_slots, int32_t *scratch) {
+    const size_t max_shared = 47 << 10;
+    plan_parts parts = {static_cast<uint32_t>(n_pairs), 0, 1, TILE / WARP, scratch, NULL};
+    const int64_t most = max_parts(n_slots);
+    const int64_t tiles = (n_pairs + TILE * most - 1) / (TILE * most);
+    parts.part = static_cast<uint32_t>(tiles * TILE);
+    parts.n_parts = static_cast<int32_t>((n_pairs + tiles * TILE - 1) / (tiles * TILE));
+    while (n_slots <= MAX_SHARED_SLOTS && shared_bytes(n_slots, parts.warps) > max_shared) parts.warps /= 2;
+    if (n_slots > MAX_SHARED_SLOTS) parts.next = scratch + parts.n_parts * static_cast<int64_t>(n_slots);
+    return parts;
 }
 
 wb_status check_plan(const wb_moe_plan *plan) {
@@ -114,24 +260,22 @@ wb_status check_plan(const wb_moe_plan *plan) {
 
 /* ---- rows of this rank's experts ------------------------------------------------------------- */
 
-/* arrived[r][s] (=) the first row that arrives from r for s, offsets (=) where the slots begin. One thread:
- * the counts are few. */
-__global__ void sum_arrivals(wb_moe_group group, int32_t *arrived, int32_t *grouped) {
+/* arrived[r][s], grouped[r][s] (=) the first row that arrives from r for s, as received and as grouped;
+ * offsets (=) where the slots begin. One block: the counts are few. */
+__global__ void __launch_bounds__(TILE) sum_arrivals(wb_moe_group group, int32_t *arrived, int32_t *grouped) {
     const int32_t R = group.n_sources, n = group.n_slots;
-    int32_t row = 0;
-    for (int32_t s = 0; s < n; s++) {
-        group.offsets[s] = row;
-        for (int32_t r = 0; r < R; r++) {
-            grouped[r * n + s] = row;
-            row += group.counts[r * n + s];
-        }
+    int32_t received = 0, row = 0, total;
+    for (int32_t first = 0; first < R * n; first += TILE) {
+        const int32_t i = first + static_cast<int32_t>(threadIdx.x), at = i % R * n + i / R;
+        const bool there = i < R * n;
+        const int32_t before = received + sum_before(there ? group.counts[i] : 0, &total);
+        received += total;
+        const int32_t begin = row + sum_before(there ? group.counts[at] : 0, &total);
+        row += total;
+        if (there) arrived[i] = before, grouped[at] = begin;
+        if (there && i % R == 0) group.offsets[i / R] = begin;
     }
-    group.offsets[n] = row;
-    row = 0;
-    for (int32_t i = 0; i < R * n; i++) {
-        arrived[i] = row;
-        row += group.counts[i];
-    }
+    if (threadIdx.x == 0) group.offsets[n] = row;
 }
 
 /* A block for each (source, slot). */
@@ -149,7 +293,9 @@ __global__ void __launch_bounds__(BLOCK)
 extern "C" {
 
 size_t wb_cuda_plan_bytes(int64_t n_pairs, int32_t n_slots) {
-    return static_cast<size_t>((n_pairs + PART - 1) / PART * n_slots) * sizeof(int32_t);
+    const int64_t tiles = (n_pairs + TILE - 1) / TILE, most = max_parts(n_slots);
+    const int64_t rows = (tiles < most ? tiles : most) * (n_slots > MAX_SHARED_SLOTS ? 3 : 1);
+    return static_cast<size_t>(rows * n_slots) * sizeof(int32_t);
 }
 
 size_t wb_cuda_group_bytes(int32_t n_sources, int32_t n_slots) {
@@ -157,25 +303,19 @@ size_t wb_cuda_group_bytes(int32_t n_sources, int32_t n_slots) {
 }
 
 wb_status wb_cuda_moe_plan(wb_device *dev, const wb_moe_plan *plan) {
-    const int64_t n_pairs = plan->T * plan->top_k, parts = (n_pairs + PART - 1) / PART;
-    cudaStream_t stream = stream_of(dev);
-    int32_t *before = NULL;
-    unsigned blocks = 0, slot_blocks = 0;
+    const int64_t n_pairs = plan->T * plan->top_k;
+    const int32_t S = plan->n_slots;
+    int32_t *scratch = NULL;
     WB_TRY(check_plan(plan));
     WB_TRY(wb_cuda_use(dev, "moe_plan"));
-    if (n_pairs == 0)
-        return dev->zero(dev, plan->offsets, ((size_t)plan->n_slots + 1) * sizeof *plan->offsets);
-    WB_TRY(reserve_scratch(dev, wb_cuda_plan_bytes(n_pairs, plan->n_slots), &before));
-    WB_TRY(count_blocks("moe_plan", "pairs", n_pairs, 1, &blocks));
-    WB_TRY(count_blocks("moe_plan", "slots", plan->n_slots, 1, &slot_blocks));
-    choose_slots<<<blocks, BLOCK, 0, stream>>>(*plan, fault_of(dev));
-    count_parts<<<static_cast<unsigned>(parts), BLOCK, 0, stream>>>(n_pairs, plan->n_slots, plan->pair_row,
-                                                                    before);
-    sum_parts<<<slot_blocks, BLOCK, 0, stream>>>(parts, plan->n_slots, before, plan->offsets);
-    sum_offsets<<<1, WARP, 0, stream>>>(plan->n_slots, plan->offsets);
-    const int32_t slots = plan->n_slots <= MAX_SHARED_SLOTS ? plan->n_slots : 0;
-    place_pairs<<<static_cast<unsigned>(parts), WARP, static_cast<size_t>(slots) * sizeof(int32_t), stream>>>(
-        *plan, before);
+    if (n_pairs == 0) return dev->zero(dev, plan->offsets, ((size_t)S + 1) * sizeof *plan->offsets);
+    WB_TRY(reserve_scratch(dev, wb_cuda_plan_bytes(n_pairs, S), &scratch));
+    const plan_parts parts = share_out(n_pairs, S, scratch);
+    const unsigned blocks = static_cast<unsigned>(parts.n_parts);
+    const size_t counted = S <= MAX_SHARED_SLOTS ? (size_t)S * sizeof(int32_t) : 0;
+    const size_t placed = S <= MAX_SHARED_SLOTS ? shared_bytes(S, parts.warps) : 0;
+    if (blocks > 1) count_parts<<<blocks, TILE, counted, stream_of(dev)>>>(*plan, parts, fault_of(dev));
+    place_parts<<<blocks, TILE, placed, stream_of(dev)>>>(*plan, parts, fault_of(dev));
     return wb_cuda_check(cudaGetLastError(), "moe_plan");
 }
 
@@ -184,7 +324,7 @@ wb_status wb_cuda_moe_group(wb_device *dev, const wb_moe_group *group) {
     int32_t *arrived = NULL;
     WB_TRY(wb_cuda_use(dev, "moe_group"));
     WB_TRY(reserve_scratch(dev, wb_cuda_group_bytes(group->n_sources, group->n_slots), &arrived));
-    sum_arrivals<<<1, 1, 0, stream_of(dev)>>>(*group, arrived, arrived + n);
+    sum_arrivals<<<1, TILE, 0, stream_of(dev)>>>(*group, arrived, arrived + n);
     if (n > 0)
         place_arrivals<<<static_cast<unsigned>(n), BLOCK, 0, stream_of(dev)>>>(*group, arrived, arrived + n);
     return wb_cuda_check(cudaGetLastError(), "moe_group");

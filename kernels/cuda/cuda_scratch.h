@@ -25,6 +25,7 @@ size_t wb_cuda_attention_backward_bytes(int64_t T, int32_t n_heads);
 size_t wb_cuda_norm_backward_bytes(int64_t n);
 size_t wb_cuda_sum_bytes(int64_t n);
 size_t wb_cuda_sample_bytes(int64_t B, int64_t V);
+size_t wb_cuda_logprob_bytes(int64_t V);
 
 /* What an op's kernels do for another op: gather_rows of the rows that there are, n or fewer where n_rows,
  * device, says so. */

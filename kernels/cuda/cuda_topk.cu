@@ -3,18 +3,23 @@
  * Owns: the kernels of topk and their launches. Refuses: rules. Order, ties and keys are those of
  * router_rules.h, so that the ids are the CPU's; shapes are the caller's promise.
  *
- * The shape of the work: a warp to each row, a run of adjacent experts to each lane.
+ * The shape of the work: a warp to each row, a run of adjacent experts to each lane; many rows of few experts
+ * by eight lanes each (cuda_topk_lists.h).
  */
 #include "cuda/cuda_device.h"
 #include "cuda/cuda_fault.h"
 #include "cuda/cuda_grid.h"
 #include "cuda/cuda_ids.h"
 #include "cuda/cuda_ops.h"
+#include "cuda/cuda_topk_lists.h"
 #include "router_rules.h"
 
 #include <cuda_runtime.h>
 
 namespace {
+
+/* Rows of a call from which eight lanes a row are sooner done than a warp a row. */
+enum { MIN_LIST_ROWS = 3072 };
 
 /* ---- selection: a row in registers, E <= 1024 ------------------------------------------------ */
 
@@ -39,24 +44,6 @@ __device__ __forceinline__ void load_logits(const float *row, int32_t E, int lan
 #pragma unroll
         for (int i = 0; i < V; i++)
             if (first + i < E) z[i] = row[first + i];
-    }
-}
-
-/* Batcher's odd-even merge sort, largest first: the steps from (RUN, GAP) on. A template for each step,
- * since a loop over steps is not unrolled for large V, and then the orders leave the registers. */
-template <int V, int RUN = 1, int GAP = 1> __device__ __forceinline__ void sort_choices(uint64_t *choice) {
-    if constexpr (RUN < V) {
-#pragma unroll
-        for (int i = GAP % RUN; i + GAP < V; i++)
-            if ((i - GAP % RUN) / GAP % 2 == 0 && i / (2 * RUN) == (i + GAP) / (2 * RUN)) {
-                uint64_t a = choice[i], b = choice[i + GAP];
-                choice[i] = a > b ? a : b;
-                choice[i + GAP] = a > b ? b : a;
-            }
-        if constexpr (GAP > 1)
-            sort_choices<V, RUN, GAP / 2>(choice);
-        else
-            sort_choices<V, 2 * RUN, 2 * RUN>(choice);
     }
 }
 
@@ -92,17 +79,22 @@ __device__ __forceinline__ void keep_best_groups(const wb_router &router, int la
         if (better >= router.topk_group) choice[i] = 0;
 }
 
-/* One warp a row, V = experts a lane. An order of 0 is no expert: an expert's ends in 32 bits that are
- * not 0. */
-template <int V, bool SOFTMAX> __global__ void __launch_bounds__(BLOCK) topk_rows(wb_topk args, bool wide) {
-    const wb_router &router = args.router;
-    int32_t E = router.n_experts, K = router.top_k;
-    int lane = threadIdx.x % WARP;
-    int64_t t = static_cast<int64_t>(blockIdx.x) * (BLOCK / WARP) + threadIdx.x / WARP;
-    if (t >= args.T) return;
-    bool forced = args.direction && args.direction[t];
-    if (forced && !args.native.data) return;
+/* Whether nothing is written for a row, which nobody then has to read. */
+__device__ __forceinline__ bool is_idle(const wb_topk &args, int64_t t) {
+    return t >= args.T || (args.direction && args.direction[t] && !args.native.data);
+}
 
+__device__ __forceinline__ void store_choice(const wb_topk &args, int64_t t, int32_t k, uint32_t id) {
+    if (!(args.direction && args.direction[t])) store_id(args.ids, t, k, id);
+    if (args.native.data) store_id(args.native, t, k, id);
+}
+
+/* Row t by a warp, V = experts a lane. An order of 0 is no expert: an expert's ends in 32 bits that are
+ * not 0. */
+template <int V, bool SOFTMAX> __device__ void select_row(const wb_topk &args, int64_t t, bool wide) {
+    const wb_router &router = args.router;
+    const int32_t E = router.n_experts, K = router.top_k;
+    const int lane = threadIdx.x % WARP;
     float z[V];
     uint64_t choice[V];
     load_logits<V>(args.logits + t * E, E, lane, wide, z);
@@ -135,11 +127,33 @@ template <int V, bool SOFTMAX> __global__ void __launch_bounds__(BLOCK) topk_row
             choice[V - 1] = 0;
         }
     }
-    for (int32_t k = lane; k < K; k += WARP) {
-        uint32_t id = k < WARP ? chosen_low : chosen_high;
-        if (!forced) store_id(args.ids, t, k, id);
-        if (args.native.data) store_id(args.native, t, k, id);
-    }
+    for (int32_t k = lane; k < K; k += WARP) store_choice(args, t, k, k < WARP ? chosen_low : chosen_high);
+}
+
+template <int V, bool SOFTMAX> __global__ void __launch_bounds__(BLOCK) topk_rows(wb_topk args, bool wide) {
+    const int64_t t = static_cast<int64_t>(blockIdx.x) * (BLOCK / WARP) + threadIdx.x / WARP;
+    if (!is_idle(args, t)) select_row<V, SOFTMAX>(args, t, wide);
+}
+
+/* ---- selection: eight lanes a row, K <= 8, E <= 256 -------------------------------------------- */
+
+/* Rows whose choices their lists do not tell are selected by the whole warp, one after the other. */
+template <int N, bool SOFTMAX, bool GROUPED>
+__global__ void __launch_bounds__(BLOCK) topk_lists(wb_topk args, bool wide) {
+    const int64_t mine = (static_cast<int64_t>(blockIdx.x) * BLOCK + threadIdx.x) / LIST_LANES;
+    const int64_t t = mine < args.T ? mine : args.T - 1;
+    const bool idle = is_idle(args, mine);
+    if (__all_sync(ALL_LANES, idle)) return;
+    list_row<N> row;
+    int choice = 0;
+    row.lane = threadIdx.x % LIST_LANES;
+    row.template load_orders<SOFTMAX>(args, t, wide);
+    if (GROUPED) row.keep_best_groups(args.router);
+    const uint32_t id = row.template choose<SOFTMAX>(args, t, &choice);
+    if (choice < args.router.top_k && !idle && !row.unsure) store_choice(args, t, choice, id);
+    for (unsigned left = __ballot_sync(ALL_LANES, row.unsure && !idle && row.lane == 0); left;
+         left &= left - 1)
+        select_row<N * LIST_LANES / WARP, SOFTMAX>(args, __shfl_sync(ALL_LANES, t, __ffs(left) - 1), wide);
 }
 
 /* ---- selection: any E, any groups ------------------------------------------------------------ */
@@ -174,9 +188,7 @@ __global__ void __launch_bounds__(BLOCK) topk_any(wb_topk args) {
     const wb_router &router = args.router;
     int lane = threadIdx.x % WARP;
     int64_t t = static_cast<int64_t>(blockIdx.x) * (BLOCK / WARP) + threadIdx.x / WARP;
-    if (t >= args.T) return;
-    bool forced = args.direction && args.direction[t];
-    if (forced && !args.native.data) return;
+    if (is_idle(args, t)) return;
     const float *row = args.logits + t * router.n_experts;
     bool grouped = router.n_group > 1;
     int32_t groups = grouped ? router.n_group : router.n_experts;
@@ -202,9 +214,7 @@ __global__ void __launch_bounds__(BLOCK) topk_any(wb_topk args) {
             }
         }
         last = warp_max(best);
-        if (lane > 0) continue;
-        if (!forced) store_id(args.ids, t, k, wb_choice_order_id(last));
-        if (args.native.data) store_id(args.native, t, k, wb_choice_order_id(last));
+        if (lane == 0) store_choice(args, t, k, wb_choice_order_id(last));
     }
 }
 
@@ -219,8 +229,7 @@ __global__ void __launch_bounds__(BLOCK) topk_table(wb_topk args, wb_fault *faul
     uint32_t id = static_cast<uint32_t>(found);
     if (found < 0 || found >= args.router.n_experts)
         set_fault(fault, {WB_FAULT_TABLE_ID, WB_OP_topk, args.tokens[t], k, args.router.n_experts, found});
-    if (!(args.direction && args.direction[t])) store_id(args.ids, t, k, id);
-    if (args.native.data) store_id(args.native, t, k, id);
+    store_choice(args, t, k, id);
 }
 
 /* ---- launches --------------------------------------------------------------------------------- */
@@ -233,23 +242,23 @@ bool fits_rows(const wb_router &router, int V) {
     return group_size % V == 0 && power_of_2_from(group_size / V) == group_size / V && group_size / V <= WARP;
 }
 
-template <int V> void launch_rows(const wb_topk &args, unsigned blocks, cudaStream_t stream) {
-    int unit = V < 4 ? V : 4;
-    bool wide = args.router.n_experts % unit == 0 &&
-                reinterpret_cast<uintptr_t>(args.logits) % (static_cast<unsigned>(unit) * sizeof(float)) == 0;
-    if (wb_router_is_softmax(args.router.type))
-        topk_rows<V, true><<<blocks, BLOCK, 0, stream>>>(args, wide);
-    else
-        topk_rows<V, false><<<blocks, BLOCK, 0, stream>>>(args, wide);
+/* Whether rows allow loads of 16 bytes (V = 2: 8 bytes), each in the row as a whole or not at all. */
+bool is_wide(const wb_topk &args, int V) {
+    const int unit = V < 4 ? V : 4;
+    return args.router.n_experts % unit == 0 &&
+           reinterpret_cast<uintptr_t>(args.logits) % (static_cast<unsigned>(unit) * sizeof(float)) == 0;
 }
 
-void launch_topk(const wb_topk &args, wb_fault *fault, unsigned blocks, cudaStream_t stream) {
-    int V = power_of_2_from((args.router.n_experts + WARP - 1) / WARP);
-    if (args.router.type == WB_ROUTER_HASH)
-        topk_table<<<blocks, BLOCK, 0, stream>>>(args, fault);
-    else if (!fits_rows(args.router, V))
-        topk_any<<<blocks, BLOCK, 0, stream>>>(args);
-    else if (V == 1)
+/* A row by a warp. */
+template <int V> void launch_rows(const wb_topk &args, unsigned blocks, cudaStream_t stream) {
+    if (wb_router_is_softmax(args.router.type))
+        topk_rows<V, true><<<blocks, BLOCK, 0, stream>>>(args, is_wide(args, V));
+    else
+        topk_rows<V, false><<<blocks, BLOCK, 0, stream>>>(args, is_wide(args, V));
+}
+
+void launch_any_rows(const wb_topk &args, int V, unsigned blocks, cudaStream_t stream) {
+    if (V == 1)
         launch_rows<1>(args, blocks, stream);
     else if (V == 2)
         launch_rows<2>(args, blocks, stream);
@@ -261,6 +270,49 @@ void launch_topk(const wb_topk &args, wb_fault *fault, unsigned blocks, cudaStre
         launch_rows<16>(args, blocks, stream);
     else
         launch_rows<32>(args, blocks, stream);
+}
+
+/* Whether a row by eight lanes is possible, and sooner done: few rows leave most of the device idle, and a
+ * row by a warp is then done sooner. */
+bool fits_lists(const wb_topk &args) {
+    const wb_router &router = args.router;
+    const bool groups_fit = router.n_group == LIST_GROUPS && router.n_experts == 256;
+    return args.T >= MIN_LIST_ROWS && router.top_k <= LIST && router.n_experts > 32 &&
+           router.n_experts <= 256 &&
+           (router.n_group <= 1 || (groups_fit && !wb_router_is_softmax(router.type)));
+}
+
+/* Eight lanes a row, N experts a lane. */
+template <int N> void launch_lists(const wb_topk &args, cudaStream_t stream) {
+    const bool wide = is_wide(args, 4) && reinterpret_cast<uintptr_t>(args.bias) % sizeof(float4) == 0;
+    const unsigned blocks = static_cast<unsigned>((args.T * LIST_LANES + BLOCK - 1) / BLOCK);
+    if (wb_router_is_softmax(args.router.type))
+        topk_lists<N, true, false><<<blocks, BLOCK, 0, stream>>>(args, wide);
+    else if (N == 32 && args.router.n_group > 1)
+        topk_lists<32, false, true><<<blocks, BLOCK, 0, stream>>>(args, wide);
+    else
+        topk_lists<N, false, false><<<blocks, BLOCK, 0, stream>>>(args, wide);
+}
+
+void launch_any_lists(const wb_topk &args, cudaStream_t stream) {
+    if (args.router.n_experts <= 64)
+        launch_lists<8>(args, stream);
+    else if (args.router.n_experts <= 128)
+        launch_lists<16>(args, stream);
+    else
+        launch_lists<32>(args, stream);
+}
+
+void launch_topk(const wb_topk &args, wb_fault *fault, unsigned blocks, cudaStream_t stream) {
+    const int V = power_of_2_from((args.router.n_experts + WARP - 1) / WARP);
+    if (args.router.type == WB_ROUTER_HASH)
+        topk_table<<<blocks, BLOCK, 0, stream>>>(args, fault);
+    else if (fits_lists(args))
+        launch_any_lists(args, stream);
+    else if (fits_rows(args.router, V))
+        launch_any_rows(args, V, blocks, stream);
+    else
+        topk_any<<<blocks, BLOCK, 0, stream>>>(args);
 }
 
 } // namespace

@@ -49,6 +49,36 @@ static void test_logprob(void **state) {
     wb_device_close(dev);
 }
 
+/* More parts of a sum than lanes, and parts of -inf alone. */
+static void test_logprob_of_many_parts(void **state) {
+    (void)state;
+    enum { T = 4, V = 40003 };
+    wb_device *dev = open_cpu(2);
+    const int32_t targets[T] = {0, V - 1, 12345, 39000};
+    const float d[T] = {1.0f, 1.0f, 1.0f, 1.0f};
+    float *x = random_floats(T * V, -8, 8), *dx = floats(T * V), y[T];
+    for (int64_t i = 2048; i < 12000; i++) x[V + i] = -INFINITY;
+    for (int64_t i = 0; i < 12000; i++) x[2 * V + i] = -INFINITY;
+    for (int64_t i = 0; i < V; i++)
+        x[3 * V + i] += i / 2048 == 3 ? 60.0f : 0.0f; /* the others nearly vanish */
+    double *x2 = doubles(x, T * V);
+    assert_ok(dev->logprob_forward(dev, T, V, x, targets, NULL, y));
+    assert_ok(dev->logprob_backward(dev, T, V, x, targets, NULL, d, dx));
+    for (int64_t t = 0; t < T; t++) {
+        const double expected = logprob_of(x2 + t * V, V, targets[t]);
+        assert_close(y[t], expected, 200 * u * (1 + fabs(expected)), "logprob", t);
+        for (int64_t i = 0; i < V; i++) {
+            const double p = exp(x2[t * V + i] - x2[t * V + targets[t]] + expected);
+            assert_close(dx[t * V + i], (i == targets[t]) - p, 300 * u * p + u, "gradient", t * V + i);
+        }
+    }
+    x[3 * V + 39999] = NAN;
+    assert_ok(dev->logprob_forward(dev, T, V, x, targets, NULL, y));
+    assert_true(isnan(y[3]) && !isnan(y[2]));
+    free(x), free(dx), free(x2);
+    wb_device_close(dev);
+}
+
 enum { DIST_T = 6, DIST_V = 53 };
 
 /* Row t keeps, in this order, all; 5 tokens; the target alone; all but one; all; every other one. */
@@ -272,6 +302,7 @@ static void test_sample_frequencies(void **state) {
 int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_logprob),
+        cmocka_unit_test(test_logprob_of_many_parts),
         cmocka_unit_test(test_logprob_of_a_distribution),
         cmocka_unit_test(test_sample),
         cmocka_unit_test(test_sample_has_the_bits_of_training),

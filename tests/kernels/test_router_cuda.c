@@ -9,6 +9,7 @@
  * the seed.
  */
 #include "wb_device.h"
+#include "wb_exact_math.h"
 #include "wb_random.h"
 
 #include <inttypes.h>
@@ -19,8 +20,9 @@
 
 enum { SKIP = 77, LAYERS = 3, LAYER = 1, VOCABULARY = 97, POISON = 0xcd, GUARD = 64 };
 
-typedef enum logit_kind { NORMAL, TIES, SPECIALS, LOGIT_KINDS } logit_kind;
-static const char *const kind_names[LOGIT_KINDS] = {"normal", "ties", "specials"};
+/* NEAR: logits of which some pairs, and a few threes, of a row differ in their last bits alone. */
+typedef enum logit_kind { NORMAL, TIES, NEAR, SPECIALS, LOGIT_KINDS } logit_kind;
+static const char *const kind_names[LOGIT_KINDS] = {"normal", "ties", "near", "specials"};
 
 typedef struct shape {
     wb_router_type type;
@@ -28,6 +30,7 @@ typedef struct shape {
     int64_t T;
 } shape;
 
+/* The last ones have so many rows that each has but eight lanes, where it can. */
 static const shape shapes[] = {
     {WB_ROUTER_SOFTMAX_NORM, 8, 2, 1, 1, 301},    {WB_ROUTER_SOFTMAX_NORM, 128, 8, 1, 1, 301},
     {WB_ROUTER_SOFTMAX_NORM, 512, 10, 1, 1, 77},  {WB_ROUTER_SOFTMAX_NORM, 1024, 64, 1, 1, 33},
@@ -42,7 +45,13 @@ static const shape shapes[] = {
     {WB_ROUTER_SIGMOID, 1024, 32, 32, 3, 21},     {WB_ROUTER_SIGMOID, 3072, 9, 64, 5, 7},
     {WB_ROUTER_SQRTSOFTPLUS, 256, 6, 1, 1, 101},  {WB_ROUTER_SQRTSOFTPLUS, 160, 6, 8, 3, 51},
     {WB_ROUTER_SQRTSOFTPLUS, 384, 6, 1, 1, 51},   {WB_ROUTER_HASH, 256, 6, 1, 1, 301},
-    {WB_ROUTER_HASH, 384, 6, 1, 1, 101},
+    {WB_ROUTER_HASH, 384, 6, 1, 1, 101},          {WB_ROUTER_SOFTMAX_NORM, 128, 8, 1, 1, 3073},
+    {WB_ROUTER_SOFTMAX_NORM, 256, 8, 1, 1, 3073}, {WB_ROUTER_SOFTMAX, 64, 8, 1, 1, 3075},
+    {WB_ROUTER_TOPK_SOFTMAX, 60, 4, 1, 1, 3072},  {WB_ROUTER_SOFTMAX_NORM, 33, 1, 1, 1, 3199},
+    {WB_ROUTER_SOFTMAX, 101, 7, 1, 1, 3077},      {WB_ROUTER_SIGMOID, 160, 6, 1, 1, 3100},
+    {WB_ROUTER_SQRTSOFTPLUS, 250, 5, 1, 1, 3073}, {WB_ROUTER_SIGMOID, 128, 8, 1, 1, 3080},
+    {WB_ROUTER_SIGMOID, 256, 8, 8, 4, 3073},      {WB_ROUTER_SQRTSOFTPLUS, 256, 3, 8, 1, 3074},
+    {WB_ROUTER_SOFTMAX, 256, 8, 8, 3, 3073},
 };
 enum { SHAPES = sizeof shapes / sizeof shapes[0] };
 
@@ -112,6 +121,9 @@ static void *must_alloc(size_t bytes) {
 static float make_logit(logit_kind kind) {
     static const float specials[] = {NAN, INFINITY, -INFINITY, 0.0f, -0.0f, 1e-40f, -120.0f, 3e38f};
     if (kind == TIES) return (float)(int)rng_below(5) * 0.5f - 1.0f;
+    if (kind == NEAR)
+        return wb_bits_float((wb_float_bits(0.01f * (float)((int)rng_below(500) - 250)) & ~0xffu) |
+                             rng_below(200));
     if (kind == SPECIALS && rng_below(4) == 0) return specials[rng_below(sizeof specials / sizeof *specials)];
     return 3.0f * rng_normal();
 }
