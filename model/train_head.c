@@ -4,8 +4,10 @@
 #include "layers/logit_gradient.h"
 #include "train_state.h"
 
-#define LOGITS_BYTES ((int64_t)64 << 20)
-#define LOGITS_ROWS 1024
+/* A chunk adds its sum to the gradient of the head, which is as large as the logits of hidden_size rows and
+ * is read and written for it: chunks of fewer rows than that spend more time on it than on their products. */
+#define LOGITS_BYTES ((int64_t)5 << 28)
+#define LOGITS_ROWS 2048
 
 /* The i-th chunk starts at row i times as many. */
 int64_t wb_train_chunk_rows(const wb_train *train) {
