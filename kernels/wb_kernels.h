@@ -22,6 +22,8 @@
  *     rounds gradients of logits, the head's and the routers', once (cast) before the two products that they
  *     enter. Training with bf16 weights then has no other mixed product
  *   - rmsnorm rounds y and dx, not the mean of the squares; swiglu its product, not silu(gate)
+ *   - on CUDA rmsnorm's dw of bf16 rows is summed in parts of 128 rows, the first of which dw begins, and
+ *     then over the parts, both ascending
  *   - rope, add, bias and clamp round the new element, and an op that makes several such steps at once rounds
  *     behind each of them; embed rounds y where the table is f32
  *   - attention rounds out after the division by the softmax's sum, no score and no probability; dq; and dk

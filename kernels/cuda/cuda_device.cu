@@ -154,14 +154,16 @@ static wb_status cuda_zero(wb_device *dev, void *device, size_t bytes) {
 static wb_status cuda_reserve_scratch(wb_device *dev, const wb_op_sizes *most) {
     const int32_t heads = most->n_heads > 0 ? most->n_heads : 1;
     const int32_t K = most->router.n_experts > 0 ? most->router.top_k : 0;
+    const int64_t whole = (int64_t)heads * most->head_dim; /* a norm over all heads */
     size_t largest = 0;
-    size_t bytes[6] = {wb_cuda_plan_bytes(most->tokens * K, most->n_slots),
+    size_t bytes[7] = {wb_cuda_plan_bytes(most->tokens * K, most->n_slots),
                        wb_cuda_group_bytes(most->n_sources, most->n_groups), wb_cuda_sum_bytes(most->summed)};
     void *scratch = NULL;
     if (most->sampled > 0) bytes[3] = wb_cuda_sample_bytes(most->sampled, most->vocab_size);
     if (most->backward) {
         bytes[4] = wb_cuda_attention_backward_bytes(most->tokens, heads);
-        bytes[5] = wb_cuda_norm_backward_bytes(most->tokens * heads);
+        bytes[5] = wb_cuda_norm_backward_bytes(most->tokens * heads, most->head_dim);
+        bytes[6] = wb_cuda_norm_backward_bytes(most->tokens, whole > most->hidden ? whole : most->hidden);
     }
     WB_TRY(wb_cuda_use(dev, "reserve_scratch"));
     for (size_t i = 0; i < sizeof bytes / sizeof bytes[0]; i++)

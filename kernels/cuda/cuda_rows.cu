@@ -1,14 +1,17 @@
 /* cuda_rows.cu - ops on rows: embedding, RMSNorm, rotary embedding, and moving rows.
  *
  * A row's sum lies over the 16 lanes of a half warp, in the CPU's order; gradients of shared weights sum over
- * rows ascending, a thread a column. Refuses: products of matrices, routing, ops on elements
- * (cuda_elements.cu). */
+ * rows ascending, a thread a column, and of bf16 a thread a column of a part of the rows. Refuses: products
+ * of matrices, routing, ops on elements (cuda_elements.cu). */
 #include "cuda/cuda_fault.h"
 #include "cuda/cuda_operands.h"
 #include "cuda/cuda_ops.h"
 #include "cuda/cuda_scratch.h"
 
 namespace {
+
+/* Rows of which a norm's gradient of bf16 has one sum: part of the fixed order. */
+enum { NORM_PART = 128 };
 
 /* ---- embedding ------------------------------------------------------------------------------- */
 
@@ -133,6 +136,34 @@ __global__ void __launch_bounds__(BLOCK)
     dw[column] = sum;
 }
 
+/* The sums over the rows of a part, ascending: of the first part from dw on, of the others from 0. Half a
+ * million rows, as heads of a batch have, would be one chain of as many steps. */
+__global__ void __launch_bounds__(BLOCK)
+    rmsnorm_parts(int64_t n, int64_t width, const uint16_t *x, const uint16_t *dy, const float *r,
+                  const float *dw, float *parts) {
+    const int64_t place = thread_number(), part = place / width, column = place % width;
+    const int64_t begin = part * NORM_PART, end = min(begin + NORM_PART, n);
+    if (begin >= n) return;
+    float sum = part == 0 ? dw[column] : 0.0f;
+#pragma unroll 8
+    for (int64_t row = begin; row < end; row++) {
+        const int64_t at = row * width + column;
+        sum = wb_fma(wb_bf16_to_f32(dy[at]), wb_mul(wb_bf16_to_f32(x[at]), r[row]), sum);
+    }
+    parts[place] = sum;
+}
+
+/* dw = the sum of the parts, ascending */
+__global__ void __launch_bounds__(BLOCK)
+    rmsnorm_sum_parts(int64_t n_parts, int64_t width, const float *parts, float *dw) {
+    const int64_t column = thread_number();
+    if (column >= width) return;
+    float sum = parts[column];
+#pragma unroll 16
+    for (int64_t part = 1; part < n_parts; part++) sum = wb_add(sum, parts[part * width + column]);
+    dw[column] = sum;
+}
+
 /* dx = r w dy - x r^3 <w dy, x> / width */
 __global__ void __launch_bounds__(BLOCK)
     rmsnorm_gradients(int64_t n, int64_t width, wb_rows x, const float *w, const float *scales, wb_rows dy,
@@ -208,8 +239,9 @@ __global__ void __launch_bounds__(BLOCK)
 
 extern "C" {
 
-size_t wb_cuda_norm_backward_bytes(int64_t n) {
-    return static_cast<size_t>(n) * sizeof(float);
+/* A scale a row, and of bf16 the sums of the parts. */
+size_t wb_cuda_norm_backward_bytes(int64_t n, int64_t width) {
+    return static_cast<size_t>(n + (n + NORM_PART - 1) / NORM_PART * width) * sizeof(float);
 }
 
 wb_status wb_cuda_embed_forward(wb_device *dev, int64_t T, const int32_t *tokens, wb_weight table,
@@ -247,16 +279,29 @@ static wb_status launch_columns(wb_device *dev, int64_t n, int64_t width, wb_row
     LAUNCH(dev, "rmsnorm_backward", width, 1, rmsnorm_columns, n, width, x, dy, r, dw);
 }
 
+static wb_status launch_parts(wb_device *dev, int64_t n, int64_t width, wb_rows x, wb_rows dy, const float *r,
+                              float *dw, float *parts) {
+    const int64_t n_parts = (n + NORM_PART - 1) / NORM_PART;
+    const uint16_t *from = static_cast<const uint16_t *>(x.data);
+    const uint16_t *gradients = static_cast<const uint16_t *>(dy.data);
+    unsigned blocks = 0;
+    WB_TRY(prepare_launch(dev, "rmsnorm_backward", n_parts * width, 1, &blocks));
+    if (blocks == 0) return WB_OK;
+    rmsnorm_parts<<<blocks, BLOCK, 0, stream_of(dev)>>>(n, width, from, gradients, r, dw, parts);
+    LAUNCH(dev, "rmsnorm_backward", width, 1, rmsnorm_sum_parts, n_parts, width, parts, dw);
+}
+
 wb_status wb_cuda_rmsnorm_backward(wb_device *dev, int64_t n, int64_t width, wb_rows x, const float *w,
                                    float eps, wb_rows dy, wb_rows dx, float *dw) {
     float *r = NULL;
     WB_TRY(operand_check("rmsnorm_backward", "x", x.dtype));
     WB_TRY(operand_check_like("rmsnorm_backward", "dy", dy.dtype, "x", x.dtype));
     WB_TRY(operand_check_like("rmsnorm_backward", "dx", dx.dtype, "x", x.dtype));
-    WB_TRY(reserve_scratch(dev, wb_cuda_norm_backward_bytes(n), &r));
+    WB_TRY(reserve_scratch(dev, wb_cuda_norm_backward_bytes(n, width), &r));
     WB_TRY(launch_scales(dev, n, width, x, eps, r));
     /* Before dx, which may be dy. */
-    if (dw) WB_TRY(launch_columns(dev, n, width, x, dy, r, dw));
+    if (dw && x.dtype == WB_F32) WB_TRY(launch_columns(dev, n, width, x, dy, r, dw));
+    if (dw && x.dtype == WB_BF16) WB_TRY(launch_parts(dev, n, width, x, dy, r, dw, r + n));
     LAUNCH(dev, "rmsnorm_backward", n, WB_LANES, rmsnorm_gradients, n, width, x, w, r, dy, dx);
 }
 

@@ -130,6 +130,45 @@ static void test_bf16_is_f32_rounded(void **state) {
     wb_device_close(generic);
 }
 
+/* ---- sums in parts --------------------------------------------------------------------------- */
+
+static wb_rows random_halves(int64_t n) {
+    uint16_t *halves = xalloc(n, sizeof *halves);
+    for (int64_t i = 0; i < n; i++) halves[i] = wb_f32_to_bf16(rng_uniform(-4, 4));
+    return (wb_rows){halves, WB_BF16};
+}
+
+/* On CUDA, the gradient of a norm's weight over more rows than a part has: what the CPU's op makes of each
+ * part by itself, the first of which dw begins, added up ascending. */
+static void check_norm_parts(wb_device *cpu, int64_t n, int64_t width) {
+    enum { PART = 128 };
+    float *const scale = random_floats(width, -1, 1), *const found = random_floats(width, -1, 1);
+    float *const expected = copied(found, width);
+    const wb_rows x = random_halves(n * width), dy = random_halves(n * width), dx = random_halves(n * width);
+    for (int64_t at = 0; at < n; at += PART) {
+        float *const part = copied(expected, width);
+        for (int64_t i = 0; i < width && at > 0; i++) part[i] = 0;
+        assert_ok(cpu->rmsnorm_backward(cpu, n - at < PART ? n - at : PART, width,
+                                        wb_rows_from(x, at * width), scale, 1e-6f,
+                                        wb_rows_from(dy, at * width), dx, part));
+        for (int64_t i = 0; i < width; i++) expected[i] = at > 0 ? expected[i] + part[i] : part[i];
+        free(part);
+    }
+    assert_ok(cuda->rmsnorm_backward(cuda, n, width, x, scale, 1e-6f, dy, dx, found));
+    assert_same_bits(found, expected, width, "dw of rmsnorm_backward");
+    free(scale), free(found), free(expected), free(x.data), free(dy.data), free(dx.data);
+}
+
+static void test_a_norms_gradient_is_summed_in_parts_on_cuda(void **state) {
+    (void)state;
+    if (!cuda) skip();
+    wb_device *cpu = open_cpu(1);
+    const int64_t widths[] = {1, 38, 128, 300};
+    for (int i = 0; i < 4; i++)
+        for (int k = 0; k < 3; k++) check_norm_parts(cpu, rng_range(1, 128 * (1 + 4 * k) + 1), widths[i]);
+    wb_device_close(cpu);
+}
+
 /* ---- refusals -------------------------------------------------------------------------------- */
 
 /* The case with operand i said to be of `dtype`: refused by its name, nothing written. */
@@ -179,6 +218,7 @@ static void test_other_dtypes_are_refused(void **state) {
 int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_bf16_is_f32_rounded),
+        cmocka_unit_test(test_a_norms_gradient_is_summed_in_parts_on_cuda),
         cmocka_unit_test(test_other_dtypes_are_refused),
     };
     rng_open(argc, argv);
