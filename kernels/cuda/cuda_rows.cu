@@ -1,12 +1,13 @@
-/* cuda_rows.cu - ops on rows: embedding, RMSNorm, rotary embedding, and moving rows.
+/* cuda_rows.cu - ops on rows: embedding, RMSNorm, rotary embedding.
  *
  * A row's sum lies over the 16 lanes of a half warp, in the CPU's order; gradients of shared weights sum over
  * rows ascending, a thread a column, and of bf16 a thread a column of a part of the rows. Refuses: products
- * of matrices, routing, ops on elements (cuda_elements.cu). */
+ * of matrices, routing, moving rows (cuda_move_rows.cu), ops on elements (cuda_elements.cu). */
 #include "cuda/cuda_fault.h"
 #include "cuda/cuda_operands.h"
 #include "cuda/cuda_ops.h"
 #include "cuda/cuda_scratch.h"
+#include "cuda/cuda_vector.h"
 
 namespace {
 
@@ -159,7 +160,7 @@ __global__ void __launch_bounds__(BLOCK)
     const int64_t column = thread_number();
     if (column >= width) return;
     float sum = parts[column];
-#pragma unroll 16
+#pragma unroll 64
     for (int64_t part = 1; part < n_parts; part++) sum = wb_add(sum, parts[part * width + column]);
     dw[column] = sum;
 }
@@ -183,7 +184,7 @@ __global__ void __launch_bounds__(BLOCK)
     }
 }
 
-/* ---- rotary embedding and the cache ---------------------------------------------------------- */
+/* ---- rotary embedding ------------------------------------------------------------------------ */
 
 struct rope_args {
     int64_t T;
@@ -205,34 +206,25 @@ __global__ void __launch_bounds__(BLOCK) rotate_pairs(rope_args args) {
     store_element(args.x, high, wb_fma(b, c, wb_mul(a, sine)));
 }
 
-__global__ void __launch_bounds__(BLOCK)
-    write_cache(int64_t T, int64_t width, wb_rows x, const int64_t *rows, wb_rows cache) {
-    const int64_t i = thread_number(), t = i / width;
-    if (t < T && rows[t] >= 0) store_element(cache, rows[t] * width + i % width, load_element(x, i));
-}
-
-/* ---- moving rows ----------------------------------------------------------------------------- */
-
-/* Elements of `size` bytes, 2 or 4, as they are. */
-__device__ __forceinline__ void move_element(const void *from, int64_t i, void *to, int64_t j, int size) {
-    if (size == 4)
-        static_cast<uint32_t *>(to)[j] = static_cast<const uint32_t *>(from)[i];
-    else
-        static_cast<uint16_t *>(to)[j] = static_cast<const uint16_t *>(from)[i];
-}
-
-__global__ void __launch_bounds__(BLOCK)
-    gather_elements(int64_t n, const int32_t *n_rows, int64_t width, const int32_t *index, const void *in,
-                    void *out, int size) {
-    const int64_t i = thread_number(), row = i / width;
-    if (n_rows) n = min(n, static_cast<int64_t>(*n_rows));
-    if (row < n) move_element(in, index[row] * width + i % width, out, i, size);
-}
-
-__global__ void __launch_bounds__(BLOCK)
-    scatter_elements(int64_t n, int64_t width, const int32_t *index, const void *in, void *out, int size) {
-    const int64_t i = thread_number(), row = i / width;
-    if (row < n) move_element(in, i, out, index[row] * width + i % width, size);
+/* Eight pairs a thread, of bf16. */
+__global__ void __launch_bounds__(BLOCK) rotate_eights(rope_args args) {
+    const int64_t eights = args.half / 8, place = thread_number(), head = place / eights;
+    const int64_t t = head / args.n_heads, i = place % eights * 8;
+    if (t >= args.T) return;
+    const int64_t angle = args.pos[t] * static_cast<int64_t>(args.half) + i;
+    uint16_t *const low = static_cast<uint16_t *>(args.x.data) + head * args.head_dim + i;
+    float a[8], b[8], c[8], sine[8];
+    widen_eight(load_eight(low), a);
+    widen_eight(load_eight(low + args.half), b);
+#pragma unroll
+    for (int k = 0; k < 8; k++) {
+        c[k] = args.cos_table[angle + k], sine[k] = wb_mul(args.sign, args.sin_table[angle + k]);
+        const float first = wb_fma(a[k], c[k], -wb_mul(b[k], sine[k]));
+        b[k] = wb_fma(b[k], c[k], wb_mul(a[k], sine[k]));
+        a[k] = first;
+    }
+    store_eight(low, a);
+    store_eight(low + args.half, b);
 }
 
 } // namespace
@@ -314,35 +306,8 @@ wb_status wb_cuda_rope(wb_device *dev, int64_t T, int32_t n_heads, int32_t head_
     WB_TRY(operand_check("rope", "x", x.dtype));
     const rope_args args = {
         T, n_heads, head_dim, rot_dim / 2, pos, cos_table, sin_table, inverse ? -1.0f : 1.0f, x};
+    if (args.half % 8 == 0 && in_eights(head_dim, x))
+        LAUNCH(dev, "rope", T * n_heads * args.half / 8, 1, rotate_eights, args);
     LAUNCH(dev, "rope", T * n_heads * args.half, 1, rotate_pairs, args);
-}
-
-wb_status wb_cuda_gather_rows(wb_device *dev, int64_t n, int64_t width, const int32_t *index, wb_rows in,
-                              wb_rows out) {
-    return wb_cuda_gather_some(dev, n, NULL, width, index, in, out);
-}
-
-wb_status wb_cuda_gather_some(wb_device *dev, int64_t n, const int32_t *n_rows, int64_t width,
-                              const int32_t *index, wb_rows in, wb_rows out) {
-    WB_TRY(operand_check("gather_rows", "in", in.dtype));
-    WB_TRY(operand_check_like("gather_rows", "out", out.dtype, "in", in.dtype));
-    LAUNCH(dev, "gather_rows", n * width, 1, gather_elements, n, n_rows, width, index, in.data, out.data,
-           static_cast<int>(wb_dtype_size(in.dtype)));
-}
-
-wb_status wb_cuda_scatter_rows(wb_device *dev, int64_t n, int64_t width, const int32_t *index, wb_rows in,
-                               wb_rows out) {
-    WB_TRY(operand_check("scatter_rows", "in", in.dtype));
-    WB_TRY(operand_check_like("scatter_rows", "out", out.dtype, "in", in.dtype));
-    LAUNCH(dev, "scatter_rows", n * width, 1, scatter_elements, n, width, index, in.data, out.data,
-           static_cast<int>(wb_dtype_size(in.dtype)));
-}
-
-wb_status wb_cuda_kv_write(wb_device *dev, int64_t T, int64_t width, wb_rows x, const int64_t *rows,
-                           wb_rows cache) {
-    WB_TRY(operand_check("kv_write", "x", x.dtype));
-    WB_TRY(operand_check("kv_write", "cache", cache.dtype));
-    if (x.dtype == WB_BF16) WB_TRY(operand_check_like("kv_write", "cache", cache.dtype, "x", x.dtype));
-    LAUNCH(dev, "kv_write", T * width, 1, write_cache, T, width, x, rows, cache);
 }
 }
