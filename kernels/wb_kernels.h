@@ -612,8 +612,9 @@ typedef wb_status wb_sample_fn(wb_device *dev, int64_t B, int64_t V, const float
                                const wb_sample_params *params, const wb_sample_kept *kept, int32_t *tokens,
                                float *logprobs);
 
-/* *sum (device) = the sum of x[n]^2 in f64, in an order that depends on n alone. */
-typedef wb_status wb_sum_squares_fn(wb_device *dev, int64_t n, wb_rows x, double *sum);
+/* sums[count] (device) = the sum of the squares of each of x[count, n], in f64, in an order that depends on n
+ * alone. */
+typedef wb_status wb_sum_squares_fn(wb_device *dev, int64_t count, int64_t n, wb_rows x, double *sums);
 
 typedef struct wb_adamw {
     /* weight_decay is decoupled: w -= lr * weight_decay * w */
@@ -647,7 +648,7 @@ typedef struct wb_op_sizes {
     int32_t n_sources, n_slots, n_groups;
     /* V; the rows of a call of sample, and those of a gradient of V logits in a product */
     int64_t vocab_size, sampled, head_rows;
-    /* n of sum_squares */
+    /* count * n of sum_squares, whose count is 1 or at most 2 * n_groups */
     int64_t summed;
     /* of activations */
     wb_dtype dtype;

@@ -169,9 +169,12 @@ static wb_status cuda_reserve_scratch(wb_device *dev, const wb_op_sizes *most) {
     const int32_t heads = most->n_heads > 0 ? most->n_heads : 1;
     const int32_t K = most->router.n_experts > 0 ? most->router.top_k : 0;
     const int64_t whole = (int64_t)heads * most->head_dim; /* a norm over all heads */
+    /* Of a storage of experts each matrix has parts of its own. */
+    const size_t rests = 2 * (size_t)most->n_groups * sizeof(double);
     size_t largest = 0;
     size_t bytes[7] = {wb_cuda_plan_bytes(most->tokens * K, most->n_slots),
-                       wb_cuda_group_bytes(most->n_sources, most->n_groups), wb_cuda_sum_bytes(most->summed)};
+                       wb_cuda_group_bytes(most->n_sources, most->n_groups),
+                       wb_cuda_sum_bytes(1, most->summed) + rests};
     void *scratch = NULL;
     if (most->sampled > 0) bytes[3] = wb_cuda_sample_bytes(most->sampled, most->vocab_size);
     if (most->backward) {

@@ -23,7 +23,7 @@ size_t wb_cuda_plan_bytes(int64_t n_pairs, int32_t n_slots);
 size_t wb_cuda_group_bytes(int32_t n_sources, int32_t n_slots);
 size_t wb_cuda_attention_backward_bytes(int64_t T, int32_t n_heads);
 size_t wb_cuda_norm_backward_bytes(int64_t n, int64_t width);
-size_t wb_cuda_sum_bytes(int64_t n);
+size_t wb_cuda_sum_bytes(int64_t count, int64_t n);
 size_t wb_cuda_sample_bytes(int64_t B, int64_t V);
 
 /* What an op's kernels do for another op: gather_rows of the rows that there are, n or fewer where n_rows,

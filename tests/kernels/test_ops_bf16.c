@@ -227,6 +227,24 @@ static void test_eight_elements_a_thread_have_the_bits_of_one(void **state) {
     wb_device_close(cpu);
 }
 
+/* The same bits on both backends, of either dtype, several sums in a call. */
+static void test_sums_of_squares_on_cuda(void **state) {
+    (void)state;
+    if (!cuda) skip();
+    wb_device *cpu = open_cpu(1);
+    for (int i = 0; i < 6; i++) {
+        const int64_t count = rng_range(1, 6), n = rng_range(1, 30000);
+        const wb_rows halves = random_halves(count * n);
+        const wb_rows floats = wb_f32_rows(random_floats(count * n, -3, 3)), x = i % 2 ? halves : floats;
+        double *const found = xalloc(count, sizeof *found), *const expected = xalloc(count, sizeof *expected);
+        assert_ok(cpu->sum_squares(cpu, count, n, x, expected));
+        assert_ok(cuda->sum_squares(cuda, count, n, x, found));
+        assert_memory_equal(found, expected, (size_t)count * sizeof *found);
+        free(halves.data), free(floats.data), free(found), free(expected);
+    }
+    wb_device_close(cpu);
+}
+
 /* ---- refusals -------------------------------------------------------------------------------- */
 
 /* The case with operand i said to be of `dtype`: refused by its name, nothing written. */
@@ -278,6 +296,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_bf16_is_f32_rounded),
         cmocka_unit_test(test_a_norms_gradient_is_summed_in_parts_on_cuda),
         cmocka_unit_test(test_eight_elements_a_thread_have_the_bits_of_one),
+        cmocka_unit_test(test_sums_of_squares_on_cuda),
         cmocka_unit_test(test_other_dtypes_are_refused),
     };
     rng_open(argc, argv);
