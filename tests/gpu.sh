@@ -119,6 +119,7 @@ step_of bench_router bench_router_cuda
 for tokens in 16384 32768; do step_of "bench_layer-$tokens" bench_layer_cuda $tokens; done
 step_of bench_layer-zipf bench_layer_cuda 16384 2048 768 128 8 0.7
 step_of bench_attention bench_attention_cuda
+step_of bench_products bench_products_cuda
 step_of bench_train bench_train_cuda 8 16384 1
 if [ "$gpus" -ge 2 ]; then
     step_of bench_train-2 bench_train_cuda 8 16384 2
@@ -168,6 +169,13 @@ row "attention backward, 4 x 4096" "$(figure bench_attention '^backward' 2)" TFL
 for batch in 64 256; do
     row "decode, batch $batch, context 8192" "$(figure bench_attention "^decode, batch +$batch, context +8192" 6)" GB/s \
         "copy, read + written" "$(peer copy)"
+done
+# What it costs that a row's bits do not depend on the number of rows: below 1 it costs nothing.
+for rows in 64 256 2048 16384; do
+    for shape in "5120 2048" "2048 4096" "151936 2048"; do
+        row "product of $rows rows, ${shape/ / x }" "$(figure bench_products "M +$rows, N +${shape/ /, K +}:" 4)" us "cuBLAS, free order" \
+            "$(peer "product $rows $shape")"
+    done
 done
 for run in bench_train bench_train-2; do
     gpus_of=1 && [ $run = bench_train ] || gpus_of=2
