@@ -89,16 +89,9 @@ static void cuda_mem_free(wb_device *dev, void *device) {
 /* A copy from ordinary host memory waits for what is on the stream, unless it is of 64 KiB or less: those the
  * driver takes into memory of its own. So one of a few MiB, as a step's plan is, goes in such pieces, and the
  * host stays ahead of the device. */
-static wb_status copy_from_host(wb_device *dev, void *device, const void *host, size_t bytes) {
+static size_t piece_of(const struct cudaPointerAttributes *where, size_t bytes) {
     const size_t piece = (size_t)64 << 10, most = (size_t)4 << 20;
-    const size_t step = bytes > most ? bytes : piece;
-    for (size_t at = 0; at < bytes; at += step) {
-        const size_t n = bytes - at < step ? bytes - at : step;
-        WB_TRY(wb_cuda_check(cudaMemcpyAsync((char *)device + at, (const char *)host + at, n,
-                                             cudaMemcpyHostToDevice, stream_of(dev)),
-                             "to_device"));
-    }
-    return WB_OK;
+    return where->type == cudaMemoryTypeUnregistered && bytes <= most ? piece : bytes;
 }
 
 /* Ordinary host memory has been read when cudaMemcpyAsync returns; pinned memory, as of trainers and of
@@ -108,7 +101,12 @@ static wb_status cuda_to_device(wb_device *dev, void *device, const void *host, 
     WB_TRY(wb_cuda_use(dev, "to_device"));
     struct cudaPointerAttributes where;
     WB_TRY(wb_cuda_check(cudaPointerGetAttributes(&where, host), "to_device: host"));
-    WB_TRY(copy_from_host(dev, device, host, bytes));
+    const size_t piece = piece_of(&where, bytes);
+    for (size_t at = 0; at < bytes; at += piece)
+        WB_TRY(wb_cuda_check(cudaMemcpyAsync((char *)device + at, (const char *)host + at,
+                                             bytes - at < piece ? bytes - at : piece, cudaMemcpyHostToDevice,
+                                             stream_of(dev)),
+                             "to_device"));
     if (where.type == cudaMemoryTypeUnregistered) return WB_OK;
     return finish(dev, "to_device, or an op before it");
 }
