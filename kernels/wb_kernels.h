@@ -22,6 +22,8 @@
  *     rounds gradients of logits, the head's and the routers', once (cast) before the two products that they
  *     enter. Training with bf16 weights then has no other mixed product
  *   - rmsnorm rounds y and dx, not the mean of the squares; swiglu its product, not silu(gate)
+ *   - on CUDA rmsnorm's dw of bf16 rows is summed in parts of 128 rows, the first of which dw begins, and
+ *     then over the parts, both ascending
  *   - rope, add, bias and clamp round the new element, and an op that makes several such steps at once rounds
  *     behind each of them; embed rounds y where the table is f32
  *   - attention rounds out after the division by the softmax's sum, no score and no probability; dq; and dk
@@ -633,8 +635,9 @@ typedef wb_status wb_sample_fn(wb_device *dev, int64_t B, int64_t V, const float
                                const wb_sample_params *params, const wb_sample_kept *kept, int32_t *tokens,
                                float *logprobs);
 
-/* *sum (device) = the sum of x[n]^2 in f64, in an order that depends on n alone. */
-typedef wb_status wb_sum_squares_fn(wb_device *dev, int64_t n, wb_rows x, double *sum);
+/* sums[count] (device) = the sum of the squares of each of x[count, n], in f64, in an order that depends on n
+ * alone. */
+typedef wb_status wb_sum_squares_fn(wb_device *dev, int64_t count, int64_t n, wb_rows x, double *sums);
 
 typedef struct wb_adamw {
     /* weight_decay is decoupled: w -= lr * weight_decay * w */
@@ -668,7 +671,7 @@ typedef struct wb_op_sizes {
     int32_t n_sources, n_slots, n_groups;
     /* V; the rows of a call of sample, and those of a gradient of V logits in a product */
     int64_t vocab_size, sampled, head_rows;
-    /* n of sum_squares */
+    /* count * n of sum_squares, whose count is 1 or at most 2 * n_groups */
     int64_t summed;
     /* of activations */
     wb_dtype dtype;

@@ -9,7 +9,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define CHUNK_ELEMENTS ((int64_t)1 << 18)
+/* What is uploaded at once, and what a thread makes of it at once. */
+#define CHUNK_ELEMENTS ((int64_t)1 << 20)
+#define PART_ELEMENTS ((int64_t)1 << 14)
 
 /* Element i of the stream `key`: the sum of twelve 16-bit uniforms, whose standard deviation is 2^16.
  * Integers, so that every machine has the same bits. */
@@ -30,14 +32,27 @@ static void fill_new(const wb_tensor *t, uint64_t key, float std, int64_t first,
         out[i] = t->n_dims == 1 ? constant : std * normal(key, (uint64_t)(first + i));
 }
 
+/* Elements [first, first + n) of a new tensor, as stored. Each depends on its number alone, so that threads
+ * share them. */
+static void make_chunk(const wb_tensor *t, uint64_t key, float std, int64_t first, int64_t n, float *values,
+                       char *rounded) {
+    const int64_t n_parts = (n + PART_ELEMENTS - 1) / PART_ELEMENTS;
+#pragma omp parallel for schedule(static) if (n_parts > 1)
+    for (int64_t part = 0; part < n_parts; part++) {
+        const int64_t at = part * PART_ELEMENTS, left = n - at;
+        const int64_t count = left < PART_ELEMENTS ? left : PART_ELEMENTS;
+        fill_new(t, key, std, first + at, count, values + at);
+        wb_convert(count, values + at, WB_F32, rounded + (size_t)at * wb_dtype_size(t->dtype), t->dtype);
+    }
+}
+
 static wb_status init_tensor(const wb_model *m, const wb_tensor *t, uint64_t seed, float std, float *values,
                              void *rounded) {
-    uint64_t key = wb_mix64(wb_hash64_seeded(t->name, strlen(t->name), seed));
+    const uint64_t key = wb_mix64(wb_hash64_seeded(t->name, strlen(t->name), seed));
+    const size_t size = wb_dtype_size(t->dtype);
     for (int64_t first = 0; first < t->n; first += CHUNK_ELEMENTS) {
-        int64_t n = t->n - first < CHUNK_ELEMENTS ? t->n - first : CHUNK_ELEMENTS;
-        size_t size = wb_dtype_size(t->dtype);
-        fill_new(t, key, std, first, n, values);
-        wb_convert(n, values, WB_F32, rounded, t->dtype);
+        const int64_t n = t->n - first < CHUNK_ELEMENTS ? t->n - first : CHUNK_ELEMENTS;
+        make_chunk(t, key, std, first, n, values, rounded);
         WB_TRY(m->device->to_device(m->device, (char *)t->data + (size_t)first * size, rounded,
                                     (size_t)n * size));
     }

@@ -19,6 +19,29 @@ static wb_status check_row(const wb_route_model *routes, int64_t t, const void *
     return WB_OK;
 }
 
+/* From so many tokens on threads share the check, for which the device waits. */
+enum { SHARED_TOKENS = 1024 };
+
+static bool ids_are_good(const wb_route_model *routes, int64_t T, const uint8_t *direction, const void *ids,
+                         wb_dtype dtype) {
+    const int64_t n = (int64_t)routes->n_moe_layers * routes->top_k;
+    bool good = true;
+#pragma omp parallel for schedule(static) reduction(&& : good) if (T >= SHARED_TOKENS)
+    for (int64_t t = 0; t < T; t++)
+        for (int64_t i = 0; i < n && direction[t] != WB_ROW_NATIVE; i++)
+            good = good && wb_route_id(ids, dtype, (size_t)(t * n + i)) < routes->num_experts;
+    return good;
+}
+
+/* Names the first id that is not. */
+static wb_status check_ids(const wb_route_model *routes, int64_t T, const uint8_t *direction, const void *ids,
+                           wb_dtype dtype) {
+    if (ids_are_good(routes, T, direction, ids, dtype)) return WB_OK;
+    for (int64_t t = 0; t < T; t++)
+        if (direction[t] != WB_ROW_NATIVE) WB_TRY(check_row(routes, t, ids, dtype));
+    return WB_OK;
+}
+
 static wb_status check_directions(int64_t T, const uint8_t *direction) {
     for (int64_t t = 0; t < T; t++)
         if (direction[t] > WB_ROW_PADDING)
@@ -64,9 +87,7 @@ static wb_status take_directions(const wb_model *model, const wb_routing_stage *
     /* Where every value of the dtype is an expert, no id can be wrong. */
     if (routes->num_experts == (dtype == WB_U8 ? 256 : 65536)) return WB_OK;
     WB_TRY(wb_host_view_read(dev, stage->ids, routing->ids, routes_bytes(routes, T), &ids));
-    for (int64_t t = 0; t < T; t++)
-        if (direction[t] != WB_ROW_NATIVE) WB_TRY(check_row(routes, t, ids, dtype));
-    return WB_OK;
+    return check_ids(routes, T, direction, ids, dtype);
 }
 
 static wb_status check_planned(const wb_model *model, const wb_routing_stage *stage, int64_t T,

@@ -54,14 +54,17 @@ static void layout(void *user, wb_arena *arena) {
 
 /* All but the memory, with options that were read. */
 static wb_status prepare_open(wb_model *model, const wb_train_options *o, wb_train *train) {
+    size_t left = 0;
     train->model = model;
     train->options = *o;
     train->forward_only = o->forward_only;
     train->memory.device = model->device;
     WB_TRY(wb_block_sizes(model, o->max_tokens, o->max_expert_rows, !o->forward_only, &train->sizes));
     WB_TRY(wb_block_open(model, &train->memory.host, &train->block));
+    wb_train_keep_logits(train, 0);
     if (o->forward_only) return WB_OK;
-    WB_TRY(wb_block_keep(&train->block, &train->memory.host, &train->sizes, o->keep_bytes));
+    WB_TRY(wb_block_keep(&train->block, &train->memory.host, &train->sizes, o->keep_bytes, &left));
+    wb_train_keep_logits(train, left);
     return wb_train_open_grads(train);
 }
 
@@ -74,7 +77,7 @@ wb_status wb_train_open(wb_model *model, const wb_train_options *options, wb_tra
     wb_status status = prepare_open(model, &own, train);
     if (status == WB_OK) status = wb_arena_open(&train->memory, layout, train);
     if (status == WB_OK)
-        status = wb_reserve_ops(model, &train->sizes, train->sizes.tokens, wb_train_chunk_rows(train));
+        status = wb_reserve_ops(model, &train->sizes, train->sizes.tokens, train->chunk_rows);
     if (status == WB_OK && !own.forward_only) status = wb_train_open_parts(train);
     if (status == WB_OK && !own.forward_only) status = wb_train_zero_grads(train);
     if (status != WB_OK) {

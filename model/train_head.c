@@ -4,25 +4,31 @@
 #include "layers/logit_gradient.h"
 #include "train_state.h"
 
-#define LOGITS_BYTES ((int64_t)64 << 20)
-#define LOGITS_ROWS 1024
+/* A chunk adds its sum to the gradient of the head, which is as large as the logits of hidden_size rows and
+ * is read and written for it: chunks of fewer rows than that spend more time on it than on their products. */
+#define LOGITS_BYTES ((int64_t)5 << 28)
+#define LOGITS_ROWS 2048
 
-/* The i-th chunk starts at row i times as many. */
-int64_t wb_train_chunk_rows(const wb_train *train) {
-    const int64_t fit = LOGITS_BYTES / ((int64_t)sizeof(float) * train->model->config.vocab_size);
-    const int64_t rows = fit < 1 ? 1 : fit > LOGITS_ROWS ? LOGITS_ROWS : fit;
-    return rows < train->sizes.tokens ? rows : train->sizes.tokens;
+static int64_t min64(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
+
+void wb_train_keep_logits(wb_train *train, size_t bytes) {
+    const int64_t V = train->model->config.vocab_size, tokens = train->sizes.tokens;
+    const size_t size = sizeof(float) + (train->model->activations == WB_BF16 ? sizeof(uint16_t) : 0);
+    const int64_t fit = LOGITS_BYTES / ((int64_t)sizeof(float) * V), more = (int64_t)(bytes / size) / V;
+    const int64_t rows = min64(tokens, min64(LOGITS_ROWS, fit < 1 ? 1 : fit));
+    train->chunk_rows = more >= tokens - rows ? tokens : rows;
 }
 
 static int64_t rows_from(const wb_train *train, int64_t start, int64_t total) {
-    const int64_t rows = wb_train_chunk_rows(train);
-    return total - start < rows ? total - start : rows;
+    return min64(total - start, train->chunk_rows);
 }
 
 void wb_train_layout_head(wb_train *train, wb_arena *arena) {
     const wb_model *model = train->model;
     const int64_t H = model->config.hidden_size, V = model->config.vocab_size, n = train->sizes.tokens;
-    const int64_t chunk = wb_train_chunk_rows(train);
+    const int64_t chunk = train->chunk_rows;
     wb_place_activations(arena, model, &train->head_x, n, H);
     wb_place_activations(arena, model, &train->head_norm, n, H);
     wb_place_activations(arena, model, &train->dhead, train->sizes.backward ? n : chunk, H);
@@ -43,7 +49,7 @@ wb_status wb_train_head_forward(wb_train *train, wb_rows x) {
                   normed = wb_activations(model, &train->head_norm);
     float *logprobs = train->logprobs.data;
     WB_TRY(dev->gather_rows(dev, n, H, train->inputs.head_rows.device, x, rows_x));
-    for (int64_t start = 0; start < n; start += wb_train_chunk_rows(train)) {
+    for (int64_t start = 0; start < n; start += train->chunk_rows) {
         const int64_t rows = rows_from(train, start, n), at = start * H;
         wb_distribution of;
         const bool limited = wb_train_distribution(train, start, &of);
@@ -52,7 +58,7 @@ wb_status wb_train_head_forward(wb_train *train, wb_rows x) {
         WB_TRY(dev->logprob_forward(dev, rows, V, train->logits.data, targets + start, limited ? &of : NULL,
                                     logprobs + start));
     }
-    train->logits_kept = n <= wb_train_chunk_rows(train);
+    train->logits_kept = n <= train->chunk_rows;
     return WB_OK;
 }
 
@@ -65,7 +71,7 @@ wb_status wb_train_logits(wb_train *train, float *logits_out) {
     const wb_rows x = wb_train_residual(train, model->config.n_layers);
     /* The norm's rows go to dhead: head_norm belongs to the backward that may be due. */
     train->logits_kept = false;
-    for (int64_t start = 0; start < train->T; start += wb_train_chunk_rows(train)) {
+    for (int64_t start = 0; start < train->T; start += train->chunk_rows) {
         const int64_t rows = rows_from(train, start, train->T);
         WB_TRY(wb_head_forward(model, rows, wb_rows_from(x, start * H), wb_activations(model, &train->dhead),
                                train->logits.data));
@@ -85,7 +91,7 @@ wb_status wb_train_head_backward(wb_train *train, wb_rows dx) {
                   normed = wb_activations(model, &train->head_norm),
                   dhead = wb_activations(model, &train->dhead);
     float *logits = train->logits.data;
-    for (int64_t start = 0; start < n; start += wb_train_chunk_rows(train)) {
+    for (int64_t start = 0; start < n; start += train->chunk_rows) {
         const int64_t rows = rows_from(train, start, n), at = start * H;
         wb_rows dlogits;
         wb_distribution of;

@@ -79,7 +79,8 @@ struct wb_train {
     wb_buffer residual; /* of each wb_train_residual */
 
     wb_buffer head_x, head_norm, dhead; /* [n, H] */
-    wb_buffer logits, dlogits;          /* [chunk, V]; the latter bf16, where activations are */
+    int64_t chunk_rows;                 /* of the head at most */
+    wb_buffer logits, dlogits;          /* [chunk_rows, V]; the latter bf16, where activations are */
     wb_buffer logprobs, dlogprobs;      /* [n_head] */
     float *host_logprobs;               /* host [n_head] both of them */
     wb_buffer dx;                       /* [T, H] */
@@ -183,8 +184,9 @@ bool wb_train_distribution(const wb_train *train, int64_t start, wb_distribution
 
 /* ---- the head, in chunks of rows (train_head.c) --------------------------------------------------- */
 
-/* Rows of a chunk at most. */
-int64_t wb_train_chunk_rows(const wb_train *train);
+/* How many rows a chunk has, before the layout: all, so that their logits are there in the backward, where
+ * they fit into `bytes` beside what chunks take otherwise. */
+void wb_train_keep_logits(wb_train *train, size_t bytes);
 
 /* Memory for all rows. */
 void wb_train_layout_head(wb_train *train, wb_arena *arena);

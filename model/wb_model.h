@@ -377,9 +377,11 @@ typedef struct wb_train_options {
     /* Device bytes to keep what a forward leaves for its backward, beyond what one layer needs. The backward
      * then computes fewer parts of layers again, mixers and feed-forward parts each by themselves: those are
      * kept first whose forward is the most multiply-adds for each byte that it leaves, of one kind from the
-     * last layer down, as many as fit. A forward is counted as one sequence of max_tokens tokens. The bits
-     * are the same. A feed-forward part that one rank computes again all ranks do. 0 (default): all but the
-     * last layer are computed again. */
+     * last layer down, as many as fit, and then the logits of max_tokens tokens. A forward is counted as one
+     * sequence of max_tokens tokens. The bits are the same, but on CUDA in bf16 for the gradient of the head,
+     * to which a backward that has no logits adds a sum for each of several runs of tokens. A feed-forward
+     * part that one rank computes again all ranks do. 0 (default): all but the last layer are computed
+     * again. */
     uint64_t keep_bytes;
 } wb_train_options;
 

@@ -55,7 +55,7 @@ step_of() {
 }
 
 # ---- tests ----
-for program in "$build"/tests/*_cuda "$build"/tests/test_{ops_bf16,ops_fused,graph_steps,exchange_gpus}; do
+for program in "$build"/tests/*_cuda "$build"/tests/test_{ops_bf16,ops_fused,graph_steps,same_bits,exchange_gpus}; do
     [ -x "$program" ] && step "$(basename "$program")" "$program"
 done
 if command -v compute-sanitizer >/dev/null; then
@@ -73,7 +73,9 @@ else
 fi
 for meta in "$root"/tests/golden/*/meta.json "$root"/tests/golden/oracles/*/meta.json; do
     folder=$(dirname "$meta")
-    step_of "hf_oracle-$(basename "$folder")" hf_oracle --device cuda "$folder"
+    for dtype in f32 bf16; do
+        step_of "hf_oracle-$dtype-$(basename "$folder")" hf_oracle --device cuda --dtype $dtype "$folder"
+    done
 done
 
 # ---- GRPO ----
@@ -86,14 +88,21 @@ train() {
     grep -E '^reward|^data plane|^experts moved' "$work/grpo-$name"
     [ -n "$waybill" ] && step "verify-$name" "$waybill" verify "$out/dump"
 }
+# exact NAME: in a run in bf16 each step's first forward had the log-probabilities and the experts of the rollout, bit for bit.
+exact() {
+    local metrics=$work/out-$1/metrics.jsonl name='kl_k1\|kl_k3\|ratio_outside\|routed_differently'
+    grep -o "\"\($name\)\":[^,}]*" "$metrics" >"$work/exact" 2>/dev/null
+    [ "$(wc -l <"$work/exact")" = 48 ] && ! grep -v ':-\?0\.0*$' "$work/exact" && echo "ok       KL of $1 is 0 at every first update" && return
+    failed+=("exact-$1: expected 12 steps with KL 0 and no row routed differently, found otherwise in metrics.jsonl")
+}
 if [ -z "$grpo" ]; then
     skipped+=("GRPO: waybill-grpo was not built")
 else
     train one-f32 1
-    train one-bf16 1 --dtype bf16
+    train one-bf16 1 --dtype bf16 && exact one-bf16
     if [ "$gpus" -ge 2 ]; then
         train two-live 2 --eplb live --redundant-experts 8 --rebalance-every 5
-        train two-bf16 2 --dtype bf16
+        train two-bf16 2 --dtype bf16 && exact two-bf16
     else
         skipped+=("GRPO on 2 GPUs: this machine has $gpus")
     fi
@@ -111,9 +120,24 @@ step_of bench_sampling bench_sampling_cuda
 for tokens in 16384 32768; do step_of "bench_layer-$tokens" bench_layer_cuda $tokens; done
 step_of bench_layer-zipf bench_layer_cuda 16384 2048 768 128 8 0.7
 step_of bench_attention bench_attention_cuda
+step_of bench_products bench_products_cuda
+step_of bench_train bench_train_cuda 8 16384 1
+if [ "$gpus" -ge 2 ]; then
+    step_of bench_train-2 bench_train_cuda 8 16384 2
+else
+    skipped+=("bench_train on 2 GPUs: this machine has $gpus")
+fi
+# All layers, as many requests as fit: an H100 has no room for the keys and values of 256.
 step_of bench_engine bench_engine_cuda 8
+step_of bench_engine-48 bench_engine_cuda 48 64 128
 if python3 -c 'import torch; torch.zeros(1).cuda()' 2>/dev/null; then
     step peers python3 "$root/tests/bench/peers_cuda.py"
+    if python3 -c 'import transformers' 2>/dev/null; then
+        step peers-train python3 "$root/tests/bench/peer_model_cuda.py" train 8
+        step peers-generate python3 "$root/tests/bench/peer_model_cuda.py" generate 48 64 128
+    else
+        skipped+=("peers of whole models: python3 has no transformers")
+    fi
 else
     skipped+=("peers: python3 has no torch that sees the GPU")
 fi
@@ -122,9 +146,9 @@ fi
 figure() {
     awk -v pattern="$2" -v field="$3" '$0 ~ pattern { print $(NF + 1 - field); exit }' "$work/$1" 2>/dev/null
 }
-# peer NAME
+# peer NAME [STEP]
 peer() {
-    awk -F '\t' -v name="$1" '$1 == name { print $2; exit }' "$work/peers" 2>/dev/null
+    awk -F '\t' -v name="$1" '$1 == name { print $2; exit }' "$work/${2:-peers}" 2>/dev/null
 }
 # row NAME VALUE UNIT OTHER-NAME OTHER-VALUE
 row() {
@@ -155,8 +179,28 @@ for batch in 64 256; do
     row "decode, batch $batch, context 8192" "$(figure bench_attention "^decode, batch +$batch, context +8192" 6)" GB/s \
         "copy, read + written" "$(peer copy)"
 done
-row "decode of 8 layers of Q30, batch 64, recorded" "$(figure bench_engine '^batch +64, routes on' 10)" tok/s "without routes" \
-    "$(figure bench_engine '^batch +64, routes off' 10)"
+# What it costs that a row's bits do not depend on the number of rows: below 1 it costs nothing.
+for rows in 64 256 2048 16384; do
+    for shape in "5120 2048" "2048 4096" "151936 2048"; do
+        row "product of $rows rows, ${shape/ / x }" "$(figure bench_products "M +$rows, N +${shape/ /, K +}:" 4)" us "cuBLAS, free order" \
+            "$(peer "product $rows $shape")"
+    done
+done
+for run in bench_train bench_train-2; do
+    gpus_of=1 && [ $run = bench_train ] || gpus_of=2
+    row "training of 8 layers of Q30, $gpus_of GPU, native" "$(figure $run '^step, native' 6)" tok/s "transformers, 1 GPU" "$(peer train peers-train)"
+    row "training of 8 layers of Q30, $gpus_of GPU, replayed" "$(figure $run '^step, replayed' 6)" tok/s "native" "$(figure $run '^step, native' 6)"
+    row "training of 8 layers of Q30, $gpus_of GPU, a GPU" "$(figure $run '^step, replayed' 2)" TFLOP/s "torch dense" "$(peer dense)"
+done
+for batch in 64 128; do
+    row "decode of Q30, batch $batch, context 1024" "$(figure bench_engine-48 "^batch +$batch," 15)" tok/s "generate_batch" \
+        "$(peer "generate_batch decode $batch" peers-generate)"
+    row "decode of Q30, batch $batch, context 1024" "$(figure bench_engine-48 "^batch +$batch," 15)" tok/s "static batch" \
+        "$(peer "static decode $batch" peers-generate)"
+    row "prefill of Q30, $batch prompts of 1024" "$(figure bench_engine-48 "^batch +$batch," 22)" tok/s "generate_batch" \
+        "$(peer "generate_batch prefill $batch" peers-generate)"
+done
+row "decode of 8 layers of Q30, batch 64, recording" "$(figure bench_engine '^batch +64,' 4)" % "goal" 0.3
 row "NCCL, 64 MiB to a rank" "$(awk -F '|' '/65536 KiB/ { print $6 + 0 }' "$work/bench_exchange_nccl" 2>/dev/null)" GB/s \
     "raw send / receive" "$(awk -F '|' '/65536 KiB/ { print $5 + 0 }' "$work/bench_exchange_nccl" 2>/dev/null)"
 

@@ -13,7 +13,7 @@ static wb_status read_squares(wb_model *model, int32_t n, double *squares, doubl
     for (int32_t i = 0; i < n; i++) {
         const wb_tensor tensor = wb_model_tensor(model, i);
         const wb_rows weights = {tensor.data, tensor.dtype};
-        if (weights.data) WB_TRY(device->sum_squares(device, tensor.n, weights, squares + i));
+        if (weights.data) WB_TRY(device->sum_squares(device, 1, tensor.n, weights, squares + i));
     }
     return device->to_host(device, squares_out, squares, bytes);
 }

@@ -271,6 +271,13 @@ void loss_sequence(const loss_options *o, size_t n, const float *logprobs, const
 
 /* ---- optimizer.c ----------------------------------------------------------------------------- */
 
+/* A gradient on this rank, f32 [n] on the device, and the tensor that it is of. */
+typedef struct tensor_gradient {
+    const float *data;
+    int64_t n;
+    int32_t tensor;
+} tensor_gradient;
+
 /* AdamW over the registry's tensors. Weights of f32 are their own masters; one of bf16 is what its f32 master
  * rounds to. Moments and masters belong to a tensor and not to the slot or the address that it has at the
  * time: those of an expert to its home rank (wb_home_rank), once, however many replicas there are; those of a
@@ -284,8 +291,11 @@ typedef struct optimizer {
     wb_buffer *m, *v;       /* [n_tensors] f32 of this rank's part of the tensor */
     wb_buffer *master;      /* [n_tensors] likewise, of tensors of bf16 */
     uint64_t step;
-    wb_adamw hyper;            /* of the present step, for matrices */
-    double *squares;           /* [n_tensors] of a tensor's gradient */
+    wb_adamw hyper;  /* of the present step, for matrices */
+    double *squares; /* [n_tensors] of a tensor's gradient */
+    /* [n_tensors] the gradients that are here, by their places in memory, and the sums of their squares */
+    tensor_gradient *gradients;
+    double *sums;
     wb_buffer *device_squares; /* one, f64 [n_tensors], where they are made; like the others not in here, so
                                 * that this struct may move */
     /* The gathers of updated weights: those started, those waited for, and the numbers of those on their

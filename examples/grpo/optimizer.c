@@ -9,6 +9,7 @@
 
 #include <inttypes.h>
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 /* ---- who updates what ----------------------------------------------------------------------------- */
@@ -53,6 +54,8 @@ static wb_status open_state(optimizer *opt) {
     WB_TRY(WB_OWN(&opt->workspace.host, opt->v, n, "optimizer"));
     WB_TRY(WB_OWN(&opt->workspace.host, opt->master, n, "optimizer"));
     WB_TRY(WB_OWN(&opt->workspace.host, opt->squares, n, "optimizer"));
+    WB_TRY(WB_OWN(&opt->workspace.host, opt->sums, n, "optimizer"));
+    WB_TRY(WB_OWN(&opt->workspace.host, opt->gradients, n, "optimizer"));
     WB_TRY(WB_OWN(&opt->workspace.host, opt->bounds, (size_t)wb_comm_size(opt->comm) + 1, "optimizer"));
     WB_TRY(WB_OWN(&opt->workspace.host, opt->device_squares, 1, "optimizer"));
     WB_TRY(wb_reserve(&opt->workspace, opt->device_squares, (int64_t)n, 1, sizeof(double)));
@@ -156,19 +159,46 @@ wb_status optimizer_take_masters(optimizer *opt) {
 
 /* ---- a step --------------------------------------------------------------------------------------- */
 
-/* squares[i] of this rank's leads, in one read, whatever the number of tensors. */
-static wb_status read_squares(optimizer *opt) {
-    const int32_t n = wb_model_n_tensors(opt->model);
-    const size_t bytes = (size_t)n * sizeof(double);
-    double *const squares = opt->device_squares->data;
-    WB_TRY(opt->device->zero(opt->device, squares, bytes));
-    for (int32_t i = 0; i < n; i++) {
+static int by_place(const void *a, const void *b) {
+    const uintptr_t x = (uintptr_t)((const tensor_gradient *)a)->data;
+    const uintptr_t y = (uintptr_t)((const tensor_gradient *)b)->data;
+    return (x > y) - (x < y);
+}
+
+/* Those of the leads that are here, by their places in memory; how many. */
+static int32_t list_gradients(optimizer *opt) {
+    int32_t count = 0;
+    for (int32_t i = 0; i < wb_model_n_tensors(opt->model); i++) {
         const wb_tensor t = wb_model_lead(opt->model, i);
-        if (!t.data) continue;
-        const wb_rows gradient = wb_f32_rows(wb_train_grad(opt->train, &t));
-        WB_TRY(opt->device->sum_squares(opt->device, t.n, gradient, squares + i));
+        if (t.data) opt->gradients[count++] = (tensor_gradient){wb_train_grad(opt->train, &t), t.n, i};
     }
-    return opt->device->to_host(opt->device, opt->squares, squares, bytes);
+    qsort(opt->gradients, (size_t)count, sizeof *opt->gradients, by_place);
+    return count;
+}
+
+/* Gradients of one size that lie side by side, as those of a storage of experts, from the first one of list
+ * [count] on. */
+static int32_t count_alike(const tensor_gradient *list, int32_t count) {
+    int32_t n = 1;
+    while (n < count && list[n].n == list->n && list[n].data == list[n - 1].data + list->n) n++;
+    return n;
+}
+
+/* squares[i] of this rank's leads, others 0, in one read, whatever the number of tensors. */
+static wb_status read_squares(optimizer *opt) {
+    wb_device *dev = opt->device;
+    double *const sums = opt->device_squares->data;
+    const int32_t count = list_gradients(opt);
+    for (int32_t first = 0; first < count;) {
+        const tensor_gradient *g = opt->gradients + first;
+        const int32_t n = count_alike(g, count - first);
+        WB_TRY(dev->sum_squares(dev, n, g->n, wb_f32_rows(g->data), sums + first));
+        first += n;
+    }
+    WB_TRY(dev->to_host(dev, opt->sums, sums, (size_t)count * sizeof *sums));
+    memset(opt->squares, 0, (size_t)wb_model_n_tensors(opt->model) * sizeof *opt->squares);
+    for (int32_t k = 0; k < count; k++) opt->squares[opt->gradients[k].tensor] = opt->sums[k];
+    return WB_OK;
 }
 
 /* squares[i], the same on all ranks, of the tensors of experts, and the sum of those of the others. */

@@ -27,19 +27,24 @@ static double rows_sum_squares(wb_rows x, int64_t begin, int64_t n) {
     return block_sum_squares(wide, n);
 }
 
-wb_status WB_CPU(sum_squares)(wb_device *dev, int64_t n, wb_rows x, double *sum) {
-    int64_t blocks = (n + BLOCK - 1) / BLOCK;
-    void *shared = NULL;
-    WB_TRY(operand_check("sum_squares", "x", x.dtype));
-    WB_TRY(wb_cpu_shared_reserve(dev, wb_cpu_sum_bytes(n), &shared));
-    double *partial = shared, total = 0.0;
+/* Of x[n]; partial: [blocks of n]. */
+static double sum_of_squares(wb_device *dev, int64_t n, wb_rows x, double *partial) {
+    const int64_t blocks = (n + BLOCK - 1) / BLOCK;
+    double total = 0.0;
 #pragma omp parallel for schedule(static) num_threads(wb_cpu_threads(dev, n))
     for (int64_t b = 0; b < blocks; b++) {
         int64_t begin = b * BLOCK, left = n - begin;
         partial[b] = rows_sum_squares(x, begin, left < BLOCK ? left : BLOCK);
     }
     for (int64_t b = 0; b < blocks; b++) total += partial[b];
-    *sum = total;
+    return total;
+}
+
+wb_status WB_CPU(sum_squares)(wb_device *dev, int64_t count, int64_t n, wb_rows x, double *sums) {
+    void *shared = NULL;
+    WB_TRY(operand_check("sum_squares", "x", x.dtype));
+    WB_TRY(wb_cpu_shared_reserve(dev, wb_cpu_sum_bytes(n), &shared));
+    for (int64_t i = 0; i < count; i++) sums[i] = sum_of_squares(dev, n, wb_rows_from(x, i * n), shared);
     return WB_OK;
 }
 

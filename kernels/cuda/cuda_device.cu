@@ -86,6 +86,14 @@ static void cuda_mem_free(wb_device *dev, void *device) {
     WB_IGNORE(wb_cuda_check(cudaFree(device), "mem_free"));
 }
 
+/* A copy from ordinary host memory waits for what is on the stream, unless it is of 64 KiB or less: those the
+ * driver takes into memory of its own. So one of a few MiB, as a step's plan is, goes in such pieces, and the
+ * host stays ahead of the device. */
+static size_t piece_of(const struct cudaPointerAttributes *where, size_t bytes) {
+    const size_t piece = (size_t)64 << 10, most = (size_t)4 << 20;
+    return where->type == cudaMemoryTypeUnregistered && bytes <= most ? piece : bytes;
+}
+
 /* Ordinary host memory has been read when cudaMemcpyAsync returns; pinned memory, as of trainers and of
  * host_alloc, has not, so that its copy is waited for: the caller may write it again on return. */
 static wb_status cuda_to_device(wb_device *dev, void *device, const void *host, size_t bytes) {
@@ -93,8 +101,12 @@ static wb_status cuda_to_device(wb_device *dev, void *device, const void *host, 
     WB_TRY(wb_cuda_use(dev, "to_device"));
     struct cudaPointerAttributes where;
     WB_TRY(wb_cuda_check(cudaPointerGetAttributes(&where, host), "to_device: host"));
-    WB_TRY(wb_cuda_check(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, stream_of(dev)),
-                         "to_device"));
+    const size_t piece = piece_of(&where, bytes);
+    for (size_t at = 0; at < bytes; at += piece)
+        WB_TRY(wb_cuda_check(cudaMemcpyAsync((char *)device + at, (const char *)host + at,
+                                             bytes - at < piece ? bytes - at : piece, cudaMemcpyHostToDevice,
+                                             stream_of(dev)),
+                             "to_device"));
     if (where.type == cudaMemoryTypeUnregistered) return WB_OK;
     return finish(dev, "to_device, or an op before it");
 }
@@ -154,16 +166,21 @@ static wb_status cuda_zero(wb_device *dev, void *device, size_t bytes) {
 static wb_status cuda_reserve_scratch(wb_device *dev, const wb_op_sizes *most) {
     const int32_t heads = most->n_heads > 0 ? most->n_heads : 1;
     const int32_t K = most->router.n_experts > 0 ? most->router.top_k : 0;
+    const int64_t whole = (int64_t)heads * most->head_dim; /* a norm over all heads */
+    /* Of a storage of experts each matrix has parts of its own. */
+    const size_t rests = 2 * (size_t)most->n_groups * sizeof(double);
     size_t largest = 0;
-    size_t bytes[7] = {wb_cuda_plan_bytes(most->tokens * K, most->n_slots),
-                       wb_cuda_group_bytes(most->n_sources, most->n_groups), wb_cuda_sum_bytes(most->summed)};
+    size_t bytes[8] = {wb_cuda_plan_bytes(most->tokens * K, most->n_slots),
+                       wb_cuda_group_bytes(most->n_sources, most->n_groups),
+                       wb_cuda_sum_bytes(1, most->summed) + rests};
     void *scratch = NULL;
     if (most->sampled > 0) bytes[3] = wb_cuda_sample_bytes(most->sampled, most->vocab_size);
     if (most->backward) {
         bytes[4] = wb_cuda_attention_backward_bytes(most->tokens, heads);
-        bytes[5] = wb_cuda_norm_backward_bytes(most->tokens * heads);
+        bytes[5] = wb_cuda_norm_backward_bytes(most->tokens * heads, most->head_dim);
+        bytes[6] = wb_cuda_norm_backward_bytes(most->tokens, whole > most->hidden ? whole : most->hidden);
     }
-    bytes[6] = wb_cuda_logprob_bytes(most->vocab_size);
+    bytes[7] = wb_cuda_logprob_bytes(most->vocab_size);
     WB_TRY(wb_cuda_use(dev, "reserve_scratch"));
     for (size_t i = 0; i < sizeof bytes / sizeof bytes[0]; i++)
         largest = bytes[i] > largest ? bytes[i] : largest;

@@ -1,10 +1,11 @@
 /* cuda_elements.cu - ops on elements: SwiGLU, sums, bias, clamps, casts.
  *
- * A thread an element; the gradient of a bias, a thread a column. Refuses: sums along a row (cuda_rows.cu).
- */
+ * A thread an element, or eight where sums and casts are of bf16 that can be read 16 bytes at a time; the
+ * gradient of a bias, a thread a column. Refuses: sums along a row (cuda_rows.cu). */
 #include "cuda/cuda_operands.h"
 #include "cuda/cuda_ops.h"
 #include "cuda/cuda_swiglu.h"
+#include "cuda/cuda_vector.h"
 
 namespace {
 
@@ -43,6 +44,27 @@ __global__ void __launch_bounds__(BLOCK) cast_elements(int64_t n, wb_rows from, 
     if (i < n) store_element(to, i, load_element(from, i));
 }
 
+/* ---- bf16, eight elements a thread --------------------------------------------------------------- */
+
+__global__ void __launch_bounds__(BLOCK) add_eights(int64_t eights, const uint16_t *x, uint16_t *y) {
+    const int64_t i = thread_number();
+    float sum[8], more[8];
+    if (i >= eights) return;
+    widen_eight(load_eight(y + 8 * i), sum);
+    widen_eight(load_eight(x + 8 * i), more);
+#pragma unroll
+    for (int k = 0; k < 8; k++) sum[k] = wb_add(sum[k], more[k]);
+    store_eight(y + 8 * i, sum);
+}
+
+__global__ void __launch_bounds__(BLOCK) round_eights(int64_t eights, const float4 *from, uint16_t *to) {
+    const int64_t i = thread_number();
+    if (i >= eights) return;
+    const float4 a = from[2 * i], b = from[2 * i + 1];
+    const float x[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
+    store_eight(to + 8 * i, x);
+}
+
 } // namespace
 
 extern "C" {
@@ -64,6 +86,8 @@ wb_status wb_cuda_swiglu_backward(wb_device *dev, int64_t n, int64_t F, wb_rows 
 wb_status wb_cuda_add(wb_device *dev, int64_t n, wb_rows x, wb_rows y) {
     WB_TRY(operand_check("add", "x", x.dtype));
     WB_TRY(operand_check_like("add", "y", y.dtype, "x", x.dtype));
+    if (in_eights(n, x) && in_eights(n, y))
+        LAUNCH(dev, "add", n / 8, 1, add_eights, n / 8, bf16_of(x), bf16_of(y));
     LAUNCH(dev, "add", n, 1, add_elements, n, x, y);
 }
 
@@ -93,6 +117,9 @@ wb_status wb_cuda_cast(wb_device *dev, int64_t n, wb_rows from, wb_rows to) {
     WB_TRY(operand_check("cast", "to", to.dtype));
     if (from.dtype == to.dtype)
         return dev->copy(dev, to.data, from.data, (size_t)n * wb_dtype_size(to.dtype));
+    if (in_eights(n, to) && reinterpret_cast<uintptr_t>(from.data) % 16 == 0)
+        LAUNCH(dev, "cast", n / 8, 1, round_eights, n / 8, static_cast<const float4 *>(from.data),
+               bf16_of(to));
     LAUNCH(dev, "cast", n, 1, cast_elements, n, from, to);
 }
 }

@@ -1,14 +1,18 @@
-/* cuda_rows.cu - ops on rows: embedding, RMSNorm, rotary embedding, and moving rows.
+/* cuda_rows.cu - ops on rows: embedding, RMSNorm, rotary embedding.
  *
  * A row's sum lies over the 16 lanes of a half warp, in the CPU's order; gradients of shared weights sum over
- * rows ascending, a thread a column. Refuses: products of matrices, routing, ops on elements
- * (cuda_elements.cu). */
+ * rows ascending, a thread a column, and of bf16 a thread a column of a part of the rows. Refuses: products
+ * of matrices, routing, moving rows (cuda_move_rows.cu), ops on elements (cuda_elements.cu). */
 #include "cuda/cuda_fault.h"
 #include "cuda/cuda_operands.h"
 #include "cuda/cuda_ops.h"
 #include "cuda/cuda_scratch.h"
+#include "cuda/cuda_vector.h"
 
 namespace {
+
+/* Rows of which a norm's gradient of bf16 has one sum: part of the fixed order. */
+enum { NORM_PART = 128 };
 
 /* ---- embedding ------------------------------------------------------------------------------- */
 
@@ -133,6 +137,34 @@ __global__ void __launch_bounds__(BLOCK)
     dw[column] = sum;
 }
 
+/* The sums over the rows of a part, ascending: of the first part from dw on, of the others from 0. Half a
+ * million rows, as heads of a batch have, would be one chain of as many steps. */
+__global__ void __launch_bounds__(BLOCK)
+    rmsnorm_parts(int64_t n, int64_t width, const uint16_t *x, const uint16_t *dy, const float *r,
+                  const float *dw, float *parts) {
+    const int64_t place = thread_number(), part = place / width, column = place % width;
+    const int64_t begin = part * NORM_PART, end = min(begin + NORM_PART, n);
+    if (begin >= n) return;
+    float sum = part == 0 ? dw[column] : 0.0f;
+#pragma unroll 8
+    for (int64_t row = begin; row < end; row++) {
+        const int64_t at = row * width + column;
+        sum = wb_fma(wb_bf16_to_f32(dy[at]), wb_mul(wb_bf16_to_f32(x[at]), r[row]), sum);
+    }
+    parts[place] = sum;
+}
+
+/* dw = the sum of the parts, ascending */
+__global__ void __launch_bounds__(BLOCK)
+    rmsnorm_sum_parts(int64_t n_parts, int64_t width, const float *parts, float *dw) {
+    const int64_t column = thread_number();
+    if (column >= width) return;
+    float sum = parts[column];
+#pragma unroll 64
+    for (int64_t part = 1; part < n_parts; part++) sum = wb_add(sum, parts[part * width + column]);
+    dw[column] = sum;
+}
+
 /* dx = r w dy - x r^3 <w dy, x> / width */
 __global__ void __launch_bounds__(BLOCK)
     rmsnorm_gradients(int64_t n, int64_t width, wb_rows x, const float *w, const float *scales, wb_rows dy,
@@ -152,7 +184,7 @@ __global__ void __launch_bounds__(BLOCK)
     }
 }
 
-/* ---- rotary embedding and the cache ---------------------------------------------------------- */
+/* ---- rotary embedding ------------------------------------------------------------------------ */
 
 struct rope_args {
     int64_t T;
@@ -174,42 +206,34 @@ __global__ void __launch_bounds__(BLOCK) rotate_pairs(rope_args args) {
     store_element(args.x, high, wb_fma(b, c, wb_mul(a, sine)));
 }
 
-__global__ void __launch_bounds__(BLOCK)
-    write_cache(int64_t T, int64_t width, wb_rows x, const int64_t *rows, wb_rows cache) {
-    const int64_t i = thread_number(), t = i / width;
-    if (t < T && rows[t] >= 0) store_element(cache, rows[t] * width + i % width, load_element(x, i));
-}
-
-/* ---- moving rows ----------------------------------------------------------------------------- */
-
-/* Elements of `size` bytes, 2 or 4, as they are. */
-__device__ __forceinline__ void move_element(const void *from, int64_t i, void *to, int64_t j, int size) {
-    if (size == 4)
-        static_cast<uint32_t *>(to)[j] = static_cast<const uint32_t *>(from)[i];
-    else
-        static_cast<uint16_t *>(to)[j] = static_cast<const uint16_t *>(from)[i];
-}
-
-__global__ void __launch_bounds__(BLOCK)
-    gather_elements(int64_t n, const int32_t *n_rows, int64_t width, const int32_t *index, const void *in,
-                    void *out, int size) {
-    const int64_t i = thread_number(), row = i / width;
-    if (n_rows) n = min(n, static_cast<int64_t>(*n_rows));
-    if (row < n) move_element(in, index[row] * width + i % width, out, i, size);
-}
-
-__global__ void __launch_bounds__(BLOCK)
-    scatter_elements(int64_t n, int64_t width, const int32_t *index, const void *in, void *out, int size) {
-    const int64_t i = thread_number(), row = i / width;
-    if (row < n) move_element(in, i, out, index[row] * width + i % width, size);
+/* Eight pairs a thread, of bf16. */
+__global__ void __launch_bounds__(BLOCK) rotate_eights(rope_args args) {
+    const int64_t eights = args.half / 8, place = thread_number(), head = place / eights;
+    const int64_t t = head / args.n_heads, i = place % eights * 8;
+    if (t >= args.T) return;
+    const int64_t angle = args.pos[t] * static_cast<int64_t>(args.half) + i;
+    uint16_t *const low = static_cast<uint16_t *>(args.x.data) + head * args.head_dim + i;
+    float a[8], b[8], c[8], sine[8];
+    widen_eight(load_eight(low), a);
+    widen_eight(load_eight(low + args.half), b);
+#pragma unroll
+    for (int k = 0; k < 8; k++) {
+        c[k] = args.cos_table[angle + k], sine[k] = wb_mul(args.sign, args.sin_table[angle + k]);
+        const float first = wb_fma(a[k], c[k], -wb_mul(b[k], sine[k]));
+        b[k] = wb_fma(b[k], c[k], wb_mul(a[k], sine[k]));
+        a[k] = first;
+    }
+    store_eight(low, a);
+    store_eight(low + args.half, b);
 }
 
 } // namespace
 
 extern "C" {
 
-size_t wb_cuda_norm_backward_bytes(int64_t n) {
-    return static_cast<size_t>(n) * sizeof(float);
+/* A scale a row, and of bf16 the sums of the parts. */
+size_t wb_cuda_norm_backward_bytes(int64_t n, int64_t width) {
+    return static_cast<size_t>(n + (n + NORM_PART - 1) / NORM_PART * width) * sizeof(float);
 }
 
 wb_status wb_cuda_embed_forward(wb_device *dev, int64_t T, const int32_t *tokens, wb_weight table,
@@ -247,16 +271,29 @@ static wb_status launch_columns(wb_device *dev, int64_t n, int64_t width, wb_row
     LAUNCH(dev, "rmsnorm_backward", width, 1, rmsnorm_columns, n, width, x, dy, r, dw);
 }
 
+static wb_status launch_parts(wb_device *dev, int64_t n, int64_t width, wb_rows x, wb_rows dy, const float *r,
+                              float *dw, float *parts) {
+    const int64_t n_parts = (n + NORM_PART - 1) / NORM_PART;
+    const uint16_t *from = static_cast<const uint16_t *>(x.data);
+    const uint16_t *gradients = static_cast<const uint16_t *>(dy.data);
+    unsigned blocks = 0;
+    WB_TRY(prepare_launch(dev, "rmsnorm_backward", n_parts * width, 1, &blocks));
+    if (blocks == 0) return WB_OK;
+    rmsnorm_parts<<<blocks, BLOCK, 0, stream_of(dev)>>>(n, width, from, gradients, r, dw, parts);
+    LAUNCH(dev, "rmsnorm_backward", width, 1, rmsnorm_sum_parts, n_parts, width, parts, dw);
+}
+
 wb_status wb_cuda_rmsnorm_backward(wb_device *dev, int64_t n, int64_t width, wb_rows x, const float *w,
                                    float eps, wb_rows dy, wb_rows dx, float *dw) {
     float *r = NULL;
     WB_TRY(operand_check("rmsnorm_backward", "x", x.dtype));
     WB_TRY(operand_check_like("rmsnorm_backward", "dy", dy.dtype, "x", x.dtype));
     WB_TRY(operand_check_like("rmsnorm_backward", "dx", dx.dtype, "x", x.dtype));
-    WB_TRY(reserve_scratch(dev, wb_cuda_norm_backward_bytes(n), &r));
+    WB_TRY(reserve_scratch(dev, wb_cuda_norm_backward_bytes(n, width), &r));
     WB_TRY(launch_scales(dev, n, width, x, eps, r));
     /* Before dx, which may be dy. */
-    if (dw) WB_TRY(launch_columns(dev, n, width, x, dy, r, dw));
+    if (dw && x.dtype == WB_F32) WB_TRY(launch_columns(dev, n, width, x, dy, r, dw));
+    if (dw && x.dtype == WB_BF16) WB_TRY(launch_parts(dev, n, width, x, dy, r, dw, r + n));
     LAUNCH(dev, "rmsnorm_backward", n, WB_LANES, rmsnorm_gradients, n, width, x, w, r, dy, dx);
 }
 
@@ -269,35 +306,8 @@ wb_status wb_cuda_rope(wb_device *dev, int64_t T, int32_t n_heads, int32_t head_
     WB_TRY(operand_check("rope", "x", x.dtype));
     const rope_args args = {
         T, n_heads, head_dim, rot_dim / 2, pos, cos_table, sin_table, inverse ? -1.0f : 1.0f, x};
+    if (args.half % 8 == 0 && in_eights(head_dim, x))
+        LAUNCH(dev, "rope", T * n_heads * args.half / 8, 1, rotate_eights, args);
     LAUNCH(dev, "rope", T * n_heads * args.half, 1, rotate_pairs, args);
-}
-
-wb_status wb_cuda_gather_rows(wb_device *dev, int64_t n, int64_t width, const int32_t *index, wb_rows in,
-                              wb_rows out) {
-    return wb_cuda_gather_some(dev, n, NULL, width, index, in, out);
-}
-
-wb_status wb_cuda_gather_some(wb_device *dev, int64_t n, const int32_t *n_rows, int64_t width,
-                              const int32_t *index, wb_rows in, wb_rows out) {
-    WB_TRY(operand_check("gather_rows", "in", in.dtype));
-    WB_TRY(operand_check_like("gather_rows", "out", out.dtype, "in", in.dtype));
-    LAUNCH(dev, "gather_rows", n * width, 1, gather_elements, n, n_rows, width, index, in.data, out.data,
-           static_cast<int>(wb_dtype_size(in.dtype)));
-}
-
-wb_status wb_cuda_scatter_rows(wb_device *dev, int64_t n, int64_t width, const int32_t *index, wb_rows in,
-                               wb_rows out) {
-    WB_TRY(operand_check("scatter_rows", "in", in.dtype));
-    WB_TRY(operand_check_like("scatter_rows", "out", out.dtype, "in", in.dtype));
-    LAUNCH(dev, "scatter_rows", n * width, 1, scatter_elements, n, width, index, in.data, out.data,
-           static_cast<int>(wb_dtype_size(in.dtype)));
-}
-
-wb_status wb_cuda_kv_write(wb_device *dev, int64_t T, int64_t width, wb_rows x, const int64_t *rows,
-                           wb_rows cache) {
-    WB_TRY(operand_check("kv_write", "x", x.dtype));
-    WB_TRY(operand_check("kv_write", "cache", cache.dtype));
-    if (x.dtype == WB_BF16) WB_TRY(operand_check_like("kv_write", "cache", cache.dtype, "x", x.dtype));
-    LAUNCH(dev, "kv_write", T * width, 1, write_cache, T, width, x, rows, cache);
 }
 }

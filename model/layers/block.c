@@ -127,7 +127,8 @@ static void list_candidates(wb_block *block, const wb_sizes *sizes, candidate *l
 
 /* The last mixer without a worker of its own, and the last such feed-forward part, are the latest in the
  * shared ones and cost nothing, so that one of each is never kept. */
-static wb_status keep_first(wb_block *block, wb_owner *owner, const candidate *list, size_t bytes) {
+static wb_status keep_first(wb_block *block, wb_owner *owner, const candidate *list, size_t bytes,
+                            size_t *left_out) {
     const int32_t n_layers = block->model->config.n_layers;
     int32_t n_left[WB_N_PARTS] = {n_layers, n_layers};
     for (const candidate *c = list; c < list + WB_N_PARTS * n_layers; c++) {
@@ -137,15 +138,17 @@ static wb_status keep_first(wb_block *block, wb_owner *owner, const candidate *l
         WB_TRY(WB_OWN_ALLOC(owner, block->own[c->which][c->layer].worker, 1,
                             part_of(block, c->layer, c->which)->kind->worker_size, "layer kept"));
     }
+    *left_out = bytes;
     return WB_OK;
 }
 
-wb_status wb_block_keep(wb_block *block, wb_owner *owner, const wb_sizes *sizes, size_t bytes) {
+wb_status wb_block_keep(wb_block *block, wb_owner *owner, const wb_sizes *sizes, size_t bytes,
+                        size_t *left_out) {
     candidate *list;
     WB_TRY(WB_OWN(owner, block->n_there, (size_t)block->model->config.n_layers, "layers kept"));
     WB_TRY(WB_NEW(list, WB_N_PARTS * (size_t)block->model->config.n_layers, "layers to keep"));
     list_candidates(block, sizes, list);
-    const wb_status status = keep_first(block, owner, list, bytes);
+    const wb_status status = keep_first(block, owner, list, bytes, left_out);
     free(list);
     return status;
 }

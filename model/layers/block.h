@@ -45,8 +45,10 @@ wb_status wb_block_open(wb_model *model, wb_owner *owner, wb_block *block);
 
 /* Which parts keep what their forward leaves, so that the backward need not compute it again. In the order of
  * their forward's work for each byte that it leaves, of one kind from the last layer down, each is kept that
- * fits into what is left of `bytes`. For blocks with backwards, before the layout. */
-wb_status wb_block_keep(wb_block *block, wb_owner *owner, const wb_sizes *sizes, size_t bytes);
+ * fits into what is left of `bytes`. For blocks with backwards, before the layout. *left_out: what then is
+ * left of `bytes`. */
+wb_status wb_block_keep(wb_block *block, wb_owner *owner, const wb_sizes *sizes, size_t bytes,
+                        size_t *left_out);
 
 /* Places the memory for passes through all layers (wb_arena.h). */
 void wb_block_layout(wb_block *block, const wb_sizes *sizes, wb_arena *arena);

@@ -1,60 +1,39 @@
 /* bench_engine_cuda.c - tokens/s of the rollout engine on CUDA in bf16: a qwen3_moe of Qwen3-30B-A3B's sizes
- * with random weights and as many layers as asked for, prompts of 1024 tokens, greedy decoding, routes
- * recorded or not.
+ * with random weights and as many layers as asked for, prompts of 1024 tokens, greedy decoding, with routes
+ * recorded and without, in turns.
  *
  *     bench_engine_cuda [LAYERS [BATCH...]]        2 layers; 64, 128 and 256 requests
  *
- * Prints microseconds of a decoding step and of a layer of it, beside the time in which the weights that are
- * read and the keys and values would cross memory at 4.0 TB/s. Refuses: peers. */
+ * Prints for each batch: prefill beside the time of its operations at the data sheet's rate; a decoding step
+ * beside the time in which the weights that are read and the keys and values would cross memory, at the rate
+ * of copies in the same run; and what recording costs, by the medians of steps. Ends with 1 when recording
+ * changes a token. Prompts are known from the first run of a batch on, so that the other ones only decode.
+ * Refuses: peers (peer_model_cuda.py). */
+#include "bench/bench_q30.h"
 #include "support/usage.h"
-#include "wb_device.h"
+#include "wb_hash.h"
 #include "wb_rollout.h"
 
-#include <stdio.h>
-#include <stdlib.h>
-#include <time.h>
+enum { CONTEXT = 1024, NEW_TOKENS = 40, BLOCK = 64, ROUNDS = 3, MAX_STEPS = 4 * NEW_TOKENS };
 
-enum { CONTEXT = 1024, NEW_TOKENS = 24, VOCABULARY = 32768, BLOCK = 64, MAX_BATCH = 256 };
+typedef struct bench {
+    wb_config config;
+    wb_engine *engine;
+    double bytes_per_second;
+} bench;
 
-static const double bytes_per_second = 4.0e12;
+/* Of one run. */
+typedef struct outcome {
+    double prefill, decode; /* seconds: of all prompts, and the median of the steps that decode all */
+    uint64_t tokens;        /* digest of what was generated */
+} outcome;
 
-static void must(wb_status status) {
-    if (status == WB_OK) return;
-    fprintf(stderr, "bench_engine_cuda: %s\n", wb_error_message());
-    exit(1);
-}
-
-static double now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-static wb_config make_config(int32_t layers) {
-    const wb_config config = {
-        .family = WB_FAMILY_QWEN3_MOE,
-        .hidden_size = 2048,
-        .n_layers = layers,
-        .n_heads = 32,
-        .n_kv_heads = 4,
-        .head_dim = 128,
-        .expert_width = 768,
-        .dense_width = 6144,
-        .vocab_size = VOCABULARY,
-        .max_positions = 4096,
-        .norm_eps = 1e-6F,
-        .rope_theta = 1000000,
-        .qk_norm = WB_QK_NORM_PER_HEAD,
-        .router = {.type = WB_ROUTER_SOFTMAX_NORM, .n_experts = 128, .top_k = 8, .scale = 1},
-        .moe_layer_mask = {(1ULL << layers) - 1}};
-    return config;
-}
-
-static void submit(wb_engine *engine, int32_t number, bool routes) {
+/* Each number has a prompt of its own. */
+static void submit(const bench *b, int32_t number, bool routes) {
     static uint32_t prompt[CONTEXT];
     char rid[32];
     for (uint32_t t = 0; t < CONTEXT; t++)
-        prompt[t] = (((uint32_t)number * 4096 + t + 1) * 2654435761U >> 16) % VOCABULARY;
+        prompt[t] = (((uint32_t)number * 4096 + t + 1) * 2654435761U >> 8) % Q30_VOCABULARY;
     snprintf(rid, sizeof rid, "request-%d", number);
     wb_request request = wb_request_default();
     request.rid = rid;
@@ -63,74 +42,126 @@ static void submit(wb_engine *engine, int32_t number, bool routes) {
     request.max_tokens = 1 + NEW_TOKENS;
     request.temperature = 0;
     request.return_routes = routes;
-    must(wb_engine_submit(engine, &request));
+    must(wb_engine_submit(b->engine, &request));
 }
 
 /* What a decoding step reads: weights of the layers and the head, all experts once, and keys and values. */
-static double floor_seconds(const wb_config *c, int32_t batch) {
+static double floor_of_decode(const bench *b, int32_t batch) {
+    const wb_config *c = &b->config;
     const double H = c->hidden_size, D = c->head_dim;
     const double attention = H * D * (2.0 * c->n_heads + 2.0 * c->n_kv_heads);
     const double experts = 3.0 * c->router.n_experts * c->expert_width * H;
     const double keys = 2.0 * batch * CONTEXT * c->n_kv_heads * D;
-    return 2 * (c->n_layers * (attention + experts + keys) + H * c->vocab_size) / bytes_per_second;
+    return 2 * (c->n_layers * (attention + experts + keys) + H * c->vocab_size) / b->bytes_per_second;
 }
 
-static void run(wb_engine *engine, const wb_config *config, int32_t batch, bool routes) {
+static double floor_of_prefill(const bench *b, int32_t batch) {
+    return q30_forward_flops(&b->config, batch, CONTEXT, batch) / peak_flops;
+}
+
+/* Order of completion is not looked at. */
+static uint64_t poll_tokens(const bench *b) {
+    uint64_t sum = 0;
+    for (wb_completion *done; (done = wb_engine_poll(b->engine)); wb_completion_free(done)) {
+        const wb_record *record = &done->record;
+        sum += wb_hash64(record->tokens, record->n_tokens * sizeof *record->tokens) ^
+               wb_hash64(record->logprobs, NEW_TOKENS * sizeof *record->logprobs);
+    }
+    return sum;
+}
+
+static outcome run(const bench *b, int32_t batch, bool routes) {
+    double steps[MAX_STEPS];
+    int n = 0;
     bool busy = true;
-    const uint64_t fed = wb_engine_get_stats(engine).prefill_tokens + (uint64_t)batch * CONTEXT;
-    double begin = now();
-    for (int32_t i = 0; i < batch; i++) submit(engine, i, routes);
-    while (wb_engine_get_stats(engine).prefill_tokens < fed) must(wb_engine_step(engine, &busy));
-    const double prefill = now() - begin;
-    const wb_engine_stats before = wb_engine_get_stats(engine);
-    begin = now();
-    do must(wb_engine_step(engine, &busy));
-    while (busy);
-    const double elapsed = now() - begin;
-    const wb_engine_stats after = wb_engine_get_stats(engine);
-    for (wb_completion *done; (done = wb_engine_poll(engine));) wb_completion_free(done);
-    const double step = elapsed / (double)(after.steps - before.steps), least = floor_seconds(config, batch);
-    printf("batch %4d, routes %-3s prefill %9.0f tok/s, decode %8.0f tok/s, a step %7.0f us, of its floor "
-           "%.2f\n",
-           batch, routes ? "on," : "off,", (double)batch * CONTEXT / prefill,
-           (double)(after.decode_tokens - before.decode_tokens) / elapsed, 1e6 * step, least / step);
+    outcome out = {0};
+    for (int32_t i = 0; i < batch; i++) submit(b, 1000 * batch + i, routes);
+    wb_engine_stats before = wb_engine_get_stats(b->engine);
+    while (busy) {
+        const double begin = now();
+        must(wb_engine_step(b->engine, &busy));
+        const double seconds = now() - begin;
+        const wb_engine_stats after = wb_engine_get_stats(b->engine);
+        if (after.prefill_tokens > before.prefill_tokens)
+            out.prefill += seconds;
+        else if (after.decode_tokens - before.decode_tokens == (uint64_t)batch && n < MAX_STEPS)
+            steps[n++] = seconds;
+        before = after;
+    }
+    out.decode = n > 0 ? median(steps, n) : NAN;
+    out.tokens = poll_tokens(b);
+    return out;
+}
+
+/* Whether recording changed no token. */
+static bool run_batch(const bench *b, int32_t batch) {
+    double on[ROUNDS], off[ROUNDS];
+    bool same = true;
+    const outcome first = run(b, batch, true);
+    for (int i = 0; i < ROUNDS; i++) {
+        for (int k = 0; k < 2; k++) {
+            const bool routes = k == i % 2;
+            const outcome out = run(b, batch, routes);
+            *(routes ? &on[i] : &off[i]) = out.decode;
+            same = same && out.tokens == first.tokens;
+        }
+    }
+    const double recorded = median(on, ROUNDS), plain = median(off, ROUNDS);
+    printf("batch %4d, prefill %8.0f tok/s, of its floor %.2f, decode %7.0f tok/s, a step %7.0f us, of its "
+           "floor %.2f, recording %+5.2f %%, %s\n",
+           batch, (double)batch * CONTEXT / first.prefill, floor_of_prefill(b, batch) / first.prefill,
+           batch / recorded, 1e6 * recorded, floor_of_decode(b, batch) / recorded,
+           100 * (recorded / plain - 1), same ? "same tokens" : "OTHER TOKENS");
     fflush(stdout);
+    return same;
+}
+
+static void open_engine(bench *b, wb_model *model, int32_t most) {
+    wb_engine_options options = wb_engine_options_default();
+    options.block_size = BLOCK;
+    options.n_blocks = most * ((CONTEXT + NEW_TOKENS) / BLOCK + 1);
+    options.max_running = most;
+    options.max_batch_tokens = 8192;
+    options.prefix_cache = true;
+    must(wb_engine_open(model, &options, &b->engine));
 }
 
 int main(int argc, char **argv) {
     int code;
     if (usage_ends(argc, argv, 0, 64, "usage: bench_engine_cuda [LAYERS [BATCH...]]\n", &code)) return code;
-    const wb_config config = make_config(argc > 1 ? atoi(argv[1]) : 2);
-    const int32_t usual[] = {64, 128, 256};
+    const int32_t usual[] = {64, 128, 256}, n = argc > 2 ? argc - 2 : 3;
+    bench b = {.config = q30_config(argc > 1 ? atoi(argv[1]) : 2)};
     wb_model_options model_options = wb_model_options_default();
-    wb_engine_options options = wb_engine_options_default();
     wb_device *device = NULL;
     wb_comm *comm = NULL;
     wb_model *model = NULL;
-    wb_engine *engine = NULL;
+    int32_t batches[64], most = 0;
+    bool same = true;
     if (wb_device_open_cuda(0, NULL, &device) != WB_OK) {
         printf("no CUDA device: %s\n", wb_error_message());
         return 77;
     }
+    for (int32_t i = 0; i < n; i++) {
+        batches[i] = argc > 2 ? atoi(argv[2 + i]) : usual[i];
+        most = batches[i] > most ? batches[i] : most;
+    }
+    b.bytes_per_second = copy_rate(device);
     must(wb_comm_open_self(&comm));
     model_options.device = device;
     model_options.comm = comm;
     model_options.dtype = model_options.activations = WB_BF16;
-    must(wb_model_create(&config, 1, 0.02F, &model_options, &model));
-    options.block_size = BLOCK;
-    options.n_blocks = MAX_BATCH * (CONTEXT / BLOCK + 1);
-    options.max_running = MAX_BATCH;
-    options.max_batch_tokens = 8192;
-    must(wb_engine_open(model, &options, &engine));
-    printf("qwen3_moe, %d layers of Qwen3-30B-A3B, vocabulary %d, prompts of %d\n", config.n_layers,
-           VOCABULARY, CONTEXT);
-    run(engine, &config, 64, true); /* to warm up */
-    for (int i = 0; i < (argc > 2 ? argc - 2 : 3); i++)
-        for (int routes = 0; routes < 2; routes++)
-            run(engine, &config, argc > 2 ? atoi(argv[2 + i]) : usual[i], routes);
-    wb_engine_close(engine);
+    const double begin = now();
+    must(wb_model_create(&b.config, 1, 0.02F, &model_options, &model));
+    open_engine(&b, model, most);
+    printf(
+        "qwen3_moe, %d layers of Qwen3-30B-A3B, vocabulary %d, prompts of %d, copies at %.0f GB/s, made in "
+        "%.1f s\n",
+        b.config.n_layers, Q30_VOCABULARY, CONTEXT, b.bytes_per_second * 1e-9, now() - begin);
+    (void)run(&b, 4, true); /* to warm up */
+    for (int32_t i = 0; i < n; i++) same = run_batch(&b, batches[i]) && same;
+    wb_engine_close(b.engine);
     wb_model_close(model);
     wb_comm_close(comm);
     wb_device_close(device);
-    return 0;
+    return same ? 0 : 1;
 }

@@ -2,7 +2,8 @@
 """What PyTorch reaches on this GPU, for the table of tests/gpu.sh: a line a figure, `name<TAB>value`.
 
 Dense products and attention in TFLOP/s (bf16; attention causal, 4 x 4096 tokens, 32 heads of 128, keys and values of
-all heads), top-k of the router in microseconds, a copy in GB/s read and written. Medians of single calls.
+all heads), top-k of the router in microseconds, a copy in GB/s read and written, and the products of bench_products_cuda in
+microseconds, by cuBLAS with the order of sums that it likes best. Medians of single calls.
 """
 import torch
 import torch.nn.functional as F
@@ -56,6 +57,21 @@ def copy():
     print(f"copy\t{2 * a.numel() / milliseconds(lambda: b.copy_(a)) / 1e6:.0f}")
 
 
+def products():
+    for rows in (64, 256, 2048, 16384):
+        for out, width in ((5120, 2048), (2048, 4096), (151936, 2048)):
+            if out > 100000 and rows > 2048:
+                continue
+            x, count = random(rows, width), min((128 << 20) // (2 * out * width) + 1, 16)
+            weights = [random(out, width) for _ in range(count)]
+            x @ weights[0].T
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                for w in weights:
+                    x @ w.T
+            print(f"product {rows} {out} {width}\t{1000 * milliseconds(graph.replay) / count:.2f}")
+
+
 def main():
     dense()
     for name, backend in (("flash", SDPBackend.FLASH_ATTENTION), ("cudnn", SDPBackend.CUDNN_ATTENTION)):
@@ -65,6 +81,7 @@ def main():
             print(f"# {name}: {str(error).splitlines()[0]}")
     topk()
     copy()
+    products()
 
 
 if __name__ == "__main__":

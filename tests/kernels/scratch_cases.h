@@ -222,7 +222,7 @@ static void run_sampling(const trial *t) {
     assert_ok(dev->logprob_forward(dev, ROWS, V, logits, tokens, &of, logprobs));
     BACKWARD(t, dev->logprob_backward(dev, ROWS, V, logits, tokens, &of, logprobs, logits));
     if (t->most.sampled > 0) assert_ok(dev->sample(dev, ROWS, V, logits, params, NULL, tokens, logprobs));
-    assert_ok(dev->sum_squares(dev, t->most.summed, rows_of(t, t->most.summed, 1), sum));
+    assert_ok(dev->sum_squares(dev, 1, t->most.summed, rows_of(t, t->most.summed, 1), sum));
 }
 
 /* ---- sizes --------------------------------------------------------------------------------------- */

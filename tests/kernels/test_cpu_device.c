@@ -97,7 +97,7 @@ static void test_nothing_to_do(void **state) {
     assert_ok(dev->logprob_forward(dev, 0, 4, x, index, NULL, x));
     assert_ok(dev->logprob_backward(dev, 0, 4, x, index, NULL, x, x));
     assert_ok(dev->sample(dev, 0, 4, x, NULL, NULL, index, x));
-    assert_ok(dev->sum_squares(dev, 0, wb_f32_rows(x), &sum));
+    assert_ok(dev->sum_squares(dev, 1, 0, wb_f32_rows(x), &sum));
     assert_ok(dev->adamw(dev, 0, &hyper, x, x, x, x, (uint16_t *)x));
     assert_ok(dev->cast(dev, 0, (wb_rows){x, WB_F32}, (wb_rows){x, WB_BF16}));
     for (int i = 0; i < 4; i++) assert_true(x[i] == (float)(i + 1));

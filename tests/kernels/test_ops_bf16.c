@@ -130,6 +130,121 @@ static void test_bf16_is_f32_rounded(void **state) {
     wb_device_close(generic);
 }
 
+/* ---- sums in parts --------------------------------------------------------------------------- */
+
+static wb_rows random_halves(int64_t n) {
+    uint16_t *halves = xalloc(n, sizeof *halves);
+    for (int64_t i = 0; i < n; i++) halves[i] = wb_f32_to_bf16(rng_uniform(-4, 4));
+    return (wb_rows){halves, WB_BF16};
+}
+
+/* On CUDA, the gradient of a norm's weight over more rows than a part has: what the CPU's op makes of each
+ * part by itself, the first of which dw begins, added up ascending. */
+static void check_norm_parts(wb_device *cpu, int64_t n, int64_t width) {
+    enum { PART = 128 };
+    float *const scale = random_floats(width, -1, 1), *const found = random_floats(width, -1, 1);
+    float *const expected = copied(found, width);
+    const wb_rows x = random_halves(n * width), dy = random_halves(n * width), dx = random_halves(n * width);
+    for (int64_t at = 0; at < n; at += PART) {
+        float *const part = copied(expected, width);
+        for (int64_t i = 0; i < width && at > 0; i++) part[i] = 0;
+        assert_ok(cpu->rmsnorm_backward(cpu, n - at < PART ? n - at : PART, width,
+                                        wb_rows_from(x, at * width), scale, 1e-6f,
+                                        wb_rows_from(dy, at * width), dx, part));
+        for (int64_t i = 0; i < width; i++) expected[i] = at > 0 ? expected[i] + part[i] : part[i];
+        free(part);
+    }
+    assert_ok(cuda->rmsnorm_backward(cuda, n, width, x, scale, 1e-6f, dy, dx, found));
+    assert_same_bits(found, expected, width, "dw of rmsnorm_backward");
+    free(scale), free(found), free(expected), free(x.data), free(dy.data), free(dx.data);
+}
+
+static void test_a_norms_gradient_is_summed_in_parts_on_cuda(void **state) {
+    (void)state;
+    if (!cuda) skip();
+    wb_device *cpu = open_cpu(1);
+    const int64_t widths[] = {1, 38, 128, 300};
+    for (int i = 0; i < 4; i++)
+        for (int k = 0; k < 3; k++) check_norm_parts(cpu, rng_range(1, 128 * (1 + 4 * k) + 1), widths[i]);
+    wb_device_close(cpu);
+}
+
+/* ---- sixteen bytes at a time ----------------------------------------------------------------- */
+
+/* Rows of EIGHTS are of a width and at addresses that CUDA's kernels move and compute eight elements at a
+ * time; those that begin ODD elements later are not. */
+enum { EIGHTS = 48, EIGHTS_HEADS = 3, EIGHTS_DIM = 16, EIGHTS_POSITIONS = 40, ODD = 3 };
+
+typedef struct eights {
+    int64_t n;
+    wb_rows x, y;               /* [n, EIGHTS] bf16 */
+    float *floats;              /* [n, EIGHTS] */
+    float *cosines, *sines;     /* [EIGHTS_POSITIONS, EIGHTS_DIM / 2] */
+    int32_t *positions, *index; /* [n] of the tables; [n] a permutation */
+} eights;
+
+/* y after each op in turn, from element `at` of all operands on. */
+static void run_eights(wb_device *dev, const eights *e, int64_t at, wb_rows y) {
+    const wb_rows x = wb_rows_from(e->x, at), to = wb_rows_from(y, at);
+    const wb_rows moved = {(uint16_t *)y.data + (e->n + 1) * EIGHTS + at, WB_BF16};
+    const wb_rows cast = {(uint16_t *)y.data + 2 * (e->n + 1) * EIGHTS + at, WB_BF16};
+    assert_ok(dev->add(dev, e->n * EIGHTS, x, to));
+    assert_ok(dev->rope(dev, e->n, EIGHTS_HEADS, EIGHTS_DIM, EIGHTS_DIM, e->positions, e->cosines, e->sines,
+                        e->n % 2 == 0, to));
+    assert_ok(dev->gather_rows(dev, e->n, EIGHTS, e->index, to, moved));
+    assert_ok(dev->scatter_rows(dev, e->n, EIGHTS, e->index, x, to));
+    assert_ok(dev->cast(dev, e->n * EIGHTS, wb_f32_rows(e->floats + at), cast));
+}
+
+static void check_eights(wb_device *cpu, int64_t n, int64_t at) {
+    const int64_t count = 3 * (n + 1) * EIGHTS, angles = EIGHTS_POSITIONS * EIGHTS_DIM / 2;
+    eights e = {.n = n,
+                .x = random_halves((n + 1) * EIGHTS),
+                .y = random_halves(count),
+                .floats = random_floats((n + 1) * EIGHTS, -9, 9),
+                .cosines = random_floats(angles, -1, 1),
+                .sines = random_floats(angles, -1, 1),
+                .positions = xalloc(n, sizeof(int32_t)),
+                .index = xalloc(n, sizeof(int32_t))};
+    const wb_rows expected = random_halves(count);
+    for (int64_t t = 0; t < n; t++) {
+        e.positions[t] = (int32_t)rng_range(0, EIGHTS_POSITIONS - 1);
+        e.index[t] = (int32_t)((t + 5) % n);
+    }
+    memcpy(expected.data, e.y.data, (size_t)count * sizeof(uint16_t));
+    run_eights(cpu, &e, at, expected);
+    run_eights(cuda, &e, at, e.y);
+    assert_memory_equal(e.y.data, expected.data, (size_t)count * sizeof(uint16_t));
+    free(e.x.data), free(e.y.data), free(expected.data), free(e.floats);
+    free(e.cosines), free(e.sines), free(e.positions), free(e.index);
+}
+
+static void test_eight_elements_a_thread_have_the_bits_of_one(void **state) {
+    (void)state;
+    if (!cuda) skip();
+    wb_device *cpu = open_cpu(1);
+    for (int i = 0; i < 6; i++) check_eights(cpu, rng_range(1, 90), i % 2 * ODD);
+    wb_device_close(cpu);
+}
+
+/* The same bits on both backends, of either dtype, several sums in a call. */
+static void test_sums_of_squares_on_cuda(void **state) {
+    (void)state;
+    if (!cuda) skip();
+    wb_device *cpu = open_cpu(1);
+    for (int i = 0; i < 6; i++) {
+        const int64_t count = rng_range(1, 6), n = rng_range(1, 30000);
+        const wb_rows halves = random_halves(count * n);
+        const wb_rows floats = wb_f32_rows(random_floats(count * n, -3, 3)), x = i % 2 ? halves : floats;
+        double *const found = xalloc(count, sizeof *found), *const expected = xalloc(count, sizeof *expected);
+        assert_ok(cpu->sum_squares(cpu, count, n, x, expected));
+        assert_ok(cuda->sum_squares(cuda, count, n, x, found));
+        assert_memory_equal(found, expected, (size_t)count * sizeof *found);
+        free(halves.data), free(floats.data), free(found), free(expected);
+    }
+    wb_device_close(cpu);
+}
+
 /* ---- refusals -------------------------------------------------------------------------------- */
 
 /* The case with operand i said to be of `dtype`: refused by its name, nothing written. */
@@ -179,6 +294,9 @@ static void test_other_dtypes_are_refused(void **state) {
 int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_bf16_is_f32_rounded),
+        cmocka_unit_test(test_a_norms_gradient_is_summed_in_parts_on_cuda),
+        cmocka_unit_test(test_eight_elements_a_thread_have_the_bits_of_one),
+        cmocka_unit_test(test_sums_of_squares_on_cuda),
         cmocka_unit_test(test_other_dtypes_are_refused),
     };
     rng_open(argc, argv);

@@ -13,7 +13,7 @@ static void test_sum_squares_and_adamw(void **state) {
     double *w2 = doubles(w, n), *m2 = xalloc(n, sizeof(double)), *v2 = xalloc(n, sizeof(double)), sum = 0.0,
            found = NAN;
     for (int64_t i = 0; i < n; i++) sum += (double)g[i] * (double)g[i];
-    assert_ok(dev->sum_squares(dev, n, wb_f32_rows(g), &found));
+    assert_ok(dev->sum_squares(dev, 1, n, wb_f32_rows(g), &found));
     assert_close(found, sum, 1e-12 * sum, "sum_squares", 0);
     for (uint64_t step = 1; step <= 5; step++) {
         wb_adamw h = {1e-2f, 0.9f, 0.95f, 1e-8f, 0.1f, 0.5f, step};
@@ -46,13 +46,13 @@ static void test_sum_squares_of_bf16(void **state) {
         uint16_t *half = xalloc(n, sizeof *half);
         for (int64_t i = 0; i < n; i++) half[i] = wb_f32_to_bf16(x[i]), x[i] = wb_bf16_to_f32(half[i]);
         double found = NAN, expected = NAN;
-        assert_ok(dev->sum_squares(dev, n, (wb_rows){half, WB_BF16}, &found));
-        assert_ok(dev->sum_squares(dev, n, wb_f32_rows(x), &expected));
+        assert_ok(dev->sum_squares(dev, 1, n, (wb_rows){half, WB_BF16}, &found));
+        assert_ok(dev->sum_squares(dev, 1, n, wb_f32_rows(x), &expected));
         assert_true(found == expected && (n > 0 || found == 0));
         free(x), free(half);
     }
     double untouched = -1;
-    assert_int_equal(dev->sum_squares(dev, 0, (wb_rows){NULL, WB_U8}, &untouched), WB_INVALID_ARGUMENT);
+    assert_int_equal(dev->sum_squares(dev, 1, 0, (wb_rows){NULL, WB_U8}, &untouched), WB_INVALID_ARGUMENT);
     assert_true(untouched == -1);
     wb_device_close(dev);
 }
@@ -104,10 +104,29 @@ static void test_updates_below_the_resolution_of_bf16_add_up(void **state) {
     wb_device_close(dev);
 }
 
+/* Each of several sums is what it is alone. */
+static void test_sums_of_squares_beside_each_other(void **state) {
+    (void)state;
+    wb_device *dev = open_cpu(3);
+    for (int i = 0; i < 5; i++) {
+        const int64_t count = rng_range(1, 6), n = rng_range(1, 20000);
+        float *x = random_floats(count * n, -3, 3);
+        double *found = xalloc(count, sizeof *found), expected;
+        assert_ok(dev->sum_squares(dev, count, n, wb_f32_rows(x), found));
+        for (int64_t k = 0; k < count; k++) {
+            assert_ok(dev->sum_squares(dev, 1, n, wb_f32_rows(x + k * n), &expected));
+            assert_true(found[k] == expected);
+        }
+        free(x), free(found);
+    }
+    wb_device_close(dev);
+}
+
 int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_sum_squares_and_adamw),
         cmocka_unit_test(test_sum_squares_of_bf16),
+        cmocka_unit_test(test_sums_of_squares_beside_each_other),
         cmocka_unit_test(test_adamw_rounds_its_master),
         cmocka_unit_test(test_updates_below_the_resolution_of_bf16_add_up),
     };

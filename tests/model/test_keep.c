@@ -162,6 +162,73 @@ static void test_what_is_kept_is_not_computed_again(void **unused) {
     assert_int_equal(before, 0);
 }
 
+/* ---- the head ------------------------------------------------------------------------------------ */
+
+static wb_logprob_backward_fn *real_logprob_backward;
+static int head_chunks;
+
+enum { HEAD_SEQS = 120 };
+
+static wb_status count_chunk(wb_device *dev, int64_t T, int64_t V, const float *logits,
+                             const int32_t *targets, const wb_distribution *of, const float *dlogprobs,
+                             float *dlogits) {
+    head_chunks++;
+    return real_logprob_backward(dev, T, V, logits, targets, of, dlogprobs, dlogits);
+}
+
+/* The chunks in which the head of `rows` rows goes back; its gradients are copied to grad_out. */
+static int chunks_of_head(fixture *f, int32_t rows, uint64_t keep_bytes, float *grad_out) {
+    uint64_t state = base_seed;
+    wb_train_options options = wb_train_options_default();
+    wb_train *train;
+    const int32_t V = wb_model_config(f->model)->vocab_size;
+    int32_t start[HEAD_SEQS + 1];
+    for (int32_t i = 0; i <= HEAD_SEQS; i++) start[i] = rows / HEAD_SEQS * i;
+    int32_t *tokens = take(2 * rows, sizeof *tokens), *const targets = tokens + rows;
+    float *logprobs = take(2 * rows, sizeof *logprobs), *const ones = logprobs + rows;
+    uint8_t *ids = take(rows, f->row_bytes);
+    for (int32_t i = 0; i < 2 * rows; i++) tokens[i] = random_below(&state, V);
+    for (int32_t t = 0; t < rows; t++) ones[t] = random_unit(&state);
+    options.max_tokens = rows;
+    options.max_kept_ids = 1;
+    options.keep_bytes = keep_bytes;
+    MUST(wb_train_open(f->model, &options, &train));
+    const wb_train_batch batch = {
+        .T = rows, .tokens = tokens, .targets = targets, .n_seqs = HEAD_SEQS, .seq_start = start};
+    MUST(wb_train_forward(train, &batch, &(wb_routing){.ids = ids}, NULL, logprobs));
+    head_chunks = 0;
+    MUST(wb_train_backward(train, ones));
+    const wb_tensor tensor = wb_model_tensor(f->model, wb_model_n_tensors(f->model) - 1);
+    memcpy(grad_out, wb_train_grad(train, &tensor), (size_t)tensor.n * sizeof(float));
+    wb_train_close(train);
+    free(tokens), free(logprobs), free(ids);
+    return head_chunks;
+}
+
+/* More rows than a chunk has, 2048: the bits are those of one chunk, which a budget that has room left makes
+ * of them. */
+static void test_logits_are_kept_where_they_fit(void **unused) {
+    (void)unused;
+    const int32_t rows = 4200;
+    wb_config config = variant_config(VARIANT_QWEN3);
+    config.n_layers = 1;
+    config.moe_layer_mask[0] = 1;
+    wb_comm *self;
+    MUST(wb_comm_open_self(&self));
+    fixture f = fixture_create(&config, base_seed, self, 1);
+    f.device->logprob_backward = count_chunk;
+    const int64_t n = wb_model_tensor(f.model, wb_model_n_tensors(f.model) - 1).n;
+    float *chunked = take(n, sizeof *chunked), *whole = take(n, sizeof *whole);
+    const uint64_t room = (uint64_t)(rows - 2048) * (uint64_t)config.vocab_size * sizeof(float);
+    assert_int_equal(chunks_of_head(&f, rows, 0, chunked), 3);
+    assert_int_equal(chunks_of_head(&f, rows, room - 1, whole), 3);
+    assert_int_equal(chunks_of_head(&f, rows, room, whole), 1);
+    assert_memory_equal(chunked, whole, (size_t)n * sizeof(float));
+    free(chunked), free(whole);
+    fixture_close(&f);
+    wb_comm_close(self);
+}
+
 int main(int argc, char **argv) {
     base_seed = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)time(NULL);
     printf("seed %" PRIu64 "\n", base_seed);
@@ -170,10 +237,12 @@ int main(int argc, char **argv) {
     MUST(wb_device_open_cpu(1, &device));
     real_attention = device->attention_forward;
     real_combine = device->moe_combine;
+    real_logprob_backward = device->logprob_backward;
     wb_device_close(device);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_any_budget_gives_the_same_bits),
         cmocka_unit_test(test_what_is_kept_is_not_computed_again),
+        cmocka_unit_test(test_logits_are_kept_where_they_fit),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

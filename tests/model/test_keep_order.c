@@ -132,7 +132,9 @@ static void test_the_most_work_for_a_byte_is_kept_first(void **unused) {
         const size_t budget = i % 8 == 0   ? UINT64_MAX
                               : i % 8 == 1 ? 0
                                            : (size_t)(random_bits(&state) % (all + 1));
-        MUST(wb_block_keep(&g.block, &g.memory, &g.sizes, budget));
+        size_t left = 0;
+        MUST(wb_block_keep(&g.block, &g.memory, &g.sizes, budget, &left));
+        assert_true(left == budget - bytes_kept(&g, INFINITY));
         expect_best(&g, budget);
         for (int which = 0; which < WB_N_PARTS && budget >= all; which++)
             assert_int_equal(n_kept(&g, which), g.model->config.n_layers - 1);

@@ -228,6 +228,45 @@ static void test_rule_10_gate_weights_of_padding_are_zero(void **unused) {
     wb_comm_close(self);
 }
 
+/* ---- ids ----------------------------------------------------------------------------------------- */
+
+/* The first of several ids that are no experts is named, whoever looks at them: threads share the rows of
+ * many tokens. */
+static void expect_bad_id(fixture *f, int32_t n_padding) {
+    uint64_t state = base_seed + (uint64_t)n_padding;
+    const wb_config *config = wb_model_config(f->model);
+    padded p = padded_new(f, n_padding, state, state + 1);
+    const wb_train_batch batch = {
+        .T = p.T, .tokens = p.tokens, .targets = p.targets, .n_seqs = SEQS, .seq_start = p.start};
+    const wb_routing routing = {.ids = p.ids, .direction = p.direction};
+    const int32_t K = config->router.top_k, n = (int32_t)f->L * K;
+    char expected[160];
+    for (int i = 0; i < 8; i++) {
+        const int32_t first = p.first + random_below(&state, n_padding), at = random_below(&state, n);
+        for (int32_t t = first; t < p.end; t += 7) wb_route_id_set(p.ids, WB_U8, (size_t)(t * n + at), 255);
+        snprintf(expected, sizeof expected,
+                 "token %d, MoE layer %d, choice %d: expected a forced id below %d", first, at / K, at % K,
+                 config->router.n_experts);
+        assert_int_equal(wb_train_forward(f->train, &batch, &routing, NULL, p.logprobs), WB_INVALID_ARGUMENT);
+        assert_non_null(strstr(wb_error_message(), expected));
+        for (int32_t t = first; t < p.end; t += 7) wb_route_id_set(p.ids, WB_U8, (size_t)(t * n + at), 0);
+    }
+    padded_free(&p);
+}
+
+static void test_the_first_id_that_is_no_expert_is_named(void **unused) {
+    (void)unused;
+    wb_config config = variant_config(VARIANT_QWEN3_TIED);
+    config.max_positions = 3000;
+    wb_comm *self;
+    MUST(wb_comm_open_self(&self));
+    fixture f = fixture_create(&config, base_seed, self, 1);
+    expect_bad_id(&f, PADDING_ROWS);
+    expect_bad_id(&f, 2500);
+    fixture_close(&f);
+    wb_comm_close(self);
+}
+
 /* ---- memory -------------------------------------------------------------------------------------- */
 
 enum { LONG = 8000, SHORT = 2, N_SHORT = 2000 };
@@ -293,6 +332,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_rule_10_experts_of_padding_do_not_matter),
         cmocka_unit_test(test_padding_is_not_downloaded_for_used),
         cmocka_unit_test(test_rule_10_gate_weights_of_padding_are_zero),
+        cmocka_unit_test(test_the_first_id_that_is_no_expert_is_named),
         cmocka_unit_test(test_memory_grows_with_tokens_not_with_the_longest_sequence),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -4,7 +4,14 @@
  * greedy continuation, and the verdict as exit code. Refuses: tolerances other than those the files
  * support.
  *
+ * In bf16 (hf_bounds.h) an expert that is chosen otherwise changes all that follows: so what the reference
+ * computed by its own choice is compared under that choice, forced, beside which each row tells what it would
+ * choose. The engine goes on from its prompts by itself, and what it captured is compared with the training
+ * forward over the same tokens, bit for bit.
+ *
  * DIR holds config.json and model.safetensors, ref.safetensors, grads.safetensors, meta.json. */
+#include "tools/hf_bounds.h"
+#include "wb_check.h"
 #include "wb_device.h"
 #include "wb_rollout.h"
 
@@ -22,10 +29,11 @@ enum { PROMPT = 7, CHUNK = 5, BLOCK_SIZE = 4 };
 enum { EXIT_PASS = 0, EXIT_DIFFERENT = 1, EXIT_UNREADABLE = 2 };
 
 static const char usage[] =
-    "usage: hf_oracle [--device cpu|cuda] [--ranks N] [--save OUT] DIR\n"
+    "usage: hf_oracle [--device cpu|cuda] [--dtype f32|bf16] [--ranks N] [--save OUT] DIR\n"
     "Compares this engine with the reference data in DIR. --ranks N runs N thread ranks, sequences and "
     "experts\n"
-    "spread over them; with --device cuda rank r takes GPU r, counted round. --save OUT also "
+    "spread over them; with --device cuda rank r takes GPU r, counted round. --dtype bf16: weights and\n"
+    "activations, within bounds that follow from the number of roundings. --save OUT also "
     "writes the model again, as a checkpoint (check_hf_load.py reads it).\n"
     "Exit code: 0 all equal within tolerance, 1 not, 2 usage or unreadable input.\n";
 
@@ -111,6 +119,8 @@ typedef struct reference {
     float *logits, *forced_logits, *forced_logprobs, *forced_loss;
     layer_reference *layers; /* [L] */
     double largest_grad;     /* of all tensors */
+    wb_dtype dtype;          /* that this engine computes in */
+    double bounds[N_CHECKS]; /* of the largest error; ids: of their number that differ */
 } reference;
 
 static float float_at(const wb_tensor_view *view, int64_t i) {
@@ -206,9 +216,26 @@ static void find_largest_grad(reference *ref) {
     }
 }
 
-static void reference_open(const char *dir, reference *ref) {
+/* The limits of f32, or those that follow from the sizes of what is rounded. */
+static void find_bounds(reference *ref) {
+    for (int i = 0; i < N_CHECKS; i++) ref->bounds[i] = checks[i].limit;
+    if (ref->dtype == WB_F32) return;
+    const int64_t T = ref->B * ref->S;
+    double router = 0;
+    for (int64_t l = 0; l < ref->L; l++) router = fmax(router, largest_row(T, ref->E, ref->layers[l].logits));
+    const double bound = rounding_bound(&ref->config, largest_row(T, ref->V, ref->logits));
+    ref->bounds[LOGITS] = ref->bounds[FORCED_LOGITS] = bound;
+    ref->bounds[FORCED_LOGPROBS] = ref->bounds[FORCED_LOSS] = 2 * bound;
+    ref->bounds[ROUTER_LOGITS] = rounding_bound(&ref->config, router);
+    ref->bounds[ROUTER_WEIGHTS] = ref->bounds[FORCED_WEIGHTS] = ref->bounds[ROUTER_LOGITS] / 2;
+    ref->bounds[GRADIENTS] = 2 * rounding_bound(&ref->config, 1);
+    ref->bounds[ENGINE_LOGPROBS] = 0;
+}
+
+static void reference_open(const char *dir, wb_dtype dtype, reference *ref) {
     memset(ref, 0, sizeof *ref);
     ref->dir = dir;
+    ref->dtype = dtype;
     if (wb_config_load(dir, &ref->config) != WB_OK || wb_safetensors_open(dir, "ref", &ref->ref) != WB_OK ||
         wb_safetensors_open(dir, "grads", &ref->grads) != WB_OK)
         die("%s", wb_error_message());
@@ -240,6 +267,7 @@ static void reference_open(const char *dir, reference *ref) {
     ref->layers = allocate((size_t)ref->L, sizeof(layer_reference));
     for (int64_t i = 0; i < ref->L; i++) read_layer(ref, i);
     find_largest_grad(ref);
+    find_bounds(ref);
 }
 
 static void reference_close(reference *ref) {
@@ -385,20 +413,48 @@ static void probe_native(void *ctx, int32_t layer, int64_t T, const float *logit
     }
 }
 
-static wb_status check_native(rank_run *run, packed *p, routes *r) {
+/* The choice k of a row in layer l. In bf16 the reference's logits of another expert than its own are as
+ * close as two errors can bring them. */
+static void see_choice(rank_run *run, int64_t l, int64_t row, int64_t k, int64_t found) {
     const reference *ref = run->ref;
-    const wb_routing routing = {.ids = r->device_ids};
-    const wb_router_probe probe = {probe_native, run};
-    wb_status status = wb_train_forward(run->train, &p->batch, &routing, &probe, p->logprobs);
-    if (status == WB_OK) status = wb_train_logits(run->train, p->logits);
-    if (status == WB_OK) status = routes_download(r);
-    if (status != WB_OK) return status;
-    compare_logits(run, LOGITS, p->logits, ref->logits);
+    const float *logits = ref->layers[l].logits + row * ref->E;
+    const int64_t expected = ref->layers[l].ids[row * ref->K + k];
+    const bool close =
+        ref->dtype != WB_F32 && found < ref->E &&
+        fabs((double)logits[found] - (double)logits[expected]) <= 2 * ref->bounds[ROUTER_LOGITS];
+    see_id(&run->outcomes[ROUTER_IDS], close ? expected : found, expected);
+}
+
+/* The reference's choices, or those of its forced pass, for this rank's rows. */
+static wb_status put_choices(const rank_run *run, routes *r, bool forced) {
+    const reference *ref = run->ref;
     for (int64_t i = 0; i < r->n; i++) {
         const int64_t k = i % ref->K, l = i / ref->K % ref->L, row = reference_row(run, i / ref->K / ref->L);
-        see_id(&run->outcomes[ROUTER_IDS], routes_get(r, i), ref->layers[l].ids[row * ref->K + k]);
+        const layer_reference *layer = &ref->layers[l];
+        routes_set(r, i, (forced ? layer->forced_ids : layer->ids)[row * ref->K + k]);
     }
-    return WB_OK;
+    return routes_upload(r);
+}
+
+/* `r`: where the choices come; forced: device [T], NULL where each row goes where it chooses. */
+static wb_status native_forward(rank_run *run, packed *p, routes *r, const uint8_t *forced) {
+    const reference *ref = run->ref;
+    routes own;
+    const wb_router_probe probe = {probe_native, run};
+    wb_status status = routes_open(run, p->batch.T, &own);
+    const wb_routing routing = {
+        .ids = r->device_ids, .direction = forced, .native = forced ? own.device_ids : NULL};
+    routes *const chosen = forced ? &own : r;
+    if (status == WB_OK && forced) status = put_choices(run, r, false);
+    if (status == WB_OK) status = wb_train_forward(run->train, &p->batch, &routing, &probe, p->logprobs);
+    if (status == WB_OK) status = wb_train_logits(run->train, p->logits);
+    if (status == WB_OK) status = routes_download(chosen);
+    if (status == WB_OK) compare_logits(run, LOGITS, p->logits, ref->logits);
+    for (int64_t i = 0; status == WB_OK && i < chosen->n; i++)
+        see_choice(run, i / ref->K % ref->L, reference_row(run, i / ref->K / ref->L), i % ref->K,
+                   routes_get(chosen, i));
+    routes_close(&own);
+    return status;
 }
 
 /* ---- forced routing and gradients ------------------------------------------------------------ */
@@ -433,20 +489,21 @@ static wb_status forced_forward(rank_run *run, packed *p, routes *r, const uint8
     return status == WB_OK ? wb_train_reduce_grads(run->train) : status;
 }
 
-static wb_status check_forced(rank_run *run, packed *p, routes *r) {
-    const reference *ref = run->ref;
-    for (int64_t i = 0; i < r->n; i++) {
-        const int64_t k = i % ref->K, l = i / ref->K % ref->L, row = reference_row(run, i / ref->K / ref->L);
-        routes_set(r, i, ref->layers[l].forced_ids[row * ref->K + k]);
-    }
+static wb_status check_passes(rank_run *run, packed *p, routes *r, const uint8_t *forced) {
+    WB_TRY(native_forward(run, p, r, run->ref->dtype == WB_F32 ? NULL : forced));
+    WB_TRY(put_choices(run, r, true));
+    return forced_forward(run, p, r, forced);
+}
+
+/* Native, then forced with its backward. */
+static wb_status check_training(rank_run *run, packed *p, routes *r) {
     const size_t T = (size_t)p->batch.T;
     uint8_t *ones = allocate(T, 1);
-    memset(ones, 1, T);
+    memset(ones, WB_ROW_FORCED, T);
     void *forced = NULL;
-    wb_status status = routes_upload(r);
-    if (status == WB_OK) status = run->device->mem_alloc(run->device, T, &forced);
+    wb_status status = run->device->mem_alloc(run->device, T, &forced);
     if (status == WB_OK) status = run->device->to_device(run->device, forced, ones, T);
-    if (status == WB_OK) status = forced_forward(run, p, r, forced);
+    if (status == WB_OK) status = check_passes(run, p, r, forced);
     run->device->mem_free(run->device, forced);
     free(ones);
     return status;
@@ -462,19 +519,22 @@ static bool without_grad(const reference *ref, const char *name) {
     return false;
 }
 
-/* Error of a gradient relative to the largest entry of its tensor. A tensor of nothing but rounding noise
- * (a router whose weights are always 1, an expert that no token chose) must be noise here too: below a
- * millionth of the model's largest. */
+/* Error of a gradient relative to the largest entry of its tensor; in bf16 that of root mean squares. A
+ * tensor of nothing but rounding noise (a router whose weights are always 1, an expert that no token chose)
+ * must be noise here too: below a millionth of the model's largest. */
 static double gradient_error(const reference *ref, const wb_tensor_view *expected, const float *found) {
-    double largest = 0, difference = 0;
+    double largest = 0, difference = 0, squares = 0, squares_off = 0;
     for (int64_t i = 0; i < elements(expected); i++) {
         const double value = (double)float_at(expected, i);
         const double d = fabs((double)found[i] - value);
         if (isnan(d)) return INFINITY;
         largest = fmax(largest, fabs(value));
         difference = fmax(difference, d);
+        squares += value * value;
+        squares_off += d * d;
     }
     if (difference == 0) return 0;
+    if (ref->dtype != WB_F32 && largest >= 1e-6 * ref->largest_grad) return sqrt(squares_off / squares);
     return difference / (largest >= 1e-6 * ref->largest_grad ? largest : 1e-2 * ref->largest_grad);
 }
 
@@ -496,7 +556,7 @@ static wb_status check_gradient(rank_run *run, const wb_tensor *tensor) {
                                                   (size_t)tensor->n * sizeof(float));
     if (status == WB_OK) {
         const double error = gradient_error(ref, &expected, found);
-        if (!(error <= checks[GRADIENTS].limit))
+        if (!(error <= ref->bounds[GRADIENTS]))
             fprintf(stderr, "gradient off by %.3g: %s\n", error, tensor->name);
         see_error(&run->outcomes[GRADIENTS], error);
         const bool counts = tensor->expert >= 0 || wb_comm_rank(run->comm) == 0; /* others are every rank's */
@@ -550,71 +610,91 @@ static wb_status submit_greedy(const rank_run *run, wb_engine *engine, int64_t s
     return wb_engine_submit(engine, &request);
 }
 
-/* forward_logprobs: [W], position t's of token t + 1, from the training forward. */
-static void compare_greedy(rank_run *run, int64_t s, const wb_record *record, const float *forward_logprobs) {
+/* What the engine returned: in f32 the reference's tokens. `tokens`: the reference's [B, W], whose rows of
+ * this rank become the engine's own in bf16. */
+static void take_greedy(rank_run *run, int64_t s, const wb_record *record, int64_t *tokens) {
+    const reference *ref = run->ref;
+    const int64_t first = reference_seq(run, s) * ref->W;
+    for (int64_t t = PROMPT; t < ref->W; t++) {
+        const int64_t found = t < record->n_tokens ? (int64_t)record->tokens[t] : -1;
+        if (ref->dtype == WB_F32 || found < 0)
+            see_id(&run->outcomes[GREEDY_IDS], found, ref->greedy_ids[first + t]);
+        else
+            tokens[first + t] = found;
+    }
+}
+
+/* forward: [W] log-probabilities of the next tokens, and the rows that the training forward chose. */
+static void compare_greedy(rank_run *run, int64_t s, const wb_record *record, const float *forward,
+                           const routes *chosen) {
     const reference *ref = run->ref;
     const int64_t row = ref->L * ref->K, first = reference_seq(run, s) * ref->W;
     const wb_dtype dtype = wb_route_dtype((uint32_t)ref->E);
     for (int64_t t = PROMPT; t < ref->W; t++) {
-        const bool there = t < record->n_tokens;
-        see_id(&run->outcomes[GREEDY_IDS], there ? (int64_t)record->tokens[t] : -1,
-               ref->greedy_ids[first + t]);
-        const float logprob = there ? record->logprobs[t - PROMPT] : NAN;
-        see_floats(&run->outcomes[ENGINE_LOGPROBS], 1, &logprob, &forward_logprobs[t - 1]);
+        const float logprob = t < record->n_tokens ? record->logprobs[t - PROMPT] : NAN;
+        see_floats(&run->outcomes[ENGINE_LOGPROBS], 1, &logprob, &forward[t - 1]);
     }
     for (int64_t i = 0; i < (ref->W - 1) * row; i++) {
         const int64_t t = i / row, l = i % row / ref->K, k = i % ref->K;
         const void *ids = wb_record_row(wb_model_routes(run->model), record, (uint32_t)t);
+        const int64_t expected = ref->dtype == WB_F32 ? ref->layers[l].greedy_ids[(first + t) * ref->K + k]
+                                                      : routes_get(chosen, s * ref->W * row + i);
         see_id(&run->outcomes[GREEDY_ROUTES], ids ? (int64_t)wb_route_id(ids, dtype, (size_t)(i % row)) : -1,
-               ref->layers[l].greedy_ids[(first + t) * ref->K + k]);
+               expected);
     }
 }
 
-/* Steps the engine dry and compares what it completed; forward_logprobs: [n_seqs, W]. */
-static wb_status run_greedy(rank_run *run, wb_engine *engine, const float *forward_logprobs) {
+/* Steps the engine dry; done: [n_seqs] what it completed. */
+static wb_status run_greedy(const rank_run *run, wb_engine *engine, wb_completion **done) {
     wb_status status = WB_OK;
     for (int64_t s = 0; s < run->n_seqs && status == WB_OK; s++) status = submit_greedy(run, engine, s);
     bool busy = true;
     while (busy && status == WB_OK) status = wb_engine_step(engine, &busy);
     if (status != WB_OK) return status;
-    wb_completion *done;
     int64_t n_done = 0;
-    for (; (done = wb_engine_poll(engine)); n_done++) {
-        const int64_t s = atoll(done->record.rid);
-        compare_greedy(run, s, &done->record, forward_logprobs + s * run->ref->W);
-        wb_completion_free(done);
-    }
+    for (wb_completion *c; (c = wb_engine_poll(engine)); n_done++) done[atoll(c->record.rid)] = c;
     if (n_done == run->n_seqs) return WB_OK;
     return wb_fail(WB_NOT_FOUND, "engine: expected %d completions, found %d", (int)run->n_seqs, (int)n_done);
 }
 
-/* The training forward's logprobs of the reference's greedy sequences. Collective. */
-static wb_status forward_greedy(const rank_run *run, packed *p) {
+/* The training forward over the greedy sequences, and the comparison with it. Collective. */
+static wb_status follow_greedy(rank_run *run, wb_completion **done, int64_t *tokens) {
     routes r;
-    wb_status status = routes_open(run, p->batch.T, &r);
+    for (int64_t s = 0; s < run->n_seqs; s++) take_greedy(run, s, &done[s]->record, tokens);
+    packed p = pack(run, tokens, run->ref->W);
+    wb_status status = routes_open(run, p.batch.T, &r);
     const wb_routing routing = {.ids = r.device_ids};
-    if (status == WB_OK) status = wb_train_forward(run->train, &p->batch, &routing, NULL, p->logprobs);
+    if (status == WB_OK) status = wb_train_forward(run->train, &p.batch, &routing, NULL, p.logprobs);
+    if (status == WB_OK) status = routes_download(&r);
+    for (int64_t s = 0; status == WB_OK && s < run->n_seqs; s++)
+        compare_greedy(run, s, &done[s]->record, p.logprobs + s * run->ref->W, &r);
     routes_close(&r);
+    unpack(&p);
     return status;
 }
 
 /* Through the engine: prompts in chunks that end inside a block, then a token a step beside the other
  * requests. */
 static wb_status check_greedy(rank_run *run) {
+    const reference *ref = run->ref;
     const int64_t n_seqs = run->n_seqs > 0 ? run->n_seqs : 1;
-    const int64_t seq_blocks = (run->ref->W + BLOCK_SIZE - 1) / BLOCK_SIZE;
+    const int64_t seq_blocks = (ref->W + BLOCK_SIZE - 1) / BLOCK_SIZE;
     wb_engine_options options = wb_engine_options_default();
     options.n_blocks = (int32_t)(n_seqs * seq_blocks);
     options.block_size = BLOCK_SIZE;
     options.max_batch_tokens = CHUNK;
     options.max_running = (int32_t)n_seqs;
-    packed p = pack(run, run->ref->greedy_ids, run->ref->W);
+    wb_completion **done = allocate((size_t)n_seqs, sizeof(wb_completion *));
+    int64_t *tokens = allocate((size_t)(ref->B * ref->W), sizeof *tokens);
+    memcpy(tokens, ref->greedy_ids, (size_t)(ref->B * ref->W) * sizeof *tokens);
     wb_engine *engine = NULL;
-    wb_status status = forward_greedy(run, &p);
-    if (status == WB_OK) status = wb_engine_open(run->model, &options, &engine);
-    if (status == WB_OK) status = run_greedy(run, engine, p.logprobs);
+    wb_status status = wb_engine_open(run->model, &options, &engine);
+    if (status == WB_OK) status = run_greedy(run, engine, done);
+    if (status == WB_OK) status = follow_greedy(run, done, tokens);
+    for (int64_t s = 0; s < n_seqs; s++) wb_completion_free(done[s]);
     wb_engine_close(engine);
-    unpack(&p);
+    free(tokens);
+    free(done);
     return status;
 }
 
@@ -624,8 +704,7 @@ static wb_status run_checks(rank_run *run) {
     routes r;
     packed p = pack(run, run->ref->input_ids, run->ref->S);
     wb_status status = routes_open(run, p.batch.T, &r);
-    if (status == WB_OK) status = check_native(run, &p, &r);
-    if (status == WB_OK) status = check_forced(run, &p, &r);
+    if (status == WB_OK) status = check_training(run, &p, &r);
     if (status == WB_OK) status = check_gradients(run);
     if (status == WB_OK) status = check_greedy(run);
     routes_close(&r);
@@ -650,6 +729,7 @@ static void *run_rank(void *ctx) {
     wb_model_options options = wb_model_options_default();
     options.device = run->device;
     options.comm = run->comm;
+    options.dtype = options.activations = run->ref->dtype;
     if (status == WB_OK) status = wb_model_open(run->ref->dir, &options, &run->model);
     if (status == WB_OK) status = wb_train_open(run->model, NULL, &run->train);
     if (status == WB_OK) {
@@ -669,6 +749,10 @@ static void *run_rank(void *ctx) {
     return NULL;
 }
 
+static bool ids_are_compared(int check) {
+    return check == ROUTER_IDS || check == GREEDY_IDS || check == GREEDY_ROUTES;
+}
+
 /* Prints the table; EXIT_PASS when every check passed on every rank. */
 static int report(const reference *ref, const rank_run *runs, int n_ranks) {
     outcome all[N_CHECKS] = {0};
@@ -679,7 +763,7 @@ static int report(const reference *ref, const rank_run *runs, int n_ranks) {
         for (int i = 0; i < N_CHECKS; i++) {
             const outcome *o = &runs[r].outcomes[i];
             all[i].compared += o->compared;
-            all[i].error = checks[i].limit == 0 ? all[i].error + o->error : fmax(all[i].error, o->error);
+            all[i].error = ids_are_compared(i) ? all[i].error + o->error : fmax(all[i].error, o->error);
         }
         n_tensors += runs[r].n_tensors;
         n_expected += runs[r].n_tensors_expected;
@@ -691,10 +775,12 @@ static int report(const reference *ref, const rank_run *runs, int n_ranks) {
 
     printf("%-16s %10s %12s %10s %-10s\n", "check", "compared", "error", "limit", "");
     for (int i = 0; i < N_CHECKS; i++) {
-        bool ok = all[i].compared > 0 && all[i].error <= checks[i].limit;
+        /* In bf16 the engine goes on by itself, and no token is the reference's. */
+        const bool compared = all[i].compared > 0 || (i == GREEDY_IDS && ref->dtype != WB_F32);
+        bool ok = compared && all[i].error <= ref->bounds[i];
         if (i == GRADIENTS) ok = ok && n_tensors == n_expected;
         printf("%-16s %10" PRId64 " %12.3g %10.3g %-10s %s\n", checks[i].name, all[i].compared, all[i].error,
-               checks[i].limit, checks[i].unit, ok ? "PASS" : "FAIL");
+               ref->bounds[i], checks[i].unit, ok ? "PASS" : "FAIL");
         if (!ok) verdict = EXIT_DIFFERENT;
     }
     printf("tensors with a gradient compared: %" PRId64 " of %" PRId64 "; %zu listed without one\n",
@@ -704,7 +790,7 @@ static int report(const reference *ref, const rank_run *runs, int n_ranks) {
 
 int main(int argc, char **argv) {
     int n_ranks = 1;
-    const char *dir = NULL, *save_dir = NULL, *device = "cpu";
+    const char *dir = NULL, *save_dir = NULL, *device = "cpu", *dtype = "f32";
     for (int i = 1; i < argc; i++) {
         if (strcmp(argv[i], "--help") == 0) {
             fputs(usage, stdout);
@@ -714,6 +800,8 @@ int main(int argc, char **argv) {
             n_ranks = atoi(argv[++i]);
         } else if (strcmp(argv[i], "--device") == 0 && i + 1 < argc) {
             device = argv[++i];
+        } else if (strcmp(argv[i], "--dtype") == 0 && i + 1 < argc) {
+            dtype = argv[++i];
         } else if (strcmp(argv[i], "--save") == 0 && i + 1 < argc) {
             save_dir = argv[++i];
         } else if (argv[i][0] != '-' && !dir) {
@@ -722,14 +810,15 @@ int main(int argc, char **argv) {
             n_ranks = 0;
         }
     }
-    const bool cuda = strcmp(device, "cuda") == 0;
-    if (!dir || n_ranks < 1 || n_ranks > 64 || (!cuda && strcmp(device, "cpu") != 0)) {
+    const bool cuda = strcmp(device, "cuda") == 0, bf16 = strcmp(dtype, "bf16") == 0;
+    if (!dir || (!bf16 && strcmp(dtype, "f32") != 0) || n_ranks < 1 || n_ranks > 64 ||
+        (!cuda && strcmp(device, "cpu") != 0)) {
         fputs(usage, stderr);
         return EXIT_UNREADABLE;
     }
 
     reference ref;
-    reference_open(dir, &ref);
+    reference_open(dir, bf16 ? WB_BF16 : WB_F32, &ref);
     wb_comm *comms[64];
     pthread_t threads[64];
     rank_run *runs = allocate((size_t)n_ranks, sizeof(rank_run));

@@ -1,0 +1,90 @@
+/* cuda_move_rows.cu - rows moved as they are: gathered, scattered, written into the cache of keys and values.
+ * Rows that can be are moved 16 bytes at a time. Refuses: ops that compute on rows (cuda_rows.cu). */
+#include "cuda/cuda_operands.h"
+#include "cuda/cuda_ops.h"
+#include "cuda/cuda_scratch.h"
+
+namespace {
+
+/* Of `width` elements a row, each as it is. */
+template <typename E>
+__global__ void __launch_bounds__(BLOCK) gather_elements(int64_t n, const int32_t *n_rows, int64_t width,
+                                                         const int32_t *index, const E *in, E *out) {
+    const int64_t i = thread_number(), row = i / width;
+    if (n_rows) n = min(n, static_cast<int64_t>(*n_rows));
+    if (row < n) out[i] = in[index[row] * width + i % width];
+}
+
+template <typename E>
+__global__ void __launch_bounds__(BLOCK)
+    scatter_elements(int64_t n, int64_t width, const int32_t *index, const E *in, E *out) {
+    const int64_t i = thread_number(), row = i / width;
+    if (row < n) out[index[row] * width + i % width] = in[i];
+}
+
+/* Whether rows of that many bytes can be moved 16 bytes at a time. */
+bool in_sixteens(size_t row_bytes, const void *in, const void *out) {
+    const uintptr_t bits = reinterpret_cast<uintptr_t>(in) | reinterpret_cast<uintptr_t>(out) | row_bytes;
+    return bits % 16 == 0;
+}
+
+template <typename E>
+wb_status gather(wb_device *dev, int64_t n, const int32_t *n_rows, size_t row_bytes, const int32_t *index,
+                 wb_rows in, wb_rows out) {
+    const int64_t width = static_cast<int64_t>(row_bytes / sizeof(E));
+    LAUNCH(dev, "gather_rows", n * width, 1, gather_elements<E>, n, n_rows, width, index,
+           static_cast<const E *>(in.data), static_cast<E *>(out.data));
+}
+
+template <typename E>
+wb_status scatter(wb_device *dev, int64_t n, size_t row_bytes, const int32_t *index, wb_rows in,
+                  wb_rows out) {
+    const int64_t width = static_cast<int64_t>(row_bytes / sizeof(E));
+    LAUNCH(dev, "scatter_rows", n * width, 1, scatter_elements<E>, n, width, index,
+           static_cast<const E *>(in.data), static_cast<E *>(out.data));
+}
+
+__global__ void __launch_bounds__(BLOCK)
+    write_cache(int64_t T, int64_t width, wb_rows x, const int64_t *rows, wb_rows cache) {
+    const int64_t i = thread_number(), t = i / width;
+    if (t < T && rows[t] >= 0) store_element(cache, rows[t] * width + i % width, load_element(x, i));
+}
+
+} // namespace
+
+extern "C" {
+
+wb_status wb_cuda_gather_rows(wb_device *dev, int64_t n, int64_t width, const int32_t *index, wb_rows in,
+                              wb_rows out) {
+    return wb_cuda_gather_some(dev, n, NULL, width, index, in, out);
+}
+
+wb_status wb_cuda_gather_some(wb_device *dev, int64_t n, const int32_t *n_rows, int64_t width,
+                              const int32_t *index, wb_rows in, wb_rows out) {
+    WB_TRY(operand_check("gather_rows", "in", in.dtype));
+    WB_TRY(operand_check_like("gather_rows", "out", out.dtype, "in", in.dtype));
+    const size_t row_bytes = static_cast<size_t>(width) * wb_dtype_size(in.dtype);
+    if (in_sixteens(row_bytes, in.data, out.data))
+        return gather<uint4>(dev, n, n_rows, row_bytes, index, in, out);
+    return in.dtype == WB_F32 ? gather<uint32_t>(dev, n, n_rows, row_bytes, index, in, out)
+                              : gather<uint16_t>(dev, n, n_rows, row_bytes, index, in, out);
+}
+
+wb_status wb_cuda_scatter_rows(wb_device *dev, int64_t n, int64_t width, const int32_t *index, wb_rows in,
+                               wb_rows out) {
+    WB_TRY(operand_check("scatter_rows", "in", in.dtype));
+    WB_TRY(operand_check_like("scatter_rows", "out", out.dtype, "in", in.dtype));
+    const size_t row_bytes = static_cast<size_t>(width) * wb_dtype_size(in.dtype);
+    if (in_sixteens(row_bytes, in.data, out.data)) return scatter<uint4>(dev, n, row_bytes, index, in, out);
+    return in.dtype == WB_F32 ? scatter<uint32_t>(dev, n, row_bytes, index, in, out)
+                              : scatter<uint16_t>(dev, n, row_bytes, index, in, out);
+}
+
+wb_status wb_cuda_kv_write(wb_device *dev, int64_t T, int64_t width, wb_rows x, const int64_t *rows,
+                           wb_rows cache) {
+    WB_TRY(operand_check("kv_write", "x", x.dtype));
+    WB_TRY(operand_check("kv_write", "cache", cache.dtype));
+    if (x.dtype == WB_BF16) WB_TRY(operand_check_like("kv_write", "cache", cache.dtype, "x", x.dtype));
+    LAUNCH(dev, "kv_write", T * width, 1, write_cache, T, width, x, rows, cache);
+}
+}

@@ -1,0 +1,56 @@
+/* hf_bounds.h - how far a model in bf16 may be from reference data in f32.
+ *
+ * A rounding changes what it rounds by UNIT of itself at most. To first order N roundings change a result by
+ * N * UNIT of its size at most, where no part makes a relative error larger than it came. The size of a
+ * result is here the root mean square of its row, since what is off in a sum is not relative to the sum, and
+ * that of the largest row. Roundings are counted on the way from the tokens to the logits, a product's two:
+ * of its matrix and of what it gives.
+ *   - A mixer: values 3, with the norm before them; the output of attention, the projection and the residual
+ *     4; queries and keys 5 each, with both norms and the rotation. These change a score, which is sqrt(D) at
+ *     most after the norm, by as much of itself; two keys' scores change against each other by twice that,
+ *     and a softmax's weight by a quarter of it. So each of the 10 counts sqrt(D) / 2 times.
+ *   - A feed-forward part 9: the norm, gate and up, their product, down, the sum over choices, the residual,
+ *     the router's matrix.
+ *   - The embedding, the last norm and the head 4.
+ * What the sums of tensor cores cut off, (K / 16 + 2) 2^-17, is less than a rounding at the sizes of these
+ * models.
+ *
+ * From these: a softmax's weight changes by half the error of its logits, a quarter of two of them; a
+ * log-probability by twice that of the logits, its own and that of their sum; a choice falls on another
+ * expert where the reference's logits of the two are closer than twice the error of logits. A gradient has
+ * the errors of the forward's activations and of the way back, where as much is rounded: 2 N, of the root
+ * mean square of its tensor.
+ *
+ * Written so that NaN fails: what is compared is error <= bound. */
+#ifndef HF_BOUNDS_H
+#define HF_BOUNDS_H
+
+#include "wb_model.h"
+
+#include <math.h>
+
+#define UNIT 0x1p-9
+
+static inline double roundings(const wb_config *config) {
+    const double mixer = 7 + 5 * sqrt((double)config->head_dim), feed_forward = 9;
+    return config->n_layers * (mixer + feed_forward) + 4;
+}
+
+/* Of results of that root mean square. */
+static inline double rounding_bound(const wb_config *config, double rms) {
+    return roundings(config) * UNIT * rms;
+}
+
+/* The root mean square of the row where it is largest, of values[n, width]. */
+static inline double largest_row(int64_t n, int64_t width, const float *values) {
+    double largest = 0;
+    for (int64_t row = 0; row < n; row++) {
+        double sum = 0;
+        for (int64_t i = 0; i < width; i++)
+            sum += (double)values[row * width + i] * (double)values[row * width + i];
+        largest = fmax(largest, sqrt(sum / (double)width));
+    }
+    return largest;
+}
+
+#endif
