@@ -24,6 +24,9 @@ wb_status wb_fault_report(const wb_fault *fault) {
     case WB_FAULT_LOGITS:
         return wb_fail(WB_INVALID_ARGUMENT, "%s: row %" PRId64 ": a logit is NaN or +inf, or all are -inf",
                        op, fault->row);
+    case WB_FAULT_PEER:
+        return wb_fail(WB_PEER, "%s: waited %g s: rank %" PRId64 " did not come", op,
+                       1e-3 * (double)fault->found, fault->row);
     default:
         return wb_fail(WB_DEVICE, "%s: a fault of unknown kind %u", op, fault->kind);
     }

@@ -22,7 +22,9 @@ typedef enum wb_fault_kind {
     /* a token outside of the vocabulary: row */
     WB_FAULT_TOKEN,
     /* logits that no token can be drawn from: row */
-    WB_FAULT_LOGITS
+    WB_FAULT_LOGITS,
+    /* a rank that did not come: row; after so many milliseconds: found */
+    WB_FAULT_PEER
 } wb_fault_kind;
 
 /* Zeros: no fault. */
@@ -37,7 +39,8 @@ typedef struct wb_fault {
     int64_t found;
 } wb_fault;
 
-/* WB_OK without a fault, else INVALID_ARGUMENT, which names op, operand, row, what was expected and found. */
+/* WB_OK without a fault; PEER for a rank that did not come; else INVALID_ARGUMENT, which names op, operand,
+ * row, what was expected and found. */
 wb_status wb_fault_report(const wb_fault *fault);
 
 #ifdef __cplusplus
