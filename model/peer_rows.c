@@ -52,11 +52,14 @@ static wb_status meet(wb_model *m, offer *offers, bool *all_out) {
     return WB_OK;
 }
 
+/* After a failure others may still be at a step, and store: then the mailbox stays until the process ends.
+ * Else all that they had to store has come, since a step waits for it. */
 void wb_model_close_peer_rows(wb_model *m) {
     wb_peer_rows *rows = &m->peer_rows;
+    const bool has = wb_has_peer_rows(rows), alive = has && wb_comm_look(m->comm) == WB_OK;
     for (int32_t r = 0; r < rows->peers.n_ranks; r++)
         if (r != m->rank) m->device->memory_detach(m->device, &rows->shared[r], rows->peers.mailbox[r]);
-    if (wb_has_peer_rows(rows)) m->device->mem_free(m->device, rows->peers.mailbox[m->rank]);
+    if (alive) m->device->mem_free(m->device, rows->peers.mailbox[m->rank]);
     free(rows->shared);
     *rows = (wb_peer_rows){0};
 }

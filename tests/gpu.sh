@@ -76,6 +76,16 @@ for meta in "$root"/tests/golden/*/meta.json "$root"/tests/golden/oracles/*/meta
     step_of "hf_oracle-$(basename "$folder")" hf_oracle --device cuda "$folder"
 done
 
+# Ranks beyond the GPUs share them.
+for ranks in 2 3; do step mpi_peers_cuda-$ranks "${mpi[@]}" -n $ranks "$(built mpi_peers_cuda)"; done
+
+# survives PROGRAM: it kills one of two ranks, and the other ends in bounded time with a message that names it.
+survives() {
+    local log=$work/$1-killed
+    timeout 60 "${mpi[@]}" --enable-recovery -n 2 "$(built "$1")" 5 killed >"$log" 2>&1 || true
+    if grep -q "of 2 survived: .*rank [01]" "$log"; then echo "ok       $1-killed"; else failed+=("$1-killed") && tail -5 "$log"; fi
+}
+
 # ---- GRPO ----
 grpo=$(built waybill-grpo) waybill=$(built waybill)
 # train NAME RANKS OPTION...
@@ -100,6 +110,8 @@ else
 fi
 if [ "$gpus" -ge 2 ] && [ -n "$(built mpi_exchange_nccl)" ]; then
     step mpi_exchange_nccl "${mpi[@]}" -n 2 "$(built mpi_exchange_nccl)"
+    for program in mpi_exchange_nccl mpi_peers_cuda; do survives "$program"; done
+    step bench_decode_2 "${mpi[@]}" -n 2 "$(built bench_decode_mpi)" 8
     step bench_exchange_nccl "${mpi[@]}" -n 2 "$(built bench_exchange_nccl_mpi)"
 else
     skipped+=("NCCL: needs two GPUs and a build with NCCL, found $gpus GPUs")
@@ -148,6 +160,8 @@ for batch in 64 256; do
 done
 row "decode of 8 layers of Q30, batch 64, recorded" "$(figure bench_engine '^batch +64, routes on' 10)" tok/s "without routes" \
     "$(figure bench_engine '^batch +64, routes off' 10)"
+row "decode, 2 ranks, batch 64 each, mailboxes" "$(figure bench_decode_2 '^batch +64 a rank, mailboxes, graphs' 5)" tok/s "exchange" \
+    "$(figure bench_decode_2 '^batch +64 a rank, exchange' 5)"
 row "NCCL, 64 MiB to a rank" "$(awk -F '|' '/65536 KiB/ { print $6 + 0 }' "$work/bench_exchange_nccl" 2>/dev/null)" GB/s \
     "raw send / receive" "$(awk -F '|' '/65536 KiB/ { print $5 + 0 }' "$work/bench_exchange_nccl" 2>/dev/null)"
 

@@ -7,9 +7,9 @@
  * A qwen3_moe of Qwen3-30B-A3B's sizes with random weights, bf16, prompts of 1024 tokens, greedy. Printed are
  * rank 0's clocks: medians of decoding steps that every rank makes with its whole batch. What moves is in
  * each step a group of so many experts to each neighbour, started before the step and waited for behind it;
- * beside it the same groups without decoding. Where the ranks have no GPUs of their own they share
- * them, and the exchange is MPI's: of that the tokens are worth looking at, and no time. Refuses: which experts
- * move (bench_rebalance_mpi). */
+ * beside it the same groups without decoding. Where the ranks have no GPUs of their own they share them, and
+ * the exchange is MPI's: of that the tokens are worth looking at, and no time. Refuses: which experts move
+ * (bench_rebalance_mpi). */
 #include "support/usage.h"
 
 #ifdef WB_HAVE_NCCL

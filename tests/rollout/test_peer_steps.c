@@ -116,10 +116,74 @@ static void test_peers_store_what_a_step_alone_computes(void **state) {
     }
 }
 
+/* ---- a rank that does not come ------------------------------------------------------------------------ */
+
+/* The last rank leaves before the step, without a word: the others' step ends, soon, and names it. */
+typedef struct late_rank {
+    wb_comm *comm;
+    wb_status status;
+    double seconds;
+    char message[512];
+    int launched;
+} late_rank;
+
+static void *play_late(void *arg) {
+    late_rank *r = arg;
+    const wb_config c = config_of(1);
+    const int last = wb_comm_size(r->comm) - 1;
+    ask a = ask_fixed("late", 4, 40);
+    wb_device *device = NULL;
+    bool busy = true;
+    must(wb_device_open_cpu(1, &device), "device");
+    graph_device_make(device);
+    rig g = rig_open_on(&c, 1, device, r->comm, WB_F32);
+    wb_engine *engine = engine_of(g.model, 40, 4, 16, 4);
+    must(wb_engine_submit(engine, ask_request(&a)), "submit");
+    for (int i = 0; i < 6; i++) must(wb_engine_step(engine, &busy), "step");
+    must(wb_comm_set_timeout(r->comm, 0.3), "timeout");
+    /* With the new timeout a graph is another one. */
+    for (int i = 0; i < 2; i++) must(wb_engine_step(engine, &busy), "step");
+    if (wb_comm_rank(r->comm) == last) {
+        peer_sends_fail = true;
+        r->status = wb_engine_step(engine, &busy);
+    } else {
+        const double begin = peer_now();
+        r->status = wb_engine_step(engine, &busy);
+        r->seconds = peer_now() - begin;
+        snprintf(r->message, sizeof r->message, "%s", wb_error_message());
+    }
+    r->launched = graph.launched;
+    wb_engine_close(engine);
+    rig_close(&g);
+    graph_device_close();
+    return NULL;
+}
+
+static void test_rule_30_a_late_rank_of_a_graph_is_named(void **state) {
+    (void)state;
+    enum { N = 3 };
+    wb_comm *comms[N];
+    pthread_t threads[N];
+    late_rank ranks[N] = {{0}};
+    must(wb_comm_open_threads(N, comms), "comms");
+    for (int i = 0; i < N; i++) {
+        ranks[i].comm = comms[i];
+        if (pthread_create(&threads[i], NULL, play_late, &ranks[i]) != 0) abort();
+    }
+    for (int i = 0; i < N; i++) pthread_join(threads[i], NULL);
+    for (int i = 0; i < N - 1; i++) {
+        assert_int_equal(ranks[i].status, WB_PEER);
+        if (!strstr(ranks[i].message, "rank 2 did not come")) fail_msg("%s", ranks[i].message);
+        assert_true(ranks[i].seconds < 5 && ranks[i].launched > 0);
+    }
+    for (int i = 0; i < N; i++) wb_comm_close(comms[i]);
+}
+
 int main(int argc, char **argv) {
     if (argc > 1) first_seed = strtoull(argv[1], NULL, 10);
     if (argc > 2) n_seeds = strtoull(argv[2], NULL, 10);
     alarm(120);
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_peers_store_what_a_step_alone_computes)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_peers_store_what_a_step_alone_computes),
+                                       cmocka_unit_test(test_rule_30_a_late_rank_of_a_graph_is_named)};
     return cmocka_run_group_tests_name("peer steps", tests, NULL, NULL);
 }

@@ -23,9 +23,14 @@ static inline double peer_now(void) {
 
 /* ---- memory ---------------------------------------------------------------------------------------- */
 
+/* What is shared and was not freed after a failure is no leak. */
+static void *peer_shared[1024];
+static size_t n_peer_shared;
+
 static inline wb_status peer_memory_share(wb_device *dev, size_t bytes, void **memory_out,
                                           wb_shared_memory *shared_out) {
     WB_TRY(dev->mem_alloc(dev, bytes, memory_out));
+    peer_shared[__atomic_fetch_add(&n_peer_shared, 1, __ATOMIC_RELAXED) % 1024] = *memory_out;
     memset(*memory_out, 0, bytes);
     memcpy(shared_out->bytes, memory_out, sizeof *memory_out);
     return WB_OK;
@@ -42,6 +47,9 @@ static inline void peer_memory_detach(wb_device *dev, const wb_shared_memory *sh
     (void)dev, (void)shared, (void)memory;
 }
 
+/* The sends of this thread fail, so that its rows never come. */
+static _Thread_local bool peer_sends_fail;
+
 /* ---- storing --------------------------------------------------------------------------------------- */
 
 static inline void peer_tell(uint64_t *number, uint64_t value) {
@@ -53,6 +61,7 @@ static inline wb_status peer_send_rows(wb_device *dev, const wb_peers *p, int64_
     const size_t bytes = wb_mailbox_row_bytes(p);
     const uint64_t number = peer_mailbox(p, p->rank)->done + 1;
     (void)dev, (void)n;
+    if (peer_sends_fail) return wb_fail(WB_DEVICE, "peer_send: made to fail");
     if (peer_mailbox(p, p->rank)->lost) return WB_OK;
     for (int32_t r = 0; r < p->n_ranks; r++) {
         const int32_t *const theirs = offsets + p->first_slot[r];
