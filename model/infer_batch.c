@@ -153,7 +153,9 @@ bool wb_infer_has_graphs(const wb_infer *infer) {
 static wb_graph_size graph_size_of(const wb_infer *infer, const wb_infer_batch *batch,
                                    const wb_routing *routing) {
     const wb_infer_options *o = &infer->options;
-    if (!wb_infer_has_graphs(infer) || infer->looked_at || !wb_graph_is_size(batch->T, o->max_tokens))
+    const bool looked_at =
+        routing && (routing->direction || routing->native || routing->used || routing->planned);
+    if (!wb_infer_has_graphs(infer) || looked_at || !wb_graph_is_size(batch->T, o->max_tokens))
         return (wb_graph_size){0};
     return (wb_graph_size){.T = batch->T,
                            .n_logits = wb_graph_rows(batch->n_logits, o->max_logits),
@@ -238,8 +240,6 @@ wb_status wb_infer_take_batch(wb_infer *infer, const wb_infer_batch *batch, cons
                               wb_pass *pass_out) {
     const wb_infer_inputs *in = &infer->inputs;
     WB_TRY(check_batch(infer, batch));
-    infer->looked_at =
-        routing && (routing->direction || routing->native || routing->used || routing->planned);
     infer->graph_size = graph_size_of(infer, batch, routing);
     infer->routing = routing ? *routing : (wb_routing){0};
     WB_TRY(upload(infer, batch));

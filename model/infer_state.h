@@ -61,7 +61,6 @@ struct wb_infer {
     wb_buffer x, y;                 /* [T, H] residual stream, in turns */
     wb_buffer last, normed, logits; /* [n_logits, H], [n_logits, H], [n_logits, V] */
     wb_routing_stage routing_stage;
-    bool looked_at;           /* the host sees of the latest batch's routing what a graph would not show */
     wb_way_word *words;       /* host [R] */
     wb_graph_size graph_size; /* of the latest batch; zeros: it runs op by op */
     wb_infer_graphs graphs;

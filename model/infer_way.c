@@ -1,14 +1,13 @@
 /* infer_way.c - before a step's first exchange the ranks agree that they go, and by which way the rows of its
- * experts travel: into each other's mailboxes, where all ranks may and no step is too long, else by the
+ * experts travel: into each other's mailboxes, where they have such and no step is too long, else by the
  * exchange. Refuses: what a rank checks alone (infer_batch.c). */
 #include "infer_state.h"
 #include "layers/block.h"
 
 /* What a rank says of its step. */
 struct wb_way_word {
-    int32_t status;
-    bool stores;      /* it need not look at what goes where, and has mailboxes */
-    int64_t T, max_T; /* its tokens; what its buffers hold, if each rank had as many */
+    int64_t status;
+    int64_t T, max_T; /* its tokens; what its mailbox and buffers hold, if each rank had as many */
 };
 
 wb_status wb_infer_open_way(wb_infer *infer) {
@@ -26,23 +25,18 @@ static wb_way_word word_of(const wb_infer *infer, int64_t T, wb_status status) {
     const int64_t each = rows_of_token(model) * model->n_ranks;
     const int64_t held = each > 0 ? infer->sizes.expert_rows / each : INT64_MAX;
     const int64_t most = model->peer_rows.max_tokens;
-    return (wb_way_word){.status = (int32_t)status,
-                         .stores = wb_has_peer_rows(&model->peer_rows) && !infer->looked_at,
-                         .T = T,
-                         .max_T = held < most ? held : most};
+    return (wb_way_word){.status = status, .T = T, .max_T = held < most ? held : most};
 }
 
-/* Whether all store; *T_out: the tokens of the longest step. */
-static bool all_store(const wb_way_word *words, int32_t R, int64_t *T_out) {
+/* Whether every step fits all mailboxes; *T_out: the tokens of the longest one. */
+static bool all_fit(const wb_way_word *words, int32_t R, int64_t *T_out) {
     int64_t T = 0, max_T = INT64_MAX;
-    bool all = true;
     for (int32_t r = 0; r < R; r++) {
-        all = all && words[r].stores;
         T = words[r].T > T ? words[r].T : T;
         max_T = words[r].max_T < max_T ? words[r].max_T : max_T;
     }
     *T_out = T;
-    return all && T <= max_T;
+    return T <= max_T;
 }
 
 /* For steps of T tokens at most, of which graphs go by sizes: no less than 1, for a step without rows is
@@ -67,6 +61,6 @@ wb_status wb_infer_agree(wb_infer *infer, int64_t T, wb_status taken, wb_pass *p
     for (int32_t r = 0; r < model->n_ranks && !failed; r++) failed = infer->words[r].status != WB_OK;
     /* All ranks see it, and a second round tells them which one it was. */
     if (failed) return wb_comm_agree(model->comm, taken == WB_OK ? gathered : taken);
-    if (all_store(infer->words, model->n_ranks, &longest)) take_way(infer, longest, pass);
+    if (all_fit(infer->words, model->n_ranks, &longest)) take_way(infer, longest, pass);
     return WB_OK;
 }

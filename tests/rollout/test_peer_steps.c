@@ -5,6 +5,7 @@
  * Usage: test_peer_steps [first seed [seeds]] */
 #include "engine_rig.h"
 #include "graph_device.h"
+#include "model_weights.h"
 #include "wb_comm.h"
 #include "wb_exchange.h"
 
@@ -13,7 +14,7 @@
 
 enum { MAX_RANKS = 4, N_ASKS = 10, MAX_UNFINISHED = 5 };
 
-static uint64_t first_seed = 1, n_seeds = 6;
+static uint64_t first_seed = 1, n_seeds = 8, seen_by_exchange;
 
 typedef struct rank {
     wb_comm *comm;
@@ -21,8 +22,7 @@ typedef struct rank {
     ask asks[N_ASKS];
     wb_completion *done[N_ASKS];
     int captured, launched;
-    uint64_t by_exchange; /* rows that travelled so, in all-to-alls */
-    uint64_t preemptions;
+    uint64_t by_exchange; /* all-to-alls of rows */
 } rank;
 
 static wb_config config_of(uint64_t seed) {
@@ -57,12 +57,15 @@ static void *play_rank(void *arg) {
     must(wb_device_open_cpu(1, &device), "device");
     graph_device_make(device);
     rig g = rig_open_on(&c, r->seed, device, r->comm, WB_F32);
+    /* Some ranks' mailboxes are too small for the longest steps of all. */
+    assert_true(wb_has_peer_rows(&g.model->peer_rows));
+    if (pick(&own, 0, 2) == 0) g.model->peer_rows.max_tokens = pick(&own, 4, 30);
     wb_engine *engine = engine_of(g.model, n_blocks, 4, tokens, 8);
+    must(wb_comm_set_timeout(r->comm, 30), "timeout");
     run_asks(r, engine, own);
     wb_exchange_count count;
     must(wb_exchange_stats(wb_model_exchange(g.model), WB_EXCHANGE_ALL_TO_ALL_V, &count), "stats");
     r->by_exchange = count.calls;
-    r->preemptions = wb_engine_get_stats(engine).preemptions;
     wb_engine_close(engine);
     r->captured = graph.captured, r->launched = graph.launched;
     rig_close(&g);
@@ -95,13 +98,10 @@ static void play_seed(uint64_t seed) {
     for (int i = 0; i < n; i++) pthread_join(threads[i], NULL);
     const wb_config c = config_of(seed);
     rig alone = rig_open(&c, seed, 1, NULL);
-    uint64_t preemptions = 0;
-    for (int i = 0; i < n; i++) preemptions += ranks[i].preemptions;
     for (int i = 0; i < n; i++) {
         assert_as_alone(&ranks[i], alone.model);
-        assert_true(ranks[i].captured > 0 && ranks[i].launched > ranks[i].captured);
-        /* Only what is fed again is looked at by the host, on the way of all ranks. */
-        assert_true(ranks[i].by_exchange == 0 || preemptions > 0);
+        assert_true(ranks[i].captured > 0 && ranks[i].launched >= ranks[i].captured);
+        seen_by_exchange += ranks[i].by_exchange;
         wb_comm_close(comms[i]);
     }
     rig_close(&alone);
@@ -114,6 +114,8 @@ static void test_peers_store_what_a_step_alone_computes(void **state) {
         print_message("seed %" PRIu64 "\n", first_seed + i);
         play_seed(first_seed + i);
     }
+    /* Both ways in one run. */
+    if (n_seeds >= 8) assert_true(seen_by_exchange > 0);
 }
 
 /* ---- a rank that does not come ------------------------------------------------------------------------ */
