@@ -31,6 +31,7 @@ extern "C" {
     X(event_wait)        \
     X(copy)              \
     X(zero)              \
+    X(digest)            \
     X(reserve_scratch)
 
 #define WB_COMPUTE_OPS(X)      \

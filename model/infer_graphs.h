@@ -19,8 +19,8 @@
  * it fails, the steps of its size go on op by op.
  * With several ranks there are graphs where peers store rows (wb_peers.h): what they wait for is numbered by
  * the device, so that a launch meets a step of the others that runs op by op.
- * Refuses: steps whose rows travel by the exchange, forced and planned steps, and whatever else the host looks
- * at on the way. */
+ * Refuses: steps whose rows travel by the exchange, forced and planned steps, and whatever else the host
+ * looks at on the way. */
 #ifndef WB_INFER_GRAPHS_H
 #define WB_INFER_GRAPHS_H
 

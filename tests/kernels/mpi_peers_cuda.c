@@ -3,7 +3,7 @@
  * to its place. Then a rank that is late, or killed, is named by the others in bounded time. Ranks beyond the
  * GPUs share them. All ranks exit with the same verdict; 77, with the reason, without a GPU.
  *
- * Usage: mpi_peers_cuda [seed [killed]]: the second kills the last rank in its exchanges, and nothing else. */
+ * Usage: mpi_peers_cuda [seed [killed]]: the second kills the last rank in its exchanges, no more. */
 #include "wb_check.h"
 #include "wb_device.h"
 #include "wb_random.h"
