@@ -56,7 +56,7 @@ step_of() {
 
 # ---- tests ----
 for program in "$build"/tests/*_cuda "$build"/tests/test_{ops_bf16,ops_fused,graph_steps,exchange_gpus}; do
-    [ -x "$program" ] && step "$(basename "$program")" "$program"
+    [[ -x $program && $program != */mpi_* ]] && step "$(basename "$program")" "$program"
 done
 if command -v compute-sanitizer >/dev/null; then
     for tool in memcheck racecheck; do
@@ -77,7 +77,9 @@ for meta in "$root"/tests/golden/*/meta.json "$root"/tests/golden/oracles/*/meta
 done
 
 # Ranks beyond the GPUs share them.
-for ranks in 2 3; do step mpi_peers_cuda-$ranks "${mpi[@]}" -n $ranks "$(built mpi_peers_cuda)"; done
+for ranks in 2 3; do
+    [ -z "$(built mpi_peers_cuda)" ] || step mpi_peers_cuda-$ranks "${mpi[@]}" -n $ranks "$(built mpi_peers_cuda)"
+done
 
 # survives PROGRAM: it kills one of two ranks, and the other ends in bounded time with a message that names it.
 survives() {
@@ -112,6 +114,8 @@ if [ "$gpus" -ge 2 ] && [ -n "$(built mpi_exchange_nccl)" ]; then
     step mpi_exchange_nccl "${mpi[@]}" -n 2 "$(built mpi_exchange_nccl)"
     for program in mpi_exchange_nccl mpi_peers_cuda; do survives "$program"; done
     step bench_decode_2 "${mpi[@]}" -n 2 "$(built bench_decode_mpi)" 8
+    step bench_peers "${mpi[@]}" -n 2 "$(built bench_peers_mpi)"
+    step bench_rebalance "${mpi[@]}" -n 2 "$(built bench_rebalance_mpi)" 4 cuda
     step bench_exchange_nccl "${mpi[@]}" -n 2 "$(built bench_exchange_nccl_mpi)"
 else
     skipped+=("NCCL: needs two GPUs and a build with NCCL, found $gpus GPUs")

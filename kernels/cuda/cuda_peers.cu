@@ -30,8 +30,9 @@ __device__ __forceinline__ uint64_t load_number(const uint64_t *number) {
     return value;
 }
 
+/* Behind a fence of the system, which one store to each rank shares. */
 __device__ __forceinline__ void store_number(uint64_t *number, uint64_t value) {
-    asm volatile("st.release.sys.global.u64 [%0], %1;" ::"l"(number), "l"(value) : "memory");
+    asm volatile("st.relaxed.sys.global.u64 [%0], %1;" ::"l"(number), "l"(value) : "memory");
 }
 
 /* ---- storing ----------------------------------------------------------------------------------- */
