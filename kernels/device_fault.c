@@ -49,6 +49,9 @@ wb_status wb_fault_report(const wb_fault *fault) {
     case WB_FAULT_ROUTE:
     case WB_FAULT_WEIGHT:
         return report_route(fault);
+    case WB_FAULT_PEER:
+        return wb_fail(WB_PEER, "%s: waited %g s: rank %" PRId64 " did not come", op,
+                       1e-3 * (double)fault->found, fault->row);
     default:
         return wb_fail(WB_DEVICE, "%s: a fault of unknown kind %u", op, fault->kind);
     }

@@ -27,7 +27,9 @@ typedef enum wb_fault_kind {
      * time, and a weight (its bits are in `found`) that is no finite number */
     WB_FAULT_ROUTE_ID,
     WB_FAULT_ROUTE,
-    WB_FAULT_WEIGHT
+    WB_FAULT_WEIGHT,
+    /* a rank that did not come: row; after so many milliseconds: found */
+    WB_FAULT_PEER
 } wb_fault_kind;
 
 /* Zeros: no fault. */
@@ -40,12 +42,12 @@ typedef struct wb_fault {
     /* what was found, where 0 .. limit - 1 was expected */
     int32_t limit;
     int64_t found;
-    /* of the last three kinds */
+    /* of the three kinds that speak of rows of a (micro-batch, layer) */
     int32_t micro_batch, layer;
 } wb_fault;
 
-/* WB_OK without a fault, else MISMATCH of WB_FAULT_ROUTE and INVALID_ARGUMENT of the others, which name op,
- * operand, row, what was expected and found. */
+/* WB_OK without a fault; MISMATCH of WB_FAULT_ROUTE; PEER for a rank that did not come; else
+ * INVALID_ARGUMENT; each names op, operand, row, what was expected and found. */
 wb_status wb_fault_report(const wb_fault *fault);
 
 #ifdef __cplusplus

@@ -10,7 +10,7 @@
 #ifndef WB_DEVICE_H
 #define WB_DEVICE_H
 
-#include "wb_kernels.h"
+#include "wb_peers.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -31,6 +31,7 @@ extern "C" {
     X(event_wait)        \
     X(copy)              \
     X(zero)              \
+    X(digest)            \
     X(reserve_scratch)
 
 #define WB_COMPUTE_OPS(X)      \
@@ -71,9 +72,19 @@ extern "C" {
     X(sample)                  \
     X(sum_squares)             \
     X(adamw)
+
+/* wb_peers.h; a backend has all of these or none. */
+#define WB_PEER_OPS(X) \
+    X(memory_share)    \
+    X(memory_attach)   \
+    X(memory_detach)   \
+    X(peer_send)       \
+    X(peer_receive)    \
+    X(peer_return)     \
+    X(peer_wait)
 // clang-format on
 
-#define WB_OPS(X) WB_MEMORY_OPS(X) WB_COMPUTE_OPS(X)
+#define WB_OPS(X) WB_MEMORY_OPS(X) WB_COMPUTE_OPS(X) WB_PEER_OPS(X)
 
 /* A backend that lacks an op leaves its pointer NULL.
  *

@@ -198,6 +198,10 @@ typedef wb_status wb_copy_fn(wb_device *dev, void *to, const void *from, size_t 
 /* device[bytes] = 0 */
 typedef wb_status wb_zero_fn(wb_device *dev, void *device, size_t bytes);
 
+/* *digest_out (host): a number of data[bytes], device, that tells other bytes apart as well as 64 bits can,
+ * the same on every backend. On CUDA it waits for the stream, as to_host. */
+typedef wb_status wb_digest_fn(wb_device *dev, const void *data, size_t bytes, uint64_t *digest_out);
+
 /* ---- matmul -------------------------------------------------------------------------------------- */
 
 /* C[m,n] = (accumulate ? C[m,n] : 0) + sum over ascending k of A(m,k) * B(k,n), one fma chain for each

@@ -70,6 +70,11 @@ static wb_status shadow_of(void *context, size_t bytes, void **shadow_out) {
     return WB_OK;
 }
 
+static wb_status digest_of(void *context, const void *data, size_t bytes, uint64_t *digest_out) {
+    const wb_model *model = context;
+    return model->device->digest(model->device, data, bytes, digest_out);
+}
+
 static wb_status take(void *context, const wb_placement *placement) {
     return wb_model_set_placement(context, placement);
 }
@@ -82,5 +87,6 @@ wb_expert_store wb_model_expert_store(wb_model *model) {
                              .placement = placement_of,
                              .slot = slot_of,
                              .shadow = shadow_of,
+                             .digest = digest_of,
                              .take = take};
 }

@@ -134,6 +134,7 @@ static wb_status prepare_open(wb_model *model, const wb_infer_options *o, wb_inf
     infer->memory.device = model->device;
     WB_TRY(wb_block_sizes(infer->model, o->max_tokens, o->max_expert_rows, false, &infer->sizes));
     WB_TRY(wb_block_open(infer->model, &infer->memory.host, &infer->block));
+    WB_TRY(wb_infer_open_way(infer));
     return open_pools(infer);
 }
 
@@ -230,7 +231,7 @@ static wb_status layers_forward(wb_infer *infer, const wb_pass *pass, wb_rows *x
     return WB_OK;
 }
 
-/* A step on one rank, as it lies in a graph. */
+/* A step in which the host learns nothing on the way, as it lies in a graph. */
 typedef struct step {
     wb_infer *infer;
     const wb_pass *pass;
@@ -243,9 +244,9 @@ static wb_status run_step(void *context) {
     return head_forward(s->infer, x);
 }
 
-/* Of the addresses that a graph has, but for those that its size decides. */
+/* Of the addresses that a graph has, but for those that its size decides, and of how long it waits. */
 static uint64_t addresses_of(const wb_model *model) {
-    uint64_t stamp = model->device->scratch_moves;
+    uint64_t stamp = model->device->scratch_moves ^ (uint64_t)(1e3 * model->peer_rows.peers.timeout);
     for (int32_t i = 0; i < model->n_params; i++)
         stamp = wb_mix64(stamp ^ (uint64_t)(uintptr_t)model->params[i].memory.data);
     return wb_mix64(stamp ^ (uint64_t)(uintptr_t)model->dispatch_tables.data);
@@ -254,8 +255,9 @@ static uint64_t addresses_of(const wb_model *model) {
 static wb_status forward_as_graph(wb_infer *infer, const wb_pass *pass) {
     const wb_model *model = infer->model;
     step s = {infer, pass};
-    return wb_infer_graphs_run(&infer->graphs, model->device, &infer->graph_size, addresses_of(model),
-                               run_step, &s);
+    const wb_status status = wb_infer_graphs_run(&infer->graphs, model->device, &infer->graph_size,
+                                                 addresses_of(model), run_step, &s);
+    return model->n_ranks > 1 ? wb_collective_end(model, status) : status;
 }
 
 static wb_status forward_with_peers(wb_infer *infer, const wb_pass *pass) {
@@ -269,8 +271,9 @@ wb_status wb_infer_forward(wb_infer *infer, const wb_infer_batch *batch, const w
                            const float **logits_out) {
     wb_pass pass;
     /* All that can fail on one rank alone, before the first exchange of rows. */
-    WB_TRY(wb_comm_agree(infer->model->comm, wb_infer_take_batch(infer, batch, routing, &pass)));
-    WB_TRY(infer->graph_size.T > 0 ? forward_as_graph(infer, &pass) : forward_with_peers(infer, &pass));
+    WB_TRY(wb_infer_agree(infer, batch->T, wb_infer_take_batch(infer, batch, routing, &pass), &pass));
+    const bool whole = infer->model->n_ranks > 1 ? pass.peer_rows > 0 : infer->graph_size.T > 0;
+    WB_TRY(whole ? forward_as_graph(infer, &pass) : forward_with_peers(infer, &pass));
     WB_TRY(wb_routing_give(infer->model, &pass));
     wb_infer_end_states(infer, batch);
     *logits_out = infer->logits.data;

@@ -44,6 +44,8 @@ typedef struct wb_infer_inputs {
     int64_t n_tokens;          /* without the padding at the end */
 } wb_infer_inputs;
 
+typedef struct wb_way_word wb_way_word;
+
 struct wb_infer {
     wb_model *model;
     wb_infer_options options;
@@ -59,6 +61,7 @@ struct wb_infer {
     wb_buffer x, y;                 /* [T, H] residual stream, in turns */
     wb_buffer last, normed, logits; /* [n_logits, H], [n_logits, H], [n_logits, V] */
     wb_routing_stage routing_stage;
+    wb_way_word *words;       /* host [R] */
     wb_graph_size graph_size; /* of the latest batch; zeros: it runs op by op */
     wb_infer_graphs graphs;
 };
@@ -77,6 +80,14 @@ bool wb_infer_has_graphs(const wb_infer *infer);
 /* Checks the batch and its routing and puts the batch on the device. */
 wb_status wb_infer_take_batch(wb_infer *infer, const wb_infer_batch *batch, const wb_routing *routing,
                               wb_pass *pass_out);
+
+/* ---- the ranks (infer_way.c) ----------------------------------------------------------------------- */
+
+/* Place for what they say. */
+wb_status wb_infer_open_way(wb_infer *infer);
+
+/* As wb_comm_agree, of this rank's step of T tokens, taken or not; with pass->peer_rows. */
+wb_status wb_infer_agree(wb_infer *infer, int64_t T, wb_status taken, wb_pass *pass);
 
 /* ---- its sequences (infer_sequences.c) ------------------------------------------------------------ */
 

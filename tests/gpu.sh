@@ -56,7 +56,7 @@ step_of() {
 
 # ---- tests ----
 for program in "$build"/tests/*_cuda "$build"/tests/test_{ops_bf16,ops_fused,graph_steps,same_bits,exchange_gpus}; do
-    [ -x "$program" ] && step "$(basename "$program")" "$program"
+    [[ -x $program && $program != */mpi_* ]] && step "$(basename "$program")" "$program"
 done
 if command -v compute-sanitizer >/dev/null; then
     for tool in memcheck racecheck; do
@@ -77,6 +77,18 @@ for meta in "$root"/tests/golden/*/meta.json "$root"/tests/golden/oracles/*/meta
         step_of "hf_oracle-$dtype-$(basename "$folder")" hf_oracle --device cuda --dtype $dtype "$folder"
     done
 done
+
+# Ranks beyond the GPUs share them.
+for ranks in 2 3; do
+    [ -z "$(built mpi_peers_cuda)" ] || step mpi_peers_cuda-$ranks "${mpi[@]}" -n $ranks "$(built mpi_peers_cuda)"
+done
+
+# survives PROGRAM: it kills one of two ranks, and the other ends in bounded time with a message that names it.
+survives() {
+    local log=$work/$1-killed
+    timeout 60 "${mpi[@]}" --enable-recovery -n 2 "$(built "$1")" 5 killed >"$log" 2>&1 || true
+    if grep -q "of 2 survived: .*rank [01]" "$log"; then echo "ok       $1-killed"; else failed+=("$1-killed") && tail -5 "$log"; fi
+}
 
 # ---- GRPO ----
 grpo=$(built waybill-grpo) waybill=$(built waybill)
@@ -109,6 +121,10 @@ else
 fi
 if [ "$gpus" -ge 2 ] && [ -n "$(built mpi_exchange_nccl)" ]; then
     step mpi_exchange_nccl "${mpi[@]}" -n 2 "$(built mpi_exchange_nccl)"
+    for program in mpi_exchange_nccl mpi_peers_cuda; do survives "$program"; done
+    step bench_decode_2 "${mpi[@]}" -n 2 "$(built bench_decode_mpi)" 8
+    step bench_peers "${mpi[@]}" -n 2 "$(built bench_peers_mpi)"
+    step bench_rebalance "${mpi[@]}" -n 2 "$(built bench_rebalance_mpi)" 4 cuda
     step bench_exchange_nccl "${mpi[@]}" -n 2 "$(built bench_exchange_nccl_mpi)"
 else
     skipped+=("NCCL: needs two GPUs and a build with NCCL, found $gpus GPUs")
@@ -201,6 +217,8 @@ for batch in 64 128; do
         "$(peer "generate_batch prefill $batch" peers-generate)"
 done
 row "decode of 8 layers of Q30, batch 64, recording" "$(figure bench_engine '^batch +64,' 4)" % "goal" 0.3
+row "decode, 2 ranks, batch 64 each, mailboxes" "$(figure bench_decode_2 '^batch +64 a rank, mailboxes, graphs' 5)" tok/s "exchange" \
+    "$(figure bench_decode_2 '^batch +64 a rank, exchange' 5)"
 row "NCCL, 64 MiB to a rank" "$(awk -F '|' '/65536 KiB/ { print $6 + 0 }' "$work/bench_exchange_nccl" 2>/dev/null)" GB/s \
     "raw send / receive" "$(awk -F '|' '/65536 KiB/ { print $5 + 0 }' "$work/bench_exchange_nccl" 2>/dev/null)"
 

@@ -55,7 +55,6 @@ wb_status wb_migration_open(const wb_expert_store *store, uint32_t check_every, 
     WB_TRY(WB_OWN(&m->memory, m->to_bytes, 5 * R, "migration"));
     m->to_offsets = m->to_bytes + R, m->from_bytes = m->to_bytes + 2 * R;
     m->from_offsets = m->to_bytes + 3 * R, m->cursor = m->to_bytes + 4 * R;
-    WB_TRY(WB_OWN(&m->memory, m->chunk, WB_MIGRATE_CHUNK_BYTES, "migration"));
     return open_shadows(m, n_shadow);
 }
 

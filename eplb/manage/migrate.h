@@ -44,7 +44,6 @@ typedef struct wb_migration {
     size_t *to_bytes, *to_offsets, *from_bytes, *from_offsets, *cursor;
     wb_move_label *sent, *received; /* [max_sent], [max_received] */
     size_t max_sent, max_received;
-    char *chunk;                    /* host, CHUNK_BYTES: of an expert on its way to its checksum */
     uint64_t moves, received_bytes; /* so far: of all ranks; of this one */
 } wb_migration;
 

@@ -5,9 +5,6 @@
 
 #include "manage/migrate.h"
 
-/* Of an expert on its way to its checksum. */
-enum { WB_MIGRATE_CHUNK_BYTES = 1 << 20 };
-
 /* migration->sent (=) of what this rank sends, made before it travels; and memory for what it receives. */
 wb_status wb_migrate_write_labels(wb_migration *migration);
 

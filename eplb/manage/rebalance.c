@@ -180,7 +180,7 @@ wb_status wb_rebalance_measure(const wb_rebalance_options *options, uint32_t n_l
     WB_TRY(check_options(&o));
     WB_TRY(wb_load_measure(1, &region, &o.load, &counts));
     *device_bytes_out = o.move.n_shadow * slot_bytes;
-    *host_bytes_out = counts + (size_t)n_layers * n_experts * sizeof(double) + WB_MIGRATE_CHUNK_BYTES;
+    *host_bytes_out = counts + (size_t)n_layers * n_experts * sizeof(double);
     return WB_OK;
 }
 

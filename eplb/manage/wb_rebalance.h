@@ -55,6 +55,8 @@ typedef struct wb_expert_store {
     /* *shadow_out: device memory of `bytes` bytes, the store's, the same at each call until more is asked
      * for: n_shadow times a slot, at open and, if slots have more parts by then, at a move. */
     wb_status (*shadow)(void *context, size_t bytes, void **shadow_out);
+    /* *digest_out: a number of data[bytes], device, that tells other bytes apart, the same on every rank. */
+    wb_status (*digest)(void *context, const void *data, size_t bytes, uint64_t *digest_out);
     /* Takes over the layers that are at a later epoch. Collective. */
     wb_status (*take)(void *context, const wb_placement *placement);
 } wb_expert_store;

@@ -6,6 +6,7 @@
 #include "cpu/cpu_device.h"
 #include "cpu/cpu_scratch.h"
 #include "wb_check.h"
+#include "wb_digest_rules.h"
 #include "wb_isa.h"
 #include "wb_memory.h"
 
@@ -66,6 +67,15 @@ static wb_status cpu_zero(wb_device *dev, void *device, size_t bytes) {
     return WB_OK;
 }
 
+static wb_status cpu_digest(wb_device *dev, const void *data, size_t bytes, uint64_t *digest_out) {
+    uint64_t sum = 0;
+    (void)dev;
+    for (uint64_t i = 0; i < bytes / 8; i++) sum += wb_digest_word(wb_digest_load(data, 8 * (i + 1), i), i);
+    if (bytes % 8 > 0) sum += wb_digest_word(wb_digest_load(data, bytes, bytes / 8), bytes / 8);
+    *digest_out = sum;
+    return WB_OK;
+}
+
 /* ---- instruction sets ---------------------------------------------------------------------------- */
 
 /* The best first. */
@@ -123,6 +133,7 @@ static wb_status open_cpu(size_t isa, int threads, wb_device **device_out) {
     dev->event_wait = cpu_event_wait;
     dev->copy = cpu_copy;
     dev->zero = cpu_zero;
+    dev->digest = cpu_digest;
     isas[isa].table(dev);
     *device_out = dev;
     return WB_OK;

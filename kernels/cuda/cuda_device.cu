@@ -163,6 +163,15 @@ static wb_status cuda_zero(wb_device *dev, void *device, size_t bytes) {
     return wb_cuda_check(cudaMemsetAsync(device, 0, bytes, stream_of(dev)), "zero");
 }
 
+static wb_status cuda_digest(wb_device *dev, const void *data, size_t bytes, uint64_t *digest_out) {
+    uint64_t *const digest = (uint64_t *)(void *)(((wb_cuda_device *)dev)->counters + 2);
+    uint64_t found = 0;
+    WB_TRY(wb_cuda_start_digest(dev, data, bytes, digest));
+    WB_TRY(cuda_to_host(dev, &found, digest, sizeof found));
+    *digest_out = found;
+    return WB_OK;
+}
+
 static wb_status cuda_reserve_scratch(wb_device *dev, const wb_op_sizes *most) {
     const int32_t heads = most->n_heads > 0 ? most->n_heads : 1;
     const int32_t K = most->router.n_experts > 0 ? most->router.top_k : 0;
@@ -243,6 +252,7 @@ static void set_ops(wb_device *dev) {
 #undef SET
 #define SET(op) dev->op = wb_cuda_##op;
     WB_COMPUTE_OPS(SET)
+    WB_PEER_OPS(SET)
 #undef SET
 }
 
@@ -255,7 +265,7 @@ int wb_device_count_cuda(void) {
 
 /* What the launches of kernels go by, and what kernels count in. */
 static wb_status open_counters(wb_cuda_device *cuda) {
-    const size_t bytes = 2 * sizeof *cuda->counters;
+    const size_t bytes = 2 * sizeof *cuda->counters + sizeof(uint64_t);
     void *counters = NULL;
     WB_TRY(wb_cuda_check(
         cudaDeviceGetAttribute(&cuda->multiprocessors, cudaDevAttrMultiProcessorCount, cuda->index), "open"));

@@ -23,7 +23,7 @@ typedef struct wb_cuda_device {
     char why_lost[400];
     int lost;
     int multiprocessors, capability; /* the major number */
-    /* device [2], zeros between the kernels that draw their work from them */
+    /* device [2], zeros between the kernels that draw their work from them; a digest lies behind them */
     int32_t *counters;
     /* of ops (cuda_scratch.h) */
     void *scratch;
@@ -36,6 +36,9 @@ wb_status wb_cuda_use(wb_device *dev, const char *op);
 
 /* code: a cudaError_t. WB_OK for cudaSuccess, else DEVICE with CUDA's words for it after `what`. */
 wb_status wb_cuda_check(int code, const char *what);
+
+/* *digest, device, is the digest of data[bytes] in the order of the stream (cuda_digest.cu). */
+wb_status wb_cuda_start_digest(wb_device *dev, const void *data, size_t bytes, uint64_t *digest);
 
 /* wb_device.graph_begin and its kin (cuda_graph.cu). */
 wb_status wb_cuda_graph_begin(wb_device *dev);

@@ -44,6 +44,10 @@ typedef struct wb_pass {
     void *used;                   /* host [T][L][K] out, as routing->used; or NULL */
     bool recompute;               /* all rows take routing->ids as an earlier forward left them */
     const wb_router_probe *probe; /* or NULL */
+    /* Rows that this rank's slots may get at most, where ranks store rows into each other's mailboxes
+     * (wb_peers.h), and the host learns no count; 0: they travel by the exchange. On all
+     * ranks or on none. */
+    int64_t peer_rows;
 } wb_pass;
 
 /* ---- state of a sequence --------------------------------------------------------------------- */

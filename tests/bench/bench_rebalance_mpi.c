@@ -1,14 +1,18 @@
 /* bench_rebalance_mpi.c - how long generation waits while experts move between MPI processes: the pause of
  * one group of moves, and all pauses of a whole rebalance, beside a step that moves nothing.
  *
- * Usage: mpirun -n 2 bench_rebalance_mpi [rounds]
+ * Usage: mpirun -n 2 bench_rebalance_mpi [rounds [cpu|cuda [check every]]]
  *
  * An engine on each rank answers `rounds` (12) batches of requests, whose prompts are of another part of the
  * vocabulary in each, so that the load changes; decisions are made every 16 steps, and whatever evens out the
- * load moves, one layer after the other. Printed are figures of rank 0 and the longest pause of any rank. */
+ * load moves, one layer after the other. Printed are figures of rank 0 and the longest pause of any rank. On
+ * CUDA, a GPU a rank, the sizes of a layer are Qwen3-30B-A3B's in bf16, and there are more requests. */
 #include "support/usage.h"
 #include "wb_comm_mpi.h"
 #include "wb_rollout.h"
+#ifdef WB_HAVE_NCCL
+#include "wb_comm_nccl.h"
+#endif
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -17,7 +21,7 @@
 
 enum { MAX_FIGURES = 1 << 16, REQUESTS = 16, PROMPT = 32, ANSWER = 32, PARTS = 4 };
 
-static const wb_config config = {
+static wb_config config = {
     .family = WB_FAMILY_QWEN3_MOE,
     .hidden_size = 256,
     .n_layers = 8,
@@ -39,8 +43,27 @@ typedef struct figures {
     double values[MAX_FIGURES];
 } figures;
 
+static const wb_config config_cuda = {
+    .family = WB_FAMILY_QWEN3_MOE,
+    .hidden_size = 2048,
+    .n_layers = 2,
+    .n_heads = 32,
+    .n_kv_heads = 4,
+    .head_dim = 128,
+    .expert_width = 768,
+    .dense_width = 6144,
+    .vocab_size = 1024,
+    .max_positions = 512,
+    .norm_eps = 1e-6F,
+    .rope_theta = 10000,
+    .qk_norm = WB_QK_NORM_PER_HEAD,
+    .router = {.type = WB_ROUTER_SOFTMAX_NORM, .n_experts = 128, .top_k = 8, .normalize = true, .scale = 1},
+    .moe_layer_mask = {3}};
+static int requests = REQUESTS;
+static uint32_t check_every = 1;
+
 typedef struct bench {
-    wb_comm *comm;
+    wb_comm *control, *comm;
     wb_device *device;
     wb_model *model;
     wb_rebalance *manager;
@@ -89,28 +112,45 @@ static wb_rebalance_options manager_options(void) {
     o.sigmas = 0;
     o.horizon_passes = 1e18;
     o.layers_per_chunk = 1;
+    o.check_every = check_every;
     return o;
 }
 
+static void open_plane(bench *b, bool cuda) {
+    must(wb_comm_open_mpi(MPI_COMM_WORLD, &b->control));
+    b->comm = b->control;
+    if (!cuda) {
+        must(wb_device_open_cpu(1, &b->device));
+        return;
+    }
+    const int rank = wb_comm_rank(b->control);
+    must(wb_device_open_cuda(rank, NULL, &b->device));
+#ifdef WB_HAVE_NCCL
+    must(wb_comm_open_nccl(b->control, rank, false, &b->comm));
+#endif
+    config = config_cuda;
+    requests = 4 * REQUESTS;
+}
+
 /* A redundant slot for each four experts. */
-static void open_bench(bench *b) {
+static void open_bench(bench *b, bool cuda) {
     wb_model_options model = wb_model_options_default();
     wb_engine_options engine = wb_engine_options_default();
     const wb_rebalance_options options = manager_options();
+    open_plane(b, cuda);
     const uint32_t E = (uint32_t)config.router.n_experts;
     wb_placement *placement;
-    must(wb_comm_open_mpi(MPI_COMM_WORLD, &b->comm));
     const wb_topology topology = {
         .n_ranks = (uint32_t)wb_comm_size(b->comm), .n_nodes = 1, .n_slots = E + E / 4};
     must(wb_placement_open(&topology, (uint32_t)config.n_layers, E, &placement));
-    must(wb_device_open_cpu(1, &b->device));
     model.device = b->device;
+    if (cuda) model.dtype = model.activations = WB_BF16;
     model.comm = b->comm;
     model.placement = placement;
     must(wb_model_create(&config, 1, 0.05F, &model, &b->model));
     const wb_expert_store store = wb_model_expert_store(b->model);
     must(wb_rebalance_open(&store, &options, &b->manager));
-    engine.max_running = REQUESTS;
+    engine.max_running = requests;
     engine.rebalance = b->manager;
     must(wb_engine_open(b->model, &engine, &b->engine));
     wb_placement_close(placement);
@@ -120,12 +160,13 @@ static void close_bench(bench *b) {
     wb_engine_close(b->engine);
     wb_rebalance_close(b->manager);
     wb_model_close(b->model);
+    if (b->comm != b->control) wb_comm_close(b->comm);
+    wb_comm_close(b->control);
     wb_device_close(b->device);
-    wb_comm_close(b->comm);
 }
 
 static void submit(bench *b, int round) {
-    for (int i = 0; i < REQUESTS; i++, b->n_requests++) {
+    for (int i = 0; i < requests; i++, b->n_requests++) {
         char rid[32];
         uint32_t tokens[PROMPT];
         wb_request request = wb_request_default();
@@ -190,12 +231,14 @@ static void report(bench *b) {
 int main(int argc, char **argv) {
     static bench b;
     int code;
-    if (usage_ends(argc, argv, 0, 1, "usage: mpirun -n RANKS bench_rebalance_mpi [ROUNDS]\n", &code))
+    if (usage_ends(argc, argv, 0, 3,
+                   "usage: mpirun -n RANKS bench_rebalance_mpi [ROUNDS [cpu|cuda [CHECK_EVERY]]]\n", &code))
         return code;
     MPI_Init(&argc, &argv);
     int rounds = argc > 1 ? atoi(argv[1]) : 12;
     if (rounds < 1) rounds = 12;
-    open_bench(&b);
+    if (argc > 3) check_every = (uint32_t)atoi(argv[3]);
+    open_bench(&b, argc > 2 && argv[2][0] == 'c' && argv[2][1] == 'u');
     run(&b, rounds);
     report(&b);
     close_bench(&b);

@@ -4,6 +4,7 @@
 #define WB_REBALANCE_CORE_H
 
 #include "wb_check.h"
+#include "wb_hash.h"
 #include "wb_random.h"
 #include "wb_rebalance.h"
 
@@ -212,6 +213,12 @@ static inline wb_placement *core_topology(int R, uint32_t n_slots, const uint8_t
     return placement;
 }
 
+static inline wb_status core_digest(void *context, const void *data, size_t bytes, uint64_t *digest_out) {
+    (void)context;
+    *digest_out = wb_hash64(data, bytes);
+    return WB_OK;
+}
+
 static inline wb_expert_store core_store(core *c) {
     return (wb_expert_store){.size = sizeof(wb_expert_store),
                              .context = c,
@@ -220,6 +227,7 @@ static inline wb_expert_store core_store(core *c) {
                              .placement = core_placement,
                              .slot = core_slot,
                              .shadow = core_shadow,
+                             .digest = core_digest,
                              .take = core_take};
 }
 

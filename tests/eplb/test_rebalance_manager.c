@@ -266,7 +266,7 @@ static int measure_shadows(wb_comm *comm, uint64_t seed) {
         CORE_CHECK(c, c->shadow_bytes == n_shadow * (512 + 256));
         CORE_OK(c, wb_rebalance_measure(&options, CORE_LAYERS, CORE_EXPERTS, 512 + 256, &device_bytes,
                                         &host_bytes));
-        CORE_CHECK(c, device_bytes == c->shadow_bytes && host_bytes > 1 << 20 && host_bytes < 2 << 20);
+        CORE_CHECK(c, device_bytes == c->shadow_bytes && host_bytes > 0 && host_bytes < 1 << 20);
         core_add_kind(c, 1000);
         for (int i = 0; i < 40; i++) {
             crowded_pass(c, &random);

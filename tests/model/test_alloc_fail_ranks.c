@@ -1,10 +1,11 @@
 /* test_alloc_fail_ranks.c - every allocation of a workspace's open and of its first step, in training and in
- * inference, of a copy whose experts travel and of a changed placement, is made to fail in turn on one rank
- * of two: that rank says so, and the other comes back with the name of the rank and not after a timeout. A
- * workspace takes its memory at open, which ranks agree on, so that after most failures the communicator
- * lives. A hang is a failure by alarm. */
+ * inference, of a copy whose experts travel, of mailboxes and of a changed placement, is made to fail in turn
+ * on one rank of two: that rank says so, and the other comes back with the name of the rank and not after a
+ * timeout. A workspace takes its memory at open, which ranks agree on, so that after most failures the
+ * communicator lives. A hang is a failure by alarm. */
 #include "model_ranks.h"
 #include "support/alloc_fail.h"
+#include "support/peer_ops.h"
 #include "wb_check.h"
 
 #include <setjmp.h>
@@ -32,7 +33,7 @@ static wb_config small_config(void) {
     return config;
 }
 
-typedef enum step { TRAIN, INFER, CLONE, PLACE } step;
+typedef enum step { TRAIN, INFER, CLONE, PLACE, MAILBOXES } step;
 
 /* Of both ranks; n and which step are set before the threads start. */
 static long refused_at;
@@ -130,6 +131,22 @@ static wb_status clone_elsewhere(fixture *f) {
     return status;
 }
 
+/* A model whose ranks store into each other's mailboxes, or none does, where one has no memory for its own:
+ * its steps are made in either case. */
+static wb_status infer_by_mailboxes(fixture *f) {
+    wb_model_options options = wb_model_options_default();
+    fixture of_clone = *f;
+    options.device = f->device;
+    options.comm = f->comm;
+    peer_ops_give(f->device);
+    WB_TRY(wb_model_clone(f->model, &options, &of_clone.model));
+    const uint64_t has = wb_has_peer_rows(&of_clone.model->peer_rows);
+    wb_status status = wb_comm_check_equal(f->comm, &has, sizeof has, "mailboxes");
+    if (status == WB_OK) status = open_and_infer(&of_clone);
+    wb_model_close(of_clone.model);
+    return status;
+}
+
 /* All layers have the new map or none has. */
 static wb_status place_elsewhere(fixture *f) {
     wb_placement *placement = NULL;
@@ -152,7 +169,8 @@ static void *run_rank(void *argument) {
     me->status = which == TRAIN   ? open_and_train(&f)
                  : which == INFER ? open_and_infer(&f)
                  : which == CLONE ? clone_elsewhere(&f)
-                                  : place_elsewhere(&f);
+                 : which == PLACE ? place_elsewhere(&f)
+                                  : infer_by_mailboxes(&f);
     me->refused = poor && alloc_fail_this_thread_failed();
     snprintf(me->message, sizeof me->message, "%s", me->status == WB_OK ? "" : wb_error_message());
     me->after = wb_comm_barrier(me->comm);
@@ -173,9 +191,10 @@ static bool step_without(long n, bool *lives_out) {
     for (int r = 0; r < RANKS; r++) pthread_join(ranks[r].thread, NULL);
     for (int r = 0; r < RANKS; r++) wb_comm_close(comms[r]);
     const rank_result *poor = &ranks[POOR], *other = &ranks[1 - POOR];
-    const wb_status expected = poor->refused ? WB_OUT_OF_MEMORY : WB_OK;
-    if (poor->status != expected || (poor->refused && other->status != WB_PEER) ||
-        (poor->refused && !strstr(other->message, "rank 1")) || poor->after != other->after)
+    const bool does_without = which == MAILBOXES && poor->status == WB_OK && other->status == WB_OK;
+    const bool fails = poor->refused && !does_without;
+    if (poor->status != (fails ? WB_OUT_OF_MEMORY : WB_OK) || (fails && other->status != WB_PEER) ||
+        (fails && !strstr(other->message, "rank 1")) || poor->after != other->after)
         fail_msg("allocation %ld: rank 1: %s (%s), rank 0: %s (%s); then %d and %d", n,
                  wb_status_string(poor->status), poor->message, wb_status_string(other->status),
                  other->message, (int)poor->after, (int)other->after);
@@ -208,6 +227,11 @@ static void test_rule_30_experts_travel_without_memory_on_one_rank(void **unused
     every_allocation_of(CLONE);
 }
 
+static void test_rule_30_mailboxes_without_memory_on_one_rank(void **unused) {
+    (void)unused;
+    every_allocation_of(MAILBOXES);
+}
+
 static void test_rule_22_a_map_changes_without_memory_on_one_rank(void **unused) {
     (void)unused;
     every_allocation_of(PLACE);
@@ -223,6 +247,7 @@ int main(void) {
         cmocka_unit_test(test_rule_30_training_without_memory_on_one_rank),
         cmocka_unit_test(test_rule_30_inference_without_memory_on_one_rank),
         cmocka_unit_test(test_rule_30_experts_travel_without_memory_on_one_rank),
+        cmocka_unit_test(test_rule_30_mailboxes_without_memory_on_one_rank),
         cmocka_unit_test(test_rule_22_a_map_changes_without_memory_on_one_rank),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -62,6 +62,26 @@ static double work(const wb_config *config, const wb_sizes *sizes) {
     return T * H * config->router.n_experts + 3 * T * config->router.top_k * H * config->expert_width;
 }
 
+/* As run_experts, by mailboxes: *rows_out is this rank's. */
+static wb_status run_experts_of_peers(moe *m, const wb_moe_weights *w, const wb_pass *pass, wb_rows x,
+                                      wb_rows *rows_out) {
+    const wb_model *model = m->model;
+    const wb_peers *peers = &model->peer_rows.peers;
+    wb_device *dev = model->device;
+    int32_t *offsets = m->plan.grouped_offsets.data, *place = m->plan.to_received.data;
+    const wb_rows received = {wb_mailbox_row(peers, peers->rank, 0), peers->dtype};
+    m->plan.n = pass->peer_rows;
+    m->plan.gather = place;
+    WB_TRY(dev->peer_send(dev, peers, pass->T * model->config.router.top_k, m->plan.row_token.data,
+                          m->plan.offsets.data, x));
+    WB_TRY(dev->peer_receive(dev, peers, offsets, place));
+    WB_TRY(wb_moe_experts_forward(&m->experts, &m->plan, w, received, rows_of(m, &m->output)));
+    WB_TRY(dev->peer_return(dev, peers, pass->peer_rows, offsets, place, rows_of(m, &m->output)));
+    WB_TRY(dev->peer_wait(dev, peers));
+    *rows_out = (wb_rows){wb_mailbox_output(peers, peers->rank, 0), peers->dtype};
+    return WB_OK;
+}
+
 /* rows (=) the outputs of the experts for x[T,H]. */
 static wb_status run_experts(moe *m, const wb_moe_weights *w, wb_rows x) {
     wb_device *dev = m->model->device;
@@ -82,13 +102,13 @@ static wb_status forward(void *worker, const void *weights, const wb_pass *pass,
     wb_device *dev = m->model->device;
     const int32_t K = m->model->config.router.top_k;
     const int64_t T = pass->T, H = m->model->config.hidden_size;
+    wb_rows rows = rows_of(m, &m->rows);
     (void)state;
     WB_TRY(wb_moe_choose(&m->choice, w, pass, x));
     WB_TRY(wb_moe_rows_make(&m->plan, &m->exchange, pass, w->moe_index));
     if (pass->used && !pass->recompute) WB_TRY(wb_moe_rows_used(&m->plan, pass, w->moe_index));
-    WB_TRY(run_experts(m, w, x));
-    return dev->moe_combine(dev, T, K, H, rows_of(m, &m->rows), m->plan.pair_row.data, m->choice.weights.data,
-                            y);
+    WB_TRY(pass->peer_rows > 0 ? run_experts_of_peers(m, w, pass, x, &rows) : run_experts(m, w, x));
+    return dev->moe_combine(dev, T, K, H, rows, m->plan.pair_row.data, m->choice.weights.data, y);
 }
 
 /* Gradients of the experts' inputs from those of their outputs, which come in `output` or, with several

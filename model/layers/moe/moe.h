@@ -12,7 +12,7 @@
  *
  * With one rank the host waits for nothing here, but for what a caller asks to see of each layer:
  * wb_routing.used (three downloads) and a probe (two). With several ranks it learns the counts of a layer
- * that was not planned (one).
+ * that was not planned (one), unless peers store rows (wb_pass.peer_rows).
  *
  * A struct's buffers are kept by a forward for its backward where nothing else is said; scratch may be that
  * of another worker (wb_sizes.scratch_of), whose struct is then `other`. Pointers are device memory unless
@@ -70,15 +70,21 @@ typedef struct wb_moe_rows {
     wb_buffer pair_row, row_token; /* int32 [T * K]: row of a pair, -1 for padding; token of a row */
     wb_buffer offsets;             /* int32 [S + 1] first row of each slot, those of all ranks */
 
+    /* Of the slots' rows, what the experts read, which lies elsewhere: a row's token, or its place in the
+     * mailbox. NULL: they lie in this order. */
+    const int32_t *gather;
+
     /* R > 1; with one rank the rows of the tokens are those of the slots. */
-    int64_t n_sent, n;                 /* host: rows of this rank's tokens; rows of this rank's slots */
+    /* host: rows of this rank's tokens; rows of this rank's slots, where peers store them at most */
+    int64_t n_sent, n;
     int64_t *send_rows, *receive_rows; /* host [R] */
     int32_t *host_offsets;             /* host [S + 1] */
     int32_t *sent;                     /* host [S] rows by slot */
     int32_t *received;                 /* host [R][slots of this rank] rows by source */
     wb_buffer counts,
         grouped_offsets; /* int32: `received`; [slots of this rank + 1] first of the n rows of each */
-    wb_buffer to_received, to_grouped; /* int32 [n]: where a grouped row was received, and back */
+    /* int32 [n]: where a grouped row was received, in the mailbox too, and back */
+    wb_buffer to_received, to_grouped;
 
     /* Host views of pair_row, row_token and offsets. */
     void *host_pair_row, *host_row_token, *host_used_offsets;
@@ -88,8 +94,8 @@ void wb_moe_rows_layout(wb_moe_rows *plan, const wb_moe_rows *other, wb_model *m
                         wb_arena *arena);
 
 /* Where every row of a pass goes in MoE layer `moe_index`: as pass->routing->planned says, or found here
- * with an exchange of counts. CAPACITY when this rank's slots get more rows than the workspace is for.
- * Collective. */
+ * with an exchange of counts; where peers store rows, those of this rank's tokens alone. CAPACITY when this
+ * rank's slots get more rows than the workspace is for. Collective. */
 wb_status wb_moe_rows_make(wb_moe_rows *plan, wb_moe_exchange *exchange, const wb_pass *pass,
                            int32_t moe_index);
 
@@ -134,7 +140,7 @@ void wb_moe_experts_layout(wb_moe_experts *experts, const wb_moe_experts *other,
                            const wb_sizes *sizes, wb_arena *arena);
 
 /* output[n,H] (=) of each row's expert for the rows that `plan` takes from x: the tokens' [T, H], or with R >
- * 1 what was received. */
+ * 1 what was received, by the exchange or in the mailbox. */
 wb_status wb_moe_experts_forward(wb_moe_experts *experts, const wb_moe_rows *plan, const wb_moe_weights *w,
                                  wb_rows x, wb_rows output);
 

@@ -24,19 +24,20 @@ static wb_grouped group(const wb_moe_experts *experts, const wb_moe_rows *plan, 
     return g;
 }
 
-/* With one rank the op gathers the rows from the tokens' x, which is there in the backward too. What was
- * received is not: the gradients arrive in its place. So with several ranks `input` has the rows in order. */
+/* With one rank the op gathers the rows from the tokens' x, which is there in the backward too, and where
+ * peers store rows from the mailbox, which no backward reads. What the exchange received is not there: the
+ * gradients arrive in its place. So `input` has those rows in order. */
 static wb_grouped group_gate_up(const wb_moe_experts *experts, const wb_moe_rows *plan,
                                 const wb_moe_weights *w) {
     wb_grouped g = group(experts, plan, w->gate_up, 2 * experts->model->config.expert_width);
-    if (wb_moe_has_peers(experts->model)) return g;
-    g.gather = plan->row_token.data;
+    if (!plan->gather) return g;
+    g.gather = plan->gather;
     g.gathered = wb_activations(experts->model, &experts->input);
     return g;
 }
 
-static wb_rows gate_up_input(const wb_moe_experts *experts, wb_rows x) {
-    return wb_moe_has_peers(experts->model) ? wb_activations(experts->model, &experts->input) : x;
+static wb_rows gate_up_input(const wb_moe_experts *experts, const wb_moe_rows *plan, wb_rows x) {
+    return plan->gather ? x : wb_activations(experts->model, &experts->input);
 }
 
 static wb_grouped group_down(const wb_moe_experts *experts, const wb_moe_rows *plan,
@@ -49,8 +50,9 @@ wb_status wb_moe_experts_forward(wb_moe_experts *experts, const wb_moe_rows *pla
     const wb_model *model = experts->model;
     wb_device *dev = model->device;
     const wb_grouped gate_up = group_gate_up(experts, plan, w), down = group_down(experts, plan, w);
-    const wb_rows from = gate_up_input(experts, x), act = wb_activations(model, &experts->act), none = {0};
-    if (wb_moe_has_peers(model))
+    const wb_rows from = gate_up_input(experts, plan, x), act = wb_activations(model, &experts->act),
+                  none = {0};
+    if (!plan->gather)
         WB_TRY(dev->gather_rows(dev, plan->n, model->config.hidden_size, plan->to_received.data, x, from));
     WB_TRY(dev->grouped_matmul(dev, &gate_up, from, wb_activations(model, &experts->gate_up), act));
     return dev->grouped_matmul(dev, &down, act, output, none);
@@ -64,6 +66,6 @@ wb_status wb_moe_experts_backward(wb_moe_experts *experts, const wb_moe_rows *pl
     const wb_rows dgate_up = wb_activations(model, &experts->gate_up), none = {0};
     WB_TRY(dev->grouped_matmul_backward(dev, &down, wb_activations(model, &experts->act), grad,
                                         grads[w->down], wb_activations(model, &experts->dact), dgate_up));
-    return dev->grouped_matmul_backward(dev, &gate_up, gate_up_input(experts, x), dgate_up, grads[w->gate_up],
-                                        grad, none);
+    return dev->grouped_matmul_backward(dev, &gate_up, gate_up_input(experts, plan, x), dgate_up,
+                                        grads[w->gate_up], grad, none);
 }

@@ -1,0 +1,219 @@
+/* cuda_peers.cu - rows that go straight into the mailboxes of other devices, and come back (wb_peers.h).
+ *
+ * Rows are stored by whole blocks, a row at a time, over NVLink where the mailbox is another device's. The
+ * block that is the last to have stored its rows tells all ranks so: its store of the exchange's number is
+ * ordered behind the rows of all blocks by fences of the system. Who waits looks at numbers in its own
+ * memory. Refuses: a wait without a bound, which would hold the device for ever where a rank is gone. */
+#include "cuda/cuda_fault.h"
+#include "cuda/cuda_operands.h"
+#include "cuda/cuda_ops.h"
+
+#include <stddef.h>
+
+namespace {
+
+enum { WAITERS = 1024, BLOCKS_OF_A_STORE = 1024, LOOKS = 64 };
+
+__device__ __forceinline__ wb_mailbox *own_mailbox(const wb_peers &p) {
+    return static_cast<wb_mailbox *>(p.mailbox[p.rank]);
+}
+
+__device__ __forceinline__ uint64_t nanoseconds() {
+    uint64_t now;
+    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
+    return now;
+}
+
+__device__ __forceinline__ uint64_t load_number(const uint64_t *number) {
+    uint64_t value;
+    asm volatile("ld.acquire.sys.global.u64 %0, [%1];" : "=l"(value) : "l"(number) : "memory");
+    return value;
+}
+
+/* Behind a fence of the system, which one store to each rank shares. */
+__device__ __forceinline__ void store_number(uint64_t *number, uint64_t value) {
+    asm volatile("st.relaxed.sys.global.u64 [%0], %1;" ::"l"(number), "l"(value) : "memory");
+}
+
+/* ---- storing ----------------------------------------------------------------------------------- */
+
+/* A row, by the threads of a block. */
+__device__ __forceinline__ void store_row(const void *from, void *to, int64_t bytes) {
+    const uintptr_t both = reinterpret_cast<uintptr_t>(from) | reinterpret_cast<uintptr_t>(to);
+    if ((both | static_cast<uintptr_t>(bytes)) % sizeof(uint4) == 0) {
+        for (int64_t i = threadIdx.x; i < bytes / 16; i += BLOCK)
+            static_cast<uint4 *>(to)[i] = static_cast<const uint4 *>(from)[i];
+    } else {
+        for (int64_t i = threadIdx.x; i < bytes / 2; i += BLOCK)
+            static_cast<uint16_t *>(to)[i] = static_cast<const uint16_t *>(from)[i];
+    }
+}
+
+/* What a block has stored comes before the number that the last block stores in numbers[rank] of each
+ * mailbox; `at`: where numbers lie in it. */
+__device__ void tell_all(const wb_peers &p, size_t at) {
+    wb_mailbox *own = own_mailbox(p);
+    __syncthreads();
+    if (threadIdx.x > 0) return;
+    __threadfence_system();
+    if (atomicAdd(&own->blocks, 1u) != gridDim.x - 1) return;
+    own->blocks = 0;
+    __threadfence_system();
+    for (int32_t r = 0; r < p.n_ranks; r++)
+        store_number(reinterpret_cast<uint64_t *>(static_cast<char *>(p.mailbox[r]) + at) + p.rank,
+                     own->done + 1);
+}
+
+__global__ void __launch_bounds__(BLOCK)
+    send_rows(const __grid_constant__ wb_peers p, const int32_t *row_token, const int32_t *offsets,
+              const char *x) {
+    const int64_t bytes = static_cast<int64_t>(wb_mailbox_row_bytes(&p));
+    if (own_mailbox(p)->lost) return;
+    if (blockIdx.x == 0)
+        for (int32_t to = 0; to < p.n_ranks; to++) {
+            const int32_t first = p.first_slot[to], slots = p.first_slot[to + 1] - first;
+            int32_t *there = wb_mailbox_offsets(&p, to, p.rank);
+            for (int32_t s = threadIdx.x; s <= slots; s += BLOCK) there[s] = offsets[first + s];
+        }
+    for (int32_t row = blockIdx.x; row < offsets[p.first_slot[p.n_ranks]]; row += gridDim.x) {
+        int32_t to = 0;
+        while (row >= offsets[p.first_slot[to + 1]]) to++;
+        const int64_t there = p.rank * p.max_rows + row - offsets[p.first_slot[to]];
+        store_row(x + row_token[row] * bytes, wb_mailbox_row(&p, to, there), bytes);
+    }
+    tell_all(p, offsetof(wb_mailbox, sent));
+}
+
+__global__ void __launch_bounds__(BLOCK)
+    return_rows(const __grid_constant__ wb_peers p, const int32_t *offsets, const int32_t *place,
+                const char *rows) {
+    const int64_t bytes = static_cast<int64_t>(wb_mailbox_row_bytes(&p));
+    const int32_t slots = p.first_slot[p.rank + 1] - p.first_slot[p.rank];
+    if (own_mailbox(p)->lost) return;
+    for (int32_t row = blockIdx.x; row < offsets[slots]; row += gridDim.x) {
+        const int32_t to = static_cast<int32_t>(place[row] / p.max_rows);
+        const int64_t there = wb_mailbox_offsets(&p, p.rank, to)[0] + place[row] % p.max_rows;
+        store_row(rows + row * bytes, wb_mailbox_output(&p, to, there), bytes);
+    }
+    tell_all(p, offsetof(wb_mailbox, returned));
+}
+
+/* ---- waiting ----------------------------------------------------------------------------------- */
+
+/* Thread r waits for rank r; all threads learn whether all came. */
+__device__ bool all_came(const wb_peers &p, const uint64_t *numbers, wb_op op, wb_fault *fault) {
+    wb_mailbox *own = own_mailbox(p);
+    const uint64_t number = own->done + 1, begin = nanoseconds();
+    const uint64_t limit = static_cast<uint64_t>(1e9 * p.timeout);
+    int32_t late = own->lost;
+    if (!late && static_cast<int32_t>(threadIdx.x) < p.n_ranks)
+        for (uint32_t look = 1; load_number(numbers + threadIdx.x) < number && !late; look++)
+            if (look % LOOKS == 0 && nanoseconds() - begin > limit) late = 1 + threadIdx.x;
+    if (late && static_cast<int32_t>(threadIdx.x) < p.n_ranks) {
+        own->lost = late;
+        set_fault(fault, {WB_FAULT_PEER, op, late - 1, 0, 0, static_cast<int64_t>(1e3 * p.timeout)});
+    }
+    return __syncthreads_or(late) == 0;
+}
+
+/* The sum of `mine` over the threads before this one, and *total_out over all. */
+__device__ int32_t sum_before(int32_t mine, int32_t *total_out) {
+    __shared__ int32_t warps[WARP];
+    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    int32_t sum = mine;
+    for (int step = 1; step < WARP; step *= 2) {
+        const int32_t other = __shfl_up_sync(ALL_LANES, sum, step);
+        sum += lane >= step ? other : 0;
+    }
+    __syncthreads();
+    if (lane == WARP - 1) warps[warp] = sum;
+    __syncthreads();
+    int32_t before = 0, total = 0;
+    for (int w = 0; w < WAITERS / WARP; w++) {
+        before += w < warp ? warps[w] : 0;
+        total += warps[w];
+    }
+    *total_out = total;
+    return before + sum - mine;
+}
+
+/* The threads of a warp write the places of each other's n rows, which begin at `row` here and at `from` in
+ * the mailbox. */
+__device__ void place_rows(int32_t n, int32_t row, int32_t from, int32_t *place) {
+    for (int lane = 0; lane < WARP; lane++) {
+        const int32_t count = __shfl_sync(ALL_LANES, n, lane), to = __shfl_sync(ALL_LANES, row, lane);
+        const int32_t at = __shfl_sync(ALL_LANES, from, lane);
+        for (int32_t i = threadIdx.x % WARP; i < count; i += WARP) place[to + i] = at + i;
+    }
+}
+
+/* One block. A thread has the rows of one rank for one slot, by slot, then rank. */
+__global__ void __launch_bounds__(WAITERS)
+    receive_rows(const __grid_constant__ wb_peers p, int32_t *offsets, int32_t *place, wb_fault *fault) {
+    const int32_t slots = p.first_slot[p.rank + 1] - p.first_slot[p.rank];
+    const bool came = all_came(p, own_mailbox(p)->sent, WB_OP_peer_receive, fault);
+    int32_t row = 0;
+    for (int32_t begin = 0; begin < slots * p.n_ranks; begin += WAITERS) {
+        const int32_t at = begin + threadIdx.x, s = at / p.n_ranks, r = at % p.n_ranks;
+        int32_t n = 0, from = 0, total;
+        if (came && s < slots) {
+            const int32_t *theirs = wb_mailbox_offsets(&p, p.rank, r);
+            n = __ldcg(theirs + s + 1) - __ldcg(theirs + s);
+            from = static_cast<int32_t>(r * p.max_rows) + __ldcg(theirs + s) - __ldcg(theirs);
+        }
+        const int32_t first = row + sum_before(n, &total);
+        if (r == 0 && s < slots) offsets[s] = first;
+        place_rows(n, first, from, place);
+        row += total;
+    }
+    if (threadIdx.x == 0) offsets[slots] = row;
+}
+
+__global__ void __launch_bounds__(WARP)
+    wait_for_outputs(const __grid_constant__ wb_peers p, wb_fault *fault) {
+    wb_mailbox *own = own_mailbox(p);
+    if (all_came(p, own->returned, WB_OP_peer_wait, fault) && threadIdx.x == 0) own->done++;
+}
+
+/* Blocks for n rows at most; one at least, which tells the others that there are none. */
+unsigned blocks_of(int64_t n) {
+    const int64_t most = BLOCKS_OF_A_STORE;
+    return static_cast<unsigned>(n < 1 ? 1 : n < most ? n : most);
+}
+
+} // namespace
+
+extern "C" {
+
+wb_status wb_cuda_peer_send(wb_device *dev, const wb_peers *peers, int64_t n, const int32_t *row_token,
+                            const int32_t *offsets, wb_rows x) {
+    WB_TRY(operand_check("peer_send", "x", x.dtype));
+    WB_TRY(operand_check_like("peer_send", "x", x.dtype, "mailbox", peers->dtype));
+    WB_TRY(wb_cuda_use(dev, "peer_send"));
+    send_rows<<<blocks_of(n), BLOCK, 0, stream_of(dev)>>>(*peers, row_token, offsets,
+                                                          static_cast<const char *>(x.data));
+    return wb_cuda_check(cudaGetLastError(), "peer_send");
+}
+
+wb_status wb_cuda_peer_receive(wb_device *dev, const wb_peers *peers, int32_t *offsets, int32_t *place) {
+    WB_TRY(wb_cuda_use(dev, "peer_receive"));
+    receive_rows<<<1, WAITERS, 0, stream_of(dev)>>>(*peers, offsets, place, fault_of(dev));
+    return wb_cuda_check(cudaGetLastError(), "peer_receive");
+}
+
+wb_status wb_cuda_peer_return(wb_device *dev, const wb_peers *peers, int64_t n, const int32_t *offsets,
+                              const int32_t *place, wb_rows rows) {
+    WB_TRY(operand_check("peer_return", "rows", rows.dtype));
+    WB_TRY(operand_check_like("peer_return", "rows", rows.dtype, "mailbox", peers->dtype));
+    WB_TRY(wb_cuda_use(dev, "peer_return"));
+    return_rows<<<blocks_of(n), BLOCK, 0, stream_of(dev)>>>(*peers, offsets, place,
+                                                            static_cast<const char *>(rows.data));
+    return wb_cuda_check(cudaGetLastError(), "peer_return");
+}
+
+wb_status wb_cuda_peer_wait(wb_device *dev, const wb_peers *peers) {
+    WB_TRY(wb_cuda_use(dev, "peer_wait"));
+    wait_for_outputs<<<1, WARP, 0, stream_of(dev)>>>(*peers, fault_of(dev));
+    return wb_cuda_check(cudaGetLastError(), "peer_wait");
+}
+}
