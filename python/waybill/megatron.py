@@ -131,8 +131,8 @@ def positions(
     parallelism, the tp_rank-th of tp_size parts."""
     if length % (2 * cp_size if cp_size > 1 else 1) or (length // cp_size) % tp_size:
         raise InvalidArgument(
-            f"length: expected {2 * cp_size if cp_size > 1 else 1} chunks alike, and {tp_size} parts of those of "
-            f"a rank, found {length}"
+            f"length: expected {2 * cp_size if cp_size > 1 else 1} chunks alike, and {tp_size} parts of a "
+            f"rank's, found {length}"
         )
     places = np.arange(length)
     if cp_size > 1:
