@@ -121,7 +121,7 @@ static wb_status read_record(wb_import *import, const import_request *r, const c
                         .n_tokens = t.n,
                         .prompt_len = t.prompt_len,
                         .tokens = t.tokens};
-    WB_TRY(wb_import_read_extras(r, &t, owner, &record));
+    WB_TRY(wb_import_read_extras(r, import->rules, &t, owner, &record));
     WB_TRY(take_routes(import, r, &t, &record));
     WB_TRY(wb_record_check(&import->model, &record, true));
     *record_out = record;
