@@ -95,7 +95,8 @@ def to_verl(records: Sequence[Record], batch: Any) -> np.ndarray:
     if min(left, right) < 0:
         raise Mismatch(
             f"batch: expected room for {made['prompts'].shape[1]} tokens of a prompt and "
-            f"{made['responses'].shape[1]} new ones, found {prompts.shape[1]} and {ids.shape[1] - prompts.shape[1]}"
+            f"{made['responses'].shape[1]} new ones, found {prompts.shape[1]} and "
+            f"{ids.shape[1] - prompts.shape[1]}"
         )
     wide = {name: np.pad(made[name], ((0, 0), (left, right))) for name in ("input_ids", "attention_mask")}
     for record, its, there, expected, found in zip(
