@@ -86,8 +86,8 @@ static inline void export_refused(export_place *p, wb_export_layout layout, wb_s
                                   const char *part) {
     const wb_status status = export_to(p, layout);
     if (status != expected || !strstr(wb_error_message(), part))
-        fail_msg("export_seed %" PRIu64 ": expected %d with '%s', found %d: %s", export_seed, (int)expected,
-                 part, (int)status, wb_error_message());
+        fail_msg("seed %" PRIu64 ": expected %d with '%s', found %d: %s", export_seed, (int)expected, part,
+                 (int)status, wb_error_message());
 }
 
 #endif

@@ -29,11 +29,11 @@ static void round_trip(wb_export_layout layout, wb_import_layout back, uint32_t 
     for (uint32_t i = 0; i < EXPORT_N; i++) {
         const wb_record expected = said(&p, i, layout);
         if (wb_import_next(import, &found_record, &found) != WB_OK)
-            fail_msg("export_seed %" PRIu64 ": %s", export_seed, wb_error_message());
+            fail_msg("seed %" PRIu64 ": %s", export_seed, wb_error_message());
         assert_true(found);
         const char *difference = fixture_difference(&p.f.model, &expected, &found_record);
         if (difference)
-            fail_msg("export_seed %" PRIu64 ", %s, record %u: another %s", export_seed,
+            fail_msg("seed %" PRIu64 ", %s, record %u: another %s", export_seed,
                      wb_export_layout_name(layout), i, difference);
     }
     assert_int_equal(wb_import_next(import, &found_record, &found), WB_OK);
@@ -53,7 +53,7 @@ static void test_round_trip(void **unused) {
                    {WB_EXPORT_VERL, WB_IMPORT_VERL, true},
                    {WB_EXPORT_SLIME, WB_IMPORT_SLIME, true}};
     fixture_rng rng = {export_seed};
-    print_message("export_seed %" PRIu64 "\n", export_seed);
+    print_message("seed %" PRIu64 "\n", export_seed);
     for (size_t i = 0; i < sizeof layouts / sizeof layouts[0]; i++) {
         round_trip(layouts[i].to, layouts[i].from, 64, 4, layouts[i].holes, &rng);
         round_trip(layouts[i].to, layouts[i].from, 256, 8, layouts[i].holes, &rng);

@@ -15,7 +15,7 @@ static bool leave(void *ctx, wb_status status) {
     return true;
 }
 
-/* Of the EXPORT_N records 1 has no rows, and a row of 2 is missing. */
+/* Of the records 1 has no rows, and a row of 2 is missing. */
 static void spoil(export_place *p, uint8_t *valid) {
     wb_dump_writer *writer = NULL;
     wb_record *bare = &p->records[1].record;
@@ -57,7 +57,7 @@ static void leave_out(export_place *p, wb_export_layout to, wb_import_layout fro
     skipping s = {0};
     p->size = 0;
     const wb_status status = wb_export_dump(p->dump, to, export_take, p, leave, NULL, &s);
-    if (status != WB_OK) fail_msg("export_seed %" PRIu64 ": %s", export_seed, wb_error_message());
+    if (status != WB_OK) fail_msg("seed %" PRIu64 ": %s", export_seed, wb_error_message());
     assert_int_equal(s.n, bare + holed);
     for (uint32_t i = 0, k = 0; i < 2; i++) {
         if (!is_refused[i]) continue;
