@@ -137,11 +137,13 @@ def train(steps, mode, seed, **settings):
         seed=seed,
     )
     given.update(settings)
+    prompts = datasets.Dataset.from_dict({"prompt": [str(i % NUMBERS) for i in range(256)]})
     trainer = waybill.trl.GRPOTrainer(
         model,
         reward,
         args=trl.GRPOConfig(**given),
-        train_dataset=datasets.Dataset.from_dict({"prompt": [str(i % NUMBERS) for i in range(256)]}),
+        train_dataset=prompts,
+        eval_dataset=prompts.select(range(NUMBERS)),
         processing_class=words,
         recorded=routes_of(model),
         mode=mode,

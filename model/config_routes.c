@@ -198,18 +198,20 @@ wb_status wb_routes_of_folder(const char *dir, uint32_t *moe_layers_out, wb_rout
     size_t bytes = 0;
     json_t *root = NULL;
     wb_route_model model = {0};
-    uint32_t vocab = 0;
+    uint32_t layers[WB_MAX_LAYERS], vocab = 0;
     WB_TRY(wb_text_format(&path, "%s/config.json", dir));
     wb_status status = wb_file_read(path, MAX_BYTES, &text, &bytes);
     if (status == WB_OK) status = wb_json_parse(text, bytes, path, &root);
     if (status == WB_OK) {
-        status = read_root(root, moe_layers_out, &model, &vocab);
+        status = read_root(root, layers, &model, &vocab);
         if (status != WB_OK) status = wb_fail_context(status, "%s", path);
     }
     json_decref(root);
     free(text);
     free(path);
     if (status != WB_OK) return status;
+    memcpy(moe_layers_out, layers, model.n_moe_layers * sizeof *layers);
+    model.moe_layers = moe_layers_out;
     *model_out = model;
     *vocab_size_out = vocab;
     return WB_OK;

@@ -66,7 +66,9 @@ class GRPOTrainer(trl.GRPOTrainer):
         routes = extra.pop("routed_experts", None)
         if routes is None:
             raise InvalidArgument("rollout_func: expected routed_experts [B] of [n - 1, L, K], found none")
-        self.replay.clear()
+        # An evaluation comes between batches of a rollout that are still to be trained on.
+        if self.model.training:
+            self.replay.clear()
         self._rids = []
         for i, rows in enumerate(routes):
             self._rids.append(f"sequence-{self._sequences}")
