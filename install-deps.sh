@@ -3,7 +3,7 @@
 # when something is missing. usage: install-deps.sh [--tests] [--clang]
 set -euo pipefail
 
-packages=(gcc libc6-dev cmake make pkg-config libopenmpi-dev openmpi-bin libzstd-dev libxxhash-dev libjansson-dev)
+packages=(gcc libc6-dev cmake make pkg-config libopenmpi-dev openmpi-bin libzstd-dev zlib1g-dev libxxhash-dev libjansson-dev)
 for option in "$@"; do
     case "$option" in
     --tests) packages+=(libcmocka-dev python3 python3-msgpack python3-numpy python3-zstandard clang-format g++) ;;

@@ -1,9 +1,9 @@
 /* wb_zip.h - the zip archive that torch.save and numpy.savez write: where its members lie in the bytes of the
  * file (not installed).
  *
- * Owns: the central directory, in reading zip64 too. Refuses: members that are compressed or encrypted,
- * archives of several disks, names given twice, members of another checksum than the directory's, unless
- * that is 0: torch can be told to write none. */
+ * Owns: the central directory, in reading zip64 too. Refuses: members that are encrypted, compressing and
+ * what is compressed (wb_zip_next says where it lies), archives of several disks, names given twice,
+ * members of another checksum than the directory's, unless that is 0: torch can be told to write none. */
 #ifndef WB_ZIP_H
 #define WB_ZIP_H
 
@@ -19,7 +19,10 @@ typedef struct wb_zip {
 
 typedef struct wb_zip_member {
     const uint8_t *bytes; /* NULL: there is none of the name */
-    size_t size;
+    size_t size;          /* bytes that it takes in the file */
+    bool is_deflated;     /* of wb_zip_next alone */
+    size_t unpacked;      /* bytes that it has, as the directory says; `size` where it is stored */
+    uint32_t checksum;    /* CRC-32 of those; 0: none was written */
 } wb_zip_member;
 
 /* CORRUPT unless the bytes end with the directory of an archive. */
@@ -39,7 +42,7 @@ typedef struct wb_zip_name {
 } wb_zip_name;
 
 /* The member whose record is at byte *at, which begins as zip->directory, and steps over it; there are
- * zip->n_members. The errors of wb_zip_find. */
+ * zip->n_members. It is stored or deflated; the errors of wb_zip_find. */
 wb_status wb_zip_next(const wb_zip *zip, size_t *at, wb_zip_name *name_out, wb_zip_member *member_out);
 
 /* ---- writing ----------------------------------------------------------------------------------- */

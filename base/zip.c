@@ -147,22 +147,28 @@ static bool is_stored(const zip_entry *e) {
     return e->method == 0 && (e->flags & 1) == 0 && e->packed == e->size;
 }
 
+static bool is_deflated(const zip_entry *e) {
+    return e->method == 8 && (e->flags & 1) == 0;
+}
+
 /* Where the bytes of a member are: after its own header, whose name and extra field have their own
  * lengths. */
-static wb_status locate(const wb_zip *zip, const char *name, const zip_entry *e, wb_zip_member *member_out) {
-    if (!is_stored(e))
+static wb_status locate(const wb_zip *zip, const char *name, const zip_entry *e, bool may_be_deflated,
+                        wb_zip_member *member_out) {
+    const bool deflated = is_deflated(e);
+    if (!is_stored(e) && !(deflated && may_be_deflated))
         return wb_fail(WB_UNSUPPORTED, "zip: %s: expected a member that is stored, found %s (method %u)",
                        name, (e->flags & 1) != 0 ? "an encrypted one" : "a compressed one", e->method);
     if (!has_mark(zip, e->local, LOCAL_BYTES, local_mark))
         return wb_fail(WB_CORRUPT, "zip: %s: expected its header at byte %" PRIu64, name, e->local);
     const uint8_t *header = zip->bytes + e->local;
     const uint64_t at = e->local + LOCAL_BYTES + little(header + 26, 2) + little(header + 28, 2);
-    if (at > zip->directory || e->size > zip->directory - at)
+    if (at > zip->directory || e->packed > zip->directory - at)
         return wb_fail(WB_CORRUPT,
                        "zip: %s: expected %" PRIu64 " bytes from byte %" PRIu64
                        ", found the directory at %zu",
-                       name, e->size, at, zip->directory);
-    *member_out = (wb_zip_member){zip->bytes + at, (size_t)e->size};
+                       name, e->packed, at, zip->directory);
+    *member_out = (wb_zip_member){zip->bytes + at, (size_t)e->packed, deflated, (size_t)e->size, e->checksum};
     return WB_OK;
 }
 
@@ -181,7 +187,7 @@ wb_status wb_zip_find(const wb_zip *zip, const char *name, wb_zip_member *member
         WB_TRY(next_entry(zip, &at, &e));
         if (!is_named(&e, name)) continue;
         if (found.bytes) return wb_fail(WB_CORRUPT, "zip: %s is there twice", name);
-        WB_TRY(locate(zip, name, &e, &found));
+        WB_TRY(locate(zip, name, &e, false, &found));
     }
     *member_out = found;
     return WB_OK;
@@ -192,7 +198,7 @@ wb_status wb_zip_next(const wb_zip *zip, size_t *at, wb_zip_name *name_out, wb_z
     char name[80];
     WB_TRY(next_entry(zip, at, &e));
     snprintf(name, sizeof name, "%.*s", e.name_bytes < sizeof name ? (int)e.name_bytes : 79, e.name);
-    WB_TRY(locate(zip, name, &e, member_out));
+    WB_TRY(locate(zip, name, &e, true, member_out));
     *name_out = (wb_zip_name){e.name, e.name_bytes};
     return WB_OK;
 }
@@ -207,7 +213,7 @@ static wb_status check_member(const wb_zip *zip, const zip_entry *e, size_t *lef
     wb_zip_member member = {0};
     if (e->checksum == 0 || !is_stored(e)) return WB_OK;
     snprintf(name, sizeof name, "%.*s", e->name_bytes < sizeof name ? (int)e->name_bytes : 79, e->name);
-    WB_TRY(locate(zip, name, e, &member));
+    WB_TRY(locate(zip, name, e, false, &member));
     if (member.size > *left)
         return wb_fail(WB_CORRUPT, "zip: %s: expected members of other bytes than those before it", name);
     *left -= member.size;

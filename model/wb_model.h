@@ -88,6 +88,15 @@ WB_API bool wb_config_is_moe(const wb_config *config, int32_t layer);
 WB_API wb_status wb_config_routes(const wb_config *config, uint32_t *moe_layers_out,
                                   wb_route_model *model_out);
 
+/* Whose routes those of the model in DIR are, by its config.json, whether this engine runs it or not: of
+ * qwen2_moe, qwen3_moe, qwen3_next, qwen3_5_moe, olmoe, mixtral, gpt_oss, deepseek_v2, deepseek_v3,
+ * deepseek_v4 and glm4_moe, quantized or not. For a model that the engine runs it is what wb_config_routes
+ * says; of others the fingerprint is made of family, hidden_size, vocab_size and the route model.
+ * moe_layers_out: [1024], which *model_out points into. vocab_size_out: V. UNSUPPORTED names another
+ * model_type; CORRUPT and INVALID_ARGUMENT the key that cannot be. */
+WB_API wb_status wb_routes_of_folder(const char *dir, uint32_t *moe_layers_out, wb_route_model *model_out,
+                                     uint32_t *vocab_size_out);
+
 /* Bytes of the routes of one token, [L][K] of wb_route_dtype(E). */
 WB_API size_t wb_config_row_bytes(const wb_config *config);
 

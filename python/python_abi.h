@@ -89,9 +89,9 @@ WB_API bool wb_python_abi_line(int i, const char **kind_out, const char **name_o
     X(wb_status, wb_dump_verify,                                                                             \
       (const char *path, void (*progress)(void *ctx, uint64_t done, uint64_t total), void *ctx,              \
        wb_dump_info *info_out))                                                                              \
-    X(wb_status, wb_config_load, (const char *dir, wb_config *config_out))                                   \
-    X(wb_status, wb_config_routes,                                                                           \
-      (const wb_config *config, uint32_t *moe_layers_out, wb_route_model *model_out))                        \
+    X(wb_status, wb_routes_of_folder,                                                                        \
+      (const char *dir, uint32_t *moe_layers_out, wb_route_model *model_out, uint32_t *vocab_size_out))      \
+    X(void, wb_import_set_vocab_size, (wb_import * import, uint32_t vocab_size))                             \
     X(wb_status, wb_import_layout_find, (const char *name, wb_import_layout *layout_out))                    \
     X(wb_status, wb_import_open,                                                                             \
       (const char *name, const void *bytes, size_t size, wb_import_layout layout,                            \

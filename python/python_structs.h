@@ -62,8 +62,6 @@
     F(wb_dump_info, uint64_t, lost_bytes)                 \
     F(wb_dump_info, char[1024], lost_where)               \
     F(wb_dump_info, uint64_t, files_cut)                  \
-    S(wb_config)                                          \
-    F(wb_config, int32_t, n_layers)                       \
     S(wb_replay_options)                                  \
     F(wb_replay_options, wb_missing_policy, missing)      \
     F(wb_replay_options, int32_t, n_ranks)                \

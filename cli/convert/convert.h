@@ -34,6 +34,7 @@ enum { CONVERT_MAX_LAYERS = 1024 };
 typedef struct convert_model {
     wb_route_model routes;
     uint32_t moe_layers[CONVERT_MAX_LAYERS];
+    uint32_t vocab_size;
 } convert_model;
 wb_status convert_model_read(const char *dir, convert_model *model_out);
 

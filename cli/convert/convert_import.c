@@ -67,6 +67,7 @@ static wb_status open_answers(const convert_options *o, const char *answers, con
     WB_TRY(wb_import_layout_find(o->from, &layout));
     WB_TRY(convert_model_read(o->model, model));
     WB_TRY(wb_import_open(answers, input->bytes, input->size, layout, &model->routes, &m->import));
+    wb_import_set_vocab_size(m->import, model->vocab_size);
     if (!wb_import_has_tokens(m->import))
         fprintf(
             stderr,

@@ -4,6 +4,7 @@
 #include "command.h"
 #include "eplb/eplb_dump_steps.h"
 #include "report_page/page_text.h"
+#include "top_experts.h"
 #include "wb_check.h"
 #include "wb_load.h"
 
@@ -46,19 +47,6 @@ static double overlap(const double *a, const double *b, uint32_t E) {
     return common;
 }
 
-/* The n most chosen experts of a layer, the lower id first of equal ones. */
-static void find_top(const double *loads, uint32_t E, uint32_t n, uint32_t *top_out) {
-    for (uint32_t t = 0; t < n; t++) {
-        uint32_t best = UINT32_MAX;
-        for (uint32_t e = 0; e < E; e++) {
-            bool taken = false;
-            for (uint32_t i = 0; i < t && !taken; i++) taken = top_out[i] == e;
-            if (!taken && (best == UINT32_MAX || loads[e] > loads[best])) best = e;
-        }
-        top_out[t] = best;
-    }
-}
-
 static double share_of(const double *loads, uint32_t E, const uint32_t *experts, uint32_t n) {
     double sum = 0;
     for (uint32_t t = 0; t < n; t++) sum += loads[experts[t]];
@@ -76,8 +64,8 @@ static wb_status compare(const reading *r, drift *d, uint32_t v) {
     for (uint32_t l = 0; l < L; l++) {
         const double *loads = now + (size_t)l * E;
         const double with_before = before ? overlap(loads, before + (size_t)l * E, E) : (double)NAN;
-        if (v == 0) find_top(loads, E, K, r->top + (size_t)l * K);
-        find_top(loads, E, K, own);
+        if (v == 0) cli_top_experts(loads, E, K, r->top + (size_t)l * K);
+        cli_top_experts(loads, E, K, own);
         sums[DRIFT_PREVIOUS] += with_before;
         sums[DRIFT_FIRST] += overlap(loads, first + (size_t)l * E, E);
         sums[DRIFT_TOP] += share_of(loads, E, own, K);

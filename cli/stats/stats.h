@@ -26,6 +26,7 @@ typedef struct stats {
     uint64_t with_sampling, with_mask;
     uint64_t kept, masked_tokens; /* kept tokens, of so many sampled ones */
     uint32_t *top;                /* [options.top] scratch of stats_layer_of */
+    double *loads;                /* [E] likewise */
     wb_owner memory;
 } stats;
 

@@ -1,6 +1,7 @@
 /* stats_collect.c - counts what `waybill stats` prints, a record at a time; see stats.h. */
 #include "command.h"
 #include "stats/stats.h"
+#include "top_experts.h"
 #include "wb_check.h"
 #include "wb_placement.h"
 
@@ -11,20 +12,6 @@ const uint32_t stats_bin_quarters[STATS_N_BINS - 1] = {0, 1, 2, 4, 8, 16};
 const int stats_quantiles[STATS_N_QUANTILES] = {0, 50, 90, 99, 100};
 
 /* ---- a layer ------------------------------------------------------------------------------------ */
-
-/* The most chosen experts, into s->top. */
-static void find_top(const stats *s, const uint64_t *counts) {
-    const uint64_t n = s->options->top;
-    for (uint64_t t = 0, taken = 0; t < n; t++, taken = t) {
-        uint32_t best = UINT32_MAX;
-        for (uint32_t e = 0; e < s->model->num_experts; e++) {
-            bool free = true;
-            for (uint64_t i = 0; i < taken && free; i++) free = s->top[i] != e;
-            if (free && (best == UINT32_MAX || counts[e] > counts[best])) best = e;
-        }
-        s->top[t] = best;
-    }
-}
 
 /* Experts in blocks, one a rank, as they lie without a placement. */
 static double balancedness_of(const stats *s, const uint64_t *counts) {
@@ -55,6 +42,7 @@ stats_layer stats_layer_of(const stats *s, uint32_t l) {
     for (uint32_t e = 0; e < E; e++) {
         layer.unused += counts[e] == 0;
         layer.bins[stats_bin_of(counts[e], total, E)]++;
+        s->loads[e] = (double)counts[e];
         if (counts[e] > layer.max) layer.max = counts[e];
         const double share = total ? (double)counts[e] / (double)total : 0;
         if (share > 0 && E > 1) layer.entropy -= share * log(share) / log(E);
@@ -63,7 +51,7 @@ stats_layer stats_layer_of(const stats *s, uint32_t l) {
     layer.max_over_mean = layer.top_share * E;
     layer.repeats = s->pairs ? (double)s->repeats[l] / (double)s->pairs : 0;
     if (s->options->ranks > 0) layer.balancedness = balancedness_of(s, counts);
-    find_top(s, counts);
+    cli_top_experts(s->loads, E, (uint32_t)s->options->top, s->top);
     return layer;
 }
 
@@ -138,6 +126,7 @@ static wb_status open_memory(stats *s, uint64_t n_records) {
     WB_TRY(WB_OWN(&s->memory, s->counts, L * s->model->num_experts, "stats"));
     WB_TRY(WB_OWN(&s->memory, s->repeats, L, "stats"));
     WB_TRY(WB_OWN(&s->memory, s->top, s->options->top, "stats"));
+    WB_TRY(WB_OWN(&s->memory, s->loads, s->model->num_experts, "stats"));
     WB_TRY(WB_OWN(&s->memory, s->prompt, n_records, "stats"));
     return WB_OWN(&s->memory, s->sampled, n_records, "stats");
 }

@@ -15,6 +15,7 @@
 struct wb_import {
     const char *name;
     wb_route_model model;
+    uint32_t vocab_size; /* 0: not known */
     const import_rules *rules;
     import_source source;
     import_spread spread;
@@ -72,6 +73,10 @@ void wb_import_close(wb_import *import) {
     free(import);
 }
 
+void wb_import_set_vocab_size(wb_import *import, uint32_t vocab_size) {
+    import->vocab_size = vocab_size;
+}
+
 /* ---- a request as a record ------------------------------------------------------------------------ */
 
 /* Rows of one choice at another whose tokens are others: some servers repeat those of the first. */
@@ -110,18 +115,29 @@ static wb_status take_routes(wb_import *import, const import_request *r, const i
     return WB_OK;
 }
 
+static wb_status check_tokens(const wb_import *import, const import_tokens *t) {
+    for (uint32_t i = 0; import->vocab_size > 0 && i < t->n; i++)
+        if (t->tokens[i] >= import->vocab_size)
+            return wb_fail(WB_INVALID_ARGUMENT,
+                           "position %" PRIu32 ": expected a token of the model's, 0..%" PRIu32
+                           ", found %" PRIu32,
+                           i, import->vocab_size - 1, t->tokens[i]);
+    return WB_OK;
+}
+
 static wb_status read_record(wb_import *import, const import_request *r, const char *rid,
                              wb_record *record_out) {
     wb_owner *owner = &import->request_memory;
     import_tokens t;
     WB_TRY(wb_import_has_tokens(import) ? wb_import_read_tokens(r, import->rules, owner, &t)
                                         : wb_import_unknown_tokens(r, owner, &t));
+    WB_TRY(check_tokens(import, &t));
     wb_record record = {.rid = rid,
                         .group = import->groups - 1,
                         .n_tokens = t.n,
                         .prompt_len = t.prompt_len,
                         .tokens = t.tokens};
-    WB_TRY(wb_import_read_extras(r, &t, owner, &record));
+    WB_TRY(wb_import_read_extras(r, import->rules, &t, owner, &record));
     WB_TRY(take_routes(import, r, &t, &record));
     WB_TRY(wb_record_check(&import->model, &record, true));
     *record_out = record;

@@ -17,14 +17,15 @@ static bool type_of(char kind, unsigned bytes, bool big_endian, import_type *typ
     return known;
 }
 
-/* "|S12": text of 12 bytes, filled up with NUL. */
+/* "|S12": text of 12 bytes, filled up with NUL; "<U12": of 12 characters of 4 bytes. */
 static bool read_text_type(const char *name, size_t length, import_type *type_out) {
+    const bool wide = name[1] == 'U';
     uint32_t bytes = 0;
     for (size_t i = 2; i < length; i++) {
         if (name[i] < '0' || name[i] > '9' || bytes > 100000) return false;
         bytes = 10 * bytes + (uint32_t)(name[i] - '0');
     }
-    if (bytes > 0) *type_out = (import_type){'S', bytes, false};
+    if (bytes > 0) *type_out = (import_type){name[1], wide ? 4 * bytes : bytes, wide && name[0] == '>'};
     return bytes > 0;
 }
 
@@ -54,7 +55,8 @@ bool wb_import_type(const char *name, size_t length, import_type *type_out) {
         *type_out = names[i].type;
         return true;
     }
-    if (length > 2 && name[0] == '|' && name[1] == 'S') return read_text_type(name, length, type_out);
+    if (length > 2 && strchr("<>|=", name[0]) && (name[1] == 'S' || name[1] == 'U'))
+        return read_text_type(name, length, type_out);
     if (length == 3 && strchr("<>|=", name[0])) return read_short(name + 1, 2, name[0] == '>', type_out);
     return read_short(name, length, false, type_out);
 }
@@ -64,7 +66,7 @@ const char *wb_import_type_name(import_type type) {
                                             {"uint8", "uint16", "uint32", "uint64"},
                                             {"float8", "float16", "float32", "float64"},
                                             {"bool", "bool", "bool", "bool"}};
-    if (type.kind == 'S') return "text";
+    if (type.kind == 'S' || type.kind == 'U') return "text";
     const unsigned kind = type.kind == 'i' ? 0 : type.kind == 'u' ? 1 : type.kind == 'f' ? 2 : 3;
     const unsigned size = type.bytes == 1 ? 0 : type.bytes == 2 ? 1 : type.bytes == 4 ? 2 : 3;
     return names[kind][size];
@@ -87,7 +89,7 @@ static uint64_t bits_of(const import_array *a, size_t i) {
 }
 
 bool wb_import_has_integers(const import_array *array) {
-    return array->type.kind != 'f' && array->type.kind != 'S';
+    return array->type.kind != 'f' && array->type.kind != 'S' && array->type.kind != 'U';
 }
 
 int64_t wb_import_integer(const import_array *array, size_t i) {

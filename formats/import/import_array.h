@@ -2,7 +2,7 @@
  * a type and a shape beside them, nested lists.
  *
  * Owns: element types of any byte order, shapes in C order. Refuses: what the numbers mean; complex numbers,
- * structs, objects and text of wide characters as elements. */
+ * structs and objects as elements. */
 #ifndef WB_IMPORT_ARRAY_H
 #define WB_IMPORT_ARRAY_H
 
@@ -12,7 +12,9 @@
 enum { IMPORT_MAX_DIMS = 5 };
 
 typedef struct import_type {
-    char kind; /* 'i' signed, 'u' unsigned, 'f' real, 'b' true or false, 'S' text; 0: none */
+    /* 'i' signed, 'u' unsigned, 'f' real, 'b' true or false, 'S' text in UTF-8, 'U' text of 4 bytes a
+     * character, which only the reader of .npy sees; 0: none */
+    char kind;
     uint32_t bytes;
     bool big_endian;
 } import_type;
@@ -39,9 +41,9 @@ int64_t wb_import_type_max(import_type type);
 /* Whether the bytes begin as a .npy file does. */
 bool wb_import_is_npy(const uint8_t *bytes, size_t size);
 
-/* The array of a whole .npy file. Elements stay where they are, but those in Fortran order are copied into
- * memory of the owner. CORRUPT: the bytes are none; UNSUPPORTED: another version or type. Messages have no
- * prefix. */
+/* The array of a whole .npy file. Elements stay where they are, but those in Fortran order, and wide text,
+ * which becomes UTF-8, are copied into memory of the owner. CORRUPT: the bytes are none; UNSUPPORTED:
+ * another version or type. Messages have no prefix. */
 wb_status wb_import_npy(const uint8_t *bytes, size_t size, wb_owner *owner, import_array *array_out);
 
 /* An array of `bytes` in C order. CORRUPT unless the size is that of the shape. */

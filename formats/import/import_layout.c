@@ -13,6 +13,7 @@ static const import_rules table[] = {
                         .minus_one_is_missing = true,
                         .zeros_are_missing = true,
                         .is_padded = true,
+                        .uid_is_group = true,
                         .last_row = IMPORT_LAST_ZERO},
     [WB_IMPORT_TRTLLM] = {.raw = {'i', 2, false}, .minus_one_is_missing = true},
     [WB_IMPORT_PRIME_RL] = {.raw = {'i', 4, false}, .last_row = IMPORT_LAST_ZERO},

@@ -23,6 +23,7 @@ typedef struct import_rules {
     bool minus_one_is_missing;
     bool zeros_are_missing; /* where K > 1: with K = 1 zero is an expert */
     bool is_padded;         /* attention_mask says which positions are tokens */
+    bool uid_is_group;      /* `uid` is the prompt's, and all of its requests have it */
     import_last_row last_row;
     import_prompt_rows prompt_rows;
 } import_rules;

@@ -96,6 +96,40 @@ static wb_status read_header(npy_text t, import_array *array, bool *fortran_out)
     return has_type && has_order && has_shape ? WB_OK : bad_header("'descr', 'fortran_order' and 'shape'");
 }
 
+static uint32_t character(const uint8_t *at, bool big_endian) {
+    uint32_t c = 0;
+    for (unsigned i = 0; i < 4; i++) c = c << 8 | at[big_endian ? i : 3 - i];
+    return c;
+}
+
+/* A character in UTF-8, of 1 to 4 bytes. */
+static uint8_t *put_utf8(uint8_t *at, uint32_t c) {
+    const unsigned more = c < 0x80 ? 0 : c < 0x800 ? 1 : c < 0x10000 ? 2 : 3;
+    static const uint8_t marks[4] = {0, 0xc0, 0xe0, 0xf0};
+    *at++ = (uint8_t)(marks[more] | c >> 6 * more);
+    for (unsigned i = more; i-- > 0;) *at++ = (uint8_t)(0x80 | (c >> 6 * i & 0x3f));
+    return at;
+}
+
+/* An element of n characters is at most 4 n bytes of UTF-8: it keeps its size. */
+static wb_status to_utf8(wb_owner *owner, import_array *a) {
+    uint8_t *text = NULL;
+    WB_TRY(WB_OWN_ALLOC(owner, text, a->count, a->type.bytes, ".npy"));
+    memset(text, 0, a->count * a->type.bytes);
+    for (size_t i = 0; i < a->count; i++) {
+        uint8_t *at = text + i * a->type.bytes;
+        for (uint32_t k = 0; k < a->type.bytes; k += 4) {
+            const uint32_t c = character(a->data + i * a->type.bytes + k, a->type.big_endian);
+            if (c > 0x10ffff) return wb_fail(WB_CORRUPT, ".npy: element %zu is no text", i);
+            if (c == 0) break;
+            at = put_utf8(at, c);
+        }
+    }
+    a->data = text;
+    a->type = (import_type){'S', a->type.bytes, false};
+    return WB_OK;
+}
+
 /* Element (i0, i1, ..) of Fortran order is number i0 + i1 * shape[0] + ... */
 static wb_status to_c_order(wb_owner *owner, import_array *a) {
     uint8_t *turned = NULL;
@@ -131,6 +165,7 @@ wb_status wb_import_npy(const uint8_t *bytes, size_t size, wb_owner *owner, impo
         wb_import_raw(text + length, size - 8 - wide - length, found.type, found.n_dims, found.shape, &a);
     if (status != WB_OK) return wb_fail_context(status, ".npy");
     if (fortran) WB_TRY(to_c_order(owner, &a));
+    if (a.type.kind == 'U') WB_TRY(to_utf8(owner, &a));
     *array_out = a;
     return WB_OK;
 }

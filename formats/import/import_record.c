@@ -5,6 +5,7 @@
 #include "import/import_names.h"
 #include "import/import_stream.h"
 #include "wb_check.h"
+#include "wb_hash.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -46,6 +47,45 @@ wb_status wb_import_read_rid(const import_request *request, uint64_t number, wb_
 static uint64_t number_of(const import_request *r, const char *const *names, uint64_t fallback) {
     const import_value v = wb_import_field(r, IMPORT_WANT_INTEGER, names, NULL);
     return v.kind == IMPORT_INTEGER && v.integer >= 0 ? (uint64_t)v.integer : fallback;
+}
+
+static bool is_same(const import_value *a, const import_value *b) {
+    if (a->kind != b->kind) return false;
+    if (a->kind == IMPORT_INTEGER) return a->integer == b->integer;
+    return a->length == b->length && memcmp(a->text, b->text, a->length) == 0;
+}
+
+/* How many requests before this one of the batch have its uid. */
+static uint32_t number_in_group(const import_request *r, const import_value *uid) {
+    const import_value all = wb_import_get(&r->answer, "uid");
+    uint32_t n = 0;
+    for (size_t i = 0; all.kind == IMPORT_ARRAY && i < r->batch_row && i < all.length; i++) {
+        const import_value one = wb_import_number(&all, i);
+        n += is_same(&one, uid);
+    }
+    return n;
+}
+
+/* The group of a uid that is text is 53 bits of its hash, a number that readers of JSON hold. numpy's
+ * objects are pickled, and as if they were not there. */
+static void take_uid(const import_request *r, wb_record *record) {
+    static const char *const uids[] = {"uid", NULL};
+    const import_value uid = wb_import_field(r, IMPORT_WANT_ANY, uids, NULL);
+    if (uid.kind == IMPORT_TEXT)
+        record->group = wb_hash64(uid.text, uid.length) >> 11;
+    else if (uid.kind == IMPORT_INTEGER && uid.integer >= 0)
+        record->group = (uint64_t)uid.integer;
+    else
+        return;
+    record->sample = number_in_group(r, &uid);
+}
+
+static void take_group(const import_request *r, const import_rules *rules, wb_record *record) {
+    static const char *const groups[] = {"group", "group_index", NULL}, *const samples[] = {"sample", NULL};
+    record->sample = r->index;
+    if (rules->uid_is_group) take_uid(r, record);
+    record->group = number_of(r, groups, record->group);
+    record->sample = (uint32_t)number_of(r, samples, record->sample);
 }
 
 /* ---- how it ended --------------------------------------------------------------------------------- */
@@ -187,11 +227,9 @@ static wb_status take_sampling(const import_request *r, wb_owner *owner, wb_reco
     return WB_OK;
 }
 
-wb_status wb_import_read_extras(const import_request *request, const import_tokens *tokens, wb_owner *owner,
-                                wb_record *record) {
-    static const char *const groups[] = {"group", "group_index", NULL}, *const samples[] = {"sample", NULL};
-    record->group = number_of(request, groups, record->group);
-    record->sample = (uint32_t)number_of(request, samples, request->index);
+wb_status wb_import_read_extras(const import_request *request, const import_rules *rules,
+                                const import_tokens *tokens, wb_owner *owner, wb_record *record) {
+    take_group(request, rules, record);
     record->finish = wb_import_finish(request);
     WB_TRY(wb_import_read_logprobs(request, tokens, owner, record));
     WB_TRY(take_spans(request, owner, record));

@@ -15,7 +15,7 @@ wb_finish wb_import_finish(const import_request *request);
 
 /* Fills group, sample, logprobs, finish, spans, sampling and the mask of *record, whose tokens are set.
  * Arrays are in memory of the owner. CORRUPT where they do not fit the tokens. */
-wb_status wb_import_read_extras(const import_request *request, const import_tokens *tokens, wb_owner *owner,
-                                wb_record *record);
+wb_status wb_import_read_extras(const import_request *request, const import_rules *rules,
+                                const import_tokens *tokens, wb_owner *owner, wb_record *record);
 
 #endif

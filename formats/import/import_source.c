@@ -1,5 +1,6 @@
 /* import_source.c - see import_source.h. */
 #include "import/import_source.h"
+#include "import/import_inflate.h"
 #include "wb_check.h"
 #include "wb_msgpack_scan.h"
 #include "wb_zip.h"
@@ -95,7 +96,10 @@ static wb_status read_member(const wb_zip *zip, size_t *at, wb_owner *memory, im
     member_out->name = name.text;
     member_out->length = name.length;
     if (name.length > 4 && memcmp(name.text + name.length - 4, ".npy", 4) == 0) member_out->length -= 4;
-    const wb_status status = wb_import_npy(file.bytes, file.size, memory, &member_out->array);
+    const uint8_t *bytes = NULL;
+    size_t size = 0;
+    wb_status status = wb_import_inflate(&file, memory, &bytes, &size);
+    if (status == WB_OK) status = wb_import_npy(bytes, size, memory, &member_out->array);
     /* Batches have members that no importer asks for, such as objects: they are as if they had no value. */
     if (status == WB_UNSUPPORTED) return WB_OK;
     if (status != WB_OK)

@@ -73,6 +73,10 @@ WB_API wb_status wb_import_open(const char *name, const void *bytes, size_t size
                                 const wb_route_model *model, wb_import **import_out);
 WB_API void wb_import_close(wb_import *import); /* NULL is a no-op */
 
+/* Tokens of the requests that follow are 0..vocab_size - 1: INVALID_ARGUMENT names the first other one, as
+ * that of another model's text. 0, as it is at first: any. */
+WB_API void wb_import_set_vocab_size(wb_import *import, uint32_t vocab_size);
+
 /* The next request that the answers hold, as a record that has passed wb_record_check with `deep` and lives
  * until the next call; *found_out false: there is none left. A request that was aborted before it had routes
  * is a record without runs. rid is the answer's (`rid`, `id`, `request_id`) with "-<choice>" where an answer

@@ -5,10 +5,11 @@
         print(record.rid, len(record.tokens), record.routes.shape)
 
 Dumps: open, create, verify, Record, RouteModel. Answers and batches of other systems: import_, export.
-Training under replay: Replay, pack; waybill.torch for PyTorch and waybill.hf for transformers, which are
-imported by name. Placing experts: waybill.eplb. Whatever fails raises an Error of its own class, with the
-library's message: what, where, what was expected and what was found; an argument of another type than
-described is a TypeError. Objects other than dumps and records are used by one thread at a time.
+Training under replay: Replay, pack; waybill.torch for PyTorch, waybill.hf for transformers, waybill.megatron
+for Megatron-Core, waybill.trl for TRL and waybill.batches for what verl and slime carry, which are imported
+by name. Placing experts: waybill.eplb. Whatever fails raises an Error of its own class, with the library's
+message: what, where, what was expected and what was found; an argument of another type than described is a
+TypeError. Objects other than dumps and records are used by one thread at a time.
 
 Letters of shapes: T tokens or rows, L MoE layers, K choices of a token, E experts, R ranks, S slots, M
 micro-batches.

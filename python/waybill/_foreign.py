@@ -14,7 +14,7 @@ import numpy as np
 from . import _abi
 from ._dump import Dump, check_dump
 from ._errors import Error, InputOutput, OutOfMemory
-from ._model import RouteModel, check_model
+from ._model import RouteModel, check_model, model_of_folder
 from ._record import Record
 
 _Write = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
@@ -49,7 +49,12 @@ class Import:
     """An iterator of the records that answers hold. See waybill.import_."""
 
     def __init__(
-        self, source: Any, layout: int, model: RouteModel, refused: Callable[[Error], Any] | None
+        self,
+        source: Any,
+        layout: int,
+        model: RouteModel,
+        vocab_size: int,
+        refused: Callable[[Error], Any] | None,
     ) -> None:
         self.model = model
         self._refused = refused
@@ -61,6 +66,7 @@ class Import:
             _abi.functions["wb_import_open"], name, _abi.pointer(self._bytes), len(self._bytes), layout,
             model._struct,
         )  # fmt: skip
+        _abi.functions["wb_import_set_vocab_size"](self._address, vocab_size)
         self.has_tokens: bool = _abi.functions["wb_import_has_tokens"](self._address)
 
     def __iter__(self) -> Import:
@@ -112,7 +118,8 @@ def import_(
     source: a file, or the bytes themselves (json.dumps(answers).encode()): JSON lines, a list of answers,
     the events of a stream, msgpack, .npz or .npy, as the system writes them. system: "vllm", "sglang",
     "nemo-rl", "slime", "verl", "trtllm", "prime-rl", "megatron" or "dynamo". model: whose routes they are, a
-    waybill.RouteModel, what has one (a dump), or the folder of a config.json.
+    waybill.RouteModel, what has one (a dump), or the folder of a config.json, which says which tokens there
+    are too.
 
     An answer whose routes cannot be (all zeros, no experts of this model, more rows than tokens) raises an
     Error that names the request, and the next call of `next` goes on with the request after it. refused:
@@ -120,8 +127,9 @@ def import_(
     warning says that tokens are zeros, which no replay takes.
     """
     layout = _layout(_abi.functions["wb_import_layout_find"], system)
-    whose = RouteModel.from_config(model) if isinstance(model, (str, os.PathLike)) else check_model(model)
-    made = Import(source, layout, whose, refused)
+    by_folder = isinstance(model, (str, os.PathLike))
+    whose, vocab_size = model_of_folder(model) if by_folder else (check_model(model), 0)
+    made = Import(source, layout, whose, vocab_size, refused)
     if not made.has_tokens:
         warnings.warn("the answers have routes without tokens: those of the records are zero", stacklevel=2)
     return made

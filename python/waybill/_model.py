@@ -52,12 +52,9 @@ class RouteModel:
 
     @classmethod
     def from_config(cls, folder: str | os.PathLike[str]) -> RouteModel:
-        """Of the model whose config.json lies in this folder, as the engine and `waybill convert` have it."""
-        config, found = _abi.structs["wb_config"](), _abi.structs["wb_route_model"]()
-        _abi.functions["wb_config_load"](os.fsencode(folder), ctypes.byref(config))
-        layers = np.zeros(config.n_layers, np.uint32)
-        _abi.functions["wb_config_routes"](ctypes.byref(config), _abi.pointer(layers), ctypes.byref(found))
-        return from_struct(found)
+        """Of the model whose config.json lies in this folder, as the engine and `waybill convert` have it: of
+        eleven families of transformers, those that the engine does not run among them."""
+        return model_of_folder(folder)[0]
 
     def __reduce__(self) -> Any:
         # A pickle has what the constructor takes; the struct for the library is made anew.
@@ -97,6 +94,15 @@ def from_struct(struct: Any) -> RouteModel:
         num_experts=struct.num_experts,
         top_k=struct.top_k,
     )
+
+
+def model_of_folder(folder: str | os.PathLike[str]) -> tuple[RouteModel, int]:
+    """The model whose config.json lies there, and the size of its vocabulary."""
+    found, layers, vocab_size = _abi.structs["wb_route_model"](), np.zeros(1024, np.uint32), ctypes.c_uint32()
+    _abi.functions["wb_routes_of_folder"](
+        os.fsencode(folder), _abi.pointer(layers), ctypes.byref(found), ctypes.byref(vocab_size)
+    )
+    return from_struct(found), vocab_size.value
 
 
 def check_model(model: Any) -> RouteModel:

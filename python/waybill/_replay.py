@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
-from typing import Any, NamedTuple, Sequence, Union
+from typing import Any, Iterator, NamedTuple, Sequence, Union
 
 import numpy as np
 
@@ -154,6 +155,17 @@ class Replay:
         return len(self._records)
 
     # ---- a step --------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def step(self, mode: str, n_micro_batches: int) -> Iterator[Any]:
+        """`begin`, then `end` where the block did not raise, else `abort`."""
+        self.begin(mode, n_micro_batches)
+        try:
+            yield self
+            self.end()
+        except BaseException:
+            self.abort()
+            raise
 
     def begin(self, mode: str, n_micro_batches: int) -> None:
         """Opens a step: "rollout" forces rows down their records' routes (R3), "record" lets the first pass

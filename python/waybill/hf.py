@@ -16,16 +16,14 @@ kernel that routes by itself fails the step instead of training other experts.
 
 from __future__ import annotations
 
-import contextlib
 import re
-import weakref
-from typing import Any, Callable, Iterator, Sequence
+from typing import Any, Callable, Sequence
 
 import torch
 
-from ._errors import InvalidArgument, Mismatch, Unsupported
+from ._attached import Attachment, segments_of
+from ._errors import Mismatch, Unsupported
 from ._model import RouteModel, check_model
-from ._replay import Padding, Rows
 from .torch import Router, RouterReplay
 
 __all__ = ["Attached", "attach", "replay_for"]
@@ -163,25 +161,13 @@ def replay_for(model: torch.nn.Module, recorded: RouteModel | Any, **options: An
     return RouterReplay(recorded, router=_router(model, layers), device=device, **options)
 
 
-# Routers that ask a replay: a second one would be asked after the first, and nobody would know whom experts
-# follow.
-_attached: weakref.WeakSet[Any] = weakref.WeakSet()
-
-
-class Attached:
+class Attached(Attachment):
     """A model whose routers ask a replay. See waybill.hf.attach."""
 
     def __init__(self, model: torch.nn.Module, replay: RouterReplay) -> None:
         layers = _layers(model)
         _check_same(model, layers, replay)
-        self.model, self.replay = model, replay
-        self._now: int | None = None
-        self._native = False
-        self._hooks: list[Any] = []
-        self._routers = [layer.router for layer in layers]
-        if any(router in _attached for router in self._routers):
-            raise InvalidArgument(f"{type(model).__name__} is attached to a replay already: detach it first")
-        _attached.update(self._routers)
+        super().__init__(model, replay, [layer.router for layer in layers])
         for i, layer in enumerate(layers):
             self._attach(layer, replay.first_layer + i)
 
@@ -204,46 +190,10 @@ class Attached:
             hidden, ids, *rest = args
             return hidden, self.replay.dispatched(ids, m, index), *rest
 
-        self._hooks.append(layer.router.register_forward_hook(route))
-        self._hooks.append(layer.experts.register_forward_pre_hook(tell))
-
-    def _micro_batch(self, name: str) -> int | None:
-        if self._native:
-            return None
-        if self._now is None:
-            raise InvalidArgument(
-                f"{name}: a forward outside of Attached.micro_batch: nobody knows which rows it has; for one "
-                "without replay there is Attached.native"
-            )
-        return self._now
-
-    @contextlib.contextmanager
-    def micro_batch(self, number: int) -> Iterator[None]:
-        """Forwards within are those of this micro-batch, and so are recomputes of their checkpoints later
-        on."""
-        with self._in(number, False):
-            yield
-
-    @contextlib.contextmanager
-    def native(self) -> Iterator[None]:
-        """Forwards within, of an evaluation or a generation, go by the model's own choice, and so do
-        recomputes."""
-        with self._in(None, True):
-            yield
-
-    @contextlib.contextmanager
-    def _in(self, number: int | None, native: bool) -> Iterator[None]:
-        self._follow_checkpoints()
-        before = self._now, self._native
-        self._now, self._native = number, native
-        try:
-            yield
-        finally:
-            self._now, self._native = before
+        self._undo.append(layer.router.register_forward_hook(route).remove)
+        self._undo.append(layer.experts.register_forward_pre_hook(tell).remove)
 
     def _follow_checkpoints(self) -> None:
-        """A checkpoint is recomputed in a backward, when another micro-batch may be current: it takes its own
-        along."""
         for module in self.model.modules():
             checkpoint = getattr(module, "_gradient_checkpointing_func", None)
             if checkpoint is not None and getattr(checkpoint, "_waybill", None) is not self:
@@ -251,13 +201,7 @@ class Attached:
 
     def _with_micro_batch(self, checkpoint: Any) -> Any:
         def run(function: Any, *args: Any, **kwargs: Any) -> Any:
-            now = self._now, self._native
-
-            def again(*inner: Any, **named: Any) -> Any:
-                with self._in(*now):
-                    return function(*inner, **named)
-
-            return checkpoint(again, *args, **kwargs)
+            return checkpoint(self._keyed(function), *args, **kwargs)
 
         run._waybill = self
         return run
@@ -274,31 +218,7 @@ class Attached:
         is padding, on the left, the right or both. starts: [B] the position of each sequence's first token in
         its record (None: 0).
         """
-        tokens = input_ids.cpu().numpy()
-        kept = (torch.ones_like(input_ids) if attention_mask is None else attention_mask).cpu().numpy() != 0
-        if len(rids) != len(tokens) or kept.shape != tokens.shape:
-            raise InvalidArgument(
-                f"plan: expected rids [B] and attention_mask [B, S] of input_ids {list(tokens.shape)}, found "
-                f"{len(rids)} and {list(kept.shape)}"
-            )
-        segments: list[Rows | Padding] = []
-        for b, rid in enumerate(rids):
-            at = kept[b].nonzero()[0]
-            if len(at) and at[-1] - at[0] + 1 != len(at):
-                raise InvalidArgument(f"plan: request {rid}: attention_mask has a hole")
-            first, last = (int(at[0]), int(at[-1]) + 1) if len(at) else (0, 0)
-            parts = (Padding(first), Rows(rid, tokens[b, first:last], starts[b] if starts else 0))
-            segments += [p for p in parts if (p.rows if isinstance(p, Padding) else len(p.tokens))]
-            if last < tokens.shape[1]:
-                segments.append(Padding(tokens.shape[1] - last))
-        self.replay.plan(micro_batch, segments)
-
-    def detach(self) -> None:
-        """The model is as it was."""
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks.clear()
-        _attached.difference_update(self._routers)
+        self.replay.plan(micro_batch, segments_of(rids, input_ids, attention_mask, starts))
 
 
 def attach(model: torch.nn.Module, replay: RouterReplay) -> Attached:

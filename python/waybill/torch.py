@@ -137,17 +137,6 @@ class RouterReplay(Replay):
 
     # ---- a step --------------------------------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def step(self, mode: str, n_micro_batches: int) -> Iterator[RouterReplay]:
-        """`begin`, then `end` where the block did not raise, else `abort`."""
-        self.begin(mode, n_micro_batches)
-        try:
-            yield self
-            self.end()
-        except BaseException:
-            self.abort()
-            raise
-
     def begin(self, mode: str, n_micro_batches: int) -> None:
         number = _abi.enum_of("WB_REPLAY_", mode, "mode")
         _abi.functions["wb_hooks_step_begin"](self._hooks, number, n_micro_batches)

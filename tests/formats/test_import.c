@@ -68,6 +68,8 @@ static void assert_record(const wb_route_model *m, const json_t *expected, const
     const json_t *truth =
         json_array_get(json_object_get(manifest, "truth"), import_number(expected, "truth"));
     const json_t *tokens = json_object_get(truth, "tokens"), *version = json_object_get(expected, "version");
+    const json_t *sample = json_object_get(expected, "sample");
+    if (sample) assert_int_equal(r->sample, json_integer_value(sample));
     assert_string_equal(r->rid, import_text(expected, "rid"));
     assert_string_equal(wb_finish_name(r->finish), import_text(expected, "finish"));
     assert_int_equal(r->prompt_len, import_number(truth, "prompt_len"));

@@ -204,6 +204,32 @@ static void test_a_nul_in_an_id(void **unused) {
             WB_CORRUPT, "request without an id: rid: expected text, found a NUL in it");
 }
 
+static void test_tokens_beyond_the_vocabulary(void **unused) {
+    static const char answer[] = ANSWER("");
+    static const struct {
+        uint32_t vocab_size;
+        wb_status status;
+    } cases[] = {{0, WB_OK}, {10, WB_OK}, {9, WB_INVALID_ARGUMENT}, {6, WB_INVALID_ARGUMENT}};
+    fixture_model f;
+    (void)unused;
+    fixture_model_init(&f, 2, 8, 2);
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        wb_import *import;
+        wb_record record;
+        bool found = false;
+        assert_int_equal(
+            WB_OK, wb_import_open("answers", answer, strlen(answer), WB_IMPORT_VLLM, &f.model, &import));
+        wb_import_set_vocab_size(import, cases[i].vocab_size);
+        assert_int_equal(cases[i].status, wb_import_next(import, &record, &found));
+        if (cases[i].status != WB_OK)
+            assert_non_null(
+                strstr(wb_error_message(), i == 2 ? "request a-1: position 3: expected a token of the "
+                                                    "model's, 0..8, found 9"
+                                                  : "position 1: expected a token of the model's, 0..5"));
+        wb_import_close(import);
+    }
+}
+
 static int close_last(void **unused) {
     (void)unused;
     return (int)read_first(NULL, 0, NULL);
@@ -218,6 +244,7 @@ int main(void) {
         cmocka_unit_test(test_versions),
         cmocka_unit_test(test_lengths_out_of_range),
         cmocka_unit_test(test_a_nul_in_an_id),
+        cmocka_unit_test(test_tokens_beyond_the_vocabulary),
     };
     return cmocka_run_group_tests(tests, NULL, close_last);
 }

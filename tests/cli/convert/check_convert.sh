@@ -118,6 +118,18 @@ refused 1 "expected requests, found none" convert vllm narrow "$scratch/empty"
 refused 1 "nothing.jsonl" convert vllm narrow "$scratch/nothing.jsonl"
 refused 1 "experts 0..299, found uint8" convert vllm wide "$answers/bad_vllm_u1_of_300.jsonl"
 
+# ---- a model that the engine does not run, by its config.json; tokens that the model does not have
+mkdir "$scratch/qwen2_moe"
+sed 's/"qwen3_moe"/"qwen2_moe"/' "$answers/narrow/config.json" >"$scratch/qwen2_moe/config.json"
+expect 0 "$waybill" convert --from vllm --model "$scratch/qwen2_moe" "$answers/good_vllm_u1.jsonl" -o "$run"
+expect 0 "$waybill" inspect "$run"
+out_has "qwen2_moe"
+rm "$run"
+mkdir "$scratch/few"
+sed 's/"vocab_size": 128/"vocab_size": 2/' "$answers/narrow/config.json" >"$scratch/few/config.json"
+refused 1 "position 0: expected a token of the model's, 0..1, found" "$waybill" convert --from vllm --model "$scratch/few" \
+    "$answers/good_vllm_u1.jsonl" -o "$run"
+
 # ---- command lines
 refused 2 "--from or --to is needed" "$waybill" convert --model "$answers/narrow" "$answers/good_vllm_u1.jsonl" -o "$run"
 refused 2 "--model is needed" "$waybill" convert --from vllm "$answers/good_vllm_u1.jsonl" -o "$run"

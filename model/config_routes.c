@@ -1,0 +1,218 @@
+/* config_routes.c - whose routes those of a config.json are, for every family that others run and for what
+ * this engine does not compute: only what routes depend on is read.
+ *
+ * Refuses: families whose routers and dense layers it does not know, by name. */
+#include "config.h"
+#include "wb_check.h"
+#include "wb_file.h"
+#include "wb_hash.h"
+#include "wb_json.h"
+#include "wb_text.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { MAX_BYTES = 16 << 20 };
+
+typedef enum layer_rule {
+    EVERY_LAYER, /* has experts */
+    SPARSE_STEP, /* but those in mlp_only_layers, and where l + 1 is no multiple of decoder_sparse_step */
+    FIRST_DENSE  /* but the first first_k_dense_replace, and where l is no multiple of moe_layer_freq */
+} layer_rule;
+
+static const struct route_family {
+    const char *model_type, *family; /* a model of text and images names its text part otherwise */
+    wb_router_type routers[2];       /* where norm_topk_prob is false, and true */
+    bool normalizes;                 /* norm_topk_prob where it is absent */
+    layer_rule layers;
+    int32_t first_dense; /* first_k_dense_replace where it is absent */
+} families[] = {
+    {"qwen2_moe", "qwen2_moe", {WB_ROUTER_SOFTMAX, WB_ROUTER_SOFTMAX_NORM}, false, SPARSE_STEP, 0},
+    {"qwen3_moe", "qwen3_moe", {WB_ROUTER_SOFTMAX, WB_ROUTER_SOFTMAX_NORM}, false, SPARSE_STEP, 0},
+    {"qwen3_next", "qwen3_next", {WB_ROUTER_SOFTMAX, WB_ROUTER_SOFTMAX_NORM}, true, SPARSE_STEP, 0},
+    {"qwen3_5_moe", "qwen3_5_moe", {WB_ROUTER_SOFTMAX_NORM, WB_ROUTER_SOFTMAX_NORM}, true, EVERY_LAYER, 0},
+    {"qwen3_5_moe_text",
+     "qwen3_5_moe",
+     {WB_ROUTER_SOFTMAX_NORM, WB_ROUTER_SOFTMAX_NORM},
+     true,
+     EVERY_LAYER,
+     0},
+    {"olmoe", "olmoe", {WB_ROUTER_SOFTMAX, WB_ROUTER_SOFTMAX_NORM}, false, EVERY_LAYER, 0},
+    {"mixtral", "mixtral", {WB_ROUTER_SOFTMAX_NORM, WB_ROUTER_SOFTMAX_NORM}, true, EVERY_LAYER, 0},
+    {"gpt_oss", "gpt_oss", {WB_ROUTER_TOPK_SOFTMAX, WB_ROUTER_TOPK_SOFTMAX}, true, EVERY_LAYER, 0},
+    {"deepseek_v2", "deepseek_v2", {WB_ROUTER_SOFTMAX, WB_ROUTER_SOFTMAX}, false, FIRST_DENSE, 0},
+    {"deepseek_v3", "deepseek_v3", {WB_ROUTER_SIGMOID, WB_ROUTER_SIGMOID}, true, FIRST_DENSE, 3},
+    {"deepseek_v4", "deepseek_v4", {WB_ROUTER_SQRTSOFTPLUS, WB_ROUTER_SQRTSOFTPLUS}, true, EVERY_LAYER, 0},
+    {"glm4_moe", "glm4_moe", {WB_ROUTER_SIGMOID, WB_ROUTER_SIGMOID}, true, FIRST_DENSE, 1},
+};
+enum { N_FAMILIES = sizeof families / sizeof families[0] };
+
+static wb_status find_family(const json_t *root, const struct route_family **family_out) {
+    const json_t *value = wb_json_value(root, "model_type");
+    char known[512];
+    int used = 0;
+    if (!value) return wb_fail(WB_CORRUPT, "model_type: expected a string, found none");
+    if (!json_is_string(value)) return wb_json_wrong_type("model_type", value, "a string");
+    for (size_t i = 0; i < N_FAMILIES; i++) {
+        if (strcmp(json_string_value(value), families[i].model_type) == 0) {
+            *family_out = &families[i];
+            return WB_OK;
+        }
+        const char *joint = i == 0 ? "" : i + 1 == N_FAMILIES ? " and " : ", ";
+        used += snprintf(known + used, sizeof known - (size_t)used, "%s%s", joint, families[i].model_type);
+    }
+    return wb_json_unsupported("model_type", value, known);
+}
+
+/* The number under the first of the keys that is there: families spell it differently. */
+static wb_status read_number(const json_t *root, const char *const *keys, int32_t max, int32_t *value_out) {
+    const char *first = *keys;
+    for (; *keys; keys++) {
+        if (!wb_json_value(root, *keys)) continue;
+        WB_TRY(wb_json_int(root, *keys, WB_JSON_REQUIRED, value_out));
+        return wb_config_in_range(*keys, *value_out, 1, max);
+    }
+    return wb_fail(WB_CORRUPT, "%s: expected an integer, found none", first);
+}
+
+/* ---- which layers have experts -------------------------------------------------------------------- */
+
+static wb_status drop_listed(const json_t *root, int32_t n_layers, bool *is_moe) {
+    const json_t *list = wb_json_value(root, "mlp_only_layers");
+    if (list && !json_is_array(list))
+        return wb_json_wrong_type("mlp_only_layers", list, "a list of integers");
+    for (size_t i = 0; i < json_array_size(list); i++) {
+        const json_t *value = json_array_get(list, i);
+        if (!json_is_integer(value)) return wb_json_wrong_type("mlp_only_layers", value, "integers");
+        const int64_t l = json_integer_value(value);
+        WB_TRY(wb_config_in_range("mlp_only_layers", l, 0, n_layers - 1));
+        is_moe[l] = false;
+    }
+    return WB_OK;
+}
+
+/* What newer files say of each layer: "dense", or one of the kinds of layers with experts. */
+static wb_status drop_dense_types(const json_t *root, int32_t n_layers, bool *is_moe) {
+    const json_t *list = wb_json_value(root, "mlp_layer_types");
+    if (!list) return WB_OK;
+    if (!json_is_array(list) || json_array_size(list) < (size_t)n_layers)
+        return wb_json_wrong_type("mlp_layer_types", list, "a list with a member for each layer");
+    for (int32_t l = 0; l < n_layers; l++) {
+        const json_t *type = json_array_get(list, (size_t)l);
+        if (!json_is_string(type)) return wb_json_wrong_type("mlp_layer_types", type, "texts");
+        is_moe[l] = strcmp(json_string_value(type), "dense") != 0;
+    }
+    return WB_OK;
+}
+
+static wb_status find_layers(const json_t *root, const struct route_family *family, int32_t n_layers,
+                             bool *is_moe) {
+    int32_t first = 0, step = 1;
+    if (family->layers == SPARSE_STEP) WB_TRY(wb_json_int(root, "decoder_sparse_step", 1, &step));
+    if (family->layers == FIRST_DENSE) {
+        WB_TRY(wb_json_int(root, "first_k_dense_replace", family->first_dense, &first));
+        WB_TRY(wb_json_int(root, "moe_layer_freq", 1, &step));
+    }
+    WB_TRY(wb_config_in_range(family->layers == FIRST_DENSE ? "moe_layer_freq" : "decoder_sparse_step", step,
+                              1, INT32_MAX));
+    const int32_t shift = family->layers == SPARSE_STEP;
+    for (int32_t l = 0; l < n_layers; l++) is_moe[l] = l >= first && (l + shift) % step == 0;
+    if (family->layers == SPARSE_STEP) WB_TRY(drop_listed(root, n_layers, is_moe));
+    return drop_dense_types(root, n_layers, is_moe);
+}
+
+/* ---- the route model ------------------------------------------------------------------------------ */
+
+static void set_fingerprint(const struct route_family *family, int32_t hidden, uint32_t vocab,
+                            wb_route_model *m) {
+    char text[512], layers[33];
+    const int used =
+        snprintf(text, sizeof text,
+                 "waybill routes 1\nfamily %s\nhidden %d\nlayers %" PRIu32 "\nvocab %" PRIu32
+                 "\nrouter %s\nexperts %" PRIu32 "\ntop_k %" PRIu32,
+                 family->family, hidden, m->num_hidden_layers, vocab, m->router, m->num_experts, m->top_k);
+    wb_hash128_hex(m->moe_layers, m->n_moe_layers * sizeof *m->moe_layers, layers);
+    snprintf(text + used, sizeof text - (size_t)used, "\nmoe_layers %s", layers);
+    wb_hash128_hex(text, strlen(text), m->fingerprint);
+}
+
+static wb_status read_routes(const json_t *root, const struct route_family *family, uint32_t *moe_layers,
+                             wb_route_model *model, uint32_t *vocab_out) {
+    static const char *const layers[] = {"num_hidden_layers", NULL}, *const hiddens[] = {"hidden_size", NULL},
+                             *const experts[] = {"num_experts", "num_local_experts", "n_routed_experts",
+                                                 NULL},
+                             *const choices[] = {"num_experts_per_tok", "num_experts_per_token",
+                                                 "experts_per_token", NULL},
+                             *const vocabs[] = {"vocab_size", NULL};
+    int32_t n_layers, hidden, n_experts, top_k, vocab;
+    bool is_moe[WB_MAX_LAYERS], normalizes = family->normalizes;
+    WB_TRY(read_number(root, layers, WB_MAX_LAYERS, &n_layers));
+    WB_TRY(read_number(root, hiddens, INT32_MAX, &hidden));
+    WB_TRY(read_number(root, experts, 65536, &n_experts));
+    WB_TRY(read_number(root, choices, n_experts, &top_k));
+    WB_TRY(read_number(root, vocabs, INT32_MAX, &vocab));
+    if (wb_json_value(root, "norm_topk_prob")) WB_TRY(wb_json_bool(root, "norm_topk_prob", &normalizes));
+    WB_TRY(find_layers(root, family, n_layers, is_moe));
+    snprintf(model->name, sizeof model->name, "%s", family->model_type);
+    snprintf(model->router, sizeof model->router, "%s", wb_router_name(family->routers[normalizes]));
+    model->num_hidden_layers = (uint32_t)n_layers;
+    model->num_experts = (uint32_t)n_experts;
+    model->top_k = (uint32_t)top_k;
+    model->moe_layers = moe_layers;
+    for (int32_t l = 0; l < n_layers; l++)
+        if (is_moe[l]) moe_layers[model->n_moe_layers++] = (uint32_t)l;
+    if (model->n_moe_layers == 0)
+        return wb_fail(WB_INVALID_ARGUMENT, "expected a layer with experts, found none");
+    set_fingerprint(family, hidden, (uint32_t)vocab, model);
+    *vocab_out = (uint32_t)vocab;
+    return wb_route_model_check(model);
+}
+
+/* A family that this engine runs has the fingerprint that the engine gives it. How weights are stored changes
+ * no route; UNSUPPORTED: the engine does not compute such a model. */
+static wb_status as_engine(json_t *root, uint32_t *moe_layers, wb_route_model *model, uint32_t *vocab_out) {
+    wb_config config = {0};
+    json_object_del(root, "quantization_config");
+    WB_TRY(wb_family_find(wb_json_value(root, "model_type"), &config.family));
+    WB_TRY(wb_config_parse(root, wb_family_rules_of(config.family), &config));
+    *vocab_out = (uint32_t)config.vocab_size;
+    return wb_config_routes(&config, moe_layers, model);
+}
+
+static wb_status read_root(json_t *root, uint32_t *moe_layers, wb_route_model *model, uint32_t *vocab_out) {
+    const struct route_family *family = NULL;
+    WB_TRY(find_family(root, &family));
+    const wb_status status = as_engine(root, moe_layers, model, vocab_out);
+    if (status != WB_UNSUPPORTED) return status;
+    const json_t *text = wb_json_value(root, "text_config");
+    if (!json_is_object(text) || wb_json_value(root, "num_hidden_layers")) text = root;
+    *model = (wb_route_model){0};
+    return read_routes(text, family, moe_layers, model, vocab_out);
+}
+
+wb_status wb_routes_of_folder(const char *dir, uint32_t *moe_layers_out, wb_route_model *model_out,
+                              uint32_t *vocab_size_out) {
+    char *path = NULL, *text = NULL;
+    size_t bytes = 0;
+    json_t *root = NULL;
+    wb_route_model model = {0};
+    uint32_t layers[WB_MAX_LAYERS], vocab = 0;
+    WB_TRY(wb_text_format(&path, "%s/config.json", dir));
+    wb_status status = wb_file_read(path, MAX_BYTES, &text, &bytes);
+    if (status == WB_OK) status = wb_json_parse(text, bytes, path, &root);
+    if (status == WB_OK) {
+        status = read_root(root, layers, &model, &vocab);
+        if (status != WB_OK) status = wb_fail_context(status, "%s", path);
+    }
+    json_decref(root);
+    free(text);
+    free(path);
+    if (status != WB_OK) return status;
+    memcpy(moe_layers_out, layers, model.n_moe_layers * sizeof *layers);
+    model.moe_layers = moe_layers_out;
+    *model_out = model;
+    *vocab_size_out = vocab;
+    return WB_OK;
+}
