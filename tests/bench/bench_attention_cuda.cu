@@ -21,14 +21,15 @@ int32_t *upload(const std::vector<int32_t> &host) {
 }
 
 /* n sequences of `context` keys; the last `tokens` of each are fed. */
-wb_attention make_attention(const shape &s, int32_t n, int32_t context, int32_t tokens, int32_t page) {
+wb_attention make_attention(const shape &s, int32_t n, int32_t context, int32_t tokens, int32_t page,
+                            bool in_order = false) {
     const int32_t pages = (context + page - 1) / page;
     const int64_t rows = static_cast<int64_t>(n) * pages * page;
     std::vector<int32_t> seq, pos, blocks;
     wb_attention a = {};
     for (int32_t i = 0; i < n; i++)
         for (int32_t t = context - tokens; t < context; t++) seq.push_back(i), pos.push_back(t);
-    for (int32_t i = 0; i < n * pages; i++) blocks.push_back((i * 7919) % (n * pages));
+    for (int32_t i = 0; i < n * pages; i++) blocks.push_back(in_order ? i : (i * 7919) % (n * pages));
     a.T = static_cast<int64_t>(seq.size()), a.n_heads = s.heads, a.n_kv_heads = s.kv_heads, a.head_dim = s.D;
     a.scale = 1 / std::sqrt(static_cast<float>(s.D));
     a.q = random_rows(a.T * s.heads * s.D, 1);
@@ -45,18 +46,20 @@ void free_attention(wb_attention &a) {
         dev->mem_free(dev, const_cast<void *>(p));
 }
 
-void time_long(const shape &s) {
+void time_long(const shape &s, bool in_order) {
     const int32_t n = 4, length = 4096;
-    wb_attention a = make_attention(s, n, length, length, 1);
+    wb_attention a = make_attention(s, n, length, length, 1, in_order);
     const int64_t wide = a.T * s.heads * s.D, narrow = a.T * s.kv_heads * s.D;
     wb_rows out = random_rows(wide, 1), dout = random_rows(wide, 1), dq = random_rows(wide, 1);
     wb_rows dk = random_rows(narrow, 1), dv = random_rows(narrow, 1);
+    a.log_sums = static_cast<float *>(memory(a.T * s.heads * 4)), a.out = out;
     const double seen = n * (length + 1.0) * length / 2 * s.heads * s.D;
     const double forward = median_ms([&] { must(dev->attention_forward(dev, &a, out), "forward"); });
     const double backward =
         median_ms([&] { must(dev->attention_backward(dev, &a, dout, dq, dk, dv), "backward"); });
     printf("forward, %d x %d      %9.3f ms %8.1f TFLOP/s\n", n, length, forward, 4 * seen / forward / 1e9);
     printf("backward, %d x %d     %9.3f ms %8.1f TFLOP/s\n", n, length, backward, 10 * seen / backward / 1e9);
+    dev->mem_free(dev, a.log_sums);
     for (wb_rows r : {out, dout, dq, dk, dv}) dev->mem_free(dev, r.data);
     free_attention(a);
 }
@@ -82,7 +85,7 @@ int main(int argc, char **argv) {
     if (argc > 3) s = {atoi(argv[1]), atoi(argv[2]), atoi(argv[3])};
     if (!open_device()) return 77;
     printf("%d heads, %d kv heads of %d\n", s.heads, s.kv_heads, s.D);
-    time_long(s);
+    time_long(s, true), time_long(s, false);
     for (int32_t n : {1, 64, 256})
         for (int32_t context : {1024, 8192}) time_decode(s, n, context);
     wb_device_close(dev);
