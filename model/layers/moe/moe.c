@@ -63,14 +63,14 @@ static double work(const wb_config *config, const wb_sizes *sizes) {
 }
 
 /* rows (=) the outputs of the experts for x[T,H]. */
-static wb_status run_experts(moe *m, const wb_moe_weights *w, wb_rows x) {
+static wb_status run_experts(moe *m, const wb_moe_weights *w, bool leaves_nothing, wb_rows x) {
     wb_device *dev = m->model->device;
     if (!wb_moe_has_peers(m->model))
-        return wb_moe_experts_forward(&m->experts, &m->plan, w, x, rows_of(m, &m->rows));
+        return wb_moe_experts_forward(&m->experts, &m->plan, w, leaves_nothing, x, rows_of(m, &m->rows));
     WB_TRY(dev->gather_rows(dev, m->plan.n_sent, m->model->config.hidden_size, m->plan.row_token.data, x,
                             rows_of(m, &m->sent)));
     WB_TRY(wb_moe_send_to_experts(&m->exchange, &m->plan, rows_of(m, &m->sent)));
-    WB_TRY(wb_moe_experts_forward(&m->experts, &m->plan, w, rows_of(m, &m->exchange.received),
+    WB_TRY(wb_moe_experts_forward(&m->experts, &m->plan, w, leaves_nothing, rows_of(m, &m->exchange.received),
                                   rows_of(m, &m->output)));
     return wb_moe_return_to_tokens(&m->exchange, &m->plan, rows_of(m, &m->output), rows_of(m, &m->rows));
 }
@@ -86,7 +86,7 @@ static wb_status forward(void *worker, const void *weights, const wb_pass *pass,
     WB_TRY(wb_moe_choose(&m->choice, w, pass, x));
     WB_TRY(wb_moe_rows_make(&m->plan, &m->exchange, pass, w->moe_index));
     if (pass->used && !pass->recompute) WB_TRY(wb_moe_rows_used(&m->plan, pass, w->moe_index));
-    WB_TRY(run_experts(m, w, x));
+    WB_TRY(run_experts(m, w, pass->leaves_nothing, x));
     return dev->moe_combine(dev, T, K, H, rows_of(m, &m->rows), m->plan.pair_row.data, m->choice.weights.data,
                             y);
 }
