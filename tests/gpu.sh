@@ -136,7 +136,7 @@ printf '\n%s, %s of them\n| figure | here | beside | ratio |\n|---|---|---|---|\
 row "top-k, T 16384, E 128, K 8" "$(figure bench_router '^topk +softmax_norm +T +16384 E +128' 10)" us "torch.topk" "$(peer topk)"
 for tokens in 16384 32768; do
     row "MoE layer forward, T $tokens" "$(figure bench_layer-$tokens '^layer, forward  ' 5)" TFLOP/s "torch dense" "$(peer dense)"
-    row "MoE layer both, steady, T $tokens" "$(figure bench_layer-$tokens 'backward, steady' 5)" TFLOP/s "torch dense" "$(peer dense)"
+    row "MoE layer both, steady, T $tokens" "$(figure bench_layer-$tokens 'backward, steady' 5)" TFLOP/s "torch dense, steady" "$(peer 'dense steady')"
 done
 row "MoE layer forward, T 16384, zipf .7" "$(figure bench_layer-zipf '^layer, forward  ' 5)" TFLOP/s "uniform" \
     "$(figure bench_layer-16384 '^layer, forward  ' 5)"

@@ -2,13 +2,15 @@
 """What PyTorch reaches on this GPU, for the table of tests/gpu.sh: a line a figure, `name<TAB>value`.
 
 Dense products and attention in TFLOP/s (bf16; attention causal, 4 x 4096 tokens, 32 heads of 128, keys and values of
-all heads), top-k of the router in microseconds, a copy in GB/s read and written. Medians of single calls.
+all heads), top-k of the router in microseconds, a copy in GB/s read and written. Medians of single calls; `dense
+steady` is the mean under a load of half a second, when the clock has come down to what the power limit allows.
 """
 import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 CALLS = 11
+STEADY = 200
 
 
 def milliseconds(call):
@@ -31,6 +33,18 @@ def random(*shape, **options):
 def dense():
     a, b = random(8192, 8192), random(8192, 8192)
     print(f"dense\t{2 * 8192**3 / milliseconds(lambda: a @ b) / 1e9:.1f}")
+
+    def many():
+        for _ in range(STEADY):
+            a @ b
+
+    many()
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    begin.record()
+    many()
+    end.record()
+    end.synchronize()
+    print(f"dense steady\t{2 * 8192**3 * STEADY / begin.elapsed_time(end) / 1e9:.1f}")
 
 
 def attention(name, backend):

@@ -131,7 +131,7 @@ wb_status launch_sized(wb_device *dev, const char *op, const wb_product &p, wb_t
         if (size != WB_TILE_LARGE) return launch<shape<FORM, RESULT, GATHER, 128, 1, 6, 1, 4>>(dev, op, p);
         if ((p.N + 191) / 192 * 192 * 9 <= (p.N + 127) / 128 * 128 * 10)
             return launch<shape<FORM, RESULT, GATHER, 192, 2, 4, 2, 4>>(dev, op, p);
-        return launch<shape<FORM, RESULT, GATHER, 128, 2, 4, 2, 4>>(dev, op, p);
+        return launch<shape<FORM, RESULT, GATHER, 128, 2, 5, 2, 4>>(dev, op, p);
     } else {
         return size == WB_TILE_LARGE ? launch<shape<FORM, RESULT, GATHER, 256, 2, 4, 2, 2>>(dev, op, p)
                                      : launch<shape<FORM, RESULT, GATHER, 128, 1, 8, 1, 2>>(dev, op, p);

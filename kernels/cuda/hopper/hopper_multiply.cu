@@ -36,7 +36,9 @@ wb_tile_size size_of(const wb_device *dev, const wb_product *p) {
     const int64_t half = cuda_of(dev)->multiprocessors / 2;
     const int64_t rows = p->form == WB_PRODUCT_WGRAD ? p->M : p->rows / p->n_groups;
     const bool plain = p->result == WB_PRODUCT_ROWS || p->result == WB_PRODUCT_ELEMENTS;
-    if (rows >= 96 && tiles_of(rows, p->N, 256, 256) * p->n_groups >= half) return WB_TILE_LARGE;
+    /* Half of a large tile would stay empty where a router has no more than 128 experts. */
+    if (rows >= 96 && p->N > 128 && tiles_of(rows, p->N, 256, 256) * p->n_groups >= half)
+        return WB_TILE_LARGE;
     if (p->form != WB_PRODUCT_FORWARD || !plain || p->n_groups > 1) return WB_TILE_SMALL;
     return tiles_of(rows, p->N, 64, 128) <= half ? WB_TILE_NARROW : WB_TILE_SMALL;
 }

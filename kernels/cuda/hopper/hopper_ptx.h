@@ -158,6 +158,12 @@ ASM_INLINE void copy_box_4d(uint32_t to, const CUtensorMap &map, int x, int y, i
                      : "memory");
 }
 
+/* A box of a tensor begins to come into the L2. */
+ASM_INLINE void prefetch_box_2d(const CUtensorMap &map, int x, int y) {
+    asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global.tile [%0, {%1, %2}];" ::"l"(&map), "r"(x), "r"(y)
+                 : "memory");
+}
+
 /* A box of shared memory to these coordinates of a tensor; what lies beyond its ends goes nowhere. */
 ASM_INLINE void send_box_2d(const CUtensorMap &map, uint32_t from, int x, int y) {
     asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%1, %2}], [%3];" ::"l"(&map),

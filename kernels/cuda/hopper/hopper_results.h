@@ -187,14 +187,19 @@ ASM_INLINE void load_pair(const product_maps &maps, const wb_product &p, const m
     copy_box_2d(box + BOX_BYTES, maps.c, p.N + w.column + 64 * b, w.row, full);
 }
 
-/* As many as there is room for, while the products are made. */
+/* As many as there is room for, while the products are made; the others come into the L2. */
 template <class S>
 ASM_INLINE void begin_dswiglu(const product_maps &maps, const wb_product &p, const memory<S> &shared,
                               const warp_sums &w) {
+    constexpr int ROOM = S::BOXES / 2;
     __syncwarp();
     if (w.lane != 0 || w.rows <= 0) return;
     sent_wait_read<0>(); /* the last tile's have left */
-    for (int b = 0; b < S::BOXES / 2 && b < S::PAIRS; b++) load_pair<S>(maps, p, shared, w, b);
+    for (int b = 0; b < ROOM && b < S::PAIRS; b++) load_pair<S>(maps, p, shared, w, b);
+    for (int b = ROOM; b < S::PAIRS; b++) {
+        prefetch_box_2d(maps.c, w.column + 64 * b, w.row);
+        prefetch_box_2d(maps.c, p.N + w.column + 64 * b, w.row);
+    }
 }
 
 /* dact is rounded as an op that writes it rounds it. */
@@ -206,22 +211,22 @@ ASM_INLINE void swiglu_gradient_pair(uint32_t dact, uint32_t *gate, uint32_t *up
     *up = pack_bf16(dup[0], dup[1]);
 }
 
-/* Sums s[32] of 64 columns, in the boxes of gate and of up. */
-ASM_INLINE void put_gradient(const warp_sums &w, uint32_t gate_box, uint32_t up_box, const float *s) {
+/* Sums s[16] of 32 columns, those from 16 j on, in the boxes of gate and of up. */
+ASM_INLINE void put_gradient(const warp_sums &w, uint32_t gate_box, uint32_t up_box, int j, const float *s) {
 #pragma unroll
-    for (int j = 0; j < 4; j++) {
+    for (int end = j + 2; j < end; j++, s += 8) {
         uint32_t gate[4], up[4];
         load_matrices(box_matrices(w, gate_box, j), gate);
         load_matrices(box_matrices(w, up_box, j), up);
 #pragma unroll
-        for (int i = 0; i < 4; i++)
-            swiglu_gradient_pair(pack_bf16(s[8 * j + 2 * i], s[8 * j + 2 * i + 1]), gate + i, up + i);
+        for (int i = 0; i < 4; i++) swiglu_gradient_pair(pack_bf16(s[2 * i], s[2 * i + 1]), gate + i, up + i);
         store_matrices(box_matrices(w, gate_box, j), gate);
         store_matrices(box_matrices(w, up_box, j), up);
     }
 }
 
-/* `parity`: of the pairs' barriers. */
+/* `parity`: of the pairs' barriers. A pair's boxes are filled again when they have left, which is so half a
+ * pair later. */
 template <class S, int HALF>
 ASM_INLINE void store_dswiglu(const product_maps &maps, const wb_product &p, const memory<S> &shared,
                               const warp_sums &w, uint32_t parity, const float (&sum)[HALF]) {
@@ -230,16 +235,16 @@ ASM_INLINE void store_dswiglu(const product_maps &maps, const wb_product &p, con
 #pragma unroll
     for (int b = 0; b < S::PAIRS; b++) {
         const uint32_t gate = w.boxes + 2 * (b % ROOM) * BOX_BYTES, up = gate + BOX_BYTES;
-        const int column = w.column + 64 * b, left = p.N - column;
+        const int column = w.column + 64 * b, left = p.N - column, next = b - 1 + ROOM;
         barrier_wait(shared.pair_full(w.warp) + 8 * b, parity);
-        put_gradient(w, gate, up, sum + 32 * b);
+        put_gradient(w, gate, up, 0, sum + 32 * b);
+        if (b > 0 && next < S::PAIRS) {
+            __syncwarp();
+            if (w.lane == 0) sent_wait_read<0>(), load_pair<S>(maps, p, shared, w, next);
+        }
+        put_gradient(w, gate, up, 2, sum + 32 * b + 16);
         send_rows(w, maps.c, gate, c, p.c_row, column, left);
         send_rows(w, maps.c, up, c, p.c_row, p.N + column, left);
-        __syncwarp();
-        if (w.lane == 0 && b + 1 >= ROOM && b + 1 < S::PAIRS) {
-            sent_wait_read<2 * (ROOM - 1)>();
-            load_pair<S>(maps, p, shared, w, b + 1);
-        }
     }
 }
 
