@@ -1,68 +1,19 @@
 /* hopper_launch.h - launches the kernel of products in one shape: the maps of its operands, and the grid.
  *
- * A tensor map is made for each call, on the host. Refuses: choosing the shape (hopper_multiply.cu). For .cu
- * files compiled for sm_90a. */
+ * Refuses: choosing the shape (hopper_multiply.cu). For .cu files compiled for sm_90a. */
 #ifndef WB_HOPPER_LAUNCH_H
 #define WB_HOPPER_LAUNCH_H
 
+#include "cuda/hopper/hopper_maps.h"
 #include "cuda/hopper/hopper_product.h"
 #include "cuda/hopper/hopper_shapes.h"
-#include "wb_check.h"
-
-#include <cudaTypedefs.h>
 
 namespace {
-
-/* A tensor in up to four dimensions, the first contiguous; strides in elements. A box's rows have 128
- * bytes. */
-struct tensor {
-    const void *data;
-    wb_dtype dtype;
-    cuuint32_t n_dimensions;
-    cuuint64_t size[4];
-    int64_t stride[4];
-    cuuint32_t box[4];
-};
-
-/* The driver's function that makes maps, found at run time: Waybill does not link the driver. */
-inline wb_status find_encode(PFN_cuTensorMapEncodeTiled_v12000 *encode_out) {
-    void *found = NULL;
-    cudaDriverEntryPointQueryResult result;
-    WB_TRY(wb_cuda_check(
-        cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &result),
-        "tensor map"));
-    if (result != cudaDriverEntryPointSuccess)
-        return wb_fail(WB_UNSUPPORTED, "tensor map: expected a driver of CUDA 12.0 or later");
-    *encode_out = reinterpret_cast<PFN_cuTensorMapEncodeTiled_v12000>(found);
-    return WB_OK;
-}
-
-inline wb_status make_map(const tensor &t, CUtensorMap *map_out) {
-    PFN_cuTensorMapEncodeTiled_v12000 encode = NULL;
-    const cuuint32_t steps[4] = {1, 1, 1, 1};
-    cuuint64_t bytes[3];
-    WB_TRY(find_encode(&encode));
-    const cuuint64_t size = t.dtype == WB_F32 ? 4 : 2;
-    for (cuuint32_t i = 1; i < t.n_dimensions; i++)
-        bytes[i - 1] = static_cast<cuuint64_t>(t.stride[i]) * size;
-    const CUresult result = encode(
-        map_out, t.dtype == WB_F32 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT32 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-        t.n_dimensions, const_cast<void *>(t.data), t.size, bytes, t.box, steps,
-        CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-        CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-    if (result != CUDA_SUCCESS)
-        return wb_fail(WB_DEVICE, "tensor map: CUDA: error %d", static_cast<int>(result));
-    return WB_OK;
-}
-
-inline cuuint64_t size_of(int64_t n) {
-    return static_cast<cuuint64_t>(n);
-}
 
 /* A: boxes of 64 rows and 64 columns. */
 inline tensor tensor_a(const wb_product &p) {
     const int64_t columns = p.form == WB_PRODUCT_WGRAD ? p.M : p.K;
-    return {p.a, WB_BF16, 2, {size_of(columns), size_of(p.rows)}, {1, p.lda}, {64, PART}};
+    return {p.a, 2, {size_of(columns), size_of(p.rows)}, {1, p.lda}, {64, PART}};
 }
 
 /* B: see fill_half_b. */
@@ -70,12 +21,11 @@ template <class S> tensor tensor_b(const wb_product &p) {
     const cuuint64_t groups = size_of(p.n_groups), N = size_of(p.N), K = size_of(p.K);
     const cuuint32_t k = k_halves<S>() ? PART / 2 : PART;
     if (S::FORM == WB_PRODUCT_WGRAD)
-        return {p.b, WB_BF16, 4, {N, size_of(p.rows), 1, 1}, {1, p.ldb, p.ldb, p.ldb}, {64, k, 1, 1}};
+        return {p.b, 4, {N, size_of(p.rows), 1, 1}, {1, p.ldb, p.ldb, p.ldb}, {64, k, 1, 1}};
     if (S::FORM == WB_PRODUCT_DGRAD)
-        return {p.b, WB_BF16, 4, {N, K, 1, groups}, {1, p.ldb, p.ldb, p.K * p.ldb}, {64, k, 1, 1}};
+        return {p.b, 4, {N, K, 1, groups}, {1, p.ldb, p.ldb, p.K * p.ldb}, {64, k, 1, 1}};
     const int64_t halves = S::RESULT == WB_PRODUCT_SWIGLU ? 2 : 1, rows = p.N / halves;
     return {p.b,
-            WB_BF16,
             4,
             {K, size_of(rows), size_of(halves), groups},
             {1, p.ldb, rows * p.ldb, p.N * p.ldb},
@@ -87,13 +37,13 @@ template <class S> tensor tensor_c(const wb_product &p) {
     const cuuint64_t M = size_of(p.M), N = size_of(p.N), groups = size_of(p.n_groups);
     const int64_t group = p.n_groups > 1 ? p.c_group : 4;
     if (S::RESULT != WB_PRODUCT_SUMS)
-        return {p.c.data, WB_BF16, 2, {size_of(p.c_row), size_of(p.rows)}, {1, p.c_row}, {64, 16}};
-    if (S::GATHER) return {p.c.data, WB_F32, 3, {M, N, groups}, {1, p.c_column, group}, {32, 32, 1}};
-    return {p.c.data, WB_F32, 3, {N, M, groups}, {1, p.c_row, group}, {32, 16, 1}};
+        return {p.c.data, 2, {size_of(p.c_row), size_of(p.rows)}, {1, p.c_row}, {64, 16}};
+    if (S::GATHER) return {p.c.data, 3, {M, N, groups}, {1, p.c_column, group}, {32, 32, 1}, true};
+    return {p.c.data, 3, {N, M, groups}, {1, p.c_row, group}, {32, 16, 1}, true};
 }
 
 template <class S> wb_status make_maps(const wb_product &p, product_maps *maps_out) {
-    const tensor act = {p.act, WB_BF16, 2, {size_of(p.N / 2), size_of(p.rows)}, {1, p.N / 2}, {64, 16}};
+    const tensor act = {p.act, 2, {size_of(p.N / 2), size_of(p.rows)}, {1, p.N / 2}, {64, 16}};
     *maps_out = product_maps();
     if (!S::GATHER) WB_TRY(make_map(tensor_a(p), &maps_out->a));
     WB_TRY(make_map(tensor_b<S>(p), &maps_out->b));

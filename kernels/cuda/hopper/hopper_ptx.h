@@ -71,6 +71,16 @@ ASM_INLINE void store_16_at(uint32_t address, uint4 v, uint32_t barrier, uint32_
         : "memory");
 }
 
+ASM_INLINE void store_word(uint32_t address, uint32_t word) {
+    asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(word) : "memory");
+}
+
+ASM_INLINE uint32_t load_word(uint32_t address) {
+    uint32_t word;
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(word) : "r"(address) : "memory");
+    return word;
+}
+
 ASM_INLINE void store_f32(uint32_t address, float x) {
     asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(x) : "memory");
 }
