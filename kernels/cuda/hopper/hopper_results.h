@@ -149,7 +149,9 @@ ASM_INLINE uint32_t swiglu_pair(uint32_t gate, uint32_t up) {
                      swiglu<fast_sigmoid>(high_f32(gate), high_f32(up)));
 }
 
-/* The first half of the tile's columns is gate, the second up, of the same columns [column, ...) of F. */
+/* The first half of the tile's columns is gate, the second up, of the same columns [column, ...) of F. Boxes
+ * have the numbers that they have where gate and up are kept: without those, of two boxes act takes the one
+ * and the other in turn. */
 template <class S, int HALF>
 ASM_INLINE void store_swiglu(const product_maps &maps, const wb_product &p, const warp_sums &w,
                              const float (&sum)[HALF]) {
