@@ -555,6 +555,8 @@ typedef struct wb_grouped {
      * where a backend that does not gather on its way puts the rows, and finds them in the backward. */
     const int32_t *gather;
     wb_rows gathered;
+    /* forward with act: y is of no use afterwards, so that it may be left with anything in it */
+    bool y_is_scratch;
 } wb_grouped;
 
 /* y[rows, out] (=) each row of x with its group's matrix, x w^T. act: NULL data, or [rows, out / 2] (=)

@@ -185,7 +185,7 @@ for rows in 64 256; do
 done
 for tokens in 16384 32768; do
     row "MoE layer forward, T $tokens" "$(figure bench_layer-$tokens '^layer, forward  ' 5)" TFLOP/s "torch dense" "$(peer dense)"
-    row "MoE layer both, steady, T $tokens" "$(figure bench_layer-$tokens 'backward, steady' 5)" TFLOP/s "torch dense" "$(peer dense)"
+    row "MoE layer both, steady, T $tokens" "$(figure bench_layer-$tokens 'backward, steady' 5)" TFLOP/s "torch dense, steady" "$(peer 'dense steady')"
 done
 row "MoE layer forward, T 16384, zipf .7" "$(figure bench_layer-zipf '^layer, forward  ' 5)" TFLOP/s "uniform" \
     "$(figure bench_layer-16384 '^layer, forward  ' 5)"

@@ -37,7 +37,8 @@ bool product_of(const wb_device *dev, const wb_matmul &m, wb_product *p) {
     p->b = bf16_of(m.b), p->ldb = forward ? m.b_col : m.b_row;
     p->c = m.c, p->c_row = m.ldc, p->c_column = 1, p->accumulate = m.accumulate;
     const bool rows = m.c.dtype == WB_BF16 && !m.accumulate && !wgrad;
-    p->result = rows ? WB_PRODUCT_ROWS : WB_PRODUCT_ELEMENTS;
+    const bool sums = m.c.dtype == WB_F32 && m.ldc % 4 == 0 && wgrad;
+    p->result = rows ? WB_PRODUCT_ROWS : sums ? WB_PRODUCT_SUMS : WB_PRODUCT_ELEMENTS;
     return m.K > 0 && m.K < INT32_MAX && takes(dev, m.a, m.b, m.M, m.N, *p);
 }
 
@@ -58,6 +59,7 @@ bool forward_of(const wb_device *dev, const wb_grouped &g, wb_rows x, wb_rows y,
     p->N = narrow(out), p->K = narrow(in), p->gather = g.gather;
     p->b = bf16_of(w), p->ldb = in;
     p->c = y, p->c_row = out, p->c_column = 1, p->act = static_cast<uint16_t *>(act.data);
+    if (act.data && g.y_is_scratch) p->c.data = NULL;
     /* Rows are gathered on the way to an activation only: no family has experts without one. */
     return (act.data || !g.gather) && takes(dev, x, w, g.max_rows, out, *p);
 }
@@ -82,7 +84,7 @@ bool wgrad_of(const wb_device *dev, const wb_grouped &g, wb_rows x, wb_rows dy, 
     const bool transposed = g.gather != NULL;
     const wb_rows a = transposed ? x : dy, b = transposed ? dy : x;
     *p = grouped(g, WB_PRODUCT_WGRAD, a, transposed ? in : out);
-    p->result = WB_PRODUCT_ELEMENTS;
+    p->result = WB_PRODUCT_SUMS;
     p->M = narrow(transposed ? in : out), p->N = narrow(transposed ? out : in), p->gather = g.gather;
     p->b = bf16_of(b), p->ldb = p->N;
     p->c = wb_f32_rows(dw), p->c_group = out * in, p->accumulate = true;

@@ -279,9 +279,11 @@ static wb_status layer_forward(wb_block *block, int32_t l, const wb_pass *pass, 
     if (l == 0 || block->ready != l) WB_TRY(norm_forward(block, l, WB_MIXER, pass->T, x));
     block->ready = -1;
     WB_TRY(mixer_forward(block, l, pass, state, x, mid));
-    if (!leads_on) return part_forward(block, l, WB_FEED_FORWARD, pass, NULL, mid, y, NULL);
+    wb_pass feeding = *pass;
+    feeding.leaves_nothing = block->runs_ahead || !is_there(block, l);
+    if (!leads_on) return part_forward(block, l, WB_FEED_FORWARD, &feeding, NULL, mid, y, NULL);
     const next_part next = next_of(block, l + 1, WB_MIXER);
-    WB_TRY(part_forward(block, l, WB_FEED_FORWARD, pass, NULL, mid, y, &next));
+    WB_TRY(part_forward(block, l, WB_FEED_FORWARD, &feeding, NULL, mid, y, &next));
     block->ready = l + 1;
     return WB_OK;
 }

@@ -41,8 +41,9 @@ typedef struct wb_pass {
     const wb_routing *routing;   /* who chooses the experts of each row */
     const wb_row_run *padding;   /* host [n_padding] rows that are no tokens: their choices weigh nothing */
     int64_t n_padding;
-    void *used;                   /* host [T][L][K] out, as routing->used; or NULL */
-    bool recompute;               /* all rows take routing->ids as an earlier forward left them */
+    void *used;          /* host [T][L][K] out, as routing->used; or NULL */
+    bool recompute;      /* all rows take routing->ids as an earlier forward left them */
+    bool leaves_nothing; /* feed-forward parts: no backward follows before the part is computed again */
     const wb_router_probe *probe; /* or NULL */
     /* Rows that this rank's slots may get at most, where ranks store rows into each other's mailboxes
      * (wb_peers.h), and the host learns no count; 0: they travel by the exchange. On all

@@ -17,7 +17,7 @@
 
 namespace {
 
-enum { CALLS = 15, WARM_UPS = 3, STEADY = 12 };
+enum { CALLS = 15, WARM_UPS = 3 };
 
 wb_device *dev;
 cudaStream_t stream;

@@ -3,13 +3,39 @@
  *
  *     bench_layer_cuda [TOKENS [HIDDEN WIDTH EXPERTS CHOICES [SKEW]]]
  *
- * Owns: random operands, the routing of random tokens, or skewed by 1 / rank^SKEW; medians of single calls
- * and of the whole layer under steady load. Refuses: peers (compare them in the same call: README.md),
- * results (test_products_cuda). Only work on rows that there are counts as FLOP. */
+ * Owns: random operands, the routing of random tokens, or skewed by 1 / rank^SKEW; times of single calls that
+ * follow a pause, and of the layer and the dense product under steady load, when the clock has come down to
+ * what the power limit allows: each is compared with the dense product in the same state. Refuses: peers
+ * (compare them in the same call: README.md), results (test_products_cuda). Only work on rows that there are
+ * counts as FLOP. */
 #include "bench_cuda.h"
 #include "support/usage.h"
 
+#include <unistd.h>
+
 namespace {
+
+enum { PAUSES = 5, PAUSE_MICROSECONDS = 20000, AFTER_A_PAUSE = 3, LOAD_MS = 300 };
+
+/* The median of single calls, some of them after each pause, behind one that wakes the GPU up. */
+double burst_ms(const std::function<void()> &op) {
+    std::vector<double> times;
+    for (int i = 0; i < PAUSES; i++) {
+        time_ms(1, op);
+        usleep(PAUSE_MICROSECONDS);
+        time_ms(1, op);
+        for (int j = 0; j < AFTER_A_PAUSE; j++) times.push_back(time_ms(1, op));
+    }
+    std::sort(times.begin(), times.end());
+    return times[times.size() / 2];
+}
+
+/* The mean of calls behind others of the same length in time. */
+double steady_ms(const std::function<void()> &op) {
+    const int calls = std::max(2, static_cast<int>(LOAD_MS / time_ms(1, op)));
+    time_ms(calls, op);
+    return time_ms(calls, op);
+}
 
 /* ---- a layer ----------------------------------------------------------------------------------- */
 
@@ -25,6 +51,12 @@ struct layer {
         wb_grouped g = {};
         g.n_groups = static_cast<int32_t>(E), g.offsets = offsets, g.max_rows = rows;
         g.w = {up.data, WB_BF16, 2 * F, H}, g.gather = row_token, g.gathered = gathered;
+        return g;
+    }
+    /* where no backward follows, gate and up are of no use */
+    wb_grouped group_up_alone() const {
+        wb_grouped g = group_up();
+        g.y_is_scratch = true;
         return g;
     }
     wb_grouped group_down() const {
@@ -82,14 +114,15 @@ void make_layer(layer *l, float skew) {
 
 /* ---- times ---------------------------------------------------------------------------------------- */
 
-double dense; /* TFLOP/s */
+double dense, dense_steady; /* TFLOP/s */
 
-void show(const char *what, double ms, double flop, double bytes) {
-    if (flop > 0)
-        printf("%-34s %9.3f ms %8.1f TFLOP/s %6.3f of dense\n", what, ms, flop / ms / 1e9,
-               flop / ms / 1e9 / dense);
-    else
-        printf("%-34s %9.3f ms %8.2f TB/s\n", what, ms, bytes / ms / 1e9);
+void show(const char *what, double ms, double flop, double beside) {
+    printf("%-38s %9.3f ms %8.1f TFLOP/s %6.3f of dense\n", what, ms, flop / ms / 1e9,
+           flop / ms / 1e9 / beside);
+}
+
+void show_bytes(const char *what, double ms, double bytes) {
+    printf("%-38s %9.3f ms %8.2f TB/s\n", what, ms, bytes / ms / 1e9);
 }
 
 void time_dense() {
@@ -97,14 +130,16 @@ void time_dense() {
     wb_rows a = random_rows(n * n, 1), b = random_rows(n * n, 1), c = random_rows(n * n, 1);
     const wb_matmul m = wb_matmul_forward(n, a, {b.data, WB_BF16, n, n}, c);
     const double flop = 2.0 * 8192 * 8192 * 8192;
-    const double ms = median_ms([&] { must(dev->matmul(dev, 1, &m), "matmul"); });
-    dense = flop / ms / 1e9;
-    show("own matmul 8192^3", ms, flop, 0);
+    auto multiply = [&] { must(dev->matmul(dev, 1, &m), "matmul"); };
+    const double burst = burst_ms(multiply), steady = steady_ms(multiply);
+    dense = flop / burst / 1e9, dense_steady = flop / steady / 1e9;
+    show("own matmul 8192^3", burst, flop, dense);
+    show("own matmul 8192^3, steady", steady, flop, dense_steady);
     for (void *p : {a.data, b.data, c.data}) dev->mem_free(dev, p);
 }
 
 void time_layer(const layer &l) {
-    const wb_grouped up = l.group_up(), down = l.group_down();
+    const wb_grouped up = l.group_up(), up_alone = l.group_up_alone(), down = l.group_down();
     const wb_moe_plan plan = l.plan();
     const wb_rows none = {nullptr, WB_F32};
     const double n = static_cast<double>(l.rows), H = static_cast<double>(l.H), F = static_cast<double>(l.F);
@@ -121,7 +156,8 @@ void time_layer(const layer &l) {
     };
     auto place = [&] { must(dev->moe_plan(dev, &plan), "plan"); };
     auto choose = [&] { multiply(), select(), weigh(), place(); };
-    auto forward_up = [&] { must(dev->grouped_matmul(dev, &up, l.x, l.gate_up, l.act), "up"); };
+    auto forward_up = [&] { must(dev->grouped_matmul(dev, &up_alone, l.x, l.gate_up, l.act), "up"); };
+    auto forward_up_kept = [&] { must(dev->grouped_matmul(dev, &up, l.x, l.gate_up, l.act), "up"); };
     auto forward_down = [&] { must(dev->grouped_matmul(dev, &down, l.act, l.y, none), "down"); };
     auto combine = [&] {
         must(dev->moe_combine(dev, l.T, static_cast<int32_t>(l.K), l.H, l.y, l.pair_row, l.weights, l.out),
@@ -146,26 +182,31 @@ void time_layer(const layer &l) {
              "gate_backward");
     };
     auto forward = [&] { choose(), forward_up(), forward_down(), combine(); };
-    auto backward = [&] { combine_back(), down_back(), up_back(), sum_back(); };
+    auto replayed = [&] { multiply(), weigh(), forward_up(), forward_down(), combine(); };
+    auto kept = [&] { choose(), forward_up_kept(), forward_down(), combine(); };
+    auto both = [&] { kept(), combine_back(), down_back(), up_back(), sum_back(); };
     printf("T %lld, H %lld, F %lld, E %lld, K %lld\n", (long long)l.T, (long long)l.H, (long long)l.F,
            (long long)l.E, (long long)l.K);
-    show("router product", median_ms(multiply), 0, T * H * 2 + T * E * 4);
-    show("top-k", median_ms(select), 0, T * E * 4);
-    show("gate", median_ms(weigh), 0, n * 36);
-    show("plan", median_ms(place), 0, n * 9);
-    show("gate_up + SwiGLU, gathered", median_ms(forward_up), 2 * one, 0);
-    show("down", median_ms(forward_down), one, 0);
-    show("combine", median_ms(combine), 0, (n + T) * H * 2);
-    show("combine backward", median_ms(combine_back), 0, (2 * n + T) * H * 2);
-    forward();
-    show("down backward (dw, dx + dSwiGLU)", median_ms(down_back), 2 * one, 0);
-    forward();
-    show("gate_up backward (dw, dx)", median_ms(up_back), 4 * one, 0);
-    show("sum of dx, gate backward", median_ms(sum_back), 0, (n + T) * H * 2);
-    show("layer, forward", median_ms(forward), 3 * one, 0);
-    show("layer, forward, steady", time_ms(STEADY, forward), 3 * one, 0);
-    show("layer, forward + backward", median_ms([&] { forward(), backward(); }), 9 * one, 0);
-    show("layer, forward + backward, steady", time_ms(STEADY, [&] { forward(), backward(); }), 9 * one, 0);
+    show_bytes("router product", burst_ms(multiply), T * H * 2 + T * E * 4);
+    show_bytes("top-k", burst_ms(select), T * E * 4);
+    show_bytes("gate", burst_ms(weigh), n * 36);
+    show_bytes("plan", burst_ms(place), n * 9);
+    show("gate_up + SwiGLU, gathered", burst_ms(forward_up), 2 * one, dense);
+    show("the same, gate_up kept", burst_ms(forward_up_kept), 2 * one, dense);
+    show("down", burst_ms(forward_down), one, dense);
+    show_bytes("combine", burst_ms(combine), (n + T) * H * 2);
+    show_bytes("combine backward", burst_ms(combine_back), (2 * n + T) * H * 2);
+    kept();
+    show("down backward (dw, dx + dSwiGLU)", burst_ms(down_back), 2 * one, dense);
+    kept();
+    show("gate_up backward (dw, dx)", burst_ms(up_back), 4 * one, dense);
+    show_bytes("sum of dx, gate backward", burst_ms(sum_back), (n + T) * H * 2);
+    show("layer, forward", burst_ms(forward), 3 * one, dense);
+    show("layer, forward, replayed by plan", burst_ms(replayed), 3 * one, dense);
+    show("layer, forward, gate_up kept", burst_ms(kept), 3 * one, dense);
+    show("layer, forward + backward", burst_ms(both), 9 * one, dense);
+    show("layer, forward, steady", steady_ms(forward), 3 * one, dense_steady);
+    show("layer, forward + backward, steady", steady_ms(both), 9 * one, dense_steady);
 }
 
 } // namespace

@@ -3,13 +3,15 @@
 
 Dense products and attention in TFLOP/s (bf16; attention causal, 4 x 4096 tokens, 32 heads of 128, keys and values of
 all heads), top-k of the router in microseconds, a copy in GB/s read and written, and the products of bench_products_cuda in
-microseconds, by cuBLAS with the order of sums that it likes best. Medians of single calls.
+microseconds, by cuBLAS with the order of sums that it likes best. Medians of single calls; `dense steady` is the mean under
+a load of half a second, when the clock has come down to what the power limit allows.
 """
 import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 CALLS = 11
+STEADY = 200
 
 
 def milliseconds(call):
@@ -32,6 +34,18 @@ def random(*shape, **options):
 def dense():
     a, b = random(8192, 8192), random(8192, 8192)
     print(f"dense\t{2 * 8192**3 / milliseconds(lambda: a @ b) / 1e9:.1f}")
+
+    def many():
+        for _ in range(STEADY):
+            a @ b
+
+    many()
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    begin.record()
+    many()
+    end.record()
+    end.synchronize()
+    print(f"dense steady\t{2 * 8192**3 * STEADY / begin.elapsed_time(end) / 1e9:.1f}")
 
 
 def attention(name, backend):

@@ -104,9 +104,9 @@ static inline void all_rows(wb_device *dev, int64_t T, int64_t H, outputs *o) {
     keep(o, tokens, (size_t)T * sizeof *tokens, "sample");
     keep_floats(o, logprobs, T, "sample logprobs");
     double *squares = xalloc(1, sizeof *squares);
-    assert_ok(dev->sum_squares(dev, T * H, wb_f32_rows(x), squares));
+    assert_ok(dev->sum_squares(dev, 1, T * H, wb_f32_rows(x), squares));
     keep(o, squares, sizeof *squares, "sum_squares");
-    assert_ok(dev->sum_squares(dev, T * H, (wb_rows){half, WB_BF16}, squares));
+    assert_ok(dev->sum_squares(dev, 1, T * H, (wb_rows){half, WB_BF16}, squares));
     keep(o, squares, sizeof *squares, "sum_squares of bf16");
     free(squares);
     wb_adamw hyper = {1e-3f, 0.9f, 0.99f, 1e-8f, 0.1f, 0.7f, 3};
@@ -211,9 +211,9 @@ static inline void all_grouped(wb_device *dev, const wb_moe_plan *plan, int64_t 
     float *dup = random_floats(S * 2 * F * H, -1, 1), *ddown = random_floats(S * H * F, -1, 1),
           *dx = floats(n * H);
     const wb_rows none = {NULL, WB_F32};
-    wb_grouped first = {(int32_t)S,      plan->offsets,        n, {up, WB_F32, 2 * F, H},
-                        plan->row_token, wb_f32_rows(gathered)};
-    wb_grouped second = {(int32_t)S, plan->offsets, n, {down, WB_F32, H, F}, NULL, none};
+    wb_grouped first = {(int32_t)S,      plan->offsets,         n,    {up, WB_F32, 2 * F, H},
+                        plan->row_token, wb_f32_rows(gathered), false};
+    wb_grouped second = {(int32_t)S, plan->offsets, n, {down, WB_F32, H, F}, NULL, none, false};
     assert_ok(dev->grouped_matmul(dev, &first, wb_f32_rows(x), wb_f32_rows(gate_up), wb_f32_rows(act)));
     assert_ok(dev->grouped_matmul(dev, &second, wb_f32_rows(act), wb_f32_rows(y), none));
     keep(o, gate_up, (size_t)(n * 2 * F) * sizeof(float), "grouped_matmul gate_up");

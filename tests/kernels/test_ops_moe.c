@@ -193,9 +193,9 @@ static void test_grouped_matmul(void **state) {
     float *dup = random_floats(SLOTS * 2 * F * H, -1, 1), *ddown = random_floats(SLOTS * H * F, -1, 1);
     float *dx = floats(N * H), *dup2 = copied(dup, SLOTS * 2 * F * H), *ddown2 = copied(ddown, SLOTS * H * F);
     const wb_rows none = {NULL, WB_F32};
-    const wb_grouped first = {
-        SLOTS, l.offsets, N, {up, WB_F32, 2 * F, H}, l.row_token, wb_f32_rows(gathered)};
-    const wb_grouped second = {SLOTS, l.offsets, N, {down, WB_F32, H, F}, NULL, none};
+    const wb_grouped first = {SLOTS, l.offsets, N, {up, WB_F32, 2 * F, H}, l.row_token, wb_f32_rows(gathered),
+                              false};
+    const wb_grouped second = {SLOTS, l.offsets, N, {down, WB_F32, H, F}, NULL, none, false};
     assert_ok(dev->grouped_matmul(dev, &first, wb_f32_rows(x), wb_f32_rows(gate_up), wb_f32_rows(act)));
     assert_ok(dev->grouped_matmul(dev, &second, wb_f32_rows(act), wb_f32_rows(y), none));
 

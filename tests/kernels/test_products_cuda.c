@@ -269,7 +269,8 @@ static void check_backward(layer *l) {
     uint16_t *forward = poisoned_bf16(l->rows * 2 * F), *dact = poisoned_bf16(l->rows * F);
     uint16_t *rows = poisoned_bf16(l->rows * H), *c = poisoned_bf16(l->rows * H);
     for (int64_t i = 0; i < l->E * 2 * F * H; i++) l->dup[i] = rng_uniform(-1, 1);
-    float *before = copied(l->dup, l->E * 2 * F * H);
+    for (int64_t i = 0; i < l->E * H * F; i++) l->ddown[i] = rng_uniform(-1, 1);
+    float *before = copied(l->dup, l->E * 2 * F * H), *ddown = copied(l->ddown, l->E * H * F);
     memcpy(forward, l->gate_up, (size_t)(l->rows * 2 * F) * sizeof *forward);
     for (int64_t i = 0; i < l->rows; i++)
         memcpy(rows + i * H, l->x + l->row_token[i] * H, (size_t)H * sizeof *rows);
@@ -281,10 +282,12 @@ static void check_backward(layer *l) {
         assert_same_bits(l->dx + first * H, c, n * H, "dx");
         check_dw(l, e, "dup", l->dup + e * 2 * F * H, before + e * 2 * F * H, 2 * F, H,
                  l->gate_up + first * 2 * F, rows + first * H);
+        check_dw(l, e, "ddown", l->ddown + e * H * F, ddown + e * H * F, H, F, l->dy + first * H,
+                 l->act + first * F);
     }
     assert_ok(cuda->swiglu_backward(cuda, l->rows, F, half(forward), half(dact), half(forward)));
     assert_same_bits(l->gate_up, forward, l->rows * 2 * F, "gradient of gate and up");
-    free(forward), free(dact), free(rows), free(c), free(before);
+    free(forward), free(dact), free(rows), free(c), free(before), free(ddown);
 }
 
 static void test_groups_are_products_of_their_own(void **state) {
@@ -299,6 +302,48 @@ static void test_groups_are_products_of_their_own(void **state) {
         run_forward(&l);
         check_forward(&l);
         check_backward(&l);
+        free_layer(&l);
+    }
+}
+
+/* So many groups with so many rows that they get the largest tiles, whose last ones hold all numbers of rows;
+ * widths with an end within a tile, and that leave one of two blocks without columns. */
+static void test_large_tiles_have_the_same_bits(void **state) {
+    const int64_t widths[][2] = {{264, 264}, {520, 512}, {776, 392}};
+    (void)state;
+    for (int i = 0; i < 3; i++) {
+        layer l;
+        make_layer(&l, 40, 512, widths[i][0], widths[i][1], 500);
+        run_forward(&l);
+        check_forward(&l);
+        check_backward(&l);
+        free_layer(&l);
+    }
+}
+
+/* Where gate and up are of no use, act is the same, and so it is in any company: a row of the second half of
+ * the groups alone. */
+static void test_act_does_not_depend_on_what_is_kept(void **state) {
+    (void)state;
+    for (int round = 0; round < 8; round++) {
+        const bool large = round % 2;
+        layer l;
+        make_layer(&l, large ? 40 : 6, 512, 8 * rng_range(1, 60), large ? 264 : 8 * rng_range(1, 30), 400);
+        run_forward(&l);
+        uint16_t *act = poisoned_bf16(l.rows * l.F);
+        wb_grouped up = group_up(&l);
+        up.y_is_scratch = true;
+        assert_ok(cuda->grouped_matmul(cuda, &up, half(l.x), half(l.gate_up), half(act)));
+        assert_same_bits(act, l.act, l.rows * l.F, "act where gate and up are not kept");
+        const int32_t g = l.E / 2;
+        up.n_groups -= g, up.offsets += g;
+        up.w.data = l.up + g * 2 * l.F * l.H;
+        memset(act, 0xff, (size_t)(l.rows * l.F) * sizeof *act);
+        assert_ok(cuda->grouped_matmul(cuda, &up, half(l.x), half(l.gate_up), half(act)));
+        assert_same_bits(act + l.offsets[g] * l.F, l.act + l.offsets[g] * l.F, (l.rows - l.offsets[g]) * l.F,
+                         "act of half the groups");
+        for (int64_t j = 0; j < l.offsets[g] * l.F; j++) assert_int_equal(0xffff, act[j]);
+        free(act);
         free_layer(&l);
     }
 }
@@ -368,6 +413,8 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_all_kernels_give_the_same_bits),
         cmocka_unit_test(test_a_row_is_the_same_in_any_company),
         cmocka_unit_test(test_groups_are_products_of_their_own),
+        cmocka_unit_test(test_large_tiles_have_the_same_bits),
+        cmocka_unit_test(test_act_does_not_depend_on_what_is_kept),
         cmocka_unit_test(test_nan_stays_with_its_expert),
         cmocka_unit_test(test_swiglu_is_within_the_bound),
     };

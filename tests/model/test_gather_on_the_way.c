@@ -1,6 +1,6 @@
 /* test_gather_on_the_way.c - an MoE layer on a backend that gathers the experts' rows on its way, and so
- * finds nothing in `gathered` but what its own backward reads from x: the same bits on one rank, the same
- * gradients on two, as on the CPU. */
+ * finds nothing in `gathered` but what its own backward reads from x, and that keeps gate and up only where
+ * it is told to: the same bits on one rank, the same gradients on two, as on the CPU. */
 #include "model_ranks.h"
 
 #include <setjmp.h>
@@ -10,6 +10,7 @@
 
 #include <cmocka.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -27,10 +28,17 @@ static size_t gathered_bytes(const wb_grouped *g) {
     return (size_t)(g->offsets[g->n_groups] * g->w.cols) * wb_dtype_size(g->gathered.dtype);
 }
 
-/* Leaves NaN where the CPU's op put the rows: a backend that needs no such memory writes none. */
+/* Forwards that kept gate and up, and that did not. */
+static atomic_int n_kept, n_not_kept;
+
+/* Leaves NaN where the CPU's op put the rows, and gate and up that are of no use: a backend that needs no
+ * such memory writes none. */
 static wb_status forward(wb_device *dev, const wb_grouped *g, wb_rows x, wb_rows y, wb_rows act) {
     const wb_status status = cpu_forward(dev, g, x, y, act);
+    const size_t y_bytes = (size_t)(g->offsets[g->n_groups] * g->w.rows) * wb_dtype_size(y.dtype);
     if (g->gather) memset(g->gathered.data, 0xFF, gathered_bytes(g));
+    if (act.data) atomic_fetch_add(g->y_is_scratch ? &n_not_kept : &n_kept, 1);
+    if (g->y_is_scratch) memset(y.data, 0xFF, y_bytes);
     return status;
 }
 
@@ -85,6 +93,8 @@ static void on_ranks(int n_ranks) {
     for (int r = 0; r < n_ranks; r++) pthread_join(threads[r], NULL);
     for (int r = 0; r < n_ranks; r++) wb_comm_close(comms[r]);
     for (int r = 0; r < n_ranks; r++) assert_int_equal(0, jobs[r].failures);
+    /* Inference and layers that are computed again keep none; what a backward reads is kept. */
+    assert_true(n_not_kept > 0 && n_kept > 0);
 }
 
 static void test_on_one_rank(void **state) {

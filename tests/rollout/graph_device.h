@@ -188,7 +188,7 @@ static void graph_say_plan(graph_call *c) {
 static void graph_say_grouped(graph_call *c) {
     const wb_grouped *g = &c->args.grouped;
     SAY(WORD(g->n_groups), ADDRESS(g->offsets), WORD(g->max_rows), ADDRESS(g->w.data), WORD(g->w.dtype));
-    SAY(WORD(g->w.rows), WORD(g->w.cols), ADDRESS(g->gather), ROWS(g->gathered));
+    SAY(WORD(g->w.rows), WORD(g->w.cols), ADDRESS(g->gather), ROWS(g->gathered), WORD(g->y_is_scratch));
 }
 
 static void graph_say_peers(graph_call *c) {

@@ -11,10 +11,18 @@
 enum wb_product_form { WB_PRODUCT_FORWARD, WB_PRODUCT_DGRAD, WB_PRODUCT_WGRAD };
 
 /* ROWS     C is rows of bf16 that are overwritten
- * ELEMENTS C is of either dtype, its rows or its columns adjacent, overwritten or added to
- * SWIGLU   FORWARD: C is [gate | up], rows of bf16, and `act` is written as well
+ * ELEMENTS C is of either dtype, its rows adjacent elements, overwritten or added to
+ * SUMS     WGRAD: C is matrices of f32, overwritten or added to; what is gathered runs along their rows, so
+ *          that with a gather c_row is 1, and else c_column
+ * SWIGLU   FORWARD: C is [gate | up], rows of bf16, not kept where it is NULL, and `act` is written
  * DSWIGLU  DGRAD: C is [gate | up] of [rows, 2 N], which becomes its gradient; the product is that of act */
-enum wb_product_result { WB_PRODUCT_ROWS, WB_PRODUCT_ELEMENTS, WB_PRODUCT_SWIGLU, WB_PRODUCT_DSWIGLU };
+enum wb_product_result {
+    WB_PRODUCT_ROWS,
+    WB_PRODUCT_ELEMENTS,
+    WB_PRODUCT_SUMS,
+    WB_PRODUCT_SWIGLU,
+    WB_PRODUCT_DSWIGLU
+};
 
 /* One product, or one for each group of adjacent rows. Pointers are device memory. */
 struct wb_product {

@@ -12,6 +12,11 @@ namespace {
 
 /* ---- boxes ------------------------------------------------------------------------------------- */
 
+/* Whether B's halves, which a block of a cluster fetches each, are those of the k. */
+template <class S> constexpr __host__ __device__ bool k_halves() {
+    return S::FORM != WB_PRODUCT_FORWARD && S::COLUMNS % 128 != 0;
+}
+
 /* A's part for warpgroup w. Boxes of no rows are not asked for. */
 template <class S> ASM_INLINE bool a_is_there(const tile &t, int w) {
     return S::FORM == WB_PRODUCT_WGRAD || t.rows > PART * w;
@@ -31,27 +36,38 @@ ASM_INLINE void fill_a(const CUtensorMap &map, const memory<S> &shared, const ti
 }
 
 /* The tensor map of B has four dimensions: FORWARD k, rows, gate or up, group; DGRAD columns, k, 1, group;
- * WGRAD columns, rows, 1, 1. B is fetched in two halves, by two blocks one each, for both. */
+ * WGRAD columns, rows, 1, 1. B is fetched in two halves, by two blocks one each, for both: halves of the
+ * columns, or of the k where the columns have no halves of whole boxes. */
+template <class S>
+ASM_INLINE void fill_half_b(const CUtensorMap &map, uint32_t to, uint32_t full, const tile &t, int step,
+                            int half) {
+    const uint16_t blocks = S::CLUSTER == 2 && !t.apart ? 3 : 0;
+    constexpr int HALF = S::COLUMNS / 2;
+    if constexpr (S::FORM == WB_PRODUCT_FORWARD && S::RESULT == WB_PRODUCT_SWIGLU) {
+        copy_box_4d(to + half * (S::B_BYTES / 2), map, PART * step, t.n * HALF, half, t.group, full, blocks);
+    } else if constexpr (S::FORM == WB_PRODUCT_FORWARD) {
+        copy_box_4d(to + half * (S::B_BYTES / 2), map, PART * step, t.n * S::COLUMNS + half * HALF, 0,
+                    t.group, full, blocks);
+    } else {
+        const int k = (S::FORM == WB_PRODUCT_WGRAD ? t.row : 0) + PART * step;
+        const int group = S::FORM == WB_PRODUCT_WGRAD ? 0 : t.group;
+        for (int i = 0; i < S::COLUMNS / 64; i++) {
+            const int column = t.n * S::COLUMNS + 64 * i;
+            if (k_halves<S>())
+                copy_box_4d(to + i * PART_BYTES + half * (PART_BYTES / 2), map, column, k + half * (PART / 2),
+                            0, group, full, blocks);
+            else if (i / (HALF / 64) == half)
+                copy_box_4d(to + i * PART_BYTES, map, column, k, 0, group, full, blocks);
+        }
+    }
+}
+
 template <class S>
 ASM_INLINE void fill_b(const CUtensorMap &map, const memory<S> &shared, const tile &t, int step,
                        uint32_t stage, int block) {
-    constexpr uint16_t blocks = S::CLUSTER == 2 ? 3 : 0;
-    constexpr int HALF = S::COLUMNS / 2;
-    const uint32_t full = shared.full(stage);
-    for (int half = 0; half < 2; half++) {
-        const uint32_t to = shared.b(stage) + half * (S::B_BYTES / 2);
-        if (S::CLUSTER == 2 && half != block) continue;
-        if constexpr (S::FORM == WB_PRODUCT_FORWARD && S::RESULT == WB_PRODUCT_SWIGLU) {
-            copy_box_4d(to, map, PART * step, t.n * HALF, half, t.group, full, blocks);
-        } else if constexpr (S::FORM == WB_PRODUCT_FORWARD) {
-            copy_box_4d(to, map, PART * step, t.n * S::COLUMNS + half * HALF, 0, t.group, full, blocks);
-        } else {
-            const int k = S::FORM == WB_PRODUCT_WGRAD ? t.row + PART * step : PART * step;
-            for (int i = 0; i < HALF / 64; i++)
-                copy_box_4d(to + i * PART_BYTES, map, t.n * S::COLUMNS + half * HALF + 64 * i, k, 0,
-                            S::FORM == WB_PRODUCT_WGRAD ? 0 : t.group, full, blocks);
-        }
-    }
+    for (int half = 0; half < 2; half++)
+        if (S::CLUSTER == 1 || t.apart || half == block)
+            fill_half_b<S>(map, shared.b(stage), shared.full(stage), t, step, half);
 }
 
 /* Bytes that the boxes of a stage bring. */
@@ -86,16 +102,23 @@ ASM_INLINE void load_tokens(const wb_product &p, const gatherer &g, const tile &
     }
 }
 
-/* Rows beyond the tile's stay what they were: they reach their own results alone, which nobody stores. */
+/* What this thread brings of those rows, from k = 0 on; NULL: a row beyond the tile. */
 template <class S>
-ASM_INLINE void gather_a(const wb_product &p, const memory<S> &shared, const gatherer &g, const int *token,
-                         int step, uint32_t stage) {
-    const int k = PART * step + 8 * g.part;
-    const uint32_t bytes = k < p.K ? 16 : 0;
+ASM_INLINE void find_rows(const wb_product &p, const gatherer &g, const int *token, const uint16_t **row) {
 #pragma unroll
     for (int i = 0; i < 4 * S::WARPGROUPS; i++)
-        if (token[i] >= 0)
-            copy_16(shared.a(stage) + g.to + 2048 * i, p.a + token[i] * p.lda + (bytes ? k : 0), bytes);
+        row[i] = token[i] >= 0 ? p.a + token[i] * p.lda + 8 * g.part : NULL;
+}
+
+/* Rows beyond the tile's stay what they were: they reach their own results alone, which nobody stores. */
+template <class S>
+ASM_INLINE void gather_a(const wb_product &p, const memory<S> &shared, const gatherer &g,
+                         const uint16_t *const *row, int step, uint32_t stage) {
+    const int k = PART * step;
+    const bool there = k + 8 * g.part < p.K;
+#pragma unroll
+    for (int i = 0; i < 4 * S::WARPGROUPS; i++)
+        if (row[i]) copy_16(shared.a(stage) + g.to + 2048 * i, there ? row[i] + k : p.a, there ? 16 : 0);
 }
 
 /* WGRAD: rows are k; tokens of step `step`, loaded a step ahead. */
@@ -127,8 +150,8 @@ ASM_INLINE void gather_steps_a(const wb_product &p, const memory<S> &shared, con
 
 template <class S>
 ASM_INLINE void fill_tile(const CUtensorMap &map_a, const CUtensorMap &map_b, const wb_product &p,
-                          const memory<S> &shared, const gatherer &g, const tile &t, const int *tokens,
-                          int block, int thread, ring<S::STAGES> *at) {
+                          const memory<S> &shared, const gatherer &g, const tile &t,
+                          const uint16_t *const *rows, int block, int thread, ring<S::STAGES> *at) {
     int step_token[4];
     if constexpr (S::GATHER && S::FORM == WB_PRODUCT_WGRAD) load_step_tokens(p, g, t, 0, step_token);
     for (int step = 0; step < t.steps; step++, at->next()) {
@@ -142,42 +165,38 @@ ASM_INLINE void fill_tile(const CUtensorMap &map_a, const CUtensorMap &map_b, co
             gather_steps_a<S>(p, shared, g, t, step_token, at->at);
             load_step_tokens(p, g, t, step + 1, step_token);
         } else if constexpr (S::GATHER) {
-            gather_a<S>(p, shared, g, tokens, step, at->at);
+            gather_a<S>(p, shared, g, rows, step, at->at);
         }
         if constexpr (S::GATHER) copies_arrive(shared.full(at->at));
     }
 }
 
-/* What the filling warpgroup does from beginning to end: all its threads where it gathers, else one. */
+/* What the filling warpgroup does from beginning to end: all its warps where it gathers, else the first. */
 template <class S>
 ASM_INLINE void fill_all(const CUtensorMap &map_a, const CUtensorMap &map_b, const wb_product &p,
-                         const memory<S> &shared, int all, int block, int thread) {
+                         const memory<S> &shared, int block, int thread) {
     constexpr bool AHEAD = S::GATHER && S::FORM != WB_PRODUCT_WGRAD;
-    const int clusters = static_cast<int>(gridDim.x) / S::CLUSTER;
     const gatherer g = make_gatherer(thread);
-    const bool draws = thread == 0 && block == 0;
+    const bool draws = thread < 32;
+    drawer d = start_drawing<S>();
     ring<S::STAGES> stage = {0, 0};
     ring<QUEUE> queue = {0, 0};
-    int group = 0, group_ahead = 0, drawn = 0, tokens[8], tokens_ahead[8];
-    if (thread == 0) put_tile<S>(shared, queue, static_cast<int>(blockIdx.x) / S::CLUSTER, block);
-    if (draws) drawn = draw_tile(p, clusters);
-    int number = take_tile<S, S::GATHER>(shared, &queue);
-    if (AHEAD && number < all)
-        load_tokens<S>(p, g, find_tile<S>(p, shared, number, &group_ahead, block), tokens_ahead);
-    while (number < all) {
-        const tile t = find_tile<S>(p, shared, number, &group, block);
-        if (thread == 0) put_tile<S>(shared, queue, drawn, block);
-        if (draws) drawn = draw_tile(p, clusters);
-        number = take_tile<S, S::GATHER>(shared, &queue);
+    int tokens[8];
+    const uint16_t *rows[8];
+    if (draws) draw_tile<S>(p, shared, queue, block, &d);
+    tile t = take_tile<S>(p, shared, &queue, block);
+    if (AHEAD && t.group >= 0) load_tokens<S>(p, g, t, tokens);
+    while (t.group >= 0) {
+        if (draws) draw_tile<S>(p, shared, queue, block, &d);
+        const tile next = take_tile<S>(p, shared, &queue, block);
         if constexpr (AHEAD) {
-#pragma unroll
-            for (int i = 0; i < 8; i++) tokens[i] = tokens_ahead[i];
-            if (number < all)
-                load_tokens<S>(p, g, find_tile<S>(p, shared, number, &group_ahead, block), tokens_ahead);
+            find_rows<S>(p, g, tokens, rows);
+            if (next.group >= 0) load_tokens<S>(p, g, next, tokens);
         }
-        fill_tile<S>(map_a, map_b, p, shared, g, t, tokens, block, thread, &stage);
+        fill_tile<S>(map_a, map_b, p, shared, g, t, rows, block, thread, &stage);
+        t = next;
     }
-    if (draws) end_drawing(p, clusters);
+    if (thread == 0 && block == 0) end_drawing<S>(p);
 }
 
 } // namespace

@@ -1,5 +1,5 @@
-/* hopper_maps.h - tensor maps, by which TMA finds boxes of a tensor of bf16. They are made for each call, on
- * the host. For .cu files compiled for sm_90a. */
+/* hopper_maps.h - tensor maps, by which TMA finds boxes of a tensor of bf16 or f32. They are made for each
+ * call, on the host. For .cu files compiled for sm_90a. */
 #ifndef WB_HOPPER_MAPS_H
 #define WB_HOPPER_MAPS_H
 
@@ -10,13 +10,15 @@
 
 namespace {
 
-/* A tensor of bf16 in up to four dimensions, the first contiguous; strides in elements. */
+/* A tensor in up to four dimensions, the first contiguous; strides in elements. A row of a box has 128 bytes
+ * at most. */
 struct tensor {
-    const uint16_t *data;
+    const void *data;
     cuuint32_t n_dimensions;
     cuuint64_t size[4];
     int64_t stride[4];
     cuuint32_t box[4];
+    bool f32 = false;
 };
 
 /* The driver's function that makes maps, found at run time: Waybill does not link the driver. */
@@ -34,14 +36,17 @@ inline wb_status find_encode(PFN_cuTensorMapEncodeTiled_v12000 *encode_out) {
 
 inline wb_status make_map(const tensor &t, CUtensorMap *map_out) {
     PFN_cuTensorMapEncodeTiled_v12000 encode = NULL;
+    const CUtensorMapDataType type =
+        t.f32 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT32 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
     const cuuint32_t steps[4] = {1, 1, 1, 1};
+    const cuuint64_t size = t.f32 ? 4 : 2;
     cuuint64_t bytes[3];
     WB_TRY(find_encode(&encode));
-    for (cuuint32_t i = 1; i < t.n_dimensions; i++) bytes[i - 1] = static_cast<cuuint64_t>(t.stride[i]) * 2;
-    const CUresult result =
-        encode(map_out, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, t.n_dimensions, const_cast<uint16_t *>(t.data),
-               t.size, bytes, t.box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-               CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    for (cuuint32_t i = 1; i < t.n_dimensions; i++)
+        bytes[i - 1] = static_cast<cuuint64_t>(t.stride[i]) * size;
+    const CUresult result = encode(map_out, type, t.n_dimensions, const_cast<void *>(t.data), t.size, bytes,
+                                   t.box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                                   CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     if (result != CUDA_SUCCESS)
         return wb_fail(WB_DEVICE, "tensor map: CUDA: error %d", static_cast<int>(result));
     return WB_OK;

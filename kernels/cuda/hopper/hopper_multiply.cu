@@ -14,16 +14,19 @@ bool aligned(const void *data, uintptr_t bytes) {
     return reinterpret_cast<uintptr_t>(data) % bytes == 0;
 }
 
-/* 16-byte stores of rows, or pairs of elements. */
+/* Boxes of rows, or pairs of elements. */
 bool takes_result(const wb_product *p) {
     const int64_t columns = p->result == WB_PRODUCT_SWIGLU ? p->N / 2 : p->N;
-    if (p->result == WB_PRODUCT_ELEMENTS)
-        return p->N % 2 == 0 && (p->c_column != 1 || (p->c_row % 2 == 0 && aligned(p->c.data, 8)));
+    if (p->result == WB_PRODUCT_ELEMENTS) return p->N % 2 == 0 && p->c_row % 2 == 0 && aligned(p->c.data, 8);
+    if (p->result == WB_PRODUCT_SUMS)
+        return aligned(p->c.data, 16) && (p->gather ? p->c_column : p->c_row) % 4 == 0 && p->c_group % 4 == 0;
     return columns % 8 == 0 && p->c_row % 8 == 0 && aligned(p->c.data, 16) && aligned(p->act, 16);
 }
 
-/* The tables of the groups have the shared memory that the stages leave. */
-const int32_t MAX_GROUPS = 1024;
+/* A tile's place is told in words of which it has a half (hopper_tiles.h). */
+bool takes_sizes(const wb_product *p) {
+    return p->N < 32 << 16 && (p->form != WB_PRODUCT_WGRAD || p->M < 64 << 15);
+}
 
 int64_t tiles_of(int64_t rows, int64_t columns, int64_t tile_rows, int64_t tile_columns) {
     return (rows + tile_rows - 1) / tile_rows * ((columns + tile_columns - 1) / tile_columns);
@@ -33,7 +36,9 @@ wb_tile_size size_of(const wb_device *dev, const wb_product *p) {
     const int64_t half = cuda_of(dev)->multiprocessors / 2;
     const int64_t rows = p->form == WB_PRODUCT_WGRAD ? p->M : p->rows / p->n_groups;
     const bool plain = p->result == WB_PRODUCT_ROWS || p->result == WB_PRODUCT_ELEMENTS;
-    if (rows >= 96 && tiles_of(rows, p->N, 256, 256) * p->n_groups >= half) return WB_TILE_LARGE;
+    /* Half of a large tile would stay empty where a router has no more than 128 experts. */
+    if (rows >= 96 && p->N > 128 && tiles_of(rows, p->N, 256, 256) * p->n_groups >= half)
+        return WB_TILE_LARGE;
     if (p->form != WB_PRODUCT_FORWARD || !plain || p->n_groups > 1) return WB_TILE_SMALL;
     return tiles_of(rows, p->N, 64, 128) <= half ? WB_TILE_NARROW : WB_TILE_SMALL;
 }
@@ -41,7 +46,7 @@ wb_tile_size size_of(const wb_device *dev, const wb_product *p) {
 } // namespace
 
 bool wb_hopper_takes(const wb_device *dev, const wb_product *p) {
-    if (cuda_of(dev)->capability != 9 || p->n_groups > MAX_GROUPS) return false;
+    if (cuda_of(dev)->capability != 9 || !takes_sizes(p)) return false;
     if (!aligned(p->a, 16) || !aligned(p->b, 16) || p->lda % 8 != 0 || p->ldb % 8 != 0) return false;
     if (p->gather && (p->K % 8 != 0 || p->M % 8 != 0)) return false;
     return takes_result(p);

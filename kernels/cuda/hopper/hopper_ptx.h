@@ -61,12 +61,13 @@ ASM_INLINE void barrier_wait(uint32_t barrier, uint32_t parity) {
     } while (!done);
 }
 
-/* Stores a word into a block of the cluster and counts its 4 bytes at that block's barrier. */
-ASM_INLINE void store_word_at(uint32_t address, uint32_t word, uint32_t barrier, uint32_t block) {
+/* Stores 16 bytes into a block of the cluster and counts them at that block's barrier. */
+ASM_INLINE void store_16_at(uint32_t address, uint4 v, uint32_t barrier, uint32_t block) {
     asm volatile(
-        "{.reg .b32 to, at; mapa.shared::cluster.u32 to, %0, %3; mapa.shared::cluster.u32 at, %2, %3;"
-        "st.async.shared::cluster.mbarrier::complete_tx::bytes.u32 [to], %1, [at];}" ::"r"(address),
-        "r"(word), "r"(barrier), "r"(block)
+        "{.reg .b32 to, at; mapa.shared::cluster.u32 to, %0, %6; mapa.shared::cluster.u32 at, %5, %6;"
+        "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.u32 [to], {%1, %2, %3, %4}, [at];}" ::"r"(
+            address),
+        "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w), "r"(barrier), "r"(block)
         : "memory");
 }
 
@@ -80,6 +81,19 @@ ASM_INLINE uint32_t load_word(uint32_t address) {
     return word;
 }
 
+ASM_INLINE void store_f32(uint32_t address, float x) {
+    asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(x) : "memory");
+}
+ASM_INLINE void store_two_f32(uint32_t address, float x, float y) {
+    asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(address), "f"(x), "f"(y) : "memory");
+}
+
+ASM_INLINE void store_16(uint32_t address, uint4 v) {
+    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(v.x), "r"(v.y), "r"(v.z),
+                 "r"(v.w)
+                 : "memory");
+}
+
 ASM_INLINE uint4 load_16(uint32_t address) {
     uint4 v;
     asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
@@ -87,10 +101,6 @@ ASM_INLINE uint4 load_16(uint32_t address) {
                  : "r"(address)
                  : "memory");
     return v;
-}
-
-ASM_INLINE void store_16_zeros(uint32_t address) {
-    asm volatile("st.shared.v4.u32 [%0], {%1, %1, %1, %1};" ::"r"(address), "r"(0) : "memory");
 }
 
 /* Waits for `threads` threads, this one too, that call it with this number, 1..15. */
@@ -135,10 +145,6 @@ ASM_INLINE void copies_arrive(uint32_t barrier) {
     asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
 }
 
-ASM_INLINE void copies_wait() {
-    asm volatile("cp.async.wait_all;" ::: "memory");
-}
-
 /* A box of a tensor from these coordinates on, zeros beyond its ends. `blocks`: a bit for each block of the
  * cluster that it lands in, at the same address, and at whose barrier its bytes count; 0: this one alone. */
 ASM_INLINE void copy_box_2d(uint32_t to, const CUtensorMap &map, int x, int y, uint32_t barrier) {
@@ -160,6 +166,45 @@ ASM_INLINE void copy_box_4d(uint32_t to, const CUtensorMap &map, int x, int y, i
                      ".multicast::cluster [%0], [%1, {%2, %3, %4, %5}], [%6], %7;" ::"r"(to),
                      "l"(&map), "r"(x), "r"(y), "r"(z), "r"(u), "r"(barrier), "h"(blocks)
                      : "memory");
+}
+
+/* A box of a tensor begins to come into the L2. */
+ASM_INLINE void prefetch_box_2d(const CUtensorMap &map, int x, int y) {
+    asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global.tile [%0, {%1, %2}];" ::"l"(&map), "r"(x), "r"(y)
+                 : "memory");
+}
+
+/* A box of shared memory to these coordinates of a tensor; what lies beyond its ends goes nowhere. */
+ASM_INLINE void send_box_2d(const CUtensorMap &map, uint32_t from, int x, int y) {
+    asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%1, %2}], [%3];" ::"l"(&map),
+                 "r"(x), "r"(y), "r"(from)
+                 : "memory");
+}
+ASM_INLINE void send_box_3d(const CUtensorMap &map, uint32_t from, int x, int y, int z) {
+    asm volatile(
+        "cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%1, %2, %3}], [%4];" ::"l"(&map), "r"(x),
+        "r"(y), "r"(z), "r"(from)
+        : "memory");
+}
+/* Adds it, element by element, in the L2. */
+ASM_INLINE void add_box_3d(const CUtensorMap &map, uint32_t from, int x, int y, int z) {
+    asm volatile(
+        "cp.reduce.async.bulk.tensor.3d.global.shared::cta.add.tile.bulk_group [%0, {%1, %2, %3}], [%4];" ::
+            "l"(&map),
+        "r"(x), "r"(y), "r"(z), "r"(from)
+        : "memory");
+}
+
+/* What this thread has sent since the last call is a group. It waits until all but the LEFT latest have been
+ * read from shared memory, or until all have arrived. */
+ASM_INLINE void sent_group() {
+    asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
+template <int LEFT> ASM_INLINE void sent_wait_read() {
+    asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(LEFT) : "memory");
+}
+ASM_INLINE void sent_wait() {
+    asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
 }
 
 ASM_INLINE void prefetch_map(const CUtensorMap &map) {
@@ -215,6 +260,7 @@ ASM_INLINE uint64_t operand_at(uint32_t address, uint32_t groups) {
 #define REG_16 REG_UP_TO_9 ",%10,%11,%12,%13,%14,%15"
 #define REG_60 REG_UP_TO_9 "," REG_10(1) "," REG_10(2) "," REG_10(3) "," REG_10(4) "," REG_10(5)
 #define REG_64 REG_60 "," REG_4(6)
+#define REG_96 REG_60 "," REG_10(6) "," REG_10(7) "," REG_10(8) ",%90,%91,%92,%93,%94,%95"
 #define REG_128                                                                               \
     REG_60 "," REG_10(6) "," REG_10(7) "," REG_10(8) "," REG_10(9) "," REG_10(10) "," REG_10( \
         11) ",%120,"                                                                          \
@@ -222,6 +268,7 @@ ASM_INLINE uint64_t operand_at(uint32_t address, uint32_t groups) {
 #define SUM_4(i) "+f"(sum[i]), "+f"(sum[i + 1]), "+f"(sum[i + 2]), "+f"(sum[i + 3])
 #define SUM_16(i) SUM_4(i), SUM_4(i + 4), SUM_4(i + 8), SUM_4(i + 12)
 #define SUM_64(i) SUM_16(i), SUM_16(i + 16), SUM_16(i + 32), SUM_16(i + 48)
+#define SUM_96 SUM_64(0), SUM_16(64), SUM_16(80)
 #define SUM_128 SUM_64(0), SUM_64(64)
 #define WGMMA(n, registers, sums, i_a, i_b, i_more, i_ta, i_tb)                                          \
     asm volatile("{.reg .pred p; setp.ne.b32 p, %" #i_more ", 0; wgmma.mma_async.sync.aligned.m64n" #n   \
@@ -235,11 +282,13 @@ ASM_INLINE uint64_t operand_at(uint32_t address, uint32_t groups) {
  * more: sum[4 j], [4 j + 1] are of the first row, [4 j + 2], [4 j + 3] of the second. */
 template <int A_MN, int B_MN, int HALF>
 ASM_INLINE void wgmma(float (&sum)[HALF], uint64_t a, uint64_t b, int more) {
-    static_assert(HALF == 128 || HALF == 64 || HALF == 16, "a width that wgmma is written for");
+    static_assert(HALF == 128 || HALF == 96 || HALF == 64 || HALF == 16, "a width that wgmma is written for");
     if constexpr (HALF == 16) {
         WGMMA(32, REG_16, SUM_16(0), 16, 17, 18, 19, 20);
     } else if constexpr (HALF == 128) {
         WGMMA(256, REG_128, SUM_128, 128, 129, 130, 131, 132);
+    } else if constexpr (HALF == 96) {
+        WGMMA(192, REG_96, SUM_96, 96, 97, 98, 99, 100);
     } else {
         WGMMA(128, REG_64, SUM_64(0), 64, 65, 66, 67, 68);
     }

@@ -1,23 +1,19 @@
-/* hopper_results.h - what becomes of a tile's sums: rows of bf16, elements of any layout and dtype, the
- * activation of gate and up, or the gradient of gate and up.
+/* hopper_results.h - what becomes of a tile's sums: rows of bf16, elements of either dtype, matrices of f32
+ * that are overwritten or added to, the activation of gate and up, or the gradient of gate and up.
  *
- * A warp has 16 rows. Rows of bf16 pass through boxes of 16 x 64 in shared memory that are the warp's own,
- * so that they leave in whole parts of 16 bytes. Refuses: the products themselves (hopper_product.h). For .cu
- * files compiled for sm_90a. */
+ * Refuses: the products themselves (hopper_product.h), how boxes leave (hopper_boxes.h). For .cu files
+ * compiled for sm_90a. */
 #ifndef WB_HOPPER_RESULTS_H
 #define WB_HOPPER_RESULTS_H
 
 #include "cuda/cuda_swiglu.h"
-#include "cuda/hopper/hopper_tiles.h"
+#include "cuda/hopper/hopper_boxes.h"
 
 namespace {
 
-/* The sums of a warp: rows [0, rows) of 16, which is below 0 or above 16 as well; row 0 is row `row` of C,
- * and column 0 of the tile is column `column`. `box` is the warp's shared memory. */
-struct warp_sums {
-    int lane, rows, group;
-    int64_t row, column;
-    uint32_t box;
+/* How the kernel's operands and results lie: A where it is not gathered, B, C where boxes take it, act. */
+struct product_maps {
+    CUtensorMap a, b, c, act;
 };
 
 ASM_INLINE uint32_t pack_bf16(float low, float high) {
@@ -31,99 +27,48 @@ ASM_INLINE float high_f32(uint32_t pair) {
     return __uint_as_float(pair & 0xFFFF0000u);
 }
 
-/* ---- boxes ------------------------------------------------------------------------------------- */
-
-enum { BOX_BYTES = 16 * 128 };
-
-/* Part `part` of row `row` of a box, swizzled so that neither rows nor columns meet in a bank. */
-ASM_INLINE uint32_t box_part(uint32_t box, int row, int part) {
-    return box + row * 128 + (part ^ row % 8) * 16;
-}
-
-/* Where this lane's rows of the four 8 x 8 matrices of columns 16 j .. 16 j + 15 lie. */
-ASM_INLINE uint32_t box_matrices(const warp_sums &w, uint32_t box, int j) {
-    return box_part(box, w.lane % 16, 2 * j + w.lane / 16);
-}
-
-/* A box's 64 columns, v[16] as wgmma leaves them, to rows of `to` that are `stride` apart: the first
- * `columns` of them, a multiple of 8. */
-ASM_INLINE void store_box(const warp_sums &w, uint32_t box, const uint32_t (&v)[16], uint16_t *to,
-                          int64_t stride, int64_t columns) {
-    __syncwarp(); /* what was in the box has been read */
-#pragma unroll
-    for (int j = 0; j < 4; j++) store_matrices(box_matrices(w, box, j), v + 4 * j);
-    __syncwarp();
-    const int part = w.lane % 8;
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        const int row = w.lane / 8 + 4 * i;
-        if (row < w.rows && 8 * part < columns)
-            *reinterpret_cast<uint4 *>(to + row * stride + 8 * part) = load_16(box_part(box, row, part));
-    }
-}
-
-ASM_INLINE void copy_to_box(const warp_sums &w, uint32_t box, const uint16_t *from, int64_t stride,
-                            int64_t columns) {
-    const int part = w.lane % 8;
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        const int row = w.lane / 8 + 4 * i;
-        const bool there = row < w.rows && 8 * part < columns;
-        copy_16(box_part(box, row, part), from + (there ? row * stride + 8 * part : 0), there ? 16 : 0);
-    }
-}
-
 /* ---- rows of bf16 ------------------------------------------------------------------------------ */
 
-template <int HALF>
-ASM_INLINE void store_rows(const wb_product &p, const warp_sums &w, const float (&sum)[HALF]) {
-    uint16_t *to = static_cast<uint16_t *>(p.c.data) + w.row * p.c_row + w.column;
+template <class S, int HALF>
+ASM_INLINE void store_rows(const product_maps &maps, const wb_product &p, const warp_sums &w,
+                           const float (&sum)[HALF]) {
+    uint16_t *const c = static_cast<uint16_t *>(p.c.data);
 #pragma unroll
     for (int b = 0; b < HALF / 32; b++) {
+        const int column = w.column + 64 * b;
         uint32_t v[16];
+        if (column >= p.N) break;
 #pragma unroll
         for (int i = 0; i < 16; i++) v[i] = pack_bf16(sum[32 * b + 2 * i], sum[32 * b + 2 * i + 1]);
-        store_box(w, w.box, v, to + 64 * b, p.c_row, p.N - w.column - 64 * b);
+        store_columns<S::BOXES>(w, maps.c, b, v, c, p.c_row, column, p.N - column);
     }
 }
 
 /* ---- elements ---------------------------------------------------------------------------------- */
 
-/* Two neighbours of a row of C, at `at` and `c_column` further on, that an op adds to or overwrites. */
-template <bool ADJACENT> struct f32_pair {
-    float *low, *high;
-    ASM_INLINE f32_pair(const wb_product &p, int64_t at)
-        : low(static_cast<float *>(p.c.data) + at), high(low + p.c_column) {}
+/* Two neighbours of a row of C that an op adds to or overwrites. */
+struct f32_pair {
+    float2 *at;
+    ASM_INLINE f32_pair(const wb_product &p, int64_t first)
+        : at(reinterpret_cast<float2 *>(static_cast<float *>(p.c.data) + first)) {}
     /* Added by the L2, which nobody waits for: each element has one adder, so that the sum is as fixed as
      * that of a load and a store. */
     ASM_INLINE void add(float2 v) const {
-        if (ADJACENT)
-            asm volatile("red.global.add.v2.f32 [%0], {%1, %2};" ::"l"(low), "f"(v.x), "f"(v.y) : "memory");
-        else
-            add_one(low, v.x), add_one(high, v.y);
-    }
-    static ASM_INLINE void add_one(float *to, float v) {
-        asm volatile("red.global.add.f32 [%0], %1;" ::"l"(to), "f"(v) : "memory");
+        asm volatile("red.global.add.v2.f32 [%0], {%1, %2};" ::"l"(at), "f"(v.x), "f"(v.y) : "memory");
     }
     ASM_INLINE void store(float2 v) const {
-        if (ADJACENT)
-            *reinterpret_cast<float2 *>(low) = v;
-        else
-            *low = v.x, *high = v.y;
+        *at = v;
     }
 };
-template <bool ADJACENT> struct bf16_pair {
-    uint16_t *low, *high;
-    ASM_INLINE bf16_pair(const wb_product &p, int64_t at)
-        : low(static_cast<uint16_t *>(p.c.data) + at), high(low + p.c_column) {}
+struct bf16_pair {
+    uint32_t *at;
+    ASM_INLINE bf16_pair(const wb_product &p, int64_t first)
+        : at(reinterpret_cast<uint32_t *>(static_cast<uint16_t *>(p.c.data) + first)) {}
     ASM_INLINE void add(float2 v) const {
-        store(make_float2(wb_bf16_to_f32(*low) + v.x, wb_bf16_to_f32(*high) + v.y));
+        store(make_float2(low_f32(*at) + v.x, high_f32(*at) + v.y));
     }
     ASM_INLINE void store(float2 v) const {
-        if (ADJACENT)
-            *reinterpret_cast<uint32_t *>(low) = pack_bf16(v.x, v.y);
-        else
-            *low = wb_f32_to_bf16(v.x), *high = wb_f32_to_bf16(v.y);
+        *at = pack_bf16(v.x, v.y);
     }
 };
 
@@ -132,8 +77,8 @@ ASM_INLINE void store_pairs(const wb_product &p, const warp_sums &w, const float
     const int64_t first = w.group * p.c_group + w.row * p.c_row;
 #pragma unroll
     for (int i = 0; i < HALF / 2; i++) {
-        const int64_t row = w.lane / 4 + i % 2 * 8, column = w.column + i / 2 * 8 + w.lane % 4 * 2;
-        const PAIR pair(p, first + row * p.c_row + column * p.c_column);
+        const int row = w.lane / 4 + i % 2 * 8, column = w.column + i / 2 * 8 + w.lane % 4 * 2;
+        const PAIR pair(p, first + row * p.c_row + column);
         if (row >= w.rows || column >= p.N) continue;
         if (p.accumulate)
             pair.add(make_float2(sum[2 * i], sum[2 * i + 1]));
@@ -144,14 +89,56 @@ ASM_INLINE void store_pairs(const wb_product &p, const warp_sums &w, const float
 
 template <int HALF>
 ASM_INLINE void store_elements(const wb_product &p, const warp_sums &w, const float (&sum)[HALF]) {
-    if (p.c.dtype == WB_BF16 && p.c_column == 1)
-        store_pairs<bf16_pair<true>>(p, w, sum);
-    else if (p.c.dtype == WB_BF16)
-        store_pairs<bf16_pair<false>>(p, w, sum);
-    else if (p.c_column == 1)
-        store_pairs<f32_pair<true>>(p, w, sum);
+    if (p.c.dtype == WB_BF16)
+        store_pairs<bf16_pair>(p, w, sum);
     else
-        store_pairs<f32_pair<false>>(p, w, sum);
+        store_pairs<f32_pair>(p, w, sum);
+}
+
+/* ---- matrices of f32 --------------------------------------------------------------------------- */
+
+/* Sums s[16] of 16 rows and 32 columns, into a box whose rows are those of C. A lane has two neighbours of
+ * two rows, 8 columns apart. Lanes of odd rows exchange the order of their columns, so that no two of half a
+ * warp meet in a bank. */
+ASM_INLINE void put_rows_f32(const warp_sums &w, uint32_t box, const float *s) {
+    const int row = w.lane / 4;
+    const bool odd = row % 2;
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        const int half = i % 2, j = i / 2, other = j ^ 2, at = 4 * j + 2 * half, far = 4 * other + 2 * half;
+        const int part = 2 * (odd ? other : j) + w.lane % 4 / 2;
+        store_two_f32(box_part(box, row + 8 * half, part) + 8 * (w.lane % 2), odd ? s[far] : s[at],
+                      odd ? s[far + 1] : s[at + 1]);
+    }
+}
+
+/* The same into a box whose rows are columns of the product, and which the warps of a pair share. */
+ASM_INLINE void put_columns_f32(const warp_sums &w, uint32_t box, const float *s) {
+#pragma unroll
+    for (int i = 0; i < 16; i++) {
+        const int column = i / 4 * 8 + w.lane % 4 * 2 + i % 2,
+                  row = w.warp % 2 * 16 + w.lane / 4 + i / 2 % 2 * 8;
+        store_f32(box_part(box, column, row / 4) + row % 4 * 4, s[i]);
+    }
+}
+
+template <class S, int HALF>
+ASM_INLINE void store_sums(const product_maps &maps, const wb_product &p, const warp_sums &w,
+                           const float (&sum)[HALF]) {
+#pragma unroll
+    for (int b = 0; b < HALF / 16; b++) {
+        const int column = w.column + 32 * b;
+        if (column >= p.N) break;
+        if constexpr (S::GATHER) {
+            const uint32_t box = take_pair_box<S::BOXES>(w, b);
+            put_columns_f32(w, box, sum + 16 * b);
+            send_pair_sums(w, maps.c, box, column, p.accumulate);
+        } else {
+            const uint32_t box = take_box<S::BOXES>(w, b);
+            put_rows_f32(w, box, sum + 16 * b);
+            send_sums(w, maps.c, box, column, p.accumulate);
+        }
+    }
 }
 
 /* ---- gate and up ------------------------------------------------------------------------------- */
@@ -162,15 +149,19 @@ ASM_INLINE uint32_t swiglu_pair(uint32_t gate, uint32_t up) {
                      swiglu<fast_sigmoid>(high_f32(gate), high_f32(up)));
 }
 
-/* The first half of the tile's columns is gate, the second up, of the same columns [column, ...) of F. */
-template <int HALF>
-ASM_INLINE void store_swiglu(const wb_product &p, const warp_sums &w, const float (&sum)[HALF]) {
-    const int64_t F = p.N / 2;
-    uint16_t *to = static_cast<uint16_t *>(p.c.data) + w.row * p.c_row + w.column;
+/* The first half of the tile's columns is gate, the second up, of the same columns [column, ...) of F. Boxes
+ * have the numbers that they have where gate and up are kept: without those, of two boxes act takes the one
+ * and the other in turn. */
+template <class S, int HALF>
+ASM_INLINE void store_swiglu(const product_maps &maps, const wb_product &p, const warp_sums &w,
+                             const float (&sum)[HALF]) {
+    const int F = p.N / 2;
+    uint16_t *const c = static_cast<uint16_t *>(p.c.data);
 #pragma unroll
     for (int b = 0; b < HALF / 64; b++) {
-        const int64_t left = F - w.column - 64 * b;
+        const int column = w.column + 64 * b, left = F - column;
         uint32_t gate[16], up[16], act[16];
+        if (left <= 0) break;
 #pragma unroll
         for (int i = 0; i < 16; i++) {
             const int at = 32 * b + 2 * i;
@@ -178,21 +169,38 @@ ASM_INLINE void store_swiglu(const wb_product &p, const warp_sums &w, const floa
             up[i] = pack_bf16(sum[HALF / 2 + at], sum[HALF / 2 + at + 1]);
             act[i] = swiglu_pair(gate[i], up[i]);
         }
-        store_box(w, w.box, gate, to + 64 * b, p.c_row, left);
-        store_box(w, w.box, up, to + F + 64 * b, p.c_row, left);
-        store_box(w, w.box, act, p.act + w.row * F + w.column + 64 * b, F, left);
+        store_columns<S::BOXES>(w, maps.act, 3 * b, act, p.act, F, column, left);
+        if (!c) continue;
+        store_columns<S::BOXES>(w, maps.c, 3 * b + 1, gate, c, p.c_row, column, left);
+        store_columns<S::BOXES>(w, maps.c, 3 * b + 2, up, c, p.c_row, F + column, left);
     }
 }
 
-/* Gate and up of the tile begin to come into the warp's boxes while the products are made. */
-template <int HALF> ASM_INLINE void begin_dswiglu(const wb_product &p, const warp_sums &w) {
-    const uint16_t *from = static_cast<const uint16_t *>(p.c.data) + w.row * p.c_row + w.column;
-    __syncwarp(); /* the last tile's have been read */
-#pragma unroll
-    for (int b = 0; b < HALF / 32; b++) {
-        const int64_t left = p.N - w.column - 64 * b;
-        copy_to_box(w, w.box + 2 * b * BOX_BYTES, from + 64 * b, p.c_row, left);
-        copy_to_box(w, w.box + (2 * b + 1) * BOX_BYTES, from + p.N + 64 * b, p.c_row, left);
+/* ---- the gradient of gate and up --------------------------------------------------------------- */
+
+/* Gate and up of 64 columns of the tile begin to come into a pair of the warp's boxes: lane 0. */
+template <class S>
+ASM_INLINE void load_pair(const product_maps &maps, const wb_product &p, const memory<S> &shared,
+                          const warp_sums &w, int b) {
+    constexpr int ROOM = S::BOXES / 2;
+    const uint32_t box = w.boxes + 2 * (b % ROOM) * BOX_BYTES, full = shared.pair_full(w.warp) + 8 * b;
+    barrier_expect(full, 2 * BOX_BYTES);
+    copy_box_2d(box, maps.c, w.column + 64 * b, w.row, full);
+    copy_box_2d(box + BOX_BYTES, maps.c, p.N + w.column + 64 * b, w.row, full);
+}
+
+/* As many as there is room for, while the products are made; the others come into the L2. */
+template <class S>
+ASM_INLINE void begin_dswiglu(const product_maps &maps, const wb_product &p, const memory<S> &shared,
+                              const warp_sums &w) {
+    constexpr int ROOM = S::BOXES / 2;
+    __syncwarp();
+    if (w.lane != 0 || w.rows <= 0) return;
+    sent_wait_read<0>(); /* the last tile's have left */
+    for (int b = 0; b < ROOM && b < S::PAIRS; b++) load_pair<S>(maps, p, shared, w, b);
+    for (int b = ROOM; b < S::PAIRS; b++) {
+        prefetch_box_2d(maps.c, w.column + 64 * b, w.row);
+        prefetch_box_2d(maps.c, p.N + w.column + 64 * b, w.row);
     }
 }
 
@@ -205,26 +213,40 @@ ASM_INLINE void swiglu_gradient_pair(uint32_t dact, uint32_t *gate, uint32_t *up
     *up = pack_bf16(dup[0], dup[1]);
 }
 
-template <int HALF>
-ASM_INLINE void store_dswiglu(const wb_product &p, const warp_sums &w, const float (&sum)[HALF]) {
-    uint16_t *to = static_cast<uint16_t *>(p.c.data) + w.row * p.c_row + w.column;
-    copies_wait();
-    __syncwarp();
+/* Sums s[16] of 32 columns, those from 16 j on, in the boxes of gate and of up. */
+ASM_INLINE void put_gradient(const warp_sums &w, uint32_t gate_box, uint32_t up_box, int j, const float *s) {
 #pragma unroll
-    for (int b = 0; b < HALF / 32; b++) {
-        const int64_t left = p.N - w.column - 64 * b;
-        const uint32_t box = w.box + 2 * b * BOX_BYTES;
-        uint32_t gate[16], up[16];
+    for (int end = j + 2; j < end; j++, s += 8) {
+        uint32_t gate[4], up[4];
+        load_matrices(box_matrices(w, gate_box, j), gate);
+        load_matrices(box_matrices(w, up_box, j), up);
 #pragma unroll
-        for (int j = 0; j < 4; j++) {
-            load_matrices(box_matrices(w, box, j), gate + 4 * j);
-            load_matrices(box_matrices(w, box + BOX_BYTES, j), up + 4 * j);
+        for (int i = 0; i < 4; i++) swiglu_gradient_pair(pack_bf16(s[2 * i], s[2 * i + 1]), gate + i, up + i);
+        store_matrices(box_matrices(w, gate_box, j), gate);
+        store_matrices(box_matrices(w, up_box, j), up);
+    }
+}
+
+/* `parity`: of the pairs' barriers. A pair's boxes are filled again when they have left, which is so half a
+ * pair later. */
+template <class S, int HALF>
+ASM_INLINE void store_dswiglu(const product_maps &maps, const wb_product &p, const memory<S> &shared,
+                              const warp_sums &w, uint32_t parity, const float (&sum)[HALF]) {
+    constexpr int ROOM = S::BOXES / 2;
+    uint16_t *const c = static_cast<uint16_t *>(p.c.data);
+#pragma unroll
+    for (int b = 0; b < S::PAIRS; b++) {
+        const uint32_t gate = w.boxes + 2 * (b % ROOM) * BOX_BYTES, up = gate + BOX_BYTES;
+        const int column = w.column + 64 * b, left = p.N - column, next = b - 1 + ROOM;
+        barrier_wait(shared.pair_full(w.warp) + 8 * b, parity);
+        put_gradient(w, gate, up, 0, sum + 32 * b);
+        if (b > 0 && next < S::PAIRS) {
+            __syncwarp();
+            if (w.lane == 0) sent_wait_read<0>(), load_pair<S>(maps, p, shared, w, next);
         }
-#pragma unroll
-        for (int i = 0; i < 16; i++)
-            swiglu_gradient_pair(pack_bf16(sum[32 * b + 2 * i], sum[32 * b + 2 * i + 1]), gate + i, up + i);
-        store_box(w, box, gate, to + 64 * b, p.c_row, left);
-        store_box(w, box + BOX_BYTES, up, to + p.N + 64 * b, p.c_row, left);
+        put_gradient(w, gate, up, 2, sum + 32 * b + 16);
+        send_rows(w, maps.c, gate, c, p.c_row, column, left);
+        send_rows(w, maps.c, up, c, p.c_row, p.N + column, left);
     }
 }
 

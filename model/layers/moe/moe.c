@@ -75,7 +75,8 @@ static wb_status run_experts_of_peers(moe *m, const wb_moe_weights *w, const wb_
     WB_TRY(dev->peer_send(dev, peers, pass->T * model->config.router.top_k, m->plan.row_token.data,
                           m->plan.offsets.data, x));
     WB_TRY(dev->peer_receive(dev, peers, offsets, place));
-    WB_TRY(wb_moe_experts_forward(&m->experts, &m->plan, w, received, rows_of(m, &m->output)));
+    WB_TRY(wb_moe_experts_forward(&m->experts, &m->plan, w, pass->leaves_nothing, received,
+                                  rows_of(m, &m->output)));
     WB_TRY(dev->peer_return(dev, peers, pass->peer_rows, offsets, place, rows_of(m, &m->output)));
     WB_TRY(dev->peer_wait(dev, peers));
     *rows_out = (wb_rows){wb_mailbox_output(peers, peers->rank, 0), peers->dtype};
@@ -83,14 +84,14 @@ static wb_status run_experts_of_peers(moe *m, const wb_moe_weights *w, const wb_
 }
 
 /* rows (=) the outputs of the experts for x[T,H]. */
-static wb_status run_experts(moe *m, const wb_moe_weights *w, wb_rows x) {
+static wb_status run_experts(moe *m, const wb_moe_weights *w, bool leaves_nothing, wb_rows x) {
     wb_device *dev = m->model->device;
     if (!wb_moe_has_peers(m->model))
-        return wb_moe_experts_forward(&m->experts, &m->plan, w, x, rows_of(m, &m->rows));
+        return wb_moe_experts_forward(&m->experts, &m->plan, w, leaves_nothing, x, rows_of(m, &m->rows));
     WB_TRY(dev->gather_rows(dev, m->plan.n_sent, m->model->config.hidden_size, m->plan.row_token.data, x,
                             rows_of(m, &m->sent)));
     WB_TRY(wb_moe_send_to_experts(&m->exchange, &m->plan, rows_of(m, &m->sent)));
-    WB_TRY(wb_moe_experts_forward(&m->experts, &m->plan, w, rows_of(m, &m->exchange.received),
+    WB_TRY(wb_moe_experts_forward(&m->experts, &m->plan, w, leaves_nothing, rows_of(m, &m->exchange.received),
                                   rows_of(m, &m->output)));
     return wb_moe_return_to_tokens(&m->exchange, &m->plan, rows_of(m, &m->output), rows_of(m, &m->rows));
 }
@@ -107,7 +108,8 @@ static wb_status forward(void *worker, const void *weights, const wb_pass *pass,
     WB_TRY(wb_moe_choose(&m->choice, w, pass, x));
     WB_TRY(wb_moe_rows_make(&m->plan, &m->exchange, pass, w->moe_index));
     if (pass->used && !pass->recompute) WB_TRY(wb_moe_rows_used(&m->plan, pass, w->moe_index));
-    WB_TRY(pass->peer_rows > 0 ? run_experts_of_peers(m, w, pass, x, &rows) : run_experts(m, w, x));
+    WB_TRY(pass->peer_rows > 0 ? run_experts_of_peers(m, w, pass, x, &rows)
+                               : run_experts(m, w, pass->leaves_nothing, x));
     return dev->moe_combine(dev, T, K, H, rows, m->plan.pair_row.data, m->choice.weights.data, y);
 }
 

@@ -140,9 +140,9 @@ void wb_moe_experts_layout(wb_moe_experts *experts, const wb_moe_experts *other,
                            const wb_sizes *sizes, wb_arena *arena);
 
 /* output[n,H] (=) of each row's expert for the rows that `plan` takes from x: the tokens' [T, H], or with R >
- * 1 what was received, by the exchange or in the mailbox. */
+ * 1 what was received, by the exchange or in the mailbox. leaves_nothing: as in wb_pass. */
 wb_status wb_moe_experts_forward(wb_moe_experts *experts, const wb_moe_rows *plan, const wb_moe_weights *w,
-                                 wb_rows x, wb_rows output);
+                                 bool leaves_nothing, wb_rows x, wb_rows output);
 
 /* `grad` [n, H]: in, of the outputs; out, of the inputs. x: the tokens' [T, H], not read with R > 1. Uses up
  * gate_up. */

@@ -46,12 +46,14 @@ static wb_grouped group_down(const wb_moe_experts *experts, const wb_moe_rows *p
 }
 
 wb_status wb_moe_experts_forward(wb_moe_experts *experts, const wb_moe_rows *plan, const wb_moe_weights *w,
-                                 wb_rows x, wb_rows output) {
+                                 bool leaves_nothing, wb_rows x, wb_rows output) {
     const wb_model *model = experts->model;
     wb_device *dev = model->device;
-    const wb_grouped gate_up = group_gate_up(experts, plan, w), down = group_down(experts, plan, w);
+    const wb_grouped down = group_down(experts, plan, w);
+    wb_grouped gate_up = group_gate_up(experts, plan, w);
     const wb_rows from = gate_up_input(experts, plan, x), act = wb_activations(model, &experts->act),
                   none = {0};
+    gate_up.y_is_scratch = leaves_nothing;
     if (!plan->gather)
         WB_TRY(dev->gather_rows(dev, plan->n, model->config.hidden_size, plan->to_received.data, x, from));
     WB_TRY(dev->grouped_matmul(dev, &gate_up, from, wb_activations(model, &experts->gate_up), act));
