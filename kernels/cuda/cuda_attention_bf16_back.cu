@@ -4,7 +4,9 @@
  *
  * With p the weights, dp = <dout, v> and dot = sum of p dp over the keys: dv += p dout, ds = p (dp - dot),
  * dq = scale * sum of ds k, dk += scale * sum of ds q. p and ds are rounded to bf16 where they multiply.
- * Scores are computed again where they are needed: nothing is as long as a context. */
+ * Scores are computed again where they are needed: nothing is as long as a context.
+ *
+ * Refuses: a call on sm_90a with what the forward left (hopper/hopper_attention_back.cu). */
 #include "cuda/cuda_attention_bf16.h"
 #include "cuda/cuda_attention_keys.h"
 #include "cuda/cuda_scratch.h"

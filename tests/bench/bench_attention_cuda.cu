@@ -20,7 +20,8 @@ int32_t *upload(const std::vector<int32_t> &host) {
     return p;
 }
 
-/* n sequences of `context` keys; the last `tokens` of each are fed. */
+/* n sequences of `context` keys; the last `tokens` of each are fed. Pages lie in order, as a trainer's rows
+ * do, or scattered. */
 wb_attention make_attention(const shape &s, int32_t n, int32_t context, int32_t tokens, int32_t page,
                             bool in_order = false) {
     const int32_t pages = (context + page - 1) / page;
@@ -46,9 +47,9 @@ void free_attention(wb_attention &a) {
         dev->mem_free(dev, const_cast<void *>(p));
 }
 
-void time_long(const shape &s, bool in_order) {
+void time_long(const shape &s) {
     const int32_t n = 4, length = 4096;
-    wb_attention a = make_attention(s, n, length, length, 1, in_order);
+    wb_attention a = make_attention(s, n, length, length, 1, true);
     const int64_t wide = a.T * s.heads * s.D, narrow = a.T * s.kv_heads * s.D;
     wb_rows out = random_rows(wide, 1), dout = random_rows(wide, 1), dq = random_rows(wide, 1);
     wb_rows dk = random_rows(narrow, 1), dv = random_rows(narrow, 1);
@@ -85,7 +86,7 @@ int main(int argc, char **argv) {
     if (argc > 3) s = {atoi(argv[1]), atoi(argv[2]), atoi(argv[3])};
     if (!open_device()) return 77;
     printf("%d heads, %d kv heads of %d\n", s.heads, s.kv_heads, s.D);
-    time_long(s, true), time_long(s, false);
+    time_long(s);
     for (int32_t n : {1, 64, 256})
         for (int32_t context : {1024, 8192}) time_decode(s, n, context);
     wb_device_close(dev);

@@ -29,7 +29,7 @@ wb_status make_maps(wb_attention_back *call) {
 bool wb_hopper_attention_back_takes(const wb_device *dev, const wb_attention *args) {
     const bool aligned = reinterpret_cast<uintptr_t>(args->out.data) % 16 == 0;
     return reinterpret_cast<const wb_cuda_device *>(dev)->capability == 9 && args->log_sums && aligned &&
-           args->T <= INT32_MAX / WB_BACK_TILE;
+           args->T * args->n_heads <= INT32_MAX / 2; /* pieces of work are counted */
 }
 
 wb_status wb_hopper_attention_back(wb_device *dev, const char *op, const wb_attention &args, wb_rows dout,

@@ -210,68 +210,94 @@ ASM_INLINE void add_to_keys(const wb_attention &args, const wb_rows &to, const k
     }
 }
 
-/* Whether a stage of the tokens [first, ...) is for keys up to `key`, the warpgroup's smallest, at all. */
+/* Whether some token of a stage, the tokens from `first` on, sees the key at position `key`. */
 template <int D>
 ASM_INLINE bool sees(const key_memory<D> &m, uint32_t stage, const key_tile &t, int first, int key) {
     const int last = min(STAGE_ROWS, t.end - first) - 1;
     return load_position(m.positions(stage) + 4 * last) >= key;
 }
 
+/* A warpgroup's 64 keys of a tile: the position of the first and of the lane's first; their sums so far, none
+ * before `more`; and the stage that the last products still read. */
+template <int D> struct key_state {
+    int first, own;
+    uint64_t k, v; /* operands */
+    float dk[D / 2], dv[D / 2];
+    int more;
+    bool held;
+    uint32_t before;
+};
+
+template <int D>
+ASM_INLINE void begin_keys(const key_memory<D> &m, const key_tile &t, int warp, key_state<D> *w) {
+    const uint32_t rows = warp / 4 * 64 * 128;
+    w->first = t.j0 + warp / 4 * 64;
+    w->own = w->first + warp % 4 * 16 + static_cast<int>(threadIdx.x) % 32 / 4;
+    w->k = operand_at(m.k() + rows, 0), w->v = operand_at(m.v() + rows, 0);
+    w->more = 0, w->held = false, w->before = 0;
+}
+
+/* The sums go on by a stage. The stage before is released when its products are done. */
+template <int D>
+ASM_INLINE void add_stage(const key_memory<D> &m, uint32_t stage, float factor, key_state<D> *w) {
+    float s[32], dp[32];
+    uint32_t packed_p[16], packed_ds[16];
+    wgmma_fence();
+    multiply_tiles<D>(w->k, operand_at(m.q(stage), 0), s);
+    multiply_tiles<D>(w->v, operand_at(m.dout(stage), 0), dp);
+    wgmma_wait<1>();
+    sums_are_there(s);
+    if (w->held) release_buffer(m.empty(w->before));
+    find_weights<D>(m, stage, w->own, load_position(m.positions(stage)) < w->first + 63, factor, s);
+    pack_sums(s, packed_p);
+    wgmma_fence();
+    add_rows_of<D>(packed_p, m.dout(stage), w->more, w->dv);
+    wgmma_commit();
+    wgmma_wait<1>();
+    sums_are_there(dp);
+    find_ds<D>(m, stage, dp, s);
+    pack_sums(s, packed_ds);
+    wgmma_fence();
+    add_rows_of<D>(packed_ds, m.q(stage), w->more, w->dk);
+    wgmma_commit();
+    wgmma_wait<1>(); /* dv: packed_p is free */
+    w->before = stage, w->held = true, w->more = 1;
+}
+
+/* A stage that is not for these keys. The other warpgroup may need many of them before this one goes on. */
+template <int D> ASM_INLINE void pass_stage(const key_memory<D> &m, uint32_t stage, key_state<D> *w) {
+    if (w->held) wgmma_wait<0>(), release_buffer(m.empty(w->before));
+    release_buffer(m.empty(stage));
+    w->held = false;
+}
+
 /* One tile: the warpgroup's 64 keys over all heads of the group and the tokens that see them. */
 template <int D>
 ASM_INLINE void multiply_key_tile(const wb_attention_back &call, const key_memory<D> &m, const key_tile &t,
                                   int warp, uint32_t parity, ring<key_memory<D>::STAGES> *at) {
-    const int group = call.args.n_heads / call.args.n_kv_heads, key = t.j0 + warp / 4 * 64;
-    const int own = key + warp % 4 * 16 + static_cast<int>(threadIdx.x) % 32 / 4;
-    const uint64_t k = operand_at(m.k() + warp / 4 * 64 * 128, 0);
-    const uint64_t v = operand_at(m.v() + warp / 4 * 64 * 128, 0);
+    const int group = call.args.n_heads / call.args.n_kv_heads;
     const float factor = wb_mul(call.args.scale, 1.44269504f);
-    float s[32], dp[32], dk[D / 2], dv[D / 2];
-    uint32_t packed_p[16], packed_ds[16], before = 0;
-    int more = 0;
-    bool held = false;
+    key_state<D> w;
+    begin_keys<D>(m, t, warp, &w);
     barrier_wait(m.keys_full(), parity);
     for (int head = 0; head < group; head++)
         for (int first = t.first; first < t.end; first += STAGE_ROWS, at->next()) {
-            const uint32_t stage = at->at;
-            barrier_wait(m.full(stage), at->parity);
-            if (key >= t.keys || !sees(m, stage, t, first, key)) {
-                if (held) wgmma_wait<0>(), release_buffer(m.empty(before));
-                release_buffer(m.empty(stage));
-                held = false;
+            barrier_wait(m.full(at->at), at->parity);
+            if (w.first >= t.keys || !sees(m, at->at, t, first, w.first)) {
+                pass_stage<D>(m, at->at, &w);
                 continue;
             }
             /* what came by copies of 16 bytes is there for wgmma too */
-            if (!more || first + STAGE_ROWS > t.end) fence_async();
-            wgmma_fence();
-            multiply_tiles<D>(k, operand_at(m.q(stage), 0), s);
-            multiply_tiles<D>(v, operand_at(m.dout(stage), 0), dp);
-            wgmma_wait<1>();
-            sums_are_there(s);
-            if (held) release_buffer(m.empty(before));
-            find_weights<D>(m, stage, own, load_position(m.positions(stage)) < key + 63, factor, s);
-            pack_sums(s, packed_p);
-            wgmma_fence();
-            add_rows_of<D>(packed_p, m.dout(stage), more, dv);
-            wgmma_commit();
-            wgmma_wait<1>();
-            sums_are_there(dp);
-            find_ds<D>(m, stage, dp, s);
-            pack_sums(s, packed_ds);
-            wgmma_fence();
-            add_rows_of<D>(packed_ds, m.q(stage), more, dk);
-            wgmma_commit();
-            wgmma_wait<1>(); /* dv: packed_p is free */
-            before = stage, held = true, more = 1;
+            if (!w.more || first + STAGE_ROWS > t.end) fence_async();
+            add_stage<D>(m, at->at, factor, &w);
         }
     wgmma_wait<0>();
-    sums_are_there(dk), sums_are_there(dv);
-    if (held) release_buffer(m.empty(before));
+    sums_are_there(w.dk), sums_are_there(w.dv);
+    if (w.held) release_buffer(m.empty(w.before));
     release_buffer(m.keys_empty());
-    if (more) {
-        add_to_keys<D>(call.args, call.dk, t, own, call.args.scale, dk);
-        add_to_keys<D>(call.args, call.dv, t, own, 1.0f, dv);
-    }
+    if (!w.more) return;
+    add_to_keys<D>(call.args, call.dk, t, w.own, call.args.scale, w.dk);
+    add_to_keys<D>(call.args, call.dv, t, w.own, 1.0f, w.dv);
 }
 
 template <int D>

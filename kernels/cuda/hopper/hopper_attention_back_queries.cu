@@ -1,8 +1,8 @@
 /* hopper_attention_back_queries.cu - dq on sm_90a: a block has 128 queries of one head, 64 a warpgroup, and
  * goes over the keys that they see, 64 at a time.
  *
- * s = q k^T, p = 2^(s - log2_sum), ds = p (dout v^T - dot), dq += ds k: p and
- * ds are of 64 x 64 keys. Refuses: dk and dv (hopper_attention_back_keys.cu). */
+ * s = q k^T, p = 2^(s - log2_sum), ds = p (dout v^T - dot), dq += ds k, of 64 queries and 64 keys at a
+ * time. Refuses: dk and dv (hopper_attention_back_keys.cu). */
 #include "cuda/hopper/hopper_attention_back_fill.h"
 
 namespace {
@@ -180,48 +180,58 @@ template <int D> struct query_state {
     ring<query_memory<D>::STAGES> stage;
 };
 
+/* dq goes on by a stage of keys, from position j0 on. `before`: of the stage before, whose products are done
+ * when this one's scores are; 0: there is none. */
+template <int D, class OPERAND>
+ASM_INLINE void add_keys(const query_memory<D> &m, uint32_t stage, uint32_t before, const OPERAND &q,
+                         const OPERAND &dout, const query_rows &rows, int j0, bool masked, float factor,
+                         float (&dq)[D / 2]) {
+    float s[32], dp[32];
+    uint32_t packed[16];
+    fence_async();
+    wgmma_fence();
+    q.multiply(m.k(stage), s);
+    dout.multiply(m.v(stage), dp);
+    wgmma_wait<1>();
+    sums_are_there(s);
+    if (before) release_buffer(before);
+    find_weights(rows, j0, masked, factor, s);
+    wgmma_wait<0>();
+    sums_are_there(dp);
+#pragma unroll
+    for (int i = 0; i < 32; i++) s[i] = wb_mul(s[i], wb_sub(dp[i], rows.dot[i / 2 % 2]));
+    pack_sums(s, packed);
+    wgmma_fence();
+    add_rows_of<D>(packed, m.k(stage), j0, dq);
+    wgmma_commit();
+}
+
 /* One tile: the warpgroup's 64 rows of it over all keys. */
 template <int D>
 ASM_INLINE void multiply_queries(const wb_attention_back &call, const query_memory<D> &m, const query_tile &t,
                                  int warp, query_state<D> *at) {
     constexpr bool IN_REGISTERS = query_memory<D>::IN_REGISTERS;
     query_operand<D, IN_REGISTERS> q, dout;
-    uint32_t packed[16];
-    float s[32], dp[32], dq[D / 2];
+    float dq[D / 2];
     const query_rows rows = find_query_rows(call, t, warp);
     const int first = t.first + warp / 4 * 64, last = min(first + 64, t.end) - 1;
     const int sees_all = first < t.end ? call.args.pos[first] + 1 : 0;
     const int keys = first < t.end ? call.args.pos[last] + 1 : 0;
     const float factor = wb_mul(call.args.scale, 1.44269504f);
+    uint32_t before = 0;
+    int j0 = 0;
     barrier_wait(m.queries_full(at->tile.at), at->tile.parity);
     q.load(m.q(at->tile.at), warp), dout.load(m.dout(at->tile.at), warp);
     if (IN_REGISTERS) release_buffer(m.queries_empty(at->tile.at));
-    uint32_t before = 0;
-    int j0 = 0;
     for (; j0 < keys; j0 += STAGE_ROWS, at->stage.next()) {
         const uint32_t stage = at->stage.at;
         barrier_wait(m.full(stage), at->stage.parity);
-        fence_async();
-        wgmma_fence();
-        q.multiply(m.k(stage), s);
-        dout.multiply(m.v(stage), dp);
-        wgmma_wait<1>();
-        sums_are_there(s);
-        if (j0 > 0) release_buffer(m.empty(before));
-        find_weights(rows, j0, j0 + STAGE_ROWS > sees_all, factor, s);
-        wgmma_wait<0>();
-        sums_are_there(dp);
-#pragma unroll
-        for (int i = 0; i < 32; i++) s[i] = wb_mul(s[i], wb_sub(dp[i], rows.dot[i / 2 % 2]));
-        pack_sums(s, packed);
-        wgmma_fence();
-        add_rows_of<D>(packed, m.k(stage), j0, dq);
-        wgmma_commit();
-        before = stage;
+        add_keys<D>(m, stage, before, q, dout, rows, j0, j0 + STAGE_ROWS > sees_all, factor, dq);
+        before = m.empty(stage);
     }
     wgmma_wait<0>();
     sums_are_there(dq);
-    if (keys > 0) release_buffer(m.empty(before));
+    if (before) release_buffer(before);
     if (!IN_REGISTERS) release_buffer(m.queries_empty(at->tile.at));
     /* keys that no row of this warpgroup sees */
     for (; j0 < t.keys; j0 += STAGE_ROWS, at->stage.next()) {
