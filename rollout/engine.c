@@ -96,6 +96,8 @@ static wb_status open_parts(wb_engine *engine, const wb_engine_options *options)
     WB_TRY(wb_step_forcing_open(&engine->workspace, (size_t)options->max_batch_tokens, &engine->forcing));
     WB_TRY(wb_load_count_open(&engine->workspace.host, options->rebalance, route_model,
                               (size_t)options->max_batch_tokens, &engine->load));
+    WB_TRY(wb_lending_open(&engine->workspace.host, options->lend_requests, wb_comm_size(engine->comm),
+                           &engine->lending));
     WB_TRY(WB_OWN(&engine->workspace.host, engine->words, (size_t)wb_comm_size(engine->comm),
                   "engine step words"));
     WB_TRY(wb_weights_digest(engine->model, &engine->weights_digest));
@@ -175,17 +177,11 @@ static void free_unfinished(wb_sched_entry *first) {
     }
 }
 
-static void free_finished(wb_sequence *first) {
-    for (wb_sequence *s = first, *next; s; s = next) {
-        next = s->next_finished;
-        wb_sequence_free(s);
-    }
-}
-
 void wb_engine_close(wb_engine *engine) {
     if (!engine) return;
     free_unfinished(engine->scheduler.first);
-    free_finished(engine->first_finished);
+    wb_sequence_list_free(&engine->ready);
+    wb_lending_close(&engine->lending);
     wb_string_table_free(&engine->rids);
     wb_infer_close(engine->infer);
     wb_step_results_close(&engine->results);
@@ -215,12 +211,16 @@ static bool may_share(const wb_engine *engine, const wb_sequence *s) {
     return engine->scheduler.blocks.cache.n_blocks > 0;
 }
 
-/* Room in a step's results for what is kept of `s`, so that no step makes any. */
-static wb_status make_room(wb_engine *engine, const wb_sequence *s) {
+wb_status wb_engine_make_room(wb_engine *engine, const wb_sequence *s) {
     const int64_t max_kept = wb_sampler_max_kept(&engine->sampler, s);
     if (wb_step_results_have_room(&engine->results, max_kept)) return WB_OK;
     wb_filing_finish(&engine->filing);
     return wb_step_results_make_room(&engine->results, max_kept);
+}
+
+void wb_engine_enter(wb_engine *engine, wb_sequence *s) {
+    s->entry.shares = may_share(engine, s);
+    wb_scheduler_add(&engine->scheduler, &s->entry);
 }
 
 wb_status wb_engine_submit(wb_engine *engine, const wb_request *request) {
@@ -234,16 +234,17 @@ wb_status wb_engine_submit(wb_engine *engine, const wb_request *request) {
     WB_TRY(wb_sequence_create(&own, engine->limits.vocab_size, engine->limits.route_model, max_blocks, &s));
     const wb_request_load load = load_of(s);
     wb_status status = wb_request_check_load(own.rid, &engine->unfinished, &load, &engine->limits);
-    if (status == WB_OK) status = make_room(engine, s);
+    if (status == WB_OK) status = wb_engine_make_room(engine, s);
     if (status == WB_OK)
         status = wb_string_table_add(&engine->rids, own.rid, strlen(own.rid), (uint64_t)(uintptr_t)s, NULL);
     if (status != WB_OK) {
         wb_sequence_free(s);
         return status;
     }
-    s->entry.shares = may_share(engine, s);
+    s->home = s->host = wb_comm_rank(engine->comm);
+    s->number = engine->submitted++;
     s->entry.place = (int64_t)engine->steps - own.priority;
-    wb_scheduler_add(&engine->scheduler, &s->entry);
+    wb_engine_enter(engine, s);
     engine->unfinished.n += load.n;
     engine->unfinished.tokens += load.tokens;
     engine->unfinished.bytes += load.bytes;
@@ -252,31 +253,41 @@ wb_status wb_engine_submit(wb_engine *engine, const wb_request *request) {
 
 /* ---- requests out -------------------------------------------------------------------------------- */
 
-void wb_engine_finish(wb_engine *engine, wb_sequence *s, wb_finish reason) {
-    wb_scheduler_remove(&engine->scheduler, &s->entry);
+void wb_engine_deliver(wb_engine *engine, wb_sequence *s, wb_finish reason) {
     wb_sequence_finish(s, reason);
     const wb_request_load load = load_of(s);
     engine->unfinished.n -= load.n;
     engine->unfinished.tokens -= load.tokens;
     engine->unfinished.bytes -= load.bytes;
     *(reason == WB_FINISH_ABORT ? &engine->aborted : &engine->finished) += 1;
-    *(engine->last_finished ? &engine->last_finished->next_finished : &engine->first_finished) = s;
-    engine->last_finished = s;
+    wb_sequence_list_append(&engine->ready, s);
+}
+
+void wb_engine_finish(wb_engine *engine, wb_sequence *s, wb_finish reason) {
+    wb_scheduler_remove(&engine->scheduler, &s->entry);
+    if (s->home == wb_comm_rank(engine->comm)) {
+        wb_engine_deliver(engine, s, reason);
+        return;
+    }
+    s->completion.record.finish = reason;
+    wb_sequence_list_append(&engine->lending.ended, s);
 }
 
 wb_status wb_engine_abort(wb_engine *engine, const char *rid) {
     wb_sequence *s = rid ? find(engine, rid) : NULL;
     if (!s) return wb_fail(WB_NOT_FOUND, "abort: no request %s", rid ? rid : "(NULL)");
-    if (s->completion.record.finish == WB_FINISH_NONE) wb_engine_finish(engine, s, WB_FINISH_ABORT);
+    if (s->completion.record.finish != WB_FINISH_NONE) return WB_OK;
+    if (s->host == s->home)
+        wb_engine_finish(engine, s, WB_FINISH_ABORT);
+    else
+        s->abort_asked = true;
     return WB_OK;
 }
 
 wb_completion *wb_engine_poll(wb_engine *engine) {
-    wb_sequence *s = engine->first_finished;
+    wb_sequence *s = wb_sequence_list_pop(&engine->ready);
     if (!s) return NULL;
     wb_filing_finish(&engine->filing);
-    engine->first_finished = s->next_finished;
-    if (!engine->first_finished) engine->last_finished = NULL;
     const char *rid = s->completion.record.rid;
     wb_string_table_remove(&engine->rids, rid, strlen(rid));
     return &s->completion;
@@ -297,12 +308,16 @@ wb_engine_stats wb_engine_get_stats(const wb_engine *engine) {
                              .taken_over_tokens = engine->taken_over_tokens,
                              .drafts = engine->drafts,
                              .accepted_drafts = engine->accepted_drafts,
+                             .step_seconds = engine->step_seconds,
                              .finished = engine->finished,
                              .aborted = engine->aborted,
                              .unfinished_tokens = engine->unfinished.tokens,
                              .unfinished_bytes = engine->unfinished.bytes,
                              .waiting = scheduler->waiting,
                              .running = scheduler->running,
+                             .lent = engine->lending.n_lent,
+                             .away = engine->lending.lent.n,
+                             .guests = engine->lending.n_guests,
                              .free_blocks = wb_kv_blocks_n_free(&scheduler->blocks),
                              .known_blocks = scheduler->blocks.cache.n_known,
                              .n_blocks = engine->limits.n_blocks,

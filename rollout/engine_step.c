@@ -1,16 +1,17 @@
-/* engine_step.c - the order of a step: schedule, forward, sample, start the copy of the results, file the
- * step before, wait for the copy, agree, commit.
+/* engine_step.c - the order of a step: lend, schedule, forward, sample, start the copy of the results, file
+ * the step before, wait for the copy, agree, commit.
  *
  * What the next step needs of this one are its tokens, which the commit puts into the records. Rows and
  * kept tokens are filed by the next step, while the device works (filing.h). A step that fails on any rank
- * changes no record on any: the same tokens are fed again by the next one. A step allocates nothing:
- * memory is made at open for the largest step, at submit for the longest that a request can become, and in
+ * changes no record on any: the same tokens are fed again by the next one. A step allocates nothing: memory
+ * is made at open for the largest step, at submit for the longest that a request can become, and in
  * wb_engine_set_weights for the spans to come. A manager of experts does, at the boundaries where it
- * begins, makes or ends a rebalance (wb_rebalance.h). */
+ * begins, makes or ends a rebalance (wb_rebalance.h), and so do requests that travel (lending.h). */
 #include "engine.h"
 #include "wb_check.h"
 
 #include <string.h>
+#include <time.h>
 
 /* The rows of the known blocks that a request was admitted with become its own, unless it has them. */
 static void take_over(wb_engine *engine, wb_sched_entry *entry) {
@@ -87,8 +88,8 @@ static wb_status sample_and_fetch(wb_engine *engine, const float *logits) {
 }
 
 /* Which drafts each request takes, and what the commit will leave: unfinished requests, and those of them
- * that decode. */
-static void count_work(const wb_engine *engine, wb_step_word *word) {
+ * that decode. Returns how many end. */
+static uint64_t count_work(const wb_engine *engine, wb_step_word *word) {
     const wb_scheduler *scheduler = &engine->scheduler;
     const int32_t *sampled = wb_step_results_on_host(&engine->results).tokens;
     uint64_t n_ended = 0;
@@ -101,8 +102,11 @@ static void count_work(const wb_engine *engine, wb_step_word *word) {
         n_ended += finish != WB_FINISH_NONE;
         sampled += n;
     }
-    word->work_left = (uint64_t)scheduler->running + (uint64_t)scheduler->waiting - n_ended;
+    /* Those that are away count here too: until they are home, all ranks step. */
+    word->work_left = (uint64_t)scheduler->running + (uint64_t)scheduler->waiting - n_ended +
+                      (uint64_t)engine->lending.lent.n;
     word->decodes = wb_scheduler_n_decodes(scheduler) - n_ended;
+    return n_ended;
 }
 
 /* Before any rank commits: a step is made on all ranks or on none. What holds for the next one is agreed
@@ -114,8 +118,10 @@ static wb_status agree(wb_engine *engine, wb_status status, bool *busy_out) {
                              .weights_digest = engine->weights_digest,
                              .max_batch_tokens = (uint64_t)engine->scheduler.max_batch_tokens,
                              .max_prefill_tokens = (uint64_t)engine->max_prefill_tokens,
-                             .pauses = engine->asks_for_pause};
-    if (status == WB_OK) count_work(engine, &own);
+                             .pauses = engine->asks_for_pause,
+                             .lending = engine->lending.on};
+    const uint64_t n_ended = status == WB_OK ? count_work(engine, &own) : 0;
+    wb_engine_tell_lending(engine, status == WB_OK, n_ended, &own);
     WB_TRY(wb_step_agree(engine->comm, &own, engine->words, &sum));
     engine->scheduler.max_prefill_tokens =
         sum.decodes > 0 ? engine->max_prefill_tokens : engine->scheduler.max_batch_tokens;
@@ -201,9 +207,10 @@ static void forget_states(wb_engine *engine) {
     if (wb_infer_sequence_bytes(engine->infer) > 0) wb_scheduler_preempt_all(&engine->scheduler);
 }
 
-wb_status wb_engine_step(wb_engine *engine, bool *busy_out) {
+static wb_status make_step(wb_engine *engine, bool *busy_out) {
     const uint8_t *direction = NULL;
     const float *logits = NULL;
+    WB_TRY(wb_engine_travel(engine));
     if (engine->load.manager) WB_TRY(wb_rebalance_boundary(engine->load.manager));
     /* Whatever fails, this rank goes on to the exchanges in which its peers wait for it: with no token where
      * scheduling failed, and to the verdict where the forward did. */
@@ -220,5 +227,18 @@ wb_status wb_engine_step(wb_engine *engine, bool *busy_out) {
         commit(engine);
     else
         forget_states(engine);
+    return status;
+}
+
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+wb_status wb_engine_step(wb_engine *engine, bool *busy_out) {
+    const double begin = now();
+    const wb_status status = make_step(engine, busy_out);
+    engine->step_seconds += now() - begin;
     return status;
 }

@@ -24,6 +24,7 @@ typedef struct wb_sched_entry {
      * step feeds behind the planned ones, and how many of these the model chose too. */
     uint32_t n_proposed, n_drafts, n_accepted;
     int64_t place;                          /* in the line, the smaller the earlier */
+    uint32_t expected_tokens;               /* of one place, the more the earlier */
     struct wb_sched_entry *previous, *next; /* in the order of the line */
 } wb_sched_entry;
 

@@ -79,9 +79,15 @@ static wb_sched_entry *last_running(const wb_scheduler *scheduler) {
     return last && last->running ? last : NULL;
 }
 
+/* Whether a request that comes stands before one that waits. */
+static bool is_before(const wb_sched_entry *entry, const wb_sched_entry *waiting) {
+    if (entry->place != waiting->place) return entry->place < waiting->place;
+    return entry->expected_tokens > waiting->expected_tokens;
+}
+
 void wb_scheduler_add(wb_scheduler *scheduler, wb_sched_entry *entry) {
     wb_sched_entry *previous = scheduler->last;
-    while (previous && !previous->running && previous->place > entry->place) previous = previous->previous;
+    while (previous && !previous->running && is_before(entry, previous)) previous = previous->previous;
     entry->previous = previous;
     entry->next = previous ? previous->next : scheduler->first;
     *(previous ? &previous->next : &scheduler->first) = entry;

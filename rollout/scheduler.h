@@ -6,8 +6,9 @@
  *
  * All unfinished requests stand in one line. Those that hold KV blocks ("running") are a prefix of it: the
  * first waiting request is admitted, the last running one is preempted. A new one stands behind all that run
- * and behind the waiting ones whose place, a number that its owner gave it, is not beyond its own: nothing
- * that runs is overtaken, and where places grow with time, nothing is overtaken for ever. */
+ * and behind the waiting ones whose place, a number that its owner gave it, is not beyond its own, but before
+ * those of its place that are expected to be shorter: nothing that runs is overtaken, and where places grow
+ * with time, nothing is overtaken for ever. */
 #ifndef WB_SCHEDULER_H
 #define WB_SCHEDULER_H
 
@@ -50,8 +51,8 @@ typedef struct wb_scheduler_sizes {
 wb_status wb_scheduler_open(wb_scheduler *scheduler, const wb_scheduler_sizes *sizes);
 void wb_scheduler_close(wb_scheduler *scheduler); /* the entries are their owners' */
 
-/* Puts a zeroed entry with `record`, `blocks` and `place` into the line. The caller has checked that the
- * pool holds the request at its longest. */
+/* Puts a zeroed entry with `record`, `blocks`, `place` and `expected_tokens` into the line. The caller has
+ * checked that the pool holds the request at its longest. */
 void wb_scheduler_add(wb_scheduler *scheduler, wb_sched_entry *entry);
 
 /* Takes an entry out of the line, wherever it stands; its blocks and its state become free. */

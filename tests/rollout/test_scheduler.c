@@ -66,6 +66,7 @@ static uint32_t pick(round_state *r, uint32_t min, uint32_t max) {
 static void make_request(round_state *r, request *q, uint64_t arrival) {
     q->arrival = arrival;
     q->entry.place = (int64_t)arrival - (pick(r, 0, 2) == 0 ? (int64_t)pick(r, 0, 20) - 10 : 0);
+    q->entry.expected_tokens = pick(r, 0, 1) == 0 ? 0 : pick(r, 0, 3);
     q->end = pick(r, 0, 7) == 0 ? arrival + pick(r, 0, 30) : UINT64_MAX;
     q->record.prompt_len = q->record.n_tokens = pick(r, 1, MAX_TOKENS / 2);
     q->record.tokens = q->tokens;
@@ -109,11 +110,17 @@ static wb_status make_round(round_state *r, uint64_t seed) {
 
 /* ---- what must hold after each plan -------------------------------------------------------------- */
 
-/* A new request stands behind those that run and behind the waiting ones of its place or an earlier one. */
+/* Of two places, the earlier one; of one place, what is not expected to be shorter. */
+static bool stands_before(const wb_sched_entry *waiting, const wb_sched_entry *comes) {
+    return waiting->place < comes->place ||
+           (waiting->place == comes->place && waiting->expected_tokens >= comes->expected_tokens);
+}
+
+/* A new request stands behind those that run and behind the waiting ones that stand before it. */
 static void stand_in_line(round_state *r, const request *q) {
     uint32_t at = 0;
     for (uint32_t i = 0; i < r->n_line; i++)
-        if (r->line[i]->entry.running || r->line[i]->entry.place <= q->entry.place) at = i + 1;
+        if (r->line[i]->entry.running || stands_before(&r->line[i]->entry, &q->entry)) at = i + 1;
     memmove(&r->line[at + 1], &r->line[at], (r->n_line - at) * sizeof *r->line);
     r->line[at] = q;
     r->n_line++;
