@@ -24,6 +24,14 @@ void wb_engine_options_init(wb_engine_options *options_out, size_t size) {
     wb_options_init(options_out, size, &defaults, sizeof defaults);
 }
 
+/* One for each request that runs, and what may be copied of them. */
+static int32_t n_states(const wb_engine_options *options) {
+    const int32_t n = wb_scheduler_max_running(options->n_blocks, options->max_running);
+    if (!options->prefix_cache && options->max_drafts == 0) return n;
+    const int64_t all = (int64_t)n + (options->n_snapshots > 0 ? options->n_snapshots : n);
+    return all < INT32_MAX ? (int32_t)all : INT32_MAX;
+}
+
 /* What inference under an engine is opened with. */
 static wb_infer_options infer_options(const wb_engine_options *options) {
     wb_infer_options infer = wb_infer_options_default();
@@ -34,13 +42,12 @@ static wb_infer_options infer_options(const wb_engine_options *options) {
         wb_scheduler_max_entries(options->n_blocks, options->max_batch_tokens, options->max_running);
     infer.max_logits =
         wb_scheduler_max_sampled(infer.max_sequences, options->max_batch_tokens, options->max_drafts);
-    infer.n_states = wb_scheduler_n_states(options->n_blocks, options->max_running);
+    infer.n_states = n_states(options);
     return infer;
 }
 
 static wb_status check_options(const wb_engine_options *options) {
     WB_TRY(wb_options_check_reserved(options->reserved, sizeof options->reserved, "engine"));
-    WB_TRY(wb_options_check_reserved(options->reserved_2, sizeof options->reserved_2, "engine"));
     const struct {
         const char *name;
         int32_t value;
@@ -52,11 +59,11 @@ static wb_status check_options(const wb_engine_options *options) {
         if (counts[i].value < 1)
             return wb_fail(WB_INVALID_ARGUMENT, "engine: %s: expected at least 1, found %" PRId32,
                            counts[i].name, counts[i].value);
-    if (options->max_prefill_tokens < 0 || options->max_drafts < 0)
+    if (options->max_prefill_tokens < 0 || options->max_drafts < 0 || options->n_snapshots < 0)
         return wb_fail(WB_INVALID_ARGUMENT,
-                       "engine: max_prefill_tokens and max_drafts: expected at least 0, found %" PRId32
-                       " and %" PRId32,
-                       options->max_prefill_tokens, options->max_drafts);
+                       "engine: max_prefill_tokens, max_drafts and n_snapshots: expected at least 0, found "
+                       "%" PRId32 ", %" PRId32 " and %" PRId32,
+                       options->max_prefill_tokens, options->max_drafts, options->n_snapshots);
     return WB_OK;
 }
 
@@ -75,6 +82,8 @@ static wb_status open_parts(wb_engine *engine, const wb_engine_options *options)
     engine->max_drafts = (uint32_t)options->max_drafts;
     engine->max_prefill_tokens =
         options->max_prefill_tokens > 0 ? options->max_prefill_tokens : options->max_batch_tokens;
+    const wb_infer_options infer = infer_options(options);
+    WB_TRY(wb_infer_open(engine->model, &infer, &engine->infer));
     wb_scheduler *scheduler = &engine->scheduler;
     const wb_scheduler_sizes sizes = {.n_blocks = options->n_blocks,
                                       .block_size = options->block_size,
@@ -82,6 +91,8 @@ static wb_status open_parts(wb_engine *engine, const wb_engine_options *options)
                                       .max_running = options->max_running,
                                       .max_drafts = options->max_drafts,
                                       .max_positions = config->max_positions,
+                                      .n_states = n_states(options),
+                                      .has_states = wb_infer_sequence_bytes(engine->infer) > 0,
                                       .prefix_cache = options->prefix_cache,
                                       .row_bytes = wb_route_row_bytes(route_model)};
     WB_TRY(wb_scheduler_open(scheduler, &sizes));
@@ -102,14 +113,6 @@ static wb_status open_parts(wb_engine *engine, const wb_engine_options *options)
                   "engine step words"));
     WB_TRY(wb_weights_digest(engine->model, &engine->weights_digest));
     engine->source_digest = engine->weights_digest;
-    const wb_infer_options infer = infer_options(options);
-    WB_TRY(wb_infer_open(engine->model, &infer, &engine->infer));
-    const int64_t state_bytes = wb_infer_sequence_bytes(engine->infer);
-    if ((options->prefix_cache || options->max_drafts > 0) && state_bytes > 0)
-        return wb_fail(WB_UNSUPPORTED,
-                       "engine: prefix_cache and max_drafts: expected layers that keep all their state in "
-                       "blocks, found %" PRId64 " bytes of each sequence beside them",
-                       state_bytes);
     return WB_OK;
 }
 

@@ -8,6 +8,7 @@
 #include "request.h"
 #include "results.h"
 #include "sampling.h"
+#include "sched_known.h"
 #include "scheduler.h"
 #include "sequence.h"
 #include "step_forcing.h"

@@ -33,7 +33,8 @@ void wb_engine_tell_lending(const wb_engine *engine, bool made, uint64_t n_ended
     word->block_size = (uint64_t)engine->limits.block_size;
     if (!made) return;
     word->load = (uint64_t)scheduler->running + (uint64_t)scheduler->waiting - n_ended;
-    word->room = scheduler->waiting == 0 ? (uint64_t)scheduler->states.n_free + n_ended : 0;
+    word->room =
+        scheduler->waiting == 0 ? (uint64_t)(scheduler->max_running - scheduler->running) + n_ended : 0;
     for (wb_sched_entry *entry = scheduler->first_waiting; entry; entry = entry->next)
         word->lends += !is_guest(engine, wb_sequence_of(entry));
 }

@@ -29,6 +29,14 @@ static void take_over(wb_engine *engine, wb_sched_entry *entry) {
     entry->n_taken_over = 0;
 }
 
+/* Snapshots, what is had of them, and what drafts may have to go back to. */
+static wb_status copy_states(wb_engine *engine) {
+    const wb_state_pool *states = &engine->scheduler.states;
+    for (int32_t i = 0; i < states->n_copies; i++)
+        WB_TRY(wb_infer_copy_state(engine->infer, states->copies[i].from, states->copies[i].to));
+    return WB_OK;
+}
+
 /* Chooses what to feed and prepares it, so that nothing that is this rank's alone can fail from here to the
  * commit but the device. On failure the batch is empty. */
 static wb_status schedule(wb_engine *engine, const uint8_t **direction_out) {
@@ -38,8 +46,10 @@ static wb_status schedule(wb_engine *engine, const uint8_t **direction_out) {
     else
         wb_scheduler_plan(&engine->scheduler);
     for (int32_t i = 0; i < batch->n_entries; i++) take_over(engine, batch->entries[i]);
-    const wb_status status = wb_step_force(&engine->forcing, engine->workspace.device, batch,
-                                           &engine->results, &engine->filing, direction_out);
+    wb_status status = copy_states(engine);
+    if (status == WB_OK)
+        status = wb_step_force(&engine->forcing, engine->workspace.device, batch, &engine->results,
+                               &engine->filing, direction_out);
     if (status != WB_OK) wb_scheduler_drop_plan(&engine->scheduler);
     return status;
 }
@@ -140,7 +150,7 @@ static void count_fed(wb_engine *engine, const wb_sched_entry *entry) {
 static void make_known(wb_engine *engine, wb_sequence *s) {
     const size_t bytes = (size_t)engine->scheduler.block_size * s->row_bytes;
     uint32_t start;
-    for (uint8_t *rows; wb_scheduler_know_next(&engine->scheduler, &s->entry, &start, &rows);)
+    for (uint8_t *rows; wb_sched_know_next(&engine->scheduler, &s->entry, &start, &rows);)
         if (rows) wb_filing_add(&engine->filing, rows, s->rows + start * s->row_bytes, bytes);
 }
 
@@ -204,7 +214,7 @@ static void commit(wb_engine *engine) {
 /* After a step that was not made. Keys that it wrote are written again by the next one, the same; a state of
  * fixed size cannot take a token back, so its sequence is fed again from its start. */
 static void forget_states(wb_engine *engine) {
-    if (wb_infer_sequence_bytes(engine->infer) > 0) wb_scheduler_preempt_all(&engine->scheduler);
+    if (engine->scheduler.has_states) wb_scheduler_forget_states(&engine->scheduler);
 }
 
 static wb_status make_step(wb_engine *engine, bool *busy_out) {

@@ -38,8 +38,9 @@ typedef struct wb_engine_options {
      * them takes over their keys and their routes instead of being fed; a request whose first tokens another
      * one is just being fed waits for it. What a request returns does not depend on it. All blocks are of one
      * version: new weights forget them. Blocks that no request holds stay until the pool needs them. Host
-     * memory: a row of L * K ids and 4 bytes for each token of the pool. UNSUPPORTED for a model whose layers
-     * keep state of a fixed size, which no block has. */
+     * memory: a row of L * K ids and 4 bytes for each token of the pool. Where layers keep state of a fixed
+     * size, which no block has, a request can go on behind blocks alone of which there is a snapshot: at the
+     * end of a prompt's full blocks (n_snapshots). */
     bool prefix_cache;
     /* Default false: running requests keep the keys that they have when weights are set, and what they feed
      * from then on attends to keys of both. True: they are fed again from their first token, by the new
@@ -58,10 +59,12 @@ typedef struct wb_engine_options {
     /* How many tokens a decode may feed behind its own, guessed from the request's text, in what a step
      * has room for: those that the model chooses too are had in one step. What is returned does not depend
      * on it: tokens are drawn as without drafts, and rows of drafts that were wrong are in no record. 0,
-     * the default: none. UNSUPPORTED for a model whose layers keep state of a fixed size, which cannot
-     * take a token back. */
+     * the default: none. Where layers keep state of a fixed size, which cannot take a token back, a state is
+     * copied for it, and after a wrong guess the right ones before it are fed again. */
     int32_t max_drafts;
-    uint8_t reserved_2[4]; /* zero */
+    /* States of a fixed size, where layers keep such, beyond one for each request that runs: for snapshots of
+     * prefix_cache and for max_drafts. 0, the default: as many again; without these two options none. */
+    int32_t n_snapshots;
     /* What wb_engine_submit refuses beyond, of unfinished requests: how many, their tokens at their longest,
      * and the host bytes that they take. 0, the default: no limit. */
     uint64_t max_unfinished, max_unfinished_tokens, max_unfinished_bytes;
