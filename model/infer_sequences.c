@@ -114,3 +114,17 @@ void wb_infer_end_states(wb_infer *infer, const wb_infer_batch *batch) {
     while (next_run(batch, &run))
         pool->marks[state_of(infer, batch, &run)].position = batch->pos[run.start + run.n - 1] + 1;
 }
+
+wb_status wb_infer_copy_state(wb_infer *infer, int32_t from, int32_t to) {
+    const wb_sequence_pool *pool = &infer->sequences;
+    const int32_t n = pool->bytes > 0 ? infer->options.n_states : 0;
+    char *states = pool->states.data;
+    if (from < 0 || from >= n || to < 0 || to >= n)
+        return wb_fail(WB_INVALID_ARGUMENT, "copy of a state: expected two of %d, found %d and %d", n, from,
+                       to);
+    pool->marks[to].position = UNKNOWN;
+    WB_TRY(infer->model->device->copy(infer->model->device, states + to * pool->bytes,
+                                      states + from * pool->bytes, (size_t)pool->bytes));
+    pool->marks[to].position = pool->marks[from].position;
+    return WB_OK;
+}

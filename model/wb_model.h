@@ -333,6 +333,10 @@ WB_API wb_status wb_infer_measure(const wb_config *config, const wb_model_option
 /* Bytes of state of fixed size that the layers keep of one sequence; 0: all their state is by position. */
 WB_API int64_t wb_infer_sequence_bytes(const wb_infer *infer);
 
+/* State `to`, of a fixed size, becomes what state `from` is: the same tokens have been fed to it.
+ * INVALID_ARGUMENT for a number that no state has. Not collective. */
+WB_API wb_status wb_infer_copy_state(wb_infer *infer, int32_t from, int32_t to);
+
 /* A step's tokens: prefill chunks and decodes mixed. Tokens of one sequence are adjacent, positions
  * ascending; their keys at smaller positions are in the pool already. Host arrays.
  *

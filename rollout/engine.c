@@ -24,6 +24,14 @@ void wb_engine_options_init(wb_engine_options *options_out, size_t size) {
     wb_options_init(options_out, size, &defaults, sizeof defaults);
 }
 
+/* One for each request that runs, and what may be copied of them. */
+static int32_t n_states(const wb_engine_options *options) {
+    const int32_t n = wb_scheduler_max_running(options->n_blocks, options->max_running);
+    if (!options->prefix_cache && options->max_drafts == 0) return n;
+    const int64_t all = (int64_t)n + (options->n_snapshots > 0 ? options->n_snapshots : n);
+    return all < INT32_MAX ? (int32_t)all : INT32_MAX;
+}
+
 /* What inference under an engine is opened with. */
 static wb_infer_options infer_options(const wb_engine_options *options) {
     wb_infer_options infer = wb_infer_options_default();
@@ -34,13 +42,12 @@ static wb_infer_options infer_options(const wb_engine_options *options) {
         wb_scheduler_max_entries(options->n_blocks, options->max_batch_tokens, options->max_running);
     infer.max_logits =
         wb_scheduler_max_sampled(infer.max_sequences, options->max_batch_tokens, options->max_drafts);
-    infer.n_states = wb_scheduler_n_states(options->n_blocks, options->max_running);
+    infer.n_states = n_states(options);
     return infer;
 }
 
 static wb_status check_options(const wb_engine_options *options) {
     WB_TRY(wb_options_check_reserved(options->reserved, sizeof options->reserved, "engine"));
-    WB_TRY(wb_options_check_reserved(options->reserved_2, sizeof options->reserved_2, "engine"));
     const struct {
         const char *name;
         int32_t value;
@@ -52,11 +59,11 @@ static wb_status check_options(const wb_engine_options *options) {
         if (counts[i].value < 1)
             return wb_fail(WB_INVALID_ARGUMENT, "engine: %s: expected at least 1, found %" PRId32,
                            counts[i].name, counts[i].value);
-    if (options->max_prefill_tokens < 0 || options->max_drafts < 0)
+    if (options->max_prefill_tokens < 0 || options->max_drafts < 0 || options->n_snapshots < 0)
         return wb_fail(WB_INVALID_ARGUMENT,
-                       "engine: max_prefill_tokens and max_drafts: expected at least 0, found %" PRId32
-                       " and %" PRId32,
-                       options->max_prefill_tokens, options->max_drafts);
+                       "engine: max_prefill_tokens, max_drafts and n_snapshots: expected at least 0, found "
+                       "%" PRId32 ", %" PRId32 " and %" PRId32,
+                       options->max_prefill_tokens, options->max_drafts, options->n_snapshots);
     return WB_OK;
 }
 
@@ -75,6 +82,8 @@ static wb_status open_parts(wb_engine *engine, const wb_engine_options *options)
     engine->max_drafts = (uint32_t)options->max_drafts;
     engine->max_prefill_tokens =
         options->max_prefill_tokens > 0 ? options->max_prefill_tokens : options->max_batch_tokens;
+    const wb_infer_options infer = infer_options(options);
+    WB_TRY(wb_infer_open(engine->model, &infer, &engine->infer));
     wb_scheduler *scheduler = &engine->scheduler;
     const wb_scheduler_sizes sizes = {.n_blocks = options->n_blocks,
                                       .block_size = options->block_size,
@@ -82,6 +91,8 @@ static wb_status open_parts(wb_engine *engine, const wb_engine_options *options)
                                       .max_running = options->max_running,
                                       .max_drafts = options->max_drafts,
                                       .max_positions = config->max_positions,
+                                      .n_states = n_states(options),
+                                      .has_states = wb_infer_sequence_bytes(engine->infer) > 0,
                                       .prefix_cache = options->prefix_cache,
                                       .row_bytes = wb_route_row_bytes(route_model)};
     WB_TRY(wb_scheduler_open(scheduler, &sizes));
@@ -96,18 +107,12 @@ static wb_status open_parts(wb_engine *engine, const wb_engine_options *options)
     WB_TRY(wb_step_forcing_open(&engine->workspace, (size_t)options->max_batch_tokens, &engine->forcing));
     WB_TRY(wb_load_count_open(&engine->workspace.host, options->rebalance, route_model,
                               (size_t)options->max_batch_tokens, &engine->load));
+    WB_TRY(wb_lending_open(&engine->workspace.host, options->lend_requests, wb_comm_size(engine->comm),
+                           &engine->lending));
     WB_TRY(WB_OWN(&engine->workspace.host, engine->words, (size_t)wb_comm_size(engine->comm),
                   "engine step words"));
     WB_TRY(wb_weights_digest(engine->model, &engine->weights_digest));
     engine->source_digest = engine->weights_digest;
-    const wb_infer_options infer = infer_options(options);
-    WB_TRY(wb_infer_open(engine->model, &infer, &engine->infer));
-    const int64_t state_bytes = wb_infer_sequence_bytes(engine->infer);
-    if ((options->prefix_cache || options->max_drafts > 0) && state_bytes > 0)
-        return wb_fail(WB_UNSUPPORTED,
-                       "engine: prefix_cache and max_drafts: expected layers that keep all their state in "
-                       "blocks, found %" PRId64 " bytes of each sequence beside them",
-                       state_bytes);
     return WB_OK;
 }
 
@@ -175,17 +180,11 @@ static void free_unfinished(wb_sched_entry *first) {
     }
 }
 
-static void free_finished(wb_sequence *first) {
-    for (wb_sequence *s = first, *next; s; s = next) {
-        next = s->next_finished;
-        wb_sequence_free(s);
-    }
-}
-
 void wb_engine_close(wb_engine *engine) {
     if (!engine) return;
     free_unfinished(engine->scheduler.first);
-    free_finished(engine->first_finished);
+    wb_sequence_list_free(&engine->ready);
+    wb_lending_close(&engine->lending);
     wb_string_table_free(&engine->rids);
     wb_infer_close(engine->infer);
     wb_step_results_close(&engine->results);
@@ -215,12 +214,16 @@ static bool may_share(const wb_engine *engine, const wb_sequence *s) {
     return engine->scheduler.blocks.cache.n_blocks > 0;
 }
 
-/* Room in a step's results for what is kept of `s`, so that no step makes any. */
-static wb_status make_room(wb_engine *engine, const wb_sequence *s) {
+wb_status wb_engine_make_room(wb_engine *engine, const wb_sequence *s) {
     const int64_t max_kept = wb_sampler_max_kept(&engine->sampler, s);
     if (wb_step_results_have_room(&engine->results, max_kept)) return WB_OK;
     wb_filing_finish(&engine->filing);
     return wb_step_results_make_room(&engine->results, max_kept);
+}
+
+void wb_engine_enter(wb_engine *engine, wb_sequence *s) {
+    s->entry.shares = may_share(engine, s);
+    wb_scheduler_add(&engine->scheduler, &s->entry);
 }
 
 wb_status wb_engine_submit(wb_engine *engine, const wb_request *request) {
@@ -234,16 +237,17 @@ wb_status wb_engine_submit(wb_engine *engine, const wb_request *request) {
     WB_TRY(wb_sequence_create(&own, engine->limits.vocab_size, engine->limits.route_model, max_blocks, &s));
     const wb_request_load load = load_of(s);
     wb_status status = wb_request_check_load(own.rid, &engine->unfinished, &load, &engine->limits);
-    if (status == WB_OK) status = make_room(engine, s);
+    if (status == WB_OK) status = wb_engine_make_room(engine, s);
     if (status == WB_OK)
         status = wb_string_table_add(&engine->rids, own.rid, strlen(own.rid), (uint64_t)(uintptr_t)s, NULL);
     if (status != WB_OK) {
         wb_sequence_free(s);
         return status;
     }
-    s->entry.shares = may_share(engine, s);
+    s->home = s->host = wb_comm_rank(engine->comm);
+    s->number = engine->submitted++;
     s->entry.place = (int64_t)engine->steps - own.priority;
-    wb_scheduler_add(&engine->scheduler, &s->entry);
+    wb_engine_enter(engine, s);
     engine->unfinished.n += load.n;
     engine->unfinished.tokens += load.tokens;
     engine->unfinished.bytes += load.bytes;
@@ -252,31 +256,41 @@ wb_status wb_engine_submit(wb_engine *engine, const wb_request *request) {
 
 /* ---- requests out -------------------------------------------------------------------------------- */
 
-void wb_engine_finish(wb_engine *engine, wb_sequence *s, wb_finish reason) {
-    wb_scheduler_remove(&engine->scheduler, &s->entry);
+void wb_engine_deliver(wb_engine *engine, wb_sequence *s, wb_finish reason) {
     wb_sequence_finish(s, reason);
     const wb_request_load load = load_of(s);
     engine->unfinished.n -= load.n;
     engine->unfinished.tokens -= load.tokens;
     engine->unfinished.bytes -= load.bytes;
     *(reason == WB_FINISH_ABORT ? &engine->aborted : &engine->finished) += 1;
-    *(engine->last_finished ? &engine->last_finished->next_finished : &engine->first_finished) = s;
-    engine->last_finished = s;
+    wb_sequence_list_append(&engine->ready, s);
+}
+
+void wb_engine_finish(wb_engine *engine, wb_sequence *s, wb_finish reason) {
+    wb_scheduler_remove(&engine->scheduler, &s->entry);
+    if (s->home == wb_comm_rank(engine->comm)) {
+        wb_engine_deliver(engine, s, reason);
+        return;
+    }
+    s->completion.record.finish = reason;
+    wb_sequence_list_append(&engine->lending.ended, s);
 }
 
 wb_status wb_engine_abort(wb_engine *engine, const char *rid) {
     wb_sequence *s = rid ? find(engine, rid) : NULL;
     if (!s) return wb_fail(WB_NOT_FOUND, "abort: no request %s", rid ? rid : "(NULL)");
-    if (s->completion.record.finish == WB_FINISH_NONE) wb_engine_finish(engine, s, WB_FINISH_ABORT);
+    if (s->completion.record.finish != WB_FINISH_NONE) return WB_OK;
+    if (s->host == s->home)
+        wb_engine_finish(engine, s, WB_FINISH_ABORT);
+    else
+        s->abort_asked = true;
     return WB_OK;
 }
 
 wb_completion *wb_engine_poll(wb_engine *engine) {
-    wb_sequence *s = engine->first_finished;
+    wb_sequence *s = wb_sequence_list_pop(&engine->ready);
     if (!s) return NULL;
     wb_filing_finish(&engine->filing);
-    engine->first_finished = s->next_finished;
-    if (!engine->first_finished) engine->last_finished = NULL;
     const char *rid = s->completion.record.rid;
     wb_string_table_remove(&engine->rids, rid, strlen(rid));
     return &s->completion;
@@ -297,12 +311,16 @@ wb_engine_stats wb_engine_get_stats(const wb_engine *engine) {
                              .taken_over_tokens = engine->taken_over_tokens,
                              .drafts = engine->drafts,
                              .accepted_drafts = engine->accepted_drafts,
+                             .step_seconds = engine->step_seconds,
                              .finished = engine->finished,
                              .aborted = engine->aborted,
                              .unfinished_tokens = engine->unfinished.tokens,
                              .unfinished_bytes = engine->unfinished.bytes,
                              .waiting = scheduler->waiting,
                              .running = scheduler->running,
+                             .lent = engine->lending.n_lent,
+                             .away = engine->lending.lent.n,
+                             .guests = engine->lending.n_guests,
                              .free_blocks = wb_kv_blocks_n_free(&scheduler->blocks),
                              .known_blocks = scheduler->blocks.cache.n_known,
                              .n_blocks = engine->limits.n_blocks,

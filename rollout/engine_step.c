@@ -1,16 +1,17 @@
-/* engine_step.c - the order of a step: schedule, forward, sample, start the copy of the results, file the
- * step before, wait for the copy, agree, commit.
+/* engine_step.c - the order of a step: lend, schedule, forward, sample, start the copy of the results, file
+ * the step before, wait for the copy, agree, commit.
  *
  * What the next step needs of this one are its tokens, which the commit puts into the records. Rows and
  * kept tokens are filed by the next step, while the device works (filing.h). A step that fails on any rank
- * changes no record on any: the same tokens are fed again by the next one. A step allocates nothing:
- * memory is made at open for the largest step, at submit for the longest that a request can become, and in
+ * changes no record on any: the same tokens are fed again by the next one. A step allocates nothing: memory
+ * is made at open for the largest step, at submit for the longest that a request can become, and in
  * wb_engine_set_weights for the spans to come. A manager of experts does, at the boundaries where it
- * begins, makes or ends a rebalance (wb_rebalance.h). */
+ * begins, makes or ends a rebalance (wb_rebalance.h), and so do requests that travel (lending.h). */
 #include "engine.h"
 #include "wb_check.h"
 
 #include <string.h>
+#include <time.h>
 
 /* The rows of the known blocks that a request was admitted with become its own, unless it has them. */
 static void take_over(wb_engine *engine, wb_sched_entry *entry) {
@@ -28,6 +29,14 @@ static void take_over(wb_engine *engine, wb_sched_entry *entry) {
     entry->n_taken_over = 0;
 }
 
+/* Snapshots, what is had of them, and what drafts may have to go back to. */
+static wb_status copy_states(wb_engine *engine) {
+    const wb_state_pool *states = &engine->scheduler.states;
+    for (int32_t i = 0; i < states->n_copies; i++)
+        WB_TRY(wb_infer_copy_state(engine->infer, states->copies[i].from, states->copies[i].to));
+    return WB_OK;
+}
+
 /* Chooses what to feed and prepares it, so that nothing that is this rank's alone can fail from here to the
  * commit but the device. On failure the batch is empty. */
 static wb_status schedule(wb_engine *engine, const uint8_t **direction_out) {
@@ -37,8 +46,10 @@ static wb_status schedule(wb_engine *engine, const uint8_t **direction_out) {
     else
         wb_scheduler_plan(&engine->scheduler);
     for (int32_t i = 0; i < batch->n_entries; i++) take_over(engine, batch->entries[i]);
-    const wb_status status = wb_step_force(&engine->forcing, engine->workspace.device, batch,
-                                           &engine->results, &engine->filing, direction_out);
+    wb_status status = copy_states(engine);
+    if (status == WB_OK)
+        status = wb_step_force(&engine->forcing, engine->workspace.device, batch, &engine->results,
+                               &engine->filing, direction_out);
     if (status != WB_OK) wb_scheduler_drop_plan(&engine->scheduler);
     return status;
 }
@@ -87,8 +98,8 @@ static wb_status sample_and_fetch(wb_engine *engine, const float *logits) {
 }
 
 /* Which drafts each request takes, and what the commit will leave: unfinished requests, and those of them
- * that decode. */
-static void count_work(const wb_engine *engine, wb_step_word *word) {
+ * that decode. Returns how many end. */
+static uint64_t count_work(const wb_engine *engine, wb_step_word *word) {
     const wb_scheduler *scheduler = &engine->scheduler;
     const int32_t *sampled = wb_step_results_on_host(&engine->results).tokens;
     uint64_t n_ended = 0;
@@ -101,8 +112,11 @@ static void count_work(const wb_engine *engine, wb_step_word *word) {
         n_ended += finish != WB_FINISH_NONE;
         sampled += n;
     }
-    word->work_left = (uint64_t)scheduler->running + (uint64_t)scheduler->waiting - n_ended;
+    /* Those that are away count here too: until they are home, all ranks step. */
+    word->work_left = (uint64_t)scheduler->running + (uint64_t)scheduler->waiting - n_ended +
+                      (uint64_t)engine->lending.lent.n;
     word->decodes = wb_scheduler_n_decodes(scheduler) - n_ended;
+    return n_ended;
 }
 
 /* Before any rank commits: a step is made on all ranks or on none. What holds for the next one is agreed
@@ -114,8 +128,10 @@ static wb_status agree(wb_engine *engine, wb_status status, bool *busy_out) {
                              .weights_digest = engine->weights_digest,
                              .max_batch_tokens = (uint64_t)engine->scheduler.max_batch_tokens,
                              .max_prefill_tokens = (uint64_t)engine->max_prefill_tokens,
-                             .pauses = engine->asks_for_pause};
-    if (status == WB_OK) count_work(engine, &own);
+                             .pauses = engine->asks_for_pause,
+                             .lending = engine->lending.on};
+    const uint64_t n_ended = status == WB_OK ? count_work(engine, &own) : 0;
+    wb_engine_tell_lending(engine, status == WB_OK, n_ended, &own);
     WB_TRY(wb_step_agree(engine->comm, &own, engine->words, &sum));
     engine->scheduler.max_prefill_tokens =
         sum.decodes > 0 ? engine->max_prefill_tokens : engine->scheduler.max_batch_tokens;
@@ -134,7 +150,7 @@ static void count_fed(wb_engine *engine, const wb_sched_entry *entry) {
 static void make_known(wb_engine *engine, wb_sequence *s) {
     const size_t bytes = (size_t)engine->scheduler.block_size * s->row_bytes;
     uint32_t start;
-    for (uint8_t *rows; wb_scheduler_know_next(&engine->scheduler, &s->entry, &start, &rows);)
+    for (uint8_t *rows; wb_sched_know_next(&engine->scheduler, &s->entry, &start, &rows);)
         if (rows) wb_filing_add(&engine->filing, rows, s->rows + start * s->row_bytes, bytes);
 }
 
@@ -198,12 +214,13 @@ static void commit(wb_engine *engine) {
 /* After a step that was not made. Keys that it wrote are written again by the next one, the same; a state of
  * fixed size cannot take a token back, so its sequence is fed again from its start. */
 static void forget_states(wb_engine *engine) {
-    if (wb_infer_sequence_bytes(engine->infer) > 0) wb_scheduler_preempt_all(&engine->scheduler);
+    if (engine->scheduler.has_states) wb_scheduler_forget_states(&engine->scheduler);
 }
 
-wb_status wb_engine_step(wb_engine *engine, bool *busy_out) {
+static wb_status make_step(wb_engine *engine, bool *busy_out) {
     const uint8_t *direction = NULL;
     const float *logits = NULL;
+    WB_TRY(wb_engine_travel(engine));
     if (engine->load.manager) WB_TRY(wb_rebalance_boundary(engine->load.manager));
     /* Whatever fails, this rank goes on to the exchanges in which its peers wait for it: with no token where
      * scheduling failed, and to the verdict where the forward did. */
@@ -220,5 +237,18 @@ wb_status wb_engine_step(wb_engine *engine, bool *busy_out) {
         commit(engine);
     else
         forget_states(engine);
+    return status;
+}
+
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+wb_status wb_engine_step(wb_engine *engine, bool *busy_out) {
+    const double begin = now();
+    const wb_status status = make_step(engine, busy_out);
+    engine->step_seconds += now() - begin;
     return status;
 }

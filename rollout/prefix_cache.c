@@ -66,7 +66,7 @@ int32_t wb_prefix_cache_find(const wb_prefix_cache *cache, int32_t parent, const
 uint8_t *wb_prefix_cache_add(wb_prefix_cache *cache, int32_t block, int32_t parent, const uint32_t *tokens) {
     int32_t *bucket = bucket_of(cache, parent, tokens);
     memcpy(tokens_of(cache, block), tokens, tokens_bytes(cache));
-    cache->blocks[block] = (wb_known_block){parent, *bucket, WB_NO_BLOCK, WB_NO_BLOCK, true};
+    cache->blocks[block] = (wb_known_block){parent, *bucket, WB_NO_BLOCK, WB_NO_BLOCK, WB_NO_STATE, true};
     *bucket = block;
     cache->n_known++;
     return rows_of(cache, block);
@@ -82,6 +82,7 @@ static void forget(wb_prefix_cache *cache, int32_t block) {
     while (*link != block) link = &cache->blocks[*link].chain;
     *link = known->chain;
     known->known = false;
+    known->snapshot = WB_NO_STATE;
     cache->n_known--;
 }
 

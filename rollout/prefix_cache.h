@@ -16,11 +16,15 @@
 /* In place of a block: before the first one, or none found. */
 enum { WB_NO_BLOCK = -1 };
 
+/* In place of a state of fixed size. */
+enum { WB_NO_STATE = -1 };
+
 /* A block of the pool, as far as it is known. */
 typedef struct wb_known_block {
     int32_t parent;       /* the block before it, or WB_NO_BLOCK */
     int32_t chain;        /* the next one of its bucket */
     int32_t older, newer; /* of those that rest; WB_NO_BLOCK at the ends */
+    int32_t snapshot;     /* of a known block: number of its snapshot (state_pool.h), or WB_NO_STATE */
     bool known;
 } wb_known_block;
 

@@ -20,7 +20,6 @@ wb_status wb_request_read(const wb_request *request, wb_request *request_out) {
     wb_request own = defaults;
     WB_TRY(wb_options_read(&own, sizeof own, request, "request"));
     WB_TRY(wb_options_check_reserved(own.reserved, sizeof own.reserved, "request"));
-    WB_TRY(wb_options_check_reserved(own.reserved_end, sizeof own.reserved_end, "request"));
     *request_out = own;
     return WB_OK;
 }

@@ -11,7 +11,9 @@ typedef struct wb_sched_entry {
     int32_t *blocks;         /* [n_blocks] held; room for all that the request can come to need */
     int32_t n_blocks;
     int32_t state; /* number of its state of fixed size, held while it runs */
-    bool running;  /* holds blocks and a state */
+    /* While a step with drafts is made, a copy of what it was before, where there is one; else -1. */
+    int32_t saved_state;
+    bool running; /* holds blocks and a state */
     /* All its keys are, or will be, those of the present weights along the rows that these choose: it may
      * take over known blocks, and what it feeds becomes known. */
     bool shares;
@@ -24,6 +26,7 @@ typedef struct wb_sched_entry {
      * step feeds behind the planned ones, and how many of these the model chose too. */
     uint32_t n_proposed, n_drafts, n_accepted;
     int64_t place;                          /* in the line, the smaller the earlier */
+    uint32_t expected_tokens;               /* of one place, the more the earlier */
     struct wb_sched_entry *previous, *next; /* in the order of the line */
 } wb_sched_entry;
 
@@ -37,6 +40,11 @@ static inline int64_t wb_kv_blocks_for(int32_t block_size, uint64_t n_tokens) {
  * draft. */
 static inline bool wb_sched_samples(const wb_sched_entry *entry) {
     return entry->n_in_pool + entry->n_planned == entry->record->n_tokens;
+}
+
+/* True when all but the last token have keys in the pool. */
+static inline bool wb_sched_decodes(const wb_sched_entry *entry) {
+    return entry->n_in_pool + 1 == entry->record->n_tokens;
 }
 
 /* Tokens that this step feeds, of which the last ones are drafts. */

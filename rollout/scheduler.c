@@ -14,6 +14,7 @@
  * "Older" is earlier in the line, whose running part nobody enters but at its end.
  * Without the first or the third rule, two requests could take each other's blocks for ever. */
 #include "scheduler.h"
+#include "sched_known.h"
 #include "wb_check.h"
 
 #include <string.h>
@@ -25,13 +26,13 @@ static int32_t min(int32_t a, int32_t b) {
 }
 
 /* Each that runs holds a block at least. */
-int32_t wb_scheduler_n_states(int32_t n_blocks, int32_t max_running) {
+int32_t wb_scheduler_max_running(int32_t n_blocks, int32_t max_running) {
     return min(max_running, n_blocks);
 }
 
 /* Each entry of a step feeds a token at least. */
 int32_t wb_scheduler_max_entries(int32_t n_blocks, int32_t max_batch_tokens, int32_t max_running) {
-    return min(wb_scheduler_n_states(n_blocks, max_running), max_batch_tokens);
+    return min(wb_scheduler_max_running(n_blocks, max_running), max_batch_tokens);
 }
 
 int32_t wb_scheduler_max_sampled(int32_t max_entries, int32_t max_batch_tokens, int32_t max_drafts) {
@@ -49,8 +50,11 @@ wb_status wb_scheduler_open(wb_scheduler *scheduler, const wb_scheduler_sizes *s
     if (sizes->prefix_cache)
         WB_TRY(wb_prefix_cache_open(&scheduler->memory, n_blocks, block_size, sizes->row_bytes,
                                     &scheduler->blocks.cache));
-    WB_TRY(wb_free_list_open(&scheduler->memory, wb_scheduler_n_states(n_blocks, sizes->max_running),
-                             "sequence state list", &scheduler->states));
+    scheduler->max_running = wb_scheduler_max_running(n_blocks, sizes->max_running);
+    scheduler->has_states = sizes->has_states;
+    /* One that is kept, one that is had, and one that is saved. */
+    WB_TRY(wb_state_pool_open(&scheduler->memory, sizes->n_states, &scheduler->blocks.cache,
+                              3 * scheduler->max_running, &scheduler->states));
     const int32_t max_sampled =
         wb_scheduler_max_sampled(scheduler->max_entries, sizes->max_batch_tokens, sizes->max_drafts);
     return wb_step_batch_open(&scheduler->memory, (size_t)sizes->max_batch_tokens,
@@ -65,23 +69,21 @@ void wb_scheduler_close(wb_scheduler *scheduler) {
 
 /* ---- the line ------------------------------------------------------------------------------------ */
 
-static wb_sched_entry *first_running(const wb_scheduler *scheduler) {
-    return scheduler->first && scheduler->first->running ? scheduler->first : NULL;
-}
-
-static wb_sched_entry *next_running(const wb_sched_entry *entry) {
-    return entry->next && entry->next->running ? entry->next : NULL;
-}
-
 /* The youngest of those that hold blocks: the one before the first waiting one. */
 static wb_sched_entry *last_running(const wb_scheduler *scheduler) {
     wb_sched_entry *last = scheduler->first_waiting ? scheduler->first_waiting->previous : scheduler->last;
     return last && last->running ? last : NULL;
 }
 
+/* Whether a request that comes stands before one that waits. */
+static bool is_before(const wb_sched_entry *entry, const wb_sched_entry *waiting) {
+    if (entry->place != waiting->place) return entry->place < waiting->place;
+    return entry->expected_tokens > waiting->expected_tokens;
+}
+
 void wb_scheduler_add(wb_scheduler *scheduler, wb_sched_entry *entry) {
     wb_sched_entry *previous = scheduler->last;
-    while (previous && !previous->running && previous->place > entry->place) previous = previous->previous;
+    while (previous && !previous->running && is_before(entry, previous)) previous = previous->previous;
     entry->previous = previous;
     entry->next = previous ? previous->next : scheduler->first;
     *(previous ? &previous->next : &scheduler->first) = entry;
@@ -90,12 +92,18 @@ void wb_scheduler_add(wb_scheduler *scheduler, wb_sched_entry *entry) {
     scheduler->waiting++;
 }
 
+static void give_saved(wb_scheduler *scheduler, wb_sched_entry *entry) {
+    if (entry->saved_state != WB_NO_STATE) wb_state_pool_give(&scheduler->states, entry->saved_state);
+    entry->saved_state = WB_NO_STATE;
+}
+
 /* Takes a running entry's blocks and its state. It keeps its place in the line, so it must be the last
  * running one, or leave the line. */
 static void release(wb_scheduler *scheduler, wb_sched_entry *entry) {
     wb_kv_blocks_give(&scheduler->blocks, entry->n_blocks, entry->blocks);
-    wb_free_list_give(&scheduler->states, 1, &entry->state);
-    if (scheduler->next_decode == entry) scheduler->next_decode = next_running(entry);
+    give_saved(scheduler, entry);
+    wb_state_pool_give(&scheduler->states, entry->state);
+    if (scheduler->next_decode == entry) scheduler->next_decode = wb_sched_next_running(entry);
     entry->n_blocks = entry->n_known = 0;
     entry->n_in_pool = entry->n_taken_over = 0;
     entry->n_planned = entry->n_drafts = entry->n_accepted = 0;
@@ -114,72 +122,23 @@ void wb_scheduler_remove(wb_scheduler *scheduler, wb_sched_entry *entry) {
     entry->previous = entry->next = NULL;
 }
 
-/* ---- known blocks -------------------------------------------------------------------------------- */
-
-/* Full blocks that an entry could take over at most: its last token is always fed, since the next one is
- * sampled after it. */
-static int32_t n_sharable(const wb_scheduler *scheduler, const wb_sched_entry *entry) {
-    return entry->shares ? (int32_t)((entry->record->n_tokens - 1) / (uint32_t)scheduler->block_size) : 0;
-}
-
-/* Known blocks with the entry's first tokens into its `blocks`; returns how many. */
-static int32_t find_known(const wb_scheduler *scheduler, wb_sched_entry *entry) {
-    const int32_t n = n_sharable(scheduler, entry);
-    int32_t i = 0, parent = WB_NO_BLOCK;
-    for (; i < n; i++) {
-        const uint32_t *tokens = entry->record->tokens + (size_t)i * (size_t)scheduler->block_size;
-        parent = wb_prefix_cache_find(&scheduler->blocks.cache, parent, tokens);
-        if (parent == WB_NO_BLOCK) break;
-        entry->blocks[i] = parent;
-    }
-    return i;
-}
-
-/* Full blocks with the same first tokens. */
-static int32_t n_common(const wb_scheduler *scheduler, const wb_sched_entry *a, const wb_sched_entry *b) {
-    const size_t size = (size_t)scheduler->block_size;
-    const int32_t n = min(n_sharable(scheduler, a), n_sharable(scheduler, b));
-    int32_t i = 0;
-    while (i < n && memcmp(a->record->tokens + (size_t)i * size, b->record->tokens + (size_t)i * size,
-                           size * sizeof *a->record->tokens) == 0)
-        i++;
-    return i;
-}
-
-/* True when all but the last token have keys in the pool. */
-static bool decodes(const wb_sched_entry *entry) {
-    return entry->n_in_pool + 1 == entry->record->n_tokens;
-}
-
-/* Whether a running request is about to make more of the entry's blocks known than the n_known that are.
- * The samples of a group come side by side: the others wait for the prefill of the first, and have it for
- * nothing. It cannot last: whom they wait for is older, and its prefill goes on in each step that has
- * room. */
-static bool is_worth_waiting(const wb_scheduler *scheduler, const wb_sched_entry *entry, int32_t n_known) {
-    const wb_sched_entry *other = n_known < n_sharable(scheduler, entry) ? first_running(scheduler) : NULL;
-    for (; other; other = next_running(other))
-        if (!decodes(other) && n_common(scheduler, entry, other) > n_known) return true;
-    return false;
-}
-
 void wb_scheduler_fed(wb_scheduler *scheduler, wb_sched_entry *entry) {
     const bool drafted = entry->n_drafts > 0;
-    entry->n_in_pool += wb_sched_n_kept(entry);
+    const uint32_t end = entry->n_in_pool + wb_sched_n_kept(entry);
+    const bool back = entry->saved_state != WB_NO_STATE && entry->n_accepted < entry->n_drafts;
+    if (back) {
+        const int32_t fed = entry->state;
+        entry->state = entry->saved_state;
+        entry->saved_state = fed;
+    }
+    give_saved(scheduler, entry);
+    if (!back) entry->n_in_pool = end;
     entry->n_planned = entry->n_drafts = entry->n_accepted = 0;
     if (!drafted) return;
-    const int32_t needed = (int32_t)wb_kv_blocks_for(scheduler->block_size, entry->n_in_pool);
+    /* What goes back is fed again with the token that was sampled behind it, as a prefill is. */
+    const int32_t needed = (int32_t)wb_kv_blocks_for(scheduler->block_size, back ? end + 1 : end);
     wb_kv_blocks_give(&scheduler->blocks, entry->n_blocks - needed, entry->blocks + needed);
     entry->n_blocks = needed;
-}
-
-bool wb_scheduler_know_next(wb_scheduler *scheduler, wb_sched_entry *entry, uint32_t *start_out,
-                            uint8_t **rows_out) {
-    const uint32_t size = (uint32_t)scheduler->block_size, start = (uint32_t)entry->n_known * size;
-    if (!entry->shares || start + size > entry->n_in_pool) return false;
-    *rows_out =
-        wb_kv_blocks_know(&scheduler->blocks, entry->blocks, entry->n_known++, entry->record->tokens + start);
-    *start_out = start;
-    return true;
 }
 
 /* ---- preemption and admission -------------------------------------------------------------------- */
@@ -196,8 +155,8 @@ static void preempt(wb_scheduler *scheduler, wb_sched_entry *entry) {
 /* Blocks for all the tokens that the entry has, of which the first ones may be known; or false and none. */
 static bool take_blocks(wb_scheduler *scheduler, wb_sched_entry *entry) {
     const int32_t needed = (int32_t)wb_kv_blocks_for(scheduler->block_size, entry->record->n_tokens);
-    const int32_t n_known = find_known(scheduler, entry);
-    if (is_worth_waiting(scheduler, entry, n_known)) return false;
+    const int32_t n_known = wb_sched_find_known(scheduler, entry);
+    if (wb_sched_is_worth_waiting(scheduler, entry, n_known)) return false;
     for (int32_t i = 0; i < n_known; i++) wb_kv_blocks_share(&scheduler->blocks, entry->blocks[i]);
     if (!wb_kv_blocks_take(&scheduler->blocks, needed - n_known, entry->blocks + n_known)) {
         wb_kv_blocks_give(&scheduler->blocks, n_known, entry->blocks);
@@ -209,10 +168,20 @@ static bool take_blocks(wb_scheduler *scheduler, wb_sched_entry *entry) {
     return true;
 }
 
+/* There are more states than requests run, and no other one is taken between steps. */
+static void take_state(wb_scheduler *scheduler, wb_sched_entry *entry) {
+    entry->saved_state = WB_NO_STATE;
+    if (scheduler->has_states && entry->n_known > 0)
+        wb_state_pool_take_copy(&scheduler->states, entry->blocks[entry->n_known - 1], &entry->state);
+    else
+        wb_state_pool_take(&scheduler->states, &entry->state);
+}
+
 static bool admit(wb_scheduler *scheduler) {
     wb_sched_entry *entry = scheduler->first_waiting;
-    if (!entry || scheduler->states.n_free == 0 || !take_blocks(scheduler, entry)) return false;
-    wb_free_list_take(&scheduler->states, 1, &entry->state);
+    if (!entry || scheduler->running == scheduler->max_running || !take_blocks(scheduler, entry))
+        return false;
+    take_state(scheduler, entry);
     entry->running = true;
     scheduler->first_waiting = entry->next;
     scheduler->running++;
@@ -224,12 +193,13 @@ static bool admit(wb_scheduler *scheduler) {
 
 /* Plans a token for each entry that lacks nothing but it, at most `budget` of them, in turn. */
 static void choose_decodes(wb_scheduler *scheduler, int32_t budget) {
-    wb_sched_entry *entry = scheduler->next_decode ? scheduler->next_decode : first_running(scheduler);
+    wb_sched_entry *entry =
+        scheduler->next_decode ? scheduler->next_decode : wb_sched_first_running(scheduler);
     for (int32_t i = scheduler->running; i > 0 && budget > 0; i--) {
-        entry->n_planned = decodes(entry);
+        entry->n_planned = wb_sched_decodes(entry);
         budget -= (int32_t)entry->n_planned;
-        entry = next_running(entry);
-        if (!entry) entry = first_running(scheduler);
+        entry = wb_sched_next_running(entry);
+        if (!entry) entry = wb_sched_first_running(scheduler);
     }
     scheduler->next_decode = entry;
 }
@@ -252,7 +222,8 @@ static bool extend_blocks(wb_scheduler *scheduler, wb_sched_entry *entry) {
 static int32_t plan_decodes(wb_scheduler *scheduler) {
     int32_t n = 0;
     choose_decodes(scheduler, scheduler->max_batch_tokens);
-    for (wb_sched_entry *entry = first_running(scheduler); entry; entry = next_running(entry)) {
+    for (wb_sched_entry *entry = wb_sched_first_running(scheduler); entry;
+         entry = wb_sched_next_running(entry)) {
         if (entry->n_planned > 0 && !extend_blocks(scheduler, entry)) entry->n_planned = 0;
         n += (int32_t)entry->n_planned;
     }
@@ -261,25 +232,30 @@ static int32_t plan_decodes(wb_scheduler *scheduler) {
 
 /* ---- prefills ------------------------------------------------------------------------------------ */
 
-/* Plans the next chunk of an entry that has blocks for all its tokens. Returns its tokens. */
-static int32_t plan_chunk(wb_sched_entry *entry, int32_t budget) {
-    const uint32_t left = entry->record->n_tokens - entry->n_in_pool;
+/* Plans the next chunk of an entry that has blocks for all its tokens. Returns its tokens. A state is to
+ * stand at the end of what others could have of it, for its snapshot: a chunk ends there. */
+static int32_t plan_chunk(const wb_scheduler *scheduler, wb_sched_entry *entry, int32_t budget) {
+    const uint32_t end = (uint32_t)wb_sched_n_sharable(scheduler, entry) * (uint32_t)scheduler->block_size;
+    const bool stops = scheduler->has_states && entry->n_in_pool < end;
+    const uint32_t left = (stops ? end : entry->record->n_tokens) - entry->n_in_pool;
     entry->n_planned = left < (uint32_t)budget ? left : (uint32_t)budget;
     return (int32_t)entry->n_planned;
 }
 
 /* Returns what is left of the budget. */
 static int32_t plan_prefills(wb_scheduler *scheduler, int32_t budget) {
-    for (wb_sched_entry *entry = first_running(scheduler); entry && budget > 0; entry = next_running(entry))
-        if (!decodes(entry)) budget -= plan_chunk(entry, budget);
-    while (budget > 0 && admit(scheduler)) budget -= plan_chunk(last_running(scheduler), budget);
+    for (wb_sched_entry *entry = wb_sched_first_running(scheduler); entry && budget > 0;
+         entry = wb_sched_next_running(entry))
+        if (!wb_sched_decodes(entry)) budget -= plan_chunk(scheduler, entry, budget);
+    while (budget > 0 && admit(scheduler)) budget -= plan_chunk(scheduler, last_running(scheduler), budget);
     return budget;
 }
 
 uint64_t wb_scheduler_n_decodes(const wb_scheduler *scheduler) {
     uint64_t n = 0;
-    for (const wb_sched_entry *entry = first_running(scheduler); entry; entry = next_running(entry))
-        n += wb_sched_samples(entry) || decodes(entry);
+    for (const wb_sched_entry *entry = wb_sched_first_running(scheduler); entry;
+         entry = wb_sched_next_running(entry))
+        n += wb_sched_samples(entry) || wb_sched_decodes(entry);
     return n;
 }
 
@@ -289,6 +265,8 @@ uint64_t wb_scheduler_n_decodes(const wb_scheduler *scheduler) {
 static int32_t plan_entry_drafts(wb_scheduler *scheduler, wb_sched_entry *entry, int32_t budget) {
     const uint32_t end = entry->n_in_pool + entry->n_planned, size = (uint32_t)scheduler->block_size;
     const uint32_t n = entry->n_proposed < (uint32_t)budget ? entry->n_proposed : (uint32_t)budget;
+    if (scheduler->has_states && !wb_state_pool_save(&scheduler->states, entry->state, &entry->saved_state))
+        return 0;
     while (wb_kv_blocks_for(scheduler->block_size, end + n) > entry->n_blocks &&
            wb_kv_blocks_take(&scheduler->blocks, 1, &entry->blocks[entry->n_blocks]))
         entry->n_blocks++;
@@ -298,8 +276,9 @@ static int32_t plan_entry_drafts(wb_scheduler *scheduler, wb_sched_entry *entry,
 }
 
 static void plan_drafts(wb_scheduler *scheduler, int32_t budget) {
-    for (wb_sched_entry *entry = first_running(scheduler); entry && budget > 0; entry = next_running(entry))
-        if (entry->n_planned > 0 && entry->n_proposed > 0 && decodes(entry))
+    for (wb_sched_entry *entry = wb_sched_first_running(scheduler); entry && budget > 0;
+         entry = wb_sched_next_running(entry))
+        if (entry->n_planned > 0 && entry->n_proposed > 0 && wb_sched_decodes(entry))
             budget -= plan_entry_drafts(scheduler, entry, budget);
 }
 
@@ -307,8 +286,12 @@ static void plan_drafts(wb_scheduler *scheduler, int32_t budget) {
 
 void wb_scheduler_drop_plan(wb_scheduler *scheduler) {
     wb_step_batch_clear(&scheduler->batch);
-    for (wb_sched_entry *entry = first_running(scheduler); entry; entry = next_running(entry))
+    scheduler->states.n_copies = 0;
+    for (wb_sched_entry *entry = wb_sched_first_running(scheduler); entry;
+         entry = wb_sched_next_running(entry)) {
+        give_saved(scheduler, entry);
         entry->n_planned = entry->n_drafts = entry->n_accepted = 0;
+    }
 }
 
 void wb_scheduler_preempt_all(wb_scheduler *scheduler) {
@@ -317,12 +300,19 @@ void wb_scheduler_preempt_all(wb_scheduler *scheduler) {
         preempt(scheduler, last);
 }
 
+void wb_scheduler_forget_states(wb_scheduler *scheduler) {
+    wb_scheduler_preempt_all(scheduler);
+    wb_state_pool_forget(&scheduler->states);
+}
+
 void wb_scheduler_plan(wb_scheduler *scheduler) {
     wb_scheduler_drop_plan(scheduler);
+    if (scheduler->has_states) wb_sched_keep_snapshots(scheduler);
     const int32_t left = scheduler->max_batch_tokens - plan_decodes(scheduler);
     const int32_t budget = min(left, scheduler->max_prefill_tokens);
     plan_drafts(scheduler, left - budget + plan_prefills(scheduler, budget));
-    for (wb_sched_entry *entry = first_running(scheduler); entry; entry = next_running(entry))
+    for (wb_sched_entry *entry = wb_sched_first_running(scheduler); entry;
+         entry = wb_sched_next_running(entry))
         if (entry->n_planned > 0) wb_step_batch_add(&scheduler->batch, entry);
     wb_step_batch_fill_held(&scheduler->batch);
 }

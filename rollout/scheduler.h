@@ -6,19 +6,23 @@
  *
  * All unfinished requests stand in one line. Those that hold KV blocks ("running") are a prefix of it: the
  * first waiting request is admitted, the last running one is preempted. A new one stands behind all that run
- * and behind the waiting ones whose place, a number that its owner gave it, is not beyond its own: nothing
- * that runs is overtaken, and where places grow with time, nothing is overtaken for ever. */
+ * and behind the waiting ones whose place, a number that its owner gave it, is not beyond its own, but before
+ * those of its place that are expected to be shorter: nothing that runs is overtaken, and where places grow
+ * with time, nothing is overtaken for ever. */
 #ifndef WB_SCHEDULER_H
 #define WB_SCHEDULER_H
 
 #include "kv_blocks.h"
+#include "state_pool.h"
 #include "step_batch.h"
 
 typedef struct wb_scheduler {
     int32_t max_batch_tokens, block_size;
     int32_t max_prefill_tokens; /* of a step: from open on max_batch_tokens, between steps the owner's */
     wb_kv_blocks blocks;        /* of the KV pool */
-    wb_free_list states;        /* one for each request that runs; none is free: no further one is admitted */
+    int32_t max_running;
+    bool has_states; /* whether a request has a state of fixed size at all */
+    wb_state_pool states;
     wb_sched_entry *first, *last, *first_waiting; /* in the order of the line */
     wb_sched_entry *next_decode; /* whose turn it is when a step cannot hold all decodes; NULL: the first's */
     int32_t running, waiting;    /* requests */
@@ -28,8 +32,17 @@ typedef struct wb_scheduler {
     wb_owner memory;
 } wb_scheduler;
 
-/* States that the running requests hold at most, which is how many they are. */
-int32_t wb_scheduler_n_states(int32_t n_blocks, int32_t max_running);
+/* In the order of the line; NULL: there is none, or none further. */
+static inline wb_sched_entry *wb_sched_first_running(const wb_scheduler *scheduler) {
+    return scheduler->first && scheduler->first->running ? scheduler->first : NULL;
+}
+
+static inline wb_sched_entry *wb_sched_next_running(const wb_sched_entry *entry) {
+    return entry->next && entry->next->running ? entry->next : NULL;
+}
+
+/* Requests that run at most, each of which has a state. */
+int32_t wb_scheduler_max_running(int32_t n_blocks, int32_t max_running);
 
 /* Requests that a step has at most. */
 int32_t wb_scheduler_max_entries(int32_t n_blocks, int32_t max_batch_tokens, int32_t max_running);
@@ -42,6 +55,8 @@ typedef struct wb_scheduler_sizes {
     int32_t n_blocks, block_size, max_batch_tokens, max_running;
     int32_t max_drafts;    /* of an entry in a step, at least 0 */
     int32_t max_positions; /* tokens of the longest request */
+    int32_t n_states;      /* as many as run, and with prefix_cache or drafts more */
+    bool has_states;       /* of a fixed size */
     bool prefix_cache;     /* full blocks become known, with their rows of row_bytes, 0 or more, a token */
     size_t row_bytes;
 } wb_scheduler_sizes;
@@ -50,8 +65,8 @@ typedef struct wb_scheduler_sizes {
 wb_status wb_scheduler_open(wb_scheduler *scheduler, const wb_scheduler_sizes *sizes);
 void wb_scheduler_close(wb_scheduler *scheduler); /* the entries are their owners' */
 
-/* Puts a zeroed entry with `record`, `blocks` and `place` into the line. The caller has checked that the
- * pool holds the request at its longest. */
+/* Puts a zeroed entry with `record`, `blocks`, `place` and `expected_tokens` into the line. The caller has
+ * checked that the pool holds the request at its longest. */
 void wb_scheduler_add(wb_scheduler *scheduler, wb_sched_entry *entry);
 
 /* Takes an entry out of the line, wherever it stands; its blocks and its state become free. */
@@ -65,13 +80,6 @@ void wb_scheduler_plan(wb_scheduler *scheduler);
  * that only rejected drafts filled become free. */
 void wb_scheduler_fed(wb_scheduler *scheduler, wb_sched_entry *entry);
 
-/* Makes the next full block of an entry known whose keys are in the pool, if there is one and the entry
- * shares. *start_out: its first token; *rows_out: where the rows of its block_size tokens are to be put,
- * or NULL where another block is known by these tokens, which the entry holds from then on: keys and rows
- * are the same. */
-bool wb_scheduler_know_next(wb_scheduler *scheduler, wb_sched_entry *entry, uint32_t *start_out,
-                            uint8_t **rows_out);
-
 /* Running requests whose next token is sampled after the tokens that are planned, or lacks no others: what
  * the next step decodes, but for those that end with the present one. */
 uint64_t wb_scheduler_n_decodes(const wb_scheduler *scheduler);
@@ -79,7 +87,11 @@ uint64_t wb_scheduler_n_decodes(const wb_scheduler *scheduler);
 /* The step was not made: an empty batch. The next plan feeds the same tokens. */
 void wb_scheduler_drop_plan(wb_scheduler *scheduler);
 
-/* The step was not made, but what the running requests keep is not what it was before: all are preempted. */
+/* What the running requests keep is not what their next step is to find: all are preempted. */
 void wb_scheduler_preempt_all(wb_scheduler *scheduler);
+
+/* The step was not made, and states are not what they were before: all are preempted, and no snapshot
+ * stays. */
+void wb_scheduler_forget_states(wb_scheduler *scheduler);
 
 #endif

@@ -93,6 +93,7 @@ wb_status wb_sequence_create(const wb_request *request, int64_t vocab_size, cons
     s->max_len = prompt_len + request->max_tokens;
     s->routes_start = request->routes_start;
     s->mask_ends = has_mask ? (uint32_t *)(void *)(base + at.mask_ends) : NULL;
+    s->entry.expected_tokens = request->expected_tokens;
     s->sampling = (wb_sampling){request->temperature, (uint32_t)request->top_k, request->top_p};
     s->params = (wb_sample_params){request->temperature, request->top_k, request->top_p, 0};
     s->seed = request->seed;

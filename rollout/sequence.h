@@ -34,7 +34,12 @@ typedef struct wb_sequence {
     uint32_t *stop_tokens; /* [n_stop] */
     uint32_t n_fed;
     size_t bytes; /* of the host that it takes, but for the spans of weights that change on the way */
-    struct wb_sequence *next_finished;
+    /* Ranks: to which it was submitted, and which runs it (lending.h). Another one than home, of a sequence
+     * that is home: it is away. */
+    int32_t home, host;
+    uint64_t number;              /* of the requests of its home, in the order in which they came */
+    bool abort_asked, abort_told; /* while it is away: by its owner; to its host */
+    struct wb_sequence *next;     /* of the finished ones, or of a list of lending.h */
 } wb_sequence;
 
 static inline wb_sequence *wb_sequence_of(wb_sched_entry *entry) {

@@ -14,6 +14,10 @@ typedef struct wb_step_word {
     /* Once the step has been committed: unfinished requests, and those of them that decode next. */
     uint64_t work_left, decodes;
     uint64_t pauses; /* 1: this rank asks that the next step feeds nothing */
+    /* What travels before the next step (lending.h), 0 where nothing does: whether ranks lend; then, once
+     * the step has been committed, all that this rank's line holds, requests that it could lend, and how
+     * many more could run where nobody waits; letters that it has; and its KV pool. */
+    uint64_t lending, load, lends, room, letters, n_blocks, block_size;
 } wb_step_word;
 
 /* OK on all ranks, with *sum_out: the own word, with the work, the decodes and the pauses of all ranks; or

@@ -38,14 +38,20 @@ typedef struct wb_engine_options {
      * them takes over their keys and their routes instead of being fed; a request whose first tokens another
      * one is just being fed waits for it. What a request returns does not depend on it. All blocks are of one
      * version: new weights forget them. Blocks that no request holds stay until the pool needs them. Host
-     * memory: a row of L * K ids and 4 bytes for each token of the pool. UNSUPPORTED for a model whose layers
-     * keep state of a fixed size, which no block has. */
+     * memory: a row of L * K ids and 4 bytes for each token of the pool. Where layers keep state of a fixed
+     * size, which no block has, a request can go on behind blocks alone of which there is a snapshot: at the
+     * end of a prompt's full blocks (n_snapshots). */
     bool prefix_cache;
     /* Default false: running requests keep the keys that they have when weights are set, and what they feed
      * from then on attends to keys of both. True: they are fed again from their first token, by the new
      * weights and along the rows that they have. What was recorded stays as it is either way. */
     bool recompute_keys;
-    uint8_t reserved[2]; /* zero */
+    /* Default false. True: requests that wait on one rank are taken by ranks on which none waits, the first
+     * of the line first, until these have as many. A request is still polled where it was submitted, and
+     * what it returns does not depend on it. A request that another rank runs takes host memory there too,
+     * beyond that one's limits, and steps in which requests travel allocate. On all ranks or on none. */
+    bool lend_requests;
+    uint8_t reserved[1]; /* zero */
     /* Of max_batch_tokens, how many prefills may take in a step in which some rank decodes, so that no rank's
      * prefill keeps the decodes of all ranks waiting for long. 0, the default: all that decodes leave. The
      * same on all ranks. */
@@ -53,10 +59,12 @@ typedef struct wb_engine_options {
     /* How many tokens a decode may feed behind its own, guessed from the request's text, in what a step
      * has room for: those that the model chooses too are had in one step. What is returned does not depend
      * on it: tokens are drawn as without drafts, and rows of drafts that were wrong are in no record. 0,
-     * the default: none. UNSUPPORTED for a model whose layers keep state of a fixed size, which cannot
-     * take a token back. */
+     * the default: none. Where layers keep state of a fixed size, which cannot take a token back, a state is
+     * copied for it, and after a wrong guess the right ones before it are fed again. */
     int32_t max_drafts;
-    uint8_t reserved_2[4]; /* zero */
+    /* States of a fixed size, where layers keep such, beyond one for each request that runs: for snapshots of
+     * prefix_cache and for max_drafts. 0, the default: as many again; without these two options none. */
+    int32_t n_snapshots;
     /* What wb_engine_submit refuses beyond, of unfinished requests: how many, their tokens at their longest,
      * and the host bytes that they take. 0, the default: no limit. */
     uint64_t max_unfinished, max_unfinished_tokens, max_unfinished_bytes;
@@ -115,7 +123,10 @@ typedef struct wb_request {
      * later where it is negative; default 0. So nothing starves: a request is overtaken by what is submitted
      * within a bounded number of steps after it, and by nothing once it runs. */
     int32_t priority;
-    uint8_t reserved_end[4]; /* zero */
+    /* New tokens that the caller expects, as of earlier answers to the prompt; 0, the default: not known.
+     * Of requests with one place in the line, those that are expected to be longest come first, so that no
+     * long one is left to run alone at the end. */
+    uint32_t expected_tokens;
     /* An earlier record of this model whose text goes on, or NULL, the default: the prompt is its tokens
      * and then `tokens`, of which there may be none. What it was fed, up to the end of its last span, it
      * has rows for, in one run or in several: it follows them, under whatever weights, and its spans stay.
@@ -165,8 +176,9 @@ typedef struct wb_completion {
 WB_API wb_completion *wb_engine_poll(wb_engine *engine);
 WB_API void wb_completion_free(wb_completion *completion); /* NULL is a no-op */
 
-/* Ends a request now; it completes with what it has and finish reason abort. One that has ended but was
- * not polled yet stays as it is. NOT_FOUND for an unknown rid. Not collective. */
+/* Ends a request now; it completes with what it has and finish reason abort. One that another rank runs
+ * does within three steps, unless it has ended there by then. One that has ended but was not polled yet
+ * stays as it is. NOT_FOUND for an unknown rid. Not collective. */
 WB_API wb_status wb_engine_abort(wb_engine *engine, const char *rid);
 
 /* Between steps: replaces the model's weights by those of `from` (rounded to the engine's dtype) and names
@@ -193,10 +205,15 @@ typedef struct wb_engine_stats {
     uint64_t taken_over_tokens;
     /* Guessed tokens that were fed, and those that were right, which are decode_tokens too; since open. */
     uint64_t drafts, accepted_drafts;
+    /* On the clock of the wall, in wb_engine_step since open, the wait for other ranks within: this rank has
+     * decode_tokens / step_seconds tokens a second. */
+    double step_seconds;
+    uint64_t lent;              /* requests that other ranks took, since open */
     uint64_t finished, aborted; /* requests since open; an aborted one is not among the finished ones */
     /* Of the unfinished requests: their tokens at their longest, and the host bytes that they take. */
     uint64_t unfinished_tokens, unfinished_bytes;
-    int32_t waiting, running; /* requests now */
+    int32_t waiting, running; /* requests on this rank now */
+    int32_t away, guests;     /* of this rank, lent now; of others, here now or on their way back */
     int32_t free_blocks;  /* KV blocks now that can be taken, those that are known but not held among them */
     int32_t known_blocks; /* by the prefix cache now, held or not */
     int32_t n_blocks;     /* of the pool */

@@ -1,6 +1,7 @@
-/* bench_engine.c - the rollout engine under a load as GRPO's on the CPU: groups of 16 samples of one
- * prompt of 512 tokens, answers of skewed length, with the prefix cache and drafts off and on, routes off
- * and on, on one rank and on two, which are threads.
+/* bench_engine.c - the rollout engine under a load as GRPO's on the CPU: groups of 16 samples of one prompt
+ * of 512 tokens, answers of skewed length, with the prefix cache and drafts off and on, routes off and on,
+ * on one rank and on two, which are threads; and all groups on one of two ranks, at most 8 requests of a
+ * rank running, with requests lent or not.
  *
  * bench_engine [GROUPS [RANKS [ANSWER]]]       2 groups; 1 and 2 ranks; answers of 16 to 128 tokens
  *
@@ -22,6 +23,7 @@ typedef struct load {
     uint32_t max_answer;
     bool cache, routes;
     int32_t max_drafts;
+    bool one_sided, lends; /* all groups on rank 0, where 8 requests run at a time */
 } load;
 
 typedef struct rank {
@@ -81,7 +83,8 @@ static void submit(wb_engine *engine, const load *l, int group, int sample) {
 static void generate(rank *r, wb_engine *engine) {
     const load *l = r->load;
     uint64_t fed = 0;
-    for (int g = wb_comm_rank(r->comm); g < l->n_groups; g += l->n_ranks)
+    const int n_asked = l->one_sided ? 1 : l->n_ranks;
+    for (int g = wb_comm_rank(r->comm); g < l->n_groups && wb_comm_rank(r->comm) < n_asked; g += n_asked)
         for (int i = 0; i < SAMPLES; i++) submit(engine, l, g, i);
     must(wb_comm_barrier(r->comm));
     const double begin = now(), cpu_begin = cpu_seconds();
@@ -111,6 +114,8 @@ static void *run_rank(void *arg) {
     options.n_blocks = 4096;
     options.prefix_cache = r->load->cache;
     options.max_drafts = r->load->max_drafts;
+    options.lend_requests = r->load->lends;
+    if (r->load->one_sided) options.max_running = 8;
     must(wb_engine_open(model, &options, &engine));
     generate(r, engine);
     wb_engine_close(engine);
@@ -140,10 +145,14 @@ static void run(const load *l) {
     }
     const double new_tokens = (double)(sum.decode_tokens + sum.finished);
     const double rank_steps = (double)ranks[0].stats.steps * l->n_ranks;
-    printf("%d ranks, cache %-3s drafts %d, routes %-3s %7.1f tok/s, of CPU time %7.1f; prefill %6" PRIu64
+    printf("%d ranks%s, cache %-3s drafts %d, routes %-3s %7.1f tok/s, of CPU time %7.1f; prefill %6" PRIu64
            ", taken over %6" PRIu64 "; drafts %5" PRIu64 ", accepted %5" PRIu64 "; %5" PRIu64
            " steps, idle %4.1f %%\n",
-           l->n_ranks, l->cache ? "on," : "off,", l->max_drafts,
+           l->n_ranks,
+           l->lends       ? ", lent"
+           : l->one_sided ? ", one asked"
+                          : "",
+           l->cache ? "on," : "off,", l->max_drafts,
            l->routes ? "on:" : "off:", new_tokens / ranks[0].seconds, new_tokens / ranks[0].cpu_seconds,
            sum.prefill_tokens, sum.taken_over_tokens, sum.drafts, sum.accepted_drafts, ranks[0].stats.steps,
            100 * (double)idle / rank_steps);
@@ -160,10 +169,12 @@ int main(int argc, char **argv) {
     printf("qwen3_moe, 89M parameters, f32; %d groups of %d, prompts of %d, answers of %u to %u\n",
            l.n_groups, SAMPLES, PROMPT, l.max_answer / 8, l.max_answer);
     for (l.n_ranks = 1; l.n_ranks <= MAX_RANKS; l.n_ranks++)
-        for (int i = 0; i < 5 && (only == 0 || only == l.n_ranks); i++) {
+        for (int i = 0; i < (l.n_ranks == 1 ? 5 : 7) && (only == 0 || only == l.n_ranks); i++) {
             l.cache = i != 0;
             l.max_drafts = i == 2 || i == 3 ? 4 : 0;
             l.routes = i != 3 && i != 4;
+            l.one_sided = i >= 5;
+            l.lends = i == 6;
             run(&l);
         }
     return 0;

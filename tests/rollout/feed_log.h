@@ -33,15 +33,17 @@ static inline void log_feed(feed_log *log, uint32_t n_in_pool, uint64_t version)
     log->n_in_pool = n_in_pool; /* 0 after a preemption */
 }
 
-/* After a step: what it fed of unfinished requests; log_finished then tells of a polled one. logs: by the
- * number in a rid. */
+static inline void log_finished(const wb_engine *engine, feed_log *logs, const wb_record *record) {
+    log_feed(&logs[number_of(record)], record->n_tokens - 1, engine->weight_version);
+}
+
+/* After a step: what it fed of unfinished requests, and of those of other ranks that ended; log_finished then
+ * tells of a polled one. logs: by the number in a rid. */
 static inline void log_step(const wb_engine *engine, feed_log *logs) {
     for (const wb_sched_entry *entry = engine->scheduler.first; entry; entry = entry->next)
         log_feed(&logs[number_of(entry->record)], entry->n_in_pool, engine->weight_version);
-}
-
-static inline void log_finished(const wb_engine *engine, feed_log *logs, const wb_record *record) {
-    log_feed(&logs[number_of(record)], record->n_tokens - 1, engine->weight_version);
+    for (const wb_sequence *s = engine->lending.ended.first; s; s = s->next)
+        if (s->completion.record.finish != WB_FINISH_ABORT) log_finished(engine, logs, &s->completion.record);
 }
 
 /* Feeds of tokens that were fed before, by other weights than then. */

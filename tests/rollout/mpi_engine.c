@@ -1,7 +1,8 @@
 /* mpi_engine.c - the engine under mpirun: each rank submits its share of one set of requests and holds its
  * share of the experts; tokens, logprobs and rows equal those of each request alone in an engine of one
- * rank with the whole model, bit for bit. Some rounds leave ranks without any request. Then rounds in f32 and
- * bf16 in which the weights change on the way. `mpi_engine SEED` reruns a seed of either. */
+ * rank with the whole model, bit for bit. Some rounds leave ranks without any request but those that they
+ * take from others. Then rounds in f32 and bf16 in which the weights change on the way. `mpi_engine SEED`
+ * reruns a seed of either. */
 #include "changing_weights.h"
 #include "wb_comm_mpi.h"
 
@@ -33,7 +34,9 @@ static void make_round(round_plan *p, uint64_t seed, const wb_comm *comm) {
         p->rank[i] = pick(&d, 0, busy_ranks - 1);
         p->step[i] = pick(&d, 0, 12);
     }
+    p->options = wb_engine_options_default();
     p->options.max_batch_tokens = (int32_t)pick(&d, 1, 24); /* the same on all ranks */
+    p->options.lend_requests = pick(&d, 0, 2) > 0;
     d.state += (uint64_t)wb_comm_rank(comm);
     p->options.block_size = (int32_t)pick(&d, 1, 6);
     p->options.n_blocks = (31 + p->options.block_size - 1) / p->options.block_size + (int32_t)pick(&d, 0, 6);
@@ -56,9 +59,8 @@ static int run_round(uint64_t seed, wb_comm *comm) {
     round_plan *p = take(1, sizeof *p);
     make_round(p, seed, comm);
     rig sharded = rig_open(&p->config, seed, 1, comm), whole = rig_open(&p->config, seed, 1, NULL);
-    const wb_engine_options *o = &p->options;
-    wb_engine *engine =
-        engine_of(sharded.model, o->n_blocks, o->block_size, o->max_batch_tokens, o->max_running);
+    wb_engine *engine = NULL;
+    must(wb_engine_open(sharded.model, &p->options, &engine), "engine");
     int failures = 0;
     bool busy = true;
     for (uint64_t step = 0; step <= 12 || busy; step++) {

@@ -11,7 +11,7 @@ enum {
     MAX_ASKS = 10,
     MAX_EVENTS = 32,
     MAX_VERSIONS = 4,
-    MAX_RANKS = 3,
+    MAX_RANKS = 4,
     PAUSE_STEPS = 3,
     LAST_EVENT_STEP = 16
 };
@@ -80,6 +80,8 @@ static inline void schedule_continue(schedule *s, dice *d, uint32_t i, uint64_t 
 static inline void schedule_make_asks(schedule *s, dice *d) {
     uint32_t common[MAX_PROMPT];
     const uint32_t vocab_size = (uint32_t)s->config.vocab_size, n_words = pick(d, 2, vocab_size);
+    /* The others have what they take. */
+    const uint32_t n_asked = pick(d, 1, (uint32_t)s->n_ranks);
     for (uint32_t i = 0; i < MAX_PROMPT; i++) common[i] = pick(d, 0, n_words - 1);
     s->n_asks = pick(d, 1, MAX_ASKS);
     for (uint32_t i = 0; i < s->n_asks; i++) {
@@ -92,7 +94,8 @@ static inline void schedule_make_asks(schedule *s, dice *d) {
         a->request.priority = pick(d, 0, 2) == 0 ? (int32_t)pick(d, 0, 20) - 10 : 0;
         a->request.return_routes = pick(d, 0, 3) != 0;
         a->request.routes_start = pick(d, 0, 1) == 0 ? 0 : pick(d, 0, a->request.n_tokens);
-        s->rank[i] = pick(d, 0, (uint32_t)s->n_ranks - 1);
+        a->request.expected_tokens = pick(d, 0, 1) == 0 ? 0 : a->request.max_tokens;
+        s->rank[i] = pick(d, 0, n_asked - 1);
         uint64_t arrival = pick(d, 0, 2) > 0 ? 0 : pick(d, 0, LAST_EVENT_STEP);
         s->continues[i] = NONE;
         if (i > 0 && pick(d, 0, 3) == 0) schedule_continue(s, d, i, &arrival);
@@ -110,13 +113,14 @@ static inline void schedule_make_options(schedule *s, dice *d) {
     }
     const int32_t max_batch_tokens = (int32_t)pick(d, 1, pick(d, 0, 1) == 0 ? 8 : 48);
     const int32_t max_prefill_tokens = pick(d, 0, 1) == 0 ? 0 : (int32_t)pick(d, 1, 12);
-    const bool recompute_keys = pick(d, 0, 2) == 0;
+    const bool recompute_keys = pick(d, 0, 2) == 0, lend_requests = pick(d, 0, 3) > 0;
     for (int r = 0; r < MAX_RANKS; r++) {
         wb_engine_options *o = &s->options[r];
         *o = wb_engine_options_default();
         o->max_batch_tokens = max_batch_tokens;
         o->max_prefill_tokens = max_prefill_tokens;
         o->recompute_keys = recompute_keys;
+        o->lend_requests = lend_requests;
         o->block_size = (int32_t)pick(d, 1, 6);
         const int32_t min_blocks = ((int32_t)longest - 1) / o->block_size + 1;
         o->n_blocks = min_blocks + (int32_t)pick(d, 0, pick(d, 0, 3) == 0 ? 60 : 4);
@@ -151,10 +155,11 @@ static inline void schedule_make(schedule *s, uint64_t seed, int max_ranks) {
 static inline void schedule_print(const schedule *s) {
     static const char *const names[] = {"submit", "abort", "weights", "pause"};
     printf("  %s, %s, %d layers, %d of %d experts, %d ranks, %" PRId32 " tokens a step, of prefills %" PRId32
-           ", keys recomputed %d\n",
+           ", keys recomputed %d, requests lent %d\n",
            wb_dtype_name(s->dtype), s->config.family == WB_FAMILY_QWEN3_MOE ? "qwen3_moe" : "olmoe",
            s->config.n_layers, s->config.router.top_k, s->config.router.n_experts, s->n_ranks,
-           s->options[0].max_batch_tokens, s->options[0].max_prefill_tokens, s->options[0].recompute_keys);
+           s->options[0].max_batch_tokens, s->options[0].max_prefill_tokens, s->options[0].recompute_keys,
+           s->options[0].lend_requests);
     for (int r = 0; r < s->n_ranks; r++)
         printf("  rank %d: %" PRId32 " blocks of %" PRId32 ", %" PRId32
                " running at most, prefix cache %d, %" PRId32 " drafts\n",

@@ -105,6 +105,8 @@ static inline void schedule_steps(schedule_rank *r) {
     if (r->out->stats[rank].paused) schedule_fail(r->out, rank, "a pause", "does not end");
     if (r->out->stats[rank].free_blocks != r->s->options[rank].n_blocks)
         schedule_fail(r->out, rank, "the pool", "blocks are missing at the end");
+    if (r->out->stats[rank].away != 0 || r->out->stats[rank].guests != 0)
+        schedule_fail(r->out, rank, "requests", "are not home at the end");
 }
 
 static inline void *schedule_rank_main(void *arg) {

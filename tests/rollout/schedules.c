@@ -20,12 +20,13 @@ bool plant_fault(const char *name) {
 enum { FIRST_SEED = 1, COUNT = 250 };
 
 typedef struct tally {
-    uint64_t steps, preemptions, aborted, changed, taken_over, continued, accepted, rejected, paused;
+    uint64_t steps, preemptions, aborted, changed, taken_over, continued, accepted, rejected, paused, lent;
 } tally;
 
 static void add_to_tally(tally *t, const schedule *s, const outcome *out) {
     for (int r = 0; r < s->n_ranks; r++) {
         t->preemptions += out->stats[r].preemptions;
+        t->lent += out->stats[r].lent;
         t->accepted += out->stats[r].accepted_drafts;
         t->rejected += out->stats[r].drafts - out->stats[r].accepted_drafts;
         t->taken_over += out->stats[r].taken_over_tokens;
@@ -142,9 +143,9 @@ static bool read_options(int argc, char **argv, options *o) {
 
 /* That the schedules show something; few of them need not. */
 static bool rich_enough(const tally *t, uint64_t n) {
-    return n < COUNT ||
-           (t->preemptions >= n / 8 && t->aborted >= n / 8 && t->changed >= n / 8 && t->taken_over >= n &&
-            t->continued >= n / 8 && t->accepted >= n / 8 && t->rejected >= n / 8 && t->paused >= n / 8);
+    return n < COUNT || (t->preemptions >= n / 8 && t->aborted >= n / 8 && t->changed >= n / 8 &&
+                         t->taken_over >= n && t->continued >= n / 8 && t->accepted >= n / 8 &&
+                         t->rejected >= n / 8 && t->paused >= n / 8 && t->lent >= n / 8);
 }
 
 int main(int argc, char **argv) {
@@ -170,9 +171,10 @@ int main(int argc, char **argv) {
     printf("schedules: seeds %" PRIu64 "..%" PRIu64 ", %" PRIu64 " steps, %" PRIu64
            " of them paused, %" PRIu64 " preemptions, %" PRIu64 " aborted, %" PRIu64
            " requests under changing weights, %" PRIu64 " tokens taken over, %" PRIu64
-           " records continued, %" PRIu64 " drafts accepted, %" PRIu64 " rejected: each as it is alone\n",
+           " records continued, %" PRIu64 " lent, %" PRIu64 " drafts accepted, %" PRIu64
+           " rejected: each as it is alone\n",
            o.first, o.first + o.count - 1, t.steps, t.paused, t.preemptions, t.aborted, t.changed,
-           t.taken_over, t.continued, t.accepted, t.rejected);
+           t.taken_over, t.continued, t.lent, t.accepted, t.rejected);
     if (rich_enough(&t, o.count)) return 0;
     printf("expected more of each: the schedules are too easy to show anything\n");
     return 1;

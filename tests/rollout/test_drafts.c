@@ -151,7 +151,7 @@ static void test_odd_options_are_refused(void **state) {
     wb_engine *engine = NULL;
     options.max_drafts = -1;
     assert_int_equal(WB_INVALID_ARGUMENT, wb_engine_open(r.model, &options, &engine));
-    assert_message("max_prefill_tokens and max_drafts: expected at least 0, found 0 and -1");
+    assert_message("max_prefill_tokens, max_drafts and n_snapshots: expected at least 0, found 0, -1 and 0");
     assert_null(engine);
     rig_close(&r);
 }

@@ -1,6 +1,7 @@
-/* test_engine_state.c - the engine over a model whose layers keep state of a fixed size: whatever is chunked,
- * preempted, aborted, waits for a state or is fed again after a step that failed, every request is what it is
- * alone, and its logprobs are training's.
+/* test_engine_state.c - the engine over a model whose layers keep state of a fixed size: whatever is
+ * chunked, preempted, aborted, waits for a state, is taken over behind a snapshot, goes back from a wrong
+ * draft or is fed again after a step that failed, every request is what it is alone, and its logprobs are
+ * training's.
  *
  * Each round is made from its seed; `test_engine_state --seed N` runs one of them. */
 #include "engine.h"
@@ -76,7 +77,7 @@ static const char *differs_from_training(wb_model *model, wb_train *train, const
 /* ---- a round --------------------------------------------------------------------------------------- */
 
 typedef struct tally {
-    uint64_t preemptions, failed, waited, aborted;
+    uint64_t preemptions, failed, waited, aborted, taken_over, accepted, rejected;
 } tally;
 
 typedef struct round_state {
@@ -106,6 +107,9 @@ static void make_round(round_state *r, uint64_t seed) {
     for (uint32_t i = 0; i < N_REQUESTS; i++) {
         ask *a = &r->asks[i];
         *a = ask_random(&r->d, i, 31, 16, MAX_NEW);
+        const uint32_t n_common = pick(&r->d, 0, 2) == 0 ? 0 : pick(&r->d, 0, a->request.n_tokens);
+        for (uint32_t k = 0; k < n_common; k++) a->prompt[k] = k % 4; /* which drafts find again */
+        if (pick(&r->d, 0, 1) == 0) a->request.temperature = 0;
         r->alone[i] = run_alone(r->rig.model, a);
         const uint32_t fed = a->request.n_tokens + a->request.max_tokens - 1;
         if (fed > longest) longest = fed;
@@ -115,8 +119,15 @@ static void make_round(round_state *r, uint64_t seed) {
     wb_train_close(train);
     const int32_t block_size = (int32_t)pick(&r->d, 1, 5),
                   min_blocks = (int32_t)wb_kv_blocks_for(block_size, longest);
-    r->engine = engine_of(r->rig.model, min_blocks + (int32_t)pick(&r->d, 0, (uint32_t)min_blocks),
-                          block_size, (int32_t)pick(&r->d, 1, 20), (int32_t)pick(&r->d, 1, N_REQUESTS));
+    wb_engine_options options = wb_engine_options_default();
+    options.n_blocks = min_blocks + (int32_t)pick(&r->d, 0, 2 * (uint32_t)min_blocks);
+    options.block_size = block_size;
+    options.max_batch_tokens = (int32_t)pick(&r->d, 1, 20);
+    options.max_running = (int32_t)pick(&r->d, 1, N_REQUESTS);
+    options.prefix_cache = pick(&r->d, 0, 2) > 0;
+    options.max_drafts = pick(&r->d, 0, 1) == 0 ? 0 : (int32_t)pick(&r->d, 1, 4);
+    options.n_snapshots = (int32_t)pick(&r->d, 0, 4);
+    must(wb_engine_open(r->rig.model, &options, &r->engine), "engine");
 }
 
 /* What an aborted request has is the beginning of what it would have become. */
@@ -167,11 +178,15 @@ static int run_round(uint64_t seed, tally *t) {
         if (status != WB_OK && !sampling_fails) fail(r, "of a step", wb_error_message());
         if (status == WB_OK) t->preemptions += after.preemptions - before.preemptions;
         t->failed += status != WB_OK;
-        t->waited += after.waiting > 0 && r->engine->scheduler.states.n_free == 0;
+        t->waited += after.waiting > 0 && after.running == r->engine->scheduler.max_running;
         sampling_fails = false;
         poll(r, t);
         if (step == MAX_STEPS) fail(r, "of a round", "does not end");
     }
+    const wb_engine_stats stats = wb_engine_get_stats(r->engine);
+    t->taken_over += stats.taken_over_tokens;
+    t->accepted += stats.accepted_drafts;
+    t->rejected += stats.drafts - stats.accepted_drafts;
     wb_engine_close(r->engine);
     for (uint32_t i = 0; i < N_REQUESTS; i++) wb_completion_free(r->alone[i]);
     rig_close(&r->rig);
@@ -255,9 +270,12 @@ int main(int argc, char **argv) {
     for (uint64_t seed = first; seed < first + n; seed++) failures += run_round(seed, &t);
     printf("test_engine_state: seeds %" PRIu64 "..%" PRIu64 ", %" PRIu64 " preemptions, %" PRIu64
            " steps that failed, %" PRIu64 " in which a request waits for a state, %" PRIu64
-           " aborted, %d of %" PRIu64 " rounds failed\n",
-           first, first + n - 1, t.preemptions, t.failed, t.waited, t.aborted, failures, n);
-    if (!one && (t.preemptions < n / 2 || t.failed < n || t.waited < n || t.aborted < n / 4)) {
+           " aborted, %" PRIu64 " tokens taken over, %" PRIu64 " drafts accepted, %" PRIu64
+           " rejected, %d of %" PRIu64 " rounds failed\n",
+           first, first + n - 1, t.preemptions, t.failed, t.waited, t.aborted, t.taken_over, t.accepted,
+           t.rejected, failures, n);
+    if (!one && (t.preemptions < n / 2 || t.failed < n || t.waited < n || t.aborted < n / 4 ||
+                 t.taken_over < n || t.accepted < n / 8 || t.rejected < n / 8)) {
         printf("expected more of each: the rounds are too easy to show anything\n");
         return 1;
     }

@@ -63,9 +63,7 @@ static void test_the_last_token_is_always_fed(void **state) {
 enum { GROUP = 8, GROUP_PROMPT = 33, GROUP_NEW = 6 };
 
 /* The samples of a group prefill their prompt once, in whatever chunks, though all are there at once. */
-static void test_a_group_prefills_its_prompt_once(void **state) {
-    (void)state;
-    rig r = open_rig();
+static void check_group(rig r) {
     for (int32_t chunk = 5; chunk <= 80; chunk += 15) {
         ask asks[GROUP];
         wb_engine *engine = engine_with_cache(r.model, 200, 4, chunk);
@@ -73,6 +71,7 @@ static void test_a_group_prefills_its_prompt_once(void **state) {
             char rid[8];
             snprintf(rid, sizeof rid, "%u", i);
             asks[i] = ask_fixed(rid, GROUP_PROMPT, GROUP_NEW);
+            for (uint32_t k = 0; k < GROUP_PROMPT; k++) asks[i].prompt[k] %= 31;
             asks[i].request.seed = 100 + i;
             asks[i].request.return_routes = i > 0;
             assert_ok(wb_engine_submit(engine, ask_request(&asks[i])));
@@ -91,6 +90,28 @@ static void test_a_group_prefills_its_prompt_once(void **state) {
         wb_engine_close(engine);
     }
     rig_close(&r);
+}
+
+static void test_a_group_prefills_its_prompt_once(void **state) {
+    (void)state;
+    check_group(open_rig());
+}
+
+/* Layers that keep state of a fixed size: behind a snapshot of it. */
+static void test_a_group_goes_on_behind_a_snapshot(void **state) {
+    (void)state;
+    wb_config c;
+    rig r = {NULL, NULL, NULL};
+    must(made_up_config(&c), "config");
+    must(wb_device_open_cpu(1, &r.device), "device");
+    must(wb_comm_open_self(&r.own_comm), "comm");
+    wb_model_options model = wb_model_options_default();
+    model.device = r.device;
+    model.comm = r.own_comm;
+    must(wb_model_new(&c, &made_up_family, &model, &r.model), "model");
+    must(wb_model_fill_random(r.model, 1, 0.4f), "weights");
+    must(wb_model_open_exchange(r.model), "exchange");
+    check_group(r);
 }
 
 static void test_rule_6_new_weights_forget_every_prefix(void **state) {
@@ -164,28 +185,6 @@ static void test_the_pool_forgets_what_rested_longest(void **state) {
     rig_close(&r);
 }
 
-static void test_state_of_a_fixed_size_is_refused(void **state) {
-    (void)state;
-    wb_config c;
-    rig r = {NULL, NULL, NULL};
-    must(made_up_config(&c), "config");
-    must(wb_device_open_cpu(1, &r.device), "device");
-    must(wb_comm_open_self(&r.own_comm), "comm");
-    wb_model_options model = wb_model_options_default();
-    model.device = r.device;
-    model.comm = r.own_comm;
-    must(wb_model_new(&c, &made_up_family, &model, &r.model), "model");
-    must(wb_model_fill_random(r.model, 1, 0.4f), "weights");
-    must(wb_model_open_exchange(r.model), "exchange");
-    wb_engine_options options = wb_engine_options_default();
-    options.prefix_cache = true;
-    wb_engine *engine = NULL;
-    assert_int_equal(WB_UNSUPPORTED, wb_engine_open(r.model, &options, &engine));
-    assert_message("prefix_cache and max_drafts: expected layers that keep all their state in blocks");
-    assert_null(engine);
-    rig_close(&r);
-}
-
 /* ---- the cache alone ----------------------------------------------------------------------------- */
 
 static void test_a_block_is_known_by_what_is_before_it_too(void **state) {
@@ -226,7 +225,7 @@ int main(void) {
         cmocka_unit_test(test_rule_6_new_weights_forget_every_prefix),
         cmocka_unit_test(test_keys_of_two_versions_stay_unknown),
         cmocka_unit_test(test_the_pool_forgets_what_rested_longest),
-        cmocka_unit_test(test_state_of_a_fixed_size_is_refused),
+        cmocka_unit_test(test_a_group_goes_on_behind_a_snapshot),
         cmocka_unit_test(test_a_block_is_known_by_what_is_before_it_too),
         cmocka_unit_test(test_rows_take_a_row_a_token),
     };

@@ -3,7 +3,7 @@
  * every request ends. What is taken over from the prefix cache are the rows of the same tokens.
  *
  * Each round is made from its seed; `test_scheduler --seed N` runs one of them. */
-#include "scheduler.h"
+#include "sched_known.h"
 #include "wb_check.h"
 #include "wb_random.h"
 
@@ -23,6 +23,7 @@ typedef struct request {
     wb_sched_entry entry;
     uint32_t tokens[MAX_TOKENS];
     uint64_t rows[MAX_TOKENS]; /* each a hash of the tokens up to its own, and of the version */
+    uint64_t stands;           /* what its state is to be, a hash of the tokens that were fed to it */
     int32_t blocks[MAX_TOKENS];
     uint32_t max_len;
     uint64_t arrival, end; /* step; end UINT64_MAX: ends at max_len, else it is aborted */
@@ -33,10 +34,12 @@ typedef struct round_state {
     uint64_t seed, state;
     wb_scheduler scheduler;
     int32_t n_blocks, block_size, max_batch_tokens, max_running;
-    bool prefix_cache;
+    bool prefix_cache, has_states;
+    int32_t n_states;
+    uint64_t states[2 * MAX_REQUESTS]; /* what stands in each */
     uint32_t max_drafts;
     uint64_t drafts, rejected;
-    uint64_t version, taken_over;
+    uint64_t version, taken_over, went_back;
     uint32_t n, n_ended;
     request requests[MAX_REQUESTS]; /* in order of arrival */
     uint32_t n_line;
@@ -66,6 +69,7 @@ static uint32_t pick(round_state *r, uint32_t min, uint32_t max) {
 static void make_request(round_state *r, request *q, uint64_t arrival) {
     q->arrival = arrival;
     q->entry.place = (int64_t)arrival - (pick(r, 0, 2) == 0 ? (int64_t)pick(r, 0, 20) - 10 : 0);
+    q->entry.expected_tokens = pick(r, 0, 1) == 0 ? 0 : pick(r, 0, 3);
     q->end = pick(r, 0, 7) == 0 ? arrival + pick(r, 0, 30) : UINT64_MAX;
     q->record.prompt_len = q->record.n_tokens = pick(r, 1, MAX_TOKENS / 2);
     q->record.tokens = q->tokens;
@@ -96,6 +100,10 @@ static wb_status make_round(round_state *r, uint64_t seed) {
     r->max_running = (int32_t)pick(r, 1, MAX_REQUESTS);
     r->prefix_cache = pick(r, 0, 1) == 0;
     r->max_drafts = pick(r, 0, 1) == 0 ? 0 : pick(r, 1, 6);
+    r->has_states = pick(r, 0, 1) == 0;
+    r->n_states = wb_scheduler_max_running(r->n_blocks, r->max_running);
+    if (r->has_states && (r->prefix_cache || r->max_drafts > 0))
+        r->n_states += (int32_t)pick(r, 1, (uint32_t)r->n_states);
     const wb_scheduler_sizes sizes = {.prefix_cache = r->prefix_cache,
                                       .row_bytes = sizeof(uint64_t),
                                       .max_drafts = (int32_t)r->max_drafts,
@@ -103,17 +111,25 @@ static wb_status make_round(round_state *r, uint64_t seed) {
                                       .block_size = r->block_size,
                                       .max_batch_tokens = r->max_batch_tokens,
                                       .max_running = r->max_running,
+                                      .n_states = r->n_states,
+                                      .has_states = r->has_states,
                                       .max_positions = MAX_TOKENS};
     return wb_scheduler_open(&r->scheduler, &sizes);
 }
 
 /* ---- what must hold after each plan -------------------------------------------------------------- */
 
-/* A new request stands behind those that run and behind the waiting ones of its place or an earlier one. */
+/* Of two places, the earlier one; of one place, what is not expected to be shorter. */
+static bool stands_before(const wb_sched_entry *waiting, const wb_sched_entry *comes) {
+    return waiting->place < comes->place ||
+           (waiting->place == comes->place && waiting->expected_tokens >= comes->expected_tokens);
+}
+
+/* A new request stands behind those that run and behind the waiting ones that stand before it. */
 static void stand_in_line(round_state *r, const request *q) {
     uint32_t at = 0;
     for (uint32_t i = 0; i < r->n_line; i++)
-        if (r->line[i]->entry.running || r->line[i]->entry.place <= q->entry.place) at = i + 1;
+        if (r->line[i]->entry.running || stands_before(&r->line[i]->entry, &q->entry)) at = i + 1;
     memmove(&r->line[at + 1], &r->line[at], (r->n_line - at) * sizeof *r->line);
     r->line[at] = q;
     r->n_line++;
@@ -176,16 +192,51 @@ static void check_blocks(round_state *r) {
     free(seen);
 }
 
-/* Likewise each state; who runs holds one. */
+/* Likewise each state is free, a snapshot, or a running request's: its state, or while a step with drafts is
+ * made what it may have to go back to. */
 static void check_states(round_state *r) {
-    const wb_free_list *states = &r->scheduler.states;
-    uint8_t seen[MAX_REQUESTS] = {0};
-    const int32_t n_states = r->max_running < r->n_blocks ? r->max_running : r->n_blocks;
-    EXPECT(states->n == n_states && states->n_free == n_states - r->scheduler.running);
-    for (int32_t i = 0; i < states->n_free; i++) seen[states->free[i]]++;
-    for (uint32_t i = 0; i < r->n; i++)
-        if (r->requests[i].entry.running) seen[r->requests[i].entry.state]++;
-    for (int32_t i = 0; i < n_states; i++) EXPECT(seen[i] == 1);
+    const wb_state_pool *pool = &r->scheduler.states;
+    uint8_t seen[2 * MAX_REQUESTS] = {0};
+    EXPECT(pool->free.n == r->n_states);
+    for (int32_t i = 0; i < pool->free.n_free; i++) seen[pool->free.free[i]]++;
+    for (int32_t i = 0; i < r->n_states; i++)
+        if (pool->block_of[i] != WB_NO_BLOCK) seen[i]++;
+    for (uint32_t i = 0; i < r->n; i++) {
+        const wb_sched_entry *entry = &r->requests[i].entry;
+        if (!entry->running) continue;
+        seen[entry->state]++;
+        if (entry->saved_state != WB_NO_STATE) seen[entry->saved_state]++;
+        EXPECT(entry->saved_state != WB_NO_STATE || !r->has_states || entry->n_drafts == 0);
+    }
+    for (int32_t i = 0; i < r->n_states; i++) EXPECT(seen[i] == 1);
+}
+
+static uint64_t hash_token(const round_state *r, uint64_t hash, uint32_t token) {
+    return wb_mix64(hash + token + r->version * 977 + 1);
+}
+
+/* The copies of the plan; then each that is fed has its own state. */
+static void copy_states(round_state *r) {
+    const wb_state_pool *pool = &r->scheduler.states;
+    for (int32_t i = 0; i < pool->n_copies; i++)
+        r->states[pool->copies[i].to] = r->states[pool->copies[i].from];
+    for (uint32_t i = 0; i < r->n && r->has_states; i++) {
+        const request *q = &r->requests[i];
+        if (q->entry.running && q->entry.n_in_pool > 0) EXPECT(r->states[q->entry.state] == q->stands);
+    }
+}
+
+/* Feeds what is planned; a draft that will be rejected leaves its mark too. */
+static void feed_state(round_state *r, request *q) {
+    const uint32_t start = q->entry.n_in_pool, end = start + wb_sched_n_kept(&q->entry);
+    uint64_t *state = &r->states[q->entry.state];
+    if (start == 0) *state = 0;
+    for (uint32_t i = start; i < end; i++) *state = hash_token(r, *state, q->tokens[i]);
+    const uint64_t kept = *state;
+    if (q->entry.n_accepted < q->entry.n_drafts) *state = ~kept;
+    const bool back = r->has_states && q->entry.n_accepted < q->entry.n_drafts;
+    if (!back) q->stands = kept;
+    r->went_back += back;
 }
 
 static void check_entry(round_state *r, int32_t i, int64_t *t, int64_t *n_sampled) {
@@ -225,6 +276,10 @@ static void check_taken_over(round_state *r) {
         wb_sched_entry *entry = &r->requests[i].entry;
         EXPECT(entry->n_taken_over == 0 || (entry->n_taken_over == entry->n_in_pool && entry->shares));
         if (entry->n_taken_over > 0) choose_rows(r, request_of(entry));
+        if (entry->n_taken_over > 0) request_of(entry)->stands = 0;
+        for (uint32_t t = 0; t < entry->n_taken_over; t++)
+            request_of(entry)->stands =
+                hash_token(r, request_of(entry)->stands, request_of(entry)->tokens[t]);
         for (uint32_t t = 0; t < entry->n_taken_over; t += size)
             EXPECT(memcmp(wb_prefix_cache_rows(&r->scheduler.blocks.cache, entry->blocks[t / size]),
                           request_of(entry)->rows + t, size * sizeof(uint64_t)) == 0);
@@ -244,7 +299,10 @@ static void check_batch(round_state *r) {
         const uint32_t lacks = entry->record->n_tokens - entry->n_in_pool;
         const bool prefills = lacks > 1;
         if (prefills && a_prefill_waits) EXPECT(entry->n_planned == 0);
-        if (prefills && entry->n_planned < lacks) a_prefill_waits = true;
+        const uint32_t sharable = (entry->record->n_tokens - 1) / (uint32_t)r->block_size;
+        const bool stops = r->has_states && entry->shares && entry->n_planned > 0 &&
+                           entry->n_in_pool + entry->n_planned == sharable * (uint32_t)r->block_size;
+        if (prefills && entry->n_planned < lacks && !stops) a_prefill_waits = true;
         if (entry->n_planned == 0) continue;
         EXPECT(n_planned < batch->n_entries && batch->entries[n_planned] == entry);
         n_prefill += prefills ? (int32_t)entry->n_planned : 0;
@@ -309,11 +367,14 @@ static void commit(round_state *r) {
         const bool samples = wb_sched_samples(&q->entry);
         if (q->entry.shares) choose_rows(r, q);
         accept_drafts(r, q);
-        const uint32_t n_accepted = q->entry.n_accepted;
+        const uint32_t n_accepted = q->entry.n_accepted, start_of_step = q->entry.n_in_pool;
+        const bool back = r->has_states && n_accepted < q->entry.n_drafts;
+        feed_state(r, q);
         wb_scheduler_fed(&r->scheduler, &q->entry);
-        EXPECT(!samples || q->entry.n_in_pool == q->record.n_tokens + n_accepted);
+        EXPECT(!samples || back || q->entry.n_in_pool == q->record.n_tokens + n_accepted);
+        EXPECT(!back || q->entry.n_in_pool == start_of_step);
         uint32_t start;
-        for (uint8_t *rows; wb_scheduler_know_next(&r->scheduler, &q->entry, &start, &rows);)
+        for (uint8_t *rows; wb_sched_know_next(&r->scheduler, &q->entry, &start, &rows);)
             if (rows) memcpy(rows, q->rows + start, (size_t)r->block_size * sizeof *q->rows);
         q->fed = true;
         if (!samples) continue;
@@ -324,8 +385,14 @@ static void commit(round_state *r) {
 }
 
 typedef struct tally {
-    uint64_t preemptions, taken_over, drafts, rejected;
+    uint64_t preemptions, taken_over, drafts, rejected, went_back, had_snapshots;
 } tally;
+
+/* Copies or not, and whatever was fed: no state is what it was. */
+static void fail_step(round_state *r) {
+    for (int32_t i = 0; i < r->n_states; i++) r->states[i] = 77;
+    wb_scheduler_forget_states(&r->scheduler);
+}
 
 /* Now and then a step is not made after its plan, and states are lost with some of these: the next plan must
  * do as well. */
@@ -347,9 +414,13 @@ static int run_round(uint64_t seed, tally *t) {
         check_states(r);
         check_batch(r);
         check_taken_over(r);
+        if (pick(r, 0, 15) > 0 || !r->has_states)
+            copy_states(r);
+        else
+            fail_step(r);
         if (pick(r, 0, 31) == 0)
             wb_scheduler_preempt_all(&r->scheduler);
-        else if (pick(r, 0, 15) == 0)
+        else if (!r->has_states && pick(r, 0, 15) == 0)
             wb_scheduler_drop_plan(&r->scheduler);
         else
             commit(r);
@@ -358,6 +429,8 @@ static int run_round(uint64_t seed, tally *t) {
     t->taken_over += r->taken_over;
     t->drafts += r->drafts;
     t->rejected += r->rejected;
+    t->went_back += r->went_back;
+    t->had_snapshots += r->has_states ? r->taken_over : 0;
     check_states(r);
     wb_scheduler_close(&r->scheduler);
     return r->failures > 0;
@@ -370,9 +443,12 @@ int main(int argc, char **argv) {
     int failures = 0;
     for (uint64_t seed = first; seed < first + n; seed++) failures += run_round(seed, &t);
     printf("test_scheduler: seeds %" PRIu64 "..%" PRIu64 ", %" PRIu64 " preemptions, %" PRIu64
-           " tokens taken over, %" PRIu64 " drafts, %" PRIu64 " rejected, %d of %" PRIu64 " rounds failed\n",
-           first, first + n - 1, t.preemptions, t.taken_over, t.drafts, t.rejected, failures, n);
-    if (!one && (t.preemptions < n / 10 || t.taken_over < n || t.drafts < n || t.rejected < n)) {
+           " tokens taken over, %" PRIu64 " of them behind snapshots, %" PRIu64 " drafts, %" PRIu64
+           " rejected, %" PRIu64 " times back, %d of %" PRIu64 " rounds failed\n",
+           first, first + n - 1, t.preemptions, t.taken_over, t.had_snapshots, t.drafts, t.rejected,
+           t.went_back, failures, n);
+    if (!one && (t.preemptions < n / 10 || t.taken_over < n || t.drafts < n || t.rejected < n ||
+                 t.went_back < n / 4 || t.had_snapshots < n / 2)) {
         printf("expected more of each: the rounds are too easy to show anything\n");
         return 1;
     }

@@ -4,6 +4,7 @@
 #include "prefix_cache.h"
 #include "scheduler.h"
 #include "sequence.h"
+#include "sequence_bytes.h"
 #include "step_forcing.h"
 
 #include <string.h>
@@ -11,7 +12,8 @@
 static const char *planted = "";
 
 bool plant_fault(const char *name) {
-    static const char *const names[] = {"overwritten_rows", "stale_prefix", "skipped_rows", "rejected_draft"};
+    static const char *const names[] = {"overwritten_rows", "stale_prefix",   "skipped_rows",
+                                        "rejected_draft",   "lent_with_seed", "home_without_rows"};
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
         if (strcmp(names[i], name) == 0) planted = names[i];
     return planted[0] != 0;
@@ -73,4 +75,30 @@ const uint8_t *__wrap_wb_prefix_cache_rows(const wb_prefix_cache *cache, int32_t
 const uint8_t *__wrap_wb_prefix_cache_rows(const wb_prefix_cache *cache, int32_t block) {
     static const uint8_t zeros[1024];
     return is_planted("skipped_rows") ? zeros : __real_wb_prefix_cache_rows(cache, block);
+}
+
+/* A request that another rank takes has the seed of another request there. */
+wb_status __real_wb_sequence_create_from(const uint8_t *bytes, size_t n, int64_t vocab_size,
+                                         const wb_route_model *route_model, int32_t block_size,
+                                         wb_sequence **sequence_out);
+wb_status __wrap_wb_sequence_create_from(const uint8_t *bytes, size_t n, int64_t vocab_size,
+                                         const wb_route_model *route_model, int32_t block_size,
+                                         wb_sequence **sequence_out);
+wb_status __wrap_wb_sequence_create_from(const uint8_t *bytes, size_t n, int64_t vocab_size,
+                                         const wb_route_model *route_model, int32_t block_size,
+                                         wb_sequence **sequence_out) {
+    const wb_status status =
+        __real_wb_sequence_create_from(bytes, n, vocab_size, route_model, block_size, sequence_out);
+    if (is_planted("lent_with_seed") && status == WB_OK) (*sequence_out)->seed++;
+    return status;
+}
+
+/* A request that comes home has the last row that it was fed there as zeros. */
+wb_finish __real_wb_sequence_read(wb_sequence *s, const uint8_t *bytes);
+wb_finish __wrap_wb_sequence_read(wb_sequence *s, const uint8_t *bytes);
+wb_finish __wrap_wb_sequence_read(wb_sequence *s, const uint8_t *bytes) {
+    const wb_finish finish = __real_wb_sequence_read(s, bytes);
+    if (is_planted("home_without_rows") && s->n_fed > 0)
+        memset(s->rows + (s->n_fed - 1) * s->row_bytes, 0, s->row_bytes);
+    return finish;
 }

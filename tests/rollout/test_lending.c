@@ -1,0 +1,260 @@
+/* test_lending.c - requests that wait on one rank and run on another: who takes which, that they are polled
+ * at home as they are alone, aborts, pools that are too small, and memory that is refused on the way. Ranks
+ * are threads; a hang ends the test by its alarm. */
+#include "engine_rig.h"
+#include "support/alloc_fail.h"
+#include "wb_comm.h"
+
+#include <pthread.h>
+#include <unistd.h>
+
+enum { N_RANKS = 2, N_ASKS = 6 };
+
+typedef struct rank {
+    wb_comm *comm;
+    rig rig;
+    wb_engine *engine;
+    wb_engine_options options;
+    void (*play)(struct rank *);
+    ask asks[N_ASKS];
+    bool busy;
+    wb_status status; /* of the latest step */
+    uint64_t steps;
+    uint32_t n_done;
+} rank;
+
+static int number(const rank *r) {
+    return wb_comm_rank(r->comm);
+}
+
+/* Asserts would leave the other rank waiting. */
+static void expect(const rank *r, bool held, const char *what) {
+    if (held) return;
+    fprintf(stderr, "rank %d: expected %s; the latest message: %s\n", number(r), what, wb_error_message());
+    abort();
+}
+
+static void *play_rank(void *arg) {
+    rank *r = arg;
+    const wb_config c = config();
+    r->rig = rig_open(&c, 5, 1, r->comm);
+    r->play(r);
+    wb_engine_close(r->engine);
+    rig_close(&r->rig);
+    return NULL;
+}
+
+static void play(void (*scene)(rank *)) {
+    wb_comm *comms[N_RANKS];
+    rank ranks[N_RANKS];
+    pthread_t threads[N_RANKS];
+    must(wb_comm_open_threads(N_RANKS, comms), "comms");
+    memset(ranks, 0, sizeof ranks);
+    for (int i = 0; i < N_RANKS; i++) {
+        ranks[i].comm = comms[i];
+        ranks[i].play = scene;
+        ranks[i].options = wb_engine_options_default();
+        ranks[i].options.n_blocks = 32;
+        ranks[i].options.block_size = 4;
+        ranks[i].options.max_batch_tokens = 16;
+        ranks[i].options.max_running = 1;
+        ranks[i].options.lend_requests = true;
+        if (pthread_create(&threads[i], NULL, play_rank, &ranks[i]) != 0) abort();
+    }
+    for (int i = 0; i < N_RANKS; i++) pthread_join(threads[i], NULL);
+    for (int i = 0; i < N_RANKS; i++) wb_comm_close(comms[i]);
+}
+
+static void open_engine(rank *r) {
+    must(wb_engine_open(r->rig.model, &r->options, &r->engine), "engine");
+}
+
+/* All requests on rank 0, where one runs at a time. */
+static void submit_all(rank *r) {
+    for (uint32_t i = 0; i < N_ASKS && number(r) == 0; i++) {
+        char rid[8];
+        snprintf(rid, sizeof rid, "r%" PRIu32, i);
+        r->asks[i] = ask_fixed(rid, 3 + i, 4 + 3 * i);
+        r->asks[i].request.expected_tokens = 4 + 3 * i;
+        r->asks[i].request.seed = i;
+        must(wb_engine_submit(r->engine, ask_request(&r->asks[i])), "submit");
+    }
+}
+
+static void check_done(rank *r) {
+    const wb_config c = config();
+    rig whole = rig_open(&c, 5, 1, NULL);
+    for (wb_completion *found; (found = wb_engine_poll(r->engine)); r->n_done++) {
+        const uint32_t i = (uint32_t)strtoul(found->record.rid + 1, NULL, 10);
+        wb_completion *alone = run_alone(whole.model, &r->asks[i]);
+        expect(r, !difference(wb_model_routes(whole.model), alone, found), "a request as it is alone");
+        wb_completion_free(alone);
+        wb_completion_free(found);
+    }
+    rig_close(&whole);
+}
+
+static void step_rank(rank *r) {
+    r->status = wb_engine_step(r->engine, &r->busy);
+    r->steps++;
+}
+
+static void run(rank *r) {
+    do {
+        step_rank(r);
+        expect(r, r->status == WB_OK, "a step");
+    } while (r->busy);
+    check_done(r);
+    const wb_engine_stats stats = wb_engine_get_stats(r->engine);
+    expect(r, r->n_done == (number(r) == 0 ? N_ASKS : 0), "all requests at home");
+    expect(r, stats.away == 0 && stats.guests == 0 && stats.unfinished_tokens == 0, "none away at the end");
+}
+
+/* ---- scenes -------------------------------------------------------------------------------------- */
+
+/* The longest runs at home from the first step on, the next one is lent, aborted there, and another one is
+ * taken in its place. Of 69 new tokens the ranks feed about as many each. */
+static void takes_the_longest_first(rank *r) {
+    open_engine(r);
+    submit_all(r);
+    step_rank(r);
+    step_rank(r);
+    const wb_engine_stats stats = wb_engine_get_stats(r->engine);
+    if (number(r) == 0) {
+        expect(r, stats.lent == 1 && stats.away == 1 && stats.running == 1 && stats.waiting == 4,
+               "1 lent, as there is room for one");
+        expect(r, wb_engine_abort(r->engine, "r4") == WB_OK, "r4 is known at home");
+    } else {
+        expect(r, stats.guests == 1 && stats.running == 1 && stats.waiting == 0, "a guest");
+        expect(r, wb_engine_abort(r->engine, "r4") == WB_NOT_FOUND, "r4 is not known where it runs");
+    }
+    for (int i = 0; i < 3; i++) step_rank(r);
+    if (number(r) == 0) {
+        wb_completion *c = wb_engine_poll(r->engine);
+        expect(r, c && strcmp(c->record.rid, "r4") == 0 && c->record.finish == WB_FINISH_ABORT,
+               "the longest of those that are away, aborted");
+        expect(r, c->record.n_tokens > c->record.prompt_len, "with what there was");
+        expect(r, c->record.n_routes == 1 && c->record.routes[0].rows == c->record.n_tokens - 1, "its rows");
+        wb_completion_free(c);
+        r->n_done++;
+        expect(r, wb_engine_get_stats(r->engine).aborted == 1, "it counted");
+    }
+    run(r);
+    expect(r, r->steps <= 50, "work on both ranks");
+}
+
+static void test_an_idle_rank_takes_the_longest_first(void **state) {
+    (void)state;
+    play(takes_the_longest_first);
+}
+
+/* A pool of 12 tokens holds the two shortest, which are the last ones of the line. */
+static void takes_what_fits(rank *r) {
+    if (number(r) == 1) r->options.n_blocks = 3;
+    open_engine(r);
+    submit_all(r);
+    run(r);
+    if (number(r) == 0) expect(r, wb_engine_get_stats(r->engine).lent == 2, "2 of 6 lent");
+}
+
+static void test_a_rank_takes_what_its_pool_holds(void **state) {
+    (void)state;
+    play(takes_what_fits);
+}
+
+/* A request that waits while all pause is not moved. */
+static void pauses(rank *r) {
+    open_engine(r);
+    wb_engine_pause(r->engine);
+    step_rank(r);
+    submit_all(r);
+    for (int i = 0; i < 3; i++) step_rank(r);
+    expect(r, wb_engine_get_stats(r->engine).guests == 0, "nobody away in a pause");
+    wb_engine_resume(r->engine);
+    run(r);
+}
+
+static void test_a_pause_leaves_requests_where_they_are(void **state) {
+    (void)state;
+    play(pauses);
+}
+
+static void one_rank_does_not_lend(rank *r) {
+    r->options.lend_requests = number(r) == 1;
+    open_engine(r);
+    submit_all(r);
+    step_rank(r);
+    expect(r, r->status == WB_PEER && strstr(wb_error_message(), "rank 1 has lend_requests 1, rank 0 0"),
+           "a refusal on both ranks");
+}
+
+static void test_all_ranks_lend_or_none(void **state) {
+    (void)state;
+    play(one_rank_does_not_lend);
+}
+
+/* ---- memory that is refused ------------------------------------------------------------------------ */
+
+enum { FAILING = 2 }; /* ranks of which each is refused in its turn */
+
+static atomic_bool refused; /* in this round */
+
+/* All requests, while rank `failing` is refused its n-th allocation in steps: that step is made on no rank,
+ * and the next one as if nothing had been. */
+static void run_refused(rank *r, int failing, long n) {
+    long left = number(r) == failing ? n : -1;
+    r->n_done = 0;
+    open_engine(r);
+    submit_all(r);
+    do {
+        if (left >= 0) alloc_fail_this_thread_at(left);
+        step_rank(r);
+        const bool armed = left >= 0;
+        if (armed) left = alloc_fail_this_thread_left();
+        if (armed && left < 0) {
+            refused = true;
+            expect(r, r->status == WB_OUT_OF_MEMORY, "a step without memory to fail");
+        } else {
+            expect(r, r->status == WB_OK || r->status == WB_PEER, "a step");
+        }
+        check_done(r);
+    } while (r->status != WB_OK || r->busy);
+    expect(r, r->n_done == (number(r) == 0 ? N_ASKS : 0), "all requests at home");
+    wb_engine_close(r->engine);
+    r->engine = NULL;
+}
+
+static void memory_is_refused(rank *r) {
+    for (int failing = 0; failing < FAILING; failing++) {
+        bool goes_on = true;
+        long n = 0;
+        for (; goes_on; n++) {
+            must(wb_comm_barrier(r->comm), "barrier");
+            if (number(r) == failing) refused = false;
+            run_refused(r, failing, n);
+            must(wb_comm_barrier(r->comm), "barrier");
+            goes_on = refused;
+        }
+        expect(r, n > 3, "allocations on the way");
+    }
+}
+
+static void test_memory_refused_on_the_way(void **state) {
+    (void)state;
+    if (ALLOC_FAIL_WORKS)
+        play(memory_is_refused);
+    else
+        skip();
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_an_idle_rank_takes_the_longest_first),
+        cmocka_unit_test(test_a_rank_takes_what_its_pool_holds),
+        cmocka_unit_test(test_a_pause_leaves_requests_where_they_are),
+        cmocka_unit_test(test_all_ranks_lend_or_none),
+        cmocka_unit_test(test_memory_refused_on_the_way),
+    };
+    alarm(60); /* a hang is a failure */
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
