@@ -6,6 +6,7 @@
 #include "cuda/cuda_device.h"
 #include "cuda/cuda_ops.h"
 #include "cuda/cuda_scratch.h"
+#include "cuda/hopper/hopper_attention.h"
 #include "wb_check.h"
 #include "wb_memory.h"
 
@@ -155,13 +156,14 @@ static wb_status cuda_reserve_scratch(wb_device *dev, const wb_op_sizes *most) {
     const int32_t heads = most->n_heads > 0 ? most->n_heads : 1;
     const int32_t K = most->router.n_experts > 0 ? most->router.top_k : 0;
     size_t largest = 0;
-    size_t bytes[6] = {wb_cuda_plan_bytes(most->tokens * K, most->n_slots),
-                       wb_cuda_group_bytes(most->n_sources, most->n_groups), wb_cuda_sum_bytes(most->summed)};
+    size_t bytes[7] = {wb_cuda_plan_bytes(most->tokens * K, most->n_slots),
+                       wb_cuda_group_bytes(most->n_sources, most->n_groups), wb_cuda_sum_bytes(most->summed),
+                       wb_hopper_attention_bytes(dev, most)};
     void *scratch = NULL;
-    if (most->sampled > 0) bytes[3] = wb_cuda_sample_bytes(most->sampled, most->vocab_size);
+    if (most->sampled > 0) bytes[4] = wb_cuda_sample_bytes(most->sampled, most->vocab_size);
     if (most->backward) {
-        bytes[4] = wb_cuda_attention_backward_bytes(most->tokens, heads);
-        bytes[5] = wb_cuda_norm_backward_bytes(most->tokens * heads);
+        bytes[5] = wb_cuda_attention_backward_bytes(most->tokens, heads);
+        bytes[6] = wb_cuda_norm_backward_bytes(most->tokens * heads);
     }
     WB_TRY(wb_cuda_use(dev, "reserve_scratch"));
     for (size_t i = 0; i < sizeof bytes / sizeof bytes[0]; i++)
@@ -237,12 +239,12 @@ int wb_device_count_cuda(void) {
 
 /* What the launches of kernels go by, and what kernels count in. */
 static wb_status open_counters(wb_cuda_device *cuda) {
-    const size_t bytes = 2 * sizeof *cuda->counters;
     void *counters = NULL;
     WB_TRY(wb_cuda_check(
         cudaDeviceGetAttribute(&cuda->multiprocessors, cudaDevAttrMultiProcessorCount, cuda->index), "open"));
     WB_TRY(wb_cuda_check(
         cudaDeviceGetAttribute(&cuda->capability, cudaDevAttrComputeCapabilityMajor, cuda->index), "open"));
+    const size_t bytes = (WB_CUDA_DRAWS + 2 * (size_t)cuda->multiprocessors) * sizeof *cuda->counters;
     WB_TRY(cuda_mem_alloc(&cuda->base, bytes, &counters));
     cuda->counters = (int32_t *)counters;
     return cuda_zero(&cuda->base, counters, bytes);
