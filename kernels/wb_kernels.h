@@ -17,14 +17,14 @@
  *     over ascending k of steps of 16, each of which sums 16 products and the sum so far at once, and cuts
  *     instead of rounding: off by less than (K / 16 + 2) 2^-17 of the sum of the products' sizes. What it is
  *     added to, it is added to at the end, and a sum below 2^-126 may be 0
- *   - on CUDA attention of bf16 heads of 64 and 128 is made by tensor cores too: weights of keys are rounded
- *     where they multiply values. On sm_90a sums go over blocks of 128 keys, and splits of 1,024 at absolute
- *     positions are folded in rising order, so that a split can be computed by itself
  *   - on CUDA swiglu of bf16 has a sigmoid that is off by 2^-20 of itself at most
  *   - a product of f32 and bf16 is made in f32, which is slow on CUDA: so where activations are bf16 a model
  *     rounds gradients of logits, the head's and the routers', once (cast) before the two products that they
  *     enter. Training with bf16 weights then has no other mixed product
  *   - rmsnorm rounds y and dx, not the mean of the squares; swiglu its product, not silu(gate)
+ *   - on CUDA attention of bf16 heads of 64 and 128 is made by tensor cores too: weights of keys are rounded
+ *     where they multiply values. On sm_90a sums go over blocks of 128 keys, and splits of 1,024 at absolute
+ *     positions are folded in rising order, so that a split can be computed by itself
  *   - rope, add, bias and clamp round the new element, and an op that makes several such steps at once rounds
  *     behind each of them; embed rounds y where the table is f32
  *   - attention rounds out after the division by the softmax's sum, no score and no probability; dq; and dk
@@ -320,10 +320,16 @@ typedef struct wb_attention {
     /* device [n_seqs, max_blocks] */
     const int32_t *blocks;
     int32_t max_blocks, block_size;
+    /* What a forward leaves for its backward, device [T, n_heads]: the natural logarithm of the sum of
+     * exp(scale * score) over the keys of each query and head, 0 for padding. Only CUDA on bf16 writes and
+     * reads it, for heads of 64 and 128. NULL: the backward finds it again, which is slower. */
+    float *log_sums;
+    /* like q, what the forward wrote; a backward with log_sums reads it */
+    wb_rows out;
 } wb_attention;
 
 /* out[T, n_heads * head_dim] (=). Backward (k and v of q's dtype): dq (=) like q, dk and dv (+=) like k and
- * v. */
+ * v. On CUDA bf16 is fast where all rows begin at multiples of 16 bytes. */
 typedef wb_status wb_attention_forward_fn(wb_device *dev, const wb_attention *args, wb_rows out);
 typedef wb_status wb_attention_backward_fn(wb_device *dev, const wb_attention *args, wb_rows dout, wb_rows dq,
                                            wb_rows dk, wb_rows dv);

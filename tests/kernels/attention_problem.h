@@ -16,6 +16,8 @@ typedef struct problem {
     int32_t n, heads, kv_heads, D, lengths[MAX_SEQS], starts[MAX_SEQS + 1];
     uint16_t *q, *k, *v, *dout; /* [tokens, heads * D] */
     float scale;
+    /* of a forward of all tokens, [tokens, heads]; NULL: not looked at */
+    const float *log_sums;
 } problem;
 
 static uint16_t *random_bf16(int64_t n, float size) {
@@ -49,8 +51,8 @@ static void free_problem(problem *p) {
     free(p->q), free(p->k), free(p->v), free(p->dout);
 }
 
-/* A pool whose pages of `size` rows lie in random order, or one after the other; what no key lies in is
- * NaN. */
+/* A pool whose pages of `size` rows lie in random order, or one after the other; what no key lies in is NaN,
+ * the first page among it. */
 typedef struct pool {
     int32_t size, max_blocks, pages, *blocks;
     uint16_t *k, *v;
@@ -62,16 +64,16 @@ static int64_t pool_at(const pool *l, int32_t seq, int32_t pos) {
 
 static void make_pool_in(const problem *p, int32_t size, bool in_order, pool *l) {
     const int64_t width = p->kv_heads * p->D;
-    *l = (pool){.size = size};
+    *l = (pool){.size = size, .pages = 1};
     for (int s = 0; s < p->n; s++) {
         const int32_t pages = (p->lengths[s] + size - 1) / size;
         l->max_blocks = pages > l->max_blocks ? pages : l->max_blocks;
         l->pages += pages;
     }
     l->blocks = xalloc(p->n * l->max_blocks, sizeof *l->blocks);
-    int32_t *order = xalloc(l->pages, sizeof *order), next = 0;
-    for (int32_t i = 0; i < l->pages; i++) {
-        const int32_t j = in_order ? i : (int32_t)rng_range(0, i);
+    int32_t *order = xalloc(l->pages, sizeof *order), next = 1;
+    for (int32_t i = 1; i < l->pages; i++) {
+        const int32_t j = in_order ? i : (int32_t)rng_range(1, i);
         order[i] = order[j], order[j] = i;
     }
     for (int s = 0; s < p->n; s++)
@@ -103,12 +105,15 @@ typedef struct batch {
     int32_t *seq, *pos;
     int64_t *token;
     uint16_t *q;
+    /* of the last forward */
+    float *log_sums;
     wb_attention args;
 } batch;
 
 static void open_batch(const problem *p, const pool *l, int64_t T, batch *b) {
     *b = (batch){.T = 0, .seq = xalloc(T, sizeof *b->seq), .pos = xalloc(T, sizeof *b->pos)};
     b->token = xalloc(T, sizeof *b->token), b->q = poisoned(T * p->heads * p->D);
+    b->log_sums = xalloc(T * p->heads, sizeof *b->log_sums);
     b->args =
         (wb_attention){.n_heads = p->heads, .n_kv_heads = p->kv_heads, .head_dim = p->D, .scale = p->scale};
     b->args.q = (wb_rows){b->q, WB_BF16}, b->args.k = (wb_rows){l->k, WB_BF16},
@@ -125,7 +130,7 @@ static void add_token(const problem *p, int32_t seq, int32_t pos, batch *b) {
 }
 
 static void close_batch(batch *b) {
-    free(b->seq), free(b->pos), free(b->token), free(b->q);
+    free(b->seq), free(b->pos), free(b->token), free(b->q), free(b->log_sums);
 }
 
 /* All tokens of all sequences in one call. */
@@ -137,7 +142,10 @@ static void open_whole(const problem *p, const pool *l, batch *b) {
 
 static uint16_t *forward(const problem *p, const batch *b) {
     uint16_t *out = poisoned(b->T * p->heads * p->D);
-    assert_ok(cuda->attention_forward(cuda, &b->args, (wb_rows){out, WB_BF16}));
+    wb_attention args = b->args;
+    args.log_sums = b->log_sums;
+    for (int64_t i = 0; i < b->T * p->heads; i++) b->log_sums[i] = NAN;
+    assert_ok(cuda->attention_forward(cuda, &args, (wb_rows){out, WB_BF16}));
     return out;
 }
 
@@ -157,7 +165,7 @@ enum { MAX_KEYS = 1 << 15, MAX_D = 128 };
 /* Of one query and head: weights of the keys, what they may be off, and of dout the same; until the next. */
 typedef struct query {
     int32_t keys;
-    double *p, *p_off, *dp, *dp_off, dot, dot_off;
+    double *p, *p_off, *dp, *dp_off, dot, dot_off, log_sum, log_sum_off;
 } query;
 
 static query open_query(const problem *p, int seq, int32_t pos, int32_t head) {
@@ -183,6 +191,9 @@ static query open_query(const problem *p, int seq, int32_t pos, int32_t head) {
         w.dp_off[j] = d_size * chain(D);
     }
     for (int32_t j = 0; j < n; j++) sum += w.p[j] = exp(w.p[j] - largest);
+    w.log_sum = largest + log(sum);
+    /* a score's, the sum's, and the logarithm's own */
+    w.log_sum_off = off + 0x1p-15 + fabs(w.log_sum) * 0x1p-21;
     for (int32_t j = 0; j < n; j++) {
         w.p[j] /= sum;
         /* the exponential, its sum and the inverse */
@@ -196,6 +207,8 @@ static query open_query(const problem *p, int seq, int32_t pos, int32_t head) {
 static void check_query(const problem *p, const uint16_t *out, int s, int32_t pos, int32_t head) {
     const query w = open_query(p, s, pos, head);
     const int32_t kv = head / (p->heads / p->kv_heads);
+    const int64_t row = (int64_t)(p->starts[s] + pos) * p->heads + head;
+    if (p->log_sums) assert_close(p->log_sums[row], w.log_sum, w.log_sum_off, "log sum", row);
     for (int32_t d = 0; d < p->D; d++) {
         double sum = 0, off = 0, size = 0;
         for (int32_t j = 0; j < w.keys; j++) {
@@ -203,7 +216,7 @@ static void check_query(const problem *p, const uint16_t *out, int s, int32_t po
             sum += w.p[j] * v, size += w.p[j] * fabs(v);
             off += (w.p_off[j] + w.p[j] * 0x1p-8) * fabs(v);
         }
-        const int64_t at = ((int64_t)(p->starts[s] + pos) * p->heads + head) * p->D + d;
+        const int64_t at = row * p->D + d;
         assert_close(value(out, at), sum, off + size * chain(w.keys) + fabs(sum) * 0x1p-8, "out", at);
     }
 }
@@ -224,6 +237,10 @@ static void expect_rows(const problem *p, const batch *b, const uint16_t *out, c
             fail_msg("token %" PRId64 " of %" PRId64 ", position %d, pages of %d: bits differ", t, b->T,
                      b->pos[t], b->args.block_size);
         for (int64_t i = 0; i < width && b->token[t] < 0; i++) assert_int_equal(out[t * width + i], 0);
+        const float *found = b->log_sums + t * p->heads;
+        if (p->log_sums && b->token[t] >= 0)
+            assert_same_bits(found, p->log_sums + b->token[t] * p->heads, p->heads, "log sums");
+        for (int32_t i = 0; i < p->heads && p->log_sums && b->token[t] < 0; i++) assert_true(found[i] == 0);
     }
 }
 

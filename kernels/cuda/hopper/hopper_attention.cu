@@ -34,10 +34,9 @@ bool wb_hopper_attention_takes(const wb_device *dev, const wb_attention *args, w
     return aligned(args->q.data) && aligned(args->k.data) && aligned(args->v.data) && aligned(out.data);
 }
 
-wb_status wb_hopper_attention_forward(wb_device *dev, const wb_attention *args, wb_rows out,
-                                      float *log_sums) {
+wb_status wb_hopper_attention_forward(wb_device *dev, const wb_attention *args, wb_rows out) {
     const bool singles = can_be_single(args), all = singles && args->T <= ALL_SINGLE;
     WB_TRY(wb_cuda_use(dev, "attention_forward"));
-    if (singles) WB_TRY(wb_hopper_attend_singles(dev, *args, out, log_sums, all));
-    return all ? WB_OK : wb_hopper_attend_tiles(dev, *args, out, log_sums, singles);
+    if (singles) WB_TRY(wb_hopper_attend_singles(dev, *args, out, all));
+    return all ? WB_OK : wb_hopper_attend_tiles(dev, *args, out, singles);
 }

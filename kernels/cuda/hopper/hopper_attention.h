@@ -13,9 +13,8 @@
 #ifdef WB_HAVE_HOPPER
 bool wb_hopper_attention_takes(const wb_device *dev, const wb_attention *args, wb_rows out);
 
-/* For a call that is taken; T > 0. log_sums: [T, n_heads], of each query the logarithm of the sum of
- * exp(scale * score) over its keys, 0 of padding; or NULL. */
-wb_status wb_hopper_attention_forward(wb_device *dev, const wb_attention *args, wb_rows out, float *log_sums);
+/* For a call that is taken; T > 0. */
+wb_status wb_hopper_attention_forward(wb_device *dev, const wb_attention *args, wb_rows out);
 
 /* The scratch of calls up to `most`. */
 size_t wb_hopper_attention_bytes(const wb_device *dev, const wb_op_sizes *most);
@@ -24,7 +23,7 @@ size_t wb_hopper_attention_bytes(const wb_device *dev, const wb_op_sizes *most);
 inline bool wb_hopper_attention_takes(const wb_device *, const wb_attention *, wb_rows) {
     return false;
 }
-inline wb_status wb_hopper_attention_forward(wb_device *, const wb_attention *, wb_rows, float *) {
+inline wb_status wb_hopper_attention_forward(wb_device *, const wb_attention *, wb_rows) {
     return WB_UNSUPPORTED;
 }
 inline size_t wb_hopper_attention_bytes(const wb_device *, const wb_op_sizes *) {

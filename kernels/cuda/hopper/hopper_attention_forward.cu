@@ -14,9 +14,9 @@ int32_t rows_of_a_box(const wb_attention &args) {
     return rows;
 }
 
-/* Boxes of 64 columns, 8 rows, all parts of 64 columns of a head, and as many groups of 8 rows as a box has. The
- * second dimension is longer than the fourth's steps, so that a box may begin at any row. The pool's size is not
- * known: no row is asked for that no table names. */
+/* Boxes of 64 columns, 8 rows, all parts of 64 columns of a head, and as many groups of 8 rows as a box has.
+ * The second dimension is longer than a step of the fourth, so that a box may begin at any row. The pool's
+ * size is not known: no row is asked for that no table names. */
 wb_status make_pool_map(const wb_attention &args, wb_rows pool, int32_t box_rows, CUtensorMap *map_out) {
     const int64_t width = static_cast<int64_t>(args.n_kv_heads) * args.head_dim;
     const tensor t = {
@@ -65,11 +65,9 @@ template <int D> wb_status launch_tiles(wb_device *dev, const tile_call &call) {
 
 } // namespace
 
-wb_status wb_hopper_attend_tiles(wb_device *dev, const wb_attention &args, wb_rows out, float *log_sums,
-                                 bool skips_singles) {
+wb_status wb_hopper_attend_tiles(wb_device *dev, const wb_attention &args, wb_rows out, bool skips_singles) {
     const tile_call call = {args,
                             out,
-                            log_sums,
                             TILE_ROWS / (args.n_heads / args.n_kv_heads),
                             rows_of_a_box(args),
                             skips_singles,

@@ -182,8 +182,8 @@ template <int D> ASM_INLINE void store_piece(const attender<D> &w, const tile_ca
         for (int j = 0; j < D / 8; j++)
             *reinterpret_cast<uint32_t *>(to + 8 * j) = pack_pair(
                 end_value(w.sum[4 * j + 2 * r], inverse), end_value(w.sum[4 * j + 2 * r + 1], inverse));
-        if (call.log_sums && threadIdx.x % 4 == 0)
-            call.log_sums[row] = p.keys > 0 ? log_of_sum(w.all[r]) : 0.0f;
+        if (call.args.log_sums && threadIdx.x % 4 == 0)
+            call.args.log_sums[row] = p.keys > 0 ? log_of_sum(w.all[r]) : 0.0f;
     }
 }
 
@@ -271,6 +271,8 @@ ASM_INLINE void attend_all(const tile_call &call, const tile_memory<D> &shared, 
         if (blocks > 0) begin_keys(w, call, shared, p, warpgroup, factor, first_position, at);
         for (int block = 0; block + 1 < blocks; block++, at++)
             go_on(w, call, shared, p, warpgroup, factor, first_position, block, at);
+        /* All lanes have read what the piece is, and all products have read its queries. */
+        __syncwarp();
         release(shared.piece_empty());
         if (blocks > 0) end_keys(w, call, shared, p, warpgroup, blocks - 1, at++);
         store_piece(w, call, p);

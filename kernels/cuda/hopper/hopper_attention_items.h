@@ -25,8 +25,8 @@ template <class S> ASM_INLINE item_heads find_heads(const wb_attention &args, co
 
 /* ---- parts in device memory -------------------------------------------------------------------- */
 
-/* Part 0 of a block of threads: the first splits of its last item, folded. Part 1 + i: split i of those of its
- * first item, which began before. */
+/* Part 0 of a block of threads: the first splits of its last item, folded. Part 1 + i: split i of those of
+ * its first item, which began before. */
 ASM_INLINE int64_t part_number(const single_call &call, int64_t block, int32_t part) {
     return block * (call.parts + 1) + part;
 }
@@ -82,8 +82,8 @@ ASM_INLINE void store_item(const single_call &call, const item_heads &heads, con
     for (int h = 0; h < S::HEAD_TILES; h++) {
         const float by[2] = {__frcp_rn(w.all[h][0].sum), __frcp_rn(w.all[h][1].sum)};
         for (int c = 0; c < 2; c++)
-            if (call.log_sums && warp == 0 && lane < 4 && 8 * h + lane * 2 + c < heads.n)
-                call.log_sums[heads.first + 8 * h + lane * 2 + c] = log_of_sum(w.all[h][c]);
+            if (call.args.log_sums && warp == 0 && lane < 4 && 8 * h + lane * 2 + c < heads.n)
+                call.args.log_sums[heads.first + 8 * h + lane * 2 + c] = log_of_sum(w.all[h][c]);
         if (warp * S::VALUE_TILES * 16 >= S::D) continue;
 #pragma unroll
         for (int i = 0; i < S::VALUE_TILES * 4; i++) {
@@ -95,24 +95,32 @@ ASM_INLINE void store_item(const single_call &call, const item_heads &heads, con
     }
 }
 
-/* Folds all parts of an item whose last split this block of threads has. All its threads. */
+/* The numbers of all parts of an item, in the order of its splits, once they are there. Returns how many. All
+ * threads. */
 template <class S>
-ASM_INLINE void fold_item(const single_call &call, const single_memory<S> &shared, const line &all,
-                          const item &i) {
-    const item_heads heads = find_heads<S>(call.args, i);
-    const int32_t first = all.owner(i.base), folded = all.splits_end(i, first),
-                  parts = 1 + i.splits() - folded;
-    int32_t *numbers = reinterpret_cast<int32_t *>(shared.weights(0));
+ASM_INLINE int32_t list_parts(const single_call &call, const line &all, const item &i, int32_t *numbers) {
+    const int32_t first = all.owner(i.base), folded = all.splits_end(i, first);
+    const int32_t parts = 1 + i.splits() - folded;
     __syncthreads();
     for (int p = threadIdx.x; p < parts; p += S::THREADS) {
         const int32_t number = folded + p - 1;
-        const int32_t owner =
-            p == 0 ? first : all.owner(i.base + static_cast<int64_t>(number) * SPLIT_BLOCKS);
+        const int64_t place = i.base + static_cast<int64_t>(number) * SPLIT_BLOCKS;
+        const int32_t owner = p == 0 ? first : all.owner(place);
         const int32_t part = p == 0 ? 0 : 1 + number - all.split_from(i, all.share(owner));
         numbers[p] = static_cast<int32_t>(part_number(call, owner, part));
         if (part <= 1 && owner != static_cast<int32_t>(blockIdx.x)) await(call, owner);
     }
     __syncthreads();
+    return parts;
+}
+
+/* Folds all parts of an item whose last split this block of threads has. All its threads. */
+template <class S>
+ASM_INLINE void fold_item(const single_call &call, const single_memory<S> &shared, const line &all,
+                          const item &i) {
+    const item_heads heads = find_heads<S>(call.args, i);
+    int32_t *numbers = reinterpret_cast<int32_t *>(shared.weights(0));
+    const int32_t parts = list_parts<S>(call, all, i, numbers);
     for (int at = threadIdx.x; at < heads.n * (S::D / 4); at += S::THREADS) {
         const int head = at / (S::D / 4), d = at % (S::D / 4) * 4;
         float4 sum = {};
@@ -135,7 +143,7 @@ ASM_INLINE void fold_item(const single_call &call, const single_memory<S> &share
                         pack_pair(end_value(sum.z, inverse), end_value(sum.w, inverse))};
         *reinterpret_cast<uint2 *>(static_cast<uint16_t *>(call.out.data) + (heads.first + head) * S::D + d) =
             packed;
-        if (call.log_sums && d == 0) call.log_sums[heads.first + head] = log_of_sum(row);
+        if (call.args.log_sums && d == 0) call.args.log_sums[heads.first + head] = log_of_sum(row);
     }
 }
 
@@ -198,8 +206,8 @@ template <class S> ASM_INLINE void clear_padding(const single_call &call) {
             const int64_t t = first + __ffs(static_cast<int>(left)) - 1;
             for (int i = lane; i < parts; i += 32)
                 static_cast<uint4 *>(call.out.data)[t * parts + i] = make_uint4(0, 0, 0, 0);
-            for (int i = lane; call.log_sums && i < args.n_heads; i += 32)
-                call.log_sums[t * args.n_heads + i] = 0.0f;
+            for (int i = lane; call.args.log_sums && i < args.n_heads; i += 32)
+                call.args.log_sums[t * args.n_heads + i] = 0.0f;
         }
     }
 }

@@ -1,4 +1,4 @@
-/* hopper_attention_share.h - how the splits of single tokens are shared out among the blocks of threads of one
+/* hopper_attention_share.h - how the splits of single tokens are shared out among the blocks of threads of a
  * launch. Every block finds the same shares from the positions alone, without the host.
  *
  * An item is a token and a kv head, or 8 or 16 of the heads that share it. Items lie one after the other, a
@@ -17,7 +17,6 @@ namespace {
 struct single_call {
     wb_attention args;
     wb_rows out;
-    float *log_sums;
     /* every token is served, or else those that are the only ones of their sequence */
     bool all;
     /* items of a token */

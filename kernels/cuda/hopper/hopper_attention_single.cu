@@ -1,5 +1,5 @@
-/* hopper_attention_single.cu - launches the kernel of single tokens, in the shape that suits their number. The
- * shape is for speed: the bits are the same in all. See hopper_attention_items.h. */
+/* hopper_attention_single.cu - launches the kernel of single tokens, in the shape that suits their number.
+ * The shape is for speed: the bits are the same in all. See hopper_attention_items.h. */
 #include "cuda/cuda_scratch.h"
 #include "cuda/hopper/hopper_attention.h"
 #include "cuda/hopper/hopper_attention_items.h"
@@ -56,17 +56,17 @@ template <int D, int HEADS> wb_status launch_sized(wb_device *dev, const single_
 
 size_t wb_hopper_attention_bytes(const wb_device *dev, const wb_op_sizes *most) {
     if (most->n_heads < 1 || most->dtype != WB_BF16 || cuda_of(dev)->capability != 9) return 0;
+    if (most->head_dim != 64 && most->head_dim != 128) return 0;
     /* the last page may have keys beyond those */
     const int64_t splits = splits_of(most->keys) + 1, parts = splits < MAX_PARTS ? splits : MAX_PARTS;
     const int64_t heads = most->n_heads / most->n_kv_heads <= 8 ? 8 : 16;
     return part_bytes(2 * cuda_of(dev)->multiprocessors, parts, heads, most->head_dim);
 }
 
-wb_status wb_hopper_attend_singles(wb_device *dev, const wb_attention &args, wb_rows out, float *log_sums,
-                                   bool all) {
+wb_status wb_hopper_attend_singles(wb_device *dev, const wb_attention &args, wb_rows out, bool all) {
     const int64_t splits = splits_of(static_cast<int64_t>(args.max_blocks) * args.block_size);
     single_call call = {};
-    call.args = args, call.out = out, call.log_sums = log_sums, call.all = all;
+    call.args = args, call.out = out, call.all = all;
     call.parts = static_cast<int32_t>(splits < MAX_PARTS ? splits : MAX_PARTS);
     call.may_exceed = splits > MAX_PARTS;
     call.flags = cuda_of(dev)->counters + WB_CUDA_DRAWS;

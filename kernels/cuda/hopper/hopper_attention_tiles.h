@@ -111,7 +111,6 @@ ASM_INLINE bool was_copied(const wb_attention &args, const piece &p, int block) 
 struct tile_call {
     wb_attention args;
     wb_rows out;
-    float *log_sums;
     /* tokens of a tile, and rows of a box */
     int32_t tokens, box_rows;
     /* single tokens have a kernel of their own */
