@@ -302,8 +302,10 @@ wb_status wb_cuda_attention_backward(wb_device *dev, const wb_attention *args, w
     WB_TRY(prepare_launch(dev, op, args->T * args->n_heads, BLOCK, &query_blocks));
     WB_TRY(prepare_launch(dev, op, args->T * args->n_kv_heads, BLOCK, &key_blocks));
     if (query_blocks == 0) return WB_OK;
-    if (wb_cuda_attention_bf16_takes(args, dout))
-        return wb_cuda_attention_bf16_backward(dev, args, dout, dq, dk, dv);
+    const wb_rows rows[] = {dout, dq, dk, dv};
+    bool takes = true;
+    for (const wb_rows &one : rows) takes = takes && wb_cuda_attention_bf16_takes(args, one);
+    if (takes) return wb_cuda_attention_bf16_backward(dev, args, dout, dq, dk, dv);
     WB_TRY(reserve_scratch(dev, wb_cuda_attention_backward_bytes(args->T, args->n_heads), &sums));
     attend_back_to_queries<<<query_blocks, STEP, 0, stream_of(dev)>>>(*args, dout, dq, sums);
     attend_back_to_keys<<<key_blocks, STEP, 0, stream_of(dev)>>>(*args, dout, sums, dk, dv);

@@ -42,12 +42,16 @@ __device__ __forceinline__ void add_block(const lane_rows &rows, int32_t j0, flo
 }
 
 template <int D>
-__device__ __forceinline__ void end_rows(const lane_rows &rows, wb_rows out, const warp_state<D> &w) {
+__device__ __forceinline__ void end_rows(const wb_attention &args, const lane_rows &rows, wb_rows out,
+                                         const warp_state<D> &w) {
     float factor[2];
 #pragma unroll
     for (int r = 0; r < 2; r++) {
         const float sum = quad_sum(w.row.sum[r]);
         factor[r] = rows.limit[r] > 0 ? __frcp_rn(sum) : 0.0f; /* padding: zeros */
+        if (args.log_sums && rows.at[r] >= 0 && threadIdx.x % 4 == 0)
+            args.log_sums[rows.at[r] / D] =
+                rows.limit[r] > 0 ? wb_mul(wb_add(w.row.largest[r], __log2f(sum)), 0.69314718f) : 0.0f;
     }
     store_rows<D>(out, rows, factor, w.sum);
 }
@@ -77,7 +81,7 @@ template <int D> __global__ void __launch_bounds__(32) attend_single(wb_attentio
         add_block<D>(rows, block * KEYS, factor, tiles.k(block), tiles.v(block), &w);
         __syncwarp();
     }
-    end_rows<D>(rows, out, w);
+    end_rows<D>(args, rows, out, w);
 }
 
 /* ---- adjacent tokens --------------------------------------------------------------------------- */
@@ -101,7 +105,7 @@ __device__ __forceinline__ void attend_run(const wb_attention &args, int64_t kv,
         add_block<D>(rows, block * KEYS, factor, tiles.k(block), tiles.v(block), &w);
         __syncthreads();
     }
-    end_rows<D>(rows, out, w);
+    end_rows<D>(args, rows, out, w);
 }
 
 /* A block for each TILE_ROWS / group tokens and kv head, the last tokens, which see most, first. `singles`:

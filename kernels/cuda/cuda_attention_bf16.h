@@ -10,7 +10,7 @@ extern "C" {
 #endif
 
 /* Whether these kernels take it, by dtype, head and where memory begins; never by the number of tokens.
- * `out`, of a backward dout, begins at a multiple of 16 bytes too. */
+ * `out`, of a backward each of dout, dq, dk and dv, begins at a multiple of 16 bytes too. */
 bool wb_cuda_attention_bf16_takes(const wb_attention *args, wb_rows out);
 
 /* Checked, and taken; T > 0. */

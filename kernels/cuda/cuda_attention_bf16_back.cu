@@ -8,6 +8,7 @@
 #include "cuda/cuda_attention_bf16.h"
 #include "cuda/cuda_attention_keys.h"
 #include "cuda/cuda_scratch.h"
+#include "cuda/hopper/hopper_attention_back_call.h"
 
 namespace {
 
@@ -339,6 +340,8 @@ extern "C" {
 
 wb_status wb_cuda_attention_bf16_backward(wb_device *dev, const wb_attention *args, wb_rows dout, wb_rows dq,
                                           wb_rows dk, wb_rows dv) {
+    if (wb_hopper_attention_back_takes(dev, args))
+        return wb_hopper_attention_back(dev, "attention_backward", *args, dout, dq, dk, dv);
     return args->head_dim == 64 ? launch<64>(dev, *args, dout, dq, dk, dv)
                                 : launch<128>(dev, *args, dout, dq, dk, dv);
 }

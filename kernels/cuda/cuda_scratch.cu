@@ -5,7 +5,9 @@
 extern "C" {
 
 size_t wb_cuda_attention_backward_bytes(int64_t T, int32_t n_heads) {
-    return static_cast<size_t>(T * n_heads) * WB_ATTENTION_SUMS * sizeof(float);
+    /* sums of rows; tokens have a piece of work each at most, of 16 bytes, and a run with two ends */
+    return static_cast<size_t>(T * n_heads) * WB_ATTENTION_SUMS * sizeof(float) +
+           static_cast<size_t>(T) * 24 + 16;
 }
 
 wb_status wb_cuda_scratch_reserve(wb_device *dev, size_t bytes, void **scratch_out) {

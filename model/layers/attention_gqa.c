@@ -28,7 +28,8 @@ typedef struct gqa {
 
     /* Kept by a forward for its backward. */
     heads q, k, v;
-    wb_buffer attn; /* [T, nh * dh] */
+    wb_buffer attn;     /* [T, nh * dh] */
+    wb_buffer log_sums; /* f32 [T, nh] */
 
     wb_buffer dattn, dq, dk, dv; /* [T, heads * dh] */
 } gqa;
@@ -124,6 +125,7 @@ static void layout(void *worker, wb_model *model, const wb_sizes *sizes, wb_aren
     heads_layout(g, T, kv, false, &g->v, arena);
     wb_place_activations(arena, model, &g->attn, T, q);
     if (!sizes->backward) return;
+    wb_place(arena, &g->log_sums, T, c->n_heads, sizeof(float));
     wb_place_scratch(arena, model, &g->dattn, other ? &other->dattn : NULL, T, q);
     wb_place_scratch(arena, model, &g->dq, other ? &other->dq : NULL, T, q);
     wb_place_scratch(arena, model, &g->dk, other ? &other->dk : NULL, T, kv);
@@ -219,7 +221,9 @@ static wb_attention attention_args(const gqa *g, const wb_pass *pass, const wb_s
                           .pos = pass->pos,
                           .blocks = pass->blocks,
                           .max_blocks = pass->max_blocks,
-                          .block_size = pass->block_size};
+                          .block_size = pass->block_size,
+                          .log_sums = g->log_sums.data,
+                          .out = wb_activations(model, &g->attn)};
 }
 
 /* All steps at once, keys and values into the pool among them, with the same bits. */

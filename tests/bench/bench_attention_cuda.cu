@@ -63,17 +63,22 @@ void time_long(const shape &s, int32_t page, bool in_order) {
     free_attention(a);
 }
 
-void time_backward(const shape &s) {
+/* From what a forward left. */
+void time_backward(const shape &s, bool in_order) {
     const int32_t n = 4, length = 4096;
-    wb_attention a = make_attention(s, n, length, length, 1, true);
+    wb_attention a = make_attention(s, n, length, length, 1, in_order);
     const int64_t wide = a.T * s.heads * s.D, narrow = a.T * s.kv_heads * s.D;
-    wb_rows dout = random_rows(wide, 1), dq = random_rows(wide, 1);
+    wb_rows out = random_rows(wide, 1), dout = random_rows(wide, 1), dq = random_rows(wide, 1);
     wb_rows dk = random_rows(narrow, 1), dv = random_rows(narrow, 1);
+    a.log_sums = static_cast<float *>(memory(a.T * s.heads * 4)), a.out = out;
     const double flop = 10 * (n * (length + 1.0) * length / 2 * s.heads * s.D);
+    must(dev->attention_forward(dev, &a, out), "forward");
     const double ms =
         median_ms([&] { must(dev->attention_backward(dev, &a, dout, dq, dk, dv), "backward"); });
-    printf("backward, %d x %d     %9.3f ms %8.1f TFLOP/s\n", n, length, ms, flop / ms / 1e9);
-    for (wb_rows r : {dout, dq, dk, dv}) dev->mem_free(dev, r.data);
+    printf("backward, %d x %d, rows %s %9.3f ms %8.1f TFLOP/s\n", n, length,
+           in_order ? "in order " : "scattered", ms, flop / ms / 1e9);
+    dev->mem_free(dev, a.log_sums);
+    for (wb_rows r : {out, dout, dq, dk, dv}) dev->mem_free(dev, r.data);
     free_attention(a);
 }
 
@@ -142,7 +147,7 @@ int main(int argc, char **argv) {
     printf("%d heads, %d kv heads of %d\n", s.heads, s.kv_heads, s.D);
     time_long(s, 1, true);
     time_long(s, 64, false), time_long(s, 16, false), time_long(s, 1, false);
-    time_backward(s);
+    time_backward(s, true), time_backward(s, false);
     time_copy();
     for (int32_t n : {1, 64, 256})
         for (int32_t context : {1024, 8192}) time_decode(s, n, context);

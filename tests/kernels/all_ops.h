@@ -185,8 +185,8 @@ static inline void all_attention(wb_device *dev, int64_t T, int64_t hd, outputs 
     float *out = floats(T * nh * hd), *dq = floats(T * nh * hd), *dk = copied(v, 3 * T * nkv * hd);
     float *dv = copied(k, 3 * T * nkv * hd), *d = random_floats(T * nh * hd, -1, 1);
     wb_attention a = {
-        T,   (int32_t)nh, (int32_t)nkv, (int32_t)hd, 0.3f, wb_f32_rows(x), wb_f32_rows(k), wb_f32_rows(v),
-        seq, pos,         blocks,       (int32_t)T,  1};
+        T,   (int32_t)nh, (int32_t)nkv, (int32_t)hd, 0.3f, wb_f32_rows(x), wb_f32_rows(k),   wb_f32_rows(v),
+        seq, pos,         blocks,       (int32_t)T,  1,    NULL,           wb_f32_rows(NULL)};
     assert_ok(dev->attention_forward(dev, &a, wb_f32_rows(out)));
     assert_ok(
         dev->attention_backward(dev, &a, wb_f32_rows(d), wb_f32_rows(dq), wb_f32_rows(dk), wb_f32_rows(dv)));

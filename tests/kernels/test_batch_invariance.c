@@ -262,7 +262,9 @@ static void attend(wb_device *dev, const paged *p, int64_t count, const float *q
                       pos,
                       p->blocks,
                       p->max_blocks,
-                      p->block_size};
+                      p->block_size,
+                      NULL,
+                      wb_f32_rows(NULL)};
     assert_ok(dev->attention_forward(dev, &a, wb_f32_rows(out)));
 }
 
@@ -326,8 +328,8 @@ static void test_attention_backward_of_one_sequence(void **state) {
         seq[i] = i >= 37, pos[i] = i < 37 ? i : i - 37, blocks[seq[i] * N + pos[i]] = i;
     for (int run = 0; run < 2; run++) {
         float *g = grad[run] = floats(N * (ROW + 2 * KV_WIDTH));
-        wb_attention a = {N,   HEADS, KV_HEADS, DIM, 0.4f, wb_f32_rows(q), wb_f32_rows(k), wb_f32_rows(v),
-                          seq, pos,   blocks,   N,   1};
+        wb_attention a = {N,   HEADS, KV_HEADS, DIM, 0.4f, wb_f32_rows(q), wb_f32_rows(k),   wb_f32_rows(v),
+                          seq, pos,   blocks,   N,   1,    NULL,           wb_f32_rows(NULL)};
         if (run == 0) {
             assert_ok(three->attention_backward(three, &a, wb_f32_rows(dout), wb_f32_rows(g),
                                                 wb_f32_rows(g + N * ROW),

@@ -61,8 +61,8 @@ static void test_nothing_to_do(void **state) {
     wb_router router = {WB_ROUTER_SOFTMAX_NORM, 2, 1, 0, 0, true, 1.0f};
     wb_ids view = {ids, WB_U8, 1};
     wb_topk topk = {.router = router, .logits = x, .ids = view};
-    wb_attention attention = {0,     1,     1,     4, 1.0f, wb_f32_rows(x), wb_f32_rows(x), wb_f32_rows(x),
-                              index, index, index, 1, 1};
+    wb_attention attention = {0,     1,     1,     4, 1.0f, wb_f32_rows(x), wb_f32_rows(x),   wb_f32_rows(x),
+                              index, index, index, 1, 1,    NULL,           wb_f32_rows(NULL)};
     wb_adamw hyper = {.step = 1};
     assert_ok(dev->embed_forward(dev, 0, index, matrix(x, WB_F32, 1, 4), wb_f32_rows(x)));
     assert_ok(dev->embed_backward(dev, 0, 4, index, wb_f32_rows(x), x));

@@ -70,7 +70,7 @@ static void check_attention(wb_device *dev, int32_t n_heads, int32_t n_kv, int32
     }
     attention_case c = {{T, n_heads, n_kv, hd, 1.0f / sqrtf((float)hd) * 3.0f, wb_f32_rows(x),
                          wb_f32_rows(x + q_count), wb_f32_rows(x + q_count + kv_count), seq, pos, blocks,
-                         max_blocks, block_size},
+                         max_blocks, block_size, NULL, wb_f32_rows(NULL)},
                         pool,
                         dout};
     double *x2 = doubles(x, n);

@@ -1,0 +1,321 @@
+/* hopper_attention_back_keys.cu - dk and dv on sm_90a: a block has 128 keys of one kv head, 64 a warpgroup,
+ * and goes over the queries that see them, head by head of the group, 64 tokens at a time.
+ *
+ * Scores are made with keys as rows, so that weights and ds are, in registers, the A of the products that add
+ * up dv and dk. s = k q^T, p = 2^(s - log2_sum), dv += p dout, ds = p (v dout^T - dot), dk += ds q.
+ * Refuses: dq (hopper_attention_back_queries.cu). */
+#include "cuda/hopper/hopper_attention_back_fill.h"
+
+namespace {
+
+template <int D> struct key_memory {
+    static constexpr int STAGES = 4, TILE = WB_BACK_TILE * D * 2, ROWS = STAGE_ROWS * D * 2;
+    static constexpr int STAGE = 2 * ROWS, NUMBERS = 2 * TILE + STAGES * STAGE;
+    /* of each row of a stage: log2_sum, dot and position */
+    static constexpr int BARRIERS = NUMBERS + STAGES * 3 * STAGE_ROWS * 4;
+    static constexpr int BYTES = BARRIERS + 16 + 16 * STAGES;
+    uint32_t base;
+
+    ASM_INLINE uint32_t k() const {
+        return base;
+    }
+    ASM_INLINE uint32_t v() const {
+        return base + TILE;
+    }
+    ASM_INLINE uint32_t q(uint32_t stage) const {
+        return base + 2 * TILE + stage * STAGE;
+    }
+    ASM_INLINE uint32_t dout(uint32_t stage) const {
+        return q(stage) + ROWS;
+    }
+    ASM_INLINE uint32_t log2_sums(uint32_t stage) const {
+        return base + NUMBERS + stage * 3 * STAGE_ROWS * 4;
+    }
+    ASM_INLINE uint32_t dots(uint32_t stage) const {
+        return log2_sums(stage) + STAGE_ROWS * 4;
+    }
+    ASM_INLINE uint32_t positions(uint32_t stage) const {
+        return log2_sums(stage) + 2 * STAGE_ROWS * 4;
+    }
+    ASM_INLINE uint32_t keys_full() const {
+        return base + BARRIERS;
+    }
+    ASM_INLINE uint32_t keys_empty() const {
+        return base + BARRIERS + 8;
+    }
+    ASM_INLINE uint32_t full(uint32_t stage) const {
+        return base + BARRIERS + 16 + 8 * stage;
+    }
+    ASM_INLINE uint32_t empty(uint32_t stage) const {
+        return full(STAGES + stage);
+    }
+};
+
+/* Keys [j0, j0 + 128) of a run and a kv head, those from `keys` on not there; the run's tokens [begin, end),
+ * of which those from `first` on may see them. */
+struct key_tile {
+    int seq, kv, j0, keys, begin, first, end;
+};
+
+/* The tile of a piece of work, in its first part. A run whose first token is not at position 0 has more tiles
+ * of keys than of queries: every `levels`-th of them from the first on is the item's. */
+ASM_INLINE key_tile find_keys(const wb_attention_back &call, int number, int *step_out) {
+    const work w = find_work(call, number, call.args.n_kv_heads);
+    key_tile t;
+    t.kv = w.head, t.begin = w.item.begin, t.end = w.item.end;
+    t.seq = call.args.seq[t.begin], t.keys = call.args.pos[t.end - 1] + 1;
+    t.j0 = (w.item.levels - w.item.level) * WB_BACK_TILE;
+    *step_out = w.item.levels * WB_BACK_TILE;
+    return t;
+}
+
+/* Where the queries begin: at a multiple of STAGE_ROWS tokens from the run's first on. Those before see none
+ * of the keys, if positions go on by 1; if not, all are looked at. */
+ASM_INLINE void find_first(const wb_attention_back &call, key_tile *t) {
+    const int from = call.args.pos[t->begin];
+    const bool adjacent = t->keys - from == t->end - t->begin;
+    t->first = t->begin + (adjacent ? max(t->j0 - from, 0) / STAGE_ROWS * STAGE_ROWS : 0);
+}
+
+/* ---- filling ----------------------------------------------------------------------------------- */
+
+ASM_INLINE void copy_4(uint32_t to, const void *from, uint32_t bytes) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
+}
+
+/* Rows that are not there are zeros: of q and dout, so that they add nothing. */
+template <int D>
+ASM_INLINE void fill_stage(const filler<D> &f, const wb_attention_back &call, const key_memory<D> &m,
+                           const key_tile &tile, int head, int first, uint32_t stage) {
+    const int row = static_cast<int>(threadIdx.x) % STAGE_ROWS, t = first + row;
+    const bool there = t < tile.end;
+    const int64_t at = there ? head * call.args.T + t : 0;
+    fill_tokens<D, STAGE_ROWS>(f, call.args, call.q_map, call.args.q, head, first, tile.end, m.q(stage),
+                               m.full(stage));
+    fill_tokens<D, STAGE_ROWS>(f, call.args, call.dout_map, call.dout, head, first, tile.end, m.dout(stage),
+                               m.full(stage));
+    if (static_cast<int>(threadIdx.x) % WARPGROUP < STAGE_ROWS) {
+        copy_4(m.log2_sums(stage) + 4 * row, call.log2_sums + at, there ? 4 : 0);
+        copy_4(m.positions(stage) + 4 * row, call.args.pos + (there ? t : 0), there ? 4 : 0);
+    } else {
+        copy_4(m.dots(stage) + 4 * row, call.dots + at, there ? 4 : 0);
+    }
+    copies_arrive(m.full(stage));
+}
+
+template <int D>
+ASM_INLINE void fill_key_tile(const filler<D> &f, const wb_attention_back &call, const key_memory<D> &m,
+                              const key_tile &t, ring<key_memory<D>::STAGES> *stage) {
+    const int group = call.args.n_heads / call.args.n_kv_heads;
+#pragma unroll 1
+    for (int half = 0; half < 2; half++) {
+        const key_places places = find_key_places(call.args, t.seq, t.j0 + STAGE_ROWS * half, t.keys);
+        const uint32_t from = half * STAGE_ROWS * 128;
+        fill_keys<D, WB_BACK_TILE>(f, call, t.kv, places, m.k() + from, m.v() + from, m.keys_full());
+    }
+    copies_arrive(m.keys_full());
+    for (int head = t.kv * group; head < (t.kv + 1) * group; head++)
+        for (int first = t.first; first < t.end; first += STAGE_ROWS, stage->next()) {
+            barrier_wait(m.empty(stage->at), stage->parity ^ 1);
+            fill_stage<D>(f, call, m, t, head, first, stage->at);
+        }
+}
+
+template <int D>
+ASM_INLINE void fill_all_keys(const wb_attention_back &call, const key_memory<D> &m, int thread) {
+    const filler<D> f(thread);
+    const int all = *call.n_items * call.args.n_kv_heads;
+    ring<1> tile = {0, 0};
+    ring<key_memory<D>::STAGES> stage = {0, 0};
+    int step;
+    for (int round = 0; work_number(round) < all; round++) {
+        key_tile t = find_keys(call, work_number(round), &step);
+        for (; t.j0 < t.keys; t.j0 += step, tile.next()) {
+            find_first(call, &t);
+            barrier_wait(m.keys_empty(), tile.parity ^ 1);
+            fill_key_tile<D>(f, call, m, t, &stage);
+        }
+    }
+}
+
+/* ---- multiplying ------------------------------------------------------------------------------- */
+
+ASM_INLINE int load_position(uint32_t address) {
+    int position;
+    asm volatile("ld.shared.s32 %0, [%1];" : "=r"(position) : "r"(address) : "memory");
+    return position;
+}
+
+ASM_INLINE void load_two(uint32_t address, float (&x)[2]) {
+    asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(x[0]), "=f"(x[1]) : "r"(address) : "memory");
+}
+
+/* Scores to weights; key: the position of the lane's first row; `masked`: some query does not see all. */
+template <int D>
+ASM_INLINE void find_weights(const key_memory<D> &m, uint32_t stage, int key, bool masked, float factor,
+                             float (&s)[32]) {
+    const uint32_t pair = threadIdx.x % 4 * 8;
+#pragma unroll
+    for (int j = 0; j < 8; j++) {
+        float sum[2];
+        load_two(m.log2_sums(stage) + pair + 32 * j, sum);
+#pragma unroll
+        for (int i = 0; i < 4; i++) s[4 * j + i] = wb_fma(s[4 * j + i], factor, -sum[i % 2]);
+    }
+    if (masked) {
+#pragma unroll
+        for (int j = 0; j < 8; j++) {
+            float at[2];
+            load_two(m.positions(stage) + pair + 32 * j, at);
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                if (key + i / 2 * 8 > __float_as_int(at[i % 2])) s[4 * j + i] = MINUS_INFINITY;
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < 32; i++) s[i] = exp2_of(s[i]);
+}
+
+/* Weights to ds. */
+template <int D>
+ASM_INLINE void find_ds(const key_memory<D> &m, uint32_t stage, const float (&dp)[32], float (&s)[32]) {
+    const uint32_t pair = threadIdx.x % 4 * 8;
+#pragma unroll
+    for (int j = 0; j < 8; j++) {
+        float dot[2];
+        load_two(m.dots(stage) + pair + 32 * j, dot);
+#pragma unroll
+        for (int i = 0; i < 4; i++) s[4 * j + i] = wb_mul(s[4 * j + i], wb_sub(dp[4 * j + i], dot[i % 2]));
+    }
+}
+
+/* Rows of `to` += sum times factor, in f32, rounded once. */
+template <int D>
+ASM_INLINE void add_to_keys(const wb_attention &args, const wb_rows &to, const key_tile &t, int key,
+                            float factor, const float (&sum)[D / 2]) {
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        const int32_t row = pool_row(args, t.seq, key + 8 * r, t.keys);
+        if (row < 0) continue;
+        uint32_t *pairs = reinterpret_cast<uint32_t *>(
+            static_cast<uint16_t *>(to.data) + (static_cast<int64_t>(row) * args.n_kv_heads + t.kv) * D +
+            threadIdx.x % 4 * 2);
+#pragma unroll
+        for (int j = 0; j < D / 8; j++) {
+            const uint32_t old = pairs[4 * j];
+            const float low = __uint_as_float(old << 16), high = __uint_as_float(old & 0xffff0000u);
+            pairs[4 * j] = pack_pair(wb_fma(sum[4 * j + 2 * r], factor, low),
+                                     wb_fma(sum[4 * j + 2 * r + 1], factor, high));
+        }
+    }
+}
+
+/* Whether a stage of the tokens [first, ...) is for keys up to `key`, the warpgroup's smallest, at all. */
+template <int D>
+ASM_INLINE bool sees(const key_memory<D> &m, uint32_t stage, const key_tile &t, int first, int key) {
+    const int last = min(STAGE_ROWS, t.end - first) - 1;
+    return load_position(m.positions(stage) + 4 * last) >= key;
+}
+
+/* One tile: the warpgroup's 64 keys over all heads of the group and the tokens that see them. */
+template <int D>
+ASM_INLINE void multiply_key_tile(const wb_attention_back &call, const key_memory<D> &m, const key_tile &t,
+                                  int warp, uint32_t parity, ring<key_memory<D>::STAGES> *at) {
+    const int group = call.args.n_heads / call.args.n_kv_heads, key = t.j0 + warp / 4 * 64;
+    const int own = key + warp % 4 * 16 + static_cast<int>(threadIdx.x) % 32 / 4;
+    const uint64_t k = operand_at(m.k() + warp / 4 * 64 * 128, 0);
+    const uint64_t v = operand_at(m.v() + warp / 4 * 64 * 128, 0);
+    const float factor = wb_mul(call.args.scale, 1.44269504f);
+    float s[32], dp[32], dk[D / 2], dv[D / 2];
+    uint32_t packed_p[16], packed_ds[16], before = 0;
+    int more = 0;
+    bool held = false;
+    barrier_wait(m.keys_full(), parity);
+    for (int head = 0; head < group; head++)
+        for (int first = t.first; first < t.end; first += STAGE_ROWS, at->next()) {
+            const uint32_t stage = at->at;
+            barrier_wait(m.full(stage), at->parity);
+            if (key >= t.keys || !sees(m, stage, t, first, key)) {
+                if (held) wgmma_wait<0>(), release_buffer(m.empty(before));
+                release_buffer(m.empty(stage));
+                held = false;
+                continue;
+            }
+            /* what came by copies of 16 bytes is there for wgmma too */
+            if (!more || first + STAGE_ROWS > t.end) fence_async();
+            wgmma_fence();
+            multiply_tiles<D>(k, operand_at(m.q(stage), 0), s);
+            multiply_tiles<D>(v, operand_at(m.dout(stage), 0), dp);
+            wgmma_wait<1>();
+            sums_are_there(s);
+            if (held) release_buffer(m.empty(before));
+            find_weights<D>(m, stage, own, load_position(m.positions(stage)) < key + 63, factor, s);
+            pack_sums(s, packed_p);
+            wgmma_fence();
+            add_rows_of<D>(packed_p, m.dout(stage), more, dv);
+            wgmma_commit();
+            wgmma_wait<1>();
+            sums_are_there(dp);
+            find_ds<D>(m, stage, dp, s);
+            pack_sums(s, packed_ds);
+            wgmma_fence();
+            add_rows_of<D>(packed_ds, m.q(stage), more, dk);
+            wgmma_commit();
+            wgmma_wait<1>(); /* dv: packed_p is free */
+            before = stage, held = true, more = 1;
+        }
+    wgmma_wait<0>();
+    sums_are_there(dk), sums_are_there(dv);
+    if (held) release_buffer(m.empty(before));
+    release_buffer(m.keys_empty());
+    if (more) {
+        add_to_keys<D>(call.args, call.dk, t, own, call.args.scale, dk);
+        add_to_keys<D>(call.args, call.dv, t, own, 1.0f, dv);
+    }
+}
+
+template <int D>
+ASM_INLINE void multiply_all_keys(const wb_attention_back &call, const key_memory<D> &m, int warp) {
+    const int all = *call.n_items * call.args.n_kv_heads;
+    ring<1> tile = {0, 0};
+    ring<key_memory<D>::STAGES> stage = {0, 0};
+    int step;
+    for (int round = 0; work_number(round) < all; round++) {
+        key_tile t = find_keys(call, work_number(round), &step);
+        for (; t.j0 < t.keys; t.j0 += step, tile.next()) {
+            find_first(call, &t);
+            multiply_key_tile<D>(call, m, t, warp, tile.parity, &stage);
+        }
+    }
+}
+
+/* ---- the kernel -------------------------------------------------------------------------------- */
+
+template <int D>
+__global__ void __launch_bounds__(BACK_THREADS, 1)
+    attend_back_to_keys(const __grid_constant__ wb_attention_back call) {
+    extern __shared__ __align__(1024) uint8_t bytes[];
+    const key_memory<D> m = {shared_address(bytes)};
+    const int warpgroup = __shfl_sync(ALL_LANES, static_cast<int>(threadIdx.x / WARPGROUP), 0);
+    if (threadIdx.x == 0) {
+        init_buffer(m.keys_full(), m.keys_empty());
+        for (int i = 0; i < key_memory<D>::STAGES; i++) init_buffer(m.full(i), m.empty(i));
+        barrier_init_fence();
+    }
+    __syncthreads();
+    if (warpgroup == 2) {
+        give_registers<24>();
+        fill_all_keys<D>(call, m, static_cast<int>(threadIdx.x) % WARPGROUP);
+    } else {
+        take_registers<240>();
+        multiply_all_keys<D>(call, m, __shfl_sync(ALL_LANES, static_cast<int>(threadIdx.x / 32), 0));
+    }
+}
+
+} // namespace
+
+wb_status wb_hopper_attention_back_keys(wb_device *dev, const char *op, const wb_attention_back &call) {
+    return call.args.head_dim == 64
+               ? launch_back(dev, op, attend_back_to_keys<64>, key_memory<64>::BYTES, call)
+               : launch_back(dev, op, attend_back_to_keys<128>, key_memory<128>::BYTES, call);
+}
