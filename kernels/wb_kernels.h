@@ -25,6 +25,9 @@
  *     rounds gradients of logits, the head's and the routers', once (cast) before the two products that they
  *     enter. Training with bf16 weights then has no other mixed product
  *   - rmsnorm rounds y and dx, not the mean of the squares; swiglu its product, not silu(gate)
+ *   - on CUDA attention of bf16 heads of 64 and 128 is made by tensor cores too: weights of keys are rounded
+ *     where they multiply values. On sm_90a sums go over blocks of 128 keys, and splits of 1,024 at absolute
+ *     positions are folded in rising order, so that a split can be computed by itself
  *   - on CUDA rmsnorm's dw of bf16 rows is summed in parts of 128 rows, the first of which dw begins, and
  *     then over the parts, both ascending
  *   - rope, add, bias and clamp round the new element, and an op that makes several such steps at once rounds

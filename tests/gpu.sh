@@ -60,7 +60,10 @@ for program in "$build"/tests/*_cuda "$build"/tests/test_{ops_bf16,ops_fused,gra
 done
 if command -v compute-sanitizer >/dev/null; then
     for tool in memcheck racecheck; do
-        for test in test_products_cuda test_router_cuda test_plan_cuda test_sampling_cuda test_ops_cuda test_ops_fused; do
+        tests=(test_products_cuda test_router_cuda test_plan_cuda test_sampling_cuda test_ops_cuda test_ops_fused)
+        # racecheck has not been clean on the kernels of attention yet.
+        [ $tool = memcheck ] && tests+=(test_attention_cuda)
+        for test in "${tests[@]}"; do
             program=$(built $test)
             # A stream of another GPU is refused by what CUDA says of it: that is no error of this library.
             quiet=()

@@ -10,6 +10,7 @@
 #include "cuda/cuda_operands.h"
 #include "cuda/cuda_ops.h"
 #include "cuda/cuda_scratch.h"
+#include "cuda/hopper/hopper_attention.h"
 
 namespace {
 
@@ -280,6 +281,7 @@ wb_status wb_cuda_attention_forward(wb_device *dev, const wb_attention *args, wb
     WB_TRY(operand_check_like("attention_forward", "out", out.dtype, "q", args->q.dtype));
     WB_TRY(prepare_launch(dev, "attention_forward", args->T * args->n_heads, BLOCK, &blocks));
     if (blocks == 0) return WB_OK;
+    if (wb_hopper_attention_takes(dev, args, out)) return wb_hopper_attention_forward(dev, args, out);
     if (wb_cuda_attention_bf16_takes(args, out)) return wb_cuda_attention_bf16_forward(dev, args, out);
     attend<<<blocks, STEP, 0, stream_of(dev)>>>(*args, out);
     return wb_cuda_check(cudaGetLastError(), "attention_forward");

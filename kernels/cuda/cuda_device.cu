@@ -6,6 +6,7 @@
 #include "cuda/cuda_device.h"
 #include "cuda/cuda_ops.h"
 #include "cuda/cuda_scratch.h"
+#include "cuda/hopper/hopper_attention.h"
 #include "wb_check.h"
 #include "wb_memory.h"
 
@@ -163,8 +164,13 @@ static wb_status cuda_zero(wb_device *dev, void *device, size_t bytes) {
     return wb_cuda_check(cudaMemsetAsync(device, 0, bytes, stream_of(dev)), "zero");
 }
 
+/* Behind the counters, whose number is even. */
+static uint64_t *digest_of(const wb_cuda_device *cuda) {
+    return (uint64_t *)(void *)(cuda->counters + WB_CUDA_DRAWS + 2 * cuda->multiprocessors);
+}
+
 static wb_status cuda_digest(wb_device *dev, const void *data, size_t bytes, uint64_t *digest_out) {
-    uint64_t *const digest = (uint64_t *)(void *)(((wb_cuda_device *)dev)->counters + 2);
+    uint64_t *const digest = digest_of((wb_cuda_device *)dev);
     uint64_t found = 0;
     WB_TRY(wb_cuda_start_digest(dev, data, bytes, digest));
     WB_TRY(cuda_to_host(dev, &found, digest, sizeof found));
@@ -179,17 +185,17 @@ static wb_status cuda_reserve_scratch(wb_device *dev, const wb_op_sizes *most) {
     /* Of a storage of experts each matrix has parts of its own. */
     const size_t rests = 2 * (size_t)most->n_groups * sizeof(double);
     size_t largest = 0;
-    size_t bytes[8] = {wb_cuda_plan_bytes(most->tokens * K, most->n_slots),
+    size_t bytes[9] = {wb_cuda_plan_bytes(most->tokens * K, most->n_slots),
                        wb_cuda_group_bytes(most->n_sources, most->n_groups),
-                       wb_cuda_sum_bytes(1, most->summed) + rests};
+                       wb_cuda_sum_bytes(1, most->summed) + rests, wb_hopper_attention_bytes(dev, most)};
     void *scratch = NULL;
-    if (most->sampled > 0) bytes[3] = wb_cuda_sample_bytes(most->sampled, most->vocab_size);
+    if (most->sampled > 0) bytes[4] = wb_cuda_sample_bytes(most->sampled, most->vocab_size);
     if (most->backward) {
-        bytes[4] = wb_cuda_attention_backward_bytes(most->tokens, heads);
-        bytes[5] = wb_cuda_norm_backward_bytes(most->tokens * heads, most->head_dim);
-        bytes[6] = wb_cuda_norm_backward_bytes(most->tokens, whole > most->hidden ? whole : most->hidden);
+        bytes[5] = wb_cuda_attention_backward_bytes(most->tokens, heads);
+        bytes[6] = wb_cuda_norm_backward_bytes(most->tokens * heads, most->head_dim);
+        bytes[7] = wb_cuda_norm_backward_bytes(most->tokens, whole > most->hidden ? whole : most->hidden);
     }
-    bytes[7] = wb_cuda_logprob_bytes(most->vocab_size);
+    bytes[8] = wb_cuda_logprob_bytes(most->vocab_size);
     WB_TRY(wb_cuda_use(dev, "reserve_scratch"));
     for (size_t i = 0; i < sizeof bytes / sizeof bytes[0]; i++)
         largest = bytes[i] > largest ? bytes[i] : largest;
@@ -265,12 +271,13 @@ int wb_device_count_cuda(void) {
 
 /* What the launches of kernels go by, and what kernels count in. */
 static wb_status open_counters(wb_cuda_device *cuda) {
-    const size_t bytes = 2 * sizeof *cuda->counters + sizeof(uint64_t);
     void *counters = NULL;
     WB_TRY(wb_cuda_check(
         cudaDeviceGetAttribute(&cuda->multiprocessors, cudaDevAttrMultiProcessorCount, cuda->index), "open"));
     WB_TRY(wb_cuda_check(
         cudaDeviceGetAttribute(&cuda->capability, cudaDevAttrComputeCapabilityMajor, cuda->index), "open"));
+    const size_t counted = WB_CUDA_DRAWS + 2 * (size_t)cuda->multiprocessors;
+    const size_t bytes = counted * sizeof *cuda->counters + sizeof(uint64_t);
     WB_TRY(cuda_mem_alloc(&cuda->base, bytes, &counters));
     cuda->counters = (int32_t *)counters;
     return cuda_zero(&cuda->base, counters, bytes);

@@ -11,6 +11,9 @@
 extern "C" {
 #endif
 
+/* Counters that kernels draw their work from. */
+enum { WB_CUDA_DRAWS = 2 };
+
 /* base comes first: a wb_device * of this backend points to a wb_cuda_device. */
 typedef struct wb_cuda_device {
     wb_device base;
@@ -23,7 +26,8 @@ typedef struct wb_cuda_device {
     char why_lost[400];
     int lost;
     int multiprocessors, capability; /* the major number */
-    /* device [2], zeros between the kernels that draw their work from them; a digest lies behind them */
+    /* device [WB_CUDA_DRAWS + 2 multiprocessors], zeros between the kernels that draw their work from the
+     * first and that wait for each other's blocks by the others; a digest lies behind them */
     int32_t *counters;
     /* of ops (cuda_scratch.h) */
     void *scratch;

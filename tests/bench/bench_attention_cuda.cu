@@ -1,5 +1,6 @@
-/* bench_attention_cuda.cu - time of attention on CUDA in bf16: prefill and training of 4 x 4096 tokens, and
- * decoding of one token a sequence from pages of 64.
+/* bench_attention_cuda.cu - time of attention on CUDA in bf16: training of 4 x 4096 tokens, the same from
+ * pages of 64, of 16 and from scattered rows, and decoding of one token a sequence from pages of 64, as a
+ * graph, beside a copy of device memory; and single tokens beside a chunk of a prompt.
  *
  *     bench_attention_cuda [HEADS KV_HEADS HEAD_DIM]
  *
@@ -30,7 +31,8 @@ wb_attention make_attention(const shape &s, int32_t n, int32_t context, int32_t 
     wb_attention a = {};
     for (int32_t i = 0; i < n; i++)
         for (int32_t t = context - tokens; t < context; t++) seq.push_back(i), pos.push_back(t);
-    for (int32_t i = 0; i < n * pages; i++) blocks.push_back(in_order ? i : (i * 7919) % (n * pages));
+    for (int32_t i = 0; i < n * pages; i++)
+        blocks.push_back(in_order ? i : static_cast<int32_t>(i * int64_t(7919) % (n * pages)));
     a.T = static_cast<int64_t>(seq.size()), a.n_heads = s.heads, a.n_kv_heads = s.kv_heads, a.head_dim = s.D;
     a.scale = 1 / std::sqrt(static_cast<float>(s.D));
     a.q = random_rows(a.T * s.heads * s.D, 1);
@@ -47,33 +49,91 @@ void free_attention(wb_attention &a) {
         dev->mem_free(dev, const_cast<void *>(p));
 }
 
-void time_long(const shape &s) {
+void time_long(const shape &s, int32_t page, bool in_order) {
     const int32_t n = 4, length = 4096;
-    wb_attention a = make_attention(s, n, length, length, 1, true);
+    wb_attention a = make_attention(s, n, length, length, page, in_order);
+    const int64_t wide = a.T * s.heads * s.D;
+    wb_rows out = random_rows(wide, 1);
+    const double flop = 4 * (n * (length + 1.0) * length / 2 * s.heads * s.D);
+    const auto op = [&] { must(dev->attention_forward(dev, &a, out), "forward"); };
+    const double burst = median_ms(op), steady = time_ms(50, op);
+    printf("forward, %d x %d, pages of %2d %s, steady %9.3f ms %8.1f TFLOP/s, alone %9.3f ms %8.1f TFLOP/s\n",
+           n, length, page, in_order ? "in order " : "scattered", steady, flop / steady / 1e9, burst,
+           flop / burst / 1e9);
+    dev->mem_free(dev, out.data);
+    free_attention(a);
+}
+
+/* From what a forward left. */
+void time_backward(const shape &s, bool in_order) {
+    const int32_t n = 4, length = 4096;
+    wb_attention a = make_attention(s, n, length, length, 1, in_order);
     const int64_t wide = a.T * s.heads * s.D, narrow = a.T * s.kv_heads * s.D;
     wb_rows out = random_rows(wide, 1), dout = random_rows(wide, 1), dq = random_rows(wide, 1);
     wb_rows dk = random_rows(narrow, 1), dv = random_rows(narrow, 1);
     a.log_sums = static_cast<float *>(memory(a.T * s.heads * 4)), a.out = out;
-    const double seen = n * (length + 1.0) * length / 2 * s.heads * s.D;
-    const double forward = median_ms([&] { must(dev->attention_forward(dev, &a, out), "forward"); });
-    const double backward =
+    const double flop = 10 * (n * (length + 1.0) * length / 2 * s.heads * s.D);
+    must(dev->attention_forward(dev, &a, out), "forward");
+    const double ms =
         median_ms([&] { must(dev->attention_backward(dev, &a, dout, dq, dk, dv), "backward"); });
-    printf("forward, %d x %d      %9.3f ms %8.1f TFLOP/s\n", n, length, forward, 4 * seen / forward / 1e9);
-    printf("backward, %d x %d     %9.3f ms %8.1f TFLOP/s\n", n, length, backward, 10 * seen / backward / 1e9);
+    printf("backward, %d x %d, rows %s %9.3f ms %8.1f TFLOP/s\n", n, length,
+           in_order ? "in order " : "scattered", ms, flop / ms / 1e9);
     dev->mem_free(dev, a.log_sums);
     for (wb_rows r : {out, dout, dq, dk, dv}) dev->mem_free(dev, r.data);
     free_attention(a);
+}
+
+/* Milliseconds of a call, of graphs of eight. */
+double graph_ms(const std::function<void()> &op) {
+    void *graph = nullptr;
+    const int calls = 8;
+    op();
+    must(dev->graph_begin(dev), "graph");
+    for (int i = 0; i < calls; i++) op();
+    must(dev->graph_end(dev, &graph), "graph");
+    time_ms(2, [&] { must(dev->graph_launch(dev, graph), "graph"); });
+    const double ms = time_ms(10, [&] { must(dev->graph_launch(dev, graph), "graph"); }) / calls;
+    dev->graph_free(dev, graph);
+    return ms;
 }
 
 void time_decode(const shape &s, int32_t n, int32_t context) {
     wb_attention a = make_attention(s, n, context, 1, 64);
     wb_rows out = random_rows(a.T * s.heads * s.D, 1);
     const double bytes = 2.0 * n * context * s.kv_heads * s.D * 2;
-    const double ms = time_ms(20, [&] { must(dev->attention_forward(dev, &a, out), "decode"); });
+    const double ms = graph_ms([&] { must(dev->attention_forward(dev, &a, out), "decode"); });
     printf("decode, batch %4d, context %5d %9.1f us %8.0f GB/s of keys and values\n", n, context, 1000 * ms,
            bytes / ms / 1e6);
     dev->mem_free(dev, out.data);
     free_attention(a);
+}
+
+/* n - 1 single tokens beside a chunk of a prompt, all of the same context. */
+void time_mixed(const shape &s, int32_t n, int32_t context, int32_t chunk) {
+    wb_attention a = make_attention(s, n, context, 1, 64);
+    std::vector<int32_t> seq, pos;
+    for (int32_t i = 0; i + 1 < n; i++) seq.push_back(i), pos.push_back(context - 1);
+    for (int32_t t = context - chunk; t < context; t++) seq.push_back(n - 1), pos.push_back(t);
+    for (const void *p : {static_cast<const void *>(a.q.data), static_cast<const void *>(a.seq),
+                          static_cast<const void *>(a.pos)})
+        dev->mem_free(dev, const_cast<void *>(p));
+    a.T = static_cast<int64_t>(seq.size()), a.seq = upload(seq), a.pos = upload(pos);
+    a.q = random_rows(a.T * s.heads * s.D, 1);
+    wb_rows out = random_rows(a.T * s.heads * s.D, 1);
+    const double ms = graph_ms([&] { must(dev->attention_forward(dev, &a, out), "mixed"); });
+    printf("%d single tokens and %d of a prompt, context %5d %9.1f us\n", n - 1, chunk, context, 1000 * ms);
+    dev->mem_free(dev, out.data);
+    free_attention(a);
+}
+
+void time_copy() {
+    const int64_t n = int64_t(1) << 29;
+    wb_rows from = random_rows(n, 1), to = random_rows(n, 1);
+    const double ms =
+        time_ms(20, [&] { must(dev->copy(dev, to.data, from.data, static_cast<size_t>(2 * n)), "copy"); });
+    printf("copy of device memory          %9.1f us %8.0f GB/s, read and written\n", 1000 * ms,
+           4 * static_cast<double>(n) / ms / 1e6);
+    dev->mem_free(dev, from.data), dev->mem_free(dev, to.data);
 }
 
 } // namespace
@@ -86,9 +146,14 @@ int main(int argc, char **argv) {
     if (argc > 3) s = {atoi(argv[1]), atoi(argv[2]), atoi(argv[3])};
     if (!open_device()) return 77;
     printf("%d heads, %d kv heads of %d\n", s.heads, s.kv_heads, s.D);
-    time_long(s);
+    time_long(s, 1, true);
+    time_long(s, 64, false), time_long(s, 16, false), time_long(s, 1, false);
+    time_backward(s, true), time_backward(s, false);
+    time_copy();
     for (int32_t n : {1, 64, 256})
         for (int32_t context : {1024, 8192}) time_decode(s, n, context);
+    time_decode(s, 1, 32768), time_decode(s, 64, 32768);
+    time_mixed(s, 64, 4096, 2048);
     wb_device_close(dev);
     return 0;
 }

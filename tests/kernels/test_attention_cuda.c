@@ -3,210 +3,7 @@
  * under any layout of pages. 77 where there is no CUDA device. Argument 1 sets the seed. */
 #include "cuda_memory.h"
 
-#include "ops_test.h"
-
-#include <math.h>
-
-enum { MAX_SEQS = 6 };
-
-/* ---- sequences in a pool ----------------------------------------------------------------------- */
-
-/* n sequences with all their tokens: token i of sequence s is row starts[s] + i of q, k and v. */
-typedef struct problem {
-    int32_t n, heads, kv_heads, D, lengths[MAX_SEQS], starts[MAX_SEQS + 1];
-    uint16_t *q, *k, *v, *dout; /* [tokens, heads * D] */
-    float scale;
-} problem;
-
-static uint16_t *random_bf16(int64_t n, float size) {
-    uint16_t *x = xalloc(n, sizeof *x);
-    for (int64_t i = 0; i < n; i++) x[i] = wb_f32_to_bf16(rng_uniform(-size, size));
-    return x;
-}
-
-static uint16_t *poisoned(int64_t n) {
-    uint16_t *x = xalloc(n, sizeof *x);
-    for (int64_t i = 0; i < n; i++) x[i] = 0x7fc3;
-    return x;
-}
-
-static void make_problem(problem *p, int32_t most, int round) {
-    static const int32_t shapes[][3] = {{8, 2, 128}, {4, 4, 64}, {6, 2, 64}, {16, 1, 128}};
-    const int32_t *shape = shapes[round % 4];
-    *p = (problem){
-        .n = (int32_t)rng_range(1, MAX_SEQS), .heads = shape[0], .kv_heads = shape[1], .D = shape[2]};
-    for (int s = 0; s < p->n; s++) {
-        p->lengths[s] = rng_range(0, 3) ? (int32_t)rng_range(1, most) : 1;
-        p->starts[s + 1] = p->starts[s] + p->lengths[s];
-    }
-    const int64_t tokens = p->starts[p->n];
-    p->scale = 1 / sqrtf((float)p->D);
-    p->q = random_bf16(tokens * p->heads * p->D, 3), p->dout = random_bf16(tokens * p->heads * p->D, 1);
-    p->k = random_bf16(tokens * p->kv_heads * p->D, 1), p->v = random_bf16(tokens * p->kv_heads * p->D, 1);
-}
-
-static void free_problem(problem *p) {
-    free(p->q), free(p->k), free(p->v), free(p->dout);
-}
-
-/* A pool whose pages of `size` rows lie in random order; what no key lies in is NaN. */
-typedef struct pool {
-    int32_t size, max_blocks, pages, *blocks;
-    uint16_t *k, *v;
-} pool;
-
-static int64_t pool_at(const pool *l, int32_t seq, int32_t pos) {
-    return (int64_t)l->blocks[seq * l->max_blocks + pos / l->size] * l->size + pos % l->size;
-}
-
-static void make_pool(const problem *p, int32_t size, pool *l) {
-    const int64_t width = p->kv_heads * p->D;
-    *l = (pool){.size = size};
-    for (int s = 0; s < p->n; s++) {
-        const int32_t pages = (p->lengths[s] + size - 1) / size;
-        l->max_blocks = pages > l->max_blocks ? pages : l->max_blocks;
-        l->pages += pages;
-    }
-    l->blocks = xalloc(p->n * l->max_blocks, sizeof *l->blocks);
-    int32_t *order = xalloc(l->pages, sizeof *order), next = 0;
-    for (int32_t i = 0; i < l->pages; i++) {
-        const int32_t j = (int32_t)rng_range(0, i);
-        order[i] = order[j], order[j] = i;
-    }
-    for (int s = 0; s < p->n; s++)
-        for (int32_t b = 0; b < (p->lengths[s] + size - 1) / size; b++)
-            l->blocks[s * l->max_blocks + b] = order[next++];
-    l->k = poisoned(l->pages * size * width), l->v = poisoned(l->pages * size * width);
-    for (int s = 0; s < p->n; s++)
-        for (int32_t i = 0; i < p->lengths[s]; i++) {
-            const int64_t to = pool_at(l, s, i) * width, from = (p->starts[s] + i) * width;
-            memcpy(l->k + to, p->k + from, (size_t)width * sizeof *l->k);
-            memcpy(l->v + to, p->v + from, (size_t)width * sizeof *l->v);
-        }
-    free(order);
-}
-
-static void free_pool(pool *l) {
-    free(l->blocks), free(l->k), free(l->v);
-}
-
-/* ---- calls ------------------------------------------------------------------------------------- */
-
-/* T tokens of a call, by their numbers among the problem's; below 0: padding. */
-typedef struct batch {
-    int64_t T;
-    int32_t *seq, *pos;
-    int64_t *token;
-    uint16_t *q;
-    wb_attention args;
-} batch;
-
-static void open_batch(const problem *p, const pool *l, int64_t T, batch *b) {
-    *b = (batch){.T = 0, .seq = xalloc(T, sizeof *b->seq), .pos = xalloc(T, sizeof *b->pos)};
-    b->token = xalloc(T, sizeof *b->token), b->q = poisoned(T * p->heads * p->D);
-    b->args =
-        (wb_attention){.n_heads = p->heads, .n_kv_heads = p->kv_heads, .head_dim = p->D, .scale = p->scale};
-    b->args.q = (wb_rows){b->q, WB_BF16}, b->args.k = (wb_rows){l->k, WB_BF16},
-    b->args.v = (wb_rows){l->v, WB_BF16};
-    b->args.seq = b->seq, b->args.pos = b->pos, b->args.blocks = l->blocks;
-    b->args.max_blocks = l->max_blocks, b->args.block_size = l->size;
-}
-
-static void add_token(const problem *p, int32_t seq, int32_t pos, batch *b) {
-    const int64_t width = p->heads * p->D;
-    b->seq[b->T] = seq, b->pos[b->T] = pos, b->token[b->T] = seq < 0 ? -1 : p->starts[seq] + pos;
-    if (seq >= 0) memcpy(b->q + b->T * width, p->q + b->token[b->T] * width, (size_t)width * sizeof *b->q);
-    b->args.T = ++b->T;
-}
-
-static void close_batch(batch *b) {
-    free(b->seq), free(b->pos), free(b->token), free(b->q);
-}
-
-/* All tokens of all sequences in one call. */
-static void open_whole(const problem *p, const pool *l, batch *b) {
-    open_batch(p, l, p->starts[p->n], b);
-    for (int s = 0; s < p->n; s++)
-        for (int32_t i = 0; i < p->lengths[s]; i++) add_token(p, s, i, b);
-}
-
-static uint16_t *forward(const problem *p, const batch *b) {
-    uint16_t *out = poisoned(b->T * p->heads * p->D);
-    assert_ok(cuda->attention_forward(cuda, &b->args, (wb_rows){out, WB_BF16}));
-    return out;
-}
-
-/* ---- in f64, with what the kernels may be off -------------------------------------------------- */
-
-/* A chain of n products is off by less than this times the sum of their sizes: test_products_cuda.c. */
-static double chain(int64_t n) {
-    return (double)(n / 16 + 2) * 0x1p-17;
-}
-
-static double value(const uint16_t *x, int64_t i) {
-    return (double)wb_bf16_to_f32(x[i]);
-}
-
-enum { MAX_KEYS = 1000, MAX_D = 128 };
-
-/* Of one query and head: weights of the keys, what they may be off, and of dout the same; until the next. */
-typedef struct query {
-    int32_t keys;
-    double *p, *p_off, *dp, *dp_off, dot, dot_off;
-} query;
-
-static query open_query(const problem *p, int seq, int32_t pos, int32_t head) {
-    const int32_t D = p->D, n = pos + 1, kv = head / (p->heads / p->kv_heads);
-    const int64_t at = ((int64_t)(p->starts[seq] + pos) * p->heads + head) * D;
-    query w = {.keys = n};
-    static double all[4 * MAX_KEYS];
-    double largest = -INFINITY, sum = 0, off = 0;
-    memset(all, 0, sizeof all);
-    w.p = all, w.p_off = all + n, w.dp = all + 2 * n, w.dp_off = all + 3 * n;
-    for (int32_t j = 0; j < n; j++) {
-        const int64_t key = ((int64_t)(p->starts[seq] + j) * p->kv_heads + kv) * D;
-        double score = 0, size = 0, d_size = 0;
-        for (int32_t d = 0; d < D; d++) {
-            const double x = value(p->q, at + d) * value(p->k, key + d);
-            const double y = value(p->dout, at + d) * value(p->v, key + d);
-            score += x, size += fabs(x), w.dp[j] += y, d_size += fabs(y);
-        }
-        w.p[j] = score * (double)p->scale;
-        largest = w.p[j] > largest ? w.p[j] : largest;
-        /* the score's chain, and scaling it, in units of the exponent */
-        off = fmax(off, size * (double)p->scale * (chain(D) + 0x1p-22));
-        w.dp_off[j] = d_size * chain(D);
-    }
-    for (int32_t j = 0; j < n; j++) sum += w.p[j] = exp(w.p[j] - largest);
-    for (int32_t j = 0; j < n; j++) {
-        w.p[j] /= sum;
-        /* the exponential, its sum and the inverse */
-        w.p_off[j] = w.p[j] * (2.1 * off + 0x1p-15) + 1e-30;
-        w.dot += w.p[j] * w.dp[j];
-        w.dot_off += w.p_off[j] * fabs(w.dp[j]) + w.p[j] * w.dp_off[j];
-    }
-    return w;
-}
-
-static void check_out(const problem *p, const uint16_t *out) {
-    for (int s = 0; s < p->n; s++)
-        for (int32_t pos = 0; pos < p->lengths[s]; pos += 1 + pos / 5)
-            for (int32_t head = 0; head < p->heads; head++) {
-                query w = open_query(p, s, pos, head);
-                const int32_t kv = head / (p->heads / p->kv_heads);
-                for (int32_t d = 0; d < p->D; d++) {
-                    double sum = 0, off = 0, size = 0;
-                    for (int32_t j = 0; j < w.keys; j++) {
-                        const double v = value(p->v, ((p->starts[s] + j) * p->kv_heads + kv) * p->D + d);
-                        sum += w.p[j] * v, size += w.p[j] * fabs(v);
-                        off += (w.p_off[j] + w.p[j] * 0x1p-8) * fabs(v);
-                    }
-                    const int64_t at = ((int64_t)(p->starts[s] + pos) * p->heads + head) * p->D + d;
-                    assert_close(value(out, at), sum, off + size * chain(w.keys) + fabs(sum) * 0x1p-8, "out",
-                                 at);
-                }
-            }
-}
+#include "attention_problem.h"
 
 static void test_forward_is_within_the_bound(void **state) {
     (void)state;
@@ -218,21 +15,13 @@ static void test_forward_is_within_the_bound(void **state) {
         make_pool(&p, 1 << rng_range(0, 6), &l);
         open_whole(&p, &l, &b);
         uint16_t *out = forward(&p, &b);
+        p.log_sums = b.log_sums;
         check_out(&p, out);
         free(out), close_batch(&b), free_pool(&l), free_problem(&p);
     }
 }
 
 /* ---- the same bits ----------------------------------------------------------------------------- */
-
-static void expect_rows(const problem *p, const batch *b, const uint16_t *out, const uint16_t *whole) {
-    const int64_t width = p->heads * p->D;
-    for (int64_t t = 0; t < b->T; t++) {
-        if (b->token[t] >= 0)
-            assert_same_bits(out + t * width, whole + b->token[t] * width, width, "a query");
-        for (int64_t i = 0; i < width && b->token[t] < 0; i++) assert_int_equal(out[t * width + i], 0);
-    }
-}
 
 /* Sequences are decoded and prefilled in random chunks side by side, with padding between. */
 static void run_in_chunks(const problem *p, const pool *l, int64_t most, const uint16_t *whole) {
@@ -261,6 +50,7 @@ static void test_a_query_is_the_same_in_any_company(void **state) {
         make_pool(&p, 1, &l);
         open_whole(&p, &l, &b);
         uint16_t *whole = forward(&p, &b);
+        p.log_sums = b.log_sums;
         for (int way = 0; way < 3; way++) {
             pool pages;
             make_pool(&p, 1 << rng_range(0, 7), &pages);
@@ -284,6 +74,7 @@ static void test_many_tokens_are_as_few(void **state) {
     make_pool(&p, 16, &l);
     open_whole(&p, &l, &b);
     uint16_t *whole = forward(&p, &b);
+    p.log_sums = b.log_sums;
     for (int32_t pos = 2499; pos > 0; pos -= 311) {
         open_batch(&p, &l, 2, &one);
         add_token(&p, 0, pos, &one), add_token(&p, 1, pos % 300, &one);

@@ -123,6 +123,15 @@ ASM_INLINE void fence_async() {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
+/* With a launch that may begin before the kernel before it has ended: the next kernel may begin; and what
+ * came before this one has ended. */
+ASM_INLINE void let_next_begin() {
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
+ASM_INLINE void wait_for_kernels_before() {
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+}
+
 /* Registers a thread of this warpgroup has from here on. */
 template <int N> ASM_INLINE void take_registers() {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N));
@@ -247,11 +256,11 @@ template <int N> ASM_INLINE void sums_are_there(float (&sum)[N]) {
  *   A row is an m or n, 64 k of it (K-major): `groups` is not read; the next 16 k lie 32 bytes on.
  *   A row is a k, 64 m or n of it (MN-major): `groups` bytes from 64 m or n to the next 64; the next 16 k lie
  *   2,048 bytes on.
- * 8 rows lie 1,024 bytes apart from the next 8. */
-ASM_INLINE uint64_t operand_at(uint32_t address, uint32_t groups) {
+ * 8 rows lie `eight_rows` bytes apart from the next 8. */
+ASM_INLINE uint64_t operand_at(uint32_t address, uint32_t groups, uint32_t eight_rows = 1024) {
     const uint64_t swizzle_128 = 1ull << 62;
-    return swizzle_128 | static_cast<uint64_t>(1024 >> 4) << 32 | static_cast<uint64_t>(groups >> 4) << 16 |
-           (address & 0x3FFFF) >> 4;
+    return swizzle_128 | static_cast<uint64_t>(eight_rows >> 4) << 32 |
+           static_cast<uint64_t>(groups >> 4) << 16 | (address & 0x3FFFF) >> 4;
 }
 
 #define REG_4(i) "%" #i "0,%" #i "1,%" #i "2,%" #i "3"

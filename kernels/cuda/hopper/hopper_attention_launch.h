@@ -1,0 +1,14 @@
+/* hopper_attention_launch.h - the two kernels of hopper_attention.h, as hopper_attention.cu calls them. For
+ * .cu files compiled for sm_90a. */
+#ifndef WB_HOPPER_ATTENTION_LAUNCH_H
+#define WB_HOPPER_ATTENTION_LAUNCH_H
+
+#include "cuda/cuda_device.h"
+
+/* Tiles of adjacent tokens; with skips_singles without tokens that are the only ones of their sequence. */
+wb_status wb_hopper_attend_tiles(wb_device *dev, const wb_attention &args, wb_rows out, bool skips_singles);
+
+/* Each token by itself: those that are the only ones of their sequence, or with `all` every token. */
+wb_status wb_hopper_attend_singles(wb_device *dev, const wb_attention &args, wb_rows out, bool all);
+
+#endif
