@@ -164,6 +164,7 @@ WB_API bool wb_python_abi_line(int i, const char **kind_out, const char **name_o
       (wb_hooks * hooks, int32_t micro_batch, int32_t layer, uint32_t row, int64_t T, const float *logits,   \
        const float *dweights, float *dlogits_out))                                                           \
     X(wb_status, wb_hooks_step_end, (wb_hooks * hooks, wb_replay_metrics * metrics_out))                     \
+    X(wb_status, wb_hooks_settle, (wb_hooks * hooks))                                                        \
     X(wb_status, wb_hooks_upload, (wb_hooks * hooks, int32_t micro_batch))                                   \
     X(wb_status, wb_hooks_launched, (wb_hooks * hooks, int32_t micro_batch))                                 \
     X(wb_status, wb_placement_open,                                                                          \

@@ -86,6 +86,7 @@ wb_status wb_hooks_step_begin(wb_hooks *h, wb_replay_mode mode, int32_t n_micro_
     else if (h->in_step)
         return wb_fail(WB_INVALID_ARGUMENT, "hooks: step_begin: a step is open: end or abort it first");
     h->in_step = true;
+    h->refused = false;
     h->mode = mode;
     return WB_OK;
 }
@@ -93,7 +94,7 @@ wb_status wb_hooks_step_begin(wb_hooks *h, wb_replay_mode mode, int32_t n_micro_
 /* What the device has found in this step is nobody's any more: the next step must not be told of it. */
 void wb_hooks_step_abort(wb_hooks *h) {
     if (!h || !h->in_step) return;
-    WB_IGNORE(wb_hooks_settle(h));
+    WB_IGNORE(h->options.device->to_host(h->options.device, NULL, NULL, 0));
     h->in_step = false;
     if (h->options.replay) wb_replay_abort(h->options.replay);
 }

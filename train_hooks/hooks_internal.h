@@ -23,6 +23,7 @@ struct wb_hooks {
     size_t layer_bytes; /* K ids */
     int32_t n_layers;   /* L; INT32_MAX without a replay */
     bool in_step;
+    bool refused;        /* the device has found something in this step */
     wb_replay_mode mode; /* of the step */
     wb_workspace workspace;
     wb_buffer ids, native, wide, direction;          /* device: [T][K], [T][K], [T][K] u16, [T] WB_ROW_* */
@@ -76,8 +77,6 @@ wb_status wb_hooks_resident_backward(wb_hooks *hooks, const hooks_batch *batch, 
                                      const float *dweights, float *dlogits_out);
 wb_status wb_hooks_resident_dispatched(wb_hooks *hooks, const hooks_batch *batch, const gate_call *call,
                                        wb_ids ids);
-/* Waits for the device, which says what it has found, and tells the replay what was done. */
-wb_status wb_hooks_settle(wb_hooks *hooks);
 
 /* ---- hooks_choose.c --------------------------------------------------------------------------- */
 

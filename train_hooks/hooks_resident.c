@@ -238,9 +238,20 @@ static wb_status settle_batch(wb_hooks *h, int32_t index) {
     return WB_OK;
 }
 
-wb_status wb_hooks_settle(wb_hooks *h) {
+/* Also where no micro-batch has its plan on the device: the device may have found something all the same. */
+static wb_status settle_all(wb_hooks *h) {
+    wb_device *dev = h->options.device;
     for (size_t i = 0; i < h->n_batches; i++) WB_TRY(settle_batch(h, (int32_t)i));
-    return WB_OK;
+    return dev->to_host(dev, NULL, NULL, 0);
+}
+
+/* The device tells what it has found once; the step is of no use after that, however often it is ended. */
+wb_status wb_hooks_settle(wb_hooks *h) {
+    if (!h || !h->in_step) return wb_fail(WB_INVALID_ARGUMENT, "hooks: settle outside of a step");
+    if (h->refused) return wb_fail(WB_INVALID_ARGUMENT, "hooks: the step was refused before: abort it");
+    const wb_status status = settle_all(h);
+    h->refused = status != WB_OK && status != WB_OUT_OF_MEMORY;
+    return status;
 }
 
 /* ---- graphs ------------------------------------------------------------------------------------- */

@@ -94,11 +94,17 @@ WB_API wb_status wb_hooks_gate_backward(wb_hooks *hooks, int32_t micro_batch, in
                                         int64_t T, const float *logits, const float *dweights,
                                         float *dlogits_out);
 
+/* Waits for the device and tells the replay what rows have chosen and where they went so far. Until then, or
+ * until step_end, which does it first, wb_replay_rows has no ids of rows that chose in this step. What the
+ * device has found of weights and dispatched ids is told: MISMATCH or INVALID_ARGUMENT, which name micro-
+ * batch, MoE layer and row; the step is then to be aborted, and every later call of this or of step_end
+ * refuses it. INVALID_ARGUMENT outside of a step. */
+WB_API wb_status wb_hooks_settle(wb_hooks *hooks);
+
 /* Ends the step (wb_replay_end) and gives its metrics, zeros without a replay; metrics_out may be NULL.
- * Waits for the device. What that has found of weights and dispatched ids comes first: MISMATCH or
- * INVALID_ARGUMENT, which name micro-batch, MoE layer and row; the step is then to be aborted. MISMATCH also
- * names the first (micro-batch, layer) with a row that wb_hooks_dispatched was not told of, the row and how
- * many there are; the step then stays open, to be completed or aborted. */
+ * First it settles (wb_hooks_settle). MISMATCH also names the first (micro-batch, layer) with a row that
+ * wb_hooks_dispatched was not told of, the row and how many there are; the step then stays open, to be
+ * completed or aborted. */
 WB_API wb_status wb_hooks_step_end(wb_hooks *hooks, wb_replay_metrics *metrics_out);
 
 /* ---- a micro-batch as a CUDA graph ----------------------------------------------------------- */

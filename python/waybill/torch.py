@@ -82,6 +82,7 @@ class RouterReplay(Replay):
         self._bias = None if bias is None else self._bias_table(bias)
         self._hooks = self._open_hooks()
         self._handle = _torch_ops.remember(self)
+        self._open = False
         self._mode = "off"
 
     def __del__(self) -> None:
@@ -142,16 +143,25 @@ class RouterReplay(Replay):
         _abi.functions["wb_hooks_step_begin"](self._hooks, number, n_micro_batches)
         self._planned_rows.clear()
         self._mode = mode
+        self._open = True
 
     def end(self) -> ReplayMetrics:
         """Ends the step and returns its metrics. Mismatch, naming the first (micro-batch, layer, row) that
         `dispatched` was not told of; the step then stays open."""
         raw = _abi.structs["wb_replay_metrics"]()
         _abi.functions["wb_hooks_step_end"](self._hooks, ctypes.byref(raw))
+        self._open = False
         return metrics_of(raw)
 
     def abort(self) -> None:
         _abi.functions["wb_hooks_step_abort"](self._hooks)
+        self._open = False
+
+    def rows(self, micro_batch: int, layer: int, row: int = 0, rows: int | None = None) -> Any:
+        """As of waybill.Replay; in a step it waits for the device, which has what rows chose."""
+        if self._open:
+            _abi.functions["wb_hooks_settle"](self._hooks)
+        return super().rows(micro_batch, layer, row, rows)
 
     # ---- a micro-batch as a CUDA graph ---------------------------------------------------------------------
 
@@ -254,7 +264,7 @@ class RouterReplay(Replay):
         """The rows that choose go where the table says; from here on they are forced to it."""
         if self._mode == "off":
             raise Unsupported("a table of ids in mode off, which forces nothing: use the model's own choice")
-        found = self.rows(micro_batch, layer, row, len(table))
+        found = super().rows(micro_batch, layer, row, len(table))
         native = _abi.array(table.cpu().numpy(), self.model.id_dtype, (len(table), self.model.top_k), "table")
         chosen = np.where((found.direction == 0)[:, None], native, found.ids)
         K = self.model.top_k

@@ -150,6 +150,24 @@ static void test_weights_that_are_no_numbers_are_seen(trainer *f) {
     }
 }
 
+/* Where nothing is forced nothing else waits for the device, and the next step must hear nothing of it. */
+static void test_mode_off_waits_too(trainer *f) {
+    for (int end = 0; end < 2; end++) {
+        must(wb_hooks_step_begin(f->hooks, WB_REPLAY_OFF, 1), "begin");
+        for (size_t e = 0; e < E; e++) write_logit(f, 7, e, NAN);
+        must(gate(f, 0), "the gate");
+        if (end) {
+            must_be(WB_INVALID_ARGUMENT, wb_hooks_step_end(f->hooks, NULL), "expected finite logits",
+                    "NaN passes");
+            must_be(WB_INVALID_ARGUMENT, wb_hooks_step_end(f->hooks, NULL), "refused before",
+                    "a second end passes");
+        }
+        wb_hooks_step_abort(f->hooks);
+        for (size_t e = 0; e < E; e++) write_logit(f, 7, e, logits[7][e]);
+        must(f->dev->to_host(f->dev, NULL, NULL, 0), "what was found before");
+    }
+}
+
 static void run(trainer *f) {
     for (int32_t l = 0; l < L; l++) {
         must(gate(f, l), "the gate");
@@ -202,6 +220,7 @@ int main(void) {
     test_a_graph_is_the_cpus_step(&cpu, &cuda);
     test_a_dispatcher_is_found(&cuda);
     test_weights_that_are_no_numbers_are_seen(&cuda);
+    test_mode_off_waits_too(&cuda);
     close_trainer(&cpu);
     close_trainer(&cuda);
     printf("passed\n");

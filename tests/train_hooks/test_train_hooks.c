@@ -557,6 +557,31 @@ static void test_open_checks_the_router_against_the_model(void **unused) {
     close_trainer(&f);
 }
 
+static void test_settling_tells_the_replay_what_rows_chose(void **unused) {
+    (void)unused;
+    trainer f;
+    open_trainer(&f, WB_ROUTER_SOFTMAX_NORM, 32, WB_MISSING_STRICT);
+    assert_int_equal(wb_hooks_settle(f.hooks), WB_INVALID_ARGUMENT);
+    HAS_MESSAGE("outside of a step");
+    begin(&f, WB_REPLAY_RECORD);
+    for (int l = 0; l < L; l++) {
+        wb_replay_slice slice;
+        const gate_out out = forward(&f, l);
+        OK(wb_replay_rows(f.replay, 0, l, 0, T, &slice));
+        assert_true(slice.any_native);
+        OK(wb_hooks_settle(f.hooks));
+        OK(wb_replay_rows(f.replay, 0, l, 0, T, &slice));
+        assert_false(slice.any_native);
+        for (uint32_t t = 0; t < REPLAYED; t++)
+            for (uint32_t k = 0; k < K; k++)
+                assert_int_equal(
+                    wb_route_id((const uint8_t *)slice.ids + (size_t)(t * slice.stride), WB_U8, k),
+                    out.ids[t][k]);
+    }
+    OK(wb_hooks_step_end(f.hooks, NULL));
+    close_trainer(&f);
+}
+
 static int device_allocations, device_selections;
 static wb_status (*real_mem_alloc)(wb_device *, size_t, void **);
 static wb_status (*real_topk)(wb_device *, const wb_topk *);
@@ -605,6 +630,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_rule_19_modes_and_what_they_need),
         cmocka_unit_test(test_bug_55_a_reference_model_never_replays),
         cmocka_unit_test(test_open_checks_the_router_against_the_model),
+        cmocka_unit_test(test_settling_tells_the_replay_what_rows_chose),
         cmocka_unit_test(test_a_recompute_neither_allocates_nor_selects),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
