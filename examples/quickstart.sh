@@ -9,10 +9,14 @@ ranks=2 device=()
 case "$*" in
 "") ;;
 "--device cuda")
-    command -v nvidia-smi >/dev/null || { echo "quickstart: --device cuda: expected a GPU, found none (nvidia-smi)" >&2; exit 1; }
-    [ "$(nvidia-smi --list-gpus | wc -l)" -ge 2 ] || ranks=1
+    gpus=$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU' || true)
+    [ "$gpus" -ge 1 ] || { echo "quickstart: --device cuda: expected a GPU, found none (nvidia-smi --list-gpus)" >&2; exit 1; }
+    ! grep -q '^WB_CUDA:BOOL=OFF' build/CMakeCache.txt 2>/dev/null ||
+        { echo "quickstart: --device cuda: expected a build with CUDA in build/, found WB_CUDA=OFF in its CMakeCache.txt" >&2; exit 1; }
+    [ "$gpus" -ge 2 ] || ranks=1
     device=(--device cuda) ;;
-*) sed -n '2,5s/^# //p' examples/quickstart.sh; [ "$*" = --help ] && exit 0 || exit 2 ;;
+--help) sed -n '2,5s/^# //p' examples/quickstart.sh; exit 0 ;;
+*) echo "quickstart: expected nothing or --device cuda, found $*" >&2; exit 2 ;;
 esac
 
 # A folder of its own: the base, the checkpoint and the dump of an earlier run stay.

@@ -129,6 +129,10 @@ def positions(
     """The places of a padded sequence of `length` whose rows a rank's routers see: of context parallelism the
     zigzag, the cp_rank-th chunk of 2 * cp_size and the one as far from the end; of those, under sequence
     parallelism, the tp_rank-th of tp_size parts."""
+    if not (0 <= cp_rank < cp_size and 0 <= tp_rank < tp_size):
+        raise InvalidArgument(
+            f"ranks: expected cp_rank below {cp_size} and tp_rank below {tp_size}, found {cp_rank} and {tp_rank}"
+        )
     if length % (2 * cp_size if cp_size > 1 else 1) or (length // cp_size) % tp_size:
         raise InvalidArgument(
             f"length: expected {2 * cp_size if cp_size > 1 else 1} chunks alike, and {tp_size} parts of a "

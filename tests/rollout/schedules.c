@@ -133,12 +133,13 @@ static bool read_options(int argc, char **argv, options *o) {
         if (known) o->planted = true;
         for (size_t k = 0; k < sizeof numbers / sizeof numbers[0]; k++) {
             if (strcmp(argv[i], numbers[k].name) != 0 || i + 1 == argc) continue;
-            *numbers[k].value = strtoull(argv[i + 1], NULL, 10);
-            known = true;
+            char *end;
+            *numbers[k].value = strtoull(argv[i + 1], &end, 10);
+            known = argv[i + 1][0] >= '0' && argv[i + 1][0] <= '9' && *end == 0;
         }
         if (!known) return false;
     }
-    return o->max_ranks >= 1 && o->max_ranks <= MAX_RANKS;
+    return o->count >= 1 && o->max_ranks >= 1 && o->max_ranks <= MAX_RANKS;
 }
 
 /* That the schedules show something; few of them need not. */
