@@ -73,6 +73,8 @@ WB_API wb_status wb_comm_look(wb_comm *comm);
 
 /* How long a call of this rank waits for the others, in seconds: above 0, at most 1e9; 1800 unless set.
  * INVALID_ARGUMENT otherwise. Longer than the longest work that one rank does between two collective calls.
+ * Where GPUs store rows of inference into each other's memory, a rank that fails by itself in the middle of a
+ * step is noticed by the others at the end of this time only, and without its reason.
  * Not collective, but ranks should have the same: the shortest decides for all. */
 WB_API wb_status wb_comm_set_timeout(wb_comm *comm, double seconds);
 WB_API double wb_comm_timeout(const wb_comm *comm);

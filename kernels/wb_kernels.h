@@ -18,8 +18,8 @@
  *     instead of rounding: off by less than (K / 16 + 2) 2^-17 of the sum of the products' sizes. What it is
  *     added to, it is added to at the end, and a sum below 2^-126 may be 0
  *   - on CUDA the backward of attention of bf16 heads of 64 and 128 rounds weights and gradients of scores
- *     where they multiply, and with log_sums takes <dout, out>, of out as it was rounded, for the sum of
- *     weights times their gradients
+ *     where they multiply; on sm_90a, with log_sums, it takes <dout, out>, of out as it was rounded, for the
+ *     sum of weights times their gradients
  *   - on CUDA swiglu of bf16 has a sigmoid that is off by 2^-20 of itself at most
  *   - a product of f32 and bf16 is made in f32, which is slow on CUDA: so where activations are bf16 a model
  *     rounds gradients of logits, the head's and the routers', once (cast) before the two products that they
@@ -43,7 +43,7 @@
  * however a prompt is cut into calls, and for any thread count. Reductions run in a fixed order that depends
  * on the reduced length alone: matmul is one fused-multiply-add chain over ascending k for each element;
  * norms, softmax and attention sum in a fixed lane order over ascending index. Gradients of shared weights
- * sum over tokens in ascending order.
+ * sum over tokens in ascending order, in one chain but where Numbers says in parts.
  *
  * Order: ops of one device are called from one thread at a time. On the CPU an op is done on return. On CUDA
  * every op and every copy is enqueued on the device's one stream and returns; what is done on return
@@ -89,9 +89,9 @@ typedef struct wb_memory {
  * use. */
 WB_API wb_status wb_device_open_cpu(int threads, wb_device **device_out);
 
-/* The CUDA backend on device `index`. Its ops give the bits of the CPU's, but for products of two bf16
- * matrices and swiglu of bf16 (Numbers, above). Some need memory of their own,
- * which grows to the largest use so far and goes with the device.
+/* The CUDA backend on device `index`. Its ops give the bits of the CPU's, but on bf16 for products of two
+ * matrices, swiglu, attention of heads of 64 and 128 and rmsnorm's dw (Numbers, above). Some need memory of
+ * their own, which grows to the largest use so far and goes with the device.
  *
  * `stream`: a cudaStream_t of device `index` that the caller owns, on which everything of this device then
  * runs, in order with what the caller enqueues there itself; it must outlive the device, and it is not to be

@@ -52,13 +52,23 @@ static wb_status meet(wb_model *m, offer *offers, bool *all_out) {
     return WB_OK;
 }
 
+static void detach_all(wb_model *m) {
+    wb_peer_rows *rows = &m->peer_rows;
+    for (int32_t r = 0; r < rows->peers.n_ranks; r++) {
+        if (r == m->rank || !rows->peers.mailbox[r]) continue;
+        m->device->memory_detach(m->device, &rows->shared[r], rows->peers.mailbox[r]);
+        rows->peers.mailbox[r] = NULL;
+    }
+}
+
 /* After a failure others may still be at a step, and store: then the mailbox stays until the process ends.
- * Else all that they had to store has come, since a step waits for it. */
+ * Else all that they had to store has come, since a step waits for it. A close is no collective call, so that
+ * others may still have this mailbox attached when it is freed: nobody reads or writes it any more, but what
+ * CUDA does with memory that was freed before all detached, it does not say. */
 void wb_model_close_peer_rows(wb_model *m) {
     wb_peer_rows *rows = &m->peer_rows;
     const bool has = wb_has_peer_rows(rows), alive = has && wb_comm_look(m->comm) == WB_OK;
-    for (int32_t r = 0; r < rows->peers.n_ranks; r++)
-        if (r != m->rank) m->device->memory_detach(m->device, &rows->shared[r], rows->peers.mailbox[r]);
+    detach_all(m);
     if (alive) m->device->mem_free(m->device, rows->peers.mailbox[m->rank]);
     free(rows->shared);
     *rows = (wb_peer_rows){0};
@@ -77,6 +87,10 @@ wb_status wb_model_open_peer_rows(wb_model *m) {
     status = wb_comm_agree(m->comm, status);
     if (status == WB_OK) status = meet(m, offers, &all);
     free(offers);
-    if (status != WB_OK || !all) wb_model_close_peer_rows(m);
+    if (status == WB_OK && all) return WB_OK;
+    /* All are here: a mailbox is freed when the others have detached it. */
+    detach_all(m);
+    status = wb_comm_agree(m->comm, status);
+    wb_model_close_peer_rows(m);
     return status;
 }

@@ -35,7 +35,8 @@ static wb_status select_ids(wb_hooks *h, const gate_call *c) {
     return dev->topk(dev, &args);
 }
 
-/* The one place where choices cross to the host: of rows that nobody forced, and for the metrics. */
+/* Choices cross to the host in the middle of a step here alone, of rows that nobody forced and for the
+ * metrics: those of resident micro-batches do when it ends. */
 static wb_status bring_back(wb_hooks *h, const gate_call *c) {
     wb_device *dev = h->options.device;
     size_t bytes = c->T * h->layer_bytes;

@@ -50,7 +50,8 @@ static inline wb_hooks_options wb_hooks_options_default(void) {
 
 /* INVALID_ARGUMENT names what is off, a scale of 0 or below, with which all weights would be zero or turn
  * round, included; MISMATCH when the router's type, E or K is not the replay's model's; UNSUPPORTED names the
- * op that the device lacks: memory, topk, gate_forward and gate_backward are needed. */
+ * op that the device lacks: memory, topk, gate_forward, gate_backward, copy_ids and check_routes are
+ * needed. */
 WB_API wb_status wb_hooks_open(const wb_hooks_options *options, wb_hooks **hooks_out);
 WB_API void wb_hooks_close(wb_hooks *hooks);
 

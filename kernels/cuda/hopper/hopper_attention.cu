@@ -9,7 +9,7 @@ namespace {
 /* Up to so many tokens all of them are served one by one, whatever stands beside them, and no other kernel is
  * started. Up to so many tokens those that are alone have the kernel of single ones: more in the pages of an
  * engine than in the rows of training, where few are alone. For speed alone. */
-const int64_t ALL_SINGLE = 16, MAX_TOKENS_IN_ROWS = 2048, MAX_TOKENS_IN_PAGES = 1 << 15;
+const int64_t ALL_SINGLE = 16, MAX_TOKENS_IN_ROWS = 2048, MAX_TOKENS_IN_PAGES = WB_MAX_SINGLES;
 const int64_t MAX_KEYS = 1 << 20;
 
 bool aligned(const void *data) {

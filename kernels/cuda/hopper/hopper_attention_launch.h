@@ -8,6 +8,9 @@
 /* Tiles of adjacent tokens; with skips_singles without tokens that are the only ones of their sequence. */
 wb_status wb_hopper_attend_tiles(wb_device *dev, const wb_attention &args, wb_rows out, bool skips_singles);
 
+/* wb_hopper_attend_singles has at most so many tokens. */
+const int64_t WB_MAX_SINGLES = 1 << 15;
+
 /* Each token by itself: those that are the only ones of their sequence, or with `all` every token. */
 wb_status wb_hopper_attend_singles(wb_device *dev, const wb_attention &args, wb_rows out, bool all);
 

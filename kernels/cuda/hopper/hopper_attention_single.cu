@@ -33,8 +33,10 @@ template <class S> wb_status launch(wb_device *dev, single_call call, unsigned b
     WB_TRY(reserve_scratch(dev, part_bytes(blocks, call.parts, S::HEADS, S::D), &scratch));
     call.sums = scratch;
     call.states = reinterpret_cast<row_state *>(scratch + rows * S::D);
+    /* The bound is the whole context's: it is the same for every T, so that a device of another thread on the
+     * same GPU does not lower it between here and the launch. */
     WB_TRY(wb_cuda_check(cudaFuncSetAttribute(attend_singles<S>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                              static_cast<int>(bytes)),
+                                              static_cast<int>(S::bytes(WB_MAX_SINGLES))),
                          op));
     attend_singles<S><<<blocks, S::THREADS, bytes, static_cast<cudaStream_t>(dev->stream)>>>(call);
     return wb_cuda_check(cudaGetLastError(), op);
