@@ -54,7 +54,8 @@ static bool find_move(const wb_step_word *words, int n_ranks, int *from_out, int
 }
 
 /* How many requests of this rank go to each, one by one to where there are fewest; whether any rank has
- * something for another one. The same on all ranks. */
+ * something for another one. The same on all ranks. Where one does not lend nothing travels, as it would wait
+ * for nobody; the words stay, and the verdict of each step says which rank it is. */
 static bool plan(wb_engine *engine) {
     wb_lending *lending = &engine->lending;
     const int n_ranks = wb_comm_size(engine->comm);
@@ -62,7 +63,10 @@ static bool plan(wb_engine *engine) {
     bool any = false;
     memcpy(left, engine->words, (size_t)n_ranks * sizeof *left);
     memset(lending->gives, 0, (size_t)n_ranks * sizeof *lending->gives);
-    for (int r = 0; r < n_ranks; r++) any |= left[r].letters > 0;
+    for (int r = 0; r < n_ranks; r++) {
+        if (!left[r].lending) return false;
+        any |= left[r].letters > 0;
+    }
     for (int from, to; !engine->paused && find_move(left, n_ranks, &from, &to); any = true) {
         if (from == wb_comm_rank(engine->comm)) lending->gives[to]++;
         left[from].lends--;

@@ -8,7 +8,7 @@
 #include <pthread.h>
 #include <unistd.h>
 
-enum { N_RANKS = 2, N_ASKS = 6 };
+enum { MAX_RANKS = 3, N_ASKS = 6 };
 
 typedef struct rank {
     wb_comm *comm;
@@ -44,13 +44,13 @@ static void *play_rank(void *arg) {
     return NULL;
 }
 
-static void play(void (*scene)(rank *)) {
-    wb_comm *comms[N_RANKS];
-    rank ranks[N_RANKS];
-    pthread_t threads[N_RANKS];
-    must(wb_comm_open_threads(N_RANKS, comms), "comms");
+static void play_on(int n_ranks, void (*scene)(rank *)) {
+    wb_comm *comms[MAX_RANKS];
+    rank ranks[MAX_RANKS];
+    pthread_t threads[MAX_RANKS];
+    must(wb_comm_open_threads(n_ranks, comms), "comms");
     memset(ranks, 0, sizeof ranks);
-    for (int i = 0; i < N_RANKS; i++) {
+    for (int i = 0; i < n_ranks; i++) {
         ranks[i].comm = comms[i];
         ranks[i].play = scene;
         ranks[i].options = wb_engine_options_default();
@@ -61,8 +61,12 @@ static void play(void (*scene)(rank *)) {
         ranks[i].options.lend_requests = true;
         if (pthread_create(&threads[i], NULL, play_rank, &ranks[i]) != 0) abort();
     }
-    for (int i = 0; i < N_RANKS; i++) pthread_join(threads[i], NULL);
-    for (int i = 0; i < N_RANKS; i++) wb_comm_close(comms[i]);
+    for (int i = 0; i < n_ranks; i++) pthread_join(threads[i], NULL);
+    for (int i = 0; i < n_ranks; i++) wb_comm_close(comms[i]);
+}
+
+static void play(void (*scene)(rank *)) {
+    play_on(2, scene);
 }
 
 static void open_engine(rank *r) {
@@ -179,18 +183,29 @@ static void test_a_pause_leaves_requests_where_they_are(void **state) {
     play(pauses);
 }
 
-static void one_rank_does_not_lend(rank *r) {
-    r->options.lend_requests = number(r) == 1;
+/* With requests on rank 0 and, where that one lends, room on rank 1, which lends. */
+static void refused_in_each_step(rank *r, int not_lending, const char *message) {
+    r->options.lend_requests = number(r) != not_lending;
     open_engine(r);
     submit_all(r);
-    step_rank(r);
-    expect(r, r->status == WB_PEER && strstr(wb_error_message(), "rank 1 has lend_requests 1, rank 0 0"),
-           "a refusal on both ranks");
+    for (int i = 0; i < 3; i++) {
+        step_rank(r);
+        expect(r, r->status == WB_PEER && strstr(wb_error_message(), message), "a refusal on all ranks");
+    }
+}
+
+static void rank_0_does_not_lend(rank *r) {
+    refused_in_each_step(r, 0, "rank 1 has lend_requests 1, rank 0 0");
+}
+
+static void rank_2_does_not_lend(rank *r) {
+    refused_in_each_step(r, 2, "rank 2 has lend_requests 0, rank 0 1");
 }
 
 static void test_all_ranks_lend_or_none(void **state) {
     (void)state;
-    play(one_rank_does_not_lend);
+    play(rank_0_does_not_lend);
+    play_on(3, rank_2_does_not_lend);
 }
 
 /* ---- memory that is refused ------------------------------------------------------------------------ */
