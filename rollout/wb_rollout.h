@@ -158,7 +158,8 @@ WB_API wb_status wb_engine_submit(wb_engine *engine, const wb_request *request);
  * 0 and both versions, when ranks have weights of different versions, or different weights by the name of
  * one version (compared by a digest of samples of what all ranks hold alike). All records are then as
  * before the step, but for the rows that a request took over from the prefix cache; it may be tried again:
- * when the request that the message names has been aborted, or the weights set on the rank that lags.
+ * when the request that the message names has been aborted, or the weights set on the rank that lags. A
+ * request that another rank lent is named as "of rank N": it is to be aborted there.
  * Where layers keep state of a fixed size, all running requests are preempted. Only a failure inside a
  * forward over several ranks can leave them out of step, and the caller gives up (wb_comm_abort).
  * Collective. */

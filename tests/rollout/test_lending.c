@@ -5,6 +5,7 @@
 #include "support/alloc_fail.h"
 #include "wb_comm.h"
 
+#include <math.h>
 #include <pthread.h>
 #include <unistd.h>
 
@@ -208,6 +209,35 @@ static void test_all_ranks_lend_or_none(void **state) {
     play_on(3, rank_2_does_not_lend);
 }
 
+/* r4, which ends with token 45, is lent first, and fails where it runs until it is aborted at home. */
+static void guest_fails(rank *r) {
+    open_engine(r);
+    float *number_of_45 = embedding_of(r->rig.model, 45);
+    const float before = *number_of_45;
+    if (number(r) == 1) *number_of_45 = NAN;
+    submit_all(r);
+    step_rank(r);
+    step_rank(r);
+    const char *message = number(r) == 0 ? "rank 1 failed" : "request r4 of rank 0: token at position 7";
+    expect(r, r->status == (number(r) == 0 ? WB_PEER : WB_INVALID_ARGUMENT), "a failure where r4 runs");
+    expect(r, strstr(wb_error_message(), message), message);
+    if (number(r) == 0) expect(r, wb_engine_abort(r->engine, "r4") == WB_OK, "r4 is known at home");
+    for (int i = 0; i < 3; i++) step_rank(r);
+    *number_of_45 = before;
+    if (number(r) == 0) {
+        wb_completion *c = wb_engine_poll(r->engine);
+        expect(r, c && strcmp(c->record.rid, "r4") == 0 && c->record.finish == WB_FINISH_ABORT, "r4 aborted");
+        wb_completion_free(c);
+        r->n_done++;
+    }
+    run(r);
+}
+
+static void test_a_guest_that_fails_is_named_with_its_home(void **state) {
+    (void)state;
+    play(guest_fails);
+}
+
 /* ---- memory that is refused ------------------------------------------------------------------------ */
 
 enum { FAILING = 2 }; /* ranks of which each is refused in its turn */
@@ -268,6 +298,7 @@ int main(void) {
         cmocka_unit_test(test_a_rank_takes_what_its_pool_holds),
         cmocka_unit_test(test_a_pause_leaves_requests_where_they_are),
         cmocka_unit_test(test_all_ranks_lend_or_none),
+        cmocka_unit_test(test_a_guest_that_fails_is_named_with_its_home),
         cmocka_unit_test(test_memory_refused_on_the_way),
     };
     alarm(60); /* a hang is a failure */
