@@ -1,6 +1,7 @@
 /* test_lending.c - requests that wait on one rank and run on another: who takes which, that they are polled
  * at home as they are alone, aborts, pools that are too small, and memory that is refused on the way. Ranks
  * are threads; a hang ends the test by its alarm. */
+#include "engine.h"
 #include "engine_rig.h"
 #include "support/alloc_fail.h"
 #include "wb_comm.h"
@@ -153,11 +154,15 @@ static void test_an_idle_rank_takes_the_longest_first(void **state) {
     play(takes_the_longest_first);
 }
 
-/* A pool of 12 tokens holds the two shortest, which are the last ones of the line. */
+/* A pool of 12 tokens holds the two shortest, which are the last ones of the line: once the first of them is
+ * lent, one is left to lend of the four that wait. */
 static void takes_what_fits(rank *r) {
     if (number(r) == 1) r->options.n_blocks = 3;
     open_engine(r);
     submit_all(r);
+    step_rank(r);
+    step_rank(r);
+    expect(r, r->engine->words[0].lends == 1, "only what fits on the other rank to be lent");
     run(r);
     if (number(r) == 0) expect(r, wb_engine_get_stats(r->engine).lent == 2, "2 of 6 lent");
 }
