@@ -151,7 +151,8 @@ static inline wb_request wb_request_default(void) {
 WB_API wb_status wb_engine_submit(wb_engine *engine, const wb_request *request);
 
 /* Runs one step: prefill chunks and decodes up to max_batch_tokens. *busy_out: some rank still has work;
- * all ranks step until it is false. A step allocates nothing, but for the driver's memory of a graph.
+ * all ranks step until it is false. A step allocates nothing, but for the driver's memory of a graph, and
+ * where requests travel (lend_requests).
  *
  * A step is made on all ranks or on none. A rank that fails returns its own failure (NaN logits: request
  * and position), the others WB_PEER naming it. PEER on all ranks, naming the first that differs from rank
