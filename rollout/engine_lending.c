@@ -23,6 +23,20 @@ static bool tells_abort(const wb_sequence *s) {
     return s->abort_asked && !s->abort_told;
 }
 
+static bool fits(const wb_step_word *word, const wb_sequence *s) {
+    return (uint64_t)wb_kv_blocks_for((int32_t)word->block_size, (uint64_t)s->max_len - 1) <= word->n_blocks;
+}
+
+/* A request that only this rank's pool holds would be planned to go in each step, and never would. Before the
+ * first step, which tells the sizes of the pools, any may fit. */
+static bool fits_elsewhere(const wb_engine *engine, const wb_sequence *s) {
+    for (int r = 0; r < wb_comm_size(engine->comm); r++) {
+        const wb_step_word *word = &engine->words[r];
+        if (r != wb_comm_rank(engine->comm) && (word->n_blocks == 0 || fits(word, s))) return true;
+    }
+    return false;
+}
+
 void wb_engine_tell_lending(const wb_engine *engine, bool made, uint64_t n_ended, wb_step_word *word) {
     const wb_lending *lending = &engine->lending;
     const wb_scheduler *scheduler = &engine->scheduler;
@@ -35,8 +49,10 @@ void wb_engine_tell_lending(const wb_engine *engine, bool made, uint64_t n_ended
     word->load = (uint64_t)scheduler->running + (uint64_t)scheduler->waiting - n_ended;
     word->room =
         scheduler->waiting == 0 ? (uint64_t)(scheduler->max_running - scheduler->running) + n_ended : 0;
-    for (wb_sched_entry *entry = scheduler->first_waiting; entry; entry = entry->next)
-        word->lends += !is_guest(engine, wb_sequence_of(entry));
+    for (wb_sched_entry *entry = scheduler->first_waiting; entry; entry = entry->next) {
+        const wb_sequence *s = wb_sequence_of(entry);
+        word->lends += !is_guest(engine, s) && fits_elsewhere(engine, s);
+    }
 }
 
 /* The rank with the most requests of those that have one to give, and the one with the fewest of those that
@@ -54,7 +70,8 @@ static bool find_move(const wb_step_word *words, int n_ranks, int *from_out, int
 }
 
 /* How many requests of this rank go to each, one by one to where there are fewest; whether any rank has
- * something for another one. The same on all ranks. */
+ * something for another one. The same on all ranks. Where one does not lend nothing travels, as it would wait
+ * for nobody; the words stay, and the verdict of each step says which rank it is. */
 static bool plan(wb_engine *engine) {
     wb_lending *lending = &engine->lending;
     const int n_ranks = wb_comm_size(engine->comm);
@@ -62,7 +79,10 @@ static bool plan(wb_engine *engine) {
     bool any = false;
     memcpy(left, engine->words, (size_t)n_ranks * sizeof *left);
     memset(lending->gives, 0, (size_t)n_ranks * sizeof *lending->gives);
-    for (int r = 0; r < n_ranks; r++) any |= left[r].letters > 0;
+    for (int r = 0; r < n_ranks; r++) {
+        if (!left[r].lending) return false;
+        any |= left[r].letters > 0;
+    }
     for (int from, to; !engine->paused && find_move(left, n_ranks, &from, &to); any = true) {
         if (from == wb_comm_rank(engine->comm)) lending->gives[to]++;
         left[from].lends--;
@@ -91,10 +111,6 @@ static wb_status write_letter(wb_lending *lending, letter_kind kind, const wb_se
     if (l.bytes > 0) wb_sequence_write(s, with_rows, lending->out + lending->out_bytes + sizeof l);
     lending->out_bytes = end;
     return WB_OK;
-}
-
-static bool fits(const wb_step_word *word, const wb_sequence *s) {
-    return (uint64_t)wb_kv_blocks_for((int32_t)word->block_size, (uint64_t)s->max_len - 1) <= word->n_blocks;
 }
 
 /* The first ones of those that wait here and fit there. */

@@ -40,6 +40,7 @@ static wb_status prepare_weights(wb_engine *engine, const wb_model *from, uint64
 /* No key that there is was computed by the new weights, nor was a row chosen. */
 static void forget_keys(wb_engine *engine) {
     wb_kv_blocks_forget(&engine->scheduler.blocks);
+    wb_state_pool_forget(&engine->scheduler.states);
     for (wb_sched_entry *entry = engine->scheduler.first; entry; entry = entry->next)
         if (wb_sequence_of(entry)->n_fed > 0) entry->shares = false;
 }

@@ -5,6 +5,7 @@
 #include "wb_random.h"
 
 #include <inttypes.h>
+#include <stdio.h>
 
 wb_status wb_sampler_open(wb_workspace *workspace, int64_t vocab_size, size_t max_sampled,
                           wb_sampler *sampler) {
@@ -48,7 +49,7 @@ wb_status wb_sample_step(wb_sampler *sampler, const wb_step_batch *batch, const 
 }
 
 /* sample() reports a row of the batch; repeat it row by row to name the request. The token is fetched because
- * a backend may tell only then. */
+ * a backend may tell only then. A request of another rank is known to that one alone, which can abort it. */
 wb_status wb_sample_name_failure(const wb_sampler *sampler, const wb_step_batch *batch, const float *logits,
                                  const wb_step_results *results, wb_status failure) {
     wb_device *dev = sampler->device;
@@ -57,13 +58,15 @@ wb_status wb_sample_name_failure(const wb_sampler *sampler, const wb_step_batch 
     if (failure != WB_INVALID_ARGUMENT) return failure;
     for (int64_t i = 0; i < batch->n_sampled; i++) {
         const wb_sequence *s = wb_sequence_of(batch->sampled[i]);
+        char home[32] = "";
         int32_t token;
         wb_status status = dev->sample(dev, 1, V, logits + i * V, &sampler->params[i], NULL, to.tokens,
                                        to.sampling_logprobs);
         if (status == WB_OK) status = dev->to_host(dev, &token, to.tokens, sizeof token);
-        if (status != WB_OK)
-            return wb_fail_context(status, "request %s: token at position %" PRIu32, s->completion.record.rid,
-                                   wb_step_batch_position(batch, i));
+        if (status == WB_OK) continue;
+        if (s->home != s->host) snprintf(home, sizeof home, " of rank %" PRId32, s->home);
+        return wb_fail_context(status, "request %s%s: token at position %" PRIu32, s->completion.record.rid,
+                               home, wb_step_batch_position(batch, i));
     }
     return failure;
 }

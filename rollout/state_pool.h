@@ -17,7 +17,7 @@ typedef struct wb_state_copy {
 
 typedef struct wb_state_pool {
     wb_free_list free;
-    wb_prefix_cache *cache; /* of which a known block names its snapshot; NULL: nothing is ever copied */
+    wb_prefix_cache *cache; /* of which a known block names its snapshot */
     int32_t *block_of;      /* [n] of a snapshot, the block; else WB_NO_BLOCK */
     uint64_t *used;         /* [n] when a snapshot was taken or had, by `clock` */
     uint64_t clock;
@@ -25,7 +25,7 @@ typedef struct wb_state_pool {
     int32_t n_copies;
 } wb_state_pool;
 
-/* n states, all free. cache NULL: states that nobody copies, or that there are not. max_copies: in a plan. */
+/* n states, all free. max_copies: in a plan. */
 wb_status wb_state_pool_open(wb_owner *owner, int32_t n, wb_prefix_cache *cache, int32_t max_copies,
                              wb_state_pool *pool);
 
@@ -43,7 +43,7 @@ bool wb_state_pool_take_copy(wb_state_pool *pool, int32_t block, int32_t *state_
 /* A state that becomes what `state` is before the step. False: none can be had. */
 bool wb_state_pool_save(wb_state_pool *pool, int32_t state, int32_t *saved_out);
 
-/* Copies may not have been made: no block has a snapshot any more. */
+/* No block has a snapshot any more: copies may not have been made, or were made by other weights. */
 void wb_state_pool_forget(wb_state_pool *pool);
 
 #endif

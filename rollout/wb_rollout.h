@@ -151,14 +151,16 @@ static inline wb_request wb_request_default(void) {
 WB_API wb_status wb_engine_submit(wb_engine *engine, const wb_request *request);
 
 /* Runs one step: prefill chunks and decodes up to max_batch_tokens. *busy_out: some rank still has work;
- * all ranks step until it is false. A step allocates nothing, but for the driver's memory of a graph.
+ * all ranks step until it is false. A step allocates nothing, but for the driver's memory of a graph, and
+ * where requests travel (lend_requests).
  *
  * A step is made on all ranks or on none. A rank that fails returns its own failure (NaN logits: request
  * and position), the others WB_PEER naming it. PEER on all ranks, naming the first that differs from rank
  * 0 and both versions, when ranks have weights of different versions, or different weights by the name of
  * one version (compared by a digest of samples of what all ranks hold alike). All records are then as
  * before the step, but for the rows that a request took over from the prefix cache; it may be tried again:
- * when the request that the message names has been aborted, or the weights set on the rank that lags.
+ * when the request that the message names has been aborted, or the weights set on the rank that lags. A
+ * request that another rank lent is named as "of rank N": it is to be aborted there.
  * Where layers keep state of a fixed size, all running requests are preempted. Only a failure inside a
  * forward over several ranks can leave them out of step, and the caller gives up (wb_comm_abort).
  * Collective. */

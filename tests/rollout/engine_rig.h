@@ -22,6 +22,17 @@ static inline rig open_rig(void) {
     return rig_open(&c, 5, 1, NULL);
 }
 
+/* The first number of the embedding of `token`: where it is NaN, who has the token in its prompt gets NaN
+ * logits. */
+static inline float *embedding_of(wb_model *model, uint32_t token) {
+    for (int32_t i = 0; i < wb_model_n_tensors(model); i++) {
+        const wb_tensor tensor = wb_model_tensor(model, i);
+        if (strcmp(tensor.name, "model.embed_tokens.weight") == 0)
+            return (float *)tensor.data + (int64_t)token * tensor.shape[1];
+    }
+    abort();
+}
+
 static inline bool step(wb_engine *engine) {
     bool busy = false;
     assert_ok(wb_engine_step(engine, &busy));

@@ -1,14 +1,16 @@
 /* test_lending.c - requests that wait on one rank and run on another: who takes which, that they are polled
  * at home as they are alone, aborts, pools that are too small, and memory that is refused on the way. Ranks
  * are threads; a hang ends the test by its alarm. */
+#include "engine.h"
 #include "engine_rig.h"
 #include "support/alloc_fail.h"
 #include "wb_comm.h"
 
+#include <math.h>
 #include <pthread.h>
 #include <unistd.h>
 
-enum { N_RANKS = 2, N_ASKS = 6 };
+enum { MAX_RANKS = 3, N_ASKS = 6 };
 
 typedef struct rank {
     wb_comm *comm;
@@ -44,13 +46,13 @@ static void *play_rank(void *arg) {
     return NULL;
 }
 
-static void play(void (*scene)(rank *)) {
-    wb_comm *comms[N_RANKS];
-    rank ranks[N_RANKS];
-    pthread_t threads[N_RANKS];
-    must(wb_comm_open_threads(N_RANKS, comms), "comms");
+static void play_on(int n_ranks, void (*scene)(rank *)) {
+    wb_comm *comms[MAX_RANKS];
+    rank ranks[MAX_RANKS];
+    pthread_t threads[MAX_RANKS];
+    must(wb_comm_open_threads(n_ranks, comms), "comms");
     memset(ranks, 0, sizeof ranks);
-    for (int i = 0; i < N_RANKS; i++) {
+    for (int i = 0; i < n_ranks; i++) {
         ranks[i].comm = comms[i];
         ranks[i].play = scene;
         ranks[i].options = wb_engine_options_default();
@@ -61,8 +63,12 @@ static void play(void (*scene)(rank *)) {
         ranks[i].options.lend_requests = true;
         if (pthread_create(&threads[i], NULL, play_rank, &ranks[i]) != 0) abort();
     }
-    for (int i = 0; i < N_RANKS; i++) pthread_join(threads[i], NULL);
-    for (int i = 0; i < N_RANKS; i++) wb_comm_close(comms[i]);
+    for (int i = 0; i < n_ranks; i++) pthread_join(threads[i], NULL);
+    for (int i = 0; i < n_ranks; i++) wb_comm_close(comms[i]);
+}
+
+static void play(void (*scene)(rank *)) {
+    play_on(2, scene);
 }
 
 static void open_engine(rank *r) {
@@ -148,11 +154,15 @@ static void test_an_idle_rank_takes_the_longest_first(void **state) {
     play(takes_the_longest_first);
 }
 
-/* A pool of 12 tokens holds the two shortest, which are the last ones of the line. */
+/* A pool of 12 tokens holds the two shortest, which are the last ones of the line: once the first of them is
+ * lent, one is left to lend of the four that wait. */
 static void takes_what_fits(rank *r) {
     if (number(r) == 1) r->options.n_blocks = 3;
     open_engine(r);
     submit_all(r);
+    step_rank(r);
+    step_rank(r);
+    expect(r, r->engine->words[0].lends == 1, "only what fits on the other rank to be lent");
     run(r);
     if (number(r) == 0) expect(r, wb_engine_get_stats(r->engine).lent == 2, "2 of 6 lent");
 }
@@ -179,18 +189,58 @@ static void test_a_pause_leaves_requests_where_they_are(void **state) {
     play(pauses);
 }
 
-static void one_rank_does_not_lend(rank *r) {
-    r->options.lend_requests = number(r) == 1;
+/* With requests on rank 0 and, where that one lends, room on rank 1, which lends. */
+static void refused_in_each_step(rank *r, int not_lending, const char *message) {
+    r->options.lend_requests = number(r) != not_lending;
     open_engine(r);
     submit_all(r);
-    step_rank(r);
-    expect(r, r->status == WB_PEER && strstr(wb_error_message(), "rank 1 has lend_requests 1, rank 0 0"),
-           "a refusal on both ranks");
+    for (int i = 0; i < 3; i++) {
+        step_rank(r);
+        expect(r, r->status == WB_PEER && strstr(wb_error_message(), message), "a refusal on all ranks");
+    }
+}
+
+static void rank_0_does_not_lend(rank *r) {
+    refused_in_each_step(r, 0, "rank 1 has lend_requests 1, rank 0 0");
+}
+
+static void rank_2_does_not_lend(rank *r) {
+    refused_in_each_step(r, 2, "rank 2 has lend_requests 0, rank 0 1");
 }
 
 static void test_all_ranks_lend_or_none(void **state) {
     (void)state;
-    play(one_rank_does_not_lend);
+    play(rank_0_does_not_lend);
+    play_on(3, rank_2_does_not_lend);
+}
+
+/* r4, which ends with token 45, is lent first, and fails where it runs until it is aborted at home. */
+static void guest_fails(rank *r) {
+    open_engine(r);
+    float *number_of_45 = embedding_of(r->rig.model, 45);
+    const float before = *number_of_45;
+    if (number(r) == 1) *number_of_45 = NAN;
+    submit_all(r);
+    step_rank(r);
+    step_rank(r);
+    const char *message = number(r) == 0 ? "rank 1 failed" : "request r4 of rank 0: token at position 7";
+    expect(r, r->status == (number(r) == 0 ? WB_PEER : WB_INVALID_ARGUMENT), "a failure where r4 runs");
+    expect(r, strstr(wb_error_message(), message), message);
+    if (number(r) == 0) expect(r, wb_engine_abort(r->engine, "r4") == WB_OK, "r4 is known at home");
+    for (int i = 0; i < 3; i++) step_rank(r);
+    *number_of_45 = before;
+    if (number(r) == 0) {
+        wb_completion *c = wb_engine_poll(r->engine);
+        expect(r, c && strcmp(c->record.rid, "r4") == 0 && c->record.finish == WB_FINISH_ABORT, "r4 aborted");
+        wb_completion_free(c);
+        r->n_done++;
+    }
+    run(r);
+}
+
+static void test_a_guest_that_fails_is_named_with_its_home(void **state) {
+    (void)state;
+    play(guest_fails);
 }
 
 /* ---- memory that is refused ------------------------------------------------------------------------ */
@@ -253,6 +303,7 @@ int main(void) {
         cmocka_unit_test(test_a_rank_takes_what_its_pool_holds),
         cmocka_unit_test(test_a_pause_leaves_requests_where_they_are),
         cmocka_unit_test(test_all_ranks_lend_or_none),
+        cmocka_unit_test(test_a_guest_that_fails_is_named_with_its_home),
         cmocka_unit_test(test_memory_refused_on_the_way),
     };
     alarm(60); /* a hang is a failure */
