@@ -163,6 +163,38 @@ class Oracles(unittest.TestCase):
                         loss.backward()
                 oracle.assert_grads(self)
 
+    def test_attaching_again_with_recompute(self):
+        oracle = Oracle(oracles()[0])
+        oracle.hf.train()
+        oracle.hf.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        modules = [m for m in oracle.hf.modules() if hasattr(m, "_gradient_checkpointing_func")]
+        before = [m._gradient_checkpointing_func for m in modules]
+        self.assertGreater(len(modules), 0)
+        for late in (False, True, False):
+            attached = waybill.hf.attach(oracle.hf, oracle.replay())
+            for _ in range(3):
+                oracle.hf.zero_grad()
+                with attached.replay.step("rollout", 1):
+                    attached.plan(0, oracle.rids(), oracle.ids)
+                    with attached.micro_batch(0):
+                        loss = oracle.loss(oracle.hf(oracle.ids, use_cache=False).logits)
+                    loss.backward()
+            with attached.native():
+                loss = oracle.loss(oracle.hf(oracle.ids, use_cache=False).logits)
+            # What is recomputed after the model was given back does not take it again.
+            if late:
+                attached.detach()
+                loss.backward()
+            attached.detach()
+            self.assertEqual([m._gradient_checkpointing_func for m in modules], before)
+        oracle.hf.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        attached = waybill.hf.attach(oracle.hf, oracle.replay())
+        with attached.native():
+            oracle.hf.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            set_since = [m._gradient_checkpointing_func for m in modules]
+        attached.detach()
+        self.assertEqual([m._gradient_checkpointing_func for m in modules], set_since)
+
     def test_native_routes_are_the_models_own(self):
         for folder in oracles():
             with self.subTest(folder):
