@@ -182,10 +182,11 @@ class Oracles(unittest.TestCase):
             with attached.native():
                 loss = oracle.loss(oracle.hf(oracle.ids, use_cache=False).logits)
             # What is recomputed after the model was given back does not take it again.
-            if late:
-                attached.detach()
+            if not late:
                 loss.backward()
             attached.detach()
+            if late:
+                loss.backward()
             self.assertEqual([m._gradient_checkpointing_func for m in modules], before)
         oracle.hf.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         attached = waybill.hf.attach(oracle.hf, oracle.replay())
