@@ -94,7 +94,8 @@ class Engine:
             self.attached.plan(0, [None] * len(tokens), tokens[:, :-1])
             with self.attached.micro_batch(0):
                 self.model(tokens[:, :-1], use_cache=False)
-            routes = self.replay.rows(0, waybill.ALL_LAYERS).ids
+        # They stay until the next step begins.
+        routes = self.replay.rows(0, waybill.ALL_LAYERS).ids
         return tokens, torch.cat(logprobs, 1), routes.reshape(len(tokens), -1, *routes.shape[1:])
 
 

@@ -1,7 +1,7 @@
 /* import_spread.c - see import_spread.h. */
 #include "import/import_spread.h"
 
-#include <stdio.h>
+#include <string.h>
 
 static import_value find_choices(const import_value *document) {
     static const char *const names[] = {"choices", "outputs", NULL};
@@ -22,16 +22,32 @@ static size_t batch_of(const import_value *document) {
     return ids.kind == IMPORT_ARRAY && ids.array.n_dims == 2 ? ids.array.shape[0] : 0;
 }
 
-/* routed_experts_0, routed_experts_1, .. */
+/* The number behind `name` that a member is called by, as printf writes it, plus one, and at most `most`; 0:
+ * it is called otherwise. */
+static size_t number_behind(const import_member *member, const char *name, size_t most) {
+    const size_t begin = strlen(name);
+    if (member->length <= begin || memcmp(member->name, name, begin) != 0) return 0;
+    if (member->name[begin] == '0' && member->length > begin + 1) return 0;
+    size_t number = 0;
+    for (size_t i = begin; i < member->length; i++) {
+        const char c = member->name[i];
+        if (c < '0' || c > '9') return 0;
+        if (number < most) number = 10 * number + (size_t)(c - '0');
+    }
+    return number < most ? number + 1 : most;
+}
+
+/* Of tokens_0, routed_experts_0, tokens_1, .. as many as the largest number says: an aborted sample has no
+ * routes, and what stands behind it would be dropped without a word. A number that nothing is called by is a
+ * request too, and refused. No archive has more requests than members: one that is called by a huge number
+ * does not make as many. */
 static size_t numbered_of(const import_value *document) {
-    static const char *const names[] = {"routed_experts_", "rollout_routed_experts_"};
+    static const char *const names[] = {"tokens_", "routed_experts_", "rollout_routed_experts_"};
     size_t n = 0;
-    for (bool found = document->members; found; n += found) {
-        found = false;
-        for (size_t i = 0; i < 2 && !found; i++) {
-            char name[64];
-            snprintf(name, sizeof name, "%s%zu", names[i], n);
-            found = wb_import_get(document, name).kind != IMPORT_NONE;
+    for (size_t m = 0; document->members && m < document->length; m++) {
+        for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+            const size_t found = number_behind(&document->members[m], names[i], document->length);
+            if (found > n) n = found;
         }
     }
     return n;

@@ -44,6 +44,7 @@ class Attachment:
     def micro_batch(self, number: int) -> Iterator[None]:
         """Forwards within are those of this micro-batch, and so are recomputes of their checkpoints later
         on."""
+        self._follow_checkpoints()
         with self._in(number, False):
             yield
 
@@ -51,12 +52,12 @@ class Attachment:
     def native(self) -> Iterator[None]:
         """Forwards within, of an evaluation or a generation, go by the model's own choice, and so do
         recomputes."""
+        self._follow_checkpoints()
         with self._in(None, True):
             yield
 
     @contextlib.contextmanager
     def _in(self, number: int | None, native: bool) -> Iterator[None]:
-        self._follow_checkpoints()
         before = self._now, self._native
         self._now, self._native = number, native
         try:

@@ -118,7 +118,8 @@ def from_slime(
 ) -> list[Record]:
     """Records of slime's samples, or of dicts of their fields: tokens, response_length,
     rollout_routed_experts [n - 1, layers, K], and rollout_log_probs, weight_versions, group_index, index and
-    status where they are there. model, refused: as of waybill.import_."""
+    status where they are there. A sample without routes is refused, unless it was aborted: its record has no
+    rows. model, refused: as of waybill.import_."""
     arrays: dict[str, Any] = {}
     seen: dict[Any, int] = {}
     for i, sample in enumerate(samples):
@@ -127,6 +128,8 @@ def from_slime(
             value = fields.get(name)
             if value is not None and not (name == "weight_versions" and not len(value)):
                 arrays[f"{name}_{i}"] = _array(value, name)
+        # A sample without them is one still, and refused by its name.
+        arrays.setdefault(f"tokens_{i}", np.zeros(0, np.int64))
         group, status = fields.get("group_index"), fields.get("status")
         if group is not None:
             arrays[f"group_index_{i}"] = group

@@ -16,6 +16,7 @@ kernel that routes by itself fails the step instead of training other experts.
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import Any, Callable, Sequence
 
@@ -161,6 +162,12 @@ def replay_for(model: torch.nn.Module, recorded: RouteModel | Any, **options: An
     return RouterReplay(recorded, router=_router(model, layers), device=device, **options)
 
 
+def _put_back(module: torch.nn.Module, followed: Any, checkpoint: Any) -> None:
+    """A checkpoint function that somebody set since stays."""
+    if getattr(module, "_gradient_checkpointing_func", None) is followed:
+        module._gradient_checkpointing_func = checkpoint
+
+
 class Attached(Attachment):
     """A model whose routers ask a replay. See waybill.hf.attach."""
 
@@ -197,7 +204,8 @@ class Attached(Attachment):
         for module in self.model.modules():
             checkpoint = getattr(module, "_gradient_checkpointing_func", None)
             if checkpoint is not None and getattr(checkpoint, "_waybill", None) is not self:
-                module._gradient_checkpointing_func = self._with_micro_batch(checkpoint)
+                followed = module._gradient_checkpointing_func = self._with_micro_batch(checkpoint)
+                self._undo.append(functools.partial(_put_back, module, followed, checkpoint))
 
     def _with_micro_batch(self, checkpoint: Any) -> Any:
         def run(function: Any, *args: Any, **kwargs: Any) -> Any:

@@ -176,6 +176,33 @@ class Batches(unittest.TestCase):
         status = batches.to_slime(batches.from_slime(self.slime(Status.TRUNCATED), MODEL))[0]["status"]
         self.assertEqual(status, "truncated")
 
+    def test_slime_without_rows(self):
+        """Wherever it stands, an aborted sample has a record without rows, and another one is refused."""
+        for without in ([1], [0], [5], [0, 2, 3], list(range(6))):
+            samples = self.slime()
+            for i in without:
+                samples[i].rollout_routed_experts, samples[i].status = None, Status.ABORTED
+            records = batches.from_slime(samples, MODEL)
+            self.assertEqual([record.rid for record in records], [f"sample-{100 + i}" for i in range(6)])
+            for i, (record, s) in enumerate(zip(records, self.sequences)):
+                np.testing.assert_array_equal(record.tokens, s.tokens)
+                self.assertEqual(record.valid.any(), i not in without)
+            for i in without:
+                del samples[i].rollout_routed_experts
+                samples[i].status = Status.COMPLETED
+            refused = []
+            kept = batches.from_slime(samples, MODEL, refused=refused.append)
+            expected = [f"sample-{100 + i}" for i in range(6) if i not in without]
+            self.assertEqual([record.rid for record in kept], expected)
+            self.assertEqual(len(refused), len(without))
+            for i, error in zip(without, refused):
+                self.assertRegex(str(error), f"sample-{100 + i}.*expected routes, found none")
+        # The last one, too, is not dropped without a word.
+        samples, refused = [*self.slime()[:5], {"index": 7}], []
+        self.assertEqual(len(batches.from_slime(samples, MODEL, refused=refused.append)), 5)
+        self.assertEqual(len(refused), 1)
+        self.assertRegex(str(refused[0]), "sample-7")
+
     def test_slime_of_other_rows(self):
         samples = self.slime()
         samples[3].rollout_routed_experts = samples[3].rollout_routed_experts[1:]
