@@ -44,9 +44,13 @@ END
     fi
 }
 
+# Up to LLVM 16 the leak checker takes some blocks of thread-local memory for ones of an old glibc, reads beyond them and ends a test that
+# has passed with "Tracer caught signal 11"; it need not look at thread-local memory of loaded modules.
+tls=intercept_tls_get_addr=0
+
 # tests ASAN-OPTIONS CTEST-ARGUMENTS...
 tests() {
-    ASAN_OPTIONS=detect_leaks=1:$null:$1 "${fixed_addresses[@]}" ctest --no-tests=error --output-on-failure -j "$(nproc)" "${@:2}"
+    ASAN_OPTIONS=detect_leaks=1:$tls:$null:$1 "${fixed_addresses[@]}" ctest --no-tests=error --output-on-failure -j "$(nproc)" "${@:2}"
 }
 
 run() {

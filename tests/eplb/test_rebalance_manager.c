@@ -225,7 +225,9 @@ static int judge_loads(wb_comm *comm, uint64_t seed) {
         {lonely_pass, WB_REBALANCE_MOVED, 1, 20, CORE_LAYERS - 1, 0},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
-        core state = {.comm = comm, .seed = seed + i}, *c = &state;
+        /* Loads drawn evenly look uneven once in some hundred draws, by the measure's own promise: so these
+         * are the same draws each time. */
+        core state = {.comm = comm, .seed = cases[i].pass == even_pass ? 1 : seed + i}, *c = &state;
         wb_rebalance_options options = core_options();
         options.enough = cases[i].enough, options.horizon_passes = cases[i].horizon_passes;
         core_open(c, &options);
