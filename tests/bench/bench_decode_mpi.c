@@ -13,6 +13,7 @@
 #include "support/usage.h"
 
 #ifdef WB_HAVE_NCCL
+#include "bench/bench_q30.h"
 #include "exchange_memory.h"
 #include "model_weights.h"
 #include "wb_comm_mpi.h"
@@ -42,32 +43,6 @@ typedef struct bench {
 /* How rows of experts travel. */
 typedef enum way { MAILBOX_GRAPHS, MAILBOXES, EXCHANGE, WAYS } way;
 static const char *const way_names[WAYS] = {"mailboxes, graphs", "mailboxes, op by op", "exchange"};
-
-static void must(wb_status status) {
-    if (status == WB_OK) return;
-    fprintf(stderr, "bench_decode_mpi: %s\n", wb_error_message());
-    MPI_Abort(MPI_COMM_WORLD, 1);
-}
-
-static wb_config make_config(int32_t layers) {
-    const wb_config config = {
-        .family = WB_FAMILY_QWEN3_MOE,
-        .hidden_size = 2048,
-        .n_layers = layers,
-        .n_heads = 32,
-        .n_kv_heads = 4,
-        .head_dim = 128,
-        .expert_width = 768,
-        .dense_width = 6144,
-        .vocab_size = VOCABULARY,
-        .max_positions = 4096,
-        .norm_eps = 1e-6F,
-        .rope_theta = 1000000,
-        .qk_norm = WB_QK_NORM_PER_HEAD,
-        .router = {.type = WB_ROUTER_SOFTMAX_NORM, .n_experts = 128, .top_k = 8, .scale = 1},
-        .moe_layer_mask = {(1ULL << layers) - 1}};
-    return config;
-}
 
 /* ---- groups that move ---------------------------------------------------------------------------- */
 
@@ -106,11 +81,6 @@ static void take_way(bench *b, way w, const wb_device *whole, int64_t max_tokens
     b->model->peer_rows.max_tokens = w == EXCHANGE ? -1 : max_tokens;
 }
 
-static int by_size(const void *a, const void *b) {
-    const double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 static void digest_completions(bench *b) {
     for (wb_completion *c; (c = wb_engine_poll(b->engine));) {
         const wb_record *r = &c->record;
@@ -144,8 +114,7 @@ static double decode(bench *b, int32_t batch, size_t moved) {
         if (whole && after.prefill_tokens == before.prefill_tokens && n < 2 * NEW_TOKENS) samples[n++] = took;
     }
     digest_completions(b);
-    qsort(samples, (size_t)n, sizeof samples[0], by_size);
-    return n > 0 ? samples[n / 2] : 0;
+    return n > 0 ? median(samples, n) : 0;
 }
 
 /* Seconds of a group alone, the median. */
@@ -158,8 +127,7 @@ static double move_alone(bench *b, size_t moved) {
         must(b->device->to_host(b->device, NULL, NULL, 0));
         samples[i] = MPI_Wtime() - begin;
     }
-    qsort(samples, NEW_TOKENS, sizeof samples[0], by_size);
-    return samples[NEW_TOKENS / 2];
+    return median(samples, NEW_TOKENS);
 }
 
 /* ---- what is printed ----------------------------------------------------------------------------- */
@@ -254,8 +222,9 @@ static void close_bench(bench *b) {
 static void run(int argc, char **argv) {
     static bench b;
     static const int32_t usual[] = {16, 64, 128};
-    const wb_config config = make_config(argc > 1 ? atoi(argv[1]) : 4);
+    wb_config config = q30_config(argc > 1 ? atoi(argv[1]) : 4);
     const int n = argc > 2 ? argc - 2 : 3;
+    config.vocab_size = VOCABULARY;
     open_bench(&b, &config);
     if (b.rank == 0)
         printf("qwen3_moe, %d layers of Qwen3-30B-A3B, vocabulary %d, prompts of %d, %d ranks, exchange: %s, "
