@@ -11,7 +11,7 @@ static WB_HD int32_t attention_first_key(const wb_attention *args, int32_t pos) 
     return args->window > 0 && pos >= args->window ? pos - args->window + 1 : 0;
 }
 
-/* Whether values are the beginning of keys. Those of one address and one width are each other's rows anyway. */
+/* Whether values are the beginning of keys. Those of one address and one width need no rule. */
 static WB_HD bool attention_values_in_keys(const wb_attention *args) {
     return args->v.data == args->k.data && args->value_dim != args->head_dim;
 }
