@@ -1,8 +1,8 @@
 /* cpu_attention.c - the forward of causal grouped-query attention over a paged pool.
  *
  * Owns: scores, softmax and output of blocks of queries against one kv head. A score is one fma chain over
- * the head's dimensions of q * scale and k; the exponentials are summed in lane order of the key's position; an
- * output element is one fma chain over ascending keys, which are exactly those that the query sees, times
+ * the head's dimensions of q * scale and k; the exponentials are summed in lane order of the key's position;
+ * an output element is one fma chain over ascending keys, which are exactly those that the query sees, times
  * 1 / sum. So a query's bits do not depend on the queries beside it. Refuses: writing the cache (kv_write),
  * gradients (cpu_attention_back.c).
  */
