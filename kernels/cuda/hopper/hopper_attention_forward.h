@@ -271,9 +271,8 @@ ASM_INLINE void attend_all(const tile_call &call, const tile_memory<D> &shared, 
         if (blocks > 0) begin_keys(w, call, shared, p, warpgroup, factor, first_position, at);
         for (int block = 0; block + 1 < blocks; block++, at++)
             go_on(w, call, shared, p, warpgroup, factor, first_position, block, at);
-        /* All lanes have read what the piece is, and all products have read its queries. */
-        __syncwarp();
-        release(shared.piece_empty());
+        /* Every thread has read what the piece is, and says so itself; all products have read its queries. */
+        barrier_arrive(shared.piece_empty());
         if (blocks > 0) end_keys(w, call, shared, p, warpgroup, blocks - 1, at++);
         store_piece(w, call, p);
     }

@@ -78,7 +78,7 @@ template <int D> struct tile_memory {
 
 template <int D> ASM_INLINE void init_barriers(const tile_memory<D> &shared) {
     barrier_init(shared.piece_full(), 1);
-    barrier_init(shared.piece_empty(), 8);
+    barrier_init(shared.piece_empty(), 2 * GROUP_THREADS);
     for (uint32_t i = 0; i < STAGES; i++) {
         barrier_init(shared.keys_full(i), GROUP_THREADS), barrier_init(shared.values_full(i), GROUP_THREADS);
         barrier_init(shared.keys_empty(i), 8), barrier_init(shared.values_empty(i), 8);
