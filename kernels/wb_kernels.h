@@ -578,6 +578,8 @@ typedef struct wb_grouped {
     wb_rows gathered;
     /* forward with act: y is of no use afterwards, so that it may be left with anything in it */
     bool y_is_scratch;
+    /* backward: dw is overwritten, that of a group without rows by zeros, instead of added to */
+    bool overwrites;
 } wb_grouped;
 
 /* y[rows, out] (=) each row of x with its group's matrix, x w^T. act: NULL data, or [rows, out / 2] (=)
@@ -585,9 +587,9 @@ typedef struct wb_grouped {
 typedef wb_status wb_grouped_matmul_fn(wb_device *dev, const wb_grouped *grouped, wb_rows x, wb_rows y,
                                        wb_rows act);
 
-/* dw[n_groups][out][in] (+=) the rows of each group in ascending order, dx[rows, in] (=), from dy[rows, out]
- * and the x of the forward. gate_up: NULL data; or x is the act of [rows, 2 in] = gate_up, which becomes its
- * own gradient: then dx is scratch. */
+/* dw[n_groups][out][in] (+=, or = where `grouped` overwrites) the rows of each group in ascending order,
+ * dx[rows, in] (=), from dy[rows, out] and the x of the forward. gate_up: NULL data; or x is the act of
+ * [rows, 2 in] = gate_up, which becomes its own gradient: then dx is scratch. */
 typedef wb_status wb_grouped_matmul_backward_fn(wb_device *dev, const wb_grouped *grouped, wb_rows x,
                                                 wb_rows dy, float *dw, wb_rows dx, wb_rows gate_up);
 

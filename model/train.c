@@ -79,7 +79,7 @@ wb_status wb_train_open(wb_model *model, const wb_train_options *options, wb_tra
     if (status == WB_OK)
         status = wb_reserve_ops(model, &train->sizes, train->sizes.tokens, train->chunk_rows);
     if (status == WB_OK && !own.forward_only) status = wb_train_open_parts(train);
-    if (status == WB_OK && !own.forward_only) status = wb_train_zero_grads(train);
+    if (status == WB_OK && !own.forward_only) status = wb_train_clear_grads(train);
     if (status != WB_OK) {
         wb_train_close(train);
         return status;
@@ -171,6 +171,7 @@ static wb_status layers_backward(wb_train *train, bool reduce) {
     if (reduce) WB_TRY(wb_train_reduce_ready(train, model->final_norm));
     wb_pass pass = train->pass;
     pass.recompute = true;
+    pass.starts_grads = train->experts.grads_are_old;
     for (int32_t l = model->config.n_layers - 1; l >= 0; l--) {
         WB_TRY(wb_block_recompute(&train->block, l, &pass, wb_train_residual(train, l),
                                   wb_train_residual(train, l + 1)));
@@ -178,6 +179,7 @@ static wb_status layers_backward(wb_train *train, bool reduce) {
         if (reduce) WB_TRY(wb_train_reduce_ready(train, model->layers[l].mixer_norm));
     }
     WB_TRY(wb_embed_backward(model, train->T, train->inputs.tokens.device, dx, train->grads));
+    train->experts.grads_are_old = false;
     return reduce ? wb_train_finish_reduction(train) : WB_OK;
 }
 

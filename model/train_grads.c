@@ -46,12 +46,28 @@ wb_status wb_train_check_has_grads(const wb_train *train) {
                    "gradients: expected a trainer that has them, found one for forwards only");
 }
 
+/* Those of the replicated weights, or of the experts. */
+static wb_status zero_grads(const wb_train *train, bool of_experts) {
+    wb_device *dev = train->model->device;
+    for (int32_t i = 0; i < train->model->n_params; i++) {
+        const wb_param *param = &train->model->params[i];
+        if ((param->moe_layer >= 0) != of_experts) continue;
+        WB_TRY(dev->zero(dev, train->grads[i], (size_t)param->n * sizeof(float)));
+    }
+    return WB_OK;
+}
+
+wb_status wb_train_clear_grads(const wb_train *train) {
+    WB_TRY(zero_grads(train, true));
+    return zero_grads(train, false);
+}
+
+/* Of a model of experts nearly all gradients are theirs, and each backward goes over all of them: the next
+ * one writes what it would have added, which saves writing zeros and reading them again. */
 wb_status wb_train_zero_grads(wb_train *train) {
     WB_TRY(wb_train_check_has_grads(train));
-    wb_device *dev = train->model->device;
-    for (int32_t i = 0; i < train->model->n_params; i++)
-        WB_TRY(dev->zero(dev, train->grads[i], (size_t)train->model->params[i].n * sizeof(float)));
-    return WB_OK;
+    train->experts.grads_are_old = true;
+    return zero_grads(train, false);
 }
 
 /* ---- their sum over ranks -------------------------------------------------------------------------- */

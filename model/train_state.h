@@ -51,8 +51,9 @@ typedef struct expert_at_home {
 
 /* What the gradients and weights of experts need on their way between ranks. */
 typedef struct train_experts {
-    int64_t part_elements;   /* of a slot that travel at a time; the same on every rank */
-    wb_buffer scratch;       /* [parts][part_elements] f32 */
+    bool grads_are_old;    /* the next backward overwrites them: zeroing is left out (wb_train_zero_grads) */
+    int64_t part_elements; /* of a slot that travel at a time; the same on every rank */
+    wb_buffer scratch;     /* [parts][part_elements] f32 */
     expert_at_home *at_home; /* host [E] */
     wb_slot_traffic traffic;
 } train_experts;
@@ -104,6 +105,9 @@ wb_status wb_train_open_grads(wb_train *train);
 
 /* INVALID_ARGUMENT for a trainer of forwards only. */
 wb_status wb_train_check_has_grads(const wb_train *train);
+
+/* All of them are zero: at open. */
+wb_status wb_train_clear_grads(const wb_train *train);
 
 /* A gradient for every parameter, and what their sum over ranks needs. */
 void wb_train_layout_grads(wb_train *train, wb_arena *arena);

@@ -467,6 +467,9 @@ WB_API wb_status wb_train_backward_last(wb_train *train, const float *dlogprobs)
  * replica order, into its lead's (wb_model_lead); the other replicas keep what they had. Once before the
  * optimizer, unless the last backward was wb_train_backward_last. Collective. */
 WB_API wb_status wb_train_reduce_grads(wb_train *train);
+
+/* Before the first backward of an update. Gradients are zero; those of experts keep what they have until the
+ * next backward, which overwrites them, so that they are to be read, or written, behind it alone. */
 WB_API wb_status wb_train_zero_grads(wb_train *train);
 
 /* How an optimizer updates elements [first, first + n) of tensor i of the registry, of an expert whose home

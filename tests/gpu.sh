@@ -1,18 +1,20 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, on a machine with one or more, without a network: the CUDA tests, compute-sanitizer on those of the
 # kernels, hf_oracle on every golden directory, GRPO on one GPU and on two, and the benchmarks beside PyTorch where it is
-# there. Ends with a table of figures and with what was skipped and why. Goes on after a failure; exits with 1 if there was one.
+# there. Ends with a table of figures, each beside its floor and its peer where it has one, and with what was skipped and why.
+# Goes on after a failure; exits with 1 if there was one.
 #
 # usage: tests/gpu.sh [BUILD]
 #     BUILD: a build with CUDA and tests, perhaps made elsewhere and carried here; without it one is made in build-gpu.
-#     WB_GPU_SECONDS: the limit of each step, 600 by default.
+#     WB_GPU_SECONDS: the limit of each step, 300 by default. A step of compute-sanitizer or of a peer that is not done by
+#     then is skipped, any other has failed.
 set -uo pipefail
 case ${1:-} in
 -h | --help) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0" && exit 0 ;;
 esac
 root=$(cd "$(dirname "$0")/.." && pwd)
 build=${1:-$root/build-gpu}
-limit=${WB_GPU_SECONDS:-600}
+limit=${WB_GPU_SECONDS:-300}
 failed=() skipped=()
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -21,6 +23,7 @@ command -v nvidia-smi >/dev/null && card=$(nvidia-smi --query-gpu=name --format=
 [ -n "$card" ] || { echo "tests/gpu.sh: expected a GPU, found none (nvidia-smi)" && exit 1; }
 gpus=$(wc -l <<<"$card")
 card=$(head -1 <<<"$card")
+gib=$(($(nvidia-smi --query-gpu=memory.total --format=csv,noheader,nounits | head -1) / 1024))
 
 if [ $# -eq 0 ]; then
     cmake -S "$root" -B "$build" -DCMAKE_BUILD_TYPE=Release -DBUILD_TESTING=ON -DWB_CUDA=ON &&
@@ -37,7 +40,7 @@ step() {
     case $verdict in
     0) echo "ok       $name, $((SECONDS - seconds)) s" ;;
     77) skipped+=("$name: $(tail -1 "$log")") ;;
-    124) [[ $name == *check-* ]] && skipped+=("$name: not done in $limit s") || failed+=("$name: more than $limit s") ;;
+    124) [[ $name == *check-* || $name == peers* ]] && skipped+=("$name: not done in $limit s") || failed+=("$name: more than $limit s") ;;
     *) failed+=("$name: exit $verdict") && tail -15 "$log" ;;
     esac
     return "$verdict"
@@ -58,13 +61,19 @@ step_of() {
 for program in "$build"/tests/test_*_cuda "$build"/tests/test_{ops_bf16,ops_fused,graph_steps,same_bits,exchange_gpus}; do
     [ -x "$program" ] && step "$(basename "$program")" "$program"
 done
+torch=$(python3 -c 'import torch; torch.zeros(1).cuda(); print(torch.__version__)' 2>/dev/null)
+if [ -n "$torch" ] && [ -d "$build/python/waybill" ]; then
+    step test_torch env PYTHONPATH="$build/python" PYTHONDONTWRITEBYTECODE=1 python3 "$root/tests/python/test_torch.py"
+else
+    skipped+=("test_torch: needs a Python package in the build and a torch that sees the GPU")
+fi
 if command -v compute-sanitizer >/dev/null; then
     for tool in memcheck racecheck; do
         tests=(test_products_cuda test_router_cuda test_plan_cuda test_sampling_cuda test_ops_cuda test_ops_fused)
         # racecheck has not been clean on the kernels of attention yet.
         [ $tool = memcheck ] && tests+=(test_attention_cuda)
         for test in "${tests[@]}"; do
-            program=$(built $test)
+            program=$(built "$test")
             # A stream of another GPU is refused by what CUDA says of it: that is no error of this library.
             quiet=()
             [ $tool = memcheck ] && quiet=(--report-api-errors no)
@@ -143,7 +152,17 @@ fi
 # ---- benchmarks ----
 step_of bench_router bench_router_cuda
 step_of bench_sampling bench_sampling_cuda
-for tokens in 16384 32768; do step_of "bench_layer-$tokens" bench_layer_cuda $tokens; done
+# Tokens, hidden width, experts' width, experts, choices: of Qwen3-30B-A3B twice, OLMoE, a small one, DeepSeek-V3.
+layers=("16384 2048 768 128 8" "32768 2048 768 128 8" "16384 2048 1024 64 8" "4096 1024 512 32 4")
+if [ "$gib" -ge 120 ]; then
+    layers+=("16384 7168 2048 256 8")
+else
+    skipped+=("a layer of DeepSeek-V3's sizes: needs 100 GiB, this GPU has $gib")
+fi
+for sizes in "${layers[@]}"; do
+    # shellcheck disable=SC2086 # five arguments
+    step_of "bench_layer-${sizes// /-}" bench_layer_cuda $sizes
+done
 step_of bench_layer-zipf bench_layer_cuda 16384 2048 768 128 8 0.7
 step_of bench_attention bench_attention_cuda
 step_of bench_products bench_products_cuda
@@ -153,84 +172,162 @@ if [ "$gpus" -ge 2 ]; then
 else
     skipped+=("bench_train on 2 GPUs: this machine has $gpus")
 fi
-# All layers, as many requests as fit: an H100 has no room for the keys and values of 256.
+# All layers, as many requests as fit.
 step_of bench_engine bench_engine_cuda 8
-step_of bench_engine-48 bench_engine_cuda 48 64 128
-if python3 -c 'import torch; torch.zeros(1).cuda()' 2>/dev/null; then
+batches=(64 128)
+if [ "$gib" -ge 120 ]; then
+    batches+=(256)
+else
+    skipped+=("decoding of 48 layers, batch 256: needs 120 GiB, this GPU has $gib")
+fi
+step_of bench_engine-48 bench_engine_cuda 48 "${batches[@]}"
+if [ -n "$torch" ]; then
     step peers python3 "$root/tests/bench/peers_cuda.py"
     if python3 -c 'import transformers' 2>/dev/null; then
         step peers-train python3 "$root/tests/bench/peer_model_cuda.py" train 8
-        step peers-generate python3 "$root/tests/bench/peer_model_cuda.py" generate 48 64 128
+        step peers-generate python3 "$root/tests/bench/peer_model_cuda.py" generate 48 "${batches[@]}"
     else
-        skipped+=("peers of whole models: python3 has no transformers")
+        skipped+=("peers of layers and whole models: python3 has no transformers")
     fi
 else
     skipped+=("peers: python3 has no torch that sees the GPU")
 fi
 
+# ---- the table ----
 # figure LOG PATTERN FIELD: field FIELD, counted from the end, of the first line of a step that matches.
 figure() {
-    awk -v pattern="$2" -v field="$3" '$0 ~ pattern { print $(NF + 1 - field); exit }' "$work/$1" 2>/dev/null
+    awk -v pattern="$2" -v field="$3" '$0 ~ pattern { print $(NF + 1 - field) + 0; exit }' "$work/$1" 2>/dev/null
 }
 # peer NAME [STEP]
 peer() {
     awk -F '\t' -v name="$1" '$1 == name { print $2; exit }' "$work/${2:-peers}" 2>/dev/null
 }
-# row NAME VALUE UNIT OTHER-NAME OTHER-VALUE
+# part VALUE SHARE: SHARE of VALUE, which is empty where one of them is.
+part() {
+    [ -z "$1" ] || [ -z "$2" ] || awk -v a="$1" -v b="$2" 'BEGIN { printf "%.4g", a * b }'
+}
+# row NAME VALUE UNIT FLOOR OTHER-NAME OTHER-VALUE: FLOOR is the best that memory or multiplication of this GPU allow, by the
+# rates of a copy and of a dense product that were measured in this run, in the unit of VALUE.
 row() {
     [ -n "$2" ] || return 0
-    local ratio=-
-    [ -n "$5" ] && ratio=$(awk -v a="$2" -v b="$5" 'BEGIN { printf "%.2f", a / b }')
-    printf '| %-44s | %9s %-8s | %-24s %9s | %5s |\n' "$1" "$2" "$3" "$4" "${5:--}" "$ratio"
+    local of_floor=- ratio=-
+    case $3 in
+    us | ms) [ -n "$4" ] && of_floor=$(awk -v a="$2" -v b="$4" 'BEGIN { printf "%.2f", b / a }') ;;
+    *) [ -n "$4" ] && of_floor=$(awk -v a="$2" -v b="$4" 'BEGIN { printf "%.2f", a / b }') ;;
+    esac
+    [ -n "$6" ] && ratio=$(awk -v a="$2" -v b="$6" 'BEGIN { printf "%.2f", a / b }')
+    printf '| %-56s | %9s %-9s | %9s | %5s | %-28s %9s | %5s |\n' "$1" "$2" "$3" "${4:--}" "$of_floor" "$5" "${6:--}" "$ratio"
 }
-printf '\n%s, %s of them\n| figure | here | beside | ratio |\n|---|---|---|---|\n' "$card" "$gpus"
-row "top-k, T 16384, E 128, K 8" "$(figure bench_router '^topk +softmax_norm +T +16384 E +128' 10)" us "torch.topk" "$(peer topk)"
-row "moe_plan, T 16384, E 128, K 8" "$(figure bench_router '^moe_plan +softmax_norm +T +16384 E +128' 10)" us "" ""
-row "replayed routes, T 16384, E 128" "$(figure bench_router '^replay +softmax_norm +T +16384 E +128' 9)" "of native" "" ""
-for rows in 64 256; do
-    row "logprob_forward, $rows rows, V 151936" "$(figure bench_sampling "^logprob_forward +rows +$rows V 151936" 11)" us "copy" \
-        "$(figure bench_sampling "^logprob_forward +rows +$rows V 151936" 6)"
-    row "sample, temperature 1, $rows rows, V 151936" "$(figure bench_sampling "^sample, temperature 1 +rows +$rows V 151936" 11)" us "copy" \
-        "$(figure bench_sampling "^sample, temperature 1 +rows +$rows V 151936" 6)"
+# router OP NAME PEER-NAME PEER-VALUE: T 16384, E 128, K 8.
+router() {
+    local line="^$1 +softmax_norm +T +16384 E +128" us
+    us=$(figure bench_router "$line" 10)
+    row "$2, T 16384, E 128, K 8" "$us" us "$(part "$us" "$(part "$(figure bench_router "$line" 4)" 0.01)")" "$3" "$4"
+}
+# sampling OP: of 64 and 256 rows of the whole vocabulary.
+sampling() {
+    local rows line
+    for rows in 64 256; do
+        line="^$1 +rows +$rows V 151936"
+        row "$1, $rows rows, V 151936" "$(figure bench_sampling "$line" 11)" us "$(figure bench_sampling "$line" 6)" "" ""
+    done
+}
+# layer NAME SIZES: forward and both directions, gradients of the experts overwritten and added to, of a layer's benchmark.
+layer() {
+    local log=bench_layer-${2// /-} forward
+    forward=$(figure "$log" '^layer, forward  ' 5)
+    row "MoE layer forward, $1" "$forward" TFLOP/s "$dense" "grouped_mm" "$(peer "layer forward $2")"
+    row "MoE layer forward, planned, $1" "$(figure "$log" '^layer, forward, replayed by plan' 5)" TFLOP/s "$dense" native "$forward"
+    row "MoE layer both, $1" "$(figure "$log" '^layer, forward [+] backward  ' 5)" TFLOP/s "$dense" "grouped_mm" \
+        "$(peer "layer both $2")"
+    row "MoE layer both, steady, $1" "$(figure "$log" '^layer, both, dw overwritten, steady' 5)" TFLOP/s "$dense_steady" \
+        "grouped_mm" "$(peer "layer both steady $2")"
+    row "MoE layer both, added to, steady, $1" "$(figure "$log" '^layer, forward [+] backward, steady' 5)" TFLOP/s "$dense_steady" \
+        "grouped_mm" "$(peer "layer both steady $2")"
+}
+# product ROWS OUT IN: us that its operands take to be read and written, or that it takes to be multiplied.
+product_floor() {
+    [ -z "$dense" ] || [ -z "$copy" ] || awk -v m="$1" -v n="$2" -v k="$3" -v dense="$dense" -v copy="$copy" 'BEGIN {
+        bytes = 2e-3 * (m * k + n * k + m * n) / copy; flop = 2e-6 * m * n * k / dense
+        printf "%.2f", (bytes > flop ? bytes : flop) }'
+}
+# training RUN GPUS
+training() {
+    local native memory
+    native=$(figure "$1" '^step, native' 6)
+    memory=$(sed -n 's/.*; \([0-9.]*\) GiB of each device.*/\1/p' "$work/$1" 2>/dev/null | head -1)
+    row "training of 8 layers of Q30, $2 GPU" "$native" tok/s "" "transformers, 1 GPU" "$(peer train peers-train)"
+    row "the same, planned replay" "$(figure "$1" '^step, replayed' 6)" tok/s "" native "$native"
+    row "the same, planned replay, of a GPU" "$(figure "$1" '^step, replayed' 2)" TFLOP/s "$dense" "" ""
+    row "the same, memory of a GPU" "$memory" GiB "" transformers "$(peer 'train peak GiB' peers-train)"
+}
+# over VALUE SHARE: of what VALUE is SHARE.
+over() {
+    [ -z "$1" ] || [ -z "$2" ] || awk -v a="$1" -v b="$2" 'BEGIN { if (b > 0) printf "%.6g", a / b }'
+}
+# engine LOG BATCH: what its line has, and the peer's.
+engine() {
+    local line="^batch +$2," decode prefill floor way
+    decode=$(figure "$1" "$line" 15) prefill=$(figure "$1" "$line" 22)
+    for way in generate_batch static; do
+        floor=$(over "$decode" "$(figure "$1" "$line" 6)")
+        row "decode of Q30, batch $2, context 1024" "$decode" tok/s "$floor" "$way" "$(peer "$way decode $2" peers-generate)"
+        floor=$(over "$prefill" "$(figure "$1" "$line" 17)")
+        row "prefill of Q30, $2 prompts of 1024" "$prefill" tok/s "$floor" "$way" "$(peer "$way prefill $2" peers-generate)"
+    done
+    row "what recording costs, batch $2" "$(figure "$1" "$line" 4)" % "" "goal" 0.3
+}
+dense=$(peer dense) dense_steady=$(peer 'dense steady') copy=$(peer copy)
+# Without PyTorch the library's own product and copy stand in.
+[ -n "$dense" ] || dense=$(figure bench_layer-16384-2048-768-128-8 '^own matmul 8192.3  ' 5)
+[ -n "$dense_steady" ] || dense_steady=$(figure bench_layer-16384-2048-768-128-8 '^own matmul 8192.3, steady' 5)
+[ -n "$copy" ] || copy=$(figure bench_router '^device-to-device copy' 5)
+
+printf '\n%s, %s of them, %s GiB each; dense %s TFLOP/s, %s under load; copy %s GB/s\n' "$card" "$gpus" "$gib" "${dense:--}" \
+    "${dense_steady:--}" "${copy:--}"
+printf '| figure | here | floor | of it | beside | ratio |\n|---|---|---|---|---|---|\n'
+router topk "top-k" torch.topk "$(peer topk)"
+router moe_plan "moe_plan" "" ""
+line='^replay +softmax_norm +T +16384 E +128'
+native=$(figure bench_router "$line" 14)
+row "top-k, gate, plan of a replayed micro-batch" "$(figure bench_router "$line" 11)" us "" native "$native"
+row "gate of a planned micro-batch" "$(figure bench_router "$line" 5)" us "" native "$native"
+sampling logprob_forward
+sampling "sample, temperature 1"
+for sizes in "${layers[@]}"; do
+    read -r tokens hidden _ experts _ <<<"$sizes"
+    layer "T $tokens, H $hidden, E $experts" "$sizes"
 done
-for tokens in 16384 32768; do
-    row "MoE layer forward, T $tokens" "$(figure bench_layer-$tokens '^layer, forward  ' 5)" TFLOP/s "torch dense" "$(peer dense)"
-    row "MoE layer both, steady, T $tokens" "$(figure bench_layer-$tokens 'backward, steady' 5)" TFLOP/s "torch dense, steady" "$(peer 'dense steady')"
+row "MoE layer forward, T 16384, zipf .7" "$(figure bench_layer-zipf '^layer, forward  ' 5)" TFLOP/s "$dense" "uniform" \
+    "$(figure bench_layer-16384-2048-768-128-8 '^layer, forward  ' 5)"
+for what in forward backward; do
+    rate=$(figure bench_attention "^$what" 2)
+    row "attention $what, 4 x 4096" "$rate" TFLOP/s "$dense" "torch flash" "$(peer "flash $what")"
+    row "attention $what, 4 x 4096" "$rate" TFLOP/s "$dense" "torch cuDNN" "$(peer "cudnn $what")"
 done
-row "MoE layer forward, T 16384, zipf .7" "$(figure bench_layer-zipf '^layer, forward  ' 5)" TFLOP/s "uniform" \
-    "$(figure bench_layer-16384 '^layer, forward  ' 5)"
-row "attention forward, 4 x 4096" "$(figure bench_attention '^forward' 2)" TFLOP/s "torch flash" "$(peer 'flash forward')"
-row "attention backward, 4 x 4096" "$(figure bench_attention '^backward' 2)" TFLOP/s "torch flash" "$(peer 'flash backward')"
 for batch in 64 256; do
-    row "decode, batch $batch, context 8192" "$(figure bench_attention "^decode, batch +$batch, context +8192" 6)" GB/s \
-        "copy, read + written" "$(peer copy)"
+    row "decode attention, batch $batch, context 8192" "$(figure bench_attention "^decode, batch +$batch, context +8192" 6)" GB/s \
+        "$copy" "" ""
 done
-# What it costs that a row's bits do not depend on the number of rows: below 1 it costs nothing.
+# What it costs that a row's bits do not depend on the number of rows: at 1 and below it costs nothing.
 for rows in 64 256 2048 16384; do
     for shape in "5120 2048" "2048 4096" "151936 2048"; do
-        row "product of $rows rows, ${shape/ / x }" "$(figure bench_products "M +$rows, N +${shape/ /, K +}:" 4)" us "cuBLAS, free order" \
-            "$(peer "product $rows $shape")"
+        # shellcheck disable=SC2086 # two arguments
+        row "product of $rows rows, ${shape/ / x }, fixed order" "$(figure bench_products "M +$rows, N +${shape/ /, K +}:" 4)" us \
+            "$(product_floor "$rows" $shape)" "cuBLAS, free order" "$(peer "product $rows $shape")"
     done
 done
-for run in bench_train bench_train-2; do
-    gpus_of=1 && [ $run = bench_train ] || gpus_of=2
-    row "training of 8 layers of Q30, $gpus_of GPU, native" "$(figure $run '^step, native' 6)" tok/s "transformers, 1 GPU" "$(peer train peers-train)"
-    row "training of 8 layers of Q30, $gpus_of GPU, replayed" "$(figure $run '^step, replayed' 6)" tok/s "native" "$(figure $run '^step, native' 6)"
-    row "training of 8 layers of Q30, $gpus_of GPU, a GPU" "$(figure $run '^step, replayed' 2)" TFLOP/s "torch dense" "$(peer dense)"
-done
-for batch in 64 128; do
-    row "decode of Q30, batch $batch, context 1024" "$(figure bench_engine-48 "^batch +$batch," 15)" tok/s "generate_batch" \
-        "$(peer "generate_batch decode $batch" peers-generate)"
-    row "decode of Q30, batch $batch, context 1024" "$(figure bench_engine-48 "^batch +$batch," 15)" tok/s "static batch" \
-        "$(peer "static decode $batch" peers-generate)"
-    row "prefill of Q30, $batch prompts of 1024" "$(figure bench_engine-48 "^batch +$batch," 22)" tok/s "generate_batch" \
-        "$(peer "generate_batch prefill $batch" peers-generate)"
-done
-row "decode of 8 layers of Q30, batch 64, recording" "$(figure bench_engine '^batch +64,' 4)" % "goal" 0.3
-row "decode, 2 ranks, batch 64 each, mailboxes" "$(figure bench_decode_2 '^batch +64 a rank, mailboxes, graphs' 5)" tok/s "exchange" \
+training bench_train 1
+training bench_train-2 2
+for batch in "${batches[@]}"; do engine bench_engine-48 "$batch"; done
+row "what recording costs, 8 layers, batch 64" "$(figure bench_engine '^batch +64,' 4)" % "" "goal" 0.3
+row "decode, 2 ranks, batch 64 each, mailboxes" "$(figure bench_decode_2 '^batch +64 a rank, mailboxes, graphs' 5)" tok/s "" "exchange" \
     "$(figure bench_decode_2 '^batch +64 a rank, exchange' 5)"
-row "NCCL, 64 MiB to a rank" "$(awk -F '|' '/65536 KiB/ { print $6 + 0 }' "$work/bench_exchange_nccl" 2>/dev/null)" GB/s \
-    "raw send / receive" "$(awk -F '|' '/65536 KiB/ { print $5 + 0 }' "$work/bench_exchange_nccl" 2>/dev/null)"
+raw=$(awk -F '|' '/65536 KiB/ { print $5 + 0 }' "$work/bench_exchange_nccl" 2>/dev/null)
+row "NCCL, 64 MiB to a rank" "$(awk -F '|' '/65536 KiB/ { print $6 + 0 }' "$work/bench_exchange_nccl" 2>/dev/null)" GB/s "" \
+    "raw send / receive" "$raw"
+row "migration of experts, a group alone" "$(awk '/experts a step: a step/ { sub(/.*alone +[0-9.]+ us, +/, ""); if ($1 > most) most = $1 }
+    END { if (most) print most }' "$work/bench_decode_2" 2>/dev/null)" GB/s "" "raw send / receive" "$raw"
 
 for what in "${skipped[@]}"; do echo "skipped: $what"; done
 for what in "${failed[@]}"; do echo "FAILED: $what"; done

@@ -6,6 +6,8 @@
 #include "cpu/cpu_operands.h"
 #include "cpu/cpu_panel.h"
 
+#include <string.h>
+
 /* The list of a call's products and its scratch, in the memory that an op's threads share. */
 typedef struct product_list {
     wb_matmul *products;
@@ -35,6 +37,13 @@ static wb_status list_run(wb_device *dev, const product_list *list) {
     WB_CPU(run_products)(dev, list->count, opened, list->work, list->first);
     WB_CPU(products_close)(dev, list->count, list->products, opened);
     return WB_OK;
+}
+
+/* The gradient of the weights of a group's n rows. */
+static wb_matmul group_wgrad(const wb_grouped *g, int64_t n, wb_rows dy, wb_rows x, float *dw) {
+    wb_matmul m = wb_matmul_wgrad(n, g->w.cols, g->w.rows, dy, x, dw);
+    m.accumulate = !g->overwrites;
+    return m;
 }
 
 static wb_weight group_weight(const wb_grouped *g, int32_t i) {
@@ -84,8 +93,10 @@ wb_status WB_CPU(grouped_matmul_backward)(wb_device *dev, const wb_grouped *g, w
     for (int32_t i = 0; i < g->n_groups; i++) {
         const int64_t start = g->offsets[i], n = g->offsets[i + 1] - start;
         const wb_rows rows = wb_rows_from(dy, start * out);
+        float *const own = dw + i * out * in;
+        if (n == 0 && g->overwrites) memset(own, 0, (size_t)(out * in) * sizeof *own);
         if (n == 0) continue;
-        list_add(&list, wb_matmul_wgrad(n, in, out, rows, wb_rows_from(from, start * in), dw + i * out * in));
+        list_add(&list, group_wgrad(g, n, rows, wb_rows_from(from, start * in), own));
         list_add(&list, wb_matmul_dgrad(n, rows, group_weight(g, i), wb_rows_from(dx, start * in), false));
     }
     WB_TRY(list_run(dev, &list));

@@ -87,7 +87,7 @@ bool wgrad_of(const wb_device *dev, const wb_grouped &g, wb_rows x, wb_rows dy, 
     p->result = WB_PRODUCT_SUMS;
     p->M = narrow(transposed ? in : out), p->N = narrow(transposed ? out : in), p->gather = g.gather;
     p->b = bf16_of(b), p->ldb = p->N;
-    p->c = wb_f32_rows(dw), p->c_group = out * in, p->accumulate = true;
+    p->c = wb_f32_rows(dw), p->c_group = out * in, p->accumulate = !g.overwrites;
     p->c_row = transposed ? 1 : in, p->c_column = transposed ? in : 1;
     return takes(dev, x, dy, g.max_rows, out, *p);
 }
@@ -105,6 +105,12 @@ wb_status check_product(const wb_matmul &p) {
 
 bool has_work(const wb_grouped &g) {
     return g.max_rows > 0 && g.n_groups > 0 && g.w.rows > 0 && g.w.cols > 0;
+}
+
+/* What an overwriting backward without rows leaves. */
+wb_status clear_dw(wb_device *dev, const wb_grouped &g, float *dw) {
+    const int64_t n = g.n_groups * g.w.rows * g.w.cols;
+    return g.overwrites ? dev->zero(dev, dw, (size_t)n * sizeof *dw) : WB_OK;
 }
 
 wb_status multiply_forward(wb_device *dev, const char *op, const wb_grouped &g, wb_rows x, wb_rows y,
@@ -175,7 +181,7 @@ wb_status wb_cuda_grouped_matmul_backward(wb_device *dev, const wb_grouped *g, w
     WB_TRY(operand_check_like(op, "dy", dy.dtype, "x", x.dtype));
     WB_TRY(operand_check_like(op, "dx", dx.dtype, "x", x.dtype));
     WB_TRY(operand_check(op, "w", g->w.dtype));
-    if (!has_work(*g)) return WB_OK;
+    if (!has_work(*g)) return clear_dw(dev, *g, dw);
     WB_TRY(wb_cuda_use(dev, op));
     WB_TRY(multiply_wgrad(dev, op, *g, x, dy, dw));
     return multiply_dgrad(dev, op, *g, dy, dx, gate_up);

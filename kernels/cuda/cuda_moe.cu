@@ -9,34 +9,13 @@
 #include "cuda/cuda_operands.h"
 #include "cuda/cuda_ops.h"
 #include "cuda/cuda_scratch.h"
+#include "cuda/cuda_sum_before.h"
 #include "wb_dispatch_rules.h"
 
 namespace {
 
 /* A block's threads; the pairs that it places at a time, one a thread, or fewer. */
-enum { TILE = 1024 };
-
-/* The sum of `value` over the threads before this one; *total_out: over all of the block, of TILE threads. */
-__device__ int32_t sum_before(int32_t value, int32_t *total_out) {
-    __shared__ int32_t of_warp[TILE / WARP];
-    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-    int32_t sum = value;
-    for (int step = 1; step < WARP; step *= 2) {
-        const int32_t other = __shfl_up_sync(ALL_LANES, sum, step);
-        sum += lane >= step ? other : 0;
-    }
-    __syncthreads();
-    if (lane == WARP - 1) of_warp[warp] = sum;
-    __syncthreads();
-    int32_t warps = of_warp[lane];
-    for (int step = 1; step < WARP; step *= 2) {
-        const int32_t other = __shfl_up_sync(ALL_LANES, warps, step);
-        warps += lane >= step ? other : 0;
-    }
-    *total_out = __shfl_sync(ALL_LANES, warps, WARP - 1);
-    const int32_t before = __shfl_sync(ALL_LANES, warps, max(warp - 1, 0));
-    return (warp > 0 ? before : 0) + sum - value;
-}
+enum { TILE = SUM_THREADS };
 
 /* ---- rows of this rank's tokens -------------------------------------------------------------- */
 

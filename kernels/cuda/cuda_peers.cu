@@ -7,12 +7,13 @@
 #include "cuda/cuda_fault.h"
 #include "cuda/cuda_operands.h"
 #include "cuda/cuda_ops.h"
+#include "cuda/cuda_sum_before.h"
 
 #include <stddef.h>
 
 namespace {
 
-enum { WAITERS = 1024, BLOCKS_OF_A_STORE = 1024, LOOKS = 64 };
+enum { WAITERS = SUM_THREADS, BLOCKS_OF_A_STORE = 1024, LOOKS = 64 };
 
 __device__ __forceinline__ wb_mailbox *own_mailbox(const wb_peers &p) {
     return static_cast<wb_mailbox *>(p.mailbox[p.rank]);
@@ -114,27 +115,6 @@ __device__ bool all_came(const wb_peers &p, const uint64_t *numbers, wb_op op, w
         set_fault(fault, {WB_FAULT_PEER, op, late - 1, 0, 0, static_cast<int64_t>(1e3 * p.timeout)});
     }
     return __syncthreads_or(late) == 0;
-}
-
-/* The sum of `mine` over the threads before this one, and *total_out over all. */
-__device__ int32_t sum_before(int32_t mine, int32_t *total_out) {
-    __shared__ int32_t warps[WARP];
-    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-    int32_t sum = mine;
-    for (int step = 1; step < WARP; step *= 2) {
-        const int32_t other = __shfl_up_sync(ALL_LANES, sum, step);
-        sum += lane >= step ? other : 0;
-    }
-    __syncthreads();
-    if (lane == WARP - 1) warps[warp] = sum;
-    __syncthreads();
-    int32_t before = 0, total = 0;
-    for (int w = 0; w < WAITERS / WARP; w++) {
-        before += w < warp ? warps[w] : 0;
-        total += warps[w];
-    }
-    *total_out = total;
-    return before + sum - mine;
 }
 
 /* The threads of a warp write the places of each other's n rows, which begin at `row` here and at `from` in

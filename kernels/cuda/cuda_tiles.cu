@@ -156,19 +156,20 @@ __global__ void __launch_bounds__(BLOCK) multiply_groups(wb_grouped g, int64_t N
     TILE::multiply(p, tile * TILE::M, static_cast<int64_t>(blockIdx.y) * TILE::N);
 }
 
-/* dw[group] += dy^T x over the rows of the group ascending: a block for each tile of each matrix. */
+/* dw[group] (+=, or = where it overwrites) dy^T x over the rows of the group ascending: a block for each tile
+ * of each matrix. */
 template <class TILE>
 __global__ void __launch_bounds__(BLOCK) accumulate_groups(wb_grouped g, wb_rows x, wb_rows dy, float *dw) {
     const int64_t out = g.w.rows, in = g.w.cols, tiles = (in + TILE::N - 1) / TILE::N;
     const int32_t group = blockIdx.y;
     const int64_t first = g.offsets[group], n = g.offsets[group + 1] - first;
-    if (n == 0) return;
+    if (n == 0 && !g.overwrites) return;
     wb_matmul p = {};
     p.M = out, p.N = in, p.K = n;
     p.a = rows_from(dy, first * out), p.a_row = 1, p.a_col = out;
     p.b = rows_from(x, first * in), p.b_row = in, p.b_col = 1;
     p.c.data = dw + group * out * in, p.c.dtype = WB_F32, p.ldc = in;
-    p.accumulate = true;
+    p.accumulate = !g.overwrites;
     TILE::multiply(p, blockIdx.x / tiles * TILE::M, blockIdx.x % tiles * TILE::N);
 }
 

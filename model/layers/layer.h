@@ -44,6 +44,7 @@ typedef struct wb_pass {
     void *used;          /* host [T][L][K] out, as routing->used; or NULL */
     bool recompute;      /* all rows take routing->ids as an earlier forward left them */
     bool leaves_nothing; /* feed-forward parts: no backward follows before the part is computed again */
+    bool starts_grads;   /* backward: the gradients of experts are overwritten, not added to */
     const wb_router_probe *probe; /* or NULL */
     /* Rows that this rank's slots may get at most, where ranks store rows into each other's mailboxes
      * (wb_peers.h), and the host learns no count; 0: they travel by the exchange. On all

@@ -5,7 +5,8 @@
  *
  * Owns: random operands, the routing of random tokens, or skewed by 1 / rank^SKEW; times of single calls that
  * follow a pause, and of the layer and the dense product under steady load, when the clock has come down to
- * what the power limit allows: each is compared with the dense product in the same state. Refuses: peers
+ * what the power limit allows: each is compared with the dense product in the same state; gradients of
+ * weights added to, and overwritten as in the first micro-batch of an update, in turns. Refuses: peers
  * (compare them in the same call: README.md), results (test_products_cuda). Only work on rows that there are
  * counts as FLOP. */
 #include "bench_cuda.h"
@@ -139,7 +140,8 @@ void time_dense() {
 }
 
 void time_layer(const layer &l) {
-    const wb_grouped up = l.group_up(), up_alone = l.group_up_alone(), down = l.group_down();
+    const wb_grouped up_alone = l.group_up_alone();
+    wb_grouped up = l.group_up(), down = l.group_down();
     const wb_moe_plan plan = l.plan();
     const wb_rows none = {nullptr, WB_F32};
     const double n = static_cast<double>(l.rows), H = static_cast<double>(l.H), F = static_cast<double>(l.F);
@@ -185,6 +187,7 @@ void time_layer(const layer &l) {
     auto replayed = [&] { multiply(), weigh(), forward_up(), forward_down(), combine(); };
     auto kept = [&] { choose(), forward_up_kept(), forward_down(), combine(); };
     auto both = [&] { kept(), combine_back(), down_back(), up_back(), sum_back(); };
+    auto overwrite = [&](bool yes) { up.overwrites = down.overwrites = yes; };
     printf("T %lld, H %lld, F %lld, E %lld, K %lld\n", (long long)l.T, (long long)l.H, (long long)l.F,
            (long long)l.E, (long long)l.K);
     show_bytes("router product", burst_ms(multiply), T * H * 2 + T * E * 4);
@@ -205,8 +208,16 @@ void time_layer(const layer &l) {
     show("layer, forward, replayed by plan", burst_ms(replayed), 3 * one, dense);
     show("layer, forward, gate_up kept", burst_ms(kept), 3 * one, dense);
     show("layer, forward + backward", burst_ms(both), 9 * one, dense);
+    overwrite(true);
+    show("layer, both, dw overwritten", burst_ms(both), 9 * one, dense);
+    overwrite(false);
     show("layer, forward, steady", steady_ms(forward), 3 * one, dense_steady);
-    show("layer, forward + backward, steady", steady_ms(both), 9 * one, dense_steady);
+    for (int i = 0; i < 2; i++) {
+        overwrite(false);
+        show("layer, forward + backward, steady", steady_ms(both), 9 * one, dense_steady);
+        overwrite(true);
+        show("layer, both, dw overwritten, steady", steady_ms(both), 9 * one, dense_steady);
+    }
 }
 
 } // namespace

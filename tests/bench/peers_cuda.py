@@ -3,15 +3,20 @@
 
 Dense products and attention in TFLOP/s (bf16; attention causal, 4 x 4096 tokens, 32 heads of 128, keys and values of
 all heads), top-k of the router in microseconds, a copy in GB/s read and written, and the products of bench_products_cuda in
-microseconds, by cuBLAS with the order of sums that it likes best. Medians of single calls; `dense steady` is the mean under
-a load of half a second, when the clock has come down to what the power limit allows.
+microseconds, by cuBLAS with the order of sums that it likes best. Where transformers is there, its Qwen3-MoE layer with
+experts by grouped_mm, in the shapes of bench_layer_cuda: TFLOP/s of the experts' products, gradients of bf16. Medians of
+single calls; `steady` is the mean under a load of half a second, when the clock has come down to what the power limit
+allows.
 """
 import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 CALLS = 11
-STEADY = 200
+STEADY_MS = 500
+# tokens, hidden, width, experts, choices
+LAYERS = ((16384, 2048, 768, 128, 8), (32768, 2048, 768, 128, 8), (16384, 2048, 1024, 64, 8), (4096, 1024, 512, 32, 4),
+          (16384, 7168, 2048, 256, 8))
 
 
 def milliseconds(call):
@@ -27,6 +32,20 @@ def milliseconds(call):
     return sorted(times)[CALLS // 2]
 
 
+def steady_milliseconds(call):
+    """Of a call behind others that took as long as those that are timed."""
+    count = max(2, int(STEADY_MS / milliseconds(call)))
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    for _ in range(count):
+        call()
+    begin.record()
+    for _ in range(count):
+        call()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / count
+
+
 def random(*shape, **options):
     return torch.randn(*shape, device="cuda", dtype=torch.bfloat16, **options)
 
@@ -34,18 +53,34 @@ def random(*shape, **options):
 def dense():
     a, b = random(8192, 8192), random(8192, 8192)
     print(f"dense\t{2 * 8192**3 / milliseconds(lambda: a @ b) / 1e9:.1f}")
+    print(f"dense steady\t{2 * 8192**3 / steady_milliseconds(lambda: a @ b) / 1e9:.1f}")
 
-    def many():
-        for _ in range(STEADY):
-            a @ b
 
-    many()
-    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    begin.record()
-    many()
-    end.record()
-    end.synchronize()
-    print(f"dense steady\t{2 * 8192**3 * STEADY / begin.elapsed_time(end) / 1e9:.1f}")
+def layer(tokens, hidden, width, experts, choices):
+    import transformers
+    from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBlock
+
+    config = transformers.Qwen3MoeConfig(
+        hidden_size=hidden, moe_intermediate_size=width, num_experts=experts, num_experts_per_tok=choices, norm_topk_prob=True)
+    config._experts_implementation = "grouped_mm"
+    with torch.device("cuda"):
+        block = Qwen3MoeSparseMoeBlock(config).to(torch.bfloat16)
+    for parameter in block.parameters():
+        torch.nn.init.normal_(parameter, std=0.02)
+    x, gradient = random(1, tokens, hidden, requires_grad=True), random(1, tokens, hidden)
+
+    def both():
+        block.zero_grad(set_to_none=True)
+        x.grad = None
+        block(x).backward(gradient)
+
+    product = 2 * tokens * choices * hidden * width / 1e9
+    with torch.no_grad():
+        forward = milliseconds(lambda: block(x))
+    name = f"{tokens} {hidden} {width} {experts} {choices}"
+    print(f"layer forward {name}\t{3 * product / forward:.1f}")
+    print(f"layer both {name}\t{9 * product / milliseconds(both):.1f}")
+    print(f"layer both steady {name}\t{9 * product / steady_milliseconds(both):.1f}", flush=True)
 
 
 def attention(name, backend):
@@ -88,6 +123,12 @@ def products():
 
 def main():
     dense()
+    for sizes in LAYERS:
+        try:
+            layer(*sizes)
+        except (ImportError, RuntimeError) as error:  # no transformers; memory, of which the last one needs most
+            print(f"# layer {sizes}: {str(error).splitlines()[0]}")
+        torch.cuda.empty_cache()
     for name, backend in (("flash", SDPBackend.FLASH_ATTENTION), ("cudnn", SDPBackend.CUDNN_ATTENTION)):
         try:
             attention(name, backend)

@@ -236,9 +236,9 @@ static inline void all_grouped(wb_device *dev, const wb_moe_plan *plan, int64_t 
     float *dup = random_floats(S * 2 * F * H, -1, 1), *ddown = random_floats(S * H * F, -1, 1),
           *dx = floats(n * H);
     const wb_rows none = {NULL, WB_F32};
-    wb_grouped first = {(int32_t)S,      plan->offsets,         n,    {up, WB_F32, 2 * F, H},
-                        plan->row_token, wb_f32_rows(gathered), false};
-    wb_grouped second = {(int32_t)S, plan->offsets, n, {down, WB_F32, H, F}, NULL, none, false};
+    wb_grouped first = {(int32_t)S,      plan->offsets,         n,     {up, WB_F32, 2 * F, H},
+                        plan->row_token, wb_f32_rows(gathered), false, false};
+    wb_grouped second = {(int32_t)S, plan->offsets, n, {down, WB_F32, H, F}, NULL, none, false, false};
     assert_ok(dev->grouped_matmul(dev, &first, wb_f32_rows(x), wb_f32_rows(gate_up), wb_f32_rows(act)));
     assert_ok(dev->grouped_matmul(dev, &second, wb_f32_rows(act), wb_f32_rows(y), none));
     keep(o, gate_up, (size_t)(n * 2 * F) * sizeof(float), "grouped_matmul gate_up");
@@ -248,9 +248,15 @@ static inline void all_grouped(wb_device *dev, const wb_moe_plan *plan, int64_t 
                                            wb_f32_rows(dact), wb_f32_rows(gate_up)));
     assert_ok(dev->grouped_matmul_backward(dev, &first, wb_f32_rows(x), wb_f32_rows(gate_up), dup,
                                            wb_f32_rows(dx), none));
+    first.overwrites = true;
+    float *over = floats(S * 2 * F * H);
+    for (int64_t i = 0; i < S * 2 * F * H; i++) over[i] = NAN;
+    assert_ok(dev->grouped_matmul_backward(dev, &first, wb_f32_rows(x), wb_f32_rows(gate_up), over,
+                                           wb_f32_rows(dx), none));
     keep_floats(o, ddown, S * H * F, "grouped_matmul_backward down");
     keep_floats(o, dup, S * 2 * F * H, "grouped_matmul_backward gate_up");
     keep_floats(o, dx, n * H, "grouped_matmul_backward dx");
+    keep_floats(o, over, S * 2 * F * H, "grouped_matmul_backward gate_up, overwritten");
     free(act), free(gate_up), free(x), free(up), free(down), free(gathered), free(dy), free(dact);
 }
 

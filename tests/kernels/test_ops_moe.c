@@ -194,8 +194,8 @@ static void test_grouped_matmul(void **state) {
     float *dx = floats(N * H), *dup2 = copied(dup, SLOTS * 2 * F * H), *ddown2 = copied(ddown, SLOTS * H * F);
     const wb_rows none = {NULL, WB_F32};
     const wb_grouped first = {SLOTS, l.offsets, N, {up, WB_F32, 2 * F, H}, l.row_token, wb_f32_rows(gathered),
-                              false};
-    const wb_grouped second = {SLOTS, l.offsets, N, {down, WB_F32, H, F}, NULL, none, false};
+                              false, false};
+    const wb_grouped second = {SLOTS, l.offsets, N, {down, WB_F32, H, F}, NULL, none, false, false};
     assert_ok(dev->grouped_matmul(dev, &first, wb_f32_rows(x), wb_f32_rows(gate_up), wb_f32_rows(act)));
     assert_ok(dev->grouped_matmul(dev, &second, wb_f32_rows(act), wb_f32_rows(y), none));
 
@@ -244,6 +244,40 @@ static void test_grouped_matmul(void **state) {
     wb_device_close(dev);
 }
 
+/* A backward that overwrites leaves what one that adds makes of zeros, whatever was there; zeros for a group
+ * without rows, and for all where no group has any. */
+static void test_overwritten_gradients(void **state) {
+    (void)state;
+    enum { H = 40, F = 24, N = TOKENS * CHOICES };
+    wb_device *dev = open_cpu(2);
+    const int64_t n = SLOTS * F * H;
+    layer l;
+    make_layer(&l, true);
+    assert_ok(dev->moe_plan(dev, &l.plan));
+    float *x = random_floats(N * H, -1, 1), *w = random_floats(n, -1, 1), *dy = random_floats(N * F, -1, 1);
+    float *dx = floats(N * H), *added = floats(n), *written = floats(n);
+    wb_grouped g = {.n_groups = SLOTS, .offsets = l.offsets, .max_rows = N, .w = {w, WB_F32, F, H}};
+    int32_t empty = 0;
+    for (int32_t s = 0; s < SLOTS; s++) empty += l.offsets[s] == l.offsets[s + 1];
+    assert_true(empty > 0);
+    for (int64_t i = 0; i < n; i++) written[i] = NAN;
+    assert_ok(dev->grouped_matmul_backward(dev, &g, wb_f32_rows(x), wb_f32_rows(dy), added, wb_f32_rows(dx),
+                                           (wb_rows){0}));
+    g.overwrites = true;
+    assert_ok(dev->grouped_matmul_backward(dev, &g, wb_f32_rows(x), wb_f32_rows(dy), written, wb_f32_rows(dx),
+                                           (wb_rows){0}));
+    assert_same_floats(written, added, n, "overwritten");
+
+    memset(l.offsets, 0, sizeof l.offsets);
+    memset(added, 0, (size_t)n * sizeof *added);
+    g.max_rows = 0;
+    assert_ok(dev->grouped_matmul_backward(dev, &g, wb_f32_rows(x), wb_f32_rows(dy), written, wb_f32_rows(dx),
+                                           (wb_rows){0}));
+    assert_same_floats(written, added, n, "overwritten without rows");
+    free(x), free(w), free(dy), free(dx), free(added), free(written);
+    wb_device_close(dev);
+}
+
 /* ---- combine --------------------------------------------------------------------------------- */
 
 static void test_moe_combine(void **state) {
@@ -281,6 +315,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_dynamic_rules_use_all_replicas),
         cmocka_unit_test(test_moe_group),
         cmocka_unit_test(test_grouped_matmul),
+        cmocka_unit_test(test_overwritten_gradients),
         cmocka_unit_test(test_moe_combine),
     };
     rng_open(argc, argv);

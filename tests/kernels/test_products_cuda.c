@@ -215,8 +215,9 @@ static void run_forward(const layer *l) {
     assert_ok(cuda->grouped_matmul(cuda, &down, half(l->act), half(l->y), (wb_rows){0}));
 }
 
-static void run_backward(const layer *l) {
-    const wb_grouped up = group_up(l), down = group_down(l);
+static void run_backward(const layer *l, bool overwrites) {
+    wb_grouped up = group_up(l), down = group_down(l);
+    up.overwrites = down.overwrites = overwrites;
     assert_ok(cuda->grouped_matmul_backward(cuda, &down, half(l->act), half(l->dy), l->ddown, half(l->dact),
                                             half(l->gate_up)));
     assert_ok(cuda->grouped_matmul_backward(cuda, &up, half(l->x), half(l->gate_up), l->dup, half(l->dx),
@@ -248,7 +249,7 @@ static void check_forward(const layer *l) {
     free(rows), free(c);
 }
 
-/* dw of group e: beginning at `before`, plus the product. */
+/* dw of group e: beginning at `before`, plus the product; before NULL: the product alone. */
 static void check_dw(const layer *l, int32_t e, const char *what, const float *dw, const float *before,
                      int64_t out, int64_t in, const uint16_t *dy, const uint16_t *x) {
     const int64_t n = l->offsets[e + 1] - l->offsets[e];
@@ -256,7 +257,7 @@ static void check_dw(const layer *l, int32_t e, const char *what, const float *d
     const wb_matmul p = product_of(WGRAD, out, in, n, half(dy), half(x), r.c, false);
     assert_ok(cuda->matmul(cuda, 1, &p));
     for (int64_t i = 0; i < out * in; i++) {
-        const float expected = n > 0 ? before[i] + at(r.c, i) : before[i];
+        const float begin = before ? before[i] : 0, expected = n > 0 ? begin + at(r.c, i) : begin;
         if (!(dw[i] == expected))
             fail_msg("%s of group %d [%" PRId64 "]: expected %.9g, found %.9g", what, e, i, (double)expected,
                      (double)dw[i]);
@@ -264,30 +265,37 @@ static void check_dw(const layer *l, int32_t e, const char *what, const float *d
     free_result(&r);
 }
 
-static void check_backward(layer *l) {
+/* Group e's part of a gradient as it was; NULL where that does not matter. */
+static const float *part_of(const float *before, int32_t e, int64_t n) {
+    return before ? before + e * n : NULL;
+}
+
+/* What is overwritten was NaN. */
+static void check_backward(layer *l, bool overwrites) {
     const int64_t H = l->H, F = l->F;
     uint16_t *forward = poisoned_bf16(l->rows * 2 * F), *dact = poisoned_bf16(l->rows * F);
     uint16_t *rows = poisoned_bf16(l->rows * H), *c = poisoned_bf16(l->rows * H);
-    for (int64_t i = 0; i < l->E * 2 * F * H; i++) l->dup[i] = rng_uniform(-1, 1);
-    for (int64_t i = 0; i < l->E * H * F; i++) l->ddown[i] = rng_uniform(-1, 1);
-    float *before = copied(l->dup, l->E * 2 * F * H), *ddown = copied(l->ddown, l->E * H * F);
+    for (int64_t i = 0; i < l->E * 2 * F * H; i++) l->dup[i] = overwrites ? NAN : rng_uniform(-1, 1);
+    for (int64_t i = 0; i < l->E * H * F; i++) l->ddown[i] = overwrites ? NAN : rng_uniform(-1, 1);
+    float *dup = overwrites ? NULL : copied(l->dup, l->E * 2 * F * H),
+          *ddown = overwrites ? NULL : copied(l->ddown, l->E * H * F);
     memcpy(forward, l->gate_up, (size_t)(l->rows * 2 * F) * sizeof *forward);
     for (int64_t i = 0; i < l->rows; i++)
         memcpy(rows + i * H, l->x + l->row_token[i] * H, (size_t)H * sizeof *rows);
-    run_backward(l);
+    run_backward(l, overwrites);
     for (int32_t e = 0; e < l->E; e++) {
         const int64_t first = l->offsets[e], n = l->offsets[e + 1] - first;
         one_group(l, e, F, H, l->dy + first * H, l->down + e * H * F, DGRAD, dact + first * F);
         one_group(l, e, H, 2 * F, l->gate_up + first * 2 * F, l->up + e * 2 * F * H, DGRAD, c);
         assert_same_bits(l->dx + first * H, c, n * H, "dx");
-        check_dw(l, e, "dup", l->dup + e * 2 * F * H, before + e * 2 * F * H, 2 * F, H,
+        check_dw(l, e, "dup", l->dup + e * 2 * F * H, part_of(dup, e, 2 * F * H), 2 * F, H,
                  l->gate_up + first * 2 * F, rows + first * H);
-        check_dw(l, e, "ddown", l->ddown + e * H * F, ddown + e * H * F, H, F, l->dy + first * H,
+        check_dw(l, e, "ddown", l->ddown + e * H * F, part_of(ddown, e, H * F), H, F, l->dy + first * H,
                  l->act + first * F);
     }
     assert_ok(cuda->swiglu_backward(cuda, l->rows, F, half(forward), half(dact), half(forward)));
     assert_same_bits(l->gate_up, forward, l->rows * 2 * F, "gradient of gate and up");
-    free(forward), free(dact), free(rows), free(c), free(before), free(ddown);
+    free(forward), free(dact), free(rows), free(c), free(dup), free(ddown);
 }
 
 static void test_groups_are_products_of_their_own(void **state) {
@@ -301,7 +309,7 @@ static void test_groups_are_products_of_their_own(void **state) {
         make_layer(&l, E, 64, H, F, round % 3 == 0 ? 400 : 90);
         run_forward(&l);
         check_forward(&l);
-        check_backward(&l);
+        check_backward(&l, round / 4 % 2);
         free_layer(&l);
     }
 }
@@ -316,7 +324,9 @@ static void test_large_tiles_have_the_same_bits(void **state) {
         make_layer(&l, 40, 512, widths[i][0], widths[i][1], 500);
         run_forward(&l);
         check_forward(&l);
-        check_backward(&l);
+        check_backward(&l, false);
+        run_forward(&l);
+        check_backward(&l, true);
         free_layer(&l);
     }
 }
@@ -394,7 +404,7 @@ static void test_nan_stays_with_its_expert(void **state) {
             for (int64_t h = 0; h < l.H; h++) l.dy[i * l.H + h] = 0x7fc0;
             for (int64_t f = 0; f < l.F; f++) l.act[i * l.F + f] = 0x7fc0;
         }
-        run_backward(&l);
+        run_backward(&l, false);
         for (int32_t e = 0; e < E; e++)
             for (int64_t i = 0; i < 2 * l.F * l.H; i++) {
                 const float found = l.dup[e * 2 * l.F * l.H + i];

@@ -106,12 +106,12 @@ template <class S> ASM_INLINE bool takes_apart(int left) {
     return S::FORM != WB_PRODUCT_WGRAD && S::CLUSTER == 2 && left <= S::TILE_ROWS;
 }
 
-/* A cluster's tiles of a group with so many rows. One without rows has none of WGRAD either: it adds nothing
- * to its gradient. */
+/* A cluster's tiles of a group with so many rows. One without rows has none of WGRAD either, where it would
+ * add nothing to its gradient. */
 template <class S> ASM_INLINE int tiles_of_rows(const wb_product &p, int rows) {
     constexpr int each = S::TILE_ROWS * S::CLUSTER;
     const int across = column_tiles<S>(p), left = rows % each;
-    if (S::FORM == WB_PRODUCT_WGRAD) return rows == 0 ? 0 : (p.M + each - 1) / each * across;
+    if (S::FORM == WB_PRODUCT_WGRAD) return rows == 0 && p.accumulate ? 0 : (p.M + each - 1) / each * across;
     return rows / each * across + (left == 0 ? 0 : takes_apart<S>(left) ? (across + 1) / 2 : across);
 }
 
@@ -173,7 +173,8 @@ template <class S> ASM_INLINE tile tile_of(const wb_product &p, const uint4 &tol
     if constexpr (S::FORM == WB_PRODUCT_WGRAD) {
         t.n = static_cast<int>(told.w & 0xffff);
         t.m = (static_cast<int>(told.w >> 16) * S::CLUSTER + block) * S::TILE_ROWS;
-        t.row = row, t.rows = left, t.steps = (left + PART - 1) / PART;
+        /* Without rows one step of zeros, which overwrites. */
+        t.row = row, t.rows = left, t.steps = max(1, (left + PART - 1) / PART);
     } else {
         const int skip = t.apart ? 0 : block * S::TILE_ROWS;
         t.n = static_cast<int>(told.w) + (t.apart ? block : 0), t.m = 0;

@@ -115,20 +115,20 @@ static wb_status forward(void *worker, const void *weights, const wb_pass *pass,
 
 /* Gradients of the experts' inputs from those of their outputs, which come in `output` or, with several
  * ranks, in `sent`; *drows_out: where they lie, row by row. */
-static wb_status run_experts_backward(moe *m, const wb_moe_weights *w, wb_rows x, float *const *grads,
-                                      wb_rows *drows_out) {
+static wb_status run_experts_backward(moe *m, const wb_moe_weights *w, bool starts_grads, wb_rows x,
+                                      float *const *grads, wb_rows *drows_out) {
     wb_device *dev = m->model->device;
     const wb_rows output = rows_of(m, &m->output);
     if (!wb_moe_has_peers(m->model)) {
         *drows_out = output;
-        return wb_moe_experts_backward(&m->experts, &m->plan, w, x, grads, output);
+        return wb_moe_experts_backward(&m->experts, &m->plan, w, starts_grads, x, grads, output);
     }
     *drows_out = rows_of(m, &m->rows);
     WB_TRY(wb_moe_send_to_experts(&m->exchange, &m->plan, rows_of(m, &m->sent)));
     const wb_rows received = rows_of(m, &m->exchange.received);
     WB_TRY(dev->gather_rows(dev, m->plan.n, m->model->config.hidden_size, m->plan.to_received.data, received,
                             output));
-    WB_TRY(wb_moe_experts_backward(&m->experts, &m->plan, w, x, grads, output));
+    WB_TRY(wb_moe_experts_backward(&m->experts, &m->plan, w, starts_grads, x, grads, output));
     return wb_moe_return_to_tokens(&m->exchange, &m->plan, output, rows_of(m, &m->rows));
 }
 
@@ -147,7 +147,7 @@ static wb_status backward(void *worker, const void *weights, const wb_pass *pass
     wb_rows drows;
     WB_TRY(dev->moe_combine_backward(dev, T, K, H, rows_of(m, &m->rows), pair_row, m->choice.weights.data, dy,
                                      doutputs, m->choice.dweights.data));
-    WB_TRY(run_experts_backward(m, w, x, grads, &drows));
+    WB_TRY(run_experts_backward(m, w, pass->starts_grads, x, grads, &drows));
     WB_TRY(dev->moe_combine(dev, T, K, H, drows, pair_row, NULL, dx));
     return wb_moe_choose_backward(&m->choice, w, pass, x, grads, dx);
 }

@@ -144,9 +144,9 @@ void wb_moe_experts_layout(wb_moe_experts *experts, const wb_moe_experts *other,
 wb_status wb_moe_experts_forward(wb_moe_experts *experts, const wb_moe_rows *plan, const wb_moe_weights *w,
                                  bool leaves_nothing, wb_rows x, wb_rows output);
 
-/* `grad` [n, H]: in, of the outputs; out, of the inputs. x: the tokens' [T, H], not read with R > 1. Uses up
- * gate_up. */
+/* `grad` [n, H]: in, of the outputs; out, of the inputs. x: the tokens' [T, H], not read with R > 1.
+ * starts_grads: as in wb_pass. Uses up gate_up. */
 wb_status wb_moe_experts_backward(wb_moe_experts *experts, const wb_moe_rows *plan, const wb_moe_weights *w,
-                                  wb_rows x, float *const *grads, wb_rows grad);
+                                  bool starts_grads, wb_rows x, float *const *grads, wb_rows grad);
 
 #endif

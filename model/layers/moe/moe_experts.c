@@ -61,10 +61,11 @@ wb_status wb_moe_experts_forward(wb_moe_experts *experts, const wb_moe_rows *pla
 }
 
 wb_status wb_moe_experts_backward(wb_moe_experts *experts, const wb_moe_rows *plan, const wb_moe_weights *w,
-                                  wb_rows x, float *const *grads, wb_rows grad) {
+                                  bool starts_grads, wb_rows x, float *const *grads, wb_rows grad) {
     const wb_model *model = experts->model;
     wb_device *dev = model->device;
-    const wb_grouped gate_up = group_gate_up(experts, plan, w), down = group_down(experts, plan, w);
+    wb_grouped gate_up = group_gate_up(experts, plan, w), down = group_down(experts, plan, w);
+    gate_up.overwrites = down.overwrites = starts_grads;
     const wb_rows dgate_up = wb_activations(model, &experts->gate_up), none = {0};
     WB_TRY(dev->grouped_matmul_backward(dev, &down, wb_activations(model, &experts->act), grad,
                                         grads[w->down], wb_activations(model, &experts->dact), dgate_up));
