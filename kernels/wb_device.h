@@ -10,7 +10,7 @@
 #ifndef WB_DEVICE_H
 #define WB_DEVICE_H
 
-#include "wb_peers.h"
+#include "wb_mailbox.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -73,18 +73,18 @@ extern "C" {
     X(sum_squares)             \
     X(adamw)
 
-/* wb_peers.h; a backend has all of these or none. */
-#define WB_PEER_OPS(X) \
-    X(memory_share)    \
-    X(memory_attach)   \
-    X(memory_detach)   \
-    X(peer_send)       \
-    X(peer_receive)    \
-    X(peer_return)     \
-    X(peer_wait)
+/* wb_mailbox.h; a backend has all of these or none. */
+#define WB_MAILBOX_OPS(X) \
+    X(memory_share)       \
+    X(memory_attach)      \
+    X(memory_detach)      \
+    X(mailbox_send)       \
+    X(mailbox_receive)    \
+    X(mailbox_return)     \
+    X(mailbox_wait)
 // clang-format on
 
-#define WB_OPS(X) WB_MEMORY_OPS(X) WB_COMPUTE_OPS(X) WB_PEER_OPS(X)
+#define WB_OPS(X) WB_MEMORY_OPS(X) WB_COMPUTE_OPS(X) WB_MAILBOX_OPS(X)
 
 /* A backend that lacks an op leaves its pointer NULL.
  *

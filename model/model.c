@@ -93,7 +93,7 @@ wb_status wb_model_new(const wb_config *config, const wb_family_rules *family,
 wb_status wb_model_open_exchange(wb_model *m) {
     const wb_exchange_memory memory = wb_device_exchange_memory(m->device);
     WB_TRY(wb_exchange_open(m->comm, &memory, &m->exchange));
-    return wb_model_open_peer_rows(m);
+    return wb_model_open_mailboxes(m);
 }
 
 /* ---- measuring ------------------------------------------------------------------------------- */
@@ -155,7 +155,7 @@ wb_status wb_model_measure_slot(const wb_config *config, const wb_model_options 
 
 void wb_model_close(wb_model *m) {
     if (!m) return;
-    wb_model_close_peer_rows(m);
+    wb_model_close_mailboxes(m);
     wb_exchange_close(m->exchange);
     wb_workspace_close(&m->memory);
     wb_dispatch_close(m->dispatch_rows);

@@ -4,7 +4,7 @@
 #define WB_MODEL_WEIGHTS_H
 
 #include "families/family.h"
-#include "peer_rows.h"
+#include "mailboxes.h"
 #include "slot_traffic.h"
 #include "wb_arena.h"
 #include "wb_check.h"
@@ -50,12 +50,12 @@ struct wb_model {
     const wb_family_rules *family;
     wb_device *device;
     wb_comm *comm;
-    wb_exchange *exchange;  /* over comm, for the device's memory; NULL until the ranks have met */
-    wb_peer_rows peer_rows; /* beside it, where the devices reach each other */
-    int32_t n_ranks, rank;  /* of comm */
-    wb_dtype dtype;         /* of matrices of weights */
-    wb_dtype activations;   /* of activations and their gradients */
-    wb_workspace memory;    /* of everything below, but for what is of the source */
+    wb_exchange *exchange;        /* over comm, for the device's memory; NULL until the ranks have met */
+    wb_model_mailboxes mailboxes; /* beside it, where the devices reach each other */
+    int32_t n_ranks, rank;        /* of comm */
+    wb_dtype dtype;               /* of matrices of weights */
+    wb_dtype activations;         /* of activations and their gradients */
+    wb_workspace memory;          /* of everything below, but for what is of the source */
 
     wb_param *params; /* [n_params] */
     int32_t n_params;
@@ -157,9 +157,9 @@ wb_status wb_model_check_peers(const wb_model *model, const void *source, size_t
 /* Opens the model's exchange, and mailboxes where the devices of all ranks reach each other. Collective. */
 wb_status wb_model_open_exchange(wb_model *model);
 
-/* The mailboxes (peer_rows.c). Opened on all ranks or on none; collective. Closing: not. */
-wb_status wb_model_open_peer_rows(wb_model *model);
-void wb_model_close_peer_rows(wb_model *model);
+/* The mailboxes (mailboxes.c). Opened on all ranks or on none; collective. Closing: not. */
+wb_status wb_model_open_mailboxes(wb_model *model);
+void wb_model_close_mailboxes(wb_model *model);
 
 /* Fills route_model from config and family (routes_of_model.c). */
 wb_status wb_model_describe_routes(wb_model *model);

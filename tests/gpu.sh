@@ -88,12 +88,12 @@ survives() {
     if grep -q "of 2 survived: .*rank [01]" "$log"; then echo "ok       $1-killed"; else failed+=("$1-killed") && tail -5 "$log"; fi
 }
 # Mailboxes need no NCCL; ranks beyond the GPUs share them.
-peers=$(built mpi_peers_cuda)
-if [ -n "$peers" ]; then
-    for ranks in 2 3; do step mpi_peers_cuda-$ranks "${mpi[@]}" -n $ranks "$peers"; done
-    [ "$gpus" -lt 2 ] || survives mpi_peers_cuda
+mailboxes=$(built mpi_mailbox_cuda)
+if [ -n "$mailboxes" ]; then
+    for ranks in 2 3; do step mpi_mailbox_cuda-$ranks "${mpi[@]}" -n $ranks "$mailboxes"; done
+    [ "$gpus" -lt 2 ] || survives mpi_mailbox_cuda
 else
-    skipped+=("mpi_peers_cuda: was not built, it needs MPI")
+    skipped+=("mpi_mailbox_cuda: was not built, it needs MPI")
 fi
 
 # ---- GRPO ----
@@ -134,10 +134,10 @@ if [ "$gpus" -ge 2 ] && [ -n "$(built mpi_exchange_nccl)" ]; then
 else
     skipped+=("NCCL: needs two GPUs and a build with NCCL, found $gpus GPUs")
 fi
-if [ "$gpus" -ge 2 ] && [ -n "$(built bench_peers_mpi)" ]; then
-    step bench_peers "${mpi[@]}" -n 2 "$(built bench_peers_mpi)"
+if [ "$gpus" -ge 2 ] && [ -n "$(built bench_mailbox_mpi)" ]; then
+    step bench_mailbox "${mpi[@]}" -n 2 "$(built bench_mailbox_mpi)"
 else
-    skipped+=("bench_peers: needs two GPUs and a build with MPI, found $gpus GPUs")
+    skipped+=("bench_mailbox: needs two GPUs and a build with MPI, found $gpus GPUs")
 fi
 
 # ---- benchmarks ----

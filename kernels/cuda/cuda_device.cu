@@ -258,7 +258,7 @@ static void set_ops(wb_device *dev) {
 #undef SET
 #define SET(op) dev->op = wb_cuda_##op;
     WB_COMPUTE_OPS(SET)
-    WB_PEER_OPS(SET)
+    WB_MAILBOX_OPS(SET)
 #undef SET
 }
 

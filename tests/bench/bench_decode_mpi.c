@@ -78,7 +78,7 @@ static void submit(bench *b, int32_t number) {
 
 static void take_way(bench *b, way w, const wb_device *whole, int64_t max_tokens) {
     b->device->graph_begin = w == MAILBOXES ? NULL : whole->graph_begin;
-    b->model->peer_rows.max_tokens = w == EXCHANGE ? -1 : max_tokens;
+    b->model->mailboxes.max_tokens = w == EXCHANGE ? -1 : max_tokens;
 }
 
 static void digest_completions(bench *b) {
@@ -134,7 +134,7 @@ static double move_alone(bench *b, size_t moved) {
 
 static void compare_ways(bench *b, int32_t batch) {
     const wb_device whole = *b->device;
-    const int64_t max_tokens = b->model->peer_rows.max_tokens;
+    const int64_t max_tokens = b->model->mailboxes.max_tokens;
     uint64_t digests[WAYS];
     for (int w = 0; w < WAYS; w++) {
         take_way(b, (way)w, &whole, max_tokens);
@@ -230,7 +230,7 @@ static void run(int argc, char **argv) {
         printf("qwen3_moe, %d layers of Qwen3-30B-A3B, vocabulary %d, prompts of %d, %d ranks, exchange: %s, "
                "mailboxes: %s\n",
                config.n_layers, VOCABULARY, CONTEXT, b.ranks, wb_comm_name(b.comm),
-               wb_has_peer_rows(&b.model->peer_rows) ? "yes" : "no");
+               wb_has_mailboxes(&b.model->mailboxes) ? "yes" : "no");
     decode(&b, 16, 0); /* to warm up */
     for (int i = 0; i < n; i++) compare_ways(&b, argc > 2 ? atoi(argv[2 + i]) : usual[i]);
     if (b.comm != b.control) compare_moves(&b, argc > 2 ? atoi(argv[2]) : 64);

@@ -7,7 +7,7 @@
 #ifndef GRAPH_DEVICE_H
 #define GRAPH_DEVICE_H
 
-#include "support/peer_ops.h"
+#include "support/mailbox_ops.h"
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -34,7 +34,7 @@ typedef struct graph_call {
         wb_grouped grouped;
         wb_weight weight;
         wb_route_check check;
-        wb_peers peers;
+        wb_mailboxes boxes;
     } args;
     wb_ids ids, to;
     int n_said;
@@ -103,14 +103,14 @@ static wb_status graph_do(wb_device *dev, const graph_call *c) {
     case WB_OP_moe_combine:
         return real->moe_combine(dev, NUM(0), (int32_t)NUM(1), NUM(2), c->rows[0], PTR(3), PTR(4),
                                  c->rows[1]);
-    case WB_OP_peer_send:
-        return real->peer_send(dev, &c->args.peers, NUM(0), PTR(1), PTR(2), c->rows[0]);
-    case WB_OP_peer_receive:
-        return real->peer_receive(dev, &c->args.peers, PTR(0), PTR(1));
-    case WB_OP_peer_return:
-        return real->peer_return(dev, &c->args.peers, NUM(0), PTR(1), PTR(2), c->rows[0]);
-    case WB_OP_peer_wait:
-        return real->peer_wait(dev, &c->args.peers);
+    case WB_OP_mailbox_send:
+        return real->mailbox_send(dev, &c->args.boxes, NUM(0), PTR(1), PTR(2), c->rows[0]);
+    case WB_OP_mailbox_receive:
+        return real->mailbox_receive(dev, &c->args.boxes, PTR(0), PTR(1));
+    case WB_OP_mailbox_return:
+        return real->mailbox_return(dev, &c->args.boxes, NUM(0), PTR(1), PTR(2), c->rows[0]);
+    case WB_OP_mailbox_wait:
+        return real->mailbox_wait(dev, &c->args.boxes);
     default:
         graph_must(false, "an op that it knows");
         return WB_OK;
@@ -191,8 +191,8 @@ static void graph_say_grouped(graph_call *c) {
     SAY(WORD(g->w.rows), WORD(g->w.cols), ADDRESS(g->gather), ROWS(g->gathered), WORD(g->y_is_scratch));
 }
 
-static void graph_say_peers(graph_call *c) {
-    const wb_peers *p = &c->args.peers;
+static void graph_say_mailboxes(graph_call *c) {
+    const wb_mailboxes *p = &c->args.boxes;
     SAY(WORD(p->rank), WORD(p->n_ranks), WORD(p->max_rows), WORD(p->width), WORD(p->dtype),
         graph_bits((float)p->timeout));
     for (int32_t r = 0; r < p->n_ranks; r++) SAY(ADDRESS(p->mailbox[r]), WORD(p->first_slot[r + 1]));
@@ -209,7 +209,7 @@ static void graph_say_all(graph_call *c) {
     if (c->op == WB_OP_gate_forward || c->op == WB_OP_gate_backward) graph_say_router(c, &c->args.router);
     if (c->op == WB_OP_moe_plan) graph_say_plan(c);
     if (c->op == WB_OP_grouped_matmul) graph_say_grouped(c);
-    if (c->args.peers.n_ranks > 0 && c->op >= WB_OP_peer_send) graph_say_peers(c);
+    if (c->args.boxes.n_ranks > 0 && c->op >= WB_OP_mailbox_send) graph_say_mailboxes(c);
     if (c->op == WB_OP_embed_forward) SAY(ADDRESS(c->args.weight.data), WORD(c->args.weight.dtype));
 }
 
@@ -348,28 +348,29 @@ static wb_status graph_combine(wb_device *dev, int64_t T, int32_t K, int64_t H, 
     return TAKE();
 }
 
-static wb_status graph_peer_send(wb_device *dev, const wb_peers *peers, int64_t n, const int32_t *row_token,
-                                 const int32_t *offsets, wb_rows x) {
-    graph_call c = graph_blank(WB_OP_peer_send);
-    c.args.peers = *peers, c.rows[0] = x;
+static wb_status graph_mailbox_send(wb_device *dev, const wb_mailboxes *boxes, int64_t n,
+                                    const int32_t *row_token, const int32_t *offsets, wb_rows x) {
+    graph_call c = graph_blank(WB_OP_mailbox_send);
+    c.args.boxes = *boxes, c.rows[0] = x;
     c.words[0] = WORD(n), c.words[1] = ADDRESS(row_token), c.words[2] = ADDRESS(offsets);
     return TAKE();
 }
-static wb_status graph_peer_receive(wb_device *dev, const wb_peers *peers, int32_t *offsets, int32_t *place) {
-    graph_call c = graph_blank(WB_OP_peer_receive);
-    c.args.peers = *peers, c.words[0] = ADDRESS(offsets), c.words[1] = ADDRESS(place);
+static wb_status graph_mailbox_receive(wb_device *dev, const wb_mailboxes *boxes, int32_t *offsets,
+                                       int32_t *place) {
+    graph_call c = graph_blank(WB_OP_mailbox_receive);
+    c.args.boxes = *boxes, c.words[0] = ADDRESS(offsets), c.words[1] = ADDRESS(place);
     return TAKE();
 }
-static wb_status graph_peer_return(wb_device *dev, const wb_peers *peers, int64_t n, const int32_t *offsets,
-                                   const int32_t *place, wb_rows rows) {
-    graph_call c = graph_blank(WB_OP_peer_return);
-    c.args.peers = *peers, c.rows[0] = rows;
+static wb_status graph_mailbox_return(wb_device *dev, const wb_mailboxes *boxes, int64_t n,
+                                      const int32_t *offsets, const int32_t *place, wb_rows rows) {
+    graph_call c = graph_blank(WB_OP_mailbox_return);
+    c.args.boxes = *boxes, c.rows[0] = rows;
     c.words[0] = WORD(n), c.words[1] = ADDRESS(offsets), c.words[2] = ADDRESS(place);
     return TAKE();
 }
-static wb_status graph_peer_wait(wb_device *dev, const wb_peers *peers) {
-    graph_call c = graph_blank(WB_OP_peer_wait);
-    c.args.peers = *peers;
+static wb_status graph_mailbox_wait(wb_device *dev, const wb_mailboxes *boxes) {
+    graph_call c = graph_blank(WB_OP_mailbox_wait);
+    c.args.boxes = *boxes;
     return TAKE();
 }
 
@@ -440,7 +441,7 @@ static void graph_free(wb_device *dev, void *handle) {
 /* Before anything is opened on `dev`. */
 static void graph_device_make(wb_device *dev) {
     memset(&graph, 0, sizeof graph);
-    peer_ops_give(dev);
+    mailbox_ops_give(dev);
     graph.real = *dev;
     graph.now = calloc(1, sizeof *graph.now);
     graph_must(graph.now != NULL, "memory");
@@ -451,8 +452,8 @@ static void graph_device_make(wb_device *dev) {
     dev->gate_backward = graph_gate_backward, dev->copy_ids = graph_copy_ids;
     dev->check_routes = graph_check_routes;
     dev->grouped_matmul = graph_grouped, dev->moe_combine = graph_combine;
-    dev->peer_send = graph_peer_send, dev->peer_receive = graph_peer_receive;
-    dev->peer_return = graph_peer_return, dev->peer_wait = graph_peer_wait;
+    dev->mailbox_send = graph_mailbox_send, dev->mailbox_receive = graph_mailbox_receive;
+    dev->mailbox_return = graph_mailbox_return, dev->mailbox_wait = graph_mailbox_wait;
     dev->to_host = graph_to_host, dev->to_device = graph_to_device, dev->mem_alloc = graph_mem_alloc;
     dev->copy = graph_copy, dev->zero = graph_zero;
     dev->graph_begin = graph_begin, dev->graph_end = graph_end;

@@ -1,4 +1,4 @@
-/* cuda_peers.cu - rows that go straight into the mailboxes of other devices, and come back (wb_peers.h).
+/* cuda_mailbox.cu - rows that go straight into the mailboxes of other devices, and come back (wb_mailbox.h).
  *
  * Rows are stored by whole blocks, a row at a time, over NVLink where the mailbox is another device's. The
  * block that is the last to have stored its rows tells all ranks so: its store of the exchange's number is
@@ -14,7 +14,7 @@ namespace {
 
 enum { WAITERS = 1024, BLOCKS_OF_A_STORE = 1024, LOOKS = 64 };
 
-__device__ __forceinline__ wb_mailbox *own_mailbox(const wb_peers &p) {
+__device__ __forceinline__ wb_mailbox *own_mailbox(const wb_mailboxes &p) {
     return static_cast<wb_mailbox *>(p.mailbox[p.rank]);
 }
 
@@ -51,7 +51,7 @@ __device__ __forceinline__ void store_row(const void *from, void *to, int64_t by
 
 /* What a block has stored comes before the number that the last block stores in numbers[rank] of each
  * mailbox; `at`: where numbers lie in it. */
-__device__ void tell_all(const wb_peers &p, size_t at) {
+__device__ void tell_all(const wb_mailboxes &p, size_t at) {
     wb_mailbox *own = own_mailbox(p);
     __syncthreads();
     if (threadIdx.x > 0) return;
@@ -65,7 +65,7 @@ __device__ void tell_all(const wb_peers &p, size_t at) {
 }
 
 __global__ void __launch_bounds__(BLOCK)
-    send_rows(const __grid_constant__ wb_peers p, const int32_t *row_token, const int32_t *offsets,
+    send_rows(const __grid_constant__ wb_mailboxes p, const int32_t *row_token, const int32_t *offsets,
               const char *x) {
     const int64_t bytes = static_cast<int64_t>(wb_mailbox_row_bytes(&p));
     if (own_mailbox(p)->lost) return;
@@ -85,7 +85,7 @@ __global__ void __launch_bounds__(BLOCK)
 }
 
 __global__ void __launch_bounds__(BLOCK)
-    return_rows(const __grid_constant__ wb_peers p, const int32_t *offsets, const int32_t *place,
+    return_rows(const __grid_constant__ wb_mailboxes p, const int32_t *offsets, const int32_t *place,
                 const char *rows) {
     const int64_t bytes = static_cast<int64_t>(wb_mailbox_row_bytes(&p));
     const int32_t slots = p.first_slot[p.rank + 1] - p.first_slot[p.rank];
@@ -101,7 +101,7 @@ __global__ void __launch_bounds__(BLOCK)
 /* ---- waiting ----------------------------------------------------------------------------------- */
 
 /* Thread r waits for rank r; all threads learn whether all came. */
-__device__ bool all_came(const wb_peers &p, const uint64_t *numbers, wb_op op, wb_fault *fault) {
+__device__ bool all_came(const wb_mailboxes &p, const uint64_t *numbers, wb_op op, wb_fault *fault) {
     wb_mailbox *own = own_mailbox(p);
     const uint64_t number = own->done + 1, begin = nanoseconds();
     const uint64_t limit = static_cast<uint64_t>(1e9 * p.timeout);
@@ -149,9 +149,9 @@ __device__ void place_rows(int32_t n, int32_t row, int32_t from, int32_t *place)
 
 /* One block. A thread has the rows of one rank for one slot, by slot, then rank. */
 __global__ void __launch_bounds__(WAITERS)
-    receive_rows(const __grid_constant__ wb_peers p, int32_t *offsets, int32_t *place, wb_fault *fault) {
+    receive_rows(const __grid_constant__ wb_mailboxes p, int32_t *offsets, int32_t *place, wb_fault *fault) {
     const int32_t slots = p.first_slot[p.rank + 1] - p.first_slot[p.rank];
-    const bool came = all_came(p, own_mailbox(p)->sent, WB_OP_peer_receive, fault);
+    const bool came = all_came(p, own_mailbox(p)->sent, WB_OP_mailbox_receive, fault);
     int32_t row = 0;
     for (int32_t begin = 0; begin < slots * p.n_ranks; begin += WAITERS) {
         const int32_t at = begin + threadIdx.x, s = at / p.n_ranks, r = at % p.n_ranks;
@@ -170,9 +170,9 @@ __global__ void __launch_bounds__(WAITERS)
 }
 
 __global__ void __launch_bounds__(WARP)
-    wait_for_outputs(const __grid_constant__ wb_peers p, wb_fault *fault) {
+    wait_for_outputs(const __grid_constant__ wb_mailboxes p, wb_fault *fault) {
     wb_mailbox *own = own_mailbox(p);
-    if (all_came(p, own->returned, WB_OP_peer_wait, fault) && threadIdx.x == 0) own->done++;
+    if (all_came(p, own->returned, WB_OP_mailbox_wait, fault) && threadIdx.x == 0) own->done++;
 }
 
 /* Blocks for n rows at most; one at least, which tells the others that there are none. */
@@ -185,35 +185,36 @@ unsigned blocks_of(int64_t n) {
 
 extern "C" {
 
-wb_status wb_cuda_peer_send(wb_device *dev, const wb_peers *peers, int64_t n, const int32_t *row_token,
-                            const int32_t *offsets, wb_rows x) {
-    WB_TRY(operand_check("peer_send", "x", x.dtype));
-    WB_TRY(operand_check_like("peer_send", "x", x.dtype, "mailbox", peers->dtype));
-    WB_TRY(wb_cuda_use(dev, "peer_send"));
-    send_rows<<<blocks_of(n), BLOCK, 0, stream_of(dev)>>>(*peers, row_token, offsets,
+wb_status wb_cuda_mailbox_send(wb_device *dev, const wb_mailboxes *boxes, int64_t n, const int32_t *row_token,
+                               const int32_t *offsets, wb_rows x) {
+    WB_TRY(operand_check("mailbox_send", "x", x.dtype));
+    WB_TRY(operand_check_like("mailbox_send", "x", x.dtype, "mailbox", boxes->dtype));
+    WB_TRY(wb_cuda_use(dev, "mailbox_send"));
+    send_rows<<<blocks_of(n), BLOCK, 0, stream_of(dev)>>>(*boxes, row_token, offsets,
                                                           static_cast<const char *>(x.data));
-    return wb_cuda_check(cudaGetLastError(), "peer_send");
+    return wb_cuda_check(cudaGetLastError(), "mailbox_send");
 }
 
-wb_status wb_cuda_peer_receive(wb_device *dev, const wb_peers *peers, int32_t *offsets, int32_t *place) {
-    WB_TRY(wb_cuda_use(dev, "peer_receive"));
-    receive_rows<<<1, WAITERS, 0, stream_of(dev)>>>(*peers, offsets, place, fault_of(dev));
-    return wb_cuda_check(cudaGetLastError(), "peer_receive");
+wb_status wb_cuda_mailbox_receive(wb_device *dev, const wb_mailboxes *boxes, int32_t *offsets,
+                                  int32_t *place) {
+    WB_TRY(wb_cuda_use(dev, "mailbox_receive"));
+    receive_rows<<<1, WAITERS, 0, stream_of(dev)>>>(*boxes, offsets, place, fault_of(dev));
+    return wb_cuda_check(cudaGetLastError(), "mailbox_receive");
 }
 
-wb_status wb_cuda_peer_return(wb_device *dev, const wb_peers *peers, int64_t n, const int32_t *offsets,
-                              const int32_t *place, wb_rows rows) {
-    WB_TRY(operand_check("peer_return", "rows", rows.dtype));
-    WB_TRY(operand_check_like("peer_return", "rows", rows.dtype, "mailbox", peers->dtype));
-    WB_TRY(wb_cuda_use(dev, "peer_return"));
-    return_rows<<<blocks_of(n), BLOCK, 0, stream_of(dev)>>>(*peers, offsets, place,
+wb_status wb_cuda_mailbox_return(wb_device *dev, const wb_mailboxes *boxes, int64_t n, const int32_t *offsets,
+                                 const int32_t *place, wb_rows rows) {
+    WB_TRY(operand_check("mailbox_return", "rows", rows.dtype));
+    WB_TRY(operand_check_like("mailbox_return", "rows", rows.dtype, "mailbox", boxes->dtype));
+    WB_TRY(wb_cuda_use(dev, "mailbox_return"));
+    return_rows<<<blocks_of(n), BLOCK, 0, stream_of(dev)>>>(*boxes, offsets, place,
                                                             static_cast<const char *>(rows.data));
-    return wb_cuda_check(cudaGetLastError(), "peer_return");
+    return wb_cuda_check(cudaGetLastError(), "mailbox_return");
 }
 
-wb_status wb_cuda_peer_wait(wb_device *dev, const wb_peers *peers) {
-    WB_TRY(wb_cuda_use(dev, "peer_wait"));
-    wait_for_outputs<<<1, WARP, 0, stream_of(dev)>>>(*peers, fault_of(dev));
-    return wb_cuda_check(cudaGetLastError(), "peer_wait");
+wb_status wb_cuda_mailbox_wait(wb_device *dev, const wb_mailboxes *boxes) {
+    WB_TRY(wb_cuda_use(dev, "mailbox_wait"));
+    wait_for_outputs<<<1, WARP, 0, stream_of(dev)>>>(*boxes, fault_of(dev));
+    return wb_cuda_check(cudaGetLastError(), "mailbox_wait");
 }
 }

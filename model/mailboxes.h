@@ -1,23 +1,23 @@
-/* peer_rows.h - the mailboxes by which the ranks of a model store rows of experts into each other's devices
- * (wb_peers.h).
+/* mailboxes.h - the mailboxes by which the ranks of a model store rows of experts into each other's devices
+ * (wb_mailbox.h).
  *
  * Owns: this rank's mailbox, those of the others as its device addresses them, and how long a step may be for
  * them: its rows for one rank all fit. Refuses: devices that do not reach each other; there a model has none,
  * and rows travel by its exchange. */
-#ifndef WB_PEER_ROWS_H
-#define WB_PEER_ROWS_H
+#ifndef WB_MAILBOXES_H
+#define WB_MAILBOXES_H
 
 #include "wb_device.h"
 
 /* Zeroed: none. */
-typedef struct wb_peer_rows {
-    wb_peers peers;           /* n_ranks 0: none */
+typedef struct wb_model_mailboxes {
+    wb_mailboxes boxes;       /* n_ranks 0: none */
     int64_t max_tokens;       /* of a rank in a step */
     wb_shared_memory *shared; /* host [R], what the ranks told of their mailboxes */
-} wb_peer_rows;
+} wb_model_mailboxes;
 
-static inline bool wb_has_peer_rows(const wb_peer_rows *rows) {
-    return rows->peers.n_ranks > 0;
+static inline bool wb_has_mailboxes(const wb_model_mailboxes *rows) {
+    return rows->boxes.n_ranks > 0;
 }
 
 #endif

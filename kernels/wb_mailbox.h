@@ -1,16 +1,16 @@
-/* wb_peers.h - rows of a layer's experts between devices of one host that store into each other's memory (not
+/* wb_mailbox.h - rows of a layer's experts between devices of one host that store into each other's memory (not
  * installed).
  *
  * Owns: what a rank's mailbox holds, and the ops on it. A rank stores its rows straight into the mailbox of
  * the rank whose experts they are for, and gets them back the same way, in its own: no count crosses to the
  * host, so that all of it can be a graph of the device. Refuses: who opens mailboxes and tells the others
- * (model/peer_rows.h); which row goes to which slot (moe_plan).
+ * (model/mailboxes.h); which row goes to which slot (moe_plan).
  *
- *     peer_send      rows of this rank's tokens, to the ranks of their slots
- *     peer_receive   waits for those of all ranks, and says which is where, by slot
+ *     mailbox_send      rows of this rank's tokens, to the ranks of their slots
+ *     mailbox_receive   waits for those of all ranks, and says which is where, by slot
  *     ...            the experts
- *     peer_return    their outputs, to the ranks of the tokens
- *     peer_wait      waits for the outputs of all ranks
+ *     mailbox_return    their outputs, to the ranks of the tokens
+ *     mailbox_wait      waits for the outputs of all ranks
  *
  * These four are an exchange. All ranks make the same number of them, each in this order, whether they have
  * rows or not, and a rank numbers them itself, in its mailbox. One set of places is enough: a rank sends for
@@ -18,8 +18,8 @@
  *
  * A wait ends when a rank has not come for as long as `timeout` says: its op is a fault (PEER) that names the
  * rank, what follows has no rows, and from then on every exchange is such a fault at once. */
-#ifndef WB_PEERS_H
-#define WB_PEERS_H
+#ifndef WB_MAILBOX_H
+#define WB_MAILBOX_H
 
 #include "wb_host_device.h"
 #include "wb_kernels.h"
@@ -28,25 +28,25 @@
 extern "C" {
 #endif
 
-enum { WB_MAX_PEERS = 16, WB_MAILBOX_ALIGNMENT = 256 };
+enum { WB_MAX_MAILBOXES = 16, WB_MAILBOX_ALIGNMENT = 256 };
 
 /* The ranks of a group and what they exchange: the same on all, but for rank, mailboxes and timeout. */
-typedef struct wb_peers {
-    int32_t rank, n_ranks; /* R, at most WB_MAX_PEERS */
+typedef struct wb_mailboxes {
+    int32_t rank, n_ranks; /* R, at most WB_MAX_MAILBOXES */
     /* rank r has the slots [first_slot[r], first_slot[r + 1]) of S = first_slot[R] */
-    int32_t first_slot[WB_MAX_PEERS + 1];
+    int32_t first_slot[WB_MAX_MAILBOXES + 1];
     int64_t max_rows; /* that the tokens of one rank have at most */
     int64_t width;    /* elements of a row */
     wb_dtype dtype;   /* of a row */
     double timeout;   /* seconds */
     /* device: mailbox[r] is rank r's, as this device addresses it; owner: who opened them */
-    void *mailbox[WB_MAX_PEERS];
-} wb_peers;
+    void *mailbox[WB_MAX_MAILBOXES];
+} wb_mailboxes;
 
 /* A mailbox begins with this; zeroed at first. */
 typedef struct wb_mailbox {
     /* the latest exchange for which rank r has stored all its rows, and all its outputs */
-    uint64_t sent[WB_MAX_PEERS], returned[WB_MAX_PEERS];
+    uint64_t sent[WB_MAX_MAILBOXES], returned[WB_MAX_MAILBOXES];
     /* of this rank alone: exchanges that have ended; blocks of a kernel that have stored their rows; and 1 +
      * the rank that did not come, which stays */
     uint64_t done;
@@ -62,57 +62,58 @@ static WB_HD size_t wb_mailbox_align(size_t bytes) {
     return (bytes + WB_MAILBOX_ALIGNMENT - 1) / WB_MAILBOX_ALIGNMENT * WB_MAILBOX_ALIGNMENT;
 }
 
-static WB_HD size_t wb_mailbox_row_bytes(const wb_peers *p) {
+static WB_HD size_t wb_mailbox_row_bytes(const wb_mailboxes *p) {
     return (size_t)p->width * (p->dtype == WB_F32 ? 4 : 2);
 }
 
 /* Bytes from the mailbox on to its rows, to its outputs, and to its end. */
-static WB_HD size_t wb_mailbox_rows_at(const wb_peers *p) {
+static WB_HD size_t wb_mailbox_rows_at(const wb_mailboxes *p) {
     const size_t offsets = (size_t)p->n_ranks * ((size_t)p->first_slot[p->n_ranks] + 1) * sizeof(int32_t);
     return wb_mailbox_align(sizeof(wb_mailbox)) + wb_mailbox_align(offsets);
 }
 
-static WB_HD size_t wb_mailbox_outputs_at(const wb_peers *p) {
+static WB_HD size_t wb_mailbox_outputs_at(const wb_mailboxes *p) {
     const size_t rows = (size_t)p->n_ranks * (size_t)p->max_rows;
     return wb_mailbox_rows_at(p) + wb_mailbox_align(rows * wb_mailbox_row_bytes(p));
 }
 
-static WB_HD size_t wb_mailbox_bytes(const wb_peers *p) {
+static WB_HD size_t wb_mailbox_bytes(const wb_mailboxes *p) {
     return wb_mailbox_outputs_at(p) + (size_t)p->max_rows * wb_mailbox_row_bytes(p);
 }
 
 /* In the mailbox of rank `to`: where rank r's rows for its slots begin. */
-static WB_HD int32_t *wb_mailbox_offsets(const wb_peers *p, int32_t to, int32_t r) {
+static WB_HD int32_t *wb_mailbox_offsets(const wb_mailboxes *p, int32_t to, int32_t r) {
     char *const at = (char *)p->mailbox[to] + wb_mailbox_align(sizeof(wb_mailbox));
     return (int32_t *)(void *)at + (size_t)r * ((size_t)p->first_slot[p->n_ranks] + 1);
 }
 
 /* Row `row` of R * max_rows: those of rank r begin at r * max_rows. */
-static WB_HD void *wb_mailbox_row(const wb_peers *p, int32_t to, int64_t row) {
+static WB_HD void *wb_mailbox_row(const wb_mailboxes *p, int32_t to, int64_t row) {
     return (char *)p->mailbox[to] + wb_mailbox_rows_at(p) + (size_t)row * wb_mailbox_row_bytes(p);
 }
 
-static WB_HD void *wb_mailbox_output(const wb_peers *p, int32_t to, int64_t row) {
+static WB_HD void *wb_mailbox_output(const wb_mailboxes *p, int32_t to, int64_t row) {
     return (char *)p->mailbox[to] + wb_mailbox_outputs_at(p) + (size_t)row * wb_mailbox_row_bytes(p);
 }
 
 /* ---- the ops --------------------------------------------------------------------------------------- */
 
 /* row_token, offsets: device, of this rank's moe_plan over x[T, width], of at most n rows. */
-typedef wb_status wb_peer_send_fn(wb_device *dev, const wb_peers *peers, int64_t n, const int32_t *row_token,
-                                  const int32_t *offsets, wb_rows x);
+typedef wb_status wb_mailbox_send_fn(wb_device *dev, const wb_mailboxes *boxes, int64_t n,
+                                     const int32_t *row_token, const int32_t *offsets, wb_rows x);
 
 /* Device, both out. offsets: [slots of this rank + 1], slot s has the rows [offsets[s], offsets[s + 1]), by
  * source rank, then in the source's order; place: where each of them lies in the mailbox, wb_mailbox_row. */
-typedef wb_status wb_peer_receive_fn(wb_device *dev, const wb_peers *peers, int32_t *offsets, int32_t *place);
+typedef wb_status wb_mailbox_receive_fn(wb_device *dev, const wb_mailboxes *boxes, int32_t *offsets,
+                                        int32_t *place);
 
-/* rows[n or fewer, width], device: the outputs in the order of peer_receive, whose offsets and place these
+/* rows[n or fewer, width], device: the outputs in the order of mailbox_receive, whose offsets and place these
  * are. */
-typedef wb_status wb_peer_return_fn(wb_device *dev, const wb_peers *peers, int64_t n, const int32_t *offsets,
-                                    const int32_t *place, wb_rows rows);
+typedef wb_status wb_mailbox_return_fn(wb_device *dev, const wb_mailboxes *boxes, int64_t n,
+                                       const int32_t *offsets, const int32_t *place, wb_rows rows);
 
 /* The outputs lie at wb_mailbox_output of this rank's mailbox then. */
-typedef wb_status wb_peer_wait_fn(wb_device *dev, const wb_peers *peers);
+typedef wb_status wb_mailbox_wait_fn(wb_device *dev, const wb_mailboxes *boxes);
 
 /* ---- memory that others store into ------------------------------------------------------------------- */
 
