@@ -17,18 +17,20 @@
  * an exchange when it has all outputs of the one before, and so when all others have read what it had sent.
  *
  * A wait ends when a rank has not come for as long as `timeout` says: its op is a fault (PEER) that names the
- * rank, what follows has no rows, and from then on every exchange is such a fault at once. */
+ * rank, what follows has no rows, and from then on every exchange is such a fault at once. It ends so at once
+ * when the device is told that its stream is lost (wb_device.lose), as by a host that waits for the step and
+ * hears meanwhile that a rank gave up. */
 #ifndef WB_MAILBOX_H
 #define WB_MAILBOX_H
 
 #include "wb_host_device.h"
-#include "wb_kernels.h"
+#include "wb_shared_memory.h"
 
 #ifdef __cplusplus
 extern "C" {
 #endif
 
-enum { WB_MAX_MAILBOXES = 16, WB_MAILBOX_ALIGNMENT = 256 };
+enum { WB_MAX_MAILBOXES = WB_MAX_SHARERS, WB_MAILBOX_ALIGNMENT = 256 };
 
 /* The ranks of a group and what they exchange: the same on all, but for rank, mailboxes and timeout. */
 typedef struct wb_mailboxes {
@@ -43,12 +45,15 @@ typedef struct wb_mailboxes {
     void *mailbox[WB_MAX_MAILBOXES];
 } wb_mailboxes;
 
+/* `lost` of a mailbox whose device was told that its stream is lost. */
+enum { WB_MAILBOX_GIVEN_UP = -1 };
+
 /* A mailbox begins with this; zeroed at first. */
 typedef struct wb_mailbox {
     /* the latest exchange for which rank r has stored all its rows, and all its outputs */
     uint64_t sent[WB_MAX_MAILBOXES], returned[WB_MAX_MAILBOXES];
     /* of this rank alone: exchanges that have ended; blocks of a kernel that have stored their rows; and 1 +
-     * the rank that did not come, which stays */
+     * the rank that did not come, or WB_MAILBOX_GIVEN_UP, which stays */
     uint64_t done;
     uint32_t blocks;
     int32_t lost;
@@ -114,25 +119,6 @@ typedef wb_status wb_mailbox_return_fn(wb_device *dev, const wb_mailboxes *boxes
 
 /* The outputs lie at wb_mailbox_output of this rank's mailbox then. */
 typedef wb_status wb_mailbox_wait_fn(wb_device *dev, const wb_mailboxes *boxes);
-
-/* ---- memory that others store into ------------------------------------------------------------------- */
-
-/* By what another process of the host, or another thread, finds it: plain bytes, which may travel. */
-typedef struct wb_shared_memory {
-    unsigned char bytes[192];
-} wb_shared_memory;
-
-/* Device memory of `bytes` bytes, zeroed, that devices of the same host can write, and what to tell them.
- * Owner of *memory_out: the caller, mem_free. */
-typedef wb_status wb_memory_share_fn(wb_device *dev, size_t bytes, void **memory_out,
-                                     wb_shared_memory *shared_out);
-
-/* *memory_out: that memory as this device addresses it, until memory_detach. UNSUPPORTED: this device does
- * not reach it, as on another host. */
-typedef wb_status wb_memory_attach_fn(wb_device *dev, const wb_shared_memory *shared, void **memory_out);
-
-/* memory NULL is a no-op. */
-typedef void wb_memory_detach_fn(wb_device *dev, const wb_shared_memory *shared, void *memory);
 
 #ifdef __cplusplus
 }

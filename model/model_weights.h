@@ -161,6 +161,9 @@ wb_status wb_model_open_exchange(wb_model *model);
 wb_status wb_model_open_mailboxes(wb_model *model);
 void wb_model_close_mailboxes(wb_model *model);
 
+/* What a mailbox of this model takes of a device that has them; 0: the model wants none. */
+size_t wb_model_mailbox_bytes(const wb_model *model);
+
 /* Fills route_model from config and family (routes_of_model.c). */
 wb_status wb_model_describe_routes(wb_model *model);
 

@@ -82,7 +82,7 @@ static wb_status sample_and_start(wb_engine *engine, const float *logits) {
 }
 
 static wb_status arrive(wb_engine *engine) {
-    WB_TRY(wb_step_results_wait(&engine->results));
+    WB_TRY(wb_step_results_wait(&engine->results, engine->comm));
     return wb_sample_check_kept(&engine->scheduler.batch, &engine->results);
 }
 

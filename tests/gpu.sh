@@ -90,7 +90,10 @@ survives() {
 # Mailboxes need no NCCL; ranks beyond the GPUs share them.
 mailboxes=$(built mpi_mailbox_cuda)
 if [ -n "$mailboxes" ]; then
-    for ranks in 2 3; do step mpi_mailbox_cuda-$ranks "${mpi[@]}" -n $ranks "$mailboxes"; done
+    for ranks in 2 3; do
+        step mpi_mailbox_cuda-$ranks "${mpi[@]}" -n $ranks "$mailboxes"
+        step mpi_shared_memory_cuda-$ranks "${mpi[@]}" -n $ranks "$(built mpi_shared_memory_cuda)"
+    done
     [ "$gpus" -lt 2 ] || survives mpi_mailbox_cuda
 else
     skipped+=("mpi_mailbox_cuda: was not built, it needs MPI")

@@ -12,7 +12,8 @@
 
 namespace {
 
-enum { WAITERS = 1024, BLOCKS_OF_A_STORE = 1024, LOOKS = 64 };
+/* Looks at a number between two at the clock, and between two at a word of the host, which take longer. */
+enum { WAITERS = 1024, BLOCKS_OF_A_STORE = 1024, LOOKS = 64, LOOKS_OF_HOST = 1024 };
 
 __device__ __forceinline__ wb_mailbox *own_mailbox(const wb_mailboxes &p) {
     return static_cast<wb_mailbox *>(p.mailbox[p.rank]);
@@ -100,18 +101,42 @@ __global__ void __launch_bounds__(BLOCK)
 
 /* ---- waiting ----------------------------------------------------------------------------------- */
 
+/* Where a device is told of faults, and that its stream is lost. */
+struct host_words {
+    wb_fault *fault;
+    const int32_t *lost;
+};
+
+host_words words_of(wb_device *dev) {
+    return {fault_of(dev), lost_of(dev)};
+}
+
+__device__ __forceinline__ bool is_lost(const int32_t *lost) {
+    return *static_cast<const volatile int32_t *>(lost) != 0;
+}
+
+/* A thread waits for a number of rank r; 0, or what its mailbox's `lost` is to be. */
+__device__ int32_t wait_for(const uint64_t *number, uint64_t wanted, int32_t r, uint64_t limit,
+                            const int32_t *lost) {
+    const uint64_t begin = nanoseconds();
+    for (uint32_t look = 1; load_number(number) < wanted; look++) {
+        if (look % LOOKS == 0 && nanoseconds() - begin > limit) return 1 + r;
+        if (look % LOOKS_OF_HOST == 0 && is_lost(lost)) return WB_MAILBOX_GIVEN_UP;
+    }
+    return 0;
+}
+
 /* Thread r waits for rank r; all threads learn whether all came. */
-__device__ bool all_came(const wb_mailboxes &p, const uint64_t *numbers, wb_op op, wb_fault *fault) {
+__device__ bool all_came(const wb_mailboxes &p, const uint64_t *numbers, wb_op op, host_words words) {
     wb_mailbox *own = own_mailbox(p);
-    const uint64_t number = own->done + 1, begin = nanoseconds();
+    const int32_t r = static_cast<int32_t>(threadIdx.x);
     const uint64_t limit = static_cast<uint64_t>(1e9 * p.timeout);
     int32_t late = own->lost;
-    if (!late && static_cast<int32_t>(threadIdx.x) < p.n_ranks)
-        for (uint32_t look = 1; load_number(numbers + threadIdx.x) < number && !late; look++)
-            if (look % LOOKS == 0 && nanoseconds() - begin > limit) late = 1 + threadIdx.x;
-    if (late && static_cast<int32_t>(threadIdx.x) < p.n_ranks) {
+    if (!late && r < p.n_ranks) late = wait_for(numbers + r, own->done + 1, r, limit, words.lost);
+    if (late && r < p.n_ranks) {
         own->lost = late;
-        set_fault(fault, {WB_FAULT_PEER, op, late - 1, 0, 0, static_cast<int64_t>(1e3 * p.timeout)});
+        const int64_t row = late == WB_MAILBOX_GIVEN_UP ? -1 : late - 1;
+        set_fault(words.fault, {WB_FAULT_PEER, op, row, 0, 0, static_cast<int64_t>(1e3 * p.timeout)});
     }
     return __syncthreads_or(late) == 0;
 }
@@ -149,9 +174,9 @@ __device__ void place_rows(int32_t n, int32_t row, int32_t from, int32_t *place)
 
 /* One block. A thread has the rows of one rank for one slot, by slot, then rank. */
 __global__ void __launch_bounds__(WAITERS)
-    receive_rows(const __grid_constant__ wb_mailboxes p, int32_t *offsets, int32_t *place, wb_fault *fault) {
+    receive_rows(const __grid_constant__ wb_mailboxes p, int32_t *offsets, int32_t *place, host_words words) {
     const int32_t slots = p.first_slot[p.rank + 1] - p.first_slot[p.rank];
-    const bool came = all_came(p, own_mailbox(p)->sent, WB_OP_mailbox_receive, fault);
+    const bool came = all_came(p, own_mailbox(p)->sent, WB_OP_mailbox_receive, words);
     int32_t row = 0;
     for (int32_t begin = 0; begin < slots * p.n_ranks; begin += WAITERS) {
         const int32_t at = begin + threadIdx.x, s = at / p.n_ranks, r = at % p.n_ranks;
@@ -170,9 +195,9 @@ __global__ void __launch_bounds__(WAITERS)
 }
 
 __global__ void __launch_bounds__(WARP)
-    wait_for_outputs(const __grid_constant__ wb_mailboxes p, wb_fault *fault) {
+    wait_for_outputs(const __grid_constant__ wb_mailboxes p, host_words words) {
     wb_mailbox *own = own_mailbox(p);
-    if (all_came(p, own->returned, WB_OP_mailbox_wait, fault) && threadIdx.x == 0) own->done++;
+    if (all_came(p, own->returned, WB_OP_mailbox_wait, words) && threadIdx.x == 0) own->done++;
 }
 
 /* Blocks for n rows at most; one at least, which tells the others that there are none. */
@@ -198,7 +223,7 @@ wb_status wb_cuda_mailbox_send(wb_device *dev, const wb_mailboxes *boxes, int64_
 wb_status wb_cuda_mailbox_receive(wb_device *dev, const wb_mailboxes *boxes, int32_t *offsets,
                                   int32_t *place) {
     WB_TRY(wb_cuda_use(dev, "mailbox_receive"));
-    receive_rows<<<1, WAITERS, 0, stream_of(dev)>>>(*boxes, offsets, place, fault_of(dev));
+    receive_rows<<<1, WAITERS, 0, stream_of(dev)>>>(*boxes, offsets, place, words_of(dev));
     return wb_cuda_check(cudaGetLastError(), "mailbox_receive");
 }
 
@@ -214,7 +239,7 @@ wb_status wb_cuda_mailbox_return(wb_device *dev, const wb_mailboxes *boxes, int6
 
 wb_status wb_cuda_mailbox_wait(wb_device *dev, const wb_mailboxes *boxes) {
     WB_TRY(wb_cuda_use(dev, "mailbox_wait"));
-    wait_for_outputs<<<1, WARP, 0, stream_of(dev)>>>(*boxes, fault_of(dev));
+    wait_for_outputs<<<1, WARP, 0, stream_of(dev)>>>(*boxes, words_of(dev));
     return wb_cuda_check(cudaGetLastError(), "mailbox_wait");
 }
 }

@@ -47,7 +47,7 @@ static void open_mailboxes(bench *b) {
     must(b->dev->memory_share(b->dev, wb_mailbox_bytes(p), &p->mailbox[b->rank], &own));
     MPI_Allgather(&own, (int)sizeof own, MPI_BYTE, b->shared, (int)sizeof own, MPI_BYTE, MPI_COMM_WORLD);
     for (int r = 0; r < b->ranks; r++)
-        if (r != b->rank) must(b->dev->memory_attach(b->dev, &b->shared[r], &p->mailbox[r]));
+        if (r != b->rank) must(b->dev->memory_attach(b->dev, &b->shared[r], b->rank, &p->mailbox[r]));
 }
 
 static void open_bench(bench *b) {
@@ -68,9 +68,8 @@ static void close_bench(bench *b) {
     void *const own[] = {b->x, b->rows, b->d_row_token, b->d_offsets, b->grouped, b->places};
     for (size_t i = 0; i < sizeof own / sizeof own[0]; i++) b->dev->mem_free(b->dev, own[i]);
     for (int r = 0; r < b->ranks; r++)
-        if (r != b->rank) b->dev->memory_detach(b->dev, &b->shared[r], b->boxes.mailbox[r]);
-    MPI_Barrier(MPI_COMM_WORLD);
-    b->dev->mem_free(b->dev, b->boxes.mailbox[b->rank]);
+        if (r != b->rank) b->dev->memory_detach(b->dev, &b->shared[r], b->rank, b->boxes.mailbox[r]);
+    b->dev->memory_unshare(b->dev, b->boxes.mailbox[b->rank], 20);
     wb_device_close(b->dev);
 }
 

@@ -1,10 +1,11 @@
 /* mpi_mailbox_cuda.c - rows between mailboxes of GPUs (wb_mailbox.h) under mpirun: random plans, one exchange
  * after the other, op by op and as a graph; every row arrives where its slot and its rank say, and comes back
- * to its place. Then a rank that is late, or killed, is named by the others in bounded time. Ranks beyond the
- * GPUs share them. All ranks exit with the same verdict; 77, with the reason, without a GPU.
+ * to its place. Then a rank that is late, or killed, is named by the others in bounded time, and one that
+ * gives up at once. Ranks beyond the GPUs share them. All ranks exit with the same verdict; 77, with the reason, without a GPU.
  *
  * Usage: mpi_mailbox_cuda [seed [killed]]: the second kills the last rank in its exchanges, no more. */
 #include "wb_check.h"
+#include "wb_comm_mpi.h"
 #include "wb_device.h"
 #include "wb_random.h"
 
@@ -18,6 +19,7 @@
 #include <unistd.h>
 
 enum { SKIP = 77, MAX_SLOTS = 24, EXCHANGES = 6, TRIALS = 12, POISON = 0x5b };
+#define CLOSE_SECONDS 20.0
 
 static int rank, ranks, failures;
 
@@ -194,7 +196,8 @@ static bool open_mailboxes(trial *t) {
     must(t->dev->memory_share(t->dev, wb_mailbox_bytes(&t->boxes), &t->boxes.mailbox[rank], &own));
     MPI_Allgather(&own, (int)sizeof own, MPI_BYTE, t->shared, (int)sizeof own, MPI_BYTE, MPI_COMM_WORLD);
     for (int r = 0; r < ranks && !failed; r++)
-        if (r != rank) failed = t->dev->memory_attach(t->dev, &t->shared[r], &t->boxes.mailbox[r]) != WB_OK;
+        if (r != rank)
+            failed = t->dev->memory_attach(t->dev, &t->shared[r], rank, &t->boxes.mailbox[r]) != WB_OK;
     if (failed) printf("rank %d: %s\n", rank, wb_error_message());
     MPI_Allreduce(&failed, &any, 1, MPI_INT, MPI_MAX, MPI_COMM_WORLD);
     return any == 0;
@@ -226,10 +229,8 @@ static void close_trial(trial *t) {
     void *const own[] = {t->x, t->row_token, t->offsets, t->grouped, t->places, t->rows};
     for (size_t i = 0; i < sizeof own / sizeof own[0]; i++) t->dev->mem_free(t->dev, own[i]);
     for (int r = 0; r < ranks; r++)
-        if (r != rank) t->dev->memory_detach(t->dev, &t->shared[r], t->boxes.mailbox[r]);
-    /* What one rank takes down, another has detached. */
-    MPI_Barrier(MPI_COMM_WORLD);
-    t->dev->mem_free(t->dev, t->boxes.mailbox[rank]);
+        if (r != rank) t->dev->memory_detach(t->dev, &t->shared[r], rank, t->boxes.mailbox[r]);
+    t->dev->memory_unshare(t->dev, t->boxes.mailbox[rank], CLOSE_SECONDS);
     free(t->shared);
 }
 
@@ -282,6 +283,45 @@ static void run_late(trial *t, bool kills) {
     free_plan(&own);
 }
 
+/* The last rank gives up instead of an exchange, with its reason. The others, whose exchange would wait for a
+ * minute, hear it while they wait for their device. */
+static void run_given_up(trial *t) {
+    wb_comm *comm = NULL;
+    wb_status status;
+    void *event = NULL, *word = NULL;
+    bool come = false;
+    plan own = make_plan(t, rank, 0);
+    put_plan(t, &own);
+    must(wb_comm_open_mpi(MPI_COMM_WORLD, &comm));
+    must(t->dev->event_open(t->dev, &event));
+    must(t->dev->host_alloc(t->dev, 4, &word));
+    MPI_Barrier(MPI_COMM_WORLD);
+    const double begin = MPI_Wtime();
+    if (rank == ranks - 1) {
+        WB_IGNORE(wb_fail(WB_DEVICE, "mpi_mailbox_cuda: no more of it"));
+        wb_comm_abort(comm);
+    } else {
+        for (int i = 0; i < 40; i++) must(exchange(t));
+        must(t->dev->start_to_host(t->dev, word, t->x, 4, event));
+        for (status = WB_OK; status == WB_OK && !come; status = wb_comm_look(comm))
+            must(t->dev->event_look(t->dev, event, &come));
+        check(!come && status == WB_PEER, "a rank that is heard while the device waits");
+        t->dev->lose(t->dev, wb_error_message());
+        status = t->dev->event_wait(t->dev, event);
+        check(status == WB_PEER && strstr(wb_error_message(), "no more of it"), "its reason");
+        check(MPI_Wtime() - begin < 5, "an end at once");
+        must(exchange(t));
+        status = t->dev->to_host(t->dev, NULL, NULL, 0);
+        check(status == WB_PEER && strstr(wb_error_message(), "another rank gave up"),
+              "no exchange after that");
+    }
+    t->dev->event_close(t->dev, event);
+    t->dev->host_free(t->dev, word);
+    MPI_Barrier(MPI_COMM_WORLD);
+    wb_comm_close(comm);
+    free_plan(&own);
+}
+
 /* As a program does that has lost a rank: MPI_Finalize would wait for it. */
 static void run_killed(trial *t) {
     run_late(t, true);
@@ -296,6 +336,9 @@ static int run(wb_device *dev, uint64_t seed, bool killed) {
     if (killed) run_killed(&t);
     run_late(&t, false);
     MPI_Barrier(MPI_COMM_WORLD);
+    close_trial(&t);
+    if (!open_trial(&t, dev, seed + 1, 60)) return SKIP;
+    run_given_up(&t);
     close_trial(&t);
     for (uint64_t i = 0; i < TRIALS && open_trial(&t, dev, seed + i, 60); i++) {
         run_exchanges(&t);

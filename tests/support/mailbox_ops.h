@@ -26,25 +26,64 @@ static inline double mailbox_now(void) {
 /* What is shared and was not freed after a failure is no leak. */
 static void *shared_blocks[1024];
 static size_t n_shared_blocks;
+static uint64_t unshared_late; /* of all threads: what was left because a rank still had it attached */
+
+/* Words of the ranks that have it attached, in front of it. */
+static inline uint32_t *fake_attached(void *memory) {
+    return (uint32_t *)(void *)((char *)memory - WB_SHARED_HEAD);
+}
 
 static inline wb_status fake_memory_share(wb_device *dev, size_t bytes, void **memory_out,
                                           wb_shared_memory *shared_out) {
-    WB_TRY(dev->mem_alloc(dev, bytes, memory_out));
-    shared_blocks[__atomic_fetch_add(&n_shared_blocks, 1, __ATOMIC_RELAXED) % 1024] = *memory_out;
-    memset(*memory_out, 0, bytes);
+    void *block = NULL;
+    WB_TRY(dev->mem_alloc(dev, WB_SHARED_HEAD + bytes, &block));
+    shared_blocks[__atomic_fetch_add(&n_shared_blocks, 1, __ATOMIC_RELAXED) % 1024] = block;
+    memset(block, 0, WB_SHARED_HEAD + bytes);
+    *memory_out = (char *)block + WB_SHARED_HEAD;
     memcpy(shared_out->bytes, memory_out, sizeof *memory_out);
     return WB_OK;
 }
 
-static inline wb_status fake_memory_attach(wb_device *dev, const wb_shared_memory *shared,
+static inline wb_status fake_memory_attach(wb_device *dev, const wb_shared_memory *shared, int32_t rank,
                                            void **memory_out) {
     (void)dev;
     memcpy(memory_out, shared->bytes, sizeof *memory_out);
+    __atomic_store_n(fake_attached(*memory_out) + rank, 1, __ATOMIC_RELEASE);
     return WB_OK;
 }
 
-static inline void fake_memory_detach(wb_device *dev, const wb_shared_memory *shared, void *memory) {
-    (void)dev, (void)shared, (void)memory;
+static inline void fake_memory_detach(wb_device *dev, const wb_shared_memory *shared, int32_t rank,
+                                      void *memory) {
+    (void)dev, (void)shared;
+    if (memory) __atomic_store_n(fake_attached(memory) + rank, 0, __ATOMIC_RELEASE);
+}
+
+static inline bool fake_is_attached(void *memory) {
+    uint32_t any = 0;
+    for (int r = 0; r < WB_MAX_SHARERS; r++)
+        any |= __atomic_load_n(fake_attached(memory) + r, __ATOMIC_ACQUIRE);
+    return any != 0;
+}
+
+static inline void fake_memory_unshare(wb_device *dev, void *memory, double seconds) {
+    const double end = mailbox_now() + seconds;
+    if (!memory) return;
+    while (fake_is_attached(memory) && mailbox_now() < end) sched_yield();
+    if (!fake_is_attached(memory))
+        dev->mem_free(dev, fake_attached(memory));
+    else
+        __atomic_fetch_add(&unshared_late, 1, __ATOMIC_RELAXED);
+}
+
+static inline wb_status fake_memory_put(wb_device *dev, void *to, const void *from, size_t bytes) {
+    (void)dev;
+    memcpy(to, from, bytes);
+    return WB_OK;
+}
+
+static inline wb_status fake_memory_settle(wb_device *dev) {
+    (void)dev;
+    return WB_OK;
 }
 
 /* The sends of this thread fail, so that its rows never come. */
@@ -132,7 +171,9 @@ static inline wb_status mailbox_wait_for_all(wb_device *dev, const wb_mailboxes 
 
 static inline void mailbox_ops_give(wb_device *dev) {
     dev->memory_share = fake_memory_share, dev->memory_attach = fake_memory_attach;
-    dev->memory_detach = fake_memory_detach, dev->mailbox_send = mailbox_send_rows;
+    dev->memory_detach = fake_memory_detach, dev->memory_unshare = fake_memory_unshare;
+    dev->memory_put = fake_memory_put, dev->memory_settle = fake_memory_settle;
+    dev->mailbox_send = mailbox_send_rows;
     dev->mailbox_receive = mailbox_receive_rows, dev->mailbox_return = mailbox_return_rows;
     dev->mailbox_wait = mailbox_wait_for_all;
 }
