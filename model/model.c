@@ -156,6 +156,7 @@ wb_status wb_model_measure_slot(const wb_config *config, const wb_model_options 
 void wb_model_close(wb_model *m) {
     if (!m) return;
     wb_model_close_mailboxes(m);
+    wb_shared_area_close(&m->shared_shadow);
     wb_exchange_close(m->exchange);
     wb_workspace_close(&m->memory);
     wb_dispatch_close(m->dispatch_rows);

@@ -70,8 +70,9 @@ struct wb_model {
     wb_dispatch *dispatch_rows; /* static; else NULL */
 
     /* For moves of experts (expert_store.c). */
-    wb_buffer shadow_slots;
-    wb_attached_slots *attached; /* [n_attached] */
+    wb_buffer shadow_slots;       /* where others do not reach them */
+    wb_shared_area shared_shadow; /* or where they do */
+    wb_attached_slots *attached;  /* [n_attached] */
     size_t n_attached, max_attached;
 
     /* Of copies whose experts travel (wb_model_reserve_copy): as large as the largest so far. */

@@ -26,7 +26,8 @@ static inline double mailbox_now(void) {
 /* What is shared and was not freed after a failure is no leak. */
 static void *shared_blocks[1024];
 static size_t n_shared_blocks;
-static uint64_t unshared_late; /* of all threads: what was left because a rank still had it attached */
+/* Of all threads: areas that were left because a rank still had them attached, and bytes that were put. */
+static uint64_t unshared_late, fake_bytes_put;
 
 /* Words of the ranks that have it attached, in front of it. */
 static inline uint32_t *fake_attached(void *memory) {
@@ -78,6 +79,7 @@ static inline void fake_memory_unshare(wb_device *dev, void *memory, double seco
 static inline wb_status fake_memory_put(wb_device *dev, void *to, const void *from, size_t bytes) {
     (void)dev;
     memcpy(to, from, bytes);
+    __atomic_fetch_add(&fake_bytes_put, bytes, __ATOMIC_RELAXED);
     return WB_OK;
 }
 
