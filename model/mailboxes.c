@@ -48,6 +48,7 @@ void wb_model_close_mailboxes(wb_model *m) {
 }
 
 size_t wb_model_mailbox_bytes(const wb_model *m) {
+    if (!wants_mailboxes(m)) return 0;
     const wb_mailboxes boxes = describe(m, most_tokens(m->n_ranks));
-    return wants_mailboxes(m) ? wb_shared_bytes(wb_mailbox_bytes(&boxes)) : 0;
+    return wb_shared_bytes(wb_mailbox_bytes(&boxes));
 }

@@ -151,6 +151,15 @@ wb_status wb_model_measure_slot(const wb_config *config, const wb_model_options 
     return WB_OK;
 }
 
+wb_status wb_model_measure_mailbox(const wb_config *config, const wb_model_options *options, int32_t n_ranks,
+                                   size_t *bytes_out) {
+    wb_model *m = NULL;
+    WB_TRY(wb_model_blank(config, options, n_ranks, 0, &m));
+    *bytes_out = wb_model_mailbox_bytes(m);
+    wb_model_close(m);
+    return WB_OK;
+}
+
 /* ---- the end --------------------------------------------------------------------------------- */
 
 void wb_model_close(wb_model *m) {

@@ -98,6 +98,15 @@ plan 8 "${q30[@]}" --dtype bf16 >bf16 || fail "bf16"
 ! grep -q '^  reference ' large || fail "a reference without --kl-coef"
 plan 8 "${q30[@]}" --kl-coef 0.1 | grep -q '^  reference   weights' || fail "no reference with --kl-coef"
 
+echo "== mailboxes, which CUDA has"
+mailboxes() { plan "$@" --device cuda >boxes || fail "a plan for GPUs: $*"; grep -c '^  [a-z]* *mailbox ' boxes; }
+[ "$(mailboxes 2 "${q30[@]}" --dtype bf16)" = 2 ] || fail "expected a mailbox of the policy and of the rollout"
+# 3 x 512 x 8 rows of 2048 bf16, and what lies in front of them, in blocks of 2 MiB.
+[ "$(bytes_of boxes device 'policy *mailbox')" = 52428800 ] || { cat boxes; fail "the bytes of a mailbox"; }
+[ "$(mailboxes 2 "${q30[@]}" --kl-coef 0.1)" = 3 ] || fail "a reference has a mailbox too"
+[ "$(mailboxes 1 "${q30[@]}")" = 0 ] && [ "$(mailboxes 17 "${q30[@]}")" = 0 ] || fail "a mailbox on 1 rank, or on 17"
+! grep -q mailbox bf16 || fail "a mailbox on the CPU"
+
 echo "== what is refused"
 refused "--resume: expected none beside --plan-memory" --model model --plan-memory 2 --resume
 refused "--device-memory: expected --plan-memory beside it" --model model --out bad --device-memory 2
