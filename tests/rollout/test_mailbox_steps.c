@@ -4,7 +4,7 @@
  *
  * Usage: test_mailbox_steps [first seed [seeds]] */
 #include "engine_rig.h"
-#include "graph_device.h"
+#include "support/graph_device.h"
 #include "model_weights.h"
 #include "wb_comm.h"
 #include "wb_exchange.h"
