@@ -4,8 +4,8 @@
  *
  * Usage: test_mailbox_steps [first seed [seeds]] */
 #include "engine_rig.h"
-#include "support/graph_device.h"
 #include "model_weights.h"
+#include "support/graph_device.h"
 #include "wb_comm.h"
 #include "wb_exchange.h"
 
