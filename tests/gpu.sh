@@ -116,6 +116,15 @@ exact() {
     [ "$(wc -l <"$work/exact")" = 48 ] && ! grep -v ':-\?0\.0*$' "$work/exact" && echo "ok       KL of $1 is 0 at every first update" && return
     failed+=("exact-$1: expected 12 steps with KL 0 and no row routed differently, found otherwise in metrics.jsonl")
 }
+# moving: experts that are worth moving, as those of the base model are not, move while the rollout generates.
+moving() {
+    local run=("${mpi[@]}" -n 2 "$grpo" --device cuda --quiet --model "$work/wide" --out "$work/out-wide")
+    step wide-model python3 "$root/tests/tools/make_random_model.py" "$work/wide" 2048 2 32 768 512 4 || return
+    step grpo-wide "${run[@]}" --steps 12 --lr 1e-5 --seed 3 --dtype bf16 --eplb live --redundant-experts 4 --rebalance-every 6 || return
+    grep '^experts moved' "$work/grpo-wide"
+    grep -q '^experts moved [1-9]' "$work/grpo-wide" || failed+=("grpo-wide: expected experts that move, found none")
+    exact wide
+}
 if [ -z "$grpo" ]; then
     skipped+=("GRPO: waybill-grpo was not built")
 else
@@ -124,6 +133,7 @@ else
     if [ "$gpus" -ge 2 ]; then
         train two-live 2 --eplb live --redundant-experts 8 --rebalance-every 5
         train two-bf16 2 --dtype bf16 && exact two-bf16
+        moving
     else
         skipped+=("GRPO on 2 GPUs: this machine has $gpus")
     fi
