@@ -50,6 +50,7 @@ wb_status wb_fault_report(const wb_fault *fault) {
     case WB_FAULT_WEIGHT:
         return report_route(fault);
     case WB_FAULT_PEER:
+        if (fault->row < 0) return wb_fail(WB_PEER, "%s: another rank gave up in an earlier step", op);
         return wb_fail(WB_PEER, "%s: waited %g s: rank %" PRId64 " did not come", op,
                        1e-3 * (double)fault->found, fault->row);
     default:

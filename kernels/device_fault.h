@@ -28,7 +28,7 @@ typedef enum wb_fault_kind {
     WB_FAULT_ROUTE_ID,
     WB_FAULT_ROUTE,
     WB_FAULT_WEIGHT,
-    /* a rank that did not come: row; after so many milliseconds: found */
+    /* a rank that did not come: row, -1: the device's stream was lost; after so many milliseconds: found */
     WB_FAULT_PEER
 } wb_fault_kind;
 

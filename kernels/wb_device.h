@@ -10,7 +10,7 @@
 #ifndef WB_DEVICE_H
 #define WB_DEVICE_H
 
-#include "wb_peers.h"
+#include "wb_mailbox.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -28,6 +28,7 @@ extern "C" {
     X(event_open)        \
     X(event_close)       \
     X(start_to_host)     \
+    X(event_look)        \
     X(event_wait)        \
     X(copy)              \
     X(zero)              \
@@ -73,18 +74,21 @@ extern "C" {
     X(sum_squares)             \
     X(adamw)
 
-/* wb_peers.h; a backend has all of these or none. */
-#define WB_PEER_OPS(X) \
-    X(memory_share)    \
-    X(memory_attach)   \
-    X(memory_detach)   \
-    X(peer_send)       \
-    X(peer_receive)    \
-    X(peer_return)     \
-    X(peer_wait)
+/* wb_shared_memory.h, wb_mailbox.h; a backend has all of these or none. */
+#define WB_MAILBOX_OPS(X) \
+    X(memory_share)       \
+    X(memory_attach)      \
+    X(memory_detach)      \
+    X(memory_unshare)     \
+    X(memory_put)         \
+    X(memory_settle)      \
+    X(mailbox_send)       \
+    X(mailbox_receive)    \
+    X(mailbox_return)     \
+    X(mailbox_wait)
 // clang-format on
 
-#define WB_OPS(X) WB_MEMORY_OPS(X) WB_COMPUTE_OPS(X) WB_PEER_OPS(X)
+#define WB_OPS(X) WB_MEMORY_OPS(X) WB_COMPUTE_OPS(X) WB_MAILBOX_OPS(X)
 
 /* A backend that lacks an op leaves its pointer NULL.
  *
@@ -104,7 +108,8 @@ struct wb_device {
     /* what workspaces (wb_workspace.h) have of its memory, and the most that they had at once */
     size_t held_bytes, peak_bytes;
     /* What lies on the stream is worth nothing, for the reason `why`: the next call that waits for it returns
-     * PEER, once. Of any thread. NULL where nothing lies on a stream. */
+     * PEER, once, and ops on it that wait for other devices (wb_mailbox.h) do so no longer. Of any thread.
+     * NULL where nothing lies on a stream. */
     void (*lose)(wb_device *dev, const char *why);
 
     /* What ops between begin and end would do is not done but becomes a graph, which a launch does, as often

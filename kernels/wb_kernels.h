@@ -194,6 +194,10 @@ typedef void wb_event_close_fn(wb_device *dev, void *event);
 typedef wb_status wb_start_to_host_fn(wb_device *dev, void *host, const void *device, size_t bytes,
                                       void *event);
 
+/* *come_out: whether the latest start_to_host with `event` is done; waits for nothing. Errors, but for those
+ * of a fault of the device itself, are left to event_wait. */
+typedef wb_status wb_event_look_fn(wb_device *dev, void *event, bool *come_out);
+
 /* Waits for the latest start_to_host with `event`. Errors as of to_host; when it fails, the copy need not be
  * there. */
 typedef wb_status wb_event_wait_fn(wb_device *dev, void *event);

@@ -31,6 +31,9 @@ typedef struct wb_workspace {
 /* rows * width * size; CAPACITY for a negative number and where the product overflows. */
 wb_status wb_workspace_bytes(int64_t rows, int64_t width, size_t size, size_t *bytes_out);
 
+/* A device has `bytes` bytes more of its memory. */
+void wb_count_held(wb_device *dev, size_t bytes);
+
 /* Device memory for [rows, width] elements of `size` bytes, at least one; CAPACITY where the product
  * overflows. */
 wb_status wb_reserve(wb_workspace *workspace, wb_buffer *buffer, int64_t rows, int64_t width, size_t size);

@@ -14,7 +14,7 @@ wb_status wb_workspace_bytes(int64_t rows, int64_t width, size_t size, size_t *b
     return WB_OK;
 }
 
-static void count_held(wb_device *dev, size_t bytes) {
+void wb_count_held(wb_device *dev, size_t bytes) {
     dev->held_bytes += bytes;
     if (dev->held_bytes > dev->peak_bytes) dev->peak_bytes = dev->held_bytes;
 }
@@ -32,7 +32,7 @@ wb_status wb_reserve(wb_workspace *workspace, wb_buffer *buffer, int64_t rows, i
     if (buffer->data && bytes <= buffer->bytes) return WB_OK;
     void *data = NULL;
     WB_TRY(dev->mem_alloc(dev, bytes, &data));
-    count_held(dev, bytes);
+    wb_count_held(dev, bytes);
     if (buffer->data) {
         release(dev, buffer);
     } else {

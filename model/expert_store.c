@@ -63,11 +63,29 @@ static wb_status slot_of(void *context, uint32_t layer, wb_physical_id slot, siz
     return WB_OK;
 }
 
-static wb_status shadow_of(void *context, size_t bytes, void **shadow_out) {
+/* Shared with the ranks whose devices reach it; where nobody's can, this rank's alone. */
+static wb_status shadow_of(void *context, size_t bytes, void **shadow_out, bool *reached_out) {
     wb_model *model = context;
+    wb_shared_area *area = &model->shared_shadow;
+    wb_shared_area_close(area);
+    WB_TRY(wb_shared_area_open(area, model->device, model->comm, bytes));
+    for (int32_t r = 0; r < model->n_ranks; r++) reached_out[r] = area->device && area->of_rank[r];
+    *shadow_out = area->own;
+    if (area->device) return WB_OK;
     WB_TRY(wb_reserve(&model->memory, &model->shadow_slots, (int64_t)bytes, 1, 1));
     *shadow_out = model->shadow_slots.data;
     return WB_OK;
+}
+
+static wb_status put(void *context, uint32_t rank, size_t offset, const void *data, size_t bytes) {
+    const wb_model *model = context;
+    char *const there = model->shared_shadow.of_rank[rank];
+    return model->device->memory_put(model->device, there + offset, data, bytes);
+}
+
+static wb_status settle(void *context) {
+    const wb_model *model = context;
+    return model->device->memory_settle(model->device);
 }
 
 static wb_status digest_of(void *context, const void *data, size_t bytes, uint64_t *digest_out) {
@@ -87,6 +105,8 @@ wb_expert_store wb_model_expert_store(wb_model *model) {
                              .placement = placement_of,
                              .slot = slot_of,
                              .shadow = shadow_of,
+                             .put = put,
+                             .settle = settle,
                              .digest = digest_of,
                              .take = take};
 }

@@ -246,7 +246,7 @@ static wb_status run_step(void *context) {
 
 /* Of the addresses that a graph has, but for those that its size decides, and of how long it waits. */
 static uint64_t addresses_of(const wb_model *model) {
-    uint64_t stamp = model->device->scratch_moves ^ (uint64_t)(1e3 * model->peer_rows.peers.timeout);
+    uint64_t stamp = model->device->scratch_moves ^ (uint64_t)(1e3 * model->mailboxes.boxes.timeout);
     for (int32_t i = 0; i < model->n_params; i++)
         stamp = wb_mix64(stamp ^ (uint64_t)(uintptr_t)model->params[i].memory.data);
     return wb_mix64(stamp ^ (uint64_t)(uintptr_t)model->dispatch_tables.data);
@@ -260,7 +260,7 @@ static wb_status forward_as_graph(wb_infer *infer, const wb_pass *pass) {
     return model->n_ranks > 1 ? wb_collective_end(model, status) : status;
 }
 
-static wb_status forward_with_peers(wb_infer *infer, const wb_pass *pass) {
+static wb_status forward_op_by_op(wb_infer *infer, const wb_pass *pass) {
     wb_rows x = {0};
     WB_TRY(wb_collective_end(infer->model, layers_forward(infer, pass, &x)));
     /* After the last exchange nobody waits for this rank: a failure is its own, the communicator lives. */
@@ -272,8 +272,8 @@ wb_status wb_infer_forward(wb_infer *infer, const wb_infer_batch *batch, const w
     wb_pass pass;
     /* All that can fail on one rank alone, before the first exchange of rows. */
     WB_TRY(wb_infer_agree(infer, batch->T, wb_infer_take_batch(infer, batch, routing, &pass), &pass));
-    const bool whole = infer->model->n_ranks > 1 ? pass.peer_rows > 0 : infer->graph_size.T > 0;
-    WB_TRY(whole ? forward_as_graph(infer, &pass) : forward_with_peers(infer, &pass));
+    const bool whole = infer->model->n_ranks > 1 ? pass.mailbox_rows > 0 : infer->graph_size.T > 0;
+    WB_TRY(whole ? forward_as_graph(infer, &pass) : forward_op_by_op(infer, &pass));
     WB_TRY(wb_routing_give(infer->model, &pass));
     wb_infer_end_states(infer, batch);
     *logits_out = infer->logits.data;

@@ -146,7 +146,7 @@ static void put_padding(const wb_infer_inputs *in) {
 bool wb_infer_has_graphs(const wb_infer *infer) {
     const wb_model *model = infer->model;
     return model->device->graph_begin && infer->sequences.bytes == 0 &&
-           (model->n_ranks == 1 || wb_has_peer_rows(&model->peer_rows));
+           (model->n_ranks == 1 || wb_has_mailboxes(&model->mailboxes));
 }
 
 /* The size of the batch's graph, or none. */

@@ -17,8 +17,8 @@
  * The first step of a size runs op by op, which shows that it can and lets ops make what they need; the
  * second one is captured and launched, later ones are launched. A capture takes memory of the driver's; where
  * it fails, the steps of its size go on op by op.
- * With several ranks there are graphs where peers store rows (wb_peers.h): what they wait for is numbered by
- * the device, so that a launch meets a step of the others that runs op by op.
+ * With several ranks there are graphs where rows go by mailboxes (wb_mailbox.h): what is waited for there is
+ * numbered by the device, so that a launch meets a step of the others that runs op by op.
  * Refuses: steps whose rows travel by the exchange, forced and planned steps, and whatever else the host
  * looks at on the way. */
 #ifndef WB_INFER_GRAPHS_H
@@ -33,7 +33,7 @@ enum { WB_MAX_GRAPHS = 64 };
 /* A size of steps. A zeroed struct: none, the step runs op by op. */
 typedef struct wb_graph_size {
     int64_t T, n_logits, max_blocks;
-    int64_t peer_rows; /* of the pass; which depends on the largest step of all ranks */
+    int64_t mailbox_rows; /* of the pass; which depends on the largest step of all ranks */
     const void *ids;
 } wb_graph_size;
 

@@ -86,7 +86,7 @@ wb_status wb_infer_take_batch(wb_infer *infer, const wb_infer_batch *batch, cons
 /* Place for what they say. */
 wb_status wb_infer_open_way(wb_infer *infer);
 
-/* As wb_comm_agree, of this rank's step of T tokens, taken or not; with pass->peer_rows. */
+/* As wb_comm_agree, of this rank's step of T tokens, taken or not; with pass->mailbox_rows. */
 wb_status wb_infer_agree(wb_infer *infer, int64_t T, wb_status taken, wb_pass *pass);
 
 /* ---- its sequences (infer_sequences.c) ------------------------------------------------------------ */

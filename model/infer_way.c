@@ -24,7 +24,7 @@ static wb_way_word word_of(const wb_infer *infer, int64_t T, wb_status status) {
     const wb_model *model = infer->model;
     const int64_t each = rows_of_token(model) * model->n_ranks;
     const int64_t held = each > 0 ? infer->sizes.expert_rows / each : INT64_MAX;
-    const int64_t most = model->peer_rows.max_tokens;
+    const int64_t most = model->mailboxes.max_tokens;
     return (wb_way_word){.status = status, .T = T, .max_T = held < most ? held : most};
 }
 
@@ -44,17 +44,17 @@ static bool all_fit(const wb_way_word *words, int32_t R, int64_t *T_out) {
 static void take_way(wb_infer *infer, int64_t T, wb_pass *pass) {
     wb_model *model = infer->model;
     const int64_t rows =
-        wb_graph_rows(T, model->peer_rows.max_tokens) * rows_of_token(model) * model->n_ranks;
+        wb_graph_rows(T, model->mailboxes.max_tokens) * rows_of_token(model) * model->n_ranks;
     const int64_t held = infer->sizes.expert_rows;
-    pass->peer_rows = rows < 1 ? 1 : rows < held ? rows : held;
-    infer->graph_size.peer_rows = pass->peer_rows;
-    model->peer_rows.peers.timeout = wb_comm_timeout(model->comm);
+    pass->mailbox_rows = rows < 1 ? 1 : rows < held ? rows : held;
+    infer->graph_size.mailbox_rows = pass->mailbox_rows;
+    model->mailboxes.boxes.timeout = wb_comm_timeout(model->comm);
 }
 
 wb_status wb_infer_agree(wb_infer *infer, int64_t T, wb_status taken, wb_pass *pass) {
     const wb_model *model = infer->model;
     int64_t longest = 0;
-    if (!wb_has_peer_rows(&model->peer_rows)) return wb_comm_agree(model->comm, taken);
+    if (!wb_has_mailboxes(&model->mailboxes)) return wb_comm_agree(model->comm, taken);
     const wb_way_word own = word_of(infer, T, taken);
     const wb_status gathered = wb_comm_all_gather(model->comm, &own, sizeof own, infer->words);
     bool failed = gathered != WB_OK;

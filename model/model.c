@@ -93,7 +93,7 @@ wb_status wb_model_new(const wb_config *config, const wb_family_rules *family,
 wb_status wb_model_open_exchange(wb_model *m) {
     const wb_exchange_memory memory = wb_device_exchange_memory(m->device);
     WB_TRY(wb_exchange_open(m->comm, &memory, &m->exchange));
-    return wb_model_open_peer_rows(m);
+    return wb_model_open_mailboxes(m);
 }
 
 /* ---- measuring ------------------------------------------------------------------------------- */
@@ -151,11 +151,21 @@ wb_status wb_model_measure_slot(const wb_config *config, const wb_model_options 
     return WB_OK;
 }
 
+wb_status wb_model_measure_mailbox(const wb_config *config, const wb_model_options *options, int32_t n_ranks,
+                                   size_t *bytes_out) {
+    wb_model *m = NULL;
+    WB_TRY(wb_model_blank(config, options, n_ranks, 0, &m));
+    *bytes_out = wb_model_mailbox_bytes(m);
+    wb_model_close(m);
+    return WB_OK;
+}
+
 /* ---- the end --------------------------------------------------------------------------------- */
 
 void wb_model_close(wb_model *m) {
     if (!m) return;
-    wb_model_close_peer_rows(m);
+    wb_model_close_mailboxes(m);
+    wb_shared_area_close(&m->shared_shadow);
     wb_exchange_close(m->exchange);
     wb_workspace_close(&m->memory);
     wb_dispatch_close(m->dispatch_rows);

@@ -4,7 +4,7 @@
 #define WB_MODEL_WEIGHTS_H
 
 #include "families/family.h"
-#include "peer_rows.h"
+#include "mailboxes.h"
 #include "slot_traffic.h"
 #include "wb_arena.h"
 #include "wb_check.h"
@@ -50,12 +50,12 @@ struct wb_model {
     const wb_family_rules *family;
     wb_device *device;
     wb_comm *comm;
-    wb_exchange *exchange;  /* over comm, for the device's memory; NULL until the ranks have met */
-    wb_peer_rows peer_rows; /* beside it, where the devices reach each other */
-    int32_t n_ranks, rank;  /* of comm */
-    wb_dtype dtype;         /* of matrices of weights */
-    wb_dtype activations;   /* of activations and their gradients */
-    wb_workspace memory;    /* of everything below, but for what is of the source */
+    wb_exchange *exchange;        /* over comm, for the device's memory; NULL until the ranks have met */
+    wb_model_mailboxes mailboxes; /* beside it, where the devices reach each other */
+    int32_t n_ranks, rank;        /* of comm */
+    wb_dtype dtype;               /* of matrices of weights */
+    wb_dtype activations;         /* of activations and their gradients */
+    wb_workspace memory;          /* of everything below, but for what is of the source */
 
     wb_param *params; /* [n_params] */
     int32_t n_params;
@@ -70,8 +70,9 @@ struct wb_model {
     wb_dispatch *dispatch_rows; /* static; else NULL */
 
     /* For moves of experts (expert_store.c). */
-    wb_buffer shadow_slots;
-    wb_attached_slots *attached; /* [n_attached] */
+    wb_buffer shadow_slots;       /* where others do not reach them */
+    wb_shared_area shared_shadow; /* or where they do */
+    wb_attached_slots *attached;  /* [n_attached] */
     size_t n_attached, max_attached;
 
     /* Of copies whose experts travel (wb_model_reserve_copy): as large as the largest so far. */
@@ -157,9 +158,12 @@ wb_status wb_model_check_peers(const wb_model *model, const void *source, size_t
 /* Opens the model's exchange, and mailboxes where the devices of all ranks reach each other. Collective. */
 wb_status wb_model_open_exchange(wb_model *model);
 
-/* The mailboxes (peer_rows.c). Opened on all ranks or on none; collective. Closing: not. */
-wb_status wb_model_open_peer_rows(wb_model *model);
-void wb_model_close_peer_rows(wb_model *model);
+/* The mailboxes (mailboxes.c). Opened on all ranks or on none; collective. Closing: not. */
+wb_status wb_model_open_mailboxes(wb_model *model);
+void wb_model_close_mailboxes(wb_model *model);
+
+/* What a mailbox of this model takes of a device that has them; 0: the model wants none. */
+size_t wb_model_mailbox_bytes(const wb_model *model);
 
 /* Fills route_model from config and family (routes_of_model.c). */
 wb_status wb_model_describe_routes(wb_model *model);

@@ -146,6 +146,11 @@ WB_API wb_status wb_model_measure(const wb_config *config, const wb_model_option
 WB_API wb_status wb_model_measure_slot(const wb_config *config, const wb_model_options *options,
                                        size_t *bytes_out);
 
+/* Bytes of the mailbox that each rank of such a model has on its device, beside the memory above, where these
+ * devices are GPUs that all reach each other's memory; 0: on so many ranks there is none. */
+WB_API wb_status wb_model_measure_mailbox(const wb_config *config, const wb_model_options *options,
+                                          int32_t n_ranks, size_t *bytes_out);
+
 /* Loads a checkpoint directory; every rank reads its own part. f32, bf16 and f16 files; expert tensors one
  * by one or fused. NOT_FOUND (a file or tensor is missing), MISMATCH (a tensor is surplus or has another
  * shape) and UNSUPPORTED (another dtype) name tensor, shape and file. Collective: ranks check that they

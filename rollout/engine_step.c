@@ -1,5 +1,5 @@
-/* engine_step.c - the order of a step: lend, schedule, forward, sample, start the copy of the results, file
- * the step before, wait for the copy, agree, commit.
+/* engine_step.c - the order of a step: lend, start a round of moves of experts, schedule, forward, sample,
+ * start the copy of the results, file the step before, wait for the copy, agree, commit, take the moves over.
  *
  * What the next step needs of this one are its tokens, which the commit puts into the records. Rows and
  * kept tokens are filed by the next step, while the device works (filing.h). A step that fails on any rank
@@ -10,6 +10,7 @@
 #include "engine.h"
 #include "wb_check.h"
 
+#include <stdio.h>
 #include <string.h>
 #include <time.h>
 
@@ -82,7 +83,7 @@ static wb_status sample_and_start(wb_engine *engine, const float *logits) {
 }
 
 static wb_status arrive(wb_engine *engine) {
-    WB_TRY(wb_step_results_wait(&engine->results));
+    WB_TRY(wb_step_results_wait(&engine->results, engine->comm));
     return wb_sample_check_kept(&engine->scheduler.batch, &engine->results);
 }
 
@@ -217,11 +218,9 @@ static void forget_states(wb_engine *engine) {
     if (engine->scheduler.has_states) wb_scheduler_forget_states(&engine->scheduler);
 }
 
-static wb_status make_step(wb_engine *engine, bool *busy_out) {
+static wb_status make_pass(wb_engine *engine, bool *busy_out) {
     const uint8_t *direction = NULL;
     const float *logits = NULL;
-    WB_TRY(wb_engine_travel(engine));
-    if (engine->load.manager) WB_TRY(wb_rebalance_boundary(engine->load.manager));
     /* Whatever fails, this rank goes on to the exchanges in which its peers wait for it: with no token where
      * scheduling failed, and to the verdict where the forward did. */
     wb_status status = schedule(engine, &direction);
@@ -238,6 +237,22 @@ static wb_status make_step(wb_engine *engine, bool *busy_out) {
     else
         forget_states(engine);
     return status;
+}
+
+/* Experts move beside the pass. A failure of the pass is on all ranks, and on none is it a reason not to end
+ * the boundary; its message is the step's. */
+static wb_status pass_beside_moves(wb_engine *engine, bool *busy_out) {
+    char message[1024];
+    WB_TRY(wb_rebalance_begin_boundary(engine->load.manager));
+    const wb_status status = make_pass(engine, busy_out);
+    if (status != WB_OK) snprintf(message, sizeof message, "%s", wb_error_message());
+    const wb_status ended = wb_rebalance_end_boundary(engine->load.manager);
+    return status != WB_OK ? wb_fail(status, "%s", message) : ended;
+}
+
+static wb_status make_step(wb_engine *engine, bool *busy_out) {
+    WB_TRY(wb_engine_travel(engine));
+    return engine->load.manager ? pass_beside_moves(engine, busy_out) : make_pass(engine, busy_out);
 }
 
 static double now(void) {

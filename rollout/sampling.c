@@ -34,6 +34,16 @@ static void set_params(wb_sampler *sampler, const wb_step_batch *batch) {
     }
 }
 
+/* Every row is drawn from the whole distribution at temperature 1: then the log-probabilities of the sampling
+ * are those at temperature 1, the same bits, and the logits need not be read again for them. */
+static bool all_plain(const wb_sampler *sampler, int64_t n) {
+    for (int64_t i = 0; i < n; i++)
+        if (sampler->params[i].temperature != 1 ||
+            wb_sample_max_kept(&sampler->params[i], sampler->vocab_size) > 0)
+            return false;
+    return true;
+}
+
 wb_status wb_sample_step(wb_sampler *sampler, const wb_step_batch *batch, const float *logits,
                          const wb_step_results *results, size_t *n_kept_out) {
     wb_device *dev = sampler->device;
@@ -44,6 +54,8 @@ wb_status wb_sample_step(wb_sampler *sampler, const wb_step_batch *batch, const 
     if (n == 0) return WB_OK;
     const wb_sample_kept kept = {sampler->kept_start, to.kept_ids, to.kept_counts};
     WB_TRY(dev->sample(dev, n, V, logits, sampler->params, &kept, to.tokens, to.sampling_logprobs));
+    if (all_plain(sampler, n))
+        return dev->copy(dev, to.logprobs, to.sampling_logprobs, (size_t)n * sizeof *to.logprobs);
     /* Log-probabilities at temperature 1 come from the op that training uses: the same bits. */
     return dev->logprob_forward(dev, n, V, logits, to.tokens, NULL, to.logprobs);
 }

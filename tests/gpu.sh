@@ -97,12 +97,15 @@ survives() {
     if grep -q "of 2 survived: .*rank [01]" "$log"; then echo "ok       $1-killed"; else failed+=("$1-killed") && tail -5 "$log"; fi
 }
 # Mailboxes need no NCCL; ranks beyond the GPUs share them.
-peers=$(built mpi_peers_cuda)
-if [ -n "$peers" ]; then
-    for ranks in 2 3; do step mpi_peers_cuda-$ranks "${mpi[@]}" -n $ranks "$peers"; done
-    [ "$gpus" -lt 2 ] || survives mpi_peers_cuda
+mailboxes=$(built mpi_mailbox_cuda)
+if [ -n "$mailboxes" ]; then
+    for ranks in 2 3; do
+        step mpi_mailbox_cuda-$ranks "${mpi[@]}" -n $ranks "$mailboxes"
+        step mpi_shared_memory_cuda-$ranks "${mpi[@]}" -n $ranks "$(built mpi_shared_memory_cuda)"
+    done
+    [ "$gpus" -lt 2 ] || survives mpi_mailbox_cuda
 else
-    skipped+=("mpi_peers_cuda: was not built, it needs MPI")
+    skipped+=("mpi_mailbox_cuda: was not built, it needs MPI")
 fi
 
 # ---- GRPO ----
@@ -122,6 +125,15 @@ exact() {
     [ "$(wc -l <"$work/exact")" = 48 ] && ! grep -v ':-\?0\.0*$' "$work/exact" && echo "ok       KL of $1 is 0 at every first update" && return
     failed+=("exact-$1: expected 12 steps with KL 0 and no row routed differently, found otherwise in metrics.jsonl")
 }
+# moving: experts that are worth moving, as those of the base model are not, move while the rollout generates.
+moving() {
+    local run=("${mpi[@]}" -n 2 "$grpo" --device cuda --quiet --model "$work/wide" --out "$work/out-wide")
+    step wide-model python3 "$root/tests/tools/make_random_model.py" "$work/wide" 2048 2 32 768 512 4 || return
+    step grpo-wide "${run[@]}" --steps 12 --lr 1e-5 --seed 3 --dtype bf16 --eplb live --redundant-experts 4 --rebalance-every 6 || return
+    grep '^experts moved' "$work/grpo-wide"
+    grep -q '^experts moved [1-9]' "$work/grpo-wide" || failed+=("grpo-wide: expected experts that move, found none")
+    exact wide
+}
 if [ -z "$grpo" ]; then
     skipped+=("GRPO: waybill-grpo was not built")
 else
@@ -130,6 +142,7 @@ else
     if [ "$gpus" -ge 2 ]; then
         train two-live 2 --eplb live --redundant-experts 8 --rebalance-every 5
         train two-bf16 2 --dtype bf16 && exact two-bf16
+        moving
     else
         skipped+=("GRPO on 2 GPUs: this machine has $gpus")
     fi
@@ -143,10 +156,10 @@ if [ "$gpus" -ge 2 ] && [ -n "$(built mpi_exchange_nccl)" ]; then
 else
     skipped+=("NCCL: needs two GPUs and a build with NCCL, found $gpus GPUs")
 fi
-if [ "$gpus" -ge 2 ] && [ -n "$(built bench_peers_mpi)" ]; then
-    step bench_peers "${mpi[@]}" -n 2 "$(built bench_peers_mpi)"
+if [ "$gpus" -ge 2 ] && [ -n "$(built bench_mailbox_mpi)" ]; then
+    step bench_mailbox "${mpi[@]}" -n 2 "$(built bench_mailbox_mpi)"
 else
-    skipped+=("bench_peers: needs two GPUs and a build with MPI, found $gpus GPUs")
+    skipped+=("bench_mailbox: needs two GPUs and a build with MPI, found $gpus GPUs")
 fi
 
 # ---- benchmarks ----

@@ -1,5 +1,6 @@
 /* migrate.h - one round of moves, groups of one layer or of several, made with the weights that there are:
- * sent into shadow slots, checked, agreed, copied into the slots, and the maps flipped.
+ * sent into shadow slots, checked, agreed, copied into the slots, and the maps flipped. A pass may run while
+ * they are under way.
  *
  * Refuses: which moves there are (move/), when they are made (rebalance.c). */
 #ifndef WB_MIGRATE_H
@@ -21,6 +22,14 @@ typedef struct wb_round_group {
     uint32_t group;
 } wb_round_group;
 
+/* A part on its way into the shadow memory of a rank that is reached. */
+typedef struct wb_move_put {
+    uint32_t rank;
+    size_t offset; /* there */
+    const void *data;
+    size_t bytes;
+} wb_move_put;
+
 typedef struct wb_migration {
     const wb_expert_store *store;
     wb_comm *comm;
@@ -33,11 +42,19 @@ typedef struct wb_migration {
     uint32_t n_groups;
     wb_expert_part *parts; /* [max_parts] of the slot that was asked for last */
     size_t n_parts, max_parts;
-    wb_transfer *transfers; /* [max_transfers] of the present round */
+    /* Of the present round: what goes by the exchange, and what is put; its work, and how the puts began. */
+    wb_transfer *transfers; /* [max_transfers] */
     size_t n_transfers, max_transfers;
-    char *shadows;       /* device, of the store */
-    uint32_t n_shadows;  /* the most that a round has needed */
-    size_t shadow_bytes; /* of one shadow slot, its parts aligned */
+    wb_move_put *puts; /* [max_puts] */
+    size_t n_puts, max_puts;
+    uint64_t work;
+    wb_status put_status;
+    char *shadows;      /* device, of the store */
+    bool *reached;      /* [R] by puts */
+    uint32_t n_shadows; /* of a rank that has slots */
+    size_t
+        shadow_bytes; /* of one shadow slot, its parts aligned, the same on all ranks; 0: to be asked for */
+    size_t needed_bytes; /* the same, of what this rank has had to do with */
     size_t slot_bytes;   /* of the largest slot of this rank at open; 0: it has none */
     /* Labels between two ranks, in the order of their moves: [R] bytes to and from each, where they begin,
      * and the next one. */
@@ -47,20 +64,24 @@ typedef struct wb_migration {
     uint64_t moves, received_bytes; /* so far: of all ranks; of this one */
 } wb_migration;
 
-/* `store` outlives it. Allocates what does not depend on a plan, and has the store make n_shadow shadow
- * slots. */
+/* `store` outlives it. Allocates what does not depend on a plan. */
 wb_status wb_migration_open(const wb_expert_store *store, uint32_t check_every, uint32_t n_shadow,
                             wb_migration *migration);
 void wb_migration_close(wb_migration *migration);
+
+/* Has the store make the shadow slots, as the ranks need them together. Collective. */
+wb_status wb_migration_make_shadows(wb_migration *migration);
 
 /* Takes the store's maps where they are other ones than the last round's: somebody else has changed them. All
  * or, after an error, none. Not between two rounds of a plan. */
 wb_status wb_migration_follow(wb_migration *migration);
 
-/* Makes a round; its layers are at `epoch` afterwards. *dead_out: the communicator is of no use any more.
- * After another failure, one of which is that the store has other maps than after the last round, all ranks
+/* Starts a round, and ends it; its layers are at `epoch` afterwards. Until the end the groups and the weights
+ * that they move stay as they are. *dead_out: the communicator is of no use any more. After another failure,
+ * one of which is that the store has other maps than after the last round, the round is over, and all ranks
  * have the maps that they had, and their weights. Collective. */
-wb_status wb_migrate_round(wb_migration *migration, uint32_t n_groups, const wb_round_group *groups,
+wb_status wb_migrate_start(wb_migration *migration, uint32_t n_groups, const wb_round_group *groups,
                            uint64_t epoch, bool *dead_out);
+wb_status wb_migrate_end(wb_migration *migration, bool *dead_out);
 
 #endif

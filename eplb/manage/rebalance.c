@@ -1,6 +1,6 @@
 /* rebalance.c - the manager's life: open, count, and at each boundary the next thing to do. Refuses: whether
  * a move pays (rebalance_decide.c), which moves are made together (rebalance_move.c), making them
- * (migrate.c). */
+ * (migrate.c), what options there are (rebalance_options.c). */
 #include "load/load_internal.h"
 #include "manage/migrate_labels.h"
 #include "manage/rebalance_state.h"
@@ -15,56 +15,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
-
-/* ---- options ----------------------------------------------------------------------------------- */
-
-WB_OPTIONS_END(wb_rebalance_options, check_every);
-void wb_rebalance_options_init(wb_rebalance_options *options_out, size_t size) {
-    wb_rebalance_options defaults = {.every = 1000,
-                                     .enough = 1,
-                                     .sigmas = 2,
-                                     .horizon_passes = 10000,
-                                     .layers_per_chunk = WB_ALL_MOE_LAYERS,
-                                     .phases = WB_PHASES_ALL,
-                                     .load = wb_load_options_default(),
-                                     .solver = wb_eplb_options_default(),
-                                     .move = wb_move_options_default(),
-                                     .patience = 1000,
-                                     .check_every = 1};
-    defaults.load.window = 1000;
-    defaults.solver.threads = 1;
-    wb_options_init(options_out, size, &defaults, sizeof defaults);
-}
-
-static wb_status check_range(const char *name, double low, double high, double found) {
-    if (found >= low && found <= high) return WB_OK;
-    return wb_fail(WB_INVALID_ARGUMENT, "rebalance options: %s: expected %g..%g, found %g", name, low, high,
-                   found);
-}
-
-static wb_status check_options(const wb_rebalance_options *o) {
-    if (o->layers_per_chunk < 1)
-        return wb_fail(
-            WB_INVALID_ARGUMENT,
-            "rebalance options: layers_per_chunk: expected 1 or more, or WB_ALL_MOE_LAYERS for all, "
-            "found %" PRId64,
-            o->layers_per_chunk);
-    WB_TRY(check_range("every", 1, UINT32_MAX, o->every));
-    WB_TRY(check_range("patience", 1, UINT32_MAX, o->patience));
-    WB_TRY(check_range("enough", 1e-9, 1, o->enough));
-    WB_TRY(check_range("sigmas", 0, 1e9, o->sigmas));
-    WB_TRY(check_range("phases", 1, WB_PHASES_ALL, o->phases));
-    WB_TRY(check_range("horizon_passes", 0, 1e18, o->horizon_passes));
-    return wb_move_check_options(&o->move);
-}
-
-/* What the solver says of its own, before a decision depends on it. */
-static wb_status check_solver(const wb_placement *placement, const wb_rebalance_options *o) {
-    wb_eplb_options solver = o->solver;
-    solver.current = placement;
-    return wb_solve_check_options(wb_placement_topology(placement), wb_placement_layers(placement),
-                                  wb_placement_experts(placement), 1, &solver);
-}
 
 /* ---- opening and closing ------------------------------------------------------------------------- */
 
@@ -98,11 +48,11 @@ static void see_epochs(wb_rebalance *m, const wb_placement *placement) {
 static wb_status open_alone(const wb_expert_store *store, const wb_rebalance_options *options,
                             wb_rebalance *m) {
     WB_TRY(wb_options_read(&m->options, sizeof m->options, options, "rebalance options"));
-    WB_TRY(check_options(&m->options));
+    WB_TRY(wb_rebalance_check_options(&m->options));
     const wb_placement *placement = store->placement(store->context);
     m->options.solver.progress = NULL;
     m->options.solver.cost = m->options.move.cost;
-    WB_TRY(check_solver(placement, &m->options));
+    WB_TRY(wb_rebalance_check_solver(placement, &m->options));
     m->n_layers = wb_placement_layers(placement);
     m->n_experts = wb_placement_experts(placement);
     m->n_ranks = wb_placement_topology(placement)->n_ranks;
@@ -161,6 +111,7 @@ wb_status wb_rebalance_open(const wb_expert_store *store, const wb_rebalance_opt
         status = open_alone(store, options, m);
     }
     status = wb_comm_agree(comm, status);
+    if (status == WB_OK) status = wb_migration_make_shadows(&m->migration);
     if (status == WB_OK) status = learn_bytes(m);
     if (status == WB_OK) status = check_peers(m);
     if (status != WB_OK) {
@@ -177,7 +128,7 @@ wb_status wb_rebalance_measure(const wb_rebalance_options *options, uint32_t n_l
     wb_rebalance_options o = wb_rebalance_options_default();
     size_t counts;
     WB_TRY(wb_options_read(&o, sizeof o, options, "rebalance options"));
-    WB_TRY(check_options(&o));
+    WB_TRY(wb_rebalance_check_options(&o));
     WB_TRY(wb_load_measure(1, &region, &o.load, &counts));
     *device_bytes_out = o.move.n_shadow * slot_bytes;
     *host_bytes_out = counts + (size_t)n_layers * n_experts * sizeof(double);
@@ -315,11 +266,22 @@ static wb_status wait_for_solver(wb_rebalance *m) {
 
 /* ---- moving -------------------------------------------------------------------------------------- */
 
-static wb_status move(wb_rebalance *m) {
+static wb_status end_failed_move(wb_rebalance *m, wb_status status, bool dead) {
+    if (!dead) return give_up(m, WB_REBALANCE_FAILED);
+    wb_comm_abort(m->comm);
+    return status;
+}
+
+static wb_status start_move(wb_rebalance *m) {
+    bool dead;
+    const wb_status started = wb_rebalance_start_round(m, &dead);
+    return started == WB_OK ? WB_OK : end_failed_move(m, started, dead);
+}
+
+static wb_status end_move(wb_rebalance *m) {
     bool done, dead;
-    const wb_status moved = wb_rebalance_move_round(m, &done, &dead);
-    if (moved != WB_OK && dead) wb_comm_abort(m->comm);
-    if (moved != WB_OK) return dead ? moved : give_up(m, WB_REBALANCE_FAILED);
+    const wb_status moved = wb_rebalance_end_round(m, &done, &dead);
+    if (moved != WB_OK) return end_failed_move(m, moved, dead);
     if (!done) return WB_OK;
     m->stats.rebalances++;
     end_decision(m);
@@ -333,7 +295,7 @@ static wb_status do_next(wb_rebalance *m) {
     case WB_REBALANCE_SOLVING:
         return wait_for_solver(m);
     case WB_REBALANCE_MOVING:
-        return move(m);
+        return start_move(m);
     default:
         return m->stats.boundaries % m->options.every == 0 ? decide(m) : WB_OK;
     }
@@ -345,14 +307,31 @@ static double now(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-wb_status wb_rebalance_boundary(wb_rebalance *m) {
+wb_status wb_rebalance_begin_boundary(wb_rebalance *m) {
     const double begin = now();
+    if (m->begun)
+        return wb_fail(WB_INVALID_ARGUMENT, "rebalance: a boundary was begun and not ended before the next");
     /* This rank's tokens alone: sums over ranks are made where they are looked at. */
     wb_load_end_own_pass(m->load);
     m->stats.boundaries++;
     WB_TRY(do_next(m));
-    const double pause = now() - begin;
-    m->stats.seconds += pause;
-    if (pause > m->stats.longest_pause) m->stats.longest_pause = pause;
+    m->begun = true;
+    m->pause = now() - begin;
     return WB_OK;
+}
+
+wb_status wb_rebalance_end_boundary(wb_rebalance *m) {
+    const double begin = now();
+    if (!m->begun) return wb_fail(WB_INVALID_ARGUMENT, "rebalance: no boundary was begun");
+    m->begun = false;
+    if (m->stats.stage == WB_REBALANCE_MOVING) WB_TRY(end_move(m));
+    m->pause += now() - begin;
+    m->stats.seconds += m->pause;
+    if (m->pause > m->stats.longest_pause) m->stats.longest_pause = m->pause;
+    return WB_OK;
+}
+
+wb_status wb_rebalance_boundary(wb_rebalance *m) {
+    WB_TRY(wb_rebalance_begin_boundary(m));
+    return wb_rebalance_end_boundary(m);
 }

@@ -48,11 +48,21 @@ static bool all_done(const wb_rebalance *m) {
     return true;
 }
 
-wb_status wb_rebalance_move_round(wb_rebalance *m, bool *done_out, bool *dead_out) {
+wb_status wb_rebalance_start_round(wb_rebalance *m, bool *dead_out) {
     const uint32_t n = choose_round(m);
     *dead_out = false;
+    if (n == 0) return WB_OK;
+    WB_TRY(wb_migrate_start(&m->migration, n, m->round, m->latest_epoch + 1, dead_out));
+    m->n_moving = n;
+    return WB_OK;
+}
+
+wb_status wb_rebalance_end_round(wb_rebalance *m, bool *done_out, bool *dead_out) {
+    const uint32_t n = m->n_moving;
+    *dead_out = false;
+    m->n_moving = 0;
     if (n > 0) {
-        WB_TRY(wb_migrate_round(&m->migration, n, m->round, m->latest_epoch + 1, dead_out));
+        WB_TRY(wb_migrate_end(&m->migration, dead_out));
         m->latest_epoch++;
         m->stats.groups += n;
         for (uint32_t i = 0; i < n; i++) m->next_group[m->moving[i]]++;

@@ -32,12 +32,22 @@ struct wb_rebalance {
     /* The present round of moves: groups of plans, and whose they are. */
     wb_round_group *round;  /* [L] */
     uint32_t *moving;       /* [L] indices of plans */
+    uint32_t n_moving;      /* groups that are under way; 0: none */
     bool *sends, *receives; /* [R] the rank does, in this round */
 
     uint64_t latest_epoch;
+    bool begun;   /* the present boundary has begun ... */
+    double pause; /* ... and has taken so many seconds */
     wb_rebalance_stats stats;
     char failure[256];
 };
+
+/* ---- rebalance_options.c ----------------------------------------------------------------------- */
+
+wb_status wb_rebalance_check_options(const wb_rebalance_options *options);
+
+/* What the solver says of its own options, before a decision depends on it. */
+wb_status wb_rebalance_check_solver(const wb_placement *placement, const wb_rebalance_options *options);
 
 /* ---- rebalance_decide.c ------------------------------------------------------------------------ */
 
@@ -53,9 +63,10 @@ wb_status wb_rebalance_choose_layers(void *manager, const wb_placement *found);
 
 /* ---- rebalance_move.c -------------------------------------------------------------------------- */
 
-/* Makes the next round of the plans; *done_out: none is left. *dead_out as in wb_migrate_round.
+/* Starts the next round of the plans, and ends it; *done_out: none is left. *dead_out as in wb_migrate_start.
  * Collective. */
-wb_status wb_rebalance_move_round(wb_rebalance *manager, bool *done_out, bool *dead_out);
+wb_status wb_rebalance_start_round(wb_rebalance *manager, bool *dead_out);
+wb_status wb_rebalance_end_round(wb_rebalance *manager, bool *done_out, bool *dead_out);
 
 /* Nothing is chosen. Not while there is a job. */
 void wb_rebalance_drop_plans(wb_rebalance *manager);

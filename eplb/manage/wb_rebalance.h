@@ -13,6 +13,11 @@
  * for one group of moves and never longer, whatever the number of layers and the window of the counts, and a
  * map and the weights that it names change together, on all ranks or on none.
  *
+ * Who makes the passes can have experts travel beside one: wb_rebalance_begin_boundary starts a round, the
+ * pass runs under the maps that there are, wb_rebalance_end_boundary takes over. Between ranks whose devices
+ * reach each other's memory copy engines move them (wb_expert_store.put), which takes no multiprocessor from
+ * the pass; between others the exchange does.
+ *
  * What is moved is asked for at each move: a weight that was replaced since the solver began moves as it is
  * now. A move that fails, a checksum that does not fit or a solver that does not end leaves the last map,
  * under which everything works; wb_rebalance_stats says so. */
@@ -39,7 +44,7 @@ typedef struct wb_expert_part {
 } wb_expert_part;
 
 /* A model's experts, as a manager reaches them (wb_model_expert_store). `context` is the first argument of
- * its functions. All are set. */
+ * its functions. All are set where nothing else is said. */
 typedef struct wb_expert_store {
     size_t size; /* sizeof(wb_expert_store), as the caller was compiled; another is refused */
     void *context;
@@ -52,9 +57,15 @@ typedef struct wb_expert_store {
      * are in parts_out. All slots of a layer, on all ranks, have as many parts of the same sizes. */
     wb_status (*slot)(void *context, uint32_t layer, wb_physical_id slot, size_t max,
                       wb_expert_part *parts_out, size_t *n_out);
-    /* *shadow_out: device memory of `bytes` bytes, the store's, the same at each call until more is asked
-     * for: n_shadow times a slot, at open and, if slots have more parts by then, at a move. */
-    wb_status (*shadow)(void *context, size_t bytes, void **shadow_out);
+    /* *shadow_out: device memory of `bytes` bytes, the store's, until the next call: n_shadow times a slot,
+     * or 0 on a rank without slots, at open and, if slots have more parts by then, at a move. reached_out:
+     * host [R], whether put reaches that of rank r, and rank r this one's; not of this rank. Collective. */
+    wb_status (*shadow)(void *context, size_t bytes, void **shadow_out, bool *reached_out);
+    /* Starts the copy of data[bytes], device, to byte `offset` of what shadow gave rank `rank`, beside what
+     * the device does meanwhile; settle returns when all of them have come. Both NULL: no rank is ever
+     * reached. */
+    wb_status (*put)(void *context, uint32_t rank, size_t offset, const void *data, size_t bytes);
+    wb_status (*settle)(void *context);
     /* *digest_out: a number of data[bytes], device, that tells other bytes apart, the same on every rank. */
     wb_status (*digest)(void *context, const void *data, size_t bytes, uint64_t *digest_out);
     /* Takes over the layers that are at a later epoch. Collective. */
@@ -133,6 +144,13 @@ WB_API wb_status wb_rebalance_record(wb_rebalance *manager, wb_phase phase, int3
  * counted (wb_rebalance_stats). Those that are returned end the job: the communicator is dead; PEER names the
  * rank. Collective. */
 WB_API wb_status wb_rebalance_boundary(wb_rebalance *manager);
+
+/* The same in two halves, with a pass between them: the first starts a round of moves, the second waits for
+ * what travels and takes it over. From the first to the end of the second no weight of an expert changes, or
+ * what arrives is not what the slot holds by then; whatever the pass came to, the second half follows on all
+ * ranks. Errors as above; INVALID_ARGUMENT: a boundary that was begun and not ended. Collective. */
+WB_API wb_status wb_rebalance_begin_boundary(wb_rebalance *manager);
+WB_API wb_status wb_rebalance_end_boundary(wb_rebalance *manager);
 
 typedef enum wb_rebalance_stage {
     WB_REBALANCE_RECORDING,

@@ -49,8 +49,12 @@ wb_status live_experts_report(const wb_rebalance *manager, const wb_rebalance_st
     m->moved_bytes = (double)(now.bytes - before->bytes);
     m->seconds_rebalance = now.seconds - before->seconds;
     if (now.failures > before->failures) report_line(r, "experts stay where they were: %s", now.failure);
-    if (now.rebalances > before->rebalances)
+    /* Of the latest decision, which may be one after the moves that has solved nothing. */
+    if (now.rebalances > before->rebalances && now.expected_balancedness > 0)
         report_line(r, "experts have moved, epoch %" PRIu64 ": balance of the counts %.2f, before %.2f",
                     now.epoch, now.expected_balancedness, now.balancedness);
+    else if (now.rebalances > before->rebalances)
+        report_line(r, "experts have moved, epoch %" PRIu64 ": balance of the counts since then %.2f",
+                    now.epoch, now.balancedness);
     return wb_comm_all_reduce_f64(comm, &m->moved_bytes, 1);
 }

@@ -64,6 +64,16 @@ static void add_measured(rank_plan *plan, const char *of, const char *host_name,
 
 /* ---- the device -------------------------------------------------------------------------------- */
 
+/* Ranks are taken to reach each other's memory, as GPUs of one host do. */
+static wb_status measure_mailbox(const plan_model *m, const char *of, const wb_model_options *model,
+                                 rank_plan *plan) {
+    size_t bytes;
+    if (m->o->device != WB_BACKEND_CUDA) return WB_OK;
+    WB_TRY(wb_model_measure_mailbox(&m->config, model, m->n_ranks, &bytes));
+    add(&plan->device, of, "mailbox", bytes);
+    return WB_OK;
+}
+
 static wb_status measure_trainer(const plan_model *m, const char *of, bool forward_only, int32_t rank,
                                  rank_plan *plan) {
     const wb_model_options model = sizes_policy(m->o, NULL, NULL, forward_only ? NULL : m->placement);
@@ -71,6 +81,7 @@ static wb_status measure_trainer(const plan_model *m, const char *of, bool forwa
     wb_memory memory;
     WB_TRY(wb_model_measure(&m->config, &model, m->n_ranks, rank, &memory));
     add_measured(plan, of, "tables", &memory);
+    WB_TRY(measure_mailbox(m, of, &model, plan));
     WB_TRY(wb_train_measure(&m->config, &model, &train, m->n_ranks, rank, &memory));
     add_measured(plan, of, "workspace", &memory);
     return WB_OK;
@@ -95,6 +106,7 @@ static wb_status measure_rollout(const plan_model *m, int32_t rank, rank_plan *p
     wb_memory memory;
     WB_TRY(wb_model_measure(&m->config, &model, m->n_ranks, rank, &memory));
     add_measured(plan, of, "tables", &memory);
+    WB_TRY(measure_mailbox(m, of, &model, plan));
     WB_TRY(wb_engine_measure(&m->config, &model, &engine, sizes_max_kept(m->o, &m->config), m->n_ranks, rank,
                              &memory));
     add_measured(plan, of, "workspace", &memory);

@@ -44,6 +44,12 @@ static void cpu_event_close(wb_device *dev, void *event) {
     (void)dev, (void)event;
 }
 
+static wb_status cpu_event_look(wb_device *dev, void *event, bool *come_out) {
+    (void)dev, (void)event;
+    *come_out = true;
+    return WB_OK;
+}
+
 static wb_status cpu_event_wait(wb_device *dev, void *event) {
     (void)dev, (void)event;
     return WB_OK;
@@ -130,6 +136,7 @@ static wb_status open_cpu(size_t isa, int threads, wb_device **device_out) {
     dev->event_open = cpu_event_open;
     dev->event_close = cpu_event_close;
     dev->start_to_host = cpu_start_to_host;
+    dev->event_look = cpu_event_look;
     dev->event_wait = cpu_event_wait;
     dev->copy = cpu_copy;
     dev->zero = cpu_zero;

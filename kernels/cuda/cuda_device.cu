@@ -58,20 +58,20 @@ static void cuda_host_free(wb_device *dev, void *host) {
  * told. */
 static void cuda_lose(wb_device *dev, const char *why) {
     wb_cuda_device *cuda = (wb_cuda_device *)dev;
-    if (__atomic_load_n(&cuda->lost, __ATOMIC_ACQUIRE)) return;
+    if (__atomic_load_n(&cuda->words->lost, __ATOMIC_ACQUIRE)) return;
     snprintf(cuda->why_lost, sizeof cuda->why_lost, "%s", why);
-    __atomic_store_n(&cuda->lost, 1, __ATOMIC_RELEASE);
+    __atomic_store_n(&cuda->words->lost, 1, __ATOMIC_RELEASE);
 }
 
 /* After a wait. What an op before it found wrong is returned once, whatever this call did; where the stream
  * was lost, that is of what others should have sent. */
 static wb_status tell_faults(wb_device *dev, const char *what) {
     wb_cuda_device *cuda = (wb_cuda_device *)dev;
-    const wb_fault fault = *cuda->fault;
-    *cuda->fault = wb_fault();
-    if (!__atomic_load_n(&cuda->lost, __ATOMIC_ACQUIRE)) return wb_fault_report(&fault);
+    const wb_fault fault = cuda->words->fault;
+    cuda->words->fault = wb_fault();
+    if (!__atomic_load_n(&cuda->words->lost, __ATOMIC_ACQUIRE)) return wb_fault_report(&fault);
     const wb_status status = wb_fail(WB_PEER, "%s: %s", what, cuda->why_lost);
-    __atomic_store_n(&cuda->lost, 0, __ATOMIC_RELEASE);
+    __atomic_store_n(&cuda->words->lost, 0, __ATOMIC_RELEASE);
     return status;
 }
 
@@ -145,6 +145,16 @@ static wb_status cuda_start_to_host(wb_device *dev, void *host, const void *devi
     return wb_cuda_check(cudaEventRecord((cudaEvent_t)event, stream_of(dev)), "start_to_host");
 }
 
+static wb_status cuda_event_look(wb_device *dev, void *event, bool *come_out) {
+    WB_TRY(wb_cuda_use(dev, "event_look"));
+    const cudaError_t error = cudaEventQuery((cudaEvent_t)event);
+    *come_out = error == cudaSuccess;
+    if (error != cudaErrorNotReady) return wb_cuda_check(error, "event_look, or an op before it");
+    /* cudaEventQuery leaves even this as the thread's last error. */
+    (void)cudaGetLastError();
+    return WB_OK;
+}
+
 static wb_status cuda_event_wait(wb_device *dev, void *event) {
     static const char what[] = "event_wait, or an op before it";
     WB_TRY(wb_cuda_use(dev, "event_wait"));
@@ -210,8 +220,9 @@ static void cuda_close(wb_device *dev) {
     cuda_mem_free(dev, cuda->scratch);
     cuda_mem_free(dev, cuda->counters);
     WB_IGNORE(wb_cuda_check(cudaStreamSynchronize(stream_of(dev)), "close, or an op before it"));
+    wb_cuda_close_puts(cuda);
     if (cuda->owns_stream) WB_IGNORE(wb_cuda_check(cudaStreamDestroy(stream_of(dev)), "close"));
-    WB_IGNORE(wb_cuda_check(cudaFreeHost(cuda->fault), "close"));
+    WB_IGNORE(wb_cuda_check(cudaFreeHost(cuda->words), "close"));
     free(cuda);
 }
 
@@ -258,7 +269,7 @@ static void set_ops(wb_device *dev) {
 #undef SET
 #define SET(op) dev->op = wb_cuda_##op;
     WB_COMPUTE_OPS(SET)
-    WB_PEER_OPS(SET)
+    WB_MAILBOX_OPS(SET)
 #undef SET
 }
 
@@ -292,21 +303,21 @@ static void set_graphs(wb_device *dev) {
     dev->graph_free = wb_cuda_graph_free;
 }
 
-/* A stream, unless the caller has one, and the word for faults. What was made when it fails, cuda_close
+/* A stream, unless the caller has one, and the words. What was made when it fails, cuda_close
  * frees. */
 static wb_status open_parts(wb_cuda_device *cuda, void *stream) {
     wb_device *dev = &cuda->base;
-    void *fault = NULL, *fault_on_device = NULL;
+    void *words = NULL, *words_on_device = NULL;
     cudaStream_t own = NULL;
     if (!stream) WB_TRY(wb_cuda_check(cudaStreamCreateWithFlags(&own, cudaStreamNonBlocking), "open"));
     cuda->owns_stream = !stream;
     dev->stream = stream ? stream : own;
     set_graphs(dev);
-    WB_TRY(wb_cuda_check(cudaHostAlloc(&fault, sizeof *cuda->fault, cudaHostAllocMapped), "open"));
-    cuda->fault = (wb_fault *)fault;
-    *cuda->fault = wb_fault();
-    WB_TRY(wb_cuda_check(cudaHostGetDevicePointer(&fault_on_device, fault, 0), "open"));
-    cuda->fault_on_device = (wb_fault *)fault_on_device;
+    WB_TRY(wb_cuda_check(cudaHostAlloc(&words, sizeof *cuda->words, cudaHostAllocMapped), "open"));
+    cuda->words = (wb_cuda_words *)words;
+    *cuda->words = wb_cuda_words();
+    WB_TRY(wb_cuda_check(cudaHostGetDevicePointer(&words_on_device, words, 0), "open"));
+    cuda->words_on_device = (wb_cuda_words *)words_on_device;
     return WB_OK;
 }
 

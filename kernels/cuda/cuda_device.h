@@ -14,17 +14,24 @@ extern "C" {
 /* Counters that kernels draw their work from. */
 enum { WB_CUDA_DRAWS = 2 };
 
+/* What host and kernels tell each other, in pinned host memory that both address. */
+typedef struct wb_cuda_words {
+    wb_fault fault;
+    int32_t lost; /* wb_device.lose was called, and nobody was told yet */
+} wb_cuda_words;
+
 /* base comes first: a wb_device * of this backend points to a wb_cuda_device. */
 typedef struct wb_cuda_device {
     wb_device base;
     int index;
     /* the stream ends with the device; false where the caller owns it */
     bool owns_stream;
-    /* one word, in pinned host memory, and where kernels see it; owner: this */
-    wb_fault *fault, *fault_on_device;
+    /* and where kernels see them; owner: this */
+    wb_cuda_words *words, *words_on_device;
     /* wb_device.lose: why, which is written before `lost` is set, by one thread at a time */
     char why_lost[400];
-    int lost;
+    /* cudaStream_t and cudaEvent_t of memory_put, made by the first one */
+    void *puts, *put_after;
     int multiprocessors, capability; /* the major number */
     /* device [WB_CUDA_DRAWS + 2 multiprocessors], zeros between the kernels that draw their work from the
      * first and that wait for each other's blocks by the others; a digest lies behind them */
@@ -43,6 +50,9 @@ wb_status wb_cuda_check(int code, const char *what);
 
 /* *digest, device, is the digest of data[bytes] in the order of the stream (cuda_digest.cu). */
 wb_status wb_cuda_start_digest(wb_device *dev, const void *data, size_t bytes, uint64_t *digest);
+
+/* Frees what memory_put made (cuda_share.cu). */
+void wb_cuda_close_puts(wb_cuda_device *cuda);
 
 /* wb_device.graph_begin and its kin (cuda_graph.cu). */
 wb_status wb_cuda_graph_begin(wb_device *dev);

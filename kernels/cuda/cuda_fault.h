@@ -12,7 +12,12 @@ namespace {
 
 /* The word of a device as kernels see it. */
 inline wb_fault *fault_of(wb_device *dev) {
-    return reinterpret_cast<wb_cuda_device *>(dev)->fault_on_device;
+    return &reinterpret_cast<wb_cuda_device *>(dev)->words_on_device->fault;
+}
+
+/* Whether its stream is lost, as kernels see it. */
+inline const int32_t *lost_of(wb_device *dev) {
+    return &reinterpret_cast<wb_cuda_device *>(dev)->words_on_device->lost;
 }
 
 /* In a kernel: the first fault since the last report stays, others are dropped. */

@@ -17,7 +17,7 @@ extern "C" {
 
 #define WB_CUDA_DECLARE(op) extern wb_##op##_fn wb_cuda_##op;
 WB_COMPUTE_OPS(WB_CUDA_DECLARE)
-WB_PEER_OPS(WB_CUDA_DECLARE)
+WB_MAILBOX_OPS(WB_CUDA_DECLARE)
 #undef WB_CUDA_DECLARE
 
 #ifdef __cplusplus

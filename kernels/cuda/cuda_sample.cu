@@ -192,7 +192,6 @@ wb_status wb_cuda_sample(wb_device *dev, int64_t B, int64_t V, const float *logi
                          float *logprobs) {
     draw_call call = {};
     void *memory = NULL;
-    counter bad = (counter)B;
     WB_TRY(wb_sample_check(B, V, params, kept));
     if (B == 0) return WB_OK;
     call = call_of(V);
@@ -200,7 +199,8 @@ wb_status wb_cuda_sample(wb_device *dev, int64_t B, int64_t V, const float *logi
     WB_TRY(wb_cuda_use(dev, "sample"));
     WB_TRY(wb_cuda_scratch_reserve(dev, lay_out(&call, B, NULL), &memory));
     lay_out(&call, B, (char *)memory);
-    WB_TRY(dev->to_device(dev, call.bad, &bad, sizeof bad));
+    /* No row is. */
+    WB_TRY(wb_cuda_check(cudaMemsetAsync(call.bad, 0xff, sizeof *call.bad, stream_of(dev)), "sample"));
     WB_TRY(dev->to_device(dev, (void *)call.params, params, (size_t)B * sizeof *params));
     if (kept) {
         WB_TRY(dev->to_device(dev, (void *)call.start, kept->start, ((size_t)B + 1) * sizeof *kept->start));
@@ -209,7 +209,7 @@ wb_status wb_cuda_sample(wb_device *dev, int64_t B, int64_t V, const float *logi
         call.start = NULL;
     }
     WB_TRY(launch_draws(dev, B, params, call));
-    report_bad<<<1, 1, 0, stream_of(dev)>>>(call.bad, bad, fault_of(dev));
+    report_bad<<<1, 1, 0, stream_of(dev)>>>(call.bad, (counter)B, fault_of(dev));
     return wb_cuda_check(cudaGetLastError(), "sample");
 }
 }

@@ -1,7 +1,8 @@
 /* cuda_share.cu - device memory that other devices of the host store into: between processes by CUDA's
  * handles, between threads of one process as it is.
  *
- * Refuses: devices of other hosts, and those between which there is no peer access. */
+ * A copy into attached memory is put on a stream of its own, where a copy engine makes it. Refuses: devices of
+ * other hosts, and those between which there is no peer access. */
 #include "cuda/cuda_device.h"
 #include "cuda/cuda_ops.h"
 #include "wb_check.h"
@@ -13,9 +14,6 @@
 #include <unistd.h>
 
 namespace {
-
-/* Smaller allocations may lie in one block, which a handle would show as a whole. */
-const size_t BLOCK_BYTES = static_cast<size_t>(2) << 20;
 
 /* Says which process this is, and is drawn once: two containers of a host may have its name and process
  * numbers alike. */
@@ -35,7 +33,7 @@ void draw_name() {
 struct share {
     char host[64]; /* the beginning of its name */
     process_name process;
-    void *memory;
+    void *block; /* the words in front of it and the memory */
     int32_t device;
     cudaIpcMemHandle_t handle;
 };
@@ -82,33 +80,77 @@ wb_status reach(const share &s, int index) {
     return WB_OK;
 }
 
+/* ---- who has it attached ----------------------------------------------------------------------- */
+
+/* In front of shared memory: word r is 1 while rank r has it attached. A word each, since not every pair of
+ * devices has atomics. */
+struct share_head {
+    uint32_t attached[WB_MAX_SHARERS];
+};
+static_assert(sizeof(share_head) <= WB_SHARED_HEAD, "the words do not fit");
+
+share_head *head_of(void *memory) {
+    return reinterpret_cast<share_head *>(static_cast<char *>(memory) - WB_SHARED_HEAD);
+}
+
+/* The word is there when it returns, and all that this device had to store. */
+wb_status say_attached(wb_device *dev, void *memory, int32_t rank, uint32_t attached) {
+    WB_TRY(dev->to_device(dev, head_of(memory)->attached + rank, &attached, sizeof attached));
+    return dev->to_host(dev, NULL, NULL, 0);
+}
+
+bool is_attached(wb_device *dev, void *memory) {
+    share_head head = {};
+    if (dev->to_host(dev, &head, head_of(memory), sizeof head) != WB_OK) return true;
+    uint32_t any = 0;
+    for (int r = 0; r < WB_MAX_SHARERS; r++) any |= head.attached[r];
+    return any != 0;
+}
+
+/* ---- copies beside the stream -------------------------------------------------------------------- */
+
+wb_status open_puts(wb_cuda_device *cuda) {
+    cudaStream_t puts = NULL;
+    cudaEvent_t after = NULL;
+    if (!cuda->put_after) {
+        WB_TRY(wb_cuda_check(cudaEventCreateWithFlags(&after, cudaEventDisableTiming), "memory_put"));
+        cuda->put_after = after;
+    }
+    if (!cuda->puts)
+        WB_TRY(wb_cuda_check(cudaStreamCreateWithFlags(&puts, cudaStreamNonBlocking), "memory_put"));
+    if (puts) cuda->puts = puts;
+    return WB_OK;
+}
+
 } // namespace
 
 extern "C" {
 
 wb_status wb_cuda_memory_share(wb_device *dev, size_t bytes, void **memory_out,
                                wb_shared_memory *shared_out) {
-    void *memory = NULL;
+    const size_t all = wb_shared_bytes(bytes);
+    void *block = NULL;
     share s;
     WB_TRY(share_of(dev, "memory_share", &s));
-    WB_TRY(dev->mem_alloc(dev, (bytes + BLOCK_BYTES - 1) / BLOCK_BYTES * BLOCK_BYTES, &memory));
-    wb_status status = dev->zero(dev, memory, bytes);
+    WB_TRY(dev->mem_alloc(dev, all, &block));
+    wb_status status = dev->zero(dev, block, all);
     if (status == WB_OK) status = dev->to_host(dev, NULL, NULL, 0);
-    if (status == WB_OK) status = check_share(cudaIpcGetMemHandle(&s.handle, memory), "memory_share");
+    if (status == WB_OK) status = check_share(cudaIpcGetMemHandle(&s.handle, block), "memory_share");
     if (status != WB_OK) {
-        dev->mem_free(dev, memory);
+        dev->mem_free(dev, block);
         return status;
     }
-    s.memory = memory;
+    s.block = block;
     memset(shared_out, 0, sizeof *shared_out);
     memcpy(shared_out, &s, sizeof s);
-    *memory_out = memory;
+    *memory_out = static_cast<char *>(block) + WB_SHARED_HEAD;
     return WB_OK;
 }
 
-wb_status wb_cuda_memory_attach(wb_device *dev, const wb_shared_memory *shared, void **memory_out) {
+wb_status wb_cuda_memory_attach(wb_device *dev, const wb_shared_memory *shared, int32_t rank,
+                                void **memory_out) {
     share s, own;
-    void *memory = NULL;
+    void *block = NULL;
     memcpy(&s, shared, sizeof s);
     WB_TRY(share_of(dev, "memory_attach", &own));
     if (strcmp(s.host, own.host) != 0)
@@ -116,21 +158,66 @@ wb_status wb_cuda_memory_attach(wb_device *dev, const wb_shared_memory *shared, 
     WB_TRY(wb_cuda_use(dev, "memory_attach"));
     if (is_same(s.process, own.process)) {
         WB_TRY(reach(s, index_of(dev)));
-        memory = s.memory;
+        block = s.block;
     } else {
-        WB_TRY(check_share(cudaIpcOpenMemHandle(&memory, s.handle, cudaIpcMemLazyEnablePeerAccess),
+        WB_TRY(check_share(cudaIpcOpenMemHandle(&block, s.handle, cudaIpcMemLazyEnablePeerAccess),
                            "memory_attach"));
     }
-    *memory_out = memory;
-    return WB_OK;
+    void *memory = static_cast<char *>(block) + WB_SHARED_HEAD;
+    const wb_status status = say_attached(dev, memory, rank, 1);
+    if (status != WB_OK)
+        wb_cuda_memory_detach(dev, shared, rank, memory);
+    else
+        *memory_out = memory;
+    return status;
 }
 
-void wb_cuda_memory_detach(wb_device *dev, const wb_shared_memory *shared, void *memory) {
+void wb_cuda_memory_detach(wb_device *dev, const wb_shared_memory *shared, int32_t rank, void *memory) {
     share s;
     if (!memory) return; /* then there may be no share */
     memcpy(&s, shared, sizeof s);
-    if (is_same(s.process, own_name)) return;
-    WB_IGNORE(dev->to_host(dev, NULL, NULL, 0));
-    WB_IGNORE(check_share(cudaIpcCloseMemHandle(memory), "memory_detach"));
+    WB_IGNORE(wb_cuda_memory_settle(dev));
+    WB_IGNORE(say_attached(dev, memory, rank, 0));
+    if (!is_same(s.process, own_name))
+        WB_IGNORE(check_share(cudaIpcCloseMemHandle(head_of(memory)), "memory_detach"));
+}
+
+void wb_cuda_memory_unshare(wb_device *dev, void *memory, double seconds) {
+    enum { LOOKS_OF_A_SECOND = 1000 };
+    if (!memory) return;
+    bool attached = is_attached(dev, memory);
+    for (double left = seconds; attached && left > 0; left -= 1.0 / LOOKS_OF_A_SECOND) {
+        usleep(1000000 / LOOKS_OF_A_SECOND);
+        attached = is_attached(dev, memory);
+    }
+    if (!attached) dev->mem_free(dev, head_of(memory));
+}
+
+wb_status wb_cuda_memory_put(wb_device *dev, void *to, const void *from, size_t bytes) {
+    wb_cuda_device *cuda = reinterpret_cast<wb_cuda_device *>(dev);
+    WB_TRY(wb_cuda_use(dev, "memory_put"));
+    WB_TRY(open_puts(cuda));
+    const cudaStream_t puts = static_cast<cudaStream_t>(cuda->puts);
+    const cudaEvent_t after = static_cast<cudaEvent_t>(cuda->put_after);
+    WB_TRY(wb_cuda_check(cudaEventRecord(after, static_cast<cudaStream_t>(dev->stream)), "memory_put"));
+    WB_TRY(wb_cuda_check(cudaStreamWaitEvent(puts, after, 0), "memory_put"));
+    return wb_cuda_check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, puts), "memory_put");
+}
+
+wb_status wb_cuda_memory_settle(wb_device *dev) {
+    wb_cuda_device *cuda = reinterpret_cast<wb_cuda_device *>(dev);
+    if (!cuda->puts) return WB_OK;
+    WB_TRY(wb_cuda_use(dev, "memory_settle"));
+    return wb_cuda_check(cudaStreamSynchronize(static_cast<cudaStream_t>(cuda->puts)),
+                         "memory_settle, or an op before it");
+}
+
+void wb_cuda_close_puts(wb_cuda_device *cuda) {
+    if (cuda->puts) {
+        WB_IGNORE(wb_cuda_memory_settle(&cuda->base));
+        WB_IGNORE(wb_cuda_check(cudaStreamDestroy(static_cast<cudaStream_t>(cuda->puts)), "close"));
+    }
+    if (cuda->put_after)
+        WB_IGNORE(wb_cuda_check(cudaEventDestroy(static_cast<cudaEvent_t>(cuda->put_after)), "close"));
 }
 }

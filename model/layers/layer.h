@@ -47,9 +47,9 @@ typedef struct wb_pass {
     bool starts_grads;   /* backward: the gradients of experts are overwritten, not added to */
     const wb_router_probe *probe; /* or NULL */
     /* Rows that this rank's slots may get at most, where ranks store rows into each other's mailboxes
-     * (wb_peers.h), and the host learns no count; 0: they travel by the exchange. On all
-     * ranks or on none. */
-    int64_t peer_rows;
+     * (wb_mailbox.h), and the host learns no count; 0: they travel by the exchange. On all ranks or on
+     * none. */
+    int64_t mailbox_rows;
 } wb_pass;
 
 /* ---- state of a sequence --------------------------------------------------------------------- */

@@ -1,19 +1,21 @@
 /* bench_decode_mpi.c - decoding with the experts on several GPUs, under mpirun, a GPU a rank: rows of experts
  * by mailboxes in graphs, by mailboxes op by op, and by the exchange (NCCL, with counts), in turns and with
- * the same tokens; then with weights of experts that travel meanwhile.
+ * the same tokens; then with weights of experts that travel meanwhile, by the exchange and by copy engines.
  *
  *     mpirun -n 2 bench_decode_mpi [LAYERS [BATCH...]]       4 layers; 16, 64 and 128 requests a rank
  *
  * A qwen3_moe of Qwen3-30B-A3B's sizes with random weights, bf16, prompts of 1024 tokens, greedy. Printed are
  * rank 0's clocks: medians of decoding steps that every rank makes with its whole batch. What moves is in
- * each step a group of so many experts to each neighbour, started before the step and waited for behind it;
- * beside it the same groups without decoding. Where the ranks have no GPUs of their own they share them, and
- * the exchange is MPI's: of that the tokens are worth looking at, and no time. Refuses: which experts move
- * (bench_rebalance_mpi). */
+ * each step a group of so many experts to the next rank, started before the step: as a group of the exchange,
+ * waited for behind it, or put into that rank's memory (wb_shared_memory.h), whose arrival a thread of the
+ * host waits for meanwhile. Beside it the same alone, and raw sends and receives of as many bytes alone. Where
+ * the ranks have no GPUs of their own they share them, and the exchange is MPI's: of that the tokens are worth
+ * looking at, and no time. Refuses: which experts move (bench_rebalance_mpi). */
 #include "support/usage.h"
 
 #ifdef WB_HAVE_NCCL
 #include "bench/bench_q30.h"
+#include "bench/bench_raw_nccl.h"
 #include "exchange_memory.h"
 #include "model_weights.h"
 #include "wb_comm_mpi.h"
@@ -22,6 +24,8 @@
 #endif
 
 #include <mpi.h>
+#include <pthread.h>
+#include <semaphore.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -34,8 +38,14 @@ typedef struct bench {
     wb_model *model;
     wb_engine *engine;
     wb_exchange *moves;
-    char *from, *to; /* device, MAX_MOVED experts each */
+    char *from, *to;     /* device, [R][MAX_MOVED experts] */
+    wb_shared_area area; /* MAX_MOVED experts */
+    raw_nccl raw;
     size_t expert_bytes;
+    pthread_t watcher;
+    sem_t begin, end;
+    bool closing;
+    double arrived; /* when what was put had come */
     int rank, ranks;
     uint64_t digest; /* of all that was decoded */
 } bench;
@@ -58,6 +68,47 @@ static uint64_t start_move(bench *b, size_t experts) {
     return work;
 }
 
+/* A thread of the host waits for what was put, as it comes. */
+static void *watch_puts(void *arg) {
+    bench *b = arg;
+    for (;;) {
+        sem_wait(&b->begin);
+        if (b->closing) return NULL;
+        must(b->device->memory_settle(b->device));
+        b->arrived = MPI_Wtime();
+        sem_post(&b->end);
+    }
+}
+
+static void start_puts(bench *b, size_t experts) {
+    char *const there = b->area.of_rank[(b->rank + 1) % b->ranks];
+    for (size_t i = 0; i < experts; i++)
+        must(b->device->memory_put(b->device, there + i * b->expert_bytes, b->from + i * b->expert_bytes,
+                                   b->expert_bytes));
+    sem_post(&b->begin);
+}
+
+/* How experts travel beside a step. */
+typedef enum road { BY_EXCHANGE, BY_PUTS } road;
+
+static uint64_t set_out(bench *b, road by, size_t experts) {
+    if (experts == 0) return 0;
+    if (by == BY_EXCHANGE) return start_move(b, experts);
+    start_puts(b, experts);
+    return 0;
+}
+
+/* When it had all come. */
+static double arrive(bench *b, road by, uint64_t work) {
+    if (by == BY_PUTS) {
+        sem_wait(&b->end);
+        return b->arrived;
+    }
+    must(wb_exchange_wait(b->moves, work));
+    must(b->device->to_host(b->device, NULL, NULL, 0));
+    return MPI_Wtime();
+}
+
 /* ---- steps --------------------------------------------------------------------------------------- */
 
 static void submit(bench *b, int32_t number) {
@@ -78,7 +129,7 @@ static void submit(bench *b, int32_t number) {
 
 static void take_way(bench *b, way w, const wb_device *whole, int64_t max_tokens) {
     b->device->graph_begin = w == MAILBOXES ? NULL : whole->graph_begin;
-    b->model->peer_rows.max_tokens = w == EXCHANGE ? -1 : max_tokens;
+    b->model->mailboxes.max_tokens = w == EXCHANGE ? -1 : max_tokens;
 }
 
 static void digest_completions(bench *b) {
@@ -95,36 +146,50 @@ static void digest_completions(bench *b) {
     }
 }
 
-/* Seconds of a decoding step of `batch` requests on each rank, the median; `moved` experts travel in each. */
-static double decode(bench *b, int32_t batch, size_t moved) {
-    double samples[2 * NEW_TOKENS];
+/* Seconds of a decoding step of `batch` requests on each rank, the median; `moved` experts travel in each, and
+ * take *moving_out, the median. */
+static double decode(bench *b, int32_t batch, road by, size_t moved, double *moving_out) {
+    double samples[2 * NEW_TOKENS], moving[2 * NEW_TOKENS];
     int n = 0;
     b->digest = 0;
     for (int32_t i = 0; i < batch; i++) submit(b, i);
     for (bool busy = true; busy;) {
         const wb_engine_stats before = wb_engine_get_stats(b->engine);
         const double begin = MPI_Wtime();
-        const uint64_t work = moved > 0 ? start_move(b, moved) : 0;
+        const uint64_t work = set_out(b, by, moved);
         must(wb_engine_step(b->engine, &busy));
-        if (moved > 0) must(wb_exchange_wait(b->moves, work));
-        if (moved > 0) must(b->device->to_host(b->device, NULL, NULL, 0));
-        const double took = MPI_Wtime() - begin;
+        const double arrived = moved > 0 ? arrive(b, by, work) : begin, took = MPI_Wtime() - begin;
         const wb_engine_stats after = wb_engine_get_stats(b->engine);
         const bool whole = after.decode_tokens - before.decode_tokens == (uint64_t)batch;
-        if (whole && after.prefill_tokens == before.prefill_tokens && n < 2 * NEW_TOKENS) samples[n++] = took;
+        if (!whole || after.prefill_tokens != before.prefill_tokens || n == 2 * NEW_TOKENS) continue;
+        moving[n] = arrived - begin;
+        samples[n++] = took;
     }
     digest_completions(b);
+    if (moving_out) *moving_out = n > 0 ? median(moving, n) : 0;
     return n > 0 ? median(samples, n) : 0;
 }
 
-/* Seconds of a group alone, the median. */
-static double move_alone(bench *b, size_t moved) {
+/* Seconds of as many alone, the median. */
+static double move_alone(bench *b, road by, size_t moved) {
     double samples[NEW_TOKENS];
     for (int i = 0; i < NEW_TOKENS; i++) {
         MPI_Barrier(MPI_COMM_WORLD);
         const double begin = MPI_Wtime();
-        must(wb_exchange_wait(b->moves, start_move(b, moved)));
-        must(b->device->to_host(b->device, NULL, NULL, 0));
+        samples[i] = arrive(b, by, set_out(b, by, moved)) - begin;
+    }
+    return median(samples, NEW_TOKENS);
+}
+
+/* And of one raw send and receive of the same bytes; of more than two ranks with each other one. */
+static double raw_alone(bench *b, size_t moved) {
+    const size_t bytes = moved * b->expert_bytes / (size_t)(b->ranks - 1);
+    double samples[NEW_TOKENS];
+    for (int i = 0; i < NEW_TOKENS; i++) {
+        MPI_Barrier(MPI_COMM_WORLD);
+        const double begin = MPI_Wtime();
+        raw_call(&b->raw, b->from, b->to, bytes);
+        raw_wait(&b->raw);
         samples[i] = MPI_Wtime() - begin;
     }
     return median(samples, NEW_TOKENS);
@@ -134,12 +199,14 @@ static double move_alone(bench *b, size_t moved) {
 
 static void compare_ways(bench *b, int32_t batch) {
     const wb_device whole = *b->device;
-    const int64_t max_tokens = b->model->peer_rows.max_tokens;
+    const int64_t max_tokens = b->model->mailboxes.max_tokens;
     uint64_t digests[WAYS];
     for (int w = 0; w < WAYS; w++) {
         take_way(b, (way)w, &whole, max_tokens);
-        must(decode(b, batch, 0) > 0 ? WB_OK : wb_fail(WB_INVALID_ARGUMENT, "no step of a whole batch"));
-        const double step = decode(b, batch, 0);
+        must(decode(b, batch, BY_EXCHANGE, 0, NULL) > 0
+                 ? WB_OK
+                 : wb_fail(WB_INVALID_ARGUMENT, "no step of a whole batch"));
+        const double step = decode(b, batch, BY_EXCHANGE, 0, NULL);
         digests[w] = b->digest;
         if (b->rank == 0)
             printf("batch %4d a rank, %-20s a step %8.1f us, a layer %7.1f us, %8.0f tok/s of all ranks\n",
@@ -154,16 +221,30 @@ static void compare_ways(bench *b, int32_t batch) {
                            way_names[0]));
 }
 
+/* `moved` experts in each step, one way. raw, still: seconds. */
+static void compare_road(bench *b, int32_t batch, road by, size_t moved, double raw, double still) {
+    const double gb = 1e-9 * (double)(moved * b->expert_bytes), alone = move_alone(b, by, moved);
+    double moving = 0;
+    const double step = decode(b, batch, by, moved, &moving);
+    if (b->rank == 0)
+        printf("  %-11s alone %6.1f GB/s; beside the step %6.1f GB/s, of raw %.2f; the step %8.1f us, of one "
+               "that moves nothing %.3f\n",
+               by == BY_PUTS ? "by puts" : "by exchange", gb / alone, gb / moving, raw / moving, 1e6 * step,
+               step / still);
+}
+
 static void compare_moves(bench *b, int32_t batch) {
     static const size_t moved[] = {1, 2, 8, 16, 32, 64};
-    const double still = decode(b, batch, 0);
     for (size_t i = 0; i < sizeof moved / sizeof moved[0]; i++) {
-        const double gb = 1e-9 * (double)(moved[i] * b->expert_bytes), alone = move_alone(b, moved[i]);
-        const double both = decode(b, batch, moved[i]);
+        const double raw = raw_alone(b, moved[i]), gb = 1e-9 * (double)(moved[i] * b->expert_bytes);
+        const double still = decode(b, batch, BY_EXCHANGE, 0, NULL);
         if (b->rank == 0)
-            printf("batch %4d a rank, %2zu experts a step: a step %8.1f us (%.3f of one that moves nothing), "
-                   "the group alone %8.1f us, %6.1f GB/s; in the step %6.1f GB/s\n",
-                   batch, moved[i], 1e6 * both, both / still, 1e6 * alone, gb / alone, gb / both);
+            printf(
+                "batch %4d a rank, %2zu experts a step, raw send and receive %6.1f GB/s, a step that moves "
+                "nothing %8.1f us\n",
+                batch, moved[i], gb / raw, 1e6 * still);
+        compare_road(b, batch, BY_EXCHANGE, moved[i], raw, still);
+        if (b->area.of_rank[(b->rank + 1) % b->ranks]) compare_road(b, batch, BY_PUTS, moved[i], raw, still);
     }
 }
 
@@ -201,14 +282,25 @@ static void open_bench(bench *b, const wb_config *config) {
     engine.max_batch_tokens = 8192;
     must(wb_engine_open(b->model, &engine, &b->engine));
     b->expert_bytes = (size_t)3 * 768 * 2048 * 2;
-    for (int i = 0; i < 2; i++) must(wb_device_alloc(b->device, MAX_MOVED * b->expert_bytes, &memory[i]));
+    for (int i = 0; i < 2; i++)
+        must(wb_device_alloc(b->device, (size_t)b->ranks * MAX_MOVED * b->expert_bytes, &memory[i]));
     b->from = memory[0], b->to = memory[1];
     const wb_exchange_memory exchange = wb_device_exchange_memory(b->device);
     must(wb_exchange_open(b->comm, &exchange, &b->moves));
     must(wb_exchange_reserve(b->moves, 2 * MAX_MOVED));
+    must(wb_shared_area_open(&b->area, b->device, b->comm, MAX_MOVED * b->expert_bytes));
+    sem_init(&b->begin, 0, 0);
+    sem_init(&b->end, 0, 0);
+    if (pthread_create(&b->watcher, NULL, watch_puts, b) != 0) must(WB_OUT_OF_MEMORY);
+    if (b->comm != b->control) raw_open(&b->raw);
 }
 
 static void close_bench(bench *b) {
+    b->closing = true;
+    sem_post(&b->begin);
+    pthread_join(b->watcher, NULL);
+    if (b->comm != b->control) raw_close(&b->raw);
+    wb_shared_area_close(&b->area);
     wb_exchange_close(b->moves);
     wb_device_free(b->device, b->from);
     wb_device_free(b->device, b->to);
@@ -230,8 +322,8 @@ static void run(int argc, char **argv) {
         printf("qwen3_moe, %d layers of Qwen3-30B-A3B, vocabulary %d, prompts of %d, %d ranks, exchange: %s, "
                "mailboxes: %s\n",
                config.n_layers, VOCABULARY, CONTEXT, b.ranks, wb_comm_name(b.comm),
-               wb_has_peer_rows(&b.model->peer_rows) ? "yes" : "no");
-    decode(&b, 16, 0); /* to warm up */
+               wb_has_mailboxes(&b.model->mailboxes) ? "yes" : "no");
+    decode(&b, 16, BY_EXCHANGE, 0, NULL); /* to warm up */
     for (int i = 0; i < n; i++) compare_ways(&b, argc > 2 ? atoi(argv[2 + i]) : usual[i]);
     if (b.comm != b.control) compare_moves(&b, argc > 2 ? atoi(argv[2]) : 64);
     close_bench(&b);

@@ -3,18 +3,16 @@
  *
  * Usage: mpirun -n 2 bench_exchange_nccl_mpi
  *
- * Raw is a communicator of NCCL's default kind, which blocks, and one stream. A sample is several calls one
+ * Raw is bench_raw_nccl.h's. A sample is several calls one
  * after the other and a wait for the stream; printed are medians, of all ranks' clocks rank 0's. "alone" is
  * the time of a call that is waited for before the next one. */
 #include "support/usage.h"
 
 #ifdef WB_HAVE_NCCL
+#include "bench/bench_raw_nccl.h"
 #include "exchange_memory.h"
-#include "nccl/nccl_library.h"
 #include "wb_comm_mpi.h"
 #include "wb_comm_nccl.h"
-
-#include <cuda_runtime_api.h>
 #endif
 
 #include <mpi.h>
@@ -28,12 +26,10 @@ enum { SAMPLES = 15, MOST_RANKS = 16 };
 #define MOST_CALLS 64
 
 typedef struct bench {
-    const wb_nccl_library *nccl;
     wb_device *device;
     wb_comm *comm;
     wb_exchange *exchange;
-    ncclComm_t raw;
-    cudaStream_t raw_stream;
+    raw_nccl raw;
     char *send, *recv; /* device, [ranks][most bytes] */
     int rank, ranks;
 } bench;
@@ -44,29 +40,14 @@ static void must(wb_status status) {
     MPI_Abort(MPI_COMM_WORLD, 1);
 }
 
-static void must_cuda(cudaError_t error) {
-    must(error == cudaSuccess ? WB_OK : wb_fail(WB_DEVICE, "%s", cudaGetErrorString(error)));
-}
-
-static void must_nccl(const bench *b, ncclResult_t code) {
-    must(code == ncclSuccess ? WB_OK : wb_fail(WB_PEER, "raw: %s", b->nccl->GetErrorString(code)));
-}
-
 /* ---- one call ------------------------------------------------------------------------------------ */
 
 static void call_raw(bench *b, size_t bytes) {
-    must_nccl(b, b->nccl->GroupStart());
-    for (int i = 1; i < b->ranks; i++) {
-        const int to = (b->rank + i) % b->ranks, from = (b->rank - i + b->ranks) % b->ranks;
-        must_nccl(
-            b, b->nccl->Recv(b->recv + (size_t)from * bytes, bytes, ncclInt8, from, b->raw, b->raw_stream));
-        must_nccl(b, b->nccl->Send(b->send + (size_t)to * bytes, bytes, ncclInt8, to, b->raw, b->raw_stream));
-    }
-    must_nccl(b, b->nccl->GroupEnd());
+    raw_call(&b->raw, b->send, b->recv, bytes);
 }
 
 static void end_raw(bench *b) {
-    must_cuda(cudaStreamSynchronize(b->raw_stream));
+    raw_wait(&b->raw);
 }
 
 static void call_exchange(bench *b, size_t bytes) {
@@ -146,18 +127,6 @@ static int rank_of_host(void) {
     return rank;
 }
 
-static void open_raw(bench *b) {
-    ncclUniqueId id;
-    memset(&id, 0, sizeof id);
-    must(wb_nccl_load(&b->nccl));
-    if (b->rank == 0) must_nccl(b, b->nccl->GetUniqueId(&id));
-    MPI_Bcast(&id, (int)sizeof id, MPI_BYTE, 0, MPI_COMM_WORLD);
-    ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
-    config.blocking = 1;
-    must_nccl(b, b->nccl->CommInitRankConfig(&b->raw, b->ranks, id, b->rank, &config));
-    must_cuda(cudaStreamCreateWithFlags(&b->raw_stream, cudaStreamNonBlocking));
-}
-
 static void open_memory(bench *b, size_t most) {
     const wb_exchange_memory memory = wb_device_exchange_memory(b->device);
     void *at[2];
@@ -181,21 +150,19 @@ static void run(void) {
         must(wb_fail(WB_INVALID_ARGUMENT, "expected 2..%d ranks, found %d", MOST_RANKS, b.ranks));
     must(wb_device_open_cuda(gpu, NULL, &b.device));
     must(wb_comm_open_nccl(control, gpu, false, &b.comm));
-    open_raw(&b);
+    raw_open(&b.raw);
     open_memory(&b, kib[n - 1] << 10);
     if (b.rank == 0)
         printf(
             "NCCL %d, %d ranks; us of a call, GB/s of a rank and direction\n\n"
             "| bytes to each rank | raw us | exchange us | raw GB/s | exchange GB/s | of raw | raw, alone us "
             "| exchange, alone us |\n|---|---|---|---|---|---|---|---|\n",
-            b.nccl->version, b.ranks);
+            b.raw.nccl->version, b.ranks);
     for (size_t i = 0; i < n; i++) print_size(&b, kib[i] << 10);
     wb_exchange_close(b.exchange);
     wb_device_free(b.device, b.send);
     wb_device_free(b.device, b.recv);
-    MPI_Barrier(MPI_COMM_WORLD);
-    must_nccl(&b, b.nccl->CommAbort(b.raw));
-    must_cuda(cudaStreamDestroy(b.raw_stream));
+    raw_close(&b.raw);
     wb_comm_close(b.comm);
     wb_comm_close(control);
     wb_device_close(b.device);

@@ -224,6 +224,9 @@ static void report(bench *b) {
            1e-6 * (double)longest);
     print_figures("steps that move nothing", &b->still);
     print_figures("steps that move a group", &b->moving);
+    if (b->still.n > 0 && b->moving.n > 0)
+        printf("of the medians: a step that moves a group takes %.3f of one that moves nothing\n",
+               b->moving.values[b->moving.n / 2] / b->still.values[b->still.n / 2]);
     print_figures("  of these the pause of the group", &b->pauses);
     print_figures("all pauses of a rebalance", &b->rebalances);
 }

@@ -5,6 +5,7 @@
 
 #include "wb_check.h"
 #include "wb_hash.h"
+#include "wb_memory.h"
 #include "wb_random.h"
 #include "wb_rebalance.h"
 
@@ -23,6 +24,12 @@ typedef struct core_kind {
     unsigned char *slots[CORE_LAYERS];
 } core_kind;
 
+typedef struct core_put {
+    unsigned char *to;
+    const void *from;
+    size_t bytes;
+} core_put;
+
 typedef struct core {
     wb_comm *comm;
     uint64_t seed;
@@ -34,11 +41,19 @@ typedef struct core {
     uint64_t version; /* of the bytes: weights are replaced by another one */
     void *shadow;
     size_t shadow_bytes;
+    /* Ranks are threads, of which so many in a row reach each other's shadow memory; 0: none does. Puts are
+     * made by settle, so that who does not wait for it finds nothing. */
+    int host_ranks;
+    bool halves; /* boundaries are begun and ended, with a pass between */
+    unsigned char *shadow_of[MAX_CORE_RANKS];
+    core_put *puts; /* [n_puts] */
+    size_t n_puts, max_puts;
+    uint64_t n_put; /* so far */
     wb_rebalance *manager;
     int failures;
     /* ---- faults ---- */
     long damage_copy; /* counts down with each byte range that arrives; at 1 one byte is changed; 0: never */
-    bool refuse_slots;
+    bool refuse_slots, refuse_puts, damage_put;
     /* Counts down with the slots that are asked for; at 1 the process kills itself; 0: never. */
     long dies_after;
     uint64_t latest_moves, most_moves; /* of one boundary */
@@ -121,8 +136,12 @@ static inline wb_status core_slot(void *context, uint32_t layer, wb_physical_id 
     return WB_OK;
 }
 
-static inline wb_status core_shadow(void *context, size_t bytes, void **shadow_out) {
+static inline wb_status core_shadow(void *context, size_t bytes, void **shadow_out, bool *reached_out) {
     core *c = context;
+    const int R = wb_comm_size(c->comm);
+    const int own = wb_comm_rank(c->comm);
+    for (int r = 0; r < R; r++)
+        reached_out[r] = c->host_ranks > 0 && r != own && r / c->host_ranks == own / c->host_ranks;
     if (bytes > c->shadow_bytes) {
         void *more = malloc(bytes);
         if (!more) return wb_fail(WB_OUT_OF_MEMORY, "shadow slots: no memory for %zu bytes", bytes);
@@ -131,6 +150,28 @@ static inline wb_status core_shadow(void *context, size_t bytes, void **shadow_o
         c->shadow_bytes = bytes;
     }
     *shadow_out = c->shadow;
+    return c->host_ranks > 0 ? wb_comm_all_gather(c->comm, &c->shadow, sizeof c->shadow, c->shadow_of)
+                             : WB_OK;
+}
+
+static inline wb_status core_put_part(void *context, uint32_t rank, size_t offset, const void *data,
+                                      size_t bytes) {
+    core *c = context;
+    WB_TRY(WB_GROW(c->puts, c->n_puts + 1, &c->max_puts, "puts"));
+    c->puts[c->n_puts++] = (core_put){c->shadow_of[rank] + offset, data, bytes};
+    c->n_put++;
+    return WB_OK;
+}
+
+static inline wb_status core_settle(void *context) {
+    core *c = context;
+    const size_t n = c->n_puts;
+    c->n_puts = 0;
+    if (c->refuse_puts) return wb_fail(WB_DEVICE, "settle: made to fail");
+    for (size_t i = 0; i < n; i++) {
+        core_copy(c, c->puts[i].to, c->puts[i].from, c->puts[i].bytes);
+        if (c->damage_put && c->puts[i].bytes > 0) c->puts[i].to[c->puts[i].bytes / 2] ^= 1;
+    }
     return WB_OK;
 }
 
@@ -227,6 +268,8 @@ static inline wb_expert_store core_store(core *c) {
                              .placement = core_placement,
                              .slot = core_slot,
                              .shadow = core_shadow,
+                             .put = core_put_part,
+                             .settle = core_settle,
                              .digest = core_digest,
                              .take = core_take};
 }
@@ -249,6 +292,7 @@ static inline void core_close(core *c) {
     for (int k = 0; k < c->n_kinds; k++)
         for (uint32_t l = 0; l < CORE_LAYERS; l++) free(c->kinds[k].slots[l]);
     free(c->shadow);
+    free(c->puts);
 }
 
 /* ---- passes ------------------------------------------------------------------------------------- */
@@ -278,9 +322,32 @@ static inline void core_skewed_pass(core *c, double skew, uint64_t *state) {
     }
 }
 
+/* What a pass does with the exchange of the store while experts are under way. */
+static inline void core_pass_between(core *c) {
+    const size_t R = (size_t)wb_comm_size(c->comm);
+    float sums[3 * MAX_CORE_RANKS], scratch[64];
+    uint64_t work;
+    const size_t n = 2 * R + 1;
+    for (size_t i = 0; i < n; i++) sums[i] = (float)(i + 1);
+    CORE_CHECK(c, wb_exchange_all_reduce_scratch(c->exchange, n) <= 64);
+    CORE_OK(c, wb_exchange_start_all_reduce(c->exchange, sums, n, scratch, &work));
+    CORE_OK(c, wb_exchange_wait(c->exchange, work));
+    for (size_t i = 0; i < n; i++) CORE_CHECK(c, sums[i] == (float)((i + 1) * R));
+    core_check_slots(c);
+}
+
+static inline wb_status core_halves(core *c) {
+    WB_TRY(wb_rebalance_begin_boundary(c->manager));
+    CORE_CHECK(c, wb_rebalance_begin_boundary(c->manager) == WB_INVALID_ARGUMENT);
+    core_pass_between(c);
+    WB_TRY(wb_rebalance_end_boundary(c->manager));
+    CORE_CHECK(c, wb_rebalance_end_boundary(c->manager) == WB_INVALID_ARGUMENT);
+    return WB_OK;
+}
+
 /* One boundary; what it moved is one round's at most: each rank receives for one group. */
 static inline wb_status core_boundary(core *c) {
-    const wb_status status = wb_rebalance_boundary(c->manager);
+    const wb_status status = c->halves ? core_halves(c) : wb_rebalance_boundary(c->manager);
     const wb_rebalance_stats stats = wb_rebalance_get_stats(c->manager);
     const uint64_t moved = stats.moves - c->latest_moves;
     /* As a pass would take its time: tests count boundaries, and on a busy machine the solver waits for its
@@ -323,9 +390,11 @@ static inline void core_check_dead(core *c) {
                               WB_NO_EXPERT);
 }
 
-/* The whole of it: a rebalance, weights replaced, a tensor gained, and another load; rank `dead` is so. */
-static inline int core_life(wb_comm *comm, uint64_t seed, int dead) {
-    core state = {.comm = comm, .seed = seed}, *c = &state;
+/* The whole of it: a rebalance, weights replaced, a tensor gained, and another load; rank `dead` is so, and
+ * host_ranks in a row reach each other, whose boundaries have two halves. */
+static inline int core_life(wb_comm *comm, uint64_t seed, int dead, int host_ranks) {
+    core state = {.comm = comm, .seed = seed, .host_ranks = host_ranks, .halves = host_ranks > 0},
+         *c = &state;
     if (dead >= 0) c->dead[dead] = 1;
     uint64_t random = seed * 64 + (uint64_t)wb_comm_rank(comm);
     const wb_rebalance_options options = core_options();
@@ -347,6 +416,9 @@ static inline int core_life(wb_comm *comm, uint64_t seed, int dead) {
         CORE_CHECK(c, c->most_moves <= (uint64_t)wb_comm_size(comm));
         CORE_CHECK(c, wb_rebalance_get_stats(c->manager).failures == 0);
         core_check_dead(c);
+        uint64_t put = c->n_put;
+        CORE_OK(c, wb_comm_all_reduce_max_u64(comm, &put));
+        CORE_CHECK(c, (put > 0) == (host_ranks > 1));
     }
     core_close(c);
     return c->failures;
@@ -355,8 +427,8 @@ static inline int core_life(wb_comm *comm, uint64_t seed, int dead) {
 /* Two live ranks at least, or there is nothing to balance. */
 static inline int rebalance_core_run(wb_comm *comm, uint64_t seed) {
     const int R = wb_comm_size(comm);
-    const int failures = core_life(comm, seed, -1);
-    return R < 3 ? failures : failures + core_life(comm, seed + 1, (int)(seed % (uint64_t)R));
+    const int failures = core_life(comm, seed, -1, 0);
+    return R < 3 ? failures : failures + core_life(comm, seed + 1, (int)(seed % (uint64_t)R), 0);
 }
 
 #endif

@@ -80,6 +80,41 @@ static void test_a_store_that_fails_leaves_the_map(void **state) {
     on_ranks(3, refuse_a_slot);
 }
 
+/* Rank 1's device fails to put, and then puts other bytes: neither is taken over by anybody. */
+static int put_badly(wb_comm *comm, uint64_t seed) {
+    core state = {.comm = comm, .seed = seed, .host_ranks = MAX_CORE_RANKS, .halves = true}, *c = &state;
+    const wb_rebalance_options options = core_options();
+    uint64_t random = seed + (uint64_t)wb_comm_rank(comm);
+    core_open(c, &options);
+    for (uint64_t failures = 1; failures <= 2; failures++) {
+        c->refuse_puts = failures == 1 && wb_comm_rank(comm) == 1;
+        c->damage_put = failures == 2 && wb_comm_rank(comm) == 1;
+        const uint64_t groups = wb_rebalance_get_stats(c->manager).groups;
+        wb_rebalance_stats stats = wb_rebalance_get_stats(c->manager);
+        for (int i = 0; i < 2000 && stats.failures < failures; i++) {
+            core_skewed_pass(c, 20, &random);
+            CORE_OK(c, core_boundary(c));
+            stats = wb_rebalance_get_stats(c->manager);
+        }
+        CORE_CHECK(c, stats.failures == failures && stats.groups >= groups);
+        const char *expected = failures == 2             ? "checksum"
+                               : wb_comm_rank(comm) == 1 ? "made to fail"
+                                                         : "rank 1";
+        CORE_CHECK(c, strstr(stats.failure, expected) || (failures == 2 && strstr(stats.failure, "rank")));
+        core_check_slots(c);
+    }
+    c->damage_put = false;
+    core_rebalance(c, &random);
+    core_close(c);
+    return c->failures;
+}
+
+static void test_what_is_put_badly_leaves_the_map(void **state) {
+    (void)state;
+    on_ranks(2, put_badly);
+    on_ranks(3, put_badly);
+}
+
 /* What the last rank registers for an expert is not what the others do: a tensor of another size, or one
  * more. */
 static int register_otherwise(wb_comm *comm, uint64_t seed) {
@@ -168,6 +203,7 @@ int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_canary_finds_a_damaged_expert),
         cmocka_unit_test(test_a_store_that_fails_leaves_the_map),
+        cmocka_unit_test(test_what_is_put_badly_leaves_the_map),
         cmocka_unit_test(test_parts_that_differ_between_ranks_do_not_move),
         cmocka_unit_test(test_a_map_that_differs_is_found_by_its_rank),
         cmocka_unit_test(test_a_solver_that_is_late_is_given_up),

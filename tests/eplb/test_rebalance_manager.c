@@ -8,6 +8,23 @@ static void test_rule_22_maps_and_weights_change_together(void **state) {
     for (int n = 1; n <= MAX_CORE_RANKS; n++) on_ranks(n, rebalance_core_run);
 }
 
+static int run_on_one_host(wb_comm *comm, uint64_t seed) {
+    return core_life(comm, seed, -1, MAX_CORE_RANKS) +
+           core_life(comm, seed + 1, (int)(seed % (uint64_t)wb_comm_size(comm)), MAX_CORE_RANKS);
+}
+
+/* Some experts are put, others go by the exchange. */
+static int run_on_two_hosts(wb_comm *comm, uint64_t seed) {
+    return core_life(comm, seed, -1, 2);
+}
+
+static void test_rule_22_what_is_put_beside_a_pass_changes_with_its_map(void **state) {
+    (void)state;
+    on_ranks(3, run_on_one_host);
+    on_ranks(4, run_on_one_host);
+    on_ranks(4, run_on_two_hosts);
+}
+
 /* ---- chunks -------------------------------------------------------------------------------------- */
 
 typedef struct outcome {
@@ -290,6 +307,7 @@ static void test_a_rebalance_takes_its_shadow_slots_and_no_more(void **state) {
 int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_rule_22_maps_and_weights_change_together),
+        cmocka_unit_test(test_rule_22_what_is_put_beside_a_pass_changes_with_its_map),
         cmocka_unit_test(test_rule_24_chunks_end_alike),
         cmocka_unit_test(test_rule_24_no_layers_a_chunk_is_an_error),
         cmocka_unit_test(test_options_that_nothing_works_with_are_refused),

@@ -10,41 +10,8 @@ export OMPI_MCA_ess_singleton_isolated=1
 plan() { "$grpo" --plan-memory "$@"; } # one process, no mpirun
 bytes_of() { sed -n "/^$2/,/^\$/s/.*$3  .* GiB  *\([0-9]*\)\$/\1/p" "$1"; } # FILE device|host ROW
 
-# model.py DIR H L E F V K: a model whose weights are a random pattern that repeats.
-cat >model.py <<'END'
-import array, json, os, random, struct, sys
-folder, (H, L, E, F, V, K), (D, heads, kv) = sys.argv[1], map(int, sys.argv[2:]), (32, 8, 2)
-shapes = {"model.embed_tokens.weight": [V, H], "lm_head.weight": [V, H], "model.norm.weight": [H]}
-for l in range(L):
-    p = "model.layers.%d." % l
-    shapes.update({p + "input_layernorm.weight": [H], p + "post_attention_layernorm.weight": [H], p + "mlp.gate.weight": [E, H],
-                   p + "self_attn.q_proj.weight": [heads * D, H], p + "self_attn.k_proj.weight": [kv * D, H],
-                   p + "self_attn.v_proj.weight": [kv * D, H], p + "self_attn.o_proj.weight": [H, heads * D],
-                   p + "self_attn.q_norm.weight": [D], p + "self_attn.k_norm.weight": [D]})
-    for e in range(E):
-        q = p + "mlp.experts.%d." % e
-        shapes.update({q + "gate_proj.weight": [F, H], q + "up_proj.weight": [F, H], q + "down_proj.weight": [H, F]})
-random.seed(7)
-pattern = array.array("f", (random.gauss(0, 0.05) for _ in range(65537))).tobytes()
-os.mkdir(folder)
-header, at = {}, 0
-for name, shape in shapes.items():
-    n = 4 * shape[0] * (shape[1] if len(shape) > 1 else 1)
-    header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [at, at + n]}
-    at += n
-text = json.dumps(header).encode()
-text += b" " * (-len(text) % 8)
-with open(folder + "/model.safetensors", "wb") as out:
-    out.write(struct.pack("<Q", len(text)) + text)
-    out.write((pattern * (at // len(pattern) + 1))[:at])
-json.dump({"model_type": "qwen3_moe", "hidden_size": H, "num_hidden_layers": L, "num_attention_heads": heads, "num_key_value_heads": kv,
-           "head_dim": D, "num_experts": E, "num_experts_per_tok": K, "moe_intermediate_size": F, "intermediate_size": 512,
-           "vocab_size": V, "max_position_embeddings": 512, "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "norm_topk_prob": True,
-           "decoder_sparse_step": 1, "mlp_only_layers": [], "tie_word_embeddings": False, "hidden_act": "silu"},
-          open(folder + "/config.json", "w"))
-END
-"$python" model.py model 256 6 16 160 16384 4 || fail "the model" # 25 million parameters
-"$python" model.py few 256 1 3 1024 256 1 || fail "the model of few large experts"
+"$python" "$source/tests/tools/make_random_model.py" model 256 6 16 160 16384 4 || fail "the model" # 25 million parameters
+"$python" "$source/tests/tools/make_random_model.py" few 256 1 3 1024 256 1 || fail "the model of few large experts"
 
 # true_on RANKS options... : the plan's device bytes and what the run had, within 1 %; the process has both kinds at most.
 true_on() {
@@ -97,6 +64,15 @@ plan 8 "${q30[@]}" --dtype bf16 >bf16 || fail "bf16"
 ! grep -q "master weights" large || fail "masters of f32 weights"
 ! grep -q '^  reference ' large || fail "a reference without --kl-coef"
 plan 8 "${q30[@]}" --kl-coef 0.1 | grep -q '^  reference   weights' || fail "no reference with --kl-coef"
+
+echo "== mailboxes, which CUDA has"
+mailboxes() { plan "$@" --device cuda >boxes || fail "a plan for GPUs: $*"; grep -c '^  [a-z]* *mailbox ' boxes; }
+[ "$(mailboxes 2 "${q30[@]}" --dtype bf16)" = 2 ] || fail "expected a mailbox of the policy and of the rollout"
+# 3 x 512 x 8 rows of 2048 bf16, and what lies in front of them, in blocks of 2 MiB.
+[ "$(bytes_of boxes device 'policy *mailbox')" = 52428800 ] || { cat boxes; fail "the bytes of a mailbox"; }
+[ "$(mailboxes 2 "${q30[@]}" --kl-coef 0.1)" = 3 ] || fail "a reference has a mailbox too"
+[ "$(mailboxes 1 "${q30[@]}")" = 0 ] && [ "$(mailboxes 17 "${q30[@]}")" = 0 ] || fail "a mailbox on 1 rank, or on 17"
+! grep -q mailbox bf16 || fail "a mailbox on the CPU"
 
 echo "== what is refused"
 refused "--resume: expected none beside --plan-memory" --model model --plan-memory 2 --resume

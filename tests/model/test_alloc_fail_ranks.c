@@ -5,7 +5,7 @@
  * communicator lives. A hang is a failure by alarm. */
 #include "model_ranks.h"
 #include "support/alloc_fail.h"
-#include "support/peer_ops.h"
+#include "support/mailbox_ops.h"
 #include "wb_check.h"
 
 #include <setjmp.h>
@@ -138,9 +138,9 @@ static wb_status infer_by_mailboxes(fixture *f) {
     fixture of_clone = *f;
     options.device = f->device;
     options.comm = f->comm;
-    peer_ops_give(f->device);
+    mailbox_ops_give(f->device);
     WB_TRY(wb_model_clone(f->model, &options, &of_clone.model));
-    const uint64_t has = wb_has_peer_rows(&of_clone.model->peer_rows);
+    const uint64_t has = wb_has_mailboxes(&of_clone.model->mailboxes);
     wb_status status = wb_comm_check_equal(f->comm, &has, sizeof has, "mailboxes");
     if (status == WB_OK) status = open_and_infer(&of_clone);
     wb_model_close(of_clone.model);

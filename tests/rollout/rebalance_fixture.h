@@ -3,6 +3,7 @@
 #define WB_REBALANCE_FIXTURE_H
 
 #include "engine_fixture.h"
+#include "support/mailbox_ops.h"
 
 #include <pthread.h>
 #include <unistd.h>
@@ -21,6 +22,7 @@ typedef struct mover {
     wb_rebalance_options options;
     void (*play)(struct mover *);
     void *context;
+    bool shares; /* devices reach each other: rows go by mailboxes, experts are put */
     /* ---- */
     wb_device *device;
     wb_model *model;
@@ -79,6 +81,7 @@ static void *run_mover(void *arg) {
     mover *m = arg;
     dice d = {m->seed};
     must(wb_device_open_cpu(1, &m->device), "device");
+    if (m->shares) mailbox_ops_give(m->device);
     wb_placement *placement = uneven_placement(&d, wb_comm_size(m->comm), N_LAYERS, m->dead);
     m->model = moving_model(m, 5, placement);
     const wb_expert_store store = wb_model_expert_store(m->model);

@@ -2,7 +2,7 @@
  * any schedule; and all steps of one size are the same calls, argument by argument. The device is one of the
  * CPU that writes its ops down (graph_device.h). */
 #include "engine_rig.h"
-#include "graph_device.h"
+#include "support/graph_device.h"
 
 static uint64_t first_seed = 1, n_seeds = 8;
 

@@ -50,6 +50,24 @@ static void test_rule_26_results_do_not_depend_on_moves(void **state) {
     assert_true(moves > 50);
 }
 
+/* Nor where experts are put into the memory of the others' devices beside a step whose rows go there too. */
+static void test_rule_26_results_do_not_depend_on_what_is_put(void **state) {
+    uint64_t moves = 0;
+    (void)state;
+    for (int n = 2; n <= MAX_RANKS; n++) {
+        mover movers[MAX_RANKS];
+        fill_movers(movers, base_seed + 20 + (uint64_t)n, eager_options(), play_two_loads);
+        for (int r = 0; r < n; r++) movers[r].shares = true;
+        const uint64_t put = __atomic_load_n(&fake_bytes_put, __ATOMIC_RELAXED);
+        run_movers(n, movers);
+        for (int r = 0; r < n; r++) assert_int_equal(movers[r].stats.failures, 0);
+        moves += movers[0].stats.moves;
+        if (movers[0].stats.moves > 0) assert_true(__atomic_load_n(&fake_bytes_put, __ATOMIC_RELAXED) > put);
+    }
+    assert_true(moves > 0);
+    assert_int_equal(unshared_late, 0);
+}
+
 /* Weights that were replaced since the load was counted move as they are now. */
 static void play_new_weights(mover *m) {
     answer_as_alone(m, 5, 0, 10);
@@ -191,6 +209,7 @@ static void test_rule_23_what_is_attached_to_slots_moves_with_them(void **state)
 int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_rule_26_results_do_not_depend_on_moves),
+        cmocka_unit_test(test_rule_26_results_do_not_depend_on_what_is_put),
         cmocka_unit_test(test_rule_23_weights_replaced_before_a_move),
         cmocka_unit_test(test_a_step_waits_for_one_group_at_most),
         cmocka_unit_test(test_rule_26_a_dead_rank_has_the_answers_of_any_other),

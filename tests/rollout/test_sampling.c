@@ -162,6 +162,39 @@ static void test_rule_31_a_limit_that_keeps_all_is_recorded(void **state) {
 }
 
 /* A point mass: the token alone, with probability 1. */
+static wb_logprob_forward_fn *logprob_forward;
+static int logprob_calls;
+
+static wb_status counted_logprob_forward(wb_device *dev, int64_t n, int64_t width, const float *logits,
+                                         const int32_t *targets, const wb_distribution *of, float *logprobs) {
+    logprob_calls++;
+    return logprob_forward(dev, n, width, logits, targets, of, logprobs);
+}
+
+/* Requests at temperature 1 without a limit: both log-probabilities are one number, which is made once. With
+ * another request beside them they are made twice, and are the same bits. */
+static void test_rule_31_logits_at_temperature_1_are_read_once(void **state) {
+    (void)state;
+    rig r = open_rig();
+    ask plain = ask_fixed("plain", 5, NEW), other = ask_fixed("other", 4, NEW);
+    plain.request.temperature = 1, other.request.temperature = 0.7f;
+    logprob_forward = r.device->logprob_forward;
+    r.device->logprob_forward = counted_logprob_forward;
+    wb_completion *alone = run_alone(r.model, &plain);
+    assert_int_equal(0, logprob_calls);
+    assert_memory_equal(alone->record.logprobs, alone->record.sampling_logprobs, NEW * sizeof(float));
+    wb_engine *engine = engine_of(r.model, 16, 4, 16, 4);
+    assert_ok(wb_engine_submit(engine, ask_request(&plain)));
+    assert_ok(wb_engine_submit(engine, ask_request(&other)));
+    run_dry(engine, 100);
+    assert_true(logprob_calls > 0);
+    for (wb_completion *c; (c = wb_engine_poll(engine)); wb_completion_free(c))
+        if (strcmp(c->record.rid, "plain") == 0) assert_same(r.model, alone, c);
+    wb_completion_free(alone);
+    wb_engine_close(engine);
+    rig_close(&r);
+}
+
 static void test_rule_31_greedy_is_a_point_mass(void **state) {
     (void)state;
     rig r = open_rig();
@@ -185,6 +218,7 @@ int main(void) {
         cmocka_unit_test(test_rule_31_the_trainer_has_the_bits_of_the_rollout),
         cmocka_unit_test(test_rule_31_a_mask_is_recorded_on_request),
         cmocka_unit_test(test_rule_31_a_limit_that_keeps_all_is_recorded),
+        cmocka_unit_test(test_rule_31_logits_at_temperature_1_are_read_once),
         cmocka_unit_test(test_rule_31_greedy_is_a_point_mass),
     };
     return cmocka_run_group_tests_name("sampling", tests, NULL, NULL);

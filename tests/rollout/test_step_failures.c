@@ -207,12 +207,88 @@ static void test_rule_30_a_rank_that_fails_after_sampling_leaves_nobody_waiting(
     }
 }
 
+/* ---- while a rank waits for its device ----------------------------------------------------------- */
+
+/* Rank 0's device is one whose stream waits for rank 1, and would for ever; rank 1 gives up after it has
+ * sampled. */
+static struct {
+    int lost; /* calls */
+    char why[256];
+} stuck;
+
+static wb_status stuck_event_look(wb_device *dev, void *event, bool *come_out) {
+    (void)dev, (void)event;
+    *come_out = false;
+    return WB_OK;
+}
+
+static wb_status stuck_event_wait(wb_device *dev, void *event) {
+    (void)dev, (void)event;
+    expect(stuck.lost == 1, "a wait that was ended");
+    return wb_fail(WB_PEER, "event_wait: %s", stuck.why);
+}
+
+static void stuck_lose(wb_device *dev, const char *why) {
+    (void)dev;
+    stuck.lost++;
+    snprintf(stuck.why, sizeof stuck.why, "%s", why);
+}
+
+static _Thread_local wb_comm *given_up;
+
+static wb_status give_up_instead(wb_device *dev, void *host, const void *device, size_t bytes, void *event) {
+    (void)dev, (void)host, (void)device, (void)bytes, (void)event;
+    const wb_status status = wb_fail(WB_DEVICE, "start_to_host: made to fail");
+    wb_comm_abort(given_up);
+    return status;
+}
+
+static void *wait_or_give_up(void *arg) {
+    rank_job *job = arg;
+    const wb_config c = config();
+    rig r = rig_open(&c, 5, 1, job->comm);
+    wb_engine *engine = engine_of(r.model, 16, 4, 16, 4);
+    ask a = ask_fixed("any", 4, 3);
+    bool busy = true;
+    must(wb_engine_submit(engine, ask_request(&a)), "submit");
+    given_up = job->comm;
+    if (wb_comm_rank(job->comm) == 0)
+        r.device->event_look = stuck_event_look, r.device->event_wait = stuck_event_wait,
+        r.device->lose = stuck_lose;
+    else
+        r.device->start_to_host = give_up_instead;
+    job->status = wb_engine_step(engine, &busy);
+    snprintf(job->message, sizeof job->message, "%s", wb_error_message());
+    wb_engine_close(engine);
+    rig_close(&r);
+    return NULL;
+}
+
+static void test_rule_30_a_rank_that_gives_up_is_heard_by_who_waits_for_its_device(void **state) {
+    (void)state;
+    rank_job jobs[2] = {{0}};
+    wb_comm *comms[2];
+    pthread_t thread;
+    assert_ok(wb_comm_open_threads(2, comms));
+    for (int i = 0; i < 2; i++) jobs[i].comm = comms[i];
+    alarm(60); /* a hang is a failure */
+    assert_int_equal(0, pthread_create(&thread, NULL, wait_or_give_up, &jobs[1]));
+    wait_or_give_up(&jobs[0]);
+    pthread_join(thread, NULL);
+    alarm(0);
+    assert_int_equal(WB_PEER, jobs[0].status);
+    if (!strstr(jobs[0].message, "rank 1") || !strstr(jobs[0].message, "made to fail"))
+        fail_msg("%s", jobs[0].message);
+    for (int i = 0; i < 2; i++) wb_comm_close(comms[i]);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_nan_logits_name_request_and_position),
         cmocka_unit_test(test_a_failing_rank_is_named_to_the_others),
         cmocka_unit_test(test_a_failed_step_is_repeated),
         cmocka_unit_test(test_rule_30_a_rank_that_fails_after_sampling_leaves_nobody_waiting),
+        cmocka_unit_test(test_rule_30_a_rank_that_gives_up_is_heard_by_who_waits_for_its_device),
     };
     return cmocka_run_group_tests_name("step failures", tests, NULL, NULL);
 }

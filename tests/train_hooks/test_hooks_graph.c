@@ -3,7 +3,7 @@
  * and metrics, exactly. The device is a CPU that writes its ops down (graph_device.h), so that a copy, a wait
  * or an allocation in a capture aborts. */
 #include "replay/replay_fixture.h"
-#include "rollout/graph_device.h"
+#include "support/graph_device.h"
 
 #include "wb_check.h"
 #include "wb_train_hooks.h"

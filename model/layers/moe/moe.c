@@ -63,23 +63,23 @@ static double work(const wb_config *config, const wb_sizes *sizes) {
 }
 
 /* As run_experts, by mailboxes: *rows_out is this rank's. */
-static wb_status run_experts_of_peers(moe *m, const wb_moe_weights *w, const wb_pass *pass, wb_rows x,
-                                      wb_rows *rows_out) {
+static wb_status run_experts_by_mailboxes(moe *m, const wb_moe_weights *w, const wb_pass *pass, wb_rows x,
+                                          wb_rows *rows_out) {
     const wb_model *model = m->model;
-    const wb_peers *peers = &model->peer_rows.peers;
+    const wb_mailboxes *boxes = &model->mailboxes.boxes;
     wb_device *dev = model->device;
     int32_t *offsets = m->plan.grouped_offsets.data, *place = m->plan.to_received.data;
-    const wb_rows received = {wb_mailbox_row(peers, peers->rank, 0), peers->dtype};
-    m->plan.n = pass->peer_rows;
+    const wb_rows received = {wb_mailbox_row(boxes, boxes->rank, 0), boxes->dtype};
+    m->plan.n = pass->mailbox_rows;
     m->plan.gather = place;
-    WB_TRY(dev->peer_send(dev, peers, pass->T * model->config.router.top_k, m->plan.row_token.data,
-                          m->plan.offsets.data, x));
-    WB_TRY(dev->peer_receive(dev, peers, offsets, place));
+    WB_TRY(dev->mailbox_send(dev, boxes, pass->T * model->config.router.top_k, m->plan.row_token.data,
+                             m->plan.offsets.data, x));
+    WB_TRY(dev->mailbox_receive(dev, boxes, offsets, place));
     WB_TRY(wb_moe_experts_forward(&m->experts, &m->plan, w, pass->leaves_nothing, received,
                                   rows_of(m, &m->output)));
-    WB_TRY(dev->peer_return(dev, peers, pass->peer_rows, offsets, place, rows_of(m, &m->output)));
-    WB_TRY(dev->peer_wait(dev, peers));
-    *rows_out = (wb_rows){wb_mailbox_output(peers, peers->rank, 0), peers->dtype};
+    WB_TRY(dev->mailbox_return(dev, boxes, pass->mailbox_rows, offsets, place, rows_of(m, &m->output)));
+    WB_TRY(dev->mailbox_wait(dev, boxes));
+    *rows_out = (wb_rows){wb_mailbox_output(boxes, boxes->rank, 0), boxes->dtype};
     return WB_OK;
 }
 
@@ -108,8 +108,8 @@ static wb_status forward(void *worker, const void *weights, const wb_pass *pass,
     WB_TRY(wb_moe_choose(&m->choice, w, pass, x));
     WB_TRY(wb_moe_rows_make(&m->plan, &m->exchange, pass, w->moe_index));
     if (pass->used && !pass->recompute) WB_TRY(wb_moe_rows_used(&m->plan, pass, w->moe_index));
-    WB_TRY(pass->peer_rows > 0 ? run_experts_of_peers(m, w, pass, x, &rows)
-                               : run_experts(m, w, pass->leaves_nothing, x));
+    WB_TRY(pass->mailbox_rows > 0 ? run_experts_by_mailboxes(m, w, pass, x, &rows)
+                                  : run_experts(m, w, pass->leaves_nothing, x));
     return dev->moe_combine(dev, T, K, H, rows, m->plan.pair_row.data, m->choice.weights.data, y);
 }
 

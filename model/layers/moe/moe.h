@@ -12,7 +12,7 @@
  *
  * With one rank the host waits for nothing here, but for what a caller asks to see of each layer:
  * wb_routing.used (three downloads) and a probe (two). With several ranks it learns the counts of a layer
- * that was not planned (one), unless peers store rows (wb_pass.peer_rows).
+ * that was not planned (one), unless rows go by mailboxes (wb_pass.mailbox_rows).
  *
  * A struct's buffers are kept by a forward for its backward where nothing else is said; scratch may be that
  * of another worker (wb_sizes.scratch_of), whose struct is then `other`. Pointers are device memory unless
@@ -75,7 +75,7 @@ typedef struct wb_moe_rows {
     const int32_t *gather;
 
     /* R > 1; with one rank the rows of the tokens are those of the slots. */
-    /* host: rows of this rank's tokens; rows of this rank's slots, where peers store them at most */
+    /* host: rows of this rank's tokens; rows of this rank's slots, by mailboxes at most */
     int64_t n_sent, n;
     int64_t *send_rows, *receive_rows; /* host [R] */
     int32_t *host_offsets;             /* host [S + 1] */
@@ -94,7 +94,7 @@ void wb_moe_rows_layout(wb_moe_rows *plan, const wb_moe_rows *other, wb_model *m
                         wb_arena *arena);
 
 /* Where every row of a pass goes in MoE layer `moe_index`: as pass->routing->planned says, or found here
- * with an exchange of counts; where peers store rows, those of this rank's tokens alone. CAPACITY when this
+ * with an exchange of counts; by mailboxes, those of this rank's tokens alone. CAPACITY when this
  * rank's slots get more rows than the workspace is for. Collective. */
 wb_status wb_moe_rows_make(wb_moe_rows *plan, wb_moe_exchange *exchange, const wb_pass *pass,
                            int32_t moe_index);

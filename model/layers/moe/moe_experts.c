@@ -25,7 +25,7 @@ static wb_grouped group(const wb_moe_experts *experts, const wb_moe_rows *plan, 
 }
 
 /* With one rank the op gathers the rows from the tokens' x, which is there in the backward too, and where
- * peers store rows from the mailbox, which no backward reads. What the exchange received is not there: the
+ * rows go by mailboxes from the mailbox, which no backward reads. What the exchange received is not there: the
  * gradients arrive in its place. So `input` has those rows in order. */
 static wb_grouped group_gate_up(const wb_moe_experts *experts, const wb_moe_rows *plan,
                                 const wb_moe_weights *w) {

@@ -145,7 +145,7 @@ wb_status wb_moe_rows_make(wb_moe_rows *plan, wb_moe_exchange *exchange, const w
     else
         WB_TRY(plan_pairs(plan, pass, moe_index));
     plan->gather = wb_moe_has_peers(plan->model) ? NULL : plan->row_token.data;
-    if (!wb_moe_has_peers(plan->model) || pass->peer_rows > 0) return WB_OK;
+    if (!wb_moe_has_peers(plan->model) || pass->mailbox_rows > 0) return WB_OK;
     if (!planned) WB_TRY(learn_counts(plan, exchange));
     count_sent(plan);
     WB_TRY(count_received(plan));

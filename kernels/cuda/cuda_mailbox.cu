@@ -1,4 +1,4 @@
-/* cuda_peers.cu - rows that go straight into the mailboxes of other devices, and come back (wb_peers.h).
+/* cuda_mailbox.cu - rows that go straight into the mailboxes of other devices, and come back (wb_mailbox.h).
  *
  * Rows are stored by whole blocks, a row at a time, over NVLink where the mailbox is another device's. The
  * block that is the last to have stored its rows tells all ranks so: its store of the exchange's number is
@@ -13,9 +13,10 @@
 
 namespace {
 
-enum { WAITERS = SUM_THREADS, BLOCKS_OF_A_STORE = 1024, LOOKS = 64 };
+/* Looks at a number between two at the clock, and between two at a word of the host, which take longer. */
+enum { WAITERS = SUM_THREADS, BLOCKS_OF_A_STORE = 1024, LOOKS = 64, LOOKS_OF_HOST = 1024 };
 
-__device__ __forceinline__ wb_mailbox *own_mailbox(const wb_peers &p) {
+__device__ __forceinline__ wb_mailbox *own_mailbox(const wb_mailboxes &p) {
     return static_cast<wb_mailbox *>(p.mailbox[p.rank]);
 }
 
@@ -52,7 +53,7 @@ __device__ __forceinline__ void store_row(const void *from, void *to, int64_t by
 
 /* What a block has stored comes before the number that the last block stores in numbers[rank] of each
  * mailbox; `at`: where numbers lie in it. */
-__device__ void tell_all(const wb_peers &p, size_t at) {
+__device__ void tell_all(const wb_mailboxes &p, size_t at) {
     wb_mailbox *own = own_mailbox(p);
     __syncthreads();
     if (threadIdx.x > 0) return;
@@ -66,7 +67,7 @@ __device__ void tell_all(const wb_peers &p, size_t at) {
 }
 
 __global__ void __launch_bounds__(BLOCK)
-    send_rows(const __grid_constant__ wb_peers p, const int32_t *row_token, const int32_t *offsets,
+    send_rows(const __grid_constant__ wb_mailboxes p, const int32_t *row_token, const int32_t *offsets,
               const char *x) {
     const int64_t bytes = static_cast<int64_t>(wb_mailbox_row_bytes(&p));
     if (own_mailbox(p)->lost) return;
@@ -86,7 +87,7 @@ __global__ void __launch_bounds__(BLOCK)
 }
 
 __global__ void __launch_bounds__(BLOCK)
-    return_rows(const __grid_constant__ wb_peers p, const int32_t *offsets, const int32_t *place,
+    return_rows(const __grid_constant__ wb_mailboxes p, const int32_t *offsets, const int32_t *place,
                 const char *rows) {
     const int64_t bytes = static_cast<int64_t>(wb_mailbox_row_bytes(&p));
     const int32_t slots = p.first_slot[p.rank + 1] - p.first_slot[p.rank];
@@ -101,18 +102,42 @@ __global__ void __launch_bounds__(BLOCK)
 
 /* ---- waiting ----------------------------------------------------------------------------------- */
 
+/* Where a device is told of faults, and that its stream is lost. */
+struct host_words {
+    wb_fault *fault;
+    const int32_t *lost;
+};
+
+host_words words_of(wb_device *dev) {
+    return {fault_of(dev), lost_of(dev)};
+}
+
+__device__ __forceinline__ bool is_lost(const int32_t *lost) {
+    return *static_cast<const volatile int32_t *>(lost) != 0;
+}
+
+/* A thread waits for a number of rank r; 0, or what its mailbox's `lost` is to be. */
+__device__ int32_t wait_for(const uint64_t *number, uint64_t wanted, int32_t r, uint64_t limit,
+                            const int32_t *lost) {
+    const uint64_t begin = nanoseconds();
+    for (uint32_t look = 1; load_number(number) < wanted; look++) {
+        if (look % LOOKS == 0 && nanoseconds() - begin > limit) return 1 + r;
+        if (look % LOOKS_OF_HOST == 0 && is_lost(lost)) return WB_MAILBOX_GIVEN_UP;
+    }
+    return 0;
+}
+
 /* Thread r waits for rank r; all threads learn whether all came. */
-__device__ bool all_came(const wb_peers &p, const uint64_t *numbers, wb_op op, wb_fault *fault) {
+__device__ bool all_came(const wb_mailboxes &p, const uint64_t *numbers, wb_op op, host_words words) {
     wb_mailbox *own = own_mailbox(p);
-    const uint64_t number = own->done + 1, begin = nanoseconds();
+    const int32_t r = static_cast<int32_t>(threadIdx.x);
     const uint64_t limit = static_cast<uint64_t>(1e9 * p.timeout);
     int32_t late = own->lost;
-    if (!late && static_cast<int32_t>(threadIdx.x) < p.n_ranks)
-        for (uint32_t look = 1; load_number(numbers + threadIdx.x) < number && !late; look++)
-            if (look % LOOKS == 0 && nanoseconds() - begin > limit) late = 1 + threadIdx.x;
-    if (late && static_cast<int32_t>(threadIdx.x) < p.n_ranks) {
+    if (!late && r < p.n_ranks) late = wait_for(numbers + r, own->done + 1, r, limit, words.lost);
+    if (late && r < p.n_ranks) {
         own->lost = late;
-        set_fault(fault, {WB_FAULT_PEER, op, late - 1, 0, 0, static_cast<int64_t>(1e3 * p.timeout)});
+        const int64_t row = late == WB_MAILBOX_GIVEN_UP ? -1 : late - 1;
+        set_fault(words.fault, {WB_FAULT_PEER, op, row, 0, 0, static_cast<int64_t>(1e3 * p.timeout)});
     }
     return __syncthreads_or(late) == 0;
 }
@@ -129,9 +154,9 @@ __device__ void place_rows(int32_t n, int32_t row, int32_t from, int32_t *place)
 
 /* One block. A thread has the rows of one rank for one slot, by slot, then rank. */
 __global__ void __launch_bounds__(WAITERS)
-    receive_rows(const __grid_constant__ wb_peers p, int32_t *offsets, int32_t *place, wb_fault *fault) {
+    receive_rows(const __grid_constant__ wb_mailboxes p, int32_t *offsets, int32_t *place, host_words words) {
     const int32_t slots = p.first_slot[p.rank + 1] - p.first_slot[p.rank];
-    const bool came = all_came(p, own_mailbox(p)->sent, WB_OP_peer_receive, fault);
+    const bool came = all_came(p, own_mailbox(p)->sent, WB_OP_mailbox_receive, words);
     int32_t row = 0;
     for (int32_t begin = 0; begin < slots * p.n_ranks; begin += WAITERS) {
         const int32_t at = begin + threadIdx.x, s = at / p.n_ranks, r = at % p.n_ranks;
@@ -150,9 +175,9 @@ __global__ void __launch_bounds__(WAITERS)
 }
 
 __global__ void __launch_bounds__(WARP)
-    wait_for_outputs(const __grid_constant__ wb_peers p, wb_fault *fault) {
+    wait_for_outputs(const __grid_constant__ wb_mailboxes p, host_words words) {
     wb_mailbox *own = own_mailbox(p);
-    if (all_came(p, own->returned, WB_OP_peer_wait, fault) && threadIdx.x == 0) own->done++;
+    if (all_came(p, own->returned, WB_OP_mailbox_wait, words) && threadIdx.x == 0) own->done++;
 }
 
 /* Blocks for n rows at most; one at least, which tells the others that there are none. */
@@ -165,35 +190,36 @@ unsigned blocks_of(int64_t n) {
 
 extern "C" {
 
-wb_status wb_cuda_peer_send(wb_device *dev, const wb_peers *peers, int64_t n, const int32_t *row_token,
-                            const int32_t *offsets, wb_rows x) {
-    WB_TRY(operand_check("peer_send", "x", x.dtype));
-    WB_TRY(operand_check_like("peer_send", "x", x.dtype, "mailbox", peers->dtype));
-    WB_TRY(wb_cuda_use(dev, "peer_send"));
-    send_rows<<<blocks_of(n), BLOCK, 0, stream_of(dev)>>>(*peers, row_token, offsets,
+wb_status wb_cuda_mailbox_send(wb_device *dev, const wb_mailboxes *boxes, int64_t n, const int32_t *row_token,
+                               const int32_t *offsets, wb_rows x) {
+    WB_TRY(operand_check("mailbox_send", "x", x.dtype));
+    WB_TRY(operand_check_like("mailbox_send", "x", x.dtype, "mailbox", boxes->dtype));
+    WB_TRY(wb_cuda_use(dev, "mailbox_send"));
+    send_rows<<<blocks_of(n), BLOCK, 0, stream_of(dev)>>>(*boxes, row_token, offsets,
                                                           static_cast<const char *>(x.data));
-    return wb_cuda_check(cudaGetLastError(), "peer_send");
+    return wb_cuda_check(cudaGetLastError(), "mailbox_send");
 }
 
-wb_status wb_cuda_peer_receive(wb_device *dev, const wb_peers *peers, int32_t *offsets, int32_t *place) {
-    WB_TRY(wb_cuda_use(dev, "peer_receive"));
-    receive_rows<<<1, WAITERS, 0, stream_of(dev)>>>(*peers, offsets, place, fault_of(dev));
-    return wb_cuda_check(cudaGetLastError(), "peer_receive");
+wb_status wb_cuda_mailbox_receive(wb_device *dev, const wb_mailboxes *boxes, int32_t *offsets,
+                                  int32_t *place) {
+    WB_TRY(wb_cuda_use(dev, "mailbox_receive"));
+    receive_rows<<<1, WAITERS, 0, stream_of(dev)>>>(*boxes, offsets, place, words_of(dev));
+    return wb_cuda_check(cudaGetLastError(), "mailbox_receive");
 }
 
-wb_status wb_cuda_peer_return(wb_device *dev, const wb_peers *peers, int64_t n, const int32_t *offsets,
-                              const int32_t *place, wb_rows rows) {
-    WB_TRY(operand_check("peer_return", "rows", rows.dtype));
-    WB_TRY(operand_check_like("peer_return", "rows", rows.dtype, "mailbox", peers->dtype));
-    WB_TRY(wb_cuda_use(dev, "peer_return"));
-    return_rows<<<blocks_of(n), BLOCK, 0, stream_of(dev)>>>(*peers, offsets, place,
+wb_status wb_cuda_mailbox_return(wb_device *dev, const wb_mailboxes *boxes, int64_t n, const int32_t *offsets,
+                                 const int32_t *place, wb_rows rows) {
+    WB_TRY(operand_check("mailbox_return", "rows", rows.dtype));
+    WB_TRY(operand_check_like("mailbox_return", "rows", rows.dtype, "mailbox", boxes->dtype));
+    WB_TRY(wb_cuda_use(dev, "mailbox_return"));
+    return_rows<<<blocks_of(n), BLOCK, 0, stream_of(dev)>>>(*boxes, offsets, place,
                                                             static_cast<const char *>(rows.data));
-    return wb_cuda_check(cudaGetLastError(), "peer_return");
+    return wb_cuda_check(cudaGetLastError(), "mailbox_return");
 }
 
-wb_status wb_cuda_peer_wait(wb_device *dev, const wb_peers *peers) {
-    WB_TRY(wb_cuda_use(dev, "peer_wait"));
-    wait_for_outputs<<<1, WARP, 0, stream_of(dev)>>>(*peers, fault_of(dev));
-    return wb_cuda_check(cudaGetLastError(), "peer_wait");
+wb_status wb_cuda_mailbox_wait(wb_device *dev, const wb_mailboxes *boxes) {
+    WB_TRY(wb_cuda_use(dev, "mailbox_wait"));
+    wait_for_outputs<<<1, WARP, 0, stream_of(dev)>>>(*boxes, words_of(dev));
+    return wb_cuda_check(cudaGetLastError(), "mailbox_wait");
 }
 }

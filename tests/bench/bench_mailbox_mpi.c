@@ -1,7 +1,7 @@
-/* bench_peers_mpi.c - what an MoE layer's rows cost between GPUs that store into each other's mailboxes
- * (wb_peers.h), under mpirun, a GPU a rank: microseconds of an exchange, there and back, as graphs of many.
+/* bench_mailbox_mpi.c - what an MoE layer's rows cost between GPUs that store into each other's mailboxes
+ * (wb_mailbox.h), under mpirun, a GPU a rank: microseconds of an exchange, there and back, as graphs of many.
  *
- *     mpirun -n 2 bench_peers_mpi [TOKENS...]       1, 16, 64, 128 and 256 tokens a rank
+ *     mpirun -n 2 bench_mailbox_mpi [TOKENS...]       1, 16, 64, 128 and 256 tokens a rank
  *
  * Sizes are Qwen3-30B-A3B's: bf16 rows of 2048, 8 choices of 128 experts, spread evenly. Beside it the bytes
  * that cross to another rank, each way, over that time. Refuses: what the experts compute. */
@@ -17,8 +17,8 @@ enum { WIDTH = 2048, CHOICES = 8, SLOTS = 128, MAX_TOKENS = 512, CALLS = 32, LAU
 
 typedef struct bench {
     wb_device *dev;
-    wb_peers peers;
-    wb_shared_memory shared[WB_MAX_PEERS];
+    wb_mailboxes boxes;
+    wb_shared_memory shared[WB_MAX_MAILBOXES];
     int rank, ranks;
     int32_t offsets[SLOTS + 1], row_token[MAX_TOKENS * CHOICES]; /* host */
     void *x, *d_row_token, *d_offsets, *places, *grouped, *rows; /* device */
@@ -26,7 +26,7 @@ typedef struct bench {
 
 static void must(wb_status status) {
     if (status == WB_OK) return;
-    fprintf(stderr, "bench_peers_mpi: %s\n", wb_error_message());
+    fprintf(stderr, "bench_mailbox_mpi: %s\n", wb_error_message());
     MPI_Abort(MPI_COMM_WORLD, 1);
 }
 
@@ -39,14 +39,15 @@ static void *device_memory(bench *b, size_t bytes) {
 
 static void open_mailboxes(bench *b) {
     wb_shared_memory own;
-    wb_peers *p = &b->peers;
-    *p = (wb_peers){.rank = b->rank, .n_ranks = b->ranks, .width = WIDTH, .dtype = WB_BF16, .timeout = 20};
+    wb_mailboxes *p = &b->boxes;
+    *p =
+        (wb_mailboxes){.rank = b->rank, .n_ranks = b->ranks, .width = WIDTH, .dtype = WB_BF16, .timeout = 20};
     p->max_rows = MAX_TOKENS * CHOICES;
     for (int r = 0; r <= b->ranks; r++) p->first_slot[r] = SLOTS * r / b->ranks;
     must(b->dev->memory_share(b->dev, wb_mailbox_bytes(p), &p->mailbox[b->rank], &own));
     MPI_Allgather(&own, (int)sizeof own, MPI_BYTE, b->shared, (int)sizeof own, MPI_BYTE, MPI_COMM_WORLD);
     for (int r = 0; r < b->ranks; r++)
-        if (r != b->rank) must(b->dev->memory_attach(b->dev, &b->shared[r], &p->mailbox[r]));
+        if (r != b->rank) must(b->dev->memory_attach(b->dev, &b->shared[r], b->rank, &p->mailbox[r]));
 }
 
 static void open_bench(bench *b) {
@@ -67,9 +68,8 @@ static void close_bench(bench *b) {
     void *const own[] = {b->x, b->rows, b->d_row_token, b->d_offsets, b->grouped, b->places};
     for (size_t i = 0; i < sizeof own / sizeof own[0]; i++) b->dev->mem_free(b->dev, own[i]);
     for (int r = 0; r < b->ranks; r++)
-        if (r != b->rank) b->dev->memory_detach(b->dev, &b->shared[r], b->peers.mailbox[r]);
-    MPI_Barrier(MPI_COMM_WORLD);
-    b->dev->mem_free(b->dev, b->peers.mailbox[b->rank]);
+        if (r != b->rank) b->dev->memory_detach(b->dev, &b->shared[r], b->rank, b->boxes.mailbox[r]);
+    b->dev->memory_unshare(b->dev, b->boxes.mailbox[b->rank], 20);
     wb_device_close(b->dev);
 }
 
@@ -82,16 +82,16 @@ static void put_plan(bench *b, int64_t tokens) {
 }
 
 static void *capture(bench *b, int64_t tokens) {
-    const wb_peers *p = &b->peers;
+    const wb_mailboxes *p = &b->boxes;
     const wb_rows x = {b->x, WB_BF16}, rows = {b->rows, WB_BF16};
     const int64_t n = tokens * CHOICES;
     void *graph = NULL;
     must(b->dev->graph_begin(b->dev));
     for (int i = 0; i < CALLS; i++) {
-        must(b->dev->peer_send(b->dev, p, n, b->d_row_token, b->d_offsets, x));
-        must(b->dev->peer_receive(b->dev, p, b->grouped, b->places));
-        must(b->dev->peer_return(b->dev, p, n * b->ranks, b->grouped, b->places, rows));
-        must(b->dev->peer_wait(b->dev, p));
+        must(b->dev->mailbox_send(b->dev, p, n, b->d_row_token, b->d_offsets, x));
+        must(b->dev->mailbox_receive(b->dev, p, b->grouped, b->places));
+        must(b->dev->mailbox_return(b->dev, p, n * b->ranks, b->grouped, b->places, rows));
+        must(b->dev->mailbox_wait(b->dev, p));
     }
     must(b->dev->graph_end(b->dev, &graph));
     return graph;
@@ -127,7 +127,7 @@ int main(int argc, char **argv) {
     static bench b;
     static const int64_t usual[] = {1, 16, 64, 128, 256};
     int code;
-    if (usage_ends(argc, argv, 0, 64, "usage: mpirun -n RANKS bench_peers_mpi [TOKENS...]\n", &code))
+    if (usage_ends(argc, argv, 0, 64, "usage: mpirun -n RANKS bench_mailbox_mpi [TOKENS...]\n", &code))
         return code;
     MPI_Init(&argc, &argv);
     MPI_Comm_rank(MPI_COMM_WORLD, &b.rank);

@@ -1,54 +1,59 @@
-/* wb_peers.h - rows of a layer's experts between devices of one host that store into each other's memory (not
+/* wb_mailbox.h - rows of a layer's experts between devices of one host that store into each other's memory (not
  * installed).
  *
  * Owns: what a rank's mailbox holds, and the ops on it. A rank stores its rows straight into the mailbox of
  * the rank whose experts they are for, and gets them back the same way, in its own: no count crosses to the
  * host, so that all of it can be a graph of the device. Refuses: who opens mailboxes and tells the others
- * (model/peer_rows.h); which row goes to which slot (moe_plan).
+ * (model/mailboxes.h); which row goes to which slot (moe_plan).
  *
- *     peer_send      rows of this rank's tokens, to the ranks of their slots
- *     peer_receive   waits for those of all ranks, and says which is where, by slot
+ *     mailbox_send      rows of this rank's tokens, to the ranks of their slots
+ *     mailbox_receive   waits for those of all ranks, and says which is where, by slot
  *     ...            the experts
- *     peer_return    their outputs, to the ranks of the tokens
- *     peer_wait      waits for the outputs of all ranks
+ *     mailbox_return    their outputs, to the ranks of the tokens
+ *     mailbox_wait      waits for the outputs of all ranks
  *
  * These four are an exchange. All ranks make the same number of them, each in this order, whether they have
  * rows or not, and a rank numbers them itself, in its mailbox. One set of places is enough: a rank sends for
  * an exchange when it has all outputs of the one before, and so when all others have read what it had sent.
  *
  * A wait ends when a rank has not come for as long as `timeout` says: its op is a fault (PEER) that names the
- * rank, what follows has no rows, and from then on every exchange is such a fault at once. */
-#ifndef WB_PEERS_H
-#define WB_PEERS_H
+ * rank, what follows has no rows, and from then on every exchange is such a fault at once. It ends so at once
+ * when the device is told that its stream is lost (wb_device.lose), as by a host that waits for the step and
+ * hears meanwhile that a rank gave up. */
+#ifndef WB_MAILBOX_H
+#define WB_MAILBOX_H
 
 #include "wb_host_device.h"
-#include "wb_kernels.h"
+#include "wb_shared_memory.h"
 
 #ifdef __cplusplus
 extern "C" {
 #endif
 
-enum { WB_MAX_PEERS = 16, WB_MAILBOX_ALIGNMENT = 256 };
+enum { WB_MAX_MAILBOXES = WB_MAX_SHARERS, WB_MAILBOX_ALIGNMENT = 256 };
 
 /* The ranks of a group and what they exchange: the same on all, but for rank, mailboxes and timeout. */
-typedef struct wb_peers {
-    int32_t rank, n_ranks; /* R, at most WB_MAX_PEERS */
+typedef struct wb_mailboxes {
+    int32_t rank, n_ranks; /* R, at most WB_MAX_MAILBOXES */
     /* rank r has the slots [first_slot[r], first_slot[r + 1]) of S = first_slot[R] */
-    int32_t first_slot[WB_MAX_PEERS + 1];
+    int32_t first_slot[WB_MAX_MAILBOXES + 1];
     int64_t max_rows; /* that the tokens of one rank have at most */
     int64_t width;    /* elements of a row */
     wb_dtype dtype;   /* of a row */
     double timeout;   /* seconds */
     /* device: mailbox[r] is rank r's, as this device addresses it; owner: who opened them */
-    void *mailbox[WB_MAX_PEERS];
-} wb_peers;
+    void *mailbox[WB_MAX_MAILBOXES];
+} wb_mailboxes;
+
+/* `lost` of a mailbox whose device was told that its stream is lost. */
+enum { WB_MAILBOX_GIVEN_UP = -1 };
 
 /* A mailbox begins with this; zeroed at first. */
 typedef struct wb_mailbox {
     /* the latest exchange for which rank r has stored all its rows, and all its outputs */
-    uint64_t sent[WB_MAX_PEERS], returned[WB_MAX_PEERS];
+    uint64_t sent[WB_MAX_MAILBOXES], returned[WB_MAX_MAILBOXES];
     /* of this rank alone: exchanges that have ended; blocks of a kernel that have stored their rows; and 1 +
-     * the rank that did not come, which stays */
+     * the rank that did not come, or WB_MAILBOX_GIVEN_UP, which stays */
     uint64_t done;
     uint32_t blocks;
     int32_t lost;
@@ -62,76 +67,58 @@ static WB_HD size_t wb_mailbox_align(size_t bytes) {
     return (bytes + WB_MAILBOX_ALIGNMENT - 1) / WB_MAILBOX_ALIGNMENT * WB_MAILBOX_ALIGNMENT;
 }
 
-static WB_HD size_t wb_mailbox_row_bytes(const wb_peers *p) {
+static WB_HD size_t wb_mailbox_row_bytes(const wb_mailboxes *p) {
     return (size_t)p->width * (p->dtype == WB_F32 ? 4 : 2);
 }
 
 /* Bytes from the mailbox on to its rows, to its outputs, and to its end. */
-static WB_HD size_t wb_mailbox_rows_at(const wb_peers *p) {
+static WB_HD size_t wb_mailbox_rows_at(const wb_mailboxes *p) {
     const size_t offsets = (size_t)p->n_ranks * ((size_t)p->first_slot[p->n_ranks] + 1) * sizeof(int32_t);
     return wb_mailbox_align(sizeof(wb_mailbox)) + wb_mailbox_align(offsets);
 }
 
-static WB_HD size_t wb_mailbox_outputs_at(const wb_peers *p) {
+static WB_HD size_t wb_mailbox_outputs_at(const wb_mailboxes *p) {
     const size_t rows = (size_t)p->n_ranks * (size_t)p->max_rows;
     return wb_mailbox_rows_at(p) + wb_mailbox_align(rows * wb_mailbox_row_bytes(p));
 }
 
-static WB_HD size_t wb_mailbox_bytes(const wb_peers *p) {
+static WB_HD size_t wb_mailbox_bytes(const wb_mailboxes *p) {
     return wb_mailbox_outputs_at(p) + (size_t)p->max_rows * wb_mailbox_row_bytes(p);
 }
 
 /* In the mailbox of rank `to`: where rank r's rows for its slots begin. */
-static WB_HD int32_t *wb_mailbox_offsets(const wb_peers *p, int32_t to, int32_t r) {
+static WB_HD int32_t *wb_mailbox_offsets(const wb_mailboxes *p, int32_t to, int32_t r) {
     char *const at = (char *)p->mailbox[to] + wb_mailbox_align(sizeof(wb_mailbox));
     return (int32_t *)(void *)at + (size_t)r * ((size_t)p->first_slot[p->n_ranks] + 1);
 }
 
 /* Row `row` of R * max_rows: those of rank r begin at r * max_rows. */
-static WB_HD void *wb_mailbox_row(const wb_peers *p, int32_t to, int64_t row) {
+static WB_HD void *wb_mailbox_row(const wb_mailboxes *p, int32_t to, int64_t row) {
     return (char *)p->mailbox[to] + wb_mailbox_rows_at(p) + (size_t)row * wb_mailbox_row_bytes(p);
 }
 
-static WB_HD void *wb_mailbox_output(const wb_peers *p, int32_t to, int64_t row) {
+static WB_HD void *wb_mailbox_output(const wb_mailboxes *p, int32_t to, int64_t row) {
     return (char *)p->mailbox[to] + wb_mailbox_outputs_at(p) + (size_t)row * wb_mailbox_row_bytes(p);
 }
 
 /* ---- the ops --------------------------------------------------------------------------------------- */
 
 /* row_token, offsets: device, of this rank's moe_plan over x[T, width], of at most n rows. */
-typedef wb_status wb_peer_send_fn(wb_device *dev, const wb_peers *peers, int64_t n, const int32_t *row_token,
-                                  const int32_t *offsets, wb_rows x);
+typedef wb_status wb_mailbox_send_fn(wb_device *dev, const wb_mailboxes *boxes, int64_t n,
+                                     const int32_t *row_token, const int32_t *offsets, wb_rows x);
 
 /* Device, both out. offsets: [slots of this rank + 1], slot s has the rows [offsets[s], offsets[s + 1]), by
  * source rank, then in the source's order; place: where each of them lies in the mailbox, wb_mailbox_row. */
-typedef wb_status wb_peer_receive_fn(wb_device *dev, const wb_peers *peers, int32_t *offsets, int32_t *place);
+typedef wb_status wb_mailbox_receive_fn(wb_device *dev, const wb_mailboxes *boxes, int32_t *offsets,
+                                        int32_t *place);
 
-/* rows[n or fewer, width], device: the outputs in the order of peer_receive, whose offsets and place these
+/* rows[n or fewer, width], device: the outputs in the order of mailbox_receive, whose offsets and place these
  * are. */
-typedef wb_status wb_peer_return_fn(wb_device *dev, const wb_peers *peers, int64_t n, const int32_t *offsets,
-                                    const int32_t *place, wb_rows rows);
+typedef wb_status wb_mailbox_return_fn(wb_device *dev, const wb_mailboxes *boxes, int64_t n,
+                                       const int32_t *offsets, const int32_t *place, wb_rows rows);
 
 /* The outputs lie at wb_mailbox_output of this rank's mailbox then. */
-typedef wb_status wb_peer_wait_fn(wb_device *dev, const wb_peers *peers);
-
-/* ---- memory that others store into ------------------------------------------------------------------- */
-
-/* By what another process of the host, or another thread, finds it: plain bytes, which may travel. */
-typedef struct wb_shared_memory {
-    unsigned char bytes[192];
-} wb_shared_memory;
-
-/* Device memory of `bytes` bytes, zeroed, that devices of the same host can write, and what to tell them.
- * Owner of *memory_out: the caller, mem_free. */
-typedef wb_status wb_memory_share_fn(wb_device *dev, size_t bytes, void **memory_out,
-                                     wb_shared_memory *shared_out);
-
-/* *memory_out: that memory as this device addresses it, until memory_detach. UNSUPPORTED: this device does
- * not reach it, as on another host. */
-typedef wb_status wb_memory_attach_fn(wb_device *dev, const wb_shared_memory *shared, void **memory_out);
-
-/* memory NULL is a no-op. */
-typedef void wb_memory_detach_fn(wb_device *dev, const wb_shared_memory *shared, void *memory);
+typedef wb_status wb_mailbox_wait_fn(wb_device *dev, const wb_mailboxes *boxes);
 
 #ifdef __cplusplus
 }

@@ -1,11 +1,11 @@
-/* test_peer_steps.c - steps of several ranks whose rows go into each other's mailboxes, as graphs: whatever
+/* test_mailbox_steps.c - steps of several ranks whose rows go into each other's mailboxes, as graphs: whatever
  * the ranks feed, a request gets what it gets alone on one rank. Ranks are threads, each with a device of the
  * CPU that writes its ops down (graph_device.h); a hang ends the test by its alarm.
  *
- * Usage: test_peer_steps [first seed [seeds]] */
+ * Usage: test_mailbox_steps [first seed [seeds]] */
 #include "engine_rig.h"
-#include "graph_device.h"
 #include "model_weights.h"
+#include "support/graph_device.h"
 #include "wb_comm.h"
 #include "wb_exchange.h"
 
@@ -58,8 +58,8 @@ static void *play_rank(void *arg) {
     graph_device_make(device);
     rig g = rig_open_on(&c, r->seed, device, r->comm, WB_F32);
     /* Some ranks' mailboxes are too small for the longest steps of all. */
-    assert_true(wb_has_peer_rows(&g.model->peer_rows));
-    if (pick(&own, 0, 2) == 0) g.model->peer_rows.max_tokens = pick(&own, 4, 30);
+    assert_true(wb_has_mailboxes(&g.model->mailboxes));
+    if (pick(&own, 0, 2) == 0) g.model->mailboxes.max_tokens = pick(&own, 4, 30);
     wb_engine *engine = engine_of(g.model, n_blocks, 4, tokens, 8);
     must(wb_comm_set_timeout(r->comm, 30), "timeout");
     run_asks(r, engine, own);
@@ -108,7 +108,7 @@ static void play_seed(uint64_t seed) {
     free(ranks);
 }
 
-static void test_peers_store_what_a_step_alone_computes(void **state) {
+static void test_mailboxes_give_what_a_step_alone_computes(void **state) {
     (void)state;
     for (uint64_t i = 0; i < n_seeds; i++) {
         print_message("seed %" PRIu64 "\n", first_seed + i);
@@ -146,12 +146,12 @@ static void *play_late(void *arg) {
     /* With the new timeout a graph is another one. */
     for (int i = 0; i < 2; i++) must(wb_engine_step(engine, &busy), "step");
     if (wb_comm_rank(r->comm) == last) {
-        peer_sends_fail = true;
+        mailbox_sends_fail = true;
         r->status = wb_engine_step(engine, &busy);
     } else {
-        const double begin = peer_now();
+        const double begin = mailbox_now();
         r->status = wb_engine_step(engine, &busy);
-        r->seconds = peer_now() - begin;
+        r->seconds = mailbox_now() - begin;
         snprintf(r->message, sizeof r->message, "%s", wb_error_message());
     }
     r->launched = graph.launched;
@@ -181,11 +181,70 @@ static void test_rule_30_a_late_rank_of_a_graph_is_named(void **state) {
     for (int i = 0; i < N; i++) wb_comm_close(comms[i]);
 }
 
+/* ---- closing ------------------------------------------------------------------------------------------ */
+
+/* A rank's model of mailboxes, which it closes `late` seconds after the others have come to that, or never as
+ * far as they can tell. */
+typedef struct closing_rank {
+    wb_comm *comm;
+    double late;
+    double seconds; /* of the close */
+} closing_rank;
+
+static void *play_closing(void *arg) {
+    closing_rank *r = arg;
+    const wb_config c = config_of(1);
+    wb_device *device = NULL;
+    must(wb_device_open_cpu(1, &device), "device");
+    mailbox_ops_give(device);
+    rig g = rig_open_on(&c, 1, device, r->comm, WB_F32);
+    must(wb_comm_barrier(r->comm), "barrier");
+    const double begin = mailbox_now();
+    while (mailbox_now() - begin < r->late) usleep(1000);
+    const double closing = mailbox_now();
+    rig_close(&g);
+    r->seconds = mailbox_now() - closing;
+    return NULL;
+}
+
+/* The last of N ranks closes so much later; what the others' closes took at least and at most. */
+static void close_later(double late, double least, double most) {
+    enum { N = 3 };
+    wb_comm *comms[N];
+    pthread_t threads[N];
+    closing_rank ranks[N] = {{0}};
+    must(wb_comm_open_threads(N, comms), "comms");
+    for (int i = 0; i < N; i++) {
+        ranks[i] = (closing_rank){.comm = comms[i], .late = i == N - 1 ? late : 0};
+        if (pthread_create(&threads[i], NULL, play_closing, &ranks[i]) != 0) abort();
+    }
+    for (int i = 0; i < N; i++) pthread_join(threads[i], NULL);
+    for (int i = 0; i < N - 1; i++)
+        if (!(ranks[i].seconds >= least && ranks[i].seconds <= most)) fail_msg("%g s", ranks[i].seconds);
+    for (int i = 0; i < N; i++) wb_comm_close(comms[i]);
+}
+
+static void test_a_mailbox_is_freed_when_nobody_has_it_attached(void **state) {
+    (void)state;
+    unshared_late = 0;
+    close_later(0.4, 0.3, 1.9);
+    assert_int_equal(unshared_late, 0);
+}
+
+static void test_rule_30_who_does_not_detach_holds_nobody_up(void **state) {
+    (void)state;
+    unshared_late = 0;
+    close_later(4, 1.5, 3.5);
+    assert_int_equal(unshared_late, 2); /* they stay until the process ends */
+}
+
 int main(int argc, char **argv) {
     if (argc > 1) first_seed = strtoull(argv[1], NULL, 10);
     if (argc > 2) n_seeds = strtoull(argv[2], NULL, 10);
     alarm(120);
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_peers_store_what_a_step_alone_computes),
-                                       cmocka_unit_test(test_rule_30_a_late_rank_of_a_graph_is_named)};
-    return cmocka_run_group_tests_name("peer steps", tests, NULL, NULL);
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_mailboxes_give_what_a_step_alone_computes),
+                                       cmocka_unit_test(test_rule_30_a_late_rank_of_a_graph_is_named),
+                                       cmocka_unit_test(test_a_mailbox_is_freed_when_nobody_has_it_attached),
+                                       cmocka_unit_test(test_rule_30_who_does_not_detach_holds_nobody_up)};
+    return cmocka_run_group_tests_name("mailbox steps", tests, NULL, NULL);
 }
