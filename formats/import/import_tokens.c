@@ -222,7 +222,9 @@ static wb_status read_prompt_and_new(const import_request *r, const import_value
     uint32_t *first = NULL;
     import_tokens added = {0};
     if (prompt.kind == IMPORT_NONE && !in_parts)
-        return wb_fail(WB_NOT_FOUND, "expected the prompt's tokens under prompt_token_ids or input_ids");
+        return wb_fail(WB_NOT_FOUND,
+                       "expected the prompt's tokens under prompt_token_ids or input_ids, or all "
+                       "tokens under tokens beside response_length");
     if (!in_parts) WB_TRY(wb_import_u32(&prompt, "prompt tokens", owner, &first));
     WB_TRY(read_new(r, output, owner, &added));
     if (in_parts) return join(r->parts->prompt, r->parts->n_prompt, added.tokens, added.n, owner, t);

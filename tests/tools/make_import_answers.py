@@ -221,6 +221,8 @@ def make_sglang():
     bad("sglang", "broken_line", lines(sglang(A))[:-20] + b"\n" + lines(sglang(B)), "CORRUPT", "line 1: JSON", good_read=1)
     bad("sglang", "one_row_throughout", lines(sglang(B, np.repeat(rows(B)[:1], 6, axis=0))), "INVALID_ARGUMENT", "the same experts in all 6 rows")
     bad("sglang", "single_zeros", lines(sglang(S, rows(S) * 0)), "INVALID_ARGUMENT", "every id of all 11 rows is zero", model="single")
+    bad("sglang", "same_id", lines(sglang(A), sglang(B, rid=f"sg-{A}"), sglang(B)), "INVALID_ARGUMENT",
+        f"line 2: request sg-{A}: expected an id of its own, found that of an earlier request, number 0", good_read=2)
     two = json.loads(json.dumps(chat))
     two["choices"].append({"index": 1, "message": {}, "finish_reason": "stop"})
     bad("sglang", "second_choice", lines(two), "NOT_FOUND", "request chat-1-1: expected routes of this choice", good_read=1)
