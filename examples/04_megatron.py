@@ -27,7 +27,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig  # no
 import waybill  # noqa: E402
 import waybill.megatron  # noqa: E402
 
-VOCABULARY = 128
+VOCABULARY, MAX_LENGTH = 128, 512
 
 
 def start():
@@ -77,7 +77,7 @@ def build(device="cpu", **settings):
     config = TransformerConfig(**given)
     spec = get_gpt_decoder_block_spec(config, use_transformer_engine=False)
     model = GPTModel(
-        config=config, transformer_layer_spec=spec, vocab_size=VOCABULARY, max_sequence_length=512
+        config=config, transformer_layer_spec=spec, vocab_size=VOCABULARY, max_sequence_length=MAX_LENGTH
     )
     return model.to(device)
 
@@ -153,6 +153,17 @@ def main():
     parser.add_argument("--length", type=int, default=64)
     parser.add_argument("--experts", type=int, default=16)
     options = parser.parse_args()
+    bounds = {
+        "steps": (1, 10**6),
+        "micro_batches": (1, 10**6),
+        "length": (1, MAX_LENGTH),
+        "experts": (4, 65536),
+    }
+    for name, (least, most) in bounds.items():
+        if not least <= getattr(options, name) <= most:
+            parser.error(
+                f"--{name.replace('_', '-')}: expected {least}..{most}, found {getattr(options, name)}"
+            )
 
     device = start()
     torch.manual_seed(1)
