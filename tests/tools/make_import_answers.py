@@ -226,6 +226,7 @@ def make_sglang():
     two = json.loads(json.dumps(chat))
     two["choices"].append({"index": 1, "message": {}, "finish_reason": "stop"})
     bad("sglang", "second_choice", lines(two), "NOT_FOUND", "request chat-1-1: expected routes of this choice", good_read=1)
+    bad("sglang", "page", b"<html>502 Bad Gateway</html>\n", "CORRUPT", 'a file that begins with "<html>502 Bad Gateway</"', extension="txt")
     bad("sglang", "cut_list", json.dumps([sglang(A), sglang(B)]).encode()[:-30], "CORRUPT", "line 1: JSON", extension="json")
 
 
@@ -462,6 +463,7 @@ def make_verl():
     bad("verl", "last_row", npz(**dict(batch, routed_experts=full)), "INVALID_ARGUMENT", "position 6: expected no row of the last token", extension="npz", good_read=1)
     bad("verl", "mask_length", lines(dict(one, attention_mask=one["attention_mask"][:-1])), "CORRUPT", "attention_mask: expected 12")
     bad("verl", "no_lengths", lines({k: v for k, v in no_responses.items() if k != "response_mask"}), "NOT_FOUND", "expected prompts, responses")
+    bad("verl", "no_mask", lines({k: v for k, v in one.items() if k != "attention_mask"}), "NOT_FOUND", "expected attention_mask beside input_ids")
     bad("verl", "rows", npz(**dict(batch, routed_experts=batch["routed_experts"][:, 2:])), "MISMATCH", "found [10, 4, 2]", extension="npz", good_read=0)
 
 
