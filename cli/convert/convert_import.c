@@ -29,7 +29,7 @@ static bool may_skip(importing *m, cli_progress *progress, wb_status status) {
     return true;
 }
 
-static wb_status take_all(importing *m, cli_progress *progress, size_t size) {
+static wb_status take_all(importing *m, cli_progress *progress, convert_input *input) {
     for (;;) {
         wb_record record;
         bool found = true;
@@ -40,8 +40,9 @@ static wb_status take_all(importing *m, cli_progress *progress, size_t size) {
             count(m, &record);
         else if (!may_skip(m, progress, status))
             return status;
+        convert_input_pass(input, wb_import_bytes_read(m->import));
         if (cli_progress_due(progress))
-            cli_progress_show(progress, (double)wb_import_bytes_read(m->import), (double)size,
+            cli_progress_show(progress, (double)wb_import_bytes_read(m->import), (double)input->size,
                               "%" PRIu64 " records, %" PRIu64 " tokens", m->records, m->tokens);
     }
 }
@@ -61,9 +62,9 @@ static wb_status open_answers(const convert_options *o, const char *answers, con
     return WB_OK;
 }
 
-static wb_status import_all(const char *answers, size_t size, importing *m) {
+static wb_status import_all(const char *answers, convert_input *input, importing *m) {
     cli_progress progress = cli_progress_start();
-    wb_status status = take_all(m, &progress, size);
+    wb_status status = take_all(m, &progress, input);
     cli_progress_end(&progress);
     if (status == WB_OK && m->records == 0)
         status = wb_fail(WB_NOT_FOUND, "%s: expected requests, found none that can be taken", answers);
@@ -79,7 +80,7 @@ int convert_import(const convert_options *options, const char *answers) {
     int code = open_answers(options, answers, &input, &model, &m) == WB_OK ? CLI_OK : cli_fail();
     if (code == CLI_OK)
         code = cli_output_open(options->output, options->force, "convert", &model.routes, &m.out);
-    if (code == CLI_OK && import_all(answers, input.size, &m) != WB_OK) code = cli_fail();
+    if (code == CLI_OK && import_all(answers, &input, &m) != WB_OK) code = cli_fail();
     if (code == CLI_OK) code = cli_output_commit(&m.out);
     cli_output_discard(&m.out);
     if (code == CLI_OK)
