@@ -93,7 +93,10 @@ def of_transformers(options):
         step(model, replay, ids)
         return now(options.device) - began
 
-    what = f"{sum(p.numel() for p in model.parameters()) * 1e-6:.1f}e6 parameters, {ids.numel()} tokens"
+    what = (
+        f"{sum(p.numel() for p in model.parameters()) * 1e-6:.1f}e6 parameters, experts {model.config._experts_implementation}, "
+        f"{ids.numel()} tokens"
+    )
     return what + ", recompute" * options.recompute, [(took(alone), took(under)) for _ in range(options.rounds + 2)][2:]
 
 
