@@ -59,6 +59,8 @@ static wb_status read_open(int fd, const char *path, size_t max_bytes, char **te
 wb_status wb_file_read(const char *path, size_t max_bytes, char **text_out, size_t *bytes_out) {
     /* A named pipe without a writer is refused like any other, not waited for. */
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (fd < 0 && errno == ENOTDIR)
+        return wb_fail(WB_IO, "%s: expected a directory before the last /, found a file", path);
     if (fd < 0) return wb_fail(errno == ENOENT ? WB_NOT_FOUND : WB_IO, "%s: %s", path, strerror(errno));
     wb_status status = read_open(fd, path, max_bytes, text_out, bytes_out);
     close(fd);

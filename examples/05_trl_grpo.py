@@ -161,6 +161,8 @@ def main():
     parser.add_argument("--mode", choices=("rollout", "off"), default="rollout")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
+    if options.steps < 1:
+        parser.error(f"--steps: expected 1 or more, found {options.steps}")
     for line in train(options.steps, options.mode, options.seed).state.log_history:
         if "reward" in line:
             print(

@@ -25,8 +25,13 @@ typedef struct convert_input {
     const void *bytes;
     size_t size;
     void *mapped, *read; /* which of the two they are */
+    size_t passed;       /* of a file: whose pages were given back */
 } convert_input;
 wb_status convert_input_open(const char *path, convert_input *input_out);
+
+/* Gives the pages of a file before byte `begin` back, so that answers of any size take as much memory as one
+ * of them. They come again where somebody looks at them after all. */
+void convert_input_pass(convert_input *input, size_t begin);
 void convert_input_close(convert_input *input);
 
 /* Whose routes those of the model at DIR are (convert_model.c). */

@@ -4,7 +4,6 @@
 #include "wb_import.h"
 
 #include <inttypes.h>
-#include <string.h>
 
 typedef struct importing {
     wb_import *import;
@@ -30,33 +29,20 @@ static bool may_skip(importing *m, cli_progress *progress, wb_status status) {
     return true;
 }
 
-/* The writer names the file that it writes, which has another name in the end: what is wrong is in the
- * answers, as an id that comes twice. */
-static wb_status append(importing *m, const char *answers, const wb_record *record) {
-    const wb_status status = wb_dump_append(m->out.writer, record);
-    const char *where = wb_import_where(m->import);
-    const size_t length = strlen(m->out.temp);
-    char why[512];
-    if (status == WB_OK || status == WB_OUT_OF_MEMORY || status == WB_IO) return status;
-    snprintf(why, sizeof why, "%s", wb_error_message());
-    const bool has_name = strncmp(why, m->out.temp, length) == 0 && strncmp(why + length, ": ", 2) == 0;
-    return wb_fail(status, "%s%s%s: %s", answers, where[0] ? ": " : "", where,
-                   has_name ? why + length + 2 : why);
-}
-
-static wb_status take_all(importing *m, cli_progress *progress, const char *answers, size_t size) {
+static wb_status take_all(importing *m, cli_progress *progress, convert_input *input) {
     for (;;) {
         wb_record record;
         bool found = true;
         wb_status status = wb_import_next(m->import, &record, &found);
         if (status == WB_OK && !found) return WB_OK;
-        if (status == WB_OK) status = append(m, answers, &record);
+        if (status == WB_OK) status = wb_dump_append(m->out.writer, &record);
         if (status == WB_OK)
             count(m, &record);
         else if (!may_skip(m, progress, status))
             return status;
+        convert_input_pass(input, wb_import_bytes_read(m->import));
         if (cli_progress_due(progress))
-            cli_progress_show(progress, (double)wb_import_bytes_read(m->import), (double)size,
+            cli_progress_show(progress, (double)wb_import_bytes_read(m->import), (double)input->size,
                               "%" PRIu64 " records, %" PRIu64 " tokens", m->records, m->tokens);
     }
 }
@@ -76,9 +62,9 @@ static wb_status open_answers(const convert_options *o, const char *answers, con
     return WB_OK;
 }
 
-static wb_status import_all(const char *answers, size_t size, importing *m) {
+static wb_status import_all(const char *answers, convert_input *input, importing *m) {
     cli_progress progress = cli_progress_start();
-    wb_status status = take_all(m, &progress, answers, size);
+    wb_status status = take_all(m, &progress, input);
     cli_progress_end(&progress);
     if (status == WB_OK && m->records == 0)
         status = wb_fail(WB_NOT_FOUND, "%s: expected requests, found none that can be taken", answers);
@@ -94,7 +80,7 @@ int convert_import(const convert_options *options, const char *answers) {
     int code = open_answers(options, answers, &input, &model, &m) == WB_OK ? CLI_OK : cli_fail();
     if (code == CLI_OK)
         code = cli_output_open(options->output, options->force, "convert", &model.routes, &m.out);
-    if (code == CLI_OK && import_all(answers, input.size, &m) != WB_OK) code = cli_fail();
+    if (code == CLI_OK && import_all(answers, &input, &m) != WB_OK) code = cli_fail();
     if (code == CLI_OK) code = cli_output_commit(&m.out);
     cli_output_discard(&m.out);
     if (code == CLI_OK)

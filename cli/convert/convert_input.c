@@ -55,6 +55,14 @@ wb_status convert_input_open(const char *path, convert_input *input_out) {
     return status;
 }
 
+void convert_input_pass(convert_input *input, size_t begin) {
+    enum { AT_ONCE = 4 << 20 }; /* a multiple of the pages' size */
+    begin -= begin % AT_ONCE;
+    if (!input->mapped || begin <= input->passed) return;
+    WB_IGNORE(madvise((char *)input->mapped + input->passed, begin - input->passed, MADV_DONTNEED));
+    input->passed = begin;
+}
+
 void convert_input_close(convert_input *input) {
     if (input->mapped) munmap(input->mapped, input->size);
     free(input->read);

@@ -7,6 +7,7 @@
 #include "import/wb_import.h"
 #include "wb_check.h"
 #include "wb_hash.h"
+#include "wb_string_table.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
@@ -24,6 +25,7 @@ struct wb_import {
     bool has_group;            /* the document has begun one */
     /* Of the first choice of an answer: digests of the tokens that were fed and of its rows; 0: none. */
     uint64_t fed, rows;
+    wb_string_table rids;            /* of the records given out: numbers of their requests */
     wb_owner memory, request_memory; /* of the import, and of the record given out */
 };
 
@@ -68,6 +70,7 @@ void wb_import_close(wb_import *import) {
     if (!import) return;
     wb_import_stream_close(&import->stream);
     wb_import_source_close(&import->source);
+    wb_string_table_free(&import->rids);
     wb_owner_close(&import->request_memory);
     wb_owner_close(&import->memory);
     free(import);
@@ -125,6 +128,17 @@ static wb_status check_tokens(const wb_import *import, const import_tokens *t) {
     return WB_OK;
 }
 
+/* Rows belong to a request id: two records that have the same one would be mistaken for each other. */
+static wb_status take_rid(wb_import *import, const char *rid) {
+    const size_t length = strlen(rid);
+    uint64_t before = 0;
+    if (wb_string_table_find(&import->rids, rid, length, &before))
+        return wb_fail(WB_INVALID_ARGUMENT,
+                       "expected an id of its own, found that of an earlier request, number %" PRIu64,
+                       before);
+    return wb_string_table_add(&import->rids, rid, length, import->rids.count, NULL);
+}
+
 static wb_status read_record(wb_import *import, const import_request *r, const char *rid,
                              wb_record *record_out) {
     wb_owner *owner = &import->request_memory;
@@ -140,6 +154,7 @@ static wb_status read_record(wb_import *import, const import_request *r, const c
     WB_TRY(wb_import_read_extras(r, import->rules, &t, owner, &record));
     WB_TRY(take_routes(import, r, &t, &record));
     WB_TRY(wb_record_check(&import->model, &record, true));
+    WB_TRY(take_rid(import, rid));
     *record_out = record;
     return WB_OK;
 }
@@ -227,10 +242,6 @@ wb_status wb_import_next(wb_import *import, wb_record *record_out, bool *found_o
 
 bool wb_import_has_tokens(const wb_import *import) {
     return import->source.form != IMPORT_NPY;
-}
-
-const char *wb_import_where(const wb_import *import) {
-    return import->source.where;
 }
 
 size_t wb_import_bytes_read(const wb_import *import) {

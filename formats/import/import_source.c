@@ -61,8 +61,9 @@ static wb_status next_json(import_source *s) {
     s->pos = line_end(s);
     if (json_error_code(&error) == json_error_out_of_memory)
         return wb_fail(WB_OUT_OF_MEMORY, "%s: no memory for its JSON", s->where);
-    return wb_fail(WB_CORRUPT, "%s: JSON, %d lines down, column %d: %s", s->where, error.line - 1,
-                   error.column, error.text);
+    char down[32] = "";
+    if (error.line > 1) snprintf(down, sizeof down, "%d lines down, ", error.line - 1);
+    return wb_fail(WB_CORRUPT, "%s: JSON, %scolumn %d: %s", s->where, down, error.column, error.text);
 }
 
 /* ---- msgpack -------------------------------------------------------------------------------------- */
@@ -133,6 +134,23 @@ static wb_status open_npy(import_source *s) {
 
 /* ---- all of them ---------------------------------------------------------------------------------- */
 
+/* An answer is a map, and a file of msgpack begins with one or with a list of them. */
+static bool may_be_msgpack(uint8_t first) {
+    return (first >= 0x80 && first <= 0x9f) || (first >= 0xdc && first <= 0xdf);
+}
+
+/* Such as the page of a proxy in front of the engine, or an archive of another kind. */
+static wb_status refuse_form(const uint8_t *bytes, size_t size) {
+    char found[24];
+    size_t n = size < sizeof found - 1 ? size : sizeof found - 1;
+    for (size_t i = 0; i < n; i++) found[i] = bytes[i] >= ' ' && bytes[i] <= '~' ? (char)bytes[i] : '.';
+    found[n] = '\0';
+    return wb_fail(WB_CORRUPT,
+                   "expected JSON, the events of a stream, msgpack, .npz or .npy, found a file that begins "
+                   "with \"%s\"",
+                   found);
+}
+
 wb_status wb_import_source_open(const uint8_t *bytes, size_t size, import_source *source_out) {
     import_source s = {.bytes = bytes, .size = size, .line = 1, .form = IMPORT_MSGPACK};
     wb_status status = WB_OK;
@@ -149,6 +167,7 @@ wb_status wb_import_source_open(const uint8_t *bytes, size_t size, import_source
         if (begins(&s, "data:") || begins(&s, "event:") || begins(&s, "id:") || begins(&s, ": "))
             s.form = IMPORT_EVENTS;
         if (s.form == IMPORT_MSGPACK) s.pos = 0;
+        if (s.form == IMPORT_MSGPACK && !may_be_msgpack(bytes[0])) status = refuse_form(bytes, size);
     }
     if (status != WB_OK) {
         wb_owner_close(&s.memory);

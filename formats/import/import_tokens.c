@@ -222,7 +222,9 @@ static wb_status read_prompt_and_new(const import_request *r, const import_value
     uint32_t *first = NULL;
     import_tokens added = {0};
     if (prompt.kind == IMPORT_NONE && !in_parts)
-        return wb_fail(WB_NOT_FOUND, "expected the prompt's tokens under prompt_token_ids or input_ids");
+        return wb_fail(WB_NOT_FOUND,
+                       "expected the prompt's tokens under prompt_token_ids or input_ids, or all "
+                       "tokens under tokens beside response_length");
     if (!in_parts) WB_TRY(wb_import_u32(&prompt, "prompt tokens", owner, &first));
     WB_TRY(read_new(r, output, owner, &added));
     if (in_parts) return join(r->parts->prompt, r->parts->n_prompt, added.tokens, added.n, owner, t);
@@ -248,6 +250,9 @@ wb_status wb_import_read_tokens(const import_request *r, const import_rules *rul
     if (!found && !has_new) WB_TRY(read_whole(r, whole_names, true, owner, &t, &found));
     if (!found && !has_new) WB_TRY(read_whole(r, inputs, false, owner, &t, &found));
     if (!found && !has_new) WB_TRY(check_lengths(r));
+    if (!found && !has_new && rules->is_padded && !is_padded && ids.kind != IMPORT_NONE)
+        return wb_fail(WB_NOT_FOUND,
+                       "expected attention_mask beside input_ids, which says where its tokens are");
     if (!found) WB_TRY(read_prompt_and_new(r, &output, owner, &t));
     if (is_padded && !t.places) WB_TRY(find_places(&mask, owner, &t));
     *tokens_out = t;

@@ -84,18 +84,15 @@ WB_API void wb_import_set_vocab_size(wb_import *import, uint32_t vocab_size);
  * the number of the answer among all and that of the choice; logprobs, spans, finish and the mask are the
  * answer's where it has them, and else none or NULL.
  * Refused: CORRUPT for bytes that are not the layout, MISMATCH for a shape or type of another model,
- * INVALID_ARGUMENT for routes that cannot be, NOT_FOUND for what is not there. The call after it goes on
- * with the request after it, so that a caller may count what is refused and keep the rest. */
+ * INVALID_ARGUMENT for routes that cannot be and for the id of a record that was given out before, NOT_FOUND
+ * for what is not there. The call after it goes on with the request after it, so that a caller may count what
+ * is refused and keep the rest. */
 WB_API wb_status wb_import_next(wb_import *import, wb_record *record_out, bool *found_out);
 
 /* False for a .npy file, which has routes and nothing else. Its records have zeros in place of tokens, one
  * more than rows and all of the prompt: enough to count the load of experts, while a replay, which compares
  * tokens, refuses them. */
 WB_API bool wb_import_has_tokens(const wb_import *import);
-
-/* Where the request given out last stands: "line 3", "object 2, item 5"; "" in an archive, or after a stream
- * that broke off. Owner: the import, until its next call. */
-WB_API const char *wb_import_where(const wb_import *import);
 
 /* How far the import is: the bytes that have been read, of all. A list or an archive, which is read at once,
  * counts by the requests of it that were given out. */

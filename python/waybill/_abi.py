@@ -182,6 +182,8 @@ def error_of(status: int) -> Error:
     return _errors[status](functions["wb_error_message"]().decode(errors="replace"))
 
 
+# A `__del__` has the function that frees as a default of a parameter: when the interpreter ends, modules are
+# emptied before the last objects go, and a name looked up then is None.
 _described = _Described(_load())
 enums, statuses = _described.enums, _described.statuses
 structs, functions = _described.structs, _described.functions

@@ -50,11 +50,11 @@ class _Handle:
         self.lock = threading.RLock()
         self.address: int | None = _abi.handle(_abi.functions["wb_dump_open"], os.fsencode(path))
 
-    def __del__(self) -> None:
+    def __del__(self, close: Any = _abi.functions["wb_dump_close"]) -> None:
         # Where both are garbage of one cycle, as at exit, the dump may go before its records.
         address, self.address = getattr(self, "address", None), None
         if address:
-            _abi.functions["wb_dump_close"](address)
+            close(address)
 
 
 class _Hold:
@@ -68,12 +68,12 @@ class _Hold:
             _abi.functions["wb_dump_record"](handle.address, index, ctypes.byref(self.raw))
         self.handle, self.index = handle, index
 
-    def __del__(self) -> None:
+    def __del__(self, release: Any = _abi.functions["wb_dump_release"]) -> None:
         handle = getattr(self, "handle", None)
         if handle is not None:
             with handle.lock:
                 if handle.address:
-                    _abi.functions["wb_dump_release"](handle.address, self.index)
+                    release(handle.address, self.index)
 
 
 class Dump:
@@ -232,10 +232,10 @@ class DumpWriter:
         elif self._address:
             self.finish()
 
-    def __del__(self) -> None:
+    def __del__(self, abandon: Any = _abi.functions["wb_dump_abandon"], warn: Any = warnings.warn) -> None:
         if getattr(self, "_address", None):
-            warnings.warn("a waybill.DumpWriter was not finished", ResourceWarning, stacklevel=2)
-            self.abandon()
+            warn("a waybill.DumpWriter was not finished", ResourceWarning, stacklevel=2)
+            abandon(self._address)
 
     def _open(self) -> int:
         if not self._address:

@@ -101,9 +101,9 @@ class Import:
     def __exit__(self, *unused: Any) -> None:
         self.close()
 
-    def __del__(self) -> None:
+    def __del__(self, close: Any = _abi.functions["wb_import_close"]) -> None:
         if getattr(self, "_address", None):
-            self.close()
+            close(self._address)
 
 
 def import_(
@@ -156,7 +156,9 @@ def export(dump: Dump, system: str, path: str | os.PathLike[str]) -> None:
     try:
         with open(temporary, "wb") as file, handle.lock:
             try:
-                _abi.functions["wb_export_dump"](handle.address, layout, _Write(write), None, None, None, None)
+                _abi.functions["wb_export_dump"](
+                    handle.address, layout, _Write(write), None, None, None, None
+                )
             except Error:
                 if faults:
                     raise faults[0] from None

@@ -74,9 +74,9 @@ class Placement:
         self.n_layers: int = _abi.functions["wb_placement_layers"](address)
         self.n_experts: int = _abi.functions["wb_placement_experts"](address)
 
-    def __del__(self) -> None:
+    def __del__(self, close: Any = _abi.functions["wb_placement_close"]) -> None:
         if getattr(self, "_address", None):
-            _abi.functions["wb_placement_close"](self._address)
+            close(self._address)
 
     @classmethod
     def trivial(cls, topology: Topology, n_layers: int, n_experts: int) -> Placement:

@@ -127,9 +127,9 @@ class Replay:
         )
         self._address = _abi.handle(_abi.functions["wb_replay_open"], self.model._struct, ctypes.byref(made))
 
-    def __del__(self) -> None:
+    def __del__(self, close: Any = _abi.functions["wb_replay_close"]) -> None:
         if getattr(self, "_address", None):
-            _abi.functions["wb_replay_close"](self._address)
+            close(self._address)
 
     # ---- records -------------------------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ from typing import Any, Callable, Iterable, Sequence
 import numpy as np
 
 from ._dump import create, open as open_dump
-from ._errors import InvalidArgument, Mismatch, Unsupported
+from ._errors import Error, InvalidArgument, Mismatch, Unsupported
 from ._foreign import export, import_
 from ._record import Record, check_record
 
@@ -35,7 +35,10 @@ def _array(value: Any, name: str) -> np.ndarray | None:
     if hasattr(value, "detach"):
         value = value.detach().cpu()
         value = value.float().numpy() if value.is_floating_point() else value.numpy()
-    made = np.asarray(value)
+    try:
+        made = np.asarray(value)
+    except ValueError:  # lists of different lengths
+        return None
     if made.dtype == object and made.size and all(isinstance(one, str) for one in made.ravel()):
         made = made.astype(str)
     return None if made.dtype == object else made
@@ -44,8 +47,29 @@ def _array(value: Any, name: str) -> np.ndarray | None:
 def _fields(batch: Any) -> dict[str, np.ndarray]:
     """The arrays of a DataProto, its tensors and the others, of a TensorDict or of a dict."""
     parts = (batch.batch, batch.non_tensor_batch) if hasattr(batch, "non_tensor_batch") else (batch,)
+    for part in parts:
+        if part is not None and not hasattr(part, "items"):
+            raise TypeError(
+                f"batch: expected a DataProto, a TensorDict or a dict of arrays, found {type(part).__name__}"
+            )
     found = {name: _array(value, name) for part in parts if part is not None for name, value in part.items()}
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _need(fields: dict[str, np.ndarray], shapes: dict[str, int]) -> None:
+    """Refuses a batch without these arrays, of so many dimensions, all with as many sequences."""
+    for name, n_dims in shapes.items():
+        if name not in fields:
+            raise InvalidArgument(
+                f"batch: expected {name}, an array, found {', '.join(sorted(fields)) or 'nothing'}"
+            )
+        if fields[name].ndim != n_dims:
+            raise InvalidArgument(
+                f"batch: {name}: expected {n_dims} dimensions, found shape {list(fields[name].shape)}"
+            )
+    sequences = {name: len(fields[name]) for name in shapes}
+    if len(set(sequences.values())) > 1:
+        raise InvalidArgument(f"batch: expected as many sequences in each array, found {sequences}")
 
 
 def _imported(arrays: dict[str, Any], system: str, model: Any, refused: Any) -> list[Record]:
@@ -54,15 +78,15 @@ def _imported(arrays: dict[str, Any], system: str, model: Any, refused: Any) -> 
     return list(import_(made.getvalue(), system, model, refused=refused))
 
 
-def _exported(records: Iterable[Record], system: str) -> dict[str, np.ndarray]:
-    records = list(records)
-    if not records:
-        raise InvalidArgument("records: expected one or more, found none")
+def _exported(records: Sequence[Record], system: str) -> dict[str, np.ndarray]:
     with tempfile.TemporaryDirectory() as folder:
         dump, arrays = os.path.join(folder, "records.wbr"), os.path.join(folder, "batch.npz")
         with create(dump, check_record(records[0]).model) as writer:
-            for record in records:
-                writer.append(record)
+            for number, record in enumerate(records):
+                try:
+                    writer.append(check_record(record))
+                except Error as error:  # the file is nobody's business
+                    raise type(error)(f"records[{number}]: {str(error).removeprefix(dump + ': ')}") from None
         with open_dump(dump) as opened:
             export(opened, system, arrays)
         with np.load(arrays) as members:
@@ -76,18 +100,22 @@ def from_verl(batch: Any, model: Any, *, refused: Callable[[Any], Any] | None = 
     Requests of one uid are a group. model, refused: as of waybill.import_.
     """
     fields = _fields(batch)
-    for name in ("input_ids", "attention_mask", "routed_experts"):
-        if name not in fields:
-            raise InvalidArgument(f"batch: expected {name}, found {', '.join(sorted(fields)) or 'nothing'}")
-    return _imported(fields, "verl", model, refused)
+    _need(fields, {"input_ids": 2, "attention_mask": 2, "routed_experts": 4})
+    return _imported(fields, "verl", model, refused) if len(fields["input_ids"]) else []
 
 
-def to_verl(records: Sequence[Record], batch: Any) -> np.ndarray:
+def to_verl(records: Iterable[Record], batch: Any) -> np.ndarray:
     """routed_experts [B, S, layers, K] of all hidden layers, i2 where that holds the experts and else i4, for
     a batch of verl whose sequences are these records, in this order: zeros where there is no row. Mismatch,
     naming the record, for other tokens."""
-    fields, made = _fields(batch), _exported(records, "verl")
+    records, fields = list(records), _fields(batch)
+    _need(fields, {"input_ids": 2, "attention_mask": 2, "prompts": 2})
+    if not records:
+        raise InvalidArgument("records: expected one or more, found none")
+    made = _exported(records, "verl")
     ids, mask, prompts = (fields[name] for name in ("input_ids", "attention_mask", "prompts"))
+    if mask.shape != ids.shape:
+        raise Mismatch(f"batch: attention_mask: expected shape {list(ids.shape)}, found {list(mask.shape)}")
     if len(ids) != len(records):
         raise Mismatch(f"batch: expected {len(records)} sequences, one a record, found {len(ids)}")
     left = prompts.shape[1] - made["prompts"].shape[1]
@@ -123,10 +151,14 @@ def from_slime(
     arrays: dict[str, Any] = {}
     seen: dict[Any, int] = {}
     for i, sample in enumerate(samples):
-        fields = sample if isinstance(sample, dict) else vars(sample)
+        fields = sample if isinstance(sample, dict) else getattr(sample, "__dict__", None)
+        if fields is None:
+            raise TypeError(
+                f"sample {i}: expected a Sample or a dict of its fields, found {type(sample).__name__}"
+            )
         for name in _SLIME:
             value = fields.get(name)
-            if value is not None and not (name == "weight_versions" and not len(value)):
+            if value is not None and not (name == "weight_versions" and np.size(value) == 0):
                 arrays[f"{name}_{i}"] = _array(value, name)
         # A sample without them is one still, and refused by its name.
         arrays.setdefault(f"tokens_{i}", np.zeros(0, np.int64))
@@ -138,14 +170,15 @@ def from_slime(
             arrays[f"rid_{i}"] = f"sample-{fields['index']}"
         if status is not None:
             arrays[f"status_{i}"] = getattr(status, "value", status)
-    return _imported(arrays, "slime", model, refused)
+    return _imported(arrays, "slime", model, refused) if arrays else []
 
 
 def to_slime(records: Iterable[Record]) -> list[dict[str, Any]]:
     """Of each record the fields of a sample of slime: tokens, response_length, rollout_routed_experts i4 [n -
     1, hidden layers, K] with -1 where a row is missing, rollout_log_probs where there are some, group_index,
     and status, a text."""
-    members = _exported(records, "slime")
+    records = list(records)
+    members = _exported(records, "slime") if records else {}
     made = []
     while f"tokens_{len(made)}" in members:
         fields = {name: members[key] for name in _SLIME if (key := f"{name}_{len(made)}") in members}

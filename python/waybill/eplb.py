@@ -200,9 +200,9 @@ class MovePlan:
         self.network_bytes, self.reload_bytes = raw.network_bytes, raw.reload_bytes
         self.seconds: float = raw.seconds
 
-    def __del__(self) -> None:
+    def __del__(self, close: Any = _abi.functions["wb_move_plan_close"]) -> None:
         if getattr(self, "_address", None):
-            _abi.functions["wb_move_plan_close"](self._address)
+            close(self._address)
 
     def apply(self, group: int, placement: Placement, epoch: int = 1) -> None:
         """Puts the map of the group's layer as it is after the group into `placement`."""

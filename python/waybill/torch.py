@@ -85,11 +85,15 @@ class RouterReplay(Replay):
         self._open = False
         self._mode = "off"
 
-    def __del__(self) -> None:
+    def __del__(
+        self,
+        close_hooks: Any = _abi.functions["wb_hooks_close"],
+        close_device: Any = _abi.functions["wb_device_close"],
+    ) -> None:
         if getattr(self, "_hooks", None):
-            _abi.functions["wb_hooks_close"](self._hooks)
+            close_hooks(self._hooks)
         if getattr(self, "_device_address", None):
-            _abi.functions["wb_device_close"](self._device_address)
+            close_device(self._device_address)
         super().__del__()
 
     def _open_device(self) -> int:

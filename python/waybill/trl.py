@@ -66,6 +66,11 @@ class GRPOTrainer(trl.GRPOTrainer):
         routes = extra.pop("routed_experts", None)
         if routes is None:
             raise InvalidArgument("rollout_func: expected routed_experts [B] of [n - 1, L, K], found none")
+        if len(routes) != len(prompt_ids):
+            raise InvalidArgument(
+                f"rollout_func: routed_experts: expected one of each of {len(prompt_ids)} sequences, "
+                f"found {len(routes)}"
+            )
         # An evaluation comes between batches of a rollout that are still to be trained on.
         if self.model.training:
             self.replay.clear()

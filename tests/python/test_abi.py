@@ -2,8 +2,12 @@
 name that the library describes is used, and signatures are read as they are meant."""
 
 import ctypes
+import os
 import pathlib
 import re
+import subprocess
+import sys
+import tempfile
 import unittest
 
 import support
@@ -12,6 +16,29 @@ import waybill
 from waybill import _abi
 
 PACKAGE = pathlib.Path(waybill.__file__).parent
+
+
+# What a module keeps goes when the interpreter empties modules, those of the package before or after it.
+AT_EXIT = """
+import sys, warnings
+import support, waybill, numpy
+from waybill import eplb
+model = support.make_model()
+dump = waybill.open(support.golden("good_u8.wbr")[0])
+warnings.simplefilter("ignore")
+kept = [
+    waybill.Replay(model), dump[0], dump, waybill.import_(b"", "vllm", model),
+    waybill.create(sys.argv[1] + "/a.wbr", model),
+    eplb.Placement.trivial(eplb.Topology(n_ranks=2, n_slots=8), 3, 8),
+]
+try:
+    import torch, waybill.torch
+    kept.append(waybill.torch.RouterReplay(model))
+    torch.kept = kept
+except ImportError:
+    numpy.kept = kept
+print(len(kept))
+"""
 
 
 class Names(unittest.TestCase):
@@ -36,6 +63,16 @@ class Names(unittest.TestCase):
         used |= {"wb_layer_map", "wb_counts_info", "wb_physical_id"}  # results, and a field
         self.assertEqual(used - set(_abi.structs), set())
         self.assertEqual(set(_abi.structs) - used, set())
+
+    def test_what_is_there_when_the_interpreter_ends_goes_without_a_word(self):
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, "-c", AT_EXIT, folder]
+            path = os.pathsep.join(filter(None, sys.path))
+            done = subprocess.run(
+                command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}
+            )
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        self.assertGreaterEqual(int(done.stdout), 6)
 
     def test_what_is_not_there_is_said(self):
         with self.assertRaisesRegex(ImportError, "wb_nothing"):

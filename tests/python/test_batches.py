@@ -208,8 +208,65 @@ class Batches(unittest.TestCase):
         samples[3].rollout_routed_experts = samples[3].rollout_routed_experts[1:]
         with self.assertRaisesRegex(waybill.Mismatch, "sample-103"):
             batches.from_slime(samples, MODEL)
-        with self.assertRaises(waybill.InvalidArgument):
-            batches.to_slime([])
+
+    def test_nothing_there_is_nothing_back(self):
+        self.assertEqual(batches.from_slime([], MODEL), [])
+        self.assertEqual(batches.to_slime([]), [])
+        none = {name: value[:0] for name, value in self.verl().batch.items()}
+        self.assertEqual(batches.from_verl(none, MODEL), [])
+
+    def test_what_is_no_batch_is_said(self):
+        fields = self.verl().batch
+        records = batches.from_verl(fields, MODEL)
+        for changed, expected, words in (
+            (3, TypeError, "batch: expected a DataProto.*found int"),
+            ([1], TypeError, "found list"),
+            (None, waybill.InvalidArgument, "batch: expected input_ids.*found nothing"),
+            ({}, waybill.InvalidArgument, "batch: expected input_ids.*found nothing"),
+            (
+                {"input_ids": fields["input_ids"]},
+                waybill.InvalidArgument,
+                "expected attention_mask.*found input_ids",
+            ),
+            ({**fields, "input_ids": [[1, 2], [3]]}, waybill.InvalidArgument, "expected input_ids"),
+            (
+                {**fields, "input_ids": fields["input_ids"][0]},
+                waybill.InvalidArgument,
+                "input_ids: expected 2 dim",
+            ),
+            (
+                {**fields, "attention_mask": fields["attention_mask"][1:]},
+                waybill.InvalidArgument,
+                "as many sequences in each.*'input_ids': 6, 'attention_mask': 5",
+            ),
+        ):
+            for read in (
+                lambda batch: batches.from_verl(batch, MODEL),
+                lambda batch: batches.to_verl(records, batch),
+            ):
+                with self.subTest(words), self.assertRaisesRegex(expected, words):
+                    read(changed)
+        for changed, words in (
+            (fields["routed_experts"][..., 0], "routed_experts: expected 4 dimensions"),
+            (fields["routed_experts"][1:], "as many sequences"),
+        ):
+            with self.subTest(words), self.assertRaisesRegex(waybill.InvalidArgument, words):
+                batches.from_verl({**fields, "routed_experts": changed}, MODEL)
+        with self.assertRaisesRegex(waybill.Mismatch, "attention_mask: expected shape"):
+            batches.to_verl(records, {**fields, "attention_mask": fields["attention_mask"][:, 1:]})
+        with self.assertRaisesRegex(waybill.InvalidArgument, "records: expected one or more"):
+            batches.to_verl([], fields)
+        whole = batches.to_verl((record for record in records), fields)
+        np.testing.assert_array_equal(whole, batches.to_verl(records, fields))
+        for samples in ([1], {"tokens": [1]}):
+            with self.assertRaisesRegex(TypeError, "sample 0: expected a Sample or a dict"):
+                batches.from_slime(samples, MODEL)
+        with self.assertRaisesRegex(waybill.NotFound, "tokens beside response_length"):
+            batches.from_slime([{"tokens": [[1], [2, 3]], "response_length": 1}], MODEL)
+        with self.assertRaisesRegex(
+            waybill.InvalidArgument, r"^records\[6\]: rid request-0 is in it already"
+        ):
+            batches.to_slime([*records, records[0]])
 
 
 if __name__ == "__main__":

@@ -58,7 +58,9 @@ class Importing(unittest.TestCase):
                 for source in (None, (ANSWERS / case["file"]).read_bytes()):
                     answers = read(case, source)
                     self.assertEqual(answers.model.moe_layers, tuple(shape["moe"]))
-                    self.assertEqual((answers.model.num_experts, answers.model.top_k), (shape["E"], shape["K"]))
+                    self.assertEqual(
+                        (answers.model.num_experts, answers.model.top_k), (shape["E"], shape["K"])
+                    )
                     # All of them are looked at after the import has gone: they have arrays of their own.
                     records = list(answers)
                     self.assertRaises(StopIteration, next, answers)
@@ -102,7 +104,9 @@ class Importing(unittest.TestCase):
         model = waybill.RouteModel.from_config(ANSWERS / "narrow")
         good = str(ANSWERS / "good_vllm_u1.jsonl")
         rids = [record.rid for record in waybill.import_(good, "vllm", model)]
-        self.assertEqual(rids, [record.rid for record in waybill.import_(good, "vllm", str(ANSWERS / "narrow"))])
+        self.assertEqual(
+            rids, [record.rid for record in waybill.import_(good, "vllm", str(ANSWERS / "narrow"))]
+        )
         self.assertTrue(rids)
         self.assertEqual(list(waybill.import_(b"", "vllm", model)), [])
         answers = waybill.import_(good, "vllm", model)
@@ -182,7 +186,9 @@ class Exporting(unittest.TestCase):
             file = open(path, mode)
             self.addCleanup(file.close)
             return unittest.mock.MagicMock(
-                __enter__=lambda _: unittest.mock.Mock(write=unittest.mock.Mock(side_effect=KeyboardInterrupt))
+                __enter__=lambda _: unittest.mock.Mock(
+                    write=unittest.mock.Mock(side_effect=KeyboardInterrupt)
+                )
             )
 
         with unittest.mock.patch.object(waybill._foreign, "open", interrupted, create=True):

@@ -244,6 +244,68 @@ class Example(unittest.TestCase):
         self.assertTrue(rollout <= 1e-9, done.stdout)
 
 
+class Vllm(unittest.TestCase):
+    """What a server of vLLM answered (tests/golden/vllm), for a model whose weights are others here."""
+
+    def setUp(self):
+        torch.manual_seed(1)
+        config = transformers.Qwen3MoeConfig(
+            vocab_size=128,
+            hidden_size=64,
+            intermediate_size=64,
+            moe_intermediate_size=64,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=32,
+            num_experts=16,
+            num_experts_per_tok=4,
+            norm_topk_prob=True,
+            initializer_range=0.2,
+        )
+        self.model = transformers.Qwen3MoeForCausalLM(config)
+
+    def answers(self, name, **options):
+        with tempfile.TemporaryDirectory() as folder:
+            self.model.config.save_pretrained(folder)
+            return list(
+                waybill.import_(os.path.join(support.GOLDEN, "vllm", name), "vllm", folder, **options)
+            )
+
+    def test_true_answers_are_replayed(self):
+        records = self.answers("true.jsonl")
+        self.assertEqual(len(records), 3)
+        replay = waybill.hf.replay_for(self.model, records[0])
+        attached = waybill.hf.attach(self.model, replay)
+        went = []
+        for layer in waybill.hf._layers(self.model):
+            layer.experts.register_forward_pre_hook(lambda module, args: went.append(args[1].numpy()))
+        for record in records:
+            replay.add(record)
+            tokens = torch.from_numpy(record.tokens[None, :-1].astype(np.int64))
+            went.clear()
+            with replay.step("rollout", 1):
+                attached.plan(0, [record.rid], tokens)
+                with attached.micro_batch(0):
+                    logits = self.model(tokens, use_cache=False).logits
+                targets = torch.from_numpy(record.tokens[1:].astype(np.int64))
+                loss = torch.nn.functional.cross_entropy(logits[0], targets)
+                loss.backward()
+            np.testing.assert_array_equal(np.stack(went, 1), record.routes)
+            self.assertTrue(bool(torch.isfinite(loss)))
+            for layer in waybill.hf._layers(self.model):
+                self.assertTrue(0 < float(layer.router.weight.grad.abs().max()) < np.inf)
+            # Other weights choose the recorded experts in all layers once in 6e9 rows.
+            self.assertEqual(replay.metrics().token_differ, 1)
+
+    def test_zeros_are_refused(self):
+        refused = []
+        self.assertEqual(self.answers("zeros.jsonl", refused=refused.append), [])
+        self.assertEqual(len(refused), 3)
+        for error in refused:
+            self.assertRegex(str(error), "request cmpl-.*every id of all [0-9]+ rows is zero")
+
+
 class Attaching(unittest.TestCase):
     def setUp(self):
         self.oracle = Oracle(oracles()[0])

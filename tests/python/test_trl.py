@@ -98,6 +98,8 @@ class Loop(unittest.TestCase):
         for change, expected, words in (
             (lambda out: out.pop("routed_experts"), waybill.InvalidArgument, "found none"),
             (self.a_row_less, waybill.MissingRoutes, "sequence-3"),
+            (lambda out: out["routed_experts"].pop(), waybill.InvalidArgument, "of 32 sequences, found 31"),
+            (lambda out: out["routed_experts"].append(0), waybill.InvalidArgument, "of 32.*found 33"),
             (lambda out: out["routed_experts"][2].fill(1), waybill.Error, "sequence-2"),
         ):
 

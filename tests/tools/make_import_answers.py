@@ -221,9 +221,12 @@ def make_sglang():
     bad("sglang", "broken_line", lines(sglang(A))[:-20] + b"\n" + lines(sglang(B)), "CORRUPT", "line 1: JSON", good_read=1)
     bad("sglang", "one_row_throughout", lines(sglang(B, np.repeat(rows(B)[:1], 6, axis=0))), "INVALID_ARGUMENT", "the same experts in all 6 rows")
     bad("sglang", "single_zeros", lines(sglang(S, rows(S) * 0)), "INVALID_ARGUMENT", "every id of all 11 rows is zero", model="single")
+    bad("sglang", "same_id", lines(sglang(A), sglang(B, rid=f"sg-{A}"), sglang(B)), "INVALID_ARGUMENT",
+        f"line 2: request sg-{A}: expected an id of its own, found that of an earlier request, number 0", good_read=2)
     two = json.loads(json.dumps(chat))
     two["choices"].append({"index": 1, "message": {}, "finish_reason": "stop"})
     bad("sglang", "second_choice", lines(two), "NOT_FOUND", "request chat-1-1: expected routes of this choice", good_read=1)
+    bad("sglang", "page", b"<html>502 Bad Gateway</html>\n", "CORRUPT", 'a file that begins with "<html>502 Bad Gateway</"', extension="txt")
     bad("sglang", "cut_list", json.dumps([sglang(A), sglang(B)]).encode()[:-30], "CORRUPT", "line 1: JSON", extension="json")
 
 
@@ -460,6 +463,7 @@ def make_verl():
     bad("verl", "last_row", npz(**dict(batch, routed_experts=full)), "INVALID_ARGUMENT", "position 6: expected no row of the last token", extension="npz", good_read=1)
     bad("verl", "mask_length", lines(dict(one, attention_mask=one["attention_mask"][:-1])), "CORRUPT", "attention_mask: expected 12")
     bad("verl", "no_lengths", lines({k: v for k, v in no_responses.items() if k != "response_mask"}), "NOT_FOUND", "expected prompts, responses")
+    bad("verl", "no_mask", lines({k: v for k, v in one.items() if k != "attention_mask"}), "NOT_FOUND", "expected attention_mask beside input_ids")
     bad("verl", "rows", npz(**dict(batch, routed_experts=batch["routed_experts"][:, 2:])), "MISMATCH", "found [10, 4, 2]", extension="npz", good_read=0)
 
 

@@ -111,7 +111,7 @@ err_has "waybill: skipped: $scratch/mixed.jsonl: line 3: request cmpl-1: layers:
 rm "$run"
 refused 1 "expected requests, found none that can be taken" convert vllm narrow "$answers/bad_vllm_cpu_zeros.jsonl" --skip-bad
 cat "$answers/good_vllm_u1.jsonl" "$answers/good_vllm_u1.jsonl" >"$scratch/twice.jsonl"
-refused 1 "twice.jsonl: line 2: rid cmpl-1 is in it already, as record 0" convert vllm narrow "$scratch/twice.jsonl"
+refused 1 "twice.jsonl: line 2: request cmpl-1: expected an id of its own, found that of an earlier request, number 0" convert vllm narrow "$scratch/twice.jsonl"
 grep -q "\.tmp" "$scratch/err" && fault "a temporary name is said"
 : >"$scratch/empty"
 refused 1 "expected requests, found none" convert vllm narrow "$scratch/empty"
@@ -139,6 +139,8 @@ refused 2 "ANSWERS or DUMP is needed" "$waybill" convert --to npz -o "$run"
 refused 2 "no option -x" "$waybill" convert -x
 refused 1 "expected one of vllm sglang" convert vlm narrow "$answers/good_vllm_u1.jsonl"
 refused 1 "config.json" convert vllm nothing "$answers/good_vllm_u1.jsonl"
+refused 1 "narrow/config.json/config.json: expected a directory before the last /, found a file" convert vllm narrow/config.json \
+    "$answers/good_vllm_u1.jsonl"
 cp "$answers/good_vllm_u1.jsonl" "$scratch/answers.jsonl"
 expect 2 "$waybill" convert --from vllm --model "$answers/narrow" "$scratch/answers.jsonl" -o "$scratch/answers.jsonl"
 cmp -s "$answers/good_vllm_u1.jsonl" "$scratch/answers.jsonl" || fault "the answers were written over"
