@@ -6,6 +6,7 @@
 #include "wb_model.h"
 
 #define WB_MAX_LAYERS 1024
+enum { WB_LAYER_MASK_WORDS = WB_MAX_LAYERS / 64 };
 
 /* ---- the file (config_read.c, config_write.c) ------------------------------------------------ */
 
@@ -20,6 +21,26 @@ wb_status wb_config_parse(const json_t *root, const wb_family_rules *rules, wb_c
  * where source is NULL. Freed with free(). */
 wb_status wb_config_text(const wb_config *config, const wb_family_rules *rules, const char *source,
                          wb_dtype dtype, char **text_out);
+
+/* ---- parts of it, which families share ------------------------------------------------------- */
+
+/* Which layers are MoE (config_layers.c); first_dense: first_k_dense_replace where it is absent. */
+wb_status wb_config_read_moe_layers(const json_t *root, wb_moe_rule rule, int32_t first_dense,
+                                    int32_t n_layers, uint64_t mask_out[WB_LAYER_MASK_WORDS]);
+wb_status wb_config_check_moe_layers(const wb_config *config, const wb_family_rules *rules);
+
+/* The rotary embedding (config_rope.c). Reads when head_dim and max_positions are set. */
+wb_status wb_config_read_rope(const json_t *root, const wb_family_rules *rules, wb_config *config);
+wb_status wb_config_check_rope(const wb_config *config, const wb_family_rules *rules);
+
+/* shared_width, of n_shared_experts experts of expert_width each (config_layers.c); `absent`: what is
+ * meant where the key is not there. */
+wb_status wb_config_read_shared(const json_t *root, int32_t absent, wb_config *config);
+
+/* They add their keys to a new config.json; non-zero: no memory. */
+int wb_config_write_shared(const wb_config *config, json_t *root);
+int wb_config_write_moe_layers(const wb_config *config, const wb_family_rules *rules, json_t *root);
+int wb_config_write_rope(const wb_config *config, const wb_family_rules *rules, json_t *root);
 
 /* ---- checks (config_check.c, config.c) ------------------------------------------------------- */
 

@@ -26,7 +26,9 @@ static wb_status check_layers(const wb_config *c, const wb_family_rules *rules) 
             return wb_fail(WB_INVALID_ARGUMENT, "moe layers: expected < %d, found layer %d", c->n_layers, l);
     const int32_t n_moe = wb_config_n_moe(c);
     if (n_moe == 0) return wb_fail(WB_INVALID_ARGUMENT, "moe layers: expected at least one, found none");
+    WB_TRY(wb_config_check_moe_layers(c, rules));
     if (rules->check) WB_TRY(rules->check(c));
+    WB_TRY(wb_config_in_range("shared experts: width", c->shared_width, 0, INT32_MAX / 2));
     const int32_t min = n_moe < c->n_layers ? 1 : 0; /* a dense layer has a width */
     return wb_config_in_range("intermediate_size", c->dense_width, min, INT32_MAX / 2);
 }
@@ -39,7 +41,7 @@ static wb_status check_router(const wb_config *c, const wb_family_rules *rules) 
     if (r->type != types[0] && r->type != types[1])
         return wb_fail(WB_UNSUPPORTED, "router: expected %s or %s, found type %d", wb_router_name(types[0]),
                        wb_router_name(types[1]), (int)r->type);
-    if (r->n_group > 1 || r->scale != 1.0f)
+    if (!rules->scales_router && (r->n_group > 1 || r->scale != 1.0f))
         return wb_fail(WB_UNSUPPORTED, "router: expected no groups and scale 1, found %d groups and scale %g",
                        r->n_group, (double)r->scale);
     return wb_router_check(r);
@@ -50,14 +52,16 @@ static wb_status check_router(const wb_config *c, const wb_family_rules *rules) 
 static wb_status check_total(const wb_config *c) {
     double H = c->hidden_size, q = (double)c->n_heads * c->head_dim, kv = (double)c->n_kv_heads * c->head_dim;
     double moe = (double)c->router.n_experts * (H + 3 * H * c->expert_width);
-    double layer = 2 * H * q + 2 * H * kv + 4 * (H + q + kv) + moe + 3 * H * c->dense_width;
+    double dense = 3 * H * ((double)c->dense_width + c->shared_width);
+    double layer = 2 * H * q + 2 * H * kv + 4 * (H + q + kv) + moe + dense;
     double all = layer * c->n_layers + 2 * H * c->vocab_size + H + (double)c->max_positions * c->head_dim;
     if (all < 0x1p60) return WB_OK;
     return wb_fail(WB_INVALID_ARGUMENT, "sizes: expected fewer than 2^60 elements in all, found %g", all);
 }
 
 static wb_status check_heads_by(const wb_config *c, const wb_family_rules *rules) {
-    if (c->qk_norm != rules->qk_norm)
+    const bool may_vary = rules->qk_norm_varies && c->qk_norm == WB_QK_NORM_PER_HEAD;
+    if (c->qk_norm != rules->qk_norm && !may_vary)
         return wb_fail(WB_INVALID_ARGUMENT, "qk_norm: expected %d for %s, found %d", (int)rules->qk_norm,
                        rules->model_type, (int)c->qk_norm);
     /* A norm over all heads is hidden_size wide in every checkpoint of this kind. */
@@ -76,7 +80,7 @@ static wb_status check_heads_by(const wb_config *c, const wb_family_rules *rules
 wb_status wb_config_check_by(const wb_config *c, const wb_family_rules *rules) {
     WB_TRY(check_sizes(c));
     WB_TRY(wb_config_positive("rms_norm_eps", (double)c->norm_eps));
-    WB_TRY(wb_config_positive("rope_theta", c->rope_theta));
+    WB_TRY(wb_config_check_rope(c, rules));
     WB_TRY(check_heads_by(c, rules));
     WB_TRY(check_layers(c, rules));
     WB_TRY(check_router(c, rules));

@@ -42,7 +42,9 @@ extern "C" {
  * the values are part of the library's interface. */
 #define WB_FAMILY_LIST(X)   \
     X(QWEN3_MOE, qwen3_moe) \
-    X(OLMOE, olmoe)
+    X(OLMOE, olmoe)         \
+    X(QWEN2_MOE, qwen2_moe) \
+    X(GLM4_MOE, glm4_moe)
 
 #define X(NAME, name) WB_FAMILY_##NAME,
 typedef enum wb_family { WB_FAMILY_LIST(X) } wb_family;
@@ -50,6 +52,23 @@ typedef enum wb_family { WB_FAMILY_LIST(X) } wb_family;
 
 /* Where q and k are normalised before the rotary embedding. */
 typedef enum wb_qk_norm { WB_QK_NORM_NONE, WB_QK_NORM_PER_HEAD, WB_QK_NORM_WHOLE } wb_qk_norm;
+
+/* How the frequencies of the rotary embedding are scaled, for longer contexts than a model began with. */
+typedef enum wb_rope_type { WB_ROPE_PLAIN, WB_ROPE_LINEAR, WB_ROPE_YARN } wb_rope_type;
+
+/* All zero: plain. */
+typedef struct wb_rope_scaling {
+    wb_rope_type type;
+    bool truncate; /* YARN: the ends of the ramp between the two betas are whole dimensions */
+    double factor; /* LINEAR and YARN: a position counts as one divided by it */
+    /* YARN: a frequency that turns beta_fast times or more in original_positions stays as it is, one that
+     * turns beta_slow times or less is divided by the factor. */
+    double beta_fast, beta_slow;
+    int32_t original_positions;
+    /* YARN: what cosines and sines are multiplied by; 0: m(mscale) / m(mscale_all_dim) where both are
+     * given, else m(1), with m(a) = 0.1 a ln(factor) + 1. mscale and mscale_all_dim 0: not given. */
+    double attention_factor, mscale, mscale_all_dim;
+} wb_rope_scaling;
 
 typedef struct wb_config {
     wb_family family;
@@ -62,18 +81,27 @@ typedef struct wb_config {
     float norm_eps;
     double rope_theta;
     bool tie_word_embeddings;
-    bool attention_bias; /* q, k, v and o */
+    bool attention_bias; /* of q, k and v, and of o where the family has one */
     wb_qk_norm qk_norm;
     float clip_qkv;              /* 0: none; else q, k, v are clamped to [-clip, clip] after the qk norm */
     wb_router router;            /* E, K, type, scale */
     uint64_t moe_layer_mask[16]; /* bit l: layer l is MoE; n_layers <= 1024 */
+    /* SwiGLU width of the shared experts of a MoE layer, which every token goes through beside those that it
+     * chooses: all of them as one; 0: none. They are no choice and in no route. */
+    int32_t shared_width;
+    /* Dimensions of a head that the rotary embedding turns, the first ones; 0: all */
+    int32_t rotary_dim;
+    wb_rope_scaling rope_scaling;
+    /* Multi-token prediction layers that the checkpoint says to have behind the decoder's. */
+    int32_t n_mtp_layers;
 } wb_config;
 
 /* Reads DIR/config.json. UNSUPPORTED names an unknown model_type or a key whose value this engine does not
- * implement (rope scaling, sliding window, an activation other than silu); CORRUPT / INVALID_ARGUMENT name
- * key, value and what was expected (K > E, E > 65536, head counts that do not divide, ...). Accepts
- * num_experts or num_local_experts, num_experts_per_tok or num_experts_per_token, and rope_theta at the top,
- * in rope_parameters or in rope_scaling; a number that is given twice must be the same. */
+ * implement (rope scaling other than linear and YaRN, an activation other than silu); CORRUPT /
+ * INVALID_ARGUMENT name key, value and what was expected (K > E, E > 65536, head counts that do not
+ * divide, ...). Accepts num_experts, num_local_experts or n_routed_experts, num_experts_per_tok,
+ * num_experts_per_token or experts_per_token, and rope_theta at the top, in rope_parameters or in
+ * rope_scaling; a number that is given twice must be the same. */
 WB_API wb_status wb_config_load(const char *dir, wb_config *config_out);
 
 /* Whether a model of this configuration can be opened; the errors of wb_config_load. */
