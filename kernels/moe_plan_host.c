@@ -18,30 +18,35 @@ static wb_status check(const wb_moe_plan *plan) {
     return check_ids(WB_OP_moe_plan, "moe_plan: ids", plan->ids, plan->T, K, plan->n_experts);
 }
 
-/* pair_row (=) the slot of each pair, -1 for padding; offsets[s + 1] (=) how many there are of slot s. */
+/* pair_row, if not NULL, (=) the slot of each pair, -1 for padding; offsets[s + 1] (=) how many there are of
+ * slot s. */
 static void choose_slots(const wb_moe_plan *plan) {
     memset(plan->offsets, 0, ((size_t)plan->n_slots + 1) * sizeof *plan->offsets);
     for (int64_t t = 0; t < plan->T; t++) {
-        int32_t *slots = plan->pair_row + t * plan->top_k;
+        int32_t *slots = plan->pair_row ? plan->pair_row + t * plan->top_k : NULL;
         if (is_padding(plan, t)) {
-            for (int32_t k = 0; k < plan->top_k; k++) slots[k] = -1;
+            for (int32_t k = 0; slots && k < plan->top_k; k++) slots[k] = -1;
             continue;
         }
         const uint64_t key = plan->tokens ? wb_dispatch_key(plan->tokens[t], plan->pos[t]) : 0;
         for (int32_t k = 0; k < plan->top_k; k++) {
-            slots[k] = wb_dispatch_slot(&plan->rule, id_get(plan->ids, t, k), key);
-            plan->offsets[slots[k] + 1]++;
+            const int32_t slot = wb_dispatch_slot(&plan->rule, id_get(plan->ids, t, k), key);
+            if (slots) slots[k] = slot;
+            plan->offsets[slot + 1]++;
         }
     }
 }
 
-wb_status wb_moe_plan_host(const wb_moe_plan *plan, int32_t *next) {
+wb_status wb_moe_offsets_host(const wb_moe_plan *plan) {
     WB_TRY(check(plan));
     choose_slots(plan);
-    for (int32_t s = 0; s < plan->n_slots; s++) {
-        plan->offsets[s + 1] += plan->offsets[s];
-        next[s] = plan->offsets[s];
-    }
+    for (int32_t s = 0; s < plan->n_slots; s++) plan->offsets[s + 1] += plan->offsets[s];
+    return WB_OK;
+}
+
+wb_status wb_moe_plan_host(const wb_moe_plan *plan, int32_t *next) {
+    WB_TRY(wb_moe_offsets_host(plan));
+    if (plan->n_slots > 0) memcpy(next, plan->offsets, (size_t)plan->n_slots * sizeof *next);
     for (int64_t i = 0; i < plan->T * plan->top_k; i++) {
         const int32_t slot = plan->pair_row[i];
         if (slot < 0) continue;

@@ -254,5 +254,7 @@ wb_status wb_infer_take_batch(wb_infer *infer, const wb_infer_batch *batch, cons
                           .state_rows = in->pool_rows.device,
                           .n_runs = in->n_runs,
                           .runs = in->runs.device};
-    return take_routing(infer, routing, pass_out);
+    WB_TRY(take_routing(infer, routing, pass_out));
+    if (!infer->routing.planned) return WB_OK;
+    return wb_planned_check(infer->model, &infer->routing_stage.planned, pass_out);
 }

@@ -1,88 +1,56 @@
-/* planned_check.c - see planned_check.h. Refuses: whether the rows go to the experts of their ids, which the
- * pass reads back from them (wb_moe_rows_used). */
+/* planned_check.c - see planned_check.h. The plans of all layers are made before the pass by the op that
+ * makes them in it, since all ids are there: 10 us a layer, where looking at each row on the host took more
+ * than a pass saves. Refuses: the rows themselves, which the pass makes again. */
 #include "planned_check.h"
+#include "layers/moe/moe.h"
 #include "model_dispatch.h"
 
 #include <inttypes.h>
 
-/* From so many tokens on threads share the check, for which the device waits. */
-enum { SHARED_TOKENS = 1024 };
+/* Layers between two waits for the device. */
+enum { LAYERS = 16 };
 
-/* What every layer is checked against. */
-typedef struct checked_pass {
-    const wb_model *model;
-    const uint8_t *direction;
-    int64_t T;
-    int32_t K, S;
-    uint64_t placement_hash;
-    int64_t n_rows; /* choices of rows that are no padding */
-} checked_pass;
+static int64_t offsets_length(const wb_model *model) {
+    return wb_model_n_slots(model) + 1;
+}
 
-static wb_status count_rows(checked_pass *c) {
-    c->n_rows = 0;
-    if (c->T > 0 && !c->direction)
-        return wb_fail(WB_INVALID_ARGUMENT,
-                       "planned: expected rows that are forced or padding, found all native");
-    for (int64_t t = 0; t < c->T; t++) {
-        if (c->direction[t] == WB_ROW_NATIVE)
-            return wb_fail(
-                WB_INVALID_ARGUMENT,
-                "planned: token %" PRId64 ": expected a forced or a padding row, found a native one", t);
-        if (c->direction[t] != WB_ROW_PADDING) c->n_rows += c->K;
+void wb_planned_layout(const wb_model *model, int64_t max_tokens, wb_planned_stage *stage, wb_arena *arena) {
+    const int64_t n_pairs = max_tokens * model->config.router.top_k;
+    wb_place(arena, &stage->pair_row, n_pairs, 1, sizeof(int32_t));
+    wb_place(arena, &stage->row_token, n_pairs, 1, sizeof(int32_t));
+    wb_place(arena, &stage->offsets, LAYERS, offsets_length(model), sizeof(int32_t));
+    WB_PLACE_HOST(arena, stage->found, LAYERS * offsets_length(model));
+}
+
+/* Of the layers [first, end). */
+static wb_status find_offsets(const wb_model *model, const wb_planned_stage *stage, const wb_pass *pass,
+                              uint32_t first, uint32_t end) {
+    wb_device *dev = model->device;
+    for (uint32_t l = first; l < end; l++) {
+        wb_moe_plan plan = wb_moe_plan_args(model, pass, (int32_t)l);
+        plan.pair_row = stage->pair_row.data;
+        plan.row_token = stage->row_token.data;
+        plan.offsets = (int32_t *)stage->offsets.data + (l - first) * offsets_length(model);
+        WB_TRY(dev->moe_plan(dev, &plan));
     }
-    return WB_OK;
+    return dev->to_host(dev, stage->found, stage->offsets.data,
+                        (end - first) * (size_t)offsets_length(model) * sizeof *stage->found);
 }
 
-static wb_status check_offsets(const checked_pass *c, uint32_t l, const int32_t *offsets) {
-    if (offsets[0] != 0 || offsets[c->S] != c->n_rows)
-        return wb_fail(WB_INVALID_ARGUMENT,
-                       "planned: MoE layer %" PRIu32 ": expected rows from 0 to %" PRId64 ", found %" PRId32
-                       " to %" PRId32,
-                       l, c->n_rows, offsets[0], offsets[c->S]);
-    for (int32_t s = 0; s < c->S; s++)
-        if (offsets[s + 1] < offsets[s])
+static wb_status check_offsets(const wb_model *model, uint32_t l, const int32_t *offsets,
+                               const int32_t *found) {
+    for (int64_t s = 0; s < offsets_length(model); s++)
+        if (offsets[s] != found[s])
             return wb_fail(WB_INVALID_ARGUMENT,
-                           "planned: MoE layer %" PRIu32 ", slot %" PRId32
-                           ": expected its rows to end at %" PRId32 " or later, found %" PRId32,
-                           l, s, offsets[s], offsets[s + 1]);
-    return WB_OK;
-}
-
-/* Rows of one token differ, and a row has one token: no two choices share one, so each row is somebody's. */
-static bool is_row_of(const checked_pass *c, const wb_planned_layer *p, int64_t t, int32_t k) {
-    const int32_t *rows = p->pair_row + t * c->K;
-    if (c->direction[t] == WB_ROW_PADDING) return rows[k] == -1;
-    if (rows[k] < 0 || rows[k] >= c->n_rows || p->row_token[rows[k]] != t) return false;
-    for (int32_t j = 0; j < k; j++)
-        if (rows[j] == rows[k]) return false;
-    return true;
-}
-
-static bool pairs_are_good(const checked_pass *c, const wb_planned_layer *p) {
-    bool good = true;
-#pragma omp parallel for schedule(static) reduction(&& : good) if (c->T >= SHARED_TOKENS)
-    for (int64_t t = 0; t < c->T; t++)
-        for (int32_t k = 0; k < c->K; k++) good = good && is_row_of(c, p, t, k);
-    return good;
-}
-
-/* Names the first one that is not. */
-static wb_status check_pairs(const checked_pass *c, uint32_t l, const wb_planned_layer *p) {
-    if (pairs_are_good(c, p)) return WB_OK;
-    for (int64_t t = 0; t < c->T; t++)
-        for (int32_t k = 0; k < c->K; k++)
-            if (!is_row_of(c, p, t, k))
-                return wb_fail(WB_INVALID_ARGUMENT,
-                               "planned: MoE layer %" PRIu32 ", token %" PRId64 ", choice %" PRId32
-                               ": expected %s, found row %" PRId32,
-                               l, t, k, c->direction[t] == WB_ROW_PADDING ? "-1" : "a row of its own",
-                               p->pair_row[t * c->K + k]);
+                           "planned: MoE layer %" PRIu32 ", slot %" PRId64 ": expected %s %" PRId32
+                           ", found %" PRId32,
+                           l, s, s == wb_model_n_slots(model) ? "rows in all" : "its first row to be",
+                           found[s], offsets[s]);
     return WB_OK;
 }
 
 /* What other ranks send cannot be known here, but how many there can be, and what this rank sends itself. */
-static wb_status check_received(const checked_pass *c, uint32_t l, const wb_planned_layer *p) {
-    const wb_model *model = c->model;
+static wb_status check_received(const wb_model *model, uint32_t l, const wb_planned_layer *p) {
     const int32_t R = model->n_ranks, self = model->rank;
     const int64_t here = wb_model_local_slots(model), first = wb_model_first_slot(model);
     for (int64_t i = 0; i < R * here; i++) {
@@ -97,33 +65,32 @@ static wb_status check_received(const checked_pass *c, uint32_t l, const wb_plan
     return WB_OK;
 }
 
-static wb_status check_layer(const checked_pass *c, uint32_t l, const wb_planned_layer *p) {
-    if (p->placement_hash != c->placement_hash)
+static wb_status check_layer(const wb_model *model, const wb_pass *pass, uint32_t l, const int32_t *found) {
+    const wb_planned_layer *p = &pass->routing->planned[l];
+    const uint64_t hash = wb_placement_hash(model->placement);
+    if (p->placement_hash != hash)
         return wb_fail(WB_MISMATCH,
                        "planned: MoE layer %" PRIu32 ": expected a plan for the model's placement %016" PRIx64
                        ", found one for %016" PRIx64,
-                       l, c->placement_hash, p->placement_hash);
-    if (p->T != c->T)
+                       l, hash, p->placement_hash);
+    if (p->T != pass->T)
         return wb_fail(WB_INVALID_ARGUMENT,
-                       "planned: MoE layer %" PRIu32 ": expected %" PRId64 " tokens, found %" PRId64, l, c->T,
-                       p->T);
-    if (!p->offsets || !p->pair_row || !p->row_token || !p->received)
-        return wb_fail(WB_INVALID_ARGUMENT, "planned: MoE layer %" PRIu32 ": expected all arrays, found NULL",
-                       l);
-    WB_TRY(check_offsets(c, l, p->offsets));
-    WB_TRY(check_pairs(c, l, p));
-    return check_received(c, l, p);
+                       "planned: MoE layer %" PRIu32 ": expected %" PRId64 " tokens, found %" PRId64, l,
+                       pass->T, p->T);
+    if (!p->offsets || !p->received)
+        return wb_fail(WB_INVALID_ARGUMENT,
+                       "planned: MoE layer %" PRIu32 ": expected both arrays, found NULL", l);
+    WB_TRY(check_offsets(model, l, p->offsets, found));
+    return check_received(model, l, p);
 }
 
-wb_status wb_planned_check(const wb_model *model, int64_t T, const uint8_t *direction,
-                           const wb_planned_layer *planned) {
-    checked_pass c = {.model = model,
-                      .direction = direction,
-                      .T = T,
-                      .K = model->config.router.top_k,
-                      .S = wb_model_n_slots(model),
-                      .placement_hash = wb_placement_hash(model->placement)};
-    WB_TRY(count_rows(&c));
-    for (uint32_t l = 0; l < model->route_model.n_moe_layers; l++) WB_TRY(check_layer(&c, l, &planned[l]));
+wb_status wb_planned_check(const wb_model *model, const wb_planned_stage *stage, const wb_pass *pass) {
+    const uint32_t L = model->route_model.n_moe_layers;
+    for (uint32_t first = 0; first < L; first += LAYERS) {
+        const uint32_t end = first + LAYERS < L ? first + LAYERS : L;
+        WB_TRY(find_offsets(model, stage, pass, first, end));
+        for (uint32_t l = first; l < end; l++)
+            WB_TRY(check_layer(model, pass, l, stage->found + (l - first) * offsets_length(model)));
+    }
     return WB_OK;
 }

@@ -1,7 +1,6 @@
 /* routing_check.c - see routing_check.h. */
 #include "routing_check.h"
 #include "host_view.h"
-#include "planned_check.h"
 
 #include <inttypes.h>
 
@@ -19,26 +18,29 @@ static wb_status check_row(const wb_route_model *routes, int64_t t, const void *
     return WB_OK;
 }
 
-/* From so many tokens on threads share the check, for which the device waits. */
-enum { SHARED_TOKENS = 1024 };
-
-static bool ids_are_good(const wb_route_model *routes, int64_t T, const uint8_t *direction, const void *ids,
-                         wb_dtype dtype) {
-    const int64_t n = (int64_t)routes->n_moe_layers * routes->top_k;
-    bool good = true;
-#pragma omp parallel for schedule(static) reduction(&& : good) if (T >= SHARED_TOKENS)
-    for (int64_t t = 0; t < T; t++)
-        for (int64_t i = 0; i < n && direction[t] != WB_ROW_NATIVE; i++)
-            good = good && wb_route_id(ids, dtype, (size_t)(t * n + i)) < routes->num_experts;
-    return good;
+/* A maximum, which is found of many bytes at a time: the device waits for this check. */
+static uint32_t largest_id(const uint8_t *ids, wb_dtype dtype, int64_t n) {
+    uint8_t largest = 0;
+    uint32_t wide = 0;
+    if (dtype == WB_U8)
+        for (int64_t i = 0; i < n; i++) largest = ids[i] > largest ? ids[i] : largest;
+    for (int64_t i = 0; i < n && dtype != WB_U8; i++) {
+        const uint32_t id = wb_route_id(ids, dtype, (size_t)i);
+        wide = id > wide ? id : wide;
+    }
+    return dtype == WB_U8 ? largest : wide;
 }
 
-/* Names the first id that is not. */
+/* Of the rows that are not native; names the first id that is no expert's. */
 static wb_status check_ids(const wb_route_model *routes, int64_t T, const uint8_t *direction, const void *ids,
                            wb_dtype dtype) {
-    if (ids_are_good(routes, T, direction, ids, dtype)) return WB_OK;
-    for (int64_t t = 0; t < T; t++)
-        if (direction[t] != WB_ROW_NATIVE) WB_TRY(check_row(routes, t, ids, dtype));
+    const int64_t n = (int64_t)routes->n_moe_layers * routes->top_k;
+    const size_t row_bytes = wb_route_row_bytes(routes);
+    for (int64_t t = 0; t < T; t++) {
+        const uint8_t *row = (const uint8_t *)ids + (size_t)t * row_bytes;
+        if (direction[t] != WB_ROW_NATIVE && largest_id(row, dtype, n) >= routes->num_experts)
+            return check_row(routes, t, ids, dtype);
+    }
     return WB_OK;
 }
 
@@ -72,16 +74,27 @@ void wb_routing_layout(const wb_model *model, int64_t max_tokens, wb_routing_sta
     wb_host_view_place(arena, &stage->ids, max_tokens * row_bytes, 1);
     wb_host_view_place(arena, &stage->used, max_tokens * row_bytes, 1);
     WB_PLACE_HOST(arena, stage->padding, (max_tokens + 1) / 2);
+    wb_planned_layout(model, max_tokens, &stage->planned, arena);
 }
 
+static wb_status check_forced(int64_t T, const uint8_t *direction) {
+    for (int64_t t = 0; t < T; t++)
+        if (!direction || direction[t] == WB_ROW_NATIVE)
+            return wb_fail(
+                WB_INVALID_ARGUMENT,
+                "planned: token %" PRId64 ": expected a forced or a padding row, found a native one", t);
+    return WB_OK;
+}
+
+/* *direction_out: host [T], as it is on the device. */
 static wb_status take_directions(const wb_model *model, const wb_routing_stage *stage, int64_t T,
-                                 const wb_routing *routing, wb_pass *pass) {
+                                 const wb_routing *routing, wb_pass *pass, const uint8_t **direction_out) {
     wb_device *dev = model->device;
     const wb_route_model *routes = &model->route_model;
     const wb_dtype dtype = wb_route_dtype(routes->num_experts);
     const void *host, *ids;
     WB_TRY(wb_host_view_read(dev, stage->direction, routing->direction, (size_t)T, &host));
-    const uint8_t *direction = host;
+    const uint8_t *direction = *direction_out = host;
     WB_TRY(check_directions(T, direction));
     find_padding(stage->padding, T, direction, pass);
     /* Where every value of the dtype is an expert, no id can be wrong. */
@@ -90,17 +103,10 @@ static wb_status take_directions(const wb_model *model, const wb_routing_stage *
     return check_ids(routes, T, direction, ids, dtype);
 }
 
-static wb_status check_planned(const wb_model *model, const wb_routing_stage *stage, int64_t T,
-                               const wb_routing *routing) {
-    const void *direction = NULL;
-    if (T > 0 && routing->direction)
-        WB_TRY(wb_host_view_read(model->device, stage->direction, routing->direction, (size_t)T, &direction));
-    return wb_planned_check(model, T, direction, routing->planned);
-}
-
 wb_status wb_routing_take(const wb_model *model, const wb_routing_stage *stage, int64_t T,
                           const wb_routing *routing, wb_pass *pass) {
     const wb_route_model *routes = &model->route_model;
+    const uint8_t *direction = NULL;
     pass->routing = routing;
     if (routes->n_moe_layers == 0) return WB_OK;
     if (!routing || (!routing->ids && T > 0))
@@ -108,8 +114,8 @@ wb_status wb_routing_take(const wb_model *model, const wb_routing_stage *stage, 
                        "routing: expected ids [%" PRId64 "][%" PRIu32 "][%" PRIu32 "], found NULL", T,
                        routes->n_moe_layers, routes->top_k);
     if (T > 0 && routing->used) pass->used = wb_host_view_write(model->device, stage->used, routing->used);
-    if (T > 0 && routing->direction) WB_TRY(take_directions(model, stage, T, routing, pass));
-    return routing->planned ? check_planned(model, stage, T, routing) : WB_OK;
+    if (T > 0 && routing->direction) WB_TRY(take_directions(model, stage, T, routing, pass, &direction));
+    return routing->planned ? check_forced(T, direction) : WB_OK;
 }
 
 /* Layers leave the rows of padding tokens alone, which have their ids as they stand. */

@@ -149,5 +149,6 @@ wb_status wb_train_take_batch(wb_train *train, const wb_train_batch *batch, cons
     WB_TRY(upload(train, batch));
     train->T = batch->T;
     train->n_head = train->inputs.n_head;
-    return WB_OK;
+    if (!train->routing.planned) return WB_OK;
+    return wb_planned_check(train->model, &train->routing_stage.planned, &train->pass);
 }

@@ -310,10 +310,10 @@ typedef struct wb_routing {
      * downloads the rows, 8 T K + 4 (S + 1) bytes, so that the layers of a GPU do not run ahead. NULL where
      * nobody looks. */
     void *used;
-    /* host [L]: where the rows of all layers go, planned before the pass (wb_replay_layer_plan), or NULL: the
-     * pass finds out on the way, and tells the other ranks. For rows that are all forced or padding; on every
-     * rank or on none. MISMATCH when it was made for another placement, INVALID_ARGUMENT when it is not a
-     * plan of these rows. Which experts it leads to is read back into `used`. */
+    /* host [L]: the rows of all layers, counted before the pass (wb_replay_layer_plan), or NULL: the pass
+     * counts on the way, and tells the other ranks. For rows that are all forced or padding; on every rank or
+     * on none. MISMATCH when it was made for another placement, INVALID_ARGUMENT when these are not the
+     * counts of these rows under the model's dispatch. */
     const wb_planned_layer *planned;
 } wb_routing;
 

@@ -1,8 +1,8 @@
 /* replay_dispatch.c - where the rows of a step go, planned before it runs: for every (micro-batch, layer)
- * whose rows are all forced or padding, on all ranks, what the op moe_plan would give, and the counts of all
+ * whose rows are all forced or padding, on all ranks, the offsets of the op moe_plan, and the counts of all
  * ranks, told in one exchange.
  *
- * Refuses: the rule of replicas (wb_dispatch_rules.h), the order of rows (wb_moe_plan_host.h). */
+ * Refuses: the rule of replicas (wb_dispatch_rules.h), the rows themselves (the op). */
 #include "replay_state.h"
 #include "wb_dispatch_rules.h"
 #include "wb_moe_plan_host.h"
@@ -32,7 +32,6 @@ wb_status wb_replay_open_dispatch(wb_replay *r) {
     WB_TRY(wb_dispatch_table_length(p, r->options.dispatch, &d->table_length));
     const size_t R = n_ranks_of(r), layers = (size_t)r->options.n_layers;
     WB_TRY(WB_OWN(&r->memory, d->tables, layers * d->table_length, "replay: dispatch tables"));
-    WB_TRY(WB_OWN(&r->memory, d->next, n_slots_of(r), "replay: slots"));
     WB_TRY(WB_OWN(&r->memory, d->send_bytes, R, "replay: counts"));
     WB_TRY(WB_OWN(&r->memory, d->send_offsets, R, "replay: counts"));
     WB_TRY(WB_OWN(&r->memory, d->recv_bytes, R, "replay: counts"));
@@ -60,30 +59,27 @@ static wb_status fill_tables(wb_replay *r, int32_t rank) {
 
 /* The arrays of one layer in the block of its micro-batch. */
 typedef struct layer_arrays {
-    int32_t *pair_row, *row_token, *offsets, *received;
+    int32_t *offsets, *received;
 } layer_arrays;
 
 static size_t received_length(const wb_replay *r) {
     return n_ranks_of(r) * (size_t)slots_of(r, (uint32_t)r->dispatch.rank);
 }
 
-static size_t layer_length(const wb_replay *r, const micro_batch *b) {
-    return 2 * (size_t)b->T * r->model.top_k + n_slots_of(r) + 1 + received_length(r);
+static size_t layer_length(const wb_replay *r) {
+    return n_slots_of(r) + 1 + received_length(r);
 }
 
 static layer_arrays arrays_of(const wb_replay *r, const micro_batch *b, uint32_t stage_layer) {
-    const size_t n_pairs = (size_t)b->T * r->model.top_k;
     layer_arrays a;
-    a.pair_row = (int32_t *)(b->layer_plans + r->options.n_layers) + stage_layer * layer_length(r, b);
-    a.row_token = a.pair_row + n_pairs;
-    a.offsets = a.row_token + n_pairs;
+    a.offsets = (int32_t *)(b->layer_plans + r->options.n_layers) + stage_layer * layer_length(r);
     a.received = a.offsets + n_slots_of(r) + 1;
     return a;
 }
 
 static wb_status reserve_layers(wb_replay *r, micro_batch *b) {
     const size_t layers = (size_t)r->options.n_layers;
-    const size_t bytes = layers * (sizeof *b->layer_plans + layer_length(r, b) * sizeof(int32_t));
+    const size_t bytes = layers * (sizeof *b->layer_plans + layer_length(r) * sizeof(int32_t));
     WB_TRY(wb_host_reserve(&r->memory, &b->dispatch, bytes, 1, "replay: plan of a micro-batch"));
     b->layer_plans = b->dispatch.data;
     memset(b->layer_plans, 0, layers * sizeof *b->layer_plans);
@@ -100,7 +96,6 @@ static wb_status plan_layer(const wb_replay *r, const micro_batch *b, uint32_t s
     const wb_dispatch_rule rule = wb_dispatch_table_rule(
         r->options.dispatch == WB_DISPATCH_DYNAMIC, table_of(r, stage_layer), r->model.num_experts, layer);
     const bool by_token = !rule.slot_of_expert;
-    const layer_arrays a = arrays_of(r, b, stage_layer);
     const wb_moe_plan args = {
         .T = b->T,
         .top_k = (int32_t)K,
@@ -111,10 +106,8 @@ static wb_status plan_layer(const wb_replay *r, const micro_batch *b, uint32_t s
         .pos = by_token ? b->pos : NULL,
         .direction = b->by_layer + (size_t)stage_layer * b->T,
         .ids = {b->ids + layer * r->layer_bytes, r->dtype, (int64_t)r->model.n_moe_layers * K},
-        .pair_row = a.pair_row,
-        .row_token = a.row_token,
-        .offsets = a.offsets};
-    return wb_moe_plan_host(&args, r->dispatch.next);
+        .offsets = arrays_of(r, b, stage_layer).offsets};
+    return wb_moe_offsets_host(&args);
 }
 
 /* ---- counts of all ranks ---------------------------------------------------------------------- */
@@ -214,12 +207,8 @@ static void keep_layer(wb_replay *r, int32_t index, uint32_t stage_layer) {
     micro_batch *b = &r->micro_batches[index];
     const layer_arrays a = arrays_of(r, b, stage_layer);
     take_counts(r, (size_t)index * (uint32_t)r->options.n_layers + stage_layer, a.received);
-    b->layer_plans[stage_layer] = (wb_planned_layer){.placement_hash = r->placement_hash,
-                                                     .T = b->T,
-                                                     .pair_row = a.pair_row,
-                                                     .row_token = a.row_token,
-                                                     .offsets = a.offsets,
-                                                     .received = a.received};
+    b->layer_plans[stage_layer] = (wb_planned_layer){
+        .placement_hash = r->placement_hash, .T = b->T, .offsets = a.offsets, .received = a.received};
     b->n_layer_plans++;
 }
 
@@ -251,7 +240,7 @@ const wb_planned_layer *wb_replay_layer_plan(const wb_replay *r, int32_t index, 
         return b->n_layer_plans == (uint32_t)r->options.n_layers ? b->layer_plans : NULL;
     if (b->n_layer_plans == 0 || stage_layer < 0 || stage_layer >= r->options.n_layers) return NULL;
     const wb_planned_layer *plan = &b->layer_plans[stage_layer];
-    return plan->pair_row ? plan : NULL;
+    return plan->offsets ? plan : NULL;
 }
 
 static int64_t expert_rows(const wb_replay *r, const wb_planned_layer *plan) {

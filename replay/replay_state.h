@@ -85,7 +85,6 @@ typedef struct dispatch_state {
     int32_t rank;              /* that the tables are of; -1: none */
     size_t table_length;       /* int32 a layer */
     int32_t *tables;           /* [n_layers] of wb_dispatch_fill_table */
-    int32_t *next;             /* [S] */
     wb_host_buffer send, recv; /* int32 */
     /* [R] */
     size_t *send_bytes, *send_offsets, *recv_bytes, *recv_offsets;

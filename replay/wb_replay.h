@@ -138,15 +138,16 @@ WB_API wb_status wb_replay_plan(wb_replay *replay, int32_t micro_batch, int32_t 
                                 const wb_segment *segments);
 
 /* Plans where every row of the step goes before it runs: for each (micro-batch, layer) of the stage whose
- * rows are all forced or padding, on every rank, slots, offsets and the counts of all ranks
+ * rows are all forced or padding, on every rank, the rows of each slot and the counts of all ranks
  * (wb_replay_layer_plan). One exchange of counts for the whole step. *planned_out: how many there are, the
  * same on every rank. A row that is still to choose, on any rank, leaves its (micro-batch, layer) out
  * everywhere, as in mode OFF all are. After every wb_replay_plan of the step; again where rows that chose
  * have been stored since, or the placement has changed: then what was planned before is gone.
  *
- * 8 bytes a (token, layer, choice) of the plan on the host, kept for the next step. INVALID_ARGUMENT without
- * a placement, for a number of ranks that is not its, and when no step is open; PEER where placement, stage,
- * policy or number of micro-batches differ. After a failure nothing is planned. Collective. */
+ * For each (micro-batch, layer) 4 bytes a slot, and 4 a rank and slot here, on the host, kept for the next
+ * step. INVALID_ARGUMENT without a placement, for a number of ranks that is not its, and when no step is
+ * open; PEER where placement, stage, policy or number of micro-batches differ. After a failure nothing is
+ * planned. Collective. */
 WB_API wb_status wb_replay_plan_dispatch(wb_replay *replay, wb_comm *comm, int64_t *planned_out);
 
 /* The plan of MoE layer `layer` of a micro-batch; with WB_ALL_LAYERS an array of those of the stage's layers.

@@ -96,16 +96,15 @@ WB_API wb_status wb_dispatch_fill_table(const wb_placement *placement, wb_dispat
 
 /* ---- a layer planned before its pass -------------------------------------------------------------- */
 
-/* Where the rows of this rank's T tokens go in one MoE layer of one pass, and what other ranks send here:
- * known before the pass runs, where the experts of all its tokens are. Each choice of a token that is no
- * padding has a row, in the order of its slot, then token and choice. Host memory, the maker's. */
+/* How many rows of this rank's T tokens go to each slot in one MoE layer of one pass, and how many come from
+ * other ranks: known before the pass runs, where the experts of all its tokens are. Each choice of a token
+ * that is no padding has a row, in the order of its slot, then token and choice. Which row it is, a device
+ * finds out by the op moe_plan in less time than it takes to bring it. Host memory, the maker's. */
 typedef struct wb_planned_layer {
     uint64_t placement_hash; /* wb_placement_hash of the placement that it was made for */
     int64_t T;
-    const int32_t *pair_row;  /* [T][K] the row of each choice, -1 of padding */
-    const int32_t *row_token; /* [offsets[S]] the token of each row */
-    const int32_t *offsets;   /* [S + 1] slot s has the rows [offsets[s], offsets[s + 1]) */
-    const int32_t *received;  /* [R][slots of this rank] rows that each rank sends to each slot here */
+    const int32_t *offsets;  /* [S + 1] slot s has the rows [offsets[s], offsets[s + 1]) */
+    const int32_t *received; /* [R][slots of this rank] rows that each rank sends to each slot here */
 } wb_planned_layer;
 
 /* ---- counts of all ranks ------------------------------------------------------------------------- */

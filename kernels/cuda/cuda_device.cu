@@ -88,8 +88,8 @@ static void cuda_mem_free(wb_device *dev, void *device) {
 }
 
 /* A copy from ordinary host memory waits for what is on the stream, unless it is of 64 KiB or less: those the
- * driver takes into memory of its own. So one of a few MiB, as a step's plan is, goes in such pieces, and the
- * host stays ahead of the device. */
+ * driver takes into memory of its own. So one of a few MiB, as a batch's inputs are, goes in such pieces, and
+ * the host stays ahead of the device. */
 static size_t piece_of(const struct cudaPointerAttributes *where, size_t bytes) {
     const size_t piece = (size_t)64 << 10, most = (size_t)4 << 20;
     return where->type == cudaMemoryTypeUnregistered && bytes <= most ? piece : bytes;

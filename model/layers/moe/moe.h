@@ -102,8 +102,12 @@ typedef struct wb_moe_rows {
 void wb_moe_rows_layout(wb_moe_rows *plan, const wb_moe_rows *other, wb_model *model, const wb_sizes *sizes,
                         wb_arena *arena);
 
-/* Where every row of a pass goes in MoE layer `moe_index`: as pass->routing->planned says, or found here
- * with an exchange of counts; by mailboxes, those of this rank's tokens alone. CAPACITY when this
+/* What says where the rows of this rank's tokens go in MoE layer `moe_index` of a pass; where that is written
+ * is to be filled in. */
+wb_moe_plan wb_moe_plan_args(const wb_model *model, const wb_pass *pass, int32_t moe_index);
+
+/* Where every row of a pass goes in MoE layer `moe_index`; counts as pass->routing->planned says, or found
+ * with an exchange of them; by mailboxes, those of this rank's tokens alone. CAPACITY when this
  * rank's slots get more rows than the workspace is for. Collective. */
 wb_status wb_moe_rows_make(wb_moe_rows *plan, wb_moe_exchange *exchange, const wb_pass *pass,
                            int32_t moe_index);

@@ -42,24 +42,27 @@ void wb_moe_rows_layout(wb_moe_rows *plan, const wb_moe_rows *other, wb_model *m
 
 /* ---- rows of this rank's tokens ------------------------------------------------------------------- */
 
-static wb_status plan_pairs(wb_moe_rows *plan, const wb_pass *pass, int32_t moe_index) {
-    const wb_model *model = plan->model;
+wb_moe_plan wb_moe_plan_args(const wb_model *model, const wb_pass *pass, int32_t moe_index) {
     const wb_dispatch_rule rule = wb_model_dispatch_rule(model, moe_index);
     const bool by_token = !rule.slot_of_expert;
-    const wb_moe_plan args = {.T = pass->T,
-                              .top_k = model->config.router.top_k,
-                              .n_experts = model->config.router.n_experts,
-                              .n_slots = wb_model_n_slots(model),
-                              .rule = rule,
-                              .tokens = by_token ? pass->tokens : NULL,
-                              .pos = by_token ? pass->pos : NULL,
-                              .direction = pass->routing->direction,
-                              .ids = wb_moe_ids(model, pass->routing->ids, moe_index),
-                              .pair_row = plan->pair_row.data,
-                              .row_token = plan->row_token.data,
-                              .offsets = plan->offsets.data};
+    return (wb_moe_plan){.T = pass->T,
+                         .top_k = model->config.router.top_k,
+                         .n_experts = model->config.router.n_experts,
+                         .n_slots = wb_model_n_slots(model),
+                         .rule = rule,
+                         .tokens = by_token ? pass->tokens : NULL,
+                         .pos = by_token ? pass->pos : NULL,
+                         .direction = pass->routing->direction,
+                         .ids = wb_moe_ids(model, pass->routing->ids, moe_index)};
+}
+
+static wb_status plan_pairs(wb_moe_rows *plan, const wb_pass *pass, int32_t moe_index) {
+    wb_moe_plan args = wb_moe_plan_args(plan->model, pass, moe_index);
+    args.pair_row = plan->pair_row.data;
+    args.row_token = plan->row_token.data;
+    args.offsets = plan->offsets.data;
     plan->T = pass->T;
-    return model->device->moe_plan(model->device, &args);
+    return plan->model->device->moe_plan(plan->model->device, &args);
 }
 
 /* ---- rows of this rank's slots -------------------------------------------------------------------- */
@@ -118,35 +121,27 @@ static wb_status group_rows(wb_moe_rows *plan) {
     return dev->moe_group(dev, &group);
 }
 
-/* ---- both, planned before the pass ---------------------------------------------------------------- */
-
-/* What plan_pairs and learn_counts would have found; it was checked where it came in. */
-static wb_status take_planned(wb_moe_rows *plan, int64_t T, const wb_planned_layer *planned) {
+/* What learn_counts would have found; it was checked where it came in. */
+static void take_counts(wb_moe_rows *plan, const wb_planned_layer *planned) {
     const wb_model *model = plan->model;
-    wb_device *dev = model->device;
-    const size_t S = (size_t)wb_model_n_slots(model), n_pairs = (size_t)(T * model->config.router.top_k);
-    const size_t n_rows = (size_t)planned->offsets[S], size = sizeof(int32_t);
-    WB_TRY(dev->to_device(dev, plan->pair_row.data, planned->pair_row, n_pairs * size));
-    WB_TRY(dev->to_device(dev, plan->row_token.data, planned->row_token, n_rows * size));
-    WB_TRY(dev->to_device(dev, plan->offsets.data, planned->offsets, (S + 1) * size));
-    plan->T = T;
-    if (!wb_moe_has_peers(plan->model)) return WB_OK;
+    const size_t n_offsets = (size_t)wb_model_n_slots(model) + 1;
     const size_t n_received = (size_t)model->n_ranks * (size_t)wb_model_local_slots(model);
-    memcpy(plan->host_offsets, planned->offsets, (S + 1) * size);
-    if (n_received > 0) memcpy(plan->received, planned->received, n_received * size);
-    return WB_OK;
+    memcpy(plan->host_offsets, planned->offsets, n_offsets * sizeof *plan->host_offsets);
+    if (n_received > 0) memcpy(plan->received, planned->received, n_received * sizeof *plan->received);
 }
+
+/* ---- both ----------------------------------------------------------------------------------------- */
 
 wb_status wb_moe_rows_make(wb_moe_rows *plan, wb_moe_exchange *exchange, const wb_pass *pass,
                            int32_t moe_index) {
     const wb_planned_layer *planned = pass->routing->planned;
-    if (planned)
-        WB_TRY(take_planned(plan, pass->T, &planned[moe_index]));
-    else
-        WB_TRY(plan_pairs(plan, pass, moe_index));
+    WB_TRY(plan_pairs(plan, pass, moe_index));
     plan->gather = wb_moe_has_peers(plan->model) ? NULL : plan->row_token.data;
     if (!wb_moe_has_peers(plan->model) || pass->mailbox_rows > 0) return WB_OK;
-    if (!planned) WB_TRY(learn_counts(plan, exchange));
+    if (planned)
+        take_counts(plan, &planned[moe_index]);
+    else
+        WB_TRY(learn_counts(plan, exchange));
     count_sent(plan);
     WB_TRY(count_received(plan));
     return group_rows(plan);
