@@ -8,9 +8,9 @@
  * rank 0's clocks: medians of decoding steps that every rank makes with its whole batch. What moves is in
  * each step a group of so many experts to the next rank, started before the step: as a group of the exchange,
  * waited for behind it, or put into that rank's memory (wb_shared_memory.h), whose arrival a thread of the
- * host waits for meanwhile. Beside it the same alone, and raw sends and receives of as many bytes alone. Where
- * the ranks have no GPUs of their own they share them, and the exchange is MPI's: of that the tokens are worth
- * looking at, and no time. Refuses: which experts move (bench_rebalance_mpi). */
+ * host waits for meanwhile. Beside it the same alone, and raw sends and receives of as many bytes alone.
+ * Where the ranks have no GPUs of their own they share them, and the exchange is MPI's: of that the tokens
+ * are worth looking at, and no time. Refuses: which experts move (bench_rebalance_mpi). */
 #include "support/usage.h"
 
 #ifdef WB_HAVE_NCCL
@@ -146,8 +146,8 @@ static void digest_completions(bench *b) {
     }
 }
 
-/* Seconds of a decoding step of `batch` requests on each rank, the median; `moved` experts travel in each, and
- * take *moving_out, the median. */
+/* Seconds of a decoding step of `batch` requests on each rank, the median; `moved` experts travel in each,
+ * and take *moving_out, the median. */
 static double decode(bench *b, int32_t batch, road by, size_t moved, double *moving_out) {
     double samples[2 * NEW_TOKENS], moving[2 * NEW_TOKENS];
     int n = 0;
