@@ -242,6 +242,15 @@ done
 row "decode of 8 layers of Q30, batch 64, recording" "$(figure bench_engine '^batch +64,' 4)" % "goal" 0.3
 row "decode, 2 ranks, batch 64 each, mailboxes" "$(figure bench_decode_2 '^batch +64 a rank, mailboxes, graphs' 5)" tok/s "exchange" \
     "$(figure bench_decode_2 '^batch +64 a rank, exchange' 5)"
+# after NAME PATTERN: the first line of puts behind one that matches.
+after() {
+    awk -v pattern="$2" '$0 ~ pattern { found = 1 } found && /by puts/ { print; exit }' "$work/$1" 2>/dev/null
+}
+for experts in 2 64; do
+    row "$experts experts put beside a step, 2 ranks" "$(after bench_decode_2 ", +$experts experts a step" | awk '{ print $9 }')" GB/s "raw send / receive alone" \
+        "$(awk -v pattern=", +$experts experts a step" '$0 ~ pattern { print $13 }' "$work/bench_decode_2" 2>/dev/null)"
+done
+row "a step with 2 experts, of one that moves nothing" "$(after bench_decode_2 ", +2 experts a step" | awk '{ print $NF }')" "" "goal" 1.03
 row "NCCL, 64 MiB to a rank" "$(awk -F '|' '/65536 KiB/ { print $6 + 0 }' "$work/bench_exchange_nccl" 2>/dev/null)" GB/s \
     "raw send / receive" "$(awk -F '|' '/65536 KiB/ { print $5 + 0 }' "$work/bench_exchange_nccl" 2>/dev/null)"
 
