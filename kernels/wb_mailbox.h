@@ -1,5 +1,5 @@
-/* wb_mailbox.h - rows of a layer's experts between devices of one host that store into each other's memory (not
- * installed).
+/* wb_mailbox.h - rows of a layer's experts between devices of one host that store into each other's memory
+ * (not installed).
  *
  * Owns: what a rank's mailbox holds, and the ops on it. A rank stores its rows straight into the mailbox of
  * the rank whose experts they are for, and gets them back the same way, in its own: no count crosses to the

@@ -34,7 +34,7 @@ static void detach(wb_shared_area *area, int32_t r) {
 static wb_status keep_pairs(wb_shared_area *area, uint8_t *attached) {
     const int32_t rank = wb_comm_rank(area->comm), R = wb_comm_size(area->comm);
     uint8_t mine[WB_MAX_SHARERS];
-    for (int32_t r = 0; r < R; r++) mine[r] = area->of_rank[r] != NULL;
+    for (int32_t r = 0; r < R; r++) mine[r] = area->of_rank[r] ? 1 : 0;
     WB_TRY(wb_comm_all_gather(area->comm, mine, (size_t)R, attached));
     for (int32_t r = 0; r < R; r++)
         if (!attached[r * R + rank]) detach(area, r);

@@ -58,8 +58,8 @@ wb_results_view wb_step_results_on_host(const wb_step_results *results);
  * stream. Until wb_step_results_wait returned, nobody looks at the host's. */
 wb_status wb_step_results_start(wb_step_results *results, size_t n_kept);
 
-/* Waits for that copy. Also what an op of the step found wrong (wb_kernels.h, Errors). The stream may wait for
- * other ranks of comm (wb_mailbox.h): one that gives up meanwhile is heard, and ends it: PEER. */
+/* Waits for that copy. Also what an op of the step found wrong (wb_kernels.h, Errors). The stream may wait
+ * for other ranks of comm (wb_mailbox.h): one that gives up meanwhile is heard, and ends it: PEER. */
 wb_status wb_step_results_wait(wb_step_results *results, wb_comm *comm);
 
 /* The present step is committed: the next one has the other host block. */

@@ -336,11 +336,19 @@ for batch in "${batches[@]}"; do engine bench_engine-48 "$batch"; done
 row "what recording costs, 8 layers, batch 64" "$(figure bench_engine '^batch +64,' 4)" % "" "goal" 0.3
 row "decode, 2 ranks, batch 64 each, mailboxes" "$(figure bench_decode_2 '^batch +64 a rank, mailboxes, graphs' 5)" tok/s "" "exchange" \
     "$(figure bench_decode_2 '^batch +64 a rank, exchange' 5)"
+# after NAME PATTERN: the first line of puts behind one that matches.
+after() {
+    awk -v pattern="$2" '$0 ~ pattern { found = 1 } found && /by puts/ { print; exit }' "$work/$1" 2>/dev/null
+}
+for experts in 2 64; do
+    row "$experts experts put beside a step, 2 ranks" "$(after bench_decode_2 ", +$experts experts a step" | awk '{ print $9 }')" GB/s "" \
+        "raw send / receive alone" \
+        "$(awk -v pattern=", +$experts experts a step" '$0 ~ pattern { print $13 }' "$work/bench_decode_2" 2>/dev/null)"
+done
+row "a step with 2 experts, of one that moves nothing" "$(after bench_decode_2 ", +2 experts a step" | awk '{ print $NF }')" "" "" "goal" 1.03
 raw=$(awk -F '|' '/65536 KiB/ { print $5 + 0 }' "$work/bench_exchange_nccl" 2>/dev/null)
 row "NCCL, 64 MiB to a rank" "$(awk -F '|' '/65536 KiB/ { print $6 + 0 }' "$work/bench_exchange_nccl" 2>/dev/null)" GB/s "" \
     "raw send / receive" "$raw"
-row "migration of experts, a group alone" "$(awk '/experts a step: a step/ { sub(/.*alone +[0-9.]+ us, +/, ""); if ($1 > most) most = $1 }
-    END { if (most) print most }' "$work/bench_decode_2" 2>/dev/null)" GB/s "" "raw send / receive" "$raw"
 
 for what in "${skipped[@]}"; do echo "skipped: $what"; done
 for what in "${failed[@]}"; do echo "FAILED: $what"; done

@@ -1,8 +1,8 @@
 /* cuda_share.cu - device memory that other devices of the host store into: between processes by CUDA's
  * handles, between threads of one process as it is.
  *
- * A copy into attached memory is put on a stream of its own, where a copy engine makes it. Refuses: devices of
- * other hosts, and those between which there is no peer access. */
+ * A copy into attached memory is put on a stream of its own, where a copy engine makes it. Refuses: devices
+ * of other hosts, and those between which there is no peer access. */
 #include "cuda/cuda_device.h"
 #include "cuda/cuda_ops.h"
 #include "wb_check.h"

@@ -7,15 +7,16 @@
  * A qwen3_moe of Qwen3-30B-A3B's sizes with random weights, bf16, prompts of 1024 tokens, greedy. Printed are
  * rank 0's clocks: medians of decoding steps that every rank makes with its whole batch. What moves is in
  * each step a group of so many experts to the next rank, started before the step: as a group of the exchange,
- * waited for behind it, or put into that rank's memory (wb_shared_memory.h), whose arrival a thread of the
- * host waits for meanwhile. Beside it the same alone, and raw sends and receives of as many bytes alone. Where
- * the ranks have no GPUs of their own they share them, and the exchange is MPI's: of that the tokens are worth
- * looking at, and no time. Refuses: which experts move (bench_rebalance_mpi). */
+ * waited for behind it, or put into that rank's memory (wb_shared_memory.h), by the device's clock. Beside it
+ * the same alone, and raw sends and receives of as many bytes alone. Where the ranks have no GPUs of their
+ * own they share them, and the exchange is MPI's: of that the tokens are worth looking at, and no time.
+ * Refuses: which experts move (bench_rebalance_mpi). */
 #include "support/usage.h"
 
 #ifdef WB_HAVE_NCCL
 #include "bench/bench_q30.h"
 #include "bench/bench_raw_nccl.h"
+#include "cuda/cuda_device.h"
 #include "exchange_memory.h"
 #include "model_weights.h"
 #include "wb_comm_mpi.h"
@@ -24,8 +25,6 @@
 #endif
 
 #include <mpi.h>
-#include <pthread.h>
-#include <semaphore.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -42,10 +41,7 @@ typedef struct bench {
     wb_shared_area area; /* MAX_MOVED experts */
     raw_nccl raw;
     size_t expert_bytes;
-    pthread_t watcher;
-    sem_t begin, end;
-    bool closing;
-    double arrived; /* when what was put had come */
+    cudaEvent_t begin, end; /* of puts */
     int rank, ranks;
     uint64_t digest; /* of all that was decoded */
 } bench;
@@ -68,24 +64,20 @@ static uint64_t start_move(bench *b, size_t experts) {
     return work;
 }
 
-/* A thread of the host waits for what was put, as it comes. */
-static void *watch_puts(void *arg) {
-    bench *b = arg;
-    for (;;) {
-        sem_wait(&b->begin);
-        if (b->closing) return NULL;
-        must(b->device->memory_settle(b->device));
-        b->arrived = MPI_Wtime();
-        sem_post(&b->end);
-    }
+/* The stream that puts lie on, which the first one makes. */
+static cudaStream_t puts_of(const bench *b) {
+    return ((const wb_cuda_device *)(const void *)b->device)->puts;
 }
 
+/* Between two events on their stream: what they take is the device's time, and no thread of the host has to
+ * wait for them while the step needs it. */
 static void start_puts(bench *b, size_t experts) {
     char *const there = b->area.of_rank[(b->rank + 1) % b->ranks];
+    raw_must(cudaEventRecord(b->begin, puts_of(b)) == cudaSuccess, "event");
     for (size_t i = 0; i < experts; i++)
         must(b->device->memory_put(b->device, there + i * b->expert_bytes, b->from + i * b->expert_bytes,
                                    b->expert_bytes));
-    sem_post(&b->begin);
+    raw_must(cudaEventRecord(b->end, puts_of(b)) == cudaSuccess, "event");
 }
 
 /* How experts travel beside a step. */
@@ -98,15 +90,17 @@ static uint64_t set_out(bench *b, road by, size_t experts) {
     return 0;
 }
 
-/* When it had all come. */
-static double arrive(bench *b, road by, uint64_t work) {
+/* Returns when it has all come: how long it took, which is set out at `begin`. */
+static double arrive(bench *b, road by, uint64_t work, double begin) {
+    float ms = 0;
     if (by == BY_PUTS) {
-        sem_wait(&b->end);
-        return b->arrived;
+        must(b->device->memory_settle(b->device));
+        raw_must(cudaEventElapsedTime(&ms, b->begin, b->end) == cudaSuccess, "event");
+        return 1e-3 * (double)ms;
     }
     must(wb_exchange_wait(b->moves, work));
     must(b->device->to_host(b->device, NULL, NULL, 0));
-    return MPI_Wtime();
+    return MPI_Wtime() - begin;
 }
 
 /* ---- steps --------------------------------------------------------------------------------------- */
@@ -146,8 +140,8 @@ static void digest_completions(bench *b) {
     }
 }
 
-/* Seconds of a decoding step of `batch` requests on each rank, the median; `moved` experts travel in each, and
- * take *moving_out, the median. */
+/* Seconds of a decoding step of `batch` requests on each rank, the median; `moved` experts travel in each,
+ * and take *moving_out, the median. */
 static double decode(bench *b, int32_t batch, road by, size_t moved, double *moving_out) {
     double samples[2 * NEW_TOKENS], moving[2 * NEW_TOKENS];
     int n = 0;
@@ -158,11 +152,11 @@ static double decode(bench *b, int32_t batch, road by, size_t moved, double *mov
         const double begin = MPI_Wtime();
         const uint64_t work = set_out(b, by, moved);
         must(wb_engine_step(b->engine, &busy));
-        const double arrived = moved > 0 ? arrive(b, by, work) : begin, took = MPI_Wtime() - begin;
+        const double travelled = moved > 0 ? arrive(b, by, work, begin) : 0, took = MPI_Wtime() - begin;
         const wb_engine_stats after = wb_engine_get_stats(b->engine);
         const bool whole = after.decode_tokens - before.decode_tokens == (uint64_t)batch;
         if (!whole || after.prefill_tokens != before.prefill_tokens || n == 2 * NEW_TOKENS) continue;
-        moving[n] = arrived - begin;
+        moving[n] = travelled;
         samples[n++] = took;
     }
     digest_completions(b);
@@ -176,7 +170,7 @@ static double move_alone(bench *b, road by, size_t moved) {
     for (int i = 0; i < NEW_TOKENS; i++) {
         MPI_Barrier(MPI_COMM_WORLD);
         const double begin = MPI_Wtime();
-        samples[i] = arrive(b, by, set_out(b, by, moved)) - begin;
+        samples[i] = arrive(b, by, set_out(b, by, moved), begin);
     }
     return median(samples, NEW_TOKENS);
 }
@@ -289,16 +283,14 @@ static void open_bench(bench *b, const wb_config *config) {
     must(wb_exchange_open(b->comm, &exchange, &b->moves));
     must(wb_exchange_reserve(b->moves, 2 * MAX_MOVED));
     must(wb_shared_area_open(&b->area, b->device, b->comm, MAX_MOVED * b->expert_bytes));
-    sem_init(&b->begin, 0, 0);
-    sem_init(&b->end, 0, 0);
-    if (pthread_create(&b->watcher, NULL, watch_puts, b) != 0) must(WB_OUT_OF_MEMORY);
+    raw_must(cudaEventCreate(&b->begin) == cudaSuccess && cudaEventCreate(&b->end) == cudaSuccess, "event");
+    if (b->area.of_rank[(b->rank + 1) % b->ranks]) /* which makes their stream */
+        must(b->device->memory_put(b->device, b->area.of_rank[(b->rank + 1) % b->ranks], b->from, 16));
     if (b->comm != b->control) raw_open(&b->raw);
 }
 
 static void close_bench(bench *b) {
-    b->closing = true;
-    sem_post(&b->begin);
-    pthread_join(b->watcher, NULL);
+    raw_must(cudaEventDestroy(b->begin) == cudaSuccess && cudaEventDestroy(b->end) == cudaSuccess, "event");
     if (b->comm != b->control) raw_close(&b->raw);
     wb_shared_area_close(&b->area);
     wb_exchange_close(b->moves);

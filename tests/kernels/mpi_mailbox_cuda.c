@@ -1,7 +1,8 @@
 /* mpi_mailbox_cuda.c - rows between mailboxes of GPUs (wb_mailbox.h) under mpirun: random plans, one exchange
  * after the other, op by op and as a graph; every row arrives where its slot and its rank say, and comes back
  * to its place. Then a rank that is late, or killed, is named by the others in bounded time, and one that
- * gives up at once. Ranks beyond the GPUs share them. All ranks exit with the same verdict; 77, with the reason, without a GPU.
+ * gives up at once. Ranks beyond the GPUs share them. All ranks exit with the same verdict; 77, with the
+ * reason, without a GPU.
  *
  * Usage: mpi_mailbox_cuda [seed [killed]]: the second kills the last rank in its exchanges, no more. */
 #include "wb_check.h"

@@ -1,6 +1,6 @@
-/* test_mailbox_steps.c - steps of several ranks whose rows go into each other's mailboxes, as graphs: whatever
- * the ranks feed, a request gets what it gets alone on one rank. Ranks are threads, each with a device of the
- * CPU that writes its ops down (graph_device.h); a hang ends the test by its alarm.
+/* test_mailbox_steps.c - steps of several ranks whose rows go into each other's mailboxes, as graphs:
+ * whatever the ranks feed, a request gets what it gets alone on one rank. Ranks are threads, each with a
+ * device of the CPU that writes its ops down (graph_device.h); a hang ends the test by its alarm.
  *
  * Usage: test_mailbox_steps [first seed [seeds]] */
 #include "engine_rig.h"

@@ -1,5 +1,5 @@
-/* mailbox_ops.h - the ops of wb_mailbox.h restated for ranks that are threads, in the memory of the host: what a
- * device of the CPU is given in tests, and what the kernels are compared with. */
+/* mailbox_ops.h - the ops of wb_mailbox.h restated for ranks that are threads, in the memory of the host:
+ * what a device of the CPU is given in tests, and what the kernels are compared with. */
 #ifndef MAILBOX_OPS_H
 #define MAILBOX_OPS_H
 

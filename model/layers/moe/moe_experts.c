@@ -25,8 +25,8 @@ static wb_grouped group(const wb_moe_experts *experts, const wb_moe_rows *plan, 
 }
 
 /* With one rank the op gathers the rows from the tokens' x, which is there in the backward too, and where
- * rows go by mailboxes from the mailbox, which no backward reads. What the exchange received is not there: the
- * gradients arrive in its place. So `input` has those rows in order. */
+ * rows go by mailboxes from the mailbox, which no backward reads. What the exchange received is not there:
+ * the gradients arrive in its place. So `input` has those rows in order. */
 static wb_grouped group_gate_up(const wb_moe_experts *experts, const wb_moe_rows *plan,
                                 const wb_moe_weights *w) {
     wb_grouped g = group(experts, plan, w->gate_up, 2 * experts->model->config.expert_width);
