@@ -17,15 +17,15 @@ while [ $# -gt 0 ]; do
     --keep) venv=$2 && shift 2 ;;
     --cmake) settings+=(-C "cmake.define.${2#-D}") && shift 2 ;;
     --oracles) oracles+=("$2") && shift 2 ;;
-    *) sed -n '2,9s/^# //p' "$0" && exit 2 ;;
+    *) sed -n '2,8s/^# //p' "$0" && exit 2 ;;
     esac
 done
 "$source/install-deps.sh" --tests
 
 # A name on the path may be one that a version manager only knows of, and a distribution's may lack venv.
 for found in ${python:-python3.13 python3.12 python3}; do
-    [ ! -x "$venv/bin/python" ] || break
-    "$found" -m venv "$venv" 2>/dev/null || rm -rf "$venv"
+    [ ! -x "$venv/bin/pip" ] || break
+    "$found" -m venv "$venv" 2>/dev/null || true
 done
 "$venv/bin/python" --version
 pip() { "$venv/bin/python" -m pip -q --disable-pip-version-check "$@"; }
