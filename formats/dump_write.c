@@ -259,13 +259,13 @@ static wb_status whole(const wb_dump_writer *w) {
                    w->path, w->end);
 }
 
-/* Takes the rid of record n_records, and makes room for it. */
+/* Takes the rid of record n_records, and makes room for it. The path may be a name until the file is whole, and
+ * a record is wrong in the one that it comes from: the caller knows both. */
 static wb_status take_rid(wb_dump_writer *w, const char *rid) {
     uint64_t before;
     size_t length = strlen(rid);
     if (wb_string_table_find(&w->rids, rid, length, &before))
-        return wb_fail(WB_INVALID_ARGUMENT, "%s: rid %s is in it already, as record %" PRIu64, w->path, rid,
-                       before);
+        return wb_fail(WB_INVALID_ARGUMENT, "rid %s is in the file already, as record %" PRIu64, rid, before);
     WB_TRY(WB_GROW(w->records, w->n_records + 1, &w->records_capacity, "index of a dump"));
     return wb_string_table_add(&w->rids, rid, length, w->n_records, &w->records[w->n_records].rid);
 }

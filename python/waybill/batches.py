@@ -85,8 +85,8 @@ def _exported(records: Sequence[Record], system: str) -> dict[str, np.ndarray]:
             for number, record in enumerate(records):
                 try:
                     writer.append(check_record(record))
-                except Error as error:  # the file is nobody's business
-                    raise type(error)(f"records[{number}]: {str(error).removeprefix(dump + ': ')}") from None
+                except Error as error:
+                    raise type(error)(f"records[{number}]: {error}") from None
         with open_dump(dump) as opened:
             export(opened, system, arrays)
         with np.load(arrays) as members:

@@ -8,6 +8,7 @@
  * rows, 48 layers, 8 of 128 experts (u8), each its own group. With DUMP: the bytes a row that its routes take
  * by each codec. */
 #include "bench/route_laws.h"
+#include "packed.h"
 #include "support/usage.h"
 #include "wb_formats.h"
 
@@ -21,7 +22,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { TOKENS = 4097, LAYERS = 48, RUNS = 5, DISTINCT = 3 };
+enum { TOKENS = 4097, LAYERS = 48, RUNS = 5, DISTINCT = 3, CHUNK_ROWS = 2730 /* 1 MiB */ };
 
 typedef struct bench {
     char path[512];
@@ -31,6 +32,8 @@ typedef struct bench {
     uint8_t *ids, *copy; /* [n_records][record_bytes] */
     uint32_t tokens[TOKENS];
     wb_dump_options options;
+    uint8_t *chunk; /* [chunk_bytes] the first CHUNK_ROWS rows as codec packed stores them */
+    size_t chunk_bytes;
 } bench;
 
 /* In place of libc's: the writer's own work is measured by letting its bytes go to memory, not to the
@@ -168,6 +171,16 @@ static void run_read(bench *b) {
     wb_dump_close(d);
 }
 
+/* As many bytes as the others, of one chunk over and over: what a reader does beside the checksum, the file and
+ * memory that is new. */
+static void run_decode(bench *b) {
+    static wb_packed_scratch scratch;
+    const size_t room = CHUNK_ROWS * wb_route_row_bytes(&b->model);
+    size_t found = 0;
+    for (size_t done = 0; done < b->n_records * b->record_bytes; done += found)
+        must(wb_packed_decode(&b->model, b->chunk, b->chunk_bytes, &scratch, b->copy, room, &found));
+}
+
 /* Those whose name begins with "read" read what the one before them wrote. */
 static const struct {
     const char *name;
@@ -185,6 +198,7 @@ static const struct {
     {"read: wb_dump_record (xxh3 of all rows)", run_read},
     {"wb_dump_append to a file, packed", run_append_packed},
     {"read: wb_dump_record, packed", run_read},
+    {"packed, decoding alone", run_decode},
 };
 enum { CASES = sizeof cases / sizeof cases[0], MEMCPY = 0, WRITE = 1, READ = 2 };
 
@@ -291,8 +305,12 @@ int main(int argc, char **argv) {
     print_sizes(&b);
     if (argc > 3) print_dump(&b, argv[3]);
     fill_ids(&b, LAW_RUN);
+    b.chunk = take(wb_packed_bound(&b.model, CHUNK_ROWS), 1);
+    must(wb_packed_encode(&b.model, b.ids, CHUNK_ROWS, NULL, 0, b.chunk,
+                          wb_packed_bound(&b.model, CHUNK_ROWS), &b.chunk_bytes));
     measure(&b);
     unlink(b.path);
+    free(b.chunk);
     free(b.ids);
     free(b.copy);
     return 0;

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The Python package as a stranger gets it: a wheel made from a copy of the tree, in a fresh virtual environment, with PyTorch,
 # transformers, TRL and Megatron-Core, which the tests of ctest do without. Needs the network, 6 GB and some minutes.
-# usage: tests/python/run.sh [--keep FOLDER] [--cmake -DOPTION=VALUE]... [--oracles DIR]
+# usage: tests/python/run.sh [--python PYTHON] [--keep FOLDER] [--cmake -DOPTION=VALUE]... [--oracles DIR]
+#   --python PYTHON      of which the environment is made; else the newest of 3.13, 3.12 and python3, since Megatron-Core wants 3.12
 #   --keep FOLDER        the virtual environment is made there, or the one that is there is used again
 #   --cmake -DNAME=X     an option of the build of the wheel, such as -DWB_CUDA=OFF
 #   --oracles DIR        folders of make_oracle.py, one a family, besides those of tests/golden
@@ -9,9 +10,10 @@ set -euo pipefail
 source=$(cd "$(dirname "$0")/../.." && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-venv=$work/venv settings=() oracles=()
+venv=$work/venv settings=() oracles=() python=
 while [ $# -gt 0 ]; do
     case $1 in
+    --python) python=$2 && shift 2 ;;
     --keep) venv=$2 && shift 2 ;;
     --cmake) settings+=(-C "cmake.define.${2#-D}") && shift 2 ;;
     --oracles) oracles+=("$2") && shift 2 ;;
@@ -20,7 +22,12 @@ while [ $# -gt 0 ]; do
 done
 "$source/install-deps.sh" --tests
 
-[ -x "$venv/bin/python" ] || python3 -m venv "$venv"
+# A name on the path may be one that a version manager only knows of, and a distribution's may lack venv.
+for found in ${python:-python3.13 python3.12 python3}; do
+    [ ! -x "$venv/bin/pip" ] || break
+    "$found" -m venv "$venv" 2>/dev/null || true
+done
+"$venv/bin/python" --version
 pip() { "$venv/bin/python" -m pip -q --disable-pip-version-check "$@"; }
 # The tree as git knows it: what lies about in this checkout is no part of a clone.
 mkdir "$work/clone"
@@ -32,7 +39,7 @@ PATH=$venv/bin:$PATH auditwheel repair -w "$work/any" "$work"/waybill-*.whl 2>/d
 pip install --force-reinstall --no-deps "$work"/any/waybill-*manylinux*.whl
 pip install numpy msgpack zstandard torch transformers safetensors trl
 # A release whose routers run without Transformer Engine; it wants a Python of 3.12, without which its test is a skip.
-pip install --no-deps 'megatron-core>=0.19' || echo "no megatron-core"
+pip install --no-deps 'megatron-core>=0.19' 2>/dev/null || echo "SKIPPED: Megatron-Core, which wants Python 3.12"
 
 cd "$work" # nothing of the tree is on the path
 dump=$source/tests/golden/dump/good_u8.wbr

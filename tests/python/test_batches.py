@@ -264,7 +264,7 @@ class Batches(unittest.TestCase):
         with self.assertRaisesRegex(waybill.NotFound, "tokens beside response_length"):
             batches.from_slime([{"tokens": [[1], [2, 3]], "response_length": 1}], MODEL)
         with self.assertRaisesRegex(
-            waybill.InvalidArgument, r"^records\[6\]: rid request-0 is in it already"
+            waybill.InvalidArgument, r"^records\[6\]: rid request-0 is in the file already"
         ):
             batches.to_slime([*records, records[0]])
 

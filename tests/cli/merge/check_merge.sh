@@ -51,7 +51,7 @@ for inputs in "${parts[0]} ${parts[0]}" "$golden/good_u8.wbr $golden/good_u16.wb
     [ -z "$(find "$scratch" -name '*.tmp')" ] || fault "$inputs: a temporary file is left"
 done
 expect 1 "$waybill" merge "$scratch/new.wbr" "${parts[0]}" "${parts[0]}"
-err_has "rid golden-0 is in it already"
+err_has "${parts[0]}: rid golden-0 is in the file already, as record 0"
 expect 1 "$waybill" merge "$scratch/new.wbr" "$golden/good_u8.wbr" "$golden/good_u16.wbr"
 err_has "good_u16.wbr: model num_experts: expected 8, found 300"
 
