@@ -48,4 +48,5 @@ const wb_family_rules wb_family_glm4_moe = {
     .layer = layer,
     .no_output_bias = true,
     .selection_bias = true,
+    .passes_over_mtp = true,
 };
