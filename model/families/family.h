@@ -65,6 +65,7 @@ typedef struct wb_family_rules {
     double rotary_factor; /* partial_rotary_factor; 0: the family has no such key, all of a head is turned */
     wb_moe_rule moe_layers;
     int32_t first_dense; /* WB_MOE_FROM_LAYER: first_k_dense_replace */
+    int32_t n_shared;    /* shared experts of a new model */
     wb_window_rule windows;
     int32_t window; /* sliding_window where a rule asks for it; 0: none */
 

@@ -45,6 +45,7 @@ const wb_family_rules wb_family_qwen2_moe = {
     .moe_layers = WB_MOE_SPARSE_STEP,
     .windows = WB_WINDOW_SWITCH,
     .window = 4096,
+    .n_shared = 1,
     .read = read,
     .check = check,
     .write = write,
