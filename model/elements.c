@@ -16,6 +16,16 @@ static float f32_from_f16(uint16_t half) {
     return wb_bits_float(sign | wide << 23 | fraction << 13);
 }
 
+float wb_f32_from_f8_e4m3(uint8_t f8) {
+    const uint32_t sign = (uint32_t)(f8 & 0x80u) << 24, exponent = f8 >> 3 & 15u, fraction = f8 & 7u;
+    if (exponent == 15 && fraction == 7) return wb_bits_float(sign | 0x7fc00000u);
+    if (exponent == 0) {
+        const float magnitude = (float)fraction * 0x1p-9f;
+        return sign ? -magnitude : magnitude;
+    }
+    return wb_bits_float(sign | (exponent + 127 - 7) << 23 | fraction << 20);
+}
+
 static float load(const unsigned char *from, wb_dtype dtype) {
     uint32_t word;
     uint16_t half;

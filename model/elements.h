@@ -8,4 +8,7 @@
  * NaN. */
 void wb_convert(int64_t n, const void *from, wb_dtype from_dtype, void *to, wb_dtype to_dtype);
 
+/* Exact: 4 bits of exponent and 3 of mantissa, no infinity; both patterns of all ones are NaN. */
+float wb_f32_from_f8_e4m3(uint8_t f8);
+
 #endif

@@ -3,15 +3,13 @@
 #include "model_weights.h"
 #include "wb_memory.h"
 #include "wb_tensor_io.h"
-#include "wb_text.h"
 
 #include <stdlib.h>
 
-/* `files` and `companions`: what was passed over in either, or NULL. */
-static wb_status make_note(wb_model *m, const char *files, const char *companions) {
-    if (files && companions) return wb_text_format(&m->note, "%s; %s", files, companions);
-    if (!files && !companions) return WB_OK;
-    return wb_text_format(&m->note, "%s", files ? files : companions);
+/* What was passed over among files. */
+static wb_status add_notes(wb_model *m, const char *files, const char *companions) {
+    if (files) WB_TRY(wb_model_add_note(m, "%s", files));
+    return companions ? wb_model_add_note(m, "%s", companions) : WB_OK;
 }
 
 static wb_status open_local(const char *dir, const wb_model_options *options, wb_safetensors **files,
@@ -28,7 +26,7 @@ static wb_status open_local(const char *dir, const wb_model_options *options, wb
     }
     (*model)->source_config = text;
     if ((*model)->rank == 0) WB_TRY(wb_companions_read(dir, &(*model)->companions));
-    return make_note(*model, wb_safetensors_note(*files), wb_companions_note((*model)->companions));
+    return add_notes(*model, wb_safetensors_note(*files), wb_companions_note((*model)->companions));
 }
 
 static wb_status load_local(wb_model *m, const wb_safetensors *files, const char *dir, uint64_t **digests) {

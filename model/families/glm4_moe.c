@@ -43,9 +43,11 @@ const wb_family_rules wb_family_glm4_moe = {
     .attention_bias = false,
     .moe_layers = WB_MOE_FROM_LAYER,
     .first_dense = 1,
+    .n_shared = 1,
     .read = read,
     .write = write,
     .layer = layer,
     .no_output_bias = true,
     .selection_bias = true,
+    .passes_over_mtp = true,
 };

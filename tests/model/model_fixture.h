@@ -64,10 +64,50 @@ typedef enum variant {
     VARIANT_OLMOE_CLIP, /* whole-vector norm, clamp */
     VARIANT_FEW,        /* fewer experts than ranks, E = K */
     VARIANT_WIDE,       /* u16 ids */
+    VARIANT_QWEN2,      /* a shared expert behind a gate, a window */
+    VARIANT_GLM4,       /* groups, selection bias, shared experts, a part of each head turned */
+    VARIANT_GPT_OSS,    /* sinks, a window in every second layer, experts with biases, YaRN */
     N_VARIANTS
 } variant;
 
+/* Of the families whose parts the others do not have; more of each than a new model of them has. */
+static inline wb_config family_variant(variant v) {
+    const wb_family family = v == VARIANT_QWEN2  ? WB_FAMILY_QWEN2_MOE
+                             : v == VARIANT_GLM4 ? WB_FAMILY_GLM4_MOE
+                                                 : WB_FAMILY_GPT_OSS;
+    wb_config c = {.family = family,
+                   .hidden_size = 20,
+                   .n_layers = 3,
+                   .n_heads = 4,
+                   .n_kv_heads = 2,
+                   .head_dim = 8,
+                   .expert_width = 10,
+                   .dense_width = 14,
+                   .vocab_size = 53,
+                   .max_positions = 40,
+                   .router = {.n_experts = 12, .top_k = 3}};
+    MUST(wb_config_complete(&c));
+    c.attention_bias = true;
+    c.moe_layer_mask[0] = 7;
+    if (v == VARIANT_QWEN2) {
+        c.window = 3;
+        c.window_layer_mask[0] = 5;
+    } else if (v == VARIANT_GLM4) {
+        c.qk_norm = WB_QK_NORM_PER_HEAD;
+        c.router.n_group = 4;
+        c.router.topk_group = 2;
+        c.router.scale = 1.5F;
+        c.shared_width = 2 * c.expert_width;
+    } else {
+        c.window = 4;
+        c.swiglu_limit = 0.5F;
+        c.rope_scaling.original_positions = 16;
+    }
+    return c;
+}
+
 static inline wb_config variant_config(variant v) {
+    if (v >= VARIANT_QWEN2) return family_variant(v);
     wb_config c = {.family = WB_FAMILY_QWEN3_MOE,
                    .hidden_size = 20,
                    .n_layers = 3,

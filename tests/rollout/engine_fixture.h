@@ -44,28 +44,53 @@ static inline uint32_t pick(dice *d, uint32_t min, uint32_t max) {
 
 /* ---- models -------------------------------------------------------------------------------------- */
 
+#define X(NAME, name) #name,
+static const char *const family_names[] = {WB_FAMILY_LIST(X)};
+#undef X
+enum { N_FAMILIES = sizeof family_names / sizeof family_names[0] };
+
+static inline wb_family pick_family(dice *d) {
+    return (wb_family)pick(d, 0, N_FAMILIES - 1);
+}
+
+/* Steps that a family may have and that would hardly be met by themselves: windows shorter than the
+ * sequences, and groups where the experts can be shared out. */
+static inline void make_narrow(wb_config *c) {
+    if (c->window > 0) c->window = 5;
+    if (c->family == WB_FAMILY_MIXTRAL) {
+        c->window = 7;
+        for (int32_t l = 0; l < c->n_layers; l++) c->window_layer_mask[0] |= (uint64_t)1 << l;
+    }
+    if (c->router.type == WB_ROUTER_SIGMOID && c->router.n_experts % 3 == 0 &&
+        c->router.top_k <= c->router.n_experts / 3 * 2) {
+        c->router.n_group = 3;
+        c->router.topk_group = 2;
+        c->router.scale = 1.5f;
+    }
+}
+
 /* n_layers <= 64; the layers in `dense` (bits) are not MoE. */
 static inline wb_config tiny_config(wb_family family, int32_t n_experts, int32_t top_k, int32_t n_layers,
                                     uint64_t dense) {
-    const bool qwen = family == WB_FAMILY_QWEN3_MOE;
     wb_config c = {.family = family,
                    .hidden_size = 32,
                    .n_layers = n_layers,
                    .n_heads = 4,
-                   .n_kv_heads = qwen ? 2 : 4,
+                   .n_kv_heads = family == WB_FAMILY_OLMOE ? 4 : 2,
                    .head_dim = 8,
                    .expert_width = 16,
                    .dense_width = 24,
                    .vocab_size = 61,
                    .max_positions = 160,
-                   .norm_eps = 1e-6f,
-                   .rope_theta = 10000,
-                   .qk_norm = qwen ? WB_QK_NORM_PER_HEAD : WB_QK_NORM_WHOLE,
-                   .router = {.type = qwen ? WB_ROUTER_SOFTMAX_NORM : WB_ROUTER_SOFTMAX,
-                              .n_experts = n_experts,
-                              .top_k = top_k,
-                              .normalize = qwen,
-                              .scale = 1}};
+                   .router = {.n_experts = n_experts, .top_k = top_k}};
+    must(wb_config_complete(&c), "configuration");
+    if (family == WB_FAMILY_QWEN3_MOE) {
+        c.router.type = WB_ROUTER_SOFTMAX_NORM;
+        c.router.normalize = true;
+    }
+    make_narrow(&c);
+    c.norm_eps = 1e-6f;
+    c.moe_layer_mask[0] = 0;
     for (int32_t l = 0; l < n_layers; l++)
         if ((dense >> l & 1) == 0) c.moe_layer_mask[0] |= (uint64_t)1 << l;
     return c;

@@ -134,7 +134,7 @@ static inline void schedule_make(schedule *s, uint64_t seed, int max_ranks) {
     dice d = {wb_mix64(seed)};
     memset(s, 0, sizeof *s);
     s->seed = seed;
-    const wb_family family = pick(&d, 0, 1) == 0 ? WB_FAMILY_QWEN3_MOE : WB_FAMILY_OLMOE;
+    const wb_family family = pick_family(&d);
     const int32_t n_experts = pick(&d, 0, 7) == 0 ? 300 : (int32_t)pick(&d, 4, 24);
     const int32_t top_k = (int32_t)pick(&d, 1, 4), n_layers = (int32_t)pick(&d, 1, 2);
     s->config = tiny_config(family, n_experts, top_k, n_layers, 0);
@@ -156,10 +156,9 @@ static inline void schedule_print(const schedule *s) {
     static const char *const names[] = {"submit", "abort", "weights", "pause"};
     printf("  %s, %s, %d layers, %d of %d experts, %d ranks, %" PRId32 " tokens a step, of prefills %" PRId32
            ", keys recomputed %d, requests lent %d\n",
-           wb_dtype_name(s->dtype), s->config.family == WB_FAMILY_QWEN3_MOE ? "qwen3_moe" : "olmoe",
-           s->config.n_layers, s->config.router.top_k, s->config.router.n_experts, s->n_ranks,
-           s->options[0].max_batch_tokens, s->options[0].max_prefill_tokens, s->options[0].recompute_keys,
-           s->options[0].lend_requests);
+           wb_dtype_name(s->dtype), family_names[s->config.family], s->config.n_layers,
+           s->config.router.top_k, s->config.router.n_experts, s->n_ranks, s->options[0].max_batch_tokens,
+           s->options[0].max_prefill_tokens, s->options[0].recompute_keys, s->options[0].lend_requests);
     for (int r = 0; r < s->n_ranks; r++)
         printf("  rank %d: %" PRId32 " blocks of %" PRId32 ", %" PRId32
                " running at most, prefix cache %d, %" PRId32 " drafts\n",

@@ -18,7 +18,7 @@ ref.safetensors: input_ids [B, S], logits [B, S, V]; of the i-th router router.i
   [B*S, K]; forced routing, where 30 % of the rows have random distinct ids: forced.i.topk_ids, .topk_weights, forced.logits,
   forced.logprobs [B, S-1], forced.loss [1] = mean of -logprob; greedy_ids [B, 7+12], a greedy continuation of each row's first
   7 tokens, and greedy.i.topk_ids of all its positions.
-grads.safetensors: gradient of forced.loss for every parameter, experts one by one.
+grads.safetensors: gradient of forced.loss for every parameter, experts as the family's checkpoints have them; a buffer has its value there.
 meta.json: the options that made it, router names and classes, smallest margins (null: one expert, no choice), parameters
   without gradient.
 """
@@ -36,16 +36,58 @@ PROMPT, NEW = 7, 12
 LAYOUT = "router/forced rows are batch-major flattened tokens [B*S, ...]"
 TINY = dict(vocab_size=128, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, num_experts=16,
             num_experts_per_tok=4, max_position_embeddings=512, pad_token_id=0, bos_token_id=None, eos_token_id=None)
+# None: a key that the family does not have.
 TINY_OF = {
     "qwen3_moe": dict(head_dim=16, intermediate_size=48, moe_intermediate_size=16, norm_topk_prob=True),
     "olmoe": dict(intermediate_size=16),
+    "mixtral": dict(head_dim=16, intermediate_size=16, rope_theta=1e6),
+    "qwen2_moe": dict(intermediate_size=48, moe_intermediate_size=16, shared_expert_intermediate_size=32),
+    "glm4_moe": dict(head_dim=16, intermediate_size=48, moe_intermediate_size=16, attention_bias=True, num_experts=None, n_routed_experts=16,
+                     n_shared_experts=1, routed_scaling_factor=1.5, first_k_dense_replace=1, num_nextn_predict_layers=0),
+    "gpt_oss": dict(head_dim=16, intermediate_size=16, sliding_window=8),
 }
 # --small, in place of some of these: less than 100 kB, so that there is room for one of every shape.
 SMALL = dict(vocab_size=32, hidden_size=16, num_hidden_layers=2, num_experts=8, num_experts_per_tok=2)
 SMALL_OF = {
     "qwen3_moe": dict(head_dim=6, intermediate_size=12, moe_intermediate_size=3),
     "olmoe": dict(intermediate_size=3),
+    "mixtral": dict(head_dim=6, intermediate_size=3),
+    "qwen2_moe": dict(intermediate_size=12, moe_intermediate_size=3, shared_expert_intermediate_size=5),
+    "glm4_moe": dict(head_dim=8, intermediate_size=12, moe_intermediate_size=3, num_experts=None, n_routed_experts=8),
+    "gpt_oss": dict(head_dim=6, intermediate_size=3, sliding_window=4),
 }
+
+
+def weights_of(router, logits, ids):
+    """The weights of choices that were not the router's own, from its logits, by the class of the router."""
+    kind = type(router).__name__
+    if kind in ("Glm4MoeTopkRouter", "DeepseekV3TopkRouter"):
+        weights = logits.float().sigmoid().gather(1, ids)
+        if router.norm_topk_prob:
+            weights = weights / (weights.sum(dim=-1, keepdim=True) + 1e-20)
+        return weights * router.routed_scaling_factor
+    if kind == "GptOssTopKRouter":
+        return torch.softmax(logits.gather(1, ids), dim=-1)
+    weights = torch.softmax(logits, dim=-1, dtype=torch.float32).gather(1, ids)
+    if kind == "MixtralTopKRouter" or getattr(router, "norm_topk_prob", False):
+        weights = weights / weights.sum(dim=-1, keepdim=True)
+    return weights
+
+
+def keys_of(router, logits):
+    """What experts are chosen by, as large as logits; of other groups than the best ones -inf. And how far apart the last group that is
+    kept and the first one that is not are."""
+    if not hasattr(router, "e_score_correction_bias"):
+        return logits, float("inf")
+    keys, n = 4 * (logits.sigmoid() + router.e_score_correction_bias), router.num_group
+    if n == 1:
+        return keys, float("inf")
+    grouped = keys.view(len(keys), n, -1)
+    scores = grouped.topk(2, dim=-1).values.sum(dim=-1)
+    best = scores.topk(router.topk_group + 1, dim=-1).values
+    kept = scores > (best[:, -1:] + best[:, -2:-1]) / 2
+    return grouped.masked_fill(~kept[:, :, None], float("-inf")).flatten(1), (best[:, -2] - best[:, -1]).min().item()
+
 
 
 class Routers:
@@ -62,19 +104,20 @@ class Routers:
 
     def hook(self, module, i, output):
         if self.forced is not None:
-            probs = torch.softmax(output[0], dim=-1, dtype=torch.float32)
-            weights = probs.gather(1, self.forced[i])
-            if module.norm_topk_prob:
-                weights = weights / weights.sum(dim=-1, keepdim=True)
-            output = (output[0], weights, self.forced[i])
+            output = (output[0], weights_of(module, output[0], self.forced[i]), self.forced[i])
         self.seen[i] = tuple(x.detach() for x in output)
         return output
 
     def margin(self):
-        """Smallest difference of neighbouring logits among the first K + 1 of the latest forward: ids and their order."""
+        """Smallest difference of neighbouring keys among the first K + 1 of the latest forward: ids and their order. Of a router with a
+        selection bias, whose choices are a set, that of the last two alone."""
         gaps = [float("inf")]
-        for logits, _, ids in self.seen:
-            top = logits.topk(min(ids.shape[1] + 1, logits.shape[1]), dim=-1).values
+        for router, (logits, _, ids) in zip(self.modules, self.seen):
+            keys, groups = keys_of(router, logits)
+            gaps.append(groups)
+            top = keys.topk(min(ids.shape[1] + 1, logits.shape[1]), dim=-1).values
+            if hasattr(router, "e_score_correction_bias"):
+                top = top[:, -2:]
             if top.shape[1] > 1:
                 gaps.append((top[:, :-1] - top[:, 1:]).min().item())
         return min(gaps)
@@ -88,10 +131,15 @@ def make_model(config, std, generator):
         noise = torch.randn(param.shape, generator=generator)
         if name.endswith("norm.weight"):
             param.data = 1 + 0.05 * noise
-        elif name.endswith(".bias"):
+        elif name.endswith("bias"):
             param.data = 0.1 * noise
+        elif name.endswith("sinks"):
+            param.data = noise
         else:
-            param.data = noise * (2 * std if name.endswith("mlp.gate.weight") else std)
+            param.data = noise * (2 * std if name.endswith(("mlp.gate.weight", "mlp.router.weight")) else std)
+    for name, buffer in model.named_buffers():
+        if name.endswith("e_score_correction_bias"):
+            buffer.copy_(0.1 * torch.randn(buffer.shape, generator=generator))
     model.tie_weights()
     return model.eval()
 
@@ -144,18 +192,113 @@ def greedy_data(model, routers, input_ids):
     return ref, margin
 
 
+# ---- quantized weights: rounded before anything is computed, and packed when the checkpoint has been written ----
+
+FP4 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+
+
+def power_of_two(largest, of):
+    """The smallest power of two that `largest` is at most `of` times of."""
+    return torch.exp2(torch.ceil(torch.log2(largest.clamp(min=1e-30) / of)))
+
+
+def fp8_blocks(weight, block):
+    """(f8_e4m3 weight, scale of each block) of a matrix; exact for one that was rounded by it."""
+    rows, columns = -(-weight.shape[0] // block), -(-weight.shape[1] // block)
+    padded = torch.zeros(rows * block, columns * block)
+    padded[: weight.shape[0], : weight.shape[1]] = weight
+    scale = power_of_two(padded.view(rows, block, columns, block).abs().amax(dim=(1, 3)), 448)
+    wide = scale.repeat_interleave(block, 0).repeat_interleave(block, 1)[: weight.shape[0], : weight.shape[1]]
+    return (weight / wide).to(torch.float8_e4m3fn), scale, wide
+
+
+def in_fp8(name, weight):
+    return weight.dim() >= 2 and "_proj" in name
+
+
+def round_to_fp8(model, block):
+    for name, param in model.named_parameters():
+        if not in_fp8(name, param):
+            continue
+        for matrix in param.data.view(-1, *param.shape[-2:]):
+            halves = matrix.chunk(2) if "gate_up" in name else [matrix]
+            for half in halves:
+                packed, _, wide = fp8_blocks(half, block)
+                half.copy_(packed.float() * wide)
+
+
+def mxfp4_groups(weight):
+    """(4-bit codes, exponents) of [..., inputs], 32 inputs a group; exact for one that was rounded by it."""
+    groups = weight.unflatten(-1, (-1, 32))
+    scale = power_of_two(groups.abs().amax(dim=-1, keepdim=True), 6)
+    codes = (groups.abs() / scale).unsqueeze(-1).sub(FP4).abs().argmin(dim=-1)
+    return codes + 8 * (groups < 0), torch.log2(scale).squeeze(-1).int(), scale
+
+
+def round_to_mxfp4(model):
+    for name, param in model.named_parameters():
+        if name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            codes, _, scale = mxfp4_groups(param.data.mT)
+            values = torch.cat([FP4, -FP4])[codes] * scale
+            param.data = values.flatten(-2).mT.contiguous()
+
+
+def pack(args, tensors):
+    packed = {}
+    for name, tensor in tensors.items():
+        if args.fp8 and in_fp8(name, tensor):
+            packed[name], packed[name + "_scale_inv"], _ = fp8_blocks(tensor.float(), args.fp8)
+        elif args.mxfp4 and name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            codes, exponents, _ = mxfp4_groups(tensor.float().mT)
+            packed[name + "_blocks"] = (codes[..., 0::2] | codes[..., 1::2] << 4).to(torch.uint8)
+            packed[name + "_scales"] = (exponents + 127).to(torch.uint8)
+        else:
+            packed[name] = tensor
+    return {name: tensor.contiguous() for name, tensor in packed.items()}
+
+
+def quantize(args):
+    """The checkpoint in args.out, which has one file."""
+    path, config_path = os.path.join(args.out, "model.safetensors"), os.path.join(args.out, "config.json")
+    save_file(pack(args, load_file(path)), path, metadata={"format": "pt"})
+    with open(config_path) as file:
+        config = json.load(file)
+    config["quantization_config"] = (
+        dict(quant_method="fp8", fmt="e4m3", activation_scheme="dynamic", weight_block_size=[args.fp8, args.fp8])
+        if args.fp8
+        else dict(quant_method="mxfp4", modules_to_not_convert=["model.layers.*.self_attn", "model.layers.*.mlp.router"])
+    )
+    with open(config_path, "w") as file:
+        json.dump(config, file, indent=2, sort_keys=True)
+
+
+def add_mtp(out, n_layers):
+    """Tensors of a layer behind the last one, as releases have it: copies of the last one's, and what joins them."""
+    path = os.path.join(out, "model.safetensors")
+    tensors = load_file(path)
+    last, next_ = f"model.layers.{n_layers - 1}.", f"model.layers.{n_layers}."
+    tensors |= {next_ + name[len(last) :]: tensor.clone() for name, tensor in tensors.items() if name.startswith(last)}
+    hidden = tensors["model.norm.weight"].shape[0]
+    tensors |= {next_ + "eh_proj.weight": torch.zeros(hidden, 2 * hidden), next_ + "enorm.weight": torch.ones(hidden)}
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
 def compute(args, config, seed):
     """(model with gradients, tensors of ref.safetensors, meta.json)"""
     generator = torch.Generator().manual_seed(seed)
     model = make_model(config, args.std, generator)
     for param in model.parameters():  # what a checkpoint of that dtype holds; the rotary frequencies stay as they are
         param.data = param.data.to(getattr(torch, args.dtype)).float()
+    if args.fp8:
+        round_to_fp8(model, args.fp8)
+    if args.mxfp4:
+        round_to_mxfp4(model)
     routers = Routers(model)
     # Not token 0: as pad_token_id, its embedding gets no gradient.
     input_ids = torch.randint(1, config.vocab_size, (args.batch, args.length), generator=generator)
     ref = native_data(model, routers, input_ids)
     margin = routers.margin()
-    forced = force_some(routers, config.num_experts, generator)
+    forced = force_some(routers, routers.seen[0][0].shape[1], generator)
     greedy, greedy_margin = greedy_data(model, routers, input_ids)
     margin = min(margin, routers.margin())
     ref |= forced_data(model, routers, input_ids, forced) | greedy
@@ -182,6 +325,7 @@ def save_grads(model, out):
 def save_fused(model, out):
     """The in-memory tensors, all experts of a layer in one."""
     tensors = {name: param.detach().contiguous() for name, param in model.named_parameters()}
+    tensors |= {name: buffer for name, buffer in model.named_buffers() if name.endswith("e_score_correction_bias")}
     save_file(tensors, os.path.join(out, "model.safetensors"), metadata={"format": "pt"})
     model.config.save_pretrained(out)
 
@@ -208,6 +352,10 @@ def save(args, model, ref, meta):
         save_fused(model, out)
     else:
         model.save_pretrained(out, max_shard_size=args.max_shard_size)
+    if args.mtp:
+        add_mtp(out, model.config.num_hidden_layers)
+    if args.fp8 or args.mxfp4:
+        quantize(args)
     if args.old_config:
         respell_config(out)
     save_file({name: tensor.contiguous() for name, tensor in ref.items()}, os.path.join(out, "ref.safetensors"))
@@ -232,6 +380,9 @@ def read_args():
     parser.add_argument("--max-shard-size", default="100GB", help="as save_pretrained takes it")
     parser.add_argument("--fused", action="store_true", help="all experts of a layer in one tensor")
     parser.add_argument("--old-config", action="store_true", help="config.json as transformers 4 wrote it")
+    parser.add_argument("--fp8", type=int, metavar="BLOCK", help="projections in FP8, BLOCK x BLOCK elements a scale")
+    parser.add_argument("--mxfp4", action="store_true", help="gpt_oss: experts in MXFP4")
+    parser.add_argument("--mtp", action="store_true", help="glm4_moe: tensors of a layer for multi-token prediction behind the last one")
     args = parser.parse_args()
     if args.length < PROMPT:
         parser.error(f"--length: expected at least {PROMPT}")
@@ -243,7 +394,8 @@ def settings_of(args):
     settings = TINY | TINY_OF[args.family]
     if args.small:
         settings |= SMALL | SMALL_OF[args.family]
-    return settings | {key: json.loads(value) for key, value in (s.split("=", 1) for s in args.set)}
+    settings |= {key: json.loads(value) for key, value in (s.split("=", 1) for s in args.set)}
+    return {key: value for key, value in settings.items() if value is not None or key.endswith("token_id")}
 
 
 def main():
