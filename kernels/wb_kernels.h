@@ -606,10 +606,10 @@ typedef wb_status wb_grouped_matmul_backward_fn(wb_device *dev, const wb_grouped
                                                 wb_rows dy, float *dw, wb_rows dx, wb_rows gate_up);
 
 /* What experts with biases and a clamped SwiGLU have between their products. Of `grouped`, which is that
- * of the product, only the groups and max_rows are read.
+ * of the product, only the groups, max_rows and overwrites are read.
  *
- * y[rows, width] += b[group of the row], b: device f32 [n_groups, width]. Backward: db += the sum of dy
- * over the ascending rows of each group. */
+ * y[rows, width] += b[group of the row], b: device f32 [n_groups, width]. Backward: db (+=, or = where
+ * `grouped` overwrites) the sum of dy over the ascending rows of each group. */
 typedef wb_status wb_grouped_bias_forward_fn(wb_device *dev, const wb_grouped *grouped, int64_t width,
                                              const float *b, wb_rows y);
 typedef wb_status wb_grouped_bias_backward_fn(wb_device *dev, const wb_grouped *grouped, int64_t width,

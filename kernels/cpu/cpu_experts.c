@@ -3,6 +3,8 @@
 #include "cpu/cpu_operands.h"
 #include "swiglu_rules.h"
 
+#include <string.h>
+
 static int64_t n_rows(const wb_grouped *g) {
     return g->offsets[g->n_groups];
 }
@@ -31,6 +33,7 @@ wb_status WB_CPU(grouped_bias_backward)(wb_device *dev, const wb_grouped *g, int
 #pragma omp parallel for schedule(static) num_threads(wb_cpu_threads(dev, n_rows(g) * width))
     for (int32_t group = 0; group < g->n_groups; group++) {
         float *bias = db + group * width;
+        if (g->overwrites) memset(bias, 0, (size_t)width * sizeof *bias);
         for (int64_t row = g->offsets[group]; row < g->offsets[group + 1]; row++) {
             const float *d = list[0].f32 + row * width;
             WB_INDEPENDENT

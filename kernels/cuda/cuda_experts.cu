@@ -30,10 +30,11 @@ __global__ void __launch_bounds__(BLOCK)
 
 /* A thread a column of a group. */
 __global__ void __launch_bounds__(BLOCK)
-    bias_group_columns(int32_t n_groups, const int32_t *offsets, int64_t width, wb_rows dy, float *db) {
+    bias_group_columns(int32_t n_groups, const int32_t *offsets, int64_t width, wb_rows dy, bool overwrites,
+                       float *db) {
     const int64_t i = thread_number(), group = i / width, column = i % width;
     if (group >= n_groups) return;
-    float sum = db[i];
+    float sum = overwrites ? 0.0f : db[i];
     for (int64_t row = offsets[group]; row < offsets[group + 1]; row++)
         sum = wb_add(sum, load_element(dy, row * width + column));
     db[i] = sum;
@@ -76,7 +77,7 @@ wb_status wb_cuda_grouped_bias_backward(wb_device *dev, const wb_grouped *g, int
                                         float *db) {
     WB_TRY(operand_check("grouped_bias_backward", "dy", dy.dtype));
     LAUNCH(dev, "grouped_bias_backward", g->n_groups * width, 1, bias_group_columns, g->n_groups, g->offsets,
-           width, dy, db);
+           width, dy, g->overwrites, db);
 }
 
 wb_status wb_cuda_grouped_swiglu_forward(wb_device *dev, const wb_grouped *g, int64_t F,
