@@ -25,11 +25,12 @@ typedef struct grad_place {
     int64_t offset;
 } grad_place;
 
-/* What travels at once: small gradients share a bucket, large ones are cut. */
+/* What travels at once: small gradients share a bucket, large ones are cut and travel from where they are. */
 typedef struct grad_bucket {
     grad_place start;
     int64_t n;
     float *floats, *scratch; /* device */
+    float *sums;             /* what travels: `floats`, or a part of a gradient */
     uint64_t work;
 } grad_bucket;
 
@@ -37,7 +38,8 @@ typedef struct grad_bucket {
 enum { GRAD_BUCKETS = 2 };
 
 typedef struct grad_reduction {
-    int64_t bucket_elements; /* of a full bucket */
+    int64_t room;            /* elements that a bucket has memory for */
+    int64_t bucket_elements; /* of a full bucket, at most as many */
     grad_place at;           /* the first that has not been taken */
     grad_bucket buckets[GRAD_BUCKETS];
     size_t n_started, n_finished;

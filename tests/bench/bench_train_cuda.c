@@ -25,7 +25,7 @@ static wb_status wb_comm_open_nccl(wb_comm *control, int gpu, bool check_sizes, 
 #include <pthread.h>
 #include <string.h>
 
-enum { SEQUENCE = 4096, ROUNDS = 5, MAX_RANKS = 8 };
+enum { SEQUENCE = 4096, ROUNDS = 15, MAX_RANKS = 8 };
 
 typedef struct bench {
     wb_config config;
