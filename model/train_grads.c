@@ -1,14 +1,14 @@
 /* train_grads.c - the gradients of a trainer: memory, zeroing, and their sum over ranks.
  *
  * Every rank gets the whole sum. An optimizer that is cut over ranks needs only its part, and a
- * reduce-scatter would be half the traffic; but wb_train_grad hands out whole gradients, which callers read on
- * any rank, and the norm of one is summed over all of it in one order: from parts it would be another number
- * for each cut. Refuses: computing them, the optimizer. */
+ * reduce-scatter would be half the traffic; but wb_train_grad hands out whole gradients, which callers read
+ * on any rank, and the norm of one is summed over all of it in one order: from parts it would be another
+ * number for each cut. Refuses: computing them, the optimizer. */
 #include "collective.h"
 #include "train_state.h"
 
 /* Gradients travel in buckets of as many elements as there are, within these bounds. Each is two transfers,
- * and the layers wait for the second one: with buckets of the lower bound 3 GB took 63 ms between two H100. */
+ * and the layers wait for the second one: in buckets of the lower bound 3 GB took 63 ms between two H100. */
 #define MIN_BUCKET ((int64_t)1 << 20)
 #define MAX_BUCKET ((int64_t)1 << 24)
 
