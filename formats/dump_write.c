@@ -259,8 +259,8 @@ static wb_status whole(const wb_dump_writer *w) {
                    w->path, w->end);
 }
 
-/* Takes the rid of record n_records, and makes room for it. The path may be a name until the file is whole, and
- * a record is wrong in the one that it comes from: the caller knows both. */
+/* Takes the rid of record n_records, and makes room for it. The path may be a name until the file is whole,
+ * and a record is wrong in the one that it comes from: the caller knows both. */
 static wb_status take_rid(wb_dump_writer *w, const char *rid) {
     uint64_t before;
     size_t length = strlen(rid);

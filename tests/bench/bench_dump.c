@@ -171,8 +171,8 @@ static void run_read(bench *b) {
     wb_dump_close(d);
 }
 
-/* As many bytes as the others, of one chunk over and over: what a reader does beside the checksum, the file and
- * memory that is new. */
+/* As many bytes as the others, of one chunk over and over: what a reader does beside the checksum, the file
+ * and memory that is new. */
 static void run_decode(bench *b) {
     static wb_packed_scratch scratch;
     const size_t room = CHUNK_ROWS * wb_route_row_bytes(&b->model);
