@@ -153,7 +153,7 @@ static forward_block place_forward(const wb_attention *args, piece p, int64_t kv
  * not used. False where rows or blocks do not suit. */
 static bool compute_thin_scores(const wb_attention *args, forward_block b) {
     int64_t hd = args->head_dim, size = args->block_size, stride = args->n_kv_heads * hd;
-    if (b.p.count != 1 || b.rows > THIN_ROWS || size % 16 != 0) return false;
+    if (b.p.count != 1 || b.rows > TILE_ROWS || size % 16 != 0) return false;
     matrix_rows k = pool_rows(args, args->k, b.kv, b.index);
     const char *data = k.data;
     int64_t row_bytes = stride * (int64_t)wb_dtype_size(k.dtype);
