@@ -54,7 +54,7 @@ static matrix_rows pool_rows(const wb_attention *args, forward_block b, wb_rows 
  * last are read and not used. False where rows or blocks do not suit. */
 static bool compute_thin_scores(const wb_attention *args, forward_block b) {
     int64_t hd = args->head_dim, size = args->block_size;
-    if (b.p.count != 1 || b.rows > THIN_ROWS || size % WB_LANES != 0) return false;
+    if (b.p.count != 1 || b.rows > TILE_ROWS || size % WB_LANES != 0) return false;
     matrix_rows k = pool_rows(args, b, args->k, key_stride(args));
     const char *data = k.data;
     int64_t row_bytes = k.stride * (int64_t)wb_dtype_size(k.dtype);

@@ -3,75 +3,65 @@
 
 #if defined(__AVX2__) && defined(__FMA__)
 
-WB_INLINE void store_columns(eight_columns columns, float *to) {
-    WB_UNROLL
-    for (int i = 0; i < 8; i++) _mm256_storeu_ps(to + i * PANEL, columns.v[i]);
-}
-
-/* Eight rows, columns [0, n / 8 * 8), to the columns of `to`; returns how many were done. Meanwhile asks
- * for the rows that come next: the memory works while the tiles compute. */
-WB_INLINE int64_t pack_8_f32(const float *const row[8], const float *const next[8], int64_t n, float *to) {
+/* Columns [0, n / step * step) of BLOCK rows to the columns of `to`; returns how many were done. Meanwhile
+ * asks for the rows that come next, into the second-level cache, since a panel fills the first. */
+WB_INLINE int64_t pack_blocks(const bool is_f32, const char *const row[BLOCK], const char *const next[BLOCK],
+                              int64_t n, float *to) {
+    const int64_t step = is_f32 ? BLOCK : 2 * BLOCK;
     int64_t k = 0;
-    for (; k + 16 <= n; k += 16) {
-        for (int j = 0; j < 8; j++) _mm_prefetch((const char *)(next[j] + k), _MM_HINT_T0);
-        store_columns(load_8x8_f32(row, k), to + k * PANEL);
-        store_columns(load_8x8_f32(row, k + 8), to + (k + 8) * PANEL);
+    for (; k + step <= n; k += step, to += step * PANEL) {
+        const int64_t offset = k * (is_f32 ? 4 : 2);
+        if (offset % 64 == 0)
+            for (int j = 0; j < BLOCK; j++) _mm_prefetch(next[j] + offset, _MM_HINT_T1);
+        const block_columns block = load_block(row, offset);
+        WB_UNROLL
+        for (int i = 0; i < BLOCK; i++) {
+            if (is_f32) {
+                block_store(to + i * PANEL, block.v[i]);
+            } else {
+                block_store(to + 2 * i * PANEL, block_lower_bf16(block.v[i]));
+                block_store(to + (2 * i + 1) * PANEL, block_upper_bf16(block.v[i]));
+            }
+        }
     }
-    for (; k + 8 <= n; k += 8) store_columns(load_8x8_f32(row, k), to + k * PANEL);
-    return k;
-}
-
-WB_INLINE int64_t pack_8_bf16(const uint16_t *const row[8], const uint16_t *const next[8], int64_t n,
-                              float *to) {
-    int64_t k = 0;
-    for (; k + 32 <= n; k += 32) {
-        for (int j = 0; j < 8; j++) _mm_prefetch((const char *)(next[j] + k), _MM_HINT_T0);
-        for (int64_t at = k; at < k + 32; at += 8) store_columns(load_8x8_bf16(row, at), to + at * PANEL);
-    }
-    for (; k + 8 <= n; k += 8) store_columns(load_8x8_bf16(row, k), to + k * PANEL);
     return k;
 }
 
 #else
 
-WB_INLINE int64_t pack_8_f32(const float *const row[8], const float *const next[8], int64_t n, float *to) {
-    (void)row, (void)next, (void)n, (void)to;
-    return 0;
-}
+enum { BLOCK = 8 };
 
-WB_INLINE int64_t pack_8_bf16(const uint16_t *const row[8], const uint16_t *const next[8], int64_t n,
-                              float *to) {
-    (void)row, (void)next, (void)n, (void)to;
+WB_INLINE int64_t pack_blocks(const bool is_f32, const char *const row[BLOCK], const char *const next[BLOCK],
+                              int64_t n, float *to) {
+    (void)is_f32, (void)row, (void)next, (void)n, (void)to;
     return 0;
 }
 
 #endif
 
+static void pack_rows(const bool is_f32, const char *const row[BLOCK], const char *const next[BLOCK],
+                      int64_t k, float *to) {
+    for (int64_t i = is_f32 ? pack_blocks(true, row, next, k, to) : pack_blocks(false, row, next, k, to);
+         i < k; i++)
+        for (int j = 0; j < BLOCK; j++) {
+            const char *at = row[j] + i * (is_f32 ? 4 : 2);
+            const void *from = at;
+            to[i * PANEL + j] = is_f32 ? *(const float *)from : wb_bf16_to_f32(*(const uint16_t *)from);
+        }
+}
+
 void WB_CPU(pack_transposed)(matrix_rows m, int64_t first, int64_t rows, int64_t begin, int64_t k,
                              float *to) {
-    for (int64_t eight = 0; eight < PANEL; eight += 8) {
-        int64_t start[8], after[8], done;
-        for (int64_t j = 0; j < 8; j++) {
-            int64_t row = first + eight + j;
-            start[j] = row_start(m, row < rows ? row : rows - 1) + begin;
-            after[j] = row_start(m, row + PANEL < rows ? row + PANEL : rows - 1) + begin;
+    const int64_t size = (int64_t)wb_dtype_size(m.dtype);
+    for (int64_t column = 0; column < PANEL; column += BLOCK) {
+        const char *row[BLOCK], *next[BLOCK];
+        for (int64_t j = 0; j < BLOCK; j++) {
+            const int64_t at = first + column + j;
+            row[j] = (const char *)m.data + (row_start(m, at < rows ? at : rows - 1) + begin) * size;
+            next[j] = (const char *)m.data +
+                      (row_start(m, at + PANEL < rows ? at + PANEL : rows - 1) + begin) * size;
         }
-        float *out = to + eight;
-        if (m.dtype == WB_F32) {
-            const float *row[8], *next[8];
-            for (int j = 0; j < 8; j++) row[j] = (const float *)m.data + start[j];
-            for (int j = 0; j < 8; j++) next[j] = (const float *)m.data + after[j];
-            done = pack_8_f32(row, next, k, out);
-            for (; done < k; done++)
-                for (int j = 0; j < 8; j++) out[done * PANEL + j] = row[j][done];
-        } else {
-            const uint16_t *row[8], *next[8];
-            for (int j = 0; j < 8; j++) row[j] = (const uint16_t *)m.data + start[j];
-            for (int j = 0; j < 8; j++) next[j] = (const uint16_t *)m.data + after[j];
-            done = pack_8_bf16(row, next, k, out);
-            for (; done < k; done++)
-                for (int j = 0; j < 8; j++) out[done * PANEL + j] = wb_bf16_to_f32(row[j][done]);
-        }
+        pack_rows(m.dtype == WB_F32, row, next, k, to + column);
     }
 }
 

@@ -12,10 +12,35 @@
 /* Tile rows and vectors of 16 lanes in a panel row: what fits the registers of the instruction set. */
 #if defined(__AVX512F__)
 enum { TILE_ROWS = 12, PANEL_VECTORS = 2 };
+#define FOR_TILE_ROWS(X) \
+    X(1);                \
+    X(2);                \
+    X(3);                \
+    X(4);                \
+    X(5);                \
+    X(6);                \
+    X(7);                \
+    X(8);                \
+    X(9);                \
+    X(10);               \
+    X(11);               \
+    X(12)
 #elif defined(__AVX2__) && defined(__FMA__)
 enum { TILE_ROWS = 6, PANEL_VECTORS = 1 };
+#define FOR_TILE_ROWS(X) \
+    X(1);                \
+    X(2);                \
+    X(3);                \
+    X(4);                \
+    X(5);                \
+    X(6)
 #else
 enum { TILE_ROWS = 4, PANEL_VECTORS = 1 };
+#define FOR_TILE_ROWS(X) \
+    X(1);                \
+    X(2);                \
+    X(3);                \
+    X(4)
 #endif
 enum { PANEL = PANEL_VECTORS * WB_LANES, MAX_PANELS = 4 / PANEL_VECTORS };
 
@@ -56,10 +81,9 @@ typedef struct tile_rows {
 void WB_CPU(tiles)(int64_t rows, int64_t columns, int64_t k, tile_rows a, const float *b, bool accumulate,
                    float *c, int64_t ldc);
 
-/* Up to THIN_ROWS rows, where reading B is all the work: without packing. Both return how many columns
+/* Up to TILE_ROWS rows, where reading B is most of the work: without packing. Both return how many columns
  * they did, a multiple of 16 (0 where the shape or the instruction set does not suit), for the panels to
  * do the rest. */
-enum { THIN_ROWS = 3 };
 
 /* Rows [m, m + rows) and columns [begin, end) of a product with a transposed B. `after`: what is read
  * next, or NULL. */

@@ -4,18 +4,35 @@
 #include "wb_check.h"
 
 #include <stdlib.h>
+#include <sys/mman.h>
 
 #ifdef _OPENMP
 #include <omp.h>
 #endif
 
-enum { ALIGNMENT = 64, PAGE = 4096 };
+enum { ALIGNMENT = 64, PAGE = 4096, LARGE_PAGE = 2 << 20 };
+
+/* Memory of several large pages begins at one and is asked to be of them: weights are read from beginning to
+ * end in every step, which 4 KiB pages slow down by a quarter (translations do not fit their cache). */
+static size_t alignment_of(size_t bytes) {
+#ifdef MADV_HUGEPAGE
+    return bytes >= 2 * (size_t)LARGE_PAGE ? LARGE_PAGE : ALIGNMENT;
+#else
+    (void)bytes;
+    return ALIGNMENT;
+#endif
+}
 
 wb_status wb_cpu_memory(size_t bytes, void **out) {
-    if (bytes > SIZE_MAX - ALIGNMENT) return wb_fail(WB_OUT_OF_MEMORY, "device memory: %zu bytes", bytes);
-    size_t rounded = (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
-    void *memory = aligned_alloc(ALIGNMENT, rounded == 0 ? ALIGNMENT : rounded);
+    const size_t alignment = alignment_of(bytes);
+    if (bytes > SIZE_MAX - alignment) return wb_fail(WB_OUT_OF_MEMORY, "device memory: %zu bytes", bytes);
+    size_t rounded = (bytes + alignment - 1) / alignment * alignment;
+    void *memory = aligned_alloc(alignment, rounded == 0 ? alignment : rounded);
     if (!memory) return wb_fail(WB_OUT_OF_MEMORY, "device memory: %zu bytes", bytes);
+#ifdef MADV_HUGEPAGE
+    /* Where the system has none, ordinary pages do. */
+    if (alignment == LARGE_PAGE) (void)madvise(memory, bytes / LARGE_PAGE * LARGE_PAGE, MADV_HUGEPAGE);
+#endif
     *out = memory;
     return WB_OK;
 }

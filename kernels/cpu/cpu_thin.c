@@ -1,96 +1,129 @@
-/* cpu_thin.c - products of up to THIN_ROWS rows, without packing. See cpu_panel.h. */
+/* cpu_thin.c - products of few rows, without packing: a transposed B is turned in registers on its way from
+ * memory, so that no copy of it is made or kept. See cpu_panel.h. */
 #include "cpu/cpu_blocks.h"
 
 #if defined(__AVX2__) && defined(__FMA__)
 
-/* Eight columns of rows 0..7, of which row 0 is at `low` and row 4 at `high`, `stride` bytes apart. */
-WB_INLINE eight_columns load_8x8(const bool is_f32, const char *low, const char *high, int64_t stride) {
-    const char *row[8] = {low,  low + stride,  low + 2 * stride,  low + 3 * stride,
-                          high, high + stride, high + 2 * stride, high + 3 * stride};
-    if (is_f32) {
-        const float *floats[8];
-        for (int j = 0; j < 8; j++) floats[j] = (const float *)(const void *)row[j];
-        return load_8x8_f32(floats, 0);
-    }
-    const uint16_t *halves[8];
-    for (int j = 0; j < 8; j++) halves[j] = (const uint16_t *)(const void *)row[j];
-    return load_8x8_bf16(halves, 0);
+/* Columns of C at once, which are rows of B; and blocks of them whose sums are in registers together: with
+ * few rows two, where a block has half of the columns, so that there are chains enough. */
+enum { COLUMNS = 16 };
+WB_INLINE int blocks_of(int rows) {
+    return 2 * BLOCK <= COLUMNS && 2 * rows <= TILE_ROWS ? 2 : 1;
 }
 
-/* c[rows][16] += A B over k / 8 * 8 rows, transposing B's 16 columns in registers. Meanwhile asks for as
- * much of the 16 columns at `next`, a few lines at each step: in memory order where they lie side by side. */
-WB_INLINE void thin_columns(const int rows, const bool is_f32, const char *b, int64_t stride,
-                            const char *next, int64_t k, const float *a, int64_t a_stride,
-                            float c[THIN_ROWS][16]) {
-    const int64_t step = is_f32 ? 32 : 16, steps_of_line = 64 / step, asked = 16 / steps_of_line;
-    const bool side_by_side = stride == k * (step / 8);
-    const int64_t apart = side_by_side ? 64 : stride, advance = asked * apart;
-    const int64_t new_line = side_by_side ? advance : 64 - (steps_of_line - 1) * advance;
-    const char *at[4] = {b, b + 4 * stride, b + 8 * stride, b + 12 * stride};
-    __m256 acc[THIN_ROWS][2];
+/* What the parts of a product have in common: rows of A, a_stride apart, and COLUMNS rows of B, `stride`
+ * bytes apart, each of k elements. */
+typedef struct thin_part {
+    const char *b;
+    int64_t stride, k;
+    const float *a;
+    int64_t a_stride;
+} thin_part;
+
+/* Multiplies dword `i` of a block with the rows of A: one k of f32, two of bf16. */
+WB_INLINE void add_dword(const int rows, const bool is_f32, block_vector dwords, const float *a,
+                         int64_t a_stride, block_vector *acc) {
+    const block_vector first = is_f32 ? dwords : block_lower_bf16(dwords);
     WB_UNROLL
-    for (int r = 0; r < rows; r++) acc[r][0] = _mm256_loadu_ps(c[r]), acc[r][1] = _mm256_loadu_ps(c[r] + 8);
-    for (int64_t i = 0; i + 8 <= k; i += 8) {
+    for (int r = 0; r < rows; r++) acc[r] = block_fma(block_set(a[r * a_stride]), first, acc[r]);
+    if (is_f32) return;
+    const block_vector second = block_upper_bf16(dwords);
+    WB_UNROLL
+    for (int r = 0; r < rows; r++) acc[r] = block_fma(block_set(a[r * a_stride + 1]), second, acc[r]);
+}
+
+/* Bytes of a row that the memory is asked for beforehand. */
+enum { AHEAD = 384, LINE = 64 };
+
+/* c[rows][blocks * BLOCK] += A B over whole blocks of k; returns how many k. What the memory is asked for
+ * beyond the end of the rows is the beginning of as many rows at `next`. */
+WB_INLINE int64_t thin_blocks(const int rows, const int blocks, const bool is_f32, thin_part p,
+                              const char *next, float *c) {
+    const int64_t size = is_f32 ? 4 : 2, step = BLOCK * 4 / size;
+    const int64_t ahead = p.k * size < AHEAD ? p.k * size : AHEAD;
+    const char *fours[4]; /* every fourth row */
+    block_vector acc[2][TILE_ROWS];
+    int64_t i = 0;
+    for (int j = 0; j < blocks * BLOCK / 4; j++) fours[j] = p.b + 4 * j * p.stride;
+    WB_UNROLL
+    for (int n = 0; n < blocks; n++) {
         WB_UNROLL
-        for (int j = 0; j < 8; j++)
-            if (j < asked) _mm_prefetch(next + j * apart, _MM_HINT_T0);
-        next += i / 8 % steps_of_line == steps_of_line - 1 ? new_line : advance;
+        for (int r = 0; r < rows; r++) acc[n][r] = block_read(c + r * COLUMNS + n * BLOCK);
+    }
+    for (; i + step <= p.k; i += step) {
+        const int64_t left = (p.k - i) * size;
+        const char *ask = left > ahead ? fours[0] + ahead : next + ahead - left;
         WB_UNROLL
-        for (int half = 0; half < 2; half++) {
-            eight_columns columns = load_8x8(is_f32, at[2 * half], at[2 * half + 1], stride);
-            at[2 * half] += step, at[2 * half + 1] += step;
+        for (int j = 0; j < blocks * BLOCK; j++)
+            if (i * size % LINE == 0) _mm_prefetch(ask + j * p.stride, _MM_HINT_T0);
+        WB_UNROLL
+        for (int n = 0; n < blocks; n++) {
+            const char *row[BLOCK];
             WB_UNROLL
-            for (int column = 0; column < 8; column++) {
-                WB_UNROLL
-                for (int r = 0; r < rows; r++) {
-                    __m256 x = _mm256_set1_ps(a[r * a_stride + i + column]);
-                    acc[r][half] = _mm256_fmadd_ps(x, columns.v[column], acc[r][half]);
-                }
-            }
+            for (int j = 0; j < BLOCK; j++) row[j] = fours[(n * BLOCK + j) / 4] + j % 4 * p.stride;
+            const block_columns block = load_block(row, 0);
+            WB_UNROLL
+            for (int d = 0; d < BLOCK; d++)
+                add_dword(rows, is_f32, block.v[d], p.a + i + (is_f32 ? d : 2 * d), p.a_stride, acc[n]);
         }
+        for (int j = 0; j < blocks * BLOCK / 4; j++) fours[j] += BLOCK * 4;
     }
     WB_UNROLL
-    for (int r = 0; r < rows; r++) _mm256_storeu_ps(c[r], acc[r][0]), _mm256_storeu_ps(c[r] + 8, acc[r][1]);
+    for (int n = 0; n < blocks; n++) {
+        WB_UNROLL
+        for (int r = 0; r < rows; r++) block_store(c + r * COLUMNS + n * BLOCK, acc[n][r]);
+    }
+    return i;
 }
 
-WB_INLINE void thin_rows(const int rows, const bool is_f32, const char *b, int64_t stride, const char *after,
-                         int64_t n, int64_t k, const float *a, int64_t a_stride, bool accumulate, float *c,
-                         int64_t ldc) {
-    const int64_t size = is_f32 ? 4 : 2;
-    for (; n > 0; n -= 16, c += 16, b += 16 * stride) {
-        float block[THIN_ROWS][16] = {{0.0f}};
-        for (int r = 0; r < rows && accumulate; r++) memcpy(block[r], c + r * ldc, sizeof block[r]);
-        thin_columns(rows, is_f32, b, stride, n > 16 ? b + 16 * stride : after, k, a, a_stride, block);
-        for (int64_t i = k / 8 * 8; i < k; i++)
+/* The k from `begin` on, which are no whole block. */
+static void thin_rest(int rows, bool is_f32, thin_part p, int64_t begin, float *c) {
+    for (int64_t i = begin; i < p.k; i++)
+        for (int j = 0; j < COLUMNS; j++) {
+            const void *at = p.b + j * p.stride + i * (is_f32 ? 4 : 2);
+            const float x = is_f32 ? *(const float *)at : wb_bf16_to_f32(*(const uint16_t *)at);
             for (int r = 0; r < rows; r++)
-                for (int j = 0; j < 16; j++) {
-                    const void *at = b + j * stride + i * size;
-                    float x = is_f32 ? *(const float *)at : wb_bf16_to_f32(*(const uint16_t *)at);
-                    block[r][j] = fmaf(a[r * a_stride + i], x, block[r][j]);
-                }
-        for (int r = 0; r < rows; r++) memcpy(c + r * ldc, block[r], sizeof block[r]);
+                c[r * COLUMNS + j] = fmaf(p.a[r * p.a_stride + i], x, c[r * COLUMNS + j]);
+        }
+}
+
+/* n columns, whole COLUMNS of them. */
+WB_INLINE void thin_rows(const int rows, const bool is_f32, thin_part p, const char *after, int64_t n,
+                         bool accumulate, float *c, int64_t ldc) {
+    const int blocks = blocks_of(rows);
+    for (; n > 0; n -= COLUMNS, c += COLUMNS, p.b += COLUMNS * p.stride) {
+        float sums[TILE_ROWS][COLUMNS] = {{0.0f}};
+        const char *next = n > COLUMNS ? p.b + COLUMNS * p.stride : after;
+        int64_t done = 0;
+        for (int r = 0; r < rows && accumulate; r++) memcpy(sums[r], c + r * ldc, sizeof sums[r]);
+        for (int j = 0; j < COLUMNS; j += blocks * BLOCK) {
+            thin_part half = p;
+            half.b += j * p.stride;
+            done = thin_blocks(rows, blocks, is_f32, half, next + j * p.stride, sums[0] + j);
+        }
+        thin_rest(rows, is_f32, p, done, sums[0]);
+        for (int r = 0; r < rows; r++) memcpy(c + r * ldc, sums[r], sizeof sums[r]);
     }
 }
 
-#define THIN_TRANSPOSED_CASE(R)                                                                   \
-    case R:                                                                                       \
-        if (p->b.dtype == WB_F32)                                                                 \
-            thin_rows(R, true, b, stride, next, n, p->K, a, p->a_row, p->accumulate, c, p->ldc);  \
-        else                                                                                      \
-            thin_rows(R, false, b, stride, next, n, p->K, a, p->a_row, p->accumulate, c, p->ldc); \
+#define THIN_TRANSPOSED_CASE(R)                                           \
+    case R:                                                               \
+        if (p->b.dtype == WB_F32)                                         \
+            thin_rows(R, true, part, next, n, p->accumulate, c, p->ldc);  \
+        else                                                              \
+            thin_rows(R, false, part, next, n, p->accumulate, c, p->ldc); \
         break
 
 int64_t WB_CPU(thin_transposed)(const wb_matmul *p, int64_t m, int64_t rows, int64_t begin, int64_t end,
                                 const void *after) {
-    if (rows > THIN_ROWS || p->b_row != 1 || p->a_col != 1) return 0;
-    int64_t n = (end - begin) / 16 * 16, stride = p->b_col * (int64_t)wb_dtype_size(p->b.dtype);
+    if (rows > TILE_ROWS || p->b_row != 1 || p->a_col != 1) return 0;
+    const int64_t n = (end - begin) / COLUMNS * COLUMNS,
+                  stride = p->b_col * (int64_t)wb_dtype_size(p->b.dtype);
     const char *b = (const char *)p->b.data + begin * stride, *next = after ? after : b;
-    const float *a = (const float *)p->a.data + m * p->a_row;
+    const thin_part part = {b, stride, p->K, (const float *)p->a.data + m * p->a_row, p->a_row};
     float *c = (float *)p->c.data + m * p->ldc + begin;
     switch (rows) {
-        THIN_TRANSPOSED_CASE(1);
-        THIN_TRANSPOSED_CASE(2);
-        THIN_TRANSPOSED_CASE(3);
+        FOR_TILE_ROWS(THIN_TRANSPOSED_CASE);
     default:
         break;
     }
@@ -112,7 +145,7 @@ WB_INLINE void thin_tile(const int rows, const int vectors, const bool is_f32, m
                          int64_t begin, const float *a, int64_t a_stride, bool accumulate, float *c,
                          int64_t ldc) {
     const int64_t ahead = 16; /* rows that the memory is asked for beforehand */
-    lanes acc[THIN_ROWS][2];
+    lanes acc[TILE_ROWS][2];
     WB_UNROLL
     for (int r = 0; r < rows; r++) {
         WB_UNROLL
@@ -143,23 +176,27 @@ WB_INLINE void thin_tile(const int rows, const int vectors, const bool is_f32, m
     }
 }
 
-#define THIN_STRAIGHT_CASE(R, V)                                                  \
-    case (V)*4 + (R):                                                             \
-        if (b.dtype == WB_F32)                                                    \
-            thin_tile(R, V, true, b, k, begin, a, a_stride, accumulate, c, ldc);  \
-        else                                                                      \
-            thin_tile(R, V, false, b, k, begin, a, a_stride, accumulate, c, ldc); \
+/* Vectors of columns at once: two, where the sums of all rows fit the registers. */
+WB_INLINE int straight_vectors(int64_t rows) {
+    return PANEL_VECTORS == 2 || 2 * rows <= TILE_ROWS ? 2 : 1;
+}
+
+#define THIN_STRAIGHT_CASE(R)                                                                       \
+    case R:                                                                                         \
+        if (vectors == 2 && b.dtype == WB_F32)                                                      \
+            thin_tile(R, straight_vectors(R), true, b, k, begin, a, a_stride, accumulate, c, ldc);  \
+        else if (vectors == 2)                                                                      \
+            thin_tile(R, straight_vectors(R), false, b, k, begin, a, a_stride, accumulate, c, ldc); \
+        else if (b.dtype == WB_F32)                                                                 \
+            thin_tile(R, 1, true, b, k, begin, a, a_stride, accumulate, c, ldc);                    \
+        else                                                                                        \
+            thin_tile(R, 1, false, b, k, begin, a, a_stride, accumulate, c, ldc);                   \
         break
 
 static void run_thin_tile(int64_t rows, int vectors, matrix_rows b, int64_t k, int64_t begin, const float *a,
                           int64_t a_stride, bool accumulate, float *c, int64_t ldc) {
-    switch (vectors * 4 + (int)rows) {
-        THIN_STRAIGHT_CASE(1, 1);
-        THIN_STRAIGHT_CASE(2, 1);
-        THIN_STRAIGHT_CASE(3, 1);
-        THIN_STRAIGHT_CASE(1, 2);
-        THIN_STRAIGHT_CASE(2, 2);
-        THIN_STRAIGHT_CASE(3, 2);
+    switch (rows) {
+        FOR_TILE_ROWS(THIN_STRAIGHT_CASE);
     default:
         break;
     }
@@ -167,8 +204,8 @@ static void run_thin_tile(int64_t rows, int vectors, matrix_rows b, int64_t k, i
 
 int64_t WB_CPU(thin_straight)(int64_t rows, matrix_rows b, int64_t k, int64_t begin, int64_t end,
                               const float *a, int64_t a_stride, bool accumulate, float *c, int64_t ldc) {
-    int64_t done = 0, columns = rows <= THIN_ROWS ? end - begin : 0;
-    for (int vectors = 2; vectors >= 1; vectors--)
+    int64_t done = 0, columns = rows <= TILE_ROWS ? end - begin : 0;
+    for (int vectors = straight_vectors(rows); vectors >= 1; vectors--)
         for (; done + vectors * WB_LANES <= columns; done += vectors * WB_LANES)
             run_thin_tile(rows, vectors, b, k, begin + done, a, a_stride, accumulate, c + done, ldc);
     return done;

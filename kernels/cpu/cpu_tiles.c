@@ -42,6 +42,7 @@ WB_INLINE void tile(int rows, int panels, int64_t k, const float *restrict a, in
         else                                                         \
             tile(R, P, k, a.a, a.stride, 1, b, accumulate, c, ldc);  \
         break
+#define TILE_CASE_1(R) TILE_CASE(R, 1)
 
 static void run_tile(int64_t rows, int panels, int64_t k, tile_rows a, const float *b, bool accumulate,
                      float *c, int64_t ldc) {
@@ -52,22 +53,7 @@ static void run_tile(int64_t rows, int panels, int64_t k, tile_rows a, const flo
 #endif
         TILE_CASE(2, 2);
         TILE_CASE(3, 2);
-        TILE_CASE(1, 1);
-        TILE_CASE(2, 1);
-        TILE_CASE(3, 1);
-        TILE_CASE(4, 1);
-#if defined(__AVX2__) && defined(__FMA__)
-        TILE_CASE(5, 1);
-        TILE_CASE(6, 1);
-#endif
-#if defined(__AVX512F__)
-        TILE_CASE(7, 1);
-        TILE_CASE(8, 1);
-        TILE_CASE(9, 1);
-        TILE_CASE(10, 1);
-        TILE_CASE(11, 1);
-        TILE_CASE(12, 1);
-#endif
+        FOR_TILE_ROWS(TILE_CASE_1);
     default:
         break;
     }

@@ -122,6 +122,7 @@ static void test_blocks_and_threads(void **state) {
         wb_device_close(dev);
         run_lists(isas[i], 4, 300, 150, 300); /* more than one block of rows and of k */
         run_lists(isas[i], 4, 3, 1200, 600);  /* the wide tiles of few rows */
+        run_lists(isas[i], 12, 13, 70, 300);  /* rows that need no packing, and one more */
     }
 }
 
