@@ -325,16 +325,30 @@ typedef wb_status wb_cast_fn(wb_device *dev, int64_t n, wb_rows from, wb_rows to
 /* ---- attention ----------------------------------------------------------------------------------- */
 
 /* Causal grouped-query attention over a paged pool of keys and values. Query token t belongs to sequence
- * seq[t] at absolute position pos[t] and sees the keys at positions 0 .. pos[t] of that sequence; the row of
- * position j in the pool is blocks[seq * max_blocks + j / block_size] * block_size + j % block_size. Training
- * uses the same op with block_size 1. Head h reads kv head h / (n_heads / n_kv_heads). */
+ * seq[t] at absolute position pos[t] and sees the keys of that sequence at the positions up to pos[t], or the
+ * last `window` of them; the row of position j in the pool is
+ * blocks[seq * max_blocks + j / block_size] * block_size + j % block_size. Training uses the same op with
+ * block_size 1. Head h reads kv head h / (n_heads / n_kv_heads).
+ *
+ * Nothing is read of the keys, the values and the entries of `blocks` before the first position that some
+ * query of a sequence sees, so that their pages may be gone. A window changes no bit of a query that sees all
+ * its keys through it: its keys are masked, and sums keep their places. */
 typedef struct wb_attention {
     int64_t T;
-    int32_t n_heads, n_kv_heads, head_dim;
+    /* value_dim: the width of a value's head and of out's; the others are of head_dim, queries and keys */
+    int32_t n_heads, n_kv_heads, head_dim, value_dim;
     float scale;
+    /* W > 0: the token at position t sees the keys at positions t - W + 1 .. t; 0: all up to t */
+    int32_t window;
+    /* device [n_heads], or NULL: a logit beside those of the keys, as of a key that every query sees and
+     * whose value is 0. It takes part in the softmax's largest logit and in its sum, where it is added last.
+     */
+    const float *sinks;
     /* [T, n_heads * head_dim] */
     wb_rows q;
-    /* [pool rows, n_kv_heads * head_dim], both of one dtype: q's, or bf16 */
+    /* [pool rows, n_kv_heads * head_dim] and [pool rows, n_kv_heads * value_dim], both of one dtype: q's, or
+     * bf16. A forward takes v with the address of k too, as in MLA's absorbed form: the values of a head are
+     * then the first value_dim elements of its keys. */
     wb_rows k, v;
     /* device [T]: tokens of one sequence are adjacent; -1: padding, which sees no key and whose rows of out
      * and dq are zeros */
@@ -345,18 +359,22 @@ typedef struct wb_attention {
     const int32_t *blocks;
     int32_t max_blocks, block_size;
     /* What a forward leaves for its backward, device [T, n_heads]: the natural logarithm of the sum of
-     * exp(scale * score) over the keys of each query and head, 0 for padding. Only CUDA on bf16 writes and
-     * reads it, for heads of 64 and 128. NULL: the backward finds it again, which is slower. */
+     * exp(scale * score) over the keys of each query and head, and of exp(sink); 0 for padding. Only CUDA on
+     * bf16 writes and reads it, for heads of 64 and 128. NULL: the backward finds it again, which is slower.
+     */
     float *log_sums;
-    /* like q, what the forward wrote; a backward with log_sums reads it */
+    /* like the forward's out, what it wrote; a backward with log_sums reads it */
     wb_rows out;
 } wb_attention;
 
-/* out[T, n_heads * head_dim] (=). Backward (k and v of q's dtype): dq (=) like q, dk and dv (+=) like k and
- * v. On CUDA bf16 is fast where all rows begin at multiples of 16 bytes. */
+/* out[T, n_heads * value_dim] (=). Backward (k and v of q's dtype, and apart; dout like out): dq (=) like q,
+ * dk and dv (+=) like k and v, dsinks[n_heads] (+=, f32) over the tokens in ascending order; NULL where there
+ * are no sinks. On CUDA bf16 is fast where all rows begin at multiples of 16 bytes. CUDA takes a head_dim and
+ * a value_dim of at most 640; bf16 runs on tensor cores where both are 64 or both are 128, without a window
+ * and sinks. */
 typedef wb_status wb_attention_forward_fn(wb_device *dev, const wb_attention *args, wb_rows out);
 typedef wb_status wb_attention_backward_fn(wb_device *dev, const wb_attention *args, wb_rows dout, wb_rows dq,
-                                           wb_rows dk, wb_rows dv);
+                                           wb_rows dk, wb_rows dv, float *dsinks);
 
 /* cache[rows[t], :] = x[t, :width]; the cache is of x's dtype, or bf16. rows: device [T]; -1: of padding,
  * nothing is written. */
@@ -696,7 +714,8 @@ typedef struct wb_op_sizes {
     /* elements of a token's row, each the widest: hidden, between projections and attention, and of gate or
      * up in a dense part and in an expert */
     int64_t hidden, dense_width, expert_width;
-    int32_t n_heads, n_kv_heads, head_dim;
+    /* of attention, as wb_attention's, the widest */
+    int32_t n_heads, n_kv_heads, head_dim, value_dim;
     /* keys that a query sees */
     int64_t keys;
     /* E > 0 where experts are chosen; R, slots of all ranks, and groups of grouped_matmul */

@@ -20,6 +20,7 @@ wb_status wb_reserve_ops(const wb_model *model, const wb_sizes *sizes, int64_t k
                               .n_heads = config->n_heads,
                               .n_kv_heads = config->n_kv_heads,
                               .head_dim = config->head_dim,
+                              .value_dim = config->head_dim,
                               .keys = keys,
                               .router = config->router,
                               .n_sources = model->n_ranks,

@@ -8,8 +8,10 @@ static size_t larger(size_t a, size_t b) {
 
 /* Of each thread. */
 static size_t thread_bytes(const wb_op_sizes *most) {
-    const wb_attention heads = {
-        .n_heads = most->n_heads, .n_kv_heads = most->n_kv_heads, .head_dim = most->head_dim};
+    const wb_attention heads = {.n_heads = most->n_heads,
+                                .n_kv_heads = most->n_kv_heads,
+                                .head_dim = most->head_dim,
+                                .value_dim = most->value_dim};
     size_t bytes = PRODUCT_FLOATS * sizeof(float);
     bytes = larger(bytes, (size_t)most->vocab_size * sizeof(float));
     if (most->sampled > 0) bytes = larger(bytes, WB_CPU(sample_bytes)(most->vocab_size));
@@ -28,7 +30,7 @@ static size_t shared_bytes(const wb_op_sizes *most) {
     size_t bytes = wb_cpu_group_bytes(2 * (int64_t)most->n_groups);
     bytes = larger(bytes, (MAX_PRODUCTS + 1) * sizeof(int64_t));
     bytes = larger(bytes, (size_t)most->n_slots * sizeof(int32_t));
-    bytes = larger(bytes, wb_cpu_attention_plan_bytes(most->tokens));
+    bytes = larger(bytes, wb_cpu_attention_plan_bytes(most->tokens, most->backward ? most->n_heads : 0));
     bytes = larger(bytes, wb_cpu_sum_bytes(most->summed));
     return most->backward ? larger(bytes, (size_t)(most->tokens * heads) * sizeof(float)) : bytes;
 }
@@ -37,8 +39,8 @@ static size_t shared_bytes(const wb_op_sizes *most) {
  * the rows of a token's choices, and what is lost to whole cache lines and to the list of products. */
 static size_t operand_bytes(const wb_op_sizes *most) {
     const int64_t H = most->hidden, K = most->router.n_experts > 0 ? most->router.top_k : 0;
-    const int64_t q = (int64_t)most->n_heads * most->head_dim,
-                  kv = (int64_t)most->n_kv_heads * most->head_dim, I = most->dense_width,
+    const int64_t D = most->head_dim > most->value_dim ? most->head_dim : most->value_dim;
+    const int64_t q = most->n_heads * D, kv = most->n_kv_heads * D, I = most->dense_width,
                   F = most->expert_width;
     /* Three projections, each with a copy of its input; norms of the stream and of heads; SwiGLU and its
      * backward; two products of a backward, which share dy,

@@ -158,6 +158,7 @@ extern "C" {
 bool wb_cuda_attention_bf16_takes(const wb_attention *args, wb_rows out) {
     if (args->q.dtype != WB_BF16 || args->k.dtype != WB_BF16 || args->v.dtype != WB_BF16) return false;
     if (args->head_dim != 64 && args->head_dim != 128) return false;
+    if (args->value_dim != args->head_dim || args->window > 0 || args->sinks) return false;
     if (args->n_heads / args->n_kv_heads > ROWS) return false;
     return aligned(args->q) && aligned(args->k) && aligned(args->v) && aligned(out);
 }

@@ -221,6 +221,7 @@ static wb_attention attention_args(const gqa *g, const wb_pass *pass, const wb_s
                           .n_heads = config->n_heads,
                           .n_kv_heads = config->n_kv_heads,
                           .head_dim = config->head_dim,
+                          .value_dim = config->head_dim,
                           .scale = (float)(1.0 / sqrt((double)config->head_dim)),
                           .q = wb_activations(model, &g->q.out),
                           .k = state ? wb_state_rows(state, KEYS) : wb_activations(model, &g->k.out),
@@ -318,7 +319,7 @@ static wb_status attention_backward(gqa *g, const gqa_weights *w, const wb_pass 
     WB_TRY(dev->zero(dev, g->dk.data, kv_bytes));
     WB_TRY(dev->zero(dev, g->dv.data, kv_bytes));
     return dev->attention_backward(dev, &args, dattn, wb_activations(model, &g->dq),
-                                   wb_activations(model, &g->dk), wb_activations(model, &g->dv));
+                                   wb_activations(model, &g->dk), wb_activations(model, &g->dv), NULL);
 }
 
 static wb_status backward(void *worker, const void *weights, const wb_pass *pass, wb_rows x, wb_rows dy,

@@ -34,6 +34,7 @@ wb_attention make_attention(const shape &s, int32_t n, int32_t context, int32_t 
     for (int32_t i = 0; i < n * pages; i++)
         blocks.push_back(in_order ? i : static_cast<int32_t>(i * int64_t(7919) % (n * pages)));
     a.T = static_cast<int64_t>(seq.size()), a.n_heads = s.heads, a.n_kv_heads = s.kv_heads, a.head_dim = s.D;
+    a.value_dim = s.D;
     a.scale = 1 / std::sqrt(static_cast<float>(s.D));
     a.q = random_rows(a.T * s.heads * s.D, 1);
     a.k = random_rows(rows * s.kv_heads * s.D, 1), a.v = random_rows(rows * s.kv_heads * s.D, 1);
@@ -75,7 +76,7 @@ void time_backward(const shape &s, bool in_order) {
     const double flop = 10 * (n * (length + 1.0) * length / 2 * s.heads * s.D);
     must(dev->attention_forward(dev, &a, out), "forward");
     const double ms =
-        median_ms([&] { must(dev->attention_backward(dev, &a, dout, dq, dk, dv), "backward"); });
+        median_ms([&] { must(dev->attention_backward(dev, &a, dout, dq, dk, dv, NULL), "backward"); });
     printf("backward, %d x %d, rows %s %9.3f ms %8.1f TFLOP/s\n", n, length,
            in_order ? "in order " : "scattered", ms, flop / ms / 1e9);
     dev->mem_free(dev, a.log_sums);

@@ -160,6 +160,25 @@ static inline void all_inputs(wb_device *dev, int64_t T, int64_t hd, const int32
     free(k), free(v), free(w);
 }
 
+/* Attention of f32 with a pool of so many rows, forward and backward. */
+static inline void all_attention_ops(wb_device *dev, const wb_attention *a, int64_t pool_rows, outputs *o) {
+    const int64_t n_out = a->T * a->n_heads * a->value_dim, n_q = a->T * a->n_heads * a->head_dim;
+    const int64_t n_k = pool_rows * a->n_kv_heads * a->head_dim,
+                  n_v = pool_rows * a->n_kv_heads * a->value_dim;
+    float *out = floats(n_out), *d = random_floats(n_out, -1, 1), *dq = floats(n_q);
+    float *dk = random_floats(n_k, -1, 1), *dv = random_floats(n_v, -1, 1),
+          *dsinks = random_floats(a->n_heads, -1, 1);
+    assert_ok(dev->attention_forward(dev, a, wb_f32_rows(out)));
+    assert_ok(dev->attention_backward(dev, a, wb_f32_rows(d), wb_f32_rows(dq), wb_f32_rows(dk),
+                                      wb_f32_rows(dv), a->sinks ? dsinks : NULL));
+    keep_floats(o, out, n_out, "attention_forward");
+    keep_floats(o, dq, n_q, "attention_backward dq");
+    keep_floats(o, dk, n_k, "attention_backward dk");
+    keep_floats(o, dv, n_v, "attention_backward dv");
+    keep_floats(o, dsinks, a->n_heads, "attention_backward dsinks");
+    free(d);
+}
+
 static inline void all_attention(wb_device *dev, int64_t T, int64_t hd, outputs *o) {
     const int64_t nh = 4, nkv = 2, half = hd / 2;
     int32_t *seq = xalloc(T, sizeof *seq), *pos = xalloc(T, sizeof *pos),
@@ -193,24 +212,30 @@ static inline void all_attention(wb_device *dev, int64_t T, int64_t hd, outputs 
     keep_floats(o, fresh, 0, "");
     fresh = random_floats(T * nkv * hd, -1, 1);
     assert_ok(dev->kv_write(dev, T, nkv * hd, wb_f32_rows(fresh), rows, (wb_rows){v, WB_F32}));
-    float *out = floats(T * nh * hd), *dq = floats(T * nh * hd), *dk = copied(v, 3 * T * nkv * hd);
-    float *dv = copied(k, 3 * T * nkv * hd), *d = random_floats(T * nh * hd, -1, 1);
-    wb_attention a = {
-        T,   (int32_t)nh, (int32_t)nkv, (int32_t)hd, 0.3f, wb_f32_rows(x), wb_f32_rows(k),   wb_f32_rows(v),
-        seq, pos,         blocks,       (int32_t)T,  1,    NULL,           wb_f32_rows(NULL)};
+    wb_attention a = {.T = T,
+                      .n_heads = (int32_t)nh,
+                      .n_kv_heads = (int32_t)nkv,
+                      .head_dim = (int32_t)hd,
+                      .value_dim = (int32_t)hd,
+                      .scale = 0.3f,
+                      .q = wb_f32_rows(x),
+                      .k = wb_f32_rows(k),
+                      .v = wb_f32_rows(v),
+                      .seq = seq,
+                      .pos = pos,
+                      .blocks = blocks,
+                      .max_blocks = (int32_t)T,
+                      .block_size = 1};
+    all_attention_ops(dev, &a, 3 * T, o);
+    a.window = (int32_t)T / 3 + 1, a.value_dim = (int32_t)hd - 3, a.sinks = s;
+    all_attention_ops(dev, &a, 3 * T, o);
+    float *out = floats(T * nh * hd);
+    a.k = a.v = (wb_rows){k_half, WB_BF16}; /* values in keys */
     assert_ok(dev->attention_forward(dev, &a, wb_f32_rows(out)));
-    assert_ok(
-        dev->attention_backward(dev, &a, wb_f32_rows(d), wb_f32_rows(dq), wb_f32_rows(dk), wb_f32_rows(dv)));
-    keep(o, out, (size_t)(T * nh * hd) * 4, "attention_forward");
-    a.k = a.v = (wb_rows){k_half, WB_BF16};
-    assert_ok(dev->attention_forward(dev, &a, wb_f32_rows(out)));
-    keep_floats(o, out, T * nh * hd, "attention_forward bf16");
-    keep_floats(o, dq, T * nh * hd, "attention_backward dq");
-    keep_floats(o, dk, 3 * T * nkv * hd, "attention_backward dk");
-    keep_floats(o, dv, 3 * T * nkv * hd, "attention_backward dv");
+    keep_floats(o, out, T * nh * a.value_dim, "attention_forward bf16");
     keep_floats(o, x, T * nh * hd, "rope");
     free(seq), free(pos), free(blocks), free(rows), free(c), free(s), free(fresh), free(k), free(v),
-        free(k_half), free(d);
+        free(k_half);
 }
 
 /* The experts' products of a plan with one matrix a slot: [gate | up] with its SwiGLU, then down. */

@@ -141,8 +141,12 @@ static void open_batch(const problem *p, const layout *l, batch *b) {
         for (int32_t s = l->order[i], pos = p->firsts[s]; pos < p->lengths[s]; pos++)
             add_token(b, s, pos, p->starts[s] + pos);
     }
-    b->args = (wb_attention){
-        .T = b->T, .n_heads = p->heads, .n_kv_heads = p->kv_heads, .head_dim = p->D, .scale = p->scale};
+    b->args = (wb_attention){.T = b->T,
+                             .n_heads = p->heads,
+                             .n_kv_heads = p->kv_heads,
+                             .head_dim = p->D,
+                             .value_dim = p->D,
+                             .scale = p->scale};
     b->args.seq = b->seq, b->args.pos = b->pos;
     place_keys(p, l, b);
 }
@@ -209,7 +213,7 @@ static void call(const problem *p, const layout *l, gradients *g) {
     assert_ok(cuda->attention_forward(cuda, &b.args, (wb_rows){out, WB_BF16}));
     assert_ok(cuda->attention_backward(cuda, &b.args, (wb_rows){dout, WB_BF16},
                                        (wb_rows){dq + l->dq_from, WB_BF16}, (wb_rows){dk, WB_BF16},
-                                       (wb_rows){dv, WB_BF16}));
+                                       (wb_rows){dv, WB_BF16}, NULL));
     collect_tokens(p, &b, dq + l->dq_from, log_sums, g);
     collect_keys(p, &b, dk, g->dk), collect_keys(p, &b, dv, g->dv);
     free(q), free(dout), free(k), free(v), free(dk), free(dv), free(out), free(dq), free(log_sums);

@@ -114,8 +114,11 @@ static void open_batch(const problem *p, const pool *l, int64_t T, batch *b) {
     *b = (batch){.T = 0, .seq = xalloc(T, sizeof *b->seq), .pos = xalloc(T, sizeof *b->pos)};
     b->token = xalloc(T, sizeof *b->token), b->q = poisoned(T * p->heads * p->D);
     b->log_sums = xalloc(T * p->heads, sizeof *b->log_sums);
-    b->args =
-        (wb_attention){.n_heads = p->heads, .n_kv_heads = p->kv_heads, .head_dim = p->D, .scale = p->scale};
+    b->args = (wb_attention){.n_heads = p->heads,
+                             .n_kv_heads = p->kv_heads,
+                             .head_dim = p->D,
+                             .value_dim = p->D,
+                             .scale = p->scale};
     b->args.q = (wb_rows){b->q, WB_BF16}, b->args.k = (wb_rows){l->k, WB_BF16},
     b->args.v = (wb_rows){l->v, WB_BF16};
     b->args.seq = b->seq, b->args.pos = b->pos, b->args.blocks = l->blocks;

@@ -6,7 +6,7 @@
 #include "ops_test.h"
 
 enum { T = 23, W = 38, DEEP = 300, V = 9, POOL = 32, GUARD = 5, MAX_OPERANDS = 7 };
-enum { FIRST_LENGTH = 14, HEADS = 2, HEAD_DIM = W / HEADS, ROT = 14 };
+enum { FIRST_LENGTH = 14, HEADS = 2, HEAD_DIM = W / HEADS, VALUE_DIM = 11, ROT = 14 };
 
 /* ---- what ops take beside rows --------------------------------------------------------------- */
 
@@ -168,6 +168,7 @@ static wb_attention attention_of(int64_t n, const wb_rows *r, bool blocked) {
                           .n_heads = HEADS,
                           .n_kv_heads = 1,
                           .head_dim = HEAD_DIM,
+                          .value_dim = HEAD_DIM,
                           .scale = 0.37f,
                           .q = r[0],
                           .k = r[1],
@@ -189,7 +190,22 @@ OP(attention_in_blocks) {
 }
 OP(attention_backward) {
     const wb_attention a = attention_of(n, r, false);
-    return dev->attention_backward(dev, &a, r[3], r[4], r[5], r[6]);
+    return dev->attention_backward(dev, &a, r[3], r[4], r[5], r[6], NULL);
+}
+
+/* With a window, sinks, and values that are narrower than keys. */
+static wb_attention narrow_attention_of(int64_t n, const wb_rows *r) {
+    wb_attention a = attention_of(n, r, false);
+    a.value_dim = VALUE_DIM, a.window = 5, a.sinks = vector;
+    return a;
+}
+OP(narrow_attention) {
+    const wb_attention a = narrow_attention_of(n, r);
+    return dev->attention_forward(dev, &a, r[3]);
+}
+OP(narrow_attention_backward) {
+    const wb_attention a = narrow_attention_of(n, r);
+    return dev->attention_backward(dev, &a, r[3], r[4], r[5], r[6], sums);
 }
 
 static void fill_pairs(int64_t n) {
@@ -304,6 +320,27 @@ static const op_case cases[] = {
      {{"x", DEEP, IN}, {"dy", W, IN}, {"dx", DEEP, OUT}}},
     {"attention_forward", run_attention, true, false, false, {{"q", W, IN}, KV, {"out", W, OUT}}},
     {"attention_forward", run_attention_in_blocks, true, false, false, {{"q", W, IN}, KV, {"out", W, OUT}}},
+    {"attention_forward",
+     run_narrow_attention,
+     true,
+     false,
+     false,
+     {{"q", W, IN},
+      {"k", HEAD_DIM, IN | WHOLE},
+      {"v", VALUE_DIM, IN | WHOLE},
+      {"out", HEADS *VALUE_DIM, OUT}}},
+    {"attention_backward",
+     run_narrow_attention_backward,
+     false,
+     false,
+     false,
+     {{"q", W, IN},
+      {"k", HEAD_DIM, IN | WHOLE},
+      {"v", VALUE_DIM, IN | WHOLE},
+      {"dout", HEADS *VALUE_DIM, IN},
+      {"dq", W, OUT},
+      {"dk", HEAD_DIM, SUM | WHOLE},
+      {"dv", VALUE_DIM, SUM | WHOLE}}},
     {"attention_backward",
      run_attention_backward,
      false,

@@ -134,6 +134,8 @@ static void run_attention(const trial *t) {
     wb_device *dev = t->dev;
     const int64_t T = t->most.tokens < t->most.keys ? t->most.tokens : t->most.keys;
     const int32_t n_blocks = (int32_t)((t->most.keys + BLOCK - 1) / BLOCK);
+    const int64_t out_width = (int64_t)t->most.n_heads * t->most.value_dim,
+                  v_width = (int64_t)t->most.n_kv_heads * t->most.value_dim;
     int32_t *pos = zeros(T, sizeof *pos), *blocks = zeros(n_blocks, sizeof *blocks);
     for (int32_t i = 0; i < n_blocks; i++) blocks[i] = i;
     for (int64_t i = 0; i < T; i++) pos[i] = (int32_t)(t->most.keys - T + i);
@@ -141,19 +143,22 @@ static void run_attention(const trial *t) {
                                .n_heads = t->most.n_heads,
                                .n_kv_heads = t->most.n_kv_heads,
                                .head_dim = t->most.head_dim,
+                               .value_dim = t->most.value_dim,
                                .scale = 1,
+                               .sinks = zeros(t->most.n_heads, sizeof(float)),
                                .q = rows_of(t, T, t->q),
                                .k = rows_of(t, n_blocks * BLOCK, t->kv),
-                               .v = rows_of(t, n_blocks * BLOCK, t->kv),
+                               .v = rows_of(t, n_blocks * BLOCK, v_width),
                                .seq = zeros(T, sizeof(int32_t)),
                                .pos = pos,
                                .blocks = blocks,
                                .max_blocks = n_blocks,
                                .block_size = BLOCK};
-    const wb_rows out = rows_of(t, T, t->q), dk = rows_of(t, n_blocks * BLOCK, t->kv),
-                  dv = rows_of(t, n_blocks * BLOCK, t->kv);
+    const wb_rows out = rows_of(t, T, out_width), dk = rows_of(t, n_blocks * BLOCK, t->kv),
+                  dv = rows_of(t, n_blocks * BLOCK, v_width);
     assert_ok(dev->attention_forward(dev, &args, out));
-    BACKWARD(t, dev->attention_backward(dev, &args, out, rows_of(t, T, t->q), dk, dv));
+    BACKWARD(t, dev->attention_backward(dev, &args, out, rows_of(t, T, t->q), dk, dv,
+                                        zeros(t->most.n_heads, sizeof(float))));
 }
 
 /* The router of T tokens, and where their rows go: ids[k] = k for all, spread over the slots. */
@@ -250,6 +255,7 @@ static wb_op_sizes random_sizes(int number) {
                      .n_heads = kv * (int32_t)rng_range(1, 3),
                      .n_kv_heads = kv,
                      .head_dim = 2 * (int32_t)WIDTH(3) / 4 + 2,
+                     .value_dim = (int32_t)WIDTH(3) / 4 + 1,
                      .keys = rng_range(1, large == KEYS ? 6000 : 40),
                      .router = {.type = WB_ROUTER_SIGMOID, .n_experts = E, .top_k = 1, .scale = 1},
                      .n_sources = 1,

@@ -133,7 +133,7 @@ static void check_backward(const problem *p, const pool *l, const int32_t *first
     for (int64_t t = 0; t < b.T; t++)
         memcpy(dout + t * q_width, p->dout + b.token[t] * q_width, (size_t)q_width * 2);
     assert_ok(cuda->attention_backward(cuda, &b.args, (wb_rows){dout, WB_BF16}, (wb_rows){dq, WB_BF16},
-                                       (wb_rows){dk, WB_BF16}, (wb_rows){dv, WB_BF16}));
+                                       (wb_rows){dk, WB_BF16}, (wb_rows){dv, WB_BF16}, NULL));
     for (int64_t t = 0; t < b.T; t++)
         memcpy(all + b.token[t] * q_width, dq + t * q_width, (size_t)q_width * 2);
     for (int s = 0; s < p->n; s++)

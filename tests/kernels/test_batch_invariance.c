@@ -223,6 +223,15 @@ static void test_a_row_alone_or_in_any_batch(void **state) {
 
 enum { LENGTH = 700, HEADS = 4, KV_HEADS = 2, DIM = 20, KV_WIDTH = KV_HEADS * DIM };
 
+static const float some_sinks[HEADS] = {0.5f, -3, 4, -INFINITY};
+
+/* What beside the keys decides about an output. */
+static const struct view {
+    int32_t window;
+    const float *sinks;
+} views[] = {{0, NULL}, {1, NULL}, {100, some_sinks}, {LENGTH, some_sinks}};
+enum { N_VIEWS = sizeof views / sizeof views[0] };
+
 /* Keys of positions 0.. of sequence `seq` in a pool of the given block size with shuffled blocks. */
 typedef struct paged {
     float *k, *v;
@@ -248,28 +257,37 @@ static paged new_paged(const float *k, const float *v, int seqs, int32_t block_s
     return p;
 }
 
-static void attend(wb_device *dev, const paged *p, int64_t count, const float *q, const int32_t *seq,
-                   const int32_t *pos, float *out) {
-    wb_attention a = {count,
-                      HEADS,
-                      KV_HEADS,
-                      DIM,
-                      0.4f,
-                      wb_f32_rows(q),
-                      wb_f32_rows(p->k),
-                      wb_f32_rows(p->v),
-                      seq,
-                      pos,
-                      p->blocks,
-                      p->max_blocks,
-                      p->block_size,
-                      NULL,
-                      wb_f32_rows(NULL)};
+static void attend(wb_device *dev, const paged *p, const struct view *view, int64_t count, const float *q,
+                   const int32_t *seq, const int32_t *pos, float *out) {
+    const wb_attention a = {.T = count,
+                            .n_heads = HEADS,
+                            .n_kv_heads = KV_HEADS,
+                            .head_dim = DIM,
+                            .value_dim = DIM,
+                            .scale = 0.4f,
+                            .window = view->window,
+                            .sinks = view->sinks,
+                            .q = wb_f32_rows(q),
+                            .k = wb_f32_rows(p->k),
+                            .v = wb_f32_rows(p->v),
+                            .seq = seq,
+                            .pos = pos,
+                            .blocks = p->blocks,
+                            .max_blocks = p->max_blocks,
+                            .block_size = p->block_size};
     assert_ok(dev->attention_forward(dev, &a, wb_f32_rows(out)));
 }
 
-static void test_attention_however_it_is_cut(void **state) {
-    (void)state;
+/* Keys [begin, end) of the first sequence become NaN. */
+static void spoil_keys(const paged *p, int64_t begin, int64_t end) {
+    for (int64_t j = begin; j < end; j++)
+        for (int i = 0; i < KV_WIDTH; i++) {
+            const int64_t row = (int64_t)p->blocks[j / p->block_size] * p->block_size + j % p->block_size;
+            p->k[row * KV_WIDTH + i] = p->v[row * KV_WIDTH + i] = NAN;
+        }
+}
+
+static void check_cuts(const struct view *view) {
     enum { SEQS = 2, QUERIES = SEQS * LENGTH, ROW = HEADS * DIM };
     wb_device *one = open_cpu(1), *three = open_cpu(3);
     float *k = random_floats(QUERIES * KV_WIDTH, -1, 1), *v = random_floats(QUERIES * KV_WIDTH, -1, 1);
@@ -279,13 +297,13 @@ static void test_attention_however_it_is_cut(void **state) {
     for (int i = 0; i < QUERIES; i++) seq[i] = i / LENGTH, pos[i] = i % LENGTH;
     paged plain = new_paged(k, v, SEQS, 1), blocked = new_paged(k, v, SEQS, 16),
           odd = new_paged(k, v, SEQS, 7);
-    attend(three, &plain, QUERIES, q, seq, pos, whole);
-    attend(one, &blocked, QUERIES, q, seq, pos, cut);
+    attend(three, &plain, view, QUERIES, q, seq, pos, whole);
+    attend(one, &blocked, view, QUERIES, q, seq, pos, cut);
     assert_same_bits(whole, cut, QUERIES * ROW, "other blocks");
     memset(cut, 0, QUERIES * ROW * sizeof(float));
     for (int64_t t = 0, n; t < QUERIES; t += n) { /* chunks of a prompt, some over the end of a sequence */
         n = rng_range(1, QUERIES - t < 90 ? QUERIES - t : 90);
-        attend(three, &odd, n, q + t * ROW, seq + t, pos + t, cut + t * ROW);
+        attend(three, &odd, view, n, q + t * ROW, seq + t, pos + t, cut + t * ROW);
     }
     assert_same_bits(whole, cut, QUERIES * ROW, "chunks");
     for (int i = 0; i < 40; i++) { /* decode: one query of each sequence */
@@ -295,45 +313,68 @@ static void test_attention_however_it_is_cut(void **state) {
             at[s] = (int32_t)rng_range(0, LENGTH - 1);
             memcpy(two + s * ROW, q + ((int64_t)s * LENGTH + at[s]) * ROW, ROW * sizeof(float));
         }
-        attend(one, &odd, SEQS, two, in_seq, at, found);
+        attend(one, &odd, view, SEQS, two, in_seq, at, found);
         for (int s = 0; s < SEQS; s++)
             assert_same_bits(found + s * ROW, whole + ((int64_t)s * LENGTH + at[s]) * ROW, ROW, "decode");
     }
-    /* What a query does not see has no influence, be it a NaN. */
-    for (int64_t j = 300; j < LENGTH; j++)
-        for (int i = 0; i < KV_WIDTH; i++) {
-            plain.k[(int64_t)plain.blocks[j] * KV_WIDTH + i] = NAN;
-            plain.v[(int64_t)plain.blocks[j] * KV_WIDTH + i] = NAN;
-        }
-    attend(three, &plain, LENGTH, q, seq, pos, cut);
+    /* What a query does not see has no influence, be it a NaN: keys after it, and those before its window. */
+    spoil_keys(&plain, 300, LENGTH);
+    attend(three, &plain, view, LENGTH, q, seq, pos, cut);
     assert_same_bits(whole, cut, 300 * ROW, "keys after the query");
     for (int i = 300 * ROW; i < 301 * ROW; i++) assert_true(isnan(cut[i]));
+    if (view->window > 0 && view->window < 200) {
+        spoil_keys(&odd, 0, 401);
+        const int64_t first = 401 + view->window - 1;
+        attend(three, &odd, view, LENGTH - first, q + first * ROW, seq + first, pos + first,
+               cut + first * ROW);
+        assert_same_bits(whole + first * ROW, cut + first * ROW, (LENGTH - first) * ROW,
+                         "keys before the window");
+    }
     free(k), free(v), free(q), free(whole), free(cut), free(seq), free(pos);
     free(plain.k), free(plain.v), free(plain.blocks), free(blocked.k), free(blocked.v), free(blocked.blocks);
     free(odd.k), free(odd.v), free(odd.blocks);
     wb_device_close(one), wb_device_close(three);
 }
 
-/* Gradients of one sequence do not depend on the others in the call. */
-static void test_attention_backward_of_one_sequence(void **state) {
+static void test_attention_however_it_is_cut(void **state) {
     (void)state;
+    for (int i = 0; i < N_VIEWS; i++) check_cuts(&views[i]);
+}
+
+/* Gradients of one sequence do not depend on the others in the call; those of sinks go over all of them, in
+ * order. */
+static void check_gradients(const struct view *view) {
     enum { N = 90, ROW = HEADS * DIM };
     wb_device *one = open_cpu(1), *three = open_cpu(3);
     cpu_split.always = true;
     float *k = random_floats(N * KV_WIDTH, -1, 1), *v = random_floats(N * KV_WIDTH, -1, 1);
     float *q = random_floats(N * ROW, -1, 1), *dout = random_floats(N * ROW, -1, 1);
-    float *grad[2];
+    float *grad[2], dsinks[2][HEADS] = {{0}};
     int32_t seq[N], pos[N], blocks[2 * N];
     for (int i = 0; i < N; i++)
         seq[i] = i >= 37, pos[i] = i < 37 ? i : i - 37, blocks[seq[i] * N + pos[i]] = i;
     for (int run = 0; run < 2; run++) {
         float *g = grad[run] = floats(N * (ROW + 2 * KV_WIDTH));
-        wb_attention a = {N,   HEADS, KV_HEADS, DIM, 0.4f, wb_f32_rows(q), wb_f32_rows(k),   wb_f32_rows(v),
-                          seq, pos,   blocks,   N,   1,    NULL,           wb_f32_rows(NULL)};
+        wb_attention a = {.T = N,
+                          .n_heads = HEADS,
+                          .n_kv_heads = KV_HEADS,
+                          .head_dim = DIM,
+                          .value_dim = DIM,
+                          .scale = 0.4f,
+                          .window = view->window,
+                          .sinks = view->sinks,
+                          .q = wb_f32_rows(q),
+                          .k = wb_f32_rows(k),
+                          .v = wb_f32_rows(v),
+                          .seq = seq,
+                          .pos = pos,
+                          .blocks = blocks,
+                          .max_blocks = N,
+                          .block_size = 1};
         if (run == 0) {
-            assert_ok(three->attention_backward(three, &a, wb_f32_rows(dout), wb_f32_rows(g),
-                                                wb_f32_rows(g + N * ROW),
-                                                wb_f32_rows(g + N * (ROW + KV_WIDTH))));
+            assert_ok(three->attention_backward(
+                three, &a, wb_f32_rows(dout), wb_f32_rows(g), wb_f32_rows(g + N * ROW),
+                wb_f32_rows(g + N * (ROW + KV_WIDTH)), view->sinks ? dsinks[run] : NULL));
             continue;
         }
         for (int begin = 0; begin < N; begin += begin == 0 ? 37 : N) {
@@ -341,13 +382,20 @@ static void test_attention_backward_of_one_sequence(void **state) {
             a.q = wb_f32_rows(q + begin * ROW), a.seq = seq + begin, a.pos = pos + begin;
             assert_ok(one->attention_backward(one, &a, wb_f32_rows(dout + begin * ROW),
                                               wb_f32_rows(g + begin * ROW), wb_f32_rows(g + N * ROW),
-                                              wb_f32_rows(g + N * (ROW + KV_WIDTH))));
+                                              wb_f32_rows(g + N * (ROW + KV_WIDTH)),
+                                              view->sinks ? dsinks[run] : NULL));
         }
     }
     cpu_split.always = false;
     assert_same_bits(grad[0], grad[1], N * (ROW + 2 * KV_WIDTH), "attention_backward");
+    assert_same_bits(dsinks[0], dsinks[1], HEADS, "gradients of sinks");
     free(k), free(v), free(q), free(dout), free(grad[0]), free(grad[1]);
     wb_device_close(one), wb_device_close(three);
+}
+
+static void test_attention_backward_of_one_sequence(void **state) {
+    (void)state;
+    for (int i = 0; i < N_VIEWS; i++) check_gradients(&views[i]);
 }
 
 int main(int argc, char **argv) {

@@ -61,8 +61,20 @@ static void test_nothing_to_do(void **state) {
     wb_router router = {WB_ROUTER_SOFTMAX_NORM, 2, 1, 0, 0, true, 1.0f};
     wb_ids view = {ids, WB_U8, 1};
     wb_topk topk = {.router = router, .logits = x, .ids = view};
-    wb_attention attention = {0,     1,     1,     4, 1.0f, wb_f32_rows(x), wb_f32_rows(x),   wb_f32_rows(x),
-                              index, index, index, 1, 1,    NULL,           wb_f32_rows(NULL)};
+    const wb_attention attention = {.n_heads = 1,
+                                    .n_kv_heads = 1,
+                                    .head_dim = 4,
+                                    .value_dim = 4,
+                                    .scale = 1,
+                                    .sinks = x,
+                                    .q = wb_f32_rows(x),
+                                    .k = wb_f32_rows(x),
+                                    .v = wb_f32_rows(x),
+                                    .seq = index,
+                                    .pos = index,
+                                    .blocks = index,
+                                    .max_blocks = 1,
+                                    .block_size = 1};
     wb_adamw hyper = {.step = 1};
     assert_ok(dev->embed_forward(dev, 0, index, matrix(x, WB_F32, 1, 4), wb_f32_rows(x)));
     assert_ok(dev->embed_backward(dev, 0, 4, index, wb_f32_rows(x), x));
@@ -81,7 +93,7 @@ static void test_nothing_to_do(void **state) {
     assert_ok(dev->kv_write(dev, 0, 4, wb_f32_rows(x), counts, (wb_rows){x, WB_F32}));
     assert_ok(dev->attention_forward(dev, &attention, wb_f32_rows(x)));
     assert_ok(dev->attention_backward(dev, &attention, wb_f32_rows(x), wb_f32_rows(x), wb_f32_rows(x),
-                                      wb_f32_rows(x)));
+                                      wb_f32_rows(x), x));
     assert_ok(dev->topk(dev, &topk));
     assert_ok(dev->gate_forward(dev, &router, 0, x, NULL, view, x));
     assert_ok(dev->gate_backward(dev, &router, 0, x, NULL, view, x, x));

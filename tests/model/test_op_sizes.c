@@ -34,6 +34,7 @@ static wb_op_sizes sizes_of(const wb_model *model, wb_dtype activations, int64_t
                          .n_heads = c->n_heads,
                          .n_kv_heads = c->n_kv_heads,
                          .head_dim = c->head_dim,
+                         .value_dim = c->head_dim,
                          .router = c->router,
                          .n_sources = (int32_t)R,
                          .n_slots = (int32_t)wb_placement_topology(p)->n_slots,

@@ -152,7 +152,8 @@ static void graph_say_products(graph_call *c) {
 
 static void graph_say_attention(graph_call *c) {
     const wb_attention *a = &c->args.attention;
-    SAY(WORD(a->T), WORD(a->n_heads), WORD(a->n_kv_heads), WORD(a->head_dim), graph_bits(a->scale));
+    SAY(WORD(a->T), WORD(a->n_heads), WORD(a->n_kv_heads), WORD(a->head_dim), WORD(a->value_dim));
+    SAY(graph_bits(a->scale), WORD(a->window), ADDRESS(a->sinks));
     SAY(ROWS(a->q), ROWS(a->k), ROWS(a->v), ADDRESS(a->seq), ADDRESS(a->pos), ADDRESS(a->blocks));
     SAY(WORD(a->max_blocks), WORD(a->block_size));
 }

@@ -1,0 +1,24 @@
+/* attention_keys.h - which keys a query of an attention sees, and where values lie (not installed): rules
+ * that both backends share. Refuses: what a call is checked for (attention_check.h). */
+#ifndef WB_ATTENTION_KEYS_H
+#define WB_ATTENTION_KEYS_H
+
+#include "wb_host_device.h"
+#include "wb_kernels.h"
+
+/* The first position that the query at position `pos` sees; pos is the last. */
+static WB_HD int32_t attention_first_key(const wb_attention *args, int32_t pos) {
+    return args->window > 0 && pos >= args->window ? pos - args->window + 1 : 0;
+}
+
+/* Whether values are the beginning of keys. Those of one address and one width are each other's rows anyway. */
+static WB_HD bool attention_values_in_keys(const wb_attention *args) {
+    return args->v.data == args->k.data && args->value_dim != args->head_dim;
+}
+
+/* Elements of the pool from the values of one kv head to the next one's. */
+static WB_HD int32_t attention_value_step(const wb_attention *args) {
+    return attention_values_in_keys(args) ? args->head_dim : args->value_dim;
+}
+
+#endif
