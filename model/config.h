@@ -28,6 +28,10 @@ wb_status wb_config_check_by(const wb_config *config, const wb_family_rules *rul
 
 int32_t wb_config_n_moe(const wb_config *config); /* MoE layers */
 
+/* By which latent attention multiplies scores: 1 / sqrt(head_dim), and where YaRN scales the rotary embedding
+ * the square of its magnitude. */
+float wb_config_softmax_scale(const wb_config *config);
+
 /* INVALID_ARGUMENT with the key unless the value is in min..max, or finite and above 0. */
 wb_status wb_config_in_range(const char *key, int64_t found, int64_t min, int64_t max);
 wb_status wb_config_positive(const char *key, double found);

@@ -5,6 +5,7 @@
 #include "elements.h"
 #include "layers/moe/moe.h"
 #include "registry.h"
+#include "stored_tensor.h"
 #include "wb_hash.h"
 #include "wb_tensor_io.h"
 
@@ -28,8 +29,9 @@ typedef struct loader {
     wb_model *model;
     const wb_safetensors *files;
     const char *dir;
-    bool *used;     /* [wb_safetensors_count(files)] */
-    float *scratch; /* [CHUNK_ELEMENTS] of the widest dtype */
+    bool *used;      /* [wb_safetensors_count(files)] */
+    float *scratch;  /* [CHUNK_ELEMENTS] of the widest dtype */
+    size_t n_scaled; /* tensors that are stored with scales */
     wb_owner memory;
 } loader;
 
@@ -52,9 +54,9 @@ static shape_text show_shape(int32_t n_dims, const int64_t *shape) {
 
 /* All experts of a layer in one tensor: gate_up_proj [E, 2F, H], rows gate before up, and down_proj [E, H,
  * F]; with or without ".weight". */
-static bool find_fused(const loader *ld, const wb_tensor *t, source *out) {
-    const wb_config *c = &ld->model->config;
-    const wb_moe_weights *w = ld->model->layers[t->layer].feed_forward.weights;
+static bool find_fused(const loader *ld, const wb_model *model, const wb_tensor *t, source *out) {
+    const wb_config *c = &model->config;
+    const wb_moe_weights *w = model->layers[t->layer].feed_forward.weights;
     const int64_t H = c->hidden_size, F = c->expert_width;
     const bool down = t->param == w->down, up = !down && t->offset % (2 * F * H) != 0;
     static const char *const names[2][2] = {
@@ -63,7 +65,7 @@ static bool find_fused(const loader *ld, const wb_tensor *t, source *out) {
     };
     for (size_t i = 0; i < 2; i++) {
         char name[WB_TENSOR_NAME_BYTES];
-        wb_registry_full_name(ld->model, t->layer, -1, names[down][i], name);
+        wb_registry_full_name(model, t->layer, -1, names[down][i], name);
         const size_t index = wb_safetensors_lookup(ld->files, name);
         if (index == SIZE_MAX) continue;
         *out = (source){.index = index,
@@ -75,14 +77,14 @@ static bool find_fused(const loader *ld, const wb_tensor *t, source *out) {
     return false;
 }
 
-static wb_status find_source(const loader *ld, const wb_tensor *t, source *out) {
+static wb_status find_source(const loader *ld, const wb_model *model, const wb_tensor *t, source *out) {
     size_t index = wb_safetensors_lookup(ld->files, t->name);
     if (index != SIZE_MAX) {
         *out =
             (source){.index = index, .n_dims = t->n_dims, .shape = {t->shape[0], t->shape[1]}, .offset = 0};
         return WB_OK;
     }
-    if (t->expert >= 0 && find_fused(ld, t, out)) return WB_OK;
+    if (t->expert >= 0 && find_fused(ld, model, t, out)) return WB_OK;
     return wb_fail(WB_NOT_FOUND, "%s: missing tensor %s %s", ld->dir, t->name,
                    show_shape(t->n_dims, t->shape).text);
 }
@@ -94,47 +96,65 @@ static wb_status check_view(const wb_tensor_view *view, const source *expected) 
         return wb_fail(WB_MISMATCH, "%s: tensor %s: expected shape %s, found %s", view->file, view->name,
                        show_shape(expected->n_dims, expected->shape).text,
                        show_shape(view->n_dims, view->shape).text);
-    if (view->dtype != WB_F32 && view->dtype != WB_BF16 && view->dtype != WB_F16)
-        return wb_fail(WB_UNSUPPORTED, "%s: tensor %s %s: expected dtype f32, bf16 or f16, found %s",
-                       view->file, view->name, show_shape(view->n_dims, view->shape).text,
-                       wb_dtype_name(view->dtype));
     return WB_OK;
 }
 
 /* ---- reading --------------------------------------------------------------------------------- */
 
-static wb_status upload(const loader *ld, const wb_tensor *t, const unsigned char *from,
-                        wb_dtype from_dtype) {
+static wb_status upload(const loader *ld, const wb_tensor *t, const wb_stored_tensor *from, int64_t first) {
     wb_device *dev = ld->model->device;
-    size_t from_size = wb_dtype_size(from_dtype), to_size = wb_dtype_size(t->dtype);
-    if (from_dtype == t->dtype) return dev->to_device(dev, t->data, from, (size_t)t->n * to_size);
+    const size_t size = wb_dtype_size(t->dtype);
+    if (from->view.dtype == t->dtype) {
+        const char *data = (const char *)from->view.data + (size_t)first * size;
+        return dev->to_device(dev, t->data, data, (size_t)t->n * size);
+    }
     for (int64_t done = 0; done < t->n; done += CHUNK_ELEMENTS) {
-        int64_t n = t->n - done < CHUNK_ELEMENTS ? t->n - done : CHUNK_ELEMENTS;
-        wb_convert(n, from + (size_t)done * from_size, from_dtype, ld->scratch, t->dtype);
-        WB_TRY(
-            dev->to_device(dev, (char *)t->data + (size_t)done * to_size, ld->scratch, (size_t)n * to_size));
+        const int64_t n = t->n - done < CHUNK_ELEMENTS ? t->n - done : CHUNK_ELEMENTS;
+        wb_stored_read(from, first + done, n, ld->scratch, t->dtype);
+        WB_TRY(dev->to_device(dev, (char *)t->data + (size_t)done * size, ld->scratch, (size_t)n * size));
     }
     return WB_OK;
 }
 
 /* What ranks compare: all of what each of them reads, and of an expert, which its owner alone does, the
  * middle. */
-static uint64_t digest_of(const wb_tensor *t, const unsigned char *data, size_t bytes) {
-    if (t->expert < 0 || bytes <= SAMPLE_BYTES) return wb_hash64(data, bytes);
-    return wb_hash64(data + (bytes - SAMPLE_BYTES) / 2, SAMPLE_BYTES);
+static uint64_t digest_of(const wb_tensor *t, const wb_stored_tensor *from, int64_t first) {
+    const size_t size = wb_dtype_size(from->view.dtype), bytes = (size_t)t->n * size;
+    const unsigned char *data = (const unsigned char *)from->view.data + (size_t)first * size;
+    const uint64_t scales = from->scales.data ? wb_hash64(from->scales.data, from->scales.bytes) : 0;
+    if (t->expert < 0 || bytes <= SAMPLE_BYTES) return wb_hash64_seeded(data, bytes, scales);
+    return wb_hash64_seeded(data + (bytes - SAMPLE_BYTES) / 2, SAMPLE_BYTES, scales);
 }
 
-static wb_status load_tensor(const loader *ld, const wb_tensor *t, uint64_t *digest_out) {
+/* Of an MTP layer's embedding or head, which are the decoder's: that the copy in the files is one. */
+static wb_status check_copy(loader *ld, const wb_tensor *t, const wb_tensor *original) {
+    const size_t at = wb_safetensors_lookup(ld->files, t->name);
+    wb_tensor_view copy = {0}, view = {0};
+    char note[512];
+    if (at == SIZE_MAX) return WB_OK;
+    ld->used[at] = true;
+    WB_TRY(wb_safetensors_get(ld->files, at, &copy));
+    WB_TRY(wb_safetensors_find(ld->files, original->name, &view));
+    if (copy.dtype == view.dtype && copy.bytes == view.bytes && memcmp(copy.data, view.data, view.bytes) == 0)
+        return WB_OK;
+    snprintf(note, sizeof note, "%s: tensor %s is no copy of %s, which is used for it", copy.file, t->name,
+             original->name);
+    return wb_model_add_note(ld->model, note);
+}
+
+static wb_status load_tensor(loader *ld, const wb_model *model, const wb_tensor *t, uint64_t *digest_out) {
     source from = {0};
-    wb_tensor_view view = {0};
-    WB_TRY(find_source(ld, t, &from));
-    WB_TRY(wb_safetensors_get(ld->files, from.index, &view));
-    WB_TRY(check_view(&view, &from));
+    wb_stored_tensor stored = {0};
+    WB_TRY(find_source(ld, model, t, &from));
+    WB_TRY(wb_stored_find(ld->files, from.index, &stored));
+    WB_TRY(check_view(&stored.view, &from));
     ld->used[from.index] = true;
-    const size_t size = wb_dtype_size(view.dtype);
-    const unsigned char *data = (const unsigned char *)view.data + (size_t)from.offset * size;
-    *digest_out = digest_of(t, data, (size_t)t->n * size);
-    return t->data ? upload(ld, t, data, view.dtype) : WB_OK;
+    if (stored.scales.data) {
+        ld->used[stored.scales_index] = true;
+        ld->n_scaled++;
+    }
+    *digest_out = digest_of(t, &stored, from.offset);
+    return t->data ? upload(ld, t, &stored, from.offset) : WB_OK;
 }
 
 /* ---- surplus --------------------------------------------------------------------------------- */
@@ -165,17 +185,44 @@ static wb_status check_surplus(const loader *ld) {
                    surplus);
 }
 
+/* The tensor of the decoder that has all of a storage. */
+static const wb_tensor *tensor_of(const wb_model *decoder, const wb_param *param) {
+    int32_t i = 0;
+    while (&decoder->params[decoder->tensors[i].param] != param) i++;
+    return &decoder->tensors[i];
+}
+
+/* All tensors of a registry, that of MTP layers after that of their decoder. */
+static wb_status load_all(loader *ld, wb_model *model, uint64_t *digests_out) {
+    for (int32_t i = 0; i < model->n_tensors; i++) {
+        const wb_tensor t = wb_model_tensor(model, i);
+        const wb_param *shared = model->params[t.param].shared;
+        if (shared) {
+            WB_TRY(check_copy(ld, &t, tensor_of(model->decoder, shared)));
+            continue;
+        }
+        WB_TRY(load_tensor(ld, model, &t, &digests_out[i]));
+        WB_TRY(wb_model_fill_replicas(model, i));
+    }
+    return model->mtp ? load_all(ld, model->mtp, digests_out + model->n_tensors) : WB_OK;
+}
+
+static wb_status note_scaled(const loader *ld) {
+    char note[160];
+    if (ld->n_scaled == 0) return WB_OK;
+    snprintf(note, sizeof note, "%zu tensors are stored in 8 bits with scales: read as %s, and saved so",
+             ld->n_scaled, wb_dtype_name(ld->model->dtype));
+    return wb_model_add_note(ld->model, note);
+}
+
 wb_status wb_model_load(wb_model *model, const wb_safetensors *files, const char *dir,
                         uint64_t *digests_out) {
     loader ld = {.model = model, .files = files, .dir = dir};
     wb_status status = WB_OWN(&ld.memory, ld.used, wb_safetensors_count(files), dir);
     if (status == WB_OK) status = WB_OWN(&ld.memory, ld.scratch, (size_t)CHUNK_ELEMENTS, dir);
-    for (int32_t i = 0; status == WB_OK && i < model->n_tensors; i++) {
-        wb_tensor t = wb_model_tensor(model, i);
-        status = load_tensor(&ld, &t, &digests_out[i]);
-        if (status == WB_OK) status = wb_model_fill_replicas(model, i);
-    }
+    if (status == WB_OK) status = load_all(&ld, model, digests_out);
     if (status == WB_OK) status = check_surplus(&ld);
+    if (status == WB_OK) status = note_scaled(&ld);
     wb_owner_close(&ld.memory);
     return status;
 }

@@ -25,6 +25,8 @@ static const char *dtype_name(wb_dtype dtype) {
         return "BF16";
     case WB_F16:
         return "F16";
+    case WB_F8_E4M3:
+        return "F8_E4M3";
     }
     return NULL;
 }
