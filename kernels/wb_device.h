@@ -48,6 +48,8 @@ extern "C" {
     X(swiglu_forward)          \
     X(swiglu_backward)         \
     X(add)                     \
+    X(add_gated_forward)       \
+    X(add_gated_backward)      \
     X(bias_forward)            \
     X(bias_backward)           \
     X(clamp)                   \
@@ -66,6 +68,10 @@ extern "C" {
     X(moe_group)               \
     X(grouped_matmul)          \
     X(grouped_matmul_backward) \
+    X(grouped_bias_forward)    \
+    X(grouped_bias_backward)   \
+    X(grouped_swiglu_forward)  \
+    X(grouped_swiglu_backward) \
     X(moe_combine)             \
     X(moe_combine_backward)    \
     X(logprob_forward)         \

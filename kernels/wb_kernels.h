@@ -311,6 +311,14 @@ typedef wb_status wb_swiglu_backward_fn(wb_device *dev, int64_t n, int64_t F, wb
 /* y[n] += x[n] */
 typedef wb_status wb_add_fn(wb_device *dev, int64_t n, wb_rows x, wb_rows y);
 
+/* y[n,width] += s * x[n,width], s = sigmoid(gate[row]) of each row: one fma for each element. gate: device
+ * f32 [n]. Backward: dx[n,width] (=) s * dy, may be x; dgate[n] (=) s (1 - s) <dy, x>, summed in lane
+ * order. */
+typedef wb_status wb_add_gated_forward_fn(wb_device *dev, int64_t n, int64_t width, const float *gate,
+                                          wb_rows x, wb_rows y);
+typedef wb_status wb_add_gated_backward_fn(wb_device *dev, int64_t n, int64_t width, const float *gate,
+                                           wb_rows x, wb_rows dy, wb_rows dx, float *dgate);
+
 /* y[n,width] += b[width] on every row. Backward: db[width] += sum of dy over ascending rows. */
 typedef wb_status wb_bias_forward_fn(wb_device *dev, int64_t n, int64_t width, const float *b, wb_rows y);
 typedef wb_status wb_bias_backward_fn(wb_device *dev, int64_t n, int64_t width, wb_rows dy, float *db);
@@ -605,6 +613,30 @@ typedef wb_status wb_grouped_matmul_fn(wb_device *dev, const wb_grouped *grouped
  * own gradient: then dx is scratch. */
 typedef wb_status wb_grouped_matmul_backward_fn(wb_device *dev, const wb_grouped *grouped, wb_rows x,
                                                 wb_rows dy, float *dw, wb_rows dx, wb_rows gate_up);
+
+/* What experts with biases and a clamped SwiGLU have between their products. Of `grouped`, which is that
+ * of the product, only the groups and max_rows are read.
+ *
+ * y[rows, width] += b[group of the row], b: device f32 [n_groups, width]. Backward: db += the sum of dy
+ * over the ascending rows of each group. */
+typedef wb_status wb_grouped_bias_forward_fn(wb_device *dev, const wb_grouped *grouped, int64_t width,
+                                             const float *b, wb_rows y);
+typedef wb_status wb_grouped_bias_backward_fn(wb_device *dev, const wb_grouped *grouped, int64_t width,
+                                              wb_rows dy, float *db);
+
+/* g = min(gate, limit), u = up within [-limit, limit]; out = (u + 1) g sigmoid(alpha g). */
+typedef struct wb_clamped_swiglu {
+    /* above 0 */
+    float limit, alpha;
+} wb_clamped_swiglu;
+
+/* gate_up[rows, 2F] = [gate | up]: out[rows, F] (=). Backward: dgate_up (=), may be gate_up; 0 where
+ * clamped. */
+typedef wb_status wb_grouped_swiglu_forward_fn(wb_device *dev, const wb_grouped *grouped, int64_t F,
+                                               const wb_clamped_swiglu *clamp, wb_rows gate_up, wb_rows out);
+typedef wb_status wb_grouped_swiglu_backward_fn(wb_device *dev, const wb_grouped *grouped, int64_t F,
+                                                const wb_clamped_swiglu *clamp, wb_rows gate_up, wb_rows dout,
+                                                wb_rows dgate_up);
 
 /* y[T,H] (=) the sum over ascending choices k of weights[t,k] * rows[pair_row[t,k]]; weights NULL: all 1. A
  * pair whose row is -1 is not there.

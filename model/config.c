@@ -16,10 +16,6 @@ int32_t wb_config_n_moe(const wb_config *config) {
     return n;
 }
 
-float wb_config_softmax_scale(const wb_config *config) {
-    return (float)(1.0 / sqrt((double)config->head_dim));
-}
-
 size_t wb_config_row_bytes(const wb_config *config) {
     const uint32_t n_experts = (uint32_t)config->router.n_experts;
     return (size_t)wb_config_n_moe(config) * (size_t)config->router.top_k *

@@ -6,6 +6,7 @@
 #include "wb_model.h"
 
 #define WB_MAX_LAYERS 1024
+enum { WB_LAYER_MASK_WORDS = WB_MAX_LAYERS / 64 };
 
 /* ---- the file (config_read.c, config_write.c) ------------------------------------------------ */
 
@@ -16,10 +17,35 @@ wb_status wb_config_read(const char *dir, wb_config *config_out, char **text_out
  * checks it. */
 wb_status wb_config_parse(const json_t *root, const wb_family_rules *rules, wb_config *config);
 
-/* Text of a config.json: `source` with its dtype adjusted, or made from `config` by the rules of its family
- * where source is NULL. Freed with free(). */
+/* Text of a config.json: `source` with its dtype adjusted, for weights that are stored as they are, or made
+ * from `config` by the rules of its family where source is NULL. Freed with free(). */
 wb_status wb_config_text(const wb_config *config, const wb_family_rules *rules, const char *source,
                          wb_dtype dtype, char **text_out);
+
+/* ---- parts of it, which families share ------------------------------------------------------- */
+
+/* Which layers are MoE (config_layers.c); first_dense: first_k_dense_replace where it is absent. */
+wb_status wb_config_read_moe_layers(const json_t *root, wb_moe_rule rule, int32_t first_dense,
+                                    int32_t n_layers, uint64_t mask_out[WB_LAYER_MASK_WORDS]);
+wb_status wb_config_check_moe_layers(const wb_config *config, const wb_family_rules *rules);
+
+/* The rotary embedding (config_rope.c). Reads when head_dim and max_positions are set. */
+wb_status wb_config_read_rope(const json_t *root, const wb_family_rules *rules, wb_config *config);
+wb_status wb_config_check_rope(const wb_config *config, const wb_family_rules *rules);
+
+/* shared_width, of n_shared_experts experts of expert_width each (config_layers.c); `absent`: what is
+ * meant where the key is not there. */
+wb_status wb_config_read_shared(const json_t *root, int32_t absent, wb_config *config);
+
+/* Latent attention (config_mla.c); reading sets all heads. */
+wb_status wb_config_read_mla(const json_t *root, wb_config *config);
+wb_status wb_config_check_mla(const wb_config *config, const wb_family_rules *rules);
+
+/* They add their keys to a new config.json; non-zero: no memory. */
+int wb_config_write_mla(const wb_config *config, json_t *root);
+int wb_config_write_shared(const wb_config *config, json_t *root);
+int wb_config_write_moe_layers(const wb_config *config, const wb_family_rules *rules, json_t *root);
+int wb_config_write_rope(const wb_config *config, const wb_family_rules *rules, json_t *root);
 
 /* ---- checks (config_check.c, config.c) ------------------------------------------------------- */
 
@@ -27,10 +53,6 @@ wb_status wb_config_text(const wb_config *config, const wb_family_rules *rules, 
 wb_status wb_config_check_by(const wb_config *config, const wb_family_rules *rules);
 
 int32_t wb_config_n_moe(const wb_config *config); /* MoE layers */
-
-/* By which latent attention multiplies scores: 1 / sqrt(head_dim), and where YaRN scales the rotary embedding
- * the square of its magnitude. */
-float wb_config_softmax_scale(const wb_config *config);
 
 /* INVALID_ARGUMENT with the key unless the value is in min..max, or finite and above 0. */
 wb_status wb_config_in_range(const char *key, int64_t found, int64_t min, int64_t max);

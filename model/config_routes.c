@@ -16,36 +16,40 @@
 
 enum { MAX_BYTES = 16 << 20 };
 
-typedef enum layer_rule {
-    EVERY_LAYER, /* has experts */
-    SPARSE_STEP, /* but those in mlp_only_layers, and where l + 1 is no multiple of decoder_sparse_step */
-    FIRST_DENSE  /* but the first first_k_dense_replace, and where l is no multiple of moe_layer_freq */
-} layer_rule;
-
 static const struct route_family {
     const char *model_type, *family; /* a model of text and images names its text part otherwise */
     wb_router_type routers[2];       /* where norm_topk_prob is false, and true */
     bool normalizes;                 /* norm_topk_prob where it is absent */
-    layer_rule layers;
+    wb_moe_rule layers;
     int32_t first_dense; /* first_k_dense_replace where it is absent */
 } families[] = {
-    {"qwen2_moe", "qwen2_moe", {WB_ROUTER_SOFTMAX, WB_ROUTER_SOFTMAX_NORM}, false, SPARSE_STEP, 0},
-    {"qwen3_moe", "qwen3_moe", {WB_ROUTER_SOFTMAX, WB_ROUTER_SOFTMAX_NORM}, false, SPARSE_STEP, 0},
-    {"qwen3_next", "qwen3_next", {WB_ROUTER_SOFTMAX, WB_ROUTER_SOFTMAX_NORM}, true, SPARSE_STEP, 0},
-    {"qwen3_5_moe", "qwen3_5_moe", {WB_ROUTER_SOFTMAX_NORM, WB_ROUTER_SOFTMAX_NORM}, true, EVERY_LAYER, 0},
+    {"qwen2_moe", "qwen2_moe", {WB_ROUTER_SOFTMAX, WB_ROUTER_SOFTMAX_NORM}, false, WB_MOE_SPARSE_STEP, 0},
+    {"qwen3_moe", "qwen3_moe", {WB_ROUTER_SOFTMAX, WB_ROUTER_SOFTMAX_NORM}, false, WB_MOE_SPARSE_STEP, 0},
+    {"qwen3_next", "qwen3_next", {WB_ROUTER_SOFTMAX, WB_ROUTER_SOFTMAX_NORM}, true, WB_MOE_SPARSE_STEP, 0},
+    {"qwen3_5_moe",
+     "qwen3_5_moe",
+     {WB_ROUTER_SOFTMAX_NORM, WB_ROUTER_SOFTMAX_NORM},
+     true,
+     WB_MOE_EVERY_LAYER,
+     0},
     {"qwen3_5_moe_text",
      "qwen3_5_moe",
      {WB_ROUTER_SOFTMAX_NORM, WB_ROUTER_SOFTMAX_NORM},
      true,
-     EVERY_LAYER,
+     WB_MOE_EVERY_LAYER,
      0},
-    {"olmoe", "olmoe", {WB_ROUTER_SOFTMAX, WB_ROUTER_SOFTMAX_NORM}, false, EVERY_LAYER, 0},
-    {"mixtral", "mixtral", {WB_ROUTER_SOFTMAX_NORM, WB_ROUTER_SOFTMAX_NORM}, true, EVERY_LAYER, 0},
-    {"gpt_oss", "gpt_oss", {WB_ROUTER_TOPK_SOFTMAX, WB_ROUTER_TOPK_SOFTMAX}, true, EVERY_LAYER, 0},
-    {"deepseek_v2", "deepseek_v2", {WB_ROUTER_SOFTMAX, WB_ROUTER_SOFTMAX}, false, FIRST_DENSE, 0},
-    {"deepseek_v3", "deepseek_v3", {WB_ROUTER_SIGMOID, WB_ROUTER_SIGMOID}, true, FIRST_DENSE, 3},
-    {"deepseek_v4", "deepseek_v4", {WB_ROUTER_SQRTSOFTPLUS, WB_ROUTER_SQRTSOFTPLUS}, true, EVERY_LAYER, 0},
-    {"glm4_moe", "glm4_moe", {WB_ROUTER_SIGMOID, WB_ROUTER_SIGMOID}, true, FIRST_DENSE, 1},
+    {"olmoe", "olmoe", {WB_ROUTER_SOFTMAX, WB_ROUTER_SOFTMAX_NORM}, false, WB_MOE_EVERY_LAYER, 0},
+    {"mixtral", "mixtral", {WB_ROUTER_SOFTMAX_NORM, WB_ROUTER_SOFTMAX_NORM}, true, WB_MOE_EVERY_LAYER, 0},
+    {"gpt_oss", "gpt_oss", {WB_ROUTER_TOPK_SOFTMAX, WB_ROUTER_TOPK_SOFTMAX}, true, WB_MOE_EVERY_LAYER, 0},
+    {"deepseek_v2", "deepseek_v2", {WB_ROUTER_SOFTMAX, WB_ROUTER_SOFTMAX}, false, WB_MOE_FROM_LAYER, 0},
+    {"deepseek_v3", "deepseek_v3", {WB_ROUTER_SIGMOID, WB_ROUTER_SIGMOID}, true, WB_MOE_FROM_LAYER, 3},
+    {"deepseek_v4",
+     "deepseek_v4",
+     {WB_ROUTER_SQRTSOFTPLUS, WB_ROUTER_SQRTSOFTPLUS},
+     true,
+     WB_MOE_EVERY_LAYER,
+     0},
+    {"glm4_moe", "glm4_moe", {WB_ROUTER_SIGMOID, WB_ROUTER_SIGMOID}, true, WB_MOE_FROM_LAYER, 1},
 };
 enum { N_FAMILIES = sizeof families / sizeof families[0] };
 
@@ -77,52 +81,6 @@ static wb_status read_number(const json_t *root, const char *const *keys, int32_
     return wb_fail(WB_CORRUPT, "%s: expected an integer, found none", first);
 }
 
-/* ---- which layers have experts -------------------------------------------------------------------- */
-
-static wb_status drop_listed(const json_t *root, int32_t n_layers, bool *is_moe) {
-    const json_t *list = wb_json_value(root, "mlp_only_layers");
-    if (list && !json_is_array(list))
-        return wb_json_wrong_type("mlp_only_layers", list, "a list of integers");
-    for (size_t i = 0; i < json_array_size(list); i++) {
-        const json_t *value = json_array_get(list, i);
-        if (!json_is_integer(value)) return wb_json_wrong_type("mlp_only_layers", value, "integers");
-        const int64_t l = json_integer_value(value);
-        WB_TRY(wb_config_in_range("mlp_only_layers", l, 0, n_layers - 1));
-        is_moe[l] = false;
-    }
-    return WB_OK;
-}
-
-/* What newer files say of each layer: "dense", or one of the kinds of layers with experts. */
-static wb_status drop_dense_types(const json_t *root, int32_t n_layers, bool *is_moe) {
-    const json_t *list = wb_json_value(root, "mlp_layer_types");
-    if (!list) return WB_OK;
-    if (!json_is_array(list) || json_array_size(list) < (size_t)n_layers)
-        return wb_json_wrong_type("mlp_layer_types", list, "a list with a member for each layer");
-    for (int32_t l = 0; l < n_layers; l++) {
-        const json_t *type = json_array_get(list, (size_t)l);
-        if (!json_is_string(type)) return wb_json_wrong_type("mlp_layer_types", type, "texts");
-        is_moe[l] = strcmp(json_string_value(type), "dense") != 0;
-    }
-    return WB_OK;
-}
-
-static wb_status find_layers(const json_t *root, const struct route_family *family, int32_t n_layers,
-                             bool *is_moe) {
-    int32_t first = 0, step = 1;
-    if (family->layers == SPARSE_STEP) WB_TRY(wb_json_int(root, "decoder_sparse_step", 1, &step));
-    if (family->layers == FIRST_DENSE) {
-        WB_TRY(wb_json_int(root, "first_k_dense_replace", family->first_dense, &first));
-        WB_TRY(wb_json_int(root, "moe_layer_freq", 1, &step));
-    }
-    WB_TRY(wb_config_in_range(family->layers == FIRST_DENSE ? "moe_layer_freq" : "decoder_sparse_step", step,
-                              1, INT32_MAX));
-    const int32_t shift = family->layers == SPARSE_STEP;
-    for (int32_t l = 0; l < n_layers; l++) is_moe[l] = l >= first && (l + shift) % step == 0;
-    if (family->layers == SPARSE_STEP) WB_TRY(drop_listed(root, n_layers, is_moe));
-    return drop_dense_types(root, n_layers, is_moe);
-}
-
 /* ---- the route model ------------------------------------------------------------------------------ */
 
 static void set_fingerprint(const struct route_family *family, int32_t hidden, uint32_t vocab,
@@ -147,14 +105,15 @@ static wb_status read_routes(const json_t *root, const struct route_family *fami
                                                  "experts_per_token", NULL},
                              *const vocabs[] = {"vocab_size", NULL};
     int32_t n_layers, hidden, n_experts, top_k, vocab;
-    bool is_moe[WB_MAX_LAYERS], normalizes = family->normalizes;
+    uint64_t mask[WB_LAYER_MASK_WORDS];
+    bool normalizes = family->normalizes;
     WB_TRY(read_number(root, layers, WB_MAX_LAYERS, &n_layers));
     WB_TRY(read_number(root, hiddens, INT32_MAX, &hidden));
     WB_TRY(read_number(root, experts, 65536, &n_experts));
     WB_TRY(read_number(root, choices, n_experts, &top_k));
     WB_TRY(read_number(root, vocabs, INT32_MAX, &vocab));
     if (wb_json_value(root, "norm_topk_prob")) WB_TRY(wb_json_bool(root, "norm_topk_prob", &normalizes));
-    WB_TRY(find_layers(root, family, n_layers, is_moe));
+    WB_TRY(wb_config_read_moe_layers(root, family->layers, family->first_dense, n_layers, mask));
     snprintf(model->name, sizeof model->name, "%s", family->model_type);
     snprintf(model->router, sizeof model->router, "%s", wb_router_name(family->routers[normalizes]));
     model->num_hidden_layers = (uint32_t)n_layers;
@@ -162,7 +121,7 @@ static wb_status read_routes(const json_t *root, const struct route_family *fami
     model->top_k = (uint32_t)top_k;
     model->moe_layers = moe_layers;
     for (int32_t l = 0; l < n_layers; l++)
-        if (is_moe[l]) moe_layers[model->n_moe_layers++] = (uint32_t)l;
+        if (mask[l / 64] >> (l % 64) & 1u) moe_layers[model->n_moe_layers++] = (uint32_t)l;
     if (model->n_moe_layers == 0)
         return wb_fail(WB_INVALID_ARGUMENT, "expected a layer with experts, found none");
     set_fingerprint(family, hidden, (uint32_t)vocab, model);

@@ -7,21 +7,38 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* Where the type of the router does not say it, the router does. */
+static bool normalizes(const wb_config *c, const wb_family_rules *rules) {
+    const wb_router_type *types = rules->router_types;
+    return types[0] == types[1] ? c->router.normalize : c->router.type == types[1];
+}
+
+static int32_t at_least_one(int32_t n) {
+    return n > 1 ? n : 1;
+}
+
 /* The released spelling, which transformers 4 and 5 both read. NULL: no memory. */
 static json_t *make_root(const wb_config *c, const wb_family_rules *rules, const char *dtype) {
+    const char *bias = rules->attention_bias_key ? rules->attention_bias_key : "attention_bias";
+    const char *experts = rules->experts_key ? rules->experts_key : "num_experts";
     json_t *root = json_pack(
-        "{s:[s], s:s, s:s, s:s, s:b, s:f, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:b, s:o, s:f, s:n, "
-        "s:b, s:b, s:n, s:n, s:n}",
+        "{s:[s], s:s, s:s, s:s, s:b, s:f, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:b, s:o, s:b, s:b, "
+        "s:n, "
+        "s:n, s:n}",
         "architectures", rules->architecture, "model_type", rules->model_type, "torch_dtype", dtype,
-        "hidden_act", "silu", "attention_bias", c->attention_bias, "attention_dropout", 0.0, "hidden_size",
+        "hidden_act", "silu", bias, c->attention_bias, "attention_dropout", 0.0, "hidden_size",
         c->hidden_size, "num_hidden_layers", c->n_layers, "num_attention_heads", c->n_heads,
         "num_key_value_heads", c->n_kv_heads, "head_dim", c->head_dim, "vocab_size", c->vocab_size,
-        "max_position_embeddings", c->max_positions, "num_experts", c->router.n_experts,
-        "num_experts_per_tok", c->router.top_k, "norm_topk_prob", c->router.type == rules->router_types[1],
-        "rms_norm_eps", wb_json_real(c->norm_eps), "rope_theta", c->rope_theta, "rope_scaling",
+        "max_position_embeddings", c->max_positions, experts, c->router.n_experts, "num_experts_per_tok",
+        c->router.top_k, "norm_topk_prob", normalizes(c, rules), "rms_norm_eps", wb_json_real(c->norm_eps),
         "tie_word_embeddings", c->tie_word_embeddings, "use_cache", 1, "bos_token_id", "eos_token_id",
         "pad_token_id"); /* not this model's to know */
     int failed = !root || json_object_set_new(root, rules->expert_width_key, json_integer(c->expert_width));
+    if (!failed) failed = wb_config_write_moe_layers(c, rules, root) || wb_config_write_rope(c, rules, root);
+    if (!failed && rules->scales_router)
+        failed = json_object_set_new(root, "routed_scaling_factor", wb_json_real(c->router.scale)) ||
+                 json_object_set_new(root, "n_group", json_integer(at_least_one(c->router.n_group))) ||
+                 json_object_set_new(root, "topk_group", json_integer(at_least_one(c->router.topk_group)));
     if (!failed && rules->write) failed = rules->write(c, root);
     if (!failed && rules->clips)
         failed =
@@ -58,7 +75,8 @@ wb_status wb_config_text(const wb_config *config, const wb_family_rules *rules, 
     bool changed = true;
     if (source) {
         WB_TRY(wb_json_parse(source, strlen(source), "config.json", &root));
-        if (set_dtype(root, name, &changed) == 0 && !changed) {
+        const bool quantized = json_object_del(root, "quantization_config") == 0;
+        if (set_dtype(root, name, &changed) == 0 && !changed && !quantized) {
             json_decref(root);
             return wb_text_format(text_out, "%s", source);
         }

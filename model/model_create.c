@@ -24,10 +24,14 @@ static float normal(uint64_t key, uint64_t i) {
     return ((float)sum - 6.0f * 65535.0f) * 0x1p-16f;
 }
 
+static bool ends_with(const char *name, const char *ending) {
+    const size_t n = strlen(name), m = strlen(ending);
+    return n >= m && strcmp(name + n - m, ending) == 0;
+}
+
 /* Elements [first, first + n) of a new tensor, f32. */
 static void fill_new(const wb_tensor *t, uint64_t key, float std, int64_t first, int64_t n, float *out) {
-    const char *dot = strrchr(t->name, '.');
-    float constant = strcmp(dot, ".bias") == 0 ? 0.0f : 1.0f;
+    const float constant = ends_with(t->name, "bias") ? 0.0f : 1.0f;
     for (int64_t i = 0; i < n; i++)
         out[i] = t->n_dims == 1 ? constant : std * normal(key, (uint64_t)(first + i));
 }

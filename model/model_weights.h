@@ -83,7 +83,7 @@ struct wb_model {
     wb_slot_traffic copied;
     wb_buffer copy_scratch;
 
-    wb_buffer cos_table, sin_table; /* f32 [max_positions, head_dim / 2] */
+    wb_buffer cos_table, sin_table; /* f32 [max_positions, wb_model_rotary_dim / 2] */
 
     wb_tensor *tensors; /* [n_tensors]; data filled at use by wb_model_tensor */
     int32_t n_tensors;
@@ -173,6 +173,16 @@ void wb_model_close_peer_rows(wb_model *model);
 
 /* Fills route_model from config and family (routes_of_model.c). */
 wb_status wb_model_describe_routes(wb_model *model);
+
+/* Dimensions of a head that the rotary embedding turns. */
+static inline int32_t wb_model_rotary_dim(const wb_model *model) {
+    if (model->config.mla.kv_rank > 0) return model->config.mla.rope_dim;
+    return model->config.rotary_dim > 0 ? model->config.rotary_dim : model->config.head_dim;
+}
+
+/* How much larger scores are made for a context that is `factor` times as long: 0.1 scale ln(factor) + 1,
+ * 1 where it is no longer. */
+double wb_rope_magnitude(double factor, double scale);
 
 /* Place for cos_table and sin_table, and their values (rope_tables.c). */
 void wb_model_layout_rope(wb_model *model, wb_arena *arena);

@@ -14,6 +14,7 @@ static const wb_op forward_ops[] = {
     WB_OP_kv_write,
     WB_OP_swiglu_forward,
     WB_OP_add,
+    WB_OP_add_gated_forward,
     WB_OP_bias_forward,
     WB_OP_attention_prepare,
     WB_OP_attention_forward,
@@ -22,6 +23,8 @@ static const wb_op forward_ops[] = {
     WB_OP_moe_plan,
     WB_OP_moe_group,
     WB_OP_grouped_matmul,
+    WB_OP_grouped_bias_forward,
+    WB_OP_grouped_swiglu_forward,
     WB_OP_moe_combine,
 };
 
@@ -35,12 +38,15 @@ static const wb_op backward_ops[] = {
     WB_OP_scatter_rows,
     WB_OP_rmsnorm_backward,
     WB_OP_swiglu_backward,
+    WB_OP_add_gated_backward,
     WB_OP_bias_backward,
     WB_OP_clamp_backward,
     WB_OP_attention_backward,
     WB_OP_gate_backward,
     WB_OP_moe_combine_backward,
     WB_OP_grouped_matmul_backward,
+    WB_OP_grouped_bias_backward,
+    WB_OP_grouped_swiglu_backward,
     WB_OP_logprob_backward,
     WB_OP_cast,
 };

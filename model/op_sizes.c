@@ -26,7 +26,9 @@ wb_status wb_reserve_ops(const wb_model *model, const wb_sizes *sizes, int64_t k
     const wb_op_sizes most = {.tokens = sizes->tokens,
                               .expert_rows = sizes->expert_rows,
                               .hidden = config->hidden_size,
-                              .dense_width = config->dense_width,
+                              .dense_width = config->dense_width > config->shared_width
+                                                 ? config->dense_width
+                                                 : config->shared_width,
                               .expert_width = config->expert_width,
                               .n_heads = config->n_heads,
                               .n_kv_heads = heads.n_kv_heads,

@@ -4,6 +4,7 @@
 #include "wb_hash.h"
 
 #include <inttypes.h>
+#include <stdarg.h>
 #include <stdio.h>
 
 /* Whether the router type looks at wb_router.normalize. */
@@ -11,29 +12,57 @@ static bool looks_at_normalize(wb_router_type type) {
     return type == WB_ROUTER_SIGMOID || type == WB_ROUTER_SQRTSOFTPLUS || type == WB_ROUTER_HASH;
 }
 
+/* Text that grows; what does not fit is cut, which sizes here do not bring about. */
+typedef struct text {
+    char text[4096];
+    size_t used;
+} text;
+
+__attribute__((format(printf, 2, 3))) static void add(text *t, const char *format, ...) {
+    const size_t room = sizeof t->text - t->used;
+    va_list args;
+    va_start(args, format);
+    const int n = vsnprintf(t->text + t->used, room, format, args);
+    va_end(args);
+    if (n > 0) t->used += (size_t)n < room ? (size_t)n : room - 1;
+}
+
+/* Named only where they change a choice, a weight or the function: models without them keep their
+ * fingerprints. */
+static void add_options(const wb_config *c, text *t) {
+    const wb_router *r = &c->router;
+    const wb_rope_scaling *s = &c->rope_scaling;
+    const wb_mla_sizes *m = &c->mla;
+    if (r->n_group > 1) add(t, "\ngroups %d %d", r->n_group, r->topk_group);
+    if (r->normalize && looks_at_normalize(r->type)) add(t, "\nnormalized");
+    if (c->shared_width > 0) add(t, "\nshared_width %d", c->shared_width);
+    if (m->kv_rank > 0)
+        add(t, "\nmla %d %d %d %d %d %d", m->kv_rank, m->q_rank, m->nope_dim, m->rope_dim, m->value_dim,
+            m->interleaved);
+    if (c->rotary_dim > 0) add(t, "\nrotary_dim %d", c->rotary_dim);
+    if (s->type != WB_ROPE_PLAIN)
+        add(t, "\nrope %d %.17g %.17g %.17g %d %.17g %.17g %.17g %d", (int)s->type, s->factor, s->beta_fast,
+            s->beta_slow, s->original_positions, s->attention_factor, s->mscale, s->mscale_all_dim,
+            s->truncate);
+}
+
 /* Everything that changes the function or the meaning of a route; nothing that a training step or a
  * machine changes (weights, dtype, max_positions). */
 static void set_fingerprint(const wb_config *c, wb_route_model *routes) {
-    char text[2048];
+    text t = {.used = 0};
     const wb_router *r = &c->router;
     bool dense = routes->n_moe_layers < routes->num_hidden_layers;
-    int used = snprintf(text, sizeof text,
-                        "waybill model 1\nfamily %s\nhidden %d\nlayers %d\nheads %d %d %d\nexpert_width %d\n"
-                        "dense_width %d\nvocab %d\neps %.9g\nrope_theta %.17g\ntied %d\nbias %d\nqk_norm %d\n"
-                        "clip %.9g\nrouter %s\nexperts %d\ntop_k %d\nscale %.9g\nmoe_layers",
-                        routes->name, c->hidden_size, c->n_layers, c->n_heads, c->n_kv_heads, c->head_dim,
-                        c->expert_width, dense ? c->dense_width : 0, c->vocab_size, (double)c->norm_eps,
-                        c->rope_theta, c->tie_word_embeddings, c->attention_bias, (int)c->qk_norm,
-                        (double)c->clip_qkv, routes->router, r->n_experts, r->top_k, (double)r->scale);
-    for (size_t i = 0; i < 16; i++)
-        used += snprintf(text + used, sizeof text - (size_t)used, " %016" PRIx64, c->moe_layer_mask[i]);
-    /* Named only where they change a choice or a weight: models without them keep their fingerprints. */
-    if (r->n_group > 1)
-        used +=
-            snprintf(text + used, sizeof text - (size_t)used, "\ngroups %d %d", r->n_group, r->topk_group);
-    if (r->normalize && looks_at_normalize(r->type))
-        used += snprintf(text + used, sizeof text - (size_t)used, "\nnormalized");
-    wb_hash128_hex(text, (size_t)used, routes->fingerprint);
+    add(&t,
+        "waybill model 1\nfamily %s\nhidden %d\nlayers %d\nheads %d %d %d\nexpert_width %d\n"
+        "dense_width %d\nvocab %d\neps %.9g\nrope_theta %.17g\ntied %d\nbias %d\nqk_norm %d\n"
+        "clip %.9g\nrouter %s\nexperts %d\ntop_k %d\nscale %.9g\nmoe_layers",
+        routes->name, c->hidden_size, c->n_layers, c->n_heads, c->n_kv_heads, c->head_dim, c->expert_width,
+        dense ? c->dense_width : 0, c->vocab_size, (double)c->norm_eps, c->rope_theta, c->tie_word_embeddings,
+        c->attention_bias, (int)c->qk_norm, (double)c->clip_qkv, routes->router, r->n_experts, r->top_k,
+        (double)r->scale);
+    for (size_t i = 0; i < 16; i++) add(&t, " %016" PRIx64, c->moe_layer_mask[i]);
+    add_options(c, &t);
+    wb_hash128_hex(t.text, t.used, routes->fingerprint);
 }
 
 static wb_status describe(const wb_config *config, const wb_family_rules *family, uint32_t *moe_layers,

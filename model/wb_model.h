@@ -40,9 +40,13 @@ extern "C" {
 
 /* X(NAME, name): the family WB_FAMILY_NAME, which is model_type "name" of config.json. New ones come last:
  * the values are part of the library's interface. */
-#define WB_FAMILY_LIST(X)   \
-    X(QWEN3_MOE, qwen3_moe) \
-    X(OLMOE, olmoe)
+#define WB_FAMILY_LIST(X)       \
+    X(QWEN3_MOE, qwen3_moe)     \
+    X(OLMOE, olmoe)             \
+    X(QWEN2_MOE, qwen2_moe)     \
+    X(GLM4_MOE, glm4_moe)       \
+    X(DEEPSEEK_V2, deepseek_v2) \
+    X(DEEPSEEK_V3, deepseek_v3)
 
 #define X(NAME, name) WB_FAMILY_##NAME,
 typedef enum wb_family { WB_FAMILY_LIST(X) } wb_family;
@@ -51,8 +55,8 @@ typedef enum wb_family { WB_FAMILY_LIST(X) } wb_family;
 /* Where q and k are normalised before the rotary embedding. */
 typedef enum wb_qk_norm { WB_QK_NORM_NONE, WB_QK_NORM_PER_HEAD, WB_QK_NORM_WHOLE } wb_qk_norm;
 
-/* Multi-head latent attention: what a token leaves behind is one latent for all heads. All zero: the model has
- * grouped-query attention. */
+/* Multi-head latent attention: what a token leaves behind is one latent for all heads. All zero: the model
+ * has grouped-query attention. */
 typedef struct wb_mla_sizes {
     int32_t kv_rank; /* of the latent, without its rotated part */
     int32_t q_rank;  /* of the two factors of q's projection; 0: it is one matrix */
@@ -61,6 +65,23 @@ typedef struct wb_mla_sizes {
     int32_t value_dim; /* of a head */
     bool interleaved;  /* the rotation is of neighbours, not of halves */
 } wb_mla_sizes;
+
+/* How the frequencies of the rotary embedding are scaled, for longer contexts than a model began with. */
+typedef enum wb_rope_type { WB_ROPE_PLAIN, WB_ROPE_LINEAR, WB_ROPE_YARN } wb_rope_type;
+
+/* All zero: plain. */
+typedef struct wb_rope_scaling {
+    wb_rope_type type;
+    bool truncate; /* YARN: the ends of the ramp between the two betas are whole dimensions */
+    double factor; /* LINEAR and YARN: a position counts as one divided by it */
+    /* YARN: a frequency that turns beta_fast times or more in original_positions stays as it is, one that
+     * turns beta_slow times or less is divided by the factor. */
+    double beta_fast, beta_slow;
+    int32_t original_positions;
+    /* YARN: what cosines and sines are multiplied by; 0: m(mscale) / m(mscale_all_dim) where both are
+     * given, else m(1), with m(a) = 0.1 a ln(factor) + 1. mscale and mscale_all_dim 0: not given. */
+    double attention_factor, mscale, mscale_all_dim;
+} wb_rope_scaling;
 
 typedef struct wb_config {
     wb_family family;
@@ -73,21 +94,28 @@ typedef struct wb_config {
     float norm_eps;
     double rope_theta;
     bool tie_word_embeddings;
-    bool attention_bias; /* q, k, v and o */
+    bool attention_bias; /* of q, k and v, and of o where the family has one */
     wb_qk_norm qk_norm;
     float clip_qkv;              /* 0: none; else q, k, v are clamped to [-clip, clip] after the qk norm */
     wb_router router;            /* E, K, type, scale */
     uint64_t moe_layer_mask[16]; /* bit l: layer l is MoE; n_layers <= 1024 */
+    /* SwiGLU width of the shared experts of a MoE layer, which every token goes through beside those that it
+     * chooses: all of them as one; 0: none. They are no choice and in no route. */
+    int32_t shared_width;
+    /* Dimensions of a head that the rotary embedding turns, the first ones; 0: all, or those of `mla` */
+    int32_t rotary_dim;
+    wb_rope_scaling rope_scaling;
     /* Multi-token prediction layers that the checkpoint says to have behind the decoder's. */
     int32_t n_mtp_layers;
     wb_mla_sizes mla;
 } wb_config;
 
 /* Reads DIR/config.json. UNSUPPORTED names an unknown model_type or a key whose value this engine does not
- * implement (rope scaling, sliding window, an activation other than silu); CORRUPT / INVALID_ARGUMENT name
- * key, value and what was expected (K > E, E > 65536, head counts that do not divide, ...). Accepts
- * num_experts or num_local_experts, num_experts_per_tok or num_experts_per_token, and rope_theta at the top,
- * in rope_parameters or in rope_scaling; a number that is given twice must be the same. */
+ * implement (rope scaling other than linear and YaRN, an activation other than silu); CORRUPT /
+ * INVALID_ARGUMENT name key, value and what was expected (K > E, E > 65536, head counts that do not
+ * divide, ...). Accepts num_experts, num_local_experts or n_routed_experts, num_experts_per_tok,
+ * num_experts_per_token or experts_per_token, and rope_theta at the top, in rope_parameters or in
+ * rope_scaling; a number that is given twice must be the same. */
 WB_API wb_status wb_config_load(const char *dir, wb_config *config_out);
 
 /* Whether a model of this configuration can be opened; the errors of wb_config_load. */
@@ -189,9 +217,9 @@ WB_API wb_status wb_model_save(wb_model *model, const char *dir);
 WB_API const wb_config *wb_model_config(const wb_model *model);
 /* Fingerprint, MoE layers, E, K; owner: model. */
 WB_API const wb_route_model *wb_model_routes(const wb_model *model);
-/* Its layers for multi-token prediction, which stand behind the decoder's in a checkpoint, as a model: tensors
- * are listed and copied, saved and compared along with those of `model`. Routes of the decoder, its placement
- * and gradients do not know them. NULL where there are none. Owner: `model`. */
+/* Its layers for multi-token prediction, which stand behind the decoder's in a checkpoint, as a model of their
+ * own, whose weights are copied, saved and compared along with those of `model`. Its list of tensors, its
+ * routes, its placement and its gradients do not know them. NULL where there are none. Owner: `model`. */
 WB_API wb_model *wb_model_mtp(const wb_model *model);
 /* Those of its options, still the caller's. */
 WB_API wb_device *wb_model_device(const wb_model *model);

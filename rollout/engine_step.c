@@ -191,8 +191,8 @@ static bool commit_taken(wb_engine *engine, wb_sequence *s, const wb_results_vie
     return finish == WB_FINISH_NONE;
 }
 
-/* Records what entry i fed, from `row` of the batch on, and what was sampled behind it, from j on. Returns how
- * many tokens were sampled. */
+/* Records what entry i fed, from `row` of the batch on, and what was sampled behind it, from j on. Returns
+ * how many tokens were sampled. */
 static int64_t commit_entry(wb_engine *engine, int32_t i, int64_t row, const wb_results_view *found,
                             int64_t j) {
     wb_sched_entry *entry = engine->scheduler.batch.entries[i];

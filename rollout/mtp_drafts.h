@@ -1,5 +1,5 @@
-/* mtp_drafts.h - guesses at what requests go on with, by the model's MTP layers, which are fed at the end of a
- * step what the decoder was fed in it. Refuses: whether they are right, which the model says
+/* mtp_drafts.h - guesses at what requests go on with, by the model's MTP layers, which are fed at the end of
+ * a step what the decoder was fed in it. Refuses: whether they are right, which the model says
  * (engine_step.c). */
 #ifndef WB_MTP_DRAFTS_H
 #define WB_MTP_DRAFTS_H

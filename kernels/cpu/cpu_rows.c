@@ -1,4 +1,4 @@
-/* cpu_rows.c - ops on rows: embedding, RMSNorm, rotary embedding, and moving rows.
+/* cpu_rows.c - ops on rows: embedding, RMSNorm, rotary embedding, sums through a gate, and moving rows.
  *
  * Each row is computed alone; gradients of shared weights sum over rows ascending, the columns being shared
  * out among the threads. Refuses: products of matrices, routing, ops on elements (cpu_elements.c).
@@ -151,6 +151,43 @@ wb_status WB_CPU(rope)(wb_device *dev, const wb_rope *args) {
                 row_rotate(half, c, s, sign, x, x + half);
         }
     WB_CPU(operands_close)(dev, list, 1);
+    return WB_OK;
+}
+
+/* ---- a gate a row ------------------------------------------------------------------------------ */
+
+wb_status WB_CPU(add_gated_forward)(wb_device *dev, int64_t n, int64_t width, const float *gate, wb_rows x,
+                                    wb_rows y) {
+    operand list[] = {{.name = "x", .rows = x, .n = n * width, .use = READ},
+                      {.name = "y", .rows = y, .n = n * width, .use = UPDATE}};
+    WB_TRY(WB_CPU(operands_open)(dev, "add_gated_forward", list, 2));
+#pragma omp parallel for schedule(static) num_threads(wb_cpu_threads(dev, n *width))
+    for (int64_t row = 0; row < n; row++) {
+        const float s = wb_sigmoid(gate[row]), *from = list[0].f32 + row * width;
+        float *to = list[1].f32 + row * width;
+        WB_INDEPENDENT
+        for (int64_t i = 0; i < width; i++) to[i] = fmaf(s, from[i], to[i]);
+    }
+    WB_CPU(operands_close)(dev, list, 2);
+    return WB_OK;
+}
+
+wb_status WB_CPU(add_gated_backward)(wb_device *dev, int64_t n, int64_t width, const float *gate, wb_rows x,
+                                     wb_rows dy, wb_rows dx, float *dgate) {
+    operand list[] = {{.name = "x", .rows = x, .n = n * width, .use = READ},
+                      {.name = "dy", .rows = dy, .n = n * width, .use = READ},
+                      {.name = "dx", .rows = dx, .n = n * width, .use = WRITE}};
+    WB_TRY(WB_CPU(operands_open)(dev, "add_gated_backward", list, 3));
+#pragma omp parallel for schedule(static) num_threads(wb_cpu_threads(dev, n *width))
+    for (int64_t row = 0; row < n; row++) {
+        const float s = wb_sigmoid(gate[row]), *d = list[1].f32 + row * width;
+        float *to = list[2].f32 + row * width;
+        /* before dx, which may be x */
+        dgate[row] = s * (1.0f - s) * row_dot(d, list[0].f32 + row * width, width);
+        WB_INDEPENDENT
+        for (int64_t i = 0; i < width; i++) to[i] = s * d[i];
+    }
+    WB_CPU(operands_close)(dev, list, 3);
     return WB_OK;
 }
 

@@ -1,8 +1,9 @@
-/* cuda_combine.cu - the rows of a token's experts weighted and summed, and its backward.
+/* cuda_combine.cu - the rows of a token's experts weighted and summed, a shared expert's through its gate,
+ * and their backward.
  *
- * A token's choices are summed in their order, whatever the placement of the rows. Both kernels exist twice:
- * for rows of bf16 that can be read 16 bytes at a time, and for all others; the bits are the same. Refuses:
- * where rows lie (cuda_moe.cu). */
+ * A token's choices are summed in their order, whatever the placement of the rows. The experts' kernels
+ * exist twice: for rows of bf16 that can be read 16 bytes at a time, and for all others; the bits are the
+ * same. Refuses: where rows lie (cuda_moe.cu). */
 #include "cuda/cuda_operands.h"
 #include "cuda/cuda_ops.h"
 #include "cuda/cuda_vector.h"
@@ -40,6 +41,30 @@ __global__ void __launch_bounds__(BLOCK)
     const float w = weights ? weights[pair] : 1.0f;
     for (int64_t i = lane; i < H && row >= 0; i += WB_LANES)
         store_element(drows, row * H + i, wb_mul(w, load_element(dy, t * H + i)));
+}
+
+__global__ void __launch_bounds__(BLOCK)
+    add_gated_elements(int64_t n, int64_t width, const float *gate, wb_rows x, wb_rows y) {
+    const int64_t i = thread_number();
+    if (i >= n * width) return;
+    store_element(y, i, wb_fma(wb_sigmoid(gate[i / width]), load_element(x, i), load_element(y, i)));
+}
+
+/* A half warp a row: dgate before dx, which may be x. */
+__global__ void __launch_bounds__(BLOCK)
+    add_gated_gradients(int64_t n, int64_t width, const float *gate, wb_rows x, wb_rows dy, wb_rows dx,
+                        float *dgate) {
+    const int64_t number = thread_number() / WB_LANES, row = min(number, n - 1), first = row * width;
+    const int lane = threadIdx.x % WB_LANES;
+    const float s = wb_sigmoid(gate[row]);
+    float dot = 0.0f;
+    for (int64_t i = lane; i < width; i += WB_LANES)
+        dot = wb_fma(load_element(dy, first + i), load_element(x, first + i), dot);
+    dot = fold_lanes(dot);
+    if (number >= n) return;
+    if (lane == 0) dgate[row] = wb_mul(wb_mul(s, wb_sub(1.0f, s)), dot);
+    for (int64_t i = lane; i < width; i += WB_LANES)
+        store_element(dx, first + i, wb_mul(s, load_element(dy, first + i)));
 }
 
 /* ---- rows of bf16, eight elements a thread --------------------------------------------------- */
@@ -145,5 +170,20 @@ wb_status wb_cuda_moe_combine_backward(wb_device *dev, int64_t T, int32_t K, int
                bf16_of(rows), pair_row, weights, bf16_of(dy), bf16_of(drows), dweights);
     LAUNCH(dev, "moe_combine_backward", T * K, WB_LANES, combine_gradients, T * K, K, H, rows, pair_row,
            weights, dy, drows, dweights);
+}
+
+wb_status wb_cuda_add_gated_forward(wb_device *dev, int64_t n, int64_t width, const float *gate, wb_rows x,
+                                    wb_rows y) {
+    WB_TRY(operand_check("add_gated_forward", "x", x.dtype));
+    WB_TRY(operand_check_like("add_gated_forward", "y", y.dtype, "x", x.dtype));
+    LAUNCH(dev, "add_gated_forward", n * width, 1, add_gated_elements, n, width, gate, x, y);
+}
+
+wb_status wb_cuda_add_gated_backward(wb_device *dev, int64_t n, int64_t width, const float *gate, wb_rows x,
+                                     wb_rows dy, wb_rows dx, float *dgate) {
+    WB_TRY(operand_check("add_gated_backward", "x", x.dtype));
+    WB_TRY(operand_check_like("add_gated_backward", "dy", dy.dtype, "x", x.dtype));
+    WB_TRY(operand_check_like("add_gated_backward", "dx", dx.dtype, "x", x.dtype));
+    LAUNCH(dev, "add_gated_backward", n, WB_LANES, add_gated_gradients, n, width, gate, x, dy, dx, dgate);
 }
 }

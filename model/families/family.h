@@ -21,22 +21,42 @@ typedef struct wb_rename {
     const char *usual, *own;
 } wb_rename;
 
+/* Which layers are MoE, by the keys of config.json (config_layers.c); mlp_layer_types, where it is there,
+ * says so for every layer. */
+typedef enum wb_moe_rule {
+    WB_MOE_EVERY_LAYER,
+    /* but those in mlp_only_layers, and those where l + 1 is no multiple of decoder_sparse_step */
+    WB_MOE_SPARSE_STEP,
+    /* but the first first_k_dense_replace, and those where l is no multiple of moe_layer_freq */
+    WB_MOE_FROM_LAYER
+} wb_moe_rule;
+
 typedef struct wb_family_rules {
     const char *model_type, *architecture; /* of config.json */
 
     /* ---- keys that families spell differently, and what is meant where a key is absent ---- */
     const char *expert_width_key; /* of F */
+    const char *experts_key;      /* of E, where a new file is written; NULL: num_experts */
     wb_qk_norm qk_norm;
+    bool latent_attention; /* wb_config.mla is read, and head_dim and n_kv_heads follow from it */
+    bool qk_norm_varies;   /* between that and WB_QK_NORM_PER_HEAD, as `read` finds */
     double norm_eps, rope_theta;
     int32_t max_positions;
     int32_t n_kv_heads;             /* 0: as many as heads */
     wb_router_type router_types[2]; /* where norm_topk_prob is false, and true */
     bool norm_topk_prob, tie_word_embeddings, attention_bias;
-    bool clips; /* has the key clip_qkv */
+    const char *attention_bias_key; /* NULL: attention_bias */
+    bool clips;                     /* has the key clip_qkv */
+    bool scales_router;             /* has the keys routed_scaling_factor, n_group and topk_group */
+    wb_rope_scaling rope_scaling;   /* where neither rope_scaling nor rope_parameters is there */
+    const char *const *rope_keys;   /* up to NULL: further keys about rope, which `read` takes; or NULL */
+    double rotary_factor; /* partial_rotary_factor; 0: the family has no such key, all of a head is turned */
+    wb_moe_rule moe_layers;
+    int32_t first_dense; /* WB_MOE_FROM_LAYER: first_k_dense_replace */
 
-    /* ---- keys that only this family has; check and write may be NULL ---- */
+    /* ---- keys that only this family has; all three may be NULL ---- */
 
-    /* Into *config, in which hidden_size and n_layers are set already: at least moe_layer_mask. */
+    /* Into *config, in which the sizes and the layers that are MoE are set already. */
     wb_status (*read)(const json_t *root, wb_config *config);
     wb_status (*check)(const wb_config *config);
     /* Adds them to a new config.json; non-zero: no memory. */
@@ -44,6 +64,11 @@ typedef struct wb_family_rules {
 
     /* ---- layers and tensors ---- */
     wb_layer_parts (*layer)(const wb_config *config, int32_t l);
+    bool no_output_bias; /* attention_bias is of q, k and v alone */
+    /* Routers choose by score and a bias that is no weight: mlp.gate.e_score_correction_bias. */
+    bool selection_bias;
+    /* What the shared experts give is multiplied by the sigmoid of mlp.shared_expert_gate. */
+    bool shared_gate;
     const wb_rename *renames; /* up to {NULL, NULL}; NULL: all names are the usual ones */
 } wb_family_rules;
 

@@ -54,7 +54,8 @@ static void declare(wb_registry *registry, int32_t l, void *weights) {
         w->q_bias = wb_registry_vector(registry, l, "self_attn.q_proj.bias", q);
         w->k_bias = wb_registry_vector(registry, l, "self_attn.k_proj.bias", kv);
         w->v_bias = wb_registry_vector(registry, l, "self_attn.v_proj.bias", kv);
-        w->o_bias = wb_registry_vector(registry, l, "self_attn.o_proj.bias", H);
+        if (!registry->model->family->no_output_bias)
+            w->o_bias = wb_registry_vector(registry, l, "self_attn.o_proj.bias", H);
     }
     if (c->qk_norm != WB_QK_NORM_NONE) {
         const bool whole = c->qk_norm == WB_QK_NORM_WHOLE;
@@ -158,7 +159,7 @@ static wb_status rotate(const wb_model *model, heads_spec spec, const wb_pass *p
     const wb_rope args = {.T = pass->T,
                           .n_heads = spec.n_heads,
                           .head_dim = head_dim,
-                          .rot_dim = head_dim,
+                          .rot_dim = wb_model_rotary_dim(model),
                           .inverse = inverse,
                           .pos = pass->pos,
                           .cos_table = model->cos_table.data,
@@ -244,7 +245,7 @@ static wb_status prepare(const gqa *g, const gqa_weights *w, const wb_pass *pass
                                 .n_heads = config->n_heads,
                                 .n_kv_heads = config->n_kv_heads,
                                 .head_dim = config->head_dim,
-                                .rot_dim = config->head_dim,
+                                .rot_dim = wb_model_rotary_dim(model),
                                 .q = wb_activations(model, &g->q.out),
                                 .k = wb_activations(model, &g->k.out),
                                 .v = wb_activations(model, &g->v.out),

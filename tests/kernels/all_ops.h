@@ -5,7 +5,7 @@
 
 #include "ops_test.h"
 
-enum { MAX_PIECES = 96 };
+enum { MAX_PIECES = 128 };
 
 typedef struct outputs {
     uint8_t *bytes;
@@ -265,6 +265,33 @@ static inline void all_grouped(wb_device *dev, const wb_moe_plan *plan, int64_t 
     free(act), free(gate_up), free(x), free(up), free(down), free(gathered), free(dy), free(dact);
 }
 
+/* What experts with biases have between these products, and a shared expert's gate. */
+static inline void all_experts(wb_device *dev, const wb_moe_plan *plan, int64_t H, outputs *o) {
+    const int64_t S = plan->n_slots, n = plan->T * plan->top_k, F = 24;
+    const wb_grouped rows = {.n_groups = (int32_t)S, .offsets = plan->offsets, .max_rows = n};
+    const wb_clamped_swiglu clamp = {1.5f, 1.702f};
+    float *b = random_floats(S * 2 * F, -1, 1), *gate_up = random_floats(n * 2 * F, -3, 3),
+          *act = floats(n * F);
+    float *db = random_floats(S * 2 * F, -1, 1), *gate = random_floats(n, -2, 2), *dgate = floats(n);
+    float *x = random_floats(n * H, -1, 1), *y = random_floats(n * H, -1, 1);
+    const wb_rows of_gate_up = wb_f32_rows(gate_up), of_act = wb_f32_rows(act);
+    assert_ok(dev->grouped_bias_forward(dev, &rows, 2 * F, b, of_gate_up));
+    keep(o, gate_up, (size_t)(n * 2 * F) * sizeof(float), "grouped_bias_forward");
+    assert_ok(dev->grouped_swiglu_forward(dev, &rows, F, &clamp, of_gate_up, of_act));
+    keep(o, act, (size_t)(n * F) * sizeof(float), "grouped_swiglu_forward");
+    assert_ok(dev->grouped_swiglu_backward(dev, &rows, F, &clamp, of_gate_up, of_act, of_gate_up));
+    assert_ok(dev->grouped_bias_backward(dev, &rows, 2 * F, of_gate_up, db));
+    assert_ok(dev->add_gated_forward(dev, n, H, gate, wb_f32_rows(x), wb_f32_rows(y)));
+    keep(o, y, (size_t)(n * H) * sizeof(float), "add_gated_forward");
+    assert_ok(
+        dev->add_gated_backward(dev, n, H, gate, wb_f32_rows(x), wb_f32_rows(y), wb_f32_rows(x), dgate));
+    keep_floats(o, gate_up, n * 2 * F, "grouped_swiglu_backward");
+    keep_floats(o, db, S * 2 * F, "grouped_bias_backward");
+    keep_floats(o, x, n * H, "add_gated_backward dx");
+    keep_floats(o, dgate, n, "add_gated_backward dgate");
+    free(b), free(act), free(gate), free(y);
+}
+
 static inline void all_routing(wb_device *dev, int64_t T, int32_t E, int32_t K, int64_t H, outputs *o) {
     float *z = random_floats(T * E, -4, 4), *bias = random_floats(E, -1, 1), *g = random_floats(T * K, -1, 1);
     uint16_t *ids = xalloc(T * K, 2);
@@ -312,6 +339,7 @@ static inline void all_routing(wb_device *dev, int64_t T, int32_t E, int32_t K, 
     keep_floats(o, rows, T * K * H, "moe_combine_backward rows");
     keep_floats(o, dg, T * K, "moe_combine_backward weights");
     all_grouped(dev, &plan, H, o);
+    all_experts(dev, &plan, H, o);
     free(z), free(bias), free(g), free(ids), free(dy), free(pair_row), free(row_token), free(slots),
         free(offsets);
 }

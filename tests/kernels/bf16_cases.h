@@ -236,6 +236,38 @@ OP(grouped_backward) {
     return dev->grouped_matmul_backward(dev, &g, r[0], r[1], sums, r[2], (wb_rows){0});
 }
 
+static const wb_clamped_swiglu swiglu_clamp = {1.3f, 1.702f};
+
+OP(grouped_bias) {
+    const wb_grouped g = one_group(n);
+    return dev->grouped_bias_forward(dev, &g, W, vector, r[0]);
+}
+OP(grouped_bias_backward) {
+    const wb_grouped g = one_group(n);
+    return dev->grouped_bias_backward(dev, &g, W, r[0], sums);
+}
+OP(grouped_swiglu) {
+    const wb_grouped g = one_group(n);
+    return dev->grouped_swiglu_forward(dev, &g, W, &swiglu_clamp, r[0], r[1]);
+}
+OP(grouped_swiglu_backward) {
+    const wb_grouped g = one_group(n);
+    return dev->grouped_swiglu_backward(dev, &g, W, &swiglu_clamp, r[0], r[1], r[2]);
+}
+OP(grouped_swiglu_in_place) {
+    const wb_grouped g = one_group(n);
+    return dev->grouped_swiglu_backward(dev, &g, W, &swiglu_clamp, r[0], r[1], r[0]);
+}
+OP(add_gated) {
+    return dev->add_gated_forward(dev, n, W, vector + begin, r[0], r[1]);
+}
+OP(add_gated_backward) {
+    return dev->add_gated_backward(dev, n, W, vector + begin, r[0], r[1], r[2], sums);
+}
+OP(add_gated_in_place) {
+    return dev->add_gated_backward(dev, n, W, vector + begin, r[0], r[1], r[0], sums);
+}
+
 /* IN is read, OUT written, SUM both. WHOLE: POOL rows, not one of T; FLOAT: f32 whatever the others are. */
 enum { IN = 1, OUT = 2, SUM = IN | OUT, WHOLE = 4, FLOAT = 8 };
 
@@ -318,6 +350,34 @@ static const op_case cases[] = {
      false,
      true,
      {{"x", DEEP, IN}, {"dy", W, IN}, {"dx", DEEP, OUT}}},
+    {"grouped_bias_forward", run_grouped_bias, true, false, false, {{"y", W, SUM}}},
+    {"grouped_bias_backward", run_grouped_bias_backward, false, false, false, {{"dy", W, IN}}},
+    {"grouped_swiglu_forward",
+     run_grouped_swiglu,
+     true,
+     false,
+     false,
+     {{"gate_up", 2 * W, IN}, {"out", W, OUT}}},
+    {"grouped_swiglu_backward",
+     run_grouped_swiglu_backward,
+     true,
+     false,
+     false,
+     {{"gate_up", 2 * W, IN}, {"dout", W, IN}, {"dgate_up", 2 * W, OUT}}},
+    {"grouped_swiglu_backward",
+     run_grouped_swiglu_in_place,
+     true,
+     false,
+     false,
+     {{"gate_up", 2 * W, SUM}, {"dout", W, IN}}},
+    {"add_gated_forward", run_add_gated, true, false, false, {{"x", W, IN}, {"y", W, SUM}}},
+    {"add_gated_backward",
+     run_add_gated_backward,
+     false,
+     false,
+     false,
+     {{"x", W, IN}, {"dy", W, IN}, {"dx", W, OUT}}},
+    {"add_gated_backward", run_add_gated_in_place, false, false, false, {{"x", W, SUM}, {"dy", W, IN}}},
     {"attention_forward", run_attention, true, false, false, {{"q", W, IN}, KV, {"out", W, OUT}}},
     {"attention_forward", run_attention_in_blocks, true, false, false, {{"q", W, IN}, KV, {"out", W, OUT}}},
     {"attention_forward",

@@ -219,6 +219,25 @@ static void run_experts(const trial *t) {
         dev->grouped_matmul_backward(dev, &up, x, gate_up, zeros(S * 2 * F * H, sizeof(float)), x, none));
 }
 
+/* Of experts with biases, and of a shared one's gate. */
+static void run_other_experts(const trial *t) {
+    wb_device *dev = t->dev;
+    const int64_t n = t->most.expert_rows, F = t->most.expert_width, T = t->most.tokens, H = t->most.hidden;
+    int32_t *offsets = zeros(2, sizeof *offsets);
+    offsets[1] = (int32_t)n;
+    const wb_grouped rows = {.n_groups = 1, .offsets = offsets, .max_rows = n};
+    const wb_clamped_swiglu clamp = {7, 1.702f};
+    const wb_rows gate_up = rows_of(t, n, 2 * F), act = rows_of(t, n, F), x = rows_of(t, T, H),
+                  y = rows_of(t, T, H);
+    float *gate = zeros(T, sizeof *gate), *bias = zeros(2 * F, sizeof *bias);
+    assert_ok(dev->grouped_bias_forward(dev, &rows, 2 * F, bias, gate_up));
+    assert_ok(dev->grouped_bias_backward(dev, &rows, 2 * F, gate_up, bias));
+    assert_ok(dev->grouped_swiglu_forward(dev, &rows, F, &clamp, gate_up, act));
+    assert_ok(dev->grouped_swiglu_backward(dev, &rows, F, &clamp, gate_up, act, gate_up));
+    assert_ok(dev->add_gated_forward(dev, T, H, gate, x, y));
+    assert_ok(dev->add_gated_backward(dev, T, H, gate, x, y, x, gate));
+}
+
 static void run_sampling(const trial *t) {
     enum { ROWS = SAMPLED };
     wb_device *dev = t->dev;
@@ -276,8 +295,8 @@ static wb_op_sizes random_sizes(int number) {
 
 /* All of them, one after the other, and how many they are. */
 typedef void scratch_family(const trial *t);
-static scratch_family *const families[] = {run_rows,   run_products, run_head,    run_attention,
-                                           run_router, run_experts,  run_sampling};
+static scratch_family *const families[] = {run_rows,   run_products, run_head,          run_attention,
+                                           run_router, run_experts,  run_other_experts, run_sampling};
 enum { N_FAMILIES = sizeof families / sizeof families[0] };
 
 static inline trial random_trial(int number) {

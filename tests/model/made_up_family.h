@@ -207,8 +207,7 @@ static const wb_layer_kind layer_decay = {
 static wb_status made_up_read(const json_t *root, wb_config *config) {
     int32_t first = 0;
     WB_TRY(wb_json_int(root, "first_sparse", WB_JSON_REQUIRED, &first));
-    for (int32_t l = first; l < config->n_layers; l++)
-        config->moe_layer_mask[l / 64] |= UINT64_C(1) << (l % 64);
+    for (int32_t l = 0; l < first; l++) config->moe_layer_mask[l / 64] &= ~(UINT64_C(1) << (l % 64));
     return wb_json_int(root, "dense_size", 0, &config->dense_width);
 }
 
@@ -241,6 +240,7 @@ static const wb_family_rules made_up_family = {
     .max_positions = 64,
     .n_kv_heads = 2,
     .router_types = {WB_ROUTER_SOFTMAX_NORM, WB_ROUTER_SOFTMAX_NORM},
+    .moe_layers = WB_MOE_FROM_LAYER,
     .read = made_up_read,
     .write = made_up_write,
     .layer = made_up_layer,

@@ -193,6 +193,71 @@ static void test_rule_34_defaults_are_the_familys(void **state) {
     assert_true(expect_ok("qwen3_moe", "rope_theta", "1e4").rope_theta == 10000.0);
 }
 
+/* As a released file of a longer context has it, and as transformers 5 writes the same. */
+static void test_scaled_rope(void **state) {
+    (void)state;
+    wb_config c = expect_ok("qwen3_moe", "rope_parameters",
+                            "{\"rope_type\":\"yarn\",\"rope_theta\":1e6,\"factor\":4.0,"
+                            "\"original_max_position_embeddings\":128,\"truncate\":false}");
+    assert_int_equal(c.rope_scaling.type, WB_ROPE_YARN);
+    assert_true(c.rope_scaling.factor == 4 && c.rope_scaling.beta_fast == 32 &&
+                c.rope_scaling.beta_slow == 1);
+    assert_int_equal(c.rope_scaling.original_positions, 128);
+    assert_false(c.rope_scaling.truncate);
+    assert_true(c.rope_scaling.attention_factor == 0 && c.rope_scaling.mscale == 0);
+    c = expect_ok("qwen3_moe", "rope_parameters",
+                  "{\"rope_type\":\"yarn\",\"original_max_position_embeddings\":128}");
+    assert_true(c.rope_scaling.factor == 4 && c.rope_scaling.truncate); /* 512 positions */
+    c = expect_ok("qwen3_moe", "rope_parameters", "{\"type\":\"linear\",\"factor\":2}");
+    assert_int_equal(c.rope_scaling.type, WB_ROPE_LINEAR);
+    assert_true(c.rope_scaling.factor == 2);
+    c.rope_scaling.factor = 0;
+    assert_int_equal(wb_config_check(&c), WB_INVALID_ARGUMENT);
+    assert_message_has("rope scaling: factor");
+    c = expect_ok("qwen3_moe", NULL, NULL);
+    c.rotary_dim = 8;
+    assert_int_equal(wb_config_check(&c), WB_INVALID_ARGUMENT);
+    assert_message_has("rotary_dim: expected 0 for qwen3_moe, found 8");
+}
+
+/* Configurations of public models, as they were released, with their fields and without their weights. */
+static wb_config released(const char *model) {
+    wb_config c;
+    const temp_path folder = temp_in(temp_in(WB_TEST_DATA, "configs").text, model);
+    if (wb_config_load(folder.text, &c) != WB_OK) fail_msg("%s: %s", model, wb_error_message());
+    return c;
+}
+
+static void test_released_qwen2_moe(void **state) {
+    (void)state;
+    wb_config c = released("qwen1.5_moe_a2.7b");
+    assert_int_equal(c.family, WB_FAMILY_QWEN2_MOE);
+    assert_true(c.head_dim == 128 && c.n_kv_heads == 16 && c.expert_width == 1408 && c.shared_width == 5632);
+    assert_true(c.attention_bias && c.qk_norm == WB_QK_NORM_NONE);
+    assert_int_equal(c.router.type, WB_ROUTER_SOFTMAX);
+    assert_int_equal(c.router.n_experts, 60);
+    assert_int_equal(wb_config_n_moe(&c), 24);
+    c = released("qwen2_57b_a14b");
+    assert_true(c.n_kv_heads == 4 && c.shared_width == 20480 && c.router.top_k == 8 && c.n_layers == 28);
+}
+
+static void test_released_glm4_moe(void **state) {
+    (void)state;
+    wb_config c = released("glm_4.5");
+    assert_int_equal(c.family, WB_FAMILY_GLM4_MOE);
+    assert_int_equal(c.router.type, WB_ROUTER_SIGMOID);
+    assert_true(c.router.normalize && c.router.scale == 2.5f && c.router.n_group == 1);
+    assert_true(c.router.n_experts == 160 && c.router.top_k == 8 && c.shared_width == 1536);
+    assert_true(c.rotary_dim == 64 && c.head_dim == 128 && c.qk_norm == WB_QK_NORM_PER_HEAD);
+    assert_true(wb_config_n_moe(&c) == 89 && !wb_config_is_moe(&c, 2) && wb_config_is_moe(&c, 3));
+    assert_int_equal(c.n_mtp_layers, 1);
+    c = released("glm_4.5_air");
+    assert_true(wb_config_n_moe(&c) == 45 && c.qk_norm == WB_QK_NORM_NONE && c.router.scale == 1);
+    c.moe_layer_mask[0] &= ~(UINT64_C(1) << 7);
+    assert_int_equal(wb_config_check(&c), WB_INVALID_ARGUMENT);
+    assert_message_has("moe layers: expected the multiples of 1 from layer 1 on for glm4_moe, found layer 7");
+}
+
 static void test_dense_layers(void **state) {
     (void)state;
     wb_config c = expect_ok("qwen3_moe", "mlp_only_layers", "[1]");
@@ -229,7 +294,7 @@ static void test_bad_values_are_refused(void **state) {
     } bad[] = {
         {"model_type", NULL, WB_CORRUPT, "model_type: expected a string, found none"},
         {"model_type", "3", WB_CORRUPT, "model_type: expected a string, found 3"},
-        {"model_type", "\"llama\"", WB_UNSUPPORTED, "supported is qwen3_moe and olmoe, found \"llama\""},
+        {"model_type", "\"llama\"", WB_UNSUPPORTED, "supported is qwen3_moe, olmoe, "},
         {"hidden_size", NULL, WB_CORRUPT, "hidden_size: expected an integer, found none"},
         {"hidden_size", "\"32\"", WB_CORRUPT, "hidden_size: expected an integer, found \"32\""},
         {"hidden_size", "32.0", WB_CORRUPT, "hidden_size: expected an integer, found 32.0"},
@@ -271,12 +336,21 @@ static void test_bad_values_are_refused(void **state) {
         {"rope_parameters", "{\"rope_theta\":0}", WB_INVALID_ARGUMENT, "rope_theta"},
         {"rope_parameters", "{\"rope_theta\":\"x\"}", WB_CORRUPT, "rope_parameters: rope_theta"},
         {"rope_parameters", "3", WB_CORRUPT, "rope_parameters: expected an object"},
-        {"rope_parameters", "{\"rope_type\":\"yarn\",\"factor\":4}", WB_UNSUPPORTED,
-         "rope_parameters: rope_type"},
+        {"rope_parameters", "{\"rope_type\":\"llama3\",\"factor\":4}", WB_UNSUPPORTED,
+         "rope_parameters: rope_type: supported is \"default\", \"linear\" or \"yarn\", found \"llama3\""},
+        {"rope_parameters", "{\"rope_type\":\"yarn\",\"factor\":-4}", WB_INVALID_ARGUMENT, "factor"},
+        {"rope_parameters", "{\"rope_type\":\"yarn\",\"short_factor\":[1]}", WB_UNSUPPORTED,
+         "found short_factor"},
+        {"rope_parameters", "{\"rope_type\":\"linear\",\"factor\":4,\"beta_fast\":1}", WB_UNSUPPORTED,
+         "found beta_fast"},
+        {"rope_parameters", "{\"rope_type\":\"linear\"}", WB_INVALID_ARGUMENT, "factor"},
+        {"rope_scaling", "{\"rope_type\":\"yarn\",\"factor\":4}", WB_INVALID_ARGUMENT,
+         "rope_parameters: expected the rope of rope_scaling, found another"},
         {"rope_parameters", "{\"full_attention\":{\"rope_theta\":5e6,\"rope_type\":\"default\"}}",
          WB_UNSUPPORTED,
-         "rope_parameters: supported are rope_type, rope_theta and partial_rotary_factor, found "
-         "full_attention"},
+         "rope_parameters: supported are rope_type, rope_theta and partial_rotary_factor, and the keys of "
+         "linear "
+         "and yarn with these types, found full_attention"},
         {"rope_parameters", "{\"rope_theta\":5e6,\"mrope_section\":[16,24,24]}", WB_UNSUPPORTED,
          "found mrope_section"},
         /* One of the three places that may hold it, or all the same: loaders differ in which they take. */
@@ -291,8 +365,6 @@ static void test_bad_values_are_refused(void **state) {
         {"num_experts_per_token", "3", WB_INVALID_ARGUMENT,
          "num_experts_per_tok: expected num_experts_per_token 3, found"},
         {"rope_parameters", "{\"partial_rotary_factor\":0.5}", WB_UNSUPPORTED, "partial_rotary_factor"},
-        {"rope_scaling", "{\"type\":\"linear\",\"factor\":2}", WB_UNSUPPORTED, "rope_scaling: type"},
-        {"rope_scaling", "{\"rope_type\":\"yarn\"}", WB_UNSUPPORTED, "found \"yarn\""},
         {"use_sliding_window", "true", WB_UNSUPPORTED, "use_sliding_window: supported is false, found true"},
         {"layer_types", "[\"full_attention\",\"sliding_attention\"]", WB_UNSUPPORTED, "sliding_attention"},
         {"hidden_act", "\"gelu\"", WB_UNSUPPORTED, "hidden_act: supported is \"silu\", found \"gelu\""},
@@ -474,6 +546,9 @@ int main(void) {
         cmocka_unit_test(test_released_spelling_and_defaults),
         cmocka_unit_test(test_rule_34_defaults_are_the_familys),
         cmocka_unit_test(test_dense_layers),
+        cmocka_unit_test(test_scaled_rope),
+        cmocka_unit_test(test_released_qwen2_moe),
+        cmocka_unit_test(test_released_glm4_moe),
         cmocka_unit_test(test_routes_of_a_configuration),
         cmocka_unit_test(test_bad_values_are_refused),
         cmocka_unit_test(test_top_k_above_64_is_refused),

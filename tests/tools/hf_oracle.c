@@ -106,6 +106,7 @@ static void see_id(outcome *o, int64_t found, int64_t expected) {
 
 typedef struct layer_reference {
     float *logits, *weights, *forced_weights; /* [B*S, E], [B*S, K], [B*S, K] */
+    float *bias;                              /* [E] of the selection; NULL: none */
     int64_t *ids, *forced_ids, *greedy_ids;   /* [B*S, K], [B*S, K], [B*W, K] */
 } layer_reference;
 
@@ -114,6 +115,7 @@ typedef struct reference {
     wb_config config;
     wb_safetensors *ref, *grads;
     json_t *meta;
+    bool unordered;              /* the reference's choices of a token are a set */
     int64_t B, S, V, E, K, L, W; /* W: length of a greedy sequence */
     int64_t *input_ids, *greedy_ids;
     float *logits, *forced_logits, *forced_logprobs, *forced_loss;
@@ -207,6 +209,32 @@ static void read_layer(reference *ref, int64_t i) {
                 layer->forced_ids[j]);
 }
 
+/* The bias of a router is a tensor of the checkpoint, beside its matrix. */
+static void read_biases(reference *ref) {
+    wb_safetensors *model;
+    if (wb_safetensors_open(ref->dir, NULL, &model) != WB_OK) die("%s", wb_error_message());
+    for (int64_t i = 0; i < ref->L; i++) {
+        const char *router =
+            json_string_value(json_array_get(json_object_get(ref->meta, "routers"), (size_t)i));
+        char name[256];
+        wb_tensor_view view;
+        snprintf(name, sizeof name, "%s.e_score_correction_bias", router ? router : "");
+        if (wb_safetensors_find(model, name, &view) == WB_OK)
+            ref->layers[i].bias = read_floats(model, name, ref->E);
+    }
+    wb_safetensors_close(model);
+}
+
+/* Routers that ask torch for a set of experts, not for an order. */
+static bool is_unordered(const reference *ref) {
+    static const char *const classes[] = {"Glm4MoeTopkRouter", "DeepseekV2TopkRouter",
+                                          "DeepseekV3TopkRouter"};
+    const char *found = json_string_value(json_array_get(json_object_get(ref->meta, "router_classes"), 0));
+    for (size_t i = 0; found && i < sizeof classes / sizeof classes[0]; i++)
+        if (strcmp(found, classes[i]) == 0) return true;
+    return false;
+}
+
 static void find_largest_grad(reference *ref) {
     for (size_t i = 0; i < wb_safetensors_count(ref->grads); i++) {
         wb_tensor_view view;
@@ -266,6 +294,8 @@ static void reference_open(const char *dir, wb_dtype dtype, reference *ref) {
     ref->forced_loss = read_floats(ref->ref, "forced.loss", 1);
     ref->layers = allocate((size_t)ref->L, sizeof(layer_reference));
     for (int64_t i = 0; i < ref->L; i++) read_layer(ref, i);
+    read_biases(ref);
+    ref->unordered = is_unordered(ref);
     find_largest_grad(ref);
     find_bounds(ref);
 }
@@ -273,7 +303,7 @@ static void reference_open(const char *dir, wb_dtype dtype, reference *ref) {
 static void reference_close(reference *ref) {
     for (int64_t i = 0; i < ref->L; i++) {
         const layer_reference *layer = &ref->layers[i];
-        void *const arrays[] = {layer->logits, layer->weights,    layer->forced_weights,
+        void *const arrays[] = {layer->logits, layer->weights,    layer->forced_weights, layer->bias,
                                 layer->ids,    layer->forced_ids, layer->greedy_ids};
         for (size_t j = 0; j < sizeof arrays / sizeof arrays[0]; j++) free(arrays[j]);
     }
@@ -401,6 +431,41 @@ static void compare_logits(rank_run *run, check_id id, const float *logits, cons
 
 /* ---- native routing -------------------------------------------------------------------------- */
 
+enum { MAX_K = 64 };
+
+/* Choices [K] of a row, moved to where the reference has the same expert, where its order means nothing;
+ * those that it does not have fill the places left. */
+static void pair_choices(const reference *ref, const int64_t *expected, int64_t *found) {
+    if (!ref->unordered) return;
+    for (int64_t k = 0; k < ref->K; k++)
+        for (int64_t j = 0; j < ref->K; j++)
+            if (found[j] == expected[k] && found[j] != expected[j]) {
+                const int64_t swap = found[k];
+                found[k] = found[j];
+                found[j] = swap;
+                break;
+            }
+}
+
+static int descending(const void *a, const void *b) {
+    const float x = *(const float *)a, y = *(const float *)b;
+    return (x < y) - (x > y);
+}
+
+/* The weights [K] of a row of the reference's own choices; of a set, in the order of their size. */
+static void see_weights(rank_run *run, const float *weights, const float *expected) {
+    const reference *ref = run->ref;
+    const size_t bytes = (size_t)ref->K * sizeof(float);
+    float found[MAX_K], sorted[MAX_K];
+    memcpy(found, weights, bytes);
+    memcpy(sorted, expected, bytes);
+    if (ref->unordered) {
+        qsort(found, (size_t)ref->K, sizeof(float), descending);
+        qsort(sorted, (size_t)ref->K, sizeof(float), descending);
+    }
+    see_floats(&run->outcomes[ROUTER_WEIGHTS], ref->K, found, sorted);
+}
+
 static void probe_native(void *ctx, int32_t layer, int64_t T, const float *logits, const float *weights) {
     rank_run *run = ctx;
     const reference *ref = run->ref;
@@ -408,21 +473,41 @@ static void probe_native(void *ctx, int32_t layer, int64_t T, const float *logit
         const int64_t row = reference_row(run, t);
         see_floats(&run->outcomes[ROUTER_LOGITS], ref->E, logits + t * ref->E,
                    ref->layers[layer].logits + row * ref->E);
-        see_floats(&run->outcomes[ROUTER_WEIGHTS], ref->K, weights + t * ref->K,
-                   ref->layers[layer].weights + row * ref->K);
+        see_weights(run, weights + t * ref->K, ref->layers[layer].weights + row * ref->K);
     }
 }
 
-/* The choice k of a row in layer l. In bf16 the reference's logits of another expert than its own are as
- * close as two errors can bring them. */
-static void see_choice(rank_run *run, int64_t l, int64_t row, int64_t k, int64_t found) {
+/* What an expert is chosen by; a sigmoid makes an error of its logit four times smaller, at least. */
+static double selection_key(const reference *ref, const layer_reference *layer, int64_t row, int64_t e) {
+    const double logit = (double)layer->logits[row * ref->E + e];
+    if (!layer->bias) return logit;
+    return 4 * (1 / (1 + exp(-logit)) + (double)layer->bias[e]);
+}
+
+/* The choices of a row in layer l. In bf16 the reference's key of another expert than its own is as close as
+ * two errors can bring them. */
+static void see_choices(rank_run *run, int64_t l, int64_t row, int64_t *found) {
     const reference *ref = run->ref;
-    const float *logits = ref->layers[l].logits + row * ref->E;
-    const int64_t expected = ref->layers[l].ids[row * ref->K + k];
-    const bool close =
-        ref->dtype != WB_F32 && found < ref->E &&
-        fabs((double)logits[found] - (double)logits[expected]) <= 2 * ref->bounds[ROUTER_LOGITS];
-    see_id(&run->outcomes[ROUTER_IDS], close ? expected : found, expected);
+    const layer_reference *layer = &ref->layers[l];
+    const int64_t *expected = layer->ids + row * ref->K;
+    pair_choices(ref, expected, found);
+    for (int64_t k = 0; k < ref->K; k++) {
+        const bool close =
+            ref->dtype != WB_F32 && found[k] < ref->E &&
+            fabs(selection_key(ref, layer, row, found[k]) - selection_key(ref, layer, row, expected[k])) <=
+                2 * ref->bounds[ROUTER_LOGITS];
+        see_id(&run->outcomes[ROUTER_IDS], close ? expected[k] : found[k], expected[k]);
+    }
+}
+
+/* Those of a tensor of routes. */
+static void see_routes(rank_run *run, const routes *chosen) {
+    const reference *ref = run->ref;
+    for (int64_t i = 0; i < chosen->n; i += ref->K) {
+        int64_t found[MAX_K];
+        for (int64_t k = 0; k < ref->K; k++) found[k] = routes_get(chosen, i + k);
+        see_choices(run, i / ref->K % ref->L, reference_row(run, i / ref->K / ref->L), found);
+    }
 }
 
 /* The reference's choices, or those of its forced pass, for this rank's rows. */
@@ -450,9 +535,7 @@ static wb_status native_forward(rank_run *run, packed *p, routes *r, const uint8
     if (status == WB_OK) status = wb_train_logits(run->train, p->logits);
     if (status == WB_OK) status = routes_download(chosen);
     if (status == WB_OK) compare_logits(run, LOGITS, p->logits, ref->logits);
-    for (int64_t i = 0; status == WB_OK && i < chosen->n; i++)
-        see_choice(run, i / ref->K % ref->L, reference_row(run, i / ref->K / ref->L), i % ref->K,
-                   routes_get(chosen, i));
+    if (status == WB_OK) see_routes(run, chosen);
     routes_close(&own);
     return status;
 }
@@ -538,9 +621,14 @@ static double gradient_error(const reference *ref, const wb_tensor_view *expecte
     return difference / (largest >= 1e-6 * ref->largest_grad ? largest : 1e-2 * ref->largest_grad);
 }
 
+/* A buffer, in whose place the reference has its value: it only selects, and has no gradient. */
+static bool is_selection_bias(const char *name) {
+    return strstr(name, "e_score_correction_bias");
+}
+
 static wb_status check_gradient(rank_run *run, const wb_tensor *tensor) {
     const reference *ref = run->ref;
-    if (without_grad(ref, tensor->name)) return WB_OK;
+    if (without_grad(ref, tensor->name) || is_selection_bias(tensor->name)) return WB_OK;
     run->n_tensors_expected += tensor->expert >= 0 ? !!tensor->data : wb_comm_rank(run->comm) == 0;
     if (!tensor->data) return WB_OK;
     wb_tensor_view expected;
@@ -634,13 +722,17 @@ static void compare_greedy(rank_run *run, int64_t s, const wb_record *record, co
         const float logprob = t < record->n_tokens ? record->logprobs[t - PROMPT] : NAN;
         see_floats(&run->outcomes[ENGINE_LOGPROBS], 1, &logprob, &forward[t - 1]);
     }
-    for (int64_t i = 0; i < (ref->W - 1) * row; i++) {
-        const int64_t t = i / row, l = i % row / ref->K, k = i % ref->K;
+    for (int64_t i = 0; i < (ref->W - 1) * row; i += ref->K) {
+        const int64_t t = i / row, l = i % row / ref->K;
         const void *ids = wb_record_row(wb_model_routes(run->model), record, (uint32_t)t);
-        const int64_t expected = ref->dtype == WB_F32 ? ref->layers[l].greedy_ids[(first + t) * ref->K + k]
-                                                      : routes_get(chosen, s * ref->W * row + i);
-        see_id(&run->outcomes[GREEDY_ROUTES], ids ? (int64_t)wb_route_id(ids, dtype, (size_t)(i % row)) : -1,
-               expected);
+        int64_t found[MAX_K], expected[MAX_K];
+        for (int64_t k = 0; k < ref->K; k++) {
+            found[k] = ids ? (int64_t)wb_route_id(ids, dtype, (size_t)(i % row + k)) : -1;
+            expected[k] = ref->dtype == WB_F32 ? ref->layers[l].greedy_ids[(first + t) * ref->K + k]
+                                               : routes_get(chosen, s * ref->W * row + i + k);
+        }
+        if (ref->dtype == WB_F32) pair_choices(ref, expected, found);
+        for (int64_t k = 0; k < ref->K; k++) see_id(&run->outcomes[GREEDY_ROUTES], found[k], expected[k]);
     }
 }
 

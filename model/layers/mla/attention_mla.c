@@ -2,7 +2,6 @@
  *
  * Owns: q and the latents, and what a sequence leaves behind: its latents. Refuses: which row of the table a
  * position has, the residual stream; what is done head by head (mla_heads.c). */
-#include "config.h"
 #include "layers/mla/mla.h"
 #include "registry.h"
 
@@ -135,29 +134,6 @@ static wb_status finish_queries(const wb_mla *m, const wb_mla_weights *w, const 
     WB_TRY(wb_mla_rotate(m, pass, model->config.n_heads, width.head, false, q));
     WB_TRY(wb_mla_copy_rotated(m, pass->T, q, width.head, q_latent, width.latent));
     return wb_mla_to_inner(m, w, &rows, pass->T);
-}
-
-/* One kv head, whose keys are the latents and whose values the first kv_rank elements of them. */
-wb_attention wb_mla_attention(const wb_mla *m, const wb_pass *pass, const wb_state *state) {
-    const wb_model *model = m->model;
-    const wb_config *config = &model->config;
-    const wb_rows latents = state ? wb_state_rows(state, WB_MLA_LATENTS) : wb_activations(model, &m->latent);
-    return (wb_attention){.T = pass->T,
-                          .n_heads = config->n_heads,
-                          .n_kv_heads = 1,
-                          .head_dim = config->mla.kv_rank + config->mla.rope_dim,
-                          .value_dim = config->mla.kv_rank,
-                          .scale = wb_config_softmax_scale(config),
-                          .q = wb_activations(model, &m->q_latent),
-                          .k = latents,
-                          .v = latents,
-                          .seq = pass->seq,
-                          .pos = pass->pos,
-                          .blocks = pass->blocks,
-                          .max_blocks = pass->max_blocks,
-                          .block_size = pass->block_size,
-                          .log_sums = m->log_sums.data,
-                          .out = wb_activations(model, &m->mixed)};
 }
 
 static wb_status forward(void *worker, const void *weights, const wb_pass *pass, const wb_state *state,

@@ -64,9 +64,6 @@ static inline wb_mla_widths wb_mla_widths_of(const wb_config *c) {
                            .values = n_heads * c->mla.value_dim};
 }
 
-/* Attention of the latest forward, over the latents of `state` or, where there is none, of the batch. */
-wb_attention wb_mla_attention(const wb_mla *m, const wb_pass *pass, const wb_state *state);
-
 /* ---- weights, and a product a head (mla_heads.c) --------------------------------------------- */
 
 /* The parts of kv_a: Wc [kv_rank, H] and Wk [rope, H]. */
@@ -101,6 +98,9 @@ wb_status wb_mla_rotate(const wb_mla *m, const wb_pass *pass, int32_t n_heads, i
 /* Those of all heads, from q to q_latent or the other way. */
 wb_status wb_mla_copy_rotated(const wb_mla *m, int64_t T, wb_rows from, int64_t from_head, wb_rows to,
                               int64_t to_head);
+
+/* Attention over the latents of `state` or, where there is none, of the batch. */
+wb_attention wb_mla_attention(const wb_mla *m, const wb_pass *pass, const wb_state *state);
 
 /* ---- backward (mla_backward.c) --------------------------------------------------------------- */
 

@@ -1,6 +1,8 @@
-/* mla_heads.c - what latent attention does head by head: products with a head's part of kv_b_proj, and the
- * rotated part of a head. Refuses: in which order (attention_mla.c, mla_backward.c). */
+/* mla_heads.c - what latent attention does head by head: products with a head's part of kv_b_proj, the
+ * rotated part of a head, and attention itself. Refuses: in which order (attention_mla.c, mla_backward.c). */
 #include "layers/mla/mla.h"
+
+#include <math.h>
 
 /* ---- parts of weights ------------------------------------------------------------------------ */
 
@@ -121,4 +123,38 @@ wb_status wb_mla_copy_rotated(const wb_mla *m, int64_t T, wb_rows from, int64_t 
     const int64_t rope = config->mla.rope_dim;
     return dev->copy_columns(dev, T * config->n_heads, rope, wb_rows_from(from, from_head - rope), from_head,
                              wb_rows_from(to, to_head - rope), to_head);
+}
+
+/* ---- attention ------------------------------------------------------------------------------- */
+
+/* 1 / sqrt(a head's width), and where YaRN scales the rotary embedding the square of its magnitude. */
+static float scale_of(const wb_config *config) {
+    const wb_rope_scaling *s = &config->rope_scaling;
+    const double scale = 1.0 / sqrt((double)config->head_dim);
+    if (s->type != WB_ROPE_YARN || s->mscale_all_dim == 0) return (float)scale;
+    const double magnitude = wb_rope_magnitude(s->factor, s->mscale_all_dim);
+    return (float)(scale * magnitude * magnitude);
+}
+
+/* One kv head, whose keys are the latents and whose values the first kv_rank elements of them. */
+wb_attention wb_mla_attention(const wb_mla *m, const wb_pass *pass, const wb_state *state) {
+    const wb_model *model = m->model;
+    const wb_config *config = &model->config;
+    const wb_rows latents = state ? wb_state_rows(state, WB_MLA_LATENTS) : wb_activations(model, &m->latent);
+    return (wb_attention){.T = pass->T,
+                          .n_heads = config->n_heads,
+                          .n_kv_heads = 1,
+                          .head_dim = config->mla.kv_rank + config->mla.rope_dim,
+                          .value_dim = config->mla.kv_rank,
+                          .scale = scale_of(config),
+                          .q = wb_activations(model, &m->q_latent),
+                          .k = latents,
+                          .v = latents,
+                          .seq = pass->seq,
+                          .pos = pass->pos,
+                          .blocks = pass->blocks,
+                          .max_blocks = pass->max_blocks,
+                          .block_size = pass->block_size,
+                          .log_sums = m->log_sums.data,
+                          .out = wb_activations(model, &m->mixed)};
 }

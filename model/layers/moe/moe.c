@@ -9,6 +9,7 @@ typedef struct moe {
     wb_moe_rows plan;
     wb_moe_exchange exchange;
     wb_moe_experts experts;
+    wb_moe_shared shared;
 
     /* Kept by a forward for its backward. */
     wb_buffer rows; /* [T * K, H] its expert's output */
@@ -24,6 +25,10 @@ static void declare(wb_registry *registry, int32_t l, void *weights) {
     wb_moe_weights *w = weights;
     w->moe_index = registry->n_moe++;
     w->router = wb_registry_matrix(registry, l, "mlp.gate.weight", m->config.router.n_experts, H);
+    w->selection_bias =
+        m->family->selection_bias
+            ? wb_registry_vector(registry, l, "mlp.gate.e_score_correction_bias", m->config.router.n_experts)
+            : -1;
     w->gate_up = wb_registry_slots(registry, w->moe_index, 2 * F, H);
     w->down = wb_registry_slots(registry, w->moe_index, H, F);
     for (int32_t e = 0; e < m->config.router.n_experts; e++) {
@@ -31,6 +36,7 @@ static void declare(wb_registry *registry, int32_t l, void *weights) {
         wb_registry_tensor(registry, l, e, "up_proj.weight", F, H, w->gate_up, F * H);
         wb_registry_tensor(registry, l, e, "down_proj.weight", H, F, w->down, 0);
     }
+    wb_moe_shared_declare(registry, l, &w->shared);
 }
 
 static wb_rows rows_of(const moe *m, const wb_buffer *buffer) {
@@ -45,6 +51,7 @@ static void layout(void *worker, wb_model *model, const wb_sizes *sizes, wb_aren
     wb_moe_choice_layout(&m->choice, other ? &other->choice : NULL, model, sizes, arena);
     wb_moe_rows_layout(&m->plan, other ? &other->plan : NULL, model, sizes, arena);
     wb_moe_experts_layout(&m->experts, other ? &other->experts : NULL, model, sizes, arena);
+    wb_moe_shared_layout(&m->shared, other ? &other->shared : NULL, model, sizes, arena);
     wb_place_activations(arena, model, &m->rows, n_pairs, H);
     if (wb_moe_has_peers(m->model) || sizes->backward)
         wb_place_scratch(arena, model, &m->output, other ? &other->output : NULL, sizes->expert_rows, H);
@@ -59,7 +66,8 @@ static void layout(void *worker, wb_model *model, const wb_sizes *sizes, wb_aren
 
 static double work(const wb_config *config, const wb_sizes *sizes) {
     const double T = (double)sizes->tokens, H = config->hidden_size;
-    return T * H * config->router.n_experts + 3 * T * config->router.top_k * H * config->expert_width;
+    return T * H * config->router.n_experts + 3 * T * config->router.top_k * H * config->expert_width +
+           wb_swiglu_work(config, config->shared_width, sizes->tokens);
 }
 
 /* As run_experts, by mailboxes: *rows_out is this rank's. */
@@ -110,7 +118,8 @@ static wb_status forward(void *worker, const void *weights, const wb_pass *pass,
     if (pass->used && !pass->recompute) WB_TRY(wb_moe_rows_used(&m->plan, pass, w->moe_index));
     WB_TRY(pass->peer_rows > 0 ? run_experts_of_peers(m, w, pass, x, &rows)
                                : run_experts(m, w, pass->leaves_nothing, x));
-    return dev->moe_combine(dev, T, K, H, rows, m->plan.pair_row.data, m->choice.weights.data, y);
+    WB_TRY(dev->moe_combine(dev, T, K, H, rows, m->plan.pair_row.data, m->choice.weights.data, y));
+    return wb_moe_shared_forward(&m->shared, &w->shared, T, x, y);
 }
 
 /* Gradients of the experts' inputs from those of their outputs, which come in `output` or, with several
@@ -149,7 +158,8 @@ static wb_status backward(void *worker, const void *weights, const wb_pass *pass
                                      doutputs, m->choice.dweights.data));
     WB_TRY(run_experts_backward(m, w, x, grads, &drows));
     WB_TRY(dev->moe_combine(dev, T, K, H, drows, pair_row, NULL, dx));
-    return wb_moe_choose_backward(&m->choice, w, pass, x, grads, dx);
+    WB_TRY(wb_moe_choose_backward(&m->choice, w, pass, x, grads, dx));
+    return wb_moe_shared_backward(&m->shared, &w->shared, T, x, dy, grads, dx);
 }
 
 const wb_layer_kind wb_layer_moe = {

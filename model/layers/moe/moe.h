@@ -5,6 +5,7 @@
  *   exchange  rows to the ranks of their slots            (moe_exchange.c)
  *   experts   each row times its expert's matrices        (moe_experts.c)
  *   combine   a token's rows, in the order of its choices (moe.c)
+ *   shared    what every token goes through besides      (moe_shared.c)
  *
  * Rows: each of the T * K pairs, a (token, choice), has one, in the order of its slot, then (t, k); padding
  * has none. n rows are those of this rank's slots from all ranks: by slot, then source rank, then the
@@ -21,11 +22,19 @@
 #define WB_MOE_H
 
 #include "layers/layer.h"
+#include "layers/swiglu.h"
 
-/* Parameters of one MoE layer, and its place in the route tensor. */
+typedef struct wb_moe_shared_weights {
+    wb_swiglu_weights mlp; /* of shared_width; not declared where that is 0 */
+    int32_t gate;          /* [1, H]; -1: none */
+} wb_moe_shared_weights;
+
+/* Parameters of one MoE layer, and its place in the route tensor; -1: the model has none. */
 typedef struct wb_moe_weights {
-    int32_t moe_index;     /* 0..L-1 */
-    int32_t router;        /* [E, H] */
+    int32_t moe_index;      /* 0..L-1 */
+    int32_t router;         /* [E, H] */
+    int32_t selection_bias; /* [E] */
+    wb_moe_shared_weights shared;
     int32_t gate_up, down; /* [slots of this rank][2F, H] and [H, F], as wb_param */
 } wb_moe_weights;
 
@@ -148,5 +157,26 @@ wb_status wb_moe_experts_forward(wb_moe_experts *experts, const wb_moe_rows *pla
  * gate_up. */
 wb_status wb_moe_experts_backward(wb_moe_experts *experts, const wb_moe_rows *plan, const wb_moe_weights *w,
                                   wb_rows x, float *const *grads, wb_rows grad);
+
+/* ---- shared experts -------------------------------------------------------------------------- */
+
+typedef struct wb_moe_shared {
+    wb_model *model;
+    wb_swiglu mlp;            /* width 0: there are none, and nothing below is placed */
+    wb_buffer output;         /* [T, H]; scratch where there is no gate */
+    wb_buffer gate;           /* f32 [T] logits */
+    wb_buffer dgate, rounded; /* f32 [T], and in bf16 where activations are; scratch */
+} wb_moe_shared;
+
+void wb_moe_shared_declare(wb_registry *registry, int32_t l, wb_moe_shared_weights *weights_out);
+void wb_moe_shared_layout(wb_moe_shared *shared, const wb_moe_shared *other, wb_model *model,
+                          const wb_sizes *sizes, wb_arena *arena);
+
+/* y[T,H] (+=) from x[T,H]. */
+wb_status wb_moe_shared_forward(wb_moe_shared *shared, const wb_moe_shared_weights *w, int64_t T, wb_rows x,
+                                wb_rows y);
+/* dx[T,H] (+=) from dy[T,H]; grads[param] (+=). Once a forward. */
+wb_status wb_moe_shared_backward(wb_moe_shared *shared, const wb_moe_shared_weights *w, int64_t T, wb_rows x,
+                                 wb_rows dy, float *const *grads, wb_rows dx);
 
 #endif

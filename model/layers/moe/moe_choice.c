@@ -51,11 +51,13 @@ wb_status wb_moe_choose(wb_moe_choice *choice, const wb_moe_weights *w, const wb
     WB_TRY(dev->matmul(dev, 1, &product));
     const wb_ids ids = wb_moe_ids(model, pass->routing->ids, w->moe_index);
     if (!pass->recompute) {
-        /* A family with a selection bias or a table of ids declares it beside the router's matrix, as a
-         * parameter of the layer (wb_moe_weights), and it is passed here as `bias` or `table`. */
+        /* A family with a table of ids declares it beside the router's matrix, as a parameter of the layer
+         * (wb_moe_weights), and it is passed here as `table`. */
         const wb_topk args = {.router = *router,
                               .T = T,
                               .logits = logits,
+                              .bias =
+                                  w->selection_bias < 0 ? NULL : wb_model_vector(model, w->selection_bias),
                               .tokens = pass->tokens,
                               .direction = pass->routing->direction,
                               .ids = ids,
