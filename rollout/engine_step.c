@@ -178,7 +178,7 @@ static void commit_sampled(wb_engine *engine, wb_sequence *s, const wb_results_v
 }
 
 /* The request takes what was sampled, from `j` on, after its last token and its drafts; it ends, or gets
- * drafts for the next step: of its own text here. Returns whether it goes on. */
+ * drafts for the next step, of its own text or for now none. Returns whether it goes on. */
 static bool commit_taken(wb_engine *engine, wb_sequence *s, const wb_results_view *found, int64_t j,
                          uint32_t n_drafts) {
     wb_finish finish;
@@ -186,8 +186,8 @@ static bool commit_taken(wb_engine *engine, wb_sequence *s, const wb_results_vie
     for (uint32_t k = 0; k < n; k++) commit_sampled(engine, s, found, j + k);
     if (finish != WB_FINISH_NONE)
         wb_engine_finish(engine, s, finish);
-    else if (!engine->mtp.on)
-        wb_sequence_propose_text(s, engine->max_drafts);
+    else
+        wb_sequence_propose_text(s, engine->mtp.on ? 0 : engine->max_drafts);
     return finish == WB_FINISH_NONE;
 }
 

@@ -35,11 +35,13 @@ static wb_layer_parts layer(const wb_config *c, int32_t l) {
     return (wb_layer_parts){&wb_layer_attention_mla, wb_config_is_moe(c, l) ? &wb_layer_moe : &wb_layer_mlp};
 }
 
+static const char *const other_types[] = {"kimi_k2", NULL};
 static const char *const rope_keys[] = {"qk_rope_head_dim", "rope_interleave", NULL};
 
 const wb_family_rules wb_family_deepseek_v3 = {
     .model_type = "deepseek_v3",
     .architecture = "DeepseekV3ForCausalLM",
+    .other_types = other_types,
     .expert_width_key = "moe_intermediate_size",
     .experts_key = "n_routed_experts",
     .qk_norm = WB_QK_NORM_NONE,

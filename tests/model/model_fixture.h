@@ -64,8 +64,29 @@ typedef enum variant {
     VARIANT_OLMOE_CLIP, /* whole-vector norm, clamp */
     VARIANT_FEW,        /* fewer experts than ranks, E = K */
     VARIANT_WIDE,       /* u16 ids */
+    VARIANT_LATENT,     /* latent attention without a low rank of q, two shared experts, a dense layer */
+    VARIANT_LATENT_LOW, /* with one; groups, a selection bias, halves rotated, MTP layers */
     N_VARIANTS
 } variant;
+
+static inline void variant_make_latent(bool low, wb_config *c) {
+    c->family = low ? WB_FAMILY_DEEPSEEK_V3 : WB_FAMILY_DEEPSEEK_V2;
+    c->n_kv_heads = c->n_heads;
+    c->mla = (wb_mla_sizes){
+        .kv_rank = 7, .q_rank = low ? 9 : 0, .nope_dim = 5, .rope_dim = 4, .value_dim = 6, .interleaved = !low};
+    c->head_dim = c->mla.nope_dim + c->mla.rope_dim;
+    c->qk_norm = WB_QK_NORM_NONE;
+    c->shared_width = (low ? 1 : 2) * c->expert_width;
+    c->moe_layer_mask[0] = 6;
+    c->router = (wb_router){.type = low ? WB_ROUTER_SIGMOID : WB_ROUTER_SOFTMAX,
+                            .n_experts = low ? 12 : 13,
+                            .top_k = 3,
+                            .n_group = low ? 4 : 1,
+                            .topk_group = low ? 2 : 1,
+                            .normalize = low,
+                            .scale = 1.5F};
+    c->n_mtp_layers = low ? 1 : 0;
+}
 
 static inline wb_config variant_config(variant v) {
     wb_config c = {.family = WB_FAMILY_QWEN3_MOE,
@@ -105,6 +126,8 @@ static inline wb_config variant_config(variant v) {
         c.router.top_k = 5;
         c.n_layers = 2;
         c.moe_layer_mask[0] = 3;
+    } else if (v == VARIANT_LATENT || v == VARIANT_LATENT_LOW) {
+        variant_make_latent(v == VARIANT_LATENT_LOW, &c);
     }
     return c;
 }

@@ -71,6 +71,21 @@ static inline wb_config tiny_config(wb_family family, int32_t n_experts, int32_t
     return c;
 }
 
+/* The same with latent attention, groups, a selection bias and a shared expert. */
+static inline wb_config latent_config(int32_t n_experts, int32_t top_k, int32_t n_layers, uint64_t dense) {
+    wb_config c = tiny_config(WB_FAMILY_DEEPSEEK_V3, n_experts, top_k, n_layers, dense);
+    c.mla = (wb_mla_sizes){
+        .kv_rank = 12, .q_rank = 10, .nope_dim = 6, .rope_dim = 4, .value_dim = 7, .interleaved = true};
+    c.head_dim = c.mla.nope_dim + c.mla.rope_dim;
+    c.qk_norm = WB_QK_NORM_NONE;
+    c.shared_width = c.expert_width;
+    c.router.type = WB_ROUTER_SIGMOID;
+    c.router.n_group = 4, c.router.topk_group = 2;
+    c.router.normalize = true;
+    c.router.scale = 1.5f;
+    return c;
+}
+
 /* A model with the device that it needs. */
 typedef struct rig {
     wb_device *device;
