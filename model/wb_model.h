@@ -217,9 +217,9 @@ WB_API wb_status wb_model_save(wb_model *model, const char *dir);
 WB_API const wb_config *wb_model_config(const wb_model *model);
 /* Fingerprint, MoE layers, E, K; owner: model. */
 WB_API const wb_route_model *wb_model_routes(const wb_model *model);
-/* Its layers for multi-token prediction, which stand behind the decoder's in a checkpoint, as a model of their
- * own, whose weights are copied, saved and compared along with those of `model`. Its list of tensors, its
- * routes, its placement and its gradients do not know them. NULL where there are none. Owner: `model`. */
+/* Its layers for multi-token prediction, which stand behind the decoder's in a checkpoint, as a model of
+ * their own, whose weights are copied, saved and compared along with those of `model`. Its list of tensors,
+ * its routes, its placement and its gradients do not know them. NULL where there are none. Owner: `model`. */
 WB_API wb_model *wb_model_mtp(const wb_model *model);
 /* Those of its options, still the caller's. */
 WB_API wb_device *wb_model_device(const wb_model *model);

@@ -128,6 +128,7 @@ static wb_status agree(wb_engine *engine, wb_status status, bool *busy_out) {
                              .weights_digest = engine->weights_digest,
                              .max_batch_tokens = (uint64_t)engine->scheduler.max_batch_tokens,
                              .max_prefill_tokens = (uint64_t)engine->max_prefill_tokens,
+                             .mtp_drafts = engine->mtp.on,
                              .pauses = engine->asks_for_pause,
                              .lending = engine->lending.on};
     const uint64_t n_ended = status == WB_OK ? count_work(engine, &own) : 0;

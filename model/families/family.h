@@ -33,7 +33,7 @@ typedef enum wb_moe_rule {
 
 typedef struct wb_family_rules {
     const char *model_type, *architecture; /* of config.json */
-    const char *const *other_types; /* model types of the same models, up to NULL; or NULL: none */
+    const char *const *other_types;        /* model types of the same models, up to NULL; or NULL: none */
 
     /* ---- keys that families spell differently, and what is meant where a key is absent ---- */
     const char *expert_width_key; /* of F */

@@ -72,8 +72,12 @@ typedef enum variant {
 static inline void variant_make_latent(bool low, wb_config *c) {
     c->family = low ? WB_FAMILY_DEEPSEEK_V3 : WB_FAMILY_DEEPSEEK_V2;
     c->n_kv_heads = c->n_heads;
-    c->mla = (wb_mla_sizes){
-        .kv_rank = 7, .q_rank = low ? 9 : 0, .nope_dim = 5, .rope_dim = 4, .value_dim = 6, .interleaved = !low};
+    c->mla = (wb_mla_sizes){.kv_rank = 7,
+                            .q_rank = low ? 9 : 0,
+                            .nope_dim = 5,
+                            .rope_dim = 4,
+                            .value_dim = 6,
+                            .interleaved = !low};
     c->head_dim = c->mla.nope_dim + c->mla.rope_dim;
     c->qk_norm = WB_QK_NORM_NONE;
     c->shared_width = (low ? 1 : 2) * c->expert_width;

@@ -146,13 +146,13 @@ static void test_what_cannot_be(void **state) {
         {"{" V3 "}", WB_CORRUPT, "num_hidden_layers: expected an integer, found none"},
         {"{" V3 ", \"num_hidden_layers\": 1025}", WB_INVALID_ARGUMENT, "num_hidden_layers"},
         {"{" V3 ", \"num_hidden_layers\": 9}", WB_CORRUPT, "num_experts: expected an integer, found none"},
-        {"{" V3 ", \"num_hidden_layers\": 9, \"n_routed_experts\": 65537}", WB_INVALID_ARGUMENT,
-         "n_routed_experts"},
+        {"{" V3 ", \"num_hidden_layers\": 9, \"n_routed_experts\": 65537, \"num_experts_per_tok\": 1}",
+         WB_INVALID_ARGUMENT, "num_experts"},
         {"{" V3 ", \"num_hidden_layers\": 9, \"n_routed_experts\": 4, \"num_experts_per_tok\": 5}",
          WB_INVALID_ARGUMENT, "num_experts_per_tok"},
         {"{" V3 ", \"num_hidden_layers\": 9, \"n_routed_experts\": 4, \"num_experts_per_tok\": 2, "
          "\"first_k_dense_replace\": 9}",
-         WB_INVALID_ARGUMENT, "expected a layer with experts"},
+         WB_INVALID_ARGUMENT, "moe layers: expected at least one, found none"},
         {"{" V3 ", \"num_hidden_layers\": 9, \"n_routed_experts\": 4, \"num_experts_per_tok\": 2, "
          "\"moe_layer_freq\": 0}",
          WB_INVALID_ARGUMENT, "moe_layer_freq"},

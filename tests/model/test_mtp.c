@@ -18,8 +18,8 @@ static wb_tensor_view reference(const wb_safetensors *files, const char *name) {
     return view;
 }
 
-/* One sequence, whose rows [done, done + n) are fed to the decoder, and then those with a token behind them to
- * the MTP layer. logits [n, V] of these. */
+/* One sequence, whose rows [done, done + n) are fed to the decoder, and then those with a token behind them
+ * to the MTP layer. logits [n, V] of these. */
 static int32_t feed(wb_infer *infer, const int32_t *tokens, int32_t S, int32_t done, int32_t n, void *ids,
                     float *logits) {
     const wb_model *model = infer->model;
@@ -171,7 +171,7 @@ static void test_a_copy_that_is_none_is_told(void **state) {
     wb_comm *comm;
     wb_model *m = open_one(out.text, WB_F32, &device, &comm);
     assert_non_null(
-        strstr(wb_model_note(m), "tensor model.layers.4.shared_head.head.weight is no copy of lm_head.weight"));
+        strstr(wb_model_note(m), "layers.4.shared_head.head.weight is no copy of lm_head.weight"));
     close_one(m, device, comm);
 }
 
@@ -179,7 +179,8 @@ static void test_a_layer_that_lacks_a_tensor(void **state) {
     (void)state;
     edit *e = edit_begin_from(oracle().text, "no_hnorm");
     edit_remove(e, "model.layers.4.hnorm.weight");
-    expect_open_fails(edit_end(e, NULL).text, WB_NOT_FOUND, "missing tensor model.layers.4.hnorm.weight [16]");
+    const temp_path out = edit_end(e, NULL);
+    expect_open_fails(out.text, WB_NOT_FOUND, "missing tensor model.layers.4.hnorm.weight [16]");
 }
 
 int main(void) {

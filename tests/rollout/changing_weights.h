@@ -44,7 +44,7 @@ static inline void changing_make(changing *c, uint64_t seed, wb_comm *comm) {
     memset(c, 0, sizeof *c);
     c->seed = seed;
     c->comm = comm;
-    const wb_family family = pick(&d, 0, 1) == 0 ? WB_FAMILY_QWEN3_MOE : WB_FAMILY_OLMOE;
+    const wb_family family = pick_family(&d);
     const int32_t n_experts = pick(&d, 0, 5) == 0 ? 300 : (int32_t)pick(&d, 4, 24);
     const int32_t top_k = (int32_t)pick(&d, 1, 4), n_layers = (int32_t)pick(&d, 1, 3);
     c->config = tiny_config(family, n_experts, top_k, n_layers, 0);

@@ -44,6 +44,47 @@ static inline uint32_t pick(dice *d, uint32_t min, uint32_t max) {
 
 /* ---- models -------------------------------------------------------------------------------------- */
 
+/* Families of which the random tests of the engine make models: one of each kind of layer. */
+static const wb_family tiny_families[] = {WB_FAMILY_QWEN3_MOE, WB_FAMILY_OLMOE, WB_FAMILY_DEEPSEEK_V2,
+                                          WB_FAMILY_DEEPSEEK_V3};
+enum { N_TINY_FAMILIES = sizeof tiny_families / sizeof tiny_families[0] };
+
+static inline wb_family pick_family(dice *d) {
+    return tiny_families[pick(d, 0, N_TINY_FAMILIES - 1)];
+}
+
+static inline const char *tiny_family_name(wb_family family) {
+    static const char *const names[] = {
+#define X(NAME, name) #name,
+        WB_FAMILY_LIST(X)
+#undef X
+    };
+    return names[family];
+}
+
+/* Latent attention and shared experts; of deepseek_v3 a selection bias, groups where the experts make some,
+ * and an MTP layer. */
+static inline void tiny_make_latent(wb_config *c) {
+    const bool v3 = c->family == WB_FAMILY_DEEPSEEK_V3;
+    const int32_t E = c->router.n_experts;
+    c->mla = (wb_mla_sizes){.kv_rank = 12,
+                            .q_rank = v3 ? 10 : 0,
+                            .nope_dim = 6,
+                            .rope_dim = 4,
+                            .value_dim = 7,
+                            .interleaved = true};
+    c->head_dim = c->mla.nope_dim + c->mla.rope_dim;
+    c->qk_norm = WB_QK_NORM_NONE;
+    c->shared_width = (v3 ? 1 : 2) * c->expert_width;
+    c->router.scale = 1.5f;
+    if (!v3) return;
+    const bool grouped = E % 4 == 0 && E >= 8 && c->router.top_k <= E / 2;
+    c->router.type = WB_ROUTER_SIGMOID;
+    c->router.normalize = true;
+    c->router.n_group = grouped ? 4 : 1, c->router.topk_group = grouped ? 2 : 1;
+    c->n_mtp_layers = 1;
+}
+
 /* n_layers <= 64; the layers in `dense` (bits) are not MoE. */
 static inline wb_config tiny_config(wb_family family, int32_t n_experts, int32_t top_k, int32_t n_layers,
                                     uint64_t dense) {
@@ -68,21 +109,7 @@ static inline wb_config tiny_config(wb_family family, int32_t n_experts, int32_t
                               .scale = 1}};
     for (int32_t l = 0; l < n_layers; l++)
         if ((dense >> l & 1) == 0) c.moe_layer_mask[0] |= (uint64_t)1 << l;
-    return c;
-}
-
-/* The same with latent attention, groups, a selection bias and a shared expert. */
-static inline wb_config latent_config(int32_t n_experts, int32_t top_k, int32_t n_layers, uint64_t dense) {
-    wb_config c = tiny_config(WB_FAMILY_DEEPSEEK_V3, n_experts, top_k, n_layers, dense);
-    c.mla = (wb_mla_sizes){
-        .kv_rank = 12, .q_rank = 10, .nope_dim = 6, .rope_dim = 4, .value_dim = 7, .interleaved = true};
-    c.head_dim = c.mla.nope_dim + c.mla.rope_dim;
-    c.qk_norm = WB_QK_NORM_NONE;
-    c.shared_width = c.expert_width;
-    c.router.type = WB_ROUTER_SIGMOID;
-    c.router.n_group = 4, c.router.topk_group = 2;
-    c.router.normalize = true;
-    c.router.scale = 1.5f;
+    if (family == WB_FAMILY_DEEPSEEK_V2 || family == WB_FAMILY_DEEPSEEK_V3) tiny_make_latent(&c);
     return c;
 }
 

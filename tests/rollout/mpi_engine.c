@@ -25,7 +25,7 @@ typedef struct round_plan {
 static void make_round(round_plan *p, uint64_t seed, const wb_comm *comm) {
     dice d = {seed};
     memset(p, 0, sizeof *p);
-    const wb_family family = pick(&d, 0, 1) == 0 ? WB_FAMILY_QWEN3_MOE : WB_FAMILY_OLMOE;
+    const wb_family family = pick_family(&d);
     p->config =
         tiny_config(family, (int32_t)pick(&d, 3, 20), (int32_t)pick(&d, 1, 3), (int32_t)pick(&d, 1, 3), 0);
     const uint32_t busy_ranks = pick(&d, 1, (uint32_t)wb_comm_size(comm));

@@ -114,6 +114,9 @@ static inline void schedule_make_options(schedule *s, dice *d) {
     const int32_t max_batch_tokens = (int32_t)pick(d, 1, pick(d, 0, 1) == 0 ? 8 : 48);
     const int32_t max_prefill_tokens = pick(d, 0, 1) == 0 ? 0 : (int32_t)pick(d, 1, 12);
     const bool recompute_keys = pick(d, 0, 2) == 0, lend_requests = pick(d, 0, 3) > 0;
+    /* MTP layers guess on all ranks or on none. */
+    const bool all_draft = s->config.n_mtp_layers > 0 && s->seed % 2 == 0,
+               none_drafts = s->config.n_mtp_layers > 0 && !all_draft;
     for (int r = 0; r < MAX_RANKS; r++) {
         wb_engine_options *o = &s->options[r];
         *o = wb_engine_options_default();
@@ -124,7 +127,8 @@ static inline void schedule_make_options(schedule *s, dice *d) {
         o->block_size = (int32_t)pick(d, 1, 6);
         const int32_t min_blocks = ((int32_t)longest - 1) / o->block_size + 1;
         o->n_blocks = min_blocks + (int32_t)pick(d, 0, pick(d, 0, 3) == 0 ? 60 : 4);
-        o->max_drafts = pick(d, 0, 1) == 0 ? 0 : (int32_t)pick(d, 1, 5);
+        const bool drafts = pick(d, 0, 1) > 0;
+        o->max_drafts = none_drafts || (!drafts && !all_draft) ? 0 : (int32_t)pick(d, 1, 5);
         o->prefix_cache = pick(d, 0, 3) > 0;
         o->max_running = (int32_t)pick(d, pick(d, 0, 3) == 0 ? 1 : 4, MAX_ASKS);
     }
@@ -134,7 +138,7 @@ static inline void schedule_make(schedule *s, uint64_t seed, int max_ranks) {
     dice d = {wb_mix64(seed)};
     memset(s, 0, sizeof *s);
     s->seed = seed;
-    const wb_family family = pick(&d, 0, 1) == 0 ? WB_FAMILY_QWEN3_MOE : WB_FAMILY_OLMOE;
+    const wb_family family = pick_family(&d);
     const int32_t n_experts = pick(&d, 0, 7) == 0 ? 300 : (int32_t)pick(&d, 4, 24);
     const int32_t top_k = (int32_t)pick(&d, 1, 4), n_layers = (int32_t)pick(&d, 1, 2);
     s->config = tiny_config(family, n_experts, top_k, n_layers, 0);
@@ -156,10 +160,9 @@ static inline void schedule_print(const schedule *s) {
     static const char *const names[] = {"submit", "abort", "weights", "pause"};
     printf("  %s, %s, %d layers, %d of %d experts, %d ranks, %" PRId32 " tokens a step, of prefills %" PRId32
            ", keys recomputed %d, requests lent %d\n",
-           wb_dtype_name(s->dtype), s->config.family == WB_FAMILY_QWEN3_MOE ? "qwen3_moe" : "olmoe",
-           s->config.n_layers, s->config.router.top_k, s->config.router.n_experts, s->n_ranks,
-           s->options[0].max_batch_tokens, s->options[0].max_prefill_tokens, s->options[0].recompute_keys,
-           s->options[0].lend_requests);
+           wb_dtype_name(s->dtype), tiny_family_name(s->config.family), s->config.n_layers,
+           s->config.router.top_k, s->config.router.n_experts, s->n_ranks, s->options[0].max_batch_tokens,
+           s->options[0].max_prefill_tokens, s->options[0].recompute_keys, s->options[0].lend_requests);
     for (int r = 0; r < s->n_ranks; r++)
         printf("  rank %d: %" PRId32 " blocks of %" PRId32 ", %" PRId32
                " running at most, prefix cache %d, %" PRId32 " drafts\n",

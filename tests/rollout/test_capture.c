@@ -34,7 +34,7 @@ static void fail(schedule *s, const char *rid, const char *what) {
 /* ---- making a schedule --------------------------------------------------------------------------- */
 
 static wb_config random_config(dice *d) {
-    const wb_family family = pick(d, 0, 1) == 0 ? WB_FAMILY_QWEN3_MOE : WB_FAMILY_OLMOE;
+    const wb_family family = pick_family(d);
     const int32_t n_layers = (int32_t)pick(d, 1, 3);
     const int32_t n_experts = pick(d, 0, 9) == 0 ? (int32_t)pick(d, 257, 300) : (int32_t)pick(d, 2, 24);
     const uint32_t max_k = n_experts < 8 ? (uint32_t)n_experts : 8;

@@ -11,7 +11,7 @@ static uint64_t base_seed;
 
 /* A vocabulary of few tokens, of which a random layer guesses some. */
 static wb_config guessing_config(void) {
-    wb_config c = latent_config(N_EXPERTS, 3, N_LAYERS + 1, 1);
+    wb_config c = tiny_config(WB_FAMILY_DEEPSEEK_V3, N_EXPERTS, 3, N_LAYERS + 1, 1);
     c.vocab_size = 7;
     c.n_mtp_layers = 2;
     return c;
@@ -114,12 +114,38 @@ static void test_rebalance_moves_experts_of_the_decoder_only(void **state) {
     assert_true(moves > 0 && accepted > 0);
 }
 
+/* Some would wait for the others. */
+static void play_alone(mover *m) {
+    ask a = ask_fixed("a", 3, 4);
+    bool busy;
+    for (uint32_t i = 0; i < a.request.n_tokens; i++) a.prompt[i] = i;
+    must(wb_engine_submit(m->engine, ask_request(&a)), "submit");
+    *(wb_status *)m->context = wb_engine_step(m->engine, &busy);
+}
+
+static void test_ranks_draft_all_or_none(void **state) {
+    (void)state;
+    mover movers[MAX_RANKS];
+    wb_status status[MAX_RANKS];
+    for (int r = 0; r < MAX_RANKS; r++)
+        movers[r] = (mover){.seed = base_seed,
+                            .options = eager_options(),
+                            .config = guessing_config(),
+                            .max_drafts = r == 1,
+                            .play = play_alone,
+                            .context = &status[r]};
+    run_movers(2, movers);
+    assert_int_equal(status[0], WB_PEER);
+    assert_int_equal(status[1], WB_PEER);
+}
+
 int main(int argc, char **argv) {
     base_seed = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)time(NULL);
     printf("seed %" PRIu64 "\n", base_seed);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_rule_8_what_is_returned_shows_no_draft),
         cmocka_unit_test(test_rebalance_moves_experts_of_the_decoder_only),
+        cmocka_unit_test(test_ranks_draft_all_or_none),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
