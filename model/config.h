@@ -33,6 +33,11 @@ wb_status wb_config_check_moe_layers(const wb_config *config, const wb_family_ru
 wb_status wb_config_read_rope(const json_t *root, const wb_family_rules *rules, wb_config *config);
 wb_status wb_config_check_rope(const wb_config *config, const wb_family_rules *rules);
 
+/* Which layers see a window (config_layers.c). */
+wb_status wb_config_read_windows(const json_t *root, const wb_family_rules *rules, wb_config *config);
+wb_status wb_config_check_windows(const wb_config *config, const wb_family_rules *rules);
+int32_t wb_config_window(const wb_config *config, int32_t layer); /* 0: none */
+
 /* shared_width, of n_shared_experts experts of expert_width each (config_layers.c); `absent`: what is
  * meant where the key is not there. */
 wb_status wb_config_read_shared(const json_t *root, int32_t absent, wb_config *config);
@@ -44,6 +49,7 @@ wb_status wb_config_check_mla(const wb_config *config, const wb_family_rules *ru
 /* They add their keys to a new config.json; non-zero: no memory. */
 int wb_config_write_mla(const wb_config *config, json_t *root);
 int wb_config_write_shared(const wb_config *config, json_t *root);
+int wb_config_write_windows(const wb_config *config, const wb_family_rules *rules, json_t *root);
 int wb_config_write_moe_layers(const wb_config *config, const wb_family_rules *rules, json_t *root);
 int wb_config_write_rope(const wb_config *config, const wb_family_rules *rules, json_t *root);
 

@@ -28,6 +28,11 @@ static wb_status check_layers(const wb_config *c, const wb_family_rules *rules) 
     const int32_t n_moe = wb_config_n_moe(c);
     if (n_moe == 0) return wb_fail(WB_INVALID_ARGUMENT, "moe layers: expected at least one, found none");
     WB_TRY(wb_config_check_moe_layers(c, rules));
+    WB_TRY(wb_config_check_windows(c, rules));
+    if (rules->expert_biases != (c->swiglu_limit > 0))
+        return wb_fail(WB_INVALID_ARGUMENT, "swiglu_limit: expected %s for %s, found %g",
+                       rules->expert_biases ? "a number above 0" : "0", rules->model_type,
+                       (double)c->swiglu_limit);
     if (rules->check) WB_TRY(rules->check(c));
     WB_TRY(wb_config_in_range("shared experts: width", c->shared_width, 0, INT32_MAX / 2));
     const int32_t min = n_moe < c->n_layers ? 1 : 0; /* a dense layer has a width */

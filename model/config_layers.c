@@ -1,14 +1,14 @@
-/* config_layers.c - which layers of a config.json have experts, and how many are shared, read and written.
- * Refuses: what families there are, and what else a layer is made of. */
+/* config_layers.c - which layers of a config.json have experts, how many are shared, and which layers see
+ * a window, read and written. Refuses: what families there are, and what else a layer is made of. */
 #include "config.h"
 #include "wb_check.h"
 #include "wb_json.h"
 
 #include <string.h>
 
-static void set_moe(uint64_t *mask, int32_t l, bool is_moe) {
+static void set_bit(uint64_t *mask, int32_t l, bool on) {
     const uint64_t bit = UINT64_C(1) << (l % 64);
-    mask[l / 64] = is_moe ? mask[l / 64] | bit : mask[l / 64] & ~bit;
+    mask[l / 64] = on ? mask[l / 64] | bit : mask[l / 64] & ~bit;
 }
 
 /* ---- reading --------------------------------------------------------------------------------- */
@@ -22,7 +22,7 @@ static wb_status drop_listed(const json_t *root, int32_t n_layers, uint64_t *mas
         if (!json_is_integer(value)) return wb_json_wrong_type("mlp_only_layers", value, "integers");
         const int64_t l = json_integer_value(value);
         WB_TRY(wb_config_in_range("mlp_only_layers", l, 0, n_layers - 1));
-        set_moe(mask, (int32_t)l, false);
+        set_bit(mask, (int32_t)l, false);
     }
     return WB_OK;
 }
@@ -36,7 +36,7 @@ static wb_status take_types(const json_t *root, int32_t n_layers, uint64_t *mask
     for (int32_t l = 0; l < n_layers; l++) {
         const json_t *type = json_array_get(list, (size_t)l);
         if (!json_is_string(type)) return wb_json_wrong_type("mlp_layer_types", type, "texts");
-        set_moe(mask, l, strcmp(json_string_value(type), "dense") != 0);
+        set_bit(mask, l, strcmp(json_string_value(type), "dense") != 0);
     }
     return WB_OK;
 }
@@ -50,7 +50,7 @@ wb_status wb_config_read_moe_layers(const json_t *root, wb_moe_rule rule, int32_
     if (from_layer || sparse_step) WB_TRY(wb_json_int(root, step_key, 1, &step));
     WB_TRY(wb_config_in_range(step_key, step, 1, INT32_MAX));
     memset(mask_out, 0, WB_LAYER_MASK_WORDS * sizeof *mask_out);
-    for (int32_t l = 0; l < n_layers; l++) set_moe(mask_out, l, l >= first && (l + sparse_step) % step == 0);
+    for (int32_t l = 0; l < n_layers; l++) set_bit(mask_out, l, l >= first && (l + sparse_step) % step == 0);
     if (sparse_step) WB_TRY(drop_listed(root, n_layers, mask_out));
     return take_types(root, n_layers, mask_out);
 }
@@ -128,4 +128,87 @@ wb_status wb_config_read_shared(const json_t *root, int32_t absent, wb_config *c
 
 int wb_config_write_shared(const wb_config *c, json_t *root) {
     return json_object_set_new(root, "n_shared_experts", json_integer(c->shared_width / c->expert_width));
+}
+
+/* ---- windows --------------------------------------------------------------------------------- */
+
+static const char sliding[] = "sliding_attention", full[] = "full_attention";
+
+int32_t wb_config_window(const wb_config *c, int32_t l) {
+    return c->window_layer_mask[l / 64] >> (l % 64) & 1u ? c->window : 0;
+}
+
+/* `may_slide`: whether the family has windows. */
+static wb_status take_layer_types(const json_t *list, bool may_slide, wb_config *c) {
+    if (!json_is_array(list)) return wb_json_wrong_type("layer_types", list, "a list");
+    const char *supported = may_slide ? "\"full_attention\" or \"sliding_attention\"" : "\"full_attention\"";
+    for (size_t l = 0; l < json_array_size(list) && l < (size_t)c->n_layers; l++) {
+        const json_t *value = json_array_get(list, l);
+        const char *type = json_string_value(value);
+        const bool slides = type && strcmp(type, sliding) == 0;
+        if (!type || (!slides && strcmp(type, full) != 0) || (slides && !may_slide))
+            return wb_json_unsupported("layer_types", value, supported);
+        set_bit(c->window_layer_mask, (int32_t)l, slides);
+    }
+    return WB_OK;
+}
+
+/* Without layer_types. */
+static wb_status take_usual_windows(const json_t *root, wb_window_rule rule, wb_config *c) {
+    int32_t end = c->n_layers;
+    if (rule == WB_WINDOW_SWITCH) WB_TRY(wb_json_int(root, "max_window_layers", 28, &end));
+    for (int32_t l = 0; l < c->n_layers && l < end; l++)
+        set_bit(c->window_layer_mask, l, rule == WB_WINDOW_EVERY_LAYER || l % 2 == 0);
+    return WB_OK;
+}
+
+/* Whether the family's windows are on, and how long they are. */
+static wb_status read_window(const json_t *root, const wb_family_rules *rules, bool *on_out,
+                             int32_t *window_out) {
+    bool on = false;
+    WB_TRY(wb_json_bool(root, "use_sliding_window", &on));
+    if (on && rules->windows == WB_WINDOW_NONE)
+        return wb_json_unsupported("use_sliding_window", wb_json_value(root, "use_sliding_window"), "false");
+    WB_TRY(wb_json_int(root, "sliding_window", rules->window, window_out));
+    if (rules->windows != WB_WINDOW_SWITCH) on = *window_out > 0;
+    *on_out = on && rules->windows != WB_WINDOW_NONE;
+    return WB_OK;
+}
+
+wb_status wb_config_read_windows(const json_t *root, const wb_family_rules *rules, wb_config *c) {
+    const json_t *types = wb_json_value(root, "layer_types");
+    bool on = false;
+    int32_t window = 0;
+    WB_TRY(read_window(root, rules, &on, &window));
+    memset(c->window_layer_mask, 0, sizeof c->window_layer_mask);
+    if (types) WB_TRY(take_layer_types(types, on, c));
+    if (on && !types) WB_TRY(take_usual_windows(root, rules->windows, c));
+    for (size_t i = 0; i < WB_LAYER_MASK_WORDS; i++)
+        if (c->window_layer_mask[i] != 0) c->window = window;
+    return WB_OK;
+}
+
+wb_status wb_config_check_windows(const wb_config *c, const wb_family_rules *rules) {
+    int32_t n = 0;
+    for (int32_t l = 0; l < WB_MAX_LAYERS; l++) n += (c->window_layer_mask[l / 64] >> (l % 64) & 1u) != 0;
+    if (n == 0 && c->window == 0) return WB_OK;
+    WB_TRY(wb_config_in_range("sliding_window", c->window, 1, INT32_MAX));
+    if (rules->windows == WB_WINDOW_NONE)
+        return wb_fail(WB_INVALID_ARGUMENT, "sliding_window: expected none for %s, found %d",
+                       rules->model_type, c->window);
+    const int32_t least = rules->windows == WB_WINDOW_EVERY_LAYER ? c->n_layers : 1;
+    return wb_config_in_range("layers with a window", n, least, c->n_layers);
+}
+
+int wb_config_write_windows(const wb_config *c, const wb_family_rules *rules, json_t *root) {
+    json_t *length = c->window > 0 ? json_integer(c->window) : json_null();
+    if (rules->windows == WB_WINDOW_NONE || rules->windows == WB_WINDOW_SWITCH)
+        if (json_object_set_new(root, "use_sliding_window", json_boolean(c->window > 0))) return -1;
+    if (json_object_set_new(root, "sliding_window", length)) return -1;
+    if (rules->windows != WB_WINDOW_LAYER_TYPES && rules->windows != WB_WINDOW_SWITCH) return 0;
+    json_t *types = json_array();
+    int failed = json_object_set_new(root, "layer_types", types);
+    for (int32_t l = 0; !failed && l < c->n_layers; l++)
+        failed = json_array_append_new(types, json_string(wb_config_window(c, l) > 0 ? sliding : full));
+    return failed;
 }

@@ -11,35 +11,31 @@
 
 #define CONFIG_MAX_BYTES ((size_t)16 * 1024 * 1024)
 
-/* How weights are stored that are read as if they were not (stored_tensor.c). */
-static wb_status check_quantization(const json_t *value) {
-    const json_t *method = json_object_get(value, "quant_method");
-    const json_t *block = json_object_get(value, "weight_block_size");
-    if (!value) return WB_OK;
-    if (json_is_string(method) && strcmp(json_string_value(method), "fp8") == 0 &&
-        json_array_size(block) == 2 && json_integer_value(json_array_get(block, 0)) == 128 &&
-        json_integer_value(json_array_get(block, 1)) == 128)
-        return WB_OK;
-    return wb_json_unsupported("quantization_config", value, "fp8 in blocks of 128 x 128");
+/* How weights lie in the files: FP8 with a scale a block, or MXFP4, which needs no number of its own. */
+static wb_status read_quantization(const json_t *root, wb_config *c) {
+    const json_t *object = wb_json_value(root, "quantization_config");
+    if (!object) return WB_OK;
+    const char *method = json_string_value(wb_json_value(object, "quant_method"));
+    if (method && strcmp(method, "mxfp4") == 0) return WB_OK;
+    const json_t *block = wb_json_value(object, "weight_block_size");
+    const char *format = json_string_value(wb_json_value(object, "fmt"));
+    if (!method || strcmp(method, "fp8") != 0 || json_array_size(block) != 2 ||
+        (format && strcmp(format, "e4m3") != 0))
+        return wb_json_unsupported("quantization_config", object,
+                                   "quant_method mxfp4, or fp8 of fmt e4m3 with a weight_block_size");
+    for (size_t i = 0; i < 2; i++) {
+        const json_int_t size = json_integer_value(json_array_get(block, i));
+        WB_TRY(wb_config_in_range("weight_block_size", size, 1, INT32_MAX));
+        c->weight_block[i] = (int32_t)size;
+    }
+    return WB_OK;
 }
 
 /* Keys that change the function when they have another value than this. */
 static wb_status read_unsupported(const json_t *root) {
-    bool sliding = false;
     const json_t *value = wb_json_value(root, "hidden_act");
     if (value && !(json_is_string(value) && strcmp(json_string_value(value), "silu") == 0))
         return wb_json_unsupported("hidden_act", value, "\"silu\"");
-    WB_TRY(wb_json_bool(root, "use_sliding_window", &sliding));
-    if (sliding)
-        return wb_json_unsupported("use_sliding_window", wb_json_value(root, "use_sliding_window"), "false");
-    WB_TRY(check_quantization(wb_json_value(root, "quantization_config")));
-    value = wb_json_value(root, "layer_types");
-    if (value && !json_is_array(value)) return wb_json_wrong_type("layer_types", value, "a list");
-    for (size_t i = 0; i < json_array_size(value); i++) {
-        const char *type = json_string_value(json_array_get(value, i));
-        if (!type || strcmp(type, "full_attention") != 0)
-            return wb_json_unsupported("layer_types", json_array_get(value, i), "\"full_attention\"");
-    }
     return WB_OK;
 }
 
@@ -49,11 +45,14 @@ static wb_status read_heads(const json_t *root, const wb_family_rules *rules, wb
     WB_TRY(wb_config_in_range("num_attention_heads", c->n_heads, 1, INT32_MAX));
     int32_t kv_heads = rules->n_kv_heads > 0 ? rules->n_kv_heads : c->n_heads;
     WB_TRY(wb_json_int(root, "num_key_value_heads", kv_heads, &c->n_kv_heads));
-    if (!wb_json_value(root, "head_dim") && c->hidden_size % c->n_heads != 0)
+    if (wb_json_value(root, "head_dim") || rules->head_dim > 0)
+        return wb_json_int(root, "head_dim", rules->head_dim, &c->head_dim);
+    if (c->hidden_size % c->n_heads != 0)
         return wb_fail(WB_INVALID_ARGUMENT,
                        "hidden_size: expected a multiple of num_attention_heads %d (no head_dim), found %d",
                        c->n_heads, c->hidden_size);
-    return wb_json_int(root, "head_dim", c->hidden_size / c->n_heads, &c->head_dim);
+    c->head_dim = c->hidden_size / c->n_heads;
+    return WB_OK;
 }
 
 static wb_status read_flag(const json_t *root, const char *key, bool absent, bool *value_out) {
@@ -102,6 +101,7 @@ static wb_status read_sizes(const json_t *root, const wb_family_rules *rules, wb
     WB_TRY(wb_config_in_range("num_hidden_layers", c->n_layers, 1, WB_MAX_LAYERS));
     WB_TRY(wb_config_read_moe_layers(root, rules->moe_layers, rules->first_dense, c->n_layers,
                                      c->moe_layer_mask));
+    WB_TRY(wb_config_read_windows(root, rules, c));
     WB_TRY(read_heads(root, rules, c));
     WB_TRY(wb_json_int(root, rules->expert_width_key, WB_JSON_REQUIRED, &c->expert_width));
     WB_TRY(wb_config_in_range(rules->expert_width_key, c->expert_width, 1, INT32_MAX / 2));
@@ -113,6 +113,7 @@ static wb_status read_sizes(const json_t *root, const wb_family_rules *rules, wb
 
 wb_status wb_config_parse(const json_t *root, const wb_family_rules *rules, wb_config *c) {
     WB_TRY(read_unsupported(root));
+    WB_TRY(read_quantization(root, c));
     WB_TRY(read_sizes(root, rules, c));
     WB_TRY(wb_config_float(root, "rms_norm_eps", rules->norm_eps, &c->norm_eps));
     WB_TRY(wb_config_read_rope(root, rules, c));

@@ -34,7 +34,9 @@ static json_t *make_root(const wb_config *c, const wb_family_rules *rules, const
         "tie_word_embeddings", c->tie_word_embeddings, "use_cache", 1, "bos_token_id", "eos_token_id",
         "pad_token_id"); /* not this model's to know */
     int failed = !root || json_object_set_new(root, rules->expert_width_key, json_integer(c->expert_width));
-    if (!failed) failed = wb_config_write_moe_layers(c, rules, root) || wb_config_write_rope(c, rules, root);
+    if (!failed)
+        failed = wb_config_write_moe_layers(c, rules, root) || wb_config_write_rope(c, rules, root) ||
+                 wb_config_write_windows(c, rules, root);
     if (!failed && rules->scales_router)
         failed = json_object_set_new(root, "routed_scaling_factor", wb_json_real(c->router.scale)) ||
                  json_object_set_new(root, "n_group", json_integer(at_least_one(c->router.n_group))) ||
@@ -68,6 +70,14 @@ static int set_dtype(json_t *root, const char *dtype, bool *changed_out) {
     return json_object_set_new(root, "torch_dtype", json_string(dtype));
 }
 
+/* What is true of the files that the text was of and not of a save: that weights are quantized. */
+static int drop_files(json_t *root, bool *changed) {
+    static const char quantized[] = "quantization_config";
+    if (!json_object_get(root, quantized)) return 0;
+    *changed = true;
+    return json_object_del(root, quantized);
+}
+
 wb_status wb_config_text(const wb_config *config, const wb_family_rules *rules, const char *source,
                          wb_dtype dtype, char **text_out) {
     const char *name = dtype == WB_BF16 ? "bfloat16" : "float32";
@@ -75,8 +85,11 @@ wb_status wb_config_text(const wb_config *config, const wb_family_rules *rules, 
     bool changed = true;
     if (source) {
         WB_TRY(wb_json_parse(source, strlen(source), "config.json", &root));
-        const bool quantized = json_object_del(root, "quantization_config") == 0;
-        if (set_dtype(root, name, &changed) == 0 && !changed && !quantized) {
+        if (set_dtype(root, name, &changed) || drop_files(root, &changed)) {
+            json_decref(root);
+            return wb_fail(WB_OUT_OF_MEMORY, "config.json: no memory to write it");
+        }
+        if (!changed) {
             json_decref(root);
             return wb_text_format(text_out, "%s", source);
         }

@@ -16,16 +16,13 @@ static float f32_from_f16(uint16_t half) {
     return wb_bits_float(sign | wide << 23 | fraction << 13);
 }
 
-/* Exact. The largest exponent is one of numbers, but for the largest fraction. A subnormal is a multiple of
- * 2^-9. */
-static float f32_from_f8_e4m3(uint8_t byte) {
-    const uint32_t sign = (uint32_t)(byte & 0x80u) << 24;
-    const uint32_t exponent = (byte >> 3) & 0xfu, fraction = byte & 0x7u;
+float wb_f32_from_f8_e4m3(uint8_t f8) {
+    const uint32_t sign = (uint32_t)(f8 & 0x80u) << 24, exponent = f8 >> 3 & 15u, fraction = f8 & 7u;
+    if (exponent == 15 && fraction == 7) return wb_bits_float(sign | 0x7fc00000u);
     if (exponent == 0) {
         const float magnitude = (float)fraction * 0x1p-9f;
         return sign ? -magnitude : magnitude;
     }
-    if (exponent == 15 && fraction == 7) return wb_bits_float(sign | 0x7fc00000u);
     return wb_bits_float(sign | (exponent + 127 - 7) << 23 | fraction << 20);
 }
 
@@ -36,7 +33,6 @@ static float load(const unsigned char *from, wb_dtype dtype) {
         memcpy(&word, from, sizeof word);
         return wb_bits_float(word);
     }
-    if (dtype == WB_F8_E4M3) return f32_from_f8_e4m3(*from);
     memcpy(&half, from, sizeof half);
     return dtype == WB_F16 ? f32_from_f16(half) : wb_bf16_to_f32(half);
 }

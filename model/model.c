@@ -10,6 +10,8 @@
 #include "wb_options.h"
 #include "wb_text.h"
 
+#include <stdarg.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -198,16 +200,20 @@ wb_device *wb_model_device(const wb_model *model) {
     return model->device;
 }
 
-const char *wb_model_note(const wb_model *model) {
-    return model->note;
+wb_status wb_model_add_note(wb_model *m, const char *format, ...) {
+    char text[1024], *note = NULL;
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    WB_TRY(wb_text_format(&note, "%s%s%s", m->note ? m->note : "", m->note ? "; " : "", text));
+    free(m->note);
+    m->note = note;
+    return WB_OK;
 }
 
-wb_status wb_model_add_note(wb_model *model, const char *text) {
-    char *note = NULL;
-    WB_TRY(wb_text_format(&note, "%s%s%s", model->note ? model->note : "", model->note ? "; " : "", text));
-    free(model->note);
-    model->note = note;
-    return WB_OK;
+const char *wb_model_note(const wb_model *model) {
+    return model->note;
 }
 
 wb_model *wb_model_mtp(const wb_model *model) {

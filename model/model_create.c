@@ -31,7 +31,7 @@ static bool ends_with(const char *name, const char *ending) {
 
 /* Elements [first, first + n) of a new tensor, f32. */
 static void fill_new(const wb_tensor *t, uint64_t key, float std, int64_t first, int64_t n, float *out) {
-    const float constant = ends_with(t->name, "bias") ? 0.0f : 1.0f;
+    const float constant = ends_with(t->name, "bias") || ends_with(t->name, "sinks") ? 0.0f : 1.0f;
     for (int64_t i = 0; i < n; i++)
         out[i] = t->n_dims == 1 ? constant : std * normal(key, (uint64_t)(first + i));
 }

@@ -3,158 +3,96 @@
  * An expert with several replicas here is read once.
  * Refuses: tensors that are missing, surplus, of another shape or of no floating-point dtype. */
 #include "elements.h"
-#include "layers/moe/moe.h"
 #include "registry.h"
-#include "stored_tensor.h"
+#include "tensor_source.h"
 #include "wb_hash.h"
 #include "wb_tensor_io.h"
 
-#include <inttypes.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #define CHUNK_ELEMENTS ((int64_t)1 << 18)
+#define PART_ELEMENTS ((int64_t)1 << 13)
 #define SAMPLE_BYTES ((size_t)4096)
-
-/* Where a tensor of the registry lies in the files. */
-typedef struct source {
-    size_t index;   /* tensor of the files */
-    int32_t n_dims; /* shape that it must have there */
-    int64_t shape[WB_MAX_DIMS];
-    int64_t offset; /* first element in it */
-} source;
 
 typedef struct loader {
     wb_model *model;
     const wb_safetensors *files;
     const char *dir;
-    bool *used;      /* [wb_safetensors_count(files)] */
-    float *scratch;  /* [CHUNK_ELEMENTS] of the widest dtype */
-    size_t n_scaled; /* tensors that are stored with scales */
+    bool *used;            /* [wb_safetensors_count(files)] */
+    float *scratch;        /* [CHUNK_ELEMENTS] of the widest dtype */
+    float *values;         /* [CHUNK_ELEMENTS] */
+    const char *quantized; /* the first tensor that is; owner: files */
     wb_owner memory;
 } loader;
 
-/* ---- finding --------------------------------------------------------------------------------- */
+/* ---- reading --------------------------------------------------------------------------------- */
 
-/* "[16, 32]" for messages. */
-typedef struct shape_text {
-    char text[128];
-} shape_text;
-
-static shape_text show_shape(int32_t n_dims, const int64_t *shape) {
-    shape_text s = {"["};
-    size_t used = 1;
-    for (int32_t d = 0; d < n_dims && used < sizeof s.text - 32; d++)
-        used +=
-            (size_t)snprintf(s.text + used, sizeof s.text - used, "%s%" PRId64, d > 0 ? ", " : "", shape[d]);
-    snprintf(s.text + used, sizeof s.text - used, "]");
-    return s;
-}
-
-/* All experts of a layer in one tensor: gate_up_proj [E, 2F, H], rows gate before up, and down_proj [E, H,
- * F]; with or without ".weight". */
-static bool find_fused(const loader *ld, const wb_model *model, const wb_tensor *t, source *out) {
-    const wb_config *c = &model->config;
-    const wb_moe_weights *w = model->layers[t->layer].feed_forward.weights;
-    const int64_t H = c->hidden_size, F = c->expert_width;
-    const bool down = t->param == w->down, up = !down && t->offset % (2 * F * H) != 0;
-    static const char *const names[2][2] = {
-        {"mlp.experts.gate_up_proj", "mlp.experts.gate_up_proj.weight"},
-        {"mlp.experts.down_proj", "mlp.experts.down_proj.weight"},
-    };
-    for (size_t i = 0; i < 2; i++) {
-        char name[WB_TENSOR_NAME_BYTES];
-        wb_registry_full_name(model, t->layer, -1, names[down][i], name);
-        const size_t index = wb_safetensors_lookup(ld->files, name);
-        if (index == SIZE_MAX) continue;
-        *out = (source){.index = index,
-                        .n_dims = 3,
-                        .shape = {c->router.n_experts, down ? H : 2 * F, down ? F : H},
-                        .offset = down ? t->expert * H * F : t->expert * 2 * F * H + (up ? F * H : 0)};
-        return true;
+/* Elements as they lie in the file, of which some may be converted on the way. */
+static wb_status upload_bytes(const loader *ld, const wb_tensor *t, const unsigned char *from,
+                              wb_dtype from_dtype) {
+    wb_device *dev = ld->model->device;
+    size_t from_size = wb_dtype_size(from_dtype), to_size = wb_dtype_size(t->dtype);
+    if (from_dtype == t->dtype) return dev->to_device(dev, t->data, from, (size_t)t->n * to_size);
+    for (int64_t done = 0; done < t->n; done += CHUNK_ELEMENTS) {
+        int64_t n = t->n - done < CHUNK_ELEMENTS ? t->n - done : CHUNK_ELEMENTS;
+        wb_convert(n, from + (size_t)done * from_size, from_dtype, ld->scratch, t->dtype);
+        WB_TRY(
+            dev->to_device(dev, (char *)t->data + (size_t)done * to_size, ld->scratch, (size_t)n * to_size));
     }
-    return false;
-}
-
-static wb_status find_source(const loader *ld, const wb_model *model, const wb_tensor *t, source *out) {
-    size_t index = wb_safetensors_lookup(ld->files, t->name);
-    if (index != SIZE_MAX) {
-        *out =
-            (source){.index = index, .n_dims = t->n_dims, .shape = {t->shape[0], t->shape[1]}, .offset = 0};
-        return WB_OK;
-    }
-    if (t->expert >= 0 && find_fused(ld, model, t, out)) return WB_OK;
-    return wb_fail(WB_NOT_FOUND, "%s: missing tensor %s %s", ld->dir, t->name,
-                   show_shape(t->n_dims, t->shape).text);
-}
-
-static wb_status check_view(const wb_tensor_view *view, const source *expected) {
-    bool same = view->n_dims == expected->n_dims;
-    for (int32_t d = 0; same && d < view->n_dims; d++) same = view->shape[d] == expected->shape[d];
-    if (!same)
-        return wb_fail(WB_MISMATCH, "%s: tensor %s: expected shape %s, found %s", view->file, view->name,
-                       show_shape(expected->n_dims, expected->shape).text,
-                       show_shape(view->n_dims, view->shape).text);
     return WB_OK;
 }
 
-/* ---- reading --------------------------------------------------------------------------------- */
+/* A part of a source as f32, in `values`: threads share its rows. */
+static void read_values(const loader *ld, const wb_tensor_source *from, int64_t first, int64_t n) {
+    const int64_t n_parts = (n + PART_ELEMENTS - 1) / PART_ELEMENTS;
+#pragma omp parallel for schedule(static) if (n_parts > 1)
+    for (int64_t part = 0; part < n_parts; part++) {
+        const int64_t at = part * PART_ELEMENTS, left = n - at;
+        wb_tensor_source_read(from, first + at, left < PART_ELEMENTS ? left : PART_ELEMENTS, ld->values + at);
+    }
+}
 
-static wb_status upload(const loader *ld, const wb_tensor *t, const wb_stored_tensor *from, int64_t first) {
+static wb_status upload_values(const loader *ld, const wb_tensor *t, const wb_tensor_source *from) {
     wb_device *dev = ld->model->device;
     const size_t size = wb_dtype_size(t->dtype);
-    if (from->view.dtype == t->dtype) {
-        const char *data = (const char *)from->view.data + (size_t)first * size;
-        return dev->to_device(dev, t->data, data, (size_t)t->n * size);
-    }
     for (int64_t done = 0; done < t->n; done += CHUNK_ELEMENTS) {
         const int64_t n = t->n - done < CHUNK_ELEMENTS ? t->n - done : CHUNK_ELEMENTS;
-        wb_stored_read(from, first + done, n, ld->scratch, t->dtype);
+        read_values(ld, from, done, n);
+        wb_convert(n, ld->values, WB_F32, ld->scratch, t->dtype);
         WB_TRY(dev->to_device(dev, (char *)t->data + (size_t)done * size, ld->scratch, (size_t)n * size));
     }
     return WB_OK;
 }
 
 /* What ranks compare: all of what each of them reads, and of an expert, which its owner alone does, the
- * middle. */
-static uint64_t digest_of(const wb_tensor *t, const wb_stored_tensor *from, int64_t first) {
-    const size_t size = wb_dtype_size(from->view.dtype), bytes = (size_t)t->n * size;
-    const unsigned char *data = (const unsigned char *)from->view.data + (size_t)first * size;
-    const uint64_t scales = from->scales.data ? wb_hash64(from->scales.data, from->scales.bytes) : 0;
-    if (t->expert < 0 || bytes <= SAMPLE_BYTES) return wb_hash64_seeded(data, bytes, scales);
-    return wb_hash64_seeded(data + (bytes - SAMPLE_BYTES) / 2, SAMPLE_BYTES, scales);
-}
-
-/* Of an MTP layer's embedding or head, which are the decoder's: that the copy in the files is one. */
-static wb_status check_copy(loader *ld, const wb_tensor *t, const wb_tensor *original) {
-    const size_t at = wb_safetensors_lookup(ld->files, t->name);
-    wb_tensor_view copy = {0}, view = {0};
-    char note[512];
-    if (at == SIZE_MAX) return WB_OK;
-    ld->used[at] = true;
-    WB_TRY(wb_safetensors_get(ld->files, at, &copy));
-    WB_TRY(wb_safetensors_find(ld->files, original->name, &view));
-    if (copy.dtype == view.dtype && copy.bytes == view.bytes && memcmp(copy.data, view.data, view.bytes) == 0)
-        return WB_OK;
-    snprintf(note, sizeof note, "%s: tensor %s is no copy of %s, which is used for it", copy.file, t->name,
-             original->name);
-    return wb_model_add_note(ld->model, note);
+ * middle; of what is made on the way, the values. */
+static uint64_t digest_of(const loader *ld, const wb_tensor *t, const wb_tensor_source *from,
+                          const unsigned char *bytes) {
+    const size_t size = bytes ? wb_dtype_size(from->view.dtype) : sizeof(float);
+    const bool sampled = t->expert >= 0 && (size_t)t->n * size > SAMPLE_BYTES;
+    const int64_t n = sampled ? (int64_t)(SAMPLE_BYTES / size) : t->n, first = (t->n - n) / 2;
+    wb_hash hash;
+    if (bytes) return wb_hash64(bytes + (size_t)first * size, (size_t)n * size);
+    wb_hash_start(&hash);
+    for (int64_t done = 0; done < n; done += CHUNK_ELEMENTS) {
+        const int64_t count = n - done < CHUNK_ELEMENTS ? n - done : CHUNK_ELEMENTS;
+        read_values(ld, from, first + done, count);
+        wb_hash_add(&hash, ld->values, (size_t)count * sizeof(float));
+    }
+    return wb_hash_value(&hash);
 }
 
 static wb_status load_tensor(loader *ld, const wb_model *model, const wb_tensor *t, uint64_t *digest_out) {
-    source from = {0};
-    wb_stored_tensor stored = {0};
-    WB_TRY(find_source(ld, model, t, &from));
-    WB_TRY(wb_stored_find(ld->files, from.index, &stored));
-    WB_TRY(check_view(&stored.view, &from));
+    wb_tensor_source from;
+    WB_TRY(wb_tensor_source_find(model, ld->files, ld->dir, t, &from));
     ld->used[from.index] = true;
-    if (stored.scales.data) {
-        ld->used[stored.scales_index] = true;
-        ld->n_scaled++;
-    }
-    *digest_out = digest_of(t, &stored, from.offset);
-    return t->data ? upload(ld, t, &stored, from.offset) : WB_OK;
+    if (from.scales_index != SIZE_MAX) ld->used[from.scales_index] = true;
+    if (from.form != WB_SOURCE_PLAIN && !ld->quantized) ld->quantized = from.view.name;
+    const void *bytes = wb_tensor_source_bytes(&from);
+    *digest_out = digest_of(ld, t, &from, bytes);
+    if (!t->data) return WB_OK;
+    return bytes ? upload_bytes(ld, t, bytes, from.view.dtype) : upload_values(ld, t, &from);
 }
 
 /* ---- surplus --------------------------------------------------------------------------------- */
@@ -181,8 +119,15 @@ static wb_status check_surplus(const loader *ld) {
     wb_tensor_view view = {0};
     WB_TRY(wb_safetensors_find(ld->files, first, &view));
     return wb_fail(WB_MISMATCH, "%s: surplus tensor %s %s: not of this %s model (%zu such tensors)",
-                   view.file, first, show_shape(view.n_dims, view.shape).text, ld->model->family->model_type,
-                   surplus);
+                   view.file, first, wb_shape_text(view.n_dims, view.shape).text,
+                   ld->model->family->model_type, surplus);
+}
+
+/* What a person should know of what was read. */
+static wb_status make_notes(const loader *ld) {
+    if (!ld->quantized) return WB_OK;
+    return wb_model_add_note(ld->model, "%s: tensor %s: quantized weights were widened, and are saved as %s",
+                             ld->dir, ld->quantized, wb_dtype_name(ld->model->dtype));
 }
 
 /* The tensor of the decoder that has all of a storage. */
@@ -190,6 +135,20 @@ static const wb_tensor *tensor_of(const wb_model *decoder, const wb_param *param
     int32_t i = 0;
     while (&decoder->params[decoder->tensors[i].param] != param) i++;
     return &decoder->tensors[i];
+}
+
+/* Of an MTP layer's embedding or head, which are the decoder's: that the copy in the files is one. */
+static wb_status check_copy(loader *ld, const wb_tensor *t, const wb_tensor *original) {
+    const size_t at = wb_safetensors_lookup(ld->files, t->name);
+    wb_tensor_view copy = {0}, view = {0};
+    if (at == SIZE_MAX) return WB_OK;
+    ld->used[at] = true;
+    WB_TRY(wb_safetensors_get(ld->files, at, &copy));
+    WB_TRY(wb_safetensors_find(ld->files, original->name, &view));
+    if (copy.dtype == view.dtype && copy.bytes == view.bytes && memcmp(copy.data, view.data, view.bytes) == 0)
+        return WB_OK;
+    return wb_model_add_note(ld->model, "%s: tensor %s is no copy of %s, which is used for it", copy.file,
+                             t->name, original->name);
 }
 
 /* All tensors of a registry, that of MTP layers after that of their decoder. */
@@ -207,22 +166,15 @@ static wb_status load_all(loader *ld, wb_model *model, uint64_t *digests_out) {
     return model->mtp ? load_all(ld, model->mtp, digests_out + model->n_tensors) : WB_OK;
 }
 
-static wb_status note_scaled(const loader *ld) {
-    char note[160];
-    if (ld->n_scaled == 0) return WB_OK;
-    snprintf(note, sizeof note, "%zu tensors are stored in 8 bits with scales: read as %s, and saved so",
-             ld->n_scaled, wb_dtype_name(ld->model->dtype));
-    return wb_model_add_note(ld->model, note);
-}
-
 wb_status wb_model_load(wb_model *model, const wb_safetensors *files, const char *dir,
                         uint64_t *digests_out) {
     loader ld = {.model = model, .files = files, .dir = dir};
     wb_status status = WB_OWN(&ld.memory, ld.used, wb_safetensors_count(files), dir);
     if (status == WB_OK) status = WB_OWN(&ld.memory, ld.scratch, (size_t)CHUNK_ELEMENTS, dir);
+    if (status == WB_OK) status = WB_OWN(&ld.memory, ld.values, (size_t)CHUNK_ELEMENTS, dir);
     if (status == WB_OK) status = load_all(&ld, model, digests_out);
     if (status == WB_OK) status = check_surplus(&ld);
-    if (status == WB_OK) status = note_scaled(&ld);
+    if (status == WB_OK) status = make_notes(&ld);
     wb_owner_close(&ld.memory);
     return status;
 }

@@ -23,7 +23,7 @@ static void find_mtp_layers(const wb_safetensors *files, wb_config *config, cons
 static wb_status make_note(wb_model *m, const wb_safetensors *files, const char *mtp) {
     const char *const notes[] = {wb_safetensors_note(files), mtp, wb_companions_note(m->companions)};
     for (size_t i = 0; i < sizeof notes / sizeof notes[0]; i++)
-        if (notes[i]) WB_TRY(wb_model_add_note(m, notes[i]));
+        if (notes[i]) WB_TRY(wb_model_add_note(m, "%s", notes[i]));
     return WB_OK;
 }
 

@@ -2,6 +2,7 @@
  * experts whose replica 0 it has, rank 0 also what all ranks hold, the index, the configuration and the small
  * files. Refuses: leaving a directory in which a loader finds weights of two saves. */
 #include "config.h"
+#include "fused_save.h"
 #include "model_weights.h"
 #include "replica_check.h"
 #include "wb_checkpoint_dir.h"
@@ -14,8 +15,10 @@
 
 #define CHUNK_BYTES ((size_t)4 << 20)
 
-/* The rank that writes tensor i: of an expert, that of its replica 0. */
+/* The rank that writes tensor i: of an expert, that of its replica 0, or the first one where files hold
+ * the experts of a layer in one tensor. */
 static int writer_of(const wb_model *m, int32_t i) {
+    if (m->family->expert_biases) return 0;
     const int32_t rank = wb_model_replica(m, i, 0).rank;
     return rank < 0 ? 0 : rank;
 }
@@ -38,7 +41,8 @@ typedef struct listed {
 
 typedef struct shard {
     const wb_model *model;
-    wb_tensor_view *views; /* [n] */
+    wb_fused_save *fused;
+    wb_tensor_view *views; /* [n], and then those of fused->tensors */
     listed *tensors;       /* [n] */
     size_t n;
     uint8_t *chunk; /* host [CHUNK_BYTES] */
@@ -47,6 +51,7 @@ typedef struct shard {
 
 static wb_status emit(void *ctx, size_t i, wb_new_file *file) {
     const shard *s = ctx;
+    if (i >= s->n) return wb_fused_save_write(s->fused, i - s->n, file);
     wb_device *dev = s->model->device;
     wb_tensor t = wb_model_tensor(s->tensors[i].model, s->tensors[i].i);
     size_t bytes = s->views[i].bytes;
@@ -58,9 +63,27 @@ static wb_status emit(void *ctx, size_t i, wb_new_file *file) {
     return WB_OK;
 }
 
+/* Whether tensor i has a place in one of all experts. */
+static bool is_fused(const wb_model *m, int32_t i) {
+    return m->family->expert_biases && m->tensors[i].expert >= 0;
+}
+
+static void list_fused(shard *s) {
+    for (size_t i = 0; i < s->fused->n; i++) {
+        const wb_fused_tensor *f = &s->fused->tensors[i];
+        const size_t n = (size_t)(f->place.shape[0] * f->place.part);
+        wb_tensor_view *view = &s->views[s->n + i];
+        *view = (wb_tensor_view){.name = f->place.name,
+                                 .dtype = f->dtype,
+                                 .n_dims = f->place.n_dims,
+                                 .bytes = n * wb_dtype_size(f->dtype)};
+        memcpy(view->shape, f->place.shape, sizeof f->place.shape);
+    }
+}
+
 static void list_tensors(shard *s, const wb_model *m) {
     for (int32_t i = 0; i < m->n_tensors; i++) {
-        if (writer_of(m, i) != m->rank) continue;
+        if (writer_of(m, i) != m->rank || is_fused(m, i)) continue;
         const wb_tensor *t = &m->tensors[i];
         s->tensors[s->n] = (listed){m, i};
         s->views[s->n++] = (wb_tensor_view){.name = t->name,
@@ -71,8 +94,8 @@ static void list_tensors(shard *s, const wb_model *m) {
     }
 }
 
-static wb_status write_shard(const wb_model *m, wb_new_file *file) {
-    shard s = {.model = m};
+static wb_status write_shard(const wb_model *m, wb_fused_save *fused, wb_new_file *file) {
+    shard s = {.model = m, .fused = fused};
     const size_t max = (size_t)m->n_tensors + (m->mtp ? (size_t)m->mtp->n_tensors : 0);
     wb_status status = WB_OWN(&s.memory, s.views, max, "shard");
     if (status == WB_OK) status = WB_OWN(&s.memory, s.tensors, max, "shard");
@@ -80,7 +103,8 @@ static wb_status write_shard(const wb_model *m, wb_new_file *file) {
     if (status == WB_OK) {
         list_tensors(&s, m);
         if (m->mtp) list_tensors(&s, m->mtp);
-        status = wb_safetensors_write_to(file, s.n, s.views, "{\"format\": \"pt\"}", emit, &s);
+        list_fused(&s);
+        status = wb_safetensors_write_to(file, s.n + fused->n, s.views, "{\"format\": \"pt\"}", emit, &s);
     }
     if (status == WB_OK) status = wb_new_file_sync(file);
     wb_owner_close(&s.memory);
@@ -88,7 +112,7 @@ static wb_status write_shard(const wb_model *m, wb_new_file *file) {
 }
 
 /* Writes and syncs the shard under its temporary name; a rank without tensors has none. */
-static wb_status prepare_shard(const wb_model *m, const char *dir, wb_new_file *file) {
+static wb_status prepare_shard(const wb_model *m, wb_fused_save *fused, const char *dir, wb_new_file *file) {
     char *path = NULL;
     if (!writes_shard(m, m->rank)) return WB_OK;
     WB_TRY(wb_dir_create(dir));
@@ -96,7 +120,7 @@ static wb_status prepare_shard(const wb_model *m, const char *dir, wb_new_file *
     wb_status status = wb_new_file_open(path, file);
     free(path);
     WB_TRY(status);
-    return write_shard(m, file);
+    return write_shard(m, fused, file);
 }
 
 /* ---- index ----------------------------------------------------------------------------------- */
@@ -105,9 +129,11 @@ static wb_status prepare_shard(const wb_model *m, const char *dir, wb_new_file *
 static int list_in_map(const wb_model *m, json_t *map, int64_t *total) {
     for (int32_t i = 0; i < m->n_tensors; i++) {
         const wb_tensor *t = &m->tensors[i];
+        wb_fused_place place;
+        const char *written = wb_fused_place_of(m, t, &place) ? place.name : t->name;
         *total += t->n * (int64_t)wb_dtype_size(t->dtype);
         const wb_shard_name name = wb_shard_name_of(writer_of(m, i), m->n_ranks);
-        if (json_object_set_new(map, t->name, json_string(name.text)) != 0) return 1;
+        if (json_object_set_new(map, written, json_string(name.text)) != 0) return 1;
     }
     return m->mtp ? list_in_map(m->mtp, map, total) : 0;
 }
@@ -163,15 +189,29 @@ static wb_status finish(const wb_model *m, const char *dir) {
     return m->companions ? wb_companions_write(m->companions, dir) : WB_OK;
 }
 
+/* Every rank's shard under its temporary name. What has to come from other ranks comes whatever fails: a rank
+ * that does not write sends all the same. */
+static wb_status write_shards(wb_model *m, const char *dir, wb_new_file *file) {
+    wb_fused_save fused;
+    wb_status status = wb_comm_agree(m->comm, wb_fused_save_open(m, &fused));
+    if (status == WB_OK) {
+        status = dir ? prepare_shard(m, &fused, dir, file) : wb_fail(WB_INVALID_ARGUMENT, "directory: NULL");
+        const wb_status served = wb_fused_serve(&fused);
+        if (status == WB_OK) status = served;
+        status = wb_comm_agree(m->comm, status);
+    }
+    wb_fused_save_close(&fused);
+    return status;
+}
+
 /* An interrupted save of several ranks leaves shards without an index, or the whole earlier
  * model.safetensors: never an index over shards of two saves. */
 wb_status wb_model_save(wb_model *model, const char *dir) {
     wb_comm *comm = model->comm;
     wb_new_file file = {.fd = -1};
     WB_TRY(wb_replicas_check(model));
-    wb_status status =
-        dir ? prepare_shard(model, dir, &file) : wb_fail(WB_INVALID_ARGUMENT, "directory: NULL");
-    WB_GOTO(wb_comm_agree(comm, status), discard);
+    wb_status status;
+    WB_GOTO(write_shards(model, dir, &file), discard);
     if (model->rank == 0 && model->n_ranks > 1) status = wb_checkpoint_remove(dir, WB_INDEX_NAME);
     WB_GOTO(wb_comm_agree(comm, status), discard);
     if (file.temp) status = wb_new_file_commit(&file);

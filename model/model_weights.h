@@ -191,12 +191,12 @@ wb_status wb_model_fill_rope(wb_model *model);
 /* Random values in all weights held here, as wb_model_create promises (model_create.c). Not collective. */
 wb_status wb_model_fill_random(wb_model *model, uint64_t seed, float std);
 
+/* Adds to what wb_model_note says (model.c). */
+__attribute__((format(printf, 2, 3))) wb_status wb_model_add_note(wb_model *model, const char *format, ...);
+
 /* Reads this rank's part of a checkpoint into the weights (model_load.c). digests_out: [n_tensors], and
  * then those of its MTP layers, of what the files say of each tensor, whole or of an expert's middle: equal
  * where ranks read the same. Not collective. */
 wb_status wb_model_load(wb_model *model, const wb_safetensors *files, const char *dir, uint64_t *digests_out);
-
-/* Adds what is said of `model` to its note, for a person. */
-wb_status wb_model_add_note(wb_model *model, const char *text);
 
 #endif

@@ -28,6 +28,38 @@ void wb_registry_full_name(const wb_model *model, int32_t layer, int32_t expert,
         snprintf(full_out, size, "%s", own);
 }
 
+static const char *usual_name(const wb_model *model, const char *own) {
+    for (const wb_rename *r = model->family->renames; r && r->usual; r++)
+        if (strcmp(r->own, own) == 0) return r->usual;
+    return own;
+}
+
+/* What follows so many dots of a name. */
+static const char *behind_dots(const char *name, int dots) {
+    for (; dots > 0; dots--) name = strchr(name, '.') + 1;
+    return name;
+}
+
+static int count_dots(const char *name) {
+    int n = 0;
+    for (; *name; name++) n += *name == '.';
+    return n;
+}
+
+void wb_registry_usual_name(const wb_model *model, const wb_tensor *t, char usual_out[WB_TENSOR_NAME_BYTES]) {
+    const size_t size = WB_TENSOR_NAME_BYTES;
+    const int in_layer = count_dots(wb_registry_name(model, "model.layers")) + 2,
+              in_expert = in_layer + count_dots(wb_registry_name(model, "mlp.experts")) + 2;
+    if (t->expert >= 0)
+        snprintf(usual_out, size, "model.layers.%d.mlp.experts.%d.%s", t->layer, t->expert,
+                 usual_name(model, behind_dots(t->name, in_expert)));
+    else if (t->layer >= 0)
+        snprintf(usual_out, size, "model.layers.%d.%s", t->layer,
+                 usual_name(model, behind_dots(t->name, in_layer)));
+    else
+        snprintf(usual_out, size, "%s", usual_name(model, t->name));
+}
+
 /* ---- declarations ---------------------------------------------------------------------------- */
 
 int32_t wb_registry_storage(wb_registry *registry, wb_dtype dtype, int64_t rows, int64_t cols) {
@@ -46,11 +78,12 @@ int32_t wb_registry_shared(wb_registry *registry, int32_t param) {
     return registry->n_params++;
 }
 
-int32_t wb_registry_slots(wb_registry *registry, int32_t moe_layer, int64_t rows, int64_t cols) {
+int32_t wb_registry_slots(wb_registry *registry, int32_t moe_layer, wb_dtype dtype, int64_t rows,
+                          int64_t cols) {
     const wb_model *model = registry->model;
     const int64_t all_rows = wb_model_local_slots(model) * rows;
     if (registry->fill)
-        model->params[registry->n_params] = (wb_param){.dtype = model->dtype,
+        model->params[registry->n_params] = (wb_param){.dtype = dtype,
                                                        .rows = all_rows,
                                                        .cols = cols,
                                                        .n = all_rows * cols,

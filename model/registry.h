@@ -24,8 +24,9 @@ int32_t wb_registry_storage(wb_registry *registry, wb_dtype dtype, int64_t rows,
 /* That of param `param` of the decoder, for its MTP layers. */
 int32_t wb_registry_shared(wb_registry *registry, int32_t param);
 
-/* A storage for this rank's slots of MoE layer `moe_layer`, each [rows, cols] of the model's dtype. */
-int32_t wb_registry_slots(wb_registry *registry, int32_t moe_layer, int64_t rows, int64_t cols);
+/* A storage for this rank's slots of MoE layer `moe_layer`, each [rows, cols]. */
+int32_t wb_registry_slots(wb_registry *registry, int32_t moe_layer, wb_dtype dtype, int64_t rows,
+                          int64_t cols);
 
 /* A tensor [rows, cols] of `param` from element `offset` on, which for an expert counts from where its slot
  * begins; cols 0: a vector [rows]. layer -1: of none; expert -1: of none. */
@@ -43,6 +44,10 @@ const char *wb_registry_name(const wb_model *model, const char *name);
 /* The full name of `name` of an expert, or of a layer (expert -1), or of the model (layer -1). */
 void wb_registry_full_name(const wb_model *model, int32_t layer, int32_t expert, const char *name,
                            char full_out[WB_TENSOR_NAME_BYTES]);
+
+/* The full name of a tensor as it would be without the family's renames. */
+void wb_registry_usual_name(const wb_model *model, const wb_tensor *tensor,
+                            char usual_out[WB_TENSOR_NAME_BYTES]);
 
 /* Fills layers, params and tensors, by the placement, and places the memory of the params
  * (architecture.c). */

@@ -40,6 +40,11 @@ static void add_options(const wb_config *c, text *t) {
         add(t, "\nmla %d %d %d %d %d %d", m->kv_rank, m->q_rank, m->nope_dim, m->rope_dim, m->value_dim,
             m->interleaved);
     if (c->rotary_dim > 0) add(t, "\nrotary_dim %d", c->rotary_dim);
+    if (c->swiglu_limit > 0) add(t, "\nswiglu_limit %.9g", (double)c->swiglu_limit);
+    if (c->window > 0) {
+        add(t, "\nwindow %d", c->window);
+        for (size_t i = 0; i < 16; i++) add(t, " %016" PRIx64, c->window_layer_mask[i]);
+    }
     if (s->type != WB_ROPE_PLAIN)
         add(t, "\nrope %d %.17g %.17g %.17g %d %.17g %.17g %.17g %d", (int)s->type, s->factor, s->beta_fast,
             s->beta_slow, s->original_positions, s->attention_factor, s->mscale, s->mscale_all_dim,

@@ -45,6 +45,8 @@ extern "C" {
     X(OLMOE, olmoe)             \
     X(QWEN2_MOE, qwen2_moe)     \
     X(GLM4_MOE, glm4_moe)       \
+    X(MIXTRAL, mixtral)         \
+    X(GPT_OSS, gpt_oss)         \
     X(DEEPSEEK_V2, deepseek_v2) \
     X(DEEPSEEK_V3, deepseek_v3)
 
@@ -105,13 +107,23 @@ typedef struct wb_config {
     /* Dimensions of a head that the rotary embedding turns, the first ones; 0: all, or those of `mla` */
     int32_t rotary_dim;
     wb_rope_scaling rope_scaling;
+    /* The layers of window_layer_mask, bits as above, see the last `window` positions, the token's own among
+     * them; the others see all. Both 0: none. */
+    int32_t window;
+    uint64_t window_layer_mask[16];
+    /* Of experts whose SwiGLU is clamped (wb_clamped_swiglu); 0: it is not. */
+    float swiglu_limit;
+    /* Rows and columns that share a scale in weights that its files hold in FP8; 0: none are. Such
+     * weights, and those in MXFP4, are widened when they are read. */
+    int32_t weight_block[2];
     /* Multi-token prediction layers that the checkpoint says to have behind the decoder's. */
     int32_t n_mtp_layers;
     wb_mla_sizes mla;
 } wb_config;
 
 /* Reads DIR/config.json. UNSUPPORTED names an unknown model_type or a key whose value this engine does not
- * implement (rope scaling other than linear and YaRN, an activation other than silu); CORRUPT /
+ * implement (rope scaling other than linear and YaRN, an activation other than silu, a window where the
+ * family has none); CORRUPT /
  * INVALID_ARGUMENT name key, value and what was expected (K > E, E > 65536, head counts that do not
  * divide, ...). Accepts num_experts, num_local_experts or n_routed_experts, num_experts_per_tok,
  * num_experts_per_token or experts_per_token, and rope_theta at the top, in rope_parameters or in
@@ -120,6 +132,11 @@ WB_API wb_status wb_config_load(const char *dir, wb_config *config_out);
 
 /* Whether a model of this configuration can be opened; the errors of wb_config_load. */
 WB_API wb_status wb_config_check(const wb_config *config);
+
+/* Everything in *config but family and sizes (hidden_size, layers, heads, head_dim, widths, vocabulary,
+ * positions, E and K) becomes what the family has where a config.json does not say it; with one shared
+ * expert where it has any. */
+WB_API wb_status wb_config_complete(wb_config *config);
 
 /* False also for a layer that the model does not have. */
 WB_API bool wb_config_is_moe(const wb_config *config, int32_t layer);
@@ -188,11 +205,13 @@ WB_API wb_status wb_model_measure(const wb_config *config, const wb_model_option
 WB_API wb_status wb_model_measure_slot(const wb_config *config, const wb_model_options *options,
                                        size_t *bytes_out);
 
-/* Loads a checkpoint directory; every rank reads its own part. f32, bf16 and f16 files; expert tensors one
- * by one or fused. NOT_FOUND (a file or tensor is missing), MISMATCH (a tensor is surplus or has another
- * shape) and UNSUPPORTED (another dtype) name tensor, shape and file. Collective: ranks check that they
- * opened the same model with the same weights: PEER names tensor and rank where they differ. What all ranks
- * hold is compared whole, of an expert the 4 KiB in its middle: a change elsewhere in it is not seen. */
+/* Loads a checkpoint directory; every rank reads its own part. f32, bf16 and f16 files, FP8 (e4m3) with a
+ * scale a block, and MXFP4 experts of gpt_oss, both widened; expert tensors one by one or fused; names as
+ * the family's releases have them or as transformers has them in memory. NOT_FOUND (a file or tensor is
+ * missing), MISMATCH (a tensor is surplus or has another shape) and UNSUPPORTED (another dtype) name
+ * tensor, shape and file. Collective: ranks check that they opened the same model with the same weights:
+ * PEER names tensor and rank where they differ. What all ranks hold is compared whole, of an expert the 4
+ * KiB in its middle: a change elsewhere in it is not seen. */
 WB_API wb_status wb_model_open(const char *dir, const wb_model_options *options, wb_model **model_out);
 
 /* A new model with random weights: N(0, std) matrices, norms 1, biases 0; the same bits for a seed on any
@@ -206,12 +225,13 @@ WB_API wb_status wb_model_create(const wb_config *config, uint64_t seed, float s
 WB_API wb_status wb_model_clone(const wb_model *from, const wb_model_options *options, wb_model **model_out);
 WB_API void wb_model_close(wb_model *model); /* NULL is a no-op; not collective */
 
-/* Writes the checkpoint in Hugging Face layout (per-expert tensors, dtype of the model) into `dir`, which
+/* Writes the checkpoint in Hugging Face layout (per-expert tensors, of gpt_oss those of a layer in one,
+ * which rank 0 then writes alone; dtype of the model, weights that were quantized too) into `dir`, which
  * is created: model.safetensors on one rank, a shard a rank and an index on several. An expert is written
- * once, by the rank that has its replica 0; MISMATCH names replicas that differ in the 4 KiB in their middle.
- * Other small files of the directory that the model came from (tokenizer, generation_config; up to 64 MiB
- * each, 256 MiB in all) are written along, from memory: that directory may be gone. In that directory itself
- * those that are there stay. Collective. */
+ * once, by the rank that has its replica 0; MISMATCH names replicas that differ in the 4 KiB in their
+ * middle. Other small files of the directory that the model came from (tokenizer, generation_config; up to
+ * 64 MiB each, 256 MiB in all) are written along, from memory: that directory may be gone. In that
+ * directory itself those that are there stay. Collective. */
 WB_API wb_status wb_model_save(wb_model *model, const char *dir);
 
 WB_API const wb_config *wb_model_config(const wb_model *model);

@@ -65,6 +65,7 @@ const wb_family_rules wb_family_deepseek_v2 = {
     .attention_bias = false,
     .moe_layers = WB_MOE_FROM_LAYER,
     .first_dense = 0,
+    .n_shared = 2,
     .read = read,
     .write = write,
     .layer = layer,

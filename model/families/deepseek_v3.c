@@ -57,6 +57,7 @@ const wb_family_rules wb_family_deepseek_v3 = {
     .attention_bias = false,
     .moe_layers = WB_MOE_FROM_LAYER,
     .first_dense = 3,
+    .n_shared = 1,
     .read = read,
     .write = write,
     .layer = layer,

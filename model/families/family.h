@@ -31,6 +31,18 @@ typedef enum wb_moe_rule {
     WB_MOE_FROM_LAYER
 } wb_moe_rule;
 
+/* Which layers see a window, by the keys of config.json (config_layers.c). */
+typedef enum wb_window_rule {
+    /* no layer; a file that says otherwise is refused */
+    WB_WINDOW_NONE,
+    /* all, where sliding_window is there */
+    WB_WINDOW_EVERY_LAYER,
+    /* those that layer_types calls sliding_attention; without it layer 0 and every second one */
+    WB_WINDOW_LAYER_TYPES,
+    /* the same where use_sliding_window is true, without layer_types of the first max_window_layers */
+    WB_WINDOW_SWITCH
+} wb_window_rule;
+
 typedef struct wb_family_rules {
     const char *model_type, *architecture; /* of config.json */
     const char *const *other_types;        /* model types of the same models, up to NULL; or NULL: none */
@@ -44,6 +56,7 @@ typedef struct wb_family_rules {
     double norm_eps, rope_theta;
     int32_t max_positions;
     int32_t n_kv_heads;             /* 0: as many as heads */
+    int32_t head_dim;               /* 0: what of hidden_size is a head's */
     wb_router_type router_types[2]; /* where norm_topk_prob is false, and true */
     bool norm_topk_prob, tie_word_embeddings, attention_bias;
     const char *attention_bias_key; /* NULL: attention_bias */
@@ -54,6 +67,9 @@ typedef struct wb_family_rules {
     double rotary_factor; /* partial_rotary_factor; 0: the family has no such key, all of a head is turned */
     wb_moe_rule moe_layers;
     int32_t first_dense; /* WB_MOE_FROM_LAYER: first_k_dense_replace */
+    int32_t n_shared;    /* shared experts of a new model */
+    wb_window_rule windows;
+    int32_t window; /* sliding_window where a rule asks for it; 0: none */
 
     /* ---- keys that only this family has; all three may be NULL ---- */
 
@@ -66,6 +82,10 @@ typedef struct wb_family_rules {
     /* ---- layers and tensors ---- */
     wb_layer_parts (*layer)(const wb_config *config, int32_t l);
     bool no_output_bias; /* attention_bias is of q, k and v alone */
+    bool sinks;          /* attention has a logit a head beside those of the keys: self_attn.sinks */
+    /* Routers and experts have biases, and the SwiGLU of experts is clamped; in files all experts of a layer
+     * are one tensor, transposed, columns of gate and up in turn (expert_form.h). */
+    bool expert_biases;
     /* Routers choose by score and a bias that is no weight: mlp.gate.e_score_correction_bias. */
     bool selection_bias;
     /* What the shared experts give is multiplied by the sigmoid of mlp.shared_expert_gate. */

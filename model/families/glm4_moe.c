@@ -43,6 +43,7 @@ const wb_family_rules wb_family_glm4_moe = {
     .attention_bias = false,
     .moe_layers = WB_MOE_FROM_LAYER,
     .first_dense = 1,
+    .n_shared = 1,
     .read = read,
     .write = write,
     .layer = layer,

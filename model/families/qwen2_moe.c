@@ -14,8 +14,7 @@ static wb_status check(const wb_config *c) {
 }
 
 static int write(const wb_config *c, json_t *root) {
-    return json_object_set_new(root, "shared_expert_intermediate_size", json_integer(c->shared_width)) ||
-           json_object_set_new(root, "use_sliding_window", json_false());
+    return json_object_set_new(root, "shared_expert_intermediate_size", json_integer(c->shared_width));
 }
 
 static wb_layer_parts layer(const wb_config *c, int32_t l) {
@@ -44,6 +43,9 @@ const wb_family_rules wb_family_qwen2_moe = {
     .attention_bias = true,
     .attention_bias_key = "qkv_bias",
     .moe_layers = WB_MOE_SPARSE_STEP,
+    .windows = WB_WINDOW_SWITCH,
+    .window = 4096,
+    .n_shared = 1,
     .read = read,
     .check = check,
     .write = write,

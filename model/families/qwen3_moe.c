@@ -1,12 +1,6 @@
 /* qwen3_moe.c - the family qwen3_moe: query and key normalised head by head; layers may be dense. */
-#include "config.h"
 #include "families/family.h"
 #include "layers/layer.h"
-
-static int write(const wb_config *c, json_t *root) {
-    (void)c;
-    return json_object_set_new(root, "use_sliding_window", json_false());
-}
 
 static wb_layer_parts layer(const wb_config *c, int32_t l) {
     return (wb_layer_parts){&wb_layer_attention_gqa, wb_config_is_moe(c, l) ? &wb_layer_moe : &wb_layer_mlp};
@@ -26,6 +20,5 @@ const wb_family_rules wb_family_qwen3_moe = {
     .tie_word_embeddings = false,
     .attention_bias = false,
     .moe_layers = WB_MOE_SPARSE_STEP,
-    .write = write,
     .layer = layer,
 };

@@ -3,6 +3,7 @@
  *
  * Owns: q, k and v, and what a sequence leaves behind: its keys and values. Refuses: which row of the tables
  * a position has, the residual stream. */
+#include "config.h"
 #include "layers/layer.h"
 #include "registry.h"
 
@@ -13,6 +14,8 @@ typedef struct gqa_weights {
     int32_t q, k, v, o; /* [nh dh, H], [nkv dh, H], [nkv dh, H], [H, nh dh] */
     int32_t q_bias, k_bias, v_bias, o_bias;
     int32_t q_norm, k_norm; /* [dh] per head, [nh dh] and [nkv dh] whole */
+    int32_t sinks;          /* [nh] */
+    int32_t window;         /* no parameter: of the layer; 0: none */
 } gqa_weights;
 
 /* q, k or v on its way: projection (and bias), norm, clamp, rotation. A step that the model does not have
@@ -45,7 +48,8 @@ static void declare(wb_registry *registry, int32_t l, void *weights) {
                   kv = (int64_t)c->n_kv_heads * c->head_dim;
     gqa_weights *w = weights;
     w->q_bias = w->k_bias = w->v_bias = w->o_bias = -1;
-    w->q_norm = w->k_norm = -1;
+    w->q_norm = w->k_norm = w->sinks = -1;
+    w->window = wb_config_window(c, l);
     w->q = wb_registry_matrix(registry, l, "self_attn.q_proj.weight", q, H);
     w->k = wb_registry_matrix(registry, l, "self_attn.k_proj.weight", kv, H);
     w->v = wb_registry_matrix(registry, l, "self_attn.v_proj.weight", kv, H);
@@ -57,6 +61,8 @@ static void declare(wb_registry *registry, int32_t l, void *weights) {
         if (!registry->model->family->no_output_bias)
             w->o_bias = wb_registry_vector(registry, l, "self_attn.o_proj.bias", H);
     }
+    if (registry->model->family->sinks)
+        w->sinks = wb_registry_vector(registry, l, "self_attn.sinks", c->n_heads);
     if (c->qk_norm != WB_QK_NORM_NONE) {
         const bool whole = c->qk_norm == WB_QK_NORM_WHOLE;
         w->q_norm = wb_registry_vector(registry, l, "self_attn.q_norm.weight", whole ? q : c->head_dim);
@@ -215,7 +221,8 @@ static wb_status heads_backward(const wb_model *model, heads_spec spec, const wb
 
 /* ---- forward --------------------------------------------------------------------------------- */
 
-static wb_attention attention_args(const gqa *g, const wb_pass *pass, const wb_state *state) {
+static wb_attention attention_args(const gqa *g, const gqa_weights *w, const wb_pass *pass,
+                                   const wb_state *state) {
     const wb_model *model = g->model;
     const wb_config *config = &model->config;
     return (wb_attention){.T = pass->T,
@@ -224,6 +231,8 @@ static wb_attention attention_args(const gqa *g, const wb_pass *pass, const wb_s
                           .head_dim = config->head_dim,
                           .value_dim = config->head_dim,
                           .scale = (float)(1.0 / sqrt((double)config->head_dim)),
+                          .window = w->window,
+                          .sinks = w->sinks < 0 ? NULL : wb_model_vector(model, w->sinks),
                           .q = wb_activations(model, &g->q.out),
                           .k = state ? wb_state_rows(state, KEYS) : wb_activations(model, &g->k.out),
                           .v = state ? wb_state_rows(state, VALUES) : wb_activations(model, &g->v.out),
@@ -293,7 +302,7 @@ static wb_status forward(void *worker, const void *weights, const wb_pass *pass,
     const int64_t T = pass->T, H = model->config.hidden_size;
     const wb_rows attn = wb_activations(model, &g->attn);
     WB_TRY(project(g, w, pass, state, x));
-    const wb_attention args = attention_args(g, pass, state);
+    const wb_attention args = attention_args(g, w, pass, state);
     WB_TRY(dev->attention_forward(dev, &args, attn));
     const wb_matmul o = wb_matmul_forward(T, attn, wb_model_weight(model, w->o), y);
     WB_TRY(dev->matmul(dev, 1, &o));
@@ -316,11 +325,12 @@ static wb_status attention_backward(gqa *g, const gqa_weights *w, const wb_pass 
     const wb_matmul o[] = {wb_matmul_wgrad(T, q_width, H, dy, wb_activations(model, &g->attn), grads[w->o]),
                            wb_matmul_dgrad(T, dy, wb_model_weight(model, w->o), dattn, false)};
     WB_TRY(dev->matmul(dev, 2, o));
-    const wb_attention args = attention_args(g, pass, NULL);
+    const wb_attention args = attention_args(g, w, pass, NULL);
     WB_TRY(dev->zero(dev, g->dk.data, kv_bytes));
     WB_TRY(dev->zero(dev, g->dv.data, kv_bytes));
     return dev->attention_backward(dev, &args, dattn, wb_activations(model, &g->dq),
-                                   wb_activations(model, &g->dk), wb_activations(model, &g->dv), NULL);
+                                   wb_activations(model, &g->dk), wb_activations(model, &g->dv),
+                                   w->sinks < 0 ? NULL : grads[w->sinks]);
 }
 
 static wb_status backward(void *worker, const void *weights, const wb_pass *pass, wb_rows x, wb_rows dy,

@@ -64,35 +64,77 @@ typedef enum variant {
     VARIANT_OLMOE_CLIP, /* whole-vector norm, clamp */
     VARIANT_FEW,        /* fewer experts than ranks, E = K */
     VARIANT_WIDE,       /* u16 ids */
+    VARIANT_QWEN2,      /* a shared expert behind a gate, a window */
+    VARIANT_GLM4,       /* groups, selection bias, shared experts, a part of each head turned */
+    VARIANT_GPT_OSS,    /* sinks, a window in every second layer, experts with biases, YaRN */
     VARIANT_LATENT,     /* latent attention without a low rank of q, two shared experts, a dense layer */
     VARIANT_LATENT_LOW, /* with one; groups, a selection bias, halves rotated, MTP layers */
     N_VARIANTS
 } variant;
 
-static inline void variant_make_latent(bool low, wb_config *c) {
-    c->family = low ? WB_FAMILY_DEEPSEEK_V3 : WB_FAMILY_DEEPSEEK_V2;
-    c->n_kv_heads = c->n_heads;
-    c->mla = (wb_mla_sizes){.kv_rank = 7,
-                            .q_rank = low ? 9 : 0,
-                            .nope_dim = 5,
-                            .rope_dim = 4,
-                            .value_dim = 6,
-                            .interleaved = !low};
-    c->head_dim = c->mla.nope_dim + c->mla.rope_dim;
-    c->qk_norm = WB_QK_NORM_NONE;
-    c->shared_width = (low ? 1 : 2) * c->expert_width;
-    c->moe_layer_mask[0] = 6;
-    c->router = (wb_router){.type = low ? WB_ROUTER_SIGMOID : WB_ROUTER_SOFTMAX,
-                            .n_experts = low ? 12 : 13,
-                            .top_k = 3,
-                            .n_group = low ? 4 : 1,
-                            .topk_group = low ? 2 : 1,
-                            .normalize = low,
-                            .scale = 1.5F};
-    c->n_mtp_layers = low ? 1 : 0;
+static inline wb_config latent_variant(bool low) {
+    wb_config c = {.family = low ? WB_FAMILY_DEEPSEEK_V3 : WB_FAMILY_DEEPSEEK_V2,
+                   .hidden_size = 20,
+                   .n_layers = 3,
+                   .n_heads = 4,
+                   .expert_width = 10,
+                   .dense_width = 14,
+                   .vocab_size = 53,
+                   .max_positions = 40,
+                   .router = {.n_experts = low ? 12 : 13, .top_k = 3},
+                   .n_mtp_layers = low ? 1 : 0,
+                   .mla = {.kv_rank = 7,
+                           .q_rank = low ? 9 : 0,
+                           .nope_dim = 5,
+                           .rope_dim = 4,
+                           .value_dim = 6,
+                           .interleaved = !low}};
+    MUST(wb_config_complete(&c));
+    c.moe_layer_mask[0] = 6;
+    c.router.scale = 1.5F;
+    if (low) c.router.n_group = 4, c.router.topk_group = 2;
+    return c;
+}
+
+/* Of the families whose parts the others do not have; more of each than a new model of them has. */
+static inline wb_config family_variant(variant v) {
+    const wb_family family = v == VARIANT_QWEN2  ? WB_FAMILY_QWEN2_MOE
+                             : v == VARIANT_GLM4 ? WB_FAMILY_GLM4_MOE
+                                                 : WB_FAMILY_GPT_OSS;
+    wb_config c = {.family = family,
+                   .hidden_size = 20,
+                   .n_layers = 3,
+                   .n_heads = 4,
+                   .n_kv_heads = 2,
+                   .head_dim = 8,
+                   .expert_width = 10,
+                   .dense_width = 14,
+                   .vocab_size = 53,
+                   .max_positions = 40,
+                   .router = {.n_experts = 12, .top_k = 3}};
+    MUST(wb_config_complete(&c));
+    c.attention_bias = true;
+    c.moe_layer_mask[0] = 7;
+    if (v == VARIANT_QWEN2) {
+        c.window = 3;
+        c.window_layer_mask[0] = 5;
+    } else if (v == VARIANT_GLM4) {
+        c.qk_norm = WB_QK_NORM_PER_HEAD;
+        c.router.n_group = 4;
+        c.router.topk_group = 2;
+        c.router.scale = 1.5F;
+        c.shared_width = 2 * c.expert_width;
+    } else {
+        c.window = 4;
+        c.swiglu_limit = 0.5F;
+        c.rope_scaling.original_positions = 16;
+    }
+    return c;
 }
 
 static inline wb_config variant_config(variant v) {
+    if (v >= VARIANT_LATENT) return latent_variant(v == VARIANT_LATENT_LOW);
+    if (v >= VARIANT_QWEN2) return family_variant(v);
     wb_config c = {.family = WB_FAMILY_QWEN3_MOE,
                    .hidden_size = 20,
                    .n_layers = 3,
@@ -130,8 +172,6 @@ static inline wb_config variant_config(variant v) {
         c.router.top_k = 5;
         c.n_layers = 2;
         c.moe_layer_mask[0] = 3;
-    } else if (v == VARIANT_LATENT || v == VARIANT_LATENT_LOW) {
-        variant_make_latent(v == VARIANT_LATENT_LOW, &c);
     }
     return c;
 }

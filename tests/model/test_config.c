@@ -309,6 +309,41 @@ static void test_bad_sizes_of_latent_attention(void **state) {
     assert_message_has("mla: expected none for qwen3_moe");
 }
 
+static void test_released_mixtral(void **state) {
+    (void)state;
+    wb_config c = released("mixtral_8x7b");
+    assert_int_equal(c.family, WB_FAMILY_MIXTRAL);
+    assert_int_equal(c.router.type, WB_ROUTER_SOFTMAX_NORM);
+    assert_true(c.router.n_experts == 8 && c.router.top_k == 2 && c.expert_width == 14336 &&
+                c.head_dim == 128);
+    assert_true(c.window == 0 && wb_config_window(&c, 0) == 0);
+    c = released("mixtral_8x22b");
+    assert_true(wb_config_n_moe(&c) == 56 && c.n_heads == 48);
+    c.window = 4096;
+    assert_int_equal(wb_config_check(&c), WB_INVALID_ARGUMENT);
+    assert_message_has("layers with a window: expected 56..56, found 0");
+    for (int32_t l = 0; l < 56; l++) c.window_layer_mask[0] |= UINT64_C(1) << l;
+    assert_int_equal(wb_config_check(&c), WB_OK);
+    assert_int_equal(wb_config_window(&c, 55), 4096);
+}
+
+static void test_released_gpt_oss(void **state) {
+    (void)state;
+    wb_config c = released("gpt_oss_20b");
+    assert_int_equal(c.family, WB_FAMILY_GPT_OSS);
+    assert_int_equal(c.router.type, WB_ROUTER_TOPK_SOFTMAX);
+    assert_true(c.router.n_experts == 32 && c.router.top_k == 4 && c.head_dim == 64 && c.attention_bias);
+    assert_int_equal(c.rope_scaling.type, WB_ROPE_YARN);
+    assert_true(c.rope_scaling.factor == 32 && !c.rope_scaling.truncate && c.rope_theta == 150000);
+    assert_true(c.swiglu_limit == 7 && c.window == 128);
+    for (int32_t l = 0; l < 24; l++) assert_int_equal(wb_config_window(&c, l), l % 2 == 0 ? 128 : 0);
+    c = released("gpt_oss_120b");
+    assert_true(c.router.n_experts == 128 && wb_config_n_moe(&c) == 36);
+    c.swiglu_limit = 0;
+    assert_int_equal(wb_config_check(&c), WB_INVALID_ARGUMENT);
+    assert_message_has("swiglu_limit: expected a number above 0 for gpt_oss, found 0");
+}
+
 static void test_dense_layers(void **state) {
     (void)state;
     wb_config c = expect_ok("qwen3_moe", "mlp_only_layers", "[1]");
@@ -420,6 +455,10 @@ static void test_bad_values_are_refused(void **state) {
         {"layer_types", "[\"full_attention\",\"sliding_attention\"]", WB_UNSUPPORTED, "sliding_attention"},
         {"hidden_act", "\"gelu\"", WB_UNSUPPORTED, "hidden_act: supported is \"silu\", found \"gelu\""},
         {"quantization_config", "{\"quant_method\":\"fp8\"}", WB_UNSUPPORTED, "quantization_config"},
+        {"quantization_config", "{\"quant_method\":\"compressed-tensors\"}", WB_UNSUPPORTED,
+         "quantization_config: supported is quant_method mxfp4, or fp8"},
+        {"quantization_config", "{\"quant_method\":\"fp8\",\"weight_block_size\":[128,0]}",
+         WB_INVALID_ARGUMENT, "weight_block_size: expected 1"},
         {"mlp_only_layers", "[0,1,2]", WB_INVALID_ARGUMENT, "moe layers: expected at least one"},
         {"mlp_only_layers", "[3]", WB_INVALID_ARGUMENT, "mlp_only_layers: expected 0..2, found 3"},
         {"mlp_only_layers", "[\"0\"]", WB_CORRUPT, "mlp_only_layers"},
@@ -602,6 +641,8 @@ int main(void) {
         cmocka_unit_test(test_released_glm4_moe),
         cmocka_unit_test(test_released_deepseek),
         cmocka_unit_test(test_bad_sizes_of_latent_attention),
+        cmocka_unit_test(test_released_mixtral),
+        cmocka_unit_test(test_released_gpt_oss),
         cmocka_unit_test(test_routes_of_a_configuration),
         cmocka_unit_test(test_bad_values_are_refused),
         cmocka_unit_test(test_top_k_above_64_is_refused),

@@ -46,15 +46,6 @@ static const struct {
      "\"num_hidden_layers\": 40, \"hidden_size\": 2048, \"num_experts\": 256, \"num_experts_per_tok\": 8, "
      "\"vocab_size\": 248320}}",
      "qwen3_5_moe", "softmax_norm", 40, 40, 0, 39, 256, 8, 248320},
-    {"{\"model_type\": \"mixtral\", \"num_hidden_layers\": 32, \"hidden_size\": 4096, \"num_local_experts\": "
-     "8, "
-     "\"num_experts_per_tok\": 2, \"vocab_size\": 32000}",
-     "mixtral", "softmax_norm", 32, 32, 0, 31, 8, 2, 32000},
-    {"{\"model_type\": \"gpt_oss\", \"num_hidden_layers\": 36, \"hidden_size\": 2880, \"num_local_experts\": "
-     "128, "
-     "\"num_experts_per_tok\": 4, \"experts_per_token\": 4, \"vocab_size\": 201088, \"quantization_config\": "
-     "{}}",
-     "gpt_oss", "topk_softmax", 36, 36, 0, 35, 128, 4, 201088},
     {"{\"model_type\": \"deepseek_v4\", \"num_hidden_layers\": 43, \"hidden_size\": 4096, "
      "\"n_routed_experts\": 256, "
      "\"num_experts_per_tok\": 6, \"num_hash_layers\": 3, \"vocab_size\": 129280}",

@@ -117,8 +117,9 @@ static void forward_pass_of(const rig *r) {
 
 static void check(const char *who, wb_status (*open)(void *model), void (*pass)(const rig *r),
                   bool backward) {
-    static const variant with_every_step[] = {VARIANT_QWEN3, VARIANT_OLMOE_CLIP};
-    for (int i = 0; i < 4; i++) {
+    static const variant with_every_step[] = {VARIANT_QWEN3, VARIANT_OLMOE_CLIP, VARIANT_QWEN2,
+                                              VARIANT_GPT_OSS};
+    for (int i = 0; i < 8; i++) {
         rig r = rig_open(with_every_step[i / 2], i % 2 == 0 ? WB_F32 : WB_BF16);
         bool needed[WB_OP_COUNT];
         missing_op_try_all(r.device, who, open, r.model, needed);

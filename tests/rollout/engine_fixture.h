@@ -44,72 +44,56 @@ static inline uint32_t pick(dice *d, uint32_t min, uint32_t max) {
 
 /* ---- models -------------------------------------------------------------------------------------- */
 
-/* Families of which the random tests of the engine make models: one of each kind of layer. */
-static const wb_family tiny_families[] = {WB_FAMILY_QWEN3_MOE, WB_FAMILY_OLMOE, WB_FAMILY_DEEPSEEK_V2,
-                                          WB_FAMILY_DEEPSEEK_V3};
-enum { N_TINY_FAMILIES = sizeof tiny_families / sizeof tiny_families[0] };
+#define X(NAME, name) #name,
+static const char *const family_names[] = {WB_FAMILY_LIST(X)};
+#undef X
+enum { N_FAMILIES = sizeof family_names / sizeof family_names[0] };
 
 static inline wb_family pick_family(dice *d) {
-    return tiny_families[pick(d, 0, N_TINY_FAMILIES - 1)];
+    return (wb_family)pick(d, 0, N_FAMILIES - 1);
 }
 
-static inline const char *tiny_family_name(wb_family family) {
-    static const char *const names[] = {
-#define X(NAME, name) #name,
-        WB_FAMILY_LIST(X)
-#undef X
-    };
-    return names[family];
-}
-
-/* Latent attention and shared experts; of deepseek_v3 a selection bias, groups where the experts make some,
- * and an MTP layer. */
-static inline void tiny_make_latent(wb_config *c) {
-    const bool v3 = c->family == WB_FAMILY_DEEPSEEK_V3;
-    const int32_t E = c->router.n_experts;
-    c->mla = (wb_mla_sizes){.kv_rank = 12,
-                            .q_rank = v3 ? 10 : 0,
-                            .nope_dim = 6,
-                            .rope_dim = 4,
-                            .value_dim = 7,
-                            .interleaved = true};
-    c->head_dim = c->mla.nope_dim + c->mla.rope_dim;
-    c->qk_norm = WB_QK_NORM_NONE;
-    c->shared_width = (v3 ? 1 : 2) * c->expert_width;
-    c->router.scale = 1.5f;
-    if (!v3) return;
-    const bool grouped = E % 4 == 0 && E >= 8 && c->router.top_k <= E / 2;
-    c->router.type = WB_ROUTER_SIGMOID;
-    c->router.normalize = true;
-    c->router.n_group = grouped ? 4 : 1, c->router.topk_group = grouped ? 2 : 1;
-    c->n_mtp_layers = 1;
+/* Steps that a family may have and that would hardly be met by themselves: windows shorter than the
+ * sequences, groups where the experts can be shared out, a low rank of q and MTP layers. */
+static inline void make_narrow(wb_config *c) {
+    if (c->window > 0) c->window = 5;
+    if (c->family == WB_FAMILY_MIXTRAL) {
+        c->window = 7;
+        for (int32_t l = 0; l < c->n_layers; l++) c->window_layer_mask[0] |= (uint64_t)1 << l;
+    }
+    if (c->family == WB_FAMILY_DEEPSEEK_V3) c->mla.q_rank = 10, c->n_mtp_layers = 1;
+    if (c->router.type == WB_ROUTER_SIGMOID && c->router.n_experts % 3 == 0 &&
+        c->router.top_k <= c->router.n_experts / 3 * 2) {
+        c->router.n_group = 3;
+        c->router.topk_group = 2;
+        c->router.scale = 1.5f;
+    }
 }
 
 /* n_layers <= 64; the layers in `dense` (bits) are not MoE. */
 static inline wb_config tiny_config(wb_family family, int32_t n_experts, int32_t top_k, int32_t n_layers,
                                     uint64_t dense) {
-    const bool qwen = family == WB_FAMILY_QWEN3_MOE;
     wb_config c = {.family = family,
                    .hidden_size = 32,
                    .n_layers = n_layers,
                    .n_heads = 4,
-                   .n_kv_heads = qwen ? 2 : 4,
+                   .n_kv_heads = family == WB_FAMILY_OLMOE ? 4 : 2,
                    .head_dim = 8,
                    .expert_width = 16,
                    .dense_width = 24,
                    .vocab_size = 61,
                    .max_positions = 160,
-                   .norm_eps = 1e-6f,
-                   .rope_theta = 10000,
-                   .qk_norm = qwen ? WB_QK_NORM_PER_HEAD : WB_QK_NORM_WHOLE,
-                   .router = {.type = qwen ? WB_ROUTER_SOFTMAX_NORM : WB_ROUTER_SOFTMAX,
-                              .n_experts = n_experts,
-                              .top_k = top_k,
-                              .normalize = qwen,
-                              .scale = 1}};
+                   .router = {.n_experts = n_experts, .top_k = top_k}};
+    must(wb_config_complete(&c), "configuration");
+    if (family == WB_FAMILY_QWEN3_MOE) {
+        c.router.type = WB_ROUTER_SOFTMAX_NORM;
+        c.router.normalize = true;
+    }
+    make_narrow(&c);
+    c.norm_eps = 1e-6f;
+    c.moe_layer_mask[0] = 0;
     for (int32_t l = 0; l < n_layers; l++)
         if ((dense >> l & 1) == 0) c.moe_layer_mask[0] |= (uint64_t)1 << l;
-    if (family == WB_FAMILY_DEEPSEEK_V2 || family == WB_FAMILY_DEEPSEEK_V3) tiny_make_latent(&c);
     return c;
 }
 

@@ -160,7 +160,7 @@ static inline void schedule_print(const schedule *s) {
     static const char *const names[] = {"submit", "abort", "weights", "pause"};
     printf("  %s, %s, %d layers, %d of %d experts, %d ranks, %" PRId32 " tokens a step, of prefills %" PRId32
            ", keys recomputed %d, requests lent %d\n",
-           wb_dtype_name(s->dtype), tiny_family_name(s->config.family), s->config.n_layers,
+           wb_dtype_name(s->dtype), family_names[s->config.family], s->config.n_layers,
            s->config.router.top_k, s->config.router.n_experts, s->n_ranks, s->options[0].max_batch_tokens,
            s->options[0].max_prefill_tokens, s->options[0].recompute_keys, s->options[0].lend_requests);
     for (int r = 0; r < s->n_ranks; r++)

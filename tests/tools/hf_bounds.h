@@ -1,17 +1,24 @@
 /* hf_bounds.h - how far a model in bf16 may be from reference data in f32.
  *
- * A rounding changes what it rounds by UNIT of itself at most. To first order N roundings change a result by
- * N * UNIT of its size at most, where no part makes a relative error larger than it came. The size of a
- * result is here the root mean square of its row, since what is off in a sum is not relative to the sum, and
- * that of the largest row. Roundings are counted on the way from the tokens to the logits, a product's two:
- * of its matrix and of what it gives.
- *   - A mixer: values 3, with the norm before them; the output of attention, the projection and the residual
- *     4; queries and keys 5 each, with both norms and the rotation. These change a score, which is sqrt(D) at
+ * A rounding changes what it rounds by UNIT of itself at most. To first order N roundings change a result
+ * by N * UNIT of its size at most, where no part makes a relative error larger than it came. The size of a
+ * result is here the root mean square of its row, since what is off in a sum is not relative to the sum,
+ * and that of the largest row. Roundings are counted on the way from the tokens to the logits, a product's
+ * two: of its matrix and of what it gives.
+ *   - A mixer: values 3, with the norm before them; the output of attention, the projection and the
+ *     residual
+ *     4; queries and keys 5 each, with both norms and the rotation. These change a score, which is sqrt(D)
+ *     at
  *     most after the norm, by as much of itself; two keys' scores change against each other by twice that,
  *     and a softmax's weight by a quarter of it. So each of the 10 counts sqrt(D) / 2 times.
- *   - A feed-forward part 9: the norm, gate and up, their product, down, the sum over choices, the residual,
+ *   - A feed-forward part 9: the norm, gate and up, their product, down, the sum over choices, the
+ *     residual,
  *     the router's matrix.
  *   - The embedding, the last norm and the head 4.
+ *   - Where there are biases, one more for each of the products that has one: 2 of a mixer beside those of
+ *     queries and keys, 2 of a feed-forward part. YaRN makes queries and keys larger by a factor, and so
+ *     scores
+ *     and what they are off by that factor squared.
  * What the sums of tensor cores cut off, (K / 16 + 2) 2^-17, is less than a rounding at the sizes of these
  * models.
  *
@@ -31,8 +38,17 @@
 
 #define UNIT 0x1p-9
 
+/* What scores are larger by. */
+static inline double score_factor(const wb_rope_scaling *s) {
+    const double magnitude = s->factor > 1 ? 0.1 * log(s->factor) + 1 : 1;
+    if (s->type != WB_ROPE_YARN || (s->mscale > 0 && s->mscale == s->mscale_all_dim)) return 1;
+    return pow(s->attention_factor > 0 ? s->attention_factor : magnitude, 2);
+}
+
 static inline double roundings(const wb_config *config) {
-    const double mixer = 7 + 5 * sqrt((double)config->head_dim), feed_forward = 9;
+    const double biases = config->attention_bias ? 1 : 0, expert_biases = config->swiglu_limit > 0 ? 2 : 0;
+    const double scores = (5 + biases) * sqrt((double)config->head_dim) * score_factor(&config->rope_scaling);
+    const double mixer = 7 + 2 * biases + scores, feed_forward = 9 + expert_biases;
     return config->n_layers * (mixer + feed_forward) + 4;
 }
 

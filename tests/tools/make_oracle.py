@@ -20,7 +20,7 @@ ref.safetensors: input_ids [B, S], logits [B, S, V]; of the i-th router router.i
   7 tokens, and greedy.i.topk_ids of all its positions.
 With --mtp also mtp.logits [B, S - 1, V] of the first MTP layer, with transformers' own layers: row p has what the decoder
   leaves at position p and the token at p + 1.
-grads.safetensors: gradient of forced.loss for every parameter, experts one by one.
+grads.safetensors: gradient of forced.loss for every parameter, experts as the family's checkpoints have them; a buffer has its value there.
 meta.json: the options that made it, router names and classes, smallest margins (null: one expert, no choice), parameters
   without gradient.
 """
@@ -29,7 +29,6 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 
 import torch
 import transformers
@@ -40,60 +39,72 @@ PROMPT, NEW = 7, 12
 LAYOUT = "router/forced rows are batch-major flattened tokens [B*S, ...]"
 TINY = dict(vocab_size=128, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, num_experts=16,
             num_experts_per_tok=4, max_position_embeddings=512, pad_token_id=0, bos_token_id=None, eos_token_id=None)
-LATENT = dict(kv_lora_rank=16, qk_nope_head_dim=16, qk_rope_head_dim=8, v_head_dim=16, moe_intermediate_size=16,
-              intermediate_size=48, n_routed_experts=16, n_group=4, topk_group=2, first_k_dense_replace=1)
+LATENT = dict(kv_lora_rank=16, qk_nope_head_dim=16, qk_rope_head_dim=8, v_head_dim=16, moe_intermediate_size=16, num_key_value_heads=4,
+              intermediate_size=48, num_experts=None, n_routed_experts=16, n_group=4, topk_group=2, first_k_dense_replace=1)
+# None: a key that the family does not have.
 TINY_OF = {
     "deepseek_v2": LATENT | dict(q_lora_rank=None, n_shared_experts=2),
     "deepseek_v3": LATENT | dict(q_lora_rank=16, n_shared_experts=1, routed_scaling_factor=2.5, num_nextn_predict_layers=0),
     "qwen3_moe": dict(head_dim=16, intermediate_size=48, moe_intermediate_size=16, norm_topk_prob=True),
     "olmoe": dict(intermediate_size=16),
+    "mixtral": dict(head_dim=16, intermediate_size=16, rope_theta=1e6),
+    "qwen2_moe": dict(intermediate_size=48, moe_intermediate_size=16, shared_expert_intermediate_size=32),
+    "glm4_moe": dict(head_dim=16, intermediate_size=48, moe_intermediate_size=16, attention_bias=True, num_experts=None, n_routed_experts=16,
+                     n_shared_experts=1, routed_scaling_factor=1.5, first_k_dense_replace=1, num_nextn_predict_layers=0),
+    "gpt_oss": dict(head_dim=16, intermediate_size=16, sliding_window=8),
 }
 # --small, in place of some of these: less than 100 kB, so that there is room for one of every shape.
 SMALL = dict(vocab_size=32, hidden_size=16, num_hidden_layers=2, num_experts=8, num_experts_per_tok=2)
-SMALL_LATENT = dict(kv_lora_rank=6, qk_nope_head_dim=5, qk_rope_head_dim=4, v_head_dim=3, moe_intermediate_size=3,
+SMALL_LATENT = dict(kv_lora_rank=6, qk_nope_head_dim=5, qk_rope_head_dim=4, v_head_dim=3, moe_intermediate_size=3, num_experts=None,
                     intermediate_size=12, n_routed_experts=8)
 SMALL_OF = {
     "deepseek_v2": SMALL_LATENT | dict(qk_nope_head_dim=6),
     "deepseek_v3": SMALL_LATENT | dict(q_lora_rank=7),
     "qwen3_moe": dict(head_dim=6, intermediate_size=12, moe_intermediate_size=3),
     "olmoe": dict(intermediate_size=3),
+    "mixtral": dict(head_dim=6, intermediate_size=3),
+    "qwen2_moe": dict(intermediate_size=12, moe_intermediate_size=3, shared_expert_intermediate_size=5),
+    "glm4_moe": dict(head_dim=8, intermediate_size=12, moe_intermediate_size=3, num_experts=None, n_routed_experts=8),
+    "gpt_oss": dict(head_dim=6, intermediate_size=3, sliding_window=4),
 }
 
 
-def weights_of(module, logits, ids):
-    """Of forced ids, as the family's router weighs its own."""
-    name, normalizes = type(module).__name__, getattr(module, "norm_topk_prob", True)
-    if name.startswith(("DeepseekV3", "Glm4Moe")):
-        weights = logits.sigmoid().gather(1, ids)
-        weights = weights / (weights.sum(dim=-1, keepdim=True) + 1e-20) if normalizes else weights
-        return weights * module.routed_scaling_factor
+def weights_of(router, logits, ids):
+    """The weights of choices that were not the router's own, from its logits, by the class of the router."""
+    kind = type(router).__name__
+    if kind in ("Glm4MoeTopkRouter", "DeepseekV3TopkRouter"):
+        weights = logits.float().sigmoid().gather(1, ids)
+        if router.norm_topk_prob:
+            weights = weights / (weights.sum(dim=-1, keepdim=True) + 1e-20)
+        return weights * router.routed_scaling_factor
+    if kind == "GptOssTopKRouter":
+        return torch.softmax(logits.gather(1, ids), dim=-1)
     weights = torch.softmax(logits, dim=-1, dtype=torch.float32).gather(1, ids)
-    if name.startswith("DeepseekV2"):
-        return weights * module.routed_scaling_factor
-    return weights / weights.sum(dim=-1, keepdim=True) if normalizes else weights
+    if kind == "DeepseekV2TopkRouter":
+        return weights * router.routed_scaling_factor
+    if kind == "MixtralTopKRouter" or getattr(router, "norm_topk_prob", False):
+        weights = weights / weights.sum(dim=-1, keepdim=True)
+    return weights
 
 
-def gap_behind(keys, k):
-    """Smallest difference of the k-th largest key of a row and the next one."""
-    top = keys.topk(min(k + 1, keys.shape[1]), dim=-1).values
-    return (top[:, k - 1] - top[:, k]).min().item() if top.shape[1] > k else float("inf")
-
-
-def set_margin(module, logits, k):
-    """How close a router that asks for a set of experts, perhaps of some groups alone, is to another one."""
-    name = type(module).__name__
-    if name.startswith("DeepseekV2"):
-        keys, best = torch.softmax(logits, dim=-1, dtype=torch.float32), 1
-        limited = module.topk_method == "group_limited_greedy"
+def keys_of(router, logits):
+    """What experts are chosen by, as large as logits; of other groups than the best ones -inf. And how far apart the last group that is
+    kept and the first one that is not are."""
+    if type(router).__name__ == "DeepseekV2TopkRouter":
+        limited = router.topk_method == "group_limited_greedy"
+        keys, n, n_best = torch.softmax(logits, dim=-1), router.num_group if limited else 1, 1
+    elif hasattr(router, "e_score_correction_bias"):
+        keys, n, n_best = 4 * (logits.sigmoid() + router.e_score_correction_bias), router.num_group, 2
     else:
-        keys, best, limited = logits.sigmoid() + module.e_score_correction_bias, 2, module.num_group > 1
-    if not limited:
-        return gap_behind(keys, k)
-    groups = keys.view(keys.shape[0], module.num_group, -1)
-    scores = groups.topk(best, dim=-1).values.sum(dim=-1)
-    kept = torch.zeros_like(scores).scatter(1, scores.topk(module.topk_group, dim=-1).indices, 1)
-    keys = groups.masked_fill(kept[:, :, None] == 0, -1e9).flatten(1)
-    return min(gap_behind(scores, module.topk_group), gap_behind(keys, k))
+        return logits, float("inf")
+    if n == 1:
+        return keys, float("inf")
+    grouped = keys.view(len(keys), n, -1)
+    scores = grouped.topk(n_best, dim=-1).values.sum(dim=-1)
+    best = scores.topk(router.topk_group + 1, dim=-1).values
+    kept = scores > (best[:, -1:] + best[:, -2:-1]) / 2
+    return grouped.masked_fill(~kept[:, :, None], float("-inf")).flatten(1), (best[:, -2] - best[:, -1]).min().item()
+
 
 
 class Routers:
@@ -115,14 +126,15 @@ class Routers:
         return output
 
     def margin(self):
-        """Of the latest forward the smallest difference of neighbouring logits among the first K + 1, which decide ids and
-        their order, or where a router asks for a set, of what decides that."""
+        """Smallest difference of neighbouring keys among the first K + 1 of the latest forward: ids and their order. Of a router with a
+        selection bias, whose choices are a set, that of the last two alone."""
         gaps = [float("inf")]
-        for module, (logits, _, ids) in zip(self.modules, self.seen):
-            if type(module).__name__.startswith(("Deepseek", "Glm4Moe")):
-                gaps.append(set_margin(module, logits, ids.shape[1]))
-                continue
-            top = logits.topk(min(ids.shape[1] + 1, logits.shape[1]), dim=-1).values
+        for router, (logits, _, ids) in zip(self.modules, self.seen):
+            keys, groups = keys_of(router, logits)
+            gaps.append(groups)
+            top = keys.topk(min(ids.shape[1] + 1, logits.shape[1]), dim=-1).values
+            if hasattr(router, "e_score_correction_bias") or type(router).__name__ == "DeepseekV2TopkRouter":
+                top = top[:, -2:]
             if top.shape[1] > 1:
                 gaps.append((top[:, :-1] - top[:, 1:]).min().item())
         return min(gaps)
@@ -136,15 +148,145 @@ def make_model(config, std, generator):
         noise = torch.randn(param.shape, generator=generator)
         if name.endswith("norm.weight"):
             param.data = 1 + 0.05 * noise
-        elif name.endswith(".bias"):
+        elif name.endswith("bias"):
             param.data = 0.1 * noise
+        elif name.endswith("sinks"):
+            param.data = noise
         else:
-            param.data = noise * (2 * std if name.endswith("mlp.gate.weight") else std)
+            param.data = noise * (2 * std if name.endswith(("mlp.gate.weight", "mlp.router.weight")) else std)
     for name, buffer in model.named_buffers():
         if name.endswith("e_score_correction_bias"):
-            buffer.data = 0.3 * torch.randn(buffer.shape, generator=generator)
+            buffer.copy_(0.1 * torch.randn(buffer.shape, generator=generator))
     model.tie_weights()
     return model.eval()
+
+
+def force_some(routers, n_experts, generator):
+    """The ids that the routers chose, 30 % of the rows replaced by random distinct ones."""
+    forced = []
+    for _, _, ids in routers.seen:
+        random_ids = torch.rand(ids.shape[0], n_experts, generator=generator).argsort(dim=-1)[:, : ids.shape[1]]
+        replace = torch.rand(ids.shape[0], 1, generator=generator) < 0.3
+        forced.append(torch.where(replace, random_ids, ids).contiguous())
+    return forced
+
+
+def forward(model, ids):
+    return model(input_ids=ids, use_cache=False).logits
+
+
+def native_data(model, routers, input_ids):
+    ref = {"input_ids": input_ids, "logits": forward(model, input_ids).detach()}
+    for i, (logits, weights, ids) in enumerate(routers.seen):
+        ref |= {f"router.{i}.logits": logits, f"router.{i}.topk_weights": weights, f"router.{i}.topk_ids": ids}
+    return ref
+
+
+def forced_data(model, routers, input_ids, forced):
+    """Leaves the gradients in the model's parameters."""
+    routers.forced = forced
+    logits = forward(model, input_ids)
+    routers.forced = None
+    logprobs = torch.log_softmax(logits[:, :-1], dim=-1).gather(2, input_ids[:, 1:, None])[:, :, 0]
+    loss = -logprobs.mean()
+    loss.backward()
+    ref = {"forced.logits": logits.detach(), "forced.logprobs": logprobs.detach(), "forced.loss": loss.detach().reshape(1)}
+    for i, (_, weights, ids) in enumerate(routers.seen):
+        ref |= {f"forced.{i}.topk_ids": ids, f"forced.{i}.topk_weights": weights}
+    return ref
+
+
+@torch.no_grad()
+def greedy_data(model, routers, input_ids):
+    """Also the smallest difference of the best two logits."""
+    ids, margin = input_ids[:, :PROMPT], float("inf")
+    for _ in range(NEW):
+        best = forward(model, ids)[:, -1].topk(2, dim=-1)
+        margin = min(margin, (best.values[:, 0] - best.values[:, 1]).min().item())
+        ids = torch.cat([ids, best.indices[:, :1]], dim=1)
+    forward(model, ids)
+    ref = {"greedy_ids": ids} | {f"greedy.{i}.topk_ids": seen[2] for i, seen in enumerate(routers.seen)}
+    return ref, margin
+
+
+# ---- quantized weights: rounded before anything is computed, and packed when the checkpoint has been written ----
+
+FP4 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+
+
+def power_of_two(largest, of):
+    """The smallest power of two that `largest` is at most `of` times of."""
+    return torch.exp2(torch.ceil(torch.log2(largest.clamp(min=1e-30) / of)))
+
+
+def fp8_blocks(weight, block):
+    """(f8_e4m3 weight, scale of each block) of a matrix; exact for one that was rounded by it."""
+    rows, columns = -(-weight.shape[0] // block), -(-weight.shape[1] // block)
+    padded = torch.zeros(rows * block, columns * block)
+    padded[: weight.shape[0], : weight.shape[1]] = weight
+    scale = power_of_two(padded.view(rows, block, columns, block).abs().amax(dim=(1, 3)), 448)
+    wide = scale.repeat_interleave(block, 0).repeat_interleave(block, 1)[: weight.shape[0], : weight.shape[1]]
+    return (weight / wide).to(torch.float8_e4m3fn), scale, wide
+
+
+def in_fp8(name, weight):
+    return weight.dim() >= 2 and "_proj" in name
+
+
+def round_to_fp8(model, block):
+    for name, param in model.named_parameters():
+        if not in_fp8(name, param):
+            continue
+        for matrix in param.data.view(-1, *param.shape[-2:]):
+            halves = matrix.chunk(2) if "gate_up" in name else [matrix]
+            for half in halves:
+                packed, _, wide = fp8_blocks(half, block)
+                half.copy_(packed.float() * wide)
+
+
+def mxfp4_groups(weight):
+    """(4-bit codes, exponents) of [..., inputs], 32 inputs a group; exact for one that was rounded by it."""
+    groups = weight.unflatten(-1, (-1, 32))
+    scale = power_of_two(groups.abs().amax(dim=-1, keepdim=True), 6)
+    codes = (groups.abs() / scale).unsqueeze(-1).sub(FP4).abs().argmin(dim=-1)
+    return codes + 8 * (groups < 0), torch.log2(scale).squeeze(-1).int(), scale
+
+
+def round_to_mxfp4(model):
+    for name, param in model.named_parameters():
+        if name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            codes, _, scale = mxfp4_groups(param.data.mT)
+            values = torch.cat([FP4, -FP4])[codes] * scale
+            param.data = values.flatten(-2).mT.contiguous()
+
+
+def pack(args, tensors):
+    packed = {}
+    for name, tensor in tensors.items():
+        if args.fp8 and in_fp8(name, tensor):
+            packed[name], packed[name + "_scale_inv"], _ = fp8_blocks(tensor.float(), args.fp8)
+        elif args.mxfp4 and name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            codes, exponents, _ = mxfp4_groups(tensor.float().mT)
+            packed[name + "_blocks"] = (codes[..., 0::2] | codes[..., 1::2] << 4).to(torch.uint8)
+            packed[name + "_scales"] = (exponents + 127).to(torch.uint8)
+        else:
+            packed[name] = tensor
+    return {name: tensor.contiguous() for name, tensor in packed.items()}
+
+
+def quantize(args):
+    """The checkpoint in args.out, which has one file."""
+    path, config_path = os.path.join(args.out, "model.safetensors"), os.path.join(args.out, "config.json")
+    save_file(pack(args, load_file(path)), path, metadata={"format": "pt"})
+    with open(config_path) as file:
+        config = json.load(file)
+    config["quantization_config"] = (
+        dict(quant_method="fp8", fmt="e4m3", activation_scheme="dynamic", weight_block_size=[args.fp8, args.fp8])
+        if args.fp8
+        else dict(quant_method="mxfp4", modules_to_not_convert=["model.layers.*.self_attn", "model.layers.*.mlp.router"])
+    )
+    with open(config_path, "w") as file:
+        json.dump(config, file, indent=2, sort_keys=True)
 
 
 # ---- layers for multi-token prediction ------------------------------------------------------------------------------
@@ -196,40 +338,6 @@ def mtp_tensors(model, mtp):
     return tensors
 
 
-# ---- weights of 8 bits ----------------------------------------------------------------------------------------------
-
-BLOCK = 128
-
-
-def quantize(weight):
-    """(float8, scales, float32 of both): a scale for each block of 128 x 128, so that its largest is 448."""
-    rows, columns = weight.shape
-    scales = torch.empty(-(-rows // BLOCK), -(-columns // BLOCK))
-    stored, widened = torch.empty(weight.shape, dtype=torch.float8_e4m3fn), torch.empty(weight.shape)
-    for i in range(scales.shape[0]):
-        for j in range(scales.shape[1]):
-            part = (slice(i * BLOCK, (i + 1) * BLOCK), slice(j * BLOCK, (j + 1) * BLOCK))
-            scales[i, j] = weight[part].abs().max() / 448
-            stored[part] = (weight[part] / scales[i, j]).to(torch.float8_e4m3fn)
-            widened[part] = stored[part].float() * scales[i, j]
-    return stored, scales, widened
-
-
-def through_fp8(args, model):
-    """The model of what a checkpoint of 8 bits holds, and its tensors: matrices of layers, but for the routers."""
-    with tempfile.TemporaryDirectory() as scratch:
-        model.save_pretrained(scratch)
-        path = os.path.join(scratch, "model.safetensors")
-        tensors, stored = load_file(path), {}
-        for name, tensor in tensors.items():
-            if name.endswith("_proj.weight"):
-                stored[name], stored[name + "_scale_inv"], tensors[name] = quantize(tensor)
-        save_file(tensors, path, metadata={"format": "pt"})
-        widened = type(model).from_pretrained(scratch, attn_implementation="eager", experts_implementation="eager",
-                                              dtype=torch.float32)
-    return widened.eval(), stored
-
-
 def rewrite(out, tensors, config_keys):
     """Puts tensors into the checkpoint in `out`, in place of those of their names, and keys into its config.json."""
     path = os.path.join(out, "model.safetensors")
@@ -241,81 +349,35 @@ def rewrite(out, tensors, config_keys):
         json.dump(config | config_keys, file, indent=2, sort_keys=True)
 
 
-def force_some(routers, n_experts, generator):
-    """The ids that the routers chose, 30 % of the rows replaced by random distinct ones."""
-    forced = []
-    for _, _, ids in routers.seen:
-        random_ids = torch.rand(ids.shape[0], n_experts, generator=generator).argsort(dim=-1)[:, : ids.shape[1]]
-        replace = torch.rand(ids.shape[0], 1, generator=generator) < 0.3
-        forced.append(torch.where(replace, random_ids, ids).contiguous())
-    return forced
-
-
-def forward(model, ids):
-    return model(input_ids=ids, use_cache=False).logits
-
-
-def native_data(model, routers, input_ids):
-    ref = {"input_ids": input_ids, "logits": forward(model, input_ids).detach()}
-    for i, (logits, weights, ids) in enumerate(routers.seen):
-        ref |= {f"router.{i}.logits": logits, f"router.{i}.topk_weights": weights, f"router.{i}.topk_ids": ids}
-    return ref
-
-
-def forced_data(model, routers, input_ids, forced):
-    """Leaves the gradients in the model's parameters."""
-    routers.forced = forced
-    logits = forward(model, input_ids)
-    routers.forced = None
-    logprobs = torch.log_softmax(logits[:, :-1], dim=-1).gather(2, input_ids[:, 1:, None])[:, :, 0]
-    loss = -logprobs.mean()
-    loss.backward()
-    ref = {"forced.logits": logits.detach(), "forced.logprobs": logprobs.detach(), "forced.loss": loss.detach().reshape(1)}
-    for i, (_, weights, ids) in enumerate(routers.seen):
-        ref |= {f"forced.{i}.topk_ids": ids, f"forced.{i}.topk_weights": weights}
-    return ref
-
-
-@torch.no_grad()
-def greedy_data(model, routers, input_ids):
-    """Also the smallest difference of the best two logits."""
-    ids, margin = input_ids[:, :PROMPT], float("inf")
-    for _ in range(NEW):
-        best = forward(model, ids)[:, -1].topk(2, dim=-1)
-        margin = min(margin, (best.values[:, 0] - best.values[:, 1]).min().item())
-        ids = torch.cat([ids, best.indices[:, :1]], dim=1)
-    forward(model, ids)
-    ref = {"greedy_ids": ids} | {f"greedy.{i}.topk_ids": seen[2] for i, seen in enumerate(routers.seen)}
-    return ref, margin
-
-
 def compute(args, config, seed):
     """(model with gradients, tensors of ref.safetensors, meta.json)"""
     generator = torch.Generator().manual_seed(seed)
     model = make_model(config, args.std, generator)
-    stored = {}
-    if args.fp8:
-        model, stored = through_fp8(args, model)
     for param in model.parameters():  # what a checkpoint of that dtype holds; the rotary frequencies stay as they are
         param.data = param.data.to(getattr(torch, args.dtype)).float()
+    if args.fp8:
+        round_to_fp8(model, args.fp8)
+    if args.mxfp4:
+        round_to_mxfp4(model)
     routers = Routers(model)
     # Not token 0: as pad_token_id, its embedding gets no gradient.
     input_ids = torch.randint(1, config.vocab_size, (args.batch, args.length), generator=generator)
     ref = native_data(model, routers, input_ids)
     margin = routers.margin()
-    forced = force_some(routers, ref["router.0.logits"].shape[1], generator)
+    forced = force_some(routers, routers.seen[0][0].shape[1], generator)
     greedy, greedy_margin = greedy_data(model, routers, input_ids)
     margin = min(margin, routers.margin())
     ref |= forced_data(model, routers, input_ids, forced) | greedy
+    mtp = {}
     if args.mtp:
-        mtp = make_mtp(model, args.mtp, args.std, generator)
-        ref |= mtp_data(model, mtp, input_ids)
-        stored |= mtp_tensors(model, mtp)
+        layers = make_mtp(model, args.mtp, args.std, generator)
+        ref |= mtp_data(model, layers, input_ids)
+        mtp = mtp_tensors(model, layers)
     meta = dict(options=args.options, family=args.family, transformers=transformers.__version__, torch=torch.__version__, dtype=args.dtype, seed=seed,
                 routers=routers.names, router_classes=[type(module).__name__ for module in routers.modules],
                 min_topk_logit_margin=margin, min_greedy_logit_margin=greedy_margin,
                 params_without_grad=[name for name, param in model.named_parameters() if param.grad is None], layout=LAYOUT)
-    return model, ref, meta, stored
+    return model, ref, meta, mtp
 
 
 def save_grads(model, out):
@@ -334,6 +396,7 @@ def save_grads(model, out):
 def save_fused(model, out):
     """The in-memory tensors, all experts of a layer in one."""
     tensors = {name: param.detach().contiguous() for name, param in model.named_parameters()}
+    tensors |= {name: buffer for name, buffer in model.named_buffers() if name.endswith("e_score_correction_bias")}
     save_file(tensors, os.path.join(out, "model.safetensors"), metadata={"format": "pt"})
     model.config.save_pretrained(out)
 
@@ -351,7 +414,7 @@ def respell_config(out):
         json.dump(config, file, indent=2, sort_keys=True)
 
 
-def save(args, model, ref, meta, stored):
+def save(args, model, ref, meta, mtp):
     out = args.out
     os.makedirs(out)
     save_grads(model, out)
@@ -360,11 +423,12 @@ def save(args, model, ref, meta, stored):
         save_fused(model, out)
     else:
         model.save_pretrained(out, max_shard_size=args.max_shard_size)
+    if mtp:
+        rewrite(out, mtp, dict(num_nextn_predict_layers=args.mtp))
+    if args.fp8 or args.mxfp4:
+        quantize(args)
     if args.old_config:
         respell_config(out)
-    if stored:
-        fp8 = dict(quant_method="fp8", fmt="e4m3", activation_scheme="dynamic", weight_block_size=[BLOCK, BLOCK])
-        rewrite(out, stored, ({"quantization_config": fp8} if args.fp8 else {}) | ({"num_nextn_predict_layers": args.mtp} if args.mtp else {}))
     save_file({name: tensor.contiguous() for name, tensor in ref.items()}, os.path.join(out, "ref.safetensors"))
     meta = {key: None if value == float("inf") else value for key, value in meta.items()}  # JSON has no infinity
     with open(os.path.join(out, "meta.json"), "w") as file:
@@ -386,14 +450,13 @@ def read_args():
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="of the checkpoint")
     parser.add_argument("--max-shard-size", default="100GB", help="as save_pretrained takes it")
     parser.add_argument("--fused", action="store_true", help="all experts of a layer in one tensor")
-    parser.add_argument("--mtp", type=int, default=0, help="layers for multi-token prediction (0)")
-    parser.add_argument("--fp8", action="store_true", help="matrices of layers in 8 bits with a scale a block")
     parser.add_argument("--old-config", action="store_true", help="config.json as transformers 4 wrote it")
+    parser.add_argument("--fp8", type=int, metavar="BLOCK", help="projections in FP8, BLOCK x BLOCK elements a scale")
+    parser.add_argument("--mxfp4", action="store_true", help="gpt_oss: experts in MXFP4")
+    parser.add_argument("--mtp", type=int, default=0, metavar="N", help="layers for multi-token prediction behind the others (0)")
     args = parser.parse_args()
     if args.length < PROMPT:
         parser.error(f"--length: expected at least {PROMPT}")
-    if (args.mtp or args.fp8) and (args.fused or args.max_shard_size != "100GB"):
-        parser.error("--mtp and --fp8: expected one file with experts one by one")
     args.options = [option for option in sys.argv[1:] if option != args.out]
     return args
 
@@ -402,11 +465,8 @@ def settings_of(args):
     settings = TINY | TINY_OF[args.family]
     if args.small:
         settings |= SMALL | SMALL_OF[args.family]
-    if "n_routed_experts" in settings:
-        del settings["num_experts"]
-    if args.family.startswith("deepseek"):
-        settings["num_key_value_heads"] = settings["num_attention_heads"]
-    return settings | {key: json.loads(value) for key, value in (s.split("=", 1) for s in args.set)}
+    settings |= {key: json.loads(value) for key, value in (s.split("=", 1) for s in args.set)}
+    return {key: value for key, value in settings.items() if value is not None or key.endswith("token_id") or key == "q_lora_rank"}
 
 
 def main():
@@ -415,10 +475,10 @@ def main():
         sys.exit(f"{args.out}: exists")
     for seed in range(args.seed, args.seed + args.tries):
         config = transformers.AutoConfig.for_model(args.family, **settings_of(args))
-        model, ref, meta, stored = compute(args, config, seed)
+        model, ref, meta, mtp = compute(args, config, seed)
         margin = min(meta["min_topk_logit_margin"], meta["min_greedy_logit_margin"])
         if margin >= args.min_margin:
-            save(args, model, ref, meta, stored)
+            save(args, model, ref, meta, mtp)
             print(f"{args.out}: seed {seed}, smallest margin {margin:.3g}")
             return
     sys.exit(f"{args.out}: no seed of {args.tries} has margins of at least {args.min_margin}; the last had {margin:.3g}")

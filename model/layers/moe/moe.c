@@ -19,23 +19,41 @@ typedef struct moe {
     wb_buffer output; /* [n, H] of the slots' rows */
 } moe;
 
-static void declare(wb_registry *registry, int32_t l, void *weights) {
+static void declare_experts(wb_registry *registry, int32_t l, wb_moe_weights *w) {
     const wb_model *m = registry->model;
     const int64_t H = m->config.hidden_size, F = m->config.expert_width;
-    wb_moe_weights *w = weights;
-    w->moe_index = registry->n_moe++;
-    w->router = wb_registry_matrix(registry, l, "mlp.gate.weight", m->config.router.n_experts, H);
-    w->selection_bias =
-        m->family->selection_bias
-            ? wb_registry_vector(registry, l, "mlp.gate.e_score_correction_bias", m->config.router.n_experts)
-            : -1;
-    w->gate_up = wb_registry_slots(registry, w->moe_index, 2 * F, H);
-    w->down = wb_registry_slots(registry, w->moe_index, H, F);
+    const bool biases = m->family->expert_biases;
+    w->gate_up = wb_registry_slots(registry, w->moe_index, m->dtype, 2 * F, H);
+    w->down = wb_registry_slots(registry, w->moe_index, m->dtype, H, F);
+    if (biases) {
+        w->gate_up_bias = wb_registry_slots(registry, w->moe_index, WB_F32, 2 * F, 1);
+        w->down_bias = wb_registry_slots(registry, w->moe_index, WB_F32, H, 1);
+    }
     for (int32_t e = 0; e < m->config.router.n_experts; e++) {
         wb_registry_tensor(registry, l, e, "gate_proj.weight", F, H, w->gate_up, 0);
         wb_registry_tensor(registry, l, e, "up_proj.weight", F, H, w->gate_up, F * H);
         wb_registry_tensor(registry, l, e, "down_proj.weight", H, F, w->down, 0);
+        if (!biases) continue;
+        wb_registry_tensor(registry, l, e, "gate_proj.bias", F, 0, w->gate_up_bias, 0);
+        wb_registry_tensor(registry, l, e, "up_proj.bias", F, 0, w->gate_up_bias, F);
+        wb_registry_tensor(registry, l, e, "down_proj.bias", H, 0, w->down_bias, 0);
     }
+}
+
+static void declare(wb_registry *registry, int32_t l, void *weights) {
+    const wb_model *m = registry->model;
+    wb_moe_weights *w = weights;
+    w->moe_index = registry->n_moe++;
+    w->router =
+        wb_registry_matrix(registry, l, "mlp.gate.weight", m->config.router.n_experts, m->config.hidden_size);
+    w->selection_bias =
+        m->family->selection_bias
+            ? wb_registry_vector(registry, l, "mlp.gate.e_score_correction_bias", m->config.router.n_experts)
+            : -1;
+    w->router_bias = w->gate_up_bias = w->down_bias = -1;
+    if (m->family->expert_biases)
+        w->router_bias = wb_registry_vector(registry, l, "mlp.gate.bias", m->config.router.n_experts);
+    declare_experts(registry, l, w);
     wb_moe_shared_declare(registry, l, &w->shared);
 }
 

@@ -31,9 +31,10 @@ typedef struct wb_moe_shared_weights {
 
 /* Parameters of one MoE layer, and its place in the route tensor; -1: the model has none. */
 typedef struct wb_moe_weights {
-    int32_t moe_index;      /* 0..L-1 */
-    int32_t router;         /* [E, H] */
-    int32_t selection_bias; /* [E] */
+    int32_t moe_index;                   /* 0..L-1 */
+    int32_t router;                      /* [E, H] */
+    int32_t router_bias, selection_bias; /* [E] */
+    int32_t gate_up_bias, down_bias;     /* [slots of this rank][2F] and [H], as wb_param */
     wb_moe_shared_weights shared;
     int32_t gate_up, down; /* [slots of this rank][2F, H] and [H, F], as wb_param */
 } wb_moe_weights;

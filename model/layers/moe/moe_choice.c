@@ -49,6 +49,9 @@ wb_status wb_moe_choose(wb_moe_choice *choice, const wb_moe_weights *w, const wb
 
     const wb_matmul product = wb_matmul_forward(T, x, wb_model_weight(model, w->router), wb_f32_rows(logits));
     WB_TRY(dev->matmul(dev, 1, &product));
+    if (w->router_bias >= 0)
+        WB_TRY(dev->bias_forward(dev, T, router->n_experts, wb_model_vector(model, w->router_bias),
+                                 wb_f32_rows(logits)));
     const wb_ids ids = wb_moe_ids(model, pass->routing->ids, w->moe_index);
     if (!pass->recompute) {
         /* A family with a table of ids declares it beside the router's matrix, as a parameter of the layer
@@ -79,6 +82,8 @@ wb_status wb_moe_choose_backward(wb_moe_choice *choice, const wb_moe_weights *w,
     const wb_ids ids = wb_moe_ids(model, pass->routing->ids, w->moe_index);
     WB_TRY(dev->gate_backward(dev, router, T, choice->logits.data, pass->routing->direction, ids,
                               choice->dweights.data, dlogits));
+    if (w->router_bias >= 0)
+        WB_TRY(dev->bias_backward(dev, T, E, wb_f32_rows(dlogits), grads[w->router_bias]));
     WB_TRY(wb_logit_gradient(model, T * E, dlogits, &choice->rounded, &d));
     const wb_matmul list[] = {wb_matmul_wgrad(T, H, E, d, x, grads[w->router]),
                               wb_matmul_dgrad(T, d, wb_model_weight(model, w->router), dx, true)};

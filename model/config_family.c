@@ -1,0 +1,68 @@
+/* config_family.c - a configuration from its sizes: the rest as the family has it where keys are absent.
+ * Refuses: sizes. */
+#include "config.h"
+#include "wb_check.h"
+
+static void set_layers(wb_config *c, const wb_family_rules *rules) {
+    const int32_t first = rules->moe_layers == WB_MOE_FROM_LAYER ? rules->first_dense : 0;
+    const bool alternate = rules->windows == WB_WINDOW_LAYER_TYPES;
+    for (int32_t l = 0; l < c->n_layers; l++) {
+        const uint64_t bit = UINT64_C(1) << (l % 64);
+        if (l >= first) c->moe_layer_mask[l / 64] |= bit;
+        if (alternate && l % 2 == 0) c->window_layer_mask[l / 64] |= bit;
+    }
+    c->window = alternate ? rules->window : 0;
+}
+
+/* Half of a head is rotated, and a latent is as wide as two heads. */
+static void set_mla(wb_config *c) {
+    const int32_t rope = c->head_dim / 4 * 2;
+    c->n_kv_heads = c->n_heads;
+    if (c->mla.kv_rank == 0)
+        c->mla = (wb_mla_sizes){.kv_rank = 2 * c->head_dim,
+                                .nope_dim = c->head_dim - rope,
+                                .rope_dim = rope,
+                                .value_dim = c->head_dim,
+                                .interleaved = true};
+    c->head_dim = c->mla.nope_dim + c->mla.rope_dim;
+}
+
+wb_status wb_config_complete(wb_config *config) {
+    const wb_family_rules *rules = wb_family_rules_of(config->family);
+    if (!rules)
+        return wb_fail(WB_INVALID_ARGUMENT, "family: expected 0..%d, found %d", WB_N_FAMILIES - 1,
+                       (int)config->family);
+    WB_TRY(wb_config_in_range("num_hidden_layers", config->n_layers, 1, WB_MAX_LAYERS));
+    wb_config c = {.family = config->family,
+                   .hidden_size = config->hidden_size,
+                   .n_layers = config->n_layers,
+                   .n_heads = config->n_heads,
+                   .n_kv_heads = config->n_kv_heads,
+                   .head_dim = config->head_dim,
+                   .expert_width = config->expert_width,
+                   .dense_width = config->dense_width,
+                   .vocab_size = config->vocab_size,
+                   .max_positions = config->max_positions,
+                   .norm_eps = (float)rules->norm_eps,
+                   .rope_theta = rules->rope_theta,
+                   .tie_word_embeddings = rules->tie_word_embeddings,
+                   .attention_bias = rules->attention_bias,
+                   .qk_norm = rules->qk_norm,
+                   .router = {.type = rules->router_types[rules->norm_topk_prob],
+                              .n_experts = config->router.n_experts,
+                              .top_k = config->router.top_k,
+                              .n_group = 1,
+                              .topk_group = 1,
+                              .normalize = rules->norm_topk_prob,
+                              .scale = 1},
+                   .shared_width = rules->n_shared * config->expert_width,
+                   .rotary_dim = (int32_t)(config->head_dim * rules->rotary_factor) / 2 * 2,
+                   .rope_scaling = rules->rope_scaling,
+                   .swiglu_limit = rules->expert_biases ? 7.0f : 0.0f,
+                   .n_mtp_layers = config->n_mtp_layers,
+                   .mla = config->mla};
+    if (rules->latent_attention) set_mla(&c);
+    set_layers(&c, rules);
+    *config = c;
+    return WB_OK;
+}

@@ -1,0 +1,194 @@
+/* tensor_source.c - see tensor_source.h. */
+#include "tensor_source.h"
+#include "fused_experts.h"
+#include "layers/moe/moe.h"
+#include "wb_checkpoint.h"
+#include "wb_tensor_io.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+/* What is looked for: the files, the tensor, and what is found of it. */
+typedef struct search {
+    const wb_model *model;
+    const wb_safetensors *files;
+    const char *dir;
+    const wb_tensor *tensor;
+    wb_tensor_source *found;
+} search;
+
+/* ---- shapes ---------------------------------------------------------------------------------- */
+
+wb_shape wb_shape_text(int32_t n_dims, const int64_t *shape) {
+    wb_shape s = {"["};
+    size_t used = 1;
+    for (int32_t d = 0; d < n_dims && used < sizeof s.text - 32; d++)
+        used +=
+            (size_t)snprintf(s.text + used, sizeof s.text - used, "%s%" PRId64, d > 0 ? ", " : "", shape[d]);
+    snprintf(s.text + used, sizeof s.text - used, "]");
+    return s;
+}
+
+static wb_status check_shape(const wb_tensor_view *view, int32_t n_dims, const int64_t *shape) {
+    bool same = view->n_dims == n_dims;
+    for (int32_t d = 0; same && d < n_dims; d++) same = view->shape[d] == shape[d];
+    if (same) return WB_OK;
+    return wb_fail(WB_MISMATCH, "%s: tensor %s: expected shape %s, found %s", view->file, view->name,
+                   wb_shape_text(n_dims, shape).text, wb_shape_text(view->n_dims, view->shape).text);
+}
+
+static wb_status wrong_dtype(const wb_tensor_view *view, const char *expected) {
+    return wb_fail(WB_UNSUPPORTED, "%s: tensor %s %s: expected dtype %s, found %s", view->file, view->name,
+                   wb_shape_text(view->n_dims, view->shape).text, expected, wb_dtype_name(view->dtype));
+}
+
+static bool is_float(wb_dtype dtype) {
+    return dtype == WB_F32 || dtype == WB_BF16 || dtype == WB_F16;
+}
+
+/* ---- by itself, plain or FP8 ----------------------------------------------------------------- */
+
+/* A scale for each block that a matrix is cut into from its first row and column on. */
+static wb_status take_scales(const search *s, const char *name) {
+    wb_tensor_source *f = s->found;
+    const int32_t *block = s->model->config.weight_block;
+    char scales[WB_TENSOR_NAME_BYTES + 16];
+    if (block[0] == 0)
+        return wb_fail(WB_UNSUPPORTED,
+                       "%s: tensor %s: dtype f8_e4m3, without quantization_config.weight_block_size in "
+                       "config.json",
+                       f->view.file, name);
+    snprintf(scales, sizeof scales, "%s_scale_inv", name);
+    f->scales_index = wb_safetensors_lookup(s->files, scales);
+    if (f->scales_index == SIZE_MAX) return wb_fail(WB_NOT_FOUND, "%s: missing tensor %s", s->dir, scales);
+    WB_TRY(wb_safetensors_get(s->files, f->scales_index, &f->scales));
+    const int64_t shape[2] = {(s->tensor->shape[0] + block[0] - 1) / block[0],
+                              (s->tensor->shape[1] + block[1] - 1) / block[1]};
+    WB_TRY(check_shape(&f->scales, 2, shape));
+    if (!is_float(f->scales.dtype)) return wrong_dtype(&f->scales, "f32, bf16 or f16");
+    f->form = WB_SOURCE_FP8;
+    f->block_rows = block[0];
+    f->block_columns = block[1];
+    return WB_OK;
+}
+
+static wb_status take_single(const search *s, const char *name, size_t index) {
+    const wb_tensor *t = s->tensor;
+    wb_tensor_source *f = s->found;
+    f->index = index;
+    f->row_stride = f->columns;
+    f->column_stride = 1;
+    WB_TRY(wb_safetensors_get(s->files, index, &f->view));
+    WB_TRY(check_shape(&f->view, t->n_dims, t->shape));
+    if (f->view.dtype == WB_F8_E4M3 && t->n_dims == 2) return take_scales(s, name);
+    return is_float(f->view.dtype) ? WB_OK : wrong_dtype(&f->view, "f32, bf16 or f16");
+}
+
+/* ---- all experts of a layer in one tensor ---------------------------------------------------- */
+
+static wb_status take_fused(const search *s, size_t index, const wb_fused_place *p) {
+    wb_tensor_source *f = s->found;
+    f->index = index;
+    f->first = s->tensor->expert * p->part + p->first;
+    f->row_stride = p->row_stride;
+    f->column_stride = p->column_stride;
+    WB_TRY(wb_safetensors_get(s->files, index, &f->view));
+    WB_TRY(check_shape(&f->view, p->n_dims, p->shape));
+    return is_float(f->view.dtype) ? WB_OK : wrong_dtype(&f->view, "f32, bf16 or f16");
+}
+
+/* gate_up_proj [E, 2F, H], rows gate before up, and down_proj [E, H, F]; with or without ".weight". */
+static size_t find_rows(const search *s, wb_fused_place *p) {
+    static const char *const names[2][2] = {
+        {"mlp.experts.gate_up_proj", "mlp.experts.gate_up_proj.weight"},
+        {"mlp.experts.down_proj", "mlp.experts.down_proj.weight"},
+    };
+    const wb_model *m = s->model;
+    const int64_t H = m->config.hidden_size, F = m->config.expert_width;
+    const wb_moe_weights *w = m->layers[s->tensor->layer].feed_forward.weights;
+    const bool down = s->tensor->param == w->down;
+    *p = (wb_fused_place){.n_dims = 3,
+                          .shape = {m->config.router.n_experts, down ? H : 2 * F, down ? F : H},
+                          .part = (down ? 1 : 2) * F * H,
+                          .first =
+                              s->tensor->offset % m->params[s->tensor->param].slot_elements != 0 ? F * H : 0,
+                          .row_stride = down ? F : H,
+                          .column_stride = 1};
+    size_t index = SIZE_MAX;
+    for (size_t i = 0; i < 2 && index == SIZE_MAX; i++) {
+        wb_registry_full_name(m, s->tensor->layer, -1, names[down][i], p->name);
+        index = wb_safetensors_lookup(s->files, p->name);
+    }
+    return index;
+}
+
+/* ---- MXFP4 ----------------------------------------------------------------------------------- */
+
+enum { MX_GROUP = 32, MX_BYTES = MX_GROUP / 2 };
+
+/* Blocks [E, rows, columns / 32, 16] and scales [E, rows, columns / 32] of output rows. */
+static wb_status take_mxfp4(const search *s, size_t blocks, const wb_fused_place *p) {
+    wb_tensor_source *f = s->found;
+    const int64_t rows = s->tensor->shape[0] * p->row_stride, groups = f->columns / MX_GROUP;
+    char name[WB_TENSOR_NAME_BYTES + 16];
+    snprintf(name, sizeof name, "%s_scales", p->name);
+    f->form = WB_SOURCE_MXFP4;
+    f->index = blocks;
+    f->scales_index = wb_safetensors_lookup(s->files, name);
+    if (f->scales_index == SIZE_MAX) return wb_fail(WB_NOT_FOUND, "%s: missing tensor %s", s->dir, name);
+    WB_TRY(wb_safetensors_get(s->files, blocks, &f->view));
+    WB_TRY(wb_safetensors_get(s->files, f->scales_index, &f->scales));
+    if (f->columns % MX_GROUP != 0)
+        return wb_fail(WB_UNSUPPORTED, "%s: tensor %s: expected columns in groups of %d, found %" PRId64,
+                       f->view.file, f->view.name, MX_GROUP, f->columns);
+    const int64_t shape[4] = {p->shape[0], rows, groups, MX_BYTES};
+    WB_TRY(check_shape(&f->view, 4, shape));
+    WB_TRY(check_shape(&f->scales, 3, shape));
+    if (f->view.dtype != WB_U8) return wrong_dtype(&f->view, "u8");
+    if (f->scales.dtype != WB_U8) return wrong_dtype(&f->scales, "u8");
+    f->first = s->tensor->expert * rows + p->first;
+    f->row_stride = p->row_stride;
+    return WB_OK;
+}
+
+/* ---- finding --------------------------------------------------------------------------------- */
+
+/* Other forms of an expert's tensor; *found_out: whether it is there in one. */
+static wb_status find_in_experts(const search *s, bool *found_out) {
+    wb_fused_place p;
+    *found_out = true;
+    if (wb_fused_place_of(s->model, s->tensor, &p)) {
+        char blocks[WB_TENSOR_NAME_BYTES + 16];
+        const size_t plain = wb_safetensors_lookup(s->files, p.name);
+        if (plain != SIZE_MAX) return take_fused(s, plain, &p);
+        snprintf(blocks, sizeof blocks, "%s_blocks", p.name);
+        const size_t packed = wb_safetensors_lookup(s->files, blocks);
+        if (packed != SIZE_MAX && s->tensor->n_dims == 2) return take_mxfp4(s, packed, &p);
+    } else {
+        const size_t index = find_rows(s, &p);
+        if (index != SIZE_MAX) return take_fused(s, index, &p);
+    }
+    *found_out = false;
+    return WB_OK;
+}
+
+wb_status wb_tensor_source_find(const wb_model *model, const wb_safetensors *files, const char *dir,
+                                const wb_tensor *t, wb_tensor_source *source_out) {
+    char usual[WB_TENSOR_NAME_BYTES];
+    *source_out = (wb_tensor_source){.scales_index = SIZE_MAX, .columns = t->shape[1]};
+    const search s = {model, files, dir, t, source_out};
+    const size_t own = wb_safetensors_lookup(files, t->name);
+    if (own != SIZE_MAX) return take_single(&s, t->name, own);
+    if (t->expert >= 0) {
+        bool found;
+        WB_TRY(find_in_experts(&s, &found));
+        if (found) return WB_OK;
+    }
+    /* As another version of the family's own code may call it. */
+    wb_registry_usual_name(model, t, usual);
+    const size_t other = wb_safetensors_lookup(files, usual);
+    if (other != SIZE_MAX) return take_single(&s, usual, other);
+    return wb_fail(WB_NOT_FOUND, "%s: missing tensor %s %s", dir, t->name,
+                   wb_shape_text(t->n_dims, t->shape).text);
+}
