@@ -105,7 +105,9 @@ const option_row option_rows[] = {
     {"--seed", SEED, FIXED, FIELD(seed), 0, 0, NULL, "N", "of prompts and sampling"},
     {"--make-base", TEXT, FREE, FIELD(make_base), 0, 0, NULL, "DIR",
      "instead of training: make a tiny model, warm it up on arithmetic, save it in DIR"},
-    {"--family", CHOICE, FREE, FIELD(family), 0, 0, "qwen3_moe|olmoe|qwen2_moe|glm4_moe|mixtral|gpt_oss",
+    {"--family", CHOICE, FREE, FIELD(family), 0, 0,
+     "qwen3_moe|olmoe|qwen2_moe|glm4_moe|mixtral|gpt_oss|"
+     "deepseek_v2|deepseek_v3",
      "NAME", "of --make-base"},
     {"--warmup-steps", INTEGER, FREE, FIELD(warmup_steps), 0, MANY, NULL, "N",
      "supervised steps of --make-base"},

@@ -7,8 +7,13 @@
 
 enum { MAX_S = 64, BLOCK_SIZE = 4, N_BLOCKS = 2 * MAX_S / BLOCK_SIZE };
 
+/* Latent attention with two MTP layers, and grouped-query attention with one. */
+static temp_path oracle_of(const char *name) {
+    return temp_in(temp_in(WB_TEST_DATA, "oracles").text, name);
+}
+
 static temp_path oracle(void) {
-    return temp_in(temp_in(WB_TEST_DATA, "oracles").text, "deepseek_v3_mtp");
+    return oracle_of("deepseek_v3_mtp");
 }
 
 /* A tensor of ref.safetensors. */
@@ -61,13 +66,12 @@ static wb_infer *open_infer(wb_model *model) {
 }
 
 /* Within what logits of the decoder are held to, 1e-4; cut into pieces of `piece` tokens the same bits. */
-static void test_logits_are_those_of_transformers(void **state) {
-    (void)state;
+static void check_logits(const char *name) {
     wb_device *device;
     wb_comm *comm;
-    wb_model *m = open_one(oracle().text, WB_F32, &device, &comm);
+    wb_model *m = open_one(oracle_of(name).text, WB_F32, &device, &comm);
     wb_safetensors *ref = NULL;
-    assert_int_equal(wb_safetensors_open(oracle().text, "ref", &ref), WB_OK);
+    assert_int_equal(wb_safetensors_open(oracle_of(name).text, "ref", &ref), WB_OK);
     const wb_tensor_view input = reference(ref, "input_ids"), expected = reference(ref, "mtp.logits");
     const int64_t B = input.shape[0], S = input.shape[1], V = m->config.vocab_size;
     assert_true(S <= MAX_S && expected.shape[1] == S - 1 && expected.shape[2] == V);
@@ -97,11 +101,17 @@ static void test_logits_are_those_of_transformers(void **state) {
         }
         assert_memory_equal(whole, pieces, (size_t)((S - 1) * V) * sizeof(float));
     }
-    printf("largest difference %.3g\n", largest);
+    printf("%s: largest difference %.3g\n", name, largest);
     wb_device_free(device, ids);
     wb_infer_close(infer);
     wb_safetensors_close(ref);
     close_one(m, device, comm);
+}
+
+static void test_logits_are_those_of_transformers(void **state) {
+    (void)state;
+    check_logits("deepseek_v3_mtp");
+    check_logits("glm4_moe_mtp");
 }
 
 static bool same_tensor(const wb_tensor_view *a, const wb_tensor_view *b) {

@@ -20,7 +20,7 @@ static wb_config guessing_config(void) {
 static wb_engine *open_engine(wb_model *model, dice *d, bool drafts) {
     wb_engine_options options = wb_engine_options_default();
     options.block_size = (int32_t)pick(d, 1, 6);
-    options.n_blocks = (int32_t)pick(d, 60, 120) / options.block_size;
+    options.n_blocks = (int32_t)pick(d, 52, 80) / options.block_size;
     options.max_batch_tokens = (int32_t)pick(d, 3, 24);
     options.max_running = (int32_t)pick(d, 1, 6);
     options.prefix_cache = pick(d, 0, 1) == 0;
@@ -70,6 +70,23 @@ static void test_rule_8_what_is_returned_shows_no_draft(void **state) {
     assert_true(accepted > 0 && accepted < drafts && preemptions > 0 && taken_over > 0);
     assert_int_equal(run_some(r.model, base_seed, false).drafts, 0);
     rig_close(&r);
+}
+
+/* Steps of CUDA become graphs, those of the MTP layers too. */
+static void test_on_cuda(void **state) {
+    (void)state;
+    if (wb_device_count_cuda() == 0) skip();
+    const wb_config c = guessing_config();
+    uint64_t accepted = 0;
+    for (uint64_t i = 0; i < 4; i++) {
+        wb_device *device = NULL;
+        assert_ok(wb_device_open_cuda(0, NULL, &device));
+        rig r = rig_open_on(&c, 5, device, NULL, i % 2 == 0 ? WB_F32 : WB_BF16);
+        accepted += run_some(r.model, base_seed + i, true).accepted_drafts;
+        rig_close(&r);
+    }
+    printf("%" PRIu64 " drafts accepted on CUDA\n", accepted);
+    assert_true(accepted > 0);
 }
 
 /* Where an expert of the decoder is, by slot, and where one of the MTP layers is. */
@@ -144,6 +161,7 @@ int main(int argc, char **argv) {
     printf("seed %" PRIu64 "\n", base_seed);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_rule_8_what_is_returned_shows_no_draft),
+        cmocka_unit_test(test_on_cuda),
         cmocka_unit_test(test_rebalance_moves_experts_of_the_decoder_only),
         cmocka_unit_test(test_ranks_draft_all_or_none),
     };
