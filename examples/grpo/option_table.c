@@ -106,9 +106,7 @@ const option_row option_rows[] = {
     {"--make-base", TEXT, FREE, FIELD(make_base), 0, 0, NULL, "DIR",
      "instead of training: make a tiny model, warm it up on arithmetic, save it in DIR"},
     {"--family", CHOICE, FREE, FIELD(family), 0, 0,
-     "qwen3_moe|olmoe|qwen2_moe|glm4_moe|mixtral|gpt_oss|"
-     "deepseek_v2|deepseek_v3",
-     "NAME", "of --make-base"},
+     "qwen3_moe|olmoe|qwen2_moe|glm4_moe|mixtral|gpt_oss|deepseek_v2|deepseek_v3", "NAME", "of --make-base"},
     {"--warmup-steps", INTEGER, FREE, FIELD(warmup_steps), 0, MANY, NULL, "N",
      "supervised steps of --make-base"},
     {"--plan-memory", INTEGER, FREE, FIELD(plan_ranks), 1, 65536, NULL, "N",
