@@ -325,6 +325,16 @@ WB_API wb_status wb_model_measure_copy(const wb_config *config, const wb_model_o
                                        const wb_model_options *from, int32_t n_ranks, int32_t rank,
                                        size_t *bytes_out);
 
+/* Moves the selection bias of every router by `rate`: up for an expert that has fewer choices than the
+ * mean of its MoE layer's experts, down for one that has more, so that the load becomes even without an
+ * auxiliary loss. loads: host [L][E], (token, choice) pairs of all ranks since the last call, the same on
+ * every rank. By default, and so in any trainer that replays, they are those of the routes that were
+ * followed, which under replay are the forced ones (wb_replay_counts); who wants the bias to follow the
+ * router's own choices gives the counts of wb_routing.native. A bias has no gradient, and stands in a
+ * weight update as any tensor. A layer without counts stays. INVALID_ARGUMENT for a family without such
+ * biases. Not collective. */
+WB_API wb_status wb_model_update_selection_bias(wb_model *model, float rate, const int64_t *loads);
+
 /* ---- routing: the one place where experts are chosen ----------------------------------------- */
 
 /* Goes into every forward. A row whose direction[t] is not native sends token t to ids[t] in all MoE layers
