@@ -45,6 +45,7 @@ extern "C" {
     X(rope)                    \
     X(gather_rows)             \
     X(scatter_rows)            \
+    X(copy_columns)            \
     X(swiglu_forward)          \
     X(swiglu_backward)         \
     X(add)                     \

@@ -276,16 +276,31 @@ typedef wb_status wb_rmsnorm_backward_fn(wb_device *dev, int64_t n, int64_t widt
 typedef wb_status wb_add_rmsnorm_fn(wb_device *dev, int64_t n, int64_t width, wb_rows x, wb_rows y,
                                     const float *w, float eps, wb_rows normed);
 
-/* Rotary embedding of x[T, n_heads, head_dim] in place, pairs (i, i + rot_dim/2) of the first rot_dim
- * dimensions. cos_table, sin_table: device [positions, rot_dim / 2]; pos: device [T]. `inverse` rotates back:
- * the backward. */
-typedef wb_status wb_rope_fn(wb_device *dev, int64_t T, int32_t n_heads, int32_t head_dim, int32_t rot_dim,
-                             const int32_t *pos, const float *cos_table, const float *sin_table, bool inverse,
-                             wb_rows x);
+/* Rotary embedding of x[T, n_heads, head_dim] in place: of the rot_dim dimensions from `first` on the pairs
+ * (i, i + rot_dim / 2), or where `interleaved` the pairs (2 i, 2 i + 1). */
+typedef struct wb_rope {
+    int64_t T;
+    int32_t n_heads, head_dim, first, rot_dim;
+    bool interleaved;
+    /* rotates back: the backward */
+    bool inverse;
+    /* device [T] */
+    const int32_t *pos;
+    /* device [positions, rot_dim / 2] */
+    const float *cos_table, *sin_table;
+    wb_rows x;
+} wb_rope;
+typedef wb_status wb_rope_fn(wb_device *dev, const wb_rope *args);
 
 /* out[i, :] = in[index[i], :], i < n. index: device [n]. */
 typedef wb_status wb_gather_rows_fn(wb_device *dev, int64_t n, int64_t width, const int32_t *index,
                                     wb_rows in, wb_rows out);
+
+/* to[i, j] = from[i, j], i < n, j < width: a block of columns, whose rows are from_stride and to_stride
+ * elements apart, of one dtype; from[0, 0] and to[0, 0] are the first elements of the rows. What lies between
+ * the rows stays as it is, and the blocks do not overlap. */
+typedef wb_status wb_copy_columns_fn(wb_device *dev, int64_t n, int64_t width, wb_rows from,
+                                     int64_t from_stride, wb_rows to, int64_t to_stride);
 
 /* out[index[i], :] = in[i, :], i < n, the other rows of out staying as they are: the way back from a gather.
  * index: device [n], no row twice. */

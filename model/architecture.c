@@ -1,6 +1,7 @@
-/* architecture.c - what a model is built of: embedding, the family's layers, head; and the memory of all
- * weights. Refuses: values, files, where experts are (expert_placement.c). */
+/* architecture.c - what a model is built of: embedding, the family's layers, head; what its MTP layers are
+ * built of; and the memory of all weights. Refuses: values, files, where experts are (expert_placement.c). */
 #include "layers/layer.h"
+#include "model_mtp.h"
 #include "registry.h"
 
 /* ---- the walk -------------------------------------------------------------------------------- */
@@ -9,20 +10,50 @@ static void declare_part(wb_registry *registry, int32_t l, const wb_part *part) 
     part->kind->declare(registry, l, part->weights);
 }
 
-static void declare_all(wb_registry *registry) {
+static void declare_layer(wb_registry *registry, int32_t l) {
+    wb_layer *layer = &registry->model->layers[l];
+    const int64_t H = registry->model->config.hidden_size;
+    layer->mixer_norm = wb_registry_vector(registry, l, "input_layernorm.weight", H);
+    declare_part(registry, l, &layer->mixer);
+    layer->feed_forward_norm = wb_registry_vector(registry, l, "post_attention_layernorm.weight", H);
+    declare_part(registry, l, &layer->feed_forward);
+}
+
+/* Each layer names embedding and head, which are the decoder's. The norm before the head is the layer's, and
+ * the model's that of its first layer. */
+static void declare_mtp(wb_registry *registry) {
+    wb_model *m = registry->model;
+    const int64_t H = m->config.hidden_size, V = m->config.vocab_size;
+    m->embed = wb_registry_shared(registry, m->decoder->embed);
+    m->lm_head = wb_registry_shared(registry, m->decoder->lm_head);
+    for (int32_t l = 0; l < m->config.n_layers; l++) {
+        wb_mtp_layer *layer = &m->mtp_layers[l];
+        wb_registry_tensor(registry, l, -1, "embed_tokens.weight", V, H, m->embed, 0);
+        layer->enorm = wb_registry_vector(registry, l, "enorm.weight", H);
+        layer->hnorm = wb_registry_vector(registry, l, "hnorm.weight", H);
+        layer->eh_proj = wb_registry_matrix(registry, l, "eh_proj.weight", H, 2 * H);
+        declare_layer(registry, l);
+        layer->norm = wb_registry_vector(registry, l, "shared_head.norm.weight", H);
+        wb_registry_tensor(registry, l, -1, "shared_head.head.weight", V, H, m->lm_head, 0);
+    }
+    m->final_norm = m->mtp_layers[0].norm;
+}
+
+static void declare_decoder(wb_registry *registry) {
     wb_model *m = registry->model;
     const int64_t H = m->config.hidden_size, V = m->config.vocab_size;
     m->embed = wb_registry_matrix(registry, -1, "model.embed_tokens.weight", V, H);
-    for (int32_t l = 0; l < m->config.n_layers; l++) {
-        wb_layer *layer = &m->layers[l];
-        layer->mixer_norm = wb_registry_vector(registry, l, "input_layernorm.weight", H);
-        declare_part(registry, l, &layer->mixer);
-        layer->feed_forward_norm = wb_registry_vector(registry, l, "post_attention_layernorm.weight", H);
-        declare_part(registry, l, &layer->feed_forward);
-    }
+    for (int32_t l = 0; l < m->config.n_layers; l++) declare_layer(registry, l);
     m->final_norm = wb_registry_vector(registry, -1, "model.norm.weight", H);
     m->lm_head =
         m->config.tie_word_embeddings ? m->embed : wb_registry_matrix(registry, -1, "lm_head.weight", V, H);
+}
+
+static void declare_all(wb_registry *registry) {
+    if (registry->model->decoder)
+        declare_mtp(registry);
+    else
+        declare_decoder(registry);
 }
 
 /* ---- memory ---------------------------------------------------------------------------------- */
@@ -44,6 +75,7 @@ static wb_status make_layers(wb_model *m) {
 
 wb_status wb_architecture_build(wb_model *m) {
     WB_TRY(make_layers(m));
+    if (m->decoder) WB_TRY(WB_OWN(&m->memory.host, m->mtp_layers, (size_t)m->config.n_layers, "MTP layers"));
     wb_registry count = {.model = m, .fill = false};
     declare_all(&count);
     WB_TRY(WB_OWN(&m->memory.host, m->params, (size_t)count.n_params, "params"));
@@ -60,6 +92,9 @@ wb_status wb_architecture_build(wb_model *m) {
 void wb_architecture_layout(wb_model *m, wb_arena *arena) {
     for (int32_t i = 0; i < m->n_params; i++) {
         wb_param *param = &m->params[i];
-        wb_place(arena, &param->memory, param->n, 1, wb_dtype_size(param->dtype));
+        if (param->shared)
+            param->memory = param->shared->memory;
+        else
+            wb_place(arena, &param->memory, param->n, 1, wb_dtype_size(param->dtype));
     }
 }

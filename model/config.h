@@ -17,8 +17,8 @@ wb_status wb_config_read(const char *dir, wb_config *config_out, char **text_out
  * checks it. */
 wb_status wb_config_parse(const json_t *root, const wb_family_rules *rules, wb_config *config);
 
-/* Text of a config.json: `source` with its dtype adjusted, or made from `config` by the rules of its family
- * where source is NULL. Freed with free(). */
+/* Text of a config.json: `source` with its dtype adjusted, for weights that are stored as they are, or made
+ * from `config` by the rules of its family where source is NULL. Freed with free(). */
 wb_status wb_config_text(const wb_config *config, const wb_family_rules *rules, const char *source,
                          wb_dtype dtype, char **text_out);
 
@@ -42,7 +42,12 @@ int32_t wb_config_window(const wb_config *config, int32_t layer); /* 0: none */
  * meant where the key is not there. */
 wb_status wb_config_read_shared(const json_t *root, int32_t absent, wb_config *config);
 
+/* Latent attention (config_mla.c); reading sets all heads. */
+wb_status wb_config_read_mla(const json_t *root, wb_config *config);
+wb_status wb_config_check_mla(const wb_config *config, const wb_family_rules *rules);
+
 /* They add their keys to a new config.json; non-zero: no memory. */
+int wb_config_write_mla(const wb_config *config, json_t *root);
 int wb_config_write_shared(const wb_config *config, json_t *root);
 int wb_config_write_windows(const wb_config *config, const wb_family_rules *rules, json_t *root);
 int wb_config_write_moe_layers(const wb_config *config, const wb_family_rules *rules, json_t *root);

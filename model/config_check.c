@@ -6,6 +6,7 @@
 static wb_status check_sizes(const wb_config *c) {
     WB_TRY(wb_config_in_range("hidden_size", c->hidden_size, 1, INT32_MAX));
     WB_TRY(wb_config_in_range("num_hidden_layers", c->n_layers, 1, WB_MAX_LAYERS));
+    WB_TRY(wb_config_in_range("num_nextn_predict_layers", c->n_mtp_layers, 0, WB_MAX_LAYERS));
     WB_TRY(wb_config_in_range("num_attention_heads", c->n_heads, 1, INT32_MAX));
     WB_TRY(wb_config_in_range("num_key_value_heads", c->n_kv_heads, 1, c->n_heads));
     if (c->n_heads % c->n_kv_heads != 0)
@@ -13,7 +14,7 @@ static wb_status check_sizes(const wb_config *c) {
                        "num_attention_heads: expected a multiple of num_key_value_heads %d, found %d",
                        c->n_kv_heads, c->n_heads);
     WB_TRY(wb_config_in_range("head_dim", c->head_dim, 2, INT32_MAX / c->n_heads));
-    if (c->head_dim % 2 != 0)
+    if (c->head_dim % 2 != 0 && c->mla.kv_rank == 0)
         return wb_fail(WB_INVALID_ARGUMENT, "head_dim: expected an even number, found %d", c->head_dim);
     WB_TRY(wb_config_in_range("expert width", c->expert_width, 1, INT32_MAX / 2));
     WB_TRY(wb_config_in_range("vocab_size", c->vocab_size, 1, INT32_MAX));
@@ -58,8 +59,12 @@ static wb_status check_total(const wb_config *c) {
     double H = c->hidden_size, q = (double)c->n_heads * c->head_dim, kv = (double)c->n_kv_heads * c->head_dim;
     double moe = (double)c->router.n_experts * (H + 3 * H * c->expert_width);
     double dense = 3 * H * ((double)c->dense_width + c->shared_width);
-    double layer = 2 * H * q + 2 * H * kv + 4 * (H + q + kv) + moe + dense;
-    double all = layer * c->n_layers + 2 * H * c->vocab_size + H + (double)c->max_positions * c->head_dim;
+    double latent = ((double)c->mla.kv_rank + c->mla.rope_dim) * (H + 2.0 * c->n_heads);
+    latent += (double)c->mla.q_rank * (H + q) +
+              (double)c->mla.kv_rank * (2 * q + c->n_heads * (double)c->mla.value_dim);
+    double layer = 2 * H * q + 2 * H * kv + 4 * (H + q + kv) + moe + dense + latent;
+    double all = layer * ((double)c->n_layers + c->n_mtp_layers) + 2 * H * c->vocab_size + H +
+                 (double)c->max_positions * c->head_dim;
     if (all < 0x1p60) return WB_OK;
     return wb_fail(WB_INVALID_ARGUMENT, "sizes: expected fewer than 2^60 elements in all, found %g", all);
 }
@@ -86,6 +91,7 @@ wb_status wb_config_check_by(const wb_config *c, const wb_family_rules *rules) {
     WB_TRY(check_sizes(c));
     WB_TRY(wb_config_positive("rms_norm_eps", (double)c->norm_eps));
     WB_TRY(wb_config_check_rope(c, rules));
+    WB_TRY(wb_config_check_mla(c, rules));
     WB_TRY(check_heads_by(c, rules));
     WB_TRY(check_layers(c, rules));
     WB_TRY(check_router(c, rules));

@@ -14,6 +14,19 @@ static void set_layers(wb_config *c, const wb_family_rules *rules) {
     c->window = alternate ? rules->window : 0;
 }
 
+/* Half of a head is rotated, and a latent is as wide as two heads. */
+static void set_mla(wb_config *c) {
+    const int32_t rope = c->head_dim / 4 * 2;
+    c->n_kv_heads = c->n_heads;
+    if (c->mla.kv_rank == 0)
+        c->mla = (wb_mla_sizes){.kv_rank = 2 * c->head_dim,
+                                .nope_dim = c->head_dim - rope,
+                                .rope_dim = rope,
+                                .value_dim = c->head_dim,
+                                .interleaved = true};
+    c->head_dim = c->mla.nope_dim + c->mla.rope_dim;
+}
+
 wb_status wb_config_complete(wb_config *config) {
     const wb_family_rules *rules = wb_family_rules_of(config->family);
     if (!rules)
@@ -45,7 +58,10 @@ wb_status wb_config_complete(wb_config *config) {
                    .shared_width = rules->n_shared * config->expert_width,
                    .rotary_dim = (int32_t)(config->head_dim * rules->rotary_factor) / 2 * 2,
                    .rope_scaling = rules->rope_scaling,
-                   .swiglu_limit = rules->expert_biases ? 7.0f : 0.0f};
+                   .swiglu_limit = rules->expert_biases ? 7.0f : 0.0f,
+                   .n_mtp_layers = config->n_mtp_layers,
+                   .mla = config->mla};
+    if (rules->latent_attention) set_mla(&c);
     set_layers(&c, rules);
     *config = c;
     return WB_OK;

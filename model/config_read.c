@@ -40,6 +40,7 @@ static wb_status read_unsupported(const json_t *root) {
 }
 
 static wb_status read_heads(const json_t *root, const wb_family_rules *rules, wb_config *c) {
+    if (rules->latent_attention) return wb_config_read_mla(root, c);
     WB_TRY(wb_json_int(root, "num_attention_heads", WB_JSON_REQUIRED, &c->n_heads));
     WB_TRY(wb_config_in_range("num_attention_heads", c->n_heads, 1, INT32_MAX));
     int32_t kv_heads = rules->n_kv_heads > 0 ? rules->n_kv_heads : c->n_heads;

@@ -43,6 +43,7 @@ static const struct route_family {
     {"gpt_oss", "gpt_oss", {WB_ROUTER_TOPK_SOFTMAX, WB_ROUTER_TOPK_SOFTMAX}, true, WB_MOE_EVERY_LAYER, 0},
     {"deepseek_v2", "deepseek_v2", {WB_ROUTER_SOFTMAX, WB_ROUTER_SOFTMAX}, false, WB_MOE_FROM_LAYER, 0},
     {"deepseek_v3", "deepseek_v3", {WB_ROUTER_SIGMOID, WB_ROUTER_SIGMOID}, true, WB_MOE_FROM_LAYER, 3},
+    {"kimi_k2", "deepseek_v3", {WB_ROUTER_SIGMOID, WB_ROUTER_SIGMOID}, true, WB_MOE_FROM_LAYER, 3},
     {"deepseek_v4",
      "deepseek_v4",
      {WB_ROUTER_SQRTSOFTPLUS, WB_ROUTER_SQRTSOFTPLUS},

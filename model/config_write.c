@@ -70,17 +70,12 @@ static int set_dtype(json_t *root, const char *dtype, bool *changed_out) {
     return json_object_set_new(root, "torch_dtype", json_string(dtype));
 }
 
-/* What is true of the files that the text was of and not of a save: that weights are quantized, and that
- * layers follow which were passed over. */
-static int drop_files(json_t *root, const wb_family_rules *rules, bool *changed) {
-    static const char quantized[] = "quantization_config", mtp[] = "num_nextn_predict_layers";
-    if (json_object_get(root, quantized)) {
-        *changed = true;
-        if (json_object_del(root, quantized)) return -1;
-    }
-    if (!rules->passes_over_mtp || json_integer_value(json_object_get(root, mtp)) == 0) return 0;
+/* What is true of the files that the text was of and not of a save: that weights are quantized. */
+static int drop_files(json_t *root, bool *changed) {
+    static const char quantized[] = "quantization_config";
+    if (!json_object_get(root, quantized)) return 0;
     *changed = true;
-    return json_object_set_new(root, mtp, json_integer(0));
+    return json_object_del(root, quantized);
 }
 
 wb_status wb_config_text(const wb_config *config, const wb_family_rules *rules, const char *source,
@@ -90,7 +85,7 @@ wb_status wb_config_text(const wb_config *config, const wb_family_rules *rules, 
     bool changed = true;
     if (source) {
         WB_TRY(wb_json_parse(source, strlen(source), "config.json", &root));
-        if (set_dtype(root, name, &changed) || drop_files(root, rules, &changed)) {
+        if (set_dtype(root, name, &changed) || drop_files(root, &changed)) {
             json_decref(root);
             return wb_fail(WB_OUT_OF_MEMORY, "config.json: no memory to write it");
         }

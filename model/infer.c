@@ -6,6 +6,7 @@
 #include "collective.h"
 #include "infer_state.h"
 #include "layers/head.h"
+#include "layers/mtp.h"
 #include "needed_ops.h"
 #include "op_sizes.h"
 #include "wb_options.h"
@@ -119,12 +120,27 @@ static void layout(void *user, wb_arena *arena) {
     wb_place_activations(arena, model, &infer->y, T, H);
     wb_place_activations(arena, model, &infer->last, n, H);
     wb_place_activations(arena, model, &infer->normed, n, H);
+    if (model->decoder) {
+        wb_place_activations(arena, model, &infer->hidden, T, H);
+        wb_place(arena, &infer->ids, T, (int64_t)wb_route_row_bytes(&model->route_model), 1);
+    }
     wb_arena_part(arena, "logits");
     wb_place(arena, &infer->logits, n, model->config.vocab_size, sizeof(float));
     wb_block_layout(&infer->block, &infer->sizes, arena);
     wb_arena_part(arena, "KV pool");
     layout_pools(infer, arena);
     layout_sequences(infer, arena);
+    if (infer->mtp) layout(infer->mtp, arena);
+}
+
+static wb_status prepare_open(wb_model *model, const wb_infer_options *o, wb_infer *infer);
+
+/* Their workspace lies in that of the decoder. */
+static wb_status prepare_mtp(wb_infer *infer) {
+    WB_TRY(WB_NEW(infer->mtp, 1, "inference of MTP layers"));
+    infer->mtp->decoder = infer;
+    const wb_status status = prepare_open(infer->model->mtp, &infer->options, infer->mtp);
+    return status == WB_OK ? status : wb_fail_context(status, "MTP layers");
 }
 
 /* All but the memory, with options that were read. */
@@ -135,7 +151,17 @@ static wb_status prepare_open(wb_model *model, const wb_infer_options *o, wb_inf
     WB_TRY(wb_block_sizes(infer->model, o->max_tokens, o->max_expert_rows, false, &infer->sizes));
     WB_TRY(wb_block_open(infer->model, &infer->memory.host, &infer->block));
     WB_TRY(wb_infer_open_way(infer));
-    return open_pools(infer);
+    WB_TRY(open_pools(infer));
+    return o->drafts && model->mtp ? prepare_mtp(infer) : WB_OK;
+}
+
+/* What was not fed to an MTP layer is finite at least. */
+static wb_status zero_pools(const wb_infer *mtp) {
+    wb_device *dev = mtp->model->device;
+    for (int32_t l = 0; l < mtp->model->config.n_layers; l++)
+        for (int32_t i = 0; i < mtp->pools[l].shape.n_tables; i++)
+            WB_TRY(dev->zero(dev, mtp->pools[l].tables[i].data, mtp->pools[l].tables[i].bytes));
+    return WB_OK;
 }
 
 /* A sequence has no more keys than blocks, and no more than the model has positions. */
@@ -154,6 +180,7 @@ wb_status wb_infer_open(wb_model *model, const wb_infer_options *options, wb_inf
     wb_status status = prepare_open(model, &own, infer);
     if (status == WB_OK) status = wb_arena_open(&infer->memory, layout, infer);
     if (status == WB_OK) status = wb_reserve_ops(model, &infer->sizes, max_keys(infer), 0);
+    if (status == WB_OK && infer->mtp) status = zero_pools(infer->mtp);
     if (status != WB_OK) {
         wb_infer_close(infer);
         return status;
@@ -162,12 +189,20 @@ wb_status wb_infer_open(wb_model *model, const wb_infer_options *options, wb_inf
     return WB_OK;
 }
 
+static void close_mtp(wb_infer *mtp) {
+    if (!mtp) return;
+    wb_infer_graphs_close(&mtp->graphs, mtp->model->device);
+    wb_workspace_close(&mtp->memory);
+    free(mtp);
+}
+
 wb_status wb_infer_measure_over(wb_model *model, const wb_infer_options *options, wb_memory *memory_out) {
     wb_infer infer = {0};
     wb_infer_options own;
     WB_TRY(read_options(model, options, &own));
     wb_status status = prepare_open(model, &own, &infer);
     if (status == WB_OK) status = wb_arena_measure(NULL, layout, &infer, memory_out);
+    close_mtp(infer.mtp);
     wb_workspace_close(&infer.memory);
     return status;
 }
@@ -184,6 +219,7 @@ wb_status wb_infer_measure(const wb_config *config, const wb_model_options *mode
 
 void wb_infer_close(wb_infer *infer) {
     if (!infer) return;
+    close_mtp(infer->mtp);
     wb_infer_graphs_close(&infer->graphs, infer->model->device);
     wb_workspace_close(&infer->memory);
     free(infer);
@@ -215,12 +251,34 @@ static wb_state state_of(const wb_infer *infer, int32_t l) {
     return state;
 }
 
+/* The last layer's output: with each layer the buffers change places. */
+static wb_rows last_output(const wb_infer *infer) {
+    return wb_activations(infer->model, infer->model->config.n_layers % 2 == 0 ? &infer->x : &infer->y);
+}
+
+/* x (=) the input of the first layer. */
+static wb_status input_forward(wb_infer *infer, const wb_pass *pass, wb_rows x) {
+    const wb_model *model = infer->model;
+    wb_device *dev = model->device;
+    const int32_t *tokens = infer->inputs.tokens.device;
+    if (!infer->decoder) return wb_embed_forward(model, pass->T, tokens, x);
+    const wb_rows hidden = wb_activations(model, &infer->hidden);
+    WB_TRY(dev->gather_rows(dev, pass->T, model->config.hidden_size, infer->inputs.hidden_rows.device,
+                            last_output(infer->decoder), hidden));
+    return wb_mtp_input(model, 0, pass->T, tokens, hidden, wb_activations(model, &infer->y), x);
+}
+
+/* Of MTP layers the first one guesses; the others are those of later tokens. */
+static int32_t n_layers_run(const wb_infer *infer) {
+    return infer->decoder ? 1 : infer->model->config.n_layers;
+}
+
 /* *x_out: the last layer's output, [T, H]. */
 static wb_status layers_forward(wb_infer *infer, const wb_pass *pass, wb_rows *x_out) {
     const wb_model *model = infer->model;
     wb_rows x = wb_activations(model, &infer->x), y = wb_activations(model, &infer->y);
-    WB_TRY(wb_embed_forward(model, pass->T, infer->inputs.tokens.device, x));
-    for (int32_t l = 0; l < model->config.n_layers; l++) {
+    WB_TRY(input_forward(infer, pass, x));
+    for (int32_t l = 0; l < n_layers_run(infer); l++) {
         const wb_state state = state_of(infer, l);
         WB_TRY(wb_block_forward(&infer->block, l, pass, &state, x, y));
         const wb_rows swap = x;
@@ -278,6 +336,19 @@ wb_status wb_infer_forward(wb_infer *infer, const wb_infer_batch *batch, const w
     wb_infer_end_states(infer, batch);
     *logits_out = infer->logits.data;
     return WB_OK;
+}
+
+bool wb_infer_drafts(const wb_infer *infer) {
+    return infer->mtp != NULL;
+}
+
+wb_status wb_infer_draft(wb_infer *infer, const wb_infer_batch *batch, const int32_t *hidden_rows,
+                         const float **logits_out) {
+    wb_infer *mtp = infer->mtp;
+    const wb_routing native = {.ids = mtp->ids.data};
+    mtp->hidden_rows = hidden_rows;
+    const wb_status status = wb_infer_forward(mtp, batch, &native, logits_out);
+    return status == WB_OK ? status : wb_fail_context(status, "MTP layers");
 }
 
 int64_t wb_infer_padded(const wb_infer *infer, int64_t T) {

@@ -64,8 +64,21 @@ static wb_status check_sizes(const wb_infer_options *options, const wb_infer_bat
     return WB_OK;
 }
 
+/* Of a batch of MTP layers: rows of the latest one of their decoder. */
+static wb_status check_hidden_rows(const wb_infer *infer, const wb_infer_batch *batch) {
+    const int64_t n = infer->decoder->inputs.T;
+    for (int64_t t = 0; t < batch->T; t++)
+        if (infer->hidden_rows[t] < 0 || infer->hidden_rows[t] >= n)
+            return wb_fail(WB_INVALID_ARGUMENT,
+                           "token %" PRId64 ": expected a row below %" PRId64
+                           " of the latest forward, found %d",
+                           t, n, infer->hidden_rows[t]);
+    return WB_OK;
+}
+
 static wb_status check_batch(wb_infer *infer, const wb_infer_batch *batch) {
     WB_TRY(check_sizes(&infer->options, batch));
+    if (infer->decoder) WB_TRY(check_hidden_rows(infer, batch));
     for (int64_t t = 0; t < batch->T; t++)
         if (batch->seq[t] != PADDING) WB_TRY(check_token(infer, batch, t));
     for (int64_t i = 0; i < batch->n_logits; i++)
@@ -89,6 +102,7 @@ static void walk_inputs(void *user, wb_arena *step) {
     wb_place_input(step, &in->logit_rows, in->n_logits, sizeof(int32_t));
     wb_place_input(step, &in->direction, in->T, 1);
     wb_place_input(step, &in->blocks, in->n_blocks, sizeof(int32_t));
+    wb_place_input(step, &in->hidden_rows, in->n_hidden_rows, sizeof(int32_t));
 }
 
 void wb_infer_layout_batch(wb_infer *infer, wb_arena *arena) {
@@ -96,7 +110,8 @@ void wb_infer_layout_batch(wb_infer *infer, wb_arena *arena) {
     wb_infer_inputs most = {.T = o->max_tokens,
                             .n_blocks = (int64_t)o->max_sequences * o->max_blocks,
                             .n_logits = o->max_logits,
-                            .n_runs = o->max_sequences};
+                            .n_runs = o->max_sequences,
+                            .n_hidden_rows = infer->decoder ? o->max_tokens : 0};
     wb_place_ring(arena, &infer->ring, walk_inputs, &most);
     wb_routing_layout(infer->model, o->max_tokens, &infer->routing_stage, arena);
 }
@@ -174,6 +189,7 @@ static void size_inputs(wb_infer *infer, const wb_infer_batch *batch) {
     in->n_logits = fixed ? size->n_logits : batch->n_logits;
     if (fixed) in->n_runs = batch->T < infer->options.max_sequences ? batch->T : infer->options.max_sequences;
     in->n_blocks = (int64_t)batch->n_seqs * in->max_blocks;
+    in->n_hidden_rows = infer->decoder ? in->T : 0;
 }
 
 static wb_status upload(wb_infer *infer, const wb_infer_batch *batch) {
@@ -185,6 +201,7 @@ static wb_status upload(wb_infer *infer, const wb_infer_batch *batch) {
     put(&in->tokens, batch->tokens, in->n_tokens);
     put(&in->pos, batch->pos, in->n_tokens);
     put(&in->seq, batch->seq, in->n_tokens);
+    put(&in->hidden_rows, infer->hidden_rows, in->n_hidden_rows);
     put_logit_rows(in, batch);
     put_blocks(in, batch);
     wb_infer_put_runs(infer, batch, in->runs.host);

@@ -35,6 +35,8 @@ typedef struct wb_sequence_pool {
 typedef struct wb_infer_inputs {
     int64_t T, n_blocks, n_logits; /* entries of all block tables; rows, as many as are computed */
     int64_t n_runs, max_blocks;
+    int64_t n_hidden_rows;     /* T of MTP layers, else 0 */
+    wb_input hidden_rows;      /* int32 [n_hidden_rows] */
     wb_input tokens, pos, seq; /* int32 */
     wb_input runs;             /* wb_sequence_run [n_runs] */
     wb_input pool_rows;        /* int64 */
@@ -60,6 +62,11 @@ struct wb_infer {
     wb_routing routing;             /* of the latest batch, padding laid over it */
     wb_buffer x, y;                 /* [T, H] residual stream, in turns */
     wb_buffer last, normed, logits; /* [n_logits, H], [n_logits, H], [n_logits, V] */
+    wb_infer *mtp;                  /* of the model's MTP layers, in this one's memory; or NULL */
+    const wb_infer *decoder;        /* of these: the one that they guess behind; else NULL */
+    const int32_t *hidden_rows;     /* host [T] of these: rows of the decoder's latest batch, the caller's */
+    wb_buffer hidden;               /* [T, H] of these */
+    wb_buffer ids;                  /* [T][L][K] of these: their choices, which nobody reads */
     wb_routing_stage routing_stage;
     wb_way_word *words;       /* host [R] */
     wb_graph_size graph_size; /* of the latest batch; zeros: it runs op by op */

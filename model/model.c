@@ -5,6 +5,7 @@
 #include "exchange_memory.h"
 #include "expert_placement.h"
 #include "model_dispatch.h"
+#include "model_mtp.h"
 #include "registry.h"
 #include "wb_options.h"
 #include "wb_text.h"
@@ -41,6 +42,7 @@ static void layout(void *user, wb_arena *arena) {
     wb_arena_part(arena, "tables");
     wb_model_dispatch_layout(m, arena);
     wb_model_layout_rope(m, arena);
+    wb_mtp_layout(m, arena);
 }
 
 /* What a model is built of, without memory for it. */
@@ -51,12 +53,14 @@ static wb_status declare_model(wb_model *m, const wb_config *config, const wb_mo
     WB_TRY(wb_model_describe_routes(m));
     WB_TRY(wb_expert_placement_open(m, options->placement));
     WB_TRY(wb_model_dispatch_open(m, options->dispatch));
-    return wb_architecture_build(m);
+    WB_TRY(wb_architecture_build(m));
+    return wb_mtp_build(m, options->placement);
 }
 
 static wb_status fill_model(wb_model *m) {
     WB_TRY(wb_arena_open(&m->memory, layout, m));
     WB_TRY(wb_model_dispatch_fill_all(m));
+    WB_TRY(wb_mtp_fill_tables(m));
     return wb_model_fill_rope(m);
 }
 
@@ -96,6 +100,7 @@ wb_status wb_model_new(const wb_config *config, const wb_family_rules *family,
 wb_status wb_model_open_exchange(wb_model *m) {
     const wb_exchange_memory memory = wb_device_exchange_memory(m->device);
     WB_TRY(wb_exchange_open(m->comm, &memory, &m->exchange));
+    if (m->mtp) m->mtp->exchange = m->exchange;
     return wb_model_open_mailboxes(m);
 }
 
@@ -167,6 +172,7 @@ wb_status wb_model_measure_mailbox(const wb_config *config, const wb_model_optio
 
 void wb_model_close(wb_model *m) {
     if (!m) return;
+    wb_mtp_close(m->mtp);
     wb_model_close_mailboxes(m);
     wb_shared_area_close(&m->shared_shadow);
     wb_exchange_close(m->exchange);
@@ -218,6 +224,10 @@ wb_status wb_model_add_note(wb_model *m, const char *format, ...) {
 
 const char *wb_model_note(const wb_model *model) {
     return model->note;
+}
+
+wb_model *wb_model_mtp(const wb_model *model) {
+    return model->mtp;
 }
 
 wb_exchange *wb_model_exchange(const wb_model *model) {

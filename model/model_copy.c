@@ -60,10 +60,11 @@ static wb_status copy_slots(const wb_model *to, const wb_model *from, int32_t i)
 static wb_status copy_local(const wb_model *to, const wb_model *from) {
     for (int32_t i = 0; i < to->n_params; i++) {
         const wb_param *t = &to->params[i];
+        if (t->shared) continue;
         WB_TRY(t->moe_layer >= 0 ? copy_slots(to, from, i)
                                  : copy_elements(to->device, t, 0, &from->params[i], 0, t->n));
     }
-    return WB_OK;
+    return to->mtp ? copy_local(to->mtp, from->mtp) : WB_OK;
 }
 
 static wb_status copy_all(wb_model *to, const wb_model *from) {

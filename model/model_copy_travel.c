@@ -9,6 +9,9 @@
 
 wb_status wb_model_check_copy(const wb_model *to, const wb_model *from) {
     WB_TRY(wb_route_model_match(&from->route_model, &to->route_model));
+    if (to->config.n_mtp_layers != from->config.n_mtp_layers)
+        return wb_fail(WB_MISMATCH, "copy weights: expected %d MTP layers, found %d",
+                       from->config.n_mtp_layers, to->config.n_mtp_layers);
     if (to->rank != from->rank || to->n_ranks != from->n_ranks)
         return wb_fail(WB_MISMATCH, "copy weights: expected rank %d of %d, found rank %d of %d", from->rank,
                        from->n_ranks, to->rank, to->n_ranks);

@@ -72,11 +72,12 @@ wb_status wb_model_fill_random(wb_model *m, uint64_t seed, float std) {
     wb_status status = WB_OK;
     for (int32_t i = 0; status == WB_OK && i < m->n_tensors; i++) {
         wb_tensor t = wb_model_tensor(m, i);
+        if (m->params[t.param].shared) continue;
         if (t.data) status = init_tensor(m, &t, seed, std, values, values + CHUNK_ELEMENTS);
         if (status == WB_OK) status = wb_model_fill_replicas(m, i);
     }
     free(values);
-    return status;
+    return status == WB_OK && m->mtp ? wb_model_fill_random(m->mtp, seed, std) : status;
 }
 
 static wb_status create_local(const wb_config *config, uint64_t seed, float std,

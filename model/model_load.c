@@ -23,8 +23,6 @@ typedef struct loader {
     float *scratch;        /* [CHUNK_ELEMENTS] of the widest dtype */
     float *values;         /* [CHUNK_ELEMENTS] */
     const char *quantized; /* the first tensor that is; owner: files */
-    const char *passed;    /* the first of a layer that is passed over, and how many there are */
-    size_t n_passed;
     wb_owner memory;
 } loader;
 
@@ -85,9 +83,9 @@ static uint64_t digest_of(const loader *ld, const wb_tensor *t, const wb_tensor_
     return wb_hash_value(&hash);
 }
 
-static wb_status load_tensor(loader *ld, const wb_tensor *t, uint64_t *digest_out) {
+static wb_status load_tensor(loader *ld, const wb_model *model, const wb_tensor *t, uint64_t *digest_out) {
     wb_tensor_source from;
-    WB_TRY(wb_tensor_source_find(ld->model, ld->files, ld->dir, t, &from));
+    WB_TRY(wb_tensor_source_find(model, ld->files, ld->dir, t, &from));
     ld->used[from.index] = true;
     if (from.scales_index != SIZE_MAX) ld->used[from.scales_index] = true;
     if (from.form != WB_SOURCE_PLAIN && !ld->quantized) ld->quantized = from.view.name;
@@ -108,27 +106,12 @@ static bool harmless(const wb_model *model, const char *name) {
     return model->config.tie_word_embeddings && strcmp(name, wb_registry_name(model, "lm_head.weight")) == 0;
 }
 
-/* Of a layer behind the decoder's, which the family passes over. */
-static bool is_passed_over(const wb_model *model, const char *name) {
-    const char *layers = wb_registry_name(model, "model.layers");
-    const size_t length = strlen(layers);
-    const wb_config *c = &model->config;
-    if (!model->family->passes_over_mtp || strncmp(name, layers, length) != 0 || name[length] != '.')
-        return false;
-    const long l = strtol(name + length + 1, NULL, 10);
-    return l >= c->n_layers && l < (long)c->n_layers + c->n_mtp_layers;
-}
-
-static wb_status check_surplus(loader *ld) {
+static wb_status check_surplus(const loader *ld) {
     const char *first = NULL;
     size_t surplus = 0;
     for (size_t i = 0; i < wb_safetensors_count(ld->files); i++) {
         const char *name = wb_safetensors_name(ld->files, i);
         if (ld->used[i] || harmless(ld->model, name)) continue;
-        if (is_passed_over(ld->model, name)) {
-            if (ld->n_passed++ == 0) ld->passed = name;
-            continue;
-        }
         if (!first) first = name;
         surplus++;
     }
@@ -142,15 +125,45 @@ static wb_status check_surplus(loader *ld) {
 
 /* What a person should know of what was read. */
 static wb_status make_notes(const loader *ld) {
-    if (ld->quantized)
-        WB_TRY(wb_model_add_note(ld->model,
-                                 "%s: tensor %s: quantized weights were widened, and are saved as %s",
-                                 ld->dir, ld->quantized, wb_dtype_name(ld->model->dtype)));
-    if (!ld->passed) return WB_OK;
-    return wb_model_add_note(ld->model,
-                             "%s: tensor %s: layers for multi-token prediction are passed over, and not "
-                             "saved (%zu such tensors)",
-                             ld->dir, ld->passed, ld->n_passed);
+    if (!ld->quantized) return WB_OK;
+    return wb_model_add_note(ld->model, "%s: tensor %s: quantized weights were widened, and are saved as %s",
+                             ld->dir, ld->quantized, wb_dtype_name(ld->model->dtype));
+}
+
+/* The tensor of the decoder that has all of a storage. */
+static const wb_tensor *tensor_of(const wb_model *decoder, const wb_param *param) {
+    int32_t i = 0;
+    while (&decoder->params[decoder->tensors[i].param] != param) i++;
+    return &decoder->tensors[i];
+}
+
+/* Of an MTP layer's embedding or head, which are the decoder's: that the copy in the files is one. */
+static wb_status check_copy(loader *ld, const wb_tensor *t, const wb_tensor *original) {
+    const size_t at = wb_safetensors_lookup(ld->files, t->name);
+    wb_tensor_view copy = {0}, view = {0};
+    if (at == SIZE_MAX) return WB_OK;
+    ld->used[at] = true;
+    WB_TRY(wb_safetensors_get(ld->files, at, &copy));
+    WB_TRY(wb_safetensors_find(ld->files, original->name, &view));
+    if (copy.dtype == view.dtype && copy.bytes == view.bytes && memcmp(copy.data, view.data, view.bytes) == 0)
+        return WB_OK;
+    return wb_model_add_note(ld->model, "%s: tensor %s is no copy of %s, which is used for it", copy.file,
+                             t->name, original->name);
+}
+
+/* All tensors of a registry, that of MTP layers after that of their decoder. */
+static wb_status load_all(loader *ld, wb_model *model, uint64_t *digests_out) {
+    for (int32_t i = 0; i < model->n_tensors; i++) {
+        const wb_tensor t = wb_model_tensor(model, i);
+        const wb_param *shared = model->params[t.param].shared;
+        if (shared) {
+            WB_TRY(check_copy(ld, &t, tensor_of(model->decoder, shared)));
+            continue;
+        }
+        WB_TRY(load_tensor(ld, model, &t, &digests_out[i]));
+        WB_TRY(wb_model_fill_replicas(model, i));
+    }
+    return model->mtp ? load_all(ld, model->mtp, digests_out + model->n_tensors) : WB_OK;
 }
 
 wb_status wb_model_load(wb_model *model, const wb_safetensors *files, const char *dir,
@@ -159,11 +172,7 @@ wb_status wb_model_load(wb_model *model, const wb_safetensors *files, const char
     wb_status status = WB_OWN(&ld.memory, ld.used, wb_safetensors_count(files), dir);
     if (status == WB_OK) status = WB_OWN(&ld.memory, ld.scratch, (size_t)CHUNK_ELEMENTS, dir);
     if (status == WB_OK) status = WB_OWN(&ld.memory, ld.values, (size_t)CHUNK_ELEMENTS, dir);
-    for (int32_t i = 0; status == WB_OK && i < model->n_tensors; i++) {
-        wb_tensor t = wb_model_tensor(model, i);
-        status = load_tensor(&ld, &t, &digests_out[i]);
-        if (status == WB_OK) status = wb_model_fill_replicas(model, i);
-    }
+    if (status == WB_OK) status = load_all(&ld, model, digests_out);
     if (status == WB_OK) status = check_surplus(&ld);
     if (status == WB_OK) status = make_notes(&ld);
     wb_owner_close(&ld.memory);

@@ -1,24 +1,41 @@
 /* model_open.c - a model from a checkpoint directory. Refuses: what is in the files (model_load.c). */
 #include "config.h"
-#include "model_weights.h"
+#include "registry.h"
 #include "wb_memory.h"
 #include "wb_tensor_io.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 
-/* What was passed over among files. */
-static wb_status add_notes(wb_model *m, const char *files, const char *companions) {
-    if (files) WB_TRY(wb_model_add_note(m, "%s", files));
-    return companions ? wb_model_add_note(m, "%s", companions) : WB_OK;
+/* A checkpoint whose configuration has MTP layers may have none: who saves the decoder alone leaves the key.
+ * *note_out: what that means, or NULL. */
+static void find_mtp_layers(const wb_safetensors *files, wb_config *config, const char **note_out) {
+    char name[WB_TENSOR_NAME_BYTES];
+    *note_out = NULL;
+    if (config->n_mtp_layers == 0) return;
+    snprintf(name, sizeof name, "model.layers.%d.eh_proj.weight", config->n_layers);
+    if (wb_safetensors_lookup(files, name) != SIZE_MAX) return;
+    config->n_mtp_layers = 0;
+    *note_out = "the files have no MTP layers, of which the configuration speaks";
+}
+
+/* What was passed over, in files and beside them. */
+static wb_status make_note(wb_model *m, const wb_safetensors *files, const char *mtp) {
+    const char *const notes[] = {wb_safetensors_note(files), mtp, wb_companions_note(m->companions)};
+    for (size_t i = 0; i < sizeof notes / sizeof notes[0]; i++)
+        if (notes[i]) WB_TRY(wb_model_add_note(m, "%s", notes[i]));
+    return WB_OK;
 }
 
 static wb_status open_local(const char *dir, const wb_model_options *options, wb_safetensors **files,
                             wb_model **model) {
     wb_config config;
+    const char *mtp_note = NULL;
     char *text = NULL;
     if (!dir) return wb_fail(WB_INVALID_ARGUMENT, "model directory: NULL");
     WB_TRY(wb_config_read(dir, &config, &text));
     wb_status status = wb_safetensors_open(dir, NULL, files);
+    if (status == WB_OK) find_mtp_layers(*files, &config, &mtp_note);
     if (status == WB_OK) status = wb_model_new(&config, wb_family_rules_of(config.family), options, model);
     if (status != WB_OK) {
         free(text);
@@ -26,21 +43,30 @@ static wb_status open_local(const char *dir, const wb_model_options *options, wb
     }
     (*model)->source_config = text;
     if ((*model)->rank == 0) WB_TRY(wb_companions_read(dir, &(*model)->companions));
-    return add_notes(*model, wb_safetensors_note(*files), wb_companions_note((*model)->companions));
+    return make_note(*model, *files, mtp_note);
+}
+
+/* Those of its MTP layers too. */
+static int32_t n_tensors_of(const wb_model *m) {
+    return m->n_tensors + (m->mtp ? m->mtp->n_tensors : 0);
+}
+
+static const char *name_of(const wb_model *m, int32_t i) {
+    return i < m->n_tensors ? m->tensors[i].name : m->mtp->tensors[i - m->n_tensors].name;
 }
 
 static wb_status load_local(wb_model *m, const wb_safetensors *files, const char *dir, uint64_t **digests) {
-    WB_TRY(WB_NEW(*digests, (size_t)m->n_tensors, dir));
+    WB_TRY(WB_NEW(*digests, (size_t)n_tensors_of(m), dir));
     return wb_model_load(m, files, dir, *digests);
 }
 
 /* All at once, and where they differ one by one, so that the error names the tensor. Collective. */
 static wb_status check_weights(const wb_model *m, const uint64_t *digests) {
-    const size_t bytes = (size_t)m->n_tensors * sizeof *digests;
+    const size_t bytes = (size_t)n_tensors_of(m) * sizeof *digests;
     const wb_status status = wb_comm_check_equal(m->comm, digests, bytes, "weights");
     if (status != WB_PEER) return status;
-    for (int32_t i = 0; i < m->n_tensors; i++)
-        WB_TRY(wb_comm_check_equal(m->comm, &digests[i], sizeof digests[i], m->tensors[i].name));
+    for (int32_t i = 0; i < n_tensors_of(m); i++)
+        WB_TRY(wb_comm_check_equal(m->comm, &digests[i], sizeof digests[i], name_of(m, i)));
     return status;
 }
 

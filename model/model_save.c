@@ -28,16 +28,22 @@ static bool writes_shard(const wb_model *m, int rank) {
     if (rank == 0) return true;
     for (int32_t i = 0; i < m->n_tensors; i++)
         if (writer_of(m, i) == rank) return true;
-    return false;
+    return m->mtp && writes_shard(m->mtp, rank);
 }
 
 /* ---- this rank's shard ----------------------------------------------------------------------- */
+
+/* A tensor of a model's registry, or of that of its MTP layers. */
+typedef struct listed {
+    const wb_model *model;
+    int32_t i;
+} listed;
 
 typedef struct shard {
     const wb_model *model;
     wb_fused_save *fused;
     wb_tensor_view *views; /* [n], and then those of fused->tensors */
-    int32_t *tensors;      /* [n] indices into the registry */
+    listed *tensors;       /* [n] */
     size_t n;
     uint8_t *chunk; /* host [CHUNK_BYTES] */
     wb_owner memory;
@@ -47,7 +53,7 @@ static wb_status emit(void *ctx, size_t i, wb_new_file *file) {
     const shard *s = ctx;
     if (i >= s->n) return wb_fused_save_write(s->fused, i - s->n, file);
     wb_device *dev = s->model->device;
-    wb_tensor t = wb_model_tensor(s->model, s->tensors[i]);
+    wb_tensor t = wb_model_tensor(s->tensors[i].model, s->tensors[i].i);
     size_t bytes = s->views[i].bytes;
     for (size_t done = 0; done < bytes; done += CHUNK_BYTES) {
         size_t part = bytes - done < CHUNK_BYTES ? bytes - done : CHUNK_BYTES;
@@ -75,12 +81,11 @@ static void list_fused(shard *s) {
     }
 }
 
-static void list_tensors(shard *s) {
-    const wb_model *m = s->model;
+static void list_tensors(shard *s, const wb_model *m) {
     for (int32_t i = 0; i < m->n_tensors; i++) {
         if (writer_of(m, i) != m->rank || is_fused(m, i)) continue;
         const wb_tensor *t = &m->tensors[i];
-        s->tensors[s->n] = i;
+        s->tensors[s->n] = (listed){m, i};
         s->views[s->n++] = (wb_tensor_view){.name = t->name,
                                             .dtype = t->dtype,
                                             .n_dims = t->n_dims,
@@ -91,12 +96,13 @@ static void list_tensors(shard *s) {
 
 static wb_status write_shard(const wb_model *m, wb_fused_save *fused, wb_new_file *file) {
     shard s = {.model = m, .fused = fused};
-    const size_t max = (size_t)m->n_tensors;
+    const size_t max = (size_t)m->n_tensors + (m->mtp ? (size_t)m->mtp->n_tensors : 0);
     wb_status status = WB_OWN(&s.memory, s.views, max, "shard");
     if (status == WB_OK) status = WB_OWN(&s.memory, s.tensors, max, "shard");
     if (status == WB_OK) status = WB_OWN(&s.memory, s.chunk, CHUNK_BYTES, "shard");
     if (status == WB_OK) {
-        list_tensors(&s);
+        list_tensors(&s, m);
+        if (m->mtp) list_tensors(&s, m->mtp);
         list_fused(&s);
         status = wb_safetensors_write_to(file, s.n + fused->n, s.views, "{\"format\": \"pt\"}", emit, &s);
     }
@@ -119,19 +125,25 @@ static wb_status prepare_shard(const wb_model *m, wb_fused_save *fused, const ch
 
 /* ---- index ----------------------------------------------------------------------------------- */
 
-static json_t *make_index(const wb_model *m) {
-    json_t *map = json_object();
-    int64_t total = 0;
-    for (int32_t i = 0; map && i < m->n_tensors; i++) {
+/* Adds the tensors of `m` to the map; non-zero: no memory. */
+static int list_in_map(const wb_model *m, json_t *map, int64_t *total) {
+    for (int32_t i = 0; i < m->n_tensors; i++) {
         const wb_tensor *t = &m->tensors[i];
         wb_fused_place place;
         const char *written = wb_fused_place_of(m, t, &place) ? place.name : t->name;
-        total += t->n * (int64_t)wb_dtype_size(t->dtype);
+        *total += t->n * (int64_t)wb_dtype_size(t->dtype);
         const wb_shard_name name = wb_shard_name_of(writer_of(m, i), m->n_ranks);
-        if (json_object_set_new(map, written, json_string(name.text)) != 0) {
-            json_decref(map);
-            return NULL;
-        }
+        if (json_object_set_new(map, written, json_string(name.text)) != 0) return 1;
+    }
+    return m->mtp ? list_in_map(m->mtp, map, total) : 0;
+}
+
+static json_t *make_index(const wb_model *m) {
+    json_t *map = json_object();
+    int64_t total = 0;
+    if (map && list_in_map(m, map, &total)) {
+        json_decref(map);
+        return NULL;
     }
     return json_pack("{s:{s:I}, s:o}", "metadata", "total_size", (json_int_t)total, "weight_map", map);
 }

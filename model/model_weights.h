@@ -19,10 +19,11 @@
 typedef struct wb_param {
     wb_buffer memory;
     wb_dtype dtype;
-    int64_t rows, cols;    /* a matrix, those of the slots one below the other; a vector: cols 1 */
-    int64_t n;             /* elements held here: rows * cols */
-    int32_t moe_layer;     /* 0..L-1: whose slots these are; -1: no slots */
-    int64_t slot_elements; /* of one slot */
+    int64_t rows, cols;            /* a matrix, those of the slots one below the other; a vector: cols 1 */
+    int64_t n;                     /* elements held here: rows * cols */
+    int32_t moe_layer;             /* 0..L-1: whose slots these are; -1: no slots */
+    int64_t slot_elements;         /* of one slot */
+    const struct wb_param *shared; /* of an MTP layer: the decoder's, whose memory it has; or NULL */
 } wb_param;
 
 /* A part of a layer: its kind, and the indices into wb_model.params that the kind's struct of weights
@@ -59,8 +60,12 @@ struct wb_model {
 
     wb_param *params; /* [n_params] */
     int32_t n_params;
-    wb_layer *layers;                   /* [n_layers] */
+    wb_layer *layers;                   /* [n_layers]; in names they begin at that of first_layer */
     int32_t embed, final_norm, lm_head; /* lm_head = embed when tied */
+
+    wb_model *mtp;                   /* layers for multi-token prediction (model_mtp.h), or NULL */
+    const wb_model *decoder;         /* of these: the model that they belong to; else NULL */
+    struct wb_mtp_layer *mtp_layers; /* of these: [n_layers] */
 
     wb_placement *placement; /* where experts live */
     wb_dispatch_policy dispatch;
@@ -152,6 +157,11 @@ wb_status wb_model_blank(const wb_config *config, const wb_model_options *option
  * nothing can be agreed. What else may be wrong in them is wb_model_new's to refuse, which ranks agree on. */
 wb_status wb_model_read_options(const wb_model_options *options, wb_model_options *own_out);
 
+/* The number of layer 0 in the names of a checkpoint. */
+static inline int32_t wb_model_first_layer(const wb_model *model) {
+    return model->decoder ? model->decoder->config.n_layers : 0;
+}
+
 /* That all ranks have the same model. `source` tells checkpoints or seeds apart. Collective. */
 wb_status wb_model_check_peers(const wb_model *model, const void *source, size_t bytes);
 
@@ -170,6 +180,7 @@ wb_status wb_model_describe_routes(wb_model *model);
 
 /* Dimensions of a head that the rotary embedding turns. */
 static inline int32_t wb_model_rotary_dim(const wb_model *model) {
+    if (model->config.mla.kv_rank > 0) return model->config.mla.rope_dim;
     return model->config.rotary_dim > 0 ? model->config.rotary_dim : model->config.head_dim;
 }
 
@@ -187,9 +198,9 @@ wb_status wb_model_fill_random(wb_model *model, uint64_t seed, float std);
 /* Adds to what wb_model_note says (model.c). */
 __attribute__((format(printf, 2, 3))) wb_status wb_model_add_note(wb_model *model, const char *format, ...);
 
-/* Reads this rank's part of a checkpoint into the weights (model_load.c). digests_out: [n_tensors], of what
- * the files say of each tensor, whole or of an expert's middle: equal where ranks read the same. Not
- * collective. */
+/* Reads this rank's part of a checkpoint into the weights (model_load.c). digests_out: [n_tensors], and
+ * then those of its MTP layers, of what the files say of each tensor, whole or of an expert's middle: equal
+ * where ranks read the same. Not collective. */
 wb_status wb_model_load(wb_model *model, const wb_safetensors *files, const char *dir, uint64_t *digests_out);
 
 #endif

@@ -8,7 +8,10 @@ static const wb_op forward_ops[] = {
     WB_OP_embed_forward,
     WB_OP_rmsnorm_forward,
     WB_OP_add_rmsnorm,
+    WB_OP_rope,
     WB_OP_gather_rows,
+    WB_OP_copy_columns,
+    WB_OP_kv_write,
     WB_OP_swiglu_forward,
     WB_OP_add,
     WB_OP_add_gated_forward,
@@ -30,7 +33,6 @@ static const wb_op logprob_ops[] = {WB_OP_logprob_forward};
 
 /* A forward that keeps its steps, and the backward. */
 static const wb_op backward_ops[] = {
-    WB_OP_rope,
     WB_OP_clamp,
     WB_OP_embed_backward,
     WB_OP_scatter_rows,

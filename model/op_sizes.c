@@ -10,8 +10,19 @@ static int64_t largest_param(const wb_model *model) {
     return n;
 }
 
+/* The widest heads of attention: as latents meet them, or as they are. */
+static wb_attention heads_of(const wb_config *config) {
+    const wb_mla_sizes *mla = &config->mla;
+    if (mla->kv_rank == 0)
+        return (wb_attention){
+            .n_kv_heads = config->n_kv_heads, .head_dim = config->head_dim, .value_dim = config->head_dim};
+    return (wb_attention){
+        .n_kv_heads = 1, .head_dim = mla->kv_rank + mla->rope_dim, .value_dim = mla->kv_rank};
+}
+
 wb_status wb_reserve_ops(const wb_model *model, const wb_sizes *sizes, int64_t keys, int64_t head_rows) {
     const wb_config *config = &model->config;
+    const wb_attention heads = heads_of(config);
     const wb_op_sizes most = {.tokens = sizes->tokens,
                               .expert_rows = sizes->expert_rows,
                               .hidden = config->hidden_size,
@@ -20,9 +31,9 @@ wb_status wb_reserve_ops(const wb_model *model, const wb_sizes *sizes, int64_t k
                                                  : config->shared_width,
                               .expert_width = config->expert_width,
                               .n_heads = config->n_heads,
-                              .n_kv_heads = config->n_kv_heads,
-                              .head_dim = config->head_dim,
-                              .value_dim = config->head_dim,
+                              .n_kv_heads = heads.n_kv_heads,
+                              .head_dim = heads.head_dim,
+                              .value_dim = heads.value_dim,
                               .keys = keys,
                               .router = config->router,
                               .n_sources = model->n_ranks,

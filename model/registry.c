@@ -18,6 +18,7 @@ void wb_registry_full_name(const wb_model *model, int32_t layer, int32_t expert,
     const size_t size = WB_TENSOR_NAME_BYTES;
     const char *own = wb_registry_name(model, name);
     const char *layers = wb_registry_name(model, "model.layers");
+    layer += layer >= 0 ? wb_model_first_layer(model) : 0;
     if (expert >= 0)
         snprintf(full_out, size, "%s.%d.%s.%d.%s", layers, layer, wb_registry_name(model, "mlp.experts"),
                  expert, own);
@@ -65,6 +66,15 @@ int32_t wb_registry_storage(wb_registry *registry, wb_dtype dtype, int64_t rows,
     if (registry->fill)
         registry->model->params[registry->n_params] =
             (wb_param){.dtype = dtype, .rows = rows, .cols = cols, .n = rows * cols, .moe_layer = -1};
+    return registry->n_params++;
+}
+
+int32_t wb_registry_shared(wb_registry *registry, int32_t param) {
+    if (registry->fill) {
+        wb_param *own = &registry->model->params[registry->n_params];
+        *own = registry->model->decoder->params[param];
+        own->shared = &registry->model->decoder->params[param];
+    }
     return registry->n_params++;
 }
 

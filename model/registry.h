@@ -21,7 +21,10 @@ typedef struct wb_registry {
 /* A storage [rows, cols], without tensors yet; its index in wb_model.params. */
 int32_t wb_registry_storage(wb_registry *registry, wb_dtype dtype, int64_t rows, int64_t cols);
 
-/* The same for this rank's slots of MoE layer `moe_layer`, each [rows, cols]. */
+/* That of param `param` of the decoder, for its MTP layers. */
+int32_t wb_registry_shared(wb_registry *registry, int32_t param);
+
+/* A storage for this rank's slots of MoE layer `moe_layer`, each [rows, cols]. */
 int32_t wb_registry_slots(wb_registry *registry, int32_t moe_layer, wb_dtype dtype, int64_t rows,
                           int64_t cols);
 

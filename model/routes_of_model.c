@@ -32,9 +32,13 @@ __attribute__((format(printf, 2, 3))) static void add(text *t, const char *forma
 static void add_options(const wb_config *c, text *t) {
     const wb_router *r = &c->router;
     const wb_rope_scaling *s = &c->rope_scaling;
+    const wb_mla_sizes *m = &c->mla;
     if (r->n_group > 1) add(t, "\ngroups %d %d", r->n_group, r->topk_group);
     if (r->normalize && looks_at_normalize(r->type)) add(t, "\nnormalized");
     if (c->shared_width > 0) add(t, "\nshared_width %d", c->shared_width);
+    if (m->kv_rank > 0)
+        add(t, "\nmla %d %d %d %d %d %d", m->kv_rank, m->q_rank, m->nope_dim, m->rope_dim, m->value_dim,
+            m->interleaved);
     if (c->rotary_dim > 0) add(t, "\nrotary_dim %d", c->rotary_dim);
     if (c->swiglu_limit > 0) add(t, "\nswiglu_limit %.9g", (double)c->swiglu_limit);
     if (c->window > 0) {

@@ -40,13 +40,15 @@ extern "C" {
 
 /* X(NAME, name): the family WB_FAMILY_NAME, which is model_type "name" of config.json. New ones come last:
  * the values are part of the library's interface. */
-#define WB_FAMILY_LIST(X)   \
-    X(QWEN3_MOE, qwen3_moe) \
-    X(OLMOE, olmoe)         \
-    X(QWEN2_MOE, qwen2_moe) \
-    X(GLM4_MOE, glm4_moe)   \
-    X(MIXTRAL, mixtral)     \
-    X(GPT_OSS, gpt_oss)
+#define WB_FAMILY_LIST(X)       \
+    X(QWEN3_MOE, qwen3_moe)     \
+    X(OLMOE, olmoe)             \
+    X(QWEN2_MOE, qwen2_moe)     \
+    X(GLM4_MOE, glm4_moe)       \
+    X(MIXTRAL, mixtral)         \
+    X(GPT_OSS, gpt_oss)         \
+    X(DEEPSEEK_V2, deepseek_v2) \
+    X(DEEPSEEK_V3, deepseek_v3)
 
 #define X(NAME, name) WB_FAMILY_##NAME,
 typedef enum wb_family { WB_FAMILY_LIST(X) } wb_family;
@@ -54,6 +56,17 @@ typedef enum wb_family { WB_FAMILY_LIST(X) } wb_family;
 
 /* Where q and k are normalised before the rotary embedding. */
 typedef enum wb_qk_norm { WB_QK_NORM_NONE, WB_QK_NORM_PER_HEAD, WB_QK_NORM_WHOLE } wb_qk_norm;
+
+/* Multi-head latent attention: what a token leaves behind is one latent for all heads. All zero: the model
+ * has grouped-query attention. */
+typedef struct wb_mla_sizes {
+    int32_t kv_rank; /* of the latent, without its rotated part */
+    int32_t q_rank;  /* of the two factors of q's projection; 0: it is one matrix */
+    /* Of a head's query and key, which are head_dim together: what is not rotated, and then what is */
+    int32_t nope_dim, rope_dim;
+    int32_t value_dim; /* of a head */
+    bool interleaved;  /* the rotation is of neighbours, not of halves */
+} wb_mla_sizes;
 
 /* How the frequencies of the rotary embedding are scaled, for longer contexts than a model began with. */
 typedef enum wb_rope_type { WB_ROPE_PLAIN, WB_ROPE_LINEAR, WB_ROPE_YARN } wb_rope_type;
@@ -91,7 +104,7 @@ typedef struct wb_config {
     /* SwiGLU width of the shared experts of a MoE layer, which every token goes through beside those that it
      * chooses: all of them as one; 0: none. They are no choice and in no route. */
     int32_t shared_width;
-    /* Dimensions of a head that the rotary embedding turns, the first ones; 0: all */
+    /* Dimensions of a head that the rotary embedding turns, the first ones; 0: all, or those of `mla` */
     int32_t rotary_dim;
     wb_rope_scaling rope_scaling;
     /* The layers of window_layer_mask, bits as above, see the last `window` positions, the token's own among
@@ -105,6 +118,7 @@ typedef struct wb_config {
     int32_t weight_block[2];
     /* Multi-token prediction layers that the checkpoint says to have behind the decoder's. */
     int32_t n_mtp_layers;
+    wb_mla_sizes mla;
 } wb_config;
 
 /* Reads DIR/config.json. UNSUPPORTED names an unknown model_type or a key whose value this engine does not
@@ -228,6 +242,10 @@ WB_API wb_status wb_model_save(wb_model *model, const char *dir);
 WB_API const wb_config *wb_model_config(const wb_model *model);
 /* Fingerprint, MoE layers, E, K; owner: model. */
 WB_API const wb_route_model *wb_model_routes(const wb_model *model);
+/* Its layers for multi-token prediction, which stand behind the decoder's in a checkpoint, as a model of
+ * their own, whose weights are copied, saved and compared along with those of `model`. Its list of tensors,
+ * its routes, its placement and its gradients do not know them. NULL where there are none. Owner: `model`. */
+WB_API wb_model *wb_model_mtp(const wb_model *model);
 /* Those of its options, still the caller's. */
 WB_API wb_device *wb_model_device(const wb_model *model);
 WB_API wb_comm *wb_model_comm(const wb_model *model);
@@ -370,7 +388,10 @@ typedef struct wb_infer_options {
     /* States of fixed size that are kept between steps, one for each sequence that goes on; takes memory only
      * where layers keep some (wb_infer_sequence_bytes). 0 (default): max_sequences. */
     int32_t n_states;
-    uint8_t reserved[4]; /* zero */
+    /* Default false. True: with states and workspace for the model's MTP layers, if it has some
+     * (wb_infer_draft), in blocks of the same numbers. */
+    bool drafts;
+    uint8_t reserved[3]; /* zero */
 } wb_infer_options;
 
 /* The defaults; `size` is the caller's sizeof. */
@@ -434,6 +455,17 @@ WB_API int64_t wb_infer_padded(const wb_infer *infer, int64_t T);
  * exchange, in the head, is this rank's alone: the caller agrees on it with the others. Collective. */
 WB_API wb_status wb_infer_forward(wb_infer *infer, const wb_infer_batch *batch, const wb_routing *routing,
                                   const float **logits_out);
+
+/* Whether wb_infer_draft can be called: the options ask for it, and the model has MTP layers. */
+WB_API bool wb_infer_drafts(const wb_infer *infer);
+
+/* Feeds the first MTP layer behind the latest wb_infer_forward: a row for a token of that batch, at its
+ * position and with its sequence's blocks, whose token is the one that follows it; *logits_out: device
+ * [n_logits, V], of the token after that one, valid until the next call. hidden_rows: host [T], of each row
+ * that token's index in that batch. A token's row sees the rows of earlier positions that have been fed, all
+ * of which it should have; where one is missing, the guess is the worse. No padding. Collective. */
+WB_API wb_status wb_infer_draft(wb_infer *infer, const wb_infer_batch *batch, const int32_t *hidden_rows,
+                                const float **logits_out);
 
 /* ---- training ------------------------------------------------------------------------------------ */
 

@@ -43,6 +43,7 @@ static wb_infer_options infer_options(const wb_engine_options *options) {
     infer.max_logits =
         wb_scheduler_max_sampled(infer.max_sequences, options->max_batch_tokens, options->max_drafts);
     infer.n_states = n_states(options);
+    infer.drafts = options->max_drafts > 0;
     return infer;
 }
 
@@ -107,6 +108,8 @@ static wb_status open_parts(wb_engine *engine, const wb_engine_options *options)
     WB_TRY(wb_step_forcing_open(&engine->workspace, (size_t)options->max_batch_tokens, &engine->forcing));
     WB_TRY(wb_load_count_open(&engine->workspace.host, options->rebalance, route_model,
                               (size_t)options->max_batch_tokens, &engine->load));
+    WB_TRY(wb_mtp_drafts_open(&engine->workspace.host, engine->infer, (size_t)options->max_batch_tokens,
+                              (size_t)scheduler->max_entries, &engine->mtp));
     WB_TRY(wb_lending_open(&engine->workspace.host, options->lend_requests, wb_comm_size(engine->comm),
                            &engine->lending));
     WB_TRY(WB_OWN(&engine->workspace.host, engine->words, (size_t)wb_comm_size(engine->comm),

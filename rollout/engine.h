@@ -5,6 +5,7 @@
 #include "filing.h"
 #include "lending.h"
 #include "load_count.h"
+#include "mtp_drafts.h"
 #include "request.h"
 #include "results.h"
 #include "sampling.h"
@@ -36,6 +37,7 @@ struct wb_engine {
     uint64_t steps, prefill_tokens, decode_tokens, taken_over_tokens; /* since open */
     uint64_t submitted, finished, aborted;                            /* requests since open */
     wb_request_load unfinished;
+    wb_mtp_drafts mtp;                /* of the latest committed step */
     uint64_t drafts, accepted_drafts; /* since open */
     double step_seconds;              /* since open */
     uint32_t max_drafts;              /* of a request in a step */

@@ -1,5 +1,6 @@
 /* engine_step.c - the order of a step: lend, start a round of moves of experts, schedule, forward, sample,
- * start the copy of the results, file the step before, wait for the copy, agree, commit, take the moves over.
+ * start the copy of the results, file the step before, wait for the copy, agree, commit, draft, take the
+ * moves over.
  *
  * What the next step needs of this one are its tokens, which the commit puts into the records. Rows and
  * kept tokens are filed by the next step, while the device works (filing.h). A step that fails on any rank
@@ -129,6 +130,7 @@ static wb_status agree(wb_engine *engine, wb_status status, bool *busy_out) {
                              .weights_digest = engine->weights_digest,
                              .max_batch_tokens = (uint64_t)engine->scheduler.max_batch_tokens,
                              .max_prefill_tokens = (uint64_t)engine->max_prefill_tokens,
+                             .mtp_drafts = engine->mtp.on,
                              .pauses = engine->asks_for_pause,
                              .lending = engine->lending.on};
     const uint64_t n_ended = status == WB_OK ? count_work(engine, &own) : 0;
@@ -179,8 +181,8 @@ static void commit_sampled(wb_engine *engine, wb_sequence *s, const wb_results_v
 }
 
 /* The request takes what was sampled, from `j` on, after its last token and its drafts; it ends, or gets
- * drafts for the next step. */
-static void commit_taken(wb_engine *engine, wb_sequence *s, const wb_results_view *found, int64_t j,
+ * drafts for the next step, of its own text or for now none. Returns whether it goes on. */
+static bool commit_taken(wb_engine *engine, wb_sequence *s, const wb_results_view *found, int64_t j,
                          uint32_t n_drafts) {
     wb_finish finish;
     const uint32_t n = wb_sequence_count_taken(s, 1 + n_drafts, found->tokens + j, &finish);
@@ -188,28 +190,45 @@ static void commit_taken(wb_engine *engine, wb_sequence *s, const wb_results_vie
     if (finish != WB_FINISH_NONE)
         wb_engine_finish(engine, s, finish);
     else
-        wb_sequence_propose(s, engine->max_drafts);
+        wb_sequence_propose_text(s, engine->mtp.on ? 0 : engine->max_drafts);
+    return finish == WB_FINISH_NONE;
+}
+
+/* Records what entry i fed, from `row` of the batch on, and what was sampled behind it, from j on. Returns
+ * how many tokens were sampled. */
+static int64_t commit_entry(wb_engine *engine, int32_t i, int64_t row, const wb_results_view *found,
+                            int64_t j) {
+    wb_sched_entry *entry = engine->scheduler.batch.entries[i];
+    wb_sequence *s = wb_sequence_of(entry);
+    const bool samples = wb_sched_samples(entry);
+    const uint32_t start = entry->n_in_pool, n_kept = wb_sched_n_kept(entry), n_drafts = entry->n_drafts;
+    count_fed(engine, entry);
+    commit_fed(engine, entry, found->rows + (size_t)row * engine->results.row_bytes);
+    if (!samples || commit_taken(engine, s, found, j, n_drafts))
+        wb_mtp_drafts_add(&engine->mtp, s, i, (int32_t)row, start, n_kept);
+    return samples ? 1 + n_drafts : 0;
 }
 
 /* Records what was fed and sampled. Cannot fail. */
 static void commit(wb_engine *engine) {
     const wb_step_batch *batch = &engine->scheduler.batch;
     const wb_results_view found = wb_step_results_on_host(&engine->results);
-    const uint8_t *rows = found.rows;
-    int64_t j = 0;
+    int64_t row = 0, j = 0;
+    wb_mtp_drafts_begin(&engine->mtp);
     for (int32_t i = 0; i < batch->n_entries; i++) {
-        wb_sched_entry *entry = batch->entries[i];
-        const bool samples = wb_sched_samples(entry);
-        const uint32_t n_fed = wb_sched_n_fed(entry), n_drafts = entry->n_drafts;
-        count_fed(engine, entry);
-        commit_fed(engine, entry, rows);
-        rows += n_fed * engine->results.row_bytes;
-        if (!samples) continue;
-        commit_taken(engine, wb_sequence_of(entry), &found, j, n_drafts);
-        j += 1 + n_drafts;
+        const int64_t n_fed = wb_sched_n_fed(batch->entries[i]);
+        j += commit_entry(engine, i, row, &found, j);
+        row += n_fed;
     }
     wb_step_results_turn(&engine->results);
     engine->steps++;
+}
+
+/* What the next step's drafts are, once this one has been committed on all ranks. */
+static wb_status draft(wb_engine *engine) {
+    return wb_mtp_drafts_make(&engine->mtp, engine->infer, engine->workspace.device,
+                              wb_model_config(engine->model)->vocab_size, &engine->scheduler.batch,
+                              &engine->results);
 }
 
 /* After a step that was not made. Keys that it wrote are written again by the next one, the same; a state of
@@ -232,11 +251,12 @@ static wb_status make_pass(wb_engine *engine, bool *busy_out) {
     if (status == WB_OK)
         status = wb_load_count_step(&engine->load, wb_model_routes(engine->model), &engine->scheduler.batch,
                                     wb_step_results_on_host(&engine->results).rows);
-    if (status == WB_OK)
-        commit(engine);
-    else
+    if (status != WB_OK) {
         forget_states(engine);
-    return status;
+        return status;
+    }
+    commit(engine);
+    return draft(engine);
 }
 
 /* Experts move beside the pass. A failure of the pass is on all ranks, and on none is it a reason not to end

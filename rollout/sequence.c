@@ -194,8 +194,13 @@ void wb_sequence_append(wb_sequence *s, const wb_sampled_token *sampled) {
 }
 
 /* A draft more than the request can still take would need a block that it has no room for. */
-void wb_sequence_propose(wb_sequence *s, uint32_t max) {
-    const uint32_t n = wb_sequence_length(s), left = s->max_len - n - 1;
+void wb_sequence_propose(wb_sequence *s, uint32_t n, const uint32_t *tokens) {
+    memcpy(s->tokens + wb_sequence_length(s), tokens, n * sizeof *tokens);
+    s->entry.n_proposed = n;
+}
+
+void wb_sequence_propose_text(wb_sequence *s, uint32_t max) {
+    const uint32_t n = wb_sequence_length(s), left = wb_sequence_max_drafts(s);
     s->entry.n_proposed = wb_draft_find(s->tokens, n, max < left ? max : left, s->tokens + n);
 }
 

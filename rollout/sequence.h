@@ -94,8 +94,16 @@ typedef struct wb_sampled_token {
 /* Appends a token that was taken. */
 void wb_sequence_append(wb_sequence *sequence, const wb_sampled_token *sampled);
 
-/* Puts drafts for what comes next, at most `max`, behind the last token. */
-void wb_sequence_propose(wb_sequence *sequence, uint32_t max);
+/* Drafts that can come to something: the token behind them still is the request's. */
+static inline uint32_t wb_sequence_max_drafts(const wb_sequence *s) {
+    return s->max_len - s->completion.record.n_tokens - 1;
+}
+
+/* Puts drafts for what comes next behind the last token: tokens[n], n at most wb_sequence_max_drafts. */
+void wb_sequence_propose(wb_sequence *sequence, uint32_t n, const uint32_t *tokens);
+
+/* The same, at most `max`, by the request's own text (draft.h). */
+void wb_sequence_propose_text(wb_sequence *sequence, uint32_t max);
 
 /* The record as it stands becomes the completion's. */
 void wb_sequence_finish(wb_sequence *sequence, wb_finish finish);

@@ -44,6 +44,12 @@ static wb_status check_sizes(const wb_step_word *words, int n_ranks) {
                            r, words[r].max_batch_tokens, words[r].max_prefill_tokens,
                            words[0].max_batch_tokens, words[0].max_prefill_tokens);
     for (int r = 1; r < n_ranks; r++)
+        if (words[r].mtp_drafts != words[0].mtp_drafts)
+            return wb_fail(WB_PEER,
+                           "engine step: rank %d has drafts of MTP layers %" PRIu64 ", rank 0 %" PRIu64
+                           ": expected max_drafts above 0 on all ranks or on none",
+                           r, words[r].mtp_drafts, words[0].mtp_drafts);
+    for (int r = 1; r < n_ranks; r++)
         if (words[r].lending != words[0].lending)
             return wb_fail(WB_PEER,
                            "engine step: rank %d has lend_requests %" PRIu64 ", rank 0 %" PRIu64

@@ -58,7 +58,7 @@ step_of() {
 }
 
 # ---- tests ----
-for program in "$build"/tests/test_*_cuda "$build"/tests/test_{ops_bf16,ops_fused,graph_steps,same_bits,exchange_gpus}; do
+for program in "$build"/tests/test_*_cuda "$build"/tests/test_{ops_bf16,ops_fused,graph_steps,same_bits,mtp_drafts,exchange_gpus}; do
     [ -x "$program" ] && step "$(basename "$program")" "$program"
 done
 torch=$(python3 -c 'import torch; torch.zeros(1).cuda(); print(torch.__version__)' 2>/dev/null)

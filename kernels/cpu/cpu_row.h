@@ -34,4 +34,14 @@ static inline void row_rotate(int64_t half, const float *restrict c, const float
     }
 }
 
+/* The same for pairs side by side, x[2 half]. */
+static inline void row_rotate_pairs(int64_t half, const float *restrict c, const float *restrict s,
+                                    float sign, float *restrict x) {
+    for (int64_t i = 0; i < half; i++) {
+        float sine = sign * s[i], a = x[2 * i], b = x[2 * i + 1];
+        x[2 * i] = fmaf(a, c[i], -(b * sine));
+        x[2 * i + 1] = fmaf(b, c[i], a * sine);
+    }
+}
+
 #endif

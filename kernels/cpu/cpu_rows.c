@@ -6,6 +6,7 @@
 #include "cpu/cpu_operands.h"
 #include "cpu/cpu_row.h"
 #include "device_fault.h"
+#include "rope_check.h"
 
 /* ---- embedding ------------------------------------------------------------------------------------ */
 
@@ -131,21 +132,23 @@ wb_status WB_CPU(rmsnorm_backward)(wb_device *dev, int64_t n, int64_t width, wb_
 
 /* ---- rotary embedding and the cache ---------------------------------------------------------- */
 
-wb_status WB_CPU(rope)(wb_device *dev, int64_t T, int32_t n_heads, int32_t head_dim, int32_t rot_dim,
-                       const int32_t *pos, const float *cos_table, const float *sin_table, bool inverse,
-                       wb_rows x) {
-    if (rot_dim < 0 || rot_dim > head_dim || rot_dim % 2 != 0)
-        return wb_fail(WB_INVALID_ARGUMENT, "rope: rot_dim: expected an even number up to %d, found %d",
-                       head_dim, rot_dim);
-    operand list[] = {{.name = "x", .rows = x, .n = T * n_heads * head_dim, .use = UPDATE}};
+wb_status WB_CPU(rope)(wb_device *dev, const wb_rope *args) {
+    WB_TRY(rope_check(args));
+    operand list[] = {
+        {.name = "x", .rows = args->x, .n = args->T * args->n_heads * args->head_dim, .use = UPDATE}};
     WB_TRY(WB_CPU(operands_open)(dev, "rope", list, 1));
-    int64_t half = rot_dim / 2;
-    float sign = inverse ? -1.0f : 1.0f;
-#pragma omp parallel for schedule(static) num_threads(wb_cpu_threads(dev, T *n_heads *rot_dim))
-    for (int64_t t = 0; t < T; t++)
+    const int64_t half = args->rot_dim / 2, n_heads = args->n_heads;
+    const float sign = args->inverse ? -1.0f : 1.0f;
+#pragma omp parallel for schedule(static) num_threads(wb_cpu_threads(dev, args->T *n_heads * args->rot_dim))
+    for (int64_t t = 0; t < args->T; t++)
         for (int64_t head = 0; head < n_heads; head++) {
-            float *low = list[0].f32 + (t * n_heads + head) * head_dim;
-            row_rotate(half, cos_table + pos[t] * half, sin_table + pos[t] * half, sign, low, low + half);
+            float *x = list[0].f32 + (t * n_heads + head) * args->head_dim + args->first;
+            const float *c = args->cos_table + args->pos[t] * half,
+                        *s = args->sin_table + args->pos[t] * half;
+            if (args->interleaved)
+                row_rotate_pairs(half, c, s, sign, x);
+            else
+                row_rotate(half, c, s, sign, x, x + half);
         }
     WB_CPU(operands_close)(dev, list, 1);
     return WB_OK;
@@ -209,6 +212,18 @@ wb_status WB_CPU(scatter_rows)(wb_device *dev, int64_t n, int64_t width, const i
 #pragma omp parallel for schedule(static) num_threads(wb_cpu_threads(dev, n *width))
     for (int64_t i = 0; i < n; i++)
         memcpy((char *)out.data + index[i] * bytes, (const char *)in.data + i * bytes, (size_t)bytes);
+    return WB_OK;
+}
+
+wb_status WB_CPU(copy_columns)(wb_device *dev, int64_t n, int64_t width, wb_rows from, int64_t from_stride,
+                               wb_rows to, int64_t to_stride) {
+    WB_TRY(operand_check("copy_columns", "from", from.dtype));
+    WB_TRY(operand_check_like("copy_columns", "to", to.dtype, "from", from.dtype));
+    const int64_t size = (int64_t)wb_dtype_size(from.dtype);
+#pragma omp parallel for schedule(static) num_threads(wb_cpu_threads(dev, n *width))
+    for (int64_t i = 0; i < n; i++)
+        memcpy((char *)to.data + i * to_stride * size, (const char *)from.data + i * from_stride * size,
+               (size_t)(width * size));
     return WB_OK;
 }
 

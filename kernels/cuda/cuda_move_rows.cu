@@ -1,5 +1,6 @@
-/* cuda_move_rows.cu - rows moved as they are: gathered, scattered, written into the cache of keys and values.
- * Rows that can be are moved 16 bytes at a time. Refuses: ops that compute on rows (cuda_rows.cu). */
+/* cuda_move_rows.cu - rows and columns moved as they are: gathered, scattered, copied out of wider rows,
+ * written into the cache of keys and values. What can be is moved 16 bytes at a time. Refuses: ops that
+ * compute on rows (cuda_rows.cu). */
 #include "cuda/cuda_operands.h"
 #include "cuda/cuda_ops.h"
 #include "cuda/cuda_scratch.h"
@@ -44,6 +45,24 @@ wb_status scatter(wb_device *dev, int64_t n, size_t row_bytes, const int32_t *in
            static_cast<const E *>(in.data), static_cast<E *>(out.data));
 }
 
+/* Blocks of `width` elements, the rows of which are apart. */
+template <typename E>
+__global__ void __launch_bounds__(BLOCK)
+    copy_elements(int64_t n, int64_t width, const E *from, int64_t from_stride, E *to, int64_t to_stride) {
+    const int64_t i = thread_number(), row = i / width, column = i % width;
+    if (row < n) to[row * to_stride + column] = from[row * from_stride + column];
+}
+
+/* Strides and width in elements of `size` bytes, of which one move has as many as E. */
+template <typename E>
+wb_status copy_blocks(wb_device *dev, int64_t n, int64_t width, size_t size, wb_rows from,
+                      int64_t from_stride, wb_rows to, int64_t to_stride) {
+    const int64_t each = static_cast<int64_t>(sizeof(E) / size);
+    LAUNCH(dev, "copy_columns", n * (width / each), 1, copy_elements<E>, n, width / each,
+           static_cast<const E *>(from.data), from_stride / each, static_cast<E *>(to.data),
+           to_stride / each);
+}
+
 __global__ void __launch_bounds__(BLOCK)
     write_cache(int64_t T, int64_t width, wb_rows x, const int64_t *rows, wb_rows cache) {
     const int64_t i = thread_number(), t = i / width;
@@ -78,6 +97,20 @@ wb_status wb_cuda_scatter_rows(wb_device *dev, int64_t n, int64_t width, const i
     if (in_sixteens(row_bytes, in.data, out.data)) return scatter<uint4>(dev, n, row_bytes, index, in, out);
     return in.dtype == WB_F32 ? scatter<uint32_t>(dev, n, row_bytes, index, in, out)
                               : scatter<uint16_t>(dev, n, row_bytes, index, in, out);
+}
+
+wb_status wb_cuda_copy_columns(wb_device *dev, int64_t n, int64_t width, wb_rows from, int64_t from_stride,
+                               wb_rows to, int64_t to_stride) {
+    WB_TRY(operand_check("copy_columns", "from", from.dtype));
+    WB_TRY(operand_check_like("copy_columns", "to", to.dtype, "from", from.dtype));
+    if (width == 0) return WB_OK;
+    const size_t size = wb_dtype_size(from.dtype);
+    const size_t bytes = static_cast<size_t>(width | from_stride | to_stride) * size;
+    if (in_sixteens(bytes, from.data, to.data))
+        return copy_blocks<uint4>(dev, n, width, size, from, from_stride, to, to_stride);
+    if (from.dtype == WB_F32)
+        return copy_blocks<uint32_t>(dev, n, width, size, from, from_stride, to, to_stride);
+    return copy_blocks<uint16_t>(dev, n, width, size, from, from_stride, to, to_stride);
 }
 
 wb_status wb_cuda_kv_write(wb_device *dev, int64_t T, int64_t width, wb_rows x, const int64_t *rows,

@@ -8,6 +8,7 @@
 #include "cuda/cuda_ops.h"
 #include "cuda/cuda_scratch.h"
 #include "cuda/cuda_vector.h"
+#include "rope_check.h"
 
 namespace {
 
@@ -186,45 +187,38 @@ __global__ void __launch_bounds__(BLOCK)
 
 /* ---- rotary embedding ------------------------------------------------------------------------ */
 
-struct rope_args {
-    int64_t T;
-    int32_t n_heads, head_dim, half;
-    const int32_t *pos;
-    const float *cos_table, *sin_table;
-    float sign;
-    wb_rows x;
-};
-
-__global__ void __launch_bounds__(BLOCK) rotate_pairs(rope_args args) {
-    const int64_t pair = thread_number(), head = pair / args.half, t = head / args.n_heads;
+__global__ void __launch_bounds__(BLOCK) rotate_pairs(wb_rope args) {
+    const int64_t half = args.rot_dim / 2, pair = thread_number(), head = pair / half,
+                  t = head / args.n_heads;
     if (t >= args.T) return;
-    const int64_t i = pair % args.half, angle = args.pos[t] * static_cast<int64_t>(args.half) + i;
-    const int64_t low = head * args.head_dim + i, high = low + args.half;
-    const float c = args.cos_table[angle], sine = wb_mul(args.sign, args.sin_table[angle]);
+    const int64_t i = pair % half, angle = args.pos[t] * half + i, x = head * args.head_dim + args.first;
+    const int64_t low = args.interleaved ? x + 2 * i : x + i, high = args.interleaved ? low + 1 : low + half;
+    const float c = args.cos_table[angle], sine = wb_mul(args.inverse ? -1.0f : 1.0f, args.sin_table[angle]);
     const float a = load_element(args.x, low), b = load_element(args.x, high);
     store_element(args.x, low, wb_fma(a, c, -wb_mul(b, sine)));
     store_element(args.x, high, wb_fma(b, c, wb_mul(a, sine)));
 }
 
-/* Eight pairs a thread, of bf16. */
-__global__ void __launch_bounds__(BLOCK) rotate_eights(rope_args args) {
-    const int64_t eights = args.half / 8, place = thread_number(), head = place / eights;
+/* Eight pairs a thread, of bf16, whose halves lie apart. */
+__global__ void __launch_bounds__(BLOCK) rotate_eights(wb_rope args) {
+    const int64_t half = args.rot_dim / 2, eights = half / 8, place = thread_number(), head = place / eights;
     const int64_t t = head / args.n_heads, i = place % eights * 8;
     if (t >= args.T) return;
-    const int64_t angle = args.pos[t] * static_cast<int64_t>(args.half) + i;
-    uint16_t *const low = static_cast<uint16_t *>(args.x.data) + head * args.head_dim + i;
+    const int64_t angle = args.pos[t] * half + i;
+    const float sign = args.inverse ? -1.0f : 1.0f;
+    uint16_t *const low = static_cast<uint16_t *>(args.x.data) + head * args.head_dim + args.first + i;
     float a[8], b[8], c[8], sine[8];
     widen_eight(load_eight(low), a);
-    widen_eight(load_eight(low + args.half), b);
+    widen_eight(load_eight(low + half), b);
 #pragma unroll
     for (int k = 0; k < 8; k++) {
-        c[k] = args.cos_table[angle + k], sine[k] = wb_mul(args.sign, args.sin_table[angle + k]);
+        c[k] = args.cos_table[angle + k], sine[k] = wb_mul(sign, args.sin_table[angle + k]);
         const float first = wb_fma(a[k], c[k], -wb_mul(b[k], sine[k]));
         b[k] = wb_fma(b[k], c[k], wb_mul(a[k], sine[k]));
         a[k] = first;
     }
     store_eight(low, a);
-    store_eight(low + args.half, b);
+    store_eight(low + half, b);
 }
 
 } // namespace
@@ -297,17 +291,11 @@ wb_status wb_cuda_rmsnorm_backward(wb_device *dev, int64_t n, int64_t width, wb_
     LAUNCH(dev, "rmsnorm_backward", n, WB_LANES, rmsnorm_gradients, n, width, x, w, r, dy, dx);
 }
 
-wb_status wb_cuda_rope(wb_device *dev, int64_t T, int32_t n_heads, int32_t head_dim, int32_t rot_dim,
-                       const int32_t *pos, const float *cos_table, const float *sin_table, bool inverse,
-                       wb_rows x) {
-    if (rot_dim < 0 || rot_dim > head_dim || rot_dim % 2 != 0)
-        return wb_fail(WB_INVALID_ARGUMENT, "rope: rot_dim: expected an even number up to %d, found %d",
-                       head_dim, rot_dim);
-    WB_TRY(operand_check("rope", "x", x.dtype));
-    const rope_args args = {
-        T, n_heads, head_dim, rot_dim / 2, pos, cos_table, sin_table, inverse ? -1.0f : 1.0f, x};
-    if (args.half % 8 == 0 && in_eights(head_dim, x))
-        LAUNCH(dev, "rope", T * n_heads * args.half / 8, 1, rotate_eights, args);
-    LAUNCH(dev, "rope", T * n_heads * args.half, 1, rotate_pairs, args);
+wb_status wb_cuda_rope(wb_device *dev, const wb_rope *args) {
+    WB_TRY(rope_check(args));
+    const int64_t half = args->rot_dim / 2, pairs = args->T * args->n_heads * half;
+    if (half % 8 == 0 && args->first % 8 == 0 && !args->interleaved && in_eights(args->head_dim, args->x))
+        LAUNCH(dev, "rope", pairs / 8, 1, rotate_eights, *args);
+    LAUNCH(dev, "rope", pairs, 1, rotate_pairs, *args);
 }
 }

@@ -15,11 +15,18 @@ const wb_family_rules *wb_family_rules_of(wb_family family) {
     return (size_t)family < WB_N_FAMILIES ? families[family] : NULL;
 }
 
+static bool is_type_of(const wb_family_rules *rules, const char *type) {
+    const char *const *other = rules->other_types;
+    if (strcmp(type, rules->model_type) == 0) return true;
+    while (other && *other && strcmp(type, *other) != 0) other++;
+    return other && *other;
+}
+
 wb_status wb_family_find(const json_t *value, wb_family *family_out) {
     char known[512];
     size_t used = 0;
     for (size_t i = 0; i < WB_N_FAMILIES; i++) {
-        if (strcmp(json_string_value(value), families[i]->model_type) == 0) {
+        if (is_type_of(families[i], json_string_value(value))) {
             *family_out = (wb_family)i;
             return WB_OK;
         }

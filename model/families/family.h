@@ -45,12 +45,14 @@ typedef enum wb_window_rule {
 
 typedef struct wb_family_rules {
     const char *model_type, *architecture; /* of config.json */
+    const char *const *other_types;        /* model types of the same models, up to NULL; or NULL: none */
 
     /* ---- keys that families spell differently, and what is meant where a key is absent ---- */
     const char *expert_width_key; /* of F */
     const char *experts_key;      /* of E, where a new file is written; NULL: num_experts */
     wb_qk_norm qk_norm;
-    bool qk_norm_varies; /* between that and WB_QK_NORM_PER_HEAD, as `read` finds */
+    bool latent_attention; /* wb_config.mla is read, and head_dim and n_kv_heads follow from it */
+    bool qk_norm_varies;   /* between that and WB_QK_NORM_PER_HEAD, as `read` finds */
     double norm_eps, rope_theta;
     int32_t max_positions;
     int32_t n_kv_heads;             /* 0: as many as heads */
@@ -88,8 +90,6 @@ typedef struct wb_family_rules {
     bool selection_bias;
     /* What the shared experts give is multiplied by the sigmoid of mlp.shared_expert_gate. */
     bool shared_gate;
-    /* Layers for multi-token prediction that a checkpoint has behind the decoder's are passed over. */
-    bool passes_over_mtp;
     const wb_rename *renames; /* up to {NULL, NULL}; NULL: all names are the usual ones */
 } wb_family_rules;
 

@@ -17,7 +17,7 @@ static wb_status read(const json_t *root, wb_config *c) {
 static int write(const wb_config *c, json_t *root) {
     return json_object_set_new(root, "use_qk_norm", json_boolean(c->qk_norm == WB_QK_NORM_PER_HEAD)) ||
            wb_config_write_shared(c, root) ||
-           json_object_set_new(root, "num_nextn_predict_layers", json_integer(0));
+           json_object_set_new(root, "num_nextn_predict_layers", json_integer(c->n_mtp_layers));
 }
 
 static wb_layer_parts layer(const wb_config *c, int32_t l) {
@@ -49,5 +49,4 @@ const wb_family_rules wb_family_glm4_moe = {
     .layer = layer,
     .no_output_bias = true,
     .selection_bias = true,
-    .passes_over_mtp = true,
 };

@@ -162,8 +162,16 @@ static wb_status rotate(const wb_model *model, heads_spec spec, const wb_pass *p
                         wb_rows x) {
     wb_device *dev = model->device;
     const int32_t head_dim = model->config.head_dim;
-    return dev->rope(dev, pass->T, spec.n_heads, head_dim, wb_model_rotary_dim(model), pass->pos,
-                     model->cos_table.data, model->sin_table.data, inverse, x);
+    const wb_rope args = {.T = pass->T,
+                          .n_heads = spec.n_heads,
+                          .head_dim = head_dim,
+                          .rot_dim = wb_model_rotary_dim(model),
+                          .inverse = inverse,
+                          .pos = pass->pos,
+                          .cos_table = model->cos_table.data,
+                          .sin_table = model->sin_table.data,
+                          .x = x};
+    return dev->rope(dev, &args);
 }
 
 static wb_status add_bias(const wb_model *model, heads_spec spec, int64_t T, wb_rows x) {

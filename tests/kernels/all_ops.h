@@ -191,8 +191,19 @@ static inline void all_attention(wb_device *dev, int64_t T, int64_t hd, outputs 
     float *x = random_floats(T * nh * hd, -1, 1), *c = random_floats(T * half, -1, 1),
           *s = random_floats(T * half, -1, 1);
     all_inputs(dev, T, hd, pos, rows, c, s, o);
+    wb_rope rope = {.T = T,
+                    .n_heads = (int32_t)nh,
+                    .head_dim = (int32_t)hd,
+                    .rot_dim = (int32_t)half * 2,
+                    .pos = pos,
+                    .cos_table = c,
+                    .sin_table = s,
+                    .x = wb_f32_rows(x)};
+    assert_ok(dev->rope(dev, &rope));
+    rope.interleaved = true;
+    assert_ok(dev->rope(dev, &rope));
     assert_ok(
-        dev->rope(dev, T, (int32_t)nh, (int32_t)hd, (int32_t)half * 2, pos, c, s, false, wb_f32_rows(x)));
+        dev->copy_columns(dev, T, nh * hd / 2, wb_rows_from(rope.x, nh * hd / 2), nh * hd, rope.x, nh * hd));
     float *fresh = random_floats(T * nkv * hd, -1, 1), *k = floats(3 * T * nkv * hd),
           *v = floats(3 * T * nkv * hd);
     uint16_t *k_half = xalloc(3 * T * nkv * hd, 2);

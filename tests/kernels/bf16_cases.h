@@ -101,11 +101,33 @@ OP(norm_backward_in_place) {
 
     return dev->rmsnorm_backward(dev, n, W, r[0], vector, 1e-6f, r[1], r[1], n == T ? sums : NULL);
 }
+static inline wb_rope rope_args(int64_t n, wb_rows x) {
+    return (wb_rope){.T = n,
+                     .n_heads = HEADS,
+                     .head_dim = HEAD_DIM,
+                     .rot_dim = ROT,
+                     .pos = pos + begin,
+                     .cos_table = cosines,
+                     .sin_table = sines,
+                     .x = x};
+}
 OP(rope) {
-    return dev->rope(dev, n, HEADS, HEAD_DIM, ROT, pos + begin, cosines, sines, false, r[0]);
+    const wb_rope args = rope_args(n, r[0]);
+    return dev->rope(dev, &args);
 }
 OP(rope_back) {
-    return dev->rope(dev, n, HEADS, HEAD_DIM, ROT, pos + begin, cosines, sines, true, r[0]);
+    wb_rope args = rope_args(n, r[0]);
+    args.inverse = true;
+    return dev->rope(dev, &args);
+}
+OP(rope_pairs) {
+    wb_rope args = rope_args(n, r[0]);
+    args.interleaved = true;
+    args.first = HEAD_DIM - ROT;
+    return dev->rope(dev, &args);
+}
+OP(copy_columns) {
+    return dev->copy_columns(dev, n, W - 3, wb_rows_from(r[0], 2), W, wb_rows_from(r[1], 1), W);
 }
 OP(gather) {
     return dev->gather_rows(dev, n, W, index_of + begin, r[0], r[1]);
@@ -291,6 +313,8 @@ static const op_case cases[] = {
     {"rmsnorm_backward", run_norm_backward_in_place, true, false, false, {{"x", W, IN}, {"dy", W, SUM}}},
     {"rope", run_rope, true, false, false, {{"x", W, SUM}}},
     {"rope", run_rope_back, true, false, false, {{"x", W, SUM}}},
+    {"rope", run_rope_pairs, true, false, false, {{"x", W, SUM}}},
+    {"copy_columns", run_copy_columns, true, false, false, {{"from", W, IN}, {"to", W, SUM}}},
     {"gather_rows", run_gather, true, false, false, {{"in", W, IN | WHOLE}, {"out", W, OUT}}},
     {"scatter_rows", run_scatter, true, false, false, {{"in", W, IN}, {"out", W, SUM | WHOLE}}},
     {"kv_write", run_kv_write, true, true, false, {{"x", W, IN}, {"cache", W, SUM | WHOLE}}},

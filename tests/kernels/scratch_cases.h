@@ -57,8 +57,15 @@ static void run_rows(const trial *t) {
         assert_ok(dev->rmsnorm_forward(dev, n, width, q, vector, 1e-6f, q));
         BACKWARD(t, dev->rmsnorm_backward(dev, n, width, q, vector, 1e-6f, q, q, vector));
     }
-    assert_ok(dev->rope(dev, T, t->most.n_heads, t->most.head_dim, t->most.head_dim / 2 * 2, index, table,
-                        table, false, q));
+    const wb_rope rope = {.T = T,
+                          .n_heads = t->most.n_heads,
+                          .head_dim = t->most.head_dim,
+                          .rot_dim = t->most.head_dim / 2 * 2,
+                          .pos = index,
+                          .cos_table = table,
+                          .sin_table = table,
+                          .x = q};
+    assert_ok(dev->rope(dev, &rope));
     assert_ok(dev->add(dev, T * H, x, y));
     assert_ok(dev->add_rmsnorm(dev, T, H, x, y, vector, 1e-6f, rows_of(t, T, H)));
     const wb_attention_inputs inputs = {.T = T,

@@ -189,8 +189,16 @@ static void run_eights(wb_device *dev, const eights *e, int64_t at, wb_rows y) {
     const wb_rows moved = {(uint16_t *)y.data + (e->n + 1) * EIGHTS + at, WB_BF16};
     const wb_rows cast = {(uint16_t *)y.data + 2 * (e->n + 1) * EIGHTS + at, WB_BF16};
     assert_ok(dev->add(dev, e->n * EIGHTS, x, to));
-    assert_ok(dev->rope(dev, e->n, EIGHTS_HEADS, EIGHTS_DIM, EIGHTS_DIM, e->positions, e->cosines, e->sines,
-                        e->n % 2 == 0, to));
+    const wb_rope rope = {.T = e->n,
+                          .n_heads = EIGHTS_HEADS,
+                          .head_dim = EIGHTS_DIM,
+                          .rot_dim = EIGHTS_DIM,
+                          .inverse = e->n % 2 == 0,
+                          .pos = e->positions,
+                          .cos_table = e->cosines,
+                          .sin_table = e->sines,
+                          .x = to};
+    assert_ok(dev->rope(dev, &rope));
     assert_ok(dev->gather_rows(dev, e->n, EIGHTS, e->index, to, moved));
     assert_ok(dev->scatter_rows(dev, e->n, EIGHTS, e->index, x, to));
     assert_ok(dev->cast(dev, e->n * EIGHTS, wb_f32_rows(e->floats + at), cast));

@@ -122,9 +122,15 @@ static void run_steps(wb_device *dev, const wb_attention_inputs *a, int32_t head
     const int64_t width = (int64_t)heads * a->head_dim, of_norm = a->norm_whole ? width : a->head_dim;
     if (norm) assert_ok(dev->rmsnorm_forward(dev, a->T * width / of_norm, of_norm, x, norm, a->eps, x));
     if (a->clip > 0) assert_ok(dev->clamp(dev, a->T * width, a->clip, x));
-    if (rotates)
-        assert_ok(dev->rope(dev, a->T, heads, a->head_dim, a->rot_dim, a->pos, a->cos_table, a->sin_table,
-                            false, x));
+    const wb_rope rope = {.T = a->T,
+                          .n_heads = heads,
+                          .head_dim = a->head_dim,
+                          .rot_dim = a->rot_dim,
+                          .pos = a->pos,
+                          .cos_table = a->cos_table,
+                          .sin_table = a->sin_table,
+                          .x = x};
+    if (rotates) assert_ok(dev->rope(dev, &rope));
 }
 
 static void check_prepare(wb_device *dev, wb_dtype dtype, wb_dtype cache) {

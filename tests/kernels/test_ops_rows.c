@@ -122,8 +122,7 @@ static void test_rmsnorm(void **state) {
 
 /* ---- rotary embedding ------------------------------------------------------------------------ */
 
-static void test_rope(void **state) {
-    (void)state;
+static void check_rope(int32_t first, bool interleaved) {
     wb_device *dev = open_cpu(2);
     const int64_t T = 6, heads = 3, hd = 10, rot = 6, half = 3, positions = 20;
     float *c = floats(positions * half), *s = floats(positions * half);
@@ -134,27 +133,79 @@ static void test_rope(void **state) {
         }
     int32_t pos[6] = {0, 5, 19, 7, 7, 1};
     float *x = random_floats(T * heads * hd, -1, 1), *y = copied(x, T * heads * hd);
-    assert_ok(dev->rope(dev, T, (int32_t)heads, (int32_t)hd, (int32_t)rot, pos, c, s, false, wb_f32_rows(y)));
+    wb_rope args = {.T = T,
+                    .n_heads = (int32_t)heads,
+                    .head_dim = (int32_t)hd,
+                    .first = first,
+                    .rot_dim = (int32_t)rot,
+                    .interleaved = interleaved,
+                    .pos = pos,
+                    .cos_table = c,
+                    .sin_table = s,
+                    .x = wb_f32_rows(y)};
+    assert_ok(dev->rope(dev, &args));
     for (int64_t i = 0; i < T * heads * hd; i++) {
-        int64_t d = i % hd, at = pos[i / (heads * hd)] * half + d % half;
-        double cosine = (double)c[at], sine = (double)s[at], expected = (double)x[i];
-        if (d < half)
-            expected = (double)x[i] * cosine - (double)x[i + half] * sine;
-        else if (d < rot)
-            expected = (double)x[i] * cosine + (double)x[i - half] * sine;
+        const int64_t d = i % hd - first, pair = interleaved ? d / 2 : d % half,
+                      apart = interleaved ? 1 : half;
+        const bool rotates = d >= 0 && d < rot, low = interleaved ? d % 2 == 0 : d < half;
+        double expected = (double)x[i];
+        if (rotates) {
+            const int64_t at = pos[i / (heads * hd)] * half + pair;
+            const double cosine = (double)c[at], sine = (double)s[at];
+            expected = low ? (double)x[i] * cosine - (double)x[i + apart] * sine
+                           : (double)x[i] * cosine + (double)x[i - apart] * sine;
+        }
         assert_close(y[i], expected, 4 * u, "rope", i);
     }
     /* The backward is the transpose: <rope(x), d> = <x, rope'(d)>; a rotation's transpose is its inverse. */
     float *d = random_floats(T * heads * hd, -1, 1), *dx = copied(d, T * heads * hd);
-    assert_ok(dev->rope(dev, T, (int32_t)heads, (int32_t)hd, (int32_t)rot, pos, c, s, true, wb_f32_rows(dx)));
+    args.inverse = true, args.x = wb_f32_rows(dx);
+    assert_ok(dev->rope(dev, &args));
     double left = 0.0, right = 0.0;
     for (int64_t i = 0; i < T * heads * hd; i++)
         left += (double)y[i] * (double)d[i], right += (double)x[i] * (double)dx[i];
     assert_close(left, right, 1e-5, "rope transpose", 0);
-    assert_ok(dev->rope(dev, T, (int32_t)heads, (int32_t)hd, (int32_t)rot, pos, c, s, true, wb_f32_rows(y)));
+    args.x = wb_f32_rows(y);
+    assert_ok(dev->rope(dev, &args));
     for (int64_t i = 0; i < T * heads * hd; i++) assert_close(y[i], x[i], 1e-6, "rope inverse", i);
-    assert_int_equal(dev->rope(dev, T, 3, 10, 12, pos, c, s, true, wb_f32_rows(y)), WB_INVALID_ARGUMENT);
+    args.rot_dim = 12;
+    assert_int_equal(dev->rope(dev, &args), WB_INVALID_ARGUMENT);
+    args.rot_dim = 2, args.first = (int32_t)hd;
+    assert_int_equal(dev->rope(dev, &args), WB_INVALID_ARGUMENT);
+    args.first = -1;
+    assert_int_equal(dev->rope(dev, &args), WB_INVALID_ARGUMENT);
     free(c), free(s), free(x), free(y), free(d), free(dx);
+    wb_device_close(dev);
+}
+
+static void test_rope(void **state) {
+    (void)state;
+    check_rope(0, false);
+    check_rope(4, false);
+    check_rope(0, true);
+    check_rope(3, true);
+}
+
+/* ---- blocks of columns ----------------------------------------------------------------------- */
+
+static void test_copy_columns(void **state) {
+    (void)state;
+    wb_device *dev = open_cpu(2);
+    const int64_t n = 7, width = 3, from_stride = 5, to_stride = 8;
+    float *from = random_floats(n * from_stride, -1, 1), *to = random_floats(n * to_stride, -1, 1);
+    float *before = copied(to, n * to_stride);
+    assert_ok(
+        dev->copy_columns(dev, n, width, wb_f32_rows(from + 2), from_stride, wb_f32_rows(to + 4), to_stride));
+    for (int64_t i = 0; i < n * to_stride; i++) {
+        const int64_t column = i % to_stride - 4;
+        const bool copies = column >= 0 && column < width;
+        const float expected = copies ? from[i / to_stride * from_stride + 2 + column] : before[i];
+        assert_same_bits(&to[i], &expected, 1, "copy_columns");
+    }
+    const wb_rows half = {to, WB_BF16};
+    assert_int_equal(dev->copy_columns(dev, n, width, wb_f32_rows(from), from_stride, half, to_stride),
+                     WB_INVALID_ARGUMENT);
+    free(from), free(to), free(before);
     wb_device_close(dev);
 }
 
@@ -239,10 +290,10 @@ static void test_bias(void **state) {
 
 int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_embed),   cmocka_unit_test(test_cast_kv_write_gather_scatter),
-        cmocka_unit_test(test_rmsnorm), cmocka_unit_test(test_rope),
-        cmocka_unit_test(test_swiglu),  cmocka_unit_test(test_add_clamp),
-        cmocka_unit_test(test_bias),
+        cmocka_unit_test(test_embed),        cmocka_unit_test(test_cast_kv_write_gather_scatter),
+        cmocka_unit_test(test_rmsnorm),      cmocka_unit_test(test_rope),
+        cmocka_unit_test(test_copy_columns), cmocka_unit_test(test_swiglu),
+        cmocka_unit_test(test_add_clamp),    cmocka_unit_test(test_bias),
     };
     rng_open(argc, argv);
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -196,7 +196,8 @@ static inline temp_path edit_end(edit *e, const char *metadata) {
     return out;
 }
 
-static const char *const families[] = {"qwen3_moe", "olmoe"};
+static const char *const families[] = {"qwen3_moe", "olmoe", "deepseek_v2", "deepseek_v3"};
+enum { N_FAMILIES = sizeof families / sizeof families[0] };
 
 static inline wb_model *open_one(const char *path, wb_dtype dtype, wb_device **device, wb_comm **comm) {
     wb_model *model = NULL;

@@ -67,8 +67,34 @@ typedef enum variant {
     VARIANT_QWEN2,      /* a shared expert behind a gate, a window */
     VARIANT_GLM4,       /* groups, selection bias, shared experts, a part of each head turned */
     VARIANT_GPT_OSS,    /* sinks, a window in every second layer, experts with biases, YaRN */
+    VARIANT_LATENT,     /* latent attention without a low rank of q, two shared experts, a dense layer */
+    VARIANT_LATENT_LOW, /* with one; groups, a selection bias, halves rotated, MTP layers */
     N_VARIANTS
 } variant;
+
+static inline wb_config latent_variant(bool low) {
+    wb_config c = {.family = low ? WB_FAMILY_DEEPSEEK_V3 : WB_FAMILY_DEEPSEEK_V2,
+                   .hidden_size = 20,
+                   .n_layers = 3,
+                   .n_heads = 4,
+                   .expert_width = 10,
+                   .dense_width = 14,
+                   .vocab_size = 53,
+                   .max_positions = 40,
+                   .router = {.n_experts = low ? 12 : 13, .top_k = 3},
+                   .n_mtp_layers = low ? 1 : 0,
+                   .mla = {.kv_rank = 7,
+                           .q_rank = low ? 9 : 0,
+                           .nope_dim = 5,
+                           .rope_dim = 4,
+                           .value_dim = 6,
+                           .interleaved = !low}};
+    MUST(wb_config_complete(&c));
+    c.moe_layer_mask[0] = 6;
+    c.router.scale = 1.5F;
+    if (low) c.router.n_group = 4, c.router.topk_group = 2;
+    return c;
+}
 
 /* Of the families whose parts the others do not have; more of each than a new model of them has. */
 static inline wb_config family_variant(variant v) {
@@ -107,6 +133,7 @@ static inline wb_config family_variant(variant v) {
 }
 
 static inline wb_config variant_config(variant v) {
+    if (v >= VARIANT_LATENT) return latent_variant(v == VARIANT_LATENT_LOW);
     if (v >= VARIANT_QWEN2) return family_variant(v);
     wb_config c = {.family = WB_FAMILY_QWEN3_MOE,
                    .hidden_size = 20,

@@ -39,7 +39,9 @@ int main(int argc, char **argv) {
     MPI_Bcast(&seed, 1, MPI_UINT64_T, 0, MPI_COMM_WORLD);
     if (wb_comm_rank(comm) == 0) printf("mpi_model: seed %" PRIu64 "\n", seed);
 
-    int failures = run_golden(comm, "qwen3_moe", seed) + run_golden(comm, "olmoe", seed), any = 0;
+    int failures = run_golden(comm, "qwen3_moe", seed) + run_golden(comm, "olmoe", seed) +
+                   run_golden(comm, "deepseek_v2", seed) + run_golden(comm, "deepseek_v3", seed),
+        any = 0;
     failures += model_ranks_run_random(comm, seed);
     MPI_Allreduce(&failures, &any, 1, MPI_INT, MPI_MAX, MPI_COMM_WORLD);
     wb_comm_close(comm);

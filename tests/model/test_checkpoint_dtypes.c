@@ -79,6 +79,23 @@ static void test_conversion_of_every_half(void **state) {
     }
 }
 
+static void test_conversion_of_every_f8(void **state) {
+    (void)state;
+    for (uint32_t b = 0; b < 256; b++) {
+        const int exponent = (int)(b >> 3 & 15), fraction = (int)(b & 7);
+        double expected = exponent == 0 ? ldexp(fraction, -9) : ldexp(8 + fraction, exponent - 10);
+        if (exponent == 15 && fraction == 7) expected = NAN;
+        if (b & 0x80) expected = -expected;
+        const float found = wb_f32_from_f8_e4m3((uint8_t)b);
+        if (isnan(expected)) {
+            assert_true(isnan(found));
+        } else {
+            assert_true((double)found == expected);
+            assert_int_equal(signbit(found) != 0, b >> 7);
+        }
+    }
+}
+
 static void test_rounding_at_the_edges(void **state) {
     (void)state;
     static const uint32_t cases[][2] = {
@@ -126,6 +143,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_wide_weights_are_rounded_to_nearest_even),
         cmocka_unit_test(test_conversion_of_every_half),
+        cmocka_unit_test(test_conversion_of_every_f8),
         cmocka_unit_test(test_rounding_at_the_edges),
         cmocka_unit_test(test_narrow_files_are_widened),
     };

@@ -148,6 +148,8 @@ static void test_forwards_only_take_no_more_memory_for_more_layers_and_none_of_a
         wb_config deep_config = config;
         deep_config.n_layers *= 2;
         deep_config.moe_layer_mask[0] |= config.moe_layer_mask[0] << config.n_layers;
+        /* Where only the first layers may be dense, all that come behind them are MoE. */
+        if (config.mla.kv_rank > 0) deep_config.moe_layer_mask[0] |= UINT64_C(7) << config.n_layers;
         fixture f = fixture_create(&config, base_seed, comm, 1);
         fixture deep = fixture_create(&deep_config, base_seed, comm, 1);
         corpus c = corpus_random(&config, 3, 12, &(uint64_t){base_seed});

@@ -258,6 +258,57 @@ static void test_released_glm4_moe(void **state) {
     assert_message_has("moe layers: expected the multiples of 1 from layer 1 on for glm4_moe, found layer 7");
 }
 
+static void test_released_deepseek(void **state) {
+    (void)state;
+    wb_config c = released("deepseek_v3");
+    assert_int_equal(c.family, WB_FAMILY_DEEPSEEK_V3);
+    assert_true(c.mla.kv_rank == 512 && c.mla.q_rank == 1536 && c.mla.nope_dim == 128);
+    assert_true(c.mla.rope_dim == 64 && c.mla.value_dim == 128 && c.mla.interleaved && c.head_dim == 192);
+    assert_true(c.router.type == WB_ROUTER_SIGMOID && c.router.normalize && c.router.scale == 2.5f);
+    assert_true(c.router.n_group == 8 && c.router.topk_group == 4 && c.router.top_k == 8);
+    assert_true(c.rope_scaling.type == WB_ROPE_YARN && c.rope_scaling.mscale_all_dim == 1);
+    assert_true(wb_config_n_moe(&c) == 58 && !wb_config_is_moe(&c, 2) && c.shared_width == 2048);
+    assert_int_equal(c.n_mtp_layers, 1);
+    c = released("moonlight_16b_a3b");
+    assert_true(c.mla.q_rank == 0 && c.router.n_group == 1 && c.norm_eps == 1e-5f);
+    assert_true(c.shared_width == 2816 && c.n_mtp_layers == 0 && wb_config_n_moe(&c) == 26);
+    c = released("kimi_k2");
+    assert_int_equal(c.family, WB_FAMILY_DEEPSEEK_V3);
+    assert_true(c.router.n_experts == 384 && c.n_heads == 64 && c.dense_width == 18432);
+    assert_int_equal(wb_config_row_bytes(&c), 60 * 8 * 2);
+    c = released("deepseek_v2");
+    assert_int_equal(c.family, WB_FAMILY_DEEPSEEK_V2);
+    assert_true(c.router.type == WB_ROUTER_SOFTMAX && !c.router.normalize && c.router.scale == 16);
+    assert_true(c.router.n_group == 8 && c.router.topk_group == 3 && c.shared_width == 3072);
+    c = released("deepseek_v2_lite");
+    assert_true(c.mla.q_rank == 0 && c.router.n_group == 1 && c.router.n_experts == 64);
+}
+
+static void test_bad_sizes_of_latent_attention(void **state) {
+    (void)state;
+    static const struct {
+        const char *key, *value, *part;
+        wb_status status;
+    } bad[] = {
+        {"kv_lora_rank", "0", "kv_lora_rank: expected 1..", WB_INVALID_ARGUMENT},
+        {"q_lora_rank", "-1", "q_lora_rank: expected 0..", WB_INVALID_ARGUMENT},
+        {"qk_rope_head_dim", "7", "qk_rope_head_dim: expected an even number, found 7", WB_INVALID_ARGUMENT},
+        {"v_head_dim", "0", "v_head_dim: expected 1..", WB_INVALID_ARGUMENT},
+        {"scoring_func", "\"softmax\"", "scoring_func: supported is sigmoid", WB_UNSUPPORTED},
+        {"topk_method", "\"greedy\"", "topk_method: supported is noaux_tc", WB_UNSUPPORTED},
+        {"attention_bias", "true", "attention_bias: supported is false", WB_UNSUPPORTED},
+        {"num_nextn_predict_layers", "-1", "num_nextn_predict_layers: expected 0..", WB_INVALID_ARGUMENT},
+    };
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++)
+        expect_refused("deepseek_v3", bad[i].key, bad[i].value, bad[i].status, bad[i].part);
+    expect_refused("deepseek_v2", "topk_method", "\"noaux_tc\"", WB_UNSUPPORTED, "topk_method: supported is");
+    expect_refused("deepseek_v2", "norm_topk_prob", "true", WB_UNSUPPORTED, "norm_topk_prob: supported is");
+    wb_config c = expect_ok("qwen3_moe", NULL, NULL);
+    c.mla.kv_rank = 8;
+    assert_int_equal(wb_config_check(&c), WB_INVALID_ARGUMENT);
+    assert_message_has("mla: expected none for qwen3_moe");
+}
+
 static void test_released_mixtral(void **state) {
     (void)state;
     wb_config c = released("mixtral_8x7b");
@@ -588,6 +639,8 @@ int main(void) {
         cmocka_unit_test(test_scaled_rope),
         cmocka_unit_test(test_released_qwen2_moe),
         cmocka_unit_test(test_released_glm4_moe),
+        cmocka_unit_test(test_released_deepseek),
+        cmocka_unit_test(test_bad_sizes_of_latent_attention),
         cmocka_unit_test(test_released_mixtral),
         cmocka_unit_test(test_released_gpt_oss),
         cmocka_unit_test(test_routes_of_a_configuration),

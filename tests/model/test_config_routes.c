@@ -46,16 +46,6 @@ static const struct {
      "\"num_hidden_layers\": 40, \"hidden_size\": 2048, \"num_experts\": 256, \"num_experts_per_tok\": 8, "
      "\"vocab_size\": 248320}}",
      "qwen3_5_moe", "softmax_norm", 40, 40, 0, 39, 256, 8, 248320},
-    {"{\"model_type\": \"deepseek_v2\", \"num_hidden_layers\": 27, \"hidden_size\": 2048, "
-     "\"n_routed_experts\": 64, "
-     "\"num_experts_per_tok\": 6, \"first_k_dense_replace\": 1, \"moe_layer_freq\": 1, \"vocab_size\": "
-     "102400, "
-     "\"norm_topk_prob\": true, \"q_lora_rank\": null}",
-     "deepseek_v2", "softmax", 27, 26, 1, 26, 64, 6, 102400},
-    {"{\"model_type\": \"deepseek_v3\", \"num_hidden_layers\": 61, \"hidden_size\": 7168, "
-     "\"n_routed_experts\": 256, "
-     "\"num_experts_per_tok\": 8, \"vocab_size\": 129280, \"num_nextn_predict_layers\": 1}",
-     "deepseek_v3", "sigmoid", 61, 58, 3, 60, 256, 8, 129280},
     {"{\"model_type\": \"deepseek_v4\", \"num_hidden_layers\": 43, \"hidden_size\": 4096, "
      "\"n_routed_experts\": 256, "
      "\"num_experts_per_tok\": 6, \"num_hash_layers\": 3, \"vocab_size\": 129280}",
@@ -87,6 +77,9 @@ static void test_families_that_the_engine_does_not_run(void **state) {
 static void test_the_engines_families_are_as_the_engine_has_them(void **state) {
     static const char *const folders[] = {"configs/qwen2_57b_a14b",
                                           "configs/glm_4.5",
+                                          "configs/deepseek_v2",
+                                          "configs/deepseek_v3",
+                                          "configs/kimi_k2",
                                           "qwen3_moe",
                                           "olmoe",
                                           "oracles/qwen3_moe_dense_list",
@@ -129,7 +122,9 @@ static void test_quantized_and_scaled(void **state) {
 }
 
 static void test_what_cannot_be(void **state) {
-#define V3 "\"model_type\": \"deepseek_v3\", \"hidden_size\": 8, \"vocab_size\": 9"
+#define V3                                                                                                 \
+    "\"model_type\": \"deepseek_v3\", \"hidden_size\": 8, \"vocab_size\": 9, \"num_attention_heads\": 2, " \
+    "\"moe_intermediate_size\": 4, \"intermediate_size\": 4, \"q_lora_rank\": null"
     static const struct {
         const char *text;
         wb_status status;
@@ -142,13 +137,13 @@ static void test_what_cannot_be(void **state) {
         {"{" V3 "}", WB_CORRUPT, "num_hidden_layers: expected an integer, found none"},
         {"{" V3 ", \"num_hidden_layers\": 1025}", WB_INVALID_ARGUMENT, "num_hidden_layers"},
         {"{" V3 ", \"num_hidden_layers\": 9}", WB_CORRUPT, "num_experts: expected an integer, found none"},
-        {"{" V3 ", \"num_hidden_layers\": 9, \"n_routed_experts\": 65537}", WB_INVALID_ARGUMENT,
-         "n_routed_experts"},
+        {"{" V3 ", \"num_hidden_layers\": 9, \"n_routed_experts\": 65537, \"num_experts_per_tok\": 1}",
+         WB_INVALID_ARGUMENT, "num_experts"},
         {"{" V3 ", \"num_hidden_layers\": 9, \"n_routed_experts\": 4, \"num_experts_per_tok\": 5}",
          WB_INVALID_ARGUMENT, "num_experts_per_tok"},
         {"{" V3 ", \"num_hidden_layers\": 9, \"n_routed_experts\": 4, \"num_experts_per_tok\": 2, "
          "\"first_k_dense_replace\": 9}",
-         WB_INVALID_ARGUMENT, "expected a layer with experts"},
+         WB_INVALID_ARGUMENT, "moe layers: expected at least one, found none"},
         {"{" V3 ", \"num_hidden_layers\": 9, \"n_routed_experts\": 4, \"num_experts_per_tok\": 2, "
          "\"moe_layer_freq\": 0}",
          WB_INVALID_ARGUMENT, "moe_layer_freq"},

@@ -26,15 +26,16 @@ static wb_op_sizes sizes_of(const wb_model *model, wb_dtype activations, int64_t
     const uint32_t own = (uint32_t)wb_comm_rank(model->comm);
     const int64_t K = c->router.top_k, R = wb_comm_size(model->comm);
     const int64_t here = wb_placement_first_slot(p, own + 1) - wb_placement_first_slot(p, own);
+    const bool latent = c->mla.kv_rank > 0;
     return (wb_op_sizes){.tokens = tokens,
                          .expert_rows = R == 1 ? tokens * K : R * tokens * (here < K ? here : K),
                          .hidden = c->hidden_size,
-                         .dense_width = c->dense_width,
+                         .dense_width = c->dense_width > c->shared_width ? c->dense_width : c->shared_width,
                          .expert_width = c->expert_width,
                          .n_heads = c->n_heads,
-                         .n_kv_heads = c->n_kv_heads,
-                         .head_dim = c->head_dim,
-                         .value_dim = c->head_dim,
+                         .n_kv_heads = latent ? 1 : c->n_kv_heads,
+                         .head_dim = latent ? c->mla.kv_rank + c->mla.rope_dim : c->head_dim,
+                         .value_dim = latent ? c->mla.kv_rank : c->head_dim,
                          .router = c->router,
                          .n_sources = (int32_t)R,
                          .n_slots = (int32_t)wb_placement_topology(p)->n_slots,
@@ -74,6 +75,7 @@ static void expect_told(const wb_op_sizes *expected) {
     EXPECT(told.n_heads == expected->n_heads);
     EXPECT(told.n_kv_heads == expected->n_kv_heads);
     EXPECT(told.head_dim == expected->head_dim);
+    EXPECT(told.value_dim == expected->value_dim);
     EXPECT(told.keys == expected->keys);
     expect_router(&told.router, &expected->router);
     EXPECT(told.n_sources == expected->n_sources);

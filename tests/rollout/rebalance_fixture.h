@@ -20,6 +20,8 @@ typedef struct mover {
     uint64_t seed;
     uint8_t dead[MAX_RANKS]; /* nonzero: the rank has no expert, and requests of its own like any other */
     wb_rebalance_options options;
+    wb_config config; /* n_layers 0: moving_config; of N_LAYERS MoE layers and N_EXPERTS experts */
+    int32_t max_drafts;
     void (*play)(struct mover *);
     void *context;
     bool shares; /* devices reach each other: rows go by mailboxes, experts are put */
@@ -65,8 +67,12 @@ static inline wb_placement *full_placement(int R, uint32_t n_layers) {
     return placement;
 }
 
+static inline wb_config config_of(const mover *m) {
+    return m->config.n_layers > 0 ? m->config : moving_config();
+}
+
 static inline wb_model *moving_model(mover *m, uint64_t seed, const wb_placement *placement) {
-    const wb_config config = moving_config();
+    const wb_config config = config_of(m);
     wb_model_options options = wb_model_options_default();
     options.device = m->device;
     options.comm = m->comm;
@@ -89,6 +95,7 @@ static void *run_mover(void *arg) {
     wb_engine_options options = wb_engine_options_default();
     options.n_blocks = 64, options.block_size = 4, options.max_batch_tokens = 16, options.max_running = 6;
     options.rebalance = m->manager;
+    options.max_drafts = m->max_drafts;
     must(wb_engine_open(m->model, &options, &m->engine), "engine");
     m->play(m);
     m->stats = wb_rebalance_get_stats(m->manager);
@@ -129,7 +136,7 @@ static inline wb_rebalance_options eager_options(void) {
 /* Asks number first .. first + n - 1, all at once; each answer is what the request alone gets of a model of
  * one rank with the weights of `seed`. */
 static inline void answer_as_alone(mover *m, uint64_t seed, uint32_t first, uint32_t n) {
-    const wb_config config = moving_config();
+    const wb_config config = config_of(m);
     rig alone = rig_open(&config, seed, 1, NULL);
     ask *asks = take(n, sizeof *asks);
     for (uint32_t i = 0; i < n; i++) {

@@ -114,6 +114,9 @@ static inline void schedule_make_options(schedule *s, dice *d) {
     const int32_t max_batch_tokens = (int32_t)pick(d, 1, pick(d, 0, 1) == 0 ? 8 : 48);
     const int32_t max_prefill_tokens = pick(d, 0, 1) == 0 ? 0 : (int32_t)pick(d, 1, 12);
     const bool recompute_keys = pick(d, 0, 2) == 0, lend_requests = pick(d, 0, 3) > 0;
+    /* MTP layers guess on all ranks or on none. */
+    const bool all_draft = s->config.n_mtp_layers > 0 && s->seed % 2 == 0,
+               none_drafts = s->config.n_mtp_layers > 0 && !all_draft;
     for (int r = 0; r < MAX_RANKS; r++) {
         wb_engine_options *o = &s->options[r];
         *o = wb_engine_options_default();
@@ -124,7 +127,8 @@ static inline void schedule_make_options(schedule *s, dice *d) {
         o->block_size = (int32_t)pick(d, 1, 6);
         const int32_t min_blocks = ((int32_t)longest - 1) / o->block_size + 1;
         o->n_blocks = min_blocks + (int32_t)pick(d, 0, pick(d, 0, 3) == 0 ? 60 : 4);
-        o->max_drafts = pick(d, 0, 1) == 0 ? 0 : (int32_t)pick(d, 1, 5);
+        const bool drafts = pick(d, 0, 1) > 0;
+        o->max_drafts = none_drafts || (!drafts && !all_draft) ? 0 : (int32_t)pick(d, 1, 5);
         o->prefix_cache = pick(d, 0, 3) > 0;
         o->max_running = (int32_t)pick(d, pick(d, 0, 3) == 0 ? 1 : 4, MAX_ASKS);
     }

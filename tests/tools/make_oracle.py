@@ -18,6 +18,8 @@ ref.safetensors: input_ids [B, S], logits [B, S, V]; of the i-th router router.i
   [B*S, K]; forced routing, where 30 % of the rows have random distinct ids: forced.i.topk_ids, .topk_weights, forced.logits,
   forced.logprobs [B, S-1], forced.loss [1] = mean of -logprob; greedy_ids [B, 7+12], a greedy continuation of each row's first
   7 tokens, and greedy.i.topk_ids of all its positions.
+With --mtp also mtp.logits [B, S - 1, V] of the first MTP layer, with transformers' own layers: row p has what the decoder
+  leaves at position p and the token at p + 1.
 grads.safetensors: gradient of forced.loss for every parameter, experts as the family's checkpoints have them; a buffer has its value there.
 meta.json: the options that made it, router names and classes, smallest margins (null: one expert, no choice), parameters
   without gradient.
@@ -31,13 +33,18 @@ import sys
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from transformers.modeling_layers import MtpModel
 
 PROMPT, NEW = 7, 12
 LAYOUT = "router/forced rows are batch-major flattened tokens [B*S, ...]"
 TINY = dict(vocab_size=128, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, num_experts=16,
             num_experts_per_tok=4, max_position_embeddings=512, pad_token_id=0, bos_token_id=None, eos_token_id=None)
+LATENT = dict(kv_lora_rank=16, qk_nope_head_dim=16, qk_rope_head_dim=8, v_head_dim=16, moe_intermediate_size=16, num_key_value_heads=4,
+              intermediate_size=48, num_experts=None, n_routed_experts=16, n_group=4, topk_group=2, first_k_dense_replace=1)
 # None: a key that the family does not have.
 TINY_OF = {
+    "deepseek_v2": LATENT | dict(q_lora_rank=None, n_shared_experts=2),
+    "deepseek_v3": LATENT | dict(q_lora_rank=16, n_shared_experts=1, routed_scaling_factor=2.5, num_nextn_predict_layers=0),
     "qwen3_moe": dict(head_dim=16, intermediate_size=48, moe_intermediate_size=16, norm_topk_prob=True),
     "olmoe": dict(intermediate_size=16),
     "mixtral": dict(head_dim=16, intermediate_size=16, rope_theta=1e6),
@@ -48,7 +55,11 @@ TINY_OF = {
 }
 # --small, in place of some of these: less than 100 kB, so that there is room for one of every shape.
 SMALL = dict(vocab_size=32, hidden_size=16, num_hidden_layers=2, num_experts=8, num_experts_per_tok=2)
+SMALL_LATENT = dict(kv_lora_rank=6, qk_nope_head_dim=5, qk_rope_head_dim=4, v_head_dim=3, moe_intermediate_size=3, num_experts=None,
+                    intermediate_size=12, n_routed_experts=8)
 SMALL_OF = {
+    "deepseek_v2": SMALL_LATENT | dict(qk_nope_head_dim=6),
+    "deepseek_v3": SMALL_LATENT | dict(q_lora_rank=7),
     "qwen3_moe": dict(head_dim=6, intermediate_size=12, moe_intermediate_size=3),
     "olmoe": dict(intermediate_size=3),
     "mixtral": dict(head_dim=6, intermediate_size=3),
@@ -69,6 +80,8 @@ def weights_of(router, logits, ids):
     if kind == "GptOssTopKRouter":
         return torch.softmax(logits.gather(1, ids), dim=-1)
     weights = torch.softmax(logits, dim=-1, dtype=torch.float32).gather(1, ids)
+    if kind == "DeepseekV2TopkRouter":
+        return weights * router.routed_scaling_factor
     if kind == "MixtralTopKRouter" or getattr(router, "norm_topk_prob", False):
         weights = weights / weights.sum(dim=-1, keepdim=True)
     return weights
@@ -77,13 +90,17 @@ def weights_of(router, logits, ids):
 def keys_of(router, logits):
     """What experts are chosen by, as large as logits; of other groups than the best ones -inf. And how far apart the last group that is
     kept and the first one that is not are."""
-    if not hasattr(router, "e_score_correction_bias"):
+    if type(router).__name__ == "DeepseekV2TopkRouter":
+        limited = router.topk_method == "group_limited_greedy"
+        keys, n, n_best = torch.softmax(logits, dim=-1), router.num_group if limited else 1, 1
+    elif hasattr(router, "e_score_correction_bias"):
+        keys, n, n_best = 4 * (logits.sigmoid() + router.e_score_correction_bias), router.num_group, 2
+    else:
         return logits, float("inf")
-    keys, n = 4 * (logits.sigmoid() + router.e_score_correction_bias), router.num_group
     if n == 1:
         return keys, float("inf")
     grouped = keys.view(len(keys), n, -1)
-    scores = grouped.topk(2, dim=-1).values.sum(dim=-1)
+    scores = grouped.topk(n_best, dim=-1).values.sum(dim=-1)
     best = scores.topk(router.topk_group + 1, dim=-1).values
     kept = scores > (best[:, -1:] + best[:, -2:-1]) / 2
     return grouped.masked_fill(~kept[:, :, None], float("-inf")).flatten(1), (best[:, -2] - best[:, -1]).min().item()
@@ -116,7 +133,7 @@ class Routers:
             keys, groups = keys_of(router, logits)
             gaps.append(groups)
             top = keys.topk(min(ids.shape[1] + 1, logits.shape[1]), dim=-1).values
-            if hasattr(router, "e_score_correction_bias"):
+            if hasattr(router, "e_score_correction_bias") or type(router).__name__ == "DeepseekV2TopkRouter":
                 top = top[:, -2:]
             if top.shape[1] > 1:
                 gaps.append((top[:, :-1] - top[:, 1:]).min().item())
@@ -272,15 +289,64 @@ def quantize(args):
         json.dump(config, file, indent=2, sort_keys=True)
 
 
-def add_mtp(out, n_layers):
-    """Tensors of a layer behind the last one, as releases have it: copies of the last one's, and what joins them."""
+# ---- layers for multi-token prediction ------------------------------------------------------------------------------
+
+
+def make_mtp(model, n_layers, std, generator):
+    """transformers' own, with weights as random as those of the decoder."""
+    mtp = MtpModel(model, n_layers).float()
+    for name, param in mtp.layers.named_parameters():
+        noise = torch.randn(param.shape, generator=generator)
+        param.data = 1 + 0.05 * noise if name.endswith("norm.weight") else noise * (2 * std if name.endswith("mlp.gate.weight") else std)
+    for name, buffer in mtp.layers.named_buffers():
+        if name.endswith("e_score_correction_bias"):
+            buffer.data = 0.3 * torch.randn(buffer.shape, generator=generator)
+    return mtp.eval()
+
+
+@torch.no_grad()
+def mtp_data(model, mtp, input_ids):
+    """Of the first layer, all positions at once: its token is the next one, at that one's position."""
+    hidden = model.model(input_ids=input_ids, use_cache=False).last_hidden_state[:, :-1]
+    tokens = input_ids[:, 1:]
+    embeds = mtp.embed_tokens(tokens)
+    positions = torch.arange(1, input_ids.shape[1])[None].expand(tokens.shape)
+    mask = torch.full((tokens.shape[1],) * 2, float("-inf")).triu(1)[None, None]
+    rotary = mtp.rotary_emb(embeds, position_ids=positions)
+    out = mtp.layers[0](embeds, hidden, position_embeddings=rotary, attention_mask=mask, position_ids=positions,
+                        past_key_values=None)
+    return {"mtp.logits": mtp._project_to_logits(out)}
+
+
+def mtp_tensors(model, mtp):
+    """As checkpoints have them: layers behind the decoder's, experts one by one, copies of embedding and head."""
+    tensors = {}
+    for i, layer in enumerate(mtp.layers):
+        prefix = f"model.layers.{model.config.num_hidden_layers + i}."
+        for name, tensor in list(layer.named_parameters()) + [x for x in layer.named_buffers() if "correction" in x[0]]:
+            name = name.removeprefix("mtp_block.").replace("post_norm.", "shared_head.norm.")
+            parts = {"experts.gate_up_proj": ("gate_proj", "up_proj"), "experts.down_proj": ("down_proj",)}
+            halves = next((parts[end] for end in parts if name.endswith(end)), None)
+            if halves is None:
+                tensors[prefix + name] = tensor.detach().clone()
+                continue
+            for half, experts in zip(halves, tensor.chunk(len(halves), dim=1)):
+                for e, expert in enumerate(experts):
+                    tensors[f"{prefix}mlp.experts.{e}.{half}.weight"] = expert.detach().clone()
+        tensors[prefix + "embed_tokens.weight"] = model.get_input_embeddings().weight.detach().clone()
+        tensors[prefix + "shared_head.head.weight"] = model.lm_head.weight.detach().clone()
+    return tensors
+
+
+def rewrite(out, tensors, config_keys):
+    """Puts tensors into the checkpoint in `out`, in place of those of their names, and keys into its config.json."""
     path = os.path.join(out, "model.safetensors")
-    tensors = load_file(path)
-    last, next_ = f"model.layers.{n_layers - 1}.", f"model.layers.{n_layers}."
-    tensors |= {next_ + name[len(last) :]: tensor.clone() for name, tensor in tensors.items() if name.startswith(last)}
-    hidden = tensors["model.norm.weight"].shape[0]
-    tensors |= {next_ + "eh_proj.weight": torch.zeros(hidden, 2 * hidden), next_ + "enorm.weight": torch.ones(hidden)}
-    save_file(tensors, path, metadata={"format": "pt"})
+    save_file({k: v.contiguous() for k, v in (load_file(path) | tensors).items()}, path, metadata={"format": "pt"})
+    path = os.path.join(out, "config.json")
+    with open(path) as file:
+        config = json.load(file)
+    with open(path, "w") as file:
+        json.dump(config | config_keys, file, indent=2, sort_keys=True)
 
 
 def compute(args, config, seed):
@@ -302,11 +368,16 @@ def compute(args, config, seed):
     greedy, greedy_margin = greedy_data(model, routers, input_ids)
     margin = min(margin, routers.margin())
     ref |= forced_data(model, routers, input_ids, forced) | greedy
+    mtp = {}
+    if args.mtp:
+        layers = make_mtp(model, args.mtp, args.std, generator)
+        ref |= mtp_data(model, layers, input_ids)
+        mtp = mtp_tensors(model, layers)
     meta = dict(options=args.options, family=args.family, transformers=transformers.__version__, torch=torch.__version__, dtype=args.dtype, seed=seed,
                 routers=routers.names, router_classes=[type(module).__name__ for module in routers.modules],
                 min_topk_logit_margin=margin, min_greedy_logit_margin=greedy_margin,
                 params_without_grad=[name for name, param in model.named_parameters() if param.grad is None], layout=LAYOUT)
-    return model, ref, meta
+    return model, ref, meta, mtp
 
 
 def save_grads(model, out):
@@ -343,7 +414,7 @@ def respell_config(out):
         json.dump(config, file, indent=2, sort_keys=True)
 
 
-def save(args, model, ref, meta):
+def save(args, model, ref, meta, mtp):
     out = args.out
     os.makedirs(out)
     save_grads(model, out)
@@ -352,8 +423,8 @@ def save(args, model, ref, meta):
         save_fused(model, out)
     else:
         model.save_pretrained(out, max_shard_size=args.max_shard_size)
-    if args.mtp:
-        add_mtp(out, model.config.num_hidden_layers)
+    if mtp:
+        rewrite(out, mtp, dict(num_nextn_predict_layers=args.mtp))
     if args.fp8 or args.mxfp4:
         quantize(args)
     if args.old_config:
@@ -382,7 +453,7 @@ def read_args():
     parser.add_argument("--old-config", action="store_true", help="config.json as transformers 4 wrote it")
     parser.add_argument("--fp8", type=int, metavar="BLOCK", help="projections in FP8, BLOCK x BLOCK elements a scale")
     parser.add_argument("--mxfp4", action="store_true", help="gpt_oss: experts in MXFP4")
-    parser.add_argument("--mtp", action="store_true", help="glm4_moe: tensors of a layer for multi-token prediction behind the last one")
+    parser.add_argument("--mtp", type=int, default=0, metavar="N", help="layers for multi-token prediction behind the others (0)")
     args = parser.parse_args()
     if args.length < PROMPT:
         parser.error(f"--length: expected at least {PROMPT}")
@@ -395,7 +466,7 @@ def settings_of(args):
     if args.small:
         settings |= SMALL | SMALL_OF[args.family]
     settings |= {key: json.loads(value) for key, value in (s.split("=", 1) for s in args.set)}
-    return {key: value for key, value in settings.items() if value is not None or key.endswith("token_id")}
+    return {key: value for key, value in settings.items() if value is not None or key.endswith("token_id") or key == "q_lora_rank"}
 
 
 def main():
@@ -404,10 +475,10 @@ def main():
         sys.exit(f"{args.out}: exists")
     for seed in range(args.seed, args.seed + args.tries):
         config = transformers.AutoConfig.for_model(args.family, **settings_of(args))
-        model, ref, meta = compute(args, config, seed)
+        model, ref, meta, mtp = compute(args, config, seed)
         margin = min(meta["min_topk_logit_margin"], meta["min_greedy_logit_margin"])
         if margin >= args.min_margin:
-            save(args, model, ref, meta)
+            save(args, model, ref, meta, mtp)
             print(f"{args.out}: seed {seed}, smallest margin {margin:.3g}")
             return
     sys.exit(f"{args.out}: no seed of {args.tries} has margins of at least {args.min_margin}; the last had {margin:.3g}")

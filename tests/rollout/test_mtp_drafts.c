@@ -1,0 +1,169 @@
+/* test_mtp_drafts.c - drafts of MTP layers: what a request returns is what it returns without them, whatever
+ * is drafted, on any number of ranks and while experts move, which those of MTP layers never do. Argument 1
+ * sets the seed. */
+#include "engine.h"
+#include "engine_rig.h"
+#include "rebalance_fixture.h"
+
+#include <time.h>
+
+static uint64_t base_seed;
+
+/* A vocabulary of few tokens, of which a random layer guesses some. */
+static wb_config guessing_config(void) {
+    wb_config c = tiny_config(WB_FAMILY_DEEPSEEK_V3, N_EXPERTS, 3, N_LAYERS + 1, 1);
+    c.vocab_size = 7;
+    c.n_mtp_layers = 2;
+    return c;
+}
+
+static wb_engine *open_engine(wb_model *model, dice *d, bool drafts) {
+    wb_engine_options options = wb_engine_options_default();
+    options.block_size = (int32_t)pick(d, 1, 6);
+    options.n_blocks = (int32_t)pick(d, 52, 80) / options.block_size;
+    options.max_batch_tokens = (int32_t)pick(d, 3, 24);
+    options.max_running = (int32_t)pick(d, 1, 6);
+    options.prefix_cache = pick(d, 0, 1) == 0;
+    options.max_drafts = drafts ? (int32_t)pick(d, 1, 3) : 0;
+    wb_engine *engine = NULL;
+    assert_ok(wb_engine_open(model, &options, &engine));
+    return engine;
+}
+
+static wb_engine_stats run_some(wb_model *model, uint64_t seed, bool drafts) {
+    enum { N = 8 };
+    dice d = {seed};
+    wb_engine *engine = open_engine(model, &d, drafts);
+    ask asks[N];
+    for (uint32_t i = 0; i < N; i++) {
+        asks[i] = ask_random(&d, i, 7, 16, 28);
+        assert_ok(wb_engine_submit(engine, ask_request(&asks[i])));
+    }
+    run_dry(engine, 2000);
+    for (wb_completion *found; (found = wb_engine_poll(engine));) {
+        ask *a = asks;
+        while (strcmp(a->rid, found->record.rid) != 0) a++;
+        wb_completion *alone = run_alone(model, a);
+        const char *what = difference(wb_model_routes(model), alone, found);
+        if (what) fail_msg("seed %d: request %s: %s differ", (int)seed, a->rid, what);
+        assert_record_good(model, found);
+        wb_completion_free(alone);
+        wb_completion_free(found);
+    }
+    const wb_engine_stats stats = wb_engine_get_stats(engine);
+    wb_engine_close(engine);
+    return stats;
+}
+
+static void test_rule_8_what_is_returned_shows_no_draft(void **state) {
+    (void)state;
+    const wb_config c = guessing_config();
+    rig r = rig_open(&c, 5, 1, NULL);
+    uint64_t drafts = 0, accepted = 0, preemptions = 0, taken_over = 0;
+    for (uint64_t i = 0; i < 20; i++) {
+        const wb_engine_stats stats = run_some(r.model, base_seed + i, true);
+        assert_true(stats.accepted_drafts <= stats.drafts);
+        drafts += stats.drafts, accepted += stats.accepted_drafts;
+        preemptions += stats.preemptions, taken_over += stats.taken_over_tokens;
+    }
+    printf("%" PRIu64 " of %" PRIu64 " drafts accepted\n", accepted, drafts);
+    assert_true(accepted > 0 && accepted < drafts && preemptions > 0 && taken_over > 0);
+    assert_int_equal(run_some(r.model, base_seed, false).drafts, 0);
+    rig_close(&r);
+}
+
+/* Steps of CUDA become graphs, those of the MTP layers too. */
+static void test_on_cuda(void **state) {
+    (void)state;
+    if (wb_device_count_cuda() == 0) skip();
+    const wb_config c = guessing_config();
+    uint64_t accepted = 0;
+    for (uint64_t i = 0; i < 4; i++) {
+        wb_device *device = NULL;
+        assert_ok(wb_device_open_cuda(0, NULL, &device));
+        rig r = rig_open_on(&c, 5, device, NULL, i % 2 == 0 ? WB_F32 : WB_BF16);
+        accepted += run_some(r.model, base_seed + i, true).accepted_drafts;
+        rig_close(&r);
+    }
+    printf("%" PRIu64 " drafts accepted on CUDA\n", accepted);
+    assert_true(accepted > 0);
+}
+
+/* Where an expert of the decoder is, by slot, and where one of the MTP layers is. */
+typedef struct places {
+    uint64_t decoder, mtp;
+} places;
+
+static places places_of(const wb_model *model) {
+    return (places){wb_placement_hash(wb_model_placement(model)),
+                    wb_placement_hash(wb_model_placement(wb_model_mtp(model)))};
+}
+
+static void play_and_look(mover *m) {
+    const places before = places_of(m->model);
+    answer_as_alone(m, 5, 0, 10);
+    answer_as_alone(m, 5, 10, 10);
+    const places after = places_of(m->model);
+    if (after.mtp != before.mtp) abort();
+    if (wb_rebalance_get_stats(m->manager).moves > 0 && after.decoder == before.decoder) abort();
+    *(wb_engine_stats *)m->context = wb_engine_get_stats(m->engine);
+}
+
+static void test_rebalance_moves_experts_of_the_decoder_only(void **state) {
+    (void)state;
+    uint64_t moves = 0, drafts = 0, accepted = 0;
+    for (int n = 1; n <= MAX_RANKS; n++) {
+        mover movers[MAX_RANKS];
+        wb_engine_stats stats[MAX_RANKS];
+        for (int r = 0; r < MAX_RANKS; r++)
+            movers[r] = (mover){.seed = base_seed + (uint64_t)n,
+                                .dead = {[1] = n == 3},
+                                .options = eager_options(),
+                                .config = guessing_config(),
+                                .max_drafts = 1,
+                                .play = play_and_look,
+                                .context = &stats[r]};
+        run_movers(n, movers);
+        moves += n > 1 ? movers[0].stats.moves : 0;
+        for (int r = 0; r < n; r++) drafts += stats[r].drafts, accepted += stats[r].accepted_drafts;
+    }
+    printf("%" PRIu64 " moves, %" PRIu64 " of %" PRIu64 " drafts accepted\n", moves, accepted, drafts);
+    assert_true(moves > 0 && accepted > 0);
+}
+
+/* Some would wait for the others. */
+static void play_alone(mover *m) {
+    ask a = ask_fixed("a", 3, 4);
+    bool busy;
+    for (uint32_t i = 0; i < a.request.n_tokens; i++) a.prompt[i] = i;
+    must(wb_engine_submit(m->engine, ask_request(&a)), "submit");
+    *(wb_status *)m->context = wb_engine_step(m->engine, &busy);
+}
+
+static void test_ranks_draft_all_or_none(void **state) {
+    (void)state;
+    mover movers[MAX_RANKS];
+    wb_status status[MAX_RANKS];
+    for (int r = 0; r < MAX_RANKS; r++)
+        movers[r] = (mover){.seed = base_seed,
+                            .options = eager_options(),
+                            .config = guessing_config(),
+                            .max_drafts = r == 1,
+                            .play = play_alone,
+                            .context = &status[r]};
+    run_movers(2, movers);
+    assert_int_equal(status[0], WB_PEER);
+    assert_int_equal(status[1], WB_PEER);
+}
+
+int main(int argc, char **argv) {
+    base_seed = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)time(NULL);
+    printf("seed %" PRIu64 "\n", base_seed);
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_rule_8_what_is_returned_shows_no_draft),
+        cmocka_unit_test(test_on_cuda),
+        cmocka_unit_test(test_rebalance_moves_experts_of_the_decoder_only),
+        cmocka_unit_test(test_ranks_draft_all_or_none),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
