@@ -124,13 +124,15 @@ static uint64_t digest_of(const wb_tensor *t, const unsigned char *data, size_t 
     return wb_hash64(data + (bytes - SAMPLE_BYTES) / 2, SAMPLE_BYTES);
 }
 
-static wb_status load_tensor(const loader *ld, const wb_tensor *t, uint64_t *digest_out) {
+static wb_status load_tensor(const loader *ld, const wb_tensor *t, wb_dtype *file_dtype_out,
+                             uint64_t *digest_out) {
     source from = {0};
     wb_tensor_view view = {0};
     WB_TRY(find_source(ld, t, &from));
     WB_TRY(wb_safetensors_get(ld->files, from.index, &view));
     WB_TRY(check_view(&view, &from));
     ld->used[from.index] = true;
+    *file_dtype_out = view.dtype;
     const size_t size = wb_dtype_size(view.dtype);
     const unsigned char *data = (const unsigned char *)view.data + (size_t)from.offset * size;
     *digest_out = digest_of(t, data, (size_t)t->n * size);
@@ -172,7 +174,7 @@ wb_status wb_model_load(wb_model *model, const wb_safetensors *files, const char
     if (status == WB_OK) status = WB_OWN(&ld.memory, ld.scratch, (size_t)CHUNK_ELEMENTS, dir);
     for (int32_t i = 0; status == WB_OK && i < model->n_tensors; i++) {
         wb_tensor t = wb_model_tensor(model, i);
-        status = load_tensor(&ld, &t, &digests_out[i]);
+        status = load_tensor(&ld, &t, &model->tensors[i].file_dtype, &digests_out[i]);
         if (status == WB_OK) status = wb_model_fill_replicas(model, i);
     }
     if (status == WB_OK) status = check_surplus(&ld);

@@ -1,7 +1,7 @@
 /* checkpoint.c - what is in a checkpoint: the model in Hugging Face layout and, under trainer/, what a
  * bit-for-bit resume needs: optimizer-<rank>.safetensors (exp_avg and exp_avg_sq of each tensor, by its name,
- * and the f32 master of one that the model has in bf16) and state.json (checkpoint_state.c). Saving copies
- * CHECKPOINT_CHUNK_BYTES at a time to the host. Refuses: where it lies (checkpoint_place.c). */
+ * and the f32 master of one that the model or its file has in bf16) and state.json (checkpoint_state.c).
+ * Saving copies CHECKPOINT_CHUNK_BYTES at a time to the host. Refuses: where it lies (checkpoint_place.c). */
 #include "checkpoint_place.h"
 #include "wb_file.h"
 #include "wb_memory.h"
@@ -55,6 +55,21 @@ static optimizer_part own_part(const trainer *t, const wb_tensor *tensor) {
     return optimizer_part_of(wb_model_config(t->model), tensor, wb_comm_rank(t->comm), wb_comm_size(t->comm));
 }
 
+/* Whether the model's file has less than the weight, which is then its own master: one of f32 that came as
+ * bf16. */
+static bool loses_bits(const wb_tensor *tensor) {
+    return tensor->dtype == WB_F32 && tensor->file_dtype == WB_BF16;
+}
+
+/* Of an expert whole, by the rank that has its replica 0; of a replicated tensor this rank's part. */
+static void add_rounded(const trainer *t, int32_t i, optimizer_file *f) {
+    const wb_tensor tensor = wb_model_replica(t->model, i, 0);
+    const optimizer_part whole = {0, tensor.data ? tensor.n : 0};
+    const optimizer_part part = tensor.expert >= 0 ? whole : own_part(t, &tensor);
+    const wb_buffer weight = {.data = tensor.data ? (float *)tensor.data + part.first : NULL};
+    if (loses_bits(&tensor) && part.n > 0) add_part(f, &tensor, part.n, "master", &weight);
+}
+
 /* Experts are saved by their home rank, of replicated tensors each rank saves its part. */
 static wb_status collect_parts(const trainer *t, optimizer_file *f) {
     int32_t n = wb_model_n_tensors(t->model);
@@ -65,6 +80,7 @@ static wb_status collect_parts(const trainer *t, optimizer_file *f) {
     for (int32_t i = 0; i < n; i++) {
         const wb_tensor tensor = wb_model_tensor(t->model, i);
         const int64_t part = own_part(t, &tensor).n;
+        add_rounded(t, i, f);
         if (part == 0 && tensor.expert >= 0) continue;
         add_part(f, &tensor, part, "exp_avg", &t->opt.m[i]);
         add_part(f, &tensor, part, "exp_avg_sq", &t->opt.v[i]);
@@ -129,7 +145,7 @@ static wb_status take_place(const trainer *t, const char *name, save_places *p) 
 static wb_status save_as(const trainer *t, const char *name) {
     save_places p;
     WB_TRY(wb_comm_agree(t->comm, find_places(t, name, &p)));
-    WB_TRY(wb_model_save(t->model, p.fresh));
+    WB_TRY(wb_model_save_as_opened(t->model, p.fresh));
     wb_status status = save_optimizer(t, p.inner);
     if (status == WB_OK && wb_comm_rank(t->comm) == 0) status = save_placement(t, p.fresh);
     if (status == WB_OK && wb_comm_rank(t->comm) == 0) status = checkpoint_save_state(t, p.inner);
@@ -206,12 +222,36 @@ static wb_status load_part(const trainer *t, const optimizer_files *saved, const
                    tensor->name, suffix, wanted.n, saved->n, copied);
 }
 
+/* Where the files have the weight whole, from however many parts, all of it becomes the tensor that is here;
+ * those of a model that came in f32 have none. */
+static wb_status load_rounded(const trainer *t, const optimizer_files *saved, int32_t i) {
+    const wb_tensor tensor = wb_model_tensor(t->model, i);
+    const optimizer_part whole = {0, tensor.n};
+    int64_t copied = 0;
+    if (!loses_bits(&tensor) || !tensor.data) return WB_OK;
+    for (int file = 0; file < saved->n && copied < whole.n; file++) {
+        wb_tensor_view view;
+        optimizer_part part;
+        const wb_status status = find_part(t, saved, file, &tensor, "master", &view, &part);
+        if (status == WB_NOT_FOUND) continue;
+        WB_TRY(status);
+        WB_TRY(copy_overlap(t->device, &view, part, whole, tensor.data, &copied));
+    }
+    if (copied == 0) return WB_OK;
+    if (copied == whole.n) return wb_model_fill_replicas(t->model, i);
+    return wb_fail(WB_NOT_FOUND,
+                   "optimizer state: %s.master: expected %" PRId64
+                   " elements in the files of %d ranks, found %" PRId64,
+                   tensor.name, whole.n, saved->n, copied);
+}
+
 static wb_status load_optimizer(trainer *t, const optimizer_files *saved) {
     for (int32_t i = 0; i < wb_model_n_tensors(t->model); i++) {
         const wb_tensor tensor = wb_model_tensor(t->model, i);
         WB_TRY(load_part(t, saved, &tensor, "exp_avg", t->opt.m[i].data));
         WB_TRY(load_part(t, saved, &tensor, "exp_avg_sq", t->opt.v[i].data));
         if (tensor.dtype != WB_F32) WB_TRY(load_part(t, saved, &tensor, "master", t->opt.master[i].data));
+        WB_TRY(load_rounded(t, saved, i));
     }
     return WB_OK;
 }

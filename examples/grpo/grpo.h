@@ -325,7 +325,8 @@ void loss_sequence(const loss_options *o, size_t n, const loss_logprobs *logprob
 
 /* ---- learning_rate.c ------------------------------------------------------------------------- */
 
-/* Of all updates of a step, which is counted from 0: o->lr_steps is known (training.c). */
+/* Of all updates of a step, which is counted from 0. o->lr_steps is known (training.c) where the rate
+ * falls. */
 double learning_rate(const options *o, uint64_t step);
 
 /* ---- optimizer.c ----------------------------------------------------------------------------- */

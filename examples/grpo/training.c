@@ -238,7 +238,7 @@ static wb_status settle_options(options *o, wb_comm *comm, const char *checkpoin
     wb_status status =
         checkpoint ? checkpoint_options(checkpoint, wb_comm_rank(comm) == 0, o, saved_out) : options_check(o);
     /* From here on the run's, so that one that resumes goes on falling as it did. */
-    if (o->lr_steps == 0) o->lr_steps = o->steps;
+    if (o->lr_steps == 0 && o->schedule != LR_CONSTANT) o->lr_steps = o->steps;
     return wb_comm_agree(comm, status);
 }
 
