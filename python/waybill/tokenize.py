@@ -37,7 +37,9 @@ class Tokenizer:
         try:
             import tokenizers
         except ImportError:
-            raise Unsupported(f"{file}: expected the Python package tokenizers to read it, found none") from None
+            raise Unsupported(
+                f"{file}: expected the Python package tokenizers to read it, found none"
+            ) from None
         if not os.path.isfile(file):
             raise NotFound(f"{file}: expected a tokenizer, found no such file")
         try:
@@ -97,7 +99,9 @@ def _encoded(tokenizer: Tokenizer, item: dict[str, Any], where: str) -> dict[str
     return {"prompt": ids, **text, **item}
 
 
-def encode_lines(tokenizer: Tokenizer, lines: Iterable[str], name: str, as_json: bool) -> Iterator[dict[str, Any]]:
+def encode_lines(
+    tokenizer: Tokenizer, lines: Iterable[str], name: str, as_json: bool
+) -> Iterator[dict[str, Any]]:
     """An object a line that is not empty; `name` is the file's in messages."""
     for number, line in enumerate(lines, 1):
         where, line = f"{name}: line {number}", line.rstrip("\r\n")
@@ -115,7 +119,9 @@ def decode_lines(tokenizer: Tokenizer, lines: Iterable[str], name: str) -> Itera
         item = _parsed(line, where)
         fields = [field for field in ID_FIELDS if isinstance(item.get(field), list)]
         if not fields:
-            raise InvalidArgument(f"{where}: expected token ids as {', '.join(ID_FIELDS)}, found none of them")
+            raise InvalidArgument(
+                f"{where}: expected token ids as {', '.join(ID_FIELDS)}, found none of them"
+            )
         for field in fields:
             ids = item[field]
             if not all(type(i) is int and 0 <= i < 2**32 for i in ids):
@@ -162,7 +168,9 @@ def _run(a: argparse.Namespace) -> None:
             if a.decode:
                 items = decode_lines(tokenizer, lines, name)
             else:
-                items = encode_lines(tokenizer, lines, name, a.jsonl or a.prompts.endswith((".jsonl", ".json")))
+                items = encode_lines(
+                    tokenizer, lines, name, a.jsonl or a.prompts.endswith((".jsonl", ".json"))
+                )
             for item in items:
                 output.write(item)
         output.commit()
@@ -172,9 +180,13 @@ def _run(a: argparse.Namespace) -> None:
 
 def main(words: list[str] | None = None) -> int:
     """The command; the exit code, 1 where the data or the system is at fault, after it was said."""
-    parser = argparse.ArgumentParser("waybill tokenize", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "waybill tokenize", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("prompts", metavar="PROMPTS", help="a file, or - for standard input")
-    parser.add_argument("--tokenizer", metavar="DIR", required=True, help="the checkpoint, or its tokenizer.json")
+    parser.add_argument(
+        "--tokenizer", metavar="DIR", required=True, help="the checkpoint, or its tokenizer.json"
+    )
     parser.add_argument("--jsonl", action="store_true", help="PROMPTS is JSON lines, whatever its name")
     parser.add_argument("--decode", action="store_true", help="ids into text")
     parser.add_argument("--force", action="store_true", help="replace OUT if there is a file")

@@ -22,10 +22,18 @@ except ImportError as missing:
     print("skipped:", missing)
     sys.exit(77)
 
-TEXTS = ["one plus one", "  two\tspaces  ", "ünïcödé, 中文 and 😀", "<|im_end|> is a token", '{"not": "json"}', "x" * 500]
+TEXTS = [
+    "one plus one",
+    "  two\tspaces  ",
+    "ünïcödé, 中文 and 😀",
+    "<|im_end|> is a token",
+    '{"not": "json"}',
+    "x" * 500,
+]
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2 + 2?"}]
 TEMPLATE = (
-    "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools here') }}{% endif %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools here') }}{% endif %}"
+    "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
@@ -37,11 +45,17 @@ def make_tokenizer(folder):
     made.decoder = tokenizers.decoders.ByteLevel()
     special = ["<|begin|>", "<|im_start|>", "<|im_end|>"]
     alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
-    trainer = tokenizers.trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=400, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
     made.train_from_iterator(TEXTS * 3, trainer)
-    made.post_processor = tokenizers.processors.TemplateProcessing(single="<|begin|> $A", special_tokens=[("<|begin|>", 0)])
+    made.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<|begin|> $A", special_tokens=[("<|begin|>", 0)]
+    )
     made.enable_truncation(8)  # which no prompt may suffer from
-    transformers.PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<|im_end|>", chat_template=TEMPLATE).save_pretrained(folder)
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=made, eos_token="<|im_end|>", chat_template=TEMPLATE
+    ).save_pretrained(folder)
 
 
 class Tokenize(unittest.TestCase):
@@ -66,7 +80,10 @@ class Tokenize(unittest.TestCase):
 
     def command(self, *words, **more):
         return subprocess.run(
-            [sys.executable, "-m", "waybill.tokenize", "--tokenizer", self.folder, *words], capture_output=True, text=True, **more
+            [sys.executable, "-m", "waybill.tokenize", "--tokenizer", self.folder, *words],
+            capture_output=True,
+            text=True,
+            **more,
         )
 
     def encode(self, lines, as_json):
@@ -79,14 +96,32 @@ class Tokenize(unittest.TestCase):
     def test_random_texts_come_back(self):
         random = random_for(self)
         for _ in range(200):
-            text = "".join(chr(c) for c in random.integers(32, 0x2FFF, random.integers(1, 60)) if not 0xD800 <= c < 0xE000)
+            text = "".join(
+                chr(c)
+                for c in random.integers(32, 0x2FFF, random.integers(1, 60))
+                if not 0xD800 <= c < 0xE000
+            )
             self.assertEqual(self.tokenizer.decode(self.tokenizer.encode(text)), text)
 
     def test_json_lines_keep_what_they_have(self):
-        lines = [json.dumps({"prompt": "one", "answer": 3, "meta": {"a": [1]}}), "", json.dumps({"messages": CHAT, "id": 7})]
+        lines = [
+            json.dumps({"prompt": "one", "answer": 3, "meta": {"a": [1]}}),
+            "",
+            json.dumps({"messages": CHAT, "id": 7}),
+        ]
         one, chat = self.encode(lines, True)
-        self.assertEqual(one, {"prompt": self.oracle("one")["input_ids"], "prompt_text": "one", "answer": 3, "meta": {"a": [1]}})
-        ids = self.oracle.apply_chat_template(CHAT, add_generation_prompt=True, tokenize=True, return_dict=False)
+        self.assertEqual(
+            one,
+            {
+                "prompt": self.oracle("one")["input_ids"],
+                "prompt_text": "one",
+                "answer": 3,
+                "meta": {"a": [1]},
+            },
+        )
+        ids = self.oracle.apply_chat_template(
+            CHAT, add_generation_prompt=True, tokenize=True, return_dict=False
+        )
         self.assertEqual(chat, {"prompt": ids, "messages": CHAT, "id": 7})
 
     def test_what_is_refused_is_named(self):
@@ -104,7 +139,9 @@ class Tokenize(unittest.TestCase):
             self.assertIn(part, str(raised.exception))
         with self.assertRaisesRegex(waybill.InvalidArgument, "line 1: completion: expected token ids"):
             list(waybill.tokenize.decode_lines(self.tokenizer, ['{"completion": [1.5]}'], "file"))
-        with self.assertRaisesRegex(waybill.InvalidArgument, "line 1: expected token ids as prompt, completion, tokens"):
+        with self.assertRaisesRegex(
+            waybill.InvalidArgument, "line 1: expected token ids as prompt, completion, tokens"
+        ):
             list(waybill.tokenize.decode_lines(self.tokenizer, ['{"prompt": "a"}'], "file"))
         with self.assertRaisesRegex(waybill.NotFound, "tokenizer.json: expected a tokenizer"):
             waybill.tokenize.Tokenizer(TESTS)
@@ -112,7 +149,10 @@ class Tokenize(unittest.TestCase):
             waybill.tokenize.Tokenizer(self.file("tokenizer.json", "{}"))
 
     def test_the_command(self):
-        prompts, out = self.file("prompts.txt", "one plus one\n\ntwo\n"), os.path.join(self.scratch.name, "out.jsonl")
+        prompts, out = (
+            self.file("prompts.txt", "one plus one\n\ntwo\n"),
+            os.path.join(self.scratch.name, "out.jsonl"),
+        )
         wanted = [{"prompt": self.oracle(t)["input_ids"], "prompt_text": t} for t in ("one plus one", "two")]
         self.assertEqual(self.command(prompts, "-o", out).returncode, 0)
         with open(out, encoding="utf-8") as lines:
@@ -120,7 +160,9 @@ class Tokenize(unittest.TestCase):
         again = self.command(prompts, "-o", out)
         self.assertEqual(again.returncode, 1)
         self.assertIn("--force replaces it", again.stderr)
-        self.assertEqual(self.command("--jsonl", "-", "-o", out, "--force", input='{"prompt": "two"}').returncode, 0)
+        self.assertEqual(
+            self.command("--jsonl", "-", "-o", out, "--force", input='{"prompt": "two"}').returncode, 0
+        )
         bad = self.command(self.file("bad.jsonl", '{"prompt": "a"}\n{'), "-o", out, "--force")
         self.assertEqual(bad.returncode, 1)
         self.assertIn("bad.jsonl: line 2", bad.stderr)
@@ -132,12 +174,16 @@ class Tokenize(unittest.TestCase):
         ids = self.tokenizer.encode("four") + [2]
         words = [sys.executable, "-m", "waybill.tokenize", "--tokenizer", self.folder, "--decode", "-"]
         buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-        with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=buffered) as child:
+        with subprocess.Popen(
+            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=buffered
+        ) as child:
             for rid in ("s0-g0-0", "s0-g0-1"):  # each answered before the next is sent
                 child.stdin.write(json.dumps({"rid": rid, "prompt": ids, "completion": ids[1:]}) + "\n")
                 child.stdin.flush()
                 found = json.loads(child.stdout.readline())
-                self.assertEqual((found["rid"], found["prompt_text"], found["completion_text"]), (rid, "four", "four"))
+                self.assertEqual(
+                    (found["rid"], found["prompt_text"], found["completion_text"]), (rid, "four", "four")
+                )
             child.stdin.close()
             self.assertEqual(child.wait(), 0)
 

@@ -86,7 +86,9 @@ def expected(path):  # the same of metrics.jsonl
     for line in map(json.loads, open(path)):
         step = line.pop("step")
         for key, value in line.items():
-            for tag, number in [("step/" + key, value)] if not isinstance(value, dict) else [(key + "/" + k, v) for k, v in value.items()]:
+            for tag, number in (
+                [("step/" + key, value)] if not isinstance(value, dict) else [(key + "/" + k, v) for k, v in value.items()]
+            ):
                 if not isinstance(number, str):
                     found.setdefault(tag, {})[step] = number
     return found
