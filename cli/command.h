@@ -79,7 +79,7 @@ typedef struct cli_command {
 } cli_command;
 
 extern const cli_command cli_inspect, cli_verify, cli_cat, cli_stats, cli_diff, cli_merge, cli_split,
-    cli_salvage, cli_convert, cli_eplb, cli_report;
+    cli_salvage, cli_convert, cli_tokenize, cli_eplb, cli_report;
 
 /* ---- command lines (command_options.c) ------------------------------------------------------- */
 

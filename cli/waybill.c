@@ -6,9 +6,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const cli_command *const commands[] = {&cli_inspect, &cli_verify, &cli_cat,   &cli_stats,
-                                              &cli_diff,    &cli_merge,  &cli_split, &cli_salvage,
-                                              &cli_convert, &cli_eplb,   &cli_report};
+static const cli_command *const commands[] = {&cli_inspect, &cli_verify,   &cli_cat,   &cli_stats,
+                                              &cli_diff,    &cli_merge,    &cli_split, &cli_salvage,
+                                              &cli_convert, &cli_tokenize, &cli_eplb,  &cli_report};
 enum { N_COMMANDS = sizeof commands / sizeof commands[0] };
 
 /* Two spaces stand between a name and its summary, however long: make_man.sh finds the commands by them. */

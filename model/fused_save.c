@@ -1,6 +1,8 @@
 /* fused_save.c - see fused_save.h. */
 #include "fused_save.h"
 
+#include "elements.h"
+
 #include <string.h>
 
 /* ---- which tensors --------------------------------------------------------------------------- */
@@ -18,13 +20,14 @@ static void list_tensors(wb_fused_save *s, int32_t n_dims) {
         const wb_tensor *t = &m->tensors[i];
         wb_fused_place place;
         if (t->expert != 0 || t->n_dims != n_dims || !wb_fused_place_of(m, t, &place)) continue;
-        if (!is_listed(s, place.name)) s->tensors[s->n++] = (wb_fused_tensor){place, t->dtype, i};
+        if (!is_listed(s, place.name))
+            s->tensors[s->n++] = (wb_fused_tensor){place, t->dtype, wb_saved_dtype(t, s->as_opened), i};
     }
 }
 
-wb_status wb_fused_save_open(wb_model *model, wb_fused_save *s) {
+wb_status wb_fused_save_open(wb_model *model, bool as_opened, wb_fused_save *s) {
     int64_t largest = 0;
-    *s = (wb_fused_save){.model = model};
+    *s = (wb_fused_save){.model = model, .as_opened = as_opened};
     if (!model->family->expert_biases) return WB_OK;
     WB_TRY(WB_OWN(&s->memory, s->tensors, (size_t)model->n_tensors, "save"));
     list_tensors(s, 1);
@@ -98,7 +101,9 @@ wb_status wb_fused_save_write(wb_fused_save *s, size_t i, wb_new_file *file) {
     for (int32_t e = 0; e < s->model->config.router.n_experts; e++) {
         WB_TRY(bring_part(s, i, e));
         WB_TRY(s->status);
-        WB_TRY(wb_new_file_write(file, s->arrived, (size_t)f->place.part * wb_dtype_size(f->dtype)));
+        if (f->written != f->dtype) wb_convert(f->place.part, s->arrived, f->dtype, s->values, f->written);
+        WB_TRY(wb_new_file_write(file, f->written != f->dtype ? s->values : s->arrived,
+                                 (size_t)f->place.part * wb_dtype_size(f->written)));
     }
     return WB_OK;
 }

@@ -83,10 +83,12 @@ static uint64_t digest_of(const loader *ld, const wb_tensor *t, const wb_tensor_
     return wb_hash_value(&hash);
 }
 
-static wb_status load_tensor(loader *ld, const wb_model *model, const wb_tensor *t, uint64_t *digest_out) {
+static wb_status load_tensor(loader *ld, const wb_model *model, const wb_tensor *t, wb_dtype *file_dtype_out,
+                             uint64_t *digest_out) {
     wb_tensor_source from;
     WB_TRY(wb_tensor_source_find(model, ld->files, ld->dir, t, &from));
     ld->used[from.index] = true;
+    *file_dtype_out = from.view.dtype;
     if (from.scales_index != SIZE_MAX) ld->used[from.scales_index] = true;
     if (from.form != WB_SOURCE_PLAIN && !ld->quantized) ld->quantized = from.view.name;
     const void *bytes = wb_tensor_source_bytes(&from);
@@ -160,7 +162,7 @@ static wb_status load_all(loader *ld, wb_model *model, uint64_t *digests_out) {
             WB_TRY(check_copy(ld, &t, tensor_of(model->decoder, shared)));
             continue;
         }
-        WB_TRY(load_tensor(ld, model, &t, &digests_out[i]));
+        WB_TRY(load_tensor(ld, model, &t, &model->tensors[i].file_dtype, &digests_out[i]));
         WB_TRY(wb_model_fill_replicas(model, i));
     }
     return model->mtp ? load_all(ld, model->mtp, digests_out + model->n_tensors) : WB_OK;

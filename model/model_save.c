@@ -2,6 +2,7 @@
  * experts whose replica 0 it has, rank 0 also what all ranks hold, the index, the configuration and the small
  * files. Refuses: leaving a directory in which a loader finds weights of two saves. */
 #include "config.h"
+#include "elements.h"
 #include "fused_save.h"
 #include "model_weights.h"
 #include "replica_check.h"
@@ -53,12 +54,17 @@ static wb_status emit(void *ctx, size_t i, wb_new_file *file) {
     const shard *s = ctx;
     if (i >= s->n) return wb_fused_save_write(s->fused, i - s->n, file);
     wb_device *dev = s->model->device;
-    wb_tensor t = wb_model_tensor(s->tensors[i].model, s->tensors[i].i);
-    size_t bytes = s->views[i].bytes;
-    for (size_t done = 0; done < bytes; done += CHUNK_BYTES) {
-        size_t part = bytes - done < CHUNK_BYTES ? bytes - done : CHUNK_BYTES;
-        WB_TRY(dev->to_host(dev, s->chunk, (const char *)t.data + done, part));
-        WB_TRY(wb_new_file_write(file, s->chunk, part));
+    const wb_tensor t = wb_model_tensor(s->tensors[i].model, s->tensors[i].i);
+    const wb_dtype to = s->views[i].dtype;
+    const size_t size = wb_dtype_size(t.dtype), bytes = (size_t)t.n * size;
+    /* What is rounded comes to the second half of the chunk and goes to the first. */
+    const size_t most = to == t.dtype ? CHUNK_BYTES : CHUNK_BYTES / 2;
+    uint8_t *const here = s->chunk + (CHUNK_BYTES - most);
+    for (size_t done = 0; done < bytes; done += most) {
+        const size_t part = bytes - done < most ? bytes - done : most, n = part / size;
+        WB_TRY(dev->to_host(dev, here, (const char *)t.data + done, part));
+        if (to != t.dtype) wb_convert((int64_t)n, here, t.dtype, s->chunk, to);
+        WB_TRY(wb_new_file_write(file, s->chunk, n * wb_dtype_size(to)));
     }
     return WB_OK;
 }
@@ -74,9 +80,9 @@ static void list_fused(shard *s) {
         const size_t n = (size_t)(f->place.shape[0] * f->place.part);
         wb_tensor_view *view = &s->views[s->n + i];
         *view = (wb_tensor_view){.name = f->place.name,
-                                 .dtype = f->dtype,
+                                 .dtype = f->written,
                                  .n_dims = f->place.n_dims,
-                                 .bytes = n * wb_dtype_size(f->dtype)};
+                                 .bytes = n * wb_dtype_size(f->written)};
         memcpy(view->shape, f->place.shape, sizeof f->place.shape);
     }
 }
@@ -85,12 +91,13 @@ static void list_tensors(shard *s, const wb_model *m) {
     for (int32_t i = 0; i < m->n_tensors; i++) {
         if (writer_of(m, i) != m->rank || is_fused(m, i)) continue;
         const wb_tensor *t = &m->tensors[i];
+        const wb_dtype dtype = wb_saved_dtype(t, s->fused->as_opened);
         s->tensors[s->n] = (listed){m, i};
         s->views[s->n++] = (wb_tensor_view){.name = t->name,
-                                            .dtype = t->dtype,
+                                            .dtype = dtype,
                                             .n_dims = t->n_dims,
                                             .shape = {t->shape[0], t->shape[1]},
-                                            .bytes = (size_t)t->n * wb_dtype_size(t->dtype)};
+                                            .bytes = (size_t)t->n * wb_dtype_size(dtype)};
     }
 }
 
@@ -126,30 +133,30 @@ static wb_status prepare_shard(const wb_model *m, wb_fused_save *fused, const ch
 /* ---- index ----------------------------------------------------------------------------------- */
 
 /* Adds the tensors of `m` to the map; non-zero: no memory. */
-static int list_in_map(const wb_model *m, json_t *map, int64_t *total) {
+static int list_in_map(const wb_model *m, bool as_opened, json_t *map, int64_t *total) {
     for (int32_t i = 0; i < m->n_tensors; i++) {
         const wb_tensor *t = &m->tensors[i];
         wb_fused_place place;
         const char *written = wb_fused_place_of(m, t, &place) ? place.name : t->name;
-        *total += t->n * (int64_t)wb_dtype_size(t->dtype);
+        *total += t->n * (int64_t)wb_dtype_size(wb_saved_dtype(t, as_opened));
         const wb_shard_name name = wb_shard_name_of(writer_of(m, i), m->n_ranks);
         if (json_object_set_new(map, written, json_string(name.text)) != 0) return 1;
     }
-    return m->mtp ? list_in_map(m->mtp, map, total) : 0;
+    return m->mtp ? list_in_map(m->mtp, as_opened, map, total) : 0;
 }
 
-static json_t *make_index(const wb_model *m) {
+static json_t *make_index(const wb_model *m, bool as_opened) {
     json_t *map = json_object();
     int64_t total = 0;
-    if (map && list_in_map(m, map, &total)) {
+    if (map && list_in_map(m, as_opened, map, &total)) {
         json_decref(map);
         return NULL;
     }
     return json_pack("{s:{s:I}, s:o}", "metadata", "total_size", (json_int_t)total, "weight_map", map);
 }
 
-static wb_status write_index(const wb_model *m, const char *dir) {
-    json_t *index = make_index(m);
+static wb_status write_index(const wb_model *m, bool as_opened, const char *dir) {
+    json_t *index = make_index(m, as_opened);
     char *text = index ? json_dumps(index, JSON_INDENT(2) | JSON_SORT_KEYS) : NULL;
     json_decref(index);
     if (!text) return wb_fail(WB_OUT_OF_MEMORY, "%s/%s: no memory to write it", dir, WB_INDEX_NAME);
@@ -158,9 +165,16 @@ static wb_status write_index(const wb_model *m, const char *dir) {
     return status;
 }
 
-static wb_status write_config(const wb_model *m, const char *dir) {
+/* What config.json says of the whole: bf16 where all matrices are. */
+static wb_dtype matrix_dtype(const wb_model *m, bool as_opened) {
+    for (int32_t i = 0; i < m->n_tensors; i++)
+        if (m->tensors[i].n_dims > 1 && wb_saved_dtype(&m->tensors[i], as_opened) != WB_BF16) return m->dtype;
+    return WB_BF16;
+}
+
+static wb_status write_config(const wb_model *m, bool as_opened, const char *dir) {
     char *text = NULL;
-    WB_TRY(wb_config_text(&m->config, m->family, m->source_config, m->dtype, &text));
+    WB_TRY(wb_config_text(&m->config, m->family, m->source_config, matrix_dtype(m, as_opened), &text));
     wb_status status = wb_checkpoint_write_text(dir, "config.json", text);
     free(text);
     return status;
@@ -179,10 +193,10 @@ static bool is_ours(const void *model, const char *name) {
 /* Rank 0, when all shards are in place. What is left of an earlier save in the other layout, one file or an
  * index, goes when ours is whole: a failure before leaves one save that can be opened, or both, which are
  * refused by name. The small files come last, when the weights are safe. */
-static wb_status finish(const wb_model *m, const char *dir) {
-    WB_TRY(write_config(m, dir));
+static wb_status finish(const wb_model *m, bool as_opened, const char *dir) {
+    WB_TRY(write_config(m, as_opened, dir));
     if (m->n_ranks > 1)
-        WB_TRY(write_index(m, dir));
+        WB_TRY(write_index(m, as_opened, dir));
     else
         WB_TRY(wb_checkpoint_remove(dir, WB_INDEX_NAME));
     WB_TRY(wb_checkpoint_remove_stale(dir, is_ours, m));
@@ -191,9 +205,9 @@ static wb_status finish(const wb_model *m, const char *dir) {
 
 /* Every rank's shard under its temporary name. What has to come from other ranks comes whatever fails: a rank
  * that does not write sends all the same. */
-static wb_status write_shards(wb_model *m, const char *dir, wb_new_file *file) {
+static wb_status write_shards(wb_model *m, bool as_opened, const char *dir, wb_new_file *file) {
     wb_fused_save fused;
-    wb_status status = wb_comm_agree(m->comm, wb_fused_save_open(m, &fused));
+    wb_status status = wb_comm_agree(m->comm, wb_fused_save_open(m, as_opened, &fused));
     if (status == WB_OK) {
         status = dir ? prepare_shard(m, &fused, dir, file) : wb_fail(WB_INVALID_ARGUMENT, "directory: NULL");
         const wb_status served = wb_fused_serve(&fused);
@@ -206,19 +220,27 @@ static wb_status write_shards(wb_model *m, const char *dir, wb_new_file *file) {
 
 /* An interrupted save of several ranks leaves shards without an index, or the whole earlier
  * model.safetensors: never an index over shards of two saves. */
-wb_status wb_model_save(wb_model *model, const char *dir) {
+static wb_status save(wb_model *model, bool as_opened, const char *dir) {
     wb_comm *comm = model->comm;
     wb_new_file file = {.fd = -1};
     WB_TRY(wb_replicas_check(model));
     wb_status status;
-    WB_GOTO(write_shards(model, dir, &file), discard);
+    WB_GOTO(write_shards(model, as_opened, dir, &file), discard);
     if (model->rank == 0 && model->n_ranks > 1) status = wb_checkpoint_remove(dir, WB_INDEX_NAME);
     WB_GOTO(wb_comm_agree(comm, status), discard);
     if (file.temp) status = wb_new_file_commit(&file);
     WB_GOTO(wb_comm_agree(comm, status), discard);
-    if (model->rank == 0) status = finish(model, dir);
+    if (model->rank == 0) status = finish(model, as_opened, dir);
     return wb_comm_agree(comm, status);
 discard:
     wb_new_file_discard(&file);
     return status;
+}
+
+wb_status wb_model_save(wb_model *model, const char *dir) {
+    return save(model, false, dir);
+}
+
+wb_status wb_model_save_as_opened(wb_model *model, const char *dir) {
+    return save(model, true, dir);
 }

@@ -106,6 +106,7 @@ void wb_registry_tensor(wb_registry *registry, int32_t layer, int32_t expert, co
                                     .shape = {rows, cols > 0 ? cols : 1},
                                     .n = rows * (cols > 0 ? cols : 1),
                                     .dtype = model->params[param].dtype,
+                                    .file_dtype = model->params[param].dtype,
                                     .data = NULL,
                                     .param = param,
                                     .offset = offset,

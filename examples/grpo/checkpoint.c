@@ -1,8 +1,7 @@
 /* checkpoint.c - what is in a checkpoint: the model in Hugging Face layout and, under trainer/, what a
  * bit-for-bit resume needs: optimizer-<rank>.safetensors (exp_avg and exp_avg_sq of each tensor, by its name,
- * and the f32 master of one that the model has in bf16) and state.json, which has the options of the run too,
- * and digests of its prompts and its reference. Saving copies CHECKPOINT_CHUNK_BYTES at a time to the host.
- * Refuses: where it lies (checkpoint_place.c). */
+ * and the f32 master of one that the model or its file has in bf16) and state.json (checkpoint_state.c).
+ * Saving copies CHECKPOINT_CHUNK_BYTES at a time to the host. Refuses: where it lies (checkpoint_place.c). */
 #include "checkpoint_place.h"
 #include "wb_file.h"
 #include "wb_memory.h"
@@ -56,6 +55,21 @@ static optimizer_part own_part(const trainer *t, const wb_tensor *tensor) {
     return optimizer_part_of(wb_model_config(t->model), tensor, wb_comm_rank(t->comm), wb_comm_size(t->comm));
 }
 
+/* Whether the model's file has less than the weight, which is then its own master: one of f32 that came as
+ * bf16. */
+static bool loses_bits(const wb_tensor *tensor) {
+    return tensor->dtype == WB_F32 && tensor->file_dtype == WB_BF16;
+}
+
+/* Of an expert whole, by the rank that has its replica 0; of a replicated tensor this rank's part. */
+static void add_rounded(const trainer *t, int32_t i, optimizer_file *f) {
+    const wb_tensor tensor = wb_model_replica(t->model, i, 0);
+    const optimizer_part whole = {0, tensor.data ? tensor.n : 0};
+    const optimizer_part part = tensor.expert >= 0 ? whole : own_part(t, &tensor);
+    const wb_buffer weight = {.data = tensor.data ? (float *)tensor.data + part.first : NULL};
+    if (loses_bits(&tensor) && part.n > 0) add_part(f, &tensor, part.n, "master", &weight);
+}
+
 /* Experts are saved by their home rank, of replicated tensors each rank saves its part. */
 static wb_status collect_parts(const trainer *t, optimizer_file *f) {
     int32_t n = wb_model_n_tensors(t->model);
@@ -66,6 +80,7 @@ static wb_status collect_parts(const trainer *t, optimizer_file *f) {
     for (int32_t i = 0; i < n; i++) {
         const wb_tensor tensor = wb_model_tensor(t->model, i);
         const int64_t part = own_part(t, &tensor).n;
+        add_rounded(t, i, f);
         if (part == 0 && tensor.expert >= 0) continue;
         add_part(f, &tensor, part, "exp_avg", &t->opt.m[i]);
         add_part(f, &tensor, part, "exp_avg_sq", &t->opt.v[i]);
@@ -92,32 +107,6 @@ close_file:
     return status;
 }
 
-enum { DIGEST_BYTES = 17 };
-
-static const char *digest_text(uint64_t digest, char *text) {
-    snprintf(text, DIGEST_BYTES, "%016" PRIx64, digest);
-    return text;
-}
-
-static wb_status save_state(const trainer *t, const char *dir) {
-    char path[PATH_BYTES];
-    WB_TRY(path_join(path, dir, "state.json"));
-    char prompts[DIGEST_BYTES], reference[DIGEST_BYTES];
-    json_t *state = json_pack(
-        "{s:I, s:I, s:I, s:I, s:i, s:s, s:s, s:I, s:s*, s:o}", "step", (json_int_t)t->step, "epoch",
-        (json_int_t)t->epoch, "weight_version", (json_int_t)t->weight_version, "optimizer_step",
-        (json_int_t)t->opt.step, "ranks", wb_comm_size(t->comm), "fingerprint",
-        wb_model_routes(t->model)->fingerprint, "prompts", digest_text(t->task_digest, prompts), "max_prompt",
-        (json_int_t)t->max_prompt, "reference",
-        t->reference ? digest_text(t->reference_digest, reference) : NULL, "options", options_to_json(t->o));
-    char *text = state ? json_dumps(state, JSON_INDENT(1)) : NULL;
-    json_decref(state);
-    if (!text) return wb_fail(WB_OUT_OF_MEMORY, "%s: the trainer's state", path);
-    wb_status status = wb_file_replace(path, text, strlen(text));
-    free(text);
-    return status;
-}
-
 /* Where the experts are, for a run that resumes; the model's files name experts alone. */
 static wb_status save_placement(const trainer *t, const char *dir) {
     char path[PATH_BYTES];
@@ -126,95 +115,54 @@ static wb_status save_placement(const trainer *t, const char *dir) {
     return wb_placement_save(wb_model_placement(t->model), path, WB_MAP_SGLANG, NULL);
 }
 
-wb_status checkpoint_save(const trainer *t) {
-    char current[PATH_BYTES], fresh[PATH_BYTES], old[PATH_BYTES], inner[PATH_BYTES];
-    wb_status status = checkpoint_place(t->o, "", current);
-    if (status == WB_OK) status = checkpoint_place(t->o, ".new", fresh);
-    if (status == WB_OK) status = checkpoint_place(t->o, ".old", old);
-    if (status == WB_OK) status = path_join(inner, fresh, "trainer");
-    if (status == WB_OK && wb_comm_rank(t->comm) == 0) {
-        checkpoint_remove(fresh);
-        status = wb_dir_create(fresh);
-        if (status == WB_OK) status = wb_dir_create(inner);
-    }
+/* Paths of the checkpoint that is called `name`. */
+typedef struct save_places {
+    char current[PATH_BYTES], fresh[PATH_BYTES], old[PATH_BYTES], inner[PATH_BYTES], kept[PATH_BYTES];
+} save_places;
+
+static wb_status find_places(const trainer *t, const char *name, save_places *p) {
+    char suffix[CHECKPOINT_SUFFIX_BYTES];
+    WB_TRY(checkpoint_place(t->o, name, p->current));
+    snprintf(suffix, sizeof suffix, "%s.new", name);
+    WB_TRY(checkpoint_place(t->o, suffix, p->fresh));
+    snprintf(suffix, sizeof suffix, "%s.old", name);
+    WB_TRY(checkpoint_place(t->o, suffix, p->old));
+    WB_TRY(path_join(p->inner, p->fresh, "trainer"));
+    if (wb_comm_rank(t->comm) != 0) return WB_OK;
+    checkpoint_remove(p->fresh);
+    WB_TRY(wb_dir_create(p->fresh));
+    return wb_dir_create(p->inner);
+}
+
+/* On rank 0: the new one is whole. */
+static wb_status take_place(const trainer *t, const char *name, save_places *p) {
+    p->kept[0] = '\0';
+    if (*name == '\0') WB_TRY(checkpoint_place_of_replaced(t, p->current, p->kept));
+    WB_TRY(checkpoint_change_places(p->fresh, p->current, p->old, p->kept));
+    return *name == '\0' ? checkpoint_prune(t->o, t->step) : WB_OK;
+}
+
+static wb_status save_as(const trainer *t, const char *name) {
+    save_places p;
+    WB_TRY(wb_comm_agree(t->comm, find_places(t, name, &p)));
+    WB_TRY(wb_model_save_as_opened(t->model, p.fresh));
+    wb_status status = save_optimizer(t, p.inner);
+    if (status == WB_OK && wb_comm_rank(t->comm) == 0) status = save_placement(t, p.fresh);
+    if (status == WB_OK && wb_comm_rank(t->comm) == 0) status = checkpoint_save_state(t, p.inner);
     WB_TRY(wb_comm_agree(t->comm, status));
-    WB_TRY(wb_model_save(t->model, fresh));
-    status = save_optimizer(t, inner);
-    if (status == WB_OK && wb_comm_rank(t->comm) == 0) status = save_placement(t, fresh);
-    if (status == WB_OK && wb_comm_rank(t->comm) == 0) status = save_state(t, inner);
-    WB_TRY(wb_comm_agree(t->comm, status));
-    if (wb_comm_rank(t->comm) == 0) status = checkpoint_change_places(fresh, current, old);
+    if (wb_comm_rank(t->comm) == 0) status = take_place(t, name, &p);
     return wb_comm_agree(t->comm, status);
 }
 
+wb_status checkpoint_save(const trainer *t) {
+    return save_as(t, "");
+}
+
+wb_status checkpoint_save_best(const trainer *t) {
+    return save_as(t, CHECKPOINT_BEST);
+}
+
 /* ---- loading --------------------------------------------------------------------------------- */
-
-static wb_status read_state(const char *dir, char *path, json_t **state_out) {
-    WB_TRY(path_join(path, dir, CHECKPOINT_STATE));
-    return text_json(path, state_out);
-}
-
-wb_status checkpoint_options(const char *dir, bool loud, options *o, json_t **saved_out) {
-    char path[PATH_BYTES];
-    json_t *state = NULL;
-    WB_TRY(read_state(dir, path, &state));
-    json_t *saved = json_object_get(state, "options");
-    wb_status status = WB_OK;
-    if (json_is_object(saved))
-        status = options_resume(o, saved, dir, loud);
-    else if (loud)
-        fprintf(stderr, "%s: has no options, as those before 0.3: taken from the command line alone\n", path);
-    if (status == WB_OK) status = options_check(o);
-    if (status == WB_OK) *saved_out = json_incref(saved);
-    json_decref(state);
-    return status;
-}
-
-/* Whether the run that saved it placed its experts, by the options that it keeps. */
-static bool placed_experts(const char *dir) {
-    char path[PATH_BYTES];
-    json_t *state = NULL;
-    if (read_state(dir, path, &state) != WB_OK) return false;
-    const char *eplb = json_string_value(json_object_get(json_object_get(state, "options"), "--eplb"));
-    const bool placed = eplb && strcmp(eplb, "off") != 0;
-    json_decref(state);
-    return placed;
-}
-
-void checkpoint_say_lost_placement(const trainer *t, const char *dir) {
-    const options *o = t->o;
-    if (wb_comm_rank(t->comm) != 0 || o->eplb == EPLB_OFF || o->init_placement) return;
-    if (path_has(dir, PLACEMENT_FILE) || !placed_experts(dir)) return;
-    fprintf(stderr,
-            "%s/" PLACEMENT_FILE ": expected the run's placement, found none: experts are placed anew\n",
-            dir);
-}
-
-static wb_status load_state(trainer *t, const char *dir, int *ranks_out) {
-    char path[PATH_BYTES];
-    json_t *state = NULL;
-    WB_TRY(read_state(dir, path, &state));
-    json_int_t step, version, optimizer_step, epoch = 0; /* older ones have none */
-    const char *fingerprint, *expected = wb_model_routes(t->model)->fingerprint;
-    wb_status status = WB_OK;
-    if (json_unpack(state, "{s:I, s?I, s:I, s:I, s:i, s:s}", "step", &step, "epoch", &epoch, "weight_version",
-                    &version, "optimizer_step", &optimizer_step, "ranks", ranks_out, "fingerprint",
-                    &fingerprint) != 0 ||
-        step < 0 || epoch < 0 || version < 0 || optimizer_step < 0 || *ranks_out < 1) {
-        status = wb_fail(WB_CORRUPT,
-                         "%s: expected step, weight_version, optimizer_step, ranks and fingerprint", path);
-    } else if (strcmp(fingerprint, expected) != 0) {
-        status = wb_fail(WB_MISMATCH, "%s: expected the model's fingerprint %s, found %s", path, expected,
-                         fingerprint);
-    } else {
-        t->step = (uint64_t)step;
-        t->epoch = t->epoch_before = (uint64_t)epoch;
-        t->weight_version = (uint64_t)version;
-        t->opt.step = (uint64_t)optimizer_step;
-    }
-    json_decref(state);
-    return status;
-}
 
 /* The optimizer files of a checkpoint, one of each rank that saved it. */
 typedef struct optimizer_files {
@@ -274,19 +222,43 @@ static wb_status load_part(const trainer *t, const optimizer_files *saved, const
                    tensor->name, suffix, wanted.n, saved->n, copied);
 }
 
+/* Where the files have the weight whole, from however many parts, all of it becomes the tensor that is here;
+ * those of a model that came in f32 have none. */
+static wb_status load_rounded(const trainer *t, const optimizer_files *saved, int32_t i) {
+    const wb_tensor tensor = wb_model_tensor(t->model, i);
+    const optimizer_part whole = {0, tensor.n};
+    int64_t copied = 0;
+    if (!loses_bits(&tensor) || !tensor.data) return WB_OK;
+    for (int file = 0; file < saved->n && copied < whole.n; file++) {
+        wb_tensor_view view;
+        optimizer_part part;
+        const wb_status status = find_part(t, saved, file, &tensor, "master", &view, &part);
+        if (status == WB_NOT_FOUND) continue;
+        WB_TRY(status);
+        WB_TRY(copy_overlap(t->device, &view, part, whole, tensor.data, &copied));
+    }
+    if (copied == 0) return WB_OK;
+    if (copied == whole.n) return wb_model_fill_replicas(t->model, i);
+    return wb_fail(WB_NOT_FOUND,
+                   "optimizer state: %s.master: expected %" PRId64
+                   " elements in the files of %d ranks, found %" PRId64,
+                   tensor.name, whole.n, saved->n, copied);
+}
+
 static wb_status load_optimizer(trainer *t, const optimizer_files *saved) {
     for (int32_t i = 0; i < wb_model_n_tensors(t->model); i++) {
         const wb_tensor tensor = wb_model_tensor(t->model, i);
         WB_TRY(load_part(t, saved, &tensor, "exp_avg", t->opt.m[i].data));
         WB_TRY(load_part(t, saved, &tensor, "exp_avg_sq", t->opt.v[i].data));
         if (tensor.dtype != WB_F32) WB_TRY(load_part(t, saved, &tensor, "master", t->opt.master[i].data));
+        WB_TRY(load_rounded(t, saved, i));
     }
     return WB_OK;
 }
 
 static wb_status load_local(trainer *t, const char *dir) {
     int ranks = 0;
-    WB_TRY(load_state(t, dir, &ranks));
+    WB_TRY(checkpoint_load_state(t, dir, &ranks));
     optimizer_files saved = {0};
     WB_TRY(WB_NEW(saved.files, (size_t)ranks, "optimizer files"));
     wb_status status = WB_OK;
@@ -304,39 +276,4 @@ static wb_status load_local(trainer *t, const char *dir) {
 
 wb_status checkpoint_load(trainer *t, const char *dir) {
     return wb_comm_agree(t->comm, load_local(t, dir));
-}
-
-/* What the options do not name by its content: a file of prompts and a folder of weights may have changed. A
- * checkpoint that has no digest is one of before they were kept, or of a run without reference. */
-static wb_status check_digests(const trainer *t, const char *dir, const json_t *state) {
-    char now[DIGEST_BYTES];
-    const char *prompts = json_string_value(json_object_get(state, "prompts"));
-    const char *reference = json_string_value(json_object_get(state, "reference"));
-    bool same_prompts = !prompts || strcmp(prompts, digest_text(t->task_digest, now)) == 0;
-    json_int_t max_prompt = json_integer_value(json_object_get(state, "max_prompt"));
-    if (!same_prompts && t->o->long_prompts != LONG_PROMPTS_ERROR && max_prompt != t->max_prompt)
-        return wb_fail(
-            WB_MISMATCH,
-            "--task %s: the run in %s had prompts of at most %" PRId64 " tokens, now %" PRId64
-            ": expected --max-tokens, --kv-blocks, --block-size and --micro-batch-tokens as they were",
-            t->o->task, dir, (int64_t)max_prompt, t->max_prompt);
-    if (!same_prompts)
-        return wb_fail(WB_MISMATCH,
-                       "--task %s: other prompts than those of the run in %s: expected digest %s, found %s",
-                       t->o->task, dir, prompts, now);
-    if (t->reference && reference && strcmp(reference, digest_text(t->reference_digest, now)) != 0)
-        return wb_fail(
-            WB_MISMATCH,
-            "--model %s: other weights than the reference of the run in %s: expected digest %s, found %s",
-            t->o->model_dir, dir, reference, now);
-    return WB_OK;
-}
-
-wb_status checkpoint_check_same_run(const trainer *t, const char *dir) {
-    char path[PATH_BYTES];
-    json_t *state = NULL;
-    wb_status status = read_state(dir, path, &state);
-    if (status == WB_OK) status = check_digests(t, dir, state);
-    json_decref(state);
-    return wb_comm_agree(t->comm, status);
 }

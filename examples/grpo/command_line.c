@@ -12,6 +12,20 @@ static void print_choice(const option_row *row, int value) {
     printf(" (%.*s) [%s]", (int)length, name, row->choices);
 }
 
+/* With its default. */
+static void print_option(const option_row *row) {
+    char left[64];
+    const char *field = (const char *)&option_defaults + row->offset;
+    snprintf(left, sizeof left, "%s %s", row->name, row->value);
+    printf("  %-26s %s", left, row->help);
+    if (row->kind == INTEGER && *(const int64_t *)field >= 0)
+        printf(" (%" PRId64 ")", *(const int64_t *)field);
+    if (row->kind == NUMBER) printf(" (%g)", *(const double *)field);
+    if (row->kind == SEED) printf(" (%" PRIu64 ")", *(const uint64_t *)field);
+    if (row->kind == CHOICE) print_choice(row, *(const int *)field);
+    printf("\n");
+}
+
 static void print_help(void) {
     printf("usage: mpirun -n RANKS waybill-grpo --model DIR --out DIR [options]\n"
            "       mpirun -n RANKS waybill-grpo --make-base DIR [options]\n"
@@ -20,18 +34,12 @@ static void print_help(void) {
            "recorded during\n"
            "rollout and forced in the training forward. Experts are sharded over the ranks.\n"
            "A value is the next word or stands behind '=': --lr 1e-4, --lr=1e-4.\n\n");
-    for (int i = 0; i < N_OPTIONS; i++) {
-        char left[64];
-        snprintf(left, sizeof left, "%s %s", option_rows[i].name, option_rows[i].value);
-        printf("  %-26s %s", left, option_rows[i].help);
-        const char *field = (const char *)&option_defaults + option_rows[i].offset;
-        if (option_rows[i].kind == INTEGER && *(const int64_t *)field >= 0)
-            printf(" (%" PRId64 ")", *(const int64_t *)field);
-        if (option_rows[i].kind == NUMBER) printf(" (%g)", *(const double *)field);
-        if (option_rows[i].kind == SEED) printf(" (%" PRIu64 ")", *(const uint64_t *)field);
-        if (option_rows[i].kind == CHOICE) print_choice(&option_rows[i], *(const int *)field);
-        printf("\n");
+    for (int g = 0; g < N_OPTION_GROUPS; g++) {
+        printf("%s%s:\n", g > 0 ? "\n" : "", option_group_names[g]);
+        for (int i = 0; i < N_OPTIONS; i++)
+            if (option_rows[i].group == (option_group)g) print_option(&option_rows[i]);
     }
+    printf("\nOther:\n");
     printf("  %-26s %s\n", "--version", "the version");
     printf(
         "\nExit status: 0 done, 1 a failure (its message names what and where), 2 a wrong command line, "
@@ -68,7 +76,7 @@ static wb_status take_option(int argc, char **argv, int *i, options *o) {
         value = argv[++*i];
     }
     WB_TRY(option_set(row, o, value));
-    o->given |= (uint64_t)1 << (row - option_rows);
+    o->given[row - option_rows] = true;
     return WB_OK;
 }
 
@@ -80,10 +88,23 @@ static wb_status check_live(const options *o) {
     return WB_OK;
 }
 
+static wb_status check_evaluation(const options *o) {
+    static const char *const names[] = {"--eval-every", "--eval-temperature", "--keep-best"};
+    for (size_t i = 0; i < sizeof names / sizeof names[0] && !o->eval_task; i++)
+        if (options_given(o, names[i]))
+            return wb_fail(WB_INVALID_ARGUMENT, "%s: expected --eval-task beside it", names[i]);
+    if (!o->eval_task) return WB_OK;
+    WB_TRY(task_check_spec("--eval-task", o->eval_task));
+    if (strcmp(o->eval_task, "arithmetic") != 0 && !o->reward_cmd)
+        return wb_fail(WB_INVALID_ARGUMENT, "--eval-task %s needs --reward-cmd", o->eval_task);
+    return WB_OK;
+}
+
 wb_status options_check(const options *o) {
     if (!o->model_dir)
         return wb_fail(WB_INVALID_ARGUMENT, "--model is needed: there is no checkpoint to resume from");
-    WB_TRY(task_check_options(o->task, o->stop_token));
+    WB_TRY(task_check_spec("--task", o->task));
+    WB_TRY(stop_tokens_check(o->stop_token));
     if (strcmp(o->task, "arithmetic") != 0 && !o->reward_cmd)
         return wb_fail(WB_INVALID_ARGUMENT, "--task %s needs --reward-cmd", o->task);
     /* Not a bound of the table, so that the message can say why; as the f32 that a request has. */
@@ -101,6 +122,15 @@ wb_status options_check(const options *o) {
         return wb_fail(WB_INVALID_ARGUMENT, "--init-placement %s: expected none under --eplb off",
                        o->init_placement);
     WB_TRY(check_live(o));
+    WB_TRY(check_evaluation(o));
+    if (o->rollout_bits == 1)
+        return wb_fail(WB_INVALID_ARGUMENT,
+                       "--rollout-bits 1: expected 0, or 2 to 8 bits: one is for a sign");
+    if (o->tis_cap > 0 && o->ratio == RATIO_SEQUENCE)
+        return wb_fail(
+            WB_INVALID_ARGUMENT,
+            "--tis-cap %g: expected --ratio token beside it: a sequence has one ratio for all tokens",
+            o->tis_cap);
     if (o->prompts % o->updates != 0)
         return wb_fail(WB_INVALID_ARGUMENT, "--prompts %" PRId64 " is not a multiple of --updates %" PRId64,
                        o->prompts, o->updates);
@@ -113,7 +143,7 @@ static wb_status check_make_base(const options *o) {
                                         "--weight-decay", "--grad-clip", "--threads",      "--peer-timeout",
                                         "--quiet",        "--device"};
     for (int i = 0; i < N_OPTIONS; i++) {
-        bool known = !(o->given >> i & 1);
+        bool known = !o->given[i];
         for (size_t j = 0; !known && j < sizeof taken / sizeof taken[0]; j++)
             known = strcmp(option_rows[i].name, taken[j]) == 0;
         if (!known)

@@ -57,6 +57,11 @@ typedef enum eplb_mode { EPLB_OFF, EPLB_STATIC, EPLB_LIVE, EPLB_PLANNED } eplb_m
 typedef enum rollout_dtype { ROLLOUT_SAME, ROLLOUT_F32, ROLLOUT_BF16 } rollout_dtype;
 typedef enum long_prompts { LONG_PROMPTS_ERROR, LONG_PROMPTS_SKIP, LONG_PROMPTS_CUT } long_prompts;
 
+/* How the learning rate falls. */
+typedef enum lr_schedule { LR_CONSTANT, LR_LINEAR, LR_COSINE } lr_schedule;
+
+enum { N_OPTIONS = 64 }; /* rows of the table (option_table.c) */
+
 typedef struct options {
     const char *model_dir; /* base checkpoint */
     const char *out_dir;   /* gets checkpoint/, dump/, metrics.jsonl */
@@ -68,6 +73,7 @@ typedef struct options {
     wb_missing_policy missing;
     wb_dtype dtype; /* of matrices and activations in training */
     rollout_dtype rollout_dtype;
+    int64_t rollout_bits; /* of the engine's matrices; 0: they are not quantised */
     wb_backend device;
     int64_t steps, prompts, samples, max_tokens, updates, micro_batch_tokens;
     const char *stop_token; /* NULL: the task's */
@@ -77,17 +83,24 @@ typedef struct options {
     uint64_t seed;
     double keep_memory; /* GiB a rank, beyond what one layer needs in a backward */
     double temperature, top_p;
-    double lr, weight_decay, grad_clip, clip_low, clip_high, kl_coef;
+    double lr, weight_decay, grad_clip, clip_low, clip_high, kl_coef, tis_cap;
+    lr_schedule schedule;
+    int64_t lr_warmup, lr_steps; /* steps */
+    double lr_end;               /* share of lr */
     ratio_kind ratio;
+    const char *eval_task; /* as task; NULL: nothing is evaluated */
+    int64_t eval_every;
+    double eval_temperature;
+    int64_t keep_last; /* checkpoints, with the newest one */
     eplb_mode eplb;
     int64_t redundant_experts;
     const char *init_placement;                /* NULL: by expert_places.c */
     int64_t rebalance_every, layers_per_chunk; /* of --eplb live; -1: all layers */
     wb_codec codec;
-    bool resume, no_dump, quiet;
-    int64_t plan_ranks;   /* of --plan-memory; -1: train */
-    double device_memory; /* of --plan-memory, GiB a rank; 0: not told */
-    uint64_t given;       /* bit i: option i of the table was on the command line */
+    bool resume, no_dump, quiet, tensorboard, keep_best;
+    int64_t plan_ranks;    /* of --plan-memory; -1: train */
+    double device_memory;  /* of --plan-memory, GiB a rank; 0: not told */
+    bool given[N_OPTIONS]; /* option i of the table is on the command line */
 } options;
 
 /* Fills `o` from the command line. *action_out: 0 go on, 1 --help or --version was printed. INVALID_ARGUMENT
@@ -105,16 +118,36 @@ json_t *options_to_json(const options *o);
  * names the checkpoint. Texts stay `saved`'s. */
 wb_status options_resume(options *o, const json_t *saved, const char *where, bool loud);
 
+/* ---- stop_tokens.c --------------------------------------------------------------------------- */
+
+enum { MAX_STOP_TOKENS = 64 };
+/* Tokens that end a sample. */
+typedef struct stop_tokens {
+    uint32_t n, ids[MAX_STOP_TOKENS];
+} stop_tokens;
+
+/* The form of --stop-token; NULL: it is not given. */
+wb_status stop_tokens_check(const char *option);
+/* Of `option` ("none", or ids with commas) where it is not NULL; else `own`, where a task has one; else
+ * eos_token_id of generation_config.json or config.json in `dir`. *where_out: whence. */
+wb_status stop_tokens_find(const char *option, const uint32_t *own, const char *dir, int32_t vocab_size,
+                           stop_tokens *stops_out, const char **where_out);
+
 /* ---- task.c ---------------------------------------------------------------------------------- */
 
 typedef struct task task;
 
-/* spec: of task_check_options; "arithmetic", or "jsonl:FILE" with an object a line:
+/* spec: of task_check_spec; "arithmetic", or "jsonl:FILE" with an object a line:
  * {"prompt": [token ids], ...}. vocab_size: prompts are checked. */
 wb_status task_open(const char *spec, uint64_t seed, int32_t vocab_size, task **task_out);
 void task_close(task *t);
-/* The form of --task and of --stop-token (NULL: none is given), of which no model is known yet. */
-wb_status task_check_options(const char *spec, const char *stops);
+/* The form of an option's value, of which no model is known yet. */
+wb_status task_check_spec(const char *option, const char *spec);
+/* From here on the task is an evaluation set: its groups are the lines of the file, in order, or as many sums
+ * that are the same in every step. */
+void task_take_in_order(task *t);
+bool task_is_evaluation(const task *t);
+int64_t task_n_prompts(const task *t); /* of an evaluation set */
 /* Prompt of group `group` of step `step`: *tokens_out [n] malloc'ed. The same on every rank and on every
  * resume. */
 wb_status task_prompt(const task *t, uint64_t step, uint64_t group, uint32_t **tokens_out, uint32_t *n_out);
@@ -129,8 +162,7 @@ enum { TASK_VOCABULARY = 16, TASK_STOP = 15, TASK_MAX_TOKENS = 16, TASK_MAX_PROM
  * line, or they are left out, or their beginning is. */
 wb_status task_fit_prompts(task *t, long_prompts policy, int64_t max);
 int64_t task_n_long(const task *t); /* how many such prompts there were */
-/* The tokens that end a sample: of `option` ("none", or ids with commas) where it is not NULL; else the
- * task's own, or eos_token_id of generation_config.json or config.json in `dir`. *where_out: whence. */
+/* stop_tokens_find for the task. */
 wb_status task_find_stops(task *t, const char *option, const char *dir, int32_t vocab_size,
                           const char **where_out);
 const uint32_t *task_stop_tokens(const task *t, uint32_t *n_out); /* owner: task */
@@ -231,6 +263,21 @@ wb_status rollouts_reward(wb_comm *comm, const options *o, const task *t, reward
                           uint64_t step, batch *b);
 void batch_free(batch *b);
 
+/* ---- evaluation.c ---------------------------------------------------------------------------- */
+
+/* Of a batch's samples, over all ranks. */
+typedef struct answer_metrics {
+    double reward, reward_std, samples, response_tokens;
+    double entropy; /* nats, of the distribution that tokens were drawn from: estimated by those drawn */
+} answer_metrics;
+/* Collective. */
+wb_status answers_measure(wb_comm *comm, const batch *b, answer_metrics *metrics_out);
+/* Answers the evaluation set under the engine's weights and rewards it. *evaluated_out: whether it came to an
+ * end; false where some rank was told to stop. Collective. */
+wb_status evaluation_run(wb_engine *engine, wb_comm *comm, const options *o, const task *set,
+                         reward_program *program, uint64_t step, struct report *report, bool *evaluated_out,
+                         answer_metrics *metrics_out);
+
 /* ---- expert_load.c --------------------------------------------------------------------------- */
 
 /* Mean over the MoE layers of mean / max of the ranks' load, in the batch over all ranks, under `placement`;
@@ -258,16 +305,29 @@ typedef struct loss_options {
     double kl_coef;             /* of KL(policy || reference), estimator k3 */
     double token_scale;         /* of a token's loss, by token: 1 / response tokens of the minibatch */
     double sequence_scale;      /* of a sequence's loss, by sequence: 1 / sequences of the minibatch */
+    double tis_cap;             /* of a token's importance weight; used where `rollout` is given */
 } loss_options;
 
 typedef struct loss_sums {
     double loss, clipped, tokens, kl_reference;
 } loss_sums;
 
-/* One sequence of n response tokens: dlogprobs_out[n] = d loss / d logprobs; sums are added to. reference
- * may be NULL. */
-void loss_sequence(const loss_options *o, size_t n, const float *logprobs, const float *old,
-                   const float *reference, double advantage, float *dlogprobs_out, loss_sums *sums);
+/* The log-probabilities [n] of the response tokens of one sequence: of the policy, of the first forward, of
+ * the reference (NULL: none), and those that the rollout sampled with (NULL: tokens have no importance
+ * weight; else truncated importance sampling, by token). */
+typedef struct loss_logprobs {
+    const float *now, *old, *reference, *rollout;
+} loss_logprobs;
+
+/* One sequence of n response tokens: dlogprobs_out[n] = d loss / d logprobs->now; sums are added to. */
+void loss_sequence(const loss_options *o, size_t n, const loss_logprobs *logprobs, double advantage,
+                   float *dlogprobs_out, loss_sums *sums);
+
+/* ---- learning_rate.c ------------------------------------------------------------------------- */
+
+/* Of all updates of a step, which is counted from 0. o->lr_steps is known (training.c) where the rate
+ * falls. */
+double learning_rate(const options *o, uint64_t step);
 
 /* ---- optimizer.c ----------------------------------------------------------------------------- */
 
@@ -329,6 +389,13 @@ wb_status optimizer_step(optimizer *opt, const options *o, double lr, const wb_p
 
 /* ---- train_step.c ---------------------------------------------------------------------------- */
 
+/* Of the evaluations so far, the first of those with the highest reward. */
+typedef struct best_reward {
+    bool known;
+    double reward;
+    uint64_t step; /* how many were done */
+} best_reward;
+
 typedef struct trainer {
     const options *o;
     wb_device *device;
@@ -347,13 +414,14 @@ typedef struct trainer {
     uint64_t step, weight_version;
     /* `epoch` of the metrics: of the last step that is done, and of the checkpoint that this run resumes. */
     uint64_t epoch, epoch_before;
+    best_reward best;
     int64_t max_prompt;                     /* tokens of a prompt that fits */
     uint64_t task_digest, reference_digest; /* the latter where there is a reference */
 } trainer;
 
 /* What OUT/metrics.jsonl has of a step; keys, units and meanings: docs/metrics.md. */
 typedef struct step_metrics {
-    double reward_mean, reward_std, response_tokens, samples;
+    answer_metrics answers;
     int64_t long_prompts;     /* of the task, that did not fit (--long-prompts) */
     wb_replay_metrics replay; /* of the first forward of the batch, as trained */
     /* Share of rows whose experts in training are not the rollout's: in the first forward, and over all
@@ -362,7 +430,9 @@ typedef struct step_metrics {
     double planned; /* share of the (micro-batch, MoE layer)s of the updates that were planned before */
     bool compared;
     wb_replay_metrics off; /* the same batch and weights, routing free: what --replay off would have seen */
-    double loss, clip_share, kl_reference, grad_norm;
+    double loss, lr, clip_share, kl_reference, grad_norm;
+    bool evaluated; /* under the weights that the step ended with */
+    answer_metrics evaluation;
     /* Of the batch in the rollout, under the placement at its start, and of its micro-batches in training. */
     double balancedness, balancedness_training;
     /* Of the placement, the rollout's or that of training, that changed last; counted from the resume on
@@ -370,11 +440,21 @@ typedef struct step_metrics {
     uint64_t epoch;
     /* What changing places took: bytes that ranks sent each other, and seconds, which is all of planning. */
     double moved_bytes, seconds_rebalance;
-    double seconds_rollout, seconds_train;
+    double seconds_rollout, seconds_train, seconds_evaluation;
 } step_metrics;
 
 /* One rollout batch: first forward, comparison, updates. Collective. */
 wb_status train_step(trainer *t, const batch *b, struct report *report, step_metrics *m);
+
+/* ---- rollout_weights.c ----------------------------------------------------------------------- */
+
+typedef struct rollout_weights rollout_weights;
+/* Collective. */
+wb_status rollout_weights_open(const trainer *t, rollout_weights **weights_out);
+void rollout_weights_close(rollout_weights *weights);
+/* The engine's weights become the policy's of t->weight_version, quantised under --rollout-bits.
+ * Collective. */
+wb_status rollout_weights_set(rollout_weights *weights, const trainer *t, wb_engine *engine);
 
 /* ---- live_experts.c -------------------------------------------------------------------------- */
 
@@ -394,8 +474,10 @@ wb_status live_experts_report(const wb_rebalance *manager, const wb_rebalance_st
 enum { CHECKPOINT_CHUNK_BYTES = 4 << 20 };
 
 /* OUT/checkpoint (Hugging Face layout, trainer/ beside it), replaced as a whole: there is always one
- * complete. Collective. */
+ * complete. What it replaces stays as --keep-last says. Collective. */
 wb_status checkpoint_save(const trainer *t);
+/* The same, whole in itself, as OUT/checkpoint.best. Collective. */
+wb_status checkpoint_save_best(const trainer *t);
 /* Into `o`, what the run that wrote the checkpoint `dir` was given and this command line leaves open
  * (options_resume). *saved_out owns the texts among them, to be released by the caller. Not collective. */
 wb_status checkpoint_options(const char *dir, bool loud, options *o, json_t **saved_out);
@@ -434,6 +516,17 @@ void report_summary(const report *r); /* the table at the end, on standard outpu
  * fails while the others are at work for long, it is said at once, and not again when the run ends of it. */
 void report_failure(int rank, wb_status status);
 double now_seconds(void); /* of a clock that only goes forward */
+
+/* ---- run_notes.c ----------------------------------------------------------------------------- */
+
+/* What of the files of `model` does not count; NULL: there is no such model. */
+void report_ignored(report *r, const wb_model *model);
+/* Which tokens end a sample (*stops_from: stop_tokens_find), and prompts that do not fit. */
+void report_task(report *r, const trainer *t, const task *task_, const char *stops_from);
+void report_stopped(const trainer *t, report *r, int signal, bool dropped, bool saved);
+/* What the rank that took most has had, of a quiet run too: --plan-memory says the first number before.
+ * Collective. */
+wb_status report_memory(const trainer *t, report *r);
 
 /* ---- training.c ------------------------------------------------------------------------------ */
 

@@ -1,6 +1,8 @@
 /* loss.c - the policy-gradient loss of one sequence and its gradient with respect to the
  * log-probabilities. Owns: the clipped objectives of GRPO (arXiv 2402.03300) by token and GSPO (arXiv
- * 2507.18071) by sequence, with separate clips below and above (DAPO, arXiv 2503.14476). A pure function. */
+ * 2507.18071) by sequence, with separate clips below and above (DAPO, arXiv 2503.14476), and truncated
+ * importance sampling of what the rollout sampled otherwise than the trainer would have
+ * (https://fengyao.notion.site/off-policy-rl). A pure function. */
 #include "grpo.h"
 
 #include <math.h>
@@ -23,24 +25,41 @@ static double kl_token(double logprob, double reference, double *gradient_out) {
     return exp(log_r) - log_r - 1;
 }
 
-void loss_sequence(const loss_options *o, size_t n, const float *logprobs, const float *old,
-                   const float *reference, double advantage, float *dlogprobs_out, loss_sums *sums) {
-    bool by_sequence = o->ratio == RATIO_SEQUENCE;
+/* How much likelier the trainer's first forward makes the token than the rollout did, which counts for more
+ * than `tis_cap` nowhere: a weight without a bound would let a few tokens be the gradient. */
+static double importance(const loss_options *o, const loss_logprobs *logprobs, size_t t) {
+    if (!logprobs->rollout) return 1;
+    return fmin(exp((double)logprobs->old[t] - (double)logprobs->rollout[t]), o->tis_cap);
+}
+
+/* The policy's part of one token by its own ratio, weighted; its derivative into *gradient_out. */
+static double token_objective(const loss_options *o, const loss_logprobs *logprobs, size_t t,
+                              double advantage, double *gradient_out, bool *clipped_out) {
+    const double weight = importance(o, logprobs, t);
+    const double ratio = exp((double)logprobs->now[t] - (double)logprobs->old[t]);
+    const double loss = clipped_objective(o, ratio, advantage, gradient_out, clipped_out);
+    *gradient_out *= weight;
+    return weight * loss;
+}
+
+void loss_sequence(const loss_options *o, size_t n, const loss_logprobs *logprobs, double advantage,
+                   float *dlogprobs_out, loss_sums *sums) {
+    const bool by_sequence = o->ratio == RATIO_SEQUENCE;
     double mean_log_ratio = 0, sequence_gradient = 0;
     bool clipped = false;
-    double scale = by_sequence && n > 0 ? o->sequence_scale / (double)n : o->token_scale;
+    const double scale = by_sequence && n > 0 ? o->sequence_scale / (double)n : o->token_scale;
     if (by_sequence && n > 0) {
-        for (size_t t = 0; t < n; t++) mean_log_ratio += ((double)logprobs[t] - (double)old[t]) / (double)n;
+        for (size_t t = 0; t < n; t++)
+            mean_log_ratio += ((double)logprobs->now[t] - (double)logprobs->old[t]) / (double)n;
         sums->loss += o->sequence_scale *
                       clipped_objective(o, exp(mean_log_ratio), advantage, &sequence_gradient, &clipped);
     }
     for (size_t t = 0; t < n; t++) {
         double gradient = sequence_gradient, kl_gradient;
         if (!by_sequence)
-            sums->loss += scale * clipped_objective(o, exp((double)logprobs[t] - (double)old[t]), advantage,
-                                                    &gradient, &clipped);
-        if (reference) {
-            double kl = kl_token(logprobs[t], reference[t], &kl_gradient);
+            sums->loss += scale * token_objective(o, logprobs, t, advantage, &gradient, &clipped);
+        if (logprobs->reference) {
+            double kl = kl_token(logprobs->now[t], logprobs->reference[t], &kl_gradient);
             sums->kl_reference += kl;
             sums->loss += scale * o->kl_coef * kl;
             gradient += o->kl_coef * kl_gradient;

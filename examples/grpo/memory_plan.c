@@ -99,6 +99,22 @@ static wb_status measure_copy(const plan_model *m, const wb_model_options *rollo
     return WB_OK;
 }
 
+/* The copy of the policy that --rollout-bits rounds, on its way to the engine, and the matrix at hand. */
+static wb_status measure_rounded(const plan_model *m, int32_t rank, rank_plan *plan) {
+    const wb_model_options policy = sizes_policy(m->o, NULL, NULL, m->placement);
+    const wb_model_options rounded = sizes_rounded(NULL, NULL, m->placement);
+    const size_t vocabulary = (size_t)m->config.vocab_size * (size_t)m->config.hidden_size;
+    wb_memory memory;
+    size_t copy;
+    if (m->o->rollout_bits == 0) return WB_OK;
+    WB_TRY(wb_model_measure(&m->config, &rounded, m->n_ranks, rank, &memory));
+    add_measured(plan, "quantised", "tables", &memory);
+    WB_TRY(wb_model_measure_copy(&m->config, &rounded, &policy, m->n_ranks, rank, &copy));
+    add(&plan->device, "quantised", "copy of weights", copy);
+    add(&plan->host, "quantised", "matrix", vocabulary * sizeof(float));
+    return WB_OK;
+}
+
 static wb_status measure_rollout(const plan_model *m, int32_t rank, rank_plan *plan) {
     const char *of = "rollout";
     const wb_model_options model = sizes_rollout(m->o, NULL, NULL, m->placement);
@@ -111,6 +127,7 @@ static wb_status measure_rollout(const plan_model *m, int32_t rank, rank_plan *p
                              &memory));
     add_measured(plan, of, "workspace", &memory);
     WB_TRY(measure_copy(m, &model, rank, plan));
+    WB_TRY(measure_rounded(m, rank, plan));
     if (m->o->eplb != EPLB_LIVE) return WB_OK;
     size_t shadow_bytes, load_bytes;
     WB_TRY(live_experts_measure(m->o, &m->config, &model, &shadow_bytes, &load_bytes));

@@ -29,6 +29,10 @@ wb_model_options sizes_rollout(const options *o, wb_device *device, wb_comm *com
     return sizes_model(device, comm, dtype, rounds ? WB_BF16 : WB_F32, placement);
 }
 
+wb_model_options sizes_rounded(wb_device *device, wb_comm *comm, const wb_placement *placement) {
+    return sizes_model(device, comm, WB_F32, WB_F32, placement);
+}
+
 wb_engine_options sizes_engine(const options *o) {
     wb_engine_options engine = wb_engine_options_default();
     engine.n_blocks = (int32_t)o->kv_blocks;

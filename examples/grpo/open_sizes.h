@@ -16,6 +16,8 @@ wb_model_options sizes_policy(const options *o, wb_device *device, wb_comm *comm
 /* Likewise of the engine's copy of it. */
 wb_model_options sizes_rollout(const options *o, wb_device *device, wb_comm *comm,
                                const wb_placement *placement);
+/* Of the copy of the policy that --rollout-bits rounds: in f32, whatever training has. */
+wb_model_options sizes_rounded(wb_device *device, wb_comm *comm, const wb_placement *placement);
 wb_engine_options sizes_engine(const options *o); /* without a manager of experts */
 /* A micro-batch has at most --micro-batch-tokens. */
 wb_train_options sizes_train(const options *o, const wb_config *config, bool forward_only);

@@ -28,7 +28,7 @@ static wb_status resume_option(const option_row *row, const char *saved, const c
     if (!saved) saved = option_text(row, &option_defaults, usual);
     bool same = saved && now ? strcmp(saved, now) == 0 : saved == now;
     if (same) return WB_OK;
-    if (!(o->given >> (row - option_rows) & 1)) {
+    if (!o->given[row - option_rows]) {
         if (!saved || option_set(row, o, saved) == WB_OK) return WB_OK;
         return wb_fail_context(WB_CORRUPT, "%s: options", where);
     }

@@ -15,8 +15,26 @@ typedef enum on_resume {
             * the optimizer keeps */
 } on_resume;
 
+/* What --help lists together. */
+typedef enum option_group {
+    RUN,
+    PROMPTS,
+    ROLLOUT,
+    REPLAY,
+    OBJECTIVE,
+    UPDATES,
+    EVALUATION,
+    OUTPUT,
+    PLACES,
+    RANKS,
+    INSTEAD,
+    N_OPTION_GROUPS,
+} option_group;
+extern const char *const option_group_names[N_OPTION_GROUPS];
+
 typedef struct option_row {
     const char *name;
+    option_group group;
     kind kind;
     on_resume on_resume;
     size_t offset;       /* of the field in options */
@@ -25,7 +43,7 @@ typedef struct option_row {
     const char *value, *help;
 } option_row;
 
-enum { N_OPTIONS = 52, OPTION_TEXT_BYTES = 64 };
+enum { OPTION_TEXT_BYTES = 64 };
 extern const option_row option_rows[N_OPTIONS];
 extern const options option_defaults;
 

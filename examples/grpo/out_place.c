@@ -113,13 +113,18 @@ static bool is_inside(const char *path, const char *dir) {
     return inside;
 }
 
-/* OUT/checkpoint, or what it is a link to, and checkpoint.new and .old beside it. */
+/* OUT/checkpoint, or what it is a link to, and what a run writes beside it. */
 static wb_status check_checkpoints(const options *o) {
     /* What makes each ours: a save that was killed may have left a part of it beside the checkpoint. */
     static const struct {
         const char *suffix, *mark;
-    } places[] = {{"", CHECKPOINT_STATE}, {".new", "trainer"}, {".old", "trainer"}};
-    for (int i = 0; i < 3; i++) {
+    } places[] = {{"", CHECKPOINT_STATE},
+                  {".new", "trainer"},
+                  {".old", "trainer"},
+                  {CHECKPOINT_BEST, "trainer"},
+                  {CHECKPOINT_BEST ".new", "trainer"},
+                  {CHECKPOINT_BEST ".old", "trainer"}};
+    for (size_t i = 0; i < sizeof places / sizeof places[0]; i++) {
         char path[PATH_BYTES];
         struct stat info;
         WB_TRY(checkpoint_place(o, places[i].suffix, path));

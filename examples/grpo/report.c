@@ -1,12 +1,10 @@
-/* report.c - what a run says: OUT/metrics.jsonl (one object a step), a progress display on standard error,
- * the table at the end, and a failure. Only one rank's report is loud: the others say failures alone. */
-#include "option_table.h"
-#include "wb_file.h"
+/* report.c - what a run says: the numbers of its steps in files (metrics.h), a progress display on standard
+ * error, the table at the end, and a failure. Only one rank's report is loud: the others say failures
+ * alone. */
+#include "metrics.h"
 #include "wb_memory.h"
 
-#include <dirent.h>
 #include <inttypes.h>
-#include <jansson.h>
 #include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -25,7 +23,8 @@ typedef struct ends {
 
 struct report {
     const options *o;
-    FILE *metrics; /* NULL: silent rank, or --make-base */
+    FILE *metrics;      /* NULL: silent rank, or --make-base */
+    event_file *events; /* NULL without --tensorboard */
     bool loud, terminal;
     /* Progress: when something was last said, the present phase and its start, the start of the run. */
     double last_said, phase_start, run_start;
@@ -45,79 +44,13 @@ double now_seconds(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-/* The lines of steps before first_step, those of an earlier, interrupted run, from the open file to `kept`.
- * *n_out: as many as those whose lines are all there. */
-static wb_status keep_lines(FILE *old, const char *path, wb_new_file *kept, uint64_t first_step,
-                            uint64_t *n_out) {
-    wb_status status = WB_OK;
-    char *line = NULL;
-    size_t bytes = 0;
-    int64_t length = 0;
-    for (size_t number = 1; status == WB_OK; number++) {
-        status = text_line(old, path, number, &line, &bytes, &length);
-        if (status != WB_OK || length < 0) break;
-        json_t *object = json_loads(line, 0, NULL);
-        uint64_t step = (uint64_t)json_integer_value(json_object_get(object, "step"));
-        if (object && step < first_step) status = wb_new_file_write(kept, line, (size_t)length);
-        if (object && step == *n_out) ++*n_out;
-        json_decref(object);
-    }
-    free(line);
-    return status;
-}
-
-/* As keep_lines. Lines that are lost are no obstacle, since nothing is computed from them, but they are said:
- * the file no longer has each step. */
-static wb_status keep_metrics(const char *path, wb_new_file *kept, uint64_t first_step) {
-    uint64_t n = 0;
-    FILE *old;
-    wb_status status = text_open(path, &old);
-    if (status == WB_OK) {
-        status = keep_lines(old, path, kept, first_step, &n);
-        fclose(old);
-    }
-    if (status != WB_OK && status != WB_NOT_FOUND) return status;
-    if (n < first_step)
-        fprintf(stderr,
-                "%s: expected a line of each of the %" PRIu64
-                " steps that are done, found none of step %" PRIu64 "\n",
-                path, first_step, n);
-    return WB_OK;
-}
-
-static wb_status start_metrics(const char *path, uint64_t first_step) {
-    wb_new_file file;
-    WB_TRY(wb_new_file_open(path, &file));
-    wb_status status = first_step > 0 ? keep_metrics(path, &file, first_step) : WB_OK;
-    if (status == WB_OK) status = wb_new_file_sync(&file);
-    if (status == WB_OK) return wb_new_file_commit(&file);
-    wb_new_file_discard(&file);
-    return status;
-}
-
-static const char metrics_name[] = METRICS_FILE;
-
-/* What runs that were killed in the middle of start_metrics left: the temporary has the process id in its
- * name, so that no later run writes over it. */
-static void remove_temporaries(const char *out) {
-    DIR *dir = opendir(out);
-    if (!dir) return;
-    for (const struct dirent *entry; (entry = readdir(dir));)
-        if (wb_new_file_stem(entry->d_name) == strlen(metrics_name) &&
-            strncmp(entry->d_name, metrics_name, strlen(metrics_name)) == 0)
-            unlinkat(dirfd(dir), entry->d_name, 0);
-    closedir(dir);
-}
-
-/* The file begins as a whole, with the lines that are kept, and is appended to from there on: a run is
- * watched while it goes, so a step's line has to be in the file when the step is done. */
+/* The two places that numbers of a step are written to. */
 static wb_status open_metrics(report *r, uint64_t first_step) {
-    char path[PATH_BYTES];
-    WB_TRY(path_join(path, r->o->out_dir, METRICS_FILE));
-    remove_temporaries(r->o->out_dir);
-    WB_TRY(start_metrics(path, first_step));
-    r->metrics = fopen(path, "a");
-    return r->metrics ? WB_OK : wb_fail(WB_IO, "%s: cannot be written: %m", path);
+    char dir[PATH_BYTES];
+    WB_TRY(metrics_file_open(r->o, first_step, &r->metrics));
+    if (!r->o->tensorboard) return WB_OK;
+    WB_TRY(path_join(dir, r->o->out_dir, "tensorboard"));
+    return event_file_open(dir, first_step, &r->events);
 }
 
 wb_status report_open(const options *o, bool loud, uint64_t first_step, report **report_out) {
@@ -140,6 +73,7 @@ wb_status report_open(const options *o, bool loud, uint64_t first_step, report *
 void report_close(report *r) {
     if (!r) return;
     if (r->metrics) fclose(r->metrics);
+    event_file_close(r->events);
     free(r);
 }
 
@@ -226,40 +160,22 @@ void report_line(report *r, const char *format, ...) {
 
 /* ---- a step ---------------------------------------------------------------------------------- */
 
-static json_t *fidelity_json(const wb_replay_metrics *m, double routed_differently) {
-    return json_pack("{s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "routed_differently", routed_differently, "kl_k1",
-                     m->kl_k1, "kl_k3", m->kl_k3, "ratio_outside", m->ratio_outside, "native_token_differ",
-                     m->token_differ, "native_decision_differ", m->decision_differ, "fallback_share",
-                     m->fallback_share);
-}
-
-static json_t *experts_json(const options *o, const step_metrics *m) {
-    char eplb[OPTION_TEXT_BYTES];
-    return json_pack("{s:s, s:f, s:f, s:I, s:f, s:f}", "eplb", option_text(option_find("--eplb"), o, eplb),
-                     "balancedness", m->balancedness, "balancedness_training", m->balancedness_training,
-                     "epoch", (json_int_t)m->epoch, "moved_bytes", m->moved_bytes, "seconds_rebalance",
-                     m->seconds_rebalance);
+static wb_status write_events(event_file *events, uint64_t step, const step_metrics *m) {
+    for (int i = 0; i < n_metric_rows; i++) {
+        const metric_row *row = &metric_rows[i];
+        if (metrics_have(m, row->group))
+            WB_TRY(event_file_add(events, metric_group_names[row->group], row->key, metric_value(row, m)));
+    }
+    return event_file_end_step(events, step);
 }
 
 static wb_status write_metrics(report *r, uint64_t step, const step_metrics *m) {
-    json_t *line =
-        json_pack("{s:I, s:s, s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "step",
-                  (json_int_t)step, "replay", wb_replay_mode_name(r->o->replay), "long_prompts",
-                  (json_int_t)m->long_prompts, "reward", m->reward_mean, "reward_std", m->reward_std,
-                  "samples", m->samples, "response_tokens", m->response_tokens, "loss", m->loss, "clip_share",
-                  m->clip_share, "kl_reference", m->kl_reference, "grad_norm", m->grad_norm,
-                  "routed_differently_updates", m->routed_differently_updates, "planned_updates", m->planned,
-                  "seconds_rollout", m->seconds_rollout, "seconds_train", m->seconds_train);
-    if (line) json_object_set_new(line, "experts", experts_json(r->o, m));
-    if (line) json_object_set_new(line, "fidelity", fidelity_json(&m->replay, m->routed_differently));
-    if (line && m->compared)
-        json_object_set_new(line, "fidelity_replay_off", fidelity_json(&m->off, m->off.token_differ));
-    char *text = line ? json_dumps(line, JSON_COMPACT | JSON_REAL_PRECISION(9)) : NULL;
-    json_decref(line);
-    if (!text) return wb_fail(WB_OUT_OF_MEMORY, "metrics of step %" PRIu64, step);
-    int failed = fprintf(r->metrics, "%s\n", text) < 0 || fflush(r->metrics) != 0;
-    free(text);
-    return failed ? wb_fail(WB_IO, "%s/metrics.jsonl: cannot be written: %m", r->o->out_dir) : WB_OK;
+    char *line;
+    WB_TRY(metrics_line(r->o, step, m, &line));
+    const bool failed = fprintf(r->metrics, "%s\n", line) < 0 || fflush(r->metrics) != 0;
+    free(line);
+    if (failed) return wb_fail(WB_IO, "%s/" METRICS_FILE ": cannot be written: %m", r->o->out_dir);
+    return r->events ? write_events(r->events, step, m) : WB_OK;
 }
 
 static void remember_end(ends *e, int64_t step, double number) {
@@ -273,7 +189,7 @@ static double balancedness_of(const report *r, const step_metrics *m) {
 }
 
 static void remember(report *r, const step_metrics *m) {
-    remember_end(&r->rewards, r->n_steps, m->reward_mean);
+    remember_end(&r->rewards, r->n_steps, m->answers.reward);
     remember_end(&r->balancedness, r->n_steps++, balancedness_of(r, m));
     r->moved_bytes += m->moved_bytes;
     r->seconds_rebalance += m->seconds_rebalance;
@@ -290,16 +206,18 @@ wb_status report_step(report *r, uint64_t step, const step_metrics *m) {
     if (!r->loud) return WB_OK;
     remember(r, m);
     WB_TRY(write_metrics(r, step, m));
-    char off[96] = "", balance[32] = "";
+    char off[96] = "", balance[32] = "", evaluated[32] = "";
     if (r->o->eplb != EPLB_OFF) snprintf(balance, sizeof balance, "  balance %.2f", balancedness_of(r, m));
     if (m->compared)
         snprintf(off, sizeof off, "  (replay off: kl %.2e, %.1f %%)", m->off.kl_k3,
                  100 * m->off.token_differ);
+    if (m->evaluated) snprintf(evaluated, sizeof evaluated, "  evaluation %.3f", m->evaluation.reward);
     report_line(r,
                 "step %3" PRIu64 "/%" PRId64
-                "  reward %.3f  kl %.2e  routed differently %.1f %%%s%s  %.0f tok/s rollout, train %.1f s",
-                step + 1, r->o->steps, m->reward_mean, m->replay.kl_k3, 100 * m->routed_differently, off,
-                balance, m->response_tokens / m->seconds_rollout, m->seconds_train);
+                "  reward %.3f%s  kl %.2e  routed differently %.1f %%%s%s  %.0f tok/s rollout, train %.1f s",
+                step + 1, r->o->steps, m->answers.reward, evaluated, m->replay.kl_k3,
+                100 * m->routed_differently, off, balance, m->answers.response_tokens / m->seconds_rollout,
+                m->seconds_train);
     return WB_OK;
 }
 

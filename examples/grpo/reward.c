@@ -97,8 +97,8 @@ static wb_status blame(const reward_program *p, wb_status status) {
     return wb_fail_context(status, "--reward-cmd '%.*s'%s", COMMAND_BYTES, command, whole ? "" : "...");
 }
 
-static wb_status blame_batch(const reward_program *p, wb_status status) {
-    if (blame(p, status) == WB_OK || p->o->no_dump) return status;
+static wb_status blame_batch(const reward_program *p, bool dumped, wb_status status) {
+    if (blame(p, status) == WB_OK || p->o->no_dump || !dumped) return status;
     return wb_fail(status, "%s (the batch's records are in %s/dump)", wb_error_message(), p->o->out_dir);
 }
 
@@ -211,12 +211,12 @@ wb_status reward_batch(reward_program *program, const task *t, uint64_t step, in
                        const wb_record *const *records, double *rewards_out) {
     asked a = {.records = records, .n = n, .rewards = rewards_out};
     if (n == 0) return WB_OK;
-    return blame_batch(program, ask(program, t, step, &a));
+    return blame_batch(program, !task_is_evaluation(t), ask(program, t, step, &a));
 }
 
 wb_status reward_check(reward_program *program) {
     if (!program || program->child.pid == 0) return WB_OK;
-    return blame_batch(program, check_quiet(program, 0));
+    return blame_batch(program, true, check_quiet(program, 0));
 }
 
 static wb_status end(reward_program *p) {

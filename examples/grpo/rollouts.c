@@ -27,7 +27,8 @@ static wb_status submit_group(wb_engine *engine, const options *o, const task *t
     wb_status status = WB_OK;
     for (uint32_t i = 0; status == WB_OK && i < o->samples; i++) {
         char rid[64];
-        snprintf(rid, sizeof rid, "s%" PRIu64 "-g%" PRIu64 "-%" PRIu32, step, group, i);
+        snprintf(rid, sizeof rid, "%s%" PRIu64 "-g%" PRIu64 "-%" PRIu32, task_is_evaluation(t) ? "e" : "s",
+                 step, group, i);
         request.rid = rid;
         request.sample = i;
         request.seed = ((o->seed * 1000003 + step) * 1000003 + group) * 1000003 + i;

@@ -1,17 +1,15 @@
 /* task.c - where prompts come from and how the built-in task is judged. Owns: the addition of numbers
- * below 20 over a 16-character vocabulary, token-id prompts from a JSON-lines file, and where an answer ends.
+ * below 20 over a 16-character vocabulary, and token-id prompts from a JSON-lines file.
  * Everything is a function of (seed, step, group): ranks agree, and a resumed run sees the same prompts. */
 #include "grpo.h"
 #include "wb_hash.h"
 #include "wb_memory.h"
 #include "wb_random.h"
 
-#include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 /* A line of the jsonl file. */
 typedef struct item {
@@ -26,9 +24,9 @@ struct task {
     uint64_t seed;
     item *items; /* [n_items] jsonl */
     size_t n_items, capacity;
-    int64_t n_long;        /* prompts that did not fit */
-    uint32_t *stop_tokens; /* [n_stop] */
-    uint32_t n_stop;
+    int64_t n_long; /* prompts that did not fit */
+    bool in_order;  /* an evaluation set */
+    stop_tokens stops;
 };
 
 static void free_item(item *i) {
@@ -39,7 +37,7 @@ static void free_item(item *i) {
 /* token ids: '0'..'9' are 0..9, then these; the rest of the vocabulary is unused */
 enum { PLUS = 10, EQUALS = 11 };
 enum { OPERANDS = 20 }; /* a and b are below this */
-enum { MAX_STOP_TOKENS = 64 };
+enum { EVALUATION_SUMS = 256 };
 
 /* ---- arithmetic ------------------------------------------------------------------------------ */
 
@@ -177,105 +175,42 @@ void task_close(task *t) {
     if (!t) return;
     for (size_t i = 0; i < t->n_items; i++) free_item(&t->items[i]);
     free(t->items);
-    free(t->stop_tokens);
     free(t);
 }
 
-/* ---- where a sample ends --------------------------------------------------------------------- */
-
-static wb_status add_stop(task *t, int64_t id, int32_t vocab_size, const char *where) {
-    if (id < 0 || id >= vocab_size)
-        return wb_fail(WB_INVALID_ARGUMENT,
-                       "%s: expected token ids below the vocabulary of %" PRId32 ", found %" PRId64, where,
-                       vocab_size, id);
-    t->stop_tokens[t->n_stop++] = (uint32_t)id;
-    return WB_OK;
-}
-
-/* "15", or "15,3" into ids [MAX_STOP_TOKENS]. */
-static wb_status read_stops(const char *list, int64_t *ids, uint32_t *n_out) {
-    uint32_t n = 0;
-    const char *at = list;
-    char *end;
-    do {
-        errno = 0;
-        long id = strtol(at, &end, 10);
-        if (end == at || errno != 0 || (*end != ',' && *end != '\0') || id < 0 || n == MAX_STOP_TOKENS)
-            return wb_fail(WB_INVALID_ARGUMENT,
-                           "--stop-token %s: expected none, or at most %d token ids with commas between them",
-                           list, MAX_STOP_TOKENS);
-        ids[n++] = id;
-        at = end + 1;
-    } while (*end == ',');
-    *n_out = n;
-    return WB_OK;
-}
-
-static wb_status stops_of_option(task *t, const char *list, int32_t vocab_size) {
-    int64_t ids[MAX_STOP_TOKENS];
-    uint32_t n;
-    WB_TRY(read_stops(list, ids, &n));
-    for (uint32_t i = 0; i < n; i++) WB_TRY(add_stop(t, ids[i], vocab_size, "--stop-token"));
-    return WB_OK;
-}
-
-wb_status task_check_options(const char *spec, const char *stops) {
-    int64_t ids[MAX_STOP_TOKENS];
-    uint32_t n;
-    if (strcmp(spec, "arithmetic") != 0 && strncmp(spec, "jsonl:", 6) != 0)
-        return wb_fail(WB_INVALID_ARGUMENT, "--task %s: expected arithmetic or jsonl:FILE", spec);
-    return !stops || strcmp(stops, "none") == 0 ? WB_OK : read_stops(stops, ids, &n);
-}
-
-/* "eos_token_id" of DIR/name: a number or a list of them. *found_out: the file has it. */
-static wb_status stops_of_file(task *t, const char *dir, const char *name, int32_t vocab_size,
-                               bool *found_out) {
-    char path[4096];
-    json_t *object;
-    snprintf(path, sizeof path, "%s/%s", dir, name);
-    *found_out = false;
-    if (access(path, F_OK) != 0) return WB_OK;
-    WB_TRY(text_json(path, &object));
-    const json_t *ids = json_object_get(object, "eos_token_id");
-    size_t n = json_is_array(ids) ? json_array_size(ids) : json_is_integer(ids);
-    wb_status status = WB_OK;
-    if (n > MAX_STOP_TOKENS)
-        status = wb_fail(WB_CAPACITY, "%s: eos_token_id: expected at most %d ids, found %zu", path,
-                         MAX_STOP_TOKENS, n);
-    for (size_t i = 0; status == WB_OK && i < n; i++) {
-        const json_t *id = json_is_array(ids) ? json_array_get(ids, i) : ids;
-        status = add_stop(t, json_is_integer(id) ? json_integer_value(id) : -1, vocab_size, path);
-    }
-    *found_out = n > 0;
-    json_decref(object);
-    return status;
+wb_status task_check_spec(const char *option, const char *spec) {
+    if (strcmp(spec, "arithmetic") == 0 || strncmp(spec, "jsonl:", 6) == 0) return WB_OK;
+    return wb_fail(WB_INVALID_ARGUMENT, "%s %s: expected arithmetic or jsonl:FILE", option, spec);
 }
 
 wb_status task_find_stops(task *t, const char *option, const char *dir, int32_t vocab_size,
                           const char **where_out) {
-    bool found = false;
-    WB_TRY(WB_NEW(t->stop_tokens, MAX_STOP_TOKENS, "stop tokens"));
-    *where_out = "--stop-token";
-    if (option) return strcmp(option, "none") == 0 ? WB_OK : stops_of_option(t, option, vocab_size);
-    *where_out = "the task";
-    if (t->arithmetic) return add_stop(t, TASK_STOP, vocab_size, "arithmetic");
-    static const char *const names[] = {"generation_config.json", "config.json"};
-    for (size_t i = 0; !found && i < sizeof names / sizeof names[0]; i++) {
-        *where_out = names[i];
-        WB_TRY(stops_of_file(t, dir, names[i], vocab_size, &found));
-    }
-    return WB_OK;
+    const uint32_t own = TASK_STOP;
+    return stop_tokens_find(option, t->arithmetic ? &own : NULL, dir, vocab_size, &t->stops, where_out);
 }
 
 const uint32_t *task_stop_tokens(const task *t, uint32_t *n_out) {
-    *n_out = t->n_stop;
-    return t->stop_tokens;
+    *n_out = t->stops.n;
+    return t->stops.ids;
 }
 
 /* ---- groups ---------------------------------------------------------------------------------- */
 
+void task_take_in_order(task *t) {
+    t->in_order = true;
+}
+
+bool task_is_evaluation(const task *t) {
+    return t->in_order;
+}
+
+int64_t task_n_prompts(const task *t) {
+    return t->arithmetic ? EVALUATION_SUMS : (int64_t)t->n_items;
+}
+
 /* Lines are drawn at random, with replacement. */
 static size_t item_index(const task *t, uint64_t step, uint64_t group) {
+    if (t->in_order) return (size_t)(group % t->n_items);
     return (size_t)(wb_mix64(wb_mix64(wb_mix64(t->seed) ^ step) ^ group) % t->n_items);
 }
 
@@ -342,7 +277,7 @@ wb_status task_prompt(const task *t, uint64_t step, uint64_t group, uint32_t **t
     uint32_t example[TASK_MAX_TOKENS], n;
     const uint32_t *prompt = example;
     if (t->arithmetic) {
-        task_arithmetic_example(wb_mix64(t->seed) ^ step, group, example, &n);
+        task_arithmetic_example(wb_mix64(t->seed) ^ (t->in_order ? UINT64_MAX : step), group, example, &n);
     } else {
         const item *chosen = &t->items[item_index(t, step, group)];
         prompt = chosen->prompt;

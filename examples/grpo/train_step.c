@@ -20,9 +20,11 @@ static void micro_batch_loss(trainer *t, packed_batch *p, int32_t m, const loss_
         const wb_record *record = record_of(mb->samples[s]);
         size_t first = (size_t)mb->seq_start[s] + record->prompt_len - 1;
         size_t n = record->n_tokens - record->prompt_len;
-        loss_sequence(loss, n, p->logprobs + first, mb->old + first,
-                      t->reference ? mb->reference + first : NULL, mb->samples[s]->advantage,
-                      p->gradients + first, sums);
+        const loss_logprobs logprobs = {.now = p->logprobs + first,
+                                        .old = mb->old + first,
+                                        .reference = t->reference ? mb->reference + first : NULL,
+                                        .rollout = t->o->tis_cap > 0 ? record->sampling_logprobs : NULL};
+        loss_sequence(loss, n, &logprobs, mb->samples[s]->advantage, p->gradients + first, sums);
     }
 }
 
@@ -52,6 +54,7 @@ static wb_status update(trainer *t, packed_batch *p, int64_t u, report *r, loss_
                          .clip_low = t->o->clip_low,
                          .clip_high = t->o->clip_high,
                          .kl_coef = t->o->kl_coef,
+                         .tis_cap = t->o->tis_cap,
                          .token_scale = 1 / fmax(tokens, 1),
                          .sequence_scale = 1 / fmax(sequences, 1)};
     WB_TRY(wb_train_zero_grads(t->train));
@@ -64,7 +67,8 @@ static wb_status update(trainer *t, packed_batch *p, int64_t u, report *r, loss_
                            : wb_train_backward_last(t->train, p->gradients));
         report_progress(r, t->step, "update", tokens_until(p, m + 1), tokens_until(p, p->n));
     }
-    return optimizer_step(&t->opt, t->o, t->o->lr, u + 1 == t->o->updates ? t->follow : NULL, norm_out);
+    return optimizer_step(&t->opt, t->o, learning_rate(t->o, t->step),
+                          u + 1 == t->o->updates ? t->follow : NULL, norm_out);
 }
 
 /* ---- metrics --------------------------------------------------------------------------------- */
@@ -74,23 +78,6 @@ static wb_status replay_metrics(const trainer *t, wb_replay *replay, wb_replay_m
     double *sums = wb_replay_metric_sums(replay, &n);
     WB_TRY(wb_comm_all_reduce_f64(t->comm, sums, n));
     wb_replay_get_metrics(replay, out, NULL);
-    return WB_OK;
-}
-
-static wb_status batch_metrics(const trainer *t, const batch *b, step_metrics *m) {
-    double sums[4] = {0, 0, 0, 0};
-    for (int64_t i = 0; i < b->n_samples; i++) {
-        const wb_record *record = record_of(&b->samples[i]);
-        sums[0] += 1;
-        sums[1] += b->samples[i].reward;
-        sums[2] += b->samples[i].reward * b->samples[i].reward;
-        sums[3] += record->n_tokens - record->prompt_len;
-    }
-    WB_TRY(wb_comm_all_reduce_f64(t->comm, sums, 4));
-    m->samples = sums[0];
-    m->reward_mean = sums[1] / sums[0];
-    m->reward_std = sqrt(fmax(0, sums[2] / sums[0] - m->reward_mean * m->reward_mean));
-    m->response_tokens = sums[3];
     return WB_OK;
 }
 
@@ -142,7 +129,8 @@ static wb_status run_step(trainer *t, const batch *b, packed_batch *p, report *r
     WB_TRY(share(t, updates, &m->routed_differently_updates));
     WB_TRY(loss_metrics(t, sums, m));
     WB_TRY(replay_metrics(t, t->replay, &m->replay));
-    return batch_metrics(t, b, m);
+    m->lr = learning_rate(t->o, t->step);
+    return answers_measure(t->comm, b, &m->answers);
 }
 
 wb_status train_step(trainer *t, const batch *b, report *r, step_metrics *m) {

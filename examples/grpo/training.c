@@ -8,14 +8,15 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 
 /* What generates samples and judges them. */
 typedef struct rollout_side {
     wb_model *model;       /* the engine's own copy of the weights, in --rollout-dtype */
     wb_rebalance *experts; /* NULL but under --eplb live */
     wb_engine *engine;
+    rollout_weights *weights; /* what the policy's become on their way to the engine */
     task *task;
+    task *evaluation;        /* NULL without --eval-task */
     reward_program *rewards; /* NULL: the task has its own */
 } rollout_side;
 
@@ -32,7 +33,8 @@ static wb_status open_rollout(trainer *t, rollout_side *side) {
     if (t->o->eplb == EPLB_PLANNED) status = wb_model_reserve_copy(side->model, t->model);
     if (status == WB_OK) status = wb_engine_open(side->model, &engine, &side->engine);
     WB_TRY(wb_comm_agree(t->comm, status));
-    return wb_engine_set_weights(side->engine, t->model, t->weight_version);
+    WB_TRY(rollout_weights_open(t, &side->weights));
+    return rollout_weights_set(side->weights, t, side->engine);
 }
 
 /* A model of another shape may be the reference: the two only have to speak of the same tokens. */
@@ -131,6 +133,21 @@ static wb_status generate(const trainer *t, const rollout_side *side, report *r,
     return status;
 }
 
+/* Under the weights that a step has ended with, which the engine has by now. A run that is told to stop
+ * meanwhile stops as behind any step that is done. */
+static wb_status evaluate(trainer *t, const rollout_side *side, report *r, step_metrics *m) {
+    const uint64_t done = t->step + 1;
+    const bool due = done % (uint64_t)t->o->eval_every == 0 || done == (uint64_t)t->o->steps;
+    if (!side->evaluation || !due) return WB_OK;
+    const double start = now_seconds();
+    WB_TRY(evaluation_run(side->engine, t->comm, t->o, side->evaluation, side->rewards, t->step, r,
+                          &m->evaluated, &m->evaluation));
+    m->seconds_evaluation = now_seconds() - start;
+    if (m->evaluated && (!t->best.known || m->evaluation.reward > t->best.reward))
+        t->best = (best_reward){true, m->evaluation.reward, done};
+    return WB_OK;
+}
+
 /* *signal_out: not 0 when the step was dropped, because some rank was told to stop before it trained. The
  * dump comes before the rewards: what was generated is not lost with a reward program that fails. */
 static wb_status one_step(trainer *t, const rollout_side *side, report *r, int *signal_out) {
@@ -154,23 +171,12 @@ static wb_status one_step(trainer *t, const rollout_side *side, report *r, int *
     if (status != WB_OK || dropped) return status;
     /* Before a checkpoint keeps what the rewards have led to. */
     WB_TRY(wb_comm_agree(t->comm, reward_check(side->rewards)));
-    WB_TRY(wb_engine_set_weights(side->engine, t->model, ++t->weight_version));
+    t->weight_version++;
+    WB_TRY(rollout_weights_set(side->weights, t, side->engine));
+    WB_TRY(evaluate(t, side, r, &m));
     m.epoch += t->epoch_before;
     t->epoch = m.epoch;
     return wb_comm_agree(t->comm, report_step(r, t->step, &m));
-}
-
-static void say_stopped(const trainer *t, report *r, int number, bool dropped, bool saved) {
-    char what[64] = "";
-    if (dropped) snprintf(what, sizeof what, "step %" PRIu64 " dropped, ", t->step + 1);
-    if (saved)
-        report_line(r,
-                    "stopped by signal %d (%s): %scheckpoint after step %" PRIu64
-                    " in %s/checkpoint, --resume goes on",
-                    number, strsignal(number), what, t->step, t->o->out_dir);
-    else
-        report_line(r, "stopped by signal %d (%s): %sno step is done, so there is no checkpoint", number,
-                    strsignal(number), what);
 }
 
 static wb_status train_loop(trainer *t, const rollout_side *side, report *r, int *signal_out) {
@@ -180,6 +186,7 @@ static wb_status train_loop(trainer *t, const rollout_side *side, report *r, int
         bool dropped = *signal_out != 0;
         if (!dropped) {
             t->step++;
+            if (t->o->keep_best && t->best.known && t->best.step == t->step) WB_TRY(checkpoint_save_best(t));
             WB_TRY(interrupt_agree(t->comm, signal_out));
         }
         bool due = t->step == steps || (every > 0 && t->step % every == 0) || *signal_out != 0;
@@ -187,7 +194,7 @@ static wb_status train_loop(trainer *t, const rollout_side *side, report *r, int
             WB_TRY(checkpoint_save(t));
             saved = t->step;
         }
-        if (*signal_out != 0) say_stopped(t, r, *signal_out, dropped, saved > 0);
+        if (*signal_out != 0) report_stopped(t, r, *signal_out, dropped, saved > 0);
     }
     return WB_OK;
 }
@@ -202,64 +209,36 @@ static void end_rewards(const trainer *t, const rollout_side *side) {
 
 /* The task, its prompts looked at before anything is generated, and what ends a sample: as `dir`, the model's
  * checkpoint, has it. */
-static wb_status open_task(trainer *t, const char *dir, const char **stops_from_out, task **task_out) {
+static wb_status open_task(trainer *t, const char *spec, bool in_order, const char *dir,
+                           const char **stops_from_out, task **task_out) {
     const wb_config *config = wb_model_config(t->model);
     const options *o = t->o;
     int32_t positions = config->max_positions;
     if (t->reference && wb_model_config(t->reference)->max_positions < positions)
         positions = wb_model_config(t->reference)->max_positions;
     WB_TRY(sizes_max_prompt(o, positions, &t->max_prompt));
-    WB_TRY(task_open(o->task, o->seed, config->vocab_size, task_out));
+    WB_TRY(task_open(spec, o->seed, config->vocab_size, task_out));
     wb_status status = task_find_stops(*task_out, o->stop_token, dir, config->vocab_size, stops_from_out);
     if (status == WB_OK) status = task_fit_prompts(*task_out, o->long_prompts, t->max_prompt);
+    if (status == WB_OK && in_order) task_take_in_order(*task_out);
     if (status == WB_OK) return WB_OK;
     task_close(*task_out);
     *task_out = NULL;
     return status;
 }
 
-/* What of the files of `model` does not count; NULL: there is no such model. */
-static void say_ignored(report *r, const wb_model *model) {
-    if (model && wb_model_note(model)) report_line(r, "%s", wb_model_note(model));
-}
-
-static void say_task(report *r, const trainer *t, const task *task_, const char *stops_from) {
-    const options *o = t->o;
-    uint32_t n;
-    const uint32_t *stops = task_stop_tokens(task_, &n);
-    if (n == 0)
-        report_line(r, "no token ends a sample: each has --max-tokens %" PRId64, o->max_tokens);
-    else
-        report_line(r, "samples end at token %" PRIu32 "%s (%s)", stops[0], n > 1 ? ", and others" : "",
-                    stops_from);
-    if (task_n_long(task_) > 0)
-        report_line(r, "%" PRId64 " prompts of more than %" PRId64 " tokens: %s", task_n_long(task_),
-                    t->max_prompt,
-                    o->long_prompts == LONG_PROMPTS_SKIP ? "left out" : "their beginning is left out");
-}
-
-/* What the rank that took most has had, of a quiet run too: --plan-memory says the first number before.
- * Collective. */
-static wb_status say_memory(const trainer *t, report *r) {
-    struct rusage usage;
-    uint64_t device = t->device->peak_bytes, process = 0;
-    if (getrusage(RUSAGE_SELF, &usage) == 0) process = (uint64_t)usage.ru_maxrss * 1024;
-    WB_TRY(wb_comm_all_reduce_max_u64(t->comm, &device));
-    WB_TRY(wb_comm_all_reduce_max_u64(t->comm, &process));
-    char text[160];
-    snprintf(text, sizeof text,
-             "memory of a rank, at most: device %.2f GiB (%" PRIu64 " bytes), process %.2f GiB (%" PRIu64
-             " bytes)",
-             (double)device / GIB, device, (double)process / GIB, process);
-    report_line(r, "%s", text);
-    if (t->o->quiet && wb_comm_rank(t->comm) == 0) fprintf(stderr, "%s\n", text);
-    return WB_OK;
+static wb_status open_tasks(trainer *t, const char *dir, const char **stops_from_out, rollout_side *side) {
+    const char *same;
+    WB_TRY(open_task(t, t->o->task, false, dir, stops_from_out, &side->task));
+    return t->o->eval_task ? open_task(t, t->o->eval_task, true, dir, &same, &side->evaluation) : WB_OK;
 }
 
 /* The options of the run: those of the command line, and of the checkpoint where there is one. */
 static wb_status settle_options(options *o, wb_comm *comm, const char *checkpoint, json_t **saved_out) {
     wb_status status =
         checkpoint ? checkpoint_options(checkpoint, wb_comm_rank(comm) == 0, o, saved_out) : options_check(o);
+    /* From here on the run's, so that one that resumes goes on falling as it did. */
+    if (o->lr_steps == 0 && o->schedule != LR_CONSTANT) o->lr_steps = o->steps;
     return wb_comm_agree(comm, status);
 }
 
@@ -321,7 +300,7 @@ wb_status training_run(const options *given, wb_device *device, wb_comm *comm, i
     WB_GOTO(open_trainer(&t, start_dir, resume_dir != NULL), close_all);
     if (resume_dir) WB_GOTO(checkpoint_load(&t, resume_dir), close_all);
     WB_GOTO(check_given_model(&t, saved), close_all);
-    WB_GOTO(wb_comm_agree(comm, open_task(&t, start_dir, &stops_from, &side.task)), close_all);
+    WB_GOTO(wb_comm_agree(comm, open_tasks(&t, start_dir, &stops_from, &side)), close_all);
     WB_GOTO(check_same_run(&t, side.task, resume_dir), close_all);
     if (is_done(&t, resume_dir)) goto close_all;
     WB_GOTO(open_rollout(&t, &side), close_all);
@@ -329,19 +308,21 @@ wb_status training_run(const options *given, wb_device *device, wb_comm *comm, i
     WB_GOTO(wb_comm_agree(comm, report_open(&o, wb_comm_rank(comm) == 0, t.step, &r)), close_all);
     if (resume_dir) report_line(r, "resuming after step %" PRIu64 " from %s", t.step, resume_dir);
     if (o.reward_cmd) WB_GOTO(wb_comm_agree(comm, reward_open(&o, &side.rewards)), close_all);
-    say_ignored(r, t.model);
-    say_ignored(r, t.reference);
-    say_task(r, &t, side.task, stops_from);
+    report_ignored(r, t.model);
+    report_ignored(r, t.reference);
+    report_task(r, &t, side.task, stops_from);
     WB_GOTO(train_loop(&t, &side, r, signal_out), close_all);
-    WB_GOTO(say_memory(&t, r), close_all);
+    WB_GOTO(report_memory(&t, r), close_all);
     report_summary(r);
     end_rewards(&t, &side);
 close_all:
     reward_close(side.rewards);
     report_close(r);
     wb_engine_close(side.engine);
+    rollout_weights_close(side.weights);
     wb_rebalance_close(side.experts);
     wb_model_close(side.model);
+    task_close(side.evaluation);
     task_close(side.task);
     close_trainer(&t);
     json_decref(saved);

@@ -11,7 +11,7 @@
 #include <unistd.h>
 
 enum { EXAMPLES = 256 }; /* a step, over all ranks */
-static const double learning_rate = 3e-3;
+static const double warmup_rate = 3e-3;
 
 /* Weights of choices are normalised where the family may have it so: without, a tiny model learns slowly. */
 static wb_status tiny_config(wb_family family, wb_config *config_out) {
@@ -74,7 +74,7 @@ static wb_status warmup_step(const options *o, wb_train *train, optimizer *opt, 
     WB_TRY(wb_train_backward_last(train, x->gradients));
     double norm, progress = (double)step / (double)o->warmup_steps;
     *loss_out = sums[0] / sums[1];
-    return optimizer_step(opt, o, learning_rate * (1 - 0.9 * progress), NULL, &norm);
+    return optimizer_step(opt, o, warmup_rate * (1 - 0.9 * progress), NULL, &norm);
 }
 
 /* *signal_out: not 0 when the steps ended early, because some rank was told to stop. */

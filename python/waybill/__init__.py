@@ -7,7 +7,7 @@
 Dumps: open, create, verify, Record, RouteModel. Answers and batches of other systems: import_, export.
 Training under replay: Replay, pack; waybill.torch for PyTorch, waybill.hf for transformers, waybill.megatron
 for Megatron-Core, waybill.trl for TRL and waybill.batches for what verl and slime carry, which are imported
-by name. Placing experts: waybill.eplb. Whatever fails raises an Error of its own class, with the library's
+by name. Prompts as text: waybill.tokenize. Placing experts: waybill.eplb. Whatever fails raises an Error of its own class, with the library's
 message: what, where, what was expected and what was found; an argument of another type than described is a
 TypeError. Objects other than dumps and records are used by one thread at a time.
 

@@ -14,7 +14,7 @@ out_has_lines 1
 for arguments in --help -h help "help --help" "help help"; do
     expect 0 "$waybill" $arguments
     err_is_empty
-    for command in inspect verify cat stats diff merge split salvage convert eplb report; do out_has "  $command "; done
+    for command in inspect verify cat stats diff merge split salvage convert tokenize eplb report; do out_has "  $command "; done
 done
 for arguments in "--version extra" "--help extra" "help eplb extra"; do
     expect 2 "$waybill" $arguments
@@ -25,7 +25,7 @@ err_has "no command frobnicate"
 
 # ---- every option that a help lists is one of the command's, and --help is laid out: two columns, within the width
 options=0
-for command in inspect verify cat stats diff merge split salvage convert eplb report; do
+for command in inspect verify cat stats diff merge split salvage convert tokenize eplb report; do
     expect 0 "$waybill" help $command
     cp "$scratch/out" "$scratch/help"
     wide=$(awk 'length($0) > 96' "$scratch/help")
@@ -40,5 +40,5 @@ for command in inspect verify cat stats diff merge split salvage convert eplb re
         err_has "$option needs an argument"
     done < <(grep -E '^  --' "$scratch/help")
 done
-[ $options -ge 56 ] || fault "expected 56 options and more in the helps, found $options"
+[ $options -ge 61 ] || fault "expected 61 options and more in the helps, found $options"
 finish "waybill knows its commands and their $options options"

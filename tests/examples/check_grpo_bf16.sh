@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # check_grpo_bf16.sh - waybill-grpo --dtype bf16: rollout and training have the same bits, so that KL(rollout || trainer) is exactly 0
-# on any number of ranks and under placements with replicas; a resumed run is the same run; it learns.
+# on any number of ranks and under placements with replicas; a resumed run is the same run; it learns. And of a checkpoint that came in
+# bf16 and is trained in f32, that it stays in bf16.
 # usage: check_grpo_bf16.sh BUILD_DIR SOURCE_DIR
 . "$(dirname "$0")/grpo_checks.sh"
 
@@ -41,6 +42,30 @@ done
 sed -i '/"--dtype"/d' from_f32/checkpoint/trainer/state.json
 refused "has f32, which a resumed run cannot change" --out from_f32 --steps 2 --dtype bf16 --resume
 run 1 --out from_f32 --steps 2 --dtype f32 --quiet --resume >/dev/null 2>&1 || fail "a run without --dtype in its checkpoint goes on"
+
+echo "== a checkpoint that came in bf16 stays in it, and its run in f32 is the same in parts, wherever experts are"
+cp -r halves/checkpoint low && rm -r low/trainer
+for mode in off planned; do
+    f32=(--model low --dtype f32 --prompts 8 --samples 4 --updates 2 --lr 6e-4 --seed 5 --quiet --no-dump --eplb $mode)
+    [ $mode = off ] || f32+=(--redundant-experts 4)
+    run 3 "${f32[@]}" --out whole_$mode --steps 4 >/dev/null 2>&1 || fail "$mode: a run in f32"
+    run 3 "${f32[@]}" --out parts_$mode --steps 2 >/dev/null 2>&1 || fail "$mode: its first part"
+    run 3 --out parts_$mode --steps 4 --quiet --resume >/dev/null 2>&1 || fail "$mode: its second part"
+    diff -r whole_$mode/checkpoint parts_$mode/checkpoint || fail "$mode: a run in parts differs"
+    cat whole_$mode/checkpoint/model-*.safetensors | grep -aoE '"[a-z0-9_.]*":\{"dtype":"[A-Z0-9]*"' | sort >found
+    grep -aoE '"[a-z0-9_.]*":\{"dtype":"[A-Z0-9]*"' low/model.safetensors | sort >wanted
+    cmp wanted found || fail "$mode: dtypes of the model's file"
+    grep -q '"torch_dtype": "bfloat16"' whole_$mode/checkpoint/config.json || fail "$mode: config.json"
+    for ranks in 1 2 3; do # all go on from the same weights, which the next samples tell
+        cp -r parts_$mode "again_${mode}_$ranks"
+        run $ranks --out "again_${mode}_$ranks" --steps 5 --quiet --resume >/dev/null 2>&1 || fail "$mode: on $ranks ranks"
+    done
+    for ranks in 1 2 3; do field "again_${mode}_$ranks/metrics.jsonl" entropy | tail -n 1; done |
+        awk 'NR == 1 { a = $1 } !(($1 - a) ^ 2 <= 1e-14 * a * a && a > 0) { bad = 1 } END { exit bad || NR != 3 }' ||
+        fail "$mode: other ranks go on from other weights: $(tail -qn 1 again_${mode}_*/metrics.jsonl)"
+done
+cp -r parts_off lost && sed -i 's/lm_head.weight.master/lm_head.weight.mister/' lost/checkpoint/trainer/optimizer-1.safetensors
+refused "lm_head.weight.master: expected 1024 elements in the files of 3 ranks, found" --out lost --steps 5 --resume
 
 echo "== it learns"
 run 1 --model base --dtype bf16 --out learns --steps 20 --lr 6e-4 --seed 3 --quiet --no-dump --checkpoint-every 0 >table 2>&1 || { cat table; fail "learning"; }

@@ -80,14 +80,15 @@ refused "holds/checkpoint.old, which the run replaces" 2 --model inside --out ho
 [ -e inside/config.json ] || fault "the model is gone"
 
 echo "== docs/metrics.md lists the keys of metrics.jsonl, each once"
-run 2 --model base --out keys --steps 2 --no-dump --compare-every 2 --kl-coef 0.1 "${tiny[@]}" || { cat log; fault "keys"; }
+run 2 --model base --out keys --steps 2 --no-dump --compare-every 2 --kl-coef 0.1 --eval-task arithmetic \
+    "${tiny[@]}" || { cat log; fault "keys"; }
 keys() { grep -oE '"[a-z0-9_]+":' | tr -d '":' | sort; }
 listed() { awk -v heading="## $1" '/^## / { on = $0 == heading } on && /^\| `/ { gsub("`", "", $2); print $2 }' "$source/docs/metrics.md" | sort; }
 top() { sed -n "$1p" keys/metrics.jsonl | sed 's/:{[^}]*}/:0/g' | keys; }
-diff <(listed "A line") <(top 1) || fault "listed (<) and written (>) keys of a line differ"
+diff <(listed "A line" | grep -vx evaluation) <(top 1) || fault "listed (<) and written (>) keys of a line differ"
 diff <(listed "A line" | grep -vx fidelity_replay_off) <(top 2) || fault "listed (<) and written (>) keys without a comparison differ"
-for object in fidelity fidelity_replay_off; do
-    diff <(listed fidelity) <(head -n 1 keys/metrics.jsonl | grep -oE "\"$object\":\{[^}]*\}" | sed "s/\"$object\"://" | keys) ||
+for object in fidelity fidelity_replay_off evaluation; do
+    diff <(listed "${object%_replay_off}") <(grep -oE "\"$object\":\{[^}]*\}" keys/metrics.jsonl | head -n 1 | sed "s/\"$object\"://" | keys) ||
         fault "listed (<) and written (>) keys of $object differ"
 done
 

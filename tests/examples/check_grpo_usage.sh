@@ -47,6 +47,7 @@ for text in "usage: mpirun" "--model DIR" "--replay MODE" "Exit status"; do
 done
 ! grep -q "waybill" "$scratch/err" || fault "--help: a message on stderr"
 cp "$scratch/out" "$scratch/help"
+[ "$(grep -c '^[A-Z].*:$' "$scratch/help")" -ge 10 ] || fault "--help has no groups"
 expect 0 "$grpo" -h
 
 expect 0 "$grpo" --version
@@ -125,6 +126,14 @@ refused "--reward-cmd" --task jsonl:prompts.jsonl
 refused "--updates 3" --prompts 16 --updates 3
 mkdir -p "$scratch/run/checkpoint/trainer" && echo '{}' >"$scratch/run/checkpoint/trainer/state.json"
 for list in abc 1,,2 -1 1,; do refused "--stop-token $list: expected none" --out "$scratch/run" --stop-token "$list"; done
+refused "--rollout-bits 1: expected 0, or 2 to 8 bits" --rollout-bits 1
+refused "--tis-cap 2: expected --ratio token beside it" --tis-cap 2 --ratio sequence
+refused "--eval-task sums: expected arithmetic or jsonl:FILE" --eval-task sums
+refused "--eval-task jsonl:prompts.jsonl needs --reward-cmd" --eval-task jsonl:prompts.jsonl
+for option in "--eval-every 2" "--eval-temperature 1" --keep-best; do
+    # shellcheck disable=SC2086
+    refused "${option%% *}: expected --eval-task beside it" $option
+done
 refused "--task sums: expected arithmetic or jsonl:FILE" --task sums --reward-cmd true
 refused "--model: expected none beside --make-base" --make-base "$scratch/base"
 for option in "--steps 3" --resume "--task arithmetic" "--lr 1e-3"; do

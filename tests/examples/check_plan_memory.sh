@@ -36,6 +36,7 @@ true_on 1 --micro-batch-tokens 256 --keep-memory 0.02 --quiet
 kept=$(($(bytes_of plan.txt device "activations kept") - recomputed))
 [ $kept -gt 10000000 ] && [ $kept -le 21474836 ] || fail "--keep-memory of 20 MiB keeps $kept bytes more"
 true_on 2 --micro-batch-tokens 512 --kl-coef 0.1 --top-k 20 --rollout-dtype f32
+true_on 2 --micro-batch-tokens 256 --rollout-bits 4
 true_on 3 --micro-batch-tokens 128 --max-running 8 --max-batch-tokens 64 --rollout-dtype bf16
 true_on 2 --micro-batch-tokens 256 --dtype bf16 --kl-coef 0.1
 [ "$(bytes_of plan.txt device "master weights")" -gt 0 ] || fail "no masters with --dtype bf16"

@@ -5,6 +5,7 @@
 
 #include "../../examples/grpo/checkpoint.c" /* last: their types have names that are local above */
 #include "../../examples/grpo/checkpoint_place.c"
+#include "../../examples/grpo/checkpoint_state.c"
 #include "../../examples/grpo/optimizer.c"
 #include "../../examples/grpo/option_resume.c"
 #include "../../examples/grpo/option_table.c"

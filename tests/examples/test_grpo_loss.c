@@ -1,5 +1,6 @@
 /* test_grpo_loss.c - waybill-grpo's loss against differences of itself and against values worked out by
- * hand: token and sequence ratio, both clips on both signs of the advantage, KL to a reference.
+ * hand: token and sequence ratio, both clips on both signs of the advantage, KL to a reference, truncated
+ * importance sampling.
  *
  * Cases of the difference test keep every ratio away from the clips' kinks, where there is no derivative. */
 #include "../../examples/grpo/loss.c"
@@ -18,13 +19,15 @@
 enum { N = 7, ROUNDS = 2000 };
 static const double low = 0.2, high = 0.3;
 static uint64_t seed;
+static float
+    rollout[N]; /* log-probabilities that the sequence was sampled with, where a case has a tis_cap */
 
 static double uniform(double from, double to) {
     return from + (to - from) * (double)(wb_random(&seed) >> 11) * 0x1p-53;
 }
 
 static loss_options options_of(ratio_kind ratio, double kl_coef) {
-    return (loss_options){ratio, low, high, kl_coef, 1.0 / 13, 1.0 / 3};
+    return (loss_options){ratio, low, high, kl_coef, 1.0 / 13, 1.0 / 3, 0};
 }
 
 static void assert_close(double found, double expected, double tolerance) {
@@ -35,7 +38,8 @@ static void assert_close(double found, double expected, double tolerance) {
 static loss_sums run(const loss_options *o, size_t n, const float *logprobs, const float *old,
                      const float *reference, double advantage, float *gradient) {
     loss_sums sums = {0, 0, 0, 0};
-    loss_sequence(o, n, logprobs, old, reference, advantage, gradient, &sums);
+    const loss_logprobs all = {logprobs, old, reference, o->tis_cap > 0 ? rollout : NULL};
+    loss_sequence(o, n, &all, advantage, gradient, &sums);
     return sums;
 }
 
@@ -72,13 +76,15 @@ static double difference(const loss_options *o, float *logprobs, const float *ol
     return loss / ((double)above - (double)below);
 }
 
-static void check_differences(ratio_kind ratio, double kl_coef) {
+static void check_differences(ratio_kind ratio, double kl_coef, double tis_cap) {
     loss_options o = options_of(ratio, kl_coef);
+    o.tis_cap = tis_cap;
     int clipped = 0, free_ones = 0;
     for (int i = 0; i < ROUNDS; i++) {
         float logprobs[N], old[N], reference[N], gradient[N];
         double advantage = uniform(-2, 2);
         if (!draw(ratio, logprobs, old, reference)) continue;
+        for (int t = 0; t < N; t++) rollout[t] = old[t] + (float)uniform(-1, 1);
         const float *to = kl_coef > 0 ? reference : NULL;
         loss_sums sums = run(&o, N, logprobs, old, to, advantage, gradient);
         clipped += sums.clipped > 0;
@@ -91,18 +97,45 @@ static void check_differences(ratio_kind ratio, double kl_coef) {
 
 static void gradient_by_token(void **state) {
     (void)state;
-    check_differences(RATIO_TOKEN, 0);
+    check_differences(RATIO_TOKEN, 0, 0);
 }
 
 static void gradient_by_sequence(void **state) {
     (void)state;
-    check_differences(RATIO_SEQUENCE, 0);
+    check_differences(RATIO_SEQUENCE, 0, 0);
 }
 
 static void gradient_with_kl(void **state) {
     (void)state;
-    check_differences(RATIO_TOKEN, 0.7);
-    check_differences(RATIO_SEQUENCE, 0.7);
+    check_differences(RATIO_TOKEN, 0.7, 0);
+    check_differences(RATIO_SEQUENCE, 0.7, 0);
+}
+
+static void gradient_with_importance(void **state) {
+    (void)state;
+    check_differences(RATIO_TOKEN, 0, 1.5);
+    check_differences(RATIO_TOKEN, 0.7, 1.5);
+}
+
+/* A token counts by its own weight, which is cut above and not below; the KL has none. */
+static void importance_is_truncated(void **state) {
+    (void)state;
+    const struct {
+        double log_weight, weight;
+    } cases[] = {{0, 1}, {-3, exp(-3)}, {0.5, exp(0.5)}, {1, 2}, {50, 2}, {200, 2}};
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        loss_options o = options_of(RATIO_TOKEN, 0.5);
+        o.tis_cap = 2;
+        float logprob = -1, reference = -1.5f, gradient, plain;
+        rollout[0] = (float)(-1 - cases[i].log_weight);
+        loss_sums sums = run(&o, 1, &logprob, &logprob, NULL, 3, &gradient);
+        assert_close(sums.loss, -o.token_scale * 3 * cases[i].weight, 1e-6);
+        assert_close((double)gradient, -o.token_scale * 3 * cases[i].weight, 1e-6);
+        sums = run(&o, 1, &logprob, &logprob, &reference, 0, &gradient);
+        o.tis_cap = 0;
+        assert_close(sums.loss, run(&o, 1, &logprob, &logprob, &reference, 0, &plain).loss, 0);
+        assert_true(gradient == plain);
+    }
 }
 
 /* The clip stops the gradient only where the objective would still improve beyond it. */
@@ -164,9 +197,14 @@ int main(void) {
     seed = (uint64_t)time(NULL);
     print_message("seed %llu\n", (unsigned long long)seed);
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(gradient_by_token), cmocka_unit_test(gradient_by_sequence),
-        cmocka_unit_test(gradient_with_kl),  cmocka_unit_test(clips_on_both_sides),
-        cmocka_unit_test(weights_of_tokens), cmocka_unit_test(kl_to_the_reference),
+        cmocka_unit_test(gradient_by_token),
+        cmocka_unit_test(gradient_by_sequence),
+        cmocka_unit_test(gradient_with_kl),
+        cmocka_unit_test(gradient_with_importance),
+        cmocka_unit_test(importance_is_truncated),
+        cmocka_unit_test(clips_on_both_sides),
+        cmocka_unit_test(weights_of_tokens),
+        cmocka_unit_test(kl_to_the_reference),
         cmocka_unit_test(no_tokens),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

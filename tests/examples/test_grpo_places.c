@@ -86,8 +86,8 @@ static options resumed(eplb_mode eplb, bool eplb_given, bool redundant_given) {
     saved.redundant_experts = 5;
     o.eplb = eplb;
     o.quiet = true;
-    if (eplb_given) o.given |= (uint64_t)1 << (option_find("--eplb") - option_rows);
-    if (redundant_given) o.given |= (uint64_t)1 << (option_find("--redundant-experts") - option_rows);
+    if (eplb_given) o.given[option_find("--eplb") - option_rows] = true;
+    if (redundant_given) o.given[option_find("--redundant-experts") - option_rows] = true;
     if (redundant_given) o.redundant_experts = 3;
     json_t *texts = options_to_json(&saved);
     assert_non_null(texts);

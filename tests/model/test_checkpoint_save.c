@@ -101,6 +101,54 @@ static void test_small_files_come_along(void **state) {
     open_expect_save(out.text, WB_BF16, 1, out.text, NULL);
 }
 
+/* Bits of the tensor of that name in a checkpoint's file. */
+static uint16_t first_bits(temp_path folder, const char *name) {
+    wb_safetensors *files;
+    wb_tensor_view view;
+    uint16_t bits;
+    assert_int_equal(wb_safetensors_open(folder.text, NULL, &files), WB_OK);
+    assert_int_equal(wb_safetensors_find(files, name, &view), WB_OK);
+    assert_int_equal(view.dtype, WB_BF16);
+    memcpy(&bits, view.data, sizeof bits);
+    wb_safetensors_close(files);
+    return bits;
+}
+
+/* A model of f32 that came in bf16 goes back to it, each weight to the nearest; its vectors, which came in
+ * f32, and any of its weights where it is saved as it is, keep their bits. */
+static void test_saved_as_it_was_opened(void **state) {
+    (void)state;
+    temp_path low = temp_in(dir.text, "low"), same = temp_in(dir.text, "low_again"),
+              wide = temp_in(dir.text, "low_in_f32");
+    wb_device *device;
+    wb_comm *comm;
+    open_expect_save(golden("qwen3_moe").text, WB_BF16, 1, NULL, low.text);
+    wb_model *model = open_one(low.text, WB_F32, &device, &comm);
+    assert_int_equal(wb_model_save_as_opened(model, same.text), WB_OK);
+    expect_same_tensors(low.text, same.text);
+    char *config = temp_read(temp_in(same.text, "config.json").text, NULL);
+    assert_non_null(strstr(config, "\"bfloat16\""));
+    free(config);
+
+    const wb_tensor t = wb_model_tensor(model, 0);
+    assert_true(t.dtype == WB_F32 && t.file_dtype == WB_BF16 && t.n_dims == 2);
+    /* Between 1 and the next bf16, 1 + 2^-7: nearer to the one, to the other, and in the middle to even. */
+    static const float values[] = {1 + 0x1p-9F, 1 + 0x1.8p-8F, 1 + 0x1p-8F};
+    static const uint16_t rounded[] = {0x3f80, 0x3f81, 0x3f80};
+    for (int i = 0; i < 3; i++) {
+        assert_int_equal(device->to_device(device, t.data, &values[i], sizeof(float)), WB_OK);
+        assert_int_equal(wb_model_save_as_opened(model, same.text), WB_OK);
+        assert_int_equal(first_bits(same, t.name), rounded[i]);
+    }
+    assert_int_equal(wb_model_save(model, wide.text), WB_OK);
+    close_one(model, device, comm);
+    model = open_one(wide.text, WB_F32, &device, &comm);
+    float back;
+    assert_int_equal(device->to_host(device, &back, wb_model_tensor(model, 0).data, sizeof back), WB_OK);
+    assert_true(back == values[2] && wb_model_tensor(model, 0).file_dtype == WB_F32);
+    close_one(model, device, comm);
+}
+
 static void test_unwritable_directory(void **state) {
     (void)state;
     temp_path file = temp_in(dir.text, "a_file"), out = temp_in(file.text, "below");
@@ -305,6 +353,7 @@ int main(void) {
         cmocka_unit_test(test_stale_files_of_an_earlier_save_go),
         cmocka_unit_test(test_save_over_the_source),
         cmocka_unit_test(test_small_files_come_along),
+        cmocka_unit_test(test_saved_as_it_was_opened),
         cmocka_unit_test(test_unwritable_directory),
         cmocka_unit_test(test_failed_save_keeps_the_earlier_one),
         cmocka_unit_test(test_half_done_save_has_no_index),

