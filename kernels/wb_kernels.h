@@ -354,9 +354,9 @@ typedef struct wb_attention {
 
 /* out[T, n_heads * value_dim] (=). Backward (k and v of q's dtype, and apart; dout like out): dq (=) like q,
  * dk and dv (+=) like k and v, dsinks[n_heads] (+=, f32) over the tokens in ascending order; NULL where there
- * are no sinks. On CUDA bf16 is fast where all rows begin at multiples of 16 bytes. CUDA takes a head_dim and
- * a value_dim of at most 640; bf16 runs on tensor cores where both are 64 or both are 128, without a window
- * and sinks. */
+ * are no sinks. CUDA takes a head_dim and a value_dim of at most 640. bf16 runs on tensor cores where both
+ * are 64 or both are 128 and all rows begin at multiples of 16 bytes; other shapes, MLA's 192 and 128 and its
+ * absorbed 576 and 512 among them, run on kernels for all of them that are slower. */
 typedef wb_status wb_attention_forward_fn(wb_device *dev, const wb_attention *args, wb_rows out);
 typedef wb_status wb_attention_backward_fn(wb_device *dev, const wb_attention *args, wb_rows dout, wb_rows dq,
                                            wb_rows dk, wb_rows dv, float *dsinks);

@@ -7,6 +7,7 @@
  * where they are needed: nothing is as long as a context. Refuses: writing the cache (kv_write). */
 #include "attention_check.h"
 #include "cuda/cuda_attention_bf16.h"
+#include "cuda/cuda_attention_sinks.h"
 #include "cuda/cuda_operands.h"
 #include "cuda/cuda_ops.h"
 #include "cuda/cuda_scratch.h"
@@ -310,25 +311,13 @@ __global__ void __launch_bounds__(STEP)
     }
 }
 
-/* Of each head its chain over the tokens, ascending, by thread 0; the others bring its terms. */
-__global__ void __launch_bounds__(STEP)
+__global__ void __launch_bounds__(SINK_THREADS)
     attend_back_to_sinks(wb_attention args, const row_sums *sums, float *dsinks) {
-    __shared__ float terms[STEP];
     const int64_t head = blockIdx.x;
-    float sum = dsinks[head];
-    for (int64_t t0 = 0; t0 < args.T; t0 += STEP) {
-        const int64_t t = t0 + threadIdx.x;
-        terms[threadIdx.x] = 0.0f;
-        if (t < args.T && args.seq[t] >= 0) {
-            const row_sums row = sums[t * args.n_heads + head];
-            const float weight = wb_mul(sink_weight(args, head, row.max), row.inverse);
-            terms[threadIdx.x] = wb_mul(weight, row.dot);
-        }
-        __syncthreads();
-        for (int i = 0; i < STEP && threadIdx.x == 0; i++) sum = wb_sub(sum, terms[i]);
-        __syncthreads();
-    }
-    if (threadIdx.x == 0) dsinks[head] = sum;
+    add_to_sink(args, dsinks, head, [&](int64_t t) {
+        const row_sums row = sums[t * args.n_heads + head];
+        return wb_mul(wb_mul(sink_weight(args, head, row.max), row.inverse), row.dot);
+    });
 }
 
 /* Heads that a thread's share of MAX_DIM / STEP elements suffices for. */
@@ -369,13 +358,13 @@ wb_status wb_cuda_attention_backward(wb_device *dev, const wb_attention *args, w
     const wb_rows rows[] = {dout, dq, dk, dv};
     bool takes = true;
     for (const wb_rows &one : rows) takes = takes && wb_cuda_attention_bf16_takes(args, one);
-    if (takes) return wb_cuda_attention_bf16_backward(dev, args, dout, dq, dk, dv);
+    if (takes) return wb_cuda_attention_bf16_backward(dev, args, dout, dq, dk, dv, dsinks);
     WB_TRY(reserve_scratch(dev, wb_cuda_attention_backward_bytes(args->T, args->n_heads), &sums));
     attend_back_to_queries<<<query_blocks, STEP, 0, stream_of(dev)>>>(*args, dout, dq, sums);
     attend_back_to_keys<<<key_blocks, STEP, 0, stream_of(dev)>>>(*args, dout, sums, dk, dv);
     if (dsinks)
-        attend_back_to_sinks<<<static_cast<unsigned>(args->n_heads), STEP, 0, stream_of(dev)>>>(*args, sums,
-                                                                                                dsinks);
+        attend_back_to_sinks<<<static_cast<unsigned>(args->n_heads), SINK_THREADS, 0, stream_of(dev)>>>(
+            *args, sums, dsinks);
     return wb_cuda_check(cudaGetLastError(), op);
 }
 }

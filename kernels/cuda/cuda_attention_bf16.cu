@@ -41,17 +41,19 @@ __device__ __forceinline__ void add_block(const lane_rows &rows, int32_t j0, flo
     add_values_of<D>(p, v_tile, w->sum);
 }
 
+/* `first`: of the 16 rows, as find_rows has it. */
 template <int D>
-__device__ __forceinline__ void end_rows(const wb_attention &args, const lane_rows &rows, wb_rows out,
-                                         const warp_state<D> &w) {
+__device__ __forceinline__ void end_rows(const wb_attention &args, int64_t kv, int first,
+                                         const lane_rows &rows, wb_rows out, warp_state<D> &w) {
     float factor[2];
 #pragma unroll
     for (int r = 0; r < 2; r++) {
-        const float sum = quad_sum(w.row.sum[r]);
-        factor[r] = rows.limit[r] > 0 ? __frcp_rn(sum) : 0.0f; /* padding: zeros */
+        factor[r] = end_sum(args, head_of_row(args, kv, first, r), r, &w.row);
+        if (rows.limit[r] == 0) factor[r] = 0.0f; /* padding: zeros */
         if (args.log_sums && rows.at[r] >= 0 && threadIdx.x % 4 == 0)
             args.log_sums[rows.at[r] / D] =
-                rows.limit[r] > 0 ? wb_mul(wb_add(w.row.largest[r], __log2f(sum)), 0.69314718f) : 0.0f;
+                rows.limit[r] > 0 ? wb_mul(wb_add(w.row.largest[r], __log2f(w.row.sum[r])), 0.69314718f)
+                                  : 0.0f;
     }
     store_rows<D>(out, rows, factor, w.sum);
 }
@@ -69,19 +71,20 @@ template <int D> __global__ void __launch_bounds__(32) attend_single(wb_attentio
     if (!is_single(args, t)) return;
     const key_tiles<D> tiles = {shared_place(bytes)};
     const lane_rows rows = find_rows<D>(args, kv, t, t + 1, 0);
-    const int32_t seq = args.seq[t], end = seq < 0 ? 0 : args.pos[t] + 1, blocks = (end + KEYS - 1) / KEYS;
+    const int32_t seq = args.seq[t];
+    const run_keys keys = keys_of_run(args, t, t);
     const float factor = score_factor(args);
     warp_state<D> w;
     begin_rows<D>(args, rows, &w);
-    begin_block<D>(args, seq, kv, 0, end, tiles, 0, 1);
-    for (int block = 0; block < blocks; block++) {
-        begin_block<D>(args, seq, kv, block + 1, end, tiles, 0, 1);
+    begin_block<D>(args, seq, kv, keys.first_block(), keys, tiles, 0, 1);
+    for (int block = keys.first_block(); block < keys.blocks(); block++) {
+        begin_block<D>(args, seq, kv, block + 1, keys, tiles, 0, 1);
         wait_for_copies<1>();
         __syncwarp();
         add_block<D>(rows, block * KEYS, factor, tiles.k(block), tiles.v(block), &w);
         __syncwarp();
     }
-    end_rows<D>(args, rows, out, w);
+    end_rows<D>(args, kv, 0, rows, out, w);
 }
 
 /* ---- adjacent tokens --------------------------------------------------------------------------- */
@@ -91,21 +94,21 @@ template <int D>
 __device__ __forceinline__ void attend_run(const wb_attention &args, int64_t kv, int64_t begin, int64_t end,
                                            const key_tiles<D> &tiles, wb_rows out) {
     const int warp = threadIdx.x / 32;
-    const int32_t seq = args.seq[begin], keys = seq < 0 ? 0 : args.pos[end - 1] + 1;
-    const int blocks = (keys + KEYS - 1) / KEYS;
+    const int32_t seq = args.seq[begin];
+    const run_keys keys = keys_of_run(args, begin, end - 1);
     const float factor = score_factor(args);
     const lane_rows rows = find_rows<D>(args, kv, begin, end, warp * ROWS);
     warp_state<D> w;
     begin_rows<D>(args, rows, &w);
-    begin_block<D>(args, seq, kv, 0, keys, tiles, warp, WARPS);
-    for (int block = 0; block < blocks; block++) {
+    begin_block<D>(args, seq, kv, keys.first_block(), keys, tiles, warp, WARPS);
+    for (int block = keys.first_block(); block < keys.blocks(); block++) {
         begin_block<D>(args, seq, kv, block + 1, keys, tiles, warp, WARPS);
         wait_for_copies<1>();
         __syncthreads();
         add_block<D>(rows, block * KEYS, factor, tiles.k(block), tiles.v(block), &w);
         __syncthreads();
     }
-    end_rows<D>(args, rows, out, w);
+    end_rows<D>(args, kv, warp * ROWS, rows, out, w);
 }
 
 /* A block for each TILE_ROWS / group tokens and kv head, the last tokens, which see most, first. `singles`:
@@ -158,7 +161,7 @@ extern "C" {
 bool wb_cuda_attention_bf16_takes(const wb_attention *args, wb_rows out) {
     if (args->q.dtype != WB_BF16 || args->k.dtype != WB_BF16 || args->v.dtype != WB_BF16) return false;
     if (args->head_dim != 64 && args->head_dim != 128) return false;
-    if (args->value_dim != args->head_dim || args->window > 0 || args->sinks) return false;
+    if (args->value_dim != args->head_dim) return false;
     if (args->n_heads / args->n_kv_heads > ROWS) return false;
     return aligned(args->q) && aligned(args->k) && aligned(args->v) && aligned(out);
 }

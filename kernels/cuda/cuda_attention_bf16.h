@@ -16,7 +16,7 @@ bool wb_cuda_attention_bf16_takes(const wb_attention *args, wb_rows out);
 /* Checked, and taken; T > 0. */
 wb_status wb_cuda_attention_bf16_forward(wb_device *dev, const wb_attention *args, wb_rows out);
 wb_status wb_cuda_attention_bf16_backward(wb_device *dev, const wb_attention *args, wb_rows dout, wb_rows dq,
-                                          wb_rows dk, wb_rows dv);
+                                          wb_rows dk, wb_rows dv, float *dsinks);
 
 #ifdef __cplusplus
 }

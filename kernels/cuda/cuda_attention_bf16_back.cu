@@ -9,6 +9,7 @@
  * Refuses: a call on sm_90a with what the forward left (hopper/hopper_attention_back.cu). */
 #include "cuda/cuda_attention_bf16.h"
 #include "cuda/cuda_attention_keys.h"
+#include "cuda/cuda_attention_sinks.h"
 #include "cuda/cuda_scratch.h"
 #include "cuda/hopper/hopper_attention_back_call.h"
 
@@ -73,8 +74,8 @@ template <int D>
 __device__ __forceinline__ void back_run(const wb_attention &args, int64_t kv, int64_t begin, int64_t end,
                                          const key_tiles<D> &tiles, wb_rows dout, wb_rows dq, row_sums *to) {
     const int warp = threadIdx.x / 32;
-    const int32_t seq = args.seq[begin], keys = seq < 0 ? 0 : args.pos[end - 1] + 1;
-    const int blocks = (keys + KEYS - 1) / KEYS;
+    const int32_t seq = args.seq[begin];
+    const run_keys keys = keys_of_run(args, begin, end - 1);
     const float factor = score_factor(args), scale[2] = {args.scale, args.scale};
     const lane_rows rows = find_rows<D>(args, kv, begin, end, warp * ROWS);
     back_state<D> w = {};
@@ -84,8 +85,8 @@ __device__ __forceinline__ void back_run(const wb_attention &args, int64_t kv, i
     load_rows<D>(dout, rows, w.dout);
     w.row.largest[0] = w.row.largest[1] = MINUS_INFINITY;
     for (int walk = 0; walk < 2; walk++) {
-        begin_block<D>(args, seq, kv, 0, keys, tiles, warp, WARPS);
-        for (int block = 0; block < blocks; block++) {
+        begin_block<D>(args, seq, kv, keys.first_block(), keys, tiles, warp, WARPS);
+        for (int block = keys.first_block(); block < keys.blocks(); block++) {
             begin_block<D>(args, seq, kv, block + 1, keys, tiles, warp, WARPS);
             wait_for_copies<1>();
             __syncthreads();
@@ -96,10 +97,12 @@ __device__ __forceinline__ void back_run(const wb_attention &args, int64_t kv, i
             __syncthreads();
         }
         for (int r = 0; r < 2 && walk == 0; r++) {
+            /* all lanes take part */
+            const float factor_of_values = end_sum(args, head_of_row(args, kv, warp * ROWS, r), r, &w.row);
+            const float dot = wb_mul(quad_sum(w.dot[r]), factor_of_values);
             sums[r].largest = w.row.largest[r];
-            const float sum_of_weights = quad_sum(w.row.sum[r]); /* all lanes take part */
-            sums[r].inverse = rows.limit[r] > 0 ? __frcp_rn(sum_of_weights) : 0.0f;
-            sums[r].dot = wb_mul(quad_sum(w.dot[r]), sums[r].inverse);
+            sums[r].inverse = rows.limit[r] > 0 ? __frcp_rn(w.row.sum[r]) : 0.0f;
+            sums[r].dot = rows.limit[r] > 0 ? dot : 0.0f;
             if (rows.at[r] >= 0 && threadIdx.x % 4 == 0) to[rows.at[r] / D] = sums[r];
         }
     }
@@ -210,7 +213,8 @@ __device__ __forceinline__ void find_weights(const wb_attention &args, int64_t k
 #pragma unroll
         for (int r = 0; r < 2; r++) {
             float &x = s[i / 2][2 * r + i % 2], &y = dp[i / 2][2 * r + i % 2];
-            const bool seen = position[r] >= 0 && position[r] <= pos;
+            const bool seen =
+                position[r] >= 0 && position[r] <= pos && position[r] >= attention_first_key(&args, pos);
             const float p = wb_mul(exp2_of(wb_sub(wb_mul(x, factor), of.largest)), of.inverse);
             x = seen ? p : 0.0f;
             y = seen ? wb_mul(p, wb_sub(y, of.dot)) : 0.0f;
@@ -232,6 +236,21 @@ __device__ __forceinline__ void add_to_keys(const wb_rows &to, const int64_t (&a
             const float low = __uint_as_float(*pair << 16), high = __uint_as_float(*pair & 0xffff0000u);
             *pair = pack_pair(wb_fma(sum[j][2 * r], factor, low), wb_fma(sum[j][2 * r + 1], factor, high));
         }
+}
+
+/* Where the tokens [begin, end) of a run end that see a key of the block. */
+__device__ __forceinline__ int64_t end_of_seeing(const wb_attention &args, const block_keys &keys,
+                                                 int64_t begin, int64_t end) {
+    if (args.window == 0) return end;
+    const int32_t last = keys.position(args, keys.n - 1);
+    while (begin < end) {
+        const int64_t middle = begin + (end - begin) / 2;
+        if (attention_first_key(&args, args.pos[middle]) <= last)
+            begin = middle + 1;
+        else
+            end = middle;
+    }
+    return end;
 }
 
 /* dk and dv of a block's keys from the tokens [begin, end). All threads of the block. */
@@ -299,20 +318,35 @@ __global__ void __launch_bounds__(KEY_WARPS * 32)
         if (seq >= 0) {
             const int64_t run_end = end_of_run(args, begin, args.T);
             const block_keys own = {seq, true, begin, static_cast<int>(end - begin)};
-            back_keys<D>(args, kv, own, begin, run_end, dout, sums, tiles, dk, dv);
-            for (int64_t j = 0; first && j < args.pos[begin]; j += KEYS) {
+            back_keys<D>(args, kv, own, begin, end_of_seeing(args, own, begin, run_end), dout, sums, tiles,
+                         dk, dv);
+            int64_t j = attention_first_key(&args, args.pos[begin]);
+            for (; first && j < args.pos[begin]; j += KEYS) {
                 const int n = static_cast<int>(min(args.pos[begin] - j, static_cast<int64_t>(KEYS)));
-                back_keys<D>(args, kv, {seq, false, j, n}, begin, run_end, dout, sums, tiles, dk, dv);
+                const block_keys before = {seq, false, j, n};
+                back_keys<D>(args, kv, before, begin, end_of_seeing(args, before, begin, run_end), dout, sums,
+                             tiles, dk, dv);
             }
         }
         begin = end;
     }
 }
 
+__global__ void __launch_bounds__(SINK_THREADS)
+    attend_back_to_sinks(wb_attention args, const row_sums *sums, float *dsinks) {
+    const int64_t head = blockIdx.x;
+    const float sink = wb_mul(args.sinks[head], 1.44269504f);
+    add_to_sink(args, dsinks, head, [&](int64_t t) {
+        const row_sums row = sums[t * args.n_heads + head];
+        return wb_mul(wb_mul(exp2_of(wb_sub(sink, row.largest)), row.inverse), row.dot);
+    });
+}
+
 /* ---- launches ---------------------------------------------------------------------------------- */
 
 template <int D>
-wb_status launch(wb_device *dev, const wb_attention &args, wb_rows dout, wb_rows dq, wb_rows dk, wb_rows dv) {
+wb_status launch(wb_device *dev, const wb_attention &args, wb_rows dout, wb_rows dq, wb_rows dk, wb_rows dv,
+                 float *dsinks) {
     const char *op = "attention_backward";
     const int64_t tokens = TILE_ROWS / (args.n_heads / args.n_kv_heads);
     const int query_bytes = key_tiles<D>::BYTES, key_bytes = row_tiles<D>::BYTES;
@@ -333,6 +367,9 @@ wb_status launch(wb_device *dev, const wb_attention &args, wb_rows dout, wb_rows
         args, dout, dq, sums);
     attend_back_to_keys<D><<<key_blocks, KEY_WARPS * 32, static_cast<size_t>(key_bytes), stream_of(dev)>>>(
         args, dout, sums, dk, dv);
+    if (dsinks)
+        attend_back_to_sinks<<<static_cast<unsigned>(args.n_heads), SINK_THREADS, 0, stream_of(dev)>>>(
+            args, sums, dsinks);
     return wb_cuda_check(cudaGetLastError(), op);
 }
 
@@ -341,10 +378,10 @@ wb_status launch(wb_device *dev, const wb_attention &args, wb_rows dout, wb_rows
 extern "C" {
 
 wb_status wb_cuda_attention_bf16_backward(wb_device *dev, const wb_attention *args, wb_rows dout, wb_rows dq,
-                                          wb_rows dk, wb_rows dv) {
+                                          wb_rows dk, wb_rows dv, float *dsinks) {
     if (wb_hopper_attention_back_takes(dev, args))
-        return wb_hopper_attention_back(dev, "attention_backward", *args, dout, dq, dk, dv);
-    return args->head_dim == 64 ? launch<64>(dev, *args, dout, dq, dk, dv)
-                                : launch<128>(dev, *args, dout, dq, dk, dv);
+        return wb_hopper_attention_back(dev, "attention_backward", *args, dout, dq, dk, dv, dsinks);
+    return args->head_dim == 64 ? launch<64>(dev, *args, dout, dq, dk, dv, dsinks)
+                                : launch<128>(dev, *args, dout, dq, dk, dv, dsinks);
 }
 }

@@ -37,8 +37,31 @@ __device__ __forceinline__ lane_rows find_rows(const wb_attention &args, int64_t
         const bool there = t < end;
         rows.at[r] = there ? (t * args.n_heads + kv * group + row % group) * D : -1;
         rows.limit[r] = there && args.seq[t] >= 0 ? args.pos[t] + 1 : 0;
+        rows.first[r] = rows.limit[r] > 0 ? attention_first_key(&args, rows.limit[r] - 1) : 0;
     }
     return rows;
+}
+
+/* The head of row r of the 16 from `first` on. */
+__device__ __forceinline__ int64_t head_of_row(const wb_attention &args, int64_t kv, int first, int r) {
+    const int group = group_size(args);
+    return kv * group + (first + static_cast<int>(threadIdx.x) % 32 / 4 + 8 * r) % group;
+}
+
+/* The keys [begin, end) that the tokens of a run see whose first and last are these; none of padding. */
+struct run_keys {
+    int32_t begin, end;
+    __device__ __forceinline__ int first_block() const {
+        return begin / KEYS;
+    }
+    __device__ __forceinline__ int blocks() const {
+        return (end + KEYS - 1) / KEYS;
+    }
+};
+
+__device__ __forceinline__ run_keys keys_of_run(const wb_attention &args, int64_t first, int64_t last) {
+    if (args.seq[first] < 0) return {0, 0};
+    return {attention_first_key(&args, args.pos[first]), args.pos[last] + 1};
 }
 
 __device__ __forceinline__ float score_factor(const wb_attention &args) {
@@ -59,14 +82,16 @@ template <int D> struct key_tiles {
     static const int BYTES = 4 * KEYS * D * 2;
 };
 
-/* Begins to copy a block's keys and values by warp `warp` of `warps`; beyond `end` they are zeros. */
+/* Begins to copy a block's keys and values by warp `warp` of `warps`; those that the run does not see are
+ * zeros. */
 template <int D>
 __device__ __forceinline__ void begin_block(const wb_attention &args, int32_t seq, int64_t kv, int block,
-                                            int32_t end, const key_tiles<D> &tiles, int warp, int warps) {
-    const int lane = threadIdx.x % 32, j0 = block * KEYS;
-    if (j0 < end) {
-        const int32_t rows[2] = {pool_row(args, seq, j0 + lane, end),
-                                 pool_row(args, seq, j0 + lane + 32, end)};
+                                            const run_keys &keys, const key_tiles<D> &tiles, int warp,
+                                            int warps) {
+    const int j = block * KEYS + threadIdx.x % 32;
+    if (block < keys.blocks()) {
+        const int32_t rows[2] = {j < keys.begin ? -1 : pool_row(args, seq, j, keys.end),
+                                 j + 32 < keys.begin ? -1 : pool_row(args, seq, j + 32, keys.end)};
         begin_key_copies<D>(args, args.k, kv, rows, warp, warps, tiles.k(block));
         begin_key_copies<D>(args, args.v, kv, rows, warp, warps, tiles.v(block));
     }

@@ -6,13 +6,15 @@
  * dimensions. A block's largest score renews the largest so far, and what was summed is scaled by
  * 2^(old - new); weights are 2^(score - largest), rounded to bf16 where they multiply values; values are
  * chains of steps of 16 keys. A key that the query does not see has the weight 0, which changes nothing, so
- * that it does not matter how far beyond its last key a kernel goes.
+ * that it does not matter how far before its first key and beyond its last a kernel goes. A sink joins after
+ * the last block, as a block of one key whose value is 0.
  *
  * Queries are rows: (token, head of the group that shares a kv head), 16 of them. Lane l has the rows l / 4
  * and 8 more, and of 8 columns 2 (l % 4) and 1 more. For .cu files. */
 #ifndef WB_CUDA_ATTENTION_WARP_H
 #define WB_CUDA_ATTENTION_WARP_H
 
+#include "attention_keys.h"
 #include "cuda/cuda_operands.h"
 #include "cuda/cuda_tensor.h"
 
@@ -96,8 +98,8 @@ __device__ __forceinline__ void begin_key_copies(const wb_attention &args, const
 
 /* A lane's two rows of the 16: where their elements begin in q and out, and what they see. */
 struct lane_rows {
-    int64_t at[2];    /* -1: no row */
-    int32_t limit[2]; /* positions below it are seen; 0: none */
+    int64_t at[2];              /* -1: no row */
+    int32_t first[2], limit[2]; /* positions [first, limit) are seen */
 };
 
 /* x[16][D] as the A of products, a row of `from` at rows.at; zeros where there is no row. */
@@ -162,7 +164,8 @@ struct row_state {
 
 /* Whether the row sees key 8 j + column of a block that begins at j0. */
 __device__ __forceinline__ bool sees(const lane_rows &rows, int r, int32_t j0, int j, int i) {
-    return j0 + 8 * j + static_cast<int>(threadIdx.x % 4) * 2 + i < rows.limit[r];
+    const int key = j0 + 8 * j + static_cast<int>(threadIdx.x % 4) * 2 + i;
+    return rows.first[r] <= key && key < rows.limit[r];
 }
 
 __device__ __forceinline__ float quad_max(float x) {
@@ -200,6 +203,20 @@ __device__ __forceinline__ void soften(const lane_rows &rows, int32_t j0, float 
         state->sum[r] = wb_fma(state->sum[r], scale[r], sum);
         state->largest[r] = largest;
     }
+}
+
+/* After the last block: row r's whole sum, in which the sink of `head` joins. Returns what its values are
+ * multiplied by; no row: anything. */
+__device__ __forceinline__ float end_sum(const wb_attention &args, int64_t head, int r, row_state *state) {
+    float before = 1.0f;
+    state->sum[r] = quad_sum(state->sum[r]);
+    if (args.sinks) {
+        const float sink = wb_mul(args.sinks[head], 1.44269504f), old = state->largest[r];
+        state->largest[r] = fmaxf(old, sink);
+        before = exp2_of(wb_sub(old, state->largest[r]));
+        state->sum[r] = wb_fma(state->sum[r], before, exp2_of(wb_sub(sink, state->largest[r])));
+    }
+    return wb_mul(before, __frcp_rn(state->sum[r]));
 }
 
 template <int D> __device__ __forceinline__ void scale_rows(const float (&scale)[2], float (&sum)[D / 8][4]) {

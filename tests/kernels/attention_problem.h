@@ -16,6 +16,8 @@ typedef struct problem {
     int32_t n, heads, kv_heads, D, lengths[MAX_SEQS], starts[MAX_SEQS + 1];
     uint16_t *q, *k, *v, *dout; /* [tokens, heads * D] */
     float scale;
+    int32_t window; /* as of wb_attention */
+    float *sinks;   /* [heads] or NULL */
     /* of a forward of all tokens, [tokens, heads]; NULL: not looked at */
     const float *log_sums;
 } problem;
@@ -32,6 +34,14 @@ static uint16_t *poisoned(int64_t n) {
     return x;
 }
 
+/* kind % 4: nothing; a window; sinks; both. Windows of one key, around a block of 128, and of any length. */
+static void make_view(problem *p, int kind, int32_t most) {
+    const int32_t windows[] = {1, 127, 128, (int32_t)rng_range(1, most)};
+    p->window = kind % 2 ? windows[rng_range(0, 3)] : 0;
+    p->sinks = kind % 4 >= 2 ? random_floats(p->heads, -4, 8) : NULL;
+}
+
+/* Shapes change with each round, what is seen with each four. */
 static inline void make_problem(problem *p, int32_t most, int round) {
     static const int32_t shapes[][3] = {{8, 2, 128}, {4, 4, 64}, {6, 2, 64}, {16, 1, 128}};
     const int32_t *shape = shapes[round % 4];
@@ -45,10 +55,11 @@ static inline void make_problem(problem *p, int32_t most, int round) {
     p->scale = 1 / sqrtf((float)p->D);
     p->q = random_bf16(tokens * p->heads * p->D, 3), p->dout = random_bf16(tokens * p->heads * p->D, 1);
     p->k = random_bf16(tokens * p->kv_heads * p->D, 1), p->v = random_bf16(tokens * p->kv_heads * p->D, 1);
+    make_view(p, round / 4, most);
 }
 
 static void free_problem(problem *p) {
-    free(p->q), free(p->k), free(p->v), free(p->dout);
+    free(p->q), free(p->k), free(p->v), free(p->dout), free(p->sinks);
 }
 
 /* A pool whose pages of `size` rows lie in random order, or one after the other; what no key lies in is NaN,
@@ -118,7 +129,9 @@ static void open_batch(const problem *p, const pool *l, int64_t T, batch *b) {
                              .n_kv_heads = p->kv_heads,
                              .head_dim = p->D,
                              .value_dim = p->D,
-                             .scale = p->scale};
+                             .scale = p->scale,
+                             .window = p->window,
+                             .sinks = p->sinks};
     b->args.q = (wb_rows){b->q, WB_BF16}, b->args.k = (wb_rows){l->k, WB_BF16},
     b->args.v = (wb_rows){l->v, WB_BF16};
     b->args.seq = b->seq, b->args.pos = b->pos, b->args.blocks = l->blocks;
@@ -165,21 +178,28 @@ static double value(const uint16_t *x, int64_t i) {
 
 enum { MAX_KEYS = 1 << 15, MAX_D = 128 };
 
-/* Of one query and head: weights of the keys, what they may be off, and of dout the same; until the next. */
+/* Of one query and head: weights of the keys, what they may be off, and of dout the same; until the next.
+ * Keys that are not seen have the weight 0; sink: that of the head's sink, 0 without one. */
 typedef struct query {
     int32_t keys;
-    double *p, *p_off, *dp, *dp_off, dot, dot_off, log_sum, log_sum_off;
+    double *p, *p_off, *dp, *dp_off, dot, dot_off, log_sum, log_sum_off, sink, sink_off;
 } query;
 
+/* The first key that position pos sees. */
+static int32_t first_seen(const problem *p, int32_t pos) {
+    return p->window > 0 && pos >= p->window ? pos - p->window + 1 : 0;
+}
+
 static query open_query(const problem *p, int seq, int32_t pos, int32_t head) {
-    const int32_t D = p->D, n = pos + 1, kv = head / (p->heads / p->kv_heads);
+    const int32_t D = p->D, n = pos + 1, kv = head / (p->heads / p->kv_heads), first = first_seen(p, pos);
+    const double sink = p->sinks ? (double)p->sinks[head] : -INFINITY;
     const int64_t at = ((int64_t)(p->starts[seq] + pos) * p->heads + head) * D;
     query w = {.keys = n};
     static double all[4 * MAX_KEYS];
-    double largest = -INFINITY, sum = 0, off = 0;
+    double largest = sink, sum = 0, off = p->sinks ? fabs(sink) * 0x1p-22 : 0;
     memset(all, 0, sizeof all);
     w.p = all, w.p_off = all + n, w.dp = all + 2 * n, w.dp_off = all + 3 * n;
-    for (int32_t j = 0; j < n; j++) {
+    for (int32_t j = first; j < n; j++) {
         const int64_t key = ((int64_t)(p->starts[seq] + j) * p->kv_heads + kv) * D;
         double score = 0, size = 0, d_size = 0;
         for (int32_t d = 0; d < D; d++) {
@@ -193,11 +213,13 @@ static query open_query(const problem *p, int seq, int32_t pos, int32_t head) {
         off = fmax(off, size * (double)p->scale * (chain(D) + 0x1p-22));
         w.dp_off[j] = d_size * chain(D);
     }
-    for (int32_t j = 0; j < n; j++) sum += w.p[j] = exp(w.p[j] - largest);
+    for (int32_t j = first; j < n; j++) sum += w.p[j] = exp(w.p[j] - largest);
+    sum += exp(sink - largest);
+    w.sink = exp(sink - largest) / sum, w.sink_off = w.sink * (2.1 * off + 0x1p-15);
     w.log_sum = largest + log(sum);
     /* a score's, the sum's, and the logarithm's own */
     w.log_sum_off = off + 0x1p-15 + fabs(w.log_sum) * 0x1p-21;
-    for (int32_t j = 0; j < n; j++) {
+    for (int32_t j = first; j < n; j++) {
         w.p[j] /= sum;
         /* the exponential, its sum and the inverse */
         w.p_off[j] = w.p[j] * (2.1 * off + 0x1p-15) + 1e-30;

@@ -19,6 +19,7 @@ static void make_long(problem *p, int round) {
     p->scale = 1 / sqrtf((float)p->D);
     p->q = random_bf16(tokens * p->heads * p->D, 3), p->dout = xalloc(tokens * p->heads * p->D, 2);
     p->k = random_bf16(tokens * p->kv_heads * p->D, 1), p->v = random_bf16(tokens * p->kv_heads * p->D, 1);
+    make_view(p, round, 3000);
 }
 
 static void check_some(const problem *p, const uint16_t *out) {
@@ -103,7 +104,7 @@ static void expect_mixed(const problem *p, const pool *l, const uint16_t *whole)
 
 static void test_long_contexts_are_the_same_in_any_company(void **state) {
     (void)state;
-    for (int round = 0; round < 5; round++) {
+    for (int round = 0; round < 8; round++) {
         static const int32_t sizes[] = {64, 16, 256, 48, 1};
         problem p;
         pool in_order;

@@ -34,7 +34,7 @@ bool wb_hopper_attention_back_takes(const wb_device *dev, const wb_attention *ar
 }
 
 wb_status wb_hopper_attention_back(wb_device *dev, const char *op, const wb_attention &args, wb_rows dout,
-                                   wb_rows dq, wb_rows dk, wb_rows dv) {
+                                   wb_rows dq, wb_rows dk, wb_rows dv, float *dsinks) {
     wb_attention_back call = {};
     char *scratch = NULL;
     call.args = args, call.dout = dout, call.dq = dq, call.dk = dk, call.dv = dv;
@@ -48,6 +48,7 @@ wb_status wb_hopper_attention_back(wb_device *dev, const char *op, const wb_atte
     call.ends = call.begins + args.T;
     call.n_items = call.ends + args.T;
     WB_TRY(wb_hopper_attention_back_prepare(dev, op, call));
+    if (dsinks) WB_TRY(wb_hopper_attention_back_sinks(dev, op, call, dsinks));
     WB_TRY(wb_hopper_attention_back_queries(dev, op, call));
     return wb_hopper_attention_back_keys(dev, op, call);
 }
