@@ -1,5 +1,5 @@
-/* cuda_attention_bf16.h - attention of bf16 operands by tensor cores, for heads of 64 and of 128: all others
- * have the kernels of cuda_attention.cu. */
+/* cuda_attention_bf16.h - attention of bf16 operands by tensor cores, for heads of 64, of 128 and, with
+ * values of 128, of 192: all others have the kernels of cuda_attention.cu. */
 #ifndef WB_CUDA_ATTENTION_BF16_H
 #define WB_CUDA_ATTENTION_BF16_H
 

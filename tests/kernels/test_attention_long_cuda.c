@@ -13,7 +13,7 @@ static void make_long(problem *p, int round) {
     const int32_t longest = round == 0 ? 1 << 15 : (int32_t)rng_range(3000, 9000);
     const int32_t edge = (int32_t)rng_range(1, 4) * 1024 + (int32_t)rng_range(-1, 1);
     const int32_t lengths[] = {longest, edge, (int32_t)rng_range(1, 300), 1};
-    *p = (problem){.n = 4, .heads = shape[0], .kv_heads = shape[1], .D = shape[2]};
+    *p = (problem){.n = 4, .heads = shape[0], .kv_heads = shape[1], .D = shape[2], .V = shape[2]};
     for (int s = 0; s < p->n; s++) p->lengths[s] = lengths[s], p->starts[s + 1] = p->starts[s] + lengths[s];
     const int64_t tokens = p->starts[p->n];
     p->scale = 1 / sqrtf((float)p->D);

@@ -28,8 +28,8 @@ wb_status make_maps(wb_attention_back *call) {
 
 bool wb_hopper_attention_back_takes(const wb_device *dev, const wb_attention *args) {
     const bool aligned = reinterpret_cast<uintptr_t>(args->out.data) % 16 == 0;
-    return reinterpret_cast<const wb_cuda_device *>(dev)->capability == 9 && args->log_sums &&
-           args->out.data && args->out.dtype == WB_BF16 && aligned &&
+    return reinterpret_cast<const wb_cuda_device *>(dev)->capability == 9 && args->head_dim <= 128 &&
+           args->log_sums && args->out.data && args->out.dtype == WB_BF16 && aligned &&
            args->T * args->n_heads <= INT32_MAX / 2; /* pieces of work are counted */
 }
 
