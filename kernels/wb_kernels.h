@@ -372,8 +372,8 @@ typedef struct wb_attention {
     int32_t max_blocks, block_size;
     /* What a forward leaves for its backward, device [T, n_heads]: the natural logarithm of the sum of
      * exp(scale * score) over the keys of each query and head, and of exp(sink); 0 for padding. Only CUDA on
-     * bf16 writes and reads it, for heads of 64 and 128. NULL: the backward finds it again, which is slower.
-     */
+     * bf16 writes it, by tensor cores, and reads it, for heads of 64 and 128. NULL: the backward finds it
+     * again, which is slower. */
     float *log_sums;
     /* like the forward's out, what it wrote; a backward with log_sums reads it */
     wb_rows out;
@@ -381,9 +381,10 @@ typedef struct wb_attention {
 
 /* out[T, n_heads * value_dim] (=). Backward (k and v of q's dtype, and apart; dout like out): dq (=) like q,
  * dk and dv (+=) like k and v, dsinks[n_heads] (+=, f32) over the tokens in ascending order; NULL where there
- * are no sinks. On CUDA bf16 is fast where all rows begin at multiples of 16 bytes. CUDA takes a head_dim and
- * a value_dim of at most 640; bf16 runs on tensor cores where both are 64 or both are 128, without a window
- * and sinks. */
+ * are no sinks. CUDA takes a head_dim and a value_dim of at most 640. bf16 runs on tensor cores where all
+ * rows begin at multiples of 16 bytes and they are 64 and 64 or 128 and 128 (wgmma on sm_90a), MLA's 192 and
+ * 128 (mma.sync, up to 16 heads a kv head). Other shapes, MLA's absorbed 576 and 512 among them, have kernels
+ * without tensor cores, which are slower. */
 typedef wb_status wb_attention_forward_fn(wb_device *dev, const wb_attention *args, wb_rows out);
 typedef wb_status wb_attention_backward_fn(wb_device *dev, const wb_attention *args, wb_rows dout, wb_rows dq,
                                            wb_rows dk, wb_rows dv, float *dsinks);

@@ -1,5 +1,5 @@
-/* cuda_attention_bf16.h - attention of bf16 operands by tensor cores, for heads of 64 and of 128: all others
- * have the kernels of cuda_attention.cu. */
+/* cuda_attention_bf16.h - attention of bf16 operands by tensor cores, for heads of 64, of 128 and, with
+ * values of 128, of 192: all others have the kernels of cuda_attention.cu. */
 #ifndef WB_CUDA_ATTENTION_BF16_H
 #define WB_CUDA_ATTENTION_BF16_H
 
@@ -16,7 +16,7 @@ bool wb_cuda_attention_bf16_takes(const wb_attention *args, wb_rows out);
 /* Checked, and taken; T > 0. */
 wb_status wb_cuda_attention_bf16_forward(wb_device *dev, const wb_attention *args, wb_rows out);
 wb_status wb_cuda_attention_bf16_backward(wb_device *dev, const wb_attention *args, wb_rows dout, wb_rows dq,
-                                          wb_rows dk, wb_rows dv);
+                                          wb_rows dk, wb_rows dv, float *dsinks);
 
 #ifdef __cplusplus
 }

@@ -6,13 +6,15 @@
  * dimensions. A block's largest score renews the largest so far, and what was summed is scaled by
  * 2^(old - new); weights are 2^(score - largest), rounded to bf16 where they multiply values; values are
  * chains of steps of 16 keys. A key that the query does not see has the weight 0, which changes nothing, so
- * that it does not matter how far beyond its last key a kernel goes.
+ * that it does not matter how far before its first key and beyond its last a kernel goes. A sink joins after
+ * the last block, as a block of one key whose value is 0.
  *
  * Queries are rows: (token, head of the group that shares a kv head), 16 of them. Lane l has the rows l / 4
  * and 8 more, and of 8 columns 2 (l % 4) and 1 more. For .cu files. */
 #ifndef WB_CUDA_ATTENTION_WARP_H
 #define WB_CUDA_ATTENTION_WARP_H
 
+#include "attention_keys.h"
 #include "cuda/cuda_operands.h"
 #include "cuda/cuda_tensor.h"
 
@@ -75,17 +77,19 @@ __device__ __forceinline__ int32_t pool_row(const wb_attention &args, int32_t se
     return j < end ? blocks[j / args.block_size] * args.block_size + j % args.block_size : -1;
 }
 
-/* Rows `first`, first + step, ... of a tile of KEYS keys from position j0 on, by one warp: of `pool`, kv head
- * `kv`. rows: the pool's rows of keys lane and lane + 32. */
+/* A warp's share, as number `warp` of `warps`, of a tile of KEYS keys: of `pool`, kv head `kv`. rows: the
+ * pool's rows of keys lane and lane + 32. */
 template <int D>
 __device__ __forceinline__ void begin_key_copies(const wb_attention &args, const wb_rows &pool, int64_t kv,
-                                                 const int32_t (&rows)[2], int first, int step,
+                                                 const int32_t (&rows)[2], int warp, int warps,
                                                  uint32_t tile) {
-    enum { PARTS = D / 8, AT_ONCE = 32 / PARTS };
-    const int lane = threadIdx.x % 32, part = lane % PARTS;
-    const uint16_t *data = static_cast<const uint16_t *>(pool.data) + kv * D + 8 * part;
+    enum { PARTS = D / 8 };
+    const uint16_t *head = static_cast<const uint16_t *>(pool.data) + kv * D;
     const int64_t stride = static_cast<int64_t>(args.n_kv_heads) * D;
-    for (int key = first * AT_ONCE + lane / PARTS; key < KEYS; key += step * AT_ONCE) {
+    /* all lanes of a warp have as many parts as each other */
+    for (int i = warp * 32 + threadIdx.x % 32; i < KEYS * PARTS; i += warps * 32) {
+        const int key = i / PARTS, part = i % PARTS;
+        const uint16_t *data = head + 8 * part;
         const int32_t low = __shfl_sync(ALL_LANES, rows[0], key % 32);
         const int32_t high = __shfl_sync(ALL_LANES, rows[1], key % 32), row = key < 32 ? low : high;
         begin_copy(tile_part<D>(tile, key, part), data + (row >= 0 ? row * stride : 0), row >= 0);
@@ -94,13 +98,13 @@ __device__ __forceinline__ void begin_key_copies(const wb_attention &args, const
 
 /* ---- rows -------------------------------------------------------------------------------------- */
 
-/* A lane's two rows of the 16: where their elements begin in q and out, and what they see. */
+/* A lane's two rows of the 16: their numbers among those of all tokens, and what they see. */
 struct lane_rows {
-    int64_t at[2];    /* -1: no row */
-    int32_t limit[2]; /* positions below it are seen; 0: none */
+    int64_t at[2];              /* -1: no row */
+    int32_t first[2], limit[2]; /* positions [first, limit) are seen */
 };
 
-/* x[16][D] as the A of products, a row of `from` at rows.at; zeros where there is no row. */
+/* x[16][D] as the A of products, rows of `from`, of D elements; zeros where there is no row. */
 template <int D>
 __device__ __forceinline__ void load_rows(const wb_rows &from, const lane_rows &rows, uint32_t (&a)[D / 4]) {
     const uint16_t *data = static_cast<const uint16_t *>(from.data);
@@ -109,7 +113,7 @@ __device__ __forceinline__ void load_rows(const wb_rows &from, const lane_rows &
     for (int i = 0; i < D / 4; i++) {
         const int64_t at = rows.at[i % 2];
         const int k = i / 4 * 16 + i % 4 / 2 * 8 + column;
-        a[i] = at >= 0 ? *reinterpret_cast<const uint32_t *>(data + at + k) : 0;
+        a[i] = at >= 0 ? *reinterpret_cast<const uint32_t *>(data + at * D + k) : 0;
     }
 }
 
@@ -162,7 +166,8 @@ struct row_state {
 
 /* Whether the row sees key 8 j + column of a block that begins at j0. */
 __device__ __forceinline__ bool sees(const lane_rows &rows, int r, int32_t j0, int j, int i) {
-    return j0 + 8 * j + static_cast<int>(threadIdx.x % 4) * 2 + i < rows.limit[r];
+    const int key = j0 + 8 * j + static_cast<int>(threadIdx.x % 4) * 2 + i;
+    return rows.first[r] <= key && key < rows.limit[r];
 }
 
 __device__ __forceinline__ float quad_max(float x) {
@@ -202,6 +207,28 @@ __device__ __forceinline__ void soften(const lane_rows &rows, int32_t j0, float 
     }
 }
 
+/* After the last block: row r's whole sum, in which the sink of `head` joins. Returns what its values are
+ * multiplied by; no row: anything. */
+__device__ __forceinline__ float end_sum(const wb_attention &args, int64_t head, int r, row_state *state) {
+    float before = 1.0f;
+    state->sum[r] = quad_sum(state->sum[r]);
+    if (args.sinks) {
+        const float sink = wb_mul(args.sinks[head], 1.44269504f), old = state->largest[r];
+        state->largest[r] = fmaxf(old, sink);
+        before = exp2_of(wb_sub(old, state->largest[r]));
+        state->sum[r] = wb_fma(state->sum[r], before, exp2_of(wb_sub(sink, state->largest[r])));
+    }
+    return wb_mul(before, __frcp_rn(state->sum[r]));
+}
+
+/* Then: what log_sums has of row r, from the first of its four lanes. */
+__device__ __forceinline__ void store_log_sum(const wb_attention &args, const lane_rows &rows, int r,
+                                              const row_state &state) {
+    if (!args.log_sums || rows.at[r] < 0 || threadIdx.x % 4 != 0) return;
+    const float log2_sum = wb_add(state.largest[r], __log2f(state.sum[r]));
+    args.log_sums[rows.at[r]] = rows.limit[r] > 0 ? wb_mul(log2_sum, 0.69314718f) : 0.0f;
+}
+
 template <int D> __device__ __forceinline__ void scale_rows(const float (&scale)[2], float (&sum)[D / 8][4]) {
 #pragma unroll
     for (int j = 0; j < D / 8; j++)
@@ -209,8 +236,8 @@ template <int D> __device__ __forceinline__ void scale_rows(const float (&scale)
         for (int i = 0; i < 4; i++) sum[j][i] = wb_mul(sum[j][i], scale[i / 2]);
 }
 
-/* Rows of `to` (=) sum times factor[r]. Adding 0 makes -0 0: whether a sum of nothing but zeros is one
- * depends on how many keys that are not seen it went over. */
+/* Rows of `to`, of D elements, (=) sum times factor[r]. Adding 0 makes -0 0: whether a sum of nothing but
+ * zeros is one depends on how many keys that are not seen it went over. */
 template <int D>
 __device__ __forceinline__ void store_rows(const wb_rows &to, const lane_rows &rows, const float (&factor)[2],
                                            const float (&sum)[D / 8][4]) {
@@ -223,7 +250,7 @@ __device__ __forceinline__ void store_rows(const wb_rows &to, const lane_rows &r
             const float low = wb_add(wb_mul(sum[j][2 * r], factor[r]), 0.0f);
             const float high = wb_add(wb_mul(sum[j][2 * r + 1], factor[r]), 0.0f);
             if (rows.at[r] < 0) continue;
-            *reinterpret_cast<uint32_t *>(data + rows.at[r] + 8 * j + column) = pack_pair(low, high);
+            *reinterpret_cast<uint32_t *>(data + rows.at[r] * D + 8 * j + column) = pack_pair(low, high);
         }
 }
 

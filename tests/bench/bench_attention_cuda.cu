@@ -1,6 +1,7 @@
 /* bench_attention_cuda.cu - time of attention on CUDA in bf16: training of 4 x 4096 tokens, the same from
  * pages of 64, of 16 and from scattered rows, and decoding of one token a sequence from pages of 64, as a
- * graph, beside a copy of device memory; and single tokens beside a chunk of a prompt.
+ * graph, beside a copy of device memory; single tokens beside a chunk of a prompt; and all three of long
+ * sequences with a window.
  *
  *     bench_attention_cuda [HEADS KV_HEADS HEAD_DIM]
  *
@@ -13,6 +14,17 @@ namespace {
 
 struct shape {
     int32_t heads, kv_heads, D;
+};
+
+/* n sequences of `length`; window 0: none. */
+struct sequences {
+    int32_t n, length, window;
+
+    /* keys that all queries see together */
+    double seen() const {
+        const double w = window > 0 && window < length ? window : length;
+        return n * (w * (w + 1) / 2 + (length - w) * w);
+    }
 };
 
 int32_t *upload(const std::vector<int32_t> &host) {
@@ -50,34 +62,36 @@ void free_attention(wb_attention &a) {
         dev->mem_free(dev, const_cast<void *>(p));
 }
 
-void time_long(const shape &s, int32_t page, bool in_order) {
-    const int32_t n = 4, length = 4096;
-    wb_attention a = make_attention(s, n, length, length, page, in_order);
+void time_long(const shape &s, const sequences &of, int32_t page, bool in_order) {
+    wb_attention a = make_attention(s, of.n, of.length, of.length, page, in_order);
+    a.window = of.window;
     const int64_t wide = a.T * s.heads * s.D;
     wb_rows out = random_rows(wide, 1);
-    const double flop = 4 * (n * (length + 1.0) * length / 2 * s.heads * s.D);
+    const double flop = 4 * of.seen() * s.heads * s.D;
     const auto op = [&] { must(dev->attention_forward(dev, &a, out), "forward"); };
     const double burst = median_ms(op), steady = time_ms(50, op);
-    printf("forward, %d x %d, pages of %2d %s, steady %9.3f ms %8.1f TFLOP/s, alone %9.3f ms %8.1f TFLOP/s\n",
-           n, length, page, in_order ? "in order " : "scattered", steady, flop / steady / 1e9, burst,
-           flop / burst / 1e9);
+    printf(
+        "forward, %d x %d, window %d, pages of %2d %s, steady %9.3f ms %8.1f TFLOP/s, alone %9.3f ms %8.1f "
+        "TFLOP/s\n",
+        of.n, of.length, of.window, page, in_order ? "in order " : "scattered", steady, flop / steady / 1e9,
+        burst, flop / burst / 1e9);
     dev->mem_free(dev, out.data);
     free_attention(a);
 }
 
 /* From what a forward left. */
-void time_backward(const shape &s, bool in_order) {
-    const int32_t n = 4, length = 4096;
-    wb_attention a = make_attention(s, n, length, length, 1, in_order);
+void time_backward(const shape &s, const sequences &of, bool in_order) {
+    wb_attention a = make_attention(s, of.n, of.length, of.length, 1, in_order);
+    a.window = of.window;
     const int64_t wide = a.T * s.heads * s.D, narrow = a.T * s.kv_heads * s.D;
     wb_rows out = random_rows(wide, 1), dout = random_rows(wide, 1), dq = random_rows(wide, 1);
     wb_rows dk = random_rows(narrow, 1), dv = random_rows(narrow, 1);
     a.log_sums = static_cast<float *>(memory(a.T * s.heads * 4)), a.out = out;
-    const double flop = 10 * (n * (length + 1.0) * length / 2 * s.heads * s.D);
+    const double flop = 10 * of.seen() * s.heads * s.D;
     must(dev->attention_forward(dev, &a, out), "forward");
     const double ms =
         median_ms([&] { must(dev->attention_backward(dev, &a, dout, dq, dk, dv, NULL), "backward"); });
-    printf("backward, %d x %d, rows %s %9.3f ms %8.1f TFLOP/s\n", n, length,
+    printf("backward, %d x %d, window %d, rows %s %9.3f ms %8.1f TFLOP/s\n", of.n, of.length, of.window,
            in_order ? "in order " : "scattered", ms, flop / ms / 1e9);
     dev->mem_free(dev, a.log_sums);
     for (wb_rows r : {out, dout, dq, dk, dv}) dev->mem_free(dev, r.data);
@@ -98,13 +112,14 @@ double graph_ms(const std::function<void()> &op) {
     return ms;
 }
 
-void time_decode(const shape &s, int32_t n, int32_t context) {
+void time_decode(const shape &s, int32_t n, int32_t context, int32_t window = 0) {
     wb_attention a = make_attention(s, n, context, 1, 64);
+    a.window = window;
     wb_rows out = random_rows(a.T * s.heads * s.D, 1);
-    const double bytes = 2.0 * n * context * s.kv_heads * s.D * 2;
+    const double bytes = 2.0 * n * (window > 0 ? window : context) * s.kv_heads * s.D * 2;
     const double ms = graph_ms([&] { must(dev->attention_forward(dev, &a, out), "decode"); });
-    printf("decode, batch %4d, context %5d %9.1f us %8.0f GB/s of keys and values\n", n, context, 1000 * ms,
-           bytes / ms / 1e6);
+    printf("decode, batch %4d, context %5d, window %4d %9.1f us %8.0f GB/s of keys and values\n", n, context,
+           window, 1000 * ms, bytes / ms / 1e6);
     dev->mem_free(dev, out.data);
     free_attention(a);
 }
@@ -147,14 +162,20 @@ int main(int argc, char **argv) {
     if (argc > 3) s = {atoi(argv[1]), atoi(argv[2]), atoi(argv[3])};
     if (!open_device()) return 77;
     printf("%d heads, %d kv heads of %d\n", s.heads, s.kv_heads, s.D);
-    time_long(s, 1, true);
-    time_long(s, 64, false), time_long(s, 16, false), time_long(s, 1, false);
-    time_backward(s, true), time_backward(s, false);
+    const sequences usual = {4, 4096, 0};
+    time_long(s, usual, 1, true);
+    time_long(s, usual, 64, false), time_long(s, usual, 16, false), time_long(s, usual, 1, false);
+    time_backward(s, usual, true), time_backward(s, usual, false);
     time_copy();
     for (int32_t n : {1, 64, 256})
         for (int32_t context : {1024, 8192}) time_decode(s, n, context);
     time_decode(s, 1, 32768), time_decode(s, 64, 32768);
     time_mixed(s, 64, 4096, 2048);
+    for (int32_t length : {8192, 32768})
+        for (int32_t window : {0, 128, 4096}) {
+            time_long(s, {1, length, window}, 64, false), time_backward(s, {1, length, window}, true);
+            time_decode(s, 64, length, window);
+        }
     wb_device_close(dev);
     return 0;
 }

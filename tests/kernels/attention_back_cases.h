@@ -17,6 +17,8 @@
 typedef struct problem {
     int32_t n, heads, kv_heads, D, *lengths, *firsts, *starts;
     float scale;
+    int32_t window; /* as of wb_attention */
+    float *sinks;   /* [heads] or NULL */
     /* [rows, heads * D], and of those that are like k [rows, kv_heads * D] */
     uint16_t *q, *dout, *k, *v, *dk, *dv;
 } problem;
@@ -42,7 +44,13 @@ static int64_t narrow(const problem *p) {
     return (int64_t)p->kv_heads * p->D;
 }
 
-/* `prefixes`: some sequences begin with keys of earlier calls. */
+/* The first key that position pos sees. */
+static int32_t first_seen(const problem *p, int32_t pos) {
+    return p->window > 0 && pos >= p->window ? pos - p->window + 1 : 0;
+}
+
+/* `prefixes`: some sequences begin with keys of earlier calls. Every second round has a window, and two of
+ * four have sinks. */
 static void make_problem(problem *p, int32_t n, int32_t most, bool prefixes, int round) {
     static const int32_t shapes[][3] = {{8, 2, 128}, {4, 4, 64}, {6, 2, 64}, {16, 1, 128}, {2, 1, 128}};
     const int32_t *shape = shapes[round % 5];
@@ -59,11 +67,14 @@ static void make_problem(problem *p, int32_t n, int32_t most, bool prefixes, int
     p->q = random_bf16(rows * wide(p), 3), p->dout = random_bf16(rows * wide(p), 1);
     p->k = random_bf16(rows * narrow(p), 1), p->v = random_bf16(rows * narrow(p), 1);
     p->dk = random_bf16(rows * narrow(p), 1), p->dv = random_bf16(rows * narrow(p), 1);
+    const int32_t windows[] = {1, 64, (int32_t)rng_range(1, most), (int32_t)rng_range(1, most)};
+    p->window = round % 2 ? windows[rng_range(0, 3)] : 0;
+    p->sinks = round % 4 >= 2 ? random_floats(p->heads, -4, 6) : NULL;
 }
 
 static void free_problem(problem *p) {
     free(p->lengths), free(p->firsts), free(p->starts);
-    free(p->q), free(p->dout), free(p->k), free(p->v), free(p->dk), free(p->dv);
+    free(p->q), free(p->dout), free(p->k), free(p->v), free(p->dk), free(p->dv), free(p->sinks);
 }
 
 /* ---- calls ------------------------------------------------------------------------------------- */
@@ -72,17 +83,18 @@ static void free_problem(problem *p) {
 typedef struct gradients {
     uint16_t *dq, *dk, *dv;
     float *log_sums; /* [rows, heads] */
+    float *dsinks;   /* [heads], added to zeros */
 } gradients;
 
 static gradients make_gradients(const problem *p) {
     const int64_t rows = p->starts[p->n];
     gradients g = {filled(rows * wide(p), NaN), filled(rows * narrow(p), NaN), filled(rows * narrow(p), NaN),
-                   floats(rows * p->heads)};
+                   floats(rows * p->heads), xalloc(p->heads, sizeof(float))};
     return g;
 }
 
 static void free_gradients(gradients *g) {
-    free(g->dq), free(g->dk), free(g->dv), free(g->log_sums);
+    free(g->dq), free(g->dk), free(g->dv), free(g->log_sums), free(g->dsinks);
 }
 
 /* How a call is made: which sequences, padding between them, rows of a page, whether pages lie in order,
@@ -128,6 +140,10 @@ static void place_keys(const problem *p, const layout *l, batch *b) {
             b->pool_row[p->starts[s] + pos] =
                 (int64_t)blocks[s * max_blocks + pos / l->page] * l->page + pos % l->page;
         }
+    /* pages of which no query sees a key are gone */
+    for (int s = 0; s < p->n; s++)
+        for (int32_t i = 0; i < first_seen(p, p->firsts[s]) / l->page && max_blocks > 0; i++)
+            blocks[s * max_blocks + i] = INT32_MAX / l->page;
     free(order);
     b->args.blocks = blocks, b->args.max_blocks = max_blocks, b->args.block_size = l->page;
 }
@@ -146,7 +162,9 @@ static void open_batch(const problem *p, const layout *l, batch *b) {
                              .n_kv_heads = p->kv_heads,
                              .head_dim = p->D,
                              .value_dim = p->D,
-                             .scale = p->scale};
+                             .scale = p->scale,
+                             .window = p->window,
+                             .sinks = p->sinks};
     b->args.seq = b->seq, b->args.pos = b->pos;
     place_keys(p, l, b);
 }
@@ -199,21 +217,27 @@ static void collect_tokens(const problem *p, const batch *b, const uint16_t *dq,
     }
 }
 
-/* Forward and backward. Padding has NaN in q and dout, and so have unused rows of the pool in k and v. */
+/* Forward and backward. Padding has NaN in q and dout, and so have unused rows of the pool, and those before
+ * the window, in k and v. */
 static void call(const problem *p, const layout *l, gradients *g) {
     batch b;
     open_batch(p, l, &b);
     uint16_t *q = rows_of_tokens(&b, p->q, wide(p), NaN), *dout = rows_of_tokens(&b, p->dout, wide(p), NaN);
     uint16_t *k = rows_of_keys(p, &b, p->k, NaN), *v = rows_of_keys(p, &b, p->v, NaN);
+    for (int s = 0; s < p->n; s++)
+        for (int64_t i = p->starts[s]; i < p->starts[s] + first_seen(p, p->firsts[s]); i++)
+            for (int64_t d = 0; d < narrow(p) && b.pool_row[i] >= 0; d++)
+                k[b.pool_row[i] * narrow(p) + d] = v[b.pool_row[i] * narrow(p) + d] = NaN;
     uint16_t *dk = rows_of_keys(p, &b, p->dk, POISON), *dv = rows_of_keys(p, &b, p->dv, POISON);
     uint16_t *out = filled(b.T * wide(p), NaN), *dq = filled(b.T * wide(p) + l->dq_from, NaN);
     float *log_sums = floats(b.T * p->heads);
+    memset(g->dsinks, 0, (size_t)p->heads * sizeof *g->dsinks);
     b.args.q = (wb_rows){q, WB_BF16}, b.args.k = (wb_rows){k, WB_BF16}, b.args.v = (wb_rows){v, WB_BF16};
     b.args.log_sums = l->forgets ? NULL : log_sums, b.args.out = (wb_rows){out, WB_BF16};
     assert_ok(cuda->attention_forward(cuda, &b.args, (wb_rows){out, WB_BF16}));
     assert_ok(cuda->attention_backward(cuda, &b.args, (wb_rows){dout, WB_BF16},
                                        (wb_rows){dq + l->dq_from, WB_BF16}, (wb_rows){dk, WB_BF16},
-                                       (wb_rows){dv, WB_BF16}, NULL));
+                                       (wb_rows){dv, WB_BF16}, p->sinks ? g->dsinks : NULL));
     collect_tokens(p, &b, dq + l->dq_from, log_sums, g);
     collect_keys(p, &b, dk, g->dk), collect_keys(p, &b, dv, g->dv);
     free(q), free(dout), free(k), free(v), free(dk), free(dv), free(out), free(dq), free(log_sums);

@@ -17,8 +17,10 @@ static const double HALF = 0x1p-8;
 typedef struct reals {
     double *q, *dout, *k, *v;              /* the problem's */
     double *dk, *dv, *dk_off, *dv_off;     /* sums, and how far they may be off */
+    double *dsinks, *dsinks_off;           /* [heads] */
     double p[MAX_KEYS], p_off[MAX_KEYS];   /* of one query: weights, */
     double ds[MAX_KEYS], ds_off[MAX_KEYS]; /* and what becomes of them */
+    double sink, sink_off;                 /* the weight of the head's sink */
 } reals;
 
 static double *widened(const uint16_t *x, int64_t n) {
@@ -34,12 +36,14 @@ static reals *open_reals(const problem *p) {
     r->k = widened(p->k, n), r->v = widened(p->v, n);
     r->dk = widened(p->dk, n), r->dv = widened(p->dv, n);
     r->dk_off = xalloc(n, sizeof(double)), r->dv_off = xalloc(n, sizeof(double));
+    r->dsinks = xalloc(p->heads, sizeof(double)), r->dsinks_off = xalloc(p->heads, sizeof(double));
     return r;
 }
 
 static void close_reals(reals *r) {
     free(r->q), free(r->dout), free(r->k), free(r->v);
-    free(r->dk), free(r->dv), free(r->dk_off), free(r->dv_off), free(r);
+    free(r->dk), free(r->dv), free(r->dk_off), free(r->dv_off), free(r->dsinks), free(r->dsinks_off);
+    free(r);
 }
 
 static double product(const double *a, const double *b, int32_t n, double *size_out) {
@@ -49,23 +53,31 @@ static double product(const double *a, const double *b, int32_t n, double *size_
     return sum;
 }
 
-/* Weights of the n keys from `key` on, stride apart, for a query; returns the logarithm of their sum. */
-static double weigh(const problem *p, reals *r, int64_t at, int64_t key, int32_t n, double *off_out) {
-    double largest = -INFINITY, sum = 0, off = 0, size, far = 0;
-    for (int32_t j = 0; j < n; j++) {
+/* Weights of the n keys from `key` on, stride apart, for a query that sees those from `first` on; returns the
+ * logarithm of their sum. */
+static double weigh(const problem *p, reals *r, int64_t at, int64_t key, int32_t head, int32_t n,
+                    double *off_out) {
+    const int32_t first = first_seen(p, n - 1);
+    const double sink = p->sinks ? (double)p->sinks[head] : -INFINITY;
+    double largest = sink, sum = 0, off = 0, size, far = p->sinks ? fabs(sink) : 0;
+    for (int32_t j = 0; j < n; j++) r->p[j] = r->p_off[j] = 0;
+    for (int32_t j = first; j < n; j++) {
         r->p[j] = (double)p->scale * product(r->q + at, r->k + key + j * narrow(p), p->D, &size);
         largest = fmax(largest, r->p[j]), far = fmax(far, fabs(r->p[j]));
         off = fmax(off, size * (double)p->scale * (chain(p->D) + 0x1p-22));
     }
-    for (int32_t j = 0; j < n; j++) sum += r->p[j] = exp(r->p[j] - largest);
+    for (int32_t j = first; j < n; j++) sum += r->p[j] = exp(r->p[j] - largest);
+    sum += exp(sink - largest);
     /* scores, the sum of exponentials and its logarithm, which is rounded as scores are */
     *off_out = off + 0x1p-15 + (far + fabs(log(sum))) * 0x1p-21;
-    for (int32_t j = 0; j < n; j++) r->p[j] /= sum, r->p_off[j] = 2.1 * *off_out * r->p[j] + 1e-30;
+    for (int32_t j = first; j < n; j++) r->p[j] /= sum, r->p_off[j] = 2.1 * *off_out * r->p[j] + 1e-30;
+    r->sink = exp(sink - largest) / sum, r->sink_off = 2.1 * *off_out * r->sink;
     return largest + log(sum);
 }
 
-/* ds of the same keys. dot is made of out, as it was rounded. */
-static void find_ds(const problem *p, reals *r, int64_t at, int64_t key, int32_t n) {
+/* ds of the same keys, and what the query adds to the gradient of its head's sink. dot is made of out, as it
+ * was rounded. */
+static void find_ds(const problem *p, reals *r, int64_t at, int64_t key, int32_t head, int32_t n) {
     double dot = 0, dot_off = 0, size;
     for (int32_t d = 0; d < p->D; d++) {
         double out = 0, off = 0, sum_of_sizes = 0;
@@ -86,6 +98,10 @@ static void find_ds(const problem *p, reals *r, int64_t at, int64_t key, int32_t
         r->ds_off[j] += (fabs(ds) + r->ds_off[j]) * (HALF + 0x1p-20);
         r->ds[j] = ds;
     }
+    r->dsinks[head] -= r->sink * dot;
+    r->dsinks_off[head] += r->sink_off * (fabs(dot) + dot_off) + r->sink * dot_off;
+    /* each term is rounded, and so is each of at most 4,096 sums */
+    r->dsinks_off[head] += r->sink * fabs(dot) * 4096 * 0x1p-24 + 1e-9;
 }
 
 /* Checks dq and log_sums of one query and head, and adds its part of dk and dv. `rows`: of the longest sum
@@ -96,11 +112,11 @@ static void add_query(const problem *p, reals *r, int s, int32_t pos, int32_t he
     const int64_t kv = (int64_t)(head / (p->heads / p->kv_heads)) * p->D, key = p->starts[s] * narrow(p) + kv;
     const double scale = (double)p->scale;
     double dq[MAX_D] = {0}, off[MAX_D] = {0}, log_off;
-    const double log_sum = weigh(p, r, at, key, pos + 1, &log_off);
+    const double log_sum = weigh(p, r, at, key, head, pos + 1, &log_off);
     if (g->log_sums)
         assert_close(g->log_sums[row * p->heads + head], log_sum, log_off, "log_sums", row * p->heads + head);
-    find_ds(p, r, at, key, pos + 1);
-    for (int32_t j = 0; j <= pos; j++)
+    find_ds(p, r, at, key, head, pos + 1);
+    for (int32_t j = first_seen(p, pos); j <= pos; j++)
         for (int32_t d = 0; d < p->D; d++) {
             const int64_t to = key + j * narrow(p) + d;
             const double q = r->q[at + d], dout = r->dout[at + d], k = r->k[to];
@@ -128,6 +144,8 @@ static void check_gradients(const problem *p, const gradients *g) {
         assert_close(wb_bf16_to_f32(g->dv[i]), r->dv[i],
                      r->dv_off[i] + (fabs(r->dv[i]) + r->dv_off[i]) * HALF + 1e-30, "dv", i);
     }
+    for (int32_t head = 0; head < p->heads && p->sinks; head++)
+        assert_close(g->dsinks[head], r->dsinks[head], r->dsinks_off[head], "dsinks", head);
     close_reals(r);
 }
 
@@ -144,16 +162,17 @@ static void check_problem(problem *p, layout l) {
 /* Short and long ones, ends of tiles of 64 and 128, prefixes, pages, keys in order and not, padding. */
 static void test_gradients_are_within_the_bound(void **state) {
     (void)state;
-    for (int round = 0; round < 10; round++) {
+    for (int round = 0; round < 20; round++) {
         problem p;
-        make_problem(&p, round % 2 ? 40 : (int32_t)rng_range(2, 5), round % 2 ? 12 : 160, round > 4, round);
+        make_problem(&p, round % 3 ? 40 : (int32_t)rng_range(2, 5), round % 3 ? 12 : 160, round % 10 > 4,
+                     round);
         layout l = all_sequences(&p, round % 3 > 0);
         l.page = 1 << rng_range(0, 7), l.padding = round % 3 > 0, l.in_order = round % 4 < 2;
         check_problem(&p, l);
     }
-    for (int round = 0; round < 4; round++) {
+    for (int round = 0; round < 8; round++) {
         problem p;
-        make_problem(&p, 1, (int32_t)(round == 2 ? 640 : rng_range(250, 400)), false, round + 1);
+        make_problem(&p, 1, (int32_t)(round % 4 == 2 ? 640 : rng_range(250, 400)), false, round + 1);
         layout l = all_sequences(&p, false);
         l.in_order = round > 0;
         check_problem(&p, l);
@@ -163,11 +182,11 @@ static void test_gradients_are_within_the_bound(void **state) {
 /* Nothing left by the forward, or dq where 16 bytes do not begin. */
 static void test_other_kernels_are_within_it_too(void **state) {
     (void)state;
-    for (int round = 0; round < 4; round++) {
+    for (int round = 0; round < 16; round++) {
         problem p;
-        make_problem(&p, 3, 70, round % 2, round);
+        make_problem(&p, 3, round % 5 ? 70 : 200, round / 2 % 2, round);
         layout l = all_sequences(&p, false);
-        l.forgets = round < 2, l.dq_from = round < 2 ? 0 : 1, l.padding = true;
+        l.forgets = round < 8, l.dq_from = round < 8 ? 0 : 1, l.padding = true;
         check_problem(&p, l);
     }
 }
@@ -184,12 +203,13 @@ static void test_a_sequence_is_the_same_in_any_company(void **state) {
     (void)state;
     for (int round = 0; round < 8; round++) {
         problem p;
-        make_problem(&p, round % 2 ? 60 : 6, round % 2 ? 20 : 500, round % 3 == 2, round);
+        make_problem(&p, round % 3 ? 60 : 6, round % 3 ? 20 : 500, round % 3 == 2, round);
         layout l = all_sequences(&p, false), other = all_sequences(&p, true);
         gradients g = make_gradients(&p), again = make_gradients(&p), alone = make_gradients(&p);
         l.in_order = true, other.padding = true, other.page = 1 << rng_range(0, 6);
         call(&p, &l, &g), call(&p, &l, &again);
         for (int s = 0; s < p.n; s++) expect_same(&p, s, &g, &again);
+        assert_same_bits(g.dsinks, again.dsinks, p.heads, "dsinks");
         call(&p, &other, &again);
         for (int s = 0; s < p.n; s++) expect_same(&p, s, &g, &again);
         for (int32_t s = 0; s < p.n; s += 1 + p.n / 8) {

@@ -13,12 +13,13 @@ static void make_long(problem *p, int round) {
     const int32_t longest = round == 0 ? 1 << 15 : (int32_t)rng_range(3000, 9000);
     const int32_t edge = (int32_t)rng_range(1, 4) * 1024 + (int32_t)rng_range(-1, 1);
     const int32_t lengths[] = {longest, edge, (int32_t)rng_range(1, 300), 1};
-    *p = (problem){.n = 4, .heads = shape[0], .kv_heads = shape[1], .D = shape[2]};
+    *p = (problem){.n = 4, .heads = shape[0], .kv_heads = shape[1], .D = shape[2], .V = shape[2]};
     for (int s = 0; s < p->n; s++) p->lengths[s] = lengths[s], p->starts[s + 1] = p->starts[s] + lengths[s];
     const int64_t tokens = p->starts[p->n];
     p->scale = 1 / sqrtf((float)p->D);
     p->q = random_bf16(tokens * p->heads * p->D, 3), p->dout = xalloc(tokens * p->heads * p->D, 2);
     p->k = random_bf16(tokens * p->kv_heads * p->D, 1), p->v = random_bf16(tokens * p->kv_heads * p->D, 1);
+    make_view(p, round, 3000);
 }
 
 static void check_some(const problem *p, const uint16_t *out) {
@@ -103,7 +104,7 @@ static void expect_mixed(const problem *p, const pool *l, const uint16_t *whole)
 
 static void test_long_contexts_are_the_same_in_any_company(void **state) {
     (void)state;
-    for (int round = 0; round < 5; round++) {
+    for (int round = 0; round < 8; round++) {
         static const int32_t sizes[] = {64, 16, 256, 48, 1};
         problem p;
         pool in_order;

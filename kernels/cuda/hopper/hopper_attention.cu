@@ -29,7 +29,7 @@ bool wb_hopper_attention_takes(const wb_device *dev, const wb_attention *args, w
     if (reinterpret_cast<const wb_cuda_device *>(dev)->capability != 9) return false;
     if (args->q.dtype != WB_BF16 || args->k.dtype != WB_BF16 || args->v.dtype != WB_BF16) return false;
     if (args->head_dim != 64 && args->head_dim != 128) return false;
-    if (args->value_dim != args->head_dim || args->window > 0 || args->sinks) return false;
+    if (args->value_dim != args->head_dim) return false;
     /* a tile has at least one token; the largest score is found before it is scaled */
     if (args->n_heads / args->n_kv_heads > 128 || !(args->scale > 0)) return false;
     return aligned(args->q.data) && aligned(args->k.data) && aligned(args->v.data) && aligned(out.data);

@@ -28,13 +28,13 @@ wb_status make_maps(wb_attention_back *call) {
 
 bool wb_hopper_attention_back_takes(const wb_device *dev, const wb_attention *args) {
     const bool aligned = reinterpret_cast<uintptr_t>(args->out.data) % 16 == 0;
-    return reinterpret_cast<const wb_cuda_device *>(dev)->capability == 9 && args->log_sums &&
-           args->out.data && args->out.dtype == WB_BF16 && aligned &&
+    return reinterpret_cast<const wb_cuda_device *>(dev)->capability == 9 && args->head_dim <= 128 &&
+           args->log_sums && args->out.data && args->out.dtype == WB_BF16 && aligned &&
            args->T * args->n_heads <= INT32_MAX / 2; /* pieces of work are counted */
 }
 
 wb_status wb_hopper_attention_back(wb_device *dev, const char *op, const wb_attention &args, wb_rows dout,
-                                   wb_rows dq, wb_rows dk, wb_rows dv) {
+                                   wb_rows dq, wb_rows dk, wb_rows dv, float *dsinks) {
     wb_attention_back call = {};
     char *scratch = NULL;
     call.args = args, call.dout = dout, call.dq = dq, call.dk = dk, call.dv = dv;
@@ -48,6 +48,7 @@ wb_status wb_hopper_attention_back(wb_device *dev, const char *op, const wb_atte
     call.ends = call.begins + args.T;
     call.n_items = call.ends + args.T;
     WB_TRY(wb_hopper_attention_back_prepare(dev, op, call));
+    if (dsinks) WB_TRY(wb_hopper_attention_back_sinks(dev, op, call, dsinks));
     WB_TRY(wb_hopper_attention_back_queries(dev, op, call));
     return wb_hopper_attention_back_keys(dev, op, call);
 }

@@ -12,14 +12,14 @@ bool wb_hopper_attention_back_takes(const wb_device *dev, const wb_attention *ar
 
 /* Checked, and taken; T > 0. */
 wb_status wb_hopper_attention_back(wb_device *dev, const char *op, const wb_attention &args, wb_rows dout,
-                                   wb_rows dq, wb_rows dk, wb_rows dv);
+                                   wb_rows dq, wb_rows dk, wb_rows dv, float *dsinks);
 #else
 /* Built for other GPUs alone. */
 inline bool wb_hopper_attention_back_takes(const wb_device *, const wb_attention *) {
     return false;
 }
 inline wb_status wb_hopper_attention_back(wb_device *, const char *, const wb_attention &, wb_rows, wb_rows,
-                                          wb_rows, wb_rows) {
+                                          wb_rows, wb_rows, float *) {
     return WB_UNSUPPORTED;
 }
 #endif

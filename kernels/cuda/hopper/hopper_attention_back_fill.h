@@ -66,20 +66,21 @@ ASM_INLINE void fill_tokens(const filler<D> &f, const wb_attention &args, const 
 /* Where the STAGE_ROWS keys from position j0 on lie in the pool: lane l has keys l and 32 more. Their rows
  * are made of it when they are needed, so that nobody waits for the table before. */
 struct key_places {
-    int32_t block[2], within[2]; /* block -1: from `end` on there are none */
+    int32_t block[2], within[2]; /* block -1: before `begin` and from `end` on there are none */
 
     ASM_INLINE int32_t row(const wb_attention &args, int i) const {
         return block[i] >= 0 ? block[i] * args.block_size + within[i] : -1;
     }
 };
 
-ASM_INLINE key_places find_key_places(const wb_attention &args, int seq, int j0, int end) {
+ASM_INLINE key_places find_key_places(const wb_attention &args, int seq, int j0, int begin, int end) {
     const int32_t *blocks = args.blocks + static_cast<int64_t>(seq) * args.max_blocks;
     key_places p;
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         const int j = j0 + static_cast<int>(threadIdx.x) % 32 + 32 * i;
-        p.block[i] = j < end ? blocks[j / args.block_size] : -1, p.within[i] = j % args.block_size;
+        const bool there = begin <= j && j < end;
+        p.block[i] = there ? blocks[j / args.block_size] : -1, p.within[i] = j % args.block_size;
     }
     return p;
 }

@@ -42,4 +42,8 @@ wb_status wb_hopper_attention_back_prepare(wb_device *dev, const char *op, const
 wb_status wb_hopper_attention_back_queries(wb_device *dev, const char *op, const wb_attention_back &call);
 wb_status wb_hopper_attention_back_keys(wb_device *dev, const char *op, const wb_attention_back &call);
 
+/* dsinks from log2_sums and dots (hopper_attention_back_prepare.cu). */
+wb_status wb_hopper_attention_back_sinks(wb_device *dev, const char *op, const wb_attention_back &call,
+                                         float *dsinks);
+
 #endif

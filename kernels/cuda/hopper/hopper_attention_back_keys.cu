@@ -51,31 +51,55 @@ template <int D> struct key_memory {
     }
 };
 
-/* Keys [j0, j0 + 128) of a run and a kv head, those from `keys` on not there; the run's tokens [begin, end),
- * of which those from `first` on may see them. */
+/* Keys [j0, j0 + 128) of a run and a kv head, of which those of positions [seen_from, keys) are there: the
+ * run's tokens [begin, end) see no others. Of the tokens those of [first, last) may see them. */
 struct key_tile {
-    int seq, kv, j0, keys, begin, first, end;
+    int seq, kv, j0, seen_from, keys, begin, end, first, last;
 };
 
 /* The tile of a piece of work, in its first part. A run whose first token is not at position 0 has more tiles
- * of keys than of queries: every `levels`-th of them from the first on is the item's. */
+ * of keys than of queries: every `levels`-th of them from the first on is the item's. Tiles before the run's
+ * window are left out. */
 ASM_INLINE key_tile find_keys(const wb_attention_back &call, int number, int *step_out) {
     const work w = find_work(call, number, call.args.n_kv_heads);
+    const int step = w.item.levels * WB_BACK_TILE;
     key_tile t;
     t.kv = w.head, t.begin = w.item.begin, t.end = w.item.end;
     t.seq = call.args.seq[t.begin], t.keys = call.args.pos[t.end - 1] + 1;
+    t.seen_from = attention_first_key(&call.args, call.args.pos[t.begin]);
     t.j0 = (w.item.levels - w.item.level) * WB_BACK_TILE;
-    *step_out = w.item.levels * WB_BACK_TILE;
+    t.j0 += max(t.seen_from - t.j0 - WB_BACK_TILE + step, 0) / step * step;
+    *step_out = step;
     return t;
 }
 
-/* Where the queries begin: at a multiple of STAGE_ROWS tokens from the run's first on. Those before see none
- * of the keys, if positions go on by 1; if not, all are looked at. */
-ASM_INLINE void find_first(const wb_attention_back &call, key_tile *t) {
-    const int from = call.args.pos[t->begin];
+/* Where the queries begin: at a multiple of STAGE_ROWS tokens from the run's first on. Those before and from
+ * `last` on see none of the keys, if positions go on by 1; if not, all are looked at. */
+ASM_INLINE void find_queries(const wb_attention_back &call, key_tile *t) {
+    const int from = call.args.pos[t->begin], window = call.args.window;
     const bool adjacent = t->keys - from == t->end - t->begin;
     t->first = t->begin + (adjacent ? max(t->j0 - from, 0) / STAGE_ROWS * STAGE_ROWS : 0);
+    t->last = t->end;
+    if (adjacent && window > 0)
+        t->last = min(t->last, t->begin + max(t->j0 + WB_BACK_TILE - 1 + window - from, 0));
 }
+
+/* The tiles of this block of threads, one after the other. */
+struct key_walk {
+    int round = 0, step = 0;
+    key_tile t = {};
+
+    /* False where there are no more. */
+    ASM_INLINE bool next(const wb_attention_back &call) {
+        t.j0 += step;
+        while (t.j0 >= t.keys) {
+            if (work_number(round) >= *call.n_items * call.args.n_kv_heads) return false;
+            t = find_keys(call, work_number(round++), &step);
+        }
+        find_queries(call, &t);
+        return true;
+    }
+};
 
 /* ---- filling ----------------------------------------------------------------------------------- */
 
@@ -109,13 +133,14 @@ ASM_INLINE void fill_key_tile(const filler<D> &f, const wb_attention_back &call,
     const int group = call.args.n_heads / call.args.n_kv_heads;
 #pragma unroll 1
     for (int half = 0; half < 2; half++) {
-        const key_places places = find_key_places(call.args, t.seq, t.j0 + STAGE_ROWS * half, t.keys);
+        const key_places places =
+            find_key_places(call.args, t.seq, t.j0 + STAGE_ROWS * half, t.seen_from, t.keys);
         const uint32_t from = half * STAGE_ROWS * 128;
         fill_keys<D, WB_BACK_TILE>(f, call, t.kv, places, m.k() + from, m.v() + from, m.keys_full());
     }
     copies_arrive(m.keys_full());
     for (int head = t.kv * group; head < (t.kv + 1) * group; head++)
-        for (int first = t.first; first < t.end; first += STAGE_ROWS, stage->next()) {
+        for (int first = t.first; first < t.last; first += STAGE_ROWS, stage->next()) {
             barrier_wait(m.empty(stage->at), stage->parity ^ 1);
             fill_stage<D>(f, call, m, t, head, first, stage->at);
         }
@@ -124,17 +149,11 @@ ASM_INLINE void fill_key_tile(const filler<D> &f, const wb_attention_back &call,
 template <int D>
 ASM_INLINE void fill_all_keys(const wb_attention_back &call, const key_memory<D> &m, int thread) {
     const filler<D> f(thread);
-    const int all = *call.n_items * call.args.n_kv_heads;
     ring<1> tile = {0, 0};
     ring<key_memory<D>::STAGES> stage = {0, 0};
-    int step;
-    for (int round = 0; work_number(round) < all; round++) {
-        key_tile t = find_keys(call, work_number(round), &step);
-        for (; t.j0 < t.keys; t.j0 += step, tile.next()) {
-            find_first(call, &t);
-            barrier_wait(m.keys_empty(), tile.parity ^ 1);
-            fill_key_tile<D>(f, call, m, t, &stage);
-        }
+    for (key_walk walk; walk.next(call); tile.next()) {
+        barrier_wait(m.keys_empty(), tile.parity ^ 1);
+        fill_key_tile<D>(f, call, m, walk.t, &stage);
     }
 }
 
@@ -152,8 +171,8 @@ ASM_INLINE void load_two(uint32_t address, float (&x)[2]) {
 
 /* Scores to weights; key: the position of the lane's first row; `masked`: some query does not see all. */
 template <int D>
-ASM_INLINE void find_weights(const key_memory<D> &m, uint32_t stage, int key, bool masked, float factor,
-                             float (&s)[32]) {
+ASM_INLINE void find_weights(const key_memory<D> &m, uint32_t stage, int key, bool masked, int window,
+                             float factor, float (&s)[32]) {
     const uint32_t pair = threadIdx.x % 4 * 8;
 #pragma unroll
     for (int j = 0; j < 8; j++) {
@@ -168,8 +187,10 @@ ASM_INLINE void find_weights(const key_memory<D> &m, uint32_t stage, int key, bo
             float at[2];
             load_two(m.positions(stage) + pair + 32 * j, at);
 #pragma unroll
-            for (int i = 0; i < 4; i++)
-                if (key + i / 2 * 8 > __float_as_int(at[i % 2])) s[4 * j + i] = MINUS_INFINITY;
+            for (int i = 0; i < 4; i++) {
+                const int behind = __float_as_int(at[i % 2]) - key - i / 2 * 8;
+                if (behind < 0 || (window > 0 && behind >= window)) s[4 * j + i] = MINUS_INFINITY;
+            }
         }
     }
 #pragma unroll
@@ -195,6 +216,7 @@ ASM_INLINE void add_to_keys(const wb_attention &args, const wb_rows &to, const k
                             float factor, const float (&sum)[D / 2]) {
 #pragma unroll
     for (int r = 0; r < 2; r++) {
+        if (key + 8 * r < t.seen_from) continue;
         const int32_t row = pool_row(args, t.seq, key + 8 * r, t.keys);
         if (row < 0) continue;
         uint32_t *pairs = reinterpret_cast<uint32_t *>(
@@ -210,11 +232,18 @@ ASM_INLINE void add_to_keys(const wb_attention &args, const wb_rows &to, const k
     }
 }
 
-/* Whether some token of a stage, the tokens from `first` on, sees the key at position `key`. */
+/* How the tokens of a stage, those from `first` on, see the 64 keys from position `key` on. */
+struct stage_view {
+    bool some, all;
+};
+
 template <int D>
-ASM_INLINE bool sees(const key_memory<D> &m, uint32_t stage, const key_tile &t, int first, int key) {
-    const int last = min(STAGE_ROWS, t.end - first) - 1;
-    return load_position(m.positions(stage) + 4 * last) >= key;
+ASM_INLINE stage_view find_view(const key_memory<D> &m, uint32_t stage, const key_tile &t, int first, int key,
+                                int window) {
+    const int from = load_position(m.positions(stage));
+    const int to = load_position(m.positions(stage) + 4 * (min(STAGE_ROWS, t.end - first) - 1));
+    if (window == 0) return {to >= key, from >= key + 63};
+    return {to >= key && from - key - 63 < window, from >= key + 63 && to - key < window};
 }
 
 /* A warpgroup's 64 keys of a tile: the position of the first and of the lane's first; their sums so far, none
@@ -239,7 +268,8 @@ ASM_INLINE void begin_keys(const key_memory<D> &m, const key_tile &t, int warp, 
 
 /* The sums go on by a stage. The stage before is released when its products are done. */
 template <int D>
-ASM_INLINE void add_stage(const key_memory<D> &m, uint32_t stage, float factor, key_state<D> *w) {
+ASM_INLINE void add_stage(const key_memory<D> &m, uint32_t stage, bool masked, int window, float factor,
+                          key_state<D> *w) {
     float s[32], dp[32];
     uint32_t packed_p[16], packed_ds[16];
     wgmma_fence();
@@ -248,7 +278,7 @@ ASM_INLINE void add_stage(const key_memory<D> &m, uint32_t stage, float factor, 
     wgmma_wait<1>();
     sums_are_there(s);
     if (w->held) release_buffer(m.empty(w->before));
-    find_weights<D>(m, stage, w->own, load_position(m.positions(stage)) < w->first + 63, factor, s);
+    find_weights<D>(m, stage, w->own, masked, window, factor, s);
     pack_sums(s, packed_p);
     wgmma_fence();
     add_rows_of<D>(packed_p, m.dout(stage), w->more, w->dv);
@@ -281,15 +311,16 @@ ASM_INLINE void multiply_key_tile(const wb_attention_back &call, const key_memor
     begin_keys<D>(m, t, warp, &w);
     barrier_wait(m.keys_full(), parity);
     for (int head = 0; head < group; head++)
-        for (int first = t.first; first < t.end; first += STAGE_ROWS, at->next()) {
+        for (int first = t.first; first < t.last; first += STAGE_ROWS, at->next()) {
             barrier_wait(m.full(at->at), at->parity);
-            if (w.first >= t.keys || !sees(m, at->at, t, first, w.first)) {
+            const stage_view view = find_view(m, at->at, t, first, w.first, call.args.window);
+            if (w.first >= t.keys || !view.some) {
                 pass_stage<D>(m, at->at, &w);
                 continue;
             }
             /* what came by copies of 16 bytes is there for wgmma too */
             if (!w.more || first + STAGE_ROWS > t.end) fence_async();
-            add_stage<D>(m, at->at, factor, &w);
+            add_stage<D>(m, at->at, !view.all, call.args.window, factor, &w);
         }
     wgmma_wait<0>();
     sums_are_there(w.dk), sums_are_there(w.dv);
@@ -302,17 +333,10 @@ ASM_INLINE void multiply_key_tile(const wb_attention_back &call, const key_memor
 
 template <int D>
 ASM_INLINE void multiply_all_keys(const wb_attention_back &call, const key_memory<D> &m, int warp) {
-    const int all = *call.n_items * call.args.n_kv_heads;
     ring<1> tile = {0, 0};
     ring<key_memory<D>::STAGES> stage = {0, 0};
-    int step;
-    for (int round = 0; work_number(round) < all; round++) {
-        key_tile t = find_keys(call, work_number(round), &step);
-        for (; t.j0 < t.keys; t.j0 += step, tile.next()) {
-            find_first(call, &t);
-            multiply_key_tile<D>(call, m, t, warp, tile.parity, &stage);
-        }
-    }
+    for (key_walk walk; walk.next(call); tile.next())
+        multiply_key_tile<D>(call, m, walk.t, warp, tile.parity, &stage);
 }
 
 /* ---- the kernel -------------------------------------------------------------------------------- */

@@ -1,6 +1,7 @@
 /* hopper_attention_back_prepare.cu - what the kernels of the backward of attention on sm_90a need before they
  * begin: which pieces of work there are, and of each query and head log2 of its sum and <dout, out>. */
-#include "cuda/hopper/hopper_attention_back_kernels.h"
+#include "cuda/cuda_attention_sinks.h"
+#include "cuda/hopper/hopper_attention_back.h"
 
 namespace {
 
@@ -111,7 +112,23 @@ __global__ void __launch_bounds__(BLOCK) find_sums(const __grid_constant__ wb_at
     call.log2_sums[at] = wb_mul(call.args.log_sums[row], 1.44269504f);
 }
 
+__global__ void __launch_bounds__(SINK_THREADS)
+    find_sinks(const __grid_constant__ wb_attention_back call, float *dsinks) {
+    const int64_t head = blockIdx.x;
+    const float sink = wb_mul(call.args.sinks[head], 1.44269504f);
+    add_to_sink(call.args, dsinks, head, [&](int64_t t) {
+        const int64_t at = head * call.args.T + t;
+        return wb_mul(exp2_of(wb_sub(sink, call.log2_sums[at])), call.dots[at]);
+    });
+}
+
 } // namespace
+
+wb_status wb_hopper_attention_back_sinks(wb_device *dev, const char *op, const wb_attention_back &call,
+                                         float *dsinks) {
+    find_sinks<<<static_cast<unsigned>(call.args.n_heads), SINK_THREADS, 0, stream_of(dev)>>>(call, dsinks);
+    return wb_cuda_check(cudaGetLastError(), op);
+}
 
 wb_status wb_hopper_attention_back_prepare(wb_device *dev, const char *op, const wb_attention_back &call) {
     unsigned blocks = 0;

@@ -45,10 +45,15 @@ template <int D> struct query_memory {
     }
 };
 
-/* Tokens [first, end) of one head, the keys that they see, and their kv head. */
+/* Tokens [first, end) of one head, and their kv head. They see the keys [begin, keys). */
 struct query_tile {
-    int seq, head, kv, first, end, keys;
+    int seq, head, kv, first, end, begin, keys;
 };
+
+/* The first stage in which a key is seen by tokens whose first one sees `key` first. */
+ASM_INLINE int first_stage(int key) {
+    return key / STAGE_ROWS * STAGE_ROWS;
+}
 
 ASM_INLINE query_tile find_queries(const wb_attention_back &call, int number) {
     const work w = find_work(call, number, call.args.n_heads);
@@ -57,6 +62,7 @@ ASM_INLINE query_tile find_queries(const wb_attention_back &call, int number) {
     t.end = min(t.first + WB_BACK_TILE, w.item.end);
     t.head = w.head, t.kv = w.head / (call.args.n_heads / call.args.n_kv_heads);
     t.seq = call.args.seq[t.first], t.keys = call.args.pos[t.end - 1] + 1;
+    t.begin = attention_first_key(&call.args, call.args.pos[t.first]);
     return t;
 }
 
@@ -71,15 +77,15 @@ ASM_INLINE void fill_queries(const wb_attention_back &call, const query_memory<D
     ring<query_memory<D>::STAGES> stage = {0, 0};
     for (int round = 0; work_number(round) < all; round++, tile.next()) {
         const query_tile t = find_queries(call, work_number(round));
-        key_places places = find_key_places(args, t.seq, 0, t.keys);
+        key_places places = find_key_places(args, t.seq, first_stage(t.begin), t.begin, t.keys);
         barrier_wait(m.queries_empty(tile.at), tile.parity ^ 1);
         fill_tokens<D, WB_BACK_TILE>(f, args, call.q_map, args.q, t.head, t.first, t.end, m.q(tile.at),
                                      m.queries_full(tile.at));
         fill_tokens<D, WB_BACK_TILE>(f, args, call.dout_map, call.dout, t.head, t.first, t.end,
                                      m.dout(tile.at), m.queries_full(tile.at));
         copies_arrive(m.queries_full(tile.at));
-        for (int j0 = 0; j0 < t.keys; j0 += STAGE_ROWS, stage.next()) {
-            const key_places next = find_key_places(args, t.seq, j0 + STAGE_ROWS, t.keys);
+        for (int j0 = first_stage(t.begin); j0 < t.keys; j0 += STAGE_ROWS, stage.next()) {
+            const key_places next = find_key_places(args, t.seq, j0 + STAGE_ROWS, t.begin, t.keys);
             barrier_wait(m.empty(stage.at), stage.parity ^ 1);
             fill_keys<D, STAGE_ROWS>(f, call, t.kv, places, m.k(stage.at), m.v(stage.at), m.full(stage.at));
             copies_arrive(m.full(stage.at));
@@ -144,8 +150,25 @@ template <int D> struct query_operand<D, false> {
     }
 };
 
+/* Which keys the rows of a warpgroup see: all of them those of positions [all_from, all_to), none those
+ * before `from` and from `to` on. */
+struct seen_keys {
+    int from, all_from, all_to, to;
+    ASM_INLINE bool all_see(int j0) const {
+        return all_from <= j0 && j0 + STAGE_ROWS <= all_to;
+    }
+};
+
+ASM_INLINE seen_keys find_seen(const wb_attention &args, int first, int end) {
+    if (first >= end) return {0, 0, 0, 0};
+    const int first_position = args.pos[first], last_position = args.pos[end - 1];
+    return {attention_first_key(&args, first_position), attention_first_key(&args, last_position),
+            first_position + 1, last_position + 1};
+}
+
 /* Scores to weights: keys from position j0 on; `masked`: some row does not see all of them. */
-ASM_INLINE void find_weights(const query_rows &rows, int j0, bool masked, float factor, float (&s)[32]) {
+ASM_INLINE void find_weights(const query_rows &rows, int j0, bool masked, int window, float factor,
+                             float (&s)[32]) {
 #pragma unroll
     for (int i = 0; i < 32; i++) s[i] = wb_fma(s[i], factor, -rows.log2_sum[i / 2 % 2]);
     if (masked) {
@@ -153,11 +176,17 @@ ASM_INLINE void find_weights(const query_rows &rows, int j0, bool masked, float 
 #pragma unroll
         for (int i = 0; i < 32; i++)
             if (column + i / 4 * 8 + i % 2 >= rows.limit[i / 2 % 2]) s[i] = MINUS_INFINITY;
+        if (window > 0) {
+#pragma unroll
+            for (int i = 0; i < 32; i++)
+                if (column + i / 4 * 8 + i % 2 < rows.limit[i / 2 % 2] - window) s[i] = MINUS_INFINITY;
+        }
     }
 #pragma unroll
     for (int i = 0; i < 32; i++) s[i] = exp2_of(s[i]);
 }
 
+/* Adding 0 makes -0 0: a sum of nothing but zeros does not say how many keys it went over. */
 template <int D>
 ASM_INLINE void store_queries(const wb_attention_back &call, const query_tile &t, const query_rows &rows,
                               const float (&sum)[D / 2]) {
@@ -169,8 +198,9 @@ ASM_INLINE void store_queries(const wb_attention_back &call, const query_tile &t
             static_cast<uint16_t *>(call.dq.data) + rows.token[r] * stride + t.head * D + threadIdx.x % 4 * 2;
 #pragma unroll
         for (int j = 0; j < D / 8; j++)
-            *reinterpret_cast<uint32_t *>(to + 8 * j) = pack_pair(
-                wb_mul(sum[4 * j + 2 * r], call.args.scale), wb_mul(sum[4 * j + 2 * r + 1], call.args.scale));
+            *reinterpret_cast<uint32_t *>(to + 8 * j) =
+                pack_pair(wb_add(wb_mul(sum[4 * j + 2 * r], call.args.scale), 0.0f),
+                          wb_add(wb_mul(sum[4 * j + 2 * r + 1], call.args.scale), 0.0f));
     }
 }
 
@@ -181,11 +211,11 @@ template <int D> struct query_state {
 };
 
 /* dq goes on by a stage of keys, from position j0 on. `before`: of the stage before, whose products are done
- * when this one's scores are; 0: there is none. */
+ * when this one's scores are; 0: there is none, and dq begins. */
 template <int D, class OPERAND>
 ASM_INLINE void add_keys(const query_memory<D> &m, uint32_t stage, uint32_t before, const OPERAND &q,
-                         const OPERAND &dout, const query_rows &rows, int j0, bool masked, float factor,
-                         float (&dq)[D / 2]) {
+                         const OPERAND &dout, const query_rows &rows, int j0, bool masked, int window,
+                         float factor, float (&dq)[D / 2]) {
     float s[32], dp[32];
     uint32_t packed[16];
     fence_async();
@@ -195,15 +225,24 @@ ASM_INLINE void add_keys(const query_memory<D> &m, uint32_t stage, uint32_t befo
     wgmma_wait<1>();
     sums_are_there(s);
     if (before) release_buffer(before);
-    find_weights(rows, j0, masked, factor, s);
+    find_weights(rows, j0, masked, window, factor, s);
     wgmma_wait<0>();
     sums_are_there(dp);
 #pragma unroll
     for (int i = 0; i < 32; i++) s[i] = wb_mul(s[i], wb_sub(dp[i], rows.dot[i / 2 % 2]));
     pack_sums(s, packed);
     wgmma_fence();
-    add_rows_of<D>(packed, m.k(stage), j0, dq);
+    add_rows_of<D>(packed, m.k(stage), before != 0, dq);
     wgmma_commit();
+}
+
+/* Stages from position j0 on, before `end`, of keys that no row of this warpgroup sees. */
+template <int D> ASM_INLINE int pass_stages(const query_memory<D> &m, int j0, int end, query_state<D> *at) {
+    for (; j0 < end; j0 += STAGE_ROWS, at->stage.next()) {
+        barrier_wait(m.full(at->stage.at), at->stage.parity);
+        release_buffer(m.empty(at->stage.at));
+    }
+    return j0;
 }
 
 /* One tile: the warpgroup's 64 rows of it over all keys. */
@@ -214,31 +253,27 @@ ASM_INLINE void multiply_queries(const wb_attention_back &call, const query_memo
     query_operand<D, IN_REGISTERS> q, dout;
     float dq[D / 2];
     const query_rows rows = find_query_rows(call, t, warp);
-    const int first = t.first + warp / 4 * 64, last = min(first + 64, t.end) - 1;
-    const int sees_all = first < t.end ? call.args.pos[first] + 1 : 0;
-    const int keys = first < t.end ? call.args.pos[last] + 1 : 0;
+    const int first = t.first + warp / 4 * 64;
+    const seen_keys seen = find_seen(call.args, first, min(first + 64, t.end));
     const float factor = wb_mul(call.args.scale, 1.44269504f);
     uint32_t before = 0;
-    int j0 = 0;
+    int j0 = first_stage(t.begin);
     barrier_wait(m.queries_full(at->tile.at), at->tile.parity);
     q.load(m.q(at->tile.at), warp), dout.load(m.dout(at->tile.at), warp);
     if (IN_REGISTERS) release_buffer(m.queries_empty(at->tile.at));
-    for (; j0 < keys; j0 += STAGE_ROWS, at->stage.next()) {
+    j0 = pass_stages<D>(m, j0, first_stage(seen.from), at);
+    for (; j0 < seen.to; j0 += STAGE_ROWS, at->stage.next()) {
         const uint32_t stage = at->stage.at;
         barrier_wait(m.full(stage), at->stage.parity);
-        add_keys<D>(m, stage, before, q, dout, rows, j0, j0 + STAGE_ROWS > sees_all, factor, dq);
+        add_keys<D>(m, stage, before, q, dout, rows, j0, !seen.all_see(j0), call.args.window, factor, dq);
         before = m.empty(stage);
     }
     wgmma_wait<0>();
     sums_are_there(dq);
     if (before) release_buffer(before);
     if (!IN_REGISTERS) release_buffer(m.queries_empty(at->tile.at));
-    /* keys that no row of this warpgroup sees */
-    for (; j0 < t.keys; j0 += STAGE_ROWS, at->stage.next()) {
-        barrier_wait(m.full(at->stage.at), at->stage.parity);
-        release_buffer(m.empty(at->stage.at));
-    }
-    if (keys > 0) store_queries<D>(call, t, rows, dq);
+    pass_stages<D>(m, j0, t.keys, at);
+    if (seen.to > 0) store_queries<D>(call, t, rows, dq);
 }
 
 /* ---- the kernel -------------------------------------------------------------------------------- */

@@ -67,14 +67,22 @@ ASM_INLINE void begin_values(attender<D> &w, const tile_memory<D> &shared, uint3
     wgmma_commit();
 }
 
-/* Keys that a row does not see. */
-template <int D> ASM_INLINE void hide_keys(attender<D> &w, int block, int32_t first_position) {
-    if (block * BLOCK_KEYS + BLOCK_KEYS - 1 <= first_position) return;
+/* Keys that a row does not see: those after it, and those before its window. */
+template <int D>
+ASM_INLINE void hide_keys(attender<D> &w, const wb_attention &args, int block, const piece_view &v) {
     const int32_t column = block * BLOCK_KEYS + static_cast<int32_t>(threadIdx.x % 4) * 2;
-    const int32_t seen[2] = {w.limit[0] - column, w.limit[1] - column};
+    if (block * BLOCK_KEYS + BLOCK_KEYS - 1 > v.first_position) {
+        const int32_t seen[2] = {w.limit[0] - column, w.limit[1] - column};
 #pragma unroll
-    for (int i = 0; i < 64; i++)
-        if (8 * (i / 4) + i % 2 >= seen[i / 2 % 2]) w.score[i] = NO_SCORE;
+        for (int i = 0; i < 64; i++)
+            if (8 * (i / 4) + i % 2 >= seen[i / 2 % 2]) w.score[i] = NO_SCORE;
+    }
+    if (block * BLOCK_KEYS < v.last_begin) {
+        const int32_t hidden[2] = {w.limit[0] - args.window - column, w.limit[1] - args.window - column};
+#pragma unroll
+        for (int i = 0; i < 64; i++)
+            if (8 * (i / 4) + i % 2 < hidden[i / 2 % 2]) w.score[i] = NO_SCORE;
+    }
 }
 
 /* Pinned: else it sinks below the next wgmma, which then waits for it. */
@@ -132,8 +140,10 @@ ASM_INLINE void fold(attender<D> &w, const tile_memory<D> &shared, int warpgroup
 /* What the block before `block` left to be done to the sums. At the beginning of a split the scale is 0 and
  * the values begin new sums. */
 template <int D>
-ASM_INLINE void settle(attender<D> &w, const tile_memory<D> &shared, int warpgroup, int block) {
-    if (block > 0 && block % SPLIT_BLOCKS == 0) fold(w, shared, warpgroup, block == SPLIT_BLOCKS, false);
+ASM_INLINE void settle(attender<D> &w, const tile_memory<D> &shared, int warpgroup, int block,
+                       int first_block) {
+    if (block > first_block && block % SPLIT_BLOCKS == 0)
+        fold(w, shared, warpgroup, block / SPLIT_BLOCKS - 1 == first_block / SPLIT_BLOCKS, false);
 #pragma unroll
     for (int i = 0; i < D / 2; i++) w.sum[i] = __fmul_rn(w.sum[i], w.scale[i / 2 % 2]);
 }
@@ -174,16 +184,18 @@ template <int D> ASM_INLINE void store_piece(const attender<D> &w, const tile_ca
     for (int r = 0; r < 2; r++) {
         const int32_t t = tile_row(r) / group;
         if (t >= p.n) continue;
-        const int64_t row =
+        const int64_t at =
             (p.token + static_cast<int64_t>(t)) * call.args.n_heads + p.kv * group + tile_row(r) % group;
-        const float inverse = p.keys > 0 ? __frcp_rn(w.all[r].sum) : 0.0f;
-        uint16_t *to = static_cast<uint16_t *>(call.out.data) + row * D + threadIdx.x % 4 * 2;
+        row_state row = w.all[r];
+        const float inverse =
+            p.keys > 0 ? end_row(call.args, p.kv * group + tile_row(r) % group, &row) : 0.0f;
+        uint16_t *to = static_cast<uint16_t *>(call.out.data) + at * D + threadIdx.x % 4 * 2;
 #pragma unroll
         for (int j = 0; j < D / 8; j++)
             *reinterpret_cast<uint32_t *>(to + 8 * j) = pack_pair(
                 end_value(w.sum[4 * j + 2 * r], inverse), end_value(w.sum[4 * j + 2 * r + 1], inverse));
         if (call.args.log_sums && threadIdx.x % 4 == 0)
-            call.args.log_sums[row] = p.keys > 0 ? log_of_sum(w.all[r]) : 0.0f;
+            call.args.log_sums[at] = p.keys > 0 ? log_of_sum(row) : 0.0f;
     }
 }
 
@@ -198,14 +210,14 @@ ASM_INLINE void give_turn(int warpgroup) {
 /* The first block's scores. `at`: blocks of keys so far. */
 template <int D>
 ASM_INLINE void begin_keys(attender<D> &w, const tile_call &call, const tile_memory<D> &shared,
-                           const piece &p, int warpgroup, float factor, int32_t first_position, uint32_t at) {
+                           const piece &p, const piece_view &v, int warpgroup, float factor, uint32_t at) {
     barrier_wait(shared.keys_full(stage_of(at)), parity_of(at));
-    if (was_copied(call.args, p, 0)) fence_async();
+    if (was_copied(call.args, p, v, v.first_block())) fence_async();
     begin_scores(w, shared, warpgroup, stage_of(at));
     wgmma_wait<0>();
     sums_are_there(w.score);
     release(shared.keys_empty(stage_of(at)));
-    hide_keys(w, 0, first_position);
+    hide_keys(w, call.args, v.first_block(), v);
     soften<0>(w.score, factor, &w.row[0]), soften<1>(w.score, factor, &w.row[1]);
     pack_weights(w);
 }
@@ -213,22 +225,22 @@ ASM_INLINE void begin_keys(attender<D> &w, const tile_call &call, const tile_mem
 /* The scores of block + 1, and the values of `block`. */
 template <int D>
 ASM_INLINE void go_on(attender<D> &w, const tile_call &call, const tile_memory<D> &shared, const piece &p,
-                      int warpgroup, float factor, int32_t first_position, int block, uint32_t at) {
+                      const piece_view &v, int warpgroup, float factor, int block, uint32_t at) {
     const uint32_t stage = stage_of(at), next = stage_of(at + 1);
     barrier_wait(shared.keys_full(next), parity_of(at + 1));
-    if (was_copied(call.args, p, block + 1)) fence_async();
+    if (was_copied(call.args, p, v, block + 1)) fence_async();
     take_turn(warpgroup);
     begin_scores(w, shared, warpgroup, next);
-    settle(w, shared, warpgroup, block);
+    settle(w, shared, warpgroup, block, v.first_block());
     barrier_wait(shared.values_full(stage), parity_of(at));
-    if (was_copied(call.args, p, block)) fence_async();
+    if (was_copied(call.args, p, v, block)) fence_async();
     begin_values(w, shared, stage, block % SPLIT_BLOCKS);
     give_turn(warpgroup);
     wgmma_wait<1>();
     sums_are_there(w.score);
     release(shared.keys_empty(next));
     if ((block + 1) % SPLIT_BLOCKS == 0) end_split(w);
-    hide_keys(w, block + 1, first_position);
+    hide_keys(w, call.args, block + 1, v);
     soften_rows(w, factor);
     wgmma_wait<0>();
     sums_are_there(w.sum);
@@ -239,16 +251,16 @@ ASM_INLINE void go_on(attender<D> &w, const tile_call &call, const tile_memory<D
 /* The values of the last block. */
 template <int D>
 ASM_INLINE void end_keys(attender<D> &w, const tile_call &call, const tile_memory<D> &shared, const piece &p,
-                         int warpgroup, int block, uint32_t at) {
-    settle(w, shared, warpgroup, block);
+                         const piece_view &v, int warpgroup, int block, uint32_t at) {
+    settle(w, shared, warpgroup, block, v.first_block());
     barrier_wait(shared.values_full(stage_of(at)), parity_of(at));
-    if (was_copied(call.args, p, block)) fence_async();
+    if (was_copied(call.args, p, v, block)) fence_async();
     begin_values(w, shared, stage_of(at), block % SPLIT_BLOCKS);
     wgmma_wait<0>();
     sums_are_there(w.sum);
     release(shared.values_empty(stage_of(at)));
     end_split(w);
-    fold(w, shared, warpgroup, block < SPLIT_BLOCKS, true);
+    fold(w, shared, warpgroup, block / SPLIT_BLOCKS == v.first_block() / SPLIT_BLOCKS, true);
 }
 
 /* What a warpgroup of 64 rows does from beginning to end. */
@@ -266,14 +278,14 @@ ASM_INLINE void attend_all(const tile_call &call, const tile_memory<D> &shared, 
                          static_cast<int32_t>(words.z), static_cast<int32_t>(words.w)};
         if (p.n == 0) break;
         const int blocks = (p.keys + BLOCK_KEYS - 1) / BLOCK_KEYS;
-        const int32_t first_position = p.keys > 0 ? call.args.pos[p.token] : 0;
+        const piece_view v = view_of(call.args, p);
         begin_piece(w, call, p);
-        if (blocks > 0) begin_keys(w, call, shared, p, warpgroup, factor, first_position, at);
-        for (int block = 0; block + 1 < blocks; block++, at++)
-            go_on(w, call, shared, p, warpgroup, factor, first_position, block, at);
+        if (blocks > 0) begin_keys(w, call, shared, p, v, warpgroup, factor, at);
+        for (int block = v.first_block(); block + 1 < blocks; block++, at++)
+            go_on(w, call, shared, p, v, warpgroup, factor, block, at);
         /* Every thread has read what the piece is, and says so itself; all products have read its queries. */
         barrier_arrive(shared.piece_empty());
-        if (blocks > 0) end_keys(w, call, shared, p, warpgroup, blocks - 1, at++);
+        if (blocks > 0) end_keys(w, call, shared, p, v, warpgroup, blocks - 1, at++);
         store_piece(w, call, p);
     }
 }

@@ -12,15 +12,15 @@ namespace {
 
 /* Heads of an item. */
 struct item_heads {
-    int32_t kv, n;
-    int64_t first; /* of all heads of all tokens */
+    int32_t kv, n, head; /* head: the first one's number */
+    int64_t first;       /* of all heads of all tokens */
 };
 
 template <class S> ASM_INLINE item_heads find_heads(const wb_attention &args, const item &i) {
     const int32_t group = args.n_heads / args.n_kv_heads, tiles = (group + S::HEADS - 1) / S::HEADS;
-    const int32_t kv = i.number / tiles, first = i.number % tiles * S::HEADS;
-    return {kv, min(group - first, static_cast<int32_t>(S::HEADS)),
-            static_cast<int64_t>(i.token) * args.n_heads + kv * group + first};
+    const int32_t kv = i.number / tiles, first = i.number % tiles * S::HEADS, head = kv * group + first;
+    return {kv, min(group - first, static_cast<int32_t>(S::HEADS)), head,
+            static_cast<int64_t>(i.token) * args.n_heads + head};
 }
 
 /* ---- parts in device memory -------------------------------------------------------------------- */
@@ -80,10 +80,14 @@ ASM_INLINE void store_item(const single_call &call, const item_heads &heads, con
     uint16_t *out = static_cast<uint16_t *>(call.out.data) + heads.first * S::D;
 #pragma unroll
     for (int h = 0; h < S::HEAD_TILES; h++) {
-        const float by[2] = {__frcp_rn(w.all[h][0].sum), __frcp_rn(w.all[h][1].sum)};
-        for (int c = 0; c < 2; c++)
-            if (call.args.log_sums && warp == 0 && lane < 4 && 8 * h + lane * 2 + c < heads.n)
-                call.args.log_sums[heads.first + 8 * h + lane * 2 + c] = log_of_sum(w.all[h][c]);
+        float by[2];
+        for (int c = 0; c < 2; c++) {
+            const int32_t head = 8 * h + lane % 4 * 2 + c;
+            row_state row = w.all[h][c];
+            by[c] = end_row(call.args, heads.head + min(head, heads.n - 1), &row);
+            if (call.args.log_sums && warp == 0 && lane < 4 && head < heads.n)
+                call.args.log_sums[heads.first + head] = log_of_sum(row);
+        }
         if (warp * S::VALUE_TILES * 16 >= S::D) continue;
 #pragma unroll
         for (int i = 0; i < S::VALUE_TILES * 4; i++) {
@@ -104,8 +108,7 @@ ASM_INLINE int32_t list_parts(const single_call &call, const line &all, const it
     __syncthreads();
     for (int p = threadIdx.x; p < parts; p += S::THREADS) {
         const int32_t number = folded + p - 1;
-        const int64_t place = i.base + static_cast<int64_t>(number) * SPLIT_BLOCKS;
-        const int32_t owner = p == 0 ? first : all.owner(place);
+        const int32_t owner = p == 0 ? first : all.owner(i.place_of(number));
         const int32_t part = p == 0 ? 0 : 1 + number - all.split_from(i, all.share(owner));
         numbers[p] = static_cast<int32_t>(part_number(call, owner, part));
         if (part <= 1 && owner != static_cast<int32_t>(blockIdx.x)) await(call, owner);
@@ -138,7 +141,7 @@ ASM_INLINE void fold_item(const single_call &call, const single_memory<S> &share
             sum = {fold_value(sum.x, next.x, by), fold_value(sum.y, next.y, by),
                    fold_value(sum.z, next.z, by), fold_value(sum.w, next.w, by)};
         }
-        const float inverse = __frcp_rn(row.sum);
+        const float inverse = end_row(call.args, heads.head + head, &row);
         uint2 packed = {pack_pair(end_value(sum.x, inverse), end_value(sum.y, inverse)),
                         pack_pair(end_value(sum.z, inverse), end_value(sum.w, inverse))};
         *reinterpret_cast<uint2 *>(static_cast<uint16_t *>(call.out.data) + (heads.first + head) * S::D + d) =
@@ -175,11 +178,11 @@ template <class S>
 ASM_INLINE bool attend_item(const single_call &call, const single_memory<S> &shared, const item &i,
                             int32_t from, int32_t end, float factor, single_state<S> &w) {
     const item_heads heads = find_heads<S>(call.args, i);
-    const int32_t keys = call.args.pos[i.token] + 1;
+    const int32_t keys = call.args.pos[i.token] + 1, begin = attention_first_key(&call.args, keys - 1);
     load_queries<S>(call.args, heads.first, heads.n, w);
     for (int32_t number = from; number < end; number++) {
-        const int32_t first = number * SPLIT_KEYS;
-        const split s = {call.args.seq[i.token], heads.kv, first,
+        const int32_t first = (begin / SPLIT_KEYS + number) * SPLIT_KEYS;
+        const split s = {call.args.seq[i.token], heads.kv, first, max(begin - first, 0),
                          min(keys - first, static_cast<int32_t>(SPLIT_KEYS))};
         attend_split<S>(call.args, shared, s, factor, w);
         if (from == 0)

@@ -6,14 +6,18 @@
  * 2^(old - new), and weights are 2^(score - largest), rounded to bf16 where they multiply values; values are
  * chains of steps of 16 keys. Splits are folded in rising order, and the sum is divided last.
  *
- * A key that is not seen has the weight 0 and changes nothing, so that it does not matter how far beyond its
- * last key a kernel goes. A row is one query and head; four lanes share it: lane l has the keys
+ * A key that is not seen has the weight 0 and changes nothing, so that it does not matter how far before its
+ * first key and beyond its last a kernel goes: a window is a mask, and blocks without a key that is seen may
+ * be left out. A sink is folded in after the last split, as a split of one key whose value is 0.
+ *
+ * A row is one query and head; four lanes share it: lane l has the keys
  * 8 j + 2 (l % 4) and 1 more of a block, 32 scores. A sum is four chains in a lane, then pairs of lanes.
  *
  * Nothing here is written with operators that a compiler may contract. For .cu files compiled for sm_90a. */
 #ifndef WB_HOPPER_ATTENTION_RULE_H
 #define WB_HOPPER_ATTENTION_RULE_H
 
+#include "attention_keys.h"
 #include "cuda/cuda_tensor.h"
 #include "cuda/hopper/hopper_ptx.h"
 #include "wb_kernels.h"
@@ -115,11 +119,11 @@ struct fold_factors {
     float before, next;
 };
 
-/* `row` goes on by a split. One without a key that is seen changes nothing. */
+/* `row` goes on by a split. One without a key that is seen changes nothing, the first ones included. */
 ASM_INLINE fold_factors fold_split(row_state *row, const row_state &split) {
     const float largest = fmaxf(row->largest, split.largest);
-    const fold_factors by = {exp2_of(__fsub_rn(row->largest, largest)),
-                             exp2_of(__fsub_rn(split.largest, largest))};
+    const float base = largest == NO_SCORE ? 0.0f : largest;
+    const fold_factors by = {exp2_of(__fsub_rn(row->largest, base)), exp2_of(__fsub_rn(split.largest, base))};
     row->sum = __fmaf_rn(split.sum, by.next, __fmul_rn(row->sum, by.before));
     row->largest = largest;
     return by;
@@ -133,11 +137,22 @@ ASM_INLINE float fold_value(float before, float next, const fold_factors &by) {
 ASM_INLINE float end_value(float value, float inverse) {
     return __fadd_rn(__fmul_rn(value, inverse), 0.0f);
 }
+/* After the last split: the head's sink joins. Returns what the row's sum of values is multiplied by. */
+ASM_INLINE float end_row(const wb_attention &args, int64_t head, row_state *row) {
+    float before = 1.0f;
+    if (args.sinks) before = fold_split(row, {__fmul_rn(args.sinks[head], 1.44269504f), 1.0f}).before;
+    return __fmul_rn(before, __frcp_rn(row->sum));
+}
 ASM_INLINE float log_of_sum(const row_state &row) {
     return __fmul_rn(__fadd_rn(row.largest, log2_of(row.sum)), 0.693147181f);
 }
 
 /* ---- keys in the pool -------------------------------------------------------------------------- */
+
+/* The first key that token t sees. Without a window nothing is read. */
+ASM_INLINE int32_t first_key_of(const wb_attention &args, int64_t t) {
+    return args.window > 0 ? attention_first_key(&args, args.pos[t]) : 0;
+}
 
 /* The pool's row of key j of a sequence. */
 ASM_INLINE int32_t pool_row(const wb_attention &args, int32_t seq, int32_t j) {

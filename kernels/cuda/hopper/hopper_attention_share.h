@@ -36,8 +36,10 @@ ASM_INLINE bool is_served(const single_call &call, int64_t t) {
     return call.all || is_single(call.args, t);
 }
 
+/* Blocks with a key that token t sees. */
 ASM_INLINE int32_t blocks_of_token(const single_call &call, int64_t t) {
-    return is_served(call, t) && call.args.seq[t] >= 0 ? call.args.pos[t] / BLOCK_KEYS + 1 : 0;
+    if (!is_served(call, t) || call.args.seq[t] < 0) return 0;
+    return call.args.pos[t] / BLOCK_KEYS + 1 - first_key_of(call.args, t) / BLOCK_KEYS;
 }
 
 /* The sum of the lanes up to this one. */
@@ -75,11 +77,16 @@ template <int THREADS> ASM_INLINE int32_t sum_before(int32_t *x, int32_t n, int3
     return all;
 }
 
-/* An item: base is where it begins in the line. */
+/* An item: base is where it begins in the line. Its first split has `skipped` blocks less than the others, of
+ * keys before the window. */
 struct item {
-    int32_t token, number, blocks, base;
+    int32_t token, number, blocks, base, skipped;
     ASM_INLINE int32_t splits() const {
-        return (blocks + SPLIT_BLOCKS - 1) / SPLIT_BLOCKS;
+        return (skipped + blocks + SPLIT_BLOCKS - 1) / SPLIT_BLOCKS;
+    }
+    /* Where split `split` begins in the line. */
+    ASM_INLINE int64_t place_of(int32_t split) const {
+        return split == 0 ? base : base + static_cast<int64_t>(split) * SPLIT_BLOCKS - skipped;
     }
 };
 
@@ -104,7 +111,7 @@ struct line {
     }
     /* The first split of an item that begins at `place` or later. */
     ASM_INLINE int32_t split_from(const item &i, int32_t place) const {
-        return place <= i.base ? 0 : (place - i.base + SPLIT_BLOCKS - 1) / SPLIT_BLOCKS;
+        return place <= i.base ? 0 : (place - i.base + i.skipped + SPLIT_BLOCKS - 1) / SPLIT_BLOCKS;
     }
     /* The end of the splits of an item that block of threads `b` has. */
     ASM_INLINE int32_t splits_end(const item &i, int64_t b) const {
@@ -131,14 +138,15 @@ struct line {
         const int lane = __ffs(static_cast<int>(beyond)) - 1;
         const int32_t blocks = __shfl_sync(0xffffffffu, own, lane);
         const int32_t base = (before[group] + __shfl_sync(0xffffffffu, sum, lane) - blocks) * items;
-        const int32_t number = (place - base) / blocks;
-        return {group * TOKEN_GROUP + lane, number, blocks, base + number * blocks};
+        const int32_t number = (place - base) / blocks, token = group * TOKEN_GROUP + lane;
+        const int32_t skipped = first_key_of(call->args, token) / BLOCK_KEYS % SPLIT_BLOCKS;
+        return {token, number, blocks, base + number * blocks, skipped};
     }
     /* The item after it begins where it ends. */
     ASM_INLINE item next_item(const item &i) const {
         const int32_t place = i.base + i.blocks;
-        if (i.number + 1 < call->token_items) return {i.token, i.number + 1, i.blocks, place};
-        return place < length ? find_item(place) : item{0, 0, 0, length};
+        if (i.number + 1 < call->token_items) return {i.token, i.number + 1, i.blocks, place, i.skipped};
+        return place < length ? find_item(place) : item{0, 0, 0, length, 0};
     }
 };
 

@@ -53,9 +53,13 @@ ASM_INLINE void load_matrices_turned(uint32_t address, uint32_t (&v)[4]) {
                  : "memory");
 }
 
-/* A split of an item: where its keys lie. */
+/* A split of an item: where its keys lie. Of those from position `first` on the token sees [begin, keys),
+ * SPLIT_KEYS at most. */
 struct split {
-    int32_t seq, kv, first, keys; /* keys: those that the token sees, SPLIT_KEYS at most */
+    int32_t seq, kv, first, begin, keys;
+    ASM_INLINE int32_t first_block() const {
+        return begin / BLOCK_KEYS;
+    }
     ASM_INLINE int32_t blocks() const {
         return (keys + BLOCK_KEYS - 1) / BLOCK_KEYS;
     }
@@ -96,7 +100,7 @@ template <class S> struct single_memory {
 
 template <class S>
 ASM_INLINE void find_places(const wb_attention &args, const single_memory<S> &shared, const split &s) {
-    for (int i = threadIdx.x; i < S::PLACES && i * S::GRAIN < s.keys; i += S::THREADS)
+    for (int i = s.begin / S::GRAIN + threadIdx.x; i < S::PLACES && i * S::GRAIN < s.keys; i += S::THREADS)
         shared.places()[i] =
             static_cast<int64_t>(pool_row(args, s.seq, s.first + i * S::GRAIN)) * args.n_kv_heads * S::D;
 }
@@ -109,7 +113,8 @@ ASM_INLINE void begin_tile(const wb_attention &args, const single_memory<S> &sha
     enum { PARTS = S::D / 8, AT_ONCE = S::THREADS / PARTS };
     if (number < 2 * s.blocks()) {
         const int part = threadIdx.x % PARTS, row = threadIdx.x / PARTS, block = number / 2;
-        const int left = s.keys - block * BLOCK_KEYS - row;
+        const int before = s.begin - block * BLOCK_KEYS - row;
+        const unsigned left = static_cast<unsigned>(s.keys - s.begin);
         const int64_t stride = static_cast<int64_t>(args.n_kv_heads) * S::D;
         const int64_t *places = shared.places() + block * (BLOCK_KEYS / S::GRAIN) + row / S::GRAIN;
         const uint16_t *from = static_cast<const uint16_t *>(number % 2 ? args.v.data : args.k.data) +
@@ -118,7 +123,7 @@ ASM_INLINE void begin_tile(const wb_attention &args, const single_memory<S> &sha
             shared.tile(number) + static_cast<uint32_t>(row * S::D * 2 + (part ^ row % 8) * 16);
 #pragma unroll
         for (int i = 0; i < BLOCK_KEYS / AT_ONCE; i++) {
-            const bool there = i * AT_ONCE < left;
+            const bool there = static_cast<unsigned>(i * AT_ONCE - before) < left;
             copy_16(to + static_cast<uint32_t>(i * AT_ONCE * S::D * 2),
                     there ? from + places[i * AT_ONCE / S::GRAIN] + i * AT_ONCE % S::GRAIN * stride : from,
                     there ? 16 : 0);
@@ -153,8 +158,9 @@ ASM_INLINE void load_queries(const wb_attention &args, int64_t first_head, int h
 /* A warp's scores of a block: keys lane / 4 and 8 more of each tile, columns as in single_state. */
 template <class S> struct key_scores { float at[S::KEY_TILES][S::HEAD_TILES][4]; };
 
+/* Of the tile's keys [begin, keys) are seen. */
 template <class S>
-ASM_INLINE void find_scores(const single_state<S> &w, uint32_t tile, int keys, key_scores<S> &s) {
+ASM_INLINE void find_scores(const single_state<S> &w, uint32_t tile, int begin, int keys, key_scores<S> &s) {
     const int lane = threadIdx.x % 32, first = static_cast<int>(threadIdx.x / 32) * S::KEY_TILES * 16;
 #pragma unroll
     for (int i = 0; i < S::KEY_TILES * S::HEAD_TILES * 4; i++)
@@ -172,9 +178,11 @@ ASM_INLINE void find_scores(const single_state<S> &w, uint32_t tile, int keys, k
                 add_products_16(s.at[j][h], a, w.q[h][2 * k], w.q[h][2 * k + 1]);
         }
 #pragma unroll
-    for (int i = 0; i < S::KEY_TILES * S::HEAD_TILES * 4; i++)
-        if (first + i / 4 / S::HEAD_TILES * 16 + lane / 4 + i % 4 / 2 * 8 >= keys)
+    for (int i = 0; i < S::KEY_TILES * S::HEAD_TILES * 4; i++) {
+        const int key = first + i / 4 / S::HEAD_TILES * 16 + lane / 4 + i % 4 / 2 * 8;
+        if (static_cast<unsigned>(key - begin) >= static_cast<unsigned>(keys - begin))
             s.at[i / 4 / S::HEAD_TILES][i / 4 % S::HEAD_TILES][i % 4] = NO_SCORE;
+    }
 }
 
 /* Each head's largest score among the warp's keys, for the other warps. */
@@ -311,19 +319,20 @@ template <class S> ASM_INLINE void end_split(const single_memory<S> &shared, sin
         w.row[i / 2][i % 2].sum = shared.sums()[i / 2 * 8 + lane % 4 * 2 + i % 2];
 }
 
-/* All blocks of a split; w.row has its whole sums then. */
+/* All blocks of a split that have a key which is seen; w.row has its whole sums then. */
 template <class S>
 ASM_INLINE void attend_split(const wb_attention &args, const single_memory<S> &shared, const split &s,
                              float factor, single_state<S> &w) {
     find_places<S>(args, shared, s);
     __syncthreads();
-    for (int i = 0; i < S::SLOTS; i++) begin_tile<S>(args, shared, s, i);
+    for (int i = 0; i < S::SLOTS; i++) begin_tile<S>(args, shared, s, 2 * s.first_block() + i);
     begin_split<S>(w);
-    for (int block = 0; block < s.blocks(); block++) {
+    for (int block = s.first_block(); block < s.blocks(); block++) {
         float scale[S::HEAD_TILES][2];
         key_scores<S> scores;
         wait_for_tile<S>();
-        find_scores<S>(w, shared.tile(2 * block), s.keys - block * BLOCK_KEYS, scores);
+        find_scores<S>(w, shared.tile(2 * block), s.begin - block * BLOCK_KEYS, s.keys - block * BLOCK_KEYS,
+                       scores);
         tell_largest<S>(shared, scores);
         __syncthreads();
         begin_tile<S>(args, shared, s, 2 * block + S::SLOTS);

@@ -3,9 +3,10 @@
  *
  * A tile is 128 rows, each a token and a head of the group that shares a kv head: 128 / group tokens. What is
  * attended to at once is a piece: the tokens of a tile that are of one sequence. Blocks of keys come as boxes
- * by TMA: of whole pages, or of 128 rows where the pool has them one after the other. The last block, of
- * which some keys are not there, and rows that are scattered come by copies of 16 bytes, with zeros for what
- * is not there: nothing that lies in the pool beyond a sequence is read.
+ * by TMA: of whole pages, or of 128 rows where the pool has them one after the other. The last block, and
+ * with a window the first, of which some keys are not there, and rows that are scattered come by copies of 16
+ * bytes, with zeros for what is not there: nothing that lies in the pool beyond a sequence or before the
+ * window of all tokens is read.
  *
  * Queries lie in parts of 64 columns, 128 rows of 128 bytes each. Keys and values lie in groups of 8 rows, of
  * which the parts of 64 columns follow each other, so that one box brings all columns of its rows.
@@ -101,9 +102,30 @@ struct piece {
     int32_t token, n, keys, kv;
 };
 
+/* What the tokens of a piece see: the first sees the keys from `begin` on up to `first_position`, the last
+ * those from `last_begin` on. Blocks before that of `begin` are left out. */
+struct piece_view {
+    int32_t begin, first_position, last_begin;
+    ASM_INLINE int first_block() const {
+        return begin / BLOCK_KEYS;
+    }
+};
+
+ASM_INLINE piece_view view_of(const wb_attention &args, const piece &p) {
+    if (p.keys == 0) return {0, 0, 0};
+    const int32_t first = args.pos[p.token];
+    return {attention_first_key(&args, first), first, attention_first_key(&args, p.keys - 1)};
+}
+
+/* Whether a block of which the keys [begin, keys) are there comes by copies of threads, whatever lies where:
+ * a part of it is not there. */
+ASM_INLINE bool is_cut(int32_t first, int32_t begin, int32_t keys) {
+    return first < begin || keys - first < BLOCK_KEYS;
+}
+
 /* Whether a block of keys came by copies of threads: a fence stands between them and wgmma. */
-ASM_INLINE bool was_copied(const wb_attention &args, const piece &p, int block) {
-    return !comes_in_pages(args) || p.keys - block * BLOCK_KEYS < BLOCK_KEYS;
+ASM_INLINE bool was_copied(const wb_attention &args, const piece &p, const piece_view &v, int block) {
+    return !comes_in_pages(args) || is_cut(block * BLOCK_KEYS, v.begin, p.keys);
 }
 
 /* What the call of a kernel is about. Maps: queries in boxes of 64 columns, a group of heads, and a tile's
@@ -126,9 +148,10 @@ ASM_INLINE int group_of(const wb_attention &args) {
 /* ---- filling ----------------------------------------------------------------------------------- */
 
 /* A block's key of this thread: its row in the pool, or -1 where there is none. */
-ASM_INLINE int32_t own_row(const wb_attention &args, int32_t seq, int32_t first, int32_t keys) {
+ASM_INLINE int32_t own_row(const wb_attention &args, int32_t seq, int32_t first, int32_t begin,
+                           int32_t keys) {
     const int32_t j = first + static_cast<int32_t>(threadIdx.x % GROUP_THREADS);
-    return j < keys ? pool_row(args, seq, j) : -1;
+    return begin <= j && j < keys ? pool_row(args, seq, j) : -1;
 }
 
 /* 128 rows of the pool, a warp 32 of them, by copies. */
@@ -169,12 +192,14 @@ ASM_INLINE bool all_agree(bool mine) {
     return all != 0;
 }
 
-/* Boxes are shared out among the warps. */
-ASM_INLINE block_source find_source(const tile_call &call, int32_t seq, int32_t first, int32_t keys) {
+/* Of the block of keys from position `first` on, of which [begin, keys) are there. Boxes are shared out among
+ * the warps. */
+ASM_INLINE block_source find_source(const tile_call &call, int32_t seq, int32_t first, int32_t begin,
+                                    int32_t keys) {
     const int thread = threadIdx.x % GROUP_THREADS, box = thread % 32 * 4 + thread / 32;
-    block_source s = {keys - first < BLOCK_KEYS, -1, box * call.box_rows};
+    block_source s = {is_cut(first, begin, keys), -1, box * call.box_rows};
     if (s.copied || !comes_in_pages(call.args)) {
-        s.row = own_row(call.args, seq, first, keys);
+        s.row = own_row(call.args, seq, first, begin, keys);
         if (s.copied) return s;
         s.copied = !all_agree(s.row == pool_row(call.args, seq, first) + thread);
         if (!s.copied && thread > 0) s.row = -1;
@@ -248,15 +273,16 @@ struct filled {
 template <int D>
 ASM_INLINE void fill_keys(const tile_call &call, const CUtensorMap &map_k, const CUtensorMap &map_v,
                           const tile_memory<D> &shared, const piece &p, filled *so_far) {
-    const int32_t seq = call.args.seq[p.token];
+    const int32_t seq = call.args.seq[p.token], begin = view_of(call.args, p).begin;
+    int32_t first = begin / BLOCK_KEYS * BLOCK_KEYS;
     block_source s = {};
-    if (p.keys > 0) s = find_source(call, seq, 0, p.keys);
-    for (int32_t first = 0; first < p.keys; first += BLOCK_KEYS, so_far->blocks++) {
+    if (p.keys > 0) s = find_source(call, seq, first, begin, p.keys);
+    for (; first < p.keys; first += BLOCK_KEYS, so_far->blocks++) {
         const uint32_t stage = stage_of(so_far->blocks), parity = parity_of(so_far->blocks);
         block_source next = {};
         barrier_wait(shared.keys_empty(stage), parity ^ 1);
         fill_block<D>(call, map_k, call.args.k, p.kv, s, shared.keys(stage), shared.keys_full(stage));
-        if (first + BLOCK_KEYS < p.keys) next = find_source(call, seq, first + BLOCK_KEYS, p.keys);
+        if (first + BLOCK_KEYS < p.keys) next = find_source(call, seq, first + BLOCK_KEYS, begin, p.keys);
         barrier_wait(shared.values_empty(stage), parity ^ 1);
         fill_block<D>(call, map_v, call.args.v, p.kv, s, shared.values(stage), shared.values_full(stage));
         s = next;
