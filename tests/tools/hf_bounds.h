@@ -11,14 +11,14 @@
  *     at
  *     most after the norm, by as much of itself; two keys' scores change against each other by twice that,
  *     and a softmax's weight by a quarter of it. So each of the 10 counts sqrt(D) / 2 times.
+ *     Without that norm nothing in a configuration says how large scores are: the bound is then of models whose
+ *     queries and keys are about as large as normed ones, as make_oracle.py's are by default.
  *   - A feed-forward part 9: the norm, gate and up, their product, down, the sum over choices, the
- *     residual,
- *     the router's matrix.
+ *     residual, the router's matrix.
  *   - The embedding, the last norm and the head 4.
  *   - Where there are biases, one more for each of the products that has one: 2 of a mixer beside those of
  *     queries and keys, 2 of a feed-forward part. YaRN makes queries and keys larger by a factor, and so
- *     scores
- *     and what they are off by that factor squared.
+ *     scores and what they are off by that factor squared.
  * What the sums of tensor cores cut off, (K / 16 + 2) 2^-17, is less than a rounding at the sizes of these
  * models.
  *
