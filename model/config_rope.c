@@ -6,6 +6,7 @@
 #include "wb_check.h"
 #include "wb_json.h"
 
+#include <math.h>
 #include <string.h>
 
 /* ---- keys ------------------------------------------------------------------------------------ */
@@ -249,7 +250,9 @@ static json_t *write_scaling(const wb_rope_scaling *s) {
 int wb_config_write_rope(const wb_config *c, const wb_family_rules *rules, json_t *root) {
     /* A family that scales where nothing is said is told that this model does not. */
     const bool said = c->rope_scaling.type != WB_ROPE_PLAIN || rules->rope_scaling.type != WB_ROPE_PLAIN;
-    const double turned = c->rotary_dim > 0 ? (double)c->rotary_dim / c->head_dim : 1.0;
+    double turned = c->rotary_dim > 0 ? (double)c->rotary_dim / c->head_dim : 1.0;
+    /* Readers cut the product: a quotient that was rounded down would make it one less. */
+    if ((int32_t)(c->head_dim * turned) < c->rotary_dim) turned = nextafter(turned, 1.0);
     return json_object_set_new(root, "rope_theta", json_real(c->rope_theta)) ||
            json_object_set_new(root, "rope_scaling", said ? write_scaling(&c->rope_scaling) : json_null()) ||
            (rules->rotary_factor > 0 &&

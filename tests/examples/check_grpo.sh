@@ -87,15 +87,6 @@ refused "model-00002-of-00002.safetensors" --model cut --out bad
 mkdir -p sealed && touch sealed/dump
 refused "sealed/dump" --model base --out sealed "${small[@]}"
 
-echo "== every family trains along its rollout's routes, wherever experts and their replicas are"
-for family in qwen2_moe glm4_moe mixtral gpt_oss deepseek_v2 deepseek_v3; do
-    run 2 --make-base "base_$family" --family $family --warmup-steps 2 --quiet || fail "make-base $family"
-    run 3 --model "base_$family" --out "of_$family" --steps 2 --prompts 4 --samples 2 --updates 2 --max-tokens 8 --quiet --no-dump \
-        --eplb live --redundant-experts 5 --rebalance-every 3 >/dev/null || fail "$family"
-    field "of_$family/metrics.jsonl" routed_differently_updates | grep -qv '^0\.0*$' && fail "$family: routed differently under replay"
-    [ "$(field "of_$family/metrics.jsonl" planned_updates | sort -u)" = 1.0 ] || fail "$family: updates that were not planned"
-done
-
 echo "== a rank is killed"
 run 2 --model base --out killed "${small[@]}" --steps 100000 --checkpoint-every 1 >log 2>&1 &
 job=$!

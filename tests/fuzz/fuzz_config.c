@@ -40,7 +40,14 @@ static void require_same(const wb_config *a, const wb_config *b) {
     require(a->tie_word_embeddings == b->tie_word_embeddings && a->attention_bias == b->attention_bias);
     require(a->qk_norm == b->qk_norm && a->clip_qkv == b->clip_qkv && a->router.type == b->router.type);
     require(a->router.n_experts == b->router.n_experts && a->router.top_k == b->router.top_k);
+    require(a->router.n_group == b->router.n_group || (a->router.n_group < 2 && b->router.n_group < 2));
+    require(a->router.scale == b->router.scale && a->router.normalize == b->router.normalize);
     require(memcmp(a->moe_layer_mask, b->moe_layer_mask, sizeof a->moe_layer_mask) == 0);
+    require(a->shared_width == b->shared_width && a->rotary_dim == b->rotary_dim && a->window == b->window);
+    require(memcmp(a->window_layer_mask, b->window_layer_mask, sizeof a->window_layer_mask) == 0);
+    require(a->swiglu_limit == b->swiglu_limit && a->rope_scaling.type == b->rope_scaling.type);
+    require(a->rope_scaling.factor == b->rope_scaling.factor &&
+            a->rope_scaling.mscale == b->rope_scaling.mscale);
 }
 
 /* Whose routes: refused alike, or a model that passes its own check. */

@@ -126,7 +126,7 @@ static inline wb_config family_variant(variant v) {
         c.shared_width = 2 * c.expert_width;
     } else {
         c.window = 4;
-        c.swiglu_limit = 0.5F;
+        c.swiglu_limit = 1.5F;
         c.rope_scaling.original_positions = 16;
     }
     return c;

@@ -217,6 +217,21 @@ static void test_gradients_with_clamp(void **state) {
     check_variant(VARIANT_OLMOE_CLIP, 3);
 }
 
+static void test_gradients_with_a_gated_shared_expert_and_windows(void **state) {
+    (void)state;
+    check_variant(VARIANT_QWEN2, 3);
+}
+
+static void test_gradients_with_groups_and_shared_experts(void **state) {
+    (void)state;
+    check_variant(VARIANT_GLM4, 3);
+}
+
+static void test_gradients_with_sinks_and_clamped_experts(void **state) {
+    (void)state;
+    check_variant(VARIANT_GPT_OSS, 6);
+}
+
 static float **copy_gradients(const problem *p) {
     const int32_t n = wb_model_n_tensors(p->f.model);
     float **copies = take(n, sizeof(float *));
@@ -282,6 +297,9 @@ int main(void) {
         cmocka_unit_test(test_gradients_with_bias_and_dense_layer),
         cmocka_unit_test(test_gradients_with_tied_embeddings),
         cmocka_unit_test(test_gradients_with_clamp),
+        cmocka_unit_test(test_gradients_with_a_gated_shared_expert_and_windows),
+        cmocka_unit_test(test_gradients_with_groups_and_shared_experts),
+        cmocka_unit_test(test_gradients_with_sinks_and_clamped_experts),
         cmocka_unit_test(test_rule_31_gradients_of_a_distribution),
         cmocka_unit_test(test_gradients_with_kept_logits),
         cmocka_unit_test(test_gradients_accumulate_over_micro_batches),
