@@ -6,7 +6,6 @@
 #include "collective.h"
 #include "infer_state.h"
 #include "layers/head.h"
-#include "layers/mtp.h"
 #include "needed_ops.h"
 #include "op_sizes.h"
 #include "wb_options.h"
@@ -155,15 +154,6 @@ static wb_status prepare_open(wb_model *model, const wb_infer_options *o, wb_inf
     return o->drafts && model->mtp ? prepare_mtp(infer) : WB_OK;
 }
 
-/* What was not fed to an MTP layer is finite at least. */
-static wb_status zero_pools(const wb_infer *mtp) {
-    wb_device *dev = mtp->model->device;
-    for (int32_t l = 0; l < mtp->model->config.n_layers; l++)
-        for (int32_t i = 0; i < mtp->pools[l].shape.n_tables; i++)
-            WB_TRY(dev->zero(dev, mtp->pools[l].tables[i].data, mtp->pools[l].tables[i].bytes));
-    return WB_OK;
-}
-
 /* A sequence has no more keys than blocks, and no more than the model has positions. */
 static int64_t max_keys(const wb_infer *infer) {
     const int64_t keys = (int64_t)infer->options.max_blocks * infer->options.block_size;
@@ -180,7 +170,7 @@ wb_status wb_infer_open(wb_model *model, const wb_infer_options *options, wb_inf
     wb_status status = prepare_open(model, &own, infer);
     if (status == WB_OK) status = wb_arena_open(&infer->memory, layout, infer);
     if (status == WB_OK) status = wb_reserve_ops(model, &infer->sizes, max_keys(infer), 0);
-    if (status == WB_OK && infer->mtp) status = zero_pools(infer->mtp);
+    if (status == WB_OK && infer->mtp) status = wb_infer_mtp_zero(infer->mtp);
     if (status != WB_OK) {
         wb_infer_close(infer);
         return status;
@@ -189,20 +179,13 @@ wb_status wb_infer_open(wb_model *model, const wb_infer_options *options, wb_inf
     return WB_OK;
 }
 
-static void close_mtp(wb_infer *mtp) {
-    if (!mtp) return;
-    wb_infer_graphs_close(&mtp->graphs, mtp->model->device);
-    wb_workspace_close(&mtp->memory);
-    free(mtp);
-}
-
 wb_status wb_infer_measure_over(wb_model *model, const wb_infer_options *options, wb_memory *memory_out) {
     wb_infer infer = {0};
     wb_infer_options own;
     WB_TRY(read_options(model, options, &own));
     wb_status status = prepare_open(model, &own, &infer);
     if (status == WB_OK) status = wb_arena_measure(NULL, layout, &infer, memory_out);
-    close_mtp(infer.mtp);
+    wb_infer_mtp_close(infer.mtp);
     wb_workspace_close(&infer.memory);
     return status;
 }
@@ -219,7 +202,7 @@ wb_status wb_infer_measure(const wb_config *config, const wb_model_options *mode
 
 void wb_infer_close(wb_infer *infer) {
     if (!infer) return;
-    close_mtp(infer->mtp);
+    wb_infer_mtp_close(infer->mtp);
     wb_infer_graphs_close(&infer->graphs, infer->model->device);
     wb_workspace_close(&infer->memory);
     free(infer);
@@ -258,14 +241,8 @@ static wb_rows last_output(const wb_infer *infer) {
 
 /* x (=) the input of the first layer. */
 static wb_status input_forward(wb_infer *infer, const wb_pass *pass, wb_rows x) {
-    const wb_model *model = infer->model;
-    wb_device *dev = model->device;
-    const int32_t *tokens = infer->inputs.tokens.device;
-    if (!infer->decoder) return wb_embed_forward(model, pass->T, tokens, x);
-    const wb_rows hidden = wb_activations(model, &infer->hidden);
-    WB_TRY(dev->gather_rows(dev, pass->T, model->config.hidden_size, infer->inputs.hidden_rows.device,
-                            last_output(infer->decoder), hidden));
-    return wb_mtp_input(model, 0, pass->T, tokens, hidden, wb_activations(model, &infer->y), x);
+    if (infer->decoder) return wb_infer_mtp_input(infer, pass->T, last_output(infer->decoder), x);
+    return wb_embed_forward(infer->model, pass->T, infer->inputs.tokens.device, x);
 }
 
 /* Of MTP layers the first one guesses; the others are those of later tokens. */

@@ -76,6 +76,14 @@ struct wb_infer {
 /* wb_infer_measure over a model that is there, or a blank one. */
 wb_status wb_infer_measure_over(wb_model *model, const wb_infer_options *options, wb_memory *memory_out);
 
+/* ---- MTP layers (infer_mtp.c) ---------------------------------------------------------------------- */
+
+wb_status wb_infer_mtp_zero(const wb_infer *mtp); /* its pools */
+void wb_infer_mtp_close(wb_infer *mtp);           /* NULL is a no-op */
+
+/* x[T,H] (=) the input of the first of them, of the present batch behind the decoder's output. */
+wb_status wb_infer_mtp_input(wb_infer *mtp, int64_t T, wb_rows decoder_output, wb_rows x);
+
 /* ---- a batch (infer_batch.c) ---------------------------------------------------------------------- */
 
 /* The ring for steps of the sizes that the options have, and what their routing needs. */
