@@ -1,5 +1,5 @@
-/* infer_mtp.c - what the workspace of MTP layers has of its own: their input, pools that begin as zeros, their
- * end. Refuses: a step, which is made as any other (infer.c). */
+/* infer_mtp.c - what the workspace of MTP layers has of its own: their input, pools that begin as zeros,
+ * their end. Refuses: a step, which is made as any other (infer.c). */
 #include "infer_state.h"
 #include "layers/mtp.h"
 
