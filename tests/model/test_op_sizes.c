@@ -29,7 +29,7 @@ static wb_op_sizes sizes_of(const wb_model *model, wb_dtype activations, int64_t
     return (wb_op_sizes){.tokens = tokens,
                          .expert_rows = R == 1 ? tokens * K : R * tokens * (here < K ? here : K),
                          .hidden = c->hidden_size,
-                         .dense_width = c->dense_width,
+                         .dense_width = c->dense_width > c->shared_width ? c->dense_width : c->shared_width,
                          .expert_width = c->expert_width,
                          .n_heads = c->n_heads,
                          .n_kv_heads = c->n_kv_heads,
