@@ -84,7 +84,7 @@ typedef struct wb_family_rules {
     bool no_output_bias; /* attention_bias is of q, k and v alone */
     bool sinks;          /* attention has a logit a head beside those of the keys: self_attn.sinks */
     /* Routers and experts have biases, and the SwiGLU of experts is clamped; in files all experts of a layer
-     * are one tensor, transposed, columns of gate and up in turn (expert_form.h). */
+     * are one tensor, transposed, columns of gate and up in turn (fused_experts.h). */
     bool expert_biases;
     /* Routers choose by score and a bias that is no weight: mlp.gate.e_score_correction_bias. */
     bool selection_bias;

@@ -199,17 +199,24 @@ static inline void fixture_finish(fixture *f) {
     MUST(wb_train_open(f->model, fixture_train_options, &f->train));
 }
 
+/* Adds to a vector, in all of its replicas here, numbers that are the same on every rank. */
+static inline void perturb_vector(fixture *f, int32_t i, uint64_t *seed) {
+    const wb_tensor tensor = wb_model_tensor(f->model, i);
+    float *values = take(tensor.n, sizeof(float));
+    const size_t bytes = (size_t)tensor.n * sizeof(float);
+    if (tensor.data) MUST(f->device->to_host(f->device, values, tensor.data, bytes));
+    for (int64_t j = 0; j < tensor.n; j++) values[j] += 0.3F * random_unit(seed);
+    for (int32_t k = 0; k < wb_model_n_replicas(f->model, i); k++) {
+        const wb_tensor replica = wb_model_replica(f->model, i, k);
+        if (replica.data) MUST(f->device->to_device(f->device, replica.data, values, bytes));
+    }
+    free(values);
+}
+
 /* Norms and biases start as 1 and 0; nothing would notice if they were left out. */
 static inline void perturb_vectors(fixture *f, uint64_t seed) {
-    for (int32_t i = 0; i < wb_model_n_tensors(f->model); i++) {
-        const wb_tensor tensor = wb_model_tensor(f->model, i);
-        if (tensor.n_dims != 1) continue;
-        float *values = take(tensor.n, sizeof(float));
-        MUST(f->device->to_host(f->device, values, tensor.data, (size_t)tensor.n * sizeof(float)));
-        for (int64_t j = 0; j < tensor.n; j++) values[j] += 0.3F * random_unit(&seed);
-        MUST(f->device->to_device(f->device, tensor.data, values, (size_t)tensor.n * sizeof(float)));
-        free(values);
-    }
+    for (int32_t i = 0; i < wb_model_n_tensors(f->model); i++)
+        if (wb_model_tensor(f->model, i).n_dims == 1) perturb_vector(f, i, &seed);
 }
 
 /* Of the models that a test makes: their matrices, and their activations. */

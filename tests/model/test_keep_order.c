@@ -54,11 +54,15 @@ static void measure_part(rig *g, int32_t l, int which) {
 static wb_config random_config(uint64_t *state) {
     wb_config config = variant_config((variant)random_below(state, N_VARIANTS));
     config.n_layers = 1 + random_below(state, MAX_LAYERS);
+    config.window_layer_mask[0] &= ((uint64_t)1 << config.n_layers) - 1;
+    if (config.window_layer_mask[0] == 0) config.window = 0;
     config.expert_width = 8 << random_below(state, 6);
     config.dense_width = 8 << random_below(state, 6);
     config.max_positions = 1 << 14;
     config.moe_layer_mask[0] = random_bits(state) & (((uint64_t)1 << config.n_layers) - 1);
-    if (config.family == WB_FAMILY_OLMOE) config.moe_layer_mask[0] = ((uint64_t)1 << config.n_layers) - 1;
+    /* Only these two have dense layers anywhere. */
+    if (config.family != WB_FAMILY_QWEN3_MOE && config.family != WB_FAMILY_QWEN2_MOE)
+        config.moe_layer_mask[0] = ((uint64_t)1 << config.n_layers) - 1;
     config.moe_layer_mask[0] |= (uint64_t)1 << random_below(state, config.n_layers);
     return config;
 }

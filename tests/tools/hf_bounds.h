@@ -1,24 +1,22 @@
 /* hf_bounds.h - how far a model in bf16 may be from reference data in f32.
  *
- * A rounding changes what it rounds by UNIT of itself at most. To first order N roundings change a result
- * by N * UNIT of its size at most, where no part makes a relative error larger than it came. The size of a
- * result is here the root mean square of its row, since what is off in a sum is not relative to the sum,
- * and that of the largest row. Roundings are counted on the way from the tokens to the logits, a product's
- * two: of its matrix and of what it gives.
- *   - A mixer: values 3, with the norm before them; the output of attention, the projection and the
- *     residual
- *     4; queries and keys 5 each, with both norms and the rotation. These change a score, which is sqrt(D)
- *     at
+ * A rounding changes what it rounds by UNIT of itself at most. To first order N roundings change a result by
+ * N * UNIT of its size at most, where no part makes a relative error larger than it came. The size of a
+ * result is here the root mean square of its row, since what is off in a sum is not relative to the sum, and
+ * that of the largest row. Roundings are counted on the way from the tokens to the logits, a product's two:
+ * of its matrix and of what it gives.
+ *   - A mixer: values 3, with the norm before them; the output of attention, the projection and the residual
+ *     4; queries and keys 5 each, with both norms and the rotation. These change a score, which is sqrt(D) at
  *     most after the norm, by as much of itself; two keys' scores change against each other by twice that,
  *     and a softmax's weight by a quarter of it. So each of the 10 counts sqrt(D) / 2 times.
- *   - A feed-forward part 9: the norm, gate and up, their product, down, the sum over choices, the
- *     residual,
+ *     Without that norm nothing in a configuration says how large scores are: the bound is then of models
+ *     whose queries and keys are about as large as normed ones, as make_oracle.py's are by default.
+ *   - A feed-forward part 9: the norm, gate and up, their product, down, the sum over choices, the residual,
  *     the router's matrix.
  *   - The embedding, the last norm and the head 4.
  *   - Where there are biases, one more for each of the products that has one: 2 of a mixer beside those of
  *     queries and keys, 2 of a feed-forward part. YaRN makes queries and keys larger by a factor, and so
- *     scores
- *     and what they are off by that factor squared.
+ *     scores and what they are off by that factor squared.
  * What the sums of tensor cores cut off, (K / 16 + 2) 2^-17, is less than a rounding at the sizes of these
  * models.
  *
