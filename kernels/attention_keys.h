@@ -6,6 +6,10 @@
 #include "wb_host_device.h"
 #include "wb_kernels.h"
 
+/* Scores are taken to the base 2 where exponentials are, and a logarithm back to the base e. */
+#define WB_LOG2_E 1.44269504f
+#define WB_LN_2 0.693147181f
+
 /* The first position that the query at position `pos` sees; pos is the last. */
 static WB_HD int32_t attention_first_key(const wb_attention *args, int32_t pos) {
     return args->window > 0 && pos >= args->window ? pos - args->window + 1 : 0;

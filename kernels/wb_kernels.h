@@ -17,17 +17,18 @@
  *     over ascending k of steps of 16, each of which sums 16 products and the sum so far at once, and cuts
  *     instead of rounding: off by less than (K / 16 + 2) 2^-17 of the sum of the products' sizes. What it is
  *     added to, it is added to at the end, and a sum below 2^-126 may be 0
- *   - on CUDA the backward of attention of bf16 heads of 64 and 128 rounds weights and gradients of scores
- *     where they multiply; on sm_90a, with log_sums, it takes <dout, out>, of out as it was rounded, for the
- *     sum of weights times their gradients
+ *   - on CUDA the backward of attention of bf16 heads of 64 and 128, and of 192 with values of 128, rounds
+ *     weights and gradients of scores where they multiply; on sm_90a, with log_sums and heads of 64 and 128,
+ *     it takes <dout, out>, of out as it was rounded, for the sum of weights times their gradients
  *   - on CUDA swiglu of bf16 has a sigmoid that is off by 2^-20 of itself at most
  *   - a product of f32 and bf16 is made in f32, which is slow on CUDA: so where activations are bf16 a model
  *     rounds gradients of logits, the head's and the routers', once (cast) before the two products that they
  *     enter. Training with bf16 weights then has no other mixed product
  *   - rmsnorm rounds y and dx, not the mean of the squares; swiglu its product, not silu(gate)
- *   - on CUDA attention of bf16 heads of 64 and 128 is made by tensor cores too: weights of keys are rounded
- *     where they multiply values. On sm_90a sums go over blocks of 128 keys, and splits of 1,024 at absolute
- *     positions are folded in rising order, so that a split can be computed by itself
+ *   - on CUDA attention of bf16 heads of 64 and 128, and of 192 with values of 128, is made by tensor cores
+ *     too: weights of keys are rounded where they multiply values. On sm_90a sums of heads of 64 and 128 go
+ *     over blocks of 128 keys, and splits of 1,024 at absolute positions are folded in rising order, so that
+ *     a split can be computed by itself
  *   - on CUDA rmsnorm's dw of bf16 rows is summed in parts of 128 rows, the first of which dw begins, and
  *     then over the parts, both ascending
  *   - rope, add, bias and clamp round the new element, and an op that makes several such steps at once rounds
@@ -90,8 +91,9 @@ typedef struct wb_memory {
 WB_API wb_status wb_device_open_cpu(int threads, wb_device **device_out);
 
 /* The CUDA backend on device `index`. Its ops give the bits of the CPU's, but on bf16 for products of two
- * matrices, swiglu, attention of heads of 64 and 128 and rmsnorm's dw (Numbers, above). Some need memory of
- * their own, which grows to the largest use so far and goes with the device.
+ * matrices, swiglu, attention of heads of 64 and 128, and of 192 with values of 128, and rmsnorm's dw
+ * (Numbers, above). Some need memory of their own, which grows to the largest use so far and goes with the
+ * device.
  *
  * `stream`: a cudaStream_t of device `index` that the caller owns, on which everything of this device then
  * runs, in order with what the caller enqueues there itself; it must outlive the device, and it is not to be
@@ -371,9 +373,9 @@ typedef struct wb_attention {
     const int32_t *blocks;
     int32_t max_blocks, block_size;
     /* What a forward leaves for its backward, device [T, n_heads]: the natural logarithm of the sum of
-     * exp(scale * score) over the keys of each query and head, and of exp(sink); 0 for padding. Only CUDA on
-     * bf16 writes it, by tensor cores, and reads it, for heads of 64 and 128. NULL: the backward finds it
-     * again, which is slower. */
+     * exp(scale * score) over the keys of each query and head, and of exp(sink); 0 for padding. Only what
+     * CUDA makes of bf16 by tensor cores writes it; it is read for heads of 64 and 128 on sm_90a alone. NULL:
+     * the backward finds it again, which is slower. */
     float *log_sums;
     /* like the forward's out, what it wrote; a backward with log_sums reads it */
     wb_rows out;
@@ -382,9 +384,9 @@ typedef struct wb_attention {
 /* out[T, n_heads * value_dim] (=). Backward (k and v of q's dtype, and apart; dout like out): dq (=) like q,
  * dk and dv (+=) like k and v, dsinks[n_heads] (+=, f32) over the tokens in ascending order; NULL where there
  * are no sinks. CUDA takes a head_dim and a value_dim of at most 640. bf16 runs on tensor cores where all
- * rows begin at multiples of 16 bytes and they are 64 and 64 or 128 and 128 (wgmma on sm_90a), MLA's 192 and
- * 128 (mma.sync, up to 16 heads a kv head). Other shapes, MLA's absorbed 576 and 512 among them, have kernels
- * without tensor cores, which are slower. */
+ * rows begin at multiples of 16 bytes and they are 64 and 64 or 128 and 128 (wgmma on sm_90a), or 192 and 128
+ * of MLA's expanded form, which no model here calls (mma.sync, up to 16 heads a kv head). Other shapes, MLA's
+ * absorbed 576 and 512 among them, have kernels without tensor cores, which are slower. */
 typedef wb_status wb_attention_forward_fn(wb_device *dev, const wb_attention *args, wb_rows out);
 typedef wb_status wb_attention_backward_fn(wb_device *dev, const wb_attention *args, wb_rows dout, wb_rows dq,
                                            wb_rows dk, wb_rows dv, float *dsinks);

@@ -67,38 +67,40 @@ static WB_HD size_t wb_mailbox_align(size_t bytes) {
     return (bytes + WB_MAILBOX_ALIGNMENT - 1) / WB_MAILBOX_ALIGNMENT * WB_MAILBOX_ALIGNMENT;
 }
 
-static WB_HD size_t wb_mailbox_row_bytes(const wb_mailboxes *p) {
-    return (size_t)p->width * (p->dtype == WB_F32 ? 4 : 2);
+static WB_HD size_t wb_mailbox_row_bytes(const wb_mailboxes *boxes) {
+    return (size_t)boxes->width * (boxes->dtype == WB_F32 ? 4 : 2);
 }
 
 /* Bytes from the mailbox on to its rows, to its outputs, and to its end. */
-static WB_HD size_t wb_mailbox_rows_at(const wb_mailboxes *p) {
-    const size_t offsets = (size_t)p->n_ranks * ((size_t)p->first_slot[p->n_ranks] + 1) * sizeof(int32_t);
+static WB_HD size_t wb_mailbox_rows_at(const wb_mailboxes *boxes) {
+    const size_t offsets =
+        (size_t)boxes->n_ranks * ((size_t)boxes->first_slot[boxes->n_ranks] + 1) * sizeof(int32_t);
     return wb_mailbox_align(sizeof(wb_mailbox)) + wb_mailbox_align(offsets);
 }
 
-static WB_HD size_t wb_mailbox_outputs_at(const wb_mailboxes *p) {
-    const size_t rows = (size_t)p->n_ranks * (size_t)p->max_rows;
-    return wb_mailbox_rows_at(p) + wb_mailbox_align(rows * wb_mailbox_row_bytes(p));
+static WB_HD size_t wb_mailbox_outputs_at(const wb_mailboxes *boxes) {
+    const size_t rows = (size_t)boxes->n_ranks * (size_t)boxes->max_rows;
+    return wb_mailbox_rows_at(boxes) + wb_mailbox_align(rows * wb_mailbox_row_bytes(boxes));
 }
 
-static WB_HD size_t wb_mailbox_bytes(const wb_mailboxes *p) {
-    return wb_mailbox_outputs_at(p) + (size_t)p->max_rows * wb_mailbox_row_bytes(p);
+static WB_HD size_t wb_mailbox_bytes(const wb_mailboxes *boxes) {
+    return wb_mailbox_outputs_at(boxes) + (size_t)boxes->max_rows * wb_mailbox_row_bytes(boxes);
 }
 
 /* In the mailbox of rank `to`: where rank r's rows for its slots begin. */
-static WB_HD int32_t *wb_mailbox_offsets(const wb_mailboxes *p, int32_t to, int32_t r) {
-    char *const at = (char *)p->mailbox[to] + wb_mailbox_align(sizeof(wb_mailbox));
-    return (int32_t *)(void *)at + (size_t)r * ((size_t)p->first_slot[p->n_ranks] + 1);
+static WB_HD int32_t *wb_mailbox_offsets(const wb_mailboxes *boxes, int32_t to, int32_t r) {
+    char *const at = (char *)boxes->mailbox[to] + wb_mailbox_align(sizeof(wb_mailbox));
+    return (int32_t *)(void *)at + (size_t)r * ((size_t)boxes->first_slot[boxes->n_ranks] + 1);
 }
 
 /* Row `row` of R * max_rows: those of rank r begin at r * max_rows. */
-static WB_HD void *wb_mailbox_row(const wb_mailboxes *p, int32_t to, int64_t row) {
-    return (char *)p->mailbox[to] + wb_mailbox_rows_at(p) + (size_t)row * wb_mailbox_row_bytes(p);
+static WB_HD void *wb_mailbox_row(const wb_mailboxes *boxes, int32_t to, int64_t row) {
+    return (char *)boxes->mailbox[to] + wb_mailbox_rows_at(boxes) + (size_t)row * wb_mailbox_row_bytes(boxes);
 }
 
-static WB_HD void *wb_mailbox_output(const wb_mailboxes *p, int32_t to, int64_t row) {
-    return (char *)p->mailbox[to] + wb_mailbox_outputs_at(p) + (size_t)row * wb_mailbox_row_bytes(p);
+static WB_HD void *wb_mailbox_output(const wb_mailboxes *boxes, int32_t to, int64_t row) {
+    return (char *)boxes->mailbox[to] + wb_mailbox_outputs_at(boxes) +
+           (size_t)row * wb_mailbox_row_bytes(boxes);
 }
 
 /* ---- the ops --------------------------------------------------------------------------------------- */

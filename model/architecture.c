@@ -20,7 +20,7 @@ static void declare_layer(wb_registry *registry, int32_t l) {
 }
 
 /* Each layer names embedding and head, which are the decoder's. The norm before the head is the layer's, and
- * the model's that of its first layer. */
+ * the model's that of the layer that drafts (model_mtp.h). */
 static void declare_mtp(wb_registry *registry) {
     wb_model *m = registry->model;
     const int64_t H = m->config.hidden_size, V = m->config.vocab_size;
@@ -63,10 +63,17 @@ static wb_status make_part(wb_model *m, const wb_layer_kind *kind, wb_part *part
     return WB_OWN_ALLOC(&m->memory.host, part->weights, 1, kind->weights_size, "layers");
 }
 
+static wb_layer_parts parts_of(const wb_model *m, int32_t l) {
+    const wb_family_rules *rules = m->family;
+    if (rules->layer) return rules->layer(&m->config, l);
+    return (wb_layer_parts){rules->latent_attention ? &wb_layer_attention_mla : &wb_layer_attention_gqa,
+                            wb_config_is_moe(&m->config, l) ? &wb_layer_moe : &wb_layer_mlp};
+}
+
 static wb_status make_layers(wb_model *m) {
     WB_TRY(WB_OWN(&m->memory.host, m->layers, (size_t)m->config.n_layers, "layers"));
     for (int32_t l = 0; l < m->config.n_layers; l++) {
-        const wb_layer_parts parts = m->family->layer(&m->config, l);
+        const wb_layer_parts parts = parts_of(m, l);
         WB_TRY(make_part(m, parts.mixer, &m->layers[l].mixer));
         WB_TRY(make_part(m, parts.feed_forward, &m->layers[l].feed_forward));
     }

@@ -58,7 +58,7 @@ wb_status wb_config_complete(wb_config *config) {
                    .shared_width = rules->n_shared * config->expert_width,
                    .rotary_dim = (int32_t)(config->head_dim * rules->rotary_factor) / 2 * 2,
                    .rope_scaling = rules->rope_scaling,
-                   .swiglu_limit = rules->expert_biases ? 7.0f : 0.0f,
+                   .swiglu_limit = rules->swiglu_limit,
                    .n_mtp_layers = config->n_mtp_layers,
                    .mla = config->mla};
     if (rules->latent_attention) set_mla(&c);

@@ -24,7 +24,7 @@ bool wb_fused_place_of(const wb_model *model, const wb_tensor *t, wb_fused_place
         {"mlp.experts.gate_up_proj", "mlp.experts.gate_up_proj_bias"},
         {"mlp.experts.down_proj", "mlp.experts.down_proj_bias"},
     };
-    if (t->expert < 0 || !model->family->expert_biases) return false;
+    if (t->expert < 0 || !model->family->fused_experts) return false;
     const wb_moe_weights *w = model->layers[t->layer].feed_forward.weights;
     const bool bias = t->n_dims == 1, down = t->param == w->down || t->param == w->down_bias;
     *p = (wb_fused_place){.shape = {model->config.router.n_experts}};

@@ -1,6 +1,6 @@
-/* fused_experts.h - how files of families with expert biases (wb_family_rules.expert_biases) hold experts:
- * those of a layer in one tensor, an expert's part after the other, and transposed: an input's outputs
- * side by side, of gate and up in turn. Refuses: reading and writing (tensor_source.h, fused_save.h). */
+/* fused_experts.h - how files of some families (wb_family_rules.fused_experts) hold experts: those of a layer
+ * in one tensor, an expert's part after the other, and transposed: an input's outputs side by side, of gate
+ * and up in turn. Refuses: reading and writing (tensor_source.h, fused_save.h). */
 #ifndef WB_FUSED_EXPERTS_H
 #define WB_FUSED_EXPERTS_H
 

@@ -28,7 +28,7 @@ static void list_tensors(wb_fused_save *s, int32_t n_dims) {
 wb_status wb_fused_save_open(wb_model *model, bool as_opened, wb_fused_save *s) {
     int64_t largest = 0;
     *s = (wb_fused_save){.model = model, .as_opened = as_opened};
-    if (!model->family->expert_biases) return WB_OK;
+    if (!model->family->fused_experts) return WB_OK;
     WB_TRY(WB_OWN(&s->memory, s->tensors, (size_t)model->n_tensors, "save"));
     list_tensors(s, 1);
     list_tensors(s, 2);

@@ -245,7 +245,7 @@ static wb_status input_forward(wb_infer *infer, const wb_pass *pass, wb_rows x) 
     return wb_embed_forward(infer->model, pass->T, infer->inputs.tokens.device, x);
 }
 
-/* Of MTP layers the first one guesses; the others are those of later tokens. */
+/* Of MTP layers only the first one (model_mtp.h). */
 static int32_t n_layers_run(const wb_infer *infer) {
     return infer->decoder ? 1 : infer->model->config.n_layers;
 }

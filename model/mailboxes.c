@@ -1,5 +1,6 @@
 /* mailboxes.c - mailboxes, opened by all ranks or by none. Refuses: what is stored in them, how ranks reach
  * each other's (shared_area.c). */
+#include "mailboxes.h"
 #include "model_weights.h"
 
 /* A mailbox has places for this many tokens of all ranks together: longer steps are bound by what they

@@ -7,6 +7,7 @@
 #define WB_MAILBOXES_H
 
 #include "shared_area.h"
+#include "wb_model.h"
 
 /* Zeroed: none. */
 typedef struct wb_model_mailboxes {
@@ -18,5 +19,12 @@ typedef struct wb_model_mailboxes {
 static inline bool wb_has_mailboxes(const wb_model_mailboxes *mailboxes) {
     return mailboxes->boxes.n_ranks > 0;
 }
+
+/* Opened on all ranks or on none; collective. Closing: not. */
+wb_status wb_model_open_mailboxes(wb_model *model);
+void wb_model_close_mailboxes(wb_model *model);
+
+/* What a mailbox of this model takes of a device that has them; 0: the model wants none. */
+size_t wb_model_mailbox_bytes(const wb_model *model);
 
 #endif

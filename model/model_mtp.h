@@ -4,7 +4,10 @@
  * So they have a layer space of their own: routes, counts, placement and dispatch of the decoder do not know
  * them, no record has their choices, and no rebalance moves their experts, which lie in blocks over the live
  * ranks for good. Embedding and head are the decoder's: a checkpoint has copies of them, which are written
- * again and not read. */
+ * again and not read.
+ *
+ * Only layer 0 drafts (wb_infer_draft): the others are for later tokens. So it is the only one that inference
+ * runs, and its norm is the model's final one. */
 #ifndef WB_MODEL_MTP_H
 #define WB_MODEL_MTP_H
 

@@ -19,7 +19,7 @@
 /* The rank that writes tensor i: of an expert, that of its replica 0, or the first one where files hold
  * the experts of a layer in one tensor. */
 static int writer_of(const wb_model *m, int32_t i) {
-    if (m->family->expert_biases) return 0;
+    if (m->family->fused_experts) return 0;
     const int32_t rank = wb_model_replica(m, i, 0).rank;
     return rank < 0 ? 0 : rank;
 }
@@ -71,7 +71,7 @@ static wb_status emit(void *ctx, size_t i, wb_new_file *file) {
 
 /* Whether tensor i has a place in one of all experts. */
 static bool is_fused(const wb_model *m, int32_t i) {
-    return m->family->expert_biases && m->tensors[i].expert >= 0;
+    return m->family->fused_experts && m->tensors[i].expert >= 0;
 }
 
 static void list_fused(shard *s) {

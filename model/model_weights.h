@@ -168,13 +168,6 @@ wb_status wb_model_check_peers(const wb_model *model, const void *source, size_t
 /* Opens the model's exchange, and mailboxes where the devices of all ranks reach each other. Collective. */
 wb_status wb_model_open_exchange(wb_model *model);
 
-/* The mailboxes (mailboxes.c). Opened on all ranks or on none; collective. Closing: not. */
-wb_status wb_model_open_mailboxes(wb_model *model);
-void wb_model_close_mailboxes(wb_model *model);
-
-/* What a mailbox of this model takes of a device that has them; 0: the model wants none. */
-size_t wb_model_mailbox_bytes(const wb_model *model);
-
 /* Fills route_model from config and family (routes_of_model.c). */
 wb_status wb_model_describe_routes(wb_model *model);
 

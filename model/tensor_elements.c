@@ -48,8 +48,9 @@ static void read_mxfp4(const wb_tensor_source *s, int64_t row, int64_t column, i
     const int64_t at = (s->first + row * s->row_stride) * s->columns + column;
     const unsigned char *blocks = s->view.data, *scales = s->scales.data;
     for (int64_t i = at; i < at + n;) {
-        const float scale = ldexpf(1.0f, scales[i / 32] - 127);
-        const int64_t group_end = (i / 32 + 1) * 32, end = group_end < at + n ? group_end : at + n;
+        const float scale = ldexpf(1.0f, scales[i / WB_MXFP4_GROUP] - 127);
+        const int64_t group_end = (i / WB_MXFP4_GROUP + 1) * WB_MXFP4_GROUP;
+        const int64_t end = group_end < at + n ? group_end : at + n;
         for (; i < end; i++) *out++ = values[i % 2 == 0 ? blocks[i / 2] & 15 : blocks[i / 2] >> 4] * scale;
     }
 }

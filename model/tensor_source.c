@@ -125,12 +125,12 @@ static size_t find_rows(const search *s, wb_fused_place *p) {
 
 /* ---- MXFP4 ----------------------------------------------------------------------------------- */
 
-enum { MX_GROUP = 32, MX_BYTES = MX_GROUP / 2 };
+enum { MX_BYTES = WB_MXFP4_GROUP / 2 };
 
 /* Blocks [E, rows, columns / 32, 16] and scales [E, rows, columns / 32] of output rows. */
 static wb_status take_mxfp4(const search *s, size_t blocks, const wb_fused_place *p) {
     wb_tensor_source *f = s->found;
-    const int64_t rows = s->tensor->shape[0] * p->row_stride, groups = f->columns / MX_GROUP;
+    const int64_t rows = p->shape[2], groups = f->columns / WB_MXFP4_GROUP;
     char name[WB_TENSOR_NAME_BYTES + 16];
     snprintf(name, sizeof name, "%s_scales", p->name);
     f->form = WB_SOURCE_MXFP4;
@@ -139,9 +139,9 @@ static wb_status take_mxfp4(const search *s, size_t blocks, const wb_fused_place
     if (f->scales_index == SIZE_MAX) return wb_fail(WB_NOT_FOUND, "%s: missing tensor %s", s->dir, name);
     WB_TRY(wb_safetensors_get(s->files, blocks, &f->view));
     WB_TRY(wb_safetensors_get(s->files, f->scales_index, &f->scales));
-    if (f->columns % MX_GROUP != 0)
+    if (f->columns % WB_MXFP4_GROUP != 0)
         return wb_fail(WB_UNSUPPORTED, "%s: tensor %s: expected columns in groups of %d, found %" PRId64,
-                       f->view.file, f->view.name, MX_GROUP, f->columns);
+                       f->view.file, f->view.name, WB_MXFP4_GROUP, f->columns);
     const int64_t shape[4] = {p->shape[0], rows, groups, MX_BYTES};
     WB_TRY(check_shape(&f->view, 4, shape));
     WB_TRY(check_shape(&f->scales, 3, shape));

@@ -5,13 +5,16 @@
 
 #include "model_weights.h"
 
+/* Elements of a row that share a scale in MXFP4. */
+enum { WB_MXFP4_GROUP = 32 };
+
 typedef enum wb_source_form {
     WB_SOURCE_PLAIN,
     /* f8_e4m3, and an f32 or bf16 for each block of rows and columns that they are multiplied by:
      * <name>_scale_inv */
     WB_SOURCE_FP8,
-    /* of experts: 4 bits (mantissa 1, exponent 2), 32 of a row sharing a power of 2: <name>_blocks and
-     * <name>_scales, rows of gate and up in turn */
+    /* of experts: 4 bits (mantissa 1, exponent 2), WB_MXFP4_GROUP of a row sharing a power of 2:
+     * <name>_blocks and <name>_scales, rows of gate and up in turn */
     WB_SOURCE_MXFP4
 } wb_source_form;
 
@@ -34,6 +37,8 @@ wb_shape wb_shape_text(int32_t n_dims, const int64_t *shape);
 /* NOT_FOUND, MISMATCH and UNSUPPORTED name tensor, shape and file. */
 wb_status wb_tensor_source_find(const wb_model *model, const wb_safetensors *files, const char *dir,
                                 const wb_tensor *tensor, wb_tensor_source *source_out);
+
+/* ---- tensor_elements.c ------------------------------------------------------------------------ */
 
 /* The elements as they lie in the file, where they lie side by side as the tensor has them; else NULL. */
 const void *wb_tensor_source_bytes(const wb_tensor_source *source);

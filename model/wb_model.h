@@ -111,7 +111,7 @@ typedef struct wb_config {
      * them; the others see all. Both 0: none. */
     int32_t window;
     uint64_t window_layer_mask[16];
-    /* Of experts whose SwiGLU is clamped (wb_clamped_swiglu); 0: it is not. */
+    /* Of experts whose SwiGLU is clamped (wb_clamped_swiglu); they and routers have biases. 0: neither. */
     float swiglu_limit;
     /* Rows and columns that share a scale in weights that its files hold in FP8; 0: none are. Such
      * weights, and those in MXFP4, are widened when they are read. */

@@ -52,8 +52,8 @@ typedef struct wb_migration {
     char *shadows;      /* device, of the store */
     bool *reached;      /* [R] by puts */
     uint32_t n_shadows; /* of a rank that has slots */
-    size_t
-        shadow_bytes; /* of one shadow slot, its parts aligned, the same on all ranks; 0: to be asked for */
+    /* Of one shadow slot, its parts aligned, the same on all ranks; 0: to be asked for. */
+    size_t shadow_bytes;
     size_t needed_bytes; /* the same, of what this rank has had to do with */
     size_t slot_bytes;   /* of the largest slot of this rank at open; 0: it has none */
     /* Labels between two ranks, in the order of their moves: [R] bytes to and from each, where they begin,

@@ -98,8 +98,8 @@ typedef struct wb_rebalance_options {
     /* `current` and `progress` are the manager's own, and so is `cost`, which is move.cost; threads
      * default 1. */
     wb_eplb_options solver;
-    wb_move_options
-        move; /* cost.expert_bytes is not read: an expert weighs what the largest slot does at open */
+    /* cost.expert_bytes is not read: an expert weighs what the largest slot does at open. */
+    wb_move_options move;
     /* Boundaries after which a solver that has not ended on all ranks is given up, 1..; default 1000. */
     uint32_t patience;
     /* Every `check_every`-th move carries a checksum of the expert, which is compared on arrival: 1, every

@@ -30,7 +30,9 @@
 /* ---- paths.c --------------------------------------------------------------------------------- */
 
 enum { PATH_BYTES = 4096 };
-#define METRICS_FILE "metrics.jsonl" /* in OUT */
+/* In OUT. */
+#define METRICS_FILE "metrics.jsonl"
+#define EVENTS_FOLDER "tensorboard"
 
 /* DIR/name into path [PATH_BYTES]. */
 wb_status path_join(char *path, const char *dir, const char *name);

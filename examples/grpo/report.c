@@ -49,7 +49,7 @@ static wb_status open_metrics(report *r, uint64_t first_step) {
     char dir[PATH_BYTES];
     WB_TRY(metrics_file_open(r->o, first_step, &r->metrics));
     if (!r->o->tensorboard) return WB_OK;
-    WB_TRY(path_join(dir, r->o->out_dir, "tensorboard"));
+    WB_TRY(path_join(dir, r->o->out_dir, EVENTS_FOLDER));
     return event_file_open(dir, first_step, &r->events);
 }
 
@@ -255,6 +255,9 @@ void report_summary(const report *r) {
         printf("%-46s %11.2f%% %11.2f%%\n", "tokens routed differently than in the rollout",
                100 * r->compared.off.token_differ / n, 100 * r->compared.routed_differently / n);
     }
-    printf("\nmetrics     %s/metrics.jsonl\ncheckpoint  %s/checkpoint\n", r->o->out_dir, r->o->out_dir);
-    if (!r->o->no_dump) printf("dump        %s/dump\n", r->o->out_dir);
+    const char *out = r->o->out_dir;
+    printf("\nmetrics     %s/" METRICS_FILE "\n", out);
+    if (r->o->tensorboard) printf("events      %s/" EVENTS_FOLDER "\n", out);
+    printf("checkpoint  %s/checkpoint\n", out);
+    if (!r->o->no_dump) printf("dump        %s/dump\n", out);
 }

@@ -2,7 +2,8 @@
  * B.
  *
  * Owns: packing B into panels of PANEL columns, [k][PANEL], widened to f32; the tiles, whose elements are
- * each one fma chain over ascending k. Refuses: blocking and threads (cpu_matmul.c, cpu_attention.c).
+ * each one fma chain over ascending k; the thin products (cpu_thin.c), which read B where it lies; and one
+ * product, and a list of them on all threads (cpu_matmul.c). Refuses: blocks of attention (cpu_attention.c).
  */
 #ifndef WB_CPU_PANEL_H
 #define WB_CPU_PANEL_H

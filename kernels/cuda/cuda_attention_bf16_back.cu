@@ -124,7 +124,7 @@ __global__ void __launch_bounds__(WARPS * 32, 1)
 __global__ void __launch_bounds__(SINK_THREADS)
     attend_back_to_sinks(wb_attention args, const row_sums *sums, float *dsinks) {
     const int64_t head = blockIdx.x;
-    const float sink = wb_mul(args.sinks[head], 1.44269504f);
+    const float sink = wb_mul(args.sinks[head], WB_LOG2_E);
     add_to_sink(args, dsinks, head, [&](int64_t t) {
         const row_sums row = sums[t * args.n_heads + head];
         return wb_mul(wb_mul(exp2_of(wb_sub(sink, row.largest)), row.inverse), row.dot);

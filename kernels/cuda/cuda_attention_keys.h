@@ -24,6 +24,7 @@ __device__ __forceinline__ int64_t end_of_run(const wb_attention &args, int64_t 
     return end;
 }
 
+/* Heads of a kv head. */
 __device__ __forceinline__ int group_size(const wb_attention &args) {
     return args.n_heads / args.n_kv_heads;
 }
@@ -69,7 +70,7 @@ __device__ __forceinline__ run_keys keys_of_run(const wb_attention &args, int64_
 }
 
 __device__ __forceinline__ float score_factor(const wb_attention &args) {
-    return wb_mul(args.scale, 1.44269504f);
+    return wb_mul(args.scale, WB_LOG2_E);
 }
 
 /* ---- keys on their way ------------------------------------------------------------------------- */

@@ -213,7 +213,7 @@ __device__ __forceinline__ float end_sum(const wb_attention &args, int64_t head,
     float before = 1.0f;
     state->sum[r] = quad_sum(state->sum[r]);
     if (args.sinks) {
-        const float sink = wb_mul(args.sinks[head], 1.44269504f), old = state->largest[r];
+        const float sink = wb_mul(args.sinks[head], WB_LOG2_E), old = state->largest[r];
         state->largest[r] = fmaxf(old, sink);
         before = exp2_of(wb_sub(old, state->largest[r]));
         state->sum[r] = wb_fma(state->sum[r], before, exp2_of(wb_sub(sink, state->largest[r])));
@@ -226,7 +226,7 @@ __device__ __forceinline__ void store_log_sum(const wb_attention &args, const la
                                               const row_state &state) {
     if (!args.log_sums || rows.at[r] < 0 || threadIdx.x % 4 != 0) return;
     const float log2_sum = wb_add(state.largest[r], __log2f(state.sum[r]));
-    args.log_sums[rows.at[r]] = rows.limit[r] > 0 ? wb_mul(log2_sum, 0.69314718f) : 0.0f;
+    args.log_sums[rows.at[r]] = rows.limit[r] > 0 ? wb_mul(log2_sum, WB_LN_2) : 0.0f;
 }
 
 template <int D> __device__ __forceinline__ void scale_rows(const float (&scale)[2], float (&sum)[D / 8][4]) {

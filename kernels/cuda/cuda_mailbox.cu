@@ -16,8 +16,8 @@ namespace {
 /* Looks at a number between two at the clock, and between two at a word of the host, which take longer. */
 enum { WAITERS = SUM_THREADS, BLOCKS_OF_A_STORE = 1024, LOOKS = 64, LOOKS_OF_HOST = 1024 };
 
-__device__ __forceinline__ wb_mailbox *own_mailbox(const wb_mailboxes &p) {
-    return static_cast<wb_mailbox *>(p.mailbox[p.rank]);
+__device__ __forceinline__ wb_mailbox *own_mailbox(const wb_mailboxes &boxes) {
+    return static_cast<wb_mailbox *>(boxes.mailbox[boxes.rank]);
 }
 
 __device__ __forceinline__ uint64_t nanoseconds() {
@@ -53,51 +53,51 @@ __device__ __forceinline__ void store_row(const void *from, void *to, int64_t by
 
 /* What a block has stored comes before the number that the last block stores in numbers[rank] of each
  * mailbox; `at`: where numbers lie in it. */
-__device__ void tell_all(const wb_mailboxes &p, size_t at) {
-    wb_mailbox *own = own_mailbox(p);
+__device__ void tell_all(const wb_mailboxes &boxes, size_t at) {
+    wb_mailbox *own = own_mailbox(boxes);
     __syncthreads();
     if (threadIdx.x > 0) return;
     __threadfence_system();
     if (atomicAdd(&own->blocks, 1u) != gridDim.x - 1) return;
     own->blocks = 0;
     __threadfence_system();
-    for (int32_t r = 0; r < p.n_ranks; r++)
-        store_number(reinterpret_cast<uint64_t *>(static_cast<char *>(p.mailbox[r]) + at) + p.rank,
+    for (int32_t r = 0; r < boxes.n_ranks; r++)
+        store_number(reinterpret_cast<uint64_t *>(static_cast<char *>(boxes.mailbox[r]) + at) + boxes.rank,
                      own->done + 1);
 }
 
 __global__ void __launch_bounds__(BLOCK)
-    send_rows(const __grid_constant__ wb_mailboxes p, const int32_t *row_token, const int32_t *offsets,
+    send_rows(const __grid_constant__ wb_mailboxes boxes, const int32_t *row_token, const int32_t *offsets,
               const char *x) {
-    const int64_t bytes = static_cast<int64_t>(wb_mailbox_row_bytes(&p));
-    if (own_mailbox(p)->lost) return;
+    const int64_t bytes = static_cast<int64_t>(wb_mailbox_row_bytes(&boxes));
+    if (own_mailbox(boxes)->lost) return;
     if (blockIdx.x == 0)
-        for (int32_t to = 0; to < p.n_ranks; to++) {
-            const int32_t first = p.first_slot[to], slots = p.first_slot[to + 1] - first;
-            int32_t *there = wb_mailbox_offsets(&p, to, p.rank);
+        for (int32_t to = 0; to < boxes.n_ranks; to++) {
+            const int32_t first = boxes.first_slot[to], slots = boxes.first_slot[to + 1] - first;
+            int32_t *there = wb_mailbox_offsets(&boxes, to, boxes.rank);
             for (int32_t s = threadIdx.x; s <= slots; s += BLOCK) there[s] = offsets[first + s];
         }
-    for (int32_t row = blockIdx.x; row < offsets[p.first_slot[p.n_ranks]]; row += gridDim.x) {
+    for (int32_t row = blockIdx.x; row < offsets[boxes.first_slot[boxes.n_ranks]]; row += gridDim.x) {
         int32_t to = 0;
-        while (row >= offsets[p.first_slot[to + 1]]) to++;
-        const int64_t there = p.rank * p.max_rows + row - offsets[p.first_slot[to]];
-        store_row(x + row_token[row] * bytes, wb_mailbox_row(&p, to, there), bytes);
+        while (row >= offsets[boxes.first_slot[to + 1]]) to++;
+        const int64_t there = boxes.rank * boxes.max_rows + row - offsets[boxes.first_slot[to]];
+        store_row(x + row_token[row] * bytes, wb_mailbox_row(&boxes, to, there), bytes);
     }
-    tell_all(p, offsetof(wb_mailbox, sent));
+    tell_all(boxes, offsetof(wb_mailbox, sent));
 }
 
 __global__ void __launch_bounds__(BLOCK)
-    return_rows(const __grid_constant__ wb_mailboxes p, const int32_t *offsets, const int32_t *place,
+    return_rows(const __grid_constant__ wb_mailboxes boxes, const int32_t *offsets, const int32_t *place,
                 const char *rows) {
-    const int64_t bytes = static_cast<int64_t>(wb_mailbox_row_bytes(&p));
-    const int32_t slots = p.first_slot[p.rank + 1] - p.first_slot[p.rank];
-    if (own_mailbox(p)->lost) return;
+    const int64_t bytes = static_cast<int64_t>(wb_mailbox_row_bytes(&boxes));
+    const int32_t slots = boxes.first_slot[boxes.rank + 1] - boxes.first_slot[boxes.rank];
+    if (own_mailbox(boxes)->lost) return;
     for (int32_t row = blockIdx.x; row < offsets[slots]; row += gridDim.x) {
-        const int32_t to = static_cast<int32_t>(place[row] / p.max_rows);
-        const int64_t there = wb_mailbox_offsets(&p, p.rank, to)[0] + place[row] % p.max_rows;
-        store_row(rows + row * bytes, wb_mailbox_output(&p, to, there), bytes);
+        const int32_t to = static_cast<int32_t>(place[row] / boxes.max_rows);
+        const int64_t there = wb_mailbox_offsets(&boxes, boxes.rank, to)[0] + place[row] % boxes.max_rows;
+        store_row(rows + row * bytes, wb_mailbox_output(&boxes, to, there), bytes);
     }
-    tell_all(p, offsetof(wb_mailbox, returned));
+    tell_all(boxes, offsetof(wb_mailbox, returned));
 }
 
 /* ---- waiting ----------------------------------------------------------------------------------- */
@@ -128,16 +128,16 @@ __device__ int32_t wait_for(const uint64_t *number, uint64_t wanted, int32_t r, 
 }
 
 /* Thread r waits for rank r; all threads learn whether all came. */
-__device__ bool all_came(const wb_mailboxes &p, const uint64_t *numbers, wb_op op, host_words words) {
-    wb_mailbox *own = own_mailbox(p);
+__device__ bool all_came(const wb_mailboxes &boxes, const uint64_t *numbers, wb_op op, host_words words) {
+    wb_mailbox *own = own_mailbox(boxes);
     const int32_t r = static_cast<int32_t>(threadIdx.x);
-    const uint64_t limit = static_cast<uint64_t>(1e9 * p.timeout);
+    const uint64_t limit = static_cast<uint64_t>(1e9 * boxes.timeout);
     int32_t late = own->lost;
-    if (!late && r < p.n_ranks) late = wait_for(numbers + r, own->done + 1, r, limit, words.lost);
-    if (late && r < p.n_ranks) {
+    if (!late && r < boxes.n_ranks) late = wait_for(numbers + r, own->done + 1, r, limit, words.lost);
+    if (late && r < boxes.n_ranks) {
         own->lost = late;
         const int64_t row = late == WB_MAILBOX_GIVEN_UP ? -1 : late - 1;
-        set_fault(words.fault, {WB_FAULT_PEER, op, row, 0, 0, static_cast<int64_t>(1e3 * p.timeout)});
+        set_fault(words.fault, {WB_FAULT_PEER, op, row, 0, 0, static_cast<int64_t>(1e3 * boxes.timeout)});
     }
     return __syncthreads_or(late) == 0;
 }
@@ -153,18 +153,18 @@ __device__ void place_rows(int32_t n, int32_t row, int32_t from, int32_t *place)
 }
 
 /* One block. A thread has the rows of one rank for one slot, by slot, then rank. */
-__global__ void __launch_bounds__(WAITERS)
-    receive_rows(const __grid_constant__ wb_mailboxes p, int32_t *offsets, int32_t *place, host_words words) {
-    const int32_t slots = p.first_slot[p.rank + 1] - p.first_slot[p.rank];
-    const bool came = all_came(p, own_mailbox(p)->sent, WB_OP_mailbox_receive, words);
+__global__ void __launch_bounds__(WAITERS) receive_rows(const __grid_constant__ wb_mailboxes boxes,
+                                                        int32_t *offsets, int32_t *place, host_words words) {
+    const int32_t slots = boxes.first_slot[boxes.rank + 1] - boxes.first_slot[boxes.rank];
+    const bool came = all_came(boxes, own_mailbox(boxes)->sent, WB_OP_mailbox_receive, words);
     int32_t row = 0;
-    for (int32_t begin = 0; begin < slots * p.n_ranks; begin += WAITERS) {
-        const int32_t at = begin + threadIdx.x, s = at / p.n_ranks, r = at % p.n_ranks;
+    for (int32_t begin = 0; begin < slots * boxes.n_ranks; begin += WAITERS) {
+        const int32_t at = begin + threadIdx.x, s = at / boxes.n_ranks, r = at % boxes.n_ranks;
         int32_t n = 0, from = 0, total;
         if (came && s < slots) {
-            const int32_t *theirs = wb_mailbox_offsets(&p, p.rank, r);
+            const int32_t *theirs = wb_mailbox_offsets(&boxes, boxes.rank, r);
             n = __ldcg(theirs + s + 1) - __ldcg(theirs + s);
-            from = static_cast<int32_t>(r * p.max_rows) + __ldcg(theirs + s) - __ldcg(theirs);
+            from = static_cast<int32_t>(r * boxes.max_rows) + __ldcg(theirs + s) - __ldcg(theirs);
         }
         const int32_t first = row + sum_before(n, &total);
         if (r == 0 && s < slots) offsets[s] = first;
@@ -175,9 +175,9 @@ __global__ void __launch_bounds__(WAITERS)
 }
 
 __global__ void __launch_bounds__(WARP)
-    wait_for_outputs(const __grid_constant__ wb_mailboxes p, host_words words) {
-    wb_mailbox *own = own_mailbox(p);
-    if (all_came(p, own->returned, WB_OP_mailbox_wait, words) && threadIdx.x == 0) own->done++;
+    wait_for_outputs(const __grid_constant__ wb_mailboxes boxes, host_words words) {
+    wb_mailbox *own = own_mailbox(boxes);
+    if (all_came(boxes, own->returned, WB_OP_mailbox_wait, words) && threadIdx.x == 0) own->done++;
 }
 
 /* Blocks for n rows at most; one at least, which tells the others that there are none. */

@@ -2,7 +2,6 @@
  * weights are not normalised, limited to groups where topk_method says so; shared experts. */
 #include "config.h"
 #include "families/family.h"
-#include "layers/layer.h"
 #include "wb_check.h"
 #include "wb_json.h"
 
@@ -41,10 +40,6 @@ static int write(const wb_config *c, json_t *root) {
            json_object_set_new(root, "topk_method", json_string(method));
 }
 
-static wb_layer_parts layer(const wb_config *c, int32_t l) {
-    return (wb_layer_parts){&wb_layer_attention_mla, wb_config_is_moe(c, l) ? &wb_layer_moe : &wb_layer_mlp};
-}
-
 static const char *const rope_keys[] = {"qk_rope_head_dim", "rope_interleave", NULL};
 
 const wb_family_rules wb_family_deepseek_v2 = {
@@ -68,5 +63,4 @@ const wb_family_rules wb_family_deepseek_v2 = {
     .n_shared = 2,
     .read = read,
     .write = write,
-    .layer = layer,
 };

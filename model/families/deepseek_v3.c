@@ -3,7 +3,6 @@
  * R1 models are of it. */
 #include "config.h"
 #include "families/family.h"
-#include "layers/layer.h"
 #include "wb_check.h"
 #include "wb_json.h"
 
@@ -31,10 +30,6 @@ static int write(const wb_config *c, json_t *root) {
            json_object_set_new(root, "num_nextn_predict_layers", json_integer(c->n_mtp_layers));
 }
 
-static wb_layer_parts layer(const wb_config *c, int32_t l) {
-    return (wb_layer_parts){&wb_layer_attention_mla, wb_config_is_moe(c, l) ? &wb_layer_moe : &wb_layer_mlp};
-}
-
 static const char *const other_types[] = {"kimi_k2", NULL};
 static const char *const rope_keys[] = {"qk_rope_head_dim", "rope_interleave", NULL};
 
@@ -60,6 +55,5 @@ const wb_family_rules wb_family_deepseek_v3 = {
     .n_shared = 1,
     .read = read,
     .write = write,
-    .layer = layer,
     .selection_bias = true,
 };

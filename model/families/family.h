@@ -69,7 +69,8 @@ typedef struct wb_family_rules {
     int32_t first_dense; /* WB_MOE_FROM_LAYER: first_k_dense_replace */
     int32_t n_shared;    /* shared experts of a new model */
     wb_window_rule windows;
-    int32_t window; /* sliding_window where a rule asks for it; 0: none */
+    int32_t window;     /* sliding_window where a rule asks for it; 0: none */
+    float swiglu_limit; /* of families with expert_biases; 0: not clamped */
 
     /* ---- keys that only this family has; all three may be NULL ---- */
 
@@ -80,12 +81,15 @@ typedef struct wb_family_rules {
     int (*write)(const wb_config *config, json_t *root);
 
     /* ---- layers and tensors ---- */
+    /* NULL: attention, latent or not, and experts where moe_layer_mask says so, else an MLP. */
     wb_layer_parts (*layer)(const wb_config *config, int32_t l);
     bool no_output_bias; /* attention_bias is of q, k and v alone */
     bool sinks;          /* attention has a logit a head beside those of the keys: self_attn.sinks */
-    /* Routers and experts have biases, and the SwiGLU of experts is clamped; in files all experts of a layer
-     * are one tensor, transposed, columns of gate and up in turn (fused_experts.h). */
+    /* Routers and experts have biases, and the SwiGLU of experts is clamped at swiglu_limit. */
     bool expert_biases;
+    /* In files all experts of a layer are one tensor, transposed, columns of gate and up in turn
+     * (fused_experts.h). */
+    bool fused_experts;
     /* Routers choose by score and a bias that is no weight: mlp.gate.e_score_correction_bias. */
     bool selection_bias;
     /* What the shared experts give is multiplied by the sigmoid of mlp.shared_expert_gate. */

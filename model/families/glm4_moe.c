@@ -3,7 +3,7 @@
  * says so. */
 #include "config.h"
 #include "families/family.h"
-#include "layers/layer.h"
+#include "wb_check.h"
 #include "wb_json.h"
 
 static wb_status read(const json_t *root, wb_config *c) {
@@ -18,10 +18,6 @@ static int write(const wb_config *c, json_t *root) {
     return json_object_set_new(root, "use_qk_norm", json_boolean(c->qk_norm == WB_QK_NORM_PER_HEAD)) ||
            wb_config_write_shared(c, root) ||
            json_object_set_new(root, "num_nextn_predict_layers", json_integer(c->n_mtp_layers));
-}
-
-static wb_layer_parts layer(const wb_config *c, int32_t l) {
-    return (wb_layer_parts){&wb_layer_attention_gqa, wb_config_is_moe(c, l) ? &wb_layer_moe : &wb_layer_mlp};
 }
 
 const wb_family_rules wb_family_glm4_moe = {
@@ -46,7 +42,6 @@ const wb_family_rules wb_family_glm4_moe = {
     .n_shared = 1,
     .read = read,
     .write = write,
-    .layer = layer,
     .no_output_bias = true,
     .selection_bias = true,
 };

@@ -2,21 +2,14 @@
  * with a clamped SwiGLU; weights of the choices are a softmax of their logits. */
 #include "config.h"
 #include "families/family.h"
-#include "layers/layer.h"
 #include "wb_json.h"
 
 static wb_status read(const json_t *root, wb_config *c) {
-    return wb_config_float(root, "swiglu_limit", 7.0, &c->swiglu_limit);
+    return wb_config_float(root, "swiglu_limit", wb_family_gpt_oss.swiglu_limit, &c->swiglu_limit);
 }
 
 static int write(const wb_config *c, json_t *root) {
     return json_object_set_new(root, "swiglu_limit", wb_json_real(c->swiglu_limit));
-}
-
-static wb_layer_parts layer(const wb_config *c, int32_t l) {
-    (void)c;
-    (void)l;
-    return (wb_layer_parts){&wb_layer_attention_gqa, &wb_layer_moe};
 }
 
 static const wb_rename renames[] = {
@@ -44,10 +37,11 @@ const wb_family_rules wb_family_gpt_oss = {
     .attention_bias = true,
     .windows = WB_WINDOW_LAYER_TYPES,
     .window = 128,
+    .swiglu_limit = 7,
     .read = read,
     .write = write,
-    .layer = layer,
     .sinks = true,
     .expert_biases = true,
+    .fused_experts = true,
     .renames = renames,
 };

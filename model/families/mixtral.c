@@ -1,7 +1,7 @@
 /* mixtral.c - the family mixtral: weights always normalised, every layer MoE, and one window for all
  * layers or none. */
 #include "families/family.h"
-#include "layers/layer.h"
+#include "wb_check.h"
 #include "wb_json.h"
 
 static wb_status read(const json_t *root, wb_config *c) {
@@ -11,12 +11,6 @@ static wb_status read(const json_t *root, wb_config *c) {
     return jitter == 0
                ? WB_OK
                : wb_json_unsupported("router_jitter_noise", wb_json_value(root, "router_jitter_noise"), "0");
-}
-
-static wb_layer_parts layer(const wb_config *c, int32_t l) {
-    (void)c;
-    (void)l;
-    return (wb_layer_parts){&wb_layer_attention_gqa, &wb_layer_moe};
 }
 
 static const wb_rename renames[] = {
@@ -44,6 +38,5 @@ const wb_family_rules wb_family_mixtral = {
     .attention_bias = false,
     .windows = WB_WINDOW_EVERY_LAYER,
     .read = read,
-    .layer = layer,
     .renames = renames,
 };

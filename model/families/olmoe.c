@@ -1,13 +1,6 @@
 /* olmoe.c - the family olmoe: query and key normalised over all heads, optionally clamped; every layer is
  * MoE. */
 #include "families/family.h"
-#include "layers/layer.h"
-
-static wb_layer_parts layer(const wb_config *c, int32_t l) {
-    (void)c;
-    (void)l;
-    return (wb_layer_parts){&wb_layer_attention_gqa, &wb_layer_moe};
-}
 
 const wb_family_rules wb_family_olmoe = {
     .model_type = "olmoe",
@@ -23,5 +16,4 @@ const wb_family_rules wb_family_olmoe = {
     .tie_word_embeddings = false,
     .attention_bias = false,
     .clips = true,
-    .layer = layer,
 };

@@ -2,7 +2,6 @@
  * gate; layers may be dense. */
 #include "config.h"
 #include "families/family.h"
-#include "layers/layer.h"
 #include "wb_json.h"
 
 static wb_status read(const json_t *root, wb_config *c) {
@@ -15,10 +14,6 @@ static wb_status check(const wb_config *c) {
 
 static int write(const wb_config *c, json_t *root) {
     return json_object_set_new(root, "shared_expert_intermediate_size", json_integer(c->shared_width));
-}
-
-static wb_layer_parts layer(const wb_config *c, int32_t l) {
-    return (wb_layer_parts){&wb_layer_attention_gqa, wb_config_is_moe(c, l) ? &wb_layer_moe : &wb_layer_mlp};
 }
 
 static const wb_rename renames[] = {
@@ -49,7 +44,6 @@ const wb_family_rules wb_family_qwen2_moe = {
     .read = read,
     .check = check,
     .write = write,
-    .layer = layer,
     .no_output_bias = true,
     .shared_gate = true,
     .renames = renames,

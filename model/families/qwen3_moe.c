@@ -1,10 +1,5 @@
 /* qwen3_moe.c - the family qwen3_moe: query and key normalised head by head; layers may be dense. */
 #include "families/family.h"
-#include "layers/layer.h"
-
-static wb_layer_parts layer(const wb_config *c, int32_t l) {
-    return (wb_layer_parts){&wb_layer_attention_gqa, wb_config_is_moe(c, l) ? &wb_layer_moe : &wb_layer_mlp};
-}
 
 const wb_family_rules wb_family_qwen3_moe = {
     .model_type = "qwen3_moe",
@@ -20,5 +15,4 @@ const wb_family_rules wb_family_qwen3_moe = {
     .tie_word_embeddings = false,
     .attention_bias = false,
     .moe_layers = WB_MOE_SPARSE_STEP,
-    .layer = layer,
 };

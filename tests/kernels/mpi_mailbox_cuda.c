@@ -5,15 +5,12 @@
  * reason, without a GPU.
  *
  * Usage: mpi_mailbox_cuda [seed [killed]]: the second kills the last rank in its exchanges, no more. */
-#include "wb_check.h"
+#include "gpu_ranks.h"
 #include "wb_comm_mpi.h"
-#include "wb_device.h"
 #include "wb_random.h"
 
 #include <inttypes.h>
-#include <mpi.h>
 #include <signal.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -21,20 +18,6 @@
 
 enum { SKIP = 77, MAX_SLOTS = 24, EXCHANGES = 6, TRIALS = 12, POISON = 0x5b };
 #define CLOSE_SECONDS 20.0
-
-static int rank, ranks, failures;
-
-static void check(bool held, const char *what) {
-    if (held) return;
-    failures++;
-    fprintf(stderr, "rank %d: expected %s; latest message: %s\n", rank, what, wb_error_message());
-}
-
-static void must(wb_status status) {
-    if (status == WB_OK) return;
-    fprintf(stderr, "rank %d: %s\n", rank, wb_error_message());
-    MPI_Abort(MPI_COMM_WORLD, 1);
-}
 
 static void *take(size_t count, size_t size) {
     void *memory = calloc(count > 0 ? count : 1, size);
@@ -170,18 +153,6 @@ static void check_returned(trial *t, const plan *own) {
 }
 
 /* ---- opening ------------------------------------------------------------------------------------- */
-
-static wb_device *open_device(void) {
-    MPI_Comm host;
-    int on_host = 0;
-    wb_device *dev = NULL;
-    MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &host);
-    MPI_Comm_rank(host, &on_host);
-    MPI_Comm_free(&host);
-    const int count = wb_device_count_cuda();
-    if (count > 0) must(wb_device_open_cuda(on_host % count, NULL, &dev));
-    return dev;
-}
 
 static void *device_memory(trial *t, size_t bytes) {
     void *memory = NULL;

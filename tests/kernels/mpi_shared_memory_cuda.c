@@ -4,33 +4,16 @@
  * ranks exit with the same verdict; 77, with the reason, without a GPU.
  *
  * Usage: mpi_shared_memory_cuda [seed] */
-#include "wb_check.h"
-#include "wb_device.h"
+#include "gpu_ranks.h"
 #include "wb_random.h"
 
 #include <inttypes.h>
-#include <mpi.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
 
 enum { SKIP = 77, PARTS = 5, ROUNDS = 20, MAX_PART = 3 << 20 };
-
-static int rank, ranks, failures;
-
-static void check(bool held, const char *what) {
-    if (held) return;
-    failures++;
-    fprintf(stderr, "rank %d: expected %s; latest message: %s\n", rank, what, wb_error_message());
-}
-
-static void must(wb_status status) {
-    if (status == WB_OK) return;
-    fprintf(stderr, "rank %d: %s\n", rank, wb_error_message());
-    MPI_Abort(MPI_COMM_WORLD, 1);
-}
 
 static void *take(size_t bytes) {
     void *memory = malloc(bytes);
@@ -165,19 +148,6 @@ static int run(wb_device *dev, uint64_t seed) {
     if (!open_area(&a, dev, 100)) return SKIP;
     close_without(&a);
     return 0;
-}
-
-/* A GPU for each rank of the host, counted round. */
-static wb_device *open_device(void) {
-    MPI_Comm host;
-    int on_host = 0;
-    wb_device *dev = NULL;
-    MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &host);
-    MPI_Comm_rank(host, &on_host);
-    MPI_Comm_free(&host);
-    const int count = wb_device_count_cuda();
-    if (count > 0) must(wb_device_open_cuda(on_host % count, NULL, &dev));
-    return dev;
 }
 
 int main(int argc, char **argv) {

@@ -306,7 +306,7 @@ template <int D>
 ASM_INLINE void multiply_key_tile(const wb_attention_back &call, const key_memory<D> &m, const key_tile &t,
                                   int warp, uint32_t parity, ring<key_memory<D>::STAGES> *at) {
     const int group = call.args.n_heads / call.args.n_kv_heads;
-    const float factor = wb_mul(call.args.scale, 1.44269504f);
+    const float factor = wb_mul(call.args.scale, WB_LOG2_E);
     key_state<D> w;
     begin_keys<D>(m, t, warp, &w);
     barrier_wait(m.keys_full(), parity);

@@ -109,13 +109,13 @@ __global__ void __launch_bounds__(BLOCK) find_sums(const __grid_constant__ wb_at
     for (int step = D / 16; step > 0; step /= 2) sum = wb_add(sum, __shfl_xor_sync(lanes, sum, step));
     if (thread % (D / 8) != 0) return;
     call.dots[at] = sum;
-    call.log2_sums[at] = wb_mul(call.args.log_sums[row], 1.44269504f);
+    call.log2_sums[at] = wb_mul(call.args.log_sums[row], WB_LOG2_E);
 }
 
 __global__ void __launch_bounds__(SINK_THREADS)
     find_sinks(const __grid_constant__ wb_attention_back call, float *dsinks) {
     const int64_t head = blockIdx.x;
-    const float sink = wb_mul(call.args.sinks[head], 1.44269504f);
+    const float sink = wb_mul(call.args.sinks[head], WB_LOG2_E);
     add_to_sink(call.args, dsinks, head, [&](int64_t t) {
         const int64_t at = head * call.args.T + t;
         return wb_mul(exp2_of(wb_sub(sink, call.log2_sums[at])), call.dots[at]);

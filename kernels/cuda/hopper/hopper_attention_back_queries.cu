@@ -255,7 +255,7 @@ ASM_INLINE void multiply_queries(const wb_attention_back &call, const query_memo
     const query_rows rows = find_query_rows(call, t, warp);
     const int first = t.first + warp / 4 * 64;
     const seen_keys seen = find_seen(call.args, first, min(first + 64, t.end));
-    const float factor = wb_mul(call.args.scale, 1.44269504f);
+    const float factor = wb_mul(call.args.scale, WB_LOG2_E);
     uint32_t before = 0;
     int j0 = first_stage(t.begin);
     barrier_wait(m.queries_full(at->tile.at), at->tile.parity);

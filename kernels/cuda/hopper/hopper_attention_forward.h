@@ -168,7 +168,7 @@ ASM_INLINE int tile_row(int r) {
 template <int D> ASM_INLINE void begin_piece(attender<D> &w, const tile_call &call, const piece &p) {
 #pragma unroll
     for (int r = 0; r < 2; r++) {
-        const int32_t t = tile_row(r) / group_of(call.args);
+        const int32_t t = tile_row(r) / group_size(call.args);
         w.limit[r] = t < p.n && p.keys > 0 ? call.args.pos[p.token + t] + 1 : 0;
         w.row[r] = no_keys(), w.scale[r] = 0.0f;
         w.all[r] = no_keys();
@@ -179,7 +179,7 @@ template <int D> ASM_INLINE void begin_piece(attender<D> &w, const tile_call &ca
 
 /* Rows of out; zeros of padding. */
 template <int D> ASM_INLINE void store_piece(const attender<D> &w, const tile_call &call, const piece &p) {
-    const int group = group_of(call.args);
+    const int group = group_size(call.args);
 #pragma unroll
     for (int r = 0; r < 2; r++) {
         const int32_t t = tile_row(r) / group;

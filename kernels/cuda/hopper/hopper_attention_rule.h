@@ -44,7 +44,7 @@ ASM_INLINE float log2_of(float x) {
 
 /* What scores are multiplied by: exponents are of 2. */
 ASM_INLINE float score_factor(const wb_attention &args) {
-    return __fmul_rn(args.scale, 1.44269504f);
+    return __fmul_rn(args.scale, WB_LOG2_E);
 }
 
 /* Of a row and the keys so far: the largest score times the factor, and the lane's part of the sum of
@@ -140,11 +140,11 @@ ASM_INLINE float end_value(float value, float inverse) {
 /* After the last split: the head's sink joins. Returns what the row's sum of values is multiplied by. */
 ASM_INLINE float end_row(const wb_attention &args, int64_t head, row_state *row) {
     float before = 1.0f;
-    if (args.sinks) before = fold_split(row, {__fmul_rn(args.sinks[head], 1.44269504f), 1.0f}).before;
+    if (args.sinks) before = fold_split(row, {__fmul_rn(args.sinks[head], WB_LOG2_E), 1.0f}).before;
     return __fmul_rn(before, __frcp_rn(row->sum));
 }
 ASM_INLINE float log_of_sum(const row_state &row) {
-    return __fmul_rn(__fadd_rn(row.largest, log2_of(row.sum)), 0.693147181f);
+    return __fmul_rn(__fadd_rn(row.largest, log2_of(row.sum)), WB_LN_2);
 }
 
 /* ---- keys in the pool -------------------------------------------------------------------------- */

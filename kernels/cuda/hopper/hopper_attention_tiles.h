@@ -141,7 +141,8 @@ struct tile_call {
     int32_t *counters;
 };
 
-ASM_INLINE int group_of(const wb_attention &args) {
+/* Heads of a kv head. */
+ASM_INLINE int group_size(const wb_attention &args) {
     return args.n_heads / args.n_kv_heads;
 }
 
@@ -227,7 +228,7 @@ ASM_INLINE void fill_block(const tile_call &call, const CUtensorMap &map, const 
 template <int D>
 ASM_INLINE void fill_piece(const tile_call &call, const CUtensorMap &map, const tile_memory<D> &shared,
                            const piece &p, uint32_t pieces) {
-    const int group = group_of(call.args);
+    const int group = group_size(call.args);
     barrier_wait(shared.piece_empty(), pieces % 2 ^ 1);
     asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(shared.piece()), "r"(p.token), "r"(p.n),
                  "r"(p.keys), "r"(p.kv)

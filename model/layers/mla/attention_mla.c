@@ -36,7 +36,6 @@ static void layout_backward(wb_mla *m, const wb_mla *other, int64_t T, wb_arena 
     const wb_model *model = m->model;
     const wb_mla_widths width = wb_mla_widths_of(&model->config);
     const wb_mla_sizes *sizes = &model->config.mla;
-    wb_place(arena, &m->log_sums, T, model->config.n_heads, sizeof(float));
     wb_place_activations(arena, model, &m->c_normed, T, sizes->kv_rank);
     if (sizes->q_rank > 0) {
         wb_place_activations(arena, model, &m->q_low_normed, T, sizes->q_rank);

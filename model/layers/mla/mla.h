@@ -37,7 +37,6 @@ typedef struct wb_mla {
     wb_buffer q;                   /* [T, nh d], rotated */
     wb_buffer q_latent, latent;    /* [T, nh W], [T, W]: the two sides of a score */
     wb_buffer mixed, values;       /* [T, nh kv_rank] sums of c, [T, nh value] */
-    wb_buffer log_sums;            /* f32 [T, nh] */
 
     wb_buffer dq_low, dq, dq_latent, dmixed, dvalues; /* like what they are gradients of */
     wb_buffer dlatent, dc;                            /* [T, W] as keys, [T, kv_rank] */

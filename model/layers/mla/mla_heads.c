@@ -154,7 +154,5 @@ wb_attention wb_mla_attention(const wb_mla *m, const wb_pass *pass, const wb_sta
                           .pos = pass->pos,
                           .blocks = pass->blocks,
                           .max_blocks = pass->max_blocks,
-                          .block_size = pass->block_size,
-                          .log_sums = m->log_sums.data,
-                          .out = wb_activations(model, &m->mixed)};
+                          .block_size = pass->block_size};
 }

@@ -71,9 +71,9 @@ static void layout(void *worker, wb_model *model, const wb_sizes *sizes, wb_aren
     wb_moe_experts_layout(&m->experts, other ? &other->experts : NULL, model, sizes, arena);
     wb_moe_shared_layout(&m->shared, other ? &other->shared : NULL, model, sizes, arena);
     wb_place_activations(arena, model, &m->rows, n_pairs, H);
-    if (wb_moe_has_peers(m->model) || sizes->backward)
+    if (wb_moe_rows_travel(m->model) || sizes->backward)
         wb_place_scratch(arena, model, &m->output, other ? &other->output : NULL, sizes->expert_rows, H);
-    if (!wb_moe_has_peers(m->model)) return;
+    if (!wb_moe_rows_travel(m->model)) return;
     if (!other) wb_arena_part(arena, "exchange");
     wb_place_scratch(arena, model, &m->sent, other ? &other->sent : NULL, n_pairs, H);
     if (other)
@@ -112,7 +112,7 @@ static wb_status run_experts_by_mailboxes(moe *m, const wb_moe_weights *w, const
 /* rows (=) the outputs of the experts for x[T,H]. */
 static wb_status run_experts(moe *m, const wb_moe_weights *w, bool leaves_nothing, wb_rows x) {
     wb_device *dev = m->model->device;
-    if (!wb_moe_has_peers(m->model))
+    if (!wb_moe_rows_travel(m->model))
         return wb_moe_experts_forward(&m->experts, &m->plan, w, leaves_nothing, x, rows_of(m, &m->rows));
     WB_TRY(dev->gather_rows(dev, m->plan.n_sent, m->model->config.hidden_size, m->plan.row_token.data, x,
                             rows_of(m, &m->sent)));
@@ -146,7 +146,7 @@ static wb_status run_experts_backward(moe *m, const wb_moe_weights *w, bool star
                                       float *const *grads, wb_rows *drows_out) {
     wb_device *dev = m->model->device;
     const wb_rows output = rows_of(m, &m->output);
-    if (!wb_moe_has_peers(m->model)) {
+    if (!wb_moe_rows_travel(m->model)) {
         *drows_out = output;
         return wb_moe_experts_backward(&m->experts, &m->plan, w, starts_grads, x, grads, output);
     }
@@ -169,7 +169,7 @@ static wb_status backward(void *worker, const void *weights, const wb_pass *pass
 
     /* With several ranks `sent` is free once its content has gone, and so are `rows` after the combine's
      * backward. */
-    const wb_rows doutputs = rows_of(m, wb_moe_has_peers(m->model) ? &m->sent : &m->output);
+    const wb_rows doutputs = rows_of(m, wb_moe_rows_travel(m->model) ? &m->sent : &m->output);
     const int32_t *pair_row = m->plan.pair_row.data;
     wb_rows drows;
     WB_TRY(dev->moe_combine_backward(dev, T, K, H, rows_of(m, &m->rows), pair_row, m->choice.weights.data, dy,

@@ -39,8 +39,8 @@ typedef struct wb_moe_weights {
     int32_t gate_up, down; /* [slots of this rank][2F, H] and [H, F], as wb_param */
 } wb_moe_weights;
 
-/* Whether rows travel at all. */
-static inline bool wb_moe_has_peers(const wb_model *model) {
+/* Whether rows travel to other ranks at all. */
+static inline bool wb_moe_rows_travel(const wb_model *model) {
     return model->n_ranks > 1;
 }
 

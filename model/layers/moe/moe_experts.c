@@ -15,7 +15,7 @@ void wb_moe_experts_layout(wb_moe_experts *experts, const wb_moe_experts *other,
 /* The matrices [out, in] of a storage, a slot each, over the rows of the slots. */
 static wb_grouped group(const wb_moe_experts *experts, const wb_moe_rows *plan, int32_t param, int64_t out) {
     const wb_model *model = experts->model;
-    const bool alone = !wb_moe_has_peers(model);
+    const bool alone = !wb_moe_rows_travel(model);
     wb_grouped g = {.n_groups = (int32_t)wb_model_local_slots(model),
                     .offsets = alone ? plan->offsets.data : plan->grouped_offsets.data,
                     .max_rows = alone ? plan->T * model->config.router.top_k : plan->n,

@@ -33,7 +33,7 @@ void wb_moe_rows_layout(wb_moe_rows *plan, const wb_moe_rows *other, wb_model *m
     wb_place(arena, &plan->pair_row, n_pairs, 1, sizeof(int32_t));
     wb_place(arena, &plan->row_token, n_pairs, 1, sizeof(int32_t));
     wb_place(arena, &plan->offsets, S + 1, 1, sizeof(int32_t));
-    if (wb_moe_has_peers(plan->model)) layout_slots(plan, arena);
+    if (wb_moe_rows_travel(plan->model)) layout_slots(plan, arena);
     if (other) return;
     wb_host_view_place(arena, &plan->host_pair_row, n_pairs, sizeof(int32_t));
     wb_host_view_place(arena, &plan->host_row_token, n_pairs, sizeof(int32_t));
@@ -136,8 +136,8 @@ wb_status wb_moe_rows_make(wb_moe_rows *plan, wb_moe_exchange *exchange, const w
                            int32_t moe_index) {
     const wb_planned_layer *planned = pass->routing->planned;
     WB_TRY(plan_pairs(plan, pass, moe_index));
-    plan->gather = wb_moe_has_peers(plan->model) ? NULL : plan->row_token.data;
-    if (!wb_moe_has_peers(plan->model) || pass->mailbox_rows > 0) return WB_OK;
+    plan->gather = wb_moe_rows_travel(plan->model) ? NULL : plan->row_token.data;
+    if (!wb_moe_rows_travel(plan->model) || pass->mailbox_rows > 0) return WB_OK;
     if (planned)
         take_counts(plan, &planned[moe_index]);
     else
