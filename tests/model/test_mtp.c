@@ -193,6 +193,23 @@ static void test_a_layer_that_lacks_a_tensor(void **state) {
     expect_open_fails(out.text, WB_NOT_FOUND, "missing tensor model.layers.4.hnorm.weight [16]");
 }
 
+/* A tensor that a decoder layer has too is not taken from there. */
+static void test_a_layer_that_lacks_what_the_decoder_has(void **state) {
+    (void)state;
+    static const char *const names[] = {"model.layers.3.self_attn.o_proj.weight",
+                                        "model.layers.4.mlp.gate.weight",
+                                        "model.layers.4.mlp.experts.1.up_proj.weight"};
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+        char folder[32], part[128];
+        snprintf(folder, sizeof folder, "lacks_%zu", i);
+        snprintf(part, sizeof part, "missing tensor %s", names[i]);
+        edit *e = edit_begin_from(oracle().text, folder);
+        edit_remove(e, names[i]);
+        const temp_path out = edit_end(e, NULL);
+        expect_open_fails(out.text, WB_NOT_FOUND, part);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_logits_are_those_of_transformers),
@@ -200,6 +217,7 @@ int main(void) {
         cmocka_unit_test(test_files_without_them),
         cmocka_unit_test(test_a_copy_that_is_none_is_told),
         cmocka_unit_test(test_a_layer_that_lacks_a_tensor),
+        cmocka_unit_test(test_a_layer_that_lacks_what_the_decoder_has),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }
