@@ -168,6 +168,22 @@ static wb_status load_all(loader *ld, wb_model *model, uint64_t *digests_out) {
     return model->mtp ? load_all(ld, model->mtp, digests_out + model->n_tensors) : WB_OK;
 }
 
+static bool has_bf16_matrix(const wb_model *model) {
+    for (int32_t i = 0; i < model->n_tensors; i++)
+        if (model->tensors[i].n_dims > 1 && model->tensors[i].file_dtype == WB_BF16) return true;
+    return false;
+}
+
+/* What was quantized counts as bf16 where the files have matrices of bf16: the model is one of bf16, and a
+ * save as it was opened has one dtype. */
+static void count_quantized_as_bf16(wb_model *model) {
+    for (int32_t i = 0; i < model->n_tensors; i++) {
+        wb_dtype *dtype = &model->tensors[i].file_dtype;
+        if (*dtype == WB_F8_E4M3 || *dtype == WB_U8) *dtype = WB_BF16;
+    }
+    if (model->mtp) count_quantized_as_bf16(model->mtp);
+}
+
 wb_status wb_model_load(wb_model *model, const wb_safetensors *files, const char *dir,
                         uint64_t *digests_out) {
     loader ld = {.model = model, .files = files, .dir = dir};
@@ -176,6 +192,7 @@ wb_status wb_model_load(wb_model *model, const wb_safetensors *files, const char
     if (status == WB_OK) status = WB_OWN(&ld.memory, ld.values, (size_t)CHUNK_ELEMENTS, dir);
     if (status == WB_OK) status = load_all(&ld, model, digests_out);
     if (status == WB_OK) status = check_surplus(&ld);
+    if (status == WB_OK && ld.quantized && has_bf16_matrix(model)) count_quantized_as_bf16(model);
     if (status == WB_OK) status = make_notes(&ld);
     wb_owner_close(&ld.memory);
     return status;
