@@ -8,6 +8,7 @@
 #include "wb_hash.h"
 #include "wb_tensor_io.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -108,6 +109,18 @@ static bool harmless(const wb_model *model, const char *name) {
     return model->config.tie_word_embeddings && strcmp(name, wb_registry_name(model, "lm_head.weight")) == 0;
 }
 
+/* Of a layer behind the decoder's: what such layers are, for the message. */
+static void surplus_layer(const loader *ld, const char *name, char *text_out, size_t size) {
+    const wb_config *c = &ld->model->config;
+    int layer = -1;
+    text_out[0] = '\0';
+    if (sscanf(name, "model.layers.%d.", &layer) == 1 && layer >= c->n_layers)
+        snprintf(text_out, size,
+                 "; layers from %d on are for multi-token prediction (MTP), of which there are %d by "
+                 "num_nextn_predict_layers",
+                 c->n_layers, c->n_mtp_layers);
+}
+
 static wb_status check_surplus(const loader *ld) {
     const char *first = NULL;
     size_t surplus = 0;
@@ -119,10 +132,12 @@ static wb_status check_surplus(const loader *ld) {
     }
     if (surplus == 0) return WB_OK;
     wb_tensor_view view = {0};
+    char layers[160];
     WB_TRY(wb_safetensors_find(ld->files, first, &view));
-    return wb_fail(WB_MISMATCH, "%s: surplus tensor %s %s: not of this %s model (%zu such tensors)",
+    surplus_layer(ld, first, layers, sizeof layers);
+    return wb_fail(WB_MISMATCH, "%s: surplus tensor %s %s: not of this %s model (%zu such tensors)%s",
                    view.file, first, wb_shape_text(view.n_dims, view.shape).text,
-                   ld->model->family->model_type, surplus);
+                   ld->model->family->model_type, surplus, layers);
 }
 
 /* What a person should know of what was read. */

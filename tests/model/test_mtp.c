@@ -210,6 +210,24 @@ static void test_a_layer_that_lacks_what_the_decoder_has(void **state) {
     }
 }
 
+/* Layers that are there in part are not passed over, and those that the configuration does not have are named
+ * for what they are. */
+static void test_layers_that_do_not_fit_the_configuration(void **state) {
+    (void)state;
+    edit *e = edit_begin_from(oracle().text, "no_eh_proj");
+    edit_remove(e, "model.layers.3.eh_proj.weight");
+    expect_open_fails(edit_end(e, NULL).text, WB_NOT_FOUND, "missing tensor model.layers.3.eh_proj.weight");
+    e = edit_begin_from(oracle().text, "none_said");
+    const temp_path config = temp_in(e->out.text, "config.json");
+    json_t *root = json_load_file(config.text, 0, NULL);
+    json_object_set_new(root, "num_nextn_predict_layers", json_integer(0));
+    assert_int_equal(json_dump_file(root, config.text, 0), 0);
+    json_decref(root);
+    expect_open_fails(edit_end(e, NULL).text, WB_MISMATCH,
+                      "layers from 3 on are for multi-token prediction (MTP), of which there are 0 by "
+                      "num_nextn_predict_layers");
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_logits_are_those_of_transformers),
@@ -218,6 +236,7 @@ int main(void) {
         cmocka_unit_test(test_a_copy_that_is_none_is_told),
         cmocka_unit_test(test_a_layer_that_lacks_a_tensor),
         cmocka_unit_test(test_a_layer_that_lacks_what_the_decoder_has),
+        cmocka_unit_test(test_layers_that_do_not_fit_the_configuration),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }
