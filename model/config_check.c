@@ -47,7 +47,7 @@ static wb_status check_router(const wb_config *c, const wb_family_rules *rules) 
     if (r->type != types[0] && r->type != types[1])
         return wb_fail(WB_UNSUPPORTED, "router: expected %s or %s, found type %d", wb_router_name(types[0]),
                        wb_router_name(types[1]), (int)r->type);
-    if (!rules->scales_router && (r->n_group > 1 || r->scale != 1.0f))
+    if (rules->router_scale == 0 && (r->n_group > 1 || r->scale != 1.0f))
         return wb_fail(WB_UNSUPPORTED, "router: expected no groups and scale 1, found %d groups and scale %g",
                        r->n_group, (double)r->scale);
     return wb_router_check(r);

@@ -140,9 +140,10 @@ int32_t wb_config_window(const wb_config *c, int32_t l) {
 
 /* `may_slide`: whether the family has windows. */
 static wb_status take_layer_types(const json_t *list, bool may_slide, wb_config *c) {
-    if (!json_is_array(list)) return wb_json_wrong_type("layer_types", list, "a list");
+    if (!json_is_array(list) || json_array_size(list) < (size_t)c->n_layers)
+        return wb_json_wrong_type("layer_types", list, "a list with a member for each layer");
     const char *supported = may_slide ? "\"full_attention\" or \"sliding_attention\"" : "\"full_attention\"";
-    for (size_t l = 0; l < json_array_size(list) && l < (size_t)c->n_layers; l++) {
+    for (size_t l = 0; l < (size_t)c->n_layers; l++) {
         const json_t *value = json_array_get(list, l);
         const char *type = json_string_value(value);
         const bool slides = type && strcmp(type, sliding) == 0;

@@ -77,10 +77,10 @@ static wb_status read_either(const json_t *root, const char *const *keys, int32_
     return first ? WB_OK : wb_fail(WB_CORRUPT, "%s: expected an integer, found none", *keys);
 }
 
-static wb_status read_groups(const json_t *root, wb_router *router) {
-    WB_TRY(wb_config_float(root, "routed_scaling_factor", 1.0, &router->scale));
-    WB_TRY(wb_json_int(root, "n_group", 1, &router->n_group));
-    return wb_json_int(root, "topk_group", 1, &router->topk_group);
+static wb_status read_groups(const json_t *root, const wb_family_rules *rules, wb_router *router) {
+    WB_TRY(wb_config_float(root, "routed_scaling_factor", rules->router_scale, &router->scale));
+    WB_TRY(wb_json_int(root, "n_group", rules->n_group, &router->n_group));
+    return wb_json_int(root, "topk_group", rules->topk_group, &router->topk_group);
 }
 
 static wb_status read_router(const json_t *root, const wb_family_rules *rules, wb_config *c) {
@@ -92,7 +92,7 @@ static wb_status read_router(const json_t *root, const wb_family_rules *rules, w
     c->router = (wb_router){.type = rules->router_types[normalize], .normalize = normalize, .scale = 1.0f};
     WB_TRY(read_either(root, experts, &c->router.n_experts));
     WB_TRY(read_either(root, choices, &c->router.top_k));
-    return rules->scales_router ? read_groups(root, &c->router) : WB_OK;
+    return rules->router_scale > 0 ? read_groups(root, rules, &c->router) : WB_OK;
 }
 
 static wb_status read_sizes(const json_t *root, const wb_family_rules *rules, wb_config *c) {

@@ -22,22 +22,25 @@ static json_t *make_root(const wb_config *c, const wb_family_rules *rules, const
     const char *bias = rules->attention_bias_key ? rules->attention_bias_key : "attention_bias";
     const char *experts = rules->experts_key ? rules->experts_key : "num_experts";
     json_t *root = json_pack(
-        "{s:[s], s:s, s:s, s:s, s:b, s:f, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:b, s:o, s:b, s:b, "
+        "{s:[s], s:s, s:s, s:s, s:b, s:f, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:b, s:o, s:b, s:b, "
         "s:n, "
         "s:n, s:n}",
         "architectures", rules->architecture, "model_type", rules->model_type, "torch_dtype", dtype,
         "hidden_act", "silu", bias, c->attention_bias, "attention_dropout", 0.0, "hidden_size",
         c->hidden_size, "num_hidden_layers", c->n_layers, "num_attention_heads", c->n_heads,
-        "num_key_value_heads", c->n_kv_heads, "head_dim", c->head_dim, "vocab_size", c->vocab_size,
-        "max_position_embeddings", c->max_positions, experts, c->router.n_experts, "num_experts_per_tok",
-        c->router.top_k, "norm_topk_prob", normalizes(c, rules), "rms_norm_eps", wb_json_real(c->norm_eps),
+        "num_key_value_heads", c->n_kv_heads, "vocab_size", c->vocab_size, "max_position_embeddings",
+        c->max_positions, experts, c->router.n_experts, "num_experts_per_tok", c->router.top_k,
+        "norm_topk_prob", normalizes(c, rules), "rms_norm_eps", wb_json_real(c->norm_eps),
         "tie_word_embeddings", c->tie_word_embeddings, "use_cache", 1, "bos_token_id", "eos_token_id",
         "pad_token_id"); /* not this model's to know */
     int failed = !root || json_object_set_new(root, rules->expert_width_key, json_integer(c->expert_width));
+    /* Of latent attention transformers takes head_dim for the dimensions that are turned. */
+    if (!failed && !rules->latent_attention)
+        failed = json_object_set_new(root, "head_dim", json_integer(c->head_dim));
     if (!failed)
         failed = wb_config_write_moe_layers(c, rules, root) || wb_config_write_rope(c, rules, root) ||
                  wb_config_write_windows(c, rules, root);
-    if (!failed && rules->scales_router)
+    if (!failed && rules->router_scale > 0)
         failed = json_object_set_new(root, "routed_scaling_factor", wb_json_real(c->router.scale)) ||
                  json_object_set_new(root, "n_group", json_integer(at_least_one(c->router.n_group))) ||
                  json_object_set_new(root, "topk_group", json_integer(at_least_one(c->router.topk_group)));

@@ -8,6 +8,7 @@
 #include "wb_hash.h"
 #include "wb_tensor_io.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -108,6 +109,18 @@ static bool harmless(const wb_model *model, const char *name) {
     return model->config.tie_word_embeddings && strcmp(name, wb_registry_name(model, "lm_head.weight")) == 0;
 }
 
+/* Of a layer behind the decoder's: what such layers are, for the message. */
+static void surplus_layer(const loader *ld, const char *name, char *text_out, size_t size) {
+    const wb_config *c = &ld->model->config;
+    int layer = -1;
+    text_out[0] = '\0';
+    if (sscanf(name, "model.layers.%d.", &layer) == 1 && layer >= c->n_layers)
+        snprintf(text_out, size,
+                 "; layers from %d on are for multi-token prediction (MTP), of which there are %d by "
+                 "num_nextn_predict_layers",
+                 c->n_layers, c->n_mtp_layers);
+}
+
 static wb_status check_surplus(const loader *ld) {
     const char *first = NULL;
     size_t surplus = 0;
@@ -119,10 +132,12 @@ static wb_status check_surplus(const loader *ld) {
     }
     if (surplus == 0) return WB_OK;
     wb_tensor_view view = {0};
+    char layers[160];
     WB_TRY(wb_safetensors_find(ld->files, first, &view));
-    return wb_fail(WB_MISMATCH, "%s: surplus tensor %s %s: not of this %s model (%zu such tensors)",
+    surplus_layer(ld, first, layers, sizeof layers);
+    return wb_fail(WB_MISMATCH, "%s: surplus tensor %s %s: not of this %s model (%zu such tensors)%s",
                    view.file, first, wb_shape_text(view.n_dims, view.shape).text,
-                   ld->model->family->model_type, surplus);
+                   ld->model->family->model_type, surplus, layers);
 }
 
 /* What a person should know of what was read. */
@@ -168,6 +183,22 @@ static wb_status load_all(loader *ld, wb_model *model, uint64_t *digests_out) {
     return model->mtp ? load_all(ld, model->mtp, digests_out + model->n_tensors) : WB_OK;
 }
 
+static bool has_bf16_matrix(const wb_model *model) {
+    for (int32_t i = 0; i < model->n_tensors; i++)
+        if (model->tensors[i].n_dims > 1 && model->tensors[i].file_dtype == WB_BF16) return true;
+    return false;
+}
+
+/* What was quantized counts as bf16 where the files have matrices of bf16: the model is one of bf16, and a
+ * save as it was opened has one dtype. */
+static void count_quantized_as_bf16(wb_model *model) {
+    for (int32_t i = 0; i < model->n_tensors; i++) {
+        wb_dtype *dtype = &model->tensors[i].file_dtype;
+        if (*dtype == WB_F8_E4M3 || *dtype == WB_U8) *dtype = WB_BF16;
+    }
+    if (model->mtp) count_quantized_as_bf16(model->mtp);
+}
+
 wb_status wb_model_load(wb_model *model, const wb_safetensors *files, const char *dir,
                         uint64_t *digests_out) {
     loader ld = {.model = model, .files = files, .dir = dir};
@@ -176,6 +207,7 @@ wb_status wb_model_load(wb_model *model, const wb_safetensors *files, const char
     if (status == WB_OK) status = WB_OWN(&ld.memory, ld.values, (size_t)CHUNK_ELEMENTS, dir);
     if (status == WB_OK) status = load_all(&ld, model, digests_out);
     if (status == WB_OK) status = check_surplus(&ld);
+    if (status == WB_OK && ld.quantized && has_bf16_matrix(model)) count_quantized_as_bf16(model);
     if (status == WB_OK) status = make_notes(&ld);
     wb_owner_close(&ld.memory);
     return status;

@@ -6,15 +6,17 @@
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 /* A checkpoint whose configuration has MTP layers may have none: who saves the decoder alone leaves the key.
  * *note_out: what that means, or NULL. */
 static void find_mtp_layers(const wb_safetensors *files, wb_config *config, const char **note_out) {
-    char name[WB_TENSOR_NAME_BYTES];
+    char first[WB_TENSOR_NAME_BYTES];
     *note_out = NULL;
     if (config->n_mtp_layers == 0) return;
-    snprintf(name, sizeof name, "model.layers.%d.eh_proj.weight", config->n_layers);
-    if (wb_safetensors_lookup(files, name) != SIZE_MAX) return;
+    snprintf(first, sizeof first, "model.layers.%d.", config->n_layers);
+    for (size_t i = 0; i < wb_safetensors_count(files); i++)
+        if (strncmp(wb_safetensors_name(files, i), first, strlen(first)) == 0) return;
     config->n_mtp_layers = 0;
     *note_out = "the files have no MTP layers, of which the configuration speaks";
 }

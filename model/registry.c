@@ -49,12 +49,13 @@ static int count_dots(const char *name) {
 void wb_registry_usual_name(const wb_model *model, const wb_tensor *t, char usual_out[WB_TENSOR_NAME_BYTES]) {
     const size_t size = WB_TENSOR_NAME_BYTES;
     const int in_layer = count_dots(wb_registry_name(model, "model.layers")) + 2,
-              in_expert = in_layer + count_dots(wb_registry_name(model, "mlp.experts")) + 2;
+              in_expert = in_layer + count_dots(wb_registry_name(model, "mlp.experts")) + 2,
+              layer = t->layer + wb_model_first_layer(model);
     if (t->expert >= 0)
-        snprintf(usual_out, size, "model.layers.%d.mlp.experts.%d.%s", t->layer, t->expert,
+        snprintf(usual_out, size, "model.layers.%d.mlp.experts.%d.%s", layer, t->expert,
                  usual_name(model, behind_dots(t->name, in_expert)));
     else if (t->layer >= 0)
-        snprintf(usual_out, size, "model.layers.%d.%s", t->layer,
+        snprintf(usual_out, size, "model.layers.%d.%s", layer,
                  usual_name(model, behind_dots(t->name, in_layer)));
     else
         snprintf(usual_out, size, "%s", usual_name(model, t->name));

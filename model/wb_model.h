@@ -238,8 +238,9 @@ WB_API void wb_model_close(wb_model *model); /* NULL is a no-op; not collective 
  * 64 MiB each, 256 MiB in all) are written along, from memory: that directory may be gone. In that
  * directory itself those that are there stay. Collective. */
 WB_API wb_status wb_model_save(wb_model *model, const char *dir);
-/* The same, but tensors of f32 that came as bf16 are written as bf16, to the nearest: a model that is trained
- * in f32 goes on in the dtype that its users have. What is lost, the caller keeps (wb_tensor.file_dtype). */
+/* The same, but tensors of f32 that came as bf16, or quantized beside bf16, are written as bf16, to the
+ * nearest: a model that is trained in f32 goes on in the dtype that its users have. What is lost, the caller
+ * keeps (wb_tensor.file_dtype). */
 WB_API wb_status wb_model_save_as_opened(wb_model *model, const char *dir);
 
 WB_API const wb_config *wb_model_config(const wb_model *model);
@@ -271,7 +272,9 @@ typedef struct wb_tensor {
     int64_t shape[2];
     int64_t n; /* elements */
     wb_dtype dtype;
-    wb_dtype file_dtype; /* in the files that the model was opened from; elsewhere `dtype` */
+    /* In the files that the model was opened from, bf16 of what is quantized beside matrices of bf16;
+     * elsewhere `dtype`. */
+    wb_dtype file_dtype;
     void *data;          /* device; NULL: in a slot of another rank */
     int32_t param;       /* storage that it is part of, and ... */
     int64_t offset;      /* ... where data is not NULL, its first element there (wb_train_grad) */

@@ -26,13 +26,22 @@ wb_status wb_json_parse(const char *text, size_t bytes, const char *where, json_
 /* A value as it stands in the file, cut to fit a message. */
 typedef struct shown {
     char text[80];
+    size_t length;
 } shown;
 
+/* As much of a piece as there is room for. */
+static int add_piece(const char *piece, size_t bytes, void *opaque) {
+    shown *s = opaque;
+    const size_t room = sizeof s->text - 1 - s->length, n = bytes < room ? bytes : room;
+    memcpy(s->text + s->length, piece, n);
+    s->length += n;
+    return 0;
+}
+
 static shown show(const json_t *value) {
-    shown s;
-    size_t n = json_dumpb(value, s.text, sizeof s.text - 1, JSON_ENCODE_ANY | JSON_COMPACT);
-    if (n >= sizeof s.text) memcpy(s.text + sizeof s.text - 5, "...", 4);
-    s.text[n < sizeof s.text ? n : sizeof s.text - 2] = '\0';
+    shown s = {.length = 0};
+    json_dump_callback(value, add_piece, &s, JSON_ENCODE_ANY | JSON_COMPACT);
+    if (s.length == sizeof s.text - 1) memcpy(s.text + s.length - 3, "...", 3);
     return s;
 }
 

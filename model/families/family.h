@@ -61,9 +61,10 @@ typedef struct wb_family_rules {
     bool norm_topk_prob, tie_word_embeddings, attention_bias;
     const char *attention_bias_key; /* NULL: attention_bias */
     bool clips;                     /* has the key clip_qkv */
-    bool scales_router;             /* has the keys routed_scaling_factor, n_group and topk_group */
-    wb_rope_scaling rope_scaling;   /* where neither rope_scaling nor rope_parameters is there */
-    const char *const *rope_keys;   /* up to NULL: further keys about rope, which `read` takes; or NULL */
+    double router_scale; /* routed_scaling_factor; 0: the family has neither this key nor those of groups */
+    int32_t n_group, topk_group;  /* where there is a router_scale */
+    wb_rope_scaling rope_scaling; /* where neither rope_scaling nor rope_parameters is there */
+    const char *const *rope_keys; /* up to NULL: further keys about rope, which `read` takes; or NULL */
     double rotary_factor; /* partial_rotary_factor; 0: the family has no such key, all of a head is turned */
     wb_moe_rule moe_layers;
     int32_t first_dense; /* WB_MOE_FROM_LAYER: first_k_dense_replace */

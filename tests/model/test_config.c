@@ -166,7 +166,7 @@ static void test_released_spelling_and_defaults(void **state) {
     expect_ok("qwen3_moe", "properties", "[1,2]"); /* no word of it is rope */
     expect_ok("qwen3_moe", "rope_local_base_freq", "null");
     expect_ok("qwen3_moe", "rope_interleave", "false");
-    expect_ok("qwen3_moe", "layer_types", "[\"full_attention\"]");
+    expect_ok("qwen3_moe", "layer_types", "[\"full_attention\",\"full_attention\",\"full_attention\"]");
 }
 
 /* What is meant where a key is absent is the family's, as in its class in transformers 5.24; a number may
@@ -452,7 +452,10 @@ static void test_bad_values_are_refused(void **state) {
          "num_experts_per_tok: expected num_experts_per_token 3, found"},
         {"rope_parameters", "{\"partial_rotary_factor\":0.5}", WB_UNSUPPORTED, "partial_rotary_factor"},
         {"use_sliding_window", "true", WB_UNSUPPORTED, "use_sliding_window: supported is false, found true"},
-        {"layer_types", "[\"full_attention\",\"sliding_attention\"]", WB_UNSUPPORTED, "sliding_attention"},
+        {"layer_types", "[\"full_attention\",\"full_attention\",\"sliding_attention\"]", WB_UNSUPPORTED,
+         "sliding_attention"},
+        {"layer_types", "[\"full_attention\",\"full_attention\"]", WB_CORRUPT,
+         "layer_types: expected a list with a member for each layer, found [\"full_"},
         {"hidden_act", "\"gelu\"", WB_UNSUPPORTED, "hidden_act: supported is \"silu\", found \"gelu\""},
         {"quantization_config", "{\"quant_method\":\"fp8\"}", WB_UNSUPPORTED, "quantization_config"},
         {"quantization_config", "{\"quant_method\":\"compressed-tensors\"}", WB_UNSUPPORTED,
@@ -472,6 +475,23 @@ static void test_bad_values_are_refused(void **state) {
     expect_refused("olmoe", "clip_qkv", "\"1\"", WB_CORRUPT, "clip_qkv");
     expect_refused("olmoe", "intermediate_size", NULL, WB_CORRUPT, "intermediate_size");
     expect_refused("olmoe", "hidden_size", "30", WB_INVALID_ARGUMENT, "multiple of num_attention_heads 4");
+}
+
+/* A value too long for a message is cut, and nothing is behind it. */
+static void test_a_long_value_is_cut(void **state) {
+    (void)state;
+    char value[202], expected[128];
+    memset(value, 'a', sizeof value - 1);
+    value[0] = value[sizeof value - 2] = '"', value[sizeof value - 1] = '\0';
+    snprintf(expected, sizeof expected, ", found %.76s...", value);
+    expect_refused("qwen3_moe", "hidden_act", value, WB_UNSUPPORTED, expected);
+    const char *message = wb_error_message();
+    assert_string_equal(message + strlen(message) - strlen(expected), expected);
+    value[40] = '"', value[41] = '\0';
+    snprintf(expected, sizeof expected, ", found %s", value);
+    expect_refused("qwen3_moe", "hidden_act", value, WB_UNSUPPORTED, expected);
+    message = wb_error_message();
+    assert_string_equal(message + strlen(message) - strlen(expected), expected);
 }
 
 /* More than 64 choices a token are refused although there are experts enough. */
@@ -602,6 +622,21 @@ static void test_generated_config_reads_back(void **state) {
     expect_generated_reads_back(&c);
 }
 
+/* transformers reads head_dim of these as the width of what is turned, and goes by the other widths where it
+ * is not there. */
+static void test_generated_config_of_latent_attention_has_no_head_dim(void **state) {
+    (void)state;
+    static const char *const latent[] = {"deepseek_v2", "deepseek_v3"};
+    for (size_t i = 0; i < 2; i++) {
+        const wb_config c = expect_ok(latent[i], NULL, NULL);
+        char *text = NULL;
+        assert_int_equal(wb_config_text(&c, wb_family_rules_of(c.family), NULL, WB_BF16, &text), WB_OK);
+        assert_null(strstr(text, "\"head_dim\""));
+        free(text);
+        expect_generated_reads_back(&c);
+    }
+}
+
 static void test_source_text_is_kept_but_for_the_dtype(void **state) {
     (void)state;
     wb_config c = expect_ok("qwen3_moe", NULL, NULL);
@@ -645,11 +680,13 @@ int main(void) {
         cmocka_unit_test(test_released_gpt_oss),
         cmocka_unit_test(test_routes_of_a_configuration),
         cmocka_unit_test(test_bad_values_are_refused),
+        cmocka_unit_test(test_a_long_value_is_cut),
         cmocka_unit_test(test_top_k_above_64_is_refused),
         cmocka_unit_test(test_sizes_that_overflow_together_are_refused),
         cmocka_unit_test(test_config_check_of_a_struct),
         cmocka_unit_test(test_files_that_are_no_config),
         cmocka_unit_test(test_generated_config_reads_back),
+        cmocka_unit_test(test_generated_config_of_latent_attention_has_no_head_dim),
         cmocka_unit_test(test_source_text_is_kept_but_for_the_dtype),
     };
     return cmocka_run_group_tests(tests, setup, teardown);

@@ -193,6 +193,41 @@ static void test_a_layer_that_lacks_a_tensor(void **state) {
     expect_open_fails(out.text, WB_NOT_FOUND, "missing tensor model.layers.4.hnorm.weight [16]");
 }
 
+/* A tensor that a decoder layer has too is not taken from there. */
+static void test_a_layer_that_lacks_what_the_decoder_has(void **state) {
+    (void)state;
+    static const char *const names[] = {"model.layers.3.self_attn.o_proj.weight",
+                                        "model.layers.4.mlp.gate.weight",
+                                        "model.layers.4.mlp.experts.1.up_proj.weight"};
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+        char folder[32], part[128];
+        snprintf(folder, sizeof folder, "lacks_%zu", i);
+        snprintf(part, sizeof part, "missing tensor %s", names[i]);
+        edit *e = edit_begin_from(oracle().text, folder);
+        edit_remove(e, names[i]);
+        const temp_path out = edit_end(e, NULL);
+        expect_open_fails(out.text, WB_NOT_FOUND, part);
+    }
+}
+
+/* Layers that are there in part are not passed over, and those that the configuration does not have are named
+ * for what they are. */
+static void test_layers_that_do_not_fit_the_configuration(void **state) {
+    (void)state;
+    edit *e = edit_begin_from(oracle().text, "no_eh_proj");
+    edit_remove(e, "model.layers.3.eh_proj.weight");
+    expect_open_fails(edit_end(e, NULL).text, WB_NOT_FOUND, "missing tensor model.layers.3.eh_proj.weight");
+    e = edit_begin_from(oracle().text, "none_said");
+    const temp_path config = temp_in(e->out.text, "config.json");
+    json_t *root = json_load_file(config.text, 0, NULL);
+    json_object_set_new(root, "num_nextn_predict_layers", json_integer(0));
+    assert_int_equal(json_dump_file(root, config.text, 0), 0);
+    json_decref(root);
+    expect_open_fails(edit_end(e, NULL).text, WB_MISMATCH,
+                      "layers from 3 on are for multi-token prediction (MTP), of which there are 0 by "
+                      "num_nextn_predict_layers");
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_logits_are_those_of_transformers),
@@ -200,6 +235,8 @@ int main(void) {
         cmocka_unit_test(test_files_without_them),
         cmocka_unit_test(test_a_copy_that_is_none_is_told),
         cmocka_unit_test(test_a_layer_that_lacks_a_tensor),
+        cmocka_unit_test(test_a_layer_that_lacks_what_the_decoder_has),
+        cmocka_unit_test(test_layers_that_do_not_fit_the_configuration),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

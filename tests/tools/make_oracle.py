@@ -353,8 +353,8 @@ def compute(args, config, seed):
     """(model with gradients, tensors of ref.safetensors, meta.json)"""
     generator = torch.Generator().manual_seed(seed)
     model = make_model(config, args.std, generator)
-    for param in model.parameters():  # what a checkpoint of that dtype holds; the rotary frequencies stay as they are
-        param.data = param.data.to(getattr(torch, args.dtype)).float()
+    for tensor in model.state_dict().values():  # what a checkpoint of that dtype holds; the rotary frequencies stay as they are
+        tensor.copy_(tensor.to(getattr(torch, args.dtype)))
     if args.fp8:
         round_to_fp8(model, args.fp8)
     if args.mxfp4:
@@ -414,10 +414,18 @@ def respell_config(out):
         json.dump(config, file, indent=2, sort_keys=True)
 
 
+def check_exact(model, dtype):
+    """Everything was computed from values that the checkpoint has, too."""
+    for name, tensor in model.state_dict().items():
+        if not torch.equal(tensor, tensor.to(dtype).float()):
+            sys.exit(f"{name}: has values that {dtype} has not")
+
+
 def save(args, model, ref, meta, mtp):
     out = args.out
     os.makedirs(out)
     save_grads(model, out)
+    check_exact(model, getattr(torch, args.dtype))
     model.to(getattr(torch, args.dtype))
     if args.fused:
         save_fused(model, out)
