@@ -73,8 +73,10 @@ WB_API wb_status wb_comm_look(wb_comm *comm);
 
 /* How long a call of this rank waits for the others, in seconds: above 0, at most 1e9; 1800 unless set.
  * INVALID_ARGUMENT otherwise. Longer than the longest work that one rank does between two collective calls.
- * Where GPUs store rows of inference into each other's memory, a rank that fails by itself in the middle of a
- * step is noticed by the others at the end of this time only, and without its reason.
+ * Where GPUs store rows of inference into each other's memory (mailboxes), a rank that fails by itself in the
+ * middle of a step leaves the others' streams waiting for its rows. The engine listens while it waits for the
+ * results of a step: all its ranks stop at once, with the reason. Who calls wb_infer_forward himself and then
+ * waits for the stream does not: there it is noticed at the end of this time only, and without its reason.
  * Not collective, but ranks should have the same: the shortest decides for all. */
 WB_API wb_status wb_comm_set_timeout(wb_comm *comm, double seconds);
 WB_API double wb_comm_timeout(const wb_comm *comm);

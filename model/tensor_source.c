@@ -82,7 +82,8 @@ static wb_status take_single(const search *s, const char *name, size_t index) {
     WB_TRY(wb_safetensors_get(s->files, index, &f->view));
     WB_TRY(check_shape(&f->view, t->n_dims, t->shape));
     if (f->view.dtype == WB_F8_E4M3 && t->n_dims == 2) return take_scales(s, name);
-    return is_float(f->view.dtype) ? WB_OK : wrong_dtype(&f->view, "f32, bf16 or f16");
+    if (is_float(f->view.dtype)) return WB_OK;
+    return wrong_dtype(&f->view, t->n_dims == 2 ? "f32, bf16, f16 or f8_e4m3" : "f32, bf16 or f16");
 }
 
 /* ---- all experts of a layer in one tensor ---------------------------------------------------- */

@@ -234,15 +234,16 @@ static wb_status check_next(const wb_train *train, const wb_placement *next) {
         model->n_attached);
 }
 
-static wb_status check_update(const wb_train *train, const wb_placement *next, wb_update_fn *update) {
+static wb_status prepare_update(wb_train *train, const wb_placement *next, wb_update_fn *update) {
     if (!update) return wb_fail(WB_INVALID_ARGUMENT, "update of experts: expected a function, found NULL");
-    return check_next(train, next);
+    WB_TRY(check_next(train, next));
+    return wb_train_settle_grads(train);
 }
 
 wb_status wb_train_update_experts(wb_train *train, const wb_placement *next, wb_update_fn *update,
                                   void *ctx) {
     expert_update u = {.train = train, .update = update, .ctx = ctx};
-    WB_TRY(wb_comm_agree(train->model->comm, check_update(train, next, update)));
+    WB_TRY(wb_comm_agree(train->model->comm, prepare_update(train, next, update)));
     return run_update(&u, next);
 }
 

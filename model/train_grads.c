@@ -83,6 +83,14 @@ wb_status wb_train_zero_grads(wb_train *train) {
     return zero_grads(train, false);
 }
 
+wb_status wb_train_settle_grads(wb_train *train) {
+    WB_TRY(wb_train_check_has_grads(train));
+    if (!train->experts.grads_are_old) return WB_OK;
+    WB_TRY(zero_grads(train, true));
+    train->experts.grads_are_old = false;
+    return WB_OK;
+}
+
 /* ---- their sum over ranks -------------------------------------------------------------------------- */
 
 /* Copies up to `room` elements from `at` on between the gradients and a bucket, the last parameter first,
@@ -180,7 +188,7 @@ wb_status wb_train_finish_reduction(wb_train *train) {
 }
 
 wb_status wb_train_reduce_grads(wb_train *train) {
-    WB_TRY(wb_comm_agree(train->model->comm, wb_train_check_has_grads(train)));
+    WB_TRY(wb_comm_agree(train->model->comm, wb_train_settle_grads(train)));
     wb_train_start_reduction(train);
     return wb_collective_end(train->model, wb_train_finish_reduction(train));
 }

@@ -108,6 +108,10 @@ wb_status wb_train_open_grads(wb_train *train);
 /* INVALID_ARGUMENT for a trainer of forwards only. */
 wb_status wb_train_check_has_grads(const wb_train *train);
 
+/* Before they are used: where no backward came after wb_train_zero_grads, those of experts become zero now.
+ * INVALID_ARGUMENT for a trainer of forwards only. */
+wb_status wb_train_settle_grads(wb_train *train);
+
 /* All of them are zero: at open. */
 wb_status wb_train_clear_grads(const wb_train *train);
 

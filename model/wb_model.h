@@ -571,7 +571,8 @@ WB_API wb_status wb_train_backward_last(wb_train *train, const float *dlogprobs)
 WB_API wb_status wb_train_reduce_grads(wb_train *train);
 
 /* Before the first backward of an update. Gradients are zero; those of experts keep what they have until the
- * next backward, which overwrites them, so that they are to be read, or written, behind it alone. */
+ * next backward, which overwrites them, so that they are to be read, or written, behind it alone. Where none
+ * follows, wb_train_reduce_grads and wb_train_update_experts take them for zeros. */
 WB_API wb_status wb_train_zero_grads(wb_train *train);
 
 /* How an optimizer updates elements [first, first + n) of tensor i of the registry, of an expert whose home

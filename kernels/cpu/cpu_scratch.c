@@ -23,12 +23,14 @@ static size_t alignment_of(size_t bytes) {
 #endif
 }
 
+/* What is taken is what was asked for, to whole cache lines: callers count it beforehand. */
 wb_status wb_cpu_memory(size_t bytes, void **out) {
     const size_t alignment = alignment_of(bytes);
     if (bytes > SIZE_MAX - alignment) return wb_fail(WB_OUT_OF_MEMORY, "device memory: %zu bytes", bytes);
-    size_t rounded = (bytes + alignment - 1) / alignment * alignment;
-    void *memory = aligned_alloc(alignment, rounded == 0 ? alignment : rounded);
-    if (!memory) return wb_fail(WB_OUT_OF_MEMORY, "device memory: %zu bytes", bytes);
+    const size_t rounded = (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    void *memory = NULL;
+    if (posix_memalign(&memory, alignment, rounded == 0 ? ALIGNMENT : rounded) != 0)
+        return wb_fail(WB_OUT_OF_MEMORY, "device memory: %zu bytes", bytes);
 #ifdef MADV_HUGEPAGE
     /* Where the system has none, ordinary pages do. */
     if (alignment == LARGE_PAGE) (void)madvise(memory, bytes / LARGE_PAGE * LARGE_PAGE, MADV_HUGEPAGE);

@@ -222,6 +222,25 @@ static void test_a_sequence_is_the_same_in_any_company(void **state) {
     }
 }
 
+/* A window of every key there can be is none, in the kernels of sm_90a and in the others. */
+static void test_the_longest_window_is_none(void **state) {
+    (void)state;
+    for (int round = 0; round < 9; round++) {
+        problem p;
+        make_problem(&p, 4, 300, round % 2, round);
+        layout l = all_sequences(&p, false);
+        gradients g = make_gradients(&p), none = make_gradients(&p);
+        l.in_order = true, l.forgets = round % 3 == 1, l.dq_from = round % 3 == 2;
+        p.window = 0;
+        call(&p, &l, &none);
+        p.window = INT32_MAX;
+        call(&p, &l, &g);
+        for (int s = 0; s < p.n; s++) expect_same(&p, s, &g, &none);
+        assert_same_bits(g.dsinks, none.dsinks, p.heads, "dsinks");
+        free_gradients(&g), free_gradients(&none), free(l.order), free_problem(&p);
+    }
+}
+
 /* All of one sequence is NaN. */
 static void test_a_nan_stays_in_its_sequence(void **state) {
     (void)state;
@@ -261,6 +280,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_gradients_are_within_the_bound),
         cmocka_unit_test(test_other_kernels_are_within_it_too),
         cmocka_unit_test(test_a_sequence_is_the_same_in_any_company),
+        cmocka_unit_test(test_the_longest_window_is_none),
         cmocka_unit_test(test_a_nan_stays_in_its_sequence),
         cmocka_unit_test(test_no_tokens),
     };

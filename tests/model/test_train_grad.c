@@ -292,6 +292,45 @@ static void test_gradients_accumulate_over_micro_batches(void **state) {
     close_problem(&p);
 }
 
+/* An update with no backward behind wb_train_zero_grads: nothing of the last one's gradients is left. */
+static void expect_zeros(const float *x, int64_t n) {
+    for (int64_t j = 0; j < n; j++) assert_true(x[j] == 0);
+}
+
+static wb_status update_by_zeros(void *ctx, int32_t i, int64_t first, int64_t n, const float *gradient,
+                                 wb_rows weight) {
+    (void)i, (void)first, (void)weight;
+    expect_zeros(gradient, n);
+    *(int64_t *)ctx += n;
+    return WB_OK;
+}
+
+static void test_no_backward_is_a_gradient_of_zero(void **state) {
+    (void)state;
+    problem p;
+    int64_t n_updated = 0;
+    open_problem(&p, VARIANT_QWEN3, 9);
+    float **once = copy_gradients(&p);
+    MUST(wb_train_zero_grads(p.f.train));
+    MUST(wb_train_update_experts(p.f.train, NULL, update_by_zeros, &n_updated));
+    assert_true(n_updated > 0);
+    for (int pass = 0; pass < 2; pass++) {
+        if (pass == 0) MUST(wb_train_zero_grads(p.f.train));
+        train_pass(&p.f, &p.c, N_SEQS, p.seqs, (direction){p.r.ids, p.forced}, p.dlogprobs, &p.r);
+        if (pass == 0) MUST(wb_train_zero_grads(p.f.train));
+        MUST(wb_train_reduce_grads(p.f.train));
+        for (int32_t i = 0; i < wb_model_n_tensors(p.f.model); i++) {
+            const wb_tensor tensor = wb_model_tensor(p.f.model, i);
+            const float *grad = wb_train_grad(p.f.train, &tensor);
+            if (pass == 0) expect_zeros(grad, tensor.n);
+            for (int64_t j = 0; j < tensor.n && pass == 1; j++) assert_true(grad[j] == once[i][j]);
+        }
+    }
+    for (int32_t i = 0; i < wb_model_n_tensors(p.f.model); i++) free(once[i]);
+    free(once);
+    close_problem(&p);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_gradients_with_bias_and_dense_layer),
@@ -302,6 +341,7 @@ int main(void) {
         cmocka_unit_test(test_gradients_with_sinks_and_clamped_experts),
         cmocka_unit_test(test_rule_31_gradients_of_a_distribution),
         cmocka_unit_test(test_gradients_with_kept_logits),
+        cmocka_unit_test(test_no_backward_is_a_gradient_of_zero),
         cmocka_unit_test(test_gradients_accumulate_over_micro_batches),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -484,8 +484,40 @@ static double selection_key(const reference *ref, const layer_reference *layer, 
     return 4 * (1 / (1 + exp(-logit)) + (double)layer->bias[e]);
 }
 
+/* The sum of a group's two largest keys, or the largest alone where experts are chosen by logits; such a score
+ * is off by as many errors as there are keys in it. */
+static double group_score(const reference *ref, const layer_reference *layer, int64_t row, int64_t group) {
+    const int64_t size = ref->E / ref->config.router.n_group;
+    double first = -INFINITY, second = -INFINITY;
+    for (int64_t e = group * size; e < (group + 1) * size; e++) {
+        const double key = selection_key(ref, layer, row, e);
+        second = fmax(second, fmin(key, first));
+        first = fmax(first, key);
+    }
+    return layer->bias && size > 1 ? first + second : first;
+}
+
+/* Whether errors can take the group of `expected` out of those that are chosen from, or bring that of `found`
+ * in: the reference's score of it is as close to one on the other side as two errors of scores. */
+static bool groups_are_close(const reference *ref, const layer_reference *layer, int64_t row,
+                             int64_t expected, int64_t found) {
+    const int64_t n = ref->config.router.n_group, kept = ref->config.router.topk_group;
+    if (n <= 1) return false;
+    const double bound = 2 * (layer->bias && ref->E > n ? 2 : 1) * ref->bounds[ROUTER_LOGITS];
+    const double lost = group_score(ref, layer, row, expected / (ref->E / n)),
+                 won = group_score(ref, layer, row, found / (ref->E / n));
+    for (int64_t g = 0; g < n; g++) {
+        const double score = group_score(ref, layer, row, g);
+        int64_t rank = 0;
+        for (int64_t other = 0; other < n; other++) rank += group_score(ref, layer, row, other) > score;
+        if (rank >= kept && lost - score <= bound) return true;
+        if (rank < kept && won < score && score - won <= bound) return true;
+    }
+    return false;
+}
+
 /* The choices of a row in layer l. In bf16 the reference's key of another expert than its own is as close as
- * two errors can bring them. */
+ * two errors can bring them, or their groups are. */
 static void see_choices(rank_run *run, int64_t l, int64_t row, int64_t *found) {
     const reference *ref = run->ref;
     const layer_reference *layer = &ref->layers[l];
@@ -494,8 +526,9 @@ static void see_choices(rank_run *run, int64_t l, int64_t row, int64_t *found) {
     for (int64_t k = 0; k < ref->K; k++) {
         const bool close =
             ref->dtype != WB_F32 && found[k] < ref->E &&
-            fabs(selection_key(ref, layer, row, found[k]) - selection_key(ref, layer, row, expected[k])) <=
-                2 * ref->bounds[ROUTER_LOGITS];
+            (fabs(selection_key(ref, layer, row, found[k]) - selection_key(ref, layer, row, expected[k])) <=
+                 2 * ref->bounds[ROUTER_LOGITS] ||
+             groups_are_close(ref, layer, row, expected[k], found[k]));
         see_id(&run->outcomes[ROUTER_IDS], close ? expected[k] : found[k], expected[k]);
     }
 }

@@ -80,8 +80,11 @@ ASM_INLINE void find_queries(const wb_attention_back &call, key_tile *t) {
     const bool adjacent = t->keys - from == t->end - t->begin;
     t->first = t->begin + (adjacent ? max(t->j0 - from, 0) / STAGE_ROWS * STAGE_ROWS : 0);
     t->last = t->end;
-    if (adjacent && window > 0)
-        t->last = min(t->last, t->begin + max(t->j0 + WB_BACK_TILE - 1 + window - from, 0));
+    if (adjacent && window > 0) {
+        /* In 64 bits: a window may be any int, and none is added to without care. */
+        const int64_t seen = static_cast<int64_t>(t->j0) + WB_BACK_TILE - 1 + window - from;
+        if (seen < t->last - t->begin) t->last = t->begin + static_cast<int>(max(seen, int64_t{0}));
+    }
 }
 
 /* The tiles of this block of threads, one after the other. */
