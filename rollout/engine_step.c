@@ -4,7 +4,9 @@
  *
  * What the next step needs of this one are its tokens, which the commit puts into the records. Rows and
  * kept tokens are filed by the next step, while the device works (filing.h). A step that fails on any rank
- * changes no record on any: the same tokens are fed again by the next one. A step allocates nothing: memory
+ * changes no record on any: the same tokens are fed again by the next one. Drafts of MTP layers are the one
+ * part behind the commit: where making them fails, the records have the step's tokens, the error is of the
+ * rank where it happened, and the engine cannot go on. A step allocates nothing: memory
  * is made at open for the largest step, at submit for the longest that a request can become, and in
  * wb_engine_set_weights for the spans to come. A manager of experts does, at the boundaries where it
  * begins, makes or ends a rebalance (wb_rebalance.h), and so do requests that travel (lending.h). */

@@ -29,6 +29,12 @@ static wb_status tiny_config(wb_family family, wb_config *config_out) {
     WB_TRY(wb_config_complete(&c));
     c.norm_eps = 1e-6f;
     if (family == WB_FAMILY_QWEN3_MOE) c.router.type = WB_ROUTER_SOFTMAX_NORM;
+    if (family == WB_FAMILY_DEEPSEEK_V3) { /* one dense layer, of three, and groups of four experts */
+        c.moe_layer_mask[0] = 14;
+        c.router.n_group = 4;
+        c.router.topk_group = 2;
+        c.router.scale = 2.5f;
+    }
     *config_out = c;
     return WB_OK;
 }

@@ -22,8 +22,7 @@ for family in qwen2_moe glm4_moe mixtral gpt_oss deepseek_v2 deepseek_v3; do
     echo "== $family"
     run 2 --make-base "$family" --family "$family" --warmup-steps 3 --quiet || fail "$family: make-base"
     layers=4
-    [ "$family" = glm4_moe ] && layers=3 # its first layer is dense, and of deepseek_v3 three are
-    [ "$family" = deepseek_v3 ] && layers=1
+    case $family in glm4_moe | deepseek_v3) layers=3 ;; esac # their first layer is dense
     placement $layers
     run 2 --model "$family" --out "${family}_out" --steps 2 --prompts 4 --samples 4 --updates 2 --max-tokens 8 --quiet --seed "$RANDOM" \
         --eplb static --redundant-experts 4 --init-placement placement.json >log 2>&1 || { cat log; fail "$family"; }
