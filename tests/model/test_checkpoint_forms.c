@@ -99,7 +99,7 @@ static void expect_in_config(const char *path, const char *key, const char *expe
     json_t *root = json_load_file(temp_in(path, "config.json").text, 0, NULL);
     json_t *value = json_object_get(root, key);
     char *text = value ? json_dumps(value, JSON_ENCODE_ANY) : NULL;
-    if (expected ? !text || strcmp(text, expected) != 0 : text != NULL)
+    if (expected ? !text || strcmp(text, expected) != 0 : !!text)
         fail_msg("%s: %s: found %s", path, key, text ? text : "none");
     free(text);
     json_decref(root);
