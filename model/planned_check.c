@@ -1,6 +1,9 @@
-/* planned_check.c - see planned_check.h. The plans of all layers are made before the pass by the op that
- * makes them in it, since all ids are there: 10 us a layer, where looking at each row on the host took more
- * than a pass saves. Refuses: the rows themselves, which the pass makes again. */
+/* planned_check.c - see planned_check.h. Counts that are not those of the rows would have ranks send and
+ * expect different sizes. So on several ranks the plans of all layers are made before the pass by the op that
+ * makes them in it, since all ids are there: 10 us a layer, and the host waits for the device once in LAYERS
+ * of them, where looking at each row on the host took more than a pass saves. One rank sends nothing: the
+ * pass looks at no count of a plan, and nothing is run or read back for it. Refuses: the rows themselves,
+ * which the pass makes again. */
 #include "planned_check.h"
 #include "layers/moe/moe.h"
 #include "model_dispatch.h"
@@ -16,6 +19,7 @@ static int64_t offsets_length(const wb_model *model) {
 
 void wb_planned_layout(const wb_model *model, int64_t max_tokens, wb_planned_stage *stage, wb_arena *arena) {
     const int64_t n_pairs = max_tokens * model->config.router.top_k;
+    if (!wb_moe_has_peers(model)) return;
     wb_place(arena, &stage->pair_row, n_pairs, 1, sizeof(int32_t));
     wb_place(arena, &stage->row_token, n_pairs, 1, sizeof(int32_t));
     wb_place(arena, &stage->offsets, LAYERS, offsets_length(model), sizeof(int32_t));
@@ -65,7 +69,8 @@ static wb_status check_received(const wb_model *model, uint32_t l, const wb_plan
     return WB_OK;
 }
 
-static wb_status check_layer(const wb_model *model, const wb_pass *pass, uint32_t l, const int32_t *found) {
+/* What needs no device. */
+static wb_status check_layer(const wb_model *model, const wb_pass *pass, uint32_t l) {
     const wb_planned_layer *p = &pass->routing->planned[l];
     const uint64_t hash = wb_placement_hash(model->placement);
     if (p->placement_hash != hash)
@@ -80,17 +85,24 @@ static wb_status check_layer(const wb_model *model, const wb_pass *pass, uint32_
     if (!p->offsets || !p->received)
         return wb_fail(WB_INVALID_ARGUMENT,
                        "planned: MoE layer %" PRIu32 ": expected both arrays, found NULL", l);
+    return WB_OK;
+}
+
+static wb_status check_counts(const wb_model *model, const wb_pass *pass, uint32_t l, const int32_t *found) {
+    const wb_planned_layer *p = &pass->routing->planned[l];
     WB_TRY(check_offsets(model, l, p->offsets, found));
     return check_received(model, l, p);
 }
 
 wb_status wb_planned_check(const wb_model *model, const wb_planned_stage *stage, const wb_pass *pass) {
     const uint32_t L = model->route_model.n_moe_layers;
+    for (uint32_t l = 0; l < L; l++) WB_TRY(check_layer(model, pass, l));
+    if (!wb_moe_has_peers(model)) return WB_OK;
     for (uint32_t first = 0; first < L; first += LAYERS) {
         const uint32_t end = first + LAYERS < L ? first + LAYERS : L;
         WB_TRY(find_offsets(model, stage, pass, first, end));
         for (uint32_t l = first; l < end; l++)
-            WB_TRY(check_layer(model, pass, l, stage->found + (l - first) * offsets_length(model)));
+            WB_TRY(check_counts(model, pass, l, stage->found + (l - first) * offsets_length(model)));
     }
     return WB_OK;
 }

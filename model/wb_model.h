@@ -368,7 +368,8 @@ typedef struct wb_routing {
     /* host [L]: the rows of all layers, counted before the pass (wb_replay_layer_plan), or NULL: the pass
      * counts on the way, and tells the other ranks. For rows that are all forced or padding; on every rank or
      * on none. MISMATCH when it was made for another placement, INVALID_ARGUMENT when these are not the
-     * counts of these rows under the model's dispatch. */
+     * counts of these rows under the model's dispatch. That is asked of the device before the first layer,
+     * which the host waits for; a model of one rank, which needs no count, does not ask. */
     const wb_planned_layer *planned;
 } wb_routing;
 

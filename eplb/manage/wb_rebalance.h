@@ -128,8 +128,9 @@ WB_API wb_status wb_rebalance_check_shape(const wb_rebalance *manager, uint32_t 
 WB_API void wb_rebalance_close(wb_rebalance *manager);
 
 /* What such a manager takes on a rank that has slots, of slot_bytes at most: of the device the shadow slots
- * (in which tensors begin at multiples of 256 bytes: if some are none, a little more), of the host the counts
- * and what moves go through. Plans, which come and go, are not in it. */
+ * (in which tensors begin at multiples of 256 bytes: if some are none, a little more; and a device that
+ * shares them with others of its host takes whole blocks of 2 MiB, up to 2 MiB and 256 bytes more), of the
+ * host the counts and what moves go through. Plans, which come and go, are not in it. */
 WB_API wb_status wb_rebalance_measure(const wb_rebalance_options *options, uint32_t n_layers,
                                       uint32_t n_experts, size_t slot_bytes, size_t *device_bytes_out,
                                       size_t *host_bytes_out);

@@ -44,7 +44,9 @@ typedef struct core {
     /* Ranks are threads, of which so many in a row reach each other's shadow memory; 0: none does. Puts are
      * made by settle, so that who does not wait for it finds nothing. */
     int host_ranks;
-    bool halves; /* boundaries are begun and ended, with a pass between */
+    bool halves;     /* boundaries are begun and ended, with a pass between */
+    bool pass_fails; /* on rank 1, of which the others hear before anything is exchanged */
+    int n_failed_beside_moves;
     unsigned char *shadow_of[MAX_CORE_RANKS];
     core_put *puts; /* [n_puts] */
     size_t n_puts, max_puts;
@@ -324,6 +326,14 @@ static inline void core_skewed_pass(core *c, double skew, uint64_t *state) {
 
 /* What a pass does with the exchange of the store while experts are under way. */
 static inline void core_pass_between(core *c) {
+    const wb_status own =
+        c->pass_fails && wb_comm_rank(c->comm) == 1 ? wb_fail(WB_DEVICE, "pass: made to fail") : WB_OK;
+    if (wb_comm_agree(c->comm, own) != WB_OK) {
+        const bool moving = wb_rebalance_get_stats(c->manager).stage == WB_REBALANCE_MOVING;
+        c->n_failed_beside_moves += moving;
+        core_check_slots(c);
+        return;
+    }
     const size_t R = (size_t)wb_comm_size(c->comm);
     float sums[3 * MAX_CORE_RANKS], scratch[64];
     uint64_t work;

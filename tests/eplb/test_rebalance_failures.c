@@ -50,6 +50,46 @@ static int damage_a_move(wb_comm *comm, uint64_t seed) {
     return c->failures;
 }
 
+/* A pass that fails while experts are under way, by puts and by the exchange: the boundary is ended on all
+ * ranks, what was under way comes to the slots that the map then names, and rebalances go on. */
+static int fail_passes(wb_comm *comm, uint64_t seed, int host_ranks) {
+    core state = {.comm = comm, .seed = seed, .halves = true, .host_ranks = host_ranks}, *c = &state;
+    const wb_rebalance_options options = core_options();
+    uint64_t random = seed + (uint64_t)wb_comm_rank(comm);
+    core_open(c, &options);
+    c->pass_fails = true;
+    core_rebalance(c, &random);
+    CORE_CHECK(c, c->n_failed_beside_moves > 0);
+    const wb_rebalance_stats stats = wb_rebalance_get_stats(c->manager);
+    CORE_CHECK(c, stats.failures == 0 && stats.moves > 0 && stats.groups > 0);
+    CORE_OK(c, wb_placement_check_equal(c->placement, comm));
+    c->pass_fails = false;
+    for (int i = 0; i < 40; i++) {
+        crowded_pass(c, &random);
+        CORE_OK(c, core_boundary(c));
+    }
+    CORE_CHECK(c, wb_rebalance_get_stats(c->manager).failures == 0);
+    core_check_slots(c);
+    core_close(c);
+    return c->failures;
+}
+
+static int fail_passes_beside_puts(wb_comm *comm, uint64_t seed) {
+    return fail_passes(comm, seed, MAX_CORE_RANKS);
+}
+
+static int fail_passes_beside_sends(wb_comm *comm, uint64_t seed) {
+    return fail_passes(comm, seed, 0);
+}
+
+static void test_a_pass_that_fails_beside_moves(void **state) {
+    (void)state;
+    for (int n = 2; n <= MAX_CORE_RANKS; n++) {
+        on_ranks(n, fail_passes_beside_puts);
+        on_ranks(n, fail_passes_beside_sends);
+    }
+}
+
 static void test_canary_finds_a_damaged_expert(void **state) {
     (void)state;
     on_ranks(2, damage_a_move);
@@ -202,6 +242,7 @@ static void test_a_solver_that_is_late_is_given_up(void **state) {
 int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_canary_finds_a_damaged_expert),
+        cmocka_unit_test(test_a_pass_that_fails_beside_moves),
         cmocka_unit_test(test_a_store_that_fails_leaves_the_map),
         cmocka_unit_test(test_what_is_put_badly_leaves_the_map),
         cmocka_unit_test(test_parts_that_differ_between_ranks_do_not_move),

@@ -484,8 +484,8 @@ static double selection_key(const reference *ref, const layer_reference *layer, 
     return 4 * (1 / (1 + exp(-logit)) + (double)layer->bias[e]);
 }
 
-/* The sum of a group's two largest keys, or the largest alone where experts are chosen by logits; such a score
- * is off by as many errors as there are keys in it. */
+/* The sum of a group's two largest keys, or the largest alone where experts are chosen by logits; such a
+ * score is off by as many errors as there are keys in it. */
 static double group_score(const reference *ref, const layer_reference *layer, int64_t row, int64_t group) {
     const int64_t size = ref->E / ref->config.router.n_group;
     double first = -INFINITY, second = -INFINITY;
