@@ -54,7 +54,6 @@ wb_status WB_CPU(grouped_swiglu_forward)(wb_device *dev, const wb_grouped *g, in
     for (int64_t row = 0; row < n; row++) {
         const float *gate = list[0].f32 + row * 2 * F, *up = gate + F;
         float *to = list[1].f32 + row * F;
-        WB_INDEPENDENT
         for (int64_t i = 0; i < F; i++) to[i] = wb_clamped_swiglu_of(c, gate[i], up[i]);
     }
     WB_CPU(operands_close)(dev, list, 2);
